@@ -1,0 +1,88 @@
+package dag
+
+import "time"
+
+// Spec is a submitted graph, decoded and syntactically sound, not yet validated
+// as a graph (see NewPlan). It is immutable.
+type Spec struct {
+	Tag        string
+	Tags       []Label     // sorted by name
+	Parameters []Parameter // sorted by name
+	Defaults   *Job        // jobDefaults; nil when absent
+	Tasks      []TaskSpec  // in the order of the document
+}
+
+// Label is one member of a spec's `tags`.
+type Label struct{ Name, Value string }
+
+// Parameter is one member of a spec's `parameters`: a string or a list of strings.
+type Parameter struct {
+	Name   string
+	List   bool     // given as a list; a list of one value is still a list
+	Values []string // exactly one value when List is false
+}
+
+// TaskSpec is one task as defined, before expansion.
+type TaskSpec struct {
+	Name      string
+	Job       Job
+	Parents   []EdgeSpec
+	Children  []EdgeSpec
+	Retry     RetryPolicy
+	Generator bool
+}
+
+// EdgeSpec names the other end of an edge, by its name as defined. Match is nil
+// for all-to-all, or the parameters whose values must be the same at both ends.
+type EdgeSpec struct {
+	Task  string
+	Match []string
+}
+
+// Job says what an attempt executes. The strings may hold {{NAME}} tokens.
+// A zero member means "not given".
+type Job struct {
+	Command       []string // argv; nil when not given
+	CommandString string   // run by /bin/sh -c
+	HasString     bool     // commandString was given (it may be empty)
+	Environment   []string // K=V, in the order submitted (an object: in the order of the document)
+	HasEnv        bool
+	WorkDir       string
+	Executor      string        // "" = "process"
+	Timeout       time.Duration // 0 = none
+	Cores         Quantity
+	MemoryMB      Quantity
+	// Other holds the remaining members as submitted, in the order of the document;
+	// they are kept and echoed. timeoutSeconds is among them, so that it is echoed
+	// as it was written.
+	Other []Member
+}
+
+// Quantity is a number that is echoed exactly as it was submitted.
+type Quantity struct {
+	Raw   string // the JSON text: `"1"` or `1`; "" when not given
+	Milli int64  // thousandths: cores "1" is 1000; memoryMB "100" is 100000
+}
+
+// Member is one JSON object member, its value as raw JSON text.
+type Member struct{ Name, Raw string }
+
+// RetryPolicy says when a failed attempt is followed by another one.
+type RetryPolicy struct {
+	MaxRetries  uint32        // attempts after the first
+	Interval    time.Duration // before the first retry
+	Backoff     float64       // factor per further retry, >= 1; 0 counts as 1
+	MaxInterval time.Duration // cap of the interval; 0 = none
+}
+
+// Problem is one thing that is wrong with a submitted document.
+type Problem struct {
+	Pointer string // JSON pointer (RFC 6901) to the place, "" for the whole document
+	Message string // one sentence that names the thing, without the place
+	// Limit is set when the document is sound but too large (HTTP 422).
+	Limit bool
+}
+
+// Problems is everything that is wrong with a document, in the order of the
+// document where that is known. It is an error when it is not empty.
+type Problems []Problem

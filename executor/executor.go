@@ -1,0 +1,66 @@
+package executor
+
+import (
+	"errors"
+	"time"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Order is one attempt to run.
+type Order struct {
+	Key         messages.AttemptKey
+	Name        string   // the task's name, for CARAVAN_TASK
+	Command     []string // argv; used when Shell is ""
+	Shell       string   // run by /bin/sh -c
+	UseShell    bool
+	Environment []string // K=V, added to the fixed clean set
+	Dir         string   // "" = the executor's default
+	Timeout     time.Duration
+	CoresMilli  int64
+	MemoryMilli int64
+	Capture     bool // the final report carries all of stdout (generators), up to Limits
+}
+
+// Kind of a Report.
+type Kind uint8
+
+// Kinds of reports.
+const (
+	Started  Kind = iota // the process exists; At is its start
+	Finished             // Record is complete
+	Revoked              // never started; nothing to record
+)
+
+// Report is what became of an order.
+type Report struct {
+	Key    messages.AttemptKey
+	Kind   Kind
+	At     int64 // ns since the epoch
+	Record messages.AttemptRecord
+	Stdout []byte // with Order.Capture: all of stdout; nil when it was over the limit (then Record.Result says so)
+}
+
+// Sink takes reports. See rule 5.
+type Sink func(Report)
+
+// Executor runs attempts. See the rules in the package doc.
+type Executor interface {
+	// Start takes an order over. Orders begin in the order in which they came, as
+	// far as the executor's slots allow.
+	Start(Order)
+	// Kill ends the attempt: SIGTERM to its group, after grace SIGKILL; an order
+	// that has not begun is revoked. Unknown and ended keys are ignored. Idempotent.
+	Kill(key messages.AttemptKey, grace time.Duration)
+	// Revoke takes the order back if it has not begun; else it does nothing.
+	Revoke(key messages.AttemptKey)
+	// OpenLog opens the output of an attempt that has begun and not ended.
+	// ErrNotLive when there is no such attempt.
+	OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error)
+	// Close ends everything that runs (as Kill with a short grace), reports it and
+	// returns when nothing is left. Start after Close reports Revoked.
+	Close() error
+}
+
+// ErrNotLive: the attempt does not run (any more, or yet).
+var ErrNotLive = errors.New("attempt is not running")

@@ -1,0 +1,60 @@
+package http
+
+import (
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// The engine as this package needs it. Every method answers within the engine's
+// own deadline, in every state and at shutdown; errors that a user should see are
+// *messages.Error, everything else is internal.
+
+// Commands change runs. They return when the change is durable.
+type Commands interface {
+	// Submit accepts a planned spec. An idempotency key that was seen with the same
+	// body returns the run of then.
+	Submit(*messages.Submission) (messages.RunID, error)
+	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill.
+	SetState(messages.RunID, dag.RunState) error
+	Kill(messages.RunID) error
+	KillTask(run messages.RunID, task string) error
+}
+
+// Views look at runs; what they return is immutable and was durable.
+type Views interface {
+	// Summary costs the same whatever the size of the run.
+	Summary(messages.RunID) (*messages.Summary, error)
+	// Summaries yields in ascending order of ids, live and finished runs alike.
+	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
+	// View returns tasks [first, first+n) of a run; n is cut to what there is.
+	View(run messages.RunID, first, n uint32) (*messages.View, error)
+	// Task finds one task by its expanded name: a View of just that task.
+	Task(run messages.RunID, name string) (*messages.View, error)
+	// Attempts yields the ended attempts of tasks [first, first+n), ordered by
+	// task and attempt.
+	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
+}
+
+// Logs read the output of attempts.
+type Logs interface {
+	// OpenLog opens a stream of an attempt of a task; attempt 0 is the latest.
+	OpenLog(run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error)
+	// Output opens a stream of an ended attempt, as found in its record.
+	Output(messages.RunID, *messages.AttemptRecord, messages.Stream) (messages.Log, error)
+}
+
+// Health tells how the engine is.
+type Health interface {
+	// Ready is nil when requests are served, or why not.
+	Ready() error
+	// Healthy is nil, or what is wrong (storage failed, disk low, shutting down).
+	Healthy() error
+}
+
+// Engine is all of it.
+type Engine interface {
+	Commands
+	Views
+	Logs
+	Health
+}

@@ -1,0 +1,32 @@
+package messages
+
+// Code classes an error for whoever must answer a user. There is one switch
+// from Code to an HTTP status, in package http.
+type Code uint8
+
+// Codes.
+const (
+	Internal    Code = iota // a bug or an unexpected failure
+	Invalid                 // the request is wrong in itself
+	NotFound                // no such run, task, attempt
+	Conflict                // not allowed in the present state
+	TooLarge                // sound, but beyond a limit
+	KeyReused               // idempotency key seen with another body
+	Unavailable             // overloaded, shutting down, storage failed
+)
+
+// Error is an error that a user sees. Text is one sentence that names the thing.
+type Error struct {
+	Code Code
+	Text string
+	// Problems lists what is wrong with a document (Code Invalid or TooLarge).
+	Problems []Problem
+}
+
+// Problem is one entry of an error document's `errors`.
+type Problem struct {
+	Pointer string `json:"pointer"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Text }

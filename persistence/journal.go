@@ -1,0 +1,112 @@
+package persistence
+
+import (
+	"errors"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Batch is one atomic write for one run. Every part is optional.
+type Batch struct {
+	Run   messages.RunID
+	Epoch uint64 // of the shard's owner; a stale one is refused (ErrFenced); single node: 0
+
+	Create   *Creation                // the submission: commit marker, definition, indexes
+	Seq      uint64                   // number of Records within the run: 1, 2, …
+	Records  []byte                   // dag.Run.TakeRecords; opaque here
+	Attempts []messages.AttemptRecord // ended attempts
+	Set      *Set                     // a generated set
+	Snapshot *SnapshotPart
+	Summary  *messages.Summary // when the run's state changed; a final state takes the run off the unfinished index, any other puts it there
+
+	// Done is called once, from the committer's goroutine; it must not block.
+	Done func(error)
+}
+
+// Creation is a new run. Batch.Summary goes with it.
+type Creation struct {
+	Definition     []byte // the spec's JSON as submitted
+	IdempotencyKey string // "" = none
+	BodyHash       [32]byte
+}
+
+// Set is the N-th (1, 2, …) generated set of a run: the generator's output.
+type Set struct {
+	N         int
+	Generator uint32 // task index
+	JSON      []byte
+}
+
+// SnapshotPart carries some chunks of a rolling snapshot. Chunks overwrite older
+// ones. Header, in the last part of a round, makes the journal records with
+// Seq < Cut superfluous; they are deleted with it.
+type SnapshotPart struct {
+	Chunks []Chunk
+	Header []byte
+	Cut    uint64
+}
+
+// Chunk is the state of 1,024 tasks, opaque here.
+type Chunk struct {
+	Index uint32
+	Data  []byte
+}
+
+// Journal takes batches. Append never blocks on I/O; the batch and all it
+// refers to belong to the journal until Done.
+type Journal interface {
+	Append(*Batch)
+	// Failed is closed when the store has failed; Err then says why.
+	Failed() <-chan struct{}
+	Err() error
+}
+
+// Reader reads what is durable. Errors wrap ErrNotFound where a run is unknown.
+type Reader interface {
+	// Unfinished lists the runs without a final state, ascending.
+	Unfinished() ([]messages.RunID, error)
+	// NextRun is one more than the highest run id that was ever used.
+	NextRun() (messages.RunID, error)
+	// Load returns all that is needed to go on with a run, or to show it.
+	Load(messages.RunID) (*Stored, error)
+	// Summary returns the stored summary; that of a live run may be older than its actor's.
+	Summary(messages.RunID) (*messages.Summary, error)
+	// Summaries calls yield in ascending order of ids until it returns false.
+	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
+	// Attempts calls yield for the ended attempts of the tasks [first, first+n),
+	// ordered by task and attempt. It holds few of them in memory at a time.
+	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
+	// Key looks an idempotency key up.
+	Key(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error)
+}
+
+// Stored is a run as loaded.
+type Stored struct {
+	Summary    *messages.Summary
+	Definition []byte
+	Sets       []Set    // in order of N
+	Header     []byte   // snapshot header, nil when there is none
+	Chunks     []Chunk  // ascending
+	Records    [][]byte // journal records after the snapshot's cut, in order
+	NextSeq    uint64   // the Seq for the next Batch
+}
+
+// Store is the whole seam.
+type Store interface {
+	Journal
+	Reader
+	// Delete removes finished runs, in small batches of tombstones; ids stay used.
+	Delete(runs ...messages.RunID) error
+	// Room tells whether new work may be taken: nil, or why not (low disk).
+	Room() error
+	Close() error
+}
+
+// Errors of the seam.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrFailed   = errors.New("storage failed")
+	ErrFenced   = errors.New("stale epoch")
+	ErrTooBig   = errors.New("batch is too big for one transaction")
+	ErrClosed   = errors.New("storage is closed")
+)
