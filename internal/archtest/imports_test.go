@@ -1,0 +1,120 @@
+package archtest
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// may says which packages of this module a package imports, beside the standard
+// library. A package that is not here fails the test. "*" allows everything.
+var may = map[string][]string{
+	"dag":              {},
+	"dag/specjson":     {"dag"},
+	"messages":         {"dag"},
+	"persistence":      {"dag", "messages"},
+	"executor":         {"messages", "internal/outputs"},
+	"internal/outputs": {"messages"},
+	"actors":           {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/outputs"},
+	"http":             {"dag", "dag/specjson", "messages"},
+	"client":           {},
+	"cmd/caravan":      {"*"},
+
+	// Not part of the binary.
+	"bench":               {"client", "internal/servertest"},
+	"internal/archtest":   {},
+	"internal/covercheck": {},
+	"internal/e2e":        {"client", "internal/servertest", "internal/e2e/e2etest"},
+	"internal/servertest": {},
+}
+
+// outside says which modules a package imports. A package that is not here
+// imports the standard library only; "*" allows everything.
+var outside = map[string][]string{
+	"dag/specjson": {"github.com/go-json-experiment/json"},
+	"persistence":  {"*"},
+	"executor":     {"golang.org/x/sys"},
+	"actors":       {"*"},
+	"http":         {"*"},
+	"client":       {"github.com/go-json-experiment/json"},
+	"cmd/caravan":  {"*"},
+
+	"internal/outputs": {"golang.org/x/sys"},
+}
+
+// pure is what package dag may use of the standard library: nothing that reads a
+// clock, a file, the network or randomness, nothing that synchronises.
+var pure = []string{
+	"bytes", "cmp", "encoding/binary", "errors", "fmt", "hash/crc32", "iter", "maps", "math", "math/bits",
+	"slices", "sort", "strconv", "strings", "time", "unicode", "unicode/utf8",
+}
+
+// helper tells whether a package is a test helper (…test), which may import what
+// it tests and the testing packages.
+func helper(short string) bool {
+	return strings.HasSuffix(short, "test") && short != "internal/archtest"
+}
+
+func TestImportsOfTheModule(t *testing.T) {
+	for _, p := range packages(t) {
+		short := p.short()
+		if helper(short) && may[short] == nil {
+			continue
+		}
+		allowed, known := may[short]
+		if !known {
+			t.Errorf("package %s is in no rule: enter it in imports_test.go", short)
+			continue
+		}
+		if slices.Contains(allowed, "*") {
+			continue
+		}
+		for _, imp := range p.Imports {
+			own, ok := strings.CutPrefix(imp, module+"/")
+			if ok && !slices.Contains(allowed, own) {
+				t.Errorf("%s imports %s; it may import %v", short, own, allowed)
+			}
+		}
+	}
+}
+
+func TestImportsFromOutside(t *testing.T) {
+	standard := map[string]bool{}
+	for _, p := range list(t, "std") {
+		standard[p.ImportPath] = true
+	}
+	for _, p := range packages(t) {
+		short := p.short()
+		allowed := outside[short]
+		if helper(short) || slices.Contains(allowed, "*") {
+			continue
+		}
+		for _, imp := range p.Imports {
+			if standard[imp] || imp == "C" || strings.HasPrefix(imp, module) {
+				continue
+			}
+			if !slices.ContainsFunc(allowed, func(m string) bool { return imp == m || strings.HasPrefix(imp, m+"/") }) {
+				t.Errorf("%s imports %s; from outside it may import %v", short, imp, allowed)
+			}
+		}
+	}
+}
+
+func TestDagIsPure(t *testing.T) {
+	for _, p := range list(t, "./dag") {
+		for _, imp := range p.Imports {
+			if !slices.Contains(pure, imp) {
+				t.Errorf("dag imports %s; it may import only %s", imp, strings.Join(pure, ", "))
+			}
+		}
+	}
+}
+
+func TestTheBinaryHoldsNoTestCode(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/caravan") {
+		own := strings.HasPrefix(p.ImportPath, module)
+		if p.ImportPath == "testing" || own && helper(p.short()) {
+			t.Errorf("the binary is linked with %s", p.ImportPath)
+		}
+	}
+}
