@@ -1,0 +1,18 @@
+// Package client is the Go client of Caravan's REST API. It needs nothing of
+// the server's own packages: everything here is the API's JSON.
+//
+// A Client is safe for concurrent use. Every call takes a context and ends with
+// it. Errors are of two kinds:
+//
+//   - *Error: the server answered, and refused. It carries the status and the
+//     problem document. errors.Is finds its kind: ErrInvalid, ErrNotFound,
+//     ErrConflict, ErrTooLarge, ErrUnavailable.
+//   - everything else: no (whole) answer came. errors.Is(err, ErrUnreachable)
+//     holds when no connection was made or it broke; a context's own error is
+//     kept as such.
+//
+// What is tried again, up to Config.Retries times: a call that never reached the
+// server (no connection), and, where repeating does no harm (reads, kills, a
+// submission that has an idempotency key), also a cut answer, 502, 503 and 504.
+// A change of state (SetState) is repeated only when it was never sent.
+package client

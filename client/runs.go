@@ -1,0 +1,247 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+)
+
+// SubmitOptions go with a submission.
+type SubmitOptions struct {
+	// IdempotencyKey makes the submission safe to repeat: the same key with the
+	// same document gives the same run, with another document an ErrInvalid (422).
+	// With a key the client repeats a submission whose answer was lost; without
+	// one it does not, since the run might exist already.
+	IdempotencyKey string
+}
+
+// Submit sends a graph to be run and returns the run's id. The run is durable by
+// then. A refused document gives an *Error with every Problem.
+func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint64, error) {
+	k := &call{method: http.MethodPost, path: "/v1/dagrun", body: notNil(spec)}
+	if o.IdempotencyKey != "" {
+		k.header = http.Header{"Idempotency-Key": {o.IdempotencyKey}}
+		k.again = true
+	}
+	var out struct {
+		RunID *uint64 `json:"runID"`
+	}
+	if err := c.json(ctx, k, &out); err != nil {
+		return 0, err
+	}
+	if out.RunID == nil {
+		return 0, errors.New("POST /v1/dagrun: the answer has no runID")
+	}
+	return *out.RunID, nil
+}
+
+// Validate asks whether a graph would be accepted. A document that would not is
+// no error: see Validation.
+func (c *Client) Validate(ctx context.Context, spec []byte) (*Validation, error) {
+	k := &call{method: http.MethodPost, path: "/v1/dagrun/validate", body: notNil(spec), again: true}
+	v := new(Validation)
+	err := c.json(ctx, k, v)
+	var e *Error
+	if errors.As(err, &e) && (e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity) {
+		return &Validation{Error: e.Error(), Errors: e.Problems}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// notNil makes an empty body a body: a POST without one would be answered about
+// its Content-Type, rather than about its content.
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// ListOptions select runs. The zero value selects the unfinished ones.
+type ListOptions struct {
+	All    bool     // finished ones too
+	Tag    *string  // exactly this tag; nil = any
+	States []string // any of these; empty = all. A final state finds finished runs
+	Limit  int      // at most so many a page; 0 = the server's choice
+	Cursor string   // Next of the page before
+}
+
+// RunPage is a page of the list of runs, ascending by id.
+type RunPage struct {
+	Runs []Summary
+	Next string // Cursor of the next page; "" when this is the last one
+}
+
+// List returns a page of the list of runs.
+func (c *Client) List(ctx context.Context, o ListOptions) (*RunPage, error) {
+	q := url.Values{}
+	if o.All {
+		q.Set("all", "1")
+	}
+	if o.Tag != nil {
+		q.Set("tag", *o.Tag)
+	}
+	for _, s := range o.States {
+		q.Add("state", s)
+	}
+	if o.Limit > 0 {
+		q.Set("limit", strconv.Itoa(o.Limit))
+	}
+	if o.Cursor != "" {
+		q.Set("cursor", o.Cursor)
+	}
+	page := new(RunPage)
+	var doc runPage
+	if err := c.json(ctx, &call{method: http.MethodGet, path: "/v1/dagruns" + query(q), again: true}, &doc); err != nil {
+		return nil, err
+	}
+	page.Runs, page.Next = doc.Runs, doc.Next
+	return page, nil
+}
+
+// runPage is the answer: the seed's plain array, or an object when paged.
+type runPage struct {
+	Runs []Summary `json:"runs"`
+	Next string    `json:"next"`
+}
+
+func (p *runPage) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '[' {
+		return json.Unmarshal(b, &p.Runs)
+	}
+	type plain runPage
+	return json.Unmarshal(b, (*plain)(p))
+}
+
+// pageSize is asked for when all pages are walked.
+const pageSize = 1000
+
+// Runs walks the list of runs, page by page; o.Limit is the size of a page. An
+// error is the last thing that it yields.
+func (c *Client) Runs(ctx context.Context, o ListOptions) iter.Seq2[*Summary, error] {
+	if o.Limit == 0 {
+		o.Limit = pageSize
+	}
+	return func(yield func(*Summary, error) bool) {
+		for {
+			page, err := c.List(ctx, o)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for i := range page.Runs {
+				if !yield(&page.Runs[i], nil) {
+					return
+				}
+			}
+			if page.Next == "" || page.Next == o.Cursor {
+				return
+			}
+			o.Cursor = page.Next
+		}
+	}
+}
+
+// Get returns the full record of a run.
+func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
+	out := new(Run)
+	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run), again: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// GetRaw returns the full record of a run as the server streams it; the caller
+// closes it.
+func (c *Client) GetRaw(ctx context.Context, run uint64) (io.ReadCloser, error) {
+	k := &call{method: http.MethodGet, path: runPath(run), again: true}
+	resp, err := c.do(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	return &stream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
+}
+
+// Summary returns a run at a glance; it costs the server the same whatever the
+// size of the run.
+func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
+	out := new(Summary)
+	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "summary"), again: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// State returns the state of a run.
+func (c *Client) State(ctx context.Context, run uint64) (string, error) {
+	return c.state(ctx, runPath(run, "state"))
+}
+
+func (c *Client) state(ctx context.Context, path string) (string, error) {
+	var out struct {
+		State string `json:"state"`
+	}
+	err := c.json(ctx, &call{method: http.MethodGet, path: path, again: true}, &out)
+	return out.State, err
+}
+
+// SetState changes the state of a run: QUEUED restarts one that is ERRORED,
+// KILLED or PAUSED, PAUSED pauses, RUNNING resumes, KILLED kills. What the present
+// state does not allow is an ErrConflict. It returns when the change is durable.
+func (c *Client) SetState(ctx context.Context, run uint64, state string) error {
+	return c.json(ctx, &call{method: http.MethodPatch, path: runPath(run, "state", state)}, nil)
+}
+
+// Kill kills a run. It returns when the intent is durable; the run is KILLED when
+// the last of its processes is dead. Killing a run that has ended changes nothing.
+func (c *Client) Kill(ctx context.Context, run uint64) error {
+	return c.json(ctx, &call{method: http.MethodDelete, path: runPath(run), again: true}, nil)
+}
+
+// Ready is nil when the server serves requests.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.json(ctx, &call{method: http.MethodGet, path: "/ready", again: true}, nil)
+}
+
+// Version asks the server what it is.
+func (c *Client) Version(ctx context.Context) (*Version, error) {
+	out := new(Version)
+	if err := c.json(ctx, &call{method: http.MethodGet, path: "/version", again: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// query is "?" and the encoded values, or "" when there are none.
+func query(q url.Values) string {
+	if len(q) == 0 {
+		return ""
+	}
+	return "?" + q.Encode()
+}
+
+// stream is a body whose reader hears of a broken connection as ErrUnreachable.
+type stream struct {
+	c    *Client
+	ctx  context.Context
+	k    *call
+	body io.ReadCloser
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	n, err := s.body.Read(p)
+	if err != nil && err != io.EOF {
+		err = s.c.transportError(s.ctx, s.k, err)
+	}
+	return n, err
+}
+
+func (s *stream) Close() error { return s.body.Close() }

@@ -1,0 +1,153 @@
+package client
+
+import (
+	"encoding/json"
+	"strconv"
+	"time"
+)
+
+// States of runs and tasks, as the API spells them. RETRY is only for tasks,
+// PAUSED only for runs.
+const (
+	Queued    = "QUEUED"
+	Running   = "RUNNING"
+	Paused    = "PAUSED"
+	Retry     = "RETRY"
+	Completed = "COMPLETED"
+	Errored   = "ERRORED"
+	Killed    = "KILLED"
+)
+
+// Final tells whether a run in this state has ended (it may be restarted, unless
+// it is COMPLETED).
+func Final(state string) bool {
+	return state == Completed || state == Errored || state == Killed
+}
+
+// Nanos is a moment in ns since the epoch. The API writes it as a string.
+type Nanos int64
+
+// Time is the moment as a time.Time; the zero time for 0.
+func (n Nanos) Time() time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(n))
+}
+
+// MarshalJSON writes a string of decimal digits.
+func (n Nanos) MarshalJSON() ([]byte, error) {
+	return []byte(`"` + strconv.FormatInt(int64(n), 10) + `"`), nil
+}
+
+// UnmarshalJSON takes a string of digits, a number, "" and null (both 0).
+func (n *Nanos) UnmarshalJSON(b []byte) error {
+	s := string(b)
+	if s == "null" || s == `""` {
+		*n = 0
+		return nil
+	}
+	if len(s) >= 2 && s[0] == '"' {
+		s = s[1 : len(s)-1]
+	}
+	v, err := json.Number(s).Int64()
+	if err != nil {
+		return err
+	}
+	*n = Nanos(v)
+	return nil
+}
+
+// Summary is a run at a glance, as it stands in the list of runs.
+type Summary struct {
+	RunID      uint64            `json:"runID"`
+	Tag        string            `json:"tag"`
+	Tags       map[string]string `json:"tags,omitempty"`
+	State      string            `json:"state"`
+	StartTime  Nanos             `json:"startTime"`  // when it was accepted
+	LastUpdate Nanos             `json:"lastUpdate"` // the newest durable event
+	TaskCounts map[string]int    `json:"taskCounts"` // tasks by state
+}
+
+// Tasks is the number of tasks in all.
+func (s *Summary) Tasks() int {
+	n := 0
+	for _, c := range s.TaskCounts {
+		n += c
+	}
+	return n
+}
+
+// Ended is the number of tasks that are COMPLETED, ERRORED or KILLED.
+func (s *Summary) Ended() int {
+	return s.TaskCounts[Completed] + s.TaskCounts[Errored] + s.TaskCounts[Killed]
+}
+
+// StateChange is one entry of a run's dagStateChanges.
+type StateChange struct {
+	Time  Nanos  `json:"time"`
+	State string `json:"state"`
+}
+
+// Run is the full record of a run. It grows with the number of tasks: see
+// Client.Tasks for pages, and Client.GetRaw for the document as a stream.
+type Run struct {
+	RunID           uint64               `json:"runID"`
+	Tag             string               `json:"tag"`
+	Tags            map[string]string    `json:"tags,omitempty"`
+	Tasks           map[string]Task      `json:"tasks"`
+	TaskStates      map[string]string    `json:"taskStates"`
+	TaskAttempts    map[string][]Attempt `json:"taskAttempts"`
+	DagStateChanges []StateChange        `json:"dagStateChanges"`
+}
+
+// State is the run's present state: the last change.
+func (r *Run) State() string {
+	if len(r.DagStateChanges) == 0 {
+		return ""
+	}
+	return r.DagStateChanges[len(r.DagStateChanges)-1].State
+}
+
+// Task is one expanded task as it will run.
+type Task struct {
+	MaxRetries              int             `json:"maxRetries"`
+	RetryIntervalSeconds    float64         `json:"retryIntervalSeconds"`
+	RetryBackoff            float64         `json:"retryBackoff,omitempty"`
+	RetryMaxIntervalSeconds float64         `json:"retryMaxIntervalSeconds,omitempty"`
+	Job                     json.RawMessage `json:"job"` // as submitted, tokens substituted
+	Children                json.RawMessage `json:"children"`
+	Parents                 json.RawMessage `json:"parents"`
+	IsGenerator             bool            `json:"isGenerator"`
+}
+
+// Attempt is one attempt of a task. Logs longer than the server's inline limit
+// hold their beginning and end; Client.Log reads all that is kept.
+type Attempt struct {
+	Attempt          int     `json:"attempt"`
+	StartTime        Nanos   `json:"startTime"`
+	StopTime         Nanos   `json:"stopTime"` // 0 while it runs
+	RC               int     `json:"rc"`       // exit code; 128 + signal; -1 when it never started
+	OutputLog        string  `json:"outputLog"`
+	ErrorLog         string  `json:"errorLog"`
+	ExecutorLog      string  `json:"executorLog"`
+	Node             string  `json:"node,omitempty"`
+	MaxRSSKB         int64   `json:"maxRSSKB,omitempty"`
+	UserCPUSeconds   float64 `json:"userCPUSeconds,omitempty"`
+	SystemCPUSeconds float64 `json:"systemCPUSeconds,omitempty"`
+}
+
+// Validation is the server's judgement of a document.
+type Validation struct {
+	Valid  bool      `json:"valid"`
+	Error  string    `json:"error,omitempty"`
+	Errors []Problem `json:"errors,omitempty"`
+}
+
+// Version is what a server says about itself.
+type Version struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Date    string `json:"date,omitempty"`
+	Go      string `json:"go,omitempty"`
+}
