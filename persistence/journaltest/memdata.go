@@ -1,0 +1,252 @@
+package journaltest
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// memData is what is durable in a Memory: plain maps, no encoding.
+type memData struct {
+	runs map[messages.RunID]*memRun
+	keys map[string]messages.RunID
+	next messages.RunID
+}
+
+type memRun struct {
+	summary    *messages.Summary
+	definition []byte
+	key        string
+	bodyHash   [32]byte
+	sets       map[int]persistence.Set
+	header     []byte
+	cut        uint64
+	nextSeq    uint64
+	chunks     map[uint32][]byte
+	records    map[uint64][]byte
+	attempts   []messages.AttemptRecord
+}
+
+func newMemData() *memData {
+	return &memData{runs: map[messages.RunID]*memRun{}, keys: map[string]messages.RunID{}}
+}
+
+// clone shares the immutable leaves.
+func (d *memData) clone() *memData {
+	c := &memData{runs: make(map[messages.RunID]*memRun, len(d.runs)), keys: maps.Clone(d.keys), next: d.next}
+	for id, r := range d.runs {
+		n := *r
+		n.sets, n.chunks, n.records = maps.Clone(r.sets), maps.Clone(r.chunks), maps.Clone(r.records)
+		n.attempts = slices.Clone(r.attempts)
+		c.runs[id] = &n
+	}
+	return c
+}
+
+// apply takes a copy of everything in the batch, which belongs to its caller again after Done.
+func (d *memData) apply(b *persistence.Batch) {
+	r := d.runs[b.Run]
+	if r == nil {
+		r = &memRun{nextSeq: 1, sets: map[int]persistence.Set{}, chunks: map[uint32][]byte{}, records: map[uint64][]byte{}}
+		d.runs[b.Run] = r
+	}
+	d.next = max(d.next, b.Run+1)
+	if c := b.Create; c != nil {
+		r.definition, r.key, r.bodyHash = bytes.Clone(c.Definition), c.IdempotencyKey, c.BodyHash
+		if c.IdempotencyKey != "" {
+			d.keys[c.IdempotencyKey] = b.Run
+		}
+	}
+	if b.Records != nil {
+		r.records[b.Seq] = bytes.Clone(b.Records)
+		r.nextSeq = max(r.nextSeq, b.Seq+1)
+	}
+	for i := range b.Attempts {
+		r.attempts = append(r.attempts, cloneAttempt(&b.Attempts[i]))
+	}
+	if s := b.Set; s != nil {
+		r.sets[s.N] = persistence.Set{N: s.N, Generator: s.Generator, JSON: bytes.Clone(s.JSON)}
+	}
+	if s := b.Snapshot; s != nil {
+		for _, c := range s.Chunks {
+			r.chunks[c.Index] = bytes.Clone(c.Data)
+		}
+		if s.Header != nil {
+			r.header, r.cut = bytes.Clone(s.Header), s.Cut
+			r.nextSeq = max(r.nextSeq, s.Cut)
+			maps.DeleteFunc(r.records, func(seq uint64, _ []byte) bool { return seq < s.Cut })
+		}
+	}
+	if b.Summary != nil {
+		s := *b.Summary
+		s.Tags = slices.Clone(s.Tags)
+		r.summary = &s
+	}
+}
+
+func cloneAttempt(a *messages.AttemptRecord) messages.AttemptRecord {
+	c := *a
+	c.Stdout.Inline, c.Stderr.Inline = bytes.Clone(a.Stdout.Inline), bytes.Clone(a.Stderr.Inline)
+	return c
+}
+
+func (d *memData) remove(run messages.RunID) {
+	r := d.runs[run]
+	if r == nil {
+		return
+	}
+	if d.keys[r.key] == run {
+		delete(d.keys, r.key)
+	}
+	delete(d.runs, run)
+}
+
+// Unfinished lists the runs without a final state.
+func (m *Memory) Unfinished() ([]messages.RunID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.readable(); err != nil {
+		return nil, err
+	}
+	var ids []messages.RunID
+	for id, r := range m.data.runs {
+		if r.summary != nil && !final(r.summary.State) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+func final(s dag.RunState) bool {
+	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
+}
+
+// NextRun is one more than the highest id ever used.
+func (m *Memory) NextRun() (messages.RunID, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.data.next, m.readable()
+}
+
+// run finds a durable run; the caller holds mu.
+func (m *Memory) run(id messages.RunID) (*memRun, error) {
+	if err := m.readable(); err != nil {
+		return nil, err
+	}
+	r := m.data.runs[id]
+	if r == nil || r.summary == nil {
+		return nil, fmt.Errorf("run %d: %w", id, persistence.ErrNotFound)
+	}
+	return r, nil
+}
+
+// Load returns everything of a run.
+func (m *Memory) Load(id messages.RunID) (*persistence.Stored, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.run(id)
+	if err != nil {
+		return nil, err
+	}
+	st := &persistence.Stored{Summary: r.summary, Definition: r.definition, Header: r.header, NextSeq: r.nextSeq}
+	for _, n := range slices.Sorted(maps.Keys(r.sets)) {
+		st.Sets = append(st.Sets, r.sets[n])
+	}
+	for _, i := range slices.Sorted(maps.Keys(r.chunks)) {
+		st.Chunks = append(st.Chunks, persistence.Chunk{Index: i, Data: r.chunks[i]})
+	}
+	for _, seq := range slices.Sorted(maps.Keys(r.records)) {
+		st.Records = append(st.Records, r.records[seq])
+	}
+	return st, nil
+}
+
+// Summary returns the stored summary of a run.
+func (m *Memory) Summary(id messages.RunID) (*messages.Summary, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.run(id)
+	if err != nil {
+		return nil, err
+	}
+	return r.summary, nil
+}
+
+// Summaries yields the runs that q selects.
+func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	m.mu.Lock()
+	if err := m.readable(); err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	all := q.All || slices.ContainsFunc(q.States, final)
+	var found []*messages.Summary
+	for id, r := range m.data.runs {
+		s := r.summary
+		switch {
+		case s == nil, !all && final(s.State), q.HasAfter && id <= q.After, q.HasTag && s.Tag != q.Tag:
+		case len(q.States) > 0 && !slices.Contains(q.States, s.State):
+		case slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) }):
+		default:
+			found = append(found, s)
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(found, func(a, b *messages.Summary) int { return cmp.Compare(a.ID, b.ID) })
+	if q.Limit > 0 && len(found) > q.Limit {
+		found = found[:q.Limit]
+	}
+	for _, s := range found {
+		if !yield(s) {
+			break
+		}
+	}
+	return nil
+}
+
+// Attempts yields the ended attempts of tasks [first, first+n).
+func (m *Memory) Attempts(id messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	m.mu.Lock()
+	r, err := m.run(id)
+	if err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	var found []messages.AttemptRecord
+	for _, a := range r.attempts {
+		if a.Task >= first && a.Task-first < n {
+			found = append(found, a)
+		}
+	}
+	m.mu.Unlock()
+	slices.SortStableFunc(found, func(a, b messages.AttemptRecord) int {
+		return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
+	})
+	for i := range found {
+		if !yield(&found[i]) {
+			break
+		}
+	}
+	return nil
+}
+
+// Key looks an idempotency key up.
+func (m *Memory) Key(key string) (messages.RunID, [32]byte, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.readable(); err != nil {
+		return 0, [32]byte{}, false, err
+	}
+	run, ok := m.data.keys[key]
+	if !ok {
+		return 0, [32]byte{}, false, nil
+	}
+	return run, m.data.runs[run].bodyHash, true, nil
+}

@@ -1,0 +1,258 @@
+package journaltest
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// Memory is a persistence.Store in memory. What it calls durable is gone with
+// the process, but a test decides when a batch becomes durable (Hold, Step,
+// Release), whether it does (Fail, FailAt), and what a crash leaves (Crash).
+// It is safe for concurrent use. Close it, or its goroutine stays.
+type Memory struct {
+	mu   sync.Mutex
+	wake sync.Cond // anything below changed
+
+	data     *memData
+	queue    []*persistence.Batch
+	calling  int // batches taken from the queue whose Done has not returned
+	hold     bool
+	steps    int // batches that may pass although hold is set
+	failAt   int // the n-th batch from now fails; 0 = none
+	failWith error
+	room     error
+
+	err     error // why it has failed
+	failed  chan struct{}
+	closing bool
+	crashed bool
+	ended   chan struct{}
+}
+
+var _ persistence.Store = (*Memory)(nil)
+
+// NewMemory returns an empty store.
+func NewMemory() *Memory { return newMemory(newMemData()) }
+
+func newMemory(data *memData) *Memory {
+	m := &Memory{data: data, failed: make(chan struct{}), ended: make(chan struct{})}
+	m.wake.L = &m.mu
+	go m.commit()
+	return m
+}
+
+// Append queues a batch.
+func (m *Memory) Append(b *persistence.Batch) {
+	m.mu.Lock()
+	if m.closing && !m.crashed {
+		m.mu.Unlock()
+		answer(b, persistence.ErrClosed)
+		return
+	}
+	m.queue = append(m.queue, b)
+	m.wake.Broadcast()
+	m.mu.Unlock()
+}
+
+// Hold keeps every batch that is not durable yet from becoming so.
+func (m *Memory) Hold() {
+	m.mu.Lock()
+	m.hold, m.steps = true, 0
+	m.mu.Unlock()
+}
+
+// Release ends Hold.
+func (m *Memory) Release() {
+	m.mu.Lock()
+	m.hold, m.steps = false, 0
+	m.wake.Broadcast()
+	m.mu.Unlock()
+}
+
+// Step lets the n oldest batches that are held back through, waiting for them to
+// be appended if need be, and returns when their Done has returned.
+func (m *Memory) Step(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.steps += n
+	m.wake.Broadcast()
+	for m.hold && !m.closing && (m.steps > 0 || m.calling > 0) {
+		m.wake.Wait()
+	}
+}
+
+// Flush returns when no batch is left (all were answered).
+func (m *Memory) Flush() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for (len(m.queue) > 0 || m.calling > 0) && !m.crashed {
+		m.wake.Wait()
+	}
+}
+
+// Pending is the number of batches that were appended and not answered.
+func (m *Memory) Pending() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.queue) + m.calling
+}
+
+// WaitPending returns when at least n batches are pending.
+func (m *Memory) WaitPending(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for len(m.queue)+m.calling < n && !m.closing {
+		m.wake.Wait()
+	}
+}
+
+// FailAt makes the n-th batch from now (1 = the next one to become durable) fail
+// with err, and the store with it.
+func (m *Memory) FailAt(n int, err error) {
+	m.mu.Lock()
+	m.failAt, m.failWith = n, err
+	m.mu.Unlock()
+}
+
+// Fail makes the store fail now: what is pending gets ErrFailed.
+func (m *Memory) Fail(err error) {
+	m.mu.Lock()
+	m.fail(err)
+	m.hold = false
+	m.wake.Broadcast()
+	m.mu.Unlock()
+}
+
+// SetRoom makes Room return err.
+func (m *Memory) SetRoom(err error) {
+	m.mu.Lock()
+	m.room = err
+	m.mu.Unlock()
+}
+
+// Crash is a power failure: what is not durable is gone and never answered, this
+// store answers nothing any more, and the one returned begins with what was
+// durable. It waits for a Done that is being called.
+func (m *Memory) Crash() *Memory {
+	m.mu.Lock()
+	m.crashed, m.closing = true, true
+	m.wake.Broadcast()
+	m.mu.Unlock()
+	<-m.ended
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return newMemory(m.data.clone())
+}
+
+// Close makes durable what is pending, held back or not, and ends the store.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	m.closing = true
+	m.wake.Broadcast()
+	m.mu.Unlock()
+	<-m.ended
+	return nil
+}
+
+// Failed is closed when the store has failed.
+func (m *Memory) Failed() <-chan struct{} { return m.failed }
+
+// Err says why the store has failed.
+func (m *Memory) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// Room returns what SetRoom was given, or that the store has failed.
+func (m *Memory) Room() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	return m.room
+}
+
+// commit makes batches durable one by one, in order, until the store is closed.
+func (m *Memory) commit() {
+	defer close(m.ended)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for {
+		for !m.crashed && !m.closing && (len(m.queue) == 0 || m.hold && m.steps == 0 && m.err == nil) {
+			m.wake.Wait()
+		}
+		if m.crashed || len(m.queue) == 0 {
+			m.wake.Broadcast()
+			return
+		}
+		b := m.queue[0]
+		m.queue[0] = nil
+		m.queue = m.queue[1:]
+		err := m.store(b)
+		m.calling = 1
+		m.mu.Unlock()
+		answer(b, err)
+		m.mu.Lock()
+		m.calling = 0
+		m.steps = max(m.steps-1, 0)
+		m.wake.Broadcast()
+	}
+}
+
+// store applies one batch to the durable data, unless the store has failed.
+func (m *Memory) store(b *persistence.Batch) error {
+	if m.err != nil {
+		return m.err
+	}
+	if m.failAt > 0 {
+		if m.failAt--; m.failAt == 0 {
+			m.fail(m.failWith)
+			return m.err
+		}
+	}
+	m.data.apply(b)
+	return nil
+}
+
+func (m *Memory) fail(err error) {
+	if m.err != nil {
+		return
+	}
+	m.err = fmt.Errorf("%w: %w", persistence.ErrFailed, err)
+	close(m.failed)
+}
+
+// Delete removes runs at once; it is not subject to Hold.
+func (m *Memory) Delete(runs ...messages.RunID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.readable(); err != nil {
+		return err
+	}
+	for _, run := range runs {
+		m.data.remove(run)
+	}
+	return nil
+}
+
+// readable is nil, or why nothing can be read or changed.
+func (m *Memory) readable() error {
+	switch {
+	case m.err != nil:
+		return m.err
+	case m.closing:
+		return persistence.ErrClosed
+	}
+	return nil
+}
+
+func answer(b *persistence.Batch, err error) {
+	if b.Done != nil {
+		b.Done(err)
+	}
+}

@@ -1,0 +1,88 @@
+package persistence
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Keys are binary: one type byte, then numbers in big-endian, so that byte order
+// is numeric order. Every key of a run begins with its type and the run's id.
+//
+//	m <name>                        meta: format version, shards, opens, next run
+//	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
+//	s <run>                         summary of a finished run
+//	d <run> <part>                  definition; part 0 also holds what the creation says
+//	g <run> <n> <part>              n-th generated set
+//	j <run> <seq> <part>            journal record
+//	h <run> <part>                  snapshot header with its cut
+//	c <run> <chunk>                 snapshot chunk
+//	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them
+//	t <tag hash> <run>              tag index; empty value
+//	k <key hash>                    idempotency key
+//	x <write> <part>                parts of a batch that is too big for one transaction
+//	y <write>                       commit marker of such a batch, until it is applied
+//	z <run>                         the run is being deleted
+const (
+	typeMeta     = 'm'
+	typeLive     = 'u'
+	typeFinal    = 's'
+	typeDef      = 'd'
+	typeSet      = 'g'
+	typeJournal  = 'j'
+	typeHeader   = 'h'
+	typeChunk    = 'c'
+	typeAttempts = 'a'
+	typeTag      = 't'
+	typeKey      = 'k'
+	typeStage    = 'x'
+	typeStaged   = 'y'
+	typeDeleting = 'z'
+)
+
+// runTypes are the types whose keys go with a run, beside summary, tag and
+// idempotency key.
+var runTypes = [...]byte{typeDef, typeSet, typeJournal, typeHeader, typeChunk, typeAttempts}
+
+// attemptChunk is the number of neighbouring tasks whose attempt records share keys.
+const attemptChunk = 1024
+
+func metaKey(name string) []byte { return append([]byte{typeMeta}, name...) }
+
+// runKey is the prefix of a run's keys of one type, and its summary's whole key.
+func runKey(typ byte, run messages.RunID) []byte {
+	return appendRunKey(make([]byte, 0, 24), typ, run)
+}
+
+func appendRunKey(dst []byte, typ byte, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, typ), uint64(run))
+}
+
+func keyRun(key []byte) messages.RunID {
+	return messages.RunID(binary.BigEndian.Uint64(key[1:]))
+}
+
+// tagPrefix is the prefix of the index of one tag. Two tags may share it: a
+// reader compares the tag in the summary.
+func tagPrefix(tag string) []byte {
+	sum := sha256.Sum256([]byte(tag))
+	return append([]byte{typeTag}, sum[:8]...)
+}
+
+func tagKey(tag string, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(tagPrefix(tag), uint64(run))
+}
+
+// hashKey is what is kept of an idempotency key.
+func hashKey(key string) [32]byte { return sha256.Sum256([]byte(key)) }
+
+func idempotencyKey(hash [32]byte) []byte { return append([]byte{typeKey}, hash[:]...) }
+
+func stageKey(write uint64, part uint32) []byte {
+	return binary.BigEndian.AppendUint32(markKey(typeStage, write), part)
+}
+
+func markKey(typ byte, n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{typ}, n)
+}
