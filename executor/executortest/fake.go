@@ -1,0 +1,376 @@
+package executortest
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Script says what a Fake does with an order as soon as it is taken over.
+type Script func(executor.Order) Step
+
+// Step is one answer of a Script.
+type Step struct {
+	Hold  bool                   // do nothing: the test begins and ends the order itself
+	Begin bool                   // report Started and leave it running
+	End   messages.AttemptResult // else: report Started (unless NotStarted) and Finished with this result
+	RC    int32                  // 0 = the usual one of the result
+	Out   string                 // stdout: of the record and, with Order.Capture, of the report
+	Panic any                    // not nil: Start panics with it
+}
+
+// Fake is an Executor without processes whose every step is the test's decision.
+// It outlives the node that uses it, so that a recovered node can be bound to it
+// again. It is safe for concurrent use.
+type Fake struct {
+	mu      sync.Mutex
+	changed *sync.Cond
+	sink    executor.Sink
+	script  Script
+	now     func() int64
+	closed  bool
+	hold    bool
+	orders  map[messages.AttemptKey]*fakeOrder
+	taken   []executor.Order
+	starts  map[messages.AttemptKey]int
+	kills   map[messages.AttemptKey]int
+	revokes map[messages.AttemptKey]int
+}
+
+type fakeOrder struct {
+	order executor.Order
+	begun int64 // 0 = waits
+	ended bool
+	out   string
+}
+
+// NewFake returns a Fake that holds every order until the test decides.
+func NewFake() *Fake {
+	f := &Fake{
+		now:     func() int64 { return time.Now().UnixNano() },
+		orders:  map[messages.AttemptKey]*fakeOrder{},
+		starts:  map[messages.AttemptKey]int{},
+		kills:   map[messages.AttemptKey]int{},
+		revokes: map[messages.AttemptKey]int{},
+	}
+	f.changed = sync.NewCond(&f.mu)
+	return f
+}
+
+// Bind gives the Fake its sink and returns it: the shape that actors.Config wants.
+// Binding again reopens a closed Fake; orders that were live are forgotten.
+func (f *Fake) Bind(sink executor.Sink) (executor.Executor, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sink, f.closed = sink, false
+	f.orders = map[messages.AttemptKey]*fakeOrder{}
+	return f, nil
+}
+
+// Play makes the Fake answer each later order by the script; nil holds them all.
+func (f *Fake) Play(s Script) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.script = s
+}
+
+// HoldKills makes Kill only count: the test ends killed attempts itself.
+func (f *Fake) HoldKills(hold bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hold = hold
+}
+
+// Clock replaces the clock of the reports (ns since the epoch).
+func (f *Fake) Clock(now func() int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.now = now
+}
+
+// Start implements executor.Executor.
+func (f *Fake) Start(o executor.Order) {
+	f.mu.Lock()
+	if f.closed {
+		r := executor.Report{Key: o.Key, Kind: executor.Revoked, At: f.now()}
+		sink := f.sink
+		f.mu.Unlock()
+		sink(r)
+		return
+	}
+	if f.orders[o.Key] != nil {
+		f.mu.Unlock()
+		return
+	}
+	step := Step{Hold: true}
+	if f.script != nil {
+		script := f.script
+		f.mu.Unlock()
+		step = script(o)
+		f.mu.Lock()
+	}
+	if step.Panic != nil {
+		f.mu.Unlock()
+		panic(step.Panic)
+	}
+	f.orders[o.Key] = &fakeOrder{order: o, out: step.Out}
+	f.taken = append(f.taken, o)
+	f.changed.Broadcast()
+	f.mu.Unlock()
+	switch {
+	case step.Hold:
+	case step.Begin:
+		f.Begin(o.Key)
+	default:
+		f.End(o.Key, step.End, step.RC)
+	}
+}
+
+// Begin reports the order as Started. It panics when the order is not waiting.
+func (f *Fake) Begin(key messages.AttemptKey) {
+	f.mu.Lock()
+	fo := f.orders[key]
+	if fo == nil || fo.begun != 0 || fo.ended {
+		f.mu.Unlock()
+		panic(fmt.Sprintf("executortest: Begin of %v, which does not wait", key))
+	}
+	r, sink := f.begin(fo), f.sink
+	f.mu.Unlock()
+	sink(r)
+}
+
+func (f *Fake) begin(fo *fakeOrder) executor.Report {
+	fo.begun = max(f.now(), 1)
+	f.starts[fo.order.Key]++
+	f.changed.Broadcast()
+	return executor.Report{Key: fo.order.Key, Kind: executor.Started, At: fo.begun}
+}
+
+// End reports the order as Finished with the result, and as Started before that
+// when it had not begun (unless the result is NotStarted). rc 0 stands for the
+// result's usual code. It panics when the order is unknown or has ended.
+func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc int32) {
+	f.mu.Lock()
+	fo := f.orders[key]
+	if fo == nil || fo.ended {
+		f.mu.Unlock()
+		panic(fmt.Sprintf("executortest: End of %v, which is not live", key))
+	}
+	var reports []executor.Report
+	if fo.begun == 0 && result != messages.AttemptNotStarted {
+		reports = append(reports, f.begin(fo))
+	}
+	reports = append(reports, f.end(fo, result, rc))
+	sink := f.sink
+	f.mu.Unlock()
+	for _, r := range reports {
+		sink(r)
+	}
+}
+
+func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) executor.Report {
+	fo.ended = true
+	f.changed.Broadcast()
+	if rc == 0 {
+		rc = usualRC(result)
+	}
+	stop := max(f.now(), fo.begun)
+	r := executor.Report{Key: fo.order.Key, Kind: executor.Finished, At: stop, Record: messages.AttemptRecord{
+		Task: fo.order.Key.Task, Attempt: fo.order.Key.Attempt, Result: result, RC: rc,
+		Start: fo.begun, Stop: stop,
+	}}
+	if fo.out != "" {
+		n := int64(len(fo.out))
+		r.Record.Stdout = messages.Output{Size: n, Head: n, Inline: []byte(fo.out)}
+	}
+	if fo.order.Capture {
+		r.Stdout = []byte(fo.out)
+	}
+	return r
+}
+
+func usualRC(result messages.AttemptResult) int32 {
+	switch result {
+	case messages.AttemptSucceeded, messages.AttemptRejected:
+		return 0
+	case messages.AttemptFailed:
+		return 1
+	case messages.AttemptSignaled:
+		return 128 + 9
+	case messages.AttemptTimedOut, messages.AttemptKilled:
+		return 128 + 15
+	}
+	return -1
+}
+
+// Print appends to the stdout of an attempt that has not ended.
+func (f *Fake) Print(key messages.AttemptKey, s string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fo := f.orders[key]; fo != nil && !fo.ended {
+		fo.out += s
+	}
+}
+
+// Kill implements executor.Executor: an attempt that runs ends as Killed at once,
+// unless HoldKills is set.
+func (f *Fake) Kill(key messages.AttemptKey, grace time.Duration) {
+	f.mu.Lock()
+	f.kills[key]++
+	f.changed.Broadcast()
+	fo := f.orders[key]
+	if fo == nil || fo.ended || (f.hold && fo.begun != 0) {
+		f.mu.Unlock()
+		return
+	}
+	var r executor.Report
+	if fo.begun == 0 {
+		r = f.revoke(fo)
+	} else {
+		r = f.end(fo, messages.AttemptKilled, 0)
+	}
+	sink := f.sink
+	f.mu.Unlock()
+	sink(r)
+}
+
+// Revoke implements executor.Executor.
+func (f *Fake) Revoke(key messages.AttemptKey) {
+	f.mu.Lock()
+	f.revokes[key]++
+	f.changed.Broadcast()
+	fo := f.orders[key]
+	if fo == nil || fo.ended || fo.begun != 0 {
+		f.mu.Unlock()
+		return
+	}
+	r, sink := f.revoke(fo), f.sink
+	f.mu.Unlock()
+	sink(r)
+}
+
+// revoke forgets the order, so that the same key may be ordered again.
+func (f *Fake) revoke(fo *fakeOrder) executor.Report {
+	delete(f.orders, fo.order.Key)
+	return executor.Report{Key: fo.order.Key, Kind: executor.Revoked, At: f.now()}
+}
+
+// OpenLog implements executor.Executor: the stdout that was given so far.
+func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fo := f.orders[key]
+	if fo == nil || fo.ended || fo.begun == 0 {
+		return nil, executor.ErrNotLive
+	}
+	return &fakeLog{f: f, fo: fo, empty: stream != messages.Stdout}, nil
+}
+
+// Close implements executor.Executor: what runs is lost, what waits is revoked.
+func (f *Fake) Close() error {
+	f.mu.Lock()
+	f.closed = true
+	var reports []executor.Report
+	for _, o := range f.taken {
+		fo := f.orders[o.Key]
+		switch {
+		case fo == nil || fo.ended:
+		case fo.begun == 0:
+			reports = append(reports, f.revoke(fo))
+		default:
+			reports = append(reports, f.end(fo, messages.AttemptLost, 0))
+		}
+	}
+	sink := f.sink
+	f.mu.Unlock()
+	for _, r := range reports {
+		sink(r)
+	}
+	return nil
+}
+
+// Orders returns what was taken over so far, in order, since NewFake.
+func (f *Fake) Orders() []executor.Order {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]executor.Order(nil), f.taken...)
+}
+
+// Starts returns how often the key was begun, since NewFake, over all bindings.
+func (f *Fake) Starts(key messages.AttemptKey) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.starts[key]
+}
+
+// Kills returns how often Kill was called with the key.
+func (f *Fake) Kills(key messages.AttemptKey) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.kills[key]
+}
+
+// Revokes returns how often Revoke was called with the key.
+func (f *Fake) Revokes(key messages.AttemptKey) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.revokes[key]
+}
+
+// Live returns the keys that were ordered and have not ended, in order.
+func (f *Fake) Live() []messages.AttemptKey {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var keys []messages.AttemptKey
+	for _, o := range f.taken {
+		if fo := f.orders[o.Key]; fo != nil && !fo.ended {
+			keys = append(keys, o.Key)
+		}
+	}
+	return keys
+}
+
+// WaitOrders blocks until n orders have been taken over since NewFake and returns
+// them all; the test fails after 10 s.
+func (f *Fake) WaitOrders(t testing.TB, n int) []executor.Order {
+	t.Helper()
+	f.wait(t, fmt.Sprintf("%d orders", n), func() bool { return len(f.taken) >= n })
+	return f.Orders()
+}
+
+// WaitKill blocks until Kill was called with the key; the test fails after 10 s.
+func (f *Fake) WaitKill(t testing.TB, key messages.AttemptKey) {
+	t.Helper()
+	f.wait(t, fmt.Sprintf("a kill of %v", key), func() bool { return f.kills[key] > 0 })
+}
+
+// WaitRevoke blocks until Revoke was called with the key; the test fails after 10 s.
+func (f *Fake) WaitRevoke(t testing.TB, key messages.AttemptKey) {
+	t.Helper()
+	f.wait(t, fmt.Sprintf("a revoke of %v", key), func() bool { return f.revokes[key] > 0 })
+}
+
+func (f *Fake) wait(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	late := false
+	timer := time.AfterFunc(10*time.Second, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		late = true
+		f.changed.Broadcast()
+	})
+	defer timer.Stop()
+	f.mu.Lock()
+	for !done() && !late {
+		f.changed.Wait()
+	}
+	ok := done()
+	f.mu.Unlock()
+	if !ok {
+		t.Fatalf("waited 10 s for %s", what)
+	}
+}

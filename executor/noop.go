@@ -1,0 +1,55 @@
+package executor
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Noop ends every order at once with success, within Start: it runs nothing. It
+// is for benchmarks and tests of the engine itself.
+//
+// Nothing of it is ever live, so Kill and Revoke have nothing to do. It remembers
+// no key: an order that is repeated is reported again, since nothing was started.
+type Noop struct {
+	// Now is the clock, in ns since the epoch. It may be replaced before the first Start.
+	Now func() int64
+
+	sink   Sink
+	closed atomic.Bool
+}
+
+// NewNoop returns a Noop that reports to sink.
+func NewNoop(sink Sink) *Noop {
+	return &Noop{Now: func() int64 { return time.Now().UnixNano() }, sink: sink}
+}
+
+// Start reports the order as Finished with RC 0 before it returns.
+func (n *Noop) Start(o Order) {
+	now := n.Now()
+	if n.closed.Load() {
+		n.sink(Report{Key: o.Key, Kind: Revoked, At: now})
+		return
+	}
+	n.sink(Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
+		Task: o.Key.Task, Attempt: o.Key.Attempt, Start: now, Stop: now,
+	}})
+}
+
+// Kill does nothing: no attempt of a Noop is ever live.
+func (n *Noop) Kill(messages.AttemptKey, time.Duration) {}
+
+// Revoke does nothing: no order of a Noop ever waits.
+func (n *Noop) Revoke(messages.AttemptKey) {}
+
+// OpenLog returns ErrNotLive.
+func (n *Noop) OpenLog(messages.AttemptKey, messages.Stream) (messages.Log, error) {
+	return nil, ErrNotLive
+}
+
+// Close makes every later Start report Revoked.
+func (n *Noop) Close() error {
+	n.closed.Store(true)
+	return nil
+}
