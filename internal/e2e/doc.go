@@ -1,0 +1,23 @@
+// Package e2e holds the end-to-end tests: the real binary, started as a user
+// starts it, driven over REST and the command line, killed and started again. It
+// has no code of its own.
+//
+//	contract_test.go   each row of the REST table, by field names, types and shapes
+//	semantics_test.go  what runs, retries, generators, restarts, pauses mean
+//	kill_test.go       kills of runs and tasks, SIGTERM of the server
+//	crash_test.go      kill -9 at random moments, and right after a 200
+//	disk_test.go       a full disk
+//	hostile_test.go    malformed requests, slow and gone clients
+//	large_test.go      a run of 10,000 tasks answers while it runs
+//	cli_test.go        the command line: exit codes, logs -f
+//	examples_test.go   every file of examples/ runs to COMPLETED
+//
+// Flags (after -args, or directly: go test ./internal/e2e -kills 100):
+//
+//	-seed N     seed of everything random; it is printed by each test that uses it
+//	-kills N    kills of the random-moments test (20)
+//	-acked N    acknowledged submissions of the kill-after-200 test (1000)
+//	-hostile N  malformed requests (10000)
+//
+// CARAVAN_BINARY names a binary to test in place of one built from the tree.
+package e2e

@@ -1,0 +1,41 @@
+// Package e2etest is the harness of the end-to-end tests: a server process bound
+// to a test, calls that fail the test when they fail, and polling with a deadline.
+package e2etest
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/servertest"
+)
+
+// BinaryVariable names the environment variable that holds the path of the
+// binary under test.
+const BinaryVariable = "CARAVAN_BINARY"
+
+// Main builds the binary, unless BinaryVariable names one, runs the tests and
+// returns the exit code. Under the race detector the binary has it too.
+func Main(m *testing.M) int {
+	if os.Getenv(BinaryVariable) != "" {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "caravan-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin, err := servertest.Build(dir, Race)
+	if err == nil {
+		err = os.Setenv(BinaryVariable, bin)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// Binary is the path of the binary under test.
+func Binary() string { return os.Getenv(BinaryVariable) }
