@@ -1,0 +1,42 @@
+package e2e
+
+import (
+	"flag"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// What the flags of the package doc set.
+var (
+	seedFlag    = flag.Uint64("seed", 0, "seed of everything random; 0 = from the clock")
+	killsFlag   = flag.Int("kills", 20, "kills of the random-moments test")
+	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
+	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(e2etest.Main(m))
+}
+
+// random is a generator whose seed the test's log shows.
+func random(t *testing.T) *rand.Rand {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// scaled is n, or a tenth of it under the race detector.
+func scaled(n int) int {
+	if e2etest.Race {
+		return max(1, n/10)
+	}
+	return n
+}
