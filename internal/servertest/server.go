@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -62,7 +64,9 @@ func Launch(cfg Config) (*Server, error) {
 	args := append([]string{"serve", "--listen", cfg.Listen, "--data", cfg.Data}, cfg.Args...)
 	s.cmd = exec.Command(cfg.Binary, args...)
 	s.cmd.Dir = cfg.Dir
-	s.cmd.Env = append(os.Environ(), cfg.Env...)
+	// The options of whoever runs this are no business of the server's.
+	s.cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CARAVAN_") })
+	s.cmd.Env = append(s.cmd.Env, cfg.Env...)
 	// A group of its own: a ^C at the terminal of a test run is not the server's.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// One pipe, read to its end by one goroutine: exec's own copying would make

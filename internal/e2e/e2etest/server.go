@@ -25,11 +25,13 @@ type Server struct {
 	client *http.Client
 }
 
-// Start starts a server with a data folder of the test's own. It is stopped at the
-// test's end; then its log must hold neither a panic nor a data race.
+// Start starts a server with a data folder of the test's own, two cores and 4,000 MB
+// for its tasks. It is stopped at the test's end; then its log must hold neither a
+// panic nor a data race.
 func Start(t testing.TB, options ...func(*servertest.Config)) *Server {
 	t.Helper()
 	cfg := servertest.Config{Binary: Binary(), Data: t.TempDir()}
+	cfg.Args = []string{"--cores", "2", "--memory-mb", "4000"}
 	for _, o := range options {
 		o(&cfg)
 	}

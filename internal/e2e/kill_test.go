@@ -1,0 +1,183 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// alive tells whether the process exists and is no zombie.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	rest := string(text[strings.LastIndexByte(string(text), ')')+1:])
+	return !strings.HasPrefix(strings.TrimSpace(rest), "Z")
+}
+
+// pids reads the files that tasks wrote their process ids to.
+func pids(t *testing.T, dir string) []int {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/pid-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []int
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, pid)
+		}
+	}
+	return list
+}
+
+// endLeftovers ends what a test's tasks left behind when the server was killed.
+func endLeftovers(t *testing.T, dir string) {
+	t.Cleanup(func() {
+		for _, pid := range pids(t, dir) {
+			if alive(pid) {
+				// It may end by itself at this moment.
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
+}
+
+// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms, with
+// 200 tasks queued behind the two that hold all slots.
+func TestKillWithAllSlotsBusy(t *testing.T) {
+	s := e2etest.Start(t)
+	dir := t.TempDir()
+	var best time.Duration
+	for try := range 3 { // the machine may be busy with something else
+		run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+			"busy": e2etest.Sh("echo $$ > "+dir+"/pid-{{N}}; exec sleep 300").With("maxRetries", 3),
+		}).With("parameters", map[string]any{"N": e2etest.Numbers(202)}))
+		e2etest.Eventually(t, "two tasks have written their pid", func() bool { return len(pids(t, dir)) == 2 })
+		begin := time.Now()
+		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+		s.Await(run, "KILLED")
+		took := time.Since(begin)
+		for _, pid := range pids(t, dir) {
+			if alive(pid) {
+				t.Errorf("the run is KILLED, its process %d lives", pid)
+			}
+		}
+		sum := s.Get(run)
+		counts := map[string]int{}
+		for _, state := range sum.TaskStates {
+			counts[state]++
+		}
+		if counts["KILLED"] != 2 || counts["QUEUED"] != 200 {
+			t.Errorf("after the kill: %v, want 2 KILLED and 200 QUEUED", counts)
+		}
+		if best = took; took < 200*time.Millisecond {
+			break
+		}
+		t.Logf("try %d: %v", try, took)
+		for _, f := range []string{"0", "1"} {
+			os.Remove(dir + "/pid-" + f)
+		}
+	}
+	t.Logf("from the request to KILLED: %v", best)
+	if best >= 200*time.Millisecond {
+		t.Errorf("a kill with all slots busy took %v, want less than 200ms", best)
+	}
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true").Job("cores", 2)})) // all slots are back
+}
+
+// TestKillOfATaskThatIgnoresSIGTERM: SIGKILL follows after the grace, for the whole
+// process group.
+func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
+	const grace = 400 * time.Millisecond
+	s := e2etest.Start(t, e2etest.Args("--kill-grace", grace.String()))
+	dir := t.TempDir()
+	endLeftovers(t, dir)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"deaf": e2etest.Sh("trap '' TERM; sleep 300 & echo $$ $! > "+dir+"/pid-x.new; mv "+dir+"/pid-x.new "+dir+"/pid-x; while :; do wait; done").
+			With("maxRetries", 5),
+		"after": e2etest.Sh("true").After("deaf"),
+	}))
+	e2etest.Eventually(t, "the task has written its pids", func() bool { return len(pids(t, dir)) == 2 })
+	begin := time.Now()
+	s.Want(200, "DELETE", e2etest.Path(run, "/task/deaf"), "")
+	s.Want(200, "DELETE", e2etest.Path(run, "/task/deaf"), "")
+	s.Await(run, "KILLED")
+	if took := time.Since(begin); took < grace || took > 10*time.Second {
+		t.Errorf("killed after %v, want %v and little more", took, grace)
+	}
+	for _, pid := range pids(t, dir) {
+		if alive(pid) {
+			t.Errorf("the task is KILLED, its process %d lives", pid)
+		}
+	}
+	doc := s.Get(run)
+	if doc.TaskStates["deaf"] != "KILLED" || doc.TaskStates["after"] != "QUEUED" || len(doc.TaskAttempts["deaf"]) != 1 {
+		t.Errorf("states %v, attempts %+v", doc.TaskStates, doc.TaskAttempts["deaf"])
+	}
+}
+
+// TestKillOfATaskLetsOthersGoOn: the run ends KILLED when nothing else can move.
+func TestKillOfATaskLetsOthersGoOn(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"victim": e2etest.Sh("sleep 300"), "child": e2etest.Sh("true").After("victim"),
+		"other": e2etest.Sh("sleep 0.3"), "next": e2etest.Sh("true").After("other"),
+	}))
+	s.AwaitTask(run, "victim", "RUNNING")
+	s.Want(200, "DELETE", e2etest.Path(run, "/task/victim"), "")
+	s.Await(run, "KILLED")
+	want := map[string]string{"victim": "KILLED", "child": "QUEUED", "other": "COMPLETED", "next": "COMPLETED"}
+	if got := s.Get(run).TaskStates; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("states %v, want %v", got, want)
+	}
+	s.Want(200, "DELETE", e2etest.Path(run, ""), "") // finished: nothing changes
+	if got := s.State(run); got != "KILLED" {
+		t.Errorf("after a kill of the finished run it is %s", got)
+	}
+}
+
+// TestSIGTERM: the server ends within 10 s though a task runs and ignores SIGTERM,
+// takes its tasks with it, and goes on with the run when it is started again.
+func TestSIGTERM(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Args("--kill-grace", "500ms"))
+	dir := t.TempDir()
+	endLeftovers(t, dir)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"deaf": e2etest.Sh("test -e " + dir + "/again && exit 0; trap '' TERM; touch " + dir + "/again; echo $$ > " + dir + "/pid-a; while :; do sleep 0.1; done"),
+		"next": e2etest.Sh("true").After("deaf"),
+	}))
+	s.AwaitTask(run, "deaf", "RUNNING")
+	e2etest.Eventually(t, "the task has written its pid", func() bool { return len(pids(t, dir)) == 1 })
+	code, took, err := s.Stop(10 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("stopped after %v", took)
+	if code != 0 {
+		t.Errorf("exit code %d:\n%s", code, s.Log())
+	}
+	e2etest.Eventually(t, "the task's process is gone", func() bool { return !alive(pids(t, dir)[0]) })
+	s = s.Restart()
+	s.Await(run, "COMPLETED")
+	a := s.Get(run).TaskAttempts["deaf"]
+	if len(a) < 2 || a[len(a)-1].RC != 0 {
+		t.Errorf("attempts: %+v, want the one that was cut short, without a retry spent, and one that succeeded", a)
+	}
+}

@@ -1,0 +1,288 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+func TestExpansionNamesAndOrder(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"both":   e2etest.Sh("echo {{B}}-{{A}}-{{S}}"),
+		"single": e2etest.Sh("echo {{ONE}}"),
+		"plain":  e2etest.Sh("echo {{S}}"),
+	}).With("parameters", map[string]any{"A": []string{"a0", "a1", "a2"}, "B": []string{"b0", "b1"}, "ONE": []string{"1"}, "S": "s"}))
+	want := map[string]string{"single_0": "1\n", "plain": "s\n"}
+	for i, a := range []string{"a0", "a1", "a2"} { // parameters in sorted order, the last one fastest
+		for j, b := range []string{"b0", "b1"} {
+			want[fmt.Sprintf("both_%d", i*2+j)] = b + "-" + a + "-s\n"
+		}
+	}
+	if len(run.TaskStates) != len(want) {
+		t.Errorf("tasks: %v", run.TaskStates)
+	}
+	for name, out := range want {
+		if a := run.TaskAttempts[name]; len(a) != 1 || a[0].OutputLog != out {
+			t.Errorf("%s: attempts %+v, want the output %q", name, a, out)
+		}
+	}
+}
+
+// TestOrder: parents given from the child's end, the parent's end and both, and one
+// to one by match; each task looks at what its parents have left.
+func TestOrder(t *testing.T) {
+	s, dir := e2etest.Start(t), t.TempDir()
+	leave := func(name string) string { return "touch " + dir + "/" + name }
+	need := func(name string) string { return "test -e " + dir + "/" + name + " && " }
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"first":  e2etest.Sh(leave("first")).With("children", []string{"second"}),
+		"second": e2etest.Sh(need("first")+leave("second-{{N}}")).With("children", []string{"third"}).With("parents", []string{"first"}),
+		"third": e2etest.Sh(need("second-{{N}}")+leave("third-{{N}}")).
+			With("parents", []any{map[string]any{"task": "second", "match": []string{"N"}}}),
+		"last": e2etest.Sh(`test "$(ls ` + dir + ` | wc -l)" -eq 41`).After("third"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(20)}))
+	s.Await(run, "COMPLETED")
+	doc := s.Get(run)
+	var lastEnd e2etest.Nanos
+	for i := range 20 {
+		first, second := doc.TaskAttempts["first"][0], doc.TaskAttempts[fmt.Sprintf("second_%d", i)][0]
+		if second.StartTime < first.StopTime {
+			t.Errorf("second_%d started at %d, first stopped at %d", i, second.StartTime, first.StopTime)
+		}
+		lastEnd = max(lastEnd, doc.TaskAttempts[fmt.Sprintf("third_%d", i)][0].StopTime)
+	}
+	if a := doc.TaskAttempts["last"][0]; a.StartTime < lastEnd {
+		t.Errorf("last started at %d, its parents stopped at %d", a.StartTime, lastEnd)
+	}
+}
+
+func TestRetries(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"flaky": e2etest.Sh(`echo attempt $CARAVAN_ATTEMPT; test $CARAVAN_ATTEMPT -eq 3`).With("maxRetries", 5).With("retryIntervalSeconds", 1),
+		"after": e2etest.Sh("true").After("flaky"),
+	}))
+	s.AwaitTask(run, "flaky", "RETRY")
+	s.Await(run, "COMPLETED")
+	a := s.Get(run).TaskAttempts["flaky"]
+	if len(a) != 3 {
+		t.Fatalf("attempts: %+v", a)
+	}
+	for i := range a {
+		if a[i].Attempt != i+1 || a[i].OutputLog != fmt.Sprintf("attempt %d\n", i+1) || (a[i].RC == 0) != (i == 2) {
+			t.Errorf("attempt %d: %+v", i+1, a[i])
+		}
+		if i > 0 {
+			if gap := time.Duration(a[i].StartTime - a[i-1].StopTime); gap < time.Second {
+				t.Errorf("attempt %d began %v after the one before, want at least 1s", i+1, gap)
+			}
+		}
+	}
+}
+
+func TestErroredAtOnceAndBranchesGoOn(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"bad":    e2etest.Sh("exit 7").With("maxRetries", 1).With("retryIntervalSeconds", 0),
+		"never":  e2etest.Sh("true").After("bad"),
+		"branch": e2etest.Sh("true"), "leaf": e2etest.Sh("true").After("branch"),
+		// After the last attempt there is no wait: an interval of an hour that is
+		// never used.
+		"once":   e2etest.Sh("exit 1").With("retryIntervalSeconds", 3600),
+		"killed": e2etest.Sh("kill -9 $$"),
+		"absent": e2etest.Task{"job": map[string]any{"command": []string{"/no/such/program"}}},
+	}))
+	s.Await(run, "ERRORED")
+	doc := s.Get(run)
+	for name, want := range map[string]string{
+		"bad": "ERRORED", "never": "QUEUED", "branch": "COMPLETED", "leaf": "COMPLETED",
+		"once": "ERRORED", "killed": "ERRORED", "absent": "ERRORED",
+	} {
+		if got := doc.TaskStates[name]; got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	for name, want := range map[string][]int{"bad": {7, 7}, "once": {1}, "killed": {137}, "absent": {-1}} {
+		var got []int
+		for _, a := range doc.TaskAttempts[name] {
+			got = append(got, a.RC)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: rc %v, want %v", name, got, want)
+		}
+	}
+	if log := doc.TaskAttempts["absent"][0].ExecutorLog; !strings.Contains(log, "/no/such/program") {
+		t.Errorf("executorLog of a program that is not there: %q", log)
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"slow": e2etest.Sh("sleep 300").Job("timeoutSeconds", 1)}))
+	s.Await(run, "ERRORED")
+	a := s.Get(run).TaskAttempts["slow"]
+	if len(a) != 1 || a[0].RC == 0 || !strings.Contains(strings.ToLower(a[0].ExecutorLog), "time") {
+		t.Errorf("attempts: %+v", a)
+	}
+	if took := time.Duration(a[0].StopTime - a[0].StartTime); took < time.Second || took > 10*time.Second {
+		t.Errorf("ended after %v, want 1 s", took)
+	}
+}
+
+func TestEnvironmentOfATask(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Env("SECRET=of the server"))
+	dir := t.TempDir()
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"env": e2etest.Sh("env; pwd").Job("environment", []string{"OWN=1"}).Job("workDir", dir),
+	}))
+	out := run.TaskAttempts["env"][0].OutputLog
+	for _, want := range []string{"OWN=1\n", fmt.Sprintf("CARAVAN_RUN_ID=%d\n", run.RunID), "CARAVAN_TASK=env\n", "CARAVAN_ATTEMPT=1\n", dir + "\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not in the task's environment:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "SECRET") {
+		t.Errorf("the server's environment leaks into a task:\n%s", out)
+	}
+}
+
+func TestGenerator(t *testing.T) {
+	s, dir := e2etest.Start(t), t.TempDir()
+	inner := `{"deep": {"job": {"commandString": "touch ` + dir + `/deep"}}}`
+	set := `{
+	  "a": {"job": {"commandString": "touch ` + dir + `/a-{{N}}"}},
+	  "b": {"job": {"commandString": "test -e ` + dir + `/a-0 && touch ` + dir + `/b"}, "parents": ["a"]},
+	  "nested": {"isGenerator": true, "job": {"commandString": "cat ` + dir + `/inner"}, "parents": ["b"]}
+	}`
+	for name, text := range map[string]string{"set": set, "inner": inner} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"gen":  e2etest.Sh("cat "+dir+"/set").With("isGenerator", true),
+		"last": e2etest.Sh("ls " + dir).After("gen"),
+	}).With("parameters", map[string]any{"N": []string{"0", "1"}}))
+	if got := run.TaskAttempts["last"][0].OutputLog; got != "a-0\na-1\nb\ndeep\ninner\nset\n" {
+		t.Errorf("what the generator's child saw: %q", got)
+	}
+	for _, name := range []string{"gen", "a_0", "a_1", "b", "nested", "deep", "last"} {
+		if run.TaskStates[name] != "COMPLETED" {
+			t.Errorf("%s is %q", name, run.TaskStates[name])
+		}
+	}
+
+	t.Run("refused output", func(t *testing.T) {
+		for name, out := range map[string]string{
+			"no JSON":    `hello`,
+			"clash":      `{"gen": {"job": {"commandString": "true"}}}`,
+			"cycle":      `{"x": {"job": {"commandString": "true"}, "parents": ["y"]}, "y": {"job": {"commandString": "true"}, "parents": ["x"]}}`,
+			"token":      `{"x": {"job": {"commandString": "{{NONE}}"}}}`,
+			"unknown":    `{"x": {"job": {"commandString": "true"}, "parents": ["nobody"]}}`,
+			"late edge":  `{"x": {"job": {"commandString": "true"}, "children": ["early"]}}`,
+			"null":       `{"x": null}`,
+			"not object": `["x"]`,
+		} {
+			file := filepath.Join(dir, "refused")
+			if err := os.WriteFile(file, []byte(out), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+				"early": e2etest.Sh("true"), "gen": e2etest.Sh("cat "+file).With("isGenerator", true).After("early"),
+			}))
+			s.Await(run, "ERRORED")
+			a := s.Get(run).TaskAttempts["gen"]
+			if len(a) != 1 || a[0].ExecutorLog == "" {
+				t.Errorf("%s: attempts %+v, want one with a reason", name, a)
+			}
+		}
+	})
+}
+
+func TestPauseAndResume(t *testing.T) {
+	s := e2etest.Start(t)
+	dir := t.TempDir()
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh("while ! test -e " + dir + "/go; do sleep 0.02; done"),
+		"b": e2etest.Sh("true").After("a"),
+		"r": e2etest.Sh("test $CARAVAN_ATTEMPT -gt 1").With("maxRetries", 1).With("retryIntervalSeconds", 1),
+	}))
+	s.AwaitTask(run, "a", "RUNNING")
+	s.AwaitTask(run, "r", "RETRY")
+	s.Want(200, "PATCH", e2etest.Path(run, "/state/PAUSED"), "")
+	if got := s.State(run); got != "PAUSED" {
+		t.Errorf("after PATCH the run is %s", got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.AwaitTask(run, "a", "COMPLETED") // what runs may finish
+	s = s.Crash()                      // a pause survives
+	if got := s.State(run); got != "PAUSED" {
+		t.Errorf("after a crash the paused run is %s", got)
+	}
+	// Another run takes its way meanwhile, longer than the retry's second.
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 1.2")}))
+	doc := s.Get(run)
+	if doc.TaskStates["b"] != "QUEUED" || doc.TaskStates["r"] != "RETRY" {
+		t.Errorf("in the paused run: %v", doc.TaskStates)
+	}
+	s.Want(200, "PATCH", e2etest.Path(run, "/state/RUNNING"), "")
+	s.Await(run, "COMPLETED")
+	var states []string
+	for _, c := range s.Get(run).DagStateChanges {
+		states = append(states, c.State)
+	}
+	if got := strings.Join(states, " "); got != "QUEUED RUNNING PAUSED RUNNING COMPLETED" {
+		t.Errorf("dagStateChanges: %s", got)
+	}
+}
+
+func TestRestartKeepsWhatIsDone(t *testing.T) {
+	s, dir := e2etest.Start(t), t.TempDir()
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"gen":  e2etest.Sh(`echo x >> `+dir+`/gen; echo '{"made": {"job": {"commandString": "echo x >> `+dir+`/made"}}}'`).With("isGenerator", true),
+		"bad":  e2etest.Sh("test -e "+dir+"/go").With("maxRetries", 1).After("gen"),
+		"last": e2etest.Sh("true").After("bad"),
+	}))
+	s.Await(run, "ERRORED")
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ RunID uint64 }
+	s.Want(200, "PATCH", e2etest.Path(run, "/state/QUEUED"), "").Decode(t, &got)
+	if got.RunID != run {
+		t.Errorf("PATCH answered run %d for run %d", got.RunID, run)
+	}
+	s.Await(run, "COMPLETED")
+	for _, name := range []string{"gen", "made"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || string(text) != "x\n" {
+			t.Errorf("%s ran %d times (%v), want once", name, strings.Count(string(text), "x"), err)
+		}
+	}
+	if a := s.Get(run).TaskAttempts["bad"]; len(a) != 3 || a[2].Attempt != 3 || a[2].RC != 0 {
+		t.Errorf("attempts of bad: %+v, want 1, 2 failed and 3 succeeded", a)
+	}
+	s.Want(409, "PATCH", e2etest.Path(run, "/state/QUEUED"), "")
+}
+
+func TestMoreThanTheMachine(t *testing.T) {
+	s := e2etest.Start(t)
+	r := s.Want(400, "POST", "/v1/dagrun", e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"big": e2etest.Sh("true").Job("cores", "3")})))
+	for _, n := range []string{"3", "2"} {
+		if !strings.Contains(string(r.Body), n) {
+			t.Errorf("the refusal does not name %s: %s", n, r.Body)
+		}
+	}
+	// Two cores: the two-core task waits for both of the others and is not starved.
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"small": e2etest.Sh("echo {{N}}").Job("cores", 1), "large": e2etest.Sh("true").Job("cores", 2).Job("memoryMB", 4000),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(50)}))
+}
