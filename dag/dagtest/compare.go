@@ -1,0 +1,180 @@
+package dagtest
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// words writes effects as text, sorted.
+func words(effects []dag.Effect) []string {
+	var out []string
+	for _, e := range effects {
+		out = append(out, strings.TrimPrefix(fmt.Sprintf("%T%+v", e, e), "dag."))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// compare holds effects and state of the run against the oracle's, and keeps
+// the books of the driver's side.
+func (p *player) compare(want, got []dag.Effect) error {
+	if w, g := words(want), words(got); !slices.Equal(w, g) {
+		return fmt.Errorf("effects\n got %s\nwant %s", strings.Join(g, "; "), strings.Join(w, "; "))
+	}
+	for i, e := range got {
+		switch e := e.(type) {
+		case dag.Signal:
+			p.asked[e.Task] = true
+		case dag.Cancel:
+			p.asked[e.Task] = true
+		case dag.Start:
+			delete(p.asked, e.Task)
+		case dag.RunChanged:
+			if p.oracle.Final() && i != len(got)-1 {
+				return fmt.Errorf("%+v is not the last effect", e)
+			}
+		}
+	}
+	return p.compareState()
+}
+
+func (p *player) compareState() error {
+	r, o := p.run, p.oracle
+	r.Check()
+	if got, want := int(r.Plan().Tasks), len(o.Order); got != want {
+		return fmt.Errorf("%d tasks, want %d", got, want)
+	}
+	if r.State() != o.State {
+		return fmt.Errorf("the run is %s, want %s", r.State(), o.State)
+	}
+	if !slices.Equal(r.Changes(), o.Changes) {
+		return fmt.Errorf("state changes %v, want %v", r.Changes(), o.Changes)
+	}
+	if r.Counts() != o.Counts() {
+		return fmt.Errorf("counts %v, want %v", r.Counts(), o.Counts())
+	}
+	if r.KillRequested() != o.Killing {
+		return fmt.Errorf("kill requested: %v", r.KillRequested())
+	}
+	for _, to := range []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunKilled} {
+		if err := r.Allowed(to); (err == nil) != o.Allowed(to) {
+			return fmt.Errorf("from %s to %s: %v", o.State, to, err)
+		}
+	}
+	states := r.States(nil, 0, r.Plan().Tasks)
+	var live, wantLive []string
+	for i, name := range o.Order {
+		t, task := o.Tasks[name], uint32(i)
+		if got := r.TaskState(task); got != t.State || states[i] != got {
+			return fmt.Errorf("%s is %d (%d by States), want %d", name, got, states[i], t.State)
+		}
+		if got := r.Attempt(task); got != t.Attempt {
+			return fmt.Errorf("%s is at attempt %d, want %d", name, got, t.Attempt)
+		}
+		if t.live() {
+			wantLive = append(wantLive, fmt.Sprint(task, t.Attempt, uint8(t.State), t.Killing))
+		}
+	}
+	r.Live(func(task, attempt uint32, s dag.TaskState) {
+		live = append(live, fmt.Sprint(task, attempt, uint8(s), r.TaskKillRequested(task)))
+	})
+	if !slices.Equal(live, wantLive) {
+		return fmt.Errorf("live (task, attempt, state, kill) %q, want %q", live, wantLive)
+	}
+	return nil
+}
+
+// promises checks what is promised to users, with no look at the oracle's
+// states: only its graph, the run's states before the event, and the effects.
+func (p *player) promises(e dag.Event, before []dag.TaskState, got []dag.Effect) error {
+	r, o := p.run, p.oracle
+	for i, s := range before {
+		if s == dag.TaskCompleted && r.TaskState(uint32(i)) != s {
+			return fmt.Errorf("%s was COMPLETED and is %s", o.Order[i], r.TaskState(uint32(i)))
+		}
+	}
+	if g, is := e.(dag.Grant); is {
+		p.held[g.Class] += g.N
+	}
+	for _, effect := range got {
+		switch effect := effect.(type) {
+		case dag.Release:
+			p.held[effect.Class] -= effect.N
+		case dag.Start:
+			t := o.at(effect.Task)
+			for parent := range t.Parents {
+				if s := before[slices.Index(o.Order, parent)]; s != dag.TaskCompleted {
+					return fmt.Errorf("%s starts, its parent %s is %s", t.Name, parent, s)
+				}
+			}
+			if before[effect.Task] != dag.TaskQueued {
+				return fmt.Errorf("%s starts and was %s", t.Name, before[effect.Task])
+			}
+			if effect.Attempt != t.Attempt+1 {
+				return fmt.Errorf("%s starts attempt %d after %d", t.Name, effect.Attempt, t.Attempt)
+			}
+		}
+	}
+	live := map[int]int{}
+	r.Live(func(task, _ uint32, _ dag.TaskState) { live[r.Plan().TemplateOf(task).Class]++ })
+	for class, n := range p.held {
+		if n != live[class] {
+			return fmt.Errorf("%d slots of class %d are held, %d attempts are live", n, class, live[class])
+		}
+	}
+	return nil
+}
+
+// comparePlans holds names, order and substitution against the oracle's.
+func (p *player) comparePlans() error {
+	plan, g := p.run.Plan(), p.oracle.Graph
+	if int(plan.Tasks) != len(g.Order) {
+		return fmt.Errorf("%d tasks are planned, want %d", plan.Tasks, len(g.Order))
+	}
+	for i, name := range g.Order {
+		task := plan.Task(uint32(i))
+		if task.Name != name {
+			return fmt.Errorf("task %d is called %q, want %q", i, task.Name, name)
+		}
+		if found, ok := plan.Find(name); !ok || found != uint32(i) {
+			return fmt.Errorf("Find(%q) = %d, %v; want %d", name, found, ok, i)
+		}
+		if n := g.Tasks[name]; !slices.Equal(task.Command, n.Command) || !slices.Equal(task.Environment, n.Environment) {
+			return fmt.Errorf("%s is %q with %q, want %q with %q", name, task.Command, task.Environment, n.Command, n.Environment)
+		}
+		if plan.Classes[plan.TemplateOf(uint32(i)).Class] != g.Tasks[name].Class {
+			return fmt.Errorf("%s is of class %v, want %v", name, plan.Classes[task.Template.Class], g.Tasks[name].Class)
+		}
+	}
+	return nil
+}
+
+func describe(s *dag.Spec, c dag.Config, l dag.Limits) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "LostLimit %d, MaxDepth %d, parameters %v", c.LostLimit, l.MaxDepth, s.Parameters)
+	if s.Defaults != nil {
+		fmt.Fprintf(&b, ", defaults %q", s.Defaults.Environment)
+	}
+	return b.String() + "\n" + describeTasks(s.Tasks)
+}
+
+func describeTasks(tasks []dag.TaskSpec) string {
+	var b strings.Builder
+	for _, t := range tasks {
+		fmt.Fprintf(&b, "  %s: %q %q %q parents %v children %v", t.Name, t.Job.Command, t.Job.CommandString, t.Job.Environment, t.Parents, t.Children)
+		if t.Retry.MaxRetries > 0 {
+			fmt.Fprintf(&b, " retries %d after %v * %v <= %v", t.Retry.MaxRetries, t.Retry.Interval, t.Retry.Backoff, t.Retry.MaxInterval)
+		}
+		if t.Generator {
+			b.WriteString(" generator")
+		}
+		if q := t.Job.Cores.Raw + t.Job.MemoryMB.Raw; q != "" {
+			fmt.Fprintf(&b, " cores %q memory %q", t.Job.Cores.Raw, t.Job.MemoryMB.Raw)
+		}
+		b.WriteString("\n")
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

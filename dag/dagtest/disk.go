@@ -1,0 +1,95 @@
+package dagtest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// disk is what a driver has made durable: the spec, generated sets, and of the
+// run a header, chunks, and the records since the header was cut.
+type disk struct {
+	spec    *dag.Spec
+	limits  dag.Limits
+	config  dag.Config
+	sets    []set
+	header  []byte
+	chunks  map[uint32][]byte
+	records [][]byte
+
+	// A snapshot that is being written: its header was taken when `from` records
+	// were there, and takes the place of the old one when todo is empty.
+	next []byte
+	from int
+	todo []uint32
+	pace int
+}
+
+// set is a generated set, as it was made durable.
+type set struct {
+	generator uint32
+	tasks     []dag.TaskSpec
+}
+
+func (d *disk) clone() *disk {
+	c := *d
+	c.sets, c.records, c.todo = slices.Clone(d.sets), slices.Clone(d.records), slices.Clone(d.todo)
+	c.chunks = maps.Clone(d.chunks)
+	return &c
+}
+
+// first writes the whole of a new run.
+func (d *disk) first(r *dag.Run) {
+	r.TakeRecords(nil)
+	d.header = r.AppendHeader(nil)
+	for chunk := uint32(0); chunk*dag.ChunkTasks < r.Plan().Tasks; chunk++ {
+		d.chunks[chunk] = r.AppendChunk(nil, chunk)
+		r.ClearDirty(chunk)
+	}
+}
+
+// cut begins a snapshot.
+func (d *disk) cut(r *dag.Run, pace int) {
+	if d.next != nil {
+		return
+	}
+	d.next, d.from, d.pace = r.AppendHeader(nil), len(d.records), pace
+	d.todo = r.DirtyChunks(1 << 20)
+}
+
+// commit makes what the run has written since the last time durable, in one
+// transaction with some chunks of a snapshot.
+func (d *disk) commit(r *dag.Run) {
+	if rec := r.TakeRecords(nil); len(rec) > 0 {
+		d.records = append(d.records, rec)
+	}
+	if d.next == nil {
+		return
+	}
+	for range min(d.pace, len(d.todo)) {
+		d.chunks[d.todo[0]] = r.AppendChunk(nil, d.todo[0])
+		r.ClearDirty(d.todo[0])
+		d.todo = d.todo[1:]
+	}
+	if len(d.todo) == 0 {
+		d.header, d.records, d.next = d.next, slices.Clone(d.records[d.from:]), nil
+	}
+}
+
+// recover makes a run of what is there. A snapshot that was not finished is
+// forgotten; the chunks which it wrote stay.
+func (d *disk) recover() (*dag.Run, error) {
+	d.next, d.todo = nil, nil
+	p, problems := dag.NewPlan(d.spec, d.limits)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	for _, s := range d.sets {
+		if p, problems = p.Extend(s.generator, s.tasks, func(int) bool { return false }); len(problems) > 0 {
+			return nil, fmt.Errorf("a set that was planned is refused at recovery: %w", problems)
+		}
+	}
+	return dag.Recover(p, d.config, d.header, func(i uint32) []byte { return d.chunks[i] }, d.records)
+}

@@ -1,0 +1,319 @@
+package dagtest
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// Graph is a spec with everything spelled out: all tasks, all edges. It is
+// immutable; Extend returns another one.
+type Graph struct {
+	params   []dag.Parameter
+	defaults *dag.Job
+	maxDepth int
+	defs     []*def
+	edges    []defEdge
+	Order    []string         // task names by index
+	Tasks    map[string]*Node // by name
+}
+
+// Node is one expanded task. It is immutable.
+type Node struct {
+	Name        string
+	Def         string            // the task as defined
+	Values      map[string]string // of the list parameters that it expands over
+	Parents     map[string]bool   // names of the tasks it waits for
+	Command     []string
+	Environment []string
+	Class       dag.Class
+	Retry       dag.RetryPolicy
+	Generator   bool
+}
+
+// def is one task as defined.
+type def struct {
+	name      string
+	job       dag.Job
+	retry     dag.RetryPolicy
+	generator bool
+	depth     int
+	tasks     []string
+	axes      []string
+}
+
+// defEdge is an edge between two definitions.
+type defEdge struct {
+	parent, child string
+	match         []string // sorted; nil = all to all
+	only          string   // the generator's task that the child hangs on; "" = all tasks of parent
+}
+
+// NewGraph expands a spec, or says why it is refused (one reason).
+func NewGraph(s *dag.Spec, l dag.Limits) (*Graph, error) {
+	g := &Graph{params: s.Parameters, defaults: s.Defaults, maxDepth: cmp.Or(l.MaxDepth, 16)}
+	if err := g.add(s.Tasks, 0); err != nil {
+		return nil, err
+	}
+	return g, g.connect()
+}
+
+// Extend adds what a generator's task made. Started tells of a definition
+// whether any task of it was started.
+func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def string) bool) (*Graph, error) {
+	made := g.def(g.Tasks[generator].Def)
+	next := &Graph{params: g.params, defaults: g.defaults, maxDepth: g.maxDepth}
+	next.defs = slices.Clone(g.defs)
+	next.edges = slices.Clone(g.edges)
+	old := len(next.edges)
+	if len(tasks) > 0 && made.depth+1 > g.maxDepth {
+		return nil, fmt.Errorf("generators are nested deeper than %d", g.maxDepth)
+	}
+	if err := next.add(tasks, made.depth+1); err != nil {
+		return nil, err
+	}
+	isNew := map[string]bool{}
+	for _, t := range tasks {
+		isNew[t.Name] = true
+	}
+	for _, e := range next.edges[old:] {
+		if !isNew[e.child] && started(e.child) {
+			return nil, fmt.Errorf("edge into %q, which has started", e.child)
+		}
+	}
+	// The generator's children wait for all that it made.
+	for _, e := range g.edges {
+		if e.parent != made.name || e.only != "" {
+			continue
+		}
+		for _, t := range tasks {
+			next.edges = append(next.edges, defEdge{parent: t.Name, child: e.child})
+		}
+	}
+	// Without parents of its own it hangs on the generator.
+	for _, t := range tasks {
+		if !slices.ContainsFunc(next.edges, func(e defEdge) bool { return e.child == t.Name }) {
+			next.edges = append(next.edges, defEdge{parent: made.name, child: t.Name, only: generator})
+		}
+	}
+	return next, next.connect()
+}
+
+func (g *Graph) def(name string) *def {
+	for _, d := range g.defs {
+		if d.name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// Defs lists the names of the tasks as defined, in order.
+func (g *Graph) Defs() []string {
+	var names []string
+	for _, d := range g.defs {
+		names = append(names, d.name)
+	}
+	return names
+}
+
+// TasksOf lists the expanded names of one definition, in order.
+func (g *Graph) TasksOf(name string) []string { return g.def(name).tasks }
+
+// IsGenerator tells it of one definition.
+func (g *Graph) IsGenerator(name string) bool { return g.def(name).generator }
+
+// add takes new definitions and the edges that they name.
+func (g *Graph) add(tasks []dag.TaskSpec, depth int) error {
+	for _, t := range tasks {
+		if g.def(t.Name) != nil {
+			return fmt.Errorf("%q is defined twice", t.Name)
+		}
+		d := &def{name: t.Name, job: g.effective(t.Job), retry: t.Retry, generator: t.Generator, depth: depth}
+		text := strings.Join(append(slices.Concat(d.job.Command, d.job.Environment), d.job.CommandString, d.job.WorkDir), " ")
+		for _, p := range g.params {
+			if p.List && strings.Contains(text, "{{"+p.Name+"}}") {
+				d.axes = append(d.axes, p.Name)
+			}
+		}
+		slices.Sort(d.axes)
+		g.defs = append(g.defs, d)
+	}
+	for _, t := range tasks {
+		for _, e := range t.Parents {
+			g.edge(e.Task, t.Name, e.Match)
+		}
+		for _, e := range t.Children {
+			g.edge(t.Name, e.Task, e.Match)
+		}
+	}
+	return nil
+}
+
+// edge adds an edge once; of a plain one and one with match, the latter holds.
+func (g *Graph) edge(parent, child string, match []string) {
+	match = slices.Compact(slices.Sorted(slices.Values(match)))
+	for i := range g.edges {
+		e := &g.edges[i]
+		if e.parent == parent && e.child == child && (len(match) == 0 || len(e.match) == 0 || slices.Equal(match, e.match)) {
+			if len(match) > 0 {
+				e.match = match
+			}
+			return
+		}
+	}
+	g.edges = append(g.edges, defEdge{parent: parent, child: child, match: match})
+}
+
+func (g *Graph) effective(j dag.Job) dag.Job {
+	d := g.defaults
+	if d == nil {
+		d = &dag.Job{}
+	}
+	if j.Command == nil && !j.HasString {
+		j.Command, j.CommandString, j.HasString = d.Command, d.CommandString, d.HasString
+	}
+	if !j.HasEnv {
+		j.Environment = d.Environment
+	}
+	if j.Cores.Raw == "" {
+		j.Cores = d.Cores
+	}
+	if j.Cores.Raw == "" {
+		j.Cores.Milli = 1000
+	}
+	if j.MemoryMB.Raw == "" {
+		j.MemoryMB = d.MemoryMB
+	}
+	j.Executor = cmp.Or(j.Executor, d.Executor, "process")
+	return j
+}
+
+// connect makes all tasks and all edges between them.
+func (g *Graph) connect() error {
+	g.Order, g.Tasks = nil, map[string]*Node{}
+	for _, d := range g.defs {
+		if err := g.expand(d); err != nil {
+			return err
+		}
+	}
+	seen := map[[2]string]string{}
+	for _, e := range g.edges {
+		parent, child := g.def(e.parent), g.def(e.child)
+		if parent == nil || child == nil {
+			return fmt.Errorf("edge %q -> %q: unknown task", e.parent, e.child)
+		}
+		if m := strings.Join(e.match, " "); m != "" {
+			ends := [2]string{e.parent, e.child}
+			if other := seen[ends]; other != "" && other != m {
+				return fmt.Errorf("edge %q -> %q: two matches", e.parent, e.child)
+			}
+			seen[ends] = m
+			if parent.generator {
+				return fmt.Errorf("edge %q -> %q: match of a generator", e.parent, e.child)
+			}
+		}
+		for _, m := range e.match {
+			if !slices.Contains(parent.axes, m) || !slices.Contains(child.axes, m) {
+				return fmt.Errorf("edge %q -> %q: no match over %q", e.parent, e.child, m)
+			}
+		}
+		for _, c := range child.tasks {
+			for _, p := range parent.tasks {
+				if (e.only == "" || e.only == p) && same(g.Tasks[p], g.Tasks[c], e.match) {
+					g.Tasks[c].Parents[p] = true
+				}
+			}
+		}
+	}
+	return g.cycle()
+}
+
+func same(a, b *Node, match []string) bool {
+	for _, m := range match {
+		if a.Values[m] != b.Values[m] {
+			return false
+		}
+	}
+	return true
+}
+
+func (g *Graph) expand(d *def) error {
+	d.tasks = nil
+	rows := []map[string]string{{}}
+	for _, axis := range d.axes {
+		var wider []map[string]string
+		for _, row := range rows {
+			for _, v := range g.param(axis).Values {
+				r := maps.Clone(row)
+				r[axis] = v
+				wider = append(wider, r)
+			}
+		}
+		rows = wider
+	}
+	for i, row := range rows {
+		n := &Node{Name: d.name, Def: d.name, Values: row, Parents: map[string]bool{}, Retry: d.retry, Generator: d.generator}
+		if len(d.axes) > 0 {
+			n.Name = fmt.Sprintf("%s_%d", d.name, i)
+		}
+		if g.Tasks[n.Name] != nil {
+			return fmt.Errorf("two tasks would be called %q", n.Name)
+		}
+		n.Class = dag.Class{Executor: d.job.Executor, CoresMilli: d.job.Cores.Milli, MemoryMilli: d.job.MemoryMB.Milli}
+		n.Command = g.substitute(d.job.Command, row)
+		n.Environment = g.substitute(d.job.Environment, row)
+		g.Tasks[n.Name] = n
+		g.Order = append(g.Order, n.Name)
+		d.tasks = append(d.tasks, n.Name)
+	}
+	return nil
+}
+
+func (g *Graph) param(name string) dag.Parameter {
+	for _, p := range g.params {
+		if p.Name == name {
+			return p
+		}
+	}
+	return dag.Parameter{}
+}
+
+func (g *Graph) substitute(words []string, row map[string]string) []string {
+	var out []string
+	for _, w := range words {
+		for _, p := range g.params {
+			v := p.Values[0]
+			if p.List {
+				v = row[p.Name]
+			}
+			w = strings.ReplaceAll(w, "{{"+p.Name+"}}", v)
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// cycle finds one by taking away definitions whose parents are all gone.
+func (g *Graph) cycle() error {
+	gone := map[string]bool{}
+	for {
+		before := len(gone)
+		for _, d := range g.defs {
+			free := !slices.ContainsFunc(g.edges, func(e defEdge) bool { return e.child == d.name && !gone[e.parent] })
+			if free {
+				gone[d.name] = true
+			}
+		}
+		if len(gone) == len(g.defs) {
+			return nil
+		}
+		if len(gone) == before {
+			return fmt.Errorf("a cycle")
+		}
+	}
+}

@@ -1,0 +1,156 @@
+package dagtest
+
+import (
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+)
+
+// Kind says what an operation does. Which task, how many slots: A and B choose,
+// modulo what is possible at that moment; what is not possible is passed over.
+type Kind uint8
+
+// The kinds of operations.
+const (
+	OpGrant    Kind = iota // A class, B slots
+	OpStarted              // A task
+	OpOK                   // A task; of a generator: A, B its output
+	OpFail                 // A task
+	OpLost                 // A task
+	OpRevoked              // A task, of those that may be
+	OpDue                  // A task; the clock goes to its due time
+	OpEarly                // A task; RetryDue before its time, or for another attempt
+	OpStale                // A one of the events so far, once more
+	OpTick                 // the clock goes on by A/64 s
+	OpKillTask             // A task
+	OpPause                //
+	OpResume               //
+	OpRestart              //
+	OpKill                 //
+	OpCut                  // a snapshot begins: A chunks are written with each event
+	OpCrash                // the newest A % 3 events are lost; then B: which live attempts are adopted
+	numKinds
+)
+
+var kindNames = [numKinds]string{"grant", "started", "ok", "fail", "lost", "revoked", "due", "early", "stale",
+	"tick", "killtask", "pause", "resume", "restart", "kill", "cut", "crash"}
+
+// weights of the kinds in a random script.
+var weights = [numKinds]int{24, 16, 30, 14, 4, 8, 10, 2, 6, 8, 2, 2, 5, 5, 1, 2, 2}
+
+func (k Kind) String() string { return kindNames[k] }
+
+// Op is one operation of a script.
+type Op struct {
+	Kind Kind
+	A, B uint8
+}
+
+// Script is a whole test as data.
+type Script struct {
+	Spec []byte // see Source and Spec
+	Ops  []Op
+}
+
+// Random makes a script.
+func Random(seed uint64, ops int) Script {
+	r := rand.New(rand.NewPCG(seed, 1))
+	s := Script{Spec: make([]byte, 120)}
+	for i := range s.Spec {
+		s.Spec[i] = byte(r.Uint32())
+	}
+	var kinds []Kind
+	for k, w := range weights {
+		kinds = append(kinds, slices.Repeat([]Kind{Kind(k)}, w)...)
+	}
+	for range ops {
+		s.Ops = append(s.Ops, Op{kinds[r.IntN(len(kinds))], byte(r.Uint32()), byte(r.Uint32())})
+	}
+	return s
+}
+
+// Decode reads a script from bytes; any bytes are one. The first byte is the
+// length of the spec's, then three bytes an operation.
+func Decode(b []byte) Script {
+	var s Script
+	if len(b) == 0 {
+		return s
+	}
+	n := min(int(b[0]), len(b)-1)
+	s.Spec, b = b[1:1+n], b[1+n:]
+	for ; len(b) >= 3; b = b[3:] {
+		s.Ops = append(s.Ops, Op{Kind(b[0]) % numKinds, b[1], b[2]})
+	}
+	return s
+}
+
+// Encode is the reverse of Decode.
+func (s Script) Encode() []byte {
+	b := append([]byte{byte(len(s.Spec))}, s.Spec...)
+	for _, op := range s.Ops {
+		b = append(b, byte(op.Kind), op.A, op.B)
+	}
+	return b
+}
+
+// String is the script in hex, as the flag -dag.script takes it.
+func (s Script) String() string { return hex.EncodeToString(s.Encode()) }
+
+// Parse reads what String wrote.
+func Parse(text string) (Script, error) {
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		return Script{}, fmt.Errorf("script: %w", err)
+	}
+	return Decode(b), nil
+}
+
+// Shrink looks for a smaller script that still fails, by leaving out ever
+// smaller parts of the operations and of the spec, and by making bytes zero.
+// It plays at most the given number of scripts.
+func Shrink(s Script, plays int, fails func(Script) bool) Script {
+	try := func(t Script) bool {
+		if plays == 0 {
+			return false
+		}
+		plays--
+		if fails(t) {
+			s = t
+			return true
+		}
+		return false
+	}
+	for again := true; again && plays > 0; {
+		again = false
+		for size := len(s.Ops); size >= 1; size /= 2 {
+			for at := 0; at+size <= len(s.Ops); {
+				if try(Script{s.Spec, slices.Delete(slices.Clone(s.Ops), at, at+size)}) {
+					again = true
+				} else {
+					at += size
+				}
+			}
+		}
+		for size := len(s.Spec); size >= 1; size /= 2 {
+			if size <= len(s.Spec) && try(Script{s.Spec[:len(s.Spec)-size], s.Ops}) {
+				again = true
+			}
+		}
+		for i := range s.Spec {
+			if i < len(s.Spec) && s.Spec[i] != 0 {
+				zeroed := slices.Clone(s.Spec)
+				zeroed[i] = 0
+				again = try(Script{zeroed, s.Ops}) || again
+			}
+		}
+		for i := range s.Ops {
+			if s.Ops[i].A|s.Ops[i].B != 0 {
+				zeroed := slices.Clone(s.Ops)
+				zeroed[i].A, zeroed[i].B = 0, 0
+				again = try(Script{s.Spec, zeroed}) || again
+			}
+		}
+	}
+	return s
+}
