@@ -26,7 +26,9 @@ type Plan struct {
 	Tasks      uint32      // tasks in all
 	Sets       int         // generated sets that were added by Extend
 	names      nameIndex
-	limits     Limits
+	limits     Limits   // defaults applied
+	defaults   *Job     // jobDefaults, for what is generated
+	bases      []uint32 // Template.Base, side by side
 }
 
 // Template is one task as defined. It is immutable.
@@ -44,7 +46,9 @@ type Template struct {
 	Generator bool
 	Depth     int  // 0 for submitted tasks, n+1 for what a generator of depth n made
 	Set       int  // 0 for submitted tasks, else the number (1, 2, …) of its generated set
+	Origin    int  // the template of the generator that made it; -1 for submitted tasks
 	Job       *Job // effective: jobDefaults applied; tokens not substituted
+	tokens    []token
 }
 
 // Edge is one end of a dependency between two templates. Match is nil when

@@ -1,15 +1,279 @@
 package dag
 
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+	"strconv"
+)
+
+// Defaults of Limits.
+const (
+	defaultMaxTasks = 10_000_000
+	defaultMaxDepth = 16
+	// Whatever the limits say: indexes of tasks and templates fit in an int32.
+	mostTasks = math.MaxInt32
+)
+
+func (l Limits) withDefaults() Limits {
+	if l.MaxTasks <= 0 {
+		l.MaxTasks = defaultMaxTasks
+	}
+	l.MaxTasks = min(l.MaxTasks, mostTasks)
+	if l.MaxDepth <= 0 {
+		l.MaxDepth = defaultMaxDepth
+	}
+	return l
+}
+
+func (l *Limits) knows(executor string) bool {
+	if l.Executors == nil {
+		return executor == executorProcess || executor == executorNoop
+	}
+	return slices.Contains(l.Executors, executor)
+}
+
+// planner makes a plan, or the list of everything that is wrong.
+type planner struct {
+	Collector
+	plan    *Plan
+	prefix  string     // JSON pointer of the object that holds the tasks
+	first   int        // plan.Templates[first:] are new
+	specs   []TaskSpec // of the new templates
+	slab    []Template // the new templates
+	total   uint64     // tasks, saturated
+	edges   []edge
+	matched [][]int // parameters of one-to-one edges; edge.match indexes it
+	classes map[Class]int
+	scratch []token
+	started func(template int) bool // of templates that were there before
+	repeats map[int]repeat          // answers of repeated
+}
+
 // NewPlan validates a spec as a graph and lays out its templates. It reports
-// everything that is wrong; the plan is nil when anything is.
+// everything that is wrong; the plan is nil when anything is. Problem.Limit is
+// set on what is too large rather than wrong.
 func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
-	return nil, Problems{{Message: "not planned"}}
+	b := planner{
+		prefix: "/tasks",
+		specs:  s.Tasks,
+		plan: &Plan{
+			Tag: s.Tag, Tags: s.Tags, Parameters: s.Parameters,
+			limits: l.withDefaults(), defaults: s.Defaults,
+		},
+	}
+	if s.Defaults != nil {
+		b.checkDefaults(s.Defaults)
+	}
+	b.addTemplates(-1)
+	b.collectEdges()
+	return b.finish()
 }
 
 // Extend adds what a task of a generator generated: a new plan, p is unchanged.
 // The templates that get edges are new values, the others are shared. Started
 // tells whether any task of a template was ever granted a slot: such a template
 // gets no new parents. Pointers of problems are those of the generator's output.
+//
+// The set's own edges are kept. A template of it without parents hangs on the
+// generator's template, and what waits for the generator waits for every new
+// template too, except what the same generator made before.
+//
+// A task that is of no generator is a bug of the caller and panics.
 func (p *Plan) Extend(generator uint32, tasks []TaskSpec, started func(template int) bool) (*Plan, Problems) {
-	return nil, Problems{{Message: "not planned"}}
+	g := p.TemplateOf(generator)
+	if !g.Generator {
+		panic(fmt.Sprintf("dag: extended by task %d of %q, which is no generator", generator, g.Name))
+	}
+	next := *p
+	next.Sets++
+	b := planner{
+		plan: &next, first: len(p.Templates), specs: tasks,
+		total: uint64(p.Tasks), started: started,
+	}
+	if depth := g.Depth + 1; depth > p.limits.MaxDepth && len(tasks) > 0 {
+		b.problem("", fmt.Sprintf("generators are nested %d deep, the limit is %d", depth, p.limits.MaxDepth))
+	}
+	b.addTemplates(g.Index)
+	b.collectEdges()
+	b.hang(g)
+	return b.finish()
+}
+
+func (b *planner) finish() (*Plan, Problems) {
+	b.dedupeEdges()
+	b.layOutEdges()
+	b.checkCycle()
+	b.checkTotal()
+	if b.Len() > 0 {
+		return nil, b.Problems()
+	}
+	b.plan.Tasks = uint32(b.total)
+	return b.plan, nil
+}
+
+func (b *planner) problem(pointer, message string) {
+	b.Add(Problem{Pointer: pointer, Message: message})
+}
+
+// at is the pointer of a new template's definition.
+func (b *planner) at(template int) string {
+	return b.prefix + "/" + EscapePointer(b.plan.Templates[template].Name)
+}
+
+// addTemplates appends the new templates to the plan, and finds what is wrong
+// with each by itself and with their names.
+func (b *planner) addTemplates(origin int) {
+	p := b.plan
+	n := len(b.specs)
+	b.slab = make([]Template, n)
+	p.Templates = append(make([]*Template, 0, b.first+n), p.Templates...)
+	p.bases = append(make([]uint32, 0, b.first+n), p.bases...)
+	p.Classes = slices.Clip(p.Classes)
+	p.Matches = slices.Clip(p.Matches)
+	var jobs []Job // effective ones, where there are defaults
+	if p.defaults != nil {
+		jobs = make([]Job, n)
+	}
+	depth := 0
+	if origin >= 0 {
+		depth = p.Templates[origin].Depth + 1
+	}
+	for i := range b.specs {
+		spec, t := &b.specs[i], &b.slab[i]
+		*t = Template{
+			Index: b.first + i, Name: spec.Name, Base: uint32(b.total), Job: &spec.Job,
+			Retry: spec.Retry, Generator: spec.Generator, Depth: depth, Set: p.Sets, Origin: origin,
+		}
+		p.Templates = append(p.Templates, t)
+		p.bases = append(p.bases, t.Base)
+		if jobs != nil {
+			jobs[i] = spec.Job.over(p.defaults)
+			t.Job = &jobs[i]
+		}
+		b.checkJob(t, spec)
+		b.expand(t, &spec.Job)
+	}
+	p.names = p.names.add(p.Templates, b.first)
+	b.checkNames()
+}
+
+// expand finds a template's tokens and axes and counts its tasks. Own is the job
+// without defaults: what is wrong in these is reported once, there.
+func (b *planner) expand(t *Template, own *Job) {
+	b.scanTokens(t.Job, func(field int) (string, bool) {
+		if !own.owns(t.Job, field) {
+			return "", false
+		}
+		return b.jobAt(t.Index) + own.pointerOf(t.Job, field), true
+	})
+	count := uint64(1)
+	if len(b.scratch) > 0 {
+		t.tokens = slices.Clone(b.scratch)
+		t.Axes, count = b.axes(t.tokens)
+		t.Expanded = len(t.Axes) > 0
+	}
+	t.Count = uint32(min(count, mostTasks))
+	sum, carry := bits.Add64(b.total, count, 0)
+	if carry != 0 {
+		sum = math.MaxUint64
+	}
+	b.total = sum
+}
+
+// axes are the list parameters among tokens, whose strides it sets, and the
+// product of their lengths, saturated.
+func (b *planner) axes(tokens []token) ([]int, uint64) {
+	lists := 0
+	for i := range tokens {
+		if b.plan.Parameters[tokens[i].param].List {
+			lists++
+		}
+	}
+	if lists == 0 {
+		return nil, 1
+	}
+	axes := make([]int, 0, lists)
+	for i := range tokens {
+		if k := int(tokens[i].param); b.plan.Parameters[k].List {
+			axes = append(axes, k)
+		}
+	}
+	slices.Sort(axes) // parameters are sorted by name
+	axes = slices.Compact(axes)
+	strides := make([]uint32, len(axes))
+	count := uint64(1)
+	for i := len(axes) - 1; i >= 0; i-- {
+		strides[i] = uint32(min(count, mostTasks))
+		over, product := bits.Mul64(count, uint64(len(b.plan.Parameters[axes[i]].Values)))
+		count = product
+		if over != 0 {
+			count = math.MaxUint64
+		}
+	}
+	for i := range tokens {
+		if b.plan.Parameters[tokens[i].param].List {
+			at, _ := slices.BinarySearch(axes, int(tokens[i].param))
+			tokens[i].stride = strides[at]
+		}
+	}
+	return axes, count
+}
+
+// checkNames finds two tasks that would get one name: defined twice, or defined
+// with a name that another one expands to.
+func (b *planner) checkNames() {
+	p := b.plan
+	expanded := false
+	for i := range b.slab {
+		t := &b.slab[i]
+		expanded = expanded || t.Expanded
+		if at := p.names.find(t.Name); at < b.first {
+			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" is already defined")
+		} else if at != t.Index {
+			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" is defined twice")
+		}
+		if other := b.expandsTo(t); other != nil {
+			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" has a name that "+Quote(other.Name)+" expands to")
+		}
+	}
+	if !expanded {
+		return
+	}
+	for _, t := range p.Templates[:b.first] {
+		if other := b.expandsTo(t); other != nil && other.Index >= b.first {
+			b.problem(b.at(other.Index), "task "+Quote(other.Name)+" expands to a name that is defined, "+Quote(t.Name))
+		}
+	}
+}
+
+// expandsTo is the template that expands to the name of t; nil when there is none.
+func (b *planner) expandsTo(t *Template) *Template {
+	base, local, ok := splitName(t.Name)
+	if !ok || t.Expanded {
+		return nil
+	}
+	i := b.plan.names.find(base)
+	if i < 0 || !b.plan.Templates[i].Expanded || local >= b.plan.Templates[i].Count {
+		return nil
+	}
+	return b.plan.Templates[i]
+}
+
+// checkTotal compares the number of tasks with the limit.
+func (b *planner) checkTotal() {
+	limit := uint64(b.plan.limits.MaxTasks)
+	if b.total <= limit {
+		return
+	}
+	number := strconv.FormatUint(b.total, 10)
+	if b.total == math.MaxUint64 {
+		number = "more than " + number
+	}
+	b.Add(Problem{
+		Pointer: b.prefix,
+		Message: "the run has " + number + " tasks, the limit is " + strconv.FormatUint(limit, 10),
+		Limit:   true,
+	})
 }

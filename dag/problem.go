@@ -1,6 +1,16 @@
 package dag
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
+
+// Bounds on what is said about a document, whatever is wrong with it.
+const (
+	maxProblems     = 1_000 // entries; one more says how many were left out
+	maxPointerBytes = 4_096 // longer pointers are cut to a place that encloses theirs
+	maxQuotedBytes  = 100   // of a name in a message
+)
 
 // Error is one line: the first problem, and how many more there are.
 func (p Problems) Error() string {
@@ -15,4 +25,60 @@ func (p Problems) Error() string {
 		text += " (and " + strconv.Itoa(len(p)-1) + " more)"
 	}
 	return text
+}
+
+// Collector gathers problems in the order in which they are found. It keeps
+// 1,000; a last entry says how many more there are. The zero value is ready.
+type Collector struct {
+	found Problems
+	more  int
+}
+
+// Add adds a problem, unless it is the one that was added last.
+func (c *Collector) Add(p Problem) {
+	if n := len(c.found); n > 0 && c.found[n-1] == p {
+		return
+	}
+	if len(c.found) >= maxProblems {
+		c.more++
+		return
+	}
+	if len(p.Pointer) > maxPointerBytes {
+		p.Pointer = p.Pointer[:strings.LastIndexByte(p.Pointer[:maxPointerBytes], '/')]
+	}
+	c.found = append(c.found, p)
+}
+
+// Full tells that a further problem would only be counted, so that its message
+// need not be made.
+func (c *Collector) Full() bool { return len(c.found) >= maxProblems }
+
+// Len is how many problems were added.
+func (c *Collector) Len() int { return len(c.found) + c.more }
+
+// Problems is everything that was added; nil when nothing was.
+func (c *Collector) Problems() Problems {
+	if c.more == 0 {
+		return c.found
+	}
+	last := Problem{Message: "and " + strconv.Itoa(c.more) + " more problems"}
+	return append(c.found[:len(c.found):len(c.found)], last)
+}
+
+// Quote is a name as messages show it: in double quotes, escaped, and cut when
+// it is long.
+func Quote(name string) string {
+	if len(name) <= maxQuotedBytes {
+		return strconv.Quote(name)
+	}
+	cut := strings.ToValidUTF8(name[:maxQuotedBytes], "")
+	return strconv.Quote(cut+"…") + " (" + strconv.Itoa(len(name)) + " bytes)"
+}
+
+// EscapePointer is a member's name as a segment of a JSON pointer (RFC 6901).
+func EscapePointer(name string) string {
+	if !strings.ContainsAny(name, "~/") {
+		return name
+	}
+	return strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 }

@@ -30,6 +30,9 @@ type TaskSpec struct {
 	Children  []EdgeSpec
 	Retry     RetryPolicy
 	Generator bool
+	// Faulty is set by a decoder that has already reported problems inside this
+	// task and left parts of it out: planning then does not report them as missing.
+	Faulty bool
 }
 
 // EdgeSpec names the other end of an edge, by its name as defined. Match is nil
@@ -47,6 +50,7 @@ type Job struct {
 	HasString     bool     // commandString was given (it may be empty)
 	Environment   []string // K=V, in the order submitted (an object: in the order of the document)
 	HasEnv        bool
+	EnvObject     bool // environment was submitted as an object (for pointers of problems)
 	WorkDir       string
 	Executor      string        // "" = "process"
 	Timeout       time.Duration // 0 = none

@@ -1,0 +1,281 @@
+package dag
+
+import (
+	"slices"
+	"strconv"
+)
+
+// edge is one mention of a dependency. From collectEdges on there may be several
+// of one edge; dedupeEdges leaves one.
+type edge struct {
+	parent, child int32
+	match         int32 // index into planner.matched; plain for all to all
+	owner         int32 // the template that mentions it; implied for a generator's
+	at            int32 // its place in the owner's parents, or ^place in its children
+}
+
+const (
+	plain   = -1
+	implied = -1
+)
+
+// collectEdges resolves what the new templates say about parents and children.
+func (b *planner) collectEdges() {
+	n := 0
+	for i := range b.specs {
+		n += len(b.specs[i].Parents) + len(b.specs[i].Children)
+	}
+	if n == 0 {
+		return
+	}
+	b.edges = make([]edge, 0, n)
+	for i := range b.specs {
+		owner := int32(b.first + i)
+		for k, end := range b.specs[i].Parents {
+			e := edge{child: owner, owner: owner, at: int32(k)}
+			b.addEdge(e, end)
+		}
+		for k, end := range b.specs[i].Children {
+			e := edge{parent: owner, owner: owner, at: ^int32(k)}
+			b.addEdge(e, end)
+		}
+	}
+}
+
+// addEdge adds an edge whose other end has only a name yet.
+func (b *planner) addEdge(e edge, end EdgeSpec) {
+	other := b.plan.names.find(end.Task)
+	if other < 0 {
+		b.problem(b.edgeAt(e), "unknown task "+Quote(end.Task))
+		return
+	}
+	if e.at >= 0 {
+		e.parent = int32(other)
+	} else {
+		e.child = int32(other)
+	}
+	if other < b.first && e.at < 0 && b.started(other) {
+		b.problem(b.edgeAt(e), "task "+Quote(end.Task)+" has already started")
+		return
+	}
+	e.match = plain
+	if len(end.Match) > 0 {
+		names, ok := b.resolveMatch(e, end.Match)
+		if !ok {
+			return
+		}
+		e.match = int32(len(b.matched))
+		b.matched = append(b.matched, names)
+	}
+	b.edges = append(b.edges, e)
+}
+
+// edgeAt is the pointer of an edge's mention.
+func (b *planner) edgeAt(e edge) string {
+	if e.at < 0 {
+		return b.at(int(e.owner)) + "/children/" + strconv.Itoa(int(^e.at))
+	}
+	return b.at(int(e.owner)) + "/parents/" + strconv.Itoa(int(e.at))
+}
+
+// resolveMatch is the parameters of a one-to-one edge, sorted, each once.
+func (b *planner) resolveMatch(e edge, names []string) (params []int, ok bool) {
+	parent, child := b.plan.Templates[e.parent], b.plan.Templates[e.child]
+	before := b.Len()
+	if parent.Generator {
+		b.problem(b.edgeAt(e), "generator "+Quote(parent.Name)+" cannot be matched one to one: its children wait for everything that it generates")
+	}
+	for i, name := range names {
+		if mistake := b.cannotMatch(parent, child, name); mistake != "" {
+			b.problem(b.edgeAt(e)+"/match/"+strconv.Itoa(i), mistake)
+		} else {
+			params = append(params, findParameter(b.plan.Parameters, name))
+		}
+	}
+	slices.Sort(params)
+	return slices.Compact(params), b.Len() == before
+}
+
+// cannotMatch says why the tasks of two templates cannot be matched by the values
+// of a parameter; "" when they can.
+func (b *planner) cannotMatch(parent, child *Template, name string) string {
+	i := findParameter(b.plan.Parameters, name)
+	if i < 0 {
+		return "unknown parameter " + Quote(name)
+	}
+	if !b.plan.Parameters[i].List {
+		return "parameter " + Quote(name) + " is no list"
+	}
+	for _, t := range []*Template{parent, child} {
+		if _, ok := slices.BinarySearch(t.Axes, i); !ok {
+			return "task " + Quote(t.Name) + " does not expand over " + Quote(name)
+		}
+	}
+	if twice, ok := b.repeated(i); ok {
+		return "parameter " + Quote(name) + " has the value " + Quote(twice) + " twice, tasks cannot be matched by it"
+	}
+	return ""
+}
+
+// repeated is a value that a list parameter has more than once.
+func (b *planner) repeated(param int) (value string, ok bool) {
+	if answer, known := b.repeats[param]; known {
+		return answer.value, answer.ok
+	}
+	values := b.plan.Parameters[param].Values
+	seen := make(map[string]struct{}, len(values))
+	for _, v := range values {
+		if _, ok = seen[v]; ok {
+			value = v
+			break
+		}
+		seen[v] = struct{}{}
+	}
+	if b.repeats == nil {
+		b.repeats = make(map[int]repeat)
+	}
+	b.repeats[param] = repeat{value, ok}
+	return value, ok
+}
+
+// repeat is the answer of planner.repeated.
+type repeat struct {
+	value string
+	ok    bool
+}
+
+// hang adds the edges that a generated set has by itself: from the generator to
+// what has no parents, and from every new template to what waits for the generator.
+func (b *planner) hang(g *Template) {
+	n := len(b.plan.Templates) - b.first
+	hasParent := make([]bool, n)
+	for _, e := range b.edges {
+		if int(e.child) >= b.first {
+			hasParent[int(e.child)-b.first] = true
+		}
+	}
+	for i, has := range hasParent {
+		if !has {
+			b.edges = append(b.edges, edge{parent: int32(g.Index), child: int32(b.first + i), match: plain, owner: implied})
+		}
+	}
+	for _, waiting := range g.Children {
+		if b.plan.Templates[waiting.Template].Origin == g.Index {
+			continue // made by this generator before, it is not one that waits for all of it
+		}
+		for i := range n {
+			b.edges = append(b.edges, edge{parent: int32(b.first + i), child: int32(waiting.Template), match: plain, owner: implied})
+		}
+	}
+}
+
+// dedupeEdges sorts the edges by child, in the order of their mention, and leaves
+// one of each. Both ends may say match; two that differ are a problem.
+func (b *planner) dedupeEdges() {
+	if len(b.edges) == 0 {
+		return
+	}
+	b.sortByChild()
+	// place[p] is 1 + the index in kept of the last edge from p.
+	place := make([]int32, len(b.plan.Templates))
+	kept := b.edges[:0]
+	group := 0 // where the present child's edges begin in kept
+	for _, e := range b.edges {
+		if len(kept) > 0 && kept[len(kept)-1].child != e.child {
+			group = len(kept)
+		}
+		at := int(place[e.parent]) - 1
+		if at < group {
+			kept = append(kept, e)
+			place[e.parent] = int32(len(kept))
+			continue
+		}
+		switch same := &kept[at]; {
+		case e.match == plain:
+		case same.match == plain:
+			same.match = e.match
+		case !slices.Equal(b.matched[same.match], b.matched[e.match]):
+			b.problem(b.edgeAt(e), "the edge from "+Quote(b.plan.Templates[e.parent].Name)+" to "+
+				Quote(b.plan.Templates[e.child].Name)+" is matched by other parameters elsewhere")
+		}
+	}
+	b.edges = kept
+}
+
+// sortByChild is a stable counting sort.
+func (b *planner) sortByChild() {
+	next := make([]int32, len(b.plan.Templates)+1)
+	sorted := true
+	for i, e := range b.edges {
+		next[e.child+1]++
+		sorted = sorted && (i == 0 || b.edges[i-1].child <= e.child)
+	}
+	if sorted {
+		return
+	}
+	for i := 1; i < len(next); i++ {
+		next[i] += next[i-1]
+	}
+	out := make([]edge, len(b.edges))
+	for _, e := range b.edges {
+		out[next[e.child]] = e
+		next[e.child]++
+	}
+	b.edges = out
+}
+
+// layOutEdges gives the templates their edges. Templates that were there before
+// and get some are copied.
+func (b *planner) layOutEdges() {
+	if len(b.edges) == 0 {
+		return
+	}
+	p := b.plan
+	children := make([]int32, len(p.Templates))
+	parents := make([]int32, len(p.Templates))
+	for _, e := range b.edges {
+		children[e.parent]++
+		parents[e.child]++
+	}
+	ends := make([]Edge, 2*len(b.edges)) // of all lists, side by side
+	take := func(old []Edge, n int32) []Edge {
+		if n == 0 {
+			return old
+		}
+		if len(old) > 0 {
+			return append(make([]Edge, 0, len(old)+int(n)), old...)
+		}
+		list := ends[:0:n]
+		ends = ends[n:]
+		return list
+	}
+	for i, t := range p.Templates {
+		if children[i] == 0 && parents[i] == 0 {
+			continue
+		}
+		if i < b.first {
+			own := *t
+			t = &own
+			p.Templates[i] = t
+		}
+		t.Parents = take(t.Parents, parents[i])
+		t.Children = take(t.Children, children[i])
+	}
+	for _, e := range b.edges {
+		parent, child := p.Templates[e.parent], p.Templates[e.child]
+		match := b.match(e, parent, child)
+		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match})
+		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match})
+	}
+}
+
+// match lays out an edge's match, unless it is plain or the plan is wrong anyway.
+func (b *planner) match(e edge, parent, child *Template) *Match {
+	if e.match == plain || b.Len() > 0 || b.total > mostTasks {
+		return nil
+	}
+	m := newMatch(b.plan.Parameters, parent, child, b.matched[e.match])
+	m.ID = len(b.plan.Matches)
+	b.plan.Matches = append(b.plan.Matches, m)
+	return m
+}
