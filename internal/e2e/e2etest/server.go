@@ -30,6 +30,16 @@ type Server struct {
 // panic nor a data race.
 func Start(t testing.TB, options ...func(*servertest.Config)) *Server {
 	t.Helper()
+	s, err := TryStart(t, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TryStart is Start where starting may fail.
+func TryStart(t testing.TB, options ...func(*servertest.Config)) (*Server, error) {
+	t.Helper()
 	cfg := servertest.Config{Binary: Binary(), Data: t.TempDir()}
 	cfg.Args = []string{"--cores", "2", "--memory-mb", "4000"}
 	for _, o := range options {
@@ -37,9 +47,14 @@ func Start(t testing.TB, options ...func(*servertest.Config)) *Server {
 	}
 	p, err := servertest.Start(cfg)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return adopt(t, p)
+	return adopt(t, p), nil
+}
+
+// Program is an option of Start: the program in place of the binary under test.
+func Program(path string) func(*servertest.Config) {
+	return func(c *servertest.Config) { c.Binary = path }
 }
 
 // Args is an option of Start: further arguments of `caravan serve`.

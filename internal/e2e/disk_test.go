@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// diskSize is that of the file system which the full-disk tests fill.
+const diskSize = "400m"
+
+// smallDisk mounts a tmpfs of diskSize. Without the right to mount (not root) the
+// same is tried on a limit of the size of files: see fillWithoutMount.
+func smallDisk(t *testing.T) (dir string, ok bool) {
+	dir = t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+diskSize); err != nil {
+		t.Logf("no tmpfs can be mounted (%v)", err)
+		return dir, false
+	}
+	t.Cleanup(func() {
+		// Lazily: a process that was just killed may still hold a file.
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir, true
+}
+
+// ballast fills the file system with a file until it is full but for leave bytes.
+func ballast(t *testing.T, dir string, leave int64) (remove func()) {
+	t.Helper()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "ballast")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 64<<10)
+	for left := int64(st.Bavail)*st.Bsize - leave; left > 0; left -= int64(len(buf)) {
+		if _, err := f.Write(buf[:min(left, int64(len(buf)))]); err != nil {
+			if errors.Is(err, syscall.ENOSPC) {
+				break
+			}
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		if err := os.Remove(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFullDisk fills the disk slowly (room for a little is left) and at once
+// (nothing is left) while submissions come in. Whatever was acknowledged is there
+// once there is room again; what was not is refused with 503, or the server stops
+// and says why.
+func TestFullDisk(t *testing.T) {
+	for name, leave := range map[string]int64{"slowly": 2 << 20, "at once": 0} {
+		t.Run(name, func(t *testing.T) {
+			dir, ok := smallDisk(t)
+			if !ok {
+				fillWithoutMount(t)
+				return
+			}
+			data := filepath.Join(dir, "data")
+			s := e2etest.Start(t, e2etest.Data(data))
+			acked := map[uint64]string{}
+			for i := range 20 {
+				tag := "before-" + e2etest.Numbers(20)[i]
+				acked[s.Submit(bulky(tag))] = tag
+			}
+			remove := ballast(t, dir, leave)
+			refused := submitUntilRefused(t, s, acked)
+			t.Logf("%d submissions were acknowledged, then: %s", len(acked), refused)
+			saysSo(t, s)
+			remove()
+			s = roomAgain(t, s)
+			for run, tag := range acked {
+				if got := s.Get(run).Tag; got != tag {
+					t.Errorf("run %d is %q, was acknowledged as %q", run, got, tag)
+				}
+				s.Await(run, "COMPLETED")
+			}
+			next := s.Submit(bulky("after"))
+			if _, ok := acked[next]; ok {
+				t.Errorf("run %d was given twice", next)
+			}
+			s.Await(next, "COMPLETED")
+		})
+	}
+}
+
+// bulky is a document of some 100 KB that does not compress well.
+func bulky(tag string) e2etest.Doc {
+	var noise strings.Builder
+	x := uint64(len(tag)) + 88172645463325252
+	for noise.Len() < 100<<10 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		noise.WriteByte(byte('!' + x%90))
+	}
+	text := strings.NewReplacer(`"`, "", `\`, "", "{", "", "}", "").Replace(noise.String())
+	return e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("").Job("environment", []string{"NOISE=" + text})}).With("tag", tag)
+}
+
+// submitUntilRefused submits until the server refuses or is gone, and returns how.
+func submitUntilRefused(t *testing.T, s *e2etest.Server, acked map[uint64]string) string {
+	t.Helper()
+	for range 20_000 {
+		r, err := s.Try("POST", "/v1/dagrun", e2etest.Body(t, bulky("filling")))
+		if err != nil {
+			return "no answer: " + err.Error()
+		}
+		switch r.Status {
+		case 200:
+			var got struct{ RunID uint64 }
+			r.Decode(t, &got)
+			acked[got.RunID] = "filling"
+		case 503:
+			if r.Header.Get("Retry-After") == "" {
+				t.Errorf("503 without Retry-After: %s", r.Body)
+			}
+			return string(r.Body)
+		default:
+			t.Fatalf("a full disk was answered %d: %s", r.Status, r.Body)
+		}
+	}
+	t.Fatal("20,000 submissions of 100 KB were acknowledged on a disk of " + diskSize)
+	return ""
+}
+
+// saysSo: the server's log names the trouble, whether it goes on or stops.
+func saysSo(t *testing.T, s *e2etest.Server) {
+	t.Helper()
+	e2etest.Eventually(t, "the log says that the disk is full", func() bool {
+		log := strings.ToLower(s.Log())
+		return strings.Contains(log, "disk") || strings.Contains(log, "space") || strings.Contains(log, "storage")
+	})
+}
+
+// roomAgain waits until the server takes work, and starts it again when it has
+// stopped (which must have been with exit code 1) or does not recover by itself.
+func roomAgain(t *testing.T, s *e2etest.Server) *e2etest.Server {
+	t.Helper()
+	takes := func() bool {
+		r, err := s.Try("POST", "/v1/dagrun", e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")})))
+		return err == nil && r.Status == 200
+	}
+	gone := func() bool {
+		select {
+		case <-s.Ended():
+			return true
+		default:
+			return false
+		}
+	}
+	if e2etest.Poll(e2etest.Patience, func() bool { return gone() || takes() }) && !gone() {
+		t.Log("the server went on by itself")
+		return s
+	}
+	if !gone() {
+		t.Fatalf("the server neither takes work nor stops:\n%s", s.Log())
+	}
+	if code := s.ExitCode(); code != 1 {
+		t.Errorf("the server stopped with exit code %d, want 1:\n%s", code, s.Log())
+	}
+	t.Log("the server had stopped with exit code 1")
+	return s.Restart()
+}
+
+// fillWithoutMount stands in for a full disk where nothing can be mounted: the
+// data folder's own file system cannot be filled, so the server runs under a limit
+// on the size of its files, which makes writes fail as a full disk does.
+func fillWithoutMount(t *testing.T) {
+	script := filepath.Join(t.TempDir(), "limited")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit -f 4096\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(t.TempDir(), "data")
+	acked := map[uint64]string{}
+	first := e2etest.Start(t, e2etest.Data(data)) // makes the folder without the limit
+	acked[first.Submit(bulky("before"))] = "before"
+	if _, _, err := first.Stop(e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	s, err := e2etest.TryStart(t, e2etest.Data(data), e2etest.Program(script))
+	if err == nil {
+		t.Log(submitUntilRefused(t, s, acked))
+		s.Kill()
+	} else {
+		t.Logf("under the limit it does not start: %v", err)
+	}
+	s = e2etest.Start(t, e2etest.Data(data))
+	for run, tag := range acked {
+		if got := s.Get(run).Tag; got != tag {
+			t.Errorf("run %d is %q, was acknowledged as %q", run, got, tag)
+		}
+	}
+}
