@@ -110,6 +110,8 @@ type call struct {
 	header http.Header
 	body   []byte // nil = none; kept, so that it can be sent again
 	again  bool   // repeating it does no harm
+	// answered is called with the header of each answer with a status of 2xx.
+	answered func(http.Header)
 }
 
 func (k *call) String() string { return k.method + " " + k.path }
@@ -162,6 +164,9 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer resp.Body.Close()
 		return nil, problemOf(k, resp)
+	}
+	if k.answered != nil {
+		k.answered(resp.Header)
 	}
 	return resp, nil
 }

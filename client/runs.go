@@ -2,13 +2,13 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // SubmitOptions go with a submission.
@@ -67,11 +67,12 @@ func notNil(b []byte) []byte {
 
 // ListOptions select runs. The zero value selects the unfinished ones.
 type ListOptions struct {
-	All    bool     // finished ones too
-	Tag    *string  // exactly this tag; nil = any
-	States []string // any of these; empty = all. A final state finds finished runs
-	Limit  int      // at most so many a page; 0 = the server's choice
-	Cursor string   // Next of the page before
+	All    bool              // finished ones too
+	Tag    *string           // exactly this tag; nil = any
+	Tags   map[string]string // all of these among the run's tags
+	States []string          // any of these; empty = all. A final state finds finished runs
+	Limit  int               // at most so many a page, up to 10,000; 0 = all in one
+	Cursor string            // Next of the page before
 }
 
 // RunPage is a page of the list of runs, ascending by id.
@@ -89,36 +90,30 @@ func (c *Client) List(ctx context.Context, o ListOptions) (*RunPage, error) {
 	if o.Tag != nil {
 		q.Set("tag", *o.Tag)
 	}
-	for _, s := range o.States {
-		q.Add("state", s)
+	for name, value := range o.Tags {
+		q.Set("tags."+name, value)
 	}
-	if o.Limit > 0 {
-		q.Set("limit", strconv.Itoa(o.Limit))
-	}
-	if o.Cursor != "" {
-		q.Set("cursor", o.Cursor)
-	}
+	setPage(q, o.States, o.Limit, o.Cursor)
 	page := new(RunPage)
-	var doc runPage
-	if err := c.json(ctx, &call{method: http.MethodGet, path: "/v1/dagruns" + query(q), again: true}, &doc); err != nil {
+	k := &call{method: http.MethodGet, path: "/v1/dagruns" + query(q), again: true}
+	k.answered = func(h http.Header) { page.Next = h.Get("X-Next-Cursor") }
+	if err := c.json(ctx, k, &page.Runs); err != nil {
 		return nil, err
 	}
-	page.Runs, page.Next = doc.Runs, doc.Next
 	return page, nil
 }
 
-// runPage is the answer: the seed's plain array, or an object when paged.
-type runPage struct {
-	Runs []Summary `json:"runs"`
-	Next string    `json:"next"`
-}
-
-func (p *runPage) UnmarshalJSON(b []byte) error {
-	if len(b) > 0 && b[0] == '[' {
-		return json.Unmarshal(b, &p.Runs)
+// setPage adds the members that both lists know.
+func setPage(q url.Values, states []string, limit int, cursor string) {
+	if len(states) > 0 {
+		q.Set("state", strings.Join(states, ","))
 	}
-	type plain runPage
-	return json.Unmarshal(b, (*plain)(p))
+	if limit > 0 {
+		q.Set("limit", strconv.Itoa(limit))
+	}
+	if cursor != "" {
+		q.Set("cursor", cursor)
+	}
 }
 
 // pageSize is asked for when all pages are walked.

@@ -32,7 +32,7 @@ func (c *Client) KillTask(ctx context.Context, run uint64, name string) error {
 // TaskOptions select tasks of a run.
 type TaskOptions struct {
 	States []string // any of these; empty = all
-	Limit  int      // at most so many a page; 0 = the server's choice
+	Limit  int      // at most so many a page, up to 10,000; 0 = the server's choice
 	Cursor string   // Next of the page before
 }
 
@@ -52,15 +52,7 @@ type TaskPage struct {
 // Tasks returns a page of a run's tasks.
 func (c *Client) Tasks(ctx context.Context, run uint64, o TaskOptions) (*TaskPage, error) {
 	q := url.Values{}
-	for _, s := range o.States {
-		q.Add("state", s)
-	}
-	if o.Limit > 0 {
-		q.Set("limit", strconv.Itoa(o.Limit))
-	}
-	if o.Cursor != "" {
-		q.Set("cursor", o.Cursor)
-	}
+	setPage(q, o.States, o.Limit, o.Cursor)
 	out := new(TaskPage)
 	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "tasks") + query(q), again: true}, out); err != nil {
 		return nil, err

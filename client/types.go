@@ -64,13 +64,17 @@ type Summary struct {
 	Tag        string            `json:"tag"`
 	Tags       map[string]string `json:"tags,omitempty"`
 	State      string            `json:"state"`
-	StartTime  Nanos             `json:"startTime"`  // when it was accepted
-	LastUpdate Nanos             `json:"lastUpdate"` // the newest durable event
-	TaskCounts map[string]int    `json:"taskCounts"` // tasks by state
+	StartTime  Nanos             `json:"startTime"`       // when it was accepted
+	LastUpdate Nanos             `json:"lastUpdate"`      // the newest durable event
+	TaskCounts map[string]int    `json:"taskCounts"`      // tasks by state; those without any are left out
+	Tasks      int               `json:"tasks,omitempty"` // in all; only from Client.Summary, see Total
 }
 
-// Tasks is the number of tasks in all.
-func (s *Summary) Tasks() int {
+// Total is the number of tasks in all.
+func (s *Summary) Total() int {
+	if s.Tasks > 0 {
+		return s.Tasks
+	}
 	n := 0
 	for _, c := range s.TaskCounts {
 		n += c

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"gopkg.in/yaml.v3"
+)
+
+// Config is what a server can be told. Each member is one option: a flag, an
+// environment variable and a key of the configuration file; see options.
+type Config struct {
+	Listen      string
+	Data        string
+	CoresMilli  int64 // thousandths of a core
+	MemoryMilli int64 // thousandths of a MB
+	KillGrace   time.Duration
+	MaxTasks    int
+	MaxBody     int64 // bytes
+	RetainRuns  int   // 0 = all
+	RetainAge   time.Duration
+	LogLevel    slog.Level
+	LogFormat   string // text or json
+}
+
+// option is one thing that a server can be told, under one name everywhere:
+// --kill-grace, CARAVAN_KILL_GRACE, `kill-grace:`.
+type option struct {
+	name    string
+	value   string // what stands for the value in the help
+	usage   string
+	initial string // the default, as a user would write it
+	set     func(*Config, string) error
+}
+
+// env is the environment variable of the option.
+func (o option) env() string {
+	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
+}
+
+// options are all there are, in the order of the help. hw is the default for
+// cores and memory.
+func options(hw machine) []option {
+	return []option{
+		{"listen", "address", "address to listen on, host:port; port 0 takes a free one", "127.0.0.1:2503",
+			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }},
+		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
+			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }},
+		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
+			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }},
+		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
+			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }},
+		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
+			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }},
+		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
+			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }},
+		{"max-body", "size", "largest document that may be submitted", "64MiB",
+			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }},
+		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
+			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }},
+		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
+			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }},
+		{"log-level", "level", "debug, info, warn or error", "info",
+			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }},
+		{"log-format", "format", "text or json", "text",
+			func(c *Config, s string) (err error) { c.LogFormat, err = parseChoice(s, "text", "json"); return err }},
+	}
+}
+
+const envConfig = "CARAVAN_CONFIG"
+
+// configFlags gives a command the flag of every option, and --config.
+func configFlags(flags *pflag.FlagSet, all []option) {
+	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
+	for _, o := range all {
+		flags.String(o.name, o.initial, fmt.Sprintf("%s (`%s`; environment: %s)", o.usage, o.value, o.env()))
+	}
+}
+
+// resolve finds the value of every option: the flag, else the environment
+// variable, else the configuration file, else the default. Errors name the source,
+// and are usage errors.
+func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
+	path := flags.Lookup("config").Value.String()
+	if v, ok := lookup(envConfig); ok && path == "" {
+		path = v
+	}
+	file := map[string]string{}
+	if path != "" {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return Config{}, usagef("configuration: %w", err)
+		}
+		if file, err = parseFile(text, all); err != nil {
+			return Config{}, usagef("configuration %s: %w", path, err)
+		}
+	}
+	var c Config
+	for _, o := range all {
+		value, source := o.initial, "the default of "+o.name
+		if v, ok := file[o.name]; ok {
+			value, source = v, path+": "+o.name
+		}
+		if v, ok := lookup(o.env()); ok && v != "" {
+			value, source = v, o.env()
+		}
+		if f := flags.Lookup(o.name); f != nil && f.Changed {
+			value, source = f.Value.String(), "--"+o.name
+		}
+		if err := o.set(&c, value); err != nil {
+			return Config{}, usagef("%s: %w", source, err)
+		}
+	}
+	return c, nil
+}
+
+// parseFile reads a configuration file: one mapping of option names to scalars.
+// Every mistake is named, with its line.
+func parseFile(text []byte, all []option) (map[string]string, error) {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	out := map[string]string{}
+	if doc.Kind == 0 || len(doc.Content) == 1 && doc.Content[0].Tag == "!!null" {
+		return out, nil // nothing but comments
+	}
+	root := doc.Content[0]
+	if root.Kind != yaml.MappingNode {
+		return nil, fmt.Errorf("line %d: expected `name: value` lines", root.Line)
+	}
+	var errs []string
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		key, value := root.Content[i], root.Content[i+1]
+		_, twice := out[key.Value]
+		switch {
+		case !known(all, key.Value):
+			errs = append(errs, fmt.Sprintf("line %d: unknown key %q", key.Line, key.Value))
+		case twice:
+			errs = append(errs, fmt.Sprintf("line %d: key %q is given twice", key.Line, key.Value))
+		case value.Kind != yaml.ScalarNode || value.Tag == "!!null":
+			errs = append(errs, fmt.Sprintf("line %d: key %q needs one value", key.Line, key.Value))
+		default:
+			out[key.Value] = value.Value
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.New(strings.Join(errs, "; "))
+	}
+	return out, nil
+}
+
+func known(all []option, name string) bool {
+	for _, o := range all {
+		if o.name == name {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+func (m *Main) killCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kill ID [TASK]",
+		Short: "Kill a run, or one of its tasks",
+		Long: "Kill returns when the wish is durable: the processes then get SIGTERM, and after the server's\n" +
+			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing what has ended changes nothing.",
+		Args: args(1, 2, "the ID of a run and perhaps the name of a TASK"),
+	}
+	r := m.talks(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := runID(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := r.client()
+		if err != nil {
+			return err
+		}
+		if len(args) == 2 {
+			return c.KillTask(cmd.Context(), id, args[1])
+		}
+		return c.Kill(cmd.Context(), id)
+	}
+	return cmd
+}
+
+// stateCommand is pause, resume or restart: one change of state.
+func (m *Main) stateCommand(name, state string) *cobra.Command {
+	about := map[string]string{
+		client.Paused:  "Pause a run: no task starts, running ones finish",
+		client.Running: "Resume a run that is paused",
+		client.Queued:  "Restart a run that is ERRORED, KILLED or PAUSED: its COMPLETED tasks stay",
+	}
+	cmd := &cobra.Command{
+		Use:   name + " ID",
+		Short: about[state],
+		Args:  args(1, 1, "the ID of a run"),
+	}
+	r := m.talks(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := runID(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := r.client()
+		if err != nil {
+			return err
+		}
+		return c.SetState(cmd.Context(), id, state)
+	}
+	return cmd
+}
+
+// ending is how the run came to its end, as a line: for people.
+func ending(s *client.Summary) string {
+	return fmt.Sprintf("run %d %s: %s, took %s", s.RunID, s.State, counts(s.TaskCounts), span(took(s)))
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"math"
+	"os"
+	"path"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+// machine is what tasks and the server have to share, limits of the container
+// included.
+type machine struct {
+	cores    int64 // whole cores, at least 1
+	memoryMB int64 // at least 1
+}
+
+// thisMachine asks the kernel. root is "/" but in tests.
+func thisMachine(root string) machine {
+	m := machine{cores: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
+	for _, dir := range cgroups(root) {
+		if quota, period, ok := cpuMax(dir); ok {
+			// A part of a core counts as one: tasks ask for one by default.
+			m.cores = min(m.cores, int64(math.Ceil(quota/period)))
+		}
+		for _, name := range []string{"memory.max", "memory.limit_in_bytes"} {
+			if limit, ok := readInt(path.Join(dir, name)); ok {
+				m.memoryMB = min(m.memoryMB, limit>>20)
+			}
+		}
+	}
+	m.cores, m.memoryMB = max(m.cores, 1), max(m.memoryMB, 1)
+	return m
+}
+
+func (m machine) coresText() string  { return strconv.FormatInt(m.cores, 10) }
+func (m machine) memoryText() string { return strconv.FormatInt(m.memoryMB, 10) }
+
+// totalMemory is MemTotal in bytes; 1 GiB where it cannot be read.
+func totalMemory(root string) int64 {
+	text, _ := os.ReadFile(path.Join(root, "proc/meminfo"))
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) >= 2 && f[0] == "MemTotal:" {
+			if kb, err := strconv.ParseInt(f[1], 10, 64); err == nil {
+				return kb << 10
+			}
+		}
+	}
+	return 1 << 30
+}
+
+// cgroups lists the folders whose limits hold for this process: its own control
+// groups and all above them, version 2 and 1.
+func cgroups(root string) []string {
+	text, _ := os.ReadFile(path.Join(root, "proc/self/cgroup"))
+	var dirs []string
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		// Below the root of a controller; in a container the path may be seen from
+		// outside and not exist here: the root itself is always looked at.
+		for _, controller := range strings.Split(f[1], ",") {
+			top := path.Join(root, "sys/fs/cgroup", controller)
+			for p := path.Clean("/" + f[2]); ; p = path.Dir(p) {
+				dirs = append(dirs, path.Join(top, p))
+				if p == "/" {
+					break
+				}
+			}
+		}
+	}
+	return dirs
+}
+
+// cpuMax reads a group's quota and period, in the same unit.
+func cpuMax(dir string) (quota, period float64, ok bool) {
+	if text, err := os.ReadFile(path.Join(dir, "cpu.max")); err == nil {
+		f := strings.Fields(string(text))
+		if len(f) != 2 {
+			return 0, 0, false
+		}
+		quota, err1 := strconv.ParseFloat(f[0], 64)
+		period, err2 := strconv.ParseFloat(f[1], 64)
+		return quota, period, err1 == nil && err2 == nil && quota > 0 && period > 0
+	}
+	q, ok1 := readInt(path.Join(dir, "cpu.cfs_quota_us"))
+	p, ok2 := readInt(path.Join(dir, "cpu.cfs_period_us"))
+	return float64(q), float64(p), ok1 && ok2 && q > 0 && p > 0
+}
+
+func readInt(name string) (int64, bool) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return n, err == nil
+}
+
+// softMemory tells Go's collector to work harder before the server takes a quarter
+// of the machine from its tasks; never less than 512 MiB. GOMEMLIMIT prevails.
+func softMemory(m machine, lookup func(string) (string, bool)) {
+	if v, ok := lookup("GOMEMLIMIT"); ok && v != "" {
+		return
+	}
+	debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))
+}

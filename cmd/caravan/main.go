@@ -1,0 +1,110 @@
+// Command caravan is the server and the command line of Caravan: `caravan serve`
+// runs graphs of tasks that are submitted over REST; the other commands talk to
+// such a server, or (`caravan run`) bring one of their own.
+//
+// wiring.go puts the packages together; config.go is what a server can be told;
+// every command has a file of its own name.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/term"
+)
+
+// Set by the linker: -X main.version=… -X main.commit=… -X main.date=….
+var version, commit, date string
+
+// Main is one invocation of the program and all that it touches of its process.
+type Main struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	LookupEnv      func(string) (string, bool)
+	// Terminal tells whether a stream is a terminal.
+	Terminal func(stream any) bool
+	// Signals delivers what asks the program to stop: the first signal politely,
+	// the second at once.
+	Signals <-chan os.Signal
+	// Open starts a server, for serve and run. Nil is the real one.
+	Open opener
+
+	json bool            // -o json
+	hard context.Context // ends with the second signal
+}
+
+// errInterrupted is the cause of a context that the first signal ended.
+var errInterrupted = errors.New("interrupted")
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	m := &Main{
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		LookupEnv: os.LookupEnv,
+		Terminal: func(stream any) bool {
+			f, ok := stream.(*os.File)
+			return ok && term.IsTerminal(int(f.Fd()))
+		},
+		Signals: signals,
+	}
+	os.Exit(m.Run(context.Background(), os.Args[1:]))
+}
+
+// Run carries out one command line and returns the exit code. Errors are one line
+// on Stderr.
+func (m *Main) Run(ctx context.Context, args []string) int {
+	if m.Open == nil {
+		m.Open = openServer
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	hard, stop := context.WithCancel(context.Background())
+	m.hard = hard
+	done := make(chan struct{})
+	defer func() {
+		close(done)
+		cancel(nil)
+		stop()
+	}()
+	go func() {
+		for _, end := range []func(){func() { cancel(errInterrupted) }, stop} {
+			select {
+			case <-m.Signals:
+				end()
+			case <-done:
+				return
+			}
+		}
+	}()
+
+	root := m.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitCompleted
+	}
+	m.report(err)
+	return exitCode(err)
+}
+
+// report writes an error as `caravan: …`, followed by all problems of a refused
+// document.
+func (m *Main) report(err error) {
+	var ended *endedError
+	if errors.As(err, &ended) && ended.told {
+		return
+	}
+	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(err.Error()))
+	problems := problemsOf(err)
+	if len(problems) == 1 && problems[0].Pointer == "" {
+		return // the line above is all there is to say
+	}
+	for _, p := range problems {
+		fmt.Fprintf(m.Stderr, "  %s: %s\n", pointer(p.Pointer), printable(p.Message))
+	}
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/valyala/fasthttp/fasthttputil"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+func (m *Main) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run FILE",
+		Short: "Run a graph, show its progress, and exit by how it ended",
+		Long: "Run submits the graph in FILE (- for standard input) and waits for its end. It uses the server at\n" +
+			"--server when one answers there. Else, if that address is of this machine, it brings a server of its\n" +
+			"own, which lives as long as the command and listens nowhere; its data folder is a temporary one that\n" +
+			"is removed at the end, or the one of --data, which is kept and always means a server of its own.\n" +
+			"An interrupt kills the run, and waits for that; a second one does not wait.",
+		Args: args(1, 1, "one FILE"),
+	}
+	r := m.talks(m.shows(cmd))
+	hw := thisMachine("/")
+	all := options(hw)
+	for i := range all {
+		if all[i].name == "log-level" {
+			all[i].initial = "warn"
+		}
+	}
+	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
+		return slices.Contains([]string{"listen", "data", "retain-runs", "retain-age"}, o.name)
+	}))
+	var data string
+	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		spec, err := m.read(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if data != "" && cmd.Flags().Changed("server") {
+			return usagef("--data means a server of its own: it does not go with --server")
+		}
+		c, err := r.client()
+		if err != nil {
+			return err
+		}
+		server, _ := r.address()
+		if data == "" && (answers(ctx, c) || !local(server)) {
+			return m.run(ctx, c, spec)
+		}
+		config, err := resolve(cmd.Flags(), m.LookupEnv, all)
+		if err != nil {
+			return err
+		}
+		config.Data = data
+		softMemory(hw, m.LookupEnv)
+		return m.runEmbedded(ctx, config, spec)
+	}
+	return cmd
+}
+
+// local tells whether a server's address is of this machine.
+func local(server string) bool {
+	if !strings.Contains(server, "://") {
+		server = "http://" + server
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// runEmbedded runs a graph on a server of the command's own. Nothing listens: the
+// client's connections are made in memory.
+func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte) (err error) {
+	if config.Data == "" {
+		if config.Data, err = os.MkdirTemp("", "caravan-run-"); err != nil {
+			return fmt.Errorf("temporary data folder: %w", err)
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(config.Data)) }()
+	}
+	l := fasthttputil.NewInmemoryListener()
+	srv, err := m.open(config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := m.close(srv, stopWithin); closeErr != nil {
+			err = errors.Join(err, closeErr)
+		}
+	}()
+	transport := &http.Transport{
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return l.Dial() },
+	}
+	defer transport.CloseIdleConnections()
+	c, err := client.New(client.Config{Server: "http://embedded", HTTPClient: &http.Client{Transport: transport}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-srv.Failed():
+			cancel(fmt.Errorf("the server cannot go on: %w", srv.Err()))
+		case <-ctx.Done():
+		}
+	}()
+	return m.run(ctx, c, spec)
+}
+
+// run submits a graph, waits for its end and says how it was.
+func (m *Main) run(ctx context.Context, c *client.Client, spec []byte) error {
+	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom("")})
+	if err != nil {
+		return err
+	}
+	p := m.newProgress(id)
+	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.every()})
+	p.close()
+	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
+		s, err = m.killAndWait(c, id)
+	}
+	if err != nil {
+		return lookedAway(ctx, id, err)
+	}
+	// From here on everything is over but the telling, which an interrupt may end.
+	if s.State == client.Errored {
+		m.tellFailures(m.hard, c, id)
+	}
+	if m.json {
+		err = m.getRaw(m.hard, c, id)
+	} else {
+		_, err = fmt.Fprintln(m.Stdout, ending(s))
+	}
+	if err != nil {
+		return err
+	}
+	return outcome(s)
+}
+
+// killAndWait kills a run after an interrupt and waits until it is dead, or for
+// the second interrupt.
+func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error) {
+	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (once more: do not wait for it)\n", id)
+	if err := c.Kill(m.hard, id); err != nil {
+		return nil, err
+	}
+	s, err := c.Wait(m.hard, id, client.WaitOptions{Poll: 50 * time.Millisecond})
+	if m.hard.Err() != nil {
+		return nil, fmt.Errorf("%w twice: run %d was told to die", errInterrupted, id)
+	}
+	return s, err
+}
+
+// someFailures is how many failed tasks are told of.
+const someFailures = 5
+
+// tellFailures says which tasks failed and what they said last. It is a courtesy:
+// when it goes wrong the run's end is told all the same.
+func (m *Main) tellFailures(ctx context.Context, c *client.Client, id uint64) {
+	page, err := c.Tasks(ctx, id, client.TaskOptions{States: []string{client.Errored}, Limit: someFailures})
+	if err != nil {
+		return
+	}
+	for _, t := range page.Tasks {
+		if len(t.Attempts) == 0 {
+			continue
+		}
+		a := t.Attempts[len(t.Attempts)-1]
+		fmt.Fprintf(m.Stderr, "task %s: rc %d after %s\n", printable(t.Name), a.RC, plural(len(t.Attempts), "attempt"))
+		said := strings.TrimSpace(a.ErrorLog + "\n" + a.ExecutorLog)
+		if said == "" {
+			said = strings.TrimSpace(a.OutputLog)
+		}
+		for _, line := range lastLines(said, 5) {
+			fmt.Fprintf(m.Stderr, "  | %s\n", printable(line))
+		}
+	}
+	if page.Next != "" {
+		fmt.Fprintln(m.Stderr, "and more tasks")
+	}
+}
+
+// lastLines are the last n lines of s; none when s is empty.
+func lastLines(s string, n int) []string {
+	if s == "" {
+		return nil
+	}
+	lines := strings.Split(s, "\n")
+	return lines[max(len(lines)-n, 0):]
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// stopWithin is how long a server may take to stop after the first signal.
+const stopWithin = 10 * time.Second
+
+func (m *Main) serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: "Serve runs the server: it takes graphs over REST and executes their tasks on this machine. It is\n" +
+			"ready when GET /ready answers 200. SIGTERM or SIGINT stops it within 10 s; a second one at once.\n\n" +
+			"Each option is a flag, an environment variable and a key of the configuration file (the flag's name\n" +
+			"without the dashes); the flag prevails over the variable, and that over the file.",
+		Args: args(0, 0, "no arguments"),
+	}
+	hw := thisMachine("/")
+	all := options(hw)
+	configFlags(cmd.Flags(), all)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := resolve(cmd.Flags(), m.LookupEnv, all)
+		if err != nil {
+			return err
+		}
+		softMemory(hw, m.LookupEnv)
+		return m.serve(cmd.Context(), c)
+	}
+	return cmd
+}
+
+// serve runs a server until a signal comes or it fails.
+func (m *Main) serve(ctx context.Context, c Config) error {
+	// The first line is written whatever the level: it is how others learn the port.
+	log := newLogger(m.Stderr, c.LogFormat, c.LogLevel)
+	l, err := listen(c.Listen)
+	if err != nil {
+		return err
+	}
+	newLogger(m.Stderr, c.LogFormat, slog.LevelInfo).Info("listening", "address", l.Addr().String(),
+		"data", c.Data, "version", versionInfo().Version)
+	start := time.Now()
+	srv, err := m.open(c, l, log)
+	if err != nil {
+		return err
+	}
+	log.Info("ready", "after", time.Since(start).Round(time.Millisecond).String(),
+		"cores", float64(c.CoresMilli)/1000, "memoryMB", float64(c.MemoryMilli)/1000)
+	select {
+	case <-srv.Failed():
+		err = fmt.Errorf("the server cannot go on: %w", srv.Err())
+		log.Error("the server cannot go on", "error", srv.Err())
+	case <-ctx.Done():
+		log.Info("stopping", "within", stopWithin.String())
+	}
+	if closeErr := m.close(srv, stopWithin); closeErr != nil {
+		return errors.Join(err, closeErr)
+	}
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+// errAtOnce: the second signal came.
+var errAtOnce = errors.New("stopped at once by a second signal: what was running was left")
+
+// open starts a server; the second signal ends even that at once.
+func (m *Main) open(c Config, l net.Listener, log *slog.Logger) (srv server, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		srv, err = m.Open(c, l, log)
+	}()
+	select {
+	case <-done:
+		return srv, err
+	case <-m.hard.Done():
+		return nil, errAtOnce
+	}
+}
+
+// close closes a server, within limit; the second signal ends that at once.
+func (m *Main) close(srv server, limit time.Duration) error {
+	// A second is left for what does not heed the context at once.
+	ctx, cancel := context.WithTimeout(m.hard, limit-time.Second)
+	defer cancel()
+	last := time.NewTimer(limit)
+	defer last.Stop()
+	done := make(chan error, 1)
+	go func() { done <- srv.Close(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-m.hard.Done():
+		return errAtOnce
+	case <-last.C:
+		return fmt.Errorf("the server did not stop within %s: what was running was left", limit)
+	}
+}
+
+// listen takes the address; one in use is said plainly.
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("address %s is in use: another server may be running; choose another one with --listen", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("address %s: %w", address, cause(err))
+	}
+	return l, nil
+}
+
+// cause drops what net repeats of the address.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The values of options, as users write them. Each function names what is wrong.
+
+func parseText(s string) (string, error) {
+	if strings.TrimSpace(s) == "" {
+		return "", errors.New("it must not be empty")
+	}
+	return s, nil
+}
+
+func parseListen(s string) (string, error) {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", fmt.Errorf("%q is no host:port", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("%q: port %q is no number from 0 to 65535", s, port)
+	} else if strconv.FormatUint(n, 10) != port {
+		return "", fmt.Errorf("%q: port %q is not written plainly", s, port)
+	}
+	return s, nil
+}
+
+// parseMilli reads a positive decimal number in thousandths.
+func parseMilli(s string) (int64, error) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(f) || f < 0.001 || f > 1e12 {
+		return 0, fmt.Errorf("%q is no positive number", s)
+	}
+	return int64(math.Round(f * 1000)), nil
+}
+
+func parseCount(s string, least, most int64) (int, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("%q is no number from %d to %d", s, least, most)
+	}
+	return int(n), nil
+}
+
+// parseDuration reads what time.ParseDuration reads, days ("30d"), and 0.
+func parseDuration(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		f, err := strconv.ParseFloat(days, 64)
+		if err != nil || !(f >= 0 && f <= 36500) {
+			return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+		}
+		return time.Duration(f * float64(24*time.Hour)), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+	}
+	return d, nil
+}
+
+// parseSize reads a number of bytes with an optional unit, decimal or binary.
+func parseSize(s string) (int64, error) {
+	number := strings.TrimRight(s, "BKMGikmgb ")
+	unit := strings.ToLower(strings.TrimSpace(s[len(number):]))
+	factor, ok := map[string]float64{
+		"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+	}[unit]
+	f, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil || !(f*factor >= 1 && f*factor <= 1<<40) {
+		return 0, fmt.Errorf("%q is no size: write 1048576, 512KiB or 64MiB", s)
+	}
+	return int64(f * factor), nil
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	levels := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}
+	l, ok := levels[strings.ToLower(s)]
+	if !ok {
+		return 0, fmt.Errorf("%q is none of debug, info, warn, error", s)
+	}
+	return l, nil
+}
+
+func parseChoice(s string, choices ...string) (string, error) {
+	if !slices.Contains(choices, s) {
+		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))
+	}
+	return s, nil
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// server is a started server as the commands see it.
+type server interface {
+	// Failed is closed when it cannot go on; Err then says why.
+	Failed() <-chan struct{}
+	Err() error
+	// Close ends service: requests in flight are answered, attempts that run are
+	// ended, everything durable is closed. What is left when ctx ends is cut off.
+	Close(ctx context.Context) error
+}
+
+// opener starts a server that answers on l, which it closes in the end. It returns
+// when the server is ready; until then requests are answered with 503.
+type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
+
+// node is the real server: one process, one data folder, everything wired.
+type node struct {
+	store   *persistence.Badger
+	outputs *outputs.Store
+	engine  *actors.Node
+	http    *http.Server
+	served  chan struct{} // closed when Serve has returned
+	serving error         // why; read it after served
+	failed  chan struct{} // closed when err is set
+	err     error
+}
+
+func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
+	n, err := wire(c, l, log)
+	if err != nil {
+		return nil, err // not n: an interface around nil
+	}
+	return n, nil
+}
+
+// wire opens the data folder, starts the engine and serves. What it opened it
+// closes again when a later step goes wrong.
+func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
+	n := &node{served: make(chan struct{}), failed: make(chan struct{})}
+	var undo []func() error
+	defer func() {
+		for i := len(undo) - 1; err != nil && i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+	undo = append(undo, closed(l))
+
+	if err := makeData(c.Data); err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	limits := dag.Limits{
+		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
+		Executors: []string{"process", "noop"},
+	}
+
+	// Service comes first: whoever asks while runs are recovered is told so.
+	door := &gate{}
+	v := versionInfo()
+	n.http = http.New(http.Config{
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log,
+		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
+		Gatherer: registry, Registerer: registry,
+	})
+	go n.serve(l)
+	undo = append(undo, n.stopServing)
+
+	if n.store, err = persistence.OpenBadger(persistence.Config{
+		Dir: filepath.Join(c.Data, "db"), Logger: log, Registerer: registry,
+	}); err != nil {
+		return nil, fmt.Errorf("data folder %s: %w", c.Data, err)
+	}
+	undo = append(undo, n.store.Close)
+	if n.outputs, err = outputs.Open(filepath.Join(c.Data, "output")); err != nil {
+		return nil, fmt.Errorf("data folder %s: %w", c.Data, err)
+	}
+	undo = append(undo, n.outputs.Close)
+
+	host, _ := os.Hostname()
+	n.engine, err = actors.Start(actors.Config{
+		Store: n.store, Outputs: n.outputs,
+		Executors: map[string]func(executor.Sink) (executor.Executor, error){
+			"process": func(sink executor.Sink) (executor.Executor, error) {
+				return executor.NewProcess(executor.ProcessConfig{
+					Outputs: n.outputs, Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli,
+					Node: host, Grace: c.KillGrace, Logger: log,
+				})
+			},
+			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
+		},
+		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace,
+		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	door.open(n.engine)
+	go n.watch()
+	return n, nil
+}
+
+// makeData makes the data folder, for its owner alone: it holds what tasks print.
+func makeData(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	return nil
+}
+
+func closed(l net.Listener) func() error {
+	return func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// serve answers requests until the listener closes.
+func (n *node) serve(l net.Listener) {
+	defer close(n.served)
+	if err := n.http.Serve(l); err != nil {
+		n.serving = fmt.Errorf("listener: %w", err)
+	}
+}
+
+func (n *node) stopServing() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // nobody is worth waiting for
+	if err := n.http.Shutdown(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// watch turns the two ways of failing into one.
+func (n *node) watch() {
+	select {
+	case <-n.engine.Failed():
+		n.err = n.engine.Err()
+		close(n.failed)
+	case <-n.served:
+		if n.serving != nil {
+			n.err = n.serving
+			close(n.failed)
+		}
+	}
+}
+
+func (n *node) Failed() <-chan struct{} { return n.failed }
+func (n *node) Err() error              { return n.err }
+
+// Close goes from the outside in: no requests, no attempts, no storage.
+func (n *node) Close(ctx context.Context) error {
+	return errors.Join(
+		wrap("requests", n.http.Shutdown(ctx)),
+		wrap("engine", n.engine.Close(ctx)),
+		wrap("storage", n.store.Close()),
+		wrap("outputs", n.outputs.Close()),
+	)
+}
+
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("close %s: %w", what, err)
+}
