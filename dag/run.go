@@ -1,148 +1,262 @@
 package dag
 
-// TaskState is the state of one task, one byte. Its String is the word users see.
-type TaskState uint8
+import "fmt"
 
-// The order is part of the storage format: only append.
-const (
-	TaskQueued    TaskState = iota // waits for its parents or for a slot
-	TaskGranted                    // has a slot, its attempt is not known to have started; users see QUEUED
-	TaskRunning                    // its attempt runs
-	TaskRetry                      // failed, waits for its next attempt
-	TaskCompleted                  // final
-	TaskErrored                    // out of attempts
-	TaskKilled                     // killed by the user
-	NumTaskStates                  // how many there are
-)
-
-// RunState is the state of a run. Its String is the word users see.
-type RunState uint8
-
-// The order is part of the storage format: only append.
-const (
-	RunQueued RunState = iota
-	RunRunning
-	RunPaused
-	RunCompleted
-	RunErrored
-	RunKilled
-	numRunStates
-)
-
-// StateChange is one entry of dagStateChanges. At is in ns since the epoch.
-type StateChange struct {
-	At    int64
-	State RunState
+// Config bounds what a run does by itself.
+type Config struct {
+	LostLimit uint32 // so many lost attempts of a task are queued again, one more is ERRORED; 0 = 5
 }
 
-// Event is what happened to a run. All times are ns since the epoch.
-type Event interface{ isEvent() }
+const defaultLostLimit = 5
 
-type (
-	// Grant: the dispatcher gave N slots of a class. What the run cannot use
-	// comes back as a Release effect.
-	Grant struct {
-		Class, N int
-		At       int64
-	}
-	// Started: the attempt's process exists. It is not journaled.
-	Started struct {
-		Task, Attempt uint32
-		At            int64
-	}
-	// Finished: the attempt ended (its process is proven dead), or could not be
-	// started. OK means rc 0. A Granted task may finish without a Started.
-	Finished struct {
-		Task, Attempt uint32
-		OK            bool
-		At            int64
-	}
-	// Generated: a generator's attempt succeeded and its output was planned:
-	// Next is the present plan's Extend. It stands in place of Finished.
-	Generated struct {
-		Task, Attempt uint32
-		Next          *Plan
-		At            int64
-	}
-	// Lost: the attempt was lost to the infrastructure.
-	Lost struct {
-		Task, Attempt uint32
-		At            int64
-	}
-	// Revoked: the attempt is proven never to have started (answer to a Cancel or Signal).
-	Revoked struct {
-		Task, Attempt uint32
-		At            int64
-	}
-	// RetryDue: the interval of a task in RETRY is over. Attempt is that of the
-	// failed attempt; a stale one (also one before the due time) changes nothing.
-	RetryDue struct {
-		Task, Attempt uint32
-		At            int64
-	}
-	// Kill: the user kills the run.
-	Kill struct{ At int64 }
-	// KillTask: the user kills one task.
-	KillTask struct {
-		Task uint32
-		At   int64
-	}
-	// Pause, Resume and Restart: PATCH state. See Run.Allowed.
-	Pause   struct{ At int64 }
-	Resume  struct{ At int64 }
-	Restart struct{ At int64 }
+// Run is the state machine of one run. It is for one goroutine. All it holds per
+// task is a byte of state and an attempt count; what only few tasks have (retries,
+// lost attempts) lies in a map, dependencies are counted per template, and ready
+// work is a queue of ranges. No event looks at tasks that it does not concern;
+// only Restart, Kill (over what is live or in RETRY) and Recover go through more.
+type Run struct {
+	plan    *Plan
+	config  Config
+	state   RunState
+	killing bool // the user killed the run and something still lives
+	changes []StateChange
+	last    int64 // time of the newest record
+	now     int64 // time of the event that is being applied
+
+	tasks    []uint8  // TaskState, and killBit
+	attempts []uint32 // attempts made so far, the live one included
+	counts   [NumTaskStates]uint32
+	live     bitmap             // tasks that are GRANTED or RUNNING
+	troubles map[uint32]trouble // tasks that failed or were lost since the last (re)start
+
+	templates  []templateState
+	groups     [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
+	classes    []classState
+	ready      int      // tasks that could be granted now, in all classes
+	generators []uint32 // the task that generated set i+1
+
+	effects  []Effect
+	touched  []int // classes whose Demand may have changed
+	journal  recorder
+	dirty    bitmap // chunks that changed since they were last taken
+	nearby   int    // the template that was looked up last
+	matching int    // the template that unblock works on
+	unblock  func(first, n uint32)
+}
+
+// killBit is set in a live task's state byte when the user has killed it.
+const killBit = 0x80
+
+// trouble is what is remembered of a task that failed or was lost.
+type trouble struct {
+	failures, lost uint32 // attempts since the last (re)start of the run
+	wait           waitKind
+	at             int64 // ns: due time (waitDue) or what remains of the interval (waitFrozen)
+}
+
+// waitKind says what a task in RETRY waits for.
+type waitKind uint8
+
+// The order is part of the storage format: only append.
+const (
+	waitNone   waitKind = iota // it is not in RETRY
+	waitSlot                   // no interval: it is ready
+	waitDue                    // for a time
+	waitFrozen                 // for the run to be resumed, and then an interval
+	numWaitKinds
 )
 
-// Effect is what the driver has to do once the event's records are durable.
-// Effects are in the order in which they are to be carried out.
-type Effect interface{ isEffect() }
+// templateState is what a run counts per template.
+type templateState struct {
+	remaining uint32   // tasks that are not COMPLETED
+	pending   uint32   // all-to-all parents with tasks that are not COMPLETED
+	started   uint32   // tasks with an attempt
+	waits     []uint32 // per task: one-to-one parents' groups that are not COMPLETED; nil without such parents
+	held      spans    // tasks that wait for nothing but pending; may hold killed ones
+	holding   uint32   // how many of held are QUEUED
+	oneToOne  bool     // it has children that match
+}
 
-type (
-	// Demand: the run wants slots for Want tasks of Class, in all, now.
-	Demand struct{ Class, Want int }
-	// Release: N slots of Class come back.
-	Release struct{ Class, N int }
-	// Start: begin this attempt; it holds a slot of its class.
-	Start struct{ Task, Attempt uint32 }
-	// Signal: end this attempt's process (SIGTERM, grace, SIGKILL). It ends as
-	// Finished, or as Revoked when it had not started.
-	Signal struct{ Task, Attempt uint32 }
-	// Cancel: take this attempt back if it has not started (pause). It ends as
-	// Revoked, or goes on if it had started.
-	Cancel struct{ Task, Attempt uint32 }
-	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch).
-	RetryAt struct {
-		Task, Attempt uint32
-		Due           int64
+// NewRun begins a run of p: QUEUED, at now (ns since the epoch). This first state
+// is a record too: take it along with the submission.
+func NewRun(p *Plan, c Config, now int64) *Run {
+	r := newRun(p, c)
+	r.now = now
+	for i, t := range p.Templates {
+		r.templates[i].remaining = t.Count
 	}
-	// TaskEnded: the task is COMPLETED, ERRORED or KILLED, or went back to the
-	// queue without a retry to wait for: its actor may be stopped.
-	TaskEnded struct {
-		Task  uint32
-		State TaskState
+	for i := range p.Templates {
+		r.await(i)
+		r.placeAll(i)
 	}
-	// RunChanged: the run's state changed. A final state is the last effect.
-	RunChanged struct{ StateChange }
-)
+	r.counts[TaskQueued] = p.Tasks
+	r.changes = append(r.changes, StateChange{At: now, State: RunQueued})
+	r.recordState()
+	return r
+}
 
-func (Grant) isEvent()     {}
-func (Started) isEvent()   {}
-func (Finished) isEvent()  {}
-func (Generated) isEvent() {}
-func (Lost) isEvent()      {}
-func (Revoked) isEvent()   {}
-func (RetryDue) isEvent()  {}
-func (Kill) isEvent()      {}
-func (KillTask) isEvent()  {}
-func (Pause) isEvent()     {}
-func (Resume) isEvent()    {}
-func (Restart) isEvent()   {}
+// newRun makes a run without counters.
+func newRun(p *Plan, c Config) *Run {
+	if c.LostLimit == 0 {
+		c.LostLimit = defaultLostLimit
+	}
+	r := &Run{plan: p, config: c, troubles: map[uint32]trouble{}}
+	r.unblock = r.unblockTasks
+	r.grow()
+	return r
+}
 
-func (Demand) isEffect()     {}
-func (Release) isEffect()    {}
-func (Start) isEffect()      {}
-func (Signal) isEffect()     {}
-func (Cancel) isEffect()     {}
-func (RetryAt) isEffect()    {}
-func (TaskEnded) isEffect()  {}
-func (RunChanged) isEffect() {}
+// grow makes room for everything that the plan has.
+func (r *Run) grow() {
+	p := r.plan
+	n := int(p.Tasks)
+	if r.tasks == nil {
+		r.tasks, r.attempts = make([]uint8, n), make([]uint32, n)
+	} else {
+		r.tasks = append(r.tasks, make([]uint8, n-len(r.tasks))...)
+		r.attempts = append(r.attempts, make([]uint32, n-len(r.attempts))...)
+	}
+	r.live.grow(n)
+	r.dirty.grow((n + ChunkTasks - 1) / ChunkTasks)
+	for i := len(r.templates); i < len(p.Templates); i++ {
+		r.templates = append(r.templates, templateState{})
+	}
+	for i := len(r.classes); i < len(p.Classes); i++ {
+		r.classes = append(r.classes, classState{release: Release{Class: i, N: 1}})
+	}
+	r.groups = append(r.groups, make([][]uint32, len(p.Matches)-len(r.groups))...)
+	for _, m := range p.Matches {
+		r.templates[m.Parent].oneToOne = true
+	}
+}
+
+// Init returns what has to be done to set a run going: Demand, and after Recover
+// also RetryAt for what waits for a retry and Signal for what was to be killed.
+// The slice is reused by the next Apply.
+func (r *Run) Init() []Effect {
+	r.effects = r.effects[:0]
+	if r.state.Final() {
+		return nil
+	}
+	r.live.each(func(task uint32) {
+		if r.killing || r.tasks[task]&killBit != 0 {
+			r.emit(Signal{Task: task, Attempt: r.attempts[task]})
+		}
+	})
+	for _, task := range r.waiting(waitDue) {
+		r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: r.troubles[task].at})
+	}
+	for i := range r.classes {
+		r.classes[i].wanted = 0
+	}
+	r.touchAll()
+	r.demand()
+	return r.effects
+}
+
+// Apply takes an event and returns what has to be done, in order. The slice is
+// reused by the next Apply; its elements are not.
+//
+// These may come late, twice or not at all and then change nothing (nil):
+// Started, Finished, Generated and Lost of an attempt that has ended already
+// (also one that was declared lost) or of an older one; Revoked of an older or
+// ended attempt; RetryDue before its time, of an older attempt, or of a task that
+// is not in RETRY (killed, restarted) or is frozen; Kill and KillTask of what is
+// final; any event for an attempt that was revoked. Slots that cannot be used
+// come back at once. A Generated whose task was killed meanwhile does not
+// take the new plan: Plan tells.
+//
+// These are bugs of the driver and panic: a task, class or attempt that there has
+// never been; Revoked of an attempt that Started; a Next that is not the present
+// plan's Extend; Pause, Resume and Restart where Allowed says no.
+func (r *Run) Apply(e Event) []Effect {
+	r.effects = r.effects[:0]
+	switch e := e.(type) {
+	case Grant:
+		r.now = e.At
+		r.grant(e.Class, e.N)
+	case Started:
+		r.now = e.At
+		r.start(e.Task, e.Attempt)
+	case Finished:
+		r.now = e.At
+		r.finish(e.Task, e.Attempt, e.OK, nil)
+	case Generated:
+		r.now = e.At
+		r.finish(e.Task, e.Attempt, true, e.Next)
+	case Lost:
+		r.now = e.At
+		r.lose(e.Task, e.Attempt)
+	case Revoked:
+		r.now = e.At
+		r.revoke(e.Task, e.Attempt)
+	case RetryDue:
+		r.now = e.At
+		r.retryDue(e.Task, e.Attempt)
+	case Kill:
+		r.now = e.At
+		r.kill()
+	case KillTask:
+		r.now = e.At
+		r.killTask(e.Task)
+	case Pause:
+		r.now = e.At
+		r.pause()
+	case Resume:
+		r.now = e.At
+		r.resume()
+	case Restart:
+		r.now = e.At
+		r.restart()
+	default:
+		panic(fmt.Sprintf("run: unknown event %T", e))
+	}
+	r.demand()
+	r.settle()
+	if len(r.effects) == 0 {
+		return nil
+	}
+	return r.effects
+}
+
+// settle ends the run when nothing can move any more.
+func (r *Run) settle() {
+	if r.state.Final() || r.live.count > 0 {
+		return
+	}
+	switch {
+	case r.killing:
+		r.setState(RunKilled)
+	case r.ready > 0 || r.counts[TaskRetry] > 0:
+	case r.counts[TaskCompleted] == r.plan.Tasks:
+		r.setState(RunCompleted)
+	case r.counts[TaskErrored] > 0:
+		r.setState(RunErrored)
+	case r.counts[TaskKilled] > 0:
+		r.setState(RunKilled)
+	default:
+		panic(fmt.Sprintf("run: %d tasks are QUEUED, %d of %d COMPLETED, and nothing can move",
+			r.counts[TaskQueued], r.counts[TaskCompleted], r.plan.Tasks))
+	}
+}
+
+// setState moves the run.
+func (r *Run) setState(to RunState) {
+	runMove(r.state, to)
+	r.state = to
+	if to.Final() || to == RunQueued {
+		r.killing = false
+	}
+	c := StateChange{At: r.now, State: to}
+	r.changes = append(r.changes, c)
+	r.recordState()
+	r.touchAll()
+	r.emit(RunChanged{c})
+}
+
+// open tells whether the run takes slots.
+func (r *Run) open() bool {
+	return (r.state == RunQueued || r.state == RunRunning) && !r.killing
+}
+
+func (r *Run) emit(e Effect) { r.effects = append(r.effects, e) }

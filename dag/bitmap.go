@@ -1,0 +1,87 @@
+package dag
+
+import "math/bits"
+
+// bitmap is a set of small numbers that is walked in ascending order without
+// looking at its gaps: bit i of a level says that word i of the level below is
+// not zero. It costs little more than a bit per possible member.
+type bitmap struct {
+	levels [][]uint64 // the last one is a single word
+	size   int
+	count  int
+}
+
+// grow makes room for the members 0 … n-1.
+func (b *bitmap) grow(n int) {
+	if n <= b.size {
+		return
+	}
+	old := *b
+	*b = bitmap{size: n}
+	for words := n; ; {
+		words = (words + 63) / 64
+		b.levels = append(b.levels, make([]uint64, words))
+		if words == 1 {
+			break
+		}
+	}
+	old.each(b.add)
+}
+
+func (b *bitmap) has(i uint32) bool { return b.levels[0][i>>6]>>(i&63)&1 != 0 }
+
+func (b *bitmap) add(i uint32) {
+	if b.has(i) {
+		return
+	}
+	b.count++
+	for _, words := range b.levels {
+		old := words[i>>6]
+		words[i>>6] = old | 1<<(i&63)
+		if old != 0 {
+			return
+		}
+		i >>= 6
+	}
+}
+
+func (b *bitmap) remove(i uint32) {
+	if !b.has(i) {
+		return
+	}
+	b.count--
+	for _, words := range b.levels {
+		words[i>>6] &^= 1 << (i & 63)
+		if words[i>>6] != 0 {
+			return
+		}
+		i >>= 6
+	}
+}
+
+// next returns the smallest member >= i.
+func (b *bitmap) next(i uint32) (uint32, bool) {
+	for l := 0; l < len(b.levels); l++ {
+		word := i >> 6
+		if int(word) >= len(b.levels[l]) {
+			return 0, false
+		}
+		if rest := b.levels[l][word] >> (i & 63); rest != 0 {
+			i += uint32(bits.TrailingZeros64(rest))
+			for l--; l >= 0; l-- {
+				i = i<<6 | uint32(bits.TrailingZeros64(b.levels[l][i]))
+			}
+			return i, true
+		}
+		i = word + 1
+	}
+	return 0, false
+}
+
+// each yields the members, ascending. The set must not change meanwhile, but for
+// the member that was yielded.
+func (b *bitmap) each(yield func(uint32)) {
+	for i, ok := b.next(0); ok; i, ok = b.next(i + 1) {
+		yield(i)
+	}
+}

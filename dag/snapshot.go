@@ -1,0 +1,188 @@
+package dag
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+)
+
+// A snapshot of a run is a header and chunks of 1,024 tasks, each encoded by
+// itself, so that only chunks that changed have to be written. To take one while
+// the run goes on: note the number of the next batch of records (the cut), take
+// what DirtyChunks gives over any number of events (AppendChunk, then ClearDirty),
+// and when all those are durable write the header. Records from the cut on must be
+// kept; older ones may go.
+//
+//	header = version, tasks, last update, killing, changes, generators, troubles
+//	chunk  = version, tasks, (state run)*, (attempts run)*
+const (
+	// ChunkTasks is the number of tasks in a chunk; the last chunk may have fewer.
+	ChunkTasks = 1024
+
+	headerVersion = 1
+	chunkVersion  = 1
+)
+
+// AppendHeader appends what a snapshot holds of the run as a whole and of the
+// tasks that failed or were lost: O(changes + such tasks).
+func (r *Run) AppendHeader(dst []byte) []byte {
+	dst = append(dst, headerVersion)
+	dst = binary.AppendUvarint(dst, uint64(r.plan.Tasks))
+	dst = binary.AppendVarint(dst, r.last)
+	killing := byte(0)
+	if r.killing {
+		killing = 1
+	}
+	dst = append(dst, killing)
+	dst = binary.AppendUvarint(dst, uint64(len(r.changes)))
+	at := int64(0)
+	for _, c := range r.changes {
+		dst = append(dst, byte(c.State))
+		dst = binary.AppendVarint(dst, c.At-at)
+		at = c.At
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.generators)))
+	for _, task := range r.generators {
+		dst = binary.AppendUvarint(dst, uint64(task))
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.troubles)))
+	next := uint32(0)
+	for _, task := range slices.Sorted(maps.Keys(r.troubles)) {
+		tr := r.troubles[task]
+		dst = binary.AppendUvarint(dst, uint64(task-next))
+		next = task + 1
+		dst = binary.AppendUvarint(dst, uint64(tr.failures))
+		dst = binary.AppendUvarint(dst, uint64(tr.lost))
+		dst = append(dst, byte(tr.wait))
+		dst = binary.AppendVarint(dst, tr.at)
+	}
+	return dst
+}
+
+// header reads what AppendHeader wrote.
+func (p *replay) header(data []byte) error {
+	c := &cursor{data: data}
+	c.version(headerVersion)
+	tasks := c.uint("number of tasks", uint64(p.plan.Tasks))
+	p.last = c.int("last update")
+	p.killing = c.byte("killing") != 0
+	at := int64(0)
+	for n := c.uint("number of changes", math.MaxUint32); n > 0 && c.err == nil; n-- {
+		state := RunState(c.byte("state"))
+		at += c.int("time")
+		if state >= numRunStates {
+			c.fail("run state %d is not known", uint8(state))
+		}
+		p.changes = append(p.changes, StateChange{At: at, State: state})
+	}
+	for n := c.uint("number of generated sets", uint64(p.plan.Sets)); n > 0 && c.err == nil; n-- {
+		p.generators = append(p.generators, uint32(c.uint("generator", tasks)))
+	}
+	next := uint64(0)
+	for n := c.uint("number of failed tasks", tasks); n > 0 && c.err == nil; n-- {
+		task := next + c.uint("task", math.MaxUint32)
+		if task >= tasks {
+			c.fail("task %d of %d", task, tasks)
+		}
+		next = task + 1
+		tr := trouble{failures: c.uint32("failures"), lost: c.uint32("lost attempts"), wait: waitKind(c.byte("wait")), at: c.int("time")}
+		if tr.wait >= numWaitKinds {
+			c.fail("wait %d is not known", tr.wait)
+		}
+		if c.err == nil {
+			p.troubles[uint32(task)] = tr
+		}
+	}
+	if c.more() {
+		c.fail("%d bytes too many", len(data)-c.off)
+	}
+	p.known = len(p.changes)
+	return c.err
+}
+
+// chunkRange is the tasks of a chunk.
+func (r *Run) chunkRange(chunk uint32) (first, n uint32) {
+	first = chunk * ChunkTasks
+	if first >= r.plan.Tasks {
+		panic(fmt.Sprintf("run: chunk %d of %d tasks", chunk, r.plan.Tasks))
+	}
+	return first, min(ChunkTasks, r.plan.Tasks-first)
+}
+
+// AppendChunk appends what a snapshot holds of the tasks [chunk*ChunkTasks,
+// (chunk+1)*ChunkTasks): a few bytes when they are alike.
+func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
+	first, n := r.chunkRange(chunk)
+	dst = append(dst, chunkVersion)
+	dst = binary.AppendUvarint(dst, uint64(n))
+	for i := uint32(0); i < n; {
+		b, from := stored(r.tasks[first+i]), i
+		for i++; i < n && stored(r.tasks[first+i]) == b; i++ {
+		}
+		dst = binary.AppendUvarint(append(dst, b), uint64(i-from-1))
+	}
+	for i := uint32(0); i < n; {
+		attempts, from := r.attempts[first+i], i
+		for i++; i < n && r.attempts[first+i] == attempts; i++ {
+		}
+		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(attempts)), uint64(i-from-1))
+	}
+	return dst
+}
+
+// stored is a state byte as it is kept: a start is not.
+func stored(b uint8) uint8 {
+	if TaskState(b&^killBit) == TaskRunning {
+		return b&killBit | uint8(TaskGranted)
+	}
+	return b
+}
+
+// chunk reads what AppendChunk wrote, perhaps when the run had fewer tasks.
+func (p *replay) chunk(chunk uint32, data []byte) error {
+	first, room := p.chunkRange(chunk)
+	c := &cursor{data: data}
+	c.version(chunkVersion)
+	n := uint32(c.uint("number of tasks", uint64(room)))
+	for i := uint32(0); i < n && c.err == nil; {
+		b := c.byte("state")
+		s := TaskState(b &^ killBit)
+		if s >= NumTaskStates || s == TaskRunning || b != uint8(s) && s != TaskGranted {
+			c.fail("task state %#x is not known", b)
+		}
+		for k := c.uint("run of states", uint64(n-i-1)) + 1; k > 0; k-- {
+			p.tasks[first+i] = b
+			i++
+		}
+	}
+	for i := uint32(0); i < n && c.err == nil; {
+		attempts := c.uint32("attempts")
+		for k := c.uint("run of attempts", uint64(n-i-1)) + 1; k > 0; k-- {
+			p.attempts[first+i] = attempts
+			i++
+		}
+	}
+	if c.more() {
+		c.fail("%d bytes too many", len(data)-c.off)
+	}
+	return c.err
+}
+
+// DirtyChunks returns the chunks that changed since they were last taken (at
+// first: since they were all QUEUED without attempts), ascending, at most limit
+// of them; 0 means all.
+func (r *Run) DirtyChunks(limit int) []uint32 {
+	if limit <= 0 || limit > r.dirty.count {
+		limit = r.dirty.count
+	}
+	chunks := make([]uint32, 0, limit)
+	for i, ok := r.dirty.next(0); ok && len(chunks) < limit; i, ok = r.dirty.next(i + 1) {
+		chunks = append(chunks, i)
+	}
+	return chunks
+}
+
+// ClearDirty says that a chunk, as it is now, has been taken.
+func (r *Run) ClearDirty(chunk uint32) { r.dirty.remove(chunk) }
