@@ -1,0 +1,96 @@
+# Caravan's workshop. `make help` lists the targets; each says what it does in the
+# comment behind its name. Go, git and make are enough for build, demo and test;
+# race (and so check) needs a C compiler too.
+
+GO          ?= go
+STATICCHECK ?= .tools/staticcheck
+FUZZTIME    ?= 20s
+ROUNDS      ?= 3
+
+# Versions of the tools that `make tools` installs into .tools.
+STATICCHECK_VERSION = v0.8.2
+
+# What a build says of itself, from git; outside of a clone just "devel".
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
+DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+
+WORKLOADS = w1 w2 w3 w4 w5 empty
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-unit test-e2e race check fmt vet lint tidy rules generated tools cover fuzz \
+	bench bench-smoke clean $(WORKLOADS:%=bench-%)
+
+help: ## list these targets
+	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo "  bench-w1 bench-w2 bench-w3 bench-w4 bench-w5 bench-empty: one workload alone"
+
+build: ## build bin/caravan: static, with version, commit and date
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/caravan ./cmd/caravan
+
+demo: build ## start a server of its own, run examples/quickstart.json, print the record; nothing is left behind
+	@sh examples/demo.sh bin/caravan
+
+test: test-unit test-e2e ## all tests; no C compiler needed
+
+# The end-to-end tests measure times: they do not share the machine with the others.
+test-unit: ## all tests but the end-to-end ones
+	CGO_ENABLED=0 $(GO) test $$($(GO) list ./... | grep -v /internal/e2e)
+
+test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
+	CGO_ENABLED=0 $(GO) test -timeout 15m ./internal/e2e/...
+
+race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
+	CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./internal/e2e/...
+
+check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
+
+fmt: ## gofmt finds nothing
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
+
+vet: ## go vet finds nothing
+	$(GO) vet ./...
+
+lint: $(filter .tools/%,$(STATICCHECK)) ## staticcheck finds nothing (STATICCHECK= leaves it out)
+	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is left out")
+
+tidy: ## go.mod and go.sum are what go mod tidy makes of them
+	$(GO) mod tidy -diff
+
+generated: ## generated files are those that their sources give
+	@if git grep -q '^//go:generate' -- '*.go'; then $(GO) generate ./... && git diff --exit-code --stat; fi
+
+rules: ## import rules, length of files, habits
+	$(GO) test -count=1 ./internal/archtest
+
+tools: .tools/staticcheck ## install staticcheck, pinned, into .tools
+
+.tools/staticcheck: Makefile
+	GOBIN=$(CURDIR)/.tools $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+	@touch $@
+
+cover: ## coverage per package; dag must have 95 % of its statements, all others of the binary 80 %
+	CGO_ENABLED=0 $(GO) test -coverprofile=cover.out $$($(GO) list ./... | grep -v /internal/e2e)
+	$(GO) run ./internal/covercheck -floor 80 -of dag=95 cover.out
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@set -e; for file in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
+			echo "$$(dirname $$file) $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file); \
+		done; \
+	done
+
+bench: ## all workloads, ROUNDS (3) rounds each, beside their references; an idle machine is needed
+	$(GO) run ./bench --rounds $(ROUNDS) all
+
+$(WORKLOADS:%=bench-%): bench-%:
+	$(GO) run ./bench --rounds $(ROUNDS) $*
+
+bench-smoke: ## short runs of w1, w2, w3 and empty that fail below their floors
+	$(GO) run ./bench --rounds 1 --smoke all
+
+clean: ## remove what the targets made
+	rm -rf bin .tools cover.out

@@ -1,0 +1,137 @@
+// Command covercheck reads a coverage profile, prints the coverage of every
+// package of the binary and exits 1 when one is below its floor.
+//
+//	go run ./internal/covercheck -floor 80 -of dag=95 cover.out
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"sort"
+	"strconv"
+	"strings"
+)
+
+func main() {
+	linked, err := exec.Command("go", "list", "-deps", "./cmd/caravan").Output()
+	if err == nil {
+		err = run(os.Args[1:], strings.Fields(string(linked)), os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "covercheck:", err)
+		os.Exit(1)
+	}
+}
+
+// tally counts statements.
+type tally struct{ all, covered int }
+
+func (t tally) percent() float64 {
+	if t.all == 0 {
+		return 100
+	}
+	return 100 * float64(t.covered) / float64(t.all)
+}
+
+// run does all of it; linked are the import paths of the binary's packages.
+func run(args, linked []string, out io.Writer) error {
+	flags := flag.NewFlagSet("covercheck", flag.ContinueOnError)
+	floor := flags.Float64("floor", 80, "least `percentage` of any package")
+	special := map[string]float64{}
+	flags.Func("of", "`package=percentage`: another floor for one package", func(s string) error {
+		name, value, ok := strings.Cut(s, "=")
+		p, err := strconv.ParseFloat(value, 64)
+		if !ok || err != nil {
+			return fmt.Errorf("%q is no package=percentage", s)
+		}
+		special[name] = p
+		return nil
+	})
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return errors.New("give one profile")
+	}
+	text, err := os.ReadFile(flags.Arg(0))
+	if err != nil {
+		return err
+	}
+	tallies, err := read(string(text))
+	if err != nil {
+		return fmt.Errorf("%s: %w", flags.Arg(0), err)
+	}
+
+	var packages, below []string
+	for _, p := range linked {
+		if _, ok := tallies[p]; ok {
+			packages = append(packages, p)
+		}
+	}
+	sort.Strings(packages)
+	for _, p := range packages {
+		least := *floor
+		for name, value := range special {
+			if strings.HasSuffix(p, "/"+name) {
+				least = value
+			}
+		}
+		mark, got := "", tallies[p].percent()
+		if got < least {
+			mark = fmt.Sprintf("  below %.0f %%", least)
+			below = append(below, p)
+		}
+		fmt.Fprintf(out, "%6.1f %%  %s%s\n", got, p, mark)
+	}
+	if len(packages) == 0 {
+		return errors.New("the profile has no package of the binary")
+	}
+	if len(below) > 0 {
+		return fmt.Errorf("below the floor: %s", strings.Join(below, ", "))
+	}
+	return nil
+}
+
+// read tallies a profile's blocks by package. A block that is there more than once
+// counts once, as covered when any of them is.
+func read(profile string) (map[string]tally, error) {
+	type block struct {
+		statements int
+		covered    bool
+	}
+	blocks := map[string]block{}
+	for n, line := range strings.Split(strings.TrimSpace(profile), "\n") {
+		if n == 0 && strings.HasPrefix(line, "mode:") {
+			continue
+		}
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			return nil, fmt.Errorf("line %d: %q has %d fields, want 3", n+1, line, len(f))
+		}
+		statements, err1 := strconv.Atoi(f[1])
+		count, err2 := strconv.Atoi(f[2])
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n+1, err)
+		}
+		blocks[f[0]] = block{statements, blocks[f[0]].covered || count > 0}
+	}
+	tallies := map[string]tally{}
+	for place, b := range blocks {
+		file, _, ok := strings.Cut(place, ":")
+		if !ok {
+			return nil, fmt.Errorf("%q names no place", place)
+		}
+		t := tallies[path.Dir(file)]
+		t.all += b.statements
+		if b.covered {
+			t.covered += b.statements
+		}
+		tallies[path.Dir(file)] = t
+	}
+	return tallies, nil
+}
