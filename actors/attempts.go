@@ -1,0 +1,57 @@
+package actors
+
+import (
+	"sync"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// attempts knows which task actor waits for the report of which attempt. It is
+// the executors' way into the tree; a report that nobody waits for is dropped.
+type attempts struct {
+	parts [64]struct {
+		mu   sync.Mutex
+		pids map[messages.AttemptKey]*actor.PID
+	}
+}
+
+func newAttempts() *attempts {
+	a := new(attempts)
+	for i := range a.parts {
+		a.parts[i].pids = make(map[messages.AttemptKey]*actor.PID)
+	}
+	return a
+}
+
+func (a *attempts) add(key messages.AttemptKey, pid *actor.PID) {
+	p := &a.parts[key.Task%uint32(len(a.parts))]
+	p.mu.Lock()
+	p.pids[key] = pid
+	p.mu.Unlock()
+}
+
+func (a *attempts) remove(key messages.AttemptKey) {
+	p := &a.parts[key.Task%uint32(len(a.parts))]
+	p.mu.Lock()
+	delete(p.pids, key)
+	p.mu.Unlock()
+}
+
+func (a *attempts) find(key messages.AttemptKey) *actor.PID {
+	p := &a.parts[key.Task%uint32(len(a.parts))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pids[key]
+}
+
+// sink returns the executors' way to report.
+func (a *attempts) sink(root *actor.RootContext) executor.Sink {
+	return func(r executor.Report) {
+		if pid := a.find(r.Key); pid != nil {
+			root.Send(pid, &r)
+		}
+	}
+}

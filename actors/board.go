@@ -1,0 +1,86 @@
+package actors
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// board shows the newest durable summary of every run that has an actor. The
+// runs write it, each its own entry, after each commit; readers of states and
+// lists look at it without asking the actors, who may be polled in tight loops.
+type board struct {
+	mu      sync.RWMutex
+	entries map[messages.RunID]*notice
+}
+
+// notice is the board's entry of one run.
+type notice struct {
+	summary atomic.Pointer[messages.Summary]
+}
+
+func newBoard() *board { return &board{entries: make(map[messages.RunID]*notice)} }
+
+// post puts a run on the board, or renews what is there.
+func (b *board) post(s *messages.Summary) *notice {
+	b.mu.Lock()
+	n := b.entries[s.ID]
+	if n == nil {
+		n = new(notice)
+		b.entries[s.ID] = n
+	}
+	b.mu.Unlock()
+	n.publish(s)
+	return n
+}
+
+// remove takes a run off.
+func (b *board) remove(id messages.RunID) {
+	b.mu.Lock()
+	delete(b.entries, id)
+	b.mu.Unlock()
+}
+
+// notice returns a run's entry, or nil when it is not on the board.
+func (b *board) notice(id messages.RunID) *notice {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.entries[id]
+}
+
+// summary returns the newest summary of a run, or nil when it is not on the board.
+func (b *board) summary(id messages.RunID) *messages.Summary {
+	n := b.notice(id)
+	if n == nil {
+		return nil
+	}
+	return n.summary.Load()
+}
+
+// all returns the summaries of all runs on the board, by ascending id.
+func (b *board) all() []*messages.Summary {
+	b.mu.RLock()
+	out := make([]*messages.Summary, 0, len(b.entries))
+	for _, n := range b.entries {
+		out = append(out, n.summary.Load())
+	}
+	b.mu.RUnlock()
+	slices.SortFunc(out, func(x, y *messages.Summary) int {
+		switch {
+		case x.ID < y.ID:
+			return -1
+		case x.ID > y.ID:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+func (b *board) len() int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return len(b.entries)
+}

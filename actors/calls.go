@@ -1,0 +1,85 @@
+package actors
+
+import (
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// call sends a message by send and waits for its answer: the actor's, or an error
+// when none comes in time or the node is closed meanwhile.
+func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
+	var zero T
+	if n.closing.Load() {
+		return zero, errStopping
+	}
+	send()
+	timeout := time.NewTimer(answerWithin)
+	defer timeout.Stop()
+	select {
+	case r := <-reply:
+		return r.Value, r.Err
+	case <-n.stopped:
+	case <-timeout.C:
+		return zero, errTimeout
+	}
+	select { // answered at the last moment
+	case r := <-reply:
+		return r.Value, r.Err
+	default:
+		return zero, errStopping
+	}
+}
+
+// Submit makes a planned spec a run. It returns when that is durable.
+func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
+	if err := n.Healthy(); err != nil {
+		return 0, err
+	}
+	m := &messages.Submit{Submission: sub, Reply: messages.NewReply[messages.RunID]()}
+	return call(n, m.Reply, func() { n.env.root.Send(n.root, m) })
+}
+
+// SetState asks a run for a state: restart (QUEUED), pause, resume (RUNNING), kill.
+func (n *Node) SetState(id messages.RunID, to dag.RunState) error {
+	m := &messages.SetState{Run: id, To: to, Reply: messages.NewReply[struct{}]()}
+	_, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	return err
+}
+
+// Kill kills a run; a finished one stays as it is.
+func (n *Node) Kill(id messages.RunID) error { return n.SetState(id, dag.RunKilled) }
+
+// KillTask kills the task of this expanded name.
+func (n *Node) KillTask(id messages.RunID, name string) error {
+	if n.env.board.summary(id) == nil { // finished: nothing changes, but the names are checked
+		_, err := n.Task(id, name)
+		return err
+	}
+	m := &messages.KillTask{Run: id, Task: name, Reply: messages.NewReply[struct{}]()}
+	_, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	return err
+}
+
+// Ready is nil when requests are served.
+func (n *Node) Ready() error {
+	if n.closing.Load() {
+		return errStopping
+	}
+	return nil
+}
+
+// Healthy is nil when new work may be taken.
+func (n *Node) Healthy() error {
+	if n.closing.Load() {
+		return errStopping
+	}
+	if err := n.Err(); err != nil {
+		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
+	}
+	if err := n.env.store.Room(); err != nil {
+		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
+	}
+	return nil
+}

@@ -1,0 +1,66 @@
+package actors
+
+import (
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// dispatcher is the actor around the scheduler: it hears what runs want and
+// release, and grants. It is the only owner of slots.
+type dispatcher struct {
+	sched  *scheduler
+	pids   map[messages.RunID]*actor.PID
+	env    *env
+	ageing bool // a wake is on its way
+	halted *halt
+}
+
+// halt ends granting; the reply comes when everything granted has been released,
+// which runs do only once it is durable.
+type halt struct{ reply messages.Reply[struct{}] }
+
+// wake lets the dispatcher look again: a passed-over claim has aged.
+type wake struct{}
+
+func (d *dispatcher) Receive(ctx actor.Context) {
+	defer d.env.guard(ctx)
+	switch m := ctx.Message().(type) {
+	case *messages.Slots:
+		d.pids[m.Run] = ctx.Sender()
+		for _, r := range m.Releases {
+			d.sched.release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
+		}
+		for _, w := range m.Wants {
+			d.sched.want(m.Run, w.ID, w.Class, w.N)
+		}
+	case *messages.Forget:
+		d.sched.forget(m.Run)
+		delete(d.pids, m.Run)
+	case wake:
+		d.ageing = false
+	case *halt:
+		d.halted = m
+	default:
+		return
+	}
+	if d.halted == nil {
+		d.grant(ctx)
+	} else if d.sched.idle() {
+		d.halted.reply.Send(struct{}{}, nil)
+	}
+}
+
+func (d *dispatcher) grant(ctx actor.Context) {
+	now := d.env.now()
+	d.sched.grant(now, func(run messages.RunID, id, n int) {
+		ctx.Send(d.pids[run], &messages.Granted{ID: id, N: n})
+	})
+	if due := d.sched.ages(); due != 0 && !d.ageing {
+		d.ageing = true
+		d.env.timers.at(due, ctx.Self(), wake{})
+	}
+	d.env.metrics.slots(d.sched)
+}

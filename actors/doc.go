@@ -1,0 +1,31 @@
+// Package actors is the tree that does what package dag decides:
+//
+//	node (root)
+//	 ├─ shard-0 … shard-15   own the runs whose id mod 16 is theirs
+//	 │    └─ run-<id>        holds dag.Run; is the supervisor strategy of its tasks
+//	 │         └─ <index>    a task, from its first slot until it is terminal
+//	 └─ dispatcher           slots, fairness between runs, grants in batches
+//
+// Beside the tree stand two services without state of their own: the journal
+// (persistence.Store, one committer) and the timers (one heap per node).
+//
+// The duties of a run actor, in this order; nothing may be carried out before it
+// is durable:
+//
+//  1. Apply the event to dag.Run and keep its effects.
+//  2. When the mailbox has been drained (a Flush that the run sends to itself),
+//     append one batch to the journal: transitions, attempt records, what was generated.
+//  3. When the batch is Committed, carry out the effects: publish the summary,
+//     start and stop tasks, ask for slots, answer callers.
+//
+// While a batch is being written further events wait, so that at the moment of
+// Committed the state in memory is exactly the durable one: that is when views
+// are taken. What users see was durable.
+//
+// A task actor fails by EscalateFailure when its attempt failed; the run restarts
+// it when dag's retry policy has given it another attempt and the dispatcher a
+// slot. A panic arrives the same way, is logged with its stack, and is not the
+// task's failure.
+//
+// Reading order: run.go, task.go, shard.go, dispatcher.go (slots.go), node.go.
+package actors

@@ -1,0 +1,161 @@
+package actors
+
+import (
+	"strconv"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// maxSuspended bounds the task actors of one run that wait for a retry. Further
+// ones are stopped, and spawned anew when their time comes.
+const maxSuspended = 4096
+
+// carryOut is duty 3: everything that was applied is durable now. The summary is
+// published before anybody is answered, so that who asks next sees the change.
+func (r *run) carryOut(ctx actor.Context) {
+	effects := r.effects
+	if len(effects) > 0 {
+		r.notice.publish(r.summary())
+	}
+	now := r.env.now()
+	for _, e := range effects {
+		switch e := e.(type) {
+		case dag.Demand:
+			r.wantSlots(e)
+		case dag.Release:
+			r.releaseSlots(e)
+		case dag.Start:
+			r.begin(ctx, e, now)
+		case dag.Signal:
+			if c := r.tasks[e.Task]; c != nil {
+				ctx.Send(c.pid, &messages.KillAttempt{Attempt: e.Attempt})
+			}
+		case dag.Cancel:
+			if c := r.tasks[e.Task]; c != nil {
+				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
+			}
+		case dag.RetryAt:
+			r.env.timers.at(e.Due, ctx.Self(), &messages.RetryDue{Task: e.Task, Attempt: e.Attempt})
+			if c := r.tasks[e.Task]; c != nil {
+				r.waiting++
+				if r.waiting > maxSuspended {
+					r.drop(ctx, e.Task)
+				}
+			}
+		case dag.TaskEnded:
+			r.env.metrics.ended(e.State)
+			r.drop(ctx, e.Task)
+		case dag.RunChanged:
+			r.env.metrics.run(e.State)
+			r.env.log.Debug("run changed", "run", r.id, "state", e.State.String())
+		}
+	}
+	clear(effects)
+	r.effects = effects[:0]
+	r.sendSlots(ctx)
+	r.answer(nil)
+	if r.dag.State().Final() {
+		ctx.Send(ctx.Parent(), &messages.Finished{Run: r.id})
+	}
+}
+
+// begin gives an attempt to its task's actor: a new one, or the one that failed,
+// restarted.
+func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
+	c := r.tasks[s.Task]
+	switch {
+	case c == nil:
+		c = &child{pid: r.spawn(ctx, s.Task)}
+		r.tasks[s.Task] = c
+	case c.used:
+		if c.suspended && r.waiting > 0 {
+			r.waiting--
+		}
+		ctx.(actor.Supervisor).RestartChildren(c.pid)
+	}
+	c.attempt, c.granted, c.started, c.used, c.suspended = s.Attempt, now, 0, true, false
+	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
+}
+
+// spawn starts a task's actor under the task's index. A former one of that name
+// may still be stopping; then the new one gets a longer name.
+func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
+	props := r.env.taskProps
+	name := strconv.FormatUint(uint64(task), 10)
+	pid, err := ctx.SpawnNamed(props, name)
+	for n := 2; err != nil; n++ {
+		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
+	}
+	r.env.metrics.actors.Inc()
+	return pid
+}
+
+// drop stops a task's actor, if it has one.
+func (r *run) drop(ctx actor.Context, task uint32) {
+	c := r.tasks[task]
+	if c == nil {
+		return
+	}
+	if c.suspended && r.waiting > 0 {
+		r.waiting--
+	}
+	delete(r.tasks, task)
+	ctx.Stop(c.pid)
+	r.env.metrics.actors.Dec()
+}
+
+// readopt gives a task actor that panicked back to its attempt. If it panicked on
+// the attempt's report, the run takes the report itself.
+func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor.PID, message any) {
+	for task, c := range r.tasks {
+		if !c.pid.Equal(pid) {
+			continue
+		}
+		supervisor.RestartChildren(pid)
+		ctx.Send(pid, &adopt{messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.dag.Plan(), message})
+		return
+	}
+	supervisor.StopChildren(pid)
+}
+
+func (r *run) wantSlots(e dag.Demand) {
+	class := r.dag.Plan().Classes[e.Class]
+	for i := range r.slots.Wants {
+		if r.slots.Wants[i].ID == e.Class {
+			r.slots.Wants[i].N = e.Want
+			return
+		}
+	}
+	r.slots.Wants = append(r.slots.Wants, messages.Want{ID: e.Class, Class: class, N: e.Want})
+}
+
+func (r *run) releaseSlots(e dag.Release) {
+	for i := range r.slots.Releases {
+		if r.slots.Releases[i].ID == e.Class {
+			r.slots.Releases[i].N += e.N
+			return
+		}
+	}
+	class := r.dag.Plan().Classes[e.Class]
+	r.slots.Releases = append(r.slots.Releases, messages.Release{ID: e.Class, Class: class, N: e.N})
+}
+
+// sendSlots tells the dispatcher what the run gives back and wants, in one message.
+func (r *run) sendSlots(ctx actor.Context) {
+	if len(r.slots.Wants) == 0 && len(r.slots.Releases) == 0 {
+		return
+	}
+	for i := range r.slots.Releases {
+		rel := &r.slots.Releases[i]
+		if rel.ID < len(r.busy) {
+			rel.Busy, r.busy[rel.ID] = r.busy[rel.ID], 0
+		}
+	}
+	m := r.slots
+	m.Run = r.id
+	r.slots = messages.Slots{}
+	ctx.Request(r.env.dispatcher, &m)
+}

@@ -1,0 +1,43 @@
+package actors
+
+import (
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// env is what the actors of one node share. It is complete before the first
+// actor is spawned and does not change afterwards.
+type env struct {
+	store      persistence.Store
+	outputs    *outputs.Store
+	executors  map[string]executor.Executor
+	board      *board
+	timers     *timers
+	metrics    *metrics
+	root       *actor.RootContext
+	dispatcher *actor.PID
+	node       *actor.PID
+	attempts   *attempts
+	taskProps  *actor.Props
+	killGrace  time.Duration
+	limits     dag.Limits
+	now        func() int64
+	log        *slog.Logger
+}
+
+// guard logs a panic of an actor with its stack and lets it go on to the supervisor.
+func (e *env) guard(ctx actor.Context) {
+	if p := recover(); p != nil {
+		e.metrics.panics.Inc()
+		e.log.Error("actor panicked", "actor", ctx.Self().Id, "panic", p, "stack", string(debug.Stack()))
+		panic(p)
+	}
+}

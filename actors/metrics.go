@@ -1,0 +1,99 @@
+package actors
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// metrics counts what the tree does. Nothing in it costs more than an atomic add
+// on the way of a task.
+type metrics struct {
+	submissions prometheus.Counter
+	panics      prometheus.Counter
+	restarts    prometheus.Counter
+	actors      prometheus.Gauge
+	attempts    [messages.AttemptRejected + 1]prometheus.Counter
+	tasks       [dag.NumTaskStates]prometheus.Counter
+	runs        [dag.RunKilled + 1]prometheus.Counter
+	toStart     prometheus.Histogram
+	held        slotGauges
+	mailboxes   *mailboxes
+}
+
+// slotGauges are written by the dispatcher and read by the collector.
+type slotGauges struct{ cores, memory, noops, claims atomic.Int64 }
+
+func newMetrics(reg prometheus.Registerer, e *env) *metrics {
+	m := &metrics{
+		submissions: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_submissions_total", Help: "Runs accepted, durably."}),
+		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_actor_panics_total", Help: "Panics of actors: each is a bug."}),
+		restarts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_run_actor_restarts_total", Help: "Run actors that began anew from the journal after a panic."}),
+		actors:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "caravan_task_actors", Help: "Task actors alive."}),
+		toStart: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "caravan_dispatch_seconds", Help: "From the durable grant of a slot to the start of the attempt's process.",
+			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
+		}),
+		mailboxes: new(mailboxes),
+	}
+	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
+	for i := range m.attempts {
+		m.attempts[i] = attempts.WithLabelValues(resultWord(messages.AttemptResult(i)))
+	}
+	tasks := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_task_ends_total", Help: "Tasks that came to rest, by state."}, []string{"state"})
+	for i := range m.tasks {
+		m.tasks[i] = tasks.WithLabelValues(dag.TaskState(i).String())
+	}
+	runs := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_run_transitions_total", Help: "Changes of runs by the state they came to."}, []string{"state"})
+	for i := range m.runs {
+		m.runs[i] = runs.WithLabelValues(dag.RunState(i).String())
+	}
+	if reg == nil {
+		return m
+	}
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, attempts, tasks, runs, m.mailboxes,
+		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
+		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
+		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
+		gauge("caravan_slot_claims", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.claims.Load()) }),
+		gauge("caravan_live_runs", "Runs that have an actor.", func() float64 { return float64(e.board.len()) }),
+	)
+	return m
+}
+
+func (m *metrics) attempt(r messages.AttemptResult) { m.attempts[r].Inc() }
+func (m *metrics) ended(s dag.TaskState)            { m.tasks[s].Inc() }
+func (m *metrics) run(s dag.RunState)               { m.runs[s].Inc() }
+
+func (m *metrics) dispatch(c *child) {
+	m.toStart.Observe(time.Duration(c.started - c.granted).Seconds())
+}
+
+func (m *metrics) slots(s *scheduler) {
+	m.held.cores.Store(s.held.cores)
+	m.held.memory.Store(s.held.memory)
+	m.held.noops.Store(int64(s.noops))
+	m.held.claims.Store(int64(len(s.claims)))
+}
+
+// mailbox makes an actor's mailbox one whose length is shown under name.
+func (m *metrics) mailbox(name string) actor.PropsOption {
+	produce := actor.Unbounded()
+	return actor.WithMailbox(func() actor.Mailbox {
+		box := produce()
+		m.mailboxes.add(name, box)
+		return box
+	})
+}
+
+func resultWord(r messages.AttemptResult) string {
+	return [...]string{"succeeded", "failed", "signaled", "timed_out", "not_started", "lost", "killed", "rejected"}[r]
+}

@@ -1,0 +1,306 @@
+package actors
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/asynkron/protoactor-go/actor"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// answerWithin is how long a caller waits for an actor before it gets an error.
+const answerWithin = 30 * time.Second
+
+// Config is what a node is made of. Store, Outputs and Executors are required.
+type Config struct {
+	Store   persistence.Store
+	Outputs *outputs.Store
+	// Executors makes each executor with the sink it reports to, by the name that
+	// jobs choose it by.
+	Executors   map[string]func(executor.Sink) (executor.Executor, error)
+	CoresMilli  int64         // thousandths of a core that tasks may take in all
+	MemoryMilli int64         // thousandths of a MB
+	KillGrace   time.Duration // between SIGTERM and SIGKILL
+	RetainRuns  int           // finished runs that are kept; 0 = all
+	RetainAge   time.Duration // how long a finished run is kept; 0 = for ever
+	Logger      *slog.Logger  // nil = discard
+	Registerer  prometheus.Registerer
+	Now         func() int64 // ns since the epoch; nil = the system's clock
+}
+
+// Node is the engine of one server: the actor tree and its services. It
+// implements what package http needs.
+type Node struct {
+	env     *env
+	system  *actor.ActorSystem
+	root    *actor.PID
+	shards  [Shards]*actor.PID
+	janitor *janitor
+	closing atomic.Bool
+	stopped chan struct{} // closed when callers are no longer answered by actors
+	failed  chan struct{} // closed by fail
+	failure atomic.Pointer[error]
+}
+
+// Start brings a node up: executors, the tree, and every run that was unfinished.
+// When it returns requests are served; large runs may still be loading, requests
+// on them wait.
+func Start(c Config) (*Node, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if c.Now == nil {
+		c.Now = func() int64 { return time.Now().UnixNano() }
+	}
+	next, err := c.Store.NextRun()
+	if err != nil {
+		return nil, fmt.Errorf("reading the next run id: %w", err)
+	}
+	unfinished, err := c.Store.Unfinished()
+	if err != nil {
+		return nil, fmt.Errorf("listing unfinished runs: %w", err)
+	}
+	system := actor.NewActorSystem(actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger {
+		return slog.New(warnings{c.Logger.Handler()})
+	}))
+	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
+	e := &env{
+		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
+		executors: make(map[string]executor.Executor), root: system.Root,
+		killGrace: c.KillGrace, now: c.Now, log: c.Logger,
+	}
+	n.env = e
+	e.metrics = newMetrics(c.Registerer, e)
+	e.timers = newTimers(c.Now, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
+	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
+		actor.WithMailbox(actor.UnboundedLockfree()))
+	for name, factory := range c.Executors {
+		x, err := factory(e.attempts.sink(system.Root))
+		if err != nil {
+			n.closeExecutors()
+			e.timers.close()
+			return nil, fmt.Errorf("executor %s: %w", name, err)
+		}
+		e.executors[name] = x
+	}
+	if err := n.plant(newScheduler(c.CoresMilli, c.MemoryMilli), next); err != nil {
+		return nil, err
+	}
+	for _, id := range unfinished {
+		summary, err := c.Store.Summary(id)
+		if err != nil {
+			return nil, fmt.Errorf("run %d: %w", id, err)
+		}
+		e.board.post(summary)
+		system.Root.Send(n.shard(id), &messages.Recover{Run: id})
+	}
+	go n.watch()
+	n.janitor = startJanitor(n, c.RetainRuns, c.RetainAge)
+	return n, nil
+}
+
+// plant spawns the tree.
+func (n *Node) plant(sched *scheduler, next messages.RunID) error {
+	e := n.env
+	ready := make(chan struct{})
+	props := actor.PropsFromProducer(func() actor.Actor {
+		return &nodeActor{env: e, node: n, sched: sched, next: next, ready: ready, keys: make(map[string]*pendingKey)}
+	})
+	pid, err := e.root.SpawnNamed(props, "node")
+	if err != nil {
+		return fmt.Errorf("spawning the node: %w", err)
+	}
+	n.root, e.node = pid, pid
+	<-ready
+	return nil
+}
+
+func (n *Node) shard(id messages.RunID) *actor.PID { return n.shards[uint64(id)%Shards] }
+
+// Failed is closed when the storage has failed, or a part of the tree that nothing
+// can stand in for; Err then says why. The server must stop.
+func (n *Node) Failed() <-chan struct{} { return n.failed }
+
+// Err is what Failed is about, or nil.
+func (n *Node) Err() error {
+	if err := n.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// fail makes the node one that has failed. The first reason counts.
+func (n *Node) fail(err error) {
+	if n.failure.CompareAndSwap(nil, &err) {
+		n.env.log.Error("the engine has failed", "error", err)
+		close(n.failed)
+	}
+}
+
+// watch passes a failure of the storage on, until the node is closed.
+func (n *Node) watch() {
+	select {
+	case <-n.env.store.Failed():
+		n.fail(fmt.Errorf("storage failed: %w", n.env.store.Err()))
+	case <-n.stopped:
+	}
+}
+
+// Close stops the node: no new requests, no new tasks; what runs is ended and
+// kept as lost (it does not use up a retry); what is pending becomes durable. The
+// store stays open: it is the caller's.
+func (n *Node) Close(ctx context.Context) error {
+	if n.closing.Swap(true) {
+		return nil
+	}
+	n.janitor.close()
+	held := messages.NewReply[struct{}]()
+	n.env.root.Send(n.env.dispatcher, &halt{held})
+	n.closeExecutors()
+	var err error
+	select {
+	case <-held: // every attempt's end is durable
+	case <-n.Failed():
+		err = n.Err()
+	case <-ctx.Done():
+		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
+	}
+	close(n.stopped)
+	future := n.env.root.StopFuture(n.root)
+	if ferr := future.Wait(); ferr != nil && err == nil {
+		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)
+	}
+	n.env.timers.close()
+	return err
+}
+
+func (n *Node) closeExecutors() {
+	var all sync.WaitGroup
+	for _, x := range n.env.executors {
+		all.Go(func() {
+			if err := x.Close(); err != nil {
+				n.env.log.Error("closing an executor", "error", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// nodeActor is the root of the tree. It gives out run ids, and sees to it that an
+// idempotency key makes one run however often it comes at once.
+type nodeActor struct {
+	env   *env
+	node  *Node
+	sched *scheduler
+	next  messages.RunID
+	ready chan struct{}
+	keys  map[string]*pendingKey
+}
+
+// pendingKey is an idempotency key whose submission is not yet durable.
+type pendingKey struct {
+	run     messages.RunID
+	hash    [32]byte
+	waiting []messages.Reply[messages.RunID]
+}
+
+func (a *nodeActor) Receive(ctx actor.Context) {
+	defer a.env.guard(ctx)
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		a.plant(ctx)
+	case *messages.Submit:
+		a.submit(ctx, m)
+	case *messages.KeySettled:
+		k := a.keys[m.Key]
+		delete(a.keys, m.Key)
+		if k != nil {
+			for _, w := range k.waiting {
+				w.Send(m.Run, m.Err)
+			}
+		}
+	}
+}
+
+// HandleFailure supervises shards and dispatcher. A shard that panicked has lost
+// track of its runs and the dispatcher of its slots: the server cannot go on with
+// either, and it must not go on without.
+func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, child *actor.PID, _ *actor.RestartStatistics, reason, _ any) {
+	a.node.fail(fmt.Errorf("%s panicked: %v", child.Id, reason))
+}
+
+func (a *nodeActor) plant(ctx actor.Context) {
+	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
+		return &dispatcher{
+			env: a.env, sched: a.sched, pids: make(map[messages.RunID]*actor.PID),
+		}
+	}, a.env.metrics.mailbox("dispatcher")), "dispatcher")
+	if err != nil {
+		panic(err)
+	}
+	a.env.dispatcher = pid
+	for i := range a.node.shards {
+		name := "shard-" + strconv.Itoa(i)
+		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
+			return &shard{env: a.env, runs: make(map[messages.RunID]*member)}
+		}, a.env.metrics.mailbox(name)), name)
+		if err != nil {
+			panic(err)
+		}
+		a.node.shards[i] = pid
+	}
+	close(a.ready)
+}
+
+func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
+	sub := m.Submission
+	if key := sub.IdempotencyKey; key != "" {
+		if k := a.keys[key]; k != nil {
+			if k.hash != sub.BodyHash {
+				m.Reply.Send(0, keyReused(key, k.run))
+				return
+			}
+			k.waiting = append(k.waiting, m.Reply)
+			return
+		}
+		run, hash, seen, err := a.env.store.Key(key)
+		switch {
+		case err != nil:
+			m.Reply.Send(0, err)
+			return
+		case seen && hash != sub.BodyHash:
+			m.Reply.Send(0, keyReused(key, run))
+			return
+		case seen:
+			m.Reply.Send(run, nil)
+			return
+		}
+		a.keys[key] = &pendingKey{run: a.next, hash: sub.BodyHash}
+	}
+	id := a.next
+	a.next++
+	ctx.Send(a.node.shard(id), &messages.Create{Run: id, Submission: sub, Reply: m.Reply})
+}
+
+func keyReused(key string, run messages.RunID) error {
+	return &messages.Error{Code: messages.KeyReused,
+		Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", key, run)}
+}
+
+// acceptedLimits are for what was accepted once: only what the format can hold.
+func acceptedLimits() dag.Limits {
+	const all = 1 << 31
+	return dag.Limits{MaxTasks: all - 1, MaxDepth: 1 << 20}
+}

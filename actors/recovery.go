@@ -1,0 +1,120 @@
+package actors
+
+import (
+	"fmt"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// start makes the run ready: a new one from its plan, any other from the store.
+func (r *run) start(ctx actor.Context) {
+	r.tasks = make(map[uint32]*child)
+	if r.fresh != nil && !r.again {
+		r.dag, r.fresh = r.fresh, nil
+		r.effects = append(r.effects, r.dag.Init()...)
+		r.carryOut(ctx)
+		return
+	}
+	if err := r.load(); err != nil {
+		r.env.log.Error("run cannot be loaded", "run", r.id, "error", err)
+		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, err)}
+		return
+	}
+	r.effects = append(r.effects, r.dag.Init()...)
+	r.resync()
+	r.schedule(ctx)
+}
+
+// load reads the run as it was left. After a panic the former incarnation's last
+// batch may still be on its way: it is waited for.
+func (r *run) load() error {
+	if r.again {
+		r.env.root.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
+		durable := make(chan error, 1)
+		r.env.store.Append(&persistence.Batch{Run: r.id, Done: func(err error) { durable <- err }})
+		if err := <-durable; err != nil {
+			return err
+		}
+	}
+	stored, err := r.env.store.Load(r.id)
+	if err != nil {
+		return err
+	}
+	d, err := restore(stored)
+	if err != nil {
+		return err
+	}
+	r.dag, r.seq, r.stored = d, stored.NextSeq, d.State()
+	r.head = messages.Summary{ID: r.id, Tag: stored.Summary.Tag, Tags: stored.Summary.Tags, Start: stored.Summary.Start}
+	r.notice = r.env.board.post(r.summary())
+	return nil
+}
+
+// resync settles the attempts that were under way when the server stopped: their
+// processes are not ours any more. What runs inside the server leaves nothing
+// behind and counts as never started.
+func (r *run) resync() {
+	now := r.env.now()
+	var lost, revoked []messages.AttemptKey
+	r.dag.Live(func(task, attempt uint32, _ dag.TaskState) {
+		key := messages.AttemptKey{Run: r.id, Task: task, Attempt: attempt}
+		plan := r.dag.Plan()
+		if plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor {
+			revoked = append(revoked, key)
+		} else {
+			lost = append(lost, key)
+		}
+	})
+	for _, k := range revoked {
+		r.effects = append(r.effects, r.dag.Apply(dag.Revoked{Task: k.Task, Attempt: k.Attempt, At: now})...)
+	}
+	for _, k := range lost {
+		r.pending.attempts = append(r.pending.attempts, messages.AttemptRecord{
+			Task: k.Task, Attempt: k.Attempt, Result: messages.AttemptLost, RC: -1, Stop: now,
+			ExecutorLog: "lost: the server stopped while the attempt was under way",
+		})
+		r.env.metrics.attempt(messages.AttemptLost)
+		r.effects = append(r.effects, r.dag.Apply(dag.Lost{Task: k.Task, Attempt: k.Attempt, At: now})...)
+	}
+	// The slots were those of the former server: there is nothing to give back.
+	kept := r.effects[:0]
+	for _, e := range r.effects {
+		if _, ok := e.(dag.Release); !ok {
+			kept = append(kept, e)
+		}
+	}
+	r.effects = kept
+}
+
+// restore makes a run's state from what is stored of it. Limits that have become
+// tighter since do not hold for a run that was accepted.
+func restore(stored *persistence.Stored) (*dag.Run, error) {
+	spec, problems := specjson.Decode(stored.Definition)
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("definition: %w", problems)
+	}
+	plan, problems := dag.NewPlan(spec, acceptedLimits())
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("definition: %w", problems)
+	}
+	for _, set := range stored.Sets {
+		tasks, problems := specjson.DecodeTasks(set.JSON)
+		if len(problems) == 0 {
+			plan, problems = plan.Extend(set.Generator, tasks, func(int) bool { return false })
+		}
+		if len(problems) > 0 {
+			return nil, fmt.Errorf("generated set %d: %w", set.N, problems)
+		}
+	}
+	chunks := make(map[uint32][]byte, len(stored.Chunks))
+	for _, c := range stored.Chunks {
+		chunks[c.Index] = c.Data
+	}
+	return dag.Recover(plan, dag.Config{}, stored.Header,
+		func(i uint32) []byte { return chunks[i] }, stored.Records)
+}

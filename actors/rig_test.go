@@ -1,0 +1,207 @@
+package actors
+
+import (
+	"context"
+	"crypto/sha256"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 20 * time.Second
+
+// rig is a node over a store in memory and an executor that the test moves.
+type rig struct {
+	t       *testing.T
+	store   *journaltest.Memory
+	fake    *executortest.Fake
+	outputs *outputs.Store
+	node    *Node
+	config  Config
+	skew    atomic.Int64 // added to the clock
+}
+
+func newRig(t *testing.T, change ...func(*Config)) *rig {
+	t.Helper()
+	out, err := outputs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
+	r.config = Config{
+		Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000, KillGrace: time.Second,
+		Executors: map[string]func(executor.Sink) (executor.Executor, error){
+			"process": r.fake.Bind,
+			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s), nil },
+		},
+		Registerer: prometheus.NewRegistry(),
+		Logger:     slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Now:        func() int64 { return time.Now().UnixNano() + r.skew.Load() },
+	}
+	for _, f := range change {
+		f(&r.config)
+	}
+	r.start()
+	t.Cleanup(func() {
+		r.stop()
+		if err := r.store.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := out.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func (r *rig) start() {
+	r.t.Helper()
+	c := r.config
+	c.Store = r.store
+	c.Registerer = prometheus.NewRegistry()
+	node, err := Start(c)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.node = node
+}
+
+func (r *rig) stop() {
+	r.t.Helper()
+	r.store.Release()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := r.node.Close(ctx); err != nil && r.node.Err() == nil {
+		r.t.Errorf("close: %v", err)
+	}
+}
+
+// crash loses what is not durable and starts anew, as after kill -9.
+func (r *rig) crash() {
+	r.t.Helper()
+	store := r.store.Crash()
+	r.node.closing.Store(true) // its answers count no more
+	old, oldStore := r.node, r.store
+	r.store = store
+	r.start()
+	r.t.Cleanup(func() {
+		old.closing.Store(false)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		_ = old.Close(ctx) // its store is gone: only its goroutines have to end
+		_ = oldStore.Close()
+	})
+}
+
+func (r *rig) plan(spec string) *messages.Submission {
+	r.t.Helper()
+	s, problems := specjson.Decode([]byte(spec))
+	if len(problems) > 0 {
+		r.t.Fatal(problems)
+	}
+	plan, problems := dag.NewPlan(s, dag.Limits{})
+	if len(problems) > 0 {
+		r.t.Fatal(problems)
+	}
+	return &messages.Submission{Plan: plan, Body: []byte(spec), At: r.config.Now(), BodyHash: sha256.Sum256([]byte(spec))}
+}
+
+func (r *rig) submit(spec string) messages.RunID {
+	r.t.Helper()
+	id, err := r.node.Submit(r.plan(spec))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return id
+}
+
+// await waits until the run's summary is as wanted.
+func (r *rig) await(id messages.RunID, what string, done func(*messages.Summary) bool) *messages.Summary {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	s, err := r.node.Await(ctx, id, done)
+	if err != nil || !done(s) {
+		r.t.Fatalf("run %d: waiting for %s: %v (%+v)", id, what, err, s)
+	}
+	return s
+}
+
+func (r *rig) awaitState(id messages.RunID, state dag.RunState) *messages.Summary {
+	r.t.Helper()
+	return r.await(id, state.String(), func(s *messages.Summary) bool { return s.State == state })
+}
+
+func (r *rig) awaitTasks(id messages.RunID, state dag.TaskState, n uint32) *messages.Summary {
+	r.t.Helper()
+	return r.await(id, state.String(), func(s *messages.Summary) bool { return s.Counts[state] == n })
+}
+
+// order waits for the n-th order ever (from 1) and returns its key.
+func (r *rig) order(n int) messages.AttemptKey {
+	r.t.Helper()
+	return r.fake.WaitOrders(r.t, n)[n-1].Key
+}
+
+func (r *rig) attempts(id messages.RunID, name string) []messages.AttemptRecord {
+	r.t.Helper()
+	v, err := r.node.Task(id, name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var out []messages.AttemptRecord
+	err = r.node.Attempts(id, v.First, 1, func(a *messages.AttemptRecord) bool {
+		out = append(out, *a)
+		return true
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+func (r *rig) state(id messages.RunID, name string) dag.TaskState {
+	r.t.Helper()
+	v, err := r.node.Task(id, name)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return v.States[0]
+}
+
+// live returns a view of the run's changes by their words.
+func (r *rig) changes(id messages.RunID) (words []string) {
+	r.t.Helper()
+	v, err := r.node.View(id, 0, 0)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, c := range v.Changes {
+		words = append(words, c.State.String())
+	}
+	return words
+}
+
+func code(err error) messages.Code {
+	if e, ok := err.(*messages.Error); ok {
+		return e.Code
+	}
+	return messages.Internal
+}
+
+var _ persistence.Store = (*journaltest.Memory)(nil)

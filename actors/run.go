@@ -1,0 +1,405 @@
+package actors
+
+import (
+	"fmt"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// maxBatch bounds the attempt records (bytes, roughly) of one batch, well below
+// what one transaction of the journal may hold.
+const maxBatch = 1 << 20
+
+// run is the actor of one run: it owns the dag.Run, writes its journal and
+// supervises its tasks. See the duties in the package doc.
+type run struct {
+	env   *env
+	id    messages.RunID
+	fresh *dag.Run // a new run's state; nil to load it from the store
+	again bool     // this is a restart after a panic: nothing may be assumed
+
+	dag    *dag.Run
+	head   messages.Summary // ID, Tag, Tags, Start: what does not change
+	seq    uint64           // of the next batch
+	stored dag.RunState     // as in the last summary that was written
+	notice *notice
+
+	// Duty 1 fills these, duty 2 writes them, duty 3 empties them.
+	pending batch
+	// effects are those of the pending batch.
+	effects []dag.Effect
+	// answers are given when the pending batch is durable.
+	answers []func(error)
+
+	flushing   bool // a Flush is on its way
+	committing bool // a batch is being written
+	deferred   []any
+	failed     error // the journal has failed, or the run could not be loaded
+
+	tasks    map[uint32]*child
+	waiting  int // children that are suspended until their retry
+	busy     []int64
+	snapshot snapshots
+	slots    messages.Slots
+}
+
+// batch is what the events since the last flush have produced beside transitions.
+type batch struct {
+	attempts []messages.AttemptRecord
+	weight   int
+	set      *persistence.Set
+}
+
+// child is a task that has an actor.
+type child struct {
+	pid       *actor.PID
+	attempt   uint32
+	granted   int64 // ns; when its attempt was given to it
+	started   int64 // ns; 0 until the attempt has started
+	used      bool  // it has had an attempt: restart it before the next one
+	suspended bool  // it failed and waits for the supervisor's word
+}
+
+// taskFailed is a task actor's failure on its way through the run's own queue.
+type taskFailed struct{ rec messages.AttemptRecord }
+
+func (r *run) Receive(ctx actor.Context) {
+	defer r.env.guard(ctx)
+	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		r.start(ctx)
+	case *actor.Restarting:
+		r.env.metrics.restarts.Inc()
+	case *actor.Stopping:
+		r.refuse(errStopping)
+	case *actor.Stopped, *actor.Terminated:
+	case *messages.Flush:
+		r.flush(ctx)
+	case *messages.Committed:
+		r.committed(ctx, m.Err)
+	case *messages.Retire:
+		r.retire(ctx)
+	default:
+		r.take(ctx, m)
+	}
+}
+
+// HandleFailure is the run as supervisor of its tasks: an attempt that failed is
+// an event like the others. Anything else is a bug of ours: the attempt goes on,
+// and the actor is given back to it.
+func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, pid *actor.PID, _ *actor.RestartStatistics, reason, message any) {
+	ctx := supervisor.(actor.Context)
+	defer r.env.guard(ctx)
+	if failure, ok := reason.(*messages.Failure); ok {
+		if c := r.tasks[failure.Record.Task]; c != nil && c.pid.Equal(pid) {
+			c.suspended = true
+		}
+		r.take(ctx, &taskFailed{failure.Record})
+		return
+	}
+	r.env.log.Error("task actor restarted", "actor", pid.Id, "reason", reason)
+	r.readopt(ctx, supervisor, pid, message)
+}
+
+// take handles an event now, or later when a batch is being written or the
+// pending one is full.
+func (r *run) take(ctx actor.Context, m any) {
+	if r.committing || r.pending.weight >= maxBatch {
+		r.deferred = append(r.deferred, m)
+		return
+	}
+	r.handle(ctx, m)
+}
+
+func (r *run) handle(ctx actor.Context, m any) {
+	if q, ok := m.(messages.Request); ok && r.failed != nil {
+		q.Refuse(r.failed)
+		return
+	}
+	if r.failed != nil {
+		return
+	}
+	now := r.env.now()
+	switch m := m.(type) {
+	case *messages.Granted:
+		r.granted(ctx, m, now)
+	case *messages.AttemptStarted:
+		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
+			c.started = m.At
+			r.env.metrics.dispatch(c)
+		}
+		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
+	case *messages.AttemptEnded:
+		r.ended(ctx, m, now)
+	case *taskFailed:
+		r.finished(ctx, m.rec, false, now)
+	case *messages.AttemptRevoked:
+		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
+	case *messages.RetryDue:
+		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: now})
+	case *messages.SetState:
+		r.setState(ctx, m, now)
+	case *messages.KillTask:
+		r.killTask(ctx, m, now)
+	case *messages.GetView:
+		r.whenDurable(ctx, func(err error) { r.answerView(m.Reply, m.First, m.N, err) })
+	case *messages.GetTask:
+		r.whenDurable(ctx, func(err error) { r.answerTask(m, err) })
+	default:
+		panic(fmt.Sprintf("actors: run %d got %T", r.id, m))
+	}
+}
+
+// apply is duty 1.
+func (r *run) apply(ctx actor.Context, e dag.Event) {
+	r.effects = append(r.effects, r.dag.Apply(e)...)
+	r.schedule(ctx)
+}
+
+// schedule sees to it that what is pending is flushed once the mailbox is drained.
+func (r *run) schedule(ctx actor.Context) {
+	if !r.flushing && !r.committing {
+		r.flushing = true
+		ctx.Send(ctx.Self(), &messages.Flush{})
+	}
+}
+
+// whenDurable calls answer when all that was applied is durable: at once if it is.
+func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
+	if !r.flushing && !r.committing {
+		answer(nil)
+		return
+	}
+	r.answers = append(r.answers, answer)
+}
+
+// granted applies a grant. What runs in this process and leaves nothing behind
+// need not wait for the journal: it starts at once.
+func (r *run) granted(ctx actor.Context, m *messages.Granted, now int64) {
+	effects := r.dag.Apply(dag.Grant{Class: m.ID, N: m.N, At: now})
+	inProcess := r.dag.Plan().Classes[m.ID].Executor == noopExecutor
+	for _, e := range effects {
+		if s, ok := e.(dag.Start); ok && inProcess {
+			r.begin(ctx, s, now)
+			continue
+		}
+		r.effects = append(r.effects, e)
+	}
+	r.schedule(ctx)
+}
+
+// ended applies the end of an attempt that did not fail.
+func (r *run) ended(ctx actor.Context, m *messages.AttemptEnded, now int64) {
+	rec := m.Record
+	if rec.Result == messages.AttemptKilled && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task) {
+		rec.Result = messages.AttemptLost
+		rec.ExecutorLog = "lost: the server was stopped while the attempt ran"
+	}
+	switch {
+	case rec.Result == messages.AttemptLost:
+		if r.record(rec) {
+			r.apply(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now})
+		}
+	case m.Generated != nil && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task):
+		r.generated(ctx, m, now)
+	default:
+		r.finished(ctx, rec, rec.Result == messages.AttemptSucceeded, now)
+	}
+}
+
+func (r *run) finished(ctx actor.Context, rec messages.AttemptRecord, ok bool, now int64) {
+	if r.record(rec) {
+		r.apply(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now})
+	}
+}
+
+// generated plans what a generator printed; what cannot be is the attempt's failure.
+func (r *run) generated(ctx actor.Context, m *messages.AttemptEnded, now int64) {
+	rec := m.Record
+	if c := r.tasks[rec.Task]; c == nil || c.attempt != rec.Attempt {
+		return
+	}
+	if r.pending.set != nil { // one set a batch: the next one follows behind this commit
+		r.deferred = append(r.deferred, m)
+		return
+	}
+	next, problems := r.dag.Plan().Extend(rec.Task, m.Generated, r.dag.Started)
+	if len(problems) > 0 {
+		reject(&rec, problems)
+		r.finished(ctx, rec, false, now)
+		return
+	}
+	if !r.record(rec) {
+		return
+	}
+	r.pending.set = &persistence.Set{N: next.Sets, Generator: rec.Task, JSON: m.Output}
+	r.pending.weight += len(m.Output)
+	r.apply(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now})
+}
+
+// record keeps an attempt's record for the batch. It is false when the attempt is
+// not the one that the task has: a late or a repeated report.
+func (r *run) record(rec messages.AttemptRecord) bool {
+	c := r.tasks[rec.Task]
+	if c == nil || c.attempt != rec.Attempt {
+		return false
+	}
+	if s := r.dag.TaskState(rec.Task); s != dag.TaskGranted && s != dag.TaskRunning {
+		return false
+	}
+	class := r.dag.Plan().TemplateOf(rec.Task).Class
+	for len(r.busy) <= class {
+		r.busy = append(r.busy, 0)
+	}
+	if rec.Start > 0 {
+		r.busy[class] += rec.Stop - rec.Start
+	}
+	r.pending.attempts = append(r.pending.attempts, rec)
+	r.pending.weight += 64 + len(rec.ExecutorLog) + len(rec.Stdout.Inline) + len(rec.Stderr.Inline)
+	r.env.metrics.attempt(rec.Result)
+	return true
+}
+
+func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
+	var e dag.Event
+	switch m.To {
+	case dag.RunKilled:
+		if r.dag.State().Final() {
+			r.whenDurable(ctx, func(err error) { m.Reply.Send(struct{}{}, err) })
+			return
+		}
+		e = dag.Kill{At: now}
+	case dag.RunPaused:
+		e = dag.Pause{At: now}
+	case dag.RunRunning:
+		e = dag.Resume{At: now}
+	case dag.RunQueued:
+		e = dag.Restart{At: now}
+	}
+	if err := r.dag.Allowed(m.To); err != nil && m.To != dag.RunKilled || e == nil {
+		m.Refuse(conflict(r.id, r.dag.State(), m.To, err))
+		return
+	}
+	r.apply(ctx, e)
+	r.answers = append(r.answers, func(err error) { m.Reply.Send(struct{}{}, err) })
+}
+
+func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
+	task, ok := r.dag.Plan().Find(m.Task)
+	if !ok {
+		m.Refuse(unknownTask(r.id, m.Task))
+		return
+	}
+	if !r.dag.State().Final() {
+		r.apply(ctx, dag.KillTask{Task: task, At: now})
+	}
+	r.whenDurable(ctx, func(err error) { m.Reply.Send(struct{}{}, err) })
+}
+
+// flush is duty 2: one batch for all that happened since the last one.
+func (r *run) flush(ctx actor.Context) {
+	r.flushing = false
+	if r.failed != nil {
+		r.answer(r.failed)
+		return
+	}
+	records := r.dag.TakeRecords(nil)
+	b := &persistence.Batch{
+		Run:      r.id,
+		Records:  records,
+		Attempts: r.pending.attempts,
+		Set:      r.pending.set,
+		Snapshot: r.snapshot.part(r.dag, r.seq, len(records)),
+	}
+	r.pending = batch{}
+	if len(b.Records) == 0 && len(b.Attempts) == 0 && b.Set == nil && b.Snapshot == nil {
+		r.carryOut(ctx)
+		return
+	}
+	b.Seq = r.seq
+	if len(records) > 0 {
+		r.seq++
+	}
+	if s := r.dag.State(); s != r.stored {
+		b.Summary = r.summary()
+		r.stored = s
+	}
+	r.committing = true
+	self, root := ctx.Self(), r.env.root
+	b.Done = func(err error) { root.Send(self, &messages.Committed{Err: err}) }
+	r.env.store.Append(b)
+}
+
+func (r *run) committed(ctx actor.Context, err error) {
+	r.committing = false
+	if err != nil {
+		r.failed = storageFailed(err)
+		r.effects = r.effects[:0]
+		r.refuse(r.failed)
+		return
+	}
+	r.carryOut(ctx)
+	r.resume(ctx)
+	if r.snapshot.rolling() {
+		r.schedule(ctx)
+	}
+}
+
+// resume handles what came while the batch was being written.
+func (r *run) resume(ctx actor.Context) {
+	todo := r.deferred
+	r.deferred = nil
+	for i, m := range todo {
+		if r.committing || r.pending.weight >= maxBatch {
+			r.deferred = append(r.deferred, todo[i:]...)
+			return
+		}
+		r.handle(ctx, m)
+	}
+}
+
+// refuse answers everybody who waits with an error.
+func (r *run) refuse(err error) {
+	r.answer(err)
+	for _, m := range r.deferred {
+		if q, ok := m.(messages.Request); ok {
+			q.Refuse(err)
+		}
+	}
+	r.deferred = nil
+}
+
+func (r *run) answer(err error) {
+	answers := r.answers
+	r.answers = nil
+	for _, f := range answers {
+		f(err)
+	}
+}
+
+// retire ends the actor of a finished run, unless it has come to life again.
+func (r *run) retire(ctx actor.Context) {
+	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || len(r.deferred) > 0) {
+		ctx.Send(ctx.Parent(), &messages.Staying{Run: r.id})
+		if r.dag.State().Final() && !r.committing && !r.flushing {
+			r.schedule(ctx)
+		}
+		return
+	}
+	ctx.Send(ctx.Parent(), &messages.Retired{Run: r.id})
+	ctx.Stop(ctx.Self())
+}
+
+// summary is the run at a glance, as it is in memory now.
+func (r *run) summary() *messages.Summary {
+	s := r.head
+	s.State = r.dag.State()
+	s.LastUpdate = r.dag.LastUpdate()
+	s.Tasks = r.dag.Plan().Tasks
+	s.Counts = messages.Counts(r.dag.Counts())
+	return &s
+}

@@ -1,0 +1,292 @@
+package actors
+
+import (
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+const (
+	// noopWindow bounds the no-op tasks that are granted at one time, and so the
+	// actors that live for them; they take no slots.
+	noopWindow = 1024
+	// noopTurn is how many of them one run gets before the next one's turn.
+	noopTurn = 128
+	// ageLimit is how long a task may be passed over by smaller ones. After it,
+	// nothing is granted until the task fits, so that it cannot starve.
+	ageLimit = 2 * time.Second
+	// shortTask: when attempts are shorter than this on average, as many as the
+	// machine runs at a time are granted ahead, so that a free slot does not wait
+	// for a round trip. Longer ones would only block each other's order.
+	shortTask = 50 * time.Millisecond
+)
+
+// noopExecutor names the executor whose tasks take no slots.
+const noopExecutor = "noop"
+
+// amount is what a task takes of the machine, in thousandths of a core and of a MB.
+type amount struct{ cores, memory int64 }
+
+func (a amount) fits(free amount) bool { return a.cores <= free.cores && a.memory <= free.memory }
+
+// scheduler is the dispatcher's bookkeeping: who wants slots, who holds them,
+// whose turn it is. It is pure: time is an argument, order is deterministic.
+//
+// Claims on the same amount of the machine stand in one line. Each claim carries
+// the number of the turn at which it came to the end of its line; a grant goes to
+// the smallest turn among the heads that fit. So runs alternate whatever their
+// size, and a grant costs O(different amounts), not O(runs).
+type scheduler struct {
+	machine amount
+	held    amount        // granted and not released, no-op tasks excepted
+	noops   int           // granted no-op tasks
+	mean    time.Duration // moving average of how long a slot was busy; 0 = not known
+	turn    uint64
+	lines   []*line // in the order in which their amounts first came up
+	claims  map[claimKey]*claim
+}
+
+type claimKey struct {
+	run messages.RunID
+	id  int
+}
+
+// claim is what one run wants and holds of one class.
+type claim struct {
+	key    claimKey
+	line   *line
+	want   int
+	held   int
+	turn   uint64
+	since  int64 // ns: when it came to be the oldest claim and did not fit; 0 = it is not
+	queued bool
+}
+
+// line is the queue of claims for one class of work.
+type line struct {
+	class  dag.Class
+	noop   bool
+	amount amount
+	queue  []*claim // queue[head:] wait, oldest turn first
+	head   int
+}
+
+func newScheduler(coresMilli, memoryMilli int64) *scheduler {
+	return &scheduler{
+		machine: amount{coresMilli, memoryMilli},
+		claims:  make(map[claimKey]*claim),
+	}
+}
+
+// want sets how many slots the run wants of its class id, beside those it holds.
+func (s *scheduler) want(run messages.RunID, id int, class dag.Class, n int) {
+	c := s.claim(claimKey{run, id}, class)
+	c.want = n
+	if n > 0 && !c.queued {
+		s.enqueue(c)
+	}
+	if n == 0 {
+		c.since = 0
+		s.dropIfIdle(c)
+	}
+}
+
+// release takes n slots back which ran for busy in sum.
+func (s *scheduler) release(run messages.RunID, id int, class dag.Class, n int, busy time.Duration) {
+	c := s.claim(claimKey{run, id}, class)
+	if n > c.held {
+		panic("actors: more slots released than were granted")
+	}
+	c.held -= n
+	s.giveBack(c, n)
+	if busy > 0 && n > 0 && !c.line.noop {
+		mean := busy / time.Duration(n)
+		if s.mean == 0 {
+			s.mean = mean
+		}
+		s.mean += (mean - s.mean) / 8
+	}
+	s.dropIfIdle(c)
+}
+
+// forget drops everything that a run wants and holds.
+func (s *scheduler) forget(run messages.RunID) {
+	for key, c := range s.claims {
+		if key.run == run {
+			s.giveBack(c, c.held)
+			c.held, c.want = 0, 0
+			s.dropIfIdle(c)
+		}
+	}
+}
+
+// grant hands out what is free, calling yield for each portion.
+func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) {
+	for {
+		c := s.next(now)
+		if c == nil {
+			return
+		}
+		n := 1
+		if c.line.noop {
+			n = min(c.want, noopTurn, noopWindow-s.noops)
+			s.noops += n
+		} else {
+			s.held.cores += c.line.amount.cores
+			s.held.memory += c.line.amount.memory
+		}
+		c.line.head++
+		c.queued = false
+		c.since = 0
+		c.want -= n
+		c.held += n
+		if c.want > 0 {
+			s.enqueue(c)
+		}
+		c.line.compact()
+		yield(c.key.run, c.key.id, n)
+	}
+}
+
+// next finds the claim whose turn it is, or nil when none can be served. A claim
+// that is the oldest and does not fit is passed over until it has aged.
+func (s *scheduler) next(now int64) *claim {
+	free := s.free()
+	var best, oldest, noop *claim
+	for _, l := range s.lines {
+		c := l.first()
+		switch {
+		case c == nil:
+		case l.noop:
+			if s.noops < noopWindow && (noop == nil || c.turn < noop.turn) {
+				noop = c
+			}
+		default:
+			if oldest == nil || c.turn < oldest.turn {
+				oldest = c
+			}
+			if l.amount.fits(free) && (best == nil || c.turn < best.turn) {
+				best = c
+			}
+		}
+	}
+	if oldest != nil && oldest != best {
+		if oldest.since == 0 {
+			oldest.since = now
+		}
+		if now-oldest.since >= int64(ageLimit) {
+			best = nil
+		}
+	}
+	if best == nil {
+		return noop
+	}
+	return best
+}
+
+// idle tells whether nothing is granted.
+func (s *scheduler) idle() bool { return s.noops == 0 && s.held == amount{} }
+
+// free is what may still be granted: the machine, and once more the machine when
+// attempts are short.
+func (s *scheduler) free() amount {
+	f := amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
+	if s.mean > 0 && s.mean < shortTask {
+		f.cores += s.machine.cores
+		f.memory += s.machine.memory
+	}
+	return f
+}
+
+func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
+	c := s.claims[key]
+	if c == nil {
+		c = &claim{key: key, line: s.line(class)}
+		s.claims[key] = c
+	}
+	return c
+}
+
+func (s *scheduler) line(class dag.Class) *line {
+	noop := class.Executor == noopExecutor
+	if noop {
+		class = dag.Class{Executor: noopExecutor}
+	}
+	for _, l := range s.lines {
+		if l.class == class {
+			return l
+		}
+	}
+	l := &line{class: class, noop: noop, amount: amount{class.CoresMilli, class.MemoryMilli}}
+	s.lines = append(s.lines, l)
+	return l
+}
+
+func (s *scheduler) enqueue(c *claim) {
+	s.turn++
+	c.turn = s.turn
+	c.queued = true
+	c.line.queue = append(c.line.queue, c)
+}
+
+func (s *scheduler) giveBack(c *claim, n int) {
+	if c.line.noop {
+		s.noops -= n
+	} else {
+		s.held.cores -= int64(n) * c.line.amount.cores
+		s.held.memory -= int64(n) * c.line.amount.memory
+	}
+	if s.noops < 0 || s.held.cores < 0 || s.held.memory < 0 {
+		panic("actors: slots below zero")
+	}
+}
+
+// dropIfIdle forgets a claim that neither wants nor holds anything. It may still
+// stand in its line, where first skips it.
+func (s *scheduler) dropIfIdle(c *claim) {
+	if c.want == 0 && c.held == 0 {
+		delete(s.claims, c.key)
+		if s.lines != nil && len(s.claims) == 0 {
+			s.lines = nil // a fresh start: amounts of former runs do not pile up
+		}
+	}
+}
+
+// first returns the oldest claim that wants something, dropping the others.
+func (l *line) first() *claim {
+	for l.head < len(l.queue) {
+		c := l.queue[l.head]
+		if c.want > 0 {
+			return c
+		}
+		c.queued = false
+		l.head++
+		l.compact()
+	}
+	return nil
+}
+
+// compact frees the served front of the queue once it is the larger half.
+func (l *line) compact() {
+	if l.head > 32 && l.head*2 > len(l.queue) {
+		n := copy(l.queue, l.queue[l.head:])
+		clear(l.queue[n:])
+		l.queue, l.head = l.queue[:n], 0
+	}
+}
+
+// ages returns when (ns) the oldest claim that is being passed over has aged, or
+// 0 when none is. From then on slots are kept free for it.
+func (s *scheduler) ages() int64 {
+	var oldest *claim
+	for _, l := range s.lines {
+		if c := l.first(); c != nil && !l.noop && (oldest == nil || c.turn < oldest.turn) {
+			oldest = c
+		}
+	}
+	if oldest == nil || oldest.since == 0 {
+		return 0
+	}
+	return oldest.since + int64(ageLimit)
+}

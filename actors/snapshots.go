@@ -1,0 +1,54 @@
+package actors
+
+import (
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+const (
+	// snapshotEvery is how many bytes of journal a run writes before its state is
+	// written anew, beside one byte a task: large runs do it less often.
+	snapshotEvery = 512 << 10
+	// snapshotStep is how many chunks go with one batch, so that a snapshot never
+	// holds transitions up.
+	snapshotStep = 16
+)
+
+// snapshots rolls a run's snapshot along with its batches. A round begins with
+// the header of that moment; the chunks that were dirty then follow a few per
+// batch, and may be newer than the header: the journal from the cut on, replayed
+// over them, ends in the same state. The header goes with the last of them.
+type snapshots struct {
+	bytes  int // of journal since the last round began
+	active bool
+	cut    uint64
+	header []byte
+	todo   []uint32
+}
+
+// rolling tells whether a round is under way.
+func (s *snapshots) rolling() bool { return s.active }
+
+// part returns what goes with the batch of number seq, whose n bytes of records
+// have just been taken from d; nil when it is nothing.
+func (s *snapshots) part(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
+	s.bytes += n
+	if !s.active {
+		if s.bytes < snapshotEvery+int(d.Plan().Tasks) {
+			return nil
+		}
+		*s = snapshots{active: true, cut: seq + 1, header: d.AppendHeader(nil), todo: d.DirtyChunks(1 << 30)}
+	}
+	step := min(snapshotStep, len(s.todo))
+	p := &persistence.SnapshotPart{}
+	for _, chunk := range s.todo[:step] {
+		p.Chunks = append(p.Chunks, persistence.Chunk{Index: chunk, Data: d.AppendChunk(nil, chunk)})
+		d.ClearDirty(chunk)
+	}
+	s.todo = s.todo[step:]
+	if len(s.todo) == 0 {
+		p.Header, p.Cut = s.header, s.cut
+		s.active, s.header, s.todo = false, nil, nil
+	}
+	return p
+}

@@ -1,0 +1,280 @@
+package actors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// answerView answers with the tasks [first, first+n). It is called when memory
+// and journal agree.
+func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, err error) {
+	if err != nil {
+		reply.Send(nil, err)
+		return
+	}
+	v := viewOf(r.dag, *r.summary(), first, n)
+	r.dag.Live(func(task, attempt uint32, s dag.TaskState) {
+		if c := r.tasks[task]; s == dag.TaskRunning && task >= first && task-first < uint32(len(v.States)) && c != nil {
+			v.Live = append(v.Live, messages.LiveAttempt{Task: task, Attempt: attempt, Start: c.started})
+		}
+	})
+	reply.Send(v, nil)
+}
+
+func (r *run) answerTask(m *messages.GetTask, err error) {
+	if err != nil {
+		m.Refuse(err)
+		return
+	}
+	task, ok := r.dag.Plan().Find(m.Name)
+	if !ok {
+		m.Refuse(unknownTask(r.id, m.Name))
+		return
+	}
+	r.answerView(m.Reply, task, 1, nil)
+}
+
+// viewOf copies what a view shows out of a run.
+func viewOf(d *dag.Run, s messages.Summary, first, n uint32) *messages.View {
+	total := d.Plan().Tasks
+	first = min(first, total)
+	n = min(n, total-first)
+	return &messages.View{
+		Summary: s,
+		Plan:    d.Plan(),
+		First:   first,
+		States:  d.States(make([]dag.TaskState, 0, n), first, n),
+		Changes: append([]dag.StateChange(nil), d.Changes()...),
+	}
+}
+
+// Summary returns a run at a glance, at the same cost for every run.
+func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
+	if s := n.env.board.summary(id); s != nil {
+		return s, nil
+	}
+	s, err := n.env.store.Summary(id)
+	if err != nil {
+		return nil, lookup(id, err)
+	}
+	return s, nil
+}
+
+// Await returns the run's summary as soon as done says so, or when ctx is over
+// with its error. It costs nothing while nothing changes.
+func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	for {
+		notice := n.env.board.notice(id)
+		if notice == nil {
+			return n.Summary(id)
+		}
+		changed := notice.watch()
+		s := notice.summary.Load()
+		if done(s) {
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return s, ctx.Err()
+		case <-n.stopped:
+			return s, errStopping
+		}
+	}
+}
+
+// Summaries yields the runs that q selects, by ascending id.
+func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	limit := q.Limit
+	pass := func(s *messages.Summary) bool {
+		if !selects(q, s) {
+			return true
+		}
+		if !yield(s) {
+			return false
+		}
+		if limit > 0 {
+			limit--
+		}
+		return q.Limit == 0 || limit > 0
+	}
+	if !wantsFinished(q) {
+		for _, s := range n.env.board.all() {
+			if !pass(s) {
+				break
+			}
+		}
+		return nil
+	}
+	stored := q
+	stored.States, stored.Limit, stored.All = nil, 0, true // what is stored of live runs is not their newest state
+	err := n.env.store.Summaries(stored, func(s *messages.Summary) bool {
+		if live := n.env.board.summary(s.ID); live != nil {
+			s = live
+		}
+		return pass(s)
+	})
+	if err != nil {
+		return fmt.Errorf("listing runs: %w", err)
+	}
+	return nil
+}
+
+func wantsFinished(q messages.ListQuery) bool {
+	if q.All {
+		return true
+	}
+	for _, s := range q.States {
+		if s.Final() {
+			return true
+		}
+	}
+	return false
+}
+
+func selects(q messages.ListQuery, s *messages.Summary) bool {
+	if q.HasAfter && s.ID <= q.After || q.HasTag && s.Tag != q.Tag {
+		return false
+	}
+	if len(q.States) == 0 && !q.All && s.State.Final() {
+		return false
+	}
+	if len(q.States) > 0 {
+		found := false
+		for _, state := range q.States {
+			found = found || state == s.State
+		}
+		if !found {
+			return false
+		}
+	}
+	for _, want := range q.Labels {
+		found := false
+		for _, l := range s.Tags {
+			found = found || l == want
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// View returns the tasks [first, first+count) of a run: of a live one from its
+// actor, of a finished one from the store.
+func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, error) {
+	if n.env.board.summary(id) != nil {
+		m := &messages.GetView{Run: id, First: first, N: count, Reply: messages.NewReply[*messages.View]()}
+		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+		if !errors.Is(err, errNotLive) {
+			return v, err
+		}
+	}
+	d, s, err := n.finished(id)
+	if err != nil {
+		return nil, err
+	}
+	return viewOf(d, *s, first, count), nil
+}
+
+// Task returns the view of one task, by its expanded name.
+func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
+	if n.env.board.summary(id) != nil {
+		m := &messages.GetTask{Run: id, Name: name, Reply: messages.NewReply[*messages.View]()}
+		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+		if !errors.Is(err, errNotLive) {
+			return v, err
+		}
+	}
+	d, s, err := n.finished(id)
+	if err != nil {
+		return nil, err
+	}
+	task, ok := d.Plan().Find(name)
+	if !ok {
+		return nil, unknownTask(id, name)
+	}
+	return viewOf(d, *s, task, 1), nil
+}
+
+// finished loads a run that has no actor.
+func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, error) {
+	stored, err := n.env.store.Load(id)
+	if err != nil {
+		return nil, nil, lookup(id, err)
+	}
+	d, err := restore(stored)
+	if err != nil {
+		return nil, nil, fmt.Errorf("run %d: %w", id, err)
+	}
+	s := *stored.Summary
+	s.State, s.LastUpdate = d.State(), d.LastUpdate()
+	s.Tasks, s.Counts = d.Plan().Tasks, messages.Counts(d.Counts())
+	return d, &s, nil
+}
+
+// Attempts yields the ended attempts of tasks [first, first+count).
+func (n *Node) Attempts(id messages.RunID, first, count uint32, yield func(*messages.AttemptRecord) bool) error {
+	if err := n.env.store.Attempts(id, first, count, yield); err != nil {
+		return lookup(id, err)
+	}
+	return nil
+}
+
+// OpenLog opens a stream of an attempt of a task; attempt 0 is the latest.
+func (n *Node) OpenLog(id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+	v, err := n.Task(id, name)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range v.Live {
+		if attempt == 0 || attempt == a.Attempt {
+			class := v.Plan.Classes[v.Plan.TemplateOf(a.Task).Class]
+			key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
+			if log, err := n.env.executors[class.Executor].OpenLog(key, stream); err == nil {
+				return log, nil
+			}
+			attempt = a.Attempt // it has just ended: its record comes
+			if err := n.settled(id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var found *messages.AttemptRecord
+	err = n.Attempts(id, v.First, 1, func(rec *messages.AttemptRecord) bool {
+		if attempt == 0 || attempt == rec.Attempt {
+			found = rec
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, noAttempt(id, name, attempt)
+	}
+	return n.Output(id, found, stream)
+}
+
+// settled returns when what the run knows now is durable.
+func (n *Node) settled(id messages.RunID) error {
+	_, err := n.View(id, 0, 0)
+	return err
+}
+
+// Output opens a stream of an ended attempt.
+func (n *Node) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+	out := rec.Stdout
+	if stream == messages.Stderr {
+		out = rec.Stderr
+	}
+	log, err := n.env.outputs.Log(id, out)
+	if err != nil {
+		return nil, fmt.Errorf("run %d: output of task %d, attempt %d: %w", id, rec.Task, rec.Attempt, err)
+	}
+	return log, nil
+}
