@@ -1,0 +1,205 @@
+package http
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// statusOf is the one place where the domain's codes become HTTP statuses.
+func statusOf(c messages.Code) int {
+	switch c {
+	case messages.Invalid:
+		return fasthttp.StatusBadRequest
+	case messages.NotFound:
+		return fasthttp.StatusNotFound
+	case messages.Conflict:
+		return fasthttp.StatusConflict
+	case messages.TooLarge, messages.KeyReused:
+		return fasthttp.StatusUnprocessableEntity
+	case messages.Unavailable:
+		return fasthttp.StatusServiceUnavailable
+	default:
+		return fasthttp.StatusInternalServerError
+	}
+}
+
+// refusal is an error of HTTP itself, of which the domain knows nothing.
+type refusal struct {
+	status int
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// problem is an error's body: the members of RFC 9457 and, for clients that do
+// not know these, `error`. With document, it speaks of a spec: `valid` is false
+// and `errors` lists what is wrong.
+type problem struct {
+	status   int
+	text     string
+	document bool
+	errors   []messages.Problem
+}
+
+// internalProblem says nothing of the cause: the log does.
+var internalProblem = problem{status: fasthttp.StatusInternalServerError, text: "internal error: see the server's log"}
+
+// maxProblems bounds `errors`; the sentence counts them all.
+const maxProblems = 1000
+
+// fail answers with an error.
+func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
+	var (
+		r *refusal
+		m *messages.Error
+		p = internalProblem
+	)
+	switch {
+	case errors.As(err, &r):
+		p = problem{status: r.status, text: r.text}
+	case errors.As(err, &m) && m.Code != messages.Internal:
+		p = problem{status: statusOf(m.Code), text: m.Text, document: m.Problems != nil, errors: m.Problems}
+	default:
+		s.log.Error("http: internal error", "method", string(ctx.Method()),
+			"path", string(ctx.URI().PathOriginal()), "error", err)
+	}
+	writeProblem(ctx, p)
+}
+
+// writeProblem sets the response; headers that were set before stay.
+func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
+	ctx.Response.ResetBody()
+	ctx.SetStatusCode(p.status)
+	h := &ctx.Response.Header
+	h.SetContentType("application/problem+json")
+	if p.status == fasthttp.StatusServiceUnavailable {
+		h.Set(fasthttp.HeaderRetryAfter, "1")
+	}
+	ctx.Response.SetBodyRaw(appendProblem(nil, p))
+}
+
+func appendProblem(dst []byte, p problem) []byte {
+	dst = append(dst, '{')
+	if p.document {
+		dst = append(dst, `"valid":false,`...)
+	}
+	dst = append(dst, `"type":"about:blank","title":`...)
+	dst = appendText(dst, fasthttp.StatusMessage(p.status))
+	dst = append(dst, `,"status":`...)
+	dst = strconv.AppendInt(dst, int64(p.status), 10)
+	dst = append(dst, `,"detail":`...)
+	dst = appendText(dst, p.text)
+	dst = append(dst, `,"error":`...)
+	dst = appendText(dst, p.text)
+	if p.document {
+		dst = append(dst, `,"errors":[`...)
+		for i, e := range p.errors[:min(len(p.errors), maxProblems)] {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = append(dst, `{"pointer":`...)
+			dst = appendText(dst, e.Pointer)
+			dst = append(dst, `,"message":`...)
+			dst = appendText(dst, e.Message)
+			dst = append(dst, '}')
+		}
+		dst = append(dst, ']')
+	}
+	return append(dst, '}')
+}
+
+// refused is the error for a document with problems: over a limit when that is
+// all that is wrong, invalid otherwise.
+func refused(ps dag.Problems) *messages.Error {
+	e := &messages.Error{Code: messages.TooLarge, Text: ps.Error()}
+	for _, p := range ps {
+		if !p.Limit {
+			e.Code = messages.Invalid
+		}
+		e.Problems = append(e.Problems, messages.Problem{Pointer: p.Pointer, Message: p.Message})
+	}
+	return e
+}
+
+// admit refuses what no route may see.
+func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
+	c := connOf(ctx)
+	switch {
+	case s.draining.Load():
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
+	case c != nil && c.crowded:
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusServiceUnavailable, "too many connections"}
+	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
+		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
+	case ctx.Request.Header.ContentLength() < 0 && hasContentLength(ctx.Request.Header.RawHeaders()):
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusBadRequest, "the request has both Content-Length and Transfer-Encoding"}
+	}
+	return nil
+}
+
+// hasContentLength tells whether raw header lines hold a Content-Length.
+func hasContentLength(raw []byte) bool {
+	const name = "content-length:"
+	for line := range bytes.Lines(raw) {
+		if len(line) >= len(name) && strings.EqualFold(string(line[:len(name)]), name) {
+			return true
+		}
+	}
+	return false
+}
+
+// malformed answers what could not be read as a request. The connection closes.
+func (s *Server) malformed(ctx *fasthttp.RequestCtx, err error) {
+	var (
+		small   *fasthttp.ErrSmallBuffer
+		netErr  net.Error
+		p       problem
+		tooLong = errors.As(err, &small)
+	)
+	switch {
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		p.status = fasthttp.StatusRequestEntityTooLarge
+		p.text = "the body is too large: at most " + strconv.FormatInt(s.bodyLimit(ctx), 10) + " bytes"
+	case tooLong:
+		p.status = fasthttp.StatusRequestHeaderFieldsTooLarge
+		p.text = "the request line and headers are too large: at most " + strconv.Itoa(headerLimit) + " bytes"
+	case errors.As(err, &netErr) && netErr.Timeout():
+		p.status = fasthttp.StatusRequestTimeout
+		p.text = "the request did not arrive in time"
+	default:
+		p.status = fasthttp.StatusBadRequest
+		p.text = "the request is not well-formed HTTP, or it is incomplete"
+	}
+	if c := connOf(ctx); c != nil {
+		c.linger = true
+	}
+	s.metrics.malformed.observe(p.status, 0)
+	writeProblem(ctx, p)
+}
+
+func (s *Server) bodyLimit(ctx *fasthttp.RequestCtx) int64 {
+	if ctx.IsPost() {
+		return s.cfg.MaxBody
+	}
+	return smallBody
+}
+
+// quote shows what a client sent, bounded, in a sentence.
+func quote[T string | []byte](s T) string {
+	const most = 200
+	if len(s) > most {
+		return strconv.Quote(string(s[:most])) + "…"
+	}
+	return strconv.Quote(string(s))
+}

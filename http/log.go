@@ -1,0 +1,235 @@
+package http
+
+import (
+	"errors"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+const octets = "application/octet-stream"
+
+// taskLog is GET /v1/dagrun/{run}/task/{task}/log: what an attempt wrote, raw.
+// Bytes that are not kept show as a marker line, except in a range.
+func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
+	run, name, err := taskOf(ctx)
+	if err != nil {
+		return err
+	}
+	var q logQuery
+	if err := query(ctx, q.parameter); err != nil {
+		return err
+	}
+	log, err := s.engine.OpenLog(run, name, q.attempt, q.stream)
+	if err != nil {
+		return err
+	}
+	h := &ctx.Response.Header
+	h.Set(fasthttp.HeaderXContentTypeOptions, "nosniff")
+	if q.follow && log.Live() {
+		ctx.Response.ImmediateHeaderFlush = true
+		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, s, connOf(ctx), 0}, nil, -1)
+		return nil
+	}
+	h.Set(fasthttp.HeaderAcceptRanges, "bytes")
+	size := log.Size()
+	if asked := ctx.Request.Header.Peek(fasthttp.HeaderRange); asked != nil && !q.follow && q.offset == 0 &&
+		ctx.Request.Header.Peek(fasthttp.HeaderIfRange) == nil {
+		if from, to, ok := rangeOf(string(asked), size); ok {
+			return s.logRange(ctx, log, from, to, size)
+		}
+	}
+	return s.send(ctx, octets, &logReader{log, q.offset, size})
+}
+
+// logQuery says what to read.
+type logQuery struct {
+	attempt uint32 // 0 = the latest
+	stream  messages.Stream
+	follow  bool
+	offset  int64
+}
+
+func (q *logQuery) parameter(name, value string) (err error) {
+	switch name {
+	case "attempt":
+		n, err := strconv.ParseUint(value, 10, 32)
+		if err != nil || n == 0 {
+			return invalid("query parameter attempt: " + quote(value) + " is no number from 1 up")
+		}
+		q.attempt = uint32(n)
+	case "stream":
+		switch value {
+		case "stdout":
+			q.stream = messages.Stdout
+		case "stderr":
+			q.stream = messages.Stderr
+		default:
+			return invalid("query parameter stream: " + quote(value) + " is neither stdout nor stderr")
+		}
+	case "follow":
+		q.follow, err = flag(name, value)
+	case "offset":
+		n, err := strconv.ParseUint(value, 10, 63)
+		if err != nil {
+			return invalid("query parameter offset: " + quote(value) + " is no number")
+		}
+		q.offset = int64(n)
+	default:
+		err = unknownParameter(name)
+	}
+	return err
+}
+
+// rangeOf decodes a Range header of one range: the bytes [from, to) of size. An
+// unsatisfiable one has from >= to. What else the header may hold is not ok: the
+// server ignores it, as it may.
+func rangeOf(header string, size int64) (from, to int64, ok bool) {
+	first, last, ok := strings.Cut(strings.TrimPrefix(header, "bytes="), "-")
+	if !ok || !strings.HasPrefix(header, "bytes=") {
+		return 0, 0, false
+	}
+	if first == "" {
+		n, err := strconv.ParseUint(last, 10, 63)
+		return max(0, size-int64(n)), size, err == nil
+	}
+	a, err := strconv.ParseUint(first, 10, 63)
+	if err != nil {
+		return 0, 0, false
+	}
+	if last == "" {
+		return int64(a), size, true
+	}
+	b, err := strconv.ParseUint(last, 10, 63)
+	if err != nil || b < a {
+		return 0, 0, false
+	}
+	return int64(a), min(int64(b), size-1) + 1, true
+}
+
+// logRange answers 206. Offsets are those of the stream as the task wrote it; a
+// range ends early where bytes were cut, and begins behind the cut when it would
+// begin in it, as Content-Range then says.
+func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, size int64) error {
+	total := "*" // it grows
+	if !log.Live() {
+		total = strconv.FormatInt(size, 10)
+	}
+	if from < to {
+		from = log.Kept(from)
+	}
+	if from >= to {
+		log.Close()
+		ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(size, 10))
+		return &refusal{fasthttp.StatusRequestedRangeNotSatisfiable, "the output has no bytes in that range: it has " + strconv.FormatInt(size, 10)}
+	}
+	to, err := whole(log, from, to)
+	if err != nil || to == from {
+		log.Close()
+		return errors.Join(err, errors.New("http: kept output is not there"))
+	}
+	ctx.SetStatusCode(fasthttp.StatusPartialContent)
+	ctx.Response.Header.Set(fasthttp.HeaderContentRange,
+		"bytes "+strconv.FormatInt(from, 10)+"-"+strconv.FormatInt(to-1, 10)+"/"+total)
+	s.stream(ctx, octets, &logReader{log, from, to}, nil, int(to-from))
+	return nil
+}
+
+// whole is how far from `from` on towards `to` the log can be read without a gap.
+func whole(log messages.Log, from, to int64) (int64, error) {
+	buf := make([]byte, piece)
+	for from < to {
+		n, err := log.ReadAt(buf[:min(int64(len(buf)), to-from)], from)
+		from += int64(n)
+		switch {
+		case err == io.EOF || err == messages.ErrCut:
+			return from, nil
+		case err != nil:
+			return from, err
+		}
+	}
+	return from, nil
+}
+
+// logReader produces the bytes [off, end) of a log, with a marker for each cut.
+type logReader struct {
+	log      messages.Log
+	off, end int64
+}
+
+func (r *logReader) next(dst []byte) ([]byte, bool, error) {
+	if cap(dst)-len(dst) < piece {
+		dst = append(make([]byte, 0, len(dst)+piece), dst...)
+	}
+	room := dst[len(dst) : len(dst)+piece]
+	if r.off >= r.end {
+		return dst, false, nil
+	}
+	n, err := r.log.ReadAt(room[:min(piece, r.end-r.off)], r.off)
+	dst = dst[:len(dst)+n]
+	r.off += int64(n)
+	switch err {
+	case nil:
+		return dst, r.off < r.end, nil
+	case io.EOF:
+		return dst, false, nil
+	case messages.ErrCut:
+		if n == 0 {
+			kept := r.log.Kept(r.off)
+			dst = appendMarker(dst, kept-r.off)
+			r.off = kept
+		}
+		return dst, true, nil
+	default:
+		return dst, false, err
+	}
+}
+
+func (r *logReader) Close() error { return r.log.Close() }
+
+// logFollower goes on until the attempt has ended, the client is gone or the
+// server shuts down. Only the first ends the answer properly.
+type logFollower struct {
+	logReader
+	s    *Server
+	conn *conn
+	wait time.Duration // since there was something
+}
+
+// How often a follower looks: often at first, then less.
+const (
+	minWait = 10 * time.Millisecond
+	maxWait = 250 * time.Millisecond
+)
+
+func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
+	for {
+		live := f.log.Live() // before reading: what it wrote last is read, too
+		before := len(dst)
+		dst, _, err := f.logReader.next(dst)
+		if err != nil || len(dst) > before {
+			f.wait = 0
+			return dst, true, err
+		}
+		if !live {
+			return dst, false, nil
+		}
+		f.wait = min(max(2*f.wait, minWait), maxWait)
+		timer := time.NewTimer(f.wait)
+		select {
+		case <-timer.C:
+		case <-f.s.drain:
+			timer.Stop()
+			return dst, true, errBreakOff
+		}
+		if f.conn != nil && f.conn.gone() {
+			return dst, true, errBreakOff
+		}
+	}
+}

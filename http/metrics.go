@@ -1,0 +1,88 @@
+package http
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"github.com/valyala/fasthttp"
+)
+
+// metrics are this package's own. Everything that a request touches was looked
+// up beforehand.
+type metrics struct {
+	requests  *prometheus.CounterVec
+	seconds   *prometheus.HistogramVec
+	inflight  prometheus.Gauge
+	malformed *routeMetrics
+}
+
+// routeMetrics are those of one route: requests by class of status, durations.
+type routeMetrics struct {
+	classes [6]prometheus.Counter // by status / 100
+	seconds prometheus.Observer   // nil: not timed
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "caravan_http_requests_total",
+			Help: "Requests by route and class of status.",
+		}, []string{"route", "class"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "caravan_http_request_seconds",
+			Help:    "Time from a request's last byte to the first of its answer.",
+			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10},
+		}, []string{"route"}),
+		inflight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caravan_http_requests_in_flight",
+			Help: "Requests that are being answered, streams included.",
+		}),
+	}
+	m.malformed = m.route("malformed")
+	m.malformed.seconds = nil
+	if r != nil {
+		r.MustRegister(m.requests, m.seconds, m.inflight)
+	}
+	return m
+}
+
+func (m *metrics) route(name string) *routeMetrics {
+	rm := &routeMetrics{seconds: m.seconds.WithLabelValues(name)}
+	for class, word := range [...]string{1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"} {
+		if word != "" {
+			rm.classes[class] = m.requests.WithLabelValues(name, word)
+		}
+	}
+	return rm
+}
+
+func (rm *routeMetrics) observe(status int, took time.Duration) {
+	if class := status / 100; class >= 1 && class <= 5 {
+		rm.classes[class].Inc()
+	}
+	if rm.seconds != nil {
+		rm.seconds.Observe(took.Seconds())
+	}
+}
+
+// showMetrics is GET /metrics, in Prometheus' text format.
+func (s *Server) showMetrics(ctx *fasthttp.RequestCtx) error {
+	if s.cfg.Gatherer == nil {
+		return &refusal{fasthttp.StatusNotFound, "this server gathers no metrics"}
+	}
+	families, err := s.cfg.Gatherer.Gather()
+	if err != nil {
+		// What could be gathered is shown; the rest is the log's.
+		s.log.Warn("http: metrics", "error", err)
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	ctx.SetContentType(string(format))
+	enc := expfmt.NewEncoder(ctx, format)
+	for _, f := range families {
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fasthttp/router"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// VersionInfo is what GET /version answers. Empty members are left out.
+type VersionInfo struct {
+	Version string // of this build: v1.2.3, or (devel)
+	Commit  string // revision that it was built from
+	Date    string // of that revision
+	Go      string // toolchain
+}
+
+// Config says what a Server serves. Engine is required; every zero member means
+// its default.
+type Config struct {
+	Engine  Engine
+	Limits  dag.Limits
+	Version VersionInfo
+	// Gatherer is what GET /metrics shows, Registerer takes this package's own
+	// metrics. Both nil: only those are shown.
+	Gatherer   prometheus.Gatherer
+	Registerer prometheus.Registerer
+	// MaxBody bounds the body of a submission or validation, in bytes, before and
+	// after decompression; default 64 MiB. Every other body is bounded by 1 MiB.
+	MaxBody int64
+	Logger  *slog.Logger // default slog.Default()
+
+	// ReadTimeout bounds the reading of one request (header and body; a large body
+	// gets more in proportion to its length), WriteTimeout one write to the client,
+	// IdleTimeout the wait for the next request of a connection. Defaults 30 s,
+	// 30 s, 2 min.
+	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
+	// MaxConns bounds the open connections; beyond it they are answered 503 and
+	// closed. Default 8,192.
+	MaxConns int
+}
+
+const (
+	defaultMaxBody = 64 << 20
+	smallBody      = 1 << 20  // limit of every body but a spec's
+	headerLimit    = 8 << 10  // request line and headers
+	slackConns     = 256      // above MaxConns: those that are told so
+	bodyRate       = 64 << 10 // bytes/s that a large body has to make at least
+)
+
+// Server serves the REST API of one engine. Its methods may be called from any
+// goroutine; it is used for one Serve.
+type Server struct {
+	cfg     Config
+	engine  Engine
+	log     *slog.Logger
+	fast    *fasthttp.Server
+	metrics *metrics
+
+	conns    connSet
+	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
+	idle     chan struct{} // signalled when inflight falls to 0 while draining
+	draining atomic.Bool
+	drain    chan struct{} // closed when Shutdown begins: streams end
+	once     sync.Once
+}
+
+// New makes a server. It panics when its metrics are registered already.
+func New(cfg Config) *Server {
+	cfg = cfg.withDefaults()
+	s := &Server{
+		cfg:     cfg,
+		engine:  cfg.Engine,
+		log:     cfg.Logger,
+		metrics: newMetrics(cfg.Registerer),
+		idle:    make(chan struct{}, 1),
+		drain:   make(chan struct{}),
+	}
+	s.conns.open = make(map[*conn]struct{})
+	s.fast = &fasthttp.Server{
+		Handler:                      s.router().Handler,
+		ErrorHandler:                 s.malformed,
+		HeaderReceived:               s.bounds,
+		ConnState:                    trackState,
+		Concurrency:                  cfg.MaxConns + slackConns,
+		ReadBufferSize:               headerLimit,
+		ReadTimeout:                  cfg.ReadTimeout,
+		IdleTimeout:                  cfg.IdleTimeout,
+		MaxRequestBodySize:           smallBody,
+		DisablePreParseMultipartForm: true,
+		NoDefaultServerHeader:        true,
+		NoDefaultContentType:         true,
+		SecureErrorLogMessage:        true,
+		CloseOnShutdown:              true,
+		Logger:                       quiet{cfg.Logger},
+	}
+	return s
+}
+
+func (c Config) withDefaults() Config {
+	if c.Registerer == nil && c.Gatherer == nil {
+		own := prometheus.NewRegistry()
+		c.Registerer, c.Gatherer = own, own
+	}
+	if c.MaxBody <= 0 {
+		c.MaxBody = defaultMaxBody
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.ReadTimeout <= 0 {
+		c.ReadTimeout = 30 * time.Second
+	}
+	if c.WriteTimeout <= 0 {
+		c.WriteTimeout = 30 * time.Second
+	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = 8192
+	}
+	return c
+}
+
+// router lays out the route table. Redirects are off: a path is what it is.
+func (s *Server) router() *router.Router {
+	r := router.New()
+	r.RedirectTrailingSlash = false
+	r.RedirectFixedPath = false
+	for _, rt := range s.routes() {
+		h := s.wrap(rt)
+		r.Handle(rt.method, rt.path, h)
+		if rt.method == fasthttp.MethodGet {
+			r.HEAD(rt.path, h)
+		}
+	}
+	// The router would take "validate" for a run's id.
+	notPost := s.wrap(route{path: "none", handle: wrongMethod})
+	for _, method := range []string{fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodDelete} {
+		r.Handle(method, validatePath, notPost)
+	}
+	r.NotFound = s.wrap(route{path: "none", handle: noRoute})
+	r.MethodNotAllowed = s.wrap(route{path: "none", handle: wrongMethod})
+	r.GlobalOPTIONS = s.wrap(route{path: "none", handle: options})
+	return r
+}
+
+// Serve answers requests that come in on l until Shutdown, then returns nil. It
+// closes l.
+func (s *Server) Serve(l net.Listener) error {
+	if s.draining.Load() {
+		l.Close()
+		return nil
+	}
+	return s.fast.Serve(&listener{Listener: l, s: s})
+}
+
+// Shutdown ends service. Requests in flight are answered; logs that are followed
+// break off; new requests get 503 until the last one is answered, then the
+// listener closes. When ctx ends first, what is left is cut off and its error
+// returned.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.once.Do(func() {
+		s.draining.Store(true)
+		close(s.drain)
+	})
+	var err error
+	for s.inflight.Load() != 0 && err == nil {
+		select {
+		case <-s.idle:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	s.conns.close(err != nil)
+	return errors.Join(err, s.stop(ctx))
+}
+
+// stop closes the listener and waits for the connections' goroutines.
+func (s *Server) stop(ctx context.Context) error {
+	err := s.fast.ShutdownWithContext(ctx)
+	if ctx.Err() != nil {
+		s.conns.close(true)
+		return nil // Shutdown or its caller knows of the context
+	}
+	return err
+}
+
+// enter and leave bracket whatever Shutdown has to wait for.
+func (s *Server) enter() {
+	s.inflight.Add(1)
+	s.metrics.inflight.Inc()
+}
+
+func (s *Server) leave() {
+	s.metrics.inflight.Dec()
+	if s.inflight.Add(-1) == 0 && s.draining.Load() {
+		select {
+		case s.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// bounds is asked once the header is there: how long may the body be, and take.
+func (s *Server) bounds(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	var c fasthttp.RequestConfig
+	if !h.IsPost() {
+		return c
+	}
+	c.MaxRequestBodySize = int(s.cfg.MaxBody)
+	if n := int64(h.ContentLength()); n > smallBody && n <= s.cfg.MaxBody {
+		c.ReadTimeout = s.cfg.ReadTimeout + time.Duration(n/bodyRate)*time.Second
+	}
+	return c
+}
+
+// quiet takes what fasthttp says on broken connections: a client's doing, which
+// must not fill the log.
+type quiet struct{ log *slog.Logger }
+
+func (q quiet) Printf(format string, args ...any) {
+	q.log.Debug("http: connection", "event", sprintf{format, args})
+}

@@ -1,0 +1,113 @@
+package http
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/valyala/fasthttp"
+)
+
+// producer renders a document piece by piece.
+type producer interface {
+	// next appends some more to dst; more tells whether there is any left. An
+	// error breaks the answer off.
+	next(dst []byte) (out []byte, more bool, err error)
+}
+
+// piece is what a producer appends at a time, roughly.
+const piece = 32 << 10
+
+// send answers with what p produces: whole when it is short, else as a stream
+// that is rendered as fast as the client reads, in little memory. An error of the
+// first piece is returned and leaves the response alone.
+func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) error {
+	buf := make([]byte, 0, 4<<10)
+	for {
+		var more bool
+		var err error
+		if buf, more, err = p.next(buf); err != nil {
+			closeProducer(p)
+			return err
+		}
+		if !more {
+			closeProducer(p)
+			ctx.Response.SetBodyRaw(buf)
+			ctx.Response.Header.SetContentType(contentType)
+			return nil
+		}
+		if len(buf) >= piece {
+			break
+		}
+	}
+	s.stream(ctx, contentType, p, buf, -1)
+	return nil
+}
+
+// stream answers with what p produces, behind buf. Size is the length of it all,
+// -1 when that is not known. The stream counts as in flight until it is closed.
+func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
+	s.enter()
+	ctx.Response.SetBodyStream(&body{s: s, p: p, buf: buf, more: true, path: string(ctx.URI().PathOriginal())}, size)
+	ctx.Response.Header.SetContentType(contentType)
+}
+
+// body is a producer as the reader that fasthttp wants. It is read in the
+// connection's goroutine, each Read followed by a flush. An error ends the
+// connection without the end of the body, so that a client can tell.
+type body struct {
+	s      *Server
+	p      producer
+	buf    []byte // produced
+	off    int    // of it, read
+	more   bool
+	closed bool
+	path   string
+}
+
+func (b *body) Read(p []byte) (n int, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.s.log.Error("http: panic", "path", b.path, "panic", r, "stack", string(debug.Stack()))
+			n, err = 0, fmt.Errorf("panic: %v", r)
+		}
+	}()
+	for b.off == len(b.buf) {
+		if !b.more {
+			return 0, io.EOF
+		}
+		b.off = 0
+		if b.buf, b.more, err = b.p.next(b.buf[:0]); err != nil {
+			b.buf = b.buf[:0]
+			if err != errBreakOff {
+				b.s.log.Error("http: a stream broke off", "path", b.path, "error", err)
+			}
+			return 0, err
+		}
+	}
+	n = copy(p, b.buf[b.off:])
+	b.off += n
+	return n, nil
+}
+
+// Close is called once the answer was sent or given up, possibly twice.
+func (b *body) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	b.s.leave()
+	closeProducer(b.p)
+	return nil
+}
+
+// closeProducer lets go of what p has open. What it read has been read.
+func closeProducer(p producer) {
+	if c, ok := p.(io.Closer); ok {
+		_ = c.Close()
+	}
+}
+
+// errBreakOff ends a stream that has no more reader, or at shutdown.
+var errBreakOff = errors.New("broken off")

@@ -1,0 +1,169 @@
+package http
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"mime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// submit is POST /v1/dagrun. The run is durable when this answers.
+func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
+	key, err := idempotencyKey(&ctx.Request.Header)
+	if err != nil {
+		return err
+	}
+	doc, plan, err := s.plan(ctx)
+	if err != nil {
+		return err
+	}
+	sub := &messages.Submission{Plan: plan, Body: doc, At: time.Now().UnixNano(), IdempotencyKey: key}
+	if key != "" {
+		sub.BodyHash = sha256.Sum256(doc)
+	}
+	run, err := s.engine.Submit(sub)
+	if err != nil {
+		return err
+	}
+	ctx.Response.Header.Set(fasthttp.HeaderLocation, "/v1/dagrun/"+strconv.FormatUint(uint64(run), 10))
+	answerRun(ctx, run, "")
+	return nil
+}
+
+// validate is POST /v1/dagrun/validate: what submit would say, and nothing runs.
+func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
+	if _, _, err := s.plan(ctx); err != nil {
+		return err
+	}
+	answer(ctx, []byte(`{"valid":true}`))
+	return nil
+}
+
+// plan decodes and plans the body. The document is the server's own copy.
+func (s *Server) plan(ctx *fasthttp.RequestCtx) ([]byte, *dag.Plan, error) {
+	doc, err := s.document(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, problems := specjson.Decode(doc)
+	if len(problems) > 0 {
+		return nil, nil, refused(problems)
+	}
+	plan, problems := dag.NewPlan(spec, s.cfg.Limits)
+	if len(problems) > 0 {
+		return nil, nil, refused(problems)
+	}
+	return doc, plan, nil
+}
+
+// largeBody is taken over rather than copied, so that the connection does not
+// keep the buffer for its next request.
+const largeBody = 64 << 10
+
+// document is the body as JSON text, owned by the caller: it outlives the request.
+func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
+	h := &ctx.Request.Header
+	if err := checkType(h.ContentType()); err != nil {
+		return nil, err
+	}
+	codings := h.PeekAll(fasthttp.HeaderContentEncoding)
+	var doc []byte
+	switch {
+	case len(codings) == 0 || len(codings) == 1 && strings.EqualFold(string(codings[0]), "identity"):
+		if doc = ctx.Request.Body(); len(doc) >= largeBody {
+			doc = ctx.Request.SwapBody(nil)
+		} else {
+			doc = bytes.Clone(doc)
+		}
+	case len(codings) > 1:
+		return nil, &refusal{fasthttp.StatusUnsupportedMediaType, "more than one Content-Encoding"}
+	default:
+		var err error
+		if doc, err = decompress(string(codings[0]), ctx.Request.Body(), s.cfg.MaxBody); err != nil {
+			return nil, err
+		}
+	}
+	if len(doc) == 0 {
+		text := "the body is empty: want a spec as JSON"
+		return nil, &messages.Error{Code: messages.Invalid, Text: text, Problems: []messages.Problem{{Message: text}}}
+	}
+	return doc, nil
+}
+
+// checkType wants application/json, in UTF-8 when it says so, or nothing said.
+func checkType(header []byte) error {
+	if len(header) == 0 || string(header) == jsonType {
+		return nil
+	}
+	kind, params, err := mime.ParseMediaType(string(header))
+	charset, given := params["charset"]
+	if err != nil || kind != jsonType || given && !strings.EqualFold(charset, "utf-8") {
+		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send application/json"}
+	}
+	return nil
+}
+
+// decompress undoes a Content-Encoding, to at most limit bytes.
+func decompress(coding string, body []byte, limit int64) ([]byte, error) {
+	var r io.Reader
+	var err error
+	switch strings.ToLower(coding) {
+	case "gzip", "x-gzip":
+		r, err = gzip.NewReader(bytes.NewReader(body))
+	case "zstd":
+		var d *zstd.Decoder
+		d, err = zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1),
+			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+		if err == nil {
+			defer d.Close()
+			r = d
+		}
+	default:
+		return nil, &refusal{fasthttp.StatusUnsupportedMediaType,
+			"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
+	}
+	if err == nil {
+		var doc []byte
+		if doc, err = io.ReadAll(io.LimitReader(r, limit+1)); err == nil {
+			if int64(len(doc)) > limit {
+				return nil, &refusal{fasthttp.StatusRequestEntityTooLarge,
+					"the body is too large: at most " + strconv.FormatInt(limit, 10) + " bytes when decompressed"}
+			}
+			return doc, nil
+		}
+	}
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return nil, &refusal{fasthttp.StatusRequestEntityTooLarge, "the body's zstd window is too large: at most 8 MiB"}
+	}
+	return nil, invalid("the body is no " + strings.ToLower(coding) + ": " + err.Error())
+}
+
+// idempotencyKey is the request's Idempotency-Key, "" when it has none.
+func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
+	const name = "Idempotency-Key"
+	if h.Peek(name) == nil {
+		return "", nil
+	}
+	keys := h.PeekAll(name)
+	if len(keys) != 1 || len(keys[0]) == 0 || len(keys[0]) > 255 {
+		return "", invalid("Idempotency-Key: want one of 1 to 255 characters")
+	}
+	for _, c := range keys[0] {
+		if c < '!' || c > '~' {
+			return "", invalid("Idempotency-Key " + quote(keys[0]) + ": want visible ASCII only")
+		}
+	}
+	return string(keys[0]), nil
+}
