@@ -44,6 +44,9 @@ func (b *planner) collectEdges() {
 
 // addEdge adds an edge whose other end has only a name yet.
 func (b *planner) addEdge(e edge, end EdgeSpec) {
+	if end.Task == "" && b.specs[int(e.owner)-b.first].Faulty {
+		return // reported by the decoder
+	}
 	other := b.plan.names.find(end.Task)
 	if other < 0 {
 		b.problem(b.edgeAt(e), "unknown task "+Quote(end.Task))

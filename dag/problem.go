@@ -7,10 +7,13 @@ import (
 
 // Bounds on what is said about a document, whatever is wrong with it.
 const (
-	maxProblems     = 1_000 // entries; one more says how many were left out
-	maxPointerBytes = 4_096 // longer pointers are cut to a place that encloses theirs
-	maxQuotedBytes  = 100   // of a name in a message
+	maxProblems    = 1_000 // entries; one more says how many were left out
+	maxQuotedBytes = 100   // of a name in a message
 )
+
+// MaxPointerBytes bounds the pointers of problems: longer ones are cut to a place
+// that encloses theirs.
+const MaxPointerBytes = 4_096
 
 // Error is one line: the first problem, and how many more there are.
 func (p Problems) Error() string {
@@ -43,8 +46,8 @@ func (c *Collector) Add(p Problem) {
 		c.more++
 		return
 	}
-	if len(p.Pointer) > maxPointerBytes {
-		p.Pointer = p.Pointer[:strings.LastIndexByte(p.Pointer[:maxPointerBytes], '/')]
+	if len(p.Pointer) > MaxPointerBytes {
+		p.Pointer = p.Pointer[:strings.LastIndexByte(p.Pointer[:MaxPointerBytes], '/')]
 	}
 	c.found = append(c.found, p)
 }
@@ -63,6 +66,18 @@ func (c *Collector) Problems() Problems {
 	}
 	last := Problem{Message: "and " + strconv.Itoa(c.more) + " more problems"}
 	return append(c.found[:len(c.found):len(c.found)], last)
+}
+
+// JoinProblems is two lists as one, within the same bound.
+func JoinProblems(first, second Problems) Problems {
+	if len(first) > maxProblems {
+		return first
+	}
+	c := Collector{found: first[:len(first):len(first)]}
+	for _, p := range second {
+		c.Add(p)
+	}
+	return c.Problems()
 }
 
 // Quote is a name as messages show it: in double quotes, escaped, and cut when

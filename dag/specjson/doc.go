@@ -1,17 +1,27 @@
 // Package specjson decodes submitted specs and generated sets from JSON: strictly,
 // and with all problems of a document at once, each with its JSON pointer.
+//
+// The files:
+//
+//	decode.go   Decode, DecodeTasks, Plan: the entries
+//	spec.go     the members of a spec and of a task
+//	job.go      the members of a job
+//	number.go   decimals in thousandths and in nanoseconds
+//	reader.go   reading JSON on after a problem; where a problem is
+//
+// Rules that hold everywhere in a document:
+//
+//   - A duplicate member is a problem, and its first value counts. So is invalid
+//     UTF-8, also as a lone surrogate in an escape.
+//   - A known member of the wrong type is a problem; null is a type of its own and
+//     stands for no default.
+//   - Unknown members are a problem outside of job and jobDefaults, and are kept as
+//     they were written inside.
+//   - Strings that reach execve (command, commandString, environment, workDir, task
+//     names, values of parameters) hold no NUL byte.
+//   - Whatever the document: memory is linear in its size, nesting is bounded (10,000),
+//     and at most 1,000 problems are reported, and then how many more there are.
+//
+// The strings of what is decoded share one copy of the document; the document
+// itself may be reused by the caller.
 package specjson
-
-import "github.com/caravan-dag/caravan/dag"
-
-// Decode decodes a submitted spec. A syntax error is the one and only problem,
-// and names its line, column and offset.
-func Decode(doc []byte) (*dag.Spec, dag.Problems) {
-	return nil, dag.Problems{{Message: "not decoded"}}
-}
-
-// DecodeTasks decodes a generator's output: a JSON object of tasks, of the shape
-// of a spec's tasks.
-func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
-	return nil, dag.Problems{{Message: "not decoded"}}
-}

@@ -1,0 +1,193 @@
+package specjson
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// Bounds of numbers.
+const (
+	maxQuantity = 1_000_000_000 // cores, MB
+	maxSeconds  = 1_000_000_000 // about 31 years: a time plus it fits in int64 nanoseconds
+	maxRetries  = 1_000_000_000
+	maxBackoff  = 1_000_000
+)
+
+// quantity reads a number that may be given as a string. It is rounded up to
+// thousandths; the problem's quantity is that of a member that was not given.
+func (d *reader) quantity(what string) dag.Quantity {
+	raw, ok := d.numeric(what)
+	if !ok {
+		return dag.Quantity{}
+	}
+	milli, ok := d.decimal(what, strings.Trim(raw, `"`), 3, maxQuantity)
+	if !ok {
+		return dag.Quantity{}
+	}
+	return dag.Quantity{Raw: raw, Milli: milli}
+}
+
+// timeout reads timeoutSeconds, a number that may be given as a string, and is its
+// JSON text.
+func (d *reader) timeout(j *dag.Job) string {
+	raw, ok := d.numeric("timeoutSeconds")
+	if !ok {
+		return raw
+	}
+	ns, ok := d.decimal("timeoutSeconds", strings.Trim(raw, `"`), 9, maxSeconds)
+	if ok && ns == 0 {
+		d.problem("timeoutSeconds must be more than 0")
+	}
+	j.Timeout = time.Duration(ns)
+	return raw
+}
+
+// numeric reads a number or a string as JSON text.
+func (d *reader) numeric(what string) (raw string, ok bool) {
+	if d.peek() == '"' {
+		raw = d.raw()
+		d.unquote(raw)
+		return raw, d.syntax == nil
+	}
+	if !d.is('0', what+", unless it is a string,") {
+		return "", false
+	}
+	return d.raw(), d.syntax == nil
+}
+
+// seconds reads a number of seconds.
+func (d *reader) seconds(what string) time.Duration {
+	if !d.is('0', what) {
+		return 0
+	}
+	ns, _ := d.decimal(what, d.raw(), 9, maxSeconds)
+	return time.Duration(ns)
+}
+
+// retries reads a whole number.
+func (d *reader) retries() uint32 {
+	if !d.is('0', "maxRetries") {
+		return 0
+	}
+	milli, ok := d.decimal("maxRetries", d.raw(), 3, maxRetries)
+	if ok && milli%1000 != 0 {
+		d.problem("maxRetries must be a whole number")
+	}
+	return uint32(milli / 1000)
+}
+
+// factor reads retryBackoff.
+func (d *reader) factor() float64 {
+	if !d.is('0', "retryBackoff") {
+		return 0
+	}
+	raw := d.raw()
+	f, err := strconv.ParseFloat(raw, 64)
+	if err != nil || f < 1 || f > maxBackoff {
+		d.problem("retryBackoff must be at least 1 and at most " + strconv.Itoa(maxBackoff) + ", it is " + dag.Quote(raw))
+		return 0
+	}
+	return f
+}
+
+// decimal is a number in units of 10^-places, rounded up, at most limit whole ones.
+func (d *reader) decimal(what, text string, places int, limit int64) (int64, bool) {
+	n, v := parseDecimal(text, places, limit)
+	switch {
+	case d.syntax != nil:
+		return 0, false
+	case v == notNumber:
+		d.problem(what + " must be a number, it is " + dag.Quote(text))
+	case v == outOfRange:
+		d.problem(what + " must be at least 0 and at most " + strconv.FormatInt(limit, 10) + ", it is " + dag.Quote(text))
+	}
+	return n, v == isNumber
+}
+
+// verdict is what parseDecimal thinks of a text.
+type verdict uint8
+
+const (
+	isNumber verdict = iota
+	notNumber
+	outOfRange
+)
+
+// parseDecimal reads a number of JSON's grammar exactly: in units of 10^-places,
+// rounded up, from 0 to limit whole ones (limit * 10^places fits in an int64).
+func parseDecimal(text string, places int, limit int64) (int64, verdict) {
+	digits, negative := strings.CutPrefix(text, "-")
+	digits, exponent, ok := cutExponent(digits)
+	whole, fraction, point := strings.Cut(digits, ".")
+	if !ok || !allDigits(whole) || len(whole) > 1 && whole[0] == '0' || point && !allDigits(fraction) {
+		return 0, notNumber
+	}
+	for range places {
+		limit *= 10
+	}
+	// Of the digits, taken as one row, so many are left of the unit's point.
+	left := len(whole) + places + exponent
+	n, rest := int64(0), false
+	for i := range len(whole) + len(fraction) {
+		c := byte(0)
+		if i < len(whole) {
+			c = whole[i] - '0'
+		} else {
+			c = fraction[i-len(whole)] - '0'
+		}
+		if i >= left {
+			rest = rest || c != 0
+			continue
+		}
+		if n > limit/10 {
+			return 0, outOfRange
+		}
+		n = n*10 + int64(c)
+	}
+	for i := len(whole) + len(fraction); i < left && n > 0; i++ {
+		if n > limit/10 {
+			return 0, outOfRange
+		}
+		n *= 10
+	}
+	if rest {
+		n++
+	}
+	if n > limit || negative && n > 0 {
+		return 0, outOfRange
+	}
+	return n, isNumber
+}
+
+// cutExponent takes the exponent off a number. A huge one is cut to what is huge
+// enough for any document.
+func cutExponent(text string) (digits string, exponent int, ok bool) {
+	i := strings.IndexAny(text, "eE")
+	if i < 0 {
+		return text, 0, true
+	}
+	digits, text = text[:i], text[i+1:]
+	negative := strings.HasPrefix(text, "-")
+	if negative || strings.HasPrefix(text, "+") {
+		text = text[1:]
+	}
+	for _, c := range []byte(text) {
+		exponent = min(exponent*10+int(c-'0'), 1<<40)
+	}
+	if negative {
+		exponent = -exponent
+	}
+	return digits, exponent, allDigits(text)
+}
+
+func allDigits(text string) bool {
+	for _, c := range []byte(text) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return text != ""
+}

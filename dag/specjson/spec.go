@@ -1,0 +1,230 @@
+package specjson
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// maxNameBytes bounds the names of tasks and parameters: a task's name is part of
+// its environment and of the addresses of the REST API.
+const maxNameBytes = 1024
+
+// spec reads a spec. It is false when its parts are too wrong to look for more.
+func (d *reader) spec(s *dag.Spec) bool {
+	hasTasks := false
+	sound := true
+	d.object(func(name string) {
+		switch name {
+		case "tag":
+			s.Tag, _ = d.string("tag")
+		case "tags":
+			s.Tags = d.labels()
+		case "parameters":
+			s.Parameters = d.parameters()
+		case "jobDefaults":
+			s.Defaults = new(dag.Job)
+			before := d.Len()
+			if d.is('{', "jobDefaults") {
+				d.job(s.Defaults)
+			}
+			sound = d.Len() == before
+		case "tasks":
+			hasTasks = true
+			if !d.is('{', "tasks") {
+				return
+			}
+			s.Tasks = d.tasks()
+			if len(s.Tasks) == 0 && d.syntax == nil {
+				d.problem("there must be at least one task")
+			}
+		default:
+			d.unknown(name)
+		}
+	})
+	if !hasTasks {
+		d.problem("tasks is missing")
+	}
+	if !sound { // what a task takes from the defaults may be missing
+		for i := range s.Tasks {
+			s.Tasks[i].Faulty = true
+		}
+	}
+	return hasTasks
+}
+
+// unknown notes a member that does not belong here.
+func (d *reader) unknown(name string) {
+	d.problem("unknown member " + dag.Quote(name))
+	d.skip()
+}
+
+// string reads a string.
+func (d *reader) string(what string) (value string, ok bool) {
+	if !d.is('"', what) {
+		return "", false
+	}
+	return d.unquote(d.raw()), true
+}
+
+// execString reads a string that reaches execve.
+func (d *reader) execString(what string) (value string, ok bool) {
+	value, ok = d.string(what)
+	if ok && strings.IndexByte(value, 0) >= 0 {
+		d.problem(what + " must not have a NUL byte")
+		return value, false
+	}
+	return value, ok
+}
+
+// name checks the name of a task or a parameter.
+func (d *reader) name(what, name string) bool {
+	switch {
+	case name == "":
+		d.problem("the name of " + what + " is empty")
+	case strings.IndexByte(name, 0) >= 0:
+		d.problem("the name of " + what + " must not have a NUL byte")
+	case len(name) > maxNameBytes:
+		d.problem("the name of " + what + " has " + strconv.Itoa(len(name)) + " bytes, at most " + strconv.Itoa(maxNameBytes) + " are allowed")
+	default:
+		return true
+	}
+	return false
+}
+
+func (d *reader) labels() (labels []dag.Label) {
+	if !d.is('{', "tags") {
+		return nil
+	}
+	d.object(func(name string) {
+		if value, ok := d.string("a tag"); ok {
+			labels = append(labels, dag.Label{Name: name, Value: value})
+		}
+	})
+	slices.SortFunc(labels, func(a, b dag.Label) int { return strings.Compare(a.Name, b.Name) })
+	return labels
+}
+
+func (d *reader) parameters() (parameters []dag.Parameter) {
+	if !d.is('{', "parameters") {
+		return nil
+	}
+	d.object(func(name string) {
+		if d.name("a parameter", name) && strings.ContainsAny(name, "{}") {
+			d.problem("the name of a parameter must not have braces")
+		}
+		p := dag.Parameter{Name: name}
+		switch d.peek() {
+		case '[':
+			p.List = true
+			d.array(func(i int) {
+				value, _ := d.execString("a value")
+				p.Values = append(p.Values, value)
+			})
+		case '"':
+			value, _ := d.execString("a parameter")
+			p.Values = []string{value}
+		default:
+			d.is('"', "a parameter, unless it is a list of strings,")
+			p.Values = []string{""} // so that tokens of it are not unknown
+		}
+		parameters = append(parameters, p)
+	})
+	slices.SortFunc(parameters, func(a, b dag.Parameter) int { return strings.Compare(a.Name, b.Name) })
+	return parameters
+}
+
+// tasks reads an object of tasks.
+func (d *reader) tasks() []dag.TaskSpec {
+	var tasks []dag.TaskSpec
+	d.object(func(name string) {
+		t := dag.TaskSpec{Name: name}
+		before := d.Len()
+		d.name("a task", name)
+		if d.is('{', "a task") {
+			d.task(&t)
+		}
+		t.Faulty = d.Len() > before
+		tasks = append(tasks, t)
+	})
+	return tasks
+}
+
+func (d *reader) task(t *dag.TaskSpec) {
+	d.object(func(name string) {
+		switch name {
+		case "job":
+			if d.is('{', "job") {
+				d.job(&t.Job)
+			}
+		case "parents":
+			t.Parents = d.edges("parents")
+		case "children":
+			t.Children = d.edges("children")
+		case "maxRetries":
+			t.Retry.MaxRetries = d.retries()
+		case "retryIntervalSeconds":
+			t.Retry.Interval = d.seconds("retryIntervalSeconds")
+		case "retryMaxIntervalSeconds":
+			t.Retry.MaxInterval = d.seconds("retryMaxIntervalSeconds")
+		case "retryBackoff":
+			t.Retry.Backoff = d.factor()
+		case "isGenerator":
+			if d.is('t', "isGenerator") {
+				t.Generator = d.raw() == "true"
+			}
+		default:
+			d.unknown(name)
+		}
+	})
+}
+
+// edges reads a list of names, or of objects that name a task and what to match.
+func (d *reader) edges(what string) (edges []dag.EdgeSpec) {
+	if !d.is('[', what) {
+		return nil
+	}
+	d.array(func(int) {
+		var e dag.EdgeSpec
+		before := d.Len()
+		if d.peek() == '{' {
+			d.edge(&e)
+		} else if e.Task, _ = d.string("the task of an edge"); e.Task == "" && d.Len() == before {
+			d.problem("the name of a task is empty")
+		}
+		if d.Len() == before {
+			edges = append(edges, e)
+		} else {
+			edges = append(edges, dag.EdgeSpec{}) // keeps the places of those that follow
+		}
+	})
+	return edges
+}
+
+func (d *reader) edge(e *dag.EdgeSpec) {
+	hasTask := false
+	d.object(func(name string) {
+		switch name {
+		case "task":
+			hasTask = true
+			if task, ok := d.string("the task of an edge"); ok && d.name("a task", task) {
+				e.Task = task
+			}
+		case "match":
+			if d.is('[', "match") {
+				d.array(func(int) {
+					if p, ok := d.string("a parameter's name"); ok {
+						e.Match = append(e.Match, p)
+					}
+				})
+			}
+		default:
+			d.unknown(name)
+		}
+	})
+	if !hasTask {
+		d.problem("the task of an edge is missing")
+	}
+}
