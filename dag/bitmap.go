@@ -85,3 +85,10 @@ func (b *bitmap) each(yield func(uint32)) {
 		yield(i)
 	}
 }
+
+// members lists the set.
+func (b *bitmap) members() []uint32 {
+	list := make([]uint32, 0, b.count)
+	b.each(func(i uint32) { list = append(list, i) })
+	return list
+}

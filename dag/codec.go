@@ -22,7 +22,6 @@ import "encoding/binary"
 //	state      index into the run's changes, state; a QUEUED after the first is
 //	           a restart: ERRORED, KILLED, RETRY -> QUEUED; PAUSED freezes intervals
 //	killRun    RETRY -> KILLED
-//	set        number of the generated set; task generated it
 //
 // A start is not recorded: only the executor knows, and it is asked.
 const recordVersion = 1
@@ -41,7 +40,6 @@ const (
 	recordKillTask
 	recordRunState
 	recordKillRun
-	recordGenerated
 )
 
 const (
@@ -161,14 +159,6 @@ func (r *Run) recordKill() {
 	j.flush()
 	j.op(recordKillRun, r.now, j.next, 1, false)
 	j.next--
-}
-
-// recordSet records which task generated the newest set.
-func (r *Run) recordSet(generator uint32) {
-	r.last = r.now
-	r.journal.flush()
-	r.journal.op(recordGenerated, r.now, generator, 1, false)
-	r.journal.uint(uint64(len(r.generators)))
 }
 
 // op encodes the head of a record.

@@ -49,9 +49,6 @@ func (r *Run) rebuild() error {
 	if len(r.changes) == 0 {
 		return fmt.Errorf("no record of the run's first state")
 	}
-	if len(r.generators) != p.Sets {
-		return fmt.Errorf("the plan has %d generated sets, the records %d", p.Sets, len(r.generators))
-	}
 	r.state = r.changes[len(r.changes)-1].State
 	for i, t := range p.Templates {
 		ts := &r.templates[i]

@@ -95,16 +95,6 @@ func (p *replay) ofTask(c *cursor, op byte, at int64, task, attempt uint32) (n u
 			p.tasks[task] |= killBit
 			p.dirty.add(task / ChunkTasks)
 		}
-	case recordGenerated:
-		set := int(c.uint("generated set", uint64(p.plan.Sets)))
-		switch {
-		case set == 0 || set > len(p.generators)+1:
-			c.fail("generated set %d follows set %d", set, len(p.generators))
-		case set > len(p.generators):
-			p.generators = append(p.generators, task)
-		case p.generators[set-1] != task:
-			c.fail("generated set %d is of task %d and of task %d", set, p.generators[set-1], task)
-		}
 	default:
 		c.fail("record kind %d is not known", kind)
 	}

@@ -29,11 +29,10 @@ type Run struct {
 	live     bitmap             // tasks that are GRANTED or RUNNING
 	troubles map[uint32]trouble // tasks that failed or were lost since the last (re)start
 
-	templates  []templateState
-	groups     [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
-	classes    []classState
-	ready      int      // tasks that could be granted now, in all classes
-	generators []uint32 // the task that generated set i+1
+	templates []templateState
+	groups    [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
+	classes   []classState
+	ready     int // tasks that could be granted now, in all classes
 
 	effects  []Effect
 	touched  []int // classes whose Demand may have changed
@@ -131,7 +130,7 @@ func (r *Run) grow() {
 }
 
 // Init returns what has to be done to set a run going: Demand, and after Recover
-// also RetryAt for what waits for a retry and Signal for what was to be killed.
+// also Signal and Cancel for what was to be killed or taken back, and RetryAt.
 // The slice is reused by the next Apply.
 func (r *Run) Init() []Effect {
 	r.effects = r.effects[:0]
@@ -139,8 +138,11 @@ func (r *Run) Init() []Effect {
 		return nil
 	}
 	r.live.each(func(task uint32) {
-		if r.killing || r.tasks[task]&killBit != 0 {
+		switch {
+		case r.killed(task):
 			r.emit(Signal{Task: task, Attempt: r.attempts[task]})
+		case r.state == RunPaused && r.TaskState(task) == TaskGranted:
+			r.emit(Cancel{Task: task, Attempt: r.attempts[task]})
 		}
 	})
 	for _, task := range r.waiting(waitDue) {

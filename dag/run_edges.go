@@ -18,12 +18,8 @@ func (r *Run) templateOf(task uint32) int {
 // generated tells whether the child is one of the tasks that a task of the parent
 // generated. They exist because that task is done, so they do not wait for the
 // parent, although other tasks of it may be under way.
-func (r *Run) generated(parent int, child *Template) bool {
-	if child.Set == 0 {
-		return false
-	}
-	t := r.plan.Templates[parent]
-	return r.generators[child.Set-1]-t.Base < t.Count
+func generated(parent int, child *Template) bool {
+	return child.Origin == parent
 }
 
 // await counts what template i waits for, from the present states.
@@ -37,7 +33,7 @@ func (r *Run) await(i int) {
 				ts.waits = make([]uint32, t.Count)
 			}
 			r.awaitMatch(e.Match, ts.waits)
-		case r.templates[e.Template].remaining > 0 && !r.generated(e.Template, t):
+		case r.templates[e.Template].remaining > 0 && !generated(e.Template, t):
 			ts.pending++
 		}
 	}
@@ -97,7 +93,7 @@ func (r *Run) complete(task uint32) {
 			}
 			r.matching = e.Template
 			e.Match.EachChild(g, r.unblock)
-		case ts.remaining == 0 && !r.generated(i, child):
+		case ts.remaining == 0 && !generated(i, child):
 			r.parentDone(e.Template)
 		}
 	}
@@ -191,8 +187,6 @@ func (r *Run) extend(generator uint32, next *Plan) {
 			next.Sets, len(next.Templates), next.Tasks, old.Sets, len(old.Templates), old.Tasks))
 	}
 	r.plan = next
-	r.generators = append(r.generators, generator)
-	r.recordSet(generator)
 	r.grow()
 	r.counts[TaskQueued] += next.Tasks - old.Tasks
 	added := next.Templates[len(old.Templates):]

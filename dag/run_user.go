@@ -98,7 +98,7 @@ func (r *Run) pause() {
 	r.demand()
 	r.freeze(r.now, nil)
 	r.live.each(func(task uint32) {
-		if r.TaskState(task) == TaskGranted {
+		if !r.killed(task) && r.TaskState(task) == TaskGranted {
 			r.emit(Cancel{Task: task, Attempt: r.attempts[task]})
 		}
 	})

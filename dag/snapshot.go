@@ -15,7 +15,7 @@ import (
 // and when all those are durable write the header. Records from the cut on must be
 // kept; older ones may go.
 //
-//	header = version, tasks, last update, killing, changes, generators, troubles
+//	header = version, tasks, last update, killing, changes, troubles
 //	chunk  = version, tasks, (state run)*, (attempts run)*
 const (
 	// ChunkTasks is the number of tasks in a chunk; the last chunk may have fewer.
@@ -42,10 +42,6 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 		dst = append(dst, byte(c.State))
 		dst = binary.AppendVarint(dst, c.At-at)
 		at = c.At
-	}
-	dst = binary.AppendUvarint(dst, uint64(len(r.generators)))
-	for _, task := range r.generators {
-		dst = binary.AppendUvarint(dst, uint64(task))
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(r.troubles)))
 	next := uint32(0)
@@ -76,9 +72,6 @@ func (p *replay) header(data []byte) error {
 			c.fail("run state %d is not known", uint8(state))
 		}
 		p.changes = append(p.changes, StateChange{At: at, State: state})
-	}
-	for n := c.uint("number of generated sets", uint64(p.plan.Sets)); n > 0 && c.err == nil; n-- {
-		p.generators = append(p.generators, uint32(c.uint("generator", tasks)))
 	}
 	next := uint64(0)
 	for n := c.uint("number of failed tasks", tasks); n > 0 && c.err == nil; n-- {
