@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/servertest"
+)
+
+func examples(t *testing.T) string {
+	t.Helper()
+	root, err := servertest.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(root, "examples")
+}
+
+func example(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(examples(t), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestExamples runs every file of examples/ to COMPLETED and looks for what it is
+// there to show.
+func TestExamples(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Dir(examples(t)))
+	files, err := filepath.Glob(filepath.Join(examples(t), "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of each example: the number of its tasks, a task, and what that has written.
+	shows := map[string]struct {
+		tasks        int
+		task, output string
+	}{
+		"quickstart.json": {2, "simple_1", "works on job 2"},
+		"seed.json":       {2, "simple_0", "Echoing script.py 1 env is not found, value is >><< \n"},
+		"diamond.json":    {4, "bottom", "bottom\n"},
+		"pipeline.json":   {7, "load", "into warehouse"},
+		"matrix.json":     {16, "package_2", "for windows, both"},
+		"generator.json":  {9, "work-3_1", "hello from item 3, shard b\n"},
+		"retry.json":      {2, "flaky", "attempt 2: the file is there"},
+		"wordcount.json":  {8, "verify", "20000 words\n"},
+	}
+	for _, file := range files {
+		name := filepath.Base(file)
+		t.Run(name, func(t *testing.T) {
+			want, ok := shows[name]
+			if !ok {
+				t.Fatalf("no test knows what %s shows", name)
+			}
+			text := example(t, name)
+			if name == "seed.json" {
+				text = withPython(t, text)
+			}
+			s.Want(200, "POST", "/v1/dagrun/validate", text)
+			run := s.Complete(text)
+			if len(run.TaskStates) != want.tasks {
+				t.Errorf("%d tasks, want %d: %v", len(run.TaskStates), want.tasks, run.TaskStates)
+			}
+			a := run.TaskAttempts[want.task]
+			if len(a) == 0 || !strings.Contains(a[len(a)-1].OutputLog, want.output) {
+				t.Errorf("%s: %+v, want the output %q", want.task, a, want.output)
+			}
+		})
+	}
+	if len(files) != len(shows) {
+		t.Errorf("%d examples, %d are known", len(files), len(shows))
+	}
+}
+
+// withPython leaves the seed's example as it is where its Python is there. Where it
+// is not, a program that says the same takes its place.
+func withPython(t *testing.T, text string) string {
+	if _, err := os.Stat("/usr/bin/python3"); err == nil {
+		return text
+	}
+	t.Log("no /usr/bin/python3 here: a shell script takes its place")
+	script := filepath.Join(t.TempDir(), "python3")
+	body := "#!/bin/sh\ntest -e \"$1\" && echo \"Echoing $* env is not found, value is >><< \"\n"
+	if err := os.WriteFile(script, []byte(body), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Replace(text, "/usr/bin/python3", script, 1)
+}
+
+// TestDemo runs the demo's script: it shows the run's end and its record, and
+// leaves neither a process nor a file.
+func TestDemo(t *testing.T) {
+	tmp := t.TempDir()
+	cmd := exec.Command("sh", filepath.Join(examples(t), "demo.sh"), e2etest.Binary())
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"COMPLETED", "simple_1", "works on job 2", `"dagStateChanges"`} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("the demo does not show %s:\n%s", want, out)
+		}
+	}
+	left, err := os.ReadDir(tmp)
+	if err != nil || len(left) > 0 {
+		t.Errorf("the demo left %v (%v)", left, err)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		// A process may be gone by now.
+		if text, err := os.ReadFile(p); err == nil && strings.Contains(string(text), tmp) {
+			t.Errorf("the demo left a process: %q", text)
+		}
+	}
+}
