@@ -40,17 +40,33 @@ func (j *Job) over(d *Job) Job {
 	if e.MemoryMB.Raw == "" {
 		e.MemoryMB = d.MemoryMB
 	}
-	if len(j.Other) == 0 {
-		e.Other = d.Other
-		return e
+	e.Other = mergeMembers(j.Other, d.Other)
+	return e
+}
+
+// maxMerged bounds the members that tasks and jobDefaults have together where a
+// task has its own: those are copied for each such task. 32 bytes each.
+const maxMerged = 4_000_000
+
+// mergeMembers is own, followed by those defaults that own does not have.
+func mergeMembers(own, defaults []Member) []Member {
+	if len(own) == 0 {
+		return defaults
 	}
-	e.Other = slices.Clip(j.Other)
-	for _, m := range d.Other {
-		if !slices.ContainsFunc(j.Other, func(own Member) bool { return own.Name == m.Name }) {
-			e.Other = append(e.Other, m)
+	if len(defaults) == 0 {
+		return own
+	}
+	names := make(map[string]struct{}, len(own))
+	for _, m := range own {
+		names[m.Name] = struct{}{}
+	}
+	merged := append(make([]Member, 0, len(own)+len(defaults)), own...)
+	for _, m := range defaults {
+		if _, ok := names[m.Name]; !ok {
+			merged = append(merged, m)
 		}
 	}
-	return e
+	return merged
 }
 
 func (j *Job) hasCommand() bool { return j.Command != nil || j.HasString }

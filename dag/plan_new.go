@@ -47,6 +47,7 @@ type planner struct {
 	matched [][]int // parameters of one-to-one edges; edge.match indexes it
 	classes map[Class]int
 	scratch []token
+	merged  int                     // members of jobs, where defaults were merged in
 	started func(template int) bool // of templates that were there before
 	repeats map[int]repeat          // answers of repeated
 }
@@ -65,6 +66,9 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	}
 	if s.Defaults != nil {
 		b.checkDefaults(s.Defaults)
+	}
+	if len(s.Tasks) == 0 {
+		b.problem(b.prefix, "there must be at least one task")
 	}
 	b.addTemplates(-1)
 	b.collectEdges()
@@ -148,7 +152,7 @@ func (b *planner) addTemplates(origin int) {
 		}
 		p.Templates = append(p.Templates, t)
 		p.bases = append(p.bases, t.Base)
-		if jobs != nil {
+		if jobs != nil && b.mayMerge(&spec.Job) {
 			jobs[i] = spec.Job.over(p.defaults)
 			t.Job = &jobs[i]
 		}
@@ -157,6 +161,23 @@ func (b *planner) addTemplates(origin int) {
 	}
 	p.names = p.names.add(p.Templates, b.first)
 	b.checkNames()
+}
+
+// mayMerge counts what a job and the defaults come to, and is false beyond the limit.
+func (b *planner) mayMerge(j *Job) bool {
+	if len(j.Other) == 0 || len(b.plan.defaults.Other) == 0 {
+		return true
+	}
+	b.merged += len(j.Other) + len(b.plan.defaults.Other)
+	if b.merged <= maxMerged {
+		return true
+	}
+	b.Add(Problem{
+		Pointer: b.prefix,
+		Message: "the tasks have more than " + strconv.Itoa(maxMerged) + " job members in all, with those of jobDefaults",
+		Limit:   true,
+	})
+	return false
 }
 
 // expand finds a template's tokens and axes and counts its tasks. Own is the job

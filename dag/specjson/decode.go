@@ -6,7 +6,7 @@ import "github.com/caravan-dag/caravan/dag"
 // and names its line, column and offset. After any other problem decoding goes
 // on, and the spec that is returned beside them is what there was; it serves to
 // find further problems (see Plan) and must not be run. The spec is nil after a
-// syntax error, or when the document is no object.
+// syntax error, or when the document is no object or has no object of tasks.
 func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 	d := newReader(doc)
 	s := new(dag.Spec)

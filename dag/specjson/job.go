@@ -1,6 +1,7 @@
 package specjson
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -42,14 +43,15 @@ func (d *reader) command(j *dag.Job) {
 	if !d.is('[', "command") {
 		return
 	}
-	j.Command = []string{}
+	d.list = d.list[:0]
 	d.array(func(i int) {
 		arg, ok := d.execString("an argument of command")
 		if ok && i == 0 && arg == "" {
 			d.problem("the program of command is empty")
 		}
-		j.Command = append(j.Command, arg)
+		d.list = append(d.list, arg)
 	})
+	j.Command = append([]string{}, d.list...)
 	if len(j.Command) == 0 && d.syntax == nil {
 		d.problem("command is empty")
 	}
@@ -58,6 +60,7 @@ func (d *reader) command(j *dag.Job) {
 // environment reads a list of K=V, or an object.
 func (d *reader) environment(j *dag.Job) {
 	j.HasEnv = true
+	d.list = d.list[:0]
 	switch d.peek() {
 	case '{':
 		j.EnvObject = true
@@ -69,7 +72,7 @@ func (d *reader) environment(j *dag.Job) {
 				d.problem("the name of an environment variable must not have \"=\" or a NUL byte")
 			}
 			value, _ := d.execString("the value of an environment variable")
-			j.Environment = append(j.Environment, name+"="+value)
+			d.list = append(d.list, name+"="+value)
 		})
 	case '[':
 		d.array(func(int) {
@@ -77,9 +80,10 @@ func (d *reader) environment(j *dag.Job) {
 			if ok && strings.IndexByte(entry, '=') <= 0 {
 				d.problem("environment entry " + dag.Quote(entry) + " is not of the form K=V")
 			}
-			j.Environment = append(j.Environment, entry)
+			d.list = append(d.list, entry)
 		})
 	default:
 		d.is('[', "environment, unless it is an object,")
 	}
+	j.Environment = slices.Clone(d.list)
 }

@@ -21,6 +21,9 @@ type reader struct {
 	valid  bool   // the document is valid UTF-8: only escapes may be wrong
 	path   []segment
 	syntax error
+	// The list that is being read, to be cloned when its length is known.
+	list  []string
+	ends  []dag.EdgeSpec
 }
 
 // segment is one step on the way to the present place.

@@ -12,10 +12,9 @@ import (
 // its environment and of the addresses of the REST API.
 const maxNameBytes = 1024
 
-// spec reads a spec. It is false when its parts are too wrong to look for more.
+// spec reads a spec. It is false when there are no tasks to look at any further.
 func (d *reader) spec(s *dag.Spec) bool {
-	hasTasks := false
-	sound := true
+	given, hasTasks, sound := false, false, true
 	d.object(func(name string) {
 		switch name {
 		case "tag":
@@ -32,19 +31,15 @@ func (d *reader) spec(s *dag.Spec) bool {
 			}
 			sound = d.Len() == before
 		case "tasks":
-			hasTasks = true
-			if !d.is('{', "tasks") {
-				return
-			}
-			s.Tasks = d.tasks()
-			if len(s.Tasks) == 0 && d.syntax == nil {
-				d.problem("there must be at least one task")
+			given = true
+			if hasTasks = d.is('{', "tasks"); hasTasks {
+				s.Tasks = d.tasks()
 			}
 		default:
 			d.unknown(name)
 		}
 	})
-	if !hasTasks {
+	if !given {
 		d.problem("tasks is missing")
 	}
 	if !sound { // what a task takes from the defaults may be missing
@@ -119,10 +114,12 @@ func (d *reader) parameters() (parameters []dag.Parameter) {
 		switch d.peek() {
 		case '[':
 			p.List = true
-			d.array(func(i int) {
+			d.list = d.list[:0]
+			d.array(func(int) {
 				value, _ := d.execString("a value")
-				p.Values = append(p.Values, value)
+				d.list = append(d.list, value)
 			})
+			p.Values = slices.Clone(d.list)
 		case '"':
 			value, _ := d.execString("a parameter")
 			p.Values = []string{value}
@@ -147,9 +144,21 @@ func (d *reader) tasks() []dag.TaskSpec {
 			d.task(&t)
 		}
 		t.Faulty = d.Len() > before
-		tasks = append(tasks, t)
+		tasks = append(d.room(tasks), t)
 	})
 	return tasks
+}
+
+// room grows a full list of tasks to what the rest of the document may hold, so
+// that a long one is copied once or twice and not over and over.
+func (d *reader) room(tasks []dag.TaskSpec) []dag.TaskSpec {
+	n := len(tasks)
+	if n < cap(tasks) || n < 8 {
+		return tasks
+	}
+	done := int(d.in.InputOffset())
+	rest := float64(len(d.text)-done) / float64(done)
+	return slices.Grow(tasks, n/8+int(float64(n)*min(rest*1.1, 16)))
 }
 
 func (d *reader) task(t *dag.TaskSpec) {
@@ -182,10 +191,11 @@ func (d *reader) task(t *dag.TaskSpec) {
 }
 
 // edges reads a list of names, or of objects that name a task and what to match.
-func (d *reader) edges(what string) (edges []dag.EdgeSpec) {
+func (d *reader) edges(what string) []dag.EdgeSpec {
 	if !d.is('[', what) {
 		return nil
 	}
+	d.ends = d.ends[:0]
 	d.array(func(int) {
 		var e dag.EdgeSpec
 		before := d.Len()
@@ -194,13 +204,12 @@ func (d *reader) edges(what string) (edges []dag.EdgeSpec) {
 		} else if e.Task, _ = d.string("the task of an edge"); e.Task == "" && d.Len() == before {
 			d.problem("the name of a task is empty")
 		}
-		if d.Len() == before {
-			edges = append(edges, e)
-		} else {
-			edges = append(edges, dag.EdgeSpec{}) // keeps the places of those that follow
+		if d.Len() > before {
+			e = dag.EdgeSpec{} // keeps the places of those that follow
 		}
+		d.ends = append(d.ends, e)
 	})
-	return edges
+	return slices.Clone(d.ends)
 }
 
 func (d *reader) edge(e *dag.EdgeSpec) {
