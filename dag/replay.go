@@ -122,6 +122,11 @@ func (p *replay) ofRun(c *cursor, kind recordKind, at int64) {
 	if kind == recordKillRun {
 		p.killing = true
 		p.moveAll(TaskKilled, 1<<TaskRetry)
+		for task, tr := range p.troubles { // also where a newer chunk says KILLED already
+			if tr.wait != waitNone {
+				delete(p.troubles, task)
+			}
+		}
 		return
 	}
 	index := int(c.uint("number of the change", uint64(len(p.changes))))
