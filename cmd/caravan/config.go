@@ -36,6 +36,8 @@ type option struct {
 	usage   string
 	initial string // the default, as a user would write it
 	set     func(*Config, string) error
+	// ofMachine: the default depends on the machine.
+	ofMachine bool
 }
 
 // env is the environment variable of the option.
@@ -48,27 +50,27 @@ func (o option) env() string {
 func options(hw machine) []option {
 	return []option{
 		{"listen", "address", "address to listen on, host:port; port 0 takes a free one", "127.0.0.1:2503",
-			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }},
+			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }, false},
 		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
-			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }},
+			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }, false},
 		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
-			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }},
+			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }, true},
 		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
-			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }},
+			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }, true},
 		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
-			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }},
+			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
 		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
-			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }},
+			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }, false},
 		{"max-body", "size", "largest document that may be submitted", "64MiB",
-			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }},
+			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }, false},
 		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
-			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }},
+			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
 		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
-			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }},
+			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
-			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }},
+			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",
-			func(c *Config, s string) (err error) { c.LogFormat, err = parseChoice(s, "text", "json"); return err }},
+			func(c *Config, s string) (err error) { c.LogFormat, err = parseChoice(s, "text", "json"); return err }, false},
 	}
 }
 
@@ -78,9 +80,19 @@ const envConfig = "CARAVAN_CONFIG"
 func configFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
-		flags.String(o.name, o.initial, fmt.Sprintf("%s (`%s`; environment: %s)", o.usage, o.value, o.env()))
+		flags.Var(&text{o.initial, o.value}, o.name, o.usage+" (environment: "+o.env()+")")
+		if o.ofMachine {
+			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
+		}
 	}
 }
+
+// text is the value of an option's flag: it is judged later, with the other sources.
+type text struct{ value, kind string }
+
+func (t *text) String() string     { return t.value }
+func (t *text) Set(s string) error { t.value = s; return nil }
+func (t *text) Type() string       { return t.kind }
 
 // resolve finds the value of every option: the flag, else the environment
 // variable, else the configuration file, else the default. Errors name the source,
