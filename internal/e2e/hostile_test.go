@@ -1,0 +1,397 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// attack is one malformed or hostile request.
+type attack struct {
+	kind   string
+	text   string // what is said on a fresh connection
+	method string
+	half   bool // the client closes its side after the request
+	leave  bool // the client leaves without waiting for the answer
+	// want are the statuses that are right; 0 means that the connection may be
+	// closed without an answer.
+	want []int
+}
+
+// attacks are the kinds of requests, each made anew at random.
+var attacks = []func(*rand.Rand) attack{
+	fuzzedJSON, deepNesting, hugeNumber, rawBytes, hostilePath, wrongMethod, wrongID, protocol, halfClosed, slowBody,
+}
+
+func post(kind, path, body string, want ...int) attack {
+	return attack{kind: kind, method: "POST", text: request("POST", path, body), want: want}
+}
+
+// submitOrValidate picks one of the two paths that take a document.
+func submitOrValidate(rng *rand.Rand) string {
+	return []string{"/v1/dagrun", "/v1/dagrun/validate"}[rng.IntN(2)]
+}
+
+// fuzzedJSON mutates a sound document. Where the result is no JSON at all, 400 is
+// the only right answer.
+func fuzzedJSON(rng *rand.Rand) attack {
+	doc := []byte(`{"tag":"x","tags":{"a":"b"},"parameters":{"N":["1","2"],"S":"s"},"jobDefaults":{"executor":"noop","cores":1},` +
+		`"tasks":{"a":{"job":{"command":["a","{{N}}"],"environment":["K=V"],"memoryMB":"10"},"maxRetries":1,"retryIntervalSeconds":0},` +
+		`"b":{"job":{"commandString":"{{S}}"},"parents":[{"task":"a","match":["N"]}],"children":["c"]},"c":{"job":{"command":["x"]},"isGenerator":false}}}`)
+	const bytes = "{}[]\",:0123456789eE+-.tfn\\/ \t\n\x00\xff\u00e9{{}}"
+	for range 1 + rng.IntN(4) {
+		at := rng.IntN(len(doc))
+		switch rng.IntN(5) {
+		case 0:
+			doc[at] = bytes[rng.IntN(len(bytes))]
+		case 1:
+			doc = slices.Insert(doc, at, bytes[rng.IntN(len(bytes))])
+		case 2:
+			doc = slices.Delete(doc, at, min(len(doc), at+1+rng.IntN(12)))
+		case 3: // a part twice
+			end := min(len(doc), at+rng.IntN(60))
+			doc = slices.Insert(doc, end, slices.Clone(doc[at:end])...)
+		case 4:
+			doc = doc[:at+1]
+		}
+		if len(doc) == 0 {
+			doc = []byte("{")
+		}
+	}
+	want := []int{400}
+	if json.Valid(doc) {
+		want = []int{200, 400, 422}
+	}
+	return post("fuzzed JSON", submitOrValidate(rng), string(doc), want...)
+}
+
+func deepNesting(rng *rand.Rand) attack {
+	n := 1 + rng.IntN(100_000)
+	open, shut := "[", "]"
+	if rng.IntN(2) == 0 {
+		open, shut = `{"a":`, "}"
+	}
+	body := strings.Repeat(open, n) + "1" + strings.Repeat(shut, n)
+	if rng.IntN(2) == 0 { // inside of a member that is kept as it is
+		return post("deep nesting", submitOrValidate(rng), `{"tasks":{"a":{"job":{"executor":"noop","x":`+body+`}}}}`, 200, 400)
+	}
+	return post("deep nesting", submitOrValidate(rng), body, 400)
+}
+
+func hugeNumber(rng *rand.Rand) attack {
+	numbers := []string{"1e400", "-1", "99999999999999999999", "1e-400", "-0.5", "1.5", "NaN", "Infinity", "0x10", strings.Repeat("9", 5000), "1" + strings.Repeat("0", 400) + ".5"}
+	number := numbers[rng.IntN(len(numbers))]
+	tasks := []string{
+		`{"tasks":{"a":{"job":{"executor":"noop"},"maxRetries":%s}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop","cores":%s}}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop","cores":"%s"}}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop","memoryMB":%s}}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop","timeoutSeconds":%s}}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop"},"retryIntervalSeconds":%s}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop"},"retryBackoff":%s}}}`,
+		`{"tag":%s,"tasks":{"a":{"job":{"executor":"noop"}}}}`,
+	}
+	body := fmt.Sprintf(tasks[rng.IntN(len(tasks))], number)
+	want := []int{400}
+	if number == "1.5" || number == "1e-400" { // some members may be fractions
+		want = []int{200, 400}
+	}
+	return post("huge number", submitOrValidate(rng), body, want...)
+}
+
+func rawBytes(rng *rand.Rand) attack {
+	raw := make([]byte, 1+rng.IntN(300))
+	for i := range raw {
+		raw[i] = byte(rng.Uint32())
+	}
+	bodies := []string{
+		"\x00", "\x00" + string(raw), string(raw) + "\xff",
+		"{\"tag\":\"\xff\xfe\",\"tasks\":{\"a\":{\"job\":{\"executor\":\"noop\"}}}}",
+		"{\"tag\":\"a\x00b\",\"tasks\":{\"a\":{\"job\":{\"executor\":\"noop\"}}}}",
+		`{"tasks":{"a":{"job":{"commandString":"x\u0000y"}}}}`,
+		`{"tag":"\ud800","tasks":{"a":{"job":{"executor":"noop"}}}}`,
+		`{"tasks":{"a":{"job":{"executor":"noop"}},"a":{"job":{"executor":"noop"}}}}`,
+		`{"tasks":{"":{"job":{"executor":"noop"}}}}`, `{"tasks":{}}`, `null`, `""`, `[]`, `7`,
+		"\xef\xbb\xbf{}", `{"tasks":{"a":null}}`, `{"tasks":null}`, "",
+	}
+	return post("raw bytes", submitOrValidate(rng), bodies[rng.IntN(len(bodies))], 400)
+}
+
+func hostilePath(rng *rand.Rand) attack {
+	names := []string{
+		"a%2Fb", "%2E%2E", "..", ".", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "a%252Fb", "%00", "%ff%fe", "%", "%zz", "%2", "a%5cb",
+		strings.Repeat("a", 4000), "a;b", "a&b", "{task}", "{{N}}", "a%0d%0aX: y", "%F0%9F%90%AB",
+	}
+	name := names[rng.IntN(len(names))]
+	paths := []string{
+		"/v1/dagrun/0/task/%s", "/v1/dagrun/0/task/%s/state", "/v1/dagrun/0/task/%s/log", "/v1/dagrun/%s", "/v1/dagrun/0/%s",
+		"/%s", "//v1//dagrun/%s", "/v1/dagrun/0/state/%s", "/v1/../v1/dagrun/%s", "/v1/dagrun/0/task/../../%s",
+	}
+	path := fmt.Sprintf(paths[rng.IntN(len(paths))], name)
+	method := []string{"GET", "DELETE"}[rng.IntN(2)]
+	return attack{kind: "hostile path", method: method, text: method + " " + path + " HTTP/1.1\r\nHost: caravan\r\n\r\n", want: []int{400, 404, 405}}
+}
+
+func wrongMethod(rng *rand.Rand) attack {
+	methods := []string{"PUT", "POST", "PATCH", "TRACE", "CONNECT", "BREW", "get"}
+	paths := []string{"/ready", "/v1/dagruns", "/v1/dagrun/0/state", "/v1/dagrun/0", "/v1/dagrun/0/task/a", "/metrics"}
+	method, path := methods[rng.IntN(len(methods))], paths[rng.IntN(len(paths))]
+	return attack{kind: "wrong method", method: method, text: request(method, path, "{}"), want: []int{405, 400, 501}}
+}
+
+func wrongID(rng *rand.Rand) attack {
+	ids := []string{"-1", "1e3", "0x1", "18446744073709551616", "18446744073709551615", "99999999", "1.0", "+1", " 1", "1%20", "%31%00", "NaN", strings.Repeat("9", 2000)}
+	id := strings.ReplaceAll(ids[rng.IntN(len(ids))], " ", "%20")
+	rows := []string{"GET /v1/dagrun/%s", "GET /v1/dagrun/%s/state", "DELETE /v1/dagrun/%s", "PATCH /v1/dagrun/%s/state/QUEUED", "GET /v1/dagrun/%s/task/a", "DELETE /v1/dagrun/%s/task/a", "GET /v1/dagrun/%s/summary", "GET /v1/dagrun/%s/tasks"}
+	line := fmt.Sprintf(rows[rng.IntN(len(rows))], id)
+	method, _, _ := strings.Cut(line, " ")
+	return attack{kind: "wrong id", method: method, text: line + " HTTP/1.1\r\nHost: caravan\r\n\r\n", want: []int{404, 400}}
+}
+
+// protocol breaks HTTP itself.
+func protocol(rng *rand.Rand) attack {
+	const doc = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
+	texts := []string{
+		"GET\r\n\r\n", "\r\n\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /ready\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: -1\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 1e9\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 99999999999\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 44\r\nContent-Length: 3\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + doc + "\r\n0\r\n\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: gzip\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nabc",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\nabc",
+		"GET /ready HTTP/1.1\r\nHost: c\r\nX: " + strings.Repeat("x", 100_000) + "\r\n\r\n",
+		"GET /" + strings.Repeat("x", 100_000) + " HTTP/1.1\r\nHost: c\r\n\r\n",
+		"GET /ready HTTP/1.1\r\nHost: c\r\n" + strings.Repeat("X: y\r\n", 10_000) + "\r\n",
+		"GET /ready HTTP/1.1\nno colon here\r\n\r\n",
+	}
+	text := texts[rng.IntN(len(texts))]
+	method, _, _ := strings.Cut(text, " ")
+	// A lenient parser may overlook a slip on /ready; submissions it may not.
+	want := []int{400, 404, 405, 408, 411, 413, 415, 431, 501, 505, 0}
+	if strings.Contains(text, "/ready") {
+		want = append(want, 200)
+	}
+	return attack{kind: "protocol", method: method, text: text, half: true, want: want}
+}
+
+// halfClosed is a sound request whose client closes its own side at once: it waits
+// for the answer all the same.
+func halfClosed(rng *rand.Rand) attack {
+	paths := []string{"/ready", "/v1/dagruns?all=1&limit=3", "/v1/dagrun/0", "/v1/dagrun/0/state", "/metrics"}
+	return attack{kind: "half-closed", method: "GET", half: true, want: []int{200},
+		text: "GET " + paths[rng.IntN(len(paths))] + " HTTP/1.1\r\nHost: caravan\r\n\r\n"}
+}
+
+// slowBody announces more than it sends, and leaves.
+func slowBody(rng *rand.Rand) attack {
+	whole := request("POST", "/v1/dagrun", `{"tag":"never whole","tasks":{"a":{"job":{"executor":"noop"}}}}`)
+	return attack{kind: "slow body", method: "POST", text: whole[:1+rng.IntN(len(whole)-1)], leave: true}
+}
+
+// TestHostileRequests makes -hostile (10,000) requests of all kinds, from 16
+// clients at a time, while 1,000 idle connections are open. Each gets a right
+// status, nothing that was cut off is taken as a submission, and afterwards the
+// server has the goroutines and descriptors that it had before.
+func TestHostileRequests(t *testing.T) {
+	const clients, idle = 16, 1000
+	s := e2etest.Start(t)
+	s.Complete(seedDAG)
+	hold := raiseFileLimit(t, 4096)
+	before := level(t, s)
+
+	conns := make([]*rawConn, min(idle, hold/2))
+	for i := range conns {
+		c, err := dial(s.URL)
+		if err != nil {
+			t.Fatalf("idle connection %d: %v", i, err)
+		}
+		defer c.Close()
+		conns[i] = c
+		if i%2 == 0 { // half of them in the midst of a request
+			if err := c.say("GET /ready HTTP/1.1\r\nHo"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	seed := random(t).Uint64()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	tally := map[string]int{}
+	for client := range clients {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(client)))
+			for i := client; i < *hostileFlag; i += clients {
+				a := attacks[i/clients%len(attacks)](rng)
+				status, body, err := a.run(s.URL)
+				mu.Lock()
+				tally[fmt.Sprintf("%-12s %d", a.kind, status)]++
+				mu.Unlock()
+				if problem := a.judge(status, body, err); problem != "" {
+					t.Errorf("%s: %s\nrequest %.300q\nanswer %.300q", a.kind, problem, a.text, body)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, line := range sorted(tally) {
+		t.Logf("%s: %d", line, tally[line])
+	}
+	s.Want(200, "GET", "/ready", "")
+	for _, r := range s.List("?all=1&tag=never+whole") {
+		t.Errorf("a submission that was cut off became run %d", r.RunID)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+
+	var after [2]int
+	if !e2etest.Poll(2*e2etest.Patience, func() bool {
+		after = level(t, s)
+		return after[0] <= before[0]+3 && after[1] <= before[1]+3
+	}) {
+		t.Errorf("goroutines and descriptors: %v before, %v after", before, after)
+	}
+	t.Logf("goroutines and descriptors: %v before, %v after", before, after)
+	s.CheckLog()
+}
+
+// run makes the request; status 0 means that no answer came.
+func (a attack) run(url string) (status int, body []byte, err error) {
+	c, err := dial(url)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer c.Close()
+	if err := c.say(a.text); err != nil {
+		return 0, nil, nil //nolint:nilerr // the server closed early: an answer may have been lost with it
+	}
+	if a.leave {
+		return 0, nil, nil
+	}
+	if a.half {
+		if err := c.CloseWrite(); err != nil {
+			return 0, nil, nil //nolint:nilerr // as above
+		}
+	}
+	status, body, err = c.answer(a.method)
+	if err != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) {
+		return status, body, nil
+	}
+	return status, body, err
+}
+
+// judge tells what is wrong with an answer, "" for nothing.
+func (a attack) judge(status int, body []byte, err error) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case a.leave:
+		return ""
+	case !slices.Contains(a.want, status):
+		return fmt.Sprintf("status %d, want one of %v", status, a.want)
+	case status >= 400 && a.method != "HEAD" && !json.Valid(body):
+		return fmt.Sprintf("the body of a %d is no JSON", status)
+	}
+	return ""
+}
+
+// level is the number of goroutines and of descriptors of the server, when it has
+// no connection but those of the test. Descriptors of storage come and go: the
+// caller allows for a few.
+func level(t *testing.T, s *e2etest.Server) (n [2]int) {
+	t.Helper()
+	goroutines, err := s.Metric("go_goroutines")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := s.FDs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return [2]int{int(goroutines), fds}
+}
+
+// raiseFileLimit asks for n open files for this process and returns how many it has.
+func raiseFileLimit(t *testing.T, n uint64) int {
+	t.Helper()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Cur < n {
+		limit.Cur = min(n, limit.Max)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return int(min(limit.Cur, 1<<20))
+}
+
+func sorted(m map[string]int) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// TestGoneClients: clients that leave in the midst of a followed log or of a large
+// answer leave nothing behind, and a client that reads slowly holds up nobody.
+func TestGoneClients(t *testing.T) {
+	s := e2etest.Start(t)
+	big := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("N")}).
+		With("parameters", map[string]any{"N": e2etest.Numbers(5000)})).RunID
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"talk": e2etest.Sh("while :; do echo line; sleep 0.05; done")}))
+	s.AwaitTask(run, "talk", "RUNNING")
+	before := level(t, s)
+
+	var conns []*rawConn
+	for i := range 100 {
+		c, err := dial(s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		path := e2etest.Path(run, "/task/talk/log?follow=1")
+		if i%2 == 0 {
+			path = e2etest.Path(big, "") // some 2 MB of which nothing but the first line is read
+		}
+		if err := c.say("GET " + path + " HTTP/1.1\r\nHost: caravan\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := c.r.ReadString('\n'); err != nil || !strings.Contains(line, " 200 ") {
+			t.Fatalf("GET %s: %q, %v", path, line, err)
+		}
+		conns = append(conns, c)
+	}
+	s.Complete(seedDAG) // they hold up nobody
+	for _, c := range conns {
+		if err := c.SetLinger(0); err != nil { // a reset rather than a close
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	var after [2]int
+	if !e2etest.Poll(2*e2etest.Patience, func() bool {
+		after = level(t, s)
+		return after[0] <= before[0]+3 && after[1] <= before[1]+3
+	}) {
+		t.Errorf("goroutines and descriptors: %v before, %v after", before, after)
+	}
+	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+	s.Await(run, "KILLED")
+}
