@@ -1,7 +1,11 @@
 package executor
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -10,47 +14,230 @@ import (
 
 // ProcessConfig configures a Process.
 type ProcessConfig struct {
-	Outputs     *outputs.Store // where long output goes; required
-	Sink        Sink           // required
-	CoresMilli  int64          // slots, in thousandths of a core
-	MemoryMilli int64          // slots, in thousandths of a MB
-	Node        string         // goes into each record
-	Dir         string         // working folder of orders that name none; "" = this process's
-	MaxOutput   int64          // bytes kept per stream; default 64 MiB
-	MaxCapture  int64          // bytes of Report.Stdout; default 16 MiB
-	InlineMax   int            // output up to this many bytes is kept in the record; default 4 KiB
-	Grace       time.Duration  // SIGTERM to SIGKILL after a timeout; default 5 s
-	CloseGrace  time.Duration  // the same at Close; default 1 s
-	Logger      *slog.Logger   // default slog.Default()
+	Outputs     *outputs.Store      // where long output goes; required
+	Sink        Sink                // required
+	CoresMilli  int64               // slots, in thousandths of a core
+	MemoryMilli int64               // slots, in thousandths of a MB
+	Node        string              // goes into each record
+	Dir         string              // working folder of orders that name none; "" = this process's
+	MaxOutput   int64               // bytes kept per stream, half from each end; default 64 MiB
+	MaxCapture  int64               // bytes of Report.Stdout; default 16 MiB
+	InlineMax   int                 // output up to this many bytes is kept in the record; default 4 KiB
+	Grace       time.Duration       // SIGTERM to SIGKILL after a timeout; default 5 s
+	CloseGrace  time.Duration       // the same at Close; default 1 s
+	Now         func() int64        // clock of the records, ns since the epoch; default time.Now
+	Logger      *slog.Logger        // default slog.Default()
+	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
 }
 
-// Process runs orders as processes of this machine.
-type Process struct{ cfg ProcessConfig }
+// Process runs orders as processes of this machine, within its slots. It depends on
+// nothing of the server that uses it and tells it everything through the Sink.
+//
+// Orders wait in one strict queue: the head starts when it fits, and nothing
+// overtakes it. One goroutine at a time forks (the pump, whoever has just made room),
+// one goroutine per running attempt waits for its end in the netpoller (no
+// thread), and one goroutine (the monitor) bounds the output of all.
+//
+// Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
+// attempt's process. Neither is held while the other is taken, nor over a report.
+type Process struct {
+	cfg    ProcessConfig
+	base   []string // the clean environment, K=V
+	null   *os.File // stdin of everybody
+	groups groups
+	watch  monitor
+	work   sync.WaitGroup // goroutines that still have something to report
 
-// NewProcess makes a Process.
-func NewProcess(cfg ProcessConfig) (*Process, error) { return &Process{cfg}, nil }
+	mu      sync.Mutex
+	closed  bool
+	pumping bool
+	live    map[messages.AttemptKey]*attempt // from Start to the final report
+	queue   queue
+	slots   slots
+	begun   begunSet
+	stats   Stats
+}
 
-// Start implements Executor.
-func (p *Process) Start(o Order) {}
+// closePatience is how long Close waits for processes that survive SIGKILL (they
+// hang in the kernel) before it gives up with an error.
+const closePatience = 30 * time.Second
+
+// NewProcess checks the configuration and makes a Process.
+func NewProcess(cfg ProcessConfig) (*Process, error) {
+	if cfg.Sink == nil || cfg.Outputs == nil {
+		return nil, errors.New("executor: a sink and an output store are required")
+	}
+	if cfg.CoresMilli <= 0 || cfg.MemoryMilli < 0 {
+		return nil, fmt.Errorf("executor: %d/1000 cores and %d/1000 MB are no slots", cfg.CoresMilli, cfg.MemoryMilli)
+	}
+	setDefault(&cfg.MaxOutput, 64<<20)
+	setDefault(&cfg.MaxCapture, 16<<20)
+	setDefault(&cfg.InlineMax, 4<<10)
+	setDefault(&cfg.Grace, 5*time.Second)
+	setDefault(&cfg.CloseGrace, time.Second)
+	if cfg.Now == nil {
+		cfg.Now = func() int64 { return time.Now().UnixNano() }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Getenv == nil {
+		cfg.Getenv = os.Getenv
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, fmt.Errorf("executor: %w", err)
+	}
+	p := &Process{
+		cfg:   cfg,
+		base:  cleanEnvironment(cfg.Getenv),
+		null:  null,
+		live:  map[messages.AttemptKey]*attempt{},
+		slots: slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli},
+		begun: begunSet{limit: begunPages},
+	}
+	p.watch.start()
+	return p, nil
+}
+
+// setDefault gives *v its default when nobody set it, or set it below zero.
+func setDefault[T int | int64 | time.Duration](v *T, def T) {
+	if *v <= 0 {
+		*v = def
+	}
+}
+
+// Start implements Executor. An order that asks for more than the machine has ends
+// as Finished with AttemptNotStarted before Start returns. A key that is live, or
+// that has begun before, is ignored.
+func (p *Process) Start(o Order) {
+	o.CoresMilli, o.MemoryMilli = max(o.CoresMilli, 0), max(o.MemoryMilli, 0)
+	p.mu.Lock()
+	switch {
+	case p.closed:
+		p.mu.Unlock()
+		p.cfg.Sink(Report{Key: o.Key, Kind: Revoked, At: p.cfg.Now()})
+		return
+	case p.live[o.Key] != nil || p.begun.has(o.Key):
+		p.mu.Unlock()
+		return
+	}
+	if reason := p.slots.tooLarge(&o); reason != "" {
+		p.begun.add(o.Key)
+		p.stats.NotStarted++
+		p.mu.Unlock()
+		p.cfg.Sink(p.notStarted(&o, messages.AttemptNotStarted, reason))
+		return
+	}
+	a := newAttempt(o)
+	p.live[o.Key] = a
+	p.queue.push(a)
+	pump := p.claimPump()
+	if pump {
+		p.work.Add(1)
+	}
+	p.mu.Unlock()
+	if pump {
+		go func() {
+			defer p.work.Done()
+			p.pump()
+		}()
+	}
+}
 
 // Kill implements Executor.
-func (p *Process) Kill(key messages.AttemptKey, grace time.Duration) {}
+func (p *Process) Kill(key messages.AttemptKey, grace time.Duration) {
+	if a := p.withdraw(key); a != nil {
+		a.end(causeKill, grace)
+	}
+}
 
 // Revoke implements Executor.
-func (p *Process) Revoke(key messages.AttemptKey) {}
+func (p *Process) Revoke(key messages.AttemptKey) { p.withdraw(key) }
+
+// withdraw revokes the order if it waits; it returns the attempt if it has begun.
+func (p *Process) withdraw(key messages.AttemptKey) *attempt {
+	p.mu.Lock()
+	a := p.live[key]
+	if a == nil || !a.queued {
+		p.mu.Unlock()
+		return a
+	}
+	p.queue.remove(a)
+	delete(p.live, key)
+	// The order behind a large one may fit at once.
+	pump := p.claimPump()
+	if pump {
+		p.work.Add(1)
+	}
+	p.mu.Unlock()
+	if pump {
+		go func() {
+			defer p.work.Done()
+			p.pump()
+		}()
+	}
+	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
+	return nil
+}
+
+// Close implements Executor. What runs is ended with CloseGrace and reported as
+// AttemptLost (nobody asked for its end); what waits is revoked. The error names
+// what survived SIGKILL for 30 s.
+func (p *Process) Close() error {
+	p.mu.Lock()
+	first := !p.closed
+	p.closed = true
+	var waiting, running []*attempt
+	for a := p.queue.first; a != nil; a = p.queue.first {
+		p.queue.remove(a)
+		delete(p.live, a.order.Key)
+		waiting = append(waiting, a)
+	}
+	for _, a := range p.live {
+		running = append(running, a)
+	}
+	p.mu.Unlock()
+	for _, a := range waiting {
+		p.cfg.Sink(Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()})
+	}
+	for _, a := range running {
+		a.end(causeClose, p.cfg.CloseGrace)
+	}
+	done := make(chan struct{})
+	go func() {
+		p.work.Wait()
+		close(done)
+	}()
+	patience := time.NewTimer(p.cfg.CloseGrace + closePatience)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-patience.C:
+		return fmt.Errorf("executor: %d attempts survive SIGKILL", p.Running())
+	}
+	if !first {
+		return nil
+	}
+	p.watch.stop()
+	return p.null.Close()
+}
 
 // OpenLog implements Executor.
 func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
-	return nil, ErrNotLive
+	p.mu.Lock()
+	a := p.live[key]
+	p.mu.Unlock()
+	if a == nil {
+		return nil, ErrNotLive
+	}
+	return a.openLog(stream)
 }
 
-// Close implements Executor.
-func (p *Process) Close() error { return nil }
-
 // Running is the number of attempts that have begun and not ended.
-func (p *Process) Running() int { return 0 }
+func (p *Process) Running() int { return p.Stats().Running }
 
-// Stats is what a Process has done and holds now.
+// Stats is what a Process has done and what it holds now.
 type Stats struct {
 	Running         int    // attempts that have begun and not ended
 	Queued          int    // orders that wait for slots
@@ -61,7 +248,37 @@ type Stats struct {
 }
 
 // Stats returns a consistent set of figures.
-func (p *Process) Stats() Stats { return Stats{} }
+func (p *Process) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.stats
+	s.Running = len(p.live) - p.queue.len
+	s.Queued = p.queue.len
+	s.CoresMilliUsed, s.MemoryMilliUsed = p.slots.usedCores, p.slots.usedMemory
+	return s
+}
 
-// Check returns an error when the accounting of slots does not add up.
-func (p *Process) Check() error { return nil }
+// Check compares the slots in use with the attempts that hold them, and returns an
+// error with the numbers when they differ. Tests call it after each storm.
+func (p *Process) Check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var cores, memory int64
+	queued := 0
+	for _, a := range p.live {
+		if a.holds {
+			cores += a.order.CoresMilli
+			memory += a.order.MemoryMilli
+		}
+		if a.queued {
+			queued++
+		}
+	}
+	s := &p.slots
+	if cores != s.usedCores || memory != s.usedMemory || queued != p.queue.len ||
+		s.usedCores > s.cores || s.usedMemory > s.memory {
+		return fmt.Errorf("executor: %d of %d cores and %d of %d memory in use, held %d and %d; %d queued, counted %d",
+			s.usedCores, s.cores, s.usedMemory, s.memory, cores, memory, queued, p.queue.len)
+	}
+	return nil
+}

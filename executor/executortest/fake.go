@@ -335,20 +335,20 @@ func (f *Fake) Live() []messages.AttemptKey {
 }
 
 // WaitOrders blocks until n orders have been taken over since NewFake and returns
-// them all; the test fails after 10 s.
+// them all; the test fails when that takes too long.
 func (f *Fake) WaitOrders(t testing.TB, n int) []executor.Order {
 	t.Helper()
 	f.wait(t, fmt.Sprintf("%d orders", n), func() bool { return len(f.taken) >= n })
 	return f.Orders()
 }
 
-// WaitKill blocks until Kill was called with the key; the test fails after 10 s.
+// WaitKill blocks until Kill was called with the key; the test fails when that takes too long.
 func (f *Fake) WaitKill(t testing.TB, key messages.AttemptKey) {
 	t.Helper()
 	f.wait(t, fmt.Sprintf("a kill of %v", key), func() bool { return f.kills[key] > 0 })
 }
 
-// WaitRevoke blocks until Revoke was called with the key; the test fails after 10 s.
+// WaitRevoke blocks until Revoke was called with the key; the test fails when that takes too long.
 func (f *Fake) WaitRevoke(t testing.TB, key messages.AttemptKey) {
 	t.Helper()
 	f.wait(t, fmt.Sprintf("a revoke of %v", key), func() bool { return f.revokes[key] > 0 })
@@ -356,21 +356,5 @@ func (f *Fake) WaitRevoke(t testing.TB, key messages.AttemptKey) {
 
 func (f *Fake) wait(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	late := false
-	timer := time.AfterFunc(10*time.Second, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		late = true
-		f.changed.Broadcast()
-	})
-	defer timer.Stop()
-	f.mu.Lock()
-	for !done() && !late {
-		f.changed.Wait()
-	}
-	ok := done()
-	f.mu.Unlock()
-	if !ok {
-		t.Fatalf("waited 10 s for %s", what)
-	}
+	waitCond(t, &f.mu, f.changed, func() string { return what }, done)
 }

@@ -1,0 +1,166 @@
+package executor
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// attempt is one order from Start to its final report.
+type attempt struct {
+	order Order
+
+	// Guarded by Process.mu.
+	prev, next *attempt
+	queued     bool // waits for slots
+	holds      bool // holds its slots
+
+	ended atomic.Bool // the process is gone and the sizes of its output are final
+
+	mu      sync.Mutex // guards what follows
+	phase   phase
+	cause   cause
+	grace   time.Duration // of a kill that came before the process
+	killAt  time.Time     // when SIGKILL is due, once there is a cause
+	forced  bool          // SIGKILL was sent
+	killer  *time.Timer
+	timeout *time.Timer
+	pid     int
+	pidfd   *os.File // nil when the kernel has none
+	began   int64
+	status  syscall.WaitStatus
+	usage   syscall.Rusage
+	out     *stream
+	err     *stream
+}
+
+// phase is how far the attempt's process is.
+type phase uint8
+
+const (
+	unborn phase = iota // waits, or is being forked
+	alive               // the leader runs, as far as we know
+	zombie              // the leader has ended and is kept unreaped: its number stays ours
+	reaped              // its number may belong to anybody: no signal any more
+)
+
+// cause is why we ended an attempt; the first one stands.
+type cause uint8
+
+const (
+	causeNone cause = iota
+	causeKill
+	causeTimeout
+	causeClose
+)
+
+func newAttempt(o Order) *attempt { return &attempt{order: o} }
+
+// leaderEnded looks whether the leader has ended. One that ended by itself is
+// reaped; one that we are ending stays a zombie, so that its process group can
+// still be signalled by a number which is surely its own.
+func (a *attempt) leaderEnded() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.cause == causeNone {
+		return a.reap(unix.WNOHANG)
+	}
+	if !exited(a.pid) {
+		return false
+	}
+	a.phase = zombie
+	return true
+}
+
+// reap collects the leader's status. a.mu is held.
+func (a *attempt) reap(options int) bool {
+	for {
+		pid, err := syscall.Wait4(a.pid, &a.status, options, &a.usage)
+		switch {
+		case err == syscall.EINTR:
+		case pid == a.pid:
+			a.phase = reaped
+			a.stopTimers()
+			return true
+		case err != nil:
+			// Somebody else reaped it. Nothing is known of its end but that it came.
+			a.status, a.phase = 0xff00, reaped
+			a.stopTimers()
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+func (a *attempt) stopTimers() {
+	if a.timeout != nil {
+		a.timeout.Stop()
+	}
+	if a.killer != nil {
+		a.killer.Stop()
+	}
+}
+
+// exited tells whether the process has ended; it stays unreaped.
+func exited(pid int) bool {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			return err == nil && info.Signo != 0 || err == unix.ECHILD
+		}
+	}
+}
+
+// awaitLeader blocks until leaderEnded: in the netpoller, or in waitid where the
+// kernel has no pidfd.
+func (a *attempt) awaitLeader() {
+	if a.pidfd != nil {
+		defer a.pidfd.Close()
+		if conn, err := a.pidfd.SyscallConn(); err == nil {
+			if conn.Read(func(uintptr) bool { return a.leaderEnded() }) == nil {
+				return
+			}
+		}
+	}
+	for !a.leaderEnded() {
+		// An error is EINTR, or ECHILD, which leaderEnded sees too.
+		_ = unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+	}
+}
+
+// result says how the attempt ended, from the process's status and our cause.
+func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.status.Signaled():
+		rc = 128 + int32(a.status.Signal())
+	default:
+		rc = int32(a.status.ExitStatus())
+	}
+	switch {
+	case a.cause == causeKill:
+		return messages.AttemptKilled, rc, "killed by the user"
+	case a.cause == causeTimeout:
+		return messages.AttemptTimedOut, rc, "timed out after " + a.order.Timeout.String()
+	case a.cause == causeClose:
+		return messages.AttemptLost, rc, "ended by the executor's shutdown"
+	case a.status.Signaled():
+		log = "ended by signal " + itoa(int64(a.status.Signal())) + " (" + a.status.Signal().String() + ")"
+		if a.status.CoreDump() {
+			log += ", core dumped"
+		}
+		return messages.AttemptSignaled, rc, log
+	case rc != 0:
+		return messages.AttemptFailed, rc, ""
+	}
+	return messages.AttemptSucceeded, 0, ""
+}

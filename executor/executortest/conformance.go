@@ -1,0 +1,284 @@
+package executortest
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Subject is an implementation under test.
+type Subject struct {
+	// Open returns a fresh executor. The suite closes it.
+	Open func(t testing.TB, sink executor.Sink) executor.Executor
+	// Quick is an order that ends by itself with RC 0.
+	Quick executor.Order
+	// Block is an order that runs until it is killed; nil when there are none.
+	Block *executor.Order
+	// Slots is how many Blocks run at once; 0 = any number.
+	Slots int
+	// After is called when an executor was closed: nothing of it may be left. May be nil.
+	After func(t testing.TB, e executor.Executor)
+}
+
+// Test holds an implementation to the rules of package executor.
+func Test(t *testing.T, s Subject) {
+	t.Run("every order ends once", s.everyOrderEndsOnce)
+	t.Run("a key starts once", s.aKeyStartsOnce)
+	t.Run("unknown and ended keys are ignored", s.unknownKeys)
+	t.Run("close", s.close)
+	if s.Block == nil {
+		return
+	}
+	t.Run("kill", s.kill)
+	t.Run("revoke spares what has begun", s.revokeBegun)
+	t.Run("storm", s.storm)
+	if s.Slots > 0 {
+		t.Run("slots and order", s.slotsAndOrder)
+		t.Run("what waits is revoked", s.revokeWaiting)
+	}
+}
+
+func (s Subject) open(t *testing.T) (executor.Executor, *Recorder) {
+	rec := NewRecorder(t)
+	e := s.Open(t, rec.Sink)
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		for _, rep := range rec.All() {
+			if last := rec.Reports(rep.Key); last[len(last)-1].Kind == executor.Started {
+				t.Errorf("%v has no final report after Close", rep.Key)
+			}
+		}
+		if s.After != nil {
+			s.After(t, e)
+		}
+	})
+	return e, rec
+}
+
+func key(task, attempt uint32) messages.AttemptKey {
+	return messages.AttemptKey{Run: 7, Task: task, Attempt: attempt}
+}
+
+func with(o executor.Order, k messages.AttemptKey) executor.Order {
+	o.Key = k
+	return o
+}
+
+func (s Subject) everyOrderEndsOnce(t *testing.T) {
+	e, rec := s.open(t)
+	const senders, each = 4, 10
+	var wg sync.WaitGroup
+	for i := range uint32(senders) {
+		wg.Go(func() {
+			for j := range uint32(each) {
+				e.Start(with(s.Quick, key(i*each+j, 1)))
+			}
+		})
+	}
+	wg.Wait()
+	rec.WaitFinals(senders * each)
+	for i := range uint32(senders * each) {
+		final := rec.WaitFinal(key(i, 1))
+		if r := final.Record; final.Kind != executor.Finished || r.Result != messages.AttemptSucceeded || r.RC != 0 {
+			t.Errorf("task %d: %+v, want success", i, final)
+		} else if r.Start == 0 || r.Stop < r.Start {
+			t.Errorf("task %d: from %d to %d", i, r.Start, r.Stop)
+		}
+	}
+}
+
+func (s Subject) aKeyStartsOnce(t *testing.T) {
+	if s.Block == nil {
+		t.Log("nothing is ever started")
+		return
+	}
+	e, rec := s.open(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 5 {
+				e.Start(with(s.Quick, key(1, 1)))
+			}
+		})
+	}
+	wg.Wait()
+	rec.WaitFinal(key(1, 1))
+	e.Start(with(s.Quick, key(1, 1))) // after its end, too
+	e.Start(with(s.Quick, key(1, 2))) // a new attempt is another key
+	rec.WaitFinal(key(1, 2))
+	if n := rec.Starts(key(1, 1)); n != 1 {
+		t.Errorf("started %d times", n)
+	}
+}
+
+func (s Subject) unknownKeys(t *testing.T) {
+	e, rec := s.open(t)
+	e.Kill(key(9, 1), time.Second)
+	e.Revoke(key(9, 1))
+	if _, err := e.OpenLog(key(9, 1), messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+		t.Errorf("OpenLog of an unknown key: %v", err)
+	}
+	e.Start(with(s.Quick, key(1, 1)))
+	rec.WaitFinal(key(1, 1))
+	before := len(rec.All())
+	e.Kill(key(1, 1), time.Second)
+	e.Revoke(key(1, 1))
+	if _, err := e.OpenLog(key(1, 1), messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+		t.Errorf("OpenLog of an ended key: %v", err)
+	}
+	e.Start(with(s.Quick, key(2, 1)))
+	rec.WaitFinal(key(2, 1))
+	for _, rep := range rec.All()[before:] {
+		if rep.Key != key(2, 1) {
+			t.Errorf("report without an order: %+v", rep)
+		}
+	}
+}
+
+func (s Subject) close(t *testing.T) {
+	e, rec := s.open(t)
+	n := uint32(0)
+	if s.Block != nil {
+		for range uint32(s.Slots + 3) {
+			e.Start(with(*s.Block, key(n, 1)))
+			n++
+		}
+		rec.WaitStarted(key(0, 1))
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		reports := rec.Reports(key(i, 1))
+		if len(reports) == 0 {
+			t.Fatalf("task %d: no report after Close", i)
+		}
+		if last := reports[len(reports)-1]; last.Kind == executor.Started {
+			t.Errorf("task %d: not ended by Close", i)
+		} else if last.Kind == executor.Finished && last.Record.Result != messages.AttemptLost {
+			t.Errorf("task %d: result %d, want lost", i, last.Record.Result)
+		}
+	}
+	e.Start(with(s.Quick, key(n, 1)))
+	if r := rec.WaitFinal(key(n, 1)); r.Kind != executor.Revoked {
+		t.Errorf("Start after Close: kind %d, want revoked", r.Kind)
+	}
+	if err := e.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+func (s Subject) kill(t *testing.T) {
+	e, rec := s.open(t)
+	e.Start(with(*s.Block, key(1, 1)))
+	rec.WaitStarted(key(1, 1))
+	e.Revoke(key(1, 1))
+	for range 3 {
+		e.Kill(key(1, 1), 5*time.Second)
+	}
+	if r := rec.WaitFinal(key(1, 1)); r.Kind != executor.Finished || r.Record.Result != messages.AttemptKilled {
+		t.Errorf("%+v, want killed", r)
+	}
+}
+
+func (s Subject) revokeBegun(t *testing.T) {
+	e, rec := s.open(t)
+	e.Start(with(*s.Block, key(1, 1)))
+	rec.WaitStarted(key(1, 1))
+	e.Revoke(key(1, 1))
+	e.Kill(key(1, 1), time.Second)
+	if r := rec.WaitFinal(key(1, 1)); r.Kind != executor.Finished {
+		t.Errorf("revoked after it began: %+v", r)
+	}
+}
+
+func (s Subject) slotsAndOrder(t *testing.T) {
+	e, rec := s.open(t)
+	n := uint32(3 * s.Slots)
+	for i := range n {
+		e.Start(with(*s.Block, key(i, 1)))
+	}
+	running := 0
+	for i := range n {
+		rec.WaitStarted(key(i, 1))
+		running++
+		if i+1 >= uint32(s.Slots) {
+			// The slots are full: the next one starts only when one of them ends.
+			if i+1 < n && rec.Starts(key(i+1, 1)) != 0 {
+				t.Errorf("task %d started beside %d others in %d slots", i+1, running, s.Slots)
+			}
+			oldest := key(i+1-uint32(s.Slots), 1)
+			e.Kill(oldest, 5*time.Second)
+			rec.WaitFinal(oldest)
+			running--
+		}
+	}
+	var begun []uint32
+	for _, rep := range rec.All() {
+		if rep.Kind == executor.Started {
+			begun = append(begun, rep.Key.Task)
+		}
+	}
+	for i, task := range begun {
+		if task != uint32(i) {
+			t.Fatalf("began in the order %v", begun)
+		}
+	}
+}
+
+func (s Subject) revokeWaiting(t *testing.T) {
+	e, rec := s.open(t)
+	n := uint32(s.Slots)
+	for i := range n + 2 {
+		e.Start(with(*s.Block, key(i, 1)))
+	}
+	for i := range n {
+		rec.WaitStarted(key(i, 1))
+	}
+	e.Revoke(key(n, 1))
+	e.Kill(key(n+1, 1), time.Second)
+	for _, k := range []messages.AttemptKey{key(n, 1), key(n+1, 1)} {
+		if r := rec.WaitFinal(k); r.Kind != executor.Revoked || rec.Starts(k) != 0 {
+			t.Errorf("%v: %+v, want revoked", k, r)
+		}
+	}
+	// What was revoked never began: its key is free.
+	e.Start(with(*s.Block, key(n, 1)))
+	e.Kill(key(0, 1), time.Second)
+	rec.WaitStarted(key(n, 1))
+}
+
+// storm throws kills and revokes at attempts that end by themselves meanwhile.
+func (s Subject) storm(t *testing.T) {
+	e, rec := s.open(t)
+	const n = 60
+	rng := rand.New(rand.NewPCG(1, 2))
+	var wg sync.WaitGroup
+	for i := range uint32(n) {
+		o, kill, revoke := s.Quick, rng.IntN(2) == 0, rng.IntN(4) == 0
+		if rng.IntN(3) == 0 {
+			o, kill = *s.Block, true
+		}
+		e.Start(with(o, key(i, 1)))
+		wg.Go(func() {
+			if revoke {
+				e.Revoke(key(i, 1))
+			}
+			if l, err := e.OpenLog(key(i, 1), messages.Stdout); err == nil {
+				l.Close()
+			}
+			if kill {
+				e.Kill(key(i, 1), time.Second)
+			}
+		})
+	}
+	wg.Wait()
+	rec.WaitFinals(n)
+}

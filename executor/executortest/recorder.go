@@ -1,0 +1,152 @@
+package executortest
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// patience is how long a Recorder or a Fake waits before it fails the test.
+const patience = 20 * time.Second
+
+// Recorder is a Sink that keeps every report and fails the test as soon as one
+// breaks the rules: a second final report, a report after it, a second Started.
+type Recorder struct {
+	t       testing.TB
+	mu      sync.Mutex
+	changed *sync.Cond
+	reports map[messages.AttemptKey][]executor.Report
+	order   []executor.Report
+	finals  int
+}
+
+// NewRecorder returns a Recorder for one executor.
+func NewRecorder(t testing.TB) *Recorder {
+	r := &Recorder{t: t, reports: map[messages.AttemptKey][]executor.Report{}}
+	r.changed = sync.NewCond(&r.mu)
+	return r
+}
+
+// Sink is the executor.Sink.
+func (r *Recorder) Sink(rep executor.Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, old := range r.reports[rep.Key] {
+		switch {
+		case old.Kind == executor.Revoked && rep.Kind != executor.Revoked:
+			// A revoked key may be ordered again.
+		case old.Kind == executor.Revoked:
+		case old.Kind != executor.Started:
+			r.t.Errorf("%v: report of kind %d after the final one (%d)", rep.Key, rep.Kind, old.Kind)
+		case rep.Kind == executor.Started:
+			r.t.Errorf("%v: started twice", rep.Key)
+		case rep.Kind == executor.Revoked:
+			r.t.Errorf("%v: revoked after it had started", rep.Key)
+		}
+	}
+	if rep.Kind == executor.Finished {
+		if rec := rep.Record; rec.Task != rep.Key.Task || rec.Attempt != rep.Key.Attempt {
+			r.t.Errorf("%v: record of task %d attempt %d", rep.Key, rec.Task, rec.Attempt)
+		}
+	}
+	if rep.At == 0 {
+		r.t.Errorf("%v: report of kind %d without a time", rep.Key, rep.Kind)
+	}
+	r.reports[rep.Key] = append(r.reports[rep.Key], rep)
+	r.order = append(r.order, rep)
+	if rep.Kind != executor.Started {
+		r.finals++
+	}
+	r.changed.Broadcast()
+}
+
+// Reports returns the reports of a key so far.
+func (r *Recorder) Reports(key messages.AttemptKey) []executor.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]executor.Report(nil), r.reports[key]...)
+}
+
+// All returns all reports so far, as they came.
+func (r *Recorder) All() []executor.Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]executor.Report(nil), r.order...)
+}
+
+// Starts returns how many Started reports the key has.
+func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
+	for _, rep := range r.Reports(key) {
+		if rep.Kind == executor.Started {
+			n++
+		}
+	}
+	return n
+}
+
+// WaitStarted blocks until the key's Started report.
+func (r *Recorder) WaitStarted(key messages.AttemptKey) executor.Report {
+	r.t.Helper()
+	return r.waitReport(key, "start", func(k executor.Kind) bool { return k == executor.Started })
+}
+
+// WaitFinal blocks until the key's final report.
+func (r *Recorder) WaitFinal(key messages.AttemptKey) executor.Report {
+	r.t.Helper()
+	return r.waitReport(key, "end", func(k executor.Kind) bool { return k != executor.Started })
+}
+
+// WaitFinals blocks until n orders have their final report.
+func (r *Recorder) WaitFinals(n int) {
+	r.t.Helper()
+	r.wait(func() string { return fmt.Sprintf("%d final reports; there are %d", n, r.finals) },
+		func() bool { return r.finals >= n })
+}
+
+func (r *Recorder) waitReport(key messages.AttemptKey, what string, want func(executor.Kind) bool) (found executor.Report) {
+	r.t.Helper()
+	r.wait(func() string { return fmt.Sprintf("the %s of %v; its reports: %+v", what, key, r.reports[key]) }, func() bool {
+		for _, rep := range r.reports[key] {
+			if want(rep.Kind) {
+				found = rep
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func (r *Recorder) wait(what func() string, done func() bool) {
+	r.t.Helper()
+	waitCond(r.t, &r.mu, r.changed, what, done)
+}
+
+// waitCond blocks until done, which is asked under mu whenever changed is signalled.
+func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() string, done func() bool) {
+	t.Helper()
+	late := false
+	timer := time.AfterFunc(patience, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		late = true
+		changed.Broadcast()
+	})
+	defer timer.Stop()
+	mu.Lock()
+	for !done() && !late {
+		changed.Wait()
+	}
+	missing := ""
+	if !done() {
+		missing = what()
+	}
+	mu.Unlock()
+	if missing != "" {
+		t.Fatalf("waited %v for %s", patience, missing)
+	}
+}

@@ -1,0 +1,135 @@
+package executor
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// drive sees a started attempt to its final report:
+//
+//  1. wait for the leader's end, and for the whole group's when we ended it;
+//  2. give the slots back;
+//  3. read the output, as long as it is at this moment, and keep it;
+//  4. report;
+//  5. start what fits now.
+//
+// Output that must be written to disk is written after 5: the next attempt does
+// not wait for it. Short output is reported before 5, since forking takes longer.
+func (p *Process) drive(a *attempt) {
+	defer p.work.Done()
+	a.awaitLeader()
+	if a.isZombie() {
+		p.bury(a)
+	}
+	stop := p.cfg.Now()
+	p.watch.remove(a)
+	a.out.freeze()
+	a.err.freeze()
+	a.ended.Store(true)
+	pump := p.release(a)
+
+	report := Report{Key: a.order.Key, Kind: Finished, At: stop}
+	rec := &report.Record
+	*rec = messages.AttemptRecord{
+		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: stop, Node: p.cfg.Node,
+		MaxRSSKB:  a.usage.Maxrss,
+		UserCPU:   time.Duration(a.usage.Utime.Nano()),
+		SystemCPU: time.Duration(a.usage.Stime.Nano()),
+	}
+	rec.Result, rec.RC, rec.ExecutorLog = a.result()
+	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
+	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
+	if pump && (p.long(&rec.Stdout) || p.long(&rec.Stderr)) {
+		p.work.Add(1)
+		go func() {
+			defer p.work.Done()
+			p.pump()
+		}()
+		pump = false
+	}
+	p.keep(a, rec)
+	if a.order.Capture {
+		p.capture(a, &report)
+	}
+	a.out.drop()
+	a.err.drop()
+	p.forget(a)
+	p.cfg.Sink(report)
+	if pump {
+		p.pump()
+	}
+}
+
+func (a *attempt) isZombie() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.phase == zombie
+}
+
+// long tells whether the output is too long for the record itself.
+func (p *Process) long(o *messages.Output) bool { return o.Head+o.Tail > int64(p.cfg.InlineMax) }
+
+// keep puts short output into the record and long output into the run's file, with
+// one durable append for both streams. When that cannot be written the attempt's
+// result stands, with the beginning of its output and a word on what was lost.
+func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
+	var parts []io.Reader
+	var length int64
+	for _, s := range []struct {
+		stream *stream
+		out    *messages.Output
+	}{{a.out, &rec.Stdout}, {a.err, &rec.Stderr}} {
+		if p.long(s.out) {
+			s.out.Offset = length
+			length += s.out.Head + s.out.Tail
+			parts = append(parts, s.stream.section(0, s.out.Head), s.stream.section(s.out.Size-s.out.Tail, s.out.Tail))
+			continue
+		}
+		s.stream.inline(s.out)
+	}
+	if parts == nil {
+		return
+	}
+	at, err := p.cfg.Outputs.Append(a.order.Key.Run, parts...)
+	if err != nil {
+		p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
+		rec.ExecutorLog = join(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
+	}
+	for _, s := range []struct {
+		stream *stream
+		out    *messages.Output
+	}{{a.out, &rec.Stdout}, {a.err, &rec.Stderr}} {
+		switch {
+		case !p.long(s.out):
+		case err != nil:
+			s.out.Offset, s.out.Head, s.out.Tail = 0, min(s.out.Head, int64(p.cfg.InlineMax)), 0
+			s.stream.inline(s.out)
+		default:
+			s.out.Offset += at
+		}
+	}
+}
+
+// capture gives the report all of stdout. Success with more than the limit is none.
+func (p *Process) capture(a *attempt, r *Report) {
+	size := r.Record.Stdout.Size
+	if size <= p.cfg.MaxCapture {
+		r.Stdout = a.out.bytes(0, size)
+		return
+	}
+	if r.Record.Result == messages.AttemptSucceeded {
+		r.Record.Result = messages.AttemptRejected
+	}
+	r.Record.ExecutorLog = join(r.Record.ExecutorLog,
+		fmt.Sprintf("%d bytes of output are more than the %d that a generator may print", size, p.cfg.MaxCapture))
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}

@@ -1,0 +1,123 @@
+package executor
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// end begins to end the attempt: SIGTERM to its group, after grace SIGKILL. An
+// attempt that has ended by itself, even if nobody noticed yet, is left to its own
+// end. Later calls can only bring SIGKILL forward.
+func (a *attempt) end(c cause, grace time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.phase == reaped:
+		return
+	case a.phase == unborn:
+		if a.cause == causeNone || grace < a.grace {
+			a.grace = grace
+		}
+		if a.cause == causeNone {
+			a.cause = c
+		}
+		return
+	case a.cause == causeNone && exited(a.pid):
+		return
+	}
+	if a.cause == causeNone {
+		a.cause = c
+		if grace > 0 {
+			a.signal(unix.SIGTERM)
+			a.signal(unix.SIGCONT) // a stopped process takes no SIGTERM
+		}
+	}
+	a.forceIn(grace)
+}
+
+// born is end's other half: the process exists now. a.mu is held.
+func (a *attempt) born() {
+	a.phase = alive
+	if a.cause == causeNone {
+		return
+	}
+	if a.grace > 0 {
+		a.signal(unix.SIGTERM)
+		a.signal(unix.SIGCONT)
+	}
+	a.forceIn(a.grace)
+}
+
+// forceIn sends SIGKILL when grace is over, unless it is due earlier. a.mu is held.
+func (a *attempt) forceIn(grace time.Duration) {
+	if a.forced {
+		return
+	}
+	if grace <= 0 {
+		a.force()
+		return
+	}
+	at := time.Now().Add(grace)
+	if a.killer != nil {
+		if !at.Before(a.killAt) {
+			return
+		}
+		a.killer.Stop()
+	}
+	a.killAt = at
+	a.killer = time.AfterFunc(grace, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.force()
+	})
+}
+
+// force sends SIGKILL to whoever is left of the group. a.mu is held.
+func (a *attempt) force() {
+	if a.phase == alive || a.phase == zombie {
+		a.forced = true
+		a.signal(unix.SIGKILL)
+	}
+}
+
+// signal signals the group; the leader is unreaped, so that the number is the
+// group's own. A leader that has left its group is signalled by itself. a.mu is held.
+func (a *attempt) signal(sig unix.Signal) {
+	if unix.Kill(-a.pid, sig) == unix.ESRCH {
+		// An error means that it has ended, or that it is another user's by now; what
+		// becomes of it shows in the wait.
+		_ = unix.Kill(a.pid, sig)
+	}
+}
+
+// bury returns when the whole group of an attempt that we ended is dead. Its
+// leader is a zombie. Members that outlive the leader have the rest of the grace.
+func (p *Process) bury(a *attempt) {
+	for wait := time.Millisecond; !a.isForced() && p.groups.alive(a.pid); wait = min(2*wait, 20*time.Millisecond) {
+		time.Sleep(wait)
+	}
+	// The last SIGKILL goes out while the zombie still pins the number: a member that
+	// the look at /proc missed (it was being forked) cannot escape it.
+	a.mu.Lock()
+	a.force()
+	a.reap(0)
+	a.mu.Unlock()
+	began, warned := time.Now(), false
+	for wait := time.Millisecond; exists(a.pid) && p.groups.alive(a.pid); wait = min(2*wait, 20*time.Millisecond) {
+		time.Sleep(wait)
+		if !warned && time.Since(began) > 10*time.Second {
+			warned = true
+			p.cfg.Logger.Warn("process group survives SIGKILL", "pgid", a.pid, "key", a.order.Key)
+		}
+	}
+}
+
+func (a *attempt) isForced() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.forced
+}
+
+// exists tells whether the group has a member, be it a zombie.
+func exists(pgid int) bool { return unix.Kill(-pgid, 0) != unix.ESRCH }

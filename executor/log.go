@@ -1,0 +1,80 @@
+package executor
+
+import (
+	"io"
+	"sync"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// liveLog reads a stream while its attempt runs, and afterwards as long as it is open.
+type liveLog struct {
+	a    *attempt
+	s    *stream
+	once sync.Once
+}
+
+func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
+	a.mu.Lock()
+	s := a.out
+	if which == messages.Stderr {
+		s = a.err
+	}
+	born := a.phase != unborn
+	a.mu.Unlock()
+	if !born || a.ended.Load() || !s.hold() {
+		return nil, ErrNotLive
+	}
+	return &liveLog{a: a, s: s}, nil
+}
+
+// ReadAt implements messages.Log. A hole may come over bytes while they are read:
+// so it is looked at again afterwards.
+func (l *liveLog) ReadAt(p []byte, off int64) (int, error) {
+	size, h := l.s.size(), head(l.s.limit)
+	if off >= size {
+		return 0, io.EOF
+	}
+	if l.cut(off) {
+		return 0, messages.ErrCut
+	}
+	end := size
+	if off < h && l.s.hole.Load() > h {
+		end = min(end, h)
+	}
+	want := p[:min(int64(len(p)), end-off)]
+	n, err := l.s.ReadAt(want, off)
+	if off < h && off+int64(n) > h && l.s.hole.Load() > h {
+		n, err = int(h-off), nil
+	}
+	if l.cut(off) {
+		return 0, messages.ErrCut
+	}
+	if err == nil && n < len(p) && off+int64(n) >= size {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (l *liveLog) cut(off int64) bool { return off >= head(l.s.limit) && off < l.s.hole.Load() }
+
+// Size implements messages.Log.
+func (l *liveLog) Size() int64 { return l.s.size() }
+
+// Kept implements messages.Log.
+func (l *liveLog) Kept(off int64) int64 {
+	off = max(off, 0)
+	if l.cut(off) {
+		off = l.s.hole.Load()
+	}
+	return min(off, l.s.size())
+}
+
+// Live implements messages.Log.
+func (l *liveLog) Live() bool { return !l.a.ended.Load() }
+
+// Close implements messages.Log.
+func (l *liveLog) Close() error {
+	l.once.Do(l.s.drop)
+	return nil
+}

@@ -1,0 +1,264 @@
+package executor_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is a Process with what a test watches around it.
+type rig struct {
+	*executor.Process
+	*executortest.Recorder
+	t     *testing.T
+	store *outputs.Store
+	mark  string // an entry of the environment of everything that the rig starts
+	dir   string
+}
+
+var marks atomic.Int64
+
+// newRig makes a Process with 4 cores and 100 MB. When the test is over it must have
+// ended everything, hold no slot, and leave no process and no descriptor behind.
+func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
+	t.Helper()
+	runtime.GC() // descriptors of earlier tests' garbage
+	before := descriptors(t)
+	r := &rig{Recorder: executortest.NewRecorder(t), t: t, dir: t.TempDir()}
+	r.mark = fmt.Sprintf("CARAVAN_TEST_MARK=%d-%d", os.Getpid(), marks.Add(1))
+	var err error
+	if r.store, err = outputs.Open(filepath.Join(r.dir, "output")); err != nil {
+		t.Fatal(err)
+	}
+	cfg := executor.ProcessConfig{
+		Outputs: r.store, Sink: r.Recorder.Sink, CoresMilli: 4000, MemoryMilli: 100_000, Node: "here",
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	if r.Process, err = executor.NewProcess(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Process.Close(); err != nil {
+			t.Error(err)
+		}
+		r.idle()
+		r.store.Close()
+		if pids := marked(r.mark); len(pids) > 0 {
+			t.Errorf("processes left behind: %v", pids)
+		}
+		poll(t, func() string {
+			if after := descriptors(t); after > before {
+				return fmt.Sprintf("%d descriptors before, %d after", before, after)
+			}
+			return ""
+		})
+	})
+	return r
+}
+
+// idle checks that nothing runs and no slot is taken.
+func (r *rig) idle() {
+	r.t.Helper()
+	if err := r.Check(); err != nil {
+		r.t.Error(err)
+	}
+	if s := r.Stats(); s.Running != 0 || s.Queued != 0 || s.CoresMilliUsed != 0 || s.MemoryMilliUsed != 0 {
+		r.t.Errorf("not idle: %+v", s)
+	}
+}
+
+func id(task uint32) messages.AttemptKey {
+	return messages.AttemptKey{Run: 12, Task: task, Attempt: 1}
+}
+
+// sh starts a shell script as the task; it costs one core.
+func (r *rig) sh(task uint32, script string, change ...func(*executor.Order)) messages.AttemptKey {
+	o := executor.Order{
+		Key: id(task), Name: fmt.Sprintf("task_%d", task), UseShell: true, Shell: script,
+		CoresMilli: 1000, Environment: []string{r.mark},
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	r.Start(o)
+	return o.Key
+}
+
+// run starts the script and returns its final report.
+func (r *rig) run(script string, change ...func(*executor.Order)) executor.Report {
+	r.t.Helper()
+	return r.WaitFinal(r.sh(uint32(marks.Add(1)), script, change...))
+}
+
+// text is an ended attempt's output as it can be read, "<cut>" for the gap.
+func (r *rig) text(o messages.Output) string {
+	r.t.Helper()
+	l, err := r.store.Log(12, o)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer l.Close()
+	return readAll(r.t, l)
+}
+
+func readAll(t *testing.T, l messages.Log) string {
+	t.Helper()
+	var b bytes.Buffer
+	buf := make([]byte, 64<<10)
+	for off := int64(0); ; {
+		n, err := l.ReadAt(buf, off)
+		b.Write(buf[:n])
+		off += int64(n)
+		switch err {
+		case nil:
+		case io.EOF:
+			return b.String()
+		case messages.ErrCut:
+			b.WriteString("<cut>")
+			off = l.Kept(off)
+		default:
+			t.Fatalf("read at %d: %v", off, err)
+		}
+	}
+}
+
+// printed waits until a running attempt's stdout holds want.
+func (r *rig) printed(key messages.AttemptKey, want string) {
+	r.t.Helper()
+	r.WaitStarted(key)
+	l, err := r.OpenLog(key, messages.Stdout)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer l.Close()
+	poll(r.t, func() string {
+		if s := readAll(r.t, l); !strings.Contains(s, want) {
+			return fmt.Sprintf("%q has not been printed: %q", want, s)
+		}
+		return ""
+	})
+}
+
+// poll waits for the state of a real process, which nothing signals.
+func poll(t *testing.T, missing func() string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		s := missing()
+		if s == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(s)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+// marked lists the living processes with the entry in their environment.
+func marked(entry string) (pids []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, f := range files {
+		if env, err := os.ReadFile(f); err == nil && bytes.Contains(env, []byte(entry)) {
+			pids = append(pids, filepath.Base(filepath.Dir(f)))
+		}
+	}
+	return pids
+}
+
+func TestProcessConforms(t *testing.T) {
+	executortest.Test(t, executortest.Subject{
+		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
+			store, err := outputs.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { store.Close() })
+			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, Sink: sink, CoresMilli: 3000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		},
+		Quick: executor.Order{Name: "quick", Command: []string{"true"}, CoresMilli: 1000},
+		Block: &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CoresMilli: 1000},
+		Slots: 3,
+		After: func(t testing.TB, e executor.Executor) {
+			if err := e.(*executor.Process).Check(); err != nil {
+				t.Error(err)
+			}
+			if n := e.(*executor.Process).Running(); n != 0 {
+				t.Errorf("%d still run", n)
+			}
+		},
+	})
+}
+
+func TestNoopConforms(t *testing.T) {
+	executortest.Test(t, executortest.Subject{
+		Open:  func(_ testing.TB, sink executor.Sink) executor.Executor { return executor.NewNoop(sink) },
+		Quick: executor.Order{Name: "quick"},
+	})
+}
+
+func TestNoopAllocatesNothing(t *testing.T) {
+	var got executor.Report
+	n := executor.NewNoop(func(r executor.Report) { got = r })
+	n.Now = func() int64 { return 5 }
+	o := executor.Order{Key: id(3)}
+	if a := testing.AllocsPerRun(100, func() { n.Start(o) }); a != 0 {
+		t.Errorf("%v allocations", a)
+	}
+	want := messages.AttemptRecord{Task: 3, Attempt: 1, Start: 5, Stop: 5}
+	if got.Key != o.Key || got.Kind != executor.Finished || fmt.Sprint(got.Record) != fmt.Sprint(want) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	store, err := outputs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	sink := func(executor.Report) {}
+	for _, cfg := range []executor.ProcessConfig{
+		{Outputs: store, CoresMilli: 1},
+		{Sink: sink, CoresMilli: 1},
+		{Sink: sink, Outputs: store},
+		{Sink: sink, Outputs: store, CoresMilli: 1, MemoryMilli: -1},
+	} {
+		if _, err := executor.NewProcess(cfg); err == nil {
+			t.Errorf("%+v was taken", cfg)
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package executor
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// slots counts what the machine has and what is in use, in thousandths.
+type slots struct {
+	cores, memory         int64
+	usedCores, usedMemory int64
+}
+
+// tooLarge says why the order can never start here; "" when it can.
+func (s *slots) tooLarge(o *Order) string {
+	switch {
+	case o.CoresMilli > s.cores:
+		return fmt.Sprintf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.cores))
+	case o.MemoryMilli > s.memory:
+		return fmt.Sprintf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.memory))
+	}
+	return ""
+}
+
+func milli(v int64) string { return strconv.FormatFloat(float64(v)/1000, 'f', -1, 64) }
+
+func (s *slots) fit(o *Order) bool {
+	return o.CoresMilli <= s.cores-s.usedCores && o.MemoryMilli <= s.memory-s.usedMemory
+}
+
+func (s *slots) take(a *attempt) {
+	if a.holds || !s.fit(&a.order) {
+		panic(fmt.Sprintf("executor: %v takes %d cores and %d memory, holds %t, with %d and %d in use",
+			a.order.Key, a.order.CoresMilli, a.order.MemoryMilli, a.holds, s.usedCores, s.usedMemory))
+	}
+	a.holds = true
+	s.usedCores += a.order.CoresMilli
+	s.usedMemory += a.order.MemoryMilli
+}
+
+func (s *slots) give(a *attempt) {
+	if !a.holds || a.order.CoresMilli > s.usedCores || a.order.MemoryMilli > s.usedMemory {
+		panic(fmt.Sprintf("executor: %v gives %d cores and %d memory, holds %t, with %d and %d in use",
+			a.order.Key, a.order.CoresMilli, a.order.MemoryMilli, a.holds, s.usedCores, s.usedMemory))
+	}
+	a.holds = false
+	s.usedCores -= a.order.CoresMilli
+	s.usedMemory -= a.order.MemoryMilli
+}
+
+// queue is the orders that wait, in the order in which they came. It is linked
+// through the attempts, so that a kill of any of them is O(1).
+type queue struct {
+	first, last *attempt
+	len         int
+}
+
+func (q *queue) push(a *attempt) {
+	a.queued, a.prev = true, q.last
+	if q.last == nil {
+		q.first = a
+	} else {
+		q.last.next = a
+	}
+	q.last = a
+	q.len++
+}
+
+func (q *queue) remove(a *attempt) {
+	if a.prev == nil {
+		q.first = a.next
+	} else {
+		a.prev.next = a.next
+	}
+	if a.next == nil {
+		q.last = a.prev
+	} else {
+		a.next.prev = a.prev
+	}
+	a.prev, a.next, a.queued = nil, nil, false
+	q.len--
+}
+
+// claimPump tells whether the caller must pump: the head fits and nobody is at it.
+// p.mu is held.
+func (p *Process) claimPump() bool {
+	if p.pumping || p.queue.first == nil || !p.slots.fit(&p.queue.first.order) {
+		return false
+	}
+	p.pumping = true
+	return true
+}
+
+// pump starts what fits, one after the other. There is one pump at a time: that
+// keeps the order, and costs nothing, since the runtime forks under one lock anyway.
+// Whoever finds a pump at work leaves its room to it.
+func (p *Process) pump() {
+	for {
+		p.mu.Lock()
+		a := p.queue.first
+		if a == nil || !p.slots.fit(&a.order) {
+			p.pumping = false
+			p.mu.Unlock()
+			return
+		}
+		p.queue.remove(a)
+		p.slots.take(a)
+		p.begun.add(a.order.Key)
+		p.work.Add(1)
+		p.mu.Unlock()
+		p.launch(a)
+	}
+}
+
+// release gives the attempt's slots back and tells whether the caller must pump.
+func (p *Process) release(a *attempt) (pump bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slots.give(a)
+	return p.claimPump()
+}
+
+// forget takes the attempt out of the table, just before its final report.
+func (p *Process) forget(a *attempt) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.live, a.order.Key)
+}
+
+// begunPages bounds the memory of keys: at least the last 262,144 attempts, and 64
+// times as many when they are neighbours, in at most some 20 MB.
+const begunPages = 1 << 18
+
+// begunSet remembers which keys have begun, so that a repeated order starts nothing.
+// A page holds 64 neighbouring tasks of a run; the oldest page is dropped first.
+type begunSet struct {
+	limit int
+	pages map[begunPage]uint64
+	ring  []begunPage
+	next  int
+}
+
+type begunPage struct {
+	run     messages.RunID
+	attempt uint32
+	page    uint32
+}
+
+func (b *begunSet) has(k messages.AttemptKey) bool {
+	return b.pages[begunPage{k.Run, k.Attempt, k.Task / 64}]>>(k.Task%64)&1 == 1
+}
+
+func (b *begunSet) add(k messages.AttemptKey) {
+	if b.pages == nil {
+		b.pages = map[begunPage]uint64{}
+	}
+	page := begunPage{k.Run, k.Attempt, k.Task / 64}
+	bits, known := b.pages[page]
+	b.pages[page] = bits | 1<<(k.Task%64)
+	switch {
+	case known:
+	case len(b.ring) < b.limit:
+		b.ring = append(b.ring, page)
+	default:
+		delete(b.pages, b.ring[b.next])
+		b.ring[b.next] = page
+		b.next = (b.next + 1) % b.limit
+	}
+}

@@ -1,0 +1,201 @@
+package outputs
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// file is a run's open output file.
+type file struct {
+	f *os.File
+
+	// Guarded by Store.mu.
+	run     messages.RunID
+	refs    int
+	idle    *list.Element // set when refs is 0
+	removed bool
+
+	mu      sync.Mutex
+	end     int64 // where the next append begins
+	syncing bool
+	begun   uint64 // syncs begun
+	synced  *sync.Cond
+	done    uint64 // the newest sync that ended
+	bad     error  // of a sync; stays: what the kernel dropped is not known
+}
+
+// acquire returns the run's file, opened if need be. Without create a run that has
+// no file is an error that is fs.ErrNotExist.
+func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	f := s.files[run]
+	if f == nil {
+		osf, end, err := openFile(s.path(run), create)
+		if err != nil {
+			return nil, fmt.Errorf("output of run %d: %w", run, err)
+		}
+		f = &file{f: osf, run: run, end: end}
+		f.synced = sync.NewCond(&f.mu)
+		s.files[run] = f
+		s.evict(maxOpen)
+	} else if f.refs == 0 {
+		s.idle.Remove(f.idle)
+	}
+	f.refs++
+	return f, nil
+}
+
+func (s *Store) release(f *file) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.refs--
+	switch {
+	case f.refs > 0:
+	case f.removed:
+		f.f.Close()
+	default:
+		f.idle = s.idle.PushBack(f)
+		if s.closed {
+			s.evict(0)
+		} else {
+			s.evict(maxOpen)
+		}
+	}
+}
+
+// evict closes unused files until at most keep are open, or no unused one is left.
+// s.mu is held.
+func (s *Store) evict(keep int) {
+	for len(s.files) > keep && s.idle.Len() > 0 {
+		f := s.idle.Remove(s.idle.Front()).(*file)
+		delete(s.files, f.run)
+		f.f.Close() // nothing is unsynced that anybody was promised
+	}
+}
+
+// openFile opens the file for reading and writing. A new one's name is durable when
+// it returns.
+func openFile(path string, create bool) (*os.File, int64, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) && create {
+		f, err = createFile(path)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, st.Size(), nil
+}
+
+func createFile(path string) (*os.File, error) {
+	dir := filepath.Dir(path)
+	switch err := os.Mkdir(dir, 0o700); {
+	case err == nil:
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrExist):
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syncDir(dir); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// reserve takes the next n bytes of the file.
+func (f *file) reserve(n int64) (off int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	off = f.end
+	f.end += n
+	return off
+}
+
+// giveBack undoes a reservation whose bytes did not get written, if nothing follows
+// it: on a full disk the room is wanted. In between it stays a gap.
+func (f *file) giveBack(off, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.end == off+n {
+		f.end = off
+		// Without it the next append writes over the rest, or the file is a little longer.
+		_ = f.f.Truncate(off)
+	}
+}
+
+// sync returns when everything written before the call is on disk. Appends that
+// wait at the same time share one fdatasync: it counts for those who asked before
+// it began.
+func (f *file) sync() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	want := f.begun + 1
+	for f.done < want {
+		if f.syncing {
+			f.synced.Wait()
+			continue
+		}
+		f.syncing = true
+		f.begun++
+		mine := f.begun
+		f.mu.Unlock()
+		err := fdatasync(f.f)
+		f.mu.Lock()
+		f.syncing, f.done = false, mine
+		if f.bad == nil {
+			f.bad = err
+		}
+		f.synced.Broadcast()
+	}
+	return f.bad
+}
+
+func fdatasync(f *os.File) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = conn.Control(func(fd uintptr) {
+		for {
+			if serr = syscall.Fdatasync(int(fd)); serr != syscall.EINTR {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("fdatasync", serr)
+}
