@@ -1,0 +1,234 @@
+package executor_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func timeout(d time.Duration) func(*executor.Order) {
+	return func(o *executor.Order) { o.Timeout = d }
+}
+
+func TestTimeout(t *testing.T) {
+	r := newRig(t, nil)
+	began := time.Now()
+	rec := r.run("sleep 1000", timeout(150*time.Millisecond)).Record
+	if rec.Result != messages.AttemptTimedOut || rec.RC != 143 || rec.ExecutorLog != "timed out after 150ms" {
+		t.Errorf("%+v", rec)
+	}
+	if took := time.Since(began); took < 150*time.Millisecond || took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if rec := r.run("true", timeout(time.Hour)).Record; rec.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", rec)
+	}
+}
+
+func TestTimeoutOfATaskThatIgnoresSIGTERM(t *testing.T) {
+	r := newRig(t, func(c *executor.ProcessConfig) { c.Grace = 200 * time.Millisecond })
+	rec := r.run("trap '' TERM; sleep 1000", timeout(100*time.Millisecond)).Record
+	if rec.Result != messages.AttemptTimedOut || rec.RC != 137 {
+		t.Errorf("%+v", rec)
+	}
+	if took := time.Duration(rec.Stop - rec.Start); took < 300*time.Millisecond || took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestKillGivesTheGrace(t *testing.T) {
+	r := newRig(t, nil)
+	key := r.sh(1, `trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done`)
+	r.printed(key, "ready")
+	r.Kill(key, 10*time.Second)
+	rec := r.WaitFinal(key).Record
+	if rec.Result != messages.AttemptKilled || rec.RC != 0 || rec.ExecutorLog != "killed by the user" {
+		t.Errorf("%+v", rec)
+	}
+	if out := r.text(rec.Stdout); out != "ready\nbye\n" {
+		t.Errorf("printed %q", out)
+	}
+}
+
+func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
+	r := newRig(t, nil)
+	key := r.sh(1, `trap '' TERM; echo ready; sleep 1000`)
+	r.printed(key, "ready")
+	began := time.Now()
+	r.Kill(key, time.Hour)
+	r.Kill(key, 200*time.Millisecond) // only an earlier SIGKILL counts
+	r.Kill(key, time.Hour)
+	rec := r.WaitFinal(key).Record
+	if rec.Result != messages.AttemptKilled || rec.RC != 137 {
+		t.Errorf("%+v", rec)
+	}
+	if took := time.Since(began); took < 200*time.Millisecond || took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestKillOfAStoppedTask(t *testing.T) {
+	r := newRig(t, nil)
+	key := r.sh(1, `trap 'echo woken; exit 5' TERM; echo ready; while :; do kill -STOP $$; done`)
+	r.printed(key, "ready")
+	r.Kill(key, 10*time.Second)
+	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 5 {
+		t.Errorf("%+v", rec)
+	}
+}
+
+// The leader obeys at once, a member of its group cleans up: it has the grace.
+func TestKillWaitsForTheGroup(t *testing.T) {
+	r := newRig(t, nil)
+	done := filepath.Join(r.dir, "done")
+	key := r.sh(1, fmt.Sprintf(`(trap 'sleep 0.3; echo x > %s; exit' TERM; echo ready; while :; do sleep 0.01; done) & exec sleep 1000`, done))
+	r.printed(key, "ready")
+	r.Kill(key, 20*time.Second)
+	rec := r.WaitFinal(key).Record
+	if rec.Result != messages.AttemptKilled {
+		t.Errorf("%+v", rec)
+	}
+	if _, err := os.Stat(done); err != nil {
+		t.Errorf("reported before the group had ended: %v", err)
+	}
+	if pids := marked(r.mark); len(pids) != 0 {
+		t.Errorf("%v live on after the report", pids)
+	}
+}
+
+func TestKillForcesTheGroup(t *testing.T) {
+	r := newRig(t, nil)
+	key := r.sh(1, `(trap '' TERM; echo ready; sleep 1000; sleep 1000) & sleep 1000`)
+	r.printed(key, "ready")
+	r.Kill(key, 200*time.Millisecond)
+	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 143 {
+		t.Errorf("%+v", rec)
+	}
+	if pids := marked(r.mark); len(pids) != 0 {
+		t.Errorf("%v live on after the report", pids)
+	}
+}
+
+// A timeout ends the background children too, but a task that ends by itself
+// leaves them alone, holds no slot, and its output is what there was.
+func TestBackgroundChildren(t *testing.T) {
+	r := newRig(t, nil)
+	all := func(o *executor.Order) { o.CoresMilli = 4000 }
+	for _, script := range []string{
+		`sleep 1000 & echo $!`,
+		`setsid sleep 1000 & echo $!`,
+		`setsid sh -c 'while :; do echo later; sleep 0.01; done' & echo $!`,
+	} {
+		rec := r.run(script, all).Record
+		if rec.Result != messages.AttemptSucceeded || rec.Stop-rec.Start > int64(5*time.Second) {
+			t.Errorf("%q: %+v", script, rec)
+		}
+		var pid int
+		if _, err := fmt.Sscan(r.text(rec.Stdout), &pid); err != nil {
+			t.Fatalf("%q printed %q", script, r.text(rec.Stdout))
+		}
+		r.idle()
+		if syscall.Kill(pid, 0) != nil {
+			t.Errorf("%q: the child is gone", script)
+		}
+	}
+	for _, pid := range marked(r.mark) {
+		var n int
+		fmt.Sscan(pid, &n)
+		syscall.Kill(n, syscall.SIGKILL)
+	}
+	poll(t, func() string { return strings.Join(marked(r.mark), " ") })
+	rec := r.run(`sleep 1000 & sleep 1000`, all, timeout(100*time.Millisecond)).Record
+	if rec.Result != messages.AttemptTimedOut || len(marked(r.mark)) != 0 {
+		t.Errorf("%+v, and %v live on", rec, marked(r.mark))
+	}
+}
+
+func TestKillAll(t *testing.T) {
+	r := newRig(t, nil)
+	const n = 40
+	for i := range uint32(n) {
+		r.sh(i, "sleep 1000", func(o *executor.Order) { o.CoresMilli = 100 })
+	}
+	for i := range uint32(n) {
+		r.WaitStarted(id(i))
+	}
+	began := time.Now()
+	for i := range uint32(n) {
+		r.Kill(id(i), 5*time.Second)
+	}
+	r.WaitFinals(n)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	r := newRig(t, func(c *executor.ProcessConfig) { c.CloseGrace = 100 * time.Millisecond })
+	stubborn := r.sh(1, `trap '' TERM; echo ready; sleep 1000`)
+	r.sh(2, "sleep 1000 & sleep 1000")
+	waiting := r.sh(3, "true", func(o *executor.Order) { o.CoresMilli = 4000 })
+	r.printed(stubborn, "ready")
+	r.WaitStarted(id(2))
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []messages.AttemptKey{stubborn, id(2)} {
+		if rec := r.WaitFinal(k).Record; rec.Result != messages.AttemptLost || rec.ExecutorLog != "ended by the executor's shutdown" {
+			t.Errorf("%+v", rec)
+		}
+	}
+	if rep := r.WaitFinal(waiting); rep.Kind != executor.Revoked {
+		t.Errorf("%+v", rep)
+	}
+	if pids := marked(r.mark); len(pids) != 0 {
+		t.Errorf("%v live on after Close", pids)
+	}
+}
+
+// 200 attempts end by themselves while kills at random moments race with that.
+func TestKillsRaceWithExits(t *testing.T) {
+	r := newRig(t, nil)
+	const n = 200
+	rng := rand.New(rand.NewPCG(3, 4))
+	scripts := []string{"true", "exit 1", "sleep 0.002", "sleep 0.01 & true", "trap '' TERM; sleep 0.02", "kill -KILL $$", "sleep 1000 & wait"}
+	threads := runtime.NumGoroutine()
+	var expected []bool // ends by itself
+	for i := range uint32(n) {
+		s := rng.IntN(len(scripts))
+		expected = append(expected, s != len(scripts)-1)
+		key := r.sh(i, scripts[s], func(o *executor.Order) {
+			o.CoresMilli = 500 + 500*rng.Int64N(3)
+			if rng.IntN(8) == 0 {
+				o.Timeout = time.Duration(1+rng.IntN(10)) * time.Millisecond
+			}
+		})
+		if rng.IntN(2) == 0 || !expected[i] {
+			time.AfterFunc(time.Duration(rng.IntN(int(i)*2000+1000))*time.Microsecond, func() { r.Kill(key, 100*time.Millisecond) })
+		}
+	}
+	r.WaitFinals(n)
+	r.idle()
+	for i := range uint32(n) {
+		if finals := len(r.Reports(id(i))) - r.Starts(id(i)); finals != 1 {
+			t.Errorf("task %d: %d final reports", i, finals)
+		}
+	}
+	// Whoever forked a child and ended by itself left it alone; it ends soon.
+	poll(t, func() string { return strings.Join(marked(r.mark), " ") })
+	poll(t, func() string {
+		if now := runtime.NumGoroutine(); now > threads {
+			return fmt.Sprintf("%d goroutines before, %d after", threads, now)
+		}
+		return ""
+	})
+}
