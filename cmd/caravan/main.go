@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 )
@@ -71,16 +72,7 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 		cancel(nil)
 		stop()
 	}()
-	go func() {
-		for _, end := range []func(){func() { cancel(errInterrupted) }, stop} {
-			select {
-			case <-m.Signals:
-				end()
-			case <-done:
-				return
-			}
-		}
-	}()
+	go m.heed(done, func() { cancel(errInterrupted) }, stop)
 
 	root := m.root()
 	root.SetArgs(args)
@@ -90,6 +82,30 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	}
 	m.report(err)
 	return exitCode(err)
+}
+
+// sameSignal is the time in which two signals are one: `timeout` and others signal
+// the process and then its whole group.
+const sameSignal = 100 * time.Millisecond
+
+// heed carries out first at the first signal and second at the second.
+func (m *Main) heed(done <-chan struct{}, first, second func()) {
+	var at time.Time
+	for {
+		select {
+		case <-done:
+			return
+		case <-m.Signals:
+		}
+		switch {
+		case at.IsZero():
+			at = time.Now()
+			first()
+		case time.Since(at) >= sameSignal:
+			second()
+			return
+		}
+	}
 }
 
 // report writes an error as `caravan: …`, followed by all problems of a refused

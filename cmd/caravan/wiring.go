@@ -90,7 +90,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	if n.store, err = persistence.OpenBadger(persistence.Config{
 		Dir: filepath.Join(c.Data, "db"), Logger: log, Registerer: registry,
 	}); err != nil {
-		return nil, fmt.Errorf("data folder %s: %w", c.Data, err)
+		return nil, err
 	}
 	undo = append(undo, n.store.Close)
 	if n.outputs, err = outputs.Open(filepath.Join(c.Data, "output")); err != nil {

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// buffer is a writer that may be read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+	// wrote is told of each write; never blocks.
+	wrote chan struct{}
+}
+
+func newBuffer() *buffer { return &buffer{wrote: make(chan struct{}, 1)} }
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case b.wrote <- struct{}{}:
+	default:
+	}
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// await waits until the buffer contains text.
+func (b *buffer) await(t *testing.T, text string) {
+	t.Helper()
+	for !strings.Contains(b.String(), text) {
+		select {
+		case <-b.wrote:
+		case <-t.Context().Done():
+			t.Fatalf("never wrote %q, but %q", text, b.String())
+		}
+	}
+}
+
+// program is one invocation, in process.
+type program struct {
+	*Main
+	out, errs *buffer
+	env       map[string]string
+	signals   chan os.Signal
+}
+
+func newProgram(stdin string) *program {
+	p := &program{out: newBuffer(), errs: newBuffer(), env: map[string]string{}, signals: make(chan os.Signal, 2)}
+	p.Main = &Main{
+		Stdin: strings.NewReader(stdin), Stdout: p.out, Stderr: p.errs,
+		LookupEnv: func(name string) (string, bool) { v, ok := p.env[name]; return v, ok },
+		Terminal:  func(any) bool { return false },
+		Signals:   p.signals,
+		Open: func(Config, net.Listener, *slog.Logger) (server, error) {
+			return nil, fmt.Errorf("no server is to be opened here")
+		},
+	}
+	// GOMEMLIMIT as if the user had set it: tests change nothing of the process.
+	p.env["GOMEMLIMIT"] = "1GiB"
+	return p
+}
+
+func (p *program) run(args ...string) int { return p.Main.Run(context.Background(), args) }
+
+// api is a server that answers from a table of "METHOD path" to bodies; what is
+// not there is 404. An answer may begin with a status: "409 {…}".
+type api struct {
+	*httptest.Server
+	mu    sync.Mutex
+	calls []string
+	table map[string][]string // the last answer stays
+}
+
+func newAPI(t *testing.T, table map[string]string) *api {
+	a := &api{table: map[string][]string{}}
+	for k, v := range table {
+		a.table[k] = strings.Split(v, "\n--\n")
+	}
+	a.Server = httptest.NewServer(a)
+	t.Cleanup(func() {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		a.Close()
+	})
+	return a
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	key := r.Method + " " + r.RequestURI
+	a.mu.Lock()
+	a.calls = append(a.calls, strings.TrimSpace(key+" "+string(body)))
+	answers, ok := a.table[key]
+	if len(answers) > 1 {
+		a.table[key] = answers[1:]
+	}
+	a.mu.Unlock()
+	w.Header().Set("Connection", "close")
+	if !ok {
+		w.WriteHeader(404)
+		fmt.Fprintf(w, `{"status":404,"error":"no such thing: %s"}`, r.URL.Path)
+		return
+	}
+	answer, status := answers[0], 200
+	if n, err := fmt.Sscanf(answer, "%d ", &status); err == nil && n == 1 {
+		answer = answer[4:]
+	}
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, answer)
+}
+
+func (a *api) called() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]string(nil), a.calls...)
+}
+
+// nowhere is an address at which nothing answers.
+func nowhere(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return "http://" + l.Addr().String()
+}
+
+// file writes a file of the test's own and returns its name.
+func file(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
