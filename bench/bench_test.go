@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestRatiosAndFloors(t *testing.T) {
+	w := workload{name: "w", what: "a test", rows: []row{
+		{metric: "rate", unit: "/s", per: "ref", floor: 0.5},
+		{metric: "time", unit: "s", per: "ref time", inverse: true},
+		{metric: "p50", unit: "ms", floor: 2, most: true},
+		{metric: "absent", unit: "s", per: "ref", floor: 3},
+	}}
+	rounds := []map[string]float64{
+		{"rate": 40, "ref": 100, "time": 2, "ref time": 4, "p50": 1},
+		{"rate": 60, "ref": 100, "time": 1, "ref time": 3, "p50": 3},
+		{"rate": 50, "ref": 100, "time": 1, "ref time": 4, "p50": 5},
+	}
+	n := 0
+	w.one = func(*env) (map[string]float64, error) { n++; return rounds[n-1], nil }
+	r, err := w.measure(&env{ctx: t.Context(), diag: io.Discard}, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.medians["rate"] != 50 || r.ratios["rate"] != 0.5 || r.ratios["time"] != 3 || r.medians["p50"] != 3 {
+		t.Errorf("medians %v, ratios %v", r.medians, r.ratios)
+	}
+	err = belowFloors([]*result{r})
+	if err == nil || !strings.Contains(err.Error(), "p50") || strings.Contains(err.Error(), "rate") {
+		t.Errorf("below the floors: %v, want p50 alone", err)
+	}
+	var table strings.Builder
+	if err := writeTable(&table, machine{}, []*result{r}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"0.50 x ref", "3.00 x the speed of ref time", ">= 0.50 x", "<= 2.000 ms"} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table does not show %q:\n%s", want, table.String())
+		}
+	}
+	var doc bytes.Buffer
+	if err := writeJSON(&doc, machine{}, []*result{r}); err != nil || !json.Valid(doc.Bytes()) {
+		t.Errorf("JSON: %v\n%s", err, doc.String())
+	}
+}
+
+func TestClosedLoop(t *testing.T) {
+	var asked atomic.Int64
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if string(body) != "hello" || r.Method != "POST" {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+		asked.Add(1)
+		_, _ = w.Write([]byte("world"))
+	}))
+	defer srv.Close()
+	got, err := closedLoop(srv.URL, 4, 50*time.Millisecond, request("POST", "/", []byte("hello")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.rate <= 0 || got.p50 <= 0 || got.p99 < got.p50 || asked.Load() == 0 {
+		t.Errorf("%+v after %d answers", got, asked.Load())
+	}
+	if _, err := closedLoop(srv.URL, 2, time.Second, request("POST", "/", []byte("other"))); err == nil {
+		t.Error("a status of 400 is no error")
+	}
+}
+
+func TestGraphsAndMakefiles(t *testing.T) {
+	for name, c := range map[string]struct {
+		doc       func() ([]byte, error)
+		templates int
+		makefile  func(recipe string) string
+		tasks     int
+	}{
+		"fan":    {func() ([]byte, error) { return fan(5, "") }, 3, func(r string) string { return fanMakefile(5, r) }, 7},
+		"chain":  {func() ([]byte, error) { return chain(6) }, 6, func(r string) string { return chainMakefile(6, r) }, 6},
+		"layers": {func() ([]byte, error) { return layers(3, 4) }, 3, func(r string) string { return layersMakefile(3, 4, r) }, 12},
+	} {
+		text, err := c.doc()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct{ Tasks map[string]any }
+		if err := json.Unmarshal(text, &doc); err != nil || len(doc.Tasks) != c.templates {
+			t.Errorf("%s: %d tasks, %v", name, len(doc.Tasks), err)
+		}
+		// Each recipe leaves a line: make has as many tasks as the graph.
+		count := filepath.Join(t.TempDir(), "count")
+		e := &env{ctx: t.Context(), dir: t.TempDir()}
+		if _, err := e.makeTime(c.makefile("@echo x >> " + count)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		lines, err := os.ReadFile(count)
+		if got := bytes.Count(lines, []byte("x\n")); got != c.tasks || err != nil {
+			t.Errorf("%s: make ran %d recipes, want %d (%v)", name, got, c.tasks, err)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	all, err := choose([]string{"all"})
+	if err != nil || len(all) != len(workloads()) {
+		t.Errorf("all: %d, %v", len(all), err)
+	}
+	if two, err := choose([]string{"w4", "w1"}); err != nil || two[0].name != "w4" || two[1].name != "w1" {
+		t.Errorf("w4 w1: %v", err)
+	}
+	for _, names := range [][]string{nil, {"w9"}} {
+		if _, err := choose(names); err == nil {
+			t.Errorf("%v was accepted", names)
+		}
+	}
+}
