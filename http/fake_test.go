@@ -1,0 +1,366 @@
+package http
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// fakeEngine is an engine of canned runs. Fail makes a method fail, hook is
+// called before each.
+type fakeEngine struct {
+	mu             sync.Mutex
+	runs           []*fakeRun // by id
+	submitted      []*messages.Submission
+	patched        []string
+	fail           map[string]error
+	hook           func(method string)
+	query          messages.ListQuery // the last one
+	attemptRanges  int
+	ready, healthy error
+}
+
+type fakeRun struct {
+	view    messages.View
+	records []messages.AttemptRecord
+	logs    map[string]*fakeLog // by name/attempt/stream
+}
+
+func planOf(t testing.TB, spec string) *dag.Plan {
+	t.Helper()
+	s, problems := specjson.Decode([]byte(spec))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	p, problems := dag.NewPlan(s, dag.Limits{})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	return p
+}
+
+// add adds a run with all its tasks in one state.
+func (e *fakeEngine) add(t testing.TB, spec string, run dag.RunState, tasks dag.TaskState, times ...int64) *fakeRun {
+	t.Helper()
+	p := planOf(t, spec)
+	r := &fakeRun{logs: map[string]*fakeLog{}}
+	r.view = messages.View{
+		Summary: messages.Summary{ID: messages.RunID(len(e.runs)), Tag: p.Tag, Tags: p.Tags, State: run, Tasks: p.Tasks, Start: 1, LastUpdate: 2},
+		Plan:    p,
+		States:  slices.Repeat([]dag.TaskState{tasks}, int(p.Tasks)),
+	}
+	r.view.Counts[tasks] = p.Tasks
+	if len(times) == 2 {
+		r.view.Start, r.view.LastUpdate = times[0], times[1]
+	}
+	e.runs = append(e.runs, r)
+	return r
+}
+
+func (e *fakeEngine) begin(method string) error {
+	e.mu.Lock()
+	hook, err := e.hook, e.fail[method]
+	e.mu.Unlock()
+	if hook != nil {
+		hook(method)
+	}
+	return err
+}
+
+func (e *fakeEngine) run(id messages.RunID) (*fakeRun, error) {
+	if id >= messages.RunID(len(e.runs)) {
+		return nil, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("unknown run %d", id)}
+	}
+	return e.runs[id], nil
+}
+
+func (e *fakeEngine) task(id messages.RunID, name string) (*fakeRun, uint32, error) {
+	r, err := e.run(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	task, ok := r.view.Plan.Find(name)
+	if !ok {
+		return nil, 0, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: unknown task %q", id, name)}
+	}
+	return r, task, nil
+}
+
+func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
+	if err := e.begin("Submit"); err != nil {
+		return 0, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, old := range e.submitted {
+		if s.IdempotencyKey != "" && old.IdempotencyKey == s.IdempotencyKey {
+			if old.BodyHash != s.BodyHash {
+				return 0, &messages.Error{Code: messages.KeyReused, Text: "idempotency key " + s.IdempotencyKey + " was used with another body"}
+			}
+			return messages.RunID(id), nil
+		}
+	}
+	e.submitted = append(e.submitted, s)
+	return messages.RunID(len(e.submitted) - 1), nil
+}
+
+func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
+	if err := e.begin("SetState"); err != nil {
+		return err
+	}
+	if _, err := e.run(id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.patched = append(e.patched, fmt.Sprint(id, s))
+	return nil
+}
+
+func (e *fakeEngine) Kill(id messages.RunID) error {
+	if err := e.begin("Kill"); err != nil {
+		return err
+	}
+	_, err := e.run(id)
+	return err
+}
+
+func (e *fakeEngine) KillTask(id messages.RunID, name string) error {
+	if err := e.begin("KillTask"); err != nil {
+		return err
+	}
+	_, _, err := e.task(id, name)
+	return err
+}
+
+func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
+	if err := e.begin("Summary"); err != nil {
+		return nil, err
+	}
+	r, err := e.run(id)
+	if err != nil {
+		return nil, err
+	}
+	return &r.view.Summary, nil
+}
+
+func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if err := e.begin("Summaries"); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.query = q
+	e.mu.Unlock()
+	n := 0
+	for _, r := range e.runs {
+		s := &r.view.Summary
+		final := s.State >= dag.RunCompleted
+		if q.HasAfter && s.ID <= q.After || final && !q.All && len(q.States) == 0 || q.HasTag && s.Tag != q.Tag ||
+			len(q.States) > 0 && !slices.Contains(q.States, s.State) {
+			continue
+		}
+		if slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) }) {
+			continue
+		}
+		n++
+		if !yield(s) || n == q.Limit {
+			break
+		}
+	}
+	return nil
+}
+
+func (e *fakeEngine) View(id messages.RunID, first, n uint32) (*messages.View, error) {
+	if err := e.begin("View"); err != nil {
+		return nil, err
+	}
+	r, err := e.run(id)
+	if err != nil {
+		return nil, err
+	}
+	v := r.view
+	total := uint32(len(v.States))
+	v.First = min(first, total)
+	end := v.First + min(n, total-v.First)
+	v.States = v.States[v.First:end]
+	v.Live = slices.DeleteFunc(slices.Clone(v.Live), func(l messages.LiveAttempt) bool { return l.Task < v.First || l.Task >= end })
+	return &v, nil
+}
+
+func (e *fakeEngine) Task(id messages.RunID, name string) (*messages.View, error) {
+	if err := e.begin("Task"); err != nil {
+		return nil, err
+	}
+	_, task, err := e.task(id, name)
+	if err != nil {
+		return nil, err
+	}
+	return e.View(id, task, 1)
+}
+
+func (e *fakeEngine) Attempts(id messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	if err := e.begin("Attempts"); err != nil {
+		return err
+	}
+	r, err := e.run(id)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.attemptRanges++
+	e.mu.Unlock()
+	for i := range r.records {
+		if rec := r.records[i]; rec.Task >= first && rec.Task-first < n && !yield(&rec) {
+			break
+		}
+	}
+	return nil
+}
+
+func logKey(name string, attempt uint32, stream messages.Stream) string {
+	return fmt.Sprint(name, "/", attempt, "/", stream)
+}
+
+func (e *fakeEngine) OpenLog(id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+	if err := e.begin("OpenLog"); err != nil {
+		return nil, err
+	}
+	r, _, err := e.task(id, name)
+	if err != nil {
+		return nil, err
+	}
+	if l := r.logs[logKey(name, max(attempt, 1), stream)]; l != nil {
+		return l.open(), nil
+	}
+	return nil, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: task %q: no attempt %d", id, name, attempt)}
+}
+
+func (e *fakeEngine) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+	if err := e.begin("Output"); err != nil {
+		return nil, err
+	}
+	r, err := e.run(id)
+	if err != nil {
+		return nil, err
+	}
+	return r.logs[logKey(r.view.Plan.TaskName(rec.Task), rec.Attempt, stream)].open(), nil
+}
+
+func (e *fakeEngine) Ready() error {
+	if err := e.begin("Ready"); err != nil {
+		return err
+	}
+	return e.ready
+}
+func (e *fakeEngine) Healthy() error { return e.healthy }
+
+// fakeLog is a stream that may grow, and of which [cut, cutEnd) is not kept.
+type fakeLog struct {
+	mu          sync.Mutex
+	data        []byte
+	cut, cutEnd int64
+	live        bool
+	opened      int
+	err         error
+}
+
+func (l *fakeLog) open() messages.Log {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.opened++
+	return &openLog{l, false}
+}
+
+func (l *fakeLog) write(text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.data = append(l.data, text...)
+}
+
+func (l *fakeLog) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.live = false
+}
+
+func (l *fakeLog) stillOpen() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.opened
+}
+
+type openLog struct {
+	*fakeLog
+	closed bool
+}
+
+func (l *openLog) ReadAt(p []byte, off int64) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return 0, l.err
+	}
+	if off >= l.cut && off < l.cutEnd {
+		return 0, messages.ErrCut
+	}
+	if off >= int64(len(l.data)) {
+		return 0, io.EOF
+	}
+	end := int64(len(l.data))
+	if off < l.cut {
+		end = l.cut
+	}
+	n := copy(p, l.data[off:end])
+	if n < len(p) {
+		if end < int64(len(l.data)) {
+			return n, messages.ErrCut
+		}
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (l *openLog) Size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(len(l.data))
+}
+
+func (l *openLog) Kept(off int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if off >= l.cut && off < l.cutEnd {
+		off = l.cutEnd
+	}
+	return min(off, int64(len(l.data)))
+}
+
+func (l *openLog) Live() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.live
+}
+
+func (l *openLog) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		panic("log closed twice")
+	}
+	l.closed = true
+	l.opened--
+	return nil
+}
+
+// cutLog is a stream of n bytes of which the middle is gone.
+func cutLog(n, head, tail int) *fakeLog {
+	data := bytes.Repeat([]byte("0123456789abcdef"), n/16+1)[:n]
+	return &fakeLog{data: data, cut: int64(head), cutEnd: int64(n - tail)}
+}
