@@ -34,6 +34,7 @@ type attempt struct {
 	pid     int
 	pidfd   *os.File // nil when the kernel has none
 	began   int64
+	floor   int64 // KB; the kernel's figure on memory begins here
 	status  syscall.WaitStatus
 	usage   syscall.Rusage
 	out     *stream
@@ -134,6 +135,18 @@ func (a *attempt) awaitLeader() {
 		// An error is EINTR, or ECHILD, which leaderEnded sees too.
 		_ = unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 	}
+}
+
+// peak is the most memory that the attempt's processes had, in KB; 0 when it is not
+// known. The kernel counts the moment between fork and exec too, when the child
+// still is this process: a figure that does not exceed our own says nothing. (The
+// smaller the process that forks, the more is known.) Both are rounded by a few pages
+// per CPU, hence the margin.
+func (a *attempt) peak() int64 {
+	if a.usage.Maxrss <= a.floor+a.floor/32 {
+		return 0
+	}
+	return a.usage.Maxrss
 }
 
 // result says how the attempt ended, from the process's status and our cause.

@@ -35,7 +35,7 @@ func (p *Process) drive(a *attempt) {
 	rec := &report.Record
 	*rec = messages.AttemptRecord{
 		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: stop, Node: p.cfg.Node,
-		MaxRSSKB:  a.usage.Maxrss,
+		MaxRSSKB:  a.peak(),
 		UserCPU:   time.Duration(a.usage.Utime.Nano()),
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
 	}

@@ -104,6 +104,15 @@ func (c *command) startError(err error) error {
 	return fmt.Errorf("start %q: %w", c.argv[0], err)
 }
 
+// ownPeak is the most memory that this process has had, in KB.
+func ownPeak() int64 {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return u.Maxrss
+}
+
 // shortage tells whether the machine had no room for another process, for which the
 // order is not to blame.
 func shortage(err error) bool {
@@ -158,7 +167,7 @@ func (p *Process) launch(a *attempt) {
 		return
 	}
 	a.mu.Lock()
-	a.out, a.err, a.pid, a.began = stdout, stderr, pid, began
+	a.out, a.err, a.pid, a.began, a.floor = stdout, stderr, pid, began, ownPeak()
 	if pidfd >= 0 && unix.SetNonblock(pidfd, true) == nil {
 		a.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}

@@ -1,10 +1,12 @@
 package executor_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +38,25 @@ func TestUsage(t *testing.T) {
 	rec := r.run(`i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done`).Record
 	if rec.UserCPU < 5*time.Millisecond || rec.UserCPU > 20*time.Second || rec.SystemCPU < 0 {
 		t.Errorf("user %v system %v", rec.UserCPU, rec.SystemCPU)
+	}
+}
+
+// Memory is reported when it exceeds what the forking process had itself, which the
+// kernel counts in.
+func TestPeakMemory(t *testing.T) {
+	r := newRig(t, nil)
+	if rec := r.run("true").Record; rec.MaxRSSKB != 0 {
+		t.Errorf("true took %d KB", rec.MaxRSSKB)
+	}
+	var own syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
+		t.Fatal(err)
+	}
+	want := own.Maxrss + own.Maxrss/8 + 32<<10
+	// tail keeps a line that never ends in memory.
+	rec := r.run(fmt.Sprintf("head -c %d /dev/zero | tail -n 1 | wc -c", want<<10)).Record
+	if rec.MaxRSSKB < want || rec.MaxRSSKB > 3*want {
+		t.Errorf("%d KB, want about %d", rec.MaxRSSKB, want)
 	}
 }
 

@@ -1,0 +1,326 @@
+package executor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func TestQueue(t *testing.T) {
+	var q queue
+	var all []*attempt
+	for i := range uint32(5) {
+		a := newAttempt(Order{Key: messages.AttemptKey{Task: i}})
+		all = append(all, a)
+		q.push(a)
+	}
+	for _, i := range []int{2, 0, 4} { // the middle, the first, the last
+		q.remove(all[i])
+	}
+	q.push(all[2])
+	var got []uint32
+	for q.first != nil {
+		got = append(got, q.first.order.Key.Task)
+		q.remove(q.first)
+	}
+	if !slices.Equal(got, []uint32{1, 3, 2}) || q.len != 0 || q.last != nil {
+		t.Errorf("%v, %d left", got, q.len)
+	}
+}
+
+func TestSlotsPanicOnMisuse(t *testing.T) {
+	for name, do := range map[string]func(s *slots, a *attempt){
+		"taken twice":        func(s *slots, a *attempt) { s.take(a); s.take(a) },
+		"given twice":        func(s *slots, a *attempt) { s.take(a); s.give(a); s.give(a) },
+		"given, not taken":   func(s *slots, a *attempt) { s.give(a) },
+		"more than there is": func(s *slots, a *attempt) { a.order.CoresMilli = 11; s.take(a) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			do(&slots{cores: 10, memory: 10}, newAttempt(Order{CoresMilli: 3}))
+		}()
+	}
+}
+
+func TestCheckFindsALostSlot(t *testing.T) {
+	p := &Process{slots: slots{cores: 10, usedCores: 1}}
+	if p.Check() == nil {
+		t.Error("a core is in use and nobody holds it")
+	}
+}
+
+func TestBegunSet(t *testing.T) {
+	b := begunSet{limit: 3}
+	key := func(run messages.RunID, task, attempt uint32) messages.AttemptKey {
+		return messages.AttemptKey{Run: run, Task: task, Attempt: attempt}
+	}
+	for task := range uint32(128) { // two pages
+		b.add(key(1, task, 1))
+	}
+	b.add(key(1, 0, 2))
+	for _, k := range []messages.AttemptKey{key(1, 0, 1), key(1, 63, 1), key(1, 64, 1), key(1, 0, 2)} {
+		if !b.has(k) {
+			t.Errorf("%v is not known", k)
+		}
+	}
+	for _, k := range []messages.AttemptKey{key(2, 0, 1), key(1, 128, 1), key(1, 1, 2), key(1, 0, 3)} {
+		if b.has(k) {
+			t.Errorf("%v is known", k)
+		}
+	}
+	for run := range messages.RunID(10) { // the oldest go
+		b.add(key(10+run, 5, 1))
+	}
+	if len(b.pages) != 3 || len(b.ring) != 3 || b.has(key(1, 0, 1)) || !b.has(key(19, 5, 1)) || !b.has(key(17, 5, 1)) {
+		t.Errorf("%d pages: %v", len(b.pages), b.pages)
+	}
+}
+
+func TestShortage(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
+		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
+	} {
+		if shortage(fmt.Errorf("start: %w", err)) != want {
+			t.Errorf("%v: want %t", err, want)
+		}
+	}
+}
+
+func TestLivingGroup(t *testing.T) {
+	stat := func(name, state string, pgrp, threads int) string {
+		return fmt.Sprintf("77 (%s) %s 1 %d 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 %d 0 100", name, state, pgrp, threads)
+	}
+	for line, want := range map[string]struct {
+		pgid int
+		ok   bool
+	}{
+		stat("sh", "S", 77, 1):               {77, true},
+		stat("a) R 1 2 (b", "R", 9, 1):       {9, true},
+		stat("sh", "T", 9, 1):                {9, true},
+		stat("sh", "Z", 9, 1):                {9, false},
+		stat("first thread gone", "Z", 9, 3): {9, true},
+		stat("sh", "X", 9, 1):                {9, false},
+		"":                                   {},
+		"77 (sh":                             {},
+		"77 (sh) S 1":                        {},
+		"77 (sh) S 1 x 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0": {},
+	} {
+		if pgid, ok := livingGroup([]byte(line)); pgid != want.pgid || ok != want.ok {
+			t.Errorf("%q: %d %t, want %v", line, pgid, ok, want)
+		}
+	}
+}
+
+func FuzzLivingGroup(f *testing.F) {
+	own, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(own)
+	f.Add([]byte("1 (a) ) Z 1 2"))
+	f.Fuzz(func(t *testing.T, line []byte) { livingGroup(line) })
+}
+
+func TestGroupsWithoutProc(t *testing.T) {
+	if live, ok := liveGroups(t.TempDir()); ok {
+		t.Errorf("an empty folder tells %v", live)
+	}
+	if _, ok := liveGroups("/no/such"); ok {
+		t.Error("a missing folder tells something")
+	}
+	live, ok := liveGroups("/proc")
+	if !ok || !live[syscall.Getpgrp()] {
+		t.Errorf("our own group is not among %v", live)
+	}
+}
+
+// internalRig is a Process whose reports come through a channel.
+func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
+	store, err := outputs.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports := make(chan Report, 100)
+	cfg.Outputs, cfg.CoresMilli = store, 1000
+	cfg.Sink = func(r Report) { reports <- r }
+	p, err := NewProcess(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		store.Close()
+	})
+	return p, reports
+}
+
+// A kernel without pidfd: the wait blocks a thread instead.
+func TestWithoutPidfd(t *testing.T) {
+	for _, script := range []string{"exit 3", "sleep 0.02; exit 3"} {
+		a := newAttempt(Order{})
+		var err error
+		if a.out, a.err, err = newStreams(10, 10); err != nil {
+			t.Fatal(err)
+		}
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := command{path: "/bin/sh", argv: []string{"sh", "-c", script}}
+		pid, pidfd, err := c.fork(null, a.out, a.err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(pidfd)
+		a.pid = pid
+		a.awaitLeader()
+		if r, rc, _ := a.result(); r != messages.AttemptFailed || rc != 3 || a.phase != reaped {
+			t.Errorf("result %d, rc %d, phase %d", r, rc, a.phase)
+		}
+		a.out.drop()
+		a.err.drop()
+		null.Close()
+		if a.out.hold() {
+			t.Error("a closed stream was taken")
+		}
+	}
+}
+
+// A kill that comes between the queue and the fork is carried out after it.
+func TestKillBeforeBirth(t *testing.T) {
+	for _, grace := range []time.Duration{0, time.Second} {
+		p, reports := internalRig(t, ProcessConfig{})
+		a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"sleep", "1000"}, CoresMilli: 10})
+		p.mu.Lock()
+		p.live[a.order.Key] = a
+		p.slots.take(a)
+		p.work.Add(1)
+		p.mu.Unlock()
+		p.Kill(a.order.Key, time.Hour)
+		p.Kill(a.order.Key, grace)
+		if _, err := p.OpenLog(a.order.Key, messages.Stdout); err != ErrNotLive {
+			t.Errorf("log of an unborn attempt: %v", err)
+		}
+		p.launch(a)
+		if r := <-reports; r.Kind != Started {
+			t.Errorf("%+v", r)
+		}
+		if r := <-reports; r.Kind != Finished || r.Record.Result != messages.AttemptKilled {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// A kill of what has ended by itself, before anybody looked, comes too late.
+func TestKillAfterTheEnd(t *testing.T) {
+	a := newAttempt(Order{})
+	var err error
+	if a.out, a.err, err = newStreams(10, 10); err != nil {
+		t.Fatal(err)
+	}
+	defer a.out.drop()
+	defer a.err.drop()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	c := command{path: "/bin/true", argv: []string{"true"}}
+	pid, pidfd, err := c.fork(null, a.out, a.err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	a.pid = pid
+	a.mu.Lock()
+	a.born()
+	a.mu.Unlock()
+	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.end(causeKill, 0)
+	if !a.leaderEnded() {
+		t.Fatal("it has ended")
+	}
+	if r, rc, _ := a.result(); r != messages.AttemptSucceeded || rc != 0 {
+		t.Errorf("result %d, rc %d", r, rc)
+	}
+	a.end(causeKill, 0)
+	if a.forced || a.cause != causeNone {
+		t.Error("signalled after it was reaped")
+	}
+}
+
+func TestMonitorTakesTurns(t *testing.T) {
+	var m monitor
+	for range 3 * watchBudget {
+		m.running = append(m.running, &watched{})
+	}
+	m.running[5].hot = true
+	seen := map[*watched]int{}
+	for range 4 {
+		look := m.due(nil)
+		if len(look) > watchBudget+1 || look[0] != m.running[5] {
+			t.Fatalf("looks at %d", len(look))
+		}
+		for _, w := range look {
+			seen[w]++
+		}
+	}
+	if len(seen) != len(m.running) {
+		t.Errorf("%d of %d were looked at", len(seen), len(m.running))
+	}
+}
+
+func TestNoDescriptorsLeft(t *testing.T) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	p, reports := internalRig(t, ProcessConfig{})
+	names, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, spare := range []int{0, 1, 2, 4} {
+		low := limit
+		low.Cur = uint64(len(names) - 1 + spare)
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
+			t.Fatal(err)
+		}
+		p.Start(Order{Key: messages.AttemptKey{Task: 1, Attempt: uint32(spare)}, Command: []string{"/bin/true"}})
+		r := <-reports
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if r.Kind == Started {
+			<-reports
+			continue
+		}
+		if r.Record.Result != messages.AttemptLost || r.Record.RC != -1 || r.Record.ExecutorLog == "" {
+			t.Errorf("with %d descriptors: %+v", spare, r)
+		}
+	}
+	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})
+	<-reports
+	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", r)
+	}
+}
