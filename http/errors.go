@@ -139,6 +139,9 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 	case c != nil && c.crowded:
 		ctx.SetConnectionClose()
 		return &refusal{fasthttp.StatusServiceUnavailable, "too many connections"}
+	case !knownVersion(ctx.Request.Header.Protocol()):
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusHTTPVersionNotSupported, "HTTP version " + quote(ctx.Request.Header.Protocol()) + " is not supported"}
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
 	case ctx.Request.Header.ContentLength() < 0 && hasContentLength(ctx.Request.Header.RawHeaders()):
@@ -147,6 +150,8 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 	}
 	return nil
 }
+
+func knownVersion(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) == "HTTP/1.0" }
 
 // hasContentLength tells whether raw header lines hold a Content-Length.
 func hasContentLength(raw []byte) bool {

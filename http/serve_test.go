@@ -89,6 +89,7 @@ type reply struct {
 	header http.Header
 	body   string
 	err    error // of reading the body
+	close  bool  // the server closes the connection
 }
 
 // do sends a request; header lines are "Name: value".
@@ -100,7 +101,7 @@ func (s *service) do(method, target, body string, header ...string) reply {
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, string(b), err}
+	return reply{resp.StatusCode, resp.Header, string(b), err, resp.Close}
 }
 
 func (s *service) open(method, target, body string, header ...string) (*http.Response, error) {
@@ -151,7 +152,7 @@ func (s *service) answerTo(r *bufio.Reader) reply {
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	return reply{resp.StatusCode, resp.Header, string(b), err}
+	return reply{resp.StatusCode, resp.Header, string(b), err, resp.Close}
 }
 
 // sameJSON compares two documents, member order included.

@@ -1,0 +1,236 @@
+package http
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMalformed sends what no client library would. Each is answered and its
+// connection closed, so that nothing after it is taken for a request.
+func TestMalformed(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	const smuggled = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
+	for _, c := range []struct {
+		status int
+		text   string
+	}{
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: -1\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 1e1\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: +6\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: gzip\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding : chunked\r\n\r\n" + smuggled},
+		{413, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 99999999999\r\n\r\n" + smuggled},
+		{413, "DELETE /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\nContent-Length: 1048577\r\n\r\n" + smuggled},
+		{431, "GET /ready HTTP/1.1\r\nHost: c\r\n" + strings.Repeat("X: y\r\n", 5000) + "\r\n"},
+		{431, "GET /" + strings.Repeat("x", 100_000) + " HTTP/1.1\r\nHost: c\r\n\r\n"},
+		{400, "GET\r\n\r\n"},
+		{505, "GET /ready HTTP/9.9\r\nHost: c\r\n\r\n"},
+		{400, "GET /ready HTTP/1.1\r\nno colon here\r\n\r\n"},
+		{400, "GET /ready HTTP/1.1\r\nHost: c\r\nHost: d\r\n\r\n"},
+		{400, "GET /a b HTTP/1.1\r\nHost: c\r\n\r\n"},
+		{400, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"},
+	} {
+		t.Run(quote(c.text[:min(len(c.text), 120)]), func(t *testing.T) {
+			_, r := s.raw(c.text)
+			got := s.answerTo(r)
+			refusedWith(t, got, c.status, "")
+			if !got.close {
+				t.Errorf("the connection stays: %v", got.header)
+			}
+			if rest, _ := io.ReadAll(r); len(rest) != 0 {
+				t.Errorf("then came %q", rest)
+			}
+		})
+	}
+	if len(e.submitted) != 0 {
+		t.Errorf("%d requests were smuggled", len(e.submitted))
+	}
+}
+
+func TestTargets(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	for target, status := range map[string]int{
+		"//ready":                             404,
+		"/./ready":                            404,
+		"/v1//dagruns":                        404,
+		"/%72eady":                            404, // escapes are for parameters
+		"/ready#x":                            400,
+		"/v1/dagrun/0/task/simple_0#":         400,
+		"http://elsewhere/ready":              200, // absolute form
+		"/ready?":                             200,
+		"/v1/dagrun/%30/state":                200,
+		"/v1/dagrun/0/task/%73imple_0/state":  200,
+		"/v1/dagrun/0/task/simple_0/../state": 404,
+		"/v1/dagruns?state=RUNNING,QUEUED&":   200,
+	} {
+		_, r := s.raw("GET " + target + " HTTP/1.1\r\nHost: c\r\n\r\n")
+		if got := s.answerTo(r); got.status != status {
+			t.Errorf("%s: %d, want %d: %s", target, got.status, status, got.body)
+		}
+	}
+}
+
+// TestNamesAreUnescapedOnce: every name that a task may have can be asked for.
+func TestNamesAreUnescapedOnce(t *testing.T) {
+	e := &fakeEngine{}
+	e.add(t, `{"tasks":{"..":{"job":{"command":["a"]}},"a/../b":{"job":{"command":["b"]}},"a%2Fb":{"job":{"command":["c"]}},`+
+		`"a+b c?":{"job":{"command":["d"]}},"ü":{"job":{"command":["e"]}},"validate":{"job":{"command":["f"]}},"state":{"job":{"command":["g"]}}}}`, 1, 2)
+	s := serve(t, e)
+	for escaped, command := range map[string]string{
+		"%2E%2E": "a", "..": "a", "a%2F..%2fb": "b", "a%252Fb": "c", "a+b%20c%3F": "d", "%C3%BC": "e", "validate": "f", "state": "g",
+	} {
+		_, r := s.raw("GET /v1/dagrun/0/task/" + escaped + " HTTP/1.1\r\nHost: c\r\n\r\n")
+		if got := s.answerTo(r); !strings.Contains(got.body, `"command":["`+command+`"]`) {
+			t.Errorf("%s: %d %s", escaped, got.status, got.body)
+		}
+		if got := s.do("DELETE", "/v1/dagrun/0/task/"+escaped, ""); got.status != 200 {
+			t.Errorf("DELETE %s: %d %s", escaped, got.status, got.body)
+		}
+	}
+}
+
+func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	var b strings.Builder
+	for i := range 50 {
+		fmt.Fprintf(&b, "GET /v1/dagrun/%d/state HTTP/1.1\r\nHost: c\r\n\r\n", i%5)
+	}
+	_, r := s.raw(b.String())
+	for i := range 50 {
+		want := 200
+		if i%5 == 4 {
+			want = 404
+		}
+		if got := s.answerTo(r); got.status != want {
+			t.Fatalf("answer %d: %d", i, got.status)
+		}
+	}
+}
+
+// TestPartialRequests: who stops in mid-request, or announces more than comes,
+// is answered when it closed its side and leaves nothing behind.
+func TestPartialRequests(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	whole := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(seedSpec)+1, seedSpec)
+	for cut := 1; cut <= len(whole); cut += 40 {
+		c, r := s.raw(whole[:cut])
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(r)
+		if err != nil || len(answer) > 0 && !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
+			t.Fatalf("after %d bytes: %q, %v", cut, answer, err)
+		}
+	}
+	// Half-closed behind a whole request: answered.
+	c, r := s.raw("GET /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\n\r\n")
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.answerTo(r); got.status != 200 || got.err != nil {
+		t.Errorf("half-closed: %d %v", got.status, got.err)
+	}
+	if len(e.submitted) != 0 {
+		t.Errorf("a part was taken for a submission")
+	}
+	eventually(t, "the connections are gone", func() bool { return s.connections() == 0 })
+}
+
+// TestSlowRequests: neither header nor body may take for ever.
+func TestSlowRequests(t *testing.T) {
+	s := serve(t, seedEngine(t), func(c *Config) { c.ReadTimeout, c.IdleTimeout = 50*time.Millisecond, 50*time.Millisecond })
+	for _, text := range []string{
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+		"GET /ready HTT",
+	} {
+		_, r := s.raw(text)
+		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+	}
+	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+	if got := s.answerTo(r); got.status != 200 {
+		t.Errorf("status %d", got.status)
+	}
+	if rest, err := io.ReadAll(r); err != nil || len(rest) != 0 {
+		t.Errorf("an idle connection ends without a word: %q %v", rest, err)
+	}
+	large := s.bounds(headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
+	if want := 512*time.Second + 50*time.Millisecond; large.ReadTimeout != want {
+		t.Errorf("a body of 32 MiB may take %v, want %v", large.ReadTimeout, want)
+	}
+}
+
+// TestCrowd: beyond MaxConns connections are told so.
+func TestCrowd(t *testing.T) {
+	s := serve(t, seedEngine(t), func(c *Config) { c.MaxConns = 3 })
+	var conns []net.Conn
+	for range 3 {
+		c, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+		if got := s.answerTo(r); got.status != 200 {
+			t.Fatal(got)
+		}
+		conns = append(conns, c)
+	}
+	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+	got := s.answerTo(r)
+	refusedWith(t, got, 503, "too many connections")
+	if !got.close {
+		t.Error("the connection stays")
+	}
+	conns[0].Close()
+	eventually(t, "room", func() bool { return s.connections() < 3 })
+	_, r = s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+	if got := s.answerTo(r); got.status != 200 {
+		t.Errorf("with room again: %d", got.status)
+	}
+}
+
+// TestIdleConnections: a thousand connections that say nothing harm nobody.
+func TestIdleConnections(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	for range 300 {
+		s.raw("")
+	}
+	eventually(t, "all are accepted", func() bool { return s.connections() == 300 })
+	if r := s.get("/ready"); r.status != 200 {
+		t.Errorf("status %d", r.status)
+	}
+}
+
+func TestExpectContinue(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(seedSpec)))
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 100 {
+		t.Fatal(resp, err)
+	}
+	if _, err := io.WriteString(c, seedSpec); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.answerTo(r); got.body != `{"runID":0}` {
+		t.Error(got)
+	}
+}
+
+func TestHTTP10(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	_, r := s.raw("GET /v1/dagrun/0/state HTTP/1.0\r\n\r\n")
+	text, err := io.ReadAll(bufio.NewReader(r))
+	if err != nil || !strings.HasSuffix(string(text), `{"state":"COMPLETED"}`) {
+		t.Errorf("%q %v", text, err)
+	}
+}
