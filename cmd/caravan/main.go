@@ -80,6 +80,9 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitCompleted
 	}
+	if context.Cause(ctx) == errInterrupted && errors.Is(err, context.Canceled) {
+		err = errInterrupted // whatever it was doing
+	}
 	m.report(err)
 	return exitCode(err)
 }

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+var eight = machine{cores: 8, memoryMB: 16000}
+
+func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, error) {
+	t.Helper()
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	all := options(eight)
+	configFlags(flags, all)
+	if err := flags.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	return resolve(flags, func(name string) (string, bool) { v, ok := env[name]; return v, ok }, all)
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := resolveArgs(t, nil)
+	want := Config{Listen: "127.0.0.1:2503", Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 64 << 20, LogLevel: slog.LevelInfo, LogFormat: "text"}
+	if err != nil || c != want {
+		t.Errorf("got %+v, %v, want %+v", c, err, want)
+	}
+}
+
+// TestPrecedence: flag, environment, file, default, for every option.
+func TestPrecedence(t *testing.T) {
+	values := map[string][3]string{ // by flag, environment, file
+		"listen": {"a:1", "b:2", "c:3"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
+		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
+		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
+		"log-format": {"json", "text", "json"},
+	}
+	for _, o := range options(eight) {
+		v, ok := values[o.name]
+		if !ok {
+			t.Errorf("option %s is not tested", o.name)
+			continue
+		}
+		path := file(t, "caravan.yaml", "# a comment\n"+o.name+": "+v[2]+"\n")
+		for i, source := range []string{"flag", "environment", "file"} {
+			env := map[string]string{envConfig: path}
+			var args []string
+			if i <= 1 {
+				env[o.env()] = v[1]
+			}
+			if i == 0 {
+				args = []string{"--" + o.name, v[0]}
+			}
+			got, err := resolveArgs(t, env, args...)
+			want := Config{}
+			for _, d := range options(eight) {
+				_ = d.set(&want, d.initial)
+			}
+			_ = o.set(&want, v[i])
+			if err != nil || got != want {
+				t.Errorf("%s by %s: got %+v, %v, want %+v", o.name, source, got, err, want)
+			}
+		}
+	}
+}
+
+func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		env  map[string]string
+		args []string
+		file string
+		want string
+	}{
+		{nil, []string{"--cores", "none"}, "", `--cores: "none" is no positive number`},
+		{nil, []string{"--cores", "0"}, "", `--cores: "0" is no positive number`},
+		{nil, []string{"--cores", "NaN"}, "", `is no positive number`},
+		{map[string]string{"CARAVAN_KILL_GRACE": "5"}, nil, "", `CARAVAN_KILL_GRACE: "5" is no duration`},
+		{nil, []string{"--kill-grace", "-1s"}, "", `is no duration`},
+		{nil, []string{"--retain-age", "xd"}, "", `is no duration`},
+		{nil, []string{"--listen", "localhost"}, "", `--listen: "localhost" is no host:port`},
+		{nil, []string{"--listen", "localhost:http"}, "", `port "http" is no number`},
+		{nil, []string{"--listen", "localhost:+80"}, "", `port "+80"`},
+		{nil, []string{"--listen", "localhost:070"}, "", `not written plainly`},
+		{nil, []string{"--data", " "}, "", `--data: it must not be empty`},
+		{nil, []string{"--max-tasks", "0"}, "", `"0" is no number from 1 to`},
+		{nil, []string{"--max-body", "1 parsec"}, "", `is no size`},
+		{nil, []string{"--max-body", "0"}, "", `is no size`},
+		{nil, []string{"--retain-runs", "-1"}, "", `is no number from 0`},
+		{nil, []string{"--log-level", "loud"}, "", `none of debug, info, warn, error`},
+		{nil, []string{"--log-format", "xml"}, "", `none of text, json`},
+		{nil, nil, "cores: 2\nfrob: 1\n\nCORES: 3\n", `line 2: unknown key "frob"; line 4: unknown key "CORES"`},
+		{nil, nil, "cores: 2\ncores: 3\n", `"cores"`},
+		{nil, nil, "cores: [1]\n", `line 1: key "cores" needs one value`},
+		{nil, nil, "cores:\n", `line 1: key "cores" needs one value`},
+		{nil, nil, "- a\n", "line 1: expected `name: value` lines"},
+		{nil, nil, "a: b: c\n", `mapping values`},
+		{nil, nil, "max-tasks: many\n", `max-tasks: "many" is no number`},
+		{map[string]string{envConfig: "/no/such/file"}, nil, "", `configuration: open /no/such/file`},
+		{map[string]string{envConfig: "/no/such/file"}, []string{"--config", "/nor/this"}, "", `configuration: open /nor/this`},
+	} {
+		args := tc.args
+		if tc.file != "" {
+			args = append(args, "--config", file(t, "c.yaml", tc.file))
+		}
+		_, err := resolveArgs(t, tc.env, args...)
+		if err == nil || !strings.Contains(err.Error(), tc.want) || exitCode(err) != exitUsage {
+			t.Errorf("%v %v %q: got %v, want %s", tc.env, tc.args, tc.file, err, tc.want)
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	for s, want := range map[string]int64{"1": 1, "512KiB": 512 << 10, "1.5 MiB": 3 << 19, "2kB": 2000, "1GiB": 1 << 30, "10b": 10} {
+		if got, err := parseSize(s); err != nil || got != want {
+			t.Errorf("%s: got %d, %v", s, got, err)
+		}
+	}
+	for s, want := range map[string]time.Duration{"30d": 720 * time.Hour, "0": 0, "1.5h": 90 * time.Minute, "0.5d": 12 * time.Hour} {
+		if got, err := parseDuration(s); err != nil || got != want {
+			t.Errorf("%s: got %v, %v", s, got, err)
+		}
+	}
+	for s, want := range map[string]int64{"0.5": 500, "2": 2000, "1e3": 1_000_000} {
+		if got, err := parseMilli(s); err != nil || got != want {
+			t.Errorf("%s: got %v, %v", s, got, err)
+		}
+	}
+}
+
+func FuzzConfigFile(f *testing.F) {
+	for _, seed := range []string{"", "# nothing\n", "cores: 2\nlog-level: warn\n", "cores: [1]\n", "a: b: c", "- x", "cores: *x",
+		"&a cores: *a\n", "? {a: b}\n: c\n", "data: |\n  x\n", "~: 1", "<<: {cores: 1}", "\x00", "max-body: 64MiB\nretain-age: 30d\nlisten: '[::1]:0'"} {
+		f.Add(seed)
+	}
+	all := options(eight)
+	f.Fuzz(func(t *testing.T, text string) {
+		values, err := parseFile([]byte(text), all)
+		if err != nil {
+			if values != nil || err.Error() == "" {
+				t.Errorf("%q: %v with %v", text, err, values)
+			}
+			return
+		}
+		var c Config
+		for name, v := range values {
+			if !known(all, name) {
+				t.Errorf("%q: %q is no option", text, name)
+			}
+			for _, o := range all {
+				if o.name != name {
+					continue
+				}
+				// What is taken stays within its bounds.
+				if err := o.set(&c, v); err == nil && (c.CoresMilli < 0 || c.MemoryMilli < 0 || c.KillGrace < 0 ||
+					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0) {
+					t.Errorf("%s: %q gives %+v", name, v, c)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"testing"
+)
+
+func TestThisMachine(t *testing.T) {
+	cpus := int64(runtime.NumCPU())
+	for _, tc := range []struct {
+		name  string
+		files map[string]string
+		want  machine
+	}{
+		{"nothing to read", nil, machine{cpus, 1024}},
+		{"no limits", map[string]string{
+			"proc/meminfo": "MemTotal:       16384000 kB\nMemFree: 1 kB\n", "proc/self/cgroup": "0::/\n",
+			"sys/fs/cgroup/cpu.max": "max 100000\n", "sys/fs/cgroup/memory.max": "max\n",
+		}, machine{cpus, 16000}},
+		{"half a core, and a limit above", map[string]string{
+			"proc/meminfo": "MemTotal: 16384000 kB\n", "proc/self/cgroup": "0::/a/b\n",
+			"sys/fs/cgroup/a/b/cpu.max": "50000 100000\n", "sys/fs/cgroup/a/memory.max": "1073741824\n",
+		}, machine{1, 1024}},
+		{"version 1", map[string]string{
+			"proc/meminfo": "MemTotal: 16384000 kB\n", "proc/self/cgroup": "4:cpu,cpuacct:/x\n3:memory:/x\nodd\n",
+			"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+			"sys/fs/cgroup/memory/x/memory.limit_in_bytes": "2147483648\n",
+		}, machine{1, 2048}},
+		{"version 1 without limits", map[string]string{
+			"proc/meminfo": "MemTotal: x kB\n", "proc/self/cgroup": "4:cpu:/\n3:memory:/\n",
+			"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+			"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+		}, machine{cpus, 1024}},
+		{"nonsense", map[string]string{
+			"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "lots\n", "sys/fs/cgroup/memory.max": "0\n",
+		}, machine{cpus, 1}},
+	} {
+		root := t.TempDir()
+		for name, text := range tc.files {
+			path := filepath.Join(root, name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := thisMachine(root); got != tc.want {
+			t.Errorf("%s: got %+v, want %+v", tc.name, got, tc.want)
+		}
+	}
+	if m := thisMachine("/"); m.cores < 1 || m.memoryMB < 1 {
+		t.Errorf("this machine is %+v", m)
+	}
+}
+
+func TestSoftMemory(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+	debug.SetMemoryLimit(math.MaxInt64)
+	softMemory(machine{memoryMB: 16 << 10}, func(string) (string, bool) { return "2GiB", true })
+	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
+		t.Errorf("it overrode the user's: %d", got)
+	}
+	for mb, want := range map[int64]int64{16 << 10: 4 << 30, 100: 512 << 20} {
+		softMemory(machine{memoryMB: mb}, func(string) (string, bool) { return "", false })
+		if got := debug.SetMemoryLimit(-1); got != want {
+			t.Errorf("%d MB: got %d, want %d", mb, got, want)
+		}
+	}
+}
