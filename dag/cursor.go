@@ -56,7 +56,8 @@ func (c *cursor) uint(what string, limit uint64) uint64 {
 	return v
 }
 
-func (c *cursor) uint32(what string) uint32 { return uint32(c.uint(what, math.MaxUint32)) }
+// attempts reads a number of attempts. The limit leaves room to count on.
+func (c *cursor) attempts(what string) uint32 { return uint32(c.uint(what, math.MaxInt32)) }
 
 // int reads a signed varint.
 func (c *cursor) int(what string) int64 {

@@ -27,7 +27,7 @@ func (p *replay) batch(data []byte) error {
 		}
 		attempt := uint32(1)
 		if op&recordAttempt != 0 {
-			attempt = c.uint32("attempt")
+			attempt = c.attempts("attempt")
 		}
 		if c.err != nil {
 			break
@@ -52,7 +52,7 @@ func (p *replay) batch(data []byte) error {
 func (p *replay) ofTask(c *cursor, op byte, at int64, task, attempt uint32) (n uint32) {
 	var tr trouble
 	if op&recordTrouble != 0 {
-		tr.failures, tr.lost = c.uint32("failures"), c.uint32("lost attempts")
+		tr.failures, tr.lost = c.attempts("failures"), c.attempts("lost attempts")
 	}
 	kind := recordKind(op & recordKindMask)
 	switch kind {

@@ -53,7 +53,7 @@ func (r *Run) alive(task, attempt uint32, what string) bool {
 	r.known(task, what)
 	made := r.attempts[task]
 	// A revoked attempt gave its number back: made+1 may be one.
-	if attempt > made+1 {
+	if attempt > made && attempt-made > 1 {
 		panic(fmt.Sprintf("task %d: attempt %d %s, but it has had %d", task, attempt, what, made))
 	}
 	return attempt == made && r.live.has(task)

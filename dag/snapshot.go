@@ -80,7 +80,7 @@ func (p *replay) header(data []byte) error {
 			c.fail("task %d of %d", task, tasks)
 		}
 		next = task + 1
-		tr := trouble{failures: c.uint32("failures"), lost: c.uint32("lost attempts"), wait: waitKind(c.byte("wait")), at: c.int("time")}
+		tr := trouble{failures: c.attempts("failures"), lost: c.attempts("lost attempts"), wait: waitKind(c.byte("wait")), at: c.int("time")}
 		if tr.wait >= numWaitKinds {
 			c.fail("wait %d is not known", tr.wait)
 		}
@@ -151,7 +151,7 @@ func (p *replay) chunk(chunk uint32, data []byte) error {
 		}
 	}
 	for i := uint32(0); i < n && c.err == nil; {
-		attempts := c.uint32("attempts")
+		attempts := c.attempts("attempts")
 		for k := c.uint("run of attempts", uint64(n-i-1)) + 1; k > 0; k-- {
 			p.attempts[first+i] = attempts
 			i++
