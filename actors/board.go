@@ -19,6 +19,9 @@ type board struct {
 // notice is the board's entry of one run.
 type notice struct {
 	summary atomic.Pointer[messages.Summary]
+	watched atomic.Bool
+	mu      sync.Mutex
+	changed chan struct{} // closed by the next publish; nil when nobody watches
 }
 
 func newBoard() *board { return &board{entries: make(map[messages.RunID]*notice)} }
@@ -83,4 +86,31 @@ func (b *board) len() int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return len(b.entries)
+}
+
+// publish puts a newer summary up and wakes who watches.
+func (n *notice) publish(s *messages.Summary) {
+	n.summary.Store(s)
+	if !n.watched.Load() {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.watched.Store(false)
+	if n.changed != nil {
+		close(n.changed)
+		n.changed = nil
+	}
+}
+
+// watch returns a channel that is closed at the next publish. Look at the summary
+// after watch, not before: then no change is missed.
+func (n *notice) watch() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.changed == nil {
+		n.changed = make(chan struct{})
+	}
+	n.watched.Store(true)
+	return n.changed
 }

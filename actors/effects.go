@@ -17,8 +17,9 @@ const maxSuspended = 4096
 // published before anybody is answered, so that who asks next sees the change.
 func (r *run) carryOut(ctx actor.Context) {
 	effects := r.effects
-	if len(effects) > 0 {
+	if r.changed {
 		r.notice.publish(r.summary())
+		r.changed = false
 	}
 	now := r.env.now()
 	for _, e := range effects {

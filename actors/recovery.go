@@ -27,6 +27,7 @@ func (r *run) start(ctx actor.Context) {
 	}
 	r.effects = append(r.effects, r.dag.Init()...)
 	r.resync()
+	r.changed = true
 	r.schedule(ctx)
 }
 

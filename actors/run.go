@@ -32,6 +32,7 @@ type run struct {
 	pending batch
 	// effects are those of the pending batch.
 	effects []dag.Effect
+	changed bool // since the summary was published
 	// answers are given when the pending batch is durable.
 	answers []func(error)
 
@@ -156,6 +157,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 
 // apply is duty 1.
 func (r *run) apply(ctx actor.Context, e dag.Event) {
+	r.changed = true
 	r.effects = append(r.effects, r.dag.Apply(e)...)
 	r.schedule(ctx)
 }
@@ -180,6 +182,7 @@ func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 // granted applies a grant. What runs in this process and leaves nothing behind
 // need not wait for the journal: it starts at once.
 func (r *run) granted(ctx actor.Context, m *messages.Granted, now int64) {
+	r.changed = true
 	effects := r.dag.Apply(dag.Grant{Class: m.ID, N: m.N, At: now})
 	inProcess := r.dag.Plan().Classes[m.ID].Executor == noopExecutor
 	for _, e := range effects {

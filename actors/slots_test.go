@@ -1,0 +1,185 @@
+package actors
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+var (
+	oneCore  = dag.Class{Executor: "process", CoresMilli: 1000}
+	twoCores = dag.Class{Executor: "process", CoresMilli: 2000}
+	noopWork = dag.Class{Executor: noopExecutor, CoresMilli: 1000}
+)
+
+// grants collects what the scheduler hands out, by run.
+func grants(s *scheduler, now int64) map[messages.RunID]int {
+	out := map[messages.RunID]int{}
+	s.grant(now, func(run messages.RunID, _, n int) { out[run] += n })
+	return out
+}
+
+func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, oneCore, 1_000_000)
+	if g := grants(s, 0); g[1] != 2 {
+		t.Fatalf("got %v", g)
+	}
+	s.want(2, 0, oneCore, 3)
+	for i := range 6 {
+		run := messages.RunID(1)
+		if s.claims[claimKey{2, 0}] != nil && s.claims[claimKey{2, 0}].held > 0 {
+			run = 2
+		}
+		s.release(run, 0, oneCore, 1, 0)
+		g := grants(s, int64(i))
+		if len(g) != 1 {
+			t.Fatalf("release %d: %v", i, g)
+		}
+	}
+	if c := s.claims[claimKey{2, 0}]; c != nil && c.want > 0 {
+		t.Errorf("the small run still wants %d after 6 turns", c.want)
+	}
+}
+
+func TestLargeTaskIsNotStarved(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, oneCore, 1000)
+	const begin = int64(1)
+	grants(s, begin)
+	s.want(2, 0, twoCores, 1)
+	for now := begin; now < begin+int64(ageLimit); now += int64(ageLimit) / 10 {
+		s.release(1, 0, oneCore, 1, time.Hour)
+		if g := grants(s, now); g[1] != 1 {
+			t.Fatalf("at %v: small tasks must pass: %v", time.Duration(now), g)
+		}
+	}
+	if due := s.ages(); due != begin+int64(ageLimit) {
+		t.Errorf("ages at %v", due)
+	}
+	s.release(1, 0, oneCore, 1, time.Hour)
+	if g := grants(s, begin+int64(ageLimit)); len(g) != 0 {
+		t.Fatalf("a slot was not kept free: %v", g)
+	}
+	s.release(1, 0, oneCore, 1, time.Hour)
+	if g := grants(s, begin+int64(ageLimit)); g[2] != 1 {
+		t.Fatalf("the large task did not get its turn: %v", g)
+	}
+}
+
+func TestShortTasksAreGrantedAhead(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, oneCore, 100)
+	if g := grants(s, 0); g[1] != 2 {
+		t.Fatalf("before anything is known: %v", g)
+	}
+	s.release(1, 0, oneCore, 1, time.Millisecond)
+	if g := grants(s, 0); g[1] != 3 {
+		t.Errorf("short tasks: %v", g)
+	}
+	for range 60 {
+		s.release(1, 0, oneCore, 1, time.Minute)
+		grants(s, 0)
+		s.want(1, 0, oneCore, 100)
+	}
+	if s.held.cores != 2000 {
+		t.Errorf("long tasks: %d of 2000 are held", s.held.cores)
+	}
+}
+
+func TestNoopTasksTakeNoSlots(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, noopWork, 5000)
+	s.want(2, 0, noopWork, 10)
+	s.want(3, 0, oneCore, 5)
+	g := grants(s, 0)
+	if g[1] != noopWindow-10 || g[2] != 10 || g[3] != 2 {
+		t.Errorf("got %v", g)
+	}
+	s.release(1, 0, noopWork, 500, 0)
+	if g := grants(s, 0); g[1] != 500 {
+		t.Errorf("got %v", g)
+	}
+}
+
+func TestForgetGivesEverythingBack(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, oneCore, 5)
+	s.want(1, 1, noopWork, 5)
+	grants(s, 0)
+	s.forget(1)
+	if !s.idle() || len(s.claims) != 0 {
+		t.Errorf("held %v, noops %d, claims %v", s.held, s.noops, s.claims)
+	}
+}
+
+func TestReleaseOfWhatWasNotGrantedPanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+	}()
+	newScheduler(2000, 0).release(1, 0, oneCore, 1, 0)
+}
+
+// Random wants, releases and departures: never more than the window is held, all
+// that can be granted is granted, and in the end everything is given back.
+func TestSchedulerInvariants(t *testing.T) {
+	classes := []dag.Class{oneCore, twoCores, noopWork, {Executor: "process", CoresMilli: 500, MemoryMilli: 400}}
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		s := newScheduler(4000, 1000)
+		held := map[claimKey]int{}
+		now := int64(0)
+		for range 300 {
+			now += int64(rnd.IntN(int(ageLimit) / 4))
+			key := claimKey{messages.RunID(rnd.IntN(6)), rnd.IntN(len(classes))}
+			switch rnd.IntN(5) {
+			case 0, 1:
+				s.want(key.run, key.id, classes[key.id], rnd.IntN(20))
+			case 2, 3:
+				if n := held[key]; n > 0 {
+					n = 1 + rnd.IntN(n)
+					s.release(key.run, key.id, classes[key.id], n, time.Duration(n)*time.Duration(rnd.IntN(1e8)))
+					held[key] -= n
+				}
+			case 4:
+				if rnd.IntN(10) == 0 {
+					s.forget(key.run)
+					for k := range held {
+						if k.run == key.run {
+							delete(held, k)
+						}
+					}
+				}
+			}
+			s.grant(now, func(run messages.RunID, id, n int) { held[claimKey{run, id}] += n })
+			var cores, memory int64
+			noops := 0
+			for k, n := range held {
+				if c := classes[k.id]; c.Executor == noopExecutor {
+					noops += n
+				} else {
+					cores += int64(n) * c.CoresMilli
+					memory += int64(n) * c.MemoryMilli
+				}
+			}
+			if cores != s.held.cores || memory != s.held.memory || noops != s.noops {
+				t.Fatalf("seed %d: held %d/%d/%d, the scheduler says %v/%d", seed, cores, memory, noops, s.held, s.noops)
+			}
+			if cores > 8000 || memory > 2000 || noops > noopWindow {
+				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops", seed, cores, memory, noops)
+			}
+		}
+		for k, n := range held {
+			s.want(k.run, k.id, classes[k.id], 0)
+			s.release(k.run, k.id, classes[k.id], n, 0)
+		}
+		if !s.idle() {
+			t.Fatalf("seed %d: not idle in the end: %+v", seed, s.held)
+		}
+	}
+}
