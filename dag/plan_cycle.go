@@ -32,10 +32,10 @@ func (b *planner) checkCycle() {
 	var text strings.Builder
 	text.WriteString("the tasks depend on each other: ")
 	for i, t := range cycle {
-		if left := len(cycle) - i; i == mostOfPath && left > 2 {
-			text.WriteString(" -> … (" + strconv.Itoa(left-1) + " more)")
-		}
-		if i >= mostOfPath && i < len(cycle)-1 {
+		if left := len(cycle) - 1 - i; i >= mostOfPath && left > 0 && len(cycle) > mostOfPath+2 {
+			if i == mostOfPath {
+				text.WriteString(" -> … (" + strconv.Itoa(left) + " more)")
+			}
 			continue
 		}
 		if i > 0 {

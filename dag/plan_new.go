@@ -168,16 +168,16 @@ func (b *planner) mayMerge(j *Job) bool {
 	if len(j.Other) == 0 || len(b.plan.defaults.Other) == 0 {
 		return true
 	}
+	before := b.merged
 	b.merged += len(j.Other) + len(b.plan.defaults.Other)
-	if b.merged <= maxMerged {
-		return true
+	if b.merged > maxMerged && before <= maxMerged {
+		b.Add(Problem{
+			Pointer: b.prefix,
+			Message: "the tasks have more than " + strconv.Itoa(maxMerged) + " job members in all, with those of jobDefaults",
+			Limit:   true,
+		})
 	}
-	b.Add(Problem{
-		Pointer: b.prefix,
-		Message: "the tasks have more than " + strconv.Itoa(maxMerged) + " job members in all, with those of jobDefaults",
-		Limit:   true,
-	})
-	return false
+	return b.merged <= maxMerged
 }
 
 // expand finds a template's tokens and axes and counts its tasks. Own is the job

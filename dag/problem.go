@@ -39,11 +39,12 @@ type Collector struct {
 
 // Add adds a problem, unless it is the one that was added last.
 func (c *Collector) Add(p Problem) {
-	if n := len(c.found); n > 0 && c.found[n-1] == p {
+	n := len(c.found)
+	if n >= maxProblems {
+		c.more++
 		return
 	}
-	if len(c.found) >= maxProblems {
-		c.more++
+	if n > 0 && c.found[n-1] == p {
 		return
 	}
 	if len(p.Pointer) > MaxPointerBytes {
@@ -90,8 +91,10 @@ func Quote(name string) string {
 	return strconv.Quote(cut+"…") + " (" + strconv.Itoa(len(name)) + " bytes)"
 }
 
-// EscapePointer is a member's name as a segment of a JSON pointer (RFC 6901).
+// EscapePointer is a member's name as a segment of a JSON pointer (RFC 6901). Of a
+// name that is too long for any pointer it is just enough for a Collector to cut it off.
 func EscapePointer(name string) string {
+	name = name[:min(len(name), MaxPointerBytes)]
 	if !strings.ContainsAny(name, "~/") {
 		return name
 	}

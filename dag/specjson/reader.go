@@ -47,8 +47,9 @@ func newReader(doc []byte) *reader {
 // the only problem.
 func (d *reader) end() dag.Problems {
 	if d.syntax == nil {
+		end := d.in.InputOffset()
 		if _, err := d.in.ReadToken(); err != io.EOF {
-			d.problem("there is more after the end of the document, at " + place(d.text, d.in.InputOffset()))
+			d.problem("there is more after the end of the document, at " + place(d.text, end))
 		}
 		return nil
 	}

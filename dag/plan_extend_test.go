@@ -1,0 +1,202 @@
+package dag_test
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+)
+
+// set is a generated set of no-op tasks, written as for graph.
+func set(t testing.TB, tasks ...string) []dag.TaskSpec {
+	t.Helper()
+	doc := graph(tasks...)
+	doc = strings.TrimSuffix(doc[strings.Index(doc, `"tasks": `)+len(`"tasks": `):], "}")
+	specs, problems := specjson.DecodeTasks([]byte(doc))
+	if problems != nil {
+		t.Fatalf("%s\n%v", doc, problems)
+	}
+	return specs
+}
+
+func nothingStarted(int) bool { return false }
+
+func extend(t testing.TB, p *dag.Plan, generator string, tasks ...string) *dag.Plan {
+	t.Helper()
+	task, ok := p.Find(generator)
+	if !ok {
+		t.Fatalf("no task %q", generator)
+	}
+	next, problems := p.Extend(task, set(t, tasks...), nothingStarted)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	return next
+}
+
+func TestExtend(t *testing.T) {
+	start := graph(`a {{L}}`, `g - "isGenerator": true, "parents": ["a"]`, `c - "parents": ["g"]`, `d - "parents": ["c"]`, `free -`)
+	for _, c := range []struct {
+		name  string
+		tasks []string
+		want  []string // beside a>g g>c c>d
+	}{
+		{"nothing", nil, nil},
+		{"hangs on the generator, its children wait", []string{`x {{M}}`}, []string{"g>x", "x>c"}},
+		{"own edges are kept", []string{`x -`, `y - "parents": ["x"]`, `z - "children": ["x"]`}, []string{"z>x", "x>y", "g>z", "x>c", "y>c", "z>c"}},
+		{"to tasks that were there", []string{`x - "parents": ["a", "free"], "children": ["d"]`}, []string{"a>x", "free>x", "x>c", "x>d"}},
+		{"to the generator and its child", []string{`x - "parents": ["g"], "children": ["c"]`}, []string{"g>x", "x>c"}},
+		{"matches", []string{`x {{L}} "parents": [{"task": "a", "match": ["L"]}]`, `y {{L}} "parents": [{"task": "x", "match": ["L"]}]`},
+			[]string{"a>x:L", "x>y:L", "x>c", "y>c"}},
+		{"a generator", []string{`h - "isGenerator": true`}, []string{"g>h", "h>c"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := planOf(t, start)
+			before := planOf(t, start)
+			next := extend(t, p, "g", c.tasks...)
+			if !reflect.DeepEqual(p, before) {
+				t.Error("the plan itself changed")
+			}
+			want := append([]string{"a>g", "g>c", "c>d"}, c.want...)
+			same(t, "edges", slices.Sorted(slices.Values(edgesOf(t, next))), slices.Sorted(slices.Values(want)))
+			if next.Sets != 1 || p.Sets != 0 {
+				t.Errorf("%d sets, %d before", next.Sets, p.Sets)
+			}
+			for i, tm := range next.Templates {
+				switch {
+				case i >= len(p.Templates):
+					if tm.Set != 1 || tm.Depth != 1 || tm.Origin != 1 {
+						t.Errorf("%s: set %d, depth %d, origin %d", tm.Name, tm.Set, tm.Depth, tm.Origin)
+					}
+				case len(tm.Parents) == len(p.Templates[i].Parents) && len(tm.Children) == len(p.Templates[i].Children):
+					if tm != p.Templates[i] {
+						t.Errorf("%s got no edges and is not shared", tm.Name)
+					}
+				case tm == p.Templates[i]:
+					t.Errorf("%s got edges and is shared", tm.Name)
+				}
+			}
+			for i := range next.Tasks {
+				if at, ok := next.Find(next.TaskName(i)); !ok || at != i {
+					t.Errorf("%s is found as %d %v", next.TaskName(i), at, ok)
+				}
+			}
+		})
+	}
+}
+
+func TestExtendProblems(t *testing.T) {
+	p := planOf(t, graph(`a {{L}}`, `g - "isGenerator": true`, `c - "parents": ["g"]`, `d - "parents": ["c"]`, `started -`, `e_1 -`, `s {{L}}`))
+	started := func(i int) bool { return p.Templates[i].Name == "started" || p.Templates[i].Name == "g" }
+	for _, c := range []struct {
+		name  string
+		tasks []string
+		want  []string
+	}{
+		{"clash", []string{`a -`}, []string{`/a: task "a" is already defined`}},
+		{"clash with what was expanded", []string{`a_1 -`, `a_2 -`}, []string{`/a_1: task "a_1" has a name that "a" expands to`}},
+		{"clash of what it expands to", []string{`e {{L}}`}, []string{`/e: task "e" expands to a name that is defined, "e_1"`}},
+		{"clash in the set", []string{`n {{L}}`, `n_0 -`}, []string{`/n_0: task "n_0" has a name that "n" expands to`}},
+		{"unknown", []string{`n - "parents": ["q"]`}, []string{`/n/parents/0: unknown task "q"`}},
+		{"into what has started", []string{`n - "children": ["d", "started"]`}, []string{`/n/children/1: task "started" has already started`}},
+		{"into the generator", []string{`n - "children": ["g"]`}, []string{`/n/children/0: task "g" has already started`}},
+		{"cycle in the set", []string{`n - "parents": ["m"]`, `m - "parents": ["n"]`}, []string{`/n: the tasks depend on each other: n -> m -> n`}},
+		{"cycle through what was there", []string{`m -`, `n - "parents": ["d"]`}, []string{`/n: the tasks depend on each other: n -> c -> d -> n`}},
+		{"unknown token", []string{`n {{Q}}`}, []string{`/n/job/command/1: unknown parameter "Q"`}},
+		{"match of a generator", []string{`n {{L}} "parents": [{"task": "g", "match": ["L"]}]`}, []string{
+			`/n/parents/0: generator "g" cannot be matched one to one: its children wait for everything that it generates`,
+			`/n/parents/0/match/0: task "g" does not expand over "L"`}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g, _ := p.Find("g")
+			next, problems := p.Extend(g, set(t, c.tasks...), started)
+			if next != nil {
+				t.Error("there is a plan")
+			}
+			same(t, c.name, told(problems), c.want)
+		})
+	}
+}
+
+func TestExtendLimits(t *testing.T) {
+	p, problems := specjson.Plan([]byte(graph(`g - "isGenerator": true`)), dag.Limits{MaxTasks: 5, MaxDepth: 2})
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	_, problems = p.Extend(0, set(t, `x {{L}}`, `y {{M}}`), nothingStarted)
+	same(t, "too many", told(problems), []string{`! : the run has 6 tasks, the limit is 5`})
+
+	p = extend(t, p, "g", `h - "isGenerator": true`)
+	p = extend(t, p, "h", `i - "isGenerator": true`)
+	if i := p.Templates[2]; i.Depth != 2 || i.Set != 2 || i.Origin != 1 {
+		t.Errorf("%+v", i)
+	}
+	_, problems = p.Extend(2, set(t, `j -`), nothingStarted)
+	same(t, "too deep", told(problems), []string{`: generators are nested 3 deep, the limit is 2`})
+	if _, problems = p.Extend(2, nil, nothingStarted); problems != nil {
+		t.Errorf("nothing is too deep: %v", problems)
+	}
+}
+
+func TestDefaultsHoldForWhatIsGenerated(t *testing.T) {
+	p := planOf(t, `{"parameters": {"L": ["1", "2"]}, "jobDefaults": {"command": ["d", "{{L}}"], "cores": 3}, "tasks": {"g": {"isGenerator": true, "job": {"command": ["x"]}}}}`)
+	next, problems := p.Extend(0, []dag.TaskSpec{{Name: "n"}}, nothingStarted)
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	same(t, "task", []string{taskText(next.Task(2))}, []string{"n_1 d 2"})
+	if next.Templates[1].Class != p.Templates[0].Class {
+		t.Error("another class")
+	}
+}
+
+// Each task of an expanded generator adds a set: what the first made does not wait
+// for what the second made, and what waits for the generator waits for both.
+func TestSetsOfOneGenerator(t *testing.T) {
+	p := planOf(t, graph(`g {{L}} "isGenerator": true`, `c - "parents": ["g"]`))
+	p = extend(t, p, "g_0", `x -`, `y - "parents": ["x"]`)
+	p = extend(t, p, "g_1", `z - "parents": ["x"]`, `w - "parents": ["g"]`)
+	same(t, "edges", slices.Sorted(slices.Values(edgesOf(t, p))), []string{"g>c", "g>w", "g>x", "w>c", "x>c", "x>y", "x>z", "y>c", "z>c"})
+	if len(p.Templates) != 6 || p.Templates[5].Set != 2 {
+		t.Errorf("%d templates", len(p.Templates))
+	}
+}
+
+// The names of many sets are found, in plans that branch from one another too.
+func TestManySets(t *testing.T) {
+	p := planOf(t, graph(`g - "isGenerator": true`))
+	for i := range 200 {
+		next := extend(t, p, "g", fmt.Sprintf("n%d {{L}}", i), fmt.Sprintf("m%d -", i))
+		other := extend(t, p, "g", fmt.Sprintf("other%d -", i))
+		for _, c := range []struct {
+			plan  *dag.Plan
+			name  string
+			found bool
+		}{
+			{next, fmt.Sprint("other", i), false}, {other, fmt.Sprint("other", i), true},
+			{next, fmt.Sprint("m", i), true}, {other, fmt.Sprint("m", i), false}, {p, fmt.Sprint("m", i), false},
+			{next, fmt.Sprintf("n%d_1", i/2), true}, {next, "g", true},
+		} {
+			if at, ok := c.plan.Find(c.name); ok != c.found || ok && c.plan.TaskName(at) != c.name {
+				t.Fatalf("set %d: %q: %d %v", i, c.name, at, ok)
+			}
+		}
+		p = next
+	}
+	if want := uint32(1 + 200*3); p.Tasks != want || p.Sets != 200 {
+		t.Errorf("%d tasks, %d sets", p.Tasks, p.Sets)
+	}
+}
+
+func TestExtendByNoGeneratorPanics(t *testing.T) {
+	defer func() {
+		if got := fmt.Sprint(recover()); got != `dag: extended by task 0 of "a", which is no generator` {
+			t.Errorf("panic %v", got)
+		}
+	}()
+	_, _ = planOf(t, graph(`a -`)).Extend(0, nil, nothingStarted)
+}
