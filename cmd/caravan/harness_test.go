@@ -130,6 +130,13 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, answer)
 }
 
+// set changes an answer.
+func (a *api) set(key, answer string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.table[key] = []string{answer}
+}
+
 func (a *api) called() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -22,7 +22,7 @@ type progress struct {
 	bar  *mpb.Bar
 
 	state  string
-	line   string // the last one
+	line   string // the last one, without the rate
 	at     time.Time
 	first  time.Time
 	before int                    // tasks that had ended at the first look
@@ -32,7 +32,7 @@ type progress struct {
 func (m *Main) newProgress(run uint64) *progress {
 	p := &progress{w: m.Stderr, run: run, now: time.Now}
 	if m.Terminal(m.Stderr) {
-		p.bars = mpb.New(mpb.WithOutput(m.Stderr), mpb.WithWidth(30), mpb.ForceTTY(), mpb.WithRefreshRate(100*time.Millisecond))
+		p.bars = mpb.New(mpb.WithOutput(m.Stderr), mpb.WithAutoRefresh(), mpb.WithRefreshRate(100*time.Millisecond))
 	}
 	return p
 }
@@ -64,6 +64,9 @@ func (p *progress) show(s *client.Summary) {
 		return
 	}
 	p.state, p.line, p.at = s.State, line, now
+	if rate != "" {
+		line += ", " + rate
+	}
 	fmt.Fprintln(p.w, line)
 }
 
@@ -79,7 +82,7 @@ func (p *progress) draw(s *client.Summary, rate string) {
 	}
 	p.text.Store(&text)
 	if p.bar == nil {
-		p.bar = p.bars.New(int64(s.Total()), mpb.BarStyle().Rbound("]"),
+		p.bar = p.bars.New(int64(s.Total()), mpb.BarStyle(), mpb.BarWidth(30),
 			mpb.PrependDecorators(decor.Name(fmt.Sprintf("run %d ", p.run)), decor.CountersNoUnit("%d/%d")),
 			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return *p.text.Load() })))
 	}

@@ -131,10 +131,13 @@ func (m *Main) run(ctx context.Context, c *client.Client, spec []byte) error {
 	p := m.newProgress(id)
 	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.every()})
 	p.close()
-	if err != nil && errors.Is(context.Cause(ctx), errInterrupted) {
-		s, err = m.killAndWait(c, id)
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(context.Cause(ctx), errInterrupted):
+		if s, err = m.killAndWait(c, id); err != nil {
+			return err
+		}
+	default:
 		return lookedAway(ctx, id, err)
 	}
 	// From here on everything is over but the telling, which an interrupt may end.

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// marker is an engine whose every answer says that it was asked.
+type marker struct{ n int }
+
+var errMarked = errors.New("marked")
+
+func (m *marker) Submit(*messages.Submission) (messages.RunID, error) { m.n++; return 1, errMarked }
+func (m *marker) SetState(messages.RunID, dag.RunState) error         { m.n++; return errMarked }
+func (m *marker) Kill(messages.RunID) error                           { m.n++; return errMarked }
+func (m *marker) KillTask(messages.RunID, string) error               { m.n++; return errMarked }
+func (m *marker) Summary(messages.RunID) (*messages.Summary, error)   { m.n++; return nil, errMarked }
+func (m *marker) Summaries(messages.ListQuery, func(*messages.Summary) bool) error {
+	m.n++
+	return errMarked
+}
+func (m *marker) View(messages.RunID, uint32, uint32) (*messages.View, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Task(messages.RunID, string) (*messages.View, error) { m.n++; return nil, errMarked }
+func (m *marker) Attempts(messages.RunID, uint32, uint32, func(*messages.AttemptRecord) bool) error {
+	m.n++
+	return errMarked
+}
+func (m *marker) OpenLog(messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Output(messages.RunID, *messages.AttemptRecord, messages.Stream) (messages.Log, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Ready() error   { m.n++; return errMarked }
+func (m *marker) Healthy() error { m.n++; return errMarked }
+
+// TestGate: every method of the engine answers "unavailable" before the gate
+// opens, and comes from the engine after.
+func TestGate(t *testing.T) {
+	g := &gate{}
+	call := func(i int) error {
+		method := reflect.ValueOf(g).Method(i)
+		in := make([]reflect.Value, method.Type().NumIn())
+		for j := range in {
+			in[j] = reflect.Zero(method.Type().In(j))
+		}
+		out := method.Call(in)
+		err, _ := out[len(out)-1].Interface().(error)
+		return err
+	}
+	methods := reflect.TypeOf(g).NumMethod()
+	if methods != 13 {
+		t.Errorf("the gate has %d methods", methods)
+	}
+	for i := range methods {
+		name, err := reflect.TypeOf(g).Method(i).Name, call(i)
+		var e *messages.Error
+		switch {
+		case name == "Healthy":
+			if err != nil {
+				t.Errorf("starting is no illness: %v", err)
+			}
+		case name == "Ready":
+			if err != errStarting {
+				t.Errorf("Ready: %v", err)
+			}
+		case !errors.As(err, &e) || e.Code != messages.Unavailable:
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	m := &marker{}
+	g.open(m)
+	for i := range methods {
+		if err := call(i); err != errMarked {
+			t.Errorf("%s: got %v", reflect.TypeOf(g).Method(i).Name, err)
+		}
+	}
+	if m.n != methods {
+		t.Errorf("the engine was asked %d times, want %d", m.n, methods)
+	}
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func runTable(end string) map[string]string {
+	return map[string]string{
+		"GET /ready":               "{}",
+		"POST /v1/dagrun":          `{"runID":7}`,
+		"GET /v1/dagrun/7/summary": state("RUNNING") + "\n--\n" + state(end),
+		"GET /v1/dagrun/7":         `{"runID":7,"tasks":{}}`,
+		"DELETE /v1/dagrun/7":      `{"runID":7}`,
+		"GET /v1/dagrun/7/tasks?limit=5&state=ERRORED": `{"tasks":[{"name":"b","state":"ERRORED","attempts":[{"rc":1},{"rc":3,"errorLog":"a\nb\nc\nd\ne\noops\n"}]},{"name":"c","state":"ERRORED","attempts":[{"rc":9,"outputLog":"said\n"}]},{"name":"d","state":"ERRORED","attempts":[]}],"next":"x"}`,
+	}
+}
+
+func TestRunOnAServer(t *testing.T) {
+	for end, code := range map[string]int{"COMPLETED": 0, "ERRORED": exitErrored, "KILLED": exitKilled} {
+		a := newAPI(t, runTable(end))
+		p := newProgram("{}")
+		if c := p.run("run", "-", "--server", a.URL); c != code {
+			t.Errorf("%s: exit %d", end, c)
+		}
+		same(t, "stdout", p.out.String(), "run 7 "+end+": 2 "+end+", took 2.5s\n")
+		told := strings.Contains(p.errs.String(), "task b: rc 3 after 2 attempts\n  | b\n  | c\n  | d\n  | e\n  | oops\n"+
+			"task c: rc 9 after 1 attempt\n  | said\nand more tasks\n")
+		if told != (end == "ERRORED") {
+			t.Errorf("%s: told of failures: %v\n%s", end, told, p.errs)
+		}
+	}
+	a := newAPI(t, runTable("COMPLETED"))
+	p := newProgram("{}")
+	if c := p.run("run", "-", "-o", "json", "--server", a.URL); c != 0 || p.out.String() != `{"runID":7,"tasks":{}}`+"\n" {
+		t.Errorf("exit %d: %s", c, p.out)
+	}
+}
+
+func TestRunBringsItsOwnServer(t *testing.T) {
+	a := newAPI(t, runTable("COMPLETED"))
+	p := newProgram("")
+	s := opens(p, a)
+	p.env["CARAVAN_DATA"] = "/never/used/by/run"
+	graph := file(t, "g.json", "{}")
+	if c := p.run("run", graph, "--server", nowhere(t), "--cores", "2.5"); c != 0 {
+		t.Fatalf("exit %d: %s", c, p.errs)
+	}
+	if s.config.CoresMilli != 2500 || s.config.LogLevel.String() != "WARN" || !strings.Contains(s.config.Data, "caravan-run-") {
+		t.Errorf("opened with %+v", s.config)
+	}
+	if _, err := os.Stat(s.config.Data); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the temporary folder is there: %v", err)
+	}
+
+	// A data folder of the user's own is kept, and means no other server.
+	data := t.TempDir()
+	p = newProgram("")
+	s = opens(p, newAPI(t, runTable("ERRORED")))
+	p.env[envServer] = a.URL
+	before := len(a.called())
+	if c := p.run("run", graph, "--data", data); c != exitErrored || s.config.Data != data || len(a.called()) != before {
+		t.Errorf("exit %d, opened with %+v", c, s.config)
+	}
+	if _, err := os.Stat(data); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	graph := file(t, "g.json", "{}")
+	for _, tc := range []struct {
+		code int
+		want string
+		args []string
+	}{
+		{exitUsage, "--data means a server of its own", []string{"run", graph, "--data", "x", "--server", "http://127.0.0.1:1"}},
+		{exitUsage, "no such file", []string{"run", "/no/such/file"}},
+		{exitUsage, "--cores", []string{"run", graph, "--data", "x", "--cores", "x"}},
+		{exitUsage, "one FILE", []string{"run"}},
+		{exitUsage, "scheme", []string{"run", graph, "--server", "ftp://x"}},
+		{exitInternal, "no server is to be opened", []string{"run", graph, "--data", "x"}},
+		{exitUnreachable, "no server answers at http://127.0.0.2.invalid:1", []string{"run", graph, "--server", "http://127.0.0.2.invalid:1"}},
+	} {
+		p := newProgram("")
+		if c := p.run(tc.args...); c != tc.code || !strings.Contains(p.errs.String(), tc.want) {
+			t.Errorf("%q: exit %d: %s", tc.args, c, p.errs)
+		}
+	}
+}
+
+// TestAnInterruptKillsTheRun: and says so, and waits until it is dead.
+func TestAnInterruptKillsTheRun(t *testing.T) {
+	table := runTable("RUNNING")
+	a := newAPI(t, table)
+	p := newProgram("{}")
+	code := p.start("run", "-", "--server", a.URL)
+	p.errs.await(t, "run 7 RUNNING")
+	p.signals <- os.Interrupt
+	p.errs.await(t, "killing run 7")
+	a.set("GET /v1/dagrun/7/summary", state("KILLED"))
+	if c := <-code; c != exitKilled {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
+	same(t, "stdout", p.out.String(), "~run 7 KILLED")
+	if !slices.Contains(a.called(), "DELETE /v1/dagrun/7") {
+		t.Errorf("called %q", a.called())
+	}
+}
+
+func TestTheSecondInterruptDoesNotWait(t *testing.T) {
+	a := newAPI(t, runTable("RUNNING"))
+	p := newProgram("{}")
+	code := p.start("run", "-", "--server", a.URL)
+	p.errs.await(t, "run 7 RUNNING")
+	p.signals <- os.Interrupt
+	p.errs.await(t, "killing run 7")
+	for c := -1; c < 0; {
+		select {
+		case p.signals <- os.Interrupt:
+		case c = <-code:
+			if c != exitInterrupted || !strings.Contains(p.errs.String(), "run 7 was told to die") {
+				t.Errorf("exit %d: %s", c, p.errs)
+			}
+		}
+	}
+}
+
+func TestRunWhenItsServerFails(t *testing.T) {
+	a := newAPI(t, runTable("RUNNING"))
+	p := newProgram("")
+	s := opens(p, a)
+	code := p.start("run", file(t, "g.json", "{}"), "--data", t.TempDir())
+	p.errs.await(t, "run 7 RUNNING")
+	close(s.failed)
+	if c := <-code; c != exitInternal || !strings.Contains(p.errs.String(), "disk full") {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
+}
+
+func TestLocal(t *testing.T) {
+	for server, want := range map[string]bool{
+		"http://127.0.0.1:2503": true, "localhost:1": true, "http://[::1]:1": true, "127.0.0.9:1": true,
+		"http://10.0.0.1:1": false, "https://example.org": false, "http://[::1": false,
+	} {
+		if local(server) != want {
+			t.Errorf("%s: local is %v", server, !want)
+		}
+	}
+}
+
+func TestTheRealServer(t *testing.T) {
+	p := newProgram(`{"tag":"t","parameters":{"N":["1","2"]},"tasks":{"a":{"job":{"executor":"noop","command":["{{N}}"]}},
+		"b":{"job":{"executor":"noop"},"parents":["a"]}}}`)
+	p.Open = openServer
+	data := t.TempDir()
+	if c := p.run("run", "-", "--data", data); c != 0 || !strings.Contains(p.out.String(), "run 0 COMPLETED: 3 COMPLETED") {
+		t.Fatalf("exit %d: %s%s", c, p.out, p.errs)
+	}
+	info, err := os.Stat(data)
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("data folder: %v, %v", info.Mode(), err)
+	}
+
+	// A second server on the folder is refused while the first one runs.
+	p = newProgram("")
+	p.Open = openServer
+	code := p.start("serve", "--listen", "127.0.0.1:0", "--data", data)
+	p.errs.await(t, "msg=ready")
+	second := newProgram("")
+	second.Open = openServer
+	if c := second.run("serve", "--listen", "127.0.0.1:0", "--data", data); c != exitInternal || !strings.Contains(second.errs.String(), "in use") {
+		t.Errorf("exit %d: %s", c, second.errs)
+	}
+	cli := newProgram("")
+	cli.env[envServer] = address(t, p)
+	if c := cli.run("ls", "--all"); c != 0 || !strings.Contains(cli.out.String(), "COMPLETED") {
+		t.Errorf("exit %d: %s%s", c, cli.out, cli.errs)
+	}
+	p.signals <- os.Interrupt
+	if c := <-code; c != 0 {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
+
+	// A folder that cannot be made.
+	p = newProgram("")
+	p.Open = openServer
+	if c := p.run("serve", "--listen", "127.0.0.1:0", "--data", file(t, "f", "")+"/below"); c != exitInternal || !strings.Contains(p.errs.String(), "data folder: ") {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
+}
