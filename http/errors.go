@@ -144,8 +144,7 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 		return &refusal{fasthttp.StatusHTTPVersionNotSupported, "HTTP version " + quote(ctx.Request.Header.Protocol()) + " is not supported"}
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
-	case ctx.Request.Header.ContentLength() < 0 && hasContentLength(ctx.Request.Header.RawHeaders()):
-		ctx.SetConnectionClose()
+	case ctx.Request.Header.ConnectionClose() && framedTwice(ctx.Request.Header.RawHeaders()):
 		return &refusal{fasthttp.StatusBadRequest, "the request has both Content-Length and Transfer-Encoding"}
 	}
 	return nil
@@ -153,15 +152,17 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 
 func knownVersion(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) == "HTTP/1.0" }
 
-// hasContentLength tells whether raw header lines hold a Content-Length.
-func hasContentLength(raw []byte) bool {
-	const name = "content-length:"
+// framedTwice tells whether raw header lines hold both a Content-Length and a
+// Transfer-Encoding: who is in front of this server might believe the other one.
+// By then fasthttp has followed the encoding and marked the connection to be closed.
+func framedTwice(raw []byte) bool {
+	length, encoding := false, false
 	for line := range bytes.Lines(raw) {
-		if len(line) >= len(name) && strings.EqualFold(string(line[:len(name)]), name) {
-			return true
-		}
+		name, _, _ := bytes.Cut(line, []byte{':'})
+		length = length || strings.EqualFold(string(name), fasthttp.HeaderContentLength)
+		encoding = encoding || strings.EqualFold(string(name), fasthttp.HeaderTransferEncoding)
 	}
-	return false
+	return length && encoding
 }
 
 // malformed answers what could not be read as a request. The connection closes.

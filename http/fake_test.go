@@ -100,7 +100,10 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, old := range e.submitted {
-		if s.IdempotencyKey != "" && old.IdempotencyKey == s.IdempotencyKey {
+		if s.IdempotencyKey == "" {
+			break
+		}
+		if old.IdempotencyKey == s.IdempotencyKey {
 			if old.BodyHash != s.BodyHash {
 				return 0, &messages.Error{Code: messages.KeyReused, Text: "idempotency key " + s.IdempotencyKey + " was used with another body"}
 			}

@@ -46,7 +46,11 @@ func TestMalformed(t *testing.T) {
 		t.Run(quote(c.text[:min(len(c.text), 120)]), func(t *testing.T) {
 			_, r := s.raw(c.text)
 			got := s.answerTo(r)
-			refusedWith(t, got, c.status, "")
+			want := ""
+			if strings.Contains(c.text, "Length: 6\r\nTransfer") || strings.Contains(c.text, "length: 6") {
+				want = "both Content-Length and Transfer-Encoding"
+			}
+			refusedWith(t, got, c.status, want)
 			if !got.close {
 				t.Errorf("the connection stays: %v", got.header)
 			}
