@@ -8,18 +8,37 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// drive sees a started attempt to its final report:
+// run sees an admitted attempt to its final report, and then whatever takes its room:
 //
-//  1. wait for the leader's end, and for the whole group's when we ended it;
-//  2. give the slots back;
-//  3. read the output, as long as it is at this moment, and keep it;
-//  4. report;
-//  5. start what fits now.
+//  1. start it, and report that;
+//  2. wait for the leader's end, and for the whole group's when we ended it;
+//  3. give the slots back, and admit what fits now;
+//  4. read the output, as long as it is at this moment, and keep it;
+//  5. report;
+//  6. go on with what was admitted.
 //
-// Output that must be written to disk is written after 5: the next attempt does
-// not wait for it. Short output is reported before 5, since forking takes longer.
-func (p *Process) drive(a *attempt) {
-	defer p.work.Done()
+// Output that must be written to disk does not keep 6 waiting. Short output is
+// reported first, since forking takes longer.
+func (p *Process) run(a *attempt) {
+	for a != nil {
+		var fit []*attempt
+		if failed := p.launch(a); failed != nil {
+			fit = p.release(a)
+			p.conclude(a, failed)
+		} else {
+			fit = p.finish(a)
+		}
+		p.work.Done()
+		a = nil
+		if len(fit) > 0 {
+			a = fit[0]
+			p.spread(fit[1:])
+		}
+	}
+}
+
+// finish is run's 2 to 5. It returns what is left to run.
+func (p *Process) finish(a *attempt) (fit []*attempt) {
 	a.awaitLeader()
 	if a.isZombie() {
 		p.bury(a)
@@ -29,7 +48,7 @@ func (p *Process) drive(a *attempt) {
 	a.out.freeze()
 	a.err.freeze()
 	a.ended.Store(true)
-	pump := p.release(a)
+	fit = p.release(a)
 
 	report := Report{Key: a.order.Key, Kind: Finished, At: stop}
 	rec := &report.Record
@@ -42,13 +61,9 @@ func (p *Process) drive(a *attempt) {
 	rec.Result, rec.RC, rec.ExecutorLog = a.result()
 	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
 	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
-	if pump && (p.long(&rec.Stdout) || p.long(&rec.Stderr)) {
-		p.work.Add(1)
-		go func() {
-			defer p.work.Done()
-			p.pump()
-		}()
-		pump = false
+	if p.long(&rec.Stdout) || p.long(&rec.Stderr) {
+		p.spread(fit)
+		fit = nil
 	}
 	p.keep(a, rec)
 	if a.order.Capture {
@@ -56,11 +71,8 @@ func (p *Process) drive(a *attempt) {
 	}
 	a.out.drop()
 	a.err.drop()
-	p.forget(a)
-	p.cfg.Sink(report)
-	if pump {
-		p.pump()
-	}
+	p.conclude(a, &report)
+	return fit
 }
 
 func (a *attempt) isZombie() bool {

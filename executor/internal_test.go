@@ -218,7 +218,7 @@ func TestKillBeforeBirth(t *testing.T) {
 		if _, err := p.OpenLog(a.order.Key, messages.Stdout); err != ErrNotLive {
 			t.Errorf("log of an unborn attempt: %v", err)
 		}
-		p.launch(a)
+		go p.run(a)
 		if r := <-reports; r.Kind != Started {
 			t.Errorf("%+v", r)
 		}

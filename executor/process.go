@@ -34,9 +34,9 @@ type ProcessConfig struct {
 // nothing of the server that uses it and tells it everything through the Sink.
 //
 // Orders wait in one strict queue: the head starts when it fits, and nothing
-// overtakes it. One goroutine at a time forks (the pump, whoever has just made room),
-// one goroutine per running attempt waits for its end in the netpoller (no
-// thread), and one goroutine (the monitor) bounds the output of all.
+// overtakes it. One goroutine per running attempt forks it, waits for its end in the
+// netpoller (no thread), reports, and goes on with the order that takes its room; one
+// goroutine (the monitor) bounds the output of all.
 //
 // Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
 // attempt's process. Neither is held while the other is taken, nor over a report.
@@ -46,16 +46,15 @@ type Process struct {
 	null   *os.File // stdin of everybody
 	groups groups
 	watch  monitor
-	work   sync.WaitGroup // goroutines that still have something to report
+	work   sync.WaitGroup // one for each attempt that was admitted and is not over
 
-	mu      sync.Mutex
-	closed  bool
-	pumping bool
-	live    map[messages.AttemptKey]*attempt // from Start to the final report
-	queue   queue
-	slots   slots
-	begun   begunSet
-	stats   Stats
+	mu     sync.Mutex
+	closed bool
+	live   map[messages.AttemptKey]*attempt // from Start to the final report
+	queue  queue
+	slots  slots
+	begun  begunSet
+	stats  Stats
 }
 
 // closePatience is how long Close waits for processes that survive SIGKILL (they
@@ -122,27 +121,19 @@ func (p *Process) Start(o Order) {
 		p.mu.Unlock()
 		return
 	}
-	if reason := p.slots.tooLarge(&o); reason != "" {
+	if err := p.slots.tooLarge(&o); err != nil {
 		p.begun.add(o.Key)
 		p.stats.NotStarted++
 		p.mu.Unlock()
-		p.cfg.Sink(p.notStarted(&o, messages.AttemptNotStarted, reason))
+		p.cfg.Sink(*p.notStarted(&o, messages.AttemptNotStarted, err))
 		return
 	}
 	a := newAttempt(o)
 	p.live[o.Key] = a
 	p.queue.push(a)
-	pump := p.claimPump()
-	if pump {
-		p.work.Add(1)
-	}
+	fit := p.admit()
 	p.mu.Unlock()
-	if pump {
-		go func() {
-			defer p.work.Done()
-			p.pump()
-		}()
-	}
+	p.spread(fit)
 }
 
 // Kill implements Executor.
@@ -166,17 +157,9 @@ func (p *Process) withdraw(key messages.AttemptKey) *attempt {
 	p.queue.remove(a)
 	delete(p.live, key)
 	// The order behind a large one may fit at once.
-	pump := p.claimPump()
-	if pump {
-		p.work.Add(1)
-	}
+	fit := p.admit()
 	p.mu.Unlock()
-	if pump {
-		go func() {
-			defer p.work.Done()
-			p.pump()
-		}()
-	}
+	p.spread(fit)
 	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
 	return nil
 }

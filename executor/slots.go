@@ -13,15 +13,15 @@ type slots struct {
 	usedCores, usedMemory int64
 }
 
-// tooLarge says why the order can never start here; "" when it can.
-func (s *slots) tooLarge(o *Order) string {
+// tooLarge says why the order can never start here; nil when it can.
+func (s *slots) tooLarge(o *Order) error {
 	switch {
 	case o.CoresMilli > s.cores:
-		return fmt.Sprintf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.cores))
+		return fmt.Errorf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.cores))
 	case o.MemoryMilli > s.memory:
-		return fmt.Sprintf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.memory))
+		return fmt.Errorf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.memory))
 	}
-	return ""
+	return nil
 }
 
 func milli(v int64) string { return strconv.FormatFloat(float64(v)/1000, 'f', -1, 64) }
@@ -83,50 +83,44 @@ func (q *queue) remove(a *attempt) {
 	q.len--
 }
 
-// claimPump tells whether the caller must pump: the head fits and nobody is at it.
-// p.mu is held.
-func (p *Process) claimPump() bool {
-	if p.pumping || p.queue.first == nil || !p.slots.fit(&p.queue.first.order) {
-		return false
-	}
-	p.pumping = true
-	return true
-}
-
-// pump starts what fits, one after the other. There is one pump at a time: that
-// keeps the order, and costs nothing, since the runtime forks under one lock anyway.
-// Whoever finds a pump at work leaves its room to it.
-func (p *Process) pump() {
-	for {
-		p.mu.Lock()
-		a := p.queue.first
-		if a == nil || !p.slots.fit(&a.order) {
-			p.pumping = false
-			p.mu.Unlock()
-			return
-		}
+// admit takes from the head of the queue what fits: the caller must run it, in this
+// order. It is called whenever something was queued or room was made, so that a head
+// which fits never waits. p.mu is held.
+func (p *Process) admit() (fit []*attempt) {
+	for a := p.queue.first; a != nil && p.slots.fit(&a.order); a = p.queue.first {
 		p.queue.remove(a)
 		p.slots.take(a)
 		p.begun.add(a.order.Key)
-		p.work.Add(1)
-		p.mu.Unlock()
-		p.launch(a)
+		fit = append(fit, a)
 	}
+	p.work.Add(len(fit))
+	return fit
 }
 
-// release gives the attempt's slots back and tells whether the caller must pump.
-func (p *Process) release(a *attempt) (pump bool) {
+// release gives the attempt's slots back and returns what fits now.
+func (p *Process) release(a *attempt) []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.slots.give(a)
-	return p.claimPump()
+	return p.admit()
 }
 
-// forget takes the attempt out of the table, just before its final report.
-func (p *Process) forget(a *attempt) {
+// spread runs each of the attempts in a goroutine of its own.
+func (p *Process) spread(fit []*attempt) {
+	for _, a := range fit {
+		go p.run(a)
+	}
+}
+
+// conclude takes the attempt out of the table and makes the final report.
+func (p *Process) conclude(a *attempt, r *Report) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.live, a.order.Key)
+	if r.Record.RC == -1 {
+		p.stats.NotStarted++
+	}
+	p.mu.Unlock()
+	p.cfg.Sink(*r)
 }
 
 // begunPages bounds the memory of keys: at least the last 262,144 attempts, and 64

@@ -138,12 +138,12 @@ func (c *command) fork(stdin *os.File, out, err *stream) (pid, pidfd int, _ erro
 	return pid, pidfd, e
 }
 
-// launch starts the attempt, reports that, and leaves it to its own goroutine.
-func (p *Process) launch(a *attempt) {
+// launch starts the attempt and reports that. When no process came to be it returns
+// the final report instead.
+func (p *Process) launch(a *attempt) *Report {
 	cmd, err := newCommand(p.base, &a.order, p.cfg.Dir)
 	if err != nil {
-		p.abandon(a, messages.AttemptNotStarted, err)
-		return
+		return p.notStarted(&a.order, messages.AttemptNotStarted, err)
 	}
 	limit := p.cfg.MaxOutput
 	if a.order.Capture {
@@ -151,8 +151,7 @@ func (p *Process) launch(a *attempt) {
 	}
 	stdout, stderr, err := newStreams(limit, p.cfg.MaxOutput)
 	if err != nil {
-		p.abandon(a, messages.AttemptLost, fmt.Errorf("start %q: output: %w", cmd.argv[0], err))
-		return
+		return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: output: %w", cmd.argv[0], err))
 	}
 	began := p.cfg.Now()
 	pid, pidfd, err := cmd.fork(p.null, stdout, stderr)
@@ -160,11 +159,9 @@ func (p *Process) launch(a *attempt) {
 		stdout.drop()
 		stderr.drop()
 		if shortage(err) {
-			p.abandon(a, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
-			return
+			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
 		}
-		p.abandon(a, messages.AttemptNotStarted, cmd.startError(err))
-		return
+		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.startError(err))
 	}
 	a.mu.Lock()
 	a.out, a.err, a.pid, a.began, a.floor = stdout, stderr, pid, began, ownPeak()
@@ -181,25 +178,13 @@ func (p *Process) launch(a *attempt) {
 	p.mu.Unlock()
 	p.watch.add(a)
 	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began})
-	go p.drive(a)
+	return nil
 }
 
-// abandon reports an attempt of which no process came to be. The pump goes on with
-// its room.
-func (p *Process) abandon(a *attempt, result messages.AttemptResult, err error) {
-	p.mu.Lock()
-	p.slots.give(a)
-	p.stats.NotStarted++
-	delete(p.live, a.order.Key)
-	p.mu.Unlock()
-	p.cfg.Sink(p.notStarted(&a.order, result, err.Error()))
-	p.work.Done()
-}
-
-func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason string) Report {
+func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason error) *Report {
 	now := p.cfg.Now()
-	return Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
+	return &Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
 		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1,
-		Stop: now, ExecutorLog: reason, Node: p.cfg.Node,
+		Stop: now, ExecutorLog: reason.Error(), Node: p.cfg.Node,
 	}}
 }
