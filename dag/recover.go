@@ -72,8 +72,12 @@ func (r *Run) rebuild() error {
 		}
 	}
 	for task, tr := range r.troubles {
-		if tr.wait != waitNone && r.TaskState(task) != TaskRetry {
+		switch {
+		case tr.wait == waitNone:
+		case r.TaskState(task) != TaskRetry:
 			return fmt.Errorf("task %d waits for its retry, but it is %s", task, r.TaskState(task))
+		case tr.wait != waitSlot && (tr.wait == waitFrozen) != (r.state == RunPaused):
+			return fmt.Errorf("task %d waits for its retry by %d, but the run is %s", task, tr.wait, r.state)
 		}
 	}
 	for i := range p.Templates {
@@ -84,7 +88,7 @@ func (r *Run) rebuild() error {
 	}
 	r.placeReady()
 	idle := r.live.count == 0 && (r.killing || r.ready == 0 && r.counts[TaskRetry] == 0)
-	if !r.state.Final() && idle || r.state.Final() && r.live.count > 0 {
+	if !r.state.Final() && idle || r.state.Final() && (r.live.count > 0 || r.counts[TaskRetry] > 0 || r.killing) {
 		return fmt.Errorf("the run is %s with %d live and %d ready tasks and %d in RETRY",
 			r.state, r.live.count, r.ready, r.counts[TaskRetry])
 	}
