@@ -31,7 +31,7 @@ type progress struct {
 
 func (m *Main) newProgress(run uint64) *progress {
 	p := &progress{w: m.Stderr, run: run, now: time.Now}
-	if m.Terminal(m.Stderr) {
+	if v, _ := m.LookupEnv("TERM"); v != "dumb" && m.Terminal(m.Stderr) {
 		p.bars = mpb.New(mpb.WithOutput(m.Stderr), mpb.WithAutoRefresh(), mpb.WithRefreshRate(100*time.Millisecond))
 	}
 	return p
