@@ -288,6 +288,16 @@ func TestJobDefaults(t *testing.T) {
 	same(t, "own", members(own.Job), []string{`timeoutSeconds=9`, `x=null`, `y=1`, `queue="long"`})
 }
 
+func TestDefaultsWithoutOtherMembers(t *testing.T) {
+	p := planOf(t, `{"jobDefaults": {"command": ["x"]}, "tasks": {"a": {"job": {"q": 1}}}}`)
+	if got := p.Templates[0].Job.Other; len(got) != 1 || got[0] != (dag.Member{Name: "q", Raw: "1"}) {
+		t.Errorf("members %v", got)
+	}
+	_, problems := specjson.Plan([]byte(`{"jobDefaults": {"command": ["x"], "workDir": "/w"}, "tasks": {"a": {"job": {"environment": ["A={{Q}}"]}},
+		"b": {"job": {"commandString": "{{Q}}"}}}}`), dag.Limits{})
+	same(t, "own texts", told(problems), []string{`/tasks/a/job/environment/0: unknown parameter "Q"`, `/tasks/b/job/commandString: unknown parameter "Q"`})
+}
+
 func TestDefaultsOfATask(t *testing.T) {
 	p := planOf(t, `{"tasks": {"a": {"job": {"command": ["x"]}}}}`)
 	a := p.Templates[0]

@@ -22,8 +22,8 @@ type reader struct {
 	path   []segment
 	syntax error
 	// The list that is being read, to be cloned when its length is known.
-	list  []string
-	ends  []dag.EdgeSpec
+	list []string
+	ends []dag.EdgeSpec
 }
 
 // segment is one step on the way to the present place.
