@@ -24,6 +24,7 @@ type file struct {
 	removed bool
 
 	mu      sync.Mutex
+	fresh   bool  // nothing was ever synced: its name may not be durable
 	end     int64 // where the next append begins
 	syncing bool
 	begun   uint64 // syncs begun
@@ -32,7 +33,7 @@ type file struct {
 	bad     error  // of a sync; stays: what the kernel dropped is not known
 }
 
-// acquire returns the run's file, opened if need be. Without create a run that has
+// acquire returns the run's file, opened if need be, for the caller to release. Without create a run that has
 // no file is an error that is fs.ErrNotExist.
 func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 	s.mu.Lock()
@@ -46,7 +47,7 @@ func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 		if err != nil {
 			return nil, fmt.Errorf("output of run %d: %w", run, err)
 		}
-		f = &file{f: osf, run: run, end: end}
+		f = &file{f: osf, run: run, end: end, fresh: end == 0}
 		f.synced = sync.NewCond(&f.mu)
 		s.files[run] = f
 		s.evict(maxOpen)
@@ -85,12 +86,18 @@ func (s *Store) evict(keep int) {
 	}
 }
 
-// openFile opens the file for reading and writing. A new one's name is durable when
-// it returns.
+// openFile opens the file for reading and writing and returns its size.
 func openFile(path string, create bool) (*os.File, int64, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) && create {
-		f, err = createFile(path)
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(path, flags, 0o600)
+	if create && errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, 0, err
+		}
+		f, err = os.OpenFile(path, flags, 0o600)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -103,25 +110,13 @@ func openFile(path string, create bool) (*os.File, int64, error) {
 	return f, st.Size(), nil
 }
 
-func createFile(path string) (*os.File, error) {
+// syncName makes the file's name durable, and its folder's, which may be as new.
+func syncName(path string) error {
 	dir := filepath.Dir(path)
-	switch err := os.Mkdir(dir, 0o700); {
-	case err == nil:
-		if err := syncDir(filepath.Dir(dir)); err != nil {
-			return nil, err
-		}
-	case !errors.Is(err, fs.ErrExist):
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	if err := syncDir(dir); err != nil {
-		f.Close()
-		return nil, err
+		return err
 	}
-	return f, nil
+	return syncDir(filepath.Dir(dir))
 }
 
 func syncDir(dir string) error {
@@ -168,11 +163,15 @@ func (f *file) sync() error {
 		}
 		f.syncing = true
 		f.begun++
-		mine := f.begun
+		mine, fresh := f.begun, f.fresh
 		f.mu.Unlock()
 		err := fdatasync(f.f)
+		if fresh && err == nil {
+			err = syncName(f.f.Name())
+		}
 		f.mu.Lock()
 		f.syncing, f.done = false, mine
+		f.fresh = f.fresh && err != nil
 		if f.bad == nil {
 			f.bad = err
 		}

@@ -1,0 +1,363 @@
+package outputs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"go.uber.org/goleak"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t testing.TB) *Store {
+	t.Helper()
+	s, err := Open(filepath.Join(t.TempDir(), "a", "output"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if len(s.files) != 0 || s.idle.Len() != 0 {
+			t.Errorf("%d files are open after Close, %d idle", len(s.files), s.idle.Len())
+		}
+	})
+	return s
+}
+
+// append writes the text and returns its Output, uncut.
+func (s *Store) put(t testing.TB, run messages.RunID, text string) messages.Output {
+	t.Helper()
+	at, err := s.Append(run, strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at}
+}
+
+// get reads a stream as a client would, in pieces, with "<cut>" for what is not kept.
+func (s *Store) get(t testing.TB, run messages.RunID, out messages.Output, piece int) string {
+	t.Helper()
+	l, err := s.Log(run, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var b strings.Builder
+	buf := make([]byte, piece)
+	for off := int64(0); ; {
+		n, err := l.ReadAt(buf, off)
+		b.Write(buf[:n])
+		off += int64(n)
+		switch err {
+		case nil:
+		case io.EOF:
+			return b.String()
+		case messages.ErrCut:
+			b.WriteString("<cut>")
+			off = l.Kept(off)
+		default:
+			t.Fatalf("at %d: %v", off, err)
+		}
+	}
+}
+
+func TestAppendAndRead(t *testing.T) {
+	s := open(t)
+	a := s.put(t, 12345, "first")
+	b := s.put(t, 12345, "second")
+	other := s.put(t, 3, "third")
+	if a.Offset != 0 || b.Offset != 5 || other.Offset != 0 {
+		t.Errorf("offsets %d %d %d", a.Offset, b.Offset, other.Offset)
+	}
+	for _, c := range []struct {
+		run  messages.RunID
+		out  messages.Output
+		text string
+	}{{12345, a, "first"}, {12345, b, "second"}, {3, other, "third"}} {
+		for _, piece := range []int{1, 3, 100} {
+			if got := s.get(t, c.run, c.out, piece); got != c.text {
+				t.Errorf("%q, want %q", got, c.text)
+			}
+		}
+	}
+	st, err := os.Stat(filepath.Join(s.dir, "12", "12345.out"))
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", st, err)
+	}
+	if st, err := os.Stat(s.dir); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v", st, err)
+	}
+}
+
+func TestReopenGoesOnAtTheEnd(t *testing.T) {
+	s := open(t)
+	a := s.put(t, 1, "before")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	b := again.put(t, 1, "after")
+	if got := again.get(t, 1, a, 9) + again.get(t, 1, b, 9); got != "beforeafter" || b.Offset != 6 {
+		t.Errorf("%q at %d", got, b.Offset)
+	}
+}
+
+func TestLogOfCutOutput(t *testing.T) {
+	s := open(t)
+	at, err := s.Append(1, strings.NewReader("HEAD"), strings.NewReader("tail!"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inFile := messages.Output{Size: 100, Head: 4, Tail: 5, Offset: at}
+	inline := messages.Output{Size: 100, Head: 4, Tail: 5, Inline: []byte("HEADtail!")}
+	for name, out := range map[string]messages.Output{"file": inFile, "inline": inline} {
+		for _, piece := range []int{1, 2, 1000} {
+			if got := s.get(t, 1, out, piece); got != "HEAD<cut>tail!" {
+				t.Errorf("%s: %q", name, got)
+			}
+		}
+		l, err := s.Log(1, out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Size() != 100 || l.Live() {
+			t.Errorf("%s: size %d, live %t", name, l.Size(), l.Live())
+		}
+		for off, want := range map[int64]int64{-3: 0, 0: 0, 3: 3, 4: 95, 50: 95, 94: 95, 95: 95, 99: 99, 100: 100, 500: 100} {
+			if got := l.Kept(off); got != want {
+				t.Errorf("%s: kept from %d: %d, want %d", name, off, got, want)
+			}
+		}
+		buf := make([]byte, 10)
+		for _, c := range []struct {
+			off  int64
+			text string
+			err  error
+		}{
+			{2, "AD", nil}, {4, "", messages.ErrCut}, {94, "", messages.ErrCut}, {97, "il!", io.EOF}, {100, "", io.EOF}, {900, "", io.EOF},
+		} {
+			if n, err := l.ReadAt(buf, c.off); string(buf[:n]) != c.text || err != c.err {
+				t.Errorf("%s: at %d: %q %v, want %q %v", name, c.off, buf[:n], err, c.text, c.err)
+			}
+		}
+		if l.Close() != nil || l.Close() != nil {
+			t.Error("closing twice")
+		}
+	}
+}
+
+func TestLogWithoutBytes(t *testing.T) {
+	s := open(t)
+	if got := s.get(t, 77, messages.Output{}, 10); got != "" {
+		t.Errorf("%q", got)
+	}
+	if _, err := s.Log(77, messages.Output{Size: 5, Head: 5}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(s.path(77)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("reading made a file: %v", err)
+	}
+	// A record that promises more than the file holds.
+	s.put(t, 1, "short")
+	l, err := s.Log(1, messages.Output{Size: 50, Head: 50, Offset: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if n, err := l.ReadAt(make([]byte, 50), 0); n != 5 || err != io.ErrUnexpectedEOF {
+		t.Errorf("%d %v", n, err)
+	}
+}
+
+// Many appends at once, to few runs and to more runs than files stay open: each
+// reads back what it wrote.
+func TestConcurrentAppends(t *testing.T) {
+	s := open(t)
+	const writers, each = 8, 30
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(w), 1))
+			for i := range each {
+				run := messages.RunID(rng.IntN(3))
+				if i%2 == 0 {
+					run = messages.RunID(rng.IntN(2 * maxOpen))
+				}
+				text := strings.Repeat(fmt.Sprintf("%d-%d,", w, i), 1+rng.IntN(3000))
+				out := s.put(t, run, text)
+				if got := s.get(t, run, out, 4096); got != text {
+					t.Errorf("run %d: %d bytes read, %d written", run, len(got), len(text))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(s.files) > maxOpen {
+		t.Errorf("%d files are open", len(s.files))
+	}
+}
+
+func TestLongAppend(t *testing.T) {
+	s := open(t)
+	text := bytes.Repeat([]byte("0123456789abcde\n"), copyBuffer/8)
+	at, err := s.Append(1, bytes.NewReader(text[:1000]), io.NewSectionReader(bytes.NewReader(text), 1000, int64(len(text))-1000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.get(t, 1, messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at}, 1<<20); got != string(text) {
+		t.Error("read something else")
+	}
+}
+
+// shrinking says that it is longer than it is.
+type shrinking struct{ io.Reader }
+
+func (shrinking) Len() int { return 100 }
+
+func TestPartsThatMisstateTheirLength(t *testing.T) {
+	s := open(t)
+	if _, err := s.Append(1, shrinking{strings.NewReader("short")}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("%v", err)
+	}
+	if a := s.put(t, 1, "next"); a.Offset != 0 || s.get(t, 1, a, 9) != "next" {
+		t.Errorf("at %d", a.Offset)
+	}
+	// A length that is not told is found out by reading.
+	at, err := s.Append(1, io.MultiReader(strings.NewReader("un"), strings.NewReader("known")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.get(t, 1, messages.Output{Size: 7, Head: 7, Offset: at}, 9); got != "unknown" {
+		t.Errorf("%q", got)
+	}
+	if _, err := s.Append(1, iotest.ErrReader(iotest.ErrTimeout)); !errors.Is(err, iotest.ErrTimeout) || !strings.Contains(err.Error(), "run 1") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	s := open(t)
+	out := s.put(t, 1, "text")
+	l, err := s.Log(1, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a file in use, no file
+		if err := s.Remove(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Log(1, out); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	buf := make([]byte, 4)
+	if _, err := l.ReadAt(buf, 0); err != nil || string(buf) != "text" {
+		t.Errorf("a reader of the removed file: %q %v", buf, err)
+	}
+	l.Close()
+	s.put(t, 2, "x")
+	if err := s.Remove(2); err != nil { // an idle file
+		t.Fatal(err)
+	}
+	if again := s.put(t, 1, "new"); again.Offset != 0 || s.get(t, 1, again, 9) != "new" {
+		t.Errorf("%+v", again)
+	}
+}
+
+func TestClose(t *testing.T) {
+	s := open(t)
+	out := s.put(t, 1, "text")
+	l, err := s.Log(1, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Append(1, strings.NewReader("x")); err != ErrClosed {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.Log(1, out); err != ErrClosed {
+		t.Errorf("%v", err)
+	}
+	buf := make([]byte, 4)
+	if _, err := l.ReadAt(buf, 0); err != nil || string(buf) != "text" {
+		t.Errorf("an open reader: %q %v", buf, err)
+	}
+	l.Close()
+	if len(s.files) != 0 {
+		t.Error("the last user left the file open")
+	}
+}
+
+// Where nothing can be written Append says so, and goes on once it can.
+func TestUnwritable(t *testing.T) {
+	s := open(t)
+	if err := os.WriteFile(filepath.Join(s.dir, "0"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Append(7, strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "output of run 7") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Remove(7); err == nil {
+		t.Error("removed from a folder that is none")
+	}
+	os.Remove(filepath.Join(s.dir, "0"))
+	s.put(t, 7, "x")
+	// A write that fails half way, as on a full disk.
+	f, err := s.acquire(7, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := f.f
+	f.f, err = os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Append(7, strings.NewReader("lost")); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("%v", err)
+	}
+	f.f.Close()
+	f.f = good
+	s.release(f)
+	if out := s.put(t, 7, "kept"); out.Offset != 1 || s.get(t, 7, out, 10) != "kept" {
+		t.Errorf("%+v", out)
+	}
+	if _, err := Open(filepath.Join(s.path(7), "x")); err == nil {
+		t.Error("a folder under a file was opened")
+	}
+}
+
+func TestFailedSyncStays(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	f := &file{f: w}
+	f.synced = sync.NewCond(&f.mu)
+	for range 2 { // a pipe cannot be synced
+		if err := f.sync(); err == nil {
+			t.Error("synced a pipe")
+		}
+	}
+}
