@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -118,7 +119,9 @@ func (m *Main) report(err error) {
 	if errors.As(err, &ended) && ended.told {
 		return
 	}
-	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(err.Error()))
+	// Joined errors come on lines of their own.
+	line := strings.ReplaceAll(err.Error(), "\n", "; ")
+	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
 	problems := problemsOf(err)
 	if len(problems) == 1 && problems[0].Pointer == "" {
 		return // the line above is all there is to say

@@ -56,7 +56,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		server, _ := r.address()
-		if data == "" && (answers(ctx, c) || !local(server)) {
+		if data == "" && (answers(ctx, server) || !local(server)) {
 			return m.run(ctx, c, spec)
 		}
 		config, err := resolve(cmd.Flags(), m.LookupEnv, all)

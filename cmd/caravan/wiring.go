@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -40,6 +41,7 @@ type node struct {
 	outputs *outputs.Store
 	engine  *actors.Node
 	http    *http.Server
+	log     *slog.Logger
 	served  chan struct{} // closed when Serve has returned
 	serving error         // why; read it after served
 	failed  chan struct{} // closed when err is set
@@ -57,7 +59,7 @@ func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
 // wire opens the data folder, starts the engine and serves. What it opened it
 // closes again when a later step goes wrong.
 func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
-	n := &node{served: make(chan struct{}), failed: make(chan struct{})}
+	n := &node{log: log, served: make(chan struct{}), failed: make(chan struct{})}
 	var undo []func() error
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
@@ -121,13 +123,14 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	return n, nil
 }
 
-// makeData makes the data folder, for its owner alone: it holds what tasks print.
+// makeData makes the data folder and what lies in it, for its owner alone: it
+// holds what tasks print. A folder that was there before keeps its mode: it may be
+// more than a data folder.
 func makeData(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("data folder: %w", err)
+	for _, d := range []string{dir, filepath.Join(dir, "db"), filepath.Join(dir, "output")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("data folder: %w", err)
+		}
 	}
 	return nil
 }
@@ -175,10 +178,22 @@ func (n *node) watch() {
 func (n *node) Failed() <-chan struct{} { return n.failed }
 func (n *node) Err() error              { return n.err }
 
+// drainWithin is how long requests in flight may take when the server closes:
+// what is left of its time is for the attempts.
+const drainWithin = 3 * time.Second
+
 // Close goes from the outside in: no requests, no attempts, no storage.
 func (n *node) Close(ctx context.Context) error {
+	drain, cancel := context.WithTimeout(ctx, drainWithin)
+	defer cancel()
+	served := n.http.Shutdown(drain)
+	if errors.Is(served, context.DeadlineExceeded) {
+		// A slow reader's fault: nothing that was promised is lost by it.
+		n.log.Warn("requests in flight were cut off", "after", drainWithin.String())
+		served = nil
+	}
 	return errors.Join(
-		wrap("requests", n.http.Shutdown(ctx)),
+		wrap("requests", served),
 		wrap("engine", n.engine.Close(ctx)),
 		wrap("storage", n.store.Close()),
 		wrap("outputs", n.outputs.Close()),
