@@ -1,10 +1,19 @@
 package persistence
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -15,35 +24,267 @@ type Config struct {
 	Registerer prometheus.Registerer // nil = no metrics
 	// SoftRoom and HardRoom are bytes of free disk. Below SoftRoom, Room refuses
 	// new submissions; below HardRoom the store fails before Badger meets a full
-	// disk. Zero means a default that suits the file system's size.
+	// disk. Zero means a default that follows from what Badger may need at once.
 	SoftRoom, HardRoom int64
+	// Shards is fixed when the data folder is made; 0 = as the folder says, 16 for
+	// a new one.
+	Shards int
+
+	statfs func(dir string) (free, total int64, err error) // tests
+	memory int64                                           // tests: MemTableSize
 }
 
-// Badger is a Store on Badger.
-type Badger struct{}
+// Badger is a Store on Badger. It is safe for concurrent use.
+type Badger struct {
+	dir    string
+	log    *slog.Logger
+	db     *badger.DB
+	shards int
 
-var errSoon = errors.New("not built")
+	maxRows  int   // of a transaction
+	maxBytes int64 // of a transaction
 
-// OpenBadger opens the store in c.Dir, or makes a new one.
-func OpenBadger(c Config) (*Badger, error)                          { return nil, errSoon }
-func (s *Badger) Append(*Batch)                                     {}
-func (s *Badger) Failed() <-chan struct{}                           { return nil }
-func (s *Badger) Err() error                                        { return nil }
-func (s *Badger) Unfinished() ([]messages.RunID, error)             { return nil, errSoon }
-func (s *Badger) NextRun() (messages.RunID, error)                  { return 0, errSoon }
-func (s *Badger) Load(messages.RunID) (*Stored, error)              { return nil, errSoon }
-func (s *Badger) Summary(messages.RunID) (*messages.Summary, error) { return nil, errSoon }
-func (s *Badger) Summaries(messages.ListQuery, func(*messages.Summary) bool) error {
-	return errSoon
+	queue queue
+	enc   encoder // the committer's
+	cuts  cuts    // the committer's
+	wal   wal     // the committer's
+	room  *room
+	ended chan struct{} // the committer has ended
+
+	failMu  sync.Mutex
+	failure atomic.Pointer[error]
+	failed  chan struct{}
+
+	reading sync.RWMutex // held by readers; Close takes it whole
+	closed  bool         // under reading
+	ending  sync.Mutex   // one Close at a time
+	metrics *metrics
 }
-func (s *Badger) Attempts(messages.RunID, uint32, uint32, func(*messages.AttemptRecord) bool) error {
-	return errSoon
-}
-func (s *Badger) Key(string) (messages.RunID, [32]byte, bool, error) {
-	return 0, [32]byte{}, false, errSoon
-}
-func (s *Badger) Delete(...messages.RunID) error { return errSoon }
-func (s *Badger) Room() error                    { return nil }
-func (s *Badger) Close() error                   { return nil }
 
 var _ Store = (*Badger)(nil)
+
+const (
+	formatVersion = 1
+	defaultShards = 16
+)
+
+// OpenBadger opens the store in c.Dir, or makes a new one, and finishes what a
+// crash has left half done. The error names the folder and says when it is in use
+// by another process, of another format, or on a full disk.
+func OpenBadger(c Config) (*Badger, error) {
+	s, err := openBadger(c)
+	if err != nil {
+		return nil, fmt.Errorf("data folder %s: %w", c.Dir, err)
+	}
+	return s, nil
+}
+
+func openBadger(c Config) (*Badger, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.statfs == nil {
+		c.statfs = statfs
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	_, total, err := c.statfs(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if c.memory == 0 {
+		c.memory = memTableSize(total)
+	}
+	s := &Badger{
+		dir: c.Dir, log: c.Logger,
+		failed: make(chan struct{}), ended: make(chan struct{}),
+		queue: queue{wake: make(chan struct{}, 1)},
+		cuts:  cuts{low: map[messages.RunID]uint64{}},
+		enc:   encoder{live: map[messages.RunID]struct{}{}},
+	}
+	s.room = newRoom(c)
+	if err := s.room.checkOpen(); err != nil {
+		return nil, err
+	}
+	if s.enc.pack, err = newPacker(); err != nil {
+		return nil, err
+	}
+	opts := badgerOptions(c)
+	s.limits(opts)
+	logs := &badgerLog{log: c.Logger, alarm: func(err error) { s.fail(err) }}
+	s.db, err = badger.Open(opts.WithLogger(logs))
+	if err != nil {
+		s.enc.pack.close()
+		return nil, openError(c.Dir, err)
+	}
+	s.room.tables = s.db.Tables
+	if err = logs.corrupt(); err == nil {
+		err = s.start(c)
+	}
+	if err != nil {
+		s.enc.pack.close()
+		return nil, errors.Join(err, s.db.Close())
+	}
+	go s.commitLoop()
+	return s, nil
+}
+
+// badgerOptions keep memory small (three memtables and two small caches) and every
+// value in the tree.
+func badgerOptions(c Config) badger.Options {
+	o := badger.DefaultOptions(c.Dir).
+		WithSyncWrites(true).
+		WithDetectConflicts(false). // one writer
+		WithMetricsEnabled(false).
+		WithMemTableSize(c.memory).
+		WithNumMemtables(2).
+		WithNumLevelZeroTables(4).
+		WithNumLevelZeroTablesStall(12).
+		WithNumCompactors(3). // the third one keeps the last level free of tombstones
+		WithCompression(options.Snappy).
+		WithBlockCacheSize(8 << 20).
+		WithIndexCacheSize(8 << 20).
+		WithValueThreshold(min(1<<20, 15*c.memory/100)). // no value ever goes to the value log
+		WithValueLogFileSize(1 << 20)
+	o.LmaxCompaction = true
+	return o
+}
+
+// limits follows Badger's own, with a margin: a transaction takes 15 % of the
+// memtable, and as many rows as its nodes are 96 bytes.
+func (s *Badger) limits(opts badger.Options) {
+	limit := 15 * opts.MemTableSize / 100
+	s.maxBytes = limit * 8 / 10
+	s.maxRows = int(limit / 128)
+	s.enc.partSize = int(min(512<<10, limit/3))
+}
+
+// start reads and writes the meta rows and recovers.
+func (s *Badger) start(c Config) error {
+	if err := s.checkFormat(c.Shards); err != nil {
+		return err
+	}
+	opens, err := s.metaNumber("opens")
+	if err != nil {
+		return err
+	}
+	s.enc.writes = (opens + 1) << 40
+	if s.wal, err = openWAL(s.dir, c.memory); err != nil {
+		return err
+	}
+	if s.metrics, err = newMetrics(c.Registerer); err != nil {
+		return err
+	}
+	rows := []op{
+		{key: metaKey("format"), val: metaValue(formatVersion)},
+		{key: metaKey("shards"), val: metaValue(uint64(s.shards))},
+		{key: metaKey("opens"), val: metaValue(opens + 1)},
+	}
+	if err := s.commitMany(rows); err != nil {
+		return err
+	}
+	if err := s.recoverStaged(); err != nil {
+		return err
+	}
+	if err := s.recoverDeletions(); err != nil {
+		return err
+	}
+	return s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		s.enc.live[keyRun(key)] = struct{}{}
+		return true, nil
+	})
+}
+
+func (s *Badger) checkFormat(shards int) error {
+	format, err := s.metaNumber("format")
+	if err != nil {
+		return err
+	}
+	if format != 0 && format != formatVersion {
+		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
+	}
+	stored, err := s.metaNumber("shards")
+	if err != nil {
+		return err
+	}
+	if format == 0 {
+		empty := true
+		if err := s.scan(nil, nil, false, func([]byte, *badger.Item) (bool, error) {
+			empty = false
+			return false, nil
+		}); err != nil {
+			return err
+		}
+		if !empty {
+			return errors.New("holds data without a format row: not written by this program")
+		}
+		stored = uint64(defaultShards)
+		if shards != 0 {
+			stored = uint64(shards)
+		}
+	}
+	if shards != 0 && uint64(shards) != stored {
+		return fmt.Errorf("made for %d shards, asked for %d", stored, shards)
+	}
+	s.shards = int(stored)
+	return nil
+}
+
+// Shards is the number of shards the data folder was made for.
+func (s *Badger) Shards() int { return s.shards }
+
+const metaV1 = 1
+
+func metaValue(n uint64) []byte { return binary.AppendUvarint([]byte{metaV1}, n) }
+
+// metaNumber reads a meta row; 0 when there is none.
+func (s *Badger) metaNumber(name string) (uint64, error) {
+	v, err := s.get(metaKey(name))
+	if err != nil || v == nil {
+		return 0, err
+	}
+	d := newDecoder(v, metaV1)
+	n := d.uint()
+	if err := d.end(); err != nil {
+		return 0, fmt.Errorf("meta row %s: %w", name, err)
+	}
+	return n, nil
+}
+
+func openError(dir string, err error) error {
+	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
+		if pid, e := os.ReadFile(filepath.Join(dir, "LOCK")); e == nil {
+			return fmt.Errorf("in use by another server (process %s)", strings.TrimSpace(string(pid)))
+		}
+		return errors.New("in use by another server")
+	}
+	return err
+}
+
+// Close commits what was appended, answers it, and closes the files. On a disk
+// without room for what Badger has in memory it returns an error and leaves the
+// folder as a crash would, which loses nothing; it may be called again.
+func (s *Badger) Close() error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	s.queue.close()
+	<-s.ended
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.db.IsClosed() {
+		return nil
+	}
+	if !s.closed {
+		s.closed = true
+		s.metrics.unregister()
+		s.enc.pack.close()
+	}
+	if err := s.room.checkClose(); err != nil {
+		return fmt.Errorf("data folder %s: %w", s.dir, err)
+	}
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("data folder %s: %w", s.dir, err)
+	}
+	return nil
+}

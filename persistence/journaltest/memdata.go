@@ -63,7 +63,7 @@ func (d *memData) apply(b *persistence.Batch) {
 			d.keys[c.IdempotencyKey] = b.Run
 		}
 	}
-	if b.Records != nil {
+	if len(b.Records) > 0 {
 		r.records[b.Seq] = bytes.Clone(b.Records)
 		r.nextSeq = max(r.nextSeq, b.Seq+1)
 	}

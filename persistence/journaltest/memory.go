@@ -147,6 +147,13 @@ func (m *Memory) Crash() *Memory {
 	return newMemory(m.data.clone())
 }
 
+// Reopen returns a new store with the data of this one, which must be closed.
+func (m *Memory) Reopen() *Memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return newMemory(m.data.clone())
+}
+
 // Close makes durable what is pending, held back or not, and ends the store.
 func (m *Memory) Close() error {
 	m.mu.Lock()
@@ -227,7 +234,7 @@ func (m *Memory) fail(err error) {
 	close(m.failed)
 }
 
-// Delete removes runs at once; it is not subject to Hold.
+// Delete removes finished runs at once; it is not subject to Hold.
 func (m *Memory) Delete(runs ...messages.RunID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -235,6 +242,9 @@ func (m *Memory) Delete(runs ...messages.RunID) error {
 		return err
 	}
 	for _, run := range runs {
+		if r := m.data.runs[run]; r != nil && r.summary != nil && !final(r.summary.State) {
+			return fmt.Errorf("run %d: not finished: cannot be deleted", run)
+		}
 		m.data.remove(run)
 	}
 	return nil

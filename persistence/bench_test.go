@@ -1,0 +1,124 @@
+package persistence
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+const exampleSpec = `{"tag":"mediumtest","parameters":{"JOBNO":["1","2"]},"tasks":{"simple":{"job":{"command":["/usr/bin/python3","script.py","{{JOBNO}}"],"cores":"1","memoryMB":"100"}}}}`
+
+// submitters is how many goroutines submit at once, as W3 has connections.
+const submitters = 64
+
+// inParallel runs b.N operations on 64 goroutines.
+func inParallel(b *testing.B, op func(i int64)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range submitters {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(b.N); i = next.Add(1) - 1 {
+				op(i)
+			}
+		})
+	}
+	wg.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "submissions/s")
+}
+
+// BenchmarkSubmit is W3's share of storage: durable submissions of the seed's
+// example by 64 callers.
+func BenchmarkSubmit(b *testing.B) {
+	for _, mem := range []int64{4, 16, 32, 64} {
+		b.Run(fmt.Sprintf("memtable=%dMiB", mem), func(b *testing.B) {
+			s, err := OpenBadger(Config{Dir: b.TempDir(), memory: mem << 20})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			inParallel(b, func(i int64) {
+				done := make(chan error, 1)
+				now := time.Now().UnixNano()
+				s.Append(&Batch{
+					Run:     messages.RunID(i),
+					Create:  &Creation{Definition: []byte(exampleSpec)},
+					Summary: &messages.Summary{ID: messages.RunID(i), Tag: "mediumtest", State: dag.RunQueued, Start: now, LastUpdate: now, Tasks: 2, Counts: messages.Counts{2}},
+					Seq:     1, Records: []byte("0123456789"),
+					Done: func(err error) { done <- err },
+				})
+				if err := <-done; err != nil {
+					b.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// BenchmarkRawBadger is the reference: 64 callers, one Badger transaction per
+// drained group, one row of the spec's size each and nothing else.
+func BenchmarkRawBadger(b *testing.B) {
+	db, err := badger.Open(badgerOptions(Config{Dir: b.TempDir(), memory: 32 << 20}).WithLogger(nil))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	type write struct {
+		key  []byte
+		done chan error
+	}
+	ch := make(chan write, submitters)
+	go func() {
+		for w := range ch {
+			group := []write{w}
+			for len(ch) > 0 {
+				group = append(group, <-ch)
+			}
+			txn := db.NewTransaction(true)
+			for _, w := range group {
+				_ = txn.Set(w.key, []byte(exampleSpec))
+			}
+			err := txn.Commit()
+			for _, w := range group {
+				w.done <- err
+			}
+		}
+	}()
+	inParallel(b, func(i int64) {
+		done := make(chan error, 1)
+		ch <- write{fmt.Appendf(nil, "%09d", i), done}
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	})
+	close(ch)
+}
+
+// BenchmarkFdatasync is the floor: one synced append of 64 specs at a time.
+func BenchmarkFdatasync(b *testing.B) {
+	f, err := os.Create(filepath.Join(b.TempDir(), "f"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, submitters*(len(exampleSpec)+100))
+	b.ResetTimer()
+	for range b.N {
+		if _, err := f.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		if err := datasync(f); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*submitters/b.Elapsed().Seconds(), "submissions/s")
+}

@@ -1,0 +1,168 @@
+package persistence
+
+import (
+	"fmt"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// deleteRows is how many tombstones one step of a deletion writes, so that what
+// else is committed does not wait for it.
+const deleteRows = 2000
+
+const deletingV1 = 1
+
+// Delete removes finished runs, in small batches of tombstones, and returns when
+// that is durable. A run whose rows do not fit one batch vanishes first (summary,
+// indexes), leaving a mark by which the next open goes on after a crash. Runs that
+// are unknown are passed over; an unfinished run is an error.
+func (s *Badger) Delete(runs ...messages.RunID) error {
+	return s.deleteRuns(runs, s.deleteStep)
+}
+
+func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error {
+	next, err := s.NextRun()
+	if err != nil {
+		return err
+	}
+	high := op{key: metaKey("next"), val: metaValue(uint64(next))}
+	batch := []op{high}
+	for _, run := range runs {
+		index, err := s.indexRows(run)
+		if err != nil {
+			return err
+		}
+		if len(index) == 0 {
+			continue
+		}
+		rows, err := s.runRows(run, deleteRows)
+		if err != nil {
+			return err
+		}
+		if len(rows) == deleteRows {
+			mark := op{key: runKey(typeDeleting, run), val: []byte{deletingV1}}
+			if err := step(append(batch, append(index, mark)...)); err != nil {
+				return err
+			}
+			if err := s.deleteMarked(run, step); err != nil {
+				return err
+			}
+			batch = []op{high}
+			continue
+		}
+		if len(batch)+len(rows) > deleteRows {
+			if err := step(batch); err != nil {
+				return err
+			}
+			batch = []op{high}
+		}
+		batch = append(append(batch, index...), rows...)
+	}
+	if len(batch) == 1 {
+		return nil
+	}
+	return step(batch)
+}
+
+// deleteStep sends rows through the committer and waits for them.
+func (s *Badger) deleteStep(rows []op) error {
+	for len(rows) > 0 {
+		n := min(len(rows), s.maxRows/2)
+		done := make(chan error, 1)
+		if !s.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
+			return ErrClosed
+		}
+		if err := <-done; err != nil {
+			return err
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+// indexRows are the deletions that make a run unknown; none when it is unknown.
+func (s *Badger) indexRows(run messages.RunID) (rows []op, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		sum, err := summaryTxn(txn, run)
+		if err != nil || sum == nil {
+			return err
+		}
+		if !final(sum.State) {
+			return fmt.Errorf("run %d: not finished: cannot be deleted", run)
+		}
+		rows = append(rows, op{key: runKey(typeFinal, run), del: true})
+		if sum.Tag != "" {
+			rows = append(rows, op{key: tagKey(sum.Tag, run), del: true})
+		}
+		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+		if err != nil || v == nil {
+			return err
+		}
+		hash, ok := decodeCreationHead(newDecoder(v, defV1))
+		if !ok {
+			return nil
+		}
+		// The key may belong to another run by now.
+		v, err = getTxn(txn, idempotencyKey(hash))
+		if err != nil || v == nil {
+			return err
+		}
+		if of, _, err := decodeKeyRow(v); err != nil || of != run {
+			return err
+		}
+		rows = append(rows, op{key: idempotencyKey(hash), del: true})
+		return nil
+	})
+	return rows, err
+}
+
+// runRows are up to limit deletions of a run's other rows.
+func (s *Badger) runRows(run messages.RunID, limit int) (rows []op, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		for _, typ := range runTypes {
+			if err := scanTxn(txn, runKey(typ, run), nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+				if len(rows) == limit {
+					return false, nil
+				}
+				rows = append(rows, op{key: append([]byte{}, key...), del: true})
+				return true, nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return rows, err
+}
+
+// deleteMarked deletes the rows of a run that has vanished, then the mark.
+func (s *Badger) deleteMarked(run messages.RunID, step func([]op) error) error {
+	for {
+		rows, err := s.runRows(run, deleteRows)
+		if err != nil {
+			return err
+		}
+		if len(rows) < deleteRows {
+			return step(append(rows, op{key: runKey(typeDeleting, run), del: true}))
+		}
+		if err := step(rows); err != nil {
+			return err
+		}
+	}
+}
+
+// recoverDeletions goes on with the deletions that a crash has interrupted.
+func (s *Badger) recoverDeletions() error {
+	var runs []messages.RunID
+	err := s.scan([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		runs = append(runs, keyRun(key))
+		return true, nil
+	})
+	for _, run := range runs {
+		if err == nil {
+			err = s.deleteMarked(run, s.commitMany)
+		}
+	}
+	return err
+}

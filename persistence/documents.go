@@ -1,0 +1,172 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/klauspost/compress/zstd"
+)
+
+// maxDocument bounds what a stored document may claim to be, so that a corrupt
+// length cannot take all memory.
+const maxDocument = 1 << 30
+
+// compressFrom is the size from which a document is compressed, in bytes.
+const compressFrom = 1024
+
+const (
+	codecPlain = iota
+	codecZstd
+)
+
+// packer compresses documents. It is safe for concurrent use.
+type packer struct {
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+func newPacker() (*packer, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return nil, err
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(maxDocument))
+	if err != nil {
+		return nil, err
+	}
+	return &packer{enc, dec}, nil
+}
+
+func (p *packer) close() {
+	p.enc.Close()
+	p.dec.Close()
+}
+
+// append appends codec, length and the document, compressed if that pays.
+func (p *packer) append(dst, doc []byte) []byte {
+	at := len(dst)
+	dst = append(dst, codecZstd)
+	dst = binary.AppendUvarint(dst, uint64(len(doc)))
+	if len(doc) >= compressFrom {
+		body := len(dst)
+		if dst = p.enc.EncodeAll(doc, dst); len(dst)-body < len(doc) {
+			return dst
+		}
+		dst = dst[:body]
+	}
+	dst[at] = codecPlain
+	return append(dst, doc...)
+}
+
+// unpack reads what append wrote, to the end of d.
+func (p *packer) unpack(d *decoder) []byte {
+	codec, size := d.byte(), d.uint()
+	if d.err != nil {
+		return nil
+	}
+	body := d.rest()
+	switch {
+	case size > maxDocument:
+		d.fail("length of a document")
+		return nil
+	case codec == codecPlain:
+	case codec == codecZstd:
+		var err error
+		if body, err = p.dec.DecodeAll(body, make([]byte, 0, min(size, 64<<20))); err != nil {
+			d.fail("zstd: " + err.Error())
+			return nil
+		}
+	default:
+		d.fail("codec")
+		return nil
+	}
+	if uint64(len(body)) != size {
+		d.fail("document is cut")
+		return nil
+	}
+	return body
+}
+
+const defHasKey = 1
+
+// creationHead is the definition's first bytes; the packed document follows.
+func creationHead(dst []byte, c *Creation) []byte {
+	if c.IdempotencyKey == "" {
+		return append(dst, defV1, 0)
+	}
+	hash := hashKey(c.IdempotencyKey)
+	return append(append(dst, defV1, defHasKey), hash[:]...)
+}
+
+// decodeCreationHead returns the hash of the idempotency key, if there is one.
+func decodeCreationHead(d *decoder) (hash [32]byte, hasKey bool) {
+	if d.byte()&defHasKey != 0 {
+		d.array(hash[:])
+		return hash, d.err == nil
+	}
+	return hash, false
+}
+
+func (p *packer) decodeDefinition(run messages.RunID, v []byte) ([]byte, error) {
+	d := newDecoder(v, defV1)
+	decodeCreationHead(d)
+	doc := p.unpack(d)
+	if err := d.end(); err != nil {
+		return nil, fmt.Errorf("run %d: definition: %w", run, err)
+	}
+	return doc, nil
+}
+
+func setHead(dst []byte, s *Set) []byte {
+	return binary.AppendUvarint(append(dst, setV1), uint64(s.Generator))
+}
+
+func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (Set, error) {
+	d := newDecoder(v, setV1)
+	s := Set{N: n, Generator: d.uint32()}
+	s.JSON = p.unpack(d)
+	if err := d.end(); err != nil {
+		return Set{}, fmt.Errorf("run %d: generated set %d: %w", run, n, err)
+	}
+	return s, nil
+}
+
+// appendHeader: cut, length, then the header as dag wrote it. The length tells which
+// parts are of this header when an older one had more of them.
+func appendHeader(dst []byte, cut uint64, header []byte) []byte {
+	return appendString(binary.AppendUvarint(append(dst, headerV1), cut), header)
+}
+
+func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, err error) {
+	d := newDecoder(v, headerV1)
+	cut = d.uint()
+	header = append([]byte{}, d.bytes()...)
+	if d.err != nil {
+		return 0, nil, fmt.Errorf("run %d: snapshot header: %w", run, d.err)
+	}
+	return cut, header, nil
+}
+
+func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte) []byte {
+	dst = binary.BigEndian.AppendUint64(append(dst, keyV1), uint64(run))
+	return append(dst, bodyHash[:]...)
+}
+
+func decodeKeyRow(v []byte) (run messages.RunID, bodyHash [32]byte, err error) {
+	d := newDecoder(v, keyV1)
+	var id [8]byte
+	d.array(id[:])
+	d.array(bodyHash[:])
+	if err := d.end(); err != nil {
+		return 0, bodyHash, fmt.Errorf("idempotency key: %w", err)
+	}
+	return messages.RunID(binary.BigEndian.Uint64(id[:])), bodyHash, nil
+}
+
+// blobBody checks the version byte of a journal record or chunk.
+func blobBody(v []byte) ([]byte, error) {
+	d := newDecoder(v, blobV1)
+	return d.rest(), d.err
+}

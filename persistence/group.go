@@ -1,0 +1,240 @@
+package persistence
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// op is one row to set, or to delete.
+type op struct {
+	key, val []byte
+	del      bool
+}
+
+// opOverhead is what Badger counts for a row beyond key and value, rounded up.
+const opOverhead = 24
+
+// group is the rows of one transaction. Keys and values lie in one arena that is
+// used again for the next group.
+type group struct {
+	ops   []op
+	size  int64
+	arena []byte
+	items []*item
+}
+
+// arenaKeep is the largest arena that is kept for the next group, in bytes.
+const arenaKeep = 4 << 20
+
+func (g *group) reset() {
+	clear(g.ops)
+	clear(g.items)
+	g.ops, g.items, g.size = g.ops[:0], g.items[:0], 0
+	if cap(g.arena) > arenaKeep {
+		g.arena = nil
+	}
+	g.arena = g.arena[:0]
+}
+
+// mark and cut take rows off again that were added after the mark.
+func (g *group) mark() (n int, size int64) { return len(g.ops), g.size }
+
+func (g *group) cut(n int, size int64) { g.ops, g.size = g.ops[:n], size }
+
+// hold moves what was appended to the arena from at on into a slice of its own.
+func (g *group) hold(at int) []byte { return g.arena[at:len(g.arena):len(g.arena)] }
+
+func (g *group) add(o op) {
+	g.ops = append(g.ops, o)
+	g.size += int64(len(o.key)+len(o.val)) + opOverhead
+}
+
+func (g *group) put(key, val []byte) { g.add(op{key: key, val: val}) }
+func (g *group) del(key []byte)      { g.add(op{key: key, del: true}) }
+
+// key makes a run's key: type, run, then the numbers in four bytes each.
+func (g *group) key(typ byte, run messages.RunID, numbers ...uint32) []byte {
+	at := len(g.arena)
+	g.arena = appendRunKey(g.arena, typ, run)
+	for _, n := range numbers {
+		g.arena = binary.BigEndian.AppendUint32(g.arena, n)
+	}
+	return g.hold(at)
+}
+
+// putParts sets a value of any size, split into parts of partSize. The key gets
+// two bytes for the number of the part.
+func (g *group) putParts(key, val []byte, partSize int) {
+	for part := uint16(0); ; part++ {
+		at := len(g.arena)
+		g.arena = binary.BigEndian.AppendUint16(append(g.arena, key...), part)
+		n := min(len(val), partSize)
+		g.put(g.hold(at), val[:n:n])
+		if val = val[n:]; len(val) == 0 {
+			return
+		}
+	}
+}
+
+// encoder turns batches into rows. It belongs to the committer's goroutine.
+type encoder struct {
+	pack     *packer
+	partSize int                         // bytes of a row's value at most
+	live     map[messages.RunID]struct{} // runs whose summary is an unfinished one
+	writes   uint64                      // numbers attempt rows and staged batches; never repeats in a data folder
+}
+
+// encode appends the rows of a batch, the summary (the commit marker) last. The
+// error is the batch's own fault: ErrTooBig.
+func (e *encoder) encode(g *group, it *item) error {
+	b := it.batch
+	if c := b.Create; c != nil {
+		at := len(g.arena)
+		g.arena = creationHead(g.arena, c)
+		g.arena = e.document(g.arena, c.Definition, it)
+		val := g.hold(at)
+		g.putParts(g.key(typeDef, b.Run), val, e.partSize)
+		if c.IdempotencyKey != "" {
+			at := len(g.arena)
+			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash)
+			g.put(idempotencyKey(hashKey(c.IdempotencyKey)), g.hold(at))
+		}
+	}
+	if len(b.Records) > 0 {
+		at := len(g.arena)
+		g.arena = append(append(g.arena, blobV1), b.Records...)
+		val := g.hold(at)
+		g.putParts(g.key(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq)), val, e.partSize)
+	}
+	if err := e.attempts(g, b); err != nil {
+		return err
+	}
+	if b.Set != nil {
+		at := len(g.arena)
+		g.arena = setHead(g.arena, b.Set)
+		g.arena = e.document(g.arena, b.Set.JSON, it)
+		val := g.hold(at)
+		g.putParts(g.key(typeSet, b.Run, uint32(b.Set.N)), val, e.partSize)
+	}
+	if err := e.snapshot(g, b); err != nil {
+		return err
+	}
+	return e.summary(g, b)
+}
+
+// document appends a document as the item's own goroutine compressed it, or
+// compresses it now when it is small.
+func (e *encoder) document(dst, doc []byte, it *item) []byte {
+	if it.packed != nil {
+		return append(dst, <-it.packed...)
+	}
+	return e.pack.append(dst, doc)
+}
+
+// attempts writes the records of neighbouring tasks as one row.
+func (e *encoder) attempts(g *group, b *Batch) error {
+	if len(b.Attempts) == 0 {
+		return nil
+	}
+	e.writes++
+	byChunk := func(x, y messages.AttemptRecord) int { return cmp.Compare(x.Task/attemptChunk, y.Task/attemptChunk) }
+	list := b.Attempts
+	if !slices.IsSortedFunc(list, byChunk) {
+		list = slices.Clone(list)
+		slices.SortStableFunc(list, byChunk)
+	}
+	part := uint16(0)
+	for len(list) > 0 {
+		chunk := list[0].Task / attemptChunk
+		key := g.key(typeAttempts, b.Run, chunk, uint32(e.writes>>32), uint32(e.writes))
+		at := len(g.arena)
+		g.arena = binary.BigEndian.AppendUint16(append(g.arena, key...), part)
+		key = g.hold(at)
+		part++
+		at = len(g.arena)
+		g.arena = append(g.arena, attemptsV1)
+		n := 0
+		for n < len(list) && list[n].Task/attemptChunk == chunk {
+			end := len(g.arena)
+			g.arena = appendAttempt(g.arena, &list[n])
+			if len(g.arena)-at > e.partSize {
+				if n == 0 {
+					return fmt.Errorf("run %d: task %d: attempt %d: record of %d bytes: %w",
+						b.Run, list[0].Task, list[0].Attempt, len(g.arena)-at, ErrTooBig)
+				}
+				g.arena = g.arena[:end]
+				break
+			}
+			n++
+		}
+		g.put(key, g.hold(at))
+		list = list[n:]
+	}
+	return nil
+}
+
+func (e *encoder) snapshot(g *group, b *Batch) error {
+	s := b.Snapshot
+	if s == nil {
+		return nil
+	}
+	for _, c := range s.Chunks {
+		at := len(g.arena)
+		g.arena = append(append(g.arena, blobV1), c.Data...)
+		if len(g.arena)-at > e.partSize {
+			return fmt.Errorf("run %d: snapshot chunk %d of %d bytes: %w", b.Run, c.Index, len(c.Data), ErrTooBig)
+		}
+		val := g.hold(at)
+		g.put(g.key(typeChunk, b.Run, c.Index), val)
+	}
+	if s.Header != nil {
+		at := len(g.arena)
+		g.arena = appendHeader(g.arena, s.Cut, s.Header)
+		val := g.hold(at)
+		g.putParts(g.key(typeHeader, b.Run), val, e.partSize)
+	}
+	return nil
+}
+
+// summary keeps an unfinished run's summary and a finished one's under different
+// types: the first are the index of unfinished runs.
+func (e *encoder) summary(g *group, b *Batch) error {
+	if b.Summary == nil {
+		return nil
+	}
+	at := len(g.arena)
+	g.arena = appendSummary(g.arena, b.Summary)
+	val := g.hold(at)
+	if len(val) > e.partSize {
+		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
+	}
+	if b.Create != nil && b.Summary.Tag != "" {
+		g.put(tagKey(b.Summary.Tag, b.Run), nil)
+	}
+	_, live := e.live[b.Run]
+	if final(b.Summary.State) {
+		if live {
+			g.del(g.key(typeLive, b.Run))
+			delete(e.live, b.Run)
+		}
+		g.put(g.key(typeFinal, b.Run), val)
+		return nil
+	}
+	if !live {
+		if b.Create == nil {
+			g.del(g.key(typeFinal, b.Run))
+		}
+		e.live[b.Run] = struct{}{}
+	}
+	g.put(g.key(typeLive, b.Run), val)
+	return nil
+}
+
+func final(s dag.RunState) bool {
+	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
+}

@@ -1,0 +1,168 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Unfinished lists the runs without a final state, ascending.
+func (s *Badger) Unfinished() ([]messages.RunID, error) {
+	var runs []messages.RunID
+	err := s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		runs = append(runs, keyRun(key))
+		return true, nil
+	})
+	return runs, err
+}
+
+// NextRun is one more than the highest run id that was ever used: the highest
+// that is there, or the mark that deletions leave.
+func (s *Badger) NextRun() (next messages.RunID, err error) {
+	mark, err := s.metaNumber("next")
+	if err != nil {
+		return 0, err
+	}
+	next = messages.RunID(mark)
+	err = s.view(func(txn *badger.Txn) error {
+		for _, typ := range [...]byte{typeLive, typeFinal} {
+			last := markKey(typ, 1<<64-1)
+			err := scanTxn(txn, []byte{typ}, append(last, 0xff), true, func(key []byte, _ *badger.Item) (bool, error) {
+				next = max(next, keyRun(key)+1)
+				return false, nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return next, err
+}
+
+// pageRows is how many summaries are looked at in one transaction.
+const pageRows = 512
+
+// Summaries yields the runs that q selects, ascending. It reads page by page, and
+// never calls yield within a transaction.
+func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	next := messages.RunID(0)
+	if q.HasAfter {
+		if q.After == 1<<64-1 {
+			return nil
+		}
+		next = q.After + 1
+	}
+	left := q.Limit
+	for {
+		page, last, more, err := s.summaryPage(&q, next)
+		if err != nil {
+			return err
+		}
+		for _, sum := range page {
+			if !yield(sum) {
+				return nil
+			}
+			if left--; left == 0 {
+				return nil
+			}
+		}
+		if !more || last == 1<<64-1 {
+			return nil
+		}
+		next = last + 1
+	}
+}
+
+// summaryPage reads from run next on; last is the last run that it looked at.
+func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID) (page []*messages.Summary, last messages.RunID, more bool, err error) {
+	all := q.All || slices.ContainsFunc(q.States, final)
+	rows := 0
+	visit := func(sum *messages.Summary) (bool, error) {
+		if rows == pageRows {
+			more = true
+			return false, nil
+		}
+		rows++
+		last = sum.ID
+		if selects(q, all, sum) {
+			page = append(page, sum)
+		}
+		return q.Limit == 0 || len(page) < q.Limit, nil
+	}
+	err = s.view(func(txn *badger.Txn) error {
+		switch {
+		case q.HasTag && q.Tag != "":
+			return byTag(txn, q.Tag, next, visit)
+		case all:
+			return merged(txn, next, visit)
+		default:
+			return scanTxn(txn, []byte{typeLive}, runKey(typeLive, next), false, summaryRow(visit))
+		}
+	})
+	return page, last, more, err
+}
+
+type visitor func(*messages.Summary) (bool, error)
+
+func summaryRow(visit visitor) func([]byte, *badger.Item) (bool, error) {
+	return func(key []byte, item *badger.Item) (more bool, err error) {
+		err = item.Value(func(v []byte) error {
+			sum, err := decodeSummary(keyRun(key), v)
+			if err == nil {
+				more, err = visit(sum)
+			}
+			return err
+		})
+		return more, err
+	}
+}
+
+// byTag visits the runs in the index of one tag.
+func byTag(txn *badger.Txn, tag string, next messages.RunID, visit visitor) error {
+	prefix := tagPrefix(tag)
+	return scanTxn(txn, prefix, tagKey(tag, next), false, func(key []byte, _ *badger.Item) (bool, error) {
+		sum, err := summaryTxn(txn, messages.RunID(binary.BigEndian.Uint64(key[len(prefix):])))
+		if err != nil || sum == nil {
+			return err == nil, err
+		}
+		return visit(sum)
+	})
+}
+
+// merged visits finished and unfinished runs in one ascending order.
+func merged(txn *badger.Txn, next messages.RunID, visit visitor) error {
+	var its [2]*badger.Iterator
+	for i, typ := range [...]byte{typeLive, typeFinal} {
+		its[i] = txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typ}})
+		defer its[i].Close()
+		its[i].Seek(runKey(typ, next))
+	}
+	row := summaryRow(visit)
+	for {
+		it := its[0]
+		if !it.Valid() || its[1].Valid() && keyRun(its[1].Item().Key()) < keyRun(it.Item().Key()) {
+			it = its[1]
+		}
+		if !it.Valid() {
+			return nil
+		}
+		if more, err := row(it.Item().Key(), it.Item()); err != nil || !more {
+			return err
+		}
+		it.Next()
+	}
+}
+
+func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
+	switch {
+	case !all && final(s.State), q.HasTag && s.Tag != q.Tag:
+		return false
+	case len(q.States) > 0 && !slices.Contains(q.States, s.State):
+		return false
+	}
+	return !slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) })
+}

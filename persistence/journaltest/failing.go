@@ -1,0 +1,224 @@
+package journaltest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// ErrInjected is the cause of every failure that Failing makes up.
+var ErrInjected = errors.New("injected by the test")
+
+// Failing is a Store around another that fails at a given call. Its answers come
+// in the order of Append, as the seam demands, whichever side they come from.
+type Failing struct {
+	persistence.Store
+
+	mu       sync.Mutex
+	failAt   int // the n-th Append from now is not written; 0 = none
+	tearAt   int // the n-th Append from now is written and answered as failed
+	readAt   int // the n-th read from now fails; 0 = none
+	err      error
+	failed   chan struct{}
+	inner    int // batches that the inner store has not answered
+	refused  []*persistence.Batch
+	draining bool
+}
+
+var _ persistence.Store = (*Failing)(nil)
+
+// NewFailing wraps s; nothing fails until it is asked to.
+func NewFailing(s persistence.Store) *Failing {
+	return &Failing{Store: s, failed: make(chan struct{})}
+}
+
+// FailAppend makes the n-th batch from now (1 = the next) and all after it fail
+// without being written.
+func (f *Failing) FailAppend(n int) {
+	f.mu.Lock()
+	f.failAt = n
+	f.mu.Unlock()
+}
+
+// TearAppend makes the n-th batch from now durable but answers it as failed, as a
+// sync whose error came too late; all after it fail without being written.
+func (f *Failing) TearAppend(n int) {
+	f.mu.Lock()
+	f.tearAt = n
+	f.mu.Unlock()
+}
+
+// FailRead makes the n-th read from now (1 = the next) return an error, once.
+func (f *Failing) FailRead(n int) {
+	f.mu.Lock()
+	f.readAt = n
+	f.mu.Unlock()
+}
+
+// Append hands the batch on, or fails it.
+func (f *Failing) Append(b *persistence.Batch) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	torn := f.count(&f.tearAt)
+	if f.count(&f.failAt) || f.err != nil {
+		f.fail()
+		f.refused = append(f.refused, b)
+		f.drain()
+		return
+	}
+	f.inner++
+	passed := *b
+	passed.Done = func(err error) {
+		if torn && err == nil {
+			f.mu.Lock()
+			f.fail()
+			err = f.err
+			f.mu.Unlock()
+		}
+		answer(b, err)
+		f.mu.Lock()
+		f.inner--
+		f.drain()
+		f.mu.Unlock()
+	}
+	if torn {
+		f.failAt = 1 // those appended from here on
+	}
+	f.Store.Append(&passed)
+}
+
+// count counts down to the call that is to fail; the caller holds mu.
+func (f *Failing) count(n *int) bool {
+	if *n == 0 {
+		return false
+	}
+	*n--
+	return *n == 0
+}
+
+func (f *Failing) fail() {
+	if f.err == nil {
+		f.err = fmt.Errorf("%w: %w", persistence.ErrFailed, ErrInjected)
+		close(f.failed)
+	}
+}
+
+// drain answers the refused batches once all before them were answered.
+func (f *Failing) drain() {
+	if f.draining || f.inner > 0 || len(f.refused) == 0 {
+		return
+	}
+	f.draining = true
+	go func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for len(f.refused) > 0 {
+			b := f.refused[0]
+			f.refused = f.refused[1:]
+			err := f.err
+			f.mu.Unlock()
+			answer(b, err)
+			f.mu.Lock()
+		}
+		f.draining = false
+	}()
+}
+
+// Failed is closed when a failure was injected; the inner store's own failures
+// show in Err.
+func (f *Failing) Failed() <-chan struct{} { return f.failed }
+
+// Err says why the store has failed.
+func (f *Failing) Err() error {
+	f.mu.Lock()
+	err := f.err
+	f.mu.Unlock()
+	if err == nil {
+		err = f.Store.Err()
+	}
+	return err
+}
+
+// Room fails with the store.
+func (f *Failing) Room() error {
+	if err := f.Err(); err != nil {
+		return err
+	}
+	return f.Store.Room()
+}
+
+func (f *Failing) read() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.count(&f.readAt) {
+		return ErrInjected
+	}
+	return f.err
+}
+
+// Unfinished counts as a read.
+func (f *Failing) Unfinished() ([]messages.RunID, error) {
+	if err := f.read(); err != nil {
+		return nil, err
+	}
+	return f.Store.Unfinished()
+}
+
+// NextRun counts as a read.
+func (f *Failing) NextRun() (messages.RunID, error) {
+	if err := f.read(); err != nil {
+		return 0, err
+	}
+	return f.Store.NextRun()
+}
+
+// Load counts as a read.
+func (f *Failing) Load(run messages.RunID) (*persistence.Stored, error) {
+	if err := f.read(); err != nil {
+		return nil, err
+	}
+	return f.Store.Load(run)
+}
+
+// Summary counts as a read.
+func (f *Failing) Summary(run messages.RunID) (*messages.Summary, error) {
+	if err := f.read(); err != nil {
+		return nil, err
+	}
+	return f.Store.Summary(run)
+}
+
+// Summaries counts as a read.
+func (f *Failing) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if err := f.read(); err != nil {
+		return err
+	}
+	return f.Store.Summaries(q, yield)
+}
+
+// Attempts counts as a read.
+func (f *Failing) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	if err := f.read(); err != nil {
+		return err
+	}
+	return f.Store.Attempts(run, first, n, yield)
+}
+
+// Key counts as a read.
+func (f *Failing) Key(key string) (messages.RunID, [32]byte, bool, error) {
+	if err := f.read(); err != nil {
+		return 0, [32]byte{}, false, err
+	}
+	return f.Store.Key(key)
+}
+
+// Delete counts as a read.
+func (f *Failing) Delete(runs ...messages.RunID) error {
+	if err := f.read(); err != nil {
+		return err
+	}
+	return f.Store.Delete(runs...)
+}

@@ -1,0 +1,307 @@
+package journaltest
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+func attempt(task, n uint32) messages.AttemptRecord {
+	return messages.AttemptRecord{
+		Task: task, Attempt: n, Result: messages.AttemptResult(task % 8), RC: int32(task%256) - 1,
+		Start: 1_700_000_000_000_000_000 + int64(task), Stop: 1_700_000_000_500_000_000 + int64(task),
+		ExecutorLog: fmt.Sprint("log ", task), Node: "node-1", MaxRSSKB: int64(task), UserCPU: time.Millisecond, SystemCPU: time.Microsecond,
+		Stdout: messages.Output{Size: 5, Head: 5, Inline: []byte("hello")},
+		Stderr: messages.Output{Size: 1 << 40, Head: 65536, Tail: 65536, Offset: 1 << 33},
+	}
+}
+
+func testAttempts(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "spec"), NewRun(2, "", "spec"))
+	const tasks = 5000
+	r := rand.New(rand.NewPCG(1, 2))
+	var want []messages.AttemptRecord
+	for task := range uint32(tasks) {
+		if task/1024 == 2 {
+			continue // a whole chunk without an attempt
+		}
+		for n := range uint32(1 + task%3) {
+			want = append(want, attempt(task, n+1))
+		}
+	}
+	shuffled := slices.Clone(want)
+	r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+	var batches []*persistence.Batch
+	for part := range slices.Chunk(shuffled, 333) {
+		batches = append(batches, &persistence.Batch{Run: 1, Attempts: part})
+	}
+	batches = append(batches, &persistence.Batch{Run: 2, Attempts: []messages.AttemptRecord{attempt(9, 1)}})
+	Must(t, s, batches...)
+	s = b.Reopen(t, s)
+	for _, c := range []struct{ first, n uint32 }{{0, tasks}, {0, 1<<32 - 1}, {10, 1<<32 - 1}, {0, 1}, {1023, 2}, {2048, 1024}, {2047, 1026}, {4000, 0}, {4999, 10}, {1<<32 - 1, 1<<32 - 1}} {
+		var in []messages.AttemptRecord
+		for _, a := range want {
+			if a.Task >= c.first && uint64(a.Task) < uint64(c.first)+uint64(c.n) {
+				in = append(in, a)
+			}
+		}
+		equal(t, fmt.Sprintf("attempts of [%d, +%d)", c.first, c.n), attempts(t, s, 1, c.first, c.n), in)
+	}
+	equal(t, "the other run", attempts(t, s, 2, 0, tasks), []messages.AttemptRecord{attempt(9, 1)})
+	n := 0
+	err := s.Attempts(1, 0, tasks, func(*messages.AttemptRecord) bool { n++; return n < 3 })
+	equal(t, "error", err, nil)
+	equal(t, "yields until false", n, 3)
+}
+
+// testAttemptOutput: a batch of 1,000 attempts with 8 KiB of output each.
+func testAttemptOutput(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "spec"))
+	noise := random(16 << 10)
+	var want []messages.AttemptRecord
+	for task := range uint32(1000) {
+		a := attempt(task, 1)
+		a.Stdout = messages.Output{Size: 4096, Head: 4096, Inline: noise[task : task+4096]}
+		a.Stderr = messages.Output{Size: 4096, Head: 4096, Inline: noise[task+5000 : task+5000+4096]}
+		want = append(want, a)
+	}
+	Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r"), Attempts: want}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("s")})
+	s = b.Crash(t, s)
+	got := attempts(t, s, 1, 0, 2000)
+	equal(t, "attempts", len(got), len(want))
+	for i := range want {
+		equal(t, "attempt", got[i], want[i])
+	}
+	equal(t, "records", len(load(t, s, 1).Records), 2)
+}
+
+func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
+	t.Helper()
+	ids, err := s.Unfinished()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+// testUnfinished follows runs through every kind of change, a restart too.
+func testUnfinished(t *testing.T, b Backend) {
+	s := b.Open(t)
+	equal(t, "empty", len(unfinished(t, s)), 0)
+	Must(t, s, NewRun(300, "", ""), NewRun(2, "", ""), NewRun(1, "", ""))
+	equal(t, "new", unfinished(t, s), []messages.RunID{1, 2, 300})
+	for _, state := range []dag.RunState{dag.RunRunning, dag.RunPaused, dag.RunRunning} {
+		Must(t, s, summaryBatch(2, "", state))
+		equal(t, "going", unfinished(t, s), []messages.RunID{1, 2, 300})
+	}
+	for _, state := range []dag.RunState{dag.RunCompleted, dag.RunErrored, dag.RunKilled} {
+		Must(t, s, summaryBatch(2, "", state))
+		equal(t, "ended", unfinished(t, s), []messages.RunID{1, 300})
+		s = b.Reopen(t, s)
+		equal(t, "ended, reopened", unfinished(t, s), []messages.RunID{1, 300})
+		Must(t, s, summaryBatch(2, "", dag.RunQueued))
+		equal(t, "restarted", unfinished(t, s), []messages.RunID{1, 2, 300})
+		equal(t, "list", list(t, s, messages.ListQuery{All: true}), []messages.RunID{1, 2, 300})
+		sum, err := s.Summary(2)
+		equal(t, "error", err, nil)
+		equal(t, "state", sum.State, dag.RunQueued)
+	}
+	created := NewRun(4, "", "")
+	Must(t, s, created, summaryBatch(4, "", dag.RunRunning), summaryBatch(4, "", dag.RunCompleted))
+	equal(t, "created and ended at once", unfinished(t, s), []messages.RunID{1, 2, 300})
+	next, err := s.NextRun()
+	equal(t, "error", err, nil)
+	equal(t, "next run", next, 301)
+}
+
+// testSummaries compares every combination of filters with the words of ListQuery.
+func testSummaries(t *testing.T, b Backend) {
+	s := b.Open(t)
+	states := []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunCompleted, dag.RunErrored, dag.RunKilled}
+	tags := []string{"", "a", "a b", "Ä"}
+	var all []*messages.Summary
+	for i := range 60 {
+		run := messages.RunID(i * 3)
+		sum := NewSummary(run, tags[i%4], states[(i/2)%6])
+		Must(t, s, NewRun(run, sum.Tag, ""), &persistence.Batch{Run: run, Summary: sum})
+		all = append(all, sum)
+	}
+	var queries []messages.ListQuery
+	for _, every := range []bool{false, true} {
+		for _, hasTag := range []bool{false, true} {
+			for _, tag := range []string{"", "a", "Ä", "absent"} {
+				for _, label := range [][]dag.Label{nil, {{Name: "even", Value: "true"}}, {{Name: "even", Value: "true"}, {Name: "owner", Value: "ops"}}, {{Name: "owner", Value: "dev"}}} {
+					for _, st := range [][]dag.RunState{nil, {dag.RunQueued}, {dag.RunCompleted}, {dag.RunRunning, dag.RunKilled}} {
+						for _, after := range []int{-1, 0, 90, 1000} {
+							for _, limit := range []int{0, 1, 7} {
+								q := messages.ListQuery{All: every, HasTag: hasTag, Tag: tag, Labels: label, States: st, Limit: limit}
+								if after >= 0 {
+									q.HasAfter, q.After = true, messages.RunID(after)
+								}
+								queries = append(queries, q)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	for _, q := range queries {
+		var want []messages.RunID
+		for _, sum := range all {
+			if matches(q, sum) && (q.Limit == 0 || len(want) < q.Limit) {
+				want = append(want, sum.ID)
+			}
+		}
+		equal(t, fmt.Sprintf("%+v", q), list(t, s, q), want)
+	}
+	equal(t, "after the last id", len(list(t, s, messages.ListQuery{All: true, HasAfter: true, After: 1<<64 - 1})), 0)
+	var got []*messages.Summary
+	err := s.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {
+		got = append(got, sum)
+		return len(got) < 10
+	})
+	equal(t, "error", err, nil)
+	slices.SortFunc(all, func(a, b *messages.Summary) int { return cmp.Compare(a.ID, b.ID) })
+	equal(t, "first summaries", got, all[:10])
+}
+
+func matches(q messages.ListQuery, s *messages.Summary) bool {
+	ended := s.State >= dag.RunCompleted
+	wantsEnded := slices.ContainsFunc(q.States, func(st dag.RunState) bool { return st >= dag.RunCompleted })
+	ok := q.All || wantsEnded || !ended
+	ok = ok && (!q.HasTag || s.Tag == q.Tag)
+	ok = ok && (len(q.States) == 0 || slices.Contains(q.States, s.State))
+	ok = ok && (!q.HasAfter || s.ID > q.After)
+	for _, l := range q.Labels {
+		ok = ok && slices.Contains(s.Tags, l)
+	}
+	return ok
+}
+
+// testManySummaries: more than are read at once, and a caller that writes while it
+// is yielded to.
+func testManySummaries(t *testing.T, b Backend) {
+	s := b.Open(t)
+	const n = 1500
+	var batches []*persistence.Batch
+	for i := range n {
+		batches = append(batches, NewRun(messages.RunID(i), "many", ""))
+		if i%2 == 0 {
+			batches = append(batches, summaryBatch(messages.RunID(i), "many", dag.RunCompleted))
+		}
+	}
+	Must(t, s, batches...)
+	for _, q := range []messages.ListQuery{{All: true}, {All: true, HasTag: true, Tag: "many"}, {All: true, Labels: []dag.Label{{Name: "owner", Value: "ops"}}}} {
+		ids := list(t, s, q)
+		equal(t, "runs", len(ids), n)
+		equal(t, "sorted", slices.IsSorted(ids), true)
+	}
+	equal(t, "unfinished", len(list(t, s, messages.ListQuery{})), n/2)
+	equal(t, "last one by label and cursor", list(t, s, messages.ListQuery{All: true, Limit: 3, HasAfter: true, After: n - 2}), []messages.RunID{n - 1})
+	seen := 0
+	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
+		seen++
+		if seen%100 == 0 {
+			Must(t, s, summaryBatch(sum.ID, "many", dag.RunKilled))
+		}
+		return true
+	})
+	equal(t, "error", err, nil)
+	equal(t, "seen while changing", seen, n/2)
+}
+
+func testKeys(t *testing.T, b Backend) {
+	s := b.Open(t)
+	first := NewRun(1, "", "")
+	first.Create.IdempotencyKey, first.Create.BodyHash = "key", [32]byte{1, 2, 3}
+	second := NewRun(2, "", "")
+	second.Create.IdempotencyKey = "Key"
+	Must(t, s, first, second)
+	s = b.Reopen(t, s)
+	run, hash, ok, err := s.Key("key")
+	if run != 1 || hash != [32]byte{1, 2, 3} || !ok || err != nil {
+		t.Errorf("key: %d, %v, %v, %v", run, hash, ok, err)
+	}
+	if run, _, ok, _ := s.Key("Key"); run != 2 || !ok {
+		t.Errorf("Key: %d, %v", run, ok)
+	}
+	if _, _, ok, err := s.Key(""); ok || err != nil {
+		t.Errorf("the empty key: %v, %v", ok, err)
+	}
+	Must(t, s, summaryBatch(1, "", dag.RunCompleted))
+	if err := s.Delete(1); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok, err := s.Key("key"); ok || err != nil {
+		t.Errorf("key of a deleted run: %v, %v", ok, err)
+	}
+}
+
+func testDelete(t *testing.T, b Backend) {
+	s := b.Open(t)
+	var runs []messages.RunID
+	for i := range 30 {
+		run := messages.RunID(i)
+		batch := NewRun(run, "tag", "spec")
+		batch.Attempts = []messages.AttemptRecord{attempt(1, 1)}
+		batch.Seq, batch.Records = 1, []byte("r")
+		Must(t, s, batch, summaryBatch(run, "tag", dag.RunErrored))
+		runs = append(runs, run)
+	}
+	live := NewRun(20, "tag", "again")
+	live.Create = nil
+	Must(t, s, live) // restarted
+	if err := s.Delete(20); err == nil {
+		t.Error("an unfinished run was deleted")
+	}
+	if err := s.Delete(append(runs[10:20:20], 1000)...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(runs[21:]...); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		want := append(slices.Clone(runs[:10]), 20)
+		equal(t, "left", list(t, s, messages.ListQuery{All: true}), want)
+		equal(t, "left by tag", list(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "tag"}), want)
+		next, err := s.NextRun()
+		equal(t, "error", err, nil)
+		equal(t, "next run", next, 30)
+		if _, err := s.Load(15); err == nil {
+			t.Error("a deleted run can be loaded")
+		}
+		equal(t, "definition of a run that stays", string(load(t, s, 5).Definition), "spec")
+		s = b.Crash(t, s)
+	}
+}
+
+func testDeleteBig(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "small"), NewRun(2, "", string(random(3<<20))), NewRun(3, "", "small"))
+	var batches []*persistence.Batch
+	for i := range 7000 {
+		batches = append(batches, &persistence.Batch{Run: 2, Seq: uint64(i + 1), Records: []byte("record")})
+	}
+	for run := range messages.RunID(3) {
+		batches = append(batches, summaryBatch(run+1, "", dag.RunCompleted))
+	}
+	Must(t, s, batches...)
+	if err := s.Delete(1, 2, 3); err != nil {
+		t.Fatal(err)
+	}
+	s = b.Reopen(t, s)
+	equal(t, "left", len(list(t, s, messages.ListQuery{All: true})), 0)
+	next, err := s.NextRun()
+	equal(t, "error", err, nil)
+	equal(t, "next run", next, 4)
+}

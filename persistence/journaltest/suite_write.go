@@ -1,0 +1,382 @@
+package journaltest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+func testCreation(t *testing.T, b Backend) {
+	s := b.Open(t)
+	batch := NewRun(7, "a tag", `{"tasks":{}}`)
+	batch.Seq, batch.Records = 1, []byte("first")
+	Must(t, s, batch, &persistence.Batch{Run: 7, Seq: 2, Records: []byte("second")})
+	check := func(s persistence.Store) {
+		st := load(t, s, 7)
+		equal(t, "summary", st.Summary, NewSummary(7, "a tag", dag.RunQueued))
+		equal(t, "definition", string(st.Definition), `{"tasks":{}}`)
+		equal(t, "records", st.Records, [][]byte{[]byte("first"), []byte("second")})
+		equal(t, "next seq", st.NextSeq, 3)
+		equal(t, "header", st.Header, nil)
+		equal(t, "sets and chunks", len(st.Sets)+len(st.Chunks), 0)
+		sum, err := s.Summary(7)
+		equal(t, "error", err, nil)
+		equal(t, "summary", sum, st.Summary)
+		next, err := s.NextRun()
+		equal(t, "error", err, nil)
+		equal(t, "next run", next, 8)
+	}
+	check(s)
+	check(b.Reopen(t, s))
+}
+
+func testUnknown(t *testing.T, b Backend) {
+	s := b.Open(t)
+	next, err := s.NextRun()
+	if next != 0 || err != nil {
+		t.Fatalf("next run of an empty store: %d, %v", next, err)
+	}
+	_, err1 := s.Load(3)
+	_, err2 := s.Summary(3)
+	err3 := s.Attempts(3, 0, 10, nil)
+	for _, err := range []error{err1, err2, err3} {
+		if !errors.Is(err, persistence.ErrNotFound) {
+			t.Errorf("got %v, want ErrNotFound", err)
+		}
+	}
+	if _, _, ok, err := s.Key("none"); ok || err != nil {
+		t.Errorf("key: %v, %v", ok, err)
+	}
+	if err := s.Delete(3); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if err := s.Room(); err != nil {
+		t.Errorf("room: %v", err)
+	}
+}
+
+// random is incompressible and the same in every run.
+func random(n int) []byte {
+	r := rand.NewChaCha8([32]byte{1})
+	p := make([]byte, n)
+	_, _ = r.Read(p)
+	return p
+}
+
+// testBigDocuments: sizes around every threshold, with other runs before and after.
+func testBigDocuments(t *testing.T, b Backend) {
+	s := b.Open(t)
+	sizes := []int{0, 1, 1023, 1024, 64 << 10, 512 << 10, 600 << 10, 6 << 20}
+	var order []messages.RunID
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	run := messages.RunID(0)
+	for _, size := range sizes {
+		for _, doc := range [][]byte{random(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
+			batch, id := NewRun(run, "", string(doc)), run
+			wg.Add(1)
+			batch.Done = func(err error) {
+				defer wg.Done()
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, id)
+				if err != nil {
+					t.Errorf("run %d, %d bytes: %v", id, len(doc), err)
+				}
+			}
+			s.Append(batch)
+			run++
+		}
+	}
+	wg.Wait()
+	for i, id := range order {
+		equal(t, "order", id, messages.RunID(i))
+	}
+	s = b.Crash(t, s)
+	for i, size := range sizes {
+		for j, doc := range [][]byte{random(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
+			if got := load(t, s, messages.RunID(3*i+j)).Definition; !bytes.Equal(got, doc) {
+				t.Errorf("%d bytes: %d came back", len(doc), len(got))
+			}
+		}
+	}
+}
+
+// testOrder: rule 3, with many callers.
+func testOrder(t *testing.T, b Backend) {
+	s := b.Open(t)
+	const callers, each = 8, 200
+	var mu sync.Mutex // makes "the order of Append" well defined
+	var done []int
+	n := 0
+	var all, wg sync.WaitGroup
+	all.Add(callers * each)
+	for c := range callers {
+		wg.Go(func() {
+			for i := range each {
+				mu.Lock()
+				at := n
+				n++
+				s.Append(&persistence.Batch{Run: messages.RunID(c), Seq: uint64(i + 1), Records: []byte{byte(i)}, Done: func(err error) {
+					if err != nil {
+						t.Error(err)
+					}
+					done = append(done, at) // one goroutine calls it
+					all.Done()
+				}})
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	all.Wait()
+	for i, at := range done {
+		equal(t, "order of Done", at, i)
+	}
+}
+
+// testCrash: rules 1, 2 and 3: what was acknowledged is there, whole, and what was
+// not is there whole or not at all, and nothing is there without all before it.
+func testCrash(t *testing.T, b Backend) {
+	s := b.Open(t)
+	for round := range 3 {
+		for i := range 50 {
+			run := messages.RunID(round*50 + i)
+			batch := NewRun(run, "t", fmt.Sprint("run ", run))
+			batch.Create.IdempotencyKey = fmt.Sprint("key ", run)
+			batch.Seq, batch.Records = 1, []byte("r")
+			batch.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}}
+			Must(t, s, batch)
+		}
+		s = b.Crash(t, s)
+		next, err := s.NextRun()
+		equal(t, "error", err, nil)
+		equal(t, "next run", next, messages.RunID(round*50+50))
+		for run := range next {
+			st := load(t, s, run)
+			equal(t, "definition", string(st.Definition), fmt.Sprint("run ", run))
+			equal(t, "records", len(st.Records), 1)
+			equal(t, "attempts", len(attempts(t, s, run, 0, 10)), 1)
+			if id, _, ok, err := s.Key(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
+				t.Fatalf("key of run %d: %d, %v, %v", run, id, ok, err)
+			}
+		}
+	}
+}
+
+func testSets(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "spec"))
+	big := random(1 << 20)
+	for n := 1; n <= 12; n++ {
+		doc := fmt.Appendf(nil, `{"n":%d}`, n)
+		if n == 5 {
+			doc = big
+		}
+		Must(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
+			Set: &persistence.Set{N: n, Generator: uint32(n * 100), JSON: doc}})
+	}
+	s = b.Reopen(t, s)
+	st := load(t, s, 1)
+	equal(t, "sets", len(st.Sets), 12)
+	for i, set := range st.Sets {
+		equal(t, "n", set.N, i+1)
+		equal(t, "generator", set.Generator, uint32((i+1)*100))
+	}
+	if !bytes.Equal(st.Sets[4].JSON, big) || string(st.Sets[11].JSON) != `{"n":12}` {
+		t.Error("sets differ")
+	}
+}
+
+// testCut: records below the cut are gone with the header, not earlier.
+func testCut(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "spec"), NewRun(2, "", "other"), &persistence.Batch{Run: 2, Seq: 1, Records: []byte("kept")})
+	seq := uint64(0)
+	write := func(n int) {
+		var batches []*persistence.Batch
+		for range n {
+			seq++
+			batches = append(batches, &persistence.Batch{Run: 1, Seq: seq, Records: fmt.Appendf(nil, "r%d", seq)})
+		}
+		Must(t, s, batches...)
+	}
+	for round := range 3 {
+		write(2500)
+		cut := seq - 9
+		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
+			Chunks: []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 300, Data: []byte("c300")}}}})
+		before := load(t, s, 1)
+		if round == 0 {
+			equal(t, "records before the header", len(before.Records), 2500)
+			equal(t, "header", before.Header, nil)
+		}
+		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
+			Chunks: []persistence.Chunk{{Index: 7, Data: []byte("c7")}}, Header: fmt.Appendf(nil, "h%d", round), Cut: cut}})
+		for _, crash := range []bool{false, true} {
+			if crash {
+				s = b.Crash(t, s)
+			}
+			st := load(t, s, 1)
+			equal(t, "records", len(st.Records), 10)
+			equal(t, "first record", string(st.Records[0]), fmt.Sprint("r", cut))
+			equal(t, "last record", string(st.Records[9]), fmt.Sprint("r", seq))
+			equal(t, "next seq", st.NextSeq, seq+1)
+			equal(t, "header", string(st.Header), fmt.Sprint("h", round))
+			equal(t, "chunks", st.Chunks, []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 7, Data: []byte("c7")}, {Index: 300, Data: []byte("c300")}})
+		}
+	}
+	// Everything cut: the numbers go on.
+	Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("all"), Cut: seq + 1}})
+	s = b.Reopen(t, s)
+	st := load(t, s, 1)
+	equal(t, "records", len(st.Records), 0)
+	equal(t, "next seq", st.NextSeq, seq+1)
+	equal(t, "records of the other run", len(load(t, s, 2).Records), 1)
+}
+
+// testHeaderParts: a small header after one of several parts, and a large record.
+func testHeaderParts(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "spec"))
+	for _, size := range []int{2 << 20, 10, 700 << 10, 1} {
+		header := random(size)
+		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: header, Cut: 1}})
+		if got := load(t, s, 1).Header; !bytes.Equal(got, header) {
+			t.Fatalf("header of %d bytes: %d came back", size, len(got))
+		}
+	}
+	record := random(3 << 20)
+	Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: record}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("x")})
+	st := load(t, s, 1)
+	if len(st.Records) != 2 || !bytes.Equal(st.Records[0], record) || st.NextSeq != 3 {
+		t.Fatalf("%d records, next seq %d", len(st.Records), st.NextSeq)
+	}
+	Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
+	equal(t, "records", load(t, s, 1).Records, [][]byte{[]byte("x")})
+}
+
+// testFailure: rule 4.
+func testFailure(t *testing.T, b Backend) {
+	s := b.Open(t)
+	Must(t, s, NewRun(1, "", "before"))
+	b.Fail(t, s)
+	if err := Append(t, s, NewRun(2, "", "at")); !errors.Is(err, persistence.ErrFailed) {
+		t.Fatalf("got %v, want ErrFailed", err)
+	}
+	<-s.Failed()
+	if err := s.Err(); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("Err: %v", err)
+	}
+	for i := range 3 {
+		if err := Append(t, s, NewRun(3, "", "after")); !errors.Is(err, persistence.ErrFailed) {
+			t.Errorf("append %d after the failure: %v", i, err)
+		}
+	}
+	if err := s.Room(); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("Room: %v", err)
+	}
+	if _, err := s.Load(1); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("Load: %v", err)
+	}
+	if err := s.Delete(1); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("Delete: %v", err)
+	}
+	s = b.Crash(t, s)
+	equal(t, "definition", string(load(t, s, 1).Definition), "before")
+	if _, err := s.Load(3); !errors.Is(err, persistence.ErrNotFound) {
+		t.Errorf("a batch after the failure was written: %v", err)
+	}
+}
+
+// testClose: everything appended is answered, nothing is taken afterwards.
+func testClose(t *testing.T, b Backend) {
+	s := b.Open(t)
+	const n = 500
+	var wg sync.WaitGroup
+	wg.Add(n)
+	for i := range n {
+		batch := NewRun(messages.RunID(i), "", "spec")
+		batch.Done = func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			wg.Done()
+		}
+		s.Append(batch)
+	}
+	re := b.Reopen(t, s)
+	wg.Wait()
+	if err := Append(t, s, NewRun(n, "", "late")); !errors.Is(err, persistence.ErrClosed) {
+		t.Errorf("append after close: %v", err)
+	}
+	if _, err := s.Summary(0); !errors.Is(err, persistence.ErrClosed) {
+		t.Errorf("summary after close: %v", err)
+	}
+	if err := s.Delete(0); !errors.Is(err, persistence.ErrClosed) {
+		t.Errorf("delete after close: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("second close: %v", err)
+	}
+	equal(t, "runs", len(list(t, re, messages.ListQuery{All: true})), n)
+}
+
+// testConcurrency: readers see whole runs while writers write.
+func testConcurrency(t *testing.T, b Backend) {
+	s := b.Open(t)
+	var writers, readers sync.WaitGroup
+	stop := make(chan struct{})
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range 100 {
+				run := messages.RunID(w*100 + i)
+				batch := NewRun(run, "t", fmt.Sprint(run))
+				batch.Seq, batch.Records = 1, []byte("x")
+				if err := Append(t, s, batch, summaryBatch(run, "t", dag.RunCompleted)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				last := -1
+				err := s.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {
+					if int(sum.ID) <= last {
+						t.Errorf("run %d after %d", sum.ID, last)
+					}
+					last = int(sum.ID)
+					return true
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				if last < 0 {
+					continue
+				}
+				st, err := s.Load(messages.RunID(last))
+				if err != nil || string(st.Definition) != fmt.Sprint(last) || len(st.Records) != 1 {
+					t.Errorf("run %d: %+v, %v", last, st, err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+	equal(t, "runs", len(list(t, s, messages.ListQuery{All: true})), 400)
+}

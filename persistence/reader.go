@@ -1,0 +1,267 @@
+package persistence
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// view runs fn in a read transaction. Reading ends with the store: after a failed
+// commit Badger may show rows that are not durable.
+func (s *Badger) view(fn func(*badger.Txn) error) error {
+	s.reading.RLock()
+	defer s.reading.RUnlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return s.db.View(fn)
+}
+
+// scanTxn calls fn for the rows whose keys begin with prefix, from the key from
+// on, until it returns false. Key and value are only valid within fn.
+func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: reverse})
+	defer it.Close()
+	if from == nil {
+		from = prefix
+	}
+	for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
+		item := it.Item()
+		if more, err := fn(item.Key(), item); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Badger) scan(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
+	return s.view(func(txn *badger.Txn) error { return scanTxn(txn, prefix, from, reverse, fn) })
+}
+
+// get returns a copy of a row's value, nil when there is none.
+func (s *Badger) get(key []byte) (v []byte, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		v, err = getTxn(txn, key)
+		return err
+	})
+	return v, err
+}
+
+func getTxn(txn *badger.Txn, key []byte) ([]byte, error) {
+	item, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := item.ValueCopy(nil)
+	if v == nil {
+		v = []byte{}
+	}
+	return v, err
+}
+
+// joined calls fn for each value under prefix, its parts joined, with the key's
+// bytes between prefix and part number.
+func joined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
+	var name, value []byte
+	begun := false
+	err := scanTxn(txn, prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
+		if len(key) < len(prefix)+2 {
+			return false, fmt.Errorf("%w: key of %d bytes", errCorrupt, len(key))
+		}
+		if part := binary.BigEndian.Uint16(key[len(key)-2:]); part == 0 {
+			if begun {
+				if err := fn(name, value); err != nil {
+					return false, err
+				}
+			}
+			name = append(name[:0], key[len(prefix):len(key)-2]...)
+			value, begun = value[:0], true
+		}
+		return true, item.Value(func(v []byte) error {
+			value = append(value, v...)
+			return nil
+		})
+	})
+	if err == nil && begun {
+		err = fn(name, value)
+	}
+	return err
+}
+
+// summaryTxn reads a run's summary, nil when the run is unknown.
+func summaryTxn(txn *badger.Txn, run messages.RunID) (*messages.Summary, error) {
+	for _, typ := range [...]byte{typeLive, typeFinal} {
+		v, err := getTxn(txn, runKey(typ, run))
+		if err != nil {
+			return nil, err
+		}
+		if v != nil {
+			return decodeSummary(run, v)
+		}
+	}
+	return nil, nil
+}
+
+func unknown(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
+
+// Summary returns the stored summary of a run.
+func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		if sum, err = summaryTxn(txn, run); err == nil && sum == nil {
+			err = unknown(run)
+		}
+		return err
+	})
+	return sum, err
+}
+
+// Load returns everything of a run, as of one moment.
+func (s *Badger) Load(run messages.RunID) (*Stored, error) {
+	st := &Stored{NextSeq: 1}
+	err := s.view(func(txn *badger.Txn) (err error) {
+		if st.Summary, err = summaryTxn(txn, run); err != nil {
+			return err
+		}
+		if st.Summary == nil {
+			return unknown(run)
+		}
+		err = joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
+			st.Definition, err = s.enc.pack.decodeDefinition(run, v)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		err = joined(txn, runKey(typeSet, run), nil, func(name, v []byte) error {
+			set, err := s.enc.pack.decodeSet(run, int(binary.BigEndian.Uint32(name)), v)
+			st.Sets = append(st.Sets, set)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return loadState(txn, run, st)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// loadState reads the snapshot and the journal after its cut.
+func loadState(txn *badger.Txn, run messages.RunID, st *Stored) error {
+	var cut uint64
+	err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
+		cut, st.Header, err = decodeHeader(run, v)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	prefix := runKey(typeChunk, run)
+	err = scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		c := Chunk{Index: binary.BigEndian.Uint32(key[len(prefix):])}
+		err := item.Value(func(v []byte) (err error) {
+			c.Data, err = blobBody(v)
+			return err
+		})
+		st.Chunks = append(st.Chunks, c)
+		return true, err
+	})
+	if err != nil {
+		return fmt.Errorf("run %d: snapshot chunk: %w", run, err)
+	}
+	prefix = runKey(typeJournal, run)
+	st.NextSeq = max(st.NextSeq, cut)
+	err = joined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
+		body, err := blobBody(v)
+		st.Records = append(st.Records, body)
+		st.NextSeq = binary.BigEndian.Uint64(name) + 1
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("run %d: journal: %w", run, err)
+	}
+	return nil
+}
+
+// attemptBytes is how much of attempt records is read before some are handed out.
+const attemptBytes = 256 << 10
+
+// Attempts yields the ended attempts of the tasks [first, first+n). It reads
+// chunk by chunk, and never calls yield within a transaction.
+func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	end := uint64(first) + uint64(n)
+	if _, err := s.Summary(run); err != nil {
+		return err
+	}
+	var list []messages.AttemptRecord
+	for next := first / attemptChunk; uint64(next)*attemptChunk < end; {
+		var err error
+		if list, next, err = s.attemptPage(list[:0], run, next, end); err != nil {
+			return err
+		}
+		slices.SortStableFunc(list, func(a, b messages.AttemptRecord) int {
+			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
+		})
+		for i := range list {
+			a := &list[i]
+			if a.Task >= first && uint64(a.Task) < end && !yield(a) {
+				return nil
+			}
+		}
+		if next == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// attemptPage appends the records of whole chunks, from chunk on, and returns the
+// chunk to go on with, 0 when there is none.
+func (s *Badger) attemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
+	prefix := runKey(typeAttempts, run)
+	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)
+	next, read := uint32(0), 0
+	err := s.scan(prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
+		at := binary.BigEndian.Uint32(key[len(prefix):])
+		if uint64(at)*attemptChunk >= end {
+			return false, nil
+		}
+		if at != chunk && read >= attemptBytes {
+			next = at
+			return false, nil
+		}
+		chunk = at
+		return true, item.Value(func(v []byte) (err error) {
+			read += len(v)
+			dst, err = decodeAttempts(dst, v)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, 0, fmt.Errorf("run %d: %w", run, err)
+	}
+	return dst, next, nil
+}
+
+// Key looks an idempotency key up.
+func (s *Badger) Key(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
+	v, err := s.get(idempotencyKey(hashKey(key)))
+	if err != nil || v == nil {
+		return 0, bodyHash, false, err
+	}
+	run, bodyHash, err = decodeKeyRow(v)
+	return run, bodyHash, err == nil, err
+}

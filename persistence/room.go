@@ -1,0 +1,227 @@
+package persistence
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+)
+
+// room watches the free space of the data folder. Badger writes its tables and
+// write-ahead files through mappings of sparse files: on a full disk that is not
+// an error but SIGBUS, in a goroutine of Badger's own, which nobody can recover.
+// So the store stops while Badger still has what it may need at once.
+//
+// That is: the memtables in memory become tables, and compactions write their
+// output before they delete their input.
+type room struct {
+	dir        string
+	soft, hard int64 // bytes; 0 = need() decides
+	memTable   int64
+	statfs     func(dir string) (free, total int64, err error)
+	tables     func() []badger.TableInfo
+	now        func() time.Time
+
+	mu      sync.Mutex
+	at      time.Time // of what follows
+	free    int64
+	needed  int64
+	needAt  time.Time
+	pausing func(time.Duration) // between two looks while a compaction may give space back
+}
+
+const (
+	roomFresh = 100 * time.Millisecond // how old free may be for Room
+	needFresh = time.Second            // how old needed may be
+	roomWait  = 3 * time.Second        // how long a group waits for compactions to give space back
+)
+
+func newRoom(c Config) *room {
+	return &room{dir: c.Dir, soft: c.SoftRoom, hard: c.HardRoom, memTable: c.memory,
+		statfs: c.statfs, now: time.Now, pausing: time.Sleep}
+}
+
+func statfs(dir string) (free, total int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
+}
+
+// memTableSize suits the file system: Badger holds up to three memtables in
+// memory, their files, and several tables of that size on disk.
+func memTableSize(total int64) int64 {
+	switch {
+	case total < 1<<30:
+		return 4 << 20
+	case total < 8<<30:
+		return 16 << 20
+	}
+	return 32 << 20
+}
+
+// need is what Badger may write at once, in bytes: all memtables as tables, a new
+// write-ahead file, and the output of one compaction of level 0 and one of a
+// deeper level.
+func (r *room) need() int64 {
+	if r.hard > 0 {
+		return r.hard
+	}
+	n := 3*r.memTable + r.memTable*5/4
+	if r.tables == nil {
+		return n
+	}
+	var levels [16]int64
+	var largest int64
+	for _, t := range r.tables() {
+		levels[min(t.Level, len(levels)-1)] += int64(t.OnDiskSize)
+		if t.Level > 0 {
+			largest = max(largest, int64(t.OnDiskSize))
+		}
+	}
+	n += levels[0]
+	deeper := int64(0)
+	first := true
+	for _, size := range levels[1:] {
+		if size == 0 {
+			continue
+		}
+		if first {
+			n += size // all of it may be merged with level 0
+			first = false
+			continue
+		}
+		deeper += size
+	}
+	return n + min(deeper, 12*largest)
+}
+
+// look refreshes free and needed and returns them.
+func (r *room) look(age time.Duration) (free, needed int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	if r.at.IsZero() || now.Sub(r.at) > age {
+		if r.free, _, err = r.statfs(r.dir); err != nil {
+			return 0, 0, err
+		}
+		r.at = now
+	}
+	if r.needAt.IsZero() || now.Sub(r.needAt) > needFresh {
+		r.needed, r.needAt = r.need(), now
+	}
+	return r.free, r.needed, nil
+}
+
+// check is nil when a group of size bytes may be written. When a compaction holds
+// the space it waits a little.
+func (r *room) check(size int64) error {
+	for waited := time.Duration(0); ; waited += roomFresh {
+		free, needed, err := r.look(0)
+		if err != nil {
+			return err
+		}
+		if free >= needed+size {
+			return nil
+		}
+		// What compactions have written so far is part of what they need.
+		if free+r.inProgress() >= needed+size {
+			return nil
+		}
+		if waited >= roomWait {
+			return r.low(free, needed)
+		}
+		r.pausing(roomFresh)
+	}
+}
+
+// inProgress is the size of table files that are not part of the tree yet (or any
+// more), in bytes.
+func (r *room) inProgress() int64 {
+	names, err := filepath.Glob(filepath.Join(r.dir, "*.sst"))
+	if err != nil || r.tables == nil {
+		return 0
+	}
+	var sum int64
+	for _, name := range names {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) == nil {
+			sum += st.Blocks * 512
+		}
+	}
+	for _, t := range r.tables() {
+		sum -= int64(t.OnDiskSize)
+	}
+	return max(sum, 0)
+}
+
+// Room is nil, or says that the store has failed or the disk is nearly full.
+func (s *Badger) Room() error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return s.room.checkSoft()
+}
+
+func (r *room) checkSoft() error {
+	free, needed, err := r.look(roomFresh)
+	if err != nil {
+		return err
+	}
+	soft := r.soft
+	if soft == 0 {
+		soft = needed + needed/2
+	}
+	if free < soft {
+		return r.low(free, soft)
+	}
+	return nil
+}
+
+func (r *room) low(free, needed int64) error {
+	return fmt.Errorf("disk is nearly full: %s has %d MiB free, %d MiB are needed", r.dir, free>>20, (needed+1<<20-1)>>20)
+}
+
+// checkOpen sees that what lies in write-ahead files can become tables.
+func (r *room) checkOpen() error {
+	free, _, err := r.statfs(r.dir)
+	if err != nil {
+		return err
+	}
+	if needed := r.pending() + r.memTable*5/4 + 1<<20; free < needed {
+		return r.low(free, needed)
+	}
+	return nil
+}
+
+// checkClose sees that what is in memory can become tables.
+func (r *room) checkClose() error {
+	free, _, err := r.statfs(r.dir)
+	if err != nil {
+		return err
+	}
+	if needed := r.pending(); free < needed {
+		return r.low(free, needed)
+	}
+	return nil
+}
+
+// pending is the size of the write-ahead files, in bytes on disk.
+func (r *room) pending() int64 {
+	names, err := filepath.Glob(filepath.Join(r.dir, "*.mem"))
+	if err != nil {
+		return 0
+	}
+	var sum int64
+	for _, name := range names {
+		if st, err := os.Stat(name); err == nil {
+			sum += min(st.Size(), r.memTable*5/4)
+		}
+	}
+	return sum
+}

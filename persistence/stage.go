@@ -1,0 +1,201 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// A batch that is too big for one transaction is still atomic. Its rows are
+// written down in parts first (type x), then one row marks it as committed (type
+// y), then the rows are carried out in several transactions, and mark and parts
+// are deleted. A crash before the mark leaves parts that the next open deletes; a
+// crash after it leaves rows that the next open carries out (again).
+
+const (
+	stagedV1 = 1
+	// maxStaged bounds one batch, in bytes of its rows.
+	maxStaged = 512 << 20
+)
+
+const (
+	stagedSet    = 0
+	stagedDelete = 1
+)
+
+// commitStaged commits one batch by itself.
+func (s *Badger) commitStaged(ops []op, size int64, it *item) {
+	if size > maxStaged {
+		it.answer(fmt.Errorf("run %d: %d bytes: %w", it.batch.Run, size, ErrTooBig))
+		return
+	}
+	err := s.stage(ops)
+	if err == nil {
+		s.cuts.note(it.batch)
+	}
+	s.metrics.group(1)
+	it.answer(err)
+}
+
+func (s *Badger) stage(ops []op) error {
+	s.enc.writes++
+	id := s.enc.writes
+	parts := stagedParts(ops, id, s.enc.partSize)
+	if err := s.commitMany(parts); err != nil {
+		return err
+	}
+	mark := op{key: markKey(typeStaged, id), val: []byte{stagedV1}}
+	if err := s.commit([]op{mark}, int64(len(mark.key)+1)+opOverhead); err != nil {
+		return err
+	}
+	return s.carryOut(ops, id, parts)
+}
+
+// carryOut commits the rows of a marked batch and then takes the mark off.
+func (s *Badger) carryOut(ops []op, id uint64, parts []op) error {
+	if err := s.commitMany(ops); err != nil {
+		return err
+	}
+	end := []op{{key: markKey(typeStaged, id), del: true}}
+	for _, p := range parts {
+		end = append(end, op{key: p.key, del: true})
+	}
+	return s.commitMany(end)
+}
+
+// commitMany commits rows in as many transactions as they take, in order.
+func (s *Badger) commitMany(ops []op) error {
+	for len(ops) > 0 {
+		n, size := 0, int64(0)
+		for n < len(ops) {
+			add := int64(len(ops[n].key)+len(ops[n].val)) + opOverhead
+			if !s.fits(n+1, size+add) && n > 0 {
+				break
+			}
+			n, size = n+1, size+add
+		}
+		if err := s.commit(ops[:n], size); err != nil {
+			return err
+		}
+		ops = ops[n:]
+	}
+	return nil
+}
+
+func stagedParts(ops []op, id uint64, partSize int) []op {
+	var parts []op
+	buf := []byte{}
+	flush := func() {
+		if len(buf) > 0 {
+			parts = append(parts, op{key: stageKey(id, uint32(len(parts))), val: buf})
+			buf = make([]byte, 0, partSize)
+		}
+	}
+	write := func(p []byte) {
+		for len(p) > 0 {
+			n := min(len(p), partSize-len(buf))
+			buf = append(buf, p[:n]...)
+			if p = p[n:]; len(buf) == partSize {
+				flush()
+			}
+		}
+	}
+	var head []byte
+	for _, o := range ops {
+		head = head[:0]
+		if o.del {
+			head = appendString(append(head, stagedDelete), o.key)
+		} else {
+			head = appendString(append(head, stagedSet), o.key)
+			head = binary.AppendUvarint(head, uint64(len(o.val)))
+		}
+		write(head)
+		write(o.val)
+	}
+	flush()
+	return parts
+}
+
+// decodeStaged is the inverse of stagedParts, on the joined parts.
+func decodeStaged(v []byte) ([]op, error) {
+	d := &decoder{b: v}
+	var ops []op
+	for d.err == nil && len(d.b) > 0 {
+		o := op{}
+		switch d.byte() {
+		case stagedSet:
+			o.key, o.val = d.bytes(), d.bytes()
+		case stagedDelete:
+			o.key, o.del = d.bytes(), true
+		default:
+			d.fail("staged row")
+		}
+		if len(o.key) == 0 {
+			d.fail("key of a staged row")
+		}
+		ops = append(ops, o)
+	}
+	if err := d.end(); err != nil {
+		return nil, err
+	}
+	return ops, nil
+}
+
+// recoverStaged carries out what was marked and deletes what was not.
+func (s *Badger) recoverStaged() error {
+	type staged struct {
+		id     uint64
+		joined []byte
+		parts  []op
+	}
+	var found []*staged
+	marked := map[uint64]bool{}
+	err := s.scan([]byte{typeStaged}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		marked[binary.BigEndian.Uint64(key[1:])] = true
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	err = s.scan([]byte{typeStage}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		id := binary.BigEndian.Uint64(key[1:])
+		if len(found) == 0 || found[len(found)-1].id != id {
+			found = append(found, &staged{id: id})
+		}
+		st := found[len(found)-1]
+		st.parts = append(st.parts, op{key: append([]byte{}, key...), del: true})
+		if !marked[id] {
+			return true, nil
+		}
+		return true, item.Value(func(v []byte) error {
+			st.joined = append(st.joined, v...)
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for _, st := range found {
+		if !marked[st.id] {
+			if err := s.commitMany(st.parts); err != nil {
+				return err
+			}
+			continue
+		}
+		delete(marked, st.id)
+		ops, err := decodeStaged(st.joined)
+		if err != nil {
+			return fmt.Errorf("staged batch %d: %w", st.id, err)
+		}
+		if err := s.carryOut(ops, st.id, st.parts); err != nil {
+			return err
+		}
+	}
+	for id := range marked { // its rows were carried out, and its parts deleted before the mark
+		if err := s.commitMany([]op{{key: markKey(typeStaged, id), del: true}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
