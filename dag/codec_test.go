@@ -66,6 +66,21 @@ func TestRecordBytes(t *testing.T) {
 	}
 }
 
+// TestGrantsJoin: neighbours that are granted at one moment are one record, and
+// only those.
+func TestGrantsJoin(t *testing.T) {
+	r := NewRun(mustPlan(t, fanSpec(10)), Config{}, 0)
+	finishFirst(r)
+	r.TakeRecords(nil)
+	for _, at := range []int64{3, 3, 4} {
+		r.Apply(Grant{0, 2, at})
+	}
+	// [1, 5) at 3, [5, 7) a nanosecond later
+	if got, want := hex.EncodeToString(r.TakeRecords(nil)), "01"+"21060203"+"310201"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // TestRecordSize: attempts that end in order cost a few bytes each, a grant of
 // neighbours one record.
 func TestRecordSize(t *testing.T) {
