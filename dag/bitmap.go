@@ -17,6 +17,9 @@ func (b *bitmap) grow(n int) {
 		return
 	}
 	old := *b
+	if old.size > 0 {
+		n = max(n, old.size+old.size/4) // a run may grow by many small sets
+	}
 	*b = bitmap{size: n}
 	for words := n; ; {
 		words = (words + 63) / 64

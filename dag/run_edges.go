@@ -2,6 +2,8 @@ package dag
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 )
 
@@ -25,15 +27,25 @@ func generated(parent int, child *Template) bool {
 // await counts what template i waits for, from the present states.
 func (r *Run) await(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.pending, ts.waits = 0, nil
+	r.awaitAll(i)
+	ts.waits = nil
 	for _, e := range t.Parents {
-		switch {
-		case e.Match != nil:
-			if ts.waits == nil {
-				ts.waits = make([]uint32, t.Count)
-			}
-			r.awaitMatch(e.Match, ts.waits)
-		case r.templates[e.Template].remaining > 0 && !generated(e.Template, t):
+		if e.Match == nil {
+			continue
+		}
+		if ts.waits == nil {
+			ts.waits = make([]uint32, t.Count)
+		}
+		r.awaitMatch(e.Match, ts.waits)
+	}
+}
+
+// awaitAll is await for the all-to-all parents.
+func (r *Run) awaitAll(i int) {
+	t, ts := r.plan.Templates[i], &r.templates[i]
+	ts.pending = 0
+	for _, e := range t.Parents {
+		if e.Match == nil && r.templates[e.Template].remaining > 0 && !generated(e.Template, t) {
 			ts.pending++
 		}
 	}
@@ -193,22 +205,30 @@ func (r *Run) extend(generator uint32, next *Plan) {
 	for _, t := range added {
 		r.templates[t.Index].remaining = t.Count
 	}
+	more := map[int]bool{} // existing templates that get parents; true: one-to-one ones too
 	for _, t := range added {
 		r.await(t.Index)
 		r.placeAll(t.Index)
 		for _, e := range t.Children {
 			if e.Template < len(old.Templates) {
-				r.waitMore(e.Template)
+				more[e.Template] = more[e.Template] || e.Match != nil
 			}
 		}
 	}
+	for _, i := range slices.Sorted(maps.Keys(more)) {
+		r.waitMore(i, more[i])
+	}
 }
 
-// waitMore counts again what an existing template waits for: it has got a parent.
-func (r *Run) waitMore(i int) {
+// waitMore counts again what an existing template waits for: it has got parents.
+func (r *Run) waitMore(i int, oneToOne bool) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	if ts.started > 0 {
 		panic(fmt.Sprintf("template %q: a parent was added after %d of its tasks had started", t.Name, ts.started))
+	}
+	if ts.pending > 0 && !oneToOne { // the usual case: it waits for the generator
+		r.awaitAll(i)
+		return
 	}
 	if ts.pending == 0 {
 		ready := 0

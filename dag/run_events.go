@@ -69,7 +69,8 @@ type (
 		Task, Attempt uint32
 		At            int64
 	}
-	// Revoked: the attempt is proven never to have started (answer to a Cancel or Signal).
+	// Revoked: the attempt is proven never to have started (answer to a Cancel or
+	// Signal). Its number will be given again, so it must not be said twice.
 	Revoked struct {
 		Task, Attempt uint32
 		At            int64
@@ -105,12 +106,15 @@ type (
 	// Start: begin this attempt; it holds a slot of its class.
 	Start struct{ Task, Attempt uint32 }
 	// Signal: end this attempt's process (SIGTERM, grace, SIGKILL). It ends as
-	// Finished, or as Revoked when it had not started.
+	// Finished, or as Revoked when it had not started. A second Kill or KillTask
+	// gives it once more.
 	Signal struct{ Task, Attempt uint32 }
 	// Cancel: take this attempt back if it has not started (pause). It ends as
 	// Revoked, or goes on if it had started.
 	Cancel struct{ Task, Attempt uint32 }
-	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch).
+	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch). A task that
+	// failed and whose retry has no interval gets none: it is in RETRY, ready, until
+	// a grant; and none is given while the run is paused, but with its resume.
 	RetryAt struct {
 		Task, Attempt uint32
 		Due           int64
