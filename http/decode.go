@@ -136,8 +136,8 @@ func unknownParameter(name string) error {
 	return invalid("unknown query parameter " + quote(name))
 }
 
-// flag is the value of a query parameter that is a switch: all=1, or just all.
-func flag(name, value string) (bool, error) {
+// switchOf is the value of a query parameter that is a switch: all=1, or just all.
+func switchOf(name, value string) (bool, error) {
 	switch value {
 	case "", "1", "true":
 		return true, nil

@@ -148,6 +148,24 @@ func TestContentEncodings(t *testing.T) {
 	}
 }
 
+// TestLargeBodiesAreTakenOver: the next request of a connection does not touch them.
+func TestLargeBodiesAreTakenOver(t *testing.T) {
+	e := &fakeEngine{}
+	s := serve(t, e)
+	pad := strings.Repeat(" ", largeBody)
+	for i := range 4 {
+		if r := s.do("POST", "/v1/dagrun", manySpec(i+1)+pad); r.status != 200 {
+			t.Fatal(r)
+		}
+		s.do("POST", "/v1/dagrun/validate", strings.Repeat("x", 2*largeBody))
+	}
+	for i, sub := range e.submitted {
+		if string(sub.Body) != manySpec(i+1)+pad {
+			t.Errorf("submission %d was overwritten", i)
+		}
+	}
+}
+
 // TestMethods: 405 names the methods that there are, whatever the variant.
 func TestMethods(t *testing.T) {
 	s := serve(t, seedEngine(t))

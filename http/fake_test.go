@@ -22,6 +22,7 @@ type fakeEngine struct {
 	patched        []string
 	fail           map[string]error
 	hook           func(method string)
+	conflict       func(*fakeRun, dag.RunState) error
 	query          messages.ListQuery // the last one
 	attemptRanges  int
 	ready, healthy error
@@ -118,7 +119,11 @@ func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
 	if err := e.begin("SetState"); err != nil {
 		return err
 	}
-	if _, err := e.run(id); err != nil {
+	r, err := e.run(id)
+	if err == nil && e.conflict != nil {
+		err = e.conflict(r, s)
+	}
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()

@@ -74,7 +74,7 @@ func (q *logQuery) parameter(name, value string) (err error) {
 			return invalid("query parameter stream: " + quote(value) + " is neither stdout nor stderr")
 		}
 	case "follow":
-		q.follow, err = flag(name, value)
+		q.follow, err = switchOf(name, value)
 	case "offset":
 		n, err := strconv.ParseUint(value, 10, 63)
 		if err != nil {

@@ -119,7 +119,7 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 		var err error
 		switch {
 		case name == "all":
-			q.All, err = flag(name, value)
+			q.All, err = switchOf(name, value)
 		case name == "tag":
 			q.Tag, q.HasTag = value, true
 		case name == "state":

@@ -70,8 +70,10 @@ type Server struct {
 	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
 	idle     chan struct{} // signalled when inflight falls to 0 while draining
 	draining atomic.Bool
-	drain    chan struct{} // closed when Shutdown begins: streams end
-	once     sync.Once
+	drain    chan struct{} // closed when Shutdown begins: followed logs end
+
+	mu       sync.Mutex // of what follows, and of draining's beginning
+	listener net.Listener
 }
 
 // New makes a server. It panics when its metrics are registered already.
@@ -137,6 +139,7 @@ func (s *Server) router() *router.Router {
 	r := router.New()
 	r.RedirectTrailingSlash = false
 	r.RedirectFixedPath = false
+	r.PanicHandler = s.panicked
 	for _, rt := range s.routes() {
 		h := s.wrap(rt)
 		r.Handle(rt.method, rt.path, h)
@@ -158,9 +161,12 @@ func (s *Server) router() *router.Router {
 // Serve answers requests that come in on l until Shutdown, then returns nil. It
 // closes l.
 func (s *Server) Serve(l net.Listener) error {
-	if s.draining.Load() {
-		l.Close()
-		return nil
+	s.mu.Lock()
+	s.listener = l
+	down := s.draining.Load()
+	s.mu.Unlock()
+	if down {
+		return l.Close()
 	}
 	return s.fast.Serve(&listener{Listener: l, s: s})
 }
@@ -170,28 +176,54 @@ func (s *Server) Serve(l net.Listener) error {
 // listener closes. When ctx ends first, what is left is cut off and its error
 // returned.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.once.Do(func() {
-		s.draining.Store(true)
+	s.mu.Lock()
+	if !s.draining.Swap(true) {
 		close(s.drain)
-	})
-	var err error
-	for s.inflight.Load() != 0 && err == nil {
+	}
+	s.mu.Unlock()
+	if err := s.await(ctx); err != nil {
+		s.stop(ctx, true)
+		return err
+	}
+	return s.stop(ctx, false)
+}
+
+// await returns when nothing is in flight.
+func (s *Server) await(ctx context.Context) error {
+	for s.inflight.Load() != 0 {
 		select {
 		case <-s.idle:
 		case <-ctx.Done():
-			err = ctx.Err()
+			return ctx.Err()
 		}
 	}
-	s.conns.close(err != nil)
-	return errors.Join(err, s.stop(ctx))
+	s.signal() // for another Shutdown that waits
+	return nil
 }
 
-// stop closes the listener and waits for the connections' goroutines.
-func (s *Server) stop(ctx context.Context) error {
+func (s *Server) signal() {
+	select {
+	case s.idle <- struct{}{}:
+	default:
+	}
+}
+
+// stop closes the listener and the connections that wait for a request, or all of
+// them, and waits for their goroutines.
+func (s *Server) stop(ctx context.Context, all bool) error {
+	s.mu.Lock()
+	if s.listener != nil {
+		// Also when fasthttp has not begun to accept from it.
+		_ = s.listener.Close()
+	}
+	s.mu.Unlock()
+	s.conns.close(all)
 	err := s.fast.ShutdownWithContext(ctx)
 	if ctx.Err() != nil {
 		s.conns.close(true)
-		return nil // Shutdown or its caller knows of the context
+	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
 	}
 	return err
 }
@@ -205,10 +237,7 @@ func (s *Server) enter() {
 func (s *Server) leave() {
 	s.metrics.inflight.Dec()
 	if s.inflight.Add(-1) == 0 && s.draining.Load() {
-		select {
-		case s.idle <- struct{}{}:
-		default:
-		}
+		s.signal()
 	}
 }
 

@@ -340,6 +340,39 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+// TestShutdownTwice: each call returns when all is done.
+func TestShutdownTwice(t *testing.T) {
+	e := seedEngine(t)
+	entered, proceed := make(chan struct{}), make(chan struct{})
+	e.hook = func(method string) {
+		if method == "Kill" {
+			close(entered)
+			<-proceed
+		}
+	}
+	s := serve(t, e)
+	killed := make(chan reply, 1)
+	go func() { killed <- s.do("DELETE", "/v1/dagrun/0", "") }()
+	<-entered
+	down := make(chan error, 3)
+	for range cap(down) {
+		go func() { down <- s.Shutdown(context.Background()) }()
+	}
+	<-s.drain
+	close(proceed)
+	for range cap(down) {
+		if err := <-down; err != nil {
+			t.Error(err)
+		}
+	}
+	if r := <-killed; r.status != 200 {
+		t.Error(r)
+	}
+	if err := New(Config{Engine: e}).Shutdown(context.Background()); err != nil {
+		t.Errorf("never served: %v", err)
+	}
+}
+
 // TestShutdownInMidStream: a document that is being read is sent to its end.
 func TestShutdownInMidStream(t *testing.T) {
 	e := &fakeEngine{}
