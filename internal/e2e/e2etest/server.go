@@ -100,6 +100,10 @@ func (s *Server) close() {
 		}
 	}
 	s.CheckLog()
+	if s.t.Failed() {
+		log := s.Log()
+		s.t.Logf("the end of the server's log:\n%s", log[max(0, len(log)-6000):])
+	}
 }
 
 // CheckLog fails the test when the server panicked or raced.
