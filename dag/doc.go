@@ -9,6 +9,11 @@
 //	spec.go   Spec, TaskSpec, Job: what a user submitted, decoded (by dag/specjson)
 //	plan.go   NewPlan: validate everything at once, count the tasks, lay out templates
 //	run.go    Run.Apply(Event) []Effect: one run's state machine
+//	          (run_events.go: the closed sets; states.go: the transition tables;
+//	          run_attempts.go, run_user.go, run_edges.go: what an event does;
+//	          run_check.go: every invariant; testdata/*.txt: the semantics, played)
+//	codec.go  the records that Apply writes; snapshot.go, replay.go and recover.go
+//	          make a run of them again
 //
 // The duties of whoever drives a Run, in this order:
 //
