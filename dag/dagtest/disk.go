@@ -19,12 +19,14 @@ type disk struct {
 	chunks  map[uint32][]byte
 	records [][]byte
 
-	// A snapshot that is being written: its header was taken when `from` records
-	// were there, and takes the place of the old one when todo is empty.
-	next []byte
-	from int
-	todo []uint32
-	pace int
+	// A snapshot that is being written: its cut is after `from` records. Its
+	// header is taken then, or late, when todo is empty and it replaces the old one.
+	cutting bool
+	late    bool
+	next    []byte
+	from    int
+	todo    []uint32
+	pace    int
 }
 
 // set is a generated set, as it was made durable.
@@ -51,11 +53,12 @@ func (d *disk) first(r *dag.Run) {
 }
 
 // cut begins a snapshot.
-func (d *disk) cut(r *dag.Run, pace int) {
-	if d.next != nil {
+func (d *disk) cut(r *dag.Run, pace int, late bool) {
+	if d.cutting {
 		return
 	}
-	d.next, d.from, d.pace = r.AppendHeader(nil), len(d.records), pace
+	d.cutting, d.late, d.from, d.pace = true, late, len(d.records), pace
+	d.next = r.AppendHeader(nil)
 	d.todo = r.DirtyChunks(1 << 20)
 }
 
@@ -65,7 +68,7 @@ func (d *disk) commit(r *dag.Run) {
 	if rec := r.TakeRecords(nil); len(rec) > 0 {
 		d.records = append(d.records, rec)
 	}
-	if d.next == nil {
+	if !d.cutting {
 		return
 	}
 	for range min(d.pace, len(d.todo)) {
@@ -74,14 +77,18 @@ func (d *disk) commit(r *dag.Run) {
 		d.todo = d.todo[1:]
 	}
 	if len(d.todo) == 0 {
-		d.header, d.records, d.next = d.next, slices.Clone(d.records[d.from:]), nil
+		if d.late {
+			d.next = r.AppendHeader(nil)
+		}
+		d.cutting = false
+		d.header, d.records = d.next, slices.Clone(d.records[d.from:])
 	}
 }
 
 // recover makes a run of what is there. A snapshot that was not finished is
 // forgotten; the chunks which it wrote stay.
 func (d *disk) recover() (*dag.Run, error) {
-	d.next, d.todo = nil, nil
+	d.cutting, d.next, d.todo = false, nil, nil
 	p, problems := dag.NewPlan(d.spec, d.limits)
 	if len(problems) > 0 {
 		return nil, problems

@@ -3,16 +3,25 @@ package dagtest
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Execute runs a spec to its end with a simulated executor: up to slots
-// attempts at a time, which end in random order, one in failing of them with an
-// error (0 = none). It checks at each start that the parents are COMPLETED and
-// the attempt is the next one, and at the end that nothing was left that could
-// have moved. It needs O(tasks) memory, so it is for large graphs too.
-func Execute(s *dag.Spec, seed uint64, slots, failing int) (*dag.Run, error) {
+// Execution says how a simulated executor behaves. One in n: 0 means never.
+type Execution struct {
+	Seed    uint64
+	Slots   int // attempts at a time
+	Failing int // one in so many attempts fails
+	Crashes int // after one in so many events the driver is killed and recovers
+}
+
+// Execute runs a spec to its end with a simulated executor; attempts end in
+// random order. It checks at each start that the parents are COMPLETED and the
+// attempt is the next one, after each recovery that nothing is changed, and at
+// the end that nothing was left that could have moved. It needs O(tasks)
+// memory, so it is for large graphs too.
+func Execute(s *dag.Spec, how Execution) (*dag.Run, error) {
 	plan, problems := dag.NewPlan(s, dag.Limits{})
 	if len(problems) > 0 {
 		return nil, problems
@@ -21,53 +30,86 @@ func Execute(s *dag.Spec, seed uint64, slots, failing int) (*dag.Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &execution{run: dag.NewRun(plan, dag.Config{}, 1), rules: rules, now: 1, free: slots, want: map[int]int{}}
-	x.attempts = make([]uint32, plan.Tasks)
-	x.done = make([]bool, plan.Tasks)
-	r := rand.New(rand.NewPCG(seed, 3))
-	if err := x.take(x.run.Init()); err != nil {
+	x := &execution{Execution: how, rules: rules, now: 1, free: how.Slots, want: map[int]int{}}
+	x.run = dag.NewRun(plan, dag.Config{}, 1)
+	x.tasks = make([]record, plan.Tasks)
+	x.rand = rand.New(rand.NewPCG(how.Seed, 3))
+	if how.Crashes > 0 {
+		x.disk = &disk{spec: s, chunks: map[uint32][]byte{}}
+		x.disk.first(x.run)
+	}
+	err = x.take(x.run.Init())
+	for err == nil && x.final == 0 {
+		err = x.step()
+	}
+	if err != nil {
 		return nil, err
 	}
-	for x.final == 0 {
-		x.now++
-		event, err := x.next(r, failing)
-		if err != nil {
-			return nil, err
-		}
-		if err := x.take(x.run.Apply(event)); err != nil {
-			return nil, err
-		}
-	}
 	x.run.Check()
-	return x.run, x.ended(slots)
+	return x.run, x.ended()
 }
 
 // execution is the driver's side of one run.
 type execution struct {
-	run      *dag.Run
-	rules    *rules
-	now      int64
-	free     int
-	want     map[int]int
-	live     []dag.Start
-	retries  []dag.RetryAt
-	attempts []uint32
-	done     []bool
-	finished []dag.Finished // the newest event, when it was one
-	final    dag.RunState
+	Execution
+	rand    *rand.Rand
+	run     *dag.Run
+	rules   *rules
+	disk    *disk
+	now     int64
+	free    int
+	want    map[int]int
+	live    []dag.Start
+	retries []dag.RetryAt
+	tasks   []record
+	final   dag.RunState
+}
+
+// record is what the executor knows of a task.
+type record struct {
+	attempts, failures, losses uint32
+	done                       bool
+}
+
+func (x *execution) one(n int) bool { return n > 0 && x.rand.IntN(n) == 0 }
+
+// step lets one thing happen.
+func (x *execution) step() error {
+	x.now++
+	event, err := x.next()
+	if err != nil {
+		return err
+	}
+	if f, is := event.(dag.Finished); is && f.OK {
+		x.tasks[f.Task].done = true
+		x.rules.completed(f.Task)
+	}
+	effects := x.run.Apply(event)
+	if x.disk != nil {
+		if x.one(300) {
+			x.disk.cut(x.run, 1+x.rand.IntN(16), x.one(2))
+		}
+		x.disk.commit(x.run)
+	}
+	if err := x.take(effects); err != nil {
+		return err
+	}
+	if x.final == 0 && x.one(x.Crashes) {
+		return x.crash()
+	}
+	return nil
 }
 
 // next chooses what happens next.
-func (x *execution) next(r *rand.Rand, failing int) (dag.Event, error) {
-	x.finished = x.finished[:0]
+func (x *execution) next() (dag.Event, error) {
 	for class := range len(x.run.Plan().Classes) {
-		if n := min(x.want[class], x.free); n > 0 && (len(x.live) == 0 || r.IntN(2) == 0) {
-			n = 1 + r.IntN(n)
+		if n := min(x.want[class], x.free); n > 0 && (len(x.live) == 0 || x.one(2)) {
+			n = 1 + x.rand.IntN(n)
 			x.free -= n
 			return dag.Grant{Class: class, N: n, At: x.now}, nil
 		}
 	}
-	if n := len(x.retries); n > 0 && (len(x.live) == 0 || r.IntN(8) == 0) {
+	if n := len(x.retries); n > 0 && (len(x.live) == 0 || x.one(8)) {
 		due := x.retries[n-1]
 		x.retries = x.retries[:n-1]
 		x.now = max(x.now, due.Due)
@@ -76,23 +118,19 @@ func (x *execution) next(r *rand.Rand, failing int) (dag.Event, error) {
 	if len(x.live) == 0 {
 		return nil, fmt.Errorf("nothing can move and the run is %s: %v", x.run.State(), x.run.Counts())
 	}
-	i := r.IntN(len(x.live))
+	i := x.rand.IntN(len(x.live))
 	a := x.live[i]
 	x.live[i] = x.live[len(x.live)-1]
 	x.live = x.live[:len(x.live)-1]
-	f := dag.Finished{Task: a.Task, Attempt: a.Attempt, OK: failing == 0 || r.IntN(failing) > 0, At: x.now}
-	x.finished = append(x.finished, f)
-	return f, nil
+	ok := !x.one(x.Failing)
+	if !ok {
+		x.tasks[a.Task].failures++
+	}
+	return dag.Finished{Task: a.Task, Attempt: a.Attempt, OK: ok, At: x.now}, nil
 }
 
 // take carries effects out.
 func (x *execution) take(effects []dag.Effect) error {
-	for _, f := range x.finished {
-		if f.OK {
-			x.done[f.Task] = true
-			x.rules.completed(f.Task)
-		}
-	}
 	for _, e := range effects {
 		switch e := e.(type) {
 		case dag.Demand:
@@ -100,10 +138,11 @@ func (x *execution) take(effects []dag.Effect) error {
 		case dag.Release:
 			x.free += e.N
 		case dag.Start:
-			if x.done[e.Task] || e.Attempt != x.attempts[e.Task]+1 {
-				return fmt.Errorf("%s: attempt %d starts after %d, completed: %v", x.run.Plan().TaskName(e.Task), e.Attempt, x.attempts[e.Task], x.done[e.Task])
+			t := &x.tasks[e.Task]
+			if t.done || e.Attempt != t.attempts+1 {
+				return fmt.Errorf("%s: attempt %d starts after %d, completed: %v", x.run.Plan().TaskName(e.Task), e.Attempt, t.attempts, t.done)
 			}
-			x.attempts[e.Task]++
+			t.attempts++
 			if !x.rules.mayStart(e.Task) {
 				return fmt.Errorf("%s starts before its parents are COMPLETED", x.run.Plan().TaskName(e.Task))
 			}
@@ -119,17 +158,58 @@ func (x *execution) take(effects []dag.Effect) error {
 	return nil
 }
 
+// crash forgets the run and what is not on the disk, recovers, and gives half of
+// the live attempts up.
+func (x *execution) crash() error {
+	old := x.run
+	var err error
+	if x.run, err = x.disk.recover(); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	x.run.Check()
+	if x.run.State() != old.State() || !slices.Equal(x.run.Changes(), old.Changes()) || x.run.Counts() != old.Counts() {
+		return fmt.Errorf("recovered %s %v, was %s %v", x.run.State(), x.run.Counts(), old.State(), old.Counts())
+	}
+	for i := range old.Plan().Tasks {
+		if x.run.TaskState(i) != old.TaskState(i) || x.run.Attempt(i) != old.Attempt(i) {
+			return fmt.Errorf("task %d is recovered as %s at attempt %d, was %s at %d", i, x.run.TaskState(i), x.run.Attempt(i), old.TaskState(i), old.Attempt(i))
+		}
+	}
+	clear(x.want)
+	x.retries = x.retries[:0]
+	if err := x.take(x.run.Init()); err != nil {
+		return err
+	}
+	live := x.live
+	x.live = nil
+	for _, a := range live {
+		if x.tasks[a.Task].losses == 5 || x.one(2) {
+			x.live = append(x.live, a)
+			continue
+		}
+		x.tasks[a.Task].losses++
+		effects := x.run.Apply(dag.Lost{Task: a.Task, Attempt: a.Attempt, At: x.now})
+		x.disk.commit(x.run)
+		if err := x.take(effects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // ended checks what is left at the end.
-func (x *execution) ended(slots int) error {
-	if x.free != slots || len(x.live) > 0 {
-		return fmt.Errorf("%d of %d slots came back, %d attempts are live", x.free, slots, len(x.live))
+func (x *execution) ended() error {
+	if x.free != x.Slots || len(x.live) > 0 {
+		return fmt.Errorf("%d of %d slots came back, %d attempts are live", x.free, x.Slots, len(x.live))
 	}
 	want := dag.RunCompleted
 	for i := range x.run.Plan().Tasks {
+		t := x.tasks[i]
+		out := t.failures == 1+x.run.Plan().TemplateOf(i).Retry.MaxRetries
 		switch s := x.run.TaskState(i); {
-		case x.attempts[i] != x.run.Attempt(i) || x.done[i] != (s == dag.TaskCompleted):
-			return fmt.Errorf("task %d is %s after %d of %d attempts", i, s, x.run.Attempt(i), x.attempts[i])
-		case s == dag.TaskErrored && x.attempts[i] == 1+x.run.Plan().TemplateOf(i).Retry.MaxRetries:
+		case t.attempts != x.run.Attempt(i) || t.done != (s == dag.TaskCompleted) || out != (s == dag.TaskErrored):
+			return fmt.Errorf("task %d is %s at attempt %d, the executor saw %+v", i, s, x.run.Attempt(i), t)
+		case s == dag.TaskErrored:
 			want = dag.RunErrored
 		case s == dag.TaskQueued && !x.rules.mayStart(i), s == dag.TaskCompleted:
 		default:

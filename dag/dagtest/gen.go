@@ -111,7 +111,7 @@ func connect(src *Source, s *dag.Spec, parent, child int) {
 	p, c := &s.Tasks[parent], &s.Tasks[child]
 	down, up := dag.EdgeSpec{Task: c.Name}, dag.EdgeSpec{Task: p.Name}
 	var match []string
-	if shared := sharedAxes(s, p, c); len(shared) > 0 && !p.Generator && src.One(2) {
+	if shared := shared(axes(s, p), axes(s, c)); len(shared) > 0 && !p.Generator && src.One(2) {
 		match = shared[:1+src.N(len(shared))]
 		if src.One(3) {
 			match = slices.Clone(match)
@@ -136,20 +136,23 @@ func connect(src *Source, s *dag.Spec, parent, child int) {
 	}
 }
 
-func sharedAxes(s *dag.Spec, a, b *dag.TaskSpec) []string {
+// axes are the lists that a task expands over.
+func axes(s *dag.Spec, t *dag.TaskSpec) []string {
 	g := &Graph{params: s.Parameters, defaults: s.Defaults}
-	var shared []string
-	for _, t := range []*dag.TaskSpec{a, b} {
-		if err := g.add([]dag.TaskSpec{{Name: fmt.Sprint(len(g.defs)), Job: t.Job}}, 0); err != nil {
-			return nil
+	if err := g.add([]dag.TaskSpec{{Name: t.Name, Job: t.Job}}, 0); err != nil {
+		return nil
+	}
+	return g.defs[0].axes
+}
+
+func shared(a, b []string) []string {
+	var both []string
+	for _, axis := range a {
+		if slices.Contains(b, axis) {
+			both = append(both, axis)
 		}
 	}
-	for _, axis := range g.defs[0].axes {
-		if slices.Contains(g.defs[1].axes, axis) {
-			shared = append(shared, axis)
-		}
-	}
-	return shared
+	return both
 }
 
 // Set makes a generator's output: edges within the set, from and to tasks that
@@ -172,11 +175,19 @@ func Set(src *Source, g *Graph, s *dag.Spec, number int) []dag.TaskSpec {
 	}
 	for i := range n {
 		old := g.Defs()[src.N(len(g.Defs()))]
-		switch src.N(6) {
-		case 4:
-			set.Tasks[i].Parents = append(set.Tasks[i].Parents, dag.EdgeSpec{Task: old})
-		case 5:
-			set.Tasks[i].Children = append(set.Tasks[i].Children, dag.EdgeSpec{Task: old})
+		up := src.N(6) - 4
+		if up < 0 {
+			continue
+		}
+		t := &set.Tasks[i]
+		e := dag.EdgeSpec{Task: old}
+		if shared := shared(g.def(old).axes, axes(s, t)); len(shared) > 0 && src.One(2) && !(t.Generator && up == 0) {
+			e.Match = shared[:1+src.N(len(shared))]
+		}
+		if up == 1 {
+			t.Parents = append(t.Parents, e)
+		} else {
+			t.Children = append(t.Children, e)
 		}
 	}
 	return set.Tasks

@@ -80,9 +80,13 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 	for _, t := range tasks {
 		isNew[t.Name] = true
 	}
-	for _, e := range next.edges[old:] {
+	for i := old; i < len(next.edges); i++ {
+		e := &next.edges[i]
 		if !isNew[e.child] && started(e.child) {
 			return nil, fmt.Errorf("edge into %q, which has started", e.child)
+		}
+		if isNew[e.child] && e.parent == made.name {
+			e.only = generator // an edge to its own generator is kept by hanging on it
 		}
 	}
 	// The generator's children wait for all that it made.
@@ -220,6 +224,9 @@ func (g *Graph) connect() error {
 		for _, m := range e.match {
 			if !slices.Contains(parent.axes, m) || !slices.Contains(child.axes, m) {
 				return fmt.Errorf("edge %q -> %q: no match over %q", e.parent, e.child, m)
+			}
+			if v := slices.Sorted(slices.Values(g.param(m).Values)); len(slices.Compact(v)) < len(g.param(m).Values) {
+				return fmt.Errorf("edge %q -> %q: match over %q, which repeats a value", e.parent, e.child, m)
 			}
 		}
 		for _, c := range child.tasks {

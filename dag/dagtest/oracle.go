@@ -12,14 +12,14 @@ import (
 // Task is everything that is known of one task.
 type Task struct {
 	*Node
-	State     dag.TaskState
-	Attempt   uint32 // of the newest attempt; 0 before the first
-	Failures  uint32 // since the last restart
-	Losses    uint32 // since the last restart
-	Killing   bool   // a user's kill waits for the attempt's end
-	Due       int64  // of a task in RETRY, by a clock that stands still during a pause
-	Signalled bool
-	Granted   bool // it was given a slot at least once
+	State    dag.TaskState
+	Attempt  uint32 // of the newest attempt; 0 before the first
+	Failures uint32 // since the last restart
+	Losses   uint32 // since the last restart
+	Killing  bool   // a user's kill waits for the attempt's end
+	Due      int64  // of a task in RETRY, by a clock that stands still during a pause
+	AtOnce   bool   // in RETRY without an interval: it waits for a slot only
+	Granted  bool   // it was given a slot at least once
 }
 
 func (t *Task) live() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
@@ -79,7 +79,7 @@ func (o *Oracle) Final() bool {
 // Ready tells whether a task may start as far as its parents are concerned.
 func (o *Oracle) Ready(t *Task) bool {
 	if t.State != dag.TaskQueued {
-		return false
+		return t.State == dag.TaskRetry && t.AtOnce
 	}
 	for p := range t.Parents {
 		if o.Tasks[p].State != dag.TaskCompleted {
@@ -168,8 +168,9 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		err = o.grant(e, chosen)
 	case dag.Started:
 		o.now = e.At
-		if t := o.attempt(e.Task, e.Attempt); t != nil {
+		if t := o.attempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
 			t.State = dag.TaskRunning
+			o.wake()
 		}
 	case dag.Finished:
 		o.now = e.At
@@ -202,7 +203,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 	case dag.RetryDue:
 		o.now = e.At
 		t := o.at(e.Task)
-		if t.State == dag.TaskRetry && t.Attempt == e.Attempt && e.At >= t.Due && o.State != dag.RunPaused {
+		if t.State == dag.TaskRetry && !t.AtOnce && t.Attempt == e.Attempt && e.At >= t.Due && o.State != dag.RunPaused {
 			t.State = dag.TaskQueued
 		}
 	case dag.Kill:
@@ -215,7 +216,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		o.now, o.PausedAt = e.At, e.At
 		o.change(dag.RunPaused)
 		for _, t := range o.Live() {
-			if t.State == dag.TaskGranted && !t.Signalled {
+			if t.State == dag.TaskGranted && !t.Killing {
 				o.emit(dag.Cancel{Task: o.index(t), Attempt: t.Attempt})
 			}
 		}
@@ -251,7 +252,7 @@ func (o *Oracle) grant(e dag.Grant, chosen []uint32) error {
 		if !o.Ready(t) || o.class(t) != e.Class {
 			return fmt.Errorf("%s (%s, class %d) starts by a grant to class %d and is not ready", t.Name, t.State, o.class(t), e.Class)
 		}
-		t.State, t.Granted, t.Signalled = dag.TaskGranted, true, false
+		t.State, t.Granted = dag.TaskGranted, true
 		t.Attempt++
 		o.emit(dag.Start{Task: i, Attempt: t.Attempt})
 	}
@@ -267,7 +268,15 @@ func (o *Oracle) end(t *Task, s dag.TaskState) {
 	}
 }
 
+// wake: an attempt that went on through a restart makes the run RUNNING.
+func (o *Oracle) wake() {
+	if o.State == dag.RunQueued && !o.Killing {
+		o.change(dag.RunRunning)
+	}
+}
+
 func (o *Oracle) finished(t *Task, ok bool) {
+	o.wake()
 	switch {
 	case o.Killing || t.Killing:
 		o.end(t, dag.TaskKilled)
@@ -283,19 +292,21 @@ func (o *Oracle) finished(t *Task, ok bool) {
 		if t.Retry.MaxInterval > 0 {
 			wait = min(wait, float64(t.Retry.MaxInterval))
 		}
-		if wait == 0 {
-			o.end(t, dag.TaskQueued)
+		o.end(t, dag.TaskRetry)
+		if t.AtOnce = wait == 0; t.AtOnce {
 			return
 		}
-		o.end(t, dag.TaskRetry)
 		t.Due = o.now + int64(wait)
-		if o.State != dag.RunPaused {
+		if o.State == dag.RunPaused {
+			t.Due = o.PausedAt + int64(wait)
+		} else {
 			o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
 		}
 	}
 }
 
 func (o *Oracle) lost(t *Task) {
+	o.wake()
 	if o.Killing || t.Killing {
 		o.end(t, dag.TaskKilled)
 		return
@@ -309,10 +320,7 @@ func (o *Oracle) lost(t *Task) {
 }
 
 func (o *Oracle) signal(t *Task) {
-	if !t.Signalled {
-		t.Signalled = true
-		o.emit(dag.Signal{Task: o.index(t), Attempt: t.Attempt})
-	}
+	o.emit(dag.Signal{Task: o.index(t), Attempt: t.Attempt})
 }
 
 func (o *Oracle) kill() {
@@ -338,7 +346,7 @@ func (o *Oracle) killTask(t *Task) {
 	case t.live():
 		t.Killing = true
 		o.signal(t)
-	case t.State == dag.TaskRetry || t.State == dag.TaskQueued && !o.Killing:
+	case t.State == dag.TaskRetry || t.State == dag.TaskQueued:
 		t.State = dag.TaskKilled
 		o.emit(dag.TaskEnded{Task: o.index(t), State: dag.TaskKilled})
 	}
@@ -346,12 +354,14 @@ func (o *Oracle) killTask(t *Task) {
 
 func (o *Oracle) resume() {
 	for _, t := range o.Tasks {
-		if t.State == dag.TaskRetry {
+		if t.State == dag.TaskRetry && !t.AtOnce {
 			// What was left of its interval when the clock stood still is left now.
 			if left := t.Due - o.PausedAt; left > 0 {
 				t.Due = o.now + left
+				o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
+			} else {
+				t.State = dag.TaskQueued
 			}
-			o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
 		}
 	}
 	o.change(dag.RunRunning)
@@ -429,9 +439,8 @@ func (o *Oracle) Recovered() []dag.Effect {
 	o.effects = nil
 	clear(o.wanted)
 	for _, t := range o.Tasks {
-		t.Signalled = false
 		switch {
-		case t.State == dag.TaskRetry && o.State != dag.RunPaused:
+		case t.State == dag.TaskRetry && !t.AtOnce && o.State != dag.RunPaused:
 			o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
 		case t.live() && (o.Killing || t.Killing):
 			o.signal(t)

@@ -51,7 +51,7 @@ func Play(s Script, quiet bool) (l *Log, err error) {
 	defer func() {
 		l = &p.Log
 		if e := recover(); e != nil {
-			err = fmt.Errorf("panic: %v\n%s", e, debug.Stack())
+			err = fmt.Errorf("panic: %v\n%s", e, trace())
 		}
 	}()
 	src := &Source{s.Spec}
@@ -130,13 +130,13 @@ func (p *player) op(op Op) error {
 			return p.apply(dag.Revoked{Task: o.index(t), Attempt: t.Attempt, At: now})
 		}
 	case OpDue:
-		if t := pick(o.Select(func(t *Task) bool { return t.State == dag.TaskRetry }), op.A); t != nil {
+		if t := pick(o.Select(func(t *Task) bool { return t.State == dag.TaskRetry && !t.AtOnce }), op.A); t != nil {
 			p.now = max(now, t.Due)
 			return p.apply(dag.RetryDue{Task: o.index(t), Attempt: t.Attempt, At: p.now})
 		}
 	case OpEarly:
 		if t := pick(o.Select(func(t *Task) bool { return t.Attempt > 0 }), op.A); t != nil {
-			return p.apply(dag.RetryDue{Task: o.index(t), Attempt: t.Attempt - uint32(op.B%2), At: now})
+			return p.apply(dag.RetryDue{Task: o.index(t), Attempt: max(1, t.Attempt-uint32(op.B%2)), At: now})
 		}
 	case OpStale:
 		if e := pick(p.past, op.A); e != nil {
@@ -161,11 +161,22 @@ func (p *player) op(op Op) error {
 	case OpKill:
 		return p.apply(dag.Kill{At: now})
 	case OpCut:
-		p.disk.cut(p.run, 1+int(op.A)%4)
+		p.disk.cut(p.run, 1+int(op.A)%4, op.B%2 == 1)
 	case OpCrash:
 		return p.crash(op)
 	}
 	return nil
+}
+
+// trace says where in package dag a panic came from.
+func trace() string {
+	var lines []string
+	for line := range strings.Lines(string(debug.Stack())) {
+		if strings.Contains(line, "/dag/") && !strings.Contains(line, "/dagtest") && strings.HasPrefix(line, "\t") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
 }
 
 func pick[T any](from []T, a uint8) (t T) {
