@@ -26,6 +26,7 @@ type Plan struct {
 	Tasks      uint32      // tasks in all
 	Sets       int         // generated sets that were added by Extend
 	names      nameIndex
+	edges      int      // how many there are
 	limits     Limits   // defaults applied
 	defaults   *Job     // jobDefaults, for what is generated
 	bases      []uint32 // Template.Base, side by side

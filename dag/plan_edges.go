@@ -25,7 +25,7 @@ func (b *planner) collectEdges() {
 	for i := range b.specs {
 		n += len(b.specs[i].Parents) + len(b.specs[i].Children)
 	}
-	if n == 0 {
+	if n == 0 || !b.mayHave(n) {
 		return
 	}
 	b.edges = make([]edge, 0, n)
@@ -42,6 +42,19 @@ func (b *planner) collectEdges() {
 	}
 }
 
+// mayHave tells whether the plan may have so many edges more.
+func (b *planner) mayHave(n int) bool {
+	if n += b.plan.edges; n <= maxEdges {
+		return true
+	}
+	b.Add(Problem{
+		Pointer: b.prefix,
+		Message: "the tasks have " + strconv.Itoa(n) + " edges, the limit is " + strconv.Itoa(maxEdges),
+		Limit:   true,
+	})
+	return false
+}
+
 // addEdge adds an edge whose other end has only a name yet.
 func (b *planner) addEdge(e edge, end EdgeSpec) {
 	if end.Task == "" && b.specs[int(e.owner)-b.first].Faulty {
@@ -49,7 +62,7 @@ func (b *planner) addEdge(e edge, end EdgeSpec) {
 	}
 	other := b.plan.names.find(end.Task)
 	if other < 0 {
-		b.problem(b.edgeAt(e), "unknown task "+Quote(end.Task))
+		b.problem(b.edgeAt(e), "unknown task "+Quote(end.Task)+b.hint(end.Task))
 		return
 	}
 	if e.at >= 0 {
@@ -71,6 +84,16 @@ func (b *planner) addEdge(e edge, end EdgeSpec) {
 		b.matched = append(b.matched, names)
 	}
 	b.edges = append(b.edges, e)
+}
+
+// hint helps who names an expanded task where a task as defined is meant.
+func (b *planner) hint(name string) string {
+	if base, _, ok := splitName(name); ok {
+		if i := b.plan.names.find(base); i >= 0 && b.plan.Templates[i].Expanded {
+			return "; edges name tasks as defined, " + Quote(base)
+		}
+	}
+	return ""
 }
 
 // edgeAt is the pointer of an edge's mention.
@@ -161,6 +184,9 @@ func (b *planner) hang(g *Template) {
 		if !has {
 			b.edges = append(b.edges, edge{parent: int32(g.Index), child: int32(b.first + i), match: plain, owner: implied})
 		}
+	}
+	if !b.mayHave(len(b.edges) + n*len(g.Children)) {
+		return
 	}
 	for _, waiting := range g.Children {
 		if b.plan.Templates[waiting.Template].Origin == g.Index {

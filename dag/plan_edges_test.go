@@ -70,6 +70,8 @@ func TestEdgeProblems(t *testing.T) {
 			[]string{`/tasks/b/parents/0: the edge from "a" to "b" is matched by other parameters elsewhere`}},
 		{"generator", graph(`g {{L}} "isGenerator": true`, `b {{L}} "parents": [{"task": "g", "match": ["L"]}]`),
 			[]string{`/tasks/b/parents/0: generator "g" cannot be matched one to one: its children wait for everything that it generates`}},
+		{"expanded names", graph(`a {{L}}`, `b - "parents": ["a_0", "b_0"]`), []string{
+			`/tasks/b/parents/0: unknown task "a_0"; edges name tasks as defined, "a"`, `/tasks/b/parents/1: unknown task "b_0"`}},
 		{"match to itself", graph(`a {{L}} "parents": [{"task": "a", "match": ["L"]}]`), []string{`/tasks/a: the tasks depend on each other: a -> a`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -142,6 +142,31 @@ func TestExtendLimits(t *testing.T) {
 	}
 }
 
+// What a generator makes gets an edge to each task that waits for it: two short
+// documents can ask for more edges than there is memory.
+func TestEdgesAreBounded(t *testing.T) {
+	const n = 4000
+	spec := &dag.Spec{Tasks: []dag.TaskSpec{{Name: "g", Job: dag.Job{HasString: true}, Generator: true}}}
+	var made []dag.TaskSpec
+	for i := range n {
+		made = append(made, dag.TaskSpec{Name: fmt.Sprint("made", i), Job: dag.Job{HasString: true}})
+		spec.Tasks = append(spec.Tasks, dag.TaskSpec{Name: fmt.Sprint("waits", i), Job: dag.Job{HasString: true}, Parents: []dag.EdgeSpec{{Task: "g"}}})
+	}
+	p, problems := dag.NewPlan(spec, dag.Limits{})
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	_, problems = p.Extend(0, made, nothingStarted)
+	same(t, "problems", told(problems), []string{fmt.Sprintf("! : the tasks have %d edges, the limit is 10000000", n+n+n*n)})
+	parents := make([]dag.EdgeSpec, 5_000_001)
+	for i := range parents {
+		parents[i].Task = "g"
+	}
+	spec.Tasks = append(spec.Tasks[:1], dag.TaskSpec{Name: "a", Job: dag.Job{HasString: true}, Parents: parents, Children: parents})
+	_, problems = dag.NewPlan(spec, dag.Limits{})
+	same(t, "problems", told(problems), []string{"! /tasks: the tasks have 10000002 edges, the limit is 10000000"})
+}
+
 func TestDefaultsHoldForWhatIsGenerated(t *testing.T) {
 	p := planOf(t, `{"parameters": {"L": ["1", "2"]}, "jobDefaults": {"command": ["d", "{{L}}"], "cores": 3}, "tasks": {"g": {"isGenerator": true, "job": {"command": ["x"]}}}}`)
 	next, problems := p.Extend(0, []dag.TaskSpec{{Name: "n"}}, nothingStarted)

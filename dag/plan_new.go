@@ -14,6 +14,12 @@ const (
 	defaultMaxDepth = 16
 	// Whatever the limits say: indexes of tasks and templates fit in an int32.
 	mostTasks = math.MaxInt32
+	// maxEdges bounds the edges between templates. A generated set makes one to each
+	// task that waits for its generator, so a small document can ask for many.
+	maxEdges = 10_000_000
+	// maxTaskBytes bounds a task's texts after substitution. It is more than Linux
+	// lets a process start with.
+	maxTaskBytes = 4 << 20
 )
 
 func (l Limits) withDefaults() Limits {
@@ -48,6 +54,7 @@ type planner struct {
 	classes map[Class]int
 	scratch []token
 	merged  int                     // members of jobs, where defaults were merged in
+	lengths []int                   // of the parameters' longest values
 	started func(template int) bool // of templates that were there before
 	repeats map[int]repeat          // answers of repeated
 }
@@ -114,6 +121,7 @@ func (b *planner) finish() (*Plan, Problems) {
 		return nil, b.Problems()
 	}
 	b.plan.Tasks = uint32(b.total)
+	b.plan.edges += len(b.edges)
 	return b.plan, nil
 }
 
@@ -194,6 +202,9 @@ func (b *planner) expand(t *Template, own *Job) {
 		t.tokens = slices.Clone(b.scratch)
 		t.Axes, count = b.axes(t.tokens)
 		t.Expanded = len(t.Axes) > 0
+		if size := b.longest(t); size > maxTaskBytes {
+			b.problem(b.jobAt(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
+		}
 	}
 	t.Count = uint32(min(count, mostTasks))
 	sum, carry := bits.Add64(b.total, count, 0)
@@ -201,6 +212,27 @@ func (b *planner) expand(t *Template, own *Job) {
 		sum = math.MaxUint64
 	}
 	b.total = sum
+}
+
+// longest is at least how many bytes the texts with tokens of any task of t have.
+func (b *planner) longest(t *Template) int {
+	if b.lengths == nil {
+		b.lengths = make([]int, len(b.plan.Parameters))
+		for i, p := range b.plan.Parameters {
+			for _, v := range p.Values {
+				b.lengths[i] = max(b.lengths[i], len(v))
+			}
+		}
+	}
+	size, field := 0, int32(-1)
+	for _, k := range t.tokens {
+		if k.field != field {
+			field = k.field
+			size += len(t.Job.text(int(field)))
+		}
+		size += b.lengths[k.param] - int(k.end-k.start)
+	}
+	return size
 }
 
 // axes are the list parameters among tokens, whose strides it sets, and the

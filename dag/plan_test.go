@@ -344,6 +344,15 @@ func TestDefaultsAreNotMultipliedWithoutBound(t *testing.T) {
 	}
 }
 
+// A short document must not make a task that does not fit in memory.
+func TestSubstitutionIsBounded(t *testing.T) {
+	const tokens, value = 50_000, 100_000
+	doc := `{"parameters": {"P": ["", "` + strings.Repeat("p", value) + `"]}, "tasks": {"a": {"job": {"command": ["x", "` + strings.Repeat("{{P}}", tokens) + `"]}}}}`
+	_, problems := specjson.Plan([]byte(doc), dag.Limits{})
+	same(t, "problems", told(problems), []string{fmt.Sprintf(
+		"/tasks/a/job: the job has %d bytes when the longest values are substituted, the limit is 4194304", tokens*value)})
+}
+
 func TestSpecsThatNoDecoderMakes(t *testing.T) {
 	_, problems := dag.NewPlan(&dag.Spec{Tasks: []dag.TaskSpec{
 		{Name: "a", Job: dag.Job{HasString: true, MemoryMB: dag.Quantity{Raw: "-1", Milli: -1000}}},

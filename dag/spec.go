@@ -42,8 +42,15 @@ type EdgeSpec struct {
 	Match []string
 }
 
-// Job says what an attempt executes. The strings may hold {{NAME}} tokens.
-// A zero member means "not given".
+// Job says what an attempt executes. A zero member means "not given".
+//
+// {{NAME}} in Command, CommandString, Environment or WorkDir stands for a value of
+// the parameter NAME, byte for byte: no spaces inside the braces, upper and lower
+// case differ. What is substituted is not looked through again. It is a problem
+// when there is no such parameter and NAME looks like a name: a letter, a digit or
+// "_", then letters, digits, "_", "-" and ".". Everything else that has braces stays
+// as it is: "{{", "{{ x }}", "{{.Names}}". Of "{{{A}}}" the inner two pairs are the
+// token. To have a literal "{{end}}", define a parameter "end" of that value.
 type Job struct {
 	Command       []string // argv; nil when not given
 	CommandString string   // run by /bin/sh -c

@@ -5,15 +5,6 @@ import (
 	"unicode"
 )
 
-// Tokens. {{NAME}} in a job's command, commandString, environment or workDir
-// stands for a value of the parameter NAME, byte for byte: no spaces inside the
-// braces, upper and lower case differ. What is substituted is not looked through
-// again. {{NAME}} is an error when there is no such parameter and NAME looks like
-// a name: a letter, digit or underscore, then letters, digits and "_", "-", ".".
-// Everything else that has braces is left as it is: "{{", "{{ x }}", "{{.Names}}".
-// Of "{{{A}}}" the inner two pairs are the token. To have a literal "{{end}}",
-// define a parameter "end" with the value "{{end}}".
-
 // nextToken finds the next {{NAME}} in s from an offset on, of any NAME without
 // braces: s[start:end], or ok false.
 func nextToken(s string, from int) (start, end int, ok bool) {

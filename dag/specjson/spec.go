@@ -138,12 +138,12 @@ func (d *reader) tasks() []dag.TaskSpec {
 	var tasks []dag.TaskSpec
 	d.object(func(name string) {
 		t := dag.TaskSpec{Name: name}
-		before := d.Len()
 		d.name("a task", name)
 		if d.is('{', "a task") {
 			d.task(&t)
+		} else {
+			t.Faulty = true
 		}
-		t.Faulty = d.Len() > before
 		tasks = append(d.room(tasks), t)
 	})
 	return tasks
@@ -163,15 +163,19 @@ func (d *reader) room(tasks []dag.TaskSpec) []dag.TaskSpec {
 
 func (d *reader) task(t *dag.TaskSpec) {
 	d.object(func(name string) {
+		before := d.Len()
 		switch name {
 		case "job":
 			if d.is('{', "job") {
 				d.job(&t.Job)
 			}
+			t.Faulty = t.Faulty || d.Len() > before
 		case "parents":
 			t.Parents = d.edges("parents")
+			t.Faulty = t.Faulty || d.Len() > before
 		case "children":
 			t.Children = d.edges("children")
+			t.Faulty = t.Faulty || d.Len() > before
 		case "maxRetries":
 			t.Retry.MaxRetries = d.retries()
 		case "retryIntervalSeconds":
