@@ -1,6 +1,9 @@
 package persistence
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // FailNext makes the next commit of the store fail.
 func (s *Badger) FailNext() {
@@ -17,4 +20,17 @@ func (s *Badger) FailNext() {
 func Small(c Config) Config {
 	c.memory = 4 << 20
 	return c
+}
+
+// WithDisk makes up a disk.
+func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Config {
+	c.statfs = statfs
+	return c
+}
+
+// Later makes what Room remembers old.
+func Later(s *Badger) {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	s.room.at, s.room.needAt = time.Time{}, time.Time{}
 }

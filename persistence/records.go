@@ -91,7 +91,7 @@ const (
 func appendOutput(dst []byte, o *messages.Output) []byte {
 	kind := byte(outputFile)
 	switch {
-	case o.Size == 0 && o.Head == 0 && o.Tail == 0 && len(o.Inline) == 0 && o.Offset == 0:
+	case o.Size == 0 && o.Head == 0 && o.Tail == 0 && o.Inline == nil && o.Offset == 0:
 		return append(dst, outputEmpty)
 	case o.Inline != nil:
 		kind = outputInline

@@ -1,0 +1,154 @@
+package persistence
+
+import (
+	"bytes"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func TestSummaryRoundTrip(t *testing.T) {
+	for _, s := range []*messages.Summary{
+		{},
+		{State: dag.RunKilled, Tag: "täg", Start: math.MinInt64, LastUpdate: math.MaxInt64, Tasks: math.MaxUint32},
+		{Tags: []dag.Label{{Name: "a"}, {Name: "b", Value: strings.Repeat("x", 1000)}}, Counts: messages.Counts{1, 2, 3, 4, 5, 6, math.MaxUint32}},
+	} {
+		s.ID = 9
+		got, err := decodeSummary(9, appendSummary(nil, s))
+		if err != nil || !reflect.DeepEqual(got, s) {
+			t.Errorf("got %+v, %v, want %+v", got, err, s)
+		}
+	}
+}
+
+func TestAttemptsRoundTrip(t *testing.T) {
+	want := []messages.AttemptRecord{
+		{},
+		{Task: math.MaxUint32, Attempt: math.MaxUint32, Result: messages.AttemptRejected, RC: math.MinInt32, Start: math.MaxInt64, Stop: math.MinInt64,
+			ExecutorLog: "log", Node: "n", MaxRSSKB: -1, UserCPU: time.Hour, SystemCPU: 1},
+		{Stdout: messages.Output{Inline: []byte{}}, Stderr: messages.Output{Size: 3, Head: 3, Inline: []byte("abc")}},
+		{Stdout: messages.Output{Size: 1 << 60, Head: 1, Tail: 2, Offset: 1 << 50}},
+	}
+	v := []byte{attemptsV1}
+	for i := range want {
+		v = appendAttempt(v, &want[i])
+	}
+	got, err := decodeAttempts(nil, v)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	clear(v)
+	if string(got[2].Stderr.Inline) != "abc" {
+		t.Error("a record refers to the stored value")
+	}
+}
+
+func TestDocumentRoundTrip(t *testing.T) {
+	p, err := newPacker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	for _, doc := range []string{"", "{}", strings.Repeat("{}", 511), strings.Repeat("{}", 512), strings.Repeat("long ", 1<<20)} {
+		for _, key := range []string{"", "key"} {
+			v := p.append(creationHead(nil, &Creation{IdempotencyKey: key}), []byte(doc))
+			got, err := p.decodeDefinition(1, v)
+			if err != nil || string(got) != doc {
+				t.Errorf("%d bytes: got %d, %v", len(doc), len(got), err)
+			}
+			if len(doc) >= compressFrom && len(v) > len(doc)/2 {
+				t.Errorf("%d bytes take %d", len(doc), len(v))
+			}
+			hash, ok := decodeCreationHead(newDecoder(v, defV1))
+			if ok != (key != "") || ok && hash != hashKey(key) {
+				t.Errorf("key %q: %x, %v", key, hash, ok)
+			}
+		}
+		set, err := p.decodeSet(1, 3, p.append(setHead(nil, &Set{Generator: 77}), []byte(doc)))
+		if err != nil || set.N != 3 || set.Generator != 77 || string(set.JSON) != doc {
+			t.Errorf("set: %+v, %v", set, err)
+		}
+	}
+}
+
+func TestStagedRoundTrip(t *testing.T) {
+	ops := []op{
+		{key: []byte("a"), val: bytes.Repeat([]byte("v"), 1000)},
+		{key: []byte("b"), del: true},
+		{key: []byte("c"), val: []byte{}},
+	}
+	var joined []byte
+	for i, p := range stagedParts(ops, 5, 64) {
+		if !bytes.Equal(p.key, stageKey(5, uint32(i))) || len(p.val) > 64 {
+			t.Fatalf("part %d: %x, %d bytes", i, p.key, len(p.val))
+		}
+		joined = append(joined, p.val...)
+	}
+	got, err := decodeStaged(joined)
+	if err != nil || !reflect.DeepEqual(got, ops) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := decodeStaged(joined[:len(joined)-3]); err == nil {
+		t.Error("a cut batch was accepted")
+	}
+}
+
+// FuzzDecoders: whatever is stored, decoding ends with a value or an error.
+func FuzzDecoders(f *testing.F) {
+	p, err := newPacker()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(p.close)
+	doc := []byte(strings.Repeat("document ", 200))
+	for _, v := range [][]byte{
+		nil, {1}, {2, 0, 0},
+		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}),
+		appendAttempt([]byte{attemptsV1}, &messages.AttemptRecord{Task: 1, Node: "n", Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}),
+		p.append(creationHead(nil, &Creation{IdempotencyKey: "k"}), doc),
+		p.append(setHead(nil, &Set{Generator: 1}), doc),
+		appendHeader(nil, 7, []byte("header")),
+		appendKeyRow(nil, 3, [32]byte{1}),
+		stagedParts([]op{{key: []byte("k"), val: []byte("v")}, {key: []byte("d"), del: true}}, 1, 100)[0].val,
+		metaValue(300),
+	} {
+		f.Add(v)
+	}
+	f.Fuzz(func(t *testing.T, v []byte) {
+		if s, err := decodeSummary(1, v); err == nil {
+			again, err := decodeSummary(1, appendSummary(nil, s))
+			if err != nil || !reflect.DeepEqual(again, s) {
+				t.Fatalf("summary: %+v, %v, want %+v", again, err, s)
+			}
+		}
+		if list, err := decodeAttempts(nil, v); err == nil {
+			w := []byte{attemptsV1}
+			for i := range list {
+				w = appendAttempt(w, &list[i])
+			}
+			again, err := decodeAttempts(nil, w)
+			if err != nil || len(again) != len(list) {
+				t.Fatalf("attempts: %+v, %v, want %+v", again, err, list)
+			}
+		}
+		if ops, err := decodeStaged(v); err == nil && len(ops) > 0 {
+			var joined []byte
+			for _, p := range stagedParts(ops, 1, 16) {
+				joined = append(joined, p.val...)
+			}
+			if again, err := decodeStaged(joined); err != nil || len(again) != len(ops) {
+				t.Fatalf("staged: %+v, %v, want %+v", again, err, ops)
+			}
+		}
+		_, _ = p.decodeDefinition(1, v)
+		_, _ = p.decodeSet(1, 1, v)
+		_, _, _ = decodeHeader(1, v)
+		_, _, _ = decodeKeyRow(v)
+		_, _ = blobBody(v)
+	})
+}
