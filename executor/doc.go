@@ -11,4 +11,20 @@
 //  4. The same AttemptKey is started at most once, however often it is ordered.
 //  5. The sink may be called from any goroutine, and from within Start; it must
 //     not block.
+//
+// Implementations: Process (this machine's processes; read process.go, then
+// finish.go, whose run is an attempt's whole life) and Noop.
+//
+// What a Process does not promise:
+//
+//   - A task's own background children outlive it when it ends by itself; its
+//     output ends with it. When it is killed, timed out or closed its whole process
+//     group ends, but not what has left the group by setsid.
+//   - stdout and stderr are files in memory. A task that opens /dev/stdout or
+//     /dev/stderr anew for writing truncates what it printed before, as it would any
+//     file that it was redirected to; appending (>>) and >&2 do not.
+//   - The peak memory of a task that took less than the forking process itself is
+//     not known (0), since the kernel's figure covers the moment between fork and exec.
+//   - The machine's want of processes, descriptors or memory for a start is no
+//     failure of the task: it is reported as AttemptLost, as is what Close ends.
 package executor

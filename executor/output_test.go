@@ -147,8 +147,10 @@ func TestLiveLog(t *testing.T) {
 		}
 		return ""
 	})
-	if e.Close() != nil || e.Close() != nil {
-		t.Error("closing twice")
+	for range 2 {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	os.WriteFile(filepath.Join(r.dir, "go"), nil, 0o644)
 	r.WaitFinal(key)

@@ -93,7 +93,9 @@ func (p *Process) admit() (fit []*attempt) {
 		p.begun.add(a.order.Key)
 		fit = append(fit, a)
 	}
-	p.work.Add(len(fit))
+	if len(fit) > 0 {
+		p.work.Add(len(fit))
+	}
 	return fit
 }
 

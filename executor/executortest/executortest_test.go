@@ -92,6 +92,33 @@ func TestFakeByHand(t *testing.T) {
 	e.Close()
 }
 
+func TestFakeRevokesWhatWaits(t *testing.T) {
+	f, rec := NewFake(), NewRecorder(t)
+	e, _ := f.Bind(rec.Sink)
+	for i := range uint32(3) {
+		e.Start(executor.Order{Key: key(i, 1)})
+	}
+	e.Revoke(key(0, 1))
+	e.Kill(key(1, 1), time.Second)
+	e.Close()
+	rec.WaitFinals(3)
+	for _, rep := range rec.All() {
+		if rep.Kind != executor.Revoked {
+			t.Errorf("%+v", rep)
+		}
+	}
+	// A script that is overtaken by a revoke starts nothing.
+	e, _ = f.Bind(rec.Sink)
+	f.Play(func(o executor.Order) Step {
+		e.Revoke(o.Key)
+		return Step{}
+	})
+	e.Start(executor.Order{Key: key(0, 1)})
+	if f.Starts(key(0, 1)) != 0 || len(f.Live()) != 0 {
+		t.Errorf("started after its revoke")
+	}
+}
+
 func TestFakePanics(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)

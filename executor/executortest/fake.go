@@ -39,6 +39,15 @@ type Fake struct {
 	starts  map[messages.AttemptKey]int
 	kills   map[messages.AttemptKey]int
 	revokes map[messages.AttemptKey]int
+
+	// Reports leave through one door, so that they come in order.
+	outbox     []letter
+	delivering bool
+}
+
+type letter struct {
+	sink   executor.Sink
+	report executor.Report
 }
 
 type fakeOrder struct {
@@ -96,38 +105,43 @@ func (f *Fake) Clock(now func() int64) {
 func (f *Fake) Start(o executor.Order) {
 	f.mu.Lock()
 	if f.closed {
-		r := executor.Report{Key: o.Key, Kind: executor.Revoked, At: f.now()}
-		sink := f.sink
+		f.post(executor.Report{Key: o.Key, Kind: executor.Revoked, At: f.now()})
 		f.mu.Unlock()
-		sink(r)
+		f.flush()
 		return
 	}
 	if f.orders[o.Key] != nil {
 		f.mu.Unlock()
 		return
 	}
-	step := Step{Hold: true}
-	if f.script != nil {
-		script := f.script
-		f.mu.Unlock()
-		step = script(o)
-		f.mu.Lock()
+	fo := &fakeOrder{order: o}
+	f.orders[o.Key] = fo
+	f.taken = append(f.taken, o)
+	f.changed.Broadcast()
+	script := f.script
+	f.mu.Unlock()
+	if script == nil {
+		return
 	}
+	step := script(o)
+	f.mu.Lock()
 	if step.Panic != nil {
+		delete(f.orders, o.Key)
 		f.mu.Unlock()
 		panic(step.Panic)
 	}
-	f.orders[o.Key] = &fakeOrder{order: o, out: step.Out}
-	f.taken = append(f.taken, o)
-	f.changed.Broadcast()
-	f.mu.Unlock()
-	switch {
-	case step.Hold:
-	case step.Begin:
-		f.Begin(o.Key)
-	default:
-		f.End(o.Key, step.End, step.RC)
+	// It may have been revoked while the script thought.
+	if f.orders[o.Key] == fo && !fo.ended && !step.Hold {
+		fo.out = step.Out
+		if fo.begun == 0 && (step.Begin || step.End != messages.AttemptNotStarted) {
+			f.begin(fo)
+		}
+		if !step.Begin {
+			f.end(fo, step.End, step.RC)
+		}
 	}
+	f.mu.Unlock()
+	f.flush()
 }
 
 // Begin reports the order as Started. It panics when the order is not waiting.
@@ -138,16 +152,9 @@ func (f *Fake) Begin(key messages.AttemptKey) {
 		f.mu.Unlock()
 		panic(fmt.Sprintf("executortest: Begin of %v, which does not wait", key))
 	}
-	r, sink := f.begin(fo), f.sink
+	f.begin(fo)
 	f.mu.Unlock()
-	sink(r)
-}
-
-func (f *Fake) begin(fo *fakeOrder) executor.Report {
-	fo.begun = max(f.now(), 1)
-	f.starts[fo.order.Key]++
-	f.changed.Broadcast()
-	return executor.Report{Key: fo.order.Key, Kind: executor.Started, At: fo.begun}
+	f.flush()
 }
 
 // End reports the order as Finished with the result, and as Started before that
@@ -160,19 +167,46 @@ func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc in
 		f.mu.Unlock()
 		panic(fmt.Sprintf("executortest: End of %v, which is not live", key))
 	}
-	var reports []executor.Report
 	if fo.begun == 0 && result != messages.AttemptNotStarted {
-		reports = append(reports, f.begin(fo))
+		f.begin(fo)
 	}
-	reports = append(reports, f.end(fo, result, rc))
-	sink := f.sink
+	f.end(fo, result, rc)
 	f.mu.Unlock()
-	for _, r := range reports {
-		sink(r)
-	}
+	f.flush()
 }
 
-func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) executor.Report {
+// post puts a report into the outbox. f.mu is held; flush follows without it.
+func (f *Fake) post(r executor.Report) {
+	f.outbox = append(f.outbox, letter{f.sink, r})
+}
+
+// flush delivers what is in the outbox, unless somebody is at it.
+func (f *Fake) flush() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.delivering {
+		return
+	}
+	f.delivering = true
+	for len(f.outbox) > 0 {
+		l := f.outbox[0]
+		f.outbox = f.outbox[1:]
+		f.mu.Unlock()
+		l.sink(l.report)
+		f.mu.Lock()
+	}
+	f.delivering = false
+	f.changed.Broadcast()
+}
+
+func (f *Fake) begin(fo *fakeOrder) {
+	fo.begun = max(f.now(), 1)
+	f.starts[fo.order.Key]++
+	f.changed.Broadcast()
+	f.post(executor.Report{Key: fo.order.Key, Kind: executor.Started, At: fo.begun})
+}
+
+func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) {
 	fo.ended = true
 	f.changed.Broadcast()
 	if rc == 0 {
@@ -190,7 +224,13 @@ func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) execu
 	if fo.order.Capture {
 		r.Stdout = []byte(fo.out)
 	}
-	return r
+	f.post(r)
+}
+
+// revoke forgets the order, so that the same key may be ordered again.
+func (f *Fake) revoke(fo *fakeOrder) {
+	delete(f.orders, fo.order.Key)
+	f.post(executor.Report{Key: fo.order.Key, Kind: executor.Revoked, At: f.now()})
 }
 
 func usualRC(result messages.AttemptResult) int32 {
@@ -218,24 +258,19 @@ func (f *Fake) Print(key messages.AttemptKey, s string) {
 
 // Kill implements executor.Executor: an attempt that runs ends as Killed at once,
 // unless HoldKills is set.
-func (f *Fake) Kill(key messages.AttemptKey, grace time.Duration) {
+func (f *Fake) Kill(key messages.AttemptKey, _ time.Duration) {
 	f.mu.Lock()
 	f.kills[key]++
 	f.changed.Broadcast()
-	fo := f.orders[key]
-	if fo == nil || fo.ended || (f.hold && fo.begun != 0) {
-		f.mu.Unlock()
-		return
+	switch fo := f.orders[key]; {
+	case fo == nil || fo.ended:
+	case fo.begun == 0:
+		f.revoke(fo)
+	case !f.hold:
+		f.end(fo, messages.AttemptKilled, 0)
 	}
-	var r executor.Report
-	if fo.begun == 0 {
-		r = f.revoke(fo)
-	} else {
-		r = f.end(fo, messages.AttemptKilled, 0)
-	}
-	sink := f.sink
 	f.mu.Unlock()
-	sink(r)
+	f.flush()
 }
 
 // Revoke implements executor.Executor.
@@ -243,20 +278,11 @@ func (f *Fake) Revoke(key messages.AttemptKey) {
 	f.mu.Lock()
 	f.revokes[key]++
 	f.changed.Broadcast()
-	fo := f.orders[key]
-	if fo == nil || fo.ended || fo.begun != 0 {
-		f.mu.Unlock()
-		return
+	if fo := f.orders[key]; fo != nil && !fo.ended && fo.begun == 0 {
+		f.revoke(fo)
 	}
-	r, sink := f.revoke(fo), f.sink
 	f.mu.Unlock()
-	sink(r)
-}
-
-// revoke forgets the order, so that the same key may be ordered again.
-func (f *Fake) revoke(fo *fakeOrder) executor.Report {
-	delete(f.orders, fo.order.Key)
-	return executor.Report{Key: fo.order.Key, Kind: executor.Revoked, At: f.now()}
+	f.flush()
 }
 
 // OpenLog implements executor.Executor: the stdout that was given so far.
@@ -270,25 +296,26 @@ func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (message
 	return &fakeLog{f: f, fo: fo, empty: stream != messages.Stdout}, nil
 }
 
-// Close implements executor.Executor: what runs is lost, what waits is revoked.
+// Close implements executor.Executor: what runs is lost, what waits is revoked. It
+// must not be called from the sink.
 func (f *Fake) Close() error {
 	f.mu.Lock()
 	f.closed = true
-	var reports []executor.Report
 	for _, o := range f.taken {
-		fo := f.orders[o.Key]
-		switch {
+		switch fo := f.orders[o.Key]; {
 		case fo == nil || fo.ended:
 		case fo.begun == 0:
-			reports = append(reports, f.revoke(fo))
+			f.revoke(fo)
 		default:
-			reports = append(reports, f.end(fo, messages.AttemptLost, 0))
+			f.end(fo, messages.AttemptLost, 0)
 		}
 	}
-	sink := f.sink
 	f.mu.Unlock()
-	for _, r := range reports {
-		sink(r)
+	f.flush()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.delivering {
+		f.changed.Wait()
 	}
 	return nil
 }

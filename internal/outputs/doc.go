@@ -9,5 +9,5 @@
 //
 // Locks: Store.mu guards the table of open files and is held over no I/O but
 // opening; file.mu guards one file's end and its state of syncing, and is held
-// over no I/O at all.
+// over no I/O but the truncation after an append that did not succeed.
 package outputs

@@ -158,8 +158,10 @@ func TestLogOfCutOutput(t *testing.T) {
 				t.Errorf("%s: at %d: %q %v, want %q %v", name, c.off, buf[:n], err, c.text, c.err)
 			}
 		}
-		if l.Close() != nil || l.Close() != nil {
-			t.Error("closing twice")
+		for range 2 {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
