@@ -1,6 +1,7 @@
 package http
 
 import (
+	"log/slog"
 	"runtime/debug"
 	"time"
 
@@ -53,7 +54,12 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 			if p := recover(); p != nil {
 				s.panicked(ctx, p)
 			}
-			m.observe(ctx.Response.StatusCode(), time.Since(began))
+			took := time.Since(began)
+			m.observe(ctx.Response.StatusCode(), took)
+			if s.log.Enabled(ctx, slog.LevelDebug) {
+				s.log.Debug("http: request", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
+					"status", ctx.Response.StatusCode(), "took", took, "from", ctx.RemoteAddr().String())
+			}
 			s.leave()
 		}()
 		err := s.admit(ctx)

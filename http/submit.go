@@ -110,7 +110,7 @@ func checkType(header []byte) error {
 	kind, params, err := mime.ParseMediaType(string(header))
 	charset, given := params["charset"]
 	if err != nil || kind != jsonType || given && !strings.EqualFold(charset, "utf-8") {
-		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send application/json"}
+		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send application/json (curl: -H 'Content-Type: application/json')"}
 	}
 	return nil
 }

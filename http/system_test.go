@@ -61,6 +61,18 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestAccessLog: requests are logged when someone asks for it.
+func TestAccessLog(t *testing.T) {
+	logs := &logBuffer{}
+	s := serve(t, seedEngine(t), func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	s.get("/v1/dagrun/0/state")
+	if !strings.Contains(logs.String(), "method=GET path=/v1/dagrun/0/state status=200") {
+		t.Errorf("log: %s", logs.String())
+	}
+}
+
 func TestQuietLog(t *testing.T) {
 	logs := &logBuffer{}
 	q := quiet{slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))}
