@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The seed's example of a finished run, at a glance.
@@ -18,9 +17,6 @@ func state(word string) string {
 
 // TestCommands runs each command against a fake server.
 func TestCommands(t *testing.T) {
-	local := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = local })
 	table := map[string]string{
 		"GET /ready":                                                   `{ "msg": "Ya like DAGs?"}`,
 		"GET /version":                                                 `{"version":"v9","commit":"abc"}`,

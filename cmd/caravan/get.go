@@ -79,8 +79,8 @@ func (m *Main) getRun(ctx context.Context, c *client.Client, id uint64, o client
 		fmt.Fprintf(m.Stdout, "tag      %s\n", printable(s.Tag))
 	}
 	fmt.Fprintf(m.Stdout, "state    %s\n", paint(s.State))
-	fmt.Fprintf(m.Stdout, "started  %s\n", moment(s.StartTime))
-	fmt.Fprintf(m.Stdout, "updated  %s\n", moment(s.LastUpdate))
+	fmt.Fprintf(m.Stdout, "started  %s\n", m.moment(s.StartTime))
+	fmt.Fprintf(m.Stdout, "updated  %s\n", m.moment(s.LastUpdate))
 	fmt.Fprintf(m.Stdout, "took     %s\n", span(took(s)))
 	fmt.Fprintf(m.Stdout, "tasks    %d: %s\n\n", s.Total(), counts(s.TaskCounts))
 

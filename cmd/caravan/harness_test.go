@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -77,6 +78,7 @@ func newProgram(stdin string) *program {
 	p.Main = &Main{
 		Stdin: strings.NewReader(stdin), Stdout: p.out, Stderr: p.errs,
 		LookupEnv: func(name string) (string, bool) { v, ok := p.env[name]; return v, ok },
+		Zone:      time.UTC,
 		Terminal:  func(any) bool { return false },
 		Signals:   p.signals,
 		Open: func(Config, net.Listener, *slog.Logger) (server, error) {

@@ -57,7 +57,7 @@ func (m *Main) lsCommand() *cobra.Command {
 				return err
 			}
 			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State, strconv.Itoa(s.Total()),
-				strconv.Itoa(s.Ended()), moment(s.StartTime), span(took(s)))
+				strconv.Itoa(s.Ended()), m.moment(s.StartTime), span(took(s)))
 			if err != nil {
 				return err
 			}

@@ -28,6 +28,8 @@ type Main struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	LookupEnv      func(string) (string, bool)
+	// Zone is the time zone that times are shown in.
+	Zone *time.Location
 	// Terminal tells whether a stream is a terminal.
 	Terminal func(stream any) bool
 	// Signals delivers what asks the program to stop: the first signal politely,
@@ -49,6 +51,7 @@ func main() {
 	m := &Main{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		LookupEnv: os.LookupEnv,
+		Zone:      time.Local,
 		Terminal: func(stream any) bool {
 			f, ok := stream.(*os.File)
 			return ok && term.IsTerminal(int(f.Fd()))

@@ -68,7 +68,7 @@ func TestSpans(t *testing.T) {
 			t.Errorf("%v: got %s, want %s", d, got, want)
 		}
 	}
-	if moment(0) != "-" {
+	if newProgram("").moment(0) != "-" {
 		t.Error("the zero time is shown")
 	}
 }

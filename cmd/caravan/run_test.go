@@ -165,6 +165,17 @@ func TestTheRealServer(t *testing.T) {
 		t.Errorf("data folder: %v, %v", info.Mode(), err)
 	}
 
+	// A folder with other things in it keeps its mode.
+	mixed := t.TempDir()
+	if err := errors.Join(os.Chmod(mixed, 0o755), os.WriteFile(mixed+"/notes", nil, 0o600), makeData(mixed)); err != nil {
+		t.Fatal(err)
+	}
+	info, _ = os.Stat(mixed)
+	inside, err := os.Stat(mixed + "/db")
+	if err != nil || info.Mode().Perm() != 0o755 || inside.Mode().Perm() != 0o700 {
+		t.Errorf("mixed folder: %v, %v, %v", info.Mode(), inside, err)
+	}
+
 	// A second server on the folder is refused while the first one runs.
 	p = newProgram("")
 	p.Open = openServer

@@ -119,12 +119,12 @@ func pointer(p string) string {
 	return printable(p)
 }
 
-// moment shows a time to the second, in the machine's zone.
-func moment(n client.Nanos) string {
+// moment shows a time to the second, in the user's zone.
+func (m *Main) moment(n client.Nanos) string {
 	if n == 0 {
 		return "-"
 	}
-	return n.Time().Format("2006-01-02 15:04:05")
+	return n.Time().In(m.Zone).Format("2006-01-02 15:04:05")
 }
 
 // span shows a duration with about three digits.

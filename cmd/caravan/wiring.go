@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -66,7 +68,8 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	undo = append(undo, closed(l))
+	l = &once{Listener: l}
+	undo = append(undo, l.Close)
 
 	if err := makeData(c.Data); err != nil {
 		return nil, err
@@ -124,24 +127,38 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 }
 
 // makeData makes the data folder and what lies in it, for its owner alone: it
-// holds what tasks print. A folder that was there before keeps its mode: it may be
-// more than a data folder.
+// holds what tasks print. A folder that was there before and holds other things
+// keeps its mode; what is made in it is the owner's all the same.
 func makeData(dir string) error {
-	for _, d := range []string{dir, filepath.Join(dir, "db"), filepath.Join(dir, "output")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	inside, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if len(inside) == 0 || slices.ContainsFunc(inside, func(e os.DirEntry) bool { return e.Name() == "db" }) {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("data folder: %w", err)
+		}
+	}
+	for _, name := range []string{"db", "output"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			return fmt.Errorf("data folder: %w", err)
 		}
 	}
 	return nil
 }
 
-func closed(l net.Listener) func() error {
-	return func() error {
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	}
+// once is a listener that may be closed more than once: by whoever stops first.
+type once struct {
+	net.Listener
+	close sync.Once
+}
+
+func (o *once) Close() (err error) {
+	o.close.Do(func() { err = o.Listener.Close() })
+	return err
 }
 
 // serve answers requests until the listener closes.
