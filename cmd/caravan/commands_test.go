@@ -181,11 +181,17 @@ func TestAnInvalidGraphShowsAllItsProblems(t *testing.T) {
 	if code := p.run("validate", "-", "-o", "json", "--server", a.URL); code != exitInvalid || !strings.Contains(p.out.String(), `"pointer": "/tasks/b/parents/0"`) {
 		t.Errorf("exit %d: %s", code, p.out)
 	}
-	// One problem of the whole document is not said twice.
-	a = newAPI(t, map[string]string{"POST /v1/dagrun": `400 {"error":"no JSON","errors":[{"pointer":"","message":"no JSON"}]}`})
-	p = newProgram("")
-	p.run("submit", "-", "--server", a.URL)
-	same(t, "stderr", p.errs.String(), "caravan: no JSON\n")
+	// One problem is not said twice, unless its place was not said.
+	for refusal, want := range map[string]string{
+		`{"error":"no JSON","errors":[{"pointer":"","message":"no JSON"}]}`: "caravan: no JSON\n",
+		`{"error":"/a: no","errors":[{"pointer":"/a","message":"no"}]}`:     "caravan: /a: no\n",
+		`{"error":"task a: no","errors":[{"pointer":"/a","message":"no"}]}`: "caravan: task a: no\n  /a: no\n",
+	} {
+		a = newAPI(t, map[string]string{"POST /v1/dagrun": "400 " + refusal})
+		p = newProgram("")
+		p.run("submit", "-", "--server", a.URL)
+		same(t, "stderr", p.errs.String(), want)
+	}
 }
 
 func TestIdempotencyKeys(t *testing.T) {

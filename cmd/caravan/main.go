@@ -126,7 +126,7 @@ func (m *Main) report(err error) {
 	line := strings.ReplaceAll(err.Error(), "\n", "; ")
 	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
 	problems := problemsOf(err)
-	if len(problems) == 1 && problems[0].Pointer == "" {
+	if len(problems) == 1 && strings.Contains(line, problems[0].Pointer) && strings.Contains(line, problems[0].Message) {
 		return // the line above is all there is to say
 	}
 	for _, p := range problems {

@@ -110,12 +110,12 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			"process": func(sink executor.Sink) (executor.Executor, error) {
 				return executor.NewProcess(executor.ProcessConfig{
 					Outputs: n.outputs, Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli,
-					Node: host, Grace: c.KillGrace, Logger: log,
+					MaxCapture: maxGenerated, Node: host, Grace: c.KillGrace, Logger: log,
 				})
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
 		},
-		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace,
+		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
 	})
 	if err != nil {
