@@ -106,10 +106,14 @@ func TestCleanEnvironment(t *testing.T) {
 
 func TestDescriptorsAndStdin(t *testing.T) {
 	r := newRig(t, nil)
-	rep := r.run(`readlink /proc/$$/fd/0; ls /proc/$$/fd | tr '\n' ' '; cat`)
+	// The shell's own words only: a pipe or the pattern's folder would show up too.
+	rep := r.run(`readlink /proc/$$/fd/0; for f in /proc/$$/fd/*; do [ -L $f ] && echo ${f##*/}; done; cat`)
 	lines := strings.SplitN(r.text(rep.Record.Stdout), "\n", 2)
 	if lines[0] != "/dev/null" {
 		t.Errorf("stdin is %s", lines[0])
+	}
+	if !strings.HasPrefix(lines[1], "0\n1\n") {
+		t.Fatalf("listed %q", lines[1])
 	}
 	for _, fd := range strings.Fields(lines[1]) {
 		// 10 and above is where shells keep their own.
