@@ -36,6 +36,9 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		for _, w := range m.Wants {
 			d.sched.want(m.Run, w.ID, w.Class, w.N)
 		}
+		if !d.sched.knows(m.Run) {
+			delete(d.pids, m.Run) // a PID that is kept keeps its actor in memory
+		}
 	case *messages.Forget:
 		d.sched.forget(m.Run)
 		delete(d.pids, m.Run)

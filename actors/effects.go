@@ -39,7 +39,7 @@ func (r *run) carryOut(ctx actor.Context) {
 				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
 			}
 		case dag.RetryAt:
-			r.env.timers.at(e.Due, ctx.Self(), &messages.RetryDue{Task: e.Task, Attempt: e.Attempt})
+			r.env.timers.at(e.Due, ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt})
 			if c := r.tasks[e.Task]; c != nil {
 				r.waiting++
 				if r.waiting > maxSuspended {

@@ -33,6 +33,7 @@ type Config struct {
 	CoresMilli  int64         // thousandths of a core that tasks may take in all
 	MemoryMilli int64         // thousandths of a MB
 	KillGrace   time.Duration // between SIGTERM and SIGKILL
+	Limits      dag.Limits    // for what recovered runs generate
 	RetainRuns  int           // finished runs that are kept; 0 = all
 	RetainAge   time.Duration // how long a finished run is kept; 0 = for ever
 	Logger      *slog.Logger  // nil = discard
@@ -79,7 +80,7 @@ func Start(c Config) (*Node, error) {
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		killGrace: c.KillGrace, now: c.Now, log: c.Logger,
+		killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
 	}
 	n.env = e
 	e.metrics = newMetrics(c.Registerer, e)
@@ -297,10 +298,4 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 func keyReused(key string, run messages.RunID) error {
 	return &messages.Error{Code: messages.KeyReused,
 		Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", key, run)}
-}
-
-// acceptedLimits are for what was accepted once: only what the format can hold.
-func acceptedLimits() dag.Limits {
-	const all = 1 << 31
-	return dag.Limits{MaxTasks: all - 1, MaxDepth: 1 << 20}
 }

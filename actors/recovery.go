@@ -2,6 +2,7 @@ package actors
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -20,13 +21,17 @@ func (r *run) start(ctx actor.Context) {
 		r.carryOut(ctx)
 		return
 	}
+	if r.broken {
+		r.failed = fmt.Errorf("run %d was given up: its actor panicked again and again, see the log", r.id)
+		return
+	}
 	if err := r.load(); err != nil {
 		r.env.log.Error("run cannot be loaded", "run", r.id, "error", err)
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, err)}
 		return
 	}
-	r.effects = append(r.effects, r.dag.Init()...)
 	r.resync()
+	r.effects = append(r.effects, r.dag.Init()...)
 	r.changed = true
 	r.schedule(ctx)
 }
@@ -46,7 +51,7 @@ func (r *run) load() error {
 	if err != nil {
 		return err
 	}
-	d, err := restore(stored)
+	d, err := restore(stored, r.env.limits)
 	if err != nil {
 		return err
 	}
@@ -93,13 +98,13 @@ func (r *run) resync() {
 }
 
 // restore makes a run's state from what is stored of it. Limits that have become
-// tighter since do not hold for a run that was accepted.
-func restore(stored *persistence.Stored) (*dag.Run, error) {
+// tighter since do not hold for what was accepted, only for what it generates yet.
+func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
 	spec, problems := specjson.Decode(stored.Definition)
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("definition: %w", problems)
 	}
-	plan, problems := dag.NewPlan(spec, acceptedLimits())
+	plan, problems := dag.NewPlan(spec, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("definition: %w", problems)
 	}
@@ -116,6 +121,6 @@ func restore(stored *persistence.Stored) (*dag.Run, error) {
 	for _, c := range stored.Chunks {
 		chunks[c.Index] = c.Data
 	}
-	return dag.Recover(plan, dag.Config{}, stored.Header,
+	return dag.Recover(plan.WithLimits(limits), dag.Config{}, stored.Header,
 		func(i uint32) []byte { return chunks[i] }, stored.Records)
 }

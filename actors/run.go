@@ -21,6 +21,8 @@ type run struct {
 	id    messages.RunID
 	fresh *dag.Run // a new run's state; nil to load it from the store
 	again bool     // this is a restart after a panic: nothing may be assumed
+	// broken: it has panicked too often and is not loaded again, only refuses.
+	broken bool
 
 	dag    *dag.Run
 	head   messages.Summary // ID, Tag, Tags, Start: what does not change

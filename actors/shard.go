@@ -2,8 +2,8 @@ package actors
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -29,7 +29,7 @@ type member struct {
 	// retiring: Retire was sent; requests wait in backlog for the run's word.
 	retiring bool
 	backlog  []messages.Request
-	broken   bool // its actor was given up
+	broken   atomic.Bool // its actor does nothing but panic: it may only refuse
 }
 
 func (s *shard) Receive(ctx actor.Context) {
@@ -43,6 +43,10 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.member(ctx, m.Run, nil)
 	case messages.Request:
 		s.request(ctx, m)
+	case *messages.RetryDue:
+		if r := s.runs[m.Run]; r != nil {
+			ctx.Send(r.pid, m)
+		}
 	case *messages.Finished:
 		if r := s.runs[m.Run]; r != nil && !r.retiring {
 			r.retiring = true
@@ -108,19 +112,20 @@ func (s *shard) created(ctx actor.Context, m *created) {
 // from what is durable.
 func (s *shard) spawn(ctx actor.Context, first *run) *member {
 	id := first.id
+	r := &member{}
 	props := actor.PropsFromProducer(func() actor.Actor {
 		if r := first; r != nil {
 			first = nil
 			return r
 		}
-		return &run{env: s.env, id: id, again: true}
+		return &run{env: s.env, id: id, again: true, broken: r.broken.Load()}
 	})
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	pid, err := ctx.SpawnNamed(props, name)
 	for n := 2; errors.Is(err, actor.ErrNameExists); n++ { // its predecessor is still stopping
 		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
 	}
-	r := &member{pid: pid}
+	r.pid = pid
 	s.runs[id] = r
 	return r
 }
@@ -142,8 +147,6 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.runs[id]; r != nil {
 		switch {
-		case r.broken:
-			m.Refuse(fmt.Errorf("run %d: its actor was given up, see the log", id))
 		case r.retiring:
 			r.backlog = append(r.backlog, m)
 		default:
@@ -208,28 +211,17 @@ func (s *shard) purge(m *messages.Purge) {
 
 // HandleFailure is the shard as supervisor of its runs: a panic has been logged;
 // the run begins anew from what is durable. One that does nothing but panic is
-// stopped, and says so to who asks.
+// kept only to say so to who asks.
 func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason, _ any) {
-	if restartUnlessHopeless(s.env, supervisor, child, rs, reason) {
-		return
-	}
-	for _, r := range s.runs {
-		if r.pid.Equal(child) {
-			r.broken = true
-		}
-	}
-}
-
-// restartUnlessHopeless restarts a child that panicked, or stops it (and returns
-// false) when it has done so too often of late.
-func restartUnlessHopeless(e *env, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason any) bool {
 	const patience, within = 5, 10 * time.Second
 	rs.Fail()
 	if rs.NumberOfFailures(within) > patience {
-		e.log.Error("actor given up: it panics again and again", "actor", child.Id, "reason", reason)
-		supervisor.StopChildren(child)
-		return false
+		s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "reason", reason)
+		for _, r := range s.runs {
+			if r.pid.Equal(child) {
+				r.broken.Store(true)
+			}
+		}
 	}
 	supervisor.RestartChildren(child)
-	return true
 }

@@ -45,6 +45,7 @@ type scheduler struct {
 	turn    uint64
 	lines   []*line // in the order in which their amounts first came up
 	claims  map[claimKey]*claim
+	runs    map[messages.RunID]int // claims per run
 }
 
 type claimKey struct {
@@ -76,6 +77,7 @@ func newScheduler(coresMilli, memoryMilli int64) *scheduler {
 	return &scheduler{
 		machine: amount{coresMilli, memoryMilli},
 		claims:  make(map[claimKey]*claim),
+		runs:    make(map[messages.RunID]int),
 	}
 }
 
@@ -185,6 +187,9 @@ func (s *scheduler) next(now int64) *claim {
 	return best
 }
 
+// knows tells whether the run wants or holds anything.
+func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] > 0 }
+
 // idle tells whether nothing is granted.
 func (s *scheduler) idle() bool { return s.noops == 0 && s.held == amount{} }
 
@@ -204,6 +209,7 @@ func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
 	if c == nil {
 		c = &claim{key: key, line: s.line(class)}
 		s.claims[key] = c
+		s.runs[key.run]++
 	}
 	return c
 }
@@ -245,8 +251,11 @@ func (s *scheduler) giveBack(c *claim, n int) {
 // dropIfIdle forgets a claim that neither wants nor holds anything. It may still
 // stand in its line, where first skips it.
 func (s *scheduler) dropIfIdle(c *claim) {
-	if c.want == 0 && c.held == 0 {
+	if c.want == 0 && c.held == 0 && s.claims[c.key] == c {
 		delete(s.claims, c.key)
+		if s.runs[c.key.run]--; s.runs[c.key.run] == 0 {
+			delete(s.runs, c.key.run)
+		}
 		if s.lines != nil && len(s.claims) == 0 {
 			s.lines = nil // a fresh start: amounts of former runs do not pile up
 		}

@@ -207,7 +207,7 @@ func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, error) 
 	if err != nil {
 		return nil, nil, lookup(id, err)
 	}
-	d, err := restore(stored)
+	d, err := restore(stored, n.env.limits)
 	if err != nil {
 		return nil, nil, fmt.Errorf("run %d: %w", id, err)
 	}

@@ -55,7 +55,9 @@ func (x *nameIndex) add(templates []*Template, first int) nameIndex {
 		}
 	}
 	for _, t := range templates[first:] {
-		layer[t.Name] = int32(t.Index)
+		if _, defined := layer[t.Name]; !defined { // who looks for a clash must find the first one
+			layer[t.Name] = int32(t.Index)
+		}
 	}
 	return nameIndex{layers: append(layers[:joined:joined], layer)}
 }

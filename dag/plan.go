@@ -78,3 +78,11 @@ type Task struct {
 	WorkDir       string
 	Timeout       time.Duration
 }
+
+// WithLimits returns the plan with other limits for what is generated from now
+// on. What it has already stays, also beyond them.
+func (p *Plan) WithLimits(l Limits) *Plan {
+	q := *p
+	q.limits = l.withDefaults()
+	return &q
+}

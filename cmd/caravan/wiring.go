@@ -33,6 +33,10 @@ type server interface {
 	Close(ctx context.Context) error
 }
 
+// maxGenerated bounds what a generator may print: with the journal's own needs it
+// must fit one transaction of the store.
+const maxGenerated = 8 << 20
+
 // opener starts a server that answers on l, which it closes in the end. It returns
 // when the server is ready; until then requests are answered with 503.
 type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)

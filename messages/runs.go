@@ -1,0 +1,108 @@
+package messages
+
+import "github.com/caravan-dag/caravan/dag"
+
+// Messages from the node to a shard, and from a shard to its runs. Requests that
+// name a run are always sent to its shard, never to the run itself: the shard
+// knows whether the run lives, and so none is lost when a run's actor stops.
+type (
+	// Submit asks the node's actor for a run id; it passes it on as Create.
+	Submit struct {
+		Submission *Submission
+		Reply      Reply[RunID]
+	}
+	// Create is a submission with its id, for the shard that owns the id.
+	Create struct {
+		Run        RunID
+		Submission *Submission
+		Reply      Reply[RunID]
+	}
+	// Created comes from the journal: the submission is durable, or Err says why not.
+	Created struct {
+		Create *Create
+		Err    error
+	}
+	// KeySettled tells the node's actor that the submission with this idempotency
+	// key is durable, or was refused.
+	KeySettled struct {
+		Key string
+		Run RunID
+		Err error
+	}
+	// Recover tells a shard to go on with an unfinished run.
+	Recover struct{ Run RunID }
+	// Purge asks the shard to delete a finished run; one that lives is left alone.
+	Purge struct {
+		Run   RunID
+		Reply Reply[bool]
+	}
+)
+
+// Request is a request on one run, which its shard hands to the run's actor.
+type Request interface {
+	Target() RunID
+	// Refuse answers the caller with an error.
+	Refuse(error)
+}
+
+type (
+	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill. KILLED is
+	// idempotent here as in DELETE.
+	SetState struct {
+		Run   RunID
+		To    dag.RunState
+		Reply Reply[struct{}]
+	}
+	// KillTask kills the task of this expanded name.
+	KillTask struct {
+		Run   RunID
+		Task  string
+		Reply Reply[struct{}]
+	}
+	// GetView asks for the tasks [First, First+N).
+	GetView struct {
+		Run      RunID
+		First, N uint32
+		Reply    Reply[*View]
+	}
+	// GetTask asks for the view of one task by its expanded name.
+	GetTask struct {
+		Run   RunID
+		Name  string
+		Reply Reply[*View]
+	}
+)
+
+// Target returns the run that the request is for.
+func (m *SetState) Target() RunID { return m.Run }
+
+// Target returns the run that the request is for.
+func (m *KillTask) Target() RunID { return m.Run }
+
+// Target returns the run that the request is for.
+func (m *GetView) Target() RunID { return m.Run }
+
+// Target returns the run that the request is for.
+func (m *GetTask) Target() RunID { return m.Run }
+
+// Refuse answers with err.
+func (m *SetState) Refuse(err error) { m.Reply.Send(struct{}{}, err) }
+
+// Refuse answers with err.
+func (m *KillTask) Refuse(err error) { m.Reply.Send(struct{}{}, err) }
+
+// Refuse answers with err.
+func (m *GetView) Refuse(err error) { m.Reply.Send(nil, err) }
+
+// Refuse answers with err.
+func (m *GetTask) Refuse(err error) { m.Reply.Send(nil, err) }
+
+// The farewell of a run's actor. Finished goes up once the final state is
+// durable; the shard answers with Retire and holds requests back until it hears
+// Retired (the actor has stopped) or Staying (a restart overtook the farewell).
+type (
+	Finished struct{ Run RunID }
+	Retire   struct{}
+	Retired  struct{ Run RunID }
+	Staying  struct{ Run RunID }
+)

@@ -1,0 +1,32 @@
+package messages
+
+import "github.com/caravan-dag/caravan/dag"
+
+// Messages between runs and the dispatcher. Wants are absolute, so a grant that
+// crosses one on its way does no harm: what a run cannot use it releases.
+type (
+	// Slots is what a run wants and gives back after one commit. It is sent as a
+	// request: grants go to its sender.
+	Slots struct {
+		Run      RunID
+		Wants    []Want
+		Releases []Release
+	}
+	// Want: the run wants N slots of this class in all, beside those it holds.
+	Want struct {
+		ID    int // the run's own number of the class, for Granted
+		Class dag.Class
+		N     int
+	}
+	// Release: N slots come back; Busy is the sum of the times (ns) in which they ran.
+	Release struct {
+		ID    int
+		Class dag.Class
+		N     int
+		Busy  int64
+	}
+	// Granted gives a run N slots of its class ID.
+	Granted struct{ ID, N int }
+	// Forget drops all that a run holds and wants: its actor is gone.
+	Forget struct{ Run RunID }
+)

@@ -1,0 +1,52 @@
+package messages
+
+import "github.com/caravan-dag/caravan/dag"
+
+// Messages between a run and its tasks.
+type (
+	// Begin gives a task actor its attempt.
+	Begin struct {
+		Run     RunID
+		Plan    *dag.Plan
+		Task    uint32
+		Attempt uint32
+	}
+	// KillAttempt ends the attempt's process; RevokeAttempt takes it back if it has
+	// not started. Both pass through the task's mailbox, behind its Begin.
+	KillAttempt   struct{ Attempt uint32 }
+	RevokeAttempt struct{ Attempt uint32 }
+
+	// AttemptStarted, AttemptEnded and AttemptRevoked go from the task to its run.
+	AttemptStarted struct {
+		Task, Attempt uint32
+		At            int64 // ns since the epoch
+	}
+	AttemptEnded struct {
+		Record AttemptRecord
+		// Generated is what a generator printed, decoded; Output its text.
+		Generated []dag.TaskSpec
+		Output    []byte
+	}
+	AttemptRevoked struct {
+		Task, Attempt uint32
+		At            int64
+	}
+	// RetryDue comes from the node's timers, by way of the shard, so that a timer
+	// keeps no finished run in memory; the run checks that it still holds.
+	RetryDue struct {
+		Run           RunID
+		Task, Attempt uint32
+	}
+)
+
+// Failure is the reason with which a task actor fails to its run.
+type Failure struct{ Record AttemptRecord }
+
+func (e *Failure) Error() string { return e.Record.ExecutorLog }
+
+// Flush tells a run that all messages before it have been handled: what they
+// changed is written as one batch. Committed answers the batch.
+type (
+	Flush     struct{}
+	Committed struct{ Err error }
+)
