@@ -148,6 +148,11 @@ func badgerOptions(c Config) badger.Options {
 		WithValueThreshold(min(1<<20, 15*c.memory/100)). // no value ever goes to the value log
 		WithValueLogFileSize(1 << 20)
 	o.LmaxCompaction = true
+	if c.memory < 16<<20 {
+		// A small disk: keep what one compaction may need small.
+		o.LmaxCompaction = false
+		o.NumLevelZeroTables, o.NumLevelZeroTablesStall = 2, 6
+	}
 	return o
 }
 

@@ -18,11 +18,19 @@ import (
 	"go.uber.org/goleak"
 )
 
-const writerEnv = "CARAVAN_TEST_WRITER"
+const (
+	writerEnv = "CARAVAN_TEST_WRITER"
+	fillerEnv = "CARAVAN_TEST_FILLER"
+	realEnv   = "CARAVAN_TEST_REAL"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(writerEnv); dir != "" {
 		write(dir)
+		return
+	}
+	if dir := os.Getenv(fillerEnv); dir != "" {
+		fill(dir, os.Getenv(realEnv) == "true")
 		return
 	}
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))

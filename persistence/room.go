@@ -31,12 +31,14 @@ type room struct {
 	free    int64
 	needed  int64
 	needAt  time.Time
+	written int64               // bytes since needAt
 	pausing func(time.Duration) // between two looks while a compaction may give space back
 }
 
 const (
 	roomFresh = 100 * time.Millisecond // how old free may be for Room
 	needFresh = time.Second            // how old needed may be
+	roomPause = 20 * time.Millisecond  // between two looks meanwhile
 	roomWait  = 3 * time.Second        // how long a group waits for compactions to give space back
 )
 
@@ -72,7 +74,8 @@ func (r *room) need() int64 {
 	if r.hard > 0 {
 		return r.hard
 	}
-	n := 3*r.memTable + r.memTable*5/4
+	// Memtables become tables, and these may be compacted before anybody looks again.
+	n := 6*r.memTable + r.memTable*5/4
 	if r.tables == nil {
 		return n
 	}
@@ -101,19 +104,22 @@ func (r *room) need() int64 {
 	return n + min(deeper, 12*largest)
 }
 
-// look refreshes free and needed and returns them.
-func (r *room) look(age time.Duration) (free, needed int64, err error) {
+// look refreshes free and needed and returns them. The tree has not changed much as
+// long as less than half a memtable was written.
+func (r *room) look(age time.Duration, size int64) (free, needed int64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	if r.at.IsZero() || now.Sub(r.at) > age {
-		if r.free, _, err = r.statfs(r.dir); err != nil {
-			return 0, 0, err
-		}
-		r.at = now
+	r.written += size
+	if !r.at.IsZero() && now.Sub(r.at) <= age {
+		return r.free, r.needed, nil
 	}
-	if r.needAt.IsZero() || now.Sub(r.needAt) > needFresh {
-		r.needed, r.needAt = r.need(), now
+	if r.free, _, err = r.statfs(r.dir); err != nil {
+		return 0, 0, err
+	}
+	r.at = now
+	if r.needAt.IsZero() || now.Sub(r.needAt) > needFresh || r.written > r.memTable/2 || r.free < 2*r.needed {
+		r.needed, r.needAt, r.written = r.need(), now, 0
 	}
 	return r.free, r.needed, nil
 }
@@ -121,43 +127,19 @@ func (r *room) look(age time.Duration) (free, needed int64, err error) {
 // check is nil when a group of size bytes may be written. When a compaction holds
 // the space it waits a little.
 func (r *room) check(size int64) error {
-	for waited := time.Duration(0); ; waited += roomFresh {
-		free, needed, err := r.look(0)
+	for waited := time.Duration(0); ; waited += roomPause {
+		free, needed, err := r.look(0, size)
 		if err != nil {
 			return err
 		}
 		if free >= needed+size {
 			return nil
 		}
-		// What compactions have written so far is part of what they need.
-		if free+r.inProgress() >= needed+size {
-			return nil
-		}
 		if waited >= roomWait {
 			return r.low(free, needed)
 		}
-		r.pausing(roomFresh)
+		r.pausing(roomPause)
 	}
-}
-
-// inProgress is the size of table files that are not part of the tree yet (or any
-// more), in bytes.
-func (r *room) inProgress() int64 {
-	names, err := filepath.Glob(filepath.Join(r.dir, "*.sst"))
-	if err != nil || r.tables == nil {
-		return 0
-	}
-	var sum int64
-	for _, name := range names {
-		var st unix.Stat_t
-		if unix.Stat(name, &st) == nil {
-			sum += st.Blocks * 512
-		}
-	}
-	for _, t := range r.tables() {
-		sum -= int64(t.OnDiskSize)
-	}
-	return max(sum, 0)
 }
 
 // Room is nil, or says that the store has failed or the disk is nearly full.
@@ -169,7 +151,7 @@ func (s *Badger) Room() error {
 }
 
 func (r *room) checkSoft() error {
-	free, needed, err := r.look(roomFresh)
+	free, needed, err := r.look(roomFresh, 0)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package persistence_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
+	"golang.org/x/sys/unix"
 )
 
 // TestRoom drives the watermarks with a made-up disk.
@@ -26,6 +28,7 @@ func TestRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	persistence.Impatient(s)
 	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
 	if err := s.Room(); err != nil {
 		t.Error(err)
@@ -68,89 +71,103 @@ func equalRuns(t *testing.T, s persistence.Store, n int) {
 	}
 }
 
-// smallDisk mounts a tmpfs; where that is not permitted it returns a folder that
-// is made to look like one.
-func smallDisk(t *testing.T, size int64) (persistence.Config, bool) {
+// smallDisk mounts a tmpfs of 128 MiB; where that is not permitted it returns a
+// folder whose disk is made up.
+func smallDisk(t *testing.T) (dir string, real bool) {
 	t.Helper()
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=128m", "caravan-test", dir).CombinedOutput(); err == nil {
-		t.Cleanup(func() {
-			if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-				t.Errorf("umount: %v: %s", err, out)
-			}
-		})
-		return persistence.Config{Dir: filepath.Join(dir, "data")}, true
-	} else {
+	dir = t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=128m", "caravan-test", dir).CombinedOutput(); err != nil {
 		t.Logf("no tmpfs may be mounted (%v: %s): the disk's size is made up", err, out)
+		return dir, false
 	}
-	used := func(string) (int64, int64, error) {
-		var sum int64
-		names, _ := filepath.Glob(filepath.Join(dir, "data", "*"))
-		for _, name := range names {
-			if !strings.HasSuffix(name, ".vlog") && !strings.HasSuffix(name, "DISCARD") {
-				if st, err := os.Stat(name); err == nil {
-					sum += min(st.Size(), 5<<20)
-				}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return dir, true
+}
+
+// onDisk is the configuration for a folder of smallDisk.
+func onDisk(dir string, real bool) persistence.Config {
+	c := persistence.Config{Dir: filepath.Join(dir, "data")}
+	if real {
+		return c
+	}
+	return persistence.WithDisk(c, func(string) (free, total int64, err error) {
+		total = 128 << 20
+		free = total
+		names, _ := filepath.Glob(filepath.Join(dir, "*"))
+		inside, _ := filepath.Glob(filepath.Join(dir, "data", "*"))
+		for _, name := range append(names, inside...) {
+			var st unix.Stat_t
+			if unix.Stat(name, &st) == nil {
+				free -= st.Blocks * 512
 			}
 		}
-		return size - sum, size, nil
+		return free, total, nil
+	})
+}
+
+// fill is the process that fills a disk: it prints what it saw and ends when the
+// store has failed. It is a process of its own because what it must not do, touch a
+// mapped page that has no room, ends it.
+func fill(dir string, real bool) {
+	s, err := persistence.OpenBadger(onDisk(dir, real))
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
 	}
-	return persistence.WithDisk(persistence.Config{Dir: filepath.Join(dir, "data")}, used), false
+	for n := messages.RunID(0); ; n++ {
+		if s.Room() != nil {
+			fmt.Println("refused", n)
+		}
+		done := make(chan error, 1)
+		b := incompressible(n)
+		b.Done = func(err error) { done <- err }
+		s.Append(b)
+		if err := <-done; err != nil {
+			fmt.Println("failed", n)
+			fmt.Println("text", err)
+			break
+		}
+	}
+	<-s.Failed()
+	fmt.Println("close", s.Close())
 }
 
 // TestFullDisk writes until the store says that the disk is full, on a real small
 // file system: no signal, no lost run, and it goes on once room was made.
 func TestFullDisk(t *testing.T) {
-	const size = 128 << 20
-	c, real := smallDisk(t, size)
-	s, err := persistence.OpenBadger(c)
+	dir, real := smallDisk(t)
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 20<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), fillerEnv+"="+dir, fmt.Sprintf("%s=%v", realEnv, real))
+	out, err := cmd.CombinedOutput()
 	if err != nil {
+		t.Fatalf("%v: %.3000s", err, out)
+	}
+	refused, failed := messages.RunID(0), messages.RunID(0)
+	for line := range strings.Lines(string(out)) {
+		if refused == 0 {
+			_, _ = fmt.Sscanf(line, "refused %d", &refused)
+		}
+		_, _ = fmt.Sscanf(line, "failed %d", &failed)
+		if strings.HasPrefix(line, "text") || strings.HasPrefix(line, "close") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	t.Logf("runs of 64 KiB: refused after %d, failed after %d", refused, failed)
+	if refused == 0 || refused >= failed || failed < 300 || !strings.Contains(string(out), "nearly full") {
+		t.Errorf("want refusals before the failure, and 300 runs or more: %.3000s", out)
+	}
+	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	ballast := filepath.Join(filepath.Dir(c.Dir), "ballast")
-	if real {
-		if err := os.WriteFile(ballast, make([]byte, 20<<20), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	refused := false
-	n := messages.RunID(0)
-	for ; ; n++ {
-		if !refused && s.Room() != nil {
-			refused = true
-			t.Logf("new work is refused after %d runs", n)
-		}
-		err := journaltest.Append(t, s, incompressible(n))
-		if err != nil {
-			if !errors.Is(err, persistence.ErrFailed) {
-				t.Fatal(err)
-			}
-			break
-		}
-		if n > 5000 {
-			t.Fatal("128 MiB took 5,000 runs of 64 KiB")
-		}
-	}
-	<-s.Failed()
-	t.Logf("failed after %d runs of 64 KiB: %v", n, s.Err())
-	if !refused {
-		t.Error("the store failed before it refused new work")
-	}
-	if n < 300 {
-		t.Errorf("only %d runs of 64 KiB fit 128 MiB", n)
-	}
-	if err := s.Close(); err != nil {
-		t.Logf("close: %v", err)
-	}
-	if real {
-		if err := os.Remove(ballast); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s, err = persistence.OpenBadger(c)
+	s, err := persistence.OpenBadger(onDisk(dir, real))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,10 +176,10 @@ func TestFullDisk(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for run := range n {
+	for run := range failed {
 		st, err := s.Load(run)
 		if err != nil || string(st.Definition) != string(incompressible(run).Create.Definition) {
-			t.Fatalf("run %d of %d: %v", run, n, err)
+			t.Fatalf("run %d of %d: %v", run, failed, err)
 		}
 	}
 }

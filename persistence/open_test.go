@@ -1,0 +1,271 @@
+package persistence_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func openError(t *testing.T, c persistence.Config, words ...string) {
+	t.Helper()
+	s, err := persistence.OpenBadger(persistence.Small(c))
+	if err == nil {
+		t.Errorf("opened, want an error with %q", words)
+		_ = s.Close()
+		return
+	}
+	for _, w := range append(words, c.Dir) {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+}
+
+func badgerAt(t *testing.T, dir string) *persistence.Badger { return open(t, dir).(opened).Badger }
+
+func TestOpenInUse(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	openError(t, persistence.Config{Dir: dir}, "in use by another server", fmt.Sprint(os.Getpid()))
+	if s.Shards() != 16 {
+		t.Errorf("%d shards", s.Shards())
+	}
+}
+
+func TestOpenFormat(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	if err := persistence.SetMeta(s, "format", 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: dir}, "format 2", "reads format 1")
+}
+
+func TestOpenShards(t *testing.T) {
+	dir := t.TempDir()
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir, Shards: 4}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: dir, Shards: 8}, "4 shards", "8")
+	if s := badgerAt(t, dir); s.Shards() != 4 {
+		t.Errorf("%d shards", s.Shards())
+	}
+}
+
+func TestOpenForeign(t *testing.T) {
+	dir := t.TempDir()
+	db, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(func(txn *badger.Txn) error { return txn.Set([]byte("someone's"), []byte("data")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: dir}, "not written by this program")
+}
+
+func TestOpenCorrupt(t *testing.T) {
+	dir := t.TempDir()
+	if err := badgerAt(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "MANIFEST"), []byte("nonsense, not a manifest"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: dir}, "manifest")
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: file})
+}
+
+// TestOpenStaged: parts without a mark vanish, with a mark they are carried out.
+func TestOpenStaged(t *testing.T) {
+	for _, marked := range []bool{false, true} {
+		dir := t.TempDir()
+		s := badgerAt(t, dir)
+		if err := persistence.HalfStage(s, marked); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the rows are read at the next open
+			s = badgerAt(t, dir)
+			for _, typ := range []byte("xy") {
+				if n, err := persistence.Rows(s, typ); n != 0 || err != nil {
+					t.Errorf("marked %v: %d rows of type %c, %v", marked, n, typ, err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want := map[bool]int{false: 16, true: 99}[marked]; badgerAt(t, dir).Shards() != want {
+			t.Errorf("marked %v: %d shards, want %d", marked, s.Shards(), want)
+		}
+	}
+}
+
+// TestOpenDeleting: a deletion goes on after a crash at each of its steps.
+func TestOpenDeleting(t *testing.T) {
+	for steps := range 5 {
+		dir := t.TempDir()
+		s := badgerAt(t, dir)
+		var batches []*persistence.Batch
+		for i := range 6000 {
+			batches = append(batches, &persistence.Batch{Run: 1, Seq: uint64(i + 1), Records: []byte("r")})
+		}
+		done := journaltest.NewRun(1, "tag", "spec")
+		done.Summary.State = dag.RunCompleted
+		journaltest.Must(t, s, append(batches, done)...)
+		err := persistence.HalfDelete(s, steps, 1)
+		if steps < 4 && err == nil {
+			t.Errorf("the deletion took %d steps", steps)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = badgerAt(t, dir)
+		_, err = s.Load(1)
+		left := 0
+		for _, typ := range []byte("usdjtz") {
+			n, err := persistence.Rows(s, typ)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left += n
+		}
+		if steps == 0 {
+			if err != nil || left != 6003 {
+				t.Errorf("before the first step: %d rows, %v", left, err)
+			}
+			continue
+		}
+		if !errors.Is(err, persistence.ErrNotFound) || left != 0 {
+			t.Errorf("%d steps: %d rows are left, %v", steps, left, err)
+		}
+		if next, err := s.NextRun(); next != 2 || err != nil {
+			t.Errorf("next run %d, %v", next, err)
+		}
+	}
+}
+
+// TestCutRows: what a snapshot makes superfluous is deleted, also when a crash
+// came between.
+func TestCutRows(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+	for seq := uint64(0); seq < 3000; {
+		var batches []*persistence.Batch
+		for range 1500 {
+			seq++
+			batches = append(batches, &persistence.Batch{Run: 1, Seq: seq, Records: []byte("r")})
+		}
+		journaltest.Must(t, s, append(batches, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: seq - 4}})...)
+		s = badgerAt(t, copied(t, dir)) // whatever was deleted by now
+		dir = t.TempDir()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = badgerAt(t, dir)
+		journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+	}
+	journaltest.Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r")}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("r")},
+		&persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
+	journaltest.Must(t, s, journaltest.NewRun(2, "", "")) // the deletions ride on the next groups
+	journaltest.Must(t, s, journaltest.NewRun(3, "", ""))
+	if n, err := persistence.Rows(s, 'j'); n != 1 || err != nil {
+		t.Errorf("%d journal rows, %v", n, err)
+	}
+}
+
+func TestTooBig(t *testing.T) {
+	s := badgerAt(t, t.TempDir())
+	tag := journaltest.NewRun(1, string(noise(1, 300<<10)), "")
+	log := journaltest.NewRun(2, "", "")
+	log.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}, {Task: 2, Attempt: 1, ExecutorLog: string(noise(1, 300<<10))}}
+	chunk := journaltest.NewRun(3, "", "")
+	chunk.Snapshot = &persistence.SnapshotPart{Chunks: []persistence.Chunk{{Data: noise(1, 300<<10)}}}
+	for _, b := range []*persistence.Batch{tag, log, chunk} {
+		if err := journaltest.Append(t, s, b); !errors.Is(err, persistence.ErrTooBig) {
+			t.Errorf("run %d: %v", b.Run, err)
+		}
+	}
+	journaltest.Must(t, s, journaltest.NewRun(4, "", ""))
+	equalRuns(t, s, 1)
+	if s.Err() != nil {
+		t.Errorf("the store failed: %v", s.Err())
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	c := persistence.Small(persistence.Config{Dir: t.TempDir(), Registerer: reg})
+	for range 2 {
+		s, err := persistence.OpenBadger(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := ""
+		for _, f := range families {
+			names += f.GetName() + " "
+		}
+		if names != "caravan_journal_bytes_total caravan_journal_commit_seconds caravan_journal_group_batches " {
+			t.Errorf("metrics: %s", names)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := prometheus.NewRegistry()
+	other.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_journal_bytes_total", Help: "x"}))
+	c.Registerer = other
+	if _, err := persistence.OpenBadger(c); err == nil {
+		t.Error("a clash of metrics was not reported")
+	}
+}
+
+func TestLog(t *testing.T) {
+	var out bytes.Buffer
+	dir := t.TempDir()
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out.Len() > 0 {
+		t.Errorf("opening and closing logs: %s", &out)
+	}
+}
