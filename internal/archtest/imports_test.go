@@ -112,9 +112,16 @@ func TestDagIsPure(t *testing.T) {
 
 func TestTheBinaryHoldsNoTestCode(t *testing.T) {
 	for _, p := range list(t, "-deps", "./cmd/caravan") {
-		own := strings.HasPrefix(p.ImportPath, module)
-		if p.ImportPath == "testing" || own && helper(p.short()) {
+		if !strings.HasPrefix(p.ImportPath, module) {
+			continue
+		}
+		if helper(p.short()) {
 			t.Errorf("the binary is linked with %s", p.ImportPath)
+		}
+		for _, imp := range p.Imports {
+			if imp == "testing" || strings.HasPrefix(imp, "testing/") {
+				t.Errorf("%s, of the binary, imports %s", p.ImportPath, imp)
+			}
 		}
 	}
 }

@@ -24,15 +24,16 @@ const (
 	crashTasks          = 1 + works + 1 + mades + 1 + tails
 )
 
-func crashDoc(dir string) e2etest.Doc {
+func crashDoc(t *testing.T, dir string) e2etest.Doc {
+	t.Helper()
 	step := func(work string) e2etest.Task {
 		return e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; ` + work +
 			` && echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; code=$?; echo out-$CARAVAN_TASK; exit $code`)
 	}
-	set := e2etest.Body(nil, map[string]e2etest.Task{"made": step("test -n x{{MADE}} && sleep 0.01")})
+	set := e2etest.Body(t, map[string]e2etest.Task{"made": step("test -n x{{MADE}} && sleep 0.01")})
 	// The set goes through a file: its tokens are not the generator's own.
 	if err := os.WriteFile(filepath.Join(dir, "set"), []byte(set), 0o600); err != nil {
-		panic(err)
+		t.Fatal(err)
 	}
 	gen := e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; sleep 0.05; cat ` + dir + `/set; echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines`)
 	flaky := `{ [ $(( {{WORK}} % 6 )) -ne 0 ] || [ -e ` + dir + `/mark-{{WORK}} ] || { : > ` + dir + `/mark-{{WORK}}; false; }; } && sleep 0.01`
@@ -82,7 +83,7 @@ func TestKillNineAtRandomMoments(t *testing.T) {
 	rng := random(t)
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Args("--cores", "4"))
-	run := s.Submit(crashDoc(dir))
+	run := s.Submit(crashDoc(t, dir))
 
 	seen := map[string]int{} // COMPLETED tasks and the attempt that completed them
 	killed := 0

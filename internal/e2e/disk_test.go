@@ -60,29 +60,36 @@ func ballast(t *testing.T, dir string, leave int64) (remove func()) {
 	}
 }
 
-// TestFullDisk fills the disk slowly (room for a little is left) and at once
-// (nothing is left) while submissions come in. Whatever was acknowledged is there
-// once there is room again; what was not is refused with 503, or the server stops
-// and says why.
+// TestFullDisk fills the disk while submissions come in: slowly (a little room is
+// left), or at once (nothing is left, and a run goes on writing). What is not taken
+// is refused with 503, or the server stops; either way it says why. Whatever was
+// acknowledged is there once there is room again, and goes on.
 func TestFullDisk(t *testing.T) {
-	for name, leave := range map[string]int64{"slowly": 2 << 20, "at once": 0} {
+	for name, c := range map[string]struct {
+		leave   int64
+		running bool
+	}{"slowly": {2 << 20, false}, "at once": {0, true}} {
 		t.Run(name, func(t *testing.T) {
 			dir, ok := smallDisk(t)
 			if !ok {
 				fillWithoutMount(t)
 				return
 			}
-			data := filepath.Join(dir, "data")
-			s := e2etest.Start(t, e2etest.Data(data))
+			s := e2etest.Start(t, e2etest.Data(filepath.Join(dir, "data")))
 			acked := map[uint64]string{}
-			for i := range 20 {
-				tag := "before-" + e2etest.Numbers(20)[i]
-				acked[s.Submit(bulky(tag))] = tag
+			for _, n := range e2etest.Numbers(20) {
+				acked[s.Submit(bulky("before-"+n))] = "before-" + n
 			}
-			remove := ballast(t, dir, leave)
+			if c.running {
+				run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo {{N}}; sleep 0.02")}).
+					With("tag", "running").With("parameters", map[string]any{"N": e2etest.Numbers(200)}))
+				s.AwaitTask(run, "a_0", "COMPLETED")
+				acked[run] = "running"
+			}
+			remove := ballast(t, dir, c.leave)
 			refused := submitUntilRefused(t, s, acked)
 			t.Logf("%d submissions were acknowledged, then: %s", len(acked), refused)
-			saysSo(t, s)
+			saysSo(t, s, refused)
 			remove()
 			s = roomAgain(t, s)
 			for run, tag := range acked {
@@ -140,14 +147,21 @@ func submitUntilRefused(t *testing.T, s *e2etest.Server, acked map[uint64]string
 	return ""
 }
 
-// saysSo: the server's log names the trouble, whether it goes on or stops.
-func saysSo(t *testing.T, s *e2etest.Server) {
+// saysSo: the refusal or the log names the trouble, and a server that goes on is
+// not healthy.
+func saysSo(t *testing.T, s *e2etest.Server, refusal string) {
 	t.Helper()
-	e2etest.Eventually(t, "the log says that the disk is full", func() bool {
+	names := func(text string) bool {
 		// The data folder's own name does not count.
-		log := strings.ToLower(strings.ReplaceAll(s.Log(), s.Config().Data, ""))
-		return strings.Contains(log, "disk") || strings.Contains(log, "no space") || strings.Contains(log, "storage")
+		text = strings.ToLower(strings.ReplaceAll(text, filepath.Dir(s.Config().Data), ""))
+		return strings.Contains(text, "disk") || strings.Contains(text, "no space") || strings.Contains(text, "storage")
+	}
+	e2etest.Eventually(t, "the server says that the disk is full", func() bool {
+		return names(refusal) || names(s.Log())
 	})
+	if r, err := s.Try("GET", "/healthz", ""); err == nil && (r.Status != 503 || !names(string(r.Body))) {
+		t.Errorf("/healthz with a full disk: %d %s", r.Status, r.Body)
+	}
 }
 
 // roomAgain waits until the server takes work, and starts it again when it has

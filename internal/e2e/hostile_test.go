@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
@@ -41,12 +42,16 @@ func submitOrValidate(rng *rand.Rand) string {
 	return []string{"/v1/dagrun", "/v1/dagrun/validate"}[rng.IntN(2)]
 }
 
+// soundJSON has every member that a document may have.
+const soundJSON = `{"tag":"x","tags":{"a":"b"},"parameters":{"N":["1","2"],"S":"s"},"jobDefaults":{"executor":"noop","cores":1},` +
+	`"tasks":{"a":{"job":{"command":["a","{{N}}"],"environment":["K=V"],"memoryMB":"10"},"maxRetries":1,"retryIntervalSeconds":0},` +
+	`"b":{"job":{"commandString":"{{S}} {{N}}","timeoutSeconds":9},"parents":[{"task":"a","match":["N"]}],"children":["c"]},` +
+	`"c":{"job":{"command":["x"],"other":[1.5e3,{"y":null}]},"isGenerator":false}}}`
+
 // fuzzedJSON mutates a sound document. Where the result is no JSON at all, 400 is
 // the only right answer.
 func fuzzedJSON(rng *rand.Rand) attack {
-	doc := []byte(`{"tag":"x","tags":{"a":"b"},"parameters":{"N":["1","2"],"S":"s"},"jobDefaults":{"executor":"noop","cores":1},` +
-		`"tasks":{"a":{"job":{"command":["a","{{N}}"],"environment":["K=V"],"memoryMB":"10"},"maxRetries":1,"retryIntervalSeconds":0},` +
-		`"b":{"job":{"commandString":"{{S}}"},"parents":[{"task":"a","match":["N"]}],"children":["c"]},"c":{"job":{"command":["x"]},"isGenerator":false}}}`)
+	doc := []byte(soundJSON)
 	const bytes = "{}[]\",:0123456789eE+-.tfn\\/ \t\n\x00\xff\u00e9{{}}"
 	for range 1 + rng.IntN(4) {
 		at := rng.IntN(len(doc))
@@ -202,12 +207,14 @@ func slowBody(rng *rand.Rand) attack {
 
 // TestHostileRequests makes -hostile (10,000) requests of all kinds, from 16
 // clients at a time, while 1,000 idle connections are open. Each gets a right
-// status, nothing that was cut off is taken as a submission, and afterwards the
-// server has the goroutines and descriptors that it had before.
+// status, 20 submissions whose body comes one byte at a time are taken all the same,
+// nothing that was cut off is taken as a submission, and afterwards the server has
+// the goroutines and descriptors that it had before.
 func TestHostileRequests(t *testing.T) {
 	const clients, idle = 16, 1000
 	s := e2etest.Start(t)
 	s.Complete(seedDAG)
+	s.Want(200, "POST", "/v1/dagrun/validate", soundJSON)
 	hold := raiseFileLimit(t, 4096)
 	before := level(t, s)
 
@@ -228,6 +235,13 @@ func TestHostileRequests(t *testing.T) {
 
 	seed := random(t).Uint64()
 	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if err := drip(s.URL, fmt.Sprintf(`{"tag":"drop %d","tasks":{"a":{"job":{"executor":"noop"}}}}`, i)); err != nil {
+				t.Errorf("a slow submission: %v", err)
+			}
+		})
+	}
 	var mu sync.Mutex
 	tally := map[string]int{}
 	for client := range clients {
@@ -266,6 +280,29 @@ func TestHostileRequests(t *testing.T) {
 	}
 	t.Logf("goroutines and descriptors: %v before, %v after", before, after)
 	s.CheckLog()
+}
+
+// drip submits a document one byte at a time.
+func drip(url, doc string) error {
+	c, err := dialSubmitter(url)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	whole := request("POST", "/v1/dagrun", doc)
+	for i := range len(whole) - 1 {
+		if err := c.say(whole[i : i+1]); err != nil {
+			return err
+		}
+		<-tick.C
+	}
+	if err := c.say(whole[len(whole)-1:]); err != nil {
+		return err
+	}
+	_, err = c.readRun()
+	return err
 }
 
 // run makes the request; status 0 means that no answer came.

@@ -64,6 +64,11 @@ func (c submitter) submit(doc string) (uint64, error) {
 	if err := c.say(request("POST", "/v1/dagrun", doc)); err != nil {
 		return 0, err
 	}
+	return c.readRun()
+}
+
+// readRun reads the answer to a submission.
+func (c submitter) readRun() (uint64, error) {
 	status, body, err := c.answer("POST")
 	if err != nil {
 		return 0, err
