@@ -71,6 +71,9 @@ func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
 		s.log.Error("http: internal error", "method", string(ctx.Method()),
 			"path", string(ctx.URI().PathOriginal()), "error", err)
 	}
+	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil && (n < 0 || n > longUnread) {
+		linger(ctx)
+	}
 	writeProblem(ctx, p)
 }
 
@@ -144,6 +147,8 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 		return &refusal{fasthttp.StatusHTTPVersionNotSupported, "HTTP version " + quote(ctx.Request.Header.Protocol()) + " is not supported"}
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
+	case int64(ctx.Request.Header.ContentLength()) > s.bodyLimit(&ctx.Request.Header):
+		return s.tooLarge(ctx)
 	case ctx.Request.Header.ConnectionClose() && framedTwice(ctx.Request.Header.RawHeaders()):
 		return &refusal{fasthttp.StatusBadRequest, "the request has both Content-Length and Transfer-Encoding"}
 	}
@@ -167,35 +172,50 @@ func framedTwice(raw []byte) bool {
 
 // malformed answers what could not be read as a request. The connection closes.
 func (s *Server) malformed(ctx *fasthttp.RequestCtx, err error) {
-	var (
-		small   *fasthttp.ErrSmallBuffer
-		netErr  net.Error
-		p       problem
-		tooLong = errors.As(err, &small)
-	)
-	switch {
-	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		p.status = fasthttp.StatusRequestEntityTooLarge
-		p.text = "the body is too large: at most " + strconv.FormatInt(s.bodyLimit(ctx), 10) + " bytes"
-	case tooLong:
-		p.status = fasthttp.StatusRequestHeaderFieldsTooLarge
-		p.text = "the request line and headers are too large: at most " + strconv.Itoa(headerLimit) + " bytes"
-	case errors.As(err, &netErr) && netErr.Timeout():
-		p.status = fasthttp.StatusRequestTimeout
-		p.text = "the request did not arrive in time"
-	default:
-		p.status = fasthttp.StatusBadRequest
-		p.text = "the request is not well-formed HTTP, or it is incomplete"
-	}
-	if c := connOf(ctx); c != nil {
-		c.linger = true
-	}
+	linger(ctx)
+	p := unread(err)
 	s.metrics.malformed.observe(p.status, 0)
 	writeProblem(ctx, p)
 }
 
-func (s *Server) bodyLimit(ctx *fasthttp.RequestCtx) int64 {
-	if ctx.IsPost() {
+// unread is what is wrong with a request that could not be read to its end.
+func unread(err error) problem {
+	var (
+		small  *fasthttp.ErrSmallBuffer
+		netErr net.Error
+	)
+	switch {
+	case errors.As(err, &small):
+		return problem{status: fasthttp.StatusRequestHeaderFieldsTooLarge,
+			text: "the request line and headers are too large: at most " + strconv.Itoa(headerLimit) + " bytes"}
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return problem{status: fasthttp.StatusRequestTimeout, text: "the request did not arrive in time"}
+	default:
+		return problem{status: fasthttp.StatusBadRequest, text: "the request is not well-formed HTTP, or it is incomplete"}
+	}
+}
+
+// tooLarge refuses a body that is not read to its end.
+func (s *Server) tooLarge(ctx *fasthttp.RequestCtx) error {
+	linger(ctx)
+	ctx.SetConnectionClose()
+	return &refusal{fasthttp.StatusRequestEntityTooLarge,
+		"the body is too large: at most " + strconv.FormatInt(s.bodyLimit(&ctx.Request.Header), 10) + " bytes"}
+}
+
+// linger has the connection read on for a while before it closes.
+func linger(ctx *fasthttp.RequestCtx) {
+	if c := connOf(ctx); c != nil {
+		c.linger = true
+	}
+}
+
+// longUnread is the length from which fasthttp closes a connection rather than
+// read the rest of a body that no handler wanted.
+const longUnread = 256 << 10
+
+func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int64 {
+	if h.IsPost() {
 		return s.cfg.MaxBody
 	}
 	return smallBody

@@ -148,21 +148,32 @@ func TestContentEncodings(t *testing.T) {
 	}
 }
 
-// TestLargeBodiesAreTakenOver: the next request of a connection does not touch them.
-func TestLargeBodiesAreTakenOver(t *testing.T) {
+// TestLargeBodiesAreOwned: the next request of a connection does not touch them.
+func TestLargeBodiesAreOwned(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
-	pad := strings.Repeat(" ", largeBody)
+	pad := strings.Repeat(" ", (100 << 10))
 	for i := range 4 {
 		if r := s.do("POST", "/v1/dagrun", manySpec(i+1)+pad); r.status != 200 {
 			t.Fatal(r)
 		}
-		s.do("POST", "/v1/dagrun/validate", strings.Repeat("x", 2*largeBody))
+		s.do("POST", "/v1/dagrun/validate", strings.Repeat("x", 2*(100<<10)))
 	}
 	for i, sub := range e.submitted {
 		if string(sub.Body) != manySpec(i+1)+pad {
 			t.Errorf("submission %d was overwritten", i)
 		}
+	}
+}
+
+// TestUnreadBodies: who is refused before the body was read hears of it, however
+// long the body is.
+func TestUnreadBodies(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	for _, size := range []int{10, 100 << 10, 900 << 10, 20 << 20} {
+		body := strings.Repeat(" ", size)
+		refusedWith(t, s.do("POST", "/v1/dagrun", body, "Content-Type: text/plain"), 415, "text/plain")
+		refusedWith(t, s.do("POST", "/nowhere", body), 404, "no such path")
 	}
 }
 

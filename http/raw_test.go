@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,43 @@ func TestIdleConnections(t *testing.T) {
 	if r := s.get("/ready"); r.status != 200 {
 		t.Errorf("status %d", r.status)
 	}
+}
+
+// TestAnnouncedLength: a client that only announces a large body costs little.
+func TestAnnouncedLength(t *testing.T) {
+	s := serve(t, seedEngine(t))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 50 {
+		s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 67108864\r\n\r\n" + strings.Repeat(" ", 10_000))
+	}
+	eventually(t, "all are being read", func() bool { return s.inflight.Load() == 50 })
+	runtime.ReadMemStats(&after)
+	if grown := (after.TotalAlloc - before.TotalAlloc) >> 20; grown > 100 {
+		t.Errorf("%d MiB for 50 clients", grown)
+	}
+	s.conns.close(true)
+}
+
+// TestChunkedBodies are read to their end, and to their limit.
+func TestChunkedBodies(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e, func(c *Config) { c.MaxBody = 5000 })
+	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n"
+	_, r := s.raw(fmt.Sprintf("%s5\r\n     \r\n%x\r\n%s\r\n0\r\n\r\nGET /ready HTTP/1.1\r\nHost: c\r\n\r\n", head, len(seedSpec), seedSpec))
+	if got := s.answerTo(r); got.body != `{"runID":0}` || string(e.submitted[0].Body) != "     "+seedSpec {
+		t.Error(got)
+	}
+	if got := s.answerTo(r); got.status != 200 {
+		t.Errorf("the request behind it: %d", got.status)
+	}
+	_, r = s.raw(head + strings.Repeat(fmt.Sprintf("3e8\r\n%s\r\n", strings.Repeat(" ", 1000)), 6) + "0\r\n\r\n")
+	refusedWith(t, s.answerTo(r), 413, "at most 5000 bytes")
+	c, r := s.raw(head + "3e8\r\nxx")
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	refusedWith(t, s.answerTo(r), 400, "incomplete")
 }
 
 func TestExpectContinue(t *testing.T) {

@@ -97,7 +97,8 @@ func New(cfg Config) *Server {
 		ReadBufferSize:               headerLimit,
 		ReadTimeout:                  cfg.ReadTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
-		MaxRequestBodySize:           smallBody,
+		MaxRequestBodySize:           smallBody, // not held by fasthttp for streams: see admit and readBody
+		StreamRequestBody:            true,      // else it makes room for whatever length a client announces
 		DisablePreParseMultipartForm: true,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,
@@ -241,14 +242,14 @@ func (s *Server) leave() {
 	}
 }
 
-// bounds is asked once the header is there: how long may the body be, and take.
+// bounds is asked once the header is there: how long may the body take. One that
+// is announced as too large is not waited for.
 func (s *Server) bounds(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
-	if !h.IsPost() {
-		return c
-	}
-	c.MaxRequestBodySize = int(s.cfg.MaxBody)
-	if n := int64(h.ContentLength()); n > smallBody && n <= s.cfg.MaxBody {
+	switch n := int64(h.ContentLength()); {
+	case n > s.bodyLimit(h):
+		c.MaxRequestBodySize = 1
+	case n > smallBody:
 		c.ReadTimeout = s.cfg.ReadTimeout + time.Duration(n/bodyRate)*time.Second
 	}
 	return c

@@ -68,10 +68,6 @@ func (s *Server) plan(ctx *fasthttp.RequestCtx) ([]byte, *dag.Plan, error) {
 	return doc, plan, nil
 }
 
-// largeBody is taken over rather than copied, so that the connection does not
-// keep the buffer for its next request.
-const largeBody = 64 << 10
-
 // document is the body as JSON text, owned by the caller: it outlives the request.
 func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	h := &ctx.Request.Header
@@ -82,16 +78,19 @@ func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	var doc []byte
 	switch {
 	case len(codings) == 0 || len(codings) == 1 && strings.EqualFold(string(codings[0]), "identity"):
-		if doc = ctx.Request.Body(); len(doc) >= largeBody {
-			doc = ctx.Request.SwapBody(nil)
-		} else {
-			doc = bytes.Clone(doc)
+		var err error
+		if doc, err = s.readBody(ctx); err != nil {
+			return nil, err
 		}
 	case len(codings) > 1:
 		return nil, &refusal{fasthttp.StatusUnsupportedMediaType, "more than one Content-Encoding"}
 	default:
-		var err error
-		if doc, err = decompress(string(codings[0]), ctx.Request.Body(), s.cfg.MaxBody); err != nil {
+		coding := string(codings[0])
+		packed, err := s.readBody(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if doc, err = decompress(coding, packed, s.cfg.MaxBody); err != nil {
 			return nil, err
 		}
 	}
@@ -100,6 +99,41 @@ func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
 		return nil, &messages.Error{Code: messages.Invalid, Text: text, Problems: []messages.Problem{{Message: text}}}
 	}
 	return doc, nil
+}
+
+// readBody reads the body, into memory that grows with what has come and not with
+// what was announced. It may be called once.
+func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
+	stream := ctx.RequestBodyStream()
+	if stream == nil {
+		return bytes.Clone(ctx.Request.Body()), nil
+	}
+	announced := ctx.Request.Header.ContentLength()
+	first := 4 << 10
+	if announced >= 0 {
+		first = min(announced, smallBody)
+	}
+	doc := make([]byte, 0, first+1) // one more, to find the end without growing
+	for {
+		n, err := stream.Read(doc[len(doc):cap(doc)])
+		doc = doc[:len(doc)+n]
+		switch {
+		case int64(len(doc)) > s.cfg.MaxBody:
+			return nil, s.tooLarge(ctx)
+		case err == io.EOF && announced >= 0 && len(doc) < announced:
+			err = io.ErrUnexpectedEOF
+		case err == io.EOF:
+			return doc, nil
+		}
+		if err != nil {
+			p := unread(err)
+			ctx.SetConnectionClose()
+			return nil, &refusal{p.status, p.text}
+		}
+		if len(doc) == cap(doc) {
+			doc = append(doc, 0)[:len(doc)]
+		}
+	}
 }
 
 // checkType wants application/json, in UTF-8 when it says so, or nothing said.
