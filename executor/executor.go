@@ -19,7 +19,13 @@ type Order struct {
 	Timeout     time.Duration
 	CoresMilli  int64
 	MemoryMilli int64
-	Capture     bool // the final report carries all of stdout (generators), up to Limits
+	Capture     bool  // the final report carries all of stdout (generators), up to Limits
+	GrantedAt   int64 // ns since the epoch: when the grant was given
+	// Resume: the server was restarted, and the attempt may have been started before.
+	// An executor whose attempts outlive the server (Durable) goes on with it:
+	// reports Started again and the end, or repeats the end. If it knows that the
+	// attempt was never started it starts it; if it cannot know, it reports it lost.
+	Resume bool
 }
 
 // Kind of a Report.
@@ -64,3 +70,14 @@ type Executor interface {
 
 // ErrNotLive: the attempt does not run (any more, or yet).
 var ErrNotLive = errors.New("attempt is not running")
+
+// Durable is what executors implement whose attempts outlive the server. They
+// repeat the end of an attempt until it is acknowledged.
+type Durable interface {
+	Executor
+	// Acknowledge says that these ends are durable in the server: they may be
+	// forgotten. It does not block.
+	Acknowledge(keys ...messages.AttemptKey)
+	// Detach ends the executor as Close does, but leaves what runs running.
+	Detach() error
+}
