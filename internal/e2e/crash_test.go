@@ -77,7 +77,7 @@ func readLines(t *testing.T, dir string) []line {
 
 // TestKillNineAtRandomMoments kills the server while a run of 500 tasks with
 // retries and a generator goes on. The moments are spread over the run: each is a
-// random number of started attempts and then a random part of 20 ms.
+// random number of ended tasks and then a random part of 20 ms.
 func TestKillNineAtRandomMoments(t *testing.T) {
 	kills := scaled(*killsFlag)
 	rng := random(t)
@@ -88,12 +88,13 @@ func TestKillNineAtRandomMoments(t *testing.T) {
 	seen := map[string]int{} // COMPLETED tasks and the attempt that completed them
 	killed := 0
 	for killed < kills && s.State(run) != "COMPLETED" {
-		// What is left of the run is shared among the kills that are left.
-		done := len(readLines(t, dir)) / 2
-		step := max(1, (crashTasks-done)/(kills-killed+1))
-		target := done + rng.IntN(2*step)
+		// What is left of the run, but for its very end, is shared among the kills that
+		// are left.
+		done := ended(readLines(t, dir))
+		step := max(1, (crashTasks-50-done)/(kills-killed))
+		target := done + rng.IntN(step)
 		e2etest.Poll(e2etest.Patience, func() bool {
-			return len(readLines(t, dir))/2 >= target || s.State(run) == "COMPLETED"
+			return ended(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
 		})
 		note(t, s.Get(run), seen)
 		pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
@@ -114,6 +115,17 @@ func TestKillNineAtRandomMoments(t *testing.T) {
 	}
 	checkLines(t, readLines(t, dir), seen)
 	checkRecord(t, doc)
+}
+
+// ended counts the tasks that have ended.
+func ended(lines []line) int {
+	tasks := map[string]bool{}
+	for _, l := range lines {
+		if l.what == "end" {
+			tasks[l.task] = true
+		}
+	}
+	return len(tasks)
 }
 
 // pauseFor lets a random part of the time go by; nothing is awaited here.

@@ -100,10 +100,20 @@ func (s *Server) close() {
 		}
 	}
 	s.CheckLog()
-	if s.t.Failed() {
-		log := s.Log()
+	if log := s.Log(); s.t.Failed() && eventful(log) {
 		s.t.Logf("the end of the server's log:\n%s", log[max(0, len(log)-6000):])
 	}
+}
+
+// eventful tells whether a log says more than that the server came up: a server
+// that is killed twenty times need not say so twenty times.
+func eventful(log string) bool {
+	for line := range strings.Lines(log) {
+		if !strings.Contains(line, "msg=listening") && !strings.Contains(line, "msg=ready") {
+			return true
+		}
+	}
+	return false
 }
 
 // CheckLog fails the test when the server panicked or raced.
