@@ -189,7 +189,7 @@ func (b *planner) hang(g *Template) {
 		return
 	}
 	for _, waiting := range g.Children {
-		if b.plan.Templates[waiting.Template].Origin == g.Index {
+		if waiting.Hangs {
 			continue // made by this generator before, it is not one that waits for all of it
 		}
 		for i := range n {
@@ -293,8 +293,9 @@ func (b *planner) layOutEdges() {
 	for _, e := range b.edges {
 		parent, child := p.Templates[e.parent], p.Templates[e.child]
 		match := b.match(e, parent, child)
-		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match})
-		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match})
+		hangs := e.owner == implied && child.Index >= b.first && parent.Index < b.first
+		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match, Hangs: hangs})
+		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match, Hangs: hangs})
 	}
 }
 

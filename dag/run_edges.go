@@ -17,13 +17,6 @@ func (r *Run) templateOf(task uint32) int {
 	return r.nearby
 }
 
-// generated tells whether the child is one of the tasks that a task of the parent
-// generated. They exist because that task is done, so they do not wait for the
-// parent, although other tasks of it may be under way.
-func generated(parent int, child *Template) bool {
-	return child.Origin == parent
-}
-
 // await counts what template i waits for, from the present states.
 func (r *Run) await(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
@@ -45,7 +38,7 @@ func (r *Run) awaitAll(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	ts.pending = 0
 	for _, e := range t.Parents {
-		if e.Match == nil && r.templates[e.Template].remaining > 0 && !generated(e.Template, t) {
+		if e.Match == nil && r.templates[e.Template].remaining > 0 && !e.Hangs {
 			ts.pending++
 		}
 	}
@@ -94,7 +87,6 @@ func (r *Run) complete(task uint32) {
 		return
 	}
 	for _, e := range t.Children {
-		child := r.plan.Templates[e.Template]
 		switch {
 		case e.Match != nil:
 			g := e.Match.GroupOfParent(task - t.Base)
@@ -105,7 +97,7 @@ func (r *Run) complete(task uint32) {
 			}
 			r.matching = e.Template
 			e.Match.EachChild(g, r.unblock)
-		case ts.remaining == 0 && !generated(i, child):
+		case ts.remaining == 0 && !e.Hangs:
 			r.parentDone(e.Template)
 		}
 	}

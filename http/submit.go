@@ -57,11 +57,7 @@ func (s *Server) plan(ctx *fasthttp.RequestCtx) ([]byte, *dag.Plan, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, problems := specjson.Decode(doc)
-	if len(problems) > 0 {
-		return nil, nil, refused(problems)
-	}
-	plan, problems := dag.NewPlan(spec, s.cfg.Limits)
+	plan, problems := specjson.Plan(doc, s.cfg.Limits)
 	if len(problems) > 0 {
 		return nil, nil, refused(problems)
 	}

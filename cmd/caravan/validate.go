@@ -59,10 +59,7 @@ func (m *Main) validateCommand() *cobra.Command {
 
 // checkSpec judges a document as a server would, the limits of its machine aside.
 func checkSpec(doc []byte) *client.Validation {
-	spec, problems := specjson.Decode(doc)
-	if len(problems) == 0 {
-		_, problems = dag.NewPlan(spec, dag.Limits{})
-	}
+	_, problems := specjson.Plan(doc, dag.Limits{})
 	if len(problems) == 0 {
 		return &client.Validation{Valid: true}
 	}

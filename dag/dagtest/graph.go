@@ -85,9 +85,6 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 		if !isNew[e.child] && started(e.child) {
 			return nil, fmt.Errorf("edge into %q, which has started", e.child)
 		}
-		if isNew[e.child] && e.parent == made.name {
-			e.only = generator // an edge to its own generator is kept by hanging on it
-		}
 	}
 	// The generator's children wait for all that it made.
 	for _, e := range g.edges {
