@@ -30,19 +30,19 @@ func crashDoc(t *testing.T, dir string) e2etest.Doc {
 		return e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; ` + work +
 			` && echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; code=$?; echo out-$CARAVAN_TASK; exit $code`)
 	}
-	set := e2etest.Body(t, map[string]e2etest.Task{"made": step("test -n x{{MADE}} && sleep 0.01")})
+	set := e2etest.Body(t, map[string]e2etest.Task{"made": step("test -n x{{MADE}} && sleep 0.03")})
 	// The set goes through a file: its tokens are not the generator's own.
 	if err := os.WriteFile(filepath.Join(dir, "set"), []byte(set), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	gen := e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; sleep 0.05; cat ` + dir + `/set; echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines`)
-	flaky := `{ [ $(( {{WORK}} % 6 )) -ne 0 ] || [ -e ` + dir + `/mark-{{WORK}} ] || { : > ` + dir + `/mark-{{WORK}}; false; }; } && sleep 0.01`
+	flaky := `{ [ $(( {{WORK}} % 6 )) -ne 0 ] || [ -e ` + dir + `/mark-{{WORK}} ] || { : > ` + dir + `/mark-{{WORK}}; false; }; } && sleep 0.03`
 	return e2etest.Graph(map[string]e2etest.Task{
 		"first": step("sleep 0.01"),
 		"work":  step(flaky).After("first").With("maxRetries", 1).With("retryIntervalSeconds", 0),
 		"gen":   gen.After("first").With("isGenerator", true),
 		"join":  step("true").After("work", "gen"),
-		"tail":  step("test -n x{{TAIL}}").After("join"),
+		"tail":  step("test -n x{{TAIL}} && sleep 0.03").After("join"),
 	}).With("parameters", map[string]any{
 		"WORK": e2etest.Numbers(works), "MADE": e2etest.Numbers(mades), "TAIL": e2etest.Numbers(tails),
 	}).With("tag", "crash")
@@ -91,7 +91,7 @@ func TestKillNineAtRandomMoments(t *testing.T) {
 		// What is left of the run, but for its very end, is shared among the kills that
 		// are left.
 		done := ended(readLines(t, dir))
-		step := max(1, (crashTasks-50-done)/(kills-killed))
+		step := max(1, (crashTasks-90-done)/(kills-killed))
 		target := done + rng.IntN(step)
 		e2etest.Poll(e2etest.Patience, func() bool {
 			return ended(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
