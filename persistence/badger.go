@@ -104,6 +104,9 @@ func openBadger(c Config) (*Badger, error) {
 		enc:   encoder{live: map[messages.RunID]struct{}{}},
 	}
 	s.room = newRoom(c)
+	if err := removeLeftovers(c.Dir); err != nil {
+		return nil, err
+	}
 	if err := s.room.checkOpen(); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,9 @@
 package persistence_test
 
 import (
+	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -31,33 +33,54 @@ func open(t testing.TB, dir string) persistence.Store {
 }
 
 // copied is a copy of a folder as a kill -9 at this moment would leave it: the
-// kernel's view of its files.
+// kernel's view of its files. A copy is not made in one moment, so it is made again
+// when Badger has changed the set of files meanwhile.
 func copied(t testing.TB, dir string) string {
 	t.Helper()
-	to := t.TempDir()
-	names, err := os.ReadDir(dir)
+	for range 100 {
+		to := t.TempDir()
+		before := listing(t, dir)
+		for name := range before {
+			if err := copyFile(filepath.Join(to, name), filepath.Join(dir, name)); err != nil && !os.IsNotExist(err) {
+				t.Fatal(err)
+			}
+		}
+		if maps.Equal(before, listing(t, dir)) {
+			return to
+		}
+	}
+	t.Fatalf("%s does not come to rest", dir)
+	return ""
+}
+
+// listing is the files of a folder and their sizes; the manifest only grows.
+func listing(t testing.TB, dir string) map[string]int64 {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range names {
-		in, err := os.Open(filepath.Join(dir, name.Name()))
-		if os.IsNotExist(err) {
-			continue // a compaction has just deleted it
+	files := map[string]int64{}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			files[e.Name()] = info.Size()
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := os.Create(filepath.Join(to, name.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.Copy(out, in); err != nil {
-			t.Fatal(err)
-		}
-		in.Close()
-		out.Close()
 	}
-	return to
+	return files
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 func TestBadger(t *testing.T) {

@@ -269,3 +269,18 @@ func TestLog(t *testing.T) {
 		t.Errorf("opening and closing logs: %s", &out)
 	}
 }
+
+// TestOpenLeftovers: log files as a kill -9 between two of Badger's steps leaves
+// them do not keep the folder from being opened.
+func TestOpenLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	journaltest.Must(t, s, journaltest.NewRun(1, "", "spec"))
+	dir = copied(t, dir)
+	for _, name := range []string{"00009.mem", "00000.mem", "000009.vlog"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	equalRuns(t, open(t, dir), 1)
+}
