@@ -335,7 +335,7 @@ func (p *player) crash(op Op) error {
 	p.undo = nil
 	run, err := p.disk.recover()
 	if err != nil {
-		return fmt.Errorf("Recover: %w", err)
+		return fmt.Errorf("recover: %w", err)
 	}
 	p.run = run
 	p.note("crash")

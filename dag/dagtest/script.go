@@ -47,6 +47,9 @@ type Op struct {
 	A, B uint8
 }
 
+// mostOps bounds the time that one script takes.
+const mostOps = 400
+
 // Script is a whole test as data.
 type Script struct {
 	Spec []byte // see Source and Spec
@@ -73,7 +76,7 @@ func Random(seed uint64, ops int) Script {
 }
 
 // Decode reads a script from bytes; any bytes are one. The first byte is the
-// length of the spec's, then three bytes an operation.
+// length of the spec's, then three bytes an operation, as far as mostOps.
 func Decode(b []byte) Script {
 	var s Script
 	if len(b) == 0 {
@@ -81,7 +84,7 @@ func Decode(b []byte) Script {
 	}
 	n := min(int(b[0]), len(b)-1)
 	s.Spec, b = b[1:1+n], b[1+n:]
-	for ; len(b) >= 3; b = b[3:] {
+	for ; len(b) >= 3 && len(s.Ops) < mostOps; b = b[3:] {
 		s.Ops = append(s.Ops, Op{Kind(b[0]) % numKinds, b[1], b[2]})
 	}
 	return s
