@@ -21,6 +21,7 @@ type env struct {
 	executors  map[string]executor.Executor
 	board      *board
 	timers     *timers
+	pool       *pool
 	metrics    *metrics
 	root       *actor.RootContext
 	dispatcher *actor.PID

@@ -83,15 +83,17 @@ func Start(c Config) (*Node, error) {
 		killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
 	}
 	n.env = e
+	e.pool = newPool()
 	e.metrics = newMetrics(c.Registerer, e)
 	e.timers = newTimers(c.Now, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
-		actor.WithMailbox(actor.UnboundedLockfree()))
+		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))
 	for name, factory := range c.Executors {
 		x, err := factory(e.attempts.sink(system.Root))
 		if err != nil {
 			n.closeExecutors()
 			e.timers.close()
+			e.pool.close()
 			return nil, fmt.Errorf("executor %s: %w", name, err)
 		}
 		e.executors[name] = x
@@ -118,7 +120,7 @@ func (n *Node) plant(sched *scheduler, next messages.RunID) error {
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
 		return &nodeActor{env: e, node: n, sched: sched, next: next, ready: ready, keys: make(map[string]*pendingKey)}
-	})
+	}, actor.WithDispatcher(e.pool))
 	pid, err := e.root.SpawnNamed(props, "node")
 	if err != nil {
 		return fmt.Errorf("spawning the node: %w", err)
@@ -184,6 +186,7 @@ func (n *Node) Close(ctx context.Context) error {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)
 	}
 	n.env.timers.close()
+	n.env.pool.close()
 	return err
 }
 
@@ -247,7 +250,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		return &dispatcher{
 			env: a.env, sched: a.sched, pids: make(map[messages.RunID]*actor.PID),
 		}
-	}, a.env.metrics.mailbox("dispatcher")), "dispatcher")
+	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.pool)), "dispatcher")
 	if err != nil {
 		panic(err)
 	}
@@ -256,7 +259,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 			return &shard{env: a.env, runs: make(map[messages.RunID]*member)}
-		}, a.env.metrics.mailbox(name)), name)
+		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.pool)), name)
 		if err != nil {
 			panic(err)
 		}

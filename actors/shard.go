@@ -119,7 +119,7 @@ func (s *shard) spawn(ctx actor.Context, first *run) *member {
 			return r
 		}
 		return &run{env: s.env, id: id, again: true, broken: r.broken.Load()}
-	})
+	}, actor.WithDispatcher(s.env.pool))
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	pid, err := ctx.SpawnNamed(props, name)
 	for n := 2; errors.Is(err, actor.ErrNameExists); n++ { // its predecessor is still stopping
