@@ -3,18 +3,21 @@ package servertest
 import (
 	"os"
 	"sync"
+	"time"
 )
 
 // logBuffer keeps what a process writes.
 type logBuffer struct {
 	mu   sync.Mutex
 	text []byte
+	end  chan struct{} // closed when all is read
 }
 
-func newLogBuffer() *logBuffer { return &logBuffer{} }
+func newLogBuffer() *logBuffer { return &logBuffer{end: make(chan struct{})} }
 
 // readFrom reads r to its end and closes it.
 func (l *logBuffer) readFrom(r *os.File) {
+	defer close(l.end)
 	defer r.Close()
 	buf := make([]byte, 32<<10)
 	for {
@@ -25,6 +28,17 @@ func (l *logBuffer) readFrom(r *os.File) {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// settle waits until all is read that an ended process wrote; not for long: a
+// process that it started may hold the pipe open.
+func (l *logBuffer) settle() {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-l.end:
+	case <-timer.C:
 	}
 }
 

@@ -99,6 +99,7 @@ func (s *Server) own(started chan<- error) {
 		return
 	}
 	s.err = s.cmd.Wait()
+	s.log.settle()
 	close(s.ended)
 }
 
