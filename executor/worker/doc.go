@@ -1,0 +1,2 @@
+// Package worker is the process that forks tasks and outlives the server.
+package worker
