@@ -7,6 +7,7 @@ caravan=${1:-bin/caravan}
 graph=$(dirname "$0")/quickstart.json
 
 dir=$(mktemp -d)
+: >"$dir/log"
 "$caravan" serve --listen 127.0.0.1:0 --data "$dir/data" 2>"$dir/log" &
 server=$!
 finish() {
