@@ -33,10 +33,14 @@ func (a *attempts) add(key messages.AttemptKey, pid *actor.PID) {
 	p.mu.Unlock()
 }
 
-func (a *attempts) remove(key messages.AttemptKey) {
+// remove takes an actor off which the report of this attempt would go to. A later
+// actor that has taken its place stays.
+func (a *attempts) remove(key messages.AttemptKey, pid *actor.PID) {
 	p := &a.parts[key.Task%uint32(len(a.parts))]
 	p.mu.Lock()
-	delete(p.pids, key)
+	if at := p.pids[key]; at != nil && at.Equal(pid) {
+		delete(p.pids, key)
+	}
 	p.mu.Unlock()
 }
 

@@ -37,7 +37,7 @@ func (t *task) Receive(ctx actor.Context) {
 	case *adopt:
 		t.adopt(ctx, m)
 	case *actor.Stopping:
-		t.env.attempts.remove(t.key)
+		t.env.attempts.remove(t.key, ctx.Self())
 	case *messages.KillAttempt:
 		if t.exec != nil && m.Attempt == t.key.Attempt {
 			t.exec.Kill(t.key, t.env.killGrace)
@@ -105,10 +105,10 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 	case executor.Started:
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Revoked:
-		t.env.attempts.remove(t.key)
+		t.env.attempts.remove(t.key, ctx.Self())
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Finished:
-		t.env.attempts.remove(t.key)
+		t.env.attempts.remove(t.key, ctx.Self())
 		rec := r.Record
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt
 		switch rec.Result {
