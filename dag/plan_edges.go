@@ -220,6 +220,8 @@ func (b *planner) dedupeEdges() {
 			continue
 		}
 		switch same := &kept[at]; {
+		case e.owner == implied: // waits for all of it, whatever the set says
+			same.match = plain
 		case e.match == plain:
 		case same.match == plain:
 			same.match = e.match

@@ -200,7 +200,7 @@ func (r *Run) extend(generator uint32, next *Plan) {
 	more := map[int]bool{} // existing templates that get parents; true: one-to-one ones too
 	for _, t := range added {
 		r.await(t.Index)
-		r.placeAll(t.Index)
+		r.placeSome(t.Index) // matched parents may be COMPLETED in part
 		for _, e := range t.Children {
 			if e.Template < len(old.Templates) {
 				more[e.Template] = more[e.Template] || e.Match != nil

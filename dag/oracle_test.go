@@ -1,0 +1,78 @@
+package dag_test
+
+import (
+	"flag"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/dagtest"
+)
+
+var (
+	rounds = flag.Int("dag.rounds", 0, "random scripts to play against the oracle; 0 = as many as a few seconds allow")
+	seed   = flag.Uint64("dag.seed", 1, "seed of the first random script")
+	script = flag.String("dag.script", "", "one script to play, as a failure printed it")
+)
+
+// play reports how a script fails, as small as it can be made.
+func play(t *testing.T, s dagtest.Script) *dagtest.Log {
+	t.Helper()
+	log, err := dagtest.Play(s, true)
+	if err == nil {
+		return log
+	}
+	s = dagtest.Shrink(s, 10_000, func(s dagtest.Script) bool {
+		_, err := dagtest.Play(s, true)
+		return err != nil
+	})
+	log, err = dagtest.Play(s, false)
+	t.Fatalf("%s\n=> %v\nagain: go test ./dag -run TestScript -dag.script=%s", strings.Join(log.Lines, "\n"), err, s)
+	return nil
+}
+
+// TestRandomRuns plays random scripts on random specs against the oracle.
+func TestRandomRuns(t *testing.T) {
+	budget := 5 * time.Second
+	if testing.Short() {
+		budget = time.Second
+	}
+	begin, played, events := time.Now(), 0, 0
+	sum := dagtest.Log{}
+	finals := map[dag.RunState]int{}
+	for i := 0; i < *rounds || *rounds == 0 && time.Since(begin) < budget; i++ {
+		log := play(t, dagtest.Random(*seed+uint64(i), 20+i%10*30))
+		played++
+		events += log.Events
+		sum.Sets += log.Sets
+		finals[log.Final]++
+		for k, n := range log.Kinds {
+			sum.Kinds[k] += n
+		}
+	}
+	t.Logf("%d scripts, %d events, %d generated sets, ends %v, operations %v", played, events, sum.Sets, finals, sum.Kinds)
+	if sum.Sets == 0 && played > 100 {
+		t.Error("no generated set was taken")
+	}
+}
+
+// TestScript plays the script of -dag.script; without it, one that does a bit of everything.
+func TestScript(t *testing.T) {
+	s := dagtest.Random(7, 200)
+	if *script != "" {
+		var err error
+		if s, err = dagtest.Parse(*script); err != nil {
+			t.Fatal(err)
+		}
+	}
+	play(t, s)
+}
+
+// FuzzRun reads its bytes as a script.
+func FuzzRun(f *testing.F) {
+	for i := range uint64(20) {
+		f.Add(dagtest.Random(i, 10+int(i)*4).Encode())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) { play(t, dagtest.Decode(b)) })
+}

@@ -1,0 +1,50 @@
+package dag_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag/dagtest"
+)
+
+// TestShapes runs graphs of known forms to their end with a simulated executor
+// which checks the order of starts, at several sizes.
+func TestShapes(t *testing.T) {
+	sizes := []int{40, 1_000, 100_000}
+	if testing.Short() {
+		sizes = sizes[:2]
+	}
+	for _, n := range sizes {
+		for i, shape := range dagtest.Shapes(n) {
+			t.Run(fmt.Sprintf("%s, %d", shape.Name, n), func(t *testing.T) {
+				how := dagtest.Execution{Seed: uint64(i), Slots: 1 + (i*7)%64, Failing: 12 * (i % 2)}
+				run, err := dagtest.Execute(shape.Spec, how)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%d tasks in %d templates end %s: %v", run.Plan().Tasks, len(run.Plan().Templates), run.State(), run.Counts())
+				if n > 1_000 {
+					return
+				}
+				for how.Failing = range 4 {
+					how.Seed++
+					if _, err := dagtest.Execute(shape.Spec, how); err != nil {
+						t.Fatalf("%+v: %v", how, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestWideCrashes kills and recovers runs of several chunks while snapshots of
+// them are being written.
+func TestWideCrashes(t *testing.T) {
+	for i, shape := range dagtest.Shapes(6_000) {
+		t.Run(shape.Name, func(t *testing.T) {
+			if _, err := dagtest.Execute(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: 400}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
