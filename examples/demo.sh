@@ -12,13 +12,13 @@ dir=$(mktemp -d)
 server=$!
 finish() {
 	code=$?
-	trap '' INT TERM
+	trap '' HUP INT PIPE TERM
 	kill "$server" 2>/dev/null && wait "$server" || true
 	rm -rf "$dir"
 	exit "$code"
 }
 trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' HUP INT PIPE TERM
 
 until grep -q msg=ready "$dir/log"; do
 	kill -0 "$server" 2>/dev/null || { cat "$dir/log"; exit 1; }
