@@ -36,7 +36,7 @@ func cleanEnvironment(getenv func(string) string) []string {
 // each name once: the kernel would pass both of two, and most programs take the
 // first. The error names an entry that is none.
 func environment(base []string, o *Order) ([]string, error) {
-	env := make([]string, 0, len(base)+3+len(o.Environment))
+	env := make([]string, 0, len(base)+4+len(o.Environment))
 	env = append(env, base...)
 	env = append(env,
 		"CARAVAN_RUN_ID="+strconv.FormatUint(uint64(o.Key.Run), 10),
@@ -62,6 +62,18 @@ func environment(base []string, o *Order) ([]string, error) {
 		env = append(env, kv)
 	}
 	return env, nil
+}
+
+// mark adds the entry, in the place of an order's own of that name.
+func mark(env []string, entry string) []string {
+	name := key(entry)
+	for i, kv := range env {
+		if key(kv) == name {
+			env[i] = entry
+			return env
+		}
+	}
+	return append(env, entry)
 }
 
 // key is what stands before the first '='; "" when nothing does.

@@ -28,6 +28,14 @@ type ProcessConfig struct {
 	Now         func() int64        // clock of the records, ns since the epoch; default time.Now
 	Logger      *slog.Logger        // default slog.Default()
 	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
+
+	// Begin, if set, is called right before each fork. When it returns an error nothing
+	// is forked and the attempt is lost.
+	Begin func(*Order) error
+	// Born, if set, is called once the process exists, before that is reported.
+	Born func(o *Order, pid int)
+	// Mark, if set, makes an entry K=V of the task's environment that no order can replace.
+	Mark func(messages.AttemptKey) string
 }
 
 // Process runs orders as processes of this machine, within its slots. It depends on
@@ -92,7 +100,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		base:  cleanEnvironment(cfg.Getenv),
 		null:  null,
 		live:  map[messages.AttemptKey]*attempt{},
-		slots: slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli},
+		slots: slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
 		begun: begunSet{limit: begunPages},
 	}
 	p.watch.start()
@@ -134,6 +142,24 @@ func (p *Process) Start(o Order) {
 	fit := p.admit()
 	p.mu.Unlock()
 	p.spread(fit)
+}
+
+// SetCapacity changes the slots to these, at most those of the configuration. What
+// runs goes on; what waits begins when it fits.
+func (p *Process) SetCapacity(coresMilli, memoryMilli int64) {
+	p.mu.Lock()
+	p.slots.cores = min(max(coresMilli, 0), p.slots.maxCores)
+	p.slots.memory = min(max(memoryMilli, 0), p.slots.maxMemory)
+	fit := p.admit()
+	p.mu.Unlock()
+	p.spread(fit)
+}
+
+// Begun tells whether the attempt has ever begun here, as far as the memory reaches.
+func (p *Process) Begun(key messages.AttemptKey) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.begun.has(key)
 }
 
 // Kill implements Executor.
@@ -259,7 +285,7 @@ func (p *Process) Check() error {
 	}
 	s := &p.slots
 	if cores != s.usedCores || memory != s.usedMemory || queued != p.queue.len ||
-		s.usedCores > s.cores || s.usedMemory > s.memory {
+		s.usedCores > s.maxCores || s.usedMemory > s.maxMemory {
 		return fmt.Errorf("executor: %d of %d cores and %d of %d memory in use, held %d and %d; %d queued, counted %d",
 			s.usedCores, s.cores, s.usedMemory, s.memory, cores, memory, queued, p.queue.len)
 	}

@@ -7,19 +7,21 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// slots counts what the machine has and what is in use, in thousandths.
+// slots counts what there is and what is in use, in thousandths. Less than the most
+// that may ever be is there while somebody else uses the rest (SetCapacity).
 type slots struct {
 	cores, memory         int64
 	usedCores, usedMemory int64
+	maxCores, maxMemory   int64
 }
 
 // tooLarge says why the order can never start here; nil when it can.
 func (s *slots) tooLarge(o *Order) error {
 	switch {
-	case o.CoresMilli > s.cores:
-		return fmt.Errorf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.cores))
-	case o.MemoryMilli > s.memory:
-		return fmt.Errorf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.memory))
+	case o.CoresMilli > s.maxCores:
+		return fmt.Errorf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.maxCores))
+	case o.MemoryMilli > s.maxMemory:
+		return fmt.Errorf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.maxMemory))
 	}
 	return nil
 }

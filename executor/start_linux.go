@@ -145,6 +145,9 @@ func (p *Process) launch(a *attempt) *Report {
 	if err != nil {
 		return p.notStarted(&a.order, messages.AttemptNotStarted, err)
 	}
+	if p.cfg.Mark != nil {
+		cmd.env = mark(cmd.env, p.cfg.Mark(a.order.Key))
+	}
 	limit := p.cfg.MaxOutput
 	if a.order.Capture {
 		limit = max(limit, p.cfg.MaxCapture)
@@ -152,6 +155,13 @@ func (p *Process) launch(a *attempt) *Report {
 	stdout, stderr, err := newStreams(limit, p.cfg.MaxOutput)
 	if err != nil {
 		return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: output: %w", cmd.argv[0], err))
+	}
+	if p.cfg.Begin != nil {
+		if err := p.cfg.Begin(&a.order); err != nil {
+			stdout.drop()
+			stderr.drop()
+			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
+		}
 	}
 	began := p.cfg.Now()
 	pid, pidfd, err := cmd.fork(p.null, stdout, stderr)
@@ -162,6 +172,9 @@ func (p *Process) launch(a *attempt) *Report {
 			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
 		}
 		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.startError(err))
+	}
+	if p.cfg.Born != nil {
+		p.cfg.Born(&a.order, pid)
 	}
 	a.mu.Lock()
 	a.out, a.err, a.pid, a.began, a.floor = stdout, stderr, pid, began, ownPeak()
