@@ -12,10 +12,16 @@ import (
 // release, and grants. It is the only owner of slots.
 type dispatcher struct {
 	sched  *scheduler
-	pids   map[messages.RunID]*actor.PID
+	runs   map[messages.RunID]client
 	env    *env
 	ageing bool // a wake is on its way
 	halted *halt
+}
+
+// client is where a run's grants go, and which incarnation of it wants them.
+type client struct {
+	pid   *actor.PID
+	epoch uint64
 }
 
 // halt ends granting; the reply comes when everything granted has been released,
@@ -29,7 +35,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	defer d.env.guard(ctx)
 	switch m := ctx.Message().(type) {
 	case *messages.Slots:
-		d.pids[m.Run] = ctx.Sender()
+		d.runs[m.Run] = client{ctx.Sender(), m.Epoch}
 		for _, r := range m.Releases {
 			d.sched.release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
 		}
@@ -37,11 +43,11 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 			d.sched.want(m.Run, w.ID, w.Class, w.N)
 		}
 		if !d.sched.knows(m.Run) {
-			delete(d.pids, m.Run) // a PID that is kept keeps its actor in memory
+			delete(d.runs, m.Run) // a PID that is kept keeps its actor in memory
 		}
 	case *messages.Forget:
 		d.sched.forget(m.Run)
-		delete(d.pids, m.Run)
+		delete(d.runs, m.Run)
 	case wake:
 		d.ageing = false
 	case *halt:
@@ -59,9 +65,10 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.now()
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
-		ctx.Send(d.pids[run], &messages.Granted{ID: id, N: n})
+		c := d.runs[run]
+		ctx.Send(c.pid, &messages.Granted{Epoch: c.epoch, ID: id, N: n})
 	})
-	if due := d.sched.ages(); due != 0 && !d.ageing {
+	if due := d.sched.ages(now); due != 0 && !d.ageing {
 		d.ageing = true
 		d.env.timers.at(due, ctx.Self(), wake{})
 	}

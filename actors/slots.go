@@ -285,9 +285,10 @@ func (l *line) compact() {
 	}
 }
 
-// ages returns when (ns) the oldest claim that is being passed over has aged, or
-// 0 when none is. From then on slots are kept free for it.
-func (s *scheduler) ages() int64 {
+// ages returns when (ns) the oldest claim that is being passed over will have
+// aged, or 0 when none is, or it has: from then on slots are kept free for it, and
+// only a release can change anything.
+func (s *scheduler) ages(now int64) int64 {
 	var oldest *claim
 	for _, l := range s.lines {
 		if c := l.first(); c != nil && !l.noop && (oldest == nil || c.turn < oldest.turn) {
@@ -297,5 +298,8 @@ func (s *scheduler) ages() int64 {
 	if oldest == nil || oldest.since == 0 {
 		return 0
 	}
-	return oldest.since + int64(ageLimit)
+	if due := oldest.since + int64(ageLimit); due > now {
+		return due
+	}
+	return 0
 }
