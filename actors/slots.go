@@ -16,10 +16,15 @@ const (
 	// ageLimit is how long a task may be passed over by smaller ones. After it,
 	// nothing is granted until the task fits, so that it cannot starve.
 	ageLimit = 2 * time.Second
-	// shortTask: when attempts are shorter than this on average, as many as the
-	// machine runs at a time are granted ahead, so that a free slot does not wait
-	// for a round trip. Longer ones would only block each other's order.
+	// shortTask: when attempts are shorter than this on average, some are granted
+	// ahead, so that a free slot does not wait for a round trip by way of the
+	// journal. Longer ones would only block each other's order.
 	shortTask = 50 * time.Millisecond
+	// lookAhead is the work (time on the whole machine) that is granted ahead, at
+	// least one machine-full and at most mostAhead: several commits' worth, so that
+	// one commit serves several tasks when they are very short.
+	lookAhead = 10 * time.Millisecond
+	mostAhead = 16
 )
 
 // noopExecutor names the executor whose tasks take no slots.
@@ -193,13 +198,14 @@ func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] > 0 }
 // idle tells whether nothing is granted.
 func (s *scheduler) idle() bool { return s.noops == 0 && s.held == amount{} }
 
-// free is what may still be granted: the machine, and once more the machine when
-// attempts are short.
+// free is what may still be granted: the machine, and some more when attempts are
+// short.
 func (s *scheduler) free() amount {
 	f := amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
 	if s.mean > 0 && s.mean < shortTask {
-		f.cores += s.machine.cores
-		f.memory += s.machine.memory
+		ahead := int64(min(max(lookAhead/s.mean, 1), mostAhead))
+		f.cores += ahead * s.machine.cores
+		f.memory += ahead * s.machine.memory
 	}
 	return f
 }
