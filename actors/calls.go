@@ -78,7 +78,15 @@ func (n *Node) Healthy() error {
 	if err := n.Err(); err != nil {
 		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 	}
-	if err := n.env.store.Room(); err != nil {
+	err := n.env.store.Room()
+	if low := err != nil; n.low.Swap(low) != low {
+		if low {
+			n.env.log.Warn("new runs are refused", "reason", err)
+		} else {
+			n.env.log.Info("new runs are taken again")
+		}
+	}
+	if err != nil {
 		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 	}
 	return nil

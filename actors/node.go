@@ -50,6 +50,7 @@ type Node struct {
 	shards  [Shards]*actor.PID
 	janitor *janitor
 	closing atomic.Bool
+	low     atomic.Bool // new runs are refused for want of room
 	stopped chan struct{} // closed when callers are no longer answered by actors
 	failed  chan struct{} // closed by fail
 	failure atomic.Pointer[error]
@@ -75,12 +76,12 @@ func Start(c Config) (*Node, error) {
 	}
 	system := actor.NewActorSystem(actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger {
 		return slog.New(warnings{c.Logger.Handler()})
-	}))
+	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
+		closing: &n.closing, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
 	}
 	n.env = e
 	e.pool = newPool()
@@ -248,7 +249,7 @@ func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, chil
 func (a *nodeActor) plant(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
-			env: a.env, sched: a.sched, pids: make(map[messages.RunID]*actor.PID),
+			env: a.env, sched: a.sched, runs: make(map[messages.RunID]client),
 		}
 	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.pool)), "dispatcher")
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
@@ -71,13 +72,24 @@ const (
 // OpenBadger opens the store in c.Dir, or makes a new one, and finishes what a
 // crash has left half done. The error names the folder and says when it is in use
 // by another process, of another format, or on a full disk.
+//
+// A lock is waited for a moment: of a server that was killed, a child between fork
+// and exec may hold it a little longer.
 func OpenBadger(c Config) (*Badger, error) {
-	s, err := openBadger(c)
-	if err != nil {
-		return nil, fmt.Errorf("data folder %s: %w", c.Dir, err)
+	const patience, pause = 2 * time.Second, 20 * time.Millisecond
+	for begin := time.Now(); ; time.Sleep(pause) {
+		s, err := openBadger(c)
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errInUse) || time.Since(begin) > patience {
+			return nil, fmt.Errorf("data folder %s: %w", c.Dir, err)
+		}
 	}
-	return s, nil
 }
+
+// errInUse: another process holds the folder's lock.
+var errInUse = errors.New("in use by another server")
 
 func openBadger(c Config) (*Badger, error) {
 	if c.Logger == nil {
@@ -263,9 +275,9 @@ func (s *Badger) metaNumber(name string) (uint64, error) {
 func openError(dir string, err error) error {
 	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
 		if pid, e := os.ReadFile(filepath.Join(dir, "LOCK")); e == nil {
-			return fmt.Errorf("in use by another server (process %s)", strings.TrimSpace(string(pid)))
+			return fmt.Errorf("%w (process %s)", errInUse, strings.TrimSpace(string(pid)))
 		}
-		return errors.New("in use by another server")
+		return errInUse
 	}
 	return err
 }
