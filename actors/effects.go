@@ -156,7 +156,7 @@ func (r *run) sendSlots(ctx actor.Context) {
 		}
 	}
 	m := r.slots
-	m.Run = r.id
+	m.Run, m.Epoch = r.id, r.epoch
 	r.slots = messages.Slots{}
 	ctx.Request(r.env.dispatcher, &m)
 }

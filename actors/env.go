@@ -3,6 +3,7 @@ package actors
 import (
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -31,6 +32,8 @@ type env struct {
 	killGrace  time.Duration
 	limits     dag.Limits
 	now        func() int64
+	epochs     atomic.Uint64 // of run actors
+	closing    *atomic.Bool  // the node is being closed: what runs is not ours to end
 	log        *slog.Logger
 }
 

@@ -16,8 +16,24 @@ var (
 	errNotLive = errors.New("run has no actor")
 )
 
+// storageFailed is the error of a batch that did not become durable.
 func storageFailed(err error) error {
-	return &messages.Error{Code: messages.Unavailable, Text: fmt.Sprintf("storage failed: %v", err)}
+	if errors.Is(err, persistence.ErrClosed) {
+		return errStopping
+	}
+	text := err.Error()
+	if !errors.Is(err, persistence.ErrFailed) {
+		text = "storage failed: " + text
+	}
+	return &messages.Error{Code: messages.Unavailable, Text: text}
+}
+
+// notCreated is why a submission did not become a run.
+func notCreated(err error) error {
+	if errors.Is(err, persistence.ErrTooBig) {
+		return &messages.Error{Code: messages.TooLarge, Text: fmt.Sprintf("the run is too large to be stored: %v", err)}
+	}
+	return storageFailed(err)
 }
 
 func unknownRun(id messages.RunID) error {
@@ -28,6 +44,12 @@ func unknownTask(id messages.RunID, name string) error {
 	return &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: unknown task %q", id, name)}
 }
 
+// beganAnew answers who waited for a run's actor when it panicked.
+func beganAnew(id messages.RunID) error {
+	return &messages.Error{Code: messages.Unavailable,
+		Text: fmt.Sprintf("run %d had to be loaded anew: look at its state and ask again", id)}
+}
+
 // lookup is the error of reading a run from the store.
 func lookup(id messages.RunID, err error) error {
 	if errors.Is(err, persistence.ErrNotFound) {
@@ -35,6 +57,9 @@ func lookup(id messages.RunID, err error) error {
 	}
 	if errors.Is(err, persistence.ErrClosed) {
 		return errStopping
+	}
+	if errors.Is(err, persistence.ErrFailed) {
+		return storageFailed(err)
 	}
 	return fmt.Errorf("run %d: %w", id, err)
 }

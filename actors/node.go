@@ -50,7 +50,7 @@ type Node struct {
 	shards  [Shards]*actor.PID
 	janitor *janitor
 	closing atomic.Bool
-	low     atomic.Bool // new runs are refused for want of room
+	low     atomic.Bool   // new runs are refused for want of room
 	stopped chan struct{} // closed when callers are no longer answered by actors
 	failed  chan struct{} // closed by fail
 	failure atomic.Pointer[error]

@@ -133,7 +133,7 @@ func TestCrashAtEveryCommit(t *testing.T) {
 				answered <- err
 			}()
 			for n := 0; n < at; n++ {
-				if s, _ := r.node.Summary(0); s != nil && s.State.Final() {
+				if !r.pendingOrFinal(0) {
 					break
 				}
 				r.store.Step(1)

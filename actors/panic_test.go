@@ -61,6 +61,7 @@ func TestRunThatDoesNothingButPanicIsGivenUp(t *testing.T) {
 	other := r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)
 	r.awaitState(other, dag.RunCompleted)
 	for {
+		r.node.env.root.Send(r.node.shard(id), &bomb{})
 		err := r.node.SetState(id, dag.RunPaused)
 		if err != nil && code(err) == messages.Internal {
 			return

@@ -15,6 +15,10 @@ import (
 // start makes the run ready: a new one from its plan, any other from the store.
 func (r *run) start(ctx actor.Context) {
 	r.tasks = make(map[uint32]*child)
+	r.epoch = r.env.epochs.Add(1)
+	if r.again {
+		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
+	}
 	if r.fresh != nil && !r.again {
 		r.dag, r.fresh = r.fresh, nil
 		r.effects = append(r.effects, r.dag.Init()...)
@@ -40,7 +44,6 @@ func (r *run) start(ctx actor.Context) {
 // batch may still be on its way: it is waited for.
 func (r *run) load() error {
 	if r.again {
-		r.env.root.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 		durable := make(chan error, 1)
 		r.env.store.Append(&persistence.Batch{Run: r.id, Done: func(err error) { durable <- err }})
 		if err := <-durable; err != nil {

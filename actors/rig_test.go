@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,6 +35,7 @@ type rig struct {
 	node    *Node
 	config  Config
 	skew    atomic.Int64 // added to the clock
+	wrap    func(persistence.Store) persistence.Store
 }
 
 func newRig(t *testing.T, change ...func(*Config)) *rig {
@@ -73,6 +75,9 @@ func (r *rig) start() {
 	r.t.Helper()
 	c := r.config
 	c.Store = r.store
+	if r.wrap != nil {
+		c.Store = r.wrap(r.store)
+	}
 	c.Registerer = prometheus.NewRegistry()
 	node, err := Start(c)
 	if err != nil {
@@ -150,6 +155,21 @@ func (r *rig) awaitState(id messages.RunID, state dag.RunState) *messages.Summar
 func (r *rig) awaitTasks(id messages.RunID, state dag.TaskState, n uint32) *messages.Summary {
 	r.t.Helper()
 	return r.await(id, state.String(), func(s *messages.Summary) bool { return s.Counts[state] == n })
+}
+
+// pendingOrFinal returns true when a batch is pending, false when the run is final.
+func (r *rig) pendingOrFinal(id messages.RunID) bool {
+	r.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+		if r.store.Pending() > 0 {
+			return true
+		}
+		if s, _ := r.node.Summary(id); s != nil && s.State.Final() {
+			return r.store.Pending() > 0
+		}
+	}
+	r.t.Fatalf("run %d neither writes nor ends", id)
+	return false
 }
 
 // order waits for the n-th order ever (from 1) and returns its key.

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -41,7 +42,10 @@ type run struct {
 	flushing   bool // a Flush is on its way
 	committing bool // a batch is being written
 	deferred   []any
-	failed     error // the journal has failed, or the run could not be loaded
+	failed     error  // the journal has failed, or the run could not be loaded
+	leaving    bool   // this incarnation ends: its children are being stopped
+	current    any    // the message that is being handled, to be refused if that panics
+	epoch      uint64 // of this incarnation, for the dispatcher
 
 	tasks    map[uint32]*child
 	waiting  int // children that are suspended until their retry
@@ -77,15 +81,24 @@ func (r *run) Receive(ctx actor.Context) {
 		r.start(ctx)
 	case *actor.Restarting:
 		r.env.metrics.restarts.Inc()
+		r.leave(beganAnew(r.id))
 	case *actor.Stopping:
+		r.leaving = true
 		r.refuse(errStopping)
 	case *actor.Stopped, *actor.Terminated:
+	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
 	case *messages.Flush:
-		r.flush(ctx)
+		if !r.committing { // it may be that of a former incarnation
+			r.flush(ctx)
+		}
 	case *messages.Committed:
 		r.committed(ctx, m.Err)
 	case *messages.Retire:
 		r.retire(ctx)
+	case *messages.Granted:
+		if m.Epoch == r.epoch { // else the dispatcher has taken it back already
+			r.take(ctx, m)
+		}
 	default:
 		r.take(ctx, m)
 	}
@@ -97,6 +110,9 @@ func (r *run) Receive(ctx actor.Context) {
 func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, pid *actor.PID, _ *actor.RestartStatistics, reason, message any) {
 	ctx := supervisor.(actor.Context)
 	defer r.env.guard(ctx)
+	if r.leaving {
+		return // the child is being stopped: restarting it would keep it, and us, for ever
+	}
 	if failure, ok := reason.(*messages.Failure); ok {
 		if c := r.tasks[failure.Record.Task]; c != nil && c.pid.Equal(pid) {
 			c.suspended = true
@@ -119,6 +135,7 @@ func (r *run) take(ctx actor.Context, m any) {
 }
 
 func (r *run) handle(ctx actor.Context, m any) {
+	r.current = m
 	if q, ok := m.(messages.Request); ok && r.failed != nil {
 		q.Refuse(r.failed)
 		return
@@ -342,9 +359,7 @@ func (r *run) flush(ctx actor.Context) {
 func (r *run) committed(ctx actor.Context, err error) {
 	r.committing = false
 	if err != nil {
-		r.failed = storageFailed(err)
-		r.effects = r.effects[:0]
-		r.refuse(r.failed)
+		r.fail(ctx, err)
 		return
 	}
 	r.carryOut(ctx)
@@ -356,14 +371,14 @@ func (r *run) committed(ctx actor.Context, err error) {
 
 // resume handles what came while the batch was being written.
 func (r *run) resume(ctx actor.Context) {
-	todo := r.deferred
-	r.deferred = nil
-	for i, m := range todo {
-		if r.committing || r.pending.weight >= maxBatch {
-			r.deferred = append(r.deferred, todo[i:]...)
-			return
-		}
+	for n := len(r.deferred); n > 0 && !r.committing && r.pending.weight < maxBatch; n-- {
+		m := r.deferred[0]
+		r.deferred[0] = nil
+		r.deferred = r.deferred[1:] // not all at once: a panic refuses those that are left
 		r.handle(ctx, m)
+	}
+	if len(r.deferred) == 0 {
+		r.deferred = nil
 	}
 }
 
@@ -379,11 +394,40 @@ func (r *run) refuse(err error) {
 }
 
 func (r *run) answer(err error) {
-	answers := r.answers
-	r.answers = nil
-	for _, f := range answers {
-		f(err)
+	for len(r.answers) > 0 {
+		r.answers[0](err) // and then off: if it panics, its caller is still refused
+		r.answers = r.answers[1:]
 	}
+	r.answers = nil
+}
+
+// leave is what an incarnation that has panicked does last: it answers who waits.
+// Its children are stopped next, who end their processes.
+func (r *run) leave(err error) {
+	r.leaving = true
+	if q, ok := r.current.(messages.Request); ok {
+		q.Refuse(err)
+	}
+	r.refuse(err)
+}
+
+// fail gives the run up until the server is started again, when it goes on from
+// what is durable: a batch of it could not be written.
+func (r *run) fail(ctx actor.Context, err error) {
+	r.failed = storageFailed(err)
+	if errors.Is(err, persistence.ErrTooBig) {
+		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
+			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}
+	}
+	r.env.log.Error("run has stopped", "run", r.id, "error", err)
+	clear(r.effects)
+	r.effects = r.effects[:0]
+	r.pending = batch{}
+	r.refuse(r.failed)
+	for task := range r.tasks {
+		r.drop(ctx, task)
+	}
+	ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 }
 
 // retire ends the actor of a finished run, unless it has come to life again.
@@ -395,6 +439,8 @@ func (r *run) retire(ctx actor.Context) {
 		}
 		return
 	}
+	// A grant may be on its way, which would find nobody.
+	ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 	ctx.Send(ctx.Parent(), &messages.Retired{Run: r.id})
 	ctx.Stop(ctx.Self())
 }

@@ -93,7 +93,7 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 func (s *shard) created(ctx actor.Context, m *created) {
 	id, sub := m.create.Run, m.create.Submission
 	if m.err != nil {
-		m.err = storageFailed(m.err)
+		m.err = notCreated(m.err)
 	} else {
 		notice := s.env.board.post(m.summary)
 		s.spawn(ctx, &run{

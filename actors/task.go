@@ -19,6 +19,7 @@ type task struct {
 	exec      executor.Executor
 	key       messages.AttemptKey
 	generator bool
+	live      bool // its attempt was given to the executor and has not ended
 }
 
 // adopt gives a task actor that was restarted after a panic back to its attempt.
@@ -38,6 +39,9 @@ func (t *task) Receive(ctx actor.Context) {
 		t.adopt(ctx, m)
 	case *actor.Stopping:
 		t.env.attempts.remove(t.key, ctx.Self())
+		if t.live && !t.env.closing.Load() { // its run has failed, or begins anew: nobody will hear of it
+			t.exec.Kill(t.key, t.env.killGrace)
+		}
 	case *messages.KillAttempt:
 		if t.exec != nil && m.Attempt == t.key.Attempt {
 			t.exec.Kill(t.key, t.env.killGrace)
@@ -57,6 +61,7 @@ func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 	t.key = messages.AttemptKey{Run: m.Run, Task: m.Task, Attempt: m.Attempt}
 	tmpl := t.know(m.Plan)
 	t.env.attempts.add(t.key, ctx.Self())
+	t.live = true
 	class := m.Plan.Classes[tmpl.Class]
 	if class.Executor == noopExecutor {
 		t.exec.Start(executor.Order{Key: t.key})
@@ -89,6 +94,7 @@ func (t *task) know(plan *dag.Plan) *dag.Template {
 func (t *task) adopt(ctx actor.Context, m *adopt) {
 	t.key = m.key
 	t.know(m.plan)
+	t.live = true
 	t.env.attempts.add(t.key, ctx.Self())
 	switch last := m.last.(type) {
 	case *executor.Report:
@@ -105,9 +111,11 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 	case executor.Started:
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Revoked:
+		t.live = false
 		t.env.attempts.remove(t.key, ctx.Self())
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Finished:
+		t.live = false
 		t.env.attempts.remove(t.key, ctx.Self())
 		rec := r.Record
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt

@@ -9,6 +9,7 @@ type (
 	// request: grants go to its sender.
 	Slots struct {
 		Run      RunID
+		Epoch    uint64 // of the run's actor, to be given back in Granted
 		Wants    []Want
 		Releases []Release
 	}
@@ -25,8 +26,13 @@ type (
 		N     int
 		Busy  int64
 	}
-	// Granted gives a run N slots of its class ID.
-	Granted struct{ ID, N int }
-	// Forget drops all that a run holds and wants: its actor is gone.
+	// Granted gives a run N slots of its class ID. One whose Epoch is not the actor's
+	// own was meant for a former incarnation, and is forgotten already.
+	Granted struct {
+		Epoch uint64
+		ID, N int
+	}
+	// Forget drops all that a run holds and wants, what is on its way to it included:
+	// its actor goes, or begins anew.
 	Forget struct{ Run RunID }
 )
