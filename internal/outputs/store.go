@@ -136,6 +136,14 @@ func (s *Store) Remove(run messages.RunID) error {
 	return nil
 }
 
+// Trim closes the files that nobody uses. A process that only appends calls it now
+// and then, so that the room of files which another one removes is given back.
+func (s *Store) Trim() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.evict(0)
+}
+
 // Close closes what nobody uses; the rest is closed by its last user. Append and
 // Log return ErrClosed from now on.
 func (s *Store) Close() error {

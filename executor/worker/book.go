@@ -1,0 +1,198 @@
+package worker
+
+import (
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// held is an attempt from its order to the acknowledgement of its end.
+type held struct {
+	stage  stage
+	intent int64 // ns since boot
+	born   int64 // ns since boot
+	pid    int
+	at     int64  // ns since the epoch: its start
+	end    []byte // its Finished item
+}
+
+// stage is how far an attempt is.
+type stage uint8
+
+const (
+	waiting stage = iota // for slots
+	begun                // its intent is, or is being, written
+	started              // its process exists
+	ended
+)
+
+// order enters an order and tells whether it is to be started. One that is known
+// gets the answer that it had. w.mu is held.
+func (w *Worker) order(key messages.AttemptKey) bool {
+	if h := w.book[key]; h != nil {
+		w.sess.out = h.append(w.sess.out, key)
+		return false
+	}
+	switch {
+	case w.process.Begun(key):
+		w.sess.out = workerpb.AppendKey(w.sess.out, workerpb.TypeIgnored, key)
+	case w.draining || w.stopping:
+		w.sess.out = workerpb.AppendKeyAt(w.sess.out, workerpb.TypeRevoked, key, w.now())
+	default:
+		w.book[key] = &held{}
+		return true
+	}
+	return false
+}
+
+// append appends what a server should know of the attempt.
+func (h *held) append(dst []byte, key messages.AttemptKey) []byte {
+	switch {
+	case h.stage == ended:
+		return append(dst, h.end...)
+	case h.stage == started:
+		return workerpb.AppendKeyAt(dst, workerpb.TypeStarted, key, h.at)
+	}
+	return workerpb.AppendKey(dst, workerpb.TypeQueued, key)
+}
+
+// begin is the process's Begin: duty 2.
+func (w *Worker) begin(o *executor.Order) error {
+	at := bootNow()
+	w.mu.Lock()
+	// From here on a compaction writes the intent, so that none is lost to a new file.
+	if h := w.book[o.Key]; h != nil {
+		h.stage, h.intent = begun, at
+	}
+	w.mu.Unlock()
+	return w.journal.intent(o.Key, at)
+}
+
+// born is the process's Born: duty 3.
+func (w *Worker) born(o *executor.Order, pid int) {
+	at := bootNow()
+	var room [64]byte
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if h := w.book[o.Key]; h != nil {
+		h.born, h.pid = at, pid
+	}
+	w.journal.add(workerpb.AppendBorn(room[:0], workerpb.Born{Key: o.Key, PID: pid, At: at}))
+}
+
+// sink is the process's Sink: duty 4. The words for the server wait for the session's
+// sender, which writes the journal first.
+func (w *Worker) sink(r executor.Report) {
+	var item []byte
+	if r.Kind == executor.Finished {
+		item = workerpb.AppendFinished(make([]byte, 0, 128), &r)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := w.book[r.Key]
+	if h == nil {
+		return // nobody ordered it
+	}
+	soon := false
+	switch r.Kind {
+	case executor.Started:
+		h.stage, h.at = started, r.At
+	case executor.Finished:
+		h.stage, h.end = ended, item
+		w.journal.add(item)
+		// While enough waits here to keep the slots busy the server has no hurry.
+		soon = w.draining || w.process.Stats().Queued < ample
+	case executor.Revoked:
+		delete(w.book, r.Key)
+		soon = true
+	}
+	w.changed = true
+	s := w.sess
+	if s == nil {
+		w.wakeWriter()
+		return
+	}
+	if r.Kind == executor.Revoked {
+		s.out = workerpb.AppendKeyAt(s.out, workerpb.TypeRevoked, r.Key, r.At)
+	} else {
+		s.out = h.append(s.out, r.Key)
+	}
+	if w.draining {
+		s.out = w.appendUsage(s.out)
+	}
+	s.wake(soon)
+}
+
+// acknowledge forgets an end. w.mu is held.
+func (w *Worker) acknowledge(key messages.AttemptKey) {
+	if h := w.book[key]; h != nil && h.stage == ended {
+		delete(w.book, key)
+		w.changed = true
+	}
+}
+
+// drain takes no more orders and gives back those that wait. w.handling is held.
+func (w *Worker) drain() {
+	w.process.SetCapacity(0, 0) // so that nothing begins while the queue is given back
+	w.mu.Lock()
+	w.draining = true
+	var queued []messages.AttemptKey
+	for key, h := range w.book {
+		if h.stage == waiting {
+			queued = append(queued, key)
+		}
+	}
+	w.mu.Unlock()
+	for _, key := range queued {
+		w.process.Revoke(key)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sess != nil {
+		w.sess.out = w.appendUsage(w.sess.out)
+		w.sess.wake(true)
+	}
+}
+
+// appendUsage appends the slots in use. w.mu is held, so that a smaller figure never
+// stands before a larger one.
+func (w *Worker) appendUsage(dst []byte) []byte {
+	s := w.process.Stats()
+	return workerpb.AppendAmount(dst, workerpb.TypeUsage, workerpb.Amount{CoresMilli: s.CoresMilliUsed, MemoryMilli: s.MemoryMilliUsed})
+}
+
+// snapshot appends all that the worker knows, then Synced. w.mu is held.
+func (w *Worker) snapshot(dst []byte) []byte {
+	for key, h := range w.book {
+		dst = h.append(dst, key)
+	}
+	if w.draining {
+		dst = w.appendUsage(dst)
+	}
+	return workerpb.AppendEmpty(dst, workerpb.TypeSynced)
+}
+
+// compact writes the journal anew from the book, when it is time.
+func (w *Worker) compact() {
+	if !w.journal.full() {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.journal.compact(func(add func([]byte)) {
+		for key, h := range w.book {
+			switch h.stage {
+			case ended:
+				add(h.end)
+			case begun, started:
+				add(workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key, h.intent))
+				if h.pid != 0 {
+					add(workerpb.AppendBorn(nil, workerpb.Born{Key: key, PID: h.pid, At: h.born}))
+				}
+			}
+		}
+	})
+	if err != nil {
+		w.log.Warn("journal not compacted", "err", err)
+	}
+}

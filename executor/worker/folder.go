@@ -1,0 +1,218 @@
+package worker
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files in a worker's folder. The lock is held as long as the worker lives.
+const (
+	lockFile     = "lock"
+	socketFile   = "sock"
+	settingsFile = "settings"
+	journalFile  = "journal"
+	logFile      = "log"
+)
+
+// prefix begins the names of workers' folders in DATA/worker.
+const prefix = "w-"
+
+// Folder is a worker's folder whose lock this process holds.
+type Folder struct {
+	Path string
+	Lock *os.File
+}
+
+// Name is the last part of the path.
+func (f *Folder) Name() string { return filepath.Base(f.Path) }
+
+// LogPath is where the worker's own output goes.
+func (f *Folder) LogPath() string { return filepath.Join(f.Path, logFile) }
+
+// Make makes a folder in dir for a worker to come, takes its lock and listens on its
+// socket. Both descriptors are to be inherited by the worker.
+func Make(dir string, s Settings) (*Folder, *net.UnixListener, error) {
+	var token [6]byte
+	rand.Read(token[:])
+	f := &Folder{Path: filepath.Join(dir, prefix+hex.EncodeToString(token[:]))}
+	if err := os.Mkdir(f.Path, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("worker's folder: %w", err)
+	}
+	listener, err := f.fill(s)
+	if err != nil {
+		f.Remove()
+		return nil, nil, fmt.Errorf("worker's folder %s: %w", f.Path, err)
+	}
+	return f, listener, nil
+}
+
+func (f *Folder) fill(s Settings) (*net.UnixListener, error) {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if f.Lock, err = LockFile(filepath.Join(f.Path, lockFile), os.O_CREATE); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(f.Path, settingsFile), text, 0o600); err != nil {
+		return nil, err
+	}
+	return listen(f.Path)
+}
+
+// Remove deletes the folder and gives the lock up.
+func (f *Folder) Remove() error {
+	err := os.RemoveAll(f.Path)
+	f.Release()
+	return err
+}
+
+// Release gives the lock up.
+func (f *Folder) Release() {
+	if f.Lock != nil {
+		f.Lock.Close()
+	}
+}
+
+// ErrHeld: another process holds the lock.
+var ErrHeld = errors.New("locked by another process")
+
+// Take takes the lock of a folder that was made before. ErrHeld when its worker lives,
+// fs.ErrNotExist when there is no such folder.
+func Take(path string) (*Folder, error) {
+	l, err := LockFile(filepath.Join(path, lockFile), 0)
+	if err != nil {
+		return nil, err
+	}
+	// The worker may have removed its folder, and exited, since the lock was opened.
+	if _, err := os.Stat(filepath.Join(path, lockFile)); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return &Folder{Path: path, Lock: l}, nil
+}
+
+// LockFile opens a file, with os.O_CREATE makes it if need be, and locks it for as long
+// as it, or what a child inherited of it, is open. ErrHeld when it is locked.
+func LockFile(path string, create int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|create, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			err = ErrHeld
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
+}
+
+// List returns the paths of the workers' folders in dir, sorted.
+func List(dir string) (paths []string, _ error) {
+	return filepath.Glob(filepath.Join(escape(dir), prefix+"*"))
+}
+
+// escape makes a path stand for itself in a pattern.
+func escape(path string) string {
+	var out []byte
+	for i := range len(path) {
+		switch c := path[i]; c {
+		case '*', '?', '[', '\\':
+			out = append(out, '\\', c)
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}
+
+func (s *Settings) load(path string) error {
+	text, err := os.ReadFile(filepath.Join(path, settingsFile))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, s)
+}
+
+// short returns a path of the folder's file that fits a socket's address, however
+// deep the folder lies. It holds while dir is open.
+func short(dir *os.File, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
+}
+
+// listen makes the folder's socket. The folder's mode keeps others out until the
+// socket has its own.
+func listen(path string) (*net.UnixListener, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: short(dir, socketFile)})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // by a path that is no more then, or another's
+	if err := os.Chmod(filepath.Join(path, socketFile), 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Dial connects to the worker of a folder. Whoever answers must be of this user.
+func Dial(path string) (net.Conn, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: short(dir, socketFile)})
+	if err != nil {
+		return nil, err
+	}
+	if err := ofThisUser(c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// ofThisUser looks at who is at the other end, as the kernel knows it.
+func ofThisUser(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return err
+	}
+	if cerr != nil {
+		return cerr
+	}
+	return sameUser(int(cred.Uid), os.Geteuid())
+}
+
+func sameUser(peer, own int) error {
+	if peer != own {
+		return fmt.Errorf("worker's socket: user %d at the other end, this is %d", peer, own)
+	}
+	return nil
+}
+
+// gone tells whether the error says that a folder or its worker is no more.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
