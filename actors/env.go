@@ -17,24 +17,25 @@ import (
 // env is what the actors of one node share. It is complete before the first
 // actor is spawned and does not change afterwards.
 type env struct {
-	store      persistence.Store
-	outputs    *outputs.Store
-	executors  map[string]executor.Executor
-	board      *board
-	timers     *timers
-	pool       *pool
-	metrics    *metrics
-	root       *actor.RootContext
-	dispatcher *actor.PID
-	node       *actor.PID
-	attempts   *attempts
-	taskProps  *actor.Props
-	killGrace  time.Duration
-	limits     dag.Limits
-	now        func() int64
-	epochs     atomic.Uint64 // of run actors
-	closing    *atomic.Bool  // the node is being closed: what runs is not ours to end
-	log        *slog.Logger
+	store         persistence.Store
+	outputs       *outputs.Store
+	executors     map[string]executor.Executor
+	board         *board
+	timers        *timers
+	pool          *pool
+	metrics       *metrics
+	root          *actor.RootContext
+	dispatcher    *actor.PID
+	node          *actor.PID
+	attempts      *attempts
+	taskProps     *actor.Props
+	killGrace     time.Duration
+	limits        dag.Limits
+	now           func() int64
+	snapshotEvery int
+	epochs        atomic.Uint64 // of run actors
+	closing       *atomic.Bool  // the node is being closed: what runs is not ours to end
+	log           *slog.Logger
 }
 
 // guard logs a panic of an actor with its stack and lets it go on to the supervisor.

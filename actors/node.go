@@ -39,6 +39,8 @@ type Config struct {
 	Logger      *slog.Logger  // nil = discard
 	Registerer  prometheus.Registerer
 	Now         func() int64 // ns since the epoch; nil = the system's clock
+
+	snapshotEvery int // 0 = snapshotEvery
 }
 
 // Node is the engine of one server: the actor tree and its services. It
@@ -82,6 +84,9 @@ func Start(c Config) (*Node, error) {
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
 		closing: &n.closing, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
+	}
+	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
+		e.snapshotEvery = snapshotEvery
 	}
 	n.env = e
 	e.pool = newPool()

@@ -16,6 +16,7 @@ import (
 func (r *run) start(ctx actor.Context) {
 	r.tasks = make(map[uint32]*child)
 	r.epoch = r.env.epochs.Add(1)
+	r.snapshot.every = r.env.snapshotEvery
 	if r.again {
 		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 	}

@@ -19,6 +19,7 @@ const (
 // batch, and may be newer than the header: the journal from the cut on, replayed
 // over them, ends in the same state. The header goes with the last of them.
 type snapshots struct {
+	every  int // bytes of journal, beside one a task; it is snapshotEvery but in tests
 	bytes  int // of journal since the last round began
 	active bool
 	cut    uint64
@@ -34,10 +35,14 @@ func (s *snapshots) rolling() bool { return s.active }
 func (s *snapshots) part(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
 	s.bytes += n
 	if !s.active {
-		if s.bytes < snapshotEvery+int(d.Plan().Tasks) {
+		if s.bytes < s.every+int(d.Plan().Tasks) {
 			return nil
 		}
-		*s = snapshots{active: true, cut: seq + 1, header: d.AppendHeader(nil), todo: d.DirtyChunks(1 << 30)}
+		cut := seq // of the next batch with records
+		if n > 0 {
+			cut++
+		}
+		*s = snapshots{every: s.every, active: true, cut: cut, header: d.AppendHeader(nil), todo: d.DirtyChunks(1 << 30)}
 	}
 	step := min(snapshotStep, len(s.todo))
 	p := &persistence.SnapshotPart{}
