@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"slices"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -50,7 +51,7 @@ type scheduler struct {
 	turn    uint64
 	lines   []*line // in the order in which their amounts first came up
 	claims  map[claimKey]*claim
-	runs    map[messages.RunID]int // claims per run
+	runs    map[messages.RunID]*claim // the first of a run's claims
 }
 
 type claimKey struct {
@@ -67,6 +68,7 @@ type claim struct {
 	turn   uint64
 	since  int64 // ns: when it came to be the oldest claim and did not fit; 0 = it is not
 	queued bool
+	next   *claim // the next one of the run
 }
 
 // line is the queue of claims for one class of work.
@@ -74,6 +76,7 @@ type line struct {
 	class  dag.Class
 	noop   bool
 	amount amount
+	claims int      // that wait or hold
 	queue  []*claim // queue[head:] wait, oldest turn first
 	head   int
 }
@@ -82,7 +85,7 @@ func newScheduler(coresMilli, memoryMilli int64) *scheduler {
 	return &scheduler{
 		machine: amount{coresMilli, memoryMilli},
 		claims:  make(map[claimKey]*claim),
-		runs:    make(map[messages.RunID]int),
+		runs:    make(map[messages.RunID]*claim),
 	}
 }
 
@@ -119,12 +122,10 @@ func (s *scheduler) release(run messages.RunID, id int, class dag.Class, n int, 
 
 // forget drops everything that a run wants and holds.
 func (s *scheduler) forget(run messages.RunID) {
-	for key, c := range s.claims {
-		if key.run == run {
-			s.giveBack(c, c.held)
-			c.held, c.want = 0, 0
-			s.dropIfIdle(c)
-		}
+	for c := s.runs[run]; c != nil; c = c.next {
+		s.giveBack(c, c.held)
+		c.held, c.want = 0, 0
+		s.dropIfIdle(c)
 	}
 }
 
@@ -179,7 +180,7 @@ func (s *scheduler) next(now int64) *claim {
 		}
 	}
 	if oldest != nil && oldest != best {
-		if oldest.since == 0 {
+		if oldest.since == 0 || oldest.since > now { // the clock may have stepped back
 			oldest.since = now
 		}
 		if now-oldest.since >= int64(ageLimit) {
@@ -193,7 +194,7 @@ func (s *scheduler) next(now int64) *claim {
 }
 
 // knows tells whether the run wants or holds anything.
-func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] > 0 }
+func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] != nil }
 
 // idle tells whether nothing is granted.
 func (s *scheduler) idle() bool { return s.noops == 0 && s.held == amount{} }
@@ -214,8 +215,9 @@ func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
 	c := s.claims[key]
 	if c == nil {
 		c = &claim{key: key, line: s.line(class)}
-		s.claims[key] = c
-		s.runs[key.run]++
+		c.line.claims++
+		c.next = s.runs[key.run]
+		s.claims[key], s.runs[key.run] = c, c
 	}
 	return c
 }
@@ -230,7 +232,9 @@ func (s *scheduler) line(class dag.Class) *line {
 			return l
 		}
 	}
-	l := &line{class: class, noop: noop, amount: amount{class.CoresMilli, class.MemoryMilli}}
+	// What was accepted on a larger machine gets all of this one: it would never fit,
+	// and hold everybody up. The executor says what is wrong.
+	l := &line{class: class, noop: noop, amount: amount{min(class.CoresMilli, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
 	s.lines = append(s.lines, l)
 	return l
 }
@@ -257,14 +261,22 @@ func (s *scheduler) giveBack(c *claim, n int) {
 // dropIfIdle forgets a claim that neither wants nor holds anything. It may still
 // stand in its line, where first skips it.
 func (s *scheduler) dropIfIdle(c *claim) {
-	if c.want == 0 && c.held == 0 && s.claims[c.key] == c {
-		delete(s.claims, c.key)
-		if s.runs[c.key.run]--; s.runs[c.key.run] == 0 {
-			delete(s.runs, c.key.run)
+	if c.want > 0 || c.held > 0 || s.claims[c.key] != c {
+		return
+	}
+	delete(s.claims, c.key)
+	if first := s.runs[c.key.run]; first != c {
+		for first.next != c {
+			first = first.next
 		}
-		if s.lines != nil && len(s.claims) == 0 {
-			s.lines = nil // a fresh start: amounts of former runs do not pile up
-		}
+		first.next = c.next
+	} else if c.next != nil {
+		s.runs[c.key.run] = c.next
+	} else {
+		delete(s.runs, c.key.run)
+	}
+	if c.line.claims--; c.line.claims == 0 { // the amounts of former runs do not pile up
+		s.lines = slices.DeleteFunc(s.lines, func(l *line) bool { return l == c.line })
 	}
 }
 

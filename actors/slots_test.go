@@ -192,3 +192,49 @@ func TestSchedulerInvariants(t *testing.T) {
 		}
 	}
 }
+
+// A run that was accepted on a larger machine has the whole of this one (the executor says no then); it must not
+// keep everybody else out for ever.
+func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
+	s := newScheduler(2000, 1000)
+	huge := dag.Class{Executor: "process", CoresMilli: 8000, MemoryMilli: 64_000}
+	s.want(1, 0, huge, 1)
+	s.want(2, 0, oneCore, 1)
+	if g := grants(s, 1); g[1] != 1 || g[2] != 0 {
+		t.Fatalf("got %v", g)
+	}
+	s.want(1, 0, huge, 0)
+	s.release(1, 0, huge, 1, 0)
+	if g := grants(s, 2); g[2] != 1 {
+		t.Errorf("got %v", g)
+	}
+}
+
+func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	for i := range int64(1000) {
+		class := dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: i}
+		run := messages.RunID(i)
+		s.want(run, 0, class, 3)
+		grants(s, i)
+		s.want(run, 0, class, 0)
+		for _, c := range s.claims {
+			s.release(run, 0, class, c.held, 0)
+		}
+	}
+	if len(s.lines) != 0 || len(s.claims) != 0 || len(s.runs) != 0 {
+		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), len(s.claims), len(s.runs))
+	}
+}
+
+func TestClockThatStepsBackDoesNotHoldAgeingUp(t *testing.T) {
+	s := newScheduler(2000, 1<<40)
+	s.want(1, 0, oneCore, 10)
+	grants(s, 1)
+	s.want(2, 0, twoCores, 1)
+	grants(s, int64(time.Hour))
+	grants(s, 1)
+	if due := s.ages(2); due != 1+int64(ageLimit) {
+		t.Errorf("ages at %v", time.Duration(due))
+	}
+}
