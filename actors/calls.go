@@ -14,6 +14,9 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 	if n.closing.Load() {
 		return zero, errStopping
 	}
+	if err := n.Err(); err != nil {
+		return zero, hasFailed(err)
+	}
 	send()
 	timeout := time.NewTimer(answerWithin)
 	defer timeout.Stop()
@@ -21,6 +24,7 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 	case r := <-reply:
 		return r.Value, r.Err
 	case <-n.stopped:
+	case <-n.failed:
 	case <-timeout.C:
 		return zero, errTimeout
 	}
@@ -28,6 +32,9 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 	case r := <-reply:
 		return r.Value, r.Err
 	default:
+		if err := n.Err(); err != nil {
+			return zero, hasFailed(err)
+		}
 		return zero, errStopping
 	}
 }

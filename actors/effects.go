@@ -39,16 +39,18 @@ func (r *run) carryOut(ctx actor.Context) {
 				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
 			}
 		case dag.RetryAt:
-			r.env.timers.at(e.Due, ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt})
-			if c := r.tasks[e.Task]; c != nil {
-				r.waiting++
+			r.env.timers.at(e.Due, ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
+			if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.ahead(e.Task) {
+				r.waits(c, true)
 				if r.waiting > maxSuspended {
 					r.drop(ctx, e.Task)
 				}
 			}
 		case dag.TaskEnded:
 			r.env.metrics.ended(e.State)
-			r.drop(ctx, e.Task)
+			if !r.ahead(e.Task) {
+				r.drop(ctx, e.Task)
+			}
 		case dag.RunChanged:
 			r.env.metrics.run(e.State)
 			r.env.log.Debug("run changed", "run", r.id, "state", e.State.String())
@@ -72,12 +74,10 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 		c = &child{pid: r.spawn(ctx, s.Task)}
 		r.tasks[s.Task] = c
 	case c.used:
-		if c.suspended && r.waiting > 0 {
-			r.waiting--
-		}
+		r.waits(c, false)
 		ctx.(actor.Supervisor).RestartChildren(c.pid)
 	}
-	c.attempt, c.granted, c.started, c.used, c.suspended = s.Attempt, now, 0, true, false
+	c.attempt, c.granted, c.started, c.used = s.Attempt, now, 0, true
 	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
 }
 
@@ -94,15 +94,31 @@ func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
 	return pid
 }
 
+// waits notes whether a child waits for its retry.
+func (r *run) waits(c *child, now bool) {
+	switch {
+	case now && !c.waiting:
+		r.waiting++
+	case !now && c.waiting:
+		r.waiting--
+	}
+	c.waiting = now
+}
+
+// ahead tells whether a task has been begun before its grant is durable, which
+// only no-op tasks are: what is carried out now may be about the time before that.
+func (r *run) ahead(task uint32) bool {
+	plan := r.dag.Plan()
+	return plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor && r.dag.TaskState(task).Live()
+}
+
 // drop stops a task's actor, if it has one.
 func (r *run) drop(ctx actor.Context, task uint32) {
 	c := r.tasks[task]
 	if c == nil {
 		return
 	}
-	if c.suspended && r.waiting > 0 {
-		r.waiting--
-	}
+	r.waits(c, false)
 	delete(r.tasks, task)
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()
@@ -114,6 +130,16 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 	for task, c := range r.tasks {
 		if !c.pid.Equal(pid) {
 			continue
+		}
+		if _, twice := message.(*adopt); twice { // it cannot go on: a new attempt may
+			r.drop(ctx, task)
+			r.tasks[task] = &child{pid: pid, attempt: c.attempt, used: true}
+			r.env.metrics.actors.Inc()
+			r.take(ctx, &messages.AttemptEnded{Record: messages.AttemptRecord{
+				Task: task, Attempt: c.attempt, Result: messages.AttemptLost, RC: -1, Stop: r.env.now(),
+				ExecutorLog: "lost: the engine's actor of this attempt panicked, see the server's log",
+			}})
+			return
 		}
 		supervisor.RestartChildren(pid)
 		ctx.Send(pid, &adopt{messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.dag.Plan(), message})

@@ -28,6 +28,11 @@ func storageFailed(err error) error {
 	return &messages.Error{Code: messages.Unavailable, Text: text}
 }
 
+// hasFailed is the answer of a node that has failed.
+func hasFailed(err error) error {
+	return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
+}
+
 // notCreated is why a submission did not become a run.
 func notCreated(err error) error {
 	if errors.Is(err, persistence.ErrTooBig) {
@@ -78,4 +83,15 @@ func noAttempt(id messages.RunID, name string, attempt uint32) error {
 		text = fmt.Sprintf("run %d: task %q has no attempt %d", id, name, attempt)
 	}
 	return &messages.Error{Code: messages.NotFound, Text: text}
+}
+
+// listing is the error of looking through all runs.
+func listing(err error) error {
+	switch {
+	case errors.Is(err, persistence.ErrClosed):
+		return errStopping
+	case errors.Is(err, persistence.ErrFailed):
+		return storageFailed(err)
+	}
+	return fmt.Errorf("listing runs: %w", err)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -227,7 +228,13 @@ type pendingKey struct {
 }
 
 func (a *nodeActor) Receive(ctx actor.Context) {
-	defer a.env.guard(ctx)
+	defer func() {
+		if p := recover(); p != nil { // nobody supervises the root: a restart would plant a second tree
+			a.env.metrics.panics.Inc()
+			a.env.log.Error("actor panicked", "actor", ctx.Self().Id, "panic", p, "stack", string(debug.Stack()))
+			a.node.fail(fmt.Errorf("node panicked: %v", p))
+		}
+	}()
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		a.plant(ctx)
@@ -288,7 +295,7 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 		run, hash, seen, err := a.env.store.Key(key)
 		switch {
 		case err != nil:
-			m.Reply.Send(0, err)
+			m.Reply.Send(0, storageFailed(err))
 			return
 		case seen && hash != sub.BodyHash:
 			m.Reply.Send(0, keyReused(key, run))

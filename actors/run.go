@@ -39,16 +39,17 @@ type run struct {
 	// answers are given when the pending batch is durable.
 	answers []func(error)
 
-	flushing   bool // a Flush is on its way
-	committing bool // a batch is being written
-	deferred   []any
+	flushing   bool   // a Flush is on its way
+	committing bool   // a batch is being written
+	asked      []any  // requests that wait for the batch: they go first, so that a kill overtakes
+	deferred   []any  // all else that waits for it
 	failed     error  // the journal has failed, or the run could not be loaded
 	leaving    bool   // this incarnation ends: its children are being stopped
 	current    any    // the message that is being handled, to be refused if that panics
 	epoch      uint64 // of this incarnation, for the dispatcher
 
 	tasks    map[uint32]*child
-	waiting  int // children that are suspended until their retry
+	waiting  int // children that wait for their retry
 	busy     []int64
 	snapshot snapshots
 	slots    messages.Slots
@@ -63,12 +64,12 @@ type batch struct {
 
 // child is a task that has an actor.
 type child struct {
-	pid       *actor.PID
-	attempt   uint32
-	granted   int64 // ns; when its attempt was given to it
-	started   int64 // ns; 0 until the attempt has started
-	used      bool  // it has had an attempt: restart it before the next one
-	suspended bool  // it failed and waits for the supervisor's word
+	pid     *actor.PID
+	attempt uint32
+	granted int64 // ns; when its attempt was given to it
+	started int64 // ns; 0 until the attempt has started
+	used    bool  // it has had an attempt: restart it before the next one
+	waiting bool  // it is among run.waiting
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
@@ -114,9 +115,6 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 		return // the child is being stopped: restarting it would keep it, and us, for ever
 	}
 	if failure, ok := reason.(*messages.Failure); ok {
-		if c := r.tasks[failure.Record.Task]; c != nil && c.pid.Equal(pid) {
-			c.suspended = true
-		}
 		r.take(ctx, &taskFailed{failure.Record})
 		return
 	}
@@ -127,11 +125,15 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 // take handles an event now, or later when a batch is being written or the
 // pending one is full.
 func (r *run) take(ctx actor.Context, m any) {
-	if r.committing || r.pending.weight >= maxBatch {
+	_, request := m.(messages.Request)
+	switch {
+	case request && r.committing:
+		r.asked = append(r.asked, m)
+	case r.committing || r.pending.weight >= maxBatch && !request:
 		r.deferred = append(r.deferred, m)
-		return
+	default:
+		r.handle(ctx, m)
 	}
-	r.handle(ctx, m)
 }
 
 func (r *run) handle(ctx actor.Context, m any) {
@@ -160,7 +162,8 @@ func (r *run) handle(ctx actor.Context, m any) {
 	case *messages.AttemptRevoked:
 		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
 	case *messages.RetryDue:
-		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: now})
+		// Due has passed where the timer looked, though the clock may have stepped back since.
+		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: max(now, m.Due)})
 	case *messages.SetState:
 		r.setState(ctx, m, now)
 	case *messages.KillTask:
@@ -346,7 +349,7 @@ func (r *run) flush(ctx actor.Context) {
 	if len(records) > 0 {
 		r.seq++
 	}
-	if s := r.dag.State(); s != r.stored {
+	if s := r.dag.State(); s != r.stored || s.Final() && len(records) > 0 { // killed, restarted and killed again: other counts
 		b.Summary = r.summary()
 		r.stored = s
 	}
@@ -371,6 +374,12 @@ func (r *run) committed(ctx actor.Context, err error) {
 
 // resume handles what came while the batch was being written.
 func (r *run) resume(ctx actor.Context) {
+	for len(r.asked) > 0 && !r.committing {
+		m := r.asked[0]
+		r.asked[0] = nil
+		r.asked = r.asked[1:]
+		r.handle(ctx, m)
+	}
 	for n := len(r.deferred); n > 0 && !r.committing && r.pending.weight < maxBatch; n-- {
 		m := r.deferred[0]
 		r.deferred[0] = nil
@@ -380,17 +389,20 @@ func (r *run) resume(ctx actor.Context) {
 	if len(r.deferred) == 0 {
 		r.deferred = nil
 	}
+	if len(r.asked) == 0 {
+		r.asked = nil
+	}
 }
 
 // refuse answers everybody who waits with an error.
 func (r *run) refuse(err error) {
 	r.answer(err)
-	for _, m := range r.deferred {
+	for _, m := range r.asked {
 		if q, ok := m.(messages.Request); ok {
 			q.Refuse(err)
 		}
 	}
-	r.deferred = nil
+	r.asked, r.deferred = nil, nil
 }
 
 func (r *run) answer(err error) {
@@ -432,7 +444,7 @@ func (r *run) fail(ctx actor.Context, err error) {
 
 // retire ends the actor of a finished run, unless it has come to life again.
 func (r *run) retire(ctx actor.Context) {
-	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || len(r.deferred) > 0) {
+	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || len(r.asked) > 0 || len(r.deferred) > 0) {
 		ctx.Send(ctx.Parent(), &messages.Staying{Run: r.id})
 		if r.dag.State().Final() && !r.committing && !r.flushing {
 			r.schedule(ctx)

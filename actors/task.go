@@ -19,7 +19,8 @@ type task struct {
 	exec      executor.Executor
 	key       messages.AttemptKey
 	generator bool
-	live      bool // its attempt was given to the executor and has not ended
+	early     []any // came before this incarnation knew its attempt
+	live      bool  // its attempt was given to the executor and has not ended
 }
 
 // adopt gives a task actor that was restarted after a panic back to its attempt.
@@ -35,6 +36,7 @@ func (t *task) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *messages.Begin:
 		t.begin(ctx, m)
+		t.early = nil
 	case *adopt:
 		t.adopt(ctx, m)
 	case *actor.Stopping:
@@ -42,6 +44,17 @@ func (t *task) Receive(ctx actor.Context) {
 		if t.live && !t.env.closing.Load() { // its run has failed, or begins anew: nobody will hear of it
 			t.exec.Kill(t.key, t.env.killGrace)
 		}
+	case *messages.KillAttempt, *messages.RevokeAttempt, *executor.Report:
+		if t.exec == nil { // it has panicked: what was behind that is still to be done
+			t.early = append(t.early, m)
+			return
+		}
+		t.handle(ctx, m)
+	}
+}
+
+func (t *task) handle(ctx actor.Context, m any) {
+	switch m := m.(type) {
 	case *messages.KillAttempt:
 		if t.exec != nil && m.Attempt == t.key.Attempt {
 			t.exec.Kill(t.key, t.env.killGrace)
@@ -103,6 +116,13 @@ func (t *task) adopt(ctx actor.Context, m *adopt) {
 		if last.Attempt == t.key.Attempt {
 			t.begin(ctx, last)
 		}
+	case *messages.KillAttempt, *messages.RevokeAttempt:
+		t.handle(ctx, last)
+	}
+	early := t.early
+	t.early = nil
+	for _, m := range early {
+		t.handle(ctx, m)
 	}
 }
 

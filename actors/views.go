@@ -119,7 +119,7 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		return pass(s)
 	})
 	if err != nil {
-		return fmt.Errorf("listing runs: %w", err)
+		return listing(err)
 	}
 	return nil
 }

@@ -36,6 +36,7 @@ type (
 	RetryDue struct {
 		Run           RunID
 		Task, Attempt uint32
+		Due           int64 // ns since the epoch
 	}
 )
 
