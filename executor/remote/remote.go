@@ -1,60 +1,393 @@
-// Package remote runs attempts through a worker process that outlives the server.
 package remote
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // Config configures a Remote.
 type Config struct {
-	Dir         string          // DATA/worker
+	Dir         string          // DATA/worker; made if there is none
 	Binary      string          // program of the worker; "" = this process's own
 	Args        []string        // its arguments, as {"worker", "--data", DATA}; "--name", NAME is added
 	Sink        executor.Sink   // required
 	CoresMilli  int64           // slots, in thousandths of a core
 	MemoryMilli int64           // slots, in thousandths of a MB
-	Settings    worker.Settings // of the worker; Outputs is required
-	CloseGrace  time.Duration   // SIGTERM to SIGKILL at Close; default 1 s
+	Settings    worker.Settings // of the worker; Outputs is required, Version is made unique to the binary
 	Logger      *slog.Logger    // default slog.Default()
 }
 
-// Remote implements executor.Durable.
-type Remote struct{}
+// defaultCloseGrace is from SIGTERM to SIGKILL at Close, and for what a dead worker left.
+const defaultCloseGrace = time.Second
 
-// New finds the workers of the data folder, or starts one. It does not wait for them.
-func New(cfg Config) (*Remote, error) { return nil, errors.New("remote: not built") }
+// closePatience is how long Close waits beyond the grace for workers to end.
+const closePatience = 30 * time.Second
+
+// Remote implements executor.Durable.
+type Remote struct {
+	cfg    Config
+	log    *slog.Logger
+	dir    string // where orders run that name no folder
+	lock   *os.File
+	ctx    context.Context // until Close or Detach are done
+	cancel context.CancelFunc
+	work   sync.WaitGroup // the keeper and the peers
+	look   chan struct{}  // wakes the keeper
+	over   chan struct{}  // closed by the keeper when it has ended
+
+	mu      sync.Mutex
+	state   state
+	since   int64 // ns since the epoch: the memory reaches back to here
+	settled bool
+	found   bool // every worker that was there at the beginning has said what it knows
+	entries map[messages.AttemptKey]*entry
+	seq     uint64
+	peers   []*peer
+	active  *peer // nil, or synced and taking orders
+	reports []executor.Report
+	telling bool // somebody delivers the reports
+	deaths  int  // of new workers in a row that never served
+}
+
+// state is how far the Remote is in its life.
+type state uint8
+
+const (
+	open     state = iota
+	closing        // what runs is being ended
+	detached       // what runs is left
+)
 
 var _ executor.Durable = (*Remote)(nil)
 
+// New finds the workers of the data folder, or starts one. It does not wait for them:
+// orders do. There is one Remote per folder at a time.
+func New(cfg Config) (*Remote, error) {
+	if cfg.Sink == nil || cfg.Settings.Outputs == "" || cfg.Dir == "" {
+		return nil, errors.New("remote: a sink, a folder and an output folder are required")
+	}
+	if cfg.CoresMilli <= 0 || cfg.MemoryMilli < 0 {
+		return nil, fmt.Errorf("remote: %d/1000 cores and %d/1000 MB are no slots", cfg.CoresMilli, cfg.MemoryMilli)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Settings.CloseGrace <= 0 {
+		cfg.Settings.CloseGrace = defaultCloseGrace
+	}
+	r := &Remote{cfg: cfg, log: cfg.Logger, look: make(chan struct{}, 1), over: make(chan struct{}),
+		entries: map[messages.AttemptKey]*entry{}}
+	if err := r.prepare(); err != nil {
+		return nil, fmt.Errorf("worker folder %s: %w", cfg.Dir, err)
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.work.Add(1)
+	go r.keep()
+	return r, nil
+}
+
+// prepare makes paths absolute, takes the folder's lock and finds out how far back
+// the memory reaches.
+func (r *Remote) prepare() (err error) {
+	for _, path := range []*string{&r.cfg.Dir, &r.cfg.Settings.Outputs} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
+	}
+	if r.dir, err = os.Getwd(); err != nil {
+		r.dir = "/"
+	}
+	if r.cfg.Binary, err = program(r.cfg.Binary); err != nil {
+		return err
+	}
+	if r.cfg.Settings.Version, err = identity(r.cfg.Binary, r.cfg.Settings); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	if r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE); err != nil {
+		return err
+	}
+	if r.since, err = memorySince(r.cfg.Dir); err == nil {
+		err = r.discover()
+	}
+	if err != nil {
+		r.lock.Close()
+	}
+	return err
+}
+
+// discover lists the workers that there are, dead or alive.
+func (r *Remote) discover() error {
+	paths, err := worker.List(r.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		r.peers = append(r.peers, newPeer(r, path))
+	}
+	return nil
+}
+
 // Start implements executor.Executor.
-func (r *Remote) Start(o executor.Order) {}
+func (r *Remote) Start(o executor.Order) {
+	if o.Dir == "" {
+		o.Dir = r.dir // not the worker's
+	}
+	o.CoresMilli, o.MemoryMilli = max(o.CoresMilli, 0), max(o.MemoryMilli, 0)
+	r.mu.Lock()
+	defer r.unlock()
+	e := r.entries[o.Key]
+	switch {
+	case r.state == detached:
+	case r.state == closing && o.Resume:
+		r.report(lost(&o, "lost: ended by the executor's shutdown"))
+	case r.state == closing:
+		r.report(revoked(o.Key))
+	case e != nil && e.order != nil:
+	case e != nil:
+		r.claim(e, &o)
+	default:
+		if o.CoresMilli > r.cfg.CoresMilli || o.MemoryMilli > r.cfg.MemoryMilli {
+			if !o.Resume {
+				r.report(tooLarge(&o, r.cfg.CoresMilli, r.cfg.MemoryMilli))
+				return
+			}
+		}
+		r.seq++
+		e = &entry{order: &o, seq: r.seq}
+		r.entries[o.Key] = e
+		if r.active != nil && r.active.attached {
+			r.assign(o.Key, e)
+		} else if r.active == nil {
+			r.wake()
+		}
+	}
+}
 
 // Kill implements executor.Executor.
-func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {}
+func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
+	r.mu.Lock()
+	defer r.unlock()
+	e := r.entries[key]
+	if e == nil || e.order == nil || e.stage == ended || r.state == detached {
+		return
+	}
+	if !e.killed || grace < e.grace {
+		e.killed, e.grace = true, grace
+	}
+	if e.peer == nil {
+		r.withdraw(key, e)
+		return
+	}
+	e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: grace}))
+}
 
 // Revoke implements executor.Executor.
-func (r *Remote) Revoke(key messages.AttemptKey) {}
+func (r *Remote) Revoke(key messages.AttemptKey) {
+	r.mu.Lock()
+	defer r.unlock()
+	e := r.entries[key]
+	if e == nil || e.order == nil || e.stage >= running || r.state == detached {
+		return
+	}
+	e.revoked = true
+	if e.peer == nil {
+		r.withdraw(key, e)
+		return
+	}
+	e.peer.push(workerpb.AppendKey(e.peer.out, workerpb.TypeRevoke, key))
+}
 
-// OpenLog implements executor.Executor.
-func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
-	return nil, executor.ErrNotLive
+// withdraw revokes an order that no worker has. One that may have begun before the
+// server's restart waits until the workers have said what they know. mu is held.
+func (r *Remote) withdraw(key messages.AttemptKey, e *entry) {
+	if e.order.Resume && !r.found {
+		return
+	}
+	delete(r.entries, key)
+	r.report(revoked(key))
 }
 
 // Acknowledge implements executor.Durable.
-func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {}
+func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
+	r.mu.Lock()
+	defer r.unlock()
+	for _, key := range keys {
+		if e := r.entries[key]; e != nil && e.stage == ended {
+			r.forget(key, e)
+		}
+	}
+}
+
+// forget drops an ended attempt and tells who keeps its end. mu is held.
+func (r *Remote) forget(key messages.AttemptKey, e *entry) {
+	delete(r.entries, key)
+	p := e.peer
+	if p == nil {
+		return
+	}
+	if p.dead {
+		p.kept--
+		if p.kept == 0 {
+			r.wake() // the estate is settled
+		}
+		return
+	}
+	p.out = workerpb.AppendKey(p.out, workerpb.TypeAck, key)
+	p.pushLater()
+}
 
 // Settled says that every live attempt has been given again with Resume: ends that
-// nobody asked for are forgotten, and what runs unasked is ended.
-func (r *Remote) Settled() {}
+// nobody asked for are forgotten, and what runs unasked is ended. Until then a
+// Remote keeps what it finds.
+func (r *Remote) Settled() {
+	r.mu.Lock()
+	defer r.unlock()
+	r.settled = true
+	for key, e := range r.entries {
+		if e.order == nil {
+			r.disown(key, e)
+		}
+	}
+}
 
-// Detach implements executor.Durable.
-func (r *Remote) Detach() error { return nil }
+// disown ends what nobody asked for. mu is held.
+func (r *Remote) disown(key messages.AttemptKey, e *entry) {
+	switch {
+	case e.stage == ended:
+		r.forget(key, e)
+	case e.peer != nil && !e.peer.dead:
+		e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: r.cfg.Settings.CloseGrace}))
+	}
+}
 
-// Close implements executor.Executor.
-func (r *Remote) Close() error { return nil }
+// Detach implements executor.Durable. Nothing is reported from now on.
+func (r *Remote) Detach() error {
+	r.mu.Lock()
+	if r.state == open {
+		r.state = detached
+	}
+	peers := append([]*peer(nil), r.peers...)
+	r.unlock()
+	for _, p := range peers {
+		p.drainOut(detachPatience)
+	}
+	return r.finish()
+}
+
+// Close implements executor.Executor. What runs is ended and reported as lost, what
+// waits is revoked, and no worker is left. The error names workers that do not end.
+func (r *Remote) Close() error {
+	r.mu.Lock()
+	if r.state != open {
+		r.unlock()
+		<-r.over
+		return nil
+	}
+	r.state = closing
+	for key, e := range r.entries {
+		switch {
+		case e.peer != nil || e.order == nil:
+		case e.order.Resume && !r.found:
+			delete(r.entries, key)
+			r.report(lost(e.order, "lost: ended by the executor's shutdown"))
+		default:
+			delete(r.entries, key)
+			r.report(revoked(key))
+		}
+	}
+	for _, p := range r.peers {
+		p.push(workerpb.AppendEmpty(p.out, workerpb.TypeStop))
+	}
+	r.wake()
+	r.unlock()
+	return r.awaitWorkers()
+}
+
+// awaitWorkers waits until the keeper has seen every worker end. One that does not
+// answer is killed, and what it leaves is ended as an estate.
+func (r *Remote) awaitWorkers() error {
+	force := time.NewTimer(r.cfg.Settings.CloseGrace + closePatience/3)
+	defer force.Stop()
+	patience := time.NewTimer(r.cfg.Settings.CloseGrace + closePatience)
+	defer patience.Stop()
+	for {
+		select {
+		case <-r.over:
+			return r.finish()
+		case <-force.C:
+			r.killWorkers()
+		case <-patience.C:
+			r.mu.Lock()
+			n := len(r.peers)
+			r.mu.Unlock()
+			return errors.Join(fmt.Errorf("remote: %d workers do not end", n), r.finish())
+		}
+	}
+}
+
+// finish ends all goroutines and gives the folder free.
+func (r *Remote) finish() error {
+	r.cancel()
+	r.work.Wait()
+	r.mu.Lock()
+	for _, p := range r.peers {
+		if p.folder != nil {
+			p.folder.Release()
+			p.folder = nil
+		}
+	}
+	r.unlock()
+	if err := r.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+func (r *Remote) wake() {
+	select {
+	case r.look <- struct{}{}:
+	default:
+	}
+}
+
+// report takes a report for delivery by unlock. mu is held.
+func (r *Remote) report(rep executor.Report) {
+	if r.state != detached {
+		r.reports = append(r.reports, rep)
+	}
+}
+
+// unlock gives mu up and delivers the reports that were taken under it, unless
+// somebody is delivering already: then they go with those, so that the order stays.
+func (r *Remote) unlock() {
+	if r.telling {
+		r.mu.Unlock()
+		return
+	}
+	r.telling = true
+	for len(r.reports) > 0 {
+		batch := r.reports
+		r.reports = nil
+		r.mu.Unlock()
+		for i := range batch {
+			r.cfg.Sink(batch[i])
+		}
+		r.mu.Lock()
+	}
+	r.telling = false
+	r.mu.Unlock()
+}

@@ -1,0 +1,29 @@
+// Package remote is an executor.Durable: it has attempts carried out by a worker
+// process (package worker), which outlives the server.
+//
+// It talks to all workers of a data folder, each by a peer (peer.go), and gives new
+// orders to one of them, the active one: of this binary's version and settings. One
+// goroutine, the keeper (keeper.go), sees to it that there is one, again and again:
+//
+//  1. The estate of a worker that died is taken: what runs of it is ended, its ends and
+//     losses are reported, what it had not begun is ordered again.
+//  2. Nothing is ordered before every worker that lives has said what it knows.
+//  3. A worker of another version is drained. The slots that it still uses are not
+//     the active one's.
+//  4. Without an active worker one is started.
+//  5. What waits is ordered, in the order in which it came.
+//
+// What becomes of an order that is given again after the server's restart
+// (Order.Resume):
+//
+//	a worker, or an estate, knows it   its start and its end are reported, as they come or came
+//	nobody knows it, and the memory    it never began: it is ordered
+//	reaches back to its grant
+//	else                               it is lost
+//
+// The memory reaches back to the moment in the file `since`: from then on, and since
+// the machine was started, every worker has kept a journal in the folder.
+//
+// Reports go out one after the other, with no lock held. Locks: Remote.mu guards
+// everything, the peers too.
+package remote

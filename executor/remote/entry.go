@@ -1,0 +1,219 @@
+package remote
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// entry is an attempt from its order, or from a worker's word that it knows it, until
+// its end is acknowledged.
+type entry struct {
+	order   *executor.Order // nil: nobody has asked for it yet
+	seq     uint64          // order of the orders
+	peer    *peer           // who has it; nil while it waits for a worker
+	stage   stage
+	at      int64            // its start, ns since the epoch
+	told    bool             // Started was reported
+	end     *executor.Report // its end, while nobody has asked for it
+	killed  bool             // the server wants it ended
+	grace   time.Duration
+	revoked bool // the server wants it back
+}
+
+// stage is what is known of an attempt.
+type stage uint8
+
+const (
+	unknown stage = iota // it waits, here or there
+	running
+	ended
+)
+
+// claim joins an order with what a worker said of it before. mu is held.
+func (r *Remote) claim(e *entry, o *executor.Order) {
+	r.seq++
+	e.order, e.seq = o, r.seq
+	switch e.stage {
+	case running:
+		r.tellStart(o.Key, e)
+	case ended:
+		r.tellEnd(e, *e.end)
+		e.end = nil
+	}
+}
+
+func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
+	if !e.told && e.order != nil {
+		e.told = true
+		r.report(executor.Report{Key: key, Kind: executor.Started, At: e.at})
+	}
+}
+
+// tellEnd reports an end, and its start before it if that was never heard of.
+func (r *Remote) tellEnd(e *entry, rep executor.Report) {
+	if e.at == 0 {
+		e.at = rep.Record.Start
+	}
+	if e.at != 0 {
+		r.tellStart(rep.Key, e)
+	}
+	r.report(rep)
+}
+
+// assign gives an order that waits to the active worker, unless it is known to have
+// no place there. r.found holds, and there is an active worker. mu is held.
+func (r *Remote) assign(key messages.AttemptKey, e *entry) {
+	switch {
+	case e.order.Resume && e.order.GrantedAt < r.since:
+		delete(r.entries, key)
+		r.report(lost(e.order, "lost: it is not known whether it had begun"))
+	case e.killed || e.revoked:
+		delete(r.entries, key)
+		r.report(revoked(key))
+	case e.order.CoresMilli > r.cfg.CoresMilli || e.order.MemoryMilli > r.cfg.MemoryMilli:
+		delete(r.entries, key)
+		r.report(tooLarge(e.order, r.cfg.CoresMilli, r.cfg.MemoryMilli))
+	default:
+		e.peer = r.active
+		r.active.push(workerpb.AppendOrder(r.active.out, e.order))
+	}
+}
+
+// assignWaiting assigns all that waits, in the order in which it came. mu is held.
+func (r *Remote) assignWaiting() {
+	var keys []messages.AttemptKey
+	for key, e := range r.entries {
+		if e.order != nil && e.peer == nil && e.stage != ended {
+			keys = append(keys, key)
+		}
+	}
+	r.sort(keys)
+	for _, key := range keys {
+		r.assign(key, r.entries[key])
+	}
+}
+
+func (r *Remote) sort(keys []messages.AttemptKey) {
+	slices.SortFunc(keys, func(a, b messages.AttemptKey) int {
+		if r.entries[a].seq < r.entries[b].seq {
+			return -1
+		}
+		return 1
+	})
+}
+
+// heard returns the entry that a worker speaks of. One that nobody has asked for is
+// kept until the server is settled. nil when it is of no concern. mu is held.
+func (r *Remote) heard(p *peer, key messages.AttemptKey) *entry {
+	e := r.entries[key]
+	if e == nil {
+		e = &entry{}
+		r.entries[key] = e
+	}
+	if e.peer == nil {
+		e.peer = p
+	}
+	if e.peer != p {
+		return nil // another one has it: this is an old story
+	}
+	return e
+}
+
+func (r *Remote) heardQueued(p *peer, key messages.AttemptKey) {
+	e := r.heard(p, key)
+	switch {
+	case e == nil:
+	case e.order == nil && r.settled:
+		r.disown(key, e)
+	}
+}
+
+func (r *Remote) heardStarted(p *peer, key messages.AttemptKey, at int64) {
+	e := r.heard(p, key)
+	if e == nil || e.stage == ended {
+		return
+	}
+	e.stage, e.at = running, at
+	if e.order == nil && r.settled {
+		r.disown(key, e)
+	}
+	r.tellStart(key, e)
+}
+
+func (r *Remote) heardFinished(p *peer, rep executor.Report) {
+	e := r.heard(p, rep.Key)
+	if e == nil || e.stage == ended {
+		return // it was told; the acknowledgement is on its way, or is not due
+	}
+	e.stage = ended
+	if p.dead {
+		p.kept++
+	}
+	switch {
+	case e.order != nil:
+		r.tellEnd(e, rep)
+	case r.settled:
+		r.forget(rep.Key, e)
+	default:
+		// What it printed must not keep a whole frame in memory.
+		rep.Record.Stdout.Inline = slices.Clone(rep.Record.Stdout.Inline)
+		rep.Record.Stderr.Inline = slices.Clone(rep.Record.Stderr.Inline)
+		e.end = &rep
+	}
+}
+
+// heardRevoked: the attempt never began. Was it not us who wanted it back, then the
+// worker takes no more orders: another one has to.
+func (r *Remote) heardRevoked(p *peer, key messages.AttemptKey, at int64) {
+	e := r.entries[key]
+	switch {
+	case e == nil || e.peer != p || e.stage != unknown:
+	case e.order == nil:
+		delete(r.entries, key)
+	case e.killed || e.revoked || r.state == closing:
+		delete(r.entries, key)
+		r.report(executor.Report{Key: key, Kind: executor.Revoked, At: at})
+	default:
+		e.peer = nil
+		r.wake()
+	}
+}
+
+// heardIgnored: the key has had its whole life. The order was a repetition.
+func (r *Remote) heardIgnored(p *peer, key messages.AttemptKey) {
+	if e := r.entries[key]; e != nil && e.peer == p && e.stage == unknown {
+		delete(r.entries, key)
+		r.log.Warn("an attempt was ordered again after its end was acknowledged", "key", key)
+	}
+}
+
+func revoked(key messages.AttemptKey) executor.Report {
+	return executor.Report{Key: key, Kind: executor.Revoked, At: time.Now().UnixNano()}
+}
+
+func lost(o *executor.Order, why string) executor.Report {
+	return unbegun(o, messages.AttemptLost, why)
+}
+
+func tooLarge(o *executor.Order, cores, memory int64) executor.Report {
+	why := fmt.Sprintf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(cores))
+	if o.CoresMilli <= cores {
+		why = fmt.Sprintf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(memory))
+	}
+	return unbegun(o, messages.AttemptNotStarted, why)
+}
+
+func milli(v int64) string { return strconv.FormatFloat(float64(v)/1000, 'f', -1, 64) }
+
+func unbegun(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
+	now := time.Now().UnixNano()
+	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{
+		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: why,
+	}}
+}

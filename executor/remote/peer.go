@@ -1,0 +1,344 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// How long acknowledgements wait for company, how long Detach waits for them to go,
+// and the pace at which a worker that does not answer is asked again.
+const (
+	linger         = 20 * time.Millisecond
+	detachPatience = 200 * time.Millisecond
+	slowest        = 500 * time.Millisecond
+)
+
+// peer is one worker, alive or dead, with its folder. Remote.mu guards what follows
+// the channels.
+type peer struct {
+	r    *Remote
+	path string
+	cmd  *exec.Cmd // of a worker that this process started
+	some chan struct{}
+
+	out      []byte // items to send
+	sent     *time.Timer
+	conn     *grpc.ClientConn // while there is one
+	listed   map[messages.AttemptKey]bool
+	attached bool // it has said what it knows, on this connection
+	synced   bool // it has, once
+	version  string
+	pid      int
+	draining bool // it was told to
+	drained  bool // it takes nothing any more, and usage holds
+	usage    workerpb.Amount
+	capacity workerpb.Amount // told on this connection
+
+	gone   bool           // the worker has ended
+	folder *worker.Folder // of a worker that has; nil when it removed it
+	dead   bool           // its estate was taken
+	kept   int            // ends in the estate that are not acknowledged
+}
+
+func newPeer(r *Remote, path string) *peer {
+	return &peer{r: r, path: path, some: make(chan struct{}, 1)}
+}
+
+// push sends what out holds now, which is p.out and more. mu is held.
+func (p *peer) push(out []byte) {
+	p.out = out
+	select {
+	case p.some <- struct{}{}:
+	default:
+	}
+}
+
+// pushLater sends what is in out, within a while. mu is held.
+func (p *peer) pushLater() {
+	if p.sent != nil {
+		return
+	}
+	p.sent = time.AfterFunc(linger, func() {
+		p.r.mu.Lock()
+		defer p.r.mu.Unlock()
+		p.sent = nil
+		p.push(p.out)
+	})
+}
+
+// drainOut waits until nothing is to be sent any more, as long as patience says.
+func (p *peer) drainOut(patience time.Duration) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		p.r.mu.Lock()
+		left := p.attached && len(p.out) > 0
+		if left {
+			p.push(p.out)
+		}
+		p.r.mu.Unlock()
+		if !left {
+			return
+		}
+	}
+}
+
+// run talks to the worker until that has ended, or ctx has.
+func (p *peer) run() {
+	defer p.r.work.Done()
+	wait, began, warned := time.Millisecond, time.Now(), false
+	for {
+		synced, err := p.attach()
+		if p.r.ctx.Err() != nil {
+			return
+		}
+		f, taken := worker.Take(p.path)
+		if taken == nil || errors.Is(taken, fs.ErrNotExist) {
+			p.end(f)
+			return
+		}
+		if synced {
+			wait, began, warned = time.Millisecond, time.Now(), false
+		}
+		if !warned && time.Since(began) > 10*time.Second {
+			warned = true
+			p.r.log.Warn("a worker does not answer; nothing is started until it does, or ends", "folder", p.path, "err", err)
+		}
+		select {
+		case <-p.r.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, slowest)
+	}
+}
+
+// end says that the worker is no more.
+func (p *peer) end(f *worker.Folder) {
+	if p.cmd != nil {
+		_ = p.cmd.Wait() // it has let go of its lock: it is gone, or about to
+	}
+	r := p.r
+	r.mu.Lock()
+	defer r.unlock()
+	p.gone, p.folder = true, f
+	if !p.synced {
+		r.deaths++
+	}
+	if r.active == p {
+		r.active = nil
+	}
+	if r.state == open && !p.drained {
+		r.log.Warn("a worker has ended", "folder", p.path, "pid", p.pid)
+	}
+	r.wake()
+}
+
+// attach has one connection with the worker, and returns when it is over: whether the
+// worker had said all it knows, and what ended it.
+func (p *peer) attach() (synced bool, _ error) {
+	r := p.r
+	conn, err := grpc.Dial("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return worker.Dial(p.path) }))...)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	stream, err := workerpb.Open(ctx, conn, workerpb.AttachMethod)
+	if err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	p.out, p.conn, p.listed = nil, conn, map[messages.AttemptKey]bool{}
+	p.capacity = workerpb.Amount{}
+	r.unlock()
+
+	sender := make(chan struct{})
+	go func() {
+		defer close(sender)
+		p.send(ctx, stream)
+	}()
+	err = p.receive(stream)
+	cancel()
+	<-sender
+	r.mu.Lock()
+	defer r.unlock()
+	synced = p.attached
+	p.attached, p.conn, p.listed = false, nil, nil
+	return synced, err
+}
+
+func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.some:
+		}
+		p.r.mu.Lock()
+		frame := p.out
+		p.out = nil
+		p.r.mu.Unlock()
+		if len(frame) == 0 {
+			continue
+		}
+		if stream.SendMsg(&frame) != nil {
+			return // receive learns why
+		}
+	}
+}
+
+// errStopped: the worker has ended everything and waits for us to go.
+var errStopped = errors.New("worker has stopped")
+
+func (p *peer) receive(stream grpc.ClientStream) error {
+	for {
+		var frame []byte
+		if err := stream.RecvMsg(&frame); err != nil {
+			return err
+		}
+		p.r.mu.Lock()
+		err := p.handle(frame)
+		p.r.unlock()
+		if err != nil {
+			if err != errStopped {
+				p.r.log.Error("a worker's frame is not understood", "folder", p.path, "err", err)
+			}
+			return err
+		}
+	}
+}
+
+// handle takes a frame in. Items of unknown types are left out. mu is held.
+func (p *peer) handle(frame []byte) error {
+	for len(frame) > 0 {
+		typ, body, rest, err := workerpb.Next(frame)
+		if err == nil {
+			err = p.hear(typ, body)
+		}
+		if err != nil {
+			return err
+		}
+		frame = rest
+	}
+	return nil
+}
+
+// hear takes one item in. mu is held.
+func (p *peer) hear(typ workerpb.Type, body []byte) error {
+	r := p.r
+	switch typ {
+	case workerpb.TypeHello:
+		h, err := workerpb.ParseHello(body)
+		if err == nil && h.Name != filepath.Base(p.path) {
+			err = fmt.Errorf("worker %q answers for %q", h.Name, filepath.Base(p.path))
+		}
+		p.version, p.pid = h.Version, h.PID
+		return err
+	case workerpb.TypeFinished:
+		rep, err := workerpb.ParseFinished(body)
+		if err == nil {
+			p.list(rep.Key)
+			r.heardFinished(p, rep)
+		}
+		return err
+	case workerpb.TypeStarted, workerpb.TypeRevoked:
+		k, err := workerpb.ParseKeyAt(body)
+		switch {
+		case err != nil:
+			return err
+		case typ == workerpb.TypeRevoked:
+			r.heardRevoked(p, k.Key, k.At)
+		default:
+			p.list(k.Key)
+			r.heardStarted(p, k.Key, k.At)
+		}
+	case workerpb.TypeQueued, workerpb.TypeIgnored:
+		key, err := workerpb.ParseKey(body)
+		switch {
+		case err != nil:
+			return err
+		case typ == workerpb.TypeIgnored:
+			r.heardIgnored(p, key)
+		default:
+			p.list(key)
+			r.heardQueued(p, key)
+		}
+	case workerpb.TypeUsage:
+		a, err := workerpb.ParseAmount(body)
+		if err != nil {
+			return err
+		}
+		p.usage, p.drained = a, true
+		r.wake()
+	case workerpb.TypeSynced:
+		p.sync()
+	case workerpb.TypeStopped:
+		return errStopped
+	}
+	return nil
+}
+
+func (p *peer) list(key messages.AttemptKey) {
+	if p.listed != nil {
+		p.listed[key] = true
+	}
+}
+
+// sync compares what the worker knows with what it should, once it has said
+// everything, and sends what may have been lost on the way. mu is held.
+func (p *peer) sync() {
+	r := p.r
+	var again []messages.AttemptKey
+	for key, e := range r.entries {
+		if e.peer != p || e.stage == ended {
+			continue
+		}
+		switch {
+		case p.listed[key]:
+			if e.killed {
+				p.out = workerpb.AppendKill(p.out, workerpb.Kill{Key: key, Grace: e.grace})
+			}
+			if e.revoked && e.stage == unknown {
+				p.out = workerpb.AppendKey(p.out, workerpb.TypeRevoke, key)
+			}
+		case e.order == nil:
+			delete(r.entries, key)
+		case e.killed || e.revoked:
+			delete(r.entries, key)
+			r.report(revoked(key))
+		case p.draining || r.state != open:
+			e.peer = nil
+		default:
+			again = append(again, key)
+		}
+	}
+	r.sort(again)
+	for _, key := range again {
+		p.out = workerpb.AppendOrder(p.out, r.entries[key].order)
+	}
+	if p.draining {
+		p.out = workerpb.AppendEmpty(p.out, workerpb.TypeDrain)
+	}
+	if r.state == closing {
+		p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
+	}
+	p.listed, p.attached, p.synced = nil, true, true
+	r.deaths = 0
+	p.push(p.out)
+	r.wake()
+}

@@ -1,0 +1,179 @@
+package remote_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// rig is a data folder with what a test starts on it. When the test is over no
+// process of it is left.
+type rig struct {
+	t    *testing.T
+	data string
+	mark string // an entry of the environment of all that is started here
+	log  *lines
+}
+
+func newRig(t *testing.T) *rig {
+	g := &rig{t: t, data: t.TempDir(), log: &lines{}}
+	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
+	name, value, _ := strings.Cut(g.mark, "=")
+	t.Setenv(name, value)
+	t.Cleanup(func() {
+		poll(t, "processes to end", func() bool { return len(g.processes()) == 0 }, func() {
+			for _, pid := range g.processes() {
+				cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+				t.Logf("left behind: %d %q", pid, cmdline)
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		})
+		if t.Failed() {
+			t.Logf("log:\n%s", g.log)
+			paths, _ := filepath.Glob(g.dir() + "/w-*/log")
+			for _, path := range paths {
+				text, _ := os.ReadFile(path)
+				t.Logf("%s:\n%s", path, text)
+			}
+		}
+	})
+	return g
+}
+
+func (g *rig) dir() string { return filepath.Join(g.data, "worker") }
+
+func (g *rig) config(sink executor.Sink) remote.Config {
+	return remote.Config{
+		Dir: g.dir(), Args: []string{"worker", g.dir()}, Sink: sink, CoresMilli: 2000, MemoryMilli: 100_000,
+		Settings: worker.Settings{Outputs: filepath.Join(g.data, "output"), Node: "here", Idle: 2 * time.Second,
+			CloseGrace: 500 * time.Millisecond},
+		Logger: slog.New(slog.NewTextHandler(g.log, nil)),
+	}
+}
+
+func (g *rig) open(rec *executortest.Recorder, change ...func(*remote.Config)) *remote.Remote {
+	g.t.Helper()
+	cfg := g.config(rec.Sink)
+	for _, c := range change {
+		c(&cfg)
+	}
+	r, err := remote.New(cfg)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// processes lists what lives, zombies aside, and was started in this test: workers,
+// tasks, and what those started.
+func (g *rig) processes() (pids []int) {
+	for _, pid := range allPIDs() {
+		if pid == os.Getpid() {
+			continue
+		}
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			continue
+		}
+		if bytes.Contains(env, []byte(g.mark)) || bytes.Contains(env, []byte("DATA="+g.data)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// workers lists the living workers.
+func (g *rig) workers() (pids []int) {
+	for _, pid := range g.processes() {
+		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if strings.Contains(string(cmd), "\x00worker\x00") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// worker returns the one worker that there is.
+func (g *rig) worker() int {
+	g.t.Helper()
+	pids := g.workers()
+	if len(pids) != 1 {
+		g.t.Fatalf("workers: %v, want one", pids)
+	}
+	return pids[0]
+}
+
+func allPIDs() (pids []int) {
+	d, _ := os.ReadDir("/proc")
+	for _, e := range d {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// order is a shell script as an order of one core.
+func (g *rig) order(task uint32, script string) executor.Order {
+	return executor.Order{Key: key(task), Name: fmt.Sprint("t", task), Shell: script, UseShell: true, CoresMilli: 1000,
+		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
+}
+
+func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: task, Attempt: 1} }
+
+func resumed(o executor.Order) executor.Order {
+	o.Resume = true
+	return o
+}
+
+// poll waits for something that another process does.
+func poll(t testing.TB, what string, done func() bool, before ...func()) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			for _, f := range before {
+				f()
+			}
+			t.Fatalf("waited 20 s for %s", what)
+		}
+	}
+}
+
+func read(path string) string {
+	b, _ := os.ReadFile(path)
+	return string(b)
+}
+
+// lines is a log that may be written by anybody.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
