@@ -74,6 +74,7 @@ func TestPanicOfARunAnswersWhoWaits(t *testing.T) {
 	send(shard, view)
 	send(shard, &bomb{})
 	send(shard, behind)
+	r.passed(0)
 	r.store.Release()
 	if a := <-pause.Reply; code(a.Err) != messages.Unavailable {
 		t.Errorf("pause: %v", a.Err)

@@ -27,6 +27,7 @@ func TestKillOvertakesWhatWaitsForTheJournal(t *testing.T) {
 	r.fake.End(k, messages.AttemptSucceeded, 0) // waits behind the pause
 	killed := &messages.SetState{Run: id, To: dag.RunKilled, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(id), killed)
+	r.passed(id)
 	r.store.Release()
 	if a := <-killed.Reply; a.Err != nil {
 		t.Fatal(a.Err)
@@ -72,6 +73,7 @@ func TestNoopBegunAheadOutlivesItsFormerEnd(t *testing.T) {
 	r.store.WaitPending(1)
 	send(shard, kill1)
 	send(shard, again)
+	r.passed(id)
 	close(g.open)
 	for r.node.env.metrics.held.noops.Load() != 2 { // both were granted, before the dispatcher knew
 		runtime.Gosched()

@@ -172,6 +172,14 @@ func (r *rig) pendingOrFinal(id messages.RunID) bool {
 	return false
 }
 
+// passed returns when the run's shard has passed on what it was sent before.
+func (r *rig) passed(id messages.RunID) {
+	r.t.Helper()
+	if err := r.node.Kill(id + 1000*Shards); code(err) != messages.NotFound {
+		r.t.Fatal(err)
+	}
+}
+
 // order waits for the n-th order ever (from 1) and returns its key.
 func (r *rig) order(n int) messages.AttemptKey {
 	r.t.Helper()

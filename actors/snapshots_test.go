@@ -30,18 +30,18 @@ func TestRoundThatBeginsWithoutRecordsCutsNothingOfTheNextBatch(t *testing.T) {
 // comes back has all that was answered, and the run ends as it should.
 func TestCrashWhileSnapshotsRoll(t *testing.T) {
 	values := `"0"`
-	for i := 1; i < 40; i++ {
+	for i := 1; i < 27; i++ {
 		values += fmt.Sprintf(`,"%d"`, i)
 	}
-	// 40 x 40 x 40 tasks behind the few that run: 63 chunks, four parts a round.
+	// 27 x 27 x 27 tasks behind the few that run: 20 chunks, two parts a round.
 	spec := `{"parameters":{"A":[` + values + `],"B":[` + values + `],"C":[` + values + `]},"tasks":{
 		"gen":{"job":{"command":["g"]},"isGenerator":true},
 		"a":{"job":{"command":["{{A}}"],"executor":"noop"},"parents":["gen"]},
 		"flaky":{"job":{"command":["f"]},"maxRetries":1,"parents":["a"]},
 		"big":{"job":{"command":["{{A}}","{{B}}","{{C}}"],"executor":"noop"},"parents":["flaky"]}}}`
-	for at := 2; at < 90; at += 11 {
+	for at := 2; at < 50; at += 9 {
 		t.Run(fmt.Sprint(at), func(t *testing.T) {
-			r := newRig(t, func(c *Config) { c.snapshotEvery = -64_000 + 50 })
+			r := newRig(t, func(c *Config) { c.snapshotEvery = -27*27*27 + 50 })
 			var mu sync.Mutex
 			failed := false
 			r.fake.Play(func(o executor.Order) executortest.Step {
@@ -67,7 +67,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			}
 			r.crash()
 			s := r.awaitState(0, dag.RunCompleted)
-			if want := uint32(1 + 40 + 1 + 40*40*40 + 40); s.Tasks != want || s.Counts[dag.TaskCompleted] != want {
+			if want := uint32(1 + 27 + 1 + 27*27*27 + 27); s.Tasks != want || s.Counts[dag.TaskCompleted] != want {
 				t.Errorf("summary %+v", s)
 			}
 			stored, err := r.store.Load(0)
@@ -81,7 +81,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			if stored.Header == nil || len(stored.Records) > 200 {
 				t.Errorf("%d records, header %t: the journal was never cut", len(stored.Records), stored.Header != nil)
 			}
-			for _, name := range []string{"gen", "flaky", "x_39", "big_63999"} {
+			for _, name := range []string{"gen", "flaky", "x_26", "big_19682"} {
 				if recs := r.attempts(0, name); recs[len(recs)-1].Result != messages.AttemptSucceeded {
 					t.Errorf("%s: %+v", name, recs)
 				}
