@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -24,8 +26,7 @@ type file struct {
 	removed bool
 
 	mu      sync.Mutex
-	fresh   bool  // nothing was ever synced: its name may not be durable
-	end     int64 // where the next append begins
+	fresh   bool // nothing was synced since it was opened: its name may not be durable
 	syncing bool
 	begun   uint64 // syncs begun
 	synced  *sync.Cond
@@ -43,11 +44,11 @@ func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 	}
 	f := s.files[run]
 	if f == nil {
-		osf, end, err := openFile(s.path(run), create)
+		osf, err := openFile(s.path(run), create)
 		if err != nil {
 			return nil, fmt.Errorf("output of run %d: %w", run, err)
 		}
-		f = &file{f: osf, run: run, end: end, fresh: end == 0}
+		f = &file{f: osf, run: run, fresh: true}
 		f.synced = sync.NewCond(&f.mu)
 		s.files[run] = f
 		s.evict(maxOpen)
@@ -86,8 +87,8 @@ func (s *Store) evict(keep int) {
 	}
 }
 
-// openFile opens the file for reading and writing and returns its size.
-func openFile(path string, create bool) (*os.File, int64, error) {
+// openFile opens the file for reading and writing.
+func openFile(path string, create bool) (*os.File, error) {
 	flags := os.O_RDWR
 	if create {
 		flags |= os.O_CREATE
@@ -95,19 +96,11 @@ func openFile(path string, create bool) (*os.File, int64, error) {
 	f, err := os.OpenFile(path, flags, 0o600)
 	if create && errors.Is(err, fs.ErrNotExist) {
 		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, 0, err
+			return nil, err
 		}
 		f, err = os.OpenFile(path, flags, 0o600)
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	st, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return nil, 0, err
-	}
-	return f, st.Size(), nil
+	return f, err
 }
 
 // syncName makes the file's name durable, and its folder's, which may be as new.
@@ -128,25 +121,57 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// reserve takes the next n bytes of the file.
-func (f *file) reserve(n int64) (off int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	off = f.end
-	f.end += n
-	return off
+// reserve takes the next n bytes of the file: it grows by them at once, so that its
+// size tells other processes too where the next append begins.
+func (f *file) reserve(n int64) (off int64, err error) {
+	err = f.locked(func() (err error) {
+		if off, err = f.size(); err != nil {
+			return err
+		}
+		return f.f.Truncate(off + n)
+	})
+	return off, err
 }
 
 // giveBack undoes a reservation whose bytes did not get written, if nothing follows
 // it: on a full disk the room is wanted. In between it stays a gap.
 func (f *file) giveBack(off, n int64) {
+	// Without it the file is a little longer.
+	_ = f.locked(func() error {
+		end, err := f.size()
+		if err != nil || end != off+n {
+			return err
+		}
+		return f.f.Truncate(off)
+	})
+}
+
+// locked calls do while no other append, of this process or another one, changes the
+// file's size.
+func (f *file) locked(do func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.end == off+n {
-		f.end = off
-		// Without it the next append writes over the rest, or the file is a little longer.
-		_ = f.f.Truncate(off)
+	if err := f.flock(unix.LOCK_EX); err != nil {
+		return err
 	}
+	return errors.Join(do(), f.flock(unix.LOCK_UN))
+}
+
+func (f *file) flock(how int) error {
+	for {
+		err := unix.Flock(int(f.f.Fd()), how)
+		if err != unix.EINTR {
+			return os.NewSyscallError("flock", err)
+		}
+	}
+}
+
+func (f *file) size() (int64, error) {
+	st, err := f.f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
 }
 
 // sync returns when everything written before the call is on disk. Appends that

@@ -67,7 +67,9 @@ func (s *Store) Append(run messages.RunID, parts ...io.Reader) (offset int64, er
 		return 0, err
 	}
 	defer s.release(f)
-	offset = f.reserve(total)
+	if offset, err = f.reserve(total); err != nil {
+		return 0, fmt.Errorf("output of run %d: %w", run, err)
+	}
 	if err = s.write(f, offset, total, parts); err == nil {
 		err = f.sync()
 	}
