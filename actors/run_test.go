@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -292,6 +293,7 @@ func TestGeneratedTasksThatCannotBe(t *testing.T) {
 		"cycle":       `{"x":{"job":{"command":["x"]},"parents":["y"]},"y":{"job":{"command":["x"]},"parents":["x"]}}`,
 		"started":     `{"x":{"job":{"command":["x"]},"children":["gen"]}}`,
 		"nothing":     ``,
+		"long name":   `{"x":{"job":{"command":["x"]},"parents":["` + strings.Repeat("ä", 1<<20) + `"]}}`,
 		"wrong token": `{"x":{"job":{"command":["{{NOPE}}"]}}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -300,7 +302,7 @@ func TestGeneratedTasksThatCannotBe(t *testing.T) {
 			id := r.submit(`{"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true,"maxRetries":1}}}`)
 			r.awaitState(id, dag.RunErrored)
 			recs := r.attempts(id, "gen")
-			if len(recs) != 2 || recs[0].Result != messages.AttemptRejected || !strings.Contains(recs[1].ExecutorLog, "generated tasks refused: ") {
+			if len(recs) != 2 || len(recs[0].ExecutorLog) > maxExecutorLog+10 || !utf8.ValidString(recs[0].ExecutorLog) || recs[0].Result != messages.AttemptRejected || !strings.Contains(recs[1].ExecutorLog, "generated tasks refused: ") {
 				t.Errorf("attempts %+v", recs)
 			}
 		})

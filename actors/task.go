@@ -2,6 +2,7 @@ package actors
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -20,7 +21,7 @@ type task struct {
 	key       messages.AttemptKey
 	generator bool
 	early     []any // came before this incarnation knew its attempt
-	live      bool  // its attempt was given to the executor and has not ended
+	live      bool  // its attempt was given to the executor and has not ended: it waits among env.attempts
 }
 
 // adopt gives a task actor that was restarted after a panic back to its attempt.
@@ -40,7 +41,9 @@ func (t *task) Receive(ctx actor.Context) {
 	case *adopt:
 		t.adopt(ctx, m)
 	case *actor.Stopping:
-		t.env.attempts.remove(t.key, ctx.Self())
+		if t.live {
+			t.env.attempts.remove(t.key, ctx.Self())
+		}
 		if t.live && !t.env.closing.Load() { // its run has failed, or begins anew: nobody will hear of it
 			t.exec.Kill(t.key, t.env.killGrace)
 		}
@@ -73,13 +76,14 @@ func (t *task) handle(ctx actor.Context, m any) {
 func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 	t.key = messages.AttemptKey{Run: m.Run, Task: m.Task, Attempt: m.Attempt}
 	tmpl := t.know(m.Plan)
+	if instant, ok := t.exec.(executor.Instant); ok {
+		r := instant.Do(executor.Order{Key: t.key})
+		t.report(ctx, &r)
+		return
+	}
 	t.env.attempts.add(t.key, ctx.Self())
 	t.live = true
 	class := m.Plan.Classes[tmpl.Class]
-	if class.Executor == noopExecutor {
-		t.exec.Start(executor.Order{Key: t.key})
-		return
-	}
 	x := m.Plan.Task(m.Task)
 	t.exec.Start(executor.Order{
 		Key:         t.key,
@@ -131,12 +135,10 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 	case executor.Started:
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Revoked:
-		t.live = false
-		t.env.attempts.remove(t.key, ctx.Self())
+		t.over(ctx)
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Finished:
-		t.live = false
-		t.env.attempts.remove(t.key, ctx.Self())
+		t.over(ctx)
 		rec := r.Record
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt
 		switch rec.Result {
@@ -160,6 +162,14 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 	}
 }
 
+// over notes that the attempt has ended.
+func (t *task) over(ctx actor.Context) {
+	if t.live {
+		t.env.attempts.remove(t.key, ctx.Self())
+		t.live = false
+	}
+}
+
 // fail is the failure of this actor: its mailbox is suspended until the run
 // restarts or stops it.
 func (t *task) fail(ctx actor.Context, rec messages.AttemptRecord) {
@@ -169,7 +179,18 @@ func (t *task) fail(ctx actor.Context, rec messages.AttemptRecord) {
 // reject turns a successful attempt into one whose output was refused.
 func reject(rec *messages.AttemptRecord, why error) {
 	rec.Result = messages.AttemptRejected
-	rec.ExecutorLog = fmt.Sprintf("generated tasks refused: %v", why)
+	rec.ExecutorLog = clip(fmt.Sprintf("generated tasks refused: %v", why))
+}
+
+// maxExecutorLog is how much is kept of what the engine says of an attempt, in
+// bytes: it may quote what a generator printed, which may be megabytes.
+const maxExecutorLog = 16 << 10
+
+func clip(s string) string {
+	if len(s) <= maxExecutorLog {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxExecutorLog], "") + " …"
 }
 
 // decodeGenerated reads what a generator printed. The error is nil or dag.Problems.
