@@ -1,0 +1,305 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// sample is a journal of three attempts: one ended, one running, one being forked.
+func sample(boot string, pid int) []byte {
+	b := appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: pid, Ticks: 1}))
+	for i := range uint32(3) {
+		b = appendRecord(b, workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(i), 5))
+	}
+	b = appendRecord(b, workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: 1 << 22, At: 6}))
+	b = appendRecord(b, workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: 1<<22 + 1, At: 6}))
+	return appendRecord(b, workerpb.AppendFinished(nil, &executor.Report{Key: key(0), Kind: executor.Finished, At: 7,
+		Record: messages.AttemptRecord{Task: 0, Attempt: 1, Start: 6, Stop: 7, ExecutorLog: "kept"}}))
+}
+
+func TestTornJournal(t *testing.T) {
+	whole := sample("b", 1)
+	all, ok := readJournal(whole)
+	if !ok || all.torn != 0 || len(all.keys) != 3 {
+		t.Fatalf("%+v", all)
+	}
+	last := 0
+	for n := range whole {
+		p, _ := readJournal(whole[:n])
+		if len(p.keys) < last {
+			t.Fatalf("%d bytes: %d attempts, fewer than before", n, len(p.keys))
+		}
+		last = len(p.keys)
+		if p.torn > 0 && p.torn > n {
+			t.Fatalf("%d of %d bytes torn", p.torn, n)
+		}
+	}
+	for i := range whole { // a bit that is wrong ends the reading, and never invents
+		bad := bytes.Clone(whole)
+		bad[i] ^= 4
+		if p, _ := readJournal(bad); p.torn == 0 {
+			t.Fatalf("byte %d is wrong and nobody noticed", i)
+		}
+	}
+	if _, ok := readJournal(whole[len(appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: "b", PID: 1, Ticks: 1}))):]); ok {
+		t.Error("a journal without a header")
+	}
+}
+
+func FuzzJournal(f *testing.F) {
+	f.Add(sample("b", 1))
+	f.Add(sample("b", 1)[:40])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, _ := readJournal(b)
+		for _, k := range p.keys {
+			if _, err := p.report(k, "b"); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func folder(t *testing.T, journal []byte) *Folder {
+	t.Helper()
+	f, l, err := Make(t.TempDir(), Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	t.Cleanup(f.Release)
+	if journal != nil {
+		if err := os.WriteFile(filepath.Join(f.Path, journalFile), journal, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+func TestEstate(t *testing.T) {
+	boot, err := BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		journal []byte
+		certain bool
+		lost    string // of the two that had not ended
+		ends    int
+	}{
+		{"none", nil, true, "", 0},
+		{"torn header", sample(boot, 1)[:10], true, "", 0},
+		{"this boot", sample(boot, 1<<22+5), true, "lost: its worker (pid 4194309) died", 3},
+		{"boot before", sample("other", os.Getpid()), false, "lost: the machine was restarted", 3},
+	} {
+		e, err := Bury(context.Background(), folder(t, c.journal), 0, quiet())
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if e.Certain != c.certain || len(e.Ends) != c.ends {
+			t.Errorf("%s: %+v", c.name, e)
+		}
+		for i, rep := range e.Ends {
+			want, result := c.lost, messages.AttemptLost
+			if i == 0 {
+				want, result = "kept", messages.AttemptSucceeded
+			}
+			if rep.Key != key(uint32(i)) || rep.Record.ExecutorLog != want || rep.Record.Result != result {
+				t.Errorf("%s: %+v", c.name, rep)
+			}
+		}
+	}
+	f := folder(t, nil)
+	os.Mkdir(filepath.Join(f.Path, journalFile), 0o700)
+	if _, err := Bury(context.Background(), f, 0, quiet()); err == nil {
+		t.Error("a journal that cannot be read")
+	}
+}
+
+// TestLeftovers has a shell play the dead worker: a session with processes of attempts
+// that ended and of some that did not.
+func TestLeftovers(t *testing.T) {
+	f := folder(t, nil)
+	boot, err := BootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := strings.NewReplacer("MARK", Mark+"="+f.Name(), "DIR", dir).Replace(`
+		MARK/1.0.1 sh -c 'echo $$ >DIR/ended; exec sleep 1000' &
+		MARK/1.1.1 sh -c 'trap "" TERM; echo $$ >DIR/stubborn; while :; do sleep 1000; done' &
+		MARK/1.1.1 setsid sh -c 'echo $$ >DIR/left; exec sleep 1000' &
+		env -i sh -c 'echo $$ >DIR/bare; exec sleep 1000' &
+		MARK/1.9.1 sh -c 'echo $$ >DIR/stranger; exec sleep 1000' &
+		MARK sh -c 'echo $$ >DIR/forked; exec sleep 1000' &
+		exec sleep 1000`)
+	before := bootNow()
+	cmd := exec.Command("sh", "-mc", script) // each in a group of its own, as a worker forks
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	session := cmd.Process.Pid
+	own, err := readProcess(session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := map[string]int{}
+	for _, name := range []string{"ended", "stubborn", "left", "bare", "stranger", "forked"} {
+		poll(t, name, func() bool {
+			text, _ := os.ReadFile(filepath.Join(dir, name))
+			if n := strings.TrimSpace(string(text)); strings.HasSuffix(string(text), "\n") {
+				pids[name] = atoi(n)
+			}
+			return pids[name] > 0
+		})
+	}
+	defer func() {
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+
+	j := appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: session, Ticks: own.ticks}))
+	for i := range uint32(3) {
+		j = appendRecord(j, workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(i), before))
+	}
+	j = appendRecord(j, workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: pids["ended"], At: bootNow()}))
+	j = appendRecord(j, workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: pids["stubborn"], At: bootNow()}))
+	j = appendRecord(j, workerpb.AppendFinished(nil, &executor.Report{Key: key(0)}))
+	if err := os.WriteFile(filepath.Join(f.Path, journalFile), j, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := Bury(ctx, f, time.Hour, quiet()); err != context.Canceled {
+		t.Errorf("interrupted: %v", err)
+	}
+	e, err := Bury(context.Background(), f, 50*time.Millisecond, quiet())
+	if err != nil || len(e.Ends) != 3 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	for name, want := range map[string]bool{
+		"ended":    true,  // a background child of a task that had ended
+		"stranger": true,  // of an attempt that this journal does not know
+		"stubborn": false, // by its mark and by its group
+		"left":     false, // by its mark, out of the session
+		"bare":     false, // by its session, forked after the intent of one whose process is not known
+		"forked":   false, // by the worker's own mark: it had not come to its exec
+	} {
+		p, err := readProcess(pids[name])
+		if lives := err == nil && !p.dead; lives != want {
+			t.Errorf("%s lives: %v, want %v", name, lives, want)
+		}
+	}
+}
+
+func poll(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited 10 s for %s", what)
+		}
+	}
+}
+
+func atoi(s string) (n int) {
+	for _, c := range s {
+		n = 10*n + int(c-'0')
+	}
+	return n
+}
+
+func TestMarks(t *testing.T) {
+	own := mark("w-1", messages.AttemptKey{Run: 1 << 40, Task: 7, Attempt: 2})
+	for env, want := range map[string]*messages.AttemptKey{
+		"A=1\x00" + own + "\x00":       {Run: 1 << 40, Task: 7, Attempt: 2},
+		"CARAVAN_WORKER=w-1\x00B=2":    nil,
+		"CARAVAN_WORKER=w-1\x00" + own: nil,
+	} {
+		k, has := marked([]byte(env), "w-1")
+		if !has || (k == nil) != (want == nil) || k != nil && *k != *want {
+			t.Errorf("%q: %v, %v", env, k, has)
+		}
+	}
+	for _, env := range []string{"", "A=1", "CARAVAN_WORKER=w-12", "CARAVAN_WORKER=w-1/1.2", "CARAVAN_WORKER=w-1/1.2.3x", "X" + own} {
+		if k, has := marked([]byte(env), "w-1"); has {
+			t.Errorf("%q: %v", env, k)
+		}
+	}
+}
+
+func TestParseProcess(t *testing.T) {
+	line := "42 (a) (b) S 1 43 44 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0"
+	if p, ok := parseProcess([]byte(line)); !ok || p != (process{pid: 42, group: 43, session: 44, ticks: 99}) {
+		t.Errorf("%+v %v", p, ok)
+	}
+	if p, ok := parseProcess([]byte(strings.Replace(line, " S ", " Z ", 1))); !ok || !p.dead {
+		t.Errorf("%+v %v", p, ok)
+	}
+	for _, bad := range []string{"", "42 (a", "42 (a) S 1 2", strings.Replace(line, "43", "x", 1), strings.Replace(line, "42", "x", 1)} {
+		if p, ok := parseProcess([]byte(bad)); ok {
+			t.Errorf("%q: %+v", bad, p)
+		}
+	}
+	if _, err := readProcess(1 << 30); err == nil {
+		t.Error("a process that there is not")
+	}
+}
+
+func TestFolders(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/[x]*/", 20))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, l, err := Make(dir, Settings{Version: "v"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if paths, err := List(dir); err != nil || len(paths) != 1 || paths[0] != f.Path {
+		t.Errorf("%q, %v", paths, err)
+	}
+	st, err := os.Stat(filepath.Join(f.Path, socketFile))
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st, err)
+	}
+	if st, err := os.Stat(f.Path); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", st, err)
+	}
+	c, err := Dial(f.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if _, err := Take(f.Path); err == nil || !strings.Contains(err.Error(), ErrHeld.Error()) {
+		t.Errorf("taken: %v", err)
+	}
+	if err := f.Remove(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Take(f.Path); !gone(err) {
+		t.Errorf("a folder that is gone: %v", err)
+	}
+	if _, err := Dial(f.Path); !gone(err) {
+		t.Errorf("a folder that is gone: %v", err)
+	}
+	if sameUser(1, 2) == nil || sameUser(2, 2) != nil {
+		t.Error("users")
+	}
+}
