@@ -3,6 +3,7 @@ package actors
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"log/slog"
 	"runtime"
 	"sync/atomic"
@@ -233,3 +234,5 @@ func code(err error) messages.Code {
 }
 
 var _ persistence.Store = (*journaltest.Memory)(nil)
+
+var errDisk = errors.New("disk is gone")

@@ -26,10 +26,11 @@ type shard struct {
 // member is a run that has an actor.
 type member struct {
 	pid *actor.PID
-	// retiring: Retire was sent; requests wait in backlog for the run's word.
-	retiring bool
-	backlog  []messages.Request
-	broken   atomic.Bool // its actor does nothing but panic: it may only refuse
+	// away: it has no actor that can be asked now, either because its submission is
+	// being written (pid is nil) or because Retire was sent; requests wait in backlog.
+	away    bool
+	backlog []messages.Request
+	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
 }
 
 func (s *shard) Receive(ctx actor.Context) {
@@ -48,8 +49,8 @@ func (s *shard) Receive(ctx actor.Context) {
 			ctx.Send(r.pid, m)
 		}
 	case *messages.Finished:
-		if r := s.runs[m.Run]; r != nil && !r.retiring {
-			r.retiring = true
+		if r := s.runs[m.Run]; r != nil && !r.away {
+			r.away = true
 			ctx.Send(r.pid, &messages.Retire{})
 		}
 	case *messages.Retired:
@@ -77,6 +78,7 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 		ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: run.State(),
 		Start: sub.At, LastUpdate: run.LastUpdate(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(run.Counts()),
 	}
+	s.runs[m.Run] = &member{away: true}
 	self, root := ctx.Self(), s.env.root
 	s.env.store.Append(&persistence.Batch{
 		Run:     m.Run,
@@ -92,6 +94,8 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 
 func (s *shard) created(ctx actor.Context, m *created) {
 	id, sub := m.create.Run, m.create.Submission
+	former := s.runs[id]
+	delete(s.runs, id)
 	if m.err != nil {
 		m.err = notCreated(m.err)
 	} else {
@@ -106,13 +110,16 @@ func (s *shard) created(ctx actor.Context, m *created) {
 		ctx.Send(s.env.node, &messages.KeySettled{Key: sub.IdempotencyKey, Run: id, Err: m.err})
 	}
 	m.create.Reply.Send(id, m.err)
+	for _, q := range former.backlog { // of who has seen the run in the store already
+		s.request(ctx, q)
+	}
 }
 
 // spawn starts the actor of a run as first says. Should it panic, it begins anew
 // from what is durable.
 func (s *shard) spawn(ctx actor.Context, first *run) *member {
 	id := first.id
-	r := &member{}
+	r, given := &member{}, first
 	props := actor.PropsFromProducer(func() actor.Actor {
 		if r := first; r != nil {
 			first = nil
@@ -123,6 +130,7 @@ func (s *shard) spawn(ctx actor.Context, first *run) *member {
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	pid, err := ctx.SpawnNamed(props, name)
 	for n := 2; errors.Is(err, actor.ErrNameExists); n++ { // its predecessor is still stopping
+		first = given // the library has made an actor for the name that is taken
 		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
 	}
 	r.pid = pid
@@ -147,7 +155,7 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.runs[id]; r != nil {
 		switch {
-		case r.retiring:
+		case r.away:
 			r.backlog = append(r.backlog, m)
 		default:
 			ctx.Send(r.pid, m)
@@ -189,7 +197,7 @@ func (s *shard) staying(ctx actor.Context, id messages.RunID) {
 	if r == nil {
 		return
 	}
-	r.retiring = false
+	r.away = false
 	for _, m := range r.backlog {
 		ctx.Send(r.pid, m)
 	}
