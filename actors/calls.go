@@ -60,9 +60,11 @@ func (n *Node) Kill(id messages.RunID) error { return n.SetState(id, dag.RunKill
 
 // KillTask kills the task of this expanded name.
 func (n *Node) KillTask(id messages.RunID, name string) error {
-	if n.env.board.summary(id) == nil { // finished: nothing changes, but the names are checked
-		_, err := n.Task(id, name)
-		return err
+	if n.env.board.summary(id) == nil {
+		v, err := n.Task(id, name)
+		if err != nil || v.State.Final() { // finished: nothing changes, but the names are checked
+			return err
+		}
 	}
 	m := &messages.KillTask{Run: id, Task: name, Reply: messages.NewReply[struct{}]()}
 	_, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
