@@ -33,8 +33,9 @@ type env struct {
 	limits        dag.Limits
 	now           func() int64
 	snapshotEvery int
-	epochs        atomic.Uint64 // of run actors
-	closing       *atomic.Bool  // the node is being closed: what runs is not ours to end
+	epochs        atomic.Uint64   // of run actors
+	stopped       <-chan struct{} // closed when callers are no longer answered by actors
+	closing       *atomic.Bool    // the node is being closed: what runs is not ours to end
 	log           *slog.Logger
 }
 

@@ -84,7 +84,7 @@ func Start(c Config) (*Node, error) {
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		closing: &n.closing, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
+		closing: &n.closing, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
 		e.snapshotEvery = snapshotEvery

@@ -47,8 +47,13 @@ func (r *run) load() error {
 	if r.again {
 		durable := make(chan error, 1)
 		r.env.store.Append(&persistence.Batch{Run: r.id, Done: func(err error) { durable <- err }})
-		if err := <-durable; err != nil {
-			return err
+		select {
+		case err := <-durable:
+			if err != nil {
+				return err
+			}
+		case <-r.env.stopped:
+			return errStopping
 		}
 	}
 	stored, err := r.env.store.Load(r.id)

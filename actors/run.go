@@ -77,6 +77,12 @@ type taskFailed struct{ rec messages.AttemptRecord }
 
 func (r *run) Receive(ctx actor.Context) {
 	defer r.env.guard(ctx)
+	if r.leaving { // messages still come while the children stop, and what they did would be done by nobody
+		if q, ok := ctx.Message().(messages.Request); ok {
+			q.Refuse(errStopping)
+		}
+		return
+	}
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		r.start(ctx)
@@ -454,6 +460,7 @@ func (r *run) retire(ctx actor.Context) {
 	// A grant may be on its way, which would find nobody.
 	ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 	ctx.Send(ctx.Parent(), &messages.Retired{Run: r.id})
+	r.leaving = true
 	ctx.Stop(ctx.Self())
 }
 
