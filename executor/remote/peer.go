@@ -8,6 +8,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"google.golang.org/grpc"
@@ -189,6 +190,8 @@ func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
 			return
 		case <-p.some:
 		}
+		// Whoever woke this one often has more to say at once.
+		runtime.Gosched()
 		p.r.mu.Lock()
 		frame := p.out
 		p.out = nil
