@@ -18,7 +18,9 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 		return zero, hasFailed(err)
 	}
 	send()
-	timeout := time.NewTimer(answerWithin)
+	timeout := n.timeouts.Get().(*time.Timer)
+	timeout.Reset(answerWithin)
+	defer n.timeouts.Put(timeout)
 	defer timeout.Stop()
 	select {
 	case r := <-reply:

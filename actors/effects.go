@@ -78,6 +78,7 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 		ctx.(actor.Supervisor).RestartChildren(c.pid)
 	}
 	c.attempt, c.granted, c.started, c.used = s.Attempt, now, 0, true
+	r.queues(c, !r.instant(s.Task))
 	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
 }
 
@@ -105,11 +106,27 @@ func (r *run) waits(c *child, now bool) {
 	c.waiting = now
 }
 
+// queues notes whether a child's attempt was begun and has not started.
+func (r *run) queues(c *child, now bool) {
+	switch {
+	case now && !c.queued:
+		r.queued++
+	case !now && c.queued:
+		r.queued--
+	}
+	c.queued = now
+}
+
+// instant tells whether a task's attempts are over as soon as they begin.
+func (r *run) instant(task uint32) bool {
+	plan := r.dag.Plan()
+	return plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor
+}
+
 // ahead tells whether a task has been begun before its grant is durable, which
 // only no-op tasks are: what is carried out now may be about the time before that.
 func (r *run) ahead(task uint32) bool {
-	plan := r.dag.Plan()
-	return plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor && r.dag.TaskState(task).Live()
+	return r.instant(task) && r.dag.TaskState(task).Live()
 }
 
 // drop stops a task's actor, if it has one.
@@ -119,6 +136,7 @@ func (r *run) drop(ctx actor.Context, task uint32) {
 		return
 	}
 	r.waits(c, false)
+	r.queues(c, false)
 	delete(r.tasks, task)
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()

@@ -47,16 +47,17 @@ type Config struct {
 // Node is the engine of one server: the actor tree and its services. It
 // implements what package http needs.
 type Node struct {
-	env     *env
-	system  *actor.ActorSystem
-	root    *actor.PID
-	shards  [Shards]*actor.PID
-	janitor *janitor
-	closing atomic.Bool
-	low     atomic.Bool   // new runs are refused for want of room
-	stopped chan struct{} // closed when callers are no longer answered by actors
-	failed  chan struct{} // closed by fail
-	failure atomic.Pointer[error]
+	env      *env
+	system   *actor.ActorSystem
+	root     *actor.PID
+	shards   [Shards]*actor.PID
+	janitor  *janitor
+	closing  atomic.Bool
+	timeouts sync.Pool     // of *time.Timer, stopped
+	low      atomic.Bool   // new runs are refused for want of room
+	stopped  chan struct{} // closed when callers are no longer answered by actors
+	failed   chan struct{} // closed by fail
+	failure  atomic.Pointer[error]
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished.
@@ -81,6 +82,11 @@ func Start(c Config) (*Node, error) {
 		return slog.New(warnings{c.Logger.Handler()})
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
+	n.timeouts.New = func() any {
+		t := time.NewTimer(answerWithin)
+		t.Stop()
+		return t
+	}
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,

@@ -3,6 +3,7 @@ package actors
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -14,6 +15,15 @@ import (
 // maxBatch bounds the attempt records (bytes, roughly) of one batch, well below
 // what one transaction of the journal may hold.
 const maxBatch = 1 << 20
+
+// A run whose executor has enough to do for the while, lingerFrom attempts that
+// were begun and have not started, does not write what has ended at once but
+// after linger: one commit then serves several very short tasks. Nobody waits for
+// it: who asks for anything makes it flush at once.
+const (
+	lingerFrom = 8
+	linger     = 2 * time.Millisecond
+)
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
 // supervises its tasks. See the duties in the package doc.
@@ -40,6 +50,8 @@ type run struct {
 	answers []func(error)
 
 	flushing   bool   // a Flush is on its way
+	lingering  bool   // a Flush is on its way, by the timers
+	queued     int    // attempts that were begun and have not started
 	committing bool   // a batch is being written
 	asked      []any  // requests that wait for the batch: they go first, so that a kill overtakes
 	deferred   []any  // all else that waits for it
@@ -70,6 +82,7 @@ type child struct {
 	started int64 // ns; 0 until the attempt has started
 	used    bool  // it has had an attempt: restart it before the next one
 	waiting bool  // it is among run.waiting
+	queued  bool  // it is among run.queued
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
@@ -95,11 +108,13 @@ func (r *run) Receive(ctx actor.Context) {
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
 	case *messages.Flush:
-		if !r.committing { // it may be that of a former incarnation
+		if !r.committing && (r.lingering || !m.Lingered) { // it may be late, or that of a former incarnation
 			r.flush(ctx)
 		}
 	case *messages.Committed:
-		r.committed(ctx, m.Err)
+		if m.Epoch == r.epoch { // that of a former incarnation was waited for when this one began
+			r.committed(ctx, m.Err)
+		}
 	case *messages.Retire:
 		r.retire(ctx)
 	case *messages.Granted:
@@ -158,6 +173,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 	case *messages.AttemptStarted:
 		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
 			c.started = m.At
+			r.queues(c, false)
 			r.env.metrics.dispatch(c)
 		}
 		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
@@ -190,21 +206,28 @@ func (r *run) apply(ctx actor.Context, e dag.Event) {
 	r.schedule(ctx)
 }
 
-// schedule sees to it that what is pending is flushed once the mailbox is drained.
+// schedule sees to it that what is pending is flushed: once the mailbox is drained,
+// or a little later when nothing is urgent.
 func (r *run) schedule(ctx actor.Context) {
-	if !r.flushing && !r.committing {
+	switch {
+	case r.flushing || r.committing:
+	case r.queued < lingerFrom || len(r.answers) > 0 || r.pending.weight >= maxBatch:
 		r.flushing = true
 		ctx.Send(ctx.Self(), &messages.Flush{})
+	case !r.lingering:
+		r.lingering = true
+		r.env.timers.at(r.env.now()+int64(linger), ctx.Self(), &messages.Flush{Lingered: true})
 	}
 }
 
 // whenDurable calls answer when all that was applied is durable: at once if it is.
 func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
-	if !r.flushing && !r.committing {
+	if !r.flushing && !r.committing && !r.lingering {
 		answer(nil)
 		return
 	}
 	r.answers = append(r.answers, answer)
+	r.schedule(ctx)
 }
 
 // granted applies a grant. What runs in this process and leaves nothing behind
@@ -282,6 +305,7 @@ func (r *run) record(rec messages.AttemptRecord) bool {
 	if s := r.dag.TaskState(rec.Task); s != dag.TaskGranted && s != dag.TaskRunning {
 		return false
 	}
+	r.queues(c, false)
 	class := r.dag.Plan().TemplateOf(rec.Task).Class
 	for len(r.busy) <= class {
 		r.busy = append(r.busy, 0)
@@ -315,8 +339,8 @@ func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
 		m.Refuse(conflict(r.id, r.dag.State(), m.To, err))
 		return
 	}
-	r.apply(ctx, e)
 	r.answers = append(r.answers, func(err error) { m.Reply.Send(struct{}{}, err) })
+	r.apply(ctx, e)
 }
 
 func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
@@ -333,7 +357,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
-	r.flushing = false
+	r.flushing, r.lingering = false, false
 	if r.failed != nil {
 		r.answer(r.failed)
 		return
@@ -360,8 +384,8 @@ func (r *run) flush(ctx actor.Context) {
 		r.stored = s
 	}
 	r.committing = true
-	self, root := ctx.Self(), r.env.root
-	b.Done = func(err error) { root.Send(self, &messages.Committed{Err: err}) }
+	self, root, epoch := ctx.Self(), r.env.root, r.epoch
+	b.Done = func(err error) { root.Send(self, &messages.Committed{Epoch: epoch, Err: err}) }
 	r.env.store.Append(b)
 }
 
@@ -450,7 +474,7 @@ func (r *run) fail(ctx actor.Context, err error) {
 
 // retire ends the actor of a finished run, unless it has come to life again.
 func (r *run) retire(ctx actor.Context) {
-	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || len(r.asked) > 0 || len(r.deferred) > 0) {
+	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || r.lingering || len(r.asked) > 0 || len(r.deferred) > 0) {
 		ctx.Send(ctx.Parent(), &messages.Staying{Run: r.id})
 		if r.dag.State().Final() && !r.committing && !r.flushing {
 			r.schedule(ctx)

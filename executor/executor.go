@@ -71,6 +71,14 @@ type Executor interface {
 // ErrNotLive: the attempt does not run (any more, or yet).
 var ErrNotLive = errors.New("attempt is not running")
 
+// Instant is what executors implement whose attempts are over at once and leave
+// nothing outside the server: Do is Start with the final report as its result,
+// past the sink.
+type Instant interface {
+	Executor
+	Do(Order) Report
+}
+
 // Durable is what executors implement whose attempts outlive the server. They
 // repeat the end of an attempt until it is acknowledged.
 type Durable interface {

@@ -26,15 +26,17 @@ func NewNoop(sink Sink) *Noop {
 }
 
 // Start reports the order as Finished with RC 0 before it returns.
-func (n *Noop) Start(o Order) {
+func (n *Noop) Start(o Order) { n.sink(n.Do(o)) }
+
+// Do is the report that Start makes.
+func (n *Noop) Do(o Order) Report {
 	now := n.Now()
 	if n.closed.Load() {
-		n.sink(Report{Key: o.Key, Kind: Revoked, At: now})
-		return
+		return Report{Key: o.Key, Kind: Revoked, At: now}
 	}
-	n.sink(Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
+	return Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
 		Task: o.Key.Task, Attempt: o.Key.Attempt, Start: now, Stop: now,
-	}})
+	}}
 }
 
 // Kill does nothing: no attempt of a Noop is ever live.

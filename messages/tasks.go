@@ -47,7 +47,12 @@ func (e *Failure) Error() string { return e.Record.ExecutorLog }
 
 // Flush tells a run that all messages before it have been handled: what they
 // changed is written as one batch. Committed answers the batch.
+//
+// A flush that Lingered comes from the timers: the run had nothing urgent to write.
 type (
-	Flush     struct{}
-	Committed struct{ Err error }
+	Flush     struct{ Lingered bool }
+	Committed struct {
+		Epoch uint64 // of the incarnation that wrote it
+		Err   error
+	}
 )
