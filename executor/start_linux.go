@@ -125,18 +125,26 @@ func shortage(err error) bool {
 }
 
 // fork starts the command with its output on the two streams. pidfd is -1 where the
-// kernel has none.
-func (c *command) fork(stdin *os.File, out, err *stream) (pid, pidfd int, _ error) {
+// kernel has none, or none is wanted.
+func (c *command) fork(stdin *os.File, out, err *stream, pidfdToo bool) (pid, pidfd int, _ error) {
 	pidfd = -1
+	sys := &syscall.SysProcAttr{Setpgid: true}
+	if pidfdToo {
+		sys.PidFD = &pidfd
+	}
 	pid, e := syscall.ForkExec(c.path, c.argv, &syscall.ProcAttr{
 		Dir:   c.dir,
 		Env:   c.env,
 		Files: []uintptr{stdin.Fd(), uintptr(out.fd), uintptr(err.fd)},
-		Sys:   &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd},
+		Sys:   sys,
 	})
 	runtime.KeepAlive(stdin)
 	return pid, pidfd, e
 }
+
+// threads is how many attempts may be waited for by a thread each, which costs less
+// than a descriptor in the netpoller; the others are waited for there.
+const threads = 16
 
 // launch starts the attempt and reports that. When no process came to be it returns
 // the final report instead.
@@ -164,7 +172,7 @@ func (p *Process) launch(a *attempt) *Report {
 		}
 	}
 	began := p.cfg.Now()
-	pid, pidfd, err := cmd.fork(p.null, stdout, stderr)
+	pid, pidfd, err := cmd.fork(p.null, stdout, stderr, p.Running() > threads)
 	if err != nil {
 		stdout.drop()
 		stderr.drop()
