@@ -46,8 +46,15 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 	if err := n.Healthy(); err != nil {
 		return 0, err
 	}
-	m := &messages.Submit{Submission: sub, Reply: messages.NewReply[messages.RunID]()}
-	return call(n, m.Reply, func() { n.env.root.Send(n.root, m) })
+	reply := messages.NewReply[messages.RunID]()
+	return call(n, reply, func() {
+		if sub.IdempotencyKey != "" {
+			n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: reply})
+			return
+		}
+		id := n.nextID()
+		n.env.root.Send(n.shard(id), &messages.Create{Run: id, Submission: sub, Reply: reply})
+	})
 }
 
 // SetState asks a run for a state: restart (QUEUED), pause, resume (RUNNING), kill.

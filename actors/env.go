@@ -22,7 +22,8 @@ type env struct {
 	executors     map[string]executor.Executor
 	board         *board
 	timers        *timers
-	pool          *pool
+	pool          *pool // runs and tasks; a run that loads holds one of its goroutines
+	standing      *pool // node, shards and dispatcher
 	metrics       *metrics
 	root          *actor.RootContext
 	dispatcher    *actor.PID

@@ -54,6 +54,7 @@ type Node struct {
 	janitor  *janitor
 	closing  atomic.Bool
 	timeouts sync.Pool     // of *time.Timer, stopped
+	ids      atomic.Uint64 // the next run id
 	low      atomic.Bool   // new runs are refused for want of room
 	stopped  chan struct{} // closed when callers are no longer answered by actors
 	failed   chan struct{} // closed by fail
@@ -82,6 +83,7 @@ func Start(c Config) (*Node, error) {
 		return slog.New(warnings{c.Logger.Handler()})
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
+	n.ids.Store(uint64(next))
 	n.timeouts.New = func() any {
 		t := time.NewTimer(answerWithin)
 		t.Stop()
@@ -96,7 +98,7 @@ func Start(c Config) (*Node, error) {
 		e.snapshotEvery = snapshotEvery
 	}
 	n.env = e
-	e.pool = newPool()
+	e.pool, e.standing = newPool(), newPool()
 	e.metrics = newMetrics(c.Registerer, e)
 	e.timers = newTimers(c.Now, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
@@ -107,11 +109,12 @@ func Start(c Config) (*Node, error) {
 			n.closeExecutors()
 			e.timers.close()
 			e.pool.close()
+			e.standing.close()
 			return nil, fmt.Errorf("executor %s: %w", name, err)
 		}
 		e.executors[name] = x
 	}
-	if err := n.plant(newScheduler(c.CoresMilli, c.MemoryMilli), next); err != nil {
+	if err := n.plant(newScheduler(c.CoresMilli, c.MemoryMilli)); err != nil {
 		return nil, err
 	}
 	for _, id := range unfinished {
@@ -128,12 +131,12 @@ func Start(c Config) (*Node, error) {
 }
 
 // plant spawns the tree.
-func (n *Node) plant(sched *scheduler, next messages.RunID) error {
+func (n *Node) plant(sched *scheduler) error {
 	e := n.env
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
-		return &nodeActor{env: e, node: n, sched: sched, next: next, ready: ready, keys: make(map[string]*pendingKey)}
-	}, actor.WithDispatcher(e.pool))
+		return &nodeActor{env: e, node: n, sched: sched, ready: ready, keys: make(map[string]*pendingKey)}
+	}, actor.WithDispatcher(e.standing))
 	pid, err := e.root.SpawnNamed(props, "node")
 	if err != nil {
 		return fmt.Errorf("spawning the node: %w", err)
@@ -200,6 +203,7 @@ func (n *Node) Close(ctx context.Context) error {
 	}
 	n.env.timers.close()
 	n.env.pool.close()
+	n.env.standing.close()
 	return err
 }
 
@@ -215,13 +219,15 @@ func (n *Node) closeExecutors() {
 	all.Wait()
 }
 
-// nodeActor is the root of the tree. It gives out run ids, and sees to it that an
-// idempotency key makes one run however often it comes at once.
+// nextID gives out run ids: each once.
+func (n *Node) nextID() messages.RunID { return messages.RunID(n.ids.Add(1) - 1) }
+
+// nodeActor is the root of the tree. It sees to it that an idempotency key makes
+// one run however often it comes at once.
 type nodeActor struct {
 	env   *env
 	node  *Node
 	sched *scheduler
-	next  messages.RunID
 	ready chan struct{}
 	keys  map[string]*pendingKey
 }
@@ -269,7 +275,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		return &dispatcher{
 			env: a.env, sched: a.sched, runs: make(map[messages.RunID]client),
 		}
-	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.pool)), "dispatcher")
+	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
 	if err != nil {
 		panic(err)
 	}
@@ -278,7 +284,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 			return &shard{env: a.env, runs: make(map[messages.RunID]*member)}
-		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.pool)), name)
+		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.standing)), name)
 		if err != nil {
 			panic(err)
 		}
@@ -288,32 +294,29 @@ func (a *nodeActor) plant(ctx actor.Context) {
 }
 
 func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
-	sub := m.Submission
-	if key := sub.IdempotencyKey; key != "" {
-		if k := a.keys[key]; k != nil {
-			if k.hash != sub.BodyHash {
-				m.Reply.Send(0, keyReused(key, k.run))
-				return
-			}
-			k.waiting = append(k.waiting, m.Reply)
+	sub, key := m.Submission, m.Submission.IdempotencyKey
+	if k := a.keys[key]; k != nil {
+		if k.hash != sub.BodyHash {
+			m.Reply.Send(0, keyReused(key, k.run))
 			return
 		}
-		run, hash, seen, err := a.env.store.Key(key)
-		switch {
-		case err != nil:
-			m.Reply.Send(0, storageFailed(err))
-			return
-		case seen && hash != sub.BodyHash:
-			m.Reply.Send(0, keyReused(key, run))
-			return
-		case seen:
-			m.Reply.Send(run, nil)
-			return
-		}
-		a.keys[key] = &pendingKey{run: a.next, hash: sub.BodyHash}
+		k.waiting = append(k.waiting, m.Reply)
+		return
 	}
-	id := a.next
-	a.next++
+	run, hash, seen, err := a.env.store.Key(key)
+	switch {
+	case err != nil:
+		m.Reply.Send(0, storageFailed(err))
+		return
+	case seen && hash != sub.BodyHash:
+		m.Reply.Send(0, keyReused(key, run))
+		return
+	case seen:
+		m.Reply.Send(run, nil)
+		return
+	}
+	id := a.node.nextID()
+	a.keys[key] = &pendingKey{run: id, hash: sub.BodyHash}
 	ctx.Send(a.node.shard(id), &messages.Create{Run: id, Submission: sub, Reply: m.Reply})
 }
 

@@ -161,7 +161,9 @@ func TestRequestsAreAnsweredAtOnceWhenAShardHasPanicked(t *testing.T) {
 
 func TestPanicOfTheNodeActorFailsTheNode(t *testing.T) {
 	r := newRig(t)
-	if _, err := r.node.Submit(nil); code(err) != messages.Unavailable {
+	r.node.env.root.Send(r.node.root, &messages.Submit{}) // a submission that is nil
+	<-r.node.Failed()
+	if _, err := r.node.Submit(r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit: %v", err)
 	}
 	if err := r.node.Err(); err == nil || !strings.Contains(err.Error(), "node panicked") {

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 )
 
-// pool runs the mailboxes of runs and tasks on a few goroutines that stay, where
+// pool runs mailboxes on a few goroutines that stay, where
 // the library starts one each time that a mailbox gets its first message: their
 // stacks have grown already, and a hop between actors costs no goroutine.
 //
@@ -27,7 +27,7 @@ const (
 )
 
 func newPool() *pool {
-	p := &pool{work: make(chan func(), poolQueue), size: 4 * runtime.GOMAXPROCS(0)}
+	p := &pool{work: make(chan func(), poolQueue), size: 2 * runtime.GOMAXPROCS(0)}
 	for range p.size {
 		go p.run()
 	}

@@ -6,7 +6,8 @@ import "github.com/caravan-dag/caravan/dag"
 // name a run are always sent to its shard, never to the run itself: the shard
 // knows whether the run lives, and so none is lost when a run's actor stops.
 type (
-	// Submit asks the node's actor for a run id; it passes it on as Create.
+	// Submit is a submission with an idempotency key, for the node's actor: it passes
+	// it on as Create, once.
 	Submit struct {
 		Submission *Submission
 		Reply      Reply[RunID]
