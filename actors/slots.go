@@ -24,8 +24,8 @@ const (
 	// lookAhead is the work (time on the whole machine) that is granted ahead, at
 	// least one machine-full and at most mostAhead: several commits' worth, so that
 	// one commit serves several tasks when they are very short.
-	lookAhead = 10 * time.Millisecond
-	mostAhead = 16
+	lookAhead = 25 * time.Millisecond
+	mostAhead = 32
 )
 
 // noopExecutor names the executor whose tasks take no slots.

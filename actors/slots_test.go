@@ -80,10 +80,10 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 		t.Fatalf("before anything is known: %v", g)
 	}
 	s.release(1, 0, oneCore, 1, time.Millisecond)
-	if g := grants(s, 0); g[1] != 1+2*10 { // 10 ms of work ahead
+	if g := grants(s, 0); g[1] != 1+2*25 { // 25 ms of work ahead
 		t.Errorf("very short tasks: %v", g)
 	}
-	for range 19 {
+	for range 49 {
 		s.release(1, 0, oneCore, 1, 45*time.Millisecond)
 	}
 	if g := grants(s, 0); g[1] != 1 || s.held.cores != 4000 { // one machine-full ahead

@@ -161,7 +161,7 @@ func checkPlan(t *testing.T, p *dag.Plan) {
 		base += tm.Count
 		for _, e := range tm.Parents {
 			edges++
-			if !slices.Contains(p.Templates[e.Template].Children, dag.Edge{Template: i, Match: e.Match}) {
+			if !slices.Contains(p.Templates[e.Template].Children, dag.Edge{Template: i, Match: e.Match, Hangs: e.Hangs}) {
 				t.Fatalf("%q is no child of its parent %q", tm.Name, p.Templates[e.Template].Name)
 			}
 		}
