@@ -19,7 +19,6 @@ import (
 )
 
 const (
-	oneNoop = `{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`
 	// wholeMachine cannot start unless all slots of the rig are free.
 	wholeMachine = `{"tasks":{"a":{"job":{"command":["w"],"cores":2}}}}`
 )
