@@ -404,3 +404,30 @@ func TestAwaitEndsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestLogOfAnAttemptThatHasJustEnded(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.fake.Print(k, "one")
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.store.Hold()
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	r.store.WaitPending(1) // the record is on its way
+	text := make(chan string)
+	go func() {
+		l, err := r.node.endedLog(id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout)
+		if err != nil {
+			text <- err.Error()
+			return
+		}
+		defer l.Close()
+		b, _ := io.ReadAll(io.NewSectionReader(l, 0, l.Size()))
+		text <- string(b)
+	}()
+	r.store.Release()
+	if got := <-text; got != "one" {
+		t.Errorf("got %q", got)
+	}
+}

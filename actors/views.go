@@ -232,38 +232,60 @@ func (n *Node) OpenLog(id messages.RunID, name string, attempt uint32, stream me
 		return nil, err
 	}
 	for _, a := range v.Live {
-		if attempt == 0 || attempt == a.Attempt {
-			class := v.Plan.Classes[v.Plan.TemplateOf(a.Task).Class]
-			key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
-			if log, err := n.env.executors[class.Executor].OpenLog(key, stream); err == nil {
-				return log, nil
-			}
-			attempt = a.Attempt // it has just ended: its record comes
-			if err := n.settled(id); err != nil {
-				return nil, err
-			}
+		if attempt != 0 && attempt != a.Attempt {
+			continue
 		}
+		class := v.Plan.Classes[v.Plan.TemplateOf(a.Task).Class]
+		key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
+		log, err := n.env.executors[class.Executor].OpenLog(key, stream)
+		if err == nil {
+			return log, nil
+		}
+		return n.endedLog(id, a, name, stream)
 	}
-	var found *messages.AttemptRecord
-	err = n.Attempts(id, v.First, 1, func(rec *messages.AttemptRecord) bool {
+	rec, err := n.attempt(id, v.First, attempt)
+	if err != nil {
+		return nil, err
+	}
+	if rec == nil {
+		return nil, noAttempt(id, name, attempt)
+	}
+	return n.Output(id, rec, stream)
+}
+
+// endedLog opens a stream of an attempt that has just ended: its record is on its
+// way through its actors and the journal, and is waited for.
+func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream) (messages.Log, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	var rec *messages.AttemptRecord
+	var err error
+	look := func(*messages.Summary) bool {
+		rec, err = n.attempt(id, a.Task, a.Attempt)
+		return rec != nil || err != nil
+	}
+	if _, waited := n.Await(ctx, id, look); waited == nil && rec == nil && err == nil {
+		look(nil) // the run has ended meanwhile
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case rec == nil:
+		return nil, noAttempt(id, name, a.Attempt)
+	}
+	return n.Output(id, rec, stream)
+}
+
+// attempt returns the record of an ended attempt of a task, of the latest one for
+// 0, or nil when there is none.
+func (n *Node) attempt(id messages.RunID, task, attempt uint32) (found *messages.AttemptRecord, err error) {
+	err = n.Attempts(id, task, 1, func(rec *messages.AttemptRecord) bool {
 		if attempt == 0 || attempt == rec.Attempt {
 			found = rec
 		}
 		return true
 	})
-	if err != nil {
-		return nil, err
-	}
-	if found == nil {
-		return nil, noAttempt(id, name, attempt)
-	}
-	return n.Output(id, found, stream)
-}
-
-// settled returns when what the run knows now is durable.
-func (n *Node) settled(id messages.RunID) error {
-	_, err := n.View(id, 0, 0)
-	return err
+	return found, err
 }
 
 // Output opens a stream of an ended attempt.
