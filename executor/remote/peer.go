@@ -19,21 +19,23 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// How long acknowledgements wait for company, how long Detach waits for them to go,
-// and the pace at which a worker that does not answer is asked again.
+// How long acknowledgements wait for company, how long Detach waits for workers to have
+// taken them in, and the pace at which a worker that does not answer is asked again.
 const (
 	linger         = 20 * time.Millisecond
-	detachPatience = 200 * time.Millisecond
+	detachPatience = time.Second
 	slowest        = 500 * time.Millisecond
 )
 
 // peer is one worker, alive or dead, with its folder. Remote.mu guards what follows
 // the channels.
 type peer struct {
-	r    *Remote
-	path string
-	cmd  *exec.Cmd // of a worker that this process started
-	some chan struct{}
+	r     *Remote
+	path  string
+	cmd   *exec.Cmd // of a worker that this process started
+	some  chan struct{}
+	leave chan struct{} // closed by Detach: send what is left, and go
+	over  chan struct{} // closed when run has returned
 
 	out      []byte // items to send
 	sent     *time.Timer
@@ -55,7 +57,7 @@ type peer struct {
 }
 
 func newPeer(r *Remote, path string) *peer {
-	return &peer{r: r, path: path, some: make(chan struct{}, 1)}
+	return &peer{r: r, path: path, some: make(chan struct{}, 1), leave: make(chan struct{}), over: make(chan struct{})}
 }
 
 // push sends what out holds now, which is p.out and more. mu is held.
@@ -80,28 +82,14 @@ func (p *peer) pushLater() {
 	})
 }
 
-// drainOut waits until nothing is to be sent any more, as long as patience says.
-func (p *peer) drainOut(patience time.Duration) {
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		p.r.mu.Lock()
-		left := p.attached && len(p.out) > 0
-		if left {
-			p.push(p.out)
-		}
-		p.r.mu.Unlock()
-		if !left {
-			return
-		}
-	}
-}
-
 // run talks to the worker until that has ended, or ctx has.
 func (p *peer) run() {
 	defer p.r.work.Done()
+	defer close(p.over)
 	wait, began, warned := time.Millisecond, time.Now(), false
 	for {
 		synced, err := p.attach()
-		if p.r.ctx.Err() != nil {
+		if p.r.ctx.Err() != nil || p.leaving() {
 			return
 		}
 		f, taken := worker.Take(p.path)
@@ -125,6 +113,15 @@ func (p *peer) run() {
 	}
 }
 
+func (p *peer) leaving() bool {
+	select {
+	case <-p.leave:
+		return true
+	default:
+		return false
+	}
+}
+
 // end says that the worker is no more.
 func (p *peer) end(f *worker.Folder) {
 	if p.cmd != nil {
@@ -134,8 +131,8 @@ func (p *peer) end(f *worker.Folder) {
 	r.mu.Lock()
 	defer r.unlock()
 	p.gone, p.folder = true, f
-	if !p.synced {
-		r.deaths++
+	if !p.synced && p.cmd != nil {
+		r.deaths++ // a folder that was found here says nothing of new workers
 	}
 	if r.active == p {
 		r.active = nil
@@ -183,11 +180,16 @@ func (p *peer) attach() (synced bool, _ error) {
 	return synced, err
 }
 
+// send sends what gathers in p.out, until ctx ends or we leave. Then it only closes its
+// half of the stream: the worker ends the other one when it has carried out everything
+// before. A canceled stream would drop what has not been read at the other end.
 func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
-	for {
+	for leaving := false; !leaving; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-p.leave:
+			leaving = true
 		case <-p.some:
 		}
 		// Whoever woke this one often has more to say at once.
@@ -196,13 +198,11 @@ func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
 		frame := p.out
 		p.out = nil
 		p.r.mu.Unlock()
-		if len(frame) == 0 {
-			continue
-		}
-		if stream.SendMsg(&frame) != nil {
+		if len(frame) > 0 && stream.SendMsg(&frame) != nil {
 			return // receive learns why
 		}
 	}
+	_ = stream.CloseSend()
 }
 
 // errStopped: the worker has ended everything and waits for us to go.

@@ -274,16 +274,30 @@ func (r *Remote) disown(key messages.AttemptKey, e *entry) {
 	}
 }
 
-// Detach implements executor.Durable. Nothing is reported from now on.
+// Detach implements executor.Durable. Nothing is reported from now on. Workers that
+// answer have taken in all that was acknowledged when it returns; one that does not has
+// it again from the next server.
 func (r *Remote) Detach() error {
+	var leaving []*peer
 	r.mu.Lock()
 	if r.state == open {
 		r.state = detached
+		for _, p := range r.peers {
+			if p.attached {
+				close(p.leave)
+				leaving = append(leaving, p)
+			}
+		}
 	}
-	peers := append([]*peer(nil), r.peers...)
 	r.unlock()
-	for _, p := range peers {
-		p.drainOut(detachPatience)
+	patience := time.After(detachPatience)
+	for _, p := range leaving {
+		select {
+		case <-p.over:
+			continue
+		case <-patience:
+		}
+		break
 	}
 	return r.finish()
 }

@@ -133,6 +133,8 @@ func TestSettled(t *testing.T) {
 	rec.WaitFinal(key(2))
 	r.Acknowledge(key(2))
 	poll(t, "the task that nobody asked for to end", func() bool { return len(g.processes()) == 1 })
+	// Its process is gone before the worker says so: until then there is no end to forget.
+	poll(t, "its end to be forgotten", func() bool { return r.Known() == 0 })
 	r.Detach()
 	poll(t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
 	if left, _ := worker.List(g.dir()); len(left) != 0 {

@@ -144,11 +144,11 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server.Stop()
 	err := w.process.Close()
 	w.mu.Lock()
-	empty := len(w.book) == 0
+	left := len(w.book) // ends that no server took: the folder stays for the next one
 	w.mu.Unlock()
 	err = errors.Join(err, w.journal.close(), w.outputs.Close())
-	w.log.Info("worker ends", "why", why, "err", err)
-	if empty && err == nil {
+	w.log.Info("worker ends", "why", why, "ends", left, "err", err)
+	if left == 0 && err == nil {
 		return w.folder.Remove()
 	}
 	w.folder.Release()
