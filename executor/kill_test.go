@@ -47,7 +47,7 @@ func TestTimeoutOfATaskThatIgnoresSIGTERM(t *testing.T) {
 
 func TestKillGivesTheGrace(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done`)
+	key := r.sh(1, `trap 'echo bye; exit 0' TERM; echo ready; while `+tested()+`; do sleep 0.01; done`)
 	r.printed(key, "ready")
 	r.Kill(key, 10*time.Second)
 	rec := r.WaitFinal(key).Record
@@ -78,7 +78,7 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 
 func TestKillOfAStoppedTask(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `trap 'echo woken; exit 5' TERM; echo ready; while :; do kill -STOP $$; done`)
+	key := r.sh(1, `trap 'echo woken; exit 5' TERM; echo ready; while `+tested()+`; do kill -STOP $$; done`)
 	r.printed(key, "ready")
 	r.Kill(key, 10*time.Second)
 	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 5 {
@@ -90,7 +90,7 @@ func TestKillOfAStoppedTask(t *testing.T) {
 func TestKillWaitsForTheGroup(t *testing.T) {
 	r := newRig(t, nil)
 	done := filepath.Join(r.dir, "done")
-	key := r.sh(1, fmt.Sprintf(`(trap 'sleep 0.3; echo x > %s; exit' TERM; echo ready; while :; do sleep 0.01; done) & exec sleep 1000`, done))
+	key := r.sh(1, fmt.Sprintf(`(trap 'sleep 0.3; echo x > %s; exit' TERM; echo ready; while %s; do sleep 0.01; done) & exec sleep 1000`, done, tested()))
 	r.printed(key, "ready")
 	r.Kill(key, 20*time.Second)
 	rec := r.WaitFinal(key).Record
@@ -126,7 +126,7 @@ func TestBackgroundChildren(t *testing.T) {
 	for _, script := range []string{
 		`sleep 1000 & echo $!`,
 		`setsid sleep 1000 & echo $!`,
-		`setsid sh -c 'while :; do echo later; sleep 0.01; done' & echo $!`,
+		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $!`,
 	} {
 		rec := r.run(script, all).Record
 		if rec.Result != messages.AttemptSucceeded || rec.Stop-rec.Start > int64(5*time.Second) {
@@ -141,12 +141,7 @@ func TestBackgroundChildren(t *testing.T) {
 			t.Errorf("%q: the child is gone", script)
 		}
 	}
-	for _, pid := range marked(r.mark) {
-		var n int
-		fmt.Sscan(pid, &n)
-		syscall.Kill(n, syscall.SIGKILL)
-	}
-	poll(t, func() string { return strings.Join(marked(r.mark), " ") })
+	end(t, r.mark)
 	rec := r.run(`sleep 1000 & sleep 1000`, all, timeout(100*time.Millisecond)).Record
 	if rec.Result != messages.AttemptTimedOut || len(marked(r.mark)) != 0 {
 		t.Errorf("%+v, and %v live on", rec, marked(r.mark))

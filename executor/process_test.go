@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -57,6 +59,7 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 	if r.Process, err = executor.NewProcess(cfg); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { end(t, r.mark) })
 	t.Cleanup(func() {
 		if err := r.Process.Close(); err != nil {
 			t.Error(err)
@@ -194,6 +197,25 @@ func marked(entry string) (pids []string) {
 	}
 	return pids
 }
+
+// end kills the processes with the entry in their environment, and what those start
+// meanwhile.
+func end(t *testing.T, entry string) {
+	t.Helper()
+	poll(t, func() string {
+		pids := marked(entry)
+		for _, pid := range pids {
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
+		return strings.Join(pids, " ")
+	})
+}
+
+// tested is a shell condition: the test still runs. No loop outlives one that was
+// interrupted.
+func tested() string { return fmt.Sprintf("kill -0 %d 2>/dev/null", os.Getpid()) }
 
 func TestProcessConforms(t *testing.T) {
 	executortest.Test(t, executortest.Subject{

@@ -22,8 +22,12 @@ import (
 
 // until is a script that waits for a file of the data folder.
 func until(file string) string {
-	return fmt.Sprintf("while [ ! -e %s ]; do sleep 0.01; done", file)
+	return fmt.Sprintf("while [ ! -e %s ] && %s; do sleep 0.01; done", file, tested())
 }
+
+// tested is a shell condition: the test still runs. No loop outlives one that was
+// interrupted.
+func tested() string { return fmt.Sprintf("kill -0 %d 2>/dev/null", os.Getpid()) }
 
 func (g *rig) touch(name string) {
 	g.t.Helper()
@@ -120,14 +124,14 @@ func TestAdoption(t *testing.T) {
 func TestSettled(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
-	r := g.open(rec)
+	r := g.open(rec, shortlyIdle)
 	r.Start(g.order(0, "exec sleep 1000"))
 	r.Start(g.order(1, "true"))
 	rec.WaitFinal(key(1))
 	rec.WaitStarted(key(0))
 	r.Detach()
 	rec = executortest.NewRecorder(t)
-	r = g.open(rec)
+	r = g.open(rec, shortlyIdle)
 	r.Settled()
 	r.Start(g.order(2, "true"))
 	rec.WaitFinal(key(2))
@@ -182,7 +186,7 @@ func TestWorkerDies(t *testing.T) {
 	r := g.open(rec)
 	r.Start(g.order(0, "true"))
 	rec.WaitFinal(key(0)) // and not acknowledged
-	r.Start(g.order(1, `trap "" TERM; setsid sleep 1000 & env -i sleep 1000 & touch there; while :; do sleep 1000; done`))
+	r.Start(g.order(1, `trap "" TERM; setsid sleep 1000 & env -i sleep 1000 & touch there; while `+tested()+`; do sleep 1000; done`))
 	r.Start(g.order(2, "exec sleep 1000"))
 	r.Start(g.order(3, "echo x >>ran3"))
 	poll(t, "task 1", func() bool { _, err := os.Stat(filepath.Join(g.data, "there")); return err == nil })
@@ -336,7 +340,7 @@ func TestStoppedWorker(t *testing.T) {
 func TestIdleWorker(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
-	r := g.open(rec)
+	r := g.open(rec, shortlyIdle)
 	for i := range uint32(200) {
 		r.Start(g.order(i, "true"))
 	}

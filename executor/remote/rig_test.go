@@ -35,14 +35,16 @@ func newRig(t *testing.T) *rig {
 	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
 	name, value, _ := strings.Cut(g.mark, "=")
 	t.Setenv(name, value)
+	t.Cleanup(g.end)
 	t.Cleanup(func() {
-		poll(t, "processes to end", func() bool { return len(g.processes()) == 0 }, func() {
-			for _, pid := range g.processes() {
-				cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-				t.Logf("left behind: %d %q", pid, cmdline)
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		})
+		if !t.Failed() { // else nobody may be there who ends them
+			poll(t, "processes to end", func() bool { return len(g.processes()) == 0 }, func() {
+				for _, pid := range g.processes() {
+					cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+					t.Logf("left behind: %d %q", pid, cmdline)
+				}
+			})
+		}
 		if t.Failed() {
 			t.Logf("log:\n%s", g.log)
 			paths, _ := filepath.Glob(g.dir() + "/w-*/log")
@@ -53,6 +55,17 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	return g
+}
+
+// end kills what is left, and what that starts meanwhile.
+func (g *rig) end() {
+	poll(g.t, "killed processes to end", func() bool {
+		pids := g.processes()
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		return len(pids) == 0
+	})
 }
 
 func (g *rig) dir() string { return filepath.Join(g.data, "worker") }
@@ -81,7 +94,7 @@ func (g *rig) open(rec *executortest.Recorder, change ...func(*remote.Config)) *
 }
 
 // processes lists what lives, zombies aside, and was started in this test: workers,
-// tasks, and what those started.
+// tasks, which run in the data folder, and what those started.
 func (g *rig) processes() (pids []int) {
 	for _, pid := range allPIDs() {
 		if pid == os.Getpid() {
@@ -89,6 +102,10 @@ func (g *rig) processes() (pids []int) {
 		}
 		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 		if err != nil {
+			continue
+		}
+		if cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); strings.HasPrefix(cwd, g.data) {
+			pids = append(pids, pid)
 			continue
 		}
 		if bytes.Contains(env, []byte(g.mark)) || bytes.Contains(env, []byte("DATA="+g.data)) {

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,9 +139,9 @@ func TestLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	script := strings.NewReplacer("MARK", Mark+"="+f.Name(), "DIR", dir).Replace(`
+	script := strings.NewReplacer("MARK", Mark+"="+f.Name(), "DIR", dir, "TEST", fmt.Sprint(os.Getpid())).Replace(`
 		MARK/1.0.1 sh -c 'echo $$ >DIR/ended; exec sleep 1000' &
-		MARK/1.1.1 sh -c 'trap "" TERM; echo $$ >DIR/stubborn; while :; do sleep 1000; done' &
+		MARK/1.1.1 sh -c 'trap "" TERM; echo $$ >DIR/stubborn; while kill -0 TEST; do sleep 1000; done' &
 		MARK/1.1.1 setsid sh -c 'echo $$ >DIR/left; exec sleep 1000' &
 		env -i sh -c 'echo $$ >DIR/bare; exec sleep 1000' &
 		MARK/1.9.1 sh -c 'echo $$ >DIR/stranger; exec sleep 1000' &
@@ -153,6 +154,16 @@ func TestLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	session := cmd.Process.Pid
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		list, _ := processes()
+		for _, q := range list {
+			if _, has := marked(environ(q.pid), f.Name()); has || q.session == session {
+				q.signal(unix.SIGKILL)
+			}
+		}
+	})
 	own, err := readProcess(session)
 	if err != nil {
 		t.Fatal(err)
@@ -167,11 +178,6 @@ func TestLeftovers(t *testing.T) {
 			return pids[name] > 0
 		})
 	}
-	defer func() {
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL)
-		}
-	}()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 
