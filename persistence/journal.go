@@ -9,7 +9,7 @@ import (
 // Batch is one atomic write for one run. Every part is optional.
 type Batch struct {
 	Run   messages.RunID
-	Epoch uint64 // of the shard's owner; a stale one is refused (ErrFenced); single node: 0
+	Epoch uint64 // of the shard's owner, for a replicated implementation; those of one node do not look at it
 
 	Create   *Creation                // the submission: commit marker, definition, indexes
 	Seq      uint64                   // number of Records within the run: 1, 2, …
@@ -106,7 +106,6 @@ type Store interface {
 var (
 	ErrNotFound = errors.New("not found")
 	ErrFailed   = errors.New("storage failed")
-	ErrFenced   = errors.New("stale epoch")
 	ErrTooBig   = errors.New("batch is too big for one transaction")
 	ErrClosed   = errors.New("storage is closed")
 )
