@@ -229,7 +229,7 @@ func TestBatchThatIsTooBigFailsItsRunOnly(t *testing.T) {
 	r.fake.HoldKills(false)
 	r.stop()
 	r.wrap = nil
-	r.start() // it goes on from what is durable
-	r.fake.Play(succeed)
+	r.fake.Play(succeed) // before the start: what is ordered meanwhile would be held
+	r.start()            // it goes on from what is durable
 	r.awaitState(id, dag.RunCompleted)
 }
