@@ -18,7 +18,8 @@ type dispatcher struct {
 	halted *halt
 }
 
-// client is where a run's grants go, and which incarnation of it wants them.
+// client is where a run's grants go (to its shard, while it has no actor), and which
+// incarnation of it wants them.
 type client struct {
 	pid   *actor.PID
 	epoch uint64
@@ -66,7 +67,7 @@ func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.now()
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
 		c := d.runs[run]
-		ctx.Send(c.pid, &messages.Granted{Epoch: c.epoch, ID: id, N: n})
+		ctx.Send(c.pid, &messages.Granted{Run: run, Epoch: c.epoch, ID: id, N: n})
 	})
 	if due := d.sched.ages(now); due != 0 && !d.ageing {
 		d.ageing = true

@@ -15,15 +15,15 @@ import (
 // start makes the run ready: a new one from its plan, any other from the store.
 func (r *run) start(ctx actor.Context) {
 	r.tasks = make(map[uint32]*child)
-	r.epoch = r.env.epochs.Add(1)
+	if r.epoch == 0 || r.again {
+		r.epoch = r.env.epochs.Add(1)
+	}
 	r.snapshot.every = r.env.snapshotEvery
 	if r.again {
 		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 	}
 	if r.fresh != nil && !r.again {
-		r.dag, r.fresh = r.fresh, nil
-		r.effects = append(r.effects, r.dag.Init()...)
-		r.carryOut(ctx)
+		r.dag, r.fresh = r.fresh, nil // its shard has asked for its slots already
 		return
 	}
 	if r.broken {

@@ -19,19 +19,28 @@ const Shards = 16
 // shard owns the runs of its ids: it creates them, passes requests to them, and
 // knows which of them have an actor. A run without one is finished or unknown.
 type shard struct {
-	env  *env
-	runs map[messages.RunID]*member
+	env   *env
+	runs  map[messages.RunID]*member
+	fresh freshRuns
 }
 
-// member is a run that has an actor.
+// member is a run that is not finished.
 type member struct {
-	pid *actor.PID
-	// away: it has no actor that can be asked now, either because its submission is
-	// being written (pid is nil) or because Retire was sent; requests wait in backlog.
+	pid *actor.PID // nil until its actor is spawned
+	// away: it can be asked nothing now, either because its submission is being
+	// written or because Retire was sent; requests wait in backlog.
 	away    bool
 	backlog []messages.Request
 	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
+
+	// Of a run that waits for its actor:
+	epoch  uint64   // under which its slots were asked for
+	fresh  *dag.Run // nil: to be loaded from the store
+	notice *notice
 }
+
+// waits tells whether the run waits for its first slot, and has no actor yet.
+func (r *member) waits() bool { return r.pid == nil && !r.away }
 
 func (s *shard) Receive(ctx actor.Context) {
 	defer s.env.guard(ctx)
@@ -42,10 +51,12 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.created(ctx, m)
 	case *messages.Recover:
 		s.member(ctx, m.Run, nil)
+	case *messages.Granted:
+		s.granted(ctx, m)
 	case messages.Request:
 		s.request(ctx, m)
 	case *messages.RetryDue:
-		if r := s.runs[m.Run]; r != nil {
+		if r := s.runs[m.Run]; r != nil && r.pid != nil {
 			ctx.Send(r.pid, m)
 		}
 	case *messages.Finished:
@@ -70,7 +81,7 @@ type created struct {
 	err     error
 }
 
-// create makes a submission durable. Its run comes to life when it is.
+// create makes a submission durable. Its run waits for slots when it is.
 func (s *shard) create(ctx actor.Context, m *messages.Create) {
 	sub := m.Submission
 	run := dag.NewRun(sub.Plan, dag.Config{}, sub.At)
@@ -99,11 +110,7 @@ func (s *shard) created(ctx actor.Context, m *created) {
 	if m.err != nil {
 		m.err = notCreated(m.err)
 	} else {
-		notice := s.env.board.post(m.summary)
-		s.spawn(ctx, &run{
-			env: s.env, id: id, fresh: m.run, seq: 2, stored: m.summary.State, notice: notice,
-			head: messages.Summary{ID: id, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, Start: sub.At},
-		})
+		s.wait(ctx, id, m.run, s.env.board.post(m.summary))
 		s.env.metrics.submissions.Inc()
 	}
 	if sub.IdempotencyKey != "" {
@@ -117,9 +124,8 @@ func (s *shard) created(ctx actor.Context, m *created) {
 
 // spawn starts the actor of a run as first says. Should it panic, it begins anew
 // from what is durable.
-func (s *shard) spawn(ctx actor.Context, first *run) *member {
-	id := first.id
-	r, given := &member{}, first
+func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
+	id, given := first.id, first
 	props := actor.PropsFromProducer(func() actor.Actor {
 		if r := first; r != nil {
 			first = nil
@@ -134,8 +140,6 @@ func (s *shard) spawn(ctx actor.Context, first *run) *member {
 		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
 	}
 	r.pid = pid
-	s.runs[id] = r
-	return r
 }
 
 // member returns the run's member, giving it an actor that loads it if it has none.
@@ -146,7 +150,10 @@ func (s *shard) member(ctx actor.Context, id messages.RunID, summary *messages.S
 	if summary != nil {
 		s.env.board.post(summary)
 	}
-	return s.spawn(ctx, &run{env: s.env, id: id})
+	r := &member{}
+	s.runs[id] = r
+	s.spawn(ctx, r, &run{env: s.env, id: id})
+	return r
 }
 
 // request passes a request on to the run's actor. Finished runs have none: what
@@ -154,12 +161,14 @@ func (s *shard) member(ctx actor.Context, id messages.RunID, summary *messages.S
 func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.runs[id]; r != nil {
-		switch {
-		case r.away:
+		if r.away {
 			r.backlog = append(r.backlog, m)
-		default:
-			ctx.Send(r.pid, m)
+			return
 		}
+		if r.waits() {
+			s.wake(ctx, id, r)
+		}
+		ctx.Send(r.pid, m)
 		return
 	}
 	summary, err := s.env.store.Summary(id)
@@ -226,7 +235,7 @@ func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor,
 	if rs.NumberOfFailures(within) > patience {
 		s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "reason", reason)
 		for _, r := range s.runs {
-			if r.pid.Equal(child) {
+			if r.pid != nil && r.pid.Equal(child) {
 				r.broken.Store(true)
 			}
 		}

@@ -26,9 +26,10 @@ type (
 		N     int
 		Busy  int64
 	}
-	// Granted gives a run N slots of its class ID. One whose Epoch is not the actor's
-	// own was meant for a former incarnation, and is forgotten already.
+	// Granted gives a run N slots of its class ID, by way of its shard when it has no
+	// actor yet. One whose Epoch is not the actor's own was meant for a former incarnation, and is forgotten already.
 	Granted struct {
+		Run   RunID
 		Epoch uint64
 		ID, N int
 	}
