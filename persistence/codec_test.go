@@ -56,17 +56,19 @@ func TestDocumentRoundTrip(t *testing.T) {
 	defer p.close()
 	for _, doc := range []string{"", "{}", strings.Repeat("{}", 511), strings.Repeat("{}", 512), strings.Repeat("long ", 1<<20)} {
 		for _, key := range []string{"", "key"} {
-			v := p.append(creationHead(nil, &Creation{IdempotencyKey: key}), []byte(doc))
-			got, err := p.decodeDefinition(1, v)
-			if err != nil || string(got) != doc {
-				t.Errorf("%d bytes: got %d, %v", len(doc), len(got), err)
-			}
-			if len(doc) >= compressFrom && len(v) > len(doc)/2 {
-				t.Errorf("%d bytes take %d", len(doc), len(v))
-			}
-			hash, ok := decodeCreationHead(newDecoder(v, defV1))
-			if ok != (key != "") || ok && hash != hashKey(key) {
-				t.Errorf("key %q: %x, %v", key, hash, ok)
+			for _, records := range []string{"", "records"} {
+				v := p.append(appendCreation(nil, &Creation{IdempotencyKey: key}, []byte(records)), []byte(doc))
+				got, first, err := p.decodeDefinition(1, v)
+				if err != nil || string(got) != doc || string(first) != records {
+					t.Errorf("%d bytes: got %d, records %q, %v", len(doc), len(got), first, err)
+				}
+				if len(doc) >= compressFrom && len(v) > len(doc)/2 {
+					t.Errorf("%d bytes take %d", len(doc), len(v))
+				}
+				c := decodeCreation(newDecoder(v, defV1))
+				if c.hasKey != (key != "") || c.hasKey && c.key != hashKey(key) {
+					t.Errorf("key %q: %x, %v", key, c.key, c.hasKey)
+				}
 			}
 		}
 		set, err := p.decodeSet(1, 3, p.append(setHead(nil, &Set{Generator: 77}), []byte(doc)))
@@ -110,7 +112,7 @@ func FuzzDecoders(f *testing.F) {
 		nil, {1}, {2, 0, 0},
 		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}),
 		appendAttempt([]byte{attemptsV1}, &messages.AttemptRecord{Task: 1, Node: "n", Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}),
-		p.append(creationHead(nil, &Creation{IdempotencyKey: "k"}), doc),
+		p.append(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
 		p.append(setHead(nil, &Set{Generator: 1}), doc),
 		appendHeader(nil, 7, []byte("header")),
 		appendKeyRow(nil, 3, [32]byte{1}),
@@ -145,7 +147,7 @@ func FuzzDecoders(f *testing.F) {
 				t.Fatalf("staged: %+v, %v, want %+v", again, err, ops)
 			}
 		}
-		_, _ = p.decodeDefinition(1, v)
+		_, _, _ = p.decodeDefinition(1, v)
 		_, _ = p.decodeSet(1, 1, v)
 		_, _, _ = decodeHeader(1, v)
 		_, _, _ = decodeKeyRow(v)

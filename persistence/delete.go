@@ -99,19 +99,19 @@ func (s *Badger) indexRows(run messages.RunID) (rows []op, err error) {
 		if err != nil || v == nil {
 			return err
 		}
-		hash, ok := decodeCreationHead(newDecoder(v, defV1))
-		if !ok {
+		c := decodeCreation(newDecoder(v, defV1))
+		if !c.hasKey {
 			return nil
 		}
 		// The key may belong to another run by now.
-		v, err = getTxn(txn, idempotencyKey(hash))
+		v, err = getTxn(txn, idempotencyKey(c.key))
 		if err != nil || v == nil {
 			return err
 		}
 		if of, _, err := decodeKeyRow(v); err != nil || of != run {
 			return err
 		}
-		rows = append(rows, op{key: idempotencyKey(hash), del: true})
+		rows = append(rows, op{key: idempotencyKey(c.key), del: true})
 		return nil
 	})
 	return rows, err

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -89,34 +90,64 @@ func (p *packer) unpack(d *decoder) []byte {
 	return body
 }
 
-const defHasKey = 1
+// Flags of a creation.
+const (
+	defHasKey     = 1 << iota // it had an idempotency key, whose hash follows
+	defHasRecords             // the run's first journal records follow
+)
 
-// creationHead is the definition's first bytes; the packed document follows.
-func creationHead(dst []byte, c *Creation) []byte {
-	if c.IdempotencyKey == "" {
-		return append(dst, defV1, 0)
-	}
-	hash := hashKey(c.IdempotencyKey)
-	return append(append(dst, defV1, defHasKey), hash[:]...)
+// creation is what the definition's row holds beside the document.
+type creation struct {
+	key     [32]byte // hash of the idempotency key
+	hasKey  bool
+	records []byte // the journal's first batch, Seq 1; nil when that lies in a row of its own
 }
 
-// decodeCreationHead returns the hash of the idempotency key, if there is one.
-func decodeCreationHead(d *decoder) (hash [32]byte, hasKey bool) {
-	if d.byte()&defHasKey != 0 {
-		d.array(hash[:])
-		return hash, d.err == nil
+// appendCreation begins a definition's row; the packed document follows. The first
+// journal records lie here: a submission has a row less by that.
+func appendCreation(dst []byte, c *Creation, records []byte) []byte {
+	at := len(dst) + 1
+	dst = append(dst, defV1, 0)
+	if c.IdempotencyKey != "" {
+		hash := hashKey(c.IdempotencyKey)
+		dst[at] |= defHasKey
+		dst = append(dst, hash[:]...)
 	}
-	return hash, false
+	if len(records) > 0 {
+		dst[at] |= defHasRecords
+		dst = appendString(dst, records)
+	}
+	return dst
 }
 
-func (p *packer) decodeDefinition(run messages.RunID, v []byte) ([]byte, error) {
+// decodeCreation reads what appendCreation wrote. It refers to the value.
+func decodeCreation(d *decoder) (c creation) {
+	flags := d.byte()
+	if flags&^(defHasKey|defHasRecords) != 0 {
+		d.fail("flags of a creation")
+	}
+	if c.hasKey = flags&defHasKey != 0; c.hasKey {
+		d.array(c.key[:])
+	}
+	if flags&defHasRecords != 0 {
+		c.records = d.bytes()
+	}
+	if d.err != nil {
+		return creation{}
+	}
+	return c
+}
+
+// decodeDefinition reads a definition's row: the document, and copies of the
+// records that lie with it.
+func (p *packer) decodeDefinition(run messages.RunID, v []byte) (doc, records []byte, err error) {
 	d := newDecoder(v, defV1)
-	decodeCreationHead(d)
-	doc := p.unpack(d)
+	c := decodeCreation(d)
+	doc = p.unpack(d)
 	if err := d.end(); err != nil {
-		return nil, fmt.Errorf("run %d: definition: %w", run, err)
+		return nil, nil, fmt.Errorf("run %d: definition: %w", run, err)
 	}
-	return doc, nil
+	return doc, bytes.Clone(c.records), nil
 }
 
 func setHead(dst []byte, s *Set) []byte {

@@ -93,9 +93,14 @@ type encoder struct {
 // error is the batch's own fault: ErrTooBig.
 func (e *encoder) encode(g *group, it *item) error {
 	b := it.batch
+	records := b.Records
 	if c := b.Create; c != nil {
+		var first []byte
+		if b.Seq == 1 {
+			first, records = records, nil
+		}
 		at := len(g.arena)
-		g.arena = creationHead(g.arena, c)
+		g.arena = appendCreation(g.arena, c, first)
 		g.arena = e.document(g.arena, c.Definition, it)
 		val := g.hold(at)
 		g.putParts(g.key(typeDef, b.Run), val, e.partSize)
@@ -105,9 +110,9 @@ func (e *encoder) encode(g *group, it *item) error {
 			g.put(idempotencyKey(hashKey(c.IdempotencyKey)), g.hold(at))
 		}
 	}
-	if len(b.Records) > 0 {
+	if len(records) > 0 {
 		at := len(g.arena)
-		g.arena = append(append(g.arena, blobV1), b.Records...)
+		g.arena = append(append(g.arena, blobV1), records...)
 		val := g.hold(at)
 		g.putParts(g.key(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq)), val, e.partSize)
 	}

@@ -13,9 +13,9 @@ import (
 //	m <name>                        meta: format version, shards, opens, next run
 //	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
 //	s <run>                         summary of a finished run
-//	d <run> <part>                  definition; part 0 also holds what the creation says
+//	d <run> <part>                  definition; part 0 begins with what the creation says, and the first journal records
 //	g <run> <n> <part>              n-th generated set
-//	j <run> <seq> <part>            journal record
+//	j <run> <seq> <part>            journal record, from the second one on
 //	h <run> <part>                  snapshot header with its cut
 //	c <run> <chunk>                 snapshot chunk
 //	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them

@@ -136,8 +136,9 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		if st.Summary == nil {
 			return unknown(run)
 		}
+		var first []byte
 		err = joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
-			st.Definition, err = s.enc.pack.decodeDefinition(run, v)
+			st.Definition, first, err = s.enc.pack.decodeDefinition(run, v)
 			return err
 		})
 		if err != nil {
@@ -151,7 +152,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		if err != nil {
 			return err
 		}
-		return loadState(txn, run, st)
+		return loadState(txn, run, first, st)
 	})
 	if err != nil {
 		return nil, err
@@ -159,8 +160,9 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	return st, nil
 }
 
-// loadState reads the snapshot and the journal after its cut.
-func loadState(txn *badger.Txn, run messages.RunID, st *Stored) error {
+// loadState reads the snapshot and the journal after its cut. The journal begins
+// with what the definition's row holds of it.
+func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
 	var cut uint64
 	err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
 		cut, st.Header, err = decodeHeader(run, v)
@@ -183,6 +185,9 @@ func loadState(txn *badger.Txn, run messages.RunID, st *Stored) error {
 		return fmt.Errorf("run %d: snapshot chunk: %w", run, err)
 	}
 	prefix = runKey(typeJournal, run)
+	if first != nil && cut <= 1 {
+		st.Records, st.NextSeq = append(st.Records, first), 2
+	}
 	st.NextSeq = max(st.NextSeq, cut)
 	err = joined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
 		body, err := blobBody(v)
