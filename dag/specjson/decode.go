@@ -9,6 +9,7 @@ import "github.com/caravan-dag/caravan/dag"
 // syntax error, or when the document is no object or has no object of tasks.
 func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 	d := newReader(doc)
+	defer d.release()
 	s := new(dag.Spec)
 	if !d.is('{', "the spec") || !d.spec(s) {
 		s = nil
@@ -23,6 +24,7 @@ func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 // of a spec's tasks. It may be empty. Otherwise it is like Decode.
 func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 	d := newReader(doc)
+	defer d.release()
 	var tasks []dag.TaskSpec
 	if d.is('{', "a generator's output") {
 		tasks = d.tasks()

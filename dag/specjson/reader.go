@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -17,6 +18,7 @@ import (
 type reader struct {
 	dag.Collector
 	in     *jsontext.Decoder
+	doc    *bytes.Buffer // what in reads
 	text   string // the document; strings are cut from it
 	valid  bool   // the document is valid UTF-8: only escapes may be wrong
 	path   []segment
@@ -34,13 +36,33 @@ type segment struct {
 
 const inObject = -1
 
+// readers are readers at rest, so that a small document does not cost the making of one.
+var readers = sync.Pool{New: func() any { return &reader{in: new(jsontext.Decoder), doc: new(bytes.Buffer)} }}
+
+// newReader takes a reader from those at rest. Give it back by release.
 func newReader(doc []byte) *reader {
-	return &reader{
-		in: jsontext.NewDecoder(bytes.NewBuffer(doc),
-			jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)),
-		text:  string(doc),
-		valid: utf8.Valid(doc),
+	d := readers.Get().(*reader)
+	*d.doc = *bytes.NewBuffer(doc)
+	d.in.Reset(d.doc, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	d.text, d.valid = string(doc), utf8.Valid(doc)
+	return d
+}
+
+// keptScratch bounds what a reader at rest keeps of its lists, in elements.
+const keptScratch = 256
+
+// release lets the reader rest. Nothing that it has read is kept by it.
+func (d *reader) release() {
+	*d = reader{in: d.in, doc: d.doc, path: d.path[:0], list: d.list[:0], ends: d.ends[:0]}
+	if cap(d.path)+cap(d.list)+cap(d.ends) > keptScratch {
+		d.path, d.list, d.ends = nil, nil, nil
 	}
+	clear(d.path[:cap(d.path)])
+	clear(d.list[:cap(d.list)])
+	clear(d.ends[:cap(d.ends)])
+	*d.doc = bytes.Buffer{}
+	d.in.Reset(d.doc)
+	readers.Put(d)
 }
 
 // end checks that the document ends here. After a syntax error it returns that as
