@@ -48,7 +48,7 @@ type Badger struct {
 	queue queue
 	enc   encoder // the committer's
 	cuts  cuts    // the committer's
-	wal   wal     // the committer's
+	wal   wal     // the writer's
 	room  *room
 	ended chan struct{} // the committer has ended
 

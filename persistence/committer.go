@@ -96,47 +96,168 @@ func (s *Badger) Append(b *Batch) {
 	}
 }
 
-// commitLoop is the only writer. Its duties, in this order, for each group:
+// commitLoop gathers groups and answers them; writeLoop, beside it, commits one at a
+// time. So a group is gathered while the one before it is being synced, and answered
+// while the one behind it is. The duties of both, for each group:
 //
-//  1. Encode batches until the transaction's limit or the end of what is queued.
+//  1. Encode batches until the transaction's limit, or until the writer is free and
+//     nothing more is queued.
 //  2. See that there is room for it.
 //  3. Commit, synced.
 //  4. Answer each batch, in order.
 //
-// A batch beyond one transaction's limit is a group of its own (stage.go).
+// A batch beyond one transaction's limit is a group of its own (stage.go), for which
+// the writer rests.
 func (s *Badger) commitLoop() {
 	defer close(s.ended)
-	var g group
+	c := newCommitter(s)
+	defer c.close()
 	var items []*item
-	closed := false
-	for {
-		if !closed && s.cuts.empty() {
-			<-s.queue.wake
+	for closed := false; ; {
+		if c.idle() && !closed {
+			c.await()
 		}
 		items, closed = s.queue.take(items)
-		if len(items) == 0 && closed {
+		if len(items) == 0 && closed && c.next.empty() {
+			c.settle()
 			return
 		}
 		for i, it := range items {
 			items[i] = nil
-			s.join(&g, it)
+			c.join(it)
 		}
-		s.addCuts(&g)
-		s.flush(&g)
+		s.addCuts(c.next)
+		if closed || c.free() {
+			c.send()
+		}
 	}
 }
 
-// join adds an item to the group, committing the group before when both together
+// committer is what commitLoop works with. It belongs to its goroutine.
+type committer struct {
+	s       *Badger
+	next    *group // is being gathered
+	writing *group // is with the writer; nil = it rests
+	spare   *group // while it does
+	todo    chan *group
+	written chan error
+}
+
+func newCommitter(s *Badger) *committer {
+	c := &committer{s: s, next: new(group), spare: new(group), todo: make(chan *group, 1), written: make(chan error, 1)}
+	go s.writeLoop(c.todo, c.written)
+	return c
+}
+
+func (c *committer) close() { close(c.todo) }
+
+// writeLoop commits the groups that come, until there are no more.
+func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
+	for g := range todo {
+		err := s.Err()
+		if len(g.ops) > 0 && err == nil {
+			err = s.commit(g.ops, g.size)
+		}
+		written <- err
+	}
+}
+
+// idle tells whether there is nothing to be committed.
+func (c *committer) idle() bool {
+	return c.next.empty() && c.s.cuts.empty()
+}
+
+// await returns when something may have been queued. What the writer has done
+// meanwhile is answered.
+func (c *committer) await() {
+	if c.writing != nil {
+		select {
+		case <-c.s.queue.wake:
+			return
+		case err := <-c.written:
+			c.answer(err)
+		}
+	}
+	<-c.s.queue.wake
+}
+
+// free returns true when the writer is free for the group, false when more was
+// queued before that.
+func (c *committer) free() bool {
+	if c.writing == nil {
+		return true
+	}
+	select {
+	case <-c.s.queue.wake:
+		return false
+	case err := <-c.written:
+		c.written <- err // send takes it
+		return true
+	}
+}
+
+// send gives the group to the writer, when that is free, and then answers the group
+// that was written before.
+func (c *committer) send() {
+	if c.next.empty() {
+		return
+	}
+	before, err := c.writing, error(nil)
+	if before != nil {
+		err = <-c.written
+	}
+	c.todo <- c.next
+	c.writing = c.next
+	if before == nil {
+		c.next, c.spare = c.spare, nil
+		return
+	}
+	c.finish(before, err)
+	c.next = before
+}
+
+// settle has everything written and answered that was joined.
+func (c *committer) settle() {
+	c.send()
+	if c.writing != nil {
+		c.answer(<-c.written)
+	}
+}
+
+// answer answers the group that has been written. The writer rests.
+func (c *committer) answer(err error) {
+	g := c.writing
+	c.writing = nil
+	c.finish(g, err)
+	c.spare = g
+}
+
+func (c *committer) finish(g *group, err error) {
+	if len(g.ops) > 0 && err == nil {
+		c.s.metrics.group(len(g.items))
+	}
+	for _, it := range g.items {
+		if err == nil && it.batch != nil {
+			c.s.cuts.note(it.batch)
+		}
+		it.answer(err)
+	}
+	g.reset()
+}
+
+// join adds an item to the group, sending the group off before when both together
 // are too much for one transaction.
-func (s *Badger) join(g *group, it *item) {
+func (c *committer) join(it *item) {
+	s := c.s
 	if err := s.Err(); err != nil {
-		s.flush(g)
+		c.settle()
 		it.answer(err)
 		return
 	}
 	if it.packed != nil && len(it.packed) == 0 {
-		s.flush(g) // the others do not wait for the compression
+		c.send() // the others do not wait for the compression
 	}
+	g := c.next
 	n, size := g.mark()
 	if it.batch == nil {
 		for _, o := range it.ops {
@@ -144,7 +265,7 @@ func (s *Badger) join(g *group, it *item) {
 		}
 	} else if err := s.enc.encode(g, it); err != nil {
 		g.cut(n, size)
-		s.flush(g) // answers stay in order
+		c.settle() // answers stay in order
 		it.answer(err)
 		return
 	}
@@ -156,35 +277,20 @@ func (s *Badger) join(g *group, it *item) {
 	opsSize := g.size - size
 	g.cut(n, size)
 	g.arena = nil // ops refer to it: it must not be used again
-	s.flush(g)
-	if s.fits(len(ops), opsSize) {
-		for _, o := range ops {
-			g.add(o)
-		}
-		g.items = append(g.items, it)
+	if !s.fits(len(ops), opsSize) {
+		c.settle()
+		s.commitStaged(ops, opsSize, it)
 		return
 	}
-	s.commitStaged(ops, opsSize, it)
+	c.send()
+	for _, o := range ops {
+		c.next.add(o)
+	}
+	c.next.items = append(c.next.items, it)
 }
 
 // fits tells whether so many rows of so many bytes may be one transaction.
 func (s *Badger) fits(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
-
-// flush commits the group and answers its items.
-func (s *Badger) flush(g *group) {
-	err := s.Err()
-	if len(g.ops) > 0 && err == nil {
-		err = s.commit(g.ops, g.size)
-		s.metrics.group(len(g.items))
-	}
-	for _, it := range g.items {
-		if err == nil && it.batch != nil {
-			s.cuts.note(it.batch)
-		}
-		it.answer(err)
-	}
-	g.reset()
-}
 
 // stall is how long a commit may take before the store counts as failed.
 const stall = time.Minute

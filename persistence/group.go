@@ -41,6 +41,8 @@ func (g *group) reset() {
 	g.arena = g.arena[:0]
 }
 
+func (g *group) empty() bool { return len(g.items) == 0 && len(g.ops) == 0 }
+
 // mark and cut take rows off again that were added after the mark.
 func (g *group) mark() (n int, size int64) { return len(g.ops), g.size }
 

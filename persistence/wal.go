@@ -15,7 +15,7 @@ import (
 // Badger leaves out when it begins a new one: the folder's entry is not synced, so
 // a power failure could take the file with what was acknowledged in it; and the
 // file is sparse and mapped, so that writing to it on a full disk is a signal that
-// ends the process. It belongs to the committer's goroutine.
+// ends the process. It belongs to the goroutine that commits.
 type wal struct {
 	dir     string
 	reserve int64 // bytes to allocate at once
