@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"fmt"
 	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -82,14 +83,14 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
 }
 
-// spawn starts a task's actor under the task's index. A former one of that name
-// may still be stopping; then the new one gets a longer name.
+// spawn starts a task's actor, under the task's index and a number: no name is
+// given twice (see shard.spawn).
 func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
-	props := r.env.taskProps
-	name := strconv.FormatUint(uint64(task), 10)
-	pid, err := ctx.SpawnNamed(props, name)
-	for n := 2; err != nil; n++ {
-		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
+	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
+	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
+	pid, err := ctx.SpawnNamed(r.env.taskProps, string(name))
+	if err != nil {
+		panic(fmt.Sprintf("actors: run %d: task %s: %v", r.id, name, err))
 	}
 	r.env.metrics.actors.Inc()
 	return pid

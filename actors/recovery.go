@@ -15,11 +15,9 @@ import (
 // start makes the run ready: a new one from its plan, any other from the store.
 func (r *run) start(ctx actor.Context) {
 	r.tasks = make(map[uint32]*child)
-	if r.epoch == 0 || r.again {
-		r.epoch = r.env.epochs.Add(1)
-	}
 	r.snapshot.every = r.env.snapshotEvery
 	if r.again {
+		r.epoch = r.env.epochs.Add(1)
 		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 	}
 	if r.fresh != nil && !r.again {

@@ -30,7 +30,7 @@ const (
 type run struct {
 	env   *env
 	id    messages.RunID
-	fresh *dag.Run // a new run's state, after its Init; nil to load it from the store
+	fresh *dag.Run // a new run's state (see open); nil to load it from the store
 	again bool     // this is a restart after a panic: nothing may be assumed
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool

@@ -1,7 +1,7 @@
 package actors
 
 import (
-	"errors"
+	"fmt"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -19,9 +19,9 @@ const Shards = 16
 // shard owns the runs of its ids: it creates them, passes requests to them, and
 // knows which of them have an actor. A run without one is finished or unknown.
 type shard struct {
-	env   *env
-	runs  map[messages.RunID]*member
-	fresh freshRuns
+	env     *env
+	runs    map[messages.RunID]*member
+	planned planned
 }
 
 // member is a run that is not finished.
@@ -34,8 +34,8 @@ type member struct {
 	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
 
 	// Of a run that waits for its actor:
-	epoch  uint64   // under which its slots were asked for
-	fresh  *dag.Run // nil: to be loaded from the store
+	epoch  uint64    // under which its slots were asked for
+	plan   *dag.Plan // nil: to be loaded from the store
 	notice *notice
 }
 
@@ -73,59 +73,70 @@ func (s *shard) Receive(ctx actor.Context) {
 	}
 }
 
-// created is the journal's answer to a submission, with the state it begins in.
+// created is the journal's answer to a submission.
 type created struct {
 	create  *messages.Create
-	run     *dag.Run
 	summary *messages.Summary
+	wants   []dag.Demand
 	err     error
 }
 
 // create makes a submission durable. Its run waits for slots when it is.
 func (s *shard) create(ctx actor.Context, m *messages.Create) {
 	sub := m.Submission
-	run := dag.NewRun(sub.Plan, dag.Config{}, sub.At)
-	summary := &messages.Summary{
-		ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: run.State(),
-		Start: sub.At, LastUpdate: run.LastUpdate(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(run.Counts()),
-	}
+	opening := sub.Plan.Opening(sub.At)
+	news := &created{create: m, wants: opening.Demands, summary: &messages.Summary{
+		ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
+		Start: sub.At, LastUpdate: sub.At, Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
+	}}
 	s.runs[m.Run] = &member{away: true}
 	self, root := ctx.Self(), s.env.root
 	s.env.store.Append(&persistence.Batch{
 		Run:     m.Run,
-		Summary: summary,
+		Summary: news.summary,
 		Seq:     1,
-		Records: run.TakeRecords(nil),
+		Records: opening.Records,
 		Create:  &persistence.Creation{Definition: sub.Body, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
 		Done: func(err error) {
-			root.Send(self, &created{m, run, summary, err})
+			news.err = err
+			root.Send(self, news)
 		},
 	})
 }
 
 func (s *shard) created(ctx actor.Context, m *created) {
 	id, sub := m.create.Run, m.create.Submission
-	former := s.runs[id]
-	delete(s.runs, id)
+	r := s.runs[id]
+	backlog := r.backlog
+	r.away, r.backlog = false, nil
 	if m.err != nil {
+		delete(s.runs, id)
 		m.err = notCreated(m.err)
 	} else {
-		s.wait(ctx, id, m.run, s.env.board.post(m.summary))
+		s.wait(ctx, r, m)
 		s.env.metrics.submissions.Inc()
 	}
 	if sub.IdempotencyKey != "" {
 		ctx.Send(s.env.node, &messages.KeySettled{Key: sub.IdempotencyKey, Run: id, Err: m.err})
 	}
 	m.create.Reply.Send(id, m.err)
-	for _, q := range former.backlog { // of who has seen the run in the store already
+	for _, q := range backlog { // of who has seen the run in the store already
 		s.request(ctx, q)
 	}
 }
 
 // spawn starts the actor of a run as first says. Should it panic, it begins anew
 // from what is durable.
+//
+// No name is given twice: who still has the PID of a former actor must not find
+// another one under it, least of all one that the library is just setting up.
 func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
-	id, given := first.id, first
+	id := first.id
+	name := "run-" + strconv.FormatUint(uint64(id), 10)
+	if first.epoch == 0 { // it may have had an actor before
+		first.epoch = s.env.epochs.Add(1)
+		name += "." + strconv.FormatUint(first.epoch, 10)
+	}
 	props := actor.PropsFromProducer(func() actor.Actor {
 		if r := first; r != nil {
 			first = nil
@@ -133,11 +144,9 @@ func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
 		}
 		return &run{env: s.env, id: id, again: true, broken: r.broken.Load()}
 	}, actor.WithDispatcher(s.env.pool))
-	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	pid, err := ctx.SpawnNamed(props, name)
-	for n := 2; errors.Is(err, actor.ErrNameExists); n++ { // its predecessor is still stopping
-		first = given // the library has made an actor for the name that is taken
-		pid, err = ctx.SpawnNamed(props, name+"."+strconv.Itoa(n))
+	if err != nil {
+		panic(fmt.Sprintf("actors: %s: %v", name, err))
 	}
 	r.pid = pid
 }

@@ -11,48 +11,56 @@ import (
 // its place; the first grant, or the first request, gives it one. So of a long
 // backlog each run costs a few hundred bytes, and nothing that has to be spawned.
 
-// keptFresh is how many waiting runs a shard keeps the state of, the newest ones: an
+// keptPlans is how many waiting runs a shard keeps the plan of, the newest ones: an
 // older one is loaded from the store when its turn comes.
-const keptFresh = 64
+const keptPlans = 64
 
-// freshRuns is a ring of the members that hold the state they begin with.
-type freshRuns struct {
-	ring [keptFresh]*member
+// planned is a ring of the members that hold their plan.
+type planned struct {
+	ring [keptPlans]*member
 	next int
 }
 
-// keep notes a member that holds its fresh state; the oldest one's is dropped.
-func (f *freshRuns) keep(r *member) {
-	if old := f.ring[f.next]; old != nil {
-		old.fresh = nil
+// keep notes a member that holds its plan; the oldest one drops its.
+func (p *planned) keep(r *member) {
+	if old := p.ring[p.next]; old != nil {
+		old.plan = nil
 	}
-	f.ring[f.next] = r
-	f.next = (f.next + 1) % keptFresh
+	p.ring[p.next] = r
+	p.next = (p.next + 1) % keptPlans
 }
 
 // wait lets a new run wait for its first slot.
-func (s *shard) wait(ctx actor.Context, id messages.RunID, fresh *dag.Run, notice *notice) {
-	r := &member{epoch: s.env.epochs.Add(1), fresh: fresh, notice: notice}
-	s.runs[id] = r
-	s.fresh.keep(r)
-	m := &messages.Slots{Run: id, Epoch: r.epoch}
-	for _, e := range fresh.Init() { // a new run wants slots, and nothing else
-		d := e.(dag.Demand)
-		m.Wants = append(m.Wants, messages.Want{ID: d.Class, Class: fresh.Plan().Classes[d.Class], N: d.Want})
+func (s *shard) wait(ctx actor.Context, r *member, m *created) {
+	r.epoch, r.plan = s.env.epochs.Add(1), m.create.Submission.Plan
+	r.notice = s.env.board.post(m.summary)
+	s.planned.keep(r)
+	slots := &messages.Slots{Run: m.summary.ID, Epoch: r.epoch, Wants: make([]messages.Want, len(m.wants))}
+	for i, d := range m.wants {
+		slots.Wants[i] = messages.Want{ID: d.Class, Class: r.plan.Classes[d.Class], N: d.Want}
 	}
-	ctx.Request(s.env.dispatcher, m)
+	ctx.Request(s.env.dispatcher, slots)
 }
 
 // wake gives a run that waits its actor.
 func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
 	first := &run{env: s.env, id: id, epoch: r.epoch}
-	if r.fresh != nil {
-		plan := r.fresh.Plan()
-		first.fresh, first.seq, first.stored, first.notice = r.fresh, 2, r.fresh.State(), r.notice
-		first.head = messages.Summary{ID: id, Tag: plan.Tag, Tags: plan.Tags, Start: r.fresh.LastUpdate()}
+	if r.plan != nil {
+		first.open(r.plan, r.notice)
 	}
-	r.fresh, r.notice = nil, nil
+	r.plan, r.notice = nil, nil
 	s.spawn(ctx, r, first)
+}
+
+// open sets the actor of a new run up as it was acknowledged, and as its shard has
+// asked for its slots.
+func (r *run) open(plan *dag.Plan, n *notice) {
+	accepted := n.summary.Load()
+	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
+	r.fresh = dag.NewRun(plan, dag.Config{}, accepted.Start)
+	r.fresh.TakeRecords(nil)
+	r.fresh.Init()
+	r.seq, r.stored, r.notice = 2, r.fresh.State(), n
 }
 
 // granted passes a grant on that was given to a run when it had no actor.

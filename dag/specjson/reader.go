@@ -19,8 +19,8 @@ type reader struct {
 	dag.Collector
 	in     *jsontext.Decoder
 	doc    *bytes.Buffer // what in reads
-	text   string // the document; strings are cut from it
-	valid  bool   // the document is valid UTF-8: only escapes may be wrong
+	text   string        // the document; strings are cut from it
+	valid  bool          // the document is valid UTF-8: only escapes may be wrong
 	path   []segment
 	syntax error
 	// The list that is being read, to be cloned when its length is known.
