@@ -2,12 +2,13 @@
 //
 //	node (root)
 //	 ├─ shard-0 … shard-15   own the runs whose id mod 16 is theirs
-//	 │    └─ run-<id>        holds dag.Run; is the supervisor strategy of its tasks
-//	 │         └─ <index>    a task, from its first slot until it is terminal
+//	 │    └─ run-<id>        a run, from its first grant or request until it is finished:
+//	 │         │             holds dag.Run; is the supervisor strategy of its tasks
+//	 │         └─ <index>.n  a task, from its first slot until it is terminal
 //	 └─ dispatcher           slots, fairness between runs, grants in batches
 //
 // Beside the tree stand two services without state of their own: the journal
-// (persistence.Store, one committer) and the timers (one heap per node).
+// (persistence.Store) and the timers (one heap per node).
 //
 // The duties of a run actor, in this order; nothing may be carried out before it
 // is durable:
@@ -27,5 +28,5 @@
 // slot. A panic arrives the same way, is logged with its stack, and is not the
 // task's failure.
 //
-// Reading order: run.go, task.go, shard.go, dispatcher.go (slots.go), node.go.
+// Reading order: run.go, task.go, shard.go (waiting.go), dispatcher.go (slots.go), node.go.
 package actors

@@ -79,7 +79,9 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 		ctx.(actor.Supervisor).RestartChildren(c.pid)
 	}
 	c.attempt, c.granted, c.started, c.used = s.Attempt, now, 0, true
-	r.queues(c, !r.instant(s.Task))
+	instant := r.instant(s.Task)
+	r.queues(c, !instant)
+	r.runsAtOnce(c, instant)
 	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
 }
 
@@ -118,6 +120,18 @@ func (r *run) queues(c *child, now bool) {
 	c.queued = now
 }
 
+// runsAtOnce notes whether a child's attempt is a no-op that was begun and has not
+// ended.
+func (r *run) runsAtOnce(c *child, now bool) {
+	switch {
+	case now && !c.instant:
+		r.instants++
+	case !now && c.instant:
+		r.instants--
+	}
+	c.instant = now
+}
+
 // instant tells whether a task's attempts are over as soon as they begin.
 func (r *run) instant(task uint32) bool {
 	plan := r.dag.Plan()
@@ -138,6 +152,7 @@ func (r *run) drop(ctx actor.Context, task uint32) {
 	}
 	r.waits(c, false)
 	r.queues(c, false)
+	r.runsAtOnce(c, false)
 	delete(r.tasks, task)
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()

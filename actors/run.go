@@ -12,6 +12,11 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// fewInstants is how many no-op attempts a run waits for before it writes: they end
+// within microseconds, and their grants and ends are one batch then, not two. Of more
+// than these the first ones are written while the others run.
+const fewInstants = 32
+
 // maxBatch bounds the attempt records (bytes, roughly) of one batch, well below
 // what one transaction of the journal may hold.
 const maxBatch = 1 << 20
@@ -51,7 +56,9 @@ type run struct {
 
 	flushing   bool   // a Flush is on its way
 	lingering  bool   // a Flush is on its way, by the timers
+	attending  bool   // what is pending waits for no-op attempts to end
 	queued     int    // attempts that were begun and have not started
+	instants   int    // no-op attempts that were begun and have not ended
 	committing bool   // a batch is being written
 	asked      []any  // requests that wait for the batch: they go first, so that a kill overtakes
 	deferred   []any  // all else that waits for it
@@ -83,6 +90,7 @@ type child struct {
 	used    bool  // it has had an attempt: restart it before the next one
 	waiting bool  // it is among run.waiting
 	queued  bool  // it is among run.queued
+	instant bool  // it is among run.instants
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
@@ -211,6 +219,8 @@ func (r *run) apply(ctx actor.Context, e dag.Event) {
 func (r *run) schedule(ctx actor.Context) {
 	switch {
 	case r.flushing || r.committing:
+	case r.instants > 0 && r.instants <= fewInstants && len(r.answers) == 0 && r.pending.weight < maxBatch:
+		r.attending = true // their ends come here
 	case r.queued < lingerFrom || len(r.answers) > 0 || r.pending.weight >= maxBatch:
 		r.flushing = true
 		ctx.Send(ctx.Self(), &messages.Flush{})
@@ -220,9 +230,12 @@ func (r *run) schedule(ctx actor.Context) {
 	}
 }
 
+// agrees tells whether all that was applied is durable.
+func (r *run) agrees() bool { return !r.flushing && !r.committing && !r.lingering && !r.attending }
+
 // whenDurable calls answer when all that was applied is durable: at once if it is.
 func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
-	if !r.flushing && !r.committing && !r.lingering {
+	if r.agrees() {
 		answer(nil)
 		return
 	}
@@ -306,6 +319,7 @@ func (r *run) record(rec messages.AttemptRecord) bool {
 		return false
 	}
 	r.queues(c, false)
+	r.runsAtOnce(c, false)
 	class := r.dag.Plan().TemplateOf(rec.Task).Class
 	for len(r.busy) <= class {
 		r.busy = append(r.busy, 0)
@@ -357,7 +371,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
-	r.flushing, r.lingering = false, false
+	r.flushing, r.lingering, r.attending = false, false, false
 	if r.failed != nil {
 		r.answer(r.failed)
 		return
@@ -474,7 +488,7 @@ func (r *run) fail(ctx actor.Context, err error) {
 
 // retire ends the actor of a finished run, unless it has come to life again.
 func (r *run) retire(ctx actor.Context) {
-	if r.failed == nil && (!r.dag.State().Final() || r.committing || r.flushing || r.lingering || len(r.asked) > 0 || len(r.deferred) > 0) {
+	if r.failed == nil && (!r.dag.State().Final() || !r.agrees() || len(r.asked) > 0 || len(r.deferred) > 0) {
 		ctx.Send(ctx.Parent(), &messages.Staying{Run: r.id})
 		if r.dag.State().Final() && !r.committing && !r.flushing {
 			r.schedule(ctx)

@@ -18,11 +18,6 @@ type (
 		Submission *Submission
 		Reply      Reply[RunID]
 	}
-	// Created comes from the journal: the submission is durable, or Err says why not.
-	Created struct {
-		Create *Create
-		Err    error
-	}
 	// KeySettled tells the node's actor that the submission with this idempotency
 	// key is durable, or was refused.
 	KeySettled struct {
