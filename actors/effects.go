@@ -79,7 +79,7 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 	}
 	c.attempt, c.granted, c.started, c.used = s.Attempt, now, 0, true
 	r.queues(c, !r.instant(s.Task))
-	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
+	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now})
 }
 
 // spawn starts a task's actor under the task's index. A former one of that name
@@ -150,6 +150,9 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 			continue
 		}
 		if _, twice := message.(*adopt); twice { // it cannot go on: a new attempt may
+			if d := r.env.durable(r.dag.Plan(), task); d != nil {
+				d.Kill(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.env.killGrace)
+			}
 			r.drop(ctx, task)
 			r.tasks[task] = &child{pid: pid, attempt: c.attempt, used: true}
 			r.env.metrics.actors.Inc()
@@ -160,7 +163,7 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 			return
 		}
 		supervisor.RestartChildren(pid)
-		ctx.Send(pid, &adopt{messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.dag.Plan(), message})
+		ctx.Send(pid, &adopt{key: messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, plan: r.dag.Plan(), last: message})
 		return
 	}
 	supervisor.StopChildren(pid)

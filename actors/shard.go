@@ -44,6 +44,8 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.member(ctx, m.Run, nil)
 	case messages.Request:
 		s.request(ctx, m)
+	case *unclaimed:
+		s.unclaimed(ctx, m)
 	case *messages.RetryDue:
 		if r := s.runs[m.Run]; r != nil {
 			ctx.Send(r.pid, m)
