@@ -10,7 +10,7 @@ import (
 )
 
 // attempts knows which task actor waits for the report of which attempt. It is
-// the executors' way into the tree; a report that nobody waits for is dropped.
+// the executors' way into the tree.
 type attempts struct {
 	parts [64]struct {
 		mu   sync.Mutex
@@ -51,11 +51,15 @@ func (a *attempts) find(key messages.AttemptKey) *actor.PID {
 	return p.pids[key]
 }
 
-// sink returns the executors' way to report.
-func (a *attempts) sink(root *actor.RootContext) executor.Sink {
+// sink returns the executors' way to report. A report that nobody waits for is
+// dropped, but an end is told to unclaimed, which may be nil.
+func (a *attempts) sink(root *actor.RootContext, unclaimed func(messages.AttemptKey)) executor.Sink {
 	return func(r executor.Report) {
-		if pid := a.find(r.Key); pid != nil {
+		switch pid := a.find(r.Key); {
+		case pid != nil:
 			root.Send(pid, &r)
+		case r.Kind == executor.Finished && unclaimed != nil:
+			unclaimed(r.Key)
 		}
 	}
 }

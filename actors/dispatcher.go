@@ -16,6 +16,9 @@ type dispatcher struct {
 	env    *env
 	ageing bool // a wake is on its way
 	halted *halt
+	// awaited are the runs that may hold slots since before the server was started and
+	// have not said so yet. Until they have, no slot is granted.
+	awaited map[messages.RunID]struct{}
 }
 
 // client is where a run's grants go (to its shard, while it has no actor), and which
@@ -37,6 +40,9 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *messages.Slots:
 		d.runs[m.Run] = client{ctx.Sender(), m.Epoch}
+		if m.Recovered {
+			d.recovered(m)
+		}
 		for _, r := range m.Releases {
 			d.sched.release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
 		}
@@ -49,6 +55,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	case *messages.Forget:
 		d.sched.forget(m.Run)
 		delete(d.runs, m.Run)
+		delete(d.awaited, m.Run) // it cannot be loaded
 	case wake:
 		d.ageing = false
 	case *halt:
@@ -58,13 +65,23 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	}
 	if d.halted == nil {
 		d.grant(ctx)
-	} else if d.sched.idle() {
+	} else if d.sched.idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
 }
 
+// recovered notes what a run holds that has been loaded.
+func (d *dispatcher) recovered(m *messages.Slots) {
+	d.sched.forget(m.Run)
+	for _, h := range m.Holds {
+		d.sched.hold(m.Run, h.ID, h.Class, h.N)
+	}
+	delete(d.awaited, m.Run)
+}
+
 func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.now()
+	d.sched.closed = len(d.awaited) > 0
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
 		c := d.runs[run]
 		ctx.Send(c.pid, &messages.Granted{Run: run, Epoch: c.epoch, ID: id, N: n})

@@ -82,7 +82,7 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 	instant := r.instant(s.Task)
 	r.queues(c, !instant)
 	r.runsAtOnce(c, instant)
-	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt})
+	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now})
 }
 
 // spawn starts a task's actor, under the task's index and a number: no name is
@@ -166,6 +166,9 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 			continue
 		}
 		if _, twice := message.(*adopt); twice { // it cannot go on: a new attempt may
+			if d := r.env.durable(r.dag.Plan(), task); d != nil {
+				d.Kill(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.env.killGrace)
+			}
 			r.drop(ctx, task)
 			r.tasks[task] = &child{pid: pid, attempt: c.attempt, used: true}
 			r.env.metrics.actors.Inc()
@@ -176,7 +179,7 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 			return
 		}
 		supervisor.RestartChildren(pid)
-		ctx.Send(pid, &adopt{messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.dag.Plan(), message})
+		ctx.Send(pid, &adopt{key: messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, plan: r.dag.Plan(), last: message})
 		return
 	}
 	supervisor.StopChildren(pid)

@@ -20,6 +20,7 @@ type env struct {
 	store         persistence.Store
 	outputs       *outputs.Store
 	executors     map[string]executor.Executor
+	durables      []executor.Durable // those of executors that are, by their names' order
 	board         *board
 	timers        *timers
 	pool          *pool // runs and tasks; a run that loads holds one of its goroutines

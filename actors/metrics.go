@@ -73,7 +73,12 @@ func (m *metrics) attempt(r messages.AttemptResult) { m.attempts[r].Inc() }
 func (m *metrics) ended(s dag.TaskState)            { m.tasks[s].Inc() }
 func (m *metrics) run(s dag.RunState)               { m.runs[s].Inc() }
 
+// dispatch notes how long an attempt took to start, but for those that another
+// server had granted.
 func (m *metrics) dispatch(c *child) {
+	if c.granted == 0 {
+		return
+	}
 	m.toStart.Observe(time.Duration(c.started - c.granted).Seconds())
 }
 

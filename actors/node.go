@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -103,39 +105,74 @@ func Start(c Config) (*Node, error) {
 	e.timers = newTimers(c.Now, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
 		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))
-	for name, factory := range c.Executors {
-		x, err := factory(e.attempts.sink(system.Root))
-		if err != nil {
-			n.closeExecutors()
-			e.timers.close()
-			e.pool.close()
-			e.standing.close()
-			return nil, fmt.Errorf("executor %s: %w", name, err)
-		}
-		e.executors[name] = x
-	}
-	if err := n.plant(newScheduler(c.CoresMilli, c.MemoryMilli)); err != nil {
+	if err := n.makeExecutors(c.Executors); err != nil {
+		e.timers.close()
+		e.pool.close()
+		e.standing.close()
 		return nil, err
 	}
-	for _, id := range unfinished {
-		summary, err := c.Store.Summary(id)
-		if err != nil {
-			return nil, fmt.Errorf("run %d: %w", id, err)
-		}
-		e.board.post(summary)
-		system.Root.Send(n.shard(id), &messages.Recover{Run: id})
+	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli)); err != nil {
+		return nil, err
 	}
 	go n.watch()
 	n.janitor = startJanitor(n, c.RetainRuns, c.RetainAge)
 	return n, nil
 }
 
+// makeExecutors makes the executors, in the order of their names.
+func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.Executor, error)) error {
+	e := n.env
+	for _, name := range slices.Sorted(maps.Keys(factories)) {
+		x, err := factories[name](e.attempts.sink(e.root, func(key messages.AttemptKey) {
+			if d, ok := e.executors[name].(executor.Durable); ok {
+				e.root.Send(n.shard(key.Run), &unclaimed{key, d})
+			}
+		}))
+		if err != nil {
+			n.endExecutors(true) // what runs is not to suffer from that
+			return fmt.Errorf("executor %s: %w", name, err)
+		}
+		e.executors[name] = x
+		if d, ok := x.(executor.Durable); ok {
+			e.durables = append(e.durables, d)
+		}
+	}
+	return nil
+}
+
+// recover plants the tree and has every unfinished run go on.
+func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
+	e := n.env
+	awaited := make(map[messages.RunID]struct{})
+	for _, id := range unfinished {
+		s, err := e.store.Summary(id)
+		if err != nil {
+			return fmt.Errorf("run %d: %w", id, err)
+		}
+		e.board.post(s)
+		// A run that is as it was submitted has had no slot.
+		if len(e.durables) > 0 && (s.State != dag.RunQueued || s.LastUpdate != s.Start) {
+			awaited[id] = struct{}{}
+		}
+	}
+	for _, d := range e.durables {
+		d.Expect(unfinished...)
+	}
+	if err := n.plant(sched, awaited); err != nil {
+		return err
+	}
+	for _, id := range unfinished {
+		e.root.Send(n.shard(id), &messages.Recover{Run: id})
+	}
+	return nil
+}
+
 // plant spawns the tree.
-func (n *Node) plant(sched *scheduler) error {
+func (n *Node) plant(sched *scheduler, awaited map[messages.RunID]struct{}) error {
 	e := n.env
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
-		return &nodeActor{env: e, node: n, sched: sched, ready: ready, keys: make(map[string]*pendingKey)}
+		return &nodeActor{env: e, node: n, sched: sched, awaited: awaited, ready: ready, keys: make(map[string]*pendingKey)}
 	}, actor.WithDispatcher(e.standing))
 	pid, err := e.root.SpawnNamed(props, "node")
 	if err != nil {
@@ -180,14 +217,24 @@ func (n *Node) watch() {
 // Close stops the node: no new requests, no new tasks; what runs is ended and
 // kept as lost (it does not use up a retry); what is pending becomes durable. The
 // store stays open: it is the caller's.
-func (n *Node) Close(ctx context.Context) error {
+func (n *Node) Close(ctx context.Context) error { return n.end(ctx, false) }
+
+// Detach stops the node as Close does, but leaves running what can outlive it: the
+// next node finds it. What a durable executor has not been told is durable it tells
+// that one again, so nothing is waited for.
+func (n *Node) Detach(ctx context.Context) error { return n.end(ctx, true) }
+
+func (n *Node) end(ctx context.Context, detach bool) error {
 	if n.closing.Swap(true) {
 		return nil
 	}
 	n.janitor.close()
 	held := messages.NewReply[struct{}]()
 	n.env.root.Send(n.env.dispatcher, &halt{held})
-	n.closeExecutors()
+	n.endExecutors(detach)
+	if detach && len(n.env.durables) > 0 {
+		held.Send(struct{}{}, nil) // slots that stay taken are not waited for
+	}
 	var err error
 	select {
 	case <-held: // every attempt's end is durable
@@ -207,11 +254,16 @@ func (n *Node) Close(ctx context.Context) error {
 	return err
 }
 
-func (n *Node) closeExecutors() {
+// endExecutors closes the executors, or detaches those that can be.
+func (n *Node) endExecutors(detach bool) {
 	var all sync.WaitGroup
 	for _, x := range n.env.executors {
+		end := x.Close
+		if d, ok := x.(executor.Durable); ok && detach {
+			end = d.Detach
+		}
 		all.Go(func() {
-			if err := x.Close(); err != nil {
+			if err := end(); err != nil {
 				n.env.log.Error("closing an executor", "error", err)
 			}
 		})
@@ -228,8 +280,10 @@ type nodeActor struct {
 	env   *env
 	node  *Node
 	sched *scheduler
-	ready chan struct{}
-	keys  map[string]*pendingKey
+	// awaited is the dispatcher's: see there.
+	awaited map[messages.RunID]struct{}
+	ready   chan struct{}
+	keys    map[string]*pendingKey
 }
 
 // pendingKey is an idempotency key whose submission is not yet durable.
@@ -273,7 +327,7 @@ func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, chil
 func (a *nodeActor) plant(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
-			env: a.env, sched: a.sched, runs: make(map[messages.RunID]client),
+			env: a.env, sched: a.sched, awaited: a.awaited, runs: make(map[messages.RunID]client),
 		}
 	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
 	if err != nil {

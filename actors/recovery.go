@@ -18,22 +18,30 @@ func (r *run) start(ctx actor.Context) {
 	r.snapshot.every = r.env.snapshotEvery
 	if r.again {
 		r.epoch = r.env.epochs.Add(1)
-		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
-	}
-	if r.fresh != nil && !r.again {
-		r.dag, r.fresh = r.fresh, nil // its shard has asked for its slots already
-		return
+		for _, d := range r.env.durables {
+			d.Expect(r.id)
+		}
 	}
 	if r.broken {
+		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
 		r.failed = fmt.Errorf("run %d was given up: its actor panicked again and again, see the log", r.id)
 		return
 	}
-	if err := r.load(); err != nil {
-		r.env.log.Error("run cannot be loaded", "run", r.id, "error", err)
-		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, err)}
+	if r.dag == nil {
+		if err := r.load(); err != nil {
+			// Its attempts in a durable executor are left alone: they were not given again,
+			// and it is never Settled. Another server may be able to load it.
+			r.env.log.Error("run cannot be loaded", "run", r.id, "error", err)
+			ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
+			r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, err)}
+			return
+		}
+	}
+	if r.waited {
+		r.dag.Init() // its shard has asked for these slots, and there is nothing else
 		return
 	}
-	r.resync()
+	r.takeUp(ctx, r.resync())
 	r.effects = append(r.effects, r.dag.Init()...)
 	r.changed = true
 	r.schedule(ctx)
@@ -68,18 +76,21 @@ func (r *run) load() error {
 	return nil
 }
 
-// resync settles the attempts that were under way when the server stopped: their
-// processes are not ours any more. What runs inside the server leaves nothing
-// behind and counts as never started.
-func (r *run) resync() {
+// resync settles the attempts that were under way when the server stopped, or the
+// run's actor panicked. Those of a durable executor go on: they are returned. What
+// runs inside the server leaves nothing behind and counts as never started. The
+// processes of any other executor are not ours any more.
+func (r *run) resync() (live []messages.AttemptKey) {
 	now := r.env.now()
 	var lost, revoked []messages.AttemptKey
 	r.dag.Live(func(task, attempt uint32, _ dag.TaskState) {
 		key := messages.AttemptKey{Run: r.id, Task: task, Attempt: attempt}
-		plan := r.dag.Plan()
-		if plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor {
+		switch {
+		case r.env.durable(r.dag.Plan(), task) != nil:
+			live = append(live, key)
+		case r.instant(task):
 			revoked = append(revoked, key)
-		} else {
+		default:
 			lost = append(lost, key)
 		}
 	})
@@ -94,7 +105,7 @@ func (r *run) resync() {
 		r.env.metrics.attempt(messages.AttemptLost)
 		r.effects = append(r.effects, r.dag.Apply(dag.Lost{Task: k.Task, Attempt: k.Attempt, At: now})...)
 	}
-	// The slots were those of the former server: there is nothing to give back.
+	// The slots were those of the former server, or incarnation: nothing to give back.
 	kept := r.effects[:0]
 	for _, e := range r.effects {
 		if _, ok := e.(dag.Release); !ok {
@@ -102,6 +113,7 @@ func (r *run) resync() {
 		}
 	}
 	r.effects = kept
+	return live
 }
 
 // restore makes a run's state from what is stored of it. Limits that have become

@@ -35,12 +35,13 @@ const (
 type run struct {
 	env   *env
 	id    messages.RunID
-	fresh *dag.Run // a new run's state (see open); nil to load it from the store
-	again bool     // this is a restart after a panic: nothing may be assumed
+	again bool // this is a restart after a panic: nothing may be assumed
+	// waited: it had no actor until now, and its shard has asked for its slots.
+	waited bool
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool
 
-	dag    *dag.Run
+	dag    *dag.Run         // nil until start: to be loaded from the store
 	head   messages.Summary // ID, Tag, Tags, Start: what does not change
 	seq    uint64           // of the next batch
 	stored dag.RunState     // as in the last summary that was written
@@ -50,6 +51,8 @@ type run struct {
 	pending batch
 	// effects are those of the pending batch.
 	effects []dag.Effect
+	// written is what the batch that is being written says of attempts.
+	written []messages.AttemptRecord
 	changed bool // since the summary was published
 	// answers are given when the pending batch is durable.
 	answers []func(error)
@@ -191,6 +194,8 @@ func (r *run) handle(ctx actor.Context, m any) {
 		r.finished(ctx, m.rec, false, now)
 	case *messages.AttemptRevoked:
 		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
+	case *unclaimed:
+		r.unclaimed(ctx, m)
 	case *messages.RetryDue:
 		// Due has passed where the timer looked, though the clock may have stepped back since.
 		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: max(now, m.Due)})
@@ -268,7 +273,7 @@ func (r *run) ended(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 	}
 	switch {
 	case rec.Result == messages.AttemptLost:
-		if r.record(rec) {
+		if r.record(ctx, rec) {
 			r.apply(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now})
 		}
 	case m.Generated != nil && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task):
@@ -279,7 +284,7 @@ func (r *run) ended(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 }
 
 func (r *run) finished(ctx actor.Context, rec messages.AttemptRecord, ok bool, now int64) {
-	if r.record(rec) {
+	if r.record(ctx, rec) {
 		r.apply(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now})
 	}
 }
@@ -288,6 +293,7 @@ func (r *run) finished(ctx actor.Context, rec messages.AttemptRecord, ok bool, n
 func (r *run) generated(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 	rec := m.Record
 	if c := r.tasks[rec.Task]; c == nil || c.attempt != rec.Attempt {
+		r.needless(ctx, rec.Task, rec.Attempt)
 		return
 	}
 	if r.pending.set != nil { // one set a batch: the next one follows behind this commit
@@ -300,7 +306,7 @@ func (r *run) generated(ctx actor.Context, m *messages.AttemptEnded, now int64) 
 		r.finished(ctx, rec, false, now)
 		return
 	}
-	if !r.record(rec) {
+	if !r.record(ctx, rec) {
 		return
 	}
 	r.pending.set = &persistence.Set{N: next.Sets, Generator: rec.Task, JSON: m.Output}
@@ -310,12 +316,10 @@ func (r *run) generated(ctx actor.Context, m *messages.AttemptEnded, now int64) 
 
 // record keeps an attempt's record for the batch. It is false when the attempt is
 // not the one that the task has: a late or a repeated report.
-func (r *run) record(rec messages.AttemptRecord) bool {
+func (r *run) record(ctx actor.Context, rec messages.AttemptRecord) bool {
 	c := r.tasks[rec.Task]
-	if c == nil || c.attempt != rec.Attempt {
-		return false
-	}
-	if s := r.dag.TaskState(rec.Task); s != dag.TaskGranted && s != dag.TaskRunning {
+	if c == nil || c.attempt != rec.Attempt || !r.dag.TaskState(rec.Task).Live() {
+		r.needless(ctx, rec.Task, rec.Attempt)
 		return false
 	}
 	r.queues(c, false)
@@ -384,7 +388,7 @@ func (r *run) flush(ctx actor.Context) {
 		Set:      r.pending.set,
 		Snapshot: r.snapshot.part(r.dag, r.seq, len(records)),
 	}
-	r.pending = batch{}
+	r.pending, r.written = batch{}, b.Attempts
 	if len(b.Records) == 0 && len(b.Attempts) == 0 && b.Set == nil && b.Snapshot == nil {
 		r.carryOut(ctx)
 		return
@@ -409,6 +413,8 @@ func (r *run) committed(ctx actor.Context, err error) {
 		r.fail(ctx, err)
 		return
 	}
+	r.acknowledge(r.written)
+	r.written = nil
 	r.carryOut(ctx)
 	r.resume(ctx)
 	if r.snapshot.rolling() {
@@ -458,17 +464,20 @@ func (r *run) answer(err error) {
 }
 
 // leave is what an incarnation that has panicked does last: it answers who waits.
-// Its children are stopped next, who end their processes.
+// Its children are stopped next. They end their processes, but for those of a durable
+// executor, which the next incarnation takes up.
 func (r *run) leave(err error) {
 	r.leaving = true
 	if q, ok := r.current.(messages.Request); ok {
 		q.Refuse(err)
 	}
 	r.refuse(err)
+	r.env.metrics.actors.Sub(float64(len(r.tasks)))
 }
 
 // fail gives the run up until the server is started again, when it goes on from
-// what is durable: a batch of it could not be written.
+// what is durable: a batch of it could not be written. What runs in a durable executor
+// goes on there, and its end waits for that server.
 func (r *run) fail(ctx actor.Context, err error) {
 	r.failed = storageFailed(err)
 	if errors.Is(err, persistence.ErrTooBig) {

@@ -55,6 +55,8 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.granted(ctx, m)
 	case messages.Request:
 		s.request(ctx, m)
+	case *unclaimed:
+		s.unclaimed(ctx, m)
 	case *messages.RetryDue:
 		if r := s.runs[m.Run]; r != nil && r.pid != nil {
 			ctx.Send(r.pid, m)

@@ -48,6 +48,7 @@ type scheduler struct {
 	held    amount        // granted and not released, no-op tasks excepted
 	noops   int           // granted no-op tasks
 	mean    time.Duration // moving average of how long a slot was busy; 0 = not known
+	closed  bool          // what takes slots is not granted
 	turn    uint64
 	lines   []*line // in the order in which their amounts first came up
 	claims  map[claimKey]*claim
@@ -120,6 +121,14 @@ func (s *scheduler) release(run messages.RunID, id int, class dag.Class, n int, 
 	s.dropIfIdle(c)
 }
 
+// hold notes n slots that the run holds already: its attempts were under way before
+// it was loaded. They may be more than the machine has by now.
+func (s *scheduler) hold(run messages.RunID, id int, class dag.Class, n int) {
+	c := s.claim(claimKey{run, id}, class)
+	c.held += n
+	s.giveBack(c, -n)
+}
+
 // forget drops everything that a run wants and holds.
 func (s *scheduler) forget(run messages.RunID) {
 	for c := s.runs[run]; c != nil; c = c.next {
@@ -170,6 +179,7 @@ func (s *scheduler) next(now int64) *claim {
 			if s.noops < noopWindow && (noop == nil || c.turn < noop.turn) {
 				noop = c
 			}
+		case s.closed:
 		default:
 			if oldest == nil || c.turn < oldest.turn {
 				oldest = c

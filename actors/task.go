@@ -24,8 +24,9 @@ type task struct {
 	live      bool  // its attempt was given to the executor and has not ended: it waits among env.attempts
 }
 
-// adopt gives a task actor that was restarted after a panic back to its attempt.
-// last is the message it panicked on.
+// adopt gives a task actor an attempt that its executor has already: one that was
+// restarted after a panic its own, which may be the message (last) that it panicked
+// on; or a new one that which was under way when its run was loaded.
 type adopt struct {
 	key  messages.AttemptKey
 	plan *dag.Plan
@@ -44,7 +45,8 @@ func (t *task) Receive(ctx actor.Context) {
 		if t.live {
 			t.env.attempts.remove(t.key, ctx.Self())
 		}
-		if t.live && !t.env.closing.Load() { // its run has failed, or begins anew: nobody will hear of it
+		// Its run has failed, or begins anew: nobody will hear of it, unless it outlives that.
+		if _, outlives := t.exec.(executor.Durable); t.live && !outlives && !t.env.closing.Load() {
 			t.exec.Kill(t.key, t.env.killGrace)
 		}
 	case *messages.KillAttempt, *messages.RevokeAttempt, *executor.Report:
@@ -75,7 +77,7 @@ func (t *task) handle(ctx actor.Context, m any) {
 
 func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 	t.key = messages.AttemptKey{Run: m.Run, Task: m.Task, Attempt: m.Attempt}
-	tmpl := t.know(m.Plan)
+	t.know(m.Plan)
 	if instant, ok := t.exec.(executor.Instant); ok {
 		r := instant.Do(executor.Order{Key: t.key})
 		t.report(ctx, &r)
@@ -83,10 +85,16 @@ func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 	}
 	t.env.attempts.add(t.key, ctx.Self())
 	t.live = true
-	class := m.Plan.Classes[tmpl.Class]
-	x := m.Plan.Task(m.Task)
-	t.exec.Start(executor.Order{
-		Key:         t.key,
+	t.exec.Start(order(m.Plan, t.key, m.GrantedAt))
+}
+
+// order is an attempt as its executor is given it.
+func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Order {
+	tmpl := plan.TemplateOf(key.Task)
+	class := plan.Classes[tmpl.Class]
+	x := plan.Task(key.Task)
+	return executor.Order{
+		Key:         key,
 		Name:        x.Name,
 		Command:     x.Command,
 		Shell:       x.CommandString,
@@ -97,15 +105,15 @@ func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 		CoresMilli:  class.CoresMilli,
 		MemoryMilli: class.MemoryMilli,
 		Capture:     tmpl.Generator,
-	})
+		GrantedAt:   grantedAt,
+	}
 }
 
-// know sets what follows from the task's template, and returns it.
-func (t *task) know(plan *dag.Plan) *dag.Template {
+// know sets what follows from the task's template.
+func (t *task) know(plan *dag.Plan) {
 	tmpl := plan.TemplateOf(t.key.Task)
 	t.exec = t.env.executors[plan.Classes[tmpl.Class].Executor]
 	t.generator = tmpl.Generator
-	return tmpl
 }
 
 func (t *task) adopt(ctx actor.Context, m *adopt) {

@@ -44,7 +44,7 @@ func (s *shard) wait(ctx actor.Context, r *member, m *created) {
 
 // wake gives a run that waits its actor.
 func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
-	first := &run{env: s.env, id: id, epoch: r.epoch}
+	first := &run{env: s.env, id: id, epoch: r.epoch, waited: true}
 	if r.plan != nil {
 		first.open(r.plan, r.notice)
 	}
@@ -52,15 +52,13 @@ func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
 	s.spawn(ctx, r, first)
 }
 
-// open sets the actor of a new run up as it was acknowledged, and as its shard has
-// asked for its slots.
+// open sets the actor of a new run up as it was acknowledged.
 func (r *run) open(plan *dag.Plan, n *notice) {
 	accepted := n.summary.Load()
 	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
-	r.fresh = dag.NewRun(plan, dag.Config{}, accepted.Start)
-	r.fresh.TakeRecords(nil)
-	r.fresh.Init()
-	r.seq, r.stored, r.notice = 2, r.fresh.State(), n
+	r.dag = dag.NewRun(plan, dag.Config{}, accepted.Start)
+	r.dag.TakeRecords(nil) // they were written with the submission
+	r.seq, r.stored, r.notice = 2, r.dag.State(), n
 }
 
 // granted passes a grant on that was given to a run when it had no actor.

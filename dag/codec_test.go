@@ -315,3 +315,38 @@ func finishAll(r *Run) {
 		}
 	}
 }
+
+// TestGrantedAt: a recovered run knows when what is live was granted, from the records
+// that it has; what they do not reach is as old as the run.
+func TestGrantedAt(t *testing.T) {
+	r := NewRun(smallPlan(t), Config{}, 7)
+	var records [][]byte
+	apply := func(e Event) {
+		r.Apply(e)
+		records = append(records, r.TakeRecords(nil))
+	}
+	apply(Grant{0, 3, 10})
+	apply(Grant{0, 1, 20})
+	apply(Lost{0, 1, 30})
+	apply(Finished{1, 1, true, 35})
+	apply(Grant{0, 1, 40}) // 0 again
+	for what, c := range map[string]struct {
+		from int
+		want [4]int64
+	}{"all records": {0, [4]int64{40, 7, 10, 20}}, "from the second on": {1, [4]int64{40, 7, 7, 20}}} {
+		var header []byte
+		chunk := func(uint32) []byte { return nil }
+		if c.from > 0 {
+			header, chunk = r.AppendHeader(nil), func(i uint32) []byte { return r.AppendChunk(nil, i) }
+		}
+		got, err := Recover(r.Plan(), Config{}, header, chunk, records[c.from:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for task, want := range c.want {
+			if at := got.GrantedAt(uint32(task)); at != want {
+				t.Errorf("%s: task %d was granted at %d, want %d", what, task, at, want)
+			}
+		}
+	}
+}

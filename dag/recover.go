@@ -39,6 +39,7 @@ func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, reco
 	if err := r.rebuild(); err != nil {
 		return nil, err
 	}
+	r.timeGrants()
 	return r.Run, nil
 }
 

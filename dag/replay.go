@@ -7,6 +7,13 @@ type replay struct {
 	*Run
 	known   int                 // of the changes, how many the header had
 	renewed map[uint32]struct{} // tasks whose trouble was set by a record, not by the header
+	grants  []grantSpan
+}
+
+// grantSpan is a record of grants.
+type grantSpan struct {
+	span
+	at int64
 }
 
 // batch applies one batch of records.
@@ -58,6 +65,7 @@ func (p *replay) ofTask(c *cursor, op byte, at int64, task, attempt uint32) (n u
 	switch kind {
 	case recordGranted:
 		n := uint32(c.uint("tasks", uint64(p.plan.Tasks-task-1))) + 1
+		p.grants = append(p.grants, grantSpan{span{task, n}, at})
 		for i := task; c.err == nil && i < task+n; i++ {
 			p.set(i, TaskGranted, attempt)
 			if tr, ok := p.troubles[i]; ok {
@@ -99,6 +107,20 @@ func (p *replay) ofTask(c *cursor, op byte, at int64, task, attempt uint32) (n u
 		c.fail("record kind %d is not known", kind)
 	}
 	return 1
+}
+
+// timeGrants keeps when the live tasks were granted. It goes over their number, and
+// that of the records.
+func (p *replay) timeGrants() {
+	if p.live.count == 0 {
+		return
+	}
+	p.granted = make(map[uint32]int64, p.live.count)
+	for _, g := range p.grants {
+		for task, ok := p.live.next(g.first); ok && task < g.first+g.n; task, ok = p.live.next(task + 1) {
+			p.granted[task] = g.at
+		}
+	}
 }
 
 // set writes a task's state and attempts.

@@ -28,6 +28,7 @@ type Run struct {
 	counts   [NumTaskStates]uint32
 	live     bitmap             // tasks that are GRANTED or RUNNING
 	troubles map[uint32]trouble // tasks that failed or were lost since the last (re)start
+	granted  map[uint32]int64   // of tasks that were live when the run was recovered, where the records say; see GrantedAt
 
 	templates []templateState
 	groups    [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent

@@ -41,6 +41,17 @@ func (r *Run) Live(yield func(task, attempt uint32, s TaskState)) {
 	r.live.each(func(task uint32) { yield(task, r.attempts[task], r.TaskState(task)) })
 }
 
+// GrantedAt returns the time (ns since the epoch) of the grant of a task that was live
+// when the run was recovered and still has that attempt: exactly when the records
+// from the newest snapshot on say it, else that of the run's first state, which is
+// no later.
+func (r *Run) GrantedAt(task uint32) int64 {
+	if at, ok := r.granted[task]; ok {
+		return at
+	}
+	return r.changes[0].At
+}
+
 // KillRequested tells whether the run is being killed.
 func (r *Run) KillRequested() bool { return r.killing }
 

@@ -79,12 +79,25 @@ type Instant interface {
 	Do(Order) Report
 }
 
-// Durable is what executors implement whose attempts outlive the server. They
-// repeat the end of an attempt until it is acknowledged.
+// Durable is what executors implement whose attempts outlive the server, and the
+// actor of their run. They repeat the end of an attempt until it is acknowledged.
+//
+// What a Durable finds of a former server it keeps until it knows better: Expect
+// names the runs that will give their live attempts again (Start with Order.Resume),
+// and Settled says of one of them that it has. What is left then is nobody's: ends
+// are forgotten, what runs is ended. A run that never says Settled, because it
+// cannot be loaded, keeps all of it for a server that can.
 type Durable interface {
 	Executor
+	// Expect is called once at the start of the server with the runs that are
+	// unfinished, and again with each run whose actor begins anew: what was given of
+	// that one counts no more, and nothing is reported of it until it is given again.
+	Expect(runs ...messages.RunID)
+	// Settled says that the run has given all its live attempts again.
+	Settled(run messages.RunID)
 	// Acknowledge says that these ends are durable in the server: they may be
-	// forgotten. It does not block.
+	// forgotten. Keys that have not ended, or are unknown, are ignored. It does not
+	// block, and does not keep the slice.
 	Acknowledge(keys ...messages.AttemptKey)
 	// Detach ends the executor as Close does, but leaves what runs running.
 	Detach() error

@@ -8,10 +8,20 @@ type (
 	// Slots is what a run wants and gives back after one commit. It is sent as a
 	// request: grants go to its sender.
 	Slots struct {
-		Run      RunID
-		Epoch    uint64 // of the run's actor, to be given back in Granted
-		Wants    []Want
-		Releases []Release
+		Run   RunID
+		Epoch uint64 // of the run's actor, to be given back in Granted
+		// Recovered: the run has been loaded. What was known of it before is void, and
+		// it holds nothing but Holds.
+		Recovered bool
+		Holds     []Hold
+		Wants     []Want
+		Releases  []Release
+	}
+	// Hold: the run has N attempts of this class under way since before it was loaded.
+	Hold struct {
+		ID    int
+		Class dag.Class
+		N     int
 	}
 	// Want: the run wants N slots of this class in all, beside those it holds.
 	Want struct {

@@ -10,6 +10,8 @@ type (
 		Plan    *dag.Plan
 		Task    uint32
 		Attempt uint32
+		// GrantedAt is in ns since the epoch.
+		GrantedAt int64
 	}
 	// KillAttempt ends the attempt's process; RevokeAttempt takes it back if it has
 	// not started. Both pass through the task's mailbox, behind its Begin.

@@ -19,7 +19,11 @@ import (
 	"go.uber.org/goleak"
 )
 
+// TestMain makes the test's binary its own worker.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "worker" {
+		main()
+	}
 	goleak.VerifyTestMain(m,
 		// fasthttp's own: they sleep for up to 10 s, and look up only then.
 		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),

@@ -98,7 +98,7 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte) (err
 		return err
 	}
 	defer func() {
-		if closeErr := m.close(srv, stopWithin); closeErr != nil {
+		if closeErr := m.close(srv.Close, stopWithin); closeErr != nil {
 			err = errors.Join(err, closeErr)
 		}
 	}()

@@ -21,7 +21,8 @@ func (m *Main) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: "Serve runs the server: it takes graphs over REST and executes their tasks on this machine. It is\n" +
-			"ready when GET /ready answers 200. SIGTERM or SIGINT stops it within 10 s; a second one at once.\n\n" +
+			"ready when GET /ready answers 200. SIGTERM or SIGINT stops it within 10 s; a second one at once.\n" +
+			"Tasks that run then go on: the next server of the same data folder finds them.\n\n" +
 			"Each option is a flag, an environment variable and a key of the configuration file (the flag's name\n" +
 			"without the dashes); the flag prevails over the variable, and that over the file.",
 		Args: args(0, 0, "no arguments"),
@@ -64,7 +65,7 @@ func (m *Main) serve(ctx context.Context, c Config) error {
 	case <-ctx.Done():
 		log.Info("stopping", "within", stopWithin.String())
 	}
-	if closeErr := m.close(srv, stopWithin); closeErr != nil {
+	if closeErr := m.close(srv.Detach, stopWithin); closeErr != nil {
 		return errors.Join(err, closeErr)
 	}
 	if err == nil {
@@ -91,15 +92,15 @@ func (m *Main) open(c Config, l net.Listener, log *slog.Logger) (srv server, err
 	}
 }
 
-// close closes a server, within limit; the second signal ends that at once.
-func (m *Main) close(srv server, limit time.Duration) error {
+// close ends a server, within limit; the second signal ends that at once.
+func (m *Main) close(end func(context.Context) error, limit time.Duration) error {
 	// A second is left for what does not heed the context at once.
 	ctx, cancel := context.WithTimeout(m.hard, limit-time.Second)
 	defer cancel()
 	last := time.NewTimer(limit)
 	defer last.Stop()
 	done := make(chan error, 1)
-	go func() { done <- srv.Close(ctx) }()
+	go func() { done <- end(ctx) }()
 	select {
 	case err := <-done:
 		return err

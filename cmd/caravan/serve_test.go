@@ -39,8 +39,9 @@ func opens(p *program, a *api) *stub {
 	return s
 }
 
-func (s *stub) Failed() <-chan struct{} { return s.failed }
-func (s *stub) Err() error              { return errors.New("disk full") }
+func (s *stub) Failed() <-chan struct{}          { return s.failed }
+func (s *stub) Err() error                       { return errors.New("disk full") }
+func (s *stub) Detach(ctx context.Context) error { return s.Close(ctx) }
 func (s *stub) Close(ctx context.Context) error {
 	err := s.http.Close()
 	if s.closing != nil {
@@ -200,7 +201,7 @@ func TestCloseHasALimit(t *testing.T) {
 	}
 	forever := make(chan struct{})
 	s.closing = func(context.Context) error { <-forever; return nil }
-	if err := p.close(srv, 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "did not stop within 10ms") {
+	if err := p.close(srv.Close, 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "did not stop within 10ms") {
 		t.Errorf("got %v", err)
 	}
 	close(forever)

@@ -18,6 +18,8 @@ import (
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
+	workers "github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/persistence"
@@ -31,6 +33,9 @@ type server interface {
 	// Close ends service: requests in flight are answered, attempts that run are
 	// ended, everything durable is closed. What is left when ctx ends is cut off.
 	Close(ctx context.Context) error
+	// Detach is Close, but attempts that run go on in their worker: the next server
+	// of the data folder finds them.
+	Detach(ctx context.Context) error
 }
 
 // maxGenerated bounds what a generator may print: with the journal's own needs it
@@ -78,6 +83,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	if err := makeData(c.Data); err != nil {
 		return nil, err
 	}
+	data, err := filepath.Abs(c.Data) // the worker is elsewhere
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
@@ -112,9 +121,13 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		Store: n.store, Outputs: n.outputs,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": func(sink executor.Sink) (executor.Executor, error) {
-				return executor.NewProcess(executor.ProcessConfig{
-					Outputs: n.outputs, Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli,
-					MaxCapture: maxGenerated, Node: host, Grace: c.KillGrace, Logger: log,
+				return workers.New(workers.Config{
+					Dir: workerFolder(c.Data), Args: []string{"worker", "--data", data},
+					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
+					Settings: worker.Settings{
+						Version: v.Version + " " + v.Commit, Outputs: filepath.Join(data, "output"), Node: host,
+						MaxCapture: maxGenerated, Grace: c.KillGrace,
+					},
 				})
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
@@ -146,7 +159,7 @@ func makeData(dir string) error {
 			return fmt.Errorf("data folder: %w", err)
 		}
 	}
-	for _, name := range []string{"db", "output"} {
+	for _, name := range []string{"db", "output", "worker"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			return fmt.Errorf("data folder: %w", err)
 		}
@@ -204,7 +217,12 @@ func (n *node) Err() error              { return n.err }
 const drainWithin = 3 * time.Second
 
 // Close goes from the outside in: no requests, no attempts, no storage.
-func (n *node) Close(ctx context.Context) error {
+func (n *node) Close(ctx context.Context) error { return n.end(ctx, n.engine.Close) }
+
+// Detach goes the same way and leaves the attempts.
+func (n *node) Detach(ctx context.Context) error { return n.end(ctx, n.engine.Detach) }
+
+func (n *node) end(ctx context.Context, engine func(context.Context) error) error {
 	drain, cancel := context.WithTimeout(ctx, drainWithin)
 	defer cancel()
 	served := n.http.Shutdown(drain)
@@ -215,7 +233,7 @@ func (n *node) Close(ctx context.Context) error {
 	}
 	return errors.Join(
 		wrap("requests", served),
-		wrap("engine", n.engine.Close(ctx)),
+		wrap("engine", engine(ctx)),
 		wrap("storage", n.store.Close()),
 		wrap("outputs", n.outputs.Close()),
 	)

@@ -51,10 +51,12 @@ type letter struct {
 }
 
 type fakeOrder struct {
-	order executor.Order
-	begun int64 // 0 = waits
-	ended bool
-	out   string
+	order     executor.Order
+	begun     int64 // 0 = waits
+	ended     bool
+	out       string
+	end       executor.Report // when it has ended
+	unclaimed bool            // see Durable
 }
 
 // NewFake returns a Fake that holds every order until the test decides.
@@ -177,6 +179,9 @@ func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc in
 
 // post puts a report into the outbox. f.mu is held; flush follows without it.
 func (f *Fake) post(r executor.Report) {
+	if fo := f.orders[r.Key]; fo != nil && fo.unclaimed {
+		return
+	}
 	f.outbox = append(f.outbox, letter{f.sink, r})
 }
 
@@ -224,6 +229,7 @@ func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) {
 	if fo.order.Capture {
 		r.Stdout = []byte(fo.out)
 	}
+	fo.end = r
 	f.post(r)
 }
 

@@ -20,7 +20,7 @@ type entry struct {
 	stage   stage
 	at      int64            // its start, ns since the epoch
 	told    bool             // Started was reported
-	end     *executor.Report // its end, while nobody has asked for it
+	end     *executor.Report // its end, until it is acknowledged
 	killed  bool             // the server wants it ended
 	grace   time.Duration
 	revoked bool // the server wants it back
@@ -44,7 +44,6 @@ func (r *Remote) claim(e *entry, o *executor.Order) {
 		r.tellStart(o.Key, e)
 	case ended:
 		r.tellEnd(e, *e.end)
-		e.end = nil
 	}
 }
 
@@ -129,7 +128,7 @@ func (r *Remote) heardQueued(p *peer, key messages.AttemptKey) {
 	e := r.heard(p, key)
 	switch {
 	case e == nil:
-	case e.order == nil && r.settled:
+	case e.order == nil && r.nobodys(key):
 		r.disown(key, e)
 	}
 }
@@ -140,7 +139,7 @@ func (r *Remote) heardStarted(p *peer, key messages.AttemptKey, at int64) {
 		return
 	}
 	e.stage, e.at = running, at
-	if e.order == nil && r.settled {
+	if e.order == nil && r.nobodys(key) {
 		r.disown(key, e)
 	}
 	r.tellStart(key, e)
@@ -151,20 +150,19 @@ func (r *Remote) heardFinished(p *peer, rep executor.Report) {
 	if e == nil || e.stage == ended {
 		return // it was told; the acknowledgement is on its way, or is not due
 	}
-	e.stage = ended
+	e.stage, e.end = ended, &rep
 	if p.dead {
 		p.kept++
 	}
 	switch {
 	case e.order != nil:
 		r.tellEnd(e, rep)
-	case r.settled:
+	case r.nobodys(rep.Key):
 		r.forget(rep.Key, e)
 	default:
 		// What it printed must not keep a whole frame in memory.
 		rep.Record.Stdout.Inline = slices.Clone(rep.Record.Stdout.Inline)
 		rep.Record.Stderr.Inline = slices.Clone(rep.Record.Stderr.Inline)
-		e.end = &rep
 	}
 }
 

@@ -194,8 +194,9 @@ func (r *Remote) inherit(p *peer, e *worker.Estate) {
 			delete(r.entries, key)
 		case x.stage == running || !e.Certain:
 			// A journal that does not name what has begun is not to be believed.
-			x.stage, x.peer = ended, nil
-			r.report(lost(x.order, "lost: its worker died, and its journal does not name it"))
+			end := lost(x.order, "lost: its worker died, and its journal does not name it")
+			x.stage, x.peer, x.end = ended, nil, &end
+			r.report(end)
 		case r.state == closing:
 			delete(r.entries, key)
 			r.report(revoked(key))

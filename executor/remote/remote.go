@@ -48,9 +48,9 @@ type Remote struct {
 
 	mu      sync.Mutex
 	state   state
-	since   int64 // ns since the epoch: the memory reaches back to here
-	settled bool
-	found   bool // every worker that was there at the beginning has said what it knows
+	since   int64                       // ns since the epoch: the memory reaches back to here
+	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until Expect
+	found   bool                        // every worker that was there at the beginning has said what it knows
 	entries map[messages.AttemptKey]*entry
 	seq     uint64
 	peers   []*peer
@@ -250,18 +250,52 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 	p.pushLater()
 }
 
-// Settled says that every live attempt has been given again with Resume: ends that
-// nobody asked for are forgotten, and what runs unasked is ended. Until then a
-// Remote keeps what it finds.
-func (r *Remote) Settled() {
+// Expect implements executor.Durable.
+func (r *Remote) Expect(runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlock()
-	r.settled = true
+	if r.expects == nil {
+		r.expects = map[messages.RunID]struct{}{}
+	}
+	anew := make(map[messages.RunID]struct{}, len(runs))
+	for _, run := range runs {
+		anew[run], r.expects[run] = struct{}{}, struct{}{}
+	}
 	for key, e := range r.entries {
-		if e.order == nil {
+		if _, ok := anew[key.Run]; ok {
+			r.unclaim(key, e)
+		} else if e.order == nil && r.nobodys(key) {
 			r.disown(key, e)
 		}
 	}
+}
+
+// unclaim makes an attempt one that nobody has asked for yet. mu is held.
+func (r *Remote) unclaim(key messages.AttemptKey, e *entry) {
+	if e.peer == nil && e.stage == unknown {
+		delete(r.entries, key)
+		return
+	}
+	e.order, e.told, e.killed, e.revoked = nil, false, false, false
+}
+
+// Settled implements executor.Durable.
+func (r *Remote) Settled(run messages.RunID) {
+	r.mu.Lock()
+	defer r.unlock()
+	delete(r.expects, run)
+	for key, e := range r.entries {
+		if key.Run == run && e.order == nil && r.nobodys(key) {
+			r.disown(key, e)
+		}
+	}
+}
+
+// nobodys tells whether an attempt that nobody has asked for will never be asked
+// for. mu is held.
+func (r *Remote) nobodys(key messages.AttemptKey) bool {
+	_, expected := r.expects[key.Run]
+	return r.expects != nil && !expected
 }
 
 // disown ends what nobody asked for. mu is held.
@@ -276,17 +310,23 @@ func (r *Remote) disown(key messages.AttemptKey, e *entry) {
 
 // Detach implements executor.Durable. Nothing is reported from now on. Workers that
 // answer have taken in all that was acknowledged when it returns; one that does not has
-// it again from the next server.
+// it again from the next server. When there is nothing that a next server could want,
+// the workers end too.
 func (r *Remote) Detach() error {
 	var leaving []*peer
 	r.mu.Lock()
 	if r.state == open {
 		r.state = detached
+		needless := r.found && len(r.entries) == 0
 		for _, p := range r.peers {
-			if p.attached {
-				close(p.leave)
-				leaving = append(leaving, p)
+			if !p.attached {
+				continue
 			}
+			if needless {
+				p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
+			}
+			close(p.leave)
+			leaving = append(leaving, p)
 		}
 	}
 	r.unlock()

@@ -132,7 +132,7 @@ func TestSettled(t *testing.T) {
 	r.Detach()
 	rec = executortest.NewRecorder(t)
 	r = g.open(rec, shortlyIdle)
-	r.Settled()
+	r.Expect()
 	r.Start(g.order(2, "true"))
 	rec.WaitFinal(key(2))
 	r.Acknowledge(key(2))
@@ -230,7 +230,7 @@ func TestWorkerDies(t *testing.T) {
 		t.Errorf("%+v", rep)
 	}
 	r.Acknowledge(key(0))
-	r.Settled()
+	r.Expect()
 	poll(t, "the estate to be settled", func() bool { left, _ := worker.List(g.dir()); return len(left) == 1 })
 }
 
@@ -274,7 +274,7 @@ func TestUpgrade(t *testing.T) {
 	for i := range uint32(4) {
 		r.Start(resumed(g.order(i, script(fmt.Sprint("go", i)))))
 	}
-	r.Settled()
+	r.Expect()
 	rec.WaitStarted(key(0))
 	poll(t, "the new worker", func() bool { return len(g.workers()) == 2 })
 	if rec.Starts(key(2)) != 0 {

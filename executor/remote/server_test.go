@@ -76,10 +76,11 @@ func (m *model) serve(ctx context.Context) (err error) {
 		}
 	}
 	m.mu.Unlock()
+	m.r.Expect(1)
 	for _, o := range orders {
 		m.r.Start(o)
 	}
-	m.r.Settled()
+	m.r.Settled(1)
 	m.finishIfDone()
 	select {
 	case <-m.all:

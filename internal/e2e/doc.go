@@ -4,8 +4,10 @@
 //
 //	contract_test.go   each row of the REST table, by field names, types and shapes
 //	semantics_test.go  what runs, retries, generators, restarts, pauses mean
-//	kill_test.go       kills of runs and tasks, SIGTERM of the server
-//	crash_test.go      kill -9 at random moments, and right after a 200
+//	kill_test.go       kills of runs and tasks
+//	crash_test.go      kill -9 of the server at random moments, and right after a 200
+//	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
+//	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	disk_test.go       a full disk
 //	hostile_test.go    malformed requests, slow and gone clients
 //	large_test.go      a run of 10,000 tasks answers while it runs
@@ -17,6 +19,7 @@
 //	-seed N     seed of everything random; it is printed by each test that uses it
 //	-kills N    kills of the random-moments test (20)
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
+//	-rounds N   rounds of the tests in worker_test.go (2)
 //	-hostile N  malformed requests (10000)
 //
 // CARAVAN_BINARY names a binary to test in place of one built from the tree.

@@ -152,32 +152,3 @@ func TestKillOfATaskLetsOthersGoOn(t *testing.T) {
 		t.Errorf("after a kill of the finished run it is %s", got)
 	}
 }
-
-// TestSIGTERM: the server ends within 10 s though a task runs and ignores SIGTERM,
-// takes its tasks with it, and goes on with the run when it is started again.
-func TestSIGTERM(t *testing.T) {
-	s := e2etest.Start(t, e2etest.Args("--kill-grace", "500ms"))
-	dir := t.TempDir()
-	endLeftovers(t, dir)
-	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"deaf": e2etest.Sh("test -e " + dir + "/again && exit 0; trap '' TERM; touch " + dir + "/again; echo $$ > " + dir + "/pid-a; while :; do sleep 0.1; done"),
-		"next": e2etest.Sh("true").After("deaf"),
-	}))
-	s.AwaitTask(run, "deaf", "RUNNING")
-	e2etest.Eventually(t, "the task has written its pid", func() bool { return len(pids(t, dir)) == 1 })
-	code, took, err := s.Stop(10 * time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("stopped after %v", took)
-	if code != 0 {
-		t.Errorf("exit code %d:\n%s", code, s.Log())
-	}
-	e2etest.Eventually(t, "the task's process is gone", func() bool { return !alive(pids(t, dir)[0]) })
-	s = s.Restart()
-	s.Await(run, "COMPLETED")
-	a := s.Get(run).TaskAttempts["deaf"]
-	if len(a) < 2 || a[len(a)-1].RC != 0 {
-		t.Errorf("attempts: %+v, want the one that was cut short, without a retry spent, and one that succeeded", a)
-	}
-}

@@ -15,6 +15,7 @@ var (
 	seedFlag    = flag.Uint64("seed", 0, "seed of everything random; 0 = from the clock")
 	killsFlag   = flag.Int("kills", 20, "kills of the random-moments test")
 	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
+	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
 )
 

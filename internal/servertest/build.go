@@ -11,7 +11,10 @@ import (
 // Build builds the binary into dir and returns its path. It is linked with the
 // race detector when race is set (that needs a C compiler), and made without one
 // otherwise. The module is found from the present folder.
-func Build(dir string, race bool) (string, error) {
+func Build(dir string, race bool) (string, error) { return BuildAs(dir, race, "") }
+
+// BuildAs is Build for a binary that says it is of another version; "" means its own.
+func BuildAs(dir string, race bool, version string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -20,6 +23,9 @@ func Build(dir string, race bool) (string, error) {
 	args, cgo := []string{"build", "-trimpath", "-o", bin}, "CGO_ENABLED=0"
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	if version != "" {
+		args = append(args, "-ldflags", "-X main.version="+version)
 	}
 	cmd := exec.Command("go", append(args, "./cmd/caravan")...)
 	cmd.Dir = root

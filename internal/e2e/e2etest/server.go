@@ -99,6 +99,9 @@ func (s *Server) close() {
 			s.t.Error(err)
 		}
 	}
+	if err := servertest.EndWorkers(s.Config().Data, Patience); err != nil {
+		s.t.Error(err)
+	}
 	s.CheckLog()
 	if log := s.Log(); s.t.Failed() && eventful(log) {
 		s.t.Logf("the end of the server's log:\n%s", log[max(0, len(log)-6000):])

@@ -1,0 +1,137 @@
+package executortest
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Durable is a Fake whose orders outlive the node: what it was ordered by one node it
+// reports to the next one that orders it again. It is an executor.Durable.
+type Durable struct {
+	*Fake
+
+	// Guarded by Fake.mu.
+	detached bool
+	expected []messages.RunID
+	settled  map[messages.RunID]int
+	acks     map[messages.AttemptKey]int
+}
+
+var _ executor.Durable = (*Durable)(nil)
+
+// NewDurable returns a Durable that holds every order until the test decides.
+func NewDurable() *Durable {
+	return &Durable{Fake: NewFake(), settled: map[messages.RunID]int{}, acks: map[messages.AttemptKey]int{}}
+}
+
+// Bind gives it its sink and returns it: the shape that actors.Config wants. Binding
+// again is a new server: orders go on, and wait to be claimed by it.
+func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sink, d.closed, d.detached = sink, false, false
+	for _, fo := range d.orders {
+		fo.unclaimed = true
+	}
+	return d, nil
+}
+
+// Start implements executor.Executor: an order that is given again is claimed.
+func (d *Durable) Start(o executor.Order) {
+	d.mu.Lock()
+	fo := d.orders[o.Key]
+	if d.detached || fo == nil || !fo.unclaimed {
+		detached := d.detached
+		d.mu.Unlock()
+		if !detached {
+			d.Fake.Start(o)
+		}
+		return
+	}
+	fo.unclaimed = false
+	d.taken = append(d.taken, o)
+	d.changed.Broadcast()
+	if fo.begun != 0 {
+		d.post(executor.Report{Key: o.Key, Kind: executor.Started, At: fo.begun})
+	}
+	if fo.ended {
+		d.post(fo.end)
+	}
+	d.mu.Unlock()
+	d.flush()
+}
+
+// Expect implements executor.Durable.
+func (d *Durable) Expect(runs ...messages.RunID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.expected = append(d.expected, runs...)
+	for _, run := range runs {
+		for key, fo := range d.orders {
+			fo.unclaimed = fo.unclaimed || key.Run == run
+		}
+	}
+}
+
+// Settled implements executor.Durable: what nobody claimed is ended and forgotten.
+func (d *Durable) Settled(run messages.RunID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.settled[run]++
+	for key, fo := range d.orders {
+		if key.Run == run && fo.unclaimed {
+			delete(d.orders, key)
+		}
+	}
+	d.changed.Broadcast()
+}
+
+// Acknowledge implements executor.Durable.
+func (d *Durable) Acknowledge(keys ...messages.AttemptKey) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range keys {
+		d.acks[k]++
+	}
+	d.changed.Broadcast()
+}
+
+// Detach implements executor.Durable: nothing is reported any more.
+func (d *Durable) Detach() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.detached = true
+	for _, fo := range d.orders {
+		fo.unclaimed = true
+	}
+	return nil
+}
+
+// Expected returns all runs that were expected so far, in order.
+func (d *Durable) Expected() []messages.RunID {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]messages.RunID(nil), d.expected...)
+}
+
+// Acks returns how often an end was acknowledged.
+func (d *Durable) Acks(key messages.AttemptKey) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.acks[key]
+}
+
+// WaitAck blocks until the end was acknowledged; the test fails when that takes too long.
+func (d *Durable) WaitAck(t testing.TB, key messages.AttemptKey) {
+	t.Helper()
+	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.acks[key] > 0 })
+}
+
+// WaitSettled blocks until the run was settled n times.
+func (d *Durable) WaitSettled(t testing.TB, run messages.RunID, n int) {
+	t.Helper()
+	d.wait(t, fmt.Sprintf("run %d to be settled", run), func() bool { return d.settled[run] >= n })
+}

@@ -1,0 +1,60 @@
+package servertest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Workers lists the living worker processes of a data folder.
+func Workers(data string) (pids []int) {
+	if abs, err := filepath.Abs(data); err == nil {
+		data = abs
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		text, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil {
+			continue // it is gone
+		}
+		args := bytes.Split(text, []byte{0})
+		if len(args) > 3 && string(args[1]) == "worker" && string(args[2]) == "--data" && string(args[3]) == data {
+			if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// EndWorkers ends the workers of a data folder, with what they run: SIGTERM, and
+// SIGKILL when that does not help within limit. It returns when they are gone.
+func EndWorkers(data string, limit time.Duration) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	told := map[int]bool{}
+	begin := time.Now()
+	for {
+		pids := Workers(data)
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			switch {
+			case time.Since(begin) > 2*limit:
+				return fmt.Errorf("worker %d survives SIGKILL", pid)
+			case time.Since(begin) > limit:
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			case !told[pid]:
+				told[pid] = true
+				_ = syscall.Kill(pid, syscall.SIGTERM)
+				_ = syscall.Kill(pid, syscall.SIGCONT)
+			}
+		}
+		<-tick.C
+	}
+}
