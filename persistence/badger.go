@@ -50,7 +50,9 @@ type Badger struct {
 	cuts  cuts    // the committer's
 	wal   wal     // the writer's
 	room  *room
-	ended chan struct{} // the committer has ended
+	// moments are the store's read and commit timestamps.
+	moments *moments
+	ended   chan struct{} // the committer has ended
 
 	failMu  sync.Mutex
 	failure atomic.Pointer[error]
@@ -128,12 +130,13 @@ func openBadger(c Config) (*Badger, error) {
 	opts := badgerOptions(c)
 	s.limits(opts)
 	logs := &badgerLog{log: c.Logger, alarm: func(err error) { s.fail(err) }}
-	s.db, err = badger.Open(opts.WithLogger(logs))
+	s.db, err = badger.OpenManaged(opts.WithLogger(logs))
 	if err != nil {
 		s.enc.pack.close()
 		return nil, openError(c.Dir, err)
 	}
 	s.room.tables = s.db.Tables
+	s.moments = newMoments(s.db.MaxVersion())
 	if err = logs.corrupt(); err == nil {
 		err = s.start(c)
 	}

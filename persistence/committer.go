@@ -303,10 +303,14 @@ func (s *Badger) commit(ops []op, size int64) error {
 	}
 	start := time.Now()
 	watch := time.AfterFunc(stall, func() { s.fail(fmt.Errorf("a commit has not ended after %v", stall)) })
-	err := s.write(ops)
+	at := s.moments.next()
+	err := s.write(ops, at)
 	watch.Stop()
 	if err == nil {
 		err = s.wal.follow()
+	}
+	if err == nil {
+		s.db.SetDiscardTs(s.moments.advance(at))
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {
@@ -315,8 +319,8 @@ func (s *Badger) commit(ops []op, size int64) error {
 	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
 }
 
-func (s *Badger) write(ops []op) error {
-	txn := s.db.NewTransaction(true)
+func (s *Badger) write(ops []op, at uint64) error {
+	txn := s.db.NewTransactionAt(at-1, true)
 	defer txn.Discard()
 	entries := make([]badger.Entry, len(ops))
 	for i, o := range ops {
@@ -331,7 +335,7 @@ func (s *Badger) write(ops []op) error {
 			return fmt.Errorf("row of %d bytes, %d of %d: %w", len(o.val), i, len(ops), err)
 		}
 	}
-	return txn.Commit()
+	return txn.CommitAt(at, nil)
 }
 
 // fail makes the store failed; the first reason stays. It returns the error that

@@ -11,8 +11,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// view runs fn in a read transaction. Reading ends with the store: after a failed
-// commit Badger may show rows that are not durable.
+// view runs fn in a read transaction, as of the newest durable commit. Reading ends
+// with the store.
 func (s *Badger) view(fn func(*badger.Txn) error) error {
 	s.reading.RLock()
 	defer s.reading.RUnlock()
@@ -22,7 +22,11 @@ func (s *Badger) view(fn func(*badger.Txn) error) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	return s.db.View(fn)
+	at := s.moments.begin()
+	defer s.moments.end(at)
+	txn := s.db.NewTransactionAt(at, false)
+	defer txn.Discard()
+	return fn(txn)
 }
 
 // scanTxn calls fn for the rows whose keys begin with prefix, from the key from
