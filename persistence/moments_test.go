@@ -55,7 +55,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 	}
 	write(0)
 	err = s.view(func(txn *badger.Txn) error {
-		for round := 1; round <= 40; round++ {
+		for round := 1; round <= 200; round++ {
 			write(round)
 		}
 		if err := s.db.Flatten(2); err != nil {
@@ -72,8 +72,8 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	write(41)
-	if v, err := s.get([]byte("?007")); err != nil || string(v) != fmt.Sprintf("41 %0900d", 7) {
+	write(201)
+	if v, err := s.get([]byte("?007")); err != nil || string(v) != fmt.Sprintf("201 %0900d", 7) {
 		t.Errorf("now: %.20q, %v", v, err)
 	}
 }
