@@ -132,7 +132,8 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 		return err
 	}
 	defer os.RemoveAll(dir)
-	s, err := servertest.Start(servertest.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
+	data := filepath.Join(dir, "data")
+	s, err := servertest.Start(servertest.Config{Binary: e.binary, Data: data,
 		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--log-level", "warn"}, args...)})
 	if err != nil {
 		return err
@@ -140,6 +141,9 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 	err = f(s)
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil && stopErr != nil {
 		err = stopErr
+	}
+	if endErr := servertest.EndWorkers(data, 10*time.Second); err == nil {
+		err = endErr
 	}
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, s.Log())
