@@ -4,6 +4,7 @@
 //
 //	contract_test.go   each row of the REST table, by field names, types and shapes
 //	semantics_test.go  what runs, retries, generators, restarts, pauses mean
+//	record_test.go     where a job runs and what its attempts record, kills that outlive the server
 //	kill_test.go       kills of runs and tasks, SIGTERM of the server
 //	crash_test.go      kill -9 at random moments, and right after a 200
 //	disk_test.go       a full disk
