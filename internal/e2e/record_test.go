@@ -128,3 +128,18 @@ func TestKillSurvivesACrash(t *testing.T) {
 		}
 	}
 }
+
+// TestDescriptorsOfTheServer: what whoever started the server had open (`flock FILE
+// caravan serve`) does not reach its tasks, which may outlive it.
+func TestDescriptorsOfTheServer(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "locked")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nexec 7>"+dir+"/lock\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := e2etest.Start(t, e2etest.Program(script))
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(`for f in /proc/$$/fd/*; do readlink $f; done; true`)}))
+	if out := run.TaskAttempts["a"][0].OutputLog; strings.Contains(out, "/lock") {
+		t.Errorf("a task has open:\n%s", out)
+	}
+}
