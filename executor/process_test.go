@@ -173,7 +173,7 @@ func (r *rig) printed(key messages.AttemptKey, want string) {
 // poll waits for the state of a real process, which nothing signals.
 func poll(t *testing.T, missing func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s := missing()
 		if s == "" {
