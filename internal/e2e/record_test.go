@@ -102,7 +102,7 @@ func TestKillSurvivesACrash(t *testing.T) {
 	dir := t.TempDir()
 	endLeftovers(t, dir)
 	stubborn := func(name string) e2etest.Task {
-		return e2etest.Sh(`trap '' TERM; echo x >> ` + dir + `/` + name + `; echo $$ > ` + dir + `/pid-` + name + `; while :; do sleep 0.05; done`).With("maxRetries", 3)
+		return e2etest.Sh(`trap '' TERM; echo x >> `+dir+`/`+name+`; echo $$ > `+dir+`/pid-`+name+`; while :; do sleep 0.05; done`).With("maxRetries", 3)
 	}
 	whole := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": stubborn("a"), "after": e2etest.Sh("true").After("a")}))
 	part := s.Submit(e2etest.Graph(map[string]e2etest.Task{"b": stubborn("b"), "after": e2etest.Sh("true").After("b")}))
