@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -231,5 +232,34 @@ func TestChangesHaveTheirTimes(t *testing.T) {
 	times := []int64{v.Changes[0].At, v.Changes[1].At, a.Start, a.Stop, b.Start, b.Stop, v.Changes[2].At}
 	if !slices.IsSorted(times) {
 		t.Errorf("submitted, running, a, b, completed at %v", times)
+	}
+}
+
+// The limits of the node hold for what is generated, before a crash and after it.
+func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
+	const spec = `{"parameters":{"N":["1","2","3"]},"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true}}}`
+	r := newRig(t, func(c *Config) { c.Limits = dag.Limits{MaxTasks: 3} })
+	sub := r.plan(spec)
+	sub.Plan = sub.Plan.WithLimits(r.config.Limits) // as http plans it
+	before, err := r.node.Submit(sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := r.submit(spec)
+	first := r.order(1)
+	r.order(2)
+	const four = `{"x":{"job":{"command":["{{N}}"]}}}`
+	r.fake.Print(first, four)
+	r.fake.End(first, messages.AttemptSucceeded, 0)
+	r.awaitState(before, dag.RunErrored)
+	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Out: four} })
+	r.crash()
+	r.awaitState(after, dag.RunErrored)
+	for _, id := range []messages.RunID{before, after} {
+		recs := r.attempts(id, "gen")
+		last := recs[len(recs)-1]
+		if last.Result != messages.AttemptRejected || !strings.Contains(last.ExecutorLog, "the run has 4 tasks, the limit is 3") {
+			t.Errorf("run %d: %+v", id, recs)
+		}
 	}
 }

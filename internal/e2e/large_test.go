@@ -81,3 +81,30 @@ func TestLargeRunIsComplete(t *testing.T) {
 		}
 	}
 }
+
+// TestMillionTasksAreAccepted: a document of some 12 KB that means 1,000,000 tasks is
+// accepted in milliseconds, and takes no time to be killed.
+func TestMillionTasksAreAccepted(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	s := e2etest.Start(t)
+	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exec sleep 300; : {{M}} {{N}}")}).
+		With("parameters", map[string]any{"M": e2etest.Numbers(1000), "N": e2etest.Numbers(1000)}))
+	for try := 1; ; try++ { // the machine may be busy with something else
+		begin := time.Now()
+		run := s.Submit(doc)
+		took := time.Since(begin)
+		s.AwaitTask(run, "a_0", "RUNNING")
+		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+		s.Await(run, "KILLED")
+		t.Logf("%d bytes were accepted as 1,000,000 tasks in %v", len(doc), took)
+		if took < limit || e2etest.Race {
+			break
+		}
+		if try == 5 {
+			t.Fatalf("in none of %d tries they were accepted within %v", try, limit)
+		}
+	}
+	if got := s.List("?all=1")[0].TaskCounts; got["QUEUED"]+got["KILLED"] != 1_000_000 || got["KILLED"] > 2 {
+		t.Errorf("counts %v", got)
+	}
+}
