@@ -106,7 +106,7 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 		}
 		if old.IdempotencyKey == s.IdempotencyKey {
 			if old.BodyHash != s.BodyHash {
-				return 0, &messages.Error{Code: messages.KeyReused, Text: "idempotency key " + s.IdempotencyKey + " was used with another body"}
+				return 0, &messages.Error{Code: messages.KeyReused, Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", s.IdempotencyKey, id)}
 			}
 			return messages.RunID(id), nil
 		}
