@@ -143,3 +143,34 @@ func TestDescriptorsOfTheServer(t *testing.T) {
 		t.Errorf("a task has open:\n%s", out)
 	}
 }
+
+// TestErrorsNameTheThing: one sentence each, by the engine behind the real server.
+func TestErrorsNameTheThing(t *testing.T) {
+	s := e2etest.Start(t)
+	s.Await(s.Submit(seedDAG, "Idempotency-Key", "k"), "COMPLETED")
+	for _, c := range []struct {
+		status                   int
+		method, path, body, text string
+		header                   []string
+	}{
+		{404, "GET", "/v1/dagrun/7", "", `unknown run 7`, nil},
+		{404, "PATCH", "/v1/dagrun/7/state/PAUSED", "", `unknown run 7`, nil},
+		{404, "GET", "/v1/dagrun/seven/state", "", `unknown run "seven"`, nil},
+		{404, "DELETE", "/v1/dagrun/0/task/none", "", `run 0: unknown task "none"`, nil},
+		{404, "GET", "/v1/dagrun/0/task/simple_0/log?attempt=2", "", `run 0: task "simple_0" has no attempt 2`, nil},
+		{400, "PATCH", "/v1/dagrun/0/state/ASLEEP", "", `unknown state "ASLEEP"`, nil},
+		{409, "PATCH", "/v1/dagrun/0/state/PAUSED", "", `run 0: a run that is COMPLETED cannot be set to PAUSED`, nil},
+		{409, "PATCH", "/v1/dagrun/0/state/ERRORED", "", `run 0: a run that is COMPLETED cannot be set to ERRORED`, nil},
+		{400, "POST", "/v1/dagrun", `{"tasks":{"a":{"job":{"command":["x"]},"parents":["b"]}}}`, `/tasks/a/parents/0: unknown task "b"`, nil},
+		{400, "POST", "/v1/dagrun", `{"tasks":{"a":{"job":{"command":["x"],"cores":3}}}}`, `/tasks/a/job/cores: asks for 3 cores, the machine has 2`, nil},
+		{422, "POST", "/v1/dagrun", hugeProduct(), `/tasks: the run has 1000000000000 tasks, the limit is 10000000`, nil},
+		{422, "POST", "/v1/dagrun", strings.Replace(seedDAG, "mediumtest", "other", 1), `idempotency key "k" was used for run 0 with another body`,
+			[]string{"Idempotency-Key", "k"}},
+	} {
+		var problem struct{ Error, Detail string }
+		s.Want(c.status, c.method, c.path, c.body, c.header...).Decode(t, &problem)
+		if problem.Error != c.text || problem.Detail != c.text {
+			t.Errorf("%s %s: %q, want %q", c.method, c.path, problem.Error, c.text)
+		}
+	}
+}
