@@ -21,12 +21,16 @@ func TestWhereAJobRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(dir, "below"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	s := e2etest.Start(t, e2etest.Dir(dir))
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
 		"plain": e2etest.Sh(`readlink /proc/$$/exe; pwd; wc -c; echo "$OWN $COMMON"`).Job("environment", map[string]string{"OWN": "a=b"}),
 		"both":  e2etest.Sh(`echo "$OWN $COMMON"`),
+		"below": e2etest.Sh(`pwd`).Job("workDir", "below"),
 	}).With("jobDefaults", map[string]any{"environment": []string{"COMMON=c"}}))
-	for name, want := range map[string]string{"plain": shell + "\n" + dir + "\n0\na=b \n", "both": " c\n"} {
+	for name, want := range map[string]string{"plain": shell + "\n" + dir + "\n0\na=b \n", "both": " c\n", "below": dir + "/below\n"} {
 		if got := run.TaskAttempts[name][0].OutputLog; got != want {
 			t.Errorf("%s printed %q, want %q", name, got, want)
 		}
