@@ -245,8 +245,8 @@ func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	after := r.submit(spec)
 	first := r.order(1)
+	after := r.submit(spec)
 	r.order(2)
 	const four = `{"x":{"job":{"command":["{{N}}"]}}}`
 	r.fake.Print(first, four)
