@@ -124,17 +124,17 @@ func TestBackgroundChildren(t *testing.T) {
 	r := newRig(t, nil)
 	all := func(o *executor.Order) { o.CoresMilli = 4000 }
 	for _, script := range []string{
-		`sleep 1000 & echo $!`,
-		`setsid sleep 1000 & echo $!`,
-		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $!`,
+		`sleep 1000 & echo $! >&2`,
+		`setsid sleep 1000 & echo $! >&2`,
+		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $! >&2`,
 	} {
 		rec := r.run(script, all).Record
 		if rec.Result != messages.AttemptSucceeded {
 			t.Errorf("%q: %+v", script, rec)
 		}
 		var pid int
-		if _, err := fmt.Sscan(r.text(rec.Stdout), &pid); err != nil {
-			t.Fatalf("%q printed %q", script, r.text(rec.Stdout))
+		if _, err := fmt.Sscan(r.text(rec.Stderr), &pid); err != nil {
+			t.Fatalf("%q printed %q", script, r.text(rec.Stderr))
 		}
 		r.idle()
 		if syscall.Kill(pid, 0) != nil {
