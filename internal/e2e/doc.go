@@ -7,9 +7,9 @@
 //	record_test.go     where a job runs and what its attempts record, kills that outlive the server
 //	kill_test.go       kills of runs and tasks, SIGTERM of the server
 //	crash_test.go      kill -9 at random moments, and right after a 200
-//	shutdown_test.go   SIGTERM while clients ask
 //	disk_test.go       a full disk
 //	hostile_test.go    malformed requests, slow and gone clients
+//	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
