@@ -3,8 +3,8 @@
 // has no code of its own.
 //
 //	contract_test.go   each row of the REST table, by field names, types and shapes
-//	semantics_test.go  what runs, retries, generators, restarts, pauses mean
 //	record_test.go     where a job runs and what its attempts record, kills that outlive the server
+//	semantics_test.go  what runs, retries, generators, restarts, pauses mean
 //	kill_test.go       kills of runs and tasks, SIGTERM of the server
 //	crash_test.go      kill -9 at random moments, and right after a 200
 //	disk_test.go       a full disk
