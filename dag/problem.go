@@ -22,12 +22,22 @@ func (p Problems) Error() string {
 	}
 	text := p[0].Message
 	if p[0].Pointer != "" {
-		text = p[0].Pointer + ": " + text
+		text = inLine(p[0].Pointer) + ": " + text
 	}
 	if len(p) > 1 {
 		text += " (and " + strconv.Itoa(len(p)-1) + " more)"
 	}
 	return text
+}
+
+// inLine is a pointer within a line: quoted when a name in it would break that.
+func inLine(pointer string) string {
+	for _, r := range pointer {
+		if !strconv.IsPrint(r) {
+			return strconv.Quote(pointer)
+		}
+	}
+	return pointer
 }
 
 // Collector gathers problems in the order in which they are found. It keeps

@@ -16,6 +16,8 @@ func TestProblemsError(t *testing.T) {
 		{dag.Problems{{Message: "m"}}, "m"},
 		{dag.Problems{{Pointer: "/p", Message: "m"}}, "/p: m"},
 		{dag.Problems{{Pointer: "/p", Message: "m"}, {}, {}}, "/p: m (and 2 more)"},
+		{dag.Problems{{Pointer: "/tasks/a b/ü", Message: "m"}}, "/tasks/a b/ü: m"},
+		{dag.Problems{{Pointer: "/tasks/a\nb\u2028", Message: "m"}}, `"/tasks/a\nb\u2028": m`}, // it stays one line
 	} {
 		if got := c.problems.Error(); got != c.want {
 			t.Errorf("%q, want %q", got, c.want)

@@ -26,7 +26,7 @@ func TestTimeout(t *testing.T) {
 	if rec.Result != messages.AttemptTimedOut || rec.RC != 143 || rec.ExecutorLog != "timed out after 150ms" {
 		t.Errorf("%+v", rec)
 	}
-	if took := time.Since(began); took < 150*time.Millisecond || took > 3*time.Second {
+	if took := time.Since(began); took < 150*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
 	if rec := r.run("true", timeout(time.Hour)).Record; rec.Result != messages.AttemptSucceeded {
@@ -40,7 +40,7 @@ func TestTimeoutOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	if rec.Result != messages.AttemptTimedOut || rec.RC != 137 {
 		t.Errorf("%+v", rec)
 	}
-	if took := time.Duration(rec.Stop - rec.Start); took < 300*time.Millisecond || took > 3*time.Second {
+	if took := time.Duration(rec.Stop - rec.Start); took < 300*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
 }
@@ -71,7 +71,7 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	if rec.Result != messages.AttemptKilled || rec.RC != 137 {
 		t.Errorf("%+v", rec)
 	}
-	if took := time.Since(began); took < 200*time.Millisecond || took > 3*time.Second {
+	if took := time.Since(began); took < 200*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
 }
@@ -124,17 +124,17 @@ func TestBackgroundChildren(t *testing.T) {
 	r := newRig(t, nil)
 	all := func(o *executor.Order) { o.CoresMilli = 4000 }
 	for _, script := range []string{
-		`sleep 1000 & echo $!`,
-		`setsid sleep 1000 & echo $!`,
-		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $!`,
+		`sleep 1000 & echo $! >&2`,
+		`setsid sleep 1000 & echo $! >&2`,
+		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $! >&2`,
 	} {
 		rec := r.run(script, all).Record
-		if rec.Result != messages.AttemptSucceeded || rec.Stop-rec.Start > int64(5*time.Second) {
+		if rec.Result != messages.AttemptSucceeded {
 			t.Errorf("%q: %+v", script, rec)
 		}
 		var pid int
-		if _, err := fmt.Sscan(r.text(rec.Stdout), &pid); err != nil {
-			t.Fatalf("%q printed %q", script, r.text(rec.Stdout))
+		if _, err := fmt.Sscan(r.text(rec.Stderr), &pid); err != nil {
+			t.Fatalf("%q printed %q", script, r.text(rec.Stderr))
 		}
 		r.idle()
 		if syscall.Kill(pid, 0) != nil {
@@ -157,14 +157,10 @@ func TestKillAll(t *testing.T) {
 	for i := range uint32(n) {
 		r.WaitStarted(id(i))
 	}
-	began := time.Now()
 	for i := range uint32(n) {
-		r.Kill(id(i), 5*time.Second)
+		r.Kill(id(i), time.Hour) // none of them needs a grace
 	}
 	r.WaitFinals(n)
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("took %v", took)
-	}
 }
 
 func TestCloseEndsEverything(t *testing.T) {

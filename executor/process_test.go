@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
@@ -23,7 +25,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// As the program does: what whoever runs the tests has open is not for tasks.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, "descriptors that were inherited reach the tasks:", err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // rig is a Process with what a test watches around it.
 type rig struct {
@@ -165,7 +173,7 @@ func (r *rig) printed(key messages.AttemptKey, want string) {
 // poll waits for the state of a real process, which nothing signals.
 func poll(t *testing.T, missing func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s := missing()
 		if s == "" {

@@ -301,7 +301,7 @@ func TestIdempotencyKey(t *testing.T) {
 	if first.status != 200 || again.body != first.body || first.header.Get("Location") != "/v1/dagrun/0" {
 		t.Errorf("%+v, then %+v", first, again)
 	}
-	refusedWith(t, s.do("POST", "/v1/dagrun", manySpec(2), key), 422, "was used with another body")
+	refusedWith(t, s.do("POST", "/v1/dagrun", manySpec(2), key), 422, "was used for run 0 with another body")
 	if r := s.do("POST", "/v1/dagrun", seedSpec); r.body != `{"runID":1}` {
 		t.Errorf("without a key: %s", r.body)
 	}

@@ -106,7 +106,7 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 		}
 		if old.IdempotencyKey == s.IdempotencyKey {
 			if old.BodyHash != s.BodyHash {
-				return 0, &messages.Error{Code: messages.KeyReused, Text: "idempotency key " + s.IdempotencyKey + " was used with another body"}
+				return 0, &messages.Error{Code: messages.KeyReused, Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", s.IdempotencyKey, id)}
 			}
 			return messages.RunID(id), nil
 		}
@@ -247,7 +247,7 @@ func (e *fakeEngine) OpenLog(id messages.RunID, name string, attempt uint32, str
 	if l := r.logs[logKey(name, max(attempt, 1), stream)]; l != nil {
 		return l.open(), nil
 	}
-	return nil, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: task %q: no attempt %d", id, name, attempt)}
+	return nil, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: task %q has no attempt %d", id, name, attempt)}
 }
 
 func (e *fakeEngine) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {

@@ -44,10 +44,14 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// patience is how long anything may take that should happen at once: the machine
+// may be busy with something else.
+const patience = time.Minute
+
 func serve(t testing.TB, e Engine, change ...func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, logs: &logBuffer{}, done: make(chan error, 1)}
-	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: 5 * time.Second}
+	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: patience}
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -61,7 +65,7 @@ func serve(t testing.TB, e Engine, change ...func(*Config)) *service {
 	s.web = &http.Client{Transport: &http.Transport{DisableCompression: true}}
 	t.Cleanup(func() {
 		s.web.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -134,7 +138,7 @@ func (s *service) raw(text string) (net.Conn, *bufio.Reader) {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := io.WriteString(c, text); err != nil {
@@ -211,7 +215,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(patience)
 	for !ok() {
 		select {
 		case <-tick.C:

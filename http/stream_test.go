@@ -416,7 +416,7 @@ func TestShutdownIsCutShort(t *testing.T) {
 func TestStalledClient(t *testing.T) {
 	e := &fakeEngine{}
 	e.add(t, manySpec(60_000), dag.RunRunning, dag.TaskCompleted)
-	s := serve(t, e, func(c *Config) { c.WriteTimeout = 50 * time.Millisecond })
+	s := serve(t, e, func(c *Config) { c.WriteTimeout = time.Second })
 	_, r := s.raw("GET /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\n\r\n")
 	if _, err := http.ReadResponse(r, nil); err != nil {
 		t.Fatal(err)

@@ -46,6 +46,7 @@ type Main struct {
 var errInterrupted = errors.New("interrupted")
 
 func main() {
+	keepDescriptors()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	m := &Main{

@@ -11,7 +11,7 @@ import (
 )
 
 // patience is how long a Recorder or a Fake waits before it fails the test.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Recorder is a Sink that keeps every report and fails the test as soon as one
 // breaks the rules: a second final report, a report after it, a second Started.

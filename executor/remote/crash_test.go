@@ -56,7 +56,7 @@ func (s *storm) finish() {
 		if err != nil {
 			s.t.Fatalf("last server: %v\n%s", err, &s.stderr)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		_ = cmd.Process.Signal(unix.SIGQUIT)
 		<-done
 		s.t.Fatalf("the last server does not end\n%s\n%s", &s.stderr, read(filepath.Join(s.data, "journal")))

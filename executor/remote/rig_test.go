@@ -162,12 +162,12 @@ func resumed(o executor.Order) executor.Order {
 // poll waits for something that another process does.
 func poll(t testing.TB, what string, done func() bool, before ...func()) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			for _, f := range before {
 				f()
 			}
-			t.Fatalf("waited 20 s for %s", what)
+			t.Fatalf("waited a minute for %s", what)
 		}
 	}
 }

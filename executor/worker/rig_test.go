@@ -64,7 +64,7 @@ func (g *rig) wait() error {
 	case err := <-g.ended:
 		g.ended <- err
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		g.t.Error("the worker does not end")
 		return nil
 	}
@@ -93,7 +93,7 @@ func (g *rig) dial() *grpc.ClientConn {
 func (g *rig) open(method string) *client {
 	g.t.Helper()
 	c := &client{t: g.t, conn: g.dial()}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	g.t.Cleanup(cancel)
 	var err error
 	if c.stream, err = workerpb.Open(ctx, c.conn, method); err != nil {

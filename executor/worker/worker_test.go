@@ -182,9 +182,10 @@ func bury(t *testing.T, path string) *Estate {
 }
 
 func TestIdle(t *testing.T) {
-	g := newRig(t, func(s *Settings) { s.Idle = 50 * time.Millisecond })
+	// Long enough for the test to come before the worker has been idle for so long.
+	g := newRig(t, func(s *Settings) { s.Idle = time.Second })
 	c, _ := g.attach()
-	c.send(shell(1, "sleep 0.2"))
+	c.send(shell(1, "sleep 1.5"))
 	c.want(workerpb.TypeStarted, key(1))
 	c.conn.Close()
 	if err := g.wait(); err != nil {

@@ -3,6 +3,7 @@
 // has no code of its own.
 //
 //	contract_test.go   each row of the REST table, by field names, types and shapes
+//	record_test.go     where a job runs and what its attempts record, kills that outlive the server
 //	semantics_test.go  what runs, retries, generators, restarts, pauses mean
 //	kill_test.go       kills of runs and tasks
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
@@ -10,6 +11,7 @@
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	disk_test.go       a full disk
 //	hostile_test.go    malformed requests, slow and gone clients
+//	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED

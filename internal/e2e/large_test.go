@@ -13,6 +13,16 @@ import (
 func TestLargeRunAnswers(t *testing.T) {
 	const limit = 20 * time.Millisecond
 	s := e2etest.Start(t)
+	for try := 1; !largeRunAnswers(t, s, limit); try++ { // the machine may be busy with something else
+		if try == 5 {
+			t.Fatalf("in none of %d runs all p99 were under %v", try, limit)
+		}
+	}
+}
+
+// largeRunAnswers submits the run, asks while it runs, and tells whether the answers
+// came within the limit. Under the race detector none is held to it.
+func largeRunAnswers(t *testing.T, s *e2etest.Server, limit time.Duration) (quick bool) {
 	begin := time.Now()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"first": e2etest.Sh("true"),
@@ -21,30 +31,22 @@ func TestLargeRunAnswers(t *testing.T) {
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(10_000)}))
 	t.Logf("10,002 tasks were accepted in %v", time.Since(begin))
 	e2etest.Eventually(t, "the run makes progress", func() bool {
-		return s.List("")[0].TaskCounts["COMPLETED"] > 10
+		list := s.List("")
+		return len(list) > 0 && list[len(list)-1].TaskCounts["COMPLETED"] > 10
 	})
-
-	paths := []string{e2etest.Path(run, "/state"), e2etest.Path(run, "/summary"), "/v1/dagruns", "/v1/dagruns?all=1"}
-	for try := 1; ; try++ { // the machine may be busy with something else
-		slow := false
-		for _, path := range paths {
-			p50, p99 := latency(s, path, scaled(300))
-			t.Logf("GET %s: p50 %v, p99 %v", path, p50, p99)
-			slow = slow || p99 >= limit
-		}
-		if s.State(run) != "RUNNING" {
-			t.Fatal("the run was over before it was measured")
-		}
-		if !slow || e2etest.Race {
-			break
-		}
-		if try == 3 {
-			t.Errorf("p99 is over %v", limit)
-			break
-		}
+	quick = true
+	for _, path := range []string{e2etest.Path(run, "/state"), e2etest.Path(run, "/summary"), "/v1/dagruns", "/v1/dagruns?all=1"} {
+		p50, p99 := latency(s, path, scaled(300))
+		t.Logf("GET %s: p50 %v, p99 %v", path, p50, p99)
+		quick = quick && (p99 < limit || e2etest.Race)
+	}
+	if state := s.State(run); state != "RUNNING" {
+		t.Logf("the run was %s before it was measured", state)
+		return false
 	}
 	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 	s.Await(run, "KILLED")
+	return quick
 }
 
 // latency asks n times and returns the median and the 99th percentile.
@@ -77,5 +79,32 @@ func TestLargeRunIsComplete(t *testing.T) {
 		if name != "first" && a[0].StartTime < first.StopTime || name != "last" && a[0].StopTime > last.StartTime {
 			t.Fatalf("%s ran from %d to %d; first ended at %d, last began at %d", name, a[0].StartTime, a[0].StopTime, first.StopTime, last.StartTime)
 		}
+	}
+}
+
+// TestMillionTasksAreAccepted: a document of some 12 KB that means 1,000,000 tasks is
+// accepted in milliseconds, and takes no time to be killed.
+func TestMillionTasksAreAccepted(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	s := e2etest.Start(t)
+	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exec sleep 300; : {{M}} {{N}}")}).
+		With("parameters", map[string]any{"M": e2etest.Numbers(1000), "N": e2etest.Numbers(1000)}))
+	for try := 1; ; try++ { // the machine may be busy with something else
+		begin := time.Now()
+		run := s.Submit(doc)
+		took := time.Since(begin)
+		s.AwaitTask(run, "a_0", "RUNNING")
+		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+		s.Await(run, "KILLED")
+		t.Logf("%d bytes were accepted as 1,000,000 tasks in %v", len(doc), took)
+		if took < limit || e2etest.Race {
+			break
+		}
+		if try == 5 {
+			t.Fatalf("in none of %d tries they were accepted within %v", try, limit)
+		}
+	}
+	if got := s.List("?all=1")[0].TaskCounts; got["QUEUED"]+got["KILLED"] != 1_000_000 || got["KILLED"] > 2 {
+		t.Errorf("counts %v", got)
 	}
 }

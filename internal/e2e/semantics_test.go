@@ -130,7 +130,7 @@ func TestTimeout(t *testing.T) {
 	if len(a) != 1 || a[0].RC == 0 || !strings.Contains(strings.ToLower(a[0].ExecutorLog), "time") {
 		t.Errorf("attempts: %+v", a)
 	}
-	if took := time.Duration(a[0].StopTime - a[0].StartTime); took < time.Second || took > 10*time.Second {
+	if took := time.Duration(a[0].StopTime - a[0].StartTime); took < time.Second || took > time.Minute {
 		t.Errorf("ended after %v, want 1 s", took)
 	}
 }
@@ -211,7 +211,7 @@ func TestPauseAndResume(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"a": e2etest.Sh("while ! test -e " + dir + "/go; do sleep 0.02; done"),
 		"b": e2etest.Sh("true").After("a"),
-		"r": e2etest.Sh("test $CARAVAN_ATTEMPT -gt 1").With("maxRetries", 1).With("retryIntervalSeconds", 1),
+		"r": e2etest.Sh("test $CARAVAN_ATTEMPT -gt 1").With("maxRetries", 1).With("retryIntervalSeconds", 3),
 	}))
 	s.AwaitTask(run, "a", "RUNNING")
 	s.AwaitTask(run, "r", "RETRY")
@@ -227,8 +227,8 @@ func TestPauseAndResume(t *testing.T) {
 	if got := s.State(run); got != "PAUSED" {
 		t.Errorf("after a crash the paused run is %s", got)
 	}
-	// Another run takes its way meanwhile, longer than the retry's second.
-	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 1.2")}))
+	// Another run takes its way meanwhile, longer than the retry's three seconds.
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 3.2")}))
 	doc := s.Get(run)
 	if doc.TaskStates["b"] != "QUEUED" || doc.TaskStates["r"] != "RETRY" {
 		t.Errorf("in the paused run: %v", doc.TaskStates)

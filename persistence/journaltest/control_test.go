@@ -61,6 +61,38 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// A batch that is being answered when Hold comes is none of those that are held
+// back, and takes no step from them.
+func TestHoldDuringAnAnswer(t *testing.T) {
+	m := closing(t, journaltest.NewMemory())
+	for run := range messages.RunID(50) {
+		entered, proceed, held := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		b := journaltest.NewRun(2*run, "", "")
+		b.Done = func(error) {
+			close(entered)
+			<-proceed
+		}
+		m.Append(b)
+		<-entered
+		go func() {
+			m.Hold()
+			close(held)
+		}()
+		close(proceed)
+		<-held
+		if n := m.Pending(); n != 0 {
+			t.Fatalf("%d pending", n)
+		}
+		done := send(m, 2*run+1)
+		m.WaitPending(1)
+		m.Step(1)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		m.Release()
+	}
+}
+
 func TestMemoryFail(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	cause := errors.New("cause")

@@ -57,11 +57,15 @@ func (m *Memory) Append(b *persistence.Batch) {
 	m.mu.Unlock()
 }
 
-// Hold keeps every batch that is not durable yet from becoming so.
+// Hold keeps every batch that is not durable yet from becoming so. It waits for a
+// Done that is being called: what is pending afterwards is held back.
 func (m *Memory) Hold() {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.hold, m.steps = true, 0
-	m.mu.Unlock()
+	for m.calling > 0 {
+		m.wake.Wait()
+	}
 }
 
 // Release ends Hold.
@@ -200,13 +204,16 @@ func (m *Memory) commit() {
 		b := m.queue[0]
 		m.queue[0] = nil
 		m.queue = m.queue[1:]
+		step := m.hold && m.steps > 0
 		err := m.store(b)
 		m.calling = 1
 		m.mu.Unlock()
 		answer(b, err)
 		m.mu.Lock()
 		m.calling = 0
-		m.steps = max(m.steps-1, 0)
+		if step {
+			m.steps = max(m.steps-1, 0)
+		}
 		m.wake.Broadcast()
 	}
 }

@@ -1,0 +1,265 @@
+package actors
+
+import (
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// fresh counts the orders for attempts that were not there before a restart.
+func (r *rig) fresh() (n int) {
+	for _, o := range r.fake.Orders() {
+		if !o.Resume {
+			n++
+		}
+	}
+	return n
+}
+
+// What a user asks for is durable before it is answered: it is not answered while
+// its commit is held back, and a crash right after the answer changes nothing.
+func TestIntentsAreDurableBeforeTheyAreAnswered(t *testing.T) {
+	for name, c := range map[string]struct {
+		ask  func(*rig, messages.RunID) error
+		then func(*rig, messages.RunID) // after the crash
+	}{
+		"kill": {
+			func(r *rig, id messages.RunID) error { return r.node.Kill(id) },
+			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunKilled) },
+		},
+		"kill by state": {
+			func(r *rig, id messages.RunID) error { return r.node.SetState(id, dag.RunKilled) },
+			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunKilled) },
+		},
+		"kill of a task": {
+			func(r *rig, id messages.RunID) error { return r.node.KillTask(id, "a") },
+			func(r *rig, id messages.RunID) {
+				r.awaitState(id, dag.RunKilled)
+				if a, b := r.state(id, "a"), r.state(id, "b"); a != dag.TaskKilled || b != dag.TaskQueued {
+					t.Errorf("a is %v, b is %v", a, b)
+				}
+			},
+		},
+		"pause": {
+			func(r *rig, id messages.RunID) error { return r.node.SetState(id, dag.RunPaused) },
+			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunPaused) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			id := r.submit(chain)
+			r.fake.Begin(r.order(1))
+			r.awaitTasks(id, dag.TaskRunning, 1)
+			r.fake.HoldKills(true)
+			r.store.Hold()
+			answered := make(chan error, 1)
+			go func() { answered <- c.ask(r, id) }()
+			r.store.WaitPending(1)
+			r.passed(id)
+			select {
+			case err := <-answered:
+				t.Fatalf("answered before it was durable: %v", err)
+			default:
+			}
+			r.store.Step(1)
+			if err := <-answered; err != nil {
+				t.Fatal(err)
+			}
+			r.fake.HoldKills(false)
+			r.crash()
+			c.then(r, id)
+			if n := r.fresh(); n != 1 {
+				t.Errorf("%d attempts were ordered", n)
+			}
+		})
+	}
+}
+
+// A restart is durable before it is answered, too.
+func TestRestartIsDurableBeforeItIsAnswered(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	r.fake.End(r.order(1), messages.AttemptFailed, 1)
+	r.awaitState(id, dag.RunErrored)
+	for r.node.env.board.summary(id) != nil { // it is to be loaded again
+		runtime.Gosched()
+	}
+	r.store.Hold()
+	answered := make(chan error, 1)
+	go func() { answered <- r.node.SetState(id, dag.RunQueued) }()
+	r.store.WaitPending(1)
+	select {
+	case err := <-answered:
+		t.Fatalf("answered before it was durable: %v", err)
+	default:
+	}
+	r.store.Step(1)
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	r.crash()
+	k := r.order(2)
+	if k.Run != id || k.Attempt != 2 {
+		t.Errorf("got %+v", k)
+	}
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+	if got := r.changes(id); !slices.Equal(got, []string{"QUEUED", "RUNNING", "ERRORED", "QUEUED", "RUNNING", "COMPLETED"}) {
+		t.Errorf("changes %v", got)
+	}
+}
+
+// A kill of what has ended is answered, and changes nothing: neither while the
+// run's actor is still there nor when it has to be loaded.
+func TestKillOfAFinishedRunChangesNothing(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  messages.AttemptResult
+		want dag.RunState
+	}{
+		"COMPLETED": {messages.AttemptSucceeded, dag.RunCompleted},
+		"ERRORED":   {messages.AttemptFailed, dag.RunErrored},
+		"KILLED":    {messages.AttemptKilled, dag.RunKilled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.fake.HoldKills(true)
+			id := r.submit(single)
+			k := r.order(1)
+			r.fake.Begin(k)
+			r.awaitTasks(id, dag.TaskRunning, 1)
+			if c.want == dag.RunKilled {
+				if err := r.node.Kill(id); err != nil {
+					t.Fatal(err)
+				}
+				r.fake.WaitKill(t, k)
+			}
+			r.fake.End(k, c.end, 0)
+			r.awaitState(id, c.want)
+			before, err := r.node.View(id, 0, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kills := r.fake.Kills(k)
+			for range 2 {
+				for name, err := range map[string]error{
+					"kill": r.node.Kill(id), "kill by state": r.node.SetState(id, dag.RunKilled), "kill of a task": r.node.KillTask(id, "a"),
+				} {
+					if err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				}
+				after, err := r.node.View(id, 0, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(after.Summary, before.Summary) || !slices.Equal(after.Changes, before.Changes) || after.States[0] != before.States[0] {
+					t.Errorf("it was\n%+v, is\n%+v", before, after)
+				}
+				for r.node.env.board.summary(id) != nil { // then once more, from the store
+					runtime.Gosched()
+				}
+			}
+			if r.fresh() != 1 || r.fake.Kills(k) != kills || len(r.attempts(id, "a")) != 1 {
+				t.Errorf("%d orders, %d kills where there were %d, attempts %+v", r.fresh(), r.fake.Kills(k), kills, r.attempts(id, "a"))
+			}
+		})
+	}
+}
+
+// Whatever makes an attempt fail is retried, and uses up a retry; what was lost is
+// run again and does not.
+func TestEveryKindOfFailureIsRetried(t *testing.T) {
+	for name, c := range map[string]struct {
+		result messages.AttemptResult
+		rc     int32
+	}{
+		"exit code":   {messages.AttemptFailed, 3},
+		"signal":      {messages.AttemptSignaled, 137},
+		"timeout":     {messages.AttemptTimedOut, 143},
+		"not started": {messages.AttemptNotStarted, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.fake.Play(func(o executor.Order) executortest.Step {
+				if o.Key.Attempt == 2 {
+					return executortest.Step{End: messages.AttemptLost}
+				}
+				return executortest.Step{End: c.result, RC: c.rc}
+			})
+			id := r.submit(`{"tasks":{"a":{"job":{"command":["x"]},"maxRetries":1,"children":["b"]},"b":{"job":{"command":["y"]}}}}`)
+			s := r.awaitState(id, dag.RunErrored)
+			if s.Counts[dag.TaskErrored] != 1 || s.Counts[dag.TaskQueued] != 1 {
+				t.Errorf("counts %v", s.Counts)
+			}
+			recs := r.attempts(id, "a")
+			if len(recs) != 3 {
+				t.Fatalf("attempts %+v", recs)
+			}
+			for i, want := range []messages.AttemptResult{c.result, messages.AttemptLost, c.result} {
+				if recs[i].Result != want || recs[i].Attempt != uint32(i+1) || want == c.result && recs[i].RC != c.rc {
+					t.Errorf("attempt %d: %+v", i+1, recs[i])
+				}
+			}
+		})
+	}
+}
+
+// The changes of a run's state: each once, with its time, from its submission on.
+func TestChangesHaveTheirTimes(t *testing.T) {
+	r := newRig(t)
+	r.fake.Play(succeed)
+	sub := r.plan(chain)
+	id, err := r.node.Submit(sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := r.awaitState(id, dag.RunCompleted)
+	v, err := r.node.View(id, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(v.Changes) != 3 || v.Changes[0].At != sub.At || s.Start != sub.At || v.Changes[2].At != s.LastUpdate {
+		t.Errorf("submitted at %d, changes %v, summary %+v", sub.At, v.Changes, s)
+	}
+	a, b := r.attempts(id, "a")[0], r.attempts(id, "b")[0]
+	times := []int64{v.Changes[0].At, v.Changes[1].At, a.Start, a.Stop, b.Start, b.Stop, v.Changes[2].At}
+	if !slices.IsSorted(times) {
+		t.Errorf("submitted, running, a, b, completed at %v", times)
+	}
+}
+
+// The limits of the node hold for what is generated, before a crash and after it.
+func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
+	const spec = `{"parameters":{"N":["1","2","3"]},"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true}}}`
+	r := newRig(t, func(c *Config) { c.Limits = dag.Limits{MaxTasks: 3} })
+	sub := r.plan(spec)
+	sub.Plan = sub.Plan.WithLimits(r.config.Limits) // as http plans it
+	before, err := r.node.Submit(sub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := r.order(1)
+	after := r.submit(spec)
+	r.order(2)
+	const four = `{"x":{"job":{"command":["{{N}}"]}}}`
+	r.fake.Print(first, four)
+	r.fake.End(first, messages.AttemptSucceeded, 0)
+	r.awaitState(before, dag.RunErrored)
+	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Out: four} })
+	r.crash()
+	r.awaitState(after, dag.RunErrored)
+	for _, id := range []messages.RunID{before, after} {
+		recs := r.attempts(id, "gen")
+		last := recs[len(recs)-1]
+		if last.Result != messages.AttemptRejected || !strings.Contains(last.ExecutorLog, "the run has 4 tasks, the limit is 3") {
+			t.Errorf("run %d: %+v", id, recs)
+		}
+	}
+}
