@@ -118,18 +118,19 @@ func (s *Badger) commitLoop() {
 			c.await()
 		}
 		c.gather()
-		if c.closed && c.next.empty() {
+		switch {
+		case c.closed && c.next.empty():
 			c.settle()
 			return
+		case c.idle(), !c.closed && !c.free():
+			continue
 		}
-		if c.closed || c.free() {
-			// Who can run now may have more for the group, and a larger one is cheaper. On
-			// a machine that is not busy this costs nothing.
-			runtime.Gosched()
-			c.gather()
-			s.addCuts(c.next)
-			c.send()
-		}
+		// Who can run now may have more for the group, and a larger one is cheaper. On a
+		// machine that is not busy this costs nothing.
+		runtime.Gosched()
+		c.gather()
+		s.addCuts(c.next)
+		c.send()
 	}
 }
 
@@ -178,8 +179,8 @@ func (c *committer) gather() {
 	}
 }
 
-// await returns when something may have been queued. What the writer has done
-// meanwhile is answered.
+// await returns when something may have been queued, or the queue was closed. What
+// the writer has done meanwhile is answered.
 func (c *committer) await() {
 	if c.writing != nil {
 		select {
@@ -193,7 +194,7 @@ func (c *committer) await() {
 }
 
 // free returns true when the writer is free for the group, false when more was
-// queued before that.
+// queued before that: it must be gathered, the signal has been taken.
 func (c *committer) free() bool {
 	if c.writing == nil {
 		return true
