@@ -38,7 +38,7 @@ const closePatience = 30 * time.Second
 type Remote struct {
 	cfg    Config
 	log    *slog.Logger
-	dir    string // where orders run that name no folder
+	dir    string // where orders run that name no folder, or a relative one
 	lock   *os.File
 	ctx    context.Context // until Close or Detach are done
 	cancel context.CancelFunc
@@ -143,8 +143,8 @@ func (r *Remote) discover() error {
 
 // Start implements executor.Executor.
 func (r *Remote) Start(o executor.Order) {
-	if o.Dir == "" {
-		o.Dir = r.dir // not the worker's
+	if !filepath.IsAbs(o.Dir) {
+		o.Dir = filepath.Join(r.dir, o.Dir) // not below the worker's
 	}
 	o.CoresMilli, o.MemoryMilli = max(o.CoresMilli, 0), max(o.MemoryMilli, 0)
 	r.mu.Lock()
