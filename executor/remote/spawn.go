@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -87,7 +89,9 @@ func (r *Remote) spawn() (*peer, error) {
 }
 
 // workerEnvironment is this process's own, from which tasks get their clean set, with
-// the worker's mark. A worker's heap is small: a little more collecting keeps it so.
+// the worker's mark. A worker's heap is small: a little more collecting keeps it so. Its
+// threads hang in the kernel as they fork; with as many again to go on, the runtime's
+// monitor sleeps, which otherwise takes their place away from them 10 times a task.
 func workerEnvironment(own []string, name string) []string {
 	env := slices.DeleteFunc(slices.Clone(own), func(kv string) bool {
 		return strings.HasPrefix(kv, worker.Mark+"=")
@@ -98,6 +102,7 @@ func workerEnvironment(own []string, name string) []string {
 		}
 	}
 	set("GOGC", "50")
+	set("GOMAXPROCS", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
 	return append(env, worker.Mark+"="+name)
 }
 
