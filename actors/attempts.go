@@ -16,7 +16,7 @@ type attempts struct {
 	// unclaimed is told of an end that nobody waits for, and by which executor. It is
 	// set when the tree is there.
 	unclaimed atomic.Pointer[func(executor string, key messages.AttemptKey)]
-	parts [64]struct {
+	parts     [64]struct {
 		mu   sync.Mutex
 		pids map[messages.AttemptKey]*actor.PID
 	}
