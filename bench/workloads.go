@@ -92,6 +92,13 @@ func workloads() []workload {
 			},
 		},
 		{
+			name: "output", what: "a task prints 10 GiB", one: output,
+			rows: []row{
+				{metric: outputRate, unit: "MB/s", target: "200 MB/s", floor: 200},
+				{metric: outputKept, unit: "MB", target: "the limit of 64 MiB", floor: 70, most: true},
+			},
+		},
+		{
 			name: "empty", what: "1 no-op, submission to COMPLETED", one: empty,
 			rows: []row{
 				{metric: "p50", unit: "ms", target: "1 ms", floor: 2, most: true},

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor/worker"
 )
@@ -72,6 +75,8 @@ func (r *Remote) spawn() (*peer, error) {
 			return err
 		}
 		defer log.Close()
+		// What this process has inherited itself is no business of the worker and its tasks.
+		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // older kernels cannot
 		p.cmd = &exec.Cmd{
 			Path: r.cfg.Binary, Args: append([]string{"caravan"}, append(slices.Clone(r.cfg.Args), "--name", f.Name())...),
 			Env: workerEnvironment(os.Environ(), f.Name()), Dir: "/",
