@@ -16,7 +16,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-WORKLOADS = w1 w2 w3 w4 w5 empty
+WORKLOADS = w1 w2 w3 w4 w5 output empty
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-unit test-e2e race check fmt vet lint tidy rules generated tools cover fuzz \
@@ -24,7 +24,7 @@ WORKLOADS = w1 w2 w3 w4 w5 empty
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  bench-w1 bench-w2 bench-w3 bench-w4 bench-w5 bench-empty: one workload alone"
+	@echo "  bench-w1 bench-w2 bench-w3 bench-w4 bench-w5 bench-output bench-empty: one workload alone"
 
 build: ## build bin/caravan: static, with version, commit and date
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/caravan ./cmd/caravan

@@ -2,6 +2,7 @@ package actors
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -12,7 +13,10 @@ import (
 // attempts knows which task actor waits for the report of which attempt. It is
 // the executors' way into the tree.
 type attempts struct {
-	parts [64]struct {
+	// unclaimed is told of an end that nobody waits for, and by which executor. It is
+	// set when the tree is there.
+	unclaimed atomic.Pointer[func(executor string, key messages.AttemptKey)]
+	parts     [64]struct {
 		mu   sync.Mutex
 		pids map[messages.AttemptKey]*actor.PID
 	}
@@ -51,15 +55,14 @@ func (a *attempts) find(key messages.AttemptKey) *actor.PID {
 	return p.pids[key]
 }
 
-// sink returns the executors' way to report. A report that nobody waits for is
-// dropped, but an end is told to unclaimed, which may be nil.
-func (a *attempts) sink(root *actor.RootContext, unclaimed func(messages.AttemptKey)) executor.Sink {
+// sink returns an executor's way to report. A report that nobody waits for is
+// dropped, but of an end unclaimed is told.
+func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 	return func(r executor.Report) {
-		switch pid := a.find(r.Key); {
-		case pid != nil:
+		if pid := a.find(r.Key); pid != nil {
 			root.Send(pid, &r)
-		case r.Kind == executor.Finished && unclaimed != nil:
-			unclaimed(r.Key)
+		} else if unclaimed := a.unclaimed.Load(); r.Kind == executor.Finished && unclaimed != nil {
+			(*unclaimed)(name, r.Key)
 		}
 	}
 }

@@ -25,5 +25,5 @@ func TestFormerActorDoesNotTakeItsSuccessorsReports(t *testing.T) {
 	if a.find(key) != nil {
 		t.Error("still there")
 	}
-	a.sink(nil, nil)(executor.Report{Key: key}) // nobody waits: dropped
+	a.sink(nil, "x")(executor.Report{Key: key}) // nobody waits: dropped
 }

@@ -22,6 +22,7 @@ type metrics struct {
 	tasks       [dag.NumTaskStates]prometheus.Counter
 	runs        [dag.RunKilled + 1]prometheus.Counter
 	toStart     prometheus.Histogram
+	idle        prometheus.Histogram
 	held        slotGauges
 	mailboxes   *mailboxes
 }
@@ -38,6 +39,12 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 		toStart: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "caravan_dispatch_seconds", Help: "From the durable grant of a slot to the start of the attempt's process.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
+		}),
+		idle: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "caravan_slot_idle_seconds",
+			Help: "From a free slot, or from an order's arrival when that is later, to the start of the process that takes it.",
+			Buckets: []float64{50e-6, 100e-6, 150e-6, 200e-6, 250e-6, 300e-6, 400e-6, 500e-6, 700e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3,
+				10e-3, 20e-3, 50e-3, 100e-3, 1},
 		}),
 		mailboxes: new(mailboxes),
 	}
@@ -59,7 +66,7 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, attempts, tasks, runs, m.mailboxes,
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.mailboxes,
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
@@ -75,9 +82,12 @@ func (m *metrics) run(s dag.RunState)               { m.runs[s].Inc() }
 
 // dispatch notes how long an attempt took to start, but for those that another
 // server had granted.
-func (m *metrics) dispatch(c *child) {
+func (m *metrics) dispatch(c *child, idle time.Duration) {
 	if c.granted == 0 {
 		return
+	}
+	if idle > 0 {
+		m.idle.Observe(idle.Seconds())
 	}
 	m.toStart.Observe(time.Duration(c.started - c.granted).Seconds())
 }

@@ -123,11 +123,7 @@ func Start(c Config) (*Node, error) {
 func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.Executor, error)) error {
 	e := n.env
 	for _, name := range slices.Sorted(maps.Keys(factories)) {
-		x, err := factories[name](e.attempts.sink(e.root, func(key messages.AttemptKey) {
-			if d, ok := e.executors[name].(executor.Durable); ok {
-				e.root.Send(n.shard(key.Run), &unclaimed{key, d})
-			}
-		}))
+		x, err := factories[name](e.attempts.sink(e.root, name))
 		if err != nil {
 			n.endExecutors(true) // what runs is not to suffer from that
 			return fmt.Errorf("executor %s: %w", name, err)
@@ -161,6 +157,12 @@ func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
 	if err := n.plant(sched, awaited); err != nil {
 		return err
 	}
+	tell := func(name string, key messages.AttemptKey) {
+		if d, ok := e.executors[name].(executor.Durable); ok {
+			e.root.Send(n.shard(key.Run), &unclaimed{key, d})
+		}
+	}
+	e.attempts.unclaimed.Store(&tell)
 	for _, id := range unfinished {
 		e.root.Send(n.shard(id), &messages.Recover{Run: id})
 	}

@@ -185,7 +185,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
 			c.started = m.At
 			r.queues(c, false)
-			r.env.metrics.dispatch(c)
+			r.env.metrics.dispatch(c, m.Idle)
 		}
 		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
 	case *messages.AttemptEnded:

@@ -141,7 +141,7 @@ func (t *task) adopt(ctx actor.Context, m *adopt) {
 func (t *task) report(ctx actor.Context, r *executor.Report) {
 	switch r.Kind {
 	case executor.Started:
-		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
+		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.Idle})
 	case executor.Revoked:
 		t.over(ctx)
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})

@@ -22,6 +22,9 @@ const (
 	makeNone = "make -j2 without processes"
 )
 
+// slotIdle is the median of what /metrics says of it.
+const slotIdle = "free slot to next start, p50"
+
 // references measures both for a graph, in seconds times scale.
 func (e *env) references(values map[string]float64, makefile func(recipe string) string, scale float64) error {
 	for metric, recipe := range map[string]string{makeTrue: trueRecipe, makeNone: noRecipe} {
@@ -58,6 +61,7 @@ func workloads() []workload {
 				{metric: "make -j2", unit: "tasks/s"},
 				{metric: "xargs -P2", unit: "tasks/s", per: "make -j2"},
 				{metric: "C loop", unit: "tasks/s", per: "make -j2"},
+				{metric: slotIdle, unit: "us", target: "300 us"},
 			},
 		},
 		{
@@ -85,6 +89,13 @@ func workloads() []workload {
 				{metric: "time", unit: "s", per: makeTrue, inverse: true, target: "0.05 s"},
 				{metric: makeTrue, unit: "s"},
 				{metric: makeNone, unit: "s"},
+			},
+		},
+		{
+			name: "output", what: "a task prints 10 GiB", one: output,
+			rows: []row{
+				{metric: outputRate, unit: "MB/s", target: "200 MB/s", floor: 200},
+				{metric: outputKept, unit: "MB", target: "the limit of 64 MiB", floor: 70, most: true},
 			},
 		},
 		{
@@ -161,12 +172,17 @@ func w2(e *env) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	took, err := e.timeOf(warm, doc, 5*time.Millisecond, nil)
+	values := map[string]float64{}
+	took, err := e.timeOf(warm, doc, 5*time.Millisecond, func(s *servertest.Server) error {
+		idle, err := s.Quantile("caravan_slot_idle_seconds", 0.5)
+		values[slotIdle] = idle * 1e6
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	rate := func(d time.Duration) float64 { return float64(n+2) / d.Seconds() }
-	values := map[string]float64{"tasks/s": rate(took)}
+	values["tasks/s"] = rate(took)
 	ref, err := e.makeTime(fanMakefile(n, "@"+program))
 	if err != nil {
 		return nil, err

@@ -18,8 +18,9 @@ type attempt struct {
 
 	// Guarded by Process.mu.
 	prev, next *attempt
-	queued     bool // waits for slots
-	holds      bool // holds its slots
+	queued     bool  // waits for slots
+	holds      bool  // holds its slots
+	since      int64 // ns since the epoch: it has been there since, and room for it
 
 	ended atomic.Bool // the process is gone and the sizes of its output are final
 

@@ -23,7 +23,7 @@ func (p *Process) run(a *attempt) {
 	for a != nil {
 		var fit []*attempt
 		if failed := p.launch(a); failed != nil {
-			fit = p.release(a)
+			fit = p.release(a, failed.At)
 			p.conclude(a, failed)
 		} else {
 			fit = p.finish(a)
@@ -48,7 +48,7 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	a.out.freeze()
 	a.err.freeze()
 	a.ended.Store(true)
-	fit = p.release(a)
+	fit = p.release(a, stop)
 
 	report := Report{Key: a.order.Key, Kind: Finished, At: stop}
 	rec := &report.Record

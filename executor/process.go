@@ -139,7 +139,7 @@ func (p *Process) Start(o Order) {
 	a := newAttempt(o)
 	p.live[o.Key] = a
 	p.queue.push(a)
-	fit := p.admit()
+	fit := p.admit(p.cfg.Now())
 	p.mu.Unlock()
 	p.spread(fit)
 }
@@ -150,7 +150,7 @@ func (p *Process) SetCapacity(coresMilli, memoryMilli int64) {
 	p.mu.Lock()
 	p.slots.cores = min(max(coresMilli, 0), p.slots.maxCores)
 	p.slots.memory = min(max(memoryMilli, 0), p.slots.maxMemory)
-	fit := p.admit()
+	fit := p.admit(p.cfg.Now())
 	p.mu.Unlock()
 	p.spread(fit)
 }
@@ -183,7 +183,7 @@ func (p *Process) withdraw(key messages.AttemptKey) *attempt {
 	p.queue.remove(a)
 	delete(p.live, key)
 	// The order behind a large one may fit at once.
-	fit := p.admit()
+	fit := p.admit(p.cfg.Now())
 	p.mu.Unlock()
 	p.spread(fit)
 	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})

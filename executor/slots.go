@@ -87,12 +87,14 @@ func (q *queue) remove(a *attempt) {
 
 // admit takes from the head of the queue what fits: the caller must run it, in this
 // order. It is called whenever something was queued or room was made, so that a head
-// which fits never waits. p.mu is held.
-func (p *Process) admit() (fit []*attempt) {
+// which fits never waits. since is when the room was made, or the order came. p.mu is
+// held.
+func (p *Process) admit(since int64) (fit []*attempt) {
 	for a := p.queue.first; a != nil && p.slots.fit(&a.order); a = p.queue.first {
 		p.queue.remove(a)
 		p.slots.take(a)
 		p.begun.add(a.order.Key)
+		a.since = since
 		fit = append(fit, a)
 	}
 	if len(fit) > 0 {
@@ -101,12 +103,13 @@ func (p *Process) admit() (fit []*attempt) {
 	return fit
 }
 
-// release gives the attempt's slots back and returns what fits now.
-func (p *Process) release(a *attempt) []*attempt {
+// release gives the slots of an attempt back that ended at a time (ns since the epoch),
+// and returns what fits now.
+func (p *Process) release(a *attempt, at int64) []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.slots.give(a)
-	return p.admit()
+	return p.admit(at)
 }
 
 // spread runs each of the attempts in a goroutine of its own.

@@ -198,7 +198,7 @@ func (p *Process) launch(a *attempt) *Report {
 	p.stats.Starts++
 	p.mu.Unlock()
 	p.watch.add(a)
-	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began})
+	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began, Idle: time.Duration(max(p.cfg.Now()-a.since, 0))})
 	return nil
 }
 

@@ -33,6 +33,20 @@ func TestRecordOfASuccess(t *testing.T) {
 	}
 }
 
+// TestIdle: a slot is idle from the end of one attempt to the process of the next.
+func TestIdle(t *testing.T) {
+	r := newRig(t, func(c *executor.ProcessConfig) { c.CoresMilli = 1000 })
+	first, second := r.sh(1, "exec sleep 0.05"), r.sh(2, "true")
+	started := r.WaitStarted(second)
+	stop := r.WaitFinal(first).Record.Stop
+	if gap := started.At - stop; started.Idle <= 0 || gap < 0 || int64(started.Idle) < gap {
+		t.Errorf("idle for %v, the attempt began %v after the one before had ended", started.Idle, time.Duration(gap))
+	}
+	if first := r.WaitStarted(first); first.Idle <= 0 {
+		t.Errorf("%+v", first)
+	}
+}
+
 func TestUsage(t *testing.T) {
 	r := newRig(t, nil)
 	rec := r.run(`i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done`).Record

@@ -1,6 +1,10 @@
 package messages
 
-import "github.com/caravan-dag/caravan/dag"
+import (
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+)
 
 // Messages between a run and its tasks.
 type (
@@ -21,7 +25,8 @@ type (
 	// AttemptStarted, AttemptEnded and AttemptRevoked go from the task to its run.
 	AttemptStarted struct {
 		Task, Attempt uint32
-		At            int64 // ns since the epoch
+		At            int64         // ns since the epoch
+		Idle          time.Duration // as in executor.Report
 	}
 	AttemptEnded struct {
 		Record AttemptRecord

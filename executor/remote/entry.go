@@ -19,6 +19,7 @@ type entry struct {
 	peer    *peer           // who has it; nil while it waits for a worker
 	stage   stage
 	at      int64            // its start, ns since the epoch
+	idle    time.Duration    // as in executor.Report
 	told    bool             // Started was reported
 	end     *executor.Report // its end, until it is acknowledged
 	killed  bool             // the server wants it ended
@@ -50,7 +51,7 @@ func (r *Remote) claim(e *entry, o *executor.Order) {
 func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
 	if !e.told && e.order != nil {
 		e.told = true
-		r.report(executor.Report{Key: key, Kind: executor.Started, At: e.at})
+		r.report(executor.Report{Key: key, Kind: executor.Started, At: e.at, Idle: e.idle})
 	}
 }
 
@@ -133,16 +134,19 @@ func (r *Remote) heardQueued(p *peer, key messages.AttemptKey) {
 	}
 }
 
-func (r *Remote) heardStarted(p *peer, key messages.AttemptKey, at int64) {
-	e := r.heard(p, key)
+func (r *Remote) heardStarted(p *peer, s workerpb.Started) {
+	e := r.heard(p, s.Key)
 	if e == nil || e.stage == ended {
 		return
 	}
-	e.stage, e.at = running, at
-	if e.order == nil && r.nobodys(key) {
-		r.disown(key, e)
+	e.stage, e.at = running, s.At
+	if e.order == nil && r.nobodys(s.Key) {
+		r.disown(s.Key, e)
 	}
-	r.tellStart(key, e)
+	if e.order != nil && !e.order.Resume { // else it is an old story
+		e.idle = s.Idle
+	}
+	r.tellStart(s.Key, e)
 }
 
 func (r *Remote) heardFinished(p *peer, rep executor.Report) {

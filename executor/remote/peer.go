@@ -259,17 +259,19 @@ func (p *peer) hear(typ workerpb.Type, body []byte) error {
 			r.heardFinished(p, rep)
 		}
 		return err
-	case workerpb.TypeStarted, workerpb.TypeRevoked:
-		k, err := workerpb.ParseKeyAt(body)
-		switch {
-		case err != nil:
-			return err
-		case typ == workerpb.TypeRevoked:
-			r.heardRevoked(p, k.Key, k.At)
-		default:
-			p.list(k.Key)
-			r.heardStarted(p, k.Key, k.At)
+	case workerpb.TypeStarted:
+		s, err := workerpb.ParseStarted(body)
+		if err == nil {
+			p.list(s.Key)
+			r.heardStarted(p, s)
 		}
+		return err
+	case workerpb.TypeRevoked:
+		k, err := workerpb.ParseKeyAt(body)
+		if err == nil {
+			r.heardRevoked(p, k.Key, k.At)
+		}
+		return err
 	case workerpb.TypeQueued, workerpb.TypeIgnored:
 		key, err := workerpb.ParseKey(body)
 		switch {

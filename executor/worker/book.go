@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"time"
+
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
@@ -12,7 +14,8 @@ type held struct {
 	intent int64 // ns since boot
 	born   int64 // ns since boot
 	pid    int
-	at     int64  // ns since the epoch: its start
+	at     int64 // ns since the epoch: its start
+	idle   time.Duration
 	end    []byte // its Finished item
 }
 
@@ -51,7 +54,7 @@ func (h *held) append(dst []byte, key messages.AttemptKey) []byte {
 	case h.stage == ended:
 		return append(dst, h.end...)
 	case h.stage == started:
-		return workerpb.AppendKeyAt(dst, workerpb.TypeStarted, key, h.at)
+		return workerpb.AppendStarted(dst, workerpb.Started{Key: key, At: h.at, Idle: h.idle})
 	}
 	return workerpb.AppendKey(dst, workerpb.TypeQueued, key)
 }
@@ -96,7 +99,7 @@ func (w *Worker) sink(r executor.Report) {
 	soon := false
 	switch r.Kind {
 	case executor.Started:
-		h.stage, h.at = started, r.At
+		h.stage, h.at, h.idle = started, r.At, r.Idle
 	case executor.Finished:
 		h.stage, h.end = ended, item
 		w.journal.add(item)

@@ -29,7 +29,7 @@ const (
 const (
 	TypeHello    Type = 32 + iota
 	TypeQueued        // Key: the order waits for slots
-	TypeStarted       // KeyAt
+	TypeStarted       // Started
 	TypeFinished      // executor.Report
 	TypeRevoked       // KeyAt
 	TypeIgnored       // Key: the order's attempt has begun, ended and been acknowledged before

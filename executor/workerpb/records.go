@@ -31,6 +31,13 @@ type KeyAt struct {
 	At  int64
 }
 
+// Started says that an attempt's process exists.
+type Started struct {
+	Key  messages.AttemptKey
+	At   int64         // ns since the epoch
+	Idle time.Duration // as in executor.Report
+}
+
 // Amount is slots, in thousandths of a core and of a MB.
 type Amount struct{ CoresMilli, MemoryMilli int64 }
 
@@ -113,6 +120,20 @@ func ParseKeyAt(body []byte) (KeyAt, error) {
 	r := reader{b: body}
 	k := KeyAt{Key: r.key(), At: r.int()}
 	return k, r.err
+}
+
+// AppendStarted appends a Started.
+func AppendStarted(dst []byte, s Started) []byte {
+	at := len(dst)
+	dst = binary.AppendVarint(appendKey(append(dst, byte(TypeStarted), 0, 0), s.Key), s.At)
+	return closeItem(binary.AppendVarint(dst, int64(s.Idle)), at)
+}
+
+// ParseStarted reads a Started.
+func ParseStarted(body []byte) (Started, error) {
+	r := reader{b: body}
+	s := Started{Key: r.key(), At: r.int(), Idle: time.Duration(r.int())}
+	return s, r.err
 }
 
 // AppendAmount appends an Amount as Capacity or Usage.

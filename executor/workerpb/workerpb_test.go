@@ -39,7 +39,7 @@ func samples() map[Type]struct {
 		TypeOrder:    add(AppendOrder(nil, &order), order, as(ParseOrder)),
 		TypeKill:     add(AppendKill(nil, Kill{key, time.Second}), Kill{key, time.Second}, as(ParseKill)),
 		TypeAck:      add(AppendKey(nil, TypeAck, key), key, as(ParseKey)),
-		TypeStarted:  add(AppendKeyAt(nil, TypeStarted, key, -3), KeyAt{key, -3}, as(ParseKeyAt)),
+		TypeStarted:  add(AppendStarted(nil, Started{key, -3, 7}), Started{key, -3, 7}, as(ParseStarted)),
 		TypeCapacity: add(AppendAmount(nil, TypeCapacity, Amount{1, 2}), Amount{1, 2}, as(ParseAmount)),
 		TypeHello:    add(AppendHello(nil, Hello{"v", "n", 3}), Hello{"v", "n", 3}, as(ParseHello)),
 		TypeFinished: add(AppendFinished(nil, &report), report, as(ParseFinished)),

@@ -2,7 +2,9 @@ package servertest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"strconv"
@@ -65,32 +67,75 @@ func (s *Server) CPU() (own, children time.Duration, err error) {
 	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
 }
 
-// Metric returns the sum of all series of a metric, by its full name.
-func (s *Server) Metric(name string) (float64, error) {
+// Quantile estimates a quantile (0 to 1) of a histogram without labels, by its full
+// name: linear within its bucket.
+func (s *Server) Quantile(name string, q float64) (float64, error) {
+	type bucket struct{ le, n float64 }
+	var buckets []bucket
+	err := s.metrics(func(line string) error {
+		rest, ok := strings.CutPrefix(line, name+`_bucket{le="`)
+		bound, count, cut := strings.Cut(rest, `"} `)
+		if !ok || !cut {
+			return nil
+		}
+		le, err1 := strconv.ParseFloat(bound, 64)
+		n, err2 := strconv.ParseFloat(count, 64)
+		buckets = append(buckets, bucket{le, n})
+		return errors.Join(err1, err2)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(buckets) == 0 || buckets[len(buckets)-1].n == 0 {
+		return 0, fmt.Errorf("there is nothing in a histogram %s", name)
+	}
+	want := q * buckets[len(buckets)-1].n
+	var below bucket
+	for _, b := range buckets {
+		if b.n >= want && !math.IsInf(b.le, 1) {
+			return below.le + (b.le-below.le)*(want-below.n)/max(b.n-below.n, 1), nil
+		}
+		if !math.IsInf(b.le, 1) {
+			below = b
+		}
+	}
+	return below.le, nil // or more
+}
+
+// metrics yields the lines of /metrics.
+func (s *Server) metrics(yield func(string) error) error {
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(s.URL + "/metrics")
 	if err != nil {
-		return 0, fmt.Errorf("read /metrics: %w", err)
+		return fmt.Errorf("read /metrics: %w", err)
 	}
 	defer resp.Body.Close()
-	sum, found := 0.0, false
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
-		rest, ok := strings.CutPrefix(lines.Text(), name)
-		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
-			continue
+		if err := yield(lines.Text()); err != nil {
+			return fmt.Errorf("read /metrics: %w", err)
 		}
-		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
-		if err != nil {
-			return 0, fmt.Errorf("metric %s: %w", name, err)
-		}
-		sum, found = sum+v, true
 	}
 	if err := lines.Err(); err != nil {
-		return 0, fmt.Errorf("read /metrics: %w", err)
+		return fmt.Errorf("read /metrics: %w", err)
 	}
-	if !found {
-		return 0, fmt.Errorf("there is no metric %s", name)
+	return nil
+}
+
+// Metric returns the sum of all series of a metric, by its full name.
+func (s *Server) Metric(name string) (float64, error) {
+	sum, found := 0.0, false
+	err := s.metrics(func(line string) error {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
+			return nil
+		}
+		v, err := strconv.ParseFloat(rest[strings.LastIndexByte(rest, ' ')+1:], 64)
+		sum, found = sum+v, true
+		return err
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("there is no metric %s", name)
 	}
-	return sum, nil
+	return sum, err
 }
