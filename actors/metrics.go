@@ -23,6 +23,7 @@ type metrics struct {
 	runs        [dag.RunKilled + 1]prometheus.Counter
 	toStart     prometheus.Histogram
 	held        slotGauges
+	elsewhere   *prometheus.GaugeVec // by executor
 	mailboxes   *mailboxes
 }
 
@@ -39,6 +40,9 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 			Name: "caravan_dispatch_seconds", Help: "From the durable grant of a slot to the start of the attempt's process.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
 		}),
+		elsewhere: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "caravan_slots_elsewhere", Help: "Tasks that are granted of executors that do not run them on this machine.",
+		}, []string{"executor"}),
 		mailboxes: new(mailboxes),
 	}
 	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
@@ -59,7 +63,7 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, attempts, tasks, runs, m.mailboxes,
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, attempts, tasks, runs, m.elsewhere, m.mailboxes,
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
@@ -80,7 +84,13 @@ func (m *metrics) dispatch(c *child) {
 func (m *metrics) slots(s *scheduler) {
 	m.held.cores.Store(s.held.cores)
 	m.held.memory.Store(s.held.memory)
-	m.held.noops.Store(int64(s.noops))
+	for name, w := range s.windows {
+		if name == noopExecutor {
+			m.held.noops.Store(int64(w.held))
+		} else {
+			m.elsewhere.WithLabelValues(name).Set(float64(w.held))
+		}
+	}
 	m.held.claims.Store(int64(len(s.claims)))
 }
 

@@ -97,6 +97,7 @@ func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 		CoresMilli:  class.CoresMilli,
 		MemoryMilli: class.MemoryMilli,
 		Capture:     tmpl.Generator,
+		Other:       tmpl.Job.Other,
 	})
 }
 
