@@ -25,9 +25,10 @@ const invisible = 75
 //   - SIGUSR1 comes from the server: the attempt is to be killed.
 //   - SIGALRM comes from the script's own clock: its time is over.
 const jobScript = `PATH=/usr/local/bin:/usr/bin:/bin
-caught= ending=
+caught= ending= before= task=
 end() {
 	caught=1 ending=1
+	[ -n "$task" ] || [ "$!" = "$before" ] || task=$!
 	( set -C; echo "$1" > "$dir/cause" ) 2>/dev/null
 	kill -TERM 0
 	kill -CONT 0
@@ -49,12 +50,14 @@ if [ -z "$ending" ]; then
 	if [ -n "$timeout" ]; then
 		( trap '' TERM; sleep "$timeout"; kill -ALRM $$ ) >/dev/null 2>&1 &
 	fi
+	before=$!
 	/bin/sh "$dir/run" "$dir" < /dev/null >> "$dir/out" 2>> "$dir/err" &
-	wait $!
+	task=${task:-$!}
+	wait $task
 	rc=$?
 	while [ -n "$caught" ]; do
 		caught=
-		wait $!
+		wait $task
 		again=$?
 		[ $again -eq 127 ] || rc=$again
 	done
