@@ -86,9 +86,9 @@ const (
 const (
 	// maxTries is how often an attempt is submitted whose job disappears.
 	maxTries = 5
-	// endPatience is how long the end of an attempt may take to show in its folder
-	// after its job is over: network file systems are not in step.
-	endPatience = 10 * time.Second
+	// endPatience is how many intervals the end of an attempt may take to show in its
+	// folder after its job is over: network file systems are not in step.
+	endPatience = 10
 	// forceAfter is how long a job may take beyond the grace before Slurm ends it.
 	forceAfter = 10 * time.Second
 	// idle is how long the clerk sleeps when there is nothing to do.

@@ -221,15 +221,15 @@ func TestOptions(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Partition, c.Gather = "main", 300*time.Millisecond })
-	for i := range uint32(100) {
+	for i := range uint32(40) {
 		s.Start(g.order(i, `echo "$CARAVAN_TASK"`))
 	}
-	o := g.order(100, "true")
+	o := g.order(40, "true")
 	o.CoresMilli, o.MemoryMilli, o.Timeout = 2500, 100_500, 90*time.Second
 	o.Other = []messages.Member{{Name: "partition", Raw: `"big"`}, {Name: "qos", Raw: `"high"`}, {Name: "unknown", Raw: `{}`}, {Name: "account", Raw: `""`}}
 	s.Start(o)
-	rec.WaitFinals(101)
-	for i := range uint32(100) {
+	rec.WaitFinals(41)
+	for i := range uint32(40) {
 		if r := rec.WaitFinal(key(i)); string(r.Record.Stdout.Inline) != fmt.Sprintf("t_%d\n", i) {
 			t.Errorf("task %d printed %q", i, r.Record.Stdout.Inline)
 		}
@@ -259,10 +259,10 @@ func TestOneLookForAll(t *testing.T) {
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Poll = 200 * time.Millisecond })
 	began := time.Now()
-	for i := range uint32(50) {
+	for i := range uint32(20) {
 		s.Start(g.order(i, "sleep 0.5"))
 	}
-	rec.WaitFinals(50)
+	rec.WaitFinals(20)
 	if n, most := g.cluster.Calls("squeue"), int(time.Since(began)/(200*time.Millisecond))+2; n > most {
 		t.Errorf("%d calls of squeue, at most %d were due", n, most)
 	}

@@ -8,6 +8,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// longestPoll is the most time between two looks, however long one takes.
+const longestPoll = 30 * time.Second
+
 // lookAround is duty 3.
 func (c *clerk) lookAround() {
 	began := time.Now()
@@ -16,7 +19,7 @@ func (c *clerk) lookAround() {
 	}
 	jobs, err := c.s.programs.jobs(c.s.ctx, c.s.id, &c.plainText)
 	// A cluster with many jobs is not to be kept busy by being asked.
-	c.poll = time.Now().Add(max(c.s.cfg.Poll, 10*time.Since(began)))
+	c.poll = time.Now().Add(max(c.s.cfg.Poll, min(10*time.Since(began), longestPoll)))
 	if c.heard(err); err != nil {
 		return
 	}
@@ -145,7 +148,7 @@ func (c *clerk) finish(e *entry) {
 	end, written := e.folder.end()
 	if now := time.Now(); !written && !(e.last != nil && e.last.exit.Signaled()) {
 		if e.await.IsZero() {
-			e.await = now.Add(endPatience)
+			e.await = now.Add(endPatience * c.s.cfg.Poll)
 		}
 		if now.Before(e.await) {
 			return

@@ -39,7 +39,7 @@ func newRig(t testing.TB) *rig {
 		if t.Failed() {
 			t.Logf("log:\n%s", g.log)
 			for _, j := range g.cluster.Jobs() {
-				t.Logf("job %+v", j)
+				t.Logf("job %d_%d %s: %s, exit %#x", j.Array, j.Index, j.Name, j.State, j.Exit)
 			}
 		}
 	})

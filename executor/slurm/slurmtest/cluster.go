@@ -1,6 +1,7 @@
 package slurmtest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +29,9 @@ func New(t testing.TB) *Cluster {
 	}
 	for _, name := range []string{"sbatch", "squeue", "scontrol", "scancel", nodeName} {
 		if err == nil {
-			err = os.Symlink(self, filepath.Join(c.path, name))
+			// Without the race detector's second at each exit, where it is linked.
+			script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec '%s' %s %s \"$@\"\n", self, called, name)
+			err = os.WriteFile(filepath.Join(c.path, name), []byte(script), 0o700)
 		}
 	}
 	if err != nil {

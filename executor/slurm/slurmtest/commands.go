@@ -21,17 +21,19 @@ const nodeName = "fake-slurmd"
 // killWait is how long a job that is cancelled has after SIGTERM.
 const killWait = time.Second
 
+// called is the first argument of a process that is a command of the cluster.
+const called = "slurmtest-command"
+
 // Main is the command that this process was called as. It returns when that is none of
 // the cluster's; else the process ends in it.
 func Main() {
-	dir, args := os.Getenv("SLURM_CONF"), os.Args[1:]
-	name := filepath.Base(os.Args[0])
+	if len(os.Args) < 3 || os.Args[1] != called {
+		return
+	}
+	dir, name, args := os.Getenv("SLURM_CONF"), os.Args[2], os.Args[3:]
 	command := map[string]func(string, []string) error{
 		"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "scancel": scancel, nodeName: node,
 	}[name]
-	if command == nil {
-		return
-	}
 	var away bool
 	err := change(dir, func(s *state) {
 		s.Calls[name]++

@@ -2,6 +2,6 @@
 // far as package slurm uses them, with jobs that are processes of this machine.
 //
 // The test's own binary is all of the commands: its TestMain calls Main first, and New
-// makes links to it. What the cluster knows lies in one file, so that each command is a
+// makes scripts that call it. What the cluster knows lies in one file, so that each command is a
 // process of its own, as with Slurm.
 package slurmtest

@@ -2,71 +2,122 @@ package slurmtest
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// node runs jobs of one array, each in its turn, until they are over.
+// running is a job's script.
+type running struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the script is, and its status known
+	kill  time.Time     // when what is left of a cancelled job is killed; zero = it is not
+}
+
+// node runs jobs of one array, each in its turn, until they are over. It looks at the
+// state once for all of them.
 func node(dir string, args []string) error {
 	array, err := strconv.Atoi(args[0])
 	if err != nil {
 		return err
 	}
-	var all sync.WaitGroup
-	errs := make(chan error, len(args))
+	jobs := map[int]*running{} // nil: it waits
 	for _, a := range args[1:] {
 		index, err := strconv.Atoi(a)
 		if err != nil {
 			return err
 		}
-		all.Go(func() { errs <- runJob(dir, array, index) })
+		jobs[index] = nil
 	}
-	all.Wait()
-	close(errs)
-	for err := range errs {
-		if err != nil {
+	for ; len(jobs) > 0; time.Sleep(20 * time.Millisecond) {
+		if err := change(dir, func(s *state) { s.run(dir, array, jobs) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// runJob waits for a job's turn and runs it.
-func runJob(dir string, array, index int) error {
-	for ; ; time.Sleep(10 * time.Millisecond) {
-		var cmd *exec.Cmd
-		var failed error
-		gone := false
-		err := change(dir, func(s *state) {
-			j := s.pending(array, index)
-			if gone = j == nil; gone || !s.next(j) {
-				return
+// run starts what may start and sees what has ended, in the order of the indexes.
+func (s *state) run(dir string, array int, jobs map[int]*running) {
+	for _, index := range slices.Sorted(maps.Keys(jobs)) {
+		r := jobs[index]
+		if r != nil {
+			if s.finished(r) {
+				delete(jobs, index)
 			}
-			if cmd, failed = start(dir, j); failed == nil {
-				j.State, j.PID = "RUNNING", cmd.Process.Pid
-			} else {
-				j.State, j.Exit = "FAILED", 1<<8
-			}
-		})
-		switch {
-		case err != nil || failed != nil:
-			return fmt.Errorf("job %d_%d: %v %v", array, index, err, failed)
-		case gone:
-			return nil
-		case cmd != nil:
-			return finish(dir, cmd)
+			continue
 		}
+		j := s.pending(array, index)
+		if j == nil {
+			delete(jobs, index) // cancelled
+			continue
+		}
+		if !s.next(j) {
+			continue
+		}
+		cmd, err := start(dir, j)
+		if err != nil {
+			j.State, j.Exit = "FAILED", 1<<8
+			delete(jobs, index)
+			continue
+		}
+		r = &running{cmd: cmd, ended: make(chan struct{})}
+		go func() {
+			_ = cmd.Wait() // its state tells how
+			close(r.ended)
+		}()
+		j.State, j.PID = "RUNNING", cmd.Process.Pid
+		jobs[index] = r
 	}
 }
 
+// finished looks after a script: whether it has ended, and what is to be ended.
+func (s *state) finished(r *running) bool {
+	var job *Job
+	for _, j := range s.Jobs {
+		if j.PID == r.cmd.Process.Pid {
+			job = j
+		}
+	}
+	select {
+	case <-r.ended:
+	default:
+		switch {
+		case job == nil || !job.Cancelled:
+		case r.kill.IsZero():
+			r.kill = time.Now().Add(killWait)
+		case time.Now().After(r.kill):
+			killGroup(r.cmd.Process.Pid, unix.SIGKILL)
+		}
+		return false
+	}
+	killGroup(r.cmd.Process.Pid, unix.SIGKILL)
+	if job == nil {
+		return true
+	}
+	status, _ := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	job.PID, job.Exit = 0, int(status)
+	switch {
+	case job.State != "RUNNING": // its node was lost
+	case job.Cancelled:
+		job.State = "CANCELLED"
+	case status == 0:
+		job.State = "COMPLETED"
+	default:
+		job.State = "FAILED"
+	}
+	return true
+}
+
+// pending finds a job that waits.
 func (s *state) pending(array, index int) *Job {
 	for _, j := range s.Jobs {
 		if j.Array == array && j.Index == index && j.State == "PENDING" {
@@ -92,60 +143,7 @@ func start(dir string, j *Job) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// finish waits for a job's end, or has it cancelled, and ends what is left of it.
-func finish(dir string, cmd *exec.Cmd) error {
-	pid := cmd.Process.Pid
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // its state tells how
-		close(ended)
-	}()
-	var kill <-chan time.Time
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for waiting := true; waiting; {
-		select {
-		case <-ended:
-			waiting = false
-		case <-kill:
-			killGroup(pid, unix.SIGKILL)
-		case <-tick.C:
-			if kill == nil && cancelled(dir, pid) {
-				kill = time.After(killWait)
-			}
-		}
-	}
-	killGroup(pid, unix.SIGKILL)
-	status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	return change(dir, func(s *state) {
-		for _, j := range s.Jobs {
-			if j.PID != pid {
-				continue
-			}
-			j.PID, j.Exit = 0, int(status)
-			switch {
-			case j.State != "RUNNING":
-			case j.Cancelled:
-				j.State = "CANCELLED"
-			case status == 0:
-				j.State = "COMPLETED"
-			default:
-				j.State = "FAILED"
-			}
-		}
-	})
-}
-
-func cancelled(dir string, pid int) (yes bool) {
-	// An unreadable state ends nothing.
-	_ = change(dir, func(s *state) {
-		for _, j := range s.Jobs {
-			yes = yes || j.PID == pid && j.Cancelled
-		}
-	})
-	return yes
-}
-
+// zombie tells whether a process has ended.
 func zombie(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
