@@ -9,7 +9,7 @@ import (
 )
 
 // longestPoll is the most time between two looks, however long one takes.
-const longestPoll = 30 * time.Second
+const longestPoll = 10 * time.Second
 
 // lookAround is duty 3.
 func (c *clerk) lookAround() {
@@ -19,7 +19,7 @@ func (c *clerk) lookAround() {
 	}
 	jobs, err := c.s.programs.jobs(c.s.ctx, c.s.id, &c.plainText)
 	// A cluster with many jobs is not to be kept busy by being asked.
-	c.poll = time.Now().Add(max(c.s.cfg.Poll, min(10*time.Since(began), longestPoll)))
+	c.poll = time.Now().Add(max(c.s.cfg.Poll, min(4*time.Since(began), longestPoll)))
 	if c.heard(err); err != nil {
 		return
 	}
@@ -164,8 +164,8 @@ func (c *clerk) finish(e *entry) {
 
 // scancel is duty 4.
 func (c *clerk) scancel() {
+	c.cancel = c.tell(c.cancel) // what waits comes first: it would begin where others end
 	c.terminate = c.tell(c.terminate, "--batch", "--signal=USR1")
-	c.cancel = c.tell(c.cancel)
 }
 
 // mostArgs is how many jobs one scancel is told of.
