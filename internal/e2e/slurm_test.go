@@ -32,6 +32,18 @@ func far(script string) e2etest.Task {
 	return e2etest.Sh(script).Job("executor", "slurm").Job("memoryMB", 10)
 }
 
+// started waits until n tasks have written their numbers into a file and returns them:
+// the node has 8 cores, and which tasks come first is not told.
+func started(t *testing.T, dir string, n int) (numbers []string) {
+	t.Helper()
+	e2etest.Eventually(t, fmt.Sprint(n, " tasks to start"), func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "starts"))
+		numbers = strings.Fields(string(text))
+		return err == nil && len(numbers) >= n
+	})
+	return numbers
+}
+
 // TestSlurmFanOut: more tasks than the cluster's node has cores and the server's window
 // places, between two tasks of this machine.
 func TestSlurmFanOut(t *testing.T) {
@@ -100,10 +112,11 @@ func TestSlurmKill(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"a": far("echo here {{N}}; echo {{N}} >> " + dir + "/starts; sleep 1000"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(20)}))
-	s.AwaitTask(run, "a_0", "RUNNING")
+	one := started(t, dir, 8)[0]
+	s.AwaitTask(run, "a_"+one, "RUNNING")
 	e2etest.Eventually(t, "output of a running task", func() bool {
-		r := s.Do("GET", e2etest.Path(run, "/task/a_0/log"), "")
-		return r.Status == http.StatusOK && string(r.Body) == "here 0\n"
+		r := s.Do("GET", e2etest.Path(run, "/task/a_"+one+"/log"), "")
+		return r.Status == http.StatusOK && string(r.Body) == "here "+one+"\n"
 	})
 	s.Want(http.StatusOK, "DELETE", e2etest.Path(run, ""), "")
 	s.Await(run, "KILLED")
@@ -125,9 +138,10 @@ func TestSlurmRestart(t *testing.T) {
 		"a": far("echo {{N}} >> " + dir + "/starts; while [ ! -e " + dir + "/go ]; do sleep 0.1; done; echo {{N}} done"),
 		"z": far("cat " + dir + "/starts | wc -l").After("a"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(20)}))
-	s.AwaitTask(run, "a_0", "RUNNING")
+	one := started(t, dir, 8)[0]
+	s.AwaitTask(run, "a_"+one, "RUNNING")
 	s = s.Crash()
-	s.AwaitTask(run, "a_0", "RUNNING")
+	s.AwaitTask(run, "a_"+one, "RUNNING")
 	if _, _, err := s.Stop(15e9); err != nil {
 		t.Fatal(err)
 	}
