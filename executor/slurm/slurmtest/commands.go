@@ -40,7 +40,7 @@ func Main() {
 		away = s.Away && name != nodeName
 	})
 	if away {
-		err = fmt.Errorf("Unable to contact slurm controller (connect failure)")
+		err = said("Unable to contact slurm controller (connect failure)")
 	}
 	if err == nil {
 		err = command(dir, args)
@@ -52,6 +52,11 @@ func Main() {
 	os.Exit(0)
 }
 
+// said is an error in Slurm's own words.
+type said string
+
+func (s said) Error() string { return string(s) }
+
 func sbatch(dir string, args []string) error {
 	script, err := io.ReadAll(os.Stdin)
 	if err != nil {
@@ -60,7 +65,7 @@ func sbatch(dir string, args []string) error {
 	var refusal error
 	err = change(dir, func(s *state) {
 		if s.Refusal != "" {
-			refusal = fmt.Errorf("Batch job submission failed: %s", s.Refusal)
+			refusal = said("Batch job submission failed: " + s.Refusal)
 			return
 		}
 		j := Job{Array: s.Next, State: "PENDING", Options: args}
@@ -89,7 +94,7 @@ func sbatch(dir string, args []string) error {
 		}
 		startNode(s, dir, s.Next, all)
 		if s.Mute != "" {
-			refusal = fmt.Errorf("Batch job submission failed: %s", s.Mute)
+			refusal = said("Batch job submission failed: " + s.Mute)
 		} else {
 			fmt.Println(s.Next)
 		}
@@ -174,7 +179,7 @@ func scancel(dir string, args []string) error {
 			j := s.find(n, i)
 			switch {
 			case j == nil || slices.Contains(over, j.State):
-				failed = fmt.Errorf("Kill job error on job id %s: Invalid job id specified", a)
+				failed = said("Kill job error on job id " + a + ": Invalid job id specified")
 			case script && j.PID != 0:
 				_ = unix.Kill(j.PID, unix.SIGUSR1)
 			case script:
