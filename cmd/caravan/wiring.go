@@ -84,12 +84,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
 		Executors: []string{"process", "noop"},
 	}
-	elsewhere := map[string]int{}
-	if c.Slurm {
-		limits.Executors = append(limits.Executors, slurmExecutor)
-		limits.Elsewhere = []string{slurmExecutor}
-		elsewhere[slurmExecutor] = c.SlurmJobs
-	}
+	slurmLimits(c, &limits)
 
 	// Service comes first: whoever asks while runs are recovered is told so.
 	door := &gate{}
@@ -114,23 +109,20 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.outputs.Close)
 
 	host, _ := os.Hostname()
-	executors := map[string]func(executor.Sink) (executor.Executor, error){
-		"process": func(sink executor.Sink) (executor.Executor, error) {
-			return executor.NewProcess(executor.ProcessConfig{
-				Outputs: n.outputs, Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli,
-				MaxCapture: maxGenerated, Node: host, Grace: c.KillGrace, Logger: log,
-			})
+	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
+		Store: n.store, Outputs: n.outputs,
+		Executors: map[string]func(executor.Sink) (executor.Executor, error){
+			"process": func(sink executor.Sink) (executor.Executor, error) {
+				return executor.NewProcess(executor.ProcessConfig{
+					Outputs: n.outputs, Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli,
+					MaxCapture: maxGenerated, Node: host, Grace: c.KillGrace, Logger: log,
+				})
+			},
+			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
 		},
-		"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
-	}
-	if c.Slurm {
-		executors[slurmExecutor] = n.openSlurm(c)
-	}
-	n.engine, err = actors.Start(actors.Config{
-		Store: n.store, Outputs: n.outputs, Executors: executors, Elsewhere: elsewhere,
 		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}
