@@ -35,6 +35,7 @@ type clerk struct {
 	terminate []string  // jobs whose script is to end its attempt
 	cancel    []string  // jobs that Slurm is to end
 	strays    []stray
+	expects   bool // Expect was called
 	closing   bool
 }
 
@@ -62,6 +63,7 @@ type entry struct {
 	node     string
 	at       int64 // its start, ns since the epoch
 	told     bool  // Started was reported
+	left     bool  // it is to be given again: this entry counts no more
 	killed   bool
 	revoked  bool
 	stopped  bool // killed by Close
@@ -347,9 +349,37 @@ func (c *clerk) remove(e *entry) {
 	})
 }
 
-// settle is what Slurm.Settled asks for.
-func (c *clerk) settle() {
-	keys, err := c.s.attempts()
+// expect is what Slurm.Expect asks for.
+func (c *clerk) expect(runs []messages.RunID) {
+	expected := map[messages.RunID]bool{}
+	for _, run := range runs {
+		expected[run] = true
+	}
+	for key, e := range c.entries {
+		if expected[key.Run] {
+			c.leave(e)
+		}
+	}
+	if !c.expects {
+		c.expects = true
+		c.disown(func(run messages.RunID) bool { return !expected[run] })
+	}
+}
+
+// leave forgets an attempt that its run gives again: all that counts is in its folder.
+func (c *clerk) leave(e *entry) {
+	if e.stage != ended {
+		c.open--
+	}
+	c.move(e, ended)
+	e.left = true
+	c.s.hide(e)
+	delete(c.entries, e.key)
+}
+
+// disown ends and forgets what the folder holds of some runs and nobody has asked for.
+func (c *clerk) disown(of func(messages.RunID) bool) {
+	keys, err := c.s.attempts(of)
 	if err != nil {
 		c.log.Error("what was left in the folder is not looked after", "err", err)
 		return
@@ -415,6 +445,9 @@ func (c *clerk) endRevoked(e *entry) {
 // end makes the final report. What was only revoked leaves nothing behind, and its key
 // is free; nor does what nobody asked for.
 func (c *clerk) end(e *entry, r *executor.Report) {
+	if e.left {
+		return
+	}
 	c.move(e, ended)
 	c.open--
 	c.s.hide(e)

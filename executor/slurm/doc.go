@@ -20,10 +20,10 @@
 // That begun is made by one alone (O_EXCL), by the job that the folder names, is what
 // keeps an attempt from starting twice: whatever is submitted twice, requeued, or
 // comes late, finds it made, or another name, or no folder, and ends without doing
-// anything. So
-// an order that is given again after a restart (Order.Resume) is always decided: what
-// was submitted is looked up by its name, and what Slurm does not know and has not
-// begun is submitted again.
+// anything. So an order that is given again after a restart (Order.Resume) is always
+// decided: what was submitted is looked up by its name, and what Slurm does not know
+// and has not begun is submitted again. What nobody gives again (Expect, Settled) is
+// ended.
 //
 // One goroutine, the clerk (clerk.go), owns all that is known of attempts. Its duties,
 // whenever something was asked for or the interval is over:

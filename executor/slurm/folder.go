@@ -181,15 +181,15 @@ func writeFile(path string, text []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-// attempts lists the attempts that have a folder.
-func (s *Slurm) attempts() (keys []messages.AttemptKey, err error) {
+// attempts lists the attempts of some runs that have a folder.
+func (s *Slurm) attempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
 	runs, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range runs {
 		run, err := strconv.ParseUint(r.Name(), 10, 64)
-		if err != nil {
+		if err != nil || !of(messages.RunID(run)) {
 			continue
 		}
 		folders, err := os.ReadDir(filepath.Join(s.cfg.Dir, r.Name()))

@@ -136,10 +136,11 @@ func TestRealRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	s.Expect(1)
 	for task := range uint32(n) {
 		s.Start(resumed(order(task)))
 	}
-	s.Settled()
+	s.Settled(1)
 	g.release()
 	rec.WaitFinals(n)
 	for task := range uint32(n) {

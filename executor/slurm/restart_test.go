@@ -4,10 +4,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/slurm"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -54,12 +57,13 @@ func TestReattach(t *testing.T) {
 
 	rec2 := executortest.NewRecorder(t)
 	s = g.open(rec2)
+	s.Expect(1)
 	for _, task := range []uint32{1, 2, 4} {
 		s.Start(resumed(g.order(task, "echo never")))
 	}
 	fresh := resumed(g.order(5, patient)) // was granted, and the server died before it was ordered
 	s.Start(fresh)
-	s.Settled()
+	s.Settled(1)
 	ended(t, rec2.WaitFinal(key(1)), messages.AttemptFailed, 3, "")
 	for _, task := range []uint32{2, 4, 5} {
 		rec2.WaitStarted(key(task))
@@ -108,7 +112,7 @@ func TestSettled(t *testing.T) {
 	}
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
-	s.Settled()
+	s.Expect(2, 3)
 	poll(t, "the folders to go", func() bool { return !exists(filepath.Join(g.dir(), "1")) })
 	poll(t, "the jobs to end", func() bool {
 		for _, j := range g.cluster.Jobs() {
@@ -124,6 +128,96 @@ func TestSettled(t *testing.T) {
 	g.cluster.Hold(false)
 	s.Start(g.order(5, "true"))
 	ended(t, rec.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
+}
+
+// TestSettledRun: of a run that has given all it wants the rest is ended; what a run has
+// that has not, stays.
+func TestSettledRun(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	for task := range uint32(3) {
+		o := g.order(task, patient)
+		o.Key.Run = messages.RunID(task)
+		s.Start(o)
+		rec.WaitStarted(o.Key)
+	}
+	if err := s.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	rec = executortest.NewRecorder(t)
+	s = g.open(rec)
+	s.Expect(0, 1, 2)
+	again := resumed(g.order(2, patient))
+	again.Key.Run = 2
+	s.Start(again)
+	rec.WaitStarted(again.Key)
+	s.Settled(0)
+	s.Settled(2)
+	poll(t, "the run to go", func() bool { return !exists(filepath.Join(g.dir(), "0")) })
+	if !exists(filepath.Join(g.dir(), "1/1.1/begun")) || !exists(filepath.Join(g.dir(), "2/2.1/begun")) {
+		t.Error("another run's attempts are gone")
+	}
+	g.release()
+	ended(t, rec.WaitFinal(again.Key), messages.AttemptSucceeded, 0, "")
+	if n := len(rec.All()); n != 2 || g.starts() != 3 {
+		t.Errorf("%d reports, %d starts", n, g.starts())
+	}
+}
+
+// TestRunBeginsAnew: what a run had given counts no more, until it gives it again.
+func TestRunBeginsAnew(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	log := &reports{rec: rec}
+	s, err := slurm.New(g.config(log.sink))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Expect()
+	s.Start(g.order(1, patient))
+	s.Start(g.order(2, "exit 3"))
+	rec.WaitStarted(key(1))
+	rec.WaitFinal(key(2))
+	g.cluster.Hold(true)
+	s.Start(g.order(3, patient))
+	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 3 })
+	s.Expect(1)
+	fresh := executortest.NewRecorder(t)
+	log.use(fresh)
+	for _, task := range []uint32{1, 2, 3} {
+		s.Start(resumed(g.order(task, patient)))
+	}
+	s.Settled(1)
+	g.cluster.Hold(false)
+	fresh.WaitStarted(key(1))
+	ended(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")
+	fresh.WaitStarted(key(3))
+	g.release()
+	ended(t, fresh.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	ended(t, fresh.WaitFinal(key(3)), messages.AttemptSucceeded, 0, "")
+	if g.starts() != 2 {
+		t.Errorf("%d starts", g.starts())
+	}
+}
+
+// reports goes to one Recorder after another.
+type reports struct {
+	mu  sync.Mutex
+	rec *executortest.Recorder
+}
+
+func (r *reports) use(rec *executortest.Recorder) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rec = rec
+}
+
+func (r *reports) sink(rep executor.Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rec.Sink(rep)
 }
 
 // TestNobodyKnows: a job that was killed with its node while no server looked, and that

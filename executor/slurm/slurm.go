@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -202,14 +203,26 @@ func (s *Slurm) Revoke(key messages.AttemptKey) {
 
 // Acknowledge implements executor.Durable.
 func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
+	keys = slices.Clone(keys) // the caller's
 	s.ask(func() { s.clerk.acknowledge(keys) })
 }
 
-// Settled says that every live attempt has been given again with Resume: of what
-// nobody asked for the ends are forgotten, and what runs is ended. Until then a Slurm
-// leaves alone what it finds in its folder.
-func (s *Slurm) Settled() {
-	s.ask(func() { s.clerk.settle() })
+// Expect names the runs that will give their live attempts again, with Resume. It is
+// called once at the start of the server, with all that are unfinished: what the folder
+// holds of any other run is nobody's, its ends are forgotten, and what runs is ended.
+// It is called again with a run whose actor begins anew: what was given of that one
+// counts no more, and nothing is reported of it until it is given again.
+//
+// Until it is called a Slurm leaves alone what it finds in its folder.
+func (s *Slurm) Expect(runs ...messages.RunID) {
+	runs = slices.Clone(runs)
+	s.ask(func() { s.clerk.expect(runs) })
+}
+
+// Settled says that the run has given all its live attempts again: what the folder
+// holds of it beside them is nobody's.
+func (s *Slurm) Settled(run messages.RunID) {
+	s.ask(func() { s.clerk.disown(func(r messages.RunID) bool { return r == run }) })
 }
 
 // Detach implements executor.Durable. Nothing is reported from now on; jobs go on. An

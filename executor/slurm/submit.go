@@ -152,6 +152,9 @@ func (c *clerk) answered(batch []*entry, out string, err error) {
 	var left []*entry // without those that were taken back meanwhile
 	for _, e := range batch {
 		e.sending, e.from = false, now
+		if e.left { // who is given it again finds the job by its name
+			continue
+		}
 		switch alive := e.stage < ending; {
 		case err != nil && alive:
 			left = append(left, e)
