@@ -37,12 +37,16 @@ stop() {
 	trap '' INT TERM
 	if [ -n "$slurmd" ]; then
 		scancel --user="$(id -un)" 2>/dev/null || true
-		tries=50
-		while [ $tries -gt 0 ] && [ -n "$(squeue -h 2>/dev/null)" ]; do
+		tries=80 # more than KillWait
+		while [ $tries -gt 0 ] && [ -n "$(timeout 5 squeue -h 2>/dev/null)" ]; do
 			sleep 0.1
 			tries=$((tries - 1))
 		done
 	fi
+	for script in $(grep -lsF "$dir/spool/" /proc/[0-9]*/cmdline); do # of jobs that survive that
+		pid=${script#/proc/}
+		kill -9 -- "-${pid%/cmdline}" 2>/dev/null || true
+	done
 	for pid in $slurmd $ctld $munged; do
 		kill "$pid" 2>/dev/null || continue
 		tries=50
