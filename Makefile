@@ -19,7 +19,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 WORKLOADS = w1 w2 w3 w4 w5 output empty
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-e2e race check fmt vet lint tidy rules generated tools cover fuzz \
+.PHONY: help build demo test test-unit test-e2e test-slurm race check fmt vet lint tidy rules generated tools cover fuzz \
 	bench bench-smoke clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
@@ -41,6 +41,10 @@ test-unit: ## all tests but the end-to-end ones
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
 	CGO_ENABLED=0 $(GO) test -timeout 15m ./internal/e2e/...
 
+# One package at a time: they share the cluster.
+test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
+	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
+
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
 	CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v /internal/e2e)
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./internal/e2e/...
@@ -51,7 +55,7 @@ fmt: ## gofmt finds nothing
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 
 vet: ## go vet finds nothing
-	$(GO) vet ./...
+	$(GO) vet -tags slurm ./...
 
 lint: $(filter .tools/%,$(STATICCHECK)) ## staticcheck finds nothing (STATICCHECK= leaves it out)
 	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is left out")

@@ -24,6 +24,7 @@ type metrics struct {
 	toStart     prometheus.Histogram
 	idle        prometheus.Histogram
 	held        slotGauges
+	elsewhere   *prometheus.GaugeVec // by executor
 	mailboxes   *mailboxes
 }
 
@@ -46,6 +47,9 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 			Buckets: []float64{50e-6, 100e-6, 150e-6, 200e-6, 250e-6, 300e-6, 400e-6, 500e-6, 700e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3,
 				10e-3, 20e-3, 50e-3, 100e-3, 1},
 		}),
+		elsewhere: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "caravan_slots_elsewhere", Help: "Tasks that are granted of executors that do not run them on this machine.",
+		}, []string{"executor"}),
 		mailboxes: new(mailboxes),
 	}
 	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
@@ -66,7 +70,7 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.mailboxes,
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.elsewhere, m.mailboxes,
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
@@ -95,7 +99,13 @@ func (m *metrics) dispatch(c *child, idle time.Duration) {
 func (m *metrics) slots(s *scheduler) {
 	m.held.cores.Store(s.held.cores)
 	m.held.memory.Store(s.held.memory)
-	m.held.noops.Store(int64(s.noops))
+	for name, w := range s.windows {
+		if name == noopExecutor {
+			m.held.noops.Store(int64(w.held))
+		} else {
+			m.elsewhere.WithLabelValues(name).Set(float64(w.held))
+		}
+	}
 	m.held.claims.Store(int64(len(s.claims)))
 }
 

@@ -33,15 +33,18 @@ type Config struct {
 	// Executors makes each executor with the sink it reports to, by the name that
 	// jobs choose it by.
 	Executors   map[string]func(executor.Sink) (executor.Executor, error)
-	CoresMilli  int64         // thousandths of a core that tasks may take in all
-	MemoryMilli int64         // thousandths of a MB
-	KillGrace   time.Duration // between SIGTERM and SIGKILL
-	Limits      dag.Limits    // for what recovered runs generate
-	RetainRuns  int           // finished runs that are kept; 0 = all
-	RetainAge   time.Duration // how long a finished run is kept; 0 = for ever
-	Logger      *slog.Logger  // nil = discard
-	Registerer  prometheus.Registerer
-	Now         func() int64 // ns since the epoch; nil = the system's clock
+	CoresMilli  int64 // thousandths of a core that tasks may take in all
+	MemoryMilli int64 // thousandths of a MB
+	// Elsewhere are the executors whose tasks take nothing of this machine, and how
+	// many of them may be granted at one time. No-op tasks have a window of their own.
+	Elsewhere  map[string]int
+	KillGrace  time.Duration // between SIGTERM and SIGKILL
+	Limits     dag.Limits    // for what recovered runs generate
+	RetainRuns int           // finished runs that are kept; 0 = all
+	RetainAge  time.Duration // how long a finished run is kept; 0 = for ever
+	Logger     *slog.Logger  // nil = discard
+	Registerer prometheus.Registerer
+	Now        func() int64 // ns since the epoch; nil = the system's clock
 
 	snapshotEvery int // 0 = snapshotEvery
 }
@@ -111,7 +114,7 @@ func Start(c Config) (*Node, error) {
 		e.standing.close()
 		return nil, err
 	}
-	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli)); err != nil {
+	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli, c.Elsewhere)); err != nil {
 		return nil, err
 	}
 	go n.watch()

@@ -12,8 +12,9 @@ const (
 	// noopWindow bounds the no-op tasks that are granted at one time, and so the
 	// actors that live for them; they take no slots.
 	noopWindow = 1024
-	// noopTurn is how many of them one run gets before the next one's turn.
-	noopTurn = 128
+	// windowTurn is how many tasks that take no slots one run gets before the next
+	// one's turn.
+	windowTurn = 128
 	// ageLimit is how long a task may be passed over by smaller ones. After it,
 	// nothing is granted until the task fits, so that it cannot starve.
 	ageLimit = 2 * time.Second
@@ -28,8 +29,12 @@ const (
 	mostAhead = 32
 )
 
-// noopExecutor names the executor whose tasks take no slots.
+// noopExecutor names the executor whose tasks do nothing. They take no slots.
 const noopExecutor = "noop"
+
+// window bounds the tasks of an executor that take nothing of this machine, by
+// their number alone.
+type window struct{ limit, held int }
 
 // amount is what a task takes of the machine, in thousandths of a core and of a MB.
 type amount struct{ cores, memory int64 }
@@ -45,10 +50,10 @@ func (a amount) fits(free amount) bool { return a.cores <= free.cores && a.memor
 // size, and a grant costs O(different amounts), not O(runs).
 type scheduler struct {
 	machine amount
-	held    amount        // granted and not released, no-op tasks excepted
-	noops   int           // granted no-op tasks
-	mean    time.Duration // moving average of how long a slot was busy; 0 = not known
-	closed  bool          // what takes slots is not granted
+	windows map[string]*window // of executors whose tasks take no slots, by name
+	held    amount             // granted and not released, of what takes slots
+	mean    time.Duration      // moving average of how long a slot was busy; 0 = not known
+	closed  bool               // nothing but no-op tasks is granted
 	turn    uint64
 	lines   []*line // in the order in which their amounts first came up
 	claims  map[claimKey]*claim
@@ -75,19 +80,26 @@ type claim struct {
 // line is the queue of claims for one class of work.
 type line struct {
 	class  dag.Class
-	noop   bool
+	window *window // nil: its tasks take slots
 	amount amount
 	claims int      // that wait or hold
 	queue  []*claim // queue[head:] wait, oldest turn first
 	head   int
 }
 
-func newScheduler(coresMilli, memoryMilli int64) *scheduler {
-	return &scheduler{
+// newScheduler makes a scheduler of this machine, with a window for each executor
+// whose tasks do not run on it, and for no-op tasks.
+func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *scheduler {
+	s := &scheduler{
 		machine: amount{coresMilli, memoryMilli},
+		windows: map[string]*window{noopExecutor: {limit: noopWindow}},
 		claims:  make(map[claimKey]*claim),
 		runs:    make(map[messages.RunID]*claim),
 	}
+	for name, limit := range windows {
+		s.windows[name] = &window{limit: limit}
+	}
+	return s
 }
 
 // want sets how many slots the run wants of its class id, beside those it holds.
@@ -111,7 +123,7 @@ func (s *scheduler) release(run messages.RunID, id int, class dag.Class, n int, 
 	}
 	c.held -= n
 	s.giveBack(c, n)
-	if busy > 0 && n > 0 && !c.line.noop {
+	if busy > 0 && n > 0 && c.line.window == nil {
 		mean := busy / time.Duration(n)
 		if s.mean == 0 {
 			s.mean = mean
@@ -146,9 +158,9 @@ func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) 
 			return
 		}
 		n := 1
-		if c.line.noop {
-			n = min(c.want, noopTurn, noopWindow-s.noops)
-			s.noops += n
+		if w := c.line.window; w != nil {
+			n = min(c.want, windowTurn, w.limit-w.held)
+			w.held += n
 		} else {
 			s.held.cores += c.line.amount.cores
 			s.held.memory += c.line.amount.memory
@@ -170,16 +182,15 @@ func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) 
 // that is the oldest and does not fit is passed over until it has aged.
 func (s *scheduler) next(now int64) *claim {
 	free := s.free()
-	var best, oldest, noop *claim
+	var best, oldest, windowed *claim
 	for _, l := range s.lines {
 		c := l.first()
 		switch {
-		case c == nil:
-		case l.noop:
-			if s.noops < noopWindow && (noop == nil || c.turn < noop.turn) {
-				noop = c
+		case c == nil, s.closed && l.class.Executor != noopExecutor:
+		case l.window != nil:
+			if l.window.held < l.window.limit && (windowed == nil || c.turn < windowed.turn) {
+				windowed = c
 			}
-		case s.closed:
 		default:
 			if oldest == nil || c.turn < oldest.turn {
 				oldest = c
@@ -198,7 +209,7 @@ func (s *scheduler) next(now int64) *claim {
 		}
 	}
 	if best == nil {
-		return noop
+		return windowed
 	}
 	return best
 }
@@ -207,7 +218,14 @@ func (s *scheduler) next(now int64) *claim {
 func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] != nil }
 
 // idle tells whether nothing is granted.
-func (s *scheduler) idle() bool { return s.noops == 0 && s.held == amount{} }
+func (s *scheduler) idle() bool {
+	for _, w := range s.windows {
+		if w.held > 0 {
+			return false
+		}
+	}
+	return s.held == amount{}
+}
 
 // free is what may still be granted: the machine, and some more when attempts are
 // short.
@@ -233,9 +251,9 @@ func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
 }
 
 func (s *scheduler) line(class dag.Class) *line {
-	noop := class.Executor == noopExecutor
-	if noop {
-		class = dag.Class{Executor: noopExecutor}
+	w := s.windows[class.Executor]
+	if w != nil { // what its tasks ask for makes no difference here
+		class = dag.Class{Executor: class.Executor}
 	}
 	for _, l := range s.lines {
 		if l.class == class {
@@ -244,7 +262,7 @@ func (s *scheduler) line(class dag.Class) *line {
 	}
 	// What was accepted on a larger machine gets all of this one: it would never fit,
 	// and hold everybody up. The executor says what is wrong.
-	l := &line{class: class, noop: noop, amount: amount{min(class.CoresMilli, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
+	l := &line{class: class, window: w, amount: amount{min(class.CoresMilli, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
 	s.lines = append(s.lines, l)
 	return l
 }
@@ -257,13 +275,14 @@ func (s *scheduler) enqueue(c *claim) {
 }
 
 func (s *scheduler) giveBack(c *claim, n int) {
-	if c.line.noop {
-		s.noops -= n
+	w := c.line.window
+	if w != nil {
+		w.held -= n
 	} else {
 		s.held.cores -= int64(n) * c.line.amount.cores
 		s.held.memory -= int64(n) * c.line.amount.memory
 	}
-	if s.noops < 0 || s.held.cores < 0 || s.held.memory < 0 {
+	if w != nil && w.held < 0 || s.held.cores < 0 || s.held.memory < 0 {
 		panic("actors: slots below zero")
 	}
 }
@@ -319,7 +338,7 @@ func (l *line) compact() {
 func (s *scheduler) ages(now int64) int64 {
 	var oldest *claim
 	for _, l := range s.lines {
-		if c := l.first(); c != nil && !l.noop && (oldest == nil || c.turn < oldest.turn) {
+		if c := l.first(); c != nil && l.window == nil && (oldest == nil || c.turn < oldest.turn) {
 			oldest = c
 		}
 	}

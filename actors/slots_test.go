@@ -13,6 +13,7 @@ var (
 	oneCore  = dag.Class{Executor: "process", CoresMilli: 1000}
 	twoCores = dag.Class{Executor: "process", CoresMilli: 2000}
 	noopWork = dag.Class{Executor: noopExecutor, CoresMilli: 1000}
+	farAway  = dag.Class{Executor: "slurm", CoresMilli: 64_000, MemoryMilli: 1 << 40}
 )
 
 // grants collects what the scheduler hands out, by run.
@@ -23,7 +24,7 @@ func grants(s *scheduler, now int64) map[messages.RunID]int {
 }
 
 func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, oneCore, 1_000_000)
 	if g := grants(s, 0); g[1] != 2 {
 		t.Fatalf("got %v", g)
@@ -46,7 +47,7 @@ func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
 }
 
 func TestLargeTaskIsNotStarved(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, oneCore, 1000)
 	const begin = int64(1)
 	grants(s, begin)
@@ -74,7 +75,7 @@ func TestLargeTaskIsNotStarved(t *testing.T) {
 }
 
 func TestShortTasksAreGrantedAhead(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, oneCore, 100)
 	if g := grants(s, 0); g[1] != 2 {
 		t.Fatalf("before anything is known: %v", g)
@@ -100,7 +101,7 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 }
 
 func TestNoopTasksTakeNoSlots(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, noopWork, 5000)
 	s.want(2, 0, noopWork, 10)
 	s.want(3, 0, oneCore, 5)
@@ -114,14 +115,38 @@ func TestNoopTasksTakeNoSlots(t *testing.T) {
 	}
 }
 
+// What runs elsewhere takes nothing of this machine, whatever it asks for, and is
+// bounded by its number; runs take turns there too.
+func TestTasksElsewhereTakeNoSlots(t *testing.T) {
+	s := newScheduler(2000, 1<<40, map[string]int{"slurm": 200})
+	s.want(1, 0, farAway, 1000)
+	s.want(2, 0, farAway, 10)
+	s.want(3, 0, oneCore, 5)
+	if g := grants(s, 0); g[1] != 190 || g[2] != 10 || g[3] != 2 {
+		t.Fatalf("got %v", g)
+	}
+	if s.ages(int64(time.Hour)) != 0 {
+		t.Error("what waits for a place elsewhere would keep this machine's slots free")
+	}
+	s.release(1, 0, farAway, 3, time.Hour)
+	if g := grants(s, 0); g[1] != 3 || len(g) != 1 {
+		t.Fatalf("got %v", g)
+	}
+	s.forget(1)
+	s.forget(2)
+	if w := s.windows["slurm"]; w.held != 0 || s.idle() {
+		t.Errorf("held %d, idle %t", w.held, s.idle())
+	}
+}
+
 func TestForgetGivesEverythingBack(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, oneCore, 5)
 	s.want(1, 1, noopWork, 5)
 	grants(s, 0)
 	s.forget(1)
 	if !s.idle() || len(s.claims) != 0 {
-		t.Errorf("held %v, noops %d, claims %v", s.held, s.noops, s.claims)
+		t.Errorf("held %v, noops %d, claims %v", s.held, s.windows[noopExecutor].held, s.claims)
 	}
 }
 
@@ -131,16 +156,16 @@ func TestReleaseOfWhatWasNotGrantedPanics(t *testing.T) {
 			t.Error("no panic")
 		}
 	}()
-	newScheduler(2000, 0).release(1, 0, oneCore, 1, 0)
+	newScheduler(2000, 0, nil).release(1, 0, oneCore, 1, 0)
 }
 
 // Random wants, releases and departures: never more than the window is held, all
 // that can be granted is granted, and in the end everything is given back.
 func TestSchedulerInvariants(t *testing.T) {
-	classes := []dag.Class{oneCore, twoCores, noopWork, {Executor: "process", CoresMilli: 500, MemoryMilli: 400}}
+	classes := []dag.Class{oneCore, twoCores, noopWork, farAway, {Executor: "process", CoresMilli: 500, MemoryMilli: 400}}
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		s := newScheduler(4000, 1000)
+		s := newScheduler(4000, 1000, map[string]int{"slurm": 7})
 		held := map[claimKey]int{}
 		now := int64(0)
 		for range 300 {
@@ -167,20 +192,23 @@ func TestSchedulerInvariants(t *testing.T) {
 			}
 			s.grant(now, func(run messages.RunID, id, n int) { held[claimKey{run, id}] += n })
 			var cores, memory int64
-			noops := 0
+			noops, far := 0, 0
 			for k, n := range held {
-				if c := classes[k.id]; c.Executor == noopExecutor {
+				switch c := classes[k.id]; c.Executor {
+				case noopExecutor:
 					noops += n
-				} else {
+				case farAway.Executor:
+					far += n
+				default:
 					cores += int64(n) * c.CoresMilli
 					memory += int64(n) * c.MemoryMilli
 				}
 			}
-			if cores != s.held.cores || memory != s.held.memory || noops != s.noops {
-				t.Fatalf("seed %d: held %d/%d/%d, the scheduler says %v/%d", seed, cores, memory, noops, s.held, s.noops)
+			if n, f := s.windows[noopExecutor].held, s.windows["slurm"].held; cores != s.held.cores || memory != s.held.memory || noops != n || far != f {
+				t.Fatalf("seed %d: held %d/%d/%d/%d, the scheduler says %v/%d/%d", seed, cores, memory, noops, far, s.held, n, f)
 			}
-			if cores > (1+mostAhead)*4000 || memory > (1+mostAhead)*1000 || noops > noopWindow {
-				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops", seed, cores, memory, noops)
+			if cores > (1+mostAhead)*4000 || memory > (1+mostAhead)*1000 || noops > noopWindow || far > 7 {
+				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops, %d far away", seed, cores, memory, noops, far)
 			}
 		}
 		for k, n := range held {
@@ -196,7 +224,7 @@ func TestSchedulerInvariants(t *testing.T) {
 // A run that was accepted on a larger machine has the whole of this one (the executor says no then); it must not
 // keep everybody else out for ever.
 func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
-	s := newScheduler(2000, 1000)
+	s := newScheduler(2000, 1000, nil)
 	huge := dag.Class{Executor: "process", CoresMilli: 8000, MemoryMilli: 64_000}
 	s.want(1, 0, huge, 1)
 	s.want(2, 0, oneCore, 1)
@@ -211,7 +239,7 @@ func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
 }
 
 func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	for i := range int64(1000) {
 		class := dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: i}
 		run := messages.RunID(i)
@@ -228,7 +256,7 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 }
 
 func TestClockThatStepsBackDoesNotHoldAgeingUp(t *testing.T) {
-	s := newScheduler(2000, 1<<40)
+	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, oneCore, 10)
 	grants(s, 1)
 	s.want(2, 0, twoCores, 1)

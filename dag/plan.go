@@ -10,6 +10,9 @@ type Limits struct {
 	MaxMemoryMilli int64 // what the machine has, thousandths of a MB; 0 = not checked
 	// Executors are the names that a job may choose; nil = "process", "noop".
 	Executors []string
+	// Elsewhere are those of them whose tasks run on other machines: what these ask
+	// for is not compared with what this machine has.
+	Elsewhere []string
 }
 
 // Plan is a validated graph: templates (tasks as defined), each with a

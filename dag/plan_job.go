@@ -1,6 +1,7 @@
 package dag
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -170,20 +171,39 @@ func (b *planner) checkGiven(template int, j *Job) {
 	if j.Executor != "" && !limits.knows(j.Executor) {
 		b.problem(b.jobAt(template)+"/executor", "unknown executor "+Quote(j.Executor))
 	}
-	switch cores := j.Cores.Milli; {
-	case j.Cores.Raw == "":
-	case cores <= 0:
+	if j.Cores.Raw != "" && j.Cores.Milli <= 0 {
 		b.problem(b.jobAt(template)+"/cores", "cores must be more than 0")
-	case limits.MaxCoresMilli > 0 && cores > limits.MaxCoresMilli:
-		b.problem(b.jobAt(template)+"/cores", tooMuch(cores, limits.MaxCoresMilli, "cores"))
 	}
-	switch memory := j.MemoryMB.Milli; {
-	case j.MemoryMB.Raw == "":
-	case memory < 0:
+	if j.MemoryMB.Raw != "" && j.MemoryMB.Milli < 0 {
 		b.problem(b.jobAt(template)+"/memoryMB", "memoryMB must not be negative")
-	case limits.MaxMemoryMilli > 0 && memory > limits.MaxMemoryMilli:
-		b.problem(b.jobAt(template)+"/memoryMB", tooMuch(memory, limits.MaxMemoryMilli, "MB of memory"))
 	}
+	cores, has := j.Cores, limits.MaxCoresMilli
+	if cores.Raw != "" && has > 0 && cores.Milli > has && b.here(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
+		b.problem(b.jobAt(template)+"/cores", tooMuch(cores.Milli, has, "cores"))
+	}
+	memory, has := j.MemoryMB, limits.MaxMemoryMilli
+	if memory.Raw != "" && has > 0 && memory.Milli > has && b.here(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
+		b.problem(b.jobAt(template)+"/memoryMB", tooMuch(memory.Milli, has, "MB of memory"))
+	}
+}
+
+// here tells whether a new template's tasks run on this machine. For jobDefaults it
+// is whether those of any template do that has not its own value of the member.
+func (b *planner) here(template int, own func(*Job) bool) bool {
+	limits := &b.plan.limits
+	if len(limits.Elsewhere) == 0 {
+		return true
+	}
+	if template != inDefaults {
+		return !limits.elsewhere(b.plan.Templates[template].Job.Executor)
+	}
+	for i := range b.specs {
+		j := &b.specs[i].Job
+		if !own(j) && !limits.elsewhere(cmp.Or(j.Executor, b.plan.defaults.Executor)) {
+			return true
+		}
+	}
+	return false
 }
 
 // tooMuch says what the machine does not have. Both numbers are thousandths.
@@ -209,7 +229,7 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	}
 	if j.Cores.Raw == "" {
 		class.CoresMilli = defaultCoresMilli
-		if has := b.plan.limits.MaxCoresMilli; has > 0 && has < defaultCoresMilli {
+		if has := b.plan.limits.MaxCoresMilli; has > 0 && has < defaultCoresMilli && !b.plan.limits.elsewhere(class.Executor) {
 			b.problem(b.jobAt(t.Index), tooMuch(defaultCoresMilli, has, "cores"))
 		}
 	}

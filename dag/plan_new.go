@@ -40,6 +40,9 @@ func (l *Limits) knows(executor string) bool {
 	return slices.Contains(l.Executors, executor)
 }
 
+// elsewhere tells whether tasks of this executor take nothing of this machine.
+func (l *Limits) elsewhere(executor string) bool { return slices.Contains(l.Elsewhere, executor) }
+
 // planner makes a plan, or the list of everything that is wrong.
 type planner struct {
 	Collector

@@ -64,6 +64,13 @@ func environment(base []string, o *Order) ([]string, error) {
 	return env, nil
 }
 
+// Environment is what an order's process gets: the clean set, of which getenv may
+// know better values, the attempt's names and the order's own entries, each name
+// once. It is for executors that start processes by other means than Process.
+func Environment(getenv func(string) string, o *Order) ([]string, error) {
+	return environment(cleanEnvironment(getenv), o)
+}
+
 // mark adds the entry, in the place of an order's own of that name.
 func mark(env []string, entry string) []string {
 	name := key(entry)

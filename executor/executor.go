@@ -21,6 +21,9 @@ type Order struct {
 	MemoryMilli int64
 	Capture     bool  // the final report carries all of stdout (generators), up to Limits
 	GrantedAt   int64 // ns since the epoch: when the grant was given
+	// Other are the job's members that the engine itself does not know, as they were
+	// submitted: an executor may know them. They are shared, and not to be changed.
+	Other []messages.Member
 	// Resume: the server was restarted, and the attempt may have been started before.
 	// An executor whose attempts outlive the server (Durable) goes on with it:
 	// reports Started again and the end, or repeats the end. If it knows that the

@@ -9,6 +9,9 @@ import (
 // RunID numbers runs from 0 upwards; a number is never given twice.
 type RunID uint64
 
+// Member is a member of a job that the engine does not know, its value as raw JSON.
+type Member = dag.Member
+
 // AttemptKey names one attempt of one task; attempts count from 1.
 type AttemptKey struct {
 	Run     RunID

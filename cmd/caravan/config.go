@@ -15,17 +15,20 @@ import (
 // Config is what a server can be told. Each member is one option: a flag, an
 // environment variable and a key of the configuration file; see options.
 type Config struct {
-	Listen      string
-	Data        string
-	CoresMilli  int64 // thousandths of a core
-	MemoryMilli int64 // thousandths of a MB
-	KillGrace   time.Duration
-	MaxTasks    int
-	MaxBody     int64 // bytes
-	RetainRuns  int   // 0 = all
-	RetainAge   time.Duration
-	LogLevel    slog.Level
-	LogFormat   string // text or json
+	Listen         string
+	Data           string
+	CoresMilli     int64 // thousandths of a core
+	MemoryMilli    int64 // thousandths of a MB
+	KillGrace      time.Duration
+	MaxTasks       int
+	MaxBody        int64 // bytes
+	RetainRuns     int   // 0 = all
+	RetainAge      time.Duration
+	Slurm          bool   // tasks may choose the executor slurm
+	SlurmPartition string // partition of those that name none; "" = the cluster's default
+	SlurmJobs      int    // of them at one time
+	LogLevel       slog.Level
+	LogFormat      string // text or json
 }
 
 // option is one thing that a server can be told, under one name everywhere:
@@ -67,6 +70,12 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
 		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
 			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
+		{"slurm", "switch", "on: tasks may choose the executor slurm, jobs of the Slurm cluster that this machine is set up for", "off",
+			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
+		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",
+			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
+		{"slurm-jobs", "number", "tasks that are given to Slurm at one time", "1000",
+			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",
@@ -81,6 +90,9 @@ func configFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
 		flags.Var(&text{o.initial, o.value}, o.name, o.usage+" (environment: "+o.env()+")")
+		if o.value == "switch" {
+			flags.Lookup(o.name).NoOptDefVal = "on" // --slurm alone
+		}
 		if o.ofMachine {
 			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
 		}

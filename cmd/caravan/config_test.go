@@ -25,7 +25,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: "127.0.0.1:2503", Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
-		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 64 << 20, LogLevel: slog.LevelInfo, LogFormat: "text"}
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 64 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || c != want {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}
@@ -37,7 +37,7 @@ func TestPrecedence(t *testing.T) {
 		"listen": {"a:1", "b:2", "c:3"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
 		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
-		"log-format": {"json", "text", "json"},
+		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]
@@ -53,7 +53,7 @@ func TestPrecedence(t *testing.T) {
 				env[o.env()] = v[1]
 			}
 			if i == 0 {
-				args = []string{"--" + o.name, v[0]}
+				args = []string{"--" + o.name + "=" + v[0]}
 			}
 			got, err := resolveArgs(t, env, args...)
 			want := Config{}
@@ -90,6 +90,8 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		{nil, []string{"--max-body", "1 parsec"}, "", `is no size`},
 		{nil, []string{"--max-body", "0"}, "", `is no size`},
 		{nil, []string{"--retain-runs", "-1"}, "", `is no number from 0`},
+		{nil, []string{"--slurm=maybe"}, "", `--slurm: "maybe" is none of on, off`},
+		{nil, []string{"--slurm-jobs", "0"}, "", `--slurm-jobs: "0" is no number from 1`},
 		{nil, []string{"--log-level", "loud"}, "", `none of debug, info, warn, error`},
 		{nil, []string{"--log-format", "xml"}, "", `none of text, json`},
 		{nil, nil, "cores: 2\nfrob: 1\n\nCORES: 3\n", `line 2: unknown key "frob"; line 4: unknown key "CORES"`},

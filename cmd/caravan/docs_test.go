@@ -61,8 +61,11 @@ func TestDocs(t *testing.T) {
 		if cmd.Name() == "serve" {
 			for _, o := range options(eight) {
 				value := "`" + o.initial + "`"
-				if o.ofMachine {
+				switch {
+				case o.ofMachine:
 					value = "this machine's"
+				case o.initial == "":
+					value = "none"
 				}
 				if row := fmt.Sprintf("| `--%s` | `%s` | %s |", o.name, o.env(), value); !strings.Contains(body, row) {
 					t.Errorf("serve has no row %s", row)

@@ -92,6 +92,17 @@ func parseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
+// parseSwitch reads on and off, and what YAML and others write for them.
+func parseSwitch(s string) (bool, error) {
+	switch strings.ToLower(s) {
+	case "on", "true", "yes", "1":
+		return true, nil
+	case "off", "false", "no", "0":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is none of on, off", s)
+}
+
 func parseChoice(s string, choices ...string) (string, error) {
 	if !slices.Contains(choices, s) {
 		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))

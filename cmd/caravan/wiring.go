@@ -93,6 +93,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
 		Executors: []string{"process", "noop"},
 	}
+	slurmLimits(c, &limits)
 
 	// Service comes first: whoever asks while runs are recovered is told so.
 	door := &gate{}
@@ -117,7 +118,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.outputs.Close)
 
 	host, _ := os.Hostname()
-	n.engine, err = actors.Start(actors.Config{
+	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
 		Store: n.store, Outputs: n.outputs,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": func(sink executor.Sink) (executor.Executor, error) {
@@ -134,7 +135,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		},
 		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}

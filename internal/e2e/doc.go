@@ -15,6 +15,7 @@
 //	large_test.go      a run of 10,000 tasks answers while it runs
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
+//	slurm_test.go      tasks as jobs of a real Slurm (tag slurm; see make test-slurm)
 //
 // Flags (after -args, or directly: go test ./internal/e2e -kills 100):
 //

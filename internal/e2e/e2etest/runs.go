@@ -28,6 +28,7 @@ type Attempt struct {
 	OutputLog   string `json:"outputLog"`
 	ErrorLog    string `json:"errorLog"`
 	ExecutorLog string `json:"executorLog"`
+	Node        string `json:"node"`
 }
 
 // StateChange is one entry of dagStateChanges.

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"path/filepath"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/slurm"
+)
+
+// slurmExecutor is the name that jobs choose Slurm by.
+const slurmExecutor = "slurm"
+
+// slurmLimits lets jobs choose Slurm, if the server has it.
+func slurmLimits(c Config, l *dag.Limits) {
+	if c.Slurm {
+		l.Executors = append(l.Executors, slurmExecutor)
+		l.Elsewhere = append(l.Elsewhere, slurmExecutor)
+	}
+}
+
+// withSlurm adds the executor whose attempts are jobs of a Slurm cluster, if the
+// server is to have it.
+func (n *node) withSlurm(c Config, engine actors.Config) actors.Config {
+	if !c.Slurm {
+		return engine
+	}
+	engine.Elsewhere = map[string]int{slurmExecutor: c.SlurmJobs}
+	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
+		return slurm.New(slurm.Config{
+			Dir: filepath.Join(c.Data, "slurm"), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
+			MaxCapture: maxGenerated, Grace: c.KillGrace, Logger: n.log,
+		})
+	}
+	return engine
+}

@@ -1,0 +1,241 @@
+package slurm_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// patient waits as a task does: until the file is there; each start is a line in another.
+const patient = `echo "$CARAVAN_TASK" >> "$DATA/starts"; while [ ! -e "$DATA/go" ]; do sleep 0.02; done`
+
+func (g *rig) release() {
+	if err := os.WriteFile(filepath.Join(g.data, "go"), nil, 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g *rig) starts() int { return count(filepath.Join(g.data, "starts")) }
+
+// TestRefusals: what sbatch will never take fails; what it may take later waits.
+func TestRefusals(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	g.cluster.Refuse("Invalid partition name specified")
+	s.Start(g.order(1, "true"))
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "sbatch: Batch job submission failed: Invalid partition name specified")
+
+	g.cluster.Refuse("Slurm temporarily unable to accept job, sleeping and retrying")
+	s.Start(g.order(2, "true"))
+	poll(t, "a second try", func() bool { return g.cluster.Calls("sbatch") >= 3 })
+	g.cluster.Refuse("")
+	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
+}
+
+// TestArraysThatAreTooLarge are made smaller.
+func TestArraysThatAreTooLarge(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec, func(c *slurm.Config) { c.Gather = 200 * time.Millisecond })
+	g.cluster.Refuse("Invalid job array specification")
+	for i := range uint32(8) {
+		s.Start(g.order(i, "true"))
+	}
+	poll(t, "a second try", func() bool { return g.cluster.Calls("sbatch") >= 2 })
+	g.cluster.Refuse("")
+	rec.WaitFinals(8)
+	for i := range uint32(8) {
+		if r := rec.WaitFinal(key(i)); r.Record.Result == messages.AttemptNotStarted && !strings.Contains(r.Record.ExecutorLog, "Invalid job array") {
+			t.Errorf("%+v", r)
+		}
+	}
+	for _, j := range g.cluster.Jobs() {
+		if j.Index >= 4 {
+			t.Errorf("an array with index %d", j.Index)
+		}
+	}
+}
+
+// TestUnknownFate: sbatch fails, and the job has been taken all the same: it is found by
+// its name, and not submitted again.
+func TestUnknownFate(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	g.cluster.Mute("Socket timed out on send/recv operation")
+	s.Start(g.order(1, patient))
+	rec.WaitStarted(key(1))
+	g.release()
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	if g.starts() != 1 || g.cluster.Calls("sbatch") != 1 {
+		t.Errorf("%d starts, %d calls of sbatch", g.starts(), g.cluster.Calls("sbatch"))
+	}
+}
+
+// TestAway: a cluster that does not answer is waited for; what runs there goes on.
+func TestAway(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, patient))
+	rec.WaitStarted(key(1))
+	g.cluster.Away(true)
+	s.Start(g.order(2, "true"))
+	poll(t, "the log to tell", func() bool { return strings.Contains(g.log.String(), "Slurm does not answer") })
+	g.release()
+	if n := len(rec.Reports(key(1))); n != 1 {
+		t.Errorf("%d reports while nothing is known", n)
+	}
+	g.cluster.Away(false)
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
+	if n := strings.Count(g.log.String(), "does not answer"); n != 1 {
+		t.Errorf("%d lines on one absence", n)
+	}
+}
+
+// TestLost: the node's failure and preemption are no failures of the task.
+func TestLost(t *testing.T) {
+	for _, state := range []string{"NODE_FAIL", "PREEMPTED"} {
+		g := newRig(t)
+		rec := executortest.NewRecorder(t)
+		s := g.open(rec)
+		s.Start(g.order(1, patient))
+		rec.WaitStarted(key(1))
+		poll(t, "the task", func() bool { return g.starts() == 1 })
+		g.cluster.Lose(state)
+		ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, rec.WaitFinal(key(1)).Record.RC, "ended as "+state)
+	}
+}
+
+// TestForgottenJobs: Slurm forgets what is over; the folder tells how it ended. What
+// has disappeared before it began is submitted again.
+func TestForgottenJobs(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	g.cluster.Hold(true)
+	s.Start(g.order(1, "exit 4"))
+	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 1 })
+	g.cluster.Forget(true)
+	poll(t, "it to be submitted again", func() bool { return len(g.cluster.Jobs()) == 1 })
+	g.cluster.Hold(false)
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 4, "")
+}
+
+// TestCancelledByOthers: that is a failure, told as what it is.
+func TestCancelledByOthers(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, patient))
+	rec.WaitStarted(key(1))
+	g.scancel()
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
+	g.cluster.Hold(true)
+	s.Start(g.order(2, patient))
+	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 2 })
+	g.scancel()
+	ended(t, rec.WaitFinal(key(2)), messages.AttemptNotStarted, -1, "ended as CANCELLED before it began")
+}
+
+// TestRequeue: a job that the cluster runs twice runs its attempt once.
+func TestRequeue(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, patient))
+	rec.WaitStarted(key(1))
+	j := g.cluster.Jobs()[0]
+	g.cluster.Resubmit(j.Array, j.Index)
+	poll(t, "the second one to end", func() bool { return g.cluster.Jobs()[1].State == "COMPLETED" })
+	g.release()
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	if g.starts() != 1 {
+		t.Errorf("%d starts", g.starts())
+	}
+}
+
+// TestSharedFolder: a node that does not see the folder is told of.
+func TestSharedFolder(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	g.cluster.Hold(true)
+	s.Start(g.order(1, "true"))
+	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 1 })
+	if err := os.Rename(g.path(1, ""), g.dir()+"/hidden"); err != nil {
+		t.Fatal(err)
+	}
+	g.cluster.Hold(false)
+	poll(t, "the job's end", func() bool { return g.cluster.Jobs()[0].State == "FAILED" })
+	if err := os.Rename(g.dir()+"/hidden", g.path(1, "")); err != nil {
+		t.Fatal(err)
+	}
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "must be on a file system that the server and the nodes share")
+}
+
+// TestWithoutJSON: an older Slurm is asked in its own words.
+func TestWithoutJSON(t *testing.T) {
+	g := newRig(t)
+	g.cluster.NoJSON()
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, "exit 2"))
+	s.Start(g.order(2, patient))
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 2, "")
+	rec.WaitStarted(key(2))
+	s.Kill(key(2), time.Second)
+	ended(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
+	if n := g.cluster.Calls("squeue"); n != 1 {
+		t.Errorf("squeue was called %d times", n)
+	}
+}
+
+// TestKillOfWhatDoesNotHeed: after its grace it is ended by force.
+func TestKillOfWhatDoesNotHeed(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	s.Start(g.order(1, `trap "echo no" TERM; while :; do sleep 0.02; done`))
+	s.Start(g.order(2, `sleep 1000 & wait`))
+	rec.WaitStarted(key(1))
+	rec.WaitStarted(key(2))
+	s.Kill(key(1), time.Minute)
+	s.Kill(key(1), 100*time.Millisecond) // is brought forward
+	s.Kill(key(2), 0)
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptKilled, 137, "killed by the user")
+	if r := rec.WaitFinal(key(2)); r.Record.Result != messages.AttemptKilled || r.Record.RC != 137 && r.Record.RC != 143 {
+		t.Errorf("%+v", r.Record)
+	}
+}
+
+func TestNew(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	for name, change := range map[string]func(*slurm.Config){
+		"required":                 func(c *slurm.Config) { c.Sink = nil },
+		"sbatch is not in PATH":    func(c *slurm.Config) { c.Getenv = func(string) string { return "" } },
+		"slurm folder /dev/null/x": func(c *slurm.Config) { c.Dir = "/dev/null/x" },
+	} {
+		c := g.config(rec.Sink)
+		change(&c)
+		if _, err := slurm.New(c); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	g.open(rec)
+	if _, err := slurm.New(g.config(rec.Sink)); err == nil || !strings.Contains(err.Error(), "in use by another server") {
+		t.Errorf("a second one: %v", err)
+	}
+}
+
+var _ executor.Durable = (*slurm.Slurm)(nil)

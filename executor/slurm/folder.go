@@ -1,0 +1,225 @@
+package slurm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+const logFolder = "log"
+
+// folder is an attempt's folder. See the package doc for what lies in it.
+type folder string
+
+func (s *Slurm) folder(key messages.AttemptKey) folder {
+	return folder(filepath.Join(s.cfg.Dir, folderName(key)))
+}
+
+// folderName is the attempt's folder below Config.Dir: digits, '/' and '.' alone.
+func folderName(key messages.AttemptKey) string {
+	return fmt.Sprintf("%d/%d.%d", key.Run, key.Task, key.Attempt)
+}
+
+func (f folder) path(name string) string { return filepath.Join(string(f), name) }
+
+// make makes the folder. It is fs.ErrExist when it is there.
+func (f folder) make() (err error) {
+	for range 3 { // the run's folder may be removed meanwhile, with another attempt's
+		if err = os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
+			return err
+		}
+		if err = os.Mkdir(string(f), 0o700); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
+// remove deletes the folder, and its run's when it was the last.
+func (f folder) remove() error {
+	err := os.RemoveAll(string(f))
+	_ = os.Remove(filepath.Dir(string(f))) // fails while others are in it
+	return err
+}
+
+// claim makes begun, so that the attempt can never begin. It is false when it has.
+func (f folder) claim() (bool, error) {
+	file, err := os.OpenFile(f.path("begun"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		b, ok := f.begun()
+		return ok && b.byServer, nil
+	case err != nil:
+		return false, err
+	}
+	_, err = file.WriteString(claimed)
+	return true, errors.Join(err, file.Close())
+}
+
+// claimed is what the server writes into begun.
+const claimed = "- -\n"
+
+// beginning is what begun tells.
+type beginning struct {
+	byServer bool
+	job      string // "" when it is not written yet
+	node     string
+	at       int64
+}
+
+func (f folder) begun() (b beginning, ok bool) {
+	text, err := os.ReadFile(f.path("begun"))
+	if err != nil {
+		return b, false
+	}
+	words := strings.Fields(string(text))
+	if len(words) > 0 {
+		b.job = words[0]
+	}
+	if len(words) > 1 {
+		b.node = words[1]
+	}
+	b.byServer = b.job == "-"
+	if st, err := os.Stat(f.path("begun")); err == nil {
+		b.at = st.ModTime().UnixNano()
+	}
+	return b, true
+}
+
+// outcome is what end tells.
+type outcome struct {
+	rc           int32
+	at           int64
+	user, system time.Duration
+}
+
+var cpuTimes = regexp.MustCompile(`(\d+)m([\d.]+)s\s+(\d+)m([\d.]+)s`)
+
+func (f folder) end() (e outcome, ok bool) {
+	text, err := os.ReadFile(f.path("end"))
+	if err != nil {
+		return e, false
+	}
+	line, times, _ := strings.Cut(string(text), "\n")
+	rc, err := strconv.Atoi(line)
+	if err != nil {
+		return e, false
+	}
+	e.rc = int32(rc)
+	// Of the script itself, and of what it ran.
+	if m := cpuTimes.FindAllStringSubmatch(times, 2); len(m) == 2 {
+		e.user, e.system = cpuTime(m[1][1], m[1][2]), cpuTime(m[1][3], m[1][4])
+	}
+	if st, err := os.Stat(f.path("end")); err == nil {
+		e.at = st.ModTime().UnixNano()
+	}
+	return e, true
+}
+
+func cpuTime(minutes, seconds string) time.Duration {
+	m, _ := strconv.Atoi(minutes)
+	s, _ := strconv.ParseFloat(seconds, 64)
+	return time.Duration(m)*time.Minute + time.Duration(s*float64(time.Second))
+}
+
+// word is the only word in a file; "" when there is none.
+func (f folder) word(name string) string {
+	text, _ := os.ReadFile(f.path(name))
+	return strings.TrimSpace(string(text))
+}
+
+// setJob notes the job that the attempt is about to be submitted as.
+func (f folder) setJob(name string, index int) error {
+	return writeFile(f.path("job"), fmt.Appendf(nil, "%s %d\n", name, index))
+}
+
+func (f folder) job() (name string, index int, ok bool) {
+	words := strings.Fields(f.word("job"))
+	if len(words) != 2 {
+		return "", 0, false
+	}
+	index, err := strconv.Atoi(words[1])
+	return words[0], index, err == nil
+}
+
+// verdict is a final report as it is kept until it is acknowledged.
+type verdict struct {
+	At     int64
+	Record messages.AttemptRecord
+}
+
+func (f folder) setVerdict(r *executor.Report) error {
+	text, err := json.Marshal(verdict{r.At, r.Record})
+	if err != nil {
+		return err
+	}
+	return writeFile(f.path("verdict"), text)
+}
+
+func (f folder) verdict() (v verdict, ok bool) {
+	text, err := os.ReadFile(f.path("verdict"))
+	return v, err == nil && json.Unmarshal(text, &v) == nil
+}
+
+// writeFile writes a file that is there whole or not at all.
+func writeFile(path string, text []byte) error {
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// attempts lists the attempts of some runs that have a folder.
+func (s *Slurm) attempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
+	runs, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range runs {
+		run, err := strconv.ParseUint(r.Name(), 10, 64)
+		if err != nil || !of(messages.RunID(run)) {
+			continue
+		}
+		folders, err := os.ReadDir(filepath.Join(s.cfg.Dir, r.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range folders {
+			task, attempt, _ := strings.Cut(f.Name(), ".")
+			t, err1 := strconv.ParseUint(task, 10, 32)
+			a, err2 := strconv.ParseUint(attempt, 10, 32)
+			if err1 == nil && err2 == nil {
+				keys = append(keys, messages.AttemptKey{Run: messages.RunID(run), Task: uint32(t), Attempt: uint32(a)})
+			}
+		}
+	}
+	return keys, nil
+}
+
+// lockFile takes a lock that ends with this process.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, errors.New("in use by another server")
+		}
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,156 @@
+//go:build slurm
+
+package slurm_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// The tests of this file want the cluster of cluster.sh.
+
+// real is a data folder for the cluster that there is.
+func real(t testing.TB, sink executor.Sink) slurm.Config {
+	if os.Getenv("SLURM_CONF") == "" {
+		t.Fatal("no cluster: run this by cluster.sh")
+	}
+	dir := t.TempDir()
+	store, err := outputs.Open(filepath.Join(dir, "output"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	log := &lines{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log:\n%s", log)
+		}
+	})
+	return slurm.Config{Dir: filepath.Join(dir, "slurm"), Outputs: store, Sink: sink, Poll: 250 * time.Millisecond,
+		CloseGrace: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil))}
+}
+
+func TestRealConformance(t *testing.T) {
+	block := executor.Order{Command: []string{"sleep", "1000"}, CoresMilli: 1000, MemoryMilli: 10_000}
+	executortest.Test(t, executortest.Subject{
+		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
+			s, err := slurm.New(real(t, sink))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		},
+		Quick: executor.Order{Command: []string{"true"}, CoresMilli: 1000, MemoryMilli: 10_000},
+		Block: &block,
+	})
+}
+
+// TestRealEnds: the ends whose telling depends on what Slurm says and does.
+func TestRealEnds(t *testing.T) {
+	rec := executortest.NewRecorder(t)
+	cfg := real(t, rec.Sink)
+	cfg.Grace = 500 * time.Millisecond
+	s, err := slurm.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	data := filepath.Dir(cfg.Dir)
+	order := func(task uint32, script string) executor.Order {
+		return executor.Order{Key: key(task), Name: "real task", Shell: script, UseShell: true, CoresMilli: 1000, MemoryMilli: 10_000,
+			Environment: []string{"DATA=" + data}, Dir: data}
+	}
+	timed := order(3, "trap '' TERM; while :; do sleep 0.1; done")
+	timed.Timeout = time.Second
+	elsewhere := order(4, `echo "$SLURM_JOB_PARTITION $SLURM_CPUS_ON_NODE $SLURM_MEM_PER_NODE"`)
+	elsewhere.CoresMilli, elsewhere.MemoryMilli = 3000, 70_000
+	elsewhere.Other = []messages.Member{{Name: "partition", Raw: `"other"`}}
+	nowhere := order(5, "true")
+	nowhere.Other = []messages.Member{{Name: "partition", Raw: `"no-such"`}}
+	huge := order(6, "true")
+	huge.MemoryMilli = 1e9
+	for _, o := range []executor.Order{order(0, "echo out; echo err >&2"), order(1, "exit 7"), order(2, "kill -KILL $$"), timed, elsewhere, nowhere, huge,
+		order(7, "sleep 1000 & sleep 1000"), order(8, "kill -KILL $PPID; sleep 1000")} {
+		s.Start(o)
+	}
+	ended(t, rec.WaitFinal(key(0)), messages.AttemptSucceeded, 0, "")
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 7, "")
+	ended(t, rec.WaitFinal(key(2)), messages.AttemptSignaled, 137, "signal 9")
+	ended(t, rec.WaitFinal(key(3)), messages.AttemptTimedOut, 137, "timed out after 1s")
+	r := rec.WaitFinal(key(4))
+	ended(t, r, messages.AttemptSucceeded, 0, "")
+	if out := string(r.Record.Stdout.Inline); out != "other 3 70\n" {
+		t.Errorf("it ran with %q", out)
+	}
+	ended(t, rec.WaitFinal(key(5)), messages.AttemptNotStarted, -1, "invalid partition")
+	ended(t, rec.WaitFinal(key(6)), messages.AttemptNotStarted, -1, "Requested node configuration is not available")
+	rec.WaitStarted(key(7))
+	s.Kill(key(7), 2*time.Second)
+	ended(t, rec.WaitFinal(key(7)), messages.AttemptKilled, rec.WaitFinal(key(7)).Record.RC, "killed by the user")
+	// The job's own script was killed: Slurm alone tells how it ended.
+	ended(t, rec.WaitFinal(key(8)), messages.AttemptSignaled, 137, "signal 9")
+	for task := range uint32(4) {
+		if r := rec.WaitFinal(key(task)).Record; r.Node == "" || r.Stop < r.Start || r.Start == 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// TestRealRestart: what runs and what waits is found again, and nothing starts twice.
+func TestRealRestart(t *testing.T) {
+	rec := executortest.NewRecorder(t)
+	cfg := real(t, rec.Sink)
+	s, err := slurm.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &rig{t: t, data: filepath.Dir(cfg.Dir)}
+	const n = 12 // more than the node's cores
+	order := func(task uint32) executor.Order {
+		o := g.order(task, patient+"; echo done")
+		o.MemoryMilli = 10_000
+		return o
+	}
+	for task := range uint32(n) {
+		s.Start(order(task))
+	}
+	for task := range uint32(8) {
+		rec.WaitStarted(key(task))
+	}
+	if err := s.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	rec = executortest.NewRecorder(t)
+	cfg.Sink = rec.Sink
+	if s, err = slurm.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.Expect(1)
+	for task := range uint32(n) {
+		s.Start(resumed(order(task)))
+	}
+	s.Settled(1)
+	g.release()
+	rec.WaitFinals(n)
+	for task := range uint32(n) {
+		r := rec.WaitFinal(key(task))
+		ended(t, r, messages.AttemptSucceeded, 0, "")
+		if !strings.HasSuffix(string(r.Record.Stdout.Inline), "done\n") {
+			t.Errorf("%+v", r.Record)
+		}
+	}
+	if g.starts() != n {
+		t.Errorf("%d starts of %d attempts", g.starts(), n)
+	}
+}

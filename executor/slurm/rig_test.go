@@ -1,0 +1,138 @@
+package slurm_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/executor/slurm/slurmtest"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// rig is a data folder, and the cluster that is used with it.
+type rig struct {
+	t       testing.TB
+	data    string
+	cluster *slurmtest.Cluster
+	outputs *outputs.Store
+	log     *lines
+}
+
+func newRig(t testing.TB) *rig {
+	g := &rig{t: t, data: t.TempDir(), cluster: slurmtest.New(t), log: &lines{}}
+	var err error
+	if g.outputs, err = outputs.Open(filepath.Join(g.data, "output")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		g.outputs.Close()
+		if t.Failed() {
+			t.Logf("log:\n%s", g.log)
+			for _, j := range g.cluster.Jobs() {
+				t.Logf("job %d_%d %s: %s, exit %#x", j.Array, j.Index, j.Name, j.State, j.Exit)
+			}
+		}
+	})
+	return g
+}
+
+func (g *rig) dir() string { return filepath.Join(g.data, "slurm") }
+
+func (g *rig) config(sink executor.Sink) slurm.Config {
+	return slurm.Config{
+		Dir: g.dir(), Outputs: g.outputs, Sink: sink, Poll: 50 * time.Millisecond, CloseGrace: time.Second,
+		Getenv: g.cluster.Getenv, Logger: slog.New(slog.NewTextHandler(g.log, nil)),
+	}
+}
+
+func (g *rig) open(rec *executortest.Recorder, change ...func(*slurm.Config)) *slurm.Slurm {
+	g.t.Helper()
+	cfg := g.config(rec.Sink)
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := slurm.New(cfg)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// order is a shell script as an order of one core.
+func (g *rig) order(task uint32, script string) executor.Order {
+	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: script, UseShell: true, CoresMilli: 1000,
+		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
+}
+
+// path is a file in the attempt's folder.
+func (g *rig) path(task uint32, name string) string {
+	return filepath.Join(g.dir(), "1", fmt.Sprintf("%d.1", task), name)
+}
+
+func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: task, Attempt: 1} }
+
+func resumed(o executor.Order) executor.Order {
+	o.Resume = true
+	return o
+}
+
+// poll waits for something that another process does.
+func poll(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited 30 s for %s", what)
+		}
+	}
+}
+
+func read(path string) string {
+	b, _ := os.ReadFile(path)
+	return string(b)
+}
+
+// count is how many lines a file has.
+func count(path string) int { return strings.Count(read(path), "\n") }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// ended checks an end's result, exit code and a part of what the executor says of it.
+func ended(t testing.TB, r executor.Report, result messages.AttemptResult, rc int32, log string) {
+	t.Helper()
+	if r.Kind != executor.Finished || r.Record.Result != result || r.Record.RC != rc || !strings.Contains(r.Record.ExecutorLog, log) {
+		t.Errorf("kind %d, result %d, rc %d, %q; want result %d, rc %d, %q",
+			r.Kind, r.Record.Result, r.Record.RC, r.Record.ExecutorLog, result, rc, log)
+	}
+}
+
+// lines is a log that may be written by anybody.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

@@ -1,0 +1,163 @@
+package slurmtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Cluster is a cluster of one node without Slurm. It ends with its test.
+type Cluster struct {
+	t    testing.TB
+	dir  string
+	path string
+}
+
+// New makes a cluster. Its commands lie in a folder of their own; see Getenv.
+func New(t testing.TB) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, dir: t.TempDir()}
+	c.path = filepath.Join(c.dir, "bin")
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Mkdir(c.path, 0o700)
+	}
+	for _, name := range []string{"sbatch", "squeue", "scontrol", "scancel", nodeName} {
+		if err == nil {
+			// Without the race detector's second at each exit, where it is linked.
+			script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec '%s' %s %s \"$@\"\n", self, called, name)
+			err = os.WriteFile(filepath.Join(c.path, name), []byte(script), 0o700)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.stop)
+	return c
+}
+
+// Getenv is os.Getenv for who uses the cluster.
+func (c *Cluster) Getenv(name string) string {
+	switch name {
+	case "PATH":
+		return c.path + ":/usr/bin:/bin"
+	case "SLURM_CONF":
+		return c.dir
+	}
+	return os.Getenv(name)
+}
+
+// Environment is Getenv as entries K=V for a process.
+func (c *Cluster) Environment() []string {
+	return []string{"PATH=" + c.Getenv("PATH"), "SLURM_CONF=" + c.dir}
+}
+
+func (c *Cluster) change(f func(*state)) {
+	c.t.Helper()
+	if err := change(c.dir, f); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// Jobs are all that the cluster remembers.
+func (c *Cluster) Jobs() (jobs []Job) {
+	c.change(func(s *state) {
+		for _, j := range s.Jobs {
+			jobs = append(jobs, *j)
+		}
+	})
+	return jobs
+}
+
+// Calls is how often a command was called.
+func (c *Cluster) Calls(command string) (n int) {
+	c.change(func(s *state) { n = s.Calls[command] })
+	return n
+}
+
+// Slots sets how many jobs run at one time.
+func (c *Cluster) Slots(n int) { c.change(func(s *state) { s.Slots = n }) }
+
+// Hold lets no job begin, or lets them again.
+func (c *Cluster) Hold(held bool) { c.change(func(s *state) { s.Held = held }) }
+
+// Refuse has sbatch say why and take nothing; "" ends that.
+func (c *Cluster) Refuse(why string) { c.change(func(s *state) { s.Refusal = why }) }
+
+// Mute has sbatch take jobs and fail all the same, as when its connection breaks.
+func (c *Cluster) Mute(why string) { c.change(func(s *state) { s.Mute = why }) }
+
+// NoJSON makes squeue one that has no --json.
+func (c *Cluster) NoJSON() { c.change(func(s *state) { s.NoJSON = true }) }
+
+// Away lets no command have an answer.
+func (c *Cluster) Away(away bool) { c.change(func(s *state) { s.Away = away }) }
+
+// Lose ends all running jobs as this state, NODE_FAIL or PREEMPTED: at once, with all
+// their processes.
+func (c *Cluster) Lose(as string) {
+	c.change(func(s *state) {
+		for _, j := range s.Jobs {
+			if j.State == "RUNNING" {
+				j.State = as
+				killGroup(j.PID, unix.SIGKILL)
+			}
+		}
+	})
+}
+
+// Forget drops the jobs that are over, and with pending those that wait.
+func (c *Cluster) Forget(pending bool) {
+	c.change(func(s *state) {
+		s.Jobs = slices.DeleteFunc(s.Jobs, func(j *Job) bool {
+			return j.State != "RUNNING" && (pending || j.State != "PENDING")
+		})
+	})
+}
+
+// Resubmit starts a job again that the cluster has run, or has running, as a requeue does.
+func (c *Cluster) Resubmit(array, index int) {
+	c.change(func(s *state) {
+		j := *s.find(array, index)
+		j.State, j.PID, j.Exit = "PENDING", 0, 0
+		s.Jobs = append(s.Jobs, &j)
+		startNode(s, c.dir, array, []int{index})
+	})
+}
+
+// stop ends everything.
+func (c *Cluster) stop() {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		alive := false
+		c.change(func(s *state) {
+			for _, pid := range s.Nodes {
+				if unix.Kill(pid, unix.SIGKILL) == nil && !zombie(pid) {
+					alive = true
+				}
+			}
+			for _, j := range s.Jobs {
+				if j.PID != 0 {
+					killGroup(j.PID, unix.SIGKILL)
+				}
+			}
+		})
+		if !alive {
+			return
+		}
+		if time.Now().After(end) {
+			c.t.Error("processes of the cluster survive")
+			return
+		}
+	}
+}
+
+func killGroup(pid int, sig unix.Signal) {
+	if pid > 1 {
+		_ = unix.Kill(-pid, sig) // it may have ended
+	}
+}

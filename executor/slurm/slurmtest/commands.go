@@ -1,0 +1,198 @@
+package slurmtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nodeName is the command that runs jobs.
+const nodeName = "fake-slurmd"
+
+// killWait is how long a job that is cancelled has after SIGTERM.
+const killWait = time.Second
+
+// called is the first argument of a process that is a command of the cluster.
+const called = "slurmtest-command"
+
+// Main is the command that this process was called as. It returns when that is none of
+// the cluster's; else the process ends in it.
+func Main() {
+	if len(os.Args) < 3 || os.Args[1] != called {
+		return
+	}
+	dir, name, args := os.Getenv("SLURM_CONF"), os.Args[2], os.Args[3:]
+	command := map[string]func(string, []string) error{
+		"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "scancel": scancel, nodeName: node,
+	}[name]
+	var away bool
+	err := change(dir, func(s *state) {
+		s.Calls[name]++
+		away = s.Away && name != nodeName
+	})
+	if away {
+		err = said("Unable to contact slurm controller (connect failure)")
+	}
+	if err == nil {
+		err = command(dir, args)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: error: %v\n", name, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// said is an error in Slurm's own words.
+type said string
+
+func (s said) Error() string { return string(s) }
+
+func sbatch(dir string, args []string) error {
+	script, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	var refusal error
+	err = change(dir, func(s *state) {
+		if s.Refusal != "" {
+			refusal = said("Batch job submission failed: " + s.Refusal)
+			return
+		}
+		j := Job{Array: s.Next, State: "PENDING", Options: args}
+		last := 0
+		for _, a := range args {
+			switch k, v, _ := strings.Cut(a, "="); k {
+			case "--array":
+				_, to, _ := strings.Cut(v, "-")
+				last, _ = strconv.Atoi(to)
+			case "--job-name":
+				j.Name = v
+			case "--output":
+				j.Output = strings.ReplaceAll(v, "%%", "%")
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "script."+strconv.Itoa(s.Next)), script, 0o600); err != nil {
+			refusal = err
+			return
+		}
+		var all []int
+		for i := range last + 1 {
+			k := j
+			k.Index = i
+			s.Jobs = append(s.Jobs, &k)
+			all = append(all, i)
+		}
+		startNode(s, dir, s.Next, all)
+		if s.Mute != "" {
+			refusal = said("Batch job submission failed: " + s.Mute)
+		} else {
+			fmt.Println(s.Next)
+		}
+		s.Next += last + 1
+	})
+	if err == nil {
+		err = refusal
+	}
+	return err
+}
+
+// startNode starts a process that runs the jobs.
+func startNode(s *state, dir string, array int, indexes []int) {
+	args := []string{strconv.Itoa(array)}
+	for _, i := range indexes {
+		args = append(args, strconv.Itoa(i))
+	}
+	cmd := exec.Command(filepath.Join(dir, "bin", nodeName), args...)
+	cmd.Env = []string{"SLURM_CONF=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "USER=" + os.Getenv("USER")}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if cmd.Start() == nil {
+		s.Nodes = append(s.Nodes, cmd.Process.Pid)
+		go func() { _ = cmd.Wait() }() // where this process lives on
+	}
+}
+
+// over is the states of jobs that are.
+var over = []string{"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"}
+
+func squeue(dir string, args []string) error {
+	var failed error
+	err := change(dir, func(s *state) {
+		if s.NoJSON && slices.Contains(args, "--json") {
+			failed = fmt.Errorf("unrecognized option '--json'")
+			return
+		}
+		jobs := []map[string]any{{"name": "of-somebody-else", "job_state": "RUNNING", "exit_code": 0, "array_job_id": 0, "array_task_id": nil}}
+		rest := map[int]bool{}
+		for _, j := range s.Jobs {
+			m := map[string]any{"name": j.Name, "job_state": j.State, "exit_code": j.Exit, "array_job_id": j.Array,
+				"array_task_id": j.Index, "state_reason": "None", "batch_host": "node1"}
+			if j.State == "PENDING" { // those of an array have one entry in common
+				if rest[j.Array] {
+					continue
+				}
+				rest[j.Array] = true
+				m["array_task_id"] = nil
+			}
+			jobs = append(jobs, m)
+		}
+		failed = json.NewEncoder(os.Stdout).Encode(map[string]any{"errors": []string{}, "jobs": jobs})
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+func scontrol(dir string, args []string) error {
+	if strings.Join(args, " ") != "show job -o" {
+		return fmt.Errorf("scontrol %v is not known here", args)
+	}
+	return change(dir, func(s *state) {
+		for _, j := range s.Jobs {
+			fmt.Printf("JobId=%d ArrayJobId=%d ArrayTaskId=%d JobName=%s UserId=x(1) JobState=%s Reason=None ExitCode=%d:%d BatchHost=node1\n",
+				j.Array+j.Index, j.Array, j.Index, j.Name, j.State, j.Exit>>8, j.Exit&0x7f)
+		}
+	})
+}
+
+func scancel(dir string, args []string) error {
+	script := slices.Contains(args, "--signal=USR1") && slices.Contains(args, "--batch")
+	var failed error
+	err := change(dir, func(s *state) {
+		for _, a := range args {
+			if strings.HasPrefix(a, "--") {
+				continue
+			}
+			array, index, _ := strings.Cut(a, "_")
+			n, _ := strconv.Atoi(array)
+			i, _ := strconv.Atoi(index)
+			j := s.find(n, i)
+			switch {
+			case j == nil || slices.Contains(over, j.State):
+				failed = said("Kill job error on job id " + a + ": Invalid job id specified")
+			case script && j.PID != 0:
+				_ = unix.Kill(j.PID, unix.SIGUSR1)
+			case script:
+			case j.State == "PENDING":
+				j.State = "CANCELLED"
+			default:
+				j.Cancelled = true
+				killGroup(j.PID, unix.SIGTERM)
+			}
+		}
+	})
+	if err == nil {
+		err = failed
+	}
+	return err
+}

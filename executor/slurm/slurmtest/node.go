@@ -1,0 +1,154 @@
+package slurmtest
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// running is a job's script.
+type running struct {
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the script is, and its status known
+	kill  time.Time     // when what is left of a cancelled job is killed; zero = it is not
+}
+
+// node runs jobs of one array, each in its turn, until they are over. It looks at the
+// state once for all of them.
+func node(dir string, args []string) error {
+	array, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	jobs := map[int]*running{} // nil: it waits
+	for _, a := range args[1:] {
+		index, err := strconv.Atoi(a)
+		if err != nil {
+			return err
+		}
+		jobs[index] = nil
+	}
+	for ; len(jobs) > 0; time.Sleep(20 * time.Millisecond) {
+		if err := change(dir, func(s *state) { s.run(dir, array, jobs) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run starts what may start and sees what has ended, in the order of the indexes.
+func (s *state) run(dir string, array int, jobs map[int]*running) {
+	for _, index := range slices.Sorted(maps.Keys(jobs)) {
+		r := jobs[index]
+		if r != nil {
+			if s.finished(r) {
+				delete(jobs, index)
+			}
+			continue
+		}
+		j := s.pending(array, index)
+		if j == nil {
+			delete(jobs, index) // cancelled
+			continue
+		}
+		if !s.next(j) {
+			continue
+		}
+		cmd, err := start(dir, j)
+		if err != nil {
+			j.State, j.Exit = "FAILED", 1<<8
+			delete(jobs, index)
+			continue
+		}
+		r = &running{cmd: cmd, ended: make(chan struct{})}
+		go func() {
+			_ = cmd.Wait() // its state tells how
+			close(r.ended)
+		}()
+		j.State, j.PID = "RUNNING", cmd.Process.Pid
+		jobs[index] = r
+	}
+}
+
+// finished looks after a script: whether it has ended, and what is to be ended.
+func (s *state) finished(r *running) bool {
+	var job *Job
+	for _, j := range s.Jobs {
+		if j.PID == r.cmd.Process.Pid {
+			job = j
+		}
+	}
+	select {
+	case <-r.ended:
+	default:
+		switch {
+		case job == nil || !job.Cancelled:
+		case r.kill.IsZero():
+			r.kill = time.Now().Add(killWait)
+		case time.Now().After(r.kill):
+			killGroup(r.cmd.Process.Pid, unix.SIGKILL)
+		}
+		return false
+	}
+	killGroup(r.cmd.Process.Pid, unix.SIGKILL)
+	if job == nil {
+		return true
+	}
+	status, _ := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	job.PID, job.Exit = 0, int(status)
+	switch {
+	case job.State != "RUNNING": // its node was lost
+	case job.Cancelled:
+		job.State = "CANCELLED"
+	case status == 0:
+		job.State = "COMPLETED"
+	default:
+		job.State = "FAILED"
+	}
+	return true
+}
+
+// pending finds a job that waits.
+func (s *state) pending(array, index int) *Job {
+	for _, j := range s.Jobs {
+		if j.Array == array && j.Index == index && j.State == "PENDING" {
+			return j
+		}
+	}
+	return nil
+}
+
+// start starts a job's script in a group of its own, with Slurm's variables.
+func start(dir string, j *Job) (*exec.Cmd, error) {
+	id := fmt.Sprintf("%d_%d", j.Array, j.Index)
+	out, err := os.Create(strings.NewReplacer("%A", strconv.Itoa(j.Array), "%a", strconv.Itoa(j.Index)).Replace(j.Output))
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	cmd := exec.Command("/bin/sh", filepath.Join(dir, "script."+strconv.Itoa(j.Array)))
+	cmd.Env = append(os.Environ(), "SLURM_JOB_ID="+id, "SLURM_ARRAY_JOB_ID="+strconv.Itoa(j.Array), "SLURM_ARRAY_TASK_ID="+strconv.Itoa(j.Index),
+		"SLURM_JOB_NAME="+j.Name, "SLURMD_NODENAME=node1", "SLURM_EXPORT_ENV=ALL", "ENVIRONMENT=BATCH")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	return cmd, cmd.Start()
+}
+
+// zombie tells whether a process has ended.
+func zombie(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return strings.HasPrefix(rest, "Z")
+}

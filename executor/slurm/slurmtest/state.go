@@ -1,0 +1,102 @@
+package slurmtest
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Job is one index of a job array.
+type Job struct {
+	Array, Index int
+	Name         string
+	State        string // PENDING, RUNNING, COMPLETED, …
+	Exit         int    // raw wait status
+	PID          int    // of its script, which leads its process group; 0 before and after
+	Cancelled    bool
+	Options      []string // what sbatch was told
+	Output       string   // what Slurm says goes there
+}
+
+// state is all that a cluster knows.
+type state struct {
+	Next  int // number of the next array
+	Slots int // jobs that run at one time
+	Held  bool
+	Jobs  []*Job
+	Calls map[string]int // of commands, by name
+	Nodes []int          // processes that run jobs
+
+	// What goes wrong.
+	Refusal string // sbatch says this and takes nothing
+	Mute    string // sbatch takes the job, says this and fails
+	NoJSON  bool   // squeue has no --json
+	Away    bool   // nothing answers
+}
+
+// change lets f see and change the state, alone.
+func change(dir string, f func(*state)) error {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	for {
+		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, "state")
+	s := state{Next: 1, Slots: 1000, Calls: map[string]int{}}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &s)
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	f(&s)
+	if text, err = json.Marshal(&s); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func (s *state) find(array, index int) *Job {
+	for _, j := range s.Jobs {
+		if j.Array == array && j.Index == index {
+			return j
+		}
+	}
+	return nil
+}
+
+// next tells whether it is this job's turn to run.
+func (s *state) next(j *Job) bool {
+	if s.Held {
+		return false
+	}
+	running := 0
+	for _, k := range s.Jobs {
+		switch {
+		case k.State == "RUNNING":
+			running++
+		case k == j:
+			return running < s.Slots
+		case k.State == "PENDING":
+			running++ // it comes first
+		}
+	}
+	return false
+}

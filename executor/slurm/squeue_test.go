@@ -1,0 +1,54 @@
+package slurm
+
+import (
+	"syscall"
+	"testing"
+)
+
+// TestShapesOfJSON: what squeue --json prints, as versions 22.05 and 24.05 write it.
+func TestShapesOfJSON(t *testing.T) {
+	const older = `{"meta": {}, "errors": [], "jobs": [
+		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": 0, "array_task_string": "", "job_state": "FAILED", "exit_code": 768, "state_reason": "NonZeroExitCode", "batch_host": "n1"},
+		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": 1, "job_state": "COMPLETING", "exit_code": 9, "state_reason": "None", "batch_host": "n1"},
+		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": null, "array_task_string": "2-9", "job_state": "PENDING", "exit_code": 0, "state_reason": "Resources", "batch_host": ""},
+		{"name": "a.id2.x", "array_job_id": 8, "array_task_id": 0, "job_state": "RUNNING", "exit_code": 0}]}`
+	const newer = `{"jobs": [
+		{"name": "a.id1.x", "array_job_id": {"set": true, "infinite": false, "number": 7}, "array_task_id": {"set": true, "infinite": false, "number": 0}, "job_state": ["FAILED"],
+			"exit_code": {"status": ["ERROR"], "return_code": {"set": true, "infinite": false, "number": 3}, "signal": {"id": {"set": false, "infinite": false, "number": 0}, "name": ""}}, "state_reason": "NonZeroExitCode", "batch_host": "n1"},
+		{"name": "a.id1.x", "array_job_id": {"set": true, "number": 7}, "array_task_id": {"set": true, "number": 1}, "job_state": ["CANCELLED", "COMPLETING"],
+			"exit_code": {"return_code": {"set": false, "number": 0}, "signal": {"id": {"set": true, "number": 9}, "name": "Killed"}}, "batch_host": "n1"},
+		{"name": "a.id1.x", "array_job_id": {"set": true, "number": 7}, "array_task_id": {"set": false, "infinite": false, "number": 0}, "job_state": ["PENDING"], "exit_code": {"return_code": {"set": false}}}]}`
+	const text = "JobId=8 ArrayJobId=7 ArrayTaskId=0 JobName=a.id1.x UserId=root(0) JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 BatchHost=n1 NumNodes=1\n" +
+		"JobId=9 ArrayJobId=7 ArrayTaskId=1 JobName=a.id1.x JobState=COMPLETING Reason=None ExitCode=0:9 BatchHost=n1\n" +
+		"JobId=7 ArrayJobId=7 ArrayTaskId=2-9 JobName=a.id1.x JobState=PENDING Reason=Resources ExitCode=0:0\n"
+	for version, doc := range map[string]string{"22.05": older, "24.05": newer, "text": text} {
+		var s snapshot
+		if version == "text" {
+			s = parseText([]byte(doc), "id1")
+		} else {
+			var err error
+			if s, err = parseJSON([]byte(doc), "id1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(s) != 1 {
+			t.Errorf("%s: %d names", version, len(s))
+		}
+		failed, completing, waits := s.find("a.id1.x", 0), s.find("a.id1.x", 1), s.find("a.id1.x", 5)
+		if failed == nil || !failed.over() || failed.exit.ExitStatus() != 3 || failed.node != "n1" || failed.number(0) != "7_0" {
+			t.Errorf("%s: %+v", version, failed)
+		}
+		if completing == nil || completing.over() || completing.pending() || completing.exit.Signal() != syscall.SIGKILL {
+			t.Errorf("%s: %+v", version, completing)
+		}
+		if waits == nil || !waits.pending() || waits.number(5) != "7_5" {
+			t.Errorf("%s: %+v", version, waits)
+		}
+		if s.find("b.id1.x", 0) != nil {
+			t.Errorf("%s: a job of another name", version)
+		}
+	}
+	if _, err := parseJSON([]byte("slurm says no"), "id1"); err == nil {
+		t.Error("text was taken for JSON")
+	}
+}
