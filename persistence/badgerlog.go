@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -32,8 +33,15 @@ func (l *badgerLog) Errorf(format string, args ...any) {
 	}
 }
 
-// Warningf logs at Warn.
-func (l *badgerLog) Warningf(format string, args ...any) { l.log.Warn("badger: " + line(format, args)) }
+// Warningf logs at Warn, but for what Badger says of its caches every minute: they
+// are small on purpose.
+func (l *badgerLog) Warningf(format string, args ...any) {
+	level := slog.LevelWarn
+	if strings.Contains(format, "ache might be too small") || strings.Contains(format, "Cache life expectancy") {
+		level = slog.LevelDebug
+	}
+	l.log.Log(context.Background(), level, "badger: "+line(format, args))
+}
 
 // Infof logs at Debug: Badger is talkative.
 func (l *badgerLog) Infof(format string, args ...any) { l.log.Debug("badger: " + line(format, args)) }
