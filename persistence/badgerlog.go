@@ -37,7 +37,7 @@ func (l *badgerLog) Errorf(format string, args ...any) {
 // are small on purpose.
 func (l *badgerLog) Warningf(format string, args ...any) {
 	level := slog.LevelWarn
-	if strings.Contains(format, "ache might be too small") || strings.Contains(format, "Cache life expectancy") {
+	if strings.Contains(format, "might be too small") || strings.Contains(format, "Cache life expectancy") {
 		level = slog.LevelDebug
 	}
 	l.log.Log(context.Background(), level, "badger: "+line(format, args))
