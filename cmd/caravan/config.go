@@ -19,13 +19,15 @@ type Config struct {
 	Data        string
 	CoresMilli  int64 // thousandths of a core
 	MemoryMilli int64 // thousandths of a MB
-	KillGrace   time.Duration
-	MaxTasks    int
-	MaxBody     int64 // bytes
-	RetainRuns  int   // 0 = all
-	RetainAge   time.Duration
-	LogLevel    slog.Level
-	LogFormat   string // text or json
+	// EnforceMemory: tasks get no more memory than they ask for.
+	EnforceMemory bool
+	KillGrace     time.Duration
+	MaxTasks      int
+	MaxBody       int64 // bytes
+	RetainRuns    int   // 0 = all
+	RetainAge     time.Duration
+	LogLevel      slog.Level
+	LogFormat     string // text or json
 }
 
 // option is one thing that a server can be told, under one name everywhere:
@@ -57,6 +59,8 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }, true},
 		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
 			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }, true},
+		{"enforce-memory", "bool", "kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "false",
+			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseBool(s); return err }, false},
 		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
 			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
 		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
@@ -81,6 +85,9 @@ func configFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
 		flags.Var(&text{o.initial, o.value}, o.name, o.usage+" (environment: "+o.env()+")")
+		if o.value == "bool" {
+			flags.Lookup(o.name).NoOptDefVal = "true"
+		}
 		if o.ofMachine {
 			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
 		}

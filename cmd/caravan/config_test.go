@@ -37,7 +37,7 @@ func TestPrecedence(t *testing.T) {
 		"listen": {"a:1", "b:2", "c:3"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
 		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
-		"log-format": {"json", "text", "json"},
+		"log-format": {"json", "text", "json"}, "enforce-memory": {"true", "false", "true"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]

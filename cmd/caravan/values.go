@@ -92,6 +92,11 @@ func parseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
+func parseBool(s string) (bool, error) {
+	s, err := parseChoice(s, "true", "false")
+	return s == "true", err
+}
+
 func parseChoice(s string, choices ...string) (string, error) {
 	if !slices.Contains(choices, s) {
 		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))
