@@ -141,6 +141,10 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil && stopErr != nil {
 		err = stopErr
 	}
+	// What still runs would go on, and disturb the next round.
+	if endErr := servertest.EndWorkers(s.Config().Data, 30*time.Second); err == nil {
+		err = endErr
+	}
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, s.Log())
 	}
