@@ -28,5 +28,8 @@
 // slot. A panic arrives the same way, is logged with its stack, and is not the
 // task's failure.
 //
-// Reading order: run.go, task.go, shard.go (waiting.go), dispatcher.go (slots.go), node.go.
+// Attempts whose executor is durable outlive the server and the run's actor. A run that
+// is loaded takes its own up again, and acknowledges an end when it has written it.
+//
+// Reading order: run.go, task.go, durable.go, shard.go (waiting.go), dispatcher.go (slots.go), node.go.
 package actors

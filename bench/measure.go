@@ -142,7 +142,8 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil && stopErr != nil {
 		err = stopErr
 	}
-	if endErr := servertest.EndWorkers(data, 10*time.Second); err == nil {
+	// What still runs would go on, and disturb the next round.
+	if endErr := servertest.EndWorkers(data, 30*time.Second); err == nil {
 		err = endErr
 	}
 	if err != nil {

@@ -40,6 +40,7 @@ type attempt struct {
 	usage   syscall.Rusage
 	out     *stream
 	err     *stream
+	group   *cgroup // nil where there are none
 }
 
 // phase is how far the attempt's process is.

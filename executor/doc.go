@@ -19,7 +19,8 @@
 //
 //   - A task's own background children outlive it when it ends by itself; its
 //     output ends with it. When it is killed, timed out or closed its whole process
-//     group ends, but not what has left the group by setsid.
+//     group ends, but what has left the group by setsid only where there are control
+//     groups (cgroup_linux.go).
 //   - stdout and stderr are files in memory. A task that opens /dev/stdout or
 //     /dev/stderr anew for writing truncates what it printed before, as it would any
 //     file that it was redirected to; appending (>>) and >&2 do not.

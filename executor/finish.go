@@ -59,6 +59,10 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
 	}
 	rec.Result, rec.RC, rec.ExecutorLog = a.result()
+	if why := a.group.outOfMemory(); why != "" {
+		rec.ExecutorLog = join(rec.ExecutorLog, why)
+	}
+	p.limits.give(a.group)
 	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
 	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
 	if p.long(&rec.Stdout) || p.long(&rec.Stderr) {

@@ -184,7 +184,7 @@ func TestWithoutPidfd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := command{path: "/bin/sh", argv: []string{"sh", "-c", script}}
-		pid, pidfd, err := c.fork(null, a.out, a.err, true)
+		pid, pidfd, err := c.fork(null, a.out, a.err, nil, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +243,7 @@ func TestKillAfterTheEnd(t *testing.T) {
 	}
 	defer null.Close()
 	c := command{path: "/bin/true", argv: []string{"true"}}
-	pid, pidfd, err := c.fork(null, a.out, a.err, true)
+	pid, pidfd, err := c.fork(null, a.out, a.err, nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

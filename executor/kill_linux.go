@@ -78,6 +78,9 @@ func (a *attempt) force() {
 	if a.phase == alive || a.phase == zombie {
 		a.forced = true
 		a.signal(unix.SIGKILL)
+		if a.group != nil {
+			a.group.kill()
+		}
 	}
 }
 
@@ -104,7 +107,7 @@ func (p *Process) bury(a *attempt) {
 	a.reap(0)
 	a.mu.Unlock()
 	began, warned := time.Now(), false
-	for wait := time.Millisecond; exists(a.pid) && p.groups.alive(a.pid); wait = min(2*wait, 20*time.Millisecond) {
+	for wait := time.Millisecond; a.group != nil && a.group.populated() || exists(a.pid) && p.groups.alive(a.pid); wait = min(2*wait, 20*time.Millisecond) {
 		time.Sleep(wait)
 		if !warned && time.Since(began) > 10*time.Second {
 			warned = true

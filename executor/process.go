@@ -34,6 +34,12 @@ type ProcessConfig struct {
 	Begin func(*Order) error
 	// Born, if set, is called once the process exists, before that is reported.
 	Born func(o *Order, pid int)
+	// Cgroups, if set, names the control groups in which attempts run, where the machine
+	// lets us make some. It is to be unlike that of any other Process.
+	Cgroups string
+	// EnforceMemory limits each attempt to the memory that it asked for, where the machine
+	// lets us; it needs Cgroups.
+	EnforceMemory bool
 	// Mark, if set, makes an entry K=V of the task's environment that no order can replace.
 	Mark func(messages.AttemptKey) string
 }
@@ -53,6 +59,7 @@ type Process struct {
 	base   []string // the clean environment, K=V
 	null   *os.File // stdin of everybody
 	groups groups
+	limits *cgroups // nil when attempts have their process groups alone
 	watch  monitor
 	work   sync.WaitGroup // one for each attempt that was admitted and is not over
 
@@ -102,6 +109,11 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		live:  map[messages.AttemptKey]*attempt{},
 		slots: slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
 		begun: begunSet{limit: begunPages},
+	}
+	if cfg.Cgroups != "" {
+		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {
+			cfg.Logger.Info("attempts have process groups only: no control groups can be made", "err", err)
+		}
 	}
 	p.watch.start()
 	return p, nil
@@ -229,6 +241,7 @@ func (p *Process) Close() error {
 		return nil
 	}
 	p.watch.stop()
+	p.limits.close()
 	return p.null.Close()
 }
 

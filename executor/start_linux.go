@@ -126,20 +126,36 @@ func shortage(err error) bool {
 
 // fork starts the command with its output on the two streams. pidfd is -1 where the
 // kernel has none, or none is wanted.
-func (c *command) fork(stdin *os.File, out, err *stream, pidfdToo bool) (pid, pidfd int, _ error) {
+func (c *command) fork(stdin *os.File, out, err *stream, group *cgroup, pidfdToo bool) (pid, pidfd int, _ error) {
 	pidfd = -1
 	sys := &syscall.SysProcAttr{Setpgid: true}
+	if group != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(group.dir.Fd())
+	}
 	if pidfdToo {
 		sys.PidFD = &pidfd
 	}
-	pid, e := syscall.ForkExec(c.path, c.argv, &syscall.ProcAttr{
-		Dir:   c.dir,
-		Env:   c.env,
-		Files: []uintptr{stdin.Fd(), uintptr(out.fd), uintptr(err.fd)},
-		Sys:   sys,
+	e := group.within(func() (e error) {
+		pid, e = syscall.ForkExec(c.path, c.argv, &syscall.ProcAttr{
+			Dir:   c.dir,
+			Env:   c.env,
+			Files: []uintptr{stdin.Fd(), uintptr(out.fd), uintptr(err.fd)},
+			Sys:   sys,
+		})
+		return e
 	})
 	runtime.KeepAlive(stdin)
 	return pid, pidfd, e
+}
+
+// groupless tells whether a start failed because it was to be in a control group.
+func groupless(err error) bool {
+	for _, e := range []error{unix.ENOSYS, unix.EOPNOTSUPP, unix.EBUSY, unix.ENODEV, unix.EPERM, unix.EINVAL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // threads is how many attempts may be waited for by a thread each, which costs less
@@ -172,8 +188,18 @@ func (p *Process) launch(a *attempt) *Report {
 		}
 	}
 	began := p.cfg.Now()
-	pid, pidfd, err := cmd.fork(p.null, stdout, stderr, p.Running() > threads)
+	group := p.limits.take(a.order.MemoryMilli << 20 / 1000)
+	pid, pidfd, err := cmd.fork(p.null, stdout, stderr, group, p.Running() > threads)
+	if group != nil && groupless(err) {
+		refused := err
+		if pid, pidfd, err = cmd.fork(p.null, stdout, stderr, nil, p.Running() > threads); err == nil {
+			p.limits.disable(refused)
+		}
+		p.limits.give(group)
+		group = nil
+	}
 	if err != nil {
+		p.limits.give(group)
 		stdout.drop()
 		stderr.drop()
 		if shortage(err) {
@@ -185,7 +211,7 @@ func (p *Process) launch(a *attempt) *Report {
 		p.cfg.Born(&a.order, pid)
 	}
 	a.mu.Lock()
-	a.out, a.err, a.pid, a.began, a.floor = stdout, stderr, pid, began, ownPeak()
+	a.out, a.err, a.group, a.pid, a.began, a.floor = stdout, stderr, group, pid, began, ownPeak()
 	if pidfd >= 0 && unix.SetNonblock(pidfd, true) == nil {
 		a.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}

@@ -19,6 +19,7 @@ type Config struct {
 	Data           string
 	CoresMilli     int64 // thousandths of a core
 	MemoryMilli    int64 // thousandths of a MB
+	EnforceMemory  bool  // tasks get no more memory than they ask for
 	KillGrace      time.Duration
 	MaxTasks       int
 	MaxBody        int64 // bytes
@@ -60,6 +61,8 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }, true},
 		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
 			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }, true},
+		{"enforce-memory", "switch", "on: kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "off",
+			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseSwitch(s); return err }, false},
 		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
 			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
 		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
@@ -91,7 +94,7 @@ func configFlags(flags *pflag.FlagSet, all []option) {
 	for _, o := range all {
 		flags.Var(&text{o.initial, o.value}, o.name, o.usage+" (environment: "+o.env()+")")
 		if o.value == "switch" {
-			flags.Lookup(o.name).NoOptDefVal = "on" // --slurm alone
+			flags.Lookup(o.name).NoOptDefVal = "on" // the name alone
 		}
 		if o.ofMachine {
 			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine

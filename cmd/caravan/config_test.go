@@ -38,6 +38,7 @@ func TestPrecedence(t *testing.T) {
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
 		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
 		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
+		"enforce-memory": {"on", "off", "yes"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]

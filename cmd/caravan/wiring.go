@@ -127,7 +127,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
 					Settings: worker.Settings{
 						Version: v.Version + " " + v.Commit, Outputs: filepath.Join(data, "output"), Node: host,
-						MaxCapture: maxGenerated, Grace: c.KillGrace,
+						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory,
 					},
 				})
 			},

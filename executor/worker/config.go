@@ -34,6 +34,8 @@ type Settings struct {
 	MaxCapture int64         //
 	InlineMax  int           //
 	Grace      time.Duration // SIGTERM to SIGKILL after a timeout
-	CloseGrace time.Duration // the same when the worker is stopped
-	Idle       time.Duration // how long it stays without a server, a task and an unacknowledged end; default 60 s
+	// EnforceMemory is executor.ProcessConfig's.
+	EnforceMemory bool
+	CloseGrace    time.Duration // the same when the worker is stopped
+	Idle          time.Duration // how long it stays without a server, a task and an unacknowledged end; default 60 s
 }

@@ -47,6 +47,7 @@ func Bury(ctx context.Context, f *Folder, grace time.Duration, log *slog.Logger)
 			return nil, err
 		}
 	}
+	executor.RemoveCgroups(f.Name())
 	for _, k := range p.keys {
 		rep, err := p.report(k, boot)
 		if err != nil {

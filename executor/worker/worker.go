@@ -114,6 +114,7 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 		Outputs: w.outputs, Sink: w.sink, CoresMilli: math.MaxInt64 / 2, MemoryMilli: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
+		Cgroups: name, EnforceMemory: w.settings.EnforceMemory,
 		Begin: w.begin, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
 	}); err != nil {
 		w.outputs.Close()

@@ -110,7 +110,7 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	dir := t.TempDir()
 	endLeftovers(t, dir)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"deaf": e2etest.Sh("trap '' TERM; sleep 300 & echo $$ $! > "+dir+"/pid-x.new; mv "+dir+"/pid-x.new "+dir+"/pid-x; while :; do wait; done").
+		"deaf": e2etest.Sh("trap '' TERM; sleep 300 & echo $$ $! > "+dir+"/new; mv "+dir+"/new "+dir+"/pid-x; while :; do wait; done").
 			With("maxRetries", 5),
 		"after": e2etest.Sh("true").After("deaf"),
 	}))
