@@ -142,6 +142,7 @@ func openBadger(c Config) (*Badger, error) {
 	}
 	if err != nil {
 		s.enc.pack.close()
+		s.wal.close()
 		return nil, errors.Join(err, s.db.Close())
 	}
 	go s.commitLoop()
@@ -152,7 +153,7 @@ func openBadger(c Config) (*Badger, error) {
 // value in the tree.
 func badgerOptions(c Config) badger.Options {
 	o := badger.DefaultOptions(c.Dir).
-		WithSyncWrites(true).
+		WithSyncWrites(false).      // wal syncs
 		WithDetectConflicts(false). // one writer
 		WithMetricsEnabled(false).
 		WithMemTableSize(c.memory).
@@ -302,6 +303,7 @@ func (s *Badger) Close() error {
 		s.closed = true
 		s.metrics.unregister()
 		s.enc.pack.close()
+		s.wal.close()
 	}
 	if err := s.room.checkClose(); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)

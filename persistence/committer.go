@@ -319,7 +319,7 @@ func (s *Badger) commit(ops []op, size int64) error {
 	err := s.write(ops, at)
 	watch.Stop()
 	if err == nil {
-		err = s.wal.follow()
+		err = s.wal.sync()
 	}
 	if err == nil {
 		s.db.SetDiscardTs(s.moments.advance(at))

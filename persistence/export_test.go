@@ -76,6 +76,3 @@ func Rows(s *Badger, typ byte) (n int, err error) {
 	})
 	return n, err
 }
-
-// Synced tells whether each commit is synced to the device.
-func Synced(s *Badger) bool { return s.db.Opts().SyncWrites }
