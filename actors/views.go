@@ -64,25 +64,27 @@ func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
 	return s, nil
 }
 
-// Await returns the run's summary as soon as done says so, or when ctx is over
-// with its error. It costs nothing while nothing changes.
+// Await returns the run's summary as soon as done holds for it. When ctx or the
+// node ends first, it returns the present one and why. It costs nothing while
+// nothing changes; a finished run is waited for, too: it may be restarted.
 func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
 	for {
-		notice := n.env.board.notice(id)
-		if notice == nil {
-			return n.Summary(id)
-		}
-		changed := notice.watch()
-		s := notice.summary.Load()
-		if done(s) {
-			return s, nil
+		changed, leave := n.env.board.watch(id)
+		s, err := n.Summary(id)
+		if err != nil || done(s) {
+			leave()
+			return s, err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return s, ctx.Err()
+			err = ctx.Err()
 		case <-n.stopped:
-			return s, errStopping
+			err = errStopping
+		}
+		leave()
+		if err != nil {
+			return s, err
 		}
 	}
 }
@@ -260,18 +262,20 @@ func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, 
 	defer cancel()
 	var rec *messages.AttemptRecord
 	var err error
-	look := func(*messages.Summary) bool {
+	_, waited := n.Await(ctx, id, func(s *messages.Summary) bool {
 		rec, err = n.attempt(id, a.Task, a.Attempt)
-		return rec != nil || err != nil
-	}
-	if _, waited := n.Await(ctx, id, look); waited == nil && rec == nil && err == nil {
-		look(nil) // the run has ended meanwhile
-	}
+		return rec != nil || err != nil || s.State.Final()
+	})
 	switch {
+	case rec != nil:
 	case err != nil:
 		return nil, err
-	case rec == nil:
+	case waited == nil:
 		return nil, noAttempt(id, name, a.Attempt)
+	case ctx.Err() != nil:
+		return nil, errTimeout
+	default:
+		return nil, waited
 	}
 	return n.Output(id, rec, stream)
 }

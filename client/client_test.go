@@ -69,6 +69,8 @@ func TestCalls(t *testing.T) {
 		}, "[]", "GET /v1/dagruns?all=1&cursor=c&limit=3&state=RUNNING%2CQUEUED&tag=a+b&tags.k=v%26", &RunPage{Runs: []Summary{}}},
 		{"summary", func(c *Client) (any, error) { return c.Summary(ctx, 2) }, summary, "GET /v1/dagrun/2/summary", wantSummary},
 		{"state", func(c *Client) (any, error) { return c.State(ctx, 2) }, `{"state":"QUEUED"}`, "GET /v1/dagrun/2/state", Queued},
+		{"await state", func(c *Client) (any, error) { return c.AwaitState(ctx, 2, Queued, 30*time.Second) }, `{"state":"RUNNING"}`,
+			"GET /v1/dagrun/2/state?from=QUEUED&wait=30s", Running},
 		{"set state", func(c *Client) (any, error) { return nil, c.SetState(ctx, 2, Paused) }, `{"runID":2}`,
 			"PATCH /v1/dagrun/2/state/PAUSED", nil},
 		{"kill", func(c *Client) (any, error) { return nil, c.Kill(ctx, 2) }, "", "DELETE /v1/dagrun/2", nil},

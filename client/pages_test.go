@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,8 +134,9 @@ func TestWait(t *testing.T) {
 		{"unknown run", []http.HandlerFunc{refuses(404, "no run 1")}, "", ErrNotFound},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, c := newFake(t, tc.script...)
+			f, c := newFake(t, tc.script...)
 			c.retries = 0
+			f.state = refuses(503, "busy") // it has to be polled
 			var seen []string
 			s, err := c.Wait(ctx, 1, WaitOptions{Poll: time.Microsecond, Progress: func(s *Summary) { seen = append(seen, s.State) }})
 			if !errors.Is(err, tc.kind) {
@@ -156,7 +158,8 @@ func TestWaitGivesUp(t *testing.T) {
 	if _, err := c.Wait(context.Background(), 1, WaitOptions{Outage: -1}); !errors.Is(err, ErrUnreachable) || !strings.HasPrefix(err.Error(), "run 1: ") {
 		t.Errorf("got %v", err)
 	}
-	_, c = newFake(t, says(200, `{"state":"RUNNING"}`))
+	f, c := newFake(t, says(200, `{"state":"RUNNING"}`))
+	f.state = says(200, `{"state":"RUNNING"}`) // it is too old to wait
 	tired := errors.New("tired")
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 10*time.Millisecond, tired)
 	defer cancel()
@@ -170,5 +173,28 @@ func TestWaitGivesUp(t *testing.T) {
 	defer cancel()
 	if _, err := c.Wait(ctx, 1, WaitOptions{}); !errors.Is(err, tired) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestWaitLetsTheServerWait: between two changes of the state the client asks once.
+func TestWaitLetsTheServerWait(t *testing.T) {
+	var asked []string
+	changed := make(chan string, 3)
+	changed <- Running
+	changed <- Paused
+	changed <- Completed
+	at := func(state string) http.HandlerFunc { return says(200, `{"runID":1,"state":"`+state+`"}`) }
+	f, c := newFake(t, at(Queued), at(Running), at(Paused), at(Completed))
+	f.state = func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.RequestURI)
+		fmt.Fprintf(w, `{"state":%q}`, <-changed)
+	}
+	s, err := c.Wait(context.Background(), 1, WaitOptions{})
+	if err != nil || s.State != Completed {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	want := []string{"/v1/dagrun/1/state?from=QUEUED&wait=1m0s", "/v1/dagrun/1/state?from=RUNNING&wait=1m0s", "/v1/dagrun/1/state?from=PAUSED&wait=1m0s"}
+	if !slices.Equal(asked, want) || len(f.seen()) != 4 {
+		t.Errorf("asked %q and looked %d times", asked, len(f.seen()))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // SubmitOptions go with a submission.
@@ -178,6 +179,17 @@ func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
 // State returns the state of a run.
 func (c *Client) State(ctx context.Context, run uint64) (string, error) {
 	return c.state(ctx, runPath(run, "state"))
+}
+
+// MaxStateWait is how long AwaitState may let the server wait.
+const MaxStateWait = time.Minute
+
+// AwaitState returns the state of a run as soon as it is not from, or the present
+// one after wait (at most MaxStateWait) or when the server shuts down. A server
+// that is too old to wait answers at once.
+func (c *Client) AwaitState(ctx context.Context, run uint64, from string, wait time.Duration) (string, error) {
+	q := url.Values{"from": {from}, "wait": {wait.String()}}
+	return c.state(ctx, runPath(run, "state")+query(q))
 }
 
 func (c *Client) state(ctx context.Context, path string) (string, error) {

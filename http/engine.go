@@ -1,6 +1,8 @@
 package http
 
 import (
+	"context"
+
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -35,6 +37,14 @@ type Views interface {
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
 }
 
+// Changes tell of runs as they change.
+type Changes interface {
+	// Await returns the run's summary as soon as done holds for it; when ctx ends
+	// first, or the engine does, the present one and why. It costs nothing while
+	// nothing changes.
+	Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error)
+}
+
 // Logs read the output of attempts.
 type Logs interface {
 	// OpenLog opens a stream of an attempt of a task; attempt 0 is the latest.
@@ -55,6 +65,7 @@ type Health interface {
 type Engine interface {
 	Commands
 	Views
+	Changes
 	Logs
 	Health
 }

@@ -2,6 +2,7 @@ package http
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -26,6 +27,8 @@ type fakeEngine struct {
 	query          messages.ListQuery // the last one
 	attemptRanges  int
 	ready, healthy error
+	moved          chan struct{} // closed by move; nil when nobody waits
+	waiting        int           // calls of Await that wait
 }
 
 type fakeRun struct {
@@ -152,11 +155,66 @@ func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
 	if err := e.begin("Summary"); err != nil {
 		return nil, err
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	r, err := e.run(id)
 	if err != nil {
 		return nil, err
 	}
-	return &r.view.Summary, nil
+	now := r.view.Summary
+	return &now, nil
+}
+
+func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	if err := e.begin("Await"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waiting++
+	defer func() { e.waiting-- }()
+	for {
+		r, err := e.run(id)
+		if err != nil {
+			return nil, err
+		}
+		now := r.view.Summary
+		if done(&now) {
+			return &now, nil
+		}
+		if e.moved == nil {
+			e.moved = make(chan struct{})
+		}
+		moved := e.moved
+		e.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		e.mu.Lock()
+		if err != nil {
+			return &now, err
+		}
+	}
+}
+
+// move puts a run into another state and wakes who waits.
+func (e *fakeEngine) move(id messages.RunID, to dag.RunState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.runs[id].view.State = to
+	if e.moved != nil {
+		close(e.moved)
+		e.moved = nil
+	}
+}
+
+// waits tells how many calls of Await wait.
+func (e *fakeEngine) waits() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.waiting
 }
 
 func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {

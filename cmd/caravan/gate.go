@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 
@@ -97,6 +98,14 @@ func (g *gate) Attempts(run messages.RunID, first, n uint32, yield func(*message
 		return err
 	}
 	return e.Attempts(run, first, n, yield)
+}
+
+func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Await(ctx, run, done)
 }
 
 func (g *gate) OpenLog(run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"testing"
@@ -32,6 +33,10 @@ func (m *marker) Attempts(messages.RunID, uint32, uint32, func(*messages.Attempt
 	m.n++
 	return errMarked
 }
+func (m *marker) Await(context.Context, messages.RunID, func(*messages.Summary) bool) (*messages.Summary, error) {
+	m.n++
+	return nil, errMarked
+}
 func (m *marker) OpenLog(messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
 	m.n++
 	return nil, errMarked
@@ -58,7 +63,7 @@ func TestGate(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 13 {
+	if methods != 14 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {

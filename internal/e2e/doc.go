@@ -9,6 +9,7 @@
 //	disk_test.go       a full disk
 //	hostile_test.go    malformed requests, slow and gone clients
 //	large_test.go      a run of 10,000 tasks answers while it runs
+//	views_test.go      what pages and tools watch large runs by
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
 //
