@@ -198,3 +198,25 @@ func TestWaitLetsTheServerWait(t *testing.T) {
 		t.Errorf("asked %q and looked %d times", asked, len(f.seen()))
 	}
 }
+
+func TestTaskStates(t *testing.T) {
+	f, c := newFake(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-State", Running)
+		w.Header().Set("ETag", `W/"7"`)
+		_, _ = io.WriteString(w, "CRQ")
+	}, says(304, ""), cuts("C"), refuses(404, "no"))
+	ctx := context.Background()
+	got, err := c.TaskStates(ctx, 1, "")
+	if err != nil || string(got.Tasks) != "CRQ" || got.State != Running {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if again, err := c.TaskStates(ctx, 1, got.Tag); again != nil || err != nil {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if h := f.seen()[1].header.Get("If-None-Match"); h != got.Tag {
+		t.Errorf("If-None-Match %s", h)
+	}
+	if _, err := c.TaskStates(ctx, 1, ""); !errors.Is(err, ErrNotFound) { // after a cut answer
+		t.Error(err)
+	}
+}

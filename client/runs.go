@@ -200,6 +200,46 @@ func (c *Client) state(ctx context.Context, path string) (string, error) {
 	return out.State, err
 }
 
+// TaskStates is the state of every task of a run at one moment.
+type TaskStates struct {
+	State string // of the run
+	// Tasks has a byte per task, in the order of the plan: Q QUEUED, R RUNNING,
+	// T RETRY, C COMPLETED, E ERRORED, K KILLED.
+	Tasks []byte
+	// Tag is for the next call: it tells whether anything has changed.
+	Tag string
+}
+
+// TaskStates returns the states of all tasks of a run, a byte each. With the Tag of
+// the call before it returns nil when nothing has changed since.
+func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskStates, error) {
+	k := &call{method: http.MethodGet, path: runPath(run, "states"), again: true}
+	if tag != "" {
+		k.header = http.Header{"If-None-Match": {tag}}
+	}
+	out := new(TaskStates)
+	k.answered = func(h http.Header) { out.State, out.Tag = h.Get("X-State"), h.Get("ETag") }
+	err := c.retry(ctx, k, func() error {
+		resp, err := c.once(ctx, k)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if out.Tasks, err = io.ReadAll(resp.Body); err != nil {
+			return c.transportError(ctx, k, err)
+		}
+		return nil
+	})
+	var e *Error
+	switch {
+	case errors.As(err, &e) && e.Status == http.StatusNotModified:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return out, nil
+}
+
 // SetState changes the state of a run: QUEUED restarts one that is ERRORED,
 // KILLED or PAUSED, PAUSED pauses, RUNNING resumes, KILLED kills. What the present
 // state does not allow is an ErrConflict. It returns when the change is durable.

@@ -69,7 +69,7 @@ func (s *service) answerBlock(request string) string {
 	r := s.do(method, target, strings.TrimSpace(body), lines[1:]...)
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "%d\n", r.status)
-	for _, name := range []string{"Content-Range", "Link", "Location", "Retry-After", "X-Next-Cursor"} {
+	for _, name := range []string{"Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Next-Cursor", "X-State", "X-Tasks"} {
 		if v := r.header.Get(name); v != "" {
 			fmt.Fprintf(&out, "%s: %s\n", name, v)
 		}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -29,5 +30,28 @@ func TestLongPoll(t *testing.T) {
 		}
 	case <-time.After(e2etest.Patience):
 		t.Error("not answered")
+	}
+}
+
+// TestStateVector: a byte per task in the order of the plan, while tasks run, after
+// the end and after a crash.
+func TestStateVector(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Noop("N"), "b": e2etest.Sh("exit 3").After("a"), "c": e2etest.Sh("sleep 300").After("a"), "d": e2etest.Noop("").After("c"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(2000)}))
+	s.AwaitTask(run, "b", "ERRORED")
+	s.AwaitTask(run, "c", "RUNNING")
+	want := strings.Repeat("C", 2000) + "ERQ"
+	r := s.Want(200, "GET", e2etest.Path(run, "/states"), "")
+	if got := string(r.Body); got != want || r.Header.Get("X-Tasks") != "2003" || r.Header.Get("X-State") != "RUNNING" {
+		t.Errorf("%d bytes, %v", len(got), r.Header)
+	}
+	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+	s.Await(run, "KILLED")
+	s = s.Crash()
+	want = strings.Repeat("C", 2000) + "EKQ"
+	if got := string(s.Want(200, "GET", e2etest.Path(run, "/states"), "").Body); got != want {
+		t.Errorf("after the end and a crash: %d bytes, the last are %q", len(got), got[max(len(got)-3, 0):])
 	}
 }
