@@ -68,6 +68,12 @@ func TestCalls(t *testing.T) {
 				States: []string{Running, Queued}, Limit: 3, Cursor: "c"})
 		}, "[]", "GET /v1/dagruns?all=1&cursor=c&limit=3&state=RUNNING%2CQUEUED&tag=a+b&tags.k=v%26", &RunPage{Runs: []Summary{}}},
 		{"summary", func(c *Client) (any, error) { return c.Summary(ctx, 2) }, summary, "GET /v1/dagrun/2/summary", wantSummary},
+		{"graph", func(c *Client) (any, error) { return c.Graph(ctx, 2) },
+			`{"runID":2,"state":"RUNNING","tasks":2,"templates":[{"name":"a","first":0,"count":2,"parameters":[{"name":"N","values":2}],"executor":"noop",
+			"isGenerator":true,"generatedBy":"g","set":1,"taskCounts":{"QUEUED":2}}],"edges":[{"parent":"g","child":"a","match":["N"]}]}`,
+			"GET /v1/dagrun/2/graph", &Graph{Summary: Summary{RunID: 2, State: Running, Tasks: 2},
+				Templates: []Template{{Name: "a", Count: 2, Parameters: []Axis{{"N", 2}}, Executor: "noop", IsGenerator: true, GeneratedBy: "g", Set: 1,
+					TaskCounts: map[string]int{Queued: 2}}}, Edges: []Edge{{"g", "a", []string{"N"}}}}},
 		{"state", func(c *Client) (any, error) { return c.State(ctx, 2) }, `{"state":"QUEUED"}`, "GET /v1/dagrun/2/state", Queued},
 		{"await state", func(c *Client) (any, error) { return c.AwaitState(ctx, 2, Queued, 30*time.Second) }, `{"state":"RUNNING"}`,
 			"GET /v1/dagrun/2/state?from=QUEUED&wait=30s", Running},

@@ -176,6 +176,15 @@ func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
 	return out, nil
 }
 
+// Graph returns the templates and edges of a run, and how far each template is.
+func (c *Client) Graph(ctx context.Context, run uint64) (*Graph, error) {
+	out := new(Graph)
+	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "graph"), again: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // State returns the state of a run.
 func (c *Client) State(ctx context.Context, run uint64) (string, error) {
 	return c.state(ctx, runPath(run, "state"))

@@ -111,7 +111,7 @@ func TestSeedRun(t *testing.T) {
 func TestHeadIsServedWhereGetIs(t *testing.T) {
 	s := serve(t, seedEngine(t))
 	for _, path := range []string{
-		"/ready", "/v1/dagruns?all=1", "/v1/dagrun/0", "/v1/dagrun/0/state", "/v1/dagrun/0/summary", "/v1/dagrun/0/states", "/v1/dagrun/0/tasks",
+		"/ready", "/v1/dagruns?all=1", "/v1/dagrun/0", "/v1/dagrun/0/state", "/v1/dagrun/0/summary", "/v1/dagrun/0/graph", "/v1/dagrun/0/states", "/v1/dagrun/0/tasks",
 		"/v1/dagrun/0/task/simple_0", "/v1/dagrun/0/task/simple_0/state", "/healthz", "/version", "/metrics",
 	} {
 		head, get := s.do("HEAD", path, ""), s.get(path)

@@ -35,6 +35,7 @@ func (s *Server) routes() []route {
 		{"GET", task + "/state", (*Server).taskState},
 
 		{"GET", run + "/summary", (*Server).runSummary},
+		{"GET", run + "/graph", (*Server).runGraph},
 		{"GET", run + "/states", (*Server).taskStates},
 		{"GET", run + "/tasks", (*Server).listTasks},
 		{"GET", task + "/log", (*Server).taskLog},

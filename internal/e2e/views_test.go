@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/client"
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
@@ -53,5 +55,32 @@ func TestStateVector(t *testing.T) {
 	want = strings.Repeat("C", 2000) + "EKQ"
 	if got := string(s.Want(200, "GET", e2etest.Path(run, "/states"), "").Body); got != want {
 		t.Errorf("after the end and a crash: %d bytes, the last are %q", len(got), got[max(len(got)-3, 0):])
+	}
+}
+
+// TestGraphView: a run's templates and edges, what was generated included.
+func TestGraphView(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"gen":  e2etest.Sh(`printf '{"made":{"job":{"executor":"noop","command":["{%sN}}"]}}}' '{'`).With("isGenerator", true),
+		"a":    e2etest.Noop("N"),
+		"last": e2etest.Noop("").After("a", "gen"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(3)})).RunID
+	var got client.Graph
+	s.Want(200, "GET", e2etest.Path(run, "/graph"), "").Decode(t, &got)
+	if got.State != "COMPLETED" || got.Tasks != 8 || len(got.Templates) != 4 {
+		t.Fatalf("%+v", got)
+	}
+	next := 0
+	for _, tpl := range got.Templates {
+		if tpl.First != next || tpl.TaskCounts["COMPLETED"] != tpl.Count || (tpl.Name == "made") != (tpl.GeneratedBy == "gen") {
+			t.Errorf("%+v", tpl)
+		}
+		next += tpl.Count
+	}
+	for _, edge := range []client.Edge{{Parent: "a", Child: "last"}, {Parent: "gen", Child: "last"}, {Parent: "gen", Child: "made"}, {Parent: "made", Child: "last"}} {
+		if !slices.ContainsFunc(got.Edges, func(e client.Edge) bool { return e.Parent == edge.Parent && e.Child == edge.Child }) {
+			t.Errorf("no edge %+v among %+v", edge, got.Edges)
+		}
 	}
 }
