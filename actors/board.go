@@ -15,6 +15,7 @@ type board struct {
 	mu      sync.RWMutex
 	entries map[messages.RunID]*notice
 	absent  map[messages.RunID]*absence
+	hub     hub
 }
 
 // absence is a run that is not on the board and is waited for.
@@ -29,6 +30,8 @@ type notice struct {
 	watched atomic.Bool
 	mu      sync.Mutex
 	changed chan struct{} // closed by the next publish; nil when nobody watches
+	feed    atomic.Pointer[feed]
+	hub     *hub
 }
 
 func newBoard() *board {
@@ -40,7 +43,7 @@ func (b *board) post(s *messages.Summary) *notice {
 	b.mu.Lock()
 	n := b.entries[s.ID]
 	if n == nil {
-		n = new(notice)
+		n = &notice{hub: &b.hub}
 		b.entries[s.ID] = n
 	}
 	n.summary.Store(s) // before anybody sees the entry
@@ -134,6 +137,7 @@ func (b *board) len() int {
 func (n *notice) publish(s *messages.Summary) {
 	n.summary.Store(s)
 	n.wake()
+	n.hub.tell(s)
 }
 
 func (n *notice) wake() {

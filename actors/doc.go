@@ -28,5 +28,6 @@
 // slot. A panic arrives the same way, is logged with its stack, and is not the
 // task's failure.
 //
-// Reading order: run.go, task.go, shard.go (waiting.go), dispatcher.go (slots.go), node.go.
+// Reading order: run.go, task.go, shard.go (waiting.go), dispatcher.go (slots.go), node.go;
+// for who looks on, board.go, views.go, feed.go (follow.go), hub.go.
 package actors

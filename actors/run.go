@@ -53,6 +53,10 @@ type run struct {
 	changed bool // since the summary was published
 	// answers are given when the pending batch is durable.
 	answers []func(error)
+	// Of a run that is followed: the batch that is being written, and what has
+	// started since the last one.
+	written *persistence.Batch
+	starts  []start
 
 	flushing   bool   // a Flush is on its way
 	lingering  bool   // a Flush is on its way, by the timers
@@ -183,6 +187,9 @@ func (r *run) handle(ctx actor.Context, m any) {
 			c.started = m.At
 			r.queues(c, false)
 			r.env.metrics.dispatch(c)
+			if r.notice.feed.Load() != nil {
+				r.starts = append(r.starts, start{m.Task, m.Attempt, m.At})
+			}
 		}
 		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
 	case *messages.AttemptEnded:
@@ -396,6 +403,9 @@ func (r *run) flush(ctx actor.Context) {
 	if s := r.dag.State(); s != r.stored || s.Final() && len(records) > 0 { // killed, restarted and killed again: other counts
 		b.Summary = r.summary()
 		r.stored = s
+	}
+	if len(records) > 0 && r.notice.feed.Load() != nil {
+		r.written = b
 	}
 	r.committing = true
 	self, root, epoch := ctx.Self(), r.env.root, r.epoch

@@ -7,7 +7,7 @@
 //
 //	routes.go    the table of routes; what happens around every handler
 //	engine.go    the engine as this package needs it
-//	runs.go, wait.go, graph.go, tasks.go, states.go, submit.go, log.go, system.go
+//	runs.go, wait.go, graph.go, events.go, tasks.go, states.go, submit.go, log.go, system.go
 //	             the handlers
 //	decode.go    what comes from a client: path, query, cursors
 //	render.go, document.go, attempts.go

@@ -43,6 +43,13 @@ type Changes interface {
 	// first, or the engine does, the present one and why. It costs nothing while
 	// nothing changes.
 	Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error)
+	// Follow begins to tell of a run's changes: behind the news of number after, or
+	// with the present summary for messages.FromNow. It returns nil when the run has
+	// ended and there is nothing behind after.
+	Follow(run messages.RunID, after uint64) (messages.Feed, error)
+	// Listen begins to tell of the runs that q selects by tag and labels. Those that
+	// have changed since (ns since the epoch; 0 = none) come first.
+	Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error)
 }
 
 // Logs read the output of attempts.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -29,6 +30,9 @@ type fakeEngine struct {
 	ready, healthy error
 	moved          chan struct{} // closed by move; nil when nobody waits
 	waiting        int           // calls of Await that wait
+	feed           *fakeFeed     // what Follow and Listen return; nil = Follow has only the present summary
+	follows        []uint64      // after of each Follow, since of each Listen
+	listens        []messages.ListQuery
 }
 
 type fakeRun struct {
@@ -196,6 +200,86 @@ func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*me
 		if err != nil {
 			return &now, err
 		}
+	}
+}
+
+func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Feed, error) {
+	if err := e.begin("Follow"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r, err := e.run(id)
+	if err != nil {
+		return nil, err
+	}
+	e.follows = append(e.follows, after)
+	if e.feed != nil {
+		return e.feed.open(), nil
+	}
+	if after == r.view.Seq {
+		return nil, nil
+	}
+	now := r.view.Summary
+	f := newFakeFeed()
+	f.news <- &messages.News{Seq: r.view.Seq, Plan: r.view.Plan, Summary: &now}
+	return f.open(), nil
+}
+
+func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+	if err := e.begin("Listen"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.follows, e.listens = append(e.follows, uint64(since)), append(e.listens, q)
+	return fakeRunsFeed{e.feed.open()}, nil
+}
+
+// fakeFeed hands out what the test puts into its channels; closing them is the end.
+type fakeFeed struct {
+	news   chan *messages.News
+	runs   chan *messages.RunsNews
+	fails  chan error
+	opened atomic.Int32 // and not closed
+}
+
+func newFakeFeed() *fakeFeed {
+	return &fakeFeed{news: make(chan *messages.News, 16), runs: make(chan *messages.RunsNews, 16), fails: make(chan error, 1)}
+}
+
+func (f *fakeFeed) open() *fakeFeed {
+	f.opened.Add(1)
+	return f
+}
+
+func (f *fakeFeed) Next(ctx context.Context) (*messages.News, error) {
+	select {
+	case n, ok := <-f.news:
+		if !ok {
+			return nil, io.EOF
+		}
+		return n, nil
+	case err := <-f.fails:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (f *fakeFeed) Close() { f.opened.Add(-1) }
+
+type fakeRunsFeed struct{ *fakeFeed }
+
+func (f fakeRunsFeed) Next(ctx context.Context) (*messages.RunsNews, error) {
+	select {
+	case n, ok := <-f.runs:
+		if !ok {
+			return nil, io.EOF
+		}
+		return n, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 

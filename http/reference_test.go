@@ -30,6 +30,7 @@ func TestReference(t *testing.T) {
 	}
 	e := seedEngine(t)
 	e.runs = e.runs[:3]
+	e.runs[0].view.Seq = 17
 	for i := range 2 {
 		text := e.runs[0].records[i].Stdout.Inline
 		e.runs[0].logs[logKey(fmt.Sprint("simple_", i), 1, messages.Stdout)] = &fakeLog{data: text}

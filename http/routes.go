@@ -35,6 +35,8 @@ func (s *Server) routes() []route {
 		{"GET", task + "/state", (*Server).taskState},
 
 		{"GET", run + "/summary", (*Server).runSummary},
+		{"GET", run + "/events", (*Server).runEvents},
+		{"GET", "/v1/events", (*Server).events},
 		{"GET", run + "/graph", (*Server).runGraph},
 		{"GET", run + "/states", (*Server).taskStates},
 		{"GET", run + "/tasks", (*Server).listTasks},

@@ -44,6 +44,8 @@ type Config struct {
 	// IdleTimeout the wait for the next request of a connection. Defaults 30 s,
 	// 30 s, 2 min.
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
+	// heartbeat is how often a stream of events says that it is there; default 15 s.
+	heartbeat time.Duration
 	// MaxConns bounds the open connections; beyond it they are answered 503 and
 	// closed. Default 8,192.
 	MaxConns int
@@ -129,6 +131,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.heartbeat <= 0 {
+		c.heartbeat = 15 * time.Second
 	}
 	if c.MaxConns <= 0 {
 		c.MaxConns = 8192

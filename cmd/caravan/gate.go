@@ -108,6 +108,22 @@ func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*message
 	return e.Await(ctx, run, done)
 }
 
+func (g *gate) Follow(run messages.RunID, after uint64) (messages.Feed, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Follow(run, after)
+}
+
+func (g *gate) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Listen(q, since)
+}
+
 func (g *gate) OpenLog(run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {
 	e, err := g.through()
 	if err != nil {

@@ -37,6 +37,11 @@ func (m *marker) Await(context.Context, messages.RunID, func(*messages.Summary) 
 	m.n++
 	return nil, errMarked
 }
+func (m *marker) Follow(messages.RunID, uint64) (messages.Feed, error) { m.n++; return nil, errMarked }
+func (m *marker) Listen(messages.ListQuery, int64) (messages.RunsFeed, error) {
+	m.n++
+	return nil, errMarked
+}
 func (m *marker) OpenLog(messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
 	m.n++
 	return nil, errMarked
@@ -63,7 +68,7 @@ func TestGate(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 14 {
+	if methods != 16 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -81,6 +84,59 @@ func TestGraphView(t *testing.T) {
 	for _, edge := range []client.Edge{{Parent: "a", Child: "last"}, {Parent: "gen", Child: "last"}, {Parent: "gen", Child: "made"}, {Parent: "made", Child: "last"}} {
 		if !slices.ContainsFunc(got.Edges, func(e client.Edge) bool { return e.Parent == edge.Parent && e.Child == edge.Child }) {
 			t.Errorf("no edge %+v among %+v", edge, got.Edges)
+		}
+	}
+}
+
+// TestEventsOverACrash: a reader of events that comes back after kill -9 of the server
+// is told the rest, by the id that it had.
+func TestEventsOverACrash(t *testing.T) {
+	s := e2etest.Start(t)
+	gate := filepath.Join(t.TempDir(), "gate")
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh("exit 0"), "b": e2etest.Noop("N").After("a"),
+		"c": e2etest.Sh("until [ -e " + gate + " ]; do sleep 0.05; done; exit 3").After("b"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(100)}))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*e2etest.Patience)
+	defer cancel()
+	told := map[string]bool{}
+	follow := func(after string, until func(client.TaskChange) bool) (id string) {
+		c, err := client.New(client.Config{Server: s.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.CloseIdle()
+		for e, err := range c.Events(ctx, run, client.EventOptions{After: after}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			id = e.ID
+			for _, change := range e.Tasks {
+				told[change.Task+" "+change.State] = true
+				if until(change) {
+					return id
+				}
+			}
+			if e.Summary != nil && e.Summary.State == "ERRORED" {
+				told["ended"] = true
+			}
+		}
+		return id
+	}
+	id := follow("0", func(c client.TaskChange) bool { return c.Task == "c" && c.State == "RUNNING" })
+	s = s.Crash()
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	follow(id, func(c client.TaskChange) bool {
+		if c.Task == "c" && c.State == "ERRORED" && (c.RC == nil || *c.RC != 3) {
+			t.Errorf("%+v", c)
+		}
+		return false
+	})
+	for _, want := range []string{"a COMPLETED", "b_0 COMPLETED", "b_99 COMPLETED", "c RUNNING", "c ERRORED", "ended"} {
+		if !told[want] {
+			t.Errorf("not told: %s", want)
 		}
 	}
 }
