@@ -220,3 +220,40 @@ func TestTaskStates(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestSubmitLines(t *testing.T) {
+	ctx := context.Background()
+	f, c := newFake(t,
+		says(200, `{"runID":0}`+"\n"+`{"valid":false,"status":400,"error":"no tasks","errors":[{"pointer":"/tasks","message":"no tasks"}]}`+"\n"+`{"runID":7}`+"\n"),
+		refuses(415, "no"), cuts(`{"runID":1}`+"\n"), says(200, "<html>"))
+	var got []string
+	for s, err := range c.SubmitLines(ctx, strings.NewReader("a\nb\nc\n"), SubmitOptions{IdempotencyKey: "k"}) {
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case s.Err != nil:
+			got = append(got, s.Err.Error()+" "+s.Err.Problems[0].Pointer)
+			if !errors.Is(s.Err, ErrInvalid) {
+				t.Errorf("%+v", s.Err)
+			}
+		default:
+			got = append(got, fmt.Sprint(s.RunID))
+		}
+	}
+	if want := []string{"0", "no tasks /tasks", "7"}; !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	r := f.seen()[0]
+	if r.body != "a\nb\nc\n" || r.uri != "/v1/dagruns" || r.header.Get("Content-Type") != "application/x-ndjson" || r.header.Get("Idempotency-Key") != "k" {
+		t.Errorf("sent %+v", r)
+	}
+	for _, want := range []error{ErrInvalid, ErrUnreachable, nil} {
+		var last error
+		for _, err := range c.SubmitLines(ctx, strings.NewReader("a\n"), SubmitOptions{}) {
+			last = err
+		}
+		if last == nil || want != nil && !errors.Is(last, want) {
+			t.Errorf("got %v, want %v", last, want)
+		}
+	}
+}

@@ -16,6 +16,10 @@ type Commands interface {
 	// Submit accepts a planned spec. An idempotency key that was seen with the same
 	// body returns the run of then.
 	Submit(*messages.Submission) (messages.RunID, error)
+	// SubmitAll is Submit for many at once, which share what they wait for. Each is
+	// accepted or refused by itself, and answered in its place. The error is that of
+	// all of them.
+	SubmitAll([]*messages.Submission) ([]messages.Result[messages.RunID], error)
 	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill.
 	SetState(messages.RunID, dag.RunState) error
 	Kill(messages.RunID) error

@@ -202,6 +202,7 @@ func TestMethods(t *testing.T) {
 		{"DELETE", "/v1/dagrun/0/graph", "GET, HEAD, OPTIONS"},
 		{"POST", "/v1/dagrun/0/events", "GET, HEAD, OPTIONS"},
 		{"POST", "/v1/events", "GET, HEAD, OPTIONS"},
+		{"PUT", "/v1/dagruns", "GET, HEAD, OPTIONS, POST"},
 		{"GET", "/v1/dagrun/0/state/QUEUED", "OPTIONS, PATCH"},
 		{"PATCH", "/v1/dagrun/0/task/a%2Fb", "DELETE, GET, HEAD, OPTIONS"},
 		{"POST", "/v1/dagrun/0/task/a/log", "GET, HEAD, OPTIONS"},

@@ -122,6 +122,17 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 	return messages.RunID(len(e.submitted) - 1), nil
 }
 
+func (e *fakeEngine) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	if err := e.begin("SubmitAll"); err != nil {
+		return nil, err
+	}
+	out := make([]messages.Result[messages.RunID], len(subs))
+	for i, s := range subs {
+		out[i].Value, out[i].Err = e.Submit(s)
+	}
+	return out, nil
+}
+
 func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
 	if err := e.begin("SetState"); err != nil {
 		return err

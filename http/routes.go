@@ -34,6 +34,7 @@ func (s *Server) routes() []route {
 		{"DELETE", task, (*Server).killTask},
 		{"GET", task + "/state", (*Server).taskState},
 
+		{"POST", batchPath, (*Server).submitBatch},
 		{"GET", run + "/summary", (*Server).runSummary},
 		{"GET", run + "/events", (*Server).runEvents},
 		{"GET", "/v1/events", (*Server).events},

@@ -36,6 +36,14 @@ func (g *gate) Submit(s *messages.Submission) (messages.RunID, error) {
 	return e.Submit(s)
 }
 
+func (g *gate) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.SubmitAll(subs)
+}
+
 func (g *gate) SetState(run messages.RunID, to dag.RunState) error {
 	e, err := g.through()
 	if err != nil {

@@ -16,10 +16,14 @@ type marker struct{ n int }
 var errMarked = errors.New("marked")
 
 func (m *marker) Submit(*messages.Submission) (messages.RunID, error) { m.n++; return 1, errMarked }
-func (m *marker) SetState(messages.RunID, dag.RunState) error         { m.n++; return errMarked }
-func (m *marker) Kill(messages.RunID) error                           { m.n++; return errMarked }
-func (m *marker) KillTask(messages.RunID, string) error               { m.n++; return errMarked }
-func (m *marker) Summary(messages.RunID) (*messages.Summary, error)   { m.n++; return nil, errMarked }
+func (m *marker) SubmitAll([]*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) SetState(messages.RunID, dag.RunState) error       { m.n++; return errMarked }
+func (m *marker) Kill(messages.RunID) error                         { m.n++; return errMarked }
+func (m *marker) KillTask(messages.RunID, string) error             { m.n++; return errMarked }
+func (m *marker) Summary(messages.RunID) (*messages.Summary, error) { m.n++; return nil, errMarked }
 func (m *marker) Summaries(messages.ListQuery, func(*messages.Summary) bool) error {
 	m.n++
 	return errMarked
@@ -68,7 +72,7 @@ func TestGate(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 16 {
+	if methods != 17 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {

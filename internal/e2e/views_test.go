@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -138,5 +139,54 @@ func TestEventsOverACrash(t *testing.T) {
 		if !told[want] {
 			t.Errorf("not told: %s", want)
 		}
+	}
+}
+
+// TestBatchSurvivesACrash: graphs that were sent as lines and answered are runs after
+// kill -9; sent again with the same key they are the same runs.
+func TestBatchSurvivesACrash(t *testing.T) {
+	const n = 3000
+	s := e2etest.Start(t)
+	var lines strings.Builder
+	for i := range n {
+		if i == 1234 {
+			lines.WriteString("{\n")
+			continue
+		}
+		fmt.Fprintf(&lines, `{"tag":"b%d","tasks":{"a":{"job":{"executor":"noop"}}}}`+"\n", i)
+	}
+	send := func() (ids []uint64) {
+		c, err := client.New(client.Config{Server: s.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.CloseIdle()
+		for got, err := range c.SubmitLines(t.Context(), strings.NewReader(lines.String()), client.SubmitOptions{IdempotencyKey: "night"}) {
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case (got.Err != nil) != (len(ids) == 1234):
+				t.Fatalf("line %d: %+v", len(ids)+1, got)
+			}
+			ids = append(ids, got.RunID)
+		}
+		return ids
+	}
+	ids := send()
+	s = s.Crash()
+	if len(ids) != n {
+		t.Fatalf("%d answers", len(ids))
+	}
+	for _, i := range []int{0, 1, 1233, 1235, n - 1} {
+		s.Await(ids[i], "COMPLETED")
+		if tag := s.Get(ids[i]).Tag; tag != fmt.Sprint("b", i) {
+			t.Errorf("run %d is %s", ids[i], tag)
+		}
+	}
+	if again := send(); !slices.Equal(again, ids) {
+		t.Error("sent again they are other runs")
+	}
+	if all := s.List("?all=1"); len(all) != n-1 {
+		t.Errorf("%d runs", len(all))
 	}
 }
