@@ -17,11 +17,11 @@ import (
 // Event is one thing that a stream of events tells; one of its members is set.
 type Event struct {
 	// ID is where to resume behind what was told so far, as the server said last.
-	ID      string
-	Summary *Summary     // a run at a glance
-	Tasks   []TaskChange // of the run that is followed, in their order
-	State   *StateChange // of the run that is followed
-	Missed  uint64       // so many changes are not told
+	ID      string       `json:"id,omitempty"`
+	Summary *Summary     `json:"summary,omitempty"` // a run at a glance
+	Tasks   []TaskChange `json:"tasks,omitempty"`   // of the run that is followed, in their order
+	State   *StateChange `json:"state,omitempty"`   // of the run that is followed
+	Missed  uint64       `json:"missed,omitempty"`  // so many changes are not told
 }
 
 // TaskChange is a task that has moved.
@@ -29,8 +29,8 @@ type TaskChange struct {
 	Time    Nanos  `json:"time"`
 	Task    string `json:"task"`
 	State   string `json:"state"`
-	Attempt int    `json:"attempt"` // attempts that it has had
-	RC      *int   `json:"rc"`      // where an attempt has ended
+	Attempt int    `json:"attempt"`      // attempts that it has had
+	RC      *int   `json:"rc,omitempty"` // where an attempt has ended
 }
 
 // EventOptions say what to tell. A zero member means the default.

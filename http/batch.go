@@ -114,18 +114,16 @@ type batch struct {
 // next answers the lines that have come, waiting for one at least.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	lines, err := b.lines.next()
-	var subs []*messages.Submission
+	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))
-	at := make([]int, 0, len(lines)) // of subs, in lines
+	subs, at := make([]*messages.Submission, 0, len(lines)), make([]int, 0, len(lines)) // those that are sound; where in lines
 	now := time.Now().UnixNano()
 	for i, line := range lines {
 		b.line++
-		sub, err := b.submission(line, now)
-		if err != nil {
-			results[i].Err = err
-			continue
+		all[i].At = now
+		if results[i].Err = b.submission(&all[i], line); results[i].Err == nil {
+			subs, at = append(subs, &all[i]), append(at, i)
 		}
-		subs, at = append(subs, sub), append(at, i)
 	}
 	if len(subs) > 0 {
 		answers, err := b.s.engine.SubmitAll(subs)
@@ -181,29 +179,29 @@ func (b *batch) unread(err error) error {
 }
 
 // submission makes one of a line. The line is the engine's from here on.
-func (b *batch) submission(line []byte, now int64) (*messages.Submission, error) {
+func (b *batch) submission(sub *messages.Submission, line []byte) error {
 	doc, key := bytes.TrimRight(line, " \t\r"), ""
 	if len(doc) == 0 {
-		return nil, &messages.Error{Code: messages.Invalid, Text: "the line is empty: want a spec as JSON"}
+		return &messages.Error{Code: messages.Invalid, Text: "the line is empty: want a spec as JSON"}
 	}
 	if wrapped(doc) {
 		var err error
 		if doc, key, err = unwrap(doc); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	plan, problems := specjson.Plan(doc, b.s.cfg.Limits)
 	if len(problems) > 0 {
-		return nil, refused(problems)
+		return refused(problems)
 	}
 	if key == "" && b.key != "" {
 		key = b.key + "#" + strconv.Itoa(b.line)
 	}
-	sub := &messages.Submission{Plan: plan, Body: doc, At: now, IdempotencyKey: key}
+	sub.Plan, sub.Body, sub.IdempotencyKey = plan, doc, key
 	if key != "" {
 		sub.BodyHash = sha256.Sum256(doc)
 	}
-	return sub, nil
+	return nil
 }
 
 func (b *batch) Close() error {
