@@ -227,30 +227,31 @@ func (r *rig) settles() {
 func TestFeedIsBounded(t *testing.T) {
 	n := &notice{hub: new(hub)}
 	f, pos := n.follow()
-	put := func(seq uint64, bytes int) {
-		f.put(happening{seq: seq, records: make([]byte, bytes), summary: &messages.Summary{}})
-	}
+	put := func(seq uint64, bytes int) { f.put(happening{seq: seq, records: make([]byte, bytes)}) }
 	for seq := range uint64(3) {
 		put(seq, 10)
 	}
-	items, next, late, changed := f.take(pos)
-	if len(items) != 3 || next != 3 || late || changed != nil {
-		t.Fatalf("%d items, next %d, %v", len(items), next, late)
+	got := f.take(pos, takeBytes)
+	if len(got.items) != 3 || got.next != 3 || got.lost != 0 || got.more || got.changed != nil {
+		t.Fatalf("%+v", got)
 	}
-	if _, _, _, changed = f.take(next); changed == nil {
+	if got = f.take(got.next, takeBytes); got.changed == nil {
 		t.Fatal("there is more")
 	}
 	put(3, takeBytes)
-	<-changed
+	<-got.changed
 	put(4, 10)
-	if items, next, _, _ = f.take(next); len(items) != 1 || items[0].seq != 3 || next != 4 {
-		t.Errorf("%d items of too many bytes, next %d", len(items), next)
+	if got = f.take(got.next, takeBytes); len(got.items) != 1 || got.items[0].seq != 3 || got.next != 4 || !got.more {
+		t.Errorf("too many bytes: %+v", got)
 	}
 	for seq := range uint64(feedItems) {
 		put(5+seq, 1)
 	}
-	if items, next, late, _ = f.take(next); !late || len(items) != 1 || items[0].seq != 4+feedItems || next != 5+feedItems {
-		t.Errorf("late: %v, %d items, next %d", late, len(items), next)
+	if got = f.take(got.next, takeBytes); got.lost != 1 || got.items[0].seq != 5 {
+		t.Errorf("late: %+v", got)
+	}
+	if h, next := f.newest(); h.seq != 4+feedItems || next != 5+feedItems || next != f.end() {
+		t.Errorf("the newest is %d, then comes %d", h.seq, next)
 	}
 	for seq := range uint64(100) {
 		put(seq, feedBytes/10)
@@ -365,35 +366,58 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// A listener that is too slow misses the oldest; of each run it is told the newest.
 func TestSlowListener(t *testing.T) {
-	h := new(hub)
-	l := &listener{node: &Node{env: &env{now: func() int64 { return 9 }}}, q: messages.ListQuery{All: true}, untold: map[messages.RunID]*messages.Summary{}}
-	h.add(l)
-	other := &listener{q: messages.ListQuery{All: true, HasTag: true, Tag: "none"}}
-	h.add(other)
-	for range 3 {
-		for id := range messages.RunID(maxUntold + 10) {
-			h.tell(&messages.Summary{ID: id, LastUpdate: 5})
-		}
+	n := &Node{env: &env{now: func() int64 { return 9 }, board: newBoard()}}
+	h := &n.env.board.hub
+	h.tell(&messages.Summary{ID: 1}) // nobody listens
+	slow, err := n.Listen(messages.ListQuery{}, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	h.tell(&messages.Summary{ID: 0, LastUpdate: 4}) // comes late
-	news, err := l.Next(canceled())
-	if err != nil || news.Missed != 30 || len(news.Summaries) != atOnce || news.At != 0 || news.Summaries[0].LastUpdate != 5 {
-		t.Fatalf("%d summaries, %d missed, %v", len(news.Summaries), news.Missed, err)
+	other, err := n.Listen(messages.ListQuery{HasTag: true, Tag: "none"}, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	n := atOnce
-	for news.At == 0 {
-		if news, err = l.Next(canceled()); err != nil {
+	for i := range heardItems + 10 {
+		h.tell(&messages.Summary{ID: messages.RunID(i % 100), LastUpdate: int64(i)})
+	}
+	news, err := slow.Next(canceled())
+	if err != nil || news.At != 9 || len(news.Summaries) != 0 {
+		t.Fatalf("the beginning: %+v, %v", news, err)
+	}
+	latest, missed := map[messages.RunID]int64{}, uint64(0)
+	for news.At == 0 || missed == 0 {
+		if news, err = slow.Next(canceled()); err != nil {
 			t.Fatal(err)
 		}
-		n += len(news.Summaries)
+		if missed += news.Missed; len(news.Summaries) > 100 {
+			t.Errorf("%d summaries of 100 runs", len(news.Summaries))
+		}
+		for _, s := range news.Summaries {
+			latest[s.ID] = s.LastUpdate
+		}
 	}
-	if n != maxUntold || news.At != 9 {
-		t.Errorf("%d runs are told, at %d", n, news.At)
+	if missed != 10 || len(latest) != 100 {
+		t.Errorf("%d missed, %d runs", missed, len(latest))
 	}
-	h.remove(l)
-	h.remove(other)
-	if h.listeners.Load() != nil {
+	for id, at := range latest {
+		if at < heardItems+10-100 {
+			t.Errorf("of run %d the newest is %d", id, at)
+		}
+	}
+	if news, err = other.Next(canceled()); err != nil || news.At != 9 {
+		t.Errorf("the beginning: %+v, %v", news, err)
+	}
+	if news, err = other.Next(canceled()); err != nil || len(news.Summaries) != 0 || news.Missed != 10 {
+		t.Errorf("other runs: %+v, %v", news, err)
+	}
+	slow.Close()
+	if h.heard.Load() == nil {
+		t.Error("there is another listener")
+	}
+	other.Close()
+	if h.heard.Load() != nil {
 		t.Error("nobody listens")
 	}
 }

@@ -90,17 +90,20 @@ func (f *follower) Next(ctx context.Context) (*messages.News, error) {
 		return nil, io.EOF
 	}
 	for {
-		items, next, late, changed := f.feed.take(f.pos)
-		f.pos = next
-		if changed == nil {
-			news, err := f.news(items, late)
+		t := f.feed.take(f.pos, takeBytes)
+		f.pos = t.next
+		switch {
+		case t.lost > 0:
+			return f.late(), nil
+		case len(t.items) > 0:
+			news, err := f.news(t.items)
 			if news == nil && err == nil {
 				continue // it was told already
 			}
 			return news, err
 		}
 		select {
-		case <-changed:
+		case <-t.changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-f.node.stopped:
@@ -128,18 +131,18 @@ func (f *follower) replay() (*messages.News, error) {
 	return news, nil
 }
 
+// late tells a follower that was too slow of the present.
+func (f *follower) late() *messages.News {
+	h, next := f.feed.newest()
+	news := &messages.News{Seq: h.seq, Missed: h.seq - f.seq, Plan: h.plan, Summary: h.summary}
+	f.seq, f.pos = h.seq, next
+	return news
+}
+
 // news tells of items of the feed; nil when all of them were told.
-func (f *follower) news(items []happening, late bool) (*messages.News, error) {
+func (f *follower) news(items []happening) (*messages.News, error) {
 	last := &items[len(items)-1]
 	news := &messages.News{Seq: last.seq, Plan: last.plan, Summary: last.summary}
-	if last.seq < f.seq {
-		return nil, nil
-	}
-	if late {
-		news.Missed = last.seq - f.seq
-		f.seq = last.seq
-		return news, nil
-	}
 	told := false
 	for i := range items {
 		h := &items[i]

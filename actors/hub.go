@@ -9,49 +9,45 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// hub passes the summaries of all runs on to who listens. While nobody does, a
-// summary costs one load.
+// hub passes the summaries of all runs on to who listens: it keeps the newest ones
+// for all listeners together. While nobody listens a summary costs one load.
 type hub struct {
 	mu        sync.Mutex
-	listeners atomic.Pointer[[]*listener] // copied when it changes
+	listeners int
+	heard     atomic.Pointer[ring[*messages.Summary]] // nil when nobody listens
 }
+
+// heardItems is how many summaries are kept. A listener that is further behind
+// misses the rest.
+const heardItems = 1 << 16
 
 func (h *hub) tell(s *messages.Summary) {
-	list := h.listeners.Load()
-	if list == nil {
-		return
-	}
-	for _, l := range *list {
-		l.put(s)
+	if r := h.heard.Load(); r != nil {
+		r.put(s)
 	}
 }
 
-func (h *hub) add(l *listener) {
+// listen returns what is heard, and where it is.
+func (h *hub) listen() (r *ring[*messages.Summary], pos uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var list []*listener
-	if old := h.listeners.Load(); old != nil {
-		list = slices.Clone(*old)
+	if h.listeners++; h.listeners == 1 {
+		one := func(**messages.Summary) int { return 1 }
+		h.heard.Store(&ring[*messages.Summary]{sizeOf: one, maxItems: heardItems, maxSize: heardItems})
 	}
-	list = append(list, l)
-	h.listeners.Store(&list)
+	r = h.heard.Load()
+	return r, r.end()
 }
 
-func (h *hub) remove(l *listener) {
+func (h *hub) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	list := slices.DeleteFunc(slices.Clone(*h.listeners.Load()), func(other *listener) bool { return other == l })
-	if len(list) == 0 {
-		h.listeners.Store(nil)
-		return
+	if h.listeners--; h.listeners == 0 {
+		h.heard.Store(nil)
 	}
-	h.listeners.Store(&list)
 }
 
-// maxUntold bounds the runs that a listener has not told of; further ones it misses.
-const maxUntold = 8192
-
-// listener keeps the newest summary of each run that has changed, for one reader.
+// listener tells one reader of the runs that q selects.
 type listener struct {
 	node *Node
 	q    messages.ListQuery
@@ -63,12 +59,9 @@ type listener struct {
 	page     messages.ListQuery // the next of them
 	begun    int64              // ns since the epoch; 0 = told
 
-	mu      sync.Mutex
-	untold  map[messages.RunID]*messages.Summary
-	order   []messages.RunID // of untold
-	missed  uint64
-	changed chan struct{} // closed when there is something; nil when nobody waits
-	closed  bool
+	heard *ring[*messages.Summary]
+	pos   uint64
+	left  bool
 }
 
 // overlap is how long (ns) before the place where a reader left off it is told
@@ -83,42 +76,14 @@ func (n *Node) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, err
 		return nil, errStopping
 	}
 	q = messages.ListQuery{All: true, Tag: q.Tag, HasTag: q.HasTag, Labels: q.Labels}
-	l := &listener{
-		node: n, q: q, untold: make(map[messages.RunID]*messages.Summary),
-		resuming: since > 0, since: since - overlap, page: q, begun: n.env.now(),
-	}
+	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.now()}
 	l.page.Limit = 1024
-	n.env.board.hub.add(l)
+	l.heard, l.pos = n.env.board.hub.listen()
 	return l, nil
 }
 
-// put notes a run's newest summary.
-func (l *listener) put(s *messages.Summary) {
-	if !selects(l.q, s) {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if old := l.untold[s.ID]; old != nil {
-		if s.LastUpdate >= old.LastUpdate {
-			l.untold[s.ID] = s
-		}
-		return
-	}
-	if len(l.order) == maxUntold {
-		l.missed++
-		return
-	}
-	l.untold[s.ID] = s
-	l.order = append(l.order, s.ID)
-	if l.changed != nil {
-		close(l.changed)
-		l.changed = nil
-	}
-}
-
-// atOnce is how many runs are told of at a time.
-const atOnce = 256
+// atOnce is how many summaries are looked at, at a time.
+const atOnce = 1024
 
 // Next returns the runs that have changed. The first news are where the feed begins.
 func (l *listener) Next(ctx context.Context) (*messages.RunsNews, error) {
@@ -137,19 +102,20 @@ func (l *listener) Next(ctx context.Context) (*messages.RunsNews, error) {
 	}
 	for {
 		now := l.node.env.now()
-		l.mu.Lock()
-		if len(l.order) > 0 || l.missed > 0 {
-			news := l.take(now)
-			l.mu.Unlock()
-			return news, nil
+		t := l.heard.take(l.pos, atOnce)
+		l.pos = t.next
+		if len(t.items) > 0 {
+			news := &messages.RunsNews{Summaries: l.newest(t.items), Missed: t.lost}
+			if !t.more {
+				news.At = now
+			}
+			if len(news.Summaries) > 0 || news.Missed > 0 {
+				return news, nil
+			}
+			continue
 		}
-		if l.changed == nil {
-			l.changed = make(chan struct{})
-		}
-		changed := l.changed
-		l.mu.Unlock()
 		select {
-		case <-changed:
+		case <-t.changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-l.node.stopped:
@@ -158,19 +124,18 @@ func (l *listener) Next(ctx context.Context) (*messages.RunsNews, error) {
 	}
 }
 
-// take takes some of what is untold, the oldest first.
-func (l *listener) take(now int64) *messages.RunsNews {
-	n := min(len(l.order), atOnce)
-	news := &messages.RunsNews{Missed: l.missed}
-	for _, id := range l.order[:n] {
-		news.Summaries = append(news.Summaries, l.untold[id])
-		delete(l.untold, id)
+// newest leaves of the summaries those that are selected, of each run the newest.
+func (l *listener) newest(list []*messages.Summary) []*messages.Summary {
+	told := make(map[messages.RunID]struct{}, len(list))
+	out := make([]*messages.Summary, 0, len(list))
+	for _, s := range slices.Backward(list) {
+		if _, twice := told[s.ID]; !twice && selects(l.q, s) {
+			told[s.ID] = struct{}{}
+			out = append(out, s)
+		}
 	}
-	l.order, l.missed = l.order[n:], 0
-	if len(l.order) == 0 {
-		l.order, news.At = nil, now
-	}
-	return news
+	slices.Reverse(out)
+	return out
 }
 
 // resume tells of some of the runs that have changed since the reader left off.
@@ -192,8 +157,8 @@ func (l *listener) resume() (*messages.RunsNews, error) {
 
 // Close ends the listening.
 func (l *listener) Close() {
-	if !l.closed {
-		l.closed = true
-		l.node.env.board.hub.remove(l)
+	if !l.left {
+		l.left = true
+		l.node.env.board.hub.leave()
 	}
 }

@@ -43,7 +43,7 @@ type Feed interface {
 // RunsNews are the runs that have changed since a reader looked last.
 type RunsNews struct {
 	Summaries []*Summary
-	// Missed is how many more changes there were, of runs that are not told of.
+	// Missed is how many more changes there were, of any runs, that are not told of.
 	Missed uint64
 	// At is where to resume (ns since the epoch); 0 when this is no place to.
 	At int64
