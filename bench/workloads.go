@@ -200,7 +200,7 @@ func w3(e *env) (map[string]float64, error) {
 	const (
 		connections = 64
 		lines       = 100 // of a batch
-		senders     = 8   // of batches, each over its own connection
+		senders     = 16  // of batches, each over its own connection
 	)
 	during := 4 * time.Second
 	if e.smoke {
