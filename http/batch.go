@@ -52,6 +52,9 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 		return err
 	case !more:
 		closeProducer(b)
+		if b.lines.failed != io.EOF {
+			ctx.SetConnectionClose() // what follows was not read
+		}
 		if len(dst) == 0 {
 			return invalid("the body is empty: want a spec as JSON per line")
 		}
@@ -144,6 +147,9 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 			dst = append(dst, '}')
 		}
 		dst = append(dst, '\n')
+	}
+	if err != nil && err != io.EOF && b.wire.conn != nil {
+		b.wire.conn.linger = true // the client is still sending, and has to see the answers
 	}
 	switch {
 	case err == nil:

@@ -28,6 +28,7 @@ type fakeEngine struct {
 	query          messages.ListQuery // the last one
 	attemptRanges  int
 	ready, healthy error
+	moves          bool          // move will be called
 	moved          chan struct{} // closed by move; nil when nobody waits
 	waiting        int           // calls of Await that wait
 	feed           *fakeFeed     // what Follow and Listen return; nil = Follow has only the present summary
@@ -175,6 +176,9 @@ func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
 	r, err := e.run(id)
 	if err != nil {
 		return nil, err
+	}
+	if !e.moves {
+		return &r.view.Summary, nil
 	}
 	now := r.view.Summary
 	return &now, nil

@@ -12,6 +12,7 @@ import (
 
 func TestStateIsWaitedFor(t *testing.T) {
 	e := seedEngine(t)
+	e.moves = true
 	s := serve(t, e)
 	var all sync.WaitGroup
 	for _, query := range []string{"?wait=60s", "?wait=1m&from=RUNNING"} {
