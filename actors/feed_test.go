@@ -211,7 +211,8 @@ func TestFollowBehindASnapshot(t *testing.T) {
 	r.awaitState(id, dag.RunCompleted)
 	r.settles()
 	words, last := r.story(id, 0)
-	if len(words) < 2 || !strings.HasPrefix(words[0], "-") || words[len(words)-1] != "COMPLETED" {
+	// The last snapshot may have left nothing of the journal.
+	if len(words) == 0 || !strings.HasPrefix(words[0], "-") || len(words) > 1 && words[len(words)-1] != "COMPLETED" {
 		t.Fatalf("told %q", words)
 	}
 	if last.Summary.Counts[dag.TaskCompleted] != 501 {
