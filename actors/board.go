@@ -14,6 +14,14 @@ import (
 type board struct {
 	mu      sync.RWMutex
 	entries map[messages.RunID]*notice
+	absent  map[messages.RunID]*absence
+	hub     hub
+}
+
+// absence is a run that is not on the board and is waited for.
+type absence struct {
+	posted  chan struct{} // closed when the run is put on the board
+	waiting int
 }
 
 // notice is the board's entry of one run.
@@ -22,28 +30,65 @@ type notice struct {
 	watched atomic.Bool
 	mu      sync.Mutex
 	changed chan struct{} // closed by the next publish; nil when nobody watches
+	feed    atomic.Pointer[feed]
+	hub     *hub
 }
 
-func newBoard() *board { return &board{entries: make(map[messages.RunID]*notice)} }
+func newBoard() *board {
+	return &board{entries: make(map[messages.RunID]*notice), absent: make(map[messages.RunID]*absence)}
+}
 
 // post puts a run on the board, or renews what is there.
 func (b *board) post(s *messages.Summary) *notice {
 	b.mu.Lock()
 	n := b.entries[s.ID]
 	if n == nil {
-		n = new(notice)
+		n = &notice{hub: &b.hub}
 		b.entries[s.ID] = n
+	}
+	n.summary.Store(s) // before anybody sees the entry
+	if a := b.absent[s.ID]; a != nil {
+		close(a.posted)
+		delete(b.absent, s.ID)
 	}
 	b.mu.Unlock()
 	n.publish(s)
 	return n
 }
 
-// remove takes a run off.
+// remove takes a run off. Who watches it is woken, to look elsewhere.
 func (b *board) remove(id messages.RunID) {
 	b.mu.Lock()
+	n := b.entries[id]
 	delete(b.entries, id)
 	b.mu.Unlock()
+	if n != nil {
+		n.wake()
+	}
+}
+
+// watch returns a channel that is closed when a run's summary changes, or when the
+// run is put on the board or taken off it. Look at the summary after watch, not
+// before: then no change is missed. Call leave when done.
+func (b *board) watch(id messages.RunID) (changed <-chan struct{}, leave func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := b.entries[id]; n != nil {
+		return n.watch(), func() {}
+	}
+	a := b.absent[id]
+	if a == nil {
+		a = &absence{posted: make(chan struct{})}
+		b.absent[id] = a
+	}
+	a.waiting++
+	return a.posted, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if a.waiting--; a.waiting == 0 && b.absent[id] == a {
+			delete(b.absent, id)
+		}
+	}
 }
 
 // notice returns a run's entry, or nil when it is not on the board.
@@ -91,6 +136,11 @@ func (b *board) len() int {
 // publish puts a newer summary up and wakes who watches.
 func (n *notice) publish(s *messages.Summary) {
 	n.summary.Store(s)
+	n.wake()
+	n.hub.tell(s)
+}
+
+func (n *notice) wake() {
 	if !n.watched.Load() {
 		return
 	}
@@ -103,8 +153,7 @@ func (n *notice) publish(s *messages.Summary) {
 	}
 }
 
-// watch returns a channel that is closed at the next publish. Look at the summary
-// after watch, not before: then no change is missed.
+// watch returns a channel that is closed at the next publish: see board.watch.
 func (n *notice) watch() <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -18,26 +18,58 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 		return zero, hasFailed(err)
 	}
 	send()
-	timeout := n.timeouts.Get().(*time.Timer)
-	timeout.Reset(answerWithin)
-	defer n.timeouts.Put(timeout)
-	defer timeout.Stop()
-	select {
-	case r := <-reply:
-		return r.Value, r.Err
-	case <-n.stopped:
-	case <-n.failed:
-	case <-timeout.C:
-		return zero, errTimeout
+	w := n.wait()
+	defer w.end()
+	r, err := await(&w, reply)
+	if err != nil {
+		return zero, err
+	}
+	return r.Value, r.Err
+}
+
+// wait is the wait for the answers to one call, which all have to come in time.
+type wait struct {
+	n       *Node
+	timeout *time.Timer
+	over    bool // the time is
+}
+
+func (n *Node) wait() wait {
+	w := wait{n: n, timeout: n.timeouts.Get().(*time.Timer)}
+	w.timeout.Reset(answerWithin)
+	return w
+}
+
+func (w *wait) end() {
+	w.timeout.Stop()
+	w.n.timeouts.Put(w.timeout)
+}
+
+// await returns an answer, or why there is none.
+func await[T any](w *wait, reply messages.Reply[T]) (messages.Result[T], error) {
+	if !w.over {
+		select {
+		case r := <-reply:
+			return r, nil
+		case <-w.n.stopped:
+		case <-w.n.failed:
+		case <-w.timeout.C:
+			w.over = true
+		}
 	}
 	select { // answered at the last moment
 	case r := <-reply:
-		return r.Value, r.Err
+		return r, nil
 	default:
-		if err := n.Err(); err != nil {
-			return zero, hasFailed(err)
-		}
-		return zero, errStopping
+	}
+	var none messages.Result[T]
+	switch {
+	case w.over:
+		return none, errTimeout
+	case w.n.Err() != nil:
+		return none, hasFailed(w.n.Err())
+	default:
+		return none, errStopping
 	}
 }
 
@@ -56,6 +88,62 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 		n.env.root.Send(n.shard(id), &messages.Create{Run: id, Submission: sub, Reply: reply})
 	})
 }
+
+// SubmitAll makes each of many planned specs a run, or says why not, in its place. It
+// returns when all are durable; they share few commits. The error is that of all.
+func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	if err := n.Healthy(); err != nil {
+		return nil, err
+	}
+	results := make([]messages.Result[messages.RunID], len(subs))
+	plain := make([]int, 0, len(subs)) // those without a key, in subs
+	var keyed map[int]messages.Reply[messages.RunID]
+	for i, sub := range subs {
+		if sub.IdempotencyKey == "" {
+			plain = append(plain, i)
+			continue
+		}
+		if keyed == nil {
+			keyed = make(map[int]messages.Reply[messages.RunID])
+		}
+		keyed[i] = messages.NewReply[messages.RunID]()
+		n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: keyed[i]})
+	}
+	// One channel has room for all answers: they name the id that is given here.
+	reply := make(messages.Reply[messages.RunID], len(plain))
+	first := messages.RunID(n.ids.Add(uint64(len(plain)))) - messages.RunID(len(plain))
+	creates := make([]messages.Create, len(plain))
+	for k, i := range plain {
+		creates[k] = messages.Create{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
+		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
+	}
+	w := n.wait()
+	defer w.end()
+	for range plain {
+		r, err := await(&w, reply)
+		if err != nil {
+			break
+		}
+		k := r.Value - first
+		results[plain[k]], plain[k] = r, answered
+	}
+	for _, i := range plain {
+		if i != answered {
+			_, results[i].Err = await(&w, messages.Reply[messages.RunID](nil))
+		}
+	}
+	for i, k := range keyed {
+		r, err := await(&w, k)
+		if err != nil {
+			r.Err = err
+		}
+		results[i] = r
+	}
+	return results, nil
+}
+
+// answered stands in place of an index.
+const answered = -1
 
 // SetState asks a run for a state: restart (QUEUED), pause, resume (RUNNING), kill.
 func (n *Node) SetState(id messages.RunID, to dag.RunState) error {

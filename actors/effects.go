@@ -19,7 +19,9 @@ const maxSuspended = 4096
 func (r *run) carryOut(ctx actor.Context) {
 	effects := r.effects
 	if r.changed {
-		r.notice.publish(r.summary())
+		summary := r.summary()
+		r.notice.publish(summary)
+		r.tell(summary)
 		r.changed = false
 	}
 	now := r.env.now()

@@ -51,11 +51,15 @@ type run struct {
 	pending batch
 	// effects are those of the pending batch.
 	effects []dag.Effect
-	// written is what the batch that is being written says of attempts.
-	written []messages.AttemptRecord
+	// ends are those of the batch that is being written, to be acknowledged then.
+	ends    []messages.AttemptRecord
 	changed bool // since the summary was published
 	// answers are given when the pending batch is durable.
 	answers []func(error)
+	// Of a run that is followed: the batch that is being written, and what has
+	// started since the last one.
+	written *persistence.Batch
+	starts  []start
 
 	flushing   bool   // a Flush is on its way
 	lingering  bool   // a Flush is on its way, by the timers
@@ -186,6 +190,9 @@ func (r *run) handle(ctx actor.Context, m any) {
 			c.started = m.At
 			r.queues(c, false)
 			r.env.metrics.dispatch(c, m.Idle)
+			if r.notice.feed.Load() != nil {
+				r.starts = append(r.starts, start{m.Task, m.Attempt, m.At})
+			}
 		}
 		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
 	case *messages.AttemptEnded:
@@ -388,7 +395,7 @@ func (r *run) flush(ctx actor.Context) {
 		Set:      r.pending.set,
 		Snapshot: r.snapshot.part(r.dag, r.seq, len(records)),
 	}
-	r.pending, r.written = batch{}, b.Attempts
+	r.pending, r.ends = batch{}, b.Attempts
 	if len(b.Records) == 0 && len(b.Attempts) == 0 && b.Set == nil && b.Snapshot == nil {
 		r.carryOut(ctx)
 		return
@@ -400,6 +407,9 @@ func (r *run) flush(ctx actor.Context) {
 	if s := r.dag.State(); s != r.stored || s.Final() && len(records) > 0 { // killed, restarted and killed again: other counts
 		b.Summary = r.summary()
 		r.stored = s
+	}
+	if len(records) > 0 && r.notice.feed.Load() != nil {
+		r.written = b
 	}
 	r.committing = true
 	self, root, epoch := ctx.Self(), r.env.root, r.epoch
@@ -413,8 +423,8 @@ func (r *run) committed(ctx actor.Context, err error) {
 		r.fail(ctx, err)
 		return
 	}
-	r.acknowledge(r.written)
-	r.written = nil
+	r.acknowledge(r.ends)
+	r.ends = nil
 	r.carryOut(ctx)
 	r.resume(ctx)
 	if r.snapshot.rolling() {

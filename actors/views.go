@@ -16,7 +16,7 @@ func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, 
 		reply.Send(nil, err)
 		return
 	}
-	v := viewOf(r.dag, *r.summary(), first, n)
+	v := viewOf(r.dag, *r.summary(), r.seq-1, first, n)
 	r.dag.Live(func(task, attempt uint32, s dag.TaskState) {
 		if c := r.tasks[task]; s == dag.TaskRunning && task >= first && task-first < uint32(len(v.States)) && c != nil {
 			v.Live = append(v.Live, messages.LiveAttempt{Task: task, Attempt: attempt, Start: c.started})
@@ -39,12 +39,13 @@ func (r *run) answerTask(m *messages.GetTask, err error) {
 }
 
 // viewOf copies what a view shows out of a run.
-func viewOf(d *dag.Run, s messages.Summary, first, n uint32) *messages.View {
+func viewOf(d *dag.Run, s messages.Summary, seq uint64, first, n uint32) *messages.View {
 	total := d.Plan().Tasks
 	first = min(first, total)
 	n = min(n, total-first)
 	return &messages.View{
 		Summary: s,
+		Seq:     seq,
 		Plan:    d.Plan(),
 		First:   first,
 		States:  d.States(make([]dag.TaskState, 0, n), first, n),
@@ -64,25 +65,27 @@ func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
 	return s, nil
 }
 
-// Await returns the run's summary as soon as done says so, or when ctx is over
-// with its error. It costs nothing while nothing changes.
+// Await returns the run's summary as soon as done holds for it. When ctx or the
+// node ends first, it returns the present one and why. It costs nothing while
+// nothing changes; a finished run is waited for, too: it may be restarted.
 func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
 	for {
-		notice := n.env.board.notice(id)
-		if notice == nil {
-			return n.Summary(id)
-		}
-		changed := notice.watch()
-		s := notice.summary.Load()
-		if done(s) {
-			return s, nil
+		changed, leave := n.env.board.watch(id)
+		s, err := n.Summary(id)
+		if err != nil || done(s) {
+			leave()
+			return s, err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return s, ctx.Err()
+			err = ctx.Err()
 		case <-n.stopped:
-			return s, errStopping
+			err = errStopping
+		}
+		leave()
+		if err != nil {
+			return s, err
 		}
 	}
 }
@@ -174,11 +177,11 @@ func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, err
 			return v, err
 		}
 	}
-	d, s, err := n.finished(id)
+	d, s, seq, err := n.finished(id)
 	if err != nil {
 		return nil, err
 	}
-	return viewOf(d, *s, first, count), nil
+	return viewOf(d, *s, seq, first, count), nil
 }
 
 // Task returns the view of one task, by its expanded name.
@@ -190,7 +193,7 @@ func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
 			return v, err
 		}
 	}
-	d, s, err := n.finished(id)
+	d, s, seq, err := n.finished(id)
 	if err != nil {
 		return nil, err
 	}
@@ -198,23 +201,23 @@ func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
 	if !ok {
 		return nil, unknownTask(id, name)
 	}
-	return viewOf(d, *s, task, 1), nil
+	return viewOf(d, *s, seq, task, 1), nil
 }
 
-// finished loads a run that has no actor.
-func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, error) {
+// finished loads a run that has no actor, and the number of its last batch.
+func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, uint64, error) {
 	stored, err := n.env.store.Load(id)
 	if err != nil {
-		return nil, nil, lookup(id, err)
+		return nil, nil, 0, lookup(id, err)
 	}
 	d, err := restore(stored, n.env.limits)
 	if err != nil {
-		return nil, nil, fmt.Errorf("run %d: %w", id, err)
+		return nil, nil, 0, fmt.Errorf("run %d: %w", id, err)
 	}
 	s := *stored.Summary
 	s.State, s.LastUpdate = d.State(), d.LastUpdate()
 	s.Tasks, s.Counts = d.Plan().Tasks, messages.Counts(d.Counts())
-	return d, &s, nil
+	return d, &s, stored.NextSeq - 1, nil
 }
 
 // Attempts yields the ended attempts of tasks [first, first+count).
@@ -260,18 +263,20 @@ func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, 
 	defer cancel()
 	var rec *messages.AttemptRecord
 	var err error
-	look := func(*messages.Summary) bool {
+	_, waited := n.Await(ctx, id, func(s *messages.Summary) bool {
 		rec, err = n.attempt(id, a.Task, a.Attempt)
-		return rec != nil || err != nil
-	}
-	if _, waited := n.Await(ctx, id, look); waited == nil && rec == nil && err == nil {
-		look(nil) // the run has ended meanwhile
-	}
+		return rec != nil || err != nil || s.State.Final()
+	})
 	switch {
+	case rec != nil:
 	case err != nil:
 		return nil, err
-	case rec == nil:
+	case waited == nil:
 		return nil, noAttempt(id, name, a.Attempt)
+	case ctx.Err() != nil:
+		return nil, errTimeout
+	default:
+		return nil, waited
 	}
 	return n.Output(id, rec, stream)
 }

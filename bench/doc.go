@@ -8,7 +8,8 @@
 //
 //	w1     1 -> N -> 1, no-op, N = 10,000          beside make -j2
 //	w2     1 -> N -> 1 of /bin/true, N = 2,000     beside make -j2, xargs -P2, a C vfork loop
-//	w3     durable submissions, 64 connections     beside GET /ready
+//	w3     durable submissions, 64 connections, and
+//	       in batches of 100                       beside GET /ready
 //	w4     a chain of 1,000 no-ops                 beside make -j2
 //	w5     10 layers of 100, all to all, no-op     beside make -j2
 //	output one task that prints 10 GiB, of which 64 MiB are kept

@@ -33,9 +33,13 @@ func dial(url string) (*conn, error) {
 
 // request prepares a request.
 func request(method, path string, body []byte) []byte {
+	return requestOf(method, path, "application/json", body)
+}
+
+func requestOf(method, path, contentType string, body []byte) []byte {
 	head := method + " " + path + " HTTP/1.1\r\nHost: bench\r\n"
 	if body != nil {
-		head += "Content-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
+		head += "Content-Type: " + contentType + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
 	}
 	return append([]byte(head+"\r\n"), body...)
 }

@@ -72,17 +72,25 @@ func (e *Error) Is(target error) bool {
 // maxProblem bounds what is read of an error's body.
 const maxProblem = 8 << 20
 
+// problem is a problem document.
+type problem struct {
+	Type, Title, Detail, Error string
+	Status                     int
+	Errors                     []Problem
+}
+
+func (p *problem) into(e *Error) {
+	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
+}
+
 // problemOf reads the refusal in resp. A body that is no problem document (of a
 // proxy, say) leaves just the status.
 func problemOf(k *call, resp *http.Response) *Error {
 	e := &Error{Method: k.method, Path: k.path, Status: resp.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
-	var doc struct {
-		Type, Title, Detail, Error string
-		Errors                     []Problem
-	}
+	var doc problem
 	if json.Unmarshal(body, &doc) == nil {
-		e.Type, e.Title, e.Detail, e.Text, e.Problems = doc.Type, doc.Title, doc.Detail, doc.Error, doc.Errors
+		doc.into(e)
 	}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
 		e.RetryAfter = time.Duration(min(s, 3600)) * time.Second

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ type fake struct {
 	mu       sync.Mutex
 	requests []request
 	script   []http.HandlerFunc
+	state    http.HandlerFunc // answers who asks for a state, beside the script; nil = the script does
 }
 
 type request struct {
@@ -45,6 +47,10 @@ func newFake(t *testing.T, script ...http.HandlerFunc) (*fake, *Client) {
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
+	if f.state != nil && strings.HasSuffix(r.URL.Path, "/state") {
+		f.state(w, r)
+		return
+	}
 	f.mu.Lock()
 	f.requests = append(f.requests, request{r.Method, r.RequestURI, string(body), r.Header.Clone()})
 	h := f.script[min(len(f.requests), len(f.script))-1]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,8 +134,9 @@ func TestWait(t *testing.T) {
 		{"unknown run", []http.HandlerFunc{refuses(404, "no run 1")}, "", ErrNotFound},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, c := newFake(t, tc.script...)
+			f, c := newFake(t, tc.script...)
 			c.retries = 0
+			f.state = refuses(503, "busy") // it has to be polled
 			var seen []string
 			s, err := c.Wait(ctx, 1, WaitOptions{Poll: time.Microsecond, Progress: func(s *Summary) { seen = append(seen, s.State) }})
 			if !errors.Is(err, tc.kind) {
@@ -156,7 +158,8 @@ func TestWaitGivesUp(t *testing.T) {
 	if _, err := c.Wait(context.Background(), 1, WaitOptions{Outage: -1}); !errors.Is(err, ErrUnreachable) || !strings.HasPrefix(err.Error(), "run 1: ") {
 		t.Errorf("got %v", err)
 	}
-	_, c = newFake(t, says(200, `{"state":"RUNNING"}`))
+	f, c := newFake(t, says(200, `{"state":"RUNNING"}`))
+	f.state = says(200, `{"state":"RUNNING"}`) // it is too old to wait
 	tired := errors.New("tired")
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 10*time.Millisecond, tired)
 	defer cancel()
@@ -170,5 +173,87 @@ func TestWaitGivesUp(t *testing.T) {
 	defer cancel()
 	if _, err := c.Wait(ctx, 1, WaitOptions{}); !errors.Is(err, tired) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestWaitLetsTheServerWait: between two changes of the state the client asks once.
+func TestWaitLetsTheServerWait(t *testing.T) {
+	var asked []string
+	changed := make(chan string, 3)
+	changed <- Running
+	changed <- Paused
+	changed <- Completed
+	at := func(state string) http.HandlerFunc { return says(200, `{"runID":1,"state":"`+state+`"}`) }
+	f, c := newFake(t, at(Queued), at(Running), at(Paused), at(Completed))
+	f.state = func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.RequestURI)
+		fmt.Fprintf(w, `{"state":%q}`, <-changed)
+	}
+	s, err := c.Wait(context.Background(), 1, WaitOptions{})
+	if err != nil || s.State != Completed {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	want := []string{"/v1/dagrun/1/state?from=QUEUED&wait=1m0s", "/v1/dagrun/1/state?from=RUNNING&wait=1m0s", "/v1/dagrun/1/state?from=PAUSED&wait=1m0s"}
+	if !slices.Equal(asked, want) || len(f.seen()) != 4 {
+		t.Errorf("asked %q and looked %d times", asked, len(f.seen()))
+	}
+}
+
+func TestTaskStates(t *testing.T) {
+	f, c := newFake(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-State", Running)
+		w.Header().Set("ETag", `W/"7"`)
+		_, _ = io.WriteString(w, "CRQ")
+	}, says(304, ""), cuts("C"), refuses(404, "no"))
+	ctx := context.Background()
+	got, err := c.TaskStates(ctx, 1, "")
+	if err != nil || string(got.Tasks) != "CRQ" || got.State != Running {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if again, err := c.TaskStates(ctx, 1, got.Tag); again != nil || err != nil {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if h := f.seen()[1].header.Get("If-None-Match"); h != got.Tag {
+		t.Errorf("If-None-Match %s", h)
+	}
+	if _, err := c.TaskStates(ctx, 1, ""); !errors.Is(err, ErrNotFound) { // after a cut answer
+		t.Error(err)
+	}
+}
+
+func TestSubmitLines(t *testing.T) {
+	ctx := context.Background()
+	f, c := newFake(t,
+		says(200, `{"runID":0}`+"\n"+`{"valid":false,"status":400,"error":"no tasks","errors":[{"pointer":"/tasks","message":"no tasks"}]}`+"\n"+`{"runID":7}`+"\n"),
+		refuses(415, "no"), cuts(`{"runID":1}`+"\n"), says(200, "<html>"))
+	var got []string
+	for s, err := range c.SubmitLines(ctx, strings.NewReader("a\nb\nc\n"), SubmitOptions{IdempotencyKey: "k"}) {
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case s.Err != nil:
+			got = append(got, s.Err.Error()+" "+s.Err.Problems[0].Pointer)
+			if !errors.Is(s.Err, ErrInvalid) {
+				t.Errorf("%+v", s.Err)
+			}
+		default:
+			got = append(got, fmt.Sprint(s.RunID))
+		}
+	}
+	if want := []string{"0", "no tasks /tasks", "7"}; !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	r := f.seen()[0]
+	if r.body != "a\nb\nc\n" || r.uri != "/v1/dagruns" || r.header.Get("Content-Type") != "application/x-ndjson" || r.header.Get("Idempotency-Key") != "k" {
+		t.Errorf("sent %+v", r)
+	}
+	for _, want := range []error{ErrInvalid, ErrUnreachable, nil} {
+		var last error
+		for _, err := range c.SubmitLines(ctx, strings.NewReader("a\n"), SubmitOptions{}) {
+			last = err
+		}
+		if last == nil || want != nil && !errors.Is(last, want) {
+			t.Errorf("got %v, want %v", last, want)
+		}
 	}
 }

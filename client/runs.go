@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // SubmitOptions go with a submission.
@@ -175,9 +176,29 @@ func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
 	return out, nil
 }
 
+// Graph returns the templates and edges of a run, and how far each template is.
+func (c *Client) Graph(ctx context.Context, run uint64) (*Graph, error) {
+	out := new(Graph)
+	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "graph"), again: true}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // State returns the state of a run.
 func (c *Client) State(ctx context.Context, run uint64) (string, error) {
 	return c.state(ctx, runPath(run, "state"))
+}
+
+// MaxStateWait is how long AwaitState may let the server wait.
+const MaxStateWait = time.Minute
+
+// AwaitState returns the state of a run as soon as it is not from, or the present
+// one after wait (at most MaxStateWait) or when the server shuts down. A server
+// that is too old to wait answers at once.
+func (c *Client) AwaitState(ctx context.Context, run uint64, from string, wait time.Duration) (string, error) {
+	q := url.Values{"from": {from}, "wait": {wait.String()}}
+	return c.state(ctx, runPath(run, "state")+query(q))
 }
 
 func (c *Client) state(ctx context.Context, path string) (string, error) {
@@ -186,6 +207,46 @@ func (c *Client) state(ctx context.Context, path string) (string, error) {
 	}
 	err := c.json(ctx, &call{method: http.MethodGet, path: path, again: true}, &out)
 	return out.State, err
+}
+
+// TaskStates is the state of every task of a run at one moment.
+type TaskStates struct {
+	State string // of the run
+	// Tasks has a byte per task, in the order of the plan: Q QUEUED, R RUNNING,
+	// T RETRY, C COMPLETED, E ERRORED, K KILLED.
+	Tasks []byte
+	// Tag is for the next call: it tells whether anything has changed.
+	Tag string
+}
+
+// TaskStates returns the states of all tasks of a run, a byte each. With the Tag of
+// the call before it returns nil when nothing has changed since.
+func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskStates, error) {
+	k := &call{method: http.MethodGet, path: runPath(run, "states"), again: true}
+	if tag != "" {
+		k.header = http.Header{"If-None-Match": {tag}}
+	}
+	out := new(TaskStates)
+	k.answered = func(h http.Header) { out.State, out.Tag = h.Get("X-State"), h.Get("ETag") }
+	err := c.retry(ctx, k, func() error {
+		resp, err := c.once(ctx, k)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if out.Tasks, err = io.ReadAll(resp.Body); err != nil {
+			return c.transportError(ctx, k, err)
+		}
+		return nil
+	})
+	var e *Error
+	switch {
+	case errors.As(err, &e) && e.Status == http.StatusNotModified:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return out, nil
 }
 
 // SetState changes the state of a run: QUEUED restarts one that is ERRORED,

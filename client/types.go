@@ -141,6 +141,41 @@ type Attempt struct {
 	SystemCPUSeconds float64 `json:"systemCPUSeconds,omitempty"`
 }
 
+// Graph is a run as it was defined, before expansion.
+type Graph struct {
+	Summary
+	Templates []Template `json:"templates"` // in the order of the plan
+	Edges     []Edge     `json:"edges"`
+}
+
+// Template is a task as defined. Its tasks are the numbers First to First+Count-1.
+type Template struct {
+	Name        string         `json:"name"`
+	First       int            `json:"first"`
+	Count       int            `json:"count"`
+	Parameters  []Axis         `json:"parameters"` // that it expands over, the last one fastest
+	Executor    string         `json:"executor"`
+	IsGenerator bool           `json:"isGenerator"`
+	GeneratedBy string         `json:"generatedBy,omitempty"` // the generator's template
+	Set         int            `json:"set,omitempty"`         // number of its generated set
+	TaskCounts  map[string]int `json:"taskCounts"`
+}
+
+// Axis is a parameter that a template expands over.
+type Axis struct {
+	Name   string `json:"name"`
+	Values int    `json:"values"` // how many it has
+}
+
+// Edge is a dependency between two templates. With Match a task of the child waits
+// for those of the parent that have the same values of these parameters, else for
+// all.
+type Edge struct {
+	Parent string   `json:"parent"`
+	Child  string   `json:"child"`
+	Match  []string `json:"match,omitempty"`
+}
+
 // Validation is the server's judgement of a document.
 type Validation struct {
 	Valid  bool      `json:"valid"`

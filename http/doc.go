@@ -7,9 +7,11 @@
 //
 //	routes.go    the table of routes; what happens around every handler
 //	engine.go    the engine as this package needs it
-//	runs.go, tasks.go, submit.go, log.go, system.go
+//	runs.go, wait.go, graph.go, events.go, tasks.go, states.go, submit.go, batch.go,
+//	log.go, system.go
 //	             the handlers
-//	decode.go    what comes from a client: path, query, cursors
+//	decode.go, lines.go
+//	             what comes from a client: path, query, cursors; bodies of many lines
 //	render.go, document.go, attempts.go
 //	             what goes to a client: JSON, appended by hand
 //	stream.go    documents that are rendered as fast as a client reads

@@ -1,6 +1,8 @@
 package http
 
 import (
+	"context"
+
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -14,6 +16,10 @@ type Commands interface {
 	// Submit accepts a planned spec. An idempotency key that was seen with the same
 	// body returns the run of then.
 	Submit(*messages.Submission) (messages.RunID, error)
+	// SubmitAll is Submit for many at once, which share what they wait for. Each is
+	// accepted or refused by itself, and answered in its place. The error is that of
+	// all of them.
+	SubmitAll([]*messages.Submission) ([]messages.Result[messages.RunID], error)
 	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill.
 	SetState(messages.RunID, dag.RunState) error
 	Kill(messages.RunID) error
@@ -33,6 +39,21 @@ type Views interface {
 	// Attempts yields the ended attempts of tasks [first, first+n), ordered by
 	// task and attempt.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
+}
+
+// Changes tell of runs as they change.
+type Changes interface {
+	// Await returns the run's summary as soon as done holds for it; when ctx ends
+	// first, or the engine does, the present one and why. It costs nothing while
+	// nothing changes.
+	Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error)
+	// Follow begins to tell of a run's changes: behind the news of number after, or
+	// with the present summary for messages.FromNow. It returns nil when the run has
+	// ended and there is nothing behind after.
+	Follow(run messages.RunID, after uint64) (messages.Feed, error)
+	// Listen begins to tell of the runs that q selects by tag and labels. Those that
+	// have changed since (ns since the epoch; 0 = none) come first.
+	Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error)
 }
 
 // Logs read the output of attempts.
@@ -55,6 +76,7 @@ type Health interface {
 type Engine interface {
 	Commands
 	Views
+	Changes
 	Logs
 	Health
 }

@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"errors"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -57,24 +58,29 @@ const maxProblems = 1000
 
 // fail answers with an error.
 func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
-	var (
-		r *refusal
-		m *messages.Error
-		p = internalProblem
-	)
-	switch {
-	case errors.As(err, &r):
-		p = problem{status: r.status, text: r.text}
-	case errors.As(err, &m) && m.Code != messages.Internal:
-		p = problem{status: statusOf(m.Code), text: m.Text, document: m.Problems != nil, errors: m.Problems}
-	default:
-		s.log.Error("http: internal error", "method", string(ctx.Method()),
-			"path", string(ctx.URI().PathOriginal()), "error", err)
-	}
+	p := s.problemOf(err, ctx.Method(), ctx.URI().PathOriginal())
 	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil && (n < 0 || n > longUnread) {
 		linger(ctx)
 	}
 	writeProblem(ctx, p)
+}
+
+// problemOf is what a client is shown of an error. One that it must not see is
+// logged.
+func (s *Server) problemOf(err error, method, path []byte) problem {
+	var (
+		r *refusal
+		m *messages.Error
+	)
+	switch {
+	case errors.As(err, &r):
+		return problem{status: r.status, text: r.text}
+	case errors.As(err, &m) && m.Code != messages.Internal:
+		return problem{status: statusOf(m.Code), text: m.Text, document: m.Problems != nil, errors: m.Problems}
+	default:
+		s.log.Error("http: internal error", "method", string(method), "path", string(path), "error", err)
+		return internalProblem
+	}
 }
 
 // writeProblem sets the response; headers that were set before stay.
@@ -215,10 +221,13 @@ func linger(ctx *fasthttp.RequestCtx) {
 const longUnread = 256 << 10
 
 func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int64 {
-	if h.IsPost() {
-		return s.cfg.MaxBody
+	if !h.IsPost() {
+		return smallBody
 	}
-	return smallBody
+	if path, _, _ := bytes.Cut(h.RequestURI(), []byte{'?'}); string(path) == batchPath {
+		return math.MaxInt64 // the limit is each line's
+	}
+	return s.cfg.MaxBody
 }
 
 // quote shows what a client sent, bounded, in a sentence.

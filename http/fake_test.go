@@ -2,10 +2,12 @@ package http
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -26,6 +28,12 @@ type fakeEngine struct {
 	query          messages.ListQuery // the last one
 	attemptRanges  int
 	ready, healthy error
+	moves          bool          // move will be called
+	moved          chan struct{} // closed by move; nil when nobody waits
+	waiting        int           // calls of Await that wait
+	feed           *fakeFeed     // what Follow and Listen return; nil = Follow has only the present summary
+	follows        []uint64      // after of each Follow, since of each Listen
+	listens        []messages.ListQuery
 }
 
 type fakeRun struct {
@@ -115,6 +123,17 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 	return messages.RunID(len(e.submitted) - 1), nil
 }
 
+func (e *fakeEngine) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	if err := e.begin("SubmitAll"); err != nil {
+		return nil, err
+	}
+	out := make([]messages.Result[messages.RunID], len(subs))
+	for i, s := range subs {
+		out[i].Value, out[i].Err = e.Submit(s)
+	}
+	return out, nil
+}
+
 func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
 	if err := e.begin("SetState"); err != nil {
 		return err
@@ -152,11 +171,149 @@ func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
 	if err := e.begin("Summary"); err != nil {
 		return nil, err
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	r, err := e.run(id)
 	if err != nil {
 		return nil, err
 	}
-	return &r.view.Summary, nil
+	if !e.moves {
+		return &r.view.Summary, nil
+	}
+	now := r.view.Summary
+	return &now, nil
+}
+
+func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	if err := e.begin("Await"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.waiting++
+	defer func() { e.waiting-- }()
+	for {
+		r, err := e.run(id)
+		if err != nil {
+			return nil, err
+		}
+		now := r.view.Summary
+		if done(&now) {
+			return &now, nil
+		}
+		if e.moved == nil {
+			e.moved = make(chan struct{})
+		}
+		moved := e.moved
+		e.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		e.mu.Lock()
+		if err != nil {
+			return &now, err
+		}
+	}
+}
+
+func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Feed, error) {
+	if err := e.begin("Follow"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r, err := e.run(id)
+	if err != nil {
+		return nil, err
+	}
+	e.follows = append(e.follows, after)
+	if e.feed != nil {
+		return e.feed.open(), nil
+	}
+	if after == r.view.Seq {
+		return nil, nil
+	}
+	now := r.view.Summary
+	f := newFakeFeed()
+	f.news <- &messages.News{Seq: r.view.Seq, Plan: r.view.Plan, Summary: &now}
+	return f.open(), nil
+}
+
+func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+	if err := e.begin("Listen"); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.follows, e.listens = append(e.follows, uint64(since)), append(e.listens, q)
+	return fakeRunsFeed{e.feed.open()}, nil
+}
+
+// fakeFeed hands out what the test puts into its channels; closing them is the end.
+type fakeFeed struct {
+	news   chan *messages.News
+	runs   chan *messages.RunsNews
+	fails  chan error
+	opened atomic.Int32 // and not closed
+}
+
+func newFakeFeed() *fakeFeed {
+	return &fakeFeed{news: make(chan *messages.News, 16), runs: make(chan *messages.RunsNews, 16), fails: make(chan error, 1)}
+}
+
+func (f *fakeFeed) open() *fakeFeed {
+	f.opened.Add(1)
+	return f
+}
+
+func (f *fakeFeed) Next(ctx context.Context) (*messages.News, error) {
+	select {
+	case n, ok := <-f.news:
+		if !ok {
+			return nil, io.EOF
+		}
+		return n, nil
+	case err := <-f.fails:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (f *fakeFeed) Close() { f.opened.Add(-1) }
+
+type fakeRunsFeed struct{ *fakeFeed }
+
+func (f fakeRunsFeed) Next(ctx context.Context) (*messages.RunsNews, error) {
+	select {
+	case n, ok := <-f.runs:
+		if !ok {
+			return nil, io.EOF
+		}
+		return n, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// move puts a run into another state and wakes who waits.
+func (e *fakeEngine) move(id messages.RunID, to dag.RunState) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.runs[id].view.State = to
+	if e.moved != nil {
+		close(e.moved)
+		e.moved = nil
+	}
+}
+
+// waits tells how many calls of Await wait.
+func (e *fakeEngine) waits() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.waiting
 }
 
 func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {

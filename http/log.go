@@ -224,7 +224,7 @@ func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 		timer := time.NewTimer(f.wait)
 		select {
 		case <-timer.C:
-		case <-f.s.drain:
+		case <-f.s.serving.Done():
 			timer.Stop()
 			return dst, true, errBreakOff
 		}

@@ -30,6 +30,7 @@ func TestReference(t *testing.T) {
 	}
 	e := seedEngine(t)
 	e.runs = e.runs[:3]
+	e.runs[0].view.Seq = 17
 	for i := range 2 {
 		text := e.runs[0].records[i].Stdout.Inline
 		e.runs[0].logs[logKey(fmt.Sprint("simple_", i), 1, messages.Stdout)] = &fakeLog{data: text}
@@ -69,7 +70,7 @@ func (s *service) answerBlock(request string) string {
 	r := s.do(method, target, strings.TrimSpace(body), lines[1:]...)
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "%d\n", r.status)
-	for _, name := range []string{"Content-Range", "Link", "Location", "Retry-After", "X-Next-Cursor"} {
+	for _, name := range []string{"Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Next-Cursor", "X-State", "X-Tasks"} {
 		if v := r.header.Get(name); v != "" {
 			fmt.Fprintf(&out, "%s: %s\n", name, v)
 		}

@@ -34,7 +34,12 @@ func (s *Server) routes() []route {
 		{"DELETE", task, (*Server).killTask},
 		{"GET", task + "/state", (*Server).taskState},
 
+		{"POST", batchPath, (*Server).submitBatch},
 		{"GET", run + "/summary", (*Server).runSummary},
+		{"GET", run + "/events", (*Server).runEvents},
+		{"GET", "/v1/events", (*Server).events},
+		{"GET", run + "/graph", (*Server).runGraph},
+		{"GET", run + "/states", (*Server).taskStates},
 		{"GET", run + "/tasks", (*Server).listTasks},
 		{"GET", task + "/log", (*Server).taskLog},
 		{"GET", "/healthz", (*Server).healthz},

@@ -18,6 +18,9 @@ func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	sum, err := s.engine.Summary(run)
+	if err == nil && len(ctx.URI().QueryString()) > 0 {
+		sum, err = s.awaitState(ctx, sum)
+	}
 	if err != nil {
 		return err
 	}

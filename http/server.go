@@ -44,6 +44,8 @@ type Config struct {
 	// IdleTimeout the wait for the next request of a connection. Defaults 30 s,
 	// 30 s, 2 min.
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
+	// heartbeat is how often a stream of events says that it is there; default 15 s.
+	heartbeat time.Duration
 	// MaxConns bounds the open connections; beyond it they are answered 503 and
 	// closed. Default 8,192.
 	MaxConns int
@@ -70,7 +72,8 @@ type Server struct {
 	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
 	idle     chan struct{} // signalled when inflight falls to 0 while draining
 	draining atomic.Bool
-	drain    chan struct{} // closed when Shutdown begins: followed logs end
+	serving  context.Context // ends when Shutdown begins: what waits or is followed ends
+	drain    context.CancelFunc
 
 	mu       sync.Mutex // of what follows, and of draining's beginning
 	listener net.Listener
@@ -85,8 +88,8 @@ func New(cfg Config) *Server {
 		log:     cfg.Logger,
 		metrics: newMetrics(cfg.Registerer),
 		idle:    make(chan struct{}, 1),
-		drain:   make(chan struct{}),
 	}
+	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open = make(map[*conn]struct{})
 	s.fast = &fasthttp.Server{
 		Handler:                      s.router().Handler,
@@ -128,6 +131,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = 2 * time.Minute
+	}
+	if c.heartbeat <= 0 {
+		c.heartbeat = 15 * time.Second
 	}
 	if c.MaxConns <= 0 {
 		c.MaxConns = 8192
@@ -172,14 +178,14 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.fast.Serve(&listener{Listener: l, s: s})
 }
 
-// Shutdown ends service. Requests in flight are answered; logs that are followed
-// break off; new requests get 503 until the last one is answered, then the
+// Shutdown ends service. Requests in flight are answered, those that wait at once;
+// logs that are followed break off; new requests get 503 until the last one is answered, then the
 // listener closes. When ctx ends first, what is left is cut off and its error
 // returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {
-		close(s.drain)
+		s.drain()
 	}
 	s.mu.Unlock()
 	if err := s.await(ctx); err != nil {

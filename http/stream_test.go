@@ -358,7 +358,7 @@ func TestShutdownTwice(t *testing.T) {
 	for range cap(down) {
 		go func() { down <- s.Shutdown(context.Background()) }()
 	}
-	<-s.drain
+	<-s.serving.Done()
 	close(proceed)
 	for range cap(down) {
 		if err := <-down; err != nil {
@@ -385,7 +385,7 @@ func TestShutdownInMidStream(t *testing.T) {
 	defer resp.Body.Close()
 	down := make(chan error, 1)
 	go func() { down <- s.Shutdown(context.Background()) }()
-	<-s.drain
+	<-s.serving.Done()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil || !json.Valid(b) {
 		t.Errorf("%d bytes, %v", len(b), err)

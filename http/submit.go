@@ -67,7 +67,7 @@ func (s *Server) plan(ctx *fasthttp.RequestCtx) ([]byte, *dag.Plan, error) {
 // document is the body as JSON text, owned by the caller: it outlives the request.
 func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	h := &ctx.Request.Header
-	if err := checkType(h.ContentType()); err != nil {
+	if err := checkType(h.ContentType(), jsonType); err != nil {
 		return nil, err
 	}
 	codings := h.PeekAll(fasthttp.HeaderContentEncoding)
@@ -132,17 +132,22 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
 	}
 }
 
-// checkType wants application/json, in UTF-8 when it says so, or nothing said.
-func checkType(header []byte) error {
-	if len(header) == 0 || string(header) == jsonType {
+// checkType wants a media type, in UTF-8 when it says so, or nothing said.
+func checkType(header []byte, want string) error {
+	if len(header) == 0 || string(header) == want {
 		return nil
 	}
 	kind, params, err := mime.ParseMediaType(string(header))
 	charset, given := params["charset"]
-	if err != nil || kind != jsonType || given && !strings.EqualFold(charset, "utf-8") {
-		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send application/json (curl: -H 'Content-Type: application/json')"}
+	if err != nil || kind != want || given && !strings.EqualFold(charset, "utf-8") {
+		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send " + want + " (curl: -H 'Content-Type: " + want + "')"}
 	}
 	return nil
+}
+
+func unsupportedCoding(coding string) error {
+	return &refusal{fasthttp.StatusUnsupportedMediaType,
+		"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
 }
 
 // decompress undoes a Content-Encoding, to at most limit bytes.
@@ -161,8 +166,7 @@ func decompress(coding string, body []byte, limit int64) ([]byte, error) {
 			r = d
 		}
 	default:
-		return nil, &refusal{fasthttp.StatusUnsupportedMediaType,
-			"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
+		return nil, unsupportedCoding(coding)
 	}
 	if err == nil {
 		var doc []byte
@@ -187,13 +191,22 @@ func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
 		return "", nil
 	}
 	keys := h.PeekAll(name)
-	if len(keys) != 1 || len(keys[0]) == 0 || len(keys[0]) > 255 {
-		return "", invalid("Idempotency-Key: want one of 1 to 255 characters")
+	if len(keys) != 1 {
+		return "", invalid(name + ": want one")
 	}
-	for _, c := range keys[0] {
+	key := string(keys[0])
+	return key, checkKey(name, key)
+}
+
+// checkKey wants what an idempotency key may be.
+func checkKey(what, key string) error {
+	if len(key) == 0 || len(key) > 255 {
+		return invalid(what + ": want 1 to 255 characters")
+	}
+	for _, c := range []byte(key) {
 		if c < '!' || c > '~' {
-			return "", invalid("Idempotency-Key " + quote(keys[0]) + ": want visible ASCII only")
+			return invalid(what + " " + quote(key) + ": want visible ASCII only")
 		}
 	}
-	return string(keys[0]), nil
+	return nil
 }

@@ -38,6 +38,7 @@ type Summary struct {
 // moment. It is immutable and is rendered outside the run's actor.
 type View struct {
 	Summary
+	Seq     uint64 // of the newest durable batch: see News
 	Plan    *dag.Plan
 	First   uint32
 	States  []dag.TaskState

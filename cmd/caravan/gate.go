@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"sync/atomic"
 
@@ -33,6 +34,14 @@ func (g *gate) Submit(s *messages.Submission) (messages.RunID, error) {
 		return 0, err
 	}
 	return e.Submit(s)
+}
+
+func (g *gate) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.SubmitAll(subs)
 }
 
 func (g *gate) SetState(run messages.RunID, to dag.RunState) error {
@@ -97,6 +106,30 @@ func (g *gate) Attempts(run messages.RunID, first, n uint32, yield func(*message
 		return err
 	}
 	return e.Attempts(run, first, n, yield)
+}
+
+func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Await(ctx, run, done)
+}
+
+func (g *gate) Follow(run messages.RunID, after uint64) (messages.Feed, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Follow(run, after)
+}
+
+func (g *gate) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+	e, err := g.through()
+	if err != nil {
+		return nil, err
+	}
+	return e.Listen(q, since)
 }
 
 func (g *gate) OpenLog(run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {

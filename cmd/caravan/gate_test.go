@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"testing"
@@ -15,10 +16,14 @@ type marker struct{ n int }
 var errMarked = errors.New("marked")
 
 func (m *marker) Submit(*messages.Submission) (messages.RunID, error) { m.n++; return 1, errMarked }
-func (m *marker) SetState(messages.RunID, dag.RunState) error         { m.n++; return errMarked }
-func (m *marker) Kill(messages.RunID) error                           { m.n++; return errMarked }
-func (m *marker) KillTask(messages.RunID, string) error               { m.n++; return errMarked }
-func (m *marker) Summary(messages.RunID) (*messages.Summary, error)   { m.n++; return nil, errMarked }
+func (m *marker) SubmitAll([]*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) SetState(messages.RunID, dag.RunState) error       { m.n++; return errMarked }
+func (m *marker) Kill(messages.RunID) error                         { m.n++; return errMarked }
+func (m *marker) KillTask(messages.RunID, string) error             { m.n++; return errMarked }
+func (m *marker) Summary(messages.RunID) (*messages.Summary, error) { m.n++; return nil, errMarked }
 func (m *marker) Summaries(messages.ListQuery, func(*messages.Summary) bool) error {
 	m.n++
 	return errMarked
@@ -31,6 +36,15 @@ func (m *marker) Task(messages.RunID, string) (*messages.View, error) { m.n++; r
 func (m *marker) Attempts(messages.RunID, uint32, uint32, func(*messages.AttemptRecord) bool) error {
 	m.n++
 	return errMarked
+}
+func (m *marker) Await(context.Context, messages.RunID, func(*messages.Summary) bool) (*messages.Summary, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Follow(messages.RunID, uint64) (messages.Feed, error) { m.n++; return nil, errMarked }
+func (m *marker) Listen(messages.ListQuery, int64) (messages.RunsFeed, error) {
+	m.n++
+	return nil, errMarked
 }
 func (m *marker) OpenLog(messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
 	m.n++
@@ -58,7 +72,7 @@ func TestGate(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 13 {
+	if methods != 17 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {

@@ -39,7 +39,7 @@ func (m *Main) root() *cobra.Command {
 	})
 	root.AddCommand(
 		m.serveCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
-		m.lsCommand(), m.getCommand(), m.logsCommand(), m.waitCommand(),
+		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
 		m.stateCommand("restart", client.Queued), m.versionCommand(), m.workerCommand(),
 	)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/caravan-dag/caravan/dag"
 )
@@ -306,5 +307,22 @@ func TestManyMembers(t *testing.T) {
 	}
 	if len(s.Tasks) != 1001 {
 		t.Errorf("%d tasks", len(s.Tasks))
+	}
+}
+
+// TestTagsDoNotHoldTheText: a run's tags are kept for as long as it is not finished.
+func TestTagsDoNotHoldTheText(t *testing.T) {
+	doc := []byte(`{"tag":"the tag","tags":{"team":"x y"},"tasks":{"a":{"job":{"command":["a"]}}}}`)
+	s, problems := Decode(doc)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	// The command is a part of the text: of what is not, the address is elsewhere.
+	text := uintptr(unsafe.Pointer(unsafe.StringData(s.Tasks[0].Job.Command[0])))
+	for _, kept := range []string{s.Tag, s.Tags[0].Name, s.Tags[0].Value} {
+		at := uintptr(unsafe.Pointer(unsafe.StringData(kept)))
+		if at+uintptr(len(doc)) > text && at < text+uintptr(len(doc)) {
+			t.Errorf("%q lies in the text of the spec", kept)
+		}
 	}
 }

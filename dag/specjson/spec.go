@@ -18,7 +18,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 	d.object(func(name string) {
 		switch name {
 		case "tag":
-			s.Tag, _ = d.string("tag")
+			s.Tag, _ = d.kept("tag")
 		case "tags":
 			s.Tags = d.labels()
 		case "parameters":
@@ -64,6 +64,13 @@ func (d *reader) string(what string) (value string, ok bool) {
 	return d.unquote(d.raw()), true
 }
 
+// kept reads a string that outlives the spec, and must not hold its whole text:
+// tags are in memory for as long as their run is not finished.
+func (d *reader) kept(what string) (value string, ok bool) {
+	value, ok = d.string(what)
+	return strings.Clone(value), ok
+}
+
 // execString reads a string that reaches execve.
 func (d *reader) execString(what string) (value string, ok bool) {
 	value, ok = d.string(what)
@@ -94,8 +101,8 @@ func (d *reader) labels() (labels []dag.Label) {
 		return nil
 	}
 	d.object(func(name string) {
-		if value, ok := d.string("a tag"); ok {
-			labels = append(labels, dag.Label{Name: name, Value: value})
+		if value, ok := d.kept("a tag"); ok {
+			labels = append(labels, dag.Label{Name: strings.Clone(name), Value: value})
 		}
 	})
 	slices.SortFunc(labels, func(a, b dag.Label) int { return strings.Compare(a.Name, b.Name) })

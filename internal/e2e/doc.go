@@ -13,6 +13,7 @@
 //	hostile_test.go    malformed requests, slow and gone clients
 //	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs
+//	views_test.go      what pages and tools watch large runs by
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
 //	slurm_test.go      tasks as jobs of a real Slurm (tag slurm; see make test-slurm)

@@ -1,0 +1,82 @@
+package actors
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// absences is how many runs are waited for that are not on the board.
+func (b *board) absences() int {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return len(b.absent)
+}
+
+// A run is waited for through its end, its farewell and its restart.
+func TestAwaitOutlivesTheActor(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	first := r.order(1)
+	r.fake.End(first, messages.AttemptFailed, 1)
+	r.awaitState(id, dag.RunErrored)
+	r.finishes(wholeMachine) // the same slots: run and dispatcher are done with it
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			s, err := r.node.Await(ctx, id, func(s *messages.Summary) bool { return s.State == dag.RunCompleted })
+			if err != nil || s.State != dag.RunCompleted {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+	if err := r.node.SetState(id, dag.RunQueued); err != nil {
+		t.Fatal(err)
+	}
+	orders := r.fake.WaitOrders(t, 3)
+	r.fake.End(orders[2].Key, messages.AttemptSucceeded, 0)
+	all.Wait()
+	if n := r.node.env.board.absences(); n != 0 {
+		t.Errorf("%d absent runs are waited for", n)
+	}
+}
+
+func TestAwaitEnds(t *testing.T) {
+	r := newRig(t)
+	never := func(*messages.Summary) bool { return false }
+	live := r.submit(single)
+	r.order(1)
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if s, err := r.node.Await(over, live, never); !errors.Is(err, context.Canceled) || s.State.Final() {
+		t.Errorf("a live run: %+v, %v", s, err)
+	}
+	if _, err := r.node.Await(over, live+1, never); code(err) != messages.NotFound {
+		t.Errorf("an unknown run: %v", err)
+	}
+	r.fake.End(r.order(1), messages.AttemptSucceeded, 0)
+	r.awaitState(live, dag.RunCompleted)
+	r.finishes(wholeMachine)
+	if s, err := r.node.Await(over, live, never); !errors.Is(err, context.Canceled) || s.State != dag.RunCompleted {
+		t.Errorf("a finished run: %+v, %v", s, err)
+	}
+	if n := r.node.env.board.absences(); n != 0 {
+		t.Errorf("%d absent runs are waited for", n)
+	}
+	waits := make(chan error)
+	go func() {
+		_, err := r.node.Await(context.Background(), live, never)
+		waits <- err
+	}()
+	r.stop()
+	if err := <-waits; code(err) != messages.Unavailable {
+		t.Errorf("a node that closes: %v", err)
+	}
+	r.start() // for the rig's own stop
+}

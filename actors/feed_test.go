@@ -1,0 +1,424 @@
+package actors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// story reads a feed to the run's end and returns what it told: "a:RUNNING.1",
+// "a:ERRORED.1=3", "COMPLETED" for the run, "-2" for two that were missed.
+func (r *rig) story(id messages.RunID, after uint64) (words []string, last *messages.News) {
+	r.t.Helper()
+	f, err := r.node.Follow(id, after)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer f.Close()
+	return r.read(f)
+}
+
+func (r *rig) read(f messages.Feed) (words []string, last *messages.News) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for last == nil || last.Summary == nil || !last.Summary.State.Final() {
+		news, err := f.Next(ctx)
+		if err != nil {
+			r.t.Fatalf("after %q: %v", words, err)
+		}
+		if last != nil && news.Seq < last.Seq {
+			r.t.Errorf("%d is told after %d", news.Seq, last.Seq)
+		}
+		last = news
+		words = append(words, told(news)...)
+	}
+	return words, last
+}
+
+func told(news *messages.News) (words []string) {
+	if news.Missed > 0 {
+		words = append(words, fmt.Sprint(-int64(news.Missed)))
+	}
+	for _, c := range news.Changes {
+		switch {
+		case c.OfRun:
+			words = append(words, c.Run.String())
+		case c.Ended:
+			words = append(words, fmt.Sprintf("%s:%s.%d=%d", news.Plan.TaskName(c.Task), c.State, c.Attempt, c.RC))
+		default:
+			words = append(words, fmt.Sprintf("%s:%s.%d", news.Plan.TaskName(c.Task), c.State, c.Attempt))
+		}
+	}
+	return words
+}
+
+const retried = `{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1},"b":{"job":{"command":["b"]},"parents":["a"]}}}`
+
+// fails plays `retried`: a fails once, then all is well.
+func (r *rig) fails(id messages.RunID, from int) {
+	k := r.order(from)
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.fake.End(k, messages.AttemptFailed, 3)
+	r.fake.End(r.order(from+1), messages.AttemptSucceeded, 0)
+	r.fake.End(r.order(from+2), messages.AttemptSucceeded, 0)
+}
+
+// A run that is followed tells what happens, starts too; afterwards, and in another
+// server, the journal tells the same but for the starts.
+func TestFollow(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(retried)
+	f, err := r.node.Follow(id, messages.FromNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.fails(id, 1)
+	words, last := r.read(f)
+	f.Close()
+	// Where the first news lie is a matter of time: the summary comes first.
+	live := strings.Join(words, " ")
+	const want = "a:RUNNING.1 a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
+	if !strings.HasSuffix(live, want) {
+		t.Errorf("told\n%s\nwant\n%s", live, want)
+	}
+	if last.Summary.Counts[dag.TaskCompleted] != 2 {
+		t.Errorf("the last summary is %+v", last.Summary)
+	}
+	const journal = "QUEUED RUNNING a:RETRY.1=3 a:QUEUED.2 a:COMPLETED.2=0 b:COMPLETED.1=0 COMPLETED"
+	r.finishes(wholeMachine)
+	for _, server := range []string{"this", "another"} {
+		if words, end := r.story(id, 0); strings.Join(words, " ") != journal || end.Seq != last.Seq {
+			t.Errorf("%s server tells\n%s to %d, want\n%s to %d", server, strings.Join(words, " "), end.Seq, journal, last.Seq)
+		}
+		for after := range last.Seq {
+			if words, _ := r.story(id, after); !strings.HasSuffix(journal, strings.Join(words, " ")) {
+				t.Errorf("%s server tells behind %d: %q", server, after, words)
+			}
+		}
+		if words, _ := r.story(id, messages.FromNow); len(words) > 0 {
+			t.Errorf("%s server tells %q of a run that has ended", server, words)
+		}
+		if words, _ := r.story(id, last.Seq+7); len(words) > 0 {
+			t.Errorf("%s server tells %q behind the end", server, words)
+		}
+		if f, err := r.node.Follow(id, last.Seq); f != nil || err != nil {
+			t.Errorf("%s server: nothing is left to tell, and there is a feed: %v", server, err)
+		}
+		r.crash()
+	}
+	if _, err := r.node.Follow(id+100, messages.FromNow); code(err) != messages.NotFound {
+		t.Errorf("an unknown run: %v", err)
+	}
+}
+
+// A follower that comes back to a run that lives misses nothing, wherever it left.
+func TestFollowAgain(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(retried)
+	r.fake.Begin(r.order(1))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.fake.End(r.order(1), messages.AttemptFailed, 3)
+	r.order(2)
+	var feeds []messages.Feed
+	for after := range uint64(3) {
+		f, err := r.node.Follow(id, after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		feeds = append(feeds, f)
+	}
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.fake.End(r.order(3), messages.AttemptSucceeded, 0)
+	const whole = "QUEUED RUNNING a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
+	for after, f := range feeds {
+		words, _ := r.read(f)
+		if story := strings.Join(words, " "); !strings.HasSuffix(whole, story) || len(words) < 4 {
+			t.Errorf("behind %d: %s", after, story)
+		}
+		if _, err := f.(*follower).Next(canceled()); !errors.Is(err, context.Canceled) && err != io.EOF {
+			t.Errorf("behind the end: %v", err)
+		}
+	}
+}
+
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// A run that nobody follows keeps nothing; a run whose actor began anew goes on
+// telling.
+func TestFollowersComeAndGo(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(retried)
+	k := r.order(1)
+	n := r.node.env.board.notice(id)
+	var feeds []messages.Feed
+	for range 3 {
+		f, err := r.node.Follow(id, messages.FromNow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		feeds = append(feeds, f)
+	}
+	if n.feed.Load() == nil {
+		t.Error("it is followed and has no feed")
+	}
+	for _, f := range feeds {
+		f.Close()
+		f.Close() // does nothing
+	}
+	if n.feed.Load() != nil {
+		t.Error("nobody follows, and there is a feed")
+	}
+	f, err := r.node.Follow(id, messages.FromNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.node.env.root.Send(r.node.shard(id), &bombFor{id})
+	for i := 2; ; i++ {
+		next := r.order(i)
+		r.fake.End(next, messages.AttemptSucceeded, 0)
+		if next.Task == 1 {
+			break
+		}
+	}
+	words, _ := r.read(f)
+	if story := strings.Join(words, " "); !strings.Contains(story, "a:QUEUED.1=-1") || !strings.HasSuffix(story, "b:COMPLETED.1=0 COMPLETED") {
+		t.Errorf("told %s", story)
+	}
+}
+
+// What a snapshot has made superfluous is a gap.
+func TestFollowBehindASnapshot(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.snapshotEvery = 200 })
+	r.fake.Play(succeed)
+	id := r.submit(fmt.Sprintf(`{"parameters":{"N":["%s"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`, strings.Repeat(`x","`, 500)+"x"))
+	r.awaitState(id, dag.RunCompleted)
+	r.settles()
+	words, last := r.story(id, 0)
+	// The last snapshot may have left nothing of the journal.
+	if len(words) == 0 || !strings.HasPrefix(words[0], "-") || len(words) > 1 && words[len(words)-1] != "COMPLETED" {
+		t.Fatalf("told %q", words)
+	}
+	if last.Summary.Counts[dag.TaskCompleted] != 501 {
+		t.Errorf("summary %+v", last.Summary)
+	}
+}
+
+// settles runs something to its end, so that what ended before is at rest.
+func (r *rig) settles() {
+	r.awaitState(r.submit(single), dag.RunCompleted)
+}
+
+func TestFeedIsBounded(t *testing.T) {
+	n := &notice{hub: new(hub)}
+	f, pos := n.follow()
+	put := func(seq uint64, bytes int) { f.put(happening{seq: seq, records: make([]byte, bytes)}) }
+	for seq := range uint64(3) {
+		put(seq, 10)
+	}
+	got := f.take(pos, takeBytes)
+	if len(got.items) != 3 || got.next != 3 || got.lost != 0 || got.more || got.changed != nil {
+		t.Fatalf("%+v", got)
+	}
+	if got = f.take(got.next, takeBytes); got.changed == nil {
+		t.Fatal("there is more")
+	}
+	put(3, takeBytes)
+	<-got.changed
+	put(4, 10)
+	if got = f.take(got.next, takeBytes); len(got.items) != 1 || got.items[0].seq != 3 || got.next != 4 || !got.more {
+		t.Errorf("too many bytes: %+v", got)
+	}
+	for seq := range uint64(feedItems) {
+		put(5+seq, 1)
+	}
+	if got = f.take(got.next, takeBytes); got.lost != 1 || got.items[0].seq != 5 {
+		t.Errorf("late: %+v", got)
+	}
+	if h, next := f.newest(); h.seq != 4+feedItems || next != 5+feedItems || next != f.end() {
+		t.Errorf("the newest is %d, then comes %d", h.seq, next)
+	}
+	for seq := range uint64(100) {
+		put(seq, feedBytes/10)
+	}
+	if f.size > feedBytes || len(f.items) > 10 {
+		t.Errorf("%d items of %d bytes", len(f.items), f.size)
+	}
+	put(9, 2*feedBytes)
+	if len(f.items) != 1 {
+		t.Errorf("%d items beside one that is too large", len(f.items))
+	}
+}
+
+// A follower that is too slow gets the newest summary, and how much it missed.
+func TestSlowFollower(t *testing.T) {
+	n := &notice{hub: new(hub)}
+	f := &follower{node: &Node{}, notice: n, seq: 5}
+	plan := (&rig{t: t, config: Config{Now: func() int64 { return 1 }}}).plan(single).Plan
+	f.feed, f.pos = n.follow()
+	for seq := range uint64(2 * feedItems) {
+		f.feed.put(happening{seq: 6 + seq, records: []byte{1}, plan: plan, summary: &messages.Summary{LastUpdate: int64(seq)}})
+	}
+	news, err := f.Next(canceled())
+	if err != nil || news.Missed != 2*feedItems || news.Seq != 5+2*feedItems || news.Summary.LastUpdate != 2*feedItems-1 || len(news.Changes) != 0 {
+		t.Fatalf("%+v, %v", news, err)
+	}
+	f.feed.put(happening{seq: news.Seq + 1, records: []byte{1}, plan: plan, summary: &messages.Summary{}})
+	if news, err = f.Next(canceled()); err != nil || news.Missed != 0 {
+		t.Errorf("then %+v, %v", news, err)
+	}
+	if _, err = f.Next(canceled()); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// heard reads a feed of runs until it tells of one that is as wanted.
+func (r *rig) heard(f messages.RunsFeed, until func(*messages.Summary) bool) (list []*messages.Summary, at int64) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		news, err := f.Next(ctx)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		list, at = append(list, news.Summaries...), max(at, news.At)
+		if slices.ContainsFunc(news.Summaries, until) {
+			return list, at
+		}
+	}
+}
+
+func TestListen(t *testing.T) {
+	r := newRig(t)
+	r.fake.Play(succeed)
+	tagged := func(tag string) string { return strings.Replace(single, "{", `{"tag":"`+tag+`",`, 1) }
+	all, err := r.node.Listen(messages.ListQuery{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer all.Close()
+	some, err := r.node.Listen(messages.ListQuery{Tag: "x", HasTag: true}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []messages.RunID
+	for _, tag := range []string{"x", "y", "x"} {
+		ids = append(ids, r.submit(tagged(tag)))
+	}
+	ends := func(id messages.RunID) func(*messages.Summary) bool {
+		return func(s *messages.Summary) bool { return s.ID == id && s.State.Final() }
+	}
+	for _, id := range ids {
+		r.awaitState(id, dag.RunCompleted)
+	}
+	list, _ := r.heard(all, ends(ids[2]))
+	if !slices.ContainsFunc(list, func(s *messages.Summary) bool { return s.ID == ids[1] }) {
+		t.Errorf("run %d is not told of", ids[1])
+	}
+	list, at := r.heard(some, ends(ids[2]))
+	if at == 0 || slices.ContainsFunc(list, func(s *messages.Summary) bool { return s.Tag != "x" }) {
+		t.Errorf("told %+v at %d", list, at)
+	}
+	some.Close()
+	some.Close()
+
+	r.crash() // all is gone that listened
+	later := r.submit(tagged("x"))
+	again, err := r.node.Listen(messages.ListQuery{Tag: "x", HasTag: true}, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	list, _ = r.heard(again, ends(later))
+	for _, id := range []messages.RunID{ids[0], ids[2]} {
+		if !slices.ContainsFunc(list, ends(id)) {
+			t.Errorf("run %d changed within the five seconds before, and is not told again", id)
+		}
+	}
+	r.skew.Add(10 * overlap)
+	future, err := r.node.Listen(messages.ListQuery{}, r.config.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer future.Close()
+	news, err := future.Next(context.Background())
+	if err != nil || len(news.Summaries) != 0 || news.At == 0 {
+		t.Errorf("nothing has changed since: %+v, %v", news, err)
+	}
+	if _, err := future.Next(canceled()); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// A listener that is too slow misses the oldest; of each run it is told the newest.
+func TestSlowListener(t *testing.T) {
+	n := &Node{env: &env{now: func() int64 { return 9 }, board: newBoard()}}
+	h := &n.env.board.hub
+	h.tell(&messages.Summary{ID: 1}) // nobody listens
+	slow, err := n.Listen(messages.ListQuery{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := n.Listen(messages.ListQuery{HasTag: true, Tag: "none"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range heardItems + 10 {
+		h.tell(&messages.Summary{ID: messages.RunID(i % 100), LastUpdate: int64(i)})
+	}
+	news, err := slow.Next(canceled())
+	if err != nil || news.At != 9 || len(news.Summaries) != 0 {
+		t.Fatalf("the beginning: %+v, %v", news, err)
+	}
+	latest, missed := map[messages.RunID]int64{}, uint64(0)
+	for news.At == 0 || missed == 0 {
+		if news, err = slow.Next(canceled()); err != nil {
+			t.Fatal(err)
+		}
+		if missed += news.Missed; len(news.Summaries) > 100 {
+			t.Errorf("%d summaries of 100 runs", len(news.Summaries))
+		}
+		for _, s := range news.Summaries {
+			latest[s.ID] = s.LastUpdate
+		}
+	}
+	if missed != 10 || len(latest) != 100 {
+		t.Errorf("%d missed, %d runs", missed, len(latest))
+	}
+	for id, at := range latest {
+		if at < heardItems+10-100 {
+			t.Errorf("of run %d the newest is %d", id, at)
+		}
+	}
+	if news, err = other.Next(canceled()); err != nil || news.At != 9 {
+		t.Errorf("the beginning: %+v, %v", news, err)
+	}
+	if news, err = other.Next(canceled()); err != nil || len(news.Summaries) != 0 || news.Missed != 10 {
+		t.Errorf("other runs: %+v, %v", news, err)
+	}
+	slow.Close()
+	if h.heard.Load() == nil {
+		t.Error("there is another listener")
+	}
+	other.Close()
+	if h.heard.Load() != nil {
+		t.Error("nobody listens")
+	}
+}

@@ -1,0 +1,79 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+)
+
+// Submitted is what became of one line of SubmitLines.
+type Submitted struct {
+	RunID uint64
+	Err   *Error // nil when the line is a run now
+}
+
+// SubmitLines submits many graphs, a spec per line of r, and yields what became of
+// each, in their order, while r is still being read; each is durable by then. A line
+// that is refused is no error of the whole. An error is the last thing that it yields:
+// nothing is known of the lines behind the last that was yielded. It is never tried
+// again; with an idempotency key (line n gets key#n) the caller may do that.
+func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
+	return func(yield func(Submitted, error) bool) {
+		k := &call{method: http.MethodPost, path: "/v1/dagruns"}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel() // also of the sending
+		req, err := http.NewRequestWithContext(ctx, k.method, c.base+k.path, struct{ io.Reader }{r})
+		if err != nil {
+			yield(Submitted{}, fmt.Errorf("%s: %w", k, err))
+			return
+		}
+		req.Header.Set("Content-Type", "application/x-ndjson")
+		req.Header.Set("User-Agent", c.agent)
+		if o.IdempotencyKey != "" {
+			req.Header.Set("Idempotency-Key", o.IdempotencyKey)
+		}
+		resp, err := c.http.Do(req)
+		if err != nil {
+			yield(Submitted{}, c.transportError(ctx, k, err))
+			return
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			yield(Submitted{}, problemOf(k, resp))
+			return
+		}
+		body := &faultReader{r: resp.Body}
+		lines := bufio.NewScanner(body)
+		lines.Buffer(nil, maxProblem)
+		for lines.Scan() {
+			var line struct {
+				RunID *uint64 `json:"runID"`
+				problem
+			}
+			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+				yield(Submitted{}, fmt.Errorf("%s: the answer is not what was expected: %w", k, err))
+				return
+			}
+			var s Submitted
+			if line.RunID != nil {
+				s.RunID = *line.RunID
+			} else {
+				s.Err = &Error{Method: k.method, Path: k.path, Status: line.Status}
+				line.into(s.Err)
+			}
+			if !yield(s, nil) {
+				return
+			}
+		}
+		switch {
+		case body.err != nil:
+			yield(Submitted{}, c.transportError(ctx, k, body.err))
+		case lines.Err() != nil:
+			yield(Submitted{}, fmt.Errorf("%s: %w", k, lines.Err()))
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tells sends a stream of events.
+func tells(blocks ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = io.WriteString(w, strings.Join(blocks, "\n\n")+"\n\n")
+	}
+}
+
+func TestEvents(t *testing.T) {
+	long := strings.Repeat("x", 200<<10)
+	f, c := newFake(t,
+		tells("id: 4\nevent: summary\ndata: {\"runID\":1,\"state\":\"RUNNING\"}", ": nothing new",
+			"event: tasks\ndata: [{\"time\":\"7\",\"task\":\"a\",\"state\":\"RETRY\",\"attempt\":1,\"rc\":3},{\"time\":\"8\",\"task\":\""+long+"\",\"state\":\"RUNNING\",\"attempt\":1}]",
+			"id: 5", "event: unheard\ndata: 1"),
+		drops, refuses(503, "starting"),
+		tells("event: gap\ndata: {\"missed\":2}", "event: state\ndata: {\"time\":\"9\",\"state\":\"COMPLETED\"}",
+			"id: 9\nevent: summary\ndata: {\"runID\":1,\"state\":\"COMPLETED\"}", "event: state\ndata: {}"))
+	var got []string
+	for e, err := range c.Events(context.Background(), 1, EventOptions{After: "3", Summaries: true}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case e.Summary != nil:
+			got = append(got, e.ID+" "+e.Summary.State)
+		case e.State != nil:
+			got = append(got, e.ID+" -> "+e.State.State)
+		case e.Missed > 0:
+			got = append(got, fmt.Sprint(e.ID, " missed ", e.Missed))
+		default:
+			got = append(got, fmt.Sprint(e.ID, " ", len(e.Tasks), " ", e.Tasks[0].Task, *e.Tasks[0].RC, e.Tasks[1].Task == long && e.Tasks[1].RC == nil))
+		}
+	}
+	if want := []string{"4 RUNNING", "4 2 a3 true", "5 missed 2", "5 -> COMPLETED", "9 COMPLETED"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	var asked []string
+	for _, r := range f.seen() {
+		asked = append(asked, r.uri+" "+r.header.Get("Last-Event-ID"))
+	}
+	const path = "/v1/dagrun/1/events?tasks=0 "
+	if want := []string{path + "3", path + "5", path + "5", path + "5"}; !slices.Equal(asked, want) {
+		t.Errorf("asked %q, want %q", asked, want)
+	}
+}
+
+func TestRunEvents(t *testing.T) {
+	run := "id: 7\nevent: run\ndata: {\"runID\":1,\"state\":\"COMPLETED\"}"
+	f, c := newFake(t, tells(run), tells(run))
+	tag, n := "x", 0
+	for e, err := range c.RunEvents(context.Background(), EventOptions{Tag: &tag, Tags: map[string]string{"k": "v"}}) {
+		if err != nil || e.Summary.State != Completed {
+			t.Fatal(e, err)
+		}
+		if n++; n == 2 { // it comes again: nothing ends it but the reader
+			break
+		}
+	}
+	if uri := f.seen()[1].uri; uri != "/v1/events?tag=x&tags.k=v" || f.seen()[1].header.Get("Last-Event-ID") != "7" {
+		t.Errorf("asked %s", uri)
+	}
+}
+
+func TestEventsEnd(t *testing.T) {
+	last := func(c *Client, ctx context.Context, o EventOptions) (err error) {
+		for _, err = range c.Events(ctx, 1, o) {
+		}
+		return err
+	}
+	for name, tc := range map[string]struct {
+		answer http.HandlerFunc
+		want   error
+	}{
+		"nothing is left": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, nil},
+		"unknown run":     {refuses(404, "unknown run 1"), ErrNotFound},
+		"away":            {drops, ErrUnreachable},
+	} {
+		_, c := newFake(t, tc.answer)
+		if err := last(c, context.Background(), EventOptions{Outage: -1}); !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, c := newFake(t, tells("event: summary\ndata: ["))
+	if err := last(c, context.Background(), EventOptions{}); err == nil || !strings.Contains(err.Error(), "not what was expected") {
+		t.Error(err)
+	}
+	tired := errors.New("tired")
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 10*time.Millisecond, tired)
+	defer cancel()
+	_, c = newFake(t, tells("id: 1"))
+	if err := last(c, ctx, EventOptions{}); !errors.Is(err, tired) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,90 @@
+package dag
+
+import "math"
+
+// Transition is one change that users see, as a batch of records tells it.
+type Transition struct {
+	At      int64 // ns since the epoch
+	OfRun   bool  // Run is the run's new state; else State is the task's
+	Run     RunState
+	Task    uint32
+	Attempt uint32 // attempts that the task has had, the one that ended included
+	State   TaskState
+	Granted bool // it is QUEUED for this attempt, and was in RETRY
+}
+
+// Transitions yields what a batch of records says, in its order, without the Run
+// that it belongs to, of which it needs the number of tasks. Grants are left out, but for those of tasks that had an
+// attempt before: these were in RETRY, and are QUEUED to users. A kill and a restart
+// of the run move tasks all at once: only the run's state tells of them. Starts are
+// not recorded.
+func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
+	c := &cursor{data: batch}
+	c.version(recordVersion)
+	var at, next int64
+	for c.more() {
+		op := c.byte("record")
+		kind := recordKind(op & recordKindMask)
+		if op&recordAt != 0 {
+			at += c.int("time")
+		}
+		t := Transition{At: at, Attempt: 1}
+		task := next
+		if op&recordNext == 0 {
+			task += c.int("task")
+		}
+		if op&recordAttempt != 0 {
+			t.Attempt = c.attempts("attempt")
+		}
+		if op&recordTrouble != 0 {
+			c.attempts("failures")
+			c.attempts("lost attempts")
+		}
+		if kind == recordRunState || kind == recordKillRun {
+			if kind == recordRunState {
+				c.uint("number of the change", math.MaxUint32)
+				t.OfRun, t.Run = true, RunState(c.byte("state"))
+				if c.err == nil {
+					yield(t)
+				}
+			}
+			continue // they name no task, and leave next alone
+		}
+		if task < 0 || task >= int64(tasks) {
+			c.fail("task %d of %d", task, tasks)
+			break
+		}
+		t.Task, next = uint32(task), task+1
+		switch kind {
+		case recordGranted:
+			n := uint32(c.uint("tasks", uint64(tasks-t.Task-1))) + 1
+			next = task + int64(n)
+			t.Granted = true
+			for ; c.err == nil && n > 0 && t.Attempt > 1; n-- {
+				yield(t)
+				t.Task++
+			}
+			continue
+		case recordRetry:
+			t.State = TaskRetry
+			if c.byte("wait") != byte(waitSlot) {
+				c.uint("time", math.MaxInt64)
+			}
+		case recordQueued:
+		case recordCompleted:
+			t.State = TaskCompleted
+		case recordErrored:
+			t.State = TaskErrored
+		case recordKilled:
+			t.State = TaskKilled
+		case recordKillTask:
+			continue
+		default:
+			c.fail("record kind %d is not known", kind)
+		}
+		if c.err == nil {
+			yield(t)
+		}
+	}
+	return c.err
+}

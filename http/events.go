@@ -1,0 +1,312 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Server-sent events.
+const (
+	eventStream = "text/event-stream"
+	// pace is the shortest time between two pieces of a stream: under load news come
+	// together.
+	pace = 10 * time.Millisecond
+	// perEvent is how many tasks one event is about at most.
+	perEvent = 1000
+)
+
+// runEvents is GET /v1/dagrun/{run}/events: what changes in a run, as it becomes
+// durable, to its end.
+func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
+	run, err := runOf(ctx)
+	if err != nil {
+		return err
+	}
+	q := eventQuery{tasks: true}
+	if err := q.decode(ctx, q.ofRun); err != nil {
+		return err
+	}
+	after := uint64(messages.FromNow)
+	if q.resume {
+		after = q.after
+	}
+	feed, err := s.engine.Follow(run, after)
+	if err != nil {
+		return err
+	}
+	if feed == nil {
+		ctx.SetStatusCode(fasthttp.StatusNoContent) // which tells an EventSource to stop
+		return nil
+	}
+	s.streamEvents(ctx, &runEvents{feed: feed, tasks: q.tasks})
+	return nil
+}
+
+// events is GET /v1/events: the runs that change.
+func (s *Server) events(ctx *fasthttp.RequestCtx) error {
+	var q eventQuery
+	if err := q.decode(ctx, q.ofRuns); err != nil {
+		return err
+	}
+	feed, err := s.engine.Listen(q.list, int64(q.after&(1<<63-1)))
+	if err != nil {
+		return err
+	}
+	s.streamEvents(ctx, &runsEvents{feed: feed})
+	return nil
+}
+
+// eventQuery says what to tell of, and where to resume.
+type eventQuery struct {
+	resume bool
+	after  uint64
+	tasks  bool
+	list   messages.ListQuery
+}
+
+// decode reads the query and the Last-Event-ID, which an EventSource sends when it
+// connects again by the same address: it goes first.
+func (q *eventQuery) decode(ctx *fasthttp.RequestCtx, parameter func(name, value string) error) error {
+	err := query(ctx, func(name, value string) error {
+		if name == "after" {
+			return q.begin("query parameter after", value)
+		}
+		return parameter(name, value)
+	})
+	if id := ctx.Request.Header.Peek("Last-Event-ID"); err == nil && len(id) > 0 {
+		err = q.begin("Last-Event-ID", string(id))
+	}
+	return err
+}
+
+func (q *eventQuery) begin(what, id string) (err error) {
+	if q.after, err = strconv.ParseUint(id, 10, 63); err != nil {
+		return invalid(what + ": " + quote(id) + " is no id of an event")
+	}
+	q.resume = true
+	return nil
+}
+
+func (q *eventQuery) ofRun(name, value string) (err error) {
+	if name != "tasks" {
+		return unknownParameter(name)
+	}
+	q.tasks, err = switchOf(name, value)
+	return err
+}
+
+func (q *eventQuery) ofRuns(name, value string) error {
+	switch {
+	case name == "tag":
+		q.list.Tag, q.list.HasTag = value, true
+	case strings.HasPrefix(name, "tags."):
+		q.list.Labels = append(q.list.Labels, dag.Label{Name: name[len("tags."):], Value: value})
+	default:
+		return unknownParameter(name)
+	}
+	return nil
+}
+
+// eventSource renders news as events.
+type eventSource interface {
+	// events waits for news and appends them; done tells that they were the last.
+	events(ctx context.Context, dst []byte) (out []byte, done bool, err error)
+	Close()
+}
+
+func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) {
+	h := &ctx.Response.Header
+	h.Set(fasthttp.HeaderCacheControl, "no-store")
+	h.Set("X-Accel-Buffering", "no") // a proxy must not gather them
+	ctx.Response.ImmediateHeaderFlush = true
+	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, conn: connOf(ctx)}, nil, -1)
+}
+
+// eventProducer streams events until there are no more, the client is gone or the
+// server shuts down.
+type eventProducer struct {
+	s      *Server
+	source eventSource
+	conn   *conn
+	last   time.Time // when there was something
+}
+
+func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
+	if rest := pace - time.Since(p.last); rest > 0 {
+		timer := time.NewTimer(rest)
+		select {
+		case <-timer.C:
+		case <-p.s.serving.Done():
+			timer.Stop()
+		}
+	}
+	within, cancel := context.WithTimeout(p.s.serving, p.s.cfg.heartbeat)
+	defer cancel()
+	dst, done, err := p.source.events(within, dst)
+	p.last = time.Now()
+	var m *messages.Error
+	switch {
+	case err == nil:
+		return dst, !done, nil
+	case p.s.serving.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
+		return dst, false, nil // who wants more connects again
+	case errors.Is(err, context.DeadlineExceeded):
+		if p.conn != nil && p.conn.gone() {
+			return dst, true, errBreakOff
+		}
+		return append(dst, ": nothing new\n\n"...), true, nil
+	default:
+		return dst, true, err
+	}
+}
+
+func (p *eventProducer) Close() error {
+	p.source.Close()
+	return nil
+}
+
+// appendEvent begins an event: its data follows, and endEvent.
+func appendEvent(dst []byte, kind string) []byte {
+	dst = append(dst, "event: "...)
+	dst = append(dst, kind...)
+	return append(dst, "\ndata: "...)
+}
+
+const endEvent = "\n\n"
+
+// appendID sets the id to resume from. With nothing behind it, it is a block of its
+// own, which is no event.
+func appendID(dst []byte, id uint64) []byte {
+	dst = append(dst, "id: "...)
+	dst = strconv.AppendUint(dst, id, 10)
+	return append(dst, '\n')
+}
+
+func appendGap(dst []byte, missed uint64) []byte {
+	dst = appendEvent(dst, "gap")
+	dst = append(dst, `{"missed":`...)
+	dst = strconv.AppendUint(dst, missed, 10)
+	return append(dst, '}', '\n', '\n')
+}
+
+// runEvents renders the changes of one run. The id goes with the last event of a
+// piece: who is cut off before it is told the piece again.
+type runEvents struct {
+	feed  messages.Feed
+	tasks bool
+	open  int // tasks in the event that is being rendered
+	name  []byte
+}
+
+func (r *runEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error) {
+	news, err := r.feed.Next(ctx)
+	if err != nil {
+		return dst, false, err
+	}
+	if news.Missed > 0 {
+		dst = appendGap(dst, news.Missed)
+	}
+	for i := range news.Changes {
+		dst = r.change(dst, news.Plan, &news.Changes[i])
+	}
+	dst = r.endTasks(dst)
+	dst = appendID(dst, news.Seq)
+	if news.Summary == nil {
+		return append(dst, '\n'), false, nil
+	}
+	dst = appendEvent(dst, "summary")
+	dst = appendSummary(dst, news.Summary)
+	dst = append(dst, `,"tasks":`...)
+	dst = strconv.AppendUint(dst, uint64(news.Summary.Tasks), 10)
+	dst = append(dst, '}')
+	return append(dst, endEvent...), news.Summary.State.Final(), nil
+}
+
+func (r *runEvents) change(dst []byte, p *dag.Plan, c *messages.Change) []byte {
+	switch {
+	case c.OfRun:
+		dst = r.endTasks(dst)
+		dst = appendEvent(dst, "state")
+		dst = append(dst, `{"time":`...)
+		dst = appendNanos(dst, c.At)
+		dst = append(dst, `,"state":"`...)
+		dst = append(dst, c.Run.String()...)
+		dst = append(dst, `"}`...)
+		return append(dst, endEvent...)
+	case !r.tasks:
+		return dst
+	case r.open == perEvent:
+		dst = r.endTasks(dst)
+	}
+	if r.open == 0 {
+		dst = appendEvent(dst, "tasks")
+		dst = append(dst, '[')
+	} else {
+		dst = append(dst, ',')
+	}
+	r.open++
+	dst = append(dst, `{"time":`...)
+	dst = appendNanos(dst, c.At)
+	dst = append(dst, `,"task":`...)
+	r.name = p.AppendTaskName(r.name[:0], c.Task)
+	dst = appendText(dst, r.name)
+	dst = append(dst, `,"state":"`...)
+	dst = append(dst, c.State.String()...)
+	dst = append(dst, `","attempt":`...)
+	dst = strconv.AppendUint(dst, uint64(c.Attempt), 10)
+	if c.Ended {
+		dst = append(dst, `,"rc":`...)
+		dst = strconv.AppendInt(dst, int64(c.RC), 10)
+	}
+	return append(dst, '}')
+}
+
+func (r *runEvents) endTasks(dst []byte) []byte {
+	if r.open == 0 {
+		return dst
+	}
+	r.open = 0
+	dst = append(dst, ']')
+	return append(dst, endEvent...)
+}
+
+func (r *runEvents) Close() { r.feed.Close() }
+
+// runsEvents renders the runs that have changed.
+type runsEvents struct{ feed messages.RunsFeed }
+
+func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error) {
+	news, err := r.feed.Next(ctx)
+	if err != nil {
+		return dst, false, err
+	}
+	if news.Missed > 0 {
+		dst = appendGap(dst, news.Missed)
+	}
+	for i, sum := range news.Summaries {
+		if i == len(news.Summaries)-1 && news.At > 0 {
+			dst = appendID(dst, uint64(news.At))
+		}
+		dst = appendEvent(dst, "run")
+		dst = appendSummary(dst, sum)
+		dst = append(dst, `,"tasks":`...)
+		dst = strconv.AppendUint(dst, uint64(sum.Tasks), 10)
+		dst = append(dst, '}')
+		dst = append(dst, endEvent...)
+	}
+	if len(news.Summaries) == 0 && news.At > 0 {
+		dst = append(appendID(dst, uint64(news.At)), '\n')
+	}
+	return dst, false, nil
+}
+
+func (r *runsEvents) Close() { r.feed.Close() }
