@@ -27,9 +27,9 @@ func (e *env) makeTime(makefile string) (time.Duration, error) {
 	return timed(cmd)
 }
 
-// xargsTime is how long `xargs -P2 -n1` takes for n runs of a program.
+// xargsTime is how long `xargs -P2` takes for n runs of a program, without arguments.
 func (e *env) xargsTime(n int, program string) (time.Duration, error) {
-	cmd := exec.CommandContext(e.ctx, "xargs", "-P2", "-n1", program)
+	cmd := exec.CommandContext(e.ctx, "xargs", "-P2", "-I{}", program)
 	cmd.Stdin = strings.NewReader(strings.Join(numbers(n), "\n"))
 	return timed(cmd)
 }
