@@ -89,8 +89,8 @@ func newProgram(stdin string) *program {
 			return nil, fmt.Errorf("no server is to be opened here")
 		},
 	}
-	// GOMEMLIMIT as if the user had set it: tests change nothing of the process.
-	p.env["GOMEMLIMIT"] = "1GiB"
+	// As if the user had set them: tests change nothing of the process.
+	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"] = "1GiB", "2"
 	return p
 }
 

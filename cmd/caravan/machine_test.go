@@ -58,18 +58,22 @@ func TestThisMachine(t *testing.T) {
 	}
 }
 
-func TestSoftMemory(t *testing.T) {
-	before := debug.SetMemoryLimit(-1)
-	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+func TestTuneRuntime(t *testing.T) {
+	limit, procs := debug.SetMemoryLimit(-1), runtime.GOMAXPROCS(0)
+	t.Cleanup(func() {
+		debug.SetMemoryLimit(limit)
+		runtime.GOMAXPROCS(procs)
+	})
 	debug.SetMemoryLimit(math.MaxInt64)
-	softMemory(machine{memoryMB: 16 << 10}, func(string) (string, bool) { return "2GiB", true })
-	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
-		t.Errorf("it overrode the user's: %d", got)
+	tuneRuntime(machine{memoryMB: 16 << 10}, func(string) (string, bool) { return "2", true })
+	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 || runtime.GOMAXPROCS(0) != procs {
+		t.Errorf("it overrode the user's: %d bytes, %d Ps", got, runtime.GOMAXPROCS(0))
 	}
 	for mb, want := range map[int64]int64{16 << 10: 4 << 30, 100: 512 << 20} {
-		softMemory(machine{memoryMB: mb}, func(string) (string, bool) { return "", false })
-		if got := debug.SetMemoryLimit(-1); got != want {
-			t.Errorf("%d MB: got %d, want %d", mb, got, want)
+		runtime.GOMAXPROCS(procs)
+		tuneRuntime(machine{memoryMB: mb}, func(string) (string, bool) { return "", false })
+		if got := debug.SetMemoryLimit(-1); got != want || runtime.GOMAXPROCS(0) != 2*procs {
+			t.Errorf("%d MB: got %d, want %d; %d Ps for %d", mb, got, want, runtime.GOMAXPROCS(0), procs)
 		}
 	}
 }

@@ -64,7 +64,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		config.Data = data
-		softMemory(hw, m.LookupEnv)
+		tuneRuntime(hw, m.LookupEnv)
 		return m.runEmbedded(ctx, config, spec)
 	}
 	return cmd

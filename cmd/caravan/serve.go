@@ -35,7 +35,7 @@ func (m *Main) serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		softMemory(hw, m.LookupEnv)
+		tuneRuntime(hw, m.LookupEnv)
 		return m.serve(cmd.Context(), c)
 	}
 	return cmd

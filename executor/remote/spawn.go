@@ -107,7 +107,7 @@ func workerEnvironment(own []string, name string) []string {
 		}
 	}
 	set("GOGC", "50")
-	set("GOMAXPROCS", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	set("GOMAXPROCS", strconv.Itoa(max(2*runtime.NumCPU(), runtime.GOMAXPROCS(0))))
 	return append(env, worker.Mark+"="+name)
 }
 
