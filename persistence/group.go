@@ -209,7 +209,8 @@ func (e *encoder) snapshot(g *group, b *Batch) error {
 }
 
 // summary keeps an unfinished run's summary and a finished one's under different
-// types: the first are the index of unfinished runs.
+// types: the first are the index of unfinished runs. Only finished runs are in the
+// index of tags: a submission has a row less by that.
 func (e *encoder) summary(g *group, b *Batch) error {
 	if b.Summary == nil {
 		return nil
@@ -220,9 +221,6 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	if len(val) > e.partSize {
 		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
 	}
-	if b.Create != nil && b.Summary.Tag != "" {
-		g.put(tagKey(b.Summary.Tag, b.Run), nil)
-	}
 	_, live := e.live[b.Run]
 	if final(b.Summary.State) {
 		if live {
@@ -230,11 +228,17 @@ func (e *encoder) summary(g *group, b *Batch) error {
 			delete(e.live, b.Run)
 		}
 		g.put(g.key(typeFinal, b.Run), val)
+		if b.Summary.Tag != "" {
+			g.put(tagKey(b.Summary.Tag, b.Run), nil)
+		}
 		return nil
 	}
 	if !live {
 		if b.Create == nil {
 			g.del(g.key(typeFinal, b.Run))
+			if b.Summary.Tag != "" {
+				g.del(tagKey(b.Summary.Tag, b.Run))
+			}
 		}
 		e.live[b.Run] = struct{}{}
 	}

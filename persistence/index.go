@@ -95,10 +95,10 @@ func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID) (page [
 	}
 	err = s.view(func(txn *badger.Txn) error {
 		switch {
-		case q.HasTag && q.Tag != "":
-			return byTag(txn, q.Tag, next, visit)
+		case all && q.HasTag && q.Tag != "":
+			return merged(txn, tagPrefix(q.Tag), next, visit)
 		case all:
-			return merged(txn, next, visit)
+			return merged(txn, []byte{typeFinal}, next, visit)
 		default:
 			return scanTxn(txn, []byte{typeLive}, runKey(typeLive, next), false, summaryRow(visit))
 		}
@@ -121,30 +121,22 @@ func summaryRow(visit visitor) func([]byte, *badger.Item) (bool, error) {
 	}
 }
 
-// byTag visits the runs in the index of one tag.
-func byTag(txn *badger.Txn, tag string, next messages.RunID, visit visitor) error {
-	prefix := tagPrefix(tag)
-	return scanTxn(txn, prefix, tagKey(tag, next), false, func(key []byte, _ *badger.Item) (bool, error) {
-		sum, err := summaryTxn(txn, messages.RunID(binary.BigEndian.Uint64(key[len(prefix):])))
-		if err != nil || sum == nil {
-			return err == nil, err
-		}
-		return visit(sum)
-	})
-}
-
-// merged visits finished and unfinished runs in one ascending order.
-func merged(txn *badger.Txn, next messages.RunID, visit visitor) error {
+// merged visits unfinished runs and finished ones, those with this prefix, in one
+// ascending order: summaries, or the index of a tag.
+func merged(txn *badger.Txn, finished []byte, next messages.RunID, visit visitor) error {
 	var its [2]*badger.Iterator
-	for i, typ := range [...]byte{typeLive, typeFinal} {
-		its[i] = txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typ}})
+	for i, prefix := range [...][]byte{{typeLive}, finished} {
+		its[i] = txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer its[i].Close()
-		its[i].Seek(runKey(typ, next))
+		its[i].Seek(binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(next)))
 	}
 	row := summaryRow(visit)
+	if finished[0] == typeTag {
+		row = tagRow(txn, row)
+	}
 	for {
 		it := its[0]
-		if !it.Valid() || its[1].Valid() && keyRun(its[1].Item().Key()) < keyRun(it.Item().Key()) {
+		if !it.Valid() || its[1].Valid() && lastRun(its[1]) < lastRun(it) {
 			it = its[1]
 		}
 		if !it.Valid() {
@@ -154,6 +146,28 @@ func merged(txn *badger.Txn, next messages.RunID, visit visitor) error {
 			return err
 		}
 		it.Next()
+	}
+}
+
+// lastRun is the run that the present row's key ends with.
+func lastRun(it *badger.Iterator) messages.RunID {
+	key := it.Item().Key()
+	return messages.RunID(binary.BigEndian.Uint64(key[len(key)-8:]))
+}
+
+// tagRow has the summary visited that a row of the index of tags stands for. Other
+// rows go to row.
+func tagRow(txn *badger.Txn, row func([]byte, *badger.Item) (bool, error)) func([]byte, *badger.Item) (bool, error) {
+	return func(key []byte, item *badger.Item) (bool, error) {
+		if key[0] != typeTag {
+			return row(key, item)
+		}
+		final := append([]byte{typeFinal}, key[len(key)-8:]...)
+		item, err := txn.Get(final)
+		if err != nil {
+			return false, err
+		}
+		return row(final, item)
 	}
 }
 

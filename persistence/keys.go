@@ -19,7 +19,7 @@ import (
 //	h <run> <part>                  snapshot header with its cut
 //	c <run> <chunk>                 snapshot chunk
 //	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them
-//	t <tag hash> <run>              tag index; empty value
+//	t <tag hash> <run>              tag index of finished runs; empty value
 //	k <key hash>                    idempotency key
 //	x <write> <part>                parts of a batch that is too big for one transaction
 //	y <write>                       commit marker of such a batch, until it is applied
