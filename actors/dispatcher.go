@@ -12,7 +12,6 @@ import (
 // release, and grants. It is the only owner of slots.
 type dispatcher struct {
 	sched  *scheduler
-	runs   map[messages.RunID]client
 	env    *env
 	ageing bool // a wake is on its way
 	halted *halt
@@ -39,7 +38,6 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	defer d.env.guard(ctx)
 	switch m := ctx.Message().(type) {
 	case *messages.Slots:
-		d.runs[m.Run] = client{ctx.Sender(), m.Epoch}
 		if m.Recovered {
 			d.recovered(m)
 		}
@@ -49,12 +47,11 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		for _, w := range m.Wants {
 			d.sched.want(m.Run, w.ID, w.Class, w.N)
 		}
-		if !d.sched.knows(m.Run) {
-			delete(d.runs, m.Run) // a PID that is kept keeps its actor in memory
+		if t := d.sched.tenants[m.Run]; t != nil { // else no PID is kept, which would keep its actor in memory
+			t.client = client{ctx.Sender(), m.Epoch}
 		}
 	case *messages.Forget:
 		d.sched.forget(m.Run)
-		delete(d.runs, m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded
 	case wake:
 		d.ageing = false
@@ -83,7 +80,7 @@ func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.now()
 	d.sched.closed = len(d.awaited) > 0
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
-		c := d.runs[run]
+		c := d.sched.tenants[run].client
 		ctx.Send(c.pid, &messages.Granted{Run: run, Epoch: c.epoch, ID: id, N: n})
 	})
 	if due := d.sched.ages(now); due != 0 && !d.ageing {

@@ -106,7 +106,7 @@ func (m *metrics) slots(s *scheduler) {
 			m.elsewhere.WithLabelValues(name).Set(float64(w.held))
 		}
 	}
-	m.held.claims.Store(int64(len(s.claims)))
+	m.held.claims.Store(int64(s.claims))
 }
 
 // mailbox makes an actor's mailbox one whose length is shown under name.

@@ -332,7 +332,7 @@ func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, chil
 func (a *nodeActor) plant(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
-			env: a.env, sched: a.sched, awaited: a.awaited, runs: make(map[messages.RunID]client),
+			env: a.env, sched: a.sched, awaited: a.awaited,
 		}
 	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
 	if err != nil {

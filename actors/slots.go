@@ -55,9 +55,9 @@ type scheduler struct {
 	mean    time.Duration      // moving average of how long a slot was busy; 0 = not known
 	closed  bool               // nothing but no-op tasks is granted
 	turn    uint64
-	lines   []*line // in the order in which their amounts first came up
-	claims  map[claimKey]*claim
-	runs    map[messages.RunID]*claim // the first of a run's claims
+	lines   []*line                    // in the order in which their amounts first came up
+	tenants map[messages.RunID]*tenant // the runs that want or hold anything
+	claims  int                        // of all of them
 }
 
 type claimKey struct {
@@ -74,6 +74,7 @@ type claim struct {
 	turn   uint64
 	since  int64 // ns: when it came to be the oldest claim and did not fit; 0 = it is not
 	queued bool
+	gone   bool   // it neither wants nor holds anything any more
 	next   *claim // the next one of the run
 }
 
@@ -93,8 +94,7 @@ func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *schedu
 	s := &scheduler{
 		machine: amount{coresMilli, memoryMilli},
 		windows: map[string]*window{noopExecutor: {limit: noopWindow}},
-		claims:  make(map[claimKey]*claim),
-		runs:    make(map[messages.RunID]*claim),
+		tenants: make(map[messages.RunID]*tenant),
 	}
 	for name, limit := range windows {
 		s.windows[name] = &window{limit: limit}
@@ -143,7 +143,11 @@ func (s *scheduler) hold(run messages.RunID, id int, class dag.Class, n int) {
 
 // forget drops everything that a run wants and holds.
 func (s *scheduler) forget(run messages.RunID) {
-	for c := s.runs[run]; c != nil; c = c.next {
+	t := s.tenants[run]
+	if t == nil {
+		return
+	}
+	for c := t.first; c != nil; c = c.next {
 		s.giveBack(c, c.held)
 		c.held, c.want = 0, 0
 		s.dropIfIdle(c)
@@ -214,9 +218,6 @@ func (s *scheduler) next(now int64) *claim {
 	return best
 }
 
-// knows tells whether the run wants or holds anything.
-func (s *scheduler) knows(run messages.RunID) bool { return s.runs[run] != nil }
-
 // idle tells whether nothing is granted.
 func (s *scheduler) idle() bool {
 	for _, w := range s.windows {
@@ -240,12 +241,17 @@ func (s *scheduler) free() amount {
 }
 
 func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
-	c := s.claims[key]
+	t := s.tenants[key.run]
+	if t == nil {
+		t = new(tenant)
+		s.tenants[key.run] = t
+	}
+	c := t.find(key.id)
 	if c == nil {
 		c = &claim{key: key, line: s.line(class)}
 		c.line.claims++
-		c.next = s.runs[key.run]
-		s.claims[key], s.runs[key.run] = c, c
+		t.add(c)
+		s.claims++
 	}
 	return c
 }
@@ -290,19 +296,14 @@ func (s *scheduler) giveBack(c *claim, n int) {
 // dropIfIdle forgets a claim that neither wants nor holds anything. It may still
 // stand in its line, where first skips it.
 func (s *scheduler) dropIfIdle(c *claim) {
-	if c.want > 0 || c.held > 0 || s.claims[c.key] != c {
+	if c.want > 0 || c.held > 0 || c.gone {
 		return
 	}
-	delete(s.claims, c.key)
-	if first := s.runs[c.key.run]; first != c {
-		for first.next != c {
-			first = first.next
-		}
-		first.next = c.next
-	} else if c.next != nil {
-		s.runs[c.key.run] = c.next
-	} else {
-		delete(s.runs, c.key.run)
+	c.gone = true
+	t := s.tenants[c.key.run]
+	t.remove(c)
+	if s.claims--; t.n == 0 {
+		delete(s.tenants, c.key.run)
 	}
 	if c.line.claims--; c.line.claims == 0 { // the amounts of former runs do not pile up
 		s.lines = slices.DeleteFunc(s.lines, func(l *line) bool { return l == c.line })

@@ -32,7 +32,7 @@ func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
 	s.want(2, 0, oneCore, 3)
 	for i := range 6 {
 		run := messages.RunID(1)
-		if s.claims[claimKey{2, 0}] != nil && s.claims[claimKey{2, 0}].held > 0 {
+		if s.find(2, 0) != nil && s.find(2, 0).held > 0 {
 			run = 2
 		}
 		s.release(run, 0, oneCore, 1, 0)
@@ -41,7 +41,7 @@ func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
 			t.Fatalf("release %d: %v", i, g)
 		}
 	}
-	if c := s.claims[claimKey{2, 0}]; c != nil && c.want > 0 {
+	if c := s.find(2, 0); c != nil && c.want > 0 {
 		t.Errorf("the small run still wants %d after 6 turns", c.want)
 	}
 }
@@ -145,8 +145,8 @@ func TestForgetGivesEverythingBack(t *testing.T) {
 	s.want(1, 1, noopWork, 5)
 	grants(s, 0)
 	s.forget(1)
-	if !s.idle() || len(s.claims) != 0 {
-		t.Errorf("held %v, noops %d, claims %v", s.held, s.windows[noopExecutor].held, s.claims)
+	if !s.idle() || s.claims != 0 || s.tenants[1] != nil {
+		t.Errorf("held %v, noops %d, claims %d", s.held, s.windows[noopExecutor].held, s.claims)
 	}
 }
 
@@ -246,12 +246,12 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 		s.want(run, 0, class, 3)
 		grants(s, i)
 		s.want(run, 0, class, 0)
-		for _, c := range s.claims {
+		if c := s.find(run, 0); c != nil {
 			s.release(run, 0, class, c.held, 0)
 		}
 	}
-	if len(s.lines) != 0 || len(s.claims) != 0 || len(s.runs) != 0 {
-		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), len(s.claims), len(s.runs))
+	if len(s.lines) != 0 || s.claims != 0 || len(s.tenants) != 0 {
+		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), s.claims, len(s.tenants))
 	}
 }
 
@@ -264,5 +264,32 @@ func TestClockThatStepsBackDoesNotHoldAgeingUp(t *testing.T) {
 	grants(s, 1)
 	if due := s.ages(2); due != 1+int64(ageLimit) {
 		t.Errorf("ages at %v", time.Duration(due))
+	}
+}
+
+// A run may have more classes than are looked up one by one.
+func TestRunWithManyClasses(t *testing.T) {
+	s := newScheduler(1000, 1<<40, nil)
+	class := func(i int) dag.Class {
+		return dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: int64(i)}
+	}
+	const n = 5 * fewClaims
+	for i := range n {
+		s.want(1, i, class(i), 1)
+	}
+	if s.claims != n || s.find(1, n) != nil || s.find(2, 0) != nil {
+		t.Fatalf("%d claims", s.claims)
+	}
+	for i := range n { // one core: each in its turn
+		if g := grants(s, int64(i)); g[1] != 1 || s.find(1, i).held != 1 {
+			t.Fatalf("turn %d: %v, %+v", i, g, s.find(1, i))
+		}
+		s.release(1, i, class(i), 1, 0)
+		if s.find(1, i) != nil || s.claims != n-1-i {
+			t.Fatalf("turn %d leaves %d claims", i, s.claims)
+		}
+	}
+	if s.tenants[1] != nil || len(s.lines) != 0 {
+		t.Errorf("%d lines are left", len(s.lines))
 	}
 }
