@@ -317,10 +317,10 @@ func (s *Badger) commit(ops []op, size int64) error {
 	watch := time.AfterFunc(stall, func() { s.fail(fmt.Errorf("a commit has not ended after %v", stall)) })
 	at := s.moments.next()
 	err := s.write(ops, at)
-	watch.Stop()
 	if err == nil {
 		err = s.wal.sync()
 	}
+	watch.Stop()
 	if err == nil {
 		s.db.SetDiscardTs(s.moments.advance(at))
 	}
