@@ -80,10 +80,12 @@ type created struct {
 	create  *messages.Create
 	summary *messages.Summary
 	wants   []dag.Demand
+	notice  *notice // on the board; nil when there is an error
 	err     error
 }
 
-// create makes a submission durable. Its run waits for slots when it is.
+// create makes a submission durable. Its run waits for slots when it is. The caller is
+// answered from the journal's goroutine: the news is before all that it may ask next.
 func (s *shard) create(ctx actor.Context, m *messages.Create) {
 	sub := m.Submission
 	opening := sub.Plan.Opening(sub.At)
@@ -92,7 +94,7 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 		Start: sub.At, LastUpdate: sub.At, Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
 	}}
 	s.runs[m.Run] = &member{away: true}
-	self, root := ctx.Self(), s.env.root
+	self, root, board := ctx.Self(), s.env.root, s.env.board
 	s.env.store.Append(&persistence.Batch{
 		Run:     m.Run,
 		Summary: news.summary,
@@ -100,8 +102,13 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 		Records: opening.Records,
 		Create:  &persistence.Creation{Definition: sub.Body, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
 		Done: func(err error) {
-			news.err = err
+			if err != nil {
+				news.err = notCreated(err)
+			} else {
+				news.notice = board.post(news.summary)
+			}
 			root.Send(self, news)
+			m.Reply.Send(m.Run, news.err)
 		},
 	})
 }
@@ -113,7 +120,6 @@ func (s *shard) created(ctx actor.Context, m *created) {
 	r.away, r.backlog = false, nil
 	if m.err != nil {
 		delete(s.runs, id)
-		m.err = notCreated(m.err)
 	} else {
 		s.wait(ctx, r, m)
 		s.env.metrics.submissions.Inc()
@@ -121,7 +127,6 @@ func (s *shard) created(ctx actor.Context, m *created) {
 	if sub.IdempotencyKey != "" {
 		ctx.Send(s.env.node, &messages.KeySettled{Key: sub.IdempotencyKey, Run: id, Err: m.err})
 	}
-	m.create.Reply.Send(id, m.err)
 	for _, q := range backlog { // of who has seen the run in the store already
 		s.request(ctx, q)
 	}

@@ -32,8 +32,7 @@ func (p *planned) keep(r *member) {
 
 // wait lets a new run wait for its first slot.
 func (s *shard) wait(ctx actor.Context, r *member, m *created) {
-	r.epoch, r.plan = s.env.epochs.Add(1), m.create.Submission.Plan
-	r.notice = s.env.board.post(m.summary)
+	r.epoch, r.plan, r.notice = s.env.epochs.Add(1), m.create.Submission.Plan, m.notice
 	s.planned.keep(r)
 	slots := &messages.Slots{Run: m.summary.ID, Epoch: r.epoch, Wants: make([]messages.Want, len(m.wants))}
 	for i, d := range m.wants {

@@ -121,6 +121,9 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 	if !set("GOMAXPROCS") {
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
 	}
+	if !set("GOGC") {
+		debug.SetGCPercent(150)
+	}
 	if !set("GOMEMLIMIT") {
 		debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))
 	}
