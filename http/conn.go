@@ -47,14 +47,12 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-const (
-	lingerTime  = time.Second
-	lingerBytes = 8 << 20
-)
+// lingerTime is how long a connection is read on before it is closed; see Close.
+const lingerTime = time.Second
 
 // Close closes. After a request that was refused before it was read, it first
-// reads on for a while: closing at once would reset the connection, and the
-// client might never see why.
+// reads on for a while, however much comes: closing before the client has sent it all
+// would reset the connection, and the client might never see why.
 func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
@@ -63,7 +61,7 @@ func (c *conn) Close() error {
 	if c.linger && !c.s.draining.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
-				_, _ = io.CopyN(io.Discard, c.Conn, lingerBytes)
+				_, _ = io.Copy(io.Discard, c.Conn)
 			}
 		}
 	}

@@ -190,6 +190,7 @@ func TestWorkerDies(t *testing.T) {
 	r.Start(g.order(2, "exec sleep 1000"))
 	r.Start(g.order(3, "echo x >>ran3"))
 	poll(t, "task 1", func() bool { _, err := os.Stat(filepath.Join(g.data, "there")); return err == nil })
+	rec.WaitStarted(key(1))
 	rec.WaitStarted(key(2))
 	log, err := r.OpenLog(key(1), messages.Stderr)
 	if err != nil {
