@@ -59,8 +59,9 @@ func TestThisMachine(t *testing.T) {
 }
 
 func TestTuneRuntime(t *testing.T) {
-	limit, procs := debug.SetMemoryLimit(-1), runtime.GOMAXPROCS(0)
+	limit, procs, percent := debug.SetMemoryLimit(-1), runtime.GOMAXPROCS(0), debug.SetGCPercent(100)
 	t.Cleanup(func() {
+		debug.SetGCPercent(percent)
 		debug.SetMemoryLimit(limit)
 		runtime.GOMAXPROCS(procs)
 	})
