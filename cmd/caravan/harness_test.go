@@ -90,7 +90,7 @@ func newProgram(stdin string) *program {
 		},
 	}
 	// As if the user had set them: tests change nothing of the process.
-	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"], p.env["GOGC"] = "1GiB", "2", "100"
+	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"] = "1GiB", "2"
 	return p
 }
 

@@ -111,9 +111,8 @@ func readInt(name string) (int64, bool) {
 // 50,000 times a second to take Ps from those that hang: together a third of the
 // submissions per second.
 //
-// The heap may grow to four times what is in use between collections: of a server that
-// takes submissions these are else a sixteenth of the work. The collector works harder
-// before the server takes a quarter of the machine from its tasks; never less than 512 MiB.
+// The collector works harder before the server takes a quarter of the machine from its
+// tasks; never less than 512 MiB.
 func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 	set := func(name string) bool {
 		v, ok := lookup(name)
@@ -123,7 +122,7 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
 	}
 	if !set("GOGC") {
-		debug.SetGCPercent(300)
+		debug.SetGCPercent(150)
 	}
 	if !set("GOMEMLIMIT") {
 		debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))

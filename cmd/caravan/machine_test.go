@@ -59,9 +59,8 @@ func TestThisMachine(t *testing.T) {
 }
 
 func TestTuneRuntime(t *testing.T) {
-	limit, procs, percent := debug.SetMemoryLimit(-1), runtime.GOMAXPROCS(0), debug.SetGCPercent(100)
+	limit, procs := debug.SetMemoryLimit(-1), runtime.GOMAXPROCS(0)
 	t.Cleanup(func() {
-		debug.SetGCPercent(percent)
 		debug.SetMemoryLimit(limit)
 		runtime.GOMAXPROCS(procs)
 	})
