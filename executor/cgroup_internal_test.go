@@ -86,7 +86,7 @@ func TestStartsInGroupsThatAreRefused(t *testing.T) {
 		t.Errorf("off %v, %q", c.off, log.String())
 	}
 	c.off = false
-	c.disable(errors.New("not implemented"))
+	c.disable(errors.New("refused by the kernel"))
 	if c.take(0) != nil || strings.Count(log.String(), "\n") != 2 {
 		t.Errorf("%q", log.String())
 	}
