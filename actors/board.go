@@ -1,10 +1,10 @@
 package actors
 
 import (
-	"slices"
 	"sync"
 	"sync/atomic"
 
+	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -13,7 +13,7 @@ import (
 // lists look at it without asking the actors, who may be polled in tight loops.
 type board struct {
 	mu      sync.RWMutex
-	entries map[messages.RunID]*notice
+	entries idtable.Table[*notice]
 	absent  map[messages.RunID]*absence
 	hub     hub
 }
@@ -35,16 +35,23 @@ type notice struct {
 }
 
 func newBoard() *board {
-	return &board{entries: make(map[messages.RunID]*notice), absent: make(map[messages.RunID]*absence)}
+	return &board{absent: make(map[messages.RunID]*absence)}
 }
 
 // post puts a run on the board, or renews what is there.
-func (b *board) post(s *messages.Summary) *notice {
+func (b *board) post(s *messages.Summary) *notice { return b.put(nil, s) }
+
+// put is post; the entry of a run that is not on the board is fresh, or a new one when
+// that is nil.
+func (b *board) put(fresh *notice, s *messages.Summary) *notice {
 	b.mu.Lock()
-	n := b.entries[s.ID]
+	n := b.entries.Get(uint64(s.ID))
 	if n == nil {
-		n = &notice{hub: &b.hub}
-		b.entries[s.ID] = n
+		if n = fresh; n == nil {
+			n = new(notice)
+		}
+		n.hub = &b.hub
+		b.entries.Set(uint64(s.ID), n)
 	}
 	n.summary.Store(s) // before anybody sees the entry
 	if a := b.absent[s.ID]; a != nil {
@@ -59,8 +66,8 @@ func (b *board) post(s *messages.Summary) *notice {
 // remove takes a run off. Who watches it is woken, to look elsewhere.
 func (b *board) remove(id messages.RunID) {
 	b.mu.Lock()
-	n := b.entries[id]
-	delete(b.entries, id)
+	n := b.entries.Get(uint64(id))
+	b.entries.Delete(uint64(id))
 	b.mu.Unlock()
 	if n != nil {
 		n.wake()
@@ -73,7 +80,7 @@ func (b *board) remove(id messages.RunID) {
 func (b *board) watch(id messages.RunID) (changed <-chan struct{}, leave func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if n := b.entries[id]; n != nil {
+	if n := b.entries.Get(uint64(id)); n != nil {
 		return n.watch(), func() {}
 	}
 	a := b.absent[id]
@@ -95,7 +102,7 @@ func (b *board) watch(id messages.RunID) (changed <-chan struct{}, leave func())
 func (b *board) notice(id messages.RunID) *notice {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return b.entries[id]
+	return b.entries.Get(uint64(id))
 }
 
 // summary returns the newest summary of a run, or nil when it is not on the board.
@@ -110,27 +117,18 @@ func (b *board) summary(id messages.RunID) *messages.Summary {
 // all returns the summaries of all runs on the board, by ascending id.
 func (b *board) all() []*messages.Summary {
 	b.mu.RLock()
-	out := make([]*messages.Summary, 0, len(b.entries))
-	for _, n := range b.entries {
+	defer b.mu.RUnlock()
+	out := make([]*messages.Summary, 0, b.entries.Len())
+	for _, n := range b.entries.All() {
 		out = append(out, n.summary.Load())
 	}
-	b.mu.RUnlock()
-	slices.SortFunc(out, func(x, y *messages.Summary) int {
-		switch {
-		case x.ID < y.ID:
-			return -1
-		case x.ID > y.ID:
-			return 1
-		}
-		return 0
-	})
 	return out
 }
 
 func (b *board) len() int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return len(b.entries)
+	return b.entries.Len()
 }
 
 // publish puts a newer summary up and wakes who watches.

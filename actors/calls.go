@@ -1,8 +1,6 @@
 package actors
 
 import (
-	"time"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -17,45 +15,21 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 	if err := n.Err(); err != nil {
 		return zero, hasFailed(err)
 	}
+	over := n.waits.over()
 	send()
-	w := n.wait()
-	defer w.end()
-	r, err := await(&w, reply)
+	r, err := await(n, over, reply)
 	if err != nil {
 		return zero, err
 	}
 	return r.Value, r.Err
 }
 
-// wait is the wait for the answers to one call, which all have to come in time.
-type wait struct {
-	n       *Node
-	timeout *time.Timer
-	over    bool // the time is
-}
-
-func (n *Node) wait() wait {
-	w := wait{n: n, timeout: n.timeouts.Get().(*time.Timer)}
-	w.timeout.Reset(answerWithin)
-	return w
-}
-
-func (w *wait) end() {
-	w.timeout.Stop()
-	w.n.timeouts.Put(w.timeout)
-}
-
-// await returns an answer, or why there is none.
-func await[T any](w *wait, reply messages.Reply[T]) (messages.Result[T], error) {
-	if !w.over {
-		select {
-		case r := <-reply:
-			return r, nil
-		case <-w.n.stopped:
-		case <-w.n.failed:
-		case <-w.timeout.C:
-			w.over = true
-		}
+// await returns an answer, or why there is none when the wait is over.
+func await[T any](n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
+	select {
+	case r := <-reply:
+		return r, nil
+	case <-over:
 	}
 	select { // answered at the last moment
 	case r := <-reply:
@@ -64,12 +38,20 @@ func await[T any](w *wait, reply messages.Reply[T]) (messages.Result[T], error) 
 	}
 	var none messages.Result[T]
 	switch {
-	case w.over:
-		return none, errTimeout
-	case w.n.Err() != nil:
-		return none, hasFailed(w.n.Err())
-	default:
+	case n.Err() != nil:
+		return none, hasFailed(n.Err())
+	case isClosed(n.stopped):
 		return none, errStopping
+	}
+	return none, errTimeout
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -96,6 +78,7 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 		return nil, err
 	}
 	results := make([]messages.Result[messages.RunID], len(subs))
+	over := n.waits.over()
 	plain := make([]int, 0, len(subs)) // those without a key, in subs
 	var keyed map[int]messages.Reply[messages.RunID]
 	for i, sub := range subs {
@@ -117,10 +100,8 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 		creates[k] = messages.Create{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
-	w := n.wait()
-	defer w.end()
 	for range plain {
-		r, err := await(&w, reply)
+		r, err := await(n, over, reply)
 		if err != nil {
 			break
 		}
@@ -129,11 +110,11 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 	}
 	for _, i := range plain {
 		if i != answered {
-			_, results[i].Err = await(&w, messages.Reply[messages.RunID](nil))
+			_, results[i].Err = await(n, over, messages.Reply[messages.RunID](nil))
 		}
 	}
 	for i, k := range keyed {
-		r, err := await(&w, k)
+		r, err := await(n, over, k)
 		if err != nil {
 			r.Err = err
 		}

@@ -47,12 +47,14 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		for _, w := range m.Wants {
 			d.sched.want(m.Run, w.ID, w.Class, w.N)
 		}
-		if t := d.sched.tenants[m.Run]; t != nil { // else no PID is kept, which would keep its actor in memory
+		if t := d.sched.tenants.Get(uint64(m.Run)); t != nil { // else no PID is kept, which would keep its actor in memory
 			t.client = client{ctx.Sender(), m.Epoch}
 		}
 	case *messages.Forget:
 		d.sched.forget(m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded
+	case arrived:
+		d.arrived()
 	case wake:
 		d.ageing = false
 	case *halt:
@@ -65,6 +67,21 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	} else if d.sched.idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
+}
+
+// arrived takes the new runs in.
+func (d *dispatcher) arrived() {
+	list := d.env.arrivals.take()
+	for i := range list {
+		a := &list[i]
+		for _, w := range a.wants {
+			d.sched.want(a.run, w.Class, a.plan.Classes[w.Class], w.Want)
+		}
+		if t := d.sched.tenants.Get(uint64(a.run)); t != nil {
+			t.client = client{a.shard, a.epoch}
+		}
+	}
+	d.env.arrivals.giveBack(list)
 }
 
 // recovered notes what a run holds that has been loaded.
@@ -80,7 +97,7 @@ func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.now()
 	d.sched.closed = len(d.awaited) > 0
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
-		c := d.sched.tenants[run].client
+		c := d.sched.tenants.Get(uint64(run)).client
 		ctx.Send(c.pid, &messages.Granted{Run: run, Epoch: c.epoch, ID: id, N: n})
 	})
 	if due := d.sched.ages(now); due != 0 && !d.ageing {

@@ -97,7 +97,7 @@ type unclaimed struct {
 
 // unclaimed: a run that is finished, or unknown, will never ask for it.
 func (s *shard) unclaimed(ctx actor.Context, m *unclaimed) {
-	if r := s.runs[m.key.Run]; r != nil && !r.away && !r.waits() {
+	if r := s.run(m.key.Run); r != nil && !r.away && r.pid != nil {
 		ctx.Send(r.pid, m)
 		return
 	}

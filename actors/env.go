@@ -22,6 +22,7 @@ type env struct {
 	executors     map[string]executor.Executor
 	durables      []executor.Durable // those of executors that are, by their names' order
 	board         *board
+	arrivals      arrivals
 	timers        *timers
 	pool          *pool // runs and tasks; a run that loads holds one of its goroutines
 	standing      *pool // node, shards and dispatcher

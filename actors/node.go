@@ -23,9 +23,6 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// answerWithin is how long a caller waits for an actor before it gets an error.
-const answerWithin = 30 * time.Second
-
 // Config is what a node is made of. Store, Outputs and Executors are required.
 type Config struct {
 	Store   persistence.Store
@@ -52,18 +49,18 @@ type Config struct {
 // Node is the engine of one server: the actor tree and its services. It
 // implements what package http needs.
 type Node struct {
-	env      *env
-	system   *actor.ActorSystem
-	root     *actor.PID
-	shards   [Shards]*actor.PID
-	janitor  *janitor
-	closing  atomic.Bool
-	timeouts sync.Pool     // of *time.Timer, stopped
-	ids      atomic.Uint64 // the next run id
-	low      atomic.Bool   // new runs are refused for want of room
-	stopped  chan struct{} // closed when callers are no longer answered by actors
-	failed   chan struct{} // closed by fail
-	failure  atomic.Pointer[error]
+	env     *env
+	system  *actor.ActorSystem
+	root    *actor.PID
+	shards  [Shards]*actor.PID
+	janitor *janitor
+	closing atomic.Bool
+	waits   waits
+	ids     atomic.Uint64 // the next run id
+	low     atomic.Bool   // new runs are refused for want of room
+	stopped chan struct{} // closed when callers are no longer answered by actors
+	failed  chan struct{} // closed by fail
+	failure atomic.Pointer[error]
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished.
@@ -89,11 +86,7 @@ func Start(c Config) (*Node, error) {
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
 	n.ids.Store(uint64(next))
-	n.timeouts.New = func() any {
-		t := time.NewTimer(answerWithin)
-		t.Stop()
-		return t
-	}
+	n.waits.turn()
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
@@ -210,12 +203,24 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// watch passes a failure of the storage on, until the node is closed.
+// watch passes a failure of the storage on and ends the waits of callers, until the
+// node is closed or has failed.
 func (n *Node) watch() {
-	select {
-	case <-n.env.store.Failed():
-		n.fail(fmt.Errorf("storage failed: %w", n.env.store.Err()))
-	case <-n.stopped:
+	clock := time.NewTicker(turn)
+	defer clock.Stop()
+	defer n.waits.end()
+	for {
+		select {
+		case <-clock.C:
+			n.waits.turn()
+		case <-n.env.store.Failed():
+			n.fail(fmt.Errorf("storage failed: %w", n.env.store.Err()))
+			return
+		case <-n.failed:
+			return
+		case <-n.stopped:
+			return
+		}
 	}
 }
 
@@ -342,7 +347,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 	for i := range a.node.shards {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
-			return &shard{env: a.env, runs: make(map[messages.RunID]*member)}
+			return &shard{env: a.env}
 		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.standing)), name)
 		if err != nil {
 			panic(err)

@@ -147,7 +147,7 @@ func TestTaskActorDoesAfterAPanicWhatWasBehindIt(t *testing.T) {
 func TestRequestsAreAnsweredAtOnceWhenAShardHasPanicked(t *testing.T) {
 	r := newRig(t)
 	waits := &messages.SetState{Run: 3, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
-	r.node.env.root.Send(r.node.shard(3), &created{create: nil})
+	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
 	begun := time.Now()
 	_, err := call(r.node, waits.Reply, func() { r.node.env.root.Send(r.node.shard(3), waits) })
 	if code(err) != messages.Unavailable && code(err) != messages.NotFound || time.Since(begun) > answerWithin/2 {

@@ -71,7 +71,7 @@ func TestRunThatDoesNothingButPanicIsGivenUp(t *testing.T) {
 
 func TestPanicOfAShardFailsTheNode(t *testing.T) {
 	r := newRig(t)
-	r.node.env.root.Send(r.node.shard(3), &created{create: nil})
+	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
 	<-r.node.Failed()
 	if err := r.node.Healthy(); code(err) != messages.Unavailable {
 		t.Errorf("healthy: %v", err)

@@ -9,8 +9,8 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence"
 )
 
 // Shards is how many shards a node has: run n belongs to shard n mod Shards.
@@ -20,35 +20,37 @@ const Shards = 16
 // knows which of them have an actor. A run without one is finished or unknown.
 type shard struct {
 	env     *env
-	runs    map[messages.RunID]*member
+	self    *actor.PID
+	runs    idtable.Table[*member] // by the id divided by Shards
 	planned planned
 }
 
 // member is a run that is not finished.
 type member struct {
-	pid *actor.PID // nil until its actor is spawned
-	// away: it can be asked nothing now, either because its submission is being
-	// written or because Retire was sent; requests wait in backlog.
-	away    bool
+	pid     *actor.PID // nil until its actor is spawned
+	birth   birth      // of its submission
+	away    bool       // Retire was sent: it can be asked nothing now
 	backlog []messages.Request
 	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
 
 	// Of a run that waits for its actor:
-	epoch  uint64    // under which its slots were asked for
+	epoch  uint64    // under which its slots are asked for
 	plan   *dag.Plan // nil: to be loaded from the store
 	notice *notice
 }
 
-// waits tells whether the run waits for its first slot, and has no actor yet.
-func (r *member) waits() bool { return r.pid == nil && !r.away }
+// run returns one of the shard's runs, or nil when it is finished or unknown.
+func (s *shard) run(id messages.RunID) *member { return s.runs.Get(uint64(id) / Shards) }
 
 func (s *shard) Receive(ctx actor.Context) {
 	defer s.env.guard(ctx)
 	switch m := ctx.Message().(type) {
+	case *actor.Started:
+		s.self = ctx.Self()
 	case *messages.Create:
-		s.create(ctx, m)
-	case *created:
-		s.created(ctx, m)
+		s.create(m)
+	case *settled:
+		s.settled(ctx, m)
 	case *messages.Recover:
 		s.member(ctx, m.Run, nil)
 	case *messages.Granted:
@@ -58,11 +60,11 @@ func (s *shard) Receive(ctx actor.Context) {
 	case *unclaimed:
 		s.unclaimed(ctx, m)
 	case *messages.RetryDue:
-		if r := s.runs[m.Run]; r != nil && r.pid != nil {
+		if r := s.run(m.Run); r != nil && r.pid != nil {
 			ctx.Send(r.pid, m)
 		}
 	case *messages.Finished:
-		if r := s.runs[m.Run]; r != nil && !r.away {
+		if r := s.run(m.Run); r != nil && !r.away {
 			r.away = true
 			ctx.Send(r.pid, &messages.Retire{})
 		}
@@ -72,63 +74,6 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.staying(ctx, m.Run)
 	case *messages.Purge:
 		s.purge(m)
-	}
-}
-
-// created is the journal's answer to a submission.
-type created struct {
-	create  *messages.Create
-	summary *messages.Summary
-	wants   []dag.Demand
-	notice  *notice // on the board; nil when there is an error
-	err     error
-}
-
-// create makes a submission durable. Its run waits for slots when it is. The caller is
-// answered from the journal's goroutine: the news is before all that it may ask next.
-func (s *shard) create(ctx actor.Context, m *messages.Create) {
-	sub := m.Submission
-	opening := sub.Plan.Opening(sub.At)
-	news := &created{create: m, wants: opening.Demands, summary: &messages.Summary{
-		ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
-		Start: sub.At, LastUpdate: sub.At, Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
-	}}
-	s.runs[m.Run] = &member{away: true}
-	self, root, board := ctx.Self(), s.env.root, s.env.board
-	s.env.store.Append(&persistence.Batch{
-		Run:     m.Run,
-		Summary: news.summary,
-		Seq:     1,
-		Records: opening.Records,
-		Create:  &persistence.Creation{Definition: sub.Body, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
-		Done: func(err error) {
-			if err != nil {
-				news.err = notCreated(err)
-			} else {
-				news.notice = board.post(news.summary)
-			}
-			root.Send(self, news)
-			m.Reply.Send(m.Run, news.err)
-		},
-	})
-}
-
-func (s *shard) created(ctx actor.Context, m *created) {
-	id, sub := m.create.Run, m.create.Submission
-	r := s.runs[id]
-	backlog := r.backlog
-	r.away, r.backlog = false, nil
-	if m.err != nil {
-		delete(s.runs, id)
-	} else {
-		s.wait(ctx, r, m)
-		s.env.metrics.submissions.Inc()
-	}
-	if sub.IdempotencyKey != "" {
-		ctx.Send(s.env.node, &messages.KeySettled{Key: sub.IdempotencyKey, Run: id, Err: m.err})
-	}
-	for _, q := range backlog { // of who has seen the run in the store already
-		s.request(ctx, q)
 	}
 }
 
@@ -160,14 +105,15 @@ func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
 
 // member returns the run's member, giving it an actor that loads it if it has none.
 func (s *shard) member(ctx actor.Context, id messages.RunID, summary *messages.Summary) *member {
-	if r := s.runs[id]; r != nil {
+	if r := s.run(id); r != nil {
 		return r
 	}
 	if summary != nil {
 		s.env.board.post(summary)
 	}
-	r := &member{}
-	s.runs[id] = r
+	r := new(member)
+	r.birth.over()
+	s.runs.Set(uint64(id)/Shards, r)
 	s.spawn(ctx, r, &run{env: s.env, id: id})
 	return r
 }
@@ -176,12 +122,12 @@ func (s *shard) member(ctx actor.Context, id messages.RunID, summary *messages.S
 // changes nothing is answered here, what restarts them gives them one.
 func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
-	if r := s.runs[id]; r != nil {
-		if r.away {
+	if r := s.run(id); r != nil {
+		if r.away || len(r.backlog) > 0 || r.birth.awaited() {
 			r.backlog = append(r.backlog, m)
 			return
 		}
-		if r.waits() {
+		if r.pid == nil {
 			s.wake(ctx, id, r)
 		}
 		ctx.Send(r.pid, m)
@@ -206,11 +152,11 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 }
 
 func (s *shard) retired(ctx actor.Context, id messages.RunID) {
-	r := s.runs[id]
+	r := s.run(id)
 	if r == nil {
 		return
 	}
-	delete(s.runs, id)
+	s.runs.Delete(uint64(id) / Shards)
 	s.env.board.remove(id)
 	for _, m := range r.backlog {
 		s.request(ctx, m)
@@ -218,7 +164,7 @@ func (s *shard) retired(ctx actor.Context, id messages.RunID) {
 }
 
 func (s *shard) staying(ctx actor.Context, id messages.RunID) {
-	r := s.runs[id]
+	r := s.run(id)
 	if r == nil {
 		return
 	}
@@ -231,7 +177,7 @@ func (s *shard) staying(ctx actor.Context, id messages.RunID) {
 
 // purge deletes a finished run. A run that has an actor again stays.
 func (s *shard) purge(m *messages.Purge) {
-	if s.runs[m.Run] != nil {
+	if s.run(m.Run) != nil {
 		m.Reply.Send(false, nil)
 		return
 	}
@@ -250,7 +196,7 @@ func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor,
 	rs.Fail()
 	if rs.NumberOfFailures(within) > patience {
 		s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "reason", reason)
-		for _, r := range s.runs {
+		for _, r := range s.runs.All() {
 			if r.pid != nil && r.pid.Equal(child) {
 				r.broken.Store(true)
 			}

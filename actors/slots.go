@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -55,9 +56,9 @@ type scheduler struct {
 	mean    time.Duration      // moving average of how long a slot was busy; 0 = not known
 	closed  bool               // nothing but no-op tasks is granted
 	turn    uint64
-	lines   []*line                    // in the order in which their amounts first came up
-	tenants map[messages.RunID]*tenant // the runs that want or hold anything
-	claims  int                        // of all of them
+	lines   []*line                // in the order in which their amounts first came up
+	tenants idtable.Table[*tenant] // the runs that want or hold anything
+	claims  int                    // of all of them
 }
 
 type claimKey struct {
@@ -94,7 +95,6 @@ func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *schedu
 	s := &scheduler{
 		machine: amount{coresMilli, memoryMilli},
 		windows: map[string]*window{noopExecutor: {limit: noopWindow}},
-		tenants: make(map[messages.RunID]*tenant),
 	}
 	for name, limit := range windows {
 		s.windows[name] = &window{limit: limit}
@@ -143,7 +143,7 @@ func (s *scheduler) hold(run messages.RunID, id int, class dag.Class, n int) {
 
 // forget drops everything that a run wants and holds.
 func (s *scheduler) forget(run messages.RunID) {
-	t := s.tenants[run]
+	t := s.tenants.Get(uint64(run))
 	if t == nil {
 		return
 	}
@@ -241,18 +241,22 @@ func (s *scheduler) free() amount {
 }
 
 func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
-	t := s.tenants[key.run]
+	t := s.tenants.Get(uint64(key.run))
+	c := t.find(key.id)
+	if c != nil {
+		return c
+	}
 	if t == nil {
 		t = new(tenant)
-		s.tenants[key.run] = t
+		s.tenants.Set(uint64(key.run), t)
+		c = &t.one
+	} else {
+		c = new(claim)
 	}
-	c := t.find(key.id)
-	if c == nil {
-		c = &claim{key: key, line: s.line(class)}
-		c.line.claims++
-		t.add(c)
-		s.claims++
-	}
+	*c = claim{key: key, line: s.line(class)}
+	c.line.claims++
+	t.add(c)
+	s.claims++
 	return c
 }
 
@@ -300,10 +304,10 @@ func (s *scheduler) dropIfIdle(c *claim) {
 		return
 	}
 	c.gone = true
-	t := s.tenants[c.key.run]
+	t := s.tenants.Get(uint64(c.key.run))
 	t.remove(c)
 	if s.claims--; t.n == 0 {
-		delete(s.tenants, c.key.run)
+		s.tenants.Delete(uint64(c.key.run))
 	}
 	if c.line.claims--; c.line.claims == 0 { // the amounts of former runs do not pile up
 		s.lines = slices.DeleteFunc(s.lines, func(l *line) bool { return l == c.line })

@@ -145,7 +145,7 @@ func TestForgetGivesEverythingBack(t *testing.T) {
 	s.want(1, 1, noopWork, 5)
 	grants(s, 0)
 	s.forget(1)
-	if !s.idle() || s.claims != 0 || s.tenants[1] != nil {
+	if !s.idle() || s.claims != 0 || s.tenants.Get(1) != nil {
 		t.Errorf("held %v, noops %d, claims %d", s.held, s.windows[noopExecutor].held, s.claims)
 	}
 }
@@ -250,8 +250,8 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 			s.release(run, 0, class, c.held, 0)
 		}
 	}
-	if len(s.lines) != 0 || s.claims != 0 || len(s.tenants) != 0 {
-		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), s.claims, len(s.tenants))
+	if len(s.lines) != 0 || s.claims != 0 || s.tenants.Len() != 0 {
+		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), s.claims, s.tenants.Len())
 	}
 }
 
@@ -289,7 +289,7 @@ func TestRunWithManyClasses(t *testing.T) {
 			t.Fatalf("turn %d leaves %d claims", i, s.claims)
 		}
 	}
-	if s.tenants[1] != nil || len(s.lines) != 0 {
+	if s.tenants.Get(1) != nil || len(s.lines) != 0 {
 		t.Errorf("%d lines are left", len(s.lines))
 	}
 }

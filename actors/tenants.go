@@ -3,10 +3,11 @@ package actors
 import "github.com/caravan-dag/caravan/messages"
 
 // tenant is one run at the dispatcher: its claims, and where its grants go. A backlog
-// has many, so each costs one entry of one map.
+// has many, so each costs one piece of memory and one entry of one table.
 type tenant struct {
 	client client // of the dispatcher; the scheduler does not look at it
 	first  *claim // the claims, as a chain
+	one    claim  // the first one there was: most runs want slots of one class only
 	n      int
 	byID   map[int]*claim // all of them, when there are more than fewClaims
 }
@@ -55,4 +56,6 @@ func (t *tenant) remove(c *claim) {
 }
 
 // find returns a run's claim, or nil.
-func (s *scheduler) find(run messages.RunID, id int) *claim { return s.tenants[run].find(id) }
+func (s *scheduler) find(run messages.RunID, id int) *claim {
+	return s.tenants.Get(uint64(run)).find(id)
+}

@@ -30,17 +30,6 @@ func (p *planned) keep(r *member) {
 	p.next = (p.next + 1) % keptPlans
 }
 
-// wait lets a new run wait for its first slot.
-func (s *shard) wait(ctx actor.Context, r *member, m *created) {
-	r.epoch, r.plan, r.notice = s.env.epochs.Add(1), m.create.Submission.Plan, m.notice
-	s.planned.keep(r)
-	slots := &messages.Slots{Run: m.summary.ID, Epoch: r.epoch, Wants: make([]messages.Want, len(m.wants))}
-	for i, d := range m.wants {
-		slots.Wants[i] = messages.Want{ID: d.Class, Class: r.plan.Classes[d.Class], N: d.Want}
-	}
-	ctx.Request(s.env.dispatcher, slots)
-}
-
 // wake gives a run that waits its actor.
 func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
 	first := &run{env: s.env, id: id, epoch: r.epoch, waited: true}
@@ -62,11 +51,11 @@ func (r *run) open(plan *dag.Plan, n *notice) {
 
 // granted passes a grant on that was given to a run when it had no actor.
 func (s *shard) granted(ctx actor.Context, m *messages.Granted) {
-	r := s.runs[m.Run]
+	r := s.run(m.Run)
 	if r == nil {
 		return // it has ended meanwhile, and the dispatcher has forgotten it
 	}
-	if r.waits() {
+	if r.pid == nil {
 		s.wake(ctx, m.Run, r)
 	}
 	ctx.Send(r.pid, m)

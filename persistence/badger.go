@@ -45,11 +45,12 @@ type Badger struct {
 	maxRows  int   // of a transaction
 	maxBytes int64 // of a transaction
 
-	queue queue
-	enc   encoder // the committer's
-	cuts  cuts    // the committer's
-	wal   wal     // the writer's
-	room  *room
+	queue   queue
+	enc     encoder        // the committer's
+	cuts    cuts           // the committer's
+	wal     wal            // the writer's
+	entries []badger.Entry // scratch of the writer
+	room    *room
 	// moments are the store's read and commit timestamps.
 	moments *moments
 	ended   chan struct{} // the committer has ended
@@ -115,7 +116,6 @@ func openBadger(c Config) (*Badger, error) {
 		failed: make(chan struct{}), ended: make(chan struct{}),
 		queue: queue{wake: make(chan struct{}, 1)},
 		cuts:  cuts{low: map[messages.RunID]uint64{}},
-		enc:   encoder{live: map[messages.RunID]struct{}{}},
 	}
 	s.room = newRoom(c)
 	if err := removeLeftovers(c.Dir); err != nil {
@@ -215,7 +215,7 @@ func (s *Badger) start(c Config) error {
 		return err
 	}
 	return s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		s.enc.live[keyRun(key)] = struct{}{}
+		s.enc.live.Set(uint64(keyRun(key)), true)
 		return true, nil
 	})
 }

@@ -334,7 +334,11 @@ func (s *Badger) commit(ops []op, size int64) error {
 func (s *Badger) write(ops []op, at uint64) error {
 	txn := s.db.NewTransactionAt(at-1, true)
 	defer txn.Discard()
-	entries := make([]badger.Entry, len(ops))
+	if cap(s.entries) < len(ops) {
+		s.entries = make([]badger.Entry, 2*len(ops))
+	}
+	entries := s.entries[:len(ops)]
+	defer clear(entries)
 	for i, o := range ops {
 		if o.del {
 			if err := txn.Delete(o.key); err != nil {

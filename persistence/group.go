@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -86,9 +87,9 @@ func (g *group) putParts(key, val []byte, partSize int) {
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
 	pack     *packer
-	partSize int                         // bytes of a row's value at most
-	live     map[messages.RunID]struct{} // runs whose summary is an unfinished one
-	writes   uint64                      // numbers attempt rows and staged batches; never repeats in a data folder
+	partSize int                 // bytes of a row's value at most
+	live     idtable.Table[bool] // runs whose summary is an unfinished one
+	writes   uint64              // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
 // encode appends the rows of a batch, the summary (the commit marker) last. The
@@ -221,11 +222,11 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	if len(val) > e.partSize {
 		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
 	}
-	_, live := e.live[b.Run]
+	live := e.live.Get(uint64(b.Run))
 	if final(b.Summary.State) {
 		if live {
 			g.del(g.key(typeLive, b.Run))
-			delete(e.live, b.Run)
+			e.live.Delete(uint64(b.Run))
 		}
 		g.put(g.key(typeFinal, b.Run), val)
 		if b.Summary.Tag != "" {
@@ -240,7 +241,7 @@ func (e *encoder) summary(g *group, b *Batch) error {
 				g.del(tagKey(b.Summary.Tag, b.Run))
 			}
 		}
-		e.live[b.Run] = struct{}{}
+		e.live.Set(uint64(b.Run), true)
 	}
 	g.put(g.key(typeLive, b.Run), val)
 	return nil

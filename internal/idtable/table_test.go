@@ -1,0 +1,107 @@
+package idtable
+
+import (
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// A table does what a map does, and yields in order.
+func TestTableIsAMap(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var table Table[int]
+	oracle := map[uint64]int{}
+	for i := range 20_000 {
+		id := rng.Uint64N(500)
+		switch rng.IntN(10) {
+		case 0:
+			id = math.MaxUint64 - id
+		case 1:
+			id *= 1 << 20
+		}
+		if v := rng.IntN(3); v == 0 {
+			delete(oracle, id)
+			if i%2 == 0 {
+				table.Delete(id)
+			} else {
+				table.Set(id, 0)
+			}
+		} else {
+			oracle[id] = v
+			table.Set(id, v)
+		}
+		if got := table.Get(id); got != oracle[id] {
+			t.Fatalf("step %d: id %d is %d, want %d", i, id, got, oracle[id])
+		}
+		if table.Len() != len(oracle) {
+			t.Fatalf("step %d: %d ids, want %d", i, table.Len(), len(oracle))
+		}
+	}
+	want := slices.Sorted(maps.Keys(oracle))
+	var got []uint64
+	for id, v := range table.All() {
+		got = append(got, id)
+		if v != oracle[id] {
+			t.Errorf("id %d is %d, want %d", id, v, oracle[id])
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("ids %v, want %v", got, want)
+	}
+	for range table.All() {
+		break // who has seen enough may leave
+	}
+	for _, id := range want {
+		table.Delete(id)
+	}
+	if table.Len() != 0 || len(table.pages) != 0 {
+		t.Errorf("%d ids and %d pages are left of nothing", table.Len(), len(table.pages))
+	}
+}
+
+func TestEmptyTable(t *testing.T) {
+	var table Table[*int]
+	table.Delete(7)
+	table.Set(7, nil)
+	if table.Get(7) != nil || table.Len() != 0 || table.pages != nil {
+		t.Error("an empty table holds something")
+	}
+	for range table.All() {
+		t.Error("an empty table yields something")
+	}
+}
+
+// What came in order and went in order, as runs do, leaves no page behind.
+func TestPassingIDs(t *testing.T) {
+	var table Table[bool]
+	const window = 1000
+	for id := range uint64(100_000) {
+		table.Set(id, true)
+		if id >= window {
+			table.Delete(id - window)
+		}
+		if pages := len(table.pages); pages > window/pageSize+2 {
+			t.Fatalf("%d pages for %d ids", pages, table.Len())
+		}
+	}
+}
+
+func BenchmarkTable(b *testing.B) {
+	values := new(int)
+	b.Run("table", func(b *testing.B) {
+		var table Table[*int]
+		for i := range uint64(b.N) {
+			table.Set(i, values)
+			_ = table.Get(i - min(i, 30))
+		}
+	})
+	b.Run("map", func(b *testing.B) {
+		table := map[uint64]*int{}
+		for i := range uint64(b.N) {
+			table[i] = values
+			_ = table[i-min(i, 30)]
+		}
+	})
+}
