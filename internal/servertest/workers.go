@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
 )
 
-// Workers lists the living worker processes of a data folder.
+// Workers lists the living worker processes of a data folder. A child that has been
+// forked and has not yet become its task looks like one: it is left out.
 func Workers(data string) (pids []int) {
 	if abs, err := filepath.Abs(data); err == nil {
 		data = abs
@@ -28,7 +30,22 @@ func Workers(data string) (pids []int) {
 			}
 		}
 	}
-	return pids
+	found := slices.Clone(pids)
+	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parent(pid)) })
+}
+
+// parent is the process that a living one is a child of, else 0.
+func parent(pid int) int {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:]) // state, parent, …
+	if len(fields) < 2 {
+		return 0
+	}
+	ppid, _ := strconv.Atoi(string(fields[1]))
+	return ppid
 }
 
 // EndWorkers ends the workers of a data folder, with what they run: SIGTERM, and
