@@ -68,7 +68,15 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	e := &env{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, diag: diag}
 	var results []*result
 	for _, w := range chosen {
+		if o.smoke {
+			w.what += " (shortened)"
+		}
 		r, err := w.measure(e, o.rounds)
+		if err == nil && o.smoke && belowFloors(r) != nil {
+			// Something else may have had the machine: once more.
+			fmt.Fprintln(diag, belowFloors(r))
+			r, err = w.measure(e, o.rounds)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
@@ -82,7 +90,7 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	if err != nil || !o.smoke {
 		return err
 	}
-	return belowFloors(results)
+	return belowFloors(results...)
 }
 
 // choose finds the workloads by name; "all" is every one.
