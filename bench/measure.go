@@ -124,7 +124,7 @@ func (e *env) start(args ...string) (*servertest.Server, error) {
 		return nil, err
 	}
 	return servertest.Start(servertest.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
-		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--log-level", "warn"}, args...)})
+		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}, args...)})
 }
 
 // finish stops a server, ends its worker with what still runs, which would disturb

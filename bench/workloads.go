@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/servertest"
@@ -119,6 +120,58 @@ func workloads() []workload {
 				{metric: "p50", unit: "ms", target: atMost(1), floor: atMost(6)},
 				{metric: "p99", unit: "ms"},
 				{metric: "submission p50", unit: "ms"},
+			},
+		},
+		{
+			name: "w6", what: "kill -9 of the server, three times in mid-run", one: w6,
+			rows: []row{
+				{metric: "goes on after", unit: "s", target: atMost(2), floor: atMost(8)},
+				{metric: "lost", target: atMost(0), floor: atMost(0)},
+				{metric: "twice", target: atMost(0), floor: atMost(0)},
+			},
+		},
+		{
+			name: "recovery", what: "kill -9 with half of 1,000,000 tasks done", one: recovery,
+			rows: []row{
+				{metric: "GET /ready after", unit: "s", target: atMost(0.5), floor: atMost(3)},
+				{metric: "first new task after", unit: "s", target: atMost(0.5), floor: atMost(3)},
+			},
+		},
+		{
+			name: "views", what: "looking at 1,000,000 tasks while they run", one: views,
+			rows: []row{
+				{metric: "list, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "summary, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "state, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "page of 1,000 tasks, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "full document", unit: "MB/s"},
+				{metric: "full document, time", unit: "s"},
+				{metric: "full document, size", unit: "MB"},
+				{metric: "growth of RSS by the full document", unit: "MB"},
+			},
+		},
+		{
+			name: "memory", what: "runs of 1,000,000 and 10,000,000 tasks that wait", one: memory,
+			rows: []row{
+				{metric: "heap per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
+				{metric: "RSS per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
+			},
+		},
+		{
+			name: "growth", what: "1 -> N -> 1 no-op, against N = 10,000", one: growth, rows: growthRows(), once: true,
+		},
+		{
+			name: "fairness", what: "small runs (1 -> 5 -> 1) behind 1,000,000 tasks", one: fairness,
+			rows: []row{
+				{metric: fmt.Sprintf(smallFirst, "no-ops"), unit: "ms", target: atMost(100), floor: atMost(500)},
+				{metric: fmt.Sprintf(smallBehind, "no-ops"), unit: "ms"},
+				{metric: fmt.Sprintf(smallIdle, "no-ops"), unit: "ms"},
+				{metric: fmt.Sprintf(smallFirst, trueProgram), unit: "ms", target: atMost(100), floor: atMost(500)},
+				{metric: fmt.Sprintf(smallBehind, trueProgram), unit: "ms"},
+				{metric: fmt.Sprintf(smallIdle, trueProgram), unit: "ms"},
+				{metric: thousandRuns, unit: "tasks/s"},
+				{metric: leastOfMost, unit: ""},
+				{metric: smallAmong, unit: "ms"},
 			},
 		},
 	}
