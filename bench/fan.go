@@ -16,10 +16,14 @@ func w1(e *env) (map[string]float64, error) {
 	// Of a run that takes make several seconds a part tells as much.
 	part := e.size(n, 2000)
 	err = e.references(values, func(recipe string) string { return fanMakefile(part, recipe) }, float64(n+2)/float64(part+2))
-	if err != nil || e.smoke {
-		return values, err
+	if err != nil {
+		return nil, err
 	}
-	return values, e.peerFans(values, n)
+	suffixes := map[string]string{"rate": ""}
+	if err := e.beside(values, []string{riverPostgres, riverSQLite}, suffixes, "fan", n); err != nil {
+		return nil, err
+	}
+	return values, e.beside(values, []string{dask}, suffixes, "fan", n/5)
 }
 
 // w1m is the same at a million.

@@ -23,7 +23,17 @@ func w4(e *env) (map[string]float64, error) {
 	}
 	values := map[string]float64{"a hop": millis(took) / float64(n)}
 	err = e.references(values, func(recipe string) string { return chainMakefile(n, recipe) }, 1000/float64(n))
-	return values, err
+	if err != nil {
+		return nil, err
+	}
+	others := map[string]float64{}
+	if err := e.beside(others, []string{riverPostgres, riverSQLite, dask}, map[string]string{"p50": ""}, "chain", n); err != nil {
+		return nil, err
+	}
+	for name, whole := range others {
+		values[name] = whole / float64(n)
+	}
+	return values, nil
 }
 
 func w5(e *env) (map[string]float64, error) {
@@ -78,8 +88,9 @@ func empty(e *env) (map[string]float64, error) {
 	}
 	slices.Sort(whole)
 	slices.Sort(submission)
-	return map[string]float64{
+	values := map[string]float64{
 		"p50": millis(percentile(whole, 50)), "p99": millis(percentile(whole, 99)),
 		"submission p50": millis(percentile(submission, 50)),
-	}, nil
+	}
+	return values, e.beside(values, []string{riverPostgres, riverSQLite, dask}, map[string]string{"p50": ", p50"}, "empty", n)
 }

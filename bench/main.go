@@ -66,6 +66,7 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 		}
 	}
 	e := &env{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, diag: diag}
+	defer e.close()
 	var results []*result
 	for _, w := range chosen {
 		if o.smoke {

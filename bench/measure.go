@@ -24,6 +24,16 @@ type env struct {
 
 	// absent says of a workload's metrics which cannot be had here, and why.
 	absent map[string]string
+
+	postgresAt string   // the connection string of a PostgreSQL that was started
+	atEnd      []func() // what is to be ended
+}
+
+// close ends what was started for all workloads.
+func (e *env) close() {
+	for _, end := range e.atEnd {
+		end()
+	}
 }
 
 // size is n, or short with --smoke.

@@ -88,6 +88,11 @@ func w3(e *env) (map[string]float64, error) {
 		values[batched] = got.rate * lines
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
+	// A job is what comes closest to a graph of two tasks.
+	err = e.beside(values, []string{riverPostgres, riverSQLite}, map[string]string{"rate": "", "p99": ", p99"}, "submit", 0)
 	if err != nil || e.smoke {
 		return values, err
 	}
