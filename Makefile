@@ -20,7 +20,7 @@ WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery views memory growth fair
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-unit test-e2e test-slurm race check fmt vet lint tidy rules generated tools cover fuzz \
-	bench bench-smoke bench-peers clean $(WORKLOADS:%=bench-%)
+	bench bench-smoke bench-report bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -92,6 +92,9 @@ bench: ## all workloads, ROUNDS (3) rounds each, beside their references; an idl
 
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
+
+bench-report: ## the same, with charts, written into bench/report (about 10 minutes)
+	$(GO) run ./bench --rounds $(ROUNDS) report
 
 bench-peers: ## root on Debian: install what the benchmarks compare with and the machine lacks
 	sh bench/peers/install.sh

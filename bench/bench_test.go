@@ -133,3 +133,37 @@ func TestChoose(t *testing.T) {
 		}
 	}
 }
+
+func TestTally(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lines")
+	ran := lines(file)
+	if n, err := ran.count(); n != 0 || err != nil {
+		t.Errorf("before any line: %d, %v", n, err)
+	}
+	if err := os.WriteFile(file, []byte("t_0\nt_2\nt_0\nt_3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := ran.count(); n != 4 || err != nil {
+		t.Errorf("%d lines, %v; want 4", n, err)
+	}
+	if lost, twice, err := ran.tally(5); lost != 2 || twice != 1 || err != nil {
+		t.Errorf("of 5 tasks %d lost and %d twice, %v; want 2 and 1", lost, twice, err)
+	}
+}
+
+// TestManyParameters: however many tasks, the document is short.
+func TestManyParameters(t *testing.T) {
+	for _, n := range []int{5, 10_000, 20_000, 1_000_000, 10_000_000} {
+		parameters, names := many(n)
+		product := 1
+		for _, name := range names {
+			product *= len(parameters[name])
+		}
+		if product != n || len(names) != len(parameters) {
+			t.Errorf("%d: %d combinations of %v", n, product, names)
+		}
+		if doc, err := fan(n); err != nil || len(doc) > 150_000 {
+			t.Errorf("%d: a document of %d bytes, %v", n, len(doc), err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -55,20 +56,35 @@ func (e *env) behind(values map[string]float64, kind string, command []string) e
 			return err
 		}
 		defer r.Close()
-		idle, err := e.smallRuns(r, small, 20)
-		if err != nil {
-			return err
+		var idle []time.Duration
+		for range 20 {
+			took, err := r.time(e.ctx, small, poll)
+			if err != nil {
+				return err
+			}
+			idle = append(idle, took)
 		}
 		big, err := r.submit(large)
 		if err != nil {
 			return err
 		}
-		loaded, err := e.smallRuns(r, small, 20)
-		if err != nil {
-			return err
+		var loaded []time.Duration
+		for len(loaded) < 20 {
+			took, err := r.time(e.ctx, small, poll)
+			if err != nil {
+				return err
+			}
+			counts, err := r.counts(big)
+			if err != nil {
+				return err
+			}
+			if counts["QUEUED"] == 0 {
+				break // there is nothing left to be behind
+			}
+			loaded = append(loaded, took)
 		}
-		if counts, err := r.counts(big); err != nil || counts["QUEUED"] == 0 {
-			return fmt.Errorf("the large run was done before the small ones: %v %w", counts, err)
+		if len(loaded) == 0 {
+			return errors.New("the large run was done before a small one")
 		}
 		first := loaded[0]
 		slices.Sort(idle)
@@ -78,18 +94,6 @@ func (e *env) behind(values map[string]float64, kind string, command []string) e
 		values[fmt.Sprintf(smallBehind, kind)] = millis(percentile(loaded, 50))
 		return nil
 	})
-}
-
-// smallRuns runs the same graph one time after the other.
-func (e *env) smallRuns(r runner, doc []byte, times int) (took []time.Duration, err error) {
-	for range times {
-		d, err := r.time(e.ctx, doc, poll)
-		if err != nil {
-			return nil, err
-		}
-		took = append(took, d)
-	}
-	return took, nil
 }
 
 // among submits 1,000 runs in one request, sees how far each has come when half of
