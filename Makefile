@@ -16,15 +16,15 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-WORKLOADS = w1 w2 w3 w4 w5 output empty
+WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery views memory growth fairness metg
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-unit test-e2e test-slurm race check fmt vet lint tidy rules generated tools cover fuzz \
-	bench bench-smoke clean $(WORKLOADS:%=bench-%)
+	bench bench-smoke bench-report bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@echo "  bench-w1 bench-w2 bench-w3 bench-w4 bench-w5 bench-output bench-empty: one workload alone"
+	@echo "  $(WORKLOADS:%=bench-%): one workload alone"
 
 build: ## build bin/caravan: static, with version, commit and date
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/caravan ./cmd/caravan
@@ -93,7 +93,13 @@ bench: ## all workloads, ROUNDS (3) rounds each, beside their references; an idl
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
 
-bench-smoke: ## short runs of w1, w2, w3 and empty that fail below their floors
+bench-report: ## the same, with charts, written into bench/report (about 10 minutes)
+	$(GO) run ./bench --rounds $(ROUNDS) report
+
+bench-peers: ## root on Debian: install what the benchmarks compare with and the machine lacks
+	sh bench/peers/install.sh
+
+bench-smoke: ## short runs of all workloads that fail below their floors (under a minute)
 	$(GO) run ./bench --rounds 1 --smoke all
 
 clean: ## remove what the targets made

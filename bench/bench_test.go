@@ -16,18 +16,24 @@ import (
 
 func TestRatiosAndFloors(t *testing.T) {
 	w := workload{name: "w", what: "a test", rows: []row{
-		{metric: "rate", unit: "/s", per: "ref", floor: 0.5},
+		{metric: "rate", unit: "/s", per: "ref", target: atLeast(60), floor: ratioAtLeast(0.5)},
 		{metric: "time", unit: "s", per: "ref time", inverse: true},
-		{metric: "p50", unit: "ms", floor: 2, most: true},
-		{metric: "absent", unit: "s", per: "ref", floor: 3},
+		{metric: "p50", unit: "ms", target: atMost(4), floor: atMost(2)},
+		{metric: "absent", unit: "s", per: "ref", floor: ratioAtLeast(3)},
+		{metric: "not asked for", unit: "s"},
+		{metric: "lost", target: atMost(0), floor: atMost(0)},
 	}}
 	rounds := []map[string]float64{
-		{"rate": 40, "ref": 100, "time": 2, "ref time": 4, "p50": 1},
-		{"rate": 60, "ref": 100, "time": 1, "ref time": 3, "p50": 3},
-		{"rate": 50, "ref": 100, "time": 1, "ref time": 4, "p50": 5},
+		{"rate": 40, "ref": 100, "time": 2, "ref time": 4, "p50": 1, "lost": 0},
+		{"rate": 60, "ref": 100, "time": 1, "ref time": 3, "p50": 3, "lost": 0},
+		{"rate": 50, "ref": 100, "time": 1, "ref time": 4, "p50": 5, "lost": 0},
 	}
 	n := 0
-	w.one = func(*env) (map[string]float64, error) { n++; return rounds[n-1], nil }
+	w.one = func(e *env) (map[string]float64, error) {
+		n++
+		e.lacks("absent", absence("there is none"))
+		return rounds[n-1], nil
+	}
 	r, err := w.measure(&env{ctx: t.Context(), diag: io.Discard}, 3)
 	if err != nil {
 		t.Fatal(err)
@@ -35,18 +41,22 @@ func TestRatiosAndFloors(t *testing.T) {
 	if r.medians["rate"] != 50 || r.ratios["rate"] != 0.5 || r.ratios["time"] != 3 || r.medians["p50"] != 3 {
 		t.Errorf("medians %v, ratios %v", r.medians, r.ratios)
 	}
-	err = belowFloors([]*result{r})
-	if err == nil || !strings.Contains(err.Error(), "p50") || strings.Contains(err.Error(), "rate") {
+	err = belowFloors(r)
+	if err == nil || !strings.Contains(err.Error(), "p50") || strings.Contains(err.Error(), "rate") || strings.Contains(err.Error(), "lost") {
 		t.Errorf("below the floors: %v, want p50 alone", err)
 	}
 	var table strings.Builder
 	if err := writeTable(&table, machine{}, []*result{r}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"0.50 x ref", "3.00 x the speed of ref time", ">= 0.50 x", "<= 2.000 ms"} {
+	for _, want := range []string{"0.50 x ref", "3.00 x the speed of ref time", ">= 0.50 x", "<= 2.000 ms",
+		">= 60.0 /s: missed", "<= 4.000 ms: met", "| lost | 0 |", "not measured: there is none"} {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("the table does not show %q:\n%s", want, table.String())
 		}
+	}
+	if strings.Contains(table.String(), "not asked for") {
+		t.Errorf("the table shows a row of which nothing is known:\n%s", table.String())
 	}
 	var doc bytes.Buffer
 	if err := writeJSON(&doc, machine{}, []*result{r}); err != nil || !json.Valid(doc.Bytes()) {
@@ -84,7 +94,7 @@ func TestGraphsAndMakefiles(t *testing.T) {
 		makefile  func(recipe string) string
 		tasks     int
 	}{
-		"fan":    {func() ([]byte, error) { return fan(5, "") }, 3, func(r string) string { return fanMakefile(5, r) }, 7},
+		"fan":    {func() ([]byte, error) { return fan(5) }, 3, func(r string) string { return fanMakefile(5, r) }, 7},
 		"chain":  {func() ([]byte, error) { return chain(6) }, 6, func(r string) string { return chainMakefile(6, r) }, 6},
 		"layers": {func() ([]byte, error) { return layers(3, 4) }, 3, func(r string) string { return layersMakefile(3, 4, r) }, 12},
 	} {
@@ -120,6 +130,40 @@ func TestChoose(t *testing.T) {
 	for _, names := range [][]string{nil, {"w9"}} {
 		if _, err := choose(names); err == nil {
 			t.Errorf("%v was accepted", names)
+		}
+	}
+}
+
+func TestTally(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lines")
+	ran := lines(file)
+	if n, err := ran.count(); n != 0 || err != nil {
+		t.Errorf("before any line: %d, %v", n, err)
+	}
+	if err := os.WriteFile(file, []byte("t_0\nt_2\nt_0\nt_3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := ran.count(); n != 4 || err != nil {
+		t.Errorf("%d lines, %v; want 4", n, err)
+	}
+	if lost, twice, err := ran.tally(5); lost != 2 || twice != 1 || err != nil {
+		t.Errorf("of 5 tasks %d lost and %d twice, %v; want 2 and 1", lost, twice, err)
+	}
+}
+
+// TestManyParameters: however many tasks, the document is short.
+func TestManyParameters(t *testing.T) {
+	for _, n := range []int{5, 10_000, 20_000, 1_000_000, 10_000_000} {
+		parameters, names := many(n)
+		product := 1
+		for _, name := range names {
+			product *= len(parameters[name])
+		}
+		if product != n || len(names) != len(parameters) {
+			t.Errorf("%d: %d combinations of %v", n, product, names)
+		}
+		if doc, err := fan(n); err != nil || len(doc) > 150_000 {
+			t.Errorf("%d: a document of %d bytes, %v", n, len(doc), err)
 		}
 	}
 }

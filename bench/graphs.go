@@ -10,23 +10,36 @@ import (
 
 type task map[string]any
 
-func noop(parameter string, parents ...string) task {
+func noop(parameters []string, parents ...string) task {
 	job := map[string]any{"executor": "noop"}
-	if parameter != "" {
-		job["command"] = []string{"noop", "{{" + parameter + "}}"}
+	if len(parameters) > 0 {
+		job["command"] = append([]string{"noop"}, tokens("", parameters)...)
 	}
 	return task{"job": job, "parents": parents}
 }
 
-// process is a task that runs a program. The parameter, which makes it many, is in
-// its environment and not an argument: with one, /bin/true looks for --help in all
+// process is a task that runs a program. The parameters, which make it many, are in
+// its environment and not arguments: with one, /bin/true looks for --help in all
 // the languages that the machine has, which takes as long again as the rest of it.
-func process(program, parameter string, parents ...string) task {
-	job := map[string]any{"command": []string{program}}
-	if parameter != "" {
-		job["environment"] = []string{parameter + "={{" + parameter + "}}"}
+func process(command, parameters []string, parents ...string) task {
+	job := map[string]any{"command": command}
+	if len(parameters) > 0 {
+		job["environment"] = tokens("=", parameters)
 	}
 	return task{"job": job, "parents": parents}
+}
+
+// tokens are references to parameters, each behind its name when there is a sign
+// to put between them.
+func tokens(sign string, parameters []string) (list []string) {
+	for _, p := range parameters {
+		token := "{{" + p + "}}"
+		if sign != "" {
+			token = p + sign + token
+		}
+		list = append(list, token)
+	}
+	return list
 }
 
 func document(parameters map[string][]string, tasks map[string]task) ([]byte, error) {
@@ -46,14 +59,24 @@ func numbers(n int) []string {
 	return list
 }
 
-// fan is 1 -> n -> 1, of no-ops, or of a program.
-func fan(n int, program string) ([]byte, error) {
-	make := noop
-	if program != "" {
-		make = func(parameter string, parents ...string) task { return process(program, parameter, parents...) }
+// many are parameters with n combinations, in a document that stays small: beyond
+// 10,000 the product of two lists, of which one has 1,000 values.
+func many(n int) (parameters map[string][]string, names []string) {
+	if n <= 10_000 || n%1000 != 0 {
+		return map[string][]string{"N": numbers(n)}, []string{"N"}
 	}
-	return document(map[string][]string{"N": numbers(n)}, map[string]task{
-		"first": make(""), "mid": make("N", "first"), "last": make("", "mid"),
+	return map[string][]string{"M": numbers(n / 1000), "N": numbers(1000)}, []string{"M", "N"}
+}
+
+// fan is 1 -> n -> 1, of no-ops, or of a program.
+func fan(n int, command ...string) ([]byte, error) {
+	make := noop
+	if len(command) > 0 {
+		make = func(parameters []string, parents ...string) task { return process(command, parameters, parents...) }
+	}
+	parameters, names := many(n)
+	return document(parameters, map[string]task{
+		"first": make(nil), "mid": make(names, "first"), "last": make(nil, "mid"),
 	})
 }
 
@@ -65,11 +88,27 @@ func fanMakefile(n int, recipe string) string {
 	return b.String()
 }
 
+// fanNinja is the same for ninja. The files that it names never come to be, so that
+// every one is made.
+func fanNinja(n int, command string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "rule run\n  command = %s\nbuild first: run\n", command)
+	for i := range n {
+		fmt.Fprintf(&b, "build m%d: run first\n", i)
+	}
+	b.WriteString("build last: run")
+	for i := range n {
+		fmt.Fprintf(&b, " m%d", i)
+	}
+	b.WriteString("\ndefault last\n")
+	return b.String()
+}
+
 // chain is t0 -> t1 -> … of no-ops.
 func chain(n int) ([]byte, error) {
-	tasks := map[string]task{"t0": noop("")}
+	tasks := map[string]task{"t0": noop(nil)}
 	for i := 1; i < n; i++ {
-		tasks[fmt.Sprintf("t%d", i)] = noop("", fmt.Sprintf("t%d", i-1))
+		tasks[fmt.Sprintf("t%d", i)] = noop(nil, fmt.Sprintf("t%d", i-1))
 	}
 	return document(map[string][]string{}, tasks)
 }
@@ -86,9 +125,9 @@ func chainMakefile(n int, recipe string) string {
 
 // layers is n layers of width tasks, each waiting for all of the layer before.
 func layers(n, width int) ([]byte, error) {
-	tasks := map[string]task{"l0": noop("N")}
+	tasks := map[string]task{"l0": noop([]string{"N"})}
 	for i := 1; i < n; i++ {
-		tasks[fmt.Sprintf("l%d", i)] = noop("N", fmt.Sprintf("l%d", i-1))
+		tasks[fmt.Sprintf("l%d", i)] = noop([]string{"N"}, fmt.Sprintf("l%d", i-1))
 	}
 	return document(map[string][]string{"N": numbers(width)}, tasks)
 }

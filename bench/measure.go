@@ -18,8 +18,22 @@ type env struct {
 	dir    string // temporary, removed at the end
 	binary string
 	smoke  bool
+	large  bool
 	diag   io.Writer
 	round  int
+
+	// absent says of a workload's metrics which cannot be had here, and why.
+	absent map[string]string
+
+	postgresAt string   // the connection string of a PostgreSQL that was started
+	atEnd      []func() // what is to be ended
+}
+
+// close ends what was started for all workloads.
+func (e *env) close() {
+	for _, end := range e.atEnd {
+		end()
+	}
 }
 
 // size is n, or short with --smoke.
@@ -33,6 +47,14 @@ func (e *env) size(n, short int) int {
 // fresh is a new empty folder.
 func (e *env) fresh() (string, error) { return os.MkdirTemp(e.dir, "round-") }
 
+// lacks says that a metric is not measured: the table names it all the same.
+func (e *env) lacks(metric string, why error) {
+	if e.absent == nil {
+		e.absent = map[string]string{}
+	}
+	e.absent[metric] = why.Error()
+}
+
 // workload is one row group of the report.
 type workload struct {
 	name string
@@ -41,21 +63,9 @@ type workload struct {
 	one func(*env) (map[string]float64, error)
 	// rows says how the metrics are shown.
 	rows []row
-}
-
-// row is one line of the report.
-type row struct {
-	metric string
-	unit   string
-	// per is the metric that this one is shown in proportion to, "" for none; with
-	// inverse the proportion is per/metric (both are times).
-	per     string
-	inverse bool
-	target  string // in words
-	// floor is the least ratio (or, without per, the least value) that --smoke
-	// demands; with most it is the greatest. 0 = none.
-	floor float64
-	most  bool
+	// once: a single round, however many are asked for, since it takes long or shows
+	// a shape rather than a figure.
+	once bool
 }
 
 // result holds the medians of a workload's rounds.
@@ -65,10 +75,15 @@ type result struct {
 	at      time.Time
 	medians map[string]float64
 	ratios  map[string]float64 // by metric: medians of the ratios of each round
+	absent  map[string]string  // by metric: why it was not measured
 }
 
 // measure runs all rounds of a workload.
 func (w workload) measure(e *env, rounds int) (*result, error) {
+	if w.once {
+		rounds = 1
+	}
+	e.absent = nil
 	values, ratios := map[string][]float64{}, map[string][]float64{}
 	for n := range rounds {
 		e.round = n
@@ -89,7 +104,7 @@ func (w workload) measure(e *env, rounds int) (*result, error) {
 			return nil, err
 		}
 	}
-	res := &result{workload: w, rounds: rounds, at: time.Now(), medians: map[string]float64{}, ratios: map[string]float64{}}
+	res := &result{workload: w, rounds: rounds, at: time.Now(), medians: map[string]float64{}, ratios: map[string]float64{}, absent: e.absent}
 	for name, v := range values {
 		res.medians[name] = median(v)
 	}
@@ -97,19 +112,6 @@ func (w workload) measure(e *env, rounds int) (*result, error) {
 		res.ratios[name] = median(v)
 	}
 	return res, nil
-}
-
-// ratio is a row's proportion in one round.
-func (r row) ratio(values map[string]float64) (float64, bool) {
-	v, ok := values[r.metric]
-	ref, okRef := values[r.per]
-	if !ok || !okRef || v == 0 || ref == 0 {
-		return 0, false
-	}
-	if r.inverse {
-		return ref / v, true
-	}
-	return v / ref, true
 }
 
 func median(v []float64) float64 {
@@ -125,24 +127,24 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// withServer runs f with a fresh server over fresh data.
-func (e *env) withServer(f func(*servertest.Server) error, args ...string) error {
+// start starts a server over fresh data.
+func (e *env) start(args ...string) (*servertest.Server, error) {
 	dir, err := e.fresh()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	data := filepath.Join(dir, "data")
-	s, err := servertest.Start(servertest.Config{Binary: e.binary, Data: data,
-		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--log-level", "warn"}, args...)})
-	if err != nil {
-		return err
-	}
-	err = f(s)
-	if _, _, stopErr := s.Stop(30 * time.Second); err == nil && stopErr != nil {
+	return servertest.Start(servertest.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
+		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}, args...)})
+}
+
+// finish stops a server, ends its worker with what still runs, which would disturb
+// the next round, and removes the data. It returns err, or else what went wrong.
+func (e *env) finish(s *servertest.Server, err error) error {
+	data := s.Config().Data
+	defer os.RemoveAll(filepath.Dir(data))
+	if _, _, stopErr := s.Stop(30 * time.Second); err == nil {
 		err = stopErr
 	}
-	// What still runs would go on, and disturb the next round.
 	if endErr := servertest.EndWorkers(data, 30*time.Second); err == nil {
 		err = endErr
 	}
@@ -150,4 +152,13 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 		return fmt.Errorf("%w\n%s", err, s.Log())
 	}
 	return nil
+}
+
+// withServer runs f with a fresh server over fresh data.
+func (e *env) withServer(f func(*servertest.Server) error, args ...string) error {
+	s, err := e.start(args...)
+	if err != nil {
+		return err
+	}
+	return e.finish(s, f(s))
 }

@@ -20,7 +20,7 @@ func output(e *env) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	warm, err := fan(1, "/bin/true")
+	warm, err := fan(1, trueProgram)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,37 +10,82 @@ import (
 	"time"
 )
 
-// makeTime is how long `make -j2` takes for a Makefile.
-func (e *env) makeTime(makefile string) (time.Duration, error) {
-	dir, err := e.fresh()
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	if err := os.WriteFile(filepath.Join(dir, "Makefile"), []byte(makefile), 0o600); err != nil {
-		return 0, err
-	}
-	// -r: no built-in rules are looked for; that is make at its best.
-	cmd := exec.CommandContext(e.ctx, "make", "-r", "-s", "-j2")
-	cmd.Dir = dir
-	// A make above this one must not pass its own flags and job slots on.
-	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MFLAGS=", "MAKELEVEL=")
-	return timed(cmd)
+// spent is what a process took, with all that it waited for.
+type spent struct {
+	wall, cpu time.Duration
 }
 
-// xargsTime is how long `xargs -P2` takes for n runs of a program, without arguments.
-func (e *env) xargsTime(n int, program string) (time.Duration, error) {
-	cmd := exec.CommandContext(e.ctx, "xargs", "-P2", "-I{}", program)
-	cmd.Stdin = strings.NewReader(strings.Join(numbers(n), "\n"))
-	return timed(cmd)
+// absence is an error that says what a reference would need.
+type absence string
+
+func (a absence) Error() string { return string(a) }
+
+// missing tells whether a reference could not be measured for want of something.
+func missing(err error) bool {
+	var a absence
+	return errors.As(err, &a)
 }
 
-func timed(cmd *exec.Cmd) (time.Duration, error) {
+// installPeers is how what a reference needs is had.
+const installPeers = "`make bench-peers` installs it"
+
+// found is an error where a program is not on the PATH.
+func found(program string) error {
+	if _, err := exec.LookPath(program); err != nil {
+		return absence(program + " is not here; " + installPeers)
+	}
+	return nil
+}
+
+// peer is the command of a reference. It has a small environment, as tasks have:
+// what a variable costs each process would count.
+func (e *env) peer(program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(e.ctx, program, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LANG=C.UTF-8"}
+	return cmd
+}
+
+func timed(cmd *exec.Cmd) (spent, error) {
 	begin := time.Now()
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("%s: %w\n%.2000s", cmd.Args[0], err, out)
+		return spent{}, fmt.Errorf("%s: %w\n%.2000s", cmd.Args[0], err, out)
 	}
-	return time.Since(begin), nil
+	return spent{time.Since(begin), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}, nil
+}
+
+// inFolder runs a command in a new folder that holds one file.
+func (e *env) inFolder(name, text string, cmd *exec.Cmd) (spent, error) {
+	dir, err := e.fresh()
+	if err != nil {
+		return spent{}, err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		return spent{}, err
+	}
+	cmd.Dir = dir
+	return timed(cmd)
+}
+
+// makeTime is what `make -j2` takes for a Makefile. -r: no built-in rules are looked
+// for; that is make at its best.
+func (e *env) makeTime(makefile string) (spent, error) {
+	return e.inFolder("Makefile", makefile, e.peer("make", "-r", "-s", "-j2"))
+}
+
+// ninjaTime is what `ninja -j2` takes for a build.ninja.
+func (e *env) ninjaTime(build string) (spent, error) {
+	if err := found("ninja"); err != nil {
+		return spent{}, err
+	}
+	return e.inFolder("build.ninja", build, e.peer("ninja", "-j2", "--quiet"))
+}
+
+// xargsTime is what `xargs -P2` takes for n runs of a program, without arguments.
+func (e *env) xargsTime(n int, program string) (spent, error) {
+	cmd := e.peer("xargs", "-P2", "-I{}", program)
+	cmd.Stdin = strings.NewReader(strings.Join(numbers(n), "\n"))
+	return timed(cmd)
 }
 
 // loopSource keeps two children of vfork going until n have ended: the least that
@@ -63,20 +109,28 @@ int main(int argc, char **argv) {
 }
 `
 
-// loopTime is how long a C loop takes for n runs of a program; ok is false where
-// there is no C compiler.
-func (e *env) loopTime(n int, program string) (took time.Duration, ok bool, err error) {
+// compiled is the path of a C program, compiled once.
+func (e *env) compiled(name, source string) (string, error) {
 	if _, err := exec.LookPath("cc"); err != nil {
-		return 0, false, nil
+		return "", absence("there is no C compiler (cc)")
 	}
-	binary := filepath.Join(e.dir, "loop")
-	if _, err := os.Stat(binary); err != nil {
-		cmd := exec.CommandContext(e.ctx, "cc", "-O2", "-x", "c", "-o", binary, "-")
-		cmd.Stdin = strings.NewReader(loopSource)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return 0, false, fmt.Errorf("cc: %w\n%s", err, out)
-		}
+	binary := filepath.Join(e.dir, name)
+	if _, err := os.Stat(binary); err == nil {
+		return binary, nil
 	}
-	took, err = timed(exec.CommandContext(e.ctx, binary, fmt.Sprint(n), program))
-	return took, err == nil, err
+	cmd := exec.CommandContext(e.ctx, "cc", "-O2", "-x", "c", "-o", binary, "-")
+	cmd.Stdin = strings.NewReader(source)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cc: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+// loopTime is what a C loop takes for n runs of a program.
+func (e *env) loopTime(n int, program string) (spent, error) {
+	binary, err := e.compiled("loop", loopSource)
+	if err != nil {
+		return spent{}, err
+	}
+	return timed(e.peer(binary, fmt.Sprint(n), program))
 }

@@ -29,6 +29,19 @@ func (r runner) submit(doc []byte) (uint64, error) {
 	return got.RunID, json.Unmarshal(body, &got)
 }
 
+// counts are how many tasks of a run are in each state.
+func (r runner) counts(run uint64) (map[string]int, error) {
+	status, body, err := r.roundTrip(request("GET", fmt.Sprintf("/v1/dagrun/%d/summary", run), nil))
+	if err != nil {
+		return nil, err
+	}
+	if status != 200 {
+		return nil, fmt.Errorf("summary of run %d: status %d: %s", run, status, body)
+	}
+	var got struct{ TaskCounts map[string]int }
+	return got.TaskCounts, json.Unmarshal(body, &got)
+}
+
 var completed = []byte(`"COMPLETED"`)
 
 // await polls the run's state until it is COMPLETED. With an interval of 0 it asks

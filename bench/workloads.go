@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/servertest"
@@ -14,7 +12,7 @@ import (
 // recipe for which it starts none: the cost of its graph alone, nothing of which
 // is durable.
 const (
-	trueRecipe = "@/bin/true"
+	trueRecipe = "@" + trueProgram
 	noRecipe   = "@:"
 )
 
@@ -23,9 +21,6 @@ const (
 	makeNone = "make -j2 without processes"
 )
 
-// slotIdle is the median of what /metrics says of it.
-const slotIdle = "free slot to next start, p50"
-
 // references measures both for a graph, in seconds times scale.
 func (e *env) references(values map[string]float64, makefile func(recipe string) string, scale float64) error {
 	for metric, recipe := range map[string]string{makeTrue: trueRecipe, makeNone: noRecipe} {
@@ -33,7 +28,7 @@ func (e *env) references(values map[string]float64, makefile func(recipe string)
 		if err != nil {
 			return err
 		}
-		values[metric] = took.Seconds() * scale
+		values[metric] = took.wall.Seconds() * scale
 	}
 	return nil
 }
@@ -42,53 +37,85 @@ func (e *env) references(values map[string]float64, makefile func(recipe string)
 // a millisecond not to count.
 const poll = time.Millisecond
 
+// workloads are all there are, with what is asked for and what --smoke demands.
 func workloads() []workload {
 	return []workload{
 		{
-			name: "w1", what: "1 -> N -> 1 no-op", one: w1,
+			name: "w1", what: "1 -> 10,000 -> 1 no-op", one: w1,
 			rows: []row{
-				{metric: "tasks/s", unit: "tasks/s", target: "60,000 tasks/s", floor: 20_000},
+				{metric: "tasks/s", unit: "tasks/s", target: atLeast(60_000), floor: atLeast(20_000)},
 				{metric: "time", unit: "s", per: makeTrue, inverse: true},
 				{metric: makeTrue, unit: "s"},
 				{metric: makeNone, unit: "s"},
+				{metric: riverPostgres, unit: "tasks/s", per: "tasks/s"},
+				{metric: riverSQLite, unit: "tasks/s", per: "tasks/s"},
+				{metric: dask, unit: "tasks/s", per: "tasks/s"},
 				{metric: "server CPU per task", unit: "us"},
-				{metric: "peak RSS", unit: "MB", target: "400 MB at N = 1,000,000"},
+				{metric: "peak RSS", unit: "MB"},
+				{metric: devicePerTransition, unit: "B", target: atMost(40)},
+			},
+		},
+		{
+			name: "w1m", what: "1 -> 1,000,000 -> 1 no-op", one: w1m,
+			rows: []row{
+				{metric: "tasks/s", unit: "tasks/s", target: atLeast(100_000), floor: atLeast(30_000)},
+				{metric: "accepted after", unit: "ms", target: atMost(50), floor: atMost(200)},
+				{metric: "server CPU per task", unit: "us"},
+				{metric: "peak RSS", unit: "MB", target: atMost(400), floor: atMost(800)},
+				{metric: devicePerTransition, unit: "B", target: atMost(40), floor: atMost(120)},
 			},
 		},
 		{
 			name: "w2", what: "1 -> N -> 1 /bin/true, 2 slots", one: w2,
 			rows: []row{
-				{metric: "tasks/s", unit: "tasks/s", per: "make -j2", target: "1.0 x make -j2", floor: 0.6},
-				{metric: "make -j2", unit: "tasks/s"},
-				{metric: "xargs -P2", unit: "tasks/s", per: "make -j2"},
-				{metric: "C loop", unit: "tasks/s", per: "make -j2"},
-				{metric: slotIdle, unit: "us", target: "300 us"},
+				{metric: "tasks/s", unit: "tasks/s", per: makeJ2, target: ratioAtLeast(0.95), floor: ratioAtLeast(0.4)},
+				{metric: makeJ2, unit: "tasks/s"},
+				{metric: ninjaJ2, unit: "tasks/s", per: makeJ2},
+				{metric: xargsP2, unit: "tasks/s", per: makeJ2},
+				{metric: cLoop, unit: "tasks/s", per: makeJ2},
+				{metric: riverPostgres, unit: "tasks/s", per: makeJ2},
+				{metric: riverSQLite, unit: "tasks/s", per: makeJ2},
+				{metric: dask, unit: "tasks/s", per: makeJ2},
+				{metric: taskCPU, unit: "us", per: cLoopCPU, target: ratioAtMost(1.33), floor: ratioAtMost(2.5)},
+				{metric: addedCPU, unit: "us", target: atMost(80)},
+				{metric: cLoopCPU, unit: "us"},
+				{metric: makeCPU, unit: "us", per: cLoopCPU},
+				{metric: ninjaCPU, unit: "us", per: cLoopCPU},
+				{metric: xargsCPU, unit: "us", per: cLoopCPU},
+				{metric: slotIdle, unit: "us", target: atMost(300)},
 			},
 		},
 		{
 			name: "w3", what: "durable submissions, 64 connections", one: w3,
 			rows: []row{
-				{metric: submissions, unit: "/s", per: "GET /ready", target: "0.45 x GET /ready", floor: 0.3},
+				{metric: submissions, unit: "/s", per: "GET /ready", target: ratioAtLeast(0.45), floor: ratioAtLeast(0.13)},
 				{metric: "p50", unit: "ms"},
-				{metric: "p99", unit: "ms", target: "10 ms"},
+				{metric: "p99", unit: "ms", target: atMost(10)},
 				{metric: "GET /ready", unit: "/s"},
-				{metric: batched, unit: "DAGs/s", per: "GET /ready", target: "150,000 DAGs/s", floor: 0.5},
+				{metric: batched, unit: "DAGs/s", per: "GET /ready", target: atLeast(150_000), floor: ratioAtLeast(0.4)},
 				{metric: "while no-op runs run", unit: "/s", per: "GET /ready"},
 				{metric: "while /bin/true runs", unit: "/s", per: "GET /ready"},
+				{metric: riverPostgres, unit: "/s", per: submissions},
+				{metric: riverPostgres + ", p99", unit: "ms"},
+				{metric: riverSQLite, unit: "/s", per: submissions},
+				{metric: riverSQLite + ", p99", unit: "ms"},
 			},
 		},
 		{
 			name: "w4", what: "chain of no-ops", one: w4,
 			rows: []row{
-				{metric: "a hop", unit: "ms", per: makeTrue, inverse: true, target: "0.5 ms"},
+				{metric: "a hop", unit: "ms", per: makeTrue, inverse: true, target: atMost(0.5), floor: atMost(3)},
 				{metric: makeTrue, unit: "ms"},
 				{metric: makeNone, unit: "ms"},
+				{metric: riverPostgres, unit: "ms"},
+				{metric: riverSQLite, unit: "ms"},
+				{metric: dask, unit: "ms"},
 			},
 		},
 		{
 			name: "w5", what: "10 layers x 100, all to all, no-op", one: w5,
 			rows: []row{
-				{metric: "time", unit: "s", per: makeTrue, inverse: true, target: "0.05 s"},
+				{metric: "time", unit: "s", per: makeTrue, inverse: true, target: atMost(0.05), floor: ratioAtLeast(2)},
 				{metric: makeTrue, unit: "s"},
 				{metric: makeNone, unit: "s"},
 			},
@@ -96,16 +123,82 @@ func workloads() []workload {
 		{
 			name: "output", what: "a task prints 10 GiB", one: output,
 			rows: []row{
-				{metric: outputRate, unit: "MB/s", target: "200 MB/s", floor: 200},
-				{metric: outputKept, unit: "MB", target: "the limit of 64 MiB", floor: 70, most: true},
+				{metric: outputRate, unit: "MB/s", target: atLeast(200), floor: atLeast(100)},
+				{metric: outputKept, unit: "MB", target: atMost(70), floor: atMost(70)},
 			},
 		},
 		{
 			name: "empty", what: "1 no-op, submission to COMPLETED", one: empty,
 			rows: []row{
-				{metric: "p50", unit: "ms", target: "1 ms", floor: 2, most: true},
+				{metric: "p50", unit: "ms", target: atMost(1), floor: atMost(6)},
 				{metric: "p99", unit: "ms"},
 				{metric: "submission p50", unit: "ms"},
+				{metric: riverPostgres + ", p50", unit: "ms"},
+				{metric: riverSQLite + ", p50", unit: "ms"},
+				{metric: dask + ", p50", unit: "ms"},
+			},
+		},
+		{
+			name: "w6", what: "kill -9 of the server, three times in mid-run", one: w6,
+			rows: []row{
+				{metric: "goes on after", unit: "s", target: atMost(2), floor: atMost(8)},
+				{metric: "lost", target: atMost(0), floor: atMost(0)},
+				{metric: "twice", target: atMost(0), floor: atMost(0)},
+			},
+		},
+		{
+			name: "recovery", what: "kill -9 with half of 1,000,000 tasks done", one: recovery,
+			rows: []row{
+				{metric: "GET /ready after", unit: "s", target: atMost(0.5), floor: atMost(3)},
+				{metric: "first new task after", unit: "s", target: atMost(0.5), floor: atMost(3)},
+			},
+		},
+		{
+			name: "views", what: "looking at 1,000,000 tasks while they run", one: views,
+			rows: []row{
+				{metric: "list, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "summary, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "state, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "page of 1,000 tasks, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
+				{metric: "full document", unit: "MB/s"},
+				{metric: "full document, time", unit: "s"},
+				{metric: "full document, size", unit: "MB"},
+				{metric: "growth of RSS by the full document", unit: "MB"},
+			},
+		},
+		{
+			name: "memory", what: "runs of 1,000,000 and 10,000,000 tasks that wait", one: memory,
+			rows: []row{
+				{metric: "heap per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
+				{metric: "RSS per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
+			},
+		},
+		{
+			name: "growth", what: "1 -> N -> 1 no-op, against N = 10,000", one: growth, rows: growthRows(), once: true,
+		},
+		{
+			name: "fairness", what: "small runs (1 -> 5 -> 1) behind 1,000,000 tasks", one: fairness,
+			rows: []row{
+				{metric: fmt.Sprintf(smallFirst, "no-ops"), unit: "ms", target: atMost(100), floor: atMost(500)},
+				{metric: fmt.Sprintf(smallBehind, "no-ops"), unit: "ms"},
+				{metric: fmt.Sprintf(smallIdle, "no-ops"), unit: "ms"},
+				{metric: fmt.Sprintf(smallFirst, trueProgram), unit: "ms", target: atMost(100), floor: atMost(500)},
+				{metric: fmt.Sprintf(smallBehind, trueProgram), unit: "ms"},
+				{metric: fmt.Sprintf(smallIdle, trueProgram), unit: "ms"},
+				{metric: thousandRuns, unit: "tasks/s"},
+				{metric: leastOfMost, unit: ""},
+				{metric: smallAmong, unit: "ms"},
+			},
+		},
+		{
+			name: "metg", what: "shortest task of which half the time is useful, 2 slots", one: metg, once: true,
+			rows: []row{
+				{metric: caravan, unit: "ms", per: makeJ2, floor: ratioAtMost(5)},
+				{metric: makeJ2, unit: "ms"},
+				{metric: ninjaJ2, unit: "ms", per: makeJ2},
+				{metric: riverPostgres, unit: "ms", per: makeJ2},
+				{metric: riverSQLite, unit: "ms", per: makeJ2},
+				{metric: dask, unit: "ms", per: makeJ2},
 			},
 		},
 	}
@@ -131,259 +224,26 @@ func (e *env) timeOf(warm, doc []byte, interval time.Duration, look func(*server
 	return took, err
 }
 
-func w1(e *env) (map[string]float64, error) {
-	const n = 10_000
-	doc, err := fan(n, "")
-	if err != nil {
-		return nil, err
-	}
-	warm, err := fan(100, "")
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]float64{}
-	took, err := e.timeOf(warm, doc, poll, func(s *servertest.Server) error {
-		cpu, _, err := s.CPU()
+// usage is what a server, its workers and their ended tasks have used so far.
+type usage struct {
+	cpu     time.Duration
+	written int64 // to the disk, by the server alone
+}
+
+func (e *env) usage(s *servertest.Server) (u usage, err error) {
+	for _, pid := range append(servertest.Workers(s.Config().Data), s.PID()) {
+		own, children, err := servertest.CPU(pid)
 		if err != nil {
-			return err
+			return u, err
 		}
-		_, peak, err := s.Memory()
-		values["server CPU per task"] = float64(cpu.Microseconds()) / float64(n+2)
-		values["peak RSS"] = float64(peak) / (1 << 20)
-		return err
-	})
-	if err != nil {
-		return nil, err
+		u.cpu += own + children
 	}
-	// Of a run that takes make several seconds a part tells as much.
-	part := e.size(n, 2000)
-	values["tasks/s"] = float64(n+2) / took.Seconds()
-	values["time"] = took.Seconds()
-	err = e.references(values, func(recipe string) string { return fanMakefile(part, recipe) }, float64(n+2)/float64(part+2))
-	return values, err
-}
-
-func w2(e *env) (map[string]float64, error) {
-	const program = "/bin/true"
-	n := e.size(2000, 1000)
-	doc, err := fan(n, program)
-	if err != nil {
-		return nil, err
-	}
-	warm, err := fan(20, program)
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]float64{}
-	took, err := e.timeOf(warm, doc, 5*time.Millisecond, func(s *servertest.Server) error {
-		idle, err := s.Quantile("caravan_slot_idle_seconds", 0.5)
-		values[slotIdle] = idle * 1e6
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	rate := func(d time.Duration) float64 { return float64(n+2) / d.Seconds() }
-	values["tasks/s"] = rate(took)
-	ref, err := e.makeTime(fanMakefile(n, "@"+program))
-	if err != nil {
-		return nil, err
-	}
-	values["make -j2"] = rate(ref)
-	if ref, err = e.xargsTime(n+2, program); err != nil {
-		return nil, err
-	}
-	values["xargs -P2"] = rate(ref)
-	ref, ok, err := e.loopTime(n+2, program)
-	if ok {
-		values["C loop"] = rate(ref)
-	}
-	return values, err
-}
-
-// seedShape is the API's own example: one template, two tasks.
-const seedShape = `{"tag":"mediumtest","parameters":{"JOBNO":["1","2"]},` +
-	`"tasks":{"simple":{"job":{%s,"cores":"1","memoryMB":"100"}}}}`
-
-// submissions is w3's measure: what is submitted waits for slots that another run
-// holds, so that it is the submissions that are measured, and not the tasks.
-const submissions = "submissions/s"
-
-// batched is w3's measure of many graphs in one request.
-const batched = "DAGs/s in batches of 100 lines"
-
-func w3(e *env) (map[string]float64, error) {
-	const (
-		connections = 64
-		lines       = 100 // of a batch
-		senders     = 16  // of batches, each over its own connection
-	)
-	during := 4 * time.Second
-	if e.smoke {
-		during = 2 * time.Second
-	}
-	ready := request("GET", "/ready", nil)
-	values := map[string]float64{}
-
-	// GET /ready is measured before and after the submissions of the same server.
-	beside := func(s *servertest.Server, metric, job string) error {
-		before, err := closedLoop(s.URL, connections, during/2, ready)
-		if err != nil {
-			return err
-		}
-		submit := request("POST", "/v1/dagrun", fmt.Appendf(nil, seedShape, job))
-		if _, err := closedLoop(s.URL, connections, during/4, submit); err != nil { // warms it up
-			return err
-		}
-		got, err := closedLoop(s.URL, connections, during, submit)
-		if err != nil {
-			return err
-		}
-		values[metric] = got.rate
-		if metric != submissions {
-			return nil
-		}
-		values["p50"], values["p99"] = millis(got.p50), millis(got.p99)
-		after, err := closedLoop(s.URL, connections, during/2, ready)
-		values["GET /ready"] = (before.rate + after.rate) / 2
-		return err
-	}
-	const job = `"command":["/usr/bin/python3","script.py","{{JOBNO}}"]`
-	// hold has a task take all slots: what is submitted then waits for them.
-	hold := func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		_, err = r.submit([]byte(`{"tasks":{"holder":{"job":{"command":["sleep","300"],"cores":2}}}}`))
-		return err
-	}
-	err := e.withServer(func(s *servertest.Server) error {
-		if err := hold(s); err != nil {
-			return err
-		}
-		return beside(s, submissions, job)
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = e.withServer(func(s *servertest.Server) error {
-		if err := hold(s); err != nil {
-			return err
-		}
-		batch := bytes.Repeat(fmt.Appendf(nil, seedShape+"\n", job), lines)
-		req := requestOf("POST", "/v1/dagruns", "application/x-ndjson", batch)
-		if err := whole(s.URL, req, lines); err != nil {
-			return err
-		}
-		got, err := closedLoop(s.URL, senders, during, req)
-		values[batched] = got.rate * lines
-		return err
-	})
-	if err != nil || e.smoke {
-		return values, err
-	}
-	for metric, job := range map[string]string{
-		"while no-op runs run": `"executor":"noop","command":["/usr/bin/python3","script.py","{{JOBNO}}"]`,
-		"while /bin/true runs": `"command":["/bin/true","script.py","{{JOBNO}}"]`,
-	} {
-		if err := e.withServer(func(s *servertest.Server) error { return beside(s, metric, job) }); err != nil {
-			return nil, err
-		}
-	}
-	return values, nil
-}
-
-// whole sends a batch and sees that every line became a run.
-func whole(url string, req []byte, lines int) error {
-	c, err := dial(url)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	status, body, err := c.roundTrip(req)
-	if err == nil && (status != 200 || bytes.Count(body, []byte(`{"runID":`)) != lines) {
-		err = fmt.Errorf("a batch of %d lines: status %d: %s", lines, status, body)
-	}
-	return err
-}
-
-func w4(e *env) (map[string]float64, error) {
-	n := e.size(1000, 300)
-	doc, err := chain(n)
-	if err != nil {
-		return nil, err
-	}
-	warm, err := chain(10)
-	if err != nil {
-		return nil, err
-	}
-	took, err := e.timeOf(warm, doc, poll, nil)
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]float64{"a hop": millis(took) / float64(n)}
-	err = e.references(values, func(recipe string) string { return chainMakefile(n, recipe) }, 1000/float64(n))
-	return values, err
-}
-
-func w5(e *env) (map[string]float64, error) {
-	doc, err := layers(10, 100)
-	if err != nil {
-		return nil, err
-	}
-	warm, err := layers(3, 10)
-	if err != nil {
-		return nil, err
-	}
-	took, err := e.timeOf(warm, doc, poll, nil)
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]float64{"time": took.Seconds()}
-	err = e.references(values, func(recipe string) string { return layersMakefile(10, 100, recipe) }, 1)
-	return values, err
-}
-
-func empty(e *env) (map[string]float64, error) {
-	n := e.size(1000, 200)
-	doc, err := document(map[string][]string{}, map[string]task{"only": noop("")})
-	if err != nil {
-		return nil, err
-	}
-	var whole, submission []time.Duration
-	err = e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		for i := range n + n/10 {
-			begin := time.Now()
-			run, err := r.submit(doc)
-			if err != nil {
-				return err
-			}
-			accepted := time.Since(begin)
-			if err := r.await(e.ctx, run, 0); err != nil {
-				return err
-			}
-			if i >= n/10 { // the first tenth warms up
-				whole, submission = append(whole, time.Since(begin)), append(submission, accepted)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(whole)
-	slices.Sort(submission)
-	return map[string]float64{
-		"p50": millis(percentile(whole, 50)), "p99": millis(percentile(whole, 99)),
-		"submission p50": millis(percentile(submission, 50)),
-	}, nil
+	u.written, err = s.Written()
+	return u, err
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+func megabytes(n int64) float64 { return float64(n) / (1 << 20) }

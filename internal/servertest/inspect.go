@@ -43,13 +43,45 @@ func (s *Server) Memory() (now, peak int64, err error) {
 	return now, peak, nil
 }
 
+// ResetPeak makes the present resident set the peak that Memory counts from.
+func (s *Server) ResetPeak() error {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.PID()), []byte("5"), 0); err != nil {
+		return fmt.Errorf("reset the peak of memory: %w", err)
+	}
+	return nil
+}
+
+// Written returns the bytes that the server itself has sent to block devices, less
+// those that were taken back before they got there.
+func (s *Server) Written() (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", s.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("read bytes written: %w", err)
+	}
+	var sum int64
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		switch name {
+		case "write_bytes":
+			sum += n
+		case "cancelled_write_bytes":
+			sum -= n
+		}
+	}
+	return sum, nil
+}
+
 // clockTick is the unit of CPU times in /proc, fixed by the kernel's interface.
 const clockTick = 10 * time.Millisecond
 
 // CPU returns the CPU time that the server itself has used, and that of its ended
 // and waited-for children, user and system together.
-func (s *Server) CPU() (own, children time.Duration, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.PID()))
+func (s *Server) CPU() (own, children time.Duration, err error) { return CPU(s.PID()) }
+
+// CPU is Server.CPU of any process.
+func CPU(pid int) (own, children time.Duration, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read CPU time: %w", err)
 	}

@@ -1,0 +1,75 @@
+// Command river does the work of Caravan's benchmarks with River, a queue of jobs
+// in a database, and prints what it measured as one line of JSON. River has no
+// graphs: a job's successors are inserted by this program, which is not durable
+// where it waits for many of them.
+//
+// It is a module of its own, so that what it needs is no dependency of Caravan's.
+//
+//	river -database sqlite:FILE|postgres:CONNECTION -work fan|chain|empty|submit [-n N] [-program PATH] [-slots N] [-seconds S]
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// figures are what is printed; what a work does not measure is 0.
+type figures struct {
+	Seconds float64 `json:"seconds"`
+	Rate    float64 `json:"rate"` // jobs or submissions a second
+	P50     float64 `json:"p50"`  // ms
+	P99     float64 `json:"p99"`  // ms
+}
+
+// options are the flags.
+type options struct {
+	work    string
+	n       int
+	program []string // run by each job; none = no-op
+	slots   int      // jobs that are worked at one time
+	during  time.Duration
+}
+
+func main() {
+	var o options
+	database := flag.String("database", "", "sqlite:`FILE`, or postgres: and a connection string, whose schema is made anew")
+	flag.StringVar(&o.work, "work", "", "fan, chain, empty or submit")
+	flag.IntVar(&o.n, "n", 1000, "jobs")
+	program := flag.String("program", "", "a `command` that each job runs, in words; default: none")
+	flag.IntVar(&o.slots, "slots", 1000, "jobs that are worked at one time")
+	flag.DurationVar(&o.during, "during", 3*time.Second, "how long submissions are measured")
+	flag.Parse()
+	o.program = strings.Fields(*program)
+	got, err := run(context.Background(), *database, o)
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(got)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "river:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, database string, o options) (figures, error) {
+	kind, name, _ := strings.Cut(database, ":")
+	switch kind {
+	case "sqlite":
+		return onSQLite(ctx, name, o)
+	case "postgres":
+		return onPostgres(ctx, name, o)
+	}
+	return figures{}, fmt.Errorf("-database %q: neither sqlite: nor postgres:", database)
+}
+
+// latencies are percentiles of durations.
+func latencies(took []time.Duration, elapsed time.Duration) figures {
+	slices.Sort(took)
+	at := func(p int) float64 { return float64(took[min(len(took)-1, len(took)*p/100)]) / 1e6 }
+	return figures{Seconds: elapsed.Seconds(), Rate: float64(len(took)) / elapsed.Seconds(), P50: at(50), P99: at(99)}
+}
