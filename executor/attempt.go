@@ -133,7 +133,7 @@ func (a *attempt) awaitLeader() {
 			}
 		}
 	}
-	for !a.leaderEnded() {
+	for ended := false; !ended; ended = a.leaderEnded() {
 		// An error is EINTR, or ECHILD, which leaderEnded sees too.
 		_ = unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 	}
