@@ -3,19 +3,19 @@ package vfork
 import (
 	"runtime"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // cloneArgs is the kernel's struct clone_args, of Linux 5.7.
 type cloneArgs struct {
-	flags, pidfd, _, _, exitSignal, _, _, _, _, _, cgroup uint64
+	flags, _, _, _, exitSignal, _, _, _, _, _, cgroup uint64
 }
 
 // args is what vfork works on.
 type args struct {
 	clone cloneArgs
+	pidfd int32 // where clone.pidfd points to, by vfork: this may be moved until then
 	all   uint64 // every signal
 	//lint:ignore U1000 vfork keeps it there
 	mask  uint64 // the signals that this thread had blocked before
@@ -36,8 +36,7 @@ func vfork(a *args) int
 
 // quick is Start without package syscall.
 func (s *Starter) quick(p *Spec) (pid, pidfd int, err error) {
-	a := args{all: ^uint64(0), files: s.files}
-	fd := int32(-1)
+	a := args{all: ^uint64(0), files: s.files, pidfd: -1}
 	a.clone = cloneArgs{flags: unix.CLONE_VFORK | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
 	if p.Cgroup >= 0 {
 		a.clone.flags |= unix.CLONE_INTO_CGROUP
@@ -45,7 +44,6 @@ func (s *Starter) quick(p *Spec) (pid, pidfd int, err error) {
 	}
 	if p.PIDFD {
 		a.clone.flags |= unix.CLONE_PIDFD
-		a.clone.pidfd = uint64(uintptr(unsafe.Pointer(&fd)))
 	}
 	for i, f := range p.Files {
 		a.fd[i] = uint64(f)
@@ -76,10 +74,10 @@ func (s *Starter) quick(p *Spec) (pid, pidfd int, err error) {
 		return 0, -1, syscall.Errno(-pid)
 	case a.errno != 0:
 		_ = wait(pid)
-		if fd >= 0 {
-			unix.Close(int(fd))
+		if a.pidfd >= 0 {
+			unix.Close(int(a.pidfd))
 		}
 		return 0, -1, syscall.Errno(a.errno)
 	}
-	return pid, int(fd), nil
+	return pid, int(a.pidfd), nil
 }

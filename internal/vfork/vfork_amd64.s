@@ -31,6 +31,8 @@ TEXT ·vfork(SB), NOSPLIT|NOFRAME, $0-16
 
 	MOVL $SYS_clone3, AX
 	LEAQ args_clone(R12), DI
+	LEAQ args_pidfd(R12), SI
+	MOVQ SI, 8(DI)
 	MOVL $88, SI
 	SYSCALL
 	TESTQ AX, AX
