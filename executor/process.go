@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -63,6 +64,7 @@ type Process struct {
 	groups  groups
 	limits  *cgroups // nil when attempts have their process groups alone
 	watch   monitor
+	ownPeak atomic.Int64   // KB: the least that this process has had at its peak
 	work    sync.WaitGroup // one for each attempt that was admitted and is not over
 
 	mu     sync.Mutex

@@ -203,7 +203,7 @@ func (p *Process) launch(a *attempt) *Report {
 		p.cfg.Born(&a.order, pid)
 	}
 	a.mu.Lock()
-	a.out, a.err, a.group, a.pid, a.began, a.floor = stdout, stderr, group, pid, began, ownPeak()
+	a.out, a.err, a.group, a.pid, a.began = stdout, stderr, group, pid, began
 	if pidfd >= 0 && unix.SetNonblock(pidfd, true) == nil {
 		a.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}

@@ -15,7 +15,7 @@ type cloneArgs struct {
 // args is what vfork works on.
 type args struct {
 	clone cloneArgs
-	pidfd int32 // where clone.pidfd points to, by vfork: this may be moved until then
+	pidfd int32  // where clone.pidfd points to, by vfork: this may be moved until then
 	all   uint64 // every signal
 	//lint:ignore U1000 vfork keeps it there
 	mask  uint64 // the signals that this thread had blocked before
