@@ -27,7 +27,7 @@ const maxBatch = 1 << 20
 // it: who asks for anything makes it flush at once.
 const (
 	lingerFrom = 8
-	linger     = 5 * time.Millisecond
+	linger     = 10 * time.Millisecond
 )
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
