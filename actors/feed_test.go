@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
@@ -117,6 +120,38 @@ func TestFollow(t *testing.T) {
 	}
 	if _, err := r.node.Follow(id+100, messages.FromNow); code(err) != messages.NotFound {
 		t.Errorf("an unknown run: %v", err)
+	}
+}
+
+// An attempt so short that its end tells of its start too counts like any other.
+func TestTheEndTellsOfTheStart(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(retried)
+	f, err := r.node.Follow(id, messages.FromNow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	go func() {
+		r.fake.EndAlone(r.order(1), messages.AttemptFailed, 3, time.Millisecond)
+		r.fake.EndAlone(r.order(2), messages.AttemptSucceeded, 0, time.Millisecond)
+		r.fake.EndAlone(r.order(3), messages.AttemptSucceeded, 0, time.Millisecond)
+	}()
+	words, _ := r.read(f)
+	const want = "a:RUNNING.1 a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
+	if live := strings.Join(words, " "); !strings.HasSuffix(live, want) {
+		t.Errorf("told\n%s\nwant\n%s", live, want)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(r.node.env.metrics.idle, r.node.env.metrics.toStart)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if n := family.GetMetric()[0].GetHistogram().GetSampleCount(); n != 3 {
+			t.Errorf("%s counts %d attempts, want 3", family.GetName(), n)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ const maxBatch = 1 << 20
 // it: who asks for anything makes it flush at once.
 const (
 	lingerFrom = 8
-	linger     = 5 * time.Millisecond
+	linger     = 10 * time.Millisecond
 )
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
@@ -101,7 +101,7 @@ type child struct {
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
-type taskFailed struct{ rec messages.AttemptRecord }
+type taskFailed struct{ messages.Failure }
 
 func (r *run) Receive(ctx actor.Context) {
 	defer r.env.guard(ctx)
@@ -151,7 +151,7 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 		return // the child is being stopped: restarting it would keep it, and us, for ever
 	}
 	if failure, ok := reason.(*messages.Failure); ok {
-		r.take(ctx, &taskFailed{failure.Record})
+		r.take(ctx, &taskFailed{*failure})
 		return
 	}
 	r.env.log.Error("task actor restarted", "actor", pid.Id, "reason", reason)
@@ -186,19 +186,14 @@ func (r *run) handle(ctx actor.Context, m any) {
 	case *messages.Granted:
 		r.granted(ctx, m, now)
 	case *messages.AttemptStarted:
-		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
-			c.started = m.At
-			r.queues(c, false)
-			r.env.metrics.dispatch(c, m.Idle)
-			if r.notice.feed.Load() != nil {
-				r.starts = append(r.starts, start{m.Task, m.Attempt, m.At})
-			}
-		}
+		r.began(m.Task, m.Attempt, m.At, m.Idle)
 		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
 	case *messages.AttemptEnded:
+		r.began(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
 		r.ended(ctx, m, now)
 	case *taskFailed:
-		r.finished(ctx, m.rec, false, now)
+		r.began(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
+		r.finished(ctx, m.Record, false, now)
 	case *messages.AttemptRevoked:
 		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
 	case *unclaimed:
@@ -269,6 +264,21 @@ func (r *run) granted(ctx actor.Context, m *messages.Granted, now int64) {
 		r.effects = append(r.effects, e)
 	}
 	r.schedule(ctx)
+}
+
+// began notes when the process of a task's attempt began (ns; 0 = never), of which the
+// end may be the first word. Of no-op attempts nobody wants to know.
+func (r *run) began(task, attempt uint32, at int64, idle time.Duration) {
+	c := r.tasks[task]
+	if c == nil || c.attempt != attempt || c.started != 0 || c.instant || at == 0 {
+		return
+	}
+	c.started = at
+	r.queues(c, false)
+	r.env.metrics.dispatch(c, idle)
+	if r.notice.feed.Load() != nil {
+		r.starts = append(r.starts, start{task, attempt, at})
+	}
 }
 
 // ended applies the end of an attempt that did not fail.

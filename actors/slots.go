@@ -25,9 +25,10 @@ const (
 	shortTask = 50 * time.Millisecond
 	// lookAhead is the work (time on the whole machine) that is granted ahead, at
 	// least one machine-full and at most mostAhead: several commits' worth, so that
-	// one commit serves several tasks when they are very short.
-	lookAhead = 25 * time.Millisecond
-	mostAhead = 32
+	// one commit serves several tasks when they are very short. Another run waits for
+	// it no longer than for one machine-full of shortTasks.
+	lookAhead = 50 * time.Millisecond
+	mostAhead = 64
 )
 
 // noopExecutor names the executor whose tasks do nothing. They take no slots.

@@ -76,15 +76,15 @@ func TestLargeTaskIsNotStarved(t *testing.T) {
 
 func TestShortTasksAreGrantedAhead(t *testing.T) {
 	s := newScheduler(2000, 1<<40, nil)
-	s.want(1, 0, oneCore, 100)
+	s.want(1, 0, oneCore, 200)
 	if g := grants(s, 0); g[1] != 2 {
 		t.Fatalf("before anything is known: %v", g)
 	}
 	s.release(1, 0, oneCore, 1, time.Millisecond)
-	if g := grants(s, 0); g[1] != 1+2*25 { // 25 ms of work ahead
+	if g := grants(s, 0); g[1] != 1+2*50 { // 50 ms of work ahead
 		t.Errorf("very short tasks: %v", g)
 	}
-	for range 49 {
+	for range 99 {
 		s.release(1, 0, oneCore, 1, 45*time.Millisecond)
 	}
 	if g := grants(s, 0); g[1] != 1 || s.held.cores != 4000 { // one machine-full ahead

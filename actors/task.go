@@ -3,6 +3,7 @@ package actors
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -152,21 +153,21 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt
 		switch rec.Result {
 		case messages.AttemptSucceeded:
-			end := &messages.AttemptEnded{Record: rec}
+			end := &messages.AttemptEnded{Record: rec, Idle: r.Idle}
 			if t.generator {
 				generated, err := decodeGenerated(r.Stdout)
 				if err != nil {
 					reject(&rec, err)
-					t.fail(ctx, rec)
+					t.fail(ctx, rec, r.Idle)
 					return
 				}
 				end.Generated, end.Output = generated, r.Stdout
 			}
 			ctx.Send(ctx.Parent(), end)
 		case messages.AttemptKilled, messages.AttemptLost:
-			ctx.Send(ctx.Parent(), &messages.AttemptEnded{Record: rec})
+			ctx.Send(ctx.Parent(), &messages.AttemptEnded{Record: rec, Idle: r.Idle})
 		default:
-			t.fail(ctx, rec)
+			t.fail(ctx, rec, r.Idle)
 		}
 	}
 }
@@ -181,8 +182,8 @@ func (t *task) over(ctx actor.Context) {
 
 // fail is the failure of this actor: its mailbox is suspended until the run
 // restarts or stops it.
-func (t *task) fail(ctx actor.Context, rec messages.AttemptRecord) {
-	ctx.(actor.Supervisor).EscalateFailure(&messages.Failure{Record: rec}, nil)
+func (t *task) fail(ctx actor.Context, rec messages.AttemptRecord, idle time.Duration) {
+	ctx.(actor.Supervisor).EscalateFailure(&messages.Failure{Record: rec, Idle: idle}, nil)
 }
 
 // reject turns a successful attempt into one whose output was refused.

@@ -35,7 +35,6 @@ type attempt struct {
 	pid     int
 	pidfd   *os.File // nil when the kernel has none
 	began   int64
-	floor   int64 // KB; the kernel's figure on memory begins here
 	status  syscall.WaitStatus
 	usage   syscall.Rusage
 	out     *stream
@@ -133,7 +132,7 @@ func (a *attempt) awaitLeader() {
 			}
 		}
 	}
-	for !a.leaderEnded() {
+	for ended := false; !ended; ended = a.leaderEnded() {
 		// An error is EINTR, or ECHILD, which leaderEnded sees too.
 		_ = unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 	}
@@ -143,9 +142,16 @@ func (a *attempt) awaitLeader() {
 // known. The kernel counts the moment between fork and exec too, when the child
 // still is this process: a figure that does not exceed our own says nothing. (The
 // smaller the process that forks, the more is known.) Both are rounded by a few pages
-// per CPU, hence the margin.
-func (a *attempt) peak() int64 {
-	if a.usage.Maxrss <= a.floor+a.floor/32 {
+// per CPU, hence the margin. Our own never falls: it is asked for only when what we last
+// knew of it does not tell.
+func (p *Process) peak(a *attempt) int64 {
+	const margin = 32
+	if own := p.ownPeak.Load(); a.usage.Maxrss <= own+own/margin {
+		return 0
+	}
+	own := ownPeak()
+	p.ownPeak.Store(own)
+	if a.usage.Maxrss <= own+own/margin {
 		return 0
 	}
 	return a.usage.Maxrss

@@ -47,8 +47,9 @@ type Report struct {
 	Kind   Kind
 	At     int64 // ns since the epoch
 	Record messages.AttemptRecord
-	// Idle is with Started: how long there had been both a free slot and the order
-	// before the process was there. 0 when that is not known.
+	// Idle is with Started, or with the Finished of an attempt that had none: how long
+	// there had been both a free slot and the order before the process was there. 0 when
+	// that is not known.
 	Idle   time.Duration
 	Stdout []byte // with Order.Capture: all of stdout; nil when it was over the limit (then Record.Result says so)
 }

@@ -54,7 +54,7 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	rec := &report.Record
 	*rec = messages.AttemptRecord{
 		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: stop, Node: p.cfg.Node,
-		MaxRSSKB:  a.peak(),
+		MaxRSSKB:  p.peak(a),
 		UserCPU:   time.Duration(a.usage.Utime.Nano()),
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
 	}

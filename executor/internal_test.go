@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -184,7 +185,7 @@ func TestWithoutPidfd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := command{path: "/bin/sh", argv: []string{"sh", "-c", script}}
-		pid, pidfd, err := c.fork(null, a.out, a.err, nil, true)
+		pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, a.out, a.err, nil, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,7 +244,7 @@ func TestKillAfterTheEnd(t *testing.T) {
 	}
 	defer null.Close()
 	c := command{path: "/bin/true", argv: []string{"true"}}
-	pid, pidfd, err := c.fork(null, a.out, a.err, nil, true)
+	pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, a.out, a.err, nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,9 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -55,13 +57,15 @@ type ProcessConfig struct {
 // Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
 // attempt's process. Neither is held while the other is taken, nor over a report.
 type Process struct {
-	cfg    ProcessConfig
-	base   []string // the clean environment, K=V
-	null   *os.File // stdin of everybody
-	groups groups
-	limits *cgroups // nil when attempts have their process groups alone
-	watch  monitor
-	work   sync.WaitGroup // one for each attempt that was admitted and is not over
+	cfg     ProcessConfig
+	base    []string // the clean environment, K=V
+	null    *os.File // stdin of everybody
+	starter *vfork.Starter
+	groups  groups
+	limits  *cgroups // nil when attempts have their process groups alone
+	watch   monitor
+	ownPeak atomic.Int64   // KB: the least that this process has had at its peak
+	work    sync.WaitGroup // one for each attempt that was admitted and is not over
 
 	mu     sync.Mutex
 	closed bool
@@ -103,12 +107,13 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	p := &Process{
-		cfg:   cfg,
-		base:  cleanEnvironment(cfg.Getenv),
-		null:  null,
-		live:  map[messages.AttemptKey]*attempt{},
-		slots: slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
-		begun: begunSet{limit: begunPages},
+		cfg:     cfg,
+		base:    cleanEnvironment(cfg.Getenv),
+		null:    null,
+		starter: vfork.New(),
+		live:    map[messages.AttemptKey]*attempt{},
+		slots:   slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
+		begun:   begunSet{limit: begunPages},
 	}
 	if cfg.Cgroups != "" {
 		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {

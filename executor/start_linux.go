@@ -4,13 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -126,25 +125,18 @@ func shortage(err error) bool {
 
 // fork starts the command with its output on the two streams. pidfd is -1 where the
 // kernel has none, or none is wanted.
-func (c *command) fork(stdin *os.File, out, err *stream, group *cgroup, pidfdToo bool) (pid, pidfd int, _ error) {
-	pidfd = -1
-	sys := &syscall.SysProcAttr{Setpgid: true}
+func (p *Process) fork(c *command, out, err *stream, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
+	spec := vfork.Spec{
+		Path: c.path, Argv: c.argv, Env: c.env, Dir: c.dir,
+		Files: [3]int{int(p.null.Fd()), out.fd, err.fd}, Cgroup: -1, PIDFD: pidfdToo,
+	}
 	if group != nil {
-		sys.UseCgroupFD, sys.CgroupFD = true, int(group.dir.Fd())
+		spec.Cgroup = int(group.dir.Fd())
 	}
-	if pidfdToo {
-		sys.PidFD = &pidfd
-	}
-	e := group.within(func() (e error) {
-		pid, e = syscall.ForkExec(c.path, c.argv, &syscall.ProcAttr{
-			Dir:   c.dir,
-			Env:   c.env,
-			Files: []uintptr{stdin.Fd(), uintptr(out.fd), uintptr(err.fd)},
-			Sys:   sys,
-		})
+	e = group.within(func() (e error) {
+		pid, pidfd, e = p.starter.Start(&spec)
 		return e
 	})
-	runtime.KeepAlive(stdin)
 	return pid, pidfd, e
 }
 
@@ -189,10 +181,10 @@ func (p *Process) launch(a *attempt) *Report {
 	}
 	began := p.cfg.Now()
 	group := p.limits.take(a.order.MemoryMilli << 20 / 1000)
-	pid, pidfd, err := cmd.fork(p.null, stdout, stderr, group, p.Running() > threads)
+	pid, pidfd, err := p.fork(&cmd, stdout, stderr, group, p.Running() > threads)
 	if group != nil && groupless(err) {
 		refused := err
-		if pid, pidfd, err = cmd.fork(p.null, stdout, stderr, nil, p.Running() > threads); err == nil {
+		if pid, pidfd, err = p.fork(&cmd, stdout, stderr, nil, p.Running() > threads); err == nil {
 			p.limits.disable(refused)
 		}
 		p.limits.give(group)
@@ -211,7 +203,7 @@ func (p *Process) launch(a *attempt) *Report {
 		p.cfg.Born(&a.order, pid)
 	}
 	a.mu.Lock()
-	a.out, a.err, a.group, a.pid, a.began, a.floor = stdout, stderr, group, pid, began, ownPeak()
+	a.out, a.err, a.group, a.pid, a.began = stdout, stderr, group, pid, began
 	if pidfd >= 0 && unix.SetNonblock(pidfd, true) == nil {
 		a.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	}

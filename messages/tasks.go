@@ -30,6 +30,7 @@ type (
 	}
 	AttemptEnded struct {
 		Record AttemptRecord
+		Idle   time.Duration // as in executor.Report
 		// Generated is what a generator printed, decoded; Output its text.
 		Generated []dag.TaskSpec
 		Output    []byte
@@ -48,7 +49,10 @@ type (
 )
 
 // Failure is the reason with which a task actor fails to its run.
-type Failure struct{ Record AttemptRecord }
+type Failure struct {
+	Record AttemptRecord
+	Idle   time.Duration // as in executor.Report
+}
 
 func (e *Failure) Error() string { return e.Record.ExecutorLog }
 

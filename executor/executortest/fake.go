@@ -53,6 +53,7 @@ type letter struct {
 type fakeOrder struct {
 	order     executor.Order
 	begun     int64 // 0 = waits
+	idle      time.Duration
 	ended     bool
 	out       string
 	end       executor.Report // when it has ended
@@ -177,6 +178,22 @@ func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc in
 	f.flush()
 }
 
+// EndAlone reports the order as Finished, its start and how long its slot was idle
+// included, without a Started before that. It panics when the order is not waiting.
+func (f *Fake) EndAlone(key messages.AttemptKey, result messages.AttemptResult, rc int32, idle time.Duration) {
+	f.mu.Lock()
+	fo := f.orders[key]
+	if fo == nil || fo.begun != 0 || fo.ended {
+		f.mu.Unlock()
+		panic(fmt.Sprintf("executortest: EndAlone of %v, which does not wait", key))
+	}
+	fo.begun, fo.idle = max(f.now(), 1), idle
+	f.starts[key]++
+	f.end(fo, result, rc)
+	f.mu.Unlock()
+	f.flush()
+}
+
 // post puts a report into the outbox. f.mu is held; flush follows without it.
 func (f *Fake) post(r executor.Report) {
 	if fo := f.orders[r.Key]; fo != nil && fo.unclaimed {
@@ -218,7 +235,7 @@ func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) {
 		rc = usualRC(result)
 	}
 	stop := max(f.now(), fo.begun)
-	r := executor.Report{Key: fo.order.Key, Kind: executor.Finished, At: stop, Record: messages.AttemptRecord{
+	r := executor.Report{Key: fo.order.Key, Kind: executor.Finished, At: stop, Idle: fo.idle, Record: messages.AttemptRecord{
 		Task: fo.order.Key.Task, Attempt: fo.order.Key.Attempt, Result: result, RC: rc,
 		Start: fo.begun, Stop: stop,
 	}}

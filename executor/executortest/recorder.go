@@ -78,10 +78,11 @@ func (r *Recorder) All() []executor.Report {
 	return append([]executor.Report(nil), r.order...)
 }
 
-// Starts returns how many Started reports the key has.
+// Starts returns how often the key has started: how many Started reports it has, or 1 when
+// its end alone tells of a start.
 func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
 	for _, rep := range r.Reports(key) {
-		if rep.Kind == executor.Started {
+		if rep.Kind == executor.Started || n == 0 && rep.Record.Start != 0 {
 			n++
 		}
 	}

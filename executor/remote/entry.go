@@ -55,8 +55,17 @@ func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
 	}
 }
 
-// tellEnd reports an end, and its start before it if that was never heard of.
+// tellEnd reports an end, and its start before it if that was never heard of. A start
+// that was not delivered yet, as those of very short attempts are, is left out: the end
+// tells of it.
 func (r *Remote) tellEnd(e *entry, rep executor.Report) {
+	for i := range r.reports {
+		if start := &r.reports[i]; start.Key == rep.Key && start.Kind == executor.Started {
+			rep.Idle = start.Idle
+			*start = rep
+			return
+		}
+	}
 	if e.at == 0 {
 		e.at = rep.Record.Start
 	}

@@ -120,6 +120,37 @@ func TestAdoption(t *testing.T) {
 	}
 }
 
+// TestShortAttempts: whether a start is reported, or left to an end that comes with it, how
+// long the slot was idle is told once.
+func TestShortAttempts(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec)
+	const n = 100
+	for i := range uint32(n) {
+		r.Start(g.order(i, "exit 3"))
+	}
+	alone := 0
+	for i := range uint32(n) {
+		end := rec.WaitFinal(key(i))
+		reports := rec.Reports(key(i))
+		told := 0
+		for _, rep := range reports {
+			if rep.Idle > 0 {
+				told++
+			}
+		}
+		if told != 1 || end.Record.Start == 0 || end.Record.RC != 3 {
+			t.Errorf("%+v", reports)
+		}
+		if len(reports) == 1 {
+			alone++
+		}
+		r.Acknowledge(key(i))
+	}
+	t.Logf("%d of %d starts were left to the end", alone, n)
+}
+
 // TestSettled: what nobody asks for is ended and forgotten.
 func TestSettled(t *testing.T) {
 	g := newRig(t)
@@ -144,8 +175,10 @@ func TestSettled(t *testing.T) {
 	if left, _ := worker.List(g.dir()); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	if n := len(rec.All()); n != 2 {
-		t.Errorf("%d reports: %+v", n, rec.All())
+	for _, rep := range rec.All() {
+		if rep.Key != key(2) {
+			t.Errorf("reported: %+v", rep)
+		}
 	}
 }
 
@@ -218,7 +251,7 @@ func TestWorkerDies(t *testing.T) {
 	if left := g.processes(); len(left) != 1 {
 		t.Errorf("processes %v, want the new worker alone", left)
 	}
-	if n := len(rec.Reports(key(0))); n != 2 {
+	if n := len(rec.Reports(key(0))); n > 2 || rec.Starts(key(0)) != 1 {
 		t.Errorf("%d reports of the attempt that had ended", n)
 	}
 	// The estate stays until every end in it is acknowledged, over a restart too.

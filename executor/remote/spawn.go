@@ -106,7 +106,7 @@ func workerEnvironment(own []string, name string) []string {
 			env = append(env, name+"="+value)
 		}
 	}
-	set("GOGC", "50")
+	set("GOGC", "200")
 	set("GOMAXPROCS", strconv.Itoa(max(2*runtime.NumCPU(), runtime.GOMAXPROCS(0))))
 	return append(env, worker.Mark+"="+name)
 }

@@ -12,7 +12,6 @@ import (
 type held struct {
 	stage  stage
 	intent int64 // ns since boot
-	born   int64 // ns since boot
 	pid    int
 	at     int64 // ns since the epoch: its start
 	idle   time.Duration
@@ -73,14 +72,13 @@ func (w *Worker) begin(o *executor.Order) error {
 
 // born is the process's Born: duty 3.
 func (w *Worker) born(o *executor.Order, pid int) {
-	at := bootNow()
 	var room [64]byte
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if h := w.book[o.Key]; h != nil {
-		h.born, h.pid = at, pid
+		h.pid = pid
+		w.journal.add(workerpb.AppendBorn(room[:0], workerpb.Born{Key: o.Key, PID: pid, At: h.intent}))
 	}
-	w.journal.add(workerpb.AppendBorn(room[:0], workerpb.Born{Key: o.Key, PID: pid, At: at}))
 }
 
 // sink is the process's Sink: duty 4. The words for the server wait for the session's
@@ -190,7 +188,7 @@ func (w *Worker) compact() {
 			case begun, started:
 				add(workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key, h.intent))
 				if h.pid != 0 {
-					add(workerpb.AppendBorn(nil, workerpb.Born{Key: key, PID: h.pid, At: h.born}))
+					add(workerpb.AppendBorn(nil, workerpb.Born{Key: key, PID: h.pid, At: h.intent}))
 				}
 			}
 		}

@@ -177,7 +177,7 @@ type past struct {
 
 type pastAttempt struct {
 	intent int64  // ns since boot
-	born   int64  // ns since boot; 0 when it is not known
+	born   int64  // ns since boot, or a little earlier; 0 when it is not known
 	pid    int    // 0 when it is not known
 	end    []byte // the body of its Finished; nil when it has not ended
 }

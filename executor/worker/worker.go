@@ -63,6 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	ignoreEnds()
 	w, err := newWorker(folder, cfg.Logger)
 	if err != nil {
 		listener.Close()

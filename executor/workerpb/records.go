@@ -52,7 +52,7 @@ type Header struct {
 type Born struct {
 	Key messages.AttemptKey
 	PID int
-	At  int64 // CLOCK_BOOTTIME after the fork, ns
+	At  int64 // CLOCK_BOOTTIME, ns: that of its intent
 }
 
 // LogOpen asks for a log.

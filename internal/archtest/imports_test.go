@@ -13,13 +13,14 @@ var may = map[string][]string{
 	"dag/specjson":      {"dag"},
 	"messages":          {"dag"},
 	"persistence":       {"dag", "messages", "internal/idtable"},
-	"executor":          {"messages", "internal/outputs"},
+	"executor":          {"messages", "internal/outputs", "internal/vfork"},
 	"executor/remote":   {"executor", "executor/worker", "executor/workerpb", "messages", "internal/outputs"},
 	"executor/slurm":    {"executor", "messages", "internal/outputs"},
 	"executor/worker":   {"executor", "executor/workerpb", "messages", "internal/outputs"},
 	"executor/workerpb": {"executor", "messages"},
 	"internal/idtable":  {},
 	"internal/outputs":  {"messages"},
+	"internal/vfork":    {},
 	"actors":            {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
 	"http":              {"dag", "dag/specjson", "messages"},
 	"client":            {},
@@ -49,6 +50,7 @@ var outside = map[string][]string{
 	"cmd/caravan":       {"*"},
 
 	"internal/outputs": {"golang.org/x/sys"},
+	"internal/vfork":   {"golang.org/x/sys"},
 }
 
 // pure is what package dag may use of the standard library: nothing that reads a

@@ -1,0 +1,111 @@
+#include "go_asm.h"
+#include "textflag.h"
+
+#define SYS_rt_sigprocmask 14
+#define SYS_execve 59
+#define SYS_chdir 80
+#define SYS_setpgid 109
+#define SYS_exit_group 231
+#define SYS_dup3 292
+#define SYS_prlimit64 302
+#define SYS_clone3 435
+
+#define SIG_SETMASK 2
+#define RLIMIT_NOFILE 7
+
+// func vfork(a *args) int
+//
+// The child has the parent's memory, and runs on its stack, while the parent sleeps in
+// clone3. It neither calls nor pushes anything, so that the parent finds its frame, the
+// return address in it, as it left it; and no signal is handled on that stack: all are
+// blocked until the child has no handlers any more (CLONE_CLEAR_SIGHAND).
+TEXT ·vfork(SB), NOSPLIT|NOFRAME, $0-16
+	MOVQ a+0(FP), R12
+
+	MOVL $SYS_rt_sigprocmask, AX
+	MOVL $SIG_SETMASK, DI
+	LEAQ args_all(R12), SI
+	LEAQ args_mask(R12), DX
+	MOVL $8, R10
+	SYSCALL
+
+	MOVL $SYS_clone3, AX
+	LEAQ args_clone(R12), DI
+	LEAQ args_pidfd(R12), SI
+	MOVQ SI, 8(DI)
+	MOVL $88, SI
+	SYSCALL
+	TESTQ AX, AX
+	JEQ  child
+
+	MOVQ AX, R13
+	MOVL $SYS_rt_sigprocmask, AX
+	MOVL $SIG_SETMASK, DI
+	LEAQ args_mask(R12), SI
+	XORL DX, DX
+	MOVL $8, R10
+	SYSCALL
+	MOVQ R13, ret+8(FP)
+	RET
+
+child:
+	MOVL $SYS_setpgid, AX
+	XORL DI, DI
+	XORL SI, SI
+	SYSCALL
+	TESTQ AX, AX
+	JNE  fail
+
+	MOVQ args_dir(R12), DI
+	TESTQ DI, DI
+	JEQ  streams
+	MOVL $SYS_chdir, AX
+	SYSCALL
+	TESTQ AX, AX
+	JNE  fail
+
+streams:
+	XORL R13, R13
+
+stream:
+	MOVL $SYS_dup3, AX
+	MOVQ args_fd(R12)(R13*8), DI
+	MOVQ R13, SI
+	XORL DX, DX
+	SYSCALL
+	CMPQ AX, R13
+	JNE  fail
+	INCQ R13
+	CMPQ R13, $3
+	JNE  stream
+
+	MOVQ args_files(R12), DX
+	TESTQ DX, DX
+	JEQ  mask
+	MOVL $SYS_prlimit64, AX
+	XORL DI, DI
+	MOVL $RLIMIT_NOFILE, SI
+	XORL R10, R10
+	SYSCALL
+
+mask:
+	MOVL $SYS_rt_sigprocmask, AX
+	MOVL $SIG_SETMASK, DI
+	LEAQ args_mask(R12), SI
+	XORL DX, DX
+	MOVL $8, R10
+	SYSCALL
+
+	MOVL $SYS_execve, AX
+	MOVQ args_path(R12), DI
+	MOVQ args_argv(R12), SI
+	MOVQ args_env(R12), DX
+	SYSCALL
+
+fail:
+	NEGQ AX
+	MOVQ AX, args_errno(R12)
+	MOVL $SYS_exit_group, AX
+	MOVL $127, DI
+	SYSCALL
+	INT  $3
