@@ -291,7 +291,7 @@ func (r *run) ended(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 	switch {
 	case rec.Result == messages.AttemptLost:
 		if r.record(ctx, rec) {
-			r.apply(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now})
+			r.apply(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now, Start: rec.Start, Stop: rec.Stop})
 		}
 	case m.Generated != nil && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task):
 		r.generated(ctx, m, now)
@@ -302,7 +302,7 @@ func (r *run) ended(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 
 func (r *run) finished(ctx actor.Context, rec messages.AttemptRecord, ok bool, now int64) {
 	if r.record(ctx, rec) {
-		r.apply(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now})
+		r.apply(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now, Start: rec.Start, Stop: rec.Stop})
 	}
 }
 
@@ -328,7 +328,7 @@ func (r *run) generated(ctx actor.Context, m *messages.AttemptEnded, now int64) 
 	}
 	r.pending.set = &persistence.Set{N: next.Sets, Generator: rec.Task, JSON: m.Output}
 	r.pending.weight += len(m.Output)
-	r.apply(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now})
+	r.apply(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now, Start: rec.Start, Stop: rec.Stop})
 }
 
 // record keeps an attempt's record for the batch. It is false when the attempt is

@@ -43,7 +43,7 @@ func viewOf(d *dag.Run, s messages.Summary, seq uint64, first, n uint32) *messag
 	total := d.Plan().Tasks
 	first = min(first, total)
 	n = min(n, total-first)
-	return &messages.View{
+	v := &messages.View{
 		Summary: s,
 		Seq:     seq,
 		Plan:    d.Plan(),
@@ -51,6 +51,13 @@ func viewOf(d *dag.Run, s messages.Summary, seq uint64, first, n uint32) *messag
 		States:  d.States(make([]dag.TaskState, 0, n), first, n),
 		Changes: append([]dag.StateChange(nil), d.Changes()...),
 	}
+	if n == total {
+		v.Times = make([]dag.Times, len(d.Plan().Templates))
+		for i := range v.Times {
+			v.Times[i] = d.Times(i)
+		}
+	}
+	return v
 }
 
 // Summary returns a run at a glance, at the same cost for every run.

@@ -150,15 +150,17 @@ type Graph struct {
 
 // Template is a task as defined. Its tasks are the numbers First to First+Count-1.
 type Template struct {
-	Name        string         `json:"name"`
-	First       int            `json:"first"`
-	Count       int            `json:"count"`
-	Parameters  []Axis         `json:"parameters"` // that it expands over, the last one fastest
-	Executor    string         `json:"executor"`
-	IsGenerator bool           `json:"isGenerator"`
-	GeneratedBy string         `json:"generatedBy,omitempty"` // the generator's template
-	Set         int            `json:"set,omitempty"`         // number of its generated set
-	TaskCounts  map[string]int `json:"taskCounts"`
+	Name           string         `json:"name"`
+	First          int            `json:"first"`
+	Count          int            `json:"count"`
+	Parameters     []Axis         `json:"parameters"` // that it expands over, the last one fastest
+	Executor       string         `json:"executor"`
+	IsGenerator    bool           `json:"isGenerator"`
+	GeneratedBy    string         `json:"generatedBy,omitempty"` // the generator's template
+	Set            int            `json:"set,omitempty"`         // number of its generated set
+	TaskCounts     map[string]int `json:"taskCounts"`
+	FirstStartTime Nanos          `json:"firstStartTime,omitempty"` // of the attempts of its tasks; 0 = none has started
+	LastStopTime   Nanos          `json:"lastStopTime,omitempty"`   // the newest end of them; 0 = none has ended
 }
 
 // Axis is a parameter that a template expands over.

@@ -22,9 +22,13 @@ import "encoding/binary"
 //	state      index into the run's changes, state; a QUEUED after the first is
 //	           a restart: ERRORED, KILLED, RETRY -> QUEUED; PAUSED freezes intervals
 //	killRun    RETRY -> KILLED
+//	times      template, timesNews, [first - at], [last - at]: see Times
 //
 // A start is not recorded: only the executor knows, and it is asked.
-const recordVersion = 1
+//
+// Version 2 has times, which are the last records of a batch. A batch without them
+// is written as version 1.
+const recordVersion = 2
 
 // recordKind says what a record is about.
 type recordKind uint8
@@ -40,6 +44,7 @@ const (
 	recordKillTask
 	recordRunState
 	recordKillRun
+	recordTimes
 )
 
 const (
@@ -71,14 +76,19 @@ type recorder struct {
 }
 
 // TakeRecords appends the records since the last call as one batch, and nothing
-// when there are none. Make them durable in this order.
+// when there are none. Make them durable in this order. Starts wait for other records.
 func (r *Run) TakeRecords(dst []byte) []byte {
 	j := &r.journal
 	j.flush()
 	if len(j.buf) == 0 {
 		return dst
 	}
-	dst = append(append(dst, recordVersion), j.buf...)
+	version := byte(1)
+	if len(r.timed) > 0 {
+		version = recordVersion
+		r.recordTimes()
+	}
+	dst = append(append(dst, version), j.buf...)
 	*j = recorder{buf: j.buf[:0]}
 	return dst
 }

@@ -19,8 +19,8 @@ func smallPlan(t testing.TB) *Plan {
 	})
 }
 
-// TestRecordBytes fixes the format of version 1: what is on disk must be read by
-// every later build. A change here is a new version.
+// TestRecordBytes fixes the format of versions 1 and 2: what is on disk must be read
+// by every later build. A change here is a new version.
 func TestRecordBytes(t *testing.T) {
 	const t0 = 1_700_000_000_000_000_000
 	r := NewRun(smallPlan(t), Config{LostLimit: 1}, t0)
@@ -32,17 +32,17 @@ func TestRecordBytes(t *testing.T) {
 		{"QUEUED, change 0", nil, "01 38 8080d0e2c6bfce972f 00 00"},
 		{"RUNNING, change 1, a microsecond later; [0, 4) granted", Grant{0, 4, t0 + 1000}, "01 38 d08fd0e2c6bfce972f 01 01 11 03"},
 		{"started: no record", Started{0, 1, t0 + 1001}, ""},
-		{"0 completed", Finished{0, 1, true, t0 + 2000}, "01 34 a09fd0e2c6bfce972f"},
-		{"1 in retry: one failure, due in a second", Finished{1, 1, false, t0 + 2000}, "01 a3 a09fd0e2c6bfce972f 02 01 00 02 8094ebdc03"},
-		{"2 queued: one attempt lost", Lost{2, 1, t0 + 2000}, "01 a2 a09fd0e2c6bfce972f 04 00 01"},
+		{"0 completed; times of a: from 999 ns before to now", Finished{0, 1, true, t0 + 2000, 0, 0}, "02 34 a09fd0e2c6bfce972f 1a 00 03 cd0f 00"},
+		{"1 in retry: one failure, due in a second", Finished{1, 1, false, t0 + 2000, 0, 0}, "01 a3 a09fd0e2c6bfce972f 02 01 00 02 8094ebdc03"},
+		{"2 queued: one attempt lost", Lost{2, 1, t0 + 2000, 0, 0}, "01 a2 a09fd0e2c6bfce972f 04 00 01"},
 		{"2 granted, attempt 2", Grant{0, 1, t0 + 2000}, "01 61 a09fd0e2c6bfce972f 04 02 00"},
-		{"2 errored, attempt 2", Lost{2, 2, t0 + 2000}, "01 65 a09fd0e2c6bfce972f 04 02"},
+		{"2 errored, attempt 2", Lost{2, 2, t0 + 2000, 0, 0}, "01 65 a09fd0e2c6bfce972f 04 02"},
 		{"3 is to be killed", KillTask{3, t0 + 2000}, "01 27 a09fd0e2c6bfce972f 06"},
 		{"PAUSED, change 2", Pause{t0 + 3000}, "01 38 f0aed0e2c6bfce972f 02 02"},
 		{"RUNNING, change 3", Resume{t0 + 3000}, "01 38 f0aed0e2c6bfce972f 03 01"},
 		{"1 queued: one failure", RetryDue{1, 1, t0 + 2_000_000_000}, "01 a2 80d0fcd5d5bfce972f 02 01 00"},
 		{"the run is to be killed", Kill{t0 + 2_000_000_000}, "01 39 80d0fcd5d5bfce972f"},
-		{"3 killed; KILLED, change 4", Finished{3, 1, true, t0 + 2_000_000_000}, "01 26 80d0fcd5d5bfce972f 06 18 04 05"},
+		{"3 killed; KILLED, change 4; a's newest end", Finished{3, 1, true, t0 + 2_000_000_000, 0, 0}, "02 26 80d0fcd5d5bfce972f 06 18 04 05 1a 00 02 00"},
 		{"QUEUED, change 5: a restart", Restart{t0 + 2_000_000_000}, "01 38 80d0fcd5d5bfce972f 05 00"},
 		{"RUNNING; 2, 4 (first attempt), 1 and 3 (second) granted", Grant{0, 9, t0 + 2_000_000_000}, ""},
 	} {
@@ -102,13 +102,13 @@ func TestRecordSize(t *testing.T) {
 	}
 }
 
-// TestSnapshotBytes fixes the format of headers and chunks of version 1.
+// TestSnapshotBytes fixes the format of headers and chunks.
 func TestSnapshotBytes(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 1000)
 	r.Apply(Grant{0, 4, 2000})
 	r.Apply(Started{0, 1, 2500})
-	r.Apply(Finished{1, 1, false, 3000})
-	r.Apply(Lost{2, 1, 3000})
+	r.Apply(Finished{1, 1, false, 3000, 0, 0})
+	r.Apply(Lost{2, 1, 3000, 0, 0})
 	r.Apply(KillTask{3, 4000})
 	r.Apply(Pause{5000})
 	// version, 6 tasks, last update, not killing, 3 changes (state, time), 2 troubles
@@ -118,8 +118,9 @@ func TestSnapshotBytes(t *testing.T) {
 		t.Errorf("header %s, want %s", got, header)
 	}
 	// version, 6 tasks, states (GRANTED, RETRY, QUEUED, GRANTED and to be killed,
-	// 2 QUEUED), attempts (4 with one, 2 with none)
-	chunk := "01 06 0100 0300 0000 8100 0001 0103 0001"
+	// 2 QUEUED), attempts (4 with one, 2 with none), times (the first template: both,
+	// 2500 and 500 more)
+	chunk := "02 06 0100 0300 0000 8100 0001 0103 0001 01 00 03 8827 f02e"
 	if got := hex.EncodeToString(r.AppendChunk(nil, 0)); got != strings.ReplaceAll(chunk, " ", "") {
 		t.Errorf("chunk %s, want %s", got, chunk)
 	}
@@ -182,7 +183,7 @@ func TestDamage(t *testing.T) {
 	}{
 		{"no record of the run's first state", nil, nil, nil},
 		{"snapshot header: offset 0: version is missing", []byte{}, nil, nil},
-		{"snapshot header: offset 1: version 9 is not known, this build reads 1", unhex("09"), nil, nil},
+		{"snapshot header: offset 1: version 9 is not known, this build reads up to 1", unhex("09"), nil, nil},
 		{"snapshot header: offset 1: number of tasks is 7, at most 6 is possible", unhex("01 07"), nil, nil},
 		{"snapshot header: offset 4: number of changes is missing or no number", unhex("01 06 00 00"), nil, nil},
 		{"snapshot header: offset 7: run state 6 is not known", unhex("01 06 00 00 01 0600"), nil, nil},
@@ -190,7 +191,9 @@ func TestDamage(t *testing.T) {
 		{"snapshot header: offset 9: task 6 of 6", unhex("01 06 00 00 01 0000 01 06"), nil, nil},
 		{"snapshot header: offset 13: wait 4 is not known", unhex("01 06 00 00 01 0000 01 00 00 00 04 00"), nil, nil},
 		{"snapshot header: offset 8: 1 bytes too many", unhex("01 06 00 00 01 0000 00 00"), nil, nil},
-		{"snapshot chunk 0: offset 1: version 2 is not known, this build reads 1", header, unhex("02"), nil},
+		{"snapshot chunk 0: offset 1: version 3 is not known, this build reads up to 2", header, unhex("03"), nil},
+		{"snapshot chunk 0: offset 8: template 2 does not begin in the chunk", header, unhex("02 06 0005 0005 01 02"), nil},
+		{"snapshot chunk 0: offset 9: times 4 are not known", header, unhex("02 06 0005 0005 01 00 04"), nil},
 		{"snapshot chunk 0: offset 1: number of tasks is 7, at most 6 is possible", header, unhex("01 07"), nil},
 		{"snapshot chunk 0: offset 3: task state 0x2 is not known", header, unhex("01 06 02"), nil},
 		{"snapshot chunk 0: offset 3: task state 0x80 is not known", header, unhex("01 06 80"), nil},
@@ -199,7 +202,11 @@ func TestDamage(t *testing.T) {
 		{"snapshot chunk 0: offset 4: attempts is missing or no number", header, unhex("01 06 00 05"), nil},
 		{"snapshot chunk 0: offset 6: 1 bytes too many", header, unhex("01 06 00 05 00 05 00"), nil},
 		{"records 1: offset 0: version is missing", nil, nil, [][]byte{first, {}}},
-		{"records 1: offset 1: version 2 is not known, this build reads 1", nil, nil, [][]byte{first, {2}}},
+		{"records 1: offset 1: version 3 is not known, this build reads up to 2", nil, nil, [][]byte{first, {3}}},
+		{"records 1: offset 2: template is 2, at most 1 is possible", nil, nil, [][]byte{first, unhex("02 1a 02")}},
+		{"records 1: offset 4: times 0 are not known", nil, nil, [][]byte{first, unhex("02 1a 01 00")}},
+		{"records 1: offset 5: times from 0 to -1", nil, nil, [][]byte{first, unhex("02 1a 01 02 01")}},
+		{"snapshot chunk 0: offset 7: 2 bytes too many", header, unhex("02 06 0005 0005 00 0000"), nil},
 		{"records 1: offset 2: time is missing or no number", nil, nil, [][]byte{first, unhex("01 38")}},
 		{"records 1: offset 2: record kind 0 is not known", nil, nil, [][]byte{first, unhex("01 10")}},
 		{"records 1: offset 1: task 6 of 6", nil, nil, [][]byte{first, unhex("01 04 0c")}},
@@ -248,7 +255,7 @@ func TestManyAttempts(t *testing.T) {
 	r.templates[0].started = 1
 	r.troubles[0] = trouble{failures: math.MaxInt32 - 1, lost: math.MaxInt32}
 	r.Apply(Grant{0, 1, math.MaxInt64})
-	r.Apply(Finished{0, math.MaxInt32, false, math.MaxInt64})
+	r.Apply(Finished{0, math.MaxInt32, false, math.MaxInt64, 0, 0})
 	records := [][]byte{r.TakeRecords(nil)}
 	again, err := Recover(p, r.config, nil, nil, records)
 	if err != nil {
@@ -269,8 +276,8 @@ func FuzzRecover(f *testing.F) {
 	r := NewRun(p, Config{}, 1000)
 	first := r.TakeRecords(nil)
 	r.Apply(Grant{0, 4, 2000})
-	r.Apply(Finished{1, 1, false, 3000})
-	r.Apply(Lost{2, 1, 3000})
+	r.Apply(Finished{1, 1, false, 3000, 0, 0})
+	r.Apply(Lost{2, 1, 3000, 0, 0})
 	r.Apply(KillTask{3, 4000})
 	r.Apply(Pause{5000})
 	f.Add(true, r.AppendHeader(nil), r.AppendChunk(nil, 0), []byte{})
@@ -309,7 +316,7 @@ func finishAll(r *Run) {
 		for class := range r.classes {
 			r.Apply(Grant{class, 9, r.last})
 		}
-		r.Live(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.last}) })
+		r.Live(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.last, 0, 0}) })
 		for _, task := range r.waiting(waitDue) {
 			r.Apply(RetryDue{task, r.attempts[task], math.MaxInt64})
 		}
@@ -327,8 +334,8 @@ func TestGrantedAt(t *testing.T) {
 	}
 	apply(Grant{0, 3, 10})
 	apply(Grant{0, 1, 20})
-	apply(Lost{0, 1, 30})
-	apply(Finished{1, 1, true, 35})
+	apply(Lost{0, 1, 30, 0, 0})
+	apply(Finished{1, 1, true, 35, 0, 0})
 	apply(Grant{0, 1, 40}) // 0 again
 	for what, c := range map[string]struct {
 		from int

@@ -31,11 +31,12 @@ func (c *cursor) byte(what string) byte {
 	return c.data[c.off-1]
 }
 
-// version reads a version byte and compares it.
-func (c *cursor) version(want byte) {
-	if v := c.byte("version"); c.err == nil && v != want {
-		c.fail("version %d is not known, this build reads %d", v, want)
+// version reads a version byte, from 1 to newest.
+func (c *cursor) version(newest byte) (v byte) {
+	if v = c.byte("version"); c.err == nil && (v < 1 || v > newest) {
+		c.fail("version %d is not known, this build reads up to %d", v, newest)
 	}
+	return v
 }
 
 // uint reads an unsigned varint that is at most limit.

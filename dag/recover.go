@@ -53,6 +53,7 @@ func (r *Run) rebuild() error {
 	r.state = r.changes[len(r.changes)-1].State
 	for i, t := range p.Templates {
 		ts := &r.templates[i]
+		ended := false // an attempt of its tasks
 		for task := t.Base; task < t.Base+t.Count; task++ {
 			state := r.TaskState(task)
 			r.counts[state]++
@@ -64,6 +65,7 @@ func (r *Run) rebuild() error {
 			}
 			if r.attempts[task] > 0 {
 				ts.started++
+				ended = ended || r.attempts[task] > 1 || !state.Live()
 			} else if state != TaskQueued && state != TaskKilled {
 				return fmt.Errorf("task %d is %s without an attempt", task, taskNames[state])
 			}
@@ -71,6 +73,7 @@ func (r *Run) rebuild() error {
 				return fmt.Errorf("task %d is in RETRY and waits for nothing", task)
 			}
 		}
+		ts.untimed = ended && ts.times.Last == 0
 	}
 	for task, tr := range r.troubles {
 		switch {

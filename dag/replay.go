@@ -41,8 +41,12 @@ func (p *replay) batch(data []byte) error {
 		}
 		p.last = at
 		kind := recordKind(op & recordKindMask)
-		if kind == recordRunState || kind == recordKillRun {
+		switch kind {
+		case recordRunState, recordKillRun:
 			p.ofRun(c, kind, at)
+			continue
+		case recordTimes:
+			p.ofTemplate(c, at)
 			continue
 		}
 		if task < 0 || task >= int64(p.plan.Tasks) {

@@ -38,6 +38,7 @@ type Run struct {
 	effects  []Effect
 	touched  []int // classes whose Demand may have changed
 	journal  recorder
+	timed    []int  // templates whose times have no record yet
 	dirty    bitmap // chunks that changed since they were last taken
 	nearby   int    // the template that was looked up last
 	matching int    // the template that unblock works on
@@ -75,6 +76,9 @@ type templateState struct {
 	held      spans    // tasks that wait for nothing but pending; may hold killed ones
 	holding   uint32   // how many of held are QUEUED
 	oneToOne  bool     // it has children that match
+	times     Times
+	news      timesNews // what of times has no record yet
+	untimed   bool      // it has a history that is older than times: they are not known
 }
 
 // NewRun begins a run of p: QUEUED, at now (ns since the epoch). This first state
@@ -183,13 +187,13 @@ func (r *Run) Apply(e Event) []Effect {
 		r.start(e.Task, e.Attempt)
 	case Finished:
 		r.now = e.At
-		r.finish(e.Task, e.Attempt, e.OK, nil)
+		r.finish(e.Task, e.Attempt, e.OK, nil, Times{e.Start, e.Stop})
 	case Generated:
 		r.now = e.At
-		r.finish(e.Task, e.Attempt, true, e.Next)
+		r.finish(e.Task, e.Attempt, true, e.Next, Times{e.Start, e.Stop})
 	case Lost:
 		r.now = e.At
-		r.lose(e.Task, e.Attempt)
+		r.lose(e.Task, e.Attempt, Times{e.Start, e.Stop})
 	case Revoked:
 		r.now = e.At
 		r.revoke(e.Task, e.Attempt)

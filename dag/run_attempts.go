@@ -72,6 +72,7 @@ func (r *Run) start(task, attempt uint32) {
 	}
 	r.wake()
 	r.move(task, TaskRunning)
+	r.began(r.templateOf(task), r.now)
 }
 
 // wake takes a restarted run with attempts from before back to RUNNING.
@@ -81,12 +82,14 @@ func (r *Run) wake() {
 	}
 }
 
-// finish ends an attempt that was executed. Next is a generator's new plan.
-func (r *Run) finish(task, attempt uint32, ok bool, next *Plan) {
+// finish ends an attempt that was executed. Next is a generator's new plan, at the
+// attempt's own times.
+func (r *Run) finish(task, attempt uint32, ok bool, next *Plan, at Times) {
 	if !r.alive(task, attempt, "finished") {
 		return
 	}
 	r.wake()
+	r.ran(task, at)
 	r.release(task)
 	switch {
 	case r.killed(task):
@@ -160,11 +163,12 @@ func (r *Run) requeue(task uint32) {
 }
 
 // lose ends an attempt that was lost to the infrastructure.
-func (r *Run) lose(task, attempt uint32) {
+func (r *Run) lose(task, attempt uint32, at Times) {
 	if !r.alive(task, attempt, "was lost") {
 		return
 	}
 	r.wake()
+	r.ran(task, at)
 	r.release(task)
 	if r.killed(task) {
 		r.end(task, TaskKilled)

@@ -51,11 +51,14 @@ type (
 		At            int64
 	}
 	// Finished: the attempt ended (its process is proven dead), or could not be
-	// started. OK means rc 0. A Granted task may finish without a Started.
+	// started. OK means rc 0. A Granted task may finish without a Started. Start and
+	// Stop are the attempt's own times, as far as they are known (0: it has no start,
+	// and its end is At); so in Generated and Lost.
 	Finished struct {
 		Task, Attempt uint32
 		OK            bool
 		At            int64
+		Start, Stop   int64
 	}
 	// Generated: a generator's attempt succeeded and its output was planned:
 	// Next is the present plan's Extend. It stands in place of Finished.
@@ -63,11 +66,13 @@ type (
 		Task, Attempt uint32
 		Next          *Plan
 		At            int64
+		Start, Stop   int64
 	}
 	// Lost: the attempt was lost to the infrastructure.
 	Lost struct {
 		Task, Attempt uint32
 		At            int64
+		Start, Stop   int64
 	}
 	// Revoked: the attempt is proven never to have started (answer to a Cancel or
 	// Signal). Its number will be given again, so it must not be said twice.

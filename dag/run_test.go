@@ -23,15 +23,15 @@ func TestDriverBugs(t *testing.T) {
 		{Grant{-1, 1, 9}, "run: grant of 1 slots of class -1, it has 1 classes"},
 		{Grant{0, -1, 9}, "run: grant of -1 slots of class 0, it has 1 classes"},
 		{Started{2, 1, 9}, "task 2: started, but the run has 2 tasks"},
-		{Finished{2, 1, true, 9}, "task 2: finished, but the run has 2 tasks"},
-		{Finished{0, 3, true, 9}, "task 0: attempt 3 finished, but it has had 1"},
-		{Lost{0, 3, 9}, "task 0: attempt 3 was lost, but it has had 1"},
+		{Finished{2, 1, true, 9, 0, 0}, "task 2: finished, but the run has 2 tasks"},
+		{Finished{0, 3, true, 9, 0, 0}, "task 0: attempt 3 finished, but it has had 1"},
+		{Lost{0, 3, 9, 0, 0}, "task 0: attempt 3 was lost, but it has had 1"},
 		{Revoked{0, 1, 9}, "task 0: attempt 1 was revoked, but it had started"},
 		{RetryDue{0, 3, 9}, "task 0: attempt 3 is due again, but it has had 1"},
 		{KillTask{2, 9}, "task 2: killed, but the run has 2 tasks"},
 		{Resume{9}, "run: a run that is RUNNING cannot be set to RUNNING"},
 		{Restart{9}, "run: a run that is RUNNING cannot be set to QUEUED"},
-		{Generated{0, 1, mustPlan(t, generator("g")), 9}, "task 0: its plan has 0 sets, 2 templates and 2 tasks; the run has 0, 2 and 2"},
+		{Generated{0, 1, mustPlan(t, generator("g")), 9, 0, 0}, "task 0: its plan has 0 sets, 2 templates and 2 tasks; the run has 0, 2 and 2"},
 	} {
 		r := NewRun(mustPlan(t, generator("g")), Config{}, 0)
 		r.Apply(Grant{0, 1, 1})
@@ -61,7 +61,7 @@ func TestEdgeIntoStarted(t *testing.T) {
 		t.Fatal(problems)
 	}
 	want := `template "other": a parent was added after 1 of its tasks had started`
-	if got := panics(t, func() { r.Apply(Generated{0, 1, next, 2}) }); got != want {
+	if got := panics(t, func() { r.Apply(Generated{0, 1, next, 2, 0, 0}) }); got != want {
 		t.Errorf("panic %q, want %q", got, want)
 	}
 }
@@ -89,8 +89,8 @@ func TestCheckFinds(t *testing.T) {
 		r := NewRun(smallPlan(t), Config{}, 0)
 		r.Init()
 		r.Apply(Grant{0, 3, 1})
-		r.Apply(Finished{0, 1, true, 2})
-		r.Apply(Finished{1, 1, false, 2})
+		r.Apply(Finished{0, 1, true, 2, 0, 0})
+		r.Apply(Finished{1, 1, false, 2, 0, 0})
 		r.Check()
 		spoil(r)
 		if got := panics(t, r.Check); !strings.Contains(got, what) {
@@ -139,7 +139,7 @@ func TestViews(t *testing.T) {
 		t.Error("the kill is not shown")
 	}
 	for _, attempt := range []uint32{0, 1} {
-		r.Apply(Finished{attempt, 1, false, 12})
+		r.Apply(Finished{attempt, 1, false, 12, 0, 0})
 	}
 	if r.KillRequested() || r.Init() != nil {
 		t.Error("a KILLED run is not being killed and wants nothing")
@@ -156,7 +156,7 @@ func TestApplyAllocates(t *testing.T) {
 		at++
 		r.Apply(Grant{0, 64, at})
 		for range 64 {
-			r.Apply(Finished{next, 1, true, at})
+			r.Apply(Finished{next, 1, true, at, 0, 0})
 			next++
 		}
 		records = r.TakeRecords(records[:0])
@@ -274,9 +274,9 @@ func (w *wanderer) step(t *testing.T) {
 	case k < 65:
 		e = w.finished(task, attempt)
 	case k < 75:
-		e = Finished{task, attempt, false, w.now}
+		e = Finished{task, attempt, false, w.now, 0, 0}
 	case k < 78:
-		e = Lost{task, attempt, w.now}
+		e = Lost{task, attempt, w.now, 0, 0}
 	case k < 81 && r.TaskState(task) != TaskRunning:
 		e = Revoked{task, attempt, w.now}
 	case k < 88:
@@ -318,7 +318,7 @@ func (w *wanderer) step(t *testing.T) {
 func (w *wanderer) finished(task, attempt uint32) Event {
 	r := w.run
 	if !r.plan.TemplateOf(task).Generator || !r.live.has(task) {
-		return Finished{task, attempt, true, w.now}
+		return Finished{task, attempt, true, w.now, 0, 0}
 	}
 	set := []TaskSpec{{Name: fmt.Sprint("x", w.sets), Job: Job{Command: []string{"x", "{{B}}"}}, Retry: RetryPolicy{MaxRetries: 1},
 		Generator: w.sets < 3}}
@@ -331,7 +331,7 @@ func (w *wanderer) finished(task, attempt uint32) Event {
 	if len(problems) > 0 {
 		panic(problems)
 	}
-	return Generated{task, attempt, next, w.now}
+	return Generated{task, attempt, next, w.now, 0, 0}
 }
 
 // snapshot goes on with a rolling snapshot, or begins one.

@@ -188,9 +188,9 @@ func (s *scenario) event(words, lines []string) (Event, error) {
 	case "start":
 		return Started{task, attempt, s.now}, nil
 	case "ok", "fail":
-		return Finished{task, attempt, words[0] == "ok", s.now}, nil
+		return Finished{task, attempt, words[0] == "ok", s.now, 0, 0}, nil
 	case "lost":
-		return Lost{task, attempt, s.now}, nil
+		return Lost{task, attempt, s.now, 0, 0}, nil
 	case "revoke":
 		return Revoked{task, attempt, s.now}, nil
 	case "due":
@@ -206,7 +206,7 @@ func (s *scenario) event(words, lines []string) (Event, error) {
 		if len(problems) > 0 {
 			return nil, problems
 		}
-		return Generated{task, attempt, next, s.now}, nil
+		return Generated{task, attempt, next, s.now, 0, 0}, nil
 	}
 	return nil, fmt.Errorf("no command %q", words[0])
 }

@@ -16,13 +16,17 @@ import (
 // kept; older ones may go.
 //
 //	header = version, tasks, last update, killing, changes, troubles
-//	chunk  = version, tasks, (state run)*, (attempts run)*
+//	chunk  = version, tasks, (state run)*, (attempts run)*, [number times*]
+//	times  = template, counted from the one before; timesNews, [first], [last]
+//
+// The times are those of the templates whose first task is in the chunk, as differences
+// to those before. Version 2 has them; a chunk without is version 1.
 const (
 	// ChunkTasks is the number of tasks in a chunk; the last chunk may have fewer.
 	ChunkTasks = 1024
 
 	headerVersion = 1
-	chunkVersion  = 1
+	chunkVersion  = 2
 )
 
 // AppendHeader appends what a snapshot holds of the run as a whole and of the
@@ -108,7 +112,12 @@ func (r *Run) chunkRange(chunk uint32) (first, n uint32) {
 // (chunk+1)*ChunkTasks): a few bytes when they are alike.
 func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	first, n := r.chunkRange(chunk)
-	dst = append(dst, chunkVersion)
+	timed := r.timedIn(first, n)
+	if len(timed) > 0 {
+		dst = append(dst, chunkVersion)
+	} else {
+		dst = append(dst, 1)
+	}
 	dst = binary.AppendUvarint(dst, uint64(n))
 	for i := uint32(0); i < n; {
 		b, from := stored(r.tasks[first+i]), i
@@ -121,6 +130,9 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 		for i++; i < n && r.attempts[first+i] == attempts; i++ {
 		}
 		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(attempts)), uint64(i-from-1))
+	}
+	if len(timed) > 0 {
+		dst = r.appendTimes(dst, timed, first)
 	}
 	return dst
 }
@@ -137,7 +149,7 @@ func stored(b uint8) uint8 {
 func (p *replay) chunk(chunk uint32, data []byte) error {
 	first, room := p.chunkRange(chunk)
 	c := &cursor{data: data}
-	c.version(chunkVersion)
+	version := c.version(chunkVersion)
 	n := uint32(c.uint("number of tasks", uint64(room)))
 	for i := uint32(0); i < n && c.err == nil; {
 		b := c.byte("state")
@@ -156,6 +168,9 @@ func (p *replay) chunk(chunk uint32, data []byte) error {
 			p.attempts[first+i] = attempts
 			i++
 		}
+	}
+	if version > 1 {
+		p.chunkTimes(c, first, room)
 	}
 	if c.more() {
 		c.fail("%d bytes too many", len(data)-c.off)

@@ -40,15 +40,20 @@ func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 			c.attempts("failures")
 			c.attempts("lost attempts")
 		}
-		if kind == recordRunState || kind == recordKillRun {
-			if kind == recordRunState {
-				c.uint("number of the change", math.MaxUint32)
-				t.OfRun, t.Run = true, RunState(c.byte("state"))
-				if c.err == nil {
-					yield(t)
-				}
+		switch kind { // those that name no task leave next alone
+		case recordRunState:
+			c.uint("number of the change", math.MaxUint32)
+			t.OfRun, t.Run = true, RunState(c.byte("state"))
+			if c.err == nil {
+				yield(t)
 			}
-			continue // they name no task, and leave next alone
+			continue
+		case recordKillRun:
+			continue
+		case recordTimes:
+			c.uint("template", math.MaxUint32)
+			c.times(Times{}, at)
+			continue
 		}
 		if task < 0 || task >= int64(tasks) {
 			c.fail("task %d of %d", task, tasks)

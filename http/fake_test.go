@@ -64,6 +64,7 @@ func (e *fakeEngine) add(t testing.TB, spec string, run dag.RunState, tasks dag.
 		Summary: messages.Summary{ID: messages.RunID(len(e.runs)), Tag: p.Tag, Tags: p.Tags, State: run, Tasks: p.Tasks, Start: 1, LastUpdate: 2},
 		Plan:    p,
 		States:  slices.Repeat([]dag.TaskState{tasks}, int(p.Tasks)),
+		Times:   make([]dag.Times, len(p.Templates)),
 	}
 	r.view.Counts[tasks] = p.Tasks
 	if len(times) == 2 {

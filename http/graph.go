@@ -100,7 +100,15 @@ func (g *graph) template(dst []byte, t *dag.Template) []byte {
 		counts[state]++
 	}
 	dst = append(dst, `,"taskCounts":`...)
-	return append(appendCounts(dst, &counts), '}')
+	dst = appendCounts(dst, &counts)
+	times := g.view.Times[t.Index]
+	if times.First != 0 {
+		dst = appendNanos(append(dst, `,"firstStartTime":`...), times.First)
+	}
+	if times.Last != 0 {
+		dst = appendNanos(append(dst, `,"lastStopTime":`...), times.Last)
+	}
+	return append(dst, '}')
 }
 
 // parents appends the edges that end at t.

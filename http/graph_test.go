@@ -38,16 +38,17 @@ func TestGraph(t *testing.T) {
 	r.view.States = append(r.view.States, dag.TaskGranted, dag.TaskRetry)
 	copy(r.view.States[base:], []dag.TaskState{dag.TaskCompleted, dag.TaskErrored, dag.TaskRunning, dag.TaskKilled, dag.TaskCompleted, dag.TaskGranted})
 	r.view.States[gen] = dag.TaskCompleted
+	r.view.Times = []dag.Times{{First: 1645218441353189612, Last: 1645218455775103710}, {}, {First: 8}, {}, {Last: 9}}
 	s := serve(t, e)
 	got := s.get("/v1/dagrun/0/graph")
 	sameJSON(t, got.body, `{"runID":0,"tag":"g","state":"RUNNING","startTime":"5","lastUpdate":"7","taskCounts":{"QUEUED":14},"tasks":16,
 		"templates":[
 		{"name":"build","first":0,"count":6,"parameters":[{"name":"ARCH","values":3},{"name":"OS","values":2}],"executor":"process","isGenerator":false,
-		 "taskCounts":{"COMPLETED":2,"ERRORED":1,"KILLED":1,"QUEUED":1,"RUNNING":1}},
+		 "taskCounts":{"COMPLETED":2,"ERRORED":1,"KILLED":1,"QUEUED":1,"RUNNING":1},"firstStartTime":"1645218441353189612","lastStopTime":"1645218455775103710"},
 		{"name":"test","first":6,"count":6,"parameters":[{"name":"ARCH","values":3},{"name":"OS","values":2}],"executor":"process","isGenerator":false,"taskCounts":{"QUEUED":6}},
-		{"name":"gen","first":12,"count":1,"parameters":[],"executor":"noop","isGenerator":true,"taskCounts":{"COMPLETED":1}},
+		{"name":"gen","first":12,"count":1,"parameters":[],"executor":"noop","isGenerator":true,"taskCounts":{"COMPLETED":1},"firstStartTime":"8"},
 		{"name":"end","first":13,"count":1,"parameters":[],"executor":"noop","isGenerator":false,"taskCounts":{"QUEUED":1}},
-		{"name":"made","first":14,"count":2,"parameters":[{"name":"OS","values":2}],"executor":"noop","isGenerator":false,"generatedBy":"gen","set":1,"taskCounts":{"QUEUED":1,"RETRY":1}}],
+		{"name":"made","first":14,"count":2,"parameters":[{"name":"OS","values":2}],"executor":"noop","isGenerator":false,"generatedBy":"gen","set":1,"taskCounts":{"QUEUED":1,"RETRY":1},"lastStopTime":"9"}],
 		"edges":[{"parent":"build","child":"test","match":["OS"]},{"parent":"test","child":"end"},{"parent":"gen","child":"end"},
 		{"parent":"made","child":"end"},{"parent":"gen","child":"made"}]}`)
 	refusedWith(t, s.get("/v1/dagrun/1/graph"), 404, "unknown run 1")

@@ -31,6 +31,7 @@ func TestReference(t *testing.T) {
 	e := seedEngine(t)
 	e.runs = e.runs[:3]
 	e.runs[0].view.Seq = 17
+	e.runs[1].view.Times[0] = dag.Times{First: 1645218441361180233, Last: 1645218455775103710}
 	for i := range 2 {
 		text := e.runs[0].records[i].Stdout.Inline
 		e.runs[0].logs[logKey(fmt.Sprint("simple_", i), 1, messages.Stdout)] = &fakeLog{data: text}

@@ -43,6 +43,7 @@ type View struct {
 	First   uint32
 	States  []dag.TaskState
 	Changes []dag.StateChange
+	Times   []dag.Times   // by template; of a view of all tasks only
 	Live    []LiveAttempt // attempts that run now, of the viewed tasks, sorted by task
 }
 

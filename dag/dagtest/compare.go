@@ -64,6 +64,11 @@ func (p *player) compareState() error {
 			return fmt.Errorf("from %s to %s: %v", o.State, to, err)
 		}
 	}
+	for i, t := range r.Plan().Templates {
+		if got, want := r.Times(i), o.Times(t.Name); got != want {
+			return fmt.Errorf("attempts of %s ran %v, want %v", t.Name, got, want)
+		}
+	}
 	states := r.States(nil, 0, r.Plan().Tasks)
 	var live, wantLive []string
 	for i, name := range o.Order {

@@ -12,7 +12,9 @@
 //	script.go  a test as data: a spec's bytes and a list of operations; shrinking
 //	play.go    plays a script against dag.Run and Oracle, compares after each event
 //	disk.go    what survives a crash: header, chunks, records
-//	shapes.go  large graphs, and an executor that checks order as it goes
+//	shapes.go  the forms that graphs have, at any size
+//	order.go   Order: who may start when, by names alone, in linear time
+//	execute.go an executor for large graphs that holds the run against Order
 //
 // The package is for tests only; nothing of the product imports it.
 package dagtest

@@ -26,11 +26,20 @@ func Execute(s *dag.Spec, how Execution) (*dag.Run, error) {
 	if len(problems) > 0 {
 		return nil, problems
 	}
-	rules, err := newRules(s, plan)
+	order, err := NewOrder(s)
 	if err != nil {
 		return nil, err
 	}
-	x := &execution{Execution: how, rules: rules, now: 1, free: how.Slots, want: map[int]int{}}
+	names := slices.Collect(order.Names)
+	for i, name := range names {
+		if i >= int(plan.Tasks) || plan.TaskName(uint32(i)) != name {
+			return nil, fmt.Errorf("task %d of %d should be %q", i, plan.Tasks, name)
+		}
+	}
+	if len(names) != int(plan.Tasks) {
+		return nil, fmt.Errorf("%d tasks are planned, want %d", plan.Tasks, len(names))
+	}
+	x := &execution{Execution: how, order: order, names: names, now: 1, free: how.Slots, want: map[int]int{}}
 	x.run = dag.NewRun(plan, dag.Config{}, 1)
 	x.tasks = make([]record, plan.Tasks)
 	x.rand = rand.New(rand.NewPCG(how.Seed, 3))
@@ -54,7 +63,8 @@ type execution struct {
 	Execution
 	rand    *rand.Rand
 	run     *dag.Run
-	rules   *rules
+	order   *Order
+	names   []string
 	disk    *disk
 	now     int64
 	free    int
@@ -82,7 +92,9 @@ func (x *execution) step() error {
 	}
 	if f, is := event.(dag.Finished); is && f.OK {
 		x.tasks[f.Task].done = true
-		x.rules.completed(f.Task)
+		if err := x.order.Completed(x.names[f.Task], x.now); err != nil {
+			return err
+		}
 	}
 	effects := x.run.Apply(event)
 	if x.disk != nil {
@@ -143,8 +155,8 @@ func (x *execution) take(effects []dag.Effect) error {
 				return fmt.Errorf("%s: attempt %d starts after %d, completed: %v", x.run.Plan().TaskName(e.Task), e.Attempt, t.attempts, t.done)
 			}
 			t.attempts++
-			if !x.rules.mayStart(e.Task) {
-				return fmt.Errorf("%s starts before its parents are COMPLETED", x.run.Plan().TaskName(e.Task))
+			if _, ready, err := x.order.Since(x.names[e.Task]); err != nil || !ready {
+				return fmt.Errorf("%s starts before its parents are COMPLETED (%v)", x.names[e.Task], err)
 			}
 			x.live = append(x.live, e)
 		case dag.RetryAt:
@@ -203,6 +215,10 @@ func (x *execution) ended() error {
 		return fmt.Errorf("%d of %d slots came back, %d attempts are live", x.free, x.Slots, len(x.live))
 	}
 	want := dag.RunCompleted
+	ready := func(i uint32) bool {
+		_, ready, err := x.order.Since(x.names[i])
+		return ready || err != nil
+	}
 	for i := range x.run.Plan().Tasks {
 		t := x.tasks[i]
 		out := t.failures == 1+x.run.Plan().TemplateOf(i).Retry.MaxRetries
@@ -211,7 +227,7 @@ func (x *execution) ended() error {
 			return fmt.Errorf("task %d is %s at attempt %d, the executor saw %+v", i, s, x.run.Attempt(i), t)
 		case s == dag.TaskErrored:
 			want = dag.RunErrored
-		case s == dag.TaskQueued && !x.rules.mayStart(i), s == dag.TaskCompleted:
+		case s == dag.TaskQueued && !ready(i), s == dag.TaskCompleted:
 		default:
 			return fmt.Errorf("task %d is left %s", i, s)
 		}
@@ -220,77 +236,4 @@ func (x *execution) ended() error {
 		return fmt.Errorf("the run ends %s, want %s", x.final, want)
 	}
 	return nil
-}
-
-// rules know the edges of a large graph: of each edge between two definitions,
-// how many parents have completed, by the values that both ends must share.
-type rules struct {
-	owner []int   // definition of a task
-	in    [][]int // edges into a definition
-	out   [][]int
-	group []map[string]*progress // by edge
-	nodes []*Node
-	edges []defEdge
-}
-
-type progress struct{ parents, completed int }
-
-func newRules(s *dag.Spec, plan *dag.Plan) (*rules, error) {
-	g := &Graph{params: s.Parameters, defaults: s.Defaults, Tasks: map[string]*Node{}}
-	if err := g.add(s.Tasks, 0); err != nil {
-		return nil, err
-	}
-	r := &rules{edges: g.edges, in: make([][]int, len(g.defs)), out: make([][]int, len(g.defs))}
-	index := map[string]int{}
-	for i, d := range g.defs {
-		index[d.name] = i
-		if err := g.expand(d); err != nil {
-			return nil, err
-		}
-		for range d.tasks {
-			r.owner = append(r.owner, i)
-		}
-	}
-	for i, e := range g.edges {
-		r.in[index[e.child]] = append(r.in[index[e.child]], i)
-		r.out[index[e.parent]] = append(r.out[index[e.parent]], i)
-		r.group = append(r.group, map[string]*progress{})
-	}
-	for i, name := range g.Order {
-		r.nodes = append(r.nodes, g.Tasks[name])
-		if got := plan.TaskName(uint32(i)); got != name {
-			return nil, fmt.Errorf("task %d is called %q, want %q", i, got, name)
-		}
-		for _, e := range r.out[r.owner[i]] {
-			key := r.key(e, uint32(i))
-			if r.group[e][key] == nil {
-				r.group[e][key] = &progress{}
-			}
-			r.group[e][key].parents++
-		}
-	}
-	return r, nil
-}
-
-func (r *rules) key(edge int, task uint32) string {
-	key := ""
-	for _, m := range r.edges[edge].match {
-		key += r.nodes[task].Values[m] + " "
-	}
-	return key
-}
-
-func (r *rules) completed(task uint32) {
-	for _, e := range r.out[r.owner[task]] {
-		r.group[e][r.key(e, task)].completed++
-	}
-}
-
-func (r *rules) mayStart(task uint32) bool {
-	for _, e := range r.in[r.owner[task]] {
-		if p := r.group[e][r.key(e, task)]; p != nil && p.completed < p.parents {
-			return false
-		}
-	}
-	return true
 }

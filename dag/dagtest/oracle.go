@@ -20,6 +20,7 @@ type Task struct {
 	Due      int64  // of a task in RETRY, by a clock that stands still during a pause
 	AtOnce   bool   // in RETRY without an interval: it waits for a slot only
 	Granted  bool   // it was given a slot at least once
+	Start    int64  // of the live attempt; 0 = not known
 }
 
 func (t *Task) live() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
@@ -34,7 +35,8 @@ type Oracle struct {
 	PausedAt  int64
 	lostLimit uint32
 	classes   []dag.Class
-	wanted    map[int]int // last demand by class
+	wanted    map[int]int          // last demand by class
+	ended     map[string]dag.Times // of the attempts that have ended, by definition
 	effects   []dag.Effect
 	now       int64
 }
@@ -42,7 +44,7 @@ type Oracle struct {
 // NewOracle is a new run of g. Classes are the plan's: effects speak of them by
 // index.
 func NewOracle(g *Graph, classes []dag.Class, lostLimit uint32, now int64) *Oracle {
-	o := &Oracle{lostLimit: lostLimit, Tasks: map[string]*Task{}, wanted: map[int]int{}}
+	o := &Oracle{lostLimit: lostLimit, Tasks: map[string]*Task{}, wanted: map[int]int{}, ended: map[string]dag.Times{}}
 	o.Changes = []dag.StateChange{{At: now, State: dag.RunQueued}}
 	o.adopt(g, classes)
 	return o
@@ -67,7 +69,7 @@ func (o *Oracle) Clone() *Oracle {
 		c.Tasks[name] = &copied
 	}
 	c.Changes = slices.Clone(o.Changes)
-	c.wanted = maps.Clone(o.wanted)
+	c.wanted, c.ended = maps.Clone(o.wanted), maps.Clone(o.ended)
 	return &c
 }
 
@@ -170,16 +172,21 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		o.now = e.At
 		if t := o.attempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
 			t.State = dag.TaskRunning
+			if t.Start == 0 { // else it is told again, after a crash
+				t.Start = e.At
+			}
 			o.wake()
 		}
 	case dag.Finished:
 		o.now = e.At
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
+			o.ran(t, e.Start, e.Stop)
 			o.finished(t, e.OK)
 		}
 	case dag.Generated:
 		o.now = e.At
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
+			o.ran(t, e.Start, e.Stop)
 			if !t.Killing && !o.Killing {
 				o.adopt(next, e.Next.Classes)
 			}
@@ -188,6 +195,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 	case dag.Lost:
 		o.now = e.At
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
+			o.ran(t, e.Start, e.Stop)
 			o.lost(t)
 		}
 	case dag.Revoked:
@@ -261,11 +269,37 @@ func (o *Oracle) grant(e dag.Grant, chosen []uint32) error {
 
 // end ends the live attempt of t.
 func (o *Oracle) end(t *Task, s dag.TaskState) {
-	t.State, t.Killing = s, false
+	t.State, t.Killing, t.Start = s, false, 0
 	o.emit(dag.Release{Class: o.class(t), N: 1})
 	if s != dag.TaskRetry {
 		o.emit(dag.TaskEnded{Task: o.index(t), State: s})
 	}
+}
+
+// ran notes the times of an attempt that ends.
+func (o *Oracle) ran(t *Task, start, stop int64) {
+	if stop == 0 {
+		stop = o.now
+	}
+	for _, at := range []int64{start, t.Start} {
+		if old := o.ended[t.Def]; at > 0 && (old.First == 0 || at < old.First) {
+			o.ended[t.Def] = dag.Times{First: at, Last: old.Last}
+		}
+	}
+	if old := o.ended[t.Def]; stop > old.Last {
+		o.ended[t.Def] = dag.Times{First: old.First, Last: stop}
+	}
+}
+
+// Times are those of a definition's attempts, ended or not.
+func (o *Oracle) Times(def string) dag.Times {
+	times := o.ended[def]
+	for _, t := range o.Live() {
+		if t.Def == def && t.Start > 0 && (times.First == 0 || t.Start < times.First) {
+			times.First = t.Start
+		}
+	}
+	return times
 }
 
 // wake: an attempt that went on through a restart makes the run RUNNING.

@@ -118,14 +118,14 @@ func (p *player) op(op Op) error {
 		return p.succeed(pick(o.Live(), op.A), op)
 	case OpFail:
 		if t := pick(o.Live(), op.A); t != nil {
-			return p.apply(dag.Finished{Task: o.index(t), Attempt: t.Attempt, At: now})
+			return p.apply(dag.Finished{Task: o.index(t), Attempt: t.Attempt, At: now, Start: p.began(t), Stop: now - 1})
 		}
 	case OpLost:
 		if t := pick(o.Live(), op.A); t != nil {
-			return p.apply(dag.Lost{Task: o.index(t), Attempt: t.Attempt, At: now})
+			return p.apply(dag.Lost{Task: o.index(t), Attempt: t.Attempt, At: now, Start: p.began(t), Stop: now})
 		}
 	case OpRevoked:
-		may := func(t *Task) bool { return t.State == dag.TaskGranted && p.asked[o.index(t)] }
+		may := func(t *Task) bool { return t.State == dag.TaskGranted && p.asked[o.index(t)] && t.Start == 0 }
 		if t := pick(o.Select(may), op.A); t != nil {
 			return p.apply(dag.Revoked{Task: o.index(t), Attempt: t.Attempt, At: now})
 		}
@@ -179,6 +179,15 @@ func trace() string {
 	return strings.Join(lines, "")
 }
 
+// began is when an attempt started, as its executor says at its end: now and then
+// it was not able to.
+func (p *player) began(t *Task) int64 {
+	if t.Start == 0 && p.now%3 > 0 {
+		return p.now - 2
+	}
+	return t.Start
+}
+
 func pick[T any](from []T, a uint8) (t T) {
 	if len(from) == 0 {
 		return t
@@ -193,7 +202,7 @@ func (p *player) succeed(t *Task, op Op) error {
 	}
 	o, i := p.oracle, p.oracle.index(t)
 	if !t.Generator || (o.Killing || t.Killing) && op.B%2 == 0 {
-		return p.apply(dag.Finished{Task: i, Attempt: t.Attempt, OK: true, At: p.now})
+		return p.apply(dag.Finished{Task: i, Attempt: t.Attempt, OK: true, At: p.now, Start: p.began(t), Stop: p.now - 1})
 	}
 	plan := p.run.Plan()
 	for template := range plan.Templates {
@@ -227,7 +236,7 @@ func (p *player) generate(t *Task, tasks []dag.TaskSpec) error {
 		return p.apply(dag.Finished{Task: i, Attempt: t.Attempt, At: p.now})
 	}
 	p.note("%s made:\n%s", t.Name, describeTasks(tasks))
-	if err := p.both(dag.Generated{Task: i, Attempt: t.Attempt, Next: next, At: p.now}, graph, &set{i, tasks}); err != nil {
+	if err := p.both(dag.Generated{Task: i, Attempt: t.Attempt, Next: next, At: p.now, Start: p.began(t), Stop: p.now - 1}, graph, &set{i, tasks}); err != nil {
 		return err
 	}
 	return p.comparePlans()
@@ -323,6 +332,19 @@ func (p *player) drain() error {
 	return fmt.Errorf("the run does not end: %s, %v", o.State, o.Counts())
 }
 
+// forget takes the starts of live attempts that a crash has lost from the oracle.
+func (p *player) forget(def string, got dag.Times) {
+	o := p.oracle
+	if got != o.ended[def] || got == o.Times(def) {
+		return
+	}
+	for _, t := range o.Live() {
+		if t.Def == def {
+			t.Start = 0
+		}
+	}
+}
+
 // crash loses the newest events, recovers, and does as the driver does then:
 // each live attempt is adopted or lost.
 func (p *player) crash(op Op) error {
@@ -348,6 +370,9 @@ func (p *player) crash(op Op) error {
 		if s := run.TaskState(o.index(t)); s == dag.TaskGranted || s == dag.TaskRunning {
 			t.State = s
 		}
+	}
+	for i, t := range run.Plan().Templates {
+		p.forget(t.Name, run.Times(i))
 	}
 	init := slices.Clone(run.Init())
 	p.note("   %s", strings.Join(words(init), "; "))

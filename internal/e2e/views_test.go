@@ -82,9 +82,33 @@ func TestGraphView(t *testing.T) {
 		}
 		next += tpl.Count
 	}
+	timesAgree(t, s, run, got.Templates)
+	s = s.Crash()
+	s.Want(200, "GET", e2etest.Path(run, "/graph"), "").Decode(t, &got)
+	timesAgree(t, s, run, got.Templates)
 	for _, edge := range []client.Edge{{Parent: "a", Child: "last"}, {Parent: "gen", Child: "last"}, {Parent: "gen", Child: "made"}, {Parent: "made", Child: "last"}} {
 		if !slices.ContainsFunc(got.Edges, func(e client.Edge) bool { return e.Parent == edge.Parent && e.Child == edge.Child }) {
 			t.Errorf("no edge %+v among %+v", edge, got.Edges)
+		}
+	}
+}
+
+// timesAgree holds the times of a run's templates against its attempts.
+func timesAgree(t *testing.T, s *e2etest.Server, run uint64, templates []client.Template) {
+	t.Helper()
+	first, last := map[string]e2etest.Nanos{}, map[string]e2etest.Nanos{}
+	for name, attempts := range s.Get(run).TaskAttempts {
+		name, _, _ = strings.Cut(name, "_")
+		for _, a := range attempts {
+			if first[name] == 0 || a.StartTime < first[name] {
+				first[name] = a.StartTime
+			}
+			last[name] = max(last[name], a.StopTime)
+		}
+	}
+	for _, tpl := range templates {
+		if a, b := e2etest.Nanos(tpl.FirstStartTime), e2etest.Nanos(tpl.LastStopTime); a != first[tpl.Name] || b != last[tpl.Name] || a == 0 || b == 0 {
+			t.Errorf("%s ran from %d to %d, its attempts from %d to %d", tpl.Name, a, b, first[tpl.Name], last[tpl.Name])
 		}
 	}
 }

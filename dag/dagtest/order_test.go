@@ -1,0 +1,113 @@
+package dagtest
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+)
+
+// TestOrderIsTheGraph holds Order against the graph with every edge spelled out,
+// while tasks complete in any order.
+func TestOrderIsTheGraph(t *testing.T) {
+	shapes := Shapes(60)
+	for i := range uint64(100) {
+		r := rand.New(rand.NewPCG(i, 1))
+		choices := make([]byte, 100)
+		for k := range choices {
+			choices[k] = byte(r.Uint32())
+		}
+		shapes = append(shapes, Shape{"made of bytes", Spec(&Source{choices})})
+	}
+	for _, shape := range shapes {
+		g, err := NewGraph(shape.Spec, dag.Limits{})
+		if err != nil {
+			continue // refused: no order
+		}
+		o, err := NewOrder(shape.Spec)
+		if err != nil {
+			t.Fatalf("%s: %v", shape.Name, err)
+		}
+		names := slices.Collect(o.Names)
+		if !slices.Equal(names, g.Order) {
+			t.Fatalf("%s: tasks %q, want %q", shape.Name, names, g.Order)
+		}
+		done := map[string]int64{}
+		rand.New(rand.NewPCG(1, 2)).Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
+		for i, name := range names {
+			for _, child := range g.Order {
+				want, ready := int64(0), true
+				for p := range g.Tasks[child].Parents {
+					ready = ready && done[p] > 0
+					want = max(want, done[p])
+				}
+				if at, may, err := o.Since(child); err != nil || may != ready || ready && at != want {
+					t.Fatalf("%s: Since(%s) = %d, %v, %v; want %d, %v", shape.Name, child, at, may, err, want, ready)
+				}
+			}
+			done[name] = int64(i + 1)
+			if err := o.Completed(name, int64(i+1)); err != nil {
+				t.Fatalf("%s: %v", shape.Name, err)
+			}
+		}
+	}
+}
+
+func TestOrderRefuses(t *testing.T) {
+	s := &dag.Spec{
+		Parameters: []dag.Parameter{{Name: "N", List: true, Values: []string{"x", "y"}}},
+		Tasks: []dag.TaskSpec{
+			{Name: "a", Job: dag.Job{Command: []string{"{{N}}"}}},
+			{Name: "b", Job: dag.Job{Command: []string{"b"}}, Parents: []dag.EdgeSpec{{Task: "a"}}},
+		},
+	}
+	o, err := NewOrder(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "a", "a_", "a_2", "a_-1", "a_x", "b_0", "c", "c_0"} {
+		if _, _, err := o.Since(name); err == nil {
+			t.Errorf("Since(%q) knows it", name)
+		}
+		if o.Completed(name, 1) == nil {
+			t.Errorf("Completed(%q) knows it", name)
+		}
+	}
+	if err := o.Completed("a_1", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, ready, _ := o.Since("b"); ready {
+		t.Error("b may start before a_0 has completed")
+	}
+	if o.Completed("a_0", 2) != nil || o.Completed("a_1", 3) == nil {
+		t.Error("a_1 may complete twice")
+	}
+	s.Tasks[1].Parents[0].Task = "c"
+	if _, err := NewOrder(s); err == nil {
+		t.Error("an edge to nowhere is taken")
+	}
+}
+
+func TestShapesAreMany(t *testing.T) {
+	for _, n := range []int{40, 1_000, 20_000} {
+		have := map[string]bool{}
+		for _, s := range Shapes(n) {
+			have[s.Name] = true
+			o, err := NewOrder(s.Spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tasks := 0
+			for _, d := range o.defs {
+				tasks += d.tasks
+			}
+			if tasks < min(n/20, 400) || tasks > n+n/2 {
+				t.Errorf("%s at %d has %d tasks in %d templates", s.Name, n, tasks, len(o.defs))
+			}
+		}
+		if len(have) != NumShapes {
+			t.Errorf("%d shapes", len(have))
+		}
+	}
+}
