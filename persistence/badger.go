@@ -68,7 +68,10 @@ type Badger struct {
 var _ Store = (*Badger)(nil)
 
 const (
-	formatVersion = 1
+	// formatVersion is what a folder has that this program has opened. It goes up with
+	// every change that a former program could not read.
+	formatVersion = 2
+	oldestFormat  = 1 // that this program reads: 1 has attempt records of version 1
 	defaultShards = 16
 )
 
@@ -225,8 +228,8 @@ func (s *Badger) checkFormat(shards int) error {
 	if err != nil {
 		return err
 	}
-	if format != 0 && format != formatVersion {
-		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
+	if format != 0 && (format < oldestFormat || format > formatVersion) {
+		return fmt.Errorf("format %d, this program reads formats %d to %d", format, oldestFormat, formatVersion)
 	}
 	stored, err := s.metaNumber("shards")
 	if err != nil {

@@ -73,6 +73,15 @@ func (d *decoder) int() int64 {
 	return v
 }
 
+func (d *decoder) int32() int32 {
+	v := d.int()
+	if v != int64(int32(v)) {
+		d.fail("32-bit number")
+		return 0
+	}
+	return int32(v)
+}
+
 // bytes returns a part of the value itself, to be copied if it is kept.
 func (d *decoder) bytes() []byte {
 	n := d.uint()

@@ -47,6 +47,9 @@ func SetMeta(s *Badger, name string, n uint64) error {
 	return s.deleteStep([]op{{key: metaKey(name), val: metaValue(n)}})
 }
 
+// Meta reads a meta row.
+func Meta(s *Badger, name string) (uint64, error) { return s.metaNumber(name) }
+
 // HalfStage leaves what a crash would leave of a batch that is too big for one
 // transaction: its parts, and when marked the mark too. The batch's rows set the
 // shards row to 99.

@@ -165,11 +165,12 @@ func (e *encoder) attempts(g *group, b *Batch) error {
 		key = g.hold(at)
 		part++
 		at = len(g.arena)
-		g.arena = append(g.arena, attemptsV1)
+		g.arena = append(g.arena, attemptsV2)
+		var coder attemptCoder
 		n := 0
 		for n < len(list) && list[n].Task/attemptChunk == chunk {
 			end := len(g.arena)
-			g.arena = appendAttempt(g.arena, &list[n])
+			g.arena = coder.append(g.arena, &list[n])
 			if len(g.arena)-at > e.partSize {
 				if n == 0 {
 					return fmt.Errorf("run %d: task %d: attempt %d: record of %d bytes: %w",

@@ -47,13 +47,30 @@ func TestOpenInUse(t *testing.T) {
 func TestOpenFormat(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
-	if err := persistence.SetMeta(s, "format", 2); err != nil {
+	if err := persistence.SetMeta(s, "format", 3); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	openError(t, persistence.Config{Dir: dir}, "format 2", "reads format 1")
+	openError(t, persistence.Config{Dir: dir}, "format 3", "reads formats 1 to 2")
+}
+
+// TestOpenFormerFormat: a folder of the former format is taken, and is of the present
+// one from then on, which a former program refuses.
+func TestOpenFormerFormat(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	if err := persistence.SetMeta(s, "format", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = badgerAt(t, dir)
+	if format, err := persistence.Meta(s, "format"); err != nil || format != 2 {
+		t.Errorf("format %d, %v", format, err)
+	}
 }
 
 func TestOpenShards(t *testing.T) {

@@ -16,7 +16,8 @@ import (
 // nothing ever lies here, and so have the device flushed twice; and when it begins a
 // new file the folder's entry is not synced, so that a power failure could take the
 // file with what was acknowledged in it; and the file is sparse and mapped, so that
-// writing to it on a full disk is a signal that ends the process.
+// writing to it on a full disk is a signal that ends the process, and that a commit may
+// write much more than its rows (pages.go).
 //
 // A commit's rows lie in one file: Badger begins a new one only before it writes a
 // transaction. So after each commit it is the newest file that has to be synced. It
@@ -91,6 +92,7 @@ func (w *wal) begin() (err error) {
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 		return fmt.Errorf("allocate %d bytes of %s: %w", w.reserve, w.file.Name(), err)
 	}
+	_ = smallPages(w.file) // it saves writes, and nothing is wrong without it
 	d, err := os.Open(w.dir)
 	if err != nil {
 		return err

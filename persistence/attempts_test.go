@@ -1,0 +1,90 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"math"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// appendAttempts makes a value as the store does.
+func appendAttempts(list []messages.AttemptRecord) []byte {
+	v, c := []byte{attemptsV2}, attemptCoder{}
+	for i := range list {
+		v = c.append(v, &list[i])
+	}
+	return v
+}
+
+// appendAttemptV1 is what wrote the records of version 1.
+func appendAttemptV1(dst []byte, a *messages.AttemptRecord) []byte {
+	dst = binary.AppendUvarint(dst, uint64(a.Task))
+	dst = binary.AppendUvarint(dst, uint64(a.Attempt))
+	dst = append(dst, byte(a.Result))
+	dst = binary.AppendVarint(dst, int64(a.RC))
+	dst = binary.AppendVarint(dst, a.Start)
+	dst = binary.AppendVarint(dst, a.Stop-a.Start)
+	dst = appendString(dst, a.ExecutorLog)
+	dst = appendString(dst, a.Node)
+	dst = binary.AppendVarint(dst, a.MaxRSSKB)
+	dst = binary.AppendVarint(dst, int64(a.UserCPU))
+	dst = binary.AppendVarint(dst, int64(a.SystemCPU))
+	dst = appendOutput(dst, &a.Stdout)
+	return appendOutput(dst, &a.Stderr)
+}
+
+// strange are records that differ from each other as much as they can.
+func strange() []messages.AttemptRecord {
+	return []messages.AttemptRecord{
+		{},
+		{Task: math.MaxUint32, Attempt: math.MaxUint32, Result: messages.AttemptRejected, RC: math.MinInt32, Start: math.MaxInt64, Stop: math.MinInt64,
+			ExecutorLog: "log", Node: "n", MaxRSSKB: -1, UserCPU: time.Hour, SystemCPU: 1},
+		{Start: math.MinInt64, Stop: math.MaxInt64, Node: "n", RC: 1},
+		{Stdout: messages.Output{Inline: []byte{}}, Stderr: messages.Output{Size: 3, Head: 3, Inline: []byte("abc")}},
+		{Task: 1, Attempt: 1, Result: messages.AttemptFailed, SystemCPU: 5, Node: "m"},
+		{Task: 2, Attempt: 1, Node: "m", Stdout: messages.Output{Size: 1 << 60, Head: 1, Tail: 2, Offset: 1 << 50}},
+	}
+}
+
+func TestAttemptsRoundTrip(t *testing.T) {
+	want := strange()
+	v := appendAttempts(want)
+	got, err := decodeAttempts(nil, v)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	clear(v)
+	if string(got[3].Stderr.Inline) != "abc" || got[1].Node != "n" {
+		t.Error("a record refers to the stored value")
+	}
+}
+
+// TestAttemptsOfBefore: what a former program wrote is read.
+func TestAttemptsOfBefore(t *testing.T) {
+	want := strange()
+	v := []byte{attemptsV1}
+	for i := range want {
+		v = appendAttemptV1(v, &want[i])
+	}
+	got, err := decodeAttempts(nil, v)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+}
+
+// TestAttemptsAreSmall: the records of neighbouring tasks that succeed, as no-op tasks
+// do a microsecond apart, take a few bytes each.
+func TestAttemptsAreSmall(t *testing.T) {
+	const n = 1000
+	list := make([]messages.AttemptRecord, n)
+	for i := range list {
+		start := int64(1.8e18) + int64(i)*1500
+		list[i] = messages.AttemptRecord{Task: uint32(5_000_000 + i), Attempt: 1, Start: start, Stop: start + 400}
+	}
+	if size := len(appendAttempts(list)); size > 6*n {
+		t.Errorf("%d records take %d bytes", n, size)
+	}
+}
