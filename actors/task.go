@@ -106,7 +106,7 @@ func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Or
 		CoresMilli:  class.CoresMilli,
 		MemoryMilli: class.MemoryMilli,
 		Capture:     tmpl.Generator,
-		Other:       tmpl.Job.Other,
+		Other:       plan.Job(tmpl, new(dag.Scratch)).Other,
 		GrantedAt:   grantedAt,
 	}
 }

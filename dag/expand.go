@@ -13,8 +13,14 @@ func (p *Plan) Task(task uint32) Task {
 // Its strings share at most one new allocation.
 func (p *Plan) TaskInto(t *Task, task uint32) {
 	tm := p.TemplateOf(task)
-	job := tm.Job
-	s := substitution{parameters: p.Parameters, tm: tm, rest: tm.tokens, local: task - tm.Base}
+	job := tm.job
+	if job == nil {
+		if t.scratch == nil {
+			t.scratch = new(Scratch)
+		}
+		job = p.Job(tm, t.scratch)
+	}
+	s := substitution{parameters: p.Parameters, tm: tm, job: job, rest: tm.tokens, local: task - tm.Base}
 
 	t.Index, t.Template, t.Name = task, tm, tm.Name
 	if size := s.size(); size > 0 {
@@ -48,6 +54,7 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 type substitution struct {
 	parameters []Parameter
 	tm         *Template
+	job        *Job
 	local      uint32
 	rest       []token // of the fields to come
 	text       strings.Builder
@@ -64,7 +71,7 @@ func (s *substitution) size() int {
 		k := &s.rest[i]
 		if k.field != field {
 			field = k.field
-			n += len(s.tm.Job.text(int(field)))
+			n += len(s.job.text(int(field)))
 		}
 		n += len(s.value(k)) - int(k.end-k.start)
 	}

@@ -16,10 +16,16 @@ const fewNames = 8
 type nameIndex struct {
 	layers []map[string]int32
 	few    []*Template // instead of layers, while there are few
+	list   *TaskList   // beside them: it has an index of its own
 }
 
 // find is the template of a name, or -1.
 func (x *nameIndex) find(name string) int {
+	if x.list != nil {
+		if i := x.list.find(name); i >= 0 {
+			return i
+		}
+	}
 	for _, t := range x.few {
 		if t.Name == name {
 			return t.Index
@@ -33,13 +39,17 @@ func (x *nameIndex) find(name string) int {
 	return -1
 }
 
-// add indexes templates[first:], whose predecessors are indexed in x.
-func (x *nameIndex) add(templates []*Template, first int) nameIndex {
-	if len(templates) <= fewNames {
+// add indexes templates[first:], whose predecessors are indexed in x. Those of a
+// list are indexed there.
+func (x *nameIndex) add(templates []*Template, first int, list *TaskList) nameIndex {
+	if list != nil {
+		return nameIndex{list: list}
+	}
+	if x.list == nil && len(templates) <= fewNames {
 		return nameIndex{few: templates}
 	}
 	layers := x.layers[:len(x.layers):len(x.layers)]
-	if len(layers) == 0 {
+	if len(layers) == 0 && x.list == nil {
 		first = 0
 	}
 	size := len(templates) - first
@@ -59,7 +69,7 @@ func (x *nameIndex) add(templates []*Template, first int) nameIndex {
 			layer[t.Name] = int32(t.Index)
 		}
 	}
-	return nameIndex{layers: append(layers[:joined:joined], layer)}
+	return nameIndex{layers: append(layers[:joined:joined], layer), list: x.list}
 }
 
 // TemplateOf is the template that a task was expanded from, in O(log templates).

@@ -61,7 +61,7 @@ func TestTaskIntoKeepsApart(t *testing.T) {
 	var task dag.Task
 	p.TaskInto(&task, 2)
 	task.Command[1] = "changed"
-	if got := p.Templates[1].Job.Command[1]; got != "plain" {
+	if got := p.Job(p.Templates[1], nil).Command[1]; got != "plain" {
 		t.Errorf("the template's command is %q", got)
 	}
 	p.TaskInto(&task, 0)

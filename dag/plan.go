@@ -29,30 +29,42 @@ type Plan struct {
 	Tasks      uint32      // tasks in all
 	Sets       int         // generated sets that were added by Extend
 	names      nameIndex
-	edges      int      // how many there are
-	limits     Limits   // defaults applied
-	defaults   *Job     // jobDefaults, for what is generated
-	bases      []uint32 // Template.Base, side by side
+	list       *TaskList // jobs of the submitted templates, when they were listed; nil otherwise
+	edges      int       // how many there are
+	limits     Limits    // defaults applied
+	defaults   *Job      // jobDefaults, for what is generated or listed
+	bases      []uint32  // Template.Base, side by side
 }
 
-// Template is one task as defined. It is immutable.
+// Template is one task as defined. It is immutable. There may be a million of them:
+// what is the same for many of them they share.
 type Template struct {
-	Index     int    // in Plan.Templates
-	Name      string // as defined
-	Base      uint32 // index of its first task
-	Count     uint32 // tasks it expands to, at least 1
-	Expanded  bool   // it refers to a list: its tasks are Name_0, Name_1, …
-	Axes      []int  // the list parameters it refers to, as indexes into Plan.Parameters, sorted by name; the last one varies fastest
-	Parents   []Edge // each edge once, whichever end it was given from
-	Children  []Edge
+	Index int    // in Plan.Templates
+	Name  string // as defined
+	Base  uint32 // index of its first task
+	Count uint32 // tasks it expands to, at least 1
+	*Traits
+	*Edges
+	job    *Job // see Plan.Job; nil when it is in the plan's list
+	tokens []token
+}
+
+// Traits are what templates often have in common.
+type Traits struct {
+	Expanded  bool  // it refers to a list: its tasks are Name_0, Name_1, …
+	Axes      []int // the list parameters it refers to, as indexes into Plan.Parameters, sorted by name; the last one varies fastest
 	Class     int
 	Retry     RetryPolicy
 	Generator bool
-	Depth     int  // 0 for submitted tasks, n+1 for what a generator of depth n made
-	Set       int  // 0 for submitted tasks, else the number (1, 2, …) of its generated set
-	Origin    int  // the template of the generator that made it; -1 for submitted tasks
-	Job       *Job // effective: jobDefaults applied; tokens not substituted
-	tokens    []token
+	Depth     int // 0 for submitted tasks, n+1 for what a generator of depth n made
+	Set       int // 0 for submitted tasks, else the number (1, 2, …) of its generated set
+	Origin    int // the template of the generator that made it; -1 for submitted tasks
+}
+
+// Edges are those of one template; those that have none share one value.
+type Edges struct {
+	Parents  []Edge // each edge once, whichever end it was given from
+	Children []Edge
 }
 
 // Edge is one end of a dependency between two templates. Match is nil when
@@ -84,6 +96,7 @@ type Task struct {
 	Environment   []string
 	WorkDir       string
 	Timeout       time.Duration
+	scratch       *Scratch // what a listed one is unpacked into
 }
 
 // WithLimits returns the plan with other limits for what is generated from now

@@ -22,6 +22,9 @@ const (
 // collectEdges resolves what the new templates say about parents and children.
 func (b *planner) collectEdges() {
 	n := 0
+	if b.list != nil {
+		n = b.list.ends
+	}
 	for i := range b.specs {
 		n += len(b.specs[i].Parents) + len(b.specs[i].Children)
 	}
@@ -29,16 +32,23 @@ func (b *planner) collectEdges() {
 		return
 	}
 	b.edges = make([]edge, 0, n)
+	if b.list != nil {
+		b.list.eachMention(b.addEdges)
+		b.list.dropEdges()
+	}
 	for i := range b.specs {
-		owner := int32(b.first + i)
-		for k, end := range b.specs[i].Parents {
-			e := edge{child: owner, owner: owner, at: int32(k)}
-			b.addEdge(e, end)
-		}
-		for k, end := range b.specs[i].Children {
-			e := edge{parent: owner, owner: owner, at: ^int32(k)}
-			b.addEdge(e, end)
-		}
+		b.addEdges(i, b.specs[i].Parents, b.specs[i].Children)
+	}
+}
+
+// addEdges adds what the i-th new template mentions.
+func (b *planner) addEdges(i int, parents, children []EdgeSpec) {
+	owner := int32(b.first + i)
+	for k, end := range parents {
+		b.addEdge(edge{child: owner, owner: owner, at: int32(k)}, end)
+	}
+	for k, end := range children {
+		b.addEdge(edge{parent: owner, owner: owner, at: ^int32(k)}, end)
 	}
 }
 
@@ -57,7 +67,7 @@ func (b *planner) mayHave(n int) bool {
 
 // addEdge adds an edge whose other end has only a name yet.
 func (b *planner) addEdge(e edge, end EdgeSpec) {
-	if end.Task == "" && b.specs[int(e.owner)-b.first].Faulty {
+	if end.Task == "" && b.spec(int(e.owner)-b.first).Faulty {
 		return // reported by the decoder
 	}
 	other := b.plan.names.find(end.Task)
@@ -269,6 +279,13 @@ func (b *planner) layOutEdges() {
 		parents[e.child]++
 	}
 	ends := make([]Edge, 2*len(b.edges)) // of all lists, side by side
+	some := 0
+	for i := range p.Templates {
+		if children[i] > 0 || parents[i] > 0 {
+			some++
+		}
+	}
+	own := make([]Edges, some) // of the templates that get some
 	take := func(old []Edge, n int32) []Edge {
 		if n == 0 {
 			return old
@@ -285,12 +302,12 @@ func (b *planner) layOutEdges() {
 			continue
 		}
 		if i < b.first {
-			own := *t
-			t = &own
+			changed := *t
+			t = &changed
 			p.Templates[i] = t
 		}
-		t.Parents = take(t.Parents, parents[i])
-		t.Children = take(t.Children, children[i])
+		own[0] = Edges{Parents: take(t.Parents, parents[i]), Children: take(t.Children, children[i])}
+		t.Edges, own = &own[0], own[1:]
 	}
 	for _, e := range b.edges {
 		parent, child := p.Templates[e.parent], p.Templates[e.child]

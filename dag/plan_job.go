@@ -70,6 +70,28 @@ func mergeMembers(own, defaults []Member) []Member {
 	return merged
 }
 
+// Job is the effective job of a template: jobDefaults applied, tokens not substituted.
+// A listed one is unpacked into scratch, which is used again; otherwise it is the
+// plan's own. Either way it must not be changed.
+func (p *Plan) Job(t *Template, scratch *Scratch) *Job {
+	if t.job != nil {
+		return t.job
+	}
+	p.list.task(t.Index, &scratch.spec)
+	if p.defaults == nil {
+		return &scratch.spec.Job
+	}
+	scratch.job = scratch.spec.Job.over(p.defaults)
+	return &scratch.job
+}
+
+// Scratch is what a listed job is unpacked into; its zero value is ready. It is for
+// one goroutine.
+type Scratch struct {
+	spec TaskSpec
+	job  Job // with the defaults: apart, for spec's slices are written to again
+}
+
 func (j *Job) hasCommand() bool { return j.Command != nil || j.HasString }
 
 // owns tells whether a text of the effective job is j's own, and not from the defaults.
@@ -195,10 +217,10 @@ func (b *planner) here(template int, own func(*Job) bool) bool {
 		return true
 	}
 	if template != inDefaults {
-		return !limits.elsewhere(b.plan.Templates[template].Job.Executor)
+		return !limits.elsewhere(b.job.Executor)
 	}
-	for i := range b.specs {
-		j := &b.specs[i].Job
+	for i := range b.len() {
+		j := &b.spec(i).Job
 		if !own(j) && !limits.elsewhere(cmp.Or(j.Executor, b.plan.defaults.Executor)) {
 			return true
 		}
@@ -218,7 +240,7 @@ func formatMilli(milli int64) string {
 
 // checkJob finds what is wrong with a template's job, and gives it its class.
 func (b *planner) checkJob(t *Template, spec *TaskSpec) {
-	j := t.Job
+	j := b.job
 	b.checkGiven(t.Index, &spec.Job)
 	class := Class{Executor: j.Executor, CoresMilli: j.Cores.Milli, MemoryMilli: j.MemoryMB.Milli}
 	if class.Executor == "" {

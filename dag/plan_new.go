@@ -50,7 +50,9 @@ type planner struct {
 	prefix  string     // JSON pointer of the object that holds the tasks
 	first   int        // plan.Templates[first:] are new
 	specs   []TaskSpec // of the new templates
-	slab    []Template // the new templates
+	list    *TaskList  // instead of specs
+	listed  *listed    // of list
+	job     *Job       // the effective one of the template that is being added
 	total   uint64     // tasks, saturated
 	edges   []edge
 	matched [][]int // parameters of one-to-one edges; edge.match indexes it
@@ -69,15 +71,19 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	b := planner{
 		prefix: "/tasks",
 		specs:  s.Tasks,
+		list:   s.Listed,
 		plan: &Plan{
 			Tag: s.Tag, Tags: s.Tags, Parameters: s.Parameters,
-			limits: l.withDefaults(), defaults: s.Defaults,
+			limits: l.withDefaults(), defaults: s.Defaults, list: s.Listed,
 		},
+	}
+	if b.list != nil {
+		b.listed = new(listed)
 	}
 	if s.Defaults != nil {
 		b.checkDefaults(s.Defaults)
 	}
-	if len(s.Tasks) == 0 {
+	if b.len() == 0 {
 		b.problem(b.prefix, "there must be at least one task")
 	}
 	b.addTemplates(-1)
@@ -128,6 +134,24 @@ func (b *planner) finish() (*Plan, Problems) {
 	return b.plan, nil
 }
 
+// len is how many templates are new.
+func (b *planner) len() int {
+	if b.list != nil {
+		return b.list.Len()
+	}
+	return len(b.specs)
+}
+
+// spec is the definition of the i-th new template, valid until the next call. Of a
+// listed one the edges are not there.
+func (b *planner) spec(i int) *TaskSpec {
+	if b.list == nil {
+		return &b.specs[i]
+	}
+	b.list.task(i, &b.listed.spec)
+	return &b.listed.spec
+}
+
 func (b *planner) problem(pointer, message string) {
 	b.Add(Problem{Pointer: pointer, Message: message})
 }
@@ -141,37 +165,109 @@ func (b *planner) at(template int) string {
 // with each by itself and with their names.
 func (b *planner) addTemplates(origin int) {
 	p := b.plan
-	n := len(b.specs)
-	b.slab = make([]Template, n)
+	n := b.len()
 	p.Templates = append(make([]*Template, 0, b.first+n), p.Templates...)
 	p.bases = append(make([]uint32, 0, b.first+n), p.bases...)
 	p.Classes = slices.Clip(p.Classes)
 	p.Matches = slices.Clip(p.Matches)
 	var jobs []Job // effective ones, where there are defaults
-	if p.defaults != nil {
+	switch {
+	case p.defaults == nil:
+	case b.list != nil:
+		jobs = make([]Job, 1) // the plan makes them again when they are needed
+	default:
 		jobs = make([]Job, n)
 	}
 	depth := 0
 	if origin >= 0 {
 		depth = p.Templates[origin].Depth + 1
 	}
-	for i := range b.specs {
-		spec, t := &b.specs[i], &b.slab[i]
-		*t = Template{
-			Index: b.first + i, Name: spec.Name, Base: uint32(b.total), Job: &spec.Job,
-			Retry: spec.Retry, Generator: spec.Generator, Depth: depth, Set: p.Sets, Origin: origin,
-		}
+	seats := b.seats(n)
+	for i := range n {
+		spec, t := b.spec(i), seats(i)
+		b.job = &spec.Job
+		t.Index, t.Name, t.Base = b.first+i, spec.Name, uint32(b.total)
+		*t.Traits = Traits{Retry: spec.Retry, Generator: spec.Generator, Depth: depth, Set: p.Sets, Origin: origin}
 		p.Templates = append(p.Templates, t)
 		p.bases = append(p.bases, t.Base)
 		if jobs != nil && b.mayMerge(&spec.Job) {
-			jobs[i] = spec.Job.over(p.defaults)
-			t.Job = &jobs[i]
+			b.job = &jobs[i%len(jobs)]
+			*b.job = spec.Job.over(p.defaults)
 		}
 		b.checkJob(t, spec)
 		b.expand(t, &spec.Job)
+		if b.list == nil {
+			t.job = b.job
+		} else {
+			t.Traits = b.listed.share()
+		}
 	}
-	p.names = p.names.add(p.Templates, b.first)
+	b.job = nil
+	p.names = p.names.add(p.Templates, b.first, b.list)
 	b.checkNames()
+}
+
+// seats is where the new templates lie. Those of a list lie close, and share what is
+// the same for many; any other has its traits and edges beside it.
+func (b *planner) seats(n int) func(i int) *Template {
+	if l := b.listed; l != nil {
+		slab := make([]Template, n)
+		return func(i int) *Template {
+			slab[i].Traits, slab[i].Edges = &l.traits, &l.none
+			return &slab[i]
+		}
+	}
+	slab := make([]struct {
+		Template
+		traits Traits
+		edges  Edges
+	}, n)
+	return func(i int) *Template {
+		s := &slab[i]
+		s.Traits, s.Edges = &s.traits, &s.edges
+		return &s.Template
+	}
+}
+
+// listed is what a planner needs for the tasks of a list.
+type listed struct {
+	spec   TaskSpec // that was unpacked last
+	traits Traits   // of the template that is being added
+	none   Edges
+	shared *Traits // of the last one that shares them
+	common map[traitsKey]*Traits
+}
+
+// traitsKey is what Traits are found by that have no axes.
+type traitsKey struct {
+	class     int
+	retry     RetryPolicy
+	generator bool
+}
+
+// share is the traits at hand as a value that other templates may have, too.
+func (l *listed) share() *Traits {
+	own := &l.traits
+	if own.Axes != nil {
+		kept := *own
+		return &kept
+	}
+	key := traitsKey{own.Class, own.Retry, own.Generator}
+	if s := l.shared; s != nil {
+		if (traitsKey{s.Class, s.Retry, s.Generator}) == key {
+			return s
+		}
+		if l.common == nil {
+			l.common = make(map[traitsKey]*Traits)
+		}
+		l.common[traitsKey{s.Class, s.Retry, s.Generator}] = s
+		if l.shared = l.common[key]; l.shared != nil {
+			return l.shared
+		}
+	}
+	kept := *own
+	l.shared = &kept
+	return l.shared
 }
 
 // mayMerge counts what a job and the defaults come to, and is false beyond the limit.
@@ -194,11 +290,11 @@ func (b *planner) mayMerge(j *Job) bool {
 // expand finds a template's tokens and axes and counts its tasks. Own is the job
 // without defaults: what is wrong in these is reported once, there.
 func (b *planner) expand(t *Template, own *Job) {
-	b.scanTokens(t.Job, func(field int) (string, bool) {
-		if !own.owns(t.Job, field) {
+	b.scanTokens(b.job, func(field int) (string, bool) {
+		if !own.owns(b.job, field) {
 			return "", false
 		}
-		return b.jobAt(t.Index) + own.pointerOf(t.Job, field), true
+		return b.jobAt(t.Index) + own.pointerOf(b.job, field), true
 	})
 	count := uint64(1)
 	if len(b.scratch) > 0 {
@@ -231,7 +327,7 @@ func (b *planner) longest(t *Template) int {
 	for _, k := range t.tokens {
 		if k.field != field {
 			field = k.field
-			size += len(t.Job.text(int(field)))
+			size += len(b.job.text(int(field)))
 		}
 		size += b.lengths[k.param] - int(k.end-k.start)
 	}
@@ -282,8 +378,7 @@ func (b *planner) axes(tokens []token) ([]int, uint64) {
 func (b *planner) checkNames() {
 	p := b.plan
 	expanded := false
-	for i := range b.slab {
-		t := &b.slab[i]
+	for _, t := range p.Templates[b.first:] {
 		expanded = expanded || t.Expanded
 		if at := p.names.find(t.Name); at < b.first {
 			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" is already defined")

@@ -103,7 +103,7 @@ func TestSeedExample(t *testing.T) {
 			t.Errorf("task %d: %+v", i, task)
 		}
 	}
-	job := p.Templates[0].Job
+	job := p.Job(p.Templates[0], nil)
 	if job.Cores != (dag.Quantity{Raw: `"1"`, Milli: 1000}) || job.MemoryMB != (dag.Quantity{Raw: `"100"`, Milli: 100_000}) {
 		t.Errorf("quantities %+v %+v", job.Cores, job.MemoryMB)
 	}
@@ -294,13 +294,13 @@ func TestJobDefaults(t *testing.T) {
 		}
 		return lines
 	}
-	same(t, "all", members(all.Job), []string{`timeoutSeconds="1.5"`, `queue="long"`, `x=[1, 2]`})
-	same(t, "own", members(own.Job), []string{`timeoutSeconds=9`, `x=null`, `y=1`, `queue="long"`})
+	same(t, "all", members(p.Job(all, nil)), []string{`timeoutSeconds="1.5"`, `queue="long"`, `x=[1, 2]`})
+	same(t, "own", members(p.Job(own, nil)), []string{`timeoutSeconds=9`, `x=null`, `y=1`, `queue="long"`})
 }
 
 func TestDefaultsWithoutOtherMembers(t *testing.T) {
 	p := planOf(t, `{"jobDefaults": {"command": ["x"]}, "tasks": {"a": {"job": {"q": 1}}}}`)
-	if got := p.Templates[0].Job.Other; len(got) != 1 || got[0] != (dag.Member{Name: "q", Raw: "1"}) {
+	if got := p.Job(p.Templates[0], nil).Other; len(got) != 1 || got[0] != (dag.Member{Name: "q", Raw: "1"}) {
 		t.Errorf("members %v", got)
 	}
 	_, problems := specjson.Plan([]byte(`{"jobDefaults": {"command": ["x"], "workDir": "/w"}, "tasks": {"a": {"job": {"environment": ["A={{Q}}"]}},

@@ -10,6 +10,7 @@ type Spec struct {
 	Parameters []Parameter // sorted by name
 	Defaults   *Job        // jobDefaults; nil when absent
 	Tasks      []TaskSpec  // in the order of the document
+	Listed     *TaskList   // instead of Tasks, of a long document; nil otherwise. It is the plan's from then on
 }
 
 // Label is one member of a spec's `tags`.

@@ -14,6 +14,8 @@ type taskEncoder struct {
 	head, tail []byte // around the job
 	jobTail    []byte // the job's members that hold no token
 	task       dag.Task
+	job        *dag.Job // of template
+	scratch    dag.Scratch
 }
 
 // append appends the object of one expanded task.
@@ -22,7 +24,7 @@ func (e *taskEncoder) append(dst []byte, p *dag.Plan, task uint32) []byte {
 	if e.task.Template != e.template {
 		e.begin(p, e.task.Template)
 	}
-	job := e.template.Job
+	job := e.job
 	dst = append(dst, e.head...)
 	dst = append(dst, `"job":{"environment":`...)
 	dst = appendTexts(dst, e.task.Environment)
@@ -52,7 +54,7 @@ func (e *taskEncoder) append(dst []byte, p *dag.Plan, task uint32) []byte {
 
 // begin renders what the tasks of a template share.
 func (e *taskEncoder) begin(p *dag.Plan, t *dag.Template) {
-	e.template = t
+	e.template, e.job = t, p.Job(t, &e.scratch)
 	r := t.Retry
 	dst := append(e.head[:0], `{"maxRetries":`...)
 	dst = strconv.AppendUint(dst, uint64(r.MaxRetries), 10)
@@ -69,11 +71,11 @@ func (e *taskEncoder) begin(p *dag.Plan, t *dag.Template) {
 	e.head = append(dst, ',')
 
 	dst = e.jobTail[:0]
-	if t.Job.Executor != "" {
+	if e.job.Executor != "" {
 		dst = append(dst, `,"executor":`...)
-		dst = appendText(dst, t.Job.Executor)
+		dst = appendText(dst, e.job.Executor)
 	}
-	for _, m := range t.Job.Other {
+	for _, m := range e.job.Other {
 		dst = append(dst, ',')
 		dst = appendText(dst, m.Name)
 		dst = append(dst, ':')

@@ -1,6 +1,10 @@
 package specjson
 
-import "github.com/caravan-dag/caravan/dag"
+import (
+	"io"
+
+	"github.com/caravan-dag/caravan/dag"
+)
 
 // Decode decodes a submitted spec. A syntax error is the one and only problem,
 // and names its line, column and offset. After any other problem decoding goes
@@ -10,6 +14,11 @@ import "github.com/caravan-dag/caravan/dag"
 func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 	d := newReader(doc)
 	defer d.release()
+	return d.document()
+}
+
+// document reads a spec.
+func (d *reader) document() (*dag.Spec, dag.Problems) {
 	s := new(dag.Spec)
 	if !d.is('{', "the spec") || !d.spec(s) {
 		s = nil
@@ -40,6 +49,24 @@ func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 // or the problems are nil.
 func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	spec, problems := Decode(doc)
+	return planOf(spec, problems, limits)
+}
+
+// PlanFrom is Plan of a document that is read from r, and of which no more is held in
+// memory than the plan takes: about its texts, and 150 bytes beside those of each task.
+// It is for long documents; of a short one Plan is faster. The error is r's, and then
+// there is nothing else.
+func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
+	d := newStream(r)
+	spec, problems := d.document()
+	if err := d.text.failed; err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	plan, problems := planOf(spec, problems, limits)
+	return plan, problems, nil
+}
+
+func planOf(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	if spec == nil {
 		return nil, problems
 	}

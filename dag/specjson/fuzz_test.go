@@ -108,6 +108,7 @@ func FuzzPlan(f *testing.F) {
 		f.Add([]byte(s), []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, doc, set []byte) {
+		checkStream(t, doc, dag.Limits{MaxTasks: 200, MaxCoresMilli: 8000})
 		plan, problems := Plan(doc, dag.Limits{MaxTasks: 200, MaxCoresMilli: 8000})
 		if (plan == nil) == (len(problems) == 0) {
 			t.Fatalf("plan %v and problems %v", plan, problems)
@@ -149,7 +150,7 @@ func checkPlan(t *testing.T, p *dag.Plan) {
 			t.Fatalf("task %d, %q, is found as %d %v", i, task.Name, at, ok)
 		}
 		names[task.Name] = true
-		if len(task.Command) != len(task.Template.Job.Command) || len(task.Environment) != len(task.Template.Job.Environment) {
+		if j := p.Job(task.Template, new(dag.Scratch)); len(task.Command) != len(j.Command) || len(task.Environment) != len(j.Environment) {
 			t.Fatalf("task %+v", task)
 		}
 	}

@@ -18,8 +18,9 @@ import (
 type reader struct {
 	dag.Collector
 	in     *jsontext.Decoder
-	doc    *bytes.Buffer // what in reads
-	text   string        // the document; strings are cut from it
+	doc    *bytes.Buffer // what in reads of a document that is there
+	stream bool          // it is read from text instead: the document may be long
+	text   window        // strings are cut from it
 	valid  bool          // the document is valid UTF-8: only escapes may be wrong
 	path   []segment
 	syntax error
@@ -44,7 +45,15 @@ func newReader(doc []byte) *reader {
 	d := readers.Get().(*reader)
 	*d.doc = *bytes.NewBuffer(doc)
 	d.in.Reset(d.doc, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	d.text, d.valid = string(doc), utf8.Valid(doc)
+	d.text.whole(string(doc))
+	d.valid = utf8.Valid(doc)
+	return d
+}
+
+// newStream makes a reader of a document that is read from r. It is not released.
+func newStream(r io.Reader) *reader {
+	d := &reader{stream: true, text: window{from: r}}
+	d.in = jsontext.NewDecoder(&d.text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	return d
 }
 
@@ -71,11 +80,11 @@ func (d *reader) end() dag.Problems {
 	if d.syntax == nil {
 		end := d.in.InputOffset()
 		if _, err := d.in.ReadToken(); err != io.EOF {
-			d.problem("there is more after the end of the document, at " + place(d.text, end))
+			d.problem("there is more after the end of the document, at " + d.text.place(int(end)))
 		}
 		return nil
 	}
-	offset, what := int64(len(d.text)), "the document is empty"
+	offset, what := int64(d.text.end()), "the document is empty"
 	var syntactic *jsontext.SyntacticError
 	if errors.As(d.syntax, &syntactic) {
 		offset, what = syntactic.ByteOffset, syntactic.Err.Error()
@@ -83,15 +92,7 @@ func (d *reader) end() dag.Problems {
 			what = "the document ends too early"
 		}
 	}
-	return dag.Problems{{Message: "invalid JSON at " + place(d.text, offset) + ": " + what}}
-}
-
-// place says where an offset is.
-func place(text string, offset int64) string {
-	before := text[:min(int(offset), len(text))]
-	line := 1 + strings.Count(before, "\n")
-	column := len(before) - strings.LastIndexByte(before, '\n')
-	return "line " + strconv.Itoa(line) + ", column " + strconv.Itoa(column) + " (offset " + strconv.Itoa(len(before)) + ")"
+	return dag.Problems{{Message: "invalid JSON at " + d.text.place(int(offset)) + ": " + what}}
 }
 
 // problem notes what is wrong at the present place.
@@ -140,6 +141,7 @@ func (d *reader) peek() jsontext.Kind {
 func (d *reader) delimiter() {
 	if d.syntax == nil {
 		_, d.syntax = d.in.ReadToken()
+		d.text.done = int(d.in.InputOffset())
 	}
 }
 
@@ -154,7 +156,8 @@ func (d *reader) raw() string {
 		return ""
 	}
 	end := int(d.in.InputOffset())
-	return d.text[end-len(v) : end]
+	d.text.done = end
+	return d.text.cut(end-len(v), end)
 }
 
 // is tells whether the value that follows is of a kind. When it is not, that is
@@ -188,17 +191,16 @@ func kindName(k jsontext.Kind) string {
 	}
 }
 
-// open reads an opening delimiter, and is its offset.
-func (d *reader) open() int {
-	d.delimiter()
-	return int(d.in.InputOffset()) - 1
+// object reads an object that is next. Member is called with each name, and must
+// read the value.
+func (d *reader) object(member func(name string)) {
+	var seen nameSet
+	d.members(&seen, member)
 }
 
-// object reads an object that is next. Member is called with each name, and must
-// read the value. The result is the object's JSON text.
-func (d *reader) object(member func(name string)) string {
-	start := d.open()
-	var seen nameSet
+// members is object with the set that its names go into.
+func (d *reader) members(seen *nameSet, member func(name string)) {
+	d.delimiter()
 	for k := d.peek(); k != '}' && k != 0; k = d.peek() {
 		name := d.unquote(d.raw())
 		d.push(name)
@@ -210,13 +212,13 @@ func (d *reader) object(member func(name string)) string {
 		}
 		d.pop()
 	}
-	return d.close(start)
+	d.delimiter()
 }
 
 // array reads an array that is next. Element is called for each one, and must read
-// it. The result is the array's JSON text.
-func (d *reader) array(element func(i int)) string {
-	start := d.open()
+// it.
+func (d *reader) array(element func(i int)) {
+	d.delimiter()
 	i := 0
 	for k := d.peek(); k != ']' && k != 0; k = d.peek() {
 		d.pushIndex(i)
@@ -224,16 +226,7 @@ func (d *reader) array(element func(i int)) string {
 		d.pop()
 		i++
 	}
-	return d.close(start)
-}
-
-// close reads a closing delimiter, and is the JSON text from start to there.
-func (d *reader) close(start int) string {
 	d.delimiter()
-	if d.syntax != nil {
-		return ""
-	}
-	return d.text[start:d.in.InputOffset()]
 }
 
 // skip reads a value of which only the general rules are checked, and is its JSON
@@ -241,9 +234,9 @@ func (d *reader) close(start int) string {
 func (d *reader) skip() string {
 	switch d.peek() {
 	case '{':
-		return d.object(func(string) { d.skip() })
+		return d.whole(func() { d.object(func(string) { d.skip() }) })
 	case '[':
-		return d.array(func(int) { d.skip() })
+		return d.whole(func() { d.array(func(int) { d.skip() }) })
 	case '"':
 		raw := d.raw()
 		d.unquote(raw)
@@ -251,6 +244,19 @@ func (d *reader) skip() string {
 	default:
 		return d.raw()
 	}
+}
+
+// whole is the JSON text of the object or array that read reads.
+func (d *reader) whole(read func()) string {
+	d.text.holds++
+	// Between the last token and this one may be space, a comma or a colon.
+	start := d.text.done
+	read()
+	d.text.holds--
+	if d.syntax != nil {
+		return ""
+	}
+	return strings.TrimLeft(d.text.cut(start, d.text.done), ",: \t\r\n")
 }
 
 // unquote is a JSON string's value. Invalid UTF-8 is noted and replaced by U+FFFD.
@@ -274,6 +280,7 @@ const fewNames = 8
 
 // nameSet holds the names of one object.
 type nameSet struct {
+	list *dag.TaskList // has them already, instead of all that follows
 	few  [fewNames]string
 	n    int
 	many map[string]struct{}
@@ -281,6 +288,9 @@ type nameSet struct {
 
 // add adds a name; it is false when the name was there.
 func (s *nameSet) add(name string) bool {
+	if s.list != nil {
+		return !s.list.Has(name)
+	}
 	if s.many == nil {
 		for _, known := range s.few[:s.n] {
 			if known == name {

@@ -33,7 +33,11 @@ func (d *reader) spec(s *dag.Spec) bool {
 		case "tasks":
 			given = true
 			if hasTasks = d.is('{', "tasks"); hasTasks {
-				s.Tasks = d.tasks()
+				if d.stream {
+					s.Listed = d.listed()
+				} else {
+					s.Tasks = d.tasks()
+				}
 			}
 		default:
 			d.unknown(name)
@@ -45,6 +49,9 @@ func (d *reader) spec(s *dag.Spec) bool {
 	if !sound { // what a task takes from the defaults may be missing
 		for i := range s.Tasks {
 			s.Tasks[i].Faulty = true
+		}
+		if s.Listed != nil {
+			s.Listed.AllFaulty()
 		}
 	}
 	return hasTasks
@@ -156,6 +163,23 @@ func (d *reader) tasks() []dag.TaskSpec {
 	return tasks
 }
 
+// listed reads an object of tasks of which there may be very many.
+func (d *reader) listed() *dag.TaskList {
+	tasks := new(dag.TaskList)
+	var t dag.TaskSpec
+	d.members(&nameSet{list: tasks}, func(name string) {
+		t = dag.TaskSpec{Name: name}
+		d.name("a task", name)
+		if d.is('{', "a task") {
+			d.task(&t)
+		} else {
+			t.Faulty = true
+		}
+		tasks.Append(&t)
+	})
+	return tasks
+}
+
 // room grows a full list of tasks to what the rest of the document may hold, so
 // that a long one is copied once or twice and not over and over.
 func (d *reader) room(tasks []dag.TaskSpec) []dag.TaskSpec {
@@ -164,7 +188,7 @@ func (d *reader) room(tasks []dag.TaskSpec) []dag.TaskSpec {
 		return tasks
 	}
 	done := int(d.in.InputOffset())
-	rest := float64(len(d.text)-done) / float64(done)
+	rest := float64(d.text.end()-done) / float64(done)
 	return slices.Grow(tasks, n/8+int(float64(n)*min(rest*1.1, 16)))
 }
 
