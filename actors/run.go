@@ -195,6 +195,10 @@ func (r *run) handle(ctx actor.Context, m any) {
 		r.began(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
 		r.finished(ctx, m.Record, false, now)
 	case *messages.AttemptRevoked:
+		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
+			r.queues(c, false)
+			r.runsAtOnce(c, false)
+		}
 		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
 	case *unclaimed:
 		r.unclaimed(ctx, m)

@@ -1,10 +1,12 @@
 package actors
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -133,5 +135,20 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 	slices.Sort(pids)
 	if pids = slices.Compact(pids); len(pids) != all {
 		t.Errorf("%d names for %d actors: %v", len(pids), all, pids)
+	}
+}
+
+// A no-op that is granted while the node is being closed comes back unstarted. Its run
+// must not wait for its end.
+func TestNoopThatIsGivenBack(t *testing.T) {
+	r := newRig(t)
+	if err := r.node.env.executors[noopExecutor].Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := r.node.Close(ctx); err != nil {
+		t.Error(err)
 	}
 }
