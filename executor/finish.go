@@ -15,26 +15,42 @@ import (
 //  3. give the slots back, and admit what fits now;
 //  4. read the output, as long as it is at this moment, and keep it;
 //  5. report;
-//  6. go on with what was admitted.
+//  6. go on with what was admitted, and clear away what is left of this one once that runs.
 //
 // Output that must be written to disk does not keep 6 waiting. Short output is
 // reported first, since forking takes longer.
 func (p *Process) run(a *attempt) {
+	var before *attempt
 	for a != nil {
+		failed := p.launch(a)
+		p.clear(before)
 		var fit []*attempt
-		if failed := p.launch(a); failed != nil {
+		if failed != nil {
 			fit = p.release(a, failed.At)
 			p.conclude(a, failed)
 		} else {
 			fit = p.finish(a)
 		}
-		p.work.Done()
-		a = nil
+		before, a = a, nil
 		if len(fit) > 0 {
 			a = fit[0]
 			p.spread(fit[1:])
 		}
 	}
+	p.clear(before)
+}
+
+// clear gives up what an attempt that was reported still has.
+func (p *Process) clear(a *attempt) {
+	if a == nil {
+		return
+	}
+	if a.out != nil {
+		p.limits.give(a.group)
+		a.out.drop()
+		a.err.drop()
+	}
+	p.work.Done()
 }
 
 // finish is run's 2 to 5. It returns what is left to run.
@@ -62,7 +78,6 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	if why := a.group.outOfMemory(); why != "" {
 		rec.ExecutorLog = join(rec.ExecutorLog, why)
 	}
-	p.limits.give(a.group)
 	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
 	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
 	if p.long(&rec.Stdout) || p.long(&rec.Stderr) {
@@ -73,8 +88,6 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	if a.order.Capture {
 		p.capture(a, &report)
 	}
-	a.out.drop()
-	a.err.drop()
 	p.conclude(a, &report)
 	return fit
 }
