@@ -52,18 +52,20 @@ type Config struct {
 // Node is the engine of one server: the actor tree and its services. It
 // implements what package http needs.
 type Node struct {
-	env      *env
-	system   *actor.ActorSystem
-	root     *actor.PID
-	shards   [Shards]*actor.PID
-	janitor  *janitor
-	closing  atomic.Bool
-	timeouts sync.Pool     // of *time.Timer, stopped
-	ids      atomic.Uint64 // the next run id
-	low      atomic.Bool   // new runs are refused for want of room
-	stopped  chan struct{} // closed when callers are no longer answered by actors
-	failed   chan struct{} // closed by fail
-	failure  atomic.Pointer[error]
+	env     *env
+	system  *actor.ActorSystem
+	root    *actor.PID
+	shards  [Shards]*actor.PID
+	janitor *janitor
+	// remaining are those who see to what a former server has left waiting.
+	remaining sync.WaitGroup
+	closing   atomic.Bool
+	timeouts  sync.Pool     // of *time.Timer, stopped
+	ids       atomic.Uint64 // the next run id
+	low       atomic.Bool   // new runs are refused for want of room
+	stopped   chan struct{} // closed when callers are no longer answered by actors
+	failed    chan struct{} // closed by fail
+	failure   atomic.Pointer[error]
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished.
@@ -140,22 +142,23 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 }
 
 // recover plants the tree and has every unfinished run go on.
-func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
+func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 	e := n.env
+	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
-	for _, id := range unfinished {
-		s, err := e.store.Summary(id)
-		if err != nil {
-			return fmt.Errorf("run %d: %w", id, err)
-		}
+	for _, s := range unfinished {
 		e.board.post(s)
-		// A run that is as it was submitted has had no slot.
-		if len(e.durables) > 0 && (s.State != dag.RunQueued || s.LastUpdate != s.Start) {
-			awaited[id] = struct{}{}
+		if neverGranted(s) {
+			waiting = append(waiting, s.ID)
+			continue
+		}
+		going = append(going, s.ID)
+		if len(e.durables) > 0 {
+			awaited[s.ID] = struct{}{}
 		}
 	}
 	for _, d := range e.durables {
-		d.Expect(unfinished...)
+		d.Expect(going...)
 	}
 	if err := n.plant(sched, awaited); err != nil {
 		return err
@@ -166,9 +169,10 @@ func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
 		}
 	}
 	e.attempts.unclaimed.Store(&tell)
-	for _, id := range unfinished {
+	for _, id := range going {
 		e.root.Send(n.shard(id), &messages.Recover{Run: id})
 	}
+	n.remain(waiting)
 	return nil
 }
 
@@ -249,6 +253,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
 	}
 	close(n.stopped)
+	n.remaining.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)

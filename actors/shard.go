@@ -34,7 +34,7 @@ type member struct {
 	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
 
 	// Of a run that waits for its actor:
-	epoch  uint64    // under which its slots were asked for
+	epoch  uint64    // under which its slots were asked for; 0: they have not been yet
 	plan   *dag.Plan // nil: to be loaded from the store
 	notice *notice
 }
@@ -51,6 +51,10 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.created(ctx, m)
 	case *messages.Recover:
 		s.member(ctx, m.Run, nil)
+	case *remain:
+		s.remain(m)
+	case *remaining:
+		s.remaining(ctx, m)
 	case *messages.Granted:
 		s.granted(ctx, m)
 	case messages.Request:
