@@ -84,7 +84,8 @@ func replan(definition []byte, limits dag.Limits) (*dag.Plan, error) {
 	return plan, nil
 }
 
-// remain takes runs in that wait, and whose slots have not been asked for yet.
+// remain takes runs in that wait, and whose slots have not been asked for yet: they have
+// no epoch.
 func (s *shard) remain(m *remain) {
 	for _, id := range m.runs {
 		s.runs[id] = new(member)

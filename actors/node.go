@@ -52,20 +52,21 @@ type Config struct {
 // Node is the engine of one server: the actor tree and its services. It
 // implements what package http needs.
 type Node struct {
-	env     *env
-	system  *actor.ActorSystem
-	root    *actor.PID
-	shards  [Shards]*actor.PID
-	janitor *janitor
+	env      *env
+	system   *actor.ActorSystem
+	root     *actor.PID
+	shards   [Shards]*actor.PID
+	janitor  *janitor
+	closing  atomic.Bool
+	timeouts sync.Pool     // of *time.Timer, stopped
+	ids      atomic.Uint64 // the next run id
+	low      atomic.Bool   // new runs are refused for want of room
+	stopped  chan struct{} // closed when callers are no longer answered by actors
+	failed   chan struct{} // closed by fail
+	failure  atomic.Pointer[error]
+
 	// remaining are those who see to what a former server has left waiting.
 	remaining sync.WaitGroup
-	closing   atomic.Bool
-	timeouts  sync.Pool     // of *time.Timer, stopped
-	ids       atomic.Uint64 // the next run id
-	low       atomic.Bool   // new runs are refused for want of room
-	stopped   chan struct{} // closed when callers are no longer answered by actors
-	failed    chan struct{} // closed by fail
-	failure   atomic.Pointer[error]
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished.

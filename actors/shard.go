@@ -34,7 +34,7 @@ type member struct {
 	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
 
 	// Of a run that waits for its actor:
-	epoch  uint64    // under which its slots were asked for; 0: they have not been yet
+	epoch  uint64    // under which its slots were asked for
 	plan   *dag.Plan // nil: to be loaded from the store
 	notice *notice
 }
