@@ -45,7 +45,7 @@ func (n *Node) remain(runs []messages.RunID) {
 			n.env.root.Send(n.shards[i], &remain{list})
 		}
 	}
-	n.remaining.Go(func() {
+	n.env.remaining.Go(func() {
 		for _, id := range runs {
 			select {
 			case <-n.stopped:

@@ -64,9 +64,6 @@ type Node struct {
 	stopped  chan struct{} // closed when callers are no longer answered by actors
 	failed   chan struct{} // closed by fail
 	failure  atomic.Pointer[error]
-
-	// remaining are those who see to what a former server has left waiting.
-	remaining sync.WaitGroup
 }
 
 // Start brings a node up: executors, the tree, and every run that was unfinished.
@@ -254,7 +251,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
 	}
 	close(n.stopped)
-	n.remaining.Wait()
+	n.env.remaining.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)
