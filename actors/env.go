@@ -3,6 +3,7 @@ package actors
 import (
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,9 @@ type env struct {
 	stopped       <-chan struct{} // closed when callers are no longer answered by actors
 	closing       *atomic.Bool    // the node is being closed: what runs is not ours to end
 	log           *slog.Logger
+
+	// remaining are those who see to what a former server has left waiting.
+	remaining sync.WaitGroup
 }
 
 // guard logs a panic of an actor with its stack and lets it go on to the supervisor.

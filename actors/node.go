@@ -133,22 +133,23 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 }
 
 // recover plants the tree and has every unfinished run go on.
-func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
+func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 	e := n.env
+	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
-	for _, id := range unfinished {
-		s, err := e.store.Summary(id)
-		if err != nil {
-			return fmt.Errorf("run %d: %w", id, err)
-		}
+	for _, s := range unfinished {
 		e.board.post(s)
-		// A run that is as it was submitted has had no slot.
-		if len(e.durables) > 0 && (s.State != dag.RunQueued || s.LastUpdate != s.Start) {
-			awaited[id] = struct{}{}
+		if neverGranted(s) {
+			waiting = append(waiting, s.ID)
+			continue
+		}
+		going = append(going, s.ID)
+		if len(e.durables) > 0 {
+			awaited[s.ID] = struct{}{}
 		}
 	}
 	for _, d := range e.durables {
-		d.Expect(unfinished...)
+		d.Expect(going...)
 	}
 	if err := n.plant(sched, awaited); err != nil {
 		return err
@@ -159,9 +160,10 @@ func (n *Node) recover(unfinished []messages.RunID, sched *scheduler) error {
 		}
 	}
 	e.attempts.unclaimed.Store(&tell)
-	for _, id := range unfinished {
+	for _, id := range going {
 		e.root.Send(n.shard(id), &messages.Recover{Run: id})
 	}
+	n.remain(waiting)
 	return nil
 }
 
@@ -254,6 +256,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
 	}
 	close(n.stopped)
+	n.env.remaining.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)

@@ -2,7 +2,6 @@ package actors
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/asynkron/protoactor-go/actor"
 
@@ -116,16 +115,11 @@ func (r *run) resync() (live []messages.AttemptKey) {
 	return live
 }
 
-// restore makes a run's state from what is stored of it. Limits that have become
-// tighter since do not hold for what was accepted, only for what it generates yet.
+// restore makes a run's state from what is stored of it.
 func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
-	spec, problems := specjson.Decode(stored.Definition)
-	if len(problems) > 0 {
-		return nil, fmt.Errorf("definition: %w", problems)
-	}
-	plan, problems := dag.NewPlan(spec, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
-	if len(problems) > 0 {
-		return nil, fmt.Errorf("definition: %w", problems)
+	plan, err := replan(stored.Definition, limits)
+	if err != nil {
+		return nil, fmt.Errorf("definition: %w", err)
 	}
 	for _, set := range stored.Sets {
 		tasks, problems := specjson.DecodeTasks(set.JSON)

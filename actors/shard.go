@@ -53,6 +53,10 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.settled(ctx, m)
 	case *messages.Recover:
 		s.member(ctx, m.Run, nil)
+	case *remain:
+		s.remain(m)
+	case *remaining:
+		s.remaining(ctx, m)
 	case *messages.Granted:
 		s.granted(ctx, m)
 	case messages.Request:

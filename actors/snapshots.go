@@ -7,8 +7,11 @@ import (
 
 const (
 	// snapshotEvery is how many bytes of journal a run writes before its state is
-	// written anew, beside one byte a task: large runs do it less often.
+	// written anew, beside one byte a task, and headerWeight bytes for each of the last
+	// header: large runs do it less often, and so do those with many tasks that have
+	// failed and wait for their retry, all of which are in the header.
 	snapshotEvery = 512 << 10
+	headerWeight  = 4
 	// snapshotStep is how many chunks go with one batch, so that a snapshot never
 	// holds transitions up.
 	snapshotStep = 16
@@ -21,6 +24,7 @@ const (
 type snapshots struct {
 	every  int // bytes of journal, beside one a task; it is snapshotEvery but in tests
 	bytes  int // of journal since the last round began
+	heavy  int // bytes of the last header
 	active bool
 	cut    uint64
 	header []byte
@@ -35,14 +39,15 @@ func (s *snapshots) rolling() bool { return s.active }
 func (s *snapshots) part(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
 	s.bytes += n
 	if !s.active {
-		if s.bytes < s.every+int(d.Plan().Tasks) {
+		if s.bytes < s.every+int(d.Plan().Tasks)+headerWeight*s.heavy {
 			return nil
 		}
 		cut := seq // of the next batch with records
 		if n > 0 {
 			cut++
 		}
-		*s = snapshots{every: s.every, active: true, cut: cut, header: d.AppendHeader(nil), todo: d.DirtyChunks(1 << 30)}
+		header := d.AppendHeader(nil)
+		*s = snapshots{every: s.every, active: true, cut: cut, header: header, heavy: len(header), todo: d.DirtyChunks(1 << 30)}
 	}
 	step := min(snapshotStep, len(s.todo))
 	p := &persistence.SnapshotPart{}

@@ -26,6 +26,25 @@ func TestRoundThatBeginsWithoutRecordsCutsNothingOfTheNextBatch(t *testing.T) {
 	}
 }
 
+// The next round waits for the longer, the more the last header had to say.
+func TestRoundsFollowTheHeader(t *testing.T) {
+	r := newRig(t)
+	d := dag.NewRun(r.plan(single).Plan, dag.Config{}, 1)
+	s := snapshots{every: 100}
+	p := s.part(d, 2, 101) // every, and one byte for the one task
+	if p == nil || p.Header == nil {
+		t.Fatalf("no round: %+v", p)
+	}
+	due := 101 + headerWeight*len(p.Header)
+	s.bytes = 0
+	if p := s.part(d, 3, due-1); p != nil {
+		t.Errorf("a round after %d bytes, due after %d", due-1, due)
+	}
+	if p := s.part(d, 4, 1); p == nil {
+		t.Errorf("no round after %d bytes", due)
+	}
+}
+
 // Crashes at every commit while snapshots roll with nearly each of them: what
 // comes back has all that was answered, and the run ends as it should.
 func TestCrashWhileSnapshotsRoll(t *testing.T) {

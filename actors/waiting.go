@@ -32,7 +32,7 @@ func (p *planned) keep(r *member) {
 
 // wake gives a run that waits its actor.
 func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
-	first := &run{env: s.env, id: id, epoch: r.epoch, waited: true}
+	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
 	if r.plan != nil {
 		first.open(r.plan, r.notice)
 	}

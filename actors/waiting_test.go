@@ -67,7 +67,6 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 			r := newRig(t)
 			r.submit(wholeMachine)
 			held := r.order(1)
-			const two = `{"tasks":{"a":{"job":{"command":["a"]}},"b":{"job":{"command":["b"]}}}}`
 			viewed, killed, half, paused := r.submit(two), r.submit(two), r.submit(two), r.submit(two)
 			for range 2 * keptPlans * Shards {
 				if !kept {

@@ -96,8 +96,8 @@ type Instant interface {
 // cannot be loaded, keeps all of it for a server that can.
 type Durable interface {
 	Executor
-	// Expect is called once at the start of the server with the runs that are
-	// unfinished, and again with each run whose actor begins anew: what was given of
+	// Expect is called once at the start of the server with the unfinished runs that
+	// have ever been granted a slot, and again with each run whose actor begins anew: what was given of
 	// that one counts no more, and nothing is reported of it until it is given again.
 	Expect(runs ...messages.RunID)
 	// Settled says that the run has given all its live attempts again.

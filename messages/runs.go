@@ -25,7 +25,7 @@ type (
 		Run RunID
 		Err error
 	}
-	// Recover tells a shard to go on with an unfinished run.
+	// Recover tells a shard to go on with an unfinished run that has had slots.
 	Recover struct{ Run RunID }
 	// Purge asks the shard to delete a finished run; one that lives is left alone.
 	Purge struct {

@@ -9,13 +9,13 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Unfinished lists the runs without a final state, ascending.
-func (s *Badger) Unfinished() ([]messages.RunID, error) {
-	var runs []messages.RunID
-	err := s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		runs = append(runs, keyRun(key))
+// Unfinished returns the summaries of the runs without a final state, by ascending id.
+func (s *Badger) Unfinished() ([]*messages.Summary, error) {
+	var runs []*messages.Summary
+	err := s.scan([]byte{typeLive}, nil, false, summaryRow(func(sum *messages.Summary) (bool, error) {
+		runs = append(runs, sum)
 		return true, nil
-	})
+	}))
 	return runs, err
 }
 

@@ -63,12 +63,15 @@ type Journal interface {
 
 // Reader reads what is durable. Errors wrap ErrNotFound where a run is unknown.
 type Reader interface {
-	// Unfinished lists the runs without a final state, ascending.
-	Unfinished() ([]messages.RunID, error)
+	// Unfinished returns the summaries of the runs without a final state, by ascending id.
+	Unfinished() ([]*messages.Summary, error)
 	// NextRun is one more than the highest run id that was ever used.
 	NextRun() (messages.RunID, error)
 	// Load returns all that is needed to go on with a run, or to show it.
 	Load(messages.RunID) (*Stored, error)
+	// Untouched returns the definition of a run of which nothing has been journaled
+	// beyond its submission, and nil when something has. It is cheaper than Load.
+	Untouched(messages.RunID) ([]byte, error)
 	// Summary returns the stored summary; that of a live run may be older than its actor's.
 	Summary(messages.RunID) (*messages.Summary, error)
 	// Summaries calls yield in ascending order of ids until it returns false.

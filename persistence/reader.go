@@ -164,6 +164,31 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	return st, nil
 }
 
+// Untouched returns the definition of a run of which nothing has been journaled beyond
+// its submission. What was journaled is a row of its own, or a snapshot.
+func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		for _, typ := range [...]byte{typeJournal, typeHeader} {
+			touched := false
+			err := scanTxn(txn, runKey(typ, run), nil, false, func([]byte, *badger.Item) (bool, error) {
+				touched = true
+				return false, nil
+			})
+			if touched || err != nil {
+				return err
+			}
+		}
+		return joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
+			doc, _, err = s.enc.pack.decodeDefinition(run, v)
+			return err
+		})
+	})
+	if err == nil && doc == nil {
+		_, err = s.Summary(run) // unknown?
+	}
+	return doc, err
+}
+
 // loadState reads the snapshot and the journal after its cut. The journal begins
 // with what the definition's row holds of it.
 func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {

@@ -208,7 +208,7 @@ func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 }
 
 // Expect names the runs that will give their live attempts again, with Resume. It is
-// called once at the start of the server, with all that are unfinished: what the folder
+// called once at the start of the server, with all that may have any: what the folder
 // holds of any other run is nobody's, its ends are forgotten, and what runs is ended.
 // It is called again with a run whose actor begins anew: what was given of that one
 // counts no more, and nothing is reported of it until it is given again.

@@ -178,6 +178,7 @@ func TestFailRead(t *testing.T) {
 		func() error { _, err := f.Unfinished(); return err },
 		func() error { _, err := f.NextRun(); return err },
 		func() error { _, err := f.Load(1); return err },
+		func() error { _, err := f.Untouched(1); return err },
 		func() error { _, err := f.Summary(1); return err },
 		func() error { return f.Summaries(messages.ListQuery{}, nil) },
 		func() error { return f.Attempts(1, 0, 1, nil) },

@@ -160,7 +160,7 @@ func (f *Failing) read() error {
 }
 
 // Unfinished counts as a read.
-func (f *Failing) Unfinished() ([]messages.RunID, error) {
+func (f *Failing) Unfinished() ([]*messages.Summary, error) {
 	if err := f.read(); err != nil {
 		return nil, err
 	}
@@ -181,6 +181,14 @@ func (f *Failing) Load(run messages.RunID) (*persistence.Stored, error) {
 		return nil, err
 	}
 	return f.Store.Load(run)
+}
+
+// Untouched counts as a read.
+func (f *Failing) Untouched(run messages.RunID) ([]byte, error) {
+	if err := f.read(); err != nil {
+		return nil, err
+	}
+	return f.Store.Untouched(run)
 }
 
 // Summary counts as a read.

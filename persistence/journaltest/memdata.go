@@ -107,21 +107,21 @@ func (d *memData) remove(run messages.RunID) {
 	delete(d.runs, run)
 }
 
-// Unfinished lists the runs without a final state.
-func (m *Memory) Unfinished() ([]messages.RunID, error) {
+// Unfinished returns the summaries of the runs without a final state.
+func (m *Memory) Unfinished() ([]*messages.Summary, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.readable(); err != nil {
 		return nil, err
 	}
-	var ids []messages.RunID
-	for id, r := range m.data.runs {
+	var runs []*messages.Summary
+	for _, r := range m.data.runs {
 		if r.summary != nil && !final(r.summary.State) {
-			ids = append(ids, id)
+			runs = append(runs, r.summary)
 		}
 	}
-	slices.Sort(ids)
-	return ids, nil
+	slices.SortFunc(runs, func(a, b *messages.Summary) int { return cmp.Compare(a.ID, b.ID) })
+	return runs, nil
 }
 
 func final(s dag.RunState) bool {
@@ -145,6 +145,18 @@ func (m *Memory) run(id messages.RunID) (*memRun, error) {
 		return nil, fmt.Errorf("run %d: %w", id, persistence.ErrNotFound)
 	}
 	return r, nil
+}
+
+// Untouched returns the definition of a run of which nothing has been journaled beyond
+// its submission.
+func (m *Memory) Untouched(id messages.RunID) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.run(id)
+	if err != nil || r.nextSeq > 2 || r.header != nil {
+		return nil, err
+	}
+	return r.definition, nil
 }
 
 // Load returns everything of a run.

@@ -37,6 +37,7 @@ func Run(t *testing.T, b Backend) {
 		{"attempts", testAttempts},
 		{"attempts with output", testAttemptOutput},
 		{"unfinished", testUnfinished},
+		{"untouched", testUntouched},
 		{"summaries", testSummaries},
 		{"many summaries", testManySummaries},
 		{"keys", testKeys},

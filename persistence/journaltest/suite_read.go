@@ -2,9 +2,11 @@ package journaltest
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,11 +88,45 @@ func testAttemptOutput(t *testing.T, b Backend) {
 
 func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 	t.Helper()
-	ids, err := s.Unfinished()
+	runs, err := s.Unfinished()
 	if err != nil {
 		t.Fatal(err)
 	}
+	var ids []messages.RunID
+	for _, sum := range runs {
+		stored, err := s.Summary(sum.ID)
+		equal(t, "error", err, nil)
+		equal(t, "summary", sum, stored)
+		ids = append(ids, sum.ID)
+	}
 	return ids
+}
+
+// testUntouched: a run is untouched until something of it is journaled, and is not so
+// again when a snapshot has made that superfluous.
+func testUntouched(t *testing.T, b Backend) {
+	s := b.Open(t)
+	untouched := func() (which []string) {
+		for run := range messages.RunID(3) {
+			doc, err := s.Untouched(run)
+			equal(t, "error", err, nil)
+			which = append(which, string(doc))
+		}
+		return which
+	}
+	big := strings.Repeat("a long definition, in parts ", 1<<16)
+	Must(t, s, NewRun(0, "", "d0"), NewRun(1, "", big), NewRun(2, "", "d2"))
+	equal(t, "new", untouched(), []string{"d0", big, "d2"})
+	s = b.Crash(t, s)
+	equal(t, "after a crash", untouched(), []string{"d0", big, "d2"})
+	Must(t, s, &persistence.Batch{Run: 0, Seq: 2, Records: []byte("r")}, summaryBatch(1, "", dag.RunQueued))
+	equal(t, "one is touched", untouched(), []string{"", big, "d2"})
+	Must(t, s, &persistence.Batch{Run: 0, Seq: 3, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 3}})
+	s = b.Reopen(t, s)
+	equal(t, "one is touched, and its journal cut", untouched(), []string{"", big, "d2"})
+	if _, err := s.Untouched(9); !errors.Is(err, persistence.ErrNotFound) {
+		t.Errorf("an unknown run: %v", err)
+	}
 }
 
 // testUnfinished follows runs through every kind of change, a restart too.
