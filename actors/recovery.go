@@ -119,13 +119,9 @@ func (r *run) resync() (live []messages.AttemptKey) {
 // restore makes a run's state from what is stored of it. Limits that have become
 // tighter since do not hold for what was accepted, only for what it generates yet.
 func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
-	spec, problems := specjson.Decode(stored.Definition)
-	if len(problems) > 0 {
-		return nil, fmt.Errorf("definition: %w", problems)
-	}
-	plan, problems := dag.NewPlan(spec, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
-	if len(problems) > 0 {
-		return nil, fmt.Errorf("definition: %w", problems)
+	plan, err := planOf(stored, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
+	if err != nil {
+		return nil, fmt.Errorf("definition: %w", err)
 	}
 	for _, set := range stored.Sets {
 		tasks, problems := specjson.DecodeTasks(set.JSON)
@@ -142,4 +138,23 @@ func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
 	}
 	return dag.Recover(plan.WithLimits(limits), dag.Config{}, stored.Header,
 		func(i uint32) []byte { return chunks[i] }, stored.Records)
+}
+
+// planOf is the plan of the definition that is stored.
+func planOf(stored *persistence.Stored, limits dag.Limits) (*dag.Plan, error) {
+	plan, problems, err := (*dag.Plan)(nil), dag.Problems(nil), error(nil)
+	if stored.Long == nil {
+		plan, problems = specjson.Plan(stored.Definition, limits)
+	} else {
+		doc, openErr := stored.Long.Open()
+		if openErr != nil {
+			return nil, openErr
+		}
+		defer doc.Close()
+		plan, problems, err = specjson.PlanFrom(doc, limits)
+	}
+	if err == nil && len(problems) > 0 {
+		err = problems
+	}
+	return plan, err
 }

@@ -100,7 +100,7 @@ func (s *shard) create(ctx actor.Context, m *messages.Create) {
 		Summary: news.summary,
 		Seq:     1,
 		Records: opening.Records,
-		Create:  &persistence.Creation{Definition: sub.Body, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
+		Create:  &persistence.Creation{Definition: sub.Body, Long: sub.Long, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
 		Done: func(err error) {
 			if err != nil {
 				news.err = notCreated(err)

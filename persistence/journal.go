@@ -25,8 +25,9 @@ type Batch struct {
 
 // Creation is a new run. Batch.Summary goes with it.
 type Creation struct {
-	Definition     []byte // the spec's JSON as submitted
-	IdempotencyKey string // "" = none
+	Definition     []byte            // the spec's JSON as submitted
+	Long           messages.Document // instead of Definition; opened by Append
+	IdempotencyKey string            // "" = none
 	BodyHash       [32]byte
 }
 
@@ -84,11 +85,12 @@ type Reader interface {
 type Stored struct {
 	Summary    *messages.Summary
 	Definition []byte
-	Sets       []Set    // in order of N
-	Header     []byte   // snapshot header, nil when there is none
-	Chunks     []Chunk  // ascending
-	Records    [][]byte // journal records after the snapshot's cut, in order
-	NextSeq    uint64   // the Seq for the next Batch
+	Long       messages.Document // instead of Definition, when that is long
+	Sets       []Set             // in order of N
+	Header     []byte            // snapshot header, nil when there is none
+	Chunks     []Chunk           // ascending
+	Records    [][]byte          // journal records after the snapshot's cut, in order
+	NextSeq    uint64            // the Seq for the next Batch
 }
 
 // Store is the whole seam.

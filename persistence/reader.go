@@ -140,11 +140,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		if st.Summary == nil {
 			return unknown(run)
 		}
-		var first []byte
-		err = joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
-			st.Definition, first, err = s.enc.pack.decodeDefinition(run, v)
-			return err
-		})
+		first, err := s.definition(txn, run, st)
 		if err != nil {
 			return err
 		}
