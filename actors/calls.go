@@ -10,6 +10,11 @@ import (
 // call sends a message by send and waits for its answer: the actor's, or an error
 // when none comes in time or the node is closed meanwhile.
 func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
+	return callWithin(n, answerWithin, reply, send)
+}
+
+// callWithin is call for what may take longer, or must not.
+func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
 		return zero, errStopping
@@ -18,7 +23,7 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 		return zero, hasFailed(err)
 	}
 	send()
-	w := n.wait()
+	w := n.wait(limit)
 	defer w.end()
 	r, err := await(&w, reply)
 	if err != nil {
@@ -34,9 +39,9 @@ type wait struct {
 	over    bool // the time is
 }
 
-func (n *Node) wait() wait {
+func (n *Node) wait(limit time.Duration) wait {
 	w := wait{n: n, timeout: n.timeouts.Get().(*time.Timer)}
-	w.timeout.Reset(answerWithin)
+	w.timeout.Reset(limit)
 	return w
 }
 
@@ -73,13 +78,20 @@ func await[T any](w *wait, reply messages.Reply[T]) (messages.Result[T], error) 
 	}
 }
 
+// longRate is how fast a long document is stored at least, in bytes a second.
+const longRate = 1 << 20
+
 // Submit makes a planned spec a run. It returns when that is durable.
 func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 	if err := n.Healthy(); err != nil {
 		return 0, err
 	}
+	limit := answerWithin
+	if sub.Long != nil {
+		limit += time.Duration(sub.Long.Size()/longRate) * time.Second
+	}
 	reply := messages.NewReply[messages.RunID]()
-	return call(n, reply, func() {
+	return callWithin(n, limit, reply, func() {
 		if sub.IdempotencyKey != "" {
 			n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: reply})
 			return
@@ -117,7 +129,7 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 		creates[k] = messages.Create{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
-	w := n.wait()
+	w := n.wait(answerWithin)
 	defer w.end()
 	for range plain {
 		r, err := await(&w, reply)
