@@ -26,7 +26,7 @@ func neverGranted(s *messages.Summary) bool {
 type remain struct{ runs []messages.RunID }
 
 // remaining tells a shard for which slots to ask for one of them. Without a plan it has
-// to be loaded: something has happened in it, or its definition cannot be read.
+// to be loaded: something has happened in it, or its definition is long or cannot be read.
 type remaining struct {
 	run   messages.RunID
 	plan  *dag.Plan
@@ -62,39 +62,48 @@ func (e *env) demand(id messages.RunID) *remaining {
 	m := &remaining{run: id}
 	definition, err := e.store.Untouched(id)
 	if err != nil || definition == nil {
-		return m // its actor will say what is wrong
+		return m // its actor reads what is long, and says what is wrong
 	}
-	if plan, err := replan(definition, e.limits); err == nil {
+	if plan, err := replan(definition, nil, e.limits); err == nil {
 		m.plan, m.wants = plan, plan.Opening(0).Demands
 	}
 	return m
 }
 
-// replan plans what was accepted before. Limits that have become tighter since do not
-// hold for it, only for what it generates yet.
-func replan(definition []byte, limits dag.Limits) (*dag.Plan, error) {
-	spec, problems := specjson.Decode(definition)
-	if len(problems) > 0 {
-		return nil, problems
+// replan plans what was accepted before: a definition, or a long one. Limits that have
+// become tighter since do not hold for it, only for what it generates yet.
+func replan(definition []byte, long messages.Document, limits dag.Limits) (*dag.Plan, error) {
+	limits = dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors}
+	plan, problems, err := (*dag.Plan)(nil), dag.Problems(nil), error(nil)
+	if long == nil {
+		plan, problems = specjson.Plan(definition, limits)
+	} else {
+		doc, openErr := long.Open()
+		if openErr != nil {
+			return nil, openErr
+		}
+		defer doc.Close()
+		plan, problems, err = specjson.PlanFrom(doc, limits)
 	}
-	plan, problems := dag.NewPlan(spec, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
-	if len(problems) > 0 {
-		return nil, problems
+	if err == nil && len(problems) > 0 {
+		err = problems
 	}
-	return plan, nil
+	return plan, err
 }
 
 // remain takes runs in that wait, and whose slots have not been asked for yet: they have
 // no epoch.
 func (s *shard) remain(m *remain) {
 	for _, id := range m.runs {
-		s.runs[id] = new(member)
+		r := new(member)
+		r.birth.over()
+		s.runs.Set(uint64(id)/Shards, r)
 	}
 }
 
 // remaining asks for the slots of a run that waits.
 func (s *shard) remaining(ctx actor.Context, m *remaining) {
-	r := s.runs[m.run]
+	r := s.run(m.run)
 	switch {
 	case r == nil || r.pid != nil: // it was asked for something meanwhile, and may be finished
 	case m.plan == nil:

@@ -1,6 +1,8 @@
 package actors
 
 import (
+	"time"
+
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -8,6 +10,11 @@ import (
 // call sends a message by send and waits for its answer: the actor's, or an error
 // when none comes in time or the node is closed meanwhile.
 func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
+	return callWithin(n, answerWithin, reply, send)
+}
+
+// callWithin is call for what may take longer than answerWithin.
+func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
 		return zero, errStopping
@@ -18,6 +25,9 @@ func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
 	over := n.waits.over()
 	send()
 	r, err := await(n, over, reply)
+	for ; err == errTimeout && limit > answerWithin; limit -= answerWithin {
+		r, err = await(n, n.waits.over(), reply)
+	}
 	if err != nil {
 		return zero, err
 	}
@@ -55,13 +65,20 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// longRate is how fast a long document is stored at least, in bytes a second.
+const longRate = 1 << 20
+
 // Submit makes a planned spec a run. It returns when that is durable.
 func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 	if err := n.Healthy(); err != nil {
 		return 0, err
 	}
+	limit := answerWithin
+	if sub.Long != nil {
+		limit += time.Duration(sub.Long.Size()/longRate) * time.Second
+	}
 	reply := messages.NewReply[messages.RunID]()
-	return call(n, reply, func() {
+	return callWithin(n, limit, reply, func() {
 		if sub.IdempotencyKey != "" {
 			n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: reply})
 			return

@@ -64,7 +64,7 @@ func (s *shard) create(m *messages.Create) {
 	s.planned.keep(&r.member)
 	c := &creation{
 		s: s, create: m, member: &r.member, wants: opening.Demands,
-		spec:  persistence.Creation{Definition: sub.Body, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
+		spec:  persistence.Creation{Definition: sub.Body, Long: sub.Long, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
 		batch: persistence.Batch{Run: m.Run, Summary: &r.summary, Seq: 1, Records: opening.Records},
 	}
 	c.batch.Create, c.batch.Done = &c.spec, c.done

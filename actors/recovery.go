@@ -117,7 +117,7 @@ func (r *run) resync() (live []messages.AttemptKey) {
 
 // restore makes a run's state from what is stored of it.
 func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
-	plan, err := replan(stored.Definition, limits)
+	plan, err := replan(stored.Definition, stored.Long, limits)
 	if err != nil {
 		return nil, fmt.Errorf("definition: %w", err)
 	}

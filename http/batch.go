@@ -67,6 +67,9 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
+// lineLimit bounds a line, in bytes: lines are in memory as a whole.
+func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLine) }
+
 // open begins to read the body. What is announced and short is read at once.
 func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	stream, announced := ctx.RequestBodyStream(), ctx.Request.Header.ContentLength()
@@ -76,7 +79,7 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	}
 	r := &patientReader{r: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serving: b.s.serving, left: announced}
 	r.stop = context.AfterFunc(b.s.serving, r.giveUp)
-	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.cfg.MaxBody}
+	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.lineLimit()}
 	codings := ctx.Request.Header.PeekAll(fasthttp.HeaderContentEncoding)
 	b.coding = strings.ToLower(string(bytes.Join(codings, []byte(", "))))
 	var err error
@@ -158,7 +161,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		return dst, false, nil
 	case errors.Is(err, errLongLine):
 		dst = appendProblem(dst, problem{status: fasthttp.StatusRequestEntityTooLarge,
-			text: "line " + strconv.Itoa(b.line+1) + " is too long: at most " + strconv.FormatInt(b.s.cfg.MaxBody, 10) + " bytes; it and what is behind it is not read"})
+			text: "line " + strconv.Itoa(b.line+1) + " is too long: at most " + strconv.FormatInt(b.s.lineLimit(), 10) + " bytes; it and what is behind it is not read"})
 		return append(dst, '\n'), false, nil
 	case len(lines) > 0:
 		b.lines.failed = err // behind the answers

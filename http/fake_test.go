@@ -107,6 +107,16 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 	if err := e.begin("Submit"); err != nil {
 		return 0, err
 	}
+	if s.Long != nil { // as the store does
+		doc, err := s.Long.Open()
+		if err != nil {
+			return 0, err
+		}
+		defer doc.Close()
+		if s.Body, err = io.ReadAll(doc); err != nil || int64(len(s.Body)) != s.Long.Size() {
+			return 0, fmt.Errorf("%d bytes of %d: %w", len(s.Body), s.Long.Size(), err)
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, old := range e.submitted {

@@ -19,7 +19,7 @@ func TestLimitsOfTheReference(t *testing.T) {
 	cfg := New(Config{Engine: &fakeEngine{}}).cfg
 	for _, sentence := range []string{
 		fmt.Sprintf("the request did not arrive in time (%d s; a large body has more, at %d KiB/s)", cfg.ReadTimeout/time.Second, bodyRate>>10),
-		fmt.Sprintf("the body is longer than its limit: %d MiB (`--max-body`) for a spec, or a line of many, before and after decompression; %d MiB for anything else", cfg.MaxBody>>20, smallBody>>20),
+		fmt.Sprintf("the body is longer than its limit: %d MiB (`--max-body`) for a spec, before and after decompression; %d MiB for a line of many; %d MiB for anything else", cfg.MaxBody>>20, maxLine>>20, smallBody>>20),
 		fmt.Sprintf("request line and headers are longer than %d KiB", headerLimit>>10),
 		fmt.Sprintf("too many connections (%d,%03d)", cfg.MaxConns/1000, cfg.MaxConns%1000),
 		fmt.Sprintf("at most so many, 1 to %d,%03d; without it, all", maxPage/1000, maxPage%1000),

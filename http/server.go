@@ -35,9 +35,16 @@ type Config struct {
 	Gatherer   prometheus.Gatherer
 	Registerer prometheus.Registerer
 	// MaxBody bounds the body of a submission or validation, in bytes, before and
-	// after decompression; default 64 MiB. Every other body is bounded by 1 MiB.
+	// after decompression; default 256 MiB. A line of many is bounded by 64 MiB, too,
+	// every other body by 1 MiB.
 	MaxBody int64
 	Logger  *slog.Logger // default slog.Default()
+	// Spool is the folder that long bodies are received in, in files without a name;
+	// default the system's for temporary files.
+	Spool string
+	// Sparing is called when a long document is about to be planned: garbage costs most
+	// then. What it returns is called when that is over; one at a time. Nil = nothing.
+	Sparing func() (back func())
 
 	// ReadTimeout bounds the reading of one request (header and body; a large body
 	// gets more in proportion to its length), WriteTimeout one write to the client,
@@ -52,7 +59,7 @@ type Config struct {
 }
 
 const (
-	defaultMaxBody = 64 << 20
+	defaultMaxBody = 256 << 20
 	smallBody      = 1 << 20  // limit of every body but a spec's
 	headerLimit    = 8 << 10  // request line and headers
 	slackConns     = 256      // above MaxConns: those that are told so
@@ -68,6 +75,8 @@ type Server struct {
 	fast    *fasthttp.Server
 	metrics *metrics
 
+	turn     chan struct{} // of the one long body that is being planned and stored
+	spools   atomic.Int32  // long bodies that are being received or wait for their turn
 	conns    connSet
 	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
 	idle     chan struct{} // signalled when inflight falls to 0 while draining
@@ -88,6 +97,7 @@ func New(cfg Config) *Server {
 		log:     cfg.Logger,
 		metrics: newMetrics(cfg.Registerer),
 		idle:    make(chan struct{}, 1),
+		turn:    make(chan struct{}, 1),
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open = make(map[*conn]struct{})
@@ -122,6 +132,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Sparing == nil {
+		c.Sparing = func() func() { return func() {} }
 	}
 	if c.ReadTimeout <= 0 {
 		c.ReadTimeout = 30 * time.Second

@@ -2,7 +2,6 @@ package http
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -25,14 +24,28 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	doc, plan, err := s.plan(ctx)
+	doc, long, err := s.document(ctx)
 	if err != nil {
 		return err
 	}
-	sub := &messages.Submission{Plan: plan, Body: doc, At: time.Now().UnixNano(), IdempotencyKey: key}
-	if key != "" {
-		sub.BodyHash = sha256.Sum256(doc)
+	sub := &messages.Submission{Body: doc, IdempotencyKey: key}
+	if long != nil {
+		defer long.release()
+		plan, done, err := s.planLong(long, key != "")
+		if err != nil {
+			return err
+		}
+		defer done()
+		sub.Plan, sub.Long, sub.BodyHash = plan, long, long.sum
+	} else {
+		if sub.Plan, err = s.plan(doc); err != nil {
+			return err
+		}
+		if key != "" {
+			sub.BodyHash = sha256.Sum256(doc)
+		}
 	}
+	sub.At = time.Now().UnixNano()
 	run, err := s.engine.Submit(sub)
 	if err != nil {
 		return err
@@ -44,65 +57,76 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 
 // validate is POST /v1/dagrun/validate: what submit would say, and nothing runs.
 func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
-	if _, _, err := s.plan(ctx); err != nil {
+	doc, long, err := s.document(ctx)
+	if err != nil {
+		return err
+	}
+	if long != nil {
+		defer long.release()
+		_, done, err := s.planLong(long, false)
+		if err != nil {
+			return err
+		}
+		done()
+	} else if _, err = s.plan(doc); err != nil {
 		return err
 	}
 	answer(ctx, []byte(`{"valid":true}`))
 	return nil
 }
 
-// plan decodes and plans the body. The document is the server's own copy.
-func (s *Server) plan(ctx *fasthttp.RequestCtx) ([]byte, *dag.Plan, error) {
-	doc, err := s.document(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
+// plan decodes and plans a document.
+func (s *Server) plan(doc []byte) (*dag.Plan, error) {
 	plan, problems := specjson.Plan(doc, s.cfg.Limits)
 	if len(problems) > 0 {
-		return nil, nil, refused(problems)
+		return nil, refused(problems)
 	}
-	return doc, plan, nil
+	return plan, nil
 }
 
-// document is the body as JSON text, owned by the caller: it outlives the request.
-func (s *Server) document(ctx *fasthttp.RequestCtx) ([]byte, error) {
+// document is the body as JSON text, owned by the caller: it outlives the request. A
+// long one is no text: it is the caller's to release.
+func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody, err error) {
 	h := &ctx.Request.Header
 	if err := checkType(h.ContentType(), jsonType); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	codings := h.PeekAll(fasthttp.HeaderContentEncoding)
-	var doc []byte
-	switch {
+	coding := ""
+	switch codings := h.PeekAll(fasthttp.HeaderContentEncoding); {
 	case len(codings) == 0 || len(codings) == 1 && strings.EqualFold(string(codings[0]), "identity"):
-		var err error
-		if doc, err = s.readBody(ctx); err != nil {
-			return nil, err
-		}
 	case len(codings) > 1:
-		return nil, &refusal{fasthttp.StatusUnsupportedMediaType, "more than one Content-Encoding"}
+		return nil, nil, &refusal{fasthttp.StatusUnsupportedMediaType, "more than one Content-Encoding"}
 	default:
-		coding := string(codings[0])
-		packed, err := s.readBody(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if doc, err = decompress(coding, packed, s.cfg.MaxBody); err != nil {
-			return nil, err
+		coding = string(codings[0])
+	}
+	if doc, long, err = s.readBody(ctx); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case long != nil:
+		long.coding = coding
+		return nil, long, nil
+	case coding != "":
+		packed := doc
+		if doc, err = decompress(coding, packed, min(longFrom, s.cfg.MaxBody)); err == errLong && s.cfg.MaxBody > longFrom {
+			return nil, &longBody{coding: coding, packed: packed, uses: 1}, nil
+		} else if err != nil {
+			return nil, nil, undecompressed(coding, err, s.cfg.MaxBody)
 		}
 	}
 	if len(doc) == 0 {
 		text := "the body is empty: want a spec as JSON"
-		return nil, &messages.Error{Code: messages.Invalid, Text: text, Problems: []messages.Problem{{Message: text}}}
+		return nil, nil, &messages.Error{Code: messages.Invalid, Text: text, Problems: []messages.Problem{{Message: text}}}
 	}
-	return doc, nil
+	return doc, nil, nil
 }
 
 // readBody reads the body, into memory that grows with what has come and not with
-// what was announced. It may be called once.
-func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
+// what was announced, or into a file when it is long. It may be called once.
+func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, *longBody, error) {
 	stream := ctx.RequestBodyStream()
 	if stream == nil {
-		return bytes.Clone(ctx.Request.Body()), nil
+		return bytes.Clone(ctx.Request.Body()), nil, nil
 	}
 	announced := ctx.Request.Header.ContentLength()
 	first := 4 << 10
@@ -115,16 +139,20 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, error) {
 		doc = doc[:len(doc)+n]
 		switch {
 		case int64(len(doc)) > s.cfg.MaxBody:
-			return nil, s.tooLarge(ctx)
+			return nil, nil, s.tooLarge(ctx)
 		case err == io.EOF && announced >= 0 && len(doc) < announced:
 			err = io.ErrUnexpectedEOF
 		case err == io.EOF:
-			return doc, nil
+			return doc, nil, nil
 		}
 		if err != nil {
 			p := unread(err)
 			ctx.SetConnectionClose()
-			return nil, &refusal{p.status, p.text}
+			return nil, nil, &refusal{p.status, p.text}
+		}
+		if len(doc) > longFrom || len(doc) == cap(doc) && announced > longFrom {
+			long, err := s.spool(ctx, doc, stream, announced)
+			return nil, long, err
 		}
 		if len(doc) == cap(doc) {
 			doc = append(doc, 0)[:len(doc)]
@@ -150,38 +178,36 @@ func unsupportedCoding(coding string) error {
 		"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
 }
 
-// decompress undoes a Content-Encoding, to at most limit bytes.
+// decompress undoes a Content-Encoding in memory, to at most limit bytes: beyond is
+// errLong.
 func decompress(coding string, body []byte, limit int64) ([]byte, error) {
-	var r io.Reader
-	var err error
-	switch strings.ToLower(coding) {
-	case "gzip", "x-gzip":
-		r, err = gzip.NewReader(bytes.NewReader(body))
-	case "zstd":
-		var d *zstd.Decoder
-		d, err = zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1),
-			zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
-		if err == nil {
-			defer d.Close()
-			r = d
-		}
-	default:
-		return nil, unsupportedCoding(coding)
+	r, end, err := decompressor(coding, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		var doc []byte
-		if doc, err = io.ReadAll(io.LimitReader(r, limit+1)); err == nil {
-			if int64(len(doc)) > limit {
-				return nil, &refusal{fasthttp.StatusRequestEntityTooLarge,
-					"the body is too large: at most " + strconv.FormatInt(limit, 10) + " bytes when decompressed"}
-			}
-			return doc, nil
-		}
+	defer end()
+	doc, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(doc)) > limit {
+		err = errLong
 	}
-	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
-		return nil, &refusal{fasthttp.StatusRequestEntityTooLarge, "the body's zstd window is too large: at most 8 MiB"}
+	return doc, err
+}
+
+// undecompressed says why a body could not be decompressed.
+func undecompressed(coding string, err error, limit int64) error {
+	var known *refusal
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.Is(err, errLong):
+		return &refusal{fasthttp.StatusRequestEntityTooLarge,
+			"the body is too large: at most " + strconv.FormatInt(limit, 10) + " bytes when decompressed"}
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+		return &refusal{fasthttp.StatusRequestEntityTooLarge, "the body's zstd window is too large: at most 8 MiB"}
+	case coding == "":
+		return err
 	}
-	return nil, invalid("the body is no " + strings.ToLower(coding) + ": " + err.Error())
+	return invalid("the body is no " + strings.ToLower(coding) + ": " + err.Error())
 }
 
 // idempotencyKey is the request's Idempotency-Key, "" when it has none.

@@ -109,8 +109,9 @@ const (
 // Submission is a planned spec on its way into the engine.
 type Submission struct {
 	Plan *dag.Plan
-	Body []byte // the spec's JSON as submitted; owned by the engine from here on
-	At   int64  // ns since the epoch
+	Body []byte   // the spec's JSON as submitted; owned by the engine from here on
+	Long Document // instead of Body, when that is long
+	At   int64    // ns since the epoch
 	// IdempotencyKey is "" or the client's key; BodyHash is compared when it was
 	// seen before.
 	IdempotencyKey string

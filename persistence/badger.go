@@ -53,7 +53,8 @@ type Badger struct {
 	room    *room
 	// moments are the store's read and commit timestamps.
 	moments *moments
-	ended   chan struct{} // the committer has ended
+	ended   chan struct{}  // the committer has ended
+	staging sync.WaitGroup // long documents that are being written
 
 	failMu  sync.Mutex
 	failure atomic.Pointer[error]
@@ -297,6 +298,7 @@ func (s *Badger) Close() error {
 	defer s.ending.Unlock()
 	s.queue.close()
 	<-s.ended
+	s.staging.Wait()
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	if s.db.IsClosed() {

@@ -19,9 +19,7 @@ type item struct {
 }
 
 func (it *item) answer(err error) {
-	if it.done != nil {
-		it.done(err)
-	}
+	answer(it.done, err)
 }
 
 // queue is what Append fills and the committer swaps out whole.
@@ -59,6 +57,16 @@ func (q *queue) take(empty []*item) (items []*item, closed bool) {
 	return items, q.closed
 }
 
+// enter counts a goroutine that will push, unless the queue takes nothing any more.
+func (q *queue) enter(all *sync.WaitGroup) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		all.Add(1)
+	}
+	return !q.closed
+}
+
 func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true
@@ -76,6 +84,10 @@ const packFrom = 64 << 10
 // Append queues a batch. After Close, and only then, Done is called by the caller
 // of Append.
 func (s *Badger) Append(b *Batch) {
+	if b.Create != nil && b.Create.Long != nil {
+		s.appendLong(b)
+		return
+	}
 	it := &item{batch: b, done: b.Done}
 	var doc []byte
 	switch {

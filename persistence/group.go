@@ -102,11 +102,15 @@ func (e *encoder) encode(g *group, it *item) error {
 		if b.Seq == 1 {
 			first, records = records, nil
 		}
-		at := len(g.arena)
-		g.arena = appendCreation(g.arena, c, first)
-		g.arena = e.document(g.arena, c.Definition, it)
-		val := g.hold(at)
-		g.putParts(g.key(typeDef, b.Run), val, e.partSize)
+		if c.Long == nil {
+			at := len(g.arena)
+			g.arena = appendCreation(g.arena, c, first)
+			g.arena = e.document(g.arena, c.Definition, it)
+			val := g.hold(at)
+			g.putParts(g.key(typeDef, b.Run), val, e.partSize)
+		} else { // it lies there already, with first
+			g.del(g.key(typeDeleting, b.Run))
+		}
 		if c.IdempotencyKey != "" {
 			at := len(g.arena)
 			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash)

@@ -25,8 +25,9 @@ type Batch struct {
 
 // Creation is a new run. Batch.Summary goes with it.
 type Creation struct {
-	Definition     []byte // the spec's JSON as submitted
-	IdempotencyKey string // "" = none
+	Definition     []byte            // the spec's JSON as submitted
+	Long           messages.Document // instead of Definition; opened by Append
+	IdempotencyKey string            // "" = none
 	BodyHash       [32]byte
 }
 
@@ -70,7 +71,8 @@ type Reader interface {
 	// Load returns all that is needed to go on with a run, or to show it.
 	Load(messages.RunID) (*Stored, error)
 	// Untouched returns the definition of a run of which nothing has been journaled
-	// beyond its submission, and nil when something has. It is cheaper than Load.
+	// beyond its submission, and nil when something has, or when it is long. It is cheaper
+	// than Load.
 	Untouched(messages.RunID) ([]byte, error)
 	// Summary returns the stored summary; that of a live run may be older than its actor's.
 	Summary(messages.RunID) (*messages.Summary, error)
@@ -87,11 +89,12 @@ type Reader interface {
 type Stored struct {
 	Summary    *messages.Summary
 	Definition []byte
-	Sets       []Set    // in order of N
-	Header     []byte   // snapshot header, nil when there is none
-	Chunks     []Chunk  // ascending
-	Records    [][]byte // journal records after the snapshot's cut, in order
-	NextSeq    uint64   // the Seq for the next Batch
+	Long       messages.Document // instead of Definition, when that is long
+	Sets       []Set             // in order of N
+	Header     []byte            // snapshot header, nil when there is none
+	Chunks     []Chunk           // ascending
+	Records    [][]byte          // journal records after the snapshot's cut, in order
+	NextSeq    uint64            // the Seq for the next Batch
 }
 
 // Store is the whole seam.

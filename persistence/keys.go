@@ -23,7 +23,7 @@ import (
 //	k <key hash>                    idempotency key
 //	x <write> <part>                parts of a batch that is too big for one transaction
 //	y <write>                       commit marker of such a batch, until it is applied
-//	z <run>                         the run is being deleted
+//	z <run>                         the run is being deleted, or its long document is still being written
 const (
 	typeMeta     = 'm'
 	typeLive     = 'u'

@@ -140,11 +140,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		if st.Summary == nil {
 			return unknown(run)
 		}
-		var first []byte
-		err = joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
-			st.Definition, first, err = s.enc.pack.decodeDefinition(run, v)
-			return err
-		})
+		first, err := s.definition(txn, run, st)
 		if err != nil {
 			return err
 		}
@@ -165,7 +161,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 }
 
 // Untouched returns the definition of a run of which nothing has been journaled beyond
-// its submission. What was journaled is a row of its own, or a snapshot.
+// its submission, unless it is long. What was journaled is a row of its own, or a snapshot.
 func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		for _, typ := range [...]byte{typeJournal, typeHeader} {
@@ -178,10 +174,10 @@ func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
 				return err
 			}
 		}
-		return joined(txn, runKey(typeDef, run), nil, func(_, v []byte) (err error) {
-			doc, _, err = s.enc.pack.decodeDefinition(run, v)
-			return err
-		})
+		var st Stored
+		_, err := s.definition(txn, run, &st)
+		doc = st.Definition
+		return err
 	})
 	if err == nil && doc == nil {
 		_, err = s.Summary(run) // unknown?

@@ -67,7 +67,7 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
 		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
 			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }, false},
-		{"max-body", "size", "largest document that may be submitted", "64MiB",
+		{"max-body", "size", "largest document that may be submitted", "256MiB",
 			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }, false},
 		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
 			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},

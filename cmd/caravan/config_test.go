@@ -25,7 +25,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: "127.0.0.1:2503", Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
-		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 64 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || c != want {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}

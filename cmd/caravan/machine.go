@@ -128,3 +128,17 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 		debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))
 	}
 }
+
+// spareGarbage is what garbage may take while a long document is planned, in percent of
+// what lives. Then the heap grows fast, and what it would take at other times (150
+// percent) would be more than the document.
+const spareGarbage = 25
+
+// collectMore has the collector keep to that, until back is called.
+func collectMore() (back func()) {
+	before := debug.SetGCPercent(spareGarbage)
+	if before >= 0 && before < spareGarbage {
+		debug.SetGCPercent(before)
+	}
+	return func() { debug.SetGCPercent(before) }
+}

@@ -99,7 +99,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	door := &gate{}
 	v := versionInfo()
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: c.Data, Sparing: collectMore,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry,
 	})

@@ -2,6 +2,7 @@ package journaltest
 
 import (
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/caravan-dag/caravan/messages"
@@ -46,6 +47,13 @@ func newMemory(data *memData) *Memory {
 
 // Append queues a batch.
 func (m *Memory) Append(b *persistence.Batch) {
+	if b.Create != nil && b.Create.Long != nil {
+		var err error
+		if b, err = read(b); err != nil {
+			answer(b, err)
+			return
+		}
+	}
 	m.mu.Lock()
 	if m.closing && !m.crashed {
 		m.mu.Unlock()
@@ -55,6 +63,23 @@ func (m *Memory) Append(b *persistence.Batch) {
 	m.queue = append(m.queue, b)
 	m.wake.Broadcast()
 	m.mu.Unlock()
+}
+
+// read is a batch with its long document in memory.
+func read(b *persistence.Batch) (*persistence.Batch, error) {
+	r, err := b.Create.Long.Open()
+	if err != nil {
+		return b, err
+	}
+	defer r.Close()
+	doc, err := io.ReadAll(r)
+	if err != nil {
+		return b, err
+	}
+	whole, create := *b, *b.Create
+	create.Definition, create.Long = doc, nil
+	whole.Create = &create
+	return &whole, nil
 }
 
 // Hold keeps every batch that is not durable yet from becoming so. It waits for a

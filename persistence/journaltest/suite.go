@@ -29,6 +29,8 @@ func Run(t *testing.T, b Backend) {
 		{"creation", testCreation},
 		{"unknown", testUnknown},
 		{"big documents", testBigDocuments},
+		{"long documents", testLong},
+		{"long documents that fail", testLongFails},
 		{"order", testOrder},
 		{"crash", testCrash},
 		{"sets", testSets},

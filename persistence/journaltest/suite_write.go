@@ -102,7 +102,7 @@ func testBigDocuments(t *testing.T, b Backend) {
 	s = b.Crash(t, s)
 	for i, size := range sizes {
 		for j, doc := range [][]byte{random(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
-			if got := load(t, s, messages.RunID(3*i+j)).Definition; !bytes.Equal(got, doc) {
+			if got := definition(t, load(t, s, messages.RunID(3*i+j))); !bytes.Equal(got, doc) {
 				t.Errorf("%d bytes: %d came back", len(doc), len(got))
 			}
 		}

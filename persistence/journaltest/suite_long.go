@@ -1,0 +1,128 @@
+package journaltest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// longDocument is a messages.Document in memory.
+type longDocument struct {
+	doc  []byte
+	size int64
+	err  error // what reading ends with, instead of io.EOF
+	gone error // of Open
+}
+
+func (d *longDocument) Size() int64 { return d.size }
+
+func (d *longDocument) Open() (io.ReadCloser, error) {
+	if d.gone != nil {
+		return nil, d.gone
+	}
+	end := io.Reader(strings.NewReader(""))
+	if d.err != nil {
+		end = failingReader{d.err}
+	}
+	return io.NopCloser(io.MultiReader(bytes.NewReader(d.doc), end)), nil
+}
+
+type failingReader struct{ err error }
+
+func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+// newLong is the batch that creates a run with a long document.
+func newLong(run messages.RunID, doc []byte) *persistence.Batch {
+	b := NewRun(run, "long", "")
+	b.Create.Definition, b.Create.Long = nil, &longDocument{doc: doc, size: int64(len(doc))}
+	b.Create.IdempotencyKey = "key of a long one"
+	b.Seq, b.Records = 1, []byte("first")
+	return b
+}
+
+// definition is a run's document, however it comes.
+func definition(t testing.TB, st *persistence.Stored) []byte {
+	t.Helper()
+	if st.Long == nil {
+		return st.Definition
+	}
+	r, err := st.Long.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := io.ReadAll(r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "size of a long document", st.Long.Size(), int64(len(doc)))
+	return doc
+}
+
+// testLong: long documents come back, and are deleted with their runs.
+func testLong(t *testing.T, b Backend) {
+	s := b.Open(t)
+	docs := [][]byte{nil, []byte("short"), random(6 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<20)}
+	check := func(s persistence.Store) {
+		t.Helper()
+		for i, doc := range docs {
+			st := load(t, s, messages.RunID(i))
+			if got := definition(t, st); !bytes.Equal(got, doc) {
+				t.Errorf("document %d: %d bytes of %d came back", i, len(got), len(doc))
+			}
+			equal(t, "records", st.Records, [][]byte{[]byte("first")})
+			equal(t, "next seq", st.NextSeq, 2)
+		}
+	}
+	for i, doc := range docs {
+		Must(t, s, newLong(messages.RunID(i), doc))
+	}
+	check(s)
+	s = b.Crash(t, s)
+	check(s)
+	run, _, ok, err := s.Key("key of a long one")
+	if run != 3 || !ok || err != nil {
+		t.Errorf("the key is that of run %d, %v, %v", run, ok, err)
+	}
+	for i := range docs {
+		Must(t, s, summaryBatch(messages.RunID(i), "long", 3))
+	}
+	if err := s.Delete(0, 1, 2, 3); err != nil {
+		t.Fatal(err)
+	}
+	s = b.Reopen(t, s)
+	if _, err := s.Load(2); !errors.Is(err, persistence.ErrNotFound) {
+		t.Errorf("a deleted run: %v", err)
+	}
+}
+
+// testLongFails: a document that cannot be read to its end makes no run and does no
+// other harm; its id may be used again.
+func testLongFails(t *testing.T, b Backend) {
+	s := b.Open(t)
+	broken := errors.New("broken")
+	for what, doc := range map[string]*longDocument{
+		"cannot be opened": {gone: broken},
+		"breaks off":       {doc: random(3 << 20), size: 4 << 20, err: broken},
+		"at once":          {size: 4 << 20, err: broken},
+	} {
+		batch := newLong(5, nil)
+		batch.Create.Long = doc
+		if err := Append(t, s, batch, NewRun(6, "", "other")); !errors.Is(err, broken) || errors.Is(err, persistence.ErrFailed) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := s.Load(5); !errors.Is(err, persistence.ErrNotFound) {
+			t.Errorf("%s: load: %v", what, err)
+		}
+	}
+	equal(t, "definition of another run", string(load(t, s, 6).Definition), "other")
+	whole := random(5 << 20)
+	Must(t, s, newLong(5, whole))
+	if got := definition(t, load(t, b.Crash(t, s), 5)); !bytes.Equal(got, whole) {
+		t.Errorf("%d bytes of %d came back", len(got), len(whole))
+	}
+}

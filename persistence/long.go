@@ -1,0 +1,260 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/klauspost/compress/zstd"
+)
+
+// A long document is never whole in memory. Before its batch it is compressed as it is
+// read and written down in parts, which lie where they stay. First comes the mark of a
+// run that is being deleted; the batch takes it off together with making the run known.
+// So what a crash or an error leaves of it is deleted like any run: by the next open,
+// or at once. The parts go through the committer one by one, and what else is being
+// committed goes with them.
+
+// longFrom is the size from which a stored document is read as a stream, in bytes.
+const longFrom = 4 << 20
+
+// appendLong queues the creation of a run with a long document.
+func (s *Badger) appendLong(b *Batch) {
+	doc, err := b.Create.Long.Open()
+	if !s.queue.enter(&s.staging) {
+		if err == nil {
+			doc.Close()
+		}
+		answer(b.Done, ErrClosed)
+		return
+	}
+	go func() {
+		defer s.staging.Done()
+		if err == nil {
+			err = s.writeLong(b, doc)
+			doc.Close()
+		}
+		it := &item{batch: b, done: b.Done}
+		if err != nil {
+			it = &item{done: func(error) { answer(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
+		}
+		if !s.queue.push(it) {
+			it.answer(ErrClosed)
+		}
+	}()
+}
+
+func answer(done func(error), err error) {
+	if done != nil {
+		done(err)
+	}
+}
+
+// writeLong writes the definition's parts, and takes them back when that does not
+// succeed.
+func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
+	var first []byte
+	if b.Seq == 1 {
+		first = b.Records
+	}
+	size := b.Create.Long.Size()
+	w := &partWriter{s: s, run: b.Run, done: make(chan error, 1)}
+	w.buf = append(w.buffer(), appendCreation(nil, b.Create, first)...)
+	w.buf = binary.AppendUvarint(append(w.buf, codecZstd), uint64(size))
+	err := packStream(w, doc, size)
+	if err == nil {
+		err = w.send()
+	}
+	if end := w.settle(); err == nil {
+		err = end
+	}
+	if err != nil && s.Err() == nil && w.part > 0 {
+		if undo := s.deleteMarked(b.Run, s.deleteStep); undo != nil {
+			s.log.Debug("parts of a document are left to the next start", "run", b.Run, "error", undo)
+		}
+	}
+	return err
+}
+
+// packStream compresses a document of a known size.
+func packStream(w io.Writer, doc io.Reader, size int64) error {
+	enc, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(enc, doc)
+	if end := enc.Close(); err == nil {
+		err = end
+	}
+	if err == nil && n != size {
+		err = fmt.Errorf("it has %d bytes, not %d", n, size)
+	}
+	return err
+}
+
+// partWriter cuts a definition into parts and commits them, one while the next is
+// being filled.
+type partWriter struct {
+	s     *Badger
+	run   messages.RunID
+	part  int
+	buf   []byte
+	spare []byte
+	sent  []byte // is with the committer; nil when nothing is
+	done  chan error
+}
+
+func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize) }
+
+func (w *partWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		if len(w.buf) == cap(w.buf) {
+			if err := w.send(); err != nil {
+				return 0, err
+			}
+		}
+		m := min(len(p), cap(w.buf)-len(w.buf))
+		w.buf = append(w.buf, p[:m]...)
+		p = p[m:]
+	}
+	return n, nil
+}
+
+// send gives what there is to the committer, once that has written what it was given
+// before.
+func (w *partWriter) send() error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	var rows []op
+	if w.part == 0 {
+		rows = append(rows, op{key: runKey(typeDeleting, w.run), val: []byte{deletingV1}})
+	}
+	key := binary.BigEndian.AppendUint16(runKey(typeDef, w.run), uint16(w.part))
+	rows = append(rows, op{key: key, val: w.buf})
+	if !w.s.queue.push(&item{ops: rows, done: func(err error) { w.done <- err }}) {
+		return ErrClosed
+	}
+	w.part++
+	w.sent = w.buf
+	if w.buf = w.spare; w.buf == nil {
+		w.buf = w.buffer()
+	}
+	w.spare = nil
+	return nil
+}
+
+// settle waits for what is with the committer.
+func (w *partWriter) settle() error {
+	if w.sent == nil {
+		return nil
+	}
+	err := <-w.done
+	w.spare, w.sent = w.sent[:0], nil
+	return err
+}
+
+// storedDocument is a long definition as it is stored.
+type storedDocument struct {
+	s    *Badger
+	run  messages.RunID
+	size int64
+	skip int // bytes before the compressed document
+}
+
+// longDefinition looks at the first part of a definition. It is nil when the document
+// is not long.
+func (s *Badger) longDefinition(run messages.RunID, v []byte) (doc *storedDocument, records []byte) {
+	d := newDecoder(v, defV1)
+	c := decodeCreation(d)
+	codec, size := d.byte(), d.uint()
+	if d.err != nil || codec != codecZstd || size < longFrom {
+		return nil, nil
+	}
+	return &storedDocument{s: s, run: run, size: int64(size), skip: len(v) - len(d.b)}, append([]byte(nil), c.records...)
+}
+
+func (d *storedDocument) Size() int64 { return d.size }
+
+func (d *storedDocument) Open() (io.ReadCloser, error) {
+	dec, err := zstd.NewReader(&partReader{doc: d}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	return &documentReader{Decoder: dec, left: d.size, run: d.run}, nil
+}
+
+// partReader reads the compressed document, a part at a time.
+type partReader struct {
+	doc  *storedDocument
+	part int
+	rest []byte
+}
+
+func (r *partReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		key := binary.BigEndian.AppendUint16(runKey(typeDef, r.doc.run), uint16(r.part))
+		v, err := r.doc.s.get(key)
+		switch {
+		case err != nil:
+			return 0, err
+		case v == nil:
+			return 0, io.EOF
+		case r.part == 0:
+			v = v[r.doc.skip:]
+		}
+		r.rest = v
+		r.part++
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// documentReader sees that the document is whole.
+type documentReader struct {
+	*zstd.Decoder
+	left int64
+	run  messages.RunID
+}
+
+func (r *documentReader) Read(p []byte) (int, error) {
+	n, err := r.Decoder.Read(p)
+	if r.left -= int64(n); err == io.EOF && r.left != 0 {
+		err = fmt.Errorf("run %d: definition: %w: %d bytes are missing", r.run, errCorrupt, r.left)
+	}
+	return n, err
+}
+
+func (r *documentReader) Close() error {
+	r.Decoder.Close()
+	return nil
+}
+
+// definition reads a run's definition, or the beginning of a long one, and the first
+// journal records that lie with it.
+func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
+	var value []byte
+	err = scanTxn(txn, runKey(typeDef, run), nil, false, func(_ []byte, item *badger.Item) (more bool, err error) {
+		err = item.Value(func(v []byte) error {
+			if value == nil {
+				if doc, first := s.longDefinition(run, v); doc != nil {
+					st.Long, records = doc, first
+					return nil
+				}
+			}
+			value = append(value, v...)
+			return nil
+		})
+		return st.Long == nil, err
+	})
+	if err != nil || st.Long != nil || value == nil {
+		return records, err
+	}
+	st.Definition, records, err = s.enc.pack.decodeDefinition(run, value)
+	return records, err
+}

@@ -1,0 +1,95 @@
+package persistence_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
+)
+
+// pipeDocument is a document that is still being written.
+type pipeDocument struct {
+	size int64
+	r    *io.PipeReader
+}
+
+func (d pipeDocument) Size() int64                  { return d.size }
+func (d pipeDocument) Open() (io.ReadCloser, error) { return d.r, nil }
+
+// While a long document is being written others commit; a crash in the middle of it
+// leaves rows, and the next open none.
+func TestCrashInALongDocument(t *testing.T) {
+	s := open(t, t.TempDir()).(opened)
+	r, w := io.Pipe()
+	t.Cleanup(func() { w.Close() })
+	batch := journaltest.NewRun(0, "", "")
+	batch.Create.Definition, batch.Create.Long = nil, pipeDocument{8 << 20, r}
+	done := make(chan error, 1)
+	batch.Done = func(err error) { done <- err }
+	s.Append(batch)
+	for size := 0; rows(t, s, 'd') < 3; size += 64 << 10 { // what is incompressible comes out in parts
+		if _, err := w.Write(noise(messages.RunID(size>>16), 64<<10)); err != nil || size > 8<<20 {
+			t.Fatalf("%v, after %d bytes", err, size)
+		}
+		journaltest.Must(t, s, &persistence.Batch{}) // a commit of somebody else
+	}
+	crashed := open(t, copied(t, s.dir)).(opened)
+	for _, typ := range []byte("dzusj") {
+		if n := rows(t, crashed, typ); n != 0 {
+			t.Errorf("%d rows of type %c are left", n, typ)
+		}
+	}
+	if next, err := crashed.NextRun(); next != 0 || err != nil {
+		t.Errorf("next run %d, %v", next, err)
+	}
+	w.CloseWithError(errors.New("gone"))
+	if err := <-done; err == nil {
+		t.Error("a document that broke off made a run")
+	}
+	if n := rows(t, s, 'd') + rows(t, s, 'z'); n != 0 {
+		t.Errorf("%d rows are left of a document that broke off", n)
+	}
+}
+
+// A store that is closed while a document comes answers.
+func TestCloseInALongDocument(t *testing.T) {
+	s := open(t, t.TempDir()).(opened)
+	r, w := io.Pipe()
+	t.Cleanup(func() { w.Close() })
+	batch := journaltest.NewRun(0, "", "")
+	batch.Create.Definition, batch.Create.Long = nil, pipeDocument{8 << 20, r}
+	done := make(chan error, 1)
+	batch.Done = func(err error) { done <- err }
+	s.Append(batch)
+	if _, err := w.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	go func() {
+		for i := messages.RunID(0); ; i++ {
+			if _, err := w.Write(noise(i, 64<<10)); err != nil {
+				return
+			}
+		}
+	}()
+	if err := <-done; !errors.Is(err, persistence.ErrClosed) {
+		t.Errorf("answer %v", err)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
+func rows(t *testing.T, s opened, typ byte) int {
+	t.Helper()
+	n, err := persistence.Rows(s.Badger, typ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
