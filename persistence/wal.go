@@ -3,6 +3,7 @@ package persistence
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -38,7 +39,8 @@ func openWAL(dir string, memTable int64) (w wal, err error) {
 		return w, err
 	}
 	for _, name := range names {
-		if err := syncFile(name); err != nil {
+		// Badger writes the older ones into tables meanwhile, and removes them.
+		if err := syncFile(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return w, err
 		}
 		n, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(name), ".mem"))
