@@ -104,7 +104,7 @@ func growthCharts(r *result) (list []chart) {
 	}{
 		{"growth-time.svg", "Time of a run by its size", "s (logarithmic)", grownTime, func(v float64, n int) float64 { return v * float64(n+2) / 1e6 }, true},
 		{"growth-bytes.svg", "Bytes to the disk by size of run", "MB (logarithmic)", grownDevice, func(v float64, n int) float64 { return v * 2 * float64(n+2) / 1e6 }, true},
-		{"growth-memory.svg", "Peak memory by size of run", "peak RSS, MB", grownRSS, func(v float64, _ int) float64 { return v }, false},
+		{"growth-memory.svg", "Peak memory by size of run", "peak RSS, MiB", grownRSS, func(v float64, _ int) float64 { return v }, false},
 	} {
 		measured, straight := series{name: caravan}, series{name: "straight line", faint: true}
 		through := g.whole(r.medians[grown(g.metric, base)], base) / base

@@ -73,13 +73,18 @@ func (e *env) fanOut(n int) (map[string]float64, error) {
 		values["time"] = took.Seconds()
 		values["accepted after"] = millis(accepted)
 		values["server CPU per task"] = micros(after.cpu-before.cpu) / tasks
-		values["peak RSS"] = megabytes(peak)
+		values["peak RSS"] = mebibytes(peak)
 		// QUEUED to RUNNING, RUNNING to COMPLETED.
 		values[devicePerTransition] = float64(after.written-before.written) / (2 * tasks)
+		values[journalPerTransition] = (after.journal - before.journal) / (2 * tasks)
 		return err
 	})
 	return values, err
 }
 
-// devicePerTransition counts the bytes that the server sends to the disk.
-const devicePerTransition = "device bytes per transition"
+// What the server gives to its store, and what gets to the disk: whole pages, and
+// again when the store flushes and merges what it holds.
+const (
+	journalPerTransition = "bytes given to the store per transition"
+	devicePerTransition  = "device bytes per transition"
+)

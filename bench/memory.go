@@ -114,14 +114,14 @@ func growth(e *env) (map[string]float64, error) {
 // count.
 func growthRows() (rows []row) {
 	const base = 10_000
-	for _, m := range []struct{ metric, unit string }{{grownTime, "us"}, {grownCPU, "us"}, {grownDevice, "B"}, {grownRSS, "MB"}} {
+	for _, m := range []struct{ metric, unit string }{{grownTime, "us"}, {grownCPU, "us"}, {grownDevice, "B"}, {grownRSS, "MiB"}} {
 		for n := 1000; n <= 10_000_000; n *= 10 {
 			r := row{metric: grown(m.metric, n), unit: m.unit}
 			if n > base && m.metric != grownRSS {
 				r.per, r.target, r.floor = grown(m.metric, base), ratioAtMost(1.5), ratioAtMost(4)
 			}
 			if n == 10_000_000 && m.metric == grownRSS {
-				r.target = atMost(1000)
+				r.target = atMost(1024)
 			}
 			rows = append(rows, r)
 		}

@@ -121,12 +121,12 @@ func (e *env) efficiencies(s scheduler) (curve []float64, err error) {
 		return nil, err
 	}
 	for _, length := range lengths() {
-		n := int(min(max(time.Duration(e.size(1200, 400))*time.Millisecond/length, 80), time.Duration(e.size(800, 300))))
+		// Enough of them for the two ends of the fan not to count.
+		n := min(max(e.size(2400, 400)*int(time.Millisecond)/int(length), e.size(120, 80)), e.size(1500, 300))
 		took, err := s.run(n, spin, fmt.Sprint(length.Microseconds()))
 		if err != nil {
 			return nil, err
 		}
-		// 1 -> n -> 1: two of the tasks have one slot each for themselves.
 		useful := float64(n+2) * length.Seconds() / (2 * took.Seconds())
 		if curve = append(curve, useful); useful > 0.75 || e.smoke && (useful > 0.5 || length >= 8*time.Millisecond) {
 			break

@@ -60,8 +60,8 @@ func writeFile(path string, write func(io.Writer) error) error {
 func writePage(w io.Writer, m machine, rounds int, pictures []chart, results []*result) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Benchmarks\n\nMade by `%s`, %s; do not edit. %s.\n\n", reportCommand, time.Now().UTC().Format(time.DateOnly), m.line())
-	fmt.Fprintf(&b, "Up to %d rounds of each workload, of which the medians are shown. In each round a fresh server with fresh data was measured, and what it is compared with beside it: "+
-		"trust the ratios, the absolute figures are the machine's. What each workload does is in [doc.go](../doc.go).\n\n", rounds)
+	fmt.Fprintf(&b, "%s of each workload, of which the medians are shown; the column says where it was fewer. In each round a fresh server with fresh data was measured, and what it is compared with beside it: "+
+		"trust the ratios, the absolute figures are the machine's. What each workload does is in [doc.go](../doc.go).\n\n", times(rounds))
 	met, missed := 0, []string{}
 	for _, r := range results {
 		for _, row := range r.rows {
@@ -85,4 +85,11 @@ func writePage(w io.Writer, m machine, rounds int, pictures []chart, results []*
 		return err
 	}
 	return writeTable(w, m, results)
+}
+
+func times(rounds int) string {
+	if rounds == 1 {
+		return "1 round"
+	}
+	return fmt.Sprintf("%d rounds", rounds)
 }

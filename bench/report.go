@@ -79,13 +79,17 @@ func (r row) value(res *result) (text string, ok bool) {
 // proportion is a row's ratio in words.
 func (r row) proportion(res *result) string {
 	q, ok := res.ratios[r.metric]
+	per := r.per
+	if per == res.rows[0].metric {
+		per = caravan // the first row is the workload's own figure
+	}
 	switch {
 	case !ok:
 		return ""
 	case r.inverse:
-		return fmt.Sprintf("%.2f x the speed of %s", q, r.per)
+		return fmt.Sprintf("%.2f x the speed of %s", q, per)
 	}
-	return fmt.Sprintf("%.2f x %s", q, r.per)
+	return fmt.Sprintf("%.2f x %s", q, per)
 }
 
 // verdict is a row's target, and whether it is met.

@@ -83,7 +83,7 @@ func views(e *env) (map[string]float64, error) {
 		values["full document, time"] = whole.Seconds()
 		values["full document, size"] = float64(size) / 1e6
 		values["full document"] = float64(size) / 1e6 / whole.Seconds()
-		values["growth of RSS by the full document"] = megabytes(peak - before)
+		values["growth of RSS by the full document"] = mebibytes(peak - before)
 		return err
 	})
 	return values, err

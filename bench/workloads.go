@@ -51,7 +51,8 @@ func workloads() []workload {
 				{metric: riverSQLite, unit: "tasks/s", per: "tasks/s"},
 				{metric: dask, unit: "tasks/s", per: "tasks/s"},
 				{metric: "server CPU per task", unit: "us"},
-				{metric: "peak RSS", unit: "MB"},
+				{metric: "peak RSS", unit: "MiB"},
+				{metric: journalPerTransition, unit: "B"},
 				{metric: devicePerTransition, unit: "B", target: atMost(40)},
 			},
 		},
@@ -61,12 +62,13 @@ func workloads() []workload {
 				{metric: "tasks/s", unit: "tasks/s", target: atLeast(100_000), floor: atLeast(30_000)},
 				{metric: "accepted after", unit: "ms", target: atMost(50), floor: atMost(200)},
 				{metric: "server CPU per task", unit: "us"},
-				{metric: "peak RSS", unit: "MB", target: atMost(400), floor: atMost(800)},
+				{metric: "peak RSS", unit: "MiB", target: atMost(400), floor: atMost(800)},
+				{metric: journalPerTransition, unit: "B"},
 				{metric: devicePerTransition, unit: "B", target: atMost(40), floor: atMost(120)},
 			},
 		},
 		{
-			name: "w2", what: "1 -> N -> 1 /bin/true, 2 slots", one: w2,
+			name: "w2", what: "1 -> 10,000 -> 1 /bin/true, 2 slots", one: w2,
 			rows: []row{
 				{metric: "tasks/s", unit: "tasks/s", per: makeJ2, target: ratioAtLeast(0.95), floor: ratioAtLeast(0.4)},
 				{metric: makeJ2, unit: "tasks/s"},
@@ -163,7 +165,7 @@ func workloads() []workload {
 				{metric: "full document", unit: "MB/s"},
 				{metric: "full document, time", unit: "s"},
 				{metric: "full document, size", unit: "MB"},
-				{metric: "growth of RSS by the full document", unit: "MB"},
+				{metric: "growth of RSS by the full document", unit: "MiB"},
 			},
 		},
 		{
@@ -227,7 +229,8 @@ func (e *env) timeOf(warm, doc []byte, interval time.Duration, look func(*server
 // usage is what a server, its workers and their ended tasks have used so far.
 type usage struct {
 	cpu     time.Duration
-	written int64 // to the disk, by the server alone
+	written int64   // to the disk, by the server alone
+	journal float64 // bytes given to its store
 }
 
 func (e *env) usage(s *servertest.Server) (u usage, err error) {
@@ -238,7 +241,10 @@ func (e *env) usage(s *servertest.Server) (u usage, err error) {
 		}
 		u.cpu += own + children
 	}
-	u.written, err = s.Written()
+	if u.written, err = s.Written(); err != nil {
+		return u, err
+	}
+	u.journal, err = s.Metric("caravan_journal_bytes_total")
 	return u, err
 }
 
@@ -246,4 +252,4 @@ func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisec
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-func megabytes(n int64) float64 { return float64(n) / (1 << 20) }
+func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }

@@ -64,7 +64,7 @@ func run(ctx context.Context, database string, o options) (figures, error) {
 	case "postgres":
 		return onPostgres(ctx, name, o)
 	}
-	return figures{}, fmt.Errorf("-database %q: neither sqlite: nor postgres:", database)
+	return figures{}, fmt.Errorf("-database %q: neither sqlite:FILE nor postgres:CONNECTION", database)
 }
 
 // latencies are percentiles of durations.
