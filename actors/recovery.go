@@ -2,12 +2,10 @@ package actors
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/caravan-dag/caravan/dag"
-	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -66,7 +64,7 @@ func (r *run) load() error {
 	if err != nil {
 		return err
 	}
-	d, err := restore(stored, r.env.limits)
+	d, err := restore(stored, r.env.limits, r.env.plans)
 	if err != nil {
 		return err
 	}
@@ -116,45 +114,16 @@ func (r *run) resync() (live []messages.AttemptKey) {
 	return live
 }
 
-// restore makes a run's state from what is stored of it. Limits that have become
-// tighter since do not hold for what was accepted, only for what it generates yet.
-func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
-	plan, err := planOf(stored, dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors})
+// restore makes a run's state from what is stored of it.
+func restore(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Run, error) {
+	plan, err := planOf(stored, limits, long)
 	if err != nil {
-		return nil, fmt.Errorf("definition: %w", err)
-	}
-	for _, set := range stored.Sets {
-		tasks, problems := specjson.DecodeTasks(set.JSON)
-		if len(problems) == 0 {
-			plan, problems = plan.Extend(set.Generator, tasks, func(int) bool { return false })
-		}
-		if len(problems) > 0 {
-			return nil, fmt.Errorf("generated set %d: %w", set.N, problems)
-		}
+		return nil, err
 	}
 	chunks := make(map[uint32][]byte, len(stored.Chunks))
 	for _, c := range stored.Chunks {
 		chunks[c.Index] = c.Data
 	}
-	return dag.Recover(plan.WithLimits(limits), dag.Config{}, stored.Header,
+	return dag.Recover(plan, dag.Config{}, stored.Header,
 		func(i uint32) []byte { return chunks[i] }, stored.Records)
-}
-
-// planOf is the plan of the definition that is stored.
-func planOf(stored *persistence.Stored, limits dag.Limits) (*dag.Plan, error) {
-	plan, problems, err := (*dag.Plan)(nil), dag.Problems(nil), error(nil)
-	if stored.Long == nil {
-		plan, problems = specjson.Plan(stored.Definition, limits)
-	} else {
-		doc, openErr := stored.Long.Open()
-		if openErr != nil {
-			return nil, openErr
-		}
-		defer doc.Close()
-		plan, problems, err = specjson.PlanFrom(doc, limits)
-	}
-	if err == nil && len(problems) > 0 {
-		err = problems
-	}
-	return plan, err
 }
