@@ -1,8 +1,6 @@
 package actors
 
 import (
-	"math"
-
 	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -64,31 +62,10 @@ func (e *env) demand(id messages.RunID) *remaining {
 	if err != nil || definition == nil {
 		return m // its actor reads what is long, and says what is wrong
 	}
-	if plan, err := replan(definition, nil, e.limits); err == nil {
+	if plan, problems := specjson.Plan(definition, accepted(e.limits)); len(problems) == 0 {
 		m.plan, m.wants = plan, plan.Opening(0).Demands
 	}
 	return m
-}
-
-// replan plans what was accepted before: a definition, or a long one. Limits that have
-// become tighter since do not hold for it, only for what it generates yet.
-func replan(definition []byte, long messages.Document, limits dag.Limits) (*dag.Plan, error) {
-	limits = dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors}
-	plan, problems, err := (*dag.Plan)(nil), dag.Problems(nil), error(nil)
-	if long == nil {
-		plan, problems = specjson.Plan(definition, limits)
-	} else {
-		doc, openErr := long.Open()
-		if openErr != nil {
-			return nil, openErr
-		}
-		defer doc.Close()
-		plan, problems, err = specjson.PlanFrom(doc, limits)
-	}
-	if err == nil && len(problems) > 0 {
-		err = problems
-	}
-	return plan, err
 }
 
 // remain takes runs in that wait, and whose slots have not been asked for yet: they have

@@ -35,6 +35,7 @@ type env struct {
 	taskProps     *actor.Props
 	killGrace     time.Duration
 	limits        dag.Limits
+	plans         *longPlans
 	now           func() int64
 	snapshotEvery int
 	epochs        atomic.Uint64   // of run actors

@@ -40,6 +40,9 @@ type Config struct {
 	RetainRuns int           // finished runs that are kept; 0 = all
 	RetainAge  time.Duration // how long a finished run is kept; 0 = for ever
 	Logger     *slog.Logger  // nil = discard
+	// Sparing is called before a long document is planned again: garbage costs most
+	// then. What it returns is called when that is over. Nil = nothing.
+	Sparing    func() (back func())
 	Registerer prometheus.Registerer
 	Now        func() int64 // ns since the epoch; nil = the system's clock
 
@@ -91,6 +94,7 @@ func Start(c Config) (*Node, error) {
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
 		closing: &n.closing, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
+		plans: &longPlans{sparing: c.Sparing},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
 		e.snapshotEvery = snapshotEvery

@@ -6,7 +6,6 @@ import (
 	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/caravan-dag/caravan/dag"
-	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -65,7 +64,7 @@ func (r *run) load() error {
 	if err != nil {
 		return err
 	}
-	d, err := restore(stored, r.env.limits)
+	d, err := restore(stored, r.env.limits, r.env.plans)
 	if err != nil {
 		return err
 	}
@@ -116,24 +115,15 @@ func (r *run) resync() (live []messages.AttemptKey) {
 }
 
 // restore makes a run's state from what is stored of it.
-func restore(stored *persistence.Stored, limits dag.Limits) (*dag.Run, error) {
-	plan, err := replan(stored.Definition, stored.Long, limits)
+func restore(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Run, error) {
+	plan, err := planOf(stored, limits, long)
 	if err != nil {
-		return nil, fmt.Errorf("definition: %w", err)
-	}
-	for _, set := range stored.Sets {
-		tasks, problems := specjson.DecodeTasks(set.JSON)
-		if len(problems) == 0 {
-			plan, problems = plan.Extend(set.Generator, tasks, func(int) bool { return false })
-		}
-		if len(problems) > 0 {
-			return nil, fmt.Errorf("generated set %d: %w", set.N, problems)
-		}
+		return nil, err
 	}
 	chunks := make(map[uint32][]byte, len(stored.Chunks))
 	for _, c := range stored.Chunks {
 		chunks[c.Index] = c.Data
 	}
-	return dag.Recover(plan.WithLimits(limits), dag.Config{}, stored.Header,
+	return dag.Recover(plan, dag.Config{}, stored.Header,
 		func(i uint32) []byte { return chunks[i] }, stored.Records)
 }

@@ -217,7 +217,7 @@ func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, uint64,
 	if err != nil {
 		return nil, nil, 0, lookup(id, err)
 	}
-	d, err := restore(stored, n.env.limits)
+	d, err := restore(stored, n.env.limits, n.env.plans)
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("run %d: %w", id, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // machine is what tasks and the server have to share, limits of the container
@@ -134,11 +135,30 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 // percent) would be more than the document.
 const spareGarbage = 25
 
-// collectMore has the collector keep to that, until back is called.
-func collectMore() (back func()) {
-	before := debug.SetGCPercent(spareGarbage)
-	if before >= 0 && before < spareGarbage {
-		debug.SetGCPercent(before)
+// sparing has the collector work harder while somebody asks for it.
+type sparing struct {
+	mu     sync.Mutex
+	users  int
+	before int // the collector's percentage without them
+}
+
+// begin asks for it, until end is called.
+func (s *sparing) begin() (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users++; s.users == 1 {
+		s.before = debug.SetGCPercent(spareGarbage)
+		if s.before >= 0 && s.before < spareGarbage {
+			debug.SetGCPercent(s.before)
+		}
 	}
-	return func() { debug.SetGCPercent(before) }
+	return s.end
+}
+
+func (s *sparing) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users--; s.users == 0 {
+		debug.SetGCPercent(s.before)
+	}
 }

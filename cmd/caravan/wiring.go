@@ -96,10 +96,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	slurmLimits(c, &limits)
 
 	// Service comes first: whoever asks while runs are recovered is told so.
-	door := &gate{}
+	door, spare := &gate{}, &sparing{}
 	v := versionInfo()
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: c.Data, Sparing: collectMore,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: c.Data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry,
 	})
@@ -133,7 +133,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink), nil },
 		},
-		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits,
+		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, Sparing: spare.begin,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
 	}))
 	if err != nil {
