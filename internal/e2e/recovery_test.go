@@ -53,3 +53,42 @@ func TestMillionTasksRecover(t *testing.T) {
 		t.Errorf("%d of %d tasks are COMPLETED", n, all)
 	}
 }
+
+// TestBacklogRecovers: runs that wait for their first slot wait on when the server was
+// killed, are answered for, and run once when their turn comes.
+func TestBacklogRecovers(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Args("--cores", "1"))
+	holder := s.Submit(e2etest.Graph(map[string]e2etest.Task{"hold": e2etest.Sh("exec sleep 300")}))
+	s.AwaitTask(holder, "hold", "RUNNING")
+	var waiting []uint64
+	for range max(scaled(200), 20) {
+		waiting = append(waiting, s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true"), "b": e2etest.Sh("true").After("a")})))
+	}
+	killed, paused := waiting[0], waiting[1]
+	for range 2 {
+		s = s.Crash()
+		if n := len(s.List("")); n != len(waiting)+1 {
+			t.Fatalf("%d runs are unfinished, want %d", n, len(waiting)+1)
+		}
+	}
+	s.Want(200, "DELETE", e2etest.Path(killed, ""), "")
+	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
+	if state := s.TaskState(waiting[2], "b"); state != "QUEUED" {
+		t.Errorf("task b of a run that waits is %s", state)
+	}
+	s.Want(200, "DELETE", e2etest.Path(holder, ""), "")
+	s.Await(killed, "KILLED")
+	for _, run := range waiting[2:] {
+		s.Await(run, "COMPLETED")
+		for task, attempts := range s.Get(run).TaskAttempts {
+			if len(attempts) != 1 {
+				t.Errorf("run %d: task %s had %d attempts", run, task, len(attempts))
+			}
+		}
+	}
+	if state := s.State(paused); state != "PAUSED" {
+		t.Errorf("the paused run is %s", state)
+	}
+	s.Want(200, "PATCH", e2etest.Path(paused, "/state/RUNNING"), "")
+	s.Await(paused, "COMPLETED")
+}
