@@ -26,7 +26,8 @@ const (
 	// lookAhead is the work (time on the whole machine) that is granted ahead, at
 	// least one machine-full and at most mostAhead: several commits' worth, so that
 	// one commit serves several tasks when they are very short. Another run waits for
-	// it no longer than for one machine-full of shortTasks.
+	// it no longer than for one machine-full of shortTasks; while there is one, it is
+	// half of that, since each of its steps waits behind it.
 	lookAhead = 50 * time.Millisecond
 	mostAhead = 64
 )
@@ -234,7 +235,11 @@ func (s *scheduler) idle() bool {
 func (s *scheduler) free() amount {
 	f := amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
 	if s.mean > 0 && s.mean < shortTask {
-		ahead := int64(min(max(lookAhead/s.mean, 1), mostAhead))
+		work, most := lookAhead, time.Duration(mostAhead)
+		if len(s.tenants) > 1 {
+			work, most = work/2, most/2
+		}
+		ahead := int64(min(max(work/s.mean, 1), most))
 		f.cores += ahead * s.machine.cores
 		f.memory += ahead * s.machine.memory
 	}

@@ -84,7 +84,15 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 	if g := grants(s, 0); g[1] != 1+2*50 { // 50 ms of work ahead
 		t.Errorf("very short tasks: %v", g)
 	}
-	for range 99 {
+	for range 60 {
+		s.release(1, 0, oneCore, 1, time.Millisecond)
+	}
+	s.want(2, 0, oneCore, 1000)
+	if g := grants(s, 0); g[1] != 5 || g[2] != 5 || s.held.cores != 2000+2*25_000 { // half as much with two runs
+		t.Errorf("very short tasks of two runs: %v, %d held", g, s.held.cores)
+	}
+	s.forget(2)
+	for range 44 {
 		s.release(1, 0, oneCore, 1, 45*time.Millisecond)
 	}
 	if g := grants(s, 0); g[1] != 1 || s.held.cores != 4000 { // one machine-full ahead

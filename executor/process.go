@@ -50,9 +50,9 @@ type ProcessConfig struct {
 // nothing of the server that uses it and tells it everything through the Sink.
 //
 // Orders wait in one strict queue: the head starts when it fits, and nothing
-// overtakes it. One goroutine per running attempt forks it, waits for its end in the
-// netpoller (no thread), reports, and goes on with the order that takes its room; one
-// goroutine (the monitor) bounds the output of all.
+// overtakes it. One goroutine per running attempt forks it, waits for its end (in a
+// thread, or in the netpoller when many run), reports, and goes on with the order that
+// takes its room; one goroutine (the monitor) bounds the output of all.
 //
 // Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
 // attempt's process. Neither is held while the other is taken, nor over a report.
