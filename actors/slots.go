@@ -236,7 +236,7 @@ func (s *scheduler) free() amount {
 	f := amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
 	if s.mean > 0 && s.mean < shortTask {
 		work, most := lookAhead, time.Duration(mostAhead)
-		if len(s.tenants) > 1 {
+		if s.tenants.Len() > 1 {
 			work, most = work/2, most/2
 		}
 		ahead := int64(min(max(work/s.mean, 1), most))
