@@ -3,11 +3,12 @@
 //
 // The files:
 //
-//	decode.go   Decode, DecodeTasks, Plan: the entries
+//	decode.go   Decode, DecodeTasks, Plan, PlanFrom: the entries
 //	spec.go     the members of a spec and of a task
 //	job.go      the members of a job
 //	number.go   decimals in thousandths and in nanoseconds
 //	reader.go   reading JSON on after a problem; where a problem is
+//	window.go   the part of a document that is in memory
 //
 // Rules that hold everywhere in a document:
 //
@@ -23,5 +24,6 @@
 //     and at most 1,000 problems are reported, and then how many more there are.
 //
 // The strings of what is decoded share one copy of the document; the document
-// itself may be reused by the caller.
+// itself may be reused by the caller. PlanFrom holds no such copy: tasks are packed
+// as they are read (dag.TaskList).
 package specjson

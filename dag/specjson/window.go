@@ -17,10 +17,10 @@ const partBytes = 256 << 10
 type window struct {
 	parts  []string // side by side
 	one    [1]string
-	base   int      // offset of parts[0]
-	served int      // how far the decoder has read
-	done   int      // how far it has come
-	holds  int      // > 0: parts are kept, so that an open value can be cut as a whole
+	base   int // offset of parts[0]
+	served int // how far the decoder has read
+	done   int // how far it has come
+	holds  int // > 0: parts are kept, so that an open value can be cut as a whole
 
 	from   io.Reader // nil: parts has it all
 	failed error     // what reading ended with
