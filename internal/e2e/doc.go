@@ -13,6 +13,8 @@
 //	hostile_test.go    malformed requests, slow and gone clients
 //	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs
+//	scale_test.go      fairness, views and documents beside very large runs
+//	soak_test.go       a load that does not end: nothing grows
 //	views_test.go      what pages and tools watch large runs by
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
@@ -25,6 +27,8 @@
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
 //	-rounds N   rounds of the tests in worker_test.go (2)
 //	-hostile N  malformed requests (10000)
+//	-sizes big  runs of 1,000,000 tasks in scale_test.go
+//	-soak D     how long soak_test.go keeps its load up (10s)
 //
 // CARAVAN_BINARY names a binary to test in place of one built from the tree.
 package e2e

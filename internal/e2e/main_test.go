@@ -17,6 +17,8 @@ var (
 	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
 	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
+	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks")
+	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load up")
 )
 
 func TestMain(m *testing.M) {

@@ -166,6 +166,48 @@ func TestEventsOverACrash(t *testing.T) {
 	}
 }
 
+// TestEventsOverManyCrashes: a reader of a large run's events, over several kill -9 of
+// the server, is told of every task that ends, or that it has missed some.
+func TestEventsOverManyCrashes(t *testing.T) {
+	const n, kills = 20_000, 3
+	s := e2etest.Start(t)
+	run := s.Submit(many(t, n))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*e2etest.Patience)
+	defer cancel()
+	told, missed, id, ended := map[string]bool{}, 0, "0", false
+	for kill := 0; !ended; kill++ {
+		c, err := client.New(client.Config{Server: s.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for e, err := range c.Events(ctx, run, client.EventOptions{After: id}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.ID != "" {
+				id = e.ID
+			}
+			for _, change := range e.Tasks {
+				told[change.Task] = true
+			}
+			missed += int(e.Missed)
+			ended = ended || e.Summary != nil && e.Summary.State == "COMPLETED"
+			if seen++; kill < kills && seen > 5 {
+				break
+			}
+		}
+		c.CloseIdle()
+		if kill < kills {
+			s, ended = s.Crash(), false
+		}
+	}
+	t.Logf("told of %d tasks, %d missed", len(told), missed)
+	if len(told) != n && missed == 0 {
+		t.Errorf("told of %d tasks of %d, and nothing is said to be missed", len(told), n)
+	}
+}
+
 // TestBatchSurvivesACrash: graphs that were sent as lines and answered are runs after
 // kill -9; sent again with the same key they are the same runs.
 func TestBatchSurvivesACrash(t *testing.T) {
