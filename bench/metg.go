@@ -92,7 +92,7 @@ func (e *env) schedulers(r runner) []scheduler {
 			if err != nil {
 				return 0, err
 			}
-			return r.time(e.ctx, doc, poll)
+			return r.time(e.ctx, doc, waiting)
 		}},
 		{makeJ2, func(n int, command ...string) (time.Duration, error) {
 			return wall(e.makeTime(fanMakefile(n, "@"+command[0]+" "+command[1])))

@@ -54,7 +54,7 @@ func w2(e *env) (map[string]float64, error) {
 		if err != nil {
 			return err
 		}
-		took, err := r.time(e.ctx, doc, 5*time.Millisecond)
+		took, err := r.time(e.ctx, doc, waiting)
 		if err != nil {
 			return err
 		}

@@ -44,10 +44,19 @@ func (r runner) counts(run uint64) (map[string]int, error) {
 
 var completed = []byte(`"COMPLETED"`)
 
-// await polls the run's state until it is COMPLETED. With an interval of 0 it asks
+// waiting is an interval that leaves the waiting to the server, which answers when
+// the state is another one: where tasks take all processors, polling takes a part of
+// what is measured.
+const waiting time.Duration = -1
+
+// await asks for the run's state until it is COMPLETED. With an interval of 0 it asks
 // again at once: that is the finest measure and takes part of a core.
 func (r runner) await(ctx context.Context, run uint64, interval time.Duration) error {
-	req := request("GET", fmt.Sprintf("/v1/dagrun/%d/state", run), nil)
+	path := fmt.Sprintf("/v1/dagrun/%d/state", run)
+	if interval == waiting {
+		path += "?wait=10s"
+	}
+	req := request("GET", path, nil)
 	for {
 		status, body, err := r.roundTrip(req)
 		switch {
@@ -60,7 +69,7 @@ func (r runner) await(ctx context.Context, run uint64, interval time.Duration) e
 		case bytes.Contains(body, []byte("ERRORED")), bytes.Contains(body, []byte("KILLED")):
 			return fmt.Errorf("run %d: %s", run, body)
 		}
-		if interval == 0 {
+		if interval <= 0 {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
