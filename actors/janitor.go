@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"slices"
 	"time"
 
 	"github.com/caravan-dag/caravan/messages"
@@ -8,21 +9,25 @@ import (
 
 const (
 	// sweepEvery is how often finished runs are looked through.
-	sweepEvery = time.Minute
-	// sweepMost bounds what one look deletes, so that it never competes long with
-	// the journal; the rest follows at the next one.
-	sweepMost = 10_000
+	sweepEvery = 10 * time.Second
+	// sweepStep is how many runs are deleted together. Who asks for one of them waits for
+	// that, some tens of milliseconds.
+	sweepStep = 512
 )
 
-// janitor deletes finished runs beyond what is retained. Each deletion goes
-// through the run's shard, so that it cannot cross a restart of the run.
+// janitor deletes finished runs beyond what is retained. Their shards hold them
+// meanwhile, so that a deletion cannot cross a restart of the run.
 type janitor struct {
+	n            *Node
+	keep         int           // the newest so many finished runs stay; 0 = all
+	age          time.Duration // and those that ended no longer ago; 0 = all
+	low          messages.RunID
 	stop, exited chan struct{}
 }
 
-func startJanitor(n *Node, runs int, age time.Duration) *janitor {
-	j := &janitor{make(chan struct{}), make(chan struct{})}
-	if runs <= 0 && age <= 0 {
+func startJanitor(n *Node, keep int, age time.Duration) *janitor {
+	j := &janitor{n: n, keep: keep, age: age, stop: make(chan struct{}), exited: make(chan struct{})}
+	if keep <= 0 && age <= 0 {
 		close(j.exited)
 		return j
 	}
@@ -31,7 +36,7 @@ func startJanitor(n *Node, runs int, age time.Duration) *janitor {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
-			if err := n.sweep(runs, age); err != nil {
+			if err := j.sweep(); err != nil && !j.stopped() {
 				n.env.log.Error("retention", "error", err)
 			}
 			select {
@@ -49,43 +54,99 @@ func (j *janitor) close() {
 	<-j.exited
 }
 
-// sweep deletes the finished runs that are older than age, and the oldest beyond
-// the newest so many.
-func (n *Node) sweep(keep int, age time.Duration) error {
+func (j *janitor) stopped() bool { return isClosed(j.stop) }
+
+// sweep deletes the finished runs that are older than age, and the oldest beyond the
+// newest so many.
+func (j *janitor) sweep() error {
+	due, err := j.due()
+	if err != nil {
+		return err
+	}
+	deleted := 0
+	for step := range slices.Chunk(due, sweepStep) {
+		if j.stopped() {
+			break
+		}
+		n, err := j.purge(step)
+		if deleted += n; err != nil {
+			return err
+		}
+	}
+	if deleted > 0 {
+		j.n.env.log.Info("deleted finished runs", "runs", deleted)
+	}
+	return nil
+}
+
+// due are the runs to be deleted, by ascending id. It looks at none below the lowest one
+// that was there the last time: where there were many, it takes long to see that there
+// are none.
+func (j *janitor) due() ([]messages.RunID, error) {
 	type ended struct {
 		id messages.RunID
 		at int64
 	}
 	var finished []ended
-	err := n.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool {
+	first, any := messages.RunID(0), false
+	q := messages.ListQuery{All: true, HasAfter: j.low > 0, After: j.low - 1}
+	err := j.n.Summaries(q, func(s *messages.Summary) bool {
+		if !any {
+			first, any = s.ID, true
+		}
 		if s.State.Final() {
 			finished = append(finished, ended{s.ID, s.LastUpdate})
 		}
-		return true
+		return !j.stopped()
 	})
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if any {
+		j.low = first
 	}
 	surplus := 0
-	if keep > 0 {
-		surplus = max(len(finished)-keep, 0)
+	if j.keep > 0 {
+		surplus = max(len(finished)-j.keep, 0)
 	}
-	oldest := n.env.now() - int64(age)
-	deleted := 0
+	oldest := j.n.env.now() - int64(j.age)
+	var due []messages.RunID
 	for i, r := range finished {
-		if i >= surplus && (age <= 0 || r.at > oldest) {
+		if i < surplus || j.age > 0 && r.at <= oldest {
+			due = append(due, r.id)
+		}
+	}
+	return due, nil
+}
+
+// purge deletes runs, but for those that have come to life again, and returns how many.
+func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
+	n := j.n
+	var of [Shards][]messages.RunID
+	for _, id := range runs {
+		of[uint64(id)%Shards] = append(of[uint64(id)%Shards], id)
+	}
+	var all []messages.RunID
+	for i, list := range of {
+		if len(list) == 0 {
 			continue
 		}
-		m := &messages.Purge{Run: r.id, Reply: messages.NewReply[bool]()}
-		if _, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(r.id), m) }); err != nil {
-			return err
+		m := &messages.Purge{Runs: list, Reply: messages.NewReply[[]messages.RunID]()}
+		held, err := call(n, m.Reply, func() { n.env.root.Send(n.shards[i], m) })
+		if err != nil {
+			return 0, err
 		}
-		if deleted++; deleted >= sweepMost {
-			break
+		defer n.env.root.Send(n.shards[i], &messages.Purged{Runs: held})
+		all = append(all, held...)
+	}
+	slices.Sort(all)
+	if err := n.env.store.Delete(all...); err != nil {
+		return 0, err
+	}
+	for _, id := range all {
+		if err := n.env.outputs.Remove(id); err != nil {
+			return 0, err
 		}
 	}
-	if deleted > 0 {
-		n.env.log.Info("deleted finished runs", "runs", deleted)
-	}
-	return nil
+	return len(all), nil
 }

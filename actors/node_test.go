@@ -369,10 +369,10 @@ func TestRetention(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := r.node.sweep(2, 0); err != nil {
+	if err := (&janitor{n: r.node, keep: 2, stop: make(chan struct{})}).sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.node.sweep(2, 0); err != nil { // those that were retiring at the first look
+	if err := (&janitor{n: r.node, keep: 2, stop: make(chan struct{})}).sweep(); err != nil { // those that were retiring at the first look
 		t.Fatal(err)
 	}
 	var left []messages.RunID
@@ -381,7 +381,7 @@ func TestRetention(t *testing.T) {
 		t.Errorf("left %v", left)
 	}
 	r.skew.Add(int64(2 * time.Hour))
-	if err := r.node.sweep(0, time.Hour); err != nil {
+	if err := (&janitor{n: r.node, age: time.Hour, stop: make(chan struct{})}).sweep(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.node.Summary(3); code(err) != messages.NotFound {

@@ -78,6 +78,8 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.staying(ctx, m.Run)
 	case *messages.Purge:
 		s.purge(m)
+	case *messages.Purged:
+		s.purged(ctx, m)
 	}
 }
 
@@ -179,17 +181,29 @@ func (s *shard) staying(ctx actor.Context, id messages.RunID) {
 	r.backlog = nil
 }
 
-// purge deletes a finished run. A run that has an actor again stays.
+// purge holds finished runs until they are deleted: who asks for one waits for that. A
+// run that has an actor again stays.
 func (s *shard) purge(m *messages.Purge) {
-	if s.run(m.Run) != nil {
-		m.Reply.Send(false, nil)
-		return
+	held := make([]messages.RunID, 0, len(m.Runs))
+	for _, id := range m.Runs {
+		if s.run(id) == nil {
+			r := &member{away: true}
+			r.birth.over()
+			s.runs.Set(uint64(id)/Shards, r)
+			held = append(held, id)
+		}
 	}
-	err := s.env.store.Delete(m.Run)
-	if err == nil {
-		err = s.env.outputs.Remove(m.Run)
+	m.Reply.Send(held, nil)
+}
+
+func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
+	for _, id := range m.Runs {
+		r := s.run(id)
+		s.runs.Delete(uint64(id) / Shards)
+		for _, q := range r.backlog {
+			s.request(ctx, q)
+		}
 	}
-	m.Reply.Send(err == nil, err)
 }
 
 // HandleFailure is the shard as supervisor of its runs: a panic has been logged;

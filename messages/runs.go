@@ -27,11 +27,14 @@ type (
 	}
 	// Recover tells a shard to go on with an unfinished run that has had slots.
 	Recover struct{ Run RunID }
-	// Purge asks the shard to delete a finished run; one that lives is left alone.
+	// Purge asks a shard to hold finished runs, which are to be deleted. It answers with
+	// those that it holds until Purged: one that lives is left alone.
 	Purge struct {
-		Run   RunID
-		Reply Reply[bool]
+		Runs  []RunID
+		Reply Reply[[]RunID]
 	}
+	// Purged tells a shard that runs which it holds are deleted, or will not be.
+	Purged struct{ Runs []RunID }
 )
 
 // Request is a request on one run, which its shard hands to the run's actor.

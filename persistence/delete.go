@@ -29,16 +29,12 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 	high := op{key: metaKey("next"), val: metaValue(uint64(next))}
 	batch := []op{high}
 	for _, run := range runs {
-		index, err := s.indexRows(run)
+		index, rows, err := s.rowsOf(run)
 		if err != nil {
 			return err
 		}
 		if len(index) == 0 {
 			continue
-		}
-		rows, err := s.runRows(run, deleteRows)
-		if err != nil {
-			return err
 		}
 		if len(rows) == deleteRows {
 			mark := op{key: runKey(typeDeleting, run), val: []byte{deletingV1}}
@@ -81,66 +77,70 @@ func (s *Badger) deleteStep(rows []op) error {
 	return nil
 }
 
-// indexRows are the deletions that make a run unknown; none when it is unknown.
-func (s *Badger) indexRows(run messages.RunID) (rows []op, err error) {
+// rowsOf are the deletions of a run: those that make it unknown, none when it is unknown,
+// and up to deleteRows of its other rows.
+func (s *Badger) rowsOf(run messages.RunID) (index, rows []op, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		sum, err := summaryTxn(txn, run)
-		if err != nil || sum == nil {
+		if index, err = indexRows(txn, run); err != nil || len(index) == 0 {
 			return err
 		}
-		if !final(sum.State) {
-			return fmt.Errorf("run %d: not finished: cannot be deleted", run)
-		}
-		rows = append(rows, op{key: runKey(typeFinal, run), del: true})
-		if sum.Tag != "" {
-			rows = append(rows, op{key: tagKey(sum.Tag, run), del: true})
-		}
-		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
-		if err != nil || v == nil {
-			return err
-		}
-		c := decodeCreation(newDecoder(v, defV1))
-		if !c.hasKey {
-			return nil
-		}
-		// The key may belong to another run by now.
-		v, err = getTxn(txn, idempotencyKey(c.key))
-		if err != nil || v == nil {
-			return err
-		}
-		if of, _, err := decodeKeyRow(v); err != nil || of != run {
-			return err
-		}
-		rows = append(rows, op{key: idempotencyKey(c.key), del: true})
+		rows = runRows(txn, run, deleteRows)
 		return nil
 	})
-	return rows, err
+	return index, rows, err
 }
 
-// runRows are up to limit deletions of a run's other rows.
-func (s *Badger) runRows(run messages.RunID, limit int) (rows []op, err error) {
-	err = s.view(func(txn *badger.Txn) error {
-		for _, typ := range runTypes {
-			if err := scanTxn(txn, runKey(typ, run), nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-				if len(rows) == limit {
-					return false, nil
-				}
-				rows = append(rows, op{key: append([]byte{}, key...), del: true})
-				return true, nil
-			}); err != nil {
-				return err
-			}
+// indexRows are the deletions that make a run unknown; none when it is unknown.
+func indexRows(txn *badger.Txn, run messages.RunID) (rows []op, err error) {
+	sum, err := summaryTxn(txn, run)
+	if err != nil || sum == nil {
+		return nil, err
+	}
+	if !final(sum.State) {
+		return nil, fmt.Errorf("run %d: not finished: cannot be deleted", run)
+	}
+	rows = append(rows, op{key: runKey(typeFinal, run), del: true})
+	if sum.Tag != "" {
+		rows = append(rows, op{key: tagKey(sum.Tag, run), del: true})
+	}
+	v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+	if err != nil || v == nil {
+		return rows, err
+	}
+	c := decodeCreation(newDecoder(v, defV1))
+	if !c.hasKey {
+		return rows, nil
+	}
+	// The key may belong to another run by now.
+	v, err = getTxn(txn, idempotencyKey(c.key))
+	if err != nil || v == nil {
+		return rows, err
+	}
+	if of, _, err := decodeKeyRow(v); err != nil || of != run {
+		return rows, err
+	}
+	return append(rows, op{key: idempotencyKey(c.key), del: true}), nil
+}
+
+// runRows are up to limit deletions of a run's other rows. One iterator looks for all:
+// making one costs more than what most runs have.
+func runRows(txn *badger.Txn, run messages.RunID, limit int) (rows []op) {
+	it := txn.NewIterator(badger.IteratorOptions{})
+	defer it.Close()
+	for _, typ := range runTypes {
+		prefix := runKey(typ, run)
+		for it.Seek(prefix); it.ValidForPrefix(prefix) && len(rows) < limit; it.Next() {
+			rows = append(rows, op{key: it.Item().KeyCopy(nil), del: true})
 		}
-		return nil
-	})
-	return rows, err
+	}
+	return rows
 }
 
 // deleteMarked deletes the rows of a run that has vanished, then the mark.
 func (s *Badger) deleteMarked(run messages.RunID, step func([]op) error) error {
 	for {
-		rows, err := s.runRows(run, deleteRows)
-		if err != nil {
+		var rows []op
+		if err := s.view(func(txn *badger.Txn) error { rows = runRows(txn, run, deleteRows); return nil }); err != nil {
 			return err
 		}
 		if len(rows) < deleteRows {
