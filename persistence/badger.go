@@ -215,6 +215,11 @@ func (s *Badger) start(c Config) error {
 	if err := s.recoverStaged(); err != nil {
 		return err
 	}
+	next, err := s.storedNext()
+	if err != nil {
+		return err
+	}
+	s.enc.next.Store(uint64(next))
 	if err := s.recoverDeletions(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/caravan-dag/caravan/messages"
@@ -123,14 +124,23 @@ func indexRows(txn *badger.Txn, run messages.RunID) (rows []op, err error) {
 }
 
 // runRows are up to limit deletions of a run's other rows. One iterator looks for all:
-// making one costs more than what most runs have.
+// making one costs more than what most runs have. It shows what is deleted too, else it
+// would pass over what other runs have left on its way out of an empty range.
 func runRows(txn *badger.Txn, run messages.RunID, limit int) (rows []op) {
-	it := txn.NewIterator(badger.IteratorOptions{})
+	it := txn.NewIterator(badger.IteratorOptions{AllVersions: true})
 	defer it.Close()
+	var last []byte // of each row the newest version comes first, and counts
 	for _, typ := range runTypes {
 		prefix := runKey(typ, run)
 		for it.Seek(prefix); it.ValidForPrefix(prefix) && len(rows) < limit; it.Next() {
-			rows = append(rows, op{key: it.Item().KeyCopy(nil), del: true})
+			item := it.Item()
+			if bytes.Equal(item.Key(), last) {
+				continue
+			}
+			last = item.KeyCopy(last)
+			if !item.IsDeletedOrExpired() {
+				rows = append(rows, op{key: item.KeyCopy(nil), del: true})
+			}
 		}
 	}
 	return rows

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/internal/idtable"
@@ -89,6 +90,8 @@ type encoder struct {
 	pack     *packer
 	partSize int                 // bytes of a row's value at most
 	live     idtable.Table[bool] // runs whose summary is an unfinished one
+	next     atomic.Uint64       // one more than the highest run that was ever created
+	revived  atomic.Uint64       // how many finished runs have become unfinished ones
 	writes   uint64              // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
@@ -221,6 +224,9 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	if b.Summary == nil {
 		return nil
 	}
+	if next := uint64(b.Run) + 1; next > e.next.Load() {
+		e.next.Store(next)
+	}
 	at := len(g.arena)
 	g.arena = appendSummary(g.arena, b.Summary)
 	val := g.hold(at)
@@ -241,6 +247,7 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	}
 	if !live {
 		if b.Create == nil {
+			e.revived.Add(1)
 			g.del(g.key(typeFinal, b.Run))
 			if b.Summary.Tag != "" {
 				g.del(tagKey(b.Summary.Tag, b.Run))

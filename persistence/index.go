@@ -19,9 +19,18 @@ func (s *Badger) Unfinished() ([]*messages.Summary, error) {
 	return runs, err
 }
 
-// NextRun is one more than the highest run id that was ever used: the highest
-// that is there, or the mark that deletions leave.
+// NextRun is one more than the highest run id that was ever used.
 func (s *Badger) NextRun() (next messages.RunID, err error) {
+	err = s.view(func(*badger.Txn) error {
+		next = messages.RunID(s.enc.next.Load())
+		return nil
+	})
+	return next, err
+}
+
+// storedNext is NextRun by what is stored: the highest run that is there, or the mark
+// that deletions leave. It passes over what was deleted, and so may take long.
+func (s *Badger) storedNext() (next messages.RunID, err error) {
 	mark, err := s.metaNumber("next")
 	if err != nil {
 		return 0, err
@@ -49,6 +58,7 @@ const pageRows = 512
 // Summaries yields the runs that q selects, ascending. It reads page by page, and
 // never calls yield within a transaction.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	var live liveRows
 	next := messages.RunID(0)
 	if q.HasAfter {
 		if q.After == 1<<64-1 {
@@ -58,7 +68,7 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	}
 	left := q.Limit
 	for {
-		page, last, more, err := s.summaryPage(&q, next)
+		page, last, more, err := s.summaryPage(&q, next, &live)
 		if err != nil {
 			return err
 		}
@@ -78,7 +88,7 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 }
 
 // summaryPage reads from run next on; last is the last run that it looked at.
-func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID) (page []*messages.Summary, last messages.RunID, more bool, err error) {
+func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID, live *liveRows) (page []*messages.Summary, last messages.RunID, more bool, err error) {
 	all := q.All || slices.ContainsFunc(q.States, final)
 	rows := 0
 	visit := func(sum *messages.Summary) (bool, error) {
@@ -96,14 +106,31 @@ func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID) (page [
 	err = s.view(func(txn *badger.Txn) error {
 		switch {
 		case all && q.HasTag && q.Tag != "":
-			return merged(txn, tagPrefix(q.Tag), next, visit)
+			return merged(txn, tagPrefix(q.Tag), next, live.at(&s.enc), visit)
 		case all:
-			return merged(txn, []byte{typeFinal}, next, visit)
+			return merged(txn, []byte{typeFinal}, next, live.at(&s.enc), visit)
 		default:
 			return scanTxn(txn, []byte{typeLive}, runKey(typeLive, next), false, summaryRow(visit))
 		}
 	})
 	return page, last, more, err
+}
+
+// liveRows is what one listing knows, from page to page, of the rows of unfinished runs.
+// Each finished run has left a deleted one there, over which every page would pass anew
+// on the way to the next that is not.
+type liveRows struct {
+	from    messages.RunID // there are none below
+	revived uint64         // what encoder.revived was
+}
+
+// at is the state for a page, whose transaction has begun: a run that it sees restarted
+// was counted before.
+func (l *liveRows) at(e *encoder) *liveRows {
+	if n := e.revived.Load(); n != l.revived {
+		*l = liveRows{revived: n}
+	}
+	return l
 }
 
 type visitor func(*messages.Summary) (bool, error)
@@ -123,13 +150,19 @@ func summaryRow(visit visitor) func([]byte, *badger.Item) (bool, error) {
 
 // merged visits unfinished runs and finished ones, those with this prefix, in one
 // ascending order: summaries, or the index of a tag.
-func merged(txn *badger.Txn, finished []byte, next messages.RunID, visit visitor) error {
+func merged(txn *badger.Txn, finished []byte, next messages.RunID, live *liveRows, visit visitor) error {
 	var its [2]*badger.Iterator
+	from := [...]messages.RunID{max(next, live.from), next}
 	for i, prefix := range [...][]byte{{typeLive}, finished} {
 		its[i] = txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
 		defer its[i].Close()
-		its[i].Seek(binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(next)))
+		its[i].Seek(binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(from[i])))
 	}
+	defer func() {
+		if live.from = 1<<64 - 1; its[0].Valid() {
+			live.from = lastRun(its[0])
+		}
+	}()
 	row := summaryRow(visit)
 	if finished[0] == typeTag {
 		row = tagRow(txn, row)
