@@ -82,7 +82,7 @@ func (s *shard) remain(m *remain) {
 func (s *shard) remaining(ctx actor.Context, m *remaining) {
 	r := s.run(m.run)
 	switch {
-	case r == nil || r.pid != nil: // it was asked for something meanwhile, and may be finished
+	case r == nil || r.pid != nil || r.held(): // it was asked for something meanwhile, and may be finished
 	case m.plan == nil:
 		s.spawn(ctx, r, &run{env: s.env, id: m.run})
 	default:

@@ -133,10 +133,10 @@ func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
 		}
 		m := &messages.Purge{Runs: list, Reply: messages.NewReply[[]messages.RunID]()}
 		held, err := call(n, m.Reply, func() { n.env.root.Send(n.shards[i], m) })
+		defer n.env.root.Send(n.shards[i], &messages.Purged{Runs: list}) // also when it answers too late
 		if err != nil {
 			return 0, err
 		}
-		defer n.env.root.Send(n.shards[i], &messages.Purged{Runs: held})
 		all = append(all, held...)
 	}
 	slices.Sort(all)

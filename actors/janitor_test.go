@@ -46,7 +46,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r.node.env.root.Send(r.node.shard(done), &messages.Purged{Runs: held})
+			r.node.env.root.Send(r.node.shard(done), &messages.Purged{Runs: m.Runs}) // of which one lives
 			_, err = call(r.node, restart.Reply, func() {})
 			if want := map[bool]messages.Code{true: messages.NotFound, false: messages.Conflict}[remove]; code(err) != want {
 				t.Errorf("restart: %v, want %v", err, want) // a run that is COMPLETED cannot be restarted

@@ -39,6 +39,9 @@ type member struct {
 	notice *notice
 }
 
+// held tells whether the run is finished and being deleted.
+func (r *member) held() bool { return r.away && r.pid == nil }
+
 // run returns one of the shard's runs, or nil when it is finished or unknown.
 func (s *shard) run(id messages.RunID) *member { return s.runs.Get(uint64(id) / Shards) }
 
@@ -196,9 +199,13 @@ func (s *shard) purge(m *messages.Purge) {
 	m.Reply.Send(held, nil)
 }
 
+// purged lets go of those of the runs that are held.
 func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 	for _, id := range m.Runs {
 		r := s.run(id)
+		if r == nil || !r.held() {
+			continue
+		}
 		s.runs.Delete(uint64(id) / Shards)
 		for _, q := range r.backlog {
 			s.request(ctx, q)
