@@ -21,7 +21,6 @@ type janitor struct {
 	n            *Node
 	keep         int           // the newest so many finished runs stay; 0 = all
 	age          time.Duration // and those that ended no longer ago; 0 = all
-	low          messages.RunID
 	stop, exited chan struct{}
 }
 
@@ -79,21 +78,14 @@ func (j *janitor) sweep() error {
 	return nil
 }
 
-// due are the runs to be deleted, by ascending id. It looks at none below the lowest one
-// that was there the last time: where there were many, it takes long to see that there
-// are none.
+// due are the runs to be deleted, by ascending id.
 func (j *janitor) due() ([]messages.RunID, error) {
 	type ended struct {
 		id messages.RunID
 		at int64
 	}
 	var finished []ended
-	first, any := messages.RunID(0), false
-	q := messages.ListQuery{All: true, HasAfter: j.low > 0, After: j.low - 1}
-	err := j.n.Summaries(q, func(s *messages.Summary) bool {
-		if !any {
-			first, any = s.ID, true
-		}
+	err := j.n.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool {
 		if s.State.Final() {
 			finished = append(finished, ended{s.ID, s.LastUpdate})
 		}
@@ -101,9 +93,6 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	})
 	if err != nil {
 		return nil, err
-	}
-	if any {
-		j.low = first
 	}
 	surplus := 0
 	if j.keep > 0 {

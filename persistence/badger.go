@@ -53,6 +53,7 @@ type Badger struct {
 	room    *room
 	// moments are the store's read and commit timestamps.
 	moments *moments
+	gone    gone
 	ended   chan struct{}  // the committer has ended
 	staging sync.WaitGroup // long documents that are being written
 
@@ -141,6 +142,7 @@ func openBadger(c Config) (*Badger, error) {
 	}
 	s.room.tables = s.db.Tables
 	s.moments = newMoments(s.db.MaxVersion())
+	s.enc.moments = s.moments
 	if err = logs.corrupt(); err == nil {
 		err = s.start(c)
 	}
@@ -215,18 +217,10 @@ func (s *Badger) start(c Config) error {
 	if err := s.recoverStaged(); err != nil {
 		return err
 	}
-	next, err := s.storedNext()
-	if err != nil {
+	if err := s.loadIndex(); err != nil {
 		return err
 	}
-	s.enc.next.Store(uint64(next))
-	if err := s.recoverDeletions(); err != nil {
-		return err
-	}
-	return s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		s.enc.live.Set(uint64(keyRun(key)), true)
-		return true, nil
-	})
+	return s.recoverDeletions()
 }
 
 func (s *Badger) checkFormat(shards int) error {

@@ -334,7 +334,7 @@ func (s *Badger) commit(ops []op, size int64) error {
 	}
 	watch.Stop()
 	if err == nil {
-		s.db.SetDiscardTs(s.moments.advance(at))
+		s.db.SetDiscardTs(s.moments.advance(at, ops))
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {

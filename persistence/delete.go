@@ -29,6 +29,17 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 	}
 	high := op{key: metaKey("next"), val: metaValue(uint64(next))}
 	batch := []op{high}
+	var vanishing []messages.RunID // with the batch
+	do := func(rows []op) error {
+		if err := step(rows); err != nil {
+			return err
+		}
+		for _, run := range vanishing {
+			s.gone.add(run, run)
+		}
+		batch, vanishing = []op{high}, vanishing[:0]
+		return nil
+	}
 	for _, run := range runs {
 		index, rows, err := s.rowsOf(run)
 		if err != nil {
@@ -38,28 +49,28 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 			continue
 		}
 		if len(rows) == deleteRows {
+			vanishing = append(vanishing, run)
 			mark := op{key: runKey(typeDeleting, run), val: []byte{deletingV1}}
-			if err := step(append(batch, append(index, mark)...)); err != nil {
+			if err := do(append(batch, append(index, mark)...)); err != nil {
 				return err
 			}
 			if err := s.deleteMarked(run, step); err != nil {
 				return err
 			}
-			batch = []op{high}
 			continue
 		}
 		if len(batch)+len(rows) > deleteRows {
-			if err := step(batch); err != nil {
+			if err := do(batch); err != nil {
 				return err
 			}
-			batch = []op{high}
 		}
+		vanishing = append(vanishing, run)
 		batch = append(append(batch, index...), rows...)
 	}
 	if len(batch) == 1 {
 		return nil
 	}
-	return step(batch)
+	return do(batch)
 }
 
 // deleteStep sends rows through the committer and waits for them.

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/dag"
-	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -88,11 +87,10 @@ func (g *group) putParts(key, val []byte, partSize int) {
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
 	pack     *packer
-	partSize int                 // bytes of a row's value at most
-	live     idtable.Table[bool] // runs whose summary is an unfinished one
-	next     atomic.Uint64       // one more than the highest run that was ever created
-	revived  atomic.Uint64       // how many finished runs have become unfinished ones
-	writes   uint64              // numbers attempt rows and staged batches; never repeats in a data folder
+	partSize int // bytes of a row's value at most
+	moments  *moments
+	next     atomic.Uint64 // one more than the highest run that was ever created
+	writes   uint64        // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
 // encode appends the rows of a batch, the summary (the commit marker) last. The
@@ -233,11 +231,9 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	if len(val) > e.partSize {
 		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
 	}
-	live := e.live.Get(uint64(b.Run))
 	if final(b.Summary.State) {
-		if live {
+		if e.moments.leave(b.Run) {
 			g.del(g.key(typeLive, b.Run))
-			e.live.Delete(uint64(b.Run))
 		}
 		g.put(g.key(typeFinal, b.Run), val)
 		if b.Summary.Tag != "" {
@@ -245,15 +241,11 @@ func (e *encoder) summary(g *group, b *Batch) error {
 		}
 		return nil
 	}
-	if !live {
-		if b.Create == nil {
-			e.revived.Add(1)
-			g.del(g.key(typeFinal, b.Run))
-			if b.Summary.Tag != "" {
-				g.del(tagKey(b.Summary.Tag, b.Run))
-			}
+	if !e.moments.enter(b.Run) && b.Create == nil {
+		g.del(g.key(typeFinal, b.Run))
+		if b.Summary.Tag != "" {
+			g.del(tagKey(b.Summary.Tag, b.Run))
 		}
-		e.live.Set(uint64(b.Run), true)
 	}
 	g.put(g.key(typeLive, b.Run), val)
 	return nil

@@ -1,7 +1,6 @@
 package persistence
 
 import (
-	"encoding/binary"
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -12,10 +11,10 @@ import (
 // Unfinished returns the summaries of the runs without a final state, by ascending id.
 func (s *Badger) Unfinished() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
-	err := s.scan([]byte{typeLive}, nil, false, summaryRow(func(sum *messages.Summary) (bool, error) {
+	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
 		runs = append(runs, sum)
-		return true, nil
-	}))
+		return true
+	})
 	return runs, err
 }
 
@@ -28,28 +27,44 @@ func (s *Badger) NextRun() (next messages.RunID, err error) {
 	return next, err
 }
 
-// storedNext is NextRun by what is stored: the highest run that is there, or the mark
-// that deletions leave. It passes over what was deleted, and so may take long.
-func (s *Badger) storedNext() (next messages.RunID, err error) {
-	mark, err := s.metaNumber("next")
+// loadIndex takes from what is stored which runs are unfinished, which ids are used, and
+// that none is below the first one. It passes over the deleted rows that Badger has not
+// compacted away, once.
+func (s *Badger) loadIndex() error {
+	next, err := s.metaNumber("next") // the mark that deletions leave
 	if err != nil {
-		return 0, err
+		return err
 	}
-	next = messages.RunID(mark)
-	err = s.view(func(txn *badger.Txn) error {
-		for _, typ := range [...]byte{typeLive, typeFinal} {
-			last := markKey(typ, 1<<64-1)
-			err := scanTxn(txn, []byte{typ}, append(last, 0xff), true, func(key []byte, _ *badger.Item) (bool, error) {
-				next = max(next, keyRun(key)+1)
-				return false, nil
-			})
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+	first := uint64(1<<64 - 1)
+	see := func(key []byte) {
+		run := uint64(keyRun(key))
+		first, next = min(first, run), max(next, run+1)
+	}
+	err = s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		see(key)
+		s.moments.enter(keyRun(key))
+		return true, nil
 	})
-	return next, err
+	if err != nil {
+		return err
+	}
+	for _, from := range [...]struct {
+		key     []byte
+		reverse bool
+	}{{nil, false}, {append(markKey(typeFinal, 1<<64-1), 0xff), true}} {
+		err = s.scan([]byte{typeFinal}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
+			see(key)
+			return false, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	s.enc.next.Store(next)
+	if first = min(first, next); first > 0 {
+		s.gone.add(0, messages.RunID(first)-1)
+	}
+	return nil
 }
 
 // pageRows is how many summaries are looked at in one transaction.
@@ -58,21 +73,16 @@ const pageRows = 512
 // Summaries yields the runs that q selects, ascending. It reads page by page, and
 // never calls yield within a transaction.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
-	var live liveRows
-	next := messages.RunID(0)
+	p := page{q: &q, all: q.All || slices.ContainsFunc(q.States, final), more: true}
 	if q.HasAfter {
-		if q.After == 1<<64-1 {
-			return nil
-		}
-		next = q.After + 1
+		p.next, p.more = q.After+1, q.After < 1<<64-1
 	}
 	left := q.Limit
-	for {
-		page, last, more, err := s.summaryPage(&q, next, &live)
-		if err != nil {
+	for p.more {
+		if err := s.read(&p); err != nil {
 			return err
 		}
-		for _, sum := range page {
+		for _, sum := range p.rows {
 			if !yield(sum) {
 				return nil
 			}
@@ -80,128 +90,89 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 				return nil
 			}
 		}
-		if !more || last == 1<<64-1 {
-			return nil
-		}
-		next = last + 1
 	}
+	return nil
 }
 
-// summaryPage reads from run next on; last is the last run that it looked at.
-func (s *Badger) summaryPage(q *messages.ListQuery, next messages.RunID, live *liveRows) (page []*messages.Summary, last messages.RunID, more bool, err error) {
-	all := q.All || slices.ContainsFunc(q.States, final)
-	rows := 0
-	visit := func(sum *messages.Summary) (bool, error) {
-		if rows == pageRows {
-			more = true
-			return false, nil
+// page is what one transaction of a list reads.
+type page struct {
+	q    *messages.ListQuery
+	all  bool // finished runs too
+	rows []*messages.Summary
+	next messages.RunID // where the next page begins
+	more bool           // there may be one
+}
+
+// read reads the next page: pageRows runs, of which those that are selected are kept.
+func (s *Badger) read(p *page) error {
+	return s.viewRuns(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
+		looked, limited := 0, len(live) == pageRows
+		end := messages.RunID(1<<64 - 1)
+		if limited {
+			end = live[pageRows-1] // of those behind it nothing is known
 		}
-		rows++
-		last = sum.ID
-		if selects(q, all, sum) {
-			page = append(page, sum)
-		}
-		return q.Limit == 0 || len(page) < q.Limit, nil
-	}
-	err = s.view(func(txn *badger.Txn) error {
-		switch {
-		case all && q.HasTag && q.Tag != "":
-			return merged(txn, tagPrefix(q.Tag), next, live.at(&s.enc), visit)
-		case all:
-			return merged(txn, []byte{typeFinal}, next, live.at(&s.enc), visit)
-		default:
-			return scanTxn(txn, []byte{typeLive}, runKey(typeLive, next), false, summaryRow(visit))
-		}
-	})
-	return page, last, more, err
-}
-
-// liveRows is what one listing knows, from page to page, of the rows of unfinished runs.
-// Each finished run has left a deleted one there, over which every page would pass anew
-// on the way to the next that is not.
-type liveRows struct {
-	from    messages.RunID // there are none below
-	revived uint64         // what encoder.revived was
-}
-
-// at is the state for a page, whose transaction has begun: a run that it sees restarted
-// was counted before.
-func (l *liveRows) at(e *encoder) *liveRows {
-	if n := e.revived.Load(); n != l.revived {
-		*l = liveRows{revived: n}
-	}
-	return l
-}
-
-type visitor func(*messages.Summary) (bool, error)
-
-func summaryRow(visit visitor) func([]byte, *badger.Item) (bool, error) {
-	return func(key []byte, item *badger.Item) (more bool, err error) {
-		err = item.Value(func(v []byte) error {
-			sum, err := decodeSummary(keyRun(key), v)
-			if err == nil {
-				more, err = visit(sum)
+		p.rows, p.more = p.rows[:0], limited && end < 1<<64-1
+		visit := func(sum *messages.Summary) (bool, error) {
+			if looked == pageRows {
+				p.next, p.more = sum.ID, true
+				return false, nil
 			}
-			return err
-		})
-		return more, err
-	}
+			looked++
+			if selects(p.q, p.all, sum) {
+				p.rows = append(p.rows, sum)
+			}
+			return p.q.Limit == 0 || len(p.rows) < p.q.Limit, nil
+		}
+		from := p.next
+		p.next = end + 1
+		return s.merged(txn, p, from, end, live, visit)
+	})
 }
 
-// merged visits unfinished runs and finished ones, those with this prefix, in one
-// ascending order: summaries, or the index of a tag.
-func merged(txn *badger.Txn, finished []byte, next messages.RunID, live *liveRows, visit visitor) error {
-	var its [2]*badger.Iterator
-	from := [...]messages.RunID{max(next, live.from), next}
-	for i, prefix := range [...][]byte{{typeLive}, finished} {
-		its[i] = txn.NewIterator(badger.IteratorOptions{Prefix: prefix})
-		defer its[i].Close()
-		its[i].Seek(binary.BigEndian.AppendUint64(slices.Clone(prefix), uint64(from[i])))
+// merged calls visit for the unfinished runs and, when the list asks for them, the
+// finished ones, in ascending order, from one run to another. live are those that may be
+// unfinished.
+func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) (bool, error)) error {
+	unfinished := newLiveRows(txn)
+	defer unfinished.close()
+	finished := new(finalRows)
+	if p.all {
+		finished = newFinalRows(txn, p.q, from, &s.gone)
+		defer finished.close()
 	}
-	defer func() {
-		if live.from = 1<<64 - 1; its[0].Valid() {
-			live.from = lastRun(its[0])
-		}
-	}()
-	row := summaryRow(visit)
-	if finished[0] == typeTag {
-		row = tagRow(txn, row)
-	}
-	for {
-		it := its[0]
-		if !it.Valid() || its[1].Valid() && lastRun(its[1]) < lastRun(it) {
-			it = its[1]
-		}
-		if !it.Valid() {
+	for more := true; more; {
+		run, ok := finished.run()
+		ok = ok && run <= end
+		var item *badger.Item
+		var err error
+		switch {
+		case len(live) > 0 && (!ok || live[0] <= run):
+			run, live, ok = live[0], live[1:], false
+			if item = unfinished.row(run); item == nil {
+				continue // it is a finished one at this moment
+			}
+		case ok:
+			item, err = finished.row()
+		default:
 			return nil
 		}
-		if more, err := row(it.Item().Key(), it.Item()); err != nil || !more {
+		if err == nil {
+			err = item.Value(func(v []byte) error {
+				sum, err := decodeSummary(run, v)
+				if err == nil {
+					more, err = visit(sum)
+				}
+				return err
+			})
+		}
+		if err != nil {
 			return err
 		}
-		it.Next()
-	}
-}
-
-// lastRun is the run that the present row's key ends with.
-func lastRun(it *badger.Iterator) messages.RunID {
-	key := it.Item().Key()
-	return messages.RunID(binary.BigEndian.Uint64(key[len(key)-8:]))
-}
-
-// tagRow has the summary visited that a row of the index of tags stands for. Other
-// rows go to row.
-func tagRow(txn *badger.Txn, row func([]byte, *badger.Item) (bool, error)) func([]byte, *badger.Item) (bool, error) {
-	return func(key []byte, item *badger.Item) (bool, error) {
-		if key[0] != typeTag {
-			return row(key, item)
+		if ok {
+			finished.next()
 		}
-		final := append([]byte{typeFinal}, key[len(key)-8:]...)
-		item, err := txn.Get(final)
-		if err != nil {
-			return false, err
-		}
-		return row(final, item)
 	}
+	return nil
 }
 
 func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {

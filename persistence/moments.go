@@ -1,16 +1,36 @@
 package persistence
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/caravan-dag/caravan/internal/idtable"
+	"github.com/caravan-dag/caravan/messages"
+)
 
 // moments numbers the store's commits and gives each read the newest one that is
 // durable. Badger's own numbering would have a read wait for the commit that is
 // under way, and so for the disk; here reads wait for nothing, and never see a row
 // that is not durable yet.
+//
+// It knows, too, which runs may have a summary among those of unfinished runs. Each run
+// that finished has left a deleted row there, and a read without that knowledge passes
+// over all of them.
 type moments struct {
 	mu      sync.Mutex
 	durable uint64         // of the newest durable commit
 	reads   map[uint64]int // reads under way, by their moment
+	live    idtable.Table[liveness]
 }
+
+// liveness is what is known of a run's row among those of unfinished runs: whether the
+// newest batch leaves it there (bit 0), and how many deletions of it are not durable yet.
+// While it is not zero, a read may see the row.
+type liveness uint32
+
+const (
+	rowThere    liveness = 1
+	rowDeletion liveness = 2
+)
 
 func newMoments(durable uint64) *moments {
 	return &moments{durable: durable, reads: make(map[uint64]int)}
@@ -23,12 +43,20 @@ func (m *moments) next() uint64 {
 	return m.durable + 1
 }
 
-// advance notes that the commit of this number is durable. The result is the oldest
-// moment that anybody still reads, or this one: what was replaced before it may go.
-func (m *moments) advance(to uint64) (oldest uint64) {
+// advance notes that the commit of this number, of these rows, is durable. The result is
+// the oldest moment that anybody still reads, or this one: what was replaced before it
+// may go.
+func (m *moments) advance(to uint64, ops []op) (oldest uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.durable = to
+	for i := range ops {
+		if o := &ops[i]; o.del && o.key[0] == typeLive {
+			if l := m.live.Get(uint64(keyRun(o.key))); l >= rowDeletion {
+				m.live.Set(uint64(keyRun(o.key)), l-rowDeletion)
+			}
+		}
+	}
 	oldest = to
 	for at := range m.reads {
 		oldest = min(oldest, at)
@@ -50,4 +78,50 @@ func (m *moments) end(at uint64) {
 	if m.reads[at]--; m.reads[at] == 0 {
 		delete(m.reads, at)
 	}
+}
+
+// enter notes that the batch which is being encoded makes a run an unfinished one, and
+// tells whether it was one.
+func (m *moments) enter(run messages.RunID) (was bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.live.Get(uint64(run))
+	if l&rowThere == 0 {
+		m.live.Set(uint64(run), l|rowThere)
+	}
+	return l&rowThere != 0
+}
+
+// leave notes that the batch which is being encoded makes a run a finished one. When it
+// was an unfinished one, the batch deletes its row.
+func (m *moments) leave(run messages.RunID) (was bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.live.Get(uint64(run))
+	if l&rowThere == 0 {
+		return false
+	}
+	m.live.Set(uint64(run), l&^rowThere+rowDeletion)
+	return true
+}
+
+// unfinished are the first n runs from one on that may have a row among those of
+// unfinished runs, at the newest moment or one that is read.
+func (m *moments) unfinished(from messages.RunID, n int) (runs []messages.RunID) {
+	for id := range m.live.From(uint64(from)) {
+		if len(runs) == n {
+			break
+		}
+		runs = append(runs, messages.RunID(id))
+	}
+	return runs
+}
+
+// beginRuns is begin, for a read of summaries from a run on, and unfinished of that
+// moment.
+func (m *moments) beginRuns(from messages.RunID, n int) (at uint64, runs []messages.RunID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads[m.durable]++
+	return m.durable, m.unfinished(from, n)
 }

@@ -2,8 +2,11 @@ package persistence
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -30,7 +33,7 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	if v, err := s.get([]byte("?key")); err != nil || string(v) != "one" {
 		t.Errorf("before it is durable: %q, %v", v, err)
 	}
-	s.db.SetDiscardTs(s.moments.advance(at))
+	s.db.SetDiscardTs(s.moments.advance(at, nil))
 	if v, err := s.get([]byte("?key")); err != nil || string(v) != "two" {
 		t.Errorf("after: %q, %v", v, err)
 	}
@@ -84,17 +87,85 @@ func TestMoments(t *testing.T) {
 		t.Errorf("the next commit is %d", n)
 	}
 	a := m.begin()
-	if oldest := m.advance(8); oldest != 7 {
+	if oldest := m.advance(8, nil); oldest != 7 {
 		t.Errorf("oldest %d while 7 is read", oldest)
 	}
 	b, c := m.begin(), m.begin()
 	m.end(a)
-	if oldest := m.advance(9); oldest != 8 || b != 8 || c != 8 {
+	if oldest := m.advance(9, nil); oldest != 8 || b != 8 || c != 8 {
 		t.Errorf("oldest %d while %d and %d are read", oldest, b, c)
 	}
 	m.end(b)
 	m.end(c)
-	if oldest := m.advance(10); oldest != 10 || len(m.reads) != 0 {
+	if oldest := m.advance(10, nil); oldest != 10 || len(m.reads) != 0 {
 		t.Errorf("oldest %d with nobody reading, %v", oldest, m.reads)
+	}
+}
+
+// A list sees each run once while a commit that finishes one, or restarts one, is under
+// way, and whatever is encoded behind it.
+func TestListsDoNotWaitForCommits(t *testing.T) {
+	s, err := OpenBadger(Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	encode := func(run messages.RunID, state dag.RunState, c *Creation) []op {
+		g := new(group)
+		b := &Batch{Run: run, Create: c, Summary: &messages.Summary{ID: run, Tag: "t", State: state}}
+		if err := s.enc.encode(g, &item{batch: b}); err != nil {
+			t.Fatal(err)
+		}
+		return g.ops
+	}
+	list := func() (runs string) {
+		t.Helper()
+		err := s.Summaries(messages.ListQuery{All: true, HasTag: true, Tag: "t"}, func(sum *messages.Summary) bool {
+			runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
+			return true
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return runs
+	}
+	now := " "
+	check := func(what string) {
+		t.Helper()
+		if got := list(); got != now {
+			t.Errorf("%s:%s, want%s", what, got, now)
+		}
+	}
+	commit := func(what string, ops []op, then string) {
+		t.Helper()
+		at := s.moments.next()
+		if err := s.write(ops, at); err != nil {
+			t.Fatal(err)
+		}
+		check(what + ", not durable yet")
+		s.moments.advance(at, ops)
+		now = then
+		check(what + ", durable")
+	}
+	now = ""
+	var created []op
+	for run := range messages.RunID(3) {
+		created = append(created, encode(run, dag.RunQueued, &Creation{Definition: []byte("spec")})...)
+	}
+	commit("three are created", created, " 0:QUEUED 1:QUEUED 2:QUEUED")
+	// A run changes back and forth in groups that are encoded while the one before is written.
+	end := encode(1, dag.RunErrored, nil)
+	restart := encode(1, dag.RunQueued, nil)
+	endAgain := encode(1, dag.RunKilled, nil)
+	restartAgain := encode(1, dag.RunRunning, nil)
+	commit("one ends", end, " 0:QUEUED 1:ERRORED 2:QUEUED")
+	commit("and is restarted", restart, " 0:QUEUED 1:QUEUED 2:QUEUED")
+	commit("and ends again", endAgain, " 0:QUEUED 1:KILLED 2:QUEUED")
+	commit("and is restarted again", restartAgain, " 0:QUEUED 1:RUNNING 2:QUEUED")
+	// The same, all in one group.
+	commit("all at once", slices.Concat(encode(2, dag.RunErrored, nil), encode(2, dag.RunQueued, nil), encode(2, dag.RunKilled, nil)),
+		" 0:QUEUED 1:RUNNING 2:KILLED")
+	if live := s.moments.unfinished(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
+		t.Errorf("unfinished are %d", live)
 	}
 }

@@ -14,6 +14,20 @@ import (
 // view runs fn in a read transaction, as of the newest durable commit. Reading ends
 // with the store.
 func (s *Badger) view(fn func(*badger.Txn) error) error {
+	return s.viewAt(s.moments.begin, fn)
+}
+
+// viewRuns is view, with the first n runs from one on that may be unfinished.
+func (s *Badger) viewRuns(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
+	var live []messages.RunID
+	begin := func() (at uint64) {
+		at, live = s.moments.beginRuns(from, n)
+		return at
+	}
+	return s.viewAt(begin, func(txn *badger.Txn) error { return fn(txn, live) })
+}
+
+func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	s.reading.RLock()
 	defer s.reading.RUnlock()
 	if s.closed {
@@ -22,7 +36,7 @@ func (s *Badger) view(fn func(*badger.Txn) error) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	at := s.moments.begin()
+	at := begin()
 	defer s.moments.end(at)
 	txn := s.db.NewTransactionAt(at, false)
 	defer txn.Discard()

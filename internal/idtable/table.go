@@ -6,7 +6,6 @@ package idtable
 
 import (
 	"iter"
-	"maps"
 	"slices"
 )
 
@@ -24,6 +23,7 @@ type page[V comparable] struct {
 // for readers alone.
 type Table[V comparable] struct {
 	pages map[uint64]*page[V]
+	order []uint64 // the numbers of the pages, ascending
 	n     int
 }
 
@@ -51,6 +51,8 @@ func (t *Table[V]) Set(id uint64, v V) {
 		}
 		p = new(page[V])
 		t.pages[id/pageSize] = p
+		at, _ := slices.BinarySearch(t.order, id/pageSize)
+		t.order = slices.Insert(t.order, at, id/pageSize)
 	}
 	at := &p.values[id%pageSize]
 	grows, shrinks := *at == none && v != none, *at != none && v == none
@@ -64,6 +66,8 @@ func (t *Table[V]) Set(id uint64, v V) {
 		t.n--
 		if p.used == 0 {
 			delete(t.pages, id/pageSize)
+			at, _ := slices.BinarySearch(t.order, id/pageSize)
+			t.order = slices.Delete(t.order, at, at+1)
 		}
 	}
 }
@@ -76,12 +80,17 @@ func (t *Table[V]) Delete(id uint64) {
 
 // All yields the ids that are there and their values, in ascending order. The table
 // must not be changed meanwhile.
-func (t *Table[V]) All() iter.Seq2[uint64, V] {
+func (t *Table[V]) All() iter.Seq2[uint64, V] { return t.From(0) }
+
+// From is All from an id on. To find the first one takes the logarithm of how many
+// there are.
+func (t *Table[V]) From(id uint64) iter.Seq2[uint64, V] {
 	return func(yield func(uint64, V) bool) {
 		var none V
-		for _, n := range slices.Sorted(maps.Keys(t.pages)) {
+		begin, _ := slices.BinarySearch(t.order, id/pageSize)
+		for _, n := range t.order[begin:] {
 			for i, v := range t.pages[n].values {
-				if v != none && !yield(n*pageSize+uint64(i), v) {
+				if at := n*pageSize + uint64(i); v != none && at >= id && !yield(at, v) {
 					return
 				}
 			}

@@ -53,11 +53,21 @@ func TestTableIsAMap(t *testing.T) {
 	for range table.All() {
 		break // who has seen enough may leave
 	}
+	for _, from := range []uint64{0, 1, 63, 64, 250, 499, 500, 1 << 25, math.MaxUint64 - 3, math.MaxUint64} {
+		var got []uint64
+		for id := range table.From(from) {
+			got = append(got, id)
+		}
+		at, _ := slices.BinarySearch(want, from)
+		if !slices.Equal(got, want[at:]) {
+			t.Errorf("from %d on: %v, want %v", from, got, want[at:])
+		}
+	}
 	for _, id := range want {
 		table.Delete(id)
 	}
-	if table.Len() != 0 || len(table.pages) != 0 {
-		t.Errorf("%d ids and %d pages are left of nothing", table.Len(), len(table.pages))
+	if table.Len() != 0 || len(table.pages) != 0 || len(table.order) != 0 {
+		t.Errorf("%d ids and %d pages are left of nothing, %d in order", table.Len(), len(table.pages), len(table.order))
 	}
 }
 

@@ -42,6 +42,7 @@ func Run(t *testing.T, b Backend) {
 		{"untouched", testUntouched},
 		{"summaries", testSummaries},
 		{"many summaries", testManySummaries},
+		{"lists while runs change", testListsWhileRunsChange},
 		{"keys", testKeys},
 		{"delete", testDelete},
 		{"delete a big run", testDeleteBig},

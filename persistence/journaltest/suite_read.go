@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -254,6 +255,63 @@ func testManySummaries(t *testing.T, b Backend) {
 	})
 	equal(t, "error", err, nil)
 	equal(t, "seen while changing", seen, n/2)
+}
+
+// testListsWhileRunsChange: a list has each run once, in order, and none that was deleted
+// before, whatever becomes of the runs meanwhile.
+func testListsWhileRunsChange(t *testing.T, b Backend) {
+	s := b.Open(t)
+	const n, step, lists = 1800, 20, 40
+	var batches []*persistence.Batch
+	for i := range n {
+		batches = append(batches, NewRun(messages.RunID(i), "many", ""), summaryBatch(messages.RunID(i), "many", dag.RunCompleted))
+	}
+	Must(t, s, batches...)
+	done, changed := make(chan struct{}), make(chan error, 1)
+	var gone atomic.Int64 // the runs below are deleted
+	go func() {
+		state := [...]dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunErrored}
+		for round := 0; ; round++ {
+			select {
+			case <-done:
+				changed <- nil
+				return
+			default:
+			}
+			low := int(gone.Load())
+			var batches []*persistence.Batch
+			for i := low + round%7; i < n; i += 7 {
+				batches = append(batches, summaryBatch(messages.RunID(i), "many", state[round/7%3]))
+			}
+			err := Append(t, s, batches...)
+			if err == nil && round%21 == 20 && low < n/2 { // all are finished
+				var runs []messages.RunID
+				for i := low; i < low+step; i++ {
+					runs = append(runs, messages.RunID(i))
+				}
+				err = s.Delete(runs...)
+				gone.Add(step)
+			}
+			if err != nil {
+				changed <- err
+				return
+			}
+		}
+	}()
+	for i := range lists {
+		q := messages.ListQuery{All: true, HasTag: i%2 == 0, Tag: "many"}
+		low := int(gone.Load())
+		ids := list(t, s, q)
+		high := int(gone.Load()) + step // one deletion may be under way
+		at, _ := slices.BinarySearch(ids, messages.RunID(high))
+		equal(t, "sorted", slices.IsSorted(ids), true)
+		equal(t, "of those that stay", len(ids)-at, n-high)
+		if len(ids) > 0 && int(ids[0]) < low || len(slices.Compact(ids)) != len(ids) {
+			t.Errorf("%d runs from %d on, those below %d are deleted", len(ids), ids[0], low)
+		}
+	}
+	close(done)
+	equal(t, "error", <-changed, nil)
 }
 
 func testKeys(t *testing.T, b Backend) {

@@ -1,0 +1,107 @@
+package persistence
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// liveRows reads summaries of unfinished runs, of candidates in ascending order.
+type liveRows struct {
+	it  *badger.Iterator
+	key []byte
+}
+
+// nearRows is how many rows are passed over before the next one is looked for.
+const nearRows = 16
+
+// newLiveRows shows what is deleted, too: else one step could pass over any number of
+// rows.
+func newLiveRows(txn *badger.Txn) *liveRows {
+	return &liveRows{it: txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typeLive}, AllVersions: true})}
+}
+
+func (l *liveRows) close() { l.it.Close() }
+
+// row is the row of a run, nil when there is none. It is valid until the next call.
+func (l *liveRows) row(run messages.RunID) *badger.Item {
+	begun := l.key != nil
+	l.key = appendRunKey(l.key[:0], typeLive, run)
+	for range nearRows {
+		if !begun || !l.it.Valid() || bytes.Compare(l.it.Item().Key(), l.key) >= 0 {
+			break
+		}
+		l.it.Next()
+	}
+	if !begun || l.it.Valid() && bytes.Compare(l.it.Item().Key(), l.key) < 0 {
+		l.it.Seek(l.key)
+	}
+	// Of a row's versions the newest comes first.
+	if !l.it.Valid() || !bytes.Equal(l.it.Item().Key(), l.key) || l.it.Item().IsDeletedOrExpired() {
+		return nil
+	}
+	return l.it.Item()
+}
+
+// finalRows reads summaries of finished runs in ascending order: of all, or by the index
+// of a tag. The zero finalRows is of none.
+type finalRows struct {
+	txn    *badger.Txn
+	it     *badger.Iterator
+	prefix []byte
+	gone   *gone
+}
+
+// newFinalRows begins with the first run from one on.
+func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from messages.RunID, gone *gone) *finalRows {
+	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone}
+	if q.HasTag && q.Tag != "" {
+		f.prefix = tagPrefix(q.Tag)
+	}
+	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix})
+	f.seek(from)
+	return f
+}
+
+func (f *finalRows) close() {
+	if f.it != nil {
+		f.it.Close()
+	}
+}
+
+// seek goes to the first run from one on.
+func (f *finalRows) seek(run messages.RunID) {
+	run = f.gone.after(run)
+	f.it.Seek(binary.BigEndian.AppendUint64(bytes.Clone(f.prefix), uint64(run)))
+}
+
+// run is the present one, false when there is none.
+func (f *finalRows) run() (messages.RunID, bool) {
+	if f.it == nil || !f.it.Valid() {
+		return 0, false
+	}
+	key := f.it.Item().Key()
+	return messages.RunID(binary.BigEndian.Uint64(key[len(key)-8:])), true
+}
+
+// row is the present run's row. It is valid until next.
+func (f *finalRows) row() (*badger.Item, error) {
+	item := f.it.Item()
+	if f.prefix[0] == typeFinal {
+		return item, nil
+	}
+	key := item.Key()
+	return f.txn.Get(append([]byte{typeFinal}, key[len(key)-8:]...))
+}
+
+// next goes on, and jumps over the runs that are gone.
+func (f *finalRows) next() {
+	run, _ := f.run()
+	if to := f.gone.after(run + 1); run < 1<<64-1 && to > run+1 {
+		f.seek(to)
+	} else {
+		f.it.Next()
+	}
+}
