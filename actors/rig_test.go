@@ -158,6 +158,26 @@ func (r *rig) awaitTasks(id messages.RunID, state dag.TaskState, n uint32) *mess
 	return r.await(id, state.String(), func(s *messages.Summary) bool { return s.Counts[state] == n })
 }
 
+// retired returns when a finished run has no actor any more.
+func (r *rig) retired(id messages.RunID) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		changed, leave := r.node.env.board.watch(id)
+		if r.node.env.board.summary(id) == nil {
+			leave()
+			return
+		}
+		select {
+		case <-changed:
+			leave()
+		case <-ctx.Done():
+			r.t.Fatalf("run %d does not retire", id)
+		}
+	}
+}
+
 // pendingOrFinal returns true when a batch is pending, false when the run is final.
 func (r *rig) pendingOrFinal(id messages.RunID) bool {
 	r.t.Helper()

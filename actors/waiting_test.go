@@ -123,6 +123,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 		note(actor.NewPID(pid.Address, pid.Id[:strings.LastIndexByte(pid.Id, '/')]))
 		r.fake.End(k, messages.AttemptFailed, 1)
 		r.awaitState(id, dag.RunErrored)
+		r.retired(id)
 		r.finishes(wholeMachine)
 		if n < 3 {
 			if err := r.node.SetState(id, dag.RunQueued); err != nil {
