@@ -93,7 +93,7 @@ bench: ## all workloads, ROUNDS (3) rounds each, beside their references; an idl
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
 
-bench-report: ## the same, with charts, written into bench/report (about 10 minutes)
+bench-report: ## the same, with charts, written into bench/report (about 12 minutes)
 	$(GO) run ./bench --rounds $(ROUNDS) report
 
 bench-peers: ## root on Debian: install what the benchmarks compare with and the machine lacks

@@ -22,8 +22,8 @@
 //	recovery kill -9 with half of 1,000,000 tasks done: how long to /ready and to the next task
 //	views    list, summary, state and a page of tasks while 1,000,000 run; then the full document
 //	memory   bytes per queued task: the difference of runs of 1,000,000 and 10,000,000 that wait
-//	growth   fan-outs from 1,000 to 1,000,000 tasks (10,000,000 with --large): whether a task
-//	         costs the same in each
+//	growth   fan-outs from 1,000 to 1,000,000 tasks (10,000,000 with --large and in the report):
+//	         whether a task costs the same in each
 //	fairness a small run behind 1,000,000 tasks and behind none; 1,000 runs at once
 //	metg     the length of a process at which half of the time is useful work, 2 slots
 //	                                                 beside make -j2, ninja -j2, River, Dask

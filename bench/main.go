@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	}
 	names, reporting := flags.Args(), false
 	if len(names) == 1 && names[0] == "report" {
-		names, reporting = []string{"all"}, true
+		names, reporting, o.large = []string{"all"}, true, !o.smoke
 	}
 	chosen, err := choose(names)
 	if err != nil {
