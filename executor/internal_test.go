@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -16,28 +15,6 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
-
-func TestQueue(t *testing.T) {
-	var q queue
-	var all []*attempt
-	for i := range uint32(5) {
-		a := newAttempt(Order{Key: messages.AttemptKey{Task: i}})
-		all = append(all, a)
-		q.push(a)
-	}
-	for _, i := range []int{2, 0, 4} { // the middle, the first, the last
-		q.remove(all[i])
-	}
-	q.push(all[2])
-	var got []uint32
-	for q.first != nil {
-		got = append(got, q.first.order.Key.Task)
-		q.remove(q.first)
-	}
-	if !slices.Equal(got, []uint32{1, 3, 2}) || q.len != 0 || q.last != nil {
-		t.Errorf("%v, %d left", got, q.len)
-	}
-}
 
 func TestSlotsPanicOnMisuse(t *testing.T) {
 	for name, do := range map[string]func(s *slots, a *attempt){

@@ -49,8 +49,8 @@ type ProcessConfig struct {
 // Process runs orders as processes of this machine, within its slots. It depends on
 // nothing of the server that uses it and tells it everything through the Sink.
 //
-// Orders wait in one strict queue: the head starts when it fits, and nothing
-// overtakes it. One goroutine per running attempt forks it, waits for its end (in a
+// Orders wait in one strict queue, in which runs take turns: the head starts when it
+// fits, and nothing overtakes it. One goroutine per running attempt forks it, waits for its end (in a
 // thread, or in the netpoller when many run), reports, and goes on with the order that
 // takes its room; one goroutine (the monitor) bounds the output of all.
 //
@@ -215,8 +215,8 @@ func (p *Process) Close() error {
 	first := !p.closed
 	p.closed = true
 	var waiting, running []*attempt
-	for a := p.queue.first; a != nil; a = p.queue.first {
-		p.queue.remove(a)
+	for a := p.queue.head(); a != nil; a = p.queue.head() {
+		p.queue.pop()
 		delete(p.live, a.order.Key)
 		waiting = append(waiting, a)
 	}

@@ -52,46 +52,13 @@ func (s *slots) give(a *attempt) {
 	s.usedMemory -= a.order.MemoryMilli
 }
 
-// queue is the orders that wait, in the order in which they came. It is linked
-// through the attempts, so that a kill of any of them is O(1).
-type queue struct {
-	first, last *attempt
-	len         int
-}
-
-func (q *queue) push(a *attempt) {
-	a.queued, a.prev = true, q.last
-	if q.last == nil {
-		q.first = a
-	} else {
-		q.last.next = a
-	}
-	q.last = a
-	q.len++
-}
-
-func (q *queue) remove(a *attempt) {
-	if a.prev == nil {
-		q.first = a.next
-	} else {
-		a.prev.next = a.next
-	}
-	if a.next == nil {
-		q.last = a.prev
-	} else {
-		a.next.prev = a.prev
-	}
-	a.prev, a.next, a.queued = nil, nil, false
-	q.len--
-}
-
 // admit takes from the head of the queue what fits: the caller must run it, in this
 // order. It is called whenever something was queued or room was made, so that a head
 // which fits never waits. since is when the room was made, or the order came. p.mu is
 // held.
 func (p *Process) admit(since int64) (fit []*attempt) {
-	for a := p.queue.first; a != nil && p.slots.fit(&a.order); a = p.queue.first {
-		p.queue.remove(a)
+	for a := p.queue.head(); a != nil && p.slots.fit(&a.order); a = p.queue.head() {
+		p.queue.pop()
 		p.slots.take(a)
 		p.begun.add(a.order.Key)
 		a.since = since

@@ -39,6 +39,7 @@ func Test(t *testing.T, s Subject) {
 	t.Run("storm", s.storm)
 	if s.Slots > 0 {
 		t.Run("slots and order", s.slotsAndOrder)
+		t.Run("runs take turns", s.runsTakeTurns)
 		t.Run("what waits is revoked", s.revokeWaiting)
 	}
 }
@@ -231,6 +232,28 @@ func (s Subject) slotsAndOrder(t *testing.T) {
 		if d := i - int(task); d >= s.Slots || -d >= s.Slots {
 			t.Fatalf("began in the order %v", begun)
 		}
+	}
+}
+
+// runsTakeTurns: an order of a run that has none waits for one of another run at most.
+func (s Subject) runsTakeTurns(t *testing.T) {
+	e, rec := s.open(t)
+	n := uint32(s.Slots)
+	for i := range 4 * n {
+		e.Start(with(*s.Block, key(i, 1)))
+	}
+	for i := range n {
+		rec.WaitStarted(key(i, 1))
+	}
+	small := key(0, 1)
+	small.Run++
+	e.Start(with(*s.Block, small))
+	e.Kill(key(0, 1), 5*time.Second)
+	rec.WaitStarted(key(n, 1))
+	e.Kill(key(n, 1), 5*time.Second)
+	rec.WaitStarted(small)
+	if rec.Starts(key(n+1, 1)) != 0 {
+		t.Error("it waited for more")
 	}
 }
 
