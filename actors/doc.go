@@ -31,6 +31,6 @@
 // Attempts whose executor is durable outlive the server and the run's actor. A run that
 // is loaded takes its own up again, and acknowledges an end when it has written it.
 //
-// Reading order: run.go, task.go, durable.go, shard.go (waiting.go, backlog.go), dispatcher.go (slots.go), node.go;
+// Reading order: run.go, task.go, durable.go, shard.go (waiting.go, backlog.go), dispatcher.go (slots.go, claims.go), node.go;
 // for who looks on, board.go, views.go, feed.go (follow.go), hub.go.
 package actors

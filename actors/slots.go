@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"container/heap"
 	"slices"
 	"time"
 
@@ -25,9 +26,9 @@ const (
 	shortTask = 50 * time.Millisecond
 	// lookAhead is the work (time on the whole machine) that is granted ahead, at
 	// least one machine-full and at most mostAhead: several commits' worth, so that
-	// one commit serves several tasks when they are very short. Another run waits for
-	// it no longer than for one machine-full of shortTasks; while there is one, it is
-	// half of that, since each of its steps waits behind it.
+	// one commit serves several tasks when they are very short. Of several runs those
+	// that hold a machine-full get into the first half of it only: the other half is for
+	// those which come, and whose every step would wait until there is room.
 	lookAhead = 50 * time.Millisecond
 	mostAhead = 64
 )
@@ -50,7 +51,8 @@ func (a amount) fits(free amount) bool { return a.cores <= free.cores && a.memor
 // Claims on the same amount of the machine stand in one line. Each claim carries
 // the number of the turn at which it came to the end of its line; a grant goes to
 // the smallest turn among the heads that fit. So runs alternate whatever their
-// size, and a grant costs O(different amounts), not O(runs).
+// size, and a grant costs O(different amounts), not O(runs). The claims of runs that hold
+// a machine-full already stand in a line of their own, as more is granted ahead to others.
 type scheduler struct {
 	machine amount
 	windows map[string]*window // of executors whose tasks take no slots, by name
@@ -61,34 +63,6 @@ type scheduler struct {
 	lines   []*line                // in the order in which their amounts first came up
 	tenants idtable.Table[*tenant] // the runs that want or hold anything
 	claims  int                    // of all of them
-}
-
-type claimKey struct {
-	run messages.RunID
-	id  int
-}
-
-// claim is what one run wants and holds of one class.
-type claim struct {
-	key    claimKey
-	line   *line
-	want   int
-	held   int
-	turn   uint64
-	since  int64 // ns: when it came to be the oldest claim and did not fit; 0 = it is not
-	queued bool
-	gone   bool   // it neither wants nor holds anything any more
-	next   *claim // the next one of the run
-}
-
-// line is the queue of claims for one class of work.
-type line struct {
-	class  dag.Class
-	window *window // nil: its tasks take slots
-	amount amount
-	claims int      // that wait or hold
-	queue  []*claim // queue[head:] wait, oldest turn first
-	head   int
 }
 
 // newScheduler makes a scheduler of this machine, with a window for each executor
@@ -108,12 +82,12 @@ func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *schedu
 func (s *scheduler) want(run messages.RunID, id int, class dag.Class, n int) {
 	c := s.claim(claimKey{run, id}, class)
 	c.want = n
-	if n > 0 && !c.queued {
-		s.enqueue(c)
-	}
-	if n == 0 {
-		c.since = 0
+	switch {
+	case n == 0:
+		s.dequeue(c)
 		s.dropIfIdle(c)
+	case c.at == 0:
+		s.enqueue(c)
 	}
 }
 
@@ -125,6 +99,11 @@ func (s *scheduler) release(run messages.RunID, id int, class dag.Class, n int, 
 	}
 	c.held -= n
 	s.giveBack(c, n)
+	if c.full && c.at > 0 && !s.full(c) { // it waits on among the others, from the turn that it has
+		heap.Remove(&c.line.full, c.at-1)
+		c.full = false
+		heap.Push(&c.line.few, c)
+	}
 	if busy > 0 && n > 0 && c.line.window == nil {
 		mean := busy / time.Duration(n)
 		if s.mean == 0 {
@@ -152,6 +131,7 @@ func (s *scheduler) forget(run messages.RunID) {
 	for c := t.first; c != nil; c = c.next {
 		s.giveBack(c, c.held)
 		c.held, c.want = 0, 0
+		s.dequeue(c)
 		s.dropIfIdle(c)
 	}
 }
@@ -171,15 +151,12 @@ func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) 
 			s.held.cores += c.line.amount.cores
 			s.held.memory += c.line.amount.memory
 		}
-		c.line.head++
-		c.queued = false
-		c.since = 0
+		s.dequeue(c)
 		c.want -= n
 		c.held += n
 		if c.want > 0 {
 			s.enqueue(c)
 		}
-		c.line.compact()
 		yield(c.key.run, c.key.id, n)
 	}
 }
@@ -187,23 +164,31 @@ func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) 
 // next finds the claim whose turn it is, or nil when none can be served. A claim
 // that is the oldest and does not fit is passed over until it has aged.
 func (s *scheduler) next(now int64) *claim {
-	free := s.free()
+	free, freeOfFull := s.free()
 	var best, oldest, windowed *claim
 	for _, l := range s.lines {
-		c := l.first()
-		switch {
-		case c == nil, s.closed && l.class.Executor != noopExecutor:
-		case l.window != nil:
-			if l.window.held < l.window.limit && (windowed == nil || c.turn < windowed.turn) {
-				windowed = c
+		few := l.few.first()
+		if l.window != nil {
+			if few != nil && l.window.held < l.window.limit && few.before(windowed) && (!s.closed || l.class.Executor == noopExecutor) {
+				windowed = few
 			}
-		default:
-			if oldest == nil || c.turn < oldest.turn {
-				oldest = c
-			}
-			if l.amount.fits(free) && (best == nil || c.turn < best.turn) {
-				best = c
-			}
+			continue
+		}
+		if s.closed {
+			continue
+		}
+		full := l.full.first()
+		if few.before(oldest) {
+			oldest = few
+		}
+		if full.before(oldest) {
+			oldest = full
+		}
+		if few.before(best) && l.amount.fits(free) {
+			best = few
+		}
+		if full.before(best) && l.amount.fits(freeOfFull) {
+			best = full
 		}
 	}
 	if oldest != nil && oldest != best {
@@ -230,20 +215,22 @@ func (s *scheduler) idle() bool {
 	return s.held == amount{}
 }
 
-// free is what may still be granted: the machine, and some more when attempts are
-// short.
-func (s *scheduler) free() amount {
-	f := amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
-	if s.mean > 0 && s.mean < shortTask {
-		work, most := lookAhead, time.Duration(mostAhead)
-		if s.tenants.Len() > 1 {
-			work, most = work/2, most/2
-		}
-		ahead := int64(min(max(work/s.mean, 1), most))
-		f.cores += ahead * s.machine.cores
-		f.memory += ahead * s.machine.memory
+// free is what may still be granted, and what to those that hold a machine-full: the
+// machine, and some more when attempts are short.
+func (s *scheduler) free() (free, ofFull amount) {
+	free = amount{s.machine.cores - s.held.cores, s.machine.memory - s.held.memory}
+	if s.mean == 0 || s.mean >= shortTask {
+		return free, free
 	}
-	return f
+	ahead := func(work, most time.Duration) amount {
+		n := int64(min(max(work/s.mean, 1), most))
+		return amount{free.cores + n*s.machine.cores, free.memory + n*s.machine.memory}
+	}
+	all := ahead(lookAhead, mostAhead)
+	if s.tenants.Len() == 1 {
+		return all, all
+	}
+	return all, ahead(lookAhead/2, mostAhead/2)
 }
 
 func (s *scheduler) claim(key claimKey, class dag.Class) *claim {
@@ -283,11 +270,26 @@ func (s *scheduler) line(class dag.Class) *line {
 	return l
 }
 
+// enqueue has a claim wait from a new turn on.
 func (s *scheduler) enqueue(c *claim) {
 	s.turn++
 	c.turn = s.turn
-	c.queued = true
-	c.line.queue = append(c.line.queue, c)
+	c.full = s.full(c)
+	heap.Push(c.line.queueOf(c), c)
+}
+
+// dequeue has it wait no more.
+func (s *scheduler) dequeue(c *claim) {
+	c.since = 0
+	if c.at > 0 {
+		heap.Remove(c.line.queueOf(c), c.at-1)
+	}
+}
+
+// full tells whether a claim holds a machine-full.
+func (s *scheduler) full(c *claim) bool {
+	l, n := c.line, int64(c.held)
+	return l.window == nil && (n*l.amount.cores >= s.machine.cores || n*l.amount.memory >= s.machine.memory)
 }
 
 func (s *scheduler) giveBack(c *claim, n int) {
@@ -303,8 +305,7 @@ func (s *scheduler) giveBack(c *claim, n int) {
 	}
 }
 
-// dropIfIdle forgets a claim that neither wants nor holds anything. It may still
-// stand in its line, where first skips it.
+// dropIfIdle forgets a claim that neither wants nor holds anything.
 func (s *scheduler) dropIfIdle(c *claim) {
 	if c.want > 0 || c.held > 0 || c.gone {
 		return
@@ -320,37 +321,19 @@ func (s *scheduler) dropIfIdle(c *claim) {
 	}
 }
 
-// first returns the oldest claim that wants something, dropping the others.
-func (l *line) first() *claim {
-	for l.head < len(l.queue) {
-		c := l.queue[l.head]
-		if c.want > 0 {
-			return c
-		}
-		c.queued = false
-		l.head++
-		l.compact()
-	}
-	return nil
-}
-
-// compact frees the served front of the queue once it is the larger half.
-func (l *line) compact() {
-	if l.head > 32 && l.head*2 > len(l.queue) {
-		n := copy(l.queue, l.queue[l.head:])
-		clear(l.queue[n:])
-		l.queue, l.head = l.queue[:n], 0
-	}
-}
-
 // ages returns when (ns) the oldest claim that is being passed over will have
 // aged, or 0 when none is, or it has: from then on slots are kept free for it, and
 // only a release can change anything.
 func (s *scheduler) ages(now int64) int64 {
 	var oldest *claim
 	for _, l := range s.lines {
-		if c := l.first(); c != nil && l.window == nil && (oldest == nil || c.turn < oldest.turn) {
-			oldest = c
+		if l.window != nil {
+			continue
+		}
+		for _, c := range [...]*claim{l.few.first(), l.full.first()} {
+			if c.before(oldest) {
+				oldest = c
+			}
 		}
 	}
 	if oldest == nil || oldest.since == 0 {

@@ -108,6 +108,35 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 	}
 }
 
+// Who comes while large runs hold all that they may does not wait until one of their
+// attempts ends: up to a machine-full of each run is granted in the other half of what is
+// granted ahead.
+func TestWhoComesDoesNotWaitForWhatIsGrantedAhead(t *testing.T) {
+	s := newScheduler(2000, 1<<40, nil)
+	s.want(1, 0, oneCore, 1000)
+	s.want(2, 0, oneCore, 1000)
+	grants(s, 0)
+	s.release(1, 0, oneCore, 1, time.Millisecond)
+	grants(s, 0)
+	if s.held.cores != 2000+2*25_000 {
+		t.Fatalf("two large runs hold %d", s.held.cores)
+	}
+	s.want(3, 0, oneCore, 5)
+	if g := grants(s, 0); g[3] != 2 || len(g) != 1 {
+		t.Errorf("who comes gets %v", g)
+	}
+	s.release(3, 0, oneCore, 2, 2*time.Millisecond)
+	if g := grants(s, 0); g[3] != 2 || len(g) != 1 {
+		t.Errorf("and at its next step %v", g)
+	}
+	for run := messages.RunID(4); run < 100; run++ {
+		s.want(run, 0, oneCore, 1)
+	}
+	if grants(s, 0); s.held.cores != 2000+2*50_000 {
+		t.Errorf("with a hundred of them %d are held", s.held.cores)
+	}
+}
+
 func TestNoopTasksTakeNoSlots(t *testing.T) {
 	s := newScheduler(2000, 1<<40, nil)
 	s.want(1, 0, noopWork, 5000)
@@ -210,6 +239,17 @@ func TestSchedulerInvariants(t *testing.T) {
 				default:
 					cores += int64(n) * c.CoresMilli
 					memory += int64(n) * c.MemoryMilli
+				}
+			}
+			for run := range messages.RunID(6) {
+				for id := range classes {
+					c := s.find(run, id)
+					if c == nil {
+						continue
+					}
+					if waits := c.at > 0; waits != (c.want > 0) || waits && (*c.line.queueOf(c))[c.at-1] != c || waits && c.full && !s.full(c) {
+						t.Fatalf("seed %d: a claim stands in the wrong place: %+v", seed, c)
+					}
 				}
 			}
 			if n, f := s.windows[noopExecutor].held, s.windows["slurm"].held; cores != s.held.cores || memory != s.held.memory || noops != n || far != f {
