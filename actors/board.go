@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"iter"
 	"sync"
 	"sync/atomic"
 
@@ -114,15 +115,34 @@ func (b *board) summary(id messages.RunID) *messages.Summary {
 	return n.summary.Load()
 }
 
-// all returns the summaries of all runs on the board, by ascending id.
-func (b *board) all() []*messages.Summary {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	out := make([]*messages.Summary, 0, b.entries.Len())
-	for _, n := range b.entries.All() {
-		out = append(out, n.summary.Load())
+// boardPage is how many runs are looked at under the lock.
+const boardPage = 512
+
+// from yields the summaries of the runs on the board from an id on, by ascending id. It
+// holds nothing while it does: a run that comes or goes meanwhile may be there or not.
+func (b *board) from(id messages.RunID) iter.Seq[*messages.Summary] {
+	return func(yield func(*messages.Summary) bool) {
+		page := make([]*messages.Summary, 0, boardPage)
+		for {
+			page = page[:0]
+			b.mu.RLock()
+			for _, n := range b.entries.From(uint64(id)) {
+				if page = append(page, n.summary.Load()); len(page) == boardPage {
+					break
+				}
+			}
+			b.mu.RUnlock()
+			for _, s := range page {
+				if !yield(s) {
+					return
+				}
+			}
+			if len(page) < boardPage || page[boardPage-1].ID == 1<<64-1 {
+				return
+			}
+			id = page[boardPage-1].ID + 1
+		}
 	}
-	return out
 }
 
 func (b *board) len() int {

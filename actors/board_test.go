@@ -3,6 +3,7 @@ package actors
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 
@@ -79,4 +80,42 @@ func TestAwaitEnds(t *testing.T) {
 		t.Errorf("a node that closes: %v", err)
 	}
 	r.start() // for the rig's own stop
+}
+
+// The board is listed page by page, from any run on, while runs come and go.
+func TestBoardIsListedInPages(t *testing.T) {
+	b := newBoard()
+	const last = 1<<64 - 1
+	var want []messages.RunID
+	for i := range messages.RunID(2*boardPage + 7) {
+		b.post(&messages.Summary{ID: 3 * i})
+		want = append(want, 3*i)
+	}
+	b.post(&messages.Summary{ID: last})
+	want = append(want, last)
+	for _, at := range []int{0, 1, boardPage, boardPage + 1, len(want) - 1} {
+		from := messages.RunID(0)
+		if at > 0 {
+			from = want[at-1] + 1
+		}
+		var got []messages.RunID
+		for s := range b.from(from) {
+			got = append(got, s.ID)
+		}
+		if !slices.Equal(got, want[at:]) {
+			t.Errorf("from %d on: %d runs, want %d", from, len(got), len(want)-at)
+		}
+	}
+	seen := 0
+	for s := range b.from(0) {
+		if seen++; s.ID != last {
+			b.remove(s.ID)
+		}
+		if seen > len(want)/2 {
+			break
+		}
+	}
+	if seen != len(want)/2+1 || b.len() != len(want)-seen {
+		t.Errorf("%d seen, %d left", seen, b.len())
+	}
 }

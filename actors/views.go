@@ -113,7 +113,13 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		return q.Limit == 0 || limit > 0
 	}
 	if !wantsFinished(q) {
-		for _, s := range n.env.board.all() {
+		from := messages.RunID(0)
+		if q.HasAfter {
+			if from = q.After + 1; from == 0 {
+				return nil
+			}
+		}
+		for s := range n.env.board.from(from) {
 			if !pass(s) {
 				break
 			}
