@@ -122,9 +122,7 @@ func (r *Run) grow() {
 	}
 	r.live.grow(n)
 	r.dirty.grow((n + ChunkTasks - 1) / ChunkTasks)
-	for i := len(r.templates); i < len(p.Templates); i++ {
-		r.templates = append(r.templates, templateState{})
-	}
+	r.templates = append(r.templates, make([]templateState, len(p.Templates)-len(r.templates))...)
 	for i := len(r.classes); i < len(p.Classes); i++ {
 		r.classes = append(r.classes, classState{release: Release{Class: i, N: 1}})
 	}
