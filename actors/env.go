@@ -36,6 +36,7 @@ type env struct {
 	killGrace     time.Duration
 	limits        dag.Limits
 	plans         *longPlans
+	looked        looked
 	now           func() int64
 	snapshotEvery int
 	epochs        atomic.Uint64   // of run actors

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"time"
 	"weak"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -15,37 +14,14 @@ import (
 
 // longPlans makes the plans of stored long documents, one at a time: each takes
 // seconds and hundreds of MB. The last one is found again for as long as somebody
-// holds it, and for lookAgain behind the last look: who reads a finished run page by page
-// would have it made anew for each. The zero value is ready.
+// holds it, and a little longer: many look at a finished run, and each look would make
+// it anew. The zero value is ready.
 type longPlans struct {
 	sparing func() (back func()) // see Config; nil = nothing
 
 	mu   sync.Mutex
 	run  messages.RunID
 	plan weak.Pointer[dag.Plan] // of run
-	kept *dag.Plan              // the same, until drop
-	drop *time.Timer
-}
-
-// lookAgain is how long a plan is kept for the next look.
-const lookAgain = 20 * time.Second
-
-// keep holds a run's plan for the next look. It is called under mu.
-func (l *longPlans) keep(run messages.RunID, plan *dag.Plan) *dag.Plan {
-	l.run, l.plan, l.kept = run, weak.Make(plan), plan
-	if l.drop == nil {
-		l.drop = time.AfterFunc(lookAgain, l.letGo)
-	} else {
-		l.drop.Reset(lookAgain)
-	}
-	return plan
-}
-
-// letGo leaves the plan to who holds it.
-func (l *longPlans) letGo() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.kept = nil
 }
 
 // of is the plan of a run's definition, with limits for what it generates.
@@ -53,9 +29,8 @@ func (l *longPlans) of(stored *persistence.Stored, limits dag.Limits) (*dag.Plan
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if plan := l.plan.Value(); plan != nil && l.run == stored.Summary.ID {
-		return l.keep(l.run, plan), nil
+		return plan, nil
 	}
-	l.kept = nil // two at once would be too much
 	if l.sparing != nil {
 		defer l.sparing()()
 	}
@@ -71,7 +46,9 @@ func (l *longPlans) of(stored *persistence.Stored, limits dag.Limits) (*dag.Plan
 	if err != nil {
 		return nil, err
 	}
-	return l.keep(stored.Summary.ID, plan.WithLimits(limits)), nil
+	plan = plan.WithLimits(limits)
+	l.run, l.plan = stored.Summary.ID, weak.Make(plan)
+	return plan, nil
 }
 
 // accepted are limits that hold for nothing that was accepted once.

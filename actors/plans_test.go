@@ -72,27 +72,3 @@ func TestLongPlansThatCannotBeMade(t *testing.T) {
 		}
 	}
 }
-
-// Who looks again does not have a long document planned anew, until it was left alone.
-func TestLongPlansAreKeptForTheNextLook(t *testing.T) {
-	long := new(longPlans)
-	doc := &text{doc: `{"tasks":{"a":{"job":{"command":["x"]}}}}`}
-	look := func() {
-		if _, err := planOf(storedLong(1, doc), dag.Limits{}, long); err != nil {
-			t.Fatal(err)
-		}
-		runtime.GC() // nobody holds the plan
-	}
-	look()
-	if look(); doc.opened != 1 {
-		t.Errorf("looked at again: planned %d times", doc.opened)
-	}
-	long.letGo()
-	runtime.GC()
-	if look(); doc.opened != 2 {
-		t.Errorf("left alone: planned %d times", doc.opened)
-	}
-	if !long.drop.Stop() {
-		t.Error("it is kept for ever")
-	}
-}

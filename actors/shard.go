@@ -166,6 +166,7 @@ func (s *shard) retired(ctx actor.Context, id messages.RunID) {
 		return
 	}
 	s.runs.Delete(uint64(id) / Shards)
+	s.env.looked.forget(id)
 	s.env.board.remove(id)
 	for _, m := range r.backlog {
 		s.request(ctx, m)
@@ -207,6 +208,7 @@ func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 			continue
 		}
 		s.runs.Delete(uint64(id) / Shards)
+		s.env.looked.forget(id)
 		for _, q := range r.backlog {
 			s.request(ctx, q)
 		}

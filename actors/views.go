@@ -190,11 +190,11 @@ func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, err
 			return v, err
 		}
 	}
-	d, s, seq, err := n.finished(id)
+	l, err := n.finished(id)
 	if err != nil {
 		return nil, err
 	}
-	return viewOf(d, *s, seq, first, count), nil
+	return viewOf(l.run, l.summary, l.seq, first, count), nil
 }
 
 // Task returns the view of one task, by its expanded name.
@@ -206,31 +206,34 @@ func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
 			return v, err
 		}
 	}
-	d, s, seq, err := n.finished(id)
+	l, err := n.finished(id)
 	if err != nil {
 		return nil, err
 	}
-	task, ok := d.Plan().Find(name)
+	task, ok := l.run.Plan().Find(name)
 	if !ok {
 		return nil, unknownTask(id, name)
 	}
-	return viewOf(d, *s, seq, task, 1), nil
+	return viewOf(l.run, l.summary, l.seq, task, 1), nil
 }
 
-// finished loads a run that has no actor, and the number of its last batch.
-func (n *Node) finished(id messages.RunID) (*dag.Run, *messages.Summary, uint64, error) {
-	stored, err := n.env.store.Load(id)
-	if err != nil {
-		return nil, nil, 0, lookup(id, err)
-	}
-	d, err := restore(stored, n.env.limits, n.env.plans)
-	if err != nil {
-		return nil, nil, 0, fmt.Errorf("run %d: %w", id, err)
-	}
-	s := *stored.Summary
-	s.State, s.LastUpdate = d.State(), d.LastUpdate()
-	s.Tasks, s.Counts = d.Plan().Tasks, messages.Counts(d.Counts())
-	return d, &s, stored.NextSeq - 1, nil
+// finished returns a run that has no actor.
+func (n *Node) finished(id messages.RunID) (*look, error) {
+	return n.env.looked.at(id, func(l *look) error {
+		stored, err := n.env.store.Load(id)
+		if err != nil {
+			return lookup(id, err)
+		}
+		d, err := restore(stored, n.env.limits, n.env.plans)
+		if err != nil {
+			return fmt.Errorf("run %d: %w", id, err)
+		}
+		s := *stored.Summary
+		s.State, s.LastUpdate = d.State(), d.LastUpdate()
+		s.Tasks, s.Counts = d.Plan().Tasks, messages.Counts(d.Counts())
+		l.run, l.summary, l.seq = d, s, stored.NextSeq-1
+		return nil
+	})
 }
 
 // Attempts yields the ended attempts of tasks [first, first+count).

@@ -1,0 +1,178 @@
+package actors
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// loads is a load that counts, of runs of so many tasks.
+func loads(n *int, tasks uint32) func(*look) error {
+	return func(l *look) error {
+		*n++
+		l.summary.Tasks = tasks
+		return nil
+	}
+}
+
+func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
+	var k looked
+	n := 0
+	at := func(id messages.RunID, tasks uint32) {
+		t.Helper()
+		if l, err := k.at(id, loads(&n, tasks)); err != nil || l.summary.Tasks != tasks {
+			t.Errorf("%+v, %v", l, err)
+		}
+	}
+	counts := func(what string, want int) {
+		t.Helper()
+		if n != want {
+			t.Errorf("%s: loaded %d times, want %d", what, n, want)
+		}
+		n = 0
+	}
+	at(1, largeRun-1)
+	at(1, largeRun-1)
+	counts("a small run", 2)
+	at(2, largeRun)
+	at(1, largeRun-1)
+	at(2, largeRun)
+	counts("a large one, and a small one between", 2)
+	at(3, largeRun)
+	at(2, largeRun)
+	counts("another large one takes its place", 2)
+	k.forget(3)
+	at(2, largeRun)
+	counts("another run has changed", 0)
+	k.forget(2)
+	at(2, largeRun)
+	counts("it has changed", 1)
+	k.letGo()
+	at(2, largeRun)
+	counts("it was left alone", 1)
+	if !k.drop.Stop() {
+		t.Error("it is kept for ever")
+	}
+}
+
+// All who ask while a run is being loaded share that, but for those who come when it has
+// changed meanwhile.
+func TestLookersShareALoading(t *testing.T) {
+	var k looked
+	begun, gate := make(chan struct{}), make(chan struct{})
+	type answer struct {
+		l   *look
+		err error
+	}
+	answers := make(chan answer)
+	ask := func(load func(*look) error) {
+		l, err := k.at(7, load)
+		answers <- answer{l, err}
+	}
+	go ask(func(l *look) error {
+		close(begun)
+		<-gate
+		l.summary.Tasks = largeRun
+		return nil
+	})
+	<-begun
+	never := func(*look) error { return errors.New("it is loaded twice") }
+	go ask(never)
+	go ask(never)
+	close(gate)
+	first := (<-answers).l
+	for range 2 {
+		if a := <-answers; a.l != first || a.err != nil {
+			t.Errorf("%p, %v; want %p", a.l, a.err, first)
+		}
+	}
+	k.forget(7)
+
+	begun, gate = make(chan struct{}), make(chan struct{})
+	go ask(func(l *look) error {
+		close(begun)
+		<-gate
+		l.summary.Tasks = largeRun
+		return nil
+	})
+	<-begun
+	k.forget(7)
+	n := 0
+	now, err := k.at(7, loads(&n, largeRun))
+	close(gate)
+	old := <-answers
+	if err != nil || n != 1 || now == old.l {
+		t.Errorf("a loading from before the change is shared: %v, loaded %d times", err, n)
+	}
+	if l, err := k.at(7, never); err != nil || l != now {
+		t.Errorf("what is kept is not the newer one: %p, want %p, %v", l, now, err)
+	}
+}
+
+func TestLoadingsThatFail(t *testing.T) {
+	var k looked
+	broken := errors.New("broken")
+	if _, err := k.at(7, func(*look) error { return broken }); err != broken {
+		t.Errorf("got %v", err)
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is lost")
+			}
+		}()
+		_, _ = k.at(7, func(*look) error { panic("a bug") })
+	}()
+	n := 0
+	if _, err := k.at(7, loads(&n, largeRun)); err != nil || n != 1 {
+		t.Errorf("after that: %v", err)
+	}
+}
+
+// A large run that is kept is seen as it is after a restart, and is unknown once it is
+// deleted.
+func TestLargeRunIsSeenAsItIs(t *testing.T) {
+	r := newRig(t)
+	var n []string
+	for i := range largeRun {
+		n = append(n, strconv.Itoa(i))
+	}
+	id := r.submit(`{"parameters":{"N":["` + strings.Join(n, `","`) + `"]},"tasks":{
+		"many":{"job":{"command":["{{N}}"],"executor":"noop"}},
+		"one":{"job":{"command":["x"]}}}}`)
+	sees := func(state dag.RunState) {
+		t.Helper()
+		r.awaitState(id, state)
+		r.retired(id)
+		for range 2 {
+			if v, err := r.node.View(id, 0, 1); err != nil || v.State != state {
+				t.Fatalf("%+v, %v; want %v", v, err, state)
+			}
+		}
+	}
+	r.fake.End(r.order(1), messages.AttemptFailed, 1)
+	sees(dag.RunErrored)
+	r.fake.Play(succeed)
+	if err := r.node.SetState(id, dag.RunQueued); err != nil {
+		t.Fatal(err)
+	}
+	sees(dag.RunCompleted)
+	if r.node.env.looked.kept == nil {
+		t.Fatal("it is not kept")
+	}
+	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
+	last := r.submit(single)
+	r.awaitState(last, dag.RunCompleted)
+	r.retired(last)
+	if err := j.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	r.passed(id) // the shard has let go of it
+	if _, err := r.node.View(id, 0, 1); code(err) != messages.NotFound {
+		t.Errorf("a deleted run: %v", err)
+	}
+}
