@@ -92,8 +92,8 @@ func TestCommands(t *testing.T) {
 
 		{"no command", "", 0, "~Available Commands", "", ""},
 		{"unknown command", "frob", 2, "", "caravan: unknown command \"frob\"; `caravan help` lists them\n", ""},
-		{"unknown flag", "ls --frob", 2, "", "caravan: caravan ls: unknown flag: --frob\n", ""},
-		{"missing argument", "get", 2, "", "caravan: caravan get takes the ID of a run, not 0 arguments\n", ""},
+		{"unknown flag", "ls --frob", 2, "", "caravan: ls: unknown flag: --frob\n", ""},
+		{"missing argument", "get", 2, "", "caravan: get takes the ID of a run, not 0 arguments: caravan get ID\n", ""},
 		{"id that is none", "get x", 2, "", "caravan: \"x\" is no run id: those are numbers from 0 upwards\n", ""},
 		{"id that is none, wait", "wait -- -1", 2, "", "~is no run id", ""},
 		{"id that is none, kill", "kill 1.5", 2, "", "~is no run id", ""},
