@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/valyala/fasthttp/fasthttputil"
 
 	"github.com/caravan-dag/caravan/client"
@@ -57,6 +58,10 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 		server, _ := r.address()
 		if data == "" && (answers(ctx, server) || !local(server)) {
+			if given := changed(cmd.Flags(), all); len(given) > 0 {
+				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
+					strings.Join(given, ", "), c.Server())
+			}
 			return m.run(ctx, c, spec)
 		}
 		config, err := resolve(cmd.Flags(), m.LookupEnv, all)
@@ -68,6 +73,17 @@ func (m *Main) runCommand() *cobra.Command {
 		return m.runEmbedded(ctx, config, spec)
 	}
 	return cmd
+}
+
+// changed are the flags of options that the command line gives.
+func changed(flags *pflag.FlagSet, all []option) []string {
+	var given []string
+	for _, o := range all {
+		if f := flags.Lookup(o.name); f != nil && f.Changed {
+			given = append(given, "--"+o.name)
+		}
+	}
+	return given
 }
 
 // local tells whether a server's address is of this machine.
