@@ -56,6 +56,7 @@ func TestCommands(t *testing.T) {
 		call string // the last one; "" = not looked at
 	}{
 		{"version", "version", 0, "~caravan dev", "", ""},
+		{"version by a flag", "--version", 0, "~caravan dev", "", ""},
 		{"version of the server", "version --server $", 0, "~server  v9 abc\n", "", "GET /version"},
 		{"version as json", "version -o json --server $", 0, "~\"version\": \"v9\"", "", ""},
 		{"submit", "submit - --server $", 0, "7\n", "", "POST /v1/dagrun {}"},

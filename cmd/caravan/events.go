@@ -22,6 +22,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 		Args: args(0, 1, "at most the ID of a run"),
 	}
 	r := m.talks(m.shows(cmd))
+	r.completesRuns(false)
 	var o client.EventOptions
 	var tag string
 	cmd.Flags().StringVar(&o.After, "after", "", "begin behind the event with this `id`; 0 for a run's whole story")

@@ -17,10 +17,12 @@ func (m *Main) logsCommand() *cobra.Command {
 		Args: args(2, 2, "the ID of a run and the name of a TASK"),
 	}
 	r := m.talks(cmd)
+	r.completesRuns(true)
 	o := client.LogOptions{Stream: client.Stdout}
 	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "go on while the attempt runs")
 	cmd.Flags().IntVar(&o.Attempt, "attempt", 0, "the `number` of the attempt, from 1; 0 for the latest")
 	cmd.Flags().StringVar(&o.Stream, "stream", client.Stdout, "stdout or stderr")
+	words(cmd, "stream", client.Stdout, client.Stderr)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		id, err := runID(args[0])
 		switch {

@@ -41,6 +41,7 @@ func (m *Main) runCommand() *cobra.Command {
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "retain-runs", "retain-age"}, o.name)
 	}))
+	completesOptions(cmd)
 	var data string
 	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -20,6 +20,7 @@ func (m *Main) waitCommand() *cobra.Command {
 		Args: args(1, 1, "the ID of a run"),
 	}
 	r := m.talks(m.shows(cmd))
+	r.completesRuns(false)
 	var timeout time.Duration
 	cmd.Flags().Var((*duration)(&timeout), "timeout", "give up after this `duration`; the run goes on")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
