@@ -28,7 +28,7 @@ func (m *Main) killCommand() *cobra.Command {
 			return err
 		}
 		if len(args) == 2 {
-			return c.KillTask(cmd.Context(), id, args[1])
+			return taskHint(cmd.Context(), c, id, args[1], c.KillTask(cmd.Context(), id, args[1]))
 		}
 		return c.Kill(cmd.Context(), id)
 	}

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/caravan-dag/caravan/client"
 )
 
 // otherWords are what other programs call the commands: they are no commands here,
@@ -60,6 +65,37 @@ func flagError(cmd *cobra.Command, err error) error {
 	return usagef("%s%w%s", of(cmd), err, hint)
 }
 
+// hintTasks is how many of a run's tasks are looked at for one that may be meant.
+const hintTasks = 1000
+
+// taskHint adds to err, when it is about a task that is none of the run's, which one
+// may be meant: the first of those that name was expanded to, or one that is written
+// like it.
+func taskHint(ctx context.Context, c *client.Client, run uint64, name string, err error) error {
+	if !errors.Is(err, client.ErrNotFound) {
+		return err
+	}
+	page, e := c.Tasks(ctx, run, client.TaskOptions{Limit: hintTasks})
+	if e != nil {
+		return err
+	}
+	var names []string
+	for _, t := range page.Tasks {
+		names = append(names, t.Name)
+	}
+	meant := name + "_0"
+	switch {
+	case slices.Contains(names, name): // then it is about something else
+		return err
+	case !slices.Contains(names, meant):
+		meant = nearest(name, names)
+	}
+	if meant == "" {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, didYouMean(meant))
+}
+
 // of is what an error begins with that is about a command.
 func of(cmd *cobra.Command) string {
 	if !cmd.HasParent() {
@@ -76,7 +112,7 @@ func nearest(word string, words []string) string {
 	word = strings.ToLower(word)
 	best, least := "", max(1, len(word)/3)+1
 	for _, w := range words {
-		if d := slips(word, w); d < least {
+		if d := slips(word, strings.ToLower(w)); d < least {
 			best, least = w, d
 		}
 	}
@@ -84,7 +120,7 @@ func nearest(word string, words []string) string {
 		return best
 	}
 	for _, w := range words {
-		if strings.HasPrefix(w, word) {
+		if strings.HasPrefix(strings.ToLower(w), word) {
 			return w
 		}
 	}

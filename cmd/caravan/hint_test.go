@@ -37,6 +37,31 @@ func TestHints(t *testing.T) {
 	}
 }
 
+// TestTaskHints: a task that the run has not is refused with the one that may be meant.
+func TestTaskHints(t *testing.T) {
+	a := newAPI(t, map[string]string{
+		"GET /v1/dagrun/7/tasks?limit=1000": `{"tasks":[{"name":"build_0"},{"name":"build_1"},{"name":"Collect"},{"name":"s_0"}],"next":""}`,
+	})
+	for args, want := range map[string]string{
+		"logs 7 build":         "task/build/log: did you mean build_0?\n",
+		"logs 7 collcet":       "task/collcet/log: did you mean Collect?\n",
+		"get 7 --task s":       "task/s: did you mean s_0?\n",
+		"kill 7 buld_1":        "task/buld_1: did you mean build_1?\n",
+		"kill 7 xyzzy":         "task/xyzzy\n",
+		"logs 7 s_0":           "task/s_0/log\n", // it is there: its attempt is not
+		"logs 8 build":         "task/build/log\n",
+		"logs 7 x --attempt 9": "task/x/log\n",
+	} {
+		p := newProgram("")
+		if code := p.run(append(strings.Fields(args), "--server", a.URL)...); code != exitNotFound {
+			t.Errorf("%s: exit %d", args, code)
+		}
+		if !strings.HasSuffix(p.errs.String(), want) {
+			t.Errorf("%s: %s, want %s", args, p.errs, want)
+		}
+	}
+}
+
 func TestSlips(t *testing.T) {
 	for _, tc := range []struct {
 		a, b string

@@ -39,7 +39,7 @@ func (m *Main) logsCommand() *cobra.Command {
 		}
 		log, err := c.Log(cmd.Context(), id, args[1], o)
 		if err != nil {
-			return err
+			return taskHint(cmd.Context(), c, id, args[1], err)
 		}
 		defer log.Close()
 		_, err = io.Copy(m.Stdout, log)
