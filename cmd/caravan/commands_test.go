@@ -64,11 +64,11 @@ func TestCommands(t *testing.T) {
 		{"submit and wait", "submit - --wait --server $", 3, "7\nrun 7 ERRORED: 2 ERRORED, took 2.5s\n", "~run 7 ERRORED", ""},
 		{"validate", "validate - --server $", 0, "valid\n", "", "POST /v1/dagrun/validate {}"},
 		{"validate as json", "validate - -o json --server $", 0, "{\n  \"valid\": true\n}\n", "", ""},
-		{"ls", "ls --server $", 0, "~7    -    RUNNING  2      0      1970-01-01 00:00:01  ", "", ""},
+		{"ls", "ls --server $", 0, "~7    -    RUNNING  0/2    1970-01-01 00:00:01  ", "", ""},
 		{"ls --all", "ls --all --server $", 0, "" +
-			"RUN  TAG         STATE      TASKS  ENDED  STARTED              TOOK\n" +
-			"0    mediumtest  COMPLETED  25     25     2022-02-17 15:37:25  19.4s\n" +
-			"7    -           ERRORED    2      2      1970-01-01 00:00:01  2.5s\n", "", ""},
+			"RUN  TAG         STATE      TASKS  STARTED              TOOK\n" +
+			"0    mediumtest  COMPLETED  25/25  2022-02-17 15:37:25  19.4s\n" +
+			"7    -           ERRORED    2/2    1970-01-01 00:00:01  2.5s\n", "", ""},
 		{"ls of some", "ls --tag a --state killed --limit 2 -o json --server $", 0, "[]\n", "", ""},
 		{"ls --limit", "ls -a --limit 1 -o json --server $", 0, "[\n  " + doneRun + "\n]\n", "", ""},
 		{"get", "get 0 --server $", 0, "" +
@@ -122,6 +122,7 @@ func TestCommands(t *testing.T) {
 		{"internal", "get 5 --server $", 1, "", "~internal error", ""},
 		{"unavailable", "get 6 --server $", 7, "", "~overloaded", ""},
 		{"nobody there", "ls --server NOWHERE", 7, "", "~caravan: no server answers at http://127.0.0.1:", ""},
+		{"nobody there, what to do", "ls --server NOWHERE", 7, "", "~refused; `caravan serve` starts one, --server or CARAVAN_SERVER names another one\n", ""},
 		{"nobody there, version", "version --server NOWHERE", 7, "", "~no server answers", ""},
 		{"nobody there, submit", "submit - --server NOWHERE", 7, "", "~no server answers", ""},
 		{"nobody there, ready", "validate - --server NOWHERE", 7, "", "~no server answers", ""},

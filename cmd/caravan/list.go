@@ -52,13 +52,13 @@ func (m *Main) lsCommand() *cobra.Command {
 		if m.json {
 			return writeArray(m, runs)
 		}
-		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "ENDED", "STARTED", "TOOK")
+		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
 		for s, err := range runs {
 			if err != nil {
 				return err
 			}
-			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State, strconv.Itoa(s.Total()),
-				strconv.Itoa(s.Ended()), m.moment(s.StartTime), span(took(s)))
+			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State,
+				fmt.Sprintf("%d/%d", s.Ended(), s.Total()), m.moment(s.StartTime), span(took(s)))
 			if err != nil {
 				return err
 			}

@@ -36,8 +36,8 @@ func TestPlainProgress(t *testing.T) {
 	same(t, "progress", p.errs.String(), ""+
 		"run 3 QUEUED: 0 of 9 tasks ended (9 QUEUED)\n"+
 		"run 3 RUNNING: 0 of 9 tasks ended (9 QUEUED)\n"+
-		"run 3 RUNNING: 4 of 9 tasks ended (4 COMPLETED, 5 QUEUED), 4 tasks/s\n"+
-		"run 3 COMPLETED: 9 of 9 tasks ended (9 COMPLETED), 4 tasks/s\n")
+		"run 3 RUNNING: 4 of 9 tasks ended (4 COMPLETED, 5 QUEUED), 4.0 tasks/s\n"+
+		"run 3 COMPLETED: 9 of 9 tasks ended (9 COMPLETED), 4.5 tasks/s\n")
 }
 
 func TestTheBarOfATerminal(t *testing.T) {
@@ -50,7 +50,7 @@ func TestTheBarOfATerminal(t *testing.T) {
 	at = at.Add(2 * time.Second)
 	bar.show(summary(client.Running, 6, 3))
 	bar.close()
-	for _, part := range []string{"run 3 ", "6/9", "RUNNING: 6 COMPLETED, 3 QUEUED, 3 tasks/s"} {
+	for _, part := range []string{"run 3 ", "6/9", "RUNNING: 6 COMPLETED, 3 QUEUED, 3.0 tasks/s"} {
 		if !strings.Contains(p.errs.String(), part) {
 			t.Errorf("%q is not in %q", part, p.errs)
 		}
