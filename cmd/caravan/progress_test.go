@@ -98,3 +98,18 @@ func TestTablesGrowAsTheyArrive(t *testing.T) {
 		t.Errorf("%v: …%q", err, b.String()[len(b.String())-40:])
 	}
 }
+
+// TestTablesOfWideLetters: columns are aligned as a terminal shows them.
+func TestTablesOfWideLetters(t *testing.T) {
+	b := newBuffer()
+	tab := newTable(b, func(s string) string { return s }, "TASK", "STATE")
+	for _, name := range []string{"任务", "naïve", "nai\u0308ve", "x"} {
+		if err := tab.add(name, "QUEUED"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tab.flush(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "table", b.String(), "TASK   STATE\n任务   QUEUED\nnaïve  QUEUED\nnai\u0308ve  QUEUED\nx      QUEUED\n")
+}
