@@ -53,15 +53,22 @@ func (m *Main) lsCommand() *cobra.Command {
 			return writeArray(m, runs)
 		}
 		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
+		none := true
 		for s, err := range runs {
 			if err != nil {
 				return err
 			}
+			none = false
 			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State,
 				fmt.Sprintf("%d/%d", s.Ended(), s.Total()), m.moment(s.StartTime), span(took(s)))
 			if err != nil {
 				return err
 			}
+		}
+		if none && !o.All && len(states) == 0 {
+			fmt.Fprintln(m.Stderr, "no unfinished run; --all lists finished ones, too")
+		} else if none {
+			fmt.Fprintln(m.Stderr, "no such run")
 		}
 		return t.flush()
 	}
