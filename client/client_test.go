@@ -259,7 +259,7 @@ func TestNobodyThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = c.Submit(context.Background(), []byte("{}"), SubmitOptions{})
-	if !errors.Is(err, ErrUnreachable) || !strings.HasPrefix(err.Error(), "no server answers at http://127.0.0.1:") {
+	if !errors.Is(err, ErrUnreachable) || !errors.Is(err, ErrNoServer) || !strings.HasPrefix(err.Error(), "no server answers at http://127.0.0.1:") {
 		t.Errorf("got %v", err)
 	}
 	if dials != 4 {

@@ -8,7 +8,7 @@
 //     problem document. errors.Is finds its kind: ErrInvalid, ErrNotFound,
 //     ErrConflict, ErrTooLarge, ErrUnavailable.
 //   - everything else: no (whole) answer came. errors.Is(err, ErrUnreachable)
-//     holds when no connection was made or it broke; a context's own error is
+//     holds when no connection was made (then ErrNoServer, too) or it broke; a context's own error is
 //     kept as such.
 //
 // What is tried again, up to Config.Retries times: a call that never reached the

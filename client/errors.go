@@ -22,6 +22,7 @@ var (
 	ErrTooLarge    = errors.New("too large")   // 413, 422
 	ErrUnavailable = errors.New("unavailable") // 502, 503, 504
 	ErrUnreachable = errors.New("unreachable") // no connection, or it broke
+	ErrNoServer    = errors.New("no server")   // no connection: of ErrUnreachable, what no server has seen
 )
 
 // Problem is one thing that is wrong with a submitted document.
@@ -113,8 +114,11 @@ func (e *lostError) Error() string {
 	return fmt.Sprintf("%s: the connection to %s broke: %v", e.call, e.server, cause(e.err))
 }
 
-func (e *lostError) Unwrap() error        { return e.err }
-func (e *lostError) Is(target error) bool { return target == ErrUnreachable }
+func (e *lostError) Unwrap() error { return e.err }
+
+func (e *lostError) Is(target error) bool {
+	return target == ErrUnreachable || e.dial && target == ErrNoServer
+}
 
 // cause drops the wrapping that repeats the address and the method.
 func cause(err error) error {

@@ -199,7 +199,7 @@ func TestSpecProblems(t *testing.T) {
 			"b c": {"job": {"command": ["x"]}, "parents": ["d"]}, "d": {"job": {"command": ["x"]}, "parents": ["a"]}}}`,
 			[]string{`/tasks/a: the tasks depend on each other: a -> d -> b c -> a`}},
 		{"everything at once", `{"bad": 1, "jobDefaults": {"command": 5}, "tasks": {"a": {"parents": ["q", ""]}, "b": null, "c": {"parents": ["c"], "job": {"workDir": "{{W}}"}}}}`,
-			[]string{`/bad: unknown member "bad"`, `/jobDefaults/command: command must be a list, it is a number`, `/tasks/a/parents/1: the name of a task is empty`,
+			[]string{`/bad: unknown member "bad": a spec has tag, tags, parameters, jobDefaults, tasks`, `/jobDefaults/command: command must be a list, it is a number`, `/tasks/a/parents/1: the name of a task is empty`,
 				`/tasks/b: a task must be an object, it is null`, `/tasks/c/job/workDir: unknown parameter "W"`,
 				`/tasks/a/parents/0: unknown task "q"`, `/tasks/c: the tasks depend on each other: c -> c`}},
 	} {

@@ -90,7 +90,7 @@ func runStateOf(word string) (dag.RunState, error) {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quote(word))
+	return 0, invalid("unknown state " + quote(word) + ": a run's is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED")
 }
 
 // taskStateOf is the task state of a word. GRANTED is QUEUED to users.
@@ -100,7 +100,7 @@ func taskStateOf(word string) (dag.TaskState, error) {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quote(word))
+	return 0, invalid("unknown state " + quote(word) + ": a task's is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED")
 }
 
 // query walks the members of the query string, in their order, unescaped. It

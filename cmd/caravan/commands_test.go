@@ -25,6 +25,8 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagruns?limit=1000":                                   `[` + state("RUNNING") + `]`,
 		"GET /v1/dagruns?all=1&limit=1000":                             `[` + doneRun + `,` + state("ERRORED") + `]`,
 		"GET /v1/dagruns?limit=2&state=KILLED&tag=a":                   `[]`,
+		"GET /v1/dagruns?limit=1000&tag=b":                             `[]`,
+		"GET /v1/dagruns?all=1&limit=1000&tag=b":                       `[]`,
 		"GET /v1/dagruns?all=1&limit=1":                                `[` + doneRun + `]`,
 		"GET /v1/dagrun/0/summary":                                     doneRun,
 		"GET /v1/dagrun/7/summary":                                     state("RUNNING") + "\n--\n" + state("ERRORED"),
@@ -56,6 +58,7 @@ func TestCommands(t *testing.T) {
 		call string // the last one; "" = not looked at
 	}{
 		{"version", "version", 0, "~caravan dev", "", ""},
+		{"version by a flag", "--version", 0, "~caravan dev", "", ""},
 		{"version of the server", "version --server $", 0, "~server  v9 abc\n", "", "GET /version"},
 		{"version as json", "version -o json --server $", 0, "~\"version\": \"v9\"", "", ""},
 		{"submit", "submit - --server $", 0, "7\n", "", "POST /v1/dagrun {}"},
@@ -63,11 +66,13 @@ func TestCommands(t *testing.T) {
 		{"submit and wait", "submit - --wait --server $", 3, "7\nrun 7 ERRORED: 2 ERRORED, took 2.5s\n", "~run 7 ERRORED", ""},
 		{"validate", "validate - --server $", 0, "valid\n", "", "POST /v1/dagrun/validate {}"},
 		{"validate as json", "validate - -o json --server $", 0, "{\n  \"valid\": true\n}\n", "", ""},
-		{"ls", "ls --server $", 0, "~7    -    RUNNING  2      0      1970-01-01 00:00:01  ", "", ""},
+		{"ls", "ls --server $", 0, "~7    -    RUNNING  0/2    1970-01-01 00:00:01  ", "", ""},
 		{"ls --all", "ls --all --server $", 0, "" +
-			"RUN  TAG         STATE      TASKS  ENDED  STARTED              TOOK\n" +
-			"0    mediumtest  COMPLETED  25     25     2022-02-17 15:37:25  19.4s\n" +
-			"7    -           ERRORED    2      2      1970-01-01 00:00:01  2.5s\n", "", ""},
+			"RUN  TAG         STATE      TASKS  STARTED              TOOK\n" +
+			"0    mediumtest  COMPLETED  25/25  2022-02-17 15:37:25  19.4s\n" +
+			"7    -           ERRORED    2/2    1970-01-01 00:00:01  2.5s\n", "", ""},
+		{"ls of none", "ls --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no unfinished run; --all lists finished ones, too\n", ""},
+		{"ls of none at all", "ls --all --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no such run\n", ""},
 		{"ls of some", "ls --tag a --state killed --limit 2 -o json --server $", 0, "[]\n", "", ""},
 		{"ls --limit", "ls -a --limit 1 -o json --server $", 0, "[\n  " + doneRun + "\n]\n", "", ""},
 		{"get", "get 0 --server $", 0, "" +
@@ -92,8 +97,8 @@ func TestCommands(t *testing.T) {
 
 		{"no command", "", 0, "~Available Commands", "", ""},
 		{"unknown command", "frob", 2, "", "caravan: unknown command \"frob\"; `caravan help` lists them\n", ""},
-		{"unknown flag", "ls --frob", 2, "", "caravan: caravan ls: unknown flag: --frob\n", ""},
-		{"missing argument", "get", 2, "", "caravan: caravan get takes the ID of a run, not 0 arguments\n", ""},
+		{"unknown flag", "ls --frob", 2, "", "caravan: ls: unknown flag: --frob\n", ""},
+		{"missing argument", "get", 2, "", "caravan: get takes the ID of a run, not 0 arguments: caravan get ID\n", ""},
 		{"id that is none", "get x", 2, "", "caravan: \"x\" is no run id: those are numbers from 0 upwards\n", ""},
 		{"id that is none, wait", "wait -- -1", 2, "", "~is no run id", ""},
 		{"id that is none, kill", "kill 1.5", 2, "", "~is no run id", ""},
@@ -104,7 +109,9 @@ func TestCommands(t *testing.T) {
 		{"task state that is none", "get 0 --state PAUSED", 2, "", "~\"PAUSED\" is no state", ""},
 		{"limit that is none", "ls --limit -1", 2, "", "~must not be negative", ""},
 		{"limit that is none, get", "get 0 --limit -1", 2, "", "~must not be negative", ""},
-		{"timeout that is none", "wait 0 --timeout -1s", 2, "", "~must not be negative", ""},
+		{"timeout that is none", "wait 0 --timeout -1s", 2, "", "~\"-1s\" is no duration", ""},
+		{"timeout without a unit", "wait 0 --timeout 10", 2, "", "caravan: wait: invalid argument \"10\" for \"--timeout\" flag: \"10\" is no duration: write 500ms, 5s, 10m, 2h or 30d\n", ""},
+		{"timeout of days", "wait 0 --timeout 1d --server $", 0, "~run 0 COMPLETED", "~", ""},
 		{"attempt that is none", "logs 0 a --attempt -1", 2, "", "~must not be negative", ""},
 		{"stream that is none", "logs 0 a --stream both", 2, "", "~neither stdout nor stderr", ""},
 		{"server that is none", "ls --server ftp://x", 2, "", "~scheme", ""},
@@ -119,6 +126,7 @@ func TestCommands(t *testing.T) {
 		{"internal", "get 5 --server $", 1, "", "~internal error", ""},
 		{"unavailable", "get 6 --server $", 7, "", "~overloaded", ""},
 		{"nobody there", "ls --server NOWHERE", 7, "", "~caravan: no server answers at http://127.0.0.1:", ""},
+		{"nobody there, what to do", "ls --server NOWHERE", 7, "", "~refused; `caravan serve` starts one, --server or CARAVAN_SERVER names another one\n", ""},
 		{"nobody there, version", "version --server NOWHERE", 7, "", "~no server answers", ""},
 		{"nobody there, submit", "submit - --server NOWHERE", 7, "", "~no server answers", ""},
 		{"nobody there, ready", "validate - --server NOWHERE", 7, "", "~no server answers", ""},

@@ -117,7 +117,7 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 	if v, ok := lookup(envConfig); ok && path == "" {
 		path = v
 	}
-	file := map[string]string{}
+	file := map[string]setting{}
 	if path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -131,7 +131,7 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 	for _, o := range all {
 		value, source := o.initial, "the default of "+o.name
 		if v, ok := file[o.name]; ok {
-			value, source = v, path+": "+o.name
+			value, source = v.value, fmt.Sprintf("configuration %s: line %d: %s", path, v.line, o.name)
 		}
 		if v, ok := lookup(o.env()); ok && v != "" {
 			value, source = v, o.env()
@@ -146,14 +146,20 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 	return c, nil
 }
 
+// setting is what a configuration file says of one option, and in which line.
+type setting struct {
+	value string
+	line  int
+}
+
 // parseFile reads a configuration file: one mapping of option names to scalars.
 // Every mistake is named, with its line.
-func parseFile(text []byte, all []option) (map[string]string, error) {
+func parseFile(text []byte, all []option) (map[string]setting, error) {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
-	out := map[string]string{}
+	out := map[string]setting{}
 	if doc.Kind == 0 || len(doc.Content) == 1 && doc.Content[0].Tag == "!!null" {
 		return out, nil // nothing but comments
 	}
@@ -173,7 +179,7 @@ func parseFile(text []byte, all []option) (map[string]string, error) {
 		case value.Kind != yaml.ScalarNode || value.Tag == "!!null":
 			errs = append(errs, fmt.Sprintf("line %d: key %q needs one value", key.Line, key.Value))
 		default:
-			out[key.Value] = value.Value
+			out[key.Value] = setting{value.Value, value.Line}
 		}
 	}
 	if len(errs) > 0 {

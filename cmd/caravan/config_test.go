@@ -101,7 +101,7 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		{nil, nil, "cores:\n", `line 1: key "cores" needs one value`},
 		{nil, nil, "- a\n", "line 1: expected `name: value` lines"},
 		{nil, nil, "a: b: c\n", `mapping values`},
-		{nil, nil, "max-tasks: many\n", `max-tasks: "many" is no number`},
+		{nil, nil, "cores: 2\nmax-tasks: many\n", `c.yaml: line 2: max-tasks: "many" is no number`},
 		{map[string]string{envConfig: "/no/such/file"}, nil, "", `configuration: open /no/such/file`},
 		{map[string]string{envConfig: "/no/such/file"}, []string{"--config", "/nor/this"}, "", `configuration: open /nor/this`},
 	} {
@@ -158,9 +158,9 @@ func FuzzConfigFile(f *testing.F) {
 					continue
 				}
 				// What is taken stays within its bounds.
-				if err := o.set(&c, v); err == nil && (c.CoresMilli < 0 || c.MemoryMilli < 0 || c.KillGrace < 0 ||
+				if err := o.set(&c, v.value); err == nil && (c.CoresMilli < 0 || c.MemoryMilli < 0 || c.KillGrace < 0 ||
 					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0) {
-					t.Errorf("%s: %q gives %+v", name, v, c)
+					t.Errorf("%s: %q gives %+v", name, v.value, c)
 				}
 			}
 		}

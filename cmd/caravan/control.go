@@ -17,6 +17,7 @@ func (m *Main) killCommand() *cobra.Command {
 		Args: args(1, 2, "the ID of a run and perhaps the name of a TASK"),
 	}
 	r := m.talks(cmd)
+	r.completesRuns(true)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		id, err := runID(args[0])
 		if err != nil {
@@ -27,7 +28,7 @@ func (m *Main) killCommand() *cobra.Command {
 			return err
 		}
 		if len(args) == 2 {
-			return c.KillTask(cmd.Context(), id, args[1])
+			return taskHint(cmd.Context(), c, id, args[1], c.KillTask(cmd.Context(), id, args[1]))
 		}
 		return c.Kill(cmd.Context(), id)
 	}
@@ -47,6 +48,12 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		Args:  args(1, 1, "the ID of a run"),
 	}
 	r := m.talks(cmd)
+	from := map[string][]string{
+		client.Paused:  nil, // all that have not ended
+		client.Running: {client.Paused},
+		client.Queued:  {client.Errored, client.Killed, client.Paused},
+	}
+	r.completesRuns(false, from[state]...)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		id, err := runID(args[0])
 		if err != nil {

@@ -29,7 +29,7 @@ func TestDocs(t *testing.T) {
 
 	flag := regexp.MustCompile("`(--?[a-z][a-z-]*)")
 	for _, cmd := range newProgram("").root().Commands() {
-		if cmd.Name() == "help" || cmd.Name() == "completion" || cmd.Hidden {
+		if cmd.Name() == "help" || cmd.Hidden {
 			continue
 		}
 		body, ok := sections[cmd.Name()]

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 		Args: args(0, 1, "at most the ID of a run"),
 	}
 	r := m.talks(m.shows(cmd))
+	r.completesRuns(false)
 	var o client.EventOptions
 	var tag string
 	cmd.Flags().StringVar(&o.After, "after", "", "begin behind the event with this `id`; 0 for a run's whole story")
@@ -34,7 +36,11 @@ func (m *Main) eventsCommand() *cobra.Command {
 			if cmd.Flags().Changed("tag") {
 				o.Tag = &tag
 			}
-			return m.tellEvents(c.RunEvents(cmd.Context(), o))
+			err := m.tellEvents(c.RunEvents(cmd.Context(), o))
+			if cause := context.Cause(cmd.Context()); cause != nil {
+				return cause
+			}
+			return err
 		}
 		id, err := runID(args[0])
 		switch {
@@ -55,7 +61,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 			}
 		})
 		if err != nil {
-			return err
+			return lookedAway(cmd.Context(), id, err)
 		}
 		if last == nil { // there was nothing behind --after: it had ended
 			if last, err = c.Summary(cmd.Context(), id); err != nil {

@@ -41,7 +41,7 @@ func TestEvents(t *testing.T) {
 	code := p.start("events", "--tag", "x", "--server", a.URL)
 	p.out.await(t, "run 7 QUEUED")
 	p.signals <- os.Interrupt
-	if c := <-code; c != exitInterrupted {
+	if c := <-code; c != exitInterrupted || p.errs.String() != "caravan: interrupted\n" {
 		t.Errorf("interrupted: exit %d: %s", c, p.errs)
 	}
 	for _, args := range [][]string{{"events", "x"}, {"events", "7", "--tag", "x"}, {"events", "1", "2"}} {

@@ -28,7 +28,10 @@ func (m *Main) getCommand() *cobra.Command {
 	)
 	cmd.Flags().StringVar(&task, "task", "", "show just the task of this `name`")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only tasks in this `state`; may be given more than once")
-	cmd.Flags().IntVar(&limit, "limit", 100, "at most so `many` tasks; 0 for all")
+	words(cmd, "state", taskWords()...)
+	cmd.Flags().IntVar(&limit, "limit", 100, "at most this `number` of tasks; 0 for all")
+	r.completesRuns(false)
+	r.completesTask("task")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		id, err := runID(args[0])

@@ -29,7 +29,8 @@ func (m *Main) lsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&o.All, "all", "a", false, "list finished runs too")
 	cmd.Flags().StringVar(&tag, "tag", "", "only runs with this `tag`")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only runs in this `state`; may be given more than once")
-	cmd.Flags().IntVar(&limit, "limit", 0, "at most so `many` runs; 0 for all")
+	words(cmd, "state", runWords()...)
+	cmd.Flags().IntVar(&limit, "limit", 0, "at most this `number` of runs; 0 for all")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := r.client()
 		if err != nil {
@@ -51,16 +52,23 @@ func (m *Main) lsCommand() *cobra.Command {
 		if m.json {
 			return writeArray(m, runs)
 		}
-		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "ENDED", "STARTED", "TOOK")
+		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
+		none := true
 		for s, err := range runs {
 			if err != nil {
 				return err
 			}
-			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State, strconv.Itoa(s.Total()),
-				strconv.Itoa(s.Ended()), m.moment(s.StartTime), span(took(s)))
+			none = false
+			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State,
+				fmt.Sprintf("%d/%d", s.Ended(), s.Total()), m.moment(s.StartTime), span(took(s)))
 			if err != nil {
 				return err
 			}
+		}
+		if none && !o.All && len(states) == 0 {
+			fmt.Fprintln(m.Stderr, "no unfinished run; --all lists finished ones, too")
+		} else if none {
+			fmt.Fprintln(m.Stderr, "no such run")
 		}
 		return t.flush()
 	}
@@ -82,14 +90,19 @@ func orDash(s string) string {
 	return s
 }
 
-// runStates and taskStateNames check words that the user typed, in any case.
-func runStates(words []string) ([]string, error) {
-	return knownStates(words, client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed)
+// runWords and taskWords are the states that there are.
+func runWords() []string {
+	return []string{client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed}
 }
 
-func taskStateNames(words []string) ([]string, error) {
-	return knownStates(words, client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed)
+func taskWords() []string {
+	return []string{client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed}
 }
+
+// runStates and taskStateNames check words that the user typed, in any case.
+func runStates(words []string) ([]string, error) { return knownStates(words, runWords()...) }
+
+func taskStateNames(words []string) ([]string, error) { return knownStates(words, taskWords()...) }
 
 func knownStates(words []string, known ...string) ([]string, error) {
 	var out []string

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"github.com/caravan-dag/caravan/client"
 )
 
 // Set by the linker: -X main.version=… -X main.commit=… -X main.date=….
@@ -125,6 +127,9 @@ func (m *Main) report(err error) {
 	}
 	// Joined errors come on lines of their own.
 	line := strings.ReplaceAll(err.Error(), "\n", "; ")
+	if errors.Is(err, client.ErrNoServer) {
+		line += "; `caravan serve` starts one, --server or " + envServer + " names another one"
+	}
 	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
 	problems := problemsOf(err)
 	if len(problems) == 1 && strings.Contains(line, problems[0].Pointer) && strings.Contains(line, problems[0].Message) {

@@ -53,7 +53,7 @@ func (p *progress) show(s *client.Summary) {
 	}
 	rate := ""
 	if d := now.Sub(p.first); d >= time.Second {
-		rate = fmt.Sprintf("%.0f tasks/s", float64(s.Ended()-p.before)/d.Seconds())
+		rate = perSecond(float64(s.Ended()-p.before) / d.Seconds())
 	}
 	if p.bars != nil {
 		p.draw(s, rate)
@@ -68,6 +68,14 @@ func (p *progress) show(s *client.Summary) {
 		line += ", " + rate
 	}
 	fmt.Fprintln(p.w, line)
+}
+
+// perSecond shows a rate; a slow one with a digit behind the point, for it is seldom 0.
+func perSecond(rate float64) string {
+	if rate > 0 && rate < 9.95 {
+		return fmt.Sprintf("%.1f tasks/s", rate)
+	}
+	return fmt.Sprintf("%.0f tasks/s", rate)
 }
 
 // draw moves the bar. Its decorator runs on another goroutine and gets the text

@@ -36,8 +36,8 @@ func TestPlainProgress(t *testing.T) {
 	same(t, "progress", p.errs.String(), ""+
 		"run 3 QUEUED: 0 of 9 tasks ended (9 QUEUED)\n"+
 		"run 3 RUNNING: 0 of 9 tasks ended (9 QUEUED)\n"+
-		"run 3 RUNNING: 4 of 9 tasks ended (4 COMPLETED, 5 QUEUED), 4 tasks/s\n"+
-		"run 3 COMPLETED: 9 of 9 tasks ended (9 COMPLETED), 4 tasks/s\n")
+		"run 3 RUNNING: 4 of 9 tasks ended (4 COMPLETED, 5 QUEUED), 4.0 tasks/s\n"+
+		"run 3 COMPLETED: 9 of 9 tasks ended (9 COMPLETED), 4.5 tasks/s\n")
 }
 
 func TestTheBarOfATerminal(t *testing.T) {
@@ -50,7 +50,7 @@ func TestTheBarOfATerminal(t *testing.T) {
 	at = at.Add(2 * time.Second)
 	bar.show(summary(client.Running, 6, 3))
 	bar.close()
-	for _, part := range []string{"run 3 ", "6/9", "RUNNING: 6 COMPLETED, 3 QUEUED, 3 tasks/s"} {
+	for _, part := range []string{"run 3 ", "6/9", "RUNNING: 6 COMPLETED, 3 QUEUED, 3.0 tasks/s"} {
 		if !strings.Contains(p.errs.String(), part) {
 			t.Errorf("%q is not in %q", part, p.errs)
 		}
@@ -97,4 +97,19 @@ func TestTablesGrowAsTheyArrive(t *testing.T) {
 	if err := tab.add("longer", "y"); err != nil || tab.flush() != nil || !strings.HasSuffix(b.String(), "x  y\nx       y\nlonger  y\n") {
 		t.Errorf("%v: …%q", err, b.String()[len(b.String())-40:])
 	}
+}
+
+// TestTablesOfWideLetters: columns are aligned as a terminal shows them.
+func TestTablesOfWideLetters(t *testing.T) {
+	b := newBuffer()
+	tab := newTable(b, func(s string) string { return s }, "TASK", "STATE")
+	for _, name := range []string{"任务", "naïve", "nai\u0308ve", "x"} {
+		if err := tab.add(name, "QUEUED"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tab.flush(); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "table", b.String(), "TASK   STATE\n任务   QUEUED\nnaïve  QUEUED\nnai\u0308ve  QUEUED\nx      QUEUED\n")
 }

@@ -20,12 +20,13 @@ func (m *Main) root() *cobra.Command {
 		Use:           "caravan",
 		Short:         "Run graphs of tasks, durably",
 		Long:          "Caravan runs directed acyclic graphs of tasks: each task once, in order, retried, killable, seen.",
+		Version:       describe(versionInfo()),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q; `caravan help` lists them", args[0])
+				return unknownCommand(cmd, args[0])
 			}
 			return cmd.Help()
 		},
@@ -33,16 +34,21 @@ func (m *Main) root() *cobra.Command {
 	root.SetIn(m.Stdin)
 	root.SetOut(m.Stdout)
 	root.SetErr(m.Stderr)
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%s: %w", cmd.CommandPath(), err)
-	})
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetVersionTemplate("caravan {{.Version}}\n")
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(
 		m.serveCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
 		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
-		m.stateCommand("restart", client.Queued), m.versionCommand(), m.workerCommand(),
+		m.stateCommand("restart", client.Queued), m.versionCommand(), m.completionCommand(), m.workerCommand(),
 	)
+	for _, cmd := range root.Commands() {
+		if cmd.Use == cmd.Name() { // it takes no arguments, and so no files
+			cmd.ValidArgsFunction = cobra.NoFileCompletions
+		}
+	}
 	return root
 }
 
@@ -50,7 +56,7 @@ func (m *Main) root() *cobra.Command {
 func args(least, most int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return usagef("%s takes %s, not %d arguments", cmd.CommandPath(), names, len(args))
+			return usagef("%s takes %s, not %s: caravan %s", cmd.Name(), names, plural(len(args), "argument"), cmd.Use)
 		}
 		return nil
 	}
@@ -75,6 +81,7 @@ func (m *Main) talks(cmd *cobra.Command) *remote {
 // shows gives cmd the flag -o/--output.
 func (m *Main) shows(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().VarP((*format)(&m.json), "output", "o", "`format` of what is printed: table or json")
+	words(cmd, "output", "table", "json")
 	return cmd
 }
 

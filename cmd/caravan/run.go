@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"github.com/valyala/fasthttp/fasthttputil"
 
 	"github.com/caravan-dag/caravan/client"
@@ -40,6 +41,7 @@ func (m *Main) runCommand() *cobra.Command {
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "retain-runs", "retain-age"}, o.name)
 	}))
+	completesOptions(cmd)
 	var data string
 	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -57,6 +59,10 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 		server, _ := r.address()
 		if data == "" && (answers(ctx, server) || !local(server)) {
+			if given := changed(cmd.Flags(), all); len(given) > 0 {
+				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
+					strings.Join(given, ", "), c.Server())
+			}
 			return m.run(ctx, c, spec)
 		}
 		config, err := resolve(cmd.Flags(), m.LookupEnv, all)
@@ -68,6 +74,17 @@ func (m *Main) runCommand() *cobra.Command {
 		return m.runEmbedded(ctx, config, spec)
 	}
 	return cmd
+}
+
+// changed are the flags of options that the command line gives.
+func changed(flags *pflag.FlagSet, all []option) []string {
+	var given []string
+	for _, o := range all {
+		if f := flags.Lookup(o.name); f != nil && f.Changed {
+			given = append(given, "--"+o.name)
+		}
+	}
+	return given
 }
 
 // local tells whether a server's address is of this machine.

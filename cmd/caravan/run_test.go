@@ -38,6 +38,13 @@ func TestRunOnAServer(t *testing.T) {
 	if c := p.run("run", "-", "-o", "json", "--server", a.URL); c != 0 || p.out.String() != `{"runID":7,"tasks":{}}`+"\n" {
 		t.Errorf("exit %d: %s", c, p.out)
 	}
+	// What is for a server of its own is not passed over in silence.
+	a = newAPI(t, runTable("COMPLETED"))
+	p = newProgram("{}")
+	if c := p.run("run", "-", "--server", a.URL, "--kill-grace", "1s", "--cores=1"); c != 0 ||
+		!strings.HasPrefix(p.errs.String(), "caravan: --cores, --kill-grace: without effect, for the server at "+a.URL+" runs the graph; --data brings one of its own\n") {
+		t.Errorf("exit %d: %s", c, p.errs)
+	}
 }
 
 func TestRunBringsItsOwnServer(t *testing.T) {

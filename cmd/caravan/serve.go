@@ -30,6 +30,7 @@ func (m *Main) serveCommand() *cobra.Command {
 	hw := thisMachine("/")
 	all := options(hw)
 	configFlags(cmd.Flags(), all)
+	completesOptions(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := resolve(cmd.Flags(), m.LookupEnv, all)
 		if err != nil {

@@ -10,6 +10,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/mattn/go-runewidth"
+
 	"github.com/caravan-dag/caravan/client"
 )
 
@@ -34,7 +36,7 @@ func newTable(w io.Writer, paint func(string) string, heads ...string) *table {
 func (t *table) add(cells ...string) error {
 	for i, c := range cells {
 		cells[i] = printable(c)
-		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i]))
+		t.widths[i] = max(t.widths[i], columns(cells[i]))
 	}
 	t.rows = append(t.rows, cells)
 	if len(t.rows) >= batchRows {
@@ -50,7 +52,7 @@ func (t *table) flush() error {
 		for i, c := range row {
 			line.WriteString(t.paint(c))
 			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(c)+2))
+				line.WriteString(strings.Repeat(" ", t.widths[i]-columns(c)+2))
 			}
 		}
 		w.WriteString(strings.TrimRight(line.String(), " "))
@@ -58,6 +60,13 @@ func (t *table) flush() error {
 	}
 	t.rows = t.rows[:0]
 	return w.Flush()
+}
+
+// columns is how many columns of a terminal s takes: the letters of some scripts take
+// two, accents that are written apart none.
+func columns(s string) int {
+	width := runewidth.Condition{StrictEmojiNeutral: true} // the same wherever it runs
+	return width.StringWidth(s)
 }
 
 // painter colours states on a terminal, unless NO_COLOR is set or TERM is dumb.

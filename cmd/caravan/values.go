@@ -67,6 +67,23 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
+// duration is the value of a flag that parseDuration reads.
+type duration time.Duration
+
+func (d *duration) Type() string { return "duration" }
+
+func (d *duration) String() string {
+	if d == nil || *d == 0 {
+		return "0"
+	}
+	return time.Duration(*d).String()
+}
+
+func (d *duration) Set(s string) (err error) {
+	*(*time.Duration)(d), err = parseDuration(s)
+	return err
+}
+
 // parseSize reads a number of bytes with an optional unit, decimal or binary.
 func parseSize(s string) (int64, error) {
 	number := strings.TrimRight(s, "BKMGikmgb ")

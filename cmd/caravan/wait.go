@@ -20,16 +20,14 @@ func (m *Main) waitCommand() *cobra.Command {
 		Args: args(1, 1, "the ID of a run"),
 	}
 	r := m.talks(m.shows(cmd))
+	r.completesRuns(false)
 	var timeout time.Duration
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this `duration`; the run goes on")
+	cmd.Flags().Var((*duration)(&timeout), "timeout", "give up after this `duration`; the run goes on")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		id, err := runID(args[0])
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case timeout < 0:
-			return usagef("--timeout must not be negative")
 		}
 		c, err := r.client()
 		if err != nil {

@@ -142,7 +142,7 @@ func TestProblemsOfASpec(t *testing.T) {
 			[]string{"/tags: tags must be an object, it is a list", "/jobDefaults: jobDefaults must be an object, it is a number",
 				"/parameters: parameters must be an object, it is true or false"}},
 		{`{"what": {"x": 1, "x": 2}, "a/b~c": 1, "tasks": {"a": {}}}`,
-			[]string{`/what: unknown member "what"`, "/what/x: duplicate member", `/a~1b~0c: unknown member "a/b~c"`}},
+			[]string{`/what: unknown member "what": ` + specMembers, "/what/x: duplicate member", `/a~1b~0c: unknown member "a/b~c": ` + specMembers}},
 		{`{"tag": "a", "\u0074ag": "b", "tasks": {"a": {}, "a": null}}`, []string{"/tag: duplicate member", "/tasks/a: duplicate member"}},
 		{`{"parameters": {"": "a", "{b}": [], "c": 5, "d": ["x", 1, null], "e": "\u0000", "f\u0000": "", "g": null, "c": []}, "tasks": {"a": {}}}`,
 			[]string{"/parameters/: the name of a parameter is empty", "/parameters/{b}: the name of a parameter must not have braces",
@@ -165,14 +165,14 @@ func TestProblemsOfATask(t *testing.T) {
 		task string
 		want []string
 	}{
-		{`"x": 1, "job": [], "isGenerator": "true"`, []string{`/x: unknown member "x"`, "/job: job must be an object, it is a list",
+		{`"x": 1, "job": [], "isGenerator": "true"`, []string{`/x: unknown member "x": ` + taskMembers, "/job: job must be an object, it is a list",
 			"/isGenerator: isGenerator must be true or false, it is a string"}},
 		{`"parents": "a", "children": null`, []string{"/parents: parents must be a list, it is a string", "/children: children must be a list, it is null"}},
 		{`"parents": ["", 5, {}, {"task": ""}, {"task": 5}, {"task": "a", "match": "x", "on": 1}, {"task": "a", "match": [1]}]`, []string{
 			"/parents/0: the name of a task is empty", "/parents/1: the task of an edge must be a string, it is a number",
 			"/parents/2: the task of an edge is missing", "/parents/3/task: the name of a task is empty",
 			"/parents/4/task: the task of an edge must be a string, it is a number",
-			"/parents/5/match: match must be a list, it is a string", `/parents/5/on: unknown member "on"`,
+			"/parents/5/match: match must be a list, it is a string", `/parents/5/on: unknown member "on": ` + edgeMembers,
 			"/parents/6/match/0: a parameter's name must be a string, it is a number"}},
 		{`"maxRetries": -1, "retryIntervalSeconds": 1e10, "retryBackoff": 0.99, "retryMaxIntervalSeconds": "5"`, []string{
 			`/maxRetries: maxRetries must be at least 0 and at most 1000000000, it is "-1"`,
@@ -244,7 +244,7 @@ func TestInvalidUTF8(t *testing.T) {
 			[]string{"/tag: invalid UTF-8", "/tasks/a/job/commandString: invalid UTF-8", "/tasks/a/job/x/y/1: invalid UTF-8"}},
 		{`{"tag": "\ud800", "tasks": {"\udc00": {}, "ok": {"job": {"cores": "\ud800"}}}}`,
 			[]string{"/tag: invalid UTF-8", "/tasks: invalid UTF-8", "/tasks/ok/job/cores: invalid UTF-8", `/tasks/ok/job/cores: cores must be a number, it is "\\ud800"`}},
-		{"{\"\xff\": 1, \"tasks\": {\"a\": {}}}", []string{": invalid UTF-8", "/\ufffd: unknown member \"\ufffd\""}},
+		{"{\"\xff\": 1, \"tasks\": {\"a\": {}}}", []string{": invalid UTF-8", "/\ufffd: unknown member \"\ufffd\": " + specMembers}},
 		{"{\"tag\": \"\ufffd\", \"tasks\": {\"é\": {}}}", nil},
 	} {
 		_, problems := Decode([]byte(c.doc))
@@ -323,6 +323,21 @@ func TestTagsDoNotHoldTheText(t *testing.T) {
 		at := uintptr(unsafe.Pointer(unsafe.StringData(kept)))
 		if at+uintptr(len(doc)) > text && at < text+uintptr(len(doc)) {
 			t.Errorf("%q lies in the text of the spec", kept)
+		}
+	}
+}
+
+// TestMembersThatAreToldOf: what an error lists is what is read.
+func TestMembersThatAreToldOf(t *testing.T) {
+	for list, doc := range map[string]string{specMembers: `{%q: 1}`, taskMembers: `{"tasks": {"a": {%q: {}}}}`, edgeMembers: `{"tasks": {"a": {"parents": [{%q: 1}]}}}`} {
+		_, members, _ := strings.Cut(list, " has ")
+		for _, name := range strings.Split(members, ", ") {
+			_, problems := Decode([]byte(fmt.Sprintf(doc, name)))
+			for _, p := range told(problems) {
+				if strings.Contains(p, "unknown member") {
+					t.Errorf("%s: %s", name, p)
+				}
+			}
 		}
 	}
 }

@@ -42,7 +42,7 @@ func ExamplePlan_problems() {
 		fmt.Println(p.Pointer, p.Message)
 	}
 	// Output:
-	// /tasks/b/retries unknown member "retries"
+	// /tasks/b/retries unknown member "retries": a task has job, parents, children, maxRetries, retryIntervalSeconds, retryBackoff, retryMaxIntervalSeconds, isGenerator
 	// /tasks/a/job/command/1 unknown parameter "WHO"
 	// /tasks/b/job neither command nor commandString is given
 	// /tasks/a/parents/1 unknown task "x"

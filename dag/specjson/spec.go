@@ -40,7 +40,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 				}
 			}
 		default:
-			d.unknown(name)
+			d.unknown(name, specMembers)
 		}
 	})
 	if !given {
@@ -57,9 +57,17 @@ func (d *reader) spec(s *dag.Spec) bool {
 	return hasTasks
 }
 
-// unknown notes a member that does not belong here.
-func (d *reader) unknown(name string) {
-	d.problem("unknown member " + dag.Quote(name))
+// What belongs where, as it is told to who wrote something else. A job has members of
+// its own: those may be any.
+const (
+	specMembers = "a spec has tag, tags, parameters, jobDefaults, tasks"
+	taskMembers = "a task has job, parents, children, maxRetries, retryIntervalSeconds, retryBackoff, retryMaxIntervalSeconds, isGenerator"
+	edgeMembers = "an edge has task, match"
+)
+
+// unknown notes a member that does not belong here, and what does.
+func (d *reader) unknown(name, members string) {
+	d.problem("unknown member " + dag.Quote(name) + ": " + members)
 	d.skip()
 }
 
@@ -220,7 +228,7 @@ func (d *reader) task(t *dag.TaskSpec) {
 				t.Generator = d.raw() == "true"
 			}
 		default:
-			d.unknown(name)
+			d.unknown(name, taskMembers)
 		}
 	})
 }
@@ -265,7 +273,7 @@ func (d *reader) edge(e *dag.EdgeSpec) {
 				})
 			}
 		default:
-			d.unknown(name)
+			d.unknown(name, edgeMembers)
 		}
 	})
 	if !hasTask {

@@ -16,6 +16,7 @@
 //	scale_test.go      fairness, views and documents beside very large runs
 //	soak_test.go       a load that does not end: nothing grows
 //	views_test.go      what pages and tools watch large runs by
+//	metrics_test.go    what /metrics has is what the documents say
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
 //	slurm_test.go      tasks as jobs of a real Slurm (tag slurm; see make test-slurm)
