@@ -20,35 +20,42 @@ func random(n int) []byte {
 	return b
 }
 
-// openSmall opens a store with small transactions, and gives it runs, which are
+// openSmall opens a new store with small transactions, and gives it runs, which are
 // unfinished.
 func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch) error) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memory: 4 << 20})
+	s, put = openAt(t, t.TempDir())
+	for _, run := range runs {
+		create(t, put, run)
+	}
+	return s, put
+}
+
+// openAt opens a store with small transactions; put has a batch written.
+func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
+	t.Helper()
+	s, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	put = func(b *Batch) error {
+	return s, func(b *Batch) error {
 		done := make(chan error, 1)
 		b.Done = func(err error) { done <- err }
 		s.Append(b)
 		return <-done
 	}
-	for _, run := range runs {
-		b := &Batch{Run: run, Create: &Creation{Definition: []byte("spec")},
-			Summary: &messages.Summary{ID: run, Tag: "t", State: dag.RunQueued}}
-		if err := put(b); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return s, put
 }
 
 // shown is what a list of a tag shows.
-func shown(t *testing.T, s *Badger) (runs string) {
+func shown(t *testing.T, s *Badger) string {
 	t.Helper()
-	err := s.Summaries(messages.ListQuery{All: true, HasTag: true, Tag: "t"}, func(sum *messages.Summary) bool {
+	return selected(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
+}
+
+func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
+	t.Helper()
+	err := s.Summaries(q, func(sum *messages.Summary) bool {
 		runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
 		return true
 	})
