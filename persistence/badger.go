@@ -64,6 +64,7 @@ type Badger struct {
 	reading sync.RWMutex // held by readers; Close takes it whole
 	closed  bool         // under reading
 	ending  sync.Mutex   // one Close at a time
+	purging sync.Mutex   // one Delete at a time
 	metrics *metrics
 }
 
@@ -188,6 +189,7 @@ func (s *Badger) limits(opts badger.Options) {
 	s.maxBytes = limit * 8 / 10
 	s.maxRows = int(limit / 128)
 	s.enc.partSize = int(min(512<<10, limit/3))
+	s.enc.maxStaged = maxStaged
 }
 
 // start reads and writes the meta rows and recovers.

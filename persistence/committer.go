@@ -303,7 +303,7 @@ func (c *committer) join(it *item) {
 	g.arena = nil // ops refer to it: it must not be used again
 	if !s.fits(len(ops), opsSize) {
 		c.settle()
-		s.commitStaged(ops, opsSize, it)
+		s.commitStaged(ops, it)
 		return
 	}
 	c.send()

@@ -3,6 +3,7 @@ package persistence
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
@@ -47,34 +48,84 @@ func (l *liveRows) row(run messages.RunID) *badger.Item {
 
 // finalRows reads summaries of finished runs in ascending order: of all, or by the index
 // of a tag. The zero finalRows is of none.
+//
+// It is shown deleted rows, too, and jumps from the first of some over all that are known
+// to be gone. A run whose row is deleted, and that is none of those that may be
+// unfinished, is gone: so each is passed over once after the store was opened.
 type finalRows struct {
 	txn    *badger.Txn
 	it     *badger.Iterator
 	prefix []byte
 	gone   *gone
+	live   []messages.RunID // may be unfinished, up to end
+	end    messages.RunID
+	found  idRange // are gone, and will be noted
+	some   bool    // found is not empty
 }
 
-// newFinalRows begins with the first run from one on.
-func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from messages.RunID, gone *gone) *finalRows {
-	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone}
+// newFinalRows begins with the first run from one on. live are those up to end that may
+// be unfinished, of the same moment.
+func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, live []messages.RunID, gone *gone) *finalRows {
+	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone, live: live, end: end}
 	if q.HasTag && q.Tag != "" {
 		f.prefix = tagPrefix(q.Tag)
 	}
-	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix})
-	f.seek(from)
+	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix, AllVersions: true})
+	f.seek(gone.after(from))
+	f.settle()
 	return f
 }
 
 func (f *finalRows) close() {
 	if f.it != nil {
+		f.note()
 		f.it.Close()
 	}
 }
 
-// seek goes to the first run from one on.
 func (f *finalRows) seek(run messages.RunID) {
-	run = f.gone.after(run)
 	f.it.Seek(binary.BigEndian.AppendUint64(bytes.Clone(f.prefix), uint64(run)))
+}
+
+// settle passes over deleted rows.
+func (f *finalRows) settle() {
+	for {
+		run, ok := f.run()
+		if !ok || run > f.end || !f.it.Item().IsDeletedOrExpired() {
+			return
+		}
+		if _, unfinished := slices.BinarySearch(f.live, run); !unfinished {
+			if f.some && f.found.last+1 != run {
+				f.note()
+			}
+			if !f.some {
+				f.found, f.some = idRange{first: run}, true
+			}
+			f.found.last = run
+		}
+		f.pass(run)
+	}
+}
+
+// note notes the runs that were found to be gone.
+func (f *finalRows) note() {
+	if f.some {
+		f.gone.add(f.found.first, f.found.last)
+	}
+	f.some = false
+}
+
+// pass goes behind a run's row, all its versions, and the runs behind it that are gone.
+func (f *finalRows) pass(run messages.RunID) {
+	if run < 1<<64-1 {
+		if to := f.gone.after(run + 1); to > run+1 {
+			f.seek(to)
+			return
+		}
+	}
+	for at, ok := run, true; ok && at == run; at, ok = f.run() {
+		f.it.Next()
+	}
 }
 
 // run is the present one, false when there is none.
@@ -96,12 +147,9 @@ func (f *finalRows) row() (*badger.Item, error) {
 	return f.txn.Get(append([]byte{typeFinal}, key[len(key)-8:]...))
 }
 
-// next goes on, and jumps over the runs that are gone.
+// next goes on.
 func (f *finalRows) next() {
 	run, _ := f.run()
-	if to := f.gone.after(run + 1); run < 1<<64-1 && to > run+1 {
-		f.seek(to)
-	} else {
-		f.it.Next()
-	}
+	f.pass(run)
+	f.settle()
 }

@@ -23,6 +23,9 @@ func (s *Badger) Delete(runs ...messages.RunID) error {
 }
 
 func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error {
+	// One that began before another must not take that one's mark of the highest id back.
+	s.purging.Lock()
+	defer s.purging.Unlock()
 	next, err := s.NextRun()
 	if err != nil {
 		return err

@@ -20,6 +20,8 @@ type op struct {
 // opOverhead is what Badger counts for a row beyond key and value, rounded up.
 const opOverhead = 24
 
+func (o op) size() int64 { return int64(len(o.key)+len(o.val)) + opOverhead }
+
 // group is the rows of one transaction. Keys and values lie in one arena that is
 // used again for the next group.
 type group struct {
@@ -54,7 +56,7 @@ func (g *group) hold(at int) []byte { return g.arena[at:len(g.arena):len(g.arena
 
 func (g *group) add(o op) {
 	g.ops = append(g.ops, o)
-	g.size += int64(len(o.key)+len(o.val)) + opOverhead
+	g.size += o.size()
 }
 
 func (g *group) put(key, val []byte) { g.add(op{key: key, val: val}) }
@@ -86,17 +88,19 @@ func (g *group) putParts(key, val []byte, partSize int) {
 
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
-	pack     *packer
-	partSize int // bytes of a row's value at most
-	moments  *moments
-	next     atomic.Uint64 // one more than the highest run that was ever created
-	writes   uint64        // numbers attempt rows and staged batches; never repeats in a data folder
+	pack      *packer
+	partSize  int   // bytes of a row's value at most
+	maxStaged int64 // bytes of a batch's rows at most
+	moments   *moments
+	next      atomic.Uint64 // one more than the highest run that was ever created
+	writes    uint64        // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
 // encode appends the rows of a batch, the summary (the commit marker) last. The
 // error is the batch's own fault: ErrTooBig.
 func (e *encoder) encode(g *group, it *item) error {
 	b := it.batch
+	_, before := g.mark()
 	records := b.Records
 	if c := b.Create; c != nil {
 		var first []byte
@@ -137,7 +141,7 @@ func (e *encoder) encode(g *group, it *item) error {
 	if err := e.snapshot(g, b); err != nil {
 		return err
 	}
-	return e.summary(g, b)
+	return e.summary(g, b, before)
 }
 
 // document appends a document as the item's own goroutine compressed it, or
@@ -217,10 +221,12 @@ func (e *encoder) snapshot(g *group, b *Batch) error {
 
 // summary keeps an unfinished run's summary and a finished one's under different
 // types: the first are the index of unfinished runs. Only finished runs are in the
-// index of tags: a submission has a row less by that.
-func (e *encoder) summary(g *group, b *Batch) error {
+// index of tags: a submission has a row less by that. It is where a batch is refused
+// last: what moments notes is not taken back. The group had so many bytes before the
+// batch.
+func (e *encoder) summary(g *group, b *Batch, before int64) error {
 	if b.Summary == nil {
-		return nil
+		return e.bounded(g, b, before)
 	}
 	if next := uint64(b.Run) + 1; next > e.next.Load() {
 		e.next.Store(next)
@@ -230,6 +236,9 @@ func (e *encoder) summary(g *group, b *Batch) error {
 	val := g.hold(at)
 	if len(val) > e.partSize {
 		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
+	}
+	if err := e.bounded(g, b, before-int64(len(val))); err != nil {
+		return err
 	}
 	if final(b.Summary.State) {
 		if e.moments.leave(b.Run) {
@@ -248,6 +257,14 @@ func (e *encoder) summary(g *group, b *Batch) error {
 		}
 	}
 	g.put(g.key(typeLive, b.Run), val)
+	return nil
+}
+
+// bounded refuses a batch that is too big to be staged.
+func (e *encoder) bounded(g *group, b *Batch, before int64) error {
+	if size := g.size - before; size > e.maxStaged {
+		return fmt.Errorf("run %d: %d bytes: %w", b.Run, size, ErrTooBig)
+	}
 	return nil
 }
 

@@ -137,7 +137,7 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 	defer unfinished.close()
 	finished := new(finalRows)
 	if p.all {
-		finished = newFinalRows(txn, p.q, from, &s.gone)
+		finished = newFinalRows(txn, p.q, from, end, live, &s.gone)
 		defer finished.close()
 	}
 	for more := true; more; {

@@ -25,11 +25,7 @@ const (
 )
 
 // commitStaged commits one batch by itself.
-func (s *Badger) commitStaged(ops []op, size int64, it *item) {
-	if size > maxStaged {
-		it.answer(fmt.Errorf("run %d: %d bytes: %w", it.batch.Run, size, ErrTooBig))
-		return
-	}
+func (s *Badger) commitStaged(ops []op, it *item) {
 	err := s.stage(ops)
 	if err == nil {
 		s.cuts.note(it.batch)
@@ -67,20 +63,40 @@ func (s *Badger) carryOut(ops []op, id uint64, parts []op) error {
 // commitMany commits rows in as many transactions as they take, in order.
 func (s *Badger) commitMany(ops []op) error {
 	for len(ops) > 0 {
-		n, size := 0, int64(0)
-		for n < len(ops) {
-			add := int64(len(ops[n].key)+len(ops[n].val)) + opOverhead
-			if !s.fits(n+1, size+add) && n > 0 {
-				break
-			}
-			n, size = n+1, size+add
-		}
+		n, size := s.portion(ops)
 		if err := s.commit(ops[:n], size); err != nil {
 			return err
 		}
 		ops = ops[n:]
 	}
 	return nil
+}
+
+// portion is how many of the rows, and of how many bytes, go into the first transaction.
+// The rows that take a run from the unfinished ones to the finished ones, or back, are
+// not parted: in between, a list would not find it.
+func (s *Badger) portion(ops []op) (n int, size int64) {
+	for n < len(ops) && (n == 0 || s.fits(n+1, size+ops[n].size())) {
+		size += ops[n].size()
+		n++
+	}
+	if n == len(ops) {
+		return n, size
+	}
+	whole, wholeSize := n, size
+	for whole > 0 && ofSummary(ops[whole-1]) && ofSummary(ops[whole]) {
+		whole--
+		wholeSize -= ops[whole].size()
+	}
+	if whole == 0 {
+		return n, size
+	}
+	return whole, wholeSize
+}
+
+// ofSummary tells whether a row is a summary, or its entry in the index of tags.
+func ofSummary(o op) bool {
+	return o.key[0] == typeLive || o.key[0] == typeFinal || o.key[0] == typeTag
 }
 
 func stagedParts(ops []op, id uint64, partSize int) []op {

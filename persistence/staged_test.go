@@ -1,0 +1,133 @@
+package persistence
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// random is n bytes that do not compress.
+func random(n int) []byte {
+	rng := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return b
+}
+
+// openSmall opens a new store with small transactions, and gives it runs, which are
+// unfinished.
+func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch) error) {
+	t.Helper()
+	s, put = openAt(t, t.TempDir())
+	for _, run := range runs {
+		create(t, put, run)
+	}
+	return s, put
+}
+
+// openAt opens a store with small transactions; put has a batch written.
+func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
+	t.Helper()
+	s, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, func(b *Batch) error {
+		done := make(chan error, 1)
+		b.Done = func(err error) { done <- err }
+		s.Append(b)
+		return <-done
+	}
+}
+
+// shown is what a list of a tag shows.
+func shown(t *testing.T, s *Badger) string {
+	t.Helper()
+	return selected(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
+}
+
+func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
+	t.Helper()
+	err := s.Summaries(q, func(sum *messages.Summary) bool {
+		runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
+		return true
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return runs
+}
+
+// A batch that is refused as too big changes nothing of what is known of its run.
+func TestABatchTooBigToBeStaged(t *testing.T) {
+	s, put := openSmall(t, 1)
+	s.enc.maxStaged = 2 << 20
+	end := func(run messages.RunID, size int, c *Creation) error {
+		return put(&Batch{Run: run, Create: c, Seq: 2, Records: random(size),
+			Summary: &messages.Summary{ID: run, Tag: "t", State: dag.RunKilled}})
+	}
+	if err := end(1, 3<<20, nil); !errors.Is(err, ErrTooBig) {
+		t.Fatalf("an end of 3 MiB: %v", err)
+	}
+	if err := put(&Batch{Run: 2, Create: &Creation{Definition: random(3 << 20)},
+		Summary: &messages.Summary{ID: 2, Tag: "t", State: dag.RunQueued}}); !errors.Is(err, ErrTooBig) {
+		t.Fatalf("a creation of 3 MiB: %v", err)
+	}
+	if got, want := shown(t, s), " 1:QUEUED"; got != want {
+		t.Errorf("behind it:%s, want%s", got, want)
+	}
+	if n := s.moments.live.Len(); n != 1 {
+		t.Errorf("%d runs may be unfinished, want 1", n)
+	}
+	if err := end(1, 10, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := shown(t, s), " 1:KILLED"; got != want {
+		t.Errorf("once it has ended:%s, want%s", got, want)
+	}
+}
+
+// Wherever a large batch is cut into transactions, a list shows its run, and once.
+func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
+	s, _ := openSmall(t)
+	for last := range 5 {
+		rows := []op{
+			{key: runKey(typeLive, 1), del: true},
+			{key: runKey(typeFinal, 1), val: []byte("summary")},
+			{key: tagKey("t", 1)},
+		}
+		var ops []op
+		for i := range s.maxRows - last {
+			ops = append(ops, op{key: runKey(typeChunk, messages.RunID(i))})
+		}
+		total := 0
+		for rest := append(ops, rows...); len(rest) > 0; {
+			n, _ := s.portion(rest)
+			c := rest[:n]
+			rest = rest[n:]
+			summary := 0
+			for _, o := range c {
+				if ofSummary(o) {
+					summary++
+				}
+			}
+			if summary != 0 && summary != len(rows) {
+				t.Errorf("%d rows before: %d of the summary's %d rows in one transaction", len(ops), summary, len(rows))
+			}
+			if len(c) > s.maxRows {
+				t.Errorf("a transaction of %d rows", len(c))
+			}
+			total += len(c)
+		}
+		if total != len(ops)+len(rows) {
+			t.Errorf("%d rows, want %d", total, len(ops)+len(rows))
+		}
+	}
+}
