@@ -14,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
 func TestIdsCountUpFromZeroAndGoOn(t *testing.T) {
@@ -256,11 +257,72 @@ func TestLists(t *testing.T) {
 		{"running", messages.ListQuery{States: []dag.RunState{dag.RunRunning}}, []messages.RunID{live}},
 		{"page", messages.ListQuery{All: true, HasAfter: true, After: 0, Limit: 2}, []messages.RunID{1, 2}},
 		{"live page", messages.ListQuery{HasAfter: true, After: live, Limit: 2}, nil},
+		{"newest first", messages.ListQuery{All: true, Desc: true}, []messages.RunID{live, 2, 1, 0}},
+		{"newest first, unfinished", messages.ListQuery{Desc: true}, []messages.RunID{live}},
+		{"newest first, tag and page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2}, []messages.RunID{2, 1}},
+		{"newest first, next page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2, HasAfter: true, After: 1}, []messages.RunID{0}},
+		{"newest first, after the last page", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 0}, nil},
+		{"newest first, from beyond", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 1000, Limit: 1}, []messages.RunID{live}},
 	} {
 		if got := list(c.q); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// A list that is newest first goes through many windows, with few runs in most of them.
+func TestNewestFirstOverManyWindows(t *testing.T) {
+	var store listed
+	for id := messages.RunID(0); id < 600_000; id += 1 + id/7 {
+		store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
+	}
+	n := &Node{env: &env{board: newBoard(), store: &store}}
+	n.ids.Store(600_000)
+	var got []messages.RunID
+	list := func(q messages.ListQuery) {
+		t.Helper()
+		got = got[:0]
+		q.All, q.Desc = true, true
+		if err := n.Summaries(q, func(s *messages.Summary) bool { got = append(got, s.ID); return true }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var want []messages.RunID
+	for _, s := range slices.Backward(store.runs) {
+		want = append(want, s.ID)
+	}
+	if list(messages.ListQuery{}); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for i := 0; i < len(want); i += 3 { // page by page
+		q := messages.ListQuery{Limit: 3}
+		if i > 0 {
+			q.HasAfter, q.After = true, want[i-1]
+		}
+		if list(q); !slices.Equal(got, want[i:min(i+3, len(want))]) {
+			t.Errorf("page from %d on: %v", i, got)
+		}
+	}
+	store.err = errDisk
+	if err := n.Summaries(messages.ListQuery{All: true, Desc: true}, func(*messages.Summary) bool { return true }); err == nil {
+		t.Error("the store's error is lost")
+	}
+}
+
+// listed is a store of which only lists are asked.
+type listed struct {
+	persistence.Store
+	runs []*messages.Summary
+	err  error
+}
+
+func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	for _, s := range l.runs {
+		if (!q.HasAfter || s.ID > q.After) && !yield(s) {
+			break
+		}
+	}
+	return l.err
 }
 
 func TestLogs(t *testing.T) {

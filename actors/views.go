@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
@@ -97,8 +98,11 @@ func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages
 	}
 }
 
-// Summaries yields the runs that q selects, by ascending id.
+// Summaries yields the runs that q selects, in its order.
 func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if q.Desc {
+		return n.newestFirst(q, yield)
+	}
 	limit := q.Limit
 	pass := func(s *messages.Summary) bool {
 		if !selects(q, s) {
@@ -136,6 +140,52 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 	})
 	if err != nil {
 		return listing(err)
+	}
+	return nil
+}
+
+// A list that is newest first looks through the ids from the top, by windows that get
+// wider where it finds little.
+const (
+	firstWindow  = 512
+	widestWindow = 1 << 16
+)
+
+// newestFirst is Summaries by descending id, of the runs that were submitted before.
+func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	end := messages.RunID(n.ids.Load())
+	if q.HasAfter {
+		end = min(end, q.After)
+	}
+	left, width := q.Limit, messages.RunID(firstWindow)
+	var found []*messages.Summary
+	for end > 0 {
+		begin := end - min(end, width)
+		window := q
+		window.Desc, window.Limit = false, 0
+		window.HasAfter, window.After = begin > 0, begin-1
+		found = found[:0]
+		err := n.Summaries(window, func(s *messages.Summary) bool {
+			if s.ID < end {
+				found = append(found, s)
+			}
+			return s.ID < end
+		})
+		if err != nil {
+			return err
+		}
+		for _, s := range slices.Backward(found) {
+			if !yield(s) {
+				return nil
+			}
+			if left--; left == 0 {
+				return nil
+			}
+		}
+		if messages.RunID(len(found)) < width/4 {
+			width = min(2*width, widestWindow)
+		}
+		end = begin
 	}
 	return nil
 }

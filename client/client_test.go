@@ -65,8 +65,8 @@ func TestCalls(t *testing.T) {
 			&RunPage{Runs: []Summary{*wantSummary}}},
 		{"list of some", func(c *Client) (any, error) {
 			return c.List(ctx, ListOptions{All: true, Tag: &tag, Tags: map[string]string{"k": "v&"},
-				States: []string{Running, Queued}, Limit: 3, Cursor: "c"})
-		}, "[]", "GET /v1/dagruns?all=1&cursor=c&limit=3&state=RUNNING%2CQUEUED&tag=a+b&tags.k=v%26", &RunPage{Runs: []Summary{}}},
+				States: []string{Running, Queued}, Newest: true, Limit: 3, Cursor: "c"})
+		}, "[]", "GET /v1/dagruns?all=1&cursor=c&limit=3&order=desc&state=RUNNING%2CQUEUED&tag=a+b&tags.k=v%26", &RunPage{Runs: []Summary{}}},
 		{"summary", func(c *Client) (any, error) { return c.Summary(ctx, 2) }, summary, "GET /v1/dagrun/2/summary", wantSummary},
 		{"graph", func(c *Client) (any, error) { return c.Graph(ctx, 2) },
 			`{"runID":2,"state":"RUNNING","tasks":2,"templates":[{"name":"a","first":0,"count":2,"parameters":[{"name":"N","values":2}],"executor":"noop",

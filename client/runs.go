@@ -72,11 +72,12 @@ type ListOptions struct {
 	Tag    *string           // exactly this tag; nil = any
 	Tags   map[string]string // all of these among the run's tags
 	States []string          // any of these; empty = all. A final state finds finished runs
+	Newest bool              // newest first; else ascending by id
 	Limit  int               // at most so many a page, up to 10,000; 0 = all in one
 	Cursor string            // Next of the page before
 }
 
-// RunPage is a page of the list of runs, ascending by id.
+// RunPage is a page of the list of runs, in the order that was asked for.
 type RunPage struct {
 	Runs []Summary
 	Next string // Cursor of the next page; "" when this is the last one
@@ -93,6 +94,9 @@ func (c *Client) List(ctx context.Context, o ListOptions) (*RunPage, error) {
 	}
 	for name, value := range o.Tags {
 		q.Set("tags."+name, value)
+	}
+	if o.Newest {
+		q.Set("order", "desc")
 	}
 	setPage(q, o.States, o.Limit, o.Cursor)
 	page := new(RunPage)

@@ -30,7 +30,8 @@ type Commands interface {
 type Views interface {
 	// Summary costs the same whatever the size of the run.
 	Summary(messages.RunID) (*messages.Summary, error)
-	// Summaries yields in ascending order of ids, live and finished runs alike.
+	// Summaries yields live and finished runs alike, by ascending id or, with q.Desc, by
+	// descending.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
 	// View returns tasks [first, first+n) of a run; n is cut to what there is.
 	View(run messages.RunID, first, n uint32) (*messages.View, error)

@@ -64,6 +64,7 @@ func TestRefusals(t *testing.T) {
 		{400, "GET", "/v1/dagruns?all=maybe", "", `all: "maybe"`, ""},
 		{400, "GET", "/v1/dagruns?state=DONE", "", `unknown state "DONE"`, ""},
 		{400, "GET", "/v1/dagruns?limit=0", "", `limit: "0"`, ""},
+		{400, "GET", "/v1/dagruns?order=newest", "", `order: "newest" is neither asc nor desc`, ""},
 		{400, "GET", "/v1/dagruns?limit=10001", "", `limit: "10001"`, ""},
 		{400, "GET", "/v1/dagruns?limit=9999999999999999999", "", "limit", ""},
 		{400, "GET", "/v1/dagruns?cursor=x", "", "cursor", ""},

@@ -335,10 +335,14 @@ func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summar
 	e.query = q
 	e.mu.Unlock()
 	n := 0
-	for _, r := range e.runs {
+	runs := slices.Clone(e.runs)
+	if q.Desc {
+		slices.Reverse(runs)
+	}
+	for _, r := range runs {
 		s := &r.view.Summary
 		final := s.State >= dag.RunCompleted
-		if q.HasAfter && s.ID <= q.After || final && !q.All && len(q.States) == 0 || q.HasTag && s.Tag != q.Tag ||
+		if q.HasAfter && (s.ID == q.After || s.ID < q.After != q.Desc) || final && !q.All && len(q.States) == 0 || q.HasTag && s.Tag != q.Tag ||
 			len(q.States) > 0 && !slices.Contains(q.States, s.State) {
 			continue
 		}

@@ -93,7 +93,7 @@ func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, jsonType, newRunDocument(s.engine, view))
 }
 
-// listRuns is GET /v1/dagruns: the seed's array, ascending by id.
+// listRuns is GET /v1/dagruns: the seed's array, ascending by id unless asked otherwise.
 func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	q, err := listQuery(ctx)
 	if err != nil {
@@ -133,6 +133,11 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 				}
 				q.States = append(q.States, state)
 			}
+		case name == "order":
+			if value != "asc" && value != "desc" {
+				return invalid("query parameter order: " + quote(value) + " is neither asc nor desc")
+			}
+			q.Desc = value == "desc"
 		case name == "limit":
 			q.Limit, err = limitOf(value)
 		case name == "cursor":

@@ -164,8 +164,26 @@ func TestListPages(t *testing.T) {
 		e.add(t, seedSpec, dag.RunState(i%3), dag.TaskQueued)
 	}
 	s := serve(t, e)
+	for query, want := range map[string]string{"": "0 1 3 4 6 7 9", "&order=asc": "0 1 3 4 6 7 9", "&order=desc": "9 7 6 4 3 1 0"} {
+		if got, pages := walk(t, s, "/v1/dagruns?all=1&limit=4&state=QUEUED,RUNNING&tag=mediumtest"+query); got != want || pages != 2 {
+			t.Errorf("%q: %s on %d pages", query, got, pages)
+		}
+	}
+	if r := s.get("/v1/dagruns?limit=4&cursor=" + cursorText(runCursor, 9)); r.body != "[]" || r.header.Get("Link") != "" {
+		t.Errorf("behind the last: %q", r.body)
+	}
+	if r := s.get("/v1/dagruns?cursor=" + cursorText(runCursor, 8)); strings.Count(r.body, "runID") != 1 {
+		t.Errorf("a cursor without a limit: %s", r.body)
+	}
+	if r := s.get("/v1/dagruns?all=1&order=desc&cursor=" + cursorText(runCursor, 2)); strings.Count(r.body, "runID") != 2 || !strings.HasPrefix(r.body, `[{"runID":1,`) {
+		t.Errorf("newest first, without a limit: %s", r.body)
+	}
+}
+
+// walk follows the links of a list from page to page.
+func walk(t *testing.T, s *service, target string) (list string, pages int) {
+	t.Helper()
 	var ids []string
-	target, pages := "/v1/dagruns?all=1&limit=4&state=QUEUED,RUNNING&tag=mediumtest", 0
 	for target != "" {
 		r := s.get(target)
 		var page []struct{ RunID int }
@@ -185,15 +203,7 @@ func TestListPages(t *testing.T) {
 			}
 		}
 	}
-	if got := strings.Join(ids, " "); got != "0 1 3 4 6 7 9" || pages != 2 {
-		t.Errorf("%s on %d pages", got, pages)
-	}
-	if r := s.get("/v1/dagruns?limit=4&cursor=" + cursorText(runCursor, 9)); r.body != "[]" || r.header.Get("Link") != "" {
-		t.Errorf("behind the last: %q", r.body)
-	}
-	if r := s.get("/v1/dagruns?cursor=" + cursorText(runCursor, 8)); strings.Count(r.body, "runID") != 1 {
-		t.Errorf("a cursor without a limit: %s", r.body)
-	}
+	return strings.Join(ids, " "), pages
 }
 
 // TestLongList streams, and asks the engine page by page.

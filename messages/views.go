@@ -125,7 +125,8 @@ type ListQuery struct {
 	HasTag   bool
 	Labels   []dag.Label    // every one must be among the run's tags
 	States   []dag.RunState // empty = any; a final state here implies All
-	After    RunID          // keyset cursor; ignored unless HasAfter
+	After    RunID          // keyset cursor: only what comes behind it; ignored unless HasAfter
 	HasAfter bool
-	Limit    int // 0 = no limit
+	Desc     bool // descending by id, newest first; of the engine, not of its store
+	Limit    int  // 0 = no limit
 }

@@ -28,6 +28,7 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagruns?limit=1000&tag=b":                             `[]`,
 		"GET /v1/dagruns?all=1&limit=1000&tag=b":                       `[]`,
 		"GET /v1/dagruns?all=1&limit=1":                                `[` + doneRun + `]`,
+		"GET /v1/dagruns?all=1&limit=2&order=desc":                     `[` + state("ERRORED") + `,` + doneRun + `]`,
 		"GET /v1/dagrun/0/summary":                                     doneRun,
 		"GET /v1/dagrun/7/summary":                                     state("RUNNING") + "\n--\n" + state("ERRORED"),
 		"GET /v1/dagrun/8/summary":                                     state("KILLED"),
@@ -71,6 +72,7 @@ func TestCommands(t *testing.T) {
 			"RUN  TAG         STATE      TASKS  STARTED              TOOK\n" +
 			"0    mediumtest  COMPLETED  25/25  2022-02-17 15:37:25  19.4s\n" +
 			"7    -           ERRORED    2/2    1970-01-01 00:00:01  2.5s\n", "", ""},
+		{"ls newest first", "ls -a -r --limit 2 --server $", 0, "~7    -           ERRORED", "", "GET /v1/dagruns?all=1&limit=2&order=desc"},
 		{"ls of none", "ls --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no unfinished run; --all lists finished ones, too\n", ""},
 		{"ls of none at all", "ls --all --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no such run\n", ""},
 		{"ls of some", "ls --tag a --state killed --limit 2 -o json --server $", 0, "[]\n", "", ""},

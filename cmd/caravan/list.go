@@ -30,6 +30,7 @@ func (m *Main) lsCommand() *cobra.Command {
 	cmd.Flags().StringVar(&tag, "tag", "", "only runs with this `tag`")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only runs in this `state`; may be given more than once")
 	words(cmd, "state", runWords()...)
+	cmd.Flags().BoolVarP(&o.Newest, "reverse", "r", false, "newest first")
 	cmd.Flags().IntVar(&limit, "limit", 0, "at most this `number` of runs; 0 for all")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := r.client()
