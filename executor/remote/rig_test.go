@@ -136,6 +136,12 @@ func (g *rig) worker() int {
 	return pids[0]
 }
 
+// idled waits until the idle worker has ended, and with it all that was started here.
+func (g *rig) idled() {
+	g.t.Helper()
+	poll(g.t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+}
+
 func allPIDs() (pids []int) {
 	d, _ := os.ReadDir("/proc")
 	for _, e := range d {

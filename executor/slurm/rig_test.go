@@ -75,6 +75,12 @@ func (g *rig) order(task uint32, script string) executor.Order {
 		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
 }
 
+// submitted waits until the cluster has n jobs.
+func (g *rig) submitted(n int) {
+	g.t.Helper()
+	poll(g.t, fmt.Sprint(n, " jobs"), func() bool { return len(g.cluster.Jobs()) == n })
+}
+
 // path is a file in the attempt's folder.
 func (g *rig) path(task uint32, name string) string {
 	return filepath.Join(g.dir(), "1", fmt.Sprintf("%d.1", task), name)
