@@ -23,6 +23,25 @@ func (r *rig) fresh() (n int) {
 	return n
 }
 
+// durably asks for what takes one commit of the run, and checks that the answer waits for it.
+func (r *rig) durably(id messages.RunID, ask func() error) {
+	r.t.Helper()
+	r.store.Hold()
+	answered := make(chan error, 1)
+	go func() { answered <- ask() }()
+	r.store.WaitPending(1)
+	r.passed(id)
+	select {
+	case err := <-answered:
+		r.t.Fatalf("answered before it was durable: %v", err)
+	default:
+	}
+	r.store.Step(1)
+	if err := <-answered; err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // What a user asks for is durable before it is answered: it is not answered while
 // its commit is held back, and a crash right after the answer changes nothing.
 func TestIntentsAreDurableBeforeTheyAreAnswered(t *testing.T) {
@@ -58,20 +77,7 @@ func TestIntentsAreDurableBeforeTheyAreAnswered(t *testing.T) {
 			r.fake.Begin(r.order(1))
 			r.awaitTasks(id, dag.TaskRunning, 1)
 			r.fake.HoldKills(true)
-			r.store.Hold()
-			answered := make(chan error, 1)
-			go func() { answered <- c.ask(r, id) }()
-			r.store.WaitPending(1)
-			r.passed(id)
-			select {
-			case err := <-answered:
-				t.Fatalf("answered before it was durable: %v", err)
-			default:
-			}
-			r.store.Step(1)
-			if err := <-answered; err != nil {
-				t.Fatal(err)
-			}
+			r.durably(id, func() error { return c.ask(r, id) })
 			r.fake.HoldKills(false)
 			r.crash()
 			c.then(r, id)
@@ -91,19 +97,7 @@ func TestRestartIsDurableBeforeItIsAnswered(t *testing.T) {
 	for r.node.env.board.summary(id) != nil { // it is to be loaded again
 		runtime.Gosched()
 	}
-	r.store.Hold()
-	answered := make(chan error, 1)
-	go func() { answered <- r.node.SetState(id, dag.RunQueued) }()
-	r.store.WaitPending(1)
-	select {
-	case err := <-answered:
-		t.Fatalf("answered before it was durable: %v", err)
-	default:
-	}
-	r.store.Step(1)
-	if err := <-answered; err != nil {
-		t.Fatal(err)
-	}
+	r.durably(id, func() error { return r.node.SetState(id, dag.RunQueued) })
 	r.crash()
 	k := r.order(2)
 	if k.Run != id || k.Attempt != 2 {

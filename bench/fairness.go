@@ -50,12 +50,7 @@ func (e *env) behind(values map[string]float64, kind string, command []string) e
 	if err != nil {
 		return err
 	}
-	return e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	return e.withRunner(func(s *servertest.Server, r runner) error {
 		var idle []time.Duration
 		for range 20 {
 			took, err := r.time(e.ctx, small, poll)
@@ -108,12 +103,7 @@ func (e *env) among(values map[string]float64) error {
 	if err != nil {
 		return err
 	}
-	return e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	return e.withRunner(func(s *servertest.Server, r runner) error {
 		client := &http.Client{Timeout: time.Minute}
 		defer client.CloseIdleConnections()
 		begin := time.Now()

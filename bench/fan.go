@@ -40,12 +40,7 @@ func (e *env) fanOut(n int) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{}
-	err = e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	err = e.withRunner(func(s *servertest.Server, r runner) error {
 		if _, err := r.time(e.ctx, warm, poll); err != nil {
 			return err
 		}

@@ -61,12 +61,7 @@ func empty(e *env) (map[string]float64, error) {
 		return nil, err
 	}
 	var whole, submission []time.Duration
-	err = e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	err = e.withRunner(func(s *servertest.Server, r runner) error {
 		for i := range n + n/10 {
 			begin := time.Now()
 			run, err := r.submit(doc)

@@ -162,3 +162,15 @@ func (e *env) withServer(f func(*servertest.Server) error, args ...string) error
 	}
 	return e.finish(s, f(s))
 }
+
+// withRunner is withServer with a runner of that server.
+func (e *env) withRunner(f func(*servertest.Server, runner) error, args ...string) error {
+	return e.withServer(func(s *servertest.Server) error {
+		r, err := newRunner(s.URL)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		return f(s, r)
+	}, args...)
+}

@@ -54,12 +54,7 @@ const caravan = "Caravan"
 
 func metg(e *env) (map[string]float64, error) {
 	values := map[string]float64{}
-	err := e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	err := e.withRunner(func(s *servertest.Server, r runner) error {
 		for _, sch := range e.schedulers(r) {
 			curve, err := e.efficiencies(sch)
 			if missing(err) {

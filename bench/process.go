@@ -41,12 +41,7 @@ func w2(e *env) (map[string]float64, error) {
 		values[rate] = float64(tasks) / s.wall.Seconds()
 		values[cpu] = micros(s.cpu) / float64(tasks)
 	}
-	err = e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	err = e.withRunner(func(s *servertest.Server, r runner) error {
 		if _, err := r.time(e.ctx, warm, 5*time.Millisecond); err != nil {
 			return err
 		}

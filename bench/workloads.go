@@ -209,12 +209,7 @@ func workloads() []workload {
 // timeOf runs one graph on a fresh server, after a small one of the same kind has
 // warmed it up.
 func (e *env) timeOf(warm, doc []byte, interval time.Duration, look func(*servertest.Server) error) (took time.Duration, err error) {
-	err = e.withServer(func(s *servertest.Server) error {
-		r, err := newRunner(s.URL)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
+	err = e.withRunner(func(s *servertest.Server, r runner) error {
 		if _, err = r.time(e.ctx, warm, interval); err != nil {
 			return err
 		}

@@ -20,17 +20,23 @@ type pipeDocument struct {
 func (d pipeDocument) Size() int64                  { return d.size }
 func (d pipeDocument) Open() (io.ReadCloser, error) { return d.r, nil }
 
-// While a long document is being written others commit; a crash in the middle of it
-// leaves rows, and the next open none.
-func TestCrashInALongDocument(t *testing.T) {
-	s := open(t, t.TempDir()).(opened)
+// appendLong begins run 0 with a document of 8 MiB, to be written to w; done gets the answer.
+func appendLong(t *testing.T, s opened) (w *io.PipeWriter, done <-chan error) {
 	r, w := io.Pipe()
 	t.Cleanup(func() { w.Close() })
 	batch := journaltest.NewRun(0, "", "")
 	batch.Create.Definition, batch.Create.Long = nil, pipeDocument{8 << 20, r}
-	done := make(chan error, 1)
-	batch.Done = func(err error) { done <- err }
+	answer := make(chan error, 1)
+	batch.Done = func(err error) { answer <- err }
 	s.Append(batch)
+	return w, answer
+}
+
+// While a long document is being written others commit; a crash in the middle of it
+// leaves rows, and the next open none.
+func TestCrashInALongDocument(t *testing.T) {
+	s := open(t, t.TempDir()).(opened)
+	w, done := appendLong(t, s)
 	for size := 0; rows(t, s, 'd') < 3; size += 64 << 10 { // what is incompressible comes out in parts
 		if _, err := w.Write(noise(messages.RunID(size>>16), 64<<10)); err != nil || size > 8<<20 {
 			t.Fatalf("%v, after %d bytes", err, size)
@@ -58,13 +64,7 @@ func TestCrashInALongDocument(t *testing.T) {
 // A store that is closed while a document comes answers.
 func TestCloseInALongDocument(t *testing.T) {
 	s := open(t, t.TempDir()).(opened)
-	r, w := io.Pipe()
-	t.Cleanup(func() { w.Close() })
-	batch := journaltest.NewRun(0, "", "")
-	batch.Create.Definition, batch.Create.Long = nil, pipeDocument{8 << 20, r}
-	done := make(chan error, 1)
-	batch.Done = func(err error) { done <- err }
-	s.Append(batch)
+	w, done := appendLong(t, s)
 	if _, err := w.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {
 		t.Fatal(err)
 	}

@@ -4,16 +4,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -24,7 +22,7 @@ import (
 // Process of this process, and through a worker. Compare tasks/s and cpu-us/task, which
 // counts all processes, of one run.
 func BenchmarkTrue(b *testing.B) {
-	b.Run("bare", benchmarkBare)
+	b.Run("bare", executortest.BenchmarkBare)
 	b.Run("process", func(b *testing.B) {
 		store, err := outputs.Open(b.TempDir())
 		if err != nil {
@@ -37,7 +35,7 @@ func BenchmarkTrue(b *testing.B) {
 				b.Fatal(err)
 			}
 			return p
-		}, func() time.Duration { return 0 })
+		}, executortest.CPU)
 	})
 	b.Run("worker", func(b *testing.B) {
 		dir := filepath.Join(b.TempDir(), "worker")
@@ -48,42 +46,13 @@ func BenchmarkTrue(b *testing.B) {
 				b.Fatal(err)
 			}
 			return r
-		}, func() time.Duration { return workerCPU(b, dir) })
+		}, func() time.Duration { return executortest.CPU() + workerCPU(b, dir) })
 	})
 }
 
-func benchmarkBare(b *testing.B) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer null.Close()
-	attr := &syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Env: os.Environ()[:5]}
-	measure(b, func() time.Duration { return 0 }, func() {
-		var wg sync.WaitGroup
-		for first := range 2 {
-			wg.Go(func() {
-				for i := first; i < b.N; i += 2 {
-					pid, err := syscall.ForkExec("/bin/true", []string{"/bin/true"}, attr)
-					if err != nil {
-						b.Error(err)
-						return
-					}
-					var status syscall.WaitStatus
-					for {
-						if _, err := syscall.Wait4(pid, &status, 0, nil); err != syscall.EINTR {
-							break
-						}
-					}
-				}
-			})
-		}
-		wg.Wait()
-	})
-}
-
-// benchmarkExecutor keeps 16 orders at the executor, and acknowledges each end.
-func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor, others func() time.Duration) {
+// benchmarkExecutor keeps 16 orders at the executor, and acknowledges each end; cpu is what
+// all processes of it have used.
+func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor, cpu func() time.Duration) {
 	const ahead = 16
 	ended := make(chan executor.Report, 2*ahead)
 	e := open(func(r executor.Report) {
@@ -116,27 +85,7 @@ func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor,
 		}
 	}
 	run(20) // the worker is there
-	measure(b, others, func() { run(b.N) })
-}
-
-func measure(b *testing.B, others func() time.Duration, run func()) {
-	before := cpu() + others()
-	b.ResetTimer()
-	run()
-	b.StopTimer()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
-	b.ReportMetric(float64((cpu()+others()-before).Microseconds())/float64(b.N), "cpu-us/task")
-}
-
-// cpu is what this process and its ended children have used.
-func cpu() (sum time.Duration) {
-	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
-		var u syscall.Rusage
-		if syscall.Getrusage(who, &u) == nil {
-			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
-		}
-	}
-	return sum
+	executortest.Measure(b, cpu, func() { run(b.N) })
 }
 
 // workerCPU is what the worker of dir and its ended children have used.

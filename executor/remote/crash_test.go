@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor/executortest"
 )
 
 // script appends a line when it begins and one when it ends.
@@ -22,7 +24,7 @@ const script = `echo "begin $CARAVAN_TASK $CARAVAN_ATTEMPT" >>lines; sleep 0.02;
 type storm struct {
 	*rig
 	tasks  int
-	stderr lines
+	stderr executortest.Log
 	rng    *rand.Rand
 }
 

@@ -38,7 +38,7 @@ func TestDetachDelivers(t *testing.T) {
 	if err := r.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+	g.idled()
 	if _, err := os.Stat(filepath.Join(g.data, "ran")); err != nil {
 		t.Errorf("the order was lost: %v", err)
 	}
@@ -70,7 +70,7 @@ func TestEndsOutliveAnIdleWorker(t *testing.T) {
 	if err := r.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+	g.idled()
 	left, _ := worker.List(g.dir())
 	if len(left) != 1 {
 		t.Fatalf("folders %v, want the one with the ends", left)

@@ -171,7 +171,7 @@ func TestSettled(t *testing.T) {
 	// Its process is gone before the worker says so: until then there is no end to forget.
 	poll(t, "its end to be forgotten", func() bool { return r.Known() == 0 })
 	r.Detach()
-	poll(t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+	g.idled()
 	if left, _ := worker.List(g.dir()); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -394,7 +394,7 @@ func TestIdleWorker(t *testing.T) {
 	}
 	t.Logf("resident: %d KB", kb)
 	r.Detach()
-	poll(t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+	g.idled()
 	if left, _ := worker.List(g.dir()); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}

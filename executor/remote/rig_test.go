@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,11 +26,11 @@ type rig struct {
 	t    *testing.T
 	data string
 	mark string // an entry of the environment of all that is started here
-	log  *lines
+	log  *executortest.Log
 }
 
 func newRig(t *testing.T) *rig {
-	g := &rig{t: t, data: t.TempDir(), log: &lines{}}
+	g := &rig{t: t, data: t.TempDir(), log: &executortest.Log{}}
 	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
 	name, value, _ := strings.Cut(g.mark, "=")
 	t.Setenv(name, value)
@@ -136,6 +135,12 @@ func (g *rig) worker() int {
 	return pids[0]
 }
 
+// idled waits until the idle worker has ended, and with it all that was started here.
+func (g *rig) idled() {
+	g.t.Helper()
+	poll(g.t, "the idle worker to go", func() bool { return len(g.processes()) == 0 })
+}
+
 func allPIDs() (pids []int) {
 	d, _ := os.ReadDir("/proc")
 	for _, e := range d {
@@ -175,22 +180,4 @@ func poll(t testing.TB, what string, done func() bool, before ...func()) {
 func read(path string) string {
 	b, _ := os.ReadFile(path)
 	return string(b)
-}
-
-// lines is a log that may be written by anybody.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -124,7 +124,7 @@ func TestForgottenJobs(t *testing.T) {
 	s := g.open(rec)
 	g.cluster.Hold(true)
 	s.Start(g.order(1, "exit 4"))
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 1 })
+	g.submitted(1)
 	g.cluster.Forget(true)
 	poll(t, "it to be submitted again", func() bool { return len(g.cluster.Jobs()) == 1 })
 	g.cluster.Hold(false)
@@ -142,7 +142,7 @@ func TestCancelledByOthers(t *testing.T) {
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
 	g.cluster.Hold(true)
 	s.Start(g.order(2, patient))
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 2 })
+	g.submitted(2)
 	g.scancel()
 	ended(t, rec.WaitFinal(key(2)), messages.AttemptNotStarted, -1, "ended as CANCELLED before it began")
 }
@@ -171,7 +171,7 @@ func TestSharedFolder(t *testing.T) {
 	s := g.open(rec)
 	g.cluster.Hold(true)
 	s.Start(g.order(1, "true"))
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 1 })
+	g.submitted(1)
 	if err := os.Rename(g.path(1, ""), g.dir()+"/hidden"); err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func TestReattach(t *testing.T) {
 	poll(t, "the folder to go", func() bool { return !exists(g.path(3, "")) })
 	g.cluster.Hold(true)
 	s.Start(g.order(4, patient)) // waits in the cluster
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 4 })
+	g.submitted(4)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestSettled(t *testing.T) {
 	rec.WaitFinal(key(2))
 	g.cluster.Hold(true)
 	s.Start(g.order(3, patient))
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 3 })
+	g.submitted(3)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestRunBeginsAnew(t *testing.T) {
 	rec.WaitFinal(key(2))
 	g.cluster.Hold(true)
 	s.Start(g.order(3, patient))
-	poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == 3 })
+	g.submitted(3)
 	s.Expect(1)
 	fresh := executortest.NewRecorder(t)
 	log.use(fresh)

@@ -1,13 +1,11 @@
 package slurm_test
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,11 +23,11 @@ type rig struct {
 	data    string
 	cluster *slurmtest.Cluster
 	outputs *outputs.Store
-	log     *lines
+	log     *executortest.Log
 }
 
 func newRig(t testing.TB) *rig {
-	g := &rig{t: t, data: t.TempDir(), cluster: slurmtest.New(t), log: &lines{}}
+	g := &rig{t: t, data: t.TempDir(), cluster: slurmtest.New(t), log: &executortest.Log{}}
 	var err error
 	if g.outputs, err = outputs.Open(filepath.Join(g.data, "output")); err != nil {
 		t.Fatal(err)
@@ -75,6 +73,12 @@ func (g *rig) order(task uint32, script string) executor.Order {
 		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
 }
 
+// submitted waits until the cluster has n jobs.
+func (g *rig) submitted(n int) {
+	g.t.Helper()
+	poll(g.t, fmt.Sprint(n, " jobs"), func() bool { return len(g.cluster.Jobs()) == n })
+}
+
 // path is a file in the attempt's folder.
 func (g *rig) path(task uint32, name string) string {
 	return filepath.Join(g.dir(), "1", fmt.Sprintf("%d.1", task), name)
@@ -117,22 +121,4 @@ func ended(t testing.TB, r executor.Report, result messages.AttemptResult, rc in
 		t.Errorf("kind %d, result %d, rc %d, %q; want result %d, rc %d, %q",
 			r.Kind, r.Record.Result, r.Record.RC, r.Record.ExecutorLog, result, rc, log)
 	}
-}
-
-// lines is a log that may be written by anybody.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

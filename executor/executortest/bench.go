@@ -1,0 +1,63 @@
+package executortest
+
+import (
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// BenchmarkBare runs /bin/true, two at a time, as a bare fork/exec and wait: what an
+// executor's benchmark is to be compared with.
+func BenchmarkBare(b *testing.B) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Env: os.Environ()[:5]}
+	Measure(b, CPU, func() {
+		var wg sync.WaitGroup
+		for first := range 2 {
+			wg.Go(func() {
+				for i := first; i < b.N; i += 2 {
+					pid, err := syscall.ForkExec("/bin/true", []string{"/bin/true"}, attr)
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					var status syscall.WaitStatus
+					for {
+						if _, err := syscall.Wait4(pid, &status, 0, nil); err != syscall.EINTR {
+							break
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// Measure reports tasks/s of b.N tasks that run runs, and cpu-us/task, by what cpu says
+// before and after.
+func Measure(b *testing.B, cpu func() time.Duration, run func()) {
+	before := cpu()
+	b.ResetTimer()
+	run()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
+	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-us/task")
+}
+
+// CPU is what this process and its ended children have used.
+func CPU() (sum time.Duration) {
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if syscall.Getrusage(who, &u) == nil {
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
+}
