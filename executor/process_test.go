@@ -242,6 +242,7 @@ func TestProcessConforms(t *testing.T) {
 		Quick: executor.Order{Name: "quick", Command: []string{"true"}, CoresMilli: 1000},
 		Block: &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CoresMilli: 1000},
 		Slots: 3,
+		Turns: true,
 		After: func(t testing.TB, e executor.Executor) {
 			if err := e.(*executor.Process).Check(); err != nil {
 				t.Error(err)

@@ -21,6 +21,8 @@ type Subject struct {
 	Block *executor.Order
 	// Slots is how many Blocks run at once; 0 = any number.
 	Slots int
+	// Turns: orders wait in a queue of the executor's own, in which runs take turns.
+	Turns bool
 	// After is called when an executor was closed: nothing of it may be left. May be nil.
 	After func(t testing.TB, e executor.Executor)
 }
@@ -39,8 +41,10 @@ func Test(t *testing.T, s Subject) {
 	t.Run("storm", s.storm)
 	if s.Slots > 0 {
 		t.Run("slots and order", s.slotsAndOrder)
-		t.Run("runs take turns", s.runsTakeTurns)
 		t.Run("what waits is revoked", s.revokeWaiting)
+	}
+	if s.Turns {
+		t.Run("runs take turns", s.runsTakeTurns)
 	}
 }
 

@@ -22,5 +22,6 @@ func TestConformance(t *testing.T) {
 		Quick: executor.Order{Command: []string{"true"}, CoresMilli: 1000},
 		Block: &block,
 		Slots: 2,
+		Turns: true,
 	})
 }
