@@ -17,7 +17,7 @@ type claim struct {
 	want  int
 	held  int
 	turn  uint64
-	since int64  // ns: when it came to be the oldest claim and did not fit; 0 = it is not
+	since int64  // ns: when it came to be the oldest claim that ages and did not fit; 0 = it is not
 	at    int    // its place in its queue, from 1; 0 = it does not wait
 	full  bool   // it waits in the queue of those that hold a machine-full
 	gone  bool   // it neither wants nor holds anything any more

@@ -176,3 +176,33 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 		t.Errorf("a deleted run: %v", err)
 	}
 }
+
+// All who look at a run that is kept see the same one, at the same time.
+func TestViewsOfWhatIsKeptOnlyRead(t *testing.T) {
+	r := newRig(t)
+	numbers := strings.Repeat(`"x",`, largeRun-1) + `"x"`
+	id := r.submit(`{"jobDefaults":{"executor":"noop"},"parameters":{"N":[` + numbers + `]},"tasks":{
+		"many":{"job":{"command":["{{N}}"]}},"last":{"job":{},"parents":["many"]}}}`)
+	r.awaitState(id, dag.RunCompleted)
+	r.retired(id)
+	done := make(chan error)
+	for range 8 {
+		go func() {
+			v, err := r.node.View(id, 0, 1<<32-1)
+			for first := uint32(0); err == nil && first <= largeRun; first += 1000 {
+				v.States[first] = dag.TaskKilled // it is a copy
+				v.Changes[0].State, v.Times[0] = dag.RunKilled, dag.Times{}
+				_, err = r.node.Task(id, v.Plan.TaskName(first))
+			}
+			done <- err
+		}()
+	}
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if v, err := r.node.View(id, 0, 1<<32-1); err != nil || v.States[0] != dag.TaskCompleted || v.Changes[0].State != dag.RunQueued || v.Times[0].First == 0 {
+		t.Errorf("%v, %v", v.Changes, err)
+	}
+}

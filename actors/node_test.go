@@ -310,13 +310,50 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 }
 
 // listed is a store of which only lists are asked.
+// A list that is newest first jumps over ids that no run has any more: its cost is that
+// of what there is.
+func TestNewestFirstJumpsOverGaps(t *testing.T) {
+	at := func(ids ...messages.RunID) *listed {
+		store := new(listed)
+		for _, id := range ids {
+			store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
+		}
+		return store
+	}
+	const far = messages.RunID(1) << 50
+	for _, store := range []*listed{
+		at(), at(0), at(far), at(0, far), at(0, 1, far/3, far/2-1, far/2, far/2+70_000, far-3, far),
+		at(widestWindow-1, widestWindow, 2*widestWindow, 3*widestWindow-1, 1<<40, 1<<40+widestWindow, 1<<41-1, 1<<41),
+	} {
+		n := &Node{env: &env{board: newBoard(), store: store}}
+		n.ids.Store(uint64(far) + 1)
+		i := len(store.runs)
+		err := n.Summaries(messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {
+			if i--; i < 0 || s != store.runs[i] {
+				t.Fatalf("%d is not the next of %d", s.ID, len(store.runs))
+			}
+			return true
+		})
+		if err != nil || i != 0 {
+			t.Errorf("%d runs are missing, %v", i, err)
+		}
+		if store.asked > 10_000 {
+			t.Errorf("the store was asked %d times for %d runs", store.asked, len(store.runs))
+		}
+	}
+}
+
 type listed struct {
 	persistence.Store
-	runs []*messages.Summary
-	err  error
+	runs  []*messages.Summary
+	asked int
+	err   error
 }
 
 func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if l.asked++; l.asked > 1_000_000 {
+		return errors.New("no end")
+	}
 	for _, s := range l.runs {
 		if (!q.HasAfter || s.ID > q.After) && !yield(s) {
 			break

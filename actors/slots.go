@@ -18,7 +18,9 @@ const (
 	// one's turn.
 	windowTurn = 128
 	// ageLimit is how long a task may be passed over by smaller ones. After it,
-	// nothing is granted until the task fits, so that it cannot starve.
+	// nothing is granted until the task fits, so that it cannot starve. That of a run
+	// which holds a machine-full may be passed over for longer: it is the run's own tasks
+	// that it waits for, and what is free beside them would lie idle.
 	ageLimit = 2 * time.Second
 	// shortTask: when attempts are shorter than this on average, some are granted
 	// ahead, so that a free slot does not wait for a round trip by way of the
@@ -162,7 +164,8 @@ func (s *scheduler) grant(now int64, yield func(run messages.RunID, id, n int)) 
 }
 
 // next finds the claim whose turn it is, or nil when none can be served. A claim
-// that is the oldest and does not fit is passed over until it has aged.
+// that is the oldest of those that hold less than a machine-full and does not fit is
+// passed over until it has aged.
 func (s *scheduler) next(now int64) *claim {
 	free, freeOfFull := s.free()
 	var best, oldest, windowed *claim
@@ -180,9 +183,6 @@ func (s *scheduler) next(now int64) *claim {
 		full := l.full.first()
 		if few.before(oldest) {
 			oldest = few
-		}
-		if full.before(oldest) {
-			oldest = full
 		}
 		if few.before(best) && l.amount.fits(free) {
 			best = few
@@ -286,10 +286,11 @@ func (s *scheduler) dequeue(c *claim) {
 	}
 }
 
-// full tells whether a claim holds a machine-full.
+// full tells whether a claim holds a machine-full: one more would not fit beside what it
+// holds. Who holds nothing never does.
 func (s *scheduler) full(c *claim) bool {
-	l, n := c.line, int64(c.held)
-	return l.window == nil && (n*l.amount.cores >= s.machine.cores || n*l.amount.memory >= s.machine.memory)
+	l, n := c.line, int64(c.held)+1
+	return l.window == nil && !amount{n * l.amount.cores, n * l.amount.memory}.fits(s.machine)
 }
 
 func (s *scheduler) giveBack(c *claim, n int) {
@@ -330,10 +331,8 @@ func (s *scheduler) ages(now int64) int64 {
 		if l.window != nil {
 			continue
 		}
-		for _, c := range [...]*claim{l.few.first(), l.full.first()} {
-			if c.before(oldest) {
-				oldest = c
-			}
+		if c := l.few.first(); c.before(oldest) {
+			oldest = c
 		}
 	}
 	if oldest == nil || oldest.since == 0 {

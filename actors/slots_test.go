@@ -341,3 +341,44 @@ func TestRunWithManyClasses(t *testing.T) {
 		t.Errorf("%d lines are left", len(s.lines))
 	}
 }
+
+// A run that has as much of the machine as it can hold is not passed over: what is free
+// beside it goes to others however long its tasks last.
+func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
+	const machine = 4000
+	for _, class := range []dag.Class{
+		{Executor: "process", MemoryMilli: machine},
+		{Executor: "process", MemoryMilli: machine / 4},
+		{Executor: "process", CoresMilli: 500, MemoryMilli: 1500},
+		{Executor: "process", CoresMilli: 3000},
+	} {
+		s := newScheduler(machine, machine, nil)
+		s.want(1, 0, class, 1000)
+		held := grants(s, 1)[1]
+		s.want(2, 0, dag.Class{Executor: "process", CoresMilli: 1000}, 1000)
+		for now := int64(2); now < 5*int64(ageLimit); now += int64(ageLimit) / 4 {
+			grants(s, now)
+			s.release(2, 0, dag.Class{Executor: "process", CoresMilli: 1000}, 1, time.Hour)
+			if g := grants(s, now); g[2] == 0 {
+				t.Fatalf("%+v: at %v nothing is granted of what is free", class, time.Duration(now))
+			}
+		}
+		s.want(3, 0, dag.Class{Executor: "process", CoresMilli: 4000, MemoryMilli: 4000}, 1)
+		for now, i := 6*int64(ageLimit), 0; s.find(3, 0).held == 0; i++ { // the others let go of it all
+			now += int64(ageLimit)
+			for run := range messages.RunID(2) {
+				if c := s.find(run+1, 0); c.held > 0 {
+					s.release(run+1, 0, c.line.class, 1, time.Hour)
+				}
+			}
+			if grants(s, now); i > 4*machine {
+				t.Fatalf("%+v: the largest of tasks starves", class)
+			}
+		}
+		s.release(3, 0, dag.Class{Executor: "process", CoresMilli: 4000, MemoryMilli: 4000}, 1, time.Hour)
+		grants(s, 7*int64(ageLimit))
+		if c := s.find(1, 0); c.held == 0 && held > 0 {
+			t.Errorf("%+v: the first run got none of it back", class)
+		}
+	}
+}

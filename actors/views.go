@@ -145,7 +145,7 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 }
 
 // A list that is newest first looks through the ids from the top, by windows that get
-// wider where it finds little.
+// wider where it finds little, and jumps over gaps.
 const (
 	firstWindow  = 512
 	widestWindow = 1 << 16
@@ -185,9 +185,40 @@ func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) b
 		if messages.RunID(len(found)) < width/4 {
 			width = min(2*width, widestWindow)
 		}
-		end = begin
+		if end = begin; len(found) == 0 {
+			if end, err = n.overGap(q, end); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
+}
+
+// overGap lowers the end of the ids that are looked through past many that no run has, or
+// no unfinished one when the list asks for these only. It leaves what there is below.
+func (n *Node) overGap(q messages.ListQuery, end messages.RunID) (messages.RunID, error) {
+	for width := messages.RunID(widestWindow); end > 0; width *= 2 {
+		begin := end - min(end, width)
+		found := false
+		look := func(s *messages.Summary) bool {
+			found = s.ID < end
+			return false
+		}
+		var err error
+		if window := (messages.ListQuery{HasAfter: begin > 0, After: begin - 1, All: true, Limit: 1}); wantsFinished(q) {
+			err = n.env.store.Summaries(window, look)
+		} else {
+			n.env.board.from(begin)(look)
+		}
+		switch {
+		case err != nil:
+			return 0, listing(err)
+		case found:
+			return end, nil
+		}
+		end = begin
+	}
+	return 0, nil
 }
 
 func wantsFinished(q messages.ListQuery) bool {

@@ -118,7 +118,7 @@ func (r *rig) sh(task uint32, script string, change ...func(*executor.Order)) me
 // run starts the script and returns its final report.
 func (r *rig) run(script string, change ...func(*executor.Order)) executor.Report {
 	r.t.Helper()
-	return r.WaitFinal(r.sh(uint32(marks.Add(1)), script, change...))
+	return r.WaitFinal(r.sh(1000+uint32(marks.Add(1)), script, change...)) // tests number theirs from 0
 }
 
 // text is an ended attempt's output as it can be read, "<cut>" for the gap.
