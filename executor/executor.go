@@ -60,7 +60,7 @@ type Sink func(Report)
 // Executor runs attempts. See the rules in the package doc.
 type Executor interface {
 	// Start takes an order over. The orders of a run begin in the order in which they
-	// came, as far as the executor's slots allow; where those are few, runs take turns.
+	// came, as far as the executor's slots allow. In a queue of its own runs take turns.
 	Start(Order)
 	// Kill ends the attempt: SIGTERM to its group, after grace SIGKILL; an order
 	// that has not begun is revoked. Unknown and ended keys are ignored. Idempotent.
