@@ -64,6 +64,12 @@ func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
 func TestLookersShareALoading(t *testing.T) {
 	var k looked
 	begun, gate := make(chan struct{}), make(chan struct{})
+	slow := func(l *look) error {
+		begun <- struct{}{}
+		<-gate
+		l.summary.Tasks = largeRun
+		return nil
+	}
 	type answer struct {
 		l   *look
 		err error
@@ -73,17 +79,12 @@ func TestLookersShareALoading(t *testing.T) {
 		l, err := k.at(7, load)
 		answers <- answer{l, err}
 	}
-	go ask(func(l *look) error {
-		close(begun)
-		<-gate
-		l.summary.Tasks = largeRun
-		return nil
-	})
+	go ask(slow)
 	<-begun
 	never := func(*look) error { return errors.New("it is loaded twice") }
 	go ask(never)
 	go ask(never)
-	close(gate)
+	gate <- struct{}{}
 	first := (<-answers).l
 	for range 2 {
 		if a := <-answers; a.l != first || a.err != nil {
@@ -92,18 +93,12 @@ func TestLookersShareALoading(t *testing.T) {
 	}
 	k.forget(7)
 
-	begun, gate = make(chan struct{}), make(chan struct{})
-	go ask(func(l *look) error {
-		close(begun)
-		<-gate
-		l.summary.Tasks = largeRun
-		return nil
-	})
+	go ask(slow)
 	<-begun
 	k.forget(7)
 	n := 0
 	now, err := k.at(7, loads(&n, largeRun))
-	close(gate)
+	gate <- struct{}{}
 	old := <-answers
 	if err != nil || n != 1 || now == old.l {
 		t.Errorf("a loading from before the change is shared: %v, loaded %d times", err, n)
