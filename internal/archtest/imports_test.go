@@ -20,6 +20,7 @@ var may = map[string][]string{
 	"executor/workerpb": {"executor", "messages"},
 	"internal/idtable":  {},
 	"internal/outputs":  {"messages"},
+	"internal/vfs":      {},
 	"internal/vfork":    {},
 	"actors":            {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
 	"http":              {"dag", "dag/specjson", "messages"},
@@ -30,6 +31,7 @@ var may = map[string][]string{
 	"bench":               {"client", "internal/servertest"},
 	"internal/archtest":   {},
 	"internal/covercheck": {},
+	"internal/faults":     {"internal/vfs"},
 	"internal/e2e":        {"client", "internal/servertest", "internal/e2e/e2etest"},
 	"internal/servertest": {},
 }
@@ -51,6 +53,7 @@ var outside = map[string][]string{
 
 	"internal/outputs": {"golang.org/x/sys"},
 	"internal/vfork":   {"golang.org/x/sys"},
+	"internal/vfs":     {"golang.org/x/sys"},
 }
 
 // pure is what package dag may use of the standard library: nothing that reads a

@@ -1,0 +1,273 @@
+package faults
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// sector is what a device writes whole, in bytes.
+const sector = 512
+
+// Disk is the file system of the machine below one folder, together with what a power
+// failure would leave there. What goes past it (a library that opens files itself) it
+// does not see: such files are in no PowerCut.
+type Disk struct {
+	root string
+
+	mu   sync.Mutex
+	dirs map[string]*directory // by path relative to root, "." first
+}
+
+// directory is a folder: its names as the process sees them, and as of the last SyncDir.
+type directory struct {
+	now, synced map[string]*node
+}
+
+// node is a file, or a folder when dir is set.
+type node struct {
+	dir     bool
+	synced  []byte
+	pending []change // since the last Sync
+}
+
+// change is a write, or a truncation when data is nil.
+type change struct {
+	off  int64
+	data []byte
+}
+
+func (c change) apply(content []byte) []byte {
+	if c.data == nil {
+		return resize(content, c.off)
+	}
+	if end := c.off + int64(len(c.data)); end > int64(len(content)) {
+		content = resize(content, end)
+	}
+	copy(content[c.off:], c.data)
+	return content
+}
+
+func resize(content []byte, size int64) []byte {
+	if size <= int64(len(content)) {
+		return content[:size:size]
+	}
+	return append(content, make([]byte, size-int64(len(content)))...)
+}
+
+// NewDisk takes an existing folder. What lies there counts as synced.
+func NewDisk(root string) (*Disk, error) {
+	d := &Disk{root: filepath.Clean(root), dirs: map[string]*directory{}}
+	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		n := &node{dir: e.IsDir()}
+		if n.dir {
+			d.dirs[d.relative(path)] = &directory{now: map[string]*node{}, synced: map[string]*node{}}
+		} else if n.synced, err = os.ReadFile(path); err != nil {
+			return err
+		}
+		if path != d.root {
+			parent := d.dirs[d.relative(filepath.Dir(path))]
+			parent.now[e.Name()], parent.synced[e.Name()] = n, n
+		}
+		return nil
+	})
+	return d, err
+}
+
+func (d *Disk) relative(path string) string {
+	rel, err := filepath.Rel(d.root, path)
+	if err != nil {
+		panic(err)
+	}
+	return rel
+}
+
+// parent is the folder of a path; nil when it is not below the root.
+func (d *Disk) parent(path string) *directory { return d.dirs[d.relative(filepath.Dir(path))] }
+
+// PowerCut makes the folder into and fills it with what a power failure at this moment
+// leaves. Without a source of randomness that is what was synced and nothing else; with
+// one, of what was not synced each sector, and the names of each folder, may be there.
+func (d *Disk) PowerCut(into string, rng *rand.Rand) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cut(".", into, rng)
+}
+
+func (d *Disk) cut(rel, into string, rng *rand.Rand) error {
+	if err := os.MkdirAll(into, 0o700); err != nil {
+		return err
+	}
+	names := d.dirs[rel].synced
+	if rng != nil && rng.IntN(2) == 0 {
+		names = d.dirs[rel].now
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		n := names[name]
+		to := filepath.Join(into, name)
+		if n.dir {
+			if err := d.cut(filepath.Join(rel, name), to, rng); err != nil {
+				return err
+			}
+			continue
+		}
+		content := slices.Clone(n.synced)
+		if rng != nil {
+			content = tear(content, n.pending, rng)
+		}
+		if err := os.WriteFile(to, content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tear applies some of the changes, sector by sector.
+func tear(content []byte, pending []change, rng *rand.Rand) []byte {
+	all := rng.IntN(4)
+	for _, c := range pending {
+		if c.data == nil || all == 0 {
+			content = c.apply(content)
+			continue
+		}
+		for off := c.off; off < c.off+int64(len(c.data)); {
+			end := min((off/sector+1)*sector, c.off+int64(len(c.data)))
+			if rng.IntN(2) == 0 {
+				content = change{off, c.data[off-c.off : end-c.off]}.apply(content)
+			}
+			off = end
+		}
+	}
+	return content
+}
+
+// OpenFile opens a file.
+func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f, err := vfs.OS{}.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	parent := d.parent(name)
+	if parent == nil {
+		return nil, errors.Join(errors.New(name+": its folder is not on the disk of the test"), f.Close())
+	}
+	n := parent.now[filepath.Base(name)]
+	if n == nil {
+		n = &node{}
+		parent.now[filepath.Base(name)] = n
+	}
+	if flag&os.O_TRUNC != 0 {
+		n.pending = append(n.pending, change{})
+	}
+	return &diskFile{File: f, d: d, n: n}, nil
+}
+
+// Rename renames a file.
+func (d *Disk) Rename(from, to string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := (vfs.OS{}).Rename(from, to); err != nil {
+		return err
+	}
+	n := d.parent(from).now[filepath.Base(from)]
+	delete(d.parent(from).now, filepath.Base(from))
+	d.parent(to).now[filepath.Base(to)] = n
+	return nil
+}
+
+// Remove removes a file.
+func (d *Disk) Remove(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := (vfs.OS{}).Remove(name); err != nil {
+		return err
+	}
+	delete(d.parent(name).now, filepath.Base(name))
+	return nil
+}
+
+// MkdirAll makes folders.
+func (d *Disk) MkdirAll(dir string, perm fs.FileMode) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := (vfs.OS{}).MkdirAll(dir, perm); err != nil {
+		return err
+	}
+	for rel := d.relative(dir); d.dirs[rel] == nil; rel = filepath.Dir(rel) {
+		d.dirs[rel] = &directory{now: map[string]*node{}, synced: map[string]*node{}}
+		defer func() { d.dirs[filepath.Dir(rel)].now[filepath.Base(rel)] = &node{dir: true} }()
+	}
+	return nil
+}
+
+// ReadDir lists a folder.
+func (d *Disk) ReadDir(dir string) ([]fs.DirEntry, error) { return vfs.OS{}.ReadDir(dir) }
+
+// Stat describes a file.
+func (d *Disk) Stat(name string) (fs.FileInfo, error) { return vfs.OS{}.Stat(name) }
+
+// SyncDir syncs a folder's names.
+func (d *Disk) SyncDir(dir string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := (vfs.OS{}).SyncDir(dir); err != nil {
+		return err
+	}
+	if of := d.dirs[d.relative(dir)]; of != nil {
+		of.synced = maps.Clone(of.now)
+	}
+	return nil
+}
+
+// Lock locks a file, which is in no PowerCut.
+func (d *Disk) Lock(name string) (io.Closer, error) { return vfs.OS{}.Lock(name) }
+
+type diskFile struct {
+	vfs.File
+	d *Disk
+	n *node
+}
+
+func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	n, err := f.File.WriteAt(p, off)
+	if n > 0 {
+		f.n.pending = append(f.n.pending, change{off, slices.Clone(p[:n])})
+	}
+	return n, err
+}
+
+func (f *diskFile) Truncate(size int64) error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	err := f.File.Truncate(size)
+	if err == nil {
+		f.n.pending = append(f.n.pending, change{off: size})
+	}
+	return err
+}
+
+// Sync does not sync the real file: the model is what counts, and it is quicker.
+func (f *diskFile) Sync() error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	for _, c := range f.n.pending {
+		f.n.synced = c.apply(f.n.synced)
+	}
+	f.n.pending = nil
+	return nil
+}

@@ -1,0 +1,258 @@
+package faults
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// Op is what a call does.
+type Op string
+
+// The operations. Create is an OpenFile that may make the file.
+const (
+	Open     Op = "open"
+	Create   Op = "create"
+	Rename   Op = "rename"
+	Remove   Op = "remove"
+	MkdirAll Op = "mkdir"
+	ReadDir  Op = "readdir"
+	Stat     Op = "stat"
+	SyncDir  Op = "syncdir"
+	Lock     Op = "lock"
+	Read     Op = "read"
+	Write    Op = "write"
+	Sync     Op = "sync"
+	Truncate Op = "truncate"
+	Close    Op = "close"
+)
+
+// Call is one call.
+type Call struct {
+	Op   Op
+	Path string // of a Rename the old one
+	To   string // of a Rename
+	Off  int64  // of Read and Write; the size of a Truncate
+	Len  int    // of Read and Write
+}
+
+// ErrInjected is the error of a Rule that names none.
+var ErrInjected = errors.New("injected by the test")
+
+// Rule chooses calls and says what happens at them.
+type Rule struct {
+	Op   Op     // "" = any
+	Path string // pattern of filepath.Match for the path's last element, or for the whole path; "" = any
+	N    int    // the n-th call that matches, from 1; 0 = each
+	Err  error  // is returned in place of the call
+	// Short, with Err, is how many bytes of a Write are written nevertheless.
+	Short int
+	// Do is called before the call goes on. It may block: that delays the call.
+	Do func(Call)
+
+	seen int
+}
+
+func (r *Rule) matches(c Call) bool {
+	if r.Op != "" && r.Op != c.Op {
+		return false
+	}
+	if r.Path == "" {
+		return true
+	}
+	for _, path := range [...]string{c.Path, c.To} {
+		if ok, _ := filepath.Match(r.Path, filepath.Base(path)); ok && path != "" {
+			return true
+		}
+		if ok, _ := filepath.Match(r.Path, path); ok && path != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// FS passes calls on to another file system.
+type FS struct {
+	base vfs.FS
+
+	mu    sync.Mutex
+	calls []Call
+	rules []*Rule
+}
+
+// New returns an FS without rules.
+func New(base vfs.FS) *FS { return &FS{base: base} }
+
+// Add adds a rule. Those that were added first decide first.
+func (f *FS) Add(r Rule) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = append(f.rules, &r)
+}
+
+// Reset takes all rules away and forgets the calls.
+func (f *FS) Reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls, f.rules = nil, nil
+}
+
+// Calls are the calls so far, in the order in which they began.
+func (f *FS) Calls() []Call {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}
+
+// before records a call, and returns the error of the first rule that has one for it.
+func (f *FS) before(c Call) (short int, err error) {
+	f.mu.Lock()
+	f.calls = append(f.calls, c)
+	var do []func(Call)
+	for _, r := range f.rules {
+		if !r.matches(c) {
+			continue
+		}
+		if r.seen++; r.N != 0 && r.seen != r.N {
+			continue
+		}
+		if r.Do != nil {
+			do = append(do, r.Do)
+		}
+		switch {
+		case r.Err != nil && err == nil:
+			short, err = r.Short, r.Err
+		case r.Do == nil && r.Err == nil && err == nil:
+			err = ErrInjected
+		}
+	}
+	f.mu.Unlock()
+	for _, fn := range do {
+		fn(c)
+	}
+	if err != nil {
+		err = &fs.PathError{Op: string(c.Op), Path: c.Path, Err: err}
+	}
+	return short, err
+}
+
+// OpenFile opens a file whose calls are recorded too.
+func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
+	op := Open
+	if flag&os.O_CREATE != 0 {
+		op = Create
+	}
+	if _, err := f.before(Call{Op: op, Path: name}); err != nil {
+		return nil, err
+	}
+	file, err := f.base.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &recorded{File: file, fs: f}, nil
+}
+
+// Rename renames a file.
+func (f *FS) Rename(from, to string) error {
+	if _, err := f.before(Call{Op: Rename, Path: from, To: to}); err != nil {
+		return err
+	}
+	return f.base.Rename(from, to)
+}
+
+// Remove removes a file.
+func (f *FS) Remove(name string) error {
+	if _, err := f.before(Call{Op: Remove, Path: name}); err != nil {
+		return err
+	}
+	return f.base.Remove(name)
+}
+
+// MkdirAll makes folders.
+func (f *FS) MkdirAll(dir string, perm fs.FileMode) error {
+	if _, err := f.before(Call{Op: MkdirAll, Path: dir}); err != nil {
+		return err
+	}
+	return f.base.MkdirAll(dir, perm)
+}
+
+// ReadDir lists a folder.
+func (f *FS) ReadDir(dir string) ([]fs.DirEntry, error) {
+	if _, err := f.before(Call{Op: ReadDir, Path: dir}); err != nil {
+		return nil, err
+	}
+	return f.base.ReadDir(dir)
+}
+
+// Stat describes a file.
+func (f *FS) Stat(name string) (fs.FileInfo, error) {
+	if _, err := f.before(Call{Op: Stat, Path: name}); err != nil {
+		return nil, err
+	}
+	return f.base.Stat(name)
+}
+
+// SyncDir syncs a folder.
+func (f *FS) SyncDir(dir string) error {
+	if _, err := f.before(Call{Op: SyncDir, Path: dir}); err != nil {
+		return err
+	}
+	return f.base.SyncDir(dir)
+}
+
+// Lock locks a file.
+func (f *FS) Lock(name string) (io.Closer, error) {
+	if _, err := f.before(Call{Op: Lock, Path: name}); err != nil {
+		return nil, err
+	}
+	return f.base.Lock(name)
+}
+
+type recorded struct {
+	vfs.File
+	fs *FS
+}
+
+func (r *recorded) ReadAt(p []byte, off int64) (int, error) {
+	if _, err := r.fs.before(Call{Op: Read, Path: r.Name(), Off: off, Len: len(p)}); err != nil {
+		return 0, err
+	}
+	return r.File.ReadAt(p, off)
+}
+
+func (r *recorded) WriteAt(p []byte, off int64) (int, error) {
+	short, err := r.fs.before(Call{Op: Write, Path: r.Name(), Off: off, Len: len(p)})
+	if err != nil {
+		n, _ := r.File.WriteAt(p[:min(short, len(p))], off)
+		return n, err
+	}
+	return r.File.WriteAt(p, off)
+}
+
+func (r *recorded) Truncate(size int64) error {
+	if _, err := r.fs.before(Call{Op: Truncate, Path: r.Name(), Off: size}); err != nil {
+		return err
+	}
+	return r.File.Truncate(size)
+}
+
+func (r *recorded) Sync() error {
+	if _, err := r.fs.before(Call{Op: Sync, Path: r.Name()}); err != nil {
+		return err
+	}
+	return r.File.Sync()
+}
+
+func (r *recorded) Close() error {
+	if _, err := r.fs.before(Call{Op: Close, Path: r.Name()}); err != nil {
+		r.File.Close()
+		return err
+	}
+	return r.File.Close()
+}

@@ -1,0 +1,121 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// FS is a file system. Its errors are those of package os.
+type FS interface {
+	// OpenFile is os.OpenFile. A symbolic link at the end of the path is an error.
+	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
+	Rename(from, to string) error
+	Remove(name string) error
+	// MkdirAll makes a folder and those above it. It does not sync their names.
+	MkdirAll(dir string, perm fs.FileMode) error
+	// ReadDir lists a folder by ascending names.
+	ReadDir(dir string) ([]fs.DirEntry, error)
+	Stat(name string) (fs.FileInfo, error)
+	// SyncDir has the names in a folder written to the device.
+	SyncDir(dir string) error
+	// Lock takes a file for this process, and makes it when it is missing. The error is
+	// ErrLocked when another holder has it. Closing gives it back, and so does the end
+	// of the process.
+	Lock(name string) (io.Closer, error)
+}
+
+// File is an open file. Its offset is the caller's business.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Name() string
+	Stat() (fs.FileInfo, error)
+	Truncate(size int64) error
+	// Sync has the content written to the device, and of the metadata what it takes to
+	// read the content (fdatasync).
+	Sync() error
+}
+
+// ErrLocked says that a file is locked by another holder.
+var ErrLocked = errors.New("locked by another process")
+
+// OS is the file system of the machine.
+type OS struct{}
+
+var _ FS = OS{}
+
+// OpenFile opens a file.
+func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
+	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW, perm)
+	if err != nil {
+		return nil, err // not a File that holds a nil pointer
+	}
+	return file{f}, nil
+}
+
+// Rename renames a file.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// Remove removes a file or an empty folder.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// MkdirAll makes a folder and those above it.
+func (OS) MkdirAll(dir string, perm fs.FileMode) error { return os.MkdirAll(dir, perm) }
+
+// ReadDir lists a folder.
+func (OS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) }
+
+// Stat describes what a path leads to.
+func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+// SyncDir syncs a folder.
+func (OS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := d.Sync(); err != nil {
+		d.Close()
+		return err
+	}
+	return d.Close()
+}
+
+// Lock locks a file.
+func (OS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return f, nil
+}
+
+type file struct{ *os.File }
+
+func (f file) Sync() error {
+	defer runtime.KeepAlive(f.File)
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+		return nil
+	}
+}
