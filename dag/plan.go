@@ -8,6 +8,7 @@ type Limits struct {
 	MaxDepth       int   // nesting of generators; default 16
 	MaxCoresMilli  int64 // what the machine has, thousandths of a core; 0 = not checked
 	MaxMemoryMilli int64 // what the machine has, thousandths of a MB; 0 = not checked
+	MaxStartBytes  int   // of a task's arguments and environment together; 0 = not checked
 	// Executors are the names that a job may choose; nil = "process", "noop".
 	Executors []string
 	// Elsewhere are those of them whose tasks run on other machines: what these ask

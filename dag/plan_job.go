@@ -170,7 +170,11 @@ func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, repo
 // checkDefaults finds what is wrong with jobDefaults, once for all tasks.
 func (b *planner) checkDefaults(d *Job) {
 	b.checkGiven(inDefaults, d)
-	b.scanTokens(d, func(field int) (string, bool) { return b.jobAt(inDefaults) + d.pointerOf(d, field), true })
+	place := func(field int) (string, bool) { return b.jobAt(inDefaults) + d.pointerOf(d, field), true }
+	b.scanTokens(d, place)
+	if d.starts() {
+		b.checkStart(d, place)
+	}
 }
 
 // inDefaults stands for a template where jobDefaults is meant.

@@ -290,20 +290,25 @@ func (b *planner) mayMerge(j *Job) bool {
 // expand finds a template's tokens and axes and counts its tasks. Own is the job
 // without defaults: what is wrong in these is reported once, there.
 func (b *planner) expand(t *Template, own *Job) {
-	b.scanTokens(b.job, func(field int) (string, bool) {
+	place := func(field int) (string, bool) {
 		if !own.owns(b.job, field) {
 			return "", false
 		}
 		return b.jobAt(t.Index) + own.pointerOf(b.job, field), true
-	})
-	count := uint64(1)
+	}
+	b.scanTokens(b.job, place)
+	count, tooLong := uint64(1), false
 	if len(b.scratch) > 0 {
 		t.tokens = slices.Clone(b.scratch)
 		t.Axes, count = b.axes(t.tokens)
 		t.Expanded = len(t.Axes) > 0
 		if size := b.longest(t); size > maxTaskBytes {
+			tooLong = true
 			b.problem(b.jobAt(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
 		}
+	}
+	if b.job.starts() && !tooLong {
+		b.checkStartTotal(t, b.checkStart(b.job, place))
 	}
 	t.Count = uint32(min(count, mostTasks))
 	sum, carry := bits.Add64(b.total, count, 0)
@@ -315,21 +320,13 @@ func (b *planner) expand(t *Template, own *Job) {
 
 // longest is at least how many bytes the texts with tokens of any task of t have.
 func (b *planner) longest(t *Template) int {
-	if b.lengths == nil {
-		b.lengths = make([]int, len(b.plan.Parameters))
-		for i, p := range b.plan.Parameters {
-			for _, v := range p.Values {
-				b.lengths[i] = max(b.lengths[i], len(v))
-			}
-		}
-	}
 	size, field := 0, int32(-1)
 	for _, k := range t.tokens {
 		if k.field != field {
 			field = k.field
 			size += len(b.job.text(int(field)))
 		}
-		size += b.lengths[k.param] - int(k.end-k.start)
+		size += b.longestValues()[k.param] - int(k.end-k.start)
 	}
 	return size
 }

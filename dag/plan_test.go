@@ -261,6 +261,41 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// What the kernel cannot start a process with is refused with its limit, the longest
+// values substituted. A command string goes through a file and has no such limit.
+func TestWhatNoProcessStartsWith(t *testing.T) {
+	text := func(n int) string { return strings.Repeat("x", n) }
+	parameters := `"parameters": {"S": "` + text(1000) + `", "L": ["a", "` + text(100_000) + `"]}, `
+	for _, c := range []struct {
+		name, doc string
+		limit     int
+		want      []string
+	}{
+		{"the longest argument", `{"tasks": {"a": {"job": {"command": ["x", "` + text(131071) + `"]}}}}`, 0, nil},
+		{"a byte more", `{"tasks": {"a": {"job": {"command": ["x", "` + text(131072) + `"]}}}}`, 0,
+			[]string{`/tasks/a/job/command/1: has 131072 bytes, the kernel takes at most 131071 in an argument`}},
+		{"after substitution", `{` + parameters + `"tasks": {"a": {"job": {"command": ["x", "y{{S}}{{L}}` + text(30_071) + `"]}}}}`, 0,
+			[]string{`/tasks/a/job/command/1: has 131072 bytes when the longest values are substituted, the kernel takes at most 131071 in an argument`}},
+		{"just right after substitution", `{` + parameters + `"tasks": {"a": {"job": {"command": ["x", "{{S}}{{L}}` + text(30_071) + `"]}}}}`, 0, nil},
+		{"environment", `{` + parameters + `"tasks": {"a": {"job": {"commandString": "x", "environment": {"K": "{{L}}{{L}}"}}}}}`, 0,
+			[]string{`/tasks/a/job/environment/K: has 200002 bytes when the longest values are substituted, the kernel takes at most 131071 in an entry of the environment`}},
+		{"a long script", `{` + parameters + `"tasks": {"a": {"job": {"commandString": "{{L}}{{L}}` + text(1_000_000) + `"}}}}`, 1_000_000, nil},
+		{"defaults, once", `{"jobDefaults": {"environment": ["K=` + text(131070) + `"]}, "tasks": {"a": {"job": {"command": ["x"]}}, "b": {"job": {"command": ["x"]}}}}`, 0,
+			[]string{`/jobDefaults/environment/0: has 131072 bytes, the kernel takes at most 131071 in an entry of the environment`}},
+		{"folder", `{"tasks": {"a": {"job": {"command": ["x"], "workDir": "/` + text(4095) + `"}}}}`, 0,
+			[]string{`/tasks/a/job/workDir: has 4096 bytes, the kernel takes at most 4095 in the name of a folder`}},
+		{"all together", `{` + parameters + `"tasks": {"a": {"job": {"command": ["x", "{{L}}", "{{S}}"], "environment": ["K={{S}}"]}}}}`, 102_000,
+			[]string{`/tasks/a/job: has 102039 bytes when the longest values are substituted in its command and environment, the kernel takes at most 102000 of a process on this machine`}},
+		{"all together, just right", `{` + parameters + `"tasks": {"a": {"job": {"command": ["x", "{{L}}", "{{S}}"], "environment": ["K={{S}}"]}}}}`, 102_039, nil},
+		{"no process", `{"tasks": {"a": {"job": {"executor": "noop", "command": ["x", "` + text(131072) + `"]}}}}`, 0, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, problems := specjson.Plan([]byte(c.doc), dag.Limits{MaxStartBytes: c.limit})
+			same(t, c.name, told(problems), c.want)
+		})
+	}
+}
+
 func TestJobDefaults(t *testing.T) {
 	p := planOf(t, `{
 		"parameters": {"L": ["1", "2"]},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,10 +16,52 @@ import (
 
 // command is an order in the kernel's terms.
 type command struct {
-	path string
-	argv []string
-	env  []string
-	dir  string
+	path   string
+	argv   []string
+	env    []string
+	dir    string
+	script string // what the shell reads from scriptFD; "" = it has its text as an argument
+}
+
+// scriptFD is the descriptor on which a shell finds a text that is too long for an
+// argument.
+const scriptFD = 3
+
+// ShellCommand returns the argv that runs a text, which may begin with a dash, by the
+// shell. sourced, if not "", is a file that holds the text instead: the shell reads it as
+// if it were its own text, so that $0 and the parameters are the same.
+func ShellCommand(text, sourced string) []string {
+	if sourced != "" {
+		text = ". " + sourced
+	}
+	if text != "" && (text[0] == '-' || text[0] == '+') { // not an option of the shell
+		return []string{"/bin/sh", "-c", "--", text}
+	}
+	return []string{"/bin/sh", "-c", text}
+}
+
+// LongText tells whether a text is too long for an argument.
+func LongText(text string) bool { return len(text) >= maxArgument() }
+
+// maxArgument is how many bytes an argument may have, with the NUL at its end.
+func maxArgument() int { return 32 * os.Getpagesize() }
+
+// maxStart is how many bytes all arguments and the environment may have together, with
+// their NULs and pointers, if the limit on the stack is this process's own.
+func maxStart() int {
+	const least, most = 128 << 10, 6 << 20
+	var stack unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_STACK, &stack) != nil || stack.Cur/4 > most {
+		return most
+	}
+	return max(int(stack.Cur/4), least)
+}
+
+// MaxStartBytes is how many bytes the arguments and the environment of an order may have
+// together on this machine. The rest is for what every task gets.
+func MaxStartBytes() int {
+	const clean = 16 << 10
+	return maxStart() - clean
 }
 
 // newCommand resolves the order: its environment, its argv, and its program by the
@@ -29,7 +72,13 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	}
 	c = command{argv: o.Command, dir: dir}
 	if o.UseShell {
-		c.argv = []string{"/bin/sh", "-c", o.Shell}
+		if strings.IndexByte(o.Shell, 0) >= 0 {
+			return c, errors.New("the command string holds a NUL byte")
+		}
+		c.argv = ShellCommand(o.Shell, "")
+		if LongText(o.Shell) {
+			c.argv, c.script = ShellCommand("", "/proc/self/fd/"+strconv.Itoa(scriptFD)), o.Shell
+		}
 	}
 	if len(c.argv) == 0 || c.argv[0] == "" {
 		return c, errors.New("the command is empty")
@@ -60,7 +109,7 @@ func findProgram(name, path, dir string) (string, error) {
 	if strings.IndexByte(name, '/') >= 0 {
 		return name, nil
 	}
-	var denied bool
+	var denied string
 	for rest := path; rest != ""; {
 		var entry string
 		entry, rest, _ = strings.Cut(rest, ":")
@@ -78,29 +127,18 @@ func findProgram(name, path, dir string) (string, error) {
 			continue
 		}
 		if unix.Access(look, unix.X_OK) != nil {
-			denied = true
+			denied = look
 			continue
 		}
 		return file, nil
 	}
-	if denied {
-		return "", fmt.Errorf("start %q: %w", name, unix.EACCES)
+	if denied != "" {
+		return "", fmt.Errorf("start %q: %q: %w", name, denied, explainFile(denied, unix.EACCES, nil))
+	}
+	if strings.ContainsAny(name, " \t\r\n") {
+		return "", fmt.Errorf("start %q: not found in PATH %s: command is a list of arguments, whose first is the program's name; a line for the shell is a commandString", name, path)
 	}
 	return "", fmt.Errorf("start %q: not found in PATH %s", name, path)
-}
-
-// startError names what could not be started. fork/exec tells only an errno, which
-// may as well be chdir's.
-func (c *command) startError(err error) error {
-	if c.dir != "" {
-		if e := unix.Access(c.dir, unix.X_OK); e != nil {
-			return fmt.Errorf("working folder %q: %w", c.dir, e)
-		}
-		if st, e := os.Stat(c.dir); e == nil && !st.IsDir() {
-			return fmt.Errorf("working folder %q: %w", c.dir, unix.ENOTDIR)
-		}
-	}
-	return fmt.Errorf("start %q: %w", c.argv[0], err)
 }
 
 // ownPeak is the most memory that this process has had, in KB.
@@ -123,6 +161,12 @@ func shortage(err error) bool {
 	return false
 }
 
+// A program that is open for writing is tried again after these times: 310 ms in all.
+const (
+	busyFirst = 10 * time.Millisecond
+	busyLast  = 160 * time.Millisecond
+)
+
 // fork starts the command with its output on the two streams. pidfd is -1 where the
 // kernel has none, or none is wanted.
 func (p *Process) fork(c *command, out, err *stream, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
@@ -133,11 +177,44 @@ func (p *Process) fork(c *command, out, err *stream, group *cgroup, pidfdToo boo
 	if group != nil {
 		spec.Cgroup = int(group.dir.Fd())
 	}
-	e = group.within(func() (e error) {
-		pid, pidfd, e = p.starter.Start(&spec)
-		return e
-	})
-	return pid, pidfd, e
+	if c.script != "" {
+		script, e := newScript(c.script)
+		if e != nil {
+			return -1, -1, e
+		}
+		defer script.Close()
+		spec.Extra = []int{int(script.Fd())}
+	}
+	for wait := busyFirst; ; wait *= 2 {
+		e = group.within(func() (e error) {
+			pid, pidfd, e = p.starter.Start(&spec)
+			return e
+		})
+		// A program that another process has just written, and not closed yet.
+		if e != unix.ETXTBSY || wait > busyLast {
+			return pid, pidfd, e
+		}
+		time.Sleep(wait)
+	}
+}
+
+// newScript is a file in memory with a text for a shell, which closes its descriptor as
+// the first thing it does: what the text starts does not inherit it. The text's lines
+// keep their numbers.
+func newScript(text string) (*os.File, error) {
+	fd, err := unix.MemfdCreate("caravan-script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "script")
+	if _, err = f.WriteString("exec " + strconv.Itoa(scriptFD) + "<&-; " + text); err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		f.Close()
+		return nil, underlying(err)
+	}
+	return f, nil
 }
 
 // groupless tells whether a start failed because it was to be in a control group.
@@ -197,7 +274,7 @@ func (p *Process) launch(a *attempt) *Report {
 		if shortage(err) {
 			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
 		}
-		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.startError(err))
+		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.explainStart(err))
 	}
 	if p.cfg.Born != nil {
 		p.cfg.Born(&a.order, pid)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -175,7 +176,7 @@ func TestProgramIsFoundByTheTasksPath(t *testing.T) {
 		{"bin/tool", "/bin", r.dir, ""},
 		{"tool", "/bin", "", `start "tool": not found in PATH /bin`},
 		{"folder", bin, "", `start "folder": not found in PATH ` + bin},
-		{"plain", bin, "", `start "plain": permission denied`},
+		{"plain", bin, "", `start "plain": "` + bin + `/plain": permission denied: the file is not executable for user ` + strconv.Itoa(os.Geteuid()) + ` (mode 0644)`},
 	} {
 		rec := start(c.command, c.path, c.dir)
 		if rec.ExecutorLog != c.log || (c.log == "") != (r.text(rec.Stdout) == "mine\n") {
@@ -194,20 +195,20 @@ func TestNotStarted(t *testing.T) {
 		order executor.Order
 		log   string
 	}{
-		{executor.Order{Command: []string{"/no/such"}}, `start "/no/such": no such file or directory`},
-		{executor.Order{Command: []string{"/etc"}}, `start "/etc": permission denied`},
-		{executor.Order{Command: []string{file}}, `start "` + file + `": exec format error`},
-		{executor.Order{Command: []string{"true"}, Dir: "/no/dir"}, `working folder "/no/dir": no such file or directory`},
-		{executor.Order{Command: []string{"/bin/true"}, Dir: file}, `working folder "` + file + `": not a directory`},
+		{executor.Order{Command: []string{"/no/such"}}, `start "/no/such": no such file or directory: "/no" does not exist`},
+		{executor.Order{Command: []string{"/etc"}}, `start "/etc": permission denied: it is a directory, not a program`},
+		{executor.Order{Command: []string{file}}, `start "` + file + `": exec format error: it is neither a program nor a script that begins with #!`},
+		{executor.Order{Command: []string{"true"}, Dir: "/no/dir"}, `working folder "/no/dir": no such file or directory: "/no" does not exist`},
+		{executor.Order{Command: []string{"/bin/true"}, Dir: file}, `working folder "` + file + `": not a directory: it is a file`},
 		{executor.Order{}, `the command is empty`},
 		{executor.Order{Command: []string{""}}, `the command is empty`},
 		{executor.Order{Command: []string{"true", "a\x00b"}}, `argument 1 of the command holds a NUL byte`},
-		{executor.Order{UseShell: true, Shell: "a\x00b"}, `argument 2 of the command holds a NUL byte`},
+		{executor.Order{UseShell: true, Shell: "a\x00b"}, `the command string holds a NUL byte`},
 		{executor.Order{Command: []string{"true"}, Environment: []string{"A=\x00"}}, `environment: the value of "A" holds a NUL byte`},
 		{executor.Order{Command: []string{"true"}, Environment: []string{"A"}}, `environment: "A" is not of the form K=V`},
 		{executor.Order{Command: []string{"true"}, Environment: []string{"=A"}}, `environment: "=A" is not of the form K=V`},
 		{executor.Order{Command: []string{"true"}, Dir: "/\x00"}, `working folder "/\x00" holds a NUL byte`},
-		{executor.Order{Command: []string{"true", strings.Repeat("x", 4<<20)}}, `start "true": argument list too long`},
+		{executor.Order{Command: []string{"true", strings.Repeat("x", 4<<20)}}, `start "true": argument list too long: argument 1 has 4194304 bytes, the kernel takes at most 131071 in one argument`},
 		{executor.Order{Command: []string{"true"}, CoresMilli: 4500}, `needs 4.5 cores, the machine has 4`},
 		{executor.Order{Command: []string{"true"}, MemoryMilli: 100_001}, `needs 100.001 MB of memory, the machine has 100`},
 	} {

@@ -91,7 +91,8 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
 		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
-		Executors: []string{"process", "noop"},
+		MaxStartBytes: executor.MaxStartBytes(),
+		Executors:     []string{"process", "noop"},
 	}
 	slurmLimits(c, &limits)
 

@@ -184,7 +184,7 @@ func (c *clerk) order(o *executor.Order) {
 		return
 	}
 	e = &entry{key: o.Key, order: o, folder: c.s.folder(o.Key)}
-	script, err := attemptScript(o, c.s.cfg.Getenv, c.s.cwd)
+	script, err := attemptScript(o, c.s.cfg.Getenv, c.s.cwd, string(e.folder))
 	if err == nil {
 		_, err = c.options(o)
 	}
@@ -203,6 +203,9 @@ func (c *clerk) order(o *executor.Order) {
 	}
 	if err == nil {
 		err = writeFile(e.folder.path("run"), []byte(script))
+		if o.UseShell && executor.LongText(o.Shell) {
+			err = errors.Join(err, writeFile(e.folder.path(textFile), []byte(o.Shell)))
+		}
 	}
 	if err != nil {
 		c.unbegun(e, messages.AttemptLost, "lost: its folder cannot be made: "+err.Error())

@@ -66,6 +66,8 @@ func TestEnds(t *testing.T) {
 		{member(g.order(12, "true"), "partition", `["a"]`), messages.AttemptNotStarted, -1, `partition must be a string for Slurm, it is ["a"]`, "", ""},
 		{g.order(13, "pwd; cat"), messages.AttemptSucceeded, 0, "", g.data + "\n", ""},
 		{limited(g.order(14, "echo in time"), time.Hour), messages.AttemptSucceeded, 0, "", "in time\n", ""},
+		{g.order(16, "-e echo hi"), messages.AttemptFailed, 127, "", "", "?-e: not found"},
+		{g.order(17, "#"+strings.Repeat("x", 143<<10)+"\necho \"$0 $#\""), messages.AttemptSucceeded, 0, "", "/bin/sh 0\n", ""},
 		{program(15, "nul\x00"), messages.AttemptNotStarted, -1, "NUL byte", "", ""},
 	}
 	for _, c := range cases {

@@ -89,12 +89,19 @@ func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), '
 // quote makes a string one word of sh.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// attemptScript is how the attempt is started; $1 is its folder. The error says what is
-// wrong with the order, in a sentence for the user.
-func attemptScript(o *executor.Order, getenv func(string) string, cwd string) (string, error) {
+// textFile is the file of an attempt's folder that holds a command string which is too
+// long for an argument.
+const textFile = "text"
+
+// attemptScript is how the attempt is started; $1 is its folder, which is folder here. The
+// error says what is wrong with the order, in a sentence for the user.
+func attemptScript(o *executor.Order, getenv func(string) string, cwd, folder string) (string, error) {
 	argv := o.Command
 	if o.UseShell {
-		argv = []string{"/bin/sh", "-c", o.Shell}
+		argv = executor.ShellCommand(o.Shell, "")
+		if executor.LongText(o.Shell) {
+			argv = executor.ShellCommand("", quote(filepath.Join(folder, textFile)))
+		}
 	}
 	if len(argv) == 0 || argv[0] == "" {
 		return "", errors.New("the command is empty")

@@ -22,6 +22,7 @@ type Spec struct {
 	Env   []string
 	Dir   string // "" = this process's
 	Files [3]int // its standard streams
+	Extra []int  // what its descriptors from 3 on are; package syscall starts a process that has some
 	// Cgroup is the descriptor of the control group's folder that it begins in; -1 = this process's.
 	Cgroup int
 	PIDFD  bool // a descriptor of the process is wanted
@@ -75,7 +76,7 @@ func wait(pid int) error {
 // Start starts a process and returns once it executes its program, or cannot. pidfd is
 // -1 when it was not wanted, or the kernel has none. The error is a syscall.Errno.
 func (s *Starter) Start(p *Spec) (pid, pidfd int, err error) {
-	if min(p.Files[0], p.Files[1], p.Files[2]) > 2 && !s.plain.Load() {
+	if min(p.Files[0], p.Files[1], p.Files[2]) > 2 && len(p.Extra) == 0 && !s.plain.Load() {
 		pid, pidfd, err = s.quick(p)
 		if err != errRefused {
 			return pid, pidfd, err
@@ -95,10 +96,11 @@ func (p *Spec) forkExec() (pid, pidfd int, err error) {
 	if p.PIDFD {
 		sys.PidFD = &pidfd
 	}
-	pid, err = syscall.ForkExec(p.Path, p.Argv, &syscall.ProcAttr{
-		Dir: p.Dir, Env: p.Env, Sys: sys,
-		Files: []uintptr{uintptr(p.Files[0]), uintptr(p.Files[1]), uintptr(p.Files[2])},
-	})
+	files := []uintptr{uintptr(p.Files[0]), uintptr(p.Files[1]), uintptr(p.Files[2])}
+	for _, fd := range p.Extra {
+		files = append(files, uintptr(fd))
+	}
+	pid, err = syscall.ForkExec(p.Path, p.Argv, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: sys, Files: files})
 	return pid, pidfd, err
 }
 

@@ -1,0 +1,274 @@
+package executor
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// explainStart names what could not be started and why. The kernel tells only an errno,
+// which may be that of the working folder, of the program, of the interpreter that a
+// script names, or of a folder on the way to any of them: the files are looked at here,
+// after the failure only. The error wraps err.
+func (c *command) explainStart(err error) error {
+	if e := explainFolder(c.dir); e != nil {
+		return e
+	}
+	return fmt.Errorf("start %q: %w", c.argv[0], c.explainProgram(err))
+}
+
+// explainFolder returns what is wrong with a working folder; nil when nothing is.
+func explainFolder(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	st, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return fmt.Errorf("working folder %q: %w", dir, explainPath(dir, underlying(err)))
+	case !st.IsDir():
+		return fmt.Errorf("working folder %q: %w", dir, caused(unix.ENOTDIR, "it is a file"))
+	case unix.Access(dir, unix.X_OK) != nil:
+		return fmt.Errorf("working folder %q: %w", dir, caused(unix.EACCES, "user %d may not enter it (mode %04o)", os.Geteuid(), st.Mode().Perm()))
+	}
+	return nil
+}
+
+// explainProgram says why the program could not be executed.
+func (c *command) explainProgram(err error) error {
+	if errors.Is(err, unix.E2BIG) {
+		return c.explainSize(err)
+	}
+	return explainFile(c.file(c.path), err, c.file)
+}
+
+// file is where this process finds a path of the task's, which may be relative to the
+// working folder.
+func (c *command) file(path string) string {
+	if c.dir == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(c.dir, path)
+}
+
+// explainFile says why the kernel answered err when it was to execute a file. It returns
+// err as it is when the file does not tell more. Where tells where an interpreter is.
+func explainFile(file string, err error, where func(string) string) error {
+	switch {
+	case errors.Is(err, unix.ETXTBSY):
+		return caused(err, "the program is open for writing in another process")
+	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOEXEC) &&
+		!errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP):
+		return err
+	}
+	st, statErr := os.Stat(file)
+	switch {
+	case statErr != nil:
+		return explainPath(file, err)
+	case st.IsDir():
+		return caused(err, "it is a directory, not a program")
+	case !st.Mode().IsRegular():
+		return caused(err, "it is not a regular file, so it cannot be executed")
+	case errors.Is(err, unix.EACCES) && mountedNoExec(file):
+		return caused(err, "the file system that it is on is mounted noexec")
+	case errors.Is(err, unix.EACCES) && unix.Access(file, unix.X_OK) != nil:
+		return caused(err, "the file is not executable for user %d (mode %04o)", os.Geteuid(), st.Mode().Perm())
+	}
+	head, readErr := readHead(file)
+	if readErr != nil {
+		return err
+	}
+	if interpreter, ok := interpreterOf(head); ok {
+		return explainInterpreter(interpreter, err, where)
+	}
+	switch {
+	case errors.Is(err, unix.ENOEXEC):
+		return explainFormat(file, head, err)
+	case errors.Is(err, unix.ENOENT):
+		if loader := elfLoader(file); loader != "" && !there(loader) {
+			return caused(err, "its loader %q does not exist: the program is built for another system", loader)
+		}
+	}
+	return err
+}
+
+// explainInterpreter says why the interpreter in the first line of a script does not
+// start.
+func explainInterpreter(interpreter string, err error, where func(string) string) error {
+	if interpreter == "" {
+		return caused(err, "its first line #! names no interpreter")
+	}
+	st, statErr := os.Stat(where(interpreter))
+	switch {
+	case statErr != nil && strings.HasSuffix(interpreter, "\r"):
+		return caused(err, "its interpreter %q does not exist: the script has Windows line endings (CR LF); save it with LF only", interpreter)
+	case statErr != nil:
+		return caused(err, "its interpreter %q does not exist or cannot be reached: %v", interpreter, explainPath(where(interpreter), underlying(statErr)))
+	case st.IsDir():
+		return caused(err, "its interpreter %q is a directory", interpreter)
+	case mountedNoExec(where(interpreter)):
+		return caused(err, "the file system of its interpreter %q is mounted noexec", interpreter)
+	case unix.Access(where(interpreter), unix.X_OK) != nil:
+		return caused(err, "its interpreter %q is not executable for user %d (mode %04o)", interpreter, os.Geteuid(), st.Mode().Perm())
+	}
+	if loader := elfLoader(where(interpreter)); loader != "" && !there(loader) {
+		return caused(err, "the loader %q of its interpreter %q does not exist", loader, interpreter)
+	}
+	return caused(err, "its interpreter %q does not start", interpreter)
+}
+
+// explainFormat says what a file is that the kernel cannot execute.
+func explainFormat(file string, head []byte, err error) error {
+	switch {
+	case len(head) == 0:
+		return caused(err, "the file is empty")
+	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf#!")):
+		return caused(err, "a byte order mark (UTF-8 BOM) precedes its #! line")
+	case bytes.HasPrefix(head, []byte("MZ")):
+		return caused(err, "it is a Windows program")
+	case !bytes.HasPrefix(head, []byte(elf.ELFMAG)):
+		return caused(err, "it is neither a program nor a script that begins with #!")
+	}
+	f, openErr := elf.Open(file)
+	if openErr != nil {
+		return caused(err, "the program is damaged: %v", openErr)
+	}
+	defer f.Close()
+	machine := strings.ToLower(strings.TrimPrefix(f.Machine.String(), "EM_"))
+	return caused(err, "the program is built for %s, this machine is %s", machine, runtime.GOARCH)
+}
+
+// explainSize says which text is larger than what the kernel takes.
+func (c *command) explainSize(err error) error {
+	for i, s := range c.argv {
+		if len(s) >= maxArgument() {
+			return caused(err, "argument %d has %d bytes, the kernel takes at most %d in one argument", i, len(s), maxArgument()-1)
+		}
+	}
+	total := 0
+	for _, s := range c.argv {
+		total += len(s) + 9
+	}
+	for _, s := range c.env {
+		total += len(s) + 9
+		if len(s) >= maxArgument() {
+			return caused(err, "the environment's entry %.100q has %d bytes, the kernel takes at most %d in one entry", key(s), len(s), maxArgument()-1)
+		}
+	}
+	return caused(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", total, maxStart())
+}
+
+// explainPath says which part of a path is missing, is not a directory, or may not be
+// passed. err is what the kernel said to the path as a whole.
+func explainPath(path string, err error) error {
+	if !filepath.IsAbs(path) {
+		if wd, wdErr := os.Getwd(); wdErr == nil {
+			path = filepath.Join(wd, path)
+		}
+	}
+	clean := filepath.Clean(path)
+	for i := 1; i < len(clean); i++ {
+		if clean[i] != '/' {
+			continue
+		}
+		part := clean[:i]
+		st, statErr := os.Stat(part)
+		switch {
+		case errors.Is(statErr, unix.ENOENT):
+			return caused(err, "%q does not exist", part)
+		case statErr != nil:
+			return err
+		case !st.IsDir():
+			return caused(unix.ENOTDIR, "%q is not a directory", part)
+		case unix.Access(part, unix.X_OK) != nil:
+			return caused(unix.EACCES, "user %d may not enter %q (mode %04o)", os.Geteuid(), part, st.Mode().Perm())
+		}
+	}
+	if st, linkErr := os.Lstat(clean); linkErr == nil && st.Mode()&os.ModeSymlink != 0 {
+		target, _ := os.Readlink(clean)
+		return caused(err, "it is a symbolic link to %q, which does not exist", target)
+	}
+	return err
+}
+
+// headBytes is how much of a file the kernel looks at to tell what it is.
+const headBytes = 256
+
+func readHead(file string) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	head := make([]byte, headBytes)
+	n, err := f.Read(head)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	return head[:n], nil
+}
+
+// interpreterOf returns the interpreter in a script's first line, as the kernel reads
+// it. ok is false when the file is not a script.
+func interpreterOf(head []byte) (interpreter string, ok bool) {
+	line, ok := bytes.CutPrefix(head, []byte("#!"))
+	if !ok {
+		return "", false
+	}
+	line, _, _ = bytes.Cut(line, []byte("\n"))
+	line = bytes.TrimLeft(line, " \t")
+	if i := bytes.IndexAny(line, " \t\x00"); i >= 0 {
+		line = line[:i]
+	}
+	return string(line), true
+}
+
+// elfLoader is the dynamic loader that a program asks for; "" when there is none.
+func elfLoader(file string) string {
+	f, err := elf.Open(file)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP && p.Filesz < unix.PathMax {
+			name := make([]byte, p.Filesz)
+			if _, err := p.ReadAt(name, 0); err == nil {
+				return string(bytes.TrimRight(name, "\x00"))
+			}
+		}
+	}
+	return ""
+}
+
+func there(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+func mountedNoExec(file string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(file, &fs) == nil && fs.Flags&unix.MS_NOEXEC != 0
+}
+
+// caused is the kernel's error with its cause.
+func caused(err error, format string, args ...any) error {
+	return fmt.Errorf("%w: %s", err, fmt.Sprintf(format, args...))
+}
+
+// underlying is the kernel's error without the path that package os puts before it.
+func underlying(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
