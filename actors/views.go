@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -396,7 +397,9 @@ func (n *Node) Output(id messages.RunID, rec *messages.AttemptRecord, stream mes
 	if stream == messages.Stderr {
 		out = rec.Stderr
 	}
-	log, err := n.env.outputs.Log(id, out)
+	log, err := n.env.outputs.Log(outputs.ID{
+		Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream,
+	}, out)
 	if err != nil {
 		return nil, fmt.Errorf("run %d: output of task %d, attempt %d: %w", id, rec.Task, rec.Attempt, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -105,39 +106,36 @@ func (p *Process) long(o *messages.Output) bool { return o.Head+o.Tail > int64(p
 // one durable append for both streams. When that cannot be written the attempt's
 // result stands, with the beginning of its output and a word on what was lost.
 func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
-	var parts []io.Reader
-	var length int64
-	for _, s := range []struct {
+	both := []struct {
+		which  messages.Stream
 		stream *stream
 		out    *messages.Output
-	}{{a.out, &rec.Stdout}, {a.err, &rec.Stderr}} {
-		if p.long(s.out) {
-			s.out.Offset = length
-			length += s.out.Head + s.out.Tail
-			parts = append(parts, s.stream.section(0, s.out.Head), s.stream.section(s.out.Size-s.out.Tail, s.out.Tail))
+	}{{messages.Stdout, a.out, &rec.Stdout}, {messages.Stderr, a.err, &rec.Stderr}}
+	var parts []outputs.Part
+	for _, s := range both {
+		if !p.long(s.out) {
+			s.stream.inline(s.out)
 			continue
 		}
-		s.stream.inline(s.out)
+		parts = append(parts, outputs.Part{Stream: s.which, Length: s.out.Head + s.out.Tail, Body: io.MultiReader(
+			s.stream.section(0, s.out.Head), s.stream.section(s.out.Size-s.out.Tail, s.out.Tail))})
 	}
 	if parts == nil {
 		return
 	}
-	at, err := p.cfg.Outputs.Append(a.order.Key.Run, parts...)
+	offsets, err := p.cfg.Outputs.Append(a.order.Key, parts...)
 	if err != nil {
 		p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
 		rec.ExecutorLog = join(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
 	}
-	for _, s := range []struct {
-		stream *stream
-		out    *messages.Output
-	}{{a.out, &rec.Stdout}, {a.err, &rec.Stderr}} {
+	for _, s := range both {
 		switch {
 		case !p.long(s.out):
 		case err != nil:
-			s.out.Offset, s.out.Head, s.out.Tail = 0, min(s.out.Head, int64(p.cfg.InlineMax)), 0
+			s.out.Head, s.out.Tail = min(s.out.Head, int64(p.cfg.InlineMax)), 0
 			s.stream.inline(s.out)
 		default:
-			s.out.Offset += at
+			s.out.Offset, offsets = offsets[0], offsets[1:]
 		}
 	}
 }

@@ -124,12 +124,24 @@ func (r *rig) run(script string, change ...func(*executor.Order)) executor.Repor
 // text is an ended attempt's output as it can be read, "<cut>" for the gap.
 func (r *rig) text(o messages.Output) string {
 	r.t.Helper()
-	l, err := r.store.Log(12, o)
+	l, err := r.store.Log(r.idOf(o), o)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer l.Close()
 	return readAll(r.t, l)
+}
+
+// idOf finds whose output it is.
+func (r *rig) idOf(o messages.Output) outputs.ID {
+	for _, rep := range r.All() {
+		for stream, out := range []messages.Output{rep.Record.Stdout, rep.Record.Stderr} {
+			if rep.Kind == executor.Finished && out.Size == o.Size && out.Offset == o.Offset && bytes.Equal(out.Inline, o.Inline) {
+				return outputs.ID{Key: rep.Key, Stream: messages.Stream(stream)}
+			}
+		}
+	}
+	return outputs.ID{}
 }
 
 func readAll(t *testing.T, l messages.Log) string {

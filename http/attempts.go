@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"io"
 	"strconv"
 	"unicode/utf8"
@@ -161,7 +162,7 @@ type outputEncoder struct{ head, tail []byte }
 // opened or read shows as a marker: it must not take the document with it.
 func (o *outputEncoder) append(dst []byte, log messages.Log, err error) []byte {
 	if err != nil {
-		return append(dst, `"[caravan: output not readable]"`...)
+		return appendUnreadable(dst, err)
 	}
 	defer log.Close()
 	size := log.Size()
@@ -177,7 +178,7 @@ func (o *outputEncoder) append(dst []byte, log messages.Log, err error) []byte {
 		o.tail, err = appendLog(o.tail, log, from, size)
 	}
 	if err != nil {
-		return append(dst, `"[caravan: output not readable]"`...)
+		return appendUnreadable(dst, err)
 	}
 	text := o.head
 	if from > at {
@@ -189,6 +190,16 @@ func (o *outputEncoder) append(dst []byte, log messages.Log, err error) []byte {
 	}
 	o.head = text
 	return appendText(dst, text)
+}
+
+// appendUnreadable appends a marker that stands for output which cannot be shown. It
+// names the file when that is damaged.
+func appendUnreadable(dst []byte, err error) []byte {
+	var m *messages.Error
+	if errors.As(err, &m) && m.Code == messages.Damaged {
+		return appendText(dst, "[caravan: output not readable: "+m.Text+"]")
+	}
+	return append(dst, `"[caravan: output not readable]"`...)
 }
 
 // appendLog appends the bytes [off, end) of log, up to a cut.

@@ -75,6 +75,9 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 	switch {
 	case errors.As(err, &r):
 		return problem{status: r.status, text: r.text}
+	case errors.As(err, &m) && m.Code == messages.Damaged:
+		s.log.Error("http: damaged", "method", string(method), "path", string(path), "err", err)
+		return problem{status: fasthttp.StatusInternalServerError, text: m.Text}
 	case errors.As(err, &m) && m.Code != messages.Internal:
 		return problem{status: statusOf(m.Code), text: m.Text, document: m.Problems != nil, errors: m.Problems}
 	default:

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"math"
@@ -43,6 +44,14 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 		ctx.Request.Header.Peek(fasthttp.HeaderIfRange) == nil {
 		if from, to, ok := rangeOf(string(asked), size); ok {
 			return s.logRange(ctx, log, from, to, size)
+		}
+	}
+	// What is damaged is refused before the first byte: once the answer has begun, only
+	// breaking it off is left.
+	if kept, ok := log.(interface{ Verify(from int64) error }); ok && size-q.offset > piece {
+		if err := kept.Verify(q.offset); err != nil {
+			log.Close()
+			return err
 		}
 	}
 	return s.send(ctx, octets, &logReader{log, q.offset, size})
@@ -132,7 +141,8 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 	to, err := whole(log, from, to)
 	if err != nil || to == from {
 		log.Close()
-		return errors.Join(err, errors.New("http: kept output is not there"))
+		ctx.Response.Header.Del(fasthttp.HeaderAcceptRanges)
+		return cmp.Or(err, errors.New("http: kept output is not there"))
 	}
 	ctx.SetStatusCode(fasthttp.StatusPartialContent)
 	ctx.Response.Header.Set(fasthttp.HeaderContentRange,

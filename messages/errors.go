@@ -13,6 +13,7 @@ const (
 	TooLarge                // sound, but beyond a limit
 	KeyReused               // idempotency key seen with another body
 	Unavailable             // overloaded, shutting down, storage failed
+	Damaged                 // what was stored is not what is there
 )
 
 // Error is an error that a user sees. Text is one sentence that names the thing.

@@ -94,7 +94,7 @@ type Output struct {
 	Head   int64  // kept bytes from the beginning; Size when nothing was cut
 	Tail   int64  // kept bytes from the end; 0 when nothing was cut
 	Inline []byte // Head+Tail bytes, when they are few; else nil
-	Offset int64  // where the Head+Tail bytes begin in the run's output file
+	Offset int64  // where the section with the Head+Tail bytes begins in the run's output file
 }
 
 // Stream is one of the two output streams of an attempt.

@@ -77,7 +77,7 @@ func TestAdoption(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	kept, err := store.Log(1, failed.Stdout)
+	kept, err := store.Log(outputs.ID{Key: key(1)}, failed.Stdout)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -137,25 +138,24 @@ func (s *Slurm) keep(e *entry, rec *messages.AttemptRecord, out, err *frozen) {
 	defer out.close()
 	defer err.close()
 	both := []struct {
-		kept *messages.Output
-		from *frozen
-	}{{&rec.Stdout, out}, {&rec.Stderr, err}}
-	var parts []io.Reader
-	var length int64
+		which messages.Stream
+		kept  *messages.Output
+		from  *frozen
+	}{{messages.Stdout, &rec.Stdout, out}, {messages.Stderr, &rec.Stderr, err}}
+	var parts []outputs.Part
 	for _, b := range both {
 		*b.kept = b.from.kept(s.cfg.MaxOutput)
 		if !s.long(b.kept) {
 			b.kept.Inline = b.from.bytes(b.kept)
 			continue
 		}
-		b.kept.Offset = length
-		length += b.kept.Head + b.kept.Tail
-		parts = append(parts, io.NewSectionReader(b.from, 0, b.kept.Head), io.NewSectionReader(b.from, b.kept.Size-b.kept.Tail, b.kept.Tail))
+		parts = append(parts, outputs.Part{Stream: b.which, Length: b.kept.Head + b.kept.Tail, Body: io.MultiReader(
+			io.NewSectionReader(b.from, 0, b.kept.Head), io.NewSectionReader(b.from, b.kept.Size-b.kept.Tail, b.kept.Tail))})
 	}
 	if parts == nil {
 		return
 	}
-	at, failed := s.cfg.Outputs.Append(e.key.Run, parts...)
+	offsets, failed := s.cfg.Outputs.Append(e.key, parts...)
 	if failed != nil {
 		s.cfg.Logger.Error("output not kept", "key", e.key, "err", failed)
 		rec.ExecutorLog = join(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", s.cfg.InlineMax, failed))
@@ -164,10 +164,10 @@ func (s *Slurm) keep(e *entry, rec *messages.AttemptRecord, out, err *frozen) {
 		switch {
 		case !s.long(b.kept):
 		case failed != nil:
-			b.kept.Offset, b.kept.Head, b.kept.Tail = 0, min(b.kept.Head, int64(s.cfg.InlineMax)), 0
+			b.kept.Head, b.kept.Tail = min(b.kept.Head, int64(s.cfg.InlineMax)), 0
 			b.kept.Inline = b.from.bytes(b.kept)
 		default:
-			b.kept.Offset += at
+			b.kept.Offset, offsets = offsets[0], offsets[1:]
 		}
 	}
 }

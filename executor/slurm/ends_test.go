@@ -14,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -151,7 +152,7 @@ func TestLongOutput(t *testing.T) {
 	if out.Size != size+5 || out.Head != limit/2 || out.Tail != limit/2 || out.Inline != nil {
 		t.Errorf("%+v", out)
 	}
-	kept, err := g.outputs.Log(1, out)
+	kept, err := g.outputs.Log(outputs.ID{Key: key(1)}, out)
 	if err != nil {
 		t.Fatal(err)
 	}

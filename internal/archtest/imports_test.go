@@ -19,7 +19,7 @@ var may = map[string][]string{
 	"executor/worker":   {"executor", "executor/workerpb", "messages", "internal/outputs"},
 	"executor/workerpb": {"executor", "messages"},
 	"internal/idtable":  {},
-	"internal/outputs":  {"messages"},
+	"internal/outputs":  {"messages", "internal/vfs"},
 	"internal/vfs":      {},
 	"internal/vfork":    {},
 	"actors":            {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},

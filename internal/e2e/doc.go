@@ -19,6 +19,7 @@
 //	metrics_test.go    what /metrics has is what the documents say
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
+//	process_test.go    damaged output files, what tasks leave behind, odd commands, signals of the terminal
 //	slurm_test.go      tasks as jobs of a real Slurm (tag slurm; see make test-slurm)
 //
 // Flags (after -args, or directly: go test ./internal/e2e -kills 100):

@@ -8,16 +8,16 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // file is a run's open output file.
 type file struct {
-	f *os.File
+	f vfs.File
 
 	// Guarded by Store.mu.
 	run     messages.RunID
@@ -44,7 +44,7 @@ func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 	}
 	f := s.files[run]
 	if f == nil {
-		osf, err := openFile(s.path(run), create)
+		osf, err := openFile(s.fs, s.path(run), create)
 		if err != nil {
 			return nil, fmt.Errorf("output of run %d: %w", run, err)
 		}
@@ -88,37 +88,28 @@ func (s *Store) evict(keep int) {
 }
 
 // openFile opens the file for reading and writing.
-func openFile(path string, create bool) (*os.File, error) {
+func openFile(fsys vfs.FS, path string, create bool) (vfs.File, error) {
 	flags := os.O_RDWR
 	if create {
 		flags |= os.O_CREATE
 	}
-	f, err := os.OpenFile(path, flags, 0o600)
+	f, err := fsys.OpenFile(path, flags, 0o600)
 	if create && errors.Is(err, fs.ErrNotExist) {
-		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := fsys.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, err
 		}
-		f, err = os.OpenFile(path, flags, 0o600)
+		f, err = fsys.OpenFile(path, flags, 0o600)
 	}
 	return f, err
 }
 
 // syncName makes the file's name durable, and its folder's, which may be as new.
-func syncName(path string) error {
+func syncName(fsys vfs.FS, path string) error {
 	dir := filepath.Dir(path)
-	if err := syncDir(dir); err != nil {
+	if err := fsys.SyncDir(dir); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return fsys.SyncDir(filepath.Dir(dir))
 }
 
 // reserve takes the next n bytes of the file: it grows by them at once, so that its
@@ -158,8 +149,12 @@ func (f *file) locked(do func() error) error {
 }
 
 func (f *file) flock(how int) error {
+	descriptor, ok := f.f.(interface{ Fd() uintptr })
+	if !ok {
+		return nil // a file system of a test, in one process
+	}
 	for {
-		err := unix.Flock(int(f.f.Fd()), how)
+		err := unix.Flock(int(descriptor.Fd()), how)
 		if err != unix.EINTR {
 			return os.NewSyscallError("flock", err)
 		}
@@ -177,7 +172,7 @@ func (f *file) size() (int64, error) {
 // sync returns when everything written before the call is on disk. Appends that
 // wait at the same time share one fdatasync: it counts for those who asked before
 // it began.
-func (f *file) sync() error {
+func (f *file) sync(fsys vfs.FS) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	want := f.begun + 1
@@ -190,9 +185,9 @@ func (f *file) sync() error {
 		f.begun++
 		mine, fresh := f.begun, f.fresh
 		f.mu.Unlock()
-		err := fdatasync(f.f)
+		err := f.f.Sync()
 		if fresh && err == nil {
-			err = syncName(f.f.Name())
+			err = syncName(fsys, f.f.Name())
 		}
 		f.mu.Lock()
 		f.syncing, f.done = false, mine
@@ -203,23 +198,4 @@ func (f *file) sync() error {
 		f.synced.Broadcast()
 	}
 	return f.bad
-}
-
-func fdatasync(f *os.File) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	err = conn.Control(func(fd uintptr) {
-		for {
-			if serr = syscall.Fdatasync(int(fd)); serr != syscall.EINTR {
-				return
-			}
-		}
-	})
-	if err != nil {
-		return err
-	}
-	return os.NewSyscallError("fdatasync", serr)
 }

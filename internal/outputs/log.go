@@ -2,35 +2,166 @@ package outputs
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// endedLog reads the kept bytes of an ended attempt's stream.
+// endedLog reads the kept bytes of an ended attempt's stream. It is for one goroutine.
 type endedLog struct {
 	out   messages.Output
 	kept  io.ReaderAt // Head+Tail bytes, from 0
 	close func()
 }
 
-// Log opens an ended attempt's stream, from its record or from the run's file. The
-// error is fs.ErrNotExist when the file is gone.
-func (s *Store) Log(run messages.RunID, out messages.Output) (messages.Log, error) {
+// Log opens an ended attempt's stream, from its record or from the run's file. What it
+// reads from the file is checked before it is given out. Damage, a missing file among
+// it, is a *DamageError, from here or from ReadAt.
+func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	length := out.Head + out.Tail
 	if length == 0 || out.Inline != nil {
 		return &endedLog{out: out, kept: bytes.NewReader(out.Inline), close: func() {}}, nil
 	}
-	f, err := s.acquire(run, false)
+	f, err := s.acquire(id.Key.Run, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &DamageError{File: s.path(id.Key.Run), Offset: -1, ID: id, Reason: "the file is missing"}
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &endedLog{
-		out:   out,
-		kept:  io.NewSectionReader(f.f, out.Offset, length),
-		close: sync.OnceFunc(func() { s.release(f) }),
-	}, nil
+	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks}
+	closeAll := sync.OnceFunc(func() {
+		section.release()
+		s.release(f)
+	})
+	if err := section.checkHeader(); err != nil {
+		closeAll()
+		return nil, err
+	}
+	return &endedLog{out: out, kept: section, close: closeAll}, nil
+}
+
+// sectionReader reads the kept bytes of a section, each block once for the reads that
+// follow each other.
+type sectionReader struct {
+	f       io.ReaderAt
+	id      ID
+	length  int64
+	offset  int64
+	loaded  int64 // which block lies in block; -1 = none
+	block   *block
+	buffers *sync.Pool
+}
+
+// block is a block with its checksum.
+type block [blockBytes + sumBytes]byte
+
+// checkHeader tells whether the section is the one that the record means.
+func (r *sectionReader) checkHeader() error {
+	var b, want [headerBytes]byte
+	n, err := r.f.ReadAt(b[:], r.offset)
+	switch appendHeader(want[:0], r.id, r.length, r.offset); {
+	case n < headerBytes && (err == nil || err == io.EOF):
+		return r.damage(r.offset+int64(n), "the file is too short")
+	case n < headerBytes:
+		return err
+	case b == want:
+		return nil
+	}
+	id, length, offset, ok := parseHeader(b[:])
+	switch {
+	case !ok:
+		return r.damage(r.offset, "the header does not match its checksum")
+	case id != r.id:
+		return r.damage(r.offset, "the bytes are "+id.String())
+	}
+	return r.damage(r.offset, fmt.Sprintf("the header tells of %d bytes at offset %d, the record of %d", length, offset, r.length))
+}
+
+func (r *sectionReader) damage(at int64, reason string) error {
+	e := &DamageError{Offset: at, ID: r.id, Reason: reason}
+	if f, ok := r.f.(interface{ Name() string }); ok {
+		e.File = f.Name()
+	}
+	return e
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) && off < r.length {
+		number := off / blockBytes
+		if err := r.load(number); err != nil {
+			return n, err
+		}
+		copied := copy(p[n:], r.block[off%blockBytes:blockLen(r.length, number)])
+		n, off = n+copied, off+int64(copied)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// load reads a block and checks it.
+func (r *sectionReader) load(number int64) error {
+	if r.loaded == number {
+		return nil
+	}
+	if r.block == nil {
+		r.block = r.buffers.Get().(*block)
+	}
+	r.loaded = -1
+	at, size := blockAt(r.offset, number), int(blockLen(r.length, number))
+	b := r.block[:size+sumBytes]
+	n, err := r.f.ReadAt(b, at)
+	switch {
+	case n < len(b) && (err == nil || err == io.EOF):
+		return r.damage(at+int64(n), "the file is too short")
+	case n < len(b):
+		return err
+	}
+	if binary.LittleEndian.Uint32(b[size:]) != blockSum(headerSum(r.id, r.length, r.offset), number, b[:size]) {
+		return r.damage(at, fmt.Sprintf("block %d of %d bytes does not match its checksum", number, size))
+	}
+	r.loaded = number
+	return nil
+}
+
+// release gives the block's memory back.
+func (r *sectionReader) release() {
+	if r.block != nil {
+		r.buffers.Put(r.block)
+		r.block, r.loaded = nil, -1
+	}
+}
+
+// Verify reads the kept bytes from the stream's offset off on, and returns the first
+// damage.
+func (l *endedLog) Verify(off int64) error {
+	r, ok := l.kept.(*sectionReader)
+	if !ok {
+		return nil
+	}
+	at := off
+	if off >= l.out.Head {
+		at = l.out.Head + max(off-l.tailAt(), 0)
+	}
+	return r.verify(at)
+}
+
+// verify checks the blocks from the one that holds a kept byte on.
+func (r *sectionReader) verify(from int64) error {
+	for number := from / blockBytes; number*blockBytes < r.length; number++ {
+		if err := r.load(number); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tailAt is the stream offset from which on the kept tail lies.
@@ -52,7 +183,7 @@ func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
 	n, err := l.kept.ReadAt(want, at)
 	switch {
 	case n < len(want) && (err == nil || err == io.EOF):
-		return n, io.ErrUnexpectedEOF // the file is shorter than the record says
+		return n, io.ErrUnexpectedEOF // the record holds less than it says
 	case n < len(want):
 		return n, err
 	case n < len(p) && off+int64(n) >= l.out.Size:

@@ -28,13 +28,13 @@ func TestTwoStoresAppendToOneFile(t *testing.T) {
 		wg.Go(func() {
 			for i := range 20 {
 				body := bytes.Repeat([]byte{byte('a' + writer)}, 1000+i*writer)
-				at, err := s.Append(1, bytes.NewReader(body))
+				at, err := s.Append(one(1).Key, Part{Body: bytes.NewReader(body), Length: int64(len(body))})
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				mu.Lock()
-				all = append(all, kept{at, body})
+				all = append(all, kept{at[0], body})
 				mu.Unlock()
 				if i%5 == 0 {
 					s.Trim()
@@ -49,7 +49,7 @@ func TestTwoStoresAppendToOneFile(t *testing.T) {
 	}
 	defer s.Close()
 	for _, k := range all {
-		log, err := s.Log(1, messages.Output{Size: int64(len(k.body)), Head: int64(len(k.body)), Offset: k.at})
+		log, err := s.Log(one(1), messages.Output{Size: int64(len(k.body)), Head: int64(len(k.body)), Offset: k.at})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,30 +1,28 @@
 package outputs
 
 import (
-	"bytes"
 	"container/list"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // maxOpen is how many files stay open while nobody uses them.
 const maxOpen = 64
 
-// copyBuffer is the size of the pieces in which output is copied.
-const copyBuffer = 256 << 10
-
 // Store keeps the output files of runs. It is safe for concurrent use.
 type Store struct {
+	fs      vfs.FS
 	dir     string
-	buffers sync.Pool
+	buffers sync.Pool // of *sectionBuffer
+	blocks  sync.Pool // of *block
 
 	mu     sync.Mutex
 	closed bool
@@ -36,87 +34,88 @@ type Store struct {
 var ErrClosed = errors.New("output store is closed")
 
 // Open opens the output folder and makes it if there is none.
-func Open(dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func Open(dir string) (*Store, error) { return OpenOn(vfs.OS{}, dir) }
+
+// OpenOn is Open on a file system of the caller's.
+func OpenOn(fs vfs.FS, dir string) (*Store, error) {
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("output folder: %w", err)
+	}
+	if err := fs.SyncDir(filepath.Dir(dir)); err != nil {
 		return nil, fmt.Errorf("output folder: %w", err)
 	}
 	return &Store{
+		fs:      fs,
 		dir:     dir,
-		buffers: sync.Pool{New: func() any { return new([copyBuffer]byte) }},
+		buffers: sync.Pool{New: func() any { return new(sectionBuffer) }},
+		blocks:  sync.Pool{New: func() any { return new(block) }},
 		files:   map[messages.RunID]*file{},
 		idle:    list.New(),
 	}, nil
 }
 
 // path is DIR/<run/1000>/<run>.out.
-func (s *Store) path(run messages.RunID) string {
-	return filepath.Join(s.dir, strconv.FormatUint(uint64(run/1000), 10), strconv.FormatUint(uint64(run), 10)+".out")
+func (s *Store) path(run messages.RunID) string { return path(s.dir, run) }
+
+func path(dir string, run messages.RunID) string {
+	return filepath.Join(dir, strconv.FormatUint(uint64(run/1000), 10), strconv.FormatUint(uint64(run), 10)+".out")
 }
 
-// Append writes the parts, one after the other, to the run's file and returns
-// where they begin. They are durable when it returns. Several appends, to one run
-// too, go on at the same time. A part should tell its length (Len or Size, as
-// bytes.Reader and io.SectionReader do); one that does not is read into memory first.
-func (s *Store) Append(run messages.RunID, parts ...io.Reader) (offset int64, err error) {
-	total, err := measure(parts)
-	if err != nil {
-		return 0, fmt.Errorf("output of run %d: %w", run, err)
+// Part is the kept bytes of one stream, Length of them.
+type Part struct {
+	Stream messages.Stream
+	Body   io.Reader
+	Length int64
+}
+
+// Append writes parts of an attempt's output to the run's file and returns where each
+// lies (messages.Output.Offset). They are durable when it returns, the name of a new file
+// too. Several appends, to one run too, go on at the same time. A part that turns out
+// shorter than its length is an error, a longer one is cut: no append writes into
+// another's place.
+func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64, err error) {
+	total := int64(0)
+	offsets = make([]int64, len(parts))
+	for i, p := range parts {
+		offsets[i] = total
+		total += sectionBytes(p.Length)
 	}
-	f, err := s.acquire(run, true)
+	f, err := s.acquire(key.Run, true)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer s.release(f)
-	if offset, err = f.reserve(total); err != nil {
-		return 0, fmt.Errorf("output of run %d: %w", run, err)
+	base, err := f.reserve(total)
+	if err != nil {
+		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
 	}
-	if err = s.write(f, offset, total, parts); err == nil {
-		err = f.sync()
+	for i := range offsets {
+		offsets[i] += base
+	}
+	if err = s.write(f, key, parts, offsets); err == nil {
+		err = f.sync(s.fs)
 	}
 	if err != nil {
-		f.giveBack(offset, total)
-		return 0, fmt.Errorf("output of run %d: %w", run, err)
+		f.giveBack(base, total)
+		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
 	}
-	return offset, nil
+	return offsets, nil
 }
 
-// measure adds up the parts' lengths.
-func measure(parts []io.Reader) (total int64, err error) {
-	for i, p := range parts {
-		switch p := p.(type) {
-		case interface{ Len() int }:
-			total += int64(p.Len())
-		case interface{ Size() int64 }:
-			total += p.Size()
-		default:
-			b, err := io.ReadAll(p)
-			if err != nil {
-				return 0, err
-			}
-			parts[i] = bytes.NewReader(b)
-			total += int64(len(b))
-		}
+// write writes the parts' sections, which follow each other.
+func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []int64) error {
+	if len(parts) == 0 {
+		return nil
 	}
-	return total, nil
-}
-
-// write copies the parts into [off, off+total). A part that turns out shorter than
-// it said is an error, a longer one is cut: no append writes into another's place.
-func (s *Store) write(f *file, off, total int64, parts []io.Reader) error {
-	buf := s.buffers.Get().(*[copyBuffer]byte)
+	buf := s.buffers.Get().(*sectionBuffer)
 	defer s.buffers.Put(buf)
-	all := io.LimitReader(io.MultiReader(parts...), total)
-	for total > 0 {
-		n, err := io.ReadFull(all, buf[:min(total, copyBuffer)])
-		if err != nil {
+	w := sectionWriter{w: f.f, at: offsets[0], buf: buf[:]}
+	for i, p := range parts {
+		if err := w.write(ID{key, p.Stream}, p.Body, p.Length, offsets[i]); err != nil {
 			return err
 		}
-		if _, err := f.f.WriteAt(buf[:n], off); err != nil {
-			return err
-		}
-		off, total = off+int64(n), total-int64(n)
 	}
-	return nil
+	return w.flush()
 }
 
 // Remove deletes the run's file. Whoever reads it can read on until it closes its
@@ -132,7 +131,7 @@ func (s *Store) Remove(run messages.RunID) error {
 		}
 	}
 	s.mu.Unlock()
-	if err := os.Remove(s.path(run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.fs.Remove(s.path(run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("output of run %d: %w", run, err)
 	}
 	return nil

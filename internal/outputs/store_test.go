@@ -15,7 +15,10 @@ import (
 	"testing/iotest"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -38,20 +41,28 @@ func open(t testing.TB) *Store {
 	return s
 }
 
-// append writes the text and returns its Output, uncut.
+// one is the stream that tests write to a run's file.
+func one(run messages.RunID) ID { return ID{Key: messages.AttemptKey{Run: run, Task: 3, Attempt: 2}} }
+
+// part is a stdout of a text.
+func part(text string) Part {
+	return Part{Stream: messages.Stdout, Body: strings.NewReader(text), Length: int64(len(text))}
+}
+
+// put writes the text and returns its Output, uncut.
 func (s *Store) put(t testing.TB, run messages.RunID, text string) messages.Output {
 	t.Helper()
-	at, err := s.Append(run, strings.NewReader(text))
+	at, err := s.Append(one(run).Key, part(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at}
+	return messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at[0]}
 }
 
 // get reads a stream as a client would, in pieces, with "<cut>" for what is not kept.
 func (s *Store) get(t testing.TB, run messages.RunID, out messages.Output, piece int) string {
 	t.Helper()
-	l, err := s.Log(run, out)
+	l, err := s.Log(one(run), out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +91,7 @@ func TestAppendAndRead(t *testing.T) {
 	a := s.put(t, 12345, "first")
 	b := s.put(t, 12345, "second")
 	other := s.put(t, 3, "third")
-	if a.Offset != 0 || b.Offset != 5 || other.Offset != 0 {
+	if a.Offset != 0 || b.Offset != sectionBytes(5) || other.Offset != 0 {
 		t.Errorf("offsets %d %d %d", a.Offset, b.Offset, other.Offset)
 	}
 	for _, c := range []struct {
@@ -115,18 +126,18 @@ func TestReopenGoesOnAtTheEnd(t *testing.T) {
 	}
 	defer again.Close()
 	b := again.put(t, 1, "after")
-	if got := again.get(t, 1, a, 9) + again.get(t, 1, b, 9); got != "beforeafter" || b.Offset != 6 {
+	if got := again.get(t, 1, a, 9) + again.get(t, 1, b, 9); got != "beforeafter" || b.Offset != sectionBytes(6) {
 		t.Errorf("%q at %d", got, b.Offset)
 	}
 }
 
 func TestLogOfCutOutput(t *testing.T) {
 	s := open(t)
-	at, err := s.Append(1, strings.NewReader("HEAD"), strings.NewReader("tail!"))
+	at, err := s.Append(one(1).Key, part("HEADtail!"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	inFile := messages.Output{Size: 100, Head: 4, Tail: 5, Offset: at}
+	inFile := messages.Output{Size: 100, Head: 4, Tail: 5, Offset: at[0]}
 	inline := messages.Output{Size: 100, Head: 4, Tail: 5, Inline: []byte("HEADtail!")}
 	for name, out := range map[string]messages.Output{"file": inFile, "inline": inline} {
 		for _, piece := range []int{1, 2, 1000} {
@@ -134,7 +145,7 @@ func TestLogOfCutOutput(t *testing.T) {
 				t.Errorf("%s: %q", name, got)
 			}
 		}
-		l, err := s.Log(1, out)
+		l, err := s.Log(one(1), out)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,21 +182,12 @@ func TestLogWithoutBytes(t *testing.T) {
 	if got := s.get(t, 77, messages.Output{}, 10); got != "" {
 		t.Errorf("%q", got)
 	}
-	if _, err := s.Log(77, messages.Output{Size: 5, Head: 5}); !errors.Is(err, fs.ErrNotExist) {
+	var damage *DamageError
+	if _, err := s.Log(one(77), messages.Output{Size: 5, Head: 5}); !errors.As(err, &damage) || damage.File != s.path(77) || damage.Reason != "the file is missing" {
 		t.Errorf("%v", err)
 	}
 	if _, err := os.Stat(s.path(77)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("reading made a file: %v", err)
-	}
-	// A record that promises more than the file holds.
-	s.put(t, 1, "short")
-	l, err := s.Log(1, messages.Output{Size: 50, Head: 50, Offset: 0})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if n, err := l.ReadAt(make([]byte, 50), 0); n != 5 || err != io.ErrUnexpectedEOF {
-		t.Errorf("%d %v", n, err)
 	}
 }
 
@@ -219,38 +221,37 @@ func TestConcurrentAppends(t *testing.T) {
 
 func TestLongAppend(t *testing.T) {
 	s := open(t)
-	text := bytes.Repeat([]byte("0123456789abcde\n"), copyBuffer/8)
-	at, err := s.Append(1, bytes.NewReader(text[:1000]), io.NewSectionReader(bytes.NewReader(text), 1000, int64(len(text))-1000))
+	text := bytes.Repeat([]byte("0123456789abcde\n"), len(sectionBuffer{})/8)
+	at, err := s.Append(one(1).Key, Part{Length: int64(len(text)), Body: io.MultiReader(
+		bytes.NewReader(text[:1000]), io.NewSectionReader(bytes.NewReader(text), 1000, int64(len(text))-1000))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.get(t, 1, messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at}, 1<<20); got != string(text) {
+	if got := s.get(t, 1, messages.Output{Size: int64(len(text)), Head: int64(len(text)), Offset: at[0]}, 1<<20); got != string(text) {
 		t.Error("read something else")
 	}
 }
 
-// shrinking says that it is longer than it is.
-type shrinking struct{ io.Reader }
-
-func (shrinking) Len() int { return 100 }
-
 func TestPartsThatMisstateTheirLength(t *testing.T) {
 	s := open(t)
-	if _, err := s.Append(1, shrinking{strings.NewReader("short")}); !errors.Is(err, io.ErrUnexpectedEOF) {
+	short := part("short")
+	short.Length = 100
+	if _, err := s.Append(one(1).Key, short); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%v", err)
 	}
 	if a := s.put(t, 1, "next"); a.Offset != 0 || s.get(t, 1, a, 9) != "next" {
 		t.Errorf("at %d", a.Offset)
 	}
-	// A length that is not told is found out by reading.
-	at, err := s.Append(1, io.MultiReader(strings.NewReader("un"), strings.NewReader("known")))
+	long := part("longer")
+	long.Length = 4
+	at, err := s.Append(one(1).Key, long)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.get(t, 1, messages.Output{Size: 7, Head: 7, Offset: at}, 9); got != "unknown" {
+	if got := s.get(t, 1, messages.Output{Size: 4, Head: 4, Offset: at[0]}, 9); got != "long" {
 		t.Errorf("%q", got)
 	}
-	if _, err := s.Append(1, iotest.ErrReader(iotest.ErrTimeout)); !errors.Is(err, iotest.ErrTimeout) || !strings.Contains(err.Error(), "run 1") {
+	if _, err := s.Append(one(1).Key, Part{Body: iotest.ErrReader(iotest.ErrTimeout), Length: 1}); !errors.Is(err, iotest.ErrTimeout) || !strings.Contains(err.Error(), "run 1") {
 		t.Errorf("%v", err)
 	}
 }
@@ -258,7 +259,7 @@ func TestPartsThatMisstateTheirLength(t *testing.T) {
 func TestRemove(t *testing.T) {
 	s := open(t)
 	out := s.put(t, 1, "text")
-	l, err := s.Log(1, out)
+	l, err := s.Log(one(1), out)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +268,7 @@ func TestRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Log(1, out); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.Log(one(1), out); err == nil || !strings.Contains(err.Error(), "the file is missing") {
 		t.Errorf("%v", err)
 	}
 	buf := make([]byte, 4)
@@ -287,17 +288,17 @@ func TestRemove(t *testing.T) {
 func TestClose(t *testing.T) {
 	s := open(t)
 	out := s.put(t, 1, "text")
-	l, err := s.Log(1, out)
+	l, err := s.Log(one(1), out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Append(1, strings.NewReader("x")); err != ErrClosed {
+	if _, err := s.Append(one(1).Key, part("x")); err != ErrClosed {
 		t.Errorf("%v", err)
 	}
-	if _, err := s.Log(1, out); err != ErrClosed {
+	if _, err := s.Log(one(1), out); err != ErrClosed {
 		t.Errorf("%v", err)
 	}
 	buf := make([]byte, 4)
@@ -316,7 +317,7 @@ func TestUnwritable(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.dir, "0"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Append(7, strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "output of run 7") {
+	if _, err := s.Append(one(7).Key, part("x")); err == nil || !strings.Contains(err.Error(), "output of run 7") {
 		t.Errorf("%v", err)
 	}
 	if err := s.Remove(7); err == nil {
@@ -330,17 +331,17 @@ func TestUnwritable(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := f.f
-	f.f, err = os.OpenFile("/dev/full", os.O_RDWR, 0)
+	f.f, err = s.fs.OpenFile("/dev/full", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Append(7, strings.NewReader("lost")); err == nil || !strings.Contains(err.Error(), "output of run 7") {
+	if _, err := s.Append(one(7).Key, part("lost")); err == nil || !strings.Contains(err.Error(), "output of run 7") {
 		t.Errorf("%v", err)
 	}
 	f.f.Close()
 	f.f = good
 	s.release(f)
-	if out := s.put(t, 7, "kept"); out.Offset != 1 || s.get(t, 7, out, 10) != "kept" {
+	if out := s.put(t, 7, "kept"); out.Offset != sectionBytes(1) || s.get(t, 7, out, 10) != "kept" {
 		t.Errorf("%+v", out)
 	}
 	if _, err := Open(filepath.Join(s.path(7), "x")); err == nil {
@@ -348,18 +349,19 @@ func TestUnwritable(t *testing.T) {
 	}
 }
 
+// A file whose sync has failed once takes nothing any more: what the kernel dropped is
+// not known.
 func TestFailedSyncStays(t *testing.T) {
-	r, w, err := os.Pipe()
+	disk := faults.New(vfs.OS{})
+	s, err := OpenOn(disk, filepath.Join(t.TempDir(), "output"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	defer w.Close()
-	f := &file{f: w}
-	f.synced = sync.NewCond(&f.mu)
-	for range 2 { // a pipe cannot be synced
-		if err := f.sync(); err == nil {
-			t.Error("synced a pipe")
+	defer s.Close()
+	disk.Add(faults.Rule{Op: faults.Sync, N: 1, Err: unix.EIO})
+	for range 2 {
+		if _, err := s.Append(one(1).Key, part("x")); !errors.Is(err, unix.EIO) {
+			t.Errorf("%v", err)
 		}
 	}
 }

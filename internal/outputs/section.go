@@ -1,0 +1,180 @@
+package outputs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// ID names a stream of an attempt.
+type ID struct {
+	Key    messages.AttemptKey
+	Stream messages.Stream
+}
+
+// String names the stream as errors do.
+func (id ID) String() string {
+	name := "stdout"
+	if id.Stream == messages.Stderr {
+		name = "stderr"
+	}
+	return fmt.Sprintf("%s of run %d, task %d, attempt %d", name, id.Key.Run, id.Key.Task, id.Key.Attempt)
+}
+
+// A section is what a file holds of one stream: a header, which says whose it is and
+// where it lies, and then the kept bytes in blocks, each followed by its checksum.
+//
+//	header  magic "CVO1" | stream 1 | 0 3 | run 8 | task 4 | attempt 4 | length 8 | offset 8 | checksum 4
+//	block   up to 64 KiB of the kept bytes | checksum 4
+//
+// Numbers are little endian. The header's checksum is CRC-32C of what precedes it; a
+// block's is CRC-32C of the header's checksum, the block's number and its bytes. So a
+// block that belongs to another attempt, stream or place does not pass for this one.
+const (
+	magic       = "CVO1"
+	headerBytes = 44
+	blockBytes  = 64 << 10
+	sumBytes    = 4
+)
+
+// sums returns the table of CRC-32C, which package hash/crc32 makes once.
+func sums() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
+
+// sectionBytes is how many bytes of the file a section takes.
+func sectionBytes(length int64) int64 {
+	blocks := (length + blockBytes - 1) / blockBytes
+	return headerBytes + length + blocks*sumBytes
+}
+
+// blockAt is where the block of a section that begins at offset lies in the file.
+func blockAt(offset, block int64) int64 { return offset + headerBytes + block*(blockBytes+sumBytes) }
+
+// blockLen is how many of length kept bytes the block holds.
+func blockLen(length, block int64) int64 { return min(length-block*blockBytes, blockBytes) }
+
+// appendHeader appends a section's header.
+func appendHeader(dst []byte, id ID, length, offset int64) []byte {
+	start := len(dst)
+	dst = append(dst, magic...)
+	dst = append(dst, byte(id.Stream), 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(id.Key.Run))
+	dst = binary.LittleEndian.AppendUint32(dst, id.Key.Task)
+	dst = binary.LittleEndian.AppendUint32(dst, id.Key.Attempt)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(length))
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(offset))
+	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], sums()))
+}
+
+// parseHeader reads a header back. ok is false when it is not one, or is damaged.
+func parseHeader(b []byte) (id ID, length, offset int64, ok bool) {
+	if len(b) < headerBytes || string(b[:4]) != magic ||
+		binary.LittleEndian.Uint32(b[headerBytes-sumBytes:]) != crc32.Checksum(b[:headerBytes-sumBytes], sums()) {
+		return id, 0, 0, false
+	}
+	id.Stream = messages.Stream(b[4])
+	id.Key.Run = messages.RunID(binary.LittleEndian.Uint64(b[8:]))
+	id.Key.Task = binary.LittleEndian.Uint32(b[16:])
+	id.Key.Attempt = binary.LittleEndian.Uint32(b[20:])
+	return id, int64(binary.LittleEndian.Uint64(b[24:])), int64(binary.LittleEndian.Uint64(b[32:])), true
+}
+
+// headerSum is the checksum that a section's header has.
+func headerSum(id ID, length, offset int64) uint32 {
+	var b [headerBytes]byte
+	return binary.LittleEndian.Uint32(appendHeader(b[:0], id, length, offset)[headerBytes-sumBytes:])
+}
+
+// blockSum is the checksum of a block.
+func blockSum(header uint32, block int64, data []byte) uint32 {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], uint64(block))
+	return crc32.Update(crc32.Update(header, sums(), b[:]), sums(), data)
+}
+
+// sectionBuffer holds a few blocks with their checksums, so that a write is large.
+type sectionBuffer [4 * (blockBytes + sumBytes)]byte
+
+// sectionWriter writes sections one after the other.
+type sectionWriter struct {
+	w   io.WriterAt
+	at  int64 // where buf goes
+	buf []byte
+	n   int
+}
+
+// write writes a section of length bytes of from, whose place is offset. A source that
+// is shorter is an error, a longer one is cut.
+func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error {
+	if err := s.room(headerBytes); err != nil {
+		return err
+	}
+	appendHeader(s.buf[s.n:s.n], id, length, offset)
+	s.n += headerBytes
+	sum := headerSum(id, length, offset)
+	for block := int64(0); block*blockBytes < length; block++ {
+		n := int(blockLen(length, block))
+		if err := s.room(n + sumBytes); err != nil {
+			return err
+		}
+		data := s.buf[s.n : s.n+n]
+		if _, err := io.ReadFull(from, data); err != nil {
+			return shorter(err)
+		}
+		s.n += n
+		binary.LittleEndian.PutUint32(s.buf[s.n:], blockSum(sum, block, data))
+		s.n += sumBytes
+	}
+	return nil
+}
+
+// shorter is the error of a source that ends too early.
+func shorter(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// room makes room for n bytes in the buffer.
+func (s *sectionWriter) room(n int) error {
+	if len(s.buf)-s.n >= n {
+		return nil
+	}
+	return s.flush()
+}
+
+func (s *sectionWriter) flush() error {
+	_, err := s.w.WriteAt(s.buf[:s.n], s.at)
+	s.at += int64(s.n)
+	s.n = 0
+	return err
+}
+
+// DamageError says that a file does not hold what was written there: bytes that do not
+// match their checksum, another attempt's bytes, too few of them, or no file at all.
+type DamageError struct {
+	File   string
+	Offset int64 // in the file; -1: the file is missing
+	ID     ID
+	Reason string
+}
+
+// Error implements error.
+func (e *DamageError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("output file %s: %s (%s)", e.File, e.Reason, e.ID)
+	}
+	return fmt.Sprintf("output file %s is damaged at offset %d: %s (%s)", e.File, e.Offset, e.Reason, e.ID)
+}
+
+// As makes it an error that a user sees.
+func (e *DamageError) As(target any) bool {
+	seen, ok := target.(**messages.Error)
+	if ok {
+		*seen = &messages.Error{Code: messages.Damaged, Text: e.Error()}
+	}
+	return ok
+}

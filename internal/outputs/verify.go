@@ -1,0 +1,93 @@
+package outputs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Ref is a stream as the record of its attempt has it.
+type Ref struct {
+	ID     ID
+	Output messages.Output
+}
+
+// Verify reads everything that records of a run say is in its file below dir, the output
+// folder, and calls report with each damage; a damaged stream is reported once. It opens
+// nothing for writing, and returns an error when it cannot read.
+func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*DamageError)) error {
+	name := path(dir, run)
+	f, err := vfs.OS{}.OpenFile(name, os.O_RDONLY, 0)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return fmt.Errorf("output of run %d: %w", run, err)
+	}
+	if !missing {
+		defer f.Close()
+	}
+	buffers := &sync.Pool{New: func() any { return new(block) }}
+	for ref := range refs {
+		length := ref.Output.Head + ref.Output.Tail
+		if length == 0 || ref.Output.Inline != nil {
+			continue
+		}
+		if missing {
+			report(&DamageError{File: name, Offset: -1, ID: ref.ID, Reason: "the file is missing"})
+			continue
+		}
+		r := &sectionReader{f: f, id: ref.ID, length: length, offset: ref.Output.Offset, loaded: -1, buffers: buffers}
+		err := r.checkHeader()
+		if err == nil {
+			err = r.verify(0)
+		}
+		r.release()
+		var damage *DamageError
+		switch {
+		case errors.As(err, &damage):
+			report(damage)
+		case err != nil:
+			return fmt.Errorf("output of run %d: %w", run, err)
+		}
+	}
+	return nil
+}
+
+// Files lists what lies in the output folder: the runs that have a file, and the paths of
+// what is no output file or not in its place. A missing folder is empty.
+func Files(dir string) (runs []messages.RunID, strangers []string, _ error) {
+	thousands, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("output folder: %w", err)
+	}
+	for _, thousand := range thousands {
+		folder := filepath.Join(dir, thousand.Name())
+		if !thousand.IsDir() {
+			strangers = append(strangers, folder)
+			continue
+		}
+		files, err := os.ReadDir(folder)
+		if err != nil {
+			return nil, nil, fmt.Errorf("output folder: %w", err)
+		}
+		for _, file := range files {
+			name := filepath.Join(folder, file.Name())
+			digits, _ := strings.CutSuffix(file.Name(), ".out")
+			run, err := strconv.ParseUint(digits, 10, 64)
+			if err != nil || !file.Type().IsRegular() || path(dir, messages.RunID(run)) != name {
+				strangers = append(strangers, name)
+				continue
+			}
+			runs = append(runs, messages.RunID(run))
+		}
+	}
+	return runs, strangers, nil
+}
