@@ -37,7 +37,7 @@ func request(method, path string, body []byte) []byte {
 }
 
 func requestOf(method, path, contentType string, body []byte) []byte {
-	head := method + " " + path + " HTTP/1.1\r\nHost: bench\r\n"
+	head := method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n"
 	if body != nil {
 		head += "Content-Type: " + contentType + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
 	}

@@ -33,9 +33,6 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	if err := checkType(h.ContentType(), linesType); err != nil {
-		return err
-	}
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}

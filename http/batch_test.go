@@ -93,7 +93,7 @@ func TestBatchWithAKey(t *testing.T) {
 func TestBatchIsRefused(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
-	refusedWith(t, s.do("POST", batchPath, ""), 400, "the body is empty")
+	refusedWith(t, s.do("POST", batchPath, "", asLines), 400, "the body is empty")
 	refusedWith(t, s.do("POST", batchPath, specOf("x")), 415, "send application/x-ndjson")
 	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: br"), 415, `"br"`)
 	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: gzip"), 400, "the body is no gzip")
@@ -228,7 +228,7 @@ func TestBatchThatStopsComing(t *testing.T) {
 				c.ReadTimeout = 50 * time.Millisecond
 			}
 		})
-		_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Length: 2000000\r\n\r\n" + specOf("0") + strings.Repeat(" ", 9000) + "\n{")
+		_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 2000000\r\n\r\n" + specOf("0") + strings.Repeat(" ", 9000) + "\n{")
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -251,7 +251,7 @@ func TestBatchThatStopsComing(t *testing.T) {
 		}
 	}
 	s := serve(t, &fakeEngine{}, func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
-	_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Length: 200\r\n\r\n" + specOf("0") + "\n{")
+	_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 200\r\n\r\n" + specOf("0") + "\n{")
 	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 }
 

@@ -142,7 +142,7 @@ func refused(ps dag.Problems) *messages.Error {
 }
 
 // admit refuses what no route may see.
-func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
+func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route) error {
 	c := connOf(ctx)
 	switch {
 	case s.draining.Load():
@@ -156,12 +156,20 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx) error {
 		return &refusal{fasthttp.StatusHTTPVersionNotSupported, "HTTP version " + quote(ctx.Request.Header.Protocol()) + " is not supported"}
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
+	}
+	if err := s.knock(ctx, rt); err != nil {
+		return err
+	}
+	switch {
 	case int64(ctx.Request.Header.ContentLength()) > s.bodyLimit(&ctx.Request.Header):
 		return s.tooLarge(ctx)
 	case ctx.Request.Header.ConnectionClose() && framedTwice(ctx.Request.Header.RawHeaders()):
 		return &refusal{fasthttp.StatusBadRequest, "the request has both Content-Length and Transfer-Encoding"}
 	}
-	return nil
+	if rt.method == "" {
+		return nil // there is no route, which is what the client must be told
+	}
+	return checkType(&ctx.Request.Header, rt.body)
 }
 
 func knownVersion(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) == "HTTP/1.0" }

@@ -111,7 +111,7 @@ func TestLongBodiesThatAreRefused(t *testing.T) {
 		}
 	}
 	// Too long without having said so, and broken off.
-	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\n"
+	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\n"
 	_, r := s.raw(head + "Transfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(tooLong), tooLong))
 	refusedWith(t, s.answerTo(r), 413, "at most 6291456 bytes")
 	c, r := s.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(sound)+1, sound))
@@ -142,7 +142,7 @@ func TestSlowLongBodies(t *testing.T) {
 	body := strings.Repeat(" ", 3<<19)
 	var conns []net.Conn
 	for i := range maxSpool {
-		c, _ := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: %d\r\n\r\n%s", 4*longFrom, body))
+		c, _ := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 4*longFrom, body))
 		conns = append(conns, c)
 		eventually(t, "it is being received", func() bool { return int(s.spools.Load()) == i+1 })
 	}

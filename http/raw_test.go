@@ -17,23 +17,23 @@ import (
 func TestMalformed(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	const smuggled = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
+	const smuggled = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
 	for _, c := range []struct {
 		status int
 		text   string
 	}{
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: -1\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 1e1\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: +6\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: gzip\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + smuggled},
-		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding : chunked\r\n\r\n" + smuggled},
-		{413, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 99999999999\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: -1\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 1e1\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: +6\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: gzip\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding : chunked\r\n\r\n" + smuggled},
+		{413, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n" + smuggled},
 		{413, "DELETE /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\nContent-Length: 1048577\r\n\r\n" + smuggled},
 		{431, "GET /ready HTTP/1.1\r\nHost: c\r\n" + strings.Repeat("X: y\r\n", 5000) + "\r\n"},
 		{431, "GET /" + strings.Repeat("x", 100_000) + " HTTP/1.1\r\nHost: c\r\n\r\n"},
@@ -159,7 +159,7 @@ func TestPartialRequests(t *testing.T) {
 func TestSlowRequests(t *testing.T) {
 	s := serve(t, seedEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	for _, text := range []string{
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 100\r\n\r\n{",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
 		"GET /ready HTT",
 	} {
 		_, r := s.raw(text)
@@ -226,7 +226,7 @@ func TestAnnouncedLength(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 50 {
-		s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 67108864\r\n\r\n" + strings.Repeat(" ", 10_000))
+		s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 67108864\r\n\r\n" + strings.Repeat(" ", 10_000))
 	}
 	eventually(t, "all are being read", func() bool { return s.inflight.Load() == 50 })
 	runtime.ReadMemStats(&after)
@@ -240,7 +240,7 @@ func TestAnnouncedLength(t *testing.T) {
 func TestChunkedBodies(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxBody = 5000 })
-	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n"
+	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 	_, r := s.raw(fmt.Sprintf("%s5\r\n     \r\n%x\r\n%s\r\n0\r\n\r\nGET /ready HTTP/1.1\r\nHost: c\r\n\r\n", head, len(seedSpec), seedSpec))
 	if got := s.answerTo(r); got.body != `{"runID":0}` || string(e.submitted[0].Body) != "     "+seedSpec {
 		t.Error(got)
@@ -260,7 +260,7 @@ func TestChunkedBodies(t *testing.T) {
 func TestExpectContinue(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(seedSpec)))
+	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(seedSpec)))
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil || resp.StatusCode != 100 {
 		t.Fatal(resp, err)

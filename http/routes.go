@@ -12,6 +12,7 @@ import (
 type route struct {
 	method string
 	path   string // also the route's name in the metrics
+	body   bodyKind
 	handle func(*Server, *fasthttp.RequestCtx) error
 }
 
@@ -22,29 +23,29 @@ const validatePath = "/v1/dagrun/validate"
 func (s *Server) routes() []route {
 	const run, task = "/v1/dagrun/{run}", "/v1/dagrun/{run}/task/{task}"
 	return []route{
-		{"GET", "/ready", (*Server).ready},
-		{"GET", "/v1/dagruns", (*Server).listRuns},
-		{"POST", "/v1/dagrun", (*Server).submit},
-		{"POST", validatePath, (*Server).validate},
-		{"GET", run, (*Server).runDocument},
-		{"DELETE", run, (*Server).killRun},
-		{"GET", run + "/state", (*Server).runState},
-		{"PATCH", run + "/state/{state}", (*Server).setRunState},
-		{"GET", task, (*Server).taskDetails},
-		{"DELETE", task, (*Server).killTask},
-		{"GET", task + "/state", (*Server).taskState},
+		{"GET", "/ready", noBody, (*Server).ready},
+		{"GET", "/v1/dagruns", noBody, (*Server).listRuns},
+		{"POST", "/v1/dagrun", jsonBody, (*Server).submit},
+		{"POST", validatePath, jsonBody, (*Server).validate},
+		{"GET", run, noBody, (*Server).runDocument},
+		{"DELETE", run, noBody, (*Server).killRun},
+		{"GET", run + "/state", noBody, (*Server).runState},
+		{"PATCH", run + "/state/{state}", noBody, (*Server).setRunState},
+		{"GET", task, noBody, (*Server).taskDetails},
+		{"DELETE", task, noBody, (*Server).killTask},
+		{"GET", task + "/state", noBody, (*Server).taskState},
 
-		{"POST", batchPath, (*Server).submitBatch},
-		{"GET", run + "/summary", (*Server).runSummary},
-		{"GET", run + "/events", (*Server).runEvents},
-		{"GET", "/v1/events", (*Server).events},
-		{"GET", run + "/graph", (*Server).runGraph},
-		{"GET", run + "/states", (*Server).taskStates},
-		{"GET", run + "/tasks", (*Server).listTasks},
-		{"GET", task + "/log", (*Server).taskLog},
-		{"GET", "/healthz", (*Server).healthz},
-		{"GET", "/version", (*Server).version},
-		{"GET", "/metrics", (*Server).showMetrics},
+		{"POST", batchPath, linesBody, (*Server).submitBatch},
+		{"GET", run + "/summary", noBody, (*Server).runSummary},
+		{"GET", run + "/events", noBody, (*Server).runEvents},
+		{"GET", "/v1/events", noBody, (*Server).events},
+		{"GET", run + "/graph", noBody, (*Server).runGraph},
+		{"GET", run + "/states", noBody, (*Server).taskStates},
+		{"GET", run + "/tasks", noBody, (*Server).listTasks},
+		{"GET", task + "/log", noBody, (*Server).taskLog},
+		{"GET", "/healthz", noBody, (*Server).healthz},
+		{"GET", "/version", noBody, (*Server).version},
+		{"GET", "/metrics", noBody, (*Server).showMetrics},
 	}
 }
 
@@ -54,12 +55,17 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 	m := s.metrics.route(rt.path)
 	return func(ctx *fasthttp.RequestCtx) {
 		began := time.Now()
+		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
 		defer func() {
 			if p := recover(); p != nil {
 				s.panicked(ctx, p)
 			}
 			took := time.Since(began)
+			if waits && ctx.Response.StatusCode() < 400 {
+				s.leave()
+				return // the request itself is still to come
+			}
 			m.observe(ctx.Response.StatusCode(), took)
 			if s.log.Enabled(ctx, slog.LevelDebug) {
 				s.log.Debug("http: request", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
@@ -67,8 +73,9 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 			}
 			s.leave()
 		}()
-		err := s.admit(ctx)
-		if err == nil {
+		s.protect(ctx)
+		err := s.admit(ctx, &rt)
+		if err == nil && (!waits || rt.method == "") {
 			err = rt.handle(s, ctx)
 		}
 		if err != nil {
@@ -98,8 +105,9 @@ func wrongMethod(_ *Server, ctx *fasthttp.RequestCtx) error {
 	}
 }
 
-func options(_ *Server, ctx *fasthttp.RequestCtx) error {
+func options(s *Server, ctx *fasthttp.RequestCtx) error {
 	allow(ctx)
+	s.preflight(ctx)
 	ctx.SetStatusCode(fasthttp.StatusNoContent)
 	return nil
 }

@@ -56,6 +56,8 @@ type Config struct {
 	// MaxConns bounds the open connections; beyond it they are answered 503 and
 	// closed. Default 8,192.
 	MaxConns int
+	// Access says who is let in.
+	Access Access
 }
 
 const (
@@ -73,6 +75,7 @@ type Server struct {
 	engine  Engine
 	log     *slog.Logger
 	fast    *fasthttp.Server
+	route   fasthttp.RequestHandler // by the table of routes
 	metrics *metrics
 
 	turn     chan struct{} // of the one long body that is being planned and stored
@@ -101,10 +104,12 @@ func New(cfg Config) *Server {
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open = make(map[*conn]struct{})
+	s.route = s.router().Handler
 	s.fast = &fasthttp.Server{
-		Handler:                      s.router().Handler,
+		Handler:                      s.route,
 		ErrorHandler:                 s.malformed,
 		HeaderReceived:               s.bounds,
+		ExpectHandler:                s.expect,
 		ConnState:                    trackState,
 		Concurrency:                  cfg.MaxConns + slackConns,
 		ReadBufferSize:               headerLimit,
@@ -265,7 +270,13 @@ func (s *Server) leave() {
 // is announced as too large is not waited for.
 func (s *Server) bounds(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
-	switch n := int64(h.ContentLength()); {
+	n := int64(h.ContentLength())
+	if n > 0 && s.suspect(h) {
+		// fasthttp waits for the first bytes of a body before it calls a handler, but
+		// not if the client waits for permission to send them: see expect.
+		h.Set(fasthttp.HeaderExpect, "100-continue")
+	}
+	switch {
 	case n > s.bodyLimit(h):
 		c.MaxRequestBodySize = 1
 	case n > smallBody:

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
-	"mime"
 	"strconv"
 	"strings"
 	"time"
@@ -88,9 +87,6 @@ func (s *Server) plan(doc []byte) (*dag.Plan, error) {
 // long one is no text: it is the caller's to release.
 func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody, err error) {
 	h := &ctx.Request.Header
-	if err := checkType(h.ContentType(), jsonType); err != nil {
-		return nil, nil, err
-	}
 	coding := ""
 	switch codings := h.PeekAll(fasthttp.HeaderContentEncoding); {
 	case len(codings) == 0 || len(codings) == 1 && strings.EqualFold(string(codings[0]), "identity"):
@@ -158,19 +154,6 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, *longBody, error) {
 			doc = append(doc, 0)[:len(doc)]
 		}
 	}
-}
-
-// checkType wants a media type, in UTF-8 when it says so, or nothing said.
-func checkType(header []byte, want string) error {
-	if len(header) == 0 || string(header) == want {
-		return nil
-	}
-	kind, params, err := mime.ParseMediaType(string(header))
-	charset, given := params["charset"]
-	if err != nil || kind != want || given && !strings.EqualFold(charset, "utf-8") {
-		return &refusal{fasthttp.StatusUnsupportedMediaType, "Content-Type " + quote(header) + " is not supported: send " + want + " (curl: -H 'Content-Type: " + want + "')"}
-	}
-	return nil
 }
 
 func unsupportedCoding(coding string) error {

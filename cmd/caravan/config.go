@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,9 +26,11 @@ type Config struct {
 	MaxBody        int64 // bytes
 	RetainRuns     int   // 0 = all
 	RetainAge      time.Duration
-	Slurm          bool   // tasks may choose the executor slurm
-	SlurmPartition string // partition of those that name none; "" = the cluster's default
-	SlurmJobs      int    // of them at one time
+	Slurm          bool     // tasks may choose the executor slurm
+	SlurmPartition string   // partition of those that name none; "" = the cluster's default
+	SlurmJobs      int      // of them at one time
+	AllowHosts     []string // names that requests may ask for, besides those of the loopback addresses
+	CORSOrigins    []string // of web pages that may use the API
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }
@@ -79,6 +82,10 @@ func options(hw machine) []option {
 			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
 		{"slurm-jobs", "number", "tasks that are given to Slurm at one time", "1000",
 			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},
+		{"allow-host", "names", "names that requests may ask for besides localhost, as `Host` has them; with it, only these", "",
+			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
+		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
+			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",
@@ -92,7 +99,7 @@ const envConfig = "CARAVAN_CONFIG"
 func configFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
-		flags.Var(&text{o.initial, o.value}, o.name, o.usage+" (environment: "+o.env()+")")
+		flags.Var(&text{value: o.initial, kind: o.value}, o.name, o.usage+" (environment: "+o.env()+")")
 		if o.value == "switch" {
 			flags.Lookup(o.name).NoOptDefVal = "on" // the name alone
 		}
@@ -103,11 +110,26 @@ func configFlags(flags *pflag.FlagSet, all []option) {
 }
 
 // text is the value of an option's flag: it is judged later, with the other sources.
-type text struct{ value, kind string }
+type text struct {
+	value, kind string
+	set         bool
+}
 
-func (t *text) String() string     { return t.value }
-func (t *text) Set(s string) error { t.value = s; return nil }
-func (t *text) Type() string       { return t.kind }
+func (t *text) String() string { return t.value }
+func (t *text) Type() string   { return t.kind }
+
+// Set takes a value. The flag of a list may be given more than once.
+func (t *text) Set(s string) error {
+	if t.set && isList(t.kind) {
+		s = t.value + "," + s
+	}
+	t.value, t.set = s, true
+	return nil
+}
+
+// isList tells whether an option of this kind has several values: separated by
+// commas, or the flag repeated, or a sequence in the configuration file.
+func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
 
 // resolve finds the value of every option: the flag, else the environment
 // variable, else the configuration file, else the default. Errors name the source,
@@ -176,7 +198,13 @@ func parseFile(text []byte, all []option) (map[string]setting, error) {
 			errs = append(errs, fmt.Sprintf("line %d: unknown key %q", key.Line, key.Value))
 		case twice:
 			errs = append(errs, fmt.Sprintf("line %d: key %q is given twice", key.Line, key.Value))
-		case value.Kind != yaml.ScalarNode || value.Tag == "!!null":
+		case value.Kind == yaml.SequenceNode && isList(kindOf(all, key.Value)) && !slices.ContainsFunc(value.Content, notText):
+			var items []string
+			for _, item := range value.Content {
+				items = append(items, item.Value)
+			}
+			out[key.Value] = setting{strings.Join(items, ","), value.Line}
+		case notText(value):
 			errs = append(errs, fmt.Sprintf("line %d: key %q needs one value", key.Line, key.Value))
 		default:
 			out[key.Value] = setting{value.Value, value.Line}
@@ -188,11 +216,16 @@ func parseFile(text []byte, all []option) (map[string]setting, error) {
 	return out, nil
 }
 
-func known(all []option, name string) bool {
+func notText(n *yaml.Node) bool { return n.Kind != yaml.ScalarNode || n.Tag == "!!null" }
+
+func known(all []option, name string) bool { return kindOf(all, name) != "" }
+
+// kindOf is the kind of value that an option has; "" for an unknown option.
+func kindOf(all []option, name string) string {
 	for _, o := range all {
 		if o.name == name {
-			return true
+			return o.value
 		}
 	}
-	return false
+	return ""
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: "127.0.0.1:2503", Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
 		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
-	if err != nil || c != want {
+	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}
 }
@@ -39,6 +40,7 @@ func TestPrecedence(t *testing.T) {
 		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
 		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
 		"enforce-memory": {"on", "off", "yes"},
+		"allow-host":     {"a", "b,c", "[d, e.example]"}, "cors-origin": {"https://a", "https://b, http://c:1", "[https://d]"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]
@@ -61,8 +63,8 @@ func TestPrecedence(t *testing.T) {
 			for _, d := range options(eight) {
 				_ = d.set(&want, d.initial)
 			}
-			_ = o.set(&want, v[i])
-			if err != nil || got != want {
+			_ = o.set(&want, strings.Trim(v[i], "[]")) // brackets of a YAML sequence
+			if err != nil || !reflect.DeepEqual(got, want) {
 				t.Errorf("%s by %s: got %+v, %v, want %+v", o.name, source, got, err, want)
 			}
 		}
@@ -118,17 +120,17 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 
 func TestValues(t *testing.T) {
 	for s, want := range map[string]int64{"1": 1, "512KiB": 512 << 10, "1.5 MiB": 3 << 19, "2kB": 2000, "1GiB": 1 << 30, "10b": 10} {
-		if got, err := parseSize(s); err != nil || got != want {
+		if got, err := parseSize(s); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %d, %v", s, got, err)
 		}
 	}
 	for s, want := range map[string]time.Duration{"30d": 720 * time.Hour, "0": 0, "1.5h": 90 * time.Minute, "0.5d": 12 * time.Hour} {
-		if got, err := parseDuration(s); err != nil || got != want {
+		if got, err := parseDuration(s); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %v, %v", s, got, err)
 		}
 	}
 	for s, want := range map[string]int64{"0.5": 500, "2": 2000, "1e3": 1_000_000} {
-		if got, err := parseMilli(s); err != nil || got != want {
+		if got, err := parseMilli(s); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %v, %v", s, got, err)
 		}
 	}

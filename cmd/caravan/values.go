@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/caravan-dag/caravan/http/access"
 )
 
 // The values of options, as users write them. Each function names what is wrong.
@@ -125,4 +127,27 @@ func parseChoice(s string, choices ...string) (string, error) {
 		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))
 	}
 	return s, nil
+}
+
+// parseList reads values that are separated by commas.
+func parseList(s string) []string {
+	var out []string
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+func parseHosts(s string) ([]string, error) {
+	names := parseList(s)
+	_, err := access.NewHosts(names...)
+	return names, err
+}
+
+func parseOrigins(s string) ([]string, error) {
+	origins := parseList(s)
+	_, err := access.NewOrigins(origins...)
+	return origins, err
 }

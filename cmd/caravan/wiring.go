@@ -99,10 +99,14 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	// Service comes first: whoever asks while runs are recovered is told so.
 	door, spare := &gate{}, &sparing{}
 	v := versionInfo()
+	who, err := doorOf(c, l)
+	if err != nil {
+		return nil, err
+	}
 	n.http = http.New(http.Config{
 		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: c.Data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
-		Gatherer: registry, Registerer: registry,
+		Gatherer: registry, Registerer: registry, Access: who,
 	})
 	go n.serve(l)
 	undo = append(undo, n.stopServing)

@@ -23,7 +23,8 @@ var may = map[string][]string{
 	"internal/vfs":      {},
 	"internal/vfork":    {},
 	"actors":            {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
-	"http":              {"dag", "dag/specjson", "messages"},
+	"http":              {"dag", "dag/specjson", "http/access", "messages"},
+	"http/access":       {},
 	"client":            {},
 	"cmd/caravan":       {"*"},
 

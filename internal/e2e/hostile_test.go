@@ -143,7 +143,7 @@ func hostilePath(rng *rand.Rand) attack {
 	}
 	path := fmt.Sprintf(paths[rng.IntN(len(paths))], name)
 	method := []string{"GET", "DELETE"}[rng.IntN(2)]
-	return attack{kind: "hostile path", method: method, text: method + " " + path + " HTTP/1.1\r\nHost: caravan\r\n\r\n", want: []int{400, 404, 405}}
+	return attack{kind: "hostile path", method: method, text: method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n", want: []int{400, 404, 405}}
 }
 
 func wrongMethod(rng *rand.Rand) attack {
@@ -163,7 +163,7 @@ func wrongID(rng *rand.Rand) attack {
 	rows := []string{"GET /v1/dagrun/%s", "GET /v1/dagrun/%s/state", "DELETE /v1/dagrun/%s", "PATCH /v1/dagrun/%s/state/QUEUED", "GET /v1/dagrun/%s/task/a", "DELETE /v1/dagrun/%s/task/a", "GET /v1/dagrun/%s/summary", "GET /v1/dagrun/%s/tasks"}
 	line := fmt.Sprintf(rows[rng.IntN(len(rows))], id)
 	method, _, _ := strings.Cut(line, " ")
-	return attack{kind: "wrong id", method: method, text: line + " HTTP/1.1\r\nHost: caravan\r\n\r\n", want: []int{404, 400}}
+	return attack{kind: "wrong id", method: method, text: line + " HTTP/1.1\r\nHost: localhost\r\n\r\n", want: []int{404, 400}}
 }
 
 // protocol breaks HTTP itself.
@@ -171,18 +171,18 @@ func protocol(rng *rand.Rand) attack {
 	const doc = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
 	texts := []string{
 		"GET\r\n\r\n", "\r\n\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /ready\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: -1\r\n\r\n" + doc,
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 1e9\r\n\r\n" + doc,
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 99999999999\r\n\r\n" + doc,
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: 44\r\nContent-Length: 3\r\n\r\n" + doc,
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + doc + "\r\n0\r\n\r\n",
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: gzip\r\n\r\n" + doc,
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nabc",
-		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\nabc",
-		"GET /ready HTTP/1.1\r\nHost: c\r\nX: " + strings.Repeat("x", 100_000) + "\r\n\r\n",
-		"GET /" + strings.Repeat("x", 100_000) + " HTTP/1.1\r\nHost: c\r\n\r\n",
-		"GET /ready HTTP/1.1\r\nHost: c\r\n" + strings.Repeat("X: y\r\n", 10_000) + "\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: -1\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1e9\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 44\r\nContent-Length: 3\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + doc + "\r\n0\r\n\r\n",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: gzip\r\n\r\n" + doc,
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nabc",
+		"POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\nabc",
+		"GET /ready HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 100_000) + "\r\n\r\n",
+		"GET /" + strings.Repeat("x", 100_000) + " HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"GET /ready HTTP/1.1\r\nHost: localhost\r\n" + strings.Repeat("X: y\r\n", 10_000) + "\r\n",
 		"GET /ready HTTP/1.1\nno colon here\r\n\r\n",
 	}
 	text := texts[rng.IntN(len(texts))]
@@ -200,7 +200,7 @@ func protocol(rng *rand.Rand) attack {
 func halfClosed(rng *rand.Rand) attack {
 	paths := []string{"/ready", "/v1/dagruns?all=1&limit=3", "/v1/dagrun/0", "/v1/dagrun/0/state", "/metrics"}
 	return attack{kind: "half-closed", method: "GET", half: true, want: []int{200},
-		text: "GET " + paths[rng.IntN(len(paths))] + " HTTP/1.1\r\nHost: caravan\r\n\r\n"}
+		text: "GET " + paths[rng.IntN(len(paths))] + " HTTP/1.1\r\nHost: localhost\r\n\r\n"}
 }
 
 // slowBody announces more than it sends, and leaves.
@@ -411,7 +411,7 @@ func TestGoneClients(t *testing.T) {
 		if i%2 == 0 {
 			path = e2etest.Path(big, "") // some 2 MB of which nothing but the first line is read
 		}
-		if err := c.say("GET " + path + " HTTP/1.1\r\nHost: caravan\r\n\r\n"); err != nil {
+		if err := c.say("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		if line, err := c.r.ReadString('\n'); err != nil || !strings.Contains(line, " 200 ") {

@@ -85,7 +85,7 @@ func TestKillInALongSubmission(t *testing.T) {
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Data(dir))
 	doc := listedDoc(40_000)
-	half := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Length: %d\r\n\r\n%s", len(doc), doc[:len(doc)/2])
+	half := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(doc), doc[:len(doc)/2])
 	runs := 0
 	for round := range 4 {
 		if round == 0 {
