@@ -174,6 +174,14 @@ func (n *Node) Ready() error {
 	return nil
 }
 
+// Damaged is nil, or what the store has found damaged while it is open.
+func (n *Node) Damaged() error {
+	if s, ok := n.env.store.(interface{ Damaged() error }); ok {
+		return s.Damaged()
+	}
+	return nil
+}
+
 // Healthy is nil when new work may be taken.
 func (n *Node) Healthy() error {
 	if n.closing.Load() {

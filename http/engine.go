@@ -71,6 +71,9 @@ type Health interface {
 	Ready() error
 	// Healthy is nil, or what is wrong (storage failed, disk low, shutting down).
 	Healthy() error
+	// Damaged is nil, or what was found damaged of what is stored. New work is taken all
+	// the same.
+	Damaged() error
 }
 
 // Engine is all of it.

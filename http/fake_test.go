@@ -440,6 +440,7 @@ func (e *fakeEngine) Ready() error {
 	return e.ready
 }
 func (e *fakeEngine) Healthy() error { return e.healthy }
+func (e *fakeEngine) Damaged() error { return nil }
 
 // fakeLog is a stream that may grow, and of which [cut, cutEnd) is not kept.
 type fakeLog struct {

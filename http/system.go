@@ -17,6 +17,9 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Healthy(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
 	}
+	if err := s.engine.Damaged(); err != nil {
+		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
+	}
 	answer(ctx, []byte(`{"status":"ok"}`))
 	return nil
 }

@@ -30,6 +30,9 @@ type Config struct {
 	// Shards is fixed when the data folder is made; 0 = as the folder says, 16 for
 	// a new one.
 	Shards int
+	// Unverified leaves the proof out that the tables are whole before they are used: for
+	// emergencies.
+	Unverified bool
 
 	statfs func(dir string) (free, total int64, err error) // tests
 	memory int64                                           // tests: MemTableSize
@@ -66,6 +69,7 @@ type Badger struct {
 	ending  sync.Mutex   // one Close at a time
 	purging sync.Mutex   // one Delete at a time
 	metrics *metrics
+	keeper  keeper
 }
 
 var _ Store = (*Badger)(nil)
@@ -130,6 +134,9 @@ func openBadger(c Config) (*Badger, error) {
 	if err := s.room.checkOpen(); err != nil {
 		return nil, err
 	}
+	if err := s.verifyTables(c); err != nil {
+		return nil, err
+	}
 	if s.enc.pack, err = newPacker(); err != nil {
 		return nil, err
 	}
@@ -153,6 +160,7 @@ func openBadger(c Config) (*Badger, error) {
 		return nil, errors.Join(err, s.db.Close())
 	}
 	go s.commitLoop()
+	s.keep()
 	return s, nil
 }
 
@@ -169,6 +177,7 @@ func badgerOptions(c Config) badger.Options {
 		WithNumLevelZeroTablesStall(12).
 		WithNumCompactors(3). // the third one keeps the last level free of tombstones
 		WithCompression(options.Snappy).
+		WithChecksumVerificationMode(options.OnBlockRead). // a damaged row is missing, never another one
 		WithBlockCacheSize(8 << 20).
 		WithIndexCacheSize(8 << 20).
 		WithValueThreshold(min(1<<20, 15*c.memory/100)). // no value ever goes to the value log
@@ -208,6 +217,12 @@ func (s *Badger) start(c Config) error {
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return err
 	}
+	if s.metrics != nil {
+		s.keeper.verified, s.keeper.damages = s.metrics.verified, s.metrics.damages
+		if !c.Unverified {
+			s.keeper.verified.SetToCurrentTime()
+		}
+	}
 	rows := []op{
 		{key: metaKey("format"), val: metaValue(formatVersion)},
 		{key: metaKey("shards"), val: metaValue(uint64(s.shards))},
@@ -220,6 +235,9 @@ func (s *Badger) start(c Config) error {
 		return err
 	}
 	if err := s.loadIndex(); err != nil {
+		return err
+	}
+	if err := s.checkNext(); err != nil {
 		return err
 	}
 	return s.recoverDeletions()
@@ -297,6 +315,7 @@ func openError(dir string, err error) error {
 func (s *Badger) Close() error {
 	s.ending.Lock()
 	defer s.ending.Unlock()
+	s.keeper.close()
 	s.queue.close()
 	<-s.ended
 	s.staging.Wait()
@@ -315,6 +334,9 @@ func (s *Badger) Close() error {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("data folder %s: %w", s.dir, err)
+	}
+	if err := s.closeTables(); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	return nil

@@ -228,9 +228,6 @@ func (e *encoder) summary(g *group, b *Batch, before int64) error {
 	if b.Summary == nil {
 		return e.bounded(g, b, before)
 	}
-	if next := uint64(b.Run) + 1; next > e.next.Load() {
-		e.next.Store(next)
-	}
 	at := len(g.arena)
 	g.arena = appendSummary(g.arena, b.Summary)
 	val := g.hold(at)
@@ -239,6 +236,9 @@ func (e *encoder) summary(g *group, b *Batch, before int64) error {
 	}
 	if err := e.bounded(g, b, before-int64(len(val))); err != nil {
 		return err
+	}
+	if next := uint64(b.Run) + 1; next > e.next.Load() {
+		e.next.Store(next)
 	}
 	if final(b.Summary.State) {
 		if e.moments.leave(b.Run) {

@@ -12,6 +12,9 @@ type metrics struct {
 	groups  prometheus.Histogram
 	seconds prometheus.Histogram
 	bytes   prometheus.Counter
+	// Of the keeper.
+	verified prometheus.Gauge
+	damages  prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -31,6 +34,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "caravan_journal_bytes_total", Help: "Bytes of keys and values committed.",
 		}),
+		verified: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caravan_storage_verified_timestamp_seconds", Help: "When all tables were last found whole.",
+		}),
+		damages: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "caravan_storage_damage_total", Help: "Times that stored data was found damaged.",
+		}),
 	}
 	for _, c := range m.all() {
 		if err := reg.Register(c); err != nil {
@@ -42,7 +51,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.groups, m.seconds, m.bytes}
+	return []prometheus.Collector{m.groups, m.seconds, m.bytes, m.verified, m.damages}
 }
 
 func (m *metrics) unregister() {

@@ -257,7 +257,7 @@ func TestMetrics(t *testing.T) {
 		for _, f := range families {
 			names += f.GetName() + " "
 		}
-		if names != "caravan_journal_bytes_total caravan_journal_commit_seconds caravan_journal_group_batches " {
+		if names != "caravan_journal_bytes_total caravan_journal_commit_seconds caravan_journal_group_batches caravan_storage_damage_total caravan_storage_verified_timestamp_seconds " {
 			t.Errorf("metrics: %s", names)
 		}
 		if err := s.Close(); err != nil {

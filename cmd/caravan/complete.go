@@ -59,6 +59,7 @@ func words(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 func completesOptions(cmd *cobra.Command) {
 	words(cmd, "log-level", "debug", "info", "warn", "error")
 	words(cmd, "log-format", "text", "json")
+	words(cmd, "verify", "full", "off")
 	words(cmd, "enforce-memory", "on", "off")
 	words(cmd, "slurm", "on", "off")
 }

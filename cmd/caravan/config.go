@@ -31,6 +31,7 @@ type Config struct {
 	SlurmJobs      int      // of them at one time
 	AllowHosts     []string // names that requests may ask for, besides those of the loopback addresses
 	CORSOrigins    []string // of web pages that may use the API
+	Unverified     bool     // stored data is not verified before it is used
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }
@@ -86,6 +87,12 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
 		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
 			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
+		{"verify", "how", "full: prove at the start that all stored tables are whole; off: do not, for emergencies", "full",
+			func(c *Config, s string) error {
+				s, err := parseChoice(s, "full", "off")
+				c.Unverified = s == "off"
+				return err
+			}, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",

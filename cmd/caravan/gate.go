@@ -155,6 +155,14 @@ func (g *gate) Ready() error {
 	return errStarting
 }
 
+// Damaged holds while it recovers, too.
+func (g *gate) Damaged() error {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Damaged()
+	}
+	return nil
+}
+
 // Healthy holds while it recovers: starting is no illness.
 func (g *gate) Healthy() error {
 	if e := g.engine.Load(); e != nil {

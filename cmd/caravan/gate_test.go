@@ -56,6 +56,7 @@ func (m *marker) Output(messages.RunID, *messages.AttemptRecord, messages.Stream
 }
 func (m *marker) Ready() error   { m.n++; return errMarked }
 func (m *marker) Healthy() error { m.n++; return errMarked }
+func (m *marker) Damaged() error { m.n++; return errMarked }
 
 // TestGate: every method of the engine answers "unavailable" before the gate
 // opens, and comes from the engine after.
@@ -72,14 +73,14 @@ func TestGate(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 17 {
+	if methods != 18 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {
 		name, err := reflect.TypeOf(g).Method(i).Name, call(i)
 		var e *messages.Error
 		switch {
-		case name == "Healthy":
+		case name == "Healthy", name == "Damaged":
 			if err != nil {
 				t.Errorf("starting is no illness: %v", err)
 			}

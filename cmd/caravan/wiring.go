@@ -112,7 +112,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: filepath.Join(c.Data, "db"), Logger: log, Registerer: registry,
+		Dir: filepath.Join(c.Data, "db"), Logger: log, Registerer: registry, Unverified: c.Unverified,
 	}); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	disk_test.go       a full disk
+//	tables_test.go     damaged tables and manifests
 //	hostile_test.go    malformed requests, slow and gone clients
 //	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs

@@ -1,0 +1,24 @@
+package tables
+
+import "fmt"
+
+// Damage is one thing that is wrong in a folder.
+type Damage struct {
+	File   string // path
+	Offset int64  // in the file, in bytes; -1 when the file as a whole is meant
+	What   string
+	// From and To bound the keys that may be lost with it: from From on, below To. Nil is
+	// open on that side. Only damage to a block has bounds.
+	From, To []byte
+}
+
+func (d *Damage) Error() string {
+	if d.Offset < 0 {
+		return fmt.Sprintf("%s: %s", d.File, d.What)
+	}
+	return fmt.Sprintf("%s: at offset %d: %s", d.File, d.Offset, d.What)
+}
+
+func damaged(file string, offset int64, format string, args ...any) *Damage {
+	return &Damage{File: file, Offset: offset, What: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,164 @@
+package tables
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// inventoryName is the file that is ours among Badger's.
+const inventoryName = "INVENTORY"
+
+// Inventory is what was known to be in a folder at one moment. It is a second place for
+// what only the manifest knows: without it a manifest that lost its end looks like one
+// that was never longer, and a table that is exchanged for another whole one like itself.
+//
+// It is older than the folder when the process was killed. So it is compared in one
+// direction: the manifest may have grown since (it only grows, until Badger rewrites it
+// whole), and tables may have come and gone by what the manifest says.
+type Inventory struct {
+	ManifestSize int64
+	ManifestSum  uint32 // of the manifest up to there
+	First        [recordHead]byte
+	NextRun      uint64 // one more than the highest run id in use at that moment
+	Tables       map[uint64]Fingerprint
+}
+
+// Fingerprint tells a table from every other one.
+type Fingerprint struct {
+	Size   int64
+	Sum    uint32 // CRC32C of the whole file
+	Latest uint64 // newest version in it
+}
+
+const inventoryHead = "caravan inventory 1\n"
+
+func (v *Inventory) encode() []byte {
+	var b bytes.Buffer
+	b.WriteString(inventoryHead)
+	fmt.Fprintf(&b, "manifest %d %08x %x\n", v.ManifestSize, v.ManifestSum, v.First)
+	fmt.Fprintf(&b, "next %d\n", v.NextRun)
+	for _, id := range slices.Sorted(maps.Keys(v.Tables)) {
+		t := v.Tables[id]
+		fmt.Fprintf(&b, "table %d %d %08x %d\n", id, t.Size, t.Sum, t.Latest)
+	}
+	fmt.Fprintf(&b, "end %08x\n", crc32.Checksum(b.Bytes(), castagnoli))
+	return b.Bytes()
+}
+
+// decodeInventory accepts what encode writes and nothing else.
+func decodeInventory(path string, b []byte) (*Inventory, *Damage) {
+	v := &Inventory{Tables: map[uint64]Fingerprint{}}
+	off := 0
+	for n, line := range bytes.SplitAfter(b, []byte("\n")) {
+		var first string
+		var id uint64
+		var t Fingerprint
+		switch {
+		case n == 0:
+			if string(line) != inventoryHead {
+				return nil, damaged(path, 0, "not an inventory of this format")
+			}
+		case n == 1:
+			fmt.Sscanf(string(line), "manifest %d %x %s\n", &v.ManifestSize, &v.ManifestSum, &first)
+			_, _ = hex.Decode(v.First[:], []byte(first[:min(len(first), 2*recordHead)]))
+		case n == 2:
+			fmt.Sscanf(string(line), "next %d\n", &v.NextRun)
+		case bytes.HasPrefix(line, []byte("table ")):
+			fmt.Sscanf(string(line), "table %d %d %x %d\n", &id, &t.Size, &t.Sum, &t.Latest)
+			v.Tables[id] = t
+		}
+		off += len(line)
+	}
+	want := v.encode()
+	if bytes.Equal(b, want) {
+		return v, nil
+	}
+	for i, c := range b {
+		if i == len(want) || want[i] != c {
+			off = i
+			break
+		}
+	}
+	return nil, damaged(path, int64(off), "its checksum is not that of its lines")
+}
+
+// ReadInventory reads the inventory of a folder. The error is a *Damage, or wraps
+// fs.ErrNotExist when the file is missing.
+func ReadInventory(dir string) (*Inventory, error) {
+	path := filepath.Join(dir, inventoryName)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	v, d := decodeInventory(path, b)
+	if d != nil {
+		return nil, d
+	}
+	return v, nil
+}
+
+// Write puts the inventory where the former one is, durably and in one step. What it
+// tells of must be durable already, but for the manifest, which is synced here.
+func (v *Inventory) Write(fsys vfs.FS, dir string) (err error) {
+	manifest, err := fsys.OpenFile(filepath.Join(dir, manifestName), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(manifest.Sync(), manifest.Close()); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, inventoryName)
+	f, err := fsys.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(v.encode(), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fsys.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return fsys.SyncDir(dir)
+}
+
+// compare says what an inventory knows of a folder that is not so.
+func (v *Inventory) compare(dir string, m *Manifest, report func(*Damage)) {
+	path := filepath.Join(dir, manifestName)
+	if m.First == v.First {
+		switch {
+		case m.Size < v.ManifestSize:
+			report(damaged(path, m.Size, "its records end here, and once ended at %d (%s)", v.ManifestSize, inventoryName))
+			return
+		case crc32.Checksum(m.whole[:v.ManifestSize], castagnoli) != v.ManifestSum:
+			report(damaged(path, -1, "its first %d bytes are not what they once were (%s)", v.ManifestSize, inventoryName))
+			return
+		}
+	}
+	// Rewritten since: what it does not name may have been deleted before that.
+}
+
+// compareTable says whether a table is the one that an inventory knows.
+func (v *Inventory) compareTable(path string, id uint64, is Fingerprint, report func(*Damage)) {
+	if was, known := v.Tables[id]; known && was != is {
+		report(damaged(path, -1, "not the table that was here: %d bytes, checksum %08x, up to commit %d; it had %d bytes, checksum %08x, up to commit %d (%s)",
+			is.Size, is.Sum, is.Latest, was.Size, was.Sum, was.Latest, inventoryName))
+	}
+}
+
+// missing tells a file that is not there from one that cannot be read.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.EOF) }

@@ -1,0 +1,343 @@
+package tables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4/fb"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/pb"
+	"github.com/klauspost/compress/snappy"
+	"google.golang.org/protobuf/proto"
+)
+
+const tableSuffix = ".sst"
+
+// tableName is the name of a table's file.
+func tableName(id uint64) string { return fmt.Sprintf("%06d%s", id, tableSuffix) }
+
+// tableID is the id of a table by its file's name.
+func tableID(name string) (id uint64, ok bool) {
+	digits, ok := strings.CutSuffix(name, tableSuffix)
+	if !ok {
+		return 0, false
+	}
+	id, err := strconv.ParseUint(digits, 10, 63)
+	return id, err == nil && tableName(id) == name
+}
+
+// A table is blocks, index, size of the index, checksum, size of the checksum. A block
+// is rows, where each begins, how many there are, checksum, size of the checksum. Sizes
+// are 32 bits, big-endian.
+const (
+	maxChecksum = 24 // bytes of an encoded checksum, at most
+	footerRoom  = 4 + maxChecksum + 4
+)
+
+// table reads one table file. It holds the index, a window of blocks and one block.
+type table struct {
+	path   string
+	id     uint64
+	entry  Entry
+	size   int64
+	file   io.ReaderAt
+	pause  func(bytes int) error // before so many bytes are read
+	sum    uint32                // checksum of the whole file, once verified
+	latest uint64                // newest version in it
+
+	window  []byte
+	at      int64 // of window
+	decoded []byte
+	rowFn   func(r Row) error // nil = rows are not looked at
+}
+
+// windowSize is how much of a table is read at once, in bytes.
+const windowSize = 1 << 20
+
+// Row is one row of a table, as Badger keeps it. It is valid until the next one.
+type Row struct {
+	Key     []byte
+	Version uint64
+	Deleted bool
+	Value   []byte
+}
+
+const (
+	badgerDelete  = 1 << 0 // bits of Badger's meta byte
+	badgerPointer = 1 << 1
+)
+
+// span is where the blocks of a table lie, and the first key of each with its version.
+type span struct {
+	offset, size int64
+	key          []byte
+}
+
+// verify reads the whole table. Each block that is damaged is reported, and the others
+// are read all the same. The error is one of reading, not of what was read.
+func (t *table) verify(report func(*Damage)) error {
+	index, wrong, err := t.index()
+	if err != nil {
+		return err
+	}
+	if wrong != nil {
+		report(wrong)
+		return nil
+	}
+	spans, wrong := t.spans(index)
+	if wrong != nil {
+		report(wrong)
+		return nil
+	}
+	t.sum = 0
+	for i, s := range spans {
+		b, err := t.read(s.offset, s.size)
+		if err != nil {
+			return err
+		}
+		t.sum = crc32.Update(t.sum, castagnoli, b)
+		what, err := t.block(b, s)
+		if err != nil {
+			return err
+		}
+		if what != "" {
+			d := damaged(t.path, s.offset, "block %d of %d bytes: %s", i, s.size, what)
+			d.From, _ = splitKey(s.key)
+			if i+1 < len(spans) {
+				// Versions of one key may lie in both blocks.
+				next, _ := splitKey(spans[i+1].key)
+				d.To = append(bytes.Clone(next), 0)
+			}
+			report(d)
+		}
+	}
+	tail := make([]byte, t.size-index.start)
+	if _, err := t.file.ReadAt(tail, index.start); err != nil {
+		return t.readError(err, index.start)
+	}
+	t.sum = crc32.Update(t.sum, castagnoli, tail)
+	return nil
+}
+
+type tableIndex struct {
+	start int64
+	*fb.TableIndex
+}
+
+// index reads the table's end and checks it.
+func (t *table) index() (index tableIndex, wrong *Damage, err error) {
+	if t.size < footerRoom {
+		return index, damaged(t.path, t.size, "the file ends here: too short for a table"), nil
+	}
+	foot := make([]byte, footerRoom)
+	if _, err := t.file.ReadAt(foot, t.size-footerRoom); err != nil {
+		return index, nil, t.readError(err, t.size-footerRoom)
+	}
+	sumSize := int64(binary.BigEndian.Uint32(foot[footerRoom-4:]))
+	if sumSize > maxChecksum {
+		return index, damaged(t.path, t.size-4, "the checksum of the index has %d bytes", sumSize), nil
+	}
+	sum, what := decodeChecksum(foot[footerRoom-4-sumSize : footerRoom-4])
+	if what != "" {
+		return index, damaged(t.path, t.size-4-sumSize, "the checksum of the index: %s", what), nil
+	}
+	end := t.size - 4 - sumSize - 4 // of the index
+	size := int64(binary.BigEndian.Uint32(foot[footerRoom-4-sumSize-4:]))
+	if size > end || size < 8 {
+		return index, damaged(t.path, end, "the index has %d bytes", size), nil
+	}
+	if t.pause != nil {
+		if err := t.pause(int(size)); err != nil {
+			return index, nil, err
+		}
+	}
+	b := make([]byte, size)
+	index.start = end - size
+	if _, err := t.file.ReadAt(b, index.start); err != nil {
+		return index, nil, t.readError(err, index.start)
+	}
+	if got := crc32.Checksum(b, castagnoli); got != sum {
+		return index, damaged(t.path, index.start, "the index of %d bytes has the checksum %08x, not %08x", size, got, sum), nil
+	}
+	index.TableIndex = fb.GetRootAsTableIndex(b, 0)
+	return index, nil, nil
+}
+
+// spans are the table's blocks. They must fill it up to the index, with ascending keys.
+// The index has the right checksum; a panic in here would be that of a made-up file.
+func (t *table) spans(index tableIndex) (spans []span, wrong *Damage) {
+	defer func() {
+		if r := recover(); r != nil {
+			spans, wrong = nil, damaged(t.path, index.start, "the index cannot be read: %v", r)
+		}
+	}()
+	t.latest = index.MaxVersion()
+	n := index.OffsetsLength()
+	if n == 0 || int64(n) > index.start {
+		return nil, damaged(t.path, index.start, "the index is of %d blocks", n)
+	}
+	spans = make([]span, n)
+	at := int64(0)
+	for i := range spans {
+		var o fb.BlockOffset
+		if !index.Offsets(&o, i) {
+			return nil, damaged(t.path, index.start, "the index ends before block %d", i)
+		}
+		s := span{offset: int64(o.Offset()), size: int64(o.Len()), key: o.KeyBytes()}
+		if s.offset != at || s.size == 0 || s.size > index.start-at || len(s.key) < 8 {
+			return nil, damaged(t.path, index.start, "the index has block %d at %d with %d bytes, expected at %d", i, s.offset, s.size, at)
+		}
+		spans[i] = s
+		at += s.size
+	}
+	if at != index.start {
+		return nil, damaged(t.path, at, "%d bytes between the last block and the index", index.start-at)
+	}
+	return spans, nil
+}
+
+// read returns a part of the file, valid until the next call.
+func (t *table) read(off, size int64) ([]byte, error) {
+	if off < t.at || off+size > t.at+int64(len(t.window)) {
+		want := min(max(size, windowSize), t.size-off)
+		if t.pause != nil {
+			if err := t.pause(int(want)); err != nil {
+				return nil, err
+			}
+		}
+		if int64(cap(t.window)) < want {
+			t.window = make([]byte, want)
+		}
+		t.window, t.at = t.window[:want], off
+		if _, err := t.file.ReadAt(t.window, off); err != nil {
+			t.window = t.window[:0]
+			return nil, t.readError(err, off)
+		}
+	}
+	return t.window[off-t.at:][:size], nil
+}
+
+// readError tells a file that has shrunk, and so a table that is gone, from a device that
+// cannot be read.
+func (t *table) readError(err error, off int64) error {
+	if errors.Is(err, io.EOF) {
+		return errGone
+	}
+	return damaged(t.path, off, "%v", err)
+}
+
+// errGone: the table is being deleted.
+var errGone = fmt.Errorf("table is gone: %w", os.ErrNotExist)
+
+// maxRatio is above what Snappy makes of a byte: a copy of 64 bytes takes 3.
+const maxRatio = 32
+
+// block checks a block and hands its rows out.
+func (t *table) block(b []byte, s span) (wrong string, err error) {
+	if t.entry.Compression == options.Snappy {
+		n, err := snappy.DecodedLen(b)
+		if err != nil || n > maxRatio*len(b) {
+			return "it cannot be decompressed", nil
+		}
+		if cap(t.decoded) < n {
+			t.decoded = make([]byte, n+n/4)
+		}
+		if b, err = snappy.Decode(t.decoded[:cap(t.decoded)], b); err != nil {
+			return "it cannot be decompressed", nil
+		}
+	}
+	if len(b) < 4 {
+		return "it is too short", nil
+	}
+	size := int64(binary.BigEndian.Uint32(b[len(b)-4:]))
+	if size > maxChecksum || size > int64(len(b)-8) {
+		return fmt.Sprintf("its checksum has %d bytes", size), nil
+	}
+	end := len(b) - 4 - int(size)
+	sum, wrong := decodeChecksum(b[end : len(b)-4])
+	if wrong != "" {
+		return "its checksum: " + wrong, nil
+	}
+	b = b[:end]
+	if got := crc32.Checksum(b, castagnoli); got != sum {
+		return fmt.Sprintf("its checksum is %08x, not %08x", got, sum), nil
+	}
+	return t.rows(b, s)
+}
+
+// rows checks the rows of a block: Badger indexes them without a look at their bounds.
+func (t *table) rows(b []byte, s span) (wrong string, err error) {
+	const head = 4 // of a row: bytes of the key shared with the first one's, bytes of its own
+	n := int64(binary.BigEndian.Uint32(b[len(b)-4:]))
+	if n == 0 || n > int64(len(b)-4)/4 {
+		return fmt.Sprintf("it has %d rows", n), nil
+	}
+	ends := b[len(b)-4-4*int(n):]
+	b = b[:len(b)-4-4*int(n)]
+	start := uint32(0)
+	for i := range int(n) {
+		if got := binary.LittleEndian.Uint32(ends[4*i:]); got != start {
+			return fmt.Sprintf("row %d is at %d, expected at %d", i, got, start), nil
+		}
+		end := uint32(len(b))
+		if i+1 < int(n) {
+			end = binary.LittleEndian.Uint32(ends[4*i+4:])
+		}
+		if end > uint32(len(b)) || end < start || end-start < head {
+			return fmt.Sprintf("row %d ends at %d", i, end), nil
+		}
+		row := b[start:end]
+		start = end
+		shared, own := int(binary.LittleEndian.Uint16(row)), int(binary.LittleEndian.Uint16(row[2:]))
+		if shared > len(s.key) || own > len(row)-head || shared+own < 8 {
+			return fmt.Sprintf("row %d has a key of %d and %d bytes", i, shared, own), nil
+		}
+		if t.rowFn == nil {
+			if i == 0 && (shared != 0 || !bytes.Equal(row[head:head+own], s.key)) {
+				return "its first key is not that of the index", nil
+			}
+			continue
+		}
+		key := append(append([]byte(nil), s.key[:shared]...), row[head:head+own]...)
+		value := row[head+own:]
+		if len(value) < 3 || value[0]&badgerPointer != 0 {
+			return fmt.Sprintf("row %d has no value", i), nil
+		}
+		_, expires := binary.Uvarint(value[2:])
+		if expires <= 0 {
+			return fmt.Sprintf("row %d has no value", i), nil
+		}
+		name, version := splitKey(key)
+		if err := t.rowFn(Row{name, version, value[0]&badgerDelete != 0, value[2+expires:]}); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// splitKey parts a key of Badger's into the row's and its version.
+func splitKey(key []byte) (name []byte, version uint64) {
+	n := len(key) - 8
+	return key[:n:n], ^binary.BigEndian.Uint64(key[n:])
+}
+
+// decodeChecksum reads a CRC32C as Badger encodes it, and only so: another encoding of
+// the same would be a changed bit that is not found.
+func decodeChecksum(b []byte) (sum uint32, wrong string) {
+	var c pb.Checksum
+	if err := proto.Unmarshal(b, &c); err != nil {
+		return 0, err.Error()
+	}
+	again, err := proto.Marshal(&pb.Checksum{Algo: pb.Checksum_CRC32C, Sum: c.Sum})
+	if err != nil || !bytes.Equal(again, b) || c.Sum > 1<<32-1 {
+		return 0, "not a CRC32C"
+	}
+	return uint32(c.Sum), ""
+}
