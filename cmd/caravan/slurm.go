@@ -1,8 +1,6 @@
 package main
 
 import (
-	"path/filepath"
-
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -29,7 +27,7 @@ func (n *node) withSlurm(c Config, engine actors.Config) actors.Config {
 	engine.Elsewhere = map[string]int{slurmExecutor: c.SlurmJobs}
 	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
 		return slurm.New(slurm.Config{
-			Dir: filepath.Join(c.Data, "slurm"), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
+			Dir: n.folder.Slurm(), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
 			MaxCapture: maxGenerated, Grace: c.KillGrace, Logger: n.log,
 		})
 	}

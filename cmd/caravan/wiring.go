@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 	workers "github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -48,6 +47,7 @@ type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
 
 // node is the real server: one process, one data folder, everything wired.
 type node struct {
+	folder  *datafolder.Folder
 	store   *persistence.Badger
 	outputs *outputs.Store
 	engine  *actors.Node
@@ -80,13 +80,11 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	l = &once{Listener: l}
 	undo = append(undo, l.Close)
 
-	if err := makeData(c.Data); err != nil {
+	if n.folder, err = datafolder.Open(c.Data, datafolder.Options{Logger: log}); err != nil {
 		return nil, err
 	}
-	data, err := filepath.Abs(c.Data) // the worker is elsewhere
-	if err != nil {
-		return nil, fmt.Errorf("data folder: %w", err)
-	}
+	undo = append(undo, n.folder.Close)
+	data := n.folder.Path() // the worker is elsewhere
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
@@ -104,7 +102,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		return nil, err
 	}
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: c.Data, Sparing: spare.begin,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
 	})
@@ -112,15 +110,18 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: filepath.Join(c.Data, "db"), Logger: log, Registerer: registry, Unverified: c.Unverified,
+		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified,
 	}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.store.Close)
-	if n.outputs, err = outputs.Open(filepath.Join(c.Data, "output")); err != nil {
-		return nil, fmt.Errorf("data folder %s: %w", c.Data, err)
+	if n.outputs, err = outputs.Open(n.folder.Output()); err != nil {
+		return nil, fmt.Errorf("data folder %s: %w", data, err)
 	}
 	undo = append(undo, n.outputs.Close)
+	if err := n.folder.Begin(); err != nil {
+		return nil, err
+	}
 
 	host, _ := os.Hostname()
 	n.engine, err = actors.Start(n.withSlurm(c, actors.Config{
@@ -128,10 +129,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": func(sink executor.Sink) (executor.Executor, error) {
 				return workers.New(workers.Config{
-					Dir: workerFolder(c.Data), Args: []string{"worker", "--data", data},
+					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
 					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
 					Settings: worker.Settings{
-						Version: v.Version + " " + v.Commit, Outputs: filepath.Join(data, "output"), Node: host,
+						Version: v.Version + " " + v.Commit, Outputs: n.folder.Output(), Node: host,
 						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory,
 					},
 				})
@@ -147,30 +148,6 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	door.open(n.engine)
 	go n.watch()
 	return n, nil
-}
-
-// makeData makes the data folder and what lies in it, for its owner alone: it
-// holds what tasks print. A folder that was there before and holds other things
-// keeps its mode; what is made in it is the owner's all the same.
-func makeData(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	inside, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
-	if len(inside) == 0 || slices.ContainsFunc(inside, func(e os.DirEntry) bool { return e.Name() == "db" }) {
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return fmt.Errorf("data folder: %w", err)
-		}
-	}
-	for _, name := range []string{"db", "output", "worker"} {
-		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
-			return fmt.Errorf("data folder: %w", err)
-		}
-	}
-	return nil
 }
 
 // once is a listener that may be closed more than once: by whoever stops first.
@@ -242,6 +219,7 @@ func (n *node) end(ctx context.Context, engine func(context.Context) error) erro
 		wrap("engine", engine(ctx)),
 		wrap("storage", n.store.Close()),
 		wrap("outputs", n.outputs.Close()),
+		wrap("data folder", n.folder.Close()),
 	)
 }
 

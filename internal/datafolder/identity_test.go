@@ -1,0 +1,171 @@
+package datafolder
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+func sample() identity {
+	return identity{
+		revision: 7, id: ID{1, 2, 3}, origin: ID{9}, created: time.Unix(1764400000, 5).UTC(), state: stateUsed,
+		paused: "copied\nfrom \"x\"", home: home{inode: 12, born: 99, device: 2049, boot: "b-1"},
+	}
+}
+
+func TestIdentityRoundTrip(t *testing.T) {
+	want := sample()
+	got, err := parseIdentity(want.encode())
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+	want.paused = strings.Repeat("\xff\n", 5000)
+	if got, err = parseIdentity(want.encode()); err != nil || len(got.paused) > maxReason {
+		t.Errorf("a long reason: %d bytes, %v", len(got.paused), err)
+	}
+}
+
+func TestOtherFormat(t *testing.T) {
+	i := sample()
+	text := bytes.Replace(i.encode(), []byte("format 3"), []byte("format 9"), 1)
+	if _, err := parseIdentity(text); !errors.Is(err, errDamaged) {
+		t.Errorf("without a new checksum: %v", err)
+	}
+	text = resum(text)
+	if _, err := parseIdentity(text); err == nil || errors.Is(err, errDamaged) || !strings.Contains(err.Error(), "format 9") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func FuzzIdentity(f *testing.F) {
+	i := sample()
+	f.Add(i.encode())
+	f.Add([]byte(magic))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, text := range [][]byte{text, resum(text)} {
+			i, err := parseIdentity(text)
+			if err != nil {
+				continue
+			}
+			again, err := parseIdentity(i.encode())
+			if err != nil || !again.created.Equal(i.created) || again.id != i.id || again.home != i.home {
+				t.Fatalf("%+v is read again as %+v: %v", i, again, err)
+			}
+		}
+	})
+}
+
+// resum gives a text the checksum that it should have.
+func resum(text []byte) []byte {
+	at := bytes.LastIndex(text, []byte("\ncrc32c ")) + 1
+	return appendSum(bytes.Clone(text[:at]))
+}
+
+func TestHome(t *testing.T) {
+	was := home{inode: 2, born: 5, device: 8, boot: "a"}
+	for name, c := range map[string]struct {
+		now  home
+		same bool
+	}{
+		"as it was":                      {was, true},
+		"another inode":                  {home{3, 5, 8, "a"}, false},
+		"another birth":                  {home{2, 6, 8, "a"}, false},
+		"another device":                 {home{2, 5, 9, "a"}, false},
+		"another device after a restart": {home{2, 5, 9, "b"}, true},
+		"another birth after a restart":  {home{2, 6, 8, "b"}, false},
+		"no birth known":                 {home{2, 0, 8, "a"}, true},
+		"no boot known":                  {home{2, 5, 9, ""}, true},
+	} {
+		if got := was.is(c.now); got != c.same {
+			t.Errorf("%s: same %v, want %v", name, got, c.same)
+		}
+	}
+}
+
+// TestPowerCut cuts the power at each sync of the identity's writes: afterwards the
+// folder is the old one or the new one.
+func TestPowerCut(t *testing.T) {
+	for at := 0; ; at++ {
+		path := filepath.Join(t.TempDir(), "data")
+		f, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.WriteFile(filepath.Join(f.DB(), "rows"), nil, 0o600), f.Begin(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		disk, err := faults.NewDisk(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		broken := faults.New(disk)
+		n, cut := 0, filepath.Join(t.TempDir(), "cut")
+		for _, op := range []faults.Op{faults.Sync, faults.SyncDir, faults.Rename} {
+			broken.Add(faults.Rule{Op: op, Do: func(faults.Call) {
+				if n++; n == at+1 {
+					if err := disk.PowerCut(cut, rand.New(rand.NewPCG(1, uint64(at)))); err != nil {
+						t.Error(err)
+					}
+				}
+			}})
+		}
+		f, err = Open(path, Options{fs: broken})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.SetPaused("now"), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if n <= at {
+			return
+		}
+		again, err := Open(cut, Options{home: f.homeAsWas})
+		if err != nil {
+			t.Fatalf("power cut at step %d: %v", at, err)
+		}
+		if again.ID() != f.ID() || again.Paused() != "" && again.Paused() != "now" {
+			t.Errorf("power cut at step %d: id %v, was %v; paused %q", at, again.ID(), f.ID(), again.Paused())
+		}
+		again.Close()
+	}
+}
+
+// homeAsWas is where f is.
+func (f *Folder) homeAsWas(*os.File) (home, error) { return f.own.home, nil }
+
+// TestSyncs: what was promised has reached the device.
+func TestSyncs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	f, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	disk, err := faults.NewDisk(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.fs = disk
+	if err := f.SetPaused("now"); err != nil {
+		t.Fatal(err)
+	}
+	cut := filepath.Join(t.TempDir(), "cut")
+	if err := disk.PowerCut(cut, rand.New(rand.NewPCG(1, 2))); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{identityName, copyName} {
+		text, err := os.ReadFile(filepath.Join(cut, name))
+		if i, perr := parseIdentity(text); err != nil || perr != nil || i.paused != "now" {
+			t.Errorf("%s after a power failure: %+v, %v, %v", name, i, err, perr)
+		}
+	}
+	f.fs = vfs.OS{}
+}

@@ -1,0 +1,74 @@
+package datafolder
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Draft is a data folder that is being written, as by a restore. No server opens it
+// until Finish has returned.
+type Draft struct {
+	*Folder
+	made []string // in DATA, by Make
+}
+
+// Make makes a data folder to be filled. path must be an empty folder, or not exist.
+// origin is the folder that its content is of.
+func Make(path string, origin ID) (*Draft, error) {
+	var o Options
+	f, err := open(path, unix.LOCK_EX, true, &o)
+	if err != nil {
+		return nil, err
+	}
+	d := &Draft{Folder: f}
+	if err := d.begin(origin, &o); err != nil {
+		return nil, errors.Join(f.wrap(err), f.Close())
+	}
+	return d, nil
+}
+
+func (d *Draft) begin(origin ID, o *Options) error {
+	list, err := os.ReadDir(d.path)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Name() != "lost+found" {
+			return fmt.Errorf("it is not empty: it holds %q. Name an empty folder, or one that does not exist", e.Name())
+		}
+	}
+	if err := d.dir.Chmod(0o700); err != nil {
+		return err
+	}
+	if err := d.checkAll(); err != nil {
+		return err
+	}
+	next := identity{id: newID(), origin: origin, created: time.Now(), state: statePartial}
+	if next.home, err = o.home(d.dir); err != nil {
+		return err
+	}
+	// The state comes first: what a crash leaves must not be taken for a folder.
+	if err := d.write(next); err != nil {
+		return err
+	}
+	return d.makeParts()
+}
+
+// Finish makes the folder valid, and paused if reason is not "". What was written into
+// it must be on the device. The folder stays open.
+func (d *Draft) Finish(reason string) error {
+	return d.change(func(i *identity) { i.state, i.paused = stateUsed, reason })
+}
+
+// Discard removes what was written, and closes the folder. An empty folder stays.
+func (d *Draft) Discard() error {
+	var errs []error
+	for _, name := range []string{dbName, outputName, workerName, identityName, copyName} {
+		errs = append(errs, os.RemoveAll(d.in(name)))
+	}
+	return errors.Join(append(errs, d.Close())...)
+}
