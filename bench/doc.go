@@ -6,6 +6,7 @@
 //
 //	go run ./bench [--rounds N] [--json] [--smoke] [--large] WORKLOAD …|all
 //	go run ./bench [--rounds N] [--into FOLDER] report
+//	go run ./bench [--rounds N] --against BINARY WORKLOAD …|all
 //
 //	w1       1 -> N -> 1, no-op, N = 10,000          beside make -j2, River, Dask
 //	w1m      the same, N = 1,000,000: rate, acceptance, memory, bytes to the disk
@@ -38,6 +39,9 @@
 // floors, which the table has, too. They are far below what is
 // usual, and what is below is measured a second time. report writes table, figures and
 // charts into bench/report.
+//
+// --against measures another binary in the same rounds, in turn, and prints for each figure the
+// ratio of the pairs (against.go). A change is held against the binary before it in this way.
 //
 // main.go has the flags and the rounds, workloads.go all workloads with their targets and
 // floors, peers.go and engines.go the references, load.go the load generator, report.go

@@ -54,14 +54,14 @@ func engines() []engine {
 }
 
 // beside has engines do a work and puts what they measured under their name and a
-// suffix per figure. A shortened run leaves them out: it looks at Caravan alone.
+// suffix per figure. A shortened run and a comparison leave them out: they look at Caravan alone.
 func (e *env) beside(values map[string]float64, names []string, suffixes map[string]string, work string, n int, command ...string) error {
 	for _, eng := range engines() {
 		if !slices.Contains(names, eng.name) {
 			continue
 		}
-		got, err := map[string]float64(nil), error(absence("left out of a shortened run"))
-		if !e.smoke {
+		got, err := map[string]float64(nil), e.withoutEngines()
+		if err == nil {
 			got, err = eng.run(e, work, n, command...)
 		}
 		if err != nil && !missing(err) {

@@ -33,6 +33,7 @@ type options struct {
 	large  bool
 	binary string
 	data   string
+	former string // the binary to compare with, "" = none
 	report string // the folder that a report is written into, "" = none
 }
 
@@ -47,6 +48,7 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	flags.BoolVar(&o.large, "large", false, "the growth curves go on to 10,000,000 tasks")
 	flags.StringVar(&o.report, "into", "", "the `folder` for the report; default: bench/report of the source tree")
 	flags.StringVar(&o.binary, "binary", "", "the `path` of a binary to measure; default: one built from the tree")
+	flags.StringVar(&o.former, "against", "", "the `path` of another binary: both are measured in turn, and compared")
 	flags.StringVar(&o.data, "data", "", "the `folder` for the servers' data; default: the temporary one")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -83,6 +85,10 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	}
 	e := &env{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, large: o.large, diag: diag}
 	defer e.close()
+	if o.former != "" {
+		e.pairs = true
+		return pairs(e, chosen, o.rounds, o.former, out)
+	}
 	var results []*result
 	for _, w := range chosen {
 		if o.smoke {

@@ -18,6 +18,7 @@ type env struct {
 	dir    string // temporary, removed at the end
 	binary string
 	smoke  bool
+	pairs  bool // two binaries are compared
 	large  bool
 	diag   io.Writer
 	round  int
@@ -42,6 +43,17 @@ func (e *env) size(n, short int) int {
 		return short
 	}
 	return n
+}
+
+// withoutEngines says why other engines are left out, or is nil.
+func (e *env) withoutEngines() error {
+	switch {
+	case e.smoke:
+		return absence("left out of a shortened run")
+	case e.pairs:
+		return absence("left out where two binaries are compared")
+	}
+	return nil
 }
 
 // fresh is a new empty folder.
