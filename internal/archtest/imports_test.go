@@ -12,7 +12,7 @@ var may = map[string][]string{
 	"dag":                 {},
 	"dag/specjson":        {"dag"},
 	"messages":            {"dag"},
-	"persistence":         {"dag", "messages", "internal/idtable", "internal/vfs", "persistence/tables"},
+	"persistence":         {"dag", "messages", "internal/idtable", "internal/vfs", "persistence/commitlog", "persistence/tables"},
 	"persistence/tables":  {"internal/vfs"},
 	"executor":            {"messages", "internal/outputs", "internal/vfork"},
 	"executor/remote":     {"executor", "executor/worker", "executor/workerpb", "messages", "internal/outputs"},
@@ -29,6 +29,9 @@ var may = map[string][]string{
 	"http/access":         {},
 	"client":              {},
 	"cmd/caravan":         {"*"},
+
+	// Longer names stand apart: gofmt aligns each block by itself.
+	"persistence/commitlog": {"internal/vfs"},
 
 	// Not part of the binary.
 	"bench":               {"client", "internal/servertest"},

@@ -1,0 +1,368 @@
+package commitlog_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+)
+
+// copyOf copies the files of a log.
+func copyOf(t testing.TB, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "log")
+	must(t, os.CopyFS(to, os.DirFS(dir)))
+	return to
+}
+
+// read opens what may be damaged, and returns what it has, or the error.
+func read(t testing.TB, dir string) ([]uint64, error) {
+	t.Helper()
+	l, err := commitlog.Open(dir, small(nil))
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close(false)
+	return contents(t, l), nil
+}
+
+// made is a log of a few segments, some of them used again, with records 1..last of
+// which those behind applied must be there.
+func made(t testing.TB, last, applied uint64, clean bool) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "log")
+	l := open(t, dir, nil)
+	contents(t, l)
+	for n := uint64(1); n <= last; n++ {
+		must(t, put(l, n))
+		if n%10 == 0 && n <= applied {
+			must(t, l.Retire(n))
+		}
+	}
+	must(t, l.Close(clean))
+	return dir
+}
+
+// TestEveryByte damages each byte of a small log in turn. Each damage is refused, with the
+// file and an offset that is not behind it, or nothing is lost. Of a log whose process was
+// killed that holds too, as what it acknowledged is known.
+func TestEveryByte(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		dir := made(t, 40, 30, clean)
+		want, err := read(t, copyOf(t, dir))
+		if err != nil || !slices.Equal(want, numbers(31, 40)) {
+			t.Fatalf("%v, %v", want, err)
+		}
+		refused, harmless := map[string]int{}, map[string]int{}
+		for _, name := range append(files(t, dir, "*.log"), "state") {
+			whole, err := os.ReadFile(filepath.Join(dir, name))
+			must(t, err)
+			to := copyOf(t, dir)
+			path := filepath.Join(to, name)
+			file, err := os.OpenFile(path, os.O_RDWR, 0)
+			must(t, err)
+			defer file.Close()
+			end := len(bytes.TrimRight(whole, "\x00"))
+			for i := range whole {
+				if i > end+64 && i%97 != 0 { // nothing was written there
+					continue
+				}
+				_, err := file.WriteAt([]byte{whole[i] ^ 1<<(i%8)}, int64(i))
+				must(t, err)
+				var found *commitlog.DamageError
+				r, err := commitlog.Verify(vfs.OS{}, to)
+				switch {
+				case err == nil:
+					harmless[name]++
+					if r.Last != 40 || r.First > 31 {
+						t.Fatalf("clean %v: %s, byte %d: %+v", clean, name, i, r)
+					}
+				case errors.As(err, &found):
+					refused[name]++
+					if found.File != path || found.Offset > int64(i) {
+						t.Fatalf("clean %v: %s, byte %d: %v", clean, name, i, err)
+					}
+				default:
+					t.Fatalf("clean %v: %s, byte %d: %v", clean, name, i, err)
+				}
+				_, err = file.WriteAt(whole[i:i+1], int64(i))
+				must(t, err)
+			}
+		}
+		t.Logf("clean %v: refused %v, harmless %v", clean, refused, harmless)
+		for _, name := range files(t, dir, "*.log")[:1] {
+			if refused[name] < 4<<10 {
+				t.Errorf("%s: %d damages were refused", name, refused[name])
+			}
+		}
+		if refused["state"] != 0 { // all is there twice
+			t.Errorf("the state: %d refused", refused["state"])
+		}
+	}
+}
+
+// TestDamageOfSectors: zeroed and strange sectors, and cut files.
+func TestDamageOfSectors(t *testing.T) {
+	dir := made(t, 200, 0, false)
+	rng := rand.New(rand.NewPCG(3, 4))
+	names := append(files(t, dir, "*.log"), "state")
+	refused := 0
+	for round := range 300 {
+		to := copyOf(t, dir)
+		name := names[rng.IntN(len(names))]
+		path := filepath.Join(to, name)
+		b, err := os.ReadFile(path)
+		must(t, err)
+		at := rng.IntN(len(b)/512) * 512
+		switch round % 3 {
+		case 0:
+			clear(b[at:min(len(b), at+512<<rng.IntN(6))])
+		case 1:
+			for i := at; i < at+512; i++ {
+				b[i] = byte(rng.Uint32())
+			}
+		case 2:
+			b = b[:at]
+		}
+		must(t, os.WriteFile(path, b, 0o600))
+		got, err := read(t, to)
+		var found *commitlog.DamageError
+		switch {
+		case errors.As(err, &found):
+			refused++
+			if found.File != path {
+				t.Fatalf("%s at %d: %v", name, at, err)
+			}
+		case err != nil || !slices.Equal(got, numbers(1, 200)):
+			t.Fatalf("round %d: %s at %d: %d records, %v", round, name, at, len(got), err)
+		}
+	}
+	if refused < 150 {
+		t.Errorf("only %d of 300 were refused", refused)
+	}
+}
+
+func TestMissingAndForeignFiles(t *testing.T) {
+	dir := made(t, 200, 0, false)
+	other := made(t, 200, 0, false)
+	names := files(t, dir, "*.log")
+	if len(names) < 4 {
+		t.Fatalf("%d segments", len(names))
+	}
+	refuse := func(what, path string, change func(to string) error) {
+		t.Helper()
+		to := copyOf(t, dir)
+		must(t, change(to))
+		_, err := read(t, to)
+		var found *commitlog.DamageError
+		if !errors.As(err, &found) || filepath.Base(found.File) != path {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for _, name := range names[:len(names)-1] {
+		refuse("without "+name, name, func(to string) error { return os.Remove(filepath.Join(to, name)) })
+	}
+	refuse("without the last ones", names[len(names)-3], func(to string) error {
+		return errors.Join(os.Remove(filepath.Join(to, names[len(names)-1])), os.Remove(filepath.Join(to, names[len(names)-2])))
+	})
+	last := names[len(names)-2]
+	refuse("with a foreign segment", last, func(to string) error {
+		b, err := os.ReadFile(filepath.Join(other, last))
+		return errors.Join(err, os.WriteFile(filepath.Join(to, last), b, 0o600))
+	})
+	refuse("with a segment twice", names[1], func(to string) error {
+		b, err := os.ReadFile(filepath.Join(to, names[2]))
+		return errors.Join(err, os.WriteFile(filepath.Join(to, names[1]), b, 0o600))
+	})
+	refuse("without a state", "state", func(to string) error { return os.Remove(filepath.Join(to, "state")) })
+	refuse("with a foreign state", names[0], func(to string) error {
+		b, err := os.ReadFile(filepath.Join(other, "state"))
+		return errors.Join(err, os.WriteFile(filepath.Join(to, "state"), b, 0o600))
+	})
+	refuse("without any segment", "0000000001.log", func(to string) error {
+		for _, name := range names {
+			must(t, os.Remove(filepath.Join(to, name)))
+		}
+		return nil
+	})
+	if _, err := commitlog.Verify(vfs.OS{}, t.TempDir()); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("no log: %v", err)
+	}
+}
+
+// TestReplayBeforeDamage: what lies before the damage can be had.
+func TestReplayBeforeDamage(t *testing.T) {
+	dir := made(t, 100, 0, false)
+	name := filepath.Join(dir, files(t, dir, "*.log")[1])
+	b, err := os.ReadFile(name)
+	must(t, err)
+	b[len(b)/2] ^= 1
+	must(t, os.WriteFile(name, b, 0o600))
+	last := uint64(0)
+	err = commitlog.Replay(vfs.OS{}, dir, func(n uint64, _ []byte) error { last = n; return nil })
+	var found *commitlog.DamageError
+	if !errors.As(err, &found) || !strings.Contains(err.Error(), fmt.Sprint("record ", last+1, " is damaged")) {
+		t.Errorf("up to %d, then %v", last, err)
+	}
+}
+
+// TestPowerFailure cuts the power at each operation of a log's life. What was synced is
+// there, and nothing else but perhaps the record that was under way.
+func TestPowerFailure(t *testing.T) {
+	for seed := range uint64(3) {
+		root := t.TempDir()
+		disk, err := faults.NewDisk(root)
+		must(t, err)
+		f := faults.New(disk)
+		dir := filepath.Join(root, "log")
+		rng := rand.New(rand.NewPCG(seed, 1))
+		var acknowledged, applied atomic.Uint64
+		cuts, torn := 0, 0
+		var mu sync.Mutex // files are prepared by a goroutine of the log
+		f.Add(faults.Rule{Do: func(c faults.Call) {
+			switch c.Op {
+			case faults.Write, faults.Sync, faults.SyncDir, faults.Rename, faults.Remove, faults.Create:
+			default:
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if rng.IntN(3) != 0 {
+				return
+			}
+			cuts++
+			least := acknowledged.Load()
+			source := rng
+			if rng.IntN(3) == 0 {
+				source = nil
+			}
+			left := filepath.Join(t.TempDir(), "left")
+			must(t, disk.PowerCut(left, source))
+			l, err := commitlog.Open(filepath.Join(left, "log"), small(nil))
+			if err != nil {
+				t.Errorf("seed %d, at %+v, %d acknowledged: %v", seed, c, least, err)
+				return
+			}
+			defer l.Close(false)
+			if l.Applied() > applied.Load() {
+				t.Errorf("%d is applied, %d was", l.Applied(), applied.Load())
+			}
+			got := contents(t, l)
+			want := numbers(l.Applied()+1, max(least, l.Last()))
+			if !slices.Equal(got, want) || l.Last() > acknowledged.Load()+1 {
+				t.Errorf("seed %d, at %+v: %v, want up to %d", seed, c, got, least)
+			}
+			if l.Last() > least {
+				torn++
+			}
+			must(t, put(l, l.Last()+1)) // it goes on
+		}})
+		l, err := commitlog.Open(dir, small(f))
+		must(t, err)
+		contents(t, l)
+		for n := uint64(1); n <= 120 && !t.Failed(); n++ {
+			must(t, put(l, n))
+			acknowledged.Store(n)
+			if n%15 == 0 {
+				applied.Store(n - 4)
+				must(t, l.Retire(n-4))
+			}
+		}
+		must(t, l.Close(true))
+		t.Logf("seed %d: %d power failures, %d times the record under way was left", seed, cuts, torn)
+	}
+}
+
+// TestTornTail: each way to cut the record that was under way is a torn tail, and what
+// comes later is written over it.
+func TestTornTail(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	f := faults.New(vfs.OS{})
+	l := open(t, dir, f)
+	contents(t, l)
+	fill(t, l, 20)
+	f.Add(faults.Rule{Op: faults.Sync, Path: "0000*.new"})
+	if err := put(l, 21); err == nil {
+		t.Fatal("no failure")
+	}
+	l.Close(false)
+	name := files(t, dir, "*.log")[0]
+	for _, n := range files(t, dir, "*.log") {
+		if b, _ := os.ReadFile(filepath.Join(dir, n)); len(b) > 0 && slices.ContainsFunc(b[4096:], func(c byte) bool { return c != 0 }) {
+			name = n
+		}
+	}
+	r, err := commitlog.Verify(vfs.OS{}, dir)
+	if err != nil || r.Last != 21 || r.Acknowledged != 20 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	whole, err := os.ReadFile(filepath.Join(dir, name))
+	must(t, err)
+	end := len(whole)
+	for whole[end-1] == 0 {
+		end--
+	}
+	for cut := 1; cut < len(rows(21).Bytes()); cut += 41 {
+		to := copyOf(t, dir)
+		b := slices.Clone(whole)
+		clear(b[end-cut : end])
+		must(t, os.WriteFile(filepath.Join(to, name), b, 0o600))
+		got, err := read(t, to)
+		if err != nil || !slices.Equal(got, numbers(1, 20)) && !slices.Equal(got, numbers(1, 21)) {
+			t.Fatalf("%d bytes are missing: %v, %v", cut, got, err)
+		}
+		l := open(t, to, nil)
+		contents(t, l)
+		fill(t, l, 30)
+		must(t, l.Close(false))
+		if got, err := read(t, to); err != nil || !slices.Equal(got, numbers(1, 30)) {
+			t.Fatalf("behind a cut of %d bytes: %v, %v", cut, got, err)
+		}
+	}
+}
+
+// FuzzOpen: whatever lies in the files, opening ends, and what it takes is what was
+// written.
+func FuzzOpen(f *testing.F) {
+	dir := made(f, 25, 0, false)
+	names := append(files(f, dir, "*.log"), "state")
+	f.Add(uint8(0), uint16(4096), []byte("bytes"))
+	f.Add(uint8(1), uint16(4100), []byte{0, 0, 0, 0})
+	f.Add(uint8(9), uint16(16), []byte{1})
+	f.Fuzz(func(t *testing.T, file uint8, at uint16, change []byte) {
+		to := copyOf(t, dir)
+		path := filepath.Join(to, names[int(file)%len(names)])
+		b, err := os.ReadFile(path)
+		must(t, err)
+		changed := copy(b[int(at)%len(b):], change)
+		must(t, os.WriteFile(path, b, 0o600))
+		got, err := read(t, to)
+		if err == nil && !slices.Equal(got, numbers(1, 25)) {
+			t.Errorf("%d bytes at %d of %s: %v", changed, at, path, got)
+		}
+	})
+}
+
+// FuzzRows: whatever is given, decoding ends.
+func FuzzRows(f *testing.F) {
+	f.Add(rows(1).Bytes())
+	f.Add([]byte{1, 1, 'k', 200})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n := 0
+		if err := commitlog.Rows(b, func(r commitlog.Row) error { n += len(r.Key) + len(r.Value); return nil }); err == nil && n > len(b) {
+			t.Errorf("%d bytes of rows in %d", n, len(b))
+		}
+	})
+}

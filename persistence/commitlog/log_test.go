@@ -1,0 +1,327 @@
+package commitlog_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+)
+
+const maxRows = 3000
+
+// small makes segments of 16 KiB and more, so that tests see many.
+func small(fs vfs.FS) commitlog.Options {
+	return commitlog.Options{FS: fs, SegmentSize: 32 << 10, MaxRows: maxRows}
+}
+
+func open(t testing.TB, dir string, fs vfs.FS) *commitlog.Log {
+	t.Helper()
+	l, err := commitlog.Open(dir, small(fs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close(false) })
+	return l
+}
+
+// rows is the content of record n: a few rows of up to maxRows bytes in all.
+func rows(n uint64) *commitlog.Group {
+	rng := rand.New(rand.NewPCG(n, 7))
+	g := new(commitlog.Group)
+	g.Reset()
+	for range 1 + rng.IntN(3) {
+		key := fmt.Appendf(nil, "key %d", rng.IntN(20))
+		if rng.IntN(4) == 0 {
+			g.Delete(key)
+			continue
+		}
+		g.Set(key, bytes.Repeat([]byte{byte(n), byte(n >> 8), byte(rng.Uint32())}, rng.IntN(300)))
+	}
+	return g
+}
+
+func put(l *commitlog.Log, n uint64) error {
+	if err := l.Append(n, rows(n)); err != nil {
+		return err
+	}
+	return l.Sync()
+}
+
+func fill(t testing.TB, l *commitlog.Log, upto uint64) {
+	t.Helper()
+	for n := l.Last() + 1; n <= upto; n++ {
+		if err := put(l, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// contents are the numbers that Replay gives, each compared with what was written.
+func contents(t testing.TB, l *commitlog.Log) (numbers []uint64) {
+	t.Helper()
+	if err := l.Replay(func(n uint64, b []byte) error {
+		if !bytes.Equal(b, rows(n).Bytes()) {
+			return fmt.Errorf("record %d has other rows", n)
+		}
+		numbers = append(numbers, n)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return numbers
+}
+
+func numbers(from, to uint64) (all []uint64) {
+	for n := from; n <= to; n++ {
+		all = append(all, n)
+	}
+	return all
+}
+
+// files are the names in a folder that match.
+func files(t testing.TB, dir, pattern string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if ok, _ := filepath.Match(pattern, e.Name()); ok {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplay: what was appended comes back, behind what was retired, over many segments,
+// closed cleanly or not.
+func TestReplay(t *testing.T) {
+	for _, clean := range []bool{false, true} {
+		dir := filepath.Join(t.TempDir(), "log")
+		want := uint64(0)
+		for round := range uint64(8) {
+			l := open(t, dir, nil)
+			if got := contents(t, l); !slices.Equal(got, numbers(l.Applied()+1, want)) {
+				t.Fatalf("round %d: %v, want %d to %d", round, got, l.Applied()+1, want)
+			}
+			want += 1 + round*17
+			fill(t, l, want)
+			if round%2 == 1 {
+				must(t, l.Retire(want-round*3))
+			}
+			must(t, l.Close(clean))
+			r, err := commitlog.Verify(vfs.OS{}, dir)
+			if err != nil || r.Last != want || r.Acknowledged != want || r.Closed != clean || r.Records != int(r.Last-r.First)+1 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+		}
+	}
+}
+
+// TestSegmentsAreUsedAgain: a log that is retired does not grow, and its files are
+// written over.
+func TestSegmentsAreUsedAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	f := faults.New(vfs.OS{})
+	l := open(t, dir, f)
+	contents(t, l)
+	most := 0
+	for n := uint64(1); n <= 3000; n++ {
+		must(t, put(l, n))
+		if n == 1000 {
+			f.Reset()
+		}
+		if n%20 == 0 {
+			must(t, l.Retire(n-10))
+			most = max(most, len(files(t, dir, "*.log")))
+		}
+	}
+	if most > 4 || l.LiveBytes() > 64<<10 {
+		t.Errorf("%d segments, %d bytes are live", most, l.LiveBytes())
+	}
+	for _, c := range f.Calls() {
+		if c.Op == faults.Create {
+			t.Fatalf("%s was made: nothing is used again", c.Path)
+		}
+	}
+	must(t, l.Close(false))
+	l = open(t, dir, nil)
+	if got := contents(t, l); !slices.Equal(got, numbers(2991, 3000)) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestFilesAreSyncedBeforeUse: before the first record is written to a segment, its
+// content and then its name were synced.
+func TestFilesAreSyncedBeforeUse(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	f := faults.New(vfs.OS{})
+	l := open(t, dir, f)
+	contents(t, l)
+	for n := uint64(1); n <= 500; n++ {
+		must(t, put(l, n))
+		if n%20 == 0 {
+			must(t, l.Retire(n-5))
+		}
+	}
+	must(t, l.Close(true))
+	// A segment is written through the descriptor of its draft, so by the draft's name.
+	content := map[string]bool{} // was synced since the header was written, by draft
+	named := map[string]bool{}   // its new name was synced, by draft
+	var renamed []string
+	used := map[string]bool{}
+	for _, c := range f.Calls() {
+		draft := strings.HasSuffix(c.Path, ".new") || strings.HasSuffix(c.Path, ".spare")
+		switch {
+		case c.Op == faults.SyncDir && c.Path == dir:
+			for _, path := range renamed {
+				named[path] = true
+			}
+			renamed = nil
+		case !draft:
+		case c.Op == faults.Sync:
+			content[c.Path] = true
+		case c.Op == faults.Rename && strings.HasSuffix(c.To, ".log"):
+			if !content[c.Path] {
+				t.Fatalf("%s gets its name %s before it is synced", c.Path, c.To)
+			}
+			renamed = append(renamed, c.Path)
+		case c.Op == faults.Write && content[c.Path] && c.Off > 0: // a record
+			used[c.Path] = true
+			if !named[c.Path] {
+				t.Fatalf("a record is written to %s, whose name is not synced", c.Path)
+			}
+		}
+	}
+	if len(used) < 5 {
+		t.Errorf("only %d segments were seen", len(used))
+	}
+}
+
+// TestFailureStays: after a failed write or sync nothing is tried again.
+func TestFailureStays(t *testing.T) {
+	for _, rule := range []faults.Rule{
+		{Op: faults.Sync, Path: "*.new", N: 5},
+		{Op: faults.Write, Path: "*.new", N: 9, Err: os.ErrDeadlineExceeded, Short: 100},
+		{Op: faults.Write, Path: "state", N: 7},
+		{Op: faults.SyncDir, N: 4},
+		{Op: faults.Create, Path: "*.new", N: 3},
+		{Op: faults.Rename, Path: "0000000002.log", N: 1},
+	} {
+		dir := filepath.Join(t.TempDir(), "log")
+		f := faults.New(vfs.OS{})
+		f.Add(rule)
+		o := small(f)
+		alarms := make(chan error, 10)
+		o.Alarm = func(err error) { alarms <- err }
+		l, err := commitlog.Open(dir, o)
+		must(t, err)
+		contents(t, l)
+		n := uint64(1)
+		for ; err == nil && n < 1000; n++ {
+			err = put(l, n)
+		}
+		if !errors.Is(err, commitlog.ErrFailed) {
+			t.Fatalf("%+v: no failure: %v", rule, err)
+		}
+		f.Reset()
+		if err := l.Sync(); !errors.Is(err, commitlog.ErrFailed) {
+			t.Errorf("%+v: a sync behind it: %v", rule, err)
+		}
+		if err := l.Append(n, rows(n)); !errors.Is(err, commitlog.ErrFailed) {
+			t.Errorf("%+v: an append behind it: %v", rule, err)
+		}
+		if err := l.Retire(1); !errors.Is(err, commitlog.ErrFailed) {
+			t.Errorf("%+v: a retirement behind it: %v", rule, err)
+		}
+		last := l.Last()
+		l.Close(true)
+		for _, c := range f.Calls() {
+			if c.Op == faults.Write && c.Off >= 4096 && c.Len < 8<<10 || c.Path == filepath.Join(dir, "state") && c.Op == faults.Sync {
+				t.Errorf("%+v: %s of %s behind the failure", rule, c.Op, c.Path)
+			}
+		}
+		l = open(t, dir, nil)
+		if got := contents(t, l); len(got) < int(last) || len(got) > int(last)+1 {
+			t.Errorf("%+v: %d records are left of %d", rule, len(got), last)
+		}
+	}
+}
+
+func TestInUse(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	open(t, dir, nil)
+	if _, err := commitlog.Open(dir, small(nil)); !errors.Is(err, vfs.ErrLocked) {
+		t.Errorf("a second one: %v", err)
+	}
+}
+
+func TestMistakesPanic(t *testing.T) {
+	l := open(t, filepath.Join(t.TempDir(), "log"), nil)
+	contents(t, l)
+	fill(t, l, 3)
+	if err := l.Append(4, func() *commitlog.Group {
+		g := rows(4)
+		g.Set([]byte("k"), make([]byte, maxRows))
+		return g
+	}()); err == nil || errors.Is(err, commitlog.ErrFailed) {
+		t.Errorf("a record that is too long: %v", err)
+	}
+	panics := func(what string, fn func()) {
+		t.Helper()
+		defer func() {
+			if recover() == nil {
+				t.Errorf("%s: no panic", what)
+			}
+		}()
+		fn()
+	}
+	panics("a gap", func() { _ = l.Append(5, rows(5)) })
+	panics("the same again", func() { _ = l.Append(3, rows(3)) })
+	panics("a second replay", func() { contents(t, l) })
+	panics("what is not there is retired", func() { _ = l.Retire(9) })
+	must(t, l.Append(4, rows(4)))
+	panics("two that are not synced", func() { _ = l.Append(5, rows(5)) })
+}
+
+func TestRows(t *testing.T) {
+	var g commitlog.Group
+	if g.Bytes() != nil {
+		t.Error("an empty group has rows")
+	}
+	g.Reset()
+	g.Grow(100)
+	g.Set([]byte("a"), nil)
+	g.Delete([]byte("b"))
+	g.Set([]byte("c"), []byte("value"))
+	got := ""
+	must(t, commitlog.Rows(g.Bytes(), func(r commitlog.Row) error {
+		got += fmt.Sprintf("%s %s %v;", r.Key, r.Value, r.Delete)
+		return nil
+	}))
+	if got != "a  false;b  true;c value false;" {
+		t.Error(got)
+	}
+	for n := range g.Bytes() {
+		_ = commitlog.Rows(g.Bytes()[:n], func(commitlog.Row) error { return nil })
+	}
+	if err := commitlog.Rows(g.Bytes()[:len(g.Bytes())-1], func(commitlog.Row) error { return nil }); err == nil {
+		t.Error("cut rows were taken")
+	}
+}

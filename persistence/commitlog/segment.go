@@ -1,0 +1,224 @@
+package commitlog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// A segment begins with a page that says what it is:
+//
+//	magic [8], format u32, 0 u32, sequence u64, size u64, identity [16], zeros, checksum u32 of all before it
+//
+// Its records follow, one behind the other. What lies behind the last one is zeros or
+// what the file held before; neither passes for a record.
+const (
+	segmentMagic  = "CARVNSEG"
+	format        = 1
+	segmentSuffix = ".log"
+)
+
+// segment is a file of the log.
+type segment struct {
+	path     string
+	sequence uint64
+	size     int64
+	sum      uint32 // of segmentSum
+	first    uint64 // number of its first record; 0 when it has none
+	last     uint64
+	lastAt   int64 // where its last record lies
+	end      int64 // where the next record would lie
+	file     vfs.File
+}
+
+func segmentPath(dir string, sequence uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%010d%s", sequence, segmentSuffix))
+}
+
+// segmentSequence is the sequence in a file's name.
+func segmentSequence(name string) (uint64, bool) {
+	digits, ok := strings.CutSuffix(name, segmentSuffix)
+	if !ok || len(digits) != 10 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	return n, err == nil && n > 0
+}
+
+func segmentHeader(id Identity, sequence uint64, size int64) []byte {
+	h := make([]byte, 0, pageSize)
+	h = append(h, segmentMagic...)
+	h = binary.LittleEndian.AppendUint32(h, format)
+	h = binary.LittleEndian.AppendUint32(h, 0)
+	h = binary.LittleEndian.AppendUint64(h, sequence)
+	h = binary.LittleEndian.AppendUint64(h, uint64(size))
+	h = append(h, id[:]...)
+	h = h[:pageSize-4]
+	return binary.LittleEndian.AppendUint32(h, crc32.Checksum(h, castagnoli))
+}
+
+// checkHeader compares a segment's first page with what it must be.
+func checkHeader(h []byte, path string, id Identity, sequence uint64, size int64) error {
+	want := segmentHeader(id, sequence, size)
+	if bytes.Equal(h, want) {
+		return nil
+	}
+	sum := binary.LittleEndian.Uint32(h[pageSize-4:])
+	if string(h[:8]) != segmentMagic || crc32.Checksum(h[:pageSize-4], castagnoli) != sum {
+		at := 0
+		for at < pageSize-1 && h[at] == want[at] {
+			at++
+		}
+		return damaged(path, int64(at), "its header is not that of a segment")
+	}
+	if n := binary.LittleEndian.Uint32(h[8:]); n != format {
+		return fmt.Errorf("commit log: %s: format %d, this program reads format %d", path, n, format)
+	}
+	if !bytes.Equal(h[32:48], id[:]) {
+		return damaged(path, 32, "it belongs to another commit log (%x, not %v)", h[32:48], id)
+	}
+	if n := binary.LittleEndian.Uint64(h[16:]); n != sequence {
+		return damaged(path, 16, "it is segment %d by its header", n)
+	}
+	return damaged(path, 24, "it has %d bytes, not %d as its header says", size, binary.LittleEndian.Uint64(h[24:]))
+}
+
+// openSegment opens a segment and checks its header.
+func openSegment(fs vfs.FS, dir string, id Identity, sequence uint64, flag int) (*segment, error) {
+	path := segmentPath(dir, sequence)
+	f, err := fs.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	s := &segment{path: path, sequence: sequence, sum: segmentSum(id, sequence), end: pageSize, file: f}
+	info, err := f.Stat()
+	if err == nil {
+		s.size = info.Size()
+		h := make([]byte, pageSize)
+		if _, err = f.ReadAt(h, 0); err == io.EOF {
+			err = damaged(path, s.size, "it has %d bytes, less than its header", s.size)
+		} else if err == nil {
+			err = checkHeader(h, path, id, sequence, s.size)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// window reads a segment front to back.
+type window struct {
+	s   *segment
+	buf []byte
+	off int64 // of buf[0]
+	n   int   // bytes of buf that were read
+}
+
+const windowSize = 256 << 10
+
+// bytes are n bytes at an offset, which does not fall; less at the end of the segment.
+func (w *window) bytes(off, n int64) ([]byte, error) {
+	n = min(n, w.s.size-off)
+	if n <= 0 {
+		return nil, nil
+	}
+	if off+n > w.off+int64(w.n) || off < w.off {
+		want := min(max(n, windowSize), w.s.size-off)
+		if int64(cap(w.buf)) < want {
+			w.buf = make([]byte, want)
+		}
+		w.buf = w.buf[:want]
+		m, err := w.s.file.ReadAt(w.buf, off)
+		if err != nil && (err != io.EOF || int64(m) < want) {
+			if err == io.EOF {
+				return nil, damaged(w.s.path, off+int64(m), "the file ends here, at %d of %d bytes", off+int64(m), w.s.size)
+			}
+			return nil, err
+		}
+		w.off, w.n = off, m
+	}
+	at := off - w.off
+	return w.buf[at : at+n : at+n], nil
+}
+
+// record is the record at an offset; nil when there is none.
+func (w *window) record(off int64) (number uint64, rows []byte, err error) {
+	head, err := w.bytes(off, recordHead)
+	if err != nil || len(head) < recordHead {
+		return 0, nil, err
+	}
+	n, number := parseHead(head)
+	if number == 0 || n > w.s.size-off-recordHead {
+		return 0, nil, nil
+	}
+	sum := binary.LittleEndian.Uint32(head)
+	whole, err := w.bytes(off, recordHead+n)
+	if err != nil || recordSum(w.s.sum, off, whole[4:]) != sum {
+		return 0, nil, err
+	}
+	return number, whole[recordHead:], nil
+}
+
+// search looks for a whole record from an offset on, of a number above last and up to
+// limit. The number is 0 when there is none.
+func (w *window) search(off int64, last, limit uint64) (at int64, number uint64, err error) {
+	for off+recordHead <= w.s.size {
+		b, err := w.bytes(off, windowSize)
+		if err != nil {
+			return 0, 0, err
+		}
+		i := int64(0)
+		for ; i+recordHead <= int64(len(b)); i += recordAlign {
+			n := binary.LittleEndian.Uint64(b[i+8:])
+			if n <= last || n > limit {
+				continue
+			}
+			number, _, err := w.record(off + i)
+			if err != nil || number != 0 {
+				return off + i, number, err
+			}
+			// The window may have moved.
+			if b, err = w.bytes(off, windowSize); err != nil {
+				return 0, 0, err
+			}
+		}
+		off += i
+	}
+	return 0, 0, nil
+}
+
+// claims tells whether the bytes at an offset look like the beginning of a record.
+func (w *window) claims(off int64, number uint64) (size int64, ok bool, err error) {
+	b, err := w.bytes(off, recordHead)
+	if err != nil || len(b) < recordHead {
+		return 0, false, err
+	}
+	n, at := parseHead(b)
+	if at != number {
+		return 0, false, nil
+	}
+	return min(recordSize(int(n)), w.s.size-off), true, nil
+}
+
+// zero makes a file of zeros and syncs it.
+func zero(f vfs.File, size int64) error {
+	zeros := make([]byte, min(size, 1<<20))
+	for off := int64(0); off < size; off += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+const createFlags = os.O_RDWR | os.O_CREATE | os.O_EXCL

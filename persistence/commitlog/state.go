@@ -1,0 +1,197 @@
+package commitlog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// The file "state" says what the log is and how far it was used:
+//
+//	at 0 and 4096   a slot: magic [8], format u32, flags u32, generation u64, identity [16],
+//	                applied u64, last u64, checksum u32
+//	at 8192         the witness, twice: number u64, checksum u32, 0 u32
+//
+// The slots are written in turn and synced; the whole one of the higher generation counts.
+// The witness is the number of the newest record that was synced. It is written after
+// each sync and not synced itself: it costs no wait, survives a killed process, and
+// after a power failure it is at worst too old. A log that ends before its witness has
+// lost a record that was acknowledged.
+const (
+	stateName   = "state"
+	stateMagic  = "CARVNLOG"
+	stateSize   = 3 * pageSize
+	slotSize    = 60
+	witnessAt   = 2 * pageSize
+	witnessSize = 16
+	flagClosed  = 1
+)
+
+// state is what a slot holds.
+type state struct {
+	generation uint64
+	identity   Identity
+	closed     bool   // the log was closed cleanly, and last is the number of its last record
+	applied    uint64 // all up to this record is kept elsewhere
+	last       uint64
+}
+
+func (s *state) encode() []byte {
+	b := append(make([]byte, 0, slotSize), stateMagic...)
+	flags := uint32(0)
+	if s.closed {
+		flags = flagClosed
+	}
+	b = binary.LittleEndian.AppendUint32(b, format)
+	b = binary.LittleEndian.AppendUint32(b, flags)
+	b = binary.LittleEndian.AppendUint64(b, s.generation)
+	b = append(b, s.identity[:]...)
+	b = binary.LittleEndian.AppendUint64(b, s.applied)
+	b = binary.LittleEndian.AppendUint64(b, s.last)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decode reads a slot, and tells whether it is whole.
+func (s *state) decode(b []byte) bool {
+	if binary.LittleEndian.Uint32(b[slotSize-4:]) != crc32.Checksum(b[:slotSize-4], castagnoli) || string(b[:8]) != stateMagic {
+		return false
+	}
+	s.closed = binary.LittleEndian.Uint32(b[12:]) == flagClosed
+	s.generation = binary.LittleEndian.Uint64(b[16:])
+	copy(s.identity[:], b[24:40])
+	s.applied, s.last = binary.LittleEndian.Uint64(b[40:]), binary.LittleEndian.Uint64(b[48:])
+	return binary.LittleEndian.Uint32(b[8:]) == format
+}
+
+func appendWitness(b []byte, id Identity, number uint64) []byte {
+	for range 2 {
+		at := len(b)
+		b = binary.LittleEndian.AppendUint64(b, number)
+		b = binary.LittleEndian.AppendUint32(b, witnessSum(id, b[at:]))
+		b = binary.LittleEndian.AppendUint32(b, 0)
+	}
+	return b
+}
+
+func witnessSum(id Identity, number []byte) uint32 {
+	return crc32.Update(crc32.Checksum(id[:], castagnoli), castagnoli, number)
+}
+
+// decodeWitness reads the witness from its two copies.
+func decodeWitness(b []byte, id Identity) (number uint64, ok bool) {
+	for range 2 {
+		if binary.LittleEndian.Uint32(b[8:]) == witnessSum(id, b[:8]) {
+			number, ok = max(number, binary.LittleEndian.Uint64(b)), true
+		}
+		b = b[witnessSize:]
+	}
+	return number, ok
+}
+
+func statePath(dir string) string { return filepath.Join(dir, stateName) }
+
+// readState reads the state file. The error wraps fs.ErrNotExist when it is missing.
+func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
+	path := statePath(dir)
+	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return st, 0, err
+	}
+	defer f.Close()
+	b := make([]byte, stateSize)
+	if n, err := f.ReadAt(b, 0); errors.Is(err, io.EOF) {
+		return st, 0, damaged(path, int64(n), "it has %d bytes, not %d", n, stateSize)
+	} else if err != nil {
+		return st, 0, err
+	}
+	var slots [2]state
+	first, second := slots[0].decode(b), slots[1].decode(b[pageSize:])
+	switch {
+	case !first && !second:
+		if n := binary.LittleEndian.Uint32(b[8:]); string(b[:8]) == stateMagic && n != format && bytes.Equal(b[8:12], b[pageSize+8:pageSize+12]) {
+			return st, 0, damaged(path, 8, "format %d, this program reads format %d", n, format)
+		}
+		return st, 0, damaged(path, 0, "neither of its two slots is whole")
+	case first && second && slots[0].identity != slots[1].identity:
+		return st, 0, damaged(path, 24, "its slots are of two logs, %v and %v", slots[0].identity, slots[1].identity)
+	case !second || first && slots[0].generation > slots[1].generation:
+		st = slots[0]
+	default:
+		st = slots[1]
+	}
+	witness, ok := decodeWitness(b[witnessAt:], st.identity)
+	if !ok {
+		return st, 0, damaged(path, witnessAt, "neither copy of the number of the last record is whole")
+	}
+	return st, witness, nil
+}
+
+// createState makes the state file of a new log.
+func createState(fsys vfs.FS, dir string, st state) error {
+	path := statePath(dir)
+	draft := path + newSuffix
+	if err := fsys.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := fsys.OpenFile(draft, createFlags, 0o600)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, stateSize)
+	copy(b, st.encode())
+	copy(b[pageSize:], st.encode())
+	copy(b[witnessAt:], appendWitness(nil, st.identity, 0))
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fsys.Rename(draft, path); err != nil {
+		return err
+	}
+	return fsys.SyncDir(dir)
+}
+
+// stateFile is the open state file.
+type stateFile struct {
+	file     vfs.File
+	identity Identity
+	state    state  // one goroutine at a time
+	scratch  []byte // the writer's
+}
+
+func openStateFile(fsys vfs.FS, dir string, st state) (*stateFile, error) {
+	f, err := fsys.OpenFile(statePath(dir), os.O_RDWR, 0)
+	return &stateFile{file: f, identity: st.identity, state: st}, err
+}
+
+// write makes a changed state durable.
+func (s *stateFile) write(change func(*state)) error {
+	next := s.state
+	change(&next)
+	next.generation++
+	if _, err := s.file.WriteAt(next.encode(), int64(next.generation%2)*pageSize); err != nil {
+		return err
+	}
+	if err := s.file.Sync(); err != nil {
+		return err
+	}
+	s.state = next
+	return nil
+}
+
+// witness notes the newest synced record.
+func (s *stateFile) witness(number uint64) error {
+	s.scratch = appendWitness(s.scratch[:0], s.identity, number)
+	_, err := s.file.WriteAt(s.scratch, witnessAt)
+	return err
+}
