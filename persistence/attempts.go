@@ -113,18 +113,12 @@ func (c *attemptCoder) decode(d *decoder) (a messages.AttemptRecord) {
 	return a
 }
 
-// decodeAttempts appends the records of one value, of either version, to dst. They do
-// not refer to v.
+// decodeAttempts appends the records of one value to dst. They do not refer to v.
 func decodeAttempts(dst []messages.AttemptRecord, v []byte) ([]messages.AttemptRecord, error) {
 	var c attemptCoder
-	read := c.decode
-	version := byte(attemptsV2)
-	if len(v) > 0 && v[0] == attemptsV1 {
-		version, read = attemptsV1, decodeAttemptV1
-	}
-	d := newDecoder(v, version)
+	d := newDecoder(v, attemptsV2)
 	for d.err == nil && len(d.b) > 0 {
-		if a := read(d); d.err == nil {
+		if a := c.decode(d); d.err == nil {
 			dst = append(dst, a)
 		}
 	}
@@ -132,18 +126,6 @@ func decodeAttempts(dst []messages.AttemptRecord, v []byte) ([]messages.AttemptR
 		return nil, fmt.Errorf("attempt records: %w", err)
 	}
 	return dst, nil
-}
-
-// decodeAttemptV1 reads a record of version 1, in which each was whole by itself.
-func decodeAttemptV1(d *decoder) (a messages.AttemptRecord) {
-	a.Task, a.Attempt, a.Result, a.RC = d.uint32(), d.uint32(), messages.AttemptResult(d.byte()), d.int32()
-	a.Start = d.int()
-	a.Stop = a.Start + d.int()
-	a.ExecutorLog, a.Node, a.MaxRSSKB = d.string(), d.string(), d.int()
-	a.UserCPU, a.SystemCPU = time.Duration(d.int()), time.Duration(d.int())
-	d.output(&a.Stdout)
-	d.output(&a.Stderr)
-	return a
 }
 
 const (

@@ -1,7 +1,6 @@
 package persistence
 
 import (
-	"encoding/binary"
 	"math"
 	"reflect"
 	"testing"
@@ -17,23 +16,6 @@ func appendAttempts(list []messages.AttemptRecord) []byte {
 		v = c.append(v, &list[i])
 	}
 	return v
-}
-
-// appendAttemptV1 is what wrote the records of version 1.
-func appendAttemptV1(dst []byte, a *messages.AttemptRecord) []byte {
-	dst = binary.AppendUvarint(dst, uint64(a.Task))
-	dst = binary.AppendUvarint(dst, uint64(a.Attempt))
-	dst = append(dst, byte(a.Result))
-	dst = binary.AppendVarint(dst, int64(a.RC))
-	dst = binary.AppendVarint(dst, a.Start)
-	dst = binary.AppendVarint(dst, a.Stop-a.Start)
-	dst = appendString(dst, a.ExecutorLog)
-	dst = appendString(dst, a.Node)
-	dst = binary.AppendVarint(dst, a.MaxRSSKB)
-	dst = binary.AppendVarint(dst, int64(a.UserCPU))
-	dst = binary.AppendVarint(dst, int64(a.SystemCPU))
-	dst = appendOutput(dst, &a.Stdout)
-	return appendOutput(dst, &a.Stderr)
 }
 
 // strange are records that differ from each other as much as they can.
@@ -59,19 +41,6 @@ func TestAttemptsRoundTrip(t *testing.T) {
 	clear(v)
 	if string(got[3].Stderr.Inline) != "abc" || got[1].Node != "n" {
 		t.Error("a record refers to the stored value")
-	}
-}
-
-// TestAttemptsOfBefore: what a former program wrote is read.
-func TestAttemptsOfBefore(t *testing.T) {
-	want := strange()
-	v := []byte{attemptsV1}
-	for i := range want {
-		v = appendAttemptV1(v, &want[i])
-	}
-	got, err := decodeAttempts(nil, v)
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 }
 

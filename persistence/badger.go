@@ -12,7 +12,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +38,9 @@ type Config struct {
 
 	statfs func(dir string) (free, total int64, err error) // tests
 	memory int64                                           // tests: MemTableSize
+	fs     vfs.FS                                          // tests: of the commit log
+	// tests: the log is applied behind this commit, whatever tables have
+	replayFrom *uint64
 }
 
 // Badger is a Store on Badger. It is safe for concurrent use.
@@ -49,10 +54,11 @@ type Badger struct {
 	maxBytes int64 // of a transaction
 
 	queue   queue
-	enc     encoder        // the committer's
-	cuts    cuts           // the committer's
-	wal     wal            // the writer's
-	entries []badger.Entry // scratch of the writer
+	enc     encoder   // the committer's
+	cuts    cuts      // the committer's
+	commits commitLog // the writer's
+	local   *localLog // commits, where that is of this machine
+	stall   *stallWatch
 	room    *room
 	// moments are the store's read and commit timestamps.
 	moments *moments
@@ -75,10 +81,9 @@ type Badger struct {
 var _ Store = (*Badger)(nil)
 
 const (
-	// formatVersion is what a folder has that this program has opened. It goes up with
-	// every change that a former program could not read.
-	formatVersion = 2
-	oldestFormat  = 1 // that this program reads: 1 has attempt records of version 1
+	// formatVersion is the format of a data folder. It goes up with every change that a
+	// former program could not read. Since 3 the commit log is a folder of its own.
+	formatVersion = 3
 	defaultShards = 16
 )
 
@@ -127,48 +132,63 @@ func openBadger(c Config) (*Badger, error) {
 		queue: queue{wake: make(chan struct{}, 1)},
 		cuts:  cuts{low: map[messages.RunID]uint64{}},
 	}
-	s.room = newRoom(c)
-	if err := removeLeftovers(c.Dir); err != nil {
-		return nil, err
-	}
-	if err := s.room.checkOpen(); err != nil {
-		return nil, err
-	}
-	if err := s.verifyTables(c); err != nil {
-		return nil, err
-	}
-	if s.enc.pack, err = newPacker(); err != nil {
-		return nil, err
-	}
+	s.stall = newStallWatch(func(d time.Duration) { s.fail(fmt.Errorf("a commit has not ended after %v", d)) })
 	opts := badgerOptions(c)
 	s.limits(opts)
-	logs := &badgerLog{log: c.Logger, alarm: func(err error) { s.fail(err) }}
-	s.db, err = badger.OpenManaged(opts.WithLogger(logs))
+	log, err := openLog(c, int(s.maxBytes), func(err error) { s.fail(err) })
 	if err != nil {
-		s.enc.pack.close()
-		return nil, openError(c.Dir, err)
+		return nil, err
 	}
-	s.room.tables = s.db.Tables
-	s.moments = newMoments(s.db.MaxVersion())
-	s.enc.moments = s.moments
-	if err = logs.corrupt(); err == nil {
-		err = s.start(c)
+	s.room = newRoom(c)
+	s.room.logBytes = log.LiveBytes
+	if s.db, err = s.openDB(c, log, opts); err != nil {
+		return nil, errors.Join(err, log.Close(false))
 	}
-	if err != nil {
+	s.local = newLocalLog(s.db, log, c)
+	s.commits = s.local
+	if err = s.start(c, log); err != nil {
+		s.local.stop()
 		s.enc.pack.close()
-		s.wal.close()
-		return nil, errors.Join(err, s.db.Close())
+		return nil, errors.Join(err, s.db.Close(), log.Close(false))
 	}
 	go s.commitLoop()
 	s.keep()
 	return s, nil
 }
 
+// openDB opens Badger's tables.
+func (s *Badger) openDB(c Config, log *commitlog.Log, opts badger.Options) (db *badger.DB, err error) {
+	if err := s.room.checkOpen(); err != nil {
+		return nil, err
+	}
+	if err := s.verifyTables(c); err != nil {
+		return nil, err
+	}
+	if err := removeUnused(c.Dir, log.Applied()); err != nil {
+		return nil, err
+	}
+	if s.enc.pack, err = newPacker(); err != nil {
+		return nil, err
+	}
+	logs := &badgerLog{log: c.Logger, alarm: func(err error) { s.fail(err) }}
+	db, err = badger.OpenManaged(opts.WithLogger(logs))
+	if err != nil {
+		s.enc.pack.close()
+		return nil, openError(c.Dir, err)
+	}
+	s.room.tables = db.Tables
+	if err := logs.corrupt(); err != nil {
+		s.enc.pack.close()
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
 // badgerOptions keep memory small (three memtables and two small caches) and every
 // value in the tree.
 func badgerOptions(c Config) badger.Options {
 	o := badger.DefaultOptions(c.Dir).
-		WithSyncWrites(false).      // wal syncs
+		WithSyncWrites(false).      // the commit log is what is synced
 		WithDetectConflicts(false). // one writer
 		WithMetricsEnabled(false).
 		WithMemTableSize(c.memory).
@@ -201,8 +221,14 @@ func (s *Badger) limits(opts badger.Options) {
 	s.enc.maxStaged = maxStaged
 }
 
-// start reads and writes the meta rows and recovers.
-func (s *Badger) start(c Config) error {
+// start brings Badger up to the log's last commit, reads and writes the meta rows and
+// recovers.
+func (s *Badger) start(c Config, log *commitlog.Log) error {
+	if err := s.local.catchUp(s.fits, c.replayFrom); err != nil {
+		return err
+	}
+	s.moments = newMoments(log.Last())
+	s.enc.moments = s.moments
 	if err := s.checkFormat(c.Shards); err != nil {
 		return err
 	}
@@ -211,9 +237,6 @@ func (s *Badger) start(c Config) error {
 		return err
 	}
 	s.enc.writes = (opens + 1) << 40
-	if s.wal, err = openWAL(s.dir, c.memory); err != nil {
-		return err
-	}
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return err
 	}
@@ -248,8 +271,8 @@ func (s *Badger) checkFormat(shards int) error {
 	if err != nil {
 		return err
 	}
-	if format != 0 && (format < oldestFormat || format > formatVersion) {
-		return fmt.Errorf("format %d, this program reads formats %d to %d", format, oldestFormat, formatVersion)
+	if format != 0 && format != formatVersion {
+		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
 	}
 	stored, err := s.metaNumber("shards")
 	if err != nil {
@@ -301,12 +324,17 @@ func (s *Badger) metaNumber(name string) (uint64, error) {
 
 func openError(dir string, err error) error {
 	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
-		if pid, e := os.ReadFile(filepath.Join(dir, "LOCK")); e == nil {
-			return fmt.Errorf("%w (process %s)", errInUse, strings.TrimSpace(string(pid)))
-		}
-		return errInUse
+		return inUse(dir)
 	}
 	return err
+}
+
+// inUse says which process has the folder, as far as Badger's lock file knows.
+func inUse(dir string) error {
+	if pid, err := os.ReadFile(filepath.Join(dir, "LOCK")); err == nil {
+		return fmt.Errorf("%w (process %s)", errInUse, strings.TrimSpace(string(pid)))
+	}
+	return errInUse
 }
 
 // Close commits what was appended, answers it, and closes the files. On a disk
@@ -328,15 +356,17 @@ func (s *Badger) Close() error {
 		s.closed = true
 		s.metrics.unregister()
 		s.enc.pack.close()
-		s.wal.close()
+		s.local.stop()
 	}
 	if err := s.room.checkClose(); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("data folder %s: %w", s.dir, err)
+		return fmt.Errorf("data folder %s: %w", s.dir, errors.Join(err, s.local.close(false)))
 	}
-	if err := s.closeTables(); err != nil {
+	// Badger has made tables of all that it had in memory.
+	err := s.closeTables()
+	if err = errors.Join(err, s.local.close(s.Err() == nil && err == nil)); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	return nil

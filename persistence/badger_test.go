@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/caravan-dag/caravan/persistence"
@@ -40,7 +41,10 @@ func copied(t testing.TB, dir string) string {
 	for range 100 {
 		to := t.TempDir()
 		before := listing(t, dir)
-		for name := range before {
+		if err := os.Mkdir(filepath.Join(to, "log"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range slices.Sorted(maps.Keys(before)) {
 			if err := copyFile(filepath.Join(to, name), filepath.Join(dir, name)); err != nil && !os.IsNotExist(err) {
 				t.Fatal(err)
 			}
@@ -53,17 +57,20 @@ func copied(t testing.TB, dir string) string {
 	return ""
 }
 
-// listing is the files of a folder and their sizes; the manifest only grows.
+// listing is the files of a folder, and of the commit log in it, and their sizes; the
+// manifest only grows.
 func listing(t testing.TB, dir string) map[string]int64 {
 	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := map[string]int64{}
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			files[e.Name()] = info.Size()
+	for _, folder := range []string{"", "log"} {
+		entries, err := os.ReadDir(filepath.Join(dir, folder))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil && !e.IsDir() {
+				files[filepath.Join(folder, e.Name())] = info.Size()
+			}
 		}
 	}
 	return files

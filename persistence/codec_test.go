@@ -88,7 +88,6 @@ func FuzzDecoders(f *testing.F) {
 	for _, v := range [][]byte{
 		nil, {1}, {2, 0, 0},
 		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}),
-		appendAttemptV1([]byte{attemptsV1}, &messages.AttemptRecord{Task: 1, Node: "n", Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}),
 		appendAttempts([]messages.AttemptRecord{{Task: 1, Node: "n", RC: 3, MaxRSSKB: 1, Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}, {Task: 2, Attempt: 1, Node: "n"}}),
 		p.append(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
 		p.append(setHead(nil, &Set{Generator: 1}), doc),

@@ -6,8 +6,6 @@ import (
 	"runtime"
 	"sync"
 	"time"
-
-	"github.com/dgraph-io/badger/v4"
 )
 
 // item is one entry of the committer's queue: a batch, or bare rows (a deletion).
@@ -316,23 +314,16 @@ func (c *committer) join(it *item) {
 // fits tells whether so many rows of so many bytes may be one transaction.
 func (s *Badger) fits(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
 
-// stall is how long a commit may take before the store counts as failed.
-const stall = time.Minute
-
-// commit writes rows as one synced transaction. Any error fails the store: after
-// a failed commit Badger may show rows that are not durable.
+// commit writes rows as one durable transaction. Any error fails the store: after a
+// failed commit nobody knows whether it is there.
 func (s *Badger) commit(ops []op, size int64) error {
 	if err := s.room.check(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()
-	watch := time.AfterFunc(stall, func() { s.fail(fmt.Errorf("a commit has not ended after %v", stall)) })
-	at := s.moments.next()
-	err := s.write(ops, at)
-	if err == nil {
-		err = s.wal.sync()
-	}
-	watch.Stop()
+	s.stall.begin()
+	at, err := s.commits.commit(ops, size)
+	s.stall.end()
 	if err == nil {
 		s.db.SetDiscardTs(s.moments.advance(at, ops))
 	}
@@ -341,29 +332,6 @@ func (s *Badger) commit(ops []op, size int64) error {
 		return s.fail(err)
 	}
 	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
-}
-
-func (s *Badger) write(ops []op, at uint64) error {
-	txn := s.db.NewTransactionAt(at-1, true)
-	defer txn.Discard()
-	if cap(s.entries) < len(ops) {
-		s.entries = make([]badger.Entry, 2*len(ops))
-	}
-	entries := s.entries[:len(ops)]
-	defer clear(entries)
-	for i, o := range ops {
-		if o.del {
-			if err := txn.Delete(o.key); err != nil {
-				return fmt.Errorf("delete of a row: %w", err)
-			}
-			continue
-		}
-		entries[i].Key, entries[i].Value = o.key, o.val
-		if err := txn.SetEntry(&entries[i]); err != nil {
-			return fmt.Errorf("row of %d bytes, %d of %d: %w", len(o.val), i, len(ops), err)
-		}
-	}
-	return txn.CommitAt(at, nil)
 }
 
 // fail makes the store failed; the first reason stays. It returns the error that

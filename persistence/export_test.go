@@ -2,8 +2,10 @@ package persistence
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
 )
@@ -28,6 +30,44 @@ func Small(c Config) Config {
 // WithDisk makes up a disk.
 func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Config {
 	c.statfs = statfs
+	return c
+}
+
+// write gives rows to Badger as a commit that is not durable.
+func write(s *Badger, ops []op, at uint64) error {
+	s.local.begin(ops, at)
+	defer clear(s.local.entries)
+	return <-s.local.applied
+}
+
+// Flatten has Badger compact all levels into one.
+func Flatten(s *Badger) error { return s.db.Flatten(2) }
+
+// Flushed tells up to which commit tables have all, and which one is the last.
+func Flushed(s *Badger) (tables, last uint64) { return s.local.inTables(), s.local.log.Last() }
+
+// Dump is all rows of the store, as text, as the newest read sees them.
+func Dump(s *Badger) (rows []string, err error) {
+	err = s.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		return true, item.Value(func(v []byte) error {
+			if string(key) != "mopens" {
+				rows = append(rows, fmt.Sprintf("%q %x", key, v))
+			}
+			return nil
+		})
+	})
+	return rows, err
+}
+
+// ReplayFrom has the log applied behind a commit, as if tables had no more.
+func ReplayFrom(c Config, from uint64) Config {
+	c.replayFrom = &from
+	return c
+}
+
+// OnFS has the commit log on a file system of the test's.
+func OnFS(c Config, fs vfs.FS) Config {
+	c.fs = fs
 	return c
 }
 

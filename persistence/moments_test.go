@@ -27,7 +27,7 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	put("one")
 	// A commit whose rows are in the tree already, and that is not durable yet.
 	at := s.moments.next()
-	if err := s.write([]op{{key: []byte("?key"), val: []byte("two")}}, at); err != nil {
+	if err := write(s, []op{{key: []byte("?key"), val: []byte("two")}}, at); err != nil {
 		t.Fatal(err)
 	}
 	if v, err := s.get([]byte("?key")); err != nil || string(v) != "one" {
@@ -47,7 +47,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	write := func(round int) {
+	writeRound := func(round int) {
 		ops := make([]op, 100)
 		for i := range ops {
 			ops[i] = op{key: fmt.Appendf(nil, "?%03d", i), val: fmt.Appendf(nil, "%d %0900d", round, i)}
@@ -56,10 +56,10 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(0)
+	writeRound(0)
 	err = s.view(func(txn *badger.Txn) error {
 		for round := 1; round <= 200; round++ {
-			write(round)
+			writeRound(round)
 		}
 		if err := s.db.Flatten(2); err != nil {
 			return err
@@ -75,7 +75,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	write(201)
+	writeRound(201)
 	if v, err := s.get([]byte("?007")); err != nil || string(v) != fmt.Sprintf("201 %0900d", 7) {
 		t.Errorf("now: %.20q, %v", v, err)
 	}
@@ -139,7 +139,7 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 	commit := func(what string, ops []op, then string) {
 		t.Helper()
 		at := s.moments.next()
-		if err := s.write(ops, at); err != nil {
+		if err := write(s, ops, at); err != nil {
 			t.Fatal(err)
 		}
 		check(what + ", not durable yet")

@@ -11,8 +11,7 @@ import (
 // Versions of the values, their first byte.
 const (
 	summaryV1  = 1
-	attemptsV1 = 1 // read only: each record by itself
-	attemptsV2 = 2 // each told by how it differs from the one before
+	attemptsV2 = 2
 	defV1      = 1
 	setV1      = 1
 	headerV1   = 1

@@ -2,8 +2,6 @@ package persistence
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -12,18 +10,20 @@ import (
 )
 
 // room watches the free space of the data folder. Badger writes its tables and
-// write-ahead files through mappings of sparse files: on a full disk that is not
-// an error but SIGBUS, in a goroutine of Badger's own, which nobody can recover.
-// So the store stops while Badger still has what it may need at once.
+// log files through mappings of sparse files: on a full disk that is not an error but
+// SIGBUS, in a goroutine of Badger's own, which nobody can recover. So the store stops
+// while Badger still has what it may need at once.
 //
-// That is: the memtables in memory become tables, and compactions write their
-// output before they delete their input.
+// That is: the memtables in memory become tables, and compactions write their output
+// before they delete their input. The commit log's own segments are filled before they
+// are used, so they fail with an error; the next one is counted too.
 type room struct {
 	dir        string
 	soft, hard int64 // bytes; 0 = need() decides
 	memTable   int64
 	statfs     func(dir string) (free, total int64, err error)
 	tables     func() []badger.TableInfo
+	logBytes   func() int64 // of records that the commit log keeps
 	now        func() time.Time
 
 	mu      sync.Mutex
@@ -67,15 +67,15 @@ func memTableSize(total int64) int64 {
 	return 32 << 20
 }
 
-// need is what Badger may write at once, in bytes: all memtables as tables, a new
-// write-ahead file, and the output of one compaction of level 0 and one of a
-// deeper level.
+// need is what may be written at once, in bytes: all memtables as tables, a new log file
+// of Badger's, a segment of the commit log, and the output of one compaction of level 0
+// and one of a deeper level.
 func (r *room) need() int64 {
 	if r.hard > 0 {
 		return r.hard
 	}
 	// Memtables become tables, and these may be compacted before anybody looks again.
-	n := 6*r.memTable + r.memTable*5/4
+	n := 6*r.memTable + r.memTable*5/4 + segmentSize(r.memTable)
 	if r.tables == nil {
 		return n
 	}
@@ -169,41 +169,25 @@ func (r *room) low(free, needed int64) error {
 	return fmt.Errorf("disk is nearly full: %s has %d MiB free, %d MiB are needed", r.dir, free>>20, (needed+1<<20-1)>>20)
 }
 
-// checkOpen sees that what lies in write-ahead files can become tables.
+// checkOpen sees that what the commit log keeps can be applied: it goes into log files of
+// Badger's first, and then into tables.
 func (r *room) checkOpen() error {
-	free, _, err := r.statfs(r.dir)
-	if err != nil {
-		return err
-	}
-	if needed := r.pending() + r.memTable*5/4 + 1<<20; free < needed {
-		return r.low(free, needed)
-	}
-	return nil
+	return r.checkFree(2*r.logBytes()*5/4 + r.memTable*5/4 + segmentSize(r.memTable))
 }
 
 // checkClose sees that what is in memory can become tables.
 func (r *room) checkClose() error {
+	return r.checkFree(r.logBytes() * 5 / 4)
+}
+
+// checkFree sees that there is room for so many bytes, and a little more.
+func (r *room) checkFree(needed int64) error {
 	free, _, err := r.statfs(r.dir)
 	if err != nil {
 		return err
 	}
-	if needed := r.pending(); free < needed {
+	if needed += 1 << 20; free < needed {
 		return r.low(free, needed)
 	}
 	return nil
-}
-
-// pending is the size of the write-ahead files, in bytes on disk.
-func (r *room) pending() int64 {
-	names, err := filepath.Glob(filepath.Join(r.dir, "*.mem"))
-	if err != nil {
-		return 0
-	}
-	var sum int64
-	for _, name := range names {
-		if st, err := os.Stat(name); err == nil {
-			sum += min(st.Size(), r.memTable*5/4)
-		}
-	}
-	return sum
 }

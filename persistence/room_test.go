@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -99,7 +100,8 @@ func onDisk(dir string, real bool) persistence.Config {
 		free = total
 		names, _ := filepath.Glob(filepath.Join(dir, "*"))
 		inside, _ := filepath.Glob(filepath.Join(dir, "data", "*"))
-		for _, name := range append(names, inside...) {
+		log, _ := filepath.Glob(filepath.Join(dir, "data", "log", "*"))
+		for _, name := range slices.Concat(names, inside, log) {
 			var st unix.Stat_t
 			if unix.Stat(name, &st) == nil {
 				free -= st.Blocks * 512

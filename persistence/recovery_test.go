@@ -1,0 +1,343 @@
+package persistence_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
+)
+
+// dump is what a folder holds once it was opened.
+func dump(t testing.TB, s *persistence.Badger) []string {
+	t.Helper()
+	rows, err := persistence.Dump(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// busy makes runs that come, go on, end, are deleted and come back, with values that
+// fill memtables.
+type busy struct {
+	t    testing.TB
+	s    *persistence.Badger
+	rng  *rand.Rand
+	runs messages.RunID
+	seq  map[messages.RunID]uint64
+}
+
+func newBusy(t testing.TB, s *persistence.Badger, seed uint64) *busy {
+	return &busy{t: t, s: s, rng: rand.New(rand.NewPCG(seed, 1)), seq: map[messages.RunID]uint64{}}
+}
+
+// step does one thing and waits until it is durable.
+func (b *busy) step() error {
+	unfinished := slices.Sorted(maps.Keys(b.seq))
+	var batch *persistence.Batch
+	switch kind := b.rng.IntN(10); {
+	case kind < 3 || len(unfinished) == 0:
+		b.runs++
+		batch = journaltest.NewRun(b.runs, fmt.Sprint("tag ", b.rng.IntN(3)), "")
+		batch.Create.Definition = noise(b.runs, b.rng.IntN(20<<10))
+		b.seq[b.runs] = 1
+	case kind < 5:
+		run := unfinished[b.rng.IntN(len(unfinished))]
+		batch = journaltest.NewRun(run, "", "")
+		batch.Create, batch.Summary.State = nil, dag.RunCompleted
+		delete(b.seq, run)
+		if b.rng.IntN(2) == 0 {
+			if err := journaltest.Append(b.t, b.s, batch); err != nil {
+				return err
+			}
+			return b.s.Delete(run)
+		}
+	default:
+		run := unfinished[b.rng.IntN(len(unfinished))]
+		batch = &persistence.Batch{Run: run, Seq: b.seq[run], Records: noise(run, b.rng.IntN(30<<10))}
+		b.seq[run]++
+	}
+	return journaltest.Append(b.t, b.s, batch)
+}
+
+// TestPowerFailure cuts the power at operations of the commit log, while a store is busy.
+// Of Badger's files those are left that it synced: tables and manifest. All that was
+// acknowledged is there, and nothing more but what was under way.
+func TestPowerFailure(t *testing.T) {
+	dir := t.TempDir()
+	disk, err := faults.NewDisk(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := faults.New(disk)
+	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b := newBusy(t, s, 5)
+	source := rand.New(rand.NewPCG(1, 9))
+	for range 25 {
+		for range 1 + source.IntN(60) {
+			if err := b.step(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := dump(t, s)
+		left := filepath.Join(t.TempDir(), "left")
+		var rng *rand.Rand
+		if source.IntN(2) == 0 {
+			rng = source
+		}
+		cutPower(t, disk, dir, left, rng)
+		after, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: left}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := dump(t, after); !slices.Equal(got, want) {
+			t.Errorf("%d rows are left of %d", len(got), len(want))
+		}
+		if err := after.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if tables, last := persistence.Flushed(s); tables == 0 {
+		t.Errorf("%d commits, and no table was made", last)
+	}
+}
+
+// cutPower makes the folder that a power failure leaves. The manifest comes before the
+// tables: those that are added behind it are leftovers.
+func cutPower(t testing.TB, disk *faults.Disk, dir, left string, rng *rand.Rand) {
+	t.Helper()
+	if err := disk.PowerCut(left, rng); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyFile(filepath.Join(left, "MANIFEST"), filepath.Join(dir, "MANIFEST")); err != nil {
+		t.Fatal(err)
+	}
+	for name := range listing(t, dir) {
+		if !strings.HasSuffix(name, ".sst") {
+			continue
+		}
+		if err := copyFile(filepath.Join(left, name), filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestBadgerLogsDoNotCount: after a kill -9, whatever happens to Badger's own log files
+// changes nothing. It was the only place of all that no table had.
+func TestBadgerLogsDoNotCount(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	b := newBusy(t, s, 2)
+	for range 100 {
+		if err := b.step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := dump(t, s)
+	killed := copied(t, dir)
+	damage := map[string]func(path string) error{
+		"as they are": func(string) error { return nil },
+		"deleted":     os.Remove,
+		"emptied":     func(path string) error { return os.Truncate(path, 0) },
+		"cut":         func(path string) error { return os.Truncate(path, 70_000) },
+		"a bit in the middle": func(path string) error {
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			content[len(content)/64] ^= 4
+			return os.WriteFile(path, content, 0o600)
+		},
+	}
+	for what, change := range damage {
+		to := t.TempDir()
+		if err := os.CopyFS(to, os.DirFS(killed)); err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for name := range listing(t, to) {
+			if strings.HasSuffix(name, ".mem") || strings.HasSuffix(name, ".vlog") {
+				n++
+				if err := change(filepath.Join(to, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if got := dump(t, badgerAt(t, to)); n == 0 || !slices.Equal(got, want) {
+			t.Errorf("%s: %d files, %d rows of %d", what, n, len(got), len(want))
+		}
+	}
+}
+
+// TestDamagedLogIsNotOpened: a store whose log is damaged is not opened, and the error
+// names file and offset. Nothing is changed: the log can be put right and opened.
+func TestDamagedLogIsNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	for run := range messages.RunID(20) {
+		journaltest.Must(t, s, journaltest.NewRun(run, "", string(noise(run, 3000))))
+	}
+	killed := copied(t, dir)
+	path := filepath.Join(killed, "log", "0000000001.log")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{20, 5000, 40_000} {
+		b := slices.Clone(whole)
+		b[at] ^= 1
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: killed}))
+		var found *commitlog.DamageError
+		if !errors.As(err, &found) || found.File != path || found.Offset > int64(at) {
+			t.Errorf("byte %d: %v", at, err)
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	equalRuns(t, badgerAt(t, killed), 20)
+}
+
+// TestTablesWithoutManifest: Badger would take them for leftovers and delete them.
+func TestTablesWithoutManifest(t *testing.T) {
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	journaltest.Must(t, s, journaltest.NewRun(1, "", "spec"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	manifest := filepath.Join(dir, "MANIFEST")
+	content, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(manifest); err != nil {
+		t.Fatal(err)
+	}
+	openError(t, persistence.Config{Dir: dir}, manifest)
+	if err := os.WriteFile(manifest, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	equalRuns(t, badgerAt(t, dir), 1)
+	if err := os.RemoveAll(filepath.Join(dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestReplayOverNewerTables: the log is applied from any of its commits on, over tables
+// that have newer ones and from which compaction has dropped what those replaced and
+// deleted. The result is always the same.
+func TestReplayOverNewerTables(t *testing.T) {
+	dir := t.TempDir()
+	f := faults.New(vfs.OS{})
+	f.Add(faults.Rule{Op: faults.SyncDir, Path: filepath.Base(dir), Err: errors.New("the log keeps all")})
+	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+	if err == nil {
+		t.Fatal("a new log does not sync its folder's name")
+	}
+	f.Reset()
+	if s, err = persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f)); err != nil {
+		t.Fatal(err)
+	}
+	f.Add(faults.Rule{Op: faults.SyncDir, Path: filepath.Base(dir), Err: errors.New("the log keeps all")})
+	b := newBusy(t, s, 11)
+	for range 1200 {
+		if err := b.step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := persistence.Flatten(s); err != nil {
+		t.Fatal(err)
+	}
+	want := dump(t, s)
+	tables, last := persistence.Flushed(s)
+	killed := copied(t, dir)
+	f.Reset()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := commitlog.Verify(vfs.OS{}, filepath.Join(killed, "log"))
+	if err != nil || r.First != 1 || r.Last != last || tables < last/4 {
+		t.Fatalf("%+v, %v; tables have %d", r, err, tables)
+	}
+	for _, from := range []uint64{0, 1, tables / 3, tables / 2, tables - 1, tables} {
+		to := t.TempDir()
+		if err := os.CopyFS(to, os.DirFS(killed)); err != nil {
+			t.Fatal(err)
+		}
+		after, err := persistence.OpenBadger(persistence.ReplayFrom(persistence.Small(persistence.Config{Dir: to}), from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := dump(t, after); !slices.Equal(got, want) {
+			t.Errorf("from %d of %d on: %d rows, want %d", from, last, len(got), len(want))
+		}
+		if err := persistence.Flatten(after); err != nil {
+			t.Fatal(err)
+		}
+		if got := dump(t, after); !slices.Equal(got, want) {
+			t.Errorf("from %d of %d on, compacted: %d rows, want %d", from, last, len(got), len(want))
+		}
+		if err := after.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestFailedCommit: a commit whose record did not reach the log may be there or not after
+// the next open, whole, and the store goes on.
+func TestFailedCommit(t *testing.T) {
+	for _, rule := range []faults.Rule{
+		{Op: faults.Sync, Path: "0000000001.new"},
+		{Op: faults.Write, Path: "0000000001.new", Err: errors.New("no device"), Short: 512},
+		{Op: faults.Write, Path: "state"},
+	} {
+		dir := t.TempDir()
+		f := faults.New(vfs.OS{})
+		s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
+		f.Add(rule)
+		if err := journaltest.Append(t, s, journaltest.NewRun(1, "", "spec")); !errors.Is(err, persistence.ErrFailed) {
+			t.Errorf("%v: %v", rule.Path, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Errorf("%v: close: %v", rule.Path, err)
+		}
+		for range 2 {
+			s = badgerAt(t, dir)
+			next, err := s.NextRun()
+			if err != nil || next < 1 {
+				t.Fatal(next, err)
+			}
+			equalRuns(t, s, int(next))
+			journaltest.Must(t, s, journaltest.NewRun(next, "", "spec"))
+			equalRuns(t, s, int(next)+1)
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
