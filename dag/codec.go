@@ -98,7 +98,7 @@ func (r *Run) Dirty() bool { return len(r.journal.buf) > 0 || r.journal.grants.n
 
 // recordGrant records that a task got its next attempt.
 func (r *Run) recordGrant(task uint32) {
-	r.last = r.now
+	r.last = max(r.last, r.now)
 	j, attempt := &r.journal, r.attempts[task]
 	if j.grants.n > 0 && task == j.grants.first+j.grants.n && attempt == j.attempt && r.now == j.granted {
 		j.grants.n++
@@ -120,7 +120,7 @@ func (j *recorder) flush() {
 
 // record records a task's state, its attempts, and its trouble.
 func (r *Run) record(task uint32, s TaskState) {
-	r.last = r.now
+	r.last = max(r.last, r.now)
 	j := &r.journal
 	j.flush()
 	var tr trouble
@@ -146,17 +146,18 @@ func (r *Run) record(task uint32, s TaskState) {
 
 // recordKillTask records that a live task was killed.
 func (r *Run) recordKillTask(task uint32) {
-	r.last = r.now
+	r.last = max(r.last, r.now)
 	r.journal.flush()
 	r.journal.op(recordKillTask, r.now, task, 1, false)
 }
 
 // recordState records the run's newest state.
 func (r *Run) recordState() {
-	r.last = r.now
+	at := r.changed()
+	r.last = max(r.last, at)
 	j := &r.journal
 	j.flush()
-	j.op(recordRunState, r.now, j.next, 1, false)
+	j.op(recordRunState, at, j.next, 1, false)
 	j.next--
 	j.uint(uint64(len(r.changes) - 1))
 	j.buf = append(j.buf, byte(r.changes[len(r.changes)-1].State))
@@ -164,7 +165,7 @@ func (r *Run) recordState() {
 
 // recordKill records that the run was killed.
 func (r *Run) recordKill() {
-	r.last = r.now
+	r.last = max(r.last, r.now)
 	j := &r.journal
 	j.flush()
 	j.op(recordKillRun, r.now, j.next, 1, false)

@@ -31,7 +31,7 @@ func TestRecordBytes(t *testing.T) {
 	}{
 		{"QUEUED, change 0", nil, "01 38 8080d0e2c6bfce972f 00 00"},
 		{"RUNNING, change 1, a microsecond later; [0, 4) granted", Grant{0, 4, t0 + 1000}, "01 38 d08fd0e2c6bfce972f 01 01 11 03"},
-		{"started: no record", Started{0, 1, t0 + 1001}, ""},
+		{"started: no record", Started{Task: 0, Attempt: 1, At: t0 + 1001}, ""},
 		{"0 completed; times of a: from 999 ns before to now", Finished{0, 1, true, t0 + 2000, 0, 0}, "02 34 a09fd0e2c6bfce972f 1a 00 03 cd0f 00"},
 		{"1 in retry: one failure, due in a second", Finished{1, 1, false, t0 + 2000, 0, 0}, "01 a3 a09fd0e2c6bfce972f 02 01 00 02 8094ebdc03"},
 		{"2 queued: one attempt lost", Lost{2, 1, t0 + 2000, 0, 0}, "01 a2 a09fd0e2c6bfce972f 04 00 01"},
@@ -39,11 +39,11 @@ func TestRecordBytes(t *testing.T) {
 		{"2 errored, attempt 2", Lost{2, 2, t0 + 2000, 0, 0}, "01 65 a09fd0e2c6bfce972f 04 02"},
 		{"3 is to be killed", KillTask{3, t0 + 2000}, "01 27 a09fd0e2c6bfce972f 06"},
 		{"PAUSED, change 2", Pause{t0 + 3000}, "01 38 f0aed0e2c6bfce972f 02 02"},
-		{"RUNNING, change 3", Resume{t0 + 3000}, "01 38 f0aed0e2c6bfce972f 03 01"},
+		{"RUNNING, change 3: a moment after change 2", Resume{t0 + 3000}, "01 38 f2aed0e2c6bfce972f 03 01"},
 		{"1 queued: one failure", RetryDue{1, 1, t0 + 2_000_000_000}, "01 a2 80d0fcd5d5bfce972f 02 01 00"},
 		{"the run is to be killed", Kill{t0 + 2_000_000_000}, "01 39 80d0fcd5d5bfce972f"},
 		{"3 killed; KILLED, change 4; a's newest end", Finished{3, 1, true, t0 + 2_000_000_000, 0, 0}, "02 26 80d0fcd5d5bfce972f 06 18 04 05 1a 00 02 00"},
-		{"QUEUED, change 5: a restart", Restart{t0 + 2_000_000_000}, "01 38 80d0fcd5d5bfce972f 05 00"},
+		{"QUEUED, change 5: a restart", Restart{t0 + 2_000_000_000}, "01 38 82d0fcd5d5bfce972f 05 00"},
 		{"RUNNING; 2, 4 (first attempt), 1 and 3 (second) granted", Grant{0, 9, t0 + 2_000_000_000}, ""},
 	} {
 		if step.event != nil {
@@ -106,7 +106,7 @@ func TestRecordSize(t *testing.T) {
 func TestSnapshotBytes(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 1000)
 	r.Apply(Grant{0, 4, 2000})
-	r.Apply(Started{0, 1, 2500})
+	r.Apply(Started{Task: 0, Attempt: 1, At: 2500})
 	r.Apply(Finished{1, 1, false, 3000, 0, 0})
 	r.Apply(Lost{2, 1, 3000, 0, 0})
 	r.Apply(KillTask{3, 4000})

@@ -40,6 +40,7 @@ func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, reco
 		return nil, err
 	}
 	r.timeGrants()
+	r.now = r.last
 	return r.Run, nil
 }
 

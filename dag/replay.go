@@ -39,7 +39,7 @@ func (p *replay) batch(data []byte) error {
 		if c.err != nil {
 			break
 		}
-		p.last = at
+		p.last = max(p.last, at)
 		kind := recordKind(op & recordKindMask)
 		switch kind {
 		case recordRunState, recordKillRun:

@@ -20,8 +20,8 @@ type Run struct {
 	state   RunState
 	killing bool // the user killed the run and something still lives
 	changes []StateChange
-	last    int64 // time of the newest record
-	now     int64 // time of the event that is being applied
+	last    int64 // time of the newest record; never falls
+	now     int64 // time of the event that is being applied; never falls
 
 	tasks    []uint8  // TaskState, and killBit
 	attempts []uint32 // attempts made so far, the live one included
@@ -162,6 +162,10 @@ func (r *Run) Init() []Effect {
 // Apply takes an event and returns what has to be done, in order. The slice is
 // reused by the next Apply; its elements are not.
 //
+// Times of a run never go backwards: an event whose At is older than that of the event
+// before it, or than the newest record of a recovered run, is taken to happen at that
+// moment. Changes of the run's state have strictly ascending times.
+//
 // These may come late, twice or not at all and then change nothing (nil):
 // Started, Finished, Generated and Lost of an attempt that has ended already
 // (also one that was declared lost) or of an older one; Revoked of an older or
@@ -178,40 +182,40 @@ func (r *Run) Apply(e Event) []Effect {
 	r.effects = r.effects[:0]
 	switch e := e.(type) {
 	case Grant:
-		r.now = e.At
+		r.advance(e.At)
 		r.grant(e.Class, e.N)
 	case Started:
-		r.now = e.At
-		r.start(e.Task, e.Attempt)
+		r.advance(e.At)
+		r.start(e.Task, e.Attempt, e.Start)
 	case Finished:
-		r.now = e.At
+		r.advance(e.At)
 		r.finish(e.Task, e.Attempt, e.OK, nil, Times{e.Start, e.Stop})
 	case Generated:
-		r.now = e.At
+		r.advance(e.At)
 		r.finish(e.Task, e.Attempt, true, e.Next, Times{e.Start, e.Stop})
 	case Lost:
-		r.now = e.At
+		r.advance(e.At)
 		r.lose(e.Task, e.Attempt, Times{e.Start, e.Stop})
 	case Revoked:
-		r.now = e.At
+		r.advance(e.At)
 		r.revoke(e.Task, e.Attempt)
 	case RetryDue:
-		r.now = e.At
+		r.advance(e.At)
 		r.retryDue(e.Task, e.Attempt)
 	case Kill:
-		r.now = e.At
+		r.advance(e.At)
 		r.kill()
 	case KillTask:
-		r.now = e.At
+		r.advance(e.At)
 		r.killTask(e.Task)
 	case Pause:
-		r.now = e.At
+		r.advance(e.At)
 		r.pause()
 	case Resume:
-		r.now = e.At
+		r.advance(e.At)
 		r.resume()
 	case Restart:
-		r.now = e.At
+		r.advance(e.At)
 		r.restart()
 	default:
 		panic("run: an event that is none") // naming it would put every event on the heap
@@ -252,12 +256,20 @@ func (r *Run) setState(to RunState) {
 	if to.Final() || to == RunQueued {
 		r.killing = false
 	}
-	c := StateChange{At: r.now, State: to}
+	c := StateChange{At: max(r.now, r.changed()+1), State: to}
 	r.changes = append(r.changes, c)
 	r.recordState()
 	r.touchAll()
 	r.emit(RunChanged{c})
 }
+
+// advance sets the time of the event that is being applied. A run's time never goes
+// backwards, whatever the driver's clock does: an event that claims an earlier time than
+// the one before happens at the same time as that one.
+func (r *Run) advance(at int64) { r.now = max(r.now, at) }
+
+// changed is the time of the newest change of the run's state.
+func (r *Run) changed() int64 { return r.changes[len(r.changes)-1].At }
 
 // open tells whether the run takes slots.
 func (r *Run) open() bool {

@@ -65,17 +65,20 @@ func (r *Run) known(task uint32, what string) {
 	}
 }
 
-// start notes that an attempt's process exists.
-func (r *Run) start(task, attempt uint32) {
+// start notes that an attempt's process exists since at (0: since now).
+func (r *Run) start(task, attempt uint32, at int64) {
 	if !r.alive(task, attempt, "started") || r.TaskState(task) == TaskRunning {
 		return
 	}
 	r.wake()
 	r.move(task, TaskRunning)
-	r.began(r.templateOf(task), r.now)
+	if at == 0 {
+		at = r.now
+	}
+	r.began(r.templateOf(task), at)
 }
 
-// wake takes a restarted run with attempts from before back to RUNNING.
+// wake takes a restarted run back to RUNNING whose attempts from before had no start yet.
 func (r *Run) wake() {
 	if r.state == RunQueued && !r.killing {
 		r.setState(RunRunning)

@@ -45,10 +45,12 @@ type (
 		Class, N int
 		At       int64
 	}
-	// Started: the attempt's process exists. It is not journaled.
+	// Started: the attempt's process exists. It is not journaled. Start is when it
+	// began (0: At), which may be long ago when the driver was away.
 	Started struct {
 		Task, Attempt uint32
 		At            int64
+		Start         int64
 	}
 	// Finished: the attempt ended (its process is proven dead), or could not be
 	// started. OK means rc 0. A Granted task may finish without a Started. Start and

@@ -96,7 +96,7 @@ func (r *Run) pause() {
 	r.mustAllow(RunPaused)
 	r.setState(RunPaused)
 	r.demand()
-	r.freeze(r.now, nil)
+	r.freeze(r.changed(), nil)
 	r.live.each(func(task uint32) {
 		if !r.killed(task) && r.TaskState(task) == TaskGranted {
 			r.emit(Cancel{Task: task, Attempt: r.attempts[task]})
@@ -133,9 +133,9 @@ func within(only map[uint32]struct{}, task uint32) bool {
 func (r *Run) resume() {
 	r.mustAllow(RunRunning)
 	r.setState(RunRunning)
-	r.thaw(r.now, nil)
+	r.thaw(r.changed(), nil)
 	for _, task := range r.waiting(waitDue) {
-		if due := r.troubles[task].at; due > r.now {
+		if due := r.troubles[task].at; due > r.changed() {
 			r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: due})
 		} else {
 			r.requeue(task)
@@ -143,7 +143,8 @@ func (r *Run) resume() {
 	}
 }
 
-// restart queues again what is neither COMPLETED nor live, with fresh budgets.
+// restart queues again what is neither COMPLETED nor live, with fresh budgets. A run
+// with a RUNNING task is not QUEUED: it goes on to RUNNING in the same event.
 func (r *Run) restart() {
 	r.mustAllow(RunQueued)
 	r.setState(RunQueued)
@@ -152,6 +153,9 @@ func (r *Run) restart() {
 	}
 	r.requeueAll()
 	r.placeReady()
+	if r.counts[TaskRunning] > 0 {
+		r.setState(RunRunning)
+	}
 }
 
 // requeueAll is the part of a restart that concerns tasks, without their order.

@@ -29,7 +29,7 @@ var rewrite = flag.Bool("rewrite", false, "write what comes out into the scenari
 //	recover        go on with a run that was made of the records alone
 //
 // Effects are printed in their order, then the run's state and the tasks'. Time
-// is seconds from the beginning. All invariants are checked after each command,
+// is from the beginning, to the millisecond: two changes of the run are never at the same. All invariants are checked after each command,
 // and that a recovery would give the same.
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -186,7 +186,7 @@ func (s *scenario) event(words, lines []string) (Event, error) {
 	}
 	switch words[0] {
 	case "start":
-		return Started{task, attempt, s.now}, nil
+		return Started{Task: task, Attempt: attempt, At: s.now}, nil
 	case "ok", "fail":
 		return Finished{task, attempt, words[0] == "ok", s.now, 0, 0}, nil
 	case "lost":
@@ -214,7 +214,7 @@ func (s *scenario) event(words, lines []string) (Event, error) {
 // show prints effects and states.
 func (s *scenario) show(effects []Effect) string {
 	var b strings.Builder
-	name, at := s.run.plan.TaskName, func(ns int64) string { return time.Duration(ns).String() }
+	name, at := s.run.plan.TaskName, func(ns int64) string { return time.Duration(ns).Round(time.Millisecond).String() }
 	for _, e := range effects {
 		switch e := e.(type) {
 		case Demand:

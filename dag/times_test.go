@@ -39,8 +39,8 @@ func TestTimes(t *testing.T) {
 		}
 	}
 	step("granted", Times{}, Grant{0, 4, 2000})
-	step("started", Times{2100, 0}, Started{0, 1, 2100})
-	step("another one, earlier", Times{2050, 0}, Started{1, 1, 2050})
+	step("started", Times{2100, 0}, Started{Task: 0, Attempt: 1, At: 2100})
+	step("another one, earlier", Times{2050, 0}, Started{Task: 1, Attempt: 1, At: 2101, Start: 2050})
 	step("ended, told late", Times{2050, 2500}, Finished{0, 1, true, 3000, 2100, 2500})
 	step("ended before that", Times{2050, 2500}, Finished{1, 1, true, 3001, 2050, 2400})
 	step("started before all", Times{2010, 2600}, Finished{2, 1, false, 3002, 2010, 2600})

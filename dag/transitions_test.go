@@ -35,7 +35,7 @@ func TestTransitions(t *testing.T) {
 	}{
 		{nil, "QUEUED"},
 		{[]Event{Grant{0, 4, 2000}}, "RUNNING"},
-		{[]Event{Started{0, 1, 2001}}, ""},
+		{[]Event{Started{Task: 0, Attempt: 1, At: 2001}}, ""},
 		{[]Event{Finished{0, 1, true, 3000, 0, 0}, Finished{1, 1, false, 3000, 0, 0}, Lost{2, 1, 3001, 0, 0}}, "0:COMPLETED.1 1:RETRY.1 2:QUEUED.1"},
 		{[]Event{Grant{0, 1, 3002}, Lost{2, 2, 3003, 0, 0}, Grant{0, 1, 3004}}, "2:QUEUED.2 2:ERRORED.2"},
 		{[]Event{KillTask{3, 4000}, Finished{3, 1, true, 4001, 0, 0}}, "3:KILLED.1"},

@@ -56,6 +56,21 @@ func (p *player) compareState() error {
 	if r.Counts() != o.Counts() {
 		return fmt.Errorf("counts %v, want %v", r.Counts(), o.Counts())
 	}
+	if r.State() == dag.RunQueued && r.Counts()[dag.TaskRunning] > 0 {
+		return fmt.Errorf("the run is QUEUED with RUNNING tasks: %v", r.Counts())
+	}
+	if r.LastUpdate() < p.last {
+		return fmt.Errorf("the last update falls from %d to %d", p.last, r.LastUpdate())
+	}
+	p.last = r.LastUpdate()
+	for i, c := range r.Changes() {
+		if i > 0 && c.At <= r.Changes()[i-1].At {
+			return fmt.Errorf("the times of state changes do not ascend: %v", r.Changes())
+		}
+	}
+	if n := len(r.Changes()); r.LastUpdate() < r.Changes()[n-1].At {
+		return fmt.Errorf("the last update %d is older than the last change of %v", r.LastUpdate(), r.Changes())
+	}
 	if r.KillRequested() != o.Killing {
 		return fmt.Errorf("kill requested: %v", r.KillRequested())
 	}

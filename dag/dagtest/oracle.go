@@ -44,7 +44,7 @@ type Oracle struct {
 // NewOracle is a new run of g. Classes are the plan's: effects speak of them by
 // index.
 func NewOracle(g *Graph, classes []dag.Class, lostLimit uint32, now int64) *Oracle {
-	o := &Oracle{lostLimit: lostLimit, Tasks: map[string]*Task{}, wanted: map[int]int{}, ended: map[string]dag.Times{}}
+	o := &Oracle{lostLimit: lostLimit, now: now, Tasks: map[string]*Task{}, wanted: map[int]int{}, ended: map[string]dag.Times{}}
 	o.Changes = []dag.StateChange{{At: now, State: dag.RunQueued}}
 	o.adopt(g, classes)
 	return o
@@ -166,25 +166,27 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 	var err error
 	switch e := e.(type) {
 	case dag.Grant:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		err = o.grant(e, chosen)
 	case dag.Started:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		if t := o.attempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
 			t.State = dag.TaskRunning
 			if t.Start == 0 { // else it is told again, after a crash
-				t.Start = e.At
+				if t.Start = e.Start; t.Start == 0 {
+					t.Start = o.now
+				}
 			}
 			o.wake()
 		}
 	case dag.Finished:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
 			o.ran(t, e.Start, e.Stop)
 			o.finished(t, e.OK)
 		}
 	case dag.Generated:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
 			o.ran(t, e.Start, e.Stop)
 			if !t.Killing && !o.Killing {
@@ -193,13 +195,13 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 			o.finished(o.Tasks[t.Name], true)
 		}
 	case dag.Lost:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
 			o.ran(t, e.Start, e.Stop)
 			o.lost(t)
 		}
 	case dag.Revoked:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		if t := o.attempt(e.Task, e.Attempt); t != nil {
 			t.Attempt--
 			if t.Killing {
@@ -209,30 +211,31 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 			}
 		}
 	case dag.RetryDue:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		t := o.at(e.Task)
-		if t.State == dag.TaskRetry && !t.AtOnce && t.Attempt == e.Attempt && e.At >= t.Due && o.State != dag.RunPaused {
+		if t.State == dag.TaskRetry && !t.AtOnce && t.Attempt == e.Attempt && o.now >= t.Due && o.State != dag.RunPaused {
 			t.State = dag.TaskQueued
 		}
 	case dag.Kill:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		o.kill()
 	case dag.KillTask:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		o.killTask(o.at(e.Task))
 	case dag.Pause:
-		o.now, o.PausedAt = e.At, e.At
+		o.now = max(o.now, e.At)
 		o.change(dag.RunPaused)
+		o.PausedAt = o.changed()
 		for _, t := range o.Live() {
 			if t.State == dag.TaskGranted && !t.Killing {
 				o.emit(dag.Cancel{Task: o.index(t), Attempt: t.Attempt})
 			}
 		}
 	case dag.Resume:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		o.resume()
 	case dag.Restart:
-		o.now = e.At
+		o.now = max(o.now, e.At)
 		o.restart()
 	default:
 		panic(fmt.Sprintf("event %T", e))
@@ -387,18 +390,18 @@ func (o *Oracle) killTask(t *Task) {
 }
 
 func (o *Oracle) resume() {
+	o.change(dag.RunRunning)
 	for _, t := range o.Tasks {
 		if t.State == dag.TaskRetry && !t.AtOnce {
 			// What was left of its interval when the clock stood still is left now.
 			if left := t.Due - o.PausedAt; left > 0 {
-				t.Due = o.now + left
+				t.Due = o.changed() + left
 				o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
 			} else {
 				t.State = dag.TaskQueued
 			}
 		}
 	}
-	o.change(dag.RunRunning)
 }
 
 func (o *Oracle) restart() {
@@ -414,6 +417,9 @@ func (o *Oracle) restart() {
 		}
 	}
 	o.change(dag.RunQueued)
+	if o.Counts()[dag.TaskRunning] > 0 {
+		o.change(dag.RunRunning)
+	}
 }
 
 // settle ends the run when nothing can move any more.
@@ -439,10 +445,12 @@ func (o *Oracle) settle() {
 
 func (o *Oracle) change(s dag.RunState) {
 	o.State = s
-	c := dag.StateChange{At: o.now, State: s}
+	c := dag.StateChange{At: max(o.now, o.changed()+1), State: s}
 	o.Changes = append(o.Changes, c)
 	o.emit(dag.RunChanged{StateChange: c})
 }
+
+func (o *Oracle) changed() int64 { return o.Changes[len(o.Changes)-1].At }
 
 func (o *Oracle) demand() {
 	for class := range o.classes {

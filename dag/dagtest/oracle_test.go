@@ -81,7 +81,7 @@ func TestOracle(t *testing.T) {
 	}
 	step(t, o, dag.Grant{N: 1, At: 3}, []uint32{2}, "Start{Task:2 Attempt:1}", "Demand{Class:0 Want:1}")
 	step(t, o, dag.Finished{Task: 2, Attempt: 1, At: 4}, nil, freed, "RetryAt{Task:2 Attempt:1 Due:1000000004}")
-	step(t, o, dag.RetryDue{Task: 2, Attempt: 1, At: 1000000003}, nil)
+	step(t, o.Clone(), dag.RetryDue{Task: 2, Attempt: 1, At: 1000000003}, nil)
 	step(t, o, dag.Pause{At: 10}, nil, changed(10, dag.RunPaused), "Cancel{Task:6 Attempt:1}", "Demand{Class:0 Want:0}")
 	step(t, o, dag.Revoked{Task: 6, Attempt: 1, At: 11}, nil, freed, ended(6, dag.TaskQueued))
 	step(t, o, dag.Resume{At: 110}, nil, changed(110, dag.RunRunning), "RetryAt{Task:2 Attempt:1 Due:1000000104}", "Demand{Class:0 Want:2}")

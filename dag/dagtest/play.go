@@ -30,6 +30,7 @@ type player struct {
 	oracle *Oracle
 	disk   *disk
 	now    int64
+	last   int64           // the run's newest LastUpdate
 	asked  map[uint32]bool // live attempts that may answer Revoked
 	held   map[int]int     // slots by class
 	past   []dag.Event
@@ -112,7 +113,7 @@ func (p *player) op(op Op) error {
 		}
 	case OpStarted:
 		if t := pick(o.Select(func(t *Task) bool { return t.State == dag.TaskGranted }), op.A); t != nil {
-			return p.apply(dag.Started{Task: o.index(t), Attempt: t.Attempt, At: now})
+			return p.apply(dag.Started{Task: o.index(t), Attempt: t.Attempt, At: now, Start: o.now * int64(op.B%2)})
 		}
 	case OpOK:
 		return p.succeed(pick(o.Live(), op.A), op)
@@ -143,6 +144,10 @@ func (p *player) op(op Op) error {
 			return p.again(e)
 		}
 	case OpTick:
+		if op.B%4 == 3 { // it is set back
+			p.now -= int64(op.A) * second / 16
+			break
+		}
 		p.now += int64(op.A) * second / 64
 	case OpKillTask:
 		return p.apply(dag.KillTask{Task: uint32(int(op.A) % len(o.Order)), At: now})
@@ -362,6 +367,7 @@ func (p *player) crash(op Op) error {
 	p.run = run
 	p.note("crash")
 	o := p.oracle
+	o.now, p.last = run.LastUpdate(), run.LastUpdate()
 	clear(p.asked)
 	clear(p.held)
 	for _, t := range o.Live() {

@@ -22,7 +22,7 @@ const (
 	OpDue                  // A task; the clock goes to its due time
 	OpEarly                // A task; RetryDue before its time, or for another attempt
 	OpStale                // A one of the events so far, once more
-	OpTick                 // the clock goes on by A/64 s
+	OpTick                 // the clock goes on by A/64 s, or is set back by A/16 s (B)
 	OpKillTask             // A task
 	OpPause                //
 	OpResume               //
