@@ -128,7 +128,7 @@ type gate struct {
 	open    chan struct{}
 }
 
-func (g *gate) now() int64 {
+func (g *gate) Now() (wall, monotonic int64) {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 	for {
@@ -144,14 +144,15 @@ func (g *gate) now() int64 {
 			}
 		}
 		if !more {
-			return time.Now().UnixNano()
+			now := time.Now().UnixNano()
+			return now, now
 		}
 	}
 }
 
 func TestGrantThatFindsNobodyComesBack(t *testing.T) {
 	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{})}
-	r := newRig(t, func(c *Config) { c.Now = g.now })
+	r := newRig(t, func(c *Config) { c.Clock = g })
 	first := r.submit(wholeMachine)
 	k := r.order(1)
 	waits := r.submit(single)

@@ -94,7 +94,7 @@ func (d *dispatcher) recovered(m *messages.Slots) {
 }
 
 func (d *dispatcher) grant(ctx actor.Context) {
-	now := d.env.now()
+	now := d.env.monotonic()
 	d.sched.closed = len(d.awaited) > 0
 	d.sched.grant(now, func(run messages.RunID, id, n int) {
 		c := d.sched.tenants.Get(uint64(run)).client

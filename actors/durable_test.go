@@ -24,7 +24,7 @@ func durable(t *testing.T, change ...func(*Config)) (*rig, *executortest.Durable
 
 func TestACrashLeavesAttemptsRunning(t *testing.T) {
 	r, d := durable(t)
-	before := r.config.Now()
+	before := r.now()
 	id := r.submit(`{"parameters":{"N":["1","2"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
 	runs, ended := r.order(1), r.order(2)
 	r.fake.Begin(runs)
@@ -34,7 +34,7 @@ func TestACrashLeavesAttemptsRunning(t *testing.T) {
 	r.fake.End(ended, messages.AttemptSucceeded, 0) // before it is asked for, or after
 	orders := r.fake.WaitOrders(t, 4)[2:]
 	for _, o := range orders {
-		if !o.Resume || o.GrantedAt < before || o.GrantedAt > r.config.Now() || o.Key != runs && o.Key != ended {
+		if !o.Resume || o.GrantedAt < before || o.GrantedAt > r.now() || o.Key != runs && o.Key != ended {
 			t.Errorf("given again: %+v", o)
 		}
 	}

@@ -24,7 +24,7 @@ func (r *run) carryOut(ctx actor.Context) {
 		r.tell(summary)
 		r.changed = false
 	}
-	now := r.env.now()
+	now := r.env.wall()
 	for _, e := range effects {
 		switch e := e.(type) {
 		case dag.Demand:
@@ -42,7 +42,7 @@ func (r *run) carryOut(ctx actor.Context) {
 				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
 			}
 		case dag.RetryAt:
-			r.env.timers.at(e.Due, ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
+			r.env.timers.at(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
 			if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.ahead(e.Task) {
 				r.waits(c, true)
 				if r.waiting > maxSuspended {
@@ -175,7 +175,7 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 			r.tasks[task] = &child{pid: pid, attempt: c.attempt, used: true}
 			r.env.metrics.actors.Inc()
 			r.take(ctx, &messages.AttemptEnded{Record: messages.AttemptRecord{
-				Task: task, Attempt: c.attempt, Result: messages.AttemptLost, RC: -1, Stop: r.env.now(),
+				Task: task, Attempt: c.attempt, Result: messages.AttemptLost, RC: -1, Stop: r.now(),
 				ExecutorLog: "lost: the engine's actor of this attempt panicked, see the server's log",
 			}})
 			return

@@ -37,7 +37,7 @@ type env struct {
 	limits        dag.Limits
 	plans         *longPlans
 	looked        looked
-	now           func() int64
+	clock         Clock
 	snapshotEvery int
 	epochs        atomic.Uint64   // of run actors
 	spawned       atomic.Uint64   // task actors so far

@@ -305,7 +305,7 @@ func TestFeedIsBounded(t *testing.T) {
 func TestSlowFollower(t *testing.T) {
 	n := &notice{hub: new(hub)}
 	f := &follower{node: &Node{}, notice: n, seq: 5}
-	plan := (&rig{t: t, config: Config{Now: func() int64 { return 1 }}}).plan(single).Plan
+	plan := (&rig{t: t}).plan(single).Plan
 	f.feed, f.pos = n.follow()
 	for seq := range uint64(2 * feedItems) {
 		f.feed.put(happening{seq: 6 + seq, records: []byte{1}, plan: plan, summary: &messages.Summary{LastUpdate: int64(seq)}})
@@ -387,8 +387,8 @@ func TestListen(t *testing.T) {
 			t.Errorf("run %d changed within the five seconds before, and is not told again", id)
 		}
 	}
-	r.skew.Add(10 * overlap)
-	future, err := r.node.Listen(messages.ListQuery{}, r.config.Now())
+	r.pass(10 * overlap)
+	future, err := r.node.Listen(messages.ListQuery{}, r.now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,9 +402,14 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// still is a clock that stands.
+type still int64
+
+func (c still) Now() (wall, monotonic int64) { return int64(c), int64(c) }
+
 // A listener that is too slow misses the oldest; of each run it is told the newest.
 func TestSlowListener(t *testing.T) {
-	n := &Node{env: &env{now: func() int64 { return 9 }, board: newBoard()}}
+	n := &Node{env: &env{clock: still(9), board: newBoard()}}
 	h := &n.env.board.hub
 	h.tell(&messages.Summary{ID: 1}) // nobody listens
 	slow, err := n.Listen(messages.ListQuery{}, 0)

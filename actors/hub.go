@@ -76,7 +76,7 @@ func (n *Node) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, err
 		return nil, errStopping
 	}
 	q = messages.ListQuery{All: true, Tag: q.Tag, HasTag: q.HasTag, Labels: q.Labels}
-	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.now()}
+	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.wall()}
 	l.page.Limit = 1024
 	l.heard, l.pos = n.env.board.hub.listen()
 	return l, nil
@@ -101,7 +101,7 @@ func (l *listener) Next(ctx context.Context) (*messages.RunsNews, error) {
 		return &messages.RunsNews{At: at}, nil
 	}
 	for {
-		now := l.node.env.now()
+		now := l.node.env.wall()
 		t := l.heard.take(l.pos, atOnce)
 		l.pos = t.next
 		if len(t.items) > 0 {

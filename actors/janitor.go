@@ -98,7 +98,7 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	if j.keep > 0 {
 		surplus = max(len(finished)-j.keep, 0)
 	}
-	oldest := j.n.env.now() - int64(j.age)
+	oldest := j.n.env.wall() - int64(j.age)
 	var due []messages.RunID
 	for i, r := range finished {
 		if i < surplus || j.age > 0 && r.at <= oldest {

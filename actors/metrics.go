@@ -93,7 +93,9 @@ func (m *metrics) dispatch(c *child, idle time.Duration) {
 	if idle > 0 {
 		m.idle.Observe(idle.Seconds())
 	}
-	m.toStart.Observe(time.Duration(c.started - c.granted).Seconds())
+	if took := time.Duration(c.started - c.granted); took >= 0 { // else the wall clock was set back meanwhile
+		m.toStart.Observe(took.Seconds())
+	}
 }
 
 func (m *metrics) slots(s *scheduler) {

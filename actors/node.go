@@ -44,7 +44,7 @@ type Config struct {
 	// then. What it returns is called when that is over. Nil = nothing.
 	Sparing    func() (back func())
 	Registerer prometheus.Registerer
-	Now        func() int64 // ns since the epoch; nil = the system's clock
+	Clock      Clock // nil = the machine's
 
 	snapshotEvery int // 0 = snapshotEvery
 }
@@ -73,8 +73,8 @@ func Start(c Config) (*Node, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	if c.Now == nil {
-		c.Now = func() int64 { return time.Now().UnixNano() }
+	if c.Clock == nil {
+		c.Clock = newSystemClock()
 	}
 	next, err := c.Store.NextRun()
 	if err != nil {
@@ -93,7 +93,7 @@ func Start(c Config) (*Node, error) {
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		closing: &n.closing, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, now: c.Now, log: c.Logger,
+		closing: &n.closing, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
 		plans: &longPlans{sparing: c.Sparing},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
@@ -102,7 +102,7 @@ func Start(c Config) (*Node, error) {
 	n.env = e
 	e.pool, e.standing = newPool(), newPool()
 	e.metrics = newMetrics(c.Registerer, e)
-	e.timers = newTimers(c.Now, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
+	e.timers = newTimers(e.monotonic, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
 		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))
 	if err := n.makeExecutors(c.Executors); err != nil {

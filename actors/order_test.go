@@ -45,7 +45,7 @@ func TestRetryIsDueThoughTheClockSteppedBackSince(t *testing.T) {
 	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1,"retryIntervalSeconds":3600}}}`)
 	r.fake.End(r.order(1), messages.AttemptFailed, 1)
 	r.awaitTasks(id, dag.TaskRetry, 1)
-	now := r.config.Now()
+	now := r.now()
 	due := &messages.RetryDue{Run: id, Attempt: 1, Due: now + int64(time.Minute)}
 	r.node.env.root.Send(r.node.shard(id), due) // of an earlier wait: too soon
 	if s := r.state(id, "a"); s != dag.TaskRetry {
@@ -61,7 +61,7 @@ func TestRetryIsDueThoughTheClockSteppedBackSince(t *testing.T) {
 // with that batch may be about its former end, and must not stop it.
 func TestNoopBegunAheadOutlivesItsFormerEnd(t *testing.T) {
 	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{}), closed: true}
-	r := newRig(t, func(c *Config) { c.Now = g.now })
+	r := newRig(t, func(c *Config) { c.Clock = g })
 	id := r.submit(`{"parameters":{"N":["1","2"]},"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
 	<-g.reached
 	r.store.Hold()

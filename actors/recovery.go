@@ -35,6 +35,7 @@ func (r *run) start(ctx actor.Context) {
 			return
 		}
 	}
+	r.setClock()
 	if r.waited {
 		r.dag.Init() // its shard has asked for these slots, and there is nothing else
 		return
@@ -43,6 +44,17 @@ func (r *run) start(ctx actor.Context) {
 	r.effects = append(r.effects, r.dag.Init()...)
 	r.changed = true
 	r.schedule(ctx)
+}
+
+// setClock begins the run's time, or goes on with that of the actor before it: intervals
+// depend on it.
+func (r *run) setClock() {
+	if r.again && r.notice.clock != (runClock{}) {
+		r.clock = r.notice.clock
+		return
+	}
+	wall, monotonic := r.env.clock.Now()
+	r.clock.begin(wall, monotonic, r.dag.LastUpdate())
 }
 
 // load reads the run as it was left. After a panic the former incarnation's last
@@ -79,7 +91,7 @@ func (r *run) load() error {
 // runs inside the server leaves nothing behind and counts as never started. The
 // processes of any other executor are not ours any more.
 func (r *run) resync() (live []messages.AttemptKey) {
-	now := r.env.now()
+	now := r.now()
 	var lost, revoked []messages.AttemptKey
 	r.dag.Live(func(task, attempt uint32, _ dag.TaskState) {
 		key := messages.AttemptKey{Run: r.id, Task: task, Attempt: attempt}

@@ -35,9 +35,40 @@ type rig struct {
 	outputs *outputs.Store
 	node    *Node
 	config  Config
-	skew    atomic.Int64 // added to the clock
+	clock   testClock
 	wrap    func(persistence.Store) persistence.Store
 }
+
+// testClock is the machine's, and what the test adds to it.
+type testClock struct {
+	system  systemClock
+	passed  atomic.Int64 // ns that have passed beside those of the machine
+	stepped atomic.Int64 // ns by which the wall clock was set
+}
+
+func (c *testClock) Now() (wall, monotonic int64) {
+	wall, monotonic = c.system.Now()
+	passed := c.passed.Load()
+	return wall + passed + c.stepped.Load(), monotonic + passed
+}
+
+// now is the wall clock.
+func (r *rig) now() int64 {
+	wall, _ := r.clock.Now()
+	return wall
+}
+
+// pass lets time pass.
+func (r *rig) pass(d time.Duration) {
+	r.clock.passed.Add(int64(d))
+	select {
+	case r.node.env.timers.kick <- struct{}{}:
+	default:
+	}
+}
+
+// step sets the wall clock.
+func (r *rig) step(d time.Duration) { r.clock.stepped.Add(int64(d)) }
 
 func newRig(t *testing.T, change ...func(*Config)) *rig {
 	t.Helper()
@@ -45,7 +76,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
+	r := &rig{t: t, clock: testClock{system: newSystemClock()}, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
 	r.config = Config{
 		Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
@@ -54,7 +85,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 		},
 		Registerer: prometheus.NewRegistry(),
 		Logger:     slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Now:        func() int64 { return time.Now().UnixNano() + r.skew.Load() },
+		Clock:      &r.clock,
 	}
 	for _, f := range change {
 		f(&r.config)
@@ -124,7 +155,7 @@ func (r *rig) plan(spec string) *messages.Submission {
 	if len(problems) > 0 {
 		r.t.Fatal(problems)
 	}
-	return &messages.Submission{Plan: plan, Body: []byte(spec), At: r.config.Now(), BodyHash: sha256.Sum256([]byte(spec))}
+	return &messages.Submission{Plan: plan, Body: []byte(spec), At: r.now(), BodyHash: sha256.Sum256([]byte(spec))}
 }
 
 func (r *rig) submit(spec string) messages.RunID {

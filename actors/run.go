@@ -46,6 +46,7 @@ type run struct {
 	seq    uint64           // of the next batch
 	stored dag.RunState     // as in the last summary that was written
 	notice *notice
+	clock  runClock
 
 	// Duty 1 fills these, duty 2 writes them, duty 3 empties them.
 	pending batch
@@ -181,13 +182,13 @@ func (r *run) handle(ctx actor.Context, m any) {
 	if r.failed != nil {
 		return
 	}
-	now := r.env.now()
+	now := r.now()
 	switch m := m.(type) {
 	case *messages.Granted:
 		r.granted(ctx, m, now)
 	case *messages.AttemptStarted:
 		r.began(m.Task, m.Attempt, m.At, m.Idle)
-		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: m.At})
+		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: now, Start: m.At})
 	case *messages.AttemptEnded:
 		r.began(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
 		r.ended(ctx, m, now)
@@ -203,7 +204,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 	case *unclaimed:
 		r.unclaimed(ctx, m)
 	case *messages.RetryDue:
-		// Due has passed where the timer looked, though the clock may have stepped back since.
+		// Due has passed where the timer looked.
 		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: max(now, m.Due)})
 	case *messages.SetState:
 		r.setState(ctx, m, now)
@@ -237,7 +238,7 @@ func (r *run) schedule(ctx actor.Context) {
 		ctx.Send(ctx.Self(), &messages.Flush{})
 	case !r.lingering:
 		r.lingering = true
-		r.env.timers.at(r.env.now()+int64(linger), ctx.Self(), &messages.Flush{Lingered: true})
+		r.env.timers.at(r.env.monotonic()+int64(linger), ctx.Self(), &messages.Flush{Lingered: true})
 	}
 }
 
@@ -492,6 +493,9 @@ func (r *run) answer(err error) {
 // executor, which the next incarnation takes up.
 func (r *run) leave(err error) {
 	r.leaving = true
+	if r.notice != nil {
+		r.notice.clock = r.clock
+	}
 	if q, ok := r.current.(messages.Request); ok {
 		q.Refuse(err)
 	}

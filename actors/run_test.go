@@ -140,12 +140,12 @@ func TestRetryWaitsForItsInterval(t *testing.T) {
 	if err := r.node.SetState(id, dag.RunPaused); err != nil {
 		t.Fatal(err)
 	}
-	r.skew.Add(int64(2 * time.Hour)) // frozen: the hour does not run out
+	r.pass(2 * time.Hour) // frozen: the hour does not run out
 	if err := r.node.SetState(id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitTasks(id, dag.TaskRetry, 1)
-	r.skew.Add(int64(2 * time.Hour)) // the timers look again within a second
+	r.pass(2 * time.Hour)
 	k := r.order(2)
 	if k.Attempt != 2 {
 		t.Fatalf("got %+v", k)

@@ -192,7 +192,7 @@ func (s *scheduler) next(now int64) *claim {
 		}
 	}
 	if oldest != nil && oldest != best {
-		if oldest.since == 0 || oldest.since > now { // the clock may have stepped back
+		if oldest.since == 0 {
 			oldest.since = now
 		}
 		if now-oldest.since >= int64(ageLimit) {

@@ -303,18 +303,6 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 	}
 }
 
-func TestClockThatStepsBackDoesNotHoldAgeingUp(t *testing.T) {
-	s := newScheduler(2000, 1<<40, nil)
-	s.want(1, 0, oneCore, 10)
-	grants(s, 1)
-	s.want(2, 0, twoCores, 1)
-	grants(s, int64(time.Hour))
-	grants(s, 1)
-	if due := s.ages(2); due != 1+int64(ageLimit) {
-		t.Errorf("ages at %v", time.Duration(due))
-	}
-}
-
 // A run may have more classes than are looked up one by one.
 func TestRunWithManyClasses(t *testing.T) {
 	s := newScheduler(1000, 1<<40, nil)

@@ -13,7 +13,7 @@ import (
 // checks that it still holds.
 type timers struct {
 	send func(*actor.PID, any)
-	now  func() int64
+	now  func() int64 // the monotonic clock: setting the wall clock moves no alarm
 
 	mu     sync.Mutex
 	heap   alarmHeap
@@ -24,7 +24,7 @@ type timers struct {
 }
 
 type alarm struct {
-	due int64 // ns since the epoch
+	due int64 // ns, on the monotonic clock
 	seq uint64
 	pid *actor.PID
 	msg any
@@ -39,7 +39,7 @@ func newTimers(now func() int64, send func(*actor.PID, any)) *timers {
 	return t
 }
 
-// at sends msg to pid at due (ns since the epoch), or soon when that has passed.
+// at sends msg to pid at due (ns, on the monotonic clock), or soon when that has passed.
 func (t *timers) at(due int64, pid *actor.PID, msg any) {
 	t.mu.Lock()
 	t.seq++
@@ -92,16 +92,14 @@ func (t *timers) due() (alarm, bool) {
 	return heap.Pop(&t.heap).(alarm), true
 }
 
-// pause is how long the goroutine may sleep. It is bounded, so that a step of the
-// wall clock delays an alarm by no more than that.
+// pause is how long the goroutine may sleep: until the first alarm is due.
 func (t *timers) pause() time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	const longest = time.Second
 	if len(t.heap) == 0 {
 		return time.Hour
 	}
-	return min(max(time.Duration(t.heap[0].due-t.now()), 0), longest)
+	return max(time.Duration(t.heap[0].due-t.now()), 0)
 }
 
 type alarmHeap []alarm

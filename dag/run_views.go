@@ -36,6 +36,9 @@ func (r *Run) States(dst []TaskState, first, n uint32) []TaskState {
 // Started tells whether a task of a template has had an attempt.
 func (r *Run) Started(template int) bool { return r.templates[template].started > 0 }
 
+// Waiting tells whether a task is in RETRY.
+func (r *Run) Waiting() bool { return r.counts[TaskRetry] > 0 }
+
 // Live yields the tasks that are GRANTED or RUNNING, ascending.
 func (r *Run) Live(yield func(task, attempt uint32, s TaskState)) {
 	r.live.each(func(task uint32) { yield(task, r.attempts[task], r.TaskState(task)) })
