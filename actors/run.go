@@ -350,8 +350,8 @@ func (r *run) record(ctx actor.Context, rec messages.AttemptRecord) bool {
 	for len(r.busy) <= class {
 		r.busy = append(r.busy, 0)
 	}
-	if rec.Start > 0 {
-		r.busy[class] += rec.Stop - rec.Start
+	if rec.Start > 0 { // by the executor's wall clock, which may have been set back meanwhile
+		r.busy[class] += max(rec.Stop-rec.Start, 0)
 	}
 	r.pending.attempts = append(r.pending.attempts, rec)
 	r.pending.weight += 64 + len(rec.ExecutorLog) + len(rec.Stdout.Inline) + len(rec.Stderr.Inline)

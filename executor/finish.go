@@ -60,7 +60,7 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	if a.isZombie() {
 		p.bury(a)
 	}
-	stop := p.cfg.Now()
+	stop := max(p.cfg.Now(), a.began) // the wall clock may have been set back meanwhile
 	p.watch.remove(a)
 	a.out.freeze()
 	a.err.freeze()
