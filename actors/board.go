@@ -21,7 +21,7 @@ type board struct {
 
 // absence is a run that is not on the board and is waited for.
 type absence struct {
-	posted  chan struct{} // closed when the run is put on the board
+	posted  chan struct{} // closed when the run is put on the board, or is deleted
 	waiting int
 }
 
@@ -76,8 +76,18 @@ func (b *board) remove(id messages.RunID) {
 	}
 }
 
+// deleted wakes whoever watches a run that is not on the board: it is gone.
+func (b *board) deleted(id messages.RunID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if a := b.absent[id]; a != nil {
+		close(a.posted)
+		delete(b.absent, id)
+	}
+}
+
 // watch returns a channel that is closed when a run's summary changes, or when the
-// run is put on the board or taken off it. Look at the summary after watch, not
+// run is put on the board, taken off it or deleted. Look at the summary after watch, not
 // before: then no change is missed. Call leave when done.
 func (b *board) watch(id messages.RunID) (changed <-chan struct{}, leave func()) {
 	b.mu.Lock()

@@ -1,8 +1,11 @@
 package actors
 
 import (
+	"context"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -86,5 +89,43 @@ func TestJanitorSweepsAgain(t *testing.T) {
 	}
 	if _, err := r.node.Summary(last - 1); err != nil {
 		t.Errorf("a janitor that was stopped has deleted: %v", err)
+	}
+}
+
+// Whoever waits for another state of a run that is deleted meanwhile learns that at once.
+func TestDeletionEndsAWait(t *testing.T) {
+	r := newRig(t)
+	r.fake.Play(succeed)
+	run := r.submit(single)
+	r.awaitState(run, dag.RunCompleted)
+	waits, answer := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var once sync.Once
+		_, err := r.node.Await(context.Background(), run, func(*messages.Summary) bool {
+			once.Do(func() { close(waits) })
+			return false
+		})
+		answer <- err
+	}()
+	<-waits
+	for { // its actor is gone, and so the wait is for a run that is only stored
+		if _, err := r.node.View(run, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if r.node.env.board.notice(run) == nil {
+			break
+		}
+	}
+	j := &janitor{n: r.node, keep: 0, age: 1, stop: make(chan struct{})}
+	if deleted, err := j.purge([]messages.RunID{run}); deleted != 1 || err != nil {
+		t.Fatalf("deleted %d, %v", deleted, err)
+	}
+	select {
+	case err := <-answer:
+		if code(err) != messages.NotFound {
+			t.Errorf("%v, want NotFound", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the wait goes on")
 	}
 }

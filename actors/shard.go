@@ -209,6 +209,7 @@ func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 		}
 		s.runs.Delete(uint64(id) / Shards)
 		s.env.looked.forget(id)
+		s.env.board.deleted(id)
 		for _, q := range r.backlog {
 			s.request(ctx, q)
 		}

@@ -22,6 +22,8 @@ import (
 const (
 	batchPath = "/v1/dagruns"
 	linesType = "application/x-ndjson"
+	// A line may begin with what some editors put in front of UTF-8.
+	byteOrderMark = "\xEF\xBB\xBF"
 )
 
 // submitBatch is POST /v1/dagruns: a spec per line, an answer per line in the same
@@ -186,7 +188,7 @@ func (b *batch) unread(err error) error {
 
 // submission makes one of a line. The line is the engine's from here on.
 func (b *batch) submission(sub *messages.Submission, line []byte) error {
-	doc, key := bytes.TrimRight(line, " \t\r"), ""
+	doc, key := bytes.TrimRight(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
 	if len(doc) == 0 {
 		return &messages.Error{Code: messages.Invalid, Text: "the line is empty: want a spec as JSON"}
 	}

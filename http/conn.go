@@ -1,15 +1,13 @@
 package http
 
 import (
-	"fmt"
 	"io"
-	"log/slog"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 // conn is a client's connection. It renews its write deadline as it writes, so
@@ -17,9 +15,12 @@ import (
 type conn struct {
 	net.Conn
 	s       *Server
+	client  client
 	state   atomic.Int32 // fasthttp.ConnState
+	since   atomic.Int64 // when it became so; ns since the server's epoch
+	busy    atomic.Bool  // a request is being answered: only then it is not closed in favour of others
 	closed  atomic.Bool
-	crowded bool      // accepted beyond MaxConns: to be told 503
+	crowded crowd     // accepted beyond a limit: to be told so
 	linger  bool      // the client may still be sending: see Close
 	renewed time.Time // of the write deadline; only the writer uses it
 }
@@ -57,7 +58,8 @@ func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
 	}
-	c.s.conns.remove(c)
+	defer c.s.conns.remove(c)
+	c.busy.Store(false)
 	if c.linger && !c.s.draining.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
@@ -68,26 +70,14 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// listener wraps what it accepts.
-type listener struct {
-	net.Listener
-	s *Server
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	nc, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	c := &conn{Conn: nc, s: l.s}
-	c.crowded = l.s.conns.add(c) > l.s.cfg.MaxConns
-	return c, nil
-}
-
 // trackState notes what fasthttp says of a connection.
 func trackState(nc net.Conn, state fasthttp.ConnState) {
 	if c, ok := nc.(*conn); ok {
 		c.state.Store(int32(state))
+		if state == fasthttp.StateIdle {
+			c.since.Store(int64(time.Since(c.s.epoch)))
+			c.busy.Store(false)
+		}
 	}
 }
 
@@ -97,40 +87,9 @@ func connOf(ctx *fasthttp.RequestCtx) *conn {
 	return c
 }
 
-// connSet holds the open connections.
-type connSet struct {
-	mu   sync.Mutex
-	open map[*conn]struct{}
+// reset has the connection end with a reset when it is closed.
+func (c *conn) reset() {
+	_ = controlSocket(c.Conn, func(fd int) {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	})
 }
-
-func (cs *connSet) add(c *conn) int {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	cs.open[c] = struct{}{}
-	return len(cs.open)
-}
-
-func (cs *connSet) remove(c *conn) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	delete(cs.open, c)
-}
-
-// close closes the connections that wait for a request, or all of them.
-func (cs *connSet) close(all bool) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	for c := range cs.open {
-		if all || fasthttp.ConnState(c.state.Load()) != fasthttp.StateActive {
-			_ = c.Conn.Close()
-		}
-	}
-}
-
-// sprintf formats when it is logged, and not before.
-type sprintf struct {
-	format string
-	args   []any
-}
-
-func (f sprintf) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf(f.format, f.args...)) }

@@ -92,7 +92,7 @@ func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	ctx.SetStatusCode(p.status)
 	h := &ctx.Response.Header
 	h.SetContentType("application/problem+json")
-	if p.status == fasthttp.StatusServiceUnavailable {
+	if p.status == fasthttp.StatusServiceUnavailable || p.status == fasthttp.StatusTooManyRequests {
 		h.Set(fasthttp.HeaderRetryAfter, "1")
 	}
 	ctx.Response.SetBodyRaw(appendProblem(nil, p))
@@ -148,9 +148,12 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route) error {
 	case s.draining.Load():
 		ctx.SetConnectionClose()
 		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
-	case c != nil && c.crowded:
+	case c != nil && c.crowded == crowdedServer:
 		ctx.SetConnectionClose()
-		return &refusal{fasthttp.StatusServiceUnavailable, "too many connections"}
+		return &refusal{fasthttp.StatusServiceUnavailable, tooManyConns}
+	case c != nil && c.crowded == crowdedClient:
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusTooManyRequests, tooManyOfClient}
 	case !knownVersion(ctx.Request.Header.Protocol()):
 		ctx.SetConnectionClose()
 		return &refusal{fasthttp.StatusHTTPVersionNotSupported, "HTTP version " + quote(ctx.Request.Header.Protocol()) + " is not supported"}

@@ -11,10 +11,14 @@ import (
 // metrics are this package's own. Everything that a request touches was looked
 // up beforehand.
 type metrics struct {
-	requests  *prometheus.CounterVec
-	seconds   *prometheus.HistogramVec
-	inflight  prometheus.Gauge
-	malformed *routeMetrics
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	inflight prometheus.Gauge
+	conns    prometheus.GaugeFunc
+	// Of connections: errors of accept, those told that there are too many, those closed
+	// while they waited for a request to make room for others.
+	acceptErrors, crowded, evicted prometheus.Counter
+	malformed                      *routeMetrics
 }
 
 // routeMetrics are those of one route: requests by class of status, durations.
@@ -23,7 +27,11 @@ type routeMetrics struct {
 	seconds prometheus.Observer   // nil: not timed
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+// newMetrics makes and registers them; conns counts the open connections.
+func newMetrics(r prometheus.Registerer, conns func() int) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "caravan_http_requests_total",
@@ -38,11 +46,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "caravan_http_requests_in_flight",
 			Help: "Requests that are being answered, streams included.",
 		}),
+		conns: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "caravan_http_connections",
+			Help: "Open connections.",
+		}, func() float64 { return float64(conns()) }),
+		acceptErrors: counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
+		crowded:      counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
+		evicted:      counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
 	}
 	m.malformed = m.route("malformed")
 	m.malformed.seconds = nil
 	if r != nil {
-		r.MustRegister(m.requests, m.seconds, m.inflight)
+		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.acceptErrors, m.crowded, m.evicted)
 	}
 	return m
 }

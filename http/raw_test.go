@@ -183,31 +183,6 @@ func TestIdleConnectionEnds(t *testing.T) {
 	}
 }
 
-// TestCrowd: beyond MaxConns connections are told so.
-func TestCrowd(t *testing.T) {
-	s := serve(t, seedEngine(t), func(c *Config) { c.MaxConns = 3 })
-	var conns []net.Conn
-	for range 3 {
-		c, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
-		if got := s.answerTo(r); got.status != 200 {
-			t.Fatal(got)
-		}
-		conns = append(conns, c)
-	}
-	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
-	got := s.answerTo(r)
-	refusedWith(t, got, 503, "too many connections")
-	if !got.close {
-		t.Error("the connection stays")
-	}
-	conns[0].Close()
-	eventually(t, "room", func() bool { return s.connections() < 3 })
-	_, r = s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
-	if got := s.answerTo(r); got.status != 200 {
-		t.Errorf("with room again: %d", got.status)
-	}
-}
-
 // TestIdleConnections: a thousand connections that say nothing harm nobody.
 func TestIdleConnections(t *testing.T) {
 	s := serve(t, seedEngine(t))

@@ -57,6 +57,9 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 		began := time.Now()
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
+		if c := connOf(ctx); c != nil {
+			c.busy.Store(true)
+		}
 		defer func() {
 			if p := recover(); p != nil {
 				s.panicked(ctx, p)

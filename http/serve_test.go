@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/valyala/fasthttp"
 )
 
 // service is a server that serves an engine on a port of its own.
@@ -50,16 +52,21 @@ const patience = time.Minute
 
 func serve(t testing.TB, e Engine, change ...func(*Config)) *service {
 	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveOn(t, l, e, change...)
+}
+
+func serveOn(t testing.TB, l net.Listener, e Engine, change ...func(*Config)) *service {
+	t.Helper()
 	s := &service{t: t, logs: &logBuffer{}, done: make(chan error, 1)}
 	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: patience}
 	for _, f := range change {
 		f(&cfg)
 	}
 	s.Server = New(cfg)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.addr = l.Addr().String()
 	go func() { s.done <- s.Serve(l) }()
 	s.web = &http.Client{Transport: &http.Transport{DisableCompression: true}}
@@ -85,6 +92,18 @@ func (s *service) connections() int {
 	s.conns.mu.Lock()
 	defer s.conns.mu.Unlock()
 	return len(s.conns.open)
+}
+
+// idleConnections counts those that wait for a next request.
+func (s *service) idleConnections() (n int) {
+	s.conns.mu.Lock()
+	defer s.conns.mu.Unlock()
+	for c := range s.conns.open {
+		if fasthttp.ConnState(c.state.Load()) == fasthttp.StateIdle {
+			n++
+		}
+	}
+	return n
 }
 
 // reply is an answer, read to its end.
@@ -205,7 +224,7 @@ func refusedWith(t testing.TB, r reply, status int, text string) {
 	if ct := r.header.Get("Content-Type"); ct != "application/problem+json" {
 		t.Errorf("content type %q", ct)
 	}
-	if retry := r.header.Get("Retry-After"); (retry != "") != (status == 503) {
+	if retry := r.header.Get("Retry-After"); (retry != "") != (status == 503 || status == 429) {
 		t.Errorf("Retry-After %q with status %d", retry, status)
 	}
 }

@@ -53,19 +53,25 @@ type Config struct {
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
 	// heartbeat is how often a stream of events says that it is there; default 15 s.
 	heartbeat time.Duration
-	// MaxConns bounds the open connections; beyond it they are answered 503 and
-	// closed. Default 8,192.
+	// MaxConns bounds the open connections: beyond it the oldest that waits for a
+	// request is closed, or the new one is answered 503. Default, and at
+	// most, 8,192.
 	MaxConns int
+	// MaxPerClient bounds the connections of one client (an address, or the user of a
+	// Unix socket); beyond it requests are answered 429. Default half of MaxConns.
+	MaxPerClient int
 	// Access says who is let in.
 	Access Access
 }
 
 const (
-	defaultMaxBody = 256 << 20
-	smallBody      = 1 << 20  // limit of every body but a spec's
-	headerLimit    = 8 << 10  // request line and headers
-	slackConns     = 256      // above MaxConns: those that are told so
-	bodyRate       = 64 << 10 // bytes/s that a large body has to make at least
+	defaultMaxBody  = 256 << 20
+	defaultMaxConns = 8192
+	smallBody       = 1 << 20  // limit of every body but a spec's
+	headerLimit     = 8 << 10  // request line and headers
+	slackConns      = 256      // above MaxConns, at most: those that are told so
+	workerLag       = 1024     // connections that are closed, and whose goroutine does not know yet
+	bodyRate        = 64 << 10 // bytes/s that a large body has to make at least
 )
 
 // Server serves the REST API of one engine. Its methods may be called from any
@@ -80,10 +86,12 @@ type Server struct {
 
 	turn     chan struct{} // of the one long body that is being planned and stored
 	spools   atomic.Int32  // long bodies that are being received or wait for their turn
+	epoch    time.Time     // what conn.since counts from
 	conns    connSet
 	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
 	idle     chan struct{} // signalled when inflight falls to 0 while draining
 	draining atomic.Bool
+	stopped  atomic.Bool     // the listener is closed by this server
 	serving  context.Context // ends when Shutdown begins: what waits or is followed ends
 	drain    context.CancelFunc
 
@@ -95,15 +103,16 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
-		cfg:     cfg,
-		engine:  cfg.Engine,
-		log:     cfg.Logger,
-		metrics: newMetrics(cfg.Registerer),
-		idle:    make(chan struct{}, 1),
-		turn:    make(chan struct{}, 1),
+		cfg:    cfg,
+		engine: cfg.Engine,
+		log:    cfg.Logger,
+		epoch:  time.Now(),
+		idle:   make(chan struct{}, 1),
+		turn:   make(chan struct{}, 1),
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
-	s.conns.open = make(map[*conn]struct{})
+	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)
+	s.metrics = newMetrics(cfg.Registerer, s.conns.len)
 	s.route = s.router().Handler
 	s.fast = &fasthttp.Server{
 		Handler:                      s.route,
@@ -111,7 +120,7 @@ func New(cfg Config) *Server {
 		HeaderReceived:               s.bounds,
 		ExpectHandler:                s.expect,
 		ConnState:                    trackState,
-		Concurrency:                  cfg.MaxConns + slackConns,
+		Concurrency:                  cfg.MaxConns + slackConns + workerLag, // the listener bounds them
 		ReadBufferSize:               headerLimit,
 		ReadTimeout:                  cfg.ReadTimeout,
 		IdleTimeout:                  cfg.IdleTimeout,
@@ -153,8 +162,11 @@ func (c Config) withDefaults() Config {
 	if c.heartbeat <= 0 {
 		c.heartbeat = 15 * time.Second
 	}
-	if c.MaxConns <= 0 {
-		c.MaxConns = 8192
+	if c.MaxConns <= 0 || c.MaxConns > defaultMaxConns {
+		c.MaxConns = defaultMaxConns
+	}
+	if c.MaxPerClient <= 0 || c.MaxPerClient > c.MaxConns {
+		c.MaxPerClient = max(1, c.MaxConns/2)
 	}
 	return c
 }
@@ -237,6 +249,7 @@ func (s *Server) signal() {
 // them, and waits for their goroutines.
 func (s *Server) stop(ctx context.Context, all bool) error {
 	s.mu.Lock()
+	s.stopped.Store(true)
 	if s.listener != nil {
 		// Also when fasthttp has not begun to accept from it.
 		_ = s.listener.Close()

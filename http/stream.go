@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"runtime/debug"
+	"time"
 
 	"github.com/valyala/fasthttp"
 )
@@ -49,8 +51,51 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 // -1 when that is not known. The stream counts as in flight until it is closed.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
 	s.enter()
-	ctx.Response.SetBodyStream(&body{s: s, p: p, buf: buf, more: true, path: string(ctx.URI().PathOriginal())}, size)
+	b := &body{s: s, p: p, buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
 	ctx.Response.Header.SetContentType(contentType)
+	if size < 0 && !ctx.Request.Header.IsHTTP11() {
+		s.streamPlain(ctx, b)
+		return
+	}
+	ctx.Response.SetBodyStream(b, size)
+}
+
+// streamPlain answers a client of HTTP/1.0, which does not know chunks: the body ends
+// with the connection. One that breaks off ends with a reset, so that a client can
+// tell. fasthttp knows no such answers, so the connection is taken from it.
+func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
+	ctx.HijackSetNoResponse(true)
+	ctx.Hijack(func(nc net.Conn) {
+		defer b.Close()
+		c := connOf(ctx)
+		if c != nil {
+			nc, c.renewed = c, time.Time{} // fasthttp has taken the deadlines away
+		}
+		// The context is this function's until it returns.
+		h := &ctx.Response.Header
+		h.SetContentLength(-2) // neither a length nor chunks: Connection: close
+		if _, err := nc.Write(h.Header()); err != nil || ctx.IsHead() {
+			return
+		}
+		buf := make([]byte, piece)
+		for {
+			n, err := b.Read(buf)
+			if n > 0 {
+				if _, err := nc.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+			switch {
+			case err == io.EOF:
+				return
+			case err != nil:
+				if c != nil {
+					c.reset()
+				}
+				return
+			}
+		}
+	})
 }
 
 // body is a producer as the reader that fasthttp wants. It is read in the

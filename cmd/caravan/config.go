@@ -24,6 +24,7 @@ type Config struct {
 	KillGrace      time.Duration
 	MaxTasks       int
 	MaxBody        int64 // bytes
+	MaxPerClient   int   // connections; 0 = half of all
 	RetainRuns     int   // 0 = all
 	RetainAge      time.Duration
 	Slurm          bool     // tasks may choose the executor slurm
@@ -73,6 +74,8 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }, false},
 		{"max-body", "size", "largest document that may be submitted", "256MiB",
 			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }, false},
+		{"max-per-client", "number", "connections that one address, or user of a Unix socket, may have; 0: half of all", "0",
+			func(c *Config, s string) (err error) { c.MaxPerClient, err = parseCount(s, 0, 1<<20); return err }, false},
 		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
 			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
 		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",

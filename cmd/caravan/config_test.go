@@ -41,7 +41,8 @@ func TestPrecedence(t *testing.T) {
 		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
 		"enforce-memory": {"on", "off", "yes"},
 		"allow-host":     {"a", "b,c", "[d, e.example]"}, "cors-origin": {"https://a", "https://b, http://c:1", "[https://d]"},
-		"verify": {"off", "full", "off"},
+		"verify":         {"off", "full", "off"},
+		"max-per-client": {"1", "2", "3"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]

@@ -39,7 +39,7 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 	}
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
-		return slices.Contains([]string{"listen", "data", "retain-runs", "retain-age", "allow-host", "cors-origin"}, o.name)
+		return slices.Contains([]string{"listen", "data", "max-per-client", "retain-runs", "retain-age", "allow-host", "cors-origin"}, o.name)
 	}))
 	completesOptions(cmd)
 	var data string

@@ -105,6 +105,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
+		MaxConns: connectionsWithin(descriptorLimit()), MaxPerClient: c.MaxPerClient,
 	})
 	go n.serve(l)
 	undo = append(undo, n.stopServing)

@@ -108,8 +108,6 @@ func TestSyntaxErrors(t *testing.T) {
 		{`{"tag": NaN}`, "invalid JSON at line 1, column 9 (offset 8): invalid character 'N' at start of value"},
 		{`{"tasks": {"a": {"job": {"x": [1,]}}}}`, "invalid JSON at line 1, column 33 (offset 32): invalid character ',' at start of value"},
 		{`{"tag": "\x"}`, "invalid JSON at line 1, column 10 (offset 9): invalid escape sequence `\\x` in string"},
-		{"\xef\xbb\xbf{}", "invalid JSON at line 1, column 1 (offset 0): invalid character '\\ufeff' at start of value"},
-		{`{"tasks": {"a": {"job": {"x": ` + strings.Repeat("[", 20_000), "invalid JSON at line 1, column 10027 (offset 10026): exceeded max depth"},
 		{strings.Repeat("[", 20_000), "invalid JSON at line 1, column 10001 (offset 10000): exceeded max depth"},
 		{strings.Repeat(`{"a":`, 20_000), "invalid JSON at line 1, column 50001 (offset 50000): exceeded max depth"},
 	} {

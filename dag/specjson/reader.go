@@ -43,6 +43,7 @@ var readers = sync.Pool{New: func() any { return &reader{in: new(jsontext.Decode
 // newReader takes a reader from those at rest. Give it back by release.
 func newReader(doc []byte) *reader {
 	d := readers.Get().(*reader)
+	doc = withoutMark(doc)
 	*d.doc = *bytes.NewBuffer(doc)
 	d.in.Reset(d.doc, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	d.text.whole(string(doc))
@@ -52,7 +53,7 @@ func newReader(doc []byte) *reader {
 
 // newStream makes a reader of a document that is read from r. It is not released.
 func newStream(r io.Reader) *reader {
-	d := &reader{stream: true, text: window{from: r}}
+	d := &reader{stream: true, text: window{from: &markSkipper{r: r}}}
 	d.in = jsontext.NewDecoder(&d.text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	return d
 }

@@ -1,0 +1,181 @@
+package http
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// failingListener fails before it accepts, with each of its errors in turn.
+type failingListener struct {
+	net.Listener
+	mu   sync.Mutex
+	errs []error
+}
+
+func (f *failingListener) Accept() (net.Conn, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.errs) == 0 {
+		return f.Listener.Accept()
+	}
+	err := f.errs[0]
+	f.errs = f.errs[1:]
+	return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", err)}
+}
+
+// TestAcceptErrors: an error of accept that can pass does not end the service.
+func TestAcceptErrors(t *testing.T) {
+	passing := []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPROTO, syscall.EINTR,
+		errors.New("something else")}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serveOn(t, &failingListener{Listener: l, errs: passing}, seedEngine(t))
+	if r := s.get("/ready"); r.status != 200 {
+		t.Errorf("status %d", r.status)
+	}
+	if n := strings.Count(s.logs.String(), "cannot accept a connection"); n != 1 {
+		t.Errorf("%d log lines for %d errors in a row, want 1:\n%s", n, len(passing), s.logs)
+	}
+	if r := s.get("/metrics"); !strings.Contains(r.body, "caravan_http_accept_errors_total 8\n") {
+		t.Errorf("the metric does not count %d errors", len(passing))
+	}
+}
+
+// TestBrokenListener: one that cannot accept any more ends the service.
+func TestBrokenListener(t *testing.T) {
+	s := New(Config{Engine: seedEngine(t), Logger: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := s.Serve(&failingListener{Listener: l, errs: []error{syscall.EINVAL}}); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+// busy opens a connection whose request is not answered until the test ends.
+func (s *service) busy() *bufio.Reader {
+	_, r := s.raw("GET /v1/dagrun/0/state?wait=60s HTTP/1.1\r\nHost: c\r\n\r\n")
+	return r
+}
+
+// TestCrowd: beyond MaxConns the oldest connection that waits for a request makes
+// room; where none waits the new one is told so.
+func TestCrowd(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 3, 3 })
+	const ask = "GET /ready HTTP/1.1\r\nHost: c\r\n\r\n"
+	var idle []*bufio.Reader
+	for range 3 {
+		_, r := s.raw(ask)
+		if got := s.answerTo(r); got.status != 200 {
+			t.Fatal(got)
+		}
+		idle = append(idle, r)
+		eventually(t, "it waits for the next request", func() bool { return s.idleConnections() == len(idle) })
+	}
+	_, r := s.raw(ask)
+	if got := s.answerTo(r); got.status != 200 {
+		t.Errorf("with idle connections: %d %s", got.status, got.body)
+	}
+	if rest, err := io.ReadAll(idle[0]); err != nil || len(rest) != 0 {
+		t.Errorf("the oldest idle connection: %q %v", rest, err)
+	}
+	s.conns.close(true)
+	eventually(t, "no connection", func() bool { return s.connections() == 0 })
+	for range 3 {
+		s.busy()
+	}
+	eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 3 })
+	_, r = s.raw(ask)
+	got := s.answerTo(r)
+	refusedWith(t, got, 503, "too many connections")
+	if !got.close || got.header.Get("Retry-After") == "" {
+		t.Errorf("close %v, %v", got.close, got.header)
+	}
+	var turnedAway reply
+	s.raw("") // takes the place of one that is told so
+	eventually(t, "all places are taken", func() bool { return s.connections() == 4 })
+	_, r = s.raw("")
+	turnedAway = s.answerTo(r)
+	refusedWith(t, turnedAway, 503, "too many connections")
+	s.conns.close(true)
+}
+
+// TestCrowdOfOneClient: a client that has too many connections does not take the
+// others' places.
+func TestCrowdOfOneClient(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 100, 2 })
+	for range 2 {
+		s.busy()
+	}
+	eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 2 })
+	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
+	got := s.answerTo(r)
+	refusedWith(t, got, 429, "too many connections of this client")
+	if !got.close || got.header.Get("Retry-After") == "" {
+		t.Errorf("close %v, %v", got.close, got.header)
+	}
+	other := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	c, err := other.Dial("tcp", s.addr)
+	if err != nil {
+		t.Skipf("no second loopback address: %v", err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /ready HTTP/1.1\r\nHost: c\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.answerTo(bufio.NewReader(c)); got.status != 200 {
+		t.Errorf("another client: %d %s", got.status, got.body)
+	}
+	s.conns.close(true)
+}
+
+func TestClientOf(t *testing.T) {
+	at := func(ip string) client { return clientOf(addressed{addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 7}}) }
+	if at("10.0.0.1") == at("10.0.0.2") || at("2001:db8:0:1::1") == at("2001:db8:0:2::1") {
+		t.Error("two clients are one")
+	}
+	if at("10.0.0.1") != at("::ffff:10.0.0.1") || at("2001:db8:0:1::1") != at("2001:db8:0:1::2") {
+		t.Error("one client is two")
+	}
+	l, err := net.Listen("unix", t.TempDir()+"/socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := net.Dial("unix", l.Addr().String()); err == nil {
+			defer c.Close()
+			_, _ = io.ReadAll(c)
+		}
+	}()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := clientOf(c); got.uid != uint32(os.Getuid())+1 {
+		t.Errorf("a Unix socket's client has uid %d", int(got.uid)-1)
+	}
+}
+
+// addressed is a connection that has nothing but an address.
+type addressed struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (a addressed) RemoteAddr() net.Addr { return a.addr }

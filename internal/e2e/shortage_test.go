@@ -1,0 +1,63 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// limited is a program that starts the binary under test under a limit of the shell's.
+func limited(t *testing.T, ulimit string) string {
+	t.Helper()
+	script := filepath.Join(t.TempDir(), "limited")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit "+ulimit+"\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return script
+}
+
+// dialAll opens n connections to a server and says something on each.
+func dialAll(t *testing.T, s *e2etest.Server, n int, text string) {
+	t.Helper()
+	for range n {
+		c, err := net.DialTimeout("tcp", strings.TrimPrefix(s.URL, "http://"), e2etest.Patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		// One that is turned away may be closed already.
+		_, _ = io.WriteString(c, text)
+	}
+}
+
+// TestFewDescriptors: 300 connections meet a server that may have 256 descriptors. It
+// goes on, serves others, and runs 1,000 tasks.
+func TestFewDescriptors(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Program(limited(t, "-n 256")))
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 0 # {{N}}")}).
+		With("parameters", map[string]any{"N": e2etest.Numbers(1000)}))
+	for _, text := range []string{"", "GET /ready HTTP/1.1\r\nHos", "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
+		dialAll(t, s, 100, text)
+	}
+	began := time.Now()
+	for i := range 50 {
+		e2etest.Eventually(t, fmt.Sprintf("request %d is answered", i), func() bool {
+			r, err := s.Try("GET", "/ready", "")
+			return err == nil && r.Status == 200
+		})
+	}
+	t.Logf("50 requests beside 300 connections took %v", time.Since(began))
+	s.Await(run, "COMPLETED")
+	for name, attempts := range s.Get(run).TaskAttempts {
+		if len(attempts) != 1 {
+			t.Errorf("%s was attempted %d times", name, len(attempts))
+		}
+	}
+}
