@@ -15,6 +15,7 @@ type dispatcher struct {
 	env    *env
 	ageing bool // a wake is on its way
 	halted *halt
+	paused bool // nothing is granted
 	// awaited are the runs that may hold slots since before the server was started and
 	// have not said so yet. Until they have, no slot is granted.
 	awaited map[messages.RunID]struct{}
@@ -59,12 +60,15 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		d.ageing = false
 	case *halt:
 		d.halted = m
+	case *pauseAll:
+		d.paused = m.on
+		defer m.reply.Send(struct{}{}, nil)
 	default:
 		return
 	}
-	if d.halted == nil {
+	if d.halted == nil && !d.paused {
 		d.grant(ctx)
-	} else if d.sched.idle() && len(d.awaited) == 0 {
+	} else if d.halted != nil && d.sched.idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
 }

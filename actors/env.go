@@ -42,6 +42,7 @@ type env struct {
 	epochs        atomic.Uint64   // of run actors
 	spawned       atomic.Uint64   // task actors so far
 	stopped       <-chan struct{} // closed when callers are no longer answered by actors
+	paused        func() string   // why no task starts
 	closing       *atomic.Bool    // the node is being closed: what runs is not ours to end
 	log           *slog.Logger
 

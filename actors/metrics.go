@@ -75,6 +75,12 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
 		gauge("caravan_slot_claims", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.claims.Load()) }),
+		gauge("caravan_paused", "1 while no task starts, whatever its run.", func() float64 {
+			if e.paused() != "" {
+				return 1
+			}
+			return 0
+		}),
 		gauge("caravan_live_runs", "Runs that have an actor.", func() float64 { return float64(e.board.len()) }),
 	)
 	return m

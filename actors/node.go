@@ -44,6 +44,10 @@ type Config struct {
 	// then. What it returns is called when that is over. Nil = nothing.
 	Sparing    func() (back func())
 	Registerer prometheus.Registerer
+	// Paused is why no task starts to begin with; "" = tasks do. SavePaused makes a
+	// change of it durable; nil = it is not.
+	Paused     string
+	SavePaused func(reason string) error
 	Clock      Clock // nil = the machine's
 
 	snapshotEvery int // 0 = snapshotEvery
@@ -59,6 +63,7 @@ type Node struct {
 	janitor *janitor
 	closing atomic.Bool
 	waits   waits
+	pauses  pauses
 	ids     atomic.Uint64 // the next run id
 	low     atomic.Bool   // new runs are refused for want of room
 	stopped chan struct{} // closed when callers are no longer answered by actors
@@ -89,11 +94,13 @@ func Start(c Config) (*Node, error) {
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
 	n.ids.Store(uint64(next))
+	n.pauses.save = c.SavePaused
+	n.pauses.reason.Store(&c.Paused)
 	n.waits.turn()
 	e := &env{
 		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		closing: &n.closing, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
+		closing: &n.closing, paused: n.Paused, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
 		plans: &longPlans{sparing: c.Sparing},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
@@ -344,7 +351,7 @@ func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, chil
 func (a *nodeActor) plant(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
-			env: a.env, sched: a.sched, awaited: a.awaited,
+			env: a.env, sched: a.sched, awaited: a.awaited, paused: a.node.Paused() != "",
 		}
 	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
 	if err != nil {

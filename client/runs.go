@@ -266,6 +266,27 @@ func (c *Client) Kill(ctx context.Context, run uint64) error {
 	return c.json(ctx, &call{method: http.MethodDelete, path: runPath(run), again: true}, nil)
 }
 
+// ServerState is whether a server starts tasks.
+type ServerState struct {
+	State  string `json:"state"`  // Running or Paused
+	Reason string `json:"reason"` // why it is paused
+}
+
+// ServerState tells whether the server starts tasks, of any run.
+func (c *Client) ServerState(ctx context.Context) (*ServerState, error) {
+	s := new(ServerState)
+	if err := c.json(ctx, &call{method: "GET", path: "/v1/server/state", again: true}, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// SetServerState pauses all runs at once (Paused), or has them go on (Running). A pause
+// does not affect tasks that run, and those that were about to start.
+func (c *Client) SetServerState(ctx context.Context, state string) error {
+	return c.json(ctx, &call{method: "PATCH", path: "/v1/server/state/" + url.PathEscape(state), again: true}, nil)
+}
+
 // Ready is nil when the server serves requests.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.json(ctx, &call{method: http.MethodGet, path: "/ready", again: true}, nil)

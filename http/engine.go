@@ -24,6 +24,9 @@ type Commands interface {
 	SetState(messages.RunID, dag.RunState) error
 	Kill(messages.RunID) error
 	KillTask(run messages.RunID, task string) error
+	// SetPaused keeps all tasks from starting, for a reason, or with "" has them start
+	// again.
+	SetPaused(reason string) error
 }
 
 // Views look at runs; what they return is immutable and was durable.
@@ -71,6 +74,8 @@ type Health interface {
 	Ready() error
 	// Healthy is nil, or what is wrong (storage failed, disk low, shutting down).
 	Healthy() error
+	// Paused is why no task starts; "" when tasks do.
+	Paused() string
 	// Damaged is nil, or what was found damaged of what is stored. New work is taken all
 	// the same.
 	Damaged() error

@@ -28,6 +28,7 @@ type fakeEngine struct {
 	query          messages.ListQuery // the last one
 	attemptRanges  int
 	ready, healthy error
+	paused         string
 	moves          bool          // move will be called
 	moved          chan struct{} // closed by move; nil when nobody waits
 	waiting        int           // calls of Await that wait
@@ -440,6 +441,23 @@ func (e *fakeEngine) Ready() error {
 	return e.ready
 }
 func (e *fakeEngine) Healthy() error { return e.healthy }
+
+func (e *fakeEngine) Paused() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.paused
+}
+
+func (e *fakeEngine) SetPaused(reason string) error {
+	if err := e.begin("SetPaused"); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.paused = reason
+	return nil
+}
+
 func (e *fakeEngine) Damaged() error { return nil }
 
 // fakeLog is a stream that may grow, and of which [cut, cutEnd) is not kept.

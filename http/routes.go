@@ -16,6 +16,8 @@ type route struct {
 	handle func(*Server, *fasthttp.RequestCtx) error
 }
 
+const serverStatePath = "/v1/server/state"
+
 const validatePath = "/v1/dagrun/validate"
 
 // routes is the whole surface. The rows of the first block are fixed: their
@@ -43,6 +45,8 @@ func (s *Server) routes() []route {
 		{"GET", run + "/states", noBody, (*Server).taskStates},
 		{"GET", run + "/tasks", noBody, (*Server).listTasks},
 		{"GET", task + "/log", noBody, (*Server).taskLog},
+		{"GET", serverStatePath, noBody, (*Server).serverState},
+		{"PATCH", serverStatePath + "/{state}", noBody, (*Server).setServerState},
 		{"GET", "/healthz", noBody, (*Server).healthz},
 		{"GET", "/version", noBody, (*Server).version},
 		{"GET", "/metrics", noBody, (*Server).showMetrics},

@@ -1,6 +1,10 @@
 package http
 
-import "github.com/valyala/fasthttp"
+import (
+	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/dag"
+)
 
 // ready is GET /ready: may requests be sent here?
 func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
@@ -20,8 +24,45 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Damaged(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
 	}
-	answer(ctx, []byte(`{"status":"ok"}`))
+	dst := append([]byte(nil), `{"status":"ok"`...)
+	if reason := s.engine.Paused(); reason != "" {
+		dst = appendText(append(dst, `,"paused":`...), reason)
+	}
+	answer(ctx, append(dst, '}'))
 	return nil
+}
+
+// serverState is GET /v1/server/state: do tasks start?
+func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
+	if err := s.engine.Ready(); err != nil {
+		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+	}
+	dst := append([]byte(nil), `{"state":"RUNNING"`...)
+	if reason := s.engine.Paused(); reason != "" {
+		dst = appendText(append(dst[:0], `{"state":"PAUSED","reason":`...), reason)
+	}
+	answer(ctx, append(dst, '}'))
+	return nil
+}
+
+// setServerState is PATCH /v1/server/state/{state}.
+func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
+	var reason string
+	word, err := param(ctx, "state")
+	if err != nil {
+		return err
+	}
+	switch word {
+	case dag.RunRunning.String():
+	case dag.RunPaused.String():
+		reason = "a request has paused the server"
+	default:
+		return &refusal{fasthttp.StatusBadRequest, quote([]byte(word)) + " is no state of the server: use PAUSED or RUNNING"}
+	}
+	if err := s.engine.SetPaused(reason); err != nil {
+		return err
+	}
+	return s.serverState(ctx)
 }
 
 // version is GET /version.

@@ -61,6 +61,31 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestServerState pauses and resumes the server as a whole.
+func TestServerState(t *testing.T) {
+	e := &fakeEngine{}
+	s := serve(t, e)
+	wants := func(path, want string) {
+		t.Helper()
+		if r := s.get(path); r.status != 200 || r.body != want {
+			t.Errorf("GET %s: %d %s, want %s", path, r.status, r.body, want)
+		}
+	}
+	wants("/v1/server/state", `{"state":"RUNNING"}`)
+	if r := s.do("PATCH", "/v1/server/state/PAUSED", ""); r.status != 200 || r.body != `{"state":"PAUSED","reason":"a request has paused the server"}` {
+		t.Errorf("paused: %d %s", r.status, r.body)
+	}
+	wants("/v1/server/state", `{"state":"PAUSED","reason":"a request has paused the server"}`)
+	wants("/healthz", `{"status":"ok","paused":"a request has paused the server"}`)
+	refusedWith(t, s.do("PATCH", "/v1/server/state/KILLED", ""), 400, `"KILLED" is no state of the server`)
+	if r := s.do("PATCH", "/v1/server/state/RUNNING", ""); r.status != 200 || r.body != `{"state":"RUNNING"}` {
+		t.Errorf("resumed: %d %s", r.status, r.body)
+	}
+	wants("/healthz", `{"status":"ok"}`)
+	e.fail = map[string]error{"SetPaused": &messages.Error{Code: messages.Unavailable, Text: "disk"}}
+	refusedWith(t, s.do("PATCH", "/v1/server/state/PAUSED", ""), 503, "disk")
+}
+
 // TestAccessLog: requests are logged when someone asks for it.
 func TestAccessLog(t *testing.T) {
 	logs := &logBuffer{}

@@ -62,6 +62,10 @@ func completesOptions(cmd *cobra.Command) {
 	words(cmd, "verify", "full", "off")
 	words(cmd, "enforce-memory", "on", "off")
 	words(cmd, "slurm", "on", "off")
+	words(cmd, "resume", "on", "off")
+	if cmd.Flags().Lookup("paused") != nil {
+		words(cmd, "paused", "on", "off")
+	}
 }
 
 // completesRuns completes the first argument with the runs in these states (none: those that

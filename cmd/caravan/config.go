@@ -32,6 +32,8 @@ type Config struct {
 	SlurmJobs      int      // of them at one time
 	AllowHosts     []string // names that requests may ask for, besides those of the loopback addresses
 	CORSOrigins    []string // of web pages that may use the API
+	Paused         bool     // no task starts until somebody resumes the server
+	Resume         bool     // tasks start, even if the server was paused before
 	Unverified     bool     // stored data is not verified before it is used
 	LogLevel       slog.Level
 	LogFormat      string // text or json
@@ -90,6 +92,10 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
 		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
 			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
+		{"paused", "switch", "on: start no task until `caravan resume --all`", "off",
+			func(c *Config, s string) (err error) { c.Paused, err = parseSwitch(s); return err }, false},
+		{"resume", "switch", "on: start tasks, also from a copied or restored data folder, and after a pause", "off",
+			func(c *Config, s string) (err error) { c.Resume, err = parseSwitch(s); return err }, false},
 		{"verify", "how", "full: prove at the start that all stored tables are whole; off: do not, for emergencies", "full",
 			func(c *Config, s string) error {
 				s, err := parseChoice(s, "full", "off")

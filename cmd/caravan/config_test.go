@@ -43,6 +43,7 @@ func TestPrecedence(t *testing.T) {
 		"allow-host":     {"a", "b,c", "[d, e.example]"}, "cors-origin": {"https://a", "https://b, http://c:1", "[https://d]"},
 		"verify":         {"off", "full", "off"},
 		"max-per-client": {"1", "2", "3"},
+		"paused":         {"on", "off", "yes"}, "resume": {"on", "off", "yes"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]

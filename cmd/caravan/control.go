@@ -48,6 +48,17 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		Args:  args(1, 1, "the ID of a run"),
 	}
 	r := m.talks(cmd)
+	var all bool
+	if state != client.Queued {
+		cmd.Use = name + " ID | --all"
+		cmd.Flags().BoolVar(&all, "all", false, "the server as a whole: while it is paused no task of any run starts")
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if all {
+				return args(0, 0, "no ID with --all")(cmd, given)
+			}
+			return args(1, 1, "the ID of a run, or --all")(cmd, given)
+		}
+	}
 	from := map[string][]string{
 		client.Paused:  nil, // all that have not ended
 		client.Running: {client.Paused},
@@ -55,11 +66,14 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 	}
 	r.completesRuns(false, from[state]...)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := runID(args[0])
+		c, err := r.client()
 		if err != nil {
 			return err
 		}
-		c, err := r.client()
+		if all {
+			return c.SetServerState(cmd.Context(), state)
+		}
+		id, err := runID(args[0])
 		if err != nil {
 			return err
 		}

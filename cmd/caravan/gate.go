@@ -68,6 +68,22 @@ func (g *gate) KillTask(run messages.RunID, task string) error {
 	return e.KillTask(run, task)
 }
 
+func (g *gate) SetPaused(reason string) error {
+	e, err := g.through()
+	if err != nil {
+		return err
+	}
+	return e.SetPaused(reason)
+}
+
+// Paused is "" while it recovers: nothing is known yet.
+func (g *gate) Paused() string {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Paused()
+	}
+	return ""
+}
+
 func (g *gate) Summary(run messages.RunID) (*messages.Summary, error) {
 	e, err := g.through()
 	if err != nil {

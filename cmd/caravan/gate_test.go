@@ -21,6 +21,8 @@ func (m *marker) SubmitAll([]*messages.Submission) ([]messages.Result[messages.R
 	return nil, errMarked
 }
 func (m *marker) SetState(messages.RunID, dag.RunState) error       { m.n++; return errMarked }
+func (m *marker) SetPaused(string) error                            { m.n++; return errMarked }
+func (m *marker) Paused() string                                    { m.n++; return errMarked.Error() }
 func (m *marker) Kill(messages.RunID) error                         { m.n++; return errMarked }
 func (m *marker) KillTask(messages.RunID, string) error             { m.n++; return errMarked }
 func (m *marker) Summary(messages.RunID) (*messages.Summary, error) { m.n++; return nil, errMarked }
@@ -69,18 +71,21 @@ func TestGate(t *testing.T) {
 			in[j] = reflect.Zero(method.Type().In(j))
 		}
 		out := method.Call(in)
+		if s, ok := out[0].Interface().(string); ok && s == errMarked.Error() {
+			return errMarked
+		}
 		err, _ := out[len(out)-1].Interface().(error)
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 18 {
+	if methods != 20 {
 		t.Errorf("the gate has %d methods", methods)
 	}
 	for i := range methods {
 		name, err := reflect.TypeOf(g).Method(i).Name, call(i)
 		var e *messages.Error
 		switch {
-		case name == "Healthy", name == "Damaged":
+		case name == "Healthy", name == "Damaged", name == "Paused":
 			if err != nil {
 				t.Errorf("starting is no illness: %v", err)
 			}

@@ -39,7 +39,7 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 	}
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
-		return slices.Contains([]string{"listen", "data", "max-per-client", "retain-runs", "retain-age", "allow-host", "cors-origin"}, o.name)
+		return slices.Contains([]string{"listen", "data", "max-per-client", "retain-runs", "retain-age", "allow-host", "cors-origin", "paused"}, o.name)
 	}))
 	completesOptions(cmd)
 	var data string
@@ -126,6 +126,9 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte) (err
 	c, err := client.New(client.Config{Server: "http://embedded", HTTPClient: &http.Client{Transport: transport}})
 	if err != nil {
 		return err
+	}
+	if state, err := c.ServerState(ctx); err == nil && state.State == client.Paused {
+		return fmt.Errorf("data folder %s is paused: %s; run it with --resume", config.Data, state.Reason)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -36,6 +36,9 @@ func (m *Main) serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if c.Paused && c.Resume {
+			return usagef("paused and resume: choose one of them")
+		}
 		tuneRuntime(hw, m.LookupEnv)
 		return m.serve(cmd.Context(), c)
 	}

@@ -80,7 +80,11 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	l = &once{Listener: l}
 	undo = append(undo, l.Close)
 
-	if n.folder, err = datafolder.Open(c.Data, datafolder.Options{Logger: log}); err != nil {
+	how := datafolder.Options{Logger: log, Resume: c.Resume}
+	if c.Paused {
+		how.Pause = "the server was started with --paused"
+	}
+	if n.folder, err = datafolder.Open(c.Data, how); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.folder.Close)
@@ -142,9 +146,13 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		},
 		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, Sparing: spare.begin,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, Logger: log, Registerer: registry,
+		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
 	}))
 	if err != nil {
 		return nil, err
+	}
+	if reason := n.engine.Paused(); reason != "" {
+		log.Warn("paused: no task starts until `caravan resume --all`, or a start with --resume", "reason", reason)
 	}
 	door.open(n.engine)
 	go n.watch()

@@ -9,6 +9,7 @@
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
+//	copies_test.go     a copied data folder beside its original
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
 //	hostile_test.go    malformed requests, slow and gone clients
@@ -32,6 +33,7 @@
 //	-rounds N   rounds of the tests in worker_test.go (2)
 //	-hostile N  malformed requests (10000)
 //	-sizes big  runs of 1,000,000 tasks in scale_test.go
+//	-copies N   copies in copies_test.go (2)
 //	-soak D     how long soak_test.go keeps its load up (10s)
 //
 // CARAVAN_BINARY names a binary to test in place of one built from the tree.
