@@ -19,6 +19,7 @@ var (
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
 	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks")
 	copiesFlag  = flag.Int("copies", 2, "copies of a data folder that are started beside its own server")
+	damagesFlag = flag.Int("damages", 40, "damaged data folders")
 	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load up")
 )
 

@@ -1,0 +1,423 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/servertest"
+)
+
+// TestDamage damages one file of a data folder and starts the server over it, -damages times.
+// Half of the folders were left by SIGTERM, half by SIGKILL. The server must either refuse to
+// start and name the file, or serve each run exactly as it was or as an error that makes
+// /healthz fail. It must never serve or execute altered bytes, lose a run or an attempt without
+// a word, use an ID again, or start an attempt twice.
+func TestDamage(t *testing.T) {
+	rng := random(t)
+	outcomes := map[string]int{}
+	for i, stop := range []string{"SIGTERM", "SIGKILL"} {
+		h := newHistory(t, stop)
+		n := (scaled(*damagesFlag) + 1 - i) / 2
+		for range n {
+			h.restore(t)
+			what := damageFile(t, rng, h.data, pickFile(t, rng, h.data))
+			outcome := h.check(t, what)
+			outcomes[what.kind+" "+filepath.Dir(what.file)+": "+outcome]++
+			if t.Failed() {
+				t.Fatalf("%s, stopped by %s: %s", what, stop, outcome)
+			}
+		}
+	}
+	for _, k := range slices.Sorted(mapKeys(outcomes)) {
+		t.Logf("%3d %s", outcomes[k], k)
+	}
+}
+
+func mapKeys[V any](m map[string]V) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// history is a data folder with runs of every kind, and what they must look like after any
+// damage that the server does not report.
+type history struct {
+	data, pristine string            // the folder, and a copy of it as the server left it
+	lines          string            // the file that tasks append their names to
+	linesBefore    []byte            // its content when the server was stopped
+	documents      map[uint64][]byte // GET /v1/dagrun/ID
+	logs           map[string][]byte // path of a log -> its bytes
+	restartable    map[uint64]string // ID -> the state that continues the run
+	allowed        map[string]bool   // lines that tasks may append, without the attempt
+	last           uint64            // the highest run ID
+}
+
+// note is a script that appends "TASK TEXT ATTEMPT" to the file of lines.
+func (h *history) note(task, text string) string {
+	h.allowed[task+" "+text] = true
+	return `echo "$CARAVAN_TASK ` + text + ` $CARAVAN_ATTEMPT" >> ` + h.lines
+}
+
+// newHistory makes a folder and stops its server with the signal.
+func newHistory(t *testing.T, stop string) *history {
+	t.Helper()
+	dir := t.TempDir()
+	h := &history{
+		data: filepath.Join(dir, "data"), pristine: filepath.Join(dir, "pristine"), lines: filepath.Join(dir, "lines"),
+		documents: map[uint64][]byte{}, logs: map[string][]byte{}, restartable: map[uint64]string{}, allowed: map[string]bool{},
+	}
+	s := e2etest.Start(t, e2etest.Data(h.data))
+	h.submitFinished(t, s)
+	// A stop writes what is in memory into tables; what follows is in the commit log.
+	if code, _, err := s.Stop(e2etest.Patience); code != 0 || err != nil {
+		t.Fatalf("exit code %d, %v", code, err)
+	}
+	s = s.Restart()
+	h.submitFinished(t, s)
+	h.submitRestartable(t, s)
+	for _, sum := range s.List("?all=1") {
+		id := sum.RunID
+		h.documents[id] = s.Want(200, "GET", e2etest.Path(id, ""), "").Body
+		h.last = max(h.last, id)
+		for task := range s.Get(id).TaskAttempts {
+			for _, stream := range []string{"stdout", "stderr"} {
+				path := e2etest.Path(id, "/task/"+task+"/log?stream="+stream)
+				if r := s.Do("GET", path, ""); r.Status == 200 {
+					h.logs[path] = r.Body
+				}
+			}
+		}
+	}
+	if stop == "SIGTERM" {
+		if code, _, err := s.Stop(e2etest.Patience); code != 0 || err != nil {
+			t.Fatalf("exit code %d, %v", code, err)
+		}
+	} else {
+		s.Kill()
+	}
+	if err := servertest.EndWorkers(h.data, e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if h.linesBefore, err = os.ReadFile(h.lines); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, h.data, h.pristine)
+	return h
+}
+
+// submitFinished adds runs that are COMPLETED: short and long outputs and definitions, expanded
+// tasks, a generator, an idempotency key.
+func (h *history) submitFinished(t *testing.T, s *e2etest.Server) {
+	t.Helper()
+	for i := range 3 {
+		s.Complete(e2etest.Graph(map[string]e2etest.Task{
+			"a": e2etest.Sh(h.note("a", fmt.Sprint("small-", i)) + "; echo out; echo err >&2"),
+			"b": e2etest.Sh(h.note("b", fmt.Sprint("small-", i))).After("a"),
+		}).With("tag", fmt.Sprint("small-", i)))
+	}
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"long": e2etest.Sh("seq 1 40000; seq 1 30000 >&2")}))
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"n": e2etest.Noop("N"), "m": e2etest.Noop("N").After("n")}).
+		With("parameters", map[string]any{"N": e2etest.Numbers(60)}))
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{
+		"gen": e2etest.Sh(`echo '{"made":{"job":{"commandString":"echo made"}}}'`).With("isGenerator", true),
+	}))
+	large := map[string]e2etest.Task{}
+	for i := range 400 {
+		large[fmt.Sprint("listed-", i)] = e2etest.Noop("").Job("note", strings.Repeat(fmt.Sprint(i, "-"), 60))
+	}
+	s.Complete(e2etest.Graph(large))
+	s.Await(s.Submit(e2etest.Graph(map[string]e2etest.Task{"k": e2etest.Noop("")}), "Idempotency-Key", fmt.Sprint("key-", len(h.allowed))), "COMPLETED")
+}
+
+// submitRestartable adds runs that execute commands when they are continued.
+func (h *history) submitRestartable(t *testing.T, s *e2etest.Server) {
+	t.Helper()
+	errored := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"fails": e2etest.Sh(h.note("fails", "errored")+"; exit 3").With("maxRetries", 2),
+		"waits": e2etest.Sh(h.note("waits", "errored")).After("fails"),
+	}))
+	s.Await(errored, "ERRORED")
+	h.restartable[errored] = "QUEUED"
+	killed := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"done":  e2etest.Sh(h.note("done", "killed")),
+		"sleep": e2etest.Sh(h.note("sleep", "killed") + "; [ $CARAVAN_ATTEMPT -gt 1 ] || exec sleep 60").After("done"),
+	}))
+	s.AwaitTask(killed, "sleep", "RUNNING")
+	s.Want(200, "DELETE", e2etest.Path(killed, ""), "")
+	s.Await(killed, "KILLED")
+	h.restartable[killed] = "QUEUED"
+	paused := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"first": e2etest.Sh(h.note("first", "paused") + "; sleep 0.2"),
+		"then":  e2etest.Sh(h.note("then_0", "paused") + "; test -n x{{N}}").After("first"),
+	}).With("parameters", map[string]any{"N": []string{"only"}}))
+	s.AwaitTask(paused, "first", "RUNNING")
+	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
+	s.AwaitTask(paused, "first", "COMPLETED")
+	h.restartable[paused] = "RUNNING"
+}
+
+// restore puts the folder's content back as the server left it. The folder itself stays: it
+// is the same one, no copy.
+func (h *history) restore(t *testing.T) {
+	t.Helper()
+	inside, err := os.ReadDir(h.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range inside {
+		if err := os.RemoveAll(filepath.Join(h.data, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyFolder(t, h.pristine+"/.", h.data)
+	if err := os.WriteFile(h.lines, h.linesBefore, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyFolder(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("cp -a %s %s: %v\n%s", from, to, err, out)
+	}
+}
+
+// damage is what was done to a file.
+type damage struct {
+	kind, file string // the file's path within the data folder
+	offset     int64
+}
+
+func (d damage) String() string { return fmt.Sprintf("%s of %s at %d", d.kind, d.file, d.offset) }
+
+// pickFile picks a folder at random, then a file in it: a folder of few files counts as much as
+// one of many.
+func pickFile(t *testing.T, rng *rand.Rand, data string) string {
+	t.Helper()
+	byFolder := map[string][]string{}
+	var folders []string
+	err := filepath.WalkDir(data, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		// The tables, the manifest and the rest of Badger's files lie in one folder.
+		dir := filepath.Dir(path) + " " + filepath.Ext(path)
+		if byFolder[dir] == nil {
+			folders = append(folders, dir)
+		}
+		byFolder[dir] = append(byFolder[dir], path)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := byFolder[folders[rng.IntN(len(folders))]]
+	return files[rng.IntN(len(files))]
+}
+
+// damageFile flips a bit, zeroes or overwrites a range, truncates or deletes the file.
+func damageFile(t *testing.T, rng *rand.Rand, data, path string) damage {
+	t.Helper()
+	rel, err := filepath.Rel(data, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := damage{file: rel}
+	used := len(bytes.TrimRight(text, "\x00"))
+	if used == 0 || rng.IntN(8) == 0 {
+		used = len(text)
+	}
+	if used > 0 {
+		d.offset = int64(rng.IntN(used))
+	}
+	length := int64(1 + rng.IntN(8192))
+	switch kind := rng.IntN(10); {
+	case used == 0 || kind == 0:
+		d.kind = "delete"
+		err = os.Remove(path)
+	case kind == 1:
+		d.kind = "truncate"
+		err = os.Truncate(path, d.offset)
+	case kind <= 3:
+		d.kind = "zero"
+		part := text[d.offset:min(d.offset+length, int64(len(text)))]
+		clear(part)
+		err = os.WriteFile(path, text, 0o600)
+	case kind == 4:
+		d.kind = "overwrite"
+		part := text[d.offset:min(d.offset+length, int64(len(text)))]
+		for i := range part {
+			part[i] = byte(rng.Uint32())
+		}
+		err = os.WriteFile(path, text, 0o600)
+	default:
+		d.kind = "flip"
+		text[d.offset] ^= 1 << rng.IntN(8)
+		err = os.WriteFile(path, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// check starts a server over the damaged folder and holds what it serves against the history.
+// The result is "refused", "reported" or "whole".
+func (h *history) check(t *testing.T, d damage) string {
+	t.Helper()
+	s, err := e2etest.TryStart(t, e2etest.Data(h.data))
+	if err != nil {
+		if !strings.Contains(err.Error(), filepath.Base(d.file)) {
+			t.Errorf("the refusal does not name %s: %v", d.file, err)
+		}
+		return "refused"
+	}
+	defer func() {
+		s.Kill()
+		if err := servertest.EndWorkers(h.data, e2etest.Patience); err != nil {
+			t.Error(err)
+		}
+	}()
+	bad := h.checkReads(t, s)
+	next := s.Do("POST", "/v1/dagrun", `{"tasks":{"n":{"job":{"executor":"noop"}}}}`)
+	var got struct{ RunID uint64 }
+	if next.Status == 200 {
+		next.Decode(t, &got)
+		if got.RunID <= h.last {
+			t.Errorf("the next run is %d, %d was used", got.RunID, h.last)
+		}
+	} else {
+		bad = append(bad, fmt.Sprintf("submission: %d %s", next.Status, next.Body))
+	}
+	bad = append(bad, h.restartAll(t, s)...)
+	h.checkLines(t)
+	if len(bad) == 0 {
+		return "whole"
+	}
+	if r := s.Do("GET", "/healthz", ""); r.Status == 200 {
+		t.Errorf("/healthz is ok beside %q", bad)
+	}
+	return "reported"
+}
+
+// checkReads returns the reads that were refused with 5xx; any other difference fails the test.
+func (h *history) checkReads(t *testing.T, s *e2etest.Server) (bad []string) {
+	t.Helper()
+	broken := map[uint64]bool{}
+	for id, want := range h.documents {
+		switch r := s.Do("GET", e2etest.Path(id, ""), ""); {
+		case r.Status >= 500:
+			bad, broken[id] = append(bad, fmt.Sprintf("run %d: %d %s", id, r.Status, r.Body)), true
+		case r.Status != 200 || !sameDocument(t, r.Body, want):
+			t.Errorf("run %d: %d %.3000s\nwant %.3000s", id, r.Status, r.Body, want)
+		}
+	}
+	for path, want := range h.logs {
+		switch r, err := s.Try("GET", path, ""); {
+		case err != nil: // the answer breaks off where the bytes are damaged
+			bad = append(bad, err.Error())
+		case r.Status >= 500:
+			bad = append(bad, fmt.Sprintf("%s: %d %s", path, r.Status, r.Body))
+		case r.Status != 200 || !bytes.Equal(r.Body, want):
+			t.Errorf("%s: %d, %d bytes that differ from the %d written", path, r.Status, len(r.Body), len(want))
+		}
+	}
+	if r := s.Do("GET", "/v1/dagruns?all=1", ""); r.Status != 200 {
+		bad = append(bad, fmt.Sprintf("list: %d %s", r.Status, r.Body))
+	} else {
+		var list []e2etest.Summary
+		r.Decode(t, &list)
+		there := map[uint64]bool{}
+		for _, sum := range list {
+			there[sum.RunID] = true
+		}
+		for id := range h.documents {
+			if !there[id] && !broken[id] {
+				t.Errorf("run %d is missing in the list", id)
+			}
+		}
+	}
+	return bad
+}
+
+// sameDocument compares two documents; an output that cannot be shown is an error text in
+// executorLog, which is allowed to differ where the output is absent.
+func sameDocument(t *testing.T, got, want []byte) bool {
+	t.Helper()
+	var g, w any
+	if json.Unmarshal(got, &g) != nil || json.Unmarshal(want, &w) != nil {
+		return false
+	}
+	a, err1 := json.Marshal(g)
+	b, err2 := json.Marshal(w)
+	return err1 == nil && err2 == nil && bytes.Equal(a, b)
+}
+
+// restartAll continues the runs that can be continued and waits until they stand still.
+func (h *history) restartAll(t *testing.T, s *e2etest.Server) (bad []string) {
+	t.Helper()
+	for id, state := range h.restartable {
+		if r := s.Do("PATCH", e2etest.Path(id, "/state/"+state), ""); r.Status >= 500 {
+			bad = append(bad, fmt.Sprintf("restart of run %d: %d %s", id, r.Status, r.Body))
+			continue
+		} else if r.Status != 200 {
+			t.Errorf("restart of run %d: %d %s", id, r.Status, r.Body)
+			continue
+		}
+		var last e2etest.Response
+		ok := e2etest.Poll(20*time.Second, func() bool {
+			var got struct{ State string }
+			last = s.Do("GET", e2etest.Path(id, "/state"), "")
+			return last.Status >= 500 || json.Unmarshal(last.Body, &got) == nil && e2etest.Final(got.State)
+		})
+		switch {
+		case !ok:
+			t.Errorf("run %d does not end: %s", id, last.Body)
+		case last.Status >= 500:
+			bad = append(bad, fmt.Sprintf("run %d: %d %s", id, last.Status, last.Body))
+		}
+	}
+	return bad
+}
+
+// checkLines: only commands that were submitted ran, and each attempt once.
+func (h *history) checkLines(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile(h.lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for l := range strings.Lines(string(text)) {
+		f := strings.Fields(l)
+		if len(f) != 3 || !h.allowed[f[0]+" "+f[1]] {
+			t.Errorf("a command that nobody submitted ran: %q", l)
+			continue
+		}
+		count[l]++
+		// The small runs were made twice, before and after the first stop.
+		if limit := map[bool]int{true: 2, false: 1}[strings.HasPrefix(f[1], "small-")]; count[l] > limit {
+			t.Errorf("%q ran %d times", l, count[l])
+		}
+	}
+}
