@@ -174,12 +174,18 @@ func (n *Node) Ready() error {
 	return nil
 }
 
-// Damaged is nil, or what the store has found damaged while it is open.
+// Damaged is nil, or the first damage that reads of rows or outputs have found since the node
+// was started.
 func (n *Node) Damaged() error {
 	if s, ok := n.env.store.(interface{ Damaged() error }); ok {
-		return s.Damaged()
+		if err := s.Damaged(); err != nil {
+			return err
+		}
 	}
-	return nil
+	if n.env.outputs == nil {
+		return nil
+	}
+	return n.env.outputs.Damaged()
 }
 
 // Healthy is nil when new work may be taken.

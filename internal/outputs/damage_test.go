@@ -128,10 +128,16 @@ func TestDamageIsWhereItIs(t *testing.T) {
 			t.Errorf("at %d: %d, %v: %q", off, n, err, buf[:16])
 		}
 	}
+	if err := s.Damaged(); err != nil {
+		t.Errorf("damaged before anything read it: %v", err)
+	}
 	damage := fmt.Sprintf("output file %s is damaged at offset %d: block 1 of 65536 bytes does not match its checksum (stdout of run 1, task 3, attempt 2)",
 		s.path(1), blockAt(at[0], 1))
 	if n, err := l.ReadAt(buf, size-2*blockBytes); n != 0 || err == nil || err.Error() != damage {
 		t.Errorf("%d, %v; want %s", n, err, damage)
+	}
+	if err := s.Damaged(); err == nil || err.Error() != damage {
+		t.Errorf("the store says %v, want %s", err, damage)
 	}
 	verify := l.(interface{ Verify(int64) error }).Verify
 	for off, want := range map[int64]bool{0: true, blockBytes: true, size - 2*blockBytes: true, size - blockBytes - 1: true, size - blockBytes: false, size: false} {

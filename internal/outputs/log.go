@@ -29,12 +29,14 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	}
 	f, err := s.acquire(id.Key.Run, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &DamageError{File: s.path(id.Key.Run), Offset: -1, ID: id, Reason: "the file is missing"}
+		missing := &DamageError{File: s.path(id.Key.Run), Offset: -1, ID: id, Reason: "the file is missing"}
+		s.noteDamage(missing)
+		return nil, missing
 	}
 	if err != nil {
 		return nil, err
 	}
-	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks}
+	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks, found: s.noteDamage}
 	closeAll := sync.OnceFunc(func() {
 		section.release()
 		s.release(f)
@@ -56,6 +58,7 @@ type sectionReader struct {
 	loaded  int64 // which block lies in block; -1 = none
 	block   *block
 	buffers *sync.Pool
+	found   func(*DamageError) // is told of damage; may be nil
 }
 
 // block is a block with its checksum.
@@ -87,6 +90,9 @@ func (r *sectionReader) damage(at int64, reason string) error {
 	e := &DamageError{Offset: at, ID: r.id, Reason: reason}
 	if f, ok := r.f.(interface{ Name() string }); ok {
 		e.File = f.Name()
+	}
+	if r.found != nil {
+		r.found(e)
 	}
 	return e
 }

@@ -26,6 +26,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	closed bool
+	damage *DamageError // the first one that was found
 	files  map[messages.RunID]*file
 	idle   *list.List // of *file nobody uses; the one unused longest is in front
 }
@@ -52,6 +53,24 @@ func OpenOn(fs vfs.FS, dir string) (*Store, error) {
 		files:   map[messages.RunID]*file{},
 		idle:    list.New(),
 	}, nil
+}
+
+// Damaged returns the first damage that a read has found since the store was opened, or nil.
+func (s *Store) Damaged() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.damage == nil {
+		return nil // not s.damage: an interface around nil
+	}
+	return s.damage
+}
+
+func (s *Store) noteDamage(e *DamageError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.damage == nil {
+		s.damage = e
+	}
 }
 
 // path is DIR/<run/1000>/<run>.out.
