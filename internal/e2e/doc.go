@@ -10,6 +10,7 @@
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	copies_test.go     a copied data folder beside its original
+//	damage_test.go     files of the data folder damaged at random
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
 //	hostile_test.go    malformed requests, slow and gone clients
@@ -31,6 +32,8 @@
 //	-kills N    kills of the random-moments test (20)
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
 //	-rounds N   rounds of the tests in worker_test.go (2)
+//	-damages N  damaged data folders (40)
+//	-cuts N     power cuts (3)
 //	-hostile N  malformed requests (10000)
 //	-sizes big  runs of 1,000,000 tasks in scale_test.go
 //	-copies N   copies in copies_test.go (2)
