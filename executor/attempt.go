@@ -39,6 +39,7 @@ type attempt struct {
 	usage   syscall.Rusage
 	out     *stream
 	err     *stream
+	pumps   *pumps  // nil when it prints into the streams itself
 	group   *cgroup // nil where there are none
 }
 

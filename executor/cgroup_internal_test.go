@@ -5,8 +5,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // fakeMachine is a root folder with a /proc of its own. What it says is mounted are
@@ -50,10 +56,12 @@ func TestMachinesWithoutControlGroups(t *testing.T) {
 		t.Error("a machine without /proc")
 	}
 	var none *cgroups
-	if none.take(1) != nil || (*cgroup)(nil).outOfMemory() != "" {
+	if g, err := none.take(1); g != nil || err != nil || (*cgroup)(nil).outOfMemory() != "" {
 		t.Error("a group of none")
 	}
-	none.give(nil)
+	if !none.give(nil) {
+		t.Error("without a group nobody knows that no survivor lives")
+	}
 	none.close()
 }
 
@@ -64,7 +72,8 @@ func TestMemoryOfVersion1(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log strings.Builder
-	c := &cgroups{dir: filepath.Join(root, "cg/unified/none"), log: slog.New(slog.NewTextHandler(&log, nil))}
+	c := newCgroups(slog.New(slog.NewTextHandler(&log, nil)))
+	c.dir = filepath.Join(root, "cg/unified/none")
 	c.limitMemory(filepath.Join(root, "cg/memory"), "/mine", "n")
 	if c.memory != "" || !strings.Contains(log.String(), "not enforced") {
 		t.Errorf("%q, %q: its folder is no group", c.memory, log.String())
@@ -78,17 +87,236 @@ func TestMemoryOfVersion1(t *testing.T) {
 	}
 }
 
-// TestStartsInGroupsThatAreRefused: a machine that forbids clone3 has none.
+// fakeGroups are groups in plain folders: the test says which have members, and what
+// cannot be made. A folder with members is not removed.
+type fakeGroups struct {
+	*cgroups
+	t      *testing.T
+	log    strings.Builder
+	refuse error // of mkdir
+}
+
+func newFakeGroups(t *testing.T) *fakeGroups {
+	f := &fakeGroups{t: t}
+	f.cgroups = newCgroups(slog.New(slog.NewTextHandler(&f.log, nil)))
+	f.dir = filepath.Join(t.TempDir(), "caravan-n")
+	f.memory = f.dir
+	f.mkdir = func(dir string) error {
+		if f.refuse != nil {
+			return f.refuse
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil || dir == f.dir {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, "cgroup.events"), []byte("populated 0\nfrozen 0\n"), 0o600)
+	}
+	f.rmdir = func(dir string) error {
+		if text, _ := os.ReadFile(filepath.Join(dir, "cgroup.events")); strings.HasPrefix(string(text), "populated 1") {
+			return unix.EBUSY
+		}
+		return os.RemoveAll(dir)
+	}
+	return f
+}
+
+func (f *fakeGroups) must(limit int64) *cgroup {
+	f.t.Helper()
+	g, err := f.take(limit)
+	if g == nil || err != nil {
+		f.t.Fatalf("%v, %v", g, err)
+	}
+	return g
+}
+
+func populate(t *testing.T, g *cgroup, members string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(g.dir.Name(), "cgroup.events"), []byte("populated "+members+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// folders are the groups that there are.
+func (f *fakeGroups) folders() (names []string) {
+	entries, _ := os.ReadDir(f.dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// TestGroupsOfSurvivors: one that stays does not keep those of others, nor a descriptor.
+func TestGroupsOfSurvivors(t *testing.T) {
+	f := newFakeGroups(t)
+	defer f.close()
+	before := countDescriptors(t)
+	first := f.must(0)
+	populate(t, first, "1")
+	if !f.give(first) {
+		t.Error("a survivor was not seen")
+	}
+	for range 150 {
+		g := f.must(0)
+		populate(t, g, "1")
+		path := g.dir.Name()
+		f.give(g)
+		if err := os.WriteFile(filepath.Join(path, "cgroup.events"), []byte("populated 0\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := countDescriptors(t); n > before {
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
+	eventually(t, func() bool { return len(f.folders()) == 1 }, func() string { return strings.Join(f.folders(), " ") })
+	f.mu.Lock()
+	left := slices.Clone(f.left)
+	f.mu.Unlock()
+	if !slices.Equal(left, []string{filepath.Join(f.dir, "0")}) {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestGroupsAreUsedAgain: empty ones without a limit, and no more than a few wait.
+func TestGroupsAreUsedAgain(t *testing.T) {
+	f := newFakeGroups(t)
+	a := f.must(0)
+	f.give(a)
+	if b := f.must(0); b != a {
+		t.Error("an empty group was not used again")
+	} else {
+		f.give(b)
+	}
+	var many []*cgroup
+	for range 3 * maxFreeGroups {
+		many = append(many, f.must(0))
+	}
+	for _, g := range many {
+		f.give(g)
+	}
+	if n := len(f.folders()); n != maxFreeGroups {
+		t.Errorf("%d groups wait", n)
+	}
+	limited := f.must(20 << 20)
+	if text, _ := os.ReadFile(filepath.Join(limited.memory, "memory.max")); string(text) != "20971520" {
+		t.Errorf("limit %q", text)
+	}
+	path := limited.dir.Name()
+	f.give(limited)
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Error("a group with a limit is kept, and with it what is charged to it")
+	}
+	if again := f.must(20 << 20); again.dir.Name() == path {
+		t.Error("it was used again")
+	} else {
+		f.give(again)
+	}
+	f.close()
+	if _, err := os.Stat(f.dir); !os.IsNotExist(err) {
+		t.Errorf("left behind: %v", f.folders())
+	}
+}
+
+// TestGroupsThatCannotBeMade: a failure concerns one attempt.
+func TestGroupsThatCannotBeMade(t *testing.T) {
+	f := newFakeGroups(t)
+	defer f.close()
+	f.refuse = unix.EAGAIN // as many descendants as the group may have
+	for range 3 {
+		if g, err := f.take(0); g != nil || err != nil {
+			t.Errorf("%v, %v", g, err)
+		}
+	}
+	if n := strings.Count(f.log.String(), "\n"); n != 1 {
+		t.Errorf("logged %d times: %s", n, f.log.String())
+	}
+	_, err := f.take(32 << 20)
+	var limit *limitError
+	if !errors.As(err, &limit) || !errors.Is(err, unix.EAGAIN) || err.Error() != "the memory limit of 32 MB cannot be set: resource temporarily unavailable" {
+		t.Errorf("%v", err)
+	}
+	f.refuse = nil
+	f.give(f.must(0))
+
+	// What is empty meanwhile makes room at once.
+	survivor := f.must(0)
+	populate(t, survivor, "1")
+	f.give(survivor)
+	populate(t, survivor, "0")
+	mkdir, full := f.mkdir, true
+	f.mkdir = func(dir string) error {
+		if _, err := os.Stat(survivor.dir.Name()); err == nil && full {
+			return unix.EAGAIN
+		}
+		return mkdir(dir)
+	}
+	held := f.must(0) // the free one
+	f.give(f.must(0))
+	f.give(held)
+}
+
+// TestStartsInGroupsThatAreRefused: they are left out for a while, and tried again.
 func TestStartsInGroupsThatAreRefused(t *testing.T) {
-	var log strings.Builder
-	c := &cgroups{dir: filepath.Join(t.TempDir(), "none"), log: slog.New(slog.NewTextHandler(&log, nil))}
-	if c.take(0) != nil || !c.off || !strings.Contains(log.String(), "no such file") {
-		t.Errorf("off %v, %q", c.off, log.String())
+	f := newFakeGroups(t)
+	defer f.close()
+	f.suspend(errors.New("refused by the kernel"))
+	f.suspend(errors.New("refused by the kernel"))
+	if g, err := f.take(0); g != nil || err != nil || f.refused != refusedFirst {
+		t.Errorf("%v, %v, for %v", g, err, f.refused)
 	}
-	c.off = false
-	c.disable(errors.New("refused by the kernel"))
-	if c.take(0) != nil || strings.Count(log.String(), "\n") != 2 {
-		t.Errorf("%q", log.String())
+	if n := strings.Count(f.log.String(), "refused by the kernel"); n != 1 {
+		t.Errorf("logged %d times", n)
 	}
-	c.close()
+	f.until = time.Now()
+	g := f.must(0)
+	f.give(g)
+	f.suspend(errors.New("again"))
+	if f.refused != 2*refusedFirst {
+		t.Errorf("for %v", f.refused)
+	}
+	f.until = time.Now()
+	g = f.must(0)
+	g.accepted()
+	if f.refused != 0 {
+		t.Error("not forgotten")
+	}
+	f.give(g)
+}
+
+// TestLimitThatCannotBeSet: the attempt does not start without it.
+func TestLimitThatCannotBeSet(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	f := newFakeGroups(t)
+	p.limits = f.cgroups
+	mkdir := f.mkdir
+	f.mkdir = func(dir string) error {
+		if err := mkdir(dir); err != nil || dir == f.dir {
+			return err
+		}
+		return os.Mkdir(filepath.Join(dir, "memory.max"), 0o755) // EISDIR stands for EBUSY
+	}
+	p.slots.memory, p.slots.maxMemory = 100_000, 100_000
+	p.Start(Order{Key: messages.AttemptKey{Run: 1, Task: 1, Attempt: 1}, Command: []string{"true"}, MemoryMilli: 32_000})
+	r := <-reports
+	if r.Kind != Finished || r.Record.Result != messages.AttemptNotStarted || r.Record.RC != -1 ||
+		!strings.HasPrefix(r.Record.ExecutorLog, `start "true": the memory limit of 32 MB cannot be set: open `) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// eventually polls for a condition, with a deadline.
+func eventually(t *testing.T, ok func() bool, what func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what())
+		}
+	}
+}
+
+func countDescriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
 }

@@ -2,35 +2,71 @@ package executor
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
-	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // cgroups gives every attempt a control group of its own, of version 2, where the
 // machine lets us make some: what an attempt starts cannot leave it, so that a kill
-// reaches what a process group does not. A group is used again once it is empty: to
-// make and to remove one costs as much as a tenth of a fork. Nil makes none.
+// reaches what a process group does not.
+//
+//   - A group without a memory limit is used again once it is empty: to make and to
+//     remove one costs as much as a tenth of a fork.
+//   - A group with a memory limit is used once: memory that an attempt leaves behind, a
+//     file in /dev/shm say, stays charged to its group, and would kill the next attempt,
+//     or keep its limit from being set.
+//   - A group in which a survivor of the attempt lives is given up at once, descriptors
+//     and all, and removed when it is empty, by a poll that ends when none is left.
+//   - What goes wrong concerns one attempt, which then has its process group alone. Only
+//     when starts in groups are refused are groups left out for a while, and then tried
+//     again. An attempt with a memory limit never starts without it.
 //
 // Memory is limited by the same group where its controller is given to us, else by a
-// second one of version 1.
+// second one of version 1. Nil makes no groups.
 type cgroups struct {
 	dir    string // ours, in version 2
 	memory string // ours with the memory controller; "" = memory is not limited
 	home   string // version 1: the group in memory that this process is in itself; "" = memory is in dir
 	log    *slog.Logger
-	mu     sync.Mutex
-	free   []*cgroup
-	left   []*cgroup // of attempts that ended, with a descendant that lives on
-	made   int
-	off    bool
+	mkdir  func(dir string) error // os.Mkdir and os.Remove, but for tests
+	rmdir  func(dir string) error
+
+	mu      sync.Mutex
+	closed  bool
+	free    []*cgroup     // at most maxFreeGroups
+	left    []string      // folders of groups that are given up and not removed yet
+	sweeper *time.Timer   // nil while left is empty
+	sweepIn time.Duration // its pace
+	made    int
+	refused time.Duration // how long groups are left out since the last start was refused; 0 = they are not
+	until   time.Time     // the end of that
+	warned  time.Time
+}
+
+const (
+	// maxFreeGroups is how many empty groups wait for the next attempt. Each has two descriptors.
+	maxFreeGroups = 64
+	// Folders of groups that are given up are looked at at this pace, sweepBudget at a time.
+	sweepFast   = 50 * time.Millisecond
+	sweepSlow   = 2 * time.Second
+	sweepBudget = 256
+	// Groups are left out for so long after a refused start; each time twice as long.
+	refusedFirst = time.Second
+	refusedLast  = time.Minute
+	// warnEvery is how often a failure is logged.
+	warnEvery = time.Minute
+)
+
+func newCgroups(log *slog.Logger) *cgroups {
+	return &cgroups{log: log, mkdir: func(dir string) error { return os.Mkdir(dir, 0o755) }, rmdir: os.Remove}
 }
 
 // cgroup is one group, with a descriptor of its folder.
@@ -40,198 +76,198 @@ type cgroup struct {
 	events *os.File // cgroup.events
 	memory string   // the folder with its memory limit; "" = none
 	limit  int64    // bytes; 0 = none
-	ooms   int64    // processes that the kernel has killed in it for want of memory
+	trial  bool     // starts in groups were refused the last time
 	killed bool     // what begins in it is killed at once from now on (seen with Linux 6.18)
 }
 
-// openCgroups makes the folder `caravan-NAME` for groups, or returns nil and why there
-// can be none. Without the means to limit memory, enforce has no effect but a warning.
-func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, error) {
-	mounts, own, err := hierarchies(root)
-	if err != nil {
-		return nil, err
-	}
-	c := &cgroups{log: log}
-	err = fmt.Errorf("control groups of version 2 are not mounted")
-	// Beside this process's own group when that is a leaf, as systemd's DelegateSubgroup has it.
-	for _, parent := range []string{own[""], filepath.Dir(own[""])} {
-		if mounts[""] == "" || c.dir != "" {
-			break
-		}
-		dir := filepath.Join(mounts[""], parent, "caravan-"+name)
-		if err = os.Mkdir(dir, 0o755); err != nil {
-			continue
-		}
-		if _, err = os.Stat(filepath.Join(dir, "cgroup.kill")); err != nil {
-			_ = os.Remove(dir)
-			continue
-		}
-		c.dir = dir
-	}
-	if c.dir == "" {
-		return nil, err
-	}
-	if enforce {
-		c.limitMemory(mounts["memory"], own["memory"], name)
-	}
-	return c, nil
+// limitError says that an attempt cannot be held to its memory limit.
+type limitError struct {
+	limit int64
+	err   error
 }
 
-// limitMemory finds where memory can be limited.
-func (c *cgroups) limitMemory(mount, own, name string) {
-	enable := func(dir string) error {
-		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0)
-	}
-	if _ = enable(filepath.Dir(c.dir)); enable(c.dir) == nil {
-		c.memory = c.dir
-		return
-	}
-	for _, home := range []string{filepath.Join(mount, own), mount} {
-		dir := filepath.Join(home, "caravan-"+name)
-		if mount == "" || os.Mkdir(dir, 0o755) != nil {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(home, "tasks")); err == nil {
-			c.memory, c.home = dir, home
-			return
-		}
-		_ = os.Remove(dir)
-	}
-	c.log.Warn("memory limits are not enforced: no memory controller is given to this process")
+// Error implements error.
+func (e *limitError) Error() string {
+	return fmt.Sprintf("the memory limit of %d MB cannot be set: %v", e.limit>>20, e.err)
 }
 
-// hierarchies returns where each is mounted and which group of it this process is in,
-// by controller; "" is version 2.
-func hierarchies(root string) (mounts, own map[string]string, _ error) {
-	mounts, own = map[string]string{}, map[string]string{}
-	text, err := os.ReadFile(filepath.Join(root, "proc/self/mountinfo"))
-	if err != nil {
-		return nil, nil, err
-	}
-	for line := range strings.Lines(string(text)) {
-		before, after, _ := strings.Cut(line, " - ")
-		b, a := strings.Fields(before), strings.Fields(after)
-		switch {
-		case len(b) < 5 || len(a) < 3:
-		case a[0] == "cgroup2":
-			mounts[""] = filepath.Join(root, b[4])
-		case a[0] == "cgroup":
-			for _, option := range strings.Split(a[2], ",") {
-				mounts[option] = filepath.Join(root, b[4])
-			}
-		}
-	}
-	if text, err = os.ReadFile(filepath.Join(root, "proc/self/cgroup")); err != nil {
-		return nil, nil, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
-			for _, controller := range strings.Split(f[1], ",") {
-				own[controller] = f[2]
-			}
-		}
-	}
-	return mounts, own, nil
-}
+// Unwrap returns the cause.
+func (e *limitError) Unwrap() error { return e.err }
 
 // take returns an empty group that limits memory to so many bytes, 0 for no limit. It
-// is nil when there is none: then the attempt has its process group alone.
-func (c *cgroups) take(limit int64) *cgroup {
+// is nil when there is none: then the attempt has its process group alone. The error is
+// a *limitError: the attempt must not start.
+func (c *cgroups) take(limit int64) (*cgroup, error) {
 	if c == nil {
-		return nil
+		return nil, nil
 	}
 	if c.memory == "" {
 		limit = 0
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.off {
-		return nil
+	if limit == 0 && (c.closed || c.refused > 0 && time.Now().Before(c.until)) {
+		return nil, nil
 	}
-	if n := len(c.left); n > 0 && !c.left[0].populated() { // one look a time is enough
-		c.free = append(c.free, c.left[0])
-		c.left = c.left[1:]
+	if n := len(c.free); n > 0 && limit == 0 {
+		g := c.free[n-1]
+		c.free = c.free[:n-1]
+		g.trial = c.refused > 0
+		return g, nil
 	}
-	var g *cgroup
-	if n := len(c.free); n > 0 {
-		g, c.free = c.free[n-1], c.free[:n-1]
-	} else {
-		var err error
-		if g, err = c.make(); err != nil {
-			c.log.Warn("attempts have no control groups any more", "err", err)
-			c.off = true
-			return nil
-		}
+	g, err := c.make(limit)
+	if err != nil && c.sweep() {
+		g, err = c.make(limit) // there may have been as many as the kernel allows
 	}
-	if limit != g.limit {
-		if err := g.setLimit(limit); err != nil {
-			c.log.Warn("a memory limit is not enforced", "err", err)
-		}
-		g.limit = limit
+	switch {
+	case err == nil:
+		g.trial = c.refused > 0
+		return g, nil
+	case limit > 0:
+		return nil, &limitError{limit, err}
 	}
-	return g
+	c.warn("an attempt has no control group", err)
+	return nil, nil
 }
 
 // make makes a group. c.mu is held.
-func (c *cgroups) make() (g *cgroup, err error) {
+func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
 	name := strconv.Itoa(c.made)
 	c.made++
-	g = &cgroup{c: c}
 	path := filepath.Join(c.dir, name)
-	if err := os.Mkdir(path, 0o755); err != nil {
+	err = c.mkdir(path)
+	if errors.Is(err, os.ErrNotExist) && c.mkdir(c.dir) == nil { // somebody has tidied up
+		err = c.mkdir(path)
+	}
+	if err != nil {
 		return nil, err
 	}
+	g := &cgroup{c: c, limit: limit}
+	defer func() {
+		if err != nil {
+			c.remove(g, path)
+		}
+	}()
 	if g.dir, err = os.Open(path); err != nil {
 		return nil, err
 	}
 	if g.events, err = os.Open(filepath.Join(path, "cgroup.events")); err != nil {
-		g.dir.Close()
 		return nil, err
 	}
-	if c.memory != "" {
-		g.memory = filepath.Join(c.memory, name)
-		if c.home != "" {
-			err = os.Mkdir(g.memory, 0o755)
-		}
+	if limit > 0 {
+		err = g.limitMemory(name)
 	}
 	return g, err
 }
 
-// give takes a group back whose attempt has ended.
-func (c *cgroups) give(g *cgroup) {
+// give takes a group back whose attempt has ended, and tells whether a survivor of it
+// lives, as far as a group can tell. Without a group that is not known: then it may.
+func (c *cgroups) give(g *cgroup) (survivors bool) {
 	if g == nil {
-		return
+		return true
 	}
-	g.ooms = g.countOOM()
+	survivors = g.populated()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case g.killed || c.off:
-		c.remove(g)
-	case g.populated():
-		c.left = append(c.left, g)
-	default:
+	if survivors || g.killed || g.limit > 0 || c.closed || len(c.free) >= maxFreeGroups {
+		c.remove(g, g.dir.Name())
+	} else {
 		c.free = append(c.free, g)
 	}
+	return survivors
 }
 
-// remove removes a group, if it is empty.
-func (c *cgroups) remove(g *cgroup) {
-	g.events.Close()
-	g.dir.Close()
-	_ = os.Remove(g.dir.Name())
-	if c.home != "" {
-		_ = os.Remove(g.memory)
+// discard gives up a group in which a start was refused.
+func (c *cgroups) discard(g *cgroup) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remove(g, g.dir.Name())
+}
+
+// remove gives a group up, and its folders as soon as it is empty. c.mu is held.
+func (c *cgroups) remove(g *cgroup, path string) {
+	if g.events != nil {
+		g.events.Close()
+	}
+	if g.dir != nil {
+		g.dir.Close()
+	}
+	folders := []string{path}
+	if g.memory != "" && c.home != "" {
+		folders = append(folders, g.memory)
+	}
+	for _, folder := range folders {
+		if err := c.rmdir(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
+			c.left = append(c.left, folder)
+			c.sweepSoon(sweepFast)
+		}
 	}
 }
 
-// disable: starts in groups do not work here.
-func (c *cgroups) disable(err error) {
+// sweepSoon looks at what is left after a time. c.mu is held.
+func (c *cgroups) sweepSoon(in time.Duration) {
+	if c.closed {
+		return
+	}
+	c.sweepIn = in
+	if c.sweeper != nil {
+		c.sweeper.Reset(in)
+		return
+	}
+	c.sweeper = time.AfterFunc(in, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.sweep()
+		if len(c.left) > 0 {
+			c.sweepSoon(min(2*c.sweepIn, sweepSlow))
+		}
+	})
+}
+
+// sweep removes what has become empty, at most sweepBudget looks at a time, in turn. It
+// tells whether it removed something. c.mu is held.
+func (c *cgroups) sweep() (removed bool) {
+	for range min(len(c.left), sweepBudget) {
+		folder := c.left[0]
+		c.left = c.left[1:]
+		if err := c.rmdir(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
+			c.left = append(c.left, folder)
+			continue
+		}
+		removed = true
+	}
+	return removed
+}
+
+// suspend leaves groups out for a while: a start in one was refused, and without it was
+// not.
+func (c *cgroups) suspend(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.off {
-		c.off = true
-		c.log.Warn("attempts have no control groups", "err", err)
+	now := time.Now()
+	if now.Before(c.until) {
+		return // by another attempt
+	}
+	c.refused = min(max(2*c.refused, refusedFirst), refusedLast)
+	c.until = now.Add(c.refused)
+	c.warn("attempts have no control groups for a while", err)
+}
+
+// accepted is called with each start in a group.
+func (g *cgroup) accepted() {
+	if g == nil || !g.trial {
+		return
+	}
+	g.c.mu.Lock()
+	defer g.c.mu.Unlock()
+	g.trial, g.c.refused = false, 0
+}
+
+// warn logs a failure, unless one was logged a short time ago. c.mu is held.
+func (c *cgroups) warn(text string, err error) {
+	if now := time.Now(); now.Sub(c.warned) >= warnEvery {
+		c.warned = now
+		c.log.Warn(text, "err", err)
 	}
 }
 
@@ -242,35 +278,18 @@ func (c *cgroups) close() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.off = true
-	for _, g := range append(c.free, c.left...) {
-		c.remove(g)
+	c.closed = true
+	if c.sweeper != nil {
+		c.sweeper.Stop()
 	}
-	c.free, c.left = nil, nil
-	_ = os.Remove(c.dir)
+	for _, g := range c.free {
+		c.remove(g, g.dir.Name())
+	}
+	c.free = nil
+	c.sweep()
+	_ = c.rmdir(c.dir)
 	if c.home != "" {
-		_ = os.Remove(c.memory)
-	}
-}
-
-// RemoveCgroups removes the empty groups that a process of this name has left behind.
-func RemoveCgroups(name string) {
-	mounts, own, err := hierarchies("/")
-	if err != nil {
-		return
-	}
-	for _, h := range []string{"", "memory"} {
-		if mounts[h] == "" {
-			continue
-		}
-		for _, parent := range []string{own[h], filepath.Dir(own[h]), "/"} {
-			dir := filepath.Join(mounts[h], parent, "caravan-"+name)
-			groups, _ := filepath.Glob(dir + "/[0-9]*")
-			for _, g := range groups {
-				_ = os.Remove(g)
-			}
-			_ = os.Remove(dir)
-		}
+		_ = c.rmdir(c.memory)
 	}
 }
 
@@ -290,65 +309,4 @@ func (g *cgroup) kill() {
 	}
 	defer unix.Close(fd)
 	_, _ = unix.Write(fd, []byte("1"))
-}
-
-// within calls fork such that the child begins its life in the group's memory limit.
-// In version 1 a child begins where the thread is that forks it.
-func (g *cgroup) within(fork func() error) error {
-	if g == nil || g.memory == "" || g.c.home == "" || g.limit == 0 {
-		return fork()
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	tid := []byte(strconv.Itoa(unix.Gettid()))
-	if err := os.WriteFile(filepath.Join(g.memory, "tasks"), tid, 0); err != nil {
-		return err
-	}
-	err := fork()
-	if back := os.WriteFile(filepath.Join(g.c.home, "tasks"), tid, 0); back != nil && err == nil {
-		g.c.log.Error("a thread of the worker stays in a task's memory limit", "err", back)
-	}
-	return err
-}
-
-// setLimit limits the memory of the group's processes, 0 for not at all.
-func (g *cgroup) setLimit(bytes int64) error {
-	name, value := "memory.limit_in_bytes", strconv.FormatInt(bytes, 10)
-	switch {
-	case g.c.home == "" && bytes == 0:
-		name, value = "memory.max", "max"
-	case g.c.home == "":
-		name = "memory.max"
-	case bytes == 0:
-		value = "-1"
-	}
-	return os.WriteFile(filepath.Join(g.memory, name), []byte(value), 0)
-}
-
-// countOOM reads how many processes of the group the kernel has killed so far.
-func (g *cgroup) countOOM() int64 {
-	if g.memory == "" {
-		return 0
-	}
-	name := "memory.events"
-	if g.c.home != "" {
-		name = "memory.oom_control"
-	}
-	text, _ := os.ReadFile(filepath.Join(g.memory, name))
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" {
-			n, _ := strconv.ParseInt(f[1], 10, 64)
-			return n
-		}
-	}
-	return 0
-}
-
-// outOfMemory says whether the kernel killed a process of the attempt for want of
-// memory, in words; "" when not.
-func (g *cgroup) outOfMemory() string {
-	if g == nil || g.limit == 0 || g.countOOM() == g.ooms {
-		return ""
-	}
-	return fmt.Sprintf("out of memory: the kernel killed what was beyond the %s MB that it asked for", strconv.FormatInt(g.limit>>20, 10))
 }

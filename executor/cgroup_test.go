@@ -22,6 +22,7 @@ func grouped(t *testing.T) (r *rig, has, limits bool) {
 	r = newRig(t, func(c *executor.ProcessConfig) {
 		c.Cgroups, c.EnforceMemory, c.Logger = name, true, slog.New(slog.NewTextHandler(&log, nil))
 	})
+	r.groups = name
 	t.Cleanup(func() {
 		executor.RemoveCgroups(name)
 		for _, pattern := range []string{"/sys/fs/cgroup/caravan-", "/sys/fs/cgroup/*/caravan-"} {

@@ -18,10 +18,12 @@
 // What a Process does not promise:
 //
 //   - A task's own background children outlive it when it ends by itself; its
-//     output ends with it. When it is killed, timed out or closed its whole process
+//     output ends with it: what they print later is refused with EPERM (EPIPE where the
+//     task has a memory limit), and takes no memory. When it is killed, timed out or closed its whole process
 //     group ends, but what has left the group by setsid only where there are control
 //     groups (cgroup_linux.go).
-//   - stdout and stderr are files in memory. A task that opens /dev/stdout or
+//   - stdout and stderr are files in memory; of a task with a memory limit they are pipes,
+//     for the kernel charges what is in such a file to the task. A task that opens /dev/stdout or
 //     /dev/stderr anew for writing truncates what it printed before, as it would any
 //     file that it was redirected to; appending (>>) and >&2 do not.
 //   - The peak memory of a task that took less than the forking process itself is

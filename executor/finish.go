@@ -47,7 +47,9 @@ func (p *Process) clear(a *attempt) {
 		return
 	}
 	if a.out != nil {
-		p.limits.give(a.group)
+		survivors := p.limits.give(a.group)
+		a.out.empty.Store(survivors)
+		a.err.empty.Store(survivors)
 		a.out.drop()
 		a.err.drop()
 	}
@@ -62,6 +64,7 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	}
 	stop := max(p.cfg.Now(), a.began) // the wall clock may have been set back meanwhile
 	p.watch.remove(a)
+	a.pumps.stop()
 	a.out.freeze()
 	a.err.freeze()
 	a.ended.Store(true)

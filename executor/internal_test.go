@@ -162,7 +162,7 @@ func TestWithoutPidfd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := command{path: "/bin/sh", argv: []string{"sh", "-c", script}}
-		pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, a.out, a.err, nil, true)
+		pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, [2]int{a.out.fd, a.err.fd}, nil, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func TestKillAfterTheEnd(t *testing.T) {
 	}
 	defer null.Close()
 	c := command{path: "/bin/true", argv: []string{"true"}}
-	pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, a.out, a.err, nil, true)
+	pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, [2]int{a.out.fd, a.err.fd}, nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,10 @@ import (
 // which is the task's descriptor itself, so that nothing is copied while it runs.
 // Beyond limit the middle is punched out: the first and the last limit/2 bytes stay.
 //
+// When the attempt has ended the file is sealed: a process that outlives it and still
+// prints gets EPERM, as it would get EPIPE from a pipe without a reader, and takes no
+// memory.
+//
 // The descriptor is counted: it is closed when the attempt, its monitor and the
 // last reader have dropped it.
 type stream struct {
@@ -21,13 +25,14 @@ type stream struct {
 	refs  atomic.Int32
 	hole  atomic.Int64 // bytes [head(limit), hole) are gone; 0 when none are
 	final atomic.Int64 // size at the end; -1 while the task runs
+	empty atomic.Bool  // a survivor may hold the file: its memory is given back with the last reference
 }
 
 // head is how many bytes are kept from the beginning when there are more than limit.
 func head(limit int64) int64 { return limit / 2 }
 
 func newStream(limit int64) (*stream, error) {
-	fd, err := unix.MemfdCreate("caravan-output", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("caravan-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +75,34 @@ func (s *stream) hold() bool {
 
 func (s *stream) drop() {
 	if s.refs.Add(-1) == 0 {
+		if s.empty.Load() {
+			s.free()
+		}
 		unix.Close(s.fd)
 	}
+}
+
+// free gives the memory back though another process holds the file, and has the kernel
+// refuse to put any in again. Where that process has mapped the file it may; no more than
+// the file's size.
+func (s *stream) free() {
+	if n := s.size(); n > 0 {
+		const page = 64 << 10 // at most: a part of one is only zeroed
+		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, n+page-n%page)
+	}
+	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE)
+}
+
+// write appends what a pump has read. It is false when there is no memory.
+func (s *stream) write(p []byte) bool {
+	for len(p) > 0 {
+		n, err := unix.Write(s.fd, p)
+		if err != nil && err != unix.EINTR {
+			return false
+		}
+		p = p[max(n, 0):]
+	}
+	return true
 }
 
 // size is the number of bytes written so far, and no more once it was frozen.
@@ -86,8 +117,10 @@ func (s *stream) size() int64 {
 	return st.Size
 }
 
-// freeze fixes the size: what a surviving child writes later is nobody's.
+// freeze fixes the size: what a surviving child writes later is nobody's, and is refused.
 func (s *stream) freeze() {
+	// An error is EPERM, of a task that has sealed the seals.
+	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
 	n := s.size()
 	if n > s.limit {
 		s.hole.Store(n - (s.limit - head(s.limit)))

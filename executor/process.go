@@ -64,6 +64,7 @@ type Process struct {
 	groups  groups
 	limits  *cgroups // nil when attempts have their process groups alone
 	watch   monitor
+	buffers sync.Pool      // of *[pumpBytes]byte
 	ownPeak atomic.Int64   // KB: the least that this process has had at its peak
 	work    sync.WaitGroup // one for each attempt that was admitted and is not over
 
@@ -114,6 +115,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		live:    map[messages.AttemptKey]*attempt{},
 		slots:   slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
 		begun:   begunSet{limit: begunPages},
+		buffers: sync.Pool{New: func() any { return new([pumpBytes]byte) }},
 	}
 	if cfg.Cgroups != "" {
 		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {

@@ -37,10 +37,11 @@ func TestMain(m *testing.M) {
 type rig struct {
 	*executor.Process
 	*executortest.Recorder
-	t     *testing.T
-	store *outputs.Store
-	mark  string // an entry of the environment of everything that the rig starts
-	dir   string
+	t      *testing.T
+	store  *outputs.Store
+	mark   string // an entry of the environment of everything that the rig starts
+	dir    string
+	groups string // of the control groups, in a rig that has some
 }
 
 var marks atomic.Int64

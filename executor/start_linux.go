@@ -167,12 +167,68 @@ const (
 	busyLast  = 160 * time.Millisecond
 )
 
-// fork starts the command with its output on the two streams. pidfd is -1 where the
+// child is a process that has begun.
+type child struct {
+	pid, pidfd int
+	group      *cgroup // nil when it has its process group alone
+	pumps      *pumps  // nil when it prints into the streams itself
+}
+
+// begin starts the command with its output on the two streams, in a control group that
+// limits its memory if a limit is given.
+func (p *Process) begin(c *command, out, err *stream, limit int64) (b child, e error) {
+	group, e := p.limits.take(limit)
+	if e != nil {
+		return b, e
+	}
+	b.group = group
+	files := [2]int{out.fd, err.fd}
+	if group != nil && group.limit > 0 {
+		var ends [2]*os.File
+		if b.pumps, ends, e = p.newPumps(out, err); e != nil {
+			p.limits.give(group)
+			return b, e
+		}
+		defer ends[0].Close()
+		defer ends[1].Close()
+		files = [2]int{int(ends[0].Fd()), int(ends[1].Fd())}
+	}
+	pidfd := p.Running() > threads
+	b.pid, b.pidfd, e = p.fork(c, files, group, pidfd)
+	if group != nil && group.limit == 0 && groupless(e) {
+		refused := e
+		b.group = nil
+		if b.pid, b.pidfd, e = p.fork(c, files, nil, pidfd); e == nil {
+			p.limits.suspend(refused)
+		}
+		p.limits.discard(group)
+	}
+	if group != nil && group.limit > 0 && groupless(e) {
+		e = &limitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
+	}
+	switch {
+	case e == nil:
+		b.group.accepted()
+		if b.pumps != nil {
+			b.pumps.start(&p.buffers)
+		}
+	case b.group != nil:
+		p.limits.give(group)
+	}
+	if e != nil && b.pumps != nil {
+		for _, m := range b.pumps {
+			m.from.Close()
+		}
+	}
+	return b, e
+}
+
+// fork starts the command with its output on the two files. pidfd is -1 where the
 // kernel has none, or none is wanted.
-func (p *Process) fork(c *command, out, err *stream, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
+func (p *Process) fork(c *command, files [2]int, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
 	spec := vfork.Spec{
 		Path: c.path, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: [3]int{int(p.null.Fd()), out.fd, err.fd}, Cgroup: -1, PIDFD: pidfdToo,
+		Files: [3]int{int(p.null.Fd()), files[0], files[1]}, Cgroup: -1, PIDFD: pidfdToo,
 	}
 	if group != nil {
 		spec.Cgroup = int(group.dir.Fd())
@@ -257,32 +313,26 @@ func (p *Process) launch(a *attempt) *Report {
 		}
 	}
 	began := p.cfg.Now()
-	group := p.limits.take(a.order.MemoryMilli << 20 / 1000)
-	pid, pidfd, err := p.fork(&cmd, stdout, stderr, group, p.Running() > threads)
-	if group != nil && groupless(err) {
-		refused := err
-		if pid, pidfd, err = p.fork(&cmd, stdout, stderr, nil, p.Running() > threads); err == nil {
-			p.limits.disable(refused)
-		}
-		p.limits.give(group)
-		group = nil
-	}
+	born, err := p.begin(&cmd, stdout, stderr, a.order.MemoryMilli<<20/1000)
 	if err != nil {
-		p.limits.give(group)
 		stdout.drop()
 		stderr.drop()
-		if shortage(err) {
+		var limit *limitError
+		switch {
+		case shortage(err) || errors.As(err, &limit) && errors.Is(err, unix.ENOSPC):
 			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
+		case limit != nil:
+			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err))
 		}
 		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.explainStart(err))
 	}
 	if p.cfg.Born != nil {
-		p.cfg.Born(&a.order, pid)
+		p.cfg.Born(&a.order, born.pid)
 	}
 	a.mu.Lock()
-	a.out, a.err, a.group, a.pid, a.began = stdout, stderr, group, pid, began
-	if pidfd >= 0 && unix.SetNonblock(pidfd, true) == nil {
-		a.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	a.out, a.err, a.pumps, a.group, a.pid, a.began = stdout, stderr, born.pumps, born.group, born.pid, began
+	if born.pidfd >= 0 && unix.SetNonblock(born.pidfd, true) == nil {
+		a.pidfd = os.NewFile(uintptr(born.pidfd), "pidfd")
 	}
 	a.born()
 	if a.order.Timeout > 0 && a.cause == causeNone {

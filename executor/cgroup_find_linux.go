@@ -1,0 +1,126 @@
+package executor
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// openCgroups makes the folder `caravan-NAME` for groups, or returns nil and why there
+// can be none. Without the means to limit memory, enforce has no effect but a warning.
+func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, error) {
+	mounts, own, err := hierarchies(root)
+	if err != nil {
+		return nil, err
+	}
+	c := newCgroups(log)
+	err = fmt.Errorf("control groups of version 2 are not mounted")
+	// Beside this process's own group when that is a leaf, as systemd's DelegateSubgroup has it.
+	for _, parent := range []string{own[""], filepath.Dir(own[""])} {
+		if mounts[""] == "" || c.dir != "" {
+			break
+		}
+		dir := filepath.Join(mounts[""], parent, "caravan-"+name)
+		if err = os.Mkdir(dir, 0o755); err != nil {
+			continue
+		}
+		if _, err = os.Stat(filepath.Join(dir, "cgroup.kill")); err != nil {
+			_ = os.Remove(dir)
+			continue
+		}
+		c.dir = dir
+	}
+	if c.dir == "" {
+		return nil, err
+	}
+	if enforce {
+		c.limitMemory(mounts["memory"], own["memory"], name)
+	}
+	return c, nil
+}
+
+// limitMemory finds where memory can be limited.
+func (c *cgroups) limitMemory(mount, own, name string) {
+	enable := func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0)
+	}
+	if _ = enable(filepath.Dir(c.dir)); enable(c.dir) == nil {
+		c.memory = c.dir
+		return
+	}
+	for _, home := range []string{filepath.Join(mount, own), mount} {
+		dir := filepath.Join(home, "caravan-"+name)
+		if mount == "" || os.Mkdir(dir, 0o755) != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(home, "tasks")); err == nil {
+			c.memory, c.home = dir, home
+			return
+		}
+		_ = os.Remove(dir)
+	}
+	c.log.Warn("memory limits are not enforced: no memory controller is given to this process")
+}
+
+// hierarchies returns where each is mounted and which group of it this process is in,
+// by controller; "" is version 2.
+func hierarchies(root string) (mounts, own map[string]string, _ error) {
+	mounts, own = map[string]string{}, map[string]string{}
+	text, err := os.ReadFile(filepath.Join(root, "proc/self/mountinfo"))
+	if err != nil {
+		return nil, nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		before, after, _ := strings.Cut(line, " - ")
+		b, a := strings.Fields(before), strings.Fields(after)
+		switch {
+		case len(b) < 5 || len(a) < 3:
+		case a[0] == "cgroup2":
+			mounts[""] = filepath.Join(root, b[4])
+		case a[0] == "cgroup":
+			for _, option := range strings.Split(a[2], ",") {
+				mounts[option] = filepath.Join(root, b[4])
+			}
+		}
+	}
+	if text, err = os.ReadFile(filepath.Join(root, "proc/self/cgroup")); err != nil {
+		return nil, nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 {
+			for _, controller := range strings.Split(f[1], ",") {
+				own[controller] = f[2]
+			}
+		}
+	}
+	return mounts, own, nil
+}
+
+// RemoveCgroups removes the empty groups that a process of this name has left behind.
+func RemoveCgroups(name string) {
+	mounts, own, err := hierarchies("/")
+	if err != nil {
+		return
+	}
+	for _, h := range []string{"", "memory"} {
+		if mounts[h] == "" {
+			continue
+		}
+		for _, parent := range []string{own[h], filepath.Dir(own[h]), "/"} {
+			dir := filepath.Join(mounts[h], parent, "caravan-"+name)
+			groups, err := os.ReadDir(dir)
+			if err != nil {
+				continue
+			}
+			// What is not empty stays: the kernel refuses.
+			for _, g := range groups {
+				if g.IsDir() {
+					_ = os.Remove(filepath.Join(dir, g.Name()))
+				}
+			}
+			_ = os.Remove(dir)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package executor
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// limitMemory gives a new group its memory limit. c.mu is held.
+func (g *cgroup) limitMemory(name string) error {
+	file := "memory.max"
+	g.memory = filepath.Join(g.c.memory, name)
+	if g.c.home != "" {
+		file = "memory.limit_in_bytes"
+		if err := g.c.mkdir(g.memory); err != nil {
+			g.memory = ""
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(g.memory, file), []byte(strconv.FormatInt(g.limit, 10)), 0)
+}
+
+// within calls fork such that the child begins its life in the group's memory limit. In
+// version 1 a child begins where the thread is that forks it. A thread that does not come
+// back from there ends.
+func (g *cgroup) within(fork func() error) error {
+	if g == nil || g.limit == 0 || g.c.home == "" {
+		return fork()
+	}
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // a goroutine that ends locked ends its thread
+		thread := []byte(strconv.Itoa(unix.Gettid()))
+		err := os.WriteFile(filepath.Join(g.memory, "tasks"), thread, 0)
+		if err != nil {
+			runtime.UnlockOSThread()
+			result <- &limitError{g.limit, err}
+			return
+		}
+		err = fork()
+		if back := os.WriteFile(filepath.Join(g.c.home, "tasks"), thread, 0); back == nil {
+			runtime.UnlockOSThread()
+		} else {
+			g.c.log.Error("a thread of the worker ends in a task's memory limit", "err", back)
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// outOfMemory says whether the kernel killed a process of the attempt for want of
+// memory, in words; "" when not.
+func (g *cgroup) outOfMemory() string {
+	if g == nil || g.limit == 0 || g.countOOM() == 0 {
+		return ""
+	}
+	return "out of memory: the kernel killed what was beyond the " + strconv.FormatInt(g.limit>>20, 10) + " MB that it asked for"
+}
+
+// countOOM reads how many processes of the group the kernel has killed so far.
+func (g *cgroup) countOOM() int64 {
+	name := "memory.events"
+	if g.c.home != "" {
+		name = "memory.oom_control"
+	}
+	text, _ := os.ReadFile(filepath.Join(g.memory, name))
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" {
+			n, _ := strconv.ParseInt(f[1], 10, 64)
+			return n
+		}
+	}
+	return 0
+}

@@ -1,0 +1,124 @@
+package executor
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pump copies what a task prints from a pipe to its stream. The kernel charges memory to
+// the control group of the process that writes it: a task with a memory limit prints into
+// pipes, for what it prints is not its own memory.
+//
+// A task that prints faster than this process copies waits.
+type pump struct {
+	from *os.File
+	to   *stream
+	done chan struct{}
+}
+
+// pumpBytes is how much is copied at a time, as much as a pipe usually holds.
+const pumpBytes = 64 << 10
+
+// pumps are the pumps of an attempt's two streams; nil when it prints into them itself.
+type pumps [2]*pump
+
+// newPumps makes pipes to the streams. The files are the ends for the task, to be closed
+// once it has them.
+func (p *Process) newPumps(out, err *stream) (*pumps, [2]*os.File, error) {
+	var made pumps
+	var ends [2]*os.File
+	for i, s := range [...]*stream{out, err} {
+		var fd [2]int
+		e := unix.Pipe2(fd[:], unix.O_CLOEXEC)
+		if e == nil {
+			if e = unix.SetNonblock(fd[0], true); e != nil {
+				unix.Close(fd[0])
+				unix.Close(fd[1])
+			}
+		}
+		if e != nil {
+			if i == 1 {
+				made[0].from.Close()
+				ends[0].Close()
+			}
+			return nil, ends, e
+		}
+		made[i] = &pump{from: os.NewFile(uintptr(fd[0]), "output"), to: s, done: make(chan struct{})}
+		ends[i] = os.NewFile(uintptr(fd[1]), "output")
+	}
+	return &made, ends, nil
+}
+
+// start begins to copy.
+func (m *pumps) start(buffers *sync.Pool) {
+	for _, p := range m {
+		go p.run(buffers)
+	}
+}
+
+// stop ends the copying with what is in the pipes now.
+func (m *pumps) stop() {
+	if m == nil {
+		return
+	}
+	for _, p := range m {
+		_ = p.from.SetReadDeadline(time.Unix(1, 0)) // an error: it has ended already
+	}
+	for _, p := range m {
+		<-p.done
+	}
+}
+
+// run copies until the pipe has no writer any more, or stop.
+func (p *pump) run(buffers *sync.Pool) {
+	defer close(p.done)
+	defer p.from.Close()
+	conn, err := p.from.SyscallConn()
+	if err != nil {
+		return
+	}
+	err = conn.Read(func(fd uintptr) bool { return p.copy(int(fd), buffers, -1) })
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// A survivor may go on to print: no more than the pipe holds is still the task's.
+		_ = conn.Control(func(fd uintptr) {
+			size, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
+			if err != nil {
+				size = pumpBytes
+			}
+			p.copy(int(fd), buffers, size)
+		})
+	}
+}
+
+// copy copies what is in the pipe, at most so many bytes unless that is negative. It
+// tells whether that was the end.
+func (p *pump) copy(fd int, buffers *sync.Pool, most int) (end bool) {
+	buf := buffers.Get().(*[pumpBytes]byte)
+	defer buffers.Put(buf)
+	for most != 0 {
+		room := buf[:]
+		if most > 0 {
+			room = room[:min(most, len(room))]
+		}
+		n, err := unix.Read(fd, room)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return false
+		case err != nil || n == 0:
+			return true
+		default:
+			if !p.to.write(buf[:n]) {
+				return true // there is no memory: the task finds its pipe closed
+			}
+			if most > 0 {
+				most -= n
+			}
+		}
+	}
+	return true
+}
