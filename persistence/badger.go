@@ -49,6 +49,7 @@ type Badger struct {
 	log    *slog.Logger
 	db     *badger.DB
 	shards int
+	fresh  bool // nothing was in the folder
 
 	maxRows  int   // of a transaction
 	maxBytes int64 // of a transaction
@@ -130,8 +131,10 @@ func openBadger(c Config) (*Badger, error) {
 		dir: c.Dir, log: c.Logger,
 		failed: make(chan struct{}), ended: make(chan struct{}),
 		queue: queue{wake: make(chan struct{}, 1)},
+		enc:   encoder{snapshots: map[messages.RunID]*marks{}},
 		cuts:  cuts{low: map[messages.RunID]uint64{}},
 	}
+	s.enc.stored = s.storedMarks
 	s.stall = newStallWatch(func(d time.Duration) { s.fail(fmt.Errorf("a commit has not ended after %v", d)) })
 	opts := badgerOptions(c)
 	s.limits(opts)
@@ -145,6 +148,7 @@ func openBadger(c Config) (*Badger, error) {
 		return nil, errors.Join(err, log.Close(false))
 	}
 	s.local = newLocalLog(s.db, log, c)
+	s.local.record = s.recordManifest
 	s.commits = s.local
 	if err = s.start(c, log); err != nil {
 		s.local.stop()
@@ -236,6 +240,9 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	if err != nil {
 		return err
 	}
+	if opens == 0 && !s.fresh {
+		return fmt.Errorf("meta row opens: %w: missing", errCorrupt)
+	}
 	s.enc.writes = (opens + 1) << 40
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return err
@@ -247,9 +254,9 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 		}
 	}
 	rows := []op{
-		{key: metaKey("format"), val: metaValue(formatVersion)},
-		{key: metaKey("shards"), val: metaValue(uint64(s.shards))},
-		{key: metaKey("opens"), val: metaValue(opens + 1)},
+		metaRow("format", formatVersion),
+		metaRow("shards", uint64(s.shards)),
+		metaRow("opens", opens+1),
 	}
 	if err := s.commitMany(rows); err != nil {
 		return err
@@ -268,6 +275,9 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 
 func (s *Badger) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
+	if errors.Is(err, errCorrupt) && s.unsummed() {
+		return fmt.Errorf("of a format before %d, this program reads format %d", formatVersion, formatVersion)
+	}
 	if err != nil {
 		return err
 	}
@@ -289,10 +299,14 @@ func (s *Badger) checkFormat(shards int) error {
 		if !empty {
 			return errors.New("holds data without a format row: not written by this program")
 		}
+		s.fresh = true
 		stored = uint64(defaultShards)
 		if shards != 0 {
 			stored = uint64(shards)
 		}
+	}
+	if stored == 0 {
+		return fmt.Errorf("meta row shards: %w: missing", errCorrupt)
 	}
 	if shards != 0 && uint64(shards) != stored {
 		return fmt.Errorf("made for %d shards, asked for %d", stored, shards)
@@ -301,12 +315,26 @@ func (s *Badger) checkFormat(shards int) error {
 	return nil
 }
 
+// unsummed tells whether the row of the format has no checksum, as before format 3.
+func (s *Badger) unsummed() bool {
+	bare := false
+	_ = s.scan(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
+		return false, item.Value(func(v []byte) error {
+			bare = len(v) == 2 && v[0] == metaV1
+			return nil
+		})
+	})
+	return bare
+}
+
 // Shards is the number of shards the data folder was made for.
 func (s *Badger) Shards() int { return s.shards }
 
 const metaV1 = 1
 
-func metaValue(n uint64) []byte { return binary.AppendUvarint([]byte{metaV1}, n) }
+func metaRow(name string, n uint64) op {
+	return seal(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
+}
 
 // metaNumber reads a meta row; 0 when there is none.
 func (s *Badger) metaNumber(name string) (uint64, error) {

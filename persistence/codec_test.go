@@ -18,8 +18,8 @@ func TestSummaryRoundTrip(t *testing.T) {
 		{Tags: []dag.Label{{Name: "a"}, {Name: "b", Value: strings.Repeat("x", 1000)}}, Counts: messages.Counts{1, 2, 3, 4, 5, 6, math.MaxUint32}},
 	} {
 		s.ID = 9
-		got, err := decodeSummary(9, appendSummary(nil, s))
-		if err != nil || !reflect.DeepEqual(got, s) {
+		got, next, err := decodeSummary(9, appendSummary(nil, s, 77))
+		if err != nil || next != 77 || !reflect.DeepEqual(got, s) {
 			t.Errorf("got %+v, %v, want %+v", got, err, s)
 		}
 	}
@@ -63,10 +63,14 @@ func TestStagedRoundTrip(t *testing.T) {
 	}
 	var joined []byte
 	for i, p := range stagedParts(ops, 5, 64) {
-		if !bytes.Equal(p.key, stageKey(5, uint32(i))) || len(p.val) > 64 {
+		if !bytes.Equal(p.key, stageKey(5, uint32(i))) || len(p.val) > 64+sumSize {
 			t.Fatalf("part %d: %x, %d bytes", i, p.key, len(p.val))
 		}
-		joined = append(joined, p.val...)
+		v, err := unseal(p.key, p.val)
+		if err != nil {
+			t.Fatal(err)
+		}
+		joined = append(joined, v...)
 	}
 	got, err := decodeStaged(joined)
 	if err != nil || !reflect.DeepEqual(got, ops) {
@@ -87,20 +91,20 @@ func FuzzDecoders(f *testing.F) {
 	doc := []byte(strings.Repeat("document ", 200))
 	for _, v := range [][]byte{
 		nil, {1}, {2, 0, 0},
-		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}),
+		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}, 9),
 		appendAttempts([]messages.AttemptRecord{{Task: 1, Node: "n", RC: 3, MaxRSSKB: 1, Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}, {Task: 2, Attempt: 1, Node: "n"}}),
 		p.append(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
 		p.append(setHead(nil, &Set{Generator: 1}), doc),
-		appendHeader(nil, 7, []byte("header")),
+		appendHeader(nil, 7, []byte("header"), &marks{chunks: chunkStamps{3, 0, 9}, sets: 2}),
+		appendRecords(nil, []byte("records"), &Set{N: 3}, 4), appendChunk(nil, 3, []byte("chunk")),
 		appendKeyRow(nil, 3, [32]byte{1}),
 		stagedParts([]op{{key: []byte("k"), val: []byte("v")}, {key: []byte("d"), del: true}}, 1, 100)[0].val,
-		metaValue(300),
 	} {
 		f.Add(v)
 	}
 	f.Fuzz(func(t *testing.T, v []byte) {
-		if s, err := decodeSummary(1, v); err == nil {
-			again, err := decodeSummary(1, appendSummary(nil, s))
+		if s, next, err := decodeSummary(1, v); err == nil {
+			again, _, err := decodeSummary(1, appendSummary(nil, s, next))
 			if err != nil || !reflect.DeepEqual(again, s) {
 				t.Fatalf("summary: %+v, %v, want %+v", again, err, s)
 			}
@@ -114,7 +118,11 @@ func FuzzDecoders(f *testing.F) {
 		if ops, err := decodeStaged(v); err == nil && len(ops) > 0 {
 			var joined []byte
 			for _, p := range stagedParts(ops, 1, 16) {
-				joined = append(joined, p.val...)
+				v, err := unseal(p.key, p.val)
+				if err != nil {
+					t.Fatal(err)
+				}
+				joined = append(joined, v...)
 			}
 			if again, err := decodeStaged(joined); err != nil || len(again) != len(ops) {
 				t.Fatalf("staged: %+v, %v, want %+v", again, err, ops)
@@ -122,8 +130,9 @@ func FuzzDecoders(f *testing.F) {
 		}
 		_, _, _ = p.decodeDefinition(1, v)
 		_, _ = p.decodeSet(1, 1, v)
-		_, _, _ = decodeHeader(1, v)
+		_, _, _, _ = decodeHeader(1, v)
 		_, _, _ = decodeKeyRow(v)
-		_, _ = blobBody(v)
+		_, _, _ = decodeRecords(v)
+		_, _, _ = decodeChunk(v)
 	})
 }

@@ -79,7 +79,7 @@ func crashBatch(run messages.RunID) *persistence.Batch {
 	}
 	b.Create.IdempotencyKey = fmt.Sprint("key ", run)
 	b.Seq, b.Records = 1, []byte("records")
-	b.Attempts = []messages.AttemptRecord{{Task: 5, Attempt: 1}, {Task: 5000, Attempt: 2}}
+	b.Attempts = []messages.AttemptRecord{{Task: 5, Attempt: 1}, {Task: 5000, Attempt: 1}}
 	b.Set = &persistence.Set{N: 1, JSON: []byte("{}")}
 	b.Snapshot = &persistence.SnapshotPart{Chunks: []persistence.Chunk{{Index: 1, Data: []byte("chunk")}}}
 	if run%2 == 0 {

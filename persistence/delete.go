@@ -30,7 +30,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 	if err != nil {
 		return err
 	}
-	high := op{key: metaKey("next"), val: metaValue(uint64(next))}
+	high := metaRow("next", uint64(next))
 	batch := []op{high}
 	var vanishing []messages.RunID // with the batch
 	do := func(rows []op) error {
@@ -53,7 +53,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 		}
 		if len(rows) == deleteRows {
 			vanishing = append(vanishing, run)
-			mark := op{key: runKey(typeDeleting, run), val: []byte{deletingV1}}
+			mark := seal(runKey(typeDeleting, run), []byte{deletingV1})
 			if err := do(append(batch, append(index, mark)...)); err != nil {
 				return err
 			}

@@ -164,20 +164,65 @@ func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (Set, error) {
 	return s, nil
 }
 
-// appendHeader: cut, length, then the header as dag wrote it. The length tells which
-// parts are of this header when an older one had more of them.
-func appendHeader(dst []byte, cut uint64, header []byte) []byte {
-	return appendString(binary.AppendUvarint(append(dst, headerV1), cut), header)
+// appendHeader: cut, what it knows of other rows, length, then the header as dag wrote it. The
+// length tells which parts are of this header when an older one had more of them.
+func appendHeader(dst []byte, cut uint64, header []byte, m *marks) []byte {
+	dst = m.append(binary.AppendUvarint(append(dst, headerV1), cut))
+	return appendString(dst, header)
 }
 
-func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, err error) {
+func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m marks, err error) {
 	d := newDecoder(v, headerV1)
 	cut = d.uint()
+	m = decodeMarks(d)
 	header = append([]byte{}, d.bytes()...)
 	if d.err != nil {
-		return 0, nil, fmt.Errorf("run %d: snapshot header: %w", run, d.err)
+		return 0, nil, m, fmt.Errorf("run %d: snapshot header: %w", run, d.err)
 	}
-	return cut, header, nil
+	return cut, header, m, nil
+}
+
+// appendRecords makes the value of a journal record: version, flags, what they announce,
+// and what dag wrote.
+func appendRecords(dst, records []byte, set *Set, partSize int) []byte {
+	at := len(dst) + 1
+	dst = append(dst, recordsV2, 0)
+	if set != nil {
+		dst[at] |= recordsSet
+		dst = binary.AppendUvarint(dst, uint64(set.N))
+	}
+	if len(records)+16 > partSize {
+		dst[at] |= recordsParts
+		dst = binary.AppendUvarint(dst, uint64(len(records)))
+	}
+	return append(dst, records...)
+}
+
+// Flags of a journal record.
+const (
+	recordsSet   = 1 << iota // the number of the generated set that came with it follows
+	recordsParts             // it may be of several parts: its length follows, so that a missing last one is found
+)
+
+// decodeRecords returns a copy of what appendRecords was given, and the set's number, 0
+// when there was none.
+func decodeRecords(v []byte) (records []byte, set int, err error) {
+	d := newDecoder(v, recordsV2)
+	flags := d.byte()
+	if flags&^(recordsSet|recordsParts) != 0 {
+		d.fail("flags of records")
+	}
+	if flags&recordsSet != 0 {
+		set = int(d.uint32())
+	}
+	size := uint64(len(d.b))
+	if flags&recordsParts != 0 {
+		size = d.uint()
+	}
+	if size != uint64(len(d.b)) {
+		d.fail("records are cut")
+	}
+	return d.rest(), set, d.err
 }
 
 func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte) []byte {
@@ -194,10 +239,4 @@ func decodeKeyRow(v []byte) (run messages.RunID, bodyHash [32]byte, err error) {
 		return 0, bodyHash, fmt.Errorf("idempotency key: %w", err)
 	}
 	return messages.RunID(binary.BigEndian.Uint64(id[:])), bodyHash, nil
-}
-
-// blobBody checks the version byte of a journal record or chunk.
-func blobBody(v []byte) ([]byte, error) {
-	d := newDecoder(v, blobV1)
-	return d.rest(), d.err
 }

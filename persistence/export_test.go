@@ -84,7 +84,7 @@ func Impatient(s *Badger) { s.room.pausing = func(time.Duration) {} }
 
 // SetMeta overwrites a meta row.
 func SetMeta(s *Badger, name string, n uint64) error {
-	return s.deleteStep([]op{{key: metaKey(name), val: metaValue(n)}})
+	return s.deleteStep([]op{metaRow(name, n)})
 }
 
 // Meta reads a meta row.
@@ -94,9 +94,9 @@ func Meta(s *Badger, name string) (uint64, error) { return s.metaNumber(name) }
 // transaction: its parts, and when marked the mark too. The batch's rows set the
 // shards row to 99.
 func HalfStage(s *Badger, marked bool) error {
-	rows := stagedParts([]op{{key: metaKey("shards"), val: metaValue(99)}}, 1, 4)
+	rows := stagedParts([]op{metaRow("shards", 99)}, 1, 4)
 	if marked {
-		rows = append(rows, op{key: markKey(typeStaged, 1), val: []byte{stagedV1}})
+		rows = append(rows, stagedMark(1, len(rows)))
 	}
 	return s.deleteStep(rows)
 }
@@ -118,4 +118,30 @@ func Rows(s *Badger, typ byte) (n int, err error) {
 		return true, nil
 	})
 	return n, err
+}
+
+// SetBare writes a row whose value is exactly this.
+func SetBare(s *Badger, key, value []byte) error { return s.deleteStep([]op{{key: key, val: value}}) }
+
+// DeleteRow deletes a row.
+func DeleteRow(s *Badger, key []byte) error { return s.deleteStep([]op{{key: key, del: true}}) }
+
+// Row returns a row as it is stored, with its checksum; nil when there is none.
+func Row(s *Badger, key []byte) (v []byte) {
+	_ = s.scan(key, nil, false, func(k []byte, item *badger.Item) (bool, error) {
+		if string(k) == string(key) {
+			v, _ = item.ValueCopy(nil)
+		}
+		return false, nil
+	})
+	return v
+}
+
+// Keys lists all rows' keys.
+func Keys(s *Badger) (keys [][]byte) {
+	_ = s.scan(nil, nil, false, func(k []byte, _ *badger.Item) (bool, error) {
+		keys = append(keys, append([]byte(nil), k...))
+		return true, nil
+	})
+	return keys
 }

@@ -62,6 +62,14 @@ func (g *group) add(o op) {
 func (g *group) put(key, val []byte) { g.add(op{key: key, val: val}) }
 func (g *group) del(key []byte)      { g.add(op{key: key, del: true}) }
 
+// partKey is key, with the two bytes of part 0.
+func (g *group) partKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
+	at := len(g.arena)
+	g.key(typ, run, numbers...)
+	g.arena = append(g.arena, 0, 0)
+	return g.hold(at)
+}
+
 // key makes a run's key: type, run, then the numbers in four bytes each.
 func (g *group) key(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	at := len(g.arena)
@@ -72,33 +80,29 @@ func (g *group) key(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	return g.hold(at)
 }
 
-// putParts sets a value of any size, split into parts of partSize. The key gets
-// two bytes for the number of the part.
-func (g *group) putParts(key, val []byte, partSize int) {
-	for part := uint16(0); ; part++ {
-		at := len(g.arena)
-		g.arena = binary.BigEndian.AppendUint16(append(g.arena, key...), part)
-		n := min(len(val), partSize)
-		g.put(g.hold(at), val[:n:n])
-		if val = val[n:]; len(val) == 0 {
-			return
-		}
-	}
-}
-
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
 	pack      *packer
 	partSize  int   // bytes of a row's value at most
 	maxStaged int64 // bytes of a batch's rows at most
 	moments   *moments
-	next      atomic.Uint64 // one more than the highest run that was ever created
-	writes    uint64        // numbers attempt rows and staged batches; never repeats in a data folder
+	next      atomic.Uint64                       // one more than the highest run that was ever created
+	snapshots map[messages.RunID]*marks           // of unfinished runs that had one while the store is open
+	stored    func(messages.RunID) (marks, error) // reads those of a run
+	writes    uint64                              // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
 // encode appends the rows of a batch, the summary (the commit marker) last. The
 // error is the batch's own fault: ErrTooBig.
 func (e *encoder) encode(g *group, it *item) error {
+	err := e.rows(g, it)
+	if err != nil {
+		delete(e.snapshots, it.batch.Run) // it may tell of chunks that will not be written
+	}
+	return err
+}
+
+func (e *encoder) rows(g *group, it *item) error {
 	b := it.batch
 	_, before := g.mark()
 	records := b.Records
@@ -108,35 +112,40 @@ func (e *encoder) encode(g *group, it *item) error {
 			first, records = records, nil
 		}
 		if c.Long == nil {
+			key := g.partKey(typeDef, b.Run)
 			at := len(g.arena)
 			g.arena = appendCreation(g.arena, c, first)
 			g.arena = e.document(g.arena, c.Definition, it)
-			val := g.hold(at)
-			g.putParts(g.key(typeDef, b.Run), val, e.partSize)
+			g.rowParts(key, at, e.partSize)
 		} else { // it lies there already, with first
 			g.del(g.key(typeDeleting, b.Run))
 		}
 		if c.IdempotencyKey != "" {
 			at := len(g.arena)
 			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash)
-			g.put(idempotencyKey(hashKey(c.IdempotencyKey)), g.hold(at))
+			g.row(idempotencyKey(hashKey(c.IdempotencyKey)), at)
 		}
 	}
 	if len(records) > 0 {
+		key := g.partKey(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq))
 		at := len(g.arena)
-		g.arena = append(append(g.arena, blobV1), records...)
-		val := g.hold(at)
-		g.putParts(g.key(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq)), val, e.partSize)
+		g.arena = appendRecords(g.arena, records, b.Set, e.partSize)
+		g.rowParts(key, at, e.partSize)
 	}
 	if err := e.attempts(g, b); err != nil {
 		return err
 	}
 	if b.Set != nil {
+		key := g.partKey(typeSet, b.Run, uint32(b.Set.N))
 		at := len(g.arena)
 		g.arena = setHead(g.arena, b.Set)
 		g.arena = e.document(g.arena, b.Set.JSON, it)
-		val := g.hold(at)
-		g.putParts(g.key(typeSet, b.Run, uint32(b.Set.N)), val, e.partSize)
+		g.rowParts(key, at, e.partSize)
+		known, err := e.marks(b.Run)
+		if err != nil {
+			return err
+		}
+		known.sets = max(known.sets, b.Set.N)
 	}
 	if err := e.snapshot(g, b); err != nil {
 		return err
@@ -190,7 +199,7 @@ func (e *encoder) attempts(g *group, b *Batch) error {
 			}
 			n++
 		}
-		g.put(key, g.hold(at))
+		g.row(key, at)
 		list = list[n:]
 	}
 	return nil
@@ -201,20 +210,25 @@ func (e *encoder) snapshot(g *group, b *Batch) error {
 	if s == nil {
 		return nil
 	}
+	known, err := e.marks(b.Run)
+	if err != nil {
+		return err
+	}
 	for _, c := range s.Chunks {
+		key := g.key(typeChunk, b.Run, c.Index)
 		at := len(g.arena)
-		g.arena = append(append(g.arena, blobV1), c.Data...)
+		g.arena = appendChunk(g.arena, b.Seq, c.Data)
 		if len(g.arena)-at > e.partSize {
 			return fmt.Errorf("run %d: snapshot chunk %d of %d bytes: %w", b.Run, c.Index, len(c.Data), ErrTooBig)
 		}
-		val := g.hold(at)
-		g.put(g.key(typeChunk, b.Run, c.Index), val)
+		g.row(key, at)
+		known.chunks.set(c.Index, b.Seq)
 	}
 	if s.Header != nil {
+		key := g.partKey(typeHeader, b.Run)
 		at := len(g.arena)
-		g.arena = appendHeader(g.arena, s.Cut, s.Header)
-		val := g.hold(at)
-		g.putParts(g.key(typeHeader, b.Run), val, e.partSize)
+		g.arena = appendHeader(g.arena, s.Cut, s.Header, known)
+		g.rowParts(key, at, e.partSize)
 	}
 	return nil
 }
@@ -228,26 +242,31 @@ func (e *encoder) summary(g *group, b *Batch, before int64) error {
 	if b.Summary == nil {
 		return e.bounded(g, b, before)
 	}
-	at := len(g.arena)
-	g.arena = appendSummary(g.arena, b.Summary)
-	val := g.hold(at)
-	if len(val) > e.partSize {
-		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, len(val), ErrTooBig)
+	typ := byte(typeLive)
+	if final(b.Summary.State) {
+		typ = typeFinal
 	}
-	if err := e.bounded(g, b, before-int64(len(val))); err != nil {
+	key := g.key(typ, b.Run)
+	at := len(g.arena)
+	g.arena = appendSummary(g.arena, b.Summary, b.nextSeq())
+	if size := len(g.arena) - at; size > e.partSize {
+		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, size, ErrTooBig)
+	}
+	if err := e.bounded(g, b, before-int64(len(g.arena)-at)); err != nil {
 		return err
 	}
 	if next := uint64(b.Run) + 1; next > e.next.Load() {
 		e.next.Store(next)
 	}
+	g.row(key, at) // before a deletion moves the arena's end
 	if final(b.Summary.State) {
 		if e.moments.leave(b.Run) {
 			g.del(g.key(typeLive, b.Run))
 		}
-		g.put(g.key(typeFinal, b.Run), val)
 		if b.Summary.Tag != "" {
-			g.put(tagKey(b.Summary.Tag, b.Run), nil)
+			g.row(tagKey(b.Summary.Tag, b.Run), len(g.arena))
 		}
+		delete(e.snapshots, b.Run)
 		return nil
 	}
 	if !e.moments.enter(b.Run) && b.Create == nil {
@@ -256,7 +275,6 @@ func (e *encoder) summary(g *group, b *Batch, before int64) error {
 			g.del(tagKey(b.Summary.Tag, b.Run))
 		}
 	}
-	g.put(g.key(typeLive, b.Run), val)
 	return nil
 }
 

@@ -157,8 +157,8 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 			return nil
 		}
 		if err == nil {
-			err = item.Value(func(v []byte) error {
-				sum, err := decodeSummary(run, v)
+			err = itemValue(item, func(v []byte) error {
+				sum, _, err := decodeSummary(run, v)
 				if err == nil {
 					more, err = visit(sum)
 				}

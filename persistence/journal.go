@@ -115,3 +115,11 @@ var (
 	ErrTooBig   = errors.New("batch is too big for one transaction")
 	ErrClosed   = errors.New("storage is closed")
 )
+
+// nextSeq is the number of the journal record behind a batch.
+func (b *Batch) nextSeq() uint64 {
+	if len(b.Records) > 0 {
+		return b.Seq + 1
+	}
+	return b.Seq
+}

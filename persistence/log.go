@@ -54,6 +54,10 @@ type localLog struct {
 	applied chan error     // Badger's answer
 	synced  chan error     // the log's, when both work at once
 
+	// record writes down which tables there are. It comes before the log forgets what is in
+	// them: else a manifest that loses its end later would lose that in silence.
+	record func() error
+
 	look    int64 // bytes between two looks at the tables
 	unseen  int64 // bytes since the last one
 	lookNow chan struct{}
@@ -214,7 +218,11 @@ func (l *localLog) retire() {
 	if at <= l.log.Applied() {
 		return
 	}
-	if err := l.fs.SyncDir(l.dir); err == nil {
+	err := l.fs.SyncDir(l.dir)
+	if err == nil && l.record != nil {
+		err = l.record()
+	}
+	if err == nil {
 		_ = l.log.Retire(at)
 	}
 }

@@ -107,17 +107,17 @@ type partWriter struct {
 	done  chan error
 }
 
-func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize) }
+func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize+sumSize) }
 
 func (w *partWriter) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
-		if len(w.buf) == cap(w.buf) {
+		if len(w.buf) == w.s.enc.partSize {
 			if err := w.send(); err != nil {
 				return 0, err
 			}
 		}
-		m := min(len(p), cap(w.buf)-len(w.buf))
+		m := min(len(p), w.s.enc.partSize-len(w.buf))
 		w.buf = append(w.buf, p[:m]...)
 		p = p[m:]
 	}
@@ -132,10 +132,10 @@ func (w *partWriter) send() error {
 	}
 	var rows []op
 	if w.part == 0 {
-		rows = append(rows, op{key: runKey(typeDeleting, w.run), val: []byte{deletingV1}})
+		rows = append(rows, seal(runKey(typeDeleting, w.run), []byte{deletingV1}))
 	}
 	key := binary.BigEndian.AppendUint16(runKey(typeDef, w.run), uint16(w.part))
-	rows = append(rows, op{key: key, val: w.buf})
+	rows = append(rows, seal(key, w.buf))
 	if !w.s.queue.push(&item{ops: rows, done: func(err error) { w.done <- err }}) {
 		return ErrClosed
 	}
@@ -239,8 +239,13 @@ func (r *documentReader) Close() error {
 // journal records that lie with it.
 func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
 	var value []byte
-	err = scanTxn(txn, runKey(typeDef, run), nil, false, func(_ []byte, item *badger.Item) (more bool, err error) {
-		err = item.Value(func(v []byte) error {
+	next := 0 // part
+	err = scanTxn(txn, runKey(typeDef, run), nil, false, func(key []byte, item *badger.Item) (more bool, err error) {
+		if part := int(binary.BigEndian.Uint16(key[9:])); part != next {
+			return false, fmt.Errorf("%s: %w: part %d is missing", rowName(key), errCorrupt, next)
+		}
+		next++
+		err = itemValue(item, func(v []byte) error {
 			if value == nil {
 				if doc, first := s.longDefinition(run, v); doc != nil {
 					st.Long, records = doc, first

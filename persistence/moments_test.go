@@ -19,7 +19,7 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	defer s.Close()
 	put := func(val string) {
 		done := make(chan error, 1)
-		s.queue.push(&item{ops: []op{{key: []byte("?key"), val: []byte(val)}}, done: func(err error) { done <- err }})
+		s.queue.push(&item{ops: []op{seal([]byte("?key"), []byte(val))}, done: func(err error) { done <- err }})
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
@@ -27,7 +27,7 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	put("one")
 	// A commit whose rows are in the tree already, and that is not durable yet.
 	at := s.moments.next()
-	if err := write(s, []op{{key: []byte("?key"), val: []byte("two")}}, at); err != nil {
+	if err := write(s, []op{seal([]byte("?key"), []byte("two"))}, at); err != nil {
 		t.Fatal(err)
 	}
 	if v, err := s.get([]byte("?key")); err != nil || string(v) != "one" {
@@ -50,7 +50,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 	writeRound := func(round int) {
 		ops := make([]op, 100)
 		for i := range ops {
-			ops[i] = op{key: fmt.Appendf(nil, "?%03d", i), val: fmt.Appendf(nil, "%d %0900d", round, i)}
+			ops[i] = seal(fmt.Appendf(nil, "?%03d", i), fmt.Appendf(nil, "%d %0900d", round, i))
 		}
 		if err := s.deleteStep(ops); err != nil { // bare rows, as deletions are
 			t.Fatal(err)

@@ -45,15 +45,26 @@ func TestOpenInUse(t *testing.T) {
 }
 
 func TestOpenFormat(t *testing.T) {
-	dir := t.TempDir()
-	s := badgerAt(t, dir)
-	if err := persistence.SetMeta(s, "format", 4); err != nil {
-		t.Fatal(err)
+	for want, set := range map[string]func(*persistence.Badger) error{
+		"format 9, this program reads format 3":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
+		"of a format before 3, this program reads format 3": func(s *persistence.Badger) error { return persistence.SetBare(s, []byte("mformat"), []byte{1, 2}) },
+		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.Badger) error {
+			return persistence.SetBare(s, []byte("mformat"), []byte("\x01\x03sumd"))
+		},
+		"meta row opens: stored value is corrupt: missing":  func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mopens")) },
+		"meta row shards: stored value is corrupt: missing": func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mshards")) },
+		"not written by this program":                       func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mformat")) },
+	} {
+		dir := t.TempDir()
+		s := badgerAt(t, dir)
+		if err := set(s); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		openError(t, persistence.Config{Dir: dir}, want)
 	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	openError(t, persistence.Config{Dir: dir}, "format 4", "reads format 3")
 }
 
 func TestOpenShards(t *testing.T) {

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -40,7 +41,11 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	defer s.moments.end(at)
 	txn := s.db.NewTransactionAt(at, false)
 	defer txn.Discard()
-	return fn(txn)
+	err := fn(txn)
+	if errors.Is(err, errCorrupt) {
+		s.damaged(err)
+	}
+	return err
 }
 
 // scanTxn calls fn for the rows whose keys begin with prefix, from the key from
@@ -81,37 +86,42 @@ func getTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := item.ValueCopy(nil)
-	if v == nil {
-		v = []byte{}
+	stored, err := item.ValueCopy(nil)
+	if err != nil {
+		return nil, err
 	}
-	return v, err
+	return unseal(key, stored)
 }
 
 // joined calls fn for each value under prefix, its parts joined, with the key's
-// bytes between prefix and part number.
+// bytes between prefix and part number. A missing part is an error, but for the last ones.
 func joined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
 	var name, value []byte
-	begun := false
+	next := 0 // part
 	err := scanTxn(txn, prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
 		if len(key) < len(prefix)+2 {
 			return false, fmt.Errorf("%w: key of %d bytes", errCorrupt, len(key))
 		}
-		if part := binary.BigEndian.Uint16(key[len(key)-2:]); part == 0 {
-			if begun {
+		part := int(binary.BigEndian.Uint16(key[len(key)-2:]))
+		if part == 0 {
+			if next > 0 {
 				if err := fn(name, value); err != nil {
 					return false, err
 				}
 			}
 			name = append(name[:0], key[len(prefix):len(key)-2]...)
-			value, begun = value[:0], true
+			value, next = value[:0], 0
 		}
-		return true, item.Value(func(v []byte) error {
+		if part != next || !bytes.Equal(name, key[len(prefix):len(key)-2]) {
+			return false, fmt.Errorf("%s: %w: the part before part %d is missing", rowName(key), errCorrupt, part)
+		}
+		next++
+		return true, itemValue(item, func(v []byte) error {
 			value = append(value, v...)
 			return nil
 		})
 	})
-	if err == nil && begun {
+	if err == nil && next > 0 {
 		err = fn(name, value)
 	}
 	return err
@@ -119,16 +129,22 @@ func joined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) er
 
 // summaryTxn reads a run's summary, nil when the run is unknown.
 func summaryTxn(txn *badger.Txn, run messages.RunID) (*messages.Summary, error) {
+	sum, _, err := summaryRow(txn, run)
+	return sum, err
+}
+
+// summaryRow is summaryTxn, with the number that the run's journal must reach.
+func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, next uint64, err error) {
 	for _, typ := range [...]byte{typeLive, typeFinal} {
 		v, err := getTxn(txn, runKey(typ, run))
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if v != nil {
 			return decodeSummary(run, v)
 		}
 	}
-	return nil, nil
+	return nil, 0, nil
 }
 
 func unknown(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
@@ -144,11 +160,13 @@ func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) 
 	return sum, err
 }
 
-// Load returns everything of a run, as of one moment.
+// Load returns everything of a run, as of one moment, and proves that it is: no journal
+// record, part, chunk or set is missing.
 func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
 	err := s.view(func(txn *badger.Txn) (err error) {
-		if st.Summary, err = summaryTxn(txn, run); err != nil {
+		var next uint64
+		if st.Summary, next, err = summaryRow(txn, run); err != nil {
 			return err
 		}
 		if st.Summary == nil {
@@ -159,14 +177,24 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 			return err
 		}
 		err = joined(txn, runKey(typeSet, run), nil, func(name, v []byte) error {
-			set, err := s.enc.pack.decodeSet(run, int(binary.BigEndian.Uint32(name)), v)
+			n := int(binary.BigEndian.Uint32(name))
+			if want := len(st.Sets) + 1; n != want {
+				return fmt.Errorf("run %d: generated set %d: %w: missing", run, want, errCorrupt)
+			}
+			set, err := s.enc.pack.decodeSet(run, n, v)
 			st.Sets = append(st.Sets, set)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		return loadState(txn, run, first, st)
+		if err := loadState(txn, run, first, st); err != nil {
+			return err
+		}
+		if st.NextSeq < next {
+			return fmt.Errorf("run %d: journal record %d: %w: missing", run, st.NextSeq, errCorrupt)
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -203,8 +231,10 @@ func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
 // with what the definition's row holds of it.
 func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
 	var cut uint64
+	var known marks
+	var found chunkStamps
 	err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
-		cut, st.Header, err = decodeHeader(run, v)
+		cut, st.Header, known, err = decodeHeader(run, v)
 		return err
 	})
 	if err != nil {
@@ -213,31 +243,46 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 	prefix := runKey(typeChunk, run)
 	err = scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		c := Chunk{Index: binary.BigEndian.Uint32(key[len(prefix):])}
-		err := item.Value(func(v []byte) (err error) {
-			c.Data, err = blobBody(v)
-			return err
+		err := itemValue(item, func(v []byte) (err error) {
+			var stamp uint64
+			if stamp, c.Data, err = decodeChunk(v); err != nil {
+				return fmt.Errorf("%s: %w", rowName(key), err)
+			}
+			found.set(c.Index, stamp)
+			return nil
 		})
 		st.Chunks = append(st.Chunks, c)
 		return true, err
 	})
 	if err != nil {
-		return fmt.Errorf("run %d: snapshot chunk: %w", run, err)
+		return err
+	}
+	if err := known.chunks.check(run, found); err != nil {
+		return err
+	}
+	if known.sets > len(st.Sets) {
+		return fmt.Errorf("run %d: generated set %d: %w: missing", run, known.sets, errCorrupt)
 	}
 	prefix = runKey(typeJournal, run)
 	if first != nil && cut <= 1 {
 		st.Records, st.NextSeq = append(st.Records, first), 2
 	}
 	st.NextSeq = max(st.NextSeq, cut)
-	err = joined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
-		body, err := blobBody(v)
+	return joined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
+		if seq := binary.BigEndian.Uint64(name); seq != st.NextSeq {
+			return fmt.Errorf("run %d: journal record %d: %w: missing before record %d", run, st.NextSeq, errCorrupt, seq)
+		}
+		body, set, err := decodeRecords(v)
+		if err != nil {
+			return fmt.Errorf("run %d: journal record %d: %w", run, st.NextSeq, err)
+		}
+		if set > len(st.Sets) {
+			return fmt.Errorf("run %d: generated set %d: %w: missing", run, set, errCorrupt)
+		}
 		st.Records = append(st.Records, body)
-		st.NextSeq = binary.BigEndian.Uint64(name) + 1
-		return err
+		st.NextSeq++
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("run %d: journal: %w", run, err)
-	}
-	return nil
 }
 
 // attemptBytes is how much of attempt records is read before some are handed out.
@@ -259,6 +304,10 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 		slices.SortStableFunc(list, func(a, b messages.AttemptRecord) int {
 			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
 		})
+		if err := contiguous(run, list); err != nil {
+			s.damaged(err)
+			return err
+		}
 		for i := range list {
 			a := &list[i]
 			if a.Task >= first && uint64(a.Task) < end && !yield(a) {
@@ -267,6 +316,20 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 		}
 		if next == 0 {
 			return nil
+		}
+	}
+	return nil
+}
+
+// contiguous finds missing records: the attempts of a task are numbered from 1.
+func contiguous(run messages.RunID, list []messages.AttemptRecord) error {
+	for i := range list {
+		before := uint32(0)
+		if i > 0 && list[i-1].Task == list[i].Task {
+			before = list[i-1].Attempt
+		}
+		if list[i].Attempt > before+1 {
+			return fmt.Errorf("run %d: task %d: %w: the record of attempt %d is missing", run, list[i].Task, errCorrupt, before+1)
 		}
 	}
 	return nil
@@ -288,7 +351,7 @@ func (s *Badger) attemptPage(dst []messages.AttemptRecord, run messages.RunID, c
 			return false, nil
 		}
 		chunk = at
-		return true, item.Value(func(v []byte) (err error) {
+		return true, itemValue(item, func(v []byte) (err error) {
 			read += len(v)
 			dst, err = decodeAttempts(dst, v)
 			return err

@@ -16,10 +16,13 @@ const (
 	setV1      = 1
 	headerV1   = 1
 	keyV1      = 1
-	blobV1     = 1 // journal records and chunks: the version byte, then what dag wrote
+	recordsV2  = 2
+	chunkV1    = 1
 )
 
-func appendSummary(dst []byte, s *messages.Summary) []byte {
+// appendSummary makes the value of a summary. next is the number of the journal record
+// behind its batch: the journal must reach up to there.
+func appendSummary(dst []byte, s *messages.Summary, next uint64) []byte {
 	dst = append(dst, summaryV1, byte(s.State))
 	dst = appendString(dst, s.Tag)
 	dst = binary.AppendUvarint(dst, uint64(len(s.Tags)))
@@ -33,12 +36,12 @@ func appendSummary(dst []byte, s *messages.Summary) []byte {
 	for _, n := range s.Counts {
 		dst = binary.AppendUvarint(dst, uint64(n))
 	}
-	return dst
+	return binary.AppendUvarint(dst, next)
 }
 
-func decodeSummary(run messages.RunID, v []byte) (*messages.Summary, error) {
+func decodeSummary(run messages.RunID, v []byte) (s *messages.Summary, next uint64, err error) {
 	d := newDecoder(v, summaryV1)
-	s := &messages.Summary{ID: run, State: dag.RunState(d.byte()), Tag: d.string()}
+	s = &messages.Summary{ID: run, State: dag.RunState(d.byte()), Tag: d.string()}
 	if n := d.uint(); n > 0 {
 		if n > uint64(len(d.b)) { // every label takes two bytes or more
 			d.fail("labels")
@@ -58,8 +61,9 @@ func decodeSummary(run messages.RunID, v []byte) (*messages.Summary, error) {
 	for i := range n {
 		s.Counts[i] = d.uint32()
 	}
+	next = d.uint()
 	if err := d.end(); err != nil {
-		return nil, fmt.Errorf("run %d: summary: %w", run, err)
+		return nil, 0, fmt.Errorf("run %d: summary: %w", run, err)
 	}
-	return s, nil
+	return s, next, nil
 }

@@ -41,11 +41,16 @@ func (s *Badger) stage(ops []op) error {
 	if err := s.commitMany(parts); err != nil {
 		return err
 	}
-	mark := op{key: markKey(typeStaged, id), val: []byte{stagedV1}}
-	if err := s.commit([]op{mark}, int64(len(mark.key)+1)+opOverhead); err != nil {
+	mark := stagedMark(id, len(parts))
+	if err := s.commit([]op{mark}, mark.size()); err != nil {
 		return err
 	}
 	return s.carryOut(ops, id, parts)
+}
+
+// stagedMark is the commit marker of a batch. It knows how many parts there are.
+func stagedMark(id uint64, parts int) op {
+	return seal(markKey(typeStaged, id), binary.AppendUvarint([]byte{stagedV1}, uint64(parts)))
 }
 
 // carryOut commits the rows of a marked batch and then takes the mark off.
@@ -104,8 +109,8 @@ func stagedParts(ops []op, id uint64, partSize int) []op {
 	buf := []byte{}
 	flush := func() {
 		if len(buf) > 0 {
-			parts = append(parts, op{key: stageKey(id, uint32(len(parts))), val: buf})
-			buf = make([]byte, 0, partSize)
+			parts = append(parts, seal(stageKey(id, uint32(len(parts))), buf))
+			buf = make([]byte, 0, partSize+sumSize)
 		}
 	}
 	write := func(p []byte) {
@@ -166,10 +171,13 @@ func (s *Badger) recoverStaged() error {
 		parts  []op
 	}
 	var found []*staged
-	marked := map[uint64]bool{}
-	err := s.scan([]byte{typeStaged}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		marked[binary.BigEndian.Uint64(key[1:])] = true
-		return true, nil
+	marked := map[uint64]uint64{} // parts
+	err := s.scan([]byte{typeStaged}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		return true, itemValue(item, func(v []byte) error {
+			d := newDecoder(v, stagedV1)
+			marked[binary.BigEndian.Uint64(key[1:])] = d.uint()
+			return d.end()
+		})
 	})
 	if err != nil {
 		return err
@@ -181,10 +189,10 @@ func (s *Badger) recoverStaged() error {
 		}
 		st := found[len(found)-1]
 		st.parts = append(st.parts, op{key: append([]byte{}, key...), del: true})
-		if !marked[id] {
+		if marked[id] == 0 {
 			return true, nil
 		}
-		return true, item.Value(func(v []byte) error {
+		return true, itemValue(item, func(v []byte) error {
 			st.joined = append(st.joined, v...)
 			return nil
 		})
@@ -193,11 +201,14 @@ func (s *Badger) recoverStaged() error {
 		return err
 	}
 	for _, st := range found {
-		if !marked[st.id] {
+		if marked[st.id] == 0 {
 			if err := s.commitMany(st.parts); err != nil {
 				return err
 			}
 			continue
+		}
+		if n := uint64(len(st.parts)); n != marked[st.id] {
+			return fmt.Errorf("staged batch %d: %w: %d of %d parts", st.id, errCorrupt, n, marked[st.id])
 		}
 		delete(marked, st.id)
 		ops, err := decodeStaged(st.joined)
@@ -208,10 +219,8 @@ func (s *Badger) recoverStaged() error {
 			return err
 		}
 	}
-	for id := range marked { // its rows were carried out, and its parts deleted before the mark
-		if err := s.commitMany([]op{{key: markKey(typeStaged, id), del: true}}); err != nil {
-			return err
-		}
+	for id, n := range marked { // the mark goes before the parts
+		return fmt.Errorf("staged batch %d: %w: none of %d parts", id, errCorrupt, n)
 	}
 	return nil
 }

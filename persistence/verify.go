@@ -20,8 +20,10 @@ import (
 // the folder, each new one within a minute, and all again once a day. It writes down what
 // it found, so that the next open sees what has gone meanwhile.
 type keeper struct {
-	dir   string
-	known *tables.Inventory // what is written down; nil before the first one
+	dir string
+
+	writing sync.Mutex        // one inventory is made and written at a time
+	known   *tables.Inventory // under writing: what is written down; nil before the first one
 
 	stop  context.CancelFunc
 	ended chan struct{}
@@ -48,6 +50,7 @@ func (s *Badger) verifyTables(c Config) error {
 	s.keeper.dir = c.Dir
 	if c.Unverified {
 		s.log.Warn("tables are not verified before they are used", "dir", c.Dir)
+		s.keeper.known, _ = tables.ReadInventory(c.Dir) // nil when it is of no use
 		return nil
 	}
 	free, err := lockFolder(c.Dir)
@@ -153,10 +156,12 @@ func (s *Badger) verifyLive(ctx context.Context, all bool) error {
 		return err
 	}
 	k := &s.keeper
+	k.writing.Lock()
 	o := tables.Options{Live: true, Rate: verifyRate}
 	if k.known != nil && !all {
 		o.Known = k.known.Tables
 	}
+	k.writing.Unlock()
 	begin := time.Now()
 	r, err := tables.Verify(ctx, k.dir, o)
 	if err != nil {
@@ -175,10 +180,33 @@ func (s *Badger) verifyLive(ctx context.Context, all bool) error {
 	if r.Inventory == nil {
 		return nil
 	}
-	r.Inventory.NextRun = max(next, r.Inventory.NextRun)
-	return s.writeInventory(r.Inventory)
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	v := r.Inventory
+	v.NextRun = max(next, v.NextRun)
+	if err := v.SetManifest(k.dir); err != nil { // it may have grown meanwhile, and been written down
+		return err
+	}
+	return s.writeInventory(v)
 }
 
+// recordManifest writes the manifest's state down as it is now, with the tables that are
+// known already. It costs two syncs.
+func (s *Badger) recordManifest() error {
+	k := &s.keeper
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	v := &tables.Inventory{}
+	if k.known != nil {
+		v.NextRun, v.Tables = k.known.NextRun, maps.Clone(k.known.Tables)
+	}
+	if err := v.SetManifest(k.dir); err != nil {
+		return err
+	}
+	return s.writeInventory(v)
+}
+
+// writeInventory replaces the inventory when it differs. The caller holds writing.
 func (s *Badger) writeInventory(v *tables.Inventory) error {
 	k := &s.keeper
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
@@ -194,6 +222,8 @@ func (s *Badger) writeInventory(v *tables.Inventory) error {
 // closeTables takes the inventory of a folder that Badger has closed.
 func (s *Badger) closeTables() error {
 	k := &s.keeper
+	k.writing.Lock()
+	defer k.writing.Unlock()
 	o := tables.Options{}
 	if k.known != nil {
 		o.Known = k.known.Tables

@@ -136,6 +136,17 @@ func (v *Inventory) Write(fsys vfs.FS, dir string) (err error) {
 	return fsys.SyncDir(dir)
 }
 
+// SetManifest takes the manifest as it is now, and drops the tables that it does not name.
+func (v *Inventory) SetManifest(dir string) error {
+	m, err := ReadManifest(dir)
+	if err != nil {
+		return err
+	}
+	v.ManifestSize, v.ManifestSum, v.First = m.Size, crc32.Checksum(m.whole, castagnoli), m.First
+	maps.DeleteFunc(v.Tables, func(id uint64, _ Fingerprint) bool { _, named := m.Tables[id]; return !named })
+	return nil
+}
+
 // compare says what an inventory knows of a folder that is not so.
 func (v *Inventory) compare(dir string, m *Manifest, report func(*Damage)) {
 	path := filepath.Join(dir, manifestName)

@@ -1,0 +1,123 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Chunks of a snapshot are overwritten one by one, and a missing one is like one that was
+// never written. So each has a stamp, the number of the batch that brought it, and the
+// header knows the stamps of all chunks that were written before it: what it finds later
+// must be there, and as new or newer.
+
+// marks are what a header knows of other rows.
+type marks struct {
+	chunks chunkStamps
+	sets   int // generated sets that were there, or more
+}
+
+// chunkStamps are the stamps of a run's chunks, by index; 0 = never written.
+type chunkStamps []uint64
+
+func (c *chunkStamps) set(chunk uint32, stamp uint64) {
+	for uint32(len(*c)) <= chunk {
+		*c = append(*c, 0)
+	}
+	(*c)[chunk] = max((*c)[chunk], stamp, 1)
+}
+
+// append encodes them: their number, then how each differs from the one before.
+func (c chunkStamps) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(c)))
+	before := uint64(0)
+	for _, stamp := range c {
+		dst = binary.AppendVarint(dst, int64(stamp-before))
+		before = stamp
+	}
+	return dst
+}
+
+func decodeStamps(d *decoder) chunkStamps {
+	n := d.uint()
+	if n > uint64(len(d.b)) {
+		d.fail("stamps of chunks")
+		return nil
+	}
+	c := make(chunkStamps, n)
+	before := uint64(0)
+	for i := range c {
+		before += uint64(d.int())
+		c[i] = before
+	}
+	return c
+}
+
+// check tells whether a snapshot's chunks are those that its header knows.
+func (c chunkStamps) check(run messages.RunID, found chunkStamps) error {
+	for i, want := range c {
+		got := uint64(0)
+		if i < len(found) {
+			got = found[i]
+		}
+		if got < want {
+			return fmt.Errorf("run %d: snapshot chunk %d: %w: missing or older than the header: of batch %d, not %d or later", run, i, errCorrupt, got, want)
+		}
+	}
+	return nil
+}
+
+func appendChunk(dst []byte, stamp uint64, data []byte) []byte {
+	return append(binary.AppendUvarint(append(dst, chunkV1), max(stamp, 1)), data...)
+}
+
+// decodeChunk returns a chunk's stamp, and a copy of its data.
+func decodeChunk(v []byte) (stamp uint64, data []byte, err error) {
+	d := newDecoder(v, chunkV1)
+	stamp = d.uint()
+	return stamp, d.rest(), d.err
+}
+
+func (m *marks) append(dst []byte) []byte {
+	return m.chunks.append(binary.AppendUvarint(dst, uint64(m.sets)))
+}
+
+func decodeMarks(d *decoder) (m marks) {
+	m.sets = int(d.uint32())
+	m.chunks = decodeStamps(d)
+	return m
+}
+
+// marks are those of a run with a snapshot under way. They are read from the store once,
+// until the run is finished.
+func (e *encoder) marks(run messages.RunID) (*marks, error) {
+	if m := e.snapshots[run]; m != nil {
+		return m, nil
+	}
+	m, err := e.stored(run)
+	if err != nil {
+		return nil, err
+	}
+	e.snapshots[run] = &m
+	return &m, nil
+}
+
+// storedMarks reads what a run's newest durable header knows, and how many sets there are.
+func (s *Badger) storedMarks(run messages.RunID) (m marks, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
+			_, _, m, err = decodeHeader(run, v)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return scanTxn(txn, runKey(typeSet, run), nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+			m.sets = max(m.sets, int(binary.BigEndian.Uint32(key[9:])))
+			return true, nil
+		})
+	})
+	return m, err
+}
