@@ -9,7 +9,11 @@ import (
 
 func itoa(v int64) string { return strconv.FormatInt(v, 10) }
 
-// cleanEnvironment is all that a task gets of the executor's own environment.
+// CleanEnvironment is all that a task, and the process that starts it, gets of the
+// environment of this one: PATH, HOME, LANG, TMPDIR and USER.
+func CleanEnvironment(getenv func(string) string) []string { return cleanEnvironment(getenv) }
+
+// cleanEnvironment is CleanEnvironment.
 func cleanEnvironment(getenv func(string) string) []string {
 	home, name := "/", "nobody"
 	if u, err := user.Current(); err == nil {

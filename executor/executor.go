@@ -47,6 +47,9 @@ type Report struct {
 	Kind   Kind
 	At     int64 // ns since the epoch
 	Record messages.AttemptRecord
+	// GrantedAt is the order's, which tells two attempts apart that were given the same key
+	// by different histories of a data folder; 0 when it is not known.
+	GrantedAt int64
 	// Idle is with Started, or with the Finished of an attempt that had none: how long
 	// there had been both a free slot and the order before the process was there. 0 when
 	// that is not known.

@@ -70,7 +70,7 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	a.ended.Store(true)
 	fit = p.release(a, stop)
 
-	report := Report{Key: a.order.Key, Kind: Finished, At: stop}
+	report := Report{Key: a.order.Key, Kind: Finished, At: stop, GrantedAt: a.order.GrantedAt}
 	rec := &report.Record
 	*rec = messages.AttemptRecord{
 		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: stop, Node: p.cfg.Node,

@@ -343,13 +343,13 @@ func (p *Process) launch(a *attempt) *Report {
 	p.stats.Starts++
 	p.mu.Unlock()
 	p.watch.add(a)
-	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began, Idle: time.Duration(max(p.cfg.Now()-a.since, 0))})
+	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began, GrantedAt: a.order.GrantedAt, Idle: time.Duration(max(p.cfg.Now()-a.since, 0))})
 	return nil
 }
 
 func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason error) *Report {
 	now := p.cfg.Now()
-	return &Report{Key: o.Key, Kind: Finished, At: now, Record: messages.AttemptRecord{
+	return &Report{Key: o.Key, Kind: Finished, At: now, GrantedAt: o.GrantedAt, Record: messages.AttemptRecord{
 		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1,
 		Stop: now, ExecutorLog: reason.Error(), Node: p.cfg.Node,
 	}}

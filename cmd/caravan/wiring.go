@@ -60,6 +60,7 @@ type node struct {
 }
 
 func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
+	hide(log)
 	n, err := wire(c, l, log)
 	if err != nil {
 		return nil, err // not n: an interface around nil

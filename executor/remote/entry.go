@@ -20,6 +20,7 @@ type entry struct {
 	stage   stage
 	at      int64            // its start, ns since the epoch
 	idle    time.Duration    // as in executor.Report
+	granted int64            // as in executor.Report: the grant of the attempt that a worker has; 0 when it is not known
 	told    bool             // Started was reported
 	end     *executor.Report // its end, until it is acknowledged
 	killed  bool             // the server wants it ended
@@ -38,6 +39,12 @@ const (
 
 // claim joins an order with what a worker said of it before. mu is held.
 func (r *Remote) claim(e *entry, o *executor.Order) {
+	if e.foreign(o) {
+		r.log.Error("a worker has an attempt of this number that is not of this history of the data folder: it is ended", "key", o.Key)
+		r.report(lost(o, "lost: a worker has another attempt of this number, of a run that is not known any more"))
+		r.disown(o.Key, e)
+		return
+	}
 	r.seq++
 	e.order, e.seq = o, r.seq
 	switch e.stage {
@@ -46,6 +53,20 @@ func (r *Remote) claim(e *entry, o *executor.Order) {
 	case ended:
 		r.tellEnd(e, *e.end)
 	}
+}
+
+// foreign tells whether the attempt that a worker has of this number is another one than
+// the order's: that of a run which the store has lost, and whose number it gave again. A
+// new order has no past. One that is resumed knows the time of its grant, or an earlier
+// one (dag.Run.GrantedAt).
+func (e *entry) foreign(o *executor.Order) bool {
+	switch {
+	case e.peer == nil || e.granted == 0 || e.granted == o.GrantedAt:
+		return false
+	case o.Resume:
+		return o.GrantedAt > e.granted
+	}
+	return true
 }
 
 func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
@@ -79,7 +100,7 @@ func (r *Remote) tellEnd(e *entry, rep executor.Report) {
 // no place there. r.found holds, and there is an active worker. mu is held.
 func (r *Remote) assign(key messages.AttemptKey, e *entry) {
 	switch {
-	case e.order.Resume && e.order.GrantedAt < r.since:
+	case e.order.Resume && e.order.GrantedAt < r.registry.Since:
 		delete(r.entries, key)
 		r.report(lost(e.order, "lost: it is not known whether it had begun"))
 	case e.killed || e.revoked:
@@ -134,8 +155,11 @@ func (r *Remote) heard(p *peer, key messages.AttemptKey) *entry {
 	return e
 }
 
-func (r *Remote) heardQueued(p *peer, key messages.AttemptKey) {
+func (r *Remote) heardQueued(p *peer, key messages.AttemptKey, granted int64) {
 	e := r.heard(p, key)
+	if e != nil {
+		e.granted = granted
+	}
 	switch {
 	case e == nil:
 	case e.order == nil && r.nobodys(key):
@@ -148,7 +172,7 @@ func (r *Remote) heardStarted(p *peer, s workerpb.Started) {
 	if e == nil || e.stage == ended {
 		return
 	}
-	e.stage, e.at = running, s.At
+	e.stage, e.at, e.granted = running, s.At, s.GrantedAt
 	if e.order == nil && r.nobodys(s.Key) {
 		r.disown(s.Key, e)
 	}
@@ -163,7 +187,7 @@ func (r *Remote) heardFinished(p *peer, rep executor.Report) {
 	if e == nil || e.stage == ended {
 		return // it was told; the acknowledgement is on its way, or is not due
 	}
-	e.stage, e.end = ended, &rep
+	e.stage, e.end, e.granted = ended, &rep, rep.GrantedAt
 	if p.dead {
 		p.kept++
 	}
@@ -196,11 +220,17 @@ func (r *Remote) heardRevoked(p *peer, key messages.AttemptKey, at int64) {
 	}
 }
 
-// heardIgnored: the key has had its whole life. The order was a repetition.
+// heardIgnored: the number has served before, and what came of it is acknowledged or is
+// another history's. The order is over: a new number can begin.
 func (r *Remote) heardIgnored(p *peer, key messages.AttemptKey) {
-	if e := r.entries[key]; e != nil && e.peer == p && e.stage == unknown {
-		delete(r.entries, key)
-		r.log.Warn("an attempt was ordered again after its end was acknowledged", "key", key)
+	e := r.entries[key]
+	if e == nil || e.peer != p || e.stage != unknown {
+		return
+	}
+	delete(r.entries, key)
+	r.log.Error("a worker refused an order: an attempt of this number has run before", "key", key)
+	if e.order != nil {
+		r.report(lost(e.order, "lost: an attempt of this number has run before"))
 	}
 }
 

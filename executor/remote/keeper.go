@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +14,18 @@ import (
 func (r *Remote) keep() {
 	defer r.work.Done()
 	defer close(r.over)
+	for {
+		err := r.discoverStrays()
+		if err == nil {
+			break
+		}
+		r.log.Error("nothing is started before it is known which processes there are", "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-r.ctx.Done():
+			return
+		}
+	}
 	for _, p := range r.peers {
 		r.work.Add(1)
 		go p.run()
@@ -155,16 +168,15 @@ func (r *Remote) bury() {
 	}
 	r.mu.Unlock()
 	for _, p := range late {
-		e := &worker.Estate{Certain: true}
-		if p.folder != nil {
-			var err error
-			if e, err = worker.Bury(r.ctx, p.folder, r.cfg.Settings.CloseGrace, r.log); err != nil {
-				if r.ctx.Err() == nil {
-					r.log.Error("a dead worker's estate cannot be taken; it is tried again", "folder", p.path, "err", err)
-					time.AfterFunc(time.Second, r.wake)
-				}
-				continue
+		e, err := worker.Bury(r.ctx, worker.Dead{
+			Path: p.path, Folder: p.folder, Data: r.cfg.Settings.Folder, Process: p.process, Unborn: p.cmd != nil && !p.synced,
+		}, r.cfg.Settings.CloseGrace, r.log)
+		if err != nil {
+			if r.ctx.Err() == nil {
+				r.log.Error("a dead worker's estate cannot be taken; it is tried again", "folder", p.path, "err", err)
+				time.AfterFunc(time.Second, r.wake)
 			}
+			continue
 		}
 		r.mu.Lock()
 		r.inherit(p, e)
@@ -182,7 +194,10 @@ func (r *Remote) inherit(p *peer, e *worker.Estate) {
 		r.heardFinished(p, rep)
 	}
 	if !e.Certain {
-		r.since = time.Now().UnixNano()
+		r.registry.forgetPast()
+		if err := r.registry.save(); err != nil {
+			r.log.Warn("registry of workers not written", "err", err)
+		}
 	}
 	p.kept = 0
 	for key, x := range r.entries {
@@ -222,6 +237,9 @@ func (r *Remote) removeEstates() {
 	r.peers = left
 	r.mu.Unlock()
 	for _, p := range settled {
+		if err := r.registry.strike(filepath.Base(p.path)); err != nil {
+			r.log.Warn("a dead worker stays in the registry", "folder", p.path, "err", err)
+		}
 		if p.folder == nil {
 			continue
 		}

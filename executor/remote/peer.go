@@ -50,10 +50,11 @@ type peer struct {
 	usage    workerpb.Amount
 	capacity workerpb.Amount // told on this connection
 
-	gone   bool           // the worker has ended
-	folder *worker.Folder // of a worker that has; nil when it removed it
-	dead   bool           // its estate was taken
-	kept   int            // ends in the estate that are not acknowledged
+	process worker.Identity // the worker's own process; zero when it is not known
+	gone    bool            // the worker has ended
+	folder  *worker.Folder  // of a worker that has; nil when it is missing
+	dead    bool            // its estate was taken
+	kept    int             // ends in the estate that are not acknowledged
 }
 
 func newPeer(r *Remote, path string) *peer {
@@ -93,7 +94,10 @@ func (p *peer) run() {
 			return
 		}
 		f, taken := worker.Take(p.path)
-		if taken == nil || errors.Is(taken, fs.ErrNotExist) {
+		switch {
+		case taken == nil && p.process.Lives():
+			f.Release() // somebody has removed its lock file
+		case taken == nil, errors.Is(taken, fs.ErrNotExist):
 			p.end(f)
 			return
 		}
@@ -272,17 +276,19 @@ func (p *peer) hear(typ workerpb.Type, body []byte) error {
 			r.heardRevoked(p, k.Key, k.At)
 		}
 		return err
-	case workerpb.TypeQueued, workerpb.TypeIgnored:
-		key, err := workerpb.ParseKey(body)
-		switch {
-		case err != nil:
-			return err
-		case typ == workerpb.TypeIgnored:
-			r.heardIgnored(p, key)
-		default:
-			p.list(key)
-			r.heardQueued(p, key)
+	case workerpb.TypeQueued:
+		k, err := workerpb.ParseKeyAt(body)
+		if err == nil {
+			p.list(k.Key)
+			r.heardQueued(p, k.Key, k.At)
 		}
+		return err
+	case workerpb.TypeIgnored:
+		key, err := workerpb.ParseKey(body)
+		if err == nil {
+			r.heardIgnored(p, key)
+		}
+		return err
 	case workerpb.TypeUsage:
 		a, err := workerpb.ParseAmount(body)
 		if err != nil {

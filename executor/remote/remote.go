@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,14 +19,16 @@ import (
 
 // Config configures a Remote.
 type Config struct {
-	Dir         string          // DATA/worker; made if there is none
-	Binary      string          // program of the worker; "" = this process's own
-	Args        []string        // its arguments, as {"worker", "--data", DATA}; "--name", NAME is added
-	Sink        executor.Sink   // required
-	CoresMilli  int64           // slots, in thousandths of a core
-	MemoryMilli int64           // slots, in thousandths of a MB
-	Settings    worker.Settings // of the worker; Outputs is required, Version is made unique to the binary
-	Logger      *slog.Logger    // default slog.Default()
+	Dir         string        // DATA/worker; made if there is none
+	Binary      string        // program of the worker; "" = this process's own
+	Args        []string      // its arguments, as {"worker", "--data", DATA}; "--name", NAME is added
+	Sink        executor.Sink // required
+	CoresMilli  int64         // slots, in thousandths of a core
+	MemoryMilli int64         // slots, in thousandths of a MB
+	// Settings are the worker's. Outputs is required. Version is made unique to the binary.
+	// Without a Folder the folder Dir has an identity of its own.
+	Settings worker.Settings
+	Logger   *slog.Logger // default slog.Default()
 }
 
 // defaultCloseGrace is from SIGTERM to SIGKILL at Close, and for what a dead worker left.
@@ -36,19 +39,19 @@ const closePatience = 30 * time.Second
 
 // Remote implements executor.Durable.
 type Remote struct {
-	cfg    Config
-	log    *slog.Logger
-	dir    string // where orders run that name no folder, or a relative one
-	lock   *os.File
-	ctx    context.Context // until Close or Detach are done
-	cancel context.CancelFunc
-	work   sync.WaitGroup // the keeper and the peers
-	look   chan struct{}  // wakes the keeper
-	over   chan struct{}  // closed by the keeper when it has ended
+	cfg      Config
+	log      *slog.Logger
+	dir      string // where orders run that name no folder, or a relative one
+	lock     *os.File
+	ctx      context.Context // until Close or Detach are done
+	cancel   context.CancelFunc
+	work     sync.WaitGroup // the keeper and the peers
+	look     chan struct{}  // wakes the keeper
+	registry *registry      // Since is guarded by mu
+	over     chan struct{}  // closed by the keeper when it has ended
 
 	mu      sync.Mutex
 	state   state
-	since   int64                       // ns since the epoch: the memory reaches back to here
 	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until Expect
 	found   bool                        // every worker that was there at the beginning has said what it knows
 	entries map[messages.AttemptKey]*entry
@@ -111,17 +114,22 @@ func (r *Remote) prepare() (err error) {
 	if r.cfg.Binary, err = program(r.cfg.Binary); err != nil {
 		return err
 	}
-	if r.cfg.Settings.Version, err = identity(r.cfg.Binary, r.cfg.Settings); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return err
 	}
 	if r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE); err != nil {
 		return err
 	}
-	if r.since, err = memorySince(r.cfg.Dir); err == nil {
-		err = r.discover()
+	var fault string
+	if r.registry, fault, err = openRegistry(r.cfg.Dir, r.cfg.Settings.Folder); err == nil {
+		if fault != "" {
+			r.log.Error("the registry of workers is written anew: an attempt that no worker knows is lost, and runs again with a new attempt number",
+				"file", r.registry.path, "fault", fault)
+		}
+		r.cfg.Settings.Folder = r.registry.Folder
+		if r.cfg.Settings.Version, err = identity(r.cfg.Binary, r.cfg.Settings); err == nil {
+			err = r.discover()
+		}
 	}
 	if err != nil {
 		r.lock.Close()
@@ -129,14 +137,45 @@ func (r *Remote) prepare() (err error) {
 	return err
 }
 
-// discover lists the workers that there are, dead or alive.
+// discover lists the workers that there are, dead or alive, and those that there should
+// be: the registry names them.
 func (r *Remote) discover() error {
 	paths, err := worker.List(r.cfg.Dir)
 	if err != nil {
 		return err
 	}
+	for _, w := range r.registry.Workers {
+		if path := filepath.Join(r.cfg.Dir, w.Name); !slices.Contains(paths, path) {
+			r.log.Error("a worker's folder is missing: what it had begun is ended, and runs again with a new attempt number", "folder", path)
+			paths = append(paths, path)
+		}
+	}
 	for _, path := range paths {
-		r.peers = append(r.peers, newPeer(r, path))
+		p := newPeer(r, path)
+		if i := r.registry.index(filepath.Base(path)); i >= 0 {
+			p.process = r.registry.Workers[i].identity()
+		}
+		r.peers = append(r.peers, p)
+	}
+	return nil
+}
+
+// discoverStrays adds the workers of which there are only processes left: their mark
+// names this data folder, and no folder is there for them. They are treated as workers
+// that died.
+func (r *Remote) discoverStrays() error {
+	names, err := worker.Marked(r.cfg.Settings.Folder)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.unlock()
+	for _, name := range names {
+		path := filepath.Join(r.cfg.Dir, name)
+		if !slices.ContainsFunc(r.peers, func(p *peer) bool { return p.path == path }) {
+			r.log.Error("processes of a worker without a folder are ended", "folder", path)
+			r.peers = append(r.peers, newPeer(r, path))
+		}
 	}
 	return nil
 }
@@ -323,6 +362,9 @@ func (r *Remote) Detach() error {
 				continue
 			}
 			if needless {
+				if err := r.registry.strike(filepath.Base(p.path)); err == nil {
+					p.out = workerpb.AppendEmpty(p.out, workerpb.TypeRelease)
+				}
 				p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
 			}
 			close(p.leave)

@@ -107,7 +107,8 @@ func (g *rig) processes() (pids []int) {
 			pids = append(pids, pid)
 			continue
 		}
-		if bytes.Contains(env, []byte(g.mark)) || bytes.Contains(env, []byte("DATA="+g.data)) {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.Contains(cmdline, []byte("\x00worker\x00"+g.dir()+"\x00")) || bytes.Contains(env, []byte(g.mark)) || bytes.Contains(env, []byte("DATA="+g.data)) {
 			pids = append(pids, pid)
 		}
 	}

@@ -7,16 +7,14 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
 )
 
@@ -65,6 +63,10 @@ func (r *Remote) spawn() (*peer, error) {
 	p := newPeer(r, f.Path)
 	err = func() error {
 		defer listener.Close()
+		// It must be known before anything can run: a folder that is removed is missed then.
+		if err := r.registry.note(f.Name(), worker.Identity{}); err != nil {
+			return fmt.Errorf("registry of workers: %w", err)
+		}
 		socket, err := listener.File()
 		if err != nil {
 			return err
@@ -76,59 +78,52 @@ func (r *Remote) spawn() (*peer, error) {
 		}
 		defer log.Close()
 		// What this process has inherited itself is no business of the worker and its tasks.
-		_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // older kernels cannot
+		closeOnExec()
 		p.cmd = &exec.Cmd{
 			Path: r.cfg.Binary, Args: append([]string{"caravan"}, append(slices.Clone(r.cfg.Args), "--name", f.Name())...),
-			Env: workerEnvironment(os.Environ(), f.Name()), Dir: "/",
+			Env: workerEnvironment(worker.MarkValue(r.cfg.Settings.Folder, f.Name())), Dir: "/",
 			Stdout: log, Stderr: log, ExtraFiles: []*os.File{f.Lock, socket},
 			SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 		}
 		return p.cmd.Start()
 	}()
 	if err != nil {
+		if serr := r.registry.strike(f.Name()); serr != nil {
+			r.log.Warn("registry of workers not written", "err", serr)
+		}
 		f.Remove()
 		return nil, fmt.Errorf("worker not started: %w", err)
 	}
 	f.Release() // the worker holds it
+	if p.process, err = worker.Identify(p.cmd.Process.Pid); err == nil {
+		err = r.registry.note(f.Name(), p.process)
+	}
+	if err != nil {
+		r.log.Warn("registry of workers does not have the new one's process", "err", err)
+	}
 	return p, nil
 }
 
-// workerEnvironment is this process's own, from which tasks get their clean set, with
-// the worker's mark. A worker's heap is small: a little more collecting keeps it so. Its
-// threads hang in the kernel as they fork; with as many again to go on, the runtime's
-// monitor sleeps, which otherwise takes their place away from them 10 times a task.
-func workerEnvironment(own []string, name string) []string {
-	env := slices.DeleteFunc(slices.Clone(own), func(kv string) bool {
-		return strings.HasPrefix(kv, worker.Mark+"=")
-	})
-	set := func(name, value string) {
-		if os.Getenv(name) == "" {
-			env = append(env, name+"="+value)
+// closeOnExec keeps the descriptors that this process has inherited itself from the
+// worker and its tasks. Kernels before 5.11 cannot do it at once.
+func closeOnExec() {
+	if unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	names, _ := os.ReadDir("/proc/self/fd")
+	for _, name := range names {
+		if fd, err := strconv.Atoi(name.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
 		}
 	}
-	set("GOGC", "200")
-	set("GOMAXPROCS", strconv.Itoa(max(2*runtime.NumCPU(), runtime.GOMAXPROCS(0))))
-	return append(env, worker.Mark+"="+name)
 }
 
-// memorySince reads, or begins, the file that says since when every start is in some
-// worker's journal: since ever in this boot of the machine, if it is of this boot.
-func memorySince(dir string) (since int64, _ error) {
-	boot, err := worker.BootID()
-	if err != nil {
-		return 0, err
-	}
-	path := filepath.Join(dir, "since")
-	if text, err := os.ReadFile(path); err == nil {
-		var then string
-		if n, _ := fmt.Sscanf(string(text), "%s %d\n", &then, &since); n == 2 && then == boot {
-			return since, nil
-		}
-	}
-	since = time.Now().UnixNano()
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, fmt.Appendf(nil, "%s %d\n", boot, since), 0o600); err != nil {
-		return 0, err
-	}
-	return since, os.Rename(temporary, path)
+// workerEnvironment is as clean as that of the tasks, which can read it, and has the
+// worker's mark. A worker's heap is small: a little more collecting keeps it so. Its
+// threads hang in the kernel as they fork; with as many again to go on, the runtime's
+// monitor sleeps, which otherwise takes their place away from them 10 times a task.
+func workerEnvironment(mark string) []string {
+	env := executor.CleanEnvironment(os.Getenv)
+	return append(env, "GOGC=200", "GOMAXPROCS="+strconv.Itoa(max(2*runtime.NumCPU(), runtime.GOMAXPROCS(0))),
+		worker.Mark+"="+mark)
 }

@@ -10,12 +10,13 @@ import (
 
 // held is an attempt from its order to the acknowledgement of its end.
 type held struct {
-	stage  stage
-	intent int64 // ns since boot
-	pid    int
-	at     int64 // ns since the epoch: its start
-	idle   time.Duration
-	end    []byte // its Finished item
+	stage   stage
+	granted int64 // executor.Order.GrantedAt
+	intent  int64 // ns since boot
+	pid     int
+	at      int64 // ns since the epoch: its start
+	idle    time.Duration
+	end     []byte // its Finished item
 }
 
 // stage is how far an attempt is.
@@ -29,19 +30,20 @@ const (
 )
 
 // order enters an order and tells whether it is to be started. One that is known
-// gets the answer that it had. w.mu is held.
-func (w *Worker) order(key messages.AttemptKey) bool {
-	if h := w.book[key]; h != nil {
-		w.sess.out = h.append(w.sess.out, key)
-		return false
-	}
+// gets the answer that it had. One whose key has served before, be it in another history
+// of the data folder, is ignored, and the server is told so. w.mu is held.
+func (w *Worker) order(o *executor.Order) bool {
+	key := o.Key
+	h := w.book[key]
 	switch {
-	case w.process.Begun(key):
+	case h != nil && h.granted == o.GrantedAt:
+		w.sess.out = h.append(w.sess.out, key)
+	case h != nil, w.process.Begun(key):
 		w.sess.out = workerpb.AppendKey(w.sess.out, workerpb.TypeIgnored, key)
 	case w.draining || w.stopping:
 		w.sess.out = workerpb.AppendKeyAt(w.sess.out, workerpb.TypeRevoked, key, w.now())
 	default:
-		w.book[key] = &held{}
+		w.book[key] = &held{granted: o.GrantedAt}
 		return true
 	}
 	return false
@@ -53,9 +55,9 @@ func (h *held) append(dst []byte, key messages.AttemptKey) []byte {
 	case h.stage == ended:
 		return append(dst, h.end...)
 	case h.stage == started:
-		return workerpb.AppendStarted(dst, workerpb.Started{Key: key, At: h.at, Idle: h.idle})
+		return workerpb.AppendStarted(dst, workerpb.Started{Key: key, At: h.at, Idle: h.idle, GrantedAt: h.granted})
 	}
-	return workerpb.AppendKey(dst, workerpb.TypeQueued, key)
+	return workerpb.AppendKeyAt(dst, workerpb.TypeQueued, key, h.granted)
 }
 
 // begin is the process's Begin: duty 2.
@@ -63,11 +65,21 @@ func (w *Worker) begin(o *executor.Order) error {
 	at := bootNow()
 	w.mu.Lock()
 	// From here on a compaction writes the intent, so that none is lost to a new file.
-	if h := w.book[o.Key]; h != nil {
+	h := w.book[o.Key]
+	if h != nil {
 		h.stage, h.intent = begun, at
 	}
 	w.mu.Unlock()
-	return w.journal.intent(o.Key, at)
+	err := w.journal.intent(o.Key, at)
+	if err != nil && w.repairJournal() == nil {
+		err = nil // the new file has the intent
+	}
+	if err != nil && h != nil {
+		w.mu.Lock()
+		h.stage, h.intent = waiting, 0
+		w.mu.Unlock()
+	}
+	return err
 }
 
 // born is the process's Born: duty 3.
@@ -173,14 +185,45 @@ func (w *Worker) snapshot(dst []byte) []byte {
 	return workerpb.AppendEmpty(dst, workerpb.TypeSynced)
 }
 
-// compact writes the journal anew from the book, when it is time.
+// compact renews the journal when it is time.
 func (w *Worker) compact() {
-	if !w.journal.full() {
+	if !w.journal.due() {
 		return
 	}
+	if err := w.renewJournal(); err != nil {
+		w.log.Warn("journal not compacted", "err", err)
+	}
+}
+
+// repairPause is how long a broken journal is left alone after an attempt to write it anew.
+const repairPause = 50 * time.Millisecond
+
+// repairJournal writes a broken journal anew. The device may have failed for one write
+// only, or be full for a while; the file that saw the error is not trusted.
+func (w *Worker) repairJournal() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	err := w.journal.compact(func(add func([]byte)) {
+	if err := w.journal.broken(); err == nil || time.Now().Before(w.repairAt) {
+		return err
+	}
+	if err := w.renewLocked(); err != nil {
+		w.repairAt = time.Now().Add(repairPause)
+		return err
+	}
+	w.log.Warn("the journal was written anew after an error")
+	return nil
+}
+
+// renewJournal writes what the book says to a new file, which replaces the journal.
+func (w *Worker) renewJournal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.renewLocked()
+}
+
+// renewLocked is renewJournal. w.mu is held.
+func (w *Worker) renewLocked() error {
+	return w.journal.compact(func(add func([]byte)) {
 		for key, h := range w.book {
 			switch h.stage {
 			case ended:
@@ -193,7 +236,4 @@ func (w *Worker) compact() {
 			}
 		}
 	})
-	if err != nil {
-		w.log.Warn("journal not compacted", "err", err)
-	}
 }

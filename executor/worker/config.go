@@ -28,6 +28,7 @@ const (
 // others (or is of another version) drains this worker and starts its own.
 type Settings struct {
 	Version    string        // of the binary
+	Folder     string        // identity of the data folder: part of the marks of all its processes
 	Outputs    string        // DATA/output
 	Node       string        // goes into each record
 	MaxOutput  int64         // as in executor.ProcessConfig, 0 = its default; so are the next ones

@@ -17,11 +17,11 @@ import (
 
 // Files in a worker's folder. The lock is held as long as the worker lives.
 const (
-	lockFile     = "lock"
-	socketFile   = "sock"
-	settingsFile = "settings"
-	journalFile  = "journal"
-	logFile      = "log"
+	lockFile        = "lock"
+	socketFile      = "sock"
+	settingsFile    = "settings"
+	journalFileName = "journal"
+	logFile         = "log"
 )
 
 // prefix begins the names of workers' folders in DATA/worker.
@@ -88,15 +88,11 @@ func (f *Folder) Release() {
 var ErrHeld = errors.New("locked by another process")
 
 // Take takes the lock of a folder that was made before. ErrHeld when its worker lives,
-// fs.ErrNotExist when there is no such folder.
+// fs.ErrNotExist when there is no such folder. A lock file that is missing is made again:
+// so the lock alone does not prove that the worker is dead.
 func Take(path string) (*Folder, error) {
-	l, err := LockFile(filepath.Join(path, lockFile), 0)
+	l, err := LockFile(filepath.Join(path, lockFile), os.O_CREATE)
 	if err != nil {
-		return nil, err
-	}
-	// The worker may have removed its folder, and exited, since the lock was opened.
-	if _, err := os.Stat(filepath.Join(path, lockFile)); err != nil {
-		l.Close()
 		return nil, err
 	}
 	return &Folder{Path: path, Lock: l}, nil

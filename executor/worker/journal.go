@@ -2,8 +2,10 @@ package worker
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,31 +18,50 @@ import (
 const compactMin = 1 << 20
 
 // journal is the worker's own memory of what it began and of ends that nobody has
-// acknowledged. A record is a length, a checksum and a workerpb item:
+// acknowledged. A record is a workerpb item with its number, which counts the records of
+// the file from 0:
 //
-//	uint32 length of the item, uint32 CRC-32C of the item, item
+//	uint32 length of the item, uint32 CRC-32C of number and item, uint32 number, item
 //
-// It is never read by the worker that writes it. What stands in no acknowledged way
-// is in the worker's book too, so that a new file can be written at any time.
+// The first item is a Header. Every write ends with a Tail, which the next write replaces:
+// a file that does not end with one was cut, or not written to its end. So a reader knows
+// whether it has all records (past.whole), and tells a torn end from damage.
+//
+// The worker that writes a journal never reads it: all that its records say of attempts
+// that are not acknowledged is in the worker's book too, so that a new file can be written
+// at any time. After an error the file is not trusted any more, and nothing is added to
+// it: the next write must be a new file (compact).
 type journal struct {
 	mu     sync.Mutex
 	path   string
+	create func(path string, flag int) (journalFile, error)
 	header []byte // the first item of each file
-	f      *os.File
-	size   int64  // of the records in the file
+	f      journalFile
+	size   int64  // of the records in the file, without the Tail
 	buf    []byte // records that are not written yet
+	number uint32 // of the next record
 	next   int64  // the size at which it is compacted
-	failed bool   // the last write did not succeed
+	failed error  // of the last write; nil when that succeeded
+}
+
+// journalFile is what a journal needs of its file.
+type journalFile interface {
+	io.WriterAt
+	io.Closer
+}
+
+func createFile(path string, flag int) (journalFile, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flag, 0o600)
 }
 
 // createJournal begins the journal of a worker's folder.
 func createJournal(folder string, h workerpb.Header) (*journal, error) {
-	j := &journal{path: filepath.Join(folder, journalFile), header: workerpb.AppendHeader(nil, h), next: compactMin}
+	j := &journal{path: filepath.Join(folder, journalFileName), create: createFile, header: workerpb.AppendHeader(nil, h), next: compactMin}
 	var err error
-	if j.f, err = os.OpenFile(j.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	if j.f, err = j.create(j.path, os.O_EXCL); err != nil {
 		return nil, fmt.Errorf("worker's journal: %w", err)
 	}
-	j.buf = appendRecord(j.buf, j.header)
+	j.append(j.header)
 	if err := j.write(); err != nil {
 		j.f.Close()
 		return nil, err
@@ -50,22 +71,39 @@ func createJournal(folder string, h workerpb.Header) (*journal, error) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func appendRecord(dst, item []byte) []byte {
+// recordHead is the length of a record without its item.
+const recordHead = 12
+
+func appendRecord(dst []byte, number uint32, item []byte) []byte {
+	at := len(dst)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(item)))
-	dst = binary.LittleEndian.AppendUint32(dst, crc32.Checksum(item, castagnoli))
-	return append(dst, item...)
+	dst = append(dst, 0, 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, number)
+	dst = append(dst, item...)
+	binary.LittleEndian.PutUint32(dst[at+4:], crc32.Checksum(dst[at+8:], castagnoli))
+	return dst
 }
 
-// cutRecord cuts the first record off. ok is false at the end, which may be torn.
-func cutRecord(b []byte) (item, rest []byte, ok bool) {
-	if len(b) < 8 {
-		return nil, b, false
+// cutRecord cuts the first record off, whatever its number. ok is false when there is none.
+func cutRecord(b []byte) (number uint32, item, rest []byte, ok bool) {
+	if len(b) < recordHead {
+		return 0, nil, b, false
 	}
 	n, sum := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:])
-	if n == 0 || uint64(n) > uint64(len(b)-8) || crc32.Checksum(b[8:8+n], castagnoli) != sum {
-		return nil, b, false
+	if n == 0 || uint64(n) > uint64(len(b)-recordHead) {
+		return 0, nil, b, false
 	}
-	return b[8 : 8+n], b[8+n:], true
+	end := recordHead + int(n)
+	if crc32.Checksum(b[8:end], castagnoli) != sum {
+		return 0, nil, b, false
+	}
+	return binary.LittleEndian.Uint32(b[8:]), b[recordHead:end], b[end:], true
+}
+
+// append takes an item for the next write. j.mu is held.
+func (j *journal) append(item []byte) {
+	j.buf = appendRecord(j.buf, j.number, item)
+	j.number++
 }
 
 // intent writes that the attempt is about to begin, and all that was added before.
@@ -75,74 +113,90 @@ func (j *journal) intent(key messages.AttemptKey, at int64) error {
 	item := workerpb.AppendKeyAt(room[:0], workerpb.TypeIntent, key, at)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	before := len(j.buf)
-	j.buf = appendRecord(j.buf, item)
-	if err := j.write(); err != nil {
-		j.buf = j.buf[:before]
-		return err
-	}
-	return nil
+	j.append(item)
+	return j.write()
 }
 
 // add takes an item for the next write.
 func (j *journal) add(item []byte) {
 	j.mu.Lock()
-	j.buf = appendRecord(j.buf, item)
+	j.append(item)
 	j.mu.Unlock()
 }
 
-// flush writes what was added. What could not be written stays for the next time.
+// flush writes what was added.
 func (j *journal) flush() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.write()
 }
 
-// write appends buf to the file. A write that is cut short is undone, so that no
-// later record stands behind half a one. j.mu is held.
+// errAnew: the file is not trusted after an error.
+var errAnew = errors.New("the file must be written anew")
+
+// write writes buf and a Tail over the former Tail. After an error the file is not
+// written any more, and what buf holds is left to compact. j.mu is held.
 func (j *journal) write() error {
+	if j.failed != nil {
+		j.buf = j.buf[:0]
+		return fmt.Errorf("worker's journal: %w after: %w", errAnew, j.failed)
+	}
 	if len(j.buf) == 0 {
 		return nil
 	}
-	n, err := j.f.WriteAt(j.buf, j.size)
-	if err != nil {
-		if n > 0 {
-			// Else the next write overwrites it; a reader stops at the checksum until then.
-			_ = j.f.Truncate(j.size)
-		}
-		j.failed = true
-		return fmt.Errorf("worker's journal: %w", err)
-	}
-	j.failed = false
-	j.size += int64(n)
+	n := len(j.buf)
+	var tail [2]byte
+	j.buf = appendRecord(j.buf, j.number, workerpb.AppendEmpty(tail[:0], workerpb.TypeTail))
+	_, err := j.f.WriteAt(j.buf, j.size)
 	j.buf = j.buf[:0]
 	if cap(j.buf) > 1<<20 {
 		j.buf = nil
 	}
+	if err != nil {
+		j.failed = err
+		return fmt.Errorf("worker's journal: %w", err)
+	}
+	j.size += int64(n)
 	return nil
 }
 
-// full tells whether it is time to compact.
-func (j *journal) full() bool {
+// due tells whether it is time to compact, or needed.
+func (j *journal) due() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.size >= j.next
 }
 
-// compact replaces the journal by one of the items that live appends as records. The
-// caller sees to it that nothing is added by anybody else meanwhile but intents, which
-// wait. When that does not work the old one goes on, and it is tried again later.
+// broken is not nil when the file must be written anew before anything is added.
+func (j *journal) broken() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
+}
+
+// compact replaces the journal by a new file with the items that live adds. The caller
+// sees to it that nothing is added by anybody else meanwhile but intents, which wait, and
+// which live adds too. When that does not work the old file stays, in use if it is
+// trusted, and it is tried again later.
 func (j *journal) compact(live func(add func(item []byte))) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.next = 2 * max(j.size, compactMin)
-	records := appendRecord(nil, j.header)
-	live(func(item []byte) { records = appendRecord(records, item) })
-	f, err := os.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	var number uint32
+	var records []byte
+	add := func(item []byte) {
+		records = appendRecord(records, number, item)
+		number++
+	}
+	add(j.header)
+	live(add)
+	size := int64(len(records))
+	records = appendRecord(records, number, workerpb.AppendEmpty(nil, workerpb.TypeTail))
+	f, err := j.create(j.path+".new", os.O_TRUNC)
 	if err != nil {
 		return fmt.Errorf("worker's journal: %w", err)
 	}
-	_, err = f.Write(records)
+	_, err = f.WriteAt(records, 0)
 	if err == nil {
 		err = os.Rename(j.path+".new", j.path)
 	}
@@ -152,7 +206,7 @@ func (j *journal) compact(live func(add func(item []byte))) error {
 		return fmt.Errorf("worker's journal: %w", err)
 	}
 	j.f.Close()
-	j.f, j.size, j.buf = f, int64(len(records)), j.buf[:0]
+	j.f, j.size, j.buf, j.number, j.failed = f, size, j.buf[:0], number, nil
 	j.next = max(2*j.size, compactMin)
 	return nil
 }
@@ -165,79 +219,4 @@ func (j *journal) close() error {
 		err = cerr
 	}
 	return err
-}
-
-// past is what a journal says.
-type past struct {
-	header   workerpb.Header
-	attempts map[messages.AttemptKey]*pastAttempt
-	keys     []messages.AttemptKey // in the order in which they began
-	torn     int                   // bytes at the end that are no record
-}
-
-type pastAttempt struct {
-	intent int64  // ns since boot
-	born   int64  // ns since boot, or a little earlier; 0 when it is not known
-	pid    int    // 0 when it is not known
-	end    []byte // the body of its Finished; nil when it has not ended
-}
-
-// readJournal reads as far as the checksums hold. A journal without a header is one
-// that was never written: ok is false.
-func readJournal(b []byte) (p past, ok bool) {
-	p.attempts = map[messages.AttemptKey]*pastAttempt{}
-	for first := true; ; first = false {
-		item, rest, good := cutRecord(b)
-		if !good {
-			break
-		}
-		typ, body, _, err := workerpb.Next(item)
-		if err == nil {
-			err = p.read(typ, body, first)
-		}
-		if err != nil {
-			break // the checksum holds and the item does not: written by nobody we know
-		}
-		ok, b = true, rest
-	}
-	p.torn = len(b)
-	return p, ok
-}
-
-func (p *past) read(typ workerpb.Type, body []byte, first bool) (err error) {
-	if first != (typ == workerpb.TypeHeader) {
-		return fmt.Errorf("item of type %d out of place", typ)
-	}
-	switch typ {
-	case workerpb.TypeHeader:
-		p.header, err = workerpb.ParseHeader(body)
-	case workerpb.TypeIntent:
-		var k workerpb.KeyAt
-		if k, err = workerpb.ParseKeyAt(body); err == nil {
-			p.attempt(k.Key).intent = k.At
-		}
-	case workerpb.TypeBorn:
-		var b workerpb.Born
-		if b, err = workerpb.ParseBorn(body); err == nil {
-			a := p.attempt(b.Key)
-			a.pid, a.born = b.PID, b.At
-		}
-	case workerpb.TypeFinished:
-		var rep messages.AttemptKey
-		if _, err = workerpb.ParseFinished(body); err == nil {
-			rep, err = workerpb.FinishedKey(body)
-			p.attempt(rep).end = body
-		}
-	}
-	return err
-}
-
-func (p *past) attempt(k messages.AttemptKey) *pastAttempt {
-	a := p.attempts[k]
-	if a == nil {
-		a = new(pastAttempt)
-		p.attempts[k] = a
-		p.keys = append(p.keys, k)
-	}
-	return a
 }

@@ -19,44 +19,106 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// sample is a journal of three attempts: one ended, one running, one being forked.
-func sample(boot string, pid int) []byte {
-	b := appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: pid, Ticks: 1}))
-	for i := range uint32(3) {
-		b = appendRecord(b, workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(i), 5))
+// writeJournal encodes items as a journal of n bytes, which ends with a Tail.
+func writeJournal(items ...[]byte) (b []byte) {
+	items = append(items, workerpb.AppendEmpty(nil, workerpb.TypeTail))
+	for i, item := range items {
+		b = appendRecord(b, uint32(i), item)
 	}
-	b = appendRecord(b, workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: 1 << 22, At: 6}))
-	b = appendRecord(b, workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: 1<<22 + 1, At: 6}))
-	return appendRecord(b, workerpb.AppendFinished(nil, &executor.Report{Key: key(0), Kind: executor.Finished, At: 7,
-		Record: messages.AttemptRecord{Task: 0, Attempt: 1, Start: 6, Stop: 7, ExecutorLog: "kept"}}))
+	return b
 }
 
-func TestTornJournal(t *testing.T) {
+// sample is a journal of three attempts: one ended, one running, one being forked.
+func sample(boot string, pid int) []byte {
+	return writeJournal(
+		workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: pid, Ticks: 1}),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(0), 5),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(1), 5),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(2), 5),
+		workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: 1 << 22, At: 6}),
+		workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: 1<<22 + 1, At: 6}),
+		workerpb.AppendFinished(nil, &executor.Report{Key: key(0), Kind: executor.Finished, At: 7,
+			Record: messages.AttemptRecord{Task: 0, Attempt: 1, Start: 6, Stop: 7, ExecutorLog: "kept"}}),
+	)
+}
+
+// offsets are where the records of a journal begin.
+func offsets(b []byte) (at []int) {
+	for rest := b; len(rest) > 0; {
+		at = append(at, len(b)-len(rest))
+		var ok bool
+		if _, _, rest, ok = cutRecord(rest); !ok {
+			panic("no journal")
+		}
+	}
+	return at
+}
+
+// TestCutJournal cuts a journal at every byte: never is it taken for a whole one, and it
+// says no more than before.
+func TestCutJournal(t *testing.T) {
 	whole := sample("b", 1)
-	all, ok := readJournal(whole)
-	if !ok || all.torn != 0 || len(all.keys) != 3 {
+	all := readJournal(whole)
+	if !all.whole || all.fault != "" || len(all.keys) != 3 {
 		t.Fatalf("%+v", all)
 	}
 	last := 0
 	for n := range whole {
-		p, _ := readJournal(whole[:n])
+		p := readJournal(whole[:n])
 		if len(p.keys) < last {
 			t.Fatalf("%d bytes: %d attempts, fewer than before", n, len(p.keys))
 		}
 		last = len(p.keys)
-		if p.torn > 0 && p.torn > n {
-			t.Fatalf("%d of %d bytes torn", p.torn, n)
+		if p.whole || p.fault == "" {
+			t.Fatalf("cut after %d bytes and taken for whole: %+v", n, p)
+		}
+		if strings.Contains(p.fault, "good records follow") {
+			t.Fatalf("cut after %d bytes: %s", n, p.fault)
 		}
 	}
-	for i := range whole { // a bit that is wrong ends the reading, and never invents
-		bad := bytes.Clone(whole)
-		bad[i] ^= 4
-		if p, _ := readJournal(bad); p.torn == 0 {
-			t.Fatalf("byte %d is wrong and nobody noticed", i)
+}
+
+// TestDamagedJournal flips each bit: damage before the last record is told from a torn
+// end, with its offset, and all that stands behind it counts still.
+func TestDamagedJournal(t *testing.T) {
+	whole := sample("b", 1)
+	begins := offsets(whole)
+	tail := begins[len(begins)-1]
+	for i := range whole {
+		for bit := range 8 {
+			bad := bytes.Clone(whole)
+			bad[i] ^= 1 << bit
+			p := readJournal(bad)
+			record := 0
+			for record+1 < len(begins) && begins[record+1] <= i {
+				record++
+			}
+			want := fmt.Sprintf("record %d at offset %d is damaged, and good records follow at offset %d", record, begins[record], begins[min(record+1, len(begins)-1)])
+			if i >= tail {
+				want = fmt.Sprintf("the end is torn: %d bytes at offset %d are no record", len(whole)-tail, tail)
+			}
+			if p.whole || p.fault != want {
+				t.Fatalf("bit %d of byte %d: %q, want %q", bit, i, p.fault, want)
+			}
+			if len(p.keys) != 3 && record != 3 { // the third attempt has one record only
+				t.Fatalf("bit %d of byte %d: %d attempts", bit, i, len(p.keys))
+			}
+			if ended := p.attempts[key(0)] != nil && p.attempts[key(0)].end != nil; ended != (record != 6) {
+				t.Fatalf("bit %d of byte %d: end known %v", bit, i, ended)
+			}
 		}
 	}
-	if _, ok := readJournal(whole[len(appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: "b", PID: 1, Ticks: 1}))):]); ok {
-		t.Error("a journal without a header")
+	for name, b := range map[string][]byte{
+		"the file is empty":      {},
+		"the end is torn":        make([]byte, 500),
+		"it was cut off":         whole[:tail],
+		"bytes after the last":   append(bytes.Clone(whole), "more"...),
+		"is damaged, and good":   append(make([]byte, 40), whole[begins[1]:]...),
+		"item of type 65 out of": whole[begins[1]:],
+	} {
+		if p := readJournal(b); p.whole || !strings.Contains(p.fault, name) && name != "item of type 65 out of" {
+			t.Errorf("%s: %+v", name, p)
+		}
 	}
 }
 
@@ -64,9 +126,9 @@ func FuzzJournal(f *testing.F) {
 	f.Add(sample("b", 1))
 	f.Add(sample("b", 1)[:40])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, _ := readJournal(b)
+		p := readJournal(b)
 		for _, k := range p.keys {
-			if _, err := p.report(k, "b"); err != nil {
+			if _, err := p.report(k, false); err != nil {
 				t.Error(err)
 			}
 		}
@@ -75,19 +137,22 @@ func FuzzJournal(f *testing.F) {
 
 func folder(t *testing.T, journal []byte) *Folder {
 	t.Helper()
-	f, l, err := Make(t.TempDir(), Settings{})
+	f, l, err := Make(t.TempDir(), Settings{Folder: "data"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
 	t.Cleanup(f.Release)
 	if journal != nil {
-		if err := os.WriteFile(filepath.Join(f.Path, journalFile), journal, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(f.Path, journalFileName), journal, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return f
 }
+
+// dead is a worker that left f and nothing else.
+func dead(f *Folder) Dead { return Dead{Path: f.Path, Folder: f, Data: "data"} }
 
 func TestEstate(t *testing.T) {
 	boot, err := BootID()
@@ -101,12 +166,13 @@ func TestEstate(t *testing.T) {
 		lost    string // of the two that had not ended
 		ends    int
 	}{
-		{"none", nil, true, "", 0},
-		{"torn header", sample(boot, 1)[:10], true, "", 0},
+		{"none", nil, false, "", 0},
+		{"torn header", sample(boot, 1)[:10], false, "", 0},
+		{"cut between records", sample(boot, 1<<22+5)[:offsets(sample(boot, 1<<22+5))[7]], false, "lost: its worker (pid 4194309) died", 3},
 		{"this boot", sample(boot, 1<<22+5), true, "lost: its worker (pid 4194309) died", 3},
 		{"boot before", sample("other", os.Getpid()), false, "lost: the machine was restarted", 3},
 	} {
-		e, err := Bury(context.Background(), folder(t, c.journal), 0, quiet())
+		e, err := Bury(context.Background(), dead(folder(t, c.journal)), 0, quiet())
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -124,8 +190,8 @@ func TestEstate(t *testing.T) {
 		}
 	}
 	f := folder(t, nil)
-	os.Mkdir(filepath.Join(f.Path, journalFile), 0o700)
-	if _, err := Bury(context.Background(), f, 0, quiet()); err == nil {
+	os.Mkdir(filepath.Join(f.Path, journalFileName), 0o700)
+	if _, err := Bury(context.Background(), dead(f), 0, quiet()); err == nil {
 		t.Error("a journal that cannot be read")
 	}
 }
@@ -139,7 +205,7 @@ func TestLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	script := strings.NewReplacer("MARK", Mark+"="+f.Name(), "DIR", dir, "TEST", fmt.Sprint(os.Getpid())).Replace(`
+	script := strings.NewReplacer("MARK", Mark+"="+MarkValue("data", f.Name()), "DIR", dir, "TEST", fmt.Sprint(os.Getpid())).Replace(`
 		MARK/1.0.1 sh -c 'echo $$ >DIR/ended; exec sleep 1000' &
 		MARK/1.1.1 sh -c 'trap "" TERM; echo $$ >DIR/stubborn; while kill -0 TEST; do sleep 1000; done' &
 		MARK/1.1.1 setsid sh -c 'echo $$ >DIR/left; exec sleep 1000' &
@@ -159,7 +225,7 @@ func TestLeftovers(t *testing.T) {
 		_ = cmd.Wait()
 		list, _ := processes()
 		for _, q := range list {
-			if _, has := marked(environ(q.pid), f.Name()); has || q.session == session {
+			if _, has := marked(environ(q.pid), MarkValue("data", f.Name())); has || q.session == session {
 				q.signal(unix.SIGKILL)
 			}
 		}
@@ -181,22 +247,24 @@ func TestLeftovers(t *testing.T) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 
-	j := appendRecord(nil, workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: session, Ticks: own.ticks}))
-	for i := range uint32(3) {
-		j = appendRecord(j, workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(i), before))
-	}
-	j = appendRecord(j, workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: pids["ended"], At: bootNow()}))
-	j = appendRecord(j, workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: pids["stubborn"], At: bootNow()}))
-	j = appendRecord(j, workerpb.AppendFinished(nil, &executor.Report{Key: key(0)}))
-	if err := os.WriteFile(filepath.Join(f.Path, journalFile), j, 0o600); err != nil {
+	j := writeJournal(
+		workerpb.AppendHeader(nil, workerpb.Header{Boot: boot, PID: session, Ticks: own.ticks, Mark: MarkValue("data", f.Name())}),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(0), before),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(1), before),
+		workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key(2), before),
+		workerpb.AppendBorn(nil, workerpb.Born{Key: key(0), PID: pids["ended"], At: bootNow()}),
+		workerpb.AppendBorn(nil, workerpb.Born{Key: key(1), PID: pids["stubborn"], At: bootNow()}),
+		workerpb.AppendFinished(nil, &executor.Report{Key: key(0)}),
+	)
+	if err := os.WriteFile(filepath.Join(f.Path, journalFileName), j, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Bury(ctx, f, time.Hour, quiet()); err != context.Canceled {
+	if _, err := Bury(ctx, dead(f), time.Hour, quiet()); err != context.Canceled {
 		t.Errorf("interrupted: %v", err)
 	}
-	e, err := Bury(context.Background(), f, 50*time.Millisecond, quiet())
+	e, err := Bury(context.Background(), dead(f), 50*time.Millisecond, quiet())
 	if err != nil || len(e.Ends) != 3 {
 		t.Fatalf("%+v, %v", e, err)
 	}

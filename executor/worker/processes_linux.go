@@ -15,8 +15,13 @@ import (
 )
 
 // Mark is the name of the entry that a worker, and whatever it starts, has in its
-// environment: the worker's own is NAME, a task's NAME/RUN.TASK.ATTEMPT.
+// environment: the worker's own is FOLDER/NAME, a task's FOLDER/NAME/RUN.TASK.ATTEMPT,
+// where FOLDER is the identity of the data folder. A copy of a data folder has another
+// identity: its server does not touch the processes of the original.
 const Mark = "CARAVAN_WORKER"
+
+// MarkValue is the value of a worker's own entry.
+func MarkValue(folder, worker string) string { return folder + "/" + worker }
 
 func mark(worker string, k messages.AttemptKey) string {
 	b := make([]byte, 0, 64)
@@ -47,6 +52,21 @@ func marked(environ []byte, worker string) (key *messages.AttemptKey, has bool) 
 		}
 	}
 	return nil, false
+}
+
+// markedBy finds the mark of any worker of a data folder in an environment as /proc shows
+// it, and returns the worker's name.
+func markedBy(environ []byte, folder string) (worker string, has bool) {
+	prefix := Mark + "=" + folder + "/"
+	for len(environ) > 0 {
+		var entry []byte
+		entry, environ, _ = bytes.Cut(environ, []byte{0})
+		if value, ok := strings.CutPrefix(string(entry), prefix); ok {
+			worker, _, _ = strings.Cut(value, "/")
+			return worker, worker != ""
+		}
+	}
+	return "", false
 }
 
 // bootNow is the time since boot, in ns, which also runs while the machine sleeps.
@@ -80,6 +100,30 @@ func ownHeader() (h workerpb.Header, err error) {
 	h.Ticks = own.ticks
 	return h, nil
 }
+
+// Identity is what the kernel tells a process by, for as long as the machine runs.
+type Identity struct {
+	PID   int
+	Ticks uint64 // its start: field 22 of /proc/PID/stat
+}
+
+// Identify returns the identity of the process that has this number now.
+func Identify(pid int) (Identity, error) {
+	p, err := readProcess(pid)
+	return Identity{PID: p.pid, Ticks: p.ticks}, err
+}
+
+// Lives tells whether the process has not ended. It is false for the zero Identity.
+func (i Identity) Lives() bool {
+	if i.PID == 0 {
+		return false
+	}
+	p, err := readProcess(i.PID)
+	return err == nil && !p.dead && p.ticks == i.Ticks
+}
+
+// Signal sends a signal to the process, and to no other that has its number.
+func (i Identity) Signal(sig unix.Signal) { process{pid: i.PID, ticks: i.Ticks}.signal(sig) }
 
 // process is a line of /proc/PID/stat.
 type process struct {

@@ -191,7 +191,7 @@ func (w *Worker) carryOut(s *session, typ workerpb.Type, body []byte) error {
 			return err
 		}
 		w.mu.Lock()
-		start := w.sess != nil && w.order(o.Key)
+		start := w.sess != nil && w.order(&o)
 		w.changed = true
 		w.mu.Unlock()
 		if start {
@@ -222,6 +222,10 @@ func (w *Worker) carryOut(s *session, typ workerpb.Type, body []byte) error {
 		}
 	case workerpb.TypeDrain:
 		w.drain()
+	case workerpb.TypeRelease:
+		w.mu.Lock()
+		w.released = true
+		w.mu.Unlock()
 	case workerpb.TypeStop:
 		w.stop()
 	}

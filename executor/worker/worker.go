@@ -48,8 +48,10 @@ type Worker struct {
 	sess     *session // nil when no server is attached
 	draining bool
 	stopping bool
+	released bool // no server misses the folder
 	changed  bool // since the idler last looked
 	complain time.Time
+	repairAt time.Time // when a broken journal may be written anew again
 }
 
 // Run is the whole life of a worker process. It returns nil when the worker was
@@ -110,12 +112,13 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 	if w.outputs, err = outputs.Open(w.settings.Outputs); err != nil {
 		return nil, err
 	}
-	name := folder.Name()
+	name := MarkValue(w.settings.Folder, folder.Name())
+	header.Mark = name
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
 		Outputs: w.outputs, Sink: w.sink, CoresMilli: math.MaxInt64 / 2, MemoryMilli: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
-		Cgroups: name, EnforceMemory: w.settings.EnforceMemory,
+		Cgroups: folder.Name(), EnforceMemory: w.settings.EnforceMemory,
 		Begin: w.begin, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
 	}); err != nil {
 		w.outputs.Close()
@@ -146,13 +149,19 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server.Stop()
 	err := w.process.Close()
 	w.mu.Lock()
-	left := len(w.book) // ends that no server took: the folder stays for the next one
+	left := len(w.book) // ends that no server took
+	released := w.released
 	w.mu.Unlock()
+	if left == 0 && err == nil {
+		err = w.renewJournal()
+	}
 	err = errors.Join(err, w.journal.close(), w.outputs.Close())
 	w.log.Info("worker ends", "why", why, "ends", left, "err", err)
-	if left == 0 && err == nil {
+	if released && left == 0 && err == nil {
 		return w.folder.Remove()
 	}
+	// A server that misses a folder takes it for lost: it removes this one when it has read
+	// the journal.
 	w.folder.Release()
 	return err
 }
@@ -205,7 +214,11 @@ func (w *Worker) busy() (busy, drained bool) {
 
 // write writes the journal, and compacts it when it is time.
 func (w *Worker) write() {
-	if err := w.journal.flush(); err != nil {
+	err := w.journal.flush()
+	if err != nil {
+		err = w.repairJournal()
+	}
+	if err != nil {
 		w.mu.Lock()
 		say := time.Since(w.complain) > time.Minute
 		if say {

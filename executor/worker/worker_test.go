@@ -5,9 +5,10 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
@@ -136,10 +137,13 @@ func TestDrain(t *testing.T) {
 	for a := usage(); a.CoresMilli > 0; a = usage() {
 		t.Logf("usage %+v", a)
 	}
-	// It ends once all is acknowledged, and leaves nothing.
+	// It ends once all is acknowledged, and leaves nothing that it was not told to remove.
 	c.send(workerpb.AppendKey(workerpb.AppendKey(nil, workerpb.TypeAck, key(0)), workerpb.TypeAck, key(1)))
-	if err := g.wait(); err != nil || exists(g.folder.Path) {
+	if err := g.wait(); err != nil || !exists(g.folder.Path) {
 		t.Errorf("%v, folder there: %v", err, exists(g.folder.Path))
+	}
+	if e := bury(t, g.folder.Path); len(e.Ends) != 0 || !e.Certain {
+		t.Errorf("%+v", e)
 	}
 }
 
@@ -174,7 +178,7 @@ func bury(t *testing.T, path string) *Estate {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.Release)
-	e, err := Bury(context.Background(), f, 100*time.Millisecond, quiet())
+	e, err := Bury(context.Background(), dead(f), 100*time.Millisecond, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,47 +280,52 @@ func TestFramesThatAreNone(t *testing.T) {
 	}
 }
 
-// On a full disk nothing is forked that the journal does not know, and ends are kept.
-func TestFullDisk(t *testing.T) {
+// failingFile is a journal's file whose writes fail.
+type failingFile struct{ err error }
+
+func (f failingFile) WriteAt([]byte, int64) (int, error) { return 0, f.err }
+func (f failingFile) Close() error                       { return nil }
+
+// breakJournal has the next write fail, and the making of new files as long as create does.
+func (g *rig) breakJournal(create func(string, int) (journalFile, error)) {
+	g.journal.mu.Lock()
+	defer g.journal.mu.Unlock()
+	g.journal.f.Close()
+	g.journal.f = failingFile{unix.EIO}
+	g.journal.create = create
+}
+
+// TestJournalError: a journal that failed once is not written any more. A new file takes
+// its place, with all that the worker knows.
+func TestJournalError(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
 	c.send(shell(1, "sleep 0.1"))
 	c.want(workerpb.TypeStarted, key(1))
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	before, err := os.Stat(g.journal.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.journal.mu.Lock()
-	good := g.journal.f
-	g.journal.f = full
-	g.journal.mu.Unlock()
-	ran := filepath.Join(g.dir, "ran")
-	c.send(shell(2, "touch "+ran))
-	rep, err := workerpb.ParseFinished(c.want(workerpb.TypeFinished, key(2)))
-	if err != nil || rep.Record.Result != messages.AttemptLost || !strings.Contains(rep.Record.ExecutorLog, "worker's journal: write /dev/full: no space left on device") {
-		t.Errorf("%+v, %v", rep.Record, err)
+	g.breakJournal(createFile)
+	c.send(shell(2, "true"))
+	c.want(workerpb.TypeStarted, key(2))
+	c.want(workerpb.TypeFinished, key(2))
+	c.want(workerpb.TypeFinished, key(1))
+	if after, err := os.Stat(g.journal.path); err != nil || os.SameFile(before, after) {
+		t.Errorf("the file that failed is in use still: %v", err)
 	}
-	c.want(workerpb.TypeFinished, key(1)) // its end is told, if not kept
-	if exists(ran) {
-		t.Error("it ran")
-	}
-	g.journal.mu.Lock()
-	g.journal.f = good
-	g.journal.mu.Unlock()
-	full.Close()
-	c.send(shell(3, "true"))
-	c.want(workerpb.TypeStarted, key(3))
-	c.want(workerpb.TypeFinished, key(3))
 	g.cancel()
 	if err := g.wait(); err != nil {
 		t.Error(err)
 	}
-	got := map[messages.AttemptKey]messages.AttemptResult{}
-	for _, rep := range bury(t, g.folder.Path).Ends {
-		got[rep.Key] = rep.Record.Result
+	e := bury(t, g.folder.Path)
+	if len(e.Ends) != 2 || !e.Certain {
+		t.Errorf("%+v", e)
 	}
-	if len(got) != 3 || got[key(1)] != messages.AttemptSucceeded || got[key(2)] != messages.AttemptLost || got[key(3)] != messages.AttemptSucceeded {
-		t.Errorf("the journal says %v", got)
+	for _, rep := range e.Ends {
+		if rep.Record.Result != messages.AttemptSucceeded {
+			t.Errorf("%+v", rep)
+		}
 	}
 }
 
@@ -349,9 +358,9 @@ func TestCompaction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, ok := readJournal(text)
-	if a := p.attempts[key(1)]; !ok || p.torn != 0 || len(p.attempts) != 2 || a == nil || a.pid == 0 || a.end != nil || p.attempts[key(2)].end == nil {
-		t.Errorf("%v %+v", ok, p)
+	p := readJournal(text)
+	if a := p.attempts[key(1)]; !p.whole || len(p.attempts) != 2 || a == nil || a.pid == 0 || a.end != nil || p.attempts[key(2)].end == nil {
+		t.Errorf("%+v", p)
 	}
 	// A compaction that does not work leaves the old journal.
 	g.journal.mu.Lock()
@@ -359,7 +368,7 @@ func TestCompaction(t *testing.T) {
 	g.journal.path = "/nowhere/journal"
 	g.journal.mu.Unlock()
 	g.write()
-	if again, _ := os.ReadFile(filepath.Join(g.folder.Path, journalFile)); !bytes.Equal(again, text) {
+	if again, _ := os.ReadFile(filepath.Join(g.folder.Path, journalFileName)); !bytes.Equal(again, text) {
 		t.Error("the journal changed")
 	}
 }

@@ -23,12 +23,13 @@ const (
 	TypeStop          // no body: end everything, report it, then Stopped, and exit
 	TypeLogOpen       // LogOpen
 	TypeLogRead       // LogRead
+	TypeRelease       // no body: the worker's folder may be removed when it ends with nothing to tell
 )
 
 // Items of a worker.
 const (
 	TypeHello    Type = 32 + iota
-	TypeQueued        // Key: the order waits for slots
+	TypeQueued        // KeyAt: the order waits for slots; the time is that of its grant
 	TypeStarted       // Started
 	TypeFinished      // executor.Report
 	TypeRevoked       // KeyAt
@@ -45,6 +46,7 @@ const (
 	TypeHeader Type = 64 + iota // Header
 	TypeIntent                  // KeyAt: the attempt's process is forked next; CLOCK_BOOTTIME
 	TypeBorn                    // Born
+	TypeTail                    // no body: the last record of a journal that was written to its end
 )
 
 // errShort: an item ends before its fields do.

@@ -10,7 +10,7 @@ import (
 )
 
 // Protocol is the version of everything in this package, the journal included.
-const Protocol = 1
+const Protocol = 2
 
 // Hello is how a worker begins.
 type Hello struct {
@@ -33,9 +33,10 @@ type KeyAt struct {
 
 // Started says that an attempt's process exists.
 type Started struct {
-	Key  messages.AttemptKey
-	At   int64         // ns since the epoch
-	Idle time.Duration // as in executor.Report
+	Key       messages.AttemptKey
+	At        int64         // ns since the epoch
+	Idle      time.Duration // as in executor.Report
+	GrantedAt int64         // as in executor.Report
 }
 
 // Amount is slots, in thousandths of a core and of a MB.
@@ -46,6 +47,9 @@ type Header struct {
 	Boot  string // the kernel's boot id
 	PID   int    // of the worker, which is its session's id too
 	Ticks uint64 // when it started: field 22 of /proc/PID/stat
+	// Mark is the value of the worker's entry in its environment, which names the data
+	// folder that the worker belongs to: a journal may have been copied with its folder.
+	Mark string
 }
 
 // Born says which process an attempt is.
@@ -126,13 +130,14 @@ func ParseKeyAt(body []byte) (KeyAt, error) {
 func AppendStarted(dst []byte, s Started) []byte {
 	at := len(dst)
 	dst = binary.AppendVarint(appendKey(append(dst, byte(TypeStarted), 0, 0), s.Key), s.At)
-	return closeItem(binary.AppendVarint(dst, int64(s.Idle)), at)
+	dst = binary.AppendVarint(dst, int64(s.Idle))
+	return closeItem(binary.AppendVarint(dst, s.GrantedAt), at)
 }
 
 // ParseStarted reads a Started.
 func ParseStarted(body []byte) (Started, error) {
 	r := reader{b: body}
-	s := Started{Key: r.key(), At: r.int(), Idle: time.Duration(r.int())}
+	s := Started{Key: r.key(), At: r.int(), Idle: time.Duration(r.int()), GrantedAt: r.int()}
 	return s, r.err
 }
 
@@ -156,7 +161,8 @@ func AppendHeader(dst []byte, h Header) []byte {
 		dst = binary.AppendUvarint(dst, Protocol)
 		dst = appendString(dst, h.Boot)
 		dst = binary.AppendUvarint(dst, uint64(h.PID))
-		return binary.AppendUvarint(dst, h.Ticks)
+		dst = binary.AppendUvarint(dst, h.Ticks)
+		return appendString(dst, h.Mark)
 	})
 }
 
@@ -166,7 +172,7 @@ func ParseHeader(body []byte) (Header, error) {
 	if p := r.uint(); r.err == nil && p != Protocol {
 		return Header{}, fmt.Errorf("protocol %d, want %d", p, Protocol)
 	}
-	h := Header{Boot: r.string(), PID: int(r.uint32()), Ticks: r.uint()}
+	h := Header{Boot: r.string(), PID: int(r.uint32()), Ticks: r.uint(), Mark: r.string()}
 	return h, r.err
 }
 
@@ -289,6 +295,7 @@ func AppendFinished(dst []byte, rep *executor.Report) []byte {
 	dst = appendOutput(appendOutput(dst, &rec.Stdout), &rec.Stderr)
 	dst = appendBool(dst, rep.Stdout != nil)
 	dst = appendString(dst, rep.Stdout)
+	dst = binary.AppendVarint(dst, rep.GrantedAt)
 	return closeItem(dst, at)
 }
 
@@ -316,7 +323,10 @@ func ParseFinished(body []byte) (executor.Report, error) {
 	rec.Stdout, rec.Stderr = r.output(), r.output()
 	if captured := r.bool(); captured {
 		rep.Stdout = append([]byte{}, r.bytes()...)
+	} else {
+		r.bytes()
 	}
+	rep.GrantedAt = r.int()
 	return rep, r.err
 }
 

@@ -13,7 +13,7 @@ import (
 
 var (
 	key    = messages.AttemptKey{Run: 1 << 40, Task: 1<<32 - 1, Attempt: 3}
-	report = executor.Report{Key: key, Kind: executor.Finished, At: 7, Stdout: []byte{}, Record: messages.AttemptRecord{
+	report = executor.Report{Key: key, Kind: executor.Finished, At: 7, GrantedAt: 12, Stdout: []byte{}, Record: messages.AttemptRecord{
 		Task: key.Task, Attempt: 3, Result: messages.AttemptRejected, RC: -1, Start: 5, Stop: 6, ExecutorLog: "why", Node: "here",
 		MaxRSSKB: 9, UserCPU: time.Second, SystemCPU: time.Minute,
 		Stdout: messages.Output{Size: 9, Head: 4, Tail: 4, Inline: []byte("12346789")},
@@ -39,11 +39,11 @@ func samples() map[Type]struct {
 		TypeOrder:    add(AppendOrder(nil, &order), order, as(ParseOrder)),
 		TypeKill:     add(AppendKill(nil, Kill{key, time.Second}), Kill{key, time.Second}, as(ParseKill)),
 		TypeAck:      add(AppendKey(nil, TypeAck, key), key, as(ParseKey)),
-		TypeStarted:  add(AppendStarted(nil, Started{key, -3, 7}), Started{key, -3, 7}, as(ParseStarted)),
+		TypeStarted:  add(AppendStarted(nil, Started{key, -3, 7, 8}), Started{key, -3, 7, 8}, as(ParseStarted)),
 		TypeCapacity: add(AppendAmount(nil, TypeCapacity, Amount{1, 2}), Amount{1, 2}, as(ParseAmount)),
 		TypeHello:    add(AppendHello(nil, Hello{"v", "n", 3}), Hello{"v", "n", 3}, as(ParseHello)),
 		TypeFinished: add(AppendFinished(nil, &report), report, as(ParseFinished)),
-		TypeHeader:   add(AppendHeader(nil, Header{"b", 1, 2}), Header{"b", 1, 2}, as(ParseHeader)),
+		TypeHeader:   add(AppendHeader(nil, Header{"b", 1, 2, "m"}), Header{"b", 1, 2, "m"}, as(ParseHeader)),
 		TypeBorn:     add(AppendBorn(nil, Born{key, 1, 2}), Born{key, 1, 2}, as(ParseBorn)),
 		TypeLogOpen:  add(AppendLogOpen(nil, LogOpen{key, messages.Stderr}), LogOpen{key, messages.Stderr}, as(ParseLogOpen)),
 		TypeLogRead:  add(AppendLogRead(nil, LogRead{1, 2}), LogRead{1, 2}, as(ParseLogRead)),

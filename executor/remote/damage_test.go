@@ -1,0 +1,198 @@
+package remote_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// TestDamagedMemory kills a worker and the server's side of it with six attempts
+// running, damages what the next server could know of them, and has that server start
+// the same attempts again: none runs twice at once, each is lost, and nothing of the first
+// ones lives when the next attempt begins.
+func TestDamagedMemory(t *testing.T) {
+	const tasks = 6
+	change := func(f func(b []byte) []byte) func(path string) error {
+		return func(path string) error {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(path, f(b), 0o600)
+		}
+	}
+	flip := func(at func(n int) int) func(path string) error {
+		return change(func(b []byte) []byte { b[at(len(b))] ^= 4; return b })
+	}
+	for _, c := range []struct {
+		name   string
+		file   string // in the worker's folder, or ".." and in the folder of all
+		damage func(path string) error
+		says   string // in the server's log
+	}{
+		{"journal deleted", "journal", os.Remove, "the file is missing"},
+		{"journal zeroed", "journal", change(func(b []byte) []byte { return make([]byte, len(b)) }), "offset 0"},
+		{"journal emptied", "journal", change(func([]byte) []byte { return nil }), "the file is empty"},
+		{"header flipped", "journal", flip(func(int) int { return 20 }), "record 0 at offset 0 is damaged"},
+		{"middle flipped", "journal", flip(func(n int) int { return n / 2 }), "is damaged, and good records follow"},
+		{"journal cut in half", "journal", change(func(b []byte) []byte { return b[:len(b)/2] }), "offset"},
+		{"end torn", "journal", change(func(b []byte) []byte { return b[:len(b)-3] }), "the end is torn"},
+		{"lock deleted", "lock", os.Remove, ""},
+		{"socket deleted", "sock", os.Remove, ""},
+		{"settings deleted", "settings", os.Remove, ""},
+		{"folder deleted", "", os.RemoveAll, "a worker's folder is missing"},
+		{"registry deleted", "../workers", os.Remove, "it is missing"},
+		{"registry flipped", "../workers", flip(func(n int) int { return n / 2 }), "the checksum of its"},
+		{"everything deleted", "..", func(path string) error { return os.RemoveAll(path) }, "processes of a worker without a folder are ended"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newRig(t)
+			folder := func(cfg *remote.Config) {
+				cfg.Settings.Folder = "data" + filepath.Base(g.data) + t.Name()
+				cfg.CoresMilli = 8000
+			}
+			rec := executortest.NewRecorder(t)
+			r := g.open(rec, folder)
+			script := `echo "begin $CARAVAN_TASK $CARAVAN_ATTEMPT $$" >>lines; sleep 1000 & wait`
+			var orders []executor.Order
+			for i := range uint32(tasks) {
+				orders = append(orders, g.order(i, script))
+				r.Start(orders[i])
+			}
+			for i := range uint32(tasks) {
+				rec.WaitStarted(key(i))
+			}
+			poll(t, "all tasks to run", func() bool { return strings.Count(read(filepath.Join(g.data, "lines")), "\n") == tasks })
+			former, pid := g.processes(), g.worker()
+			// Detach and SIGKILL leave the folder as a server that is killed would.
+			_ = unix.Kill(pid, unix.SIGSTOP)
+			if err := r.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.Kill(pid, unix.SIGKILL)
+			poll(t, "the worker to be dead", func() bool {
+				return !bytes.Contains([]byte(read(fmt.Sprintf("/proc/%d/cmdline", pid))), []byte("worker"))
+			})
+			paths, _ := filepath.Glob(g.dir() + "/w-*")
+			if len(paths) != 1 {
+				t.Fatal(paths)
+			}
+			if err := c.damage(filepath.Join(paths[0], c.file)); err != nil {
+				t.Fatal(err)
+			}
+
+			rec = executortest.NewRecorder(t)
+			r = g.open(rec, folder)
+			r.Expect(1)
+			for _, o := range orders {
+				r.Start(resumed(o))
+			}
+			r.Settled(1)
+			for i := range uint32(tasks) {
+				rep := rec.WaitFinal(key(i))
+				if rep.Record.Result != messages.AttemptLost {
+					t.Errorf("%+v", rep)
+				}
+				r.Acknowledge(key(i))
+			}
+			for _, pid := range former {
+				if p, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(p), ") Z ") {
+					t.Errorf("process %d lives on: %s", pid, p)
+				}
+			}
+			next := g.order(0, "true")
+			next.Key.Attempt = 2
+			r.Start(next)
+			if rep := rec.WaitFinal(next.Key); rep.Record.Result != messages.AttemptSucceeded {
+				t.Errorf("%+v", rep)
+			}
+			if n := strings.Count(read(filepath.Join(g.data, "lines")), "begin"); n != tasks {
+				t.Errorf("%d attempts began, want %d", n, tasks)
+			}
+			if !strings.Contains(g.log.String(), c.says) {
+				t.Errorf("the log does not say %q", c.says)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestLockDeletedUnderALivingWorker: a lock file that somebody removed is no proof that
+// the worker is dead.
+func TestLockDeletedUnderALivingWorker(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec)
+	r.Start(g.order(1, `while [ ! -e go ]; do sleep 0.01; done; exit 3`))
+	rec.WaitStarted(key(1))
+	o := g.order(1, "true")
+	r.Detach()
+	pid := g.worker()
+	paths, _ := filepath.Glob(g.dir() + "/w-*/lock")
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec = executortest.NewRecorder(t)
+	r = g.open(rec)
+	o.GrantedAt = 1
+	r.Start(resumed(o))
+	rec.WaitStarted(key(1))
+	if now := g.worker(); now != pid {
+		t.Errorf("worker %d, was %d", now, pid)
+	}
+	g.touch("go")
+	if rep := rec.WaitFinal(key(1)); rep.Record.RC != 3 {
+		t.Errorf("%+v", rep)
+	}
+}
+
+// TestReissuedNumber: a store that lost its end gives numbers again that a worker still
+// has attempts of. The former are ended, the new ones are told that they cannot be.
+func TestReissuedNumber(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec)
+	r.Start(g.order(1, "exec sleep 1000"))
+	r.Start(g.order(2, "exit 4"))
+	rec.WaitStarted(key(1))
+	rec.WaitFinal(key(2))
+	r.Detach()
+
+	rec = executortest.NewRecorder(t)
+	r = g.open(rec)
+	r.Expect() // no run is known
+	r.Start(g.order(0, "true"))
+	rec.WaitFinal(key(0)) // the worker has been heard
+	for i := range uint32(2) {
+		o := g.order(i+1, "touch ran"+fmt.Sprint(i+1))
+		r.Start(o)
+		if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptLost && rep.Record.Result != messages.AttemptSucceeded {
+			t.Errorf("%+v", rep)
+		} else if rep.Record.RC == 4 || rep.Record.Start != 0 && rep.Record.Start < o.GrantedAt {
+			t.Errorf("the end of the former attempt: %+v", rep)
+		}
+		r.Acknowledge(o.Key)
+		o.Key.Attempt = 2
+		r.Start(o)
+		if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptSucceeded {
+			t.Errorf("%+v", rep)
+		}
+		r.Acknowledge(o.Key)
+	}
+	r.Acknowledge(key(0))
+	poll(t, "the former attempt to be ended and forgotten", func() bool { return r.Known() == 0 })
+}

@@ -1,0 +1,137 @@
+package worker
+
+import (
+	"fmt"
+
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// past is what a journal says.
+type past struct {
+	header   workerpb.Header // zero when the header is damaged
+	attempts map[messages.AttemptKey]*pastAttempt
+	keys     []messages.AttemptKey // in the order in which they began
+	// whole: these are all records that were written. What the journal does not name has
+	// not begun, or was acknowledged.
+	whole bool
+	fault string // what is wrong and where; "" when whole
+}
+
+type pastAttempt struct {
+	intent int64  // ns since boot; 0 when it is not known
+	born   int64  // ns since boot, or a little earlier; 0 when it is not known
+	pid    int    // 0 when it is not known
+	end    []byte // the body of its Finished; nil when it has not ended
+}
+
+// readJournal reads all records that are whole, those after a damaged place too: each
+// proves itself by its checksum and its number.
+func readJournal(b []byte) (p past) {
+	p.attempts = map[messages.AttemptKey]*pastAttempt{}
+	if len(b) == 0 {
+		p.fault = "the file is empty"
+		return p
+	}
+	var number uint32 // of the next record
+	tail := false
+	for rest := b; len(rest) > 0; {
+		at := len(b) - len(rest)
+		if tail {
+			p.blame("there are %d bytes after the last record, at offset %d", len(rest), at)
+			tail = false
+		}
+		n, item, behind, ok := cutRecord(rest)
+		if ok && n == number {
+			typ, body, _, err := workerpb.Next(item)
+			if err == nil && typ == workerpb.TypeTail {
+				tail = true // and overwritten, when a record follows
+			} else if err == nil {
+				err = p.read(typ, body, number == 0)
+			}
+			if err != nil {
+				p.blame("record %d at offset %d: %v", number, at, err)
+			}
+			rest = behind
+			number++
+			continue
+		}
+		skipped, found := nextRecord(rest[1:], number)
+		if !found {
+			p.blame("the end is torn: %d bytes at offset %d are no record", len(rest), at)
+			break
+		}
+		p.blame("record %d at offset %d is damaged, and good records follow at offset %d", number, at, at+1+skipped)
+		rest = rest[1+skipped:]
+		number, _, _, _ = cutRecord(rest)
+	}
+	if p.fault == "" && !tail {
+		p.fault = fmt.Sprintf("it was cut off at offset %d", len(b))
+	}
+	p.whole = p.fault == ""
+	return p
+}
+
+// blame keeps the first fault.
+func (p *past) blame(format string, args ...any) {
+	if p.fault == "" {
+		p.fault = fmt.Sprintf(format, args...)
+	}
+}
+
+// nextRecord finds the next good record whose number can stand there.
+func nextRecord(b []byte, number uint32) (at int, found bool) {
+	for at := range b {
+		rest := b[at:]
+		if len(rest) < recordHead {
+			break
+		}
+		// Between the two there is room for so many records at most.
+		n := uint32(rest[8]) | uint32(rest[9])<<8 | uint32(rest[10])<<16 | uint32(rest[11])<<24
+		if n < number || uint64(n-number) > uint64(at/recordHead)+1 {
+			continue
+		}
+		if _, _, _, ok := cutRecord(rest); ok {
+			return at, true
+		}
+	}
+	return 0, false
+}
+
+func (p *past) read(typ workerpb.Type, body []byte, first bool) (err error) {
+	if first != (typ == workerpb.TypeHeader) {
+		return fmt.Errorf("item of type %d out of place", typ)
+	}
+	switch typ {
+	case workerpb.TypeHeader:
+		p.header, err = workerpb.ParseHeader(body)
+	case workerpb.TypeIntent:
+		var k workerpb.KeyAt
+		if k, err = workerpb.ParseKeyAt(body); err == nil {
+			p.attempt(k.Key).intent = k.At
+		}
+	case workerpb.TypeBorn:
+		var b workerpb.Born
+		if b, err = workerpb.ParseBorn(body); err == nil {
+			a := p.attempt(b.Key)
+			a.pid, a.born = b.PID, b.At
+		}
+	case workerpb.TypeFinished:
+		var rep messages.AttemptKey
+		if _, err = workerpb.ParseFinished(body); err == nil {
+			rep, err = workerpb.FinishedKey(body)
+			p.attempt(rep).end = body
+		}
+	}
+	return err
+}
+
+func (p *past) attempt(k messages.AttemptKey) *pastAttempt {
+	a := p.attempts[k]
+	if a == nil {
+		a = new(pastAttempt)
+		p.attempts[k] = a
+		p.keys = append(p.keys, k)
+	}
+	return a
+}
