@@ -138,7 +138,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
 					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
 					Settings: worker.Settings{
-						Version: v.Version + " " + v.Commit, Outputs: n.folder.Output(), Node: host,
+						Version: v.Version + " " + v.Commit, Folder: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
 						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory,
 					},
 				})

@@ -5,6 +5,8 @@
 // orders to one of them, the active one: of this binary's version and settings. One
 // goroutine, the keeper (keeper.go), sees to it that there is one, again and again:
 //
+//  0. Once: the workers are listed by their folders, by the registry, and by the marks of
+//     living processes. Where only marks are left the worker is treated as one that died.
 //  1. The estate of a worker that died is taken: what runs of it is ended, its ends and
 //     losses are reported, what it had not begun is ordered again.
 //  2. Nothing is ordered before every worker that lives has said what it knows.
@@ -21,8 +23,13 @@
 //	reaches back to its grant
 //	else                               it is lost
 //
-// The memory reaches back to the moment in the file `since`: from then on, and since
-// the machine was started, every worker has kept a journal in the folder.
+// The memory reaches back to a moment in the registry (registry.go): from then on, and
+// since the machine was started, every worker has kept a journal in the folder. When a
+// folder of a worker is missing, or a journal is not whole, the memory begins anew.
+//
+// A key may have served in another history of the data folder, when the store has lost its
+// end and gives numbers again. The time of the grant tells the two attempts apart: the
+// former one is ended, and an order whose key is taken is lost (entry.foreign).
 //
 // Reports go out one after the other, with no lock held. Locks: Remote.mu guards
 // everything, the peers too.

@@ -24,6 +24,10 @@
 // Processes of a dead worker are found without their number in the journal: all are
 // of the worker's session, or carry its mark in their environment (estate.go).
 //
+// Damage. A journal shows whether it has all records that were written (journal.go). From
+// one that has not, ends count as far as they are proven; everything else of the worker
+// that lives is ended, and what the server asks for is lost.
+//
 // Locks: Worker.handling is held over each frame; then Worker.mu, the book's and the
 // session's; then journal.mu. executor.Process calls back with none of its own held.
 package worker

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -25,7 +26,7 @@ func TestTasksSeeNothingOfTheServer(t *testing.T) {
 	if len(pids) != 1 {
 		t.Fatalf("workers: %v", pids)
 	}
-	text, err := os.ReadFile("/proc/" + itoa(pids[0]) + "/environ")
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pids[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +42,7 @@ func TestTasksSeeNothingOfTheServer(t *testing.T) {
 	// A process that cannot be dumped belongs to root in /proc: tasks of the same user
 	// cannot read its environment and memory.
 	if os.Getuid() != 0 {
-		if _, err := os.ReadFile("/proc/" + itoa(s.PID()) + "/environ"); !os.IsPermission(err) {
+		if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.PID())); !os.IsPermission(err) {
 			t.Errorf("a process of the same user can read the server's environment: %v", err)
 		}
 		return
