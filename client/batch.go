@@ -32,7 +32,7 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 			return
 		}
 		req.Header.Set("Content-Type", "application/x-ndjson")
-		req.Header.Set("User-Agent", c.agent)
+		c.sign(req)
 		if o.IdempotencyKey != "" {
 			req.Header.Set("Idempotency-Key", o.IdempotencyKey)
 		}

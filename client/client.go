@@ -3,11 +3,11 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -20,8 +20,15 @@ const DefaultServer = "http://127.0.0.1:2503"
 
 // Config says where the server is. A zero member means the default.
 type Config struct {
-	// Server is the base URL; a bare host:port means http. Default DefaultServer.
+	// Server is the base URL; a bare host:port means http, and unix:/path a unix
+	// socket. Default DefaultServer.
 	Server string
+	// Token is sent with every request to that server, and to no other. New refuses to
+	// send it unencrypted beyond this machine unless Insecure is set.
+	Token    string
+	Insecure bool
+	// TLS is for https with the default HTTPClient; nil is Go's default. See LoadTLS.
+	TLS *tls.Config
 	// HTTPClient sends the requests. The default one has timeouts for connecting
 	// (5 s) and for the first byte of an answer (2 min), none for the whole.
 	HTTPClient *http.Client
@@ -37,7 +44,9 @@ type Config struct {
 
 // Client calls one server.
 type Client struct {
-	base    string // without a slash at the end
+	server  string // as it is shown
+	base    string // of URLs, without a slash at the end
+	token   string // "" = none
 	http    *http.Client
 	retries int
 	backoff time.Duration
@@ -50,37 +59,32 @@ func New(c Config) (*Client, error) {
 	if c.Server == "" {
 		c.Server = DefaultServer
 	}
-	server := c.Server
-	if !strings.Contains(server, "://") {
-		server = "http://" + server
+	base, socket, err := address(c.Server)
+	if err != nil {
+		return nil, err
 	}
-	u, err := url.Parse(server)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("server %q is no URL: %w", c.Server, err)
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, fmt.Errorf("server %q: scheme %q is neither http nor https", c.Server, u.Scheme)
-	case u.Host == "":
-		return nil, fmt.Errorf("server %q has no host", c.Server)
-	case u.RawQuery != "" || u.Fragment != "":
-		return nil, fmt.Errorf("server %q has a query or a fragment", c.Server)
+	if err := c.checkToken(base, socket); err != nil {
+		return nil, err
 	}
 	cl := &Client{
-		base:    strings.TrimRight(u.String(), "/"),
+		server:  base,
+		base:    base,
+		token:   c.Token,
 		http:    c.HTTPClient,
 		retries: c.Retries,
 		backoff: c.Backoff,
 		agent:   c.UserAgent,
 	}
+	if socket != "" {
+		cl.server = unixPrefix + socket
+	}
 	if cl.http == nil {
-		cl.http = &http.Client{Transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSHandshakeTimeout:   5 * time.Second,
-			ResponseHeaderTimeout: 2 * time.Minute,
-			MaxIdleConnsPerHost:   64,
-			IdleConnTimeout:       90 * time.Second,
-		}}
+		cl.http = &http.Client{Transport: c.transport(socket)}
+	}
+	if cl.token != "" {
+		own := *cl.http
+		own.CheckRedirect = keepToken(own.CheckRedirect)
+		cl.http = &own
 	}
 	switch {
 	case cl.retries == 0:
@@ -97,8 +101,8 @@ func New(c Config) (*Client, error) {
 	return cl, nil
 }
 
-// Server is the base URL that the client calls.
-func (c *Client) Server() string { return c.base }
+// Server is the address that the client calls: a base URL, or unix: and a path.
+func (c *Client) Server() string { return c.server }
 
 // CloseIdle closes the connections that no call uses.
 func (c *Client) CloseIdle() { c.http.CloseIdleConnections() }
@@ -153,7 +157,7 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 	for name, values := range k.header {
 		req.Header[name] = values
 	}
-	req.Header.Set("User-Agent", c.agent)
+	c.sign(req)
 	if k.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -169,6 +173,14 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 		k.answered(resp.Header)
 	}
 	return resp, nil
+}
+
+// sign says who sends a request.
+func (c *Client) sign(req *http.Request) {
+	req.Header.Set("User-Agent", c.agent)
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
 }
 
 // json sends the call and decodes the answer into out (nil = it is read and

@@ -17,6 +17,7 @@ import (
 // Kinds of errors, for errors.Is.
 var (
 	ErrInvalid     = errors.New("invalid")     // 400, 413, 415, 422
+	ErrDenied      = errors.New("denied")      // 401, 403, 421: who asks, or how, is not let in
 	ErrNotFound    = errors.New("not found")   // 404
 	ErrConflict    = errors.New("conflict")    // 409
 	ErrTooLarge    = errors.New("too large")   // 413, 422
@@ -60,6 +61,8 @@ func (e *Error) Is(target error) bool {
 		return target == ErrInvalid
 	case http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 		return target == ErrInvalid || target == ErrTooLarge
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest:
+		return target == ErrDenied
 	case http.StatusNotFound:
 		return target == ErrNotFound
 	case http.StatusConflict:
@@ -140,7 +143,7 @@ func (c *Client) transportError(ctx context.Context, k *call, err error) error {
 	}
 	var op *net.OpError
 	dial := errors.As(err, &op) && op.Op == "dial"
-	return &lostError{call: k.String(), server: c.base, dial: dial, err: err}
+	return &lostError{call: k.String(), server: c.server, dial: dial, err: err}
 }
 
 // worthwhile tells whether the call may and should be tried again after err.

@@ -21,7 +21,7 @@ import (
 // that can pass: a shortage of descriptors or memory, a client that left before it was
 // accepted. It returns an error only when the listener below it is closed or broken.
 type listener struct {
-	net.Listener
+	*Entrance
 	s     *Server
 	pause time.Duration // before the next attempt; 0 after a success
 	told  time.Time     // when an error was logged last
@@ -46,7 +46,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			continue
 		}
 		l.pause = 0
-		if c := l.s.conns.admit(l.s, nc); c != nil {
+		if c := l.s.conns.admit(l.s, l.Entrance, nc); c != nil {
 			return c, nil
 		}
 	}
@@ -114,8 +114,9 @@ const evictAfter = time.Second
 // it. Where none is idle it is taken all the same, to be answered 503 or 429 (see
 // Server.admit); where too many of those are there already, it is told so here and
 // closed: the result is nil.
-func (cs *connSet) admit(s *Server, nc net.Conn) *conn {
+func (cs *connSet) admit(s *Server, e *Entrance, nc net.Conn) *conn {
 	c := &conn{Conn: nc, s: s, client: clientOf(nc)}
+	e.accept(c)
 	c.since.Store(int64(time.Since(s.epoch)))
 	cs.mu.Lock()
 	cfg := &s.cfg
@@ -144,7 +145,7 @@ func (cs *connSet) admit(s *Server, nc net.Conn) *conn {
 		s.metrics.crowded.Inc()
 	}
 	if refused {
-		turnAway(nc, c.crowded)
+		turnAway(c.Conn, c.crowded)
 		return nil
 	}
 	return c
@@ -182,7 +183,7 @@ func (cs *connSet) evict(s *Server, n int, of *client) {
 	// without another scan.
 	for _, c := range idle[:min(len(idle), max(n, min(evictAtOnce, len(idle)/8)))] {
 		cs.forget(c)
-		_ = c.Conn.Close() // wakes whoever reads from it
+		c.cut() // wakes whoever reads from it
 		s.metrics.evicted.Inc()
 	}
 }
@@ -216,7 +217,7 @@ func (cs *connSet) close(all bool) {
 	defer cs.mu.Unlock()
 	for c := range cs.open {
 		if all || fasthttp.ConnState(c.state.Load()) != fasthttp.StateActive {
-			_ = c.Conn.Close()
+			c.cut()
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -39,6 +40,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
 	b := &batch{s: s, key: key}
+	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
 		return err
@@ -113,7 +115,8 @@ type batch struct {
 	coding string // of the body
 	wire   *patientReader
 	lines  *lineReader
-	line   int // how many were read
+	line   int           // how many were read
+	entry  *access.Entry // for the audit log; nil = not kept
 }
 
 // next answers the lines that have come, waiting for one at least.
@@ -141,6 +144,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 	}
 	for i := range results {
+		b.entry.Count((*uint64)(&results[i].Value), results[i].Err == nil)
 		if err := results[i].Err; err != nil {
 			dst = appendProblem(dst, b.s.problemOf(err, []byte("POST"), []byte(batchPath)))
 		} else {
@@ -214,6 +218,9 @@ func (b *batch) submission(sub *messages.Submission, line []byte) error {
 
 func (b *batch) Close() error {
 	b.lines.close()
+	if b.entry != nil && b.line > 0 {
+		b.s.cfg.Access.Audit.Record(*b.entry)
+	}
 	return nil
 }
 

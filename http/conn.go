@@ -23,6 +23,10 @@ type conn struct {
 	crowded crowd     // accepted beyond a limit: to be told so
 	linger  bool      // the client may still be sending: see Close
 	renewed time.Time // of the write deadline; only the writer uses it
+
+	entrance *Entrance
+	raw      net.Conn // under TLS; nil without it
+	uid      int      // of the process at the other end of a unix socket, else -1
 }
 
 // writePiece is written under one deadline: a slow client gets on, a dead one does not.

@@ -98,7 +98,7 @@ func FuzzPath(f *testing.F) {
 		ctx.Request.Header.SetMethod(method)
 		ctx.Request.SetRequestURI(target)
 		ctx.Request.URI()
-		s.fast.Handler(&ctx)
+		s.route(&ctx)
 		switch code := ctx.Response.StatusCode(); code {
 		case 200, 204, 400, 404, 405, 415, 409, 416:
 		default:

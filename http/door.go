@@ -11,15 +11,22 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// Access says what is asked of those who want in. The zero value asks only what
-// protects people with browsers: requests that pages of other origins cause are
-// refused.
+// challenge is the WWW-Authenticate of every 401.
+const challenge = `Bearer realm="caravan"`
+
+// Access says who is let in. The zero value asks only what protects people with
+// browsers: requests that pages of other origins cause are refused.
 type Access struct {
-	// Hosts are the names that a request may ask for; nil = any.
+	// Hosts are the names that a request may ask for by a listener that is not an
+	// *Entrance, which has its own; nil = any.
 	Hosts *access.Hosts
 	// Origins are the origins of web pages, besides the server's own, that may use
 	// the API.
 	Origins *access.Origins
+	// Keys are the tokens; nil: whoever reaches a listener may do everything.
+	Keys *access.Keys
+	// Audit records changes and refusals; nil = nothing.
+	Audit *access.Audit
 }
 
 // bodyKind is what a route takes as its body.
@@ -29,30 +36,47 @@ const (
 	noBody    bodyKind = iota
 	jsonBody           // one document
 	linesBody          // one document per line
+	formBody           // what an HTML form of this server sends
 )
 
 // mediaType is the type that a body must be announced with. Web pages cannot
 // send these types to another origin without asking for permission first.
 func (k bodyKind) mediaType() string {
-	if k == linesBody {
+	switch k {
+	case linesBody:
 		return linesType
+	case formBody:
+		return formType
 	}
 	return jsonType
 }
 
 // knock decides, from the header alone, whether a request may come in. It runs
 // before any of the body is read.
-func (s *Server) knock(ctx *fasthttp.RequestCtx, rt *route) error {
+func (s *Server) knock(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) error {
 	h := &ctx.Request.Header
-	if err := s.checkHost(h); err != nil {
+	hosts := s.cfg.Access.Hosts
+	if c := connOf(ctx); c != nil {
+		hosts = c.entrance.Hosts
+	}
+	if err := checkHost(hosts, h); err != nil {
 		return err
 	}
-	return s.checkOrigin(h)
+	if err := s.checkOrigin(h); err != nil {
+		return err
+	}
+	var err error
+	*who, err = s.authorize(ctx, rt)
+	if err == nil && s.cfg.Access.Audit != nil && rt.body == linesBody {
+		e := s.entry(ctx, rt, who)
+		e.Status = fasthttp.StatusOK
+		ctx.SetUserValue(auditKey{}, &e)
+	}
+	return err
 }
 
 // checkHost refuses names that are not this server's.
-func (s *Server) checkHost(h *fasthttp.RequestHeader) error {
-	hosts := s.cfg.Access.Hosts
+func checkHost(hosts *access.Hosts, h *fasthttp.RequestHeader) error {
 	if hosts == nil {
 		return nil
 	}
@@ -174,9 +198,17 @@ func (s *Server) preflight(ctx *fasthttp.RequestCtx) {
 // suspect tells, before there is more than the header, that a request with a body
 // will be refused. What it misses is refused all the same, a few bytes of the body
 // later.
-func (s *Server) suspect(h *fasthttp.RequestHeader) bool {
-	if int64(h.ContentLength()) > s.bodyLimit(h) || s.checkHost(h) != nil || s.checkOrigin(h) != nil {
+func (s *Server) suspect(e *Entrance, h *fasthttp.RequestHeader) bool {
+	if int64(h.ContentLength()) > s.bodyLimit(h) || checkHost(e.Hosts, h) != nil || s.checkOrigin(h) != nil {
 		return true
+	}
+	if target := string(h.RequestURI()); target == loginPath || target == logoutPath {
+		return false // they take other types, and no token
+	}
+	if s.cfg.Access.Keys != nil && !e.Local && e.TLS == nil { // a certificate is not in the header
+		if _, _, ok := s.credentials(h); !ok {
+			return true
+		}
 	}
 	return checkType(h, jsonBody) != nil && checkType(h, linesBody) != nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -92,8 +93,11 @@ func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	ctx.SetStatusCode(p.status)
 	h := &ctx.Response.Header
 	h.SetContentType("application/problem+json")
-	if p.status == fasthttp.StatusServiceUnavailable || p.status == fasthttp.StatusTooManyRequests {
+	switch p.status {
+	case fasthttp.StatusServiceUnavailable, fasthttp.StatusTooManyRequests:
 		h.Set(fasthttp.HeaderRetryAfter, "1")
+	case fasthttp.StatusUnauthorized:
+		h.Set(fasthttp.HeaderWWWAuthenticate, challenge)
 	}
 	ctx.Response.SetBodyRaw(appendProblem(nil, p))
 }
@@ -142,7 +146,7 @@ func refused(ps dag.Problems) *messages.Error {
 }
 
 // admit refuses what no route may see.
-func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route) error {
+func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) error {
 	c := connOf(ctx)
 	switch {
 	case s.draining.Load():
@@ -160,7 +164,7 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route) error {
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
 	}
-	if err := s.knock(ctx, rt); err != nil {
+	if err := s.knock(ctx, rt, who); err != nil {
 		return err
 	}
 	switch {

@@ -165,7 +165,7 @@ func TestSlowRequests(t *testing.T) {
 		_, r := s.raw(text)
 		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 	}
-	large := s.bounds(headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
+	large := s.bounds(&Entrance{}, headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
 	if want := 512*time.Second + 50*time.Millisecond; large.ReadTimeout != want {
 		t.Errorf("a body of 32 MiB may take %v, want %v", large.ReadTimeout, want)
 	}

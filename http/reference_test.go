@@ -102,7 +102,7 @@ func TestReferenceIsComplete(t *testing.T) {
 	if !slices.Equal(routes, sections) {
 		t.Errorf("routes\n%q\nsections\n%q", routes, sections)
 	}
-	for _, status := range []int{400, 403, 404, 405, 408, 409, 413, 415, 416, 421, 422, 431, 500, 503, 505} {
+	for _, status := range []int{400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 421, 422, 429, 431, 500, 503, 505} {
 		if !bytes.Contains(page, fmt.Appendf(nil, "\n| %d | ", status)) {
 			t.Errorf("the table has no %d", status)
 		}

@@ -6,12 +6,15 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/caravan-dag/caravan/http/access"
 )
 
 // route is one row of the API. HEAD is served wherever GET is.
 type route struct {
 	method string
-	path   string // also the route's name in the metrics
+	path   string        // also the route's name in the metrics
+	scope  access.Scopes // one of these is needed; or open
 	body   bodyKind
 	handle func(*Server, *fasthttp.RequestCtx) error
 }
@@ -25,40 +28,47 @@ const validatePath = "/v1/dagrun/validate"
 func (s *Server) routes() []route {
 	const run, task = "/v1/dagrun/{run}", "/v1/dagrun/{run}/task/{task}"
 	return []route{
-		{"GET", "/ready", noBody, (*Server).ready},
-		{"GET", "/v1/dagruns", noBody, (*Server).listRuns},
-		{"POST", "/v1/dagrun", jsonBody, (*Server).submit},
-		{"POST", validatePath, jsonBody, (*Server).validate},
-		{"GET", run, noBody, (*Server).runDocument},
-		{"DELETE", run, noBody, (*Server).killRun},
-		{"GET", run + "/state", noBody, (*Server).runState},
-		{"PATCH", run + "/state/{state}", noBody, (*Server).setRunState},
-		{"GET", task, noBody, (*Server).taskDetails},
-		{"DELETE", task, noBody, (*Server).killTask},
-		{"GET", task + "/state", noBody, (*Server).taskState},
+		{"GET", "/ready", open, noBody, (*Server).ready},
+		{"GET", "/v1/dagruns", access.Read, noBody, (*Server).listRuns},
+		{"POST", "/v1/dagrun", access.Submit, jsonBody, (*Server).submit},
+		{"POST", validatePath, access.Read | access.Submit, jsonBody, (*Server).validate},
+		{"GET", run, access.Read, noBody, (*Server).runDocument},
+		{"DELETE", run, access.Control, noBody, (*Server).killRun},
+		{"GET", run + "/state", access.Read, noBody, (*Server).runState},
+		{"PATCH", run + "/state/{state}", access.Control, noBody, (*Server).setRunState},
+		{"GET", task, access.Read, noBody, (*Server).taskDetails},
+		{"DELETE", task, access.Control, noBody, (*Server).killTask},
+		{"GET", task + "/state", access.Read, noBody, (*Server).taskState},
 
-		{"POST", batchPath, linesBody, (*Server).submitBatch},
-		{"GET", run + "/summary", noBody, (*Server).runSummary},
-		{"GET", run + "/events", noBody, (*Server).runEvents},
-		{"GET", "/v1/events", noBody, (*Server).events},
-		{"GET", run + "/graph", noBody, (*Server).runGraph},
-		{"GET", run + "/states", noBody, (*Server).taskStates},
-		{"GET", run + "/tasks", noBody, (*Server).listTasks},
-		{"GET", task + "/log", noBody, (*Server).taskLog},
-		{"GET", serverStatePath, noBody, (*Server).serverState},
-		{"PATCH", serverStatePath + "/{state}", noBody, (*Server).setServerState},
-		{"GET", "/healthz", noBody, (*Server).healthz},
-		{"GET", "/version", noBody, (*Server).version},
-		{"GET", "/metrics", noBody, (*Server).showMetrics},
+		{"POST", batchPath, access.Submit, linesBody, (*Server).submitBatch},
+		{"GET", run + "/summary", access.Read, noBody, (*Server).runSummary},
+		{"GET", run + "/events", access.Read, noBody, (*Server).runEvents},
+		{"GET", "/v1/events", access.Read, noBody, (*Server).events},
+		{"GET", run + "/graph", access.Read, noBody, (*Server).runGraph},
+		{"GET", run + "/states", access.Read, noBody, (*Server).taskStates},
+		{"GET", run + "/tasks", access.Read, noBody, (*Server).listTasks},
+		{"GET", task + "/log", access.Read, noBody, (*Server).taskLog},
+		{"GET", serverStatePath, access.Read, noBody, (*Server).serverState},
+		{"PATCH", serverStatePath + "/{state}", access.Control, noBody, (*Server).setServerState},
+		{"GET", "/healthz", open, noBody, (*Server).healthz},
+		{"GET", "/version", access.Read, noBody, (*Server).version},
+		{"GET", "/metrics", access.Read, noBody, (*Server).showMetrics},
+		{"GET", loginPath, open, noBody, (*Server).loginPage},
+		{"POST", loginPath, open, formBody, (*Server).login},
+		{"POST", logoutPath, open, formBody, (*Server).logout},
 	}
 }
 
 // wrap makes a route's handler what fasthttp calls: counted, refused while the
 // server shuts down, its error rendered, its panic contained.
 func (s *Server) wrap(rt route) fasthttp.RequestHandler {
+	if rt.scope == 0 {
+		panic("http: the route " + rt.method + " " + rt.path + " has no scope")
+	}
 	m := s.metrics.route(rt.path)
 	return func(ctx *fasthttp.RequestCtx) {
 		began := time.Now()
+		who := access.Caller{UID: -1}
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
 		if c := connOf(ctx); c != nil {
@@ -73,6 +83,9 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 				s.leave()
 				return // the request itself is still to come
 			}
+			if s.cfg.Access.Audit != nil {
+				s.audit(ctx, &rt, &who)
+			}
 			m.observe(ctx.Response.StatusCode(), took)
 			if s.log.Enabled(ctx, slog.LevelDebug) {
 				s.log.Debug("http: request", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
@@ -81,7 +94,7 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 			s.leave()
 		}()
 		s.protect(ctx)
-		err := s.admit(ctx, &rt)
+		err := s.admit(ctx, &rt, &who)
 		if err == nil && (!waits || rt.method == "") {
 			err = rt.handle(s, ctx)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/http/access"
 )
 
 // VersionInfo is what GET /version answers. Empty members are left out.
@@ -75,14 +76,16 @@ const (
 )
 
 // Server serves the REST API of one engine. Its methods may be called from any
-// goroutine; it is used for one Serve.
+// goroutine; after Shutdown it cannot be used again.
 type Server struct {
 	cfg     Config
 	engine  Engine
 	log     *slog.Logger
-	fast    *fasthttp.Server
 	route   fasthttp.RequestHandler // by the table of routes
 	metrics *metrics
+
+	sessions *access.Sessions // nil without tokens
+	logins   *access.Rate
 
 	turn     chan struct{} // of the one long body that is being planned and stored
 	spools   atomic.Int32  // long bodies that are being received or wait for their turn
@@ -95,8 +98,9 @@ type Server struct {
 	serving  context.Context // ends when Shutdown begins: what waits or is followed ends
 	drain    context.CancelFunc
 
-	mu       sync.Mutex // of what follows, and of draining's beginning
-	listener net.Listener
+	mu        sync.Mutex // of what follows, and of draining's beginning
+	entrances []*Entrance
+	fasts     []*fasthttp.Server // one per entrance
 }
 
 // New makes a server. It panics when its metrics are registered already.
@@ -113,17 +117,26 @@ func New(cfg Config) *Server {
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)
 	s.metrics = newMetrics(cfg.Registerer, s.conns.len)
+	s.logins = access.NewRate(loginBurst, loginInterval)
+	if cfg.Access.Keys != nil {
+		s.sessions = access.NewSessions(cfg.Access.Keys)
+	}
 	s.route = s.router().Handler
-	s.fast = &fasthttp.Server{
+	return s
+}
+
+// fastOf makes what reads and writes HTTP at an entrance.
+func (s *Server) fastOf(e *Entrance) *fasthttp.Server {
+	return &fasthttp.Server{
 		Handler:                      s.route,
 		ErrorHandler:                 s.malformed,
-		HeaderReceived:               s.bounds,
+		HeaderReceived:               func(h *fasthttp.RequestHeader) fasthttp.RequestConfig { return s.bounds(e, h) },
 		ExpectHandler:                s.expect,
 		ConnState:                    trackState,
-		Concurrency:                  cfg.MaxConns + slackConns + workerLag, // the listener bounds them
+		Concurrency:                  s.cfg.MaxConns + slackConns + workerLag, // the listener bounds them
 		ReadBufferSize:               headerLimit,
-		ReadTimeout:                  cfg.ReadTimeout,
-		IdleTimeout:                  cfg.IdleTimeout,
+		ReadTimeout:                  s.cfg.ReadTimeout,
+		IdleTimeout:                  s.cfg.IdleTimeout,
 		MaxRequestBodySize:           smallBody, // not held by fasthttp for streams: see admit and readBody
 		StreamRequestBody:            true,      // else it makes room for whatever length a client announces
 		DisablePreParseMultipartForm: true,
@@ -131,9 +144,8 @@ func New(cfg Config) *Server {
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true,
 		CloseOnShutdown:              true,
-		Logger:                       quiet{cfg.Logger},
+		Logger:                       quiet{s.cfg.Logger},
 	}
-	return s
 }
 
 func (c Config) withDefaults() Config {
@@ -185,27 +197,33 @@ func (s *Server) router() *router.Router {
 		}
 	}
 	// The router would take "validate" for a run's id.
-	notPost := s.wrap(route{path: "none", handle: wrongMethod})
+	notPost := s.wrap(route{path: "none", scope: access.All, handle: wrongMethod})
 	for _, method := range []string{fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodDelete} {
 		r.Handle(method, validatePath, notPost)
 	}
-	r.NotFound = s.wrap(route{path: "none", handle: noRoute})
-	r.MethodNotAllowed = s.wrap(route{path: "none", handle: wrongMethod})
-	r.GlobalOPTIONS = s.wrap(route{path: "none", handle: options})
+	r.NotFound = s.wrap(route{path: "none", scope: access.All, handle: noRoute})
+	r.MethodNotAllowed = s.wrap(route{path: "none", scope: access.All, handle: wrongMethod})
+	r.GlobalOPTIONS = s.wrap(route{path: "none", scope: open, handle: options})
 	return r
 }
 
 // Serve answers requests that come in on l until Shutdown, then returns nil. It
-// closes l.
+// closes l. It may be called for several listeners at a time; one that is an
+// *Entrance says what it asks of its callers.
 func (s *Server) Serve(l net.Listener) error {
+	e, ok := l.(*Entrance)
+	if !ok {
+		e = &Entrance{Listener: l, Hosts: s.cfg.Access.Hosts}
+	}
+	fast := s.fastOf(e)
 	s.mu.Lock()
-	s.listener = l
+	s.entrances, s.fasts = append(s.entrances, e), append(s.fasts, fast)
 	down := s.draining.Load()
 	s.mu.Unlock()
 	if down {
 		return l.Close()
 	}
-	return s.fast.Serve(&listener{Listener: l, s: s})
+	return fast.Serve(&listener{Entrance: e, s: s})
 }
 
 // Shutdown ends service. Requests in flight are answered, those that wait at once;
@@ -250,20 +268,23 @@ func (s *Server) signal() {
 func (s *Server) stop(ctx context.Context, all bool) error {
 	s.mu.Lock()
 	s.stopped.Store(true)
-	if s.listener != nil {
+	for _, e := range s.entrances {
 		// Also when fasthttp has not begun to accept from it.
-		_ = s.listener.Close()
+		_ = e.Close()
 	}
+	fasts := s.fasts
 	s.mu.Unlock()
 	s.conns.close(all)
-	err := s.fast.ShutdownWithContext(ctx)
+	var errs []error
+	for _, fast := range fasts {
+		if err := fast.ShutdownWithContext(ctx); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
 	if ctx.Err() != nil {
 		s.conns.close(true)
 	}
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 // enter and leave bracket whatever Shutdown has to wait for.
@@ -281,10 +302,10 @@ func (s *Server) leave() {
 
 // bounds is asked once the header is there: how long may the body take. One that
 // is announced as too large is not waited for.
-func (s *Server) bounds(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+func (s *Server) bounds(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
 	n := int64(h.ContentLength())
-	if n > 0 && s.suspect(h) {
+	if n > 0 && s.suspect(e, h) {
 		// fasthttp waits for the first bytes of a body before it calls a handler, but
 		// not if the client waits for permission to send them: see expect.
 		h.Set(fasthttp.HeaderExpect, "100-continue")

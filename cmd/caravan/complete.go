@@ -66,6 +66,9 @@ func completesOptions(cmd *cobra.Command) {
 	if cmd.Flags().Lookup("paused") != nil {
 		words(cmd, "paused", "on", "off")
 	}
+	if cmd.Flags().Lookup("insecure").Value.Type() == "switch" { // run's is another one
+		words(cmd, "insecure", "on", "off")
+	}
 }
 
 // completesRuns completes the first argument with the runs in these states (none: those that

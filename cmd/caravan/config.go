@@ -16,7 +16,7 @@ import (
 // Config is what a server can be told. Each member is one option: a flag, an
 // environment variable and a key of the configuration file; see options.
 type Config struct {
-	Listen         string
+	Listen         []string // addresses: host:port or unix:path
 	Data           string
 	CoresMilli     int64 // thousandths of a core
 	MemoryMilli    int64 // thousandths of a MB
@@ -35,6 +35,12 @@ type Config struct {
 	Paused         bool     // no task starts until somebody resumes the server
 	Resume         bool     // tasks start, even if the server was paused before
 	Unverified     bool     // stored data is not verified before it is used
+	TokenFile      string
+	TLSCert        string
+	TLSKey         string
+	TLSClientCA    string // certificates of clients must be signed by it
+	Insecure       bool   // nothing is asked of callers beyond the loopback address
+	AuditLog       string
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }
@@ -60,7 +66,7 @@ func (o option) env() string {
 // cores and memory.
 func options(hw machine) []option {
 	return []option{
-		{"listen", "address", "address to listen on, host:port; port 0 takes a free one", "127.0.0.1:2503",
+		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
 			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }, false},
 		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
 			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }, false},
@@ -102,6 +108,18 @@ func options(hw machine) []option {
 				c.Unverified = s == "off"
 				return err
 			}, false},
+		{"token-file", "file", "tokens of callers, with their scopes; see caravan token new. Read again at SIGHUP", "",
+			func(c *Config, s string) error { c.TokenFile = s; return nil }, false},
+		{"tls-cert", "file", "certificate chain, PEM: speak TLS; read again when it changes", "",
+			func(c *Config, s string) error { c.TLSCert = s; return nil }, false},
+		{"tls-key", "file", "key of the certificate, PEM", "",
+			func(c *Config, s string) error { c.TLSKey = s; return nil }, false},
+		{"tls-client-ca", "file", "authority, PEM, that the certificate of every client must be signed by", "",
+			func(c *Config, s string) error { c.TLSClientCA = s; return nil }, false},
+		{"insecure", "switch", "on: listen beyond the loopback address without tokens or client certificates", "off",
+			func(c *Config, s string) (err error) { c.Insecure, err = parseSwitch(s); return err }, false},
+		{"audit-log", "file", "record who changed what, and who was refused, as JSON lines; opened again at SIGHUP", "",
+			func(c *Config, s string) error { c.AuditLog = s; return nil }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
 		{"log-format", "format", "text or json", "text",

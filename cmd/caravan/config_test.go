@@ -25,7 +25,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 
 func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
-	want := Config{Listen: "127.0.0.1:2503", Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
+	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
 		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
@@ -35,7 +35,7 @@ func TestDefaults(t *testing.T) {
 // TestPrecedence: flag, environment, file, default, for every option.
 func TestPrecedence(t *testing.T) {
 	values := map[string][3]string{ // by flag, environment, file
-		"listen": {"a:1", "b:2", "c:3"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
+		"listen": {"a:1", "b:2,unix:/x", "[c:3, d:4]"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
 		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
 		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
@@ -44,6 +44,8 @@ func TestPrecedence(t *testing.T) {
 		"verify":         {"off", "full", "off"},
 		"max-per-client": {"1", "2", "3"},
 		"paused":         {"on", "off", "yes"}, "resume": {"on", "off", "yes"},
+		"token-file": {"a", "b", "c"}, "tls-cert": {"a", "b", "c"}, "tls-key": {"a", "b", "c"}, "tls-client-ca": {"a", "b", "c"},
+		"insecure": {"on", "off", "yes"}, "audit-log": {"a", "b", "c"},
 	}
 	for _, o := range options(eight) {
 		v, ok := values[o.name]

@@ -77,7 +77,7 @@ func TestDocs(t *testing.T) {
 		t.Errorf("a section is on %q, which is no command", name)
 	}
 	for _, code := range []int{exitCompleted, exitInternal, exitUsage, exitErrored, exitKilled, exitInvalid, exitNotFound,
-		exitUnreachable, exitTimeout, exitInterrupted} {
+		exitUnreachable, exitTimeout, exitDenied, exitInterrupted} {
 		if !strings.Contains(common, fmt.Sprintf("\n| %d | ", code)) {
 			t.Errorf("exit code %d is not told of", code)
 		}

@@ -19,6 +19,7 @@ const (
 	exitNotFound    = 6
 	exitUnreachable = 7
 	exitTimeout     = 8
+	exitDenied      = 9
 	exitInterrupted = 130
 )
 
@@ -83,6 +84,8 @@ func exitCode(err error) int {
 		return exitTimeout
 	case errors.As(err, &invalid), errors.Is(err, client.ErrInvalid):
 		return exitInvalid
+	case errors.Is(err, client.ErrDenied):
+		return exitDenied
 	case errors.Is(err, client.ErrNotFound):
 		return exitNotFound
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):

@@ -37,6 +37,8 @@ type Main struct {
 	// Signals delivers what asks the program to stop: the first signal politely,
 	// the second at once.
 	Signals <-chan os.Signal
+	// Hangups delivers SIGHUP, until the function that it returns is called. Nil: never.
+	Hangups func() (<-chan os.Signal, func())
 	// Open starts a server, for serve and run. Nil is the real one.
 	Open opener
 
@@ -60,6 +62,11 @@ func main() {
 			return ok && term.IsTerminal(int(f.Fd()))
 		},
 		Signals: signals,
+		Hangups: func() (<-chan os.Signal, func()) {
+			hangups := make(chan os.Signal, 1)
+			signal.Notify(hangups, syscall.SIGHUP)
+			return hangups, func() { signal.Stop(hangups) }
+		},
 	}
 	os.Exit(m.Run(context.Background(), os.Args[1:]))
 }

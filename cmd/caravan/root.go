@@ -42,7 +42,7 @@ func (m *Main) root() *cobra.Command {
 		m.serveCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
 		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
-		m.stateCommand("restart", client.Queued), m.versionCommand(), m.completionCommand(), m.workerCommand(),
+		m.stateCommand("restart", client.Queued), m.versionCommand(), m.tokenCommand(), m.completionCommand(), m.workerCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		if cmd.Use == cmd.Name() { // it takes no arguments, and so no files
@@ -60,22 +60,6 @@ func args(least, most int, names string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-// remote holds the flags of a command that talks to a server.
-type remote struct {
-	m      *Main
-	server string
-	cmd    *cobra.Command
-}
-
-const envServer = "CARAVAN_SERVER"
-
-// talks gives cmd the flag --server.
-func (m *Main) talks(cmd *cobra.Command) *remote {
-	r := &remote{m: m, cmd: cmd}
-	cmd.Flags().StringVar(&r.server, "server", client.DefaultServer, "the server's `URL` (environment: "+envServer+")")
-	return r
 }
 
 // shows gives cmd the flag -o/--output.
@@ -107,27 +91,6 @@ func (f *format) Set(s string) error {
 		return fmt.Errorf("%q is neither table nor json", s)
 	}
 	return nil
-}
-
-// address is the server to talk to, and whether the user named one.
-func (r *remote) address() (server string, named bool) {
-	if r.cmd.Flags().Changed("server") {
-		return r.server, true
-	}
-	if v, ok := r.m.LookupEnv(envServer); ok && v != "" {
-		return v, true
-	}
-	return r.server, false
-}
-
-// client connects to the server that the user named.
-func (r *remote) client() (*client.Client, error) {
-	server, _ := r.address()
-	c, err := client.New(client.Config{Server: server, UserAgent: "caravan/" + versionInfo().Version})
-	if err != nil {
-		return nil, &usageError{err}
-	}
-	return c, nil
 }
 
 // runID reads a run's id from the command line.

@@ -39,7 +39,8 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 	}
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
-		return slices.Contains([]string{"listen", "data", "max-per-client", "retain-runs", "retain-age", "allow-host", "cors-origin", "paused"}, o.name)
+		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "allow-host", "cors-origin",
+			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
 	}))
 	completesOptions(cmd)
 	var data string
@@ -58,7 +59,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		server, _ := r.address()
-		if data == "" && (answers(ctx, server) || !local(server)) {
+		if data == "" && (r.answers(ctx) || !local(server)) {
 			if given := changed(cmd.Flags(), all); len(given) > 0 {
 				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
 					strings.Join(given, ", "), c.Server())
@@ -89,6 +90,9 @@ func changed(flags *pflag.FlagSet, all []option) []string {
 
 // local tells whether a server's address is of this machine.
 func local(server string) bool {
+	if strings.HasPrefix(server, unixPrefix) {
+		return true
+	}
 	if !strings.Contains(server, "://") {
 		server = "http://" + server
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -49,14 +48,15 @@ func (m *Main) serveCommand() *cobra.Command {
 func (m *Main) serve(ctx context.Context, c Config) error {
 	// The first line is written whatever the level: it is how others learn the port.
 	log := newLogger(m.Stderr, c.LogFormat, c.LogLevel)
-	l, err := listen(c.Listen)
+	d, err := openDoor(c, log)
 	if err != nil {
 		return err
 	}
-	newLogger(m.Stderr, c.LogFormat, slog.LevelInfo).Info("listening", "address", l.Addr().String(),
-		"data", c.Data, "version", versionInfo().Version)
+	defer d.close()
+	d.announce(c, newLogger(m.Stderr, c.LogFormat, slog.LevelInfo))
 	start := time.Now()
-	srv, err := m.open(c, l, log)
+	defer m.reloadAtHangup(d)()
+	srv, err := m.open(c, d, log)
 	if err != nil {
 		return err
 	}
@@ -76,6 +76,27 @@ func (m *Main) serve(ctx context.Context, c Config) error {
 		log.Info("stopped")
 	}
 	return err
+}
+
+// reloadAtHangup reloads what can be reloaded at each SIGHUP, until stop is called.
+func (m *Main) reloadAtHangup(d *door) (stop func()) {
+	if m.Hangups == nil || !d.reloads() {
+		return func() {}
+	}
+	hangups, ignore := m.Hangups()
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-hangups:
+				d.reload()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { ignore(); close(done); <-ended }
 }
 
 // errAtOnce: the second signal came.
@@ -113,27 +134,6 @@ func (m *Main) close(end func(context.Context) error, limit time.Duration) error
 	case <-last.C:
 		return fmt.Errorf("the server did not stop within %s: what was running was left", limit)
 	}
-}
-
-// listen takes the address; one in use is said plainly.
-func listen(address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("address %s is in use: another server may be running; choose another one with --listen", address)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("address %s: %w", address, cause(err))
-	}
-	return l, nil
-}
-
-// cause drops what net repeats of the address.
-func cause(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err
-	}
-	return err
 }
 
 func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {

@@ -33,7 +33,7 @@ func (m *Main) validateCommand() *cobra.Command {
 			return err
 		}
 		var v *client.Validation
-		if server, named := r.address(); !offline && (named || answers(ctx, server)) {
+		if _, named := r.address(); !offline && (named || r.answers(ctx)) {
 			v, err = c.Validate(ctx, spec)
 		} else {
 			v = checkSpec(spec)

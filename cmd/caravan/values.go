@@ -23,17 +23,40 @@ func parseText(s string) (string, error) {
 	return s, nil
 }
 
-func parseListen(s string) (string, error) {
+func parseListen(s string) ([]string, error) {
+	addresses := parseList(s)
+	if len(addresses) == 0 {
+		return nil, errors.New("it must not be empty")
+	}
+	for i, address := range addresses {
+		if err := checkAddress(address); err != nil {
+			return nil, err
+		}
+		if slices.Contains(addresses[:i], address) && !strings.HasSuffix(address, ":0") {
+			return nil, fmt.Errorf("%q is given twice", address)
+		}
+	}
+	return addresses, nil
+}
+
+// checkAddress wants host:port or unix:path.
+func checkAddress(s string) error {
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		if path == "" {
+			return fmt.Errorf("%q has no path", s)
+		}
+		return nil
+	}
 	_, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return "", fmt.Errorf("%q is no host:port", s)
+		return fmt.Errorf("%q is no host:port", s)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return "", fmt.Errorf("%q: port %q is no number from 0 to 65535", s, port)
+		return fmt.Errorf("%q: port %q is no number from 0 to 65535", s, port)
 	} else if strconv.FormatUint(n, 10) != port {
-		return "", fmt.Errorf("%q: port %q is not written plainly", s, port)
+		return fmt.Errorf("%q: port %q is not written plainly", s, port)
 	}
-	return s, nil
+	return nil
 }
 
 // parseMilli reads a positive decimal number in thousandths.

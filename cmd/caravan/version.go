@@ -1,12 +1,9 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -76,18 +73,4 @@ func describe(v client.Version) string {
 		}
 	}
 	return s
-}
-
-// answers tells whether a server answers within a second, ready or not.
-func answers(ctx context.Context, server string) bool {
-	c, err := client.New(client.Config{Server: server, Retries: -1})
-	if err != nil {
-		return false
-	}
-	defer c.CloseIdle()
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	err = c.Ready(ctx)
-	var refused *client.Error
-	return err == nil || errors.As(err, &refused) && errors.Is(err, client.ErrUnavailable)
 }

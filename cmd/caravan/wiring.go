@@ -78,7 +78,16 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	l = &once{Listener: l}
+	registry := prometheus.NewRegistry()
+	var who http.Access
+	var entrances []net.Listener
+	if d, ok := l.(*door); ok {
+		who, entrances = d.access, d.entrances
+		registry.MustRegister(d.auditLost)
+	} else {
+		l = &once{Listener: l}
+		entrances = []net.Listener{l}
+	}
 	undo = append(undo, l.Close)
 
 	how := datafolder.Options{Logger: log, Resume: c.Resume}
@@ -90,7 +99,6 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	}
 	undo = append(undo, n.folder.Close)
 	data := n.folder.Path() // the worker is elsewhere
-	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
 		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
@@ -102,17 +110,13 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	// Service comes first: whoever asks while runs are recovered is told so.
 	door, spare := &gate{}, &sparing{}
 	v := versionInfo()
-	who, err := doorOf(c, l)
-	if err != nil {
-		return nil, err
-	}
 	n.http = http.New(http.Config{
 		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
 		MaxConns: connectionsWithin(descriptorLimit()), MaxPerClient: c.MaxPerClient,
 	})
-	go n.serve(l)
+	go n.serve(entrances)
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
@@ -171,11 +175,18 @@ func (o *once) Close() (err error) {
 	return err
 }
 
-// serve answers requests until the listener closes.
-func (n *node) serve(l net.Listener) {
+// serve answers requests until the listeners close, or one of them fails.
+func (n *node) serve(entrances []net.Listener) {
 	defer close(n.served)
-	if err := n.http.Serve(l); err != nil {
-		n.serving = fmt.Errorf("listener: %w", err)
+	ended := make(chan error, len(entrances))
+	for _, l := range entrances {
+		go func() { ended <- n.http.Serve(l) }()
+	}
+	for range entrances {
+		if err := <-ended; err != nil {
+			n.serving = fmt.Errorf("listener: %w", err)
+			return
+		}
 	}
 }
 

@@ -20,7 +20,8 @@
 //	soak_test.go       a load that does not end: nothing grows
 //	views_test.go      what pages and tools watch large runs by
 //	metrics_test.go    what /metrics has is what the documents say
-//	door_test.go       what web pages, other users and other machines may do
+//	door_test.go       what web pages may do
+//	access_test.go     tokens, unix sockets, TLS, the audit log
 //	cli_test.go        the command line: exit codes, logs -f
 //	examples_test.go   every file of examples/ runs to COMPLETED
 //	process_test.go    damaged output files, what tasks leave behind, odd commands, signals of the terminal

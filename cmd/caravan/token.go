@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/http/access"
+)
+
+func (m *Main) tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make tokens for the callers of a server",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return cmd.Help()
+		},
+		Args: cobra.ArbitraryArgs,
+	}
+	cmd.AddCommand(m.tokenNewCommand())
+	return cmd
+}
+
+func (m *Main) tokenNewCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "new NAME SCOPES",
+		Short: "Make a token and the line that lets a server know it",
+		Long: "New makes a token with SCOPES: read, submit, control, separated by commas. It prints the secret, which is\n" +
+			"not kept anywhere, and the line for the server's token file. With --token-file it adds the line to that\n" +
+			"file, which is made with mode 0600; a server that runs reads it again at SIGHUP.",
+		Args: args(2, 2, "a NAME and SCOPES"),
+	}
+	var path string
+	cmd.Flags().StringVar(&path, "token-file", "", "add the line to this `file`")
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if err := access.CheckTokenName(args[0]); err != nil {
+			return usagef("%w", err)
+		}
+		scopes, err := access.ParseScopes(args[1])
+		if err != nil {
+			return usagef("%w", err)
+		}
+		secret := access.NewSecret()
+		line := access.TokenLine(args[0], scopes, secret)
+		if path != "" {
+			if err := addToken(path, line); err != nil {
+				return err
+			}
+		}
+		fmt.Fprintln(m.Stdout, secret)
+		if path == "" {
+			fmt.Fprintf(m.Stderr, "The secret is shown this once. The line for the server's --token-file:\n%s\n", line)
+		} else {
+			fmt.Fprintf(m.Stderr, "The secret is shown this once. Its line is in %s: send SIGHUP to a server that runs.\n", path)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// addToken adds a line to a token file, if the file is sound with it.
+func addToken(path, line string) error {
+	text, err := access.ReadPrivateFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(text) > 0 && !strings.HasSuffix(string(text), "\n") {
+		line = "\n" + line
+	}
+	line += "\n"
+	if _, err := access.ParseTokens(append(text, line...)); err != nil {
+		return fmt.Errorf("token file %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("token file: %w", err)
+	}
+	_, err = f.WriteString(line)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,145 @@
+package access_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/http/access"
+)
+
+// auditOf opens a log and returns what counts lost entries.
+func auditOf(t *testing.T, path string, logs *bytes.Buffer) (*access.Audit, *atomic.Int64) {
+	t.Helper()
+	lost := new(atomic.Int64)
+	a, err := access.OpenAudit(path, slog.New(slog.NewTextHandler(logs, nil)), func(n int) { lost.Add(int64(n)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, lost
+}
+
+func entriesOf(t *testing.T, path string) (out []access.Entry) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var e access.Entry
+		if err := json.Unmarshal(line, &e); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+func TestAudit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit")
+	var logs bytes.Buffer
+	a, lost := auditOf(t, path, &logs)
+	run := uint64(7)
+	a.Record(access.Entry{Time: time.Now(), Status: 200, Method: "DELETE", Route: "/x", Run: &run, Task: "a\nb\x1b[31m", Token: "ci"})
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	a.Record(access.Entry{Time: time.Now(), Status: 200, Method: "PATCH"})
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old := entriesOf(t, path+".1")
+	if len(old) != 1 || *old[0].Run != 7 || old[0].Task != "a\nb\x1b[31m" || old[0].Token != "ci" {
+		t.Errorf("%+v", old)
+	}
+	if now := entriesOf(t, path); len(now) != 1 || now[0].Method != "PATCH" {
+		t.Errorf("%+v", now)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Error(info.Mode(), err)
+	}
+	if lost.Load() != 0 || logs.Len() > 0 {
+		t.Errorf("%d lost, %s", lost.Load(), &logs)
+	}
+	var none *access.Audit
+	none.Record(access.Entry{})
+	if none.Close() != nil {
+		t.Error("a nil log closes")
+	}
+}
+
+// TestRefusalsInTheAuditLogAreBounded: anybody can cause them.
+func TestRefusalsInTheAuditLogAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit")
+	a, _ := auditOf(t, path, new(bytes.Buffer))
+	at := time.Unix(1_800_000_000, 0)
+	for range 1000 {
+		a.Record(access.Entry{Time: at, Status: 401})
+		a.Record(access.Entry{Time: at, Status: 200})
+	}
+	a.Record(access.Entry{Time: at.Add(time.Second), Status: 403})
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	count := map[int]int{}
+	var last access.Entry
+	for _, e := range entriesOf(t, path) {
+		count[e.Status]++
+		last = e
+	}
+	if count[401] != 100 || count[200] != 1000 || last.Suppressed != 900 {
+		t.Errorf("%v, then %+v", count, last)
+	}
+}
+
+func TestAuditThatCannotBeWritten(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		dir: "audit log", dir + "/none/audit": "no such file", "/dev/null": "not a plain file",
+	} {
+		if _, err := access.OpenAudit(path, slog.Default(), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	path := filepath.Join(dir, "audit")
+	if err := os.WriteFile(path, nil, 0o606); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o606); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := access.OpenAudit(path, slog.Default(), nil); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Error(err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := access.OpenAudit(link, slog.Default(), nil); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+		t.Error(err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, lost := auditOf(t, path, new(bytes.Buffer))
+	big := access.Entry{Status: 200, Path: strings.Repeat("x", 1<<20)}
+	for range 100 {
+		a.Record(big) // faster than a disk may be: what does not fit is counted
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(entriesOf(t, path)) + int(lost.Load()); n != 100 {
+		t.Errorf("%d of 100 entries", n)
+	}
+}

@@ -1,0 +1,186 @@
+package access
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"sync/atomic"
+)
+
+// TokenPrefix begins every secret, so that scanners find those that leaked.
+const TokenPrefix = "caravan_"
+
+// NewSecret returns a fresh secret of 256 random bits.
+func NewSecret() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// TokenLine is the line of a token file that stands for a secret.
+func TokenLine(name string, scopes Scopes, secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return fmt.Sprintf("%s %s sha256:%s", name, scopes, hex.EncodeToString(sum[:]))
+}
+
+// maxTokens bounds a token file: each request is compared with every line.
+const maxTokens = 1000
+
+// token is one line of a token file.
+type token struct {
+	name   string
+	scopes Scopes
+	sum    [sha256.Size]byte // of the secret
+}
+
+// Tokens is what a token file says. It does not change.
+type Tokens struct {
+	tokens       []token
+	certificates map[string]token // by common name
+}
+
+// ParseTokens reads the text of a token file. Each line is
+//
+//	NAME SCOPE[,SCOPE] sha256:HEX
+//	NAME SCOPE[,SCOPE] cert:COMMON-NAME
+//
+// Empty lines and lines that begin with # are comments. An error names the line.
+func ParseTokens(text []byte) (*Tokens, error) {
+	t := &Tokens{certificates: map[string]token{}}
+	named := map[string]int{}
+	sums := map[[sha256.Size]byte]int{}
+	number := 0
+	for line := range bytes.SplitSeq(text, []byte{'\n'}) {
+		number++
+		line = bytes.TrimSpace(line)
+		if len(line) == 0 || line[0] == '#' {
+			continue
+		}
+		tok, common, err := parseToken(string(line))
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		}
+		if first, ok := named[tok.name]; ok {
+			return nil, fmt.Errorf("line %d: name %q is used in line %d, too", number, tok.name, first)
+		}
+		named[tok.name] = number
+		if common != "" {
+			if _, ok := t.certificates[common]; ok {
+				return nil, fmt.Errorf("line %d: certificate %q has a line already", number, common)
+			}
+			t.certificates[common] = tok
+			continue
+		}
+		if first, ok := sums[tok.sum]; ok {
+			return nil, fmt.Errorf("line %d: the secret is that of line %d, too", number, first)
+		}
+		sums[tok.sum] = number
+		if t.tokens = append(t.tokens, tok); len(t.tokens) > maxTokens {
+			return nil, fmt.Errorf("line %d: more than %d tokens", number, maxTokens)
+		}
+	}
+	return t, nil
+}
+
+func parseToken(line string) (tok token, common string, err error) {
+	fields := strings.Fields(line)
+	if len(fields) < 3 {
+		return tok, "", fmt.Errorf("want NAME SCOPES sha256:HEX, as `caravan token new` prints it")
+	}
+	tok.name = fields[0]
+	if err := CheckTokenName(tok.name); err != nil {
+		return tok, "", err
+	}
+	if tok.scopes, err = ParseScopes(fields[1]); err != nil {
+		return tok, "", err
+	}
+	kind, value, _ := strings.Cut(strings.Join(fields[2:], " "), ":") // a common name may have blanks
+	switch {
+	case kind == "cert" && value != "":
+		return tok, value, nil
+	case kind != "sha256" || len(fields) > 3:
+		return tok, "", fmt.Errorf("token %q: want sha256: and 64 hexadecimal digits, or cert: and a common name", tok.name)
+	}
+	sum, err := hex.DecodeString(value)
+	if err != nil || len(sum) != len(tok.sum) {
+		return tok, "", fmt.Errorf("token %q: sha256: must be followed by 64 hexadecimal digits", tok.name) // it may be the secret itself
+	}
+	copy(tok.sum[:], sum)
+	return tok, "", nil
+}
+
+// CheckTokenName tells what is wrong with the name of a token.
+func CheckTokenName(name string) error {
+	const most = 64
+	if name == "" || len(name) > most || strings.HasPrefix(name, TokenPrefix) {
+		return fmt.Errorf("token name %q: want 1 to %d characters, not beginning with %s", name[:min(len(name), len(TokenPrefix))], most, TokenPrefix)
+	}
+	for _, c := range []byte(name) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.' || c == '@') {
+			return fmt.Errorf("token name %q: want letters, digits, '-', '_', '.' and '@'", name)
+		}
+	}
+	return nil
+}
+
+// find returns the token with this hash. It compares with every token and takes the
+// same time whether, and where, one matches.
+func (t *Tokens) find(sum *[sha256.Size]byte) (found *token) {
+	at := -1
+	for i := range t.tokens {
+		equal := subtle.ConstantTimeCompare(t.tokens[i].sum[:], sum[:])
+		at = subtle.ConstantTimeSelect(equal, i, at)
+	}
+	if at < 0 {
+		return nil
+	}
+	return &t.tokens[at]
+}
+
+// Keys is the token file in force. Its methods may be called from any goroutine.
+type Keys struct {
+	path    string
+	current atomic.Pointer[Tokens]
+}
+
+// OpenKeys reads a token file.
+func OpenKeys(path string) (*Keys, error) {
+	k := &Keys{path: path}
+	return k, k.Reload()
+}
+
+// Reload reads the file again. When it has a mistake, what was read before stays in
+// force.
+func (k *Keys) Reload() error {
+	text, err := ReadPrivateFile(k.path)
+	if err != nil {
+		return fmt.Errorf("token file: %w", err)
+	}
+	t, err := ParseTokens(text)
+	if err != nil {
+		return fmt.Errorf("token file %s: %w", k.path, err)
+	}
+	k.current.Store(t)
+	return nil
+}
+
+// Secret returns who holds a secret.
+func (k *Keys) Secret(secret []byte) (Caller, bool) {
+	sum := sha256.Sum256(secret)
+	tok := k.current.Load().find(&sum)
+	if tok == nil {
+		return Caller{UID: -1}, false
+	}
+	return Caller{Token: tok.name, Scopes: tok.scopes, UID: -1}, true
+}
+
+// Certificate returns what the holder of a client certificate may do.
+func (k *Keys) Certificate(commonName string) (Scopes, bool) {
+	tok, ok := k.current.Load().certificates[commonName]
+	return tok.scopes, ok
+}
