@@ -42,8 +42,12 @@ type Main struct {
 	// Open starts a server, for serve and run. Nil is the real one.
 	Open opener
 
-	json bool            // -o json
-	hard context.Context // ends with the second signal
+	// Catch has further signals delivered to Signals. Nil: they are not.
+	Catch func(...os.Signal)
+
+	json      bool            // -o json
+	interrupt func()          // does what the first signal does
+	hard      context.Context // ends with the second signal
 }
 
 // errInterrupted is the cause of a context that the first signal ended.
@@ -51,8 +55,15 @@ var errInterrupted = errors.New("interrupted")
 
 func main() {
 	keepDescriptors()
+	if isInit() {
+		code, err := runAsInit(os.Args, os.Environ())
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "caravan: starting beside the first process of the container: %v\n", err)
+		}
+		os.Exit(code)
+	}
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	stopSignals(signals, os.Interrupt, syscall.SIGTERM)
 	m := &Main{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		LookupEnv: os.LookupEnv,
@@ -67,6 +78,10 @@ func main() {
 			signal.Notify(hangups, syscall.SIGHUP)
 			return hangups, func() { signal.Stop(hangups) }
 		},
+		Catch: func(more ...os.Signal) {
+			survivePipes()
+			stopSignals(signals, more...)
+		},
 	}
 	os.Exit(m.Run(context.Background(), os.Args[1:]))
 }
@@ -79,14 +94,14 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	hard, stop := context.WithCancel(context.Background())
-	m.hard = hard
+	m.hard, m.interrupt = hard, func() { cancel(errInterrupted) }
 	done := make(chan struct{})
 	defer func() {
 		close(done)
 		cancel(nil)
 		stop()
 	}()
-	go m.heed(done, func() { cancel(errInterrupted) }, stop)
+	go m.heed(done, m.interrupt, stop)
 
 	root := m.root()
 	root.SetArgs(args)

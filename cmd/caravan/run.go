@@ -27,7 +27,8 @@ func (m *Main) runCommand() *cobra.Command {
 			"--server when one answers there. Else, if that address is of this machine, it brings a server of its\n" +
 			"own, which lives as long as the command and listens nowhere; its data folder is a temporary one that\n" +
 			"is removed at the end, or the one of --data, which is kept and always means a server of its own.\n" +
-			"An interrupt kills the run, and waits for that; a second one does not wait.",
+			"An interrupt kills the run, and waits for that; a second one does not wait. So do SIGTERM, SIGQUIT, the\n" +
+			"end of the terminal, and the end of whoever reads the output (caravan run FILE | head -n1).",
 		Args: args(1, 1, "one FILE"),
 	}
 	r := m.talks(m.shows(cmd))
@@ -46,6 +47,7 @@ func (m *Main) runCommand() *cobra.Command {
 	var data string
 	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		m.endsWithItsTerminal()
 		ctx := cmd.Context()
 		spec, err := m.read(ctx, args[0])
 		if err != nil {

@@ -39,6 +39,9 @@ func (m *Main) serveCommand() *cobra.Command {
 			return usagef("paused and resume: choose one of them")
 		}
 		tuneRuntime(hw, m.LookupEnv)
+		if m.Catch != nil {
+			m.Catch() // a log without a reader is lost, the server goes on
+		}
 		return m.serve(cmd.Context(), c)
 	}
 	return cmd

@@ -1,13 +1,21 @@
 package e2e
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
 // TestDamagedOutput: one bit in an output file is found by every way of reading it. The
@@ -56,5 +64,161 @@ func TestDamagedOutput(t *testing.T) {
 	}
 	if !strings.Contains(string(s.Want(500, "GET", e2etest.Path(id, "/task/b/log"), "").Body), "output file "+name+": the file is missing") {
 		t.Error("the missing file is not named")
+	}
+}
+
+// TestRunEndsWithItsTerminal: whatever ends `caravan run`, its tasks end with it and its
+// temporary folder is removed: a reader that goes away, and the signals of a terminal.
+func TestRunEndsWithItsTerminal(t *testing.T) {
+	for _, how := range []string{"reader", "SIGHUP", "SIGQUIT", "SIGTERM"} {
+		t.Run(how, func(t *testing.T) {
+			dir, temporary := t.TempDir(), t.TempDir()
+			spec := filepath.Join(dir, "x.json")
+			pidFile := filepath.Join(dir, "pid")
+			doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
+				"a": e2etest.Sh("echo $$ > " + pidFile + ".new; mv " + pidFile + ".new " + pidFile + "; exec sleep 1000"),
+				"b": e2etest.Sh("sleep 0.3").With("maxRetries", 0), "c": e2etest.Sh("sleep 0.3").After("b"), "d": e2etest.Sh("true").After("c"),
+			}))
+			if err := os.WriteFile(spec, []byte(doc), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			command := exec.Command(e2etest.Binary(), "run", spec, "--cores", "2")
+			if how == "reader" {
+				command = exec.Command("/bin/sh", "-c", `"$0" run "$1" --cores 2 2>&1 | { read -r line; until [ -e "$2" ]; do sleep 0.01; done; }`,
+					e2etest.Binary(), spec, pidFile)
+			}
+			command.Env = append(os.Environ(), "TMPDIR="+temporary, "CARAVAN_SERVER=127.0.0.1:1")
+			command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			var output bytes.Buffer
+			if how != "reader" {
+				command.Stdout, command.Stderr = &output, &output
+			}
+			if err := command.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
+			e2etest.Eventually(t, "the task runs", func() bool { _, err := os.Stat(pidFile); return err == nil })
+			if signal, ok := map[string]syscall.Signal{"SIGHUP": syscall.SIGHUP, "SIGQUIT": syscall.SIGQUIT, "SIGTERM": syscall.SIGTERM}[how]; ok {
+				if err := command.Process.Signal(signal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := command.Wait(); how != "reader" && err == nil {
+				t.Error("exit code 0")
+			}
+			text, err := os.ReadFile(pidFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			e2etest.Eventually(t, "the task ends", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+			e2etest.Eventually(t, "the temporary folder is removed", func() bool {
+				left, err := os.ReadDir(temporary)
+				return err == nil && len(left) == 0
+			})
+			if strings.Contains(output.String(), "goroutine ") {
+				t.Errorf("it printed\n%s", output.String())
+			}
+		})
+	}
+}
+
+// TestServeOutlivesTheReaderOfItsLog: the log is lost, the server goes on.
+func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
+	data := t.TempDir()
+	command := exec.Command(e2etest.Binary(), "serve", "--listen", "127.0.0.1:0", "--data", data, "--log-level", "debug")
+	log, err := command.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer servertest.EndWorkers(data, e2etest.Patience)
+	defer command.Process.Kill()
+	line, err := bufio.NewReader(log).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, address, _ := strings.Cut(line, "address=")
+	address, _, _ = strings.Cut(address, " ")
+	log.Close()
+	ready := func() bool {
+		r, err := http.Get("http://" + address + "/ready")
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == 200
+	}
+	e2etest.Eventually(t, "the server is ready", ready) // its word on that finds no reader
+	if err := command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Wait(); err != nil {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestFirstProcessOfAContainer: orphans leave no zombies, signals reach the server, and
+// the exit code is its own.
+func TestFirstProcessOfAContainer(t *testing.T) {
+	if text, err := exec.Command("unshare", "-pf", "--mount-proc", "true").CombinedOutput(); err != nil {
+		t.Skipf("no namespace of processes can be made here: %v: %s", err, text)
+	}
+	data := t.TempDir()
+	command := exec.Command("unshare", "-pf", "--mount-proc", e2etest.Binary(), "serve", "--listen", "127.0.0.1:0", "--data", data, "--cores", "2")
+	log, err := command.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer command.Process.Kill()
+	lines := bufio.NewReader(log)
+	line, err := lines.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, lines)
+	_, address, _ := strings.Cut(line, "address=")
+	address, _, _ = strings.Cut(address, " ")
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", command.Process.Pid, command.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(first, syscall.SIGKILL) // and with it the namespace
+
+	const zombies = `zombies() { cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; }; `
+	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
+		"a": e2etest.Sh("i=0; while [ $i -lt 20 ]; do (setsid sleep 0.05 &); i=$((i+1)); done"),
+		"b": e2etest.Sh(zombies + `i=0; while [ "$(zombies)" -gt 0 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done; zombies; true`).After("a"),
+	}))
+	caravan := func(args ...string) string {
+		cmd := exec.Command(e2etest.Binary(), append(args, "--server", address)...)
+		cmd.Stdin = strings.NewReader(doc)
+		text, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("caravan %v: %v: %s", args, err, text)
+		}
+		return strings.TrimSpace(string(text))
+	}
+	run, _, _ := strings.Cut(caravan("submit", "--wait", "-"), "\n")
+	if n := caravan("logs", run, "b"); n != "0" {
+		t.Errorf("%s zombies", n)
+	}
+	if err := syscall.Kill(first, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Wait(); err != nil {
+		t.Errorf("SIGTERM: %v", err)
 	}
 }
