@@ -11,6 +11,7 @@
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	copies_test.go     a copied data folder beside its original
 //	damage_test.go     files of the data folder damaged at random
+//	powercut_test.go   power cuts of the device under the data folder
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
 //	hostile_test.go    malformed requests, slow and gone clients
@@ -34,7 +35,7 @@
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
 //	-rounds N   rounds of the tests in worker_test.go (2)
 //	-damages N  damaged data folders (40)
-//	-cuts N     power cuts (3)
+//	-cuts N     power cuts (3); they need root and an ext4 on a loop device
 //	-hostile N  malformed requests (10000)
 //	-sizes big  runs of 1,000,000 tasks in scale_test.go
 //	-copies N   copies in copies_test.go (2)

@@ -20,6 +20,7 @@ var (
 	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks")
 	copiesFlag  = flag.Int("copies", 2, "copies of a data folder that are started beside its own server")
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
+	cutsFlag    = flag.Int("cuts", 3, "power cuts")
 	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load up")
 )
 
