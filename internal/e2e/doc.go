@@ -12,6 +12,7 @@
 //	copies_test.go     a copied data folder beside its original
 //	damage_test.go     files of the data folder damaged at random
 //	powercut_test.go   power cuts of the device under the data folder
+//	damagedworker_test.go  damaged files of a worker that was killed
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
 //	hostile_test.go    malformed requests, slow and gone clients
