@@ -80,7 +80,13 @@ func TestDamagedWorkerFiles(t *testing.T) {
 func aloneDoc(dir string, n int) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines; test -n x{{N}}
-for p in pid-$CARAVAN_TASK-*; do [ -e "$p" ] && kill -0 $(cat $p) 2>/dev/null && echo "beside $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines; done
+for p in pid-$CARAVAN_TASK-*; do
+	[ -e "$p" ] || continue
+	case $(sed -n 's/^State:.//p' /proc/$(cat $p)/status 2>/dev/null) in
+	''|Z*|X*) ;; # it is gone, or dead and nobody has waited for it yet
+	*) echo "beside $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines;;
+	esac
+done
 echo $$ > pid-$CARAVAN_TASK-$CARAVAN_ATTEMPT
 sleep 1
 rm -f pid-$CARAVAN_TASK-$CARAVAN_ATTEMPT`).Job("workDir", dir),
