@@ -39,7 +39,7 @@ func (m *Main) root() *cobra.Command {
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(
-		m.serveCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
+		m.serveCommand(), m.checkCommand(), m.salvageCommand(), m.runCommand(), m.submitCommand(), m.validateCommand(),
 		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
 		m.stateCommand("restart", client.Queued), m.versionCommand(), m.tokenCommand(), m.completionCommand(), m.workerCommand(),

@@ -15,6 +15,7 @@
 //	damagedworker_test.go  damaged files of a worker that was killed
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
+//	check_test.go      check and salvage
 //	hostile_test.go    malformed requests, slow and gone clients
 //	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs

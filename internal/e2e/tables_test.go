@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,5 +118,54 @@ func TestVerifyOff(t *testing.T) {
 	again := e2etest.Start(t, e2etest.Data(s.Config().Data), e2etest.Args("--verify", "off"))
 	if !strings.Contains(again.Log(), "not verified") {
 		t.Error("no warning in the log")
+	}
+}
+
+// TestRotWhileItRuns overwrites a command in a table while the server has it open. Its run is
+// an error from then on, and no other command; the server says so, and goes on.
+func TestRotWhileItRuns(t *testing.T) {
+	touched := filepath.Join(t.TempDir(), "touched")
+	first := e2etest.Start(t)
+	graph := func(script string) e2etest.Doc {
+		return e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(script)})
+	}
+	var run uint64
+	for i := range 100 { // its row is in a block of its own, which nothing reads at the start
+		if i == 50 {
+			run = first.Submit(graph("touch " + touched + "; exit 3 # qzjxkvwpf7138"))
+			first.Await(run, "ERRORED")
+		}
+		first.Submit(graph(fmt.Sprintf("true %d %s", i, strings.Repeat(fmt.Sprint(i), 100))))
+	}
+	if _, _, err := first.Stop(e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(touched); err != nil {
+		t.Fatal(err)
+	}
+	data := first.Config().Data
+	s := e2etest.Start(t, e2etest.Data(data))
+	path, at := marked(t, data, "qzjxkvwpf7138")
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("# rotten text"), at); err != nil {
+		t.Fatal(err)
+	}
+	r := s.Do("PATCH", e2etest.Path(run, "/state/QUEUED"), "")
+	if r.Status != 500 {
+		t.Errorf("resumed: %d %s", r.Status, r.Body)
+	}
+	if r := s.Do("GET", e2etest.Path(run, ""), ""); r.Status != 500 || !strings.Contains(string(r.Body), "internal") {
+		t.Errorf("the run: %d %s", r.Status, r.Body)
+	}
+	if r := s.Do("GET", "/healthz", ""); r.Status != 503 || !strings.Contains(string(r.Body), "not healthy") {
+		t.Errorf("health: %d %s", r.Status, r.Body)
+	}
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))
+	if _, err := os.Stat(touched); err == nil {
+		t.Error("the command ran")
 	}
 }

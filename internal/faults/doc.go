@@ -5,6 +5,7 @@
 //   - Disk keeps beside a real folder what a power failure would leave of it: of each
 //     file the content as of its last Sync, of each folder the names as of its last
 //     SyncDir. PowerCut writes that down as another folder.
+//   - Damage changes a file as a disk may.
 //
 // To cut the power at each sync: FS over Disk, with a Rule whose Do calls PowerCut.
 package faults

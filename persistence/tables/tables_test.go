@@ -111,7 +111,7 @@ func TestOwnFolders(t *testing.T) {
 	}
 	n := map[string]bool{}
 	for id, e := range r.Manifest.Tables {
-		found, err := tables.Rows(filepath.Join(dir, fmt.Sprintf("%06d.sst", id)), e, func(r tables.Row) { n[string(r.Key)] = true })
+		found, err := tables.Rows(filepath.Join(dir, fmt.Sprintf("%06d.sst", id)), e, func(r tables.Row) error { n[string(r.Key)] = true; return nil })
 		if err != nil || len(found) > 0 {
 			t.Fatal(err, found)
 		}
@@ -140,8 +140,9 @@ func TestEveryBit(t *testing.T) {
 	take(t, dir)
 	manifest := verify(t, dir).Manifest
 	rows := func(path string, e tables.Entry) (all []byte) {
-		_, err := tables.Rows(path, e, func(r tables.Row) {
+		_, err := tables.Rows(path, e, func(r tables.Row) error {
 			all = fmt.Appendf(all, "%q %d %v %q\n", r.Key, r.Version, r.Deleted, r.Value)
+			return nil
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -323,7 +324,7 @@ func FuzzTable(f *testing.F) {
 			e.Compression = options.Snappy
 		}
 		write(t, path, b)
-		if _, err := tables.Rows(path, e, func(tables.Row) {}); err != nil {
+		if _, err := tables.Rows(path, e, func(tables.Row) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/datafolder"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+	"github.com/caravan-dag/caravan/persistence/tables"
+)
+
+// finding is one thing that is wrong in a data folder.
+type finding struct {
+	Text   string  `json:"text"`
+	File   string  `json:"file,omitempty"`
+	Offset *int64  `json:"offset,omitempty"`
+	Run    *uint64 `json:"run,omitempty"`
+}
+
+// checked is what `caravan check` found, as it prints it.
+type checked struct {
+	Data     string    `json:"data"`
+	Whole    bool      `json:"whole"`
+	Bytes    int64     `json:"tableBytes"` // of whole tables
+	Runs     int       `json:"runs"`       // that are whole
+	Damaged  []uint64  `json:"damagedRuns"`
+	Findings []finding `json:"findings"`
+}
+
+func (c *checked) note(err error, run *uint64) {
+	f := finding{Text: err.Error(), Run: run}
+	var table *tables.Damage
+	var log *commitlog.DamageError
+	var output *outputs.DamageError
+	switch {
+	case errors.As(err, &table):
+		f.File, f.Offset = table.File, &table.Offset
+	case errors.As(err, &log):
+		f.File, f.Offset = log.File, &log.Offset
+	case errors.As(err, &output):
+		f.File, f.Offset = output.File, &output.Offset
+	}
+	if f.Offset != nil && *f.Offset < 0 {
+		f.Offset = nil
+	}
+	c.Findings = append(c.Findings, f)
+}
+
+// checkFolder proves a data folder whole, or lists what is not. whole is called for each
+// run that is. The folder is not changed.
+func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checked, error) {
+	c := &checked{Data: data.Path(), Bytes: store.Bytes(), Damaged: []uint64{}, Findings: []finding{}}
+	for _, err := range slices.Concat(data.Problems(), store.Files) {
+		c.note(err, nil)
+	}
+	bad := map[messages.RunID]bool{}
+	blame := func(id messages.RunID, err error) {
+		run := uint64(id)
+		c.note(err, &run)
+		bad[id] = true
+	}
+	var failed error
+	err := store.Scan(func(id messages.RunID, ofRun bool, err error) {
+		if ofRun {
+			blame(id, err)
+		} else {
+			c.note(err, nil)
+		}
+	}, func(id messages.RunID, complete bool) {
+		if failed = errors.Join(failed, ctx.Err()); failed != nil {
+			return
+		}
+		failed = c.run(data, store, id, complete, bad, blame, whole)
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return nil, err
+	}
+	for id := range bad {
+		c.Damaged = append(c.Damaged, uint64(id))
+	}
+	slices.Sort(c.Damaged)
+	c.Whole = len(c.Findings) == 0
+	return c, nil
+}
+
+// run checks one run, and its output.
+func (c *checked) run(data *datafolder.Folder, store *persistence.Offline, id messages.RunID, complete bool,
+	bad map[messages.RunID]bool, blame func(messages.RunID, error), whole func(messages.RunID, dag.RunState) error) error {
+	switch {
+	case !complete:
+		blame(id, fmt.Errorf("run %d: its summary is missing", id))
+	case store.Lost(id):
+		blame(id, fmt.Errorf("run %d: rows of it may lie in what is damaged", id))
+	}
+	if bad[id] {
+		return nil // named already
+	}
+	var refs []outputs.Ref
+	add := func(a *messages.AttemptRecord, stream messages.Stream, out messages.Output) {
+		if out.Inline == nil && out.Head+out.Tail > 0 {
+			key := messages.AttemptKey{Run: id, Task: a.Task, Attempt: a.Attempt}
+			refs = append(refs, outputs.Ref{ID: outputs.ID{Key: key, Stream: stream}, Output: out})
+		}
+	}
+	state, err := actors.CheckRun(store, id, dag.Limits{}, func(a *messages.AttemptRecord) {
+		add(a, messages.Stdout, a.Stdout)
+		add(a, messages.Stderr, a.Stderr)
+	})
+	if err != nil {
+		blame(id, err)
+		return nil
+	}
+	err = outputs.Verify(data.Output(), id, slices.Values(refs), func(d *outputs.DamageError) { blame(id, d) })
+	if err != nil || bad[id] {
+		return err
+	}
+	c.Runs++
+	return whole(id, state)
+}
+
+func (m *Main) checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check DATA",
+		Short: "Prove that a data folder is whole, or list what is damaged, file by file and run by run",
+		Long: "Check reads everything in the data folder DATA: tables, manifest and commit log with all checksums,\n" +
+			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output.\n" +
+			"It changes nothing; no server may have the folder open. The exit code is 0 when all is whole, 1 when\n" +
+			"something is damaged.",
+		Args: args(1, 1, "one data folder"),
+	}
+	m.shows(cmd)
+	scratch := cmd.Flags().String("scratch", "", "`folder` for temporary files; default: the system's")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		data, err := datafolder.Inspect(args[0])
+		if err != nil {
+			return err
+		}
+		defer data.Close()
+		store, err := persistence.OpenOffline(cmd.Context(), data.DB(), *scratch)
+		if err != nil {
+			return fmt.Errorf("data folder %s: %w", data.Path(), err)
+		}
+		c, err := checkFolder(cmd.Context(), data, store, func(messages.RunID, dag.RunState) error { return nil })
+		if err = errors.Join(err, store.Close()); err != nil {
+			return err
+		}
+		if err := m.showChecked(c); err != nil {
+			return err
+		}
+		if !c.Whole {
+			return fmt.Errorf("data folder %s is damaged: %d findings", c.Data, len(c.Findings))
+		}
+		return nil
+	}
+	return cmd
+}
+
+func (m *Main) showChecked(c *checked) error {
+	if m.json {
+		return m.printJSON(c)
+	}
+	for _, f := range c.Findings {
+		fmt.Fprintln(m.Stdout, f.Text)
+	}
+	fmt.Fprintf(m.Stdout, "%d runs are whole, %d are damaged, of %d MB in tables\n", c.Runs, len(c.Damaged), c.Bytes/1e6)
+	return nil
+}

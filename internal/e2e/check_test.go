@@ -1,0 +1,121 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// report is what check and salvage print as JSON.
+type report struct {
+	Whole    bool     `json:"whole"`
+	Runs     int      `json:"runs"`
+	Damaged  []uint64 `json:"damagedRuns"`
+	LeftOut  []uint64 `json:"leftOut"`
+	Kept     int      `json:"kept"`
+	NextRun  uint64   `json:"nextRun"`
+	Findings []struct {
+		Text, File string
+		Run        *uint64
+	} `json:"findings"`
+}
+
+// offline runs a command that reads a data folder.
+func offline(t *testing.T, args ...string) (r report, code int, text string) {
+	t.Helper()
+	cmd := exec.Command(e2etest.Binary(), append(args, "-o", "json")...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if out.Len() > 0 {
+		if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+			t.Fatalf("%v: %s", err, &out)
+		}
+	}
+	return r, code, out.String() + errs.String()
+}
+
+// TestCheckAndSalvage: a whole folder is called so; of a damaged one the file and the runs are
+// named, and the others are saved under their ids, with what they printed.
+func TestCheckAndSalvage(t *testing.T) {
+	s := e2etest.Start(t)
+	data := s.Config().Data
+	good := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 20000 /dev/zero | tr '\\0' 'y'")}))
+	bad := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo qzjxkvwpf7138")}))
+	if _, code, text := offline(t, "check", data); code != 1 || !strings.Contains(text, "in use") && !strings.Contains(text, "server") {
+		t.Errorf("check beside a server: %d, %s", code, text)
+	}
+	if _, _, err := s.Stop(e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	if r, code, text := offline(t, "check", data); code != 0 || !r.Whole || r.Runs != 2 {
+		t.Fatalf("check of a whole folder: %d, %s", code, text)
+	}
+	var outputs []string
+	_ = filepath.WalkDir(filepath.Join(data, "output"), func(path string, e os.DirEntry, _ error) error {
+		if strings.HasSuffix(path, ".out") {
+			outputs = append(outputs, path)
+		}
+		return nil
+	})
+	if len(outputs) != 1 {
+		t.Fatalf("output files: %v", outputs)
+	}
+	flip(t, outputs[0], 9000)
+	r, code, text := offline(t, "check", data)
+	if code != 1 || r.Whole || r.Runs != 1 || fmt.Sprint(r.Damaged) != fmt.Sprintf("[%v]", good.RunID) || r.Findings[0].File != outputs[0] {
+		t.Errorf("check of damaged output: %d, %s", code, text)
+	}
+	flip(t, outputs[0], 9000)
+
+	manifest := filepath.Join(data, "db", "MANIFEST")
+	whole, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(manifest); err != nil {
+		t.Fatal(err)
+	}
+	if r, code, text = offline(t, "check", data); code != 1 || r.Whole || !strings.Contains(text, manifest) {
+		t.Errorf("check without a manifest: %d, %s", code, text)
+	}
+	into := filepath.Join(t.TempDir(), "saved")
+	if r, code, text = offline(t, "salvage", data, into); code != 0 || r.Kept != 2 || r.NextRun < 2 {
+		t.Fatalf("salvage without a manifest: %d, %s", code, text)
+	}
+	if err := os.WriteFile(manifest, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := e2etest.Start(t, e2etest.Data(into), e2etest.Args("--resume"))
+	for _, run := range []*e2etest.Run{good, bad} {
+		if state := again.State(run.RunID); state != "COMPLETED" {
+			t.Errorf("run %d is %s", run.RunID, state)
+		}
+	}
+	if log := again.Want(200, "GET", e2etest.Path(good.RunID, "/task/a/log"), "").Body; len(log) != 20000 {
+		t.Errorf("%d bytes of output", len(log))
+	}
+	if next := again.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")})); next < r.NextRun {
+		t.Errorf("the next run is %d, want %d or more", next, r.NextRun)
+	}
+
+	path, at := marked(t, data, "qzjxkvwpf7138")
+	flip(t, path, at)
+	if r, code, text = offline(t, "check", data); code != 1 || r.Whole || len(r.Damaged) == 0 || r.Findings[0].File != path {
+		t.Errorf("check of a damaged table: %d, %s", code, text)
+	}
+}

@@ -1,0 +1,323 @@
+package persistence
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/commitlog"
+	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Offline is a store that no server has open, damaged or not, as it can be read without
+// changing anything: its whole tables are linked into a scratch folder, beside new tables
+// with what lies in the commit log and in the whole blocks of damaged tables. It is a
+// Reader; what is damaged is missing there.
+type Offline struct {
+	*Badger
+	// Files is what is damaged in the store's files.
+	Files []error
+	// Unbounded is set when rows are missing and nobody can tell which: a table without its
+	// index, the manifest, or the commit log is damaged.
+	Unbounded bool
+	lost      []keyRange
+	scratch   string
+	bytes     int64
+}
+
+// keyRange is keys from from on, below to; nil is open.
+type keyRange struct{ from, to []byte }
+
+// OpenOffline reads the store in dir. It writes into a new folder below scratch ("" = the
+// system's), which Close removes. The error says when a server has the store.
+func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err error) {
+	if _, err := os.Stat(dir); err != nil {
+		return nil, err
+	}
+	free, err := lockFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	if free == nil {
+		return nil, inUse(dir)
+	}
+	defer free()
+	o = &Offline{}
+	if o.scratch, err = os.MkdirTemp(scratch, "caravan-offline-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(o.scratch))
+		}
+	}()
+	r, err := tables.Verify(ctx, dir, tables.Options{})
+	if err != nil {
+		return nil, err
+	}
+	o.bytes = r.Bytes
+	broken := map[string]bool{}
+	for i := range r.Damage {
+		d := &r.Damage[i]
+		o.Files = append(o.Files, d)
+		broken[d.File] = true
+		if d.From == nil {
+			o.Unbounded = true
+		} else {
+			o.lost = append(o.lost, keyRange{d.From, d.To})
+		}
+	}
+	view, extra := filepath.Join(o.scratch, "view"), filepath.Join(o.scratch, "extra")
+	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
+		return nil, err
+	}
+	named, err := o.named(dir, r, broken)
+	if err != nil {
+		return nil, err
+	}
+	all := tables.NewCollect(view)
+	var partial []uint64
+	for _, id := range slices.Sorted(maps.Keys(named)) {
+		path := tables.Path(dir, id)
+		if broken[path] {
+			partial = append(partial, id)
+			continue
+		}
+		if err := all.Add(path, named[id]); err != nil {
+			return nil, err
+		}
+	}
+	if err := o.gather(dir, extra, named, partial); err != nil {
+		return nil, err
+	}
+	found, err := tables.Found(extra)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range slices.Sorted(maps.Keys(found)) {
+		if err := all.Add(tables.Path(extra, id), found[id]); err != nil {
+			return nil, err
+		}
+	}
+	if err := all.Finish(); err != nil {
+		return nil, err
+	}
+	return o, o.open(view, r)
+}
+
+// named are the tables to read. Without a manifest these are all that lie there: older
+// rows may come back with them.
+func (o *Offline) named(dir string, r *tables.Report, broken map[string]bool) (map[uint64]tables.Entry, error) {
+	if r.Manifest != nil {
+		return r.Manifest.Tables, nil
+	}
+	found, err := tables.Found(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range slices.Sorted(maps.Keys(found)) {
+		damage, err := tables.Rows(tables.Path(dir, id), found[id], nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range damage {
+			o.Files = append(o.Files, d)
+			broken[d.File] = true
+		}
+	}
+	return found, nil
+}
+
+// gather makes tables of the commit log and of the whole blocks of damaged tables.
+func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, partial []uint64) error {
+	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+	if err != nil {
+		return err
+	}
+	batch := db.NewManagedWriteBatch()
+	set := func(key, value []byte, deleted bool, at uint64) error {
+		if deleted {
+			return batch.DeleteAt(bytes.Clone(key), at)
+		}
+		return batch.SetEntryAt(badger.NewEntry(bytes.Clone(key), bytes.Clone(value)), at)
+	}
+	for _, id := range partial {
+		_, err := tables.Rows(tables.Path(dir, id), named[id], func(r tables.Row) error {
+			if bytes.HasPrefix(r.Key, []byte("!badger!")) {
+				return nil
+			}
+			return set(r.Key, r.Value, r.Deleted, r.Version)
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(err, db.Close())
+		}
+	}
+	err = commitlog.Replay(vfs.OS{}, filepath.Join(dir, logFolder), func(number uint64, rows []byte) error {
+		return commitlog.Rows(rows, func(r commitlog.Row) error { return set(r.Key, r.Value, r.Delete, number) })
+	})
+	var damage *commitlog.DamageError
+	if errors.As(err, &damage) || errors.Is(err, fs.ErrNotExist) {
+		o.Files = append(o.Files, err)
+		o.Unbounded, err = true, nil
+	}
+	return errors.Join(err, batch.Flush(), db.Close())
+}
+
+// open opens the scratch folder.
+func (o *Offline) open(view string, r *tables.Report) (err error) {
+	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{})}
+	if s.enc.pack, err = newPacker(); err != nil {
+		return err
+	}
+	s.db, err = badger.OpenManaged(badgerOptions(Config{Dir: view, memory: 16 << 20}).
+		WithReadOnly(true).WithBypassLockGuard(true).WithLogger(nil))
+	if err != nil {
+		s.enc.pack.close()
+		return err
+	}
+	s.moments = newMoments(s.db.MaxVersion())
+	s.enc.moments = s.moments
+	o.Badger = s
+	if err := s.loadIndex(); err != nil {
+		return errors.Join(err, o.Close())
+	}
+	if r.Inventory != nil {
+		if next := r.Inventory.NextRun; next > s.enc.next.Load() {
+			o.Files = append(o.Files, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, s.enc.next.Load()))
+			o.Unbounded = true
+			s.enc.next.Store(next)
+		}
+	}
+	return nil
+}
+
+// Close removes what was made.
+func (o *Offline) Close() error {
+	o.enc.pack.close()
+	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch))
+}
+
+// Bytes is how much was read of tables.
+func (o *Offline) Bytes() int64 { return o.bytes }
+
+// Lost tells whether rows of a run may be among those that are damaged.
+func (o *Offline) Lost(run messages.RunID) bool {
+	for _, typ := range append([]byte{typeLive, typeFinal, typeDeleting}, runTypes[:]...) {
+		first, end := runKey(typ, run), append(runKey(typ, run), bytes.Repeat([]byte{0xff}, 24)...)
+		for _, l := range o.lost {
+			if (l.to == nil || bytes.Compare(first, l.to) < 0) && bytes.Compare(l.from, end) <= 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Scan reads every row once. It calls damaged for each row whose checksum is wrong, with
+// its run if it has one, and run for each run that has rows, ascending; complete tells
+// whether there is a summary.
+func (o *Offline) Scan(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
+	runs := map[messages.RunID]bool{}
+	err := o.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		ofRun := len(key) >= 9 && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeLive || key[0] == typeFinal)
+		id := messages.RunID(0)
+		if ofRun {
+			id = keyRun(key)
+			runs[id] = runs[id] || key[0] == typeLive || key[0] == typeFinal
+		}
+		if err := itemValue(item, func([]byte) error { return nil }); err != nil {
+			damaged(id, ofRun, err)
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(runs)) {
+		if !runs[id] {
+			// It may be half deleted, or half written: then there is a mark.
+			if mark, err := o.get(runKey(typeDeleting, id)); err == nil && mark != nil {
+				continue
+			}
+		}
+		run(id, runs[id])
+	}
+	return nil
+}
+
+// CopyRun writes all rows of a run into another store, as they are.
+func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
+	sum, err := o.Summary(run)
+	if err != nil {
+		return err
+	}
+	var rows []op
+	err = o.view(func(txn *badger.Txn) error {
+		take := func(prefix []byte) error {
+			return scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+				v, err := item.ValueCopy(nil)
+				rows = append(rows, op{key: bytes.Clone(key), val: v})
+				return true, err
+			})
+		}
+		for _, typ := range runTypes {
+			if err := take(runKey(typ, run)); err != nil {
+				return err
+			}
+		}
+		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+		if err != nil {
+			return err
+		}
+		if c := decodeCreation(newDecoder(v, defV1)); c.hasKey {
+			if err := take(idempotencyKey(c.key)); err != nil {
+				return err
+			}
+		}
+		if sum.Tag != "" && final(sum.State) {
+			if err := take(tagKey(sum.Tag, run)); err != nil {
+				return err
+			}
+		}
+		for _, typ := range [...]byte{typeLive, typeFinal} { // the commit marker comes last
+			if err := take(runKey(typ, run)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for len(rows) > 0 {
+		n, size := 0, int64(0)
+		for n < len(rows) && (n == 0 || to.fits(n+1, size+rows[n].size())) {
+			size += rows[n].size()
+			n++
+		}
+		done := make(chan error, 1)
+		if !to.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
+			return ErrClosed
+		}
+		if err := <-done; err != nil {
+			return err
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+// SetNextRun makes ids below next used. The store is to be opened again.
+func (s *Badger) SetNextRun(next messages.RunID) error {
+	return s.deleteStep([]op{metaRow("next", uint64(next))})
+}

@@ -1,0 +1,75 @@
+package tables
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/badger/v4/pb"
+	"google.golang.org/protobuf/proto"
+)
+
+// Rows calls fn for the rows of a table that lie in whole blocks, and returns what is
+// damaged. The rows are those that verification accepts; each is valid until fn returns.
+func Rows(path string, e Entry, fn func(Row) error) ([]*Damage, error) {
+	t := &table{rowFn: fn}
+	_, found, err := t.verifyFile(path, 0, e)
+	return found, err
+}
+
+// Path is a table's file.
+func Path(dir string, id uint64) string { return filepath.Join(dir, tableName(id)) }
+
+// Collect fills the empty folder into with symbolic links to tables of other folders, and
+// a manifest that names them all, so that Badger can open it read-only. Level 0 holds the
+// tables from whose folder the manifest is not known.
+type Collect struct {
+	into string
+	set  pb.ManifestChangeSet
+	next uint64
+}
+
+// NewCollect begins with an empty folder.
+func NewCollect(into string) *Collect { return &Collect{into: into, next: 1} }
+
+// Add links a table.
+func (c *Collect) Add(path string, e Entry) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	c.set.Changes = append(c.set.Changes, &pb.ManifestChange{Id: c.next, Op: pb.ManifestChange_CREATE, Level: uint32(e.Level), Compression: uint32(e.Compression)})
+	c.next++
+	return os.Symlink(path, Path(c.into, c.next-1))
+}
+
+// Finish writes the manifest.
+func (c *Collect) Finish() error {
+	body, err := proto.Marshal(&c.set)
+	if err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint32([]byte("Bdgr"), manifestVersion)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(body, castagnoli))
+	return os.WriteFile(filepath.Join(c.into, badger.ManifestFilename), append(b, body...), 0o600)
+}
+
+// Found are the tables that lie in a folder, whatever the manifest says: on level 0 and
+// packed, as this program has them written.
+func Found(dir string) (map[uint64]Entry, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	found := map[uint64]Entry{}
+	for _, f := range files {
+		if id, ok := tableID(f.Name()); ok {
+			found[id] = Entry{Compression: options.Snappy}
+		}
+	}
+	return found, nil
+}
