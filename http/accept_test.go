@@ -62,6 +62,9 @@ func TestBrokenListener(t *testing.T) {
 	if err := s.Serve(&failingListener{Listener: l, errs: []error{syscall.EINVAL}}); !errors.Is(err, syscall.EINVAL) {
 		t.Errorf("serve: %v", err)
 	}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // busy opens a connection whose request is not answered until the test ends.

@@ -47,8 +47,7 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 		ctx.SetStatusCode(fasthttp.StatusNoContent) // which tells an EventSource to stop
 		return nil
 	}
-	s.streamEvents(ctx, &runEvents{feed: feed, tasks: q.tasks})
-	return nil
+	return s.streamEvents(ctx, &runEvents{feed: feed, tasks: q.tasks})
 }
 
 // events is GET /v1/events: the runs that change.
@@ -61,8 +60,7 @@ func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	s.streamEvents(ctx, &runsEvents{feed: feed})
-	return nil
+	return s.streamEvents(ctx, &runsEvents{feed: feed})
 }
 
 // eventQuery says what to tell of, and where to resume.
@@ -123,12 +121,18 @@ type eventSource interface {
 	Close()
 }
 
-func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) {
+func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) error {
+	until, end, err := s.beginWait(ctx)
+	if err != nil {
+		source.Close()
+		return err
+	}
 	h := &ctx.Response.Header
 	h.Set(fasthttp.HeaderCacheControl, "no-store")
 	h.Set("X-Accel-Buffering", "no") // a proxy must not gather them
 	ctx.Response.ImmediateHeaderFlush = true
-	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, conn: connOf(ctx)}, nil, -1)
+	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, until: until, end: end}, nil, -1)
+	return nil
 }
 
 // eventProducer streams events until there are no more, the client is gone or the
@@ -136,8 +140,9 @@ func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) {
 type eventProducer struct {
 	s      *Server
 	source eventSource
-	conn   *conn
-	last   time.Time // when there was something
+	until  context.Context // ends when the client leaves, or the server
+	end    func()          // of the wait
+	last   time.Time       // when there was something
 }
 
 func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
@@ -145,11 +150,11 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 		timer := time.NewTimer(rest)
 		select {
 		case <-timer.C:
-		case <-p.s.serving.Done():
+		case <-p.until.Done():
 			timer.Stop()
 		}
 	}
-	within, cancel := context.WithTimeout(p.s.serving, p.s.cfg.heartbeat)
+	within, cancel := context.WithTimeout(p.until, p.s.cfg.heartbeat)
 	defer cancel()
 	dst, done, err := p.source.events(within, dst)
 	p.last = time.Now()
@@ -157,12 +162,11 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 	switch {
 	case err == nil:
 		return dst, !done, nil
+	case context.Cause(p.until) == errLeft:
+		return dst, true, errBreakOff
 	case p.s.serving.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
 		return dst, false, nil // who wants more connects again
 	case errors.Is(err, context.DeadlineExceeded):
-		if p.conn != nil && p.conn.gone() {
-			return dst, true, errBreakOff
-		}
 		return append(dst, ": nothing new\n\n"...), true, nil
 	default:
 		return dst, true, err
@@ -170,6 +174,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 }
 
 func (p *eventProducer) Close() error {
+	p.end()
 	p.source.Close()
 	return nil
 }

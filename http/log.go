@@ -2,6 +2,7 @@ package http
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io"
 	"math"
@@ -34,8 +35,13 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 	h := &ctx.Response.Header
 	h.Set(fasthttp.HeaderXContentTypeOptions, "nosniff")
 	if q.follow && log.Live() {
+		until, end, err := s.beginWait(ctx)
+		if err != nil {
+			log.Close()
+			return err
+		}
 		ctx.Response.ImmediateHeaderFlush = true
-		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, s, connOf(ctx), 0}, nil, -1)
+		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, until, end, 0}, nil, -1)
 		return nil
 	}
 	h.Set(fasthttp.HeaderAcceptRanges, "bytes")
@@ -207,9 +213,14 @@ func (r *logReader) Close() error { return r.log.Close() }
 // server shuts down. Only the first ends the answer properly.
 type logFollower struct {
 	logReader
-	s    *Server
-	conn *conn
-	wait time.Duration // since there was something
+	until context.Context // ends when the client leaves, or the server
+	end   func()          // of the wait
+	wait  time.Duration   // since there was something
+}
+
+func (f *logFollower) Close() error {
+	f.end()
+	return f.logReader.Close()
 }
 
 // How often a follower looks: often at first, then less.
@@ -234,11 +245,8 @@ func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 		timer := time.NewTimer(f.wait)
 		select {
 		case <-timer.C:
-		case <-f.s.serving.Done():
+		case <-f.until.Done():
 			timer.Stop()
-			return dst, true, errBreakOff
-		}
-		if f.conn != nil && f.conn.gone() {
 			return dst, true, errBreakOff
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -221,47 +220,4 @@ func TestHeadOfAFollowedLog(t *testing.T) {
 		t.Errorf("status %d", r.status)
 	}
 	eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 })
-}
-
-func TestGone(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &conn{Conn: server}
-	if c.gone() {
-		t.Error("it is there")
-	}
-	if _, err := client.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if c.gone() {
-		t.Error("it has sent something")
-	}
-	b := make([]byte, 1)
-	if _, err := server.Read(b); err != nil || b[0] != 'x' {
-		t.Error("looking took it away")
-	}
-	client.Close()
-	eventually(t, "gone", c.gone)
-	server.Close()
-	if !c.gone() {
-		t.Error("its own side is closed")
-	}
-	a, z := net.Pipe()
-	defer a.Close()
-	defer z.Close()
-	if (&conn{Conn: a}).gone() {
-		t.Error("what cannot be looked at is there")
-	}
 }

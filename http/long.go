@@ -2,6 +2,7 @@ package http
 
 import (
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"hash"
@@ -207,11 +208,9 @@ func unnamed(dir string) (*os.File, error) {
 }
 
 // planLong plans a long body when its turn comes, which lasts until done is called.
-func (s *Server) planLong(b *longBody, hashed bool) (plan *dag.Plan, done func(), err error) {
-	select {
-	case s.turn <- struct{}{}:
-	case <-s.serving.Done():
-		return nil, nil, &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
+func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed bool) (plan *dag.Plan, done func(), err error) {
+	if err := s.awaitTurn(ctx); err != nil {
+		return nil, nil, err
 	}
 	back := s.cfg.Sparing()
 	done = func() { back(); <-s.turn }
@@ -220,6 +219,31 @@ func (s *Server) planLong(b *longBody, hashed bool) (plan *dag.Plan, done func()
 		return nil, nil, err
 	}
 	return plan, done, nil
+}
+
+// awaitTurn waits until no other long body is being planned and stored. A client that
+// leaves meanwhile, or closes its side, is taken at its word: its document is dropped.
+func (s *Server) awaitTurn(ctx *fasthttp.RequestCtx) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	default:
+	}
+	until, end, err := s.beginWait(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-until.Done():
+	}
+	ctx.SetConnectionClose()
+	if context.Cause(until) == errLeft {
+		return &refusal{fasthttp.StatusServiceUnavailable, errLeft.Error() + " before the turn of its document had come: it was not taken"}
+	}
+	return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 }
 
 // readLong plans a long body, and finds its size and hash.

@@ -15,9 +15,11 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	inflight prometheus.Gauge
 	conns    prometheus.GaugeFunc
+	waits    prometheus.GaugeFunc
 	// Of connections: errors of accept, those told that there are too many, those closed
 	// while they waited for a request to make room for others.
 	acceptErrors, crowded, evicted prometheus.Counter
+	waitsRefused                   prometheus.Counter
 	malformed                      *routeMetrics
 }
 
@@ -27,8 +29,9 @@ type routeMetrics struct {
 	seconds prometheus.Observer   // nil: not timed
 }
 
-// newMetrics makes and registers them; conns counts the open connections.
-func newMetrics(r prometheus.Registerer, conns func() int) *metrics {
+// newMetrics makes and registers them; conns counts the open connections,
+// waits the requests that wait.
+func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
@@ -50,6 +53,11 @@ func newMetrics(r prometheus.Registerer, conns func() int) *metrics {
 			Name: "caravan_http_connections",
 			Help: "Open connections.",
 		}, func() float64 { return float64(conns()) }),
+		waits: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "caravan_http_waiting_requests",
+			Help: "Requests that wait for something to happen: long polls, events, logs that are followed.",
+		}, func() float64 { return float64(waits()) }),
+		waitsRefused: counter("caravan_http_waiting_refused_total", "Requests that were refused because too many wait."),
 		acceptErrors: counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
 		crowded:      counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
 		evicted:      counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
@@ -57,7 +65,7 @@ func newMetrics(r prometheus.Registerer, conns func() int) *metrics {
 	m.malformed = m.route("malformed")
 	m.malformed.seconds = nil
 	if r != nil {
-		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.acceptErrors, m.crowded, m.evicted)
+		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.acceptErrors, m.crowded, m.evicted)
 	}
 	return m
 }

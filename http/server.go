@@ -91,16 +91,19 @@ type Server struct {
 	spools   atomic.Int32  // long bodies that are being received or wait for their turn
 	epoch    time.Time     // what conn.since counts from
 	conns    connSet
-	inflight atomic.Int64  // requests that have been taken and not yet answered to the end
-	idle     chan struct{} // signalled when inflight falls to 0 while draining
+	waits    waitSet
+	peers    atomic.Pointer[peerWatch] // made by Serve; nil: nobody's leaving is noticed
+	inflight atomic.Int64              // requests that have been taken and not yet answered to the end
+	idle     chan struct{}             // signalled when inflight falls to 0 while draining
 	draining atomic.Bool
 	stopped  atomic.Bool     // the listener is closed by this server
 	serving  context.Context // ends when Shutdown begins: what waits or is followed ends
 	drain    context.CancelFunc
 
-	mu        sync.Mutex // of what follows, and of draining's beginning
-	entrances []*Entrance
-	fasts     []*fasthttp.Server // one per entrance
+	mu         sync.Mutex // of what follows, and of draining's beginning
+	entrances  []*Entrance
+	fasts      []*fasthttp.Server // one per entrance
+	closePeers sync.Once
 }
 
 // New makes a server. It panics when its metrics are registered already.
@@ -116,7 +119,8 @@ func New(cfg Config) *Server {
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)
-	s.metrics = newMetrics(cfg.Registerer, s.conns.len)
+	s.waits.clients = make(map[client]int)
+	s.metrics = newMetrics(cfg.Registerer, s.conns.len, s.waits.len)
 	s.logins = access.NewRate(loginBurst, loginInterval)
 	if cfg.Access.Keys != nil {
 		s.sessions = access.NewSessions(cfg.Access.Keys)
@@ -219,6 +223,9 @@ func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	s.entrances, s.fasts = append(s.entrances, e), append(s.fasts, fast)
 	down := s.draining.Load()
+	if !down && s.peers.Load() == nil {
+		s.watchPeers()
+	}
 	s.mu.Unlock()
 	if down {
 		return l.Close()
@@ -284,6 +291,11 @@ func (s *Server) stop(ctx context.Context, all bool) error {
 	if ctx.Err() != nil {
 		s.conns.close(true)
 	}
+	s.closePeers.Do(func() {
+		if w := s.peers.Load(); w != nil {
+			w.Close()
+		}
+	})
 	return errors.Join(errs...)
 }
 

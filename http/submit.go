@@ -30,7 +30,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	sub := &messages.Submission{Body: doc, IdempotencyKey: key}
 	if long != nil {
 		defer long.release()
-		plan, done, err := s.planLong(long, key != "")
+		plan, done, err := s.planLong(ctx, long, key != "")
 		if err != nil {
 			return err
 		}
@@ -62,7 +62,7 @@ func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 	}
 	if long != nil {
 		defer long.release()
-		_, done, err := s.planLong(long, false)
+		_, done, err := s.planLong(ctx, long, false)
 		if err != nil {
 			return err
 		}

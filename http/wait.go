@@ -15,8 +15,8 @@ import (
 const maxStateWait = time.Minute
 
 // awaitState is the long poll of a run's state: it returns the run's summary once
-// the state is not what it was, at the end of the wait, or when the server shuts
-// down.
+// the state is not what it was, at the end of the wait, when the client closes its side
+// (it may still read), or when the server shuts down.
 func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*messages.Summary, error) {
 	q := stateQuery{from: sum.State}
 	if err := query(ctx, q.parameter); err != nil {
@@ -25,7 +25,12 @@ func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*m
 	if q.wait == 0 || sum.State != q.from {
 		return sum, nil
 	}
-	within, cancel := context.WithTimeout(s.serving, q.wait)
+	until, end, err := s.beginWait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	within, cancel := context.WithTimeout(until, q.wait)
 	defer cancel()
 	latest, err := s.engine.Await(within, sum.ID, func(sum *messages.Summary) bool { return sum.State != q.from })
 	if latest != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,4 +61,44 @@ func TestFewDescriptors(t *testing.T) {
 			t.Errorf("%s was attempted %d times", name, len(attempts))
 		}
 	}
+}
+
+// TestClientsThatLeave: thousands of clients ask for a state that does not change and
+// leave at once. Others are served all the while, and no place stays taken.
+func TestClientsThatLeave(t *testing.T) {
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
+	s.AwaitTask(run, "a", "RUNNING")
+	address := strings.TrimPrefix(s.URL, "http://")
+	const clients, workers = 8300, 16
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range clients / workers {
+				c, err := net.DialTimeout("tcp", address, e2etest.Patience)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.WriteString(c, fmt.Sprintf("GET /v1/dagrun/%d/state?wait=60s HTTP/1.1\r\nHost: localhost\r\n\r\n", run))
+				c.Close()
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	served := 0
+	for busy := true; busy; served++ {
+		select {
+		case <-done:
+			busy = false
+		default:
+		}
+		s.Want(200, "GET", fmt.Sprintf("/v1/dagrun/%d/state", run), "")
+	}
+	t.Logf("%d requests were served meanwhile", served)
+	e2etest.Eventually(t, "no request waits", func() bool {
+		return strings.Contains(string(s.Want(200, "GET", "/metrics", "").Body), "\ncaravan_http_waiting_requests 0\n")
+	})
+	s.Want(200, "DELETE", fmt.Sprintf("/v1/dagrun/%d", run), "")
 }
