@@ -287,6 +287,16 @@ func (c *Client) SetServerState(ctx context.Context, state string) error {
 	return c.json(ctx, &call{method: "PATCH", path: "/v1/server/state/" + url.PathEscape(state), again: true}, nil)
 }
 
+// Backup returns a backup of everything on the server, as of one moment. A stream that
+// breaks off is an error of Read. The caller closes it.
+func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, &call{method: "GET", path: "/v1/backup", again: true})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
 // Ready is nil when the server serves requests.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.json(ctx, &call{method: http.MethodGet, path: "/ready", again: true}, nil)

@@ -48,6 +48,7 @@ func (s *Server) routes() []route {
 		{"GET", run + "/states", access.Read, noBody, (*Server).taskStates},
 		{"GET", run + "/tasks", access.Read, noBody, (*Server).listTasks},
 		{"GET", task + "/log", access.Read, noBody, (*Server).taskLog},
+		{"GET", "/v1/backup", access.Control, noBody, (*Server).backup},
 		{"GET", serverStatePath, access.Read, noBody, (*Server).serverState},
 		{"PATCH", serverStatePath + "/{state}", access.Control, noBody, (*Server).setServerState},
 		{"GET", "/healthz", open, noBody, (*Server).healthz},

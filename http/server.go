@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -43,6 +44,8 @@ type Config struct {
 	// Spool is the folder that long bodies are received in, in files without a name;
 	// default the system's for temporary files.
 	Spool string
+	// Backup writes a backup of everything; nil = there are none. It ends soon after ctx.
+	Backup func(ctx context.Context, w io.Writer) error
 	// Sparing is called when a long document is about to be planned: garbage costs most
 	// then. What it returns is called when that is over; one at a time. Nil = nothing.
 	Sparing func() (back func())
@@ -86,6 +89,7 @@ type Server struct {
 
 	sessions *access.Sessions // nil without tokens
 	logins   *access.Rate
+	backing  atomic.Bool // a backup is being made
 
 	turn     chan struct{} // of the one long body that is being planned and stored
 	spools   atomic.Int32  // long bodies that are being received or wait for their turn

@@ -43,6 +43,7 @@ func (m *Main) root() *cobra.Command {
 		m.lsCommand(), m.getCommand(), m.logsCommand(), m.eventsCommand(), m.waitCommand(),
 		m.killCommand(), m.stateCommand("pause", client.Paused), m.stateCommand("resume", client.Running),
 		m.stateCommand("restart", client.Queued), m.versionCommand(), m.tokenCommand(), m.completionCommand(), m.workerCommand(),
+		m.backupCommand(), m.restoreCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		if cmd.Use == cmd.Name() { // it takes no arguments, and so no files

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -114,6 +115,13 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: spare.begin,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
+		Backup: func(ctx context.Context, w io.Writer) error { // asked for once the engine is there
+			sum, err := writeBackup(ctx, w, n.folder, n.store, n.outputs)
+			if err == nil {
+				log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "moment", sum.Header.Moment)
+			}
+			return err
+		},
 		MaxConns: connectionsWithin(descriptorLimit()), MaxPerClient: c.MaxPerClient,
 	})
 	go n.serve(entrances)

@@ -20,6 +20,7 @@ var may = map[string][]string{
 	"executor/worker":     {"executor", "executor/workerpb", "messages", "internal/outputs"},
 	"executor/workerpb":   {"executor", "messages"},
 	"internal/idtable":    {},
+	"internal/backup":     {},
 	"internal/datafolder": {"internal/vfs"},
 	"internal/outputs":    {"messages", "internal/vfs"},
 	"internal/vfs":        {},

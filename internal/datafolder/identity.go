@@ -25,6 +25,14 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 // Short returns the first 8 digits, for names of files.
 func (id ID) Short() string { return hex.EncodeToString(id[:4]) }
 
+// ParseID is the inverse of String.
+func ParseID(text string) (id ID, err error) {
+	if err := id.parse(text); err != nil {
+		return id, fmt.Errorf("data folder's ID %q: %w", text, err)
+	}
+	return id, nil
+}
+
 func newID() (id ID) {
 	rand.Read(id[:])
 	return id

@@ -9,6 +9,7 @@
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
+//	backup_test.go     backup and restore, the drill of docs/operations.md too
 //	copies_test.go     a copied data folder beside its original
 //	damage_test.go     files of the data folder damaged at random
 //	powercut_test.go   power cuts of the device under the data folder

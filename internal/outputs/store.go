@@ -28,7 +28,9 @@ type Store struct {
 	closed bool
 	damage *DamageError // the first one that was found
 	files  map[messages.RunID]*file
-	idle   *list.List // of *file nobody uses; the one unused longest is in front
+	holds  int              // calls of Hold that are not released
+	due    []messages.RunID // removed meanwhile
+	idle   *list.List       // of *file nobody uses; the one unused longest is in front
 }
 
 // ErrClosed: the store was closed.
@@ -141,6 +143,11 @@ func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []
 // Log. A run without a file is no error.
 func (s *Store) Remove(run messages.RunID) error {
 	s.mu.Lock()
+	if s.holds > 0 {
+		s.due = append(s.due, run)
+		s.mu.Unlock()
+		return nil
+	}
 	if f := s.files[run]; f != nil {
 		delete(s.files, run)
 		f.removed = true

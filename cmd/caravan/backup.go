@@ -1,0 +1,312 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/internal/backup"
+	"github.com/caravan-dag/caravan/internal/datafolder"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// writeBackup writes everything as of one moment. No output goes meanwhile, so what
+// the rows tell of is there.
+func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
+	defer out.Hold()()
+	buffered := bufio.NewWriterSize(w, 256<<10)
+	err = store.Backup(func(m *persistence.Moment) error {
+		b, err := backup.NewWriter(buffered, backup.Header{
+			Folder: f.ID().String(), Format: datafolder.Format, Version: versionInfo().Version, Created: time.Now().UTC(), Moment: m.Number(),
+		})
+		if err != nil {
+			return err
+		}
+		if err := m.Rows(b.Row); err != nil {
+			return err
+		}
+		err = out.Files(func(run messages.RunID) error {
+			known, err := m.Has(run)
+			if err != nil || !known { // of a later moment, or a deleted run's
+				return err
+			}
+			return out.Read(run, func(size int64, r io.Reader) error { return b.File(uint64(run), size, r) })
+		})
+		if err != nil {
+			return err
+		}
+		if err := store.VerifyTables(ctx); err != nil {
+			return err
+		}
+		sum, err = b.Close()
+		return err
+	})
+	return sum, errors.Join(err, buffered.Flush())
+}
+
+func (m *Main) backupCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "backup FILE",
+		Short: "Write a backup of a server's data folder",
+		Long: "Backup writes all runs and their output, as of one moment, into FILE (- for standard output), from a\n" +
+			"running server, which goes on meanwhile, or with --data from the folder of a stopped one. FILE is there\n" +
+			"whole or not at all; what was received is verified to its end before FILE is put in place.",
+		Args: args(1, 1, "one FILE"),
+	}
+	r := m.talks(cmd)
+	var data string
+	cmd.Flags().StringVar(&data, "data", "", "the data `folder` of a server that is stopped")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		if data != "" {
+			if cmd.Flags().Changed("server") {
+				return usagef("--data is for a stopped server: it does not go with --server")
+			}
+			return m.saveBackup(args[0], func(w io.Writer) error { return backupFolder(ctx, data, w) })
+		}
+		c, err := r.client()
+		if err != nil {
+			return err
+		}
+		return m.saveBackup(args[0], func(w io.Writer) error {
+			body, err := c.Backup(ctx)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			_, err = io.Copy(w, body)
+			return err
+		})
+	}
+	return cmd
+}
+
+// backupFolder writes a backup of the folder of a stopped server.
+func backupFolder(ctx context.Context, data string, w io.Writer) (err error) {
+	look, err := datafolder.Inspect(data)
+	if err != nil {
+		return err
+	}
+	problems := errors.Join(look.Problems()...)
+	if err := errors.Join(problems, look.Close()); err != nil {
+		return err
+	}
+	f, err := datafolder.Open(data, datafolder.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	store, err := persistence.OpenBadger(persistence.Config{Dir: f.DB()})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	out, err := outputs.Open(f.Output())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	_, err = writeBackup(ctx, w, f, store, out)
+	return err
+}
+
+// saveBackup puts what write writes into a file, verified and synced.
+func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
+	if path == "-" {
+		sum, err := verified(m.Stdout, write)
+		if err == nil {
+			m.tellBackup("backup", sum)
+		}
+		return err
+	}
+	temporary, err := os.CreateTemp(filepath.Dir(path), ".caravan-backup-*")
+	if err != nil {
+		return &usageError{err}
+	}
+	sum, err := verified(temporary, write)
+	if err == nil {
+		err = temporary.Sync()
+	}
+	if err = errors.Join(err, temporary.Close()); err == nil {
+		err = os.Rename(temporary.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(temporary.Name()) // it may have been renamed
+		return err
+	}
+	m.tellBackup("backup "+path, sum)
+	return syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (m *Main) tellBackup(what string, s backup.Summary) {
+	fmt.Fprintf(m.Stderr, "%s: %d rows, %d files of %d bytes, of data folder %s as of %s\n",
+		printable(what), s.Rows, s.Files, s.Bytes, s.Header.Folder, s.Header.Created.Format(time.RFC3339))
+}
+
+// verified passes what write writes on to w, and reads it as a backup on the way.
+func verified(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
+	r, pipe := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		sum, err = backup.Read(r, backup.Sink{})
+		r.CloseWithError(err) // nil: a write behind the end fails all the same
+		done <- err
+	}()
+	err = write(io.MultiWriter(w, pipe))
+	pipe.CloseWithError(err)
+	if verr := <-done; err == nil || errors.Is(err, io.ErrClosedPipe) {
+		err = verr
+	}
+	return sum, err
+}
+
+func (m *Main) restoreCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "restore FILE DATA",
+		Short: "Make a data folder of a backup",
+		Long: "Restore makes the data folder DATA, which must be empty or not exist, of the backup in FILE (- for\n" +
+			"standard input). The folder is valid only once all of FILE was verified. A server on it starts no task\n" +
+			"until `caravan resume --all`, unless --resume is given. With --verify-only FILE is read and verified,\n" +
+			"and nothing is made.",
+	}
+	var resume, only bool
+	cmd.Flags().BoolVar(&resume, "resume", false, "let a server on the folder start tasks at once")
+	cmd.Flags().BoolVar(&only, "verify-only", false, "verify FILE, make nothing")
+	cmd.Args = func(cmd *cobra.Command, given []string) error {
+		if only {
+			return args(1, 1, "one FILE with --verify-only")(cmd, given)
+		}
+		return args(2, 2, "a FILE and the folder DATA")(cmd, given)
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		in := m.Stdin
+		if args[0] != "-" {
+			f, err := os.Open(args[0])
+			if err != nil {
+				return &usageError{err}
+			}
+			defer f.Close()
+			in = f
+		}
+		in = bufio.NewReaderSize(&untilDone{cmd.Context(), in}, 256<<10)
+		if only {
+			sum, err := backup.Read(in, backup.Sink{})
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			m.tellBackup(args[0]+" is whole", sum)
+			return nil
+		}
+		return m.restore(in, args[0], args[1], resume)
+	}
+	return cmd
+}
+
+// untilDone reads until a context ends.
+type untilDone struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u *untilDone) Read(p []byte) (int, error) {
+	if err := context.Cause(u.ctx); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
+}
+
+func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error) {
+	var d *datafolder.Draft
+	var origin datafolder.ID
+	var sum backup.Summary
+	defer func() {
+		switch {
+		case d == nil:
+		case err != nil:
+			err = errors.Join(err, d.Discard())
+		default:
+			err = d.Close()
+		}
+		if err == nil {
+			m.tellBackup(data+" restored", sum)
+		}
+	}()
+	var out *outputs.Store
+	rows := make(chan [2][]byte, 1024)
+	stored := make(chan error, 1)
+	begin := func(h backup.Header) (err error) {
+		if h.Format != datafolder.Format {
+			return fmt.Errorf("data folder of format %d, this program reads format %d", h.Format, datafolder.Format)
+		}
+		if origin, err = datafolder.ParseID(h.Folder); err != nil {
+			return err
+		}
+		if d, err = datafolder.Make(data, origin); err != nil {
+			return err
+		}
+		if out, err = outputs.Open(d.Output()); err != nil {
+			return err
+		}
+		go func() {
+			stored <- persistence.Restore(persistence.Config{Dir: d.DB()}, func(yield func(key, value []byte) error) error {
+				for row := range rows {
+					if err := yield(row[0], row[1]); err != nil {
+						for range rows { // the reader is not to block
+						}
+						return err
+					}
+				}
+				return nil
+			})
+			for range rows { // it may have failed before it took any
+			}
+		}()
+		return nil
+	}
+	sum, err = backup.Read(in, backup.Sink{
+		Header: begin,
+		Row: func(key, value []byte) error {
+			rows <- [2][]byte{append([]byte(nil), key...), append([]byte(nil), value...)}
+			return nil
+		},
+		File: func(run uint64, size int64, r io.Reader) error { return out.Write(messages.RunID(run), size, r) },
+	})
+	if d == nil {
+		return wrapName(name, err)
+	}
+	close(rows)
+	err = errors.Join(wrapName(name, err), <-stored, out.Close())
+	if err != nil {
+		return err
+	}
+	reason := ""
+	if !resume {
+		reason = fmt.Sprintf("restored from a backup of data folder %s", origin)
+	}
+	return d.Finish(reason)
+}
+
+func wrapName(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}

@@ -1,0 +1,246 @@
+package backup
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+)
+
+// Sink takes what Read reads, in order. Slices are valid within the call. A nil member
+// is passed over.
+type Sink struct {
+	Header func(Header) error
+	Row    func(key, value []byte) error
+	// File takes a run's file. It need not read r to its end.
+	File func(run uint64, size int64, r io.Reader) error
+}
+
+// ErrDamaged: the stream is not a whole backup.
+var ErrDamaged = errors.New("not a whole backup")
+
+// Read reads a backup to its end and checks all of it. What the sink was given counts
+// only once Read has returned without an error.
+func Read(r io.Reader, s Sink) (Summary, error) {
+	d := &decoder{r: r, hash: sha256.New(), sink: s}
+	if err := d.read(); err != nil {
+		return Summary{}, err
+	}
+	return d.sum, nil
+}
+
+type decoder struct {
+	r      io.Reader
+	hash   hash.Hash
+	sink   Sink
+	offset int64
+	number uint64
+	buf    []byte
+	last   []byte // key
+	sum    Summary
+	rows   bool // rows may still come
+}
+
+func (d *decoder) damaged(format string, a ...any) error {
+	return fmt.Errorf("%w: at offset %d: %s", ErrDamaged, d.offset, fmt.Sprintf(format, a...))
+}
+
+// cut turns an end in the middle into what it means.
+func (d *decoder) cut(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return d.damaged("it ends before its trailer")
+	}
+	return err
+}
+
+func (d *decoder) read() error {
+	head := make([]byte, len(magic))
+	if _, err := io.ReadFull(d.r, head); err != nil {
+		return d.cut(err)
+	}
+	if string(head) != magic {
+		return d.damaged("it does not begin as a backup does")
+	}
+	d.hash.Write(head)
+	d.offset += int64(len(head))
+	if err := d.header(); err != nil {
+		return err
+	}
+	d.rows = true
+	for {
+		digest := d.hash.Sum(nil)
+		k, payload, err := d.chunk()
+		if err != nil {
+			return err
+		}
+		switch {
+		case k == kindRows && d.rows:
+			err = d.readRows(payload)
+		case k == kindFile:
+			d.rows = false
+			err = d.readFile(payload)
+		case k == kindTrailer:
+			return d.readTrailer(payload, digest)
+		default:
+			err = d.damaged("chunk of kind %q out of place", byte(k))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// chunk reads the next chunk. The payload is valid until the next call.
+func (d *decoder) chunk() (kind, []byte, error) {
+	var head [headSize]byte
+	if _, err := io.ReadFull(d.r, head[:]); err != nil {
+		return 0, nil, d.cut(err)
+	}
+	k, n := kind(head[0]), binary.LittleEndian.Uint32(head[1:])
+	if n > maxChunk {
+		return 0, nil, d.damaged("chunk of %d bytes", n)
+	}
+	if cap(d.buf) < int(n) {
+		d.buf = make([]byte, n)
+	}
+	payload := d.buf[:n]
+	if _, err := io.ReadFull(d.r, payload); err != nil {
+		return 0, nil, d.cut(err)
+	}
+	if binary.LittleEndian.Uint32(head[5:]) != chunkSum(d.number, k, payload) {
+		return 0, nil, d.damaged("chunk %d: wrong checksum", d.number)
+	}
+	d.hash.Write(head[:])
+	d.hash.Write(payload)
+	d.number++
+	d.offset += headSize + int64(n)
+	return k, payload, nil
+}
+
+func (d *decoder) header() error {
+	k, payload, err := d.chunk()
+	if err != nil {
+		return err
+	}
+	if k != kindHeader {
+		return d.damaged("it has no header")
+	}
+	if err := json.Unmarshal(payload, &d.sum.Header); err != nil {
+		return d.damaged("header: %v", err)
+	}
+	if d.sink.Header == nil {
+		return nil
+	}
+	return d.sink.Header(d.sum.Header)
+}
+
+func (d *decoder) readRows(b []byte) error {
+	for len(b) > 0 {
+		var key, value []byte
+		var ok bool
+		if key, b, ok = cutBytes(b); ok {
+			value, b, ok = cutBytes(b)
+		}
+		if !ok {
+			return d.damaged("row is cut")
+		}
+		if d.sum.Rows > 0 && bytes.Compare(d.last, key) >= 0 {
+			return d.damaged("keys do not ascend")
+		}
+		d.last = append(d.last[:0], key...)
+		d.sum.Rows++
+		if d.sink.Row == nil {
+			continue
+		}
+		if err := d.sink.Row(key, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func cutBytes(b []byte) (head, rest []byte, ok bool) {
+	n, w := binary.Uvarint(b)
+	if w <= 0 || n > uint64(len(b)-w) {
+		return nil, b, false
+	}
+	return b[w : w+int(n) : w+int(n)], b[w+int(n):], true
+}
+
+func (d *decoder) readFile(payload []byte) error {
+	if len(payload) != 16 {
+		return d.damaged("beginning of a file of %d bytes", len(payload))
+	}
+	run, size := binary.LittleEndian.Uint64(payload), binary.LittleEndian.Uint64(payload[8:])
+	if size > math.MaxInt64 {
+		return d.damaged("file of %d bytes", size)
+	}
+	f := &fileReader{d: d, left: int64(size)}
+	if d.sink.File != nil {
+		if err := d.sink.File(run, int64(size), f); err != nil {
+			if f.err != nil {
+				err = f.err // what the sink has made of it says less
+			}
+			return err
+		}
+	}
+	if _, err := io.Copy(io.Discard, f); err != nil {
+		return err
+	}
+	d.sum.Files++
+	d.sum.Bytes += size
+	return nil
+}
+
+// fileReader reads the chunks of one file.
+type fileReader struct {
+	d       *decoder
+	left    int64  // not yet read from the stream
+	pending []byte // read from the stream
+	err     error
+}
+
+func (f *fileReader) Read(p []byte) (int, error) {
+	if f.err != nil {
+		return 0, f.err
+	}
+	if len(f.pending) == 0 {
+		if f.left == 0 {
+			return 0, io.EOF
+		}
+		k, payload, err := f.d.chunk()
+		switch {
+		case err != nil:
+			f.err = err
+		case k != kindData || len(payload) == 0 || int64(len(payload)) > f.left:
+			f.err = f.d.damaged("file is cut")
+		}
+		if f.err != nil {
+			return 0, f.err
+		}
+		f.pending = payload
+		f.left -= int64(len(payload))
+	}
+	n := copy(p, f.pending)
+	f.pending = f.pending[n:]
+	return n, nil
+}
+
+func (d *decoder) readTrailer(payload, digest []byte) error {
+	if !bytes.Equal(payload, appendTrailer(nil, &d.sum, digest)) {
+		return d.damaged("the trailer does not match what is before it")
+	}
+	var more [1]byte
+	switch _, err := io.ReadFull(d.r, more[:]); {
+	case err == nil:
+		return d.damaged("something follows the trailer")
+	case err != io.EOF:
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,162 @@
+package backup
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"io"
+	"time"
+)
+
+const magic = "CARAVAN BACKUP 1\n"
+
+const (
+	// maxChunk bounds a chunk's payload, in bytes. A row's value is smaller by far.
+	maxChunk = 4 << 20
+	// fullChunk is the size from which on a chunk of rows is written.
+	fullChunk = 256 << 10
+	headSize  = 1 + 4 + 4
+)
+
+type kind byte
+
+const (
+	kindHeader  kind = 'H'
+	kindRows    kind = 'R'
+	kindFile    kind = 'F'
+	kindData    kind = 'D'
+	kindTrailer kind = 'Z'
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func chunkSum(number uint64, k kind, payload []byte) uint32 {
+	var head [13]byte
+	binary.LittleEndian.PutUint64(head[:], number)
+	head[8] = byte(k)
+	binary.LittleEndian.PutUint32(head[9:], uint32(len(payload)))
+	return crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, payload)
+}
+
+// Header says what a backup is of.
+type Header struct {
+	Folder  string    `json:"folder"`  // ID of the data folder
+	Format  int       `json:"format"`  // of the data folder
+	Version string    `json:"version"` // of the program
+	Created time.Time `json:"created"`
+	Moment  uint64    `json:"moment"` // the newest commit in it
+}
+
+// Summary is how much a backup holds.
+type Summary struct {
+	Header Header
+	Rows   uint64
+	Files  uint64
+	Bytes  uint64 // of files
+}
+
+// Writer writes a backup.
+type Writer struct {
+	w      io.Writer
+	hash   hash.Hash
+	number uint64
+	rows   []byte // of the chunk that is being filled
+	sum    Summary
+}
+
+// NewWriter begins a backup.
+func NewWriter(w io.Writer, h Header) (*Writer, error) {
+	b := &Writer{w: w, hash: sha256.New(), sum: Summary{Header: h}}
+	text, err := json.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.write([]byte(magic)); err != nil {
+		return nil, err
+	}
+	return b, b.chunk(kindHeader, text)
+}
+
+func (b *Writer) write(p []byte) error {
+	b.hash.Write(p)
+	_, err := b.w.Write(p)
+	return err
+}
+
+func (b *Writer) chunk(k kind, payload []byte) error {
+	var head [headSize]byte
+	head[0] = byte(k)
+	binary.LittleEndian.PutUint32(head[1:], uint32(len(payload)))
+	binary.LittleEndian.PutUint32(head[5:], chunkSum(b.number, k, payload))
+	b.number++
+	if err := b.write(head[:]); err != nil {
+		return err
+	}
+	return b.write(payload)
+}
+
+// Row adds a row. Rows come by ascending keys, and before all files.
+func (b *Writer) Row(key, value []byte) error {
+	if len(key)+len(value)+2*binary.MaxVarintLen32 > maxChunk-fullChunk {
+		return fmt.Errorf("row of %d bytes: too big for a backup", len(key)+len(value))
+	}
+	b.rows = append(binary.AppendUvarint(b.rows, uint64(len(key))), key...)
+	b.rows = append(binary.AppendUvarint(b.rows, uint64(len(value))), value...)
+	b.sum.Rows++
+	if len(b.rows) < fullChunk {
+		return nil
+	}
+	return b.flush()
+}
+
+func (b *Writer) flush() error {
+	if len(b.rows) == 0 {
+		return nil
+	}
+	err := b.chunk(kindRows, b.rows)
+	b.rows = b.rows[:0]
+	return err
+}
+
+// File adds a run's file: the first size bytes of r.
+func (b *Writer) File(run uint64, size int64, r io.Reader) error {
+	if err := b.flush(); err != nil {
+		return err
+	}
+	begin := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, run), uint64(size))
+	if err := b.chunk(kindFile, begin); err != nil {
+		return err
+	}
+	buf := make([]byte, min(size, fullChunk))
+	for left := size; left > 0; {
+		part := buf[:min(left, fullChunk)]
+		if _, err := io.ReadFull(r, part); err != nil {
+			return fmt.Errorf("output of run %d: %w", run, err)
+		}
+		if err := b.chunk(kindData, part); err != nil {
+			return err
+		}
+		left -= int64(len(part))
+	}
+	b.sum.Files++
+	b.sum.Bytes += uint64(size)
+	return nil
+}
+
+// Close writes the trailer. A backup without it is no backup.
+func (b *Writer) Close() (Summary, error) {
+	if err := b.flush(); err != nil {
+		return Summary{}, err
+	}
+	return b.sum, b.chunk(kindTrailer, appendTrailer(nil, &b.sum, b.hash.Sum(nil)))
+}
+
+func appendTrailer(dst []byte, s *Summary, digest []byte) []byte {
+	for _, n := range []uint64{s.Rows, s.Files, s.Bytes} {
+		dst = binary.LittleEndian.AppendUint64(dst, n)
+	}
+	return append(dst, digest...)
+}

@@ -1,0 +1,205 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+)
+
+// invoke runs a command of the binary, and returns what it printed.
+func invoke(t *testing.T, s *e2etest.Server, args ...string) (out string, code int) {
+	t.Helper()
+	cmd := exec.Command(e2etest.Binary(), args...)
+	if s != nil {
+		cmd.Env = append(os.Environ(), "CARAVAN_SERVER="+s.URL)
+	}
+	text, _ := cmd.CombinedOutput()
+	return string(text), cmd.ProcessState.ExitCode()
+}
+
+// records is what must be the same of all runs in a restored folder: their documents.
+func records(s *e2etest.Server, runs ...uint64) (docs []string) {
+	for _, run := range runs {
+		docs = append(docs, string(s.Want(200, "GET", e2etest.Path(run, ""), "").Body))
+	}
+	return docs
+}
+
+// TestBackupOfARunningServer takes backups while runs are submitted, run, and are deleted.
+// Each is of one moment: it is restored whole, with the output of each attempt in it.
+func TestBackupOfARunningServer(t *testing.T) {
+	s := e2etest.Start(t, e2etest.Args("--retain-runs", "20"))
+	long := e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(`head -c 100000 /dev/zero | tr '\0' "$CARAVAN_RUN_ID"; echo`)})
+	first := s.Submit(long)
+	s.Await(first, "COMPLETED")
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.Await(s.Submit(long), "COMPLETED")
+			}
+		}
+	})
+	for round := range 3 {
+		file, data := filepath.Join(t.TempDir(), "b"), filepath.Join(t.TempDir(), "restored")
+		if out, code := invoke(t, s, "backup", file); code != 0 {
+			t.Fatalf("backup: %d %s", code, out)
+		}
+		if out, code := invoke(t, nil, "restore", file, data); code != 0 {
+			t.Fatalf("restore: %d %s", code, out)
+		}
+		r := e2etest.Start(t, e2etest.Data(data))
+		if body := string(r.Want(200, "GET", "/v1/server/state", "").Body); !strings.Contains(body, "restored from a backup") {
+			t.Errorf("round %d: state %s", round, body)
+		}
+		runs, checked := r.List("?all=true"), 0
+		for _, sum := range runs {
+			if sum.State != "COMPLETED" {
+				continue
+			}
+			log := r.Want(200, "GET", e2etest.Path(uint64(sum.RunID), "/task/a/log"), "").Body
+			if want := bytes.Repeat([]byte(fmt.Sprint(sum.RunID)[:1]), 100000); !bytes.Equal(log, append(want, '\n')) {
+				t.Errorf("round %d: run %d: output of %d bytes is not what was printed", round, sum.RunID, len(log))
+			}
+			checked++
+		}
+		if checked == 0 {
+			t.Errorf("round %d: no finished run among %d", round, len(runs))
+		}
+	}
+	close(stop)
+	busy.Wait()
+}
+
+// TestBackupDrill runs the commands that docs/operations.md shows, in its order.
+func TestBackupDrill(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, drill, found := strings.Cut(string(doc), "<!-- drill -->\n```sh\n")
+	drill, _, ended := strings.Cut(drill, "```\n")
+	if !found || !ended {
+		t.Fatal("docs/operations.md has no drill")
+	}
+	s := e2etest.Start(t)
+	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 50000 /dev/zero; echo done")})).RunID
+	waiting := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300"), "b": e2etest.Sh("true").After("a")}))
+	s.AwaitTask(waiting, "a", "RUNNING")
+	want := records(s, uint64(run))
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(e2etest.Binary(), filepath.Join(bin, "caravan")); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-eux", "-c", drill)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CARAVAN_SERVER="+s.URL, "PATH="+bin+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("the drill: %v\n%s", err, out)
+	}
+	r := e2etest.Start(t, e2etest.Data(filepath.Join(dir, "restored")))
+	if got := records(r, uint64(run)); got[0] != want[0] {
+		t.Errorf("restored: %s\nwas: %s", got[0], want[0])
+	}
+	e2etest.Eventually(t, "what ran is queued again", func() bool { return r.TaskState(waiting, "a") == "QUEUED" })
+	if out, code := invoke(t, r, "kill", fmt.Sprint(waiting)); code != 0 {
+		t.Errorf("kill: %d %s", code, out)
+	}
+	if out, code := invoke(t, r, "resume", "--all"); code != 0 {
+		t.Errorf("resume: %d %s", code, out)
+	}
+	r.Await(r.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")})), "COMPLETED")
+	if got := s.State(waiting); got != "RUNNING" {
+		t.Errorf("the original's run is %s", got)
+	}
+	s.Want(200, "DELETE", e2etest.Path(waiting, ""), "")
+}
+
+// TestDamagedBackup: what is cut or changed is refused, and leaves no folder behind.
+func TestDamagedBackup(t *testing.T) {
+	s := e2etest.Start(t)
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 50000 /dev/zero")}))
+	file := filepath.Join(t.TempDir(), "b")
+	if out, code := invoke(t, s, "backup", file); code != 0 {
+		t.Fatalf("backup: %d %s", code, out)
+	}
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := random(t)
+	for i := range 10 {
+		bad := bytes.Clone(whole)
+		if i%2 == 0 {
+			bad = bad[:rng.IntN(len(bad))]
+		} else {
+			bad[rng.IntN(len(bad))] ^= 1 << rng.IntN(8)
+		}
+		if err := os.WriteFile(file, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, code := invoke(t, nil, "restore", "--verify-only", file); code != 1 || !strings.Contains(out, "not a whole backup") {
+			t.Errorf("verified: %d %s", code, out)
+		}
+		data := filepath.Join(t.TempDir(), "restored")
+		if out, code := invoke(t, nil, "restore", file, data); code != 1 || !strings.Contains(out, "not a whole backup") {
+			t.Errorf("restored: %d %s", code, out)
+		}
+		if list, err := os.ReadDir(data); err == nil && len(list) > 0 {
+			t.Errorf("left behind: %v", list)
+		}
+	}
+	if err := os.WriteFile(file, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := invoke(t, nil, "restore", file, s.Config().Data); code != 1 || !strings.Contains(out, "in use") {
+		t.Errorf("over a running server: %d %s", code, out)
+	}
+	full := t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "thesis"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := invoke(t, nil, "restore", file, full); code != 1 || !strings.Contains(out, `it is not empty: it holds "thesis"`) {
+		t.Errorf("into a folder with other things: %d %s", code, out)
+	}
+}
+
+// TestBackupOfAStoppedServer is of the folder alone, by way of a pipe.
+func TestBackupOfAStoppedServer(t *testing.T) {
+	s := e2etest.Start(t)
+	run := uint64(s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")})).RunID)
+	want := records(s, run)
+	if _, _, err := s.Stop(e2etest.Patience); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(t.TempDir(), "restored")
+	script := `"$0" backup --data "$1" - | "$0" restore --resume - "$2"`
+	if out, err := exec.Command("/bin/sh", "-c", script, e2etest.Binary(), s.Config().Data, data).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	r := e2etest.Start(t, e2etest.Data(data))
+	if got := records(r, run); got[0] != want[0] {
+		t.Errorf("restored: %s\nwas: %s", got[0], want[0])
+	}
+	var state struct{ State string }
+	if err := json.Unmarshal(r.Want(200, "GET", "/v1/server/state", "").Body, &state); err != nil || state.State != "RUNNING" {
+		t.Errorf("state %+v, %v", state, err)
+	}
+	r.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))
+}

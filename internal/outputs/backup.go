@@ -1,0 +1,106 @@
+package outputs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Hold keeps all files until release is called: what is removed meanwhile goes then.
+func (s *Store) Hold() (release func()) {
+	s.mu.Lock()
+	s.holds++
+	s.mu.Unlock()
+	return func() {
+		s.mu.Lock()
+		var due []messages.RunID
+		if s.holds--; s.holds == 0 {
+			due, s.due = s.due, nil
+		}
+		s.mu.Unlock()
+		for _, run := range due {
+			// It stays behind then, as after a crash.
+			_ = s.Remove(run)
+		}
+	}
+}
+
+// Files yields the runs that have a file, in no order, until yield returns an error.
+func (s *Store) Files(yield func(messages.RunID) error) error {
+	folders, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("output folder: %w", err)
+	}
+	for _, folder := range folders {
+		list, err := s.fs.ReadDir(filepath.Join(s.dir, folder.Name()))
+		if errors.Is(err, fs.ErrNotExist) || !folder.IsDir() {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("output folder: %w", err)
+		}
+		for _, e := range list {
+			name, ok := strings.CutSuffix(e.Name(), ".out")
+			n, err := strconv.ParseUint(name, 10, 64)
+			if !ok || err != nil || s.path(messages.RunID(n)) != filepath.Join(s.dir, folder.Name(), e.Name()) {
+				continue
+			}
+			if err := yield(messages.RunID(n)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Read calls fn with a run's file as it is now. A run without one is passed over.
+func (s *Store) Read(run messages.RunID, fn func(size int64, r io.Reader) error) error {
+	f, err := s.acquire(run, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer s.release(f)
+	size, err := f.size()
+	if err != nil {
+		return fmt.Errorf("output of run %d: %w", run, err)
+	}
+	return fn(size, io.NewSectionReader(f.f, 0, size))
+}
+
+// Write makes a run's file of size bytes. It is on the device when Write returns.
+func (s *Store) Write(run messages.RunID, size int64, r io.Reader) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("output of run %d: %w", run, err)
+		}
+	}()
+	path := s.path(run)
+	if err := s.fs.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := s.fs.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(io.NewOffsetWriter(f, 0), r)
+	if err == nil && n != size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return errors.Join(s.fs.SyncDir(filepath.Dir(path)), s.fs.SyncDir(s.dir))
+}

@@ -1,0 +1,102 @@
+package persistence
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Moment is everything in a store as of one commit. It is valid within Backup's fn.
+type Moment struct {
+	txn *badger.Txn
+	at  uint64
+}
+
+// Backup calls fn with the newest durable moment. Commits go on meanwhile, and so does
+// every read, but the store cannot be closed before fn has returned.
+func (s *Badger) Backup(fn func(*Moment) error) error {
+	return s.view(func(txn *badger.Txn) error { return fn(&Moment{txn, txn.ReadTs()}) })
+}
+
+// VerifyTables reads all tables beside the store's work. A damaged one may have looked
+// like the end of the rows to whoever read them.
+func (s *Badger) VerifyTables(ctx context.Context) error {
+	report, err := tables.Verify(ctx, s.dir, tables.Options{Live: true})
+	if err != nil {
+		return err
+	}
+	if err := report.Err(); err != nil {
+		return fmt.Errorf("damaged: %w", err)
+	}
+	return nil
+}
+
+// Number is that of the newest commit of the moment.
+func (m *Moment) Number() uint64 { return m.at }
+
+// Rows yields all rows as they are stored, by ascending keys, until yield returns an
+// error. Key and value are valid within the call.
+func (m *Moment) Rows(yield func(key, value []byte) error) error {
+	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		err := item.Value(func(value []byte) error { return yield(key, value) })
+		return err == nil, err
+	})
+}
+
+// Has tells whether a run is known.
+func (m *Moment) Has(run messages.RunID) (bool, error) {
+	sum, err := summaryTxn(m.txn, run)
+	return sum != nil, err
+}
+
+// Restore makes a store in c.Dir, which must be empty, of rows as Moment.Rows had them,
+// and opens it once to see that it can be. It is on the device when Restore returns.
+func Restore(c Config, rows func(yield func(key, value []byte) error) error) error {
+	s, err := OpenBadger(c)
+	if err != nil {
+		return err
+	}
+	if err := s.restore(rows); err != nil {
+		_ = s.Close() // it is of no use
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if s, err = OpenBadger(c); err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+// restoreBytes is how much is committed at a time.
+const restoreBytes = 1 << 20
+
+func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) error {
+	var ops []op
+	size := int64(0)
+	flush := func() error {
+		err := s.deleteStep(ops)
+		ops, size = ops[:0], 0
+		return err
+	}
+	err := rows(func(key, value []byte) error {
+		o := op{key: slices.Clone(key), val: slices.Clone(value)}
+		if size += o.size(); size > min(restoreBytes, s.maxBytes/2) && len(ops) > 0 {
+			if err := flush(); err != nil {
+				return err
+			}
+			size = o.size()
+		}
+		ops = append(ops, o)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
