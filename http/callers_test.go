@@ -50,7 +50,7 @@ func TestScopesOfRoutes(t *testing.T) {
 		"GET /v1/dagrun/{run}/states": r, "GET /v1/dagrun/{run}/tasks": r, "GET /v1/dagrun/{run}/task/{task}": r,
 		"GET /v1/dagrun/{run}/task/{task}/state": r, "GET /v1/dagrun/{run}/task/{task}/log": r,
 		"POST /v1/dagrun": sub, "POST /v1/dagruns": sub, "POST /v1/dagrun/validate": r | sub,
-		"GET /v1/server/state": r, "PATCH /v1/server/state/{state}": c,
+		"GET /v1/server/state": r, "GET /v1/backup": c, "PATCH /v1/server/state/{state}": c,
 		"DELETE /v1/dagrun/{run}": c, "DELETE /v1/dagrun/{run}/task/{task}": c, "PATCH /v1/dagrun/{run}/state/{state}": c,
 	}
 	option, secret, _ := lock(t)
