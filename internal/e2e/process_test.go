@@ -222,3 +222,35 @@ func TestFirstProcessOfAContainer(t *testing.T) {
 		t.Errorf("SIGTERM: %v", err)
 	}
 }
+
+// TestOddCommands: long and dashed command strings run, what the kernel cannot start is
+// refused with its limit, and a start that fails names the real cause.
+func TestOddCommands(t *testing.T) {
+	s := e2etest.Start(t)
+	script := filepath.Join(t.TempDir(), "crlf")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\r\necho hi\r\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	id := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"long":   e2etest.Sh("#" + strings.Repeat("x", 143<<10) + "\necho \"$0 $#\"; cat"),
+		"dashed": e2etest.Sh("-e echo hi"),
+		"crlf":   {"job": map[string]any{"command": []string{script}}},
+	}))
+	s.Await(id, "ERRORED")
+	attempts := s.Get(id).TaskAttempts
+	if a := attempts["long"][0]; a.RC != 0 || a.OutputLog != "/bin/sh 0\n" {
+		t.Errorf("long: %+v", a)
+	}
+	if a := attempts["dashed"][0]; a.RC != 127 || !strings.Contains(a.ErrorLog, "-e: not found") {
+		t.Errorf("dashed: %+v", a)
+	}
+	if a := attempts["crlf"][0]; a.RC != -1 || !strings.Contains(a.ExecutorLog, `its interpreter "/bin/sh\r" does not exist: the script has Windows line endings`) {
+		t.Errorf("crlf: %+v", a)
+	}
+	r := s.Want(400, "POST", "/v1/dagrun", e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
+		"a": {"job": map[string]any{"command": []string{"echo", "{{P}}{{P}}"}}},
+	}).With("parameters", map[string]any{"P": strings.Repeat("p", 64<<10)})))
+	if !strings.Contains(string(r.Body), "/tasks/a/job/command/1: has 131072 bytes when the longest values are substituted, the kernel takes at most 131071 in an argument") {
+		t.Errorf("%s", r.Body)
+	}
+}
