@@ -77,6 +77,9 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 			o.lost = append(o.lost, keyRange{d.From, d.To})
 		}
 	}
+	if r.Stale != nil && !errors.Is(r.Stale, fs.ErrNotExist) {
+		o.Files = append(o.Files, r.Stale) // the next start makes it anew
+	}
 	view, extra := filepath.Join(o.scratch, "view"), filepath.Join(o.scratch, "extra")
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
 		return nil, err
