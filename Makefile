@@ -19,7 +19,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.dat
 WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery views memory growth fairness metg
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-unit test-e2e test-slurm race check fmt vet lint tidy rules generated tools cover fuzz \
+.PHONY: help build demo test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \
 	bench bench-smoke bench-report bench-peers clean $(WORKLOADS:%=bench-%)
 
 help: ## list these targets
@@ -45,6 +45,11 @@ test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
 	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
 
+test-browser: ## what web pages can make Chromium send; root on Debian has it installed (under a minute)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends chromium; } || \
+		echo "there is no Chromium here: the tests are skipped" >&2
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
+
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
 	CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v /internal/e2e)
 	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./internal/e2e/...
@@ -55,7 +60,7 @@ fmt: ## gofmt finds nothing
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 
 vet: ## go vet finds nothing
-	$(GO) vet -tags slurm ./...
+	$(GO) vet -tags slurm,browser ./...
 
 lint: $(filter .tools/%,$(STATICCHECK)) ## staticcheck finds nothing (STATICCHECK= leaves it out)
 	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is left out")

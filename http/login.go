@@ -61,7 +61,7 @@ func (s *Server) showLogin(ctx *fasthttp.RequestCtx, status int, text, form stri
 	h.SetContentType("text/html; charset=utf-8")
 	h.Set(fasthttp.HeaderContentSecurityPolicy, loginPolicy)
 	h.Set(fasthttp.HeaderCacheControl, "no-store")
-	h.Set(fasthttp.HeaderReferrerPolicy, "no-referrer")
+	h.Set(fasthttp.HeaderReferrerPolicy, "same-origin") // with no-referrer, browsers send the form with `Origin: null`
 	ctx.SetStatusCode(status)
 	if text != "" {
 		text = "<p>" + html.EscapeString(text) + "</p>"
