@@ -147,7 +147,7 @@ func openBadger(c Config) (*Badger, error) {
 	if s.db, err = s.openDB(c, log, opts); err != nil {
 		return nil, errors.Join(err, log.Close(false))
 	}
-	s.local = newLocalLog(s.db, log, c)
+	s.local = newLocalLog(s.db, log, c, func(err error) { s.fail(err) })
 	s.local.record = s.recordManifest
 	s.commits = s.local
 	if err = s.start(c, log); err != nil {

@@ -48,6 +48,8 @@ type localLog struct {
 	log *commitlog.Log
 	dir string
 	fs  vfs.FS
+	// alarm fails the store: with the disk in doubt nothing goes on.
+	alarm func(error)
 
 	group   commitlog.Group
 	entries []badger.Entry // scratch
@@ -90,7 +92,7 @@ func openLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
 
 // segmentSize suits the memtables: the log keeps what they hold, and gives space back
 // segment by segment.
-func segmentSize(memTable int64) int64 { return memTable / 2 }
+func segmentSize(memTable int64) int64 { return memTable / 4 }
 
 // removeUnused deletes the files of Badger's that hold nothing that counts: its logs and
 // the statistics of the value log. The tables
@@ -117,8 +119,8 @@ func removeUnused(dir string, applied uint64) error {
 	return nil
 }
 
-func newLocalLog(db *badger.DB, log *commitlog.Log, c Config) *localLog {
-	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.fs, look: c.memory / 8, lookNow: make(chan struct{}, 1),
+func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, alarm func(error)) *localLog {
+	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.fs, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
 		applied: make(chan error, 1), synced: make(chan error, 1)}
 	if l.fs == nil {
 		l.fs = vfs.OS{}
@@ -211,19 +213,21 @@ func (l *localLog) inTables() (at uint64) {
 	return at
 }
 
-// retire lets the log forget what is in tables. An error fails the log: the next commit
-// has it.
+// retire lets the log forget what is in tables.
 func (l *localLog) retire() {
 	at := min(l.inTables(), l.log.Last())
 	if at <= l.log.Applied() {
 		return
 	}
 	err := l.fs.SyncDir(l.dir)
-	if err == nil && l.record != nil {
-		err = l.record()
+	if err == nil && l.record != nil && l.record() != nil {
+		return // the manifest may be read while Badger appends to it: the next look comes
 	}
 	if err == nil {
-		_ = l.log.Retire(at)
+		err = l.log.Retire(at)
+	}
+	if err != nil {
+		l.alarm(fmt.Errorf("what is in tables cannot be taken from the commit log: %w", err))
 	}
 }
 

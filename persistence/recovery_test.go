@@ -249,17 +249,8 @@ func TestTablesWithoutManifest(t *testing.T) {
 // deleted. The result is always the same.
 func TestReplayOverNewerTables(t *testing.T) {
 	dir := t.TempDir()
-	f := faults.New(vfs.OS{})
-	f.Add(faults.Rule{Op: faults.SyncDir, Path: filepath.Base(dir), Err: errors.New("the log keeps all")})
-	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
-	if err == nil {
-		t.Fatal("a new log does not sync its folder's name")
-	}
-	f.Reset()
-	if s, err = persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f)); err != nil {
-		t.Fatal(err)
-	}
-	f.Add(faults.Rule{Op: faults.SyncDir, Path: filepath.Base(dir), Err: errors.New("the log keeps all")})
+	s := badgerAt(t, dir)
+	persistence.KeepLog(s)
 	b := newBusy(t, s, 11)
 	for range 1200 {
 		if err := b.step(); err != nil {
@@ -272,10 +263,6 @@ func TestReplayOverNewerTables(t *testing.T) {
 	want := dump(t, s)
 	tables, last := persistence.Flushed(s)
 	killed := copied(t, dir)
-	f.Reset()
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
 	r, err := commitlog.Verify(vfs.OS{}, filepath.Join(killed, "log"))
 	if err != nil || r.First != 1 || r.Last != last || tables < last/4 {
 		t.Fatalf("%+v, %v; tables have %d", r, err, tables)
@@ -302,6 +289,30 @@ func TestReplayOverNewerTables(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestFolderThatCannotBeSynced: the log may forget what is in a table only when the
+// table's name is durable; when that cannot be had, the store fails.
+func TestFolderThatCannotBeSynced(t *testing.T) {
+	dir := t.TempDir()
+	f := faults.New(vfs.OS{})
+	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Add(faults.Rule{Op: faults.SyncDir, Path: filepath.Base(dir)})
+	b := newBusy(t, s, 3)
+	for n := 0; err == nil && n < 5000; n++ {
+		err = b.step()
+	}
+	if !errors.Is(err, persistence.ErrFailed) || !errors.Is(err, faults.ErrInjected) {
+		t.Errorf("%v", err)
+	}
+	f.Reset()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	badgerAt(t, dir)
 }
 
 // TestFailedCommit: a commit whose record did not reach the log may be there or not after

@@ -59,6 +59,8 @@ func statfs(dir string) (free, total int64, err error) {
 // memory, their files, and several tables of that size on disk.
 func memTableSize(total int64) int64 {
 	switch {
+	case total < 64<<20:
+		return 1 << 20
 	case total < 1<<30:
 		return 4 << 20
 	case total < 8<<30:

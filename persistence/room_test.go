@@ -186,6 +186,36 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestTinyDisk: a store works on 20 MiB.
+func TestTinyDisk(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=20m", "caravan-test", dir).CombinedOutput(); err != nil {
+		t.Skipf("no tmpfs may be mounted (%v: %s)", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	c := persistence.Config{Dir: filepath.Join(dir, "data")}
+	for round := range messages.RunID(2) {
+		s, err := persistence.OpenBadger(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range messages.RunID(15) {
+			if err := s.Room(); err != nil {
+				t.Error(err)
+			}
+			journaltest.Must(t, s, incompressible(round*15+i))
+		}
+		equalRuns(t, s, int(round+1)*15)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func incompressible(run messages.RunID) *persistence.Batch {
 	b := journaltest.NewRun(run, "", "")
 	b.Create.Definition = noise(run, 64<<10)

@@ -210,11 +210,13 @@ func (w *window) claims(off int64, number uint64) (size int64, ok bool, err erro
 	return min(recordSize(int(n)), w.s.size-off), true, nil
 }
 
-// zero makes a file of zeros and syncs it.
+// zero makes a file of zeros and syncs it. It writes page by page: the kernel keeps what
+// is written at once in one large folio, and each later write into that costs time in
+// proportion to its size (some 10 us for 1 MiB, on ext4 in Linux 6.18).
 func zero(f vfs.File, size int64) error {
-	zeros := make([]byte, min(size, 1<<20))
-	for off := int64(0); off < size; off += int64(len(zeros)) {
-		if _, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
+	var page [pageSize]byte
+	for off := int64(0); off < size; off += pageSize {
+		if _, err := f.WriteAt(page[:min(pageSize, size-off)], off); err != nil {
 			return err
 		}
 	}
