@@ -41,6 +41,7 @@ type Config struct {
 	TLSClientCA    string // certificates of clients must be signed by it
 	Insecure       bool   // nothing is asked of callers beyond the loopback address
 	AuditLog       string
+	Umask          string // of tasks, octal: that of the server's launch; "" = this process's. No option
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }

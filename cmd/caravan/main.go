@@ -30,6 +30,8 @@ type Main struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	LookupEnv      func(string) (string, bool)
+	// Umask is that of the launch, which tasks get.
+	Umask int
 	// Zone is the time zone that times are shown in.
 	Zone *time.Location
 	// Terminal tells whether a stream is a terminal.
@@ -64,7 +66,10 @@ func main() {
 	}
 	signals := make(chan os.Signal, 2)
 	stopSignals(signals, os.Interrupt, syscall.SIGTERM)
+	// What tasks print, and tokens, and backups are for this user alone.
+	umask := syscall.Umask(0o077)
 	m := &Main{
+		Umask: umask,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		LookupEnv: os.LookupEnv,
 		Zone:      time.Local,

@@ -73,6 +73,9 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		config.Data = data
+		if config.Umask, err = m.tasksUmask(); err != nil {
+			return err
+		}
 		tuneRuntime(hw, m.LookupEnv)
 		return m.runEmbedded(ctx, config, spec)
 	}

@@ -35,6 +35,9 @@ func (m *Main) serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if c.Umask, err = m.tasksUmask(); err != nil {
+			return err
+		}
 		if c.Paused && c.Resume {
 			return usagef("paused and resume: choose one of them")
 		}
@@ -145,4 +148,12 @@ func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// tasksUmask is the umask of the launch as text.
+func (m *Main) tasksUmask() (string, error) {
+	if m.Umask&0o700 != 0 {
+		return "", fmt.Errorf("umask %04o takes rights from the files' own user: start it with another one, such as 0022", m.Umask)
+	}
+	return fmt.Sprintf("%04o", m.Umask), nil
 }

@@ -28,7 +28,7 @@ func (n *node) withSlurm(c Config, engine actors.Config) actors.Config {
 	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
 		return slurm.New(slurm.Config{
 			Dir: n.folder.Slurm(), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
-			MaxCapture: maxGenerated, Grace: c.KillGrace, Logger: n.log,
+			MaxCapture: maxGenerated, Grace: c.KillGrace, Umask: c.Umask, Logger: n.log,
 		})
 	}
 	return engine

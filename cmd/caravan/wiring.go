@@ -151,7 +151,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
 					Settings: worker.Settings{
 						Version: v.Version + " " + v.Commit, Folder: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
-						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory,
+						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory, Umask: c.Umask,
 					},
 				})
 			},

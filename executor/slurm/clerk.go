@@ -185,6 +185,9 @@ func (c *clerk) order(o *executor.Order) {
 	}
 	e = &entry{key: o.Key, order: o, folder: c.s.folder(o.Key)}
 	script, err := attemptScript(o, c.s.cfg.Getenv, c.s.cwd, string(e.folder))
+	if mask := c.s.cfg.Umask; mask != "" {
+		script = "umask " + mask + "\n" + script
+	}
 	if err == nil {
 		_, err = c.options(o)
 	}

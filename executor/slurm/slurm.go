@@ -32,6 +32,7 @@ type Config struct {
 	InlineMax  int                 // output up to this many bytes is kept in the record; default 4 KiB
 	Grace      time.Duration       // SIGTERM to SIGKILL after a timeout; default 5 s
 	CloseGrace time.Duration       // the same at Close; default 1 s
+	Umask      string              // of tasks, octal; "" = as Slurm has it, from this process
 	Logger     *slog.Logger        // default slog.Default()
 	Getenv     func(string) string // PATH of the commands, SLURM_CONF and the clean set of tasks; default os.Getenv
 }

@@ -30,6 +30,7 @@ type Settings struct {
 	Version    string        // of the binary
 	Folder     string        // identity of the data folder: part of the marks of all its processes
 	Outputs    string        // DATA/output
+	Umask      string        // of tasks, octal; "" = that of the worker's own start
 	Node       string        // goes into each record
 	MaxOutput  int64         // as in executor.ProcessConfig, 0 = its default; so are the next ones
 	MaxCapture int64         //

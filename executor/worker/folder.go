@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +58,7 @@ func Make(dir string, s Settings) (*Folder, *net.UnixListener, error) {
 }
 
 func (f *Folder) fill(s Settings) (*net.UnixListener, error) {
-	text, err := json.Marshal(s)
+	text, err := json.Marshal(stored{settings(s), []byte(s.Outputs)})
 	if err != nil {
 		return nil, err
 	}
@@ -117,21 +118,16 @@ func LockFile(path string, create int) (*os.File, error) {
 
 // List returns the paths of the workers' folders in dir, sorted.
 func List(dir string) (paths []string, _ error) {
-	return filepath.Glob(filepath.Join(escape(dir), prefix+"*"))
-}
-
-// escape makes a path stand for itself in a pattern.
-func escape(path string) string {
-	var out []byte
-	for i := range len(path) {
-		switch c := path[i]; c {
-		case '*', '?', '[', '\\':
-			out = append(out, '\\', c)
-		default:
-			out = append(out, c)
+	list, err := os.ReadDir(dir)
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	for _, e := range list {
+		if strings.HasPrefix(e.Name(), prefix) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}
-	return string(out)
+	return paths, nil
 }
 
 func (s *Settings) load(path string) error {
@@ -139,8 +135,22 @@ func (s *Settings) load(path string) error {
 	if err != nil {
 		return err
 	}
-	return json.Unmarshal(text, s)
+	var as stored
+	if err := json.Unmarshal(text, &as); err != nil {
+		return err
+	}
+	*s = Settings(as.settings)
+	s.Outputs = string(as.Outputs)
+	return nil
 }
+
+// stored is how settings are written: a path may hold bytes that no JSON string can.
+type stored struct {
+	settings
+	Outputs []byte
+}
+
+type settings Settings
 
 // short returns a path of the folder's file that fits a socket's address, however
 // deep the folder lies. It holds while dir is open.

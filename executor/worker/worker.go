@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -101,6 +102,13 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 		idle: make(chan struct{}, 1), pending: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if err := w.settings.load(folder.Path); err != nil {
 		return nil, fmt.Errorf("worker's settings: %w", err)
+	}
+	if w.settings.Umask != "" { // what the worker makes itself has modes that no such mask changes
+		mask, err := strconv.ParseUint(w.settings.Umask, 8, 9)
+		if err != nil {
+			return nil, fmt.Errorf("worker's settings: umask: %w", err)
+		}
+		unix.Umask(int(mask))
 	}
 	if w.settings.Idle <= 0 {
 		w.settings.Idle = defaultIdle

@@ -17,6 +17,7 @@
 //	disk_test.go       a full disk
 //	tables_test.go     damaged tables and manifests
 //	check_test.go      check and salvage
+//	folder_test.go     any path, the rights and the parts of a data folder
 //	hostile_test.go    malformed requests, slow and gone clients
 //	shutdown_test.go   SIGTERM while clients ask
 //	large_test.go      a run of 10,000 tasks answers while it runs
