@@ -1,9 +1,12 @@
 package actors
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -70,7 +73,7 @@ const longRate = 1 << 20
 
 // Submit makes a planned spec a run. It returns when that is durable.
 func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
-	if err := n.Healthy(); err != nil {
+	if err := n.takesRuns(); err != nil {
 		return 0, err
 	}
 	limit := answerWithin
@@ -91,7 +94,7 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 // SubmitAll makes each of many planned specs a run, or says why not, in its place. It
 // returns when all are durable; they share few commits. The error is that of all.
 func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
-	if err := n.Healthy(); err != nil {
+	if err := n.takesRuns(); err != nil {
 		return nil, err
 	}
 	results := make([]messages.Result[messages.RunID], len(subs))
@@ -188,8 +191,25 @@ func (n *Node) Damaged() error {
 	return n.env.outputs.Damaged()
 }
 
-// Healthy is nil when new work may be taken.
+// Healthy is nil when new work may be taken, and what carries it out works.
 func (n *Node) Healthy() error {
+	if err := n.takesRuns(); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(n.env.executors)) {
+		m, ok := n.env.executors[name].(executor.Monitored)
+		if !ok {
+			continue
+		}
+		if err := m.Healthy(); err != nil {
+			return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
+		}
+	}
+	return nil
+}
+
+// takesRuns is nil when new runs may be taken.
+func (n *Node) takesRuns() error {
 	if n.closing.Load() {
 		return errStopping
 	}

@@ -118,6 +118,9 @@ func Start(c Config) (*Node, error) {
 		e.standing.close()
 		return nil, err
 	}
+	if c.Registerer != nil {
+		c.Registerer.MustRegister(monitored(e.executors))
+	}
 	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli, c.Elsewhere)); err != nil {
 		return nil, err
 	}

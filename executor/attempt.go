@@ -20,6 +20,7 @@ type attempt struct {
 	prev, next *attempt
 	queued     bool  // waits for slots
 	holds      bool  // holds its slots
+	postponed  int   // how often its start has failed for a shortage
 	since      int64 // ns since the epoch: it has been there since, and room for it
 
 	ended atomic.Bool // the process is gone and the sizes of its output are final

@@ -23,8 +23,13 @@ import (
 func (p *Process) run(a *attempt) {
 	var before *attempt
 	for a != nil {
-		failed := p.launch(a)
+		failed, lacking := p.launch(a)
 		p.clear(before)
+		if lacking != nil {
+			if failed = p.postpone(a, lacking); failed == nil {
+				return
+			}
+		}
 		var fit []*attempt
 		if failed != nil {
 			fit = p.release(a, failed.At)

@@ -73,7 +73,7 @@ func TestShortage(t *testing.T) {
 		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
 		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
 	} {
-		if shortage(fmt.Errorf("start: %w", err)) != want {
+		if _, is := lackOf(fmt.Errorf("start: %w", err)); is != want {
 			t.Errorf("%v: want %t", err, want)
 		}
 	}
@@ -272,7 +272,8 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	p, reports := internalRig(t, ProcessConfig{})
+	postponed := make(chan string, 10000)
+	p, reports := internalRig(t, ProcessConfig{Postponed: func(_ *Order, reason string, _ error) { postponed <- reason }})
 	names, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)
@@ -284,16 +285,23 @@ func TestNoDescriptorsLeft(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.Start(Order{Key: messages.AttemptKey{Task: 1, Attempt: uint32(spare)}, Command: []string{"/bin/true"}})
-		r := <-reports
+		var early []Report
+		select {
+		case r := <-reports:
+			early = append(early, r)
+		case <-postponed:
+		}
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 			t.Fatal(err)
 		}
-		if r.Kind == Started {
-			<-reports
-			continue
+		for len(early) < 2 {
+			early = append(early, <-reports)
 		}
-		if r.Record.Result != messages.AttemptLost || r.Record.RC != -1 || r.Record.ExecutorLog == "" {
-			t.Errorf("with %d descriptors: %+v", spare, r)
+		if early[0].Kind != Started || early[1].Record.Result != messages.AttemptSucceeded {
+			t.Errorf("with %d descriptors: %+v", spare, early)
+		}
+		for len(postponed) > 0 {
+			<-postponed
 		}
 	}
 	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})

@@ -32,8 +32,12 @@ type ProcessConfig struct {
 	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
 
 	// Begin, if set, is called right before each fork. When it returns an error nothing
-	// is forked and the attempt is lost.
+	// is forked, and the attempt waits as in any other shortage.
 	Begin func(*Order) error
+	// Unbegun, if set, is called when the attempt's start has failed for a shortage, before
+	// it waits again; Postponed once it waits, with a word for what was lacking.
+	Unbegun   func(*Order)
+	Postponed func(o *Order, reason string, err error)
 	// Born, if set, is called once the process exists, before that is reported.
 	Born func(o *Order, pid int)
 	// Cgroups, if set, names the control groups in which attempts run, where the machine
@@ -74,7 +78,11 @@ type Process struct {
 	queue  queue
 	slots  slots
 	begun  begunSet
-	stats  Stats
+	short  shortageState
+	limit  startLimit
+
+	complained time.Time // of a shortage
+	stats      Stats
 }
 
 // closePatience is how long Close waits for processes that survive SIGKILL (they
@@ -115,6 +123,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		live:    map[messages.AttemptKey]*attempt{},
 		slots:   slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
 		begun:   begunSet{limit: begunPages},
+		limit:   findStartLimit(),
 		buffers: sync.Pool{New: func() any { return new([pumpBytes]byte) }},
 	}
 	if cfg.Cgroups != "" {
@@ -185,6 +194,7 @@ func (p *Process) Begun(key messages.AttemptKey) bool {
 func (p *Process) Kill(key messages.AttemptKey, grace time.Duration) {
 	if a := p.withdraw(key); a != nil {
 		a.end(causeKill, grace)
+		p.withdraw(key) // it may have been postponed meanwhile
 	}
 }
 
@@ -216,6 +226,9 @@ func (p *Process) Close() error {
 	p.mu.Lock()
 	first := !p.closed
 	p.closed = true
+	if p.short.timer != nil {
+		p.short.timer.Stop()
+	}
 	var waiting, running []*attempt
 	for a := p.queue.head(); a != nil; a = p.queue.head() {
 		p.queue.pop()

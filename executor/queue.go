@@ -44,6 +44,20 @@ func (q *queue) push(a *attempt) {
 	l.last = a
 }
 
+// pushFirst adds an order before the others of its run.
+func (q *queue) pushFirst(a *attempt) {
+	l := q.lines[a.order.Key.Run]
+	if l == nil {
+		q.push(a)
+		return
+	}
+	a.queued = true
+	q.len++
+	a.next = l.first
+	l.first.prev = a
+	l.first = a
+}
+
 // open puts an empty line at the end of the ring.
 func (q *queue) open(run messages.RunID) *line {
 	l := q.spare

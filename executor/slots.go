@@ -57,8 +57,9 @@ func (s *slots) give(a *attempt) {
 // which fits never waits. since is when the room was made, or the order came. p.mu is
 // held.
 func (p *Process) admit(since int64) (fit []*attempt) {
-	for a := p.queue.head(); a != nil && p.slots.fit(&a.order); a = p.queue.head() {
+	for a := p.queue.head(); a != nil && p.slots.fit(&a.order) && p.mayTry(); a = p.queue.head() {
 		p.queue.pop()
+		p.tried()
 		p.slots.take(a)
 		p.begun.add(a.order.Key)
 		a.since = since
@@ -76,6 +77,7 @@ func (p *Process) release(a *attempt, at int64) []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.slots.give(a)
+	p.gaveBack()
 	return p.admit(at)
 }
 
@@ -93,7 +95,9 @@ func (p *Process) conclude(a *attempt, r *Report) {
 	if r.Record.RC == -1 {
 		p.stats.NotStarted++
 	}
+	fit := p.admit(p.cfg.Now()) // its place among what runs at once is free only now
 	p.mu.Unlock()
+	p.spread(fit)
 	p.cfg.Sink(*r)
 }
 
@@ -118,6 +122,14 @@ type begunPage struct {
 
 func (b *begunSet) has(k messages.AttemptKey) bool {
 	return b.pages[begunPage{k.Run, k.Attempt, k.Task / 64}]>>(k.Task%64)&1 == 1
+}
+
+// remove forgets a key that has not begun after all. Its page stays.
+func (b *begunSet) remove(k messages.AttemptKey) {
+	page := begunPage{k.Run, k.Attempt, k.Task / 64}
+	if bits, known := b.pages[page]; known {
+		b.pages[page] = bits &^ (1 << (k.Task % 64))
+	}
 }
 
 func (b *begunSet) add(k messages.AttemptKey) {

@@ -150,17 +150,6 @@ func ownPeak() int64 {
 	return u.Maxrss
 }
 
-// shortage tells whether the machine had no room for another process, for which the
-// order is not to blame.
-func shortage(err error) bool {
-	for _, e := range []error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
 // A program that is open for writing is tried again after these times: 310 ms in all.
 const (
 	busyFirst = 10 * time.Millisecond
@@ -193,7 +182,7 @@ func (p *Process) begin(c *command, out, err *stream, limit int64) (b child, e e
 		defer ends[1].Close()
 		files = [2]int{int(ends[0].Fd()), int(ends[1].Fd())}
 	}
-	pidfd := p.Running() > threads
+	pidfd := p.limit.tight || p.Running() > threads
 	b.pid, b.pidfd, e = p.fork(c, files, group, pidfd)
 	if group != nil && group.limit == 0 && groupless(e) {
 		refused := e
@@ -288,11 +277,11 @@ func groupless(err error) bool {
 const threads = 16
 
 // launch starts the attempt and reports that. When no process came to be it returns
-// the final report instead.
-func (p *Process) launch(a *attempt) *Report {
+// the final report instead, or what was lacking: then it may succeed later.
+func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 	cmd, err := newCommand(p.base, &a.order, p.cfg.Dir)
 	if err != nil {
-		return p.notStarted(&a.order, messages.AttemptNotStarted, err)
+		return p.notStarted(&a.order, messages.AttemptNotStarted, err), nil
 	}
 	if p.cfg.Mark != nil {
 		cmd.env = mark(cmd.env, p.cfg.Mark(a.order.Key))
@@ -303,13 +292,17 @@ func (p *Process) launch(a *attempt) *Report {
 	}
 	stdout, stderr, err := newStreams(limit, p.cfg.MaxOutput)
 	if err != nil {
-		return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: output: %w", cmd.argv[0], err))
+		err = fmt.Errorf("start %q: output: %w", cmd.argv[0], err)
+		if _, ok := lackOf(err); ok {
+			return nil, err
+		}
+		return p.notStarted(&a.order, messages.AttemptLost, err), nil
 	}
 	if p.cfg.Begin != nil {
 		if err := p.cfg.Begin(&a.order); err != nil {
 			stdout.drop()
 			stderr.drop()
-			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
+			return nil, &lack{"journal", fmt.Errorf("start %q: %w", cmd.argv[0], err)}
 		}
 	}
 	began := p.cfg.Now()
@@ -318,13 +311,13 @@ func (p *Process) launch(a *attempt) *Report {
 		stdout.drop()
 		stderr.drop()
 		var limit *limitError
-		switch {
-		case shortage(err) || errors.As(err, &limit) && errors.Is(err, unix.ENOSPC):
-			return p.notStarted(&a.order, messages.AttemptLost, fmt.Errorf("start %q: %w", cmd.argv[0], err))
-		case limit != nil:
-			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err))
+		if _, ok := lackOf(err); ok {
+			return nil, fmt.Errorf("start %q: %w", cmd.argv[0], err)
 		}
-		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.explainStart(err))
+		if errors.As(err, &limit) {
+			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err)), nil
+		}
+		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.explainStart(err)), nil
 	}
 	if p.cfg.Born != nil {
 		p.cfg.Born(&a.order, born.pid)
@@ -341,10 +334,12 @@ func (p *Process) launch(a *attempt) *Report {
 	a.mu.Unlock()
 	p.mu.Lock()
 	p.stats.Starts++
+	fit := p.hadEnough()
 	p.mu.Unlock()
+	p.spread(fit)
 	p.watch.add(a)
 	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began, GrantedAt: a.order.GrantedAt, Idle: time.Duration(max(p.cfg.Now()-a.since, 0))})
-	return nil
+	return nil, nil
 }
 
 func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason error) *Report {

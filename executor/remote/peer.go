@@ -50,6 +50,10 @@ type peer struct {
 	usage    workerpb.Amount
 	capacity workerpb.Amount // told on this connection
 
+	heard   bool            // since the last pulse
+	asked   bool            // for a sign of life, and not heard since
+	silent  int             // pulses without one
+	mute    bool            // too many
 	process worker.Identity // the worker's own process; zero when it is not known
 	gone    bool            // the worker has ended
 	folder  *worker.Folder  // of a worker that has; nil when it is missing
@@ -87,9 +91,9 @@ func (p *peer) pushLater() {
 func (p *peer) run() {
 	defer p.r.work.Done()
 	defer close(p.over)
-	wait, began, warned := time.Millisecond, time.Now(), false
+	wait := time.Millisecond
 	for {
-		synced, err := p.attach()
+		synced, _ := p.attach()
 		if p.r.ctx.Err() != nil || p.leaving() {
 			return
 		}
@@ -102,11 +106,7 @@ func (p *peer) run() {
 			return
 		}
 		if synced {
-			wait, began, warned = time.Millisecond, time.Now(), false
-		}
-		if !warned && time.Since(began) > 10*time.Second {
-			warned = true
-			p.r.log.Warn("a worker does not answer; nothing is started until it does, or ends", "folder", p.path, "err", err)
+			wait = time.Millisecond
 		}
 		select {
 		case <-p.r.ctx.Done():
@@ -166,7 +166,7 @@ func (p *peer) attach() (synced bool, _ error) {
 	}
 	r.mu.Lock()
 	p.out, p.conn, p.listed = nil, conn, map[messages.AttemptKey]bool{}
-	p.capacity = workerpb.Amount{}
+	p.capacity, p.asked = workerpb.Amount{}, false
 	r.unlock()
 
 	sender := make(chan struct{})
@@ -219,6 +219,7 @@ func (p *peer) receive(stream grpc.ClientStream) error {
 			return err
 		}
 		p.r.mu.Lock()
+		p.heard = true
 		err := p.handle(frame)
 		p.r.unlock()
 		if err != nil {
@@ -296,6 +297,12 @@ func (p *peer) hear(typ workerpb.Type, body []byte) error {
 		}
 		p.usage, p.drained = a, true
 		r.wake()
+	case workerpb.TypeDeferred:
+		d, err := workerpb.ParseDeferred(body)
+		if err == nil {
+			r.heardDeferred(p, d)
+		}
+		return err
 	case workerpb.TypeSynced:
 		p.sync()
 	case workerpb.TypeStopped:

@@ -61,6 +61,9 @@ type Remote struct {
 	reports []executor.Report
 	telling bool // somebody delivers the reports
 	deaths  int  // of new workers in a row that never served
+
+	deferred   map[string]uint64 // starts that had to wait, by reason
+	complained time.Time         // of one
 }
 
 // state is how far the Remote is in its life.
@@ -95,8 +98,9 @@ func New(cfg Config) (*Remote, error) {
 		return nil, fmt.Errorf("worker folder %s: %w", cfg.Dir, err)
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.work.Add(1)
+	r.work.Add(2)
 	go r.keep()
+	go r.listen()
 	return r, nil
 }
 

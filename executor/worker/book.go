@@ -74,12 +74,32 @@ func (w *Worker) begin(o *executor.Order) error {
 	if err != nil && w.repairJournal() == nil {
 		err = nil // the new file has the intent
 	}
-	if err != nil && h != nil {
-		w.mu.Lock()
-		h.stage, h.intent = waiting, 0
-		w.mu.Unlock()
-	}
 	return err
+}
+
+// unbegun is the process's Unbegun: there is no process, and none is coming.
+func (w *Worker) unbegun(o *executor.Order) {
+	var room [64]byte
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if h := w.book[o.Key]; h != nil && h.stage == begun {
+		h.stage, h.intent = waiting, 0
+		w.journal.add(workerpb.AppendKey(room[:0], workerpb.TypeUnbegun, o.Key))
+	}
+}
+
+// postponed is the process's Postponed.
+func (w *Worker) postponed(o *executor.Order, reason string, err error) {
+	w.mu.Lock()
+	unwanted := w.draining
+	if s := w.sess; s != nil {
+		s.out = workerpb.AppendDeferred(s.out, workerpb.Deferred{Reason: reason, N: 1, Text: err.Error()})
+		s.wake(false)
+	}
+	w.mu.Unlock()
+	if unwanted {
+		w.process.Revoke(o.Key) // drain has gone by
+	}
 }
 
 // born is the process's Born: duty 3.

@@ -40,6 +40,9 @@ func (f *Folder) Name() string { return filepath.Base(f.Path) }
 // LogPath is where the worker's own output goes.
 func (f *Folder) LogPath() string { return filepath.Join(f.Path, logFile) }
 
+// SocketPath is where the worker of a folder listens.
+func SocketPath(path string) string { return filepath.Join(path, socketFile) }
+
 // Make makes a folder in dir for a worker to come, takes its lock and listens on its
 // socket. Both descriptors are to be inherited by the worker.
 func Make(dir string, s Settings) (*Folder, *net.UnixListener, error) {

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
@@ -110,6 +111,11 @@ func (p *past) read(typ workerpb.Type, body []byte, first bool) (err error) {
 		if k, err = workerpb.ParseKeyAt(body); err == nil {
 			p.attempt(k.Key).intent = k.At
 		}
+	case workerpb.TypeUnbegun:
+		var k messages.AttemptKey
+		if k, err = workerpb.ParseKey(body); err == nil {
+			p.forget(k)
+		}
 	case workerpb.TypeBorn:
 		var b workerpb.Born
 		if b, err = workerpb.ParseBorn(body); err == nil {
@@ -124,6 +130,14 @@ func (p *past) read(typ workerpb.Type, body []byte, first bool) (err error) {
 		}
 	}
 	return err
+}
+
+// forget takes back what was said of an attempt.
+func (p *past) forget(k messages.AttemptKey) {
+	if i := slices.Index(p.keys, k); i >= 0 {
+		p.keys = slices.Delete(p.keys, i, i+1)
+		delete(p.attempts, k)
+	}
 }
 
 func (p *past) attempt(k messages.AttemptKey) *pastAttempt {

@@ -222,6 +222,12 @@ func (w *Worker) carryOut(s *session, typ workerpb.Type, body []byte) error {
 		}
 	case workerpb.TypeDrain:
 		w.drain()
+	case workerpb.TypePing:
+		w.mu.Lock()
+		if w.sess == s {
+			s.out = workerpb.AppendEmpty(s.out, workerpb.TypePong)
+		}
+		w.mu.Unlock()
 	case workerpb.TypeRelease:
 		w.mu.Lock()
 		w.released = true

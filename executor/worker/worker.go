@@ -127,7 +127,7 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
 		Cgroups: folder.Name(), EnforceMemory: w.settings.EnforceMemory,
-		Begin: w.begin, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
+		Begin: w.begin, Unbegun: w.unbegun, Postponed: w.postponed, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
 	}); err != nil {
 		w.outputs.Close()
 		return nil, err

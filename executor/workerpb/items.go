@@ -23,6 +23,7 @@ const (
 	TypeStop          // no body: end everything, report it, then Stopped, and exit
 	TypeLogOpen       // LogOpen
 	TypeLogRead       // LogRead
+	TypePing          // no body: answered by Pong
 	TypeRelease       // no body: the worker's folder may be removed when it ends with nothing to tell
 )
 
@@ -39,14 +40,17 @@ const (
 	TypeStopped       // no body: nothing runs any more
 	TypeLogData       // LogData
 	TypeLogError      // LogError
+	TypePong          // no body: a sign of life
+	TypeDeferred      // Deferred
 )
 
 // Items of the journal only.
 const (
-	TypeHeader Type = 64 + iota // Header
-	TypeIntent                  // KeyAt: the attempt's process is forked next; CLOCK_BOOTTIME
-	TypeBorn                    // Born
-	TypeTail                    // no body: the last record of a journal that was written to its end
+	TypeHeader  Type = 64 + iota // Header
+	TypeIntent                   // KeyAt: the attempt's process is forked next; CLOCK_BOOTTIME
+	TypeBorn                     // Born
+	TypeUnbegun                  // Key: there is no process in spite of the intent, and none is coming
+	TypeTail                     // no body: the last record of a journal that was written to its end
 )
 
 // errShort: an item ends before its fields do.

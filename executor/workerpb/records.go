@@ -42,6 +42,13 @@ type Started struct {
 // Amount is slots, in thousandths of a core and of a MB.
 type Amount struct{ CoresMilli, MemoryMilli int64 }
 
+// Deferred says that starts have to wait for want of something.
+type Deferred struct {
+	Reason string // a word, for the metric
+	N      uint64 // how many since the last such item
+	Text   string // the error
+}
+
 // Header begins a journal.
 type Header struct {
 	Boot  string // the kernel's boot id
@@ -174,6 +181,20 @@ func ParseHeader(body []byte) (Header, error) {
 	}
 	h := Header{Boot: r.string(), PID: int(r.uint32()), Ticks: r.uint(), Mark: r.string()}
 	return h, r.err
+}
+
+// AppendDeferred appends a Deferred.
+func AppendDeferred(dst []byte, d Deferred) []byte {
+	return AppendItem(dst, TypeDeferred, func(dst []byte) []byte {
+		return appendString(binary.AppendUvarint(appendString(dst, d.Reason), d.N), d.Text)
+	})
+}
+
+// ParseDeferred reads a Deferred.
+func ParseDeferred(body []byte) (Deferred, error) {
+	r := reader{b: body}
+	d := Deferred{Reason: r.string(), N: r.uint(), Text: r.string()}
+	return d, r.err
 }
 
 // AppendBorn appends a Born.

@@ -41,6 +41,7 @@ func samples() map[Type]struct {
 		TypeAck:      add(AppendKey(nil, TypeAck, key), key, as(ParseKey)),
 		TypeStarted:  add(AppendStarted(nil, Started{key, -3, 7, 8}), Started{key, -3, 7, 8}, as(ParseStarted)),
 		TypeCapacity: add(AppendAmount(nil, TypeCapacity, Amount{1, 2}), Amount{1, 2}, as(ParseAmount)),
+		TypeDeferred: add(AppendDeferred(nil, Deferred{"fork", 3, "why"}), Deferred{"fork", 3, "why"}, as(ParseDeferred)),
 		TypeHello:    add(AppendHello(nil, Hello{"v", "n", 3}), Hello{"v", "n", 3}, as(ParseHello)),
 		TypeFinished: add(AppendFinished(nil, &report), report, as(ParseFinished)),
 		TypeHeader:   add(AppendHeader(nil, Header{"b", 1, 2, "m"}), Header{"b", 1, 2, "m"}, as(ParseHeader)),

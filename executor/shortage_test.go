@@ -1,0 +1,97 @@
+package executor_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// scarce has Begin fail as the machine does that has room for most attempts at a time.
+type scarce struct {
+	mu        sync.Mutex
+	most      int
+	begun     int
+	postponed int
+}
+
+func (s *scarce) configure(c *executor.ProcessConfig) {
+	c.CoresMilli = 1_000_000
+	c.Begin = func(*executor.Order) error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.begun >= s.most {
+			return unix.EAGAIN
+		}
+		s.begun++
+		return nil
+	}
+	sink := c.Sink
+	c.Sink = func(r executor.Report) {
+		if r.Kind == executor.Finished {
+			s.mu.Lock()
+			s.begun--
+			s.mu.Unlock()
+		}
+		sink(r)
+	}
+	c.Postponed = func(*executor.Order, string, error) {
+		s.mu.Lock()
+		s.postponed++
+		s.mu.Unlock()
+	}
+}
+
+// TestShortagePasses: what cannot start now starts when others have ended. No attempt is
+// lost, and none is tried in a busy loop.
+func TestShortagePasses(t *testing.T) {
+	const tasks = 200
+	s := &scarce{most: 5}
+	r := newRig(t, s.configure)
+	for i := range uint32(tasks) {
+		r.sh(i, "exec sleep 0.02")
+	}
+	for i := range uint32(tasks) {
+		rep := r.WaitFinal(id(i))
+		if rep.Record.Result != messages.AttemptSucceeded || r.Starts(id(i)) > 1 {
+			t.Fatalf("%+v, %d starts", rep, r.Starts(id(i)))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.postponed == 0 || s.postponed > 20*tasks {
+		t.Errorf("%d starts were postponed", s.postponed)
+	}
+	if err := r.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKillInAShortage: an attempt that waits for the end of a shortage is revoked like
+// any other that waits, and so it is when the executor closes.
+func TestKillInAShortage(t *testing.T) {
+	s := &scarce{}
+	r := newRig(t, s.configure)
+	for i := range uint32(20) {
+		r.sh(i, "true")
+	}
+	<-time.After(30 * time.Millisecond) // some are being tried
+	for i := range uint32(10) {
+		r.Kill(id(i), 0)
+		if rep := r.WaitFinal(id(i)); rep.Kind != executor.Revoked {
+			t.Errorf("%+v", rep)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	for i := range uint32(20) {
+		if rep := r.WaitFinal(id(i)); rep.Kind != executor.Revoked {
+			t.Errorf("%+v", rep)
+		}
+	}
+}
