@@ -28,6 +28,7 @@
 //     file that it was redirected to; appending (>>) and >&2 do not.
 //   - The peak memory of a task that took less than the forking process itself is
 //     not known (0), since the kernel's figure covers the moment between fork and exec.
-//   - The machine's want of processes, descriptors or memory for a start is no
-//     failure of the task: it is reported as AttemptLost, as is what Close ends.
+//   - The machine's want of processes, descriptors or memory for a start is no failure of
+//     the task, and no attempt: the order waits and is tried again (shortage.go). What
+//     Close ends is reported as AttemptLost.
 package executor

@@ -93,18 +93,22 @@ type lack struct {
 func (l *lack) Error() string { return l.err.Error() }
 func (l *lack) Unwrap() error { return l.err }
 
+// Lacks are the words for what a start may be short of.
+var Lacks = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
+
 // lackOf returns the word for what a start was short of, and whether it was.
 func lackOf(err error) (reason string, ok bool) {
 	var l *lack
 	if errors.As(err, &l) {
 		return l.reason, true
 	}
-	for e, reason := range map[unix.Errno]string{
-		unix.EAGAIN: "processes", unix.ENOMEM: "memory", unix.EMFILE: "descriptors", unix.ENFILE: "descriptors",
-	} {
-		if errors.Is(err, e) {
-			return reason, true
-		}
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return "processes", true
+	case errors.Is(err, unix.ENOMEM):
+		return "memory", true
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return "descriptors", true
 	}
 	var limit *limitError
 	if errors.As(err, &limit) && errors.Is(err, unix.ENOSPC) {

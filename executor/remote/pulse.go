@@ -107,7 +107,12 @@ func (r *Remote) Healthy() error {
 func (r *Remote) Deferred() map[string]uint64 {
 	r.mu.Lock()
 	defer r.unlock()
-	return maps.Clone(r.deferred)
+	all := make(map[string]uint64, len(executor.Lacks))
+	for _, reason := range executor.Lacks {
+		all[reason] = 0
+	}
+	maps.Copy(all, r.deferred)
+	return all
 }
 
 // heardDeferred: a start had to wait.

@@ -151,6 +151,16 @@ func (c *client) want(typ workerpb.Type, key messages.AttemptKey) []byte {
 	return body
 }
 
+// of takes items up to one of this type.
+func (c *client) of(typ workerpb.Type) []byte {
+	c.t.Helper()
+	for {
+		if got, body := c.next(); got == typ {
+			return body
+		}
+	}
+}
+
 // broken waits for the stream's end.
 func (c *client) broken() error {
 	c.t.Helper()

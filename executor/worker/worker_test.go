@@ -417,3 +417,44 @@ func TestRunRefuses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestJournalCannotBeWritten: while no journal can be written nothing is forked, and no
+// attempt is lost by that: what waits starts when it can.
+func TestJournalCannotBeWritten(t *testing.T) {
+	g := newRig(t)
+	c, _ := g.attach()
+	ran := filepath.Join(g.dir, "ran")
+	g.breakJournal(func(string, int) (journalFile, error) { return nil, unix.EIO })
+	c.send(shell(1, "touch "+ran))
+	d, err := workerpb.ParseDeferred(c.of(workerpb.TypeDeferred))
+	if err != nil || d.Reason != "journal" || d.N != 1 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if exists(ran) {
+		t.Error("it ran")
+	}
+	c.send(workerpb.AppendEmpty(nil, workerpb.TypePing))
+	c.of(workerpb.TypePong)
+	g.journal.mu.Lock()
+	g.journal.create = createFile
+	g.journal.mu.Unlock()
+	c.of(workerpb.TypeStarted)
+	rep, err := workerpb.ParseFinished(c.of(workerpb.TypeFinished))
+	if err != nil || rep.Record.Result != messages.AttemptSucceeded || !exists(ran) {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// TestDrainInAShortage: what waits for the end of a shortage is given back.
+func TestDrainInAShortage(t *testing.T) {
+	g := newRig(t)
+	c, _ := g.attach()
+	g.breakJournal(func(string, int) (journalFile, error) { return nil, unix.ENOSPC })
+	c.send(shell(1, "true"))
+	c.of(workerpb.TypeDeferred)
+	c.send(workerpb.AppendEmpty(nil, workerpb.TypeDrain))
+	c.of(workerpb.TypeRevoked)
+	g.journal.mu.Lock()
+	g.journal.create = createFile
+	g.journal.mu.Unlock()
+}
