@@ -55,6 +55,7 @@ func BenchmarkSubmit(b *testing.B) {
 		ctx.Request.Reset()
 		ctx.Response.Reset()
 		ctx.Request.Header.SetMethod("POST")
+		ctx.Request.Header.SetContentType(jsonType)
 		ctx.Request.SetRequestURI("/v1/dagrun")
 		ctx.Request.SetBodyString(seedSpec)
 		ctx.Request.URI()

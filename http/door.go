@@ -109,6 +109,9 @@ func misdirected(host []byte) error {
 
 // checkOrigin refuses requests that web pages of other origins cause.
 func (s *Server) checkOrigin(h *fasthttp.RequestHeader) error {
+	if h.Peek(fasthttp.HeaderOrigin) == nil && h.Peek("Sec-Fetch-Site") == nil {
+		return nil // no browser sent it, or none that tells more
+	}
 	err := s.cfg.Access.Origins.Check(fetchOf(h))
 	if errors.Is(err, access.ErrCrossSite) {
 		return &refusal{fasthttp.StatusForbidden, err.Error()}
