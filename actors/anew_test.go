@@ -128,6 +128,8 @@ type gate struct {
 	open    chan struct{}
 }
 
+func (g *gate) SinceBoot() (elapsed int64, boot string) { return 0, "" }
+
 func (g *gate) Now() (wall, monotonic int64) {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])

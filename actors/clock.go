@@ -1,6 +1,12 @@
 package actors
 
-import "time"
+import (
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // Clock tells the engine the time. Tests put clocks of their own in its place, which are
 // set while the engine runs.
@@ -10,17 +16,31 @@ type Clock interface {
 	// forwards or backwards at any time: it is for showing. Intervals and deadlines use the
 	// monotonic clock. Both are read at the same instant.
 	Now() (wall, monotonic int64)
+	// SinceBoot returns the time since the machine was started, in ns, in which it was
+	// suspended included, and the name of that start; "" when it is not known.
+	SinceBoot() (elapsed int64, boot string)
 }
 
 // systemClock is the clock of this machine.
 type systemClock struct{ began time.Time }
 
-func newSystemClock() systemClock { return systemClock{time.Now()} }
+// SystemClock is the clock of this machine.
+func SystemClock() Clock { return systemClock{time.Now()} }
 
 // Now is part of Clock.
 func (c systemClock) Now() (wall, monotonic int64) {
 	now := time.Now()
 	return now.UnixNano(), int64(now.Sub(c.began))
+}
+
+// SinceBoot is part of Clock.
+func (c systemClock) SinceBoot() (elapsed int64, boot string) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	var ts unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return int64(time.Since(c.began)), ""
+	}
+	return ts.Nano(), strings.TrimSpace(string(id))
 }
 
 // wall is the wall clock, for showing.

@@ -149,29 +149,3 @@ func TestRestartBesideARunningTask(t *testing.T) {
 		t.Errorf("after a crash: changes %v, want %v", got, words)
 	}
 }
-
-// A start that is told late, as after a crash, is a change of now: it happened when it
-// became known.
-func TestLateStartIsAChangeOfNow(t *testing.T) {
-	r, _ := durable(t)
-	id := r.submit(single)
-	r.order(1)
-	for _, to := range []dag.RunState{dag.RunPaused, dag.RunQueued} {
-		if err := r.node.SetState(id, to); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.awaitState(id, dag.RunQueued) // its attempt is not known to have started
-	began := r.now()
-	r.fake.Clock(func() int64 { return began })
-	r.pass(time.Hour)
-	r.crash()
-	now := r.now()
-	r.fake.Begin(r.order(2))
-	if s := r.awaitState(id, dag.RunRunning); s.LastUpdate < now {
-		t.Errorf("told %v before it was known", time.Duration(now-s.LastUpdate))
-	}
-	if got := r.times(id).First; got != began {
-		t.Errorf("the attempt began at %d, want %d", got, began)
-	}
-}

@@ -56,7 +56,7 @@ func (s *shard) create(m *messages.Create) {
 		member: member{epoch: s.env.epochs.Add(1), plan: sub.Plan},
 		summary: messages.Summary{
 			ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
-			Start: sub.At, LastUpdate: sub.At, Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
+			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steady(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
 		},
 	}
 	r.member.notice = &r.notice

@@ -38,6 +38,7 @@ type env struct {
 	plans         *longPlans
 	looked        looked
 	clock         Clock
+	steadyClock   steadyClock
 	snapshotEvery int
 	epochs        atomic.Uint64   // of run actors
 	spawned       atomic.Uint64   // task actors so far
@@ -45,6 +46,8 @@ type env struct {
 	paused        func() string   // why no task starts
 	closing       *atomic.Bool    // the node is being closed: what runs is not ours to end
 	log           *slog.Logger
+
+	timekeeping sync.WaitGroup // Node.keepTime
 
 	// remaining are those who see to what a former server has left waiting.
 	remaining sync.WaitGroup

@@ -305,7 +305,7 @@ func TestFeedIsBounded(t *testing.T) {
 func TestSlowFollower(t *testing.T) {
 	n := &notice{hub: new(hub)}
 	f := &follower{node: &Node{}, notice: n, seq: 5}
-	plan := (&rig{t: t}).plan(single).Plan
+	plan := (&rig{t: t, clock: testClock{system: SystemClock()}}).plan(single).Plan
 	f.feed, f.pos = n.follow()
 	for seq := range uint64(2 * feedItems) {
 		f.feed.put(happening{seq: 6 + seq, records: []byte{1}, plan: plan, summary: &messages.Summary{LastUpdate: int64(seq)}})
@@ -406,6 +406,8 @@ func TestListen(t *testing.T) {
 type still int64
 
 func (c still) Now() (wall, monotonic int64) { return int64(c), int64(c) }
+
+func (c still) SinceBoot() (elapsed int64, boot string) { return int64(c), "" }
 
 // A listener that is too slow misses the oldest; of each run it is told the newest.
 func TestSlowListener(t *testing.T) {

@@ -55,9 +55,9 @@ type listener struct {
 	// Runs that changed from since on are told first, from the board and the store,
 	// by ascending id; then where the feed begins.
 	resuming bool
-	since    int64              // ns since the epoch
+	since    int64              // ns, on the server's own clock
 	page     messages.ListQuery // the next of them
-	begun    int64              // ns since the epoch; 0 = told
+	begun    int64              // ns, on the server's own clock; 0 = told
 
 	heard *ring[*messages.Summary]
 	pos   uint64
@@ -76,7 +76,7 @@ func (n *Node) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, err
 		return nil, errStopping
 	}
 	q = messages.ListQuery{All: true, Tag: q.Tag, HasTag: q.HasTag, Labels: q.Labels}
-	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.wall()}
+	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.steady()}
 	l.page.Limit = 1024
 	l.heard, l.pos = n.env.board.hub.listen()
 	return l, nil
@@ -101,7 +101,7 @@ func (l *listener) Next(ctx context.Context) (*messages.RunsNews, error) {
 		return &messages.RunsNews{At: at}, nil
 	}
 	for {
-		now := l.node.env.wall()
+		now := l.node.env.steady()
 		t := l.heard.take(l.pos, atOnce)
 		l.pos = t.next
 		if len(t.items) > 0 {
@@ -144,7 +144,7 @@ func (l *listener) resume() (*messages.RunsNews, error) {
 	err := l.node.Summaries(l.page, func(s *messages.Summary) bool {
 		seen++
 		l.page.After, l.page.HasAfter = s.ID, true
-		if s.LastUpdate >= l.since {
+		if s.Changed >= l.since {
 			news.Summaries = append(news.Summaries, s)
 		}
 		return len(news.Summaries) < atOnce

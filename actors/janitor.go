@@ -13,23 +13,27 @@ const (
 	// sweepStep is how many runs are deleted together. Who asks for one of them waits for
 	// that, some tens of milliseconds.
 	sweepStep = 512
+	// keysStep is how many idempotency keys are removed together.
+	keysStep = 1000
+	// mostKeys is how many idempotency keys of deleted runs are kept; the oldest go first.
+	mostKeys = 10_000_000
 )
 
-// janitor deletes finished runs beyond what is retained. Their shards hold them
-// meanwhile, so that a deletion cannot cross a restart of the run.
+// janitor deletes finished runs beyond what is retained, and idempotency keys that have
+// outlived their runs for long enough. The runs' shards hold them meanwhile, so that a
+// deletion cannot cross a restart of the run. Ages are by the server's own clock.
 type janitor struct {
 	n            *Node
 	keep         int           // the newest so many finished runs stay; 0 = all
 	age          time.Duration // and those that ended no longer ago; 0 = all
+	keysFor      time.Duration // how long a key outlives its run
+	mostKeys     int
 	stop, exited chan struct{}
 }
 
-func startJanitor(n *Node, keep int, age time.Duration) *janitor {
-	j := &janitor{n: n, keep: keep, age: age, stop: make(chan struct{}), exited: make(chan struct{})}
-	if keep <= 0 && age <= 0 {
-		close(j.exited)
-		return j
-	}
+func startJanitor(n *Node, c Config) *janitor {
+	j := &janitor{n: n, keep: c.RetainRuns, age: c.RetainAge, keysFor: c.RetainKeys, mostKeys: mostKeys,
+		stop: make(chan struct{}), exited: make(chan struct{})}
 	go func() {
 		defer close(j.exited)
 		tick := time.NewTicker(sweepEvery)
@@ -56,8 +60,30 @@ func (j *janitor) close() {
 func (j *janitor) stopped() bool { return isClosed(j.stop) }
 
 // sweep deletes the finished runs that are older than age, and the oldest beyond the
-// newest so many.
+// newest so many; then keys.
 func (j *janitor) sweep() error {
+	if j.keep > 0 || j.age > 0 {
+		if err := j.sweepRuns(); err != nil {
+			return err
+		}
+	}
+	return j.sweepKeys()
+}
+
+// sweepKeys removes the idempotency keys whose time is over, and those beyond mostKeys.
+func (j *janitor) sweepKeys() error {
+	for !j.stopped() {
+		surplus := max(j.n.env.store.KeptKeys()-j.mostKeys, 0)
+		n, err := j.n.env.store.ExpireKeys(j.n.env.steady(), j.mostKeys, keysStep)
+		j.n.env.metrics.keysDropped.Add(float64(min(n, surplus)))
+		if err != nil || n < keysStep {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *janitor) sweepRuns() error {
 	due, err := j.due()
 	if err != nil {
 		return err
@@ -78,16 +104,24 @@ func (j *janitor) sweep() error {
 	return nil
 }
 
+// share is how many of so many finished runs one sweep deletes for their age: what
+// ends evenly never comes to as much. Should an age be wrong, most runs are still there
+// when somebody notices.
+func (j *janitor) share(finished int) int {
+	evenly := float64(sweepEvery) / float64(j.age)
+	return max(sweepStep, int(float64(finished)*min(max(0.01, 4*evenly), 1)))
+}
+
 // due are the runs to be deleted, by ascending id.
 func (j *janitor) due() ([]messages.RunID, error) {
 	type ended struct {
 		id messages.RunID
-		at int64
+		at int64 // by the server's own clock
 	}
 	var finished []ended
 	err := j.n.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool {
 		if s.State.Final() {
-			finished = append(finished, ended{s.ID, s.LastUpdate})
+			finished = append(finished, ended{s.ID, s.Changed})
 		}
 		return !j.stopped()
 	})
@@ -98,11 +132,18 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	if j.keep > 0 {
 		surplus = max(len(finished)-j.keep, 0)
 	}
-	oldest := j.n.env.wall() - int64(j.age)
 	var due []messages.RunID
-	for i, r := range finished {
-		if i < surplus || j.age > 0 && r.at <= oldest {
+	for _, r := range finished[:surplus] {
+		due = append(due, r.id)
+	}
+	if j.age <= 0 {
+		return due, nil
+	}
+	oldest, left := j.n.env.steady()-int64(j.age), j.share(len(finished))
+	for _, r := range finished[surplus:] {
+		if r.at <= oldest && left > 0 {
 			due = append(due, r.id)
+			left--
 		}
 	}
 	return due, nil
@@ -129,7 +170,11 @@ func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
 		all = append(all, held...)
 	}
 	slices.Sort(all)
-	if err := n.env.store.Delete(all...); err != nil {
+	keysUntil := int64(0)
+	if j.keysFor > 0 {
+		keysUntil = n.env.steady() + int64(j.keysFor)
+	}
+	if err := n.env.store.Delete(all, keysUntil); err != nil {
 		return 0, err
 	}
 	for _, id := range all {

@@ -45,7 +45,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 				t.Fatal("a run was restarted while it was being deleted")
 			}
 			if remove {
-				if err := r.store.Delete(done); err != nil {
+				if err := r.store.Delete([]messages.RunID{done}, 0); err != nil {
 					t.Fatal(err)
 				}
 			}

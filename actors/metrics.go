@@ -26,6 +26,7 @@ type metrics struct {
 	held        slotGauges
 	elsewhere   *prometheus.GaugeVec // by executor
 	mailboxes   *mailboxes
+	keysDropped prometheus.Counter
 }
 
 // slotGauges are written by the dispatcher and read by the collector.
@@ -51,6 +52,8 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 			Name: "caravan_slots_elsewhere", Help: "Tasks that are granted of executors that do not run them on this machine.",
 		}, []string{"executor"}),
 		mailboxes: new(mailboxes),
+		keysDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_idempotency_keys_dropped_total",
+			Help: "Idempotency keys of deleted runs that were removed before their time, because there were too many."}),
 	}
 	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "caravan_attempts_total", Help: "Ended attempts by result."}, []string{"result"})
 	for i := range m.attempts {
@@ -70,7 +73,8 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.elsewhere, m.mailboxes,
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.elsewhere, m.mailboxes, m.keysDropped,
+		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeys()) }),
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),

@@ -39,6 +39,7 @@ type Config struct {
 	Limits     dag.Limits    // for what recovered runs generate
 	RetainRuns int           // finished runs that are kept; 0 = all
 	RetainAge  time.Duration // how long a finished run is kept; 0 = for ever
+	RetainKeys time.Duration // how long an idempotency key outlives its run
 	Logger     *slog.Logger  // nil = discard
 	// Sparing is called before a long document is planned again: garbage costs most
 	// then. What it returns is called when that is over. Nil = nothing.
@@ -79,7 +80,7 @@ func Start(c Config) (*Node, error) {
 		c.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	if c.Clock == nil {
-		c.Clock = newSystemClock()
+		c.Clock = SystemClock()
 	}
 	next, err := c.Store.NextRun()
 	if err != nil {
@@ -88,6 +89,10 @@ func Start(c Config) (*Node, error) {
 	unfinished, err := c.Store.Unfinished()
 	if err != nil {
 		return nil, fmt.Errorf("listing unfinished runs: %w", err)
+	}
+	mark, marked, err := c.Store.Mark()
+	if err != nil {
+		return nil, fmt.Errorf("reading the mark of the clock: %w", err)
 	}
 	system := actor.NewActorSystem(actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger {
 		return slog.New(warnings{c.Logger.Handler()})
@@ -107,6 +112,7 @@ func Start(c Config) (*Node, error) {
 		e.snapshotEvery = snapshotEvery
 	}
 	n.env = e
+	e.steadyClock.begin(c.Clock, c.Logger, mark, marked)
 	e.pool, e.standing = newPool(), newPool()
 	e.metrics = newMetrics(c.Registerer, e)
 	e.timers = newTimers(e.monotonic, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
@@ -125,7 +131,9 @@ func Start(c Config) (*Node, error) {
 		return nil, err
 	}
 	go n.watch()
-	n.janitor = startJanitor(n, c.RetainRuns, c.RetainAge)
+	n.lookAtClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
+	e.timekeeping.Go(n.keepTime)
+	n.janitor = startJanitor(n, c)
 	return n, nil
 }
 
@@ -271,6 +279,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 	}
 	close(n.stopped)
 	n.env.remaining.Wait()
+	n.env.timekeeping.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)

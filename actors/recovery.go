@@ -53,8 +53,12 @@ func (r *run) setClock() {
 		r.clock = r.notice.clock
 		return
 	}
-	wall, monotonic := r.env.clock.Now()
-	r.clock.begin(wall, monotonic, r.dag.LastUpdate())
+	now, monotonic := r.env.clock.Now()
+	if r.dag.Waiting() {
+		// Nobody has set the server's own clock while there was no server.
+		now = r.env.steady() + r.offset
+	}
+	r.clock.begin(now, monotonic, r.dag.LastUpdate())
 }
 
 // load reads the run as it was left. After a panic the former incarnation's last
@@ -82,6 +86,7 @@ func (r *run) load() error {
 	}
 	r.dag, r.seq, r.stored = d, stored.NextSeq, d.State()
 	r.head = messages.Summary{ID: r.id, Tag: stored.Summary.Tag, Tags: stored.Summary.Tags, Start: stored.Summary.Start}
+	r.offset = stored.Summary.LastUpdate - stored.Summary.Changed
 	r.notice = r.env.board.post(r.summary())
 	return nil
 }

@@ -41,15 +41,31 @@ type rig struct {
 
 // testClock is the machine's, and what the test adds to it.
 type testClock struct {
-	system  systemClock
+	system  Clock
 	passed  atomic.Int64 // ns that have passed beside those of the machine
 	stepped atomic.Int64 // ns by which the wall clock was set
+	off     atomic.Int64 // ns that were added to the time since boot
+	boots   atomic.Int32
 }
 
 func (c *testClock) Now() (wall, monotonic int64) {
 	wall, monotonic = c.system.Now()
 	passed := c.passed.Load()
 	return wall + passed + c.stepped.Load(), monotonic + passed
+}
+
+func (c *testClock) SinceBoot() (elapsed int64, boot string) {
+	elapsed, boot = c.system.SinceBoot()
+	return elapsed + c.passed.Load() + c.off.Load(), boot + string(rune('a'+c.boots.Load()))
+}
+
+// reboot stops the machine for a while: the time since boot begins again. The monotonic
+// clock goes on, which nobody compares over a restart.
+func (r *rig) reboot(d time.Duration) {
+	elapsed, _ := r.clock.SinceBoot()
+	r.clock.off.Add(-elapsed)
+	r.clock.boots.Add(1)
+	r.step(d)
 }
 
 // now is the wall clock.
@@ -76,7 +92,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, clock: testClock{system: newSystemClock()}, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
+	r := &rig{t: t, clock: testClock{system: SystemClock()}, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
 	r.config = Config{
 		Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){

@@ -47,6 +47,7 @@ type run struct {
 	stored dag.RunState     // as in the last summary that was written
 	notice *notice
 	clock  runClock
+	offset int64 // of a run that was loaded: its time less the server's own clock, as they were
 
 	// Duty 1 fills these, duty 2 writes them, duty 3 empties them.
 	pending batch
@@ -544,6 +545,7 @@ func (r *run) summary() *messages.Summary {
 	s := r.head
 	s.State = r.dag.State()
 	s.LastUpdate = r.dag.LastUpdate()
+	s.Changed = r.env.steady()
 	s.Tasks = r.dag.Plan().Tasks
 	s.Counts = messages.Counts(r.dag.Counts())
 	return &s

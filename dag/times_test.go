@@ -118,3 +118,19 @@ func TestTimesOfVersion1(t *testing.T) {
 		t.Errorf("nothing had ended: %v", got)
 	}
 }
+
+// A start that is told late, as after a crash, is a change of now: by its time readers
+// find it who have heard of everything before.
+func TestLateStart(t *testing.T) {
+	r := NewRun(smallPlan(t), Config{}, 1000)
+	for _, e := range []Event{Grant{0, 1, 2000}, Pause{3000}, Restart{4000}, Started{Task: 0, Attempt: 1, At: 9000, Start: 2100}} {
+		r.Apply(e)
+	}
+	changes := r.Changes()
+	if c := changes[len(changes)-1]; c != (StateChange{9000, RunRunning}) || r.LastUpdate() != 9000 {
+		t.Errorf("changes %v, last update %d", changes, r.LastUpdate())
+	}
+	if got := r.Times(0); got != (Times{First: 2100}) {
+		t.Errorf("the attempt ran %v", got)
+	}
+}

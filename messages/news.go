@@ -45,7 +45,7 @@ type RunsNews struct {
 	Summaries []*Summary
 	// Missed is how many more changes there were, of any runs, that are not told of.
 	Missed uint64
-	// At is where to resume (ns since the epoch); 0 when this is no place to.
+	// At is where to resume (ns, on the server's own clock); 0 when this is no place to.
 	At int64
 }
 

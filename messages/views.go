@@ -30,6 +30,7 @@ type Summary struct {
 	State      dag.RunState
 	Start      int64 // ns since the epoch: when it was accepted
 	LastUpdate int64 // ns since the epoch: the newest durable event
+	Changed    int64 // ns, on the server's own clock, which nobody can set: the same moment, or a little later
 	Tasks      uint32
 	Counts     Counts
 }

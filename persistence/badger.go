@@ -64,6 +64,7 @@ type Badger struct {
 	// moments are the store's read and commit timestamps.
 	moments *moments
 	gone    gone
+	kept    keptKeys
 	ended   chan struct{}  // the committer has ended
 	staging sync.WaitGroup // long documents that are being written
 

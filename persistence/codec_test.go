@@ -97,7 +97,7 @@ func FuzzDecoders(f *testing.F) {
 		p.append(setHead(nil, &Set{Generator: 1}), doc),
 		appendHeader(nil, 7, []byte("header"), &marks{chunks: chunkStamps{3, 0, 9}, sets: 2}),
 		appendRecords(nil, []byte("records"), &Set{N: 3}, 4), appendChunk(nil, 3, []byte("chunk")),
-		appendKeyRow(nil, 3, [32]byte{1}),
+		appendKeyRow(nil, 3, [32]byte{1}, 70), appendMark(nil, Mark{1, 2, 3, "boot", true}),
 		stagedParts([]op{{key: []byte("k"), val: []byte("v")}, {key: []byte("d"), del: true}}, 1, 100)[0].val,
 	} {
 		f.Add(v)
@@ -131,7 +131,12 @@ func FuzzDecoders(f *testing.F) {
 		_, _, _ = p.decodeDefinition(1, v)
 		_, _ = p.decodeSet(1, 1, v)
 		_, _, _, _ = decodeHeader(1, v)
-		_, _, _ = decodeKeyRow(v)
+		_, _, _, _ = decodeKeyRow(v)
+		if m, err := decodeMark(v); err == nil {
+			if again, err := decodeMark(appendMark(nil, m)); err != nil || again != m {
+				t.Fatalf("mark: %+v, %v, want %+v", again, err, m)
+			}
+		}
 		_, _, _ = decodeRecords(v)
 		_, _, _ = decodeChunk(v)
 	})

@@ -25,7 +25,7 @@ func TestAListLearnsWhatIsGone(t *testing.T) {
 	}
 	restart(t, put, 10)
 	restart(t, put, 35)
-	if err := s.Delete(runs...); err != nil {
+	if err := s.Delete(runs, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -68,7 +68,7 @@ func TestListsAgreeWithAModel(t *testing.T) {
 			restart(t, put, run)
 			model[run] = "QUEUED"
 		case what < 90 && model[run] == "KILLED":
-			if err := s.Delete(run); err != nil {
+			if err := s.Delete([]messages.RunID{run}, 0); err != nil {
 				t.Fatal(err)
 			}
 			delete(model, run)

@@ -17,12 +17,13 @@ const deletingV1 = 1
 // Delete removes finished runs, in small batches of tombstones, and returns when
 // that is durable. A run whose rows do not fit one batch vanishes first (summary,
 // indexes), leaving a mark by which the next open goes on after a crash. Runs that
-// are unknown are passed over; an unfinished run is an error.
-func (s *Badger) Delete(runs ...messages.RunID) error {
-	return s.deleteRuns(runs, s.deleteStep)
+// are unknown are passed over; an unfinished run is an error. Their idempotency keys
+// stay until keysUntil, see ExpireKeys.
+func (s *Badger) Delete(runs []messages.RunID, keysUntil int64) error {
+	return s.deleteRuns(runs, keysUntil, s.deleteStep)
 }
 
-func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error {
+func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]op) error) error {
 	// One that began before another must not take that one's mark of the highest id back.
 	s.purging.Lock()
 	defer s.purging.Unlock()
@@ -34,9 +35,11 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 	batch := []op{high}
 	var vanishing []messages.RunID // with the batch
 	do := func(rows []op) error {
+		rows, kept := s.counted(rows)
 		if err := step(rows); err != nil {
 			return err
 		}
+		s.kept.count.Add(kept)
 		for _, run := range vanishing {
 			s.gone.add(run, run)
 		}
@@ -44,7 +47,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, step func([]op) error) error 
 		return nil
 	}
 	for _, run := range runs {
-		index, rows, err := s.rowsOf(run)
+		index, rows, err := s.rowsOf(run, keysUntil)
 		if err != nil {
 			return err
 		}
@@ -94,9 +97,9 @@ func (s *Badger) deleteStep(rows []op) error {
 
 // rowsOf are the deletions of a run: those that make it unknown, none when it is unknown,
 // and up to deleteRows of its other rows.
-func (s *Badger) rowsOf(run messages.RunID) (index, rows []op, err error) {
+func (s *Badger) rowsOf(run messages.RunID, keysUntil int64) (index, rows []op, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		if index, err = indexRows(txn, run); err != nil || len(index) == 0 {
+		if index, err = indexRows(txn, run, keysUntil); err != nil || len(index) == 0 {
 			return err
 		}
 		rows = runRows(txn, run, deleteRows)
@@ -105,8 +108,9 @@ func (s *Badger) rowsOf(run messages.RunID) (index, rows []op, err error) {
 	return index, rows, err
 }
 
-// indexRows are the deletions that make a run unknown; none when it is unknown.
-func indexRows(txn *badger.Txn, run messages.RunID) (rows []op, err error) {
+// indexRows are the rows that make a run unknown, and those of its idempotency key; none
+// when it is unknown.
+func indexRows(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []op, err error) {
 	sum, err := summaryTxn(txn, run)
 	if err != nil || sum == nil {
 		return nil, err
@@ -126,15 +130,8 @@ func indexRows(txn *badger.Txn, run messages.RunID) (rows []op, err error) {
 	if !c.hasKey {
 		return rows, nil
 	}
-	// The key may belong to another run by now.
-	v, err = getTxn(txn, idempotencyKey(c.key))
-	if err != nil || v == nil {
-		return rows, err
-	}
-	if of, _, err := decodeKeyRow(v); err != nil || of != run {
-		return rows, err
-	}
-	return append(rows, op{key: idempotencyKey(c.key), del: true}), nil
+	key, err := keyRows(txn, run, c.key, keysUntil)
+	return append(rows, key...), err
 }
 
 // runRows are up to limit deletions of a run's other rows. One iterator looks for all:

@@ -225,18 +225,21 @@ func decodeRecords(v []byte) (records []byte, set int, err error) {
 	return d.rest(), set, d.err
 }
 
-func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte) []byte {
+// appendKeyRow appends what is kept of an idempotency key. Until is 0 while the run exists,
+// then the time until which the key outlives it.
+func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte, until int64) []byte {
 	dst = binary.BigEndian.AppendUint64(append(dst, keyV1), uint64(run))
-	return append(dst, bodyHash[:]...)
+	return binary.AppendUvarint(append(dst, bodyHash[:]...), uint64(until))
 }
 
-func decodeKeyRow(v []byte) (run messages.RunID, bodyHash [32]byte, err error) {
+func decodeKeyRow(v []byte) (run messages.RunID, bodyHash [32]byte, until int64, err error) {
 	d := newDecoder(v, keyV1)
 	var id [8]byte
 	d.array(id[:])
 	d.array(bodyHash[:])
+	until = int64(d.uint() &^ (1 << 63))
 	if err := d.end(); err != nil {
-		return 0, bodyHash, fmt.Errorf("idempotency key: %w", err)
+		return 0, bodyHash, 0, fmt.Errorf("idempotency key: %w", err)
 	}
-	return messages.RunID(binary.BigEndian.Uint64(id[:])), bodyHash, nil
+	return messages.RunID(binary.BigEndian.Uint64(id[:])), bodyHash, until, nil
 }

@@ -106,7 +106,7 @@ func HalfStage(s *Badger, marked bool) error {
 
 // HalfDelete begins the deletion of runs and ends it after n steps, as a crash would.
 func HalfDelete(s *Badger, n int, runs ...messages.RunID) error {
-	return s.deleteRuns(runs, func(rows []op) error {
+	return s.deleteRuns(runs, 0, func(rows []op) error {
 		if n--; n < 0 {
 			return errors.New("crash")
 		}

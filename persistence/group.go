@@ -122,7 +122,7 @@ func (e *encoder) rows(g *group, it *item) error {
 		}
 		if c.IdempotencyKey != "" {
 			at := len(g.arena)
-			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash)
+			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash, 0)
 			g.row(idempotencyKey(hashKey(c.IdempotencyKey)), at)
 		}
 	}

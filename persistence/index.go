@@ -35,6 +35,9 @@ func (s *Badger) loadIndex() error {
 	if err != nil {
 		return err
 	}
+	if err := s.loadKeptKeys(); err != nil {
+		return err
+	}
 	first := uint64(1<<64 - 1)
 	see := func(key []byte) {
 		run := uint64(keyRun(key))

@@ -81,7 +81,7 @@ type Reader interface {
 	// Attempts calls yield for the ended attempts of the tasks [first, first+n),
 	// ordered by task and attempt. It holds few of them in memory at a time.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
-	// Key looks an idempotency key up.
+	// Key looks an idempotency key up. The run may have been deleted.
 	Key(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error)
 }
 
@@ -101,8 +101,19 @@ type Stored struct {
 type Store interface {
 	Journal
 	Reader
-	// Delete removes finished runs, in small batches of tombstones; ids stay used.
-	Delete(runs ...messages.RunID) error
+	// Delete removes finished runs, in small batches of tombstones; ids stay used. Their
+	// idempotency keys stay until keysUntil (ns, on the caller's clock): Key answers with
+	// the deleted run. 0 removes them with their runs.
+	Delete(runs []messages.RunID, keysUntil int64) error
+	// ExpireKeys removes up to limit keys of deleted runs, the oldest first: those whose
+	// keysUntil is not after now, and those beyond the newest most. It returns how many.
+	ExpireKeys(now int64, most, limit int) (int, error)
+	// KeptKeys is how many keys of deleted runs are kept.
+	KeptKeys() int
+	// Mark returns the mark that was set last; ok is false when none was.
+	Mark() (m Mark, ok bool, err error)
+	// SetMark keeps a mark and returns when it is durable.
+	SetMark(Mark) error
 	// Room tells whether new work may be taken: nil, or why not (low disk).
 	Room() error
 	Close() error

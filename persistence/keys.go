@@ -21,6 +21,7 @@ import (
 //	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them
 //	t <tag hash> <run>              tag index of finished runs; empty value
 //	k <key hash>                    idempotency key
+//	e <until> <key hash>            index of the keys that outlive their runs; empty value
 //	x <write> <part>                parts of a batch that is too big for one transaction
 //	y <write>                       commit marker of such a batch, until it is applied
 //	z <run>                         the run is being deleted, or its long document is still being written
@@ -36,6 +37,7 @@ const (
 	typeAttempts = 'a'
 	typeTag      = 't'
 	typeKey      = 'k'
+	typeExpiry   = 'e'
 	typeStage    = 'x'
 	typeStaged   = 'y'
 	typeDeleting = 'z'

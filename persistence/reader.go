@@ -369,6 +369,6 @@ func (s *Badger) Key(key string) (run messages.RunID, bodyHash [32]byte, ok bool
 	if err != nil || v == nil {
 		return 0, bodyHash, false, err
 	}
-	run, bodyHash, err = decodeKeyRow(v)
+	run, bodyHash, _, err = decodeKeyRow(v)
 	return run, bodyHash, err == nil, err
 }

@@ -31,6 +31,7 @@ func appendSummary(dst []byte, s *messages.Summary, next uint64) []byte {
 	}
 	dst = binary.AppendVarint(dst, s.Start)
 	dst = binary.AppendVarint(dst, s.LastUpdate)
+	dst = binary.AppendVarint(dst, s.Changed-s.LastUpdate)
 	dst = binary.AppendUvarint(dst, uint64(s.Tasks))
 	dst = append(dst, byte(len(s.Counts)))
 	for _, n := range s.Counts {
@@ -52,7 +53,9 @@ func decodeSummary(run messages.RunID, v []byte) (s *messages.Summary, next uint
 			s.Tags = append(s.Tags, dag.Label{Name: d.string(), Value: d.string()})
 		}
 	}
-	s.Start, s.LastUpdate, s.Tasks = d.int(), d.int(), d.uint32()
+	s.Start, s.LastUpdate = d.int(), d.int()
+	s.Changed = s.LastUpdate + d.int()
+	s.Tasks = d.uint32()
 	n := int(d.byte())
 	if n > len(s.Counts) {
 		d.fail("task states")

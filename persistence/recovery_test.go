@@ -63,7 +63,7 @@ func (b *busy) step() error {
 			if err := journaltest.Append(b.t, b.s, batch); err != nil {
 				return err
 			}
-			return b.s.Delete(run)
+			return b.s.Delete([]messages.RunID{run}, 0)
 		}
 	default:
 		run := unfinished[b.rng.IntN(len(unfinished))]

@@ -27,6 +27,7 @@ type Config struct {
 	MaxPerClient   int   // connections; 0 = half of all
 	RetainRuns     int   // 0 = all
 	RetainAge      time.Duration
+	RetainKeys     time.Duration
 	Slurm          bool     // tasks may choose the executor slurm
 	SlurmPartition string   // partition of those that name none; "" = the cluster's default
 	SlurmJobs      int      // of them at one time
@@ -89,6 +90,8 @@ func options(hw machine) []option {
 			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
 		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
 			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
+		{"retain-keys", "duration", "how long an idempotency key outlives its run", "24h",
+			func(c *Config, s string) (err error) { c.RetainKeys, err = parseDuration(s); return err }, false},
 		{"slurm", "switch", "on: tasks may choose the executor slurm, jobs of the Slurm cluster that this machine is set up for", "off",
 			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
 		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",

@@ -26,7 +26,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
-		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
+		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
 	}
@@ -37,7 +37,7 @@ func TestPrecedence(t *testing.T) {
 	values := map[string][3]string{ // by flag, environment, file
 		"listen": {"a:1", "b:2,unix:/x", "[c:3, d:4]"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
-		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
+		"retain-runs": {"1", "2", "3"}, "retain-age": {"1d", "2d", "3d"}, "retain-keys": {"1d", "2d", "3d"}, "log-level": {"debug", "warn", "error"},
 		"log-format": {"json", "text", "json"}, "slurm": {"on", "off", "yes"}, "slurm-partition": {"a", "b", "c"}, "slurm-jobs": {"1", "2", "3"},
 		"enforce-memory": {"on", "off", "yes"},
 		"allow-host":     {"a", "b,c", "[d, e.example]"}, "cors-origin": {"https://a", "https://b, http://c:1", "[https://d]"},
@@ -166,7 +166,7 @@ func FuzzConfigFile(f *testing.F) {
 				}
 				// What is taken stays within its bounds.
 				if err := o.set(&c, v.value); err == nil && (c.CoresMilli < 0 || c.MemoryMilli < 0 || c.KillGrace < 0 ||
-					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0) {
+					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0 || c.RetainKeys < 0) {
 					t.Errorf("%s: %q gives %+v", name, v.value, c)
 				}
 			}

@@ -40,7 +40,7 @@ func (m *Main) runCommand() *cobra.Command {
 		}
 	}
 	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
-		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "allow-host", "cors-origin",
+		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
 			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
 	}))
 	completesOptions(cmd)

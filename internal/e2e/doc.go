@@ -27,6 +27,7 @@
 //	soak_test.go       a load that does not end: nothing grows
 //	views_test.go      what pages and tools watch large runs by
 //	metrics_test.go    what /metrics has is what the documents say
+//	clock_test.go      the clock of the machine is set; restarts beside running tasks; keys that outlive their runs
 //	door_test.go       what web pages may do
 //	access_test.go     tokens, unix sockets, TLS, the audit log
 //	cli_test.go        the command line: exit codes, logs -f

@@ -13,8 +13,9 @@ import (
 // otherwise. The module is found from the present folder.
 func Build(dir string, race bool) (string, error) { return BuildAs(dir, race, "") }
 
-// BuildAs is Build for a binary that says it is of another version; "" means its own.
-func BuildAs(dir string, race bool, version string) (string, error) {
+// BuildAs is Build for a binary that says it is of another version; "" means its own. Tags
+// are build tags: "faults" makes a binary that a test can disturb.
+func BuildAs(dir string, race bool, version string, tags ...string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -23,6 +24,9 @@ func BuildAs(dir string, race bool, version string) (string, error) {
 	args, cgo := []string{"build", "-trimpath", "-o", bin}, "CGO_ENABLED=0"
 	if race {
 		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	if len(tags) > 0 {
+		args = append(args, "-tags", strings.Join(tags, ","))
 	}
 	if version != "" {
 		args = append(args, "-ldflags", "-X main.version="+version)

@@ -183,7 +183,7 @@ func TestFailRead(t *testing.T) {
 		func() error { return f.Summaries(messages.ListQuery{}, nil) },
 		func() error { return f.Attempts(1, 0, 1, nil) },
 		func() error { _, _, _, err := f.Key("k"); return err },
-		func() error { return f.Delete(1) },
+		func() error { return f.Delete([]messages.RunID{1}, 0) },
 	}
 	for n := range calls {
 		f.FailRead(n + 1)
@@ -194,7 +194,7 @@ func TestFailRead(t *testing.T) {
 			}
 		}
 	}
-	if err := f.Delete(1); err != nil {
+	if err := f.Delete([]messages.RunID{1}, 0); err != nil {
 		t.Error(err)
 	}
 }

@@ -224,9 +224,17 @@ func (f *Failing) Key(key string) (messages.RunID, [32]byte, bool, error) {
 }
 
 // Delete counts as a read.
-func (f *Failing) Delete(runs ...messages.RunID) error {
+func (f *Failing) Delete(runs []messages.RunID, keysUntil int64) error {
 	if err := f.read(); err != nil {
 		return err
 	}
-	return f.Store.Delete(runs...)
+	return f.Store.Delete(runs, keysUntil)
+}
+
+// ExpireKeys counts as a read.
+func (f *Failing) ExpireKeys(now int64, most, limit int) (int, error) {
+	if err := f.read(); err != nil {
+		return 0, err
+	}
+	return f.Store.ExpireKeys(now, most, limit)
 }

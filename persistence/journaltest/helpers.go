@@ -56,7 +56,7 @@ func NewRun(run messages.RunID, tag string, definition string) *persistence.Batc
 // NewSummary is a summary with something in every field.
 func NewSummary(run messages.RunID, tag string, state dag.RunState) *messages.Summary {
 	return &messages.Summary{
-		ID: run, Tag: tag, State: state, Start: 1_700_000_000_000_000_000 + int64(run), LastUpdate: 1_700_000_001_000_000_000,
+		ID: run, Tag: tag, State: state, Start: 1_700_000_000_000_000_000 + int64(run), LastUpdate: 1_700_000_001_000_000_000, Changed: 1_700_000_001_000_000_007,
 		Tags:  []dag.Label{{Name: "even", Value: fmt.Sprint(run%2 == 0)}, {Name: "owner", Value: "ops"}},
 		Tasks: 3, Counts: messages.Counts{1, 0, 2},
 	}

@@ -15,8 +15,16 @@ import (
 // memData is what is durable in a Memory: plain maps, no encoding.
 type memData struct {
 	runs map[messages.RunID]*memRun
-	keys map[string]messages.RunID
+	keys map[string]memKey
 	next messages.RunID
+	mark *persistence.Mark
+}
+
+// memKey is an idempotency key. Until is 0 while its run exists.
+type memKey struct {
+	run      messages.RunID
+	bodyHash [32]byte
+	until    int64
 }
 
 type memRun struct {
@@ -34,12 +42,12 @@ type memRun struct {
 }
 
 func newMemData() *memData {
-	return &memData{runs: map[messages.RunID]*memRun{}, keys: map[string]messages.RunID{}}
+	return &memData{runs: map[messages.RunID]*memRun{}, keys: map[string]memKey{}}
 }
 
 // clone shares the immutable leaves.
 func (d *memData) clone() *memData {
-	c := &memData{runs: make(map[messages.RunID]*memRun, len(d.runs)), keys: maps.Clone(d.keys), next: d.next}
+	c := &memData{runs: make(map[messages.RunID]*memRun, len(d.runs)), keys: maps.Clone(d.keys), next: d.next, mark: d.mark}
 	for id, r := range d.runs {
 		n := *r
 		n.sets, n.chunks, n.records = maps.Clone(r.sets), maps.Clone(r.chunks), maps.Clone(r.records)
@@ -60,7 +68,7 @@ func (d *memData) apply(b *persistence.Batch) {
 	if c := b.Create; c != nil {
 		r.definition, r.key, r.bodyHash = bytes.Clone(c.Definition), c.IdempotencyKey, c.BodyHash
 		if c.IdempotencyKey != "" {
-			d.keys[c.IdempotencyKey] = b.Run
+			d.keys[c.IdempotencyKey] = memKey{run: b.Run, bodyHash: c.BodyHash}
 		}
 	}
 	if len(b.Records) > 0 {
@@ -96,13 +104,17 @@ func cloneAttempt(a *messages.AttemptRecord) messages.AttemptRecord {
 	return c
 }
 
-func (d *memData) remove(run messages.RunID) {
+func (d *memData) remove(run messages.RunID, keysUntil int64) {
 	r := d.runs[run]
 	if r == nil {
 		return
 	}
-	if d.keys[r.key] == run {
-		delete(d.keys, r.key)
+	if k, ok := d.keys[r.key]; ok && k.run == run && k.until == 0 {
+		if k.until = keysUntil; keysUntil > 0 {
+			d.keys[r.key] = k
+		} else {
+			delete(d.keys, r.key)
+		}
 	}
 	delete(d.runs, run)
 }
@@ -256,9 +268,63 @@ func (m *Memory) Key(key string) (messages.RunID, [32]byte, bool, error) {
 	if err := m.readable(); err != nil {
 		return 0, [32]byte{}, false, err
 	}
-	run, ok := m.data.keys[key]
-	if !ok {
-		return 0, [32]byte{}, false, nil
+	k, ok := m.data.keys[key]
+	return k.run, k.bodyHash, ok, nil
+}
+
+// ExpireKeys removes keys of deleted runs, the oldest first.
+func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.readable(); err != nil {
+		return 0, err
 	}
-	return run, m.data.runs[run].bodyHash, true, nil
+	kept := m.data.kept()
+	slices.SortFunc(kept, func(a, b string) int { return cmp.Compare(m.data.keys[a].until, m.data.keys[b].until) })
+	for i, key := range kept {
+		if i == limit || m.data.keys[key].until > now && i >= len(kept)-most {
+			break
+		}
+		delete(m.data.keys, key)
+		removed++
+	}
+	return removed, nil
+}
+
+// kept are the keys of deleted runs.
+func (d *memData) kept() (keys []string) {
+	for key, k := range d.keys {
+		if k.until > 0 {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// KeptKeys is how many keys of deleted runs are kept.
+func (m *Memory) KeptKeys() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.data.kept())
+}
+
+// Mark returns the mark that was set last.
+func (m *Memory) Mark() (persistence.Mark, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.data.mark == nil {
+		return persistence.Mark{}, false, m.readable()
+	}
+	return *m.data.mark, true, m.readable()
+}
+
+// SetMark keeps a mark at once; it is not subject to Hold.
+func (m *Memory) SetMark(mark persistence.Mark) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.readable(); err != nil {
+		return err
+	}
+	m.data.mark = &mark
+	return nil
 }

@@ -267,7 +267,7 @@ func (m *Memory) fail(err error) {
 }
 
 // Delete removes finished runs at once; it is not subject to Hold.
-func (m *Memory) Delete(runs ...messages.RunID) error {
+func (m *Memory) Delete(runs []messages.RunID, keysUntil int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.readable(); err != nil {
@@ -277,7 +277,7 @@ func (m *Memory) Delete(runs ...messages.RunID) error {
 		if r := m.data.runs[run]; r != nil && r.summary != nil && !final(r.summary.State) {
 			return fmt.Errorf("run %d: not finished: cannot be deleted", run)
 		}
-		m.data.remove(run)
+		m.data.remove(run, keysUntil)
 	}
 	return nil
 }

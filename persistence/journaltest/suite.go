@@ -44,6 +44,8 @@ func Run(t *testing.T, b Backend) {
 		{"many summaries", testManySummaries},
 		{"lists while runs change", testListsWhileRunsChange},
 		{"keys", testKeys},
+		{"keys that outlive their runs", testKeptKeys},
+		{"mark", testMark},
 		{"delete", testDelete},
 		{"delete a big run", testDeleteBig},
 		{"failure", testFailure},

@@ -91,7 +91,7 @@ func testLong(t *testing.T, b Backend) {
 	for i := range docs {
 		Must(t, s, summaryBatch(messages.RunID(i), "long", 3))
 	}
-	if err := s.Delete(0, 1, 2, 3); err != nil {
+	if err := s.Delete([]messages.RunID{0, 1, 2, 3}, 0); err != nil {
 		t.Fatal(err)
 	}
 	s = b.Reopen(t, s)

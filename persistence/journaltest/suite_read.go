@@ -289,7 +289,7 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 				for i := low; i < low+step; i++ {
 					runs = append(runs, messages.RunID(i))
 				}
-				err = s.Delete(runs...)
+				err = s.Delete(runs, 0)
 				gone.Add(step)
 			}
 			if err != nil {
@@ -333,7 +333,7 @@ func testKeys(t *testing.T, b Backend) {
 		t.Errorf("the empty key: %v, %v", ok, err)
 	}
 	Must(t, s, summaryBatch(1, "", dag.RunCompleted))
-	if err := s.Delete(1); err != nil {
+	if err := s.Delete([]messages.RunID{1}, 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, ok, err := s.Key("key"); ok || err != nil {
@@ -355,13 +355,13 @@ func testDelete(t *testing.T, b Backend) {
 	live := NewRun(20, "tag", "again")
 	live.Create = nil
 	Must(t, s, live) // restarted
-	if err := s.Delete(20); err == nil {
+	if err := s.Delete([]messages.RunID{20}, 0); err == nil {
 		t.Error("an unfinished run was deleted")
 	}
-	if err := s.Delete(append(runs[10:20:20], 1000)...); err != nil {
+	if err := s.Delete(append(runs[10:20:20], 1000), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Delete(runs[21:]...); err != nil {
+	if err := s.Delete(runs[21:], 0); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -390,7 +390,7 @@ func testDeleteBig(t *testing.T, b Backend) {
 		batches = append(batches, summaryBatch(run+1, "", dag.RunCompleted))
 	}
 	Must(t, s, batches...)
-	if err := s.Delete(1, 2, 3); err != nil {
+	if err := s.Delete([]messages.RunID{1, 2, 3}, 0); err != nil {
 		t.Fatal(err)
 	}
 	s = b.Reopen(t, s)

@@ -54,7 +54,7 @@ func testUnknown(t *testing.T, b Backend) {
 	if _, _, ok, err := s.Key("none"); ok || err != nil {
 		t.Errorf("key: %v, %v", ok, err)
 	}
-	if err := s.Delete(3); err != nil {
+	if err := s.Delete([]messages.RunID{3}, 0); err != nil {
 		t.Errorf("delete: %v", err)
 	}
 	if err := s.Room(); err != nil {
@@ -286,7 +286,7 @@ func testFailure(t *testing.T, b Backend) {
 	if _, err := s.Load(1); !errors.Is(err, persistence.ErrFailed) {
 		t.Errorf("Load: %v", err)
 	}
-	if err := s.Delete(1); !errors.Is(err, persistence.ErrFailed) {
+	if err := s.Delete([]messages.RunID{1}, 0); !errors.Is(err, persistence.ErrFailed) {
 		t.Errorf("Delete: %v", err)
 	}
 	s = b.Crash(t, s)
@@ -320,7 +320,7 @@ func testClose(t *testing.T, b Backend) {
 	if _, err := s.Summary(0); !errors.Is(err, persistence.ErrClosed) {
 		t.Errorf("summary after close: %v", err)
 	}
-	if err := s.Delete(0); !errors.Is(err, persistence.ErrClosed) {
+	if err := s.Delete([]messages.RunID{0}, 0); !errors.Is(err, persistence.ErrClosed) {
 		t.Errorf("delete after close: %v", err)
 	}
 	if err := s.Close(); err != nil {

@@ -1,0 +1,115 @@
+package journaltest
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// finished makes finished runs with the idempotency keys "key N", N being the run.
+func finished(t testing.TB, s persistence.Store, first, n messages.RunID) (runs []messages.RunID) {
+	t.Helper()
+	for run := first; run < first+n; run++ {
+		b := NewRun(run, "tag", "spec")
+		b.Create.IdempotencyKey, b.Create.BodyHash = fmt.Sprint("key ", run), [32]byte{byte(run), 7}
+		Must(t, s, b, summaryBatch(run, "tag", dag.RunCompleted))
+		runs = append(runs, run)
+	}
+	return runs
+}
+
+// keys are the runs below n whose key is known.
+func keys(t testing.TB, s persistence.Store, n messages.RunID) (known []messages.RunID) {
+	t.Helper()
+	for run := range n {
+		of, hash, ok, err := s.Key(fmt.Sprint("key ", run))
+		if err != nil || ok && (of != run || hash != [32]byte{byte(run), 7}) {
+			t.Fatalf("key of run %d: run %d, %v, %v", run, of, hash, err)
+		}
+		if ok {
+			known = append(known, run)
+		}
+	}
+	return known
+}
+
+func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
+	t.Helper()
+	n, err := s.ExpireKeys(now, most, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// testKeptKeys: a key outlives its run until its time, and no longer than there is room.
+func testKeptKeys(t *testing.T, b Backend) {
+	const many = 1 << 30
+	s := b.Open(t)
+	runs := finished(t, s, 0, 12)
+	equal(t, "none is kept", s.KeptKeys(), 0)
+	for i, part := range [][]messages.RunID{runs[:4], runs[4:8], runs[8:10]} {
+		if err := s.Delete(part, int64(100*(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		equal(t, "runs", list(t, s, messages.ListQuery{All: true}), runs[10:])
+		equal(t, "keys", keys(t, s, 12), runs)
+		equal(t, "kept", s.KeptKeys(), 10)
+		s = b.Crash(t, s)
+	}
+	equal(t, "expired before their time", expire(t, s, 99, many, many), 0)
+	equal(t, "expired, few at a time", expire(t, s, 100, many, 3), 3)
+	equal(t, "expired, the rest", expire(t, s, 100, many, 3), 1)
+	equal(t, "keys", keys(t, s, 12), runs[4:])
+	equal(t, "kept", s.KeptKeys(), 6)
+
+	// The key is free for another run, whose own deletion then counts.
+	again := finished(t, s, 20, 1)
+	first := NewRun(21, "", "spec")
+	first.Create.IdempotencyKey, first.Create.BodyHash = "key 0", [32]byte{0, 9}
+	Must(t, s, first)
+	if run, _, ok, err := s.Key("key 0"); run != 21 || !ok || err != nil {
+		t.Errorf("a key that is used again: %d, %v, %v", run, ok, err)
+	}
+
+	equal(t, "too many", expire(t, s, 0, 5, many), 1)
+	equal(t, "kept", s.KeptKeys(), 5)
+	s = b.Reopen(t, s)
+	equal(t, "kept", s.KeptKeys(), 5)
+	equal(t, "expired, all", expire(t, s, 1<<62, many, many), 5)
+	equal(t, "kept", s.KeptKeys(), 0)
+	if err := s.Delete(append(again, 10), 0); err != nil {
+		t.Fatal(err)
+	}
+	if run, _, ok, err := s.Key("key 11"); run != 11 || !ok || err != nil {
+		t.Errorf("the key of a run that exists: %d, %v, %v", run, ok, err)
+	}
+	equal(t, "kept of runs whose keys go with them", s.KeptKeys(), 0)
+	if run, _, ok, err := s.Key("key 0"); run != 21 || !ok || err != nil {
+		t.Errorf("the key of a run that lives: %d, %v, %v", run, ok, err)
+	}
+}
+
+func testMark(t *testing.T, b Backend) {
+	s := b.Open(t)
+	if _, ok, err := s.Mark(); ok || err != nil {
+		t.Fatalf("a new store has a mark: %v, %v", ok, err)
+	}
+	for i := range int64(3) {
+		want := persistence.Mark{Steady: 1 << 60, Wall: -i, Boot: i, BootID: "boot", Owed: i == 1}
+		if err := s.SetMark(want); err != nil {
+			t.Fatal(err)
+		}
+		s = b.Crash(t, s)
+		m, ok, err := s.Mark()
+		if !ok || err != nil {
+			t.Fatalf("no mark: %v", err)
+		}
+		equal(t, "mark", m, want)
+	}
+}
