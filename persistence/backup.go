@@ -38,11 +38,16 @@ func (s *Badger) VerifyTables(ctx context.Context) error {
 // Number is that of the newest commit of the moment.
 func (m *Moment) Number() uint64 { return m.at }
 
-// Rows yields all rows as they are stored, by ascending keys, until yield returns an
-// error. Key and value are valid within the call.
+// Rows yields all rows as they are stored, their checksums included and checked, by
+// ascending keys, until yield returns an error. Key and value are valid within the call.
 func (m *Moment) Rows(yield func(key, value []byte) error) error {
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-		err := item.Value(func(value []byte) error { return yield(key, value) })
+		err := item.Value(func(value []byte) error {
+			if _, err := unseal(key, value); err != nil {
+				return err
+			}
+			return yield(key, value)
+		})
 		return err == nil, err
 	})
 }
@@ -85,7 +90,13 @@ func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) e
 		return err
 	}
 	err := rows(func(key, value []byte) error {
+		if _, err := unseal(key, value); err != nil {
+			return err
+		}
 		o := op{key: slices.Clone(key), val: slices.Clone(value)}
+		if o.size() > s.maxBytes {
+			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.size(), s.maxBytes)
+		}
 		if size += o.size(); size > min(restoreBytes, s.maxBytes/2) && len(ops) > 0 {
 			if err := flush(); err != nil {
 				return err

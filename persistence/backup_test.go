@@ -1,0 +1,93 @@
+package persistence
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// filled is a store with n rows of round 0.
+func filled(t *testing.T, n int) (s *Badger, round func(int)) {
+	t.Helper()
+	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memory: 4 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	round = func(r int) {
+		ops := make([]op, n)
+		for i := range ops {
+			ops[i] = seal(fmt.Appendf(nil, "?%05d", i), fmt.Appendf(nil, "%d %0200d", r, i))
+		}
+		for part := range slices.Chunk(ops, 500) {
+			if err := s.deleteStep(part); err != nil { // bare rows, as deletions are
+				t.Fatal(err)
+			}
+		}
+	}
+	round(0)
+	return s, round
+}
+
+// TestBackupIsOneMoment: what is committed while rows are read is not among them, and a
+// store that is restored of them has the same rows.
+func TestBackupIsOneMoment(t *testing.T) {
+	const n = 10_000
+	s, round := filled(t, n)
+	want, err := Dump(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "db")
+	err = s.Backup(func(m *Moment) error {
+		at, seen := m.Number(), 0
+		return Restore(Config{Dir: dir, memory: 4 << 20}, func(yield func(key, value []byte) error) error {
+			err := m.Rows(func(key, value []byte) error {
+				if seen++; seen%1000 == 0 { // commits go on
+					round(seen)
+				}
+				return yield(key, value)
+			})
+			if s.moments.begin() == at {
+				t.Error("nothing was committed meanwhile")
+			}
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := Dump(r); err != nil || !slices.Equal(got, want) {
+		t.Errorf("%d rows, want %d; %v", len(got), len(want), err)
+	}
+	if now, err := Dump(s); err != nil || slices.Equal(now, want) {
+		t.Errorf("the store itself has not changed: %v", err)
+	}
+}
+
+// TestBackupOfADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
+func TestBackupOfADamagedRow(t *testing.T) {
+	s, _ := filled(t, 10)
+	bad := op{key: []byte("?00003"), val: []byte("something else")}
+	if err := s.deleteStep([]op{bad}); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Backup(func(m *Moment) error { return m.Rows(func(_, _ []byte) error { return nil }) })
+	if !errors.Is(err, errCorrupt) || !strings.Contains(err.Error(), "?00003") {
+		t.Errorf("backup: %v", err)
+	}
+	err = Restore(Config{Dir: filepath.Join(t.TempDir(), "db")}, func(yield func(key, value []byte) error) error {
+		return yield(bad.key, bad.val)
+	})
+	if !errors.Is(err, errCorrupt) {
+		t.Errorf("restore: %v", err)
+	}
+}
