@@ -158,7 +158,7 @@ func TestSyncs(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut := filepath.Join(t.TempDir(), "cut")
-	if err := disk.PowerCut(cut, rand.New(rand.NewPCG(1, 2))); err != nil {
+	if err := disk.PowerCut(cut, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{identityName, copyName} {
