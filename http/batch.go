@@ -39,7 +39,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{s: s, key: key}
+	b := &batch{s: s, key: key, held: share{of: &s.bodies}, window: share{of: &s.bodies}}
 	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
@@ -68,6 +68,13 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
+// maxBadLines is how many lines of a request may be refused: then nothing more is read.
+// A sound line costs its run; one that is refused costs an answer that may be longer
+// than the line, and compressed a few bits.
+const maxBadLines = 10_000
+
+var errTooMuch = errors.New("too many lines are refused")
+
 // lineLimit bounds a line, in bytes: lines are in memory as a whole.
 func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLine) }
 
@@ -80,7 +87,7 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	}
 	r := &patientReader{r: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serving: b.s.serving, left: announced}
 	r.stop = context.AfterFunc(b.s.serving, r.giveUp)
-	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.lineLimit()}
+	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.lineLimit(), room: b.held.set}
 	codings := ctx.Request.Header.PeekAll(fasthttp.HeaderContentEncoding)
 	b.coding = strings.ToLower(string(bytes.Join(codings, []byte(", "))))
 	var err error
@@ -93,6 +100,10 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	case "gzip", "x-gzip":
 		b.lines.r, err = gzip.NewReader(r)
 	case "zstd":
+		if !b.window.set(maxZstd) {
+			r.Close()
+			return b.s.noRoom()
+		}
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20)); err == nil {
 			b.lines.r, b.lines.close = d, func() { d.Close(); r.Close() }
@@ -116,11 +127,15 @@ type batch struct {
 	wire   *patientReader
 	lines  *lineReader
 	line   int           // how many were read
+	bad    int           // how many of them were refused
+	held   share         // of the budget, for lines
+	window share         // and for what they are decompressed by
 	entry  *access.Entry // for the audit log; nil = not kept
 }
 
 // next answers the lines that have come, waiting for one at least.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
+	b.wire.restart()
 	lines, err := b.lines.next()
 	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))
@@ -146,6 +161,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	for i := range results {
 		b.entry.Count((*uint64)(&results[i].Value), results[i].Err == nil)
 		if err := results[i].Err; err != nil {
+			b.bad++
 			dst = appendProblem(dst, b.s.problemOf(err, []byte("POST"), []byte(batchPath)))
 		} else {
 			dst = append(dst, `{"runID":`...)
@@ -154,12 +170,23 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 		dst = append(dst, '\n')
 	}
-	if err != nil && err != io.EOF && b.wire.conn != nil {
+	if (err != nil && err != io.EOF || b.bad >= maxBadLines) && b.wire.conn != nil {
 		b.wire.conn.linger = true // the client is still sending, and has to see the answers
 	}
 	switch {
+	case err == nil && b.bad >= maxBadLines:
+		b.lines.failed = errTooMuch
+		dst = appendProblem(dst, problem{status: fasthttp.StatusBadRequest,
+			text: strconv.Itoa(b.bad) + " lines were refused: what is behind line " + strconv.Itoa(b.line) + " is not read"})
+		return append(dst, '\n'), false, nil
 	case err == nil:
 		return dst, true, nil
+	case errors.Is(err, errNoRoom) && b.line == 0:
+		return dst, true, b.s.noRoom()
+	case errors.Is(err, errNoRoom):
+		p := b.s.noRoom()
+		dst = appendProblem(dst, problem{status: p.status, text: "line " + strconv.Itoa(b.line+1) + ": " + p.text + "; it and what is behind it is not read"})
+		return append(dst, '\n'), false, nil
 	case err == io.EOF:
 		return dst, false, nil
 	case errors.Is(err, errLongLine):
@@ -218,6 +245,8 @@ func (b *batch) submission(sub *messages.Submission, line []byte) error {
 
 func (b *batch) Close() error {
 	b.lines.close()
+	b.held.free()
+	b.window.free()
 	if b.entry != nil && b.line > 0 {
 		b.s.cfg.Access.Audit.Record(*b.entry)
 	}

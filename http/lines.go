@@ -14,6 +14,9 @@ const (
 	maxLines = 1024     // that are handed out at a time
 )
 
+// errNoRoom: there is no memory for a line that is coming.
+var errNoRoom = errors.New("no room for a line")
+
 // errLongLine: a line is longer than the limit.
 var errLongLine = errors.New("line is too long")
 
@@ -21,8 +24,9 @@ var errLongLine = errors.New("line is too long")
 type lineReader struct {
 	r      io.Reader
 	close  func()
-	limit  int64 // bytes of a line
-	whole  int   // length of the body when that is to be read at once, before anything is handed out
+	limit  int64              // bytes of a line
+	whole  int                // length of the body when that is to be read at once, before anything is handed out
+	room   func(n int64) bool // asked before so many bytes are held; false: there is no room
 	rest   []byte
 	failed error // comes behind rest
 }
@@ -67,6 +71,10 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 // this reader's any more.
 func (l *lineReader) read() {
 	if l.whole > 0 {
+		if !l.room(planned * int64(l.whole)) {
+			l.whole, l.failed = 0, errNoRoom
+			return
+		}
 		l.rest = make([]byte, l.whole)
 		n, err := io.ReadFull(l.r, l.rest)
 		if l.rest, l.whole, l.failed = l.rest[:n], 0, err; err == nil {
@@ -75,6 +83,10 @@ func (l *lineReader) read() {
 		return
 	}
 	if cap(l.rest)-len(l.rest) < lineRoom/16 {
+		if !l.room(planned * int64(len(l.rest))) {
+			l.failed = errNoRoom
+			return
+		}
 		l.rest = append(make([]byte, 0, max(2*len(l.rest), lineRoom)), l.rest...)
 	}
 	n, err := l.r.Read(l.rest[len(l.rest):cap(l.rest)])
@@ -92,6 +104,11 @@ type patientReader struct {
 	left    int   // announced and not read; negative when it comes in chunks
 	err     error // that reading ended with, but io.EOF
 
+	// Of the line that is coming: one that comes in drops must not take its memory for
+	// ever.
+	began time.Time // when its first bytes came; zero before
+	got   int       // bytes since then
+
 	mu sync.Mutex // of the connection's deadline
 }
 
@@ -101,6 +118,9 @@ func (p *patientReader) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := p.r.Read(b)
+	if p.got += n; n > 0 && p.began.IsZero() {
+		p.began = time.Now()
+	}
 	if p.left >= 0 {
 		if p.left -= n; err == io.EOF && p.left > 0 {
 			err = io.ErrUnexpectedEOF
@@ -121,8 +141,17 @@ func (p *patientReader) renew() error {
 	if err := p.serving.Err(); err != nil {
 		return err
 	}
-	return p.conn.SetReadDeadline(time.Now().Add(p.timeout))
+	deadline := time.Now().Add(p.timeout)
+	if !p.began.IsZero() {
+		if whole := p.began.Add(p.timeout + time.Duration(p.got/bodyRate)*time.Second); whole.Before(deadline) {
+			deadline = whole
+		}
+	}
+	return p.conn.SetReadDeadline(deadline)
 }
+
+// restart is called when a line is whole: the next one has all its time.
+func (p *patientReader) restart() { p.began, p.got = time.Time{}, 0 }
 
 // giveUp ends a read that waits.
 func (p *patientReader) giveUp() {

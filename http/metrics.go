@@ -19,7 +19,7 @@ type metrics struct {
 	// Of connections: errors of accept, those told that there are too many, those closed
 	// while they waited for a request to make room for others.
 	acceptErrors, crowded, evicted prometheus.Counter
-	waitsRefused                   prometheus.Counter
+	waitsRefused, bodiesRefused    prometheus.Counter
 	malformed                      *routeMetrics
 }
 
@@ -57,15 +57,16 @@ func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 			Name: "caravan_http_waiting_requests",
 			Help: "Requests that wait for something to happen: long polls, events, logs that are followed.",
 		}, func() float64 { return float64(waits()) }),
-		waitsRefused: counter("caravan_http_waiting_refused_total", "Requests that were refused because too many wait."),
-		acceptErrors: counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
-		crowded:      counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
-		evicted:      counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
+		bodiesRefused: counter("caravan_http_bodies_refused_total", "Bodies that were refused because too many bytes were under way."),
+		waitsRefused:  counter("caravan_http_waiting_refused_total", "Requests that were refused because too many wait."),
+		acceptErrors:  counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
+		crowded:       counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
+		evicted:       counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
 	}
 	m.malformed = m.route("malformed")
 	m.malformed.seconds = nil
 	if r != nil {
-		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.acceptErrors, m.crowded, m.evicted)
+		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.bodiesRefused, m.acceptErrors, m.crowded, m.evicted)
 	}
 	return m
 }

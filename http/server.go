@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,6 +97,8 @@ type Server struct {
 	epoch    time.Time     // what conn.since counts from
 	conns    connSet
 	waits    waitSet
+	bodies   budget
+	unpack   chan struct{}             // of the bodies that are being decompressed in memory
 	peers    atomic.Pointer[peerWatch] // made by Serve; nil: nobody's leaving is noticed
 	inflight atomic.Int64              // requests that have been taken and not yet answered to the end
 	idle     chan struct{}             // signalled when inflight falls to 0 while draining
@@ -120,6 +123,8 @@ func New(cfg Config) *Server {
 		epoch:  time.Now(),
 		idle:   make(chan struct{}, 1),
 		turn:   make(chan struct{}, 1),
+		bodies: budget{limit: bodyMemory},
+		unpack: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)

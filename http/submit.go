@@ -23,7 +23,9 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	doc, long, err := s.document(ctx)
+	held := share{of: &s.bodies}
+	defer held.free()
+	doc, long, err := s.document(ctx, &held)
 	if err != nil {
 		return err
 	}
@@ -56,7 +58,9 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 
 // validate is POST /v1/dagrun/validate: what submit would say, and nothing runs.
 func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
-	doc, long, err := s.document(ctx)
+	held := share{of: &s.bodies}
+	defer held.free()
+	doc, long, err := s.document(ctx, &held)
 	if err != nil {
 		return err
 	}
@@ -85,7 +89,7 @@ func (s *Server) plan(doc []byte) (*dag.Plan, error) {
 
 // document is the body as JSON text, owned by the caller: it outlives the request. A
 // long one is no text: it is the caller's to release.
-func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody, err error) {
+func (s *Server) document(ctx *fasthttp.RequestCtx, held *share) (doc []byte, long *longBody, err error) {
 	h := &ctx.Request.Header
 	coding := ""
 	switch codings := h.PeekAll(fasthttp.HeaderContentEncoding); {
@@ -95,7 +99,7 @@ func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody,
 	default:
 		coding = string(codings[0])
 	}
-	if doc, long, err = s.readBody(ctx); err != nil {
+	if doc, long, err = s.readBody(ctx, held); err != nil {
 		return nil, nil, err
 	}
 	switch {
@@ -104,11 +108,14 @@ func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody,
 		return nil, long, nil
 	case coding != "":
 		packed := doc
-		if doc, err = decompress(coding, packed, min(longFrom, s.cfg.MaxBody)); err == errLong && s.cfg.MaxBody > longFrom {
+		if doc, err = s.decompress(coding, packed, min(longFrom, s.cfg.MaxBody)); err == errLong && s.cfg.MaxBody > longFrom {
 			return nil, &longBody{coding: coding, packed: packed, uses: 1}, nil
 		} else if err != nil {
 			return nil, nil, undecompressed(coding, err, s.cfg.MaxBody)
 		}
+	}
+	if !held.set(planned * int64(len(doc))) {
+		return nil, nil, s.noRoom()
 	}
 	if len(doc) == 0 {
 		text := "the body is empty: want a spec as JSON"
@@ -119,7 +126,7 @@ func (s *Server) document(ctx *fasthttp.RequestCtx) (doc []byte, long *longBody,
 
 // readBody reads the body, into memory that grows with what has come and not with
 // what was announced, or into a file when it is long. It may be called once.
-func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, *longBody, error) {
+func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *share) ([]byte, *longBody, error) {
 	stream := ctx.RequestBodyStream()
 	if stream == nil {
 		return bytes.Clone(ctx.Request.Body()), nil, nil
@@ -151,6 +158,11 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx) ([]byte, *longBody, error) {
 			return nil, long, err
 		}
 		if len(doc) == cap(doc) {
+			if !held.set(2 * int64(cap(doc))) {
+				linger(ctx)
+				ctx.SetConnectionClose()
+				return nil, nil, s.noRoom()
+			}
 			doc = append(doc, 0)[:len(doc)]
 		}
 	}
@@ -161,9 +173,15 @@ func unsupportedCoding(coding string) error {
 		"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
 }
 
+// planned is how much memory a document takes while it is planned and stored, of its
+// length.
+const planned = 3
+
 // decompress undoes a Content-Encoding in memory, to at most limit bytes: beyond is
-// errLong.
-func decompress(coding string, body []byte, limit int64) ([]byte, error) {
+// errLong. A few are at it at a time, each with its window.
+func (s *Server) decompress(coding string, body []byte, limit int64) ([]byte, error) {
+	s.unpack <- struct{}{}
+	defer func() { <-s.unpack }()
 	r, end, err := decompressor(coding, bytes.NewReader(body))
 	if err != nil {
 		return nil, err

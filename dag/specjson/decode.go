@@ -2,6 +2,7 @@ package specjson
 
 import (
 	"io"
+	"strconv"
 
 	"github.com/caravan-dag/caravan/dag"
 )
@@ -59,7 +60,11 @@ func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
 func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
 	d := newStream(r)
 	spec, problems := d.document()
-	if err := d.text.failed; err != nil && err != io.EOF {
+	switch err := d.text.failed; err {
+	case nil, io.EOF:
+	case errLongValue:
+		return nil, dag.Problems{{Message: "the value at " + d.text.place(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}, nil
+	default:
 		return nil, nil, err
 	}
 	plan, problems := planOf(spec, problems, limits)

@@ -34,7 +34,9 @@ func (d *reader) job(j *dag.Job) {
 			raw := d.timeout(j)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		default:
-			j.Other = append(j.Other, dag.Member{Name: name, Raw: d.skip()})
+			raw := d.skip()
+			d.bounded("the member", raw, MaxValueBytes)
+			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		}
 	})
 }

@@ -2,15 +2,10 @@ package specjson
 
 import (
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/caravan-dag/caravan/dag"
 )
-
-// maxNameBytes bounds the names of tasks and parameters: a task's name is part of
-// its environment and of the addresses of the REST API.
-const maxNameBytes = 1024
 
 // spec reads a spec. It is false when there are no tasks to look at any further.
 func (d *reader) spec(s *dag.Spec) bool {
@@ -18,7 +13,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 	d.object(func(name string) {
 		switch name {
 		case "tag":
-			s.Tag, _ = d.kept("tag")
+			s.Tag = d.tag()
 		case "tags":
 			s.Tags = d.labels()
 		case "parameters":
@@ -76,14 +71,8 @@ func (d *reader) string(what string) (value string, ok bool) {
 	if !d.is('"', what) {
 		return "", false
 	}
-	return d.unquote(d.raw()), true
-}
-
-// kept reads a string that outlives the spec, and must not hold its whole text:
-// tags are in memory for as long as their run is not finished.
-func (d *reader) kept(what string) (value string, ok bool) {
-	value, ok = d.string(what)
-	return strings.Clone(value), ok
+	value = d.unquote(d.raw())
+	return value, d.bounded(what, value, MaxValueBytes)
 }
 
 // execString reads a string that reaches execve.
@@ -103,10 +92,8 @@ func (d *reader) name(what, name string) bool {
 		d.problem("the name of " + what + " is empty")
 	case strings.IndexByte(name, 0) >= 0:
 		d.problem("the name of " + what + " must not have a NUL byte")
-	case len(name) > maxNameBytes:
-		d.problem("the name of " + what + " has " + strconv.Itoa(len(name)) + " bytes, at most " + strconv.Itoa(maxNameBytes) + " are allowed")
 	default:
-		return true
+		return d.bounded("the name of "+what, name, MaxNameBytes)
 	}
 	return false
 }
@@ -116,9 +103,7 @@ func (d *reader) labels() (labels []dag.Label) {
 		return nil
 	}
 	d.object(func(name string) {
-		if value, ok := d.kept("a tag"); ok {
-			labels = append(labels, dag.Label{Name: strings.Clone(name), Value: value})
-		}
+		labels = d.label(labels, name)
 	})
 	slices.SortFunc(labels, func(a, b dag.Label) int { return strings.Compare(a.Name, b.Name) })
 	return labels
@@ -138,13 +123,11 @@ func (d *reader) parameters() (parameters []dag.Parameter) {
 			p.List = true
 			d.list = d.list[:0]
 			d.array(func(int) {
-				value, _ := d.execString("a value")
-				d.list = append(d.list, value)
+				d.list = append(d.list, d.parameterValue("a value"))
 			})
 			p.Values = slices.Clone(d.list)
 		case '"':
-			value, _ := d.execString("a parameter")
-			p.Values = []string{value}
+			p.Values = []string{d.parameterValue("a parameter")}
 		default:
 			d.is('"', "a parameter, unless it is a list of strings,")
 			p.Values = []string{""} // so that tokens of it are not unknown

@@ -86,6 +86,10 @@ func (w *window) next() {
 		w.parts[0] = ""
 		w.parts = w.parts[1:]
 	}
+	if w.end()-w.done > maxOpenBytes || w.holds > 0 && w.end()-w.base > maxOpenBytes {
+		w.failed = errLongValue
+		return
+	}
 	if w.buf == nil {
 		w.buf = make([]byte, partBytes)
 	}
