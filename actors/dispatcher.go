@@ -17,7 +17,9 @@ type dispatcher struct {
 	halted *halt
 	paused bool // nothing is granted
 	// awaited are the runs that may hold slots since before the server was started and
-	// have not said so yet. Until they have, no slot is granted.
+	// have not said so yet. Until they have, no slot is granted; but of those with long
+	// documents, which take seconds, it is learnt later: until then executors may be given
+	// more than fits, and keep it waiting.
 	awaited map[messages.RunID]struct{}
 }
 
@@ -51,6 +53,8 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		if t := d.sched.tenants.Get(uint64(m.Run)); t != nil { // else no PID is kept, which would keep its actor in memory
 			t.client = client{ctx.Sender(), m.Epoch}
 		}
+	case prolonged:
+		delete(d.awaited, m.run)
 	case *messages.Forget:
 		d.sched.forget(m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded

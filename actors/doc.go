@@ -31,6 +31,12 @@
 // Attempts whose executor is durable outlive the server and the run's actor. A run that
 // is loaded takes its own up again, and acknowledges an end when it has written it.
 //
+// A run that is not in memory is loaded outside the actors (load.go). No actor waits for
+// the disk, but shards for a row of a finished run.
+//
+// Times: clock.go has the clocks, a run's time and what it promises; steady.go the
+// server's own clock, which retention and readers of changes go by.
+//
 // Reading order: run.go, task.go, durable.go, shard.go (waiting.go, backlog.go), dispatcher.go (slots.go, claims.go), node.go;
 // for who looks on, board.go, views.go, feed.go (follow.go), hub.go.
 package actors

@@ -25,7 +25,8 @@ type env struct {
 	board         *board
 	arrivals      arrivals
 	timers        *timers
-	pool          *pool // runs and tasks; a run that loads holds one of its goroutines
+	pool          *pool // runs and tasks
+	loader        *loadLimiter
 	standing      *pool // node, shards and dispatcher
 	metrics       *metrics
 	root          *actor.RootContext

@@ -55,6 +55,12 @@ func beganAnew(id messages.RunID) error {
 		Text: fmt.Sprintf("run %d had to be loaded anew: look at its state and ask again", id)}
 }
 
+// stillLoading answers whom a run cannot even remember while it is being loaded.
+func stillLoading(id messages.RunID) error {
+	return &messages.Error{Code: messages.Unavailable,
+		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: ask again", id, mostAsked)}
+}
+
 // lookup is the error of reading a run from the store.
 func lookup(id messages.RunID, err error) error {
 	if errors.Is(err, persistence.ErrNotFound) {

@@ -113,7 +113,7 @@ func Start(c Config) (*Node, error) {
 	}
 	n.env = e
 	e.steadyClock.begin(c.Clock, c.Logger, mark, marked)
-	e.pool, e.standing = newPool(), newPool()
+	e.pool, e.standing, e.loader = newPool(), newPool(), newLoadLimiter()
 	e.metrics = newMetrics(c.Registerer, e)
 	e.timers = newTimers(e.monotonic, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
@@ -284,6 +284,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 	if ferr := future.Wait(); ferr != nil && err == nil {
 		err = fmt.Errorf("closing: the actors did not stop: %w", ferr)
 	}
+	n.env.loader.all.Wait()
 	n.env.timers.close()
 	n.env.pool.close()
 	n.env.standing.close()

@@ -9,7 +9,7 @@ import (
 // the library starts one each time that a mailbox gets its first message: their
 // stacks have grown already, and a hop between actors costs no goroutine.
 //
-// What is scheduled must not block for long; a run that loads from the store may.
+// What is scheduled must not block for long: runs are loaded elsewhere (load.go).
 // When all are busy and the queue is full, a goroutine of its own is started.
 type pool struct {
 	work   chan func()

@@ -26,15 +26,14 @@ func (r *run) start(ctx actor.Context) {
 		return
 	}
 	if r.dag == nil {
-		if err := r.load(); err != nil {
-			// Its attempts in a durable executor are left alone: they were not given again,
-			// and it is never Settled. Another server may be able to load it.
-			r.env.log.Error("run cannot be loaded", "run", r.id, "error", err)
-			ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
-			r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, err)}
-			return
-		}
+		r.beginLoading(ctx)
+		return
 	}
+	r.setOut(ctx)
+}
+
+// setOut does what comes first when the run's state is there.
+func (r *run) setOut(ctx actor.Context) {
 	r.setClock()
 	if r.waited {
 		r.dag.Init() // its shard has asked for these slots, and there is nothing else
@@ -59,36 +58,6 @@ func (r *run) setClock() {
 		now = r.env.steady() + r.offset
 	}
 	r.clock.begin(now, monotonic, r.dag.LastUpdate())
-}
-
-// load reads the run as it was left. After a panic the former incarnation's last
-// batch may still be on its way: it is waited for.
-func (r *run) load() error {
-	if r.again {
-		durable := make(chan error, 1)
-		r.env.store.Append(&persistence.Batch{Run: r.id, Done: func(err error) { durable <- err }})
-		select {
-		case err := <-durable:
-			if err != nil {
-				return err
-			}
-		case <-r.env.stopped:
-			return errStopping
-		}
-	}
-	stored, err := r.env.store.Load(r.id)
-	if err != nil {
-		return err
-	}
-	d, err := restore(stored, r.env.limits, r.env.plans)
-	if err != nil {
-		return err
-	}
-	r.dag, r.seq, r.stored = d, stored.NextSeq, d.State()
-	r.head = messages.Summary{ID: r.id, Tag: stored.Summary.Tag, Tags: stored.Summary.Tags, Start: stored.Summary.Start}
-	r.offset = stored.Summary.LastUpdate - stored.Summary.Changed
-	r.notice = r.env.board.post(r.summary())
-	return nil
 }
 
 // resync settles the attempts that were under way when the server stopped, or the

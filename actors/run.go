@@ -41,13 +41,14 @@ type run struct {
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool
 
-	dag    *dag.Run         // nil until start: to be loaded from the store
-	head   messages.Summary // ID, Tag, Tags, Start: what does not change
-	seq    uint64           // of the next batch
-	stored dag.RunState     // as in the last summary that was written
-	notice *notice
-	clock  runClock
-	offset int64 // of a run that was loaded: its time less the server's own clock, as they were
+	dag     *dag.Run         // nil until start: to be loaded from the store
+	head    messages.Summary // ID, Tag, Tags, Start: what does not change
+	seq     uint64           // of the next batch
+	stored  dag.RunState     // as in the last summary that was written
+	notice  *notice
+	clock   runClock
+	flushed int64 // ns, on the server's own clock: when the newest batch was made, or it was loaded
+	offset  int64 // of a run that was loaded: its time less the server's own clock, as they were
 
 	// Duty 1 fills these, duty 2 writes them, duty 3 empties them.
 	pending batch
@@ -63,6 +64,8 @@ type run struct {
 	written *persistence.Batch
 	starts  []start
 
+	loading    bool   // what is stored is being read: all but requests is deferred
+	retiring   bool   // Retire came meanwhile
 	flushing   bool   // a Flush is on its way
 	lingering  bool   // a Flush is on its way, by the timers
 	attending  bool   // what is pending waits for no-op attempts to end
@@ -124,8 +127,12 @@ func (r *run) Receive(ctx actor.Context) {
 		r.refuse(errStopping)
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
+	case *loaded:
+		if m.epoch == r.epoch { // else a former incarnation has asked for it
+			r.finishLoading(ctx, m)
+		}
 	case *messages.Flush:
-		if !r.committing && (r.lingering || !m.Lingered) { // it may be late, or that of a former incarnation
+		if !r.committing && !r.loading && (r.lingering || !m.Lingered) { // it may be late, or that of a former incarnation
 			r.flush(ctx)
 		}
 	case *messages.Committed:
@@ -133,7 +140,9 @@ func (r *run) Receive(ctx actor.Context) {
 			r.committed(ctx, m.Err)
 		}
 	case *messages.Retire:
-		r.retire(ctx)
+		if r.retiring = r.loading; !r.loading {
+			r.retire(ctx)
+		}
 	case *messages.Granted:
 		if m.Epoch == r.epoch { // else the dispatcher has taken it back already
 			r.take(ctx, m)
@@ -160,14 +169,16 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 	r.readopt(ctx, supervisor, pid, message)
 }
 
-// take handles an event now, or later when a batch is being written or the
-// pending one is full.
+// take handles an event now, or later when the run is being loaded, a batch is being
+// written or the pending one is full.
 func (r *run) take(ctx actor.Context, m any) {
-	_, request := m.(messages.Request)
+	q, request := m.(messages.Request)
 	switch {
-	case request && r.committing:
+	case request && r.loading && len(r.asked) >= mostAsked:
+		q.Refuse(stillLoading(r.id))
+	case request && (r.committing || r.loading):
 		r.asked = append(r.asked, m)
-	case r.committing || r.pending.weight >= maxBatch && !request:
+	case r.committing || r.loading || r.pending.weight >= maxBatch && !request:
 		r.deferred = append(r.deferred, m)
 	default:
 		r.handle(ctx, m)
@@ -399,6 +410,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
 	r.flushing, r.lingering, r.attending = false, false, false
+	r.flushed = r.env.steady()
 	if r.failed != nil {
 		r.answer(r.failed)
 		return
@@ -545,7 +557,7 @@ func (r *run) summary() *messages.Summary {
 	s := r.head
 	s.State = r.dag.State()
 	s.LastUpdate = r.dag.LastUpdate()
-	s.Changed = r.env.steady()
+	s.Changed = r.flushed
 	s.Tasks = r.dag.Plan().Tasks
 	s.Counts = messages.Counts(r.dag.Counts())
 	return &s

@@ -44,6 +44,7 @@ func (s *shard) wake(ctx actor.Context, id messages.RunID, r *member) {
 func (r *run) open(plan *dag.Plan, n *notice) {
 	accepted := n.summary.Load()
 	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
+	r.flushed = accepted.Changed
 	r.dag = dag.NewRun(plan, dag.Config{}, accepted.Start)
 	r.dag.TakeRecords(nil) // they were written with the submission
 	r.seq, r.stored, r.notice = 2, r.dag.State(), n

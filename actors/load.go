@@ -1,0 +1,128 @@
+package actors
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync"
+
+	"github.com/asynkron/protoactor-go/actor"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// A run is loaded by a goroutine of its own, which sends the run's actor what it has
+// read: definition and journal of a large run take seconds, and the actor's goroutine is one of
+// a few that all runs share. What comes for the run meanwhile waits in its actor, and
+// goes on when the run is there, requests first.
+
+// loadLimiter bounds how many runs are loaded at a time. Long documents do not count: longPlans
+// takes them one by one, and nobody waits behind them.
+type loadLimiter struct {
+	places chan struct{}
+	all    sync.WaitGroup
+}
+
+func newLoadLimiter() *loadLimiter {
+	return &loadLimiter{places: make(chan struct{}, runtime.GOMAXPROCS(0))}
+}
+
+// mostAsked is how many requests wait for a run that is being loaded.
+const mostAsked = 4096
+
+// loaded is what a run's actor has been waiting for.
+type loaded struct {
+	epoch  uint64
+	dag    *dag.Run
+	stored *persistence.Stored
+	err    error
+}
+
+// prolonged tells the dispatcher that loading a run takes long: nobody waits for
+// what it holds.
+type prolonged struct{ run messages.RunID }
+
+// beginLoading has the run loaded.
+func (r *run) beginLoading(ctx actor.Context) {
+	r.loading = true
+	self, epoch, again, e, id := ctx.Self(), r.epoch, r.again, r.env, r.id
+	e.loader.all.Go(func() {
+		m := &loaded{epoch: epoch}
+		m.dag, m.stored, m.err = e.load(id, again)
+		e.root.Send(self, m)
+	})
+}
+
+// load reads a run as it was left. After a panic the former incarnation's last batch
+// may still be on its way: it is waited for.
+func (e *env) load(id messages.RunID, again bool) (d *dag.Run, stored *persistence.Stored, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.metrics.panics.Inc()
+			e.log.Error("loading a run panicked", "run", id, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("loading it panicked: %v", p)
+		}
+	}()
+	select {
+	case e.loader.places <- struct{}{}:
+	case <-e.stopped:
+		return nil, nil, errStopping
+	}
+	placed := true
+	leave := func() {
+		if placed {
+			placed = false
+			<-e.loader.places
+		}
+	}
+	defer leave()
+	if again {
+		durable := make(chan error, 1)
+		e.store.Append(&persistence.Batch{Run: id, Done: func(err error) { durable <- err }})
+		select {
+		case err := <-durable:
+			if err != nil {
+				return nil, nil, err
+			}
+		case <-e.stopped:
+			return nil, nil, errStopping
+		}
+	}
+	if stored, err = e.store.Load(id); err != nil {
+		return nil, nil, err
+	}
+	if stored.Long != nil {
+		leave()
+		e.root.Send(e.dispatcher, prolonged{id})
+	}
+	d, err = restore(stored, e.limits, e.plans)
+	return d, stored, err
+}
+
+// finishLoading sets the run going with what was loaded.
+func (r *run) finishLoading(ctx actor.Context, m *loaded) {
+	r.loading = false
+	if m.err != nil {
+		// Its attempts in a durable executor are left alone: they were not given again,
+		// and it is never Settled. Another server may be able to load it.
+		r.env.log.Error("run cannot be loaded", "run", r.id, "error", m.err)
+		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
+		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, m.err)}
+		r.refuse(r.failed)
+	} else {
+		r.dag, r.seq, r.stored = m.dag, m.stored.NextSeq, m.dag.State()
+		sum := m.stored.Summary
+		r.head = messages.Summary{ID: r.id, Tag: sum.Tag, Tags: sum.Tags, Start: sum.Start}
+		r.flushed = r.env.steady()
+		r.offset = sum.LastUpdate - sum.Changed
+		r.notice = r.env.board.post(r.summary())
+		r.setOut(ctx)
+		r.resume(ctx)
+	}
+	if r.retiring {
+		r.retiring = false
+		r.retire(ctx)
+	}
+}

@@ -1,0 +1,229 @@
+package actors
+
+import (
+	"errors"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// slowLoads is a store that loads some runs when the test says so.
+type slowLoads struct {
+	persistence.Store
+	mu      sync.Mutex
+	slow    map[messages.RunID]bool
+	fails   map[messages.RunID]error // or a string, to panic with
+	panics  map[messages.RunID]bool
+	begun   chan messages.RunID
+	proceed chan struct{}
+}
+
+func newSlowLoads(slow ...messages.RunID) *slowLoads {
+	s := &slowLoads{slow: map[messages.RunID]bool{}, fails: map[messages.RunID]error{}, panics: map[messages.RunID]bool{},
+		begun: make(chan messages.RunID, 100), proceed: make(chan struct{})}
+	for _, id := range slow {
+		s.slow[id] = true
+	}
+	return s
+}
+
+func (s *slowLoads) Load(id messages.RunID) (*persistence.Stored, error) {
+	s.mu.Lock()
+	slow, err, panics := s.slow[id], s.fails[id], s.panics[id]
+	s.mu.Unlock()
+	if slow {
+		s.begun <- id
+		<-s.proceed
+	}
+	if panics {
+		panic("damaged")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.Store.Load(id)
+}
+
+// slowed makes the rig's store one that is slow to load some runs, from the next start on.
+func (r *rig) slowed(slow ...messages.RunID) *slowLoads {
+	s := newSlowLoads(slow...)
+	r.wrap = func(inner persistence.Store) persistence.Store {
+		s.Store = inner
+		return s
+	}
+	return s
+}
+
+// However many runs are being loaded, others go on; what is asked of one that is being
+// loaded waits, a kill first.
+func TestLoadsHoldNobodyUp(t *testing.T) {
+	r, _ := durable(t)
+	many := messages.RunID(8 * runtime.GOMAXPROCS(0))
+	var ids []messages.RunID
+	for range many {
+		id := r.submit(`{"tasks":{"a":{"job":{"command":["a"],"cores":0.01}},"b":{"job":{"command":["b"],"cores":0.01},"parents":["a"]}}}`)
+		r.fake.End(r.order(2*len(ids)+1), messages.AttemptSucceeded, 0)
+		ids = append(ids, id)
+		r.fake.WaitOrders(t, 2*len(ids)) // its second task is under way
+	}
+	store := r.slowed(ids...)
+	r.crash()
+	for range runtime.GOMAXPROCS(0) {
+		<-store.begun
+	}
+	// The loads have all their places, and no goroutine of the actors.
+	killed := &messages.SetState{Run: ids[0], To: dag.RunKilled, Reply: messages.NewReply[struct{}]()}
+	paused := &messages.SetState{Run: ids[0], To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(ids[0]), killed)
+	r.node.env.root.Send(r.node.shard(ids[0]), paused)
+	fresh := r.submit(single)
+	if v, err := r.node.View(fresh, 0, 1); err != nil || v.State != dag.RunQueued { // its actor answers
+		t.Fatalf("%+v, %v", v, err)
+	}
+	if err := r.node.KillTask(fresh, "a"); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitState(fresh, dag.RunKilled)
+	select {
+	case a := <-killed.Reply:
+		t.Fatalf("a run that is not loaded answers: %v", a.Err)
+	default:
+	}
+	close(store.proceed)
+	if a := <-killed.Reply; a.Err != nil {
+		t.Error(a.Err)
+	}
+	if a := <-paused.Reply; code(a.Err) != messages.Conflict {
+		t.Errorf("a pause behind the kill: %v", a.Err)
+	}
+	r.awaitState(ids[0], dag.RunKilled)
+	for _, id := range ids[1:] {
+		r.fake.End(messages.AttemptKey{Run: id, Task: 1, Attempt: 1}, messages.AttemptSucceeded, 0)
+		r.awaitState(id, dag.RunCompleted)
+	}
+}
+
+// A run that cannot be loaded says so, and why; others go on.
+func TestLoadThatFails(t *testing.T) {
+	for name, how := range map[string]func(*slowLoads){
+		"fails":  func(s *slowLoads) { s.fails[0] = errors.New("block 7 is damaged") },
+		"panics": func(s *slowLoads) { s.panics[0] = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := durable(t)
+			r.submit(single)
+			r.order(1)
+			other := r.submit(single)
+			r.order(2)
+			store := r.slowed(0)
+			how(store)
+			r.crash()
+			<-store.begun
+			asked := &messages.SetState{Run: 0, To: dag.RunKilled, Reply: messages.NewReply[struct{}]()}
+			r.node.env.root.Send(r.node.shard(0), asked)
+			r.passed(0)
+			close(store.proceed)
+			for range 2 {
+				a := <-asked.Reply
+				if code(a.Err) != messages.Internal || !strings.Contains(a.Err.Error(), "run 0 cannot be loaded: ") || !strings.Contains(a.Err.Error(), "damaged") {
+					t.Errorf("%v", a.Err)
+				}
+				asked.Reply = messages.NewReply[struct{}]()
+				r.node.env.root.Send(r.node.shard(0), asked)
+			}
+			r.fake.End(messages.AttemptKey{Run: other, Attempt: 1}, messages.AttemptSucceeded, 0)
+			r.awaitState(other, dag.RunCompleted)
+			if err := r.node.Err(); err != nil {
+				t.Error(err)
+			}
+			next := r.submit(single) // nothing is waited for that is not known
+			r.fake.WaitOrders(t, 4)
+			if err := r.node.Kill(next); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Requests for a run that is being loaded are bounded.
+func TestRequestsDuringALoadAreBounded(t *testing.T) {
+	r, _ := durable(t)
+	id := r.submit(single)
+	r.order(1)
+	store := r.slowed(id)
+	r.crash()
+	<-store.begun
+	replies := make(messages.Reply[*messages.View], mostAsked+2)
+	for range mostAsked + 2 {
+		r.node.env.root.Send(r.node.shard(id), &messages.GetView{Run: id, N: 1, Reply: replies})
+	}
+	for range 2 {
+		if a := <-replies; code(a.Err) != messages.Unavailable {
+			t.Fatalf("%v", a.Err)
+		}
+	}
+	close(store.proceed)
+	for range mostAsked {
+		if a := <-replies; a.Err != nil {
+			t.Fatal(a.Err)
+		}
+	}
+}
+
+// longDocument is a definition that is read when the test says so.
+type longDocument struct {
+	text    string
+	begun   chan struct{}
+	proceed chan struct{}
+}
+
+func (d *longDocument) Size() int64 { return int64(len(d.text)) }
+
+func (d *longDocument) Open() (io.ReadCloser, error) {
+	d.begun <- struct{}{}
+	<-d.proceed
+	return io.NopCloser(strings.NewReader(d.text)), nil
+}
+
+// longLoads is a store in which a run has a long document.
+type longLoads struct {
+	persistence.Store
+	run messages.RunID
+	doc *longDocument
+}
+
+func (s *longLoads) Load(id messages.RunID) (*persistence.Stored, error) {
+	stored, err := s.Store.Load(id)
+	if err == nil && id == s.run {
+		s.doc.text = string(stored.Definition)
+		stored.Definition, stored.Long = nil, s.doc
+	}
+	return stored, err
+}
+
+// What a run with a long document holds is not waited for, nor do loads wait behind it.
+func TestGrantsDoNotWaitForALongDocument(t *testing.T) {
+	r, _ := durable(t)
+	id, small := r.submit(single), r.submit(single)
+	r.fake.WaitOrders(t, 2)
+	doc := &longDocument{begun: make(chan struct{}, 1), proceed: make(chan struct{})}
+	r.wrap = func(inner persistence.Store) persistence.Store { return &longLoads{inner, id, doc} }
+	r.crash()
+	<-doc.begun
+	r.fake.End(messages.AttemptKey{Run: small, Attempt: 1}, messages.AttemptSucceeded, 0)
+	r.awaitState(small, dag.RunCompleted)
+	next := r.submit(single)
+	if k := r.order(4); k.Run != next { // two of before, one of small's again
+		t.Errorf("order %v", k)
+	}
+	close(doc.proceed)
+	r.fake.WaitOrders(t, 5)
+	r.fake.End(messages.AttemptKey{Run: id, Attempt: 1}, messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+}
