@@ -41,7 +41,7 @@ func (l *Log) prepareLoop() {
 	defer close(l.prepared)
 	for size := range l.wanted {
 		if l.Err() != nil {
-			continue
+			return // a writer that waits for the segment sees that none comes
 		}
 		// A record that is longer than the next segment would be waits for the one behind.
 		size = max(size, min(recordSize(l.opts.MaxRows)+2*pageSize, l.opts.SegmentSize))

@@ -169,7 +169,7 @@ func (l *Log) resume(tail int) error {
 	if err != nil {
 		return err
 	}
-	torn, ok, err := w.claims(s.end, s.last+1)
+	torn, ok, err := w.claims(s.end, l.written+1)
 	if err != nil {
 		return err
 	}
@@ -195,10 +195,14 @@ func (l *Log) resume(tail int) error {
 		l.live.Add(f.end - pageSize)
 	}
 	l.live.Add(s.end - pageSize)
-	for i, next := range behind {
-		if i > 0 { // there never is a second one
-			return damaged(next.path, pageSize, "it is empty, and so is the one before it")
+	if len(behind) > 1 {
+		if err := l.drop(behind[1:]); err != nil {
+			return err
 		}
+		behind = behind[:1]
+		l.sequence = behind[0].sequence
+	}
+	for _, next := range behind {
 		if _, err := next.file.WriteAt(make([]byte, pageSize), pageSize); err != nil {
 			return err
 		}
@@ -208,6 +212,18 @@ func (l *Log) resume(tail int) error {
 		next.end = pageSize
 		l.prepared <- next
 		l.asked = true
+	}
+	return nil
+}
+
+// drop removes segments at the end of the log, the last one first. None has a record: the
+// power failed while the first record of a segment was being synced, and the segment
+// behind it was there already.
+func (l *Log) drop(empty []*segment) error {
+	for i := len(empty) - 1; i >= 0; i-- {
+		if err := errors.Join(empty[i].file.Close(), l.fs.Remove(empty[i].path), l.fs.SyncDir(l.dir)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -384,8 +400,8 @@ func (l *Log) close(clean bool) (err error) {
 	}
 	l.keeping.Lock()
 	defer l.keeping.Unlock()
-	if clean && l.Err() == nil {
-		last := l.synced.Load()
+	// Without any record nothing tells the next open where the log ends.
+	if last := l.synced.Load(); clean && l.Err() == nil && (last == 0 || l.live.Load() > 0) {
 		err = errors.Join(err, l.state.write(func(st *state) { st.closed, st.last = true, last }))
 	}
 	for _, s := range append(l.full, l.current) {

@@ -156,6 +156,8 @@ func (sc *scan) checkEnd(buf []byte) error {
 	known := max(sc.witness, sc.state.applied)
 	if sc.state.closed {
 		known = max(known, sc.state.last)
+	} else if sc.records == 0 && known == sc.state.applied {
+		return nil // what came before was retired while the first record of this segment was being synced
 	}
 	if sc.last < known {
 		s := sc.segments[sc.tail]
