@@ -172,6 +172,7 @@ func (b *planner) checkDefaults(d *Job) {
 	b.checkGiven(inDefaults, d)
 	place := func(field int) (string, bool) { return b.jobAt(inDefaults) + d.pointerOf(d, field), true }
 	b.scanTokens(d, place)
+	b.checkTexts(d, place)
 	if d.starts() {
 		b.checkStart(d, place)
 	}
@@ -252,6 +253,9 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	}
 	if !j.hasCommand() && class.Executor != executorNoop && !spec.Faulty {
 		b.problem(b.jobAt(t.Index), "neither command nor commandString is given")
+	}
+	if spec.Generator && class.Executor == executorNoop {
+		b.problem(b.at(t.Index)+"/isGenerator", "a generator has to print tasks, and executor \"noop\" runs nothing")
 	}
 	if j.Cores.Raw == "" {
 		class.CoresMilli = defaultCoresMilli

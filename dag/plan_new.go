@@ -60,6 +60,7 @@ type planner struct {
 	scratch []token
 	merged  int                     // members of jobs, where defaults were merged in
 	lengths []int                   // of the parameters' longest values
+	traits  []valueTrait            // of the parameters
 	started func(template int) bool // of templates that were there before
 	repeats map[int]repeat          // answers of repeated
 }
@@ -307,6 +308,7 @@ func (b *planner) expand(t *Template, own *Job) {
 			b.problem(b.jobAt(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
 		}
 	}
+	b.checkTexts(b.job, place)
 	if b.job.starts() && !tooLong {
 		b.checkStartTotal(t, b.checkStart(b.job, place))
 	}

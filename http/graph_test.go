@@ -15,7 +15,7 @@ func TestGraph(t *testing.T) {
 	r := e.add(t, `{"tag":"g","parameters":{"OS":["l","m"],"ARCH":["a","b","c"],"WHO":"w"},"tasks":{
 		"build":{"job":{"command":["b","{{OS}}","{{ARCH}}","{{WHO}}"]}},
 		"test":{"job":{"command":["t","{{OS}}","{{ARCH}}"]},"parents":[{"task":"build","match":["OS"]}]},
-		"gen":{"job":{"executor":"noop"},"isGenerator":true},
+		"gen":{"job":{"command":["g"]},"isGenerator":true},
 		"end":{"job":{"executor":"noop"},"parents":["test","gen"]}}}`, dag.RunRunning, dag.TaskQueued, 5, 7)
 	plan := r.view.Plan
 	var gen, base uint32
@@ -46,7 +46,7 @@ func TestGraph(t *testing.T) {
 		{"name":"build","first":0,"count":6,"parameters":[{"name":"ARCH","values":3},{"name":"OS","values":2}],"executor":"process","isGenerator":false,
 		 "taskCounts":{"COMPLETED":2,"ERRORED":1,"KILLED":1,"QUEUED":1,"RUNNING":1},"firstStartTime":"1645218441353189612","lastStopTime":"1645218455775103710"},
 		{"name":"test","first":6,"count":6,"parameters":[{"name":"ARCH","values":3},{"name":"OS","values":2}],"executor":"process","isGenerator":false,"taskCounts":{"QUEUED":6}},
-		{"name":"gen","first":12,"count":1,"parameters":[],"executor":"noop","isGenerator":true,"taskCounts":{"COMPLETED":1},"firstStartTime":"8"},
+		{"name":"gen","first":12,"count":1,"parameters":[],"executor":"process","isGenerator":true,"taskCounts":{"COMPLETED":1},"firstStartTime":"8"},
 		{"name":"end","first":13,"count":1,"parameters":[],"executor":"noop","isGenerator":false,"taskCounts":{"QUEUED":1}},
 		{"name":"made","first":14,"count":2,"parameters":[{"name":"OS","values":2}],"executor":"noop","isGenerator":false,"generatedBy":"gen","set":1,"taskCounts":{"QUEUED":1,"RETRY":1},"lastStopTime":"9"}],
 		"edges":[{"parent":"build","child":"test","match":["OS"]},{"parent":"test","child":"end"},{"parent":"gen","child":"end"},

@@ -29,7 +29,7 @@ func TestTaskDetails(t *testing.T) {
 	                      "timeoutSeconds": 2.50, "nodes": {"a": [1, null]}},
 	              "maxRetries": 3, "retryIntervalSeconds": 0.25, "retryBackoff": 2, "retryMaxIntervalSeconds": 60, "children": ["all"]},
 	    "test": {"job": {"command": ["test", "{{OS}}"], "environment": {"K": "{{OS}}"}}, "parents": [{"task": "build", "match": ["OS"]}]},
-	    "all": {"job": {"executor": "noop", "environment": []}, "parents": ["build", "test"], "isGenerator": true}
+	    "all": {"job": {"executor": "process", "command": ["g"], "environment": []}, "parents": ["build", "test"], "isGenerator": true}
 	  }}`, dag.RunRunning, dag.TaskQueued)
 	s := serve(t, e)
 	for name, want := range map[string]string{
@@ -40,7 +40,7 @@ func TestTaskDetails(t *testing.T) {
 		"test_0": `{"maxRetries":0,"retryIntervalSeconds":0,
 			"job":{"environment":["K=linux"],"command":["test","linux"],"queue":"slow"},
 			"children":["all"],"parents":[{"task":"build","match":["OS"]}],"isGenerator":false}`,
-		"all": `{"maxRetries":0,"retryIntervalSeconds":0,"job":{"environment":[],"executor":"noop","queue":"slow"},
+		"all": `{"maxRetries":0,"retryIntervalSeconds":0,"job":{"environment":[],"command":["g"],"executor":"process","queue":"slow"},
 			"children":[],"parents":["build","test"],"isGenerator":true}`,
 	} {
 		t.Run(name, func(t *testing.T) { sameJSON(t, s.get("/v1/dagrun/0/task/"+name).body, want) })

@@ -135,6 +135,9 @@ func (g *Graph) add(tasks []dag.TaskSpec, depth int) error {
 			return fmt.Errorf("%q is defined twice", t.Name)
 		}
 		d := &def{name: t.Name, job: g.effective(t.Job), retry: t.Retry, generator: t.Generator, depth: depth}
+		if d.generator && d.job.Executor == "noop" {
+			return fmt.Errorf("%q is a generator that runs nothing", t.Name)
+		}
 		text := strings.Join(append(slices.Concat(d.job.Command, d.job.Environment), d.job.CommandString, d.job.WorkDir), " ")
 		for _, p := range g.params {
 			if p.List && strings.Contains(text, "{{"+p.Name+"}}") {
