@@ -12,8 +12,9 @@ import (
 
 // Submitted is what became of one line of SubmitLines.
 type Submitted struct {
-	RunID uint64
-	Err   *Error // nil when the line is a run now
+	RunID    uint64
+	Err      *Error    // nil when the line is a run now
+	Warnings []Problem // about members that are allowed but probably not meant
 }
 
 // SubmitLines submits many graphs, a spec per line of r, and yields what became of
@@ -23,7 +24,7 @@ type Submitted struct {
 // again; with an idempotency key (line n gets key#n) the caller may do that.
 func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
 	return func(yield func(Submitted, error) bool) {
-		k := &call{method: http.MethodPost, path: "/v1/dagruns"}
+		k := &call{method: http.MethodPost, path: o.path("/v1/dagruns")}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // also of the sending
 		req, err := http.NewRequestWithContext(ctx, k.method, c.base+k.path, struct{ io.Reader }{r})
@@ -51,7 +52,8 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 		lines.Buffer(nil, maxProblem)
 		for lines.Scan() {
 			var line struct {
-				RunID *uint64 `json:"runID"`
+				RunID    *uint64   `json:"runID"`
+				Warnings []Problem `json:"warnings"`
 				problem
 			}
 			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
@@ -60,7 +62,7 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 			}
 			var s Submitted
 			if line.RunID != nil {
-				s.RunID = *line.RunID
+				s.RunID, s.Warnings = *line.RunID, line.Warnings
 			} else {
 				s.Err = &Error{Method: k.method, Path: k.path, Status: line.Status}
 				line.into(s.Err)

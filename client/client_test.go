@@ -59,7 +59,7 @@ func TestCalls(t *testing.T) {
 			"POST /v1/dagrun", uint64(7)},
 		{"submit run 0", func(c *Client) (any, error) { return c.Submit(ctx, nil, SubmitOptions{}) }, `{"runID":0}`,
 			"POST /v1/dagrun", uint64(0)},
-		{"validate", func(c *Client) (any, error) { return c.Validate(ctx, []byte("{}")) }, `{"valid":true}`,
+		{"validate", func(c *Client) (any, error) { return c.Validate(ctx, []byte("{}"), SubmitOptions{}) }, `{"valid":true}`,
 			"POST /v1/dagrun/validate", &Validation{Valid: true}},
 		{"list", func(c *Client) (any, error) { return c.List(ctx, ListOptions{}) }, "[" + summary + "]", "GET /v1/dagruns",
 			&RunPage{Runs: []Summary{*wantSummary}}},
@@ -159,7 +159,7 @@ func TestAProblemDocumentKeepsAllProblems(t *testing.T) {
 	if !errors.As(err, &e) || len(e.Problems) != 2 || e.Problems[0].Pointer != "/tasks/b/parents/0" {
 		t.Fatalf("got %#v", err)
 	}
-	v, err := c.Validate(context.Background(), []byte("{}"))
+	v, err := c.Validate(context.Background(), []byte("{}"), SubmitOptions{})
 	if err != nil || v.Valid || len(v.Errors) != 2 || !strings.HasPrefix(v.Error, `task "b"`) {
 		t.Fatalf("got %+v, %v", v, err)
 	}

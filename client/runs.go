@@ -19,21 +19,38 @@ type SubmitOptions struct {
 	// With a key the client repeats a submission whose answer was lost; without
 	// one it does not, since the run might exist already.
 	IdempotencyKey string
+	// Strict makes warnings errors: a document that gives any is refused.
+	Strict bool
+	// Warned is called with the warnings of a submission that was taken, if there are
+	// any; nil = they are dropped. Not by SubmitLines: see Submitted.
+	Warned func([]Problem)
+}
+
+// path is a path with what the options ask for.
+func (o SubmitOptions) path(path string) string {
+	if o.Strict {
+		path += "?strict=1"
+	}
+	return path
 }
 
 // Submit sends a graph to be run and returns the run's id. The run is durable by
 // then. A refused document gives an *Error with every Problem.
 func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint64, error) {
-	k := &call{method: http.MethodPost, path: "/v1/dagrun", body: notNil(spec)}
+	k := &call{method: http.MethodPost, path: o.path("/v1/dagrun"), body: notNil(spec)}
 	if o.IdempotencyKey != "" {
 		k.header = http.Header{"Idempotency-Key": {o.IdempotencyKey}}
 		k.again = true
 	}
 	var out struct {
-		RunID *uint64 `json:"runID"`
+		RunID    *uint64   `json:"runID"`
+		Warnings []Problem `json:"warnings"`
 	}
 	if err := c.json(ctx, k, &out); err != nil {
 		return 0, err
+	}
+	if o.Warned != nil && len(out.Warnings) > 0 {
+		o.Warned(out.Warnings)
 	}
 	if out.RunID == nil {
 		return 0, errors.New("POST /v1/dagrun: the answer has no runID")
@@ -42,9 +59,9 @@ func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint
 }
 
 // Validate asks whether a graph would be accepted. A document that would not is
-// no error: see Validation.
-func (c *Client) Validate(ctx context.Context, spec []byte) (*Validation, error) {
-	k := &call{method: http.MethodPost, path: "/v1/dagrun/validate", body: notNil(spec), again: true}
+// no error: see Validation. Of the options Strict counts.
+func (c *Client) Validate(ctx context.Context, spec []byte, o SubmitOptions) (*Validation, error) {
+	k := &call{method: http.MethodPost, path: o.path("/v1/dagrun/validate"), body: notNil(spec), again: true}
 	v := new(Validation)
 	err := c.json(ctx, k, v)
 	var e *Error

@@ -183,6 +183,8 @@ type Validation struct {
 	Valid  bool      `json:"valid"`
 	Error  string    `json:"error,omitempty"`
 	Errors []Problem `json:"errors,omitempty"`
+	// Warnings are about members that are allowed but probably not meant.
+	Warnings []Problem `json:"warnings,omitempty"`
 }
 
 // Version is what a server says about itself.

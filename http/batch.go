@@ -15,7 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/valyala/fasthttp"
 
-	"github.com/caravan-dag/caravan/dag/specjson"
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/http/access"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -36,10 +36,14 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
+	strict, err := strictQuery(ctx)
+	if err != nil {
+		return err
+	}
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{s: s, key: key, held: share{of: &s.bodies}, window: share{of: &s.bodies}}
+	b := &batch{s: s, key: key, strict: strict, held: share{of: &s.bodies}, window: share{of: &s.bodies}}
 	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
@@ -121,21 +125,24 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 
 // batch produces the answers to the lines of a request, while these come.
 type batch struct {
-	s      *Server
-	key    string // of the request: with a line's number it is that line's
-	coding string // of the body
-	wire   *patientReader
-	lines  *lineReader
-	line   int           // how many were read
-	bad    int           // how many of them were refused
-	held   share         // of the budget, for lines
-	window share         // and for what they are decompressed by
-	entry  *access.Entry // for the audit log; nil = not kept
+	s        *Server
+	key      string                                // of the request: with a line's number it is that line's
+	coding   string                                // of the body
+	strict   bool                                  // warnings are errors
+	warnings map[*messages.Submission]dag.Problems // of the lines at hand
+	wire     *patientReader
+	lines    *lineReader
+	line     int           // how many were read
+	bad      int           // how many of them were refused
+	held     share         // of the budget, for lines
+	window   share         // and for what they are decompressed by
+	entry    *access.Entry // for the audit log; nil = not kept
 }
 
 // next answers the lines that have come, waiting for one at least.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	b.wire.restart()
+	clear(b.warnings)
 	lines, err := b.lines.next()
 	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))
@@ -164,9 +171,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 			b.bad++
 			dst = appendProblem(dst, b.s.problemOf(err, []byte("POST"), []byte(batchPath)))
 		} else {
-			dst = append(dst, `{"runID":`...)
-			dst = strconv.AppendUint(dst, uint64(results[i].Value), 10)
-			dst = append(dst, '}')
+			dst = append(appendWarnings(appendRunID(dst, results[i].Value), b.warnings[&all[i]]), '}')
 		}
 		dst = append(dst, '\n')
 	}
@@ -229,9 +234,15 @@ func (b *batch) submission(sub *messages.Submission, line []byte) error {
 			return err
 		}
 	}
-	plan, problems := specjson.Plan(doc, b.s.cfg.Limits)
-	if len(problems) > 0 {
-		return refused(problems)
+	plan, warnings, err := b.s.plan(doc, b.strict)
+	if err != nil {
+		return err
+	}
+	if len(warnings) > 0 {
+		if b.warnings == nil {
+			b.warnings = make(map[*messages.Submission]dag.Problems)
+		}
+		b.warnings[sub] = warnings
 	}
 	if key == "" && b.key != "" {
 		key = b.key + "#" + strconv.Itoa(b.line)

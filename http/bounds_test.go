@@ -42,6 +42,7 @@ func TestBoundsOfOperations(t *testing.T) {
 		fmt.Sprintf("| a value of a parameter | %d MiB |", specjson.MaxParameterBytes>>20),
 		fmt.Sprintf("| any other text, or member of a job that is only kept | %d MiB as JSON |", specjson.MaxValueBytes>>20),
 		"| `errors` of one document | " + thousands(maxProblems) + ";",
+		"| `warnings` of one document | " + thousands(specjson.MaxWarnings) + ";",
 		"| entries of a page | " + thousands(maxPage) + "; " + thousands(defaultPage) + " unless asked |",
 		fmt.Sprintf("| `state?wait=` | %.0f s |", maxStateWait.Seconds()),
 		fmt.Sprintf("%d KiB of its head and tail in documents", inlineLog>>10),

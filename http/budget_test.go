@@ -55,7 +55,7 @@ func TestBytesUnderWay(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Its memory has grown for the last time when there were between 1.5 and 3 MiB.
-		eventually(t, "it is held or refused", func() bool { return s.bodies.used.Load() >= held+planned*3<<19 || refused() })
+		eventually(t, "it is held or refused", func() bool { return s.bodies.used.Load() >= held+planBytes*3<<19 || refused() })
 		if lines = append(lines, c); refused() {
 			refusedWith(t, s.answerTo(r), 503, "too many bytes")
 		}

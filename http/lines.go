@@ -71,7 +71,7 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 // this reader's any more.
 func (l *lineReader) read() {
 	if l.whole > 0 {
-		if !l.room(planned * int64(l.whole)) {
+		if !l.room(planBytes * int64(l.whole)) {
 			l.whole, l.failed = 0, errNoRoom
 			return
 		}
@@ -83,7 +83,7 @@ func (l *lineReader) read() {
 		return
 	}
 	if cap(l.rest)-len(l.rest) < lineRoom/16 {
-		if !l.room(planned * int64(len(l.rest))) {
+		if !l.room(planBytes * int64(len(l.rest))) {
 			l.failed = errNoRoom
 			return
 		}

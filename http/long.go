@@ -208,17 +208,17 @@ func unnamed(dir string) (*os.File, error) {
 }
 
 // planLong plans a long body when its turn comes, which lasts until done is called.
-func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed bool) (plan *dag.Plan, done func(), err error) {
+func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed, strict bool) (plan *dag.Plan, warnings dag.Problems, done func(), err error) {
 	if err := s.awaitTurn(ctx); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	back := s.cfg.Sparing()
 	done = func() { back(); <-s.turn }
-	if plan, err = s.readLong(b, hashed); err != nil {
+	if plan, warnings, err = s.readLong(b, hashed, strict); err != nil {
 		done()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return plan, done, nil
+	return plan, warnings, done, nil
 }
 
 // awaitTurn waits until no other long body is being planned and stored. A client that
@@ -247,28 +247,29 @@ func (s *Server) awaitTurn(ctx *fasthttp.RequestCtx) error {
 }
 
 // readLong plans a long body, and finds its size and hash.
-func (s *Server) readLong(b *longBody, hashed bool) (*dag.Plan, error) {
+func (s *Server) readLong(b *longBody, hashed, strict bool) (*dag.Plan, dag.Problems, error) {
 	doc, err := b.Open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer doc.Close()
 	r := &measured{r: doc, limit: s.cfg.MaxBody}
 	if hashed {
 		r.hash = sha256.New()
 	}
-	plan, problems, err := specjson.PlanFrom(r, s.cfg.Limits)
-	switch {
-	case err != nil:
-		return nil, undecompressed(b.coding, err, s.cfg.MaxBody)
-	case len(problems) > 0:
-		return nil, refused(problems)
+	checked, err := specjson.CheckFrom(r, s.cfg.Limits)
+	if err != nil {
+		return nil, nil, undecompressed(b.coding, err, s.cfg.MaxBody)
+	}
+	plan, warnings, err := planned(checked, strict)
+	if err != nil {
+		return nil, nil, err
 	}
 	b.size = r.n
 	if hashed {
 		r.hash.Sum(b.sum[:0])
 	}
-	return plan, nil
+	return plan, warnings, nil
 }
 
 // errLong: a document is longer than the limit.

@@ -23,6 +23,11 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
+	strict, err := strictQuery(ctx)
+	if err != nil {
+		return err
+	}
+	var warnings dag.Problems
 	held := share{of: &s.bodies}
 	defer held.free()
 	doc, long, err := s.document(ctx, &held)
@@ -32,14 +37,15 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	sub := &messages.Submission{Body: doc, IdempotencyKey: key}
 	if long != nil {
 		defer long.release()
-		plan, done, err := s.planLong(ctx, long, key != "")
+		plan, told, done, err := s.planLong(ctx, long, key != "", strict)
 		if err != nil {
 			return err
 		}
 		defer done()
 		sub.Plan, sub.Long, sub.BodyHash = plan, long, long.sum
+		warnings = told
 	} else {
-		if sub.Plan, err = s.plan(doc); err != nil {
+		if sub.Plan, warnings, err = s.plan(doc, strict); err != nil {
 			return err
 		}
 		if key != "" {
@@ -52,39 +58,89 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	ctx.Response.Header.Set(fasthttp.HeaderLocation, "/v1/dagrun/"+strconv.FormatUint(uint64(run), 10))
-	answerRun(ctx, run, "")
+	answer(ctx, append(appendWarnings(appendRunID(make([]byte, 0, 64), run), warnings), '}'))
 	return nil
+}
+
+// strictQuery tells whether ?strict makes warnings errors. What else the query holds
+// has no meaning here.
+func strictQuery(ctx *fasthttp.RequestCtx) (strict bool, err error) {
+	err = query(ctx, func(name, value string) (err error) {
+		if name == "strict" {
+			strict, err = switchOf(name, value)
+		}
+		return err
+	})
+	return strict, err
+}
+
+// appendRunID begins the answer to a submission.
+func appendRunID(dst []byte, run messages.RunID) []byte {
+	return strconv.AppendUint(append(dst, `{"runID":`...), uint64(run), 10)
+}
+
+// appendWarnings appends the member of an answer that holds warnings, if there are any.
+func appendWarnings(dst []byte, warnings dag.Problems) []byte {
+	for i, w := range warnings {
+		if i == 0 {
+			dst = append(dst, `,"warnings":[`...)
+		} else {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, `{"pointer":`...)
+		dst = appendText(dst, w.Pointer)
+		dst = append(dst, `,"message":`...)
+		dst = appendText(dst, w.Message)
+		dst = append(dst, '}')
+	}
+	if len(warnings) > 0 {
+		dst = append(dst, ']')
+	}
+	return dst
 }
 
 // validate is POST /v1/dagrun/validate: what submit would say, and nothing runs.
 func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
+	strict, err := strictQuery(ctx)
+	if err != nil {
+		return err
+	}
 	held := share{of: &s.bodies}
 	defer held.free()
 	doc, long, err := s.document(ctx, &held)
 	if err != nil {
 		return err
 	}
+	var warnings dag.Problems
 	if long != nil {
 		defer long.release()
-		_, done, err := s.planLong(ctx, long, false)
+		_, told, done, err := s.planLong(ctx, long, false, strict)
 		if err != nil {
 			return err
 		}
 		done()
-	} else if _, err = s.plan(doc); err != nil {
+		warnings = told
+	} else if _, warnings, err = s.plan(doc, strict); err != nil {
 		return err
 	}
-	answer(ctx, []byte(`{"valid":true}`))
+	answer(ctx, append(appendWarnings([]byte(`{"valid":true`), warnings), '}'))
 	return nil
 }
 
 // plan decodes and plans a document.
-func (s *Server) plan(doc []byte) (*dag.Plan, error) {
-	plan, problems := specjson.Plan(doc, s.cfg.Limits)
-	if len(problems) > 0 {
-		return nil, refused(problems)
+func (s *Server) plan(doc []byte, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
+	return planned(specjson.Check(doc, s.cfg.Limits), strict)
+}
+
+// planned is what came of a document.
+func planned(c specjson.Checked, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
+	if strict {
+		c.Strict()
 	}
-	return plan, nil
+	if len(c.Problems) > 0 {
+		return nil, nil, refused(c.Problems)
+	}
+	return c.Plan, c.Warnings, nil
 }
 
 // document is the body as JSON text, owned by the caller: it outlives the request. A
@@ -114,7 +170,7 @@ func (s *Server) document(ctx *fasthttp.RequestCtx, held *share) (doc []byte, lo
 			return nil, nil, undecompressed(coding, err, s.cfg.MaxBody)
 		}
 	}
-	if !held.set(planned * int64(len(doc))) {
+	if !held.set(planBytes * int64(len(doc))) {
 		return nil, nil, s.noRoom()
 	}
 	if len(doc) == 0 {
@@ -173,9 +229,9 @@ func unsupportedCoding(coding string) error {
 		"Content-Encoding " + quote(coding) + " is not supported: use gzip, zstd or none"}
 }
 
-// planned is how much memory a document takes while it is planned and stored, of its
+// planBytes is how much memory a document takes while it is planned and stored, of its
 // length.
-const planned = 3
+const planBytes = 3
 
 // decompress undoes a Content-Encoding in memory, to at most limit bytes: beyond is
 // errLong. A few are at it at a time, each with its window.

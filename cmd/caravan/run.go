@@ -45,6 +45,8 @@ func (m *Main) runCommand() *cobra.Command {
 	}))
 	completesOptions(cmd)
 	var data string
+	var strict bool
+	m.strictFlag(cmd, &strict)
 	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		m.endsWithItsTerminal()
@@ -66,7 +68,7 @@ func (m *Main) runCommand() *cobra.Command {
 				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
 					strings.Join(given, ", "), c.Server())
 			}
-			return m.run(ctx, c, spec)
+			return m.run(ctx, c, spec, strict)
 		}
 		config, err := resolve(cmd.Flags(), m.LookupEnv, all)
 		if err != nil {
@@ -77,7 +79,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		tuneRuntime(hw, m.LookupEnv)
-		return m.runEmbedded(ctx, config, spec)
+		return m.runEmbedded(ctx, config, spec, strict)
 	}
 	return cmd
 }
@@ -111,7 +113,7 @@ func local(server string) bool {
 
 // runEmbedded runs a graph on a server of the command's own. Nothing listens: the
 // client's connections are made in memory.
-func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte) (err error) {
+func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		if config.Data, err = os.MkdirTemp("", "caravan-run-"); err != nil {
 			return fmt.Errorf("temporary data folder: %w", err)
@@ -148,12 +150,12 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte) (err
 		case <-ctx.Done():
 		}
 	}()
-	return m.run(ctx, c, spec)
+	return m.run(ctx, c, spec, strict)
 }
 
 // run submits a graph, waits for its end and says how it was.
-func (m *Main) run(ctx context.Context, c *client.Client, spec []byte) error {
-	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom("")})
+func (m *Main) run(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
+	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom(""), Strict: strict, Warned: m.warn})
 	if err != nil {
 		return err
 	}

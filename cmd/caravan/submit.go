@@ -23,7 +23,8 @@ func (m *Main) submitCommand() *cobra.Command {
 		Args: args(1, 1, "one FILE"),
 	}
 	r := m.talks(m.shows(cmd))
-	var wait, lines bool
+	var wait, lines, strict bool
+	m.strictFlag(cmd, &strict)
 	var key string
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the run has ended, and exit by how it did")
 	cmd.Flags().StringVar(&key, "idempotency-key", "", "the same `key` and document always give the same run")
@@ -34,7 +35,7 @@ func (m *Main) submitCommand() *cobra.Command {
 			if wait {
 				return usagef("--wait is for one graph: it does not go with --lines")
 			}
-			return m.submitLines(ctx, r, args[0], key)
+			return m.submitLines(ctx, r, args[0], client.SubmitOptions{IdempotencyKey: key, Strict: strict})
 		}
 		spec, err := m.read(ctx, args[0])
 		if err != nil {
@@ -44,7 +45,7 @@ func (m *Main) submitCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom(key)})
+		id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom(key), Strict: strict, Warned: m.warn})
 		if err != nil {
 			return err
 		}
@@ -61,7 +62,7 @@ func (m *Main) submitCommand() *cobra.Command {
 
 // submitLines sends a graph per line, and prints what became of each as it becomes
 // known.
-func (m *Main) submitLines(ctx context.Context, r *remote, path, key string) error {
+func (m *Main) submitLines(ctx context.Context, r *remote, path string, o client.SubmitOptions) error {
 	in := m.Stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -75,8 +76,9 @@ func (m *Main) submitLines(ctx context.Context, r *remote, path, key string) err
 	if err != nil {
 		return err
 	}
+	o.IdempotencyKey = orRandom(o.IdempotencyKey)
 	line, refused := 0, 0
-	for s, err := range c.SubmitLines(ctx, in, client.SubmitOptions{IdempotencyKey: orRandom(key)}) {
+	for s, err := range c.SubmitLines(ctx, in, o) {
 		line++
 		if err != nil {
 			return fmt.Errorf("line %d and what follows: %w", line, err)
@@ -84,6 +86,9 @@ func (m *Main) submitLines(ctx context.Context, r *remote, path, key string) err
 		if s.Err != nil {
 			refused++
 			fmt.Fprintf(m.Stderr, "line %d: %s\n", line, printable(s.Err.Error()))
+		}
+		for _, w := range s.Warnings {
+			m.warn([]client.Problem{{Pointer: w.Pointer, Message: fmt.Sprintf("line %d: %s", line, w.Message)}})
 		}
 		switch {
 		case m.json && s.Err != nil:

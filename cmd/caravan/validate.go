@@ -20,7 +20,8 @@ func (m *Main) validateCommand() *cobra.Command {
 		Args: args(1, 1, "one FILE"),
 	}
 	r := m.talks(m.shows(cmd))
-	var offline bool
+	var offline, strict bool
+	m.strictFlag(cmd, &strict)
 	cmd.Flags().BoolVar(&offline, "offline", false, "ask no server")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
@@ -34,9 +35,9 @@ func (m *Main) validateCommand() *cobra.Command {
 		}
 		var v *client.Validation
 		if _, named := r.address(); !offline && (named || r.answers(ctx)) {
-			v, err = c.Validate(ctx, spec)
+			v, err = c.Validate(ctx, spec, client.SubmitOptions{Strict: strict})
 		} else {
-			v = checkSpec(spec)
+			v = checkSpec(spec, strict)
 		}
 		if err != nil {
 			return err
@@ -51,6 +52,7 @@ func (m *Main) validateCommand() *cobra.Command {
 		}
 		if !m.json {
 			fmt.Fprintln(m.Stdout, "valid")
+			m.warn(v.Warnings)
 		}
 		return nil
 	}
@@ -58,14 +60,36 @@ func (m *Main) validateCommand() *cobra.Command {
 }
 
 // checkSpec judges a document as a server would, the limits of its machine aside.
-func checkSpec(doc []byte) *client.Validation {
-	_, problems := specjson.Plan(doc, dag.Limits{})
-	if len(problems) == 0 {
-		return &client.Validation{Valid: true}
+func checkSpec(doc []byte, strict bool) *client.Validation {
+	c := specjson.Check(doc, dag.Limits{})
+	if strict {
+		c.Strict()
 	}
-	v := &client.Validation{Error: problems.Error()}
-	for _, p := range problems {
-		v.Errors = append(v.Errors, client.Problem{Pointer: p.Pointer, Message: p.Message})
+	if len(c.Problems) == 0 {
+		return &client.Validation{Valid: true, Warnings: clientProblems(c.Warnings)}
 	}
-	return v
+	return &client.Validation{Error: c.Problems.Error(), Errors: clientProblems(c.Problems)}
+}
+
+func clientProblems(list dag.Problems) (out []client.Problem) {
+	for _, p := range list {
+		out = append(out, client.Problem{Pointer: p.Pointer, Message: p.Message})
+	}
+	return out
+}
+
+// strictFlag gives a command the flag that makes warnings errors.
+func (m *Main) strictFlag(cmd *cobra.Command, strict *bool) {
+	cmd.Flags().BoolVar(strict, "strict", false, "members of jobs that are not known are errors, not warnings")
+}
+
+// warn prints warnings about a graph that is taken all the same.
+func (m *Main) warn(warnings []client.Problem) {
+	for _, w := range warnings {
+		text := printable(w.Message)
+		if w.Pointer != "" {
+			text = printable(w.Pointer) + ": " + text
+		}
+		fmt.Fprintf(m.Stderr, "caravan: warning: %s\n", text)
+	}
 }

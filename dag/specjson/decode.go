@@ -45,30 +45,62 @@ func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 	return tasks, d.Problems()
 }
 
-// Plan decodes and plans a spec, and reports everything that is wrong with it at
-// once: what Decode finds, and what dag.NewPlan finds in the rest. Either the plan
-// or the problems are nil.
-func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
-	spec, problems := Decode(doc)
-	return planOf(spec, problems, limits)
+// Checked is what there is to say of a document: its plan, or everything that is wrong
+// with it; and what is allowed but probably not meant.
+type Checked struct {
+	Plan     *dag.Plan // nil when there are problems
+	Problems dag.Problems
+	Warnings dag.Problems
 }
 
-// PlanFrom is Plan of a document that is read from r, and of which no more is held in
+// Strict makes warnings problems.
+func (c *Checked) Strict() {
+	if len(c.Warnings) > 0 {
+		c.Plan, c.Problems, c.Warnings = nil, dag.JoinProblems(c.Problems, c.Warnings), nil
+	}
+}
+
+// Check decodes and plans a spec, and reports everything that is wrong with it at once:
+// what Decode finds, and what dag.NewPlan finds in the rest.
+func Check(doc []byte, limits dag.Limits) (c Checked) {
+	d := newReader(doc)
+	defer d.release()
+	spec, problems := d.document()
+	c.Plan, c.Problems = planOf(spec, problems, limits)
+	c.Warnings = d.told()
+	return c
+}
+
+// CheckFrom is Check of a document that is read from r, and of which no more is held in
 // memory than the plan takes: about its texts, and 150 bytes beside those of each task.
-// It is for long documents; of a short one Plan is faster. The error is r's, and then
+// It is for long documents; of a short one Check is faster. The error is r's, and then
 // there is nothing else.
-func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
+func CheckFrom(r io.Reader, limits dag.Limits) (c Checked, err error) {
 	d := newStream(r)
 	spec, problems := d.document()
 	switch err := d.text.failed; err {
 	case nil, io.EOF:
 	case errLongValue:
-		return nil, dag.Problems{{Message: "the value at " + d.text.place(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}, nil
+		c.Problems = dag.Problems{{Message: "the value at " + d.text.place(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}
+		return c, nil
 	default:
-		return nil, nil, err
+		return c, err
 	}
-	plan, problems := planOf(spec, problems, limits)
-	return plan, problems, nil
+	c.Plan, c.Problems = planOf(spec, problems, limits)
+	c.Warnings = d.told()
+	return c, nil
+}
+
+// Plan is Check without warnings.
+func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
+	c := Check(doc, limits)
+	return c.Plan, c.Problems
+}
+
+// PlanFrom is CheckFrom without warnings.
+func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
+	c, err := CheckFrom(r, limits)
+	return c.Plan, c.Problems, err
 }
 
 func planOf(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Plan, dag.Problems) {

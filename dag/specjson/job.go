@@ -34,6 +34,7 @@ func (d *reader) job(j *dag.Job) {
 			raw := d.timeout(j)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		default:
+			d.unknownMember(name)
 			raw := d.skip()
 			d.bounded("the member", raw, MaxValueBytes)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})

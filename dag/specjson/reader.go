@@ -24,6 +24,9 @@ type reader struct {
 	valid  bool          // the document is valid UTF-8: only escapes may be wrong
 	path   []segment
 	syntax error
+	// Members of jobs that are not known: what is said of them, and how many there are.
+	warnings dag.Problems
+	warned   int
 	// The list that is being read, to be cloned when its length is known.
 	list []string
 	ends []dag.EdgeSpec

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestWarnings: what the server, or the check without one, warns of is shown, and the
+// graph is taken; with --strict it is refused.
+func TestWarnings(t *testing.T) {
+	const (
+		warnings = `"warnings":[{"pointer":"/tasks/a/job/timeout","message":"did you mean timeoutSeconds?"}]}`
+		shown    = "caravan: warning: /tasks/a/job/timeout: did you mean timeoutSeconds?\n"
+		refusal  = `400 {"valid":false,"error":"/tasks/a/job/timeout: no","errors":[{"pointer":"/tasks/a/job/timeout","message":"no"}]}`
+		done     = `{"runID":7,"tag":"","state":"COMPLETED","startTime":"1","lastUpdate":"2","taskCounts":{"COMPLETED":1},"tasks":1}`
+	)
+	a := newAPI(t, map[string]string{
+		"POST /v1/dagrun": `{"runID":7,` + warnings, "POST /v1/dagrun/validate": `{"valid":true,` + warnings, "POST /v1/dagruns": `{"runID":7,` + warnings,
+		"POST /v1/dagrun?strict=1": refusal, "POST /v1/dagrun/validate?strict=1": refusal,
+		"GET /ready": "{}", "GET /v1/dagrun/7/state": `{"state":"COMPLETED"}`, "GET /v1/dagrun/7/summary": done,
+	})
+	for command, out := range map[string]string{"submit": "7\n", "validate": "valid\n", "run": "run 7 COMPLETED: 1 COMPLETED, took 0.0s\n"} {
+		p := newProgram("{}")
+		if code := p.run(command, "-", "--server", a.URL); code != 0 || !strings.Contains(p.errs.String(), shown) || command != "run" && p.out.String() != out {
+			t.Errorf("%s: exit %d\n%s%s", command, code, p.out, p.errs)
+		}
+		p = newProgram("{}")
+		if code := p.run(command, "-", "--strict", "--server", a.URL); code != exitInvalid {
+			t.Errorf("%s --strict: exit %d: %s", command, code, p.errs)
+		}
+	}
+	const slip = `{"tasks":{"a":{"job":{"commandString":"true","timeout":3}}}}`
+	p := newProgram(slip)
+	if code := p.run("validate", "-", "--offline"); code != 0 || p.out.String() != "valid\n" || !strings.Contains(p.errs.String(), "/tasks/a/job/timeout: unknown member") {
+		t.Errorf("offline: exit %d\n%s%s", code, p.out, p.errs)
+	}
+	p = newProgram(slip)
+	if code := p.run("validate", "-", "--offline", "--strict"); code != exitInvalid || !strings.Contains(p.errs.String(), "did you mean timeoutSeconds?") {
+		t.Errorf("offline and strict: exit %d\n%s%s", code, p.out, p.errs)
+	}
+}
