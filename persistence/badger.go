@@ -143,6 +143,10 @@ func openBadger(c Config) (*Badger, error) {
 	if err != nil {
 		return nil, err
 	}
+	if need := memoryFor(int64(log.Longest())); need > c.memory {
+		c.memory = need // the log is of a larger disk
+		opts = badgerOptions(c)
+	}
 	s.room = newRoom(c)
 	s.room.logBytes = log.LiveBytes
 	if s.db, err = s.openDB(c, log, opts); err != nil {
@@ -225,6 +229,10 @@ func (s *Badger) limits(opts badger.Options) {
 	s.enc.partSize = int(min(512<<10, limit/3))
 	s.enc.maxStaged = maxStaged
 }
+
+// memoryFor is the MemTableSize of which a transaction, and so a value that is kept in the
+// tree, may have n bytes.
+func memoryFor(n int64) int64 { return (n*100/12>>20 + 1) << 20 }
 
 // start brings Badger up to the log's last commit, reads and writes the meta rows and
 // recovers.

@@ -27,6 +27,12 @@ func Small(c Config) Config {
 	return c
 }
 
+// Tiny is Small, as on a disk of 60 MB.
+func Tiny(c Config) Config {
+	c.memory = 1 << 20
+	return c
+}
+
 // WithDisk makes up a disk.
 func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Config {
 	c.statfs = statfs

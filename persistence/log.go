@@ -37,6 +37,8 @@ type commitLog interface {
 //     request to Badger, so they lie in one memtable: when a table has a commit, tables
 //     have all before it. A table's content is synced before the manifest names it, and
 //     the manifest before DB.Tables shows it; its name in the folder is synced here.
+//     Of the newest commit that tables have they may have a part: one that is applied by
+//     an open on a smaller disk may be more than one request.
 //  4. The next open applies what tables may not have, each commit by its own number. Rows
 //     are absolute, and whatever is applied again is applied up to the newest commit, so
 //     the result is the same whatever the tables had of it.
@@ -205,7 +207,7 @@ func (l *localLog) begin(ops []op, at uint64) {
 	}
 }
 
-// inTables is the number up to which tables have all commits.
+// inTables is the newest commit that tables have any row of. They have all commits before it.
 func (l *localLog) inTables() (at uint64) {
 	for _, t := range l.db.Tables() {
 		at = max(at, t.MaxVersion)
@@ -215,7 +217,7 @@ func (l *localLog) inTables() (at uint64) {
 
 // retire lets the log forget what is in tables.
 func (l *localLog) retire() {
-	at := min(l.inTables(), l.log.Last())
+	at := min(max(l.inTables(), 1)-1, l.log.Last())
 	if at <= l.log.Applied() {
 		return
 	}
@@ -240,7 +242,7 @@ func (l *localLog) catchUp(fits func(rows int, size int64) bool, test *uint64) e
 	case tables > last+1:
 		return fmt.Errorf("tables have commits up to %d, the commit log ends at %d", tables, last)
 	}
-	from := tables
+	from := max(tables, 1) - 1
 	if test != nil {
 		from = *test
 	}
@@ -285,8 +287,8 @@ func (l *localLog) close(clean bool) error {
 	return l.log.Close(clean)
 }
 
-// replayer applies commits to Badger, many at once. It never parts the rows of one: see
-// localLog, 3.
+// replayer applies commits to Badger, many at once. It parts the rows of one only
+// when they are too many for one request: see localLog, 3.
 type replayer struct {
 	db      *badger.DB
 	fits    func(rows int, size int64) bool

@@ -352,3 +352,43 @@ func TestFailedCommit(t *testing.T) {
 		}
 	}
 }
+
+// TestSmallerDisk: what the commit log keeps of a store on a larger disk is applied on a
+// smaller one, whose memtables hold less. Nothing of it goes anywhere but into tables.
+func TestSmallerDisk(t *testing.T) {
+	dir := t.TempDir()
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for run := range messages.RunID(5) {
+		b := journaltest.NewRun(run, "", "")
+		b.Create.Definition = noise(run, 400<<10)
+		if err := journaltest.Append(t, s, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := dump(t, s)
+	left := filepath.Join(t.TempDir(), "left")
+	if err := os.CopyFS(left, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		after, err := persistence.OpenBadger(persistence.Tiny(persistence.Config{Dir: left}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := dump(t, after); !slices.Equal(got, want) {
+			t.Errorf("open %d: %d rows, want %d", round, len(got), len(want))
+		}
+		for run := range messages.RunID(5) {
+			if st, err := after.Load(run); err != nil || !slices.Equal(st.Definition, noise(run, 400<<10)) {
+				t.Errorf("open %d: run %d: %v", round, run, err)
+			}
+		}
+		if err := after.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

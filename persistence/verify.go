@@ -45,7 +45,7 @@ const (
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
 
 // verifyTables proves a folder whole before Badger opens it, and returns what was known
-// of it before. When another process has the folder nothing is looked at: opening it says so.
+// of it before.
 func (s *Badger) verifyTables(c Config) error {
 	s.keeper.dir = c.Dir
 	if c.Unverified {
@@ -54,8 +54,11 @@ func (s *Badger) verifyTables(c Config) error {
 		return nil
 	}
 	free, err := lockFolder(c.Dir)
-	if err != nil || free == nil {
+	if err != nil {
 		return err
+	}
+	if free == nil {
+		return inUse(c.Dir)
 	}
 	defer free()
 	begin := time.Now()

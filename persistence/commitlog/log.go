@@ -57,6 +57,7 @@ type Log struct {
 	live atomic.Int64 // bytes of records in full and current
 
 	found    *scan     // until Replay
+	longest  int       // of found
 	once     sync.Once // of Alarm
 	closing  sync.Once
 	closeErr error
@@ -102,6 +103,7 @@ func (l *Log) open() error {
 	sc, err := read(l.fs, l.dir, os.O_RDWR, nil)
 	l.found = sc
 	l.full = sc.segments
+	l.longest = sc.longest
 	if errors.Is(err, iofs.ErrNotExist) {
 		if err = l.create(); err == nil {
 			sc.state, _, err = readState(l.fs, l.dir)
@@ -270,6 +272,9 @@ func (l *Log) Replay(fn func(number uint64, rows []byte) error) error {
 	}
 	return nil
 }
+
+// Longest is the bytes of rows of the longest record that Replay gives.
+func (l *Log) Longest() int { return l.longest }
 
 // Last is the number of the newest record that is durable; 0 when there is none.
 func (l *Log) Last() uint64 { return l.synced.Load() }

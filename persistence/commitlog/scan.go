@@ -17,6 +17,7 @@ type scan struct {
 	segments []*segment // ascending, open
 	last     uint64     // number of the last record
 	records  int
+	longest  int // bytes of the rows of the longest record behind Applied
 	tail     int // of segments: where the last record lies, or would
 }
 
@@ -95,6 +96,9 @@ func (sc *scan) readRecords(fn func(number uint64, rows []byte) error) error {
 			}
 			s.last, sc.last, sc.tail = number, number, i
 			sc.records++
+			if number > sc.state.applied {
+				sc.longest = max(sc.longest, len(rows))
+			}
 			s.lastAt = s.end
 			s.end += recordSize(len(rows))
 		}
