@@ -40,7 +40,7 @@ func TestPowerFailureInANewSegment(t *testing.T) {
 					must(t, l.Retire(last))
 				}
 				must(t, l.Close(false)) // waits for the segment that is being made
-				for seed := range uint64(20) {
+				for seed := range uint64(8) {
 					var rng *rand.Rand
 					if seed > 0 {
 						rng = rand.New(rand.NewPCG(seed, last))
