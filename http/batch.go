@@ -43,7 +43,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{s: s, key: key, strict: strict, held: share{of: &s.bodies}, window: share{of: &s.bodies}}
+	b := &batch{s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: share{of: &s.bodies}, window: share{of: &s.bodies}}
 	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
@@ -137,6 +137,7 @@ type batch struct {
 	held     share         // of the budget, for lines
 	window   share         // and for what they are decompressed by
 	entry    *access.Entry // for the audit log; nil = not kept
+	permit   *permit       // asked again before lines are submitted
 }
 
 // next answers the lines that have come, waiting for one at least.
@@ -144,6 +145,12 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	b.wire.restart()
 	clear(b.warnings)
 	lines, err := b.lines.next()
+	if !b.permit.holds() { // it may have taken long until these lines came
+		if b.line > 0 {
+			return dst, true, errBreakOff
+		}
+		return dst, true, &refusal{fasthttp.StatusUnauthorized, "the token is no longer one of this server's"}
+	}
 	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))
 	subs, at := make([]*messages.Submission, 0, len(lines)), make([]int, 0, len(lines)) // those that are sound; where in lines

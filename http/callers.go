@@ -101,6 +101,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) (access.Caller, 
 		return who, &refusal{fasthttp.StatusForbidden, "a change with a cookie must come from a page of this server"}
 	}
 	if s.cfg.Access.Keys != nil {
+		ctx.SetUserValue(permitKey{}, rt)
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "private, no-cache")
 	}
 	return who, nil

@@ -112,6 +112,11 @@ func (s *Server) checkOrigin(h *fasthttp.RequestHeader) error {
 	if h.Peek(fasthttp.HeaderOrigin) == nil && h.Peek("Sec-Fetch-Site") == nil {
 		return nil // no browser sent it, or none that tells more
 	}
+	for _, name := range []string{fasthttp.HeaderOrigin, "Sec-Fetch-Site"} {
+		if len(h.PeekAll(name)) > 1 {
+			return &refusal{fasthttp.StatusForbidden, "cross-site request: " + name + " is there more than once"}
+		}
+	}
 	err := s.cfg.Access.Origins.Check(fetchOf(h))
 	if errors.Is(err, access.ErrCrossSite) {
 		return &refusal{fasthttp.StatusForbidden, err.Error()}

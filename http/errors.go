@@ -172,6 +172,11 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 		return s.tooLarge(ctx)
 	case ctx.Request.Header.ConnectionClose() && framedTwice(ctx.Request.Header.RawHeaders()):
 		return &refusal{fasthttp.StatusBadRequest, "the request has both Content-Length and Transfer-Encoding"}
+	case unframed(&ctx.Request.Header) && hasLine(ctx.Request.Header.RawHeaders(), fasthttp.HeaderTransferEncoding):
+		// fasthttp takes "identity" for a request without a body. Whoever is in front
+		// may see a body where this server sees the next request (RFC 9112, section 6.3).
+		ctx.SetConnectionClose()
+		return &refusal{fasthttp.StatusBadRequest, "Transfer-Encoding must be chunked"}
 	}
 	if rt.method == "" {
 		return nil // there is no route, which is what the client must be told
@@ -185,13 +190,24 @@ func knownVersion(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) =
 // Transfer-Encoding: who is in front of this server might believe the other one.
 // By then fasthttp has followed the encoding and marked the connection to be closed.
 func framedTwice(raw []byte) bool {
-	length, encoding := false, false
+	return hasLine(raw, fasthttp.HeaderContentLength) && hasLine(raw, fasthttp.HeaderTransferEncoding)
+}
+
+// unframed tells whether fasthttp takes a request for one without a body.
+func unframed(h *fasthttp.RequestHeader) bool {
+	n := h.ContentLength()
+	return n == 0 || n == -2
+}
+
+// hasLine tells whether raw header lines hold a header.
+func hasLine(raw []byte, header string) bool {
 	for line := range bytes.Lines(raw) {
 		name, _, _ := bytes.Cut(line, []byte{':'})
-		length = length || strings.EqualFold(string(name), fasthttp.HeaderContentLength)
-		encoding = encoding || strings.EqualFold(string(name), fasthttp.HeaderTransferEncoding)
+		if strings.EqualFold(string(name), header) {
+			return true
+		}
 	}
-	return length && encoding
+	return false
 }
 
 // malformed answers what could not be read as a request. The connection closes.

@@ -29,6 +29,8 @@ func TestMalformed(t *testing.T) {
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: -1\r\n\r\n" + smuggled},
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 1e1\r\n\r\n" + smuggled},
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: +6\r\n\r\n" + smuggled},
+		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: identity\r\n\r\n" + smuggled},
+		{400, "GET /v1/dagruns HTTP/1.1\r\nHost: c\r\ntransfer-encoding: identity\r\n\r\n" + smuggled},
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: gzip\r\n\r\n" + smuggled},
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + smuggled},
 		{400, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + smuggled},

@@ -51,7 +51,7 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 // -1 when that is not known. The stream counts as in flight until it is closed.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
 	s.enter()
-	b := &body{s: s, p: p, buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
+	b := &body{s: s, p: p, permit: s.permitOf(ctx), buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
 	ctx.Response.Header.SetContentType(contentType)
 	if size < 0 && !ctx.Request.Header.IsHTTP11() {
 		s.streamPlain(ctx, b)
@@ -104,8 +104,9 @@ func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
 type body struct {
 	s      *Server
 	p      producer
-	buf    []byte // produced
-	off    int    // of it, read
+	permit *permit // asked again for each piece
+	buf    []byte  // produced
+	off    int     // of it, read
 	more   bool
 	closed bool
 	path   string
@@ -129,6 +130,10 @@ func (b *body) Read(p []byte) (n int, err error) {
 				b.s.log.Error("http: a stream broke off", "path", b.path, "error", err)
 			}
 			return 0, err
+		}
+		if !b.permit.holds() {
+			b.buf = b.buf[:0]
+			return 0, errBreakOff
 		}
 	}
 	n = copy(p, b.buf[b.off:])

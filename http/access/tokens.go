@@ -169,6 +169,10 @@ func (k *Keys) Reload() error {
 	return nil
 }
 
+// InForce is the token file as it was read last. Two calls return the same pointer
+// unless a Reload came between them.
+func (k *Keys) InForce() *Tokens { return k.current.Load() }
+
 // Secret returns who holds a secret.
 func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)

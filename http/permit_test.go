@@ -1,0 +1,130 @@
+package http
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// rewrite puts a token file in force that holds these lines.
+func (s *service) rewrite(path, text string) {
+	s.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.cfg.Access.Keys.Reload(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestRevokedTokensEndStreams: a stream tells nothing more once its caller's token or
+// scope is gone from the token file, and goes on as long as the token is there.
+func TestRevokedTokensEndStreams(t *testing.T) {
+	for name, c := range map[string]struct {
+		left    func(read string) string // the token file afterwards
+		session bool
+		goesOn  bool
+	}{
+		"token removed":   {left: func(string) string { return "# none\n" }},
+		"scope removed":   {left: func(read string) string { return access.TokenLine("t-read", access.Submit, read) }},
+		"session's token": {left: func(string) string { return "# none\n" }, session: true},
+		"others removed":  {left: func(read string) string { return access.TokenLine("t-read", access.Read, read) }, goesOn: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			option, secret, path := lock(t)
+			e := seedEngine(t)
+			e.feed = newFakeFeed()
+			s := serve(t, e, option)
+			as := bearer(secret[access.Read])
+			if c.session {
+				cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
+				as = "Cookie: " + cookie
+			}
+			resp, r := s.listen(runEventsPath, as)
+			defer time.AfterFunc(5*time.Second, func() { resp.Body.Close() }).Stop()
+			e.feed.news <- &messages.News{Seq: 4}
+			nextBlock(t, r, "id: 4")
+			s.rewrite(path, c.left(secret[access.Read]))
+			e.feed.news <- &messages.News{Seq: 5}
+			if c.goesOn {
+				nextBlock(t, r, "id: 5")
+				return
+			}
+			if rest, err := io.ReadAll(r); len(rest) > 0 || err == nil {
+				t.Errorf("told %q, %v", rest, err)
+			}
+		})
+	}
+}
+
+// TestLogoutEndsStreams: the stream of a session ends with the session, though the
+// token file is the same.
+func TestLogoutEndsStreams(t *testing.T) {
+	option, secret, _ := lock(t)
+	e := seedEngine(t)
+	e.feed = newFakeFeed()
+	s := serve(t, e, option)
+	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
+	resp, r := s.listen(runEventsPath, "Cookie: "+cookie)
+	defer time.AfterFunc(5*time.Second, func() { resp.Body.Close() }).Stop()
+	if out := s.loginTo("/logout", "", "Cookie: "+cookie); out.status != 303 {
+		t.Fatal(out.status, out.body)
+	}
+	e.feed.news <- &messages.News{Seq: 5}
+	if rest, err := io.ReadAll(r); len(rest) > 0 || err == nil {
+		t.Errorf("told %q, %v", rest, err)
+	}
+}
+
+// TestRevokedTokensEndBatches: lines that come after the token is gone are not taken.
+func TestRevokedTokensEndBatches(t *testing.T) {
+	option, secret, path := lock(t)
+	e := seedEngine(t)
+	s := serve(t, e, option)
+	const line = `{"tasks":{"a":{"job":{"executor":"noop"}}}}` + "\n"
+	chunk := fmt.Sprintf("%x\r\n%s\r\n", len(line), line)
+	c, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n" + bearer(secret[access.Submit]) + "\r\n\r\n" + chunk)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	body := bufio.NewReader(resp.Body)
+	if first, err := body.ReadString('\n'); err != nil || !strings.Contains(first, "runID") {
+		t.Fatal(first, err)
+	}
+	s.rewrite(path, "# none\n")
+	if _, err := io.WriteString(c, chunk); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(body); len(rest) > 0 || err == nil {
+		t.Errorf("answered %q, %v", rest, err)
+	}
+	if len(e.submitted) != 1 {
+		t.Errorf("%d runs", len(e.submitted))
+	}
+}
+
+// TestRepeatedOrigins: a header that says where a request comes from must say one thing.
+func TestRepeatedOrigins(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	own := "Origin: http://" + s.addr
+	for _, lines := range []string{
+		own + "\r\nOrigin: http://evil.example", "Origin: http://evil.example\r\n" + own, own + "\r\norigin: null",
+		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site", "Sec-Fetch-Site: none\r\nsec-fetch-site: same-site",
+	} {
+		_, r := s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: " + s.addr + "\r\n" + lines + "\r\nContent-Type: application/json\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
+		refusedWith(t, s.answerTo(r), 403, "cross-site request")
+	}
+	if len(e.submitted) != 0 {
+		t.Errorf("%d runs", len(e.submitted))
+	}
+}
