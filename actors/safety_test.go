@@ -1,0 +1,155 @@
+package actors
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// Each test here fails when the one line is deleted that it names.
+
+// soon bounds the wait for what happens at once when it happens at all.
+const soon = 10 * time.Second
+
+func within(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(soon):
+		t.Fatalf("%s: not within %v", what, soon)
+	}
+}
+
+// The bound on suspended tasks: so many task actors wait for their retry, not more.
+func TestSuspendedTasksAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{End: messages.AttemptFailed} })
+	values := make([]string, maxSuspended+300)
+	for i := range values {
+		values[i] = strconv.Quote(strconv.Itoa(i))
+	}
+	id := r.submit(`{"parameters":{"N":[` + strings.Join(values, ",") + `]},
+		"tasks":{"a":{"job":{"command":["{{N}}"],"cores":0.001},"maxRetries":1,"retryIntervalSeconds":3600}}}`)
+	r.awaitTasks(id, dag.TaskRetry, uint32(len(values)))
+	if _, err := r.node.View(id, 0, 1); err != nil { // all effects are carried out
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(r.node.env.metrics.actors)
+	all, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := all[0].Metric[0].Gauge.GetValue(); n != maxSuspended {
+		t.Errorf("%v task actors wait for their retry, want %d", n, maxSuspended)
+	}
+	r.fake.Play(succeed)
+	r.pass(2 * time.Hour)
+	r.awaitState(id, dag.RunCompleted)
+}
+
+// The pool's overflow: what is scheduled runs when all goroutines wait for something
+// and the queue is full.
+func TestPoolOverflows(t *testing.T) {
+	p := newPool()
+	gate, last := make(chan struct{}), make(chan struct{})
+	for range p.size {
+		p.Schedule(func() { <-gate })
+	}
+	scheduled := make(chan struct{})
+	go func() {
+		defer close(scheduled)
+		for range poolQueue + p.size {
+			p.Schedule(func() { <-gate })
+		}
+		p.Schedule(func() { close(last) })
+	}()
+	within(t, "scheduling", scheduled)
+	within(t, "what was scheduled last", last)
+	close(gate)
+	p.close()
+}
+
+// The wait for a former incarnation's batch: a run that begins again does so from all
+// that its former actor has given to the journal.
+func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	r.fake.Begin(r.order(1))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.store.Hold()
+	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), paused)
+	r.store.WaitPending(1)
+	r.node.env.root.Send(r.runActor(id), &loaded{epoch: r.node.env.epochs.Load()}) // it panics on what is not there
+	for end := time.Now().Add(soon); r.store.Pending() < 2; { // it asks for the end of that batch
+		if time.Now().After(end) {
+			t.Fatal("the next incarnation does not wait for the batch of the one before")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	r.store.Release()
+	<-paused.Reply
+	r.awaitState(id, dag.RunPaused)
+	if err := r.node.SetState(id, dag.RunRunning); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := r.changes(id), []string{"QUEUED", "RUNNING", "PAUSED", "RUNNING"}; !slices.Equal(got, want) {
+		t.Errorf("changes %v, want %v", got, want)
+	}
+}
+
+// Publish, then answer: whoever is answered reads what it has written.
+func TestWhoIsAnsweredSeesTheChange(t *testing.T) {
+	g := &gate{where: "(*run).carryOut", reached: make(chan struct{}), open: make(chan struct{})}
+	r := newRig(t, func(c *Config) { c.Clock = g })
+	id := r.submit(single)
+	r.fake.Begin(r.order(1))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	if _, err := r.node.View(id, 0, 1); err != nil { // all effects are carried out
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), paused)
+	within(t, "the pause", g.reached) // the effects are about to be carried out
+	if s, err := r.node.Summary(id); err != nil || s.State != dag.RunPaused || len(paused.Reply) > 0 {
+		t.Errorf("before the answer the run is %v, %v; %d answers", s.State, err, len(paused.Reply))
+	}
+	close(g.open)
+	if a := <-paused.Reply; a.Err != nil {
+		t.Error(a.Err)
+	}
+}
+
+// The same of a submission: its run is on the board before its id is told.
+func TestWhoHasSubmittedSeesTheRun(t *testing.T) {
+	r := newRig(t)
+	r.store.Hold()
+	m := &messages.Create{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
+	r.node.env.root.Send(r.node.shard(m.Run), m)
+	r.store.WaitPending(1)
+	b := r.node.env.board
+	b.mu.Lock() // nothing gets on it
+	r.store.Release()
+	select {
+	case <-m.Reply:
+		t.Error("the id is told, and the run is not on the board")
+	case <-time.After(50 * time.Millisecond):
+	}
+	b.mu.Unlock()
+	if a := <-m.Reply; a.Err != nil || b.summary(m.Run) == nil {
+		t.Errorf("%v, %v", a, b.summary(m.Run))
+	}
+}
