@@ -91,7 +91,7 @@ func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
 	r.node.env.root.Send(r.node.shard(id), paused)
 	r.store.WaitPending(1)
 	r.node.env.root.Send(r.runActor(id), &loaded{epoch: r.node.env.epochs.Load()}) // it panics on what is not there
-	for end := time.Now().Add(soon); r.store.Pending() < 2; { // it asks for the end of that batch
+	for end := time.Now().Add(soon); r.store.Pending() < 2; {                      // it asks for the end of that batch
 		if time.Now().After(end) {
 			t.Fatal("the next incarnation does not wait for the batch of the one before")
 		}
@@ -151,5 +151,27 @@ func TestWhoHasSubmittedSeesTheRun(t *testing.T) {
 	b.mu.Unlock()
 	if a := <-m.Reply; a.Err != nil || b.summary(m.Run) == nil {
 		t.Errorf("%v, %v", a, b.summary(m.Run))
+	}
+}
+
+// The epoch of a commit: that of a batch of a former incarnation carries nothing out.
+func TestCommitOfAFormerIncarnationIsIgnored(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	r.fake.Begin(r.order(1))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.store.Hold()
+	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), paused)
+	r.store.WaitPending(1)
+	r.node.env.root.Send(r.runActor(id), &messages.Committed{Epoch: r.node.env.epochs.Load() + 1})
+	select {
+	case a := <-paused.Reply:
+		t.Fatalf("answered before its batch is durable: %v", a.Err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	r.store.Release()
+	if a := <-paused.Reply; a.Err != nil {
+		t.Error(a.Err)
 	}
 }
