@@ -2,11 +2,14 @@ package actors
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/asynkron/protoactor-go/actor"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
@@ -168,11 +171,18 @@ func TestRequestsDuringALoadAreBounded(t *testing.T) {
 			t.Fatalf("%v", a.Err)
 		}
 	}
+	// What a former incarnation has sent to itself finds nothing to be flushed.
+	name := fmt.Sprintf("node/shard-%d/run-%d.%d", id%Shards, id, r.node.env.epochs.Load())
+	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Flush{})
+	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Retire{})
 	close(store.proceed)
 	for range mostAsked {
 		if a := <-replies; a.Err != nil {
 			t.Fatal(a.Err)
 		}
+	}
+	if n := counted(t, r.node.env.metrics.panics); n != 0 {
+		t.Errorf("%v panics", n)
 	}
 }
 
