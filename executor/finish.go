@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -133,7 +134,9 @@ func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
 	}
 	offsets, err := p.cfg.Outputs.Append(a.order.Key, parts...)
 	if err != nil {
-		p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
+		if !errors.Is(err, outputs.ErrNoRoom) { // of which there may be very many
+			p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
+		}
 		rec.ExecutorLog = join(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
 	}
 	for _, s := range both {

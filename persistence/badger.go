@@ -29,6 +29,9 @@ type Config struct {
 	// new submissions; below HardRoom the store fails before Badger meets a full
 	// disk. Zero means a default that follows from what Badger may need at once.
 	SoftRoom, HardRoom int64
+	// SoftFloor, if set, is how much of a disk of so many bytes is free at least where Room
+	// takes new submissions: what others leave for the store, and a little more.
+	SoftFloor func(total int64) int64
 	// Shards is fixed when the data folder is made; 0 = as the folder says, 16 for
 	// a new one.
 	Shards int

@@ -19,7 +19,8 @@ import (
 // are used, so they fail with an error; the next one is counted too.
 type room struct {
 	dir        string
-	soft, hard int64 // bytes; 0 = need() decides
+	soft, hard int64                   // bytes; 0 = need() decides
+	floor      func(total int64) int64 // see Config.SoftFloor
 	memTable   int64
 	statfs     func(dir string) (free, total int64, err error)
 	tables     func() []badger.TableInfo
@@ -29,6 +30,7 @@ type room struct {
 	mu      sync.Mutex
 	at      time.Time // of what follows
 	free    int64
+	total   int64
 	needed  int64
 	needAt  time.Time
 	written int64               // bytes since needAt
@@ -43,7 +45,7 @@ const (
 )
 
 func newRoom(c Config) *room {
-	return &room{dir: c.Dir, soft: c.SoftRoom, hard: c.HardRoom, memTable: c.memory,
+	return &room{dir: c.Dir, floor: c.SoftFloor, soft: c.SoftRoom, hard: c.HardRoom, memTable: c.memory,
 		statfs: c.statfs, now: time.Now, pausing: time.Sleep}
 }
 
@@ -116,7 +118,7 @@ func (r *room) look(age time.Duration, size int64) (free, needed int64, err erro
 	if !r.at.IsZero() && now.Sub(r.at) <= age {
 		return r.free, r.needed, nil
 	}
-	if r.free, _, err = r.statfs(r.dir); err != nil {
+	if r.free, r.total, err = r.statfs(r.dir); err != nil {
 		return 0, 0, err
 	}
 	r.at = now
@@ -160,6 +162,9 @@ func (r *room) checkSoft() error {
 	soft := r.soft
 	if soft == 0 {
 		soft = needed + needed/2
+		if r.floor != nil {
+			soft = max(soft, r.floor(r.total))
+		}
 	}
 	if free < soft {
 		return r.low(free, soft)

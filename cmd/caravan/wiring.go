@@ -128,7 +128,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified,
+		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFloor: softFloor,
 	}); err != nil {
 		return nil, err
 	}
@@ -136,6 +136,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	if n.outputs, err = outputs.Open(n.folder.Output()); err != nil {
 		return nil, fmt.Errorf("data folder %s: %w", data, err)
 	}
+	n.outputs.KeepFree(outputs.Reserve)
 	undo = append(undo, n.outputs.Close)
 	if err := n.folder.Begin(); err != nil {
 		return nil, err
@@ -171,6 +172,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	go n.watch()
 	return n, nil
 }
+
+// softFloor is how much of a disk is free at least where new runs are taken: as it fills,
+// these are refused first, then output is cut, and only then the store stops.
+func softFloor(total int64) int64 { return outputs.Reserve(total) / 8 * 9 }
 
 // once is a listener that may be closed more than once: by whoever stops first.
 type once struct {

@@ -120,6 +120,7 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 	if w.outputs, err = outputs.Open(w.settings.Outputs); err != nil {
 		return nil, err
 	}
+	w.outputs.KeepFree(outputs.Reserve)
 	name := MarkValue(w.settings.Folder, folder.Name())
 	header.Mark = name
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -21,8 +22,10 @@ const maxOpen = 64
 type Store struct {
 	fs      vfs.FS
 	dir     string
-	buffers sync.Pool // of *sectionBuffer
-	blocks  sync.Pool // of *block
+	buffers sync.Pool               // of *sectionBuffer
+	blocks  sync.Pool               // of *block
+	reserve func(total int64) int64 // see KeepFree; nil = nothing is left free
+	pending atomic.Int64            // bytes of appends that are under way
 
 	mu     sync.Mutex
 	closed bool
@@ -101,6 +104,11 @@ func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64,
 		offsets[i] = total
 		total += sectionBytes(p.Length)
 	}
+	leave, err := s.admit(total)
+	if err != nil {
+		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
+	}
+	defer leave()
 	f, err := s.acquire(key.Run, true)
 	if err != nil {
 		return nil, err
