@@ -2,7 +2,6 @@ package executor_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -173,7 +172,7 @@ func elfWithLoader(t *testing.T, loader string) []byte {
 	}
 	end := i + bytes.IndexByte(text[i:], 0)
 	if end-i < len(loader) {
-		t.Fatal(fmt.Sprintf("%q is too short", text[i:end]))
+		t.Fatalf("%q is too short", text[i:end])
 	}
 	copy(text[i:end], loader+strings.Repeat("\x00", end-i-len(loader)))
 	return text

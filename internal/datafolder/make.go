@@ -13,7 +13,6 @@ import (
 // until Finish has returned.
 type Draft struct {
 	*Folder
-	made []string // in DATA, by Make
 }
 
 // Make makes a data folder to be filled. path must be an empty folder, or not exist.

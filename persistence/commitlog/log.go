@@ -167,10 +167,6 @@ func (l *Log) resume(tail int) error {
 	if s.last != 0 {
 		from = s.lastAt / pageSize * pageSize
 	}
-	b, err := w.bytes(from, s.end-from)
-	if err != nil {
-		return err
-	}
 	torn, ok, err := w.claims(s.end, l.written+1)
 	if err != nil {
 		return err
@@ -179,7 +175,8 @@ func (l *Log) resume(tail int) error {
 		torn = 0
 	}
 	end := min((s.end+max(torn, 1)+pageSize-1)/pageSize*pageSize, s.size)
-	if b, err = w.bytes(from, s.end-from); err != nil {
+	b, err := w.bytes(from, s.end-from)
+	if err != nil {
 		return err
 	}
 	again := make([]byte, end-from)

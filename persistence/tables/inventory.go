@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -170,6 +168,3 @@ func (v *Inventory) compareTable(path string, id uint64, is Fingerprint, report 
 			is.Size, is.Sum, is.Latest, was.Size, was.Sum, was.Latest, inventoryName))
 	}
 }
-
-// missing tells a file that is not there from one that cannot be read.
-func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.EOF) }
