@@ -46,7 +46,7 @@ test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian 
 	CGO_ENABLED=0 sh executor/slurm/cluster.sh $(GO) test -count=1 -p 1 -timeout 5m -tags slurm -run 'TestReal|TestSlurm' ./executor/slurm ./internal/e2e
 
 test-browser: ## what web pages can make Chromium send; root on Debian has it installed (under a minute)
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get install -y --no-install-recommends chromium; } || \
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y --no-install-recommends chromium; } || \
 		echo "there is no Chromium here: the tests are skipped" >&2
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
 

@@ -62,9 +62,12 @@ func (c *Checked) Strict() {
 
 // Check decodes and plans a spec, and reports everything that is wrong with it at once:
 // what Decode finds, and what dag.NewPlan finds in the rest.
-func Check(doc []byte, limits dag.Limits) (c Checked) {
+func Check(doc []byte, limits dag.Limits) Checked { return check(doc, limits, true) }
+
+func check(doc []byte, limits dag.Limits, warn bool) (c Checked) {
 	d := newReader(doc)
 	defer d.release()
+	d.warn = warn
 	spec, problems := d.document()
 	c.Plan, c.Problems = planOf(spec, problems, limits)
 	c.Warnings = d.told()
@@ -75,8 +78,11 @@ func Check(doc []byte, limits dag.Limits) (c Checked) {
 // memory than the plan takes: about its texts, and 150 bytes beside those of each task.
 // It is for long documents; of a short one Check is faster. The error is r's, and then
 // there is nothing else.
-func CheckFrom(r io.Reader, limits dag.Limits) (c Checked, err error) {
+func CheckFrom(r io.Reader, limits dag.Limits) (Checked, error) { return checkFrom(r, limits, true) }
+
+func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c Checked, err error) {
 	d := newStream(r)
+	d.warn = warn
 	spec, problems := d.document()
 	switch err := d.text.failed; err {
 	case nil, io.EOF:
@@ -91,15 +97,15 @@ func CheckFrom(r io.Reader, limits dag.Limits) (c Checked, err error) {
 	return c, nil
 }
 
-// Plan is Check without warnings.
+// Plan is Check without warnings. Stored documents are planned each time that they are loaded.
 func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
-	c := Check(doc, limits)
+	c := check(doc, limits, false)
 	return c.Plan, c.Problems
 }
 
 // PlanFrom is CheckFrom without warnings.
 func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
-	c, err := CheckFrom(r, limits)
+	c, err := checkFrom(r, limits, false)
 	return c.Plan, c.Problems, err
 }
 

@@ -25,6 +25,7 @@ type reader struct {
 	path   []segment
 	syntax error
 	// Members of jobs that are not known: what is said of them, and how many there are.
+	warn     bool // they are wanted
 	warnings dag.Problems
 	warned   int
 	// The list that is being read, to be cloned when its length is known.

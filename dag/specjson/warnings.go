@@ -3,6 +3,7 @@ package specjson
 import (
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/caravan-dag/caravan/dag"
 )
@@ -23,7 +24,7 @@ const (
 
 // unknownMember notes a member of a job that the engine does not know.
 func (d *reader) unknownMember(name string) {
-	if strings.Contains(" "+jobMembers+" ", " "+name+" ") {
+	if !d.warn || strings.Contains(" "+jobMembers+" ", " "+name+" ") {
 		return
 	}
 	if d.warned++; d.warned > MaxWarnings {
@@ -63,7 +64,7 @@ func likely(name string) (meant string, ofTask bool) {
 		least := 3
 		for member := range strings.SplitSeq(jobMembers+" "+taskOnly, " ") {
 			// Of a short name most letters must be right.
-			other := plainName(member)
+			other := strings.ToLower(member)
 			most := min(2, (min(len(plain), len(other))-1)/3)
 			if n := distance(plain, other); n <= most && n < least {
 				meant, least = member, n
@@ -75,7 +76,13 @@ func likely(name string) (meant string, ofTask bool) {
 
 // plainName is a name without what people write differently.
 func plainName(name string) string {
-	return strings.ToLower(strings.NewReplacer("_", "", "-", "", ".", "", " ", "").Replace(name))
+	return strings.Map(func(r rune) rune {
+		switch r {
+		case '_', '-', '.', ' ':
+			return -1
+		}
+		return unicode.ToLower(r)
+	}, name)
 }
 
 // alias is the member that others call by a name.

@@ -82,3 +82,22 @@ func FuzzLikely(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkPlanOfUnknownMembers plans a document as each load of its run does: unknown members
+// of jobs cost no more than known ones.
+func BenchmarkPlanOfUnknownMembers(b *testing.B) {
+	for _, member := range []string{"note", "account"} {
+		b.Run(member, func(b *testing.B) {
+			doc := []byte(`{"tasks":{`)
+			for i := range 400 {
+				doc = fmt.Appendf(doc, `"t%d":{"job":{"executor":"noop",%q:"x"}},`, i, member)
+			}
+			doc = append(doc[:len(doc)-1], "}}"...)
+			for b.Loop() {
+				if plan, problems := Plan(doc, dag.Limits{Executors: []string{"noop"}}); plan == nil {
+					b.Fatal(problems)
+				}
+			}
+		})
+	}
+}
