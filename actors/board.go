@@ -33,7 +33,6 @@ type notice struct {
 	changed chan struct{} // closed by the next publish; nil when nobody watches
 	feed    atomic.Pointer[feed]
 	hub     *hub
-	clock   runClock // of an actor that has panicked, for the one in its place
 }
 
 func newBoard() *board {

@@ -21,6 +21,7 @@ func TestRetryWaitsThoughTheClockIsSet(t *testing.T) {
 					}
 				}
 			},
+			"server restarted": func(r *rig, _ messages.RunID) { r.crash() },
 			"actor restarted": func(r *rig, id messages.RunID) {
 				r.node.env.root.Send(r.node.shard(id), &bomb{})
 			},
@@ -54,6 +55,24 @@ func TestRetryWaitsThoughTheClockIsSet(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What has passed of an interval has passed, also when the run's actor begins again.
+func TestIntervalOutlivesAPanic(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1,"retryIntervalSeconds":100}}}`)
+	k := r.order(1)
+	r.step(time.Hour) // which the run follows
+	r.fake.End(k, messages.AttemptFailed, 1)
+	r.awaitTasks(id, dag.TaskRetry, 1)
+	r.pass(60 * time.Second)
+	r.node.env.root.Send(r.node.shard(id), &bomb{})
+	if s := r.state(id, "a"); s != dag.TaskRetry {
+		t.Fatalf("after 60 of 100 seconds: %v", s)
+	}
+	r.pass(41 * time.Second)
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
 }
 
 // Times of a run do not go backwards when the wall clock does, nor when the server is

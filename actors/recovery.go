@@ -45,16 +45,11 @@ func (r *run) setOut(ctx actor.Context) {
 	r.schedule(ctx)
 }
 
-// setClock begins the run's time, or goes on with that of the actor before it: intervals
-// depend on it.
+// setClock begins the run's time.
 func (r *run) setClock() {
-	if r.again && r.notice.clock != (runClock{}) {
-		r.clock = r.notice.clock
-		return
-	}
 	now, monotonic := r.env.clock.Now()
 	if r.dag.Waiting() {
-		// Nobody has set the server's own clock while there was no server.
+		// Nobody has set the server's own clock since the run's times were taken.
 		now = r.env.steady() + r.offset
 	}
 	r.clock.begin(now, monotonic, r.dag.LastUpdate())

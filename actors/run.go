@@ -506,9 +506,6 @@ func (r *run) answer(err error) {
 // executor, which the next incarnation takes up.
 func (r *run) leave(err error) {
 	r.leaving = true
-	if r.notice != nil {
-		r.notice.clock = r.clock
-	}
 	if q, ok := r.current.(messages.Request); ok {
 		q.Refuse(err)
 	}

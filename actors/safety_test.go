@@ -175,3 +175,32 @@ func TestCommitOfAFormerIncarnationIsIgnored(t *testing.T) {
 		t.Error(a.Err)
 	}
 }
+
+// An end that came when no task actor waited for it is acknowledged, so that its
+// executor forgets it, when it is history and that is durable; not while its attempt is live.
+func TestUnclaimedEndsAreKeptUntilTheyAreDurable(t *testing.T) {
+	r, d := durable(t)
+	id := r.submit(single)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	unclaim := func() { r.node.env.root.Send(r.node.shard(id), &unclaimed{k, r.node.env.durables[0]}) }
+	unclaim()
+	if _, err := r.node.View(id, 0, 1); err != nil { // behind it
+		t.Fatal(err)
+	}
+	if n := d.Acks(k); n != 0 {
+		t.Fatalf("the end of a live attempt was acknowledged %d times", n)
+	}
+	r.store.Hold()
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	r.store.WaitPending(1)
+	unclaim()
+	r.passed(id)
+	if n := d.Acks(k); n != 0 {
+		t.Fatalf("an end that is not durable was acknowledged %d times", n)
+	}
+	r.store.Release()
+	d.WaitAck(t, k)
+	r.awaitState(id, dag.RunCompleted)
+}
