@@ -229,6 +229,8 @@ func TestGrantsDoNotWaitForALongDocument(t *testing.T) {
 	small := messages.RunID(long)
 	r.fake.WaitOrders(t, long+1)
 	doc := &longDocument{begun: make(chan struct{}, long), proceed: make(chan struct{})}
+	proceed := sync.OnceFunc(func() { close(doc.proceed) })
+	defer proceed()
 	r.wrap = func(inner persistence.Store) persistence.Store { return &longLoads{inner, long, doc} }
 	r.crash()
 	<-doc.begun
@@ -243,7 +245,7 @@ func TestGrantsDoNotWaitForALongDocument(t *testing.T) {
 	if k := r.order(long + 3); k.Run != next { // those of before, and small's again
 		t.Errorf("order %v", k)
 	}
-	close(doc.proceed)
+	proceed()
 	r.fake.WaitOrders(t, 2*long+3)
 	for id := range small {
 		r.fake.End(messages.AttemptKey{Run: id, Attempt: 1}, messages.AttemptSucceeded, 0)
