@@ -55,7 +55,7 @@ func TestCheckAndSalvage(t *testing.T) {
 	s := e2etest.Start(t)
 	data := s.Config().Data
 	good := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 20000 /dev/zero | tr '\\0' 'y'")}))
-	bad := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo qzjxkvwpf7138")}))
+	bad := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo qzjxkvwpfbvmhg")}))
 	if _, code, text := offline(t, "check", data); code != 1 || !strings.Contains(text, "in use") && !strings.Contains(text, "server") {
 		t.Errorf("check beside a server: %d, %s", code, text)
 	}
@@ -113,7 +113,7 @@ func TestCheckAndSalvage(t *testing.T) {
 		t.Errorf("the next run is %d, want %d or more", next, r.NextRun)
 	}
 
-	path, at := marked(t, data, "qzjxkvwpf7138")
+	path, at := marked(t, data, "qzjxkvwpfbvmhg")
 	flip(t, path, at)
 	if r, code, text = offline(t, "check", data); code != 1 || r.Whole || len(r.Damaged) == 0 || r.Findings[0].File != path {
 		t.Errorf("check of a damaged table: %d, %s", code, text)

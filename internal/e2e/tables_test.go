@@ -68,9 +68,9 @@ func stopped(t *testing.T, command string) (s *e2etest.Server, run uint64) {
 // names the file; nothing is executed.
 func TestDamagedTable(t *testing.T) {
 	touched := filepath.Join(t.TempDir(), "touched")
-	s, _ := stopped(t, "echo qzjxkvwpf7138; touch "+touched)
+	s, _ := stopped(t, "echo qzjxkvwpfbvmhg; touch "+touched)
 	data := s.Config().Data
-	path, at := marked(t, data, "qzjxkvwpf7138")
+	path, at := marked(t, data, "qzjxkvwpfbvmhg")
 	flip(t, path, at+3)
 	_, err := e2etest.TryStart(t, e2etest.Data(data))
 	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "at offset") {
@@ -83,7 +83,7 @@ func TestDamagedTable(t *testing.T) {
 
 // TestMissingManifest: Badger alone would delete all tables.
 func TestMissingManifest(t *testing.T) {
-	s, run := stopped(t, "echo qzjxkvwpf7138")
+	s, run := stopped(t, "echo qzjxkvwpfbvmhg")
 	data := s.Config().Data
 	manifest := filepath.Join(data, "db", "MANIFEST")
 	whole, err := os.ReadFile(manifest)
@@ -132,7 +132,7 @@ func TestRotWhileItRuns(t *testing.T) {
 	var run uint64
 	for i := range 100 { // its row is in a block of its own, which nothing reads at the start
 		if i == 50 {
-			run = first.Submit(graph("touch " + touched + "; exit 3 # qzjxkvwpf7138"))
+			run = first.Submit(graph("touch " + touched + "; exit 3 # qzjxkvwpfbvmhg"))
 			first.Await(run, "ERRORED")
 		}
 		first.Submit(graph(fmt.Sprintf("true %d %s", i, strings.Repeat(fmt.Sprint(i), 100))))
@@ -145,7 +145,7 @@ func TestRotWhileItRuns(t *testing.T) {
 	}
 	data := first.Config().Data
 	s := e2etest.Start(t, e2etest.Data(data))
-	path, at := marked(t, data, "qzjxkvwpf7138")
+	path, at := marked(t, data, "qzjxkvwpfbvmhg")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
