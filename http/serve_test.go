@@ -61,12 +61,26 @@ func serve(t testing.TB, e Engine, change ...func(*Config)) *service {
 
 func serveOn(t testing.TB, l net.Listener, e Engine, change ...func(*Config)) *service {
 	t.Helper()
+	s := newService(t, e, change...)
+	s.start(l)
+	return s
+}
+
+// newService makes a service that start starts.
+func newService(t testing.TB, e Engine, change ...func(*Config)) *service {
+	t.Helper()
 	s := &service{t: t, logs: &logBuffer{}, done: make(chan error, 1)}
 	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: patience}
 	for _, f := range change {
 		f(&cfg)
 	}
 	s.Server = New(cfg)
+	return s
+}
+
+// start serves on l until the test ends.
+func (s *service) start(l net.Listener) {
+	t := s.t
 	s.addr = l.Addr().String()
 	go func() { s.done <- s.Serve(l) }()
 	s.web = &http.Client{Transport: &http.Transport{DisableCompression: true}}
@@ -85,7 +99,6 @@ func serveOn(t testing.TB, l net.Listener, e Engine, change ...func(*Config)) *s
 		}
 		eventually(t, "all connections closed", func() bool { return s.connections() == 0 })
 	})
-	return s
 }
 
 func (s *service) connections() int {

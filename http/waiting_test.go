@@ -62,10 +62,15 @@ func TestWaitersAreBounded(t *testing.T) {
 	for status, limit := range map[int][2]int{429: {100, 4}, 503: {4, 4}} {
 		e := seedEngine(t)
 		paths := waitsOf(t, e)
-		s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = limit[0], limit[1] })
+		s := newService(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = limit[0], limit[1] })
 		if status == 503 {
-			s.cfg.MaxPerClient = 100
+			s.cfg.MaxPerClient = 100 // else the client's own bound would come first
 		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.start(l)
 		var held []net.Conn
 		for range 3 {
 			c, _ := s.raw(asking(paths["long poll"]))
