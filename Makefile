@@ -51,8 +51,8 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
 
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v /internal/e2e)
-	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./internal/e2e/...
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=1 $(GO) test -race -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 
