@@ -108,31 +108,31 @@ func (r *room) need() int64 {
 	return n + min(deeper, 12*largest)
 }
 
-// look refreshes free and needed and returns them. The tree has not changed much as
-// long as less than half a memtable was written.
-func (r *room) look(age time.Duration, size int64) (free, needed int64, err error) {
+// look refreshes free, total and needed and returns them. The tree has not changed much
+// as long as less than half a memtable was written.
+func (r *room) look(age time.Duration, size int64) (free, total, needed int64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
 	r.written += size
 	if !r.at.IsZero() && now.Sub(r.at) <= age {
-		return r.free, r.needed, nil
+		return r.free, r.total, r.needed, nil
 	}
 	if r.free, r.total, err = r.statfs(r.dir); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	r.at = now
 	if r.needAt.IsZero() || now.Sub(r.needAt) > needFresh || r.written > r.memTable/2 || r.free < 2*r.needed {
 		r.needed, r.needAt, r.written = r.need(), now, 0
 	}
-	return r.free, r.needed, nil
+	return r.free, r.total, r.needed, nil
 }
 
 // check is nil when a group of size bytes may be written. When a compaction holds
 // the space it waits a little.
 func (r *room) check(size int64) error {
 	for waited := time.Duration(0); ; waited += roomPause {
-		free, needed, err := r.look(0, size)
+		free, _, needed, err := r.look(0, size)
 		if err != nil {
 			return err
 		}
@@ -155,7 +155,7 @@ func (s *Badger) Room() error {
 }
 
 func (r *room) checkSoft() error {
-	free, needed, err := r.look(roomFresh, 0)
+	free, total, needed, err := r.look(roomFresh, 0)
 	if err != nil {
 		return err
 	}
@@ -163,7 +163,7 @@ func (r *room) checkSoft() error {
 	if soft == 0 {
 		soft = needed + needed/2
 		if r.floor != nil {
-			soft = max(soft, r.floor(r.total))
+			soft = max(soft, r.floor(total))
 		}
 	}
 	if free < soft {

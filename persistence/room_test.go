@@ -64,6 +64,39 @@ func TestRoom(t *testing.T) {
 	equalRuns(t, open(t, dir), 2)
 }
 
+// TestRoomIsAskedWhileItCommits is for the race detector: the floor is computed from the
+// size of the disk, which each commit reads anew.
+func TestRoomIsAskedWhileItCommits(t *testing.T) {
+	c := persistence.Small(persistence.Config{Dir: t.TempDir(), SoftFloor: func(total int64) int64 { return total / 2 }})
+	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return 4 << 30, 4 << 30, nil })
+	s, err := persistence.OpenBadger(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range messages.RunID(20) {
+			if err := journaltest.Append(t, s, journaltest.NewRun(i, "", "spec")); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for asking := true; asking; {
+		select {
+		case <-done:
+			asking = false
+		default:
+			if err := s.Room(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func equalRuns(t *testing.T, s persistence.Store, n int) {
 	t.Helper()
 	got := 0
