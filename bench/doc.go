@@ -11,7 +11,8 @@
 //	w1       1 -> N -> 1, no-op, N = 10,000          beside make -j2, River, Dask
 //	w1m      the same, N = 1,000,000: rate, acceptance, memory, bytes to the disk
 //	w2       1 -> N -> 1 of /bin/true, N = 10,000    beside make -j2, ninja -j2, xargs -P2, a C loop of
-//	         vfork, River, Dask; the processor time of it, too
+//	         vfork, River, Dask; the processor time and the context switches of server, worker, tasks,
+//	         and of each reference and its children
 //	w3       durable submissions, 64 connections,
 //	         and in batches of 100                   beside GET /ready, River
 //	w4       a chain of 1,000 no-ops                 beside make -j2, River, Dask
@@ -40,11 +41,17 @@
 // usual, and what is below is measured a second time. report writes table, figures and
 // charts into bench/report.
 //
+// The rows of w2 tell where the time of a process goes. CPU is user and system time; a context
+// switch is one of any thread, voluntary or not, as /proc/PID/task/*/status counts them. What a
+// child had is known when its parent waits for it: for the tasks of Caravan, when this program
+// waits for the worker, which it inherits by killing the server. The number of switches is the
+// same on a slow machine and on a fast one, so its floors are near what is usual.
+//
 // --against measures another binary in the same rounds, in turn, and prints for each figure the
 // ratio of the pairs (against.go). A change is held against the binary before it in this way.
 //
 // main.go has the flags and the rounds, workloads.go all workloads with their targets and
-// floors, peers.go and engines.go the references, load.go the load generator, report.go
+// floors, usage.go reads what processes use, peers.go and engines.go the references, load.go the load generator, report.go
 // the table, charts.go and svg.go the charts. The program for River is a module of its own
 // (peers/river), so that what it needs is no dependency of Caravan's.
 package main

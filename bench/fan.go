@@ -67,7 +67,7 @@ func (e *env) fanOut(n int) (map[string]float64, error) {
 		values["tasks/s"] = tasks / took.Seconds()
 		values["time"] = took.Seconds()
 		values["accepted after"] = millis(accepted)
-		values["server CPU per task"] = micros(after.cpu-before.cpu) / tasks
+		values["server CPU per task"] = micros(after.cpu()-before.cpu()) / tasks
 		values["peak RSS"] = mebibytes(peak)
 		// QUEUED to RUNNING, RUNNING to COMPLETED.
 		values[devicePerTransition] = float64(after.written-before.written) / (2 * tasks)

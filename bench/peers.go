@@ -7,13 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 )
-
-// spent is what a process took, with all that it waited for.
-type spent struct {
-	wall, cpu time.Duration
-}
 
 // absence is an error that says what a reference would need.
 type absence string
@@ -43,14 +37,6 @@ func (e *env) peer(program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(e.ctx, program, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LANG=C.UTF-8"}
 	return cmd
-}
-
-func timed(cmd *exec.Cmd) (spent, error) {
-	begin := time.Now()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return spent{}, fmt.Errorf("%s: %w\n%.2000s", cmd.Args[0], err, out)
-	}
-	return spent{time.Since(begin), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}, nil
 }
 
 // inFolder runs a command in a new folder that holds one file.

@@ -24,12 +24,7 @@ type machine struct {
 func (e *env) machine() machine {
 	m := machine{Cores: runtime.NumCPU(), Go: runtime.Version()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				m.CPU = strings.TrimSpace(value)
-				break
-			}
-		}
+		m.CPU = processor(string(text))
 	}
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		m.Kernel = strings.TrimSpace(string(text))
@@ -41,6 +36,36 @@ func (e *env) machine() machine {
 		m.Binary = strings.Join(strings.Fields(string(out)), " ")
 	}
 	return m
+}
+
+// processor names the first processor of /proc/cpuinfo. A virtual machine may hide which one of
+// its maker's it is behind the name: the numbers tell. On arm64 there are only numbers.
+func processor(cpuinfo string) string {
+	field := map[string]string{}
+	for line := range strings.Lines(cpuinfo) {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			if len(field) > 0 {
+				break // the next processor
+			}
+			continue
+		}
+		field[strings.TrimSpace(name)] = strings.TrimSpace(value)
+	}
+	var numbers []string
+	for _, name := range []string{"cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision"} {
+		if v, ok := field[name]; ok {
+			numbers = append(numbers, name[strings.LastIndexByte(name, ' ')+1:]+" "+v)
+		}
+	}
+	name := field["model name"]
+	if name == "" {
+		name = "unnamed processor"
+	}
+	if numbers == nil {
+		return name
+	}
+	return name + " (" + strings.Join(numbers, ", ") + ")"
 }
 
 // line names the machine in a sentence.

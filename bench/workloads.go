@@ -68,24 +68,7 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "w2", what: "1 -> 10,000 -> 1 /bin/true, 2 slots", one: w2,
-			rows: []row{
-				{metric: "tasks/s", unit: "tasks/s", per: makeJ2, target: ratioAtLeast(0.95), floor: ratioAtLeast(0.4)},
-				{metric: makeJ2, unit: "tasks/s"},
-				{metric: ninjaJ2, unit: "tasks/s", per: makeJ2},
-				{metric: xargsP2, unit: "tasks/s", per: makeJ2},
-				{metric: cLoop, unit: "tasks/s", per: makeJ2},
-				{metric: riverPostgres, unit: "tasks/s", per: makeJ2},
-				{metric: riverSQLite, unit: "tasks/s", per: makeJ2},
-				{metric: dask, unit: "tasks/s", per: makeJ2},
-				{metric: taskCPU, unit: "us", per: cLoopCPU, target: ratioAtMost(1.33), floor: ratioAtMost(2.5)},
-				{metric: addedCPU, unit: "us", target: atMost(80)},
-				{metric: cLoopCPU, unit: "us"},
-				{metric: makeCPU, unit: "us", per: cLoopCPU},
-				{metric: ninjaCPU, unit: "us", per: cLoopCPU},
-				{metric: xargsCPU, unit: "us", per: cLoopCPU},
-				{metric: slotIdle, unit: "us", target: atMost(300)},
-			},
+			name: "w2", what: "1 -> 10,000 -> 1 /bin/true, 2 slots", one: w2, rows: processRows(),
 		},
 		{
 			name: "w3", what: "durable submissions, 64 connections", one: w3,
@@ -219,28 +202,6 @@ func (e *env) timeOf(warm, doc []byte, interval time.Duration, look func(*server
 		return look(s)
 	})
 	return took, err
-}
-
-// usage is what a server, its workers and their ended tasks have used so far.
-type usage struct {
-	cpu     time.Duration
-	written int64   // to the disk, by the server alone
-	journal float64 // bytes given to its store
-}
-
-func (e *env) usage(s *servertest.Server) (u usage, err error) {
-	for _, pid := range append(servertest.Workers(s.Config().Data), s.PID()) {
-		own, children, err := servertest.CPU(pid)
-		if err != nil {
-			return u, err
-		}
-		u.cpu += own + children
-	}
-	if u.written, err = s.Written(); err != nil {
-		return u, err
-	}
-	u.journal, err = s.Metric("caravan_journal_bytes_total")
-	return u, err
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

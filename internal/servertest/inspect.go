@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -97,6 +99,37 @@ func CPU(pid int) (own, children time.Duration, err error) {
 		}
 	}
 	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
+}
+
+// ContextSwitches is how often the kernel has taken a processor from the threads of a process,
+// voluntarily (they waited) or not. Threads that have ended are left out: the Go runtime keeps its
+// own. A process that has ended counts until it is waited for, if it had one thread.
+func ContextSwitches(pid int) (n int64, err error) {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read context switches: %w", err)
+	}
+	for _, t := range threads {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, t.Name()))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // it has just ended
+		}
+		if err != nil {
+			return 0, fmt.Errorf("read context switches: %w", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(line, ":")
+			if name != "voluntary_ctxt_switches" && name != "nonvoluntary_ctxt_switches" {
+				continue
+			}
+			v, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("read context switches: %w", err)
+			}
+			n += v
+		}
+	}
+	return n, nil
 }
 
 // Quantile estimates a quantile (0 to 1) of a histogram without labels, by its full
