@@ -40,12 +40,17 @@ const (
 func itself(reference string) string     { return ", " + reference + " itself" }
 func childrenOf(reference string) string { return ", children of " + reference }
 
+// The floors of the context switches per task. A fast machine has as many of them as a slow one,
+// and a busy one hardly more than an idle one: on two cores the server had 2.6 to 3.8 and the
+// worker 4.0 to 4.8 (2026-11-29, idle, and with twelve processes that wanted the two cores). A
+// change that saves some lowers these in the same commit, towards the targets.
+const (
+	mostServerSwitches = 5
+	mostWorkerSwitches = 7
+)
+
 // processRows are the rows of w2. What the parties use stands side by side: the parts of Caravan,
-// then each reference with its parts.
-//
-// The floors of the context switches do not depend on the machine's speed, and hardly on what else
-// it does. They are twice what was measured (2026-11-29): lower them as the code comes nearer to
-// the targets.
+// then each reference, with its parts where it is one that is always there.
 func processRows() []row {
 	rows := []row{
 		{metric: "tasks/s", unit: "tasks/s", per: makeJ2, target: ratioAtLeast(0.95), floor: ratioAtLeast(0.4)},
@@ -67,16 +72,22 @@ func processRows() []row {
 		if reference == cLoop {
 			all.per = ""
 		}
-		rows = append(rows, all, row{metric: taskCPU + itself(reference), unit: "us"}, row{metric: taskCPU + childrenOf(reference), unit: "us"})
+		rows = append(rows, all)
+		if reference == cLoop || reference == makeJ2 {
+			rows = append(rows, row{metric: taskCPU + itself(reference), unit: "us"}, row{metric: taskCPU + childrenOf(reference), unit: "us"})
+		}
 	}
 	rows = append(rows,
 		row{metric: taskSwitches},
-		row{metric: taskSwitches + ofServer, target: atMost(0.7), floor: atMost(8)},
-		row{metric: taskSwitches + ofWorker, target: atMost(2), floor: atMost(10)},
+		row{metric: taskSwitches + ofServer, target: atMost(0.7), floor: atMost(mostServerSwitches)},
+		row{metric: taskSwitches + ofWorker, target: atMost(2), floor: atMost(mostWorkerSwitches)},
 		row{metric: taskSwitches + ofChildren},
 	)
 	for _, reference := range []string{cLoop, makeJ2, ninjaJ2, xargsP2} {
-		rows = append(rows, row{metric: taskSwitches + ", " + reference}, row{metric: taskSwitches + itself(reference)}, row{metric: taskSwitches + childrenOf(reference)})
+		rows = append(rows, row{metric: taskSwitches + ", " + reference})
+		if reference == cLoop || reference == makeJ2 {
+			rows = append(rows, row{metric: taskSwitches + itself(reference)}, row{metric: taskSwitches + childrenOf(reference)})
+		}
 	}
 	return append(rows, row{metric: slotIdle, unit: "us", target: atMost(300)})
 }
