@@ -58,6 +58,7 @@ var outside = map[string][]string{
 	"http":               {"*"},
 	"client":             {"github.com/go-json-experiment/json"},
 	"cmd/caravan":        {"*"},
+	"bench":              {"golang.org/x/sys"},
 
 	"internal/datafolder": {"golang.org/x/sys"},
 	"internal/outputs":    {"golang.org/x/sys"},
