@@ -41,6 +41,9 @@ type File interface {
 	// Sync has the content written to the device, and of the metadata what it takes to
 	// read the content (fdatasync).
 	Sync() error
+	// WriteOut has n bytes of the content written to the device, and waits for that. It
+	// leaves less to the next Sync, and promises nothing itself.
+	WriteOut(off, n int64) error
 }
 
 // ErrLocked says that a file is locked by another holder.
@@ -118,4 +121,13 @@ func (f file) Sync() error {
 		}
 		return nil
 	}
+}
+
+func (f file) WriteOut(off, n int64) error {
+	defer runtime.KeepAlive(f.File)
+	err := unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	if err != nil && err != unix.ENOSYS && err != unix.EINTR {
+		return &fs.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
+	}
+	return nil
 }

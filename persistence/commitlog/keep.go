@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // The writer never waits for a file to be made: the segment behind the current one is
@@ -18,7 +21,55 @@ import (
 // ask has the next segment prepared.
 func (l *Log) ask() {
 	l.asked = true
+	l.pacer.begin(l.current.end, l.current.size)
 	l.wanted <- min(4*l.current.size, l.opts.SegmentSize)
+}
+
+// pacer spreads the making of a segment over the filling of the one before it: zeros that
+// go to the device at once hold up the commits that are synced beside them, by tens of
+// milliseconds.
+type pacer struct {
+	mu     sync.Mutex
+	moved  sync.Cond // of written and hurry
+	first  int64     // where the writer was when it asked
+	full   int64     // where it will be when the segment should be there
+	end    int64     // where it is
+	hurry  bool      // the writer waits, or the log is being closed
+	paused bool      // somebody waits for moved
+}
+
+func (p *pacer) begin(end, size int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.first, p.end, p.full, p.hurry = end, end, end+(size-end)*3/4, false
+}
+
+// advance tells where the writer is.
+func (p *pacer) advance(end int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.end = end; p.paused {
+		p.moved.Signal()
+	}
+}
+
+// hasten ends all pauses until the next begin.
+func (p *pacer) hasten() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hurry = true
+	p.moved.Signal()
+}
+
+// await waits until done bytes of size are no more than what the writer has filled asks for.
+func (p *pacer) await(done, size int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.hurry && p.end < p.full && done*(p.full-p.first) > (p.end-p.first)*size {
+		p.paused = true
+		p.moved.Wait()
+		p.paused = false
+	}
 }
 
 // rotate goes on with the next segment. The old one is synced: each record was.
@@ -26,6 +77,7 @@ func (l *Log) rotate() error {
 	if !l.asked {
 		l.ask()
 	}
+	l.pacer.hasten()
 	next, ok := <-l.prepared
 	if !ok {
 		return errors.New("no segment was prepared")
@@ -57,28 +109,45 @@ func (l *Log) prepareLoop() {
 
 // makeSegment makes a file of the log.
 func (l *Log) makeSegment(sequence uint64, size int64) (s *segment, err error) {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
-	draft := strings.TrimSuffix(segmentPath(l.dir, sequence), segmentSuffix) + newSuffix
-	flag := createFlags
-	if n := len(l.spares); n > 0 && size == l.opts.SegmentSize {
-		draft, flag = l.spares[n-1], os.O_RDWR
-		l.spares = l.spares[:n-1]
-	}
-	f, err := l.fs.OpenFile(draft, flag, 0o600)
+	path, f, err := l.openSpare(size)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	if flag&os.O_CREATE != 0 {
-		if err := zero(f, size); err != nil {
+	if f == nil {
+		path = strings.TrimSuffix(segmentPath(l.dir, sequence), segmentSuffix) + newSuffix
+		if f, err = l.fs.OpenFile(path, createFlags, 0o600); err != nil {
 			return nil, err
 		}
+		// Not under keeping: this lasts until the writer has come as far.
+		err = zero(f, size, func(done int64) { l.pacer.await(done, size) })
 	}
+	if err == nil {
+		s, err = l.nameSegment(f, path, sequence, size)
+	}
+	if err != nil {
+		f.Close()
+	}
+	return s, err
+}
+
+// openSpare opens a file to be used again; nil when there is none.
+func (l *Log) openSpare(size int64) (path string, f vfs.File, err error) {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
+	n := len(l.spares)
+	if n == 0 || size != l.opts.SegmentSize {
+		return "", nil, nil
+	}
+	path = l.spares[n-1]
+	l.spares = l.spares[:n-1]
+	f, err = l.fs.OpenFile(path, os.O_RDWR, 0)
+	return path, f, err
+}
+
+// nameSegment gives a file that is filled its header and its name.
+func (l *Log) nameSegment(f vfs.File, path string, sequence uint64, size int64) (*segment, error) {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
 	id := l.state.identity
 	if _, err := f.WriteAt(segmentHeader(id, sequence, size), 0); err != nil {
 		return nil, err
@@ -86,8 +155,8 @@ func (l *Log) makeSegment(sequence uint64, size int64) (s *segment, err error) {
 	if err := f.Sync(); err != nil {
 		return nil, err
 	}
-	s = &segment{path: segmentPath(l.dir, sequence), sequence: sequence, size: size, sum: segmentSum(id, sequence), end: pageSize, file: f}
-	if err := l.fs.Rename(draft, s.path); err != nil {
+	s := &segment{path: segmentPath(l.dir, sequence), sequence: sequence, size: size, sum: segmentSum(id, sequence), end: pageSize, file: f}
+	if err := l.fs.Rename(path, s.path); err != nil {
 		return nil, err
 	}
 	return s, l.fs.SyncDir(l.dir)

@@ -48,6 +48,7 @@ type Log struct {
 	wanted   chan int64    // sizes of segments to prepare; closed by Close
 	prepared chan *segment // at most one; closed when preparing has ended
 	sequence uint64        // of the newest file; the preparer's
+	pacer    pacer
 
 	keeping sync.Mutex // one goroutine at a time changes the folder's files; never the writer
 	spares  []string   // under keeping: files to be used again
@@ -86,6 +87,8 @@ func Open(dir string, o Options) (l *Log, err error) {
 	}
 	o.SegmentSize = (o.SegmentSize + pageSize - 1) / pageSize * pageSize
 	l = &Log{fs: o.FS, dir: dir, opts: o, wanted: make(chan int64, 1), prepared: make(chan *segment, 1)}
+	l.pacer.moved.L = &l.pacer.mu
+	l.pacer.hurry = true
 	if err := l.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -328,6 +331,8 @@ func (l *Log) Append(number uint64, g *Group) error {
 	l.written = number
 	if !l.asked && s.end > s.size/4 {
 		l.ask()
+	} else {
+		l.pacer.advance(s.end)
 	}
 	return nil
 }
@@ -397,6 +402,7 @@ func (l *Log) Close(clean bool) error {
 
 func (l *Log) close(clean bool) (err error) {
 	close(l.wanted)
+	l.pacer.hasten()
 	for next := range l.prepared {
 		err = errors.Join(err, next.file.Close())
 	}

@@ -212,15 +212,26 @@ func (w *window) claims(off int64, number uint64) (size int64, ok bool, err erro
 
 // zero makes a file of zeros and syncs it. It writes page by page: the kernel keeps what
 // is written at once in one large folio, and each later write into that costs time in
-// proportion to its size (some 10 us for 1 MiB, on ext4 in Linux 6.18).
-func zero(f vfs.File, size int64) error {
+// proportion to its size (some 10 us for 1 MiB, on ext4 in Linux 6.18). Before each slice
+// it calls pace with what is done.
+func zero(f vfs.File, size int64, pace func(done int64)) error {
 	var page [pageSize]byte
-	for off := int64(0); off < size; off += pageSize {
-		if _, err := f.WriteAt(page[:min(pageSize, size-off)], off); err != nil {
+	for off := int64(0); off < size; {
+		pace(off)
+		begin := off
+		for ; off < min(begin+zeroSlice, size); off += pageSize {
+			if _, err := f.WriteAt(page[:min(pageSize, size-off)], off); err != nil {
+				return err
+			}
+		}
+		if err := f.WriteOut(begin, min(off, size)-begin); err != nil {
 			return err
 		}
 	}
 	return f.Sync()
 }
+
+// zeroSlice is how much is written to the device at once: a commit beside it waits so long.
+const zeroSlice = 128 << 10
 
 const createFlags = os.O_RDWR | os.O_CREATE | os.O_EXCL
