@@ -108,10 +108,10 @@ func TestHostileLoad(t *testing.T) {
 	peak := peakMemory(t, s.PID())
 	t.Logf("%d requests of honest clients, p50 %v, p99 %v; the server took %d MB at the peak",
 		len(took), took[len(took)/2], took[len(took)*99/100], peak>>20)
-	if peak >= 1<<30 {
+	if peak >= 1<<30 && !e2etest.Race { // the race detector takes several times as much itself
 		t.Errorf("the server took %d MB at the peak, want less than 1 GB", peak>>20)
 	}
-	if len(took) < 50 {
+	if len(took) < scaled(50) {
 		t.Errorf("honest clients got %d answers in 12 s", len(took))
 	}
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}))
