@@ -161,10 +161,13 @@ func (v *Inventory) compare(dir string, m *Manifest, report func(*Damage)) {
 	// Rewritten since: what it does not name may have been deleted before that.
 }
 
-// compareTable says whether a table is the one that an inventory knows.
-func (v *Inventory) compareTable(path string, id uint64, is Fingerprint, report func(*Damage)) {
-	if was, known := v.Tables[id]; known && was != is {
-		report(damaged(path, -1, "not the table that was here: %d bytes, checksum %08x, up to commit %d; it had %d bytes, checksum %08x, up to commit %d (%s)",
-			is.Size, is.Sum, is.Latest, was.Size, was.Sum, was.Latest, inventoryName))
+// compareTable says how a table differs from the one that an inventory knows; nil when it
+// does not.
+func (v *Inventory) compareTable(path string, id uint64, is Fingerprint) *Damage {
+	was, known := v.Tables[id]
+	if !known || was == is {
+		return nil
 	}
+	return damaged(path, -1, "not the table that was here: %d bytes, checksum %08x, up to commit %d; it had %d bytes, checksum %08x, up to commit %d (%s)",
+		is.Size, is.Sum, is.Latest, was.Size, was.Sum, was.Latest, inventoryName)
 }

@@ -7,15 +7,15 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/options"
-	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/klauspost/compress/snappy"
-	"google.golang.org/protobuf/proto"
 )
 
 const tableSuffix = ".sst"
@@ -41,10 +41,10 @@ const (
 	footerRoom  = 4 + maxChecksum + 4
 )
 
-// table reads one table file. It holds the index, a window of blocks and one block.
+// table reads table files, one after the other. It holds the index, a window of the file
+// and one block, in buffers that serve all of them.
 type table struct {
 	path   string
-	id     uint64
 	entry  Entry
 	size   int64
 	file   io.ReaderAt
@@ -52,14 +52,21 @@ type table struct {
 	sum    uint32                // checksum of the whole file, once verified
 	latest uint64                // newest version in it
 
-	window  []byte
-	at      int64 // of window
-	decoded []byte
-	rowFn   func(r Row) error // nil = rows are not looked at
+	window     []byte
+	at         int64 // of window
+	indexBytes []byte
+	spanList   []span
+	decoded    []byte
+	rowFn      func(r Row) error // nil = rows are not looked at
 }
 
-// windowSize is how much of a table is read at once, in bytes.
-const windowSize = 1 << 20
+// windowSize is how much of a table is read at once, in bytes. It fits the cache of a
+// processor, so that the checksum does not fetch what was read from memory again.
+const windowSize = 256 << 10
+
+// maxIndex bounds the index that is read of a table, in bytes. A table of 64 MiB with rows
+// of 16 bytes has one of 7 MiB.
+const maxIndex = 64 << 20
 
 // Row is one row of a table, as Badger keeps it. It is valid until the next one.
 type Row struct {
@@ -78,6 +85,19 @@ const (
 type span struct {
 	offset, size int64
 	key          []byte
+}
+
+// readSum reads the whole file and returns its checksum. It stops at the first window that
+// cannot be read.
+func (t *table) readSum() (sum uint32, err error) {
+	for off := int64(0); off < t.size; off += windowSize {
+		b, err := t.read(off, min(windowSize, t.size-off))
+		if err != nil {
+			return 0, err
+		}
+		sum = crc32.Update(sum, castagnoli, b)
+	}
+	return sum, nil
 }
 
 // verify reads the whole table. Each block that is damaged is reported, and the others
@@ -109,7 +129,8 @@ func (t *table) verify(report func(*Damage)) error {
 		}
 		if what != "" {
 			d := damaged(t.path, s.offset, "block %d of %d bytes: %s", i, s.size, what)
-			d.From, _ = splitKey(s.key)
+			from, _ := splitKey(s.key)
+			d.From = bytes.Clone(from)
 			if i+1 < len(spans) {
 				// Versions of one key may lie in both blocks.
 				next, _ := splitKey(spans[i+1].key)
@@ -118,11 +139,13 @@ func (t *table) verify(report func(*Damage)) error {
 			report(d)
 		}
 	}
-	tail := make([]byte, t.size-index.start)
-	if _, err := t.file.ReadAt(tail, index.start); err != nil {
-		return t.readError(err, index.start)
+	for off := index.start; off < t.size; off += windowSize {
+		b, err := t.read(off, min(windowSize, t.size-off))
+		if err != nil {
+			return err
+		}
+		t.sum = crc32.Update(t.sum, castagnoli, b)
 	}
-	t.sum = crc32.Update(t.sum, castagnoli, tail)
 	return nil
 }
 
@@ -150,7 +173,7 @@ func (t *table) index() (index tableIndex, wrong *Damage, err error) {
 	}
 	end := t.size - 4 - sumSize - 4 // of the index
 	size := int64(binary.BigEndian.Uint32(foot[footerRoom-4-sumSize-4:]))
-	if size > end || size < 8 {
+	if size > end || size < 8 || size > maxIndex {
 		return index, damaged(t.path, end, "the index has %d bytes", size), nil
 	}
 	if t.pause != nil {
@@ -158,7 +181,8 @@ func (t *table) index() (index tableIndex, wrong *Damage, err error) {
 			return index, nil, err
 		}
 	}
-	b := make([]byte, size)
+	b := slices.Grow(t.indexBytes[:0], int(size))[:size]
+	t.indexBytes = b
 	index.start = end - size
 	if _, err := t.file.ReadAt(b, index.start); err != nil {
 		return index, nil, t.readError(err, index.start)
@@ -183,7 +207,8 @@ func (t *table) spans(index tableIndex) (spans []span, wrong *Damage) {
 	if n == 0 || int64(n) > index.start {
 		return nil, damaged(t.path, index.start, "the index is of %d blocks", n)
 	}
-	spans = make([]span, n)
+	spans = slices.Grow(t.spanList[:0], n)[:n]
+	t.spanList = spans
 	at := int64(0)
 	for i := range spans {
 		var o fb.BlockOffset
@@ -207,6 +232,9 @@ func (t *table) spans(index tableIndex) (spans []span, wrong *Damage) {
 func (t *table) read(off, size int64) ([]byte, error) {
 	if off < t.at || off+size > t.at+int64(len(t.window)) {
 		want := min(max(size, windowSize), t.size-off)
+		if want < size {
+			return nil, errGone
+		}
 		if t.pause != nil {
 			if err := t.pause(int(want)); err != nil {
 				return nil, err
@@ -328,16 +356,19 @@ func splitKey(key []byte) (name []byte, version uint64) {
 	return key[:n:n], ^binary.BigEndian.Uint64(key[n:])
 }
 
+// sumTag begins an encoded checksum: field 2 of pb.Checksum, a varint. Field 1 is the
+// algorithm, and left out for CRC32C.
+const sumTag = 2<<3 | 0
+
 // decodeChecksum reads a CRC32C as Badger encodes it, and only so: another encoding of
 // the same would be a changed bit that is not found.
 func decodeChecksum(b []byte) (sum uint32, wrong string) {
-	var c pb.Checksum
-	if err := proto.Unmarshal(b, &c); err != nil {
-		return 0, err.Error()
+	if len(b) == 0 {
+		return 0, "" // the sum is 0
 	}
-	again, err := proto.Marshal(&pb.Checksum{Algo: pb.Checksum_CRC32C, Sum: c.Sum})
-	if err != nil || !bytes.Equal(again, b) || c.Sum > 1<<32-1 {
+	n, size := binary.Uvarint(b[1:])
+	if b[0] != sumTag || n == 0 || n > 1<<32-1 || size != len(b)-1 || size != (bits.Len64(n)+6)/7 {
 		return 0, "not a CRC32C"
 	}
-	return uint32(c.Sum), ""
+	return uint32(n), ""
 }

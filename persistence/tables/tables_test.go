@@ -345,17 +345,3 @@ func FuzzInventory(f *testing.F) {
 	f.Add([]byte("caravan inventory 1\nmanifest 1 2 3\nnext 4\ntable 1 2 3 4\nend 5\n"))
 	f.Fuzz(func(t *testing.T, b []byte) { tables.DecodeInventory(b) })
 }
-
-// BenchmarkVerify reads tables from the page cache: at least 500 MB/s on two processors.
-func BenchmarkVerify(b *testing.B) {
-	dir := b.TempDir()
-	makeFolder(b, dir, 4, 400_000, 1)
-	r := verify(b, dir)
-	b.SetBytes(r.Bytes)
-	b.ReportMetric(float64(r.Tables), "tables")
-	for b.Loop() {
-		if err := verify(b, dir).Err(); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -16,9 +16,12 @@ import (
 // damaged. The rows are those that verification accepts; each is valid until fn returns.
 func Rows(path string, e Entry, fn func(Row) error) ([]*Damage, error) {
 	t := &table{rowFn: fn}
-	_, found, err := t.verifyFile(path, 0, e)
+	_, found, err := t.verifyFile(path, e, Fingerprint{})
 	return found, err
 }
+
+// ID is the id of the table whose file has this path; ok is false when it is none.
+func ID(path string) (id uint64, ok bool) { return tableID(filepath.Base(path)) }
 
 // Path is a table's file.
 func Path(dir string, id uint64) string { return filepath.Join(dir, tableName(id)) }
