@@ -42,6 +42,7 @@ type Config struct {
 	statfs func(dir string) (free, total int64, err error) // tests
 	memory int64                                           // tests: MemTableSize
 	fs     vfs.FS                                          // tests: of the commit log
+	clock  verifyClock                                     // tests: when tables are looked at
 	// tests: the log is applied behind this commit, whatever tables have
 	replayFrom *uint64
 }

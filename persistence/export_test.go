@@ -1,12 +1,14 @@
 package persistence
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/tables"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -79,6 +81,26 @@ func OnFS(c Config, fs vfs.FS) Config {
 	c.fs = fs
 	return c
 }
+
+// Looks is when the store looks at its tables: at each tick. wait is how it keeps its rate.
+type Looks struct {
+	Ticks  chan time.Time
+	Wait   func(ctx context.Context, d time.Duration) error
+	Looked func(whole bool, report *tables.Report, err error)
+	Bytes  int64 // of a pass that one look reads; 0 = as usual
+}
+
+// WithLooks has the store look at its tables when the test says so.
+func WithLooks(c Config, l Looks) Config {
+	c.clock = verifyClock{ticks: l.Ticks, wait: l.Wait, looked: l.Looked, bytes: l.Bytes}
+	return c
+}
+
+// VerifyEvery is the time between two passes over all tables.
+const VerifyEvery = verifyEvery
+
+// VerifyRate is how many bytes a second a look reads.
+const VerifyRate = verifyRate
 
 // Later makes what Room remembers old.
 func Later(s *Badger) {

@@ -257,8 +257,11 @@ func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (re
 		})
 		return st.Long == nil, err
 	})
-	if err != nil || st.Long != nil || value == nil {
+	switch {
+	case err != nil || st.Long != nil:
 		return records, err
+	case next == 0:
+		return nil, fmt.Errorf("run %d: definition: %w: missing", run, errCorrupt)
 	}
 	st.Definition, records, err = s.enc.pack.decodeDefinition(run, value)
 	return records, err

@@ -38,7 +38,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "caravan_storage_verified_timestamp_seconds", Help: "When all tables were last found whole.",
 		}),
 		damages: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "caravan_storage_damage_total", Help: "Times that stored data was found damaged.",
+			Name: "caravan_storage_damage_total", Help: "Damages to stored data that were found, each counted once.",
 		}),
 	}
 	for _, c := range m.all() {

@@ -43,7 +43,7 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	defer txn.Discard()
 	err := fn(txn)
 	if errors.Is(err, errCorrupt) {
-		s.damaged(err)
+		err = s.damagedRow(err)
 	}
 	return err
 }
@@ -218,6 +218,11 @@ func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
 		}
 		var st Stored
 		_, err := s.definition(txn, run, &st)
+		if err != nil {
+			if sum, sumErr := summaryTxn(txn, run); sum == nil && sumErr == nil {
+				return unknown(run)
+			}
+		}
 		doc = st.Definition
 		return err
 	})
@@ -305,8 +310,7 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
 		})
 		if err := contiguous(run, list); err != nil {
-			s.damaged(err)
-			return err
+			return s.damagedRow(err)
 		}
 		for i := range list {
 			a := &list[i]

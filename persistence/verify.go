@@ -1,13 +1,16 @@
 package persistence
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
@@ -19,27 +22,57 @@ import (
 // keeper proves Badger's tables whole (package tables): all of them before Badger opens
 // the folder, each new one within a minute, and all again once a day. It writes down what
 // it found, so that the next open sees what has gone meanwhile.
+//
+// A look comes once a minute. It reads the new tables and, while a pass over all tables is
+// under way, those that are left of it, as many as a minute takes. It reads beside Badger:
+// no lock is held meanwhile, and tables that Badger deletes are passed over.
 type keeper struct {
-	dir string
+	dir   string
+	clock verifyClock
 
 	writing sync.Mutex        // one inventory is made and written at a time
 	known   *tables.Inventory // under writing: what is written down; nil before the first one
 
-	stop  context.CancelFunc
-	ended chan struct{}
+	pass tablePass // of the goroutine that looks
 
-	mu     sync.Mutex
-	damage error // the first that was found while running
+	stop    context.CancelFunc
+	ended   chan struct{}
+	suspect atomic.Bool // a row was damaged: the next look begins a pass
+
+	mu     sync.Mutex      // never held over I/O
+	noted  map[string]bool // what was found while running
+	damage error           // the first of it; that of a file rather than that of a row
+	ofFile bool            // damage is of a file
 
 	verified prometheus.Gauge
 	damages  prometheus.Counter
 }
 
 const (
-	keepEvery   = time.Minute    // between two looks for new tables
+	keepEvery   = time.Minute    // between two looks
 	verifyEvery = 24 * time.Hour // between two passes over all tables
-	verifyRate  = 50 << 20       // bytes a second of such a pass
+	verifyRate  = 50 << 20       // bytes a second that a look reads
+	// lookBytes is what one look reads of a pass; what is left of the minute is for new tables.
+	lookBytes = verifyRate * int64(keepEvery/time.Second) * 3 / 4
+	// maxNoted bounds how many damages are told apart; those behind them are not logged.
+	maxNoted = 1000
 )
+
+// verifyClock is when the keeper looks and how it waits. Tests replace it.
+type verifyClock struct {
+	ticks  <-chan time.Time                                   // nil = every keepEvery
+	wait   func(ctx context.Context, d time.Duration) error   // nil = by the machine's clock
+	looked func(whole bool, report *tables.Report, err error) // after each look; whole: it ended a pass
+	bytes  int64                                              // of a pass that one look reads; 0 = lookBytes
+}
+
+// tablePass is a pass over all tables.
+type tablePass struct {
+	left  []uint64 // ids of tables that are to be read
+	begin time.Time
+	read  tables.Report // of the looks so far
+	whole bool          // nothing damaged was found
+}
 
 // errNextStep ends each refusal of damaged files.
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
@@ -47,10 +80,10 @@ const errNextStep = "`caravan check` lists all damage (docs/operations.md, When 
 // verifyTables proves a folder whole before Badger opens it, and returns what was known
 // of it before.
 func (s *Badger) verifyTables(c Config) error {
-	s.keeper.dir = c.Dir
+	s.keeper.dir, s.keeper.clock = c.Dir, c.clock
 	if c.Unverified {
 		s.log.Warn("tables are not verified before they are used", "dir", c.Dir)
-		s.keeper.known, _ = tables.ReadInventory(c.Dir) // nil when it is of no use
+		s.readInventory(c.Dir)
 		return nil
 	}
 	free, err := lockFolder(c.Dir)
@@ -78,6 +111,26 @@ func (s *Badger) verifyTables(c Config) error {
 		return nil
 	}
 	return r.Inventory.Write(vfs.OS{}, c.Dir)
+}
+
+// readInventory takes what is known of a folder without a look at its tables: nothing when
+// the inventory is of no use.
+func (s *Badger) readInventory(dir string) {
+	known, err := tables.ReadInventory(dir)
+	if err != nil {
+		return
+	}
+	// Badger may give the ids of tables that are gone to others.
+	n := len(known.Tables)
+	err = known.SetManifest(dir)
+	if err == nil && len(known.Tables) < n {
+		err = known.Write(vfs.OS{}, dir)
+	}
+	if err != nil {
+		s.log.Warn("the inventory of tables cannot be used", "err", err)
+		clear(known.Tables)
+	}
+	s.keeper.known = known
 }
 
 // lockFolder locks a folder as Badger does, for a moment; free is nil when another
@@ -114,22 +167,31 @@ func (s *Badger) keep() {
 	k := &s.keeper
 	ctx, cancel := context.WithCancel(context.Background())
 	k.stop, k.ended = cancel, make(chan struct{})
+	next := time.Now().Add(verifyEvery) // pass
 	go func() {
 		defer close(k.ended)
-		tick := time.NewTicker(keepEvery)
-		defer tick.Stop()
-		all := time.Now().Add(verifyEvery)
+		ticks := k.clock.ticks
+		if ticks == nil {
+			ticker := time.NewTicker(keepEvery)
+			defer ticker.Stop()
+			ticks = ticker.C
+		}
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case now := <-tick.C:
-				whole := now.After(all)
-				if whole {
-					all = now.Add(verifyEvery)
+			case now := <-ticks:
+				if k.pass.begin.IsZero() && (k.suspect.Load() || now.After(next)) {
+					k.suspect.Store(false)
+					k.beginPass()
+					next = now.Add(verifyEvery)
 				}
-				if err := s.verifyLive(ctx, whole); err != nil && ctx.Err() == nil {
+				r, whole, err := s.verifyLive(ctx)
+				if err != nil && ctx.Err() == nil {
 					s.log.Warn("tables were not verified", "err", err)
+				}
+				if k.clock.looked != nil {
+					k.clock.looked(whole, r, err)
 				}
 			}
 		}
@@ -144,53 +206,93 @@ func (k *keeper) close() {
 	}
 }
 
-// VerifyNow reads all tables while the store is in use, and returns what is damaged.
-func (s *Badger) VerifyNow(ctx context.Context) error {
-	if err := s.verifyLive(ctx, true); err != nil {
-		return err
+// beginPass has the next looks read all tables.
+func (k *keeper) beginPass() {
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	k.pass = tablePass{begin: time.Now(), whole: true}
+	if k.known != nil {
+		k.pass.left = slices.Sorted(maps.Keys(k.known.Tables))
 	}
-	return s.Damaged()
 }
 
-// verifyLive reads the new tables, or all, beside Badger, and writes the inventory.
-func (s *Badger) verifyLive(ctx context.Context, all bool) error {
+// lookAt says what the next look need not read, and what is left of the pass behind it.
+func (k *keeper) lookAt() (skip map[uint64]tables.Fingerprint, left []uint64) {
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	left = k.pass.left
+	if k.known == nil {
+		return nil, nil
+	}
+	skip = maps.Clone(k.known.Tables)
+	most := cmp.Or(k.clock.bytes, lookBytes)
+	for bytes := int64(0); len(left) > 0 && bytes < most; left = left[1:] {
+		bytes += skip[left[0]].Size
+		delete(skip, left[0])
+	}
+	return skip, left
+}
+
+// verifyLive is one look: it reads new tables, and those that are left of a pass, beside
+// Badger, and writes the inventory. whole tells whether that was the end of a pass.
+func (s *Badger) verifyLive(ctx context.Context) (r *tables.Report, whole bool, err error) {
+	k := &s.keeper
 	next := s.enc.next.Load()
 	if err := s.barrier(); err != nil { // all runs below next are durable
-		return err
+		return nil, false, err
 	}
-	k := &s.keeper
-	k.writing.Lock()
-	o := tables.Options{Live: true, Rate: verifyRate}
-	if k.known != nil && !all {
-		o.Known = k.known.Tables
-	}
-	k.writing.Unlock()
-	begin := time.Now()
-	r, err := tables.Verify(ctx, k.dir, o)
+	skip, left := k.lookAt()
+	r, err = tables.Verify(ctx, k.dir, tables.Options{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
 	if err != nil {
-		return err
+		return r, false, err
 	}
-	if err := r.Err(); err != nil {
-		s.damaged(err)
-		return nil // what is damaged is not written down as what should be
-	}
-	if all {
-		s.log.Info("all tables verified", "tables", r.Tables, "bytes", r.Bytes, "took", time.Since(begin).Round(time.Millisecond))
-		if k.verified != nil {
-			k.verified.SetToCurrentTime()
+	manifest := r.Inventory != nil
+	for i := range r.Damage {
+		s.damaged(&r.Damage[i])
+		if _, ok := tables.ID(r.Damage[i].File); !ok {
+			manifest = false
 		}
 	}
-	if r.Inventory == nil {
-		return nil
+	if p := &k.pass; !p.begin.IsZero() {
+		p.left = left
+		p.whole = p.whole && len(r.Damage) == 0
+		p.read.Tables += r.Tables
+		p.read.Bytes += r.Bytes
+		if len(left) == 0 {
+			whole = true
+			s.endPass()
+		}
+	}
+	if !manifest {
+		return r, whole, nil // what is damaged is not written down as what should be
 	}
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	v := r.Inventory
 	v.NextRun = max(next, v.NextRun)
-	if err := v.SetManifest(k.dir); err != nil { // it may have grown meanwhile, and been written down
-		return err
+	if k.known != nil { // a damaged table stays what it should be
+		for id, known := range k.known.Tables {
+			if _, found := v.Tables[id]; !found {
+				v.Tables[id] = known
+			}
+		}
 	}
-	return s.writeInventory(v)
+	if err := v.SetManifest(k.dir); err != nil { // it may have grown meanwhile, and been written down
+		return r, whole, err
+	}
+	return r, whole, s.writeInventory(v)
+}
+
+// endPass says what a pass has found, when that is good.
+func (s *Badger) endPass() {
+	p := &s.keeper.pass
+	if p.whole {
+		s.log.Info("all tables verified", "tables", p.read.Tables, "bytes", p.read.Bytes, "took", time.Since(p.begin).Round(time.Millisecond))
+		if s.keeper.verified != nil {
+			s.keeper.verified.SetToCurrentTime()
+		}
+	}
+	*p = tablePass{}
 }
 
 // recordManifest writes the manifest's state down as it is now, with the tables that are
@@ -253,23 +355,61 @@ func (s *Badger) barrier() error {
 	return <-done
 }
 
-// damaged notes that something stored is not what was written. The store goes on: what is
-// not damaged is served.
+// damaged notes that something stored is not what was written, and logs it when it is
+// news. The store goes on: what is not damaged is served.
 func (s *Badger) damaged(err error) {
-	k := &s.keeper
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.damages != nil {
-		k.damages.Inc()
-	}
-	if k.damage == nil {
-		k.damage = err
-		s.log.Error("stored data is damaged", "dir", k.dir, "err", err)
+	if s.keeper.note(err) {
+		s.log.Error("stored data is damaged", "dir", s.keeper.dir, "err", err)
 	}
 }
 
+// damagedRow is damaged, for the error of a read. The result names the file too, when one
+// was found damaged.
+func (s *Badger) damagedRow(err error) error {
+	err = s.keeper.withFile(err)
+	s.damaged(err)
+	return err
+}
+
+// note keeps a damage; news tells whether it was not known.
+func (k *keeper) note(err error) (news bool) {
+	var file *tables.Damage
+	ofFile := errors.As(err, &file)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	text := err.Error()
+	if k.noted[text] || len(k.noted) == maxNoted {
+		return false
+	}
+	if k.noted == nil {
+		k.noted = map[string]bool{}
+	}
+	k.noted[text] = true
+	if k.damages != nil {
+		k.damages.Inc()
+	}
+	if k.damage == nil || ofFile && !k.ofFile {
+		k.damage, k.ofFile = err, ofFile
+	}
+	if !ofFile {
+		k.suspect.Store(true) // which file is it?
+	}
+	return true
+}
+
+// withFile adds to the damage of a row the file that was found damaged, if one was.
+func (k *keeper) withFile(err error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.ofFile {
+		return err
+	}
+	return fmt.Errorf("%w (damaged: %w)", err, k.damage)
+}
+
 // Damaged is the first damage to stored data that was found while the store is open, nil
-// when none was. It stays until the folder is opened again.
+// when none was; that of a file comes before that of a row. It stays until the folder is
+// opened again.
 func (s *Badger) Damaged() error {
 	s.keeper.mu.Lock()
 	defer s.keeper.mu.Unlock()
