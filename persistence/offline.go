@@ -52,16 +52,17 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, inUse(dir)
 	}
 	defer free()
-	o = &Offline{}
-	if o.scratch, err = os.MkdirTemp(scratch, "caravan-offline-"); err != nil {
+	dirs, err := os.MkdirTemp(scratch, "caravan-offline-")
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(o.scratch))
+			err = errors.Join(err, os.RemoveAll(dirs))
 		}
 	}()
-	r, err := tables.Verify(ctx, dir, tables.Options{})
+	o = &Offline{scratch: dirs}
+	r, err := tables.Verify(ctx, dir, tables.Options{Blocks: true})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	if err != nil {
 		return nil, err
 	}
-	all := tables.NewCollect(view)
+	var whole []offlineTable
 	var partial []uint64
 	for _, id := range slices.Sorted(maps.Keys(named)) {
 		path := tables.Path(dir, id)
@@ -96,26 +97,103 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 			partial = append(partial, id)
 			continue
 		}
-		if err := all.Add(path, named[id]); err != nil {
-			return nil, err
-		}
+		whole = append(whole, offlineTable{path, named[id]})
 	}
 	if err := o.gather(dir, extra, named, partial); err != nil {
 		return nil, err
 	}
+	if whole, err = collect(view, whole, extra); err != nil {
+		return nil, err
+	}
+	if err := o.open(view); err != nil {
+		return nil, err
+	}
+	if err := o.carryOutStaged(whole); err != nil {
+		return nil, errors.Join(err, o.db.Close())
+	}
+	o.checkNext(r)
+	return o, nil
+}
+
+// offlineTable is a table to read.
+type offlineTable struct {
+	path  string
+	entry tables.Entry
+}
+
+// collect makes view a folder of these tables and of those in extra, and returns all of them.
+func collect(view string, list []offlineTable, extra string) ([]offlineTable, error) {
 	found, err := tables.Found(extra)
 	if err != nil {
 		return nil, err
 	}
 	for _, id := range slices.Sorted(maps.Keys(found)) {
-		if err := all.Add(tables.Path(extra, id), found[id]); err != nil {
+		list = append(list, offlineTable{tables.Path(extra, id), found[id]})
+	}
+	all := tables.NewCollect(view)
+	for _, t := range list {
+		if err := all.Add(t.path, t.entry); err != nil {
 			return nil, err
 		}
 	}
-	if err := all.Finish(); err != nil {
-		return nil, err
+	return list, all.Finish()
+}
+
+// carryOutStaged opens the store again with the rows of the batches that were committed in
+// parts and not carried out yet, as the next start of a server has them.
+func (o *Offline) carryOutStaged(list []offlineTable) error {
+	var rows []op
+	err := o.eachStaged(func(st *stagedBatch) error {
+		if !st.marked {
+			return nil
+		}
+		ops, err := st.rows()
+		if errors.Is(err, errCorrupt) { // nobody can tell which rows it had
+			o.Files = append(o.Files, err)
+			o.Unbounded = true
+			return nil
+		}
+		rows = append(append(rows, ops...), st.cleanup()...)
+		return err
+	})
+	if errors.Is(err, errCorrupt) { // Scan names the row
+		o.Unbounded, err = true, nil
 	}
-	return o, o.open(view, r)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	at := o.db.MaxVersion() + 1
+	view, extra := filepath.Join(o.scratch, "view-staged"), filepath.Join(o.scratch, "extra-staged")
+	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
+		return err
+	}
+	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+	if err != nil {
+		return err
+	}
+	batch := db.NewManagedWriteBatch()
+	for _, row := range rows {
+		if row.del {
+			err = batch.DeleteAt(row.key, at)
+		} else {
+			err = batch.SetEntryAt(badger.NewEntry(row.key, row.val), at)
+		}
+		if err != nil {
+			batch.Cancel()
+			return errors.Join(err, db.Close())
+		}
+	}
+	if err := errors.Join(batch.Flush(), db.Close()); err != nil {
+		return err
+	}
+	if _, err := collect(view, list, extra); err != nil {
+		return err
+	}
+	o.enc.pack.close()
+	if err := o.db.Close(); err != nil {
+		return err
+	}
+	return o.open(view)
 }
 
 // named are the tables to read. Without a manifest these are all that lie there: older
@@ -177,7 +255,7 @@ func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, parti
 }
 
 // open opens the scratch folder.
-func (o *Offline) open(view string, r *tables.Report) (err error) {
+func (o *Offline) open(view string) (err error) {
 	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{})}
 	if s.enc.pack, err = newPacker(); err != nil {
 		return err
@@ -194,14 +272,19 @@ func (o *Offline) open(view string, r *tables.Report) (err error) {
 	if err := s.loadIndex(); err != nil {
 		return errors.Join(err, o.Close())
 	}
-	if r.Inventory != nil {
-		if next := r.Inventory.NextRun; next > s.enc.next.Load() {
-			o.Files = append(o.Files, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, s.enc.next.Load()))
-			o.Unbounded = true
-			s.enc.next.Store(next)
-		}
-	}
 	return nil
+}
+
+// checkNext compares the highest run id by the rows with that of the inventory.
+func (o *Offline) checkNext(r *tables.Report) {
+	if r.Inventory == nil {
+		return
+	}
+	if next := r.Inventory.NextRun; next > o.enc.next.Load() {
+		o.Files = append(o.Files, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.enc.next.Load()))
+		o.Unbounded = true
+		o.enc.next.Store(next)
+	}
 }
 
 // Close removes what was made.
@@ -256,71 +339,4 @@ func (o *Offline) Scan(damaged func(run messages.RunID, ofRun bool, err error), 
 		run(id, runs[id])
 	}
 	return nil
-}
-
-// CopyRun writes all rows of a run into another store, as they are.
-func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
-	sum, err := o.Summary(run)
-	if err != nil {
-		return err
-	}
-	var rows []op
-	err = o.view(func(txn *badger.Txn) error {
-		take := func(prefix []byte) error {
-			return scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-				v, err := item.ValueCopy(nil)
-				rows = append(rows, op{key: bytes.Clone(key), val: v})
-				return true, err
-			})
-		}
-		for _, typ := range runTypes {
-			if err := take(runKey(typ, run)); err != nil {
-				return err
-			}
-		}
-		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
-		if err != nil {
-			return err
-		}
-		if c := decodeCreation(newDecoder(v, defV1)); c.hasKey {
-			if err := take(idempotencyKey(c.key)); err != nil {
-				return err
-			}
-		}
-		if sum.Tag != "" && final(sum.State) {
-			if err := take(tagKey(sum.Tag, run)); err != nil {
-				return err
-			}
-		}
-		for _, typ := range [...]byte{typeLive, typeFinal} { // the commit marker comes last
-			if err := take(runKey(typ, run)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for len(rows) > 0 {
-		n, size := 0, int64(0)
-		for n < len(rows) && (n == 0 || to.fits(n+1, size+rows[n].size())) {
-			size += rows[n].size()
-			n++
-		}
-		done := make(chan error, 1)
-		if !to.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
-			return ErrClosed
-		}
-		if err := <-done; err != nil {
-			return err
-		}
-		rows = rows[n:]
-	}
-	return nil
-}
-
-// SetNextRun makes ids below next used. The store is to be opened again.
-func (s *Badger) SetNextRun(next messages.RunID) error {
-	return s.deleteStep([]op{metaRow("next", uint64(next))})
 }

@@ -1,8 +1,11 @@
 package persistence
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -163,19 +166,61 @@ func decodeStaged(v []byte) ([]op, error) {
 	return ops, nil
 }
 
-// recoverStaged carries out what was marked and deletes what was not.
-func (s *Badger) recoverStaged() error {
-	type staged struct {
-		id     uint64
-		joined []byte
-		parts  []op
+// stagedBatch is a batch whose parts are stored.
+type stagedBatch struct {
+	id     uint64
+	marked bool   // it is committed
+	want   uint64 // parts that there must be, when it is marked
+	parts  [][]byte
+	joined []byte // what the parts hold, when it is marked
+}
+
+// rows are the rows of a batch that is marked.
+func (b *stagedBatch) rows() ([]op, error) {
+	n := uint64(len(b.parts))
+	switch {
+	case n == 0: // the mark goes before the parts
+		return nil, fmt.Errorf("staged batch %d: %w: none of %d parts", b.id, errCorrupt, b.want)
+	case n != b.want:
+		return nil, fmt.Errorf("staged batch %d: %w: %d of %d parts", b.id, errCorrupt, n, b.want)
 	}
-	var found []*staged
-	marked := map[uint64]uint64{} // parts
+	ops, err := decodeStaged(b.joined)
+	if err != nil {
+		return nil, fmt.Errorf("staged batch %d: %w", b.id, err)
+	}
+	return ops, nil
+}
+
+// deletions delete the parts.
+func (b *stagedBatch) deletions() (ops []op) {
+	for _, key := range b.parts {
+		ops = append(ops, op{key: key, del: true})
+	}
+	return ops
+}
+
+// cleanup deletes what is left of a batch that was carried out.
+func (b *stagedBatch) cleanup() []op {
+	return append([]op{{key: markKey(typeStaged, b.id), del: true}}, b.deletions()...)
+}
+
+// eachStaged calls fn for the staged batches, ascending.
+func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
+	found := map[uint64]*stagedBatch{}
+	batch := func(key []byte) *stagedBatch {
+		id := binary.BigEndian.Uint64(key[1:])
+		b := found[id]
+		if b == nil {
+			b = &stagedBatch{id: id}
+			found[id] = b
+		}
+		return b
+	}
 	err := s.scan([]byte{typeStaged}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		return true, itemValue(item, func(v []byte) error {
+			b := batch(key)
 			d := newDecoder(v, stagedV1)
-			marked[binary.BigEndian.Uint64(key[1:])] = d.uint()
+			b.marked, b.want = true, d.uint()
 			return d.end()
 		})
 	})
@@ -183,44 +228,38 @@ func (s *Badger) recoverStaged() error {
 		return err
 	}
 	err = s.scan([]byte{typeStage}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-		id := binary.BigEndian.Uint64(key[1:])
-		if len(found) == 0 || found[len(found)-1].id != id {
-			found = append(found, &staged{id: id})
-		}
-		st := found[len(found)-1]
-		st.parts = append(st.parts, op{key: append([]byte{}, key...), del: true})
-		if marked[id] == 0 {
+		b := batch(key)
+		b.parts = append(b.parts, bytes.Clone(key))
+		if !b.marked {
 			return true, nil
 		}
 		return true, itemValue(item, func(v []byte) error {
-			st.joined = append(st.joined, v...)
+			b.joined = append(b.joined, v...)
 			return nil
 		})
 	})
 	if err != nil {
 		return err
 	}
-	for _, st := range found {
-		if marked[st.id] == 0 {
-			if err := s.commitMany(st.parts); err != nil {
-				return err
-			}
-			continue
-		}
-		if n := uint64(len(st.parts)); n != marked[st.id] {
-			return fmt.Errorf("staged batch %d: %w: %d of %d parts", st.id, errCorrupt, n, marked[st.id])
-		}
-		delete(marked, st.id)
-		ops, err := decodeStaged(st.joined)
-		if err != nil {
-			return fmt.Errorf("staged batch %d: %w", st.id, err)
-		}
-		if err := s.carryOut(ops, st.id, st.parts); err != nil {
+	for _, id := range slices.Sorted(maps.Keys(found)) {
+		if err := fn(found[id]); err != nil {
 			return err
 		}
-	}
-	for id, n := range marked { // the mark goes before the parts
-		return fmt.Errorf("staged batch %d: %w: none of %d parts", id, errCorrupt, n)
+		delete(found, id)
 	}
 	return nil
+}
+
+// recoverStaged carries out what was marked and deletes what was not.
+func (s *Badger) recoverStaged() error {
+	return s.eachStaged(func(b *stagedBatch) error {
+		if !b.marked {
+			return s.commitMany(b.deletions())
+		}
+		ops, err := b.rows()
+		if err != nil {
+			return err
+		}
+		return s.carryOut(ops, b.id, b.deletions())
+	})
 }

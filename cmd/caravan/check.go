@@ -10,6 +10,8 @@ import (
 
 	"github.com/caravan-dag/caravan/actors"
 	"github.com/caravan-dag/caravan/dag"
+	workers "github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
@@ -41,6 +43,8 @@ func (c *checked) note(err error, run *uint64) {
 	var table *tables.Damage
 	var log *commitlog.DamageError
 	var output *outputs.DamageError
+	var journal *worker.JournalError
+	var registry *workers.RegistryError
 	switch {
 	case errors.As(err, &table):
 		f.File, f.Offset = table.File, &table.Offset
@@ -48,6 +52,10 @@ func (c *checked) note(err error, run *uint64) {
 		f.File, f.Offset = log.File, &log.Offset
 	case errors.As(err, &output):
 		f.File, f.Offset = output.File, &output.Offset
+	case errors.As(err, &journal):
+		f.File = journal.File
+	case errors.As(err, &registry):
+		f.File = registry.File
 	}
 	if f.Offset != nil && *f.Offset < 0 {
 		f.Offset = nil
@@ -55,11 +63,27 @@ func (c *checked) note(err error, run *uint64) {
 	c.Findings = append(c.Findings, f)
 }
 
+// inspectFolder calls fn with a data folder that no server has open, damaged or not, and what
+// can be read of its store. Nothing of it is changed; temporary files go into scratch.
+func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolder.Folder, *persistence.Offline) error) (err error) {
+	data, err := datafolder.Inspect(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, data.Close()) }()
+	store, err := persistence.OpenOffline(ctx, data.DB(), scratch)
+	if err != nil {
+		return fmt.Errorf("data folder %s: %w", data.Path(), err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	return fn(data, store)
+}
+
 // checkFolder proves a data folder whole, or lists what is not. whole is called for each
 // run that is. The folder is not changed.
 func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checked, error) {
 	c := &checked{Data: data.Path(), Bytes: store.Bytes(), Damaged: []uint64{}, Findings: []finding{}}
-	for _, err := range slices.Concat(data.Problems(), store.Files) {
+	for _, err := range slices.Concat(data.Problems(), store.Files, workers.Check(data.Worker())) {
 		c.note(err, nil)
 	}
 	bad := map[messages.RunID]bool{}
@@ -132,7 +156,8 @@ func (m *Main) checkCommand() *cobra.Command {
 		Use:   "check DATA",
 		Short: "Prove that a data folder is whole, or list what is damaged, file by file and run by run",
 		Long: "Check reads everything in the data folder DATA: tables, manifest and commit log with all checksums,\n" +
-			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output.\n" +
+			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output;\n" +
+			"and the journals of workers, unless they are of a former start of the machine.\n" +
 			"It changes nothing; no server may have the folder open. The exit code is 0 when all is whole, 1 when\n" +
 			"something is damaged.",
 		Args: args(1, 1, "one data folder"),
@@ -140,17 +165,12 @@ func (m *Main) checkCommand() *cobra.Command {
 	m.shows(cmd)
 	scratch := cmd.Flags().String("scratch", "", "`folder` for temporary files; default: the system's")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		data, err := datafolder.Inspect(args[0])
-		if err != nil {
+		var c *checked
+		err := inspectFolder(cmd.Context(), args[0], *scratch, func(data *datafolder.Folder, store *persistence.Offline) (err error) {
+			c, err = checkFolder(cmd.Context(), data, store, func(messages.RunID, dag.RunState) error { return nil })
 			return err
-		}
-		defer data.Close()
-		store, err := persistence.OpenOffline(cmd.Context(), data.DB(), *scratch)
+		})
 		if err != nil {
-			return fmt.Errorf("data folder %s: %w", data.Path(), err)
-		}
-		c, err := checkFolder(cmd.Context(), data, store, func(messages.RunID, dag.RunState) error { return nil })
-		if err = errors.Join(err, store.Close()); err != nil {
 			return err
 		}
 		if err := m.showChecked(c); err != nil {

@@ -25,6 +25,8 @@ type salvaged struct {
 	Kept    int      `json:"kept"`
 	LeftOut []uint64 `json:"leftOut"` // runs that are damaged, or not provably whole
 	NextRun uint64   `json:"nextRun"`
+	// KeptKeys is how many idempotency keys of deleted runs were kept.
+	KeptKeys int `json:"keptKeys"`
 }
 
 func (m *Main) salvageCommand() *cobra.Command {
@@ -32,7 +34,7 @@ func (m *Main) salvageCommand() *cobra.Command {
 		Use:   "salvage DATA INTO",
 		Short: "Write a new data folder with all runs of a damaged one that are provably whole",
 		Long: "Salvage reads the data folder DATA as check does, and writes the folder INTO with the runs that are\n" +
-			"whole, and their output. DATA is not changed. INTO must be empty or not exist; it has an identity of\n" +
+			"whole, their output, and the idempotency keys of deleted runs. DATA is not changed. INTO must be empty or not exist; it has an identity of\n" +
 			"its own and starts paused (serve --resume). What is left out is printed, with the reason.",
 		Args: args(2, 2, "a data folder and a new one"),
 	}
@@ -59,16 +61,15 @@ func (m *Main) salvageCommand() *cobra.Command {
 }
 
 func salvage(ctx context.Context, from, into, scratch string) (s *salvaged, err error) {
-	data, err := datafolder.Inspect(from)
-	if err != nil {
-		return nil, err
-	}
-	defer data.Close()
-	old, err := persistence.OpenOffline(ctx, data.DB(), scratch)
-	if err != nil {
-		return nil, fmt.Errorf("data folder %s: %w", data.Path(), err)
-	}
-	defer func() { err = errors.Join(err, old.Close()) }()
+	err = inspectFolder(ctx, from, scratch, func(data *datafolder.Folder, old *persistence.Offline) error {
+		s, err = salvageInto(ctx, data, old, into)
+		return err
+	})
+	return s, err
+}
+
+// salvageInto makes the new folder.
+func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, into string) (s *salvaged, err error) {
 	draft, err := datafolder.Make(into, data.ID())
 	if err != nil {
 		return nil, err
@@ -112,6 +113,9 @@ func rescue(ctx context.Context, data *datafolder.Folder, old *persistence.Offli
 	}
 	s.checked = *c
 	s.LeftOut = append(s.LeftOut, c.Damaged...)
+	if s.KeptKeys, err = old.CopyKeys(store); err != nil {
+		return nil, err
+	}
 	next, err := old.NextRun()
 	if err != nil {
 		return nil, err
