@@ -79,8 +79,14 @@ func readLines(t *testing.T, dir string) []line {
 // retries and a generator goes on. The moments are spread over the run: each is a
 // random number of ended tasks and then a random part of 20 ms.
 func TestKillNineAtRandomMoments(t *testing.T) {
-	kills := scaled(*killsFlag)
 	rng := random(t)
+	// One run lasts for some forty kills.
+	for left := scaled(*killsFlag); left > 0; left -= 20 {
+		killAtRandomMoments(t, rng, min(left, 20))
+	}
+}
+
+func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) {
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Args("--cores", "4"))
 	run := s.Submit(crashDoc(t, dir))
@@ -115,6 +121,7 @@ func TestKillNineAtRandomMoments(t *testing.T) {
 	}
 	checkLines(t, readLines(t, dir), seen)
 	checkRecord(t, doc)
+	s.Stop(e2etest.Patience)
 }
 
 // ended counts the tasks that have ended.
