@@ -16,7 +16,7 @@ COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
 DATE    := $(shell git show -s --format=%cI HEAD 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 
-WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery views memory growth fairness metg
+WORKLOADS = w1 w1m w2 w3 w4 w5 output empty w6 recovery open views memory growth fairness metg
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-unit test-e2e test-slurm test-browser race check fmt vet lint tidy rules generated tools cover fuzz \

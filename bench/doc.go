@@ -22,6 +22,9 @@
 //	w6       kill -9 of the server, three times in mid-run: how long until the next one goes on, and
 //	         which tasks are lost or ran twice, by lines that they append
 //	recovery kill -9 with half of 1,000,000 tasks done: how long to /ready and to the next task
+//	open     from the start of a server to /ready, over a run of 1,000,000 finished tasks, 200,000
+//	         runs that wait, 1,000,000 finished runs: after a kill -9, after a clean end,
+//	         without verification                    beside cat of the same tables
 //	views    list, summary, state and a page of tasks while 1,000,000 run; then the full document
 //	memory   bytes per queued task: the difference of runs of 1,000,000 and 10,000,000 that wait
 //	growth   fan-outs from 1,000 to 1,000,000 tasks (10,000,000 with --large and in the report):

@@ -139,6 +139,9 @@ func workloads() []workload {
 			},
 		},
 		{
+			name: "open", what: "from the start of a server to /ready", one: open, rows: openRows(), once: true,
+		},
+		{
 			name: "views", what: "looking at 1,000,000 tasks while they run", one: views,
 			rows: []row{
 				{metric: "list, p99", unit: "ms", target: atMost(20), floor: atMost(150)},

@@ -40,6 +40,7 @@ type room struct {
 const (
 	roomFresh = 100 * time.Millisecond // how old free may be for Room
 	needFresh = time.Second            // how old needed may be
+	needTight = 10 * time.Millisecond  // and when it is not far from what is free
 	roomPause = 20 * time.Millisecond  // between two looks meanwhile
 	roomWait  = 3 * time.Second        // how long a group waits for compactions to give space back
 )
@@ -109,7 +110,9 @@ func (r *room) need() int64 {
 }
 
 // look refreshes free, total and needed and returns them. The tree has not changed much
-// as long as less than half a memtable was written.
+// as long as less than half a memtable was written. Asking Badger for its tables takes 1 us
+// each, and a commit waits for it: so even on a disk that is nearly full needed is not made
+// anew for each commit. What a memtable needs as a table is part of it beforehand.
 func (r *room) look(age time.Duration, size int64) (free, total, needed int64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +125,8 @@ func (r *room) look(age time.Duration, size int64) (free, total, needed int64, e
 		return 0, 0, 0, err
 	}
 	r.at = now
-	if r.needAt.IsZero() || now.Sub(r.needAt) > needFresh || r.written > r.memTable/2 || r.free < 2*r.needed {
+	old := now.Sub(r.needAt)
+	if r.needAt.IsZero() || old > needFresh || r.written > r.memTable/2 || r.free < 2*r.needed && old > needTight {
 		r.needed, r.needAt, r.written = r.need(), now, 0
 	}
 	return r.free, r.total, r.needed, nil
