@@ -85,6 +85,7 @@ func TestBackupOfARunningServer(t *testing.T) {
 
 // TestBackupDrill runs the commands that docs/operations.md shows, in its order.
 func TestBackupDrill(t *testing.T) {
+	e2etest.OneByOne(t)
 	doc, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +134,7 @@ func TestBackupDrill(t *testing.T) {
 
 // TestDamagedBackup: what is cut or changed is refused, and leaves no folder behind.
 func TestDamagedBackup(t *testing.T) {
+	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 50000 /dev/zero")}))
 	file := filepath.Join(t.TempDir(), "b")

@@ -13,6 +13,7 @@ import (
 // reads the registry of workers and the journal of the one that lives. What is damaged there
 // is named; nothing is changed by the look.
 func TestCheckReadsWorkerJournals(t *testing.T) {
+	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	data, dir := s.Config().Data, t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("while [ ! -e stop ]; do sleep 0.05; done").Job("workDir", dir)}))

@@ -47,6 +47,7 @@ func document(t *testing.T, doc any) string {
 }
 
 func TestExitCodes(t *testing.T) {
+	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	good := document(t, seedDAG)
 	failing := document(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 3")}))

@@ -39,3 +39,13 @@ func Main(m *testing.M) int {
 
 // Binary is the path of the binary under test.
 func Binary() string { return os.Getenv(BinaryVariable) }
+
+// OneByOne skips a test under the race detector that has programs do one thing after the
+// other, many times: each would start ten times slower, and the tests of the packages have
+// shown the detector what it could find here.
+func OneByOne(t *testing.T) {
+	t.Helper()
+	if Race {
+		t.Skip("one thing after the other: nothing for the race detector")
+	}
+}
