@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -20,6 +21,7 @@ type attempt struct {
 	prev, next *attempt
 	queued     bool  // waits for slots
 	holds      bool  // holds its slots
+	starting   bool  // was admitted, and its start is not over
 	postponed  int   // how often its start has failed for a shortage
 	since      int64 // ns since the epoch: it has been there since, and room for it
 
@@ -31,8 +33,11 @@ type attempt struct {
 	grace   time.Duration // of a kill that came before the process
 	killAt  time.Time     // when SIGKILL is due, once there is a cause
 	forced  bool          // SIGKILL was sent
+	told    bool          // SIGTERM was sent
 	killer  *time.Timer
 	timeout *time.Timer
+	birth   vfork.Birth   // while it is starting
+	hurry   chan struct{} // closed by end while the failure of its start is being explained; else nil
 	pid     int
 	pidfd   *os.File // nil when the kernel has none
 	began   int64
@@ -48,10 +53,11 @@ type attempt struct {
 type phase uint8
 
 const (
-	unborn phase = iota // waits, or is being forked
-	alive               // the leader runs, as far as we know
-	zombie              // the leader has ended and is kept unreaped: its number stays ours
-	reaped              // its number may belong to anybody: no signal any more
+	unborn   phase = iota // waits, or is about to be forked
+	starting              // is being forked, or on its way to its program: signals reach it by its birth
+	alive                 // the leader runs, as far as we know
+	zombie                // the leader has ended and is kept unreaped: its number stays ours
+	reaped                // its number may belong to anybody: no signal any more
 )
 
 // cause is why we ended an attempt; the first one stands.

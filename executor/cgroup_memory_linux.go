@@ -31,9 +31,19 @@ func (g *cgroup) within(fork func() error) error {
 	if g == nil || g.limit == 0 || g.c.home == "" {
 		return fork()
 	}
-	result := make(chan error, 1)
-	go func() {
+	result, over := make(chan error, 1), make(chan struct{})
+	defer close(over)
+	var inGroup func()
+	inGroup = func() {
 		runtime.LockOSThread() // a goroutine that ends locked ends its thread
+		if unix.Gettid() == unix.Getpid() {
+			// The memory of this whole process is charged to the group of its first thread,
+			// which waits here while another one does the work.
+			defer runtime.UnlockOSThread()
+			go inGroup()
+			<-over
+			return
+		}
 		thread := []byte(strconv.Itoa(unix.Gettid()))
 		err := os.WriteFile(filepath.Join(g.memory, "tasks"), thread, 0)
 		if err != nil {
@@ -48,7 +58,8 @@ func (g *cgroup) within(fork func() error) error {
 			g.c.log.Error("a thread of the worker ends in a task's memory limit", "err", back)
 		}
 		result <- err
-	}()
+	}
+	go inGroup()
 	return <-result
 }
 

@@ -15,6 +15,22 @@
 // Implementations: Process (this machine's processes; read process.go, then
 // finish.go, whose run is an attempt's whole life) and Noop.
 //
+// A start may hang, when the program or the working folder is on a file system that does
+// not answer. Then it delays its own attempt and nothing else:
+//
+//   - No file of the task is touched by this process before the start. The child enters
+//     the folder, looks the program up in PATH and executes it; the goroutine of its
+//     attempt waits for that in a system call, without a processor of Go's (internal/vfork).
+//   - The timeout runs, and a kill reaches the child, from its first moment on. As long as
+//     it has not come to its program SIGTERM ends it at once.
+//   - Why a start has failed is looked at for 2 s at most, and not at all once the attempt
+//     is to be ended (start_explain.go).
+//   - At most 1,024 attempts are starting at once, for each may take a thread. More wait in
+//     the queue.
+//
+// A child that hangs in the kernel where no signal reaches it keeps its attempt, and its
+// slots, until it ends; Close gives up on it after 30 s.
+//
 // What a Process does not promise:
 //
 //   - A task's own background children outlive it when it ends by itself; its

@@ -4,11 +4,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/vfork"
 )
 
 // end begins to end the attempt: SIGTERM to its group, after grace SIGKILL. An
 // attempt that has ended by itself, even if nobody noticed yet, is left to its own
-// end. Later calls can only bring SIGKILL forward.
+// end. Later calls can only bring SIGKILL forward. One that is starting is ended too,
+// wherever its start hangs.
 func (a *attempt) end(c cause, grace time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -22,18 +25,53 @@ func (a *attempt) end(c cause, grace time.Duration) {
 		if a.cause == causeNone {
 			a.cause = c
 		}
+		if a.hurry != nil {
+			close(a.hurry)
+			a.hurry = nil
+		}
 		return
+	case a.phase == starting:
+		if a.cause == causeNone || grace < a.grace {
+			a.grace = grace
+		}
 	case a.cause == causeNone && exited(a.pid):
 		return
 	}
 	if a.cause == causeNone {
 		a.cause = c
 		if grace > 0 {
-			a.signal(unix.SIGTERM)
-			a.signal(unix.SIGCONT) // a stopped process takes no SIGTERM
+			a.terminate()
 		}
 	}
 	a.forceIn(grace)
+}
+
+// start says that the attempt is about to be forked, which may take long: the timeout
+// begins, and the grace of a kill that has come before. It returns what signals the child
+// by. grace is that of the timeout.
+func (a *attempt) start(grace time.Duration) *vfork.Birth {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.phase = starting
+	switch {
+	case a.cause != causeNone:
+		a.forceIn(a.grace)
+	case a.order.Timeout > 0:
+		a.timeout = time.AfterFunc(a.order.Timeout, func() { a.end(causeTimeout, grace) })
+	}
+	return &a.birth
+}
+
+// unstart says that the start has failed.
+func (a *attempt) unstart() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopTimers()
+	a.timeout, a.killer, a.told, a.forced = nil, nil, false, false
+	a.phase = unborn
+	if a.cause == causeTimeout {
+		a.cause = causeNone // what never began does not time out
+	}
 }
 
 // born is end's other half: the process exists now. a.mu is held.
@@ -42,11 +80,16 @@ func (a *attempt) born() {
 	if a.cause == causeNone {
 		return
 	}
-	if a.grace > 0 {
-		a.signal(unix.SIGTERM)
-		a.signal(unix.SIGCONT)
+	if a.grace > 0 && !a.told {
+		a.terminate()
 	}
 	a.forceIn(a.grace)
+}
+
+// terminate sends SIGTERM. a.mu is held.
+func (a *attempt) terminate() {
+	a.told = a.signal(unix.SIGTERM)
+	a.signal(unix.SIGCONT) // a stopped process takes no SIGTERM
 }
 
 // forceIn sends SIGKILL when grace is over, unless it is due earlier. a.mu is held.
@@ -73,9 +116,21 @@ func (a *attempt) forceIn(grace time.Duration) {
 	})
 }
 
+// chase is how soon SIGKILL is tried again for what was about to be forked.
+const chase = 10 * time.Millisecond
+
 // force sends SIGKILL to whoever is left of the group. a.mu is held.
 func (a *attempt) force() {
-	if a.phase == alive || a.phase == zombie {
+	switch a.phase {
+	case starting:
+		if a.forced = a.signal(unix.SIGKILL); !a.forced {
+			a.killer = time.AfterFunc(chase, func() {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				a.force()
+			})
+		}
+	case alive, zombie:
 		a.forced = true
 		a.signal(unix.SIGKILL)
 		if a.group != nil {
@@ -85,13 +140,18 @@ func (a *attempt) force() {
 }
 
 // signal signals the group; the leader is unreaped, so that the number is the
-// group's own. A leader that has left its group is signalled by itself. a.mu is held.
-func (a *attempt) signal(sig unix.Signal) {
+// group's own. A leader that has left its group is signalled by itself. It returns whether
+// there is a process, dead or alive. a.mu is held.
+func (a *attempt) signal(sig unix.Signal) bool {
+	if a.phase == starting {
+		return a.birth.Signal(sig)
+	}
 	if unix.Kill(-a.pid, sig) == unix.ESRCH {
 		// An error means that it has ended, or that it is another user's by now; what
 		// becomes of it shows in the wait.
 		_ = unix.Kill(a.pid, sig)
 	}
+	return true
 }
 
 // bury returns when the whole group of an attempt that we ended is dead. Its

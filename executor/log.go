@@ -20,7 +20,7 @@ func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
 	if which == messages.Stderr {
 		s = a.err
 	}
-	born := a.phase != unborn
+	born := a.phase > starting
 	a.mu.Unlock()
 	if !born || a.ended.Load() || !s.hold() {
 		return nil, ErrNotLive

@@ -54,9 +54,10 @@ type ProcessConfig struct {
 // nothing of the server that uses it and tells it everything through the Sink.
 //
 // Orders wait in one strict queue, in which runs take turns: the head starts when it
-// fits, and nothing overtakes it. One goroutine per running attempt forks it, waits for its end (in a
-// thread, or in the netpoller when many run), reports, and goes on with the order that
-// takes its room; one goroutine (the monitor) bounds the output of all.
+// fits, and nothing overtakes it. One goroutine per running attempt forks it, waits for its
+// exec and its end (in a thread, or for the end in the netpoller when many run), reports,
+// and goes on with the order that takes its room; one goroutine (the monitor) bounds the
+// output of all.
 //
 // Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
 // attempt's process. Neither is held while the other is taken, nor over a report.
@@ -80,6 +81,9 @@ type Process struct {
 	begun  begunSet
 	short  shortageState
 	limit  startLimit
+	starts int // attempts that are starting
+
+	explaining chan struct{} // holds one for each failure that is being explained
 
 	complained time.Time // of a shortage
 	stats      Stats
@@ -116,15 +120,16 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	p := &Process{
-		cfg:     cfg,
-		base:    cleanEnvironment(cfg.Getenv),
-		null:    null,
-		starter: vfork.New(),
-		live:    map[messages.AttemptKey]*attempt{},
-		slots:   slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
-		begun:   begunSet{limit: begunPages},
-		limit:   findStartLimit(),
-		buffers: sync.Pool{New: func() any { return new([pumpBytes]byte) }},
+		cfg:        cfg,
+		base:       cleanEnvironment(cfg.Getenv),
+		null:       null,
+		starter:    vfork.New(),
+		live:       map[messages.AttemptKey]*attempt{},
+		slots:      slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
+		begun:      begunSet{limit: begunPages},
+		limit:      findStartLimit(),
+		explaining: make(chan struct{}, maxExplaining),
+		buffers:    sync.Pool{New: func() any { return new([pumpBytes]byte) }},
 	}
 	if cfg.Cgroups != "" {
 		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +23,52 @@ func (c *command) explainStart(err error) error {
 	if e := explainFolder(c.dir); e != nil {
 		return e
 	}
-	return fmt.Errorf("start %q: %w", c.argv[0], c.explainProgram(err))
+	path, e := findProgram(c.path, c.search, c.dir)
+	if e != nil && !errors.Is(err, unix.E2BIG) {
+		return e
+	}
+	return fmt.Errorf("start %q: %w", c.argv[0], c.explainProgram(path, err))
+}
+
+// explainPatience is how long files are looked at to explain a failure: they may be on a
+// file system that hangs. maxExplaining is how many looks may be under way at once.
+const (
+	explainPatience = 2 * time.Second
+	maxExplaining   = 64
+)
+
+// explain is explainStart, unless that takes long or the attempt is to be ended: then the
+// error is the kernel's alone.
+func (p *Process) explain(a *attempt, c *command, err error) error {
+	plain := fmt.Errorf("start %q: %w", c.argv[0], err)
+	select {
+	case p.explaining <- struct{}{}:
+	default:
+		return plain
+	}
+	hurry := make(chan struct{})
+	a.mu.Lock()
+	a.hurry = hurry
+	a.mu.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		done <- c.explainStart(err)
+		<-p.explaining
+	}()
+	patience := time.NewTimer(explainPatience)
+	defer patience.Stop()
+	select {
+	case e := <-done:
+		err = e
+	case <-hurry:
+		err = plain
+	case <-patience.C:
+		err = plain
+	}
+	a.mu.Lock()
+	a.hurry = nil
+	a.mu.Unlock()
+	return err
 }
 
 // explainFolder returns what is wrong with a working folder; nil when nothing is.
@@ -43,11 +89,11 @@ func explainFolder(dir string) error {
 }
 
 // explainProgram says why the program could not be executed.
-func (c *command) explainProgram(err error) error {
+func (c *command) explainProgram(path string, err error) error {
 	if errors.Is(err, unix.E2BIG) {
 		return c.explainSize(err)
 	}
-	return explainFile(c.file(c.path), err, c.file)
+	return explainFile(c.file(path), err, c.file)
 }
 
 // file is where this process finds a path of the task's, which may be relative to the

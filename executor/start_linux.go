@@ -17,10 +17,12 @@ import (
 // command is an order in the kernel's terms.
 type command struct {
 	path   string
+	search string // the folders in which the child looks path up; "" = it is a path already
 	argv   []string
 	env    []string
 	dir    string
 	script string // what the shell reads from scriptFD; "" = it has its text as an argument
+	birth  *vfork.Birth
 }
 
 // scriptFD is the descriptor on which a shell finds a text that is too long for an
@@ -64,8 +66,9 @@ func MaxStartBytes() int {
 	return maxStart() - clean
 }
 
-// newCommand resolves the order: its environment, its argv, and its program by the
-// task's own PATH. The error says what is wrong in a sentence for the user.
+// newCommand resolves the order: its environment, its argv, and where its program is. It
+// asks no file system, which may hang: the child enters the folder and finds the program
+// by the task's own PATH. The error says what is wrong in a sentence for the user.
 func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	if o.Dir != "" {
 		dir = o.Dir
@@ -99,12 +102,17 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	if strings.IndexByte(c.dir, 0) >= 0 {
 		return c, fmt.Errorf("working folder %q holds a NUL byte", c.dir)
 	}
-	c.path, err = findProgram(c.argv[0], lookup(c.env, "PATH"), c.dir)
+	c.path = c.argv[0]
+	if strings.IndexByte(c.path, '/') < 0 {
+		if c.search = lookup(c.env, "PATH"); c.search == "" {
+			_, err = findProgram(c.path, "", c.dir)
+		}
+	}
 	return c, err
 }
 
-// findProgram looks a name without a slash up in path, as the task itself would:
-// relative entries are under dir.
+// findProgram looks a name without a slash up in path, as the child has done that could
+// not start: relative entries are under dir.
 func findProgram(name, path, dir string) (string, error) {
 	if strings.IndexByte(name, '/') >= 0 {
 		return name, nil
@@ -216,8 +224,8 @@ func (p *Process) begin(c *command, out, err *stream, limit int64) (b child, e e
 // kernel has none, or none is wanted.
 func (p *Process) fork(c *command, files [2]int, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
 	spec := vfork.Spec{
-		Path: c.path, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: [3]int{int(p.null.Fd()), files[0], files[1]}, Cgroup: -1, PIDFD: pidfdToo,
+		Path: c.path, Search: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
+		Files: []int{int(p.null.Fd()), files[0], files[1]}, Cgroup: -1, PIDFD: pidfdToo, Birth: c.birth,
 	}
 	if group != nil {
 		spec.Cgroup = int(group.dir.Fd())
@@ -228,7 +236,7 @@ func (p *Process) fork(c *command, files [2]int, group *cgroup, pidfdToo bool) (
 			return -1, -1, e
 		}
 		defer script.Close()
-		spec.Extra = []int{int(script.Fd())}
+		spec.Files = append(spec.Files, int(script.Fd())) // scriptFD
 	}
 	for wait := busyFirst; ; wait *= 2 {
 		e = group.within(func() (e error) {
@@ -306,8 +314,10 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 		}
 	}
 	began := p.cfg.Now()
+	cmd.birth = a.start(p.cfg.Grace)
 	born, err := p.begin(&cmd, stdout, stderr, a.order.MemoryMilli<<20/1000)
 	if err != nil {
+		a.unstart()
 		stdout.drop()
 		stderr.drop()
 		var limit *limitError
@@ -317,7 +327,7 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 		if errors.As(err, &limit) {
 			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err)), nil
 		}
-		return p.notStarted(&a.order, messages.AttemptNotStarted, cmd.explainStart(err)), nil
+		return p.notStarted(&a.order, messages.AttemptNotStarted, p.explain(a, &cmd, err)), nil
 	}
 	if p.cfg.Born != nil {
 		p.cfg.Born(&a.order, born.pid)
@@ -328,13 +338,10 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 		a.pidfd = os.NewFile(uintptr(born.pidfd), "pidfd")
 	}
 	a.born()
-	if a.order.Timeout > 0 && a.cause == causeNone {
-		a.timeout = time.AfterFunc(a.order.Timeout, func() { a.end(causeTimeout, p.cfg.Grace) })
-	}
 	a.mu.Unlock()
 	p.mu.Lock()
 	p.stats.Starts++
-	fit := p.hadEnough()
+	fit := append(p.startOver(a), p.hadEnough()...)
 	p.mu.Unlock()
 	p.spread(fit)
 	p.watch.add(a)

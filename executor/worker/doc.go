@@ -13,12 +13,15 @@
 //
 // Crashes. The journal is in the page cache, which survives the process, not the
 // machine: a boot id in its header tells the two apart. The worker holds a lock on its
-// folder for life, and so does each child until its exec; who gets the lock knows the
-// worker and what it was just forking dead or begun. Then, for each attempt:
+// folder for life: a server that gets the lock knows that the worker is dead and forks
+// nothing more. A child gives its share in the lock up before it may hang on the way to its
+// program. Until its exec it shares the memory of the worker, and so the worker's own mark:
+// it is found by that, and ended like the others. Then, for each attempt:
 //
 //	killed before 2 has returned           never began: it may be ordered again
 //	killed between 2 and the fork          lost, though it never began
-//	killed between the fork and 4          lost; its processes are found and ended
+//	killed between the fork and 4          lost; its processes are found and ended,
+//	                                       before their exec too
 //	killed between 4 and the server's word the end is in the journal
 //
 // Processes of a dead worker are found without their number in the journal: all are

@@ -103,7 +103,8 @@ func Take(path string) (*Folder, error) {
 }
 
 // LockFile opens a file, with os.O_CREATE makes it if need be, and locks it for as long
-// as it, or what a child inherited of it, is open. ErrHeld when it is locked.
+// as it is open, in this process or in a child that has inherited it. ErrHeld when it is
+// locked.
 func LockFile(path string, create int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|create, 0o600)
 	if err != nil {

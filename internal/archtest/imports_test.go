@@ -61,6 +61,7 @@ var outside = map[string][]string{
 	"bench":              {"golang.org/x/sys"},
 
 	"internal/datafolder": {"golang.org/x/sys"},
+	"internal/faults":     {"golang.org/x/sys"},
 	"internal/outputs":    {"golang.org/x/sys"},
 	"internal/vfork":      {"golang.org/x/sys"},
 	"internal/vfs":        {"golang.org/x/sys"},

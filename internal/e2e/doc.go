@@ -9,6 +9,7 @@
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	worker_shortage_test.go  tasks with few descriptors, few processes; a worker that hangs
+//	slow_test.go       programs and folders that hang, beside everything else
 //	secrets_test.go    what a task sees of the server
 //	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
 //	backup_test.go     backup and restore, the drill of docs/operations.md too

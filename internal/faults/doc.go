@@ -6,6 +6,7 @@
 //     file the content as of its last Sync, of each folder the names as of its last
 //     SyncDir. PowerCut writes that down as another folder.
 //   - Damage changes a file as a disk may.
+//   - Lease and HangingFolder are a program and a folder that do not answer.
 //
 // To cut the power at each sync: FS over Disk, with a Rule whose Do calls PowerCut.
 package faults

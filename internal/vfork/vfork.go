@@ -2,6 +2,7 @@ package vfork
 
 import (
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -15,17 +16,24 @@ type Starter struct {
 	plain atomic.Bool // only syscall.ForkExec works here
 }
 
+// maxFiles is how many descriptors a Spec may have.
+const maxFiles = 4
+
 // Spec is a process to start. It leads a process group of its own.
 type Spec struct {
-	Path  string
-	Argv  []string
-	Env   []string
-	Dir   string // "" = this process's
-	Files [3]int // its standard streams
-	Extra []int  // what its descriptors from 3 on are; package syscall starts a process that has some
+	// Path is its program. If Search is not "", Path is a name that the child looks up in
+	// the folders of Search, which is of the form of PATH: it executes the first one that
+	// it can. Relative folders are below Dir.
+	Path   string
+	Search string
+	Argv   []string
+	Env    []string
+	Dir    string // "" = this process's
+	Files  []int  // what its descriptors from 0 on are: 3 or 4
 	// Cgroup is the descriptor of the control group's folder that it begins in; -1 = this process's.
 	Cgroup int
-	PIDFD  bool // a descriptor of the process is wanted
+	PIDFD  bool   // a descriptor of the process is wanted
+	Birth  *Birth // if not nil, signals reach the child before Start returns; not with syscall.ForkExec
 }
 
 // New makes a Starter.
@@ -73,17 +81,25 @@ func wait(pid int) error {
 	}
 }
 
-// Start starts a process and returns once it executes its program, or cannot. pidfd is
-// -1 when it was not wanted, or the kernel has none. The error is a syscall.Errno.
+// Start starts a process and returns once it executes its program, cannot, or has ended
+// before that by a signal. pidfd is -1 when it was not wanted, or the kernel has none. The
+// error is a syscall.Errno.
 func (s *Starter) Start(p *Spec) (pid, pidfd int, err error) {
-	if min(p.Files[0], p.Files[1], p.Files[2]) > 2 && len(p.Extra) == 0 && !s.plain.Load() {
-		pid, pidfd, err = s.quick(p)
-		if err != errRefused {
-			return pid, pidfd, err
-		}
-		s.plain.Store(true)
+	if len(p.Files) < 3 || len(p.Files) > maxFiles {
+		return 0, -1, syscall.EINVAL
 	}
-	return p.forkExec()
+	if s.plain.Load() {
+		return p.forkExec()
+	}
+	pid, pidfd, err = s.quick(p)
+	if err != errRefused {
+		return pid, pidfd, err
+	}
+	pid, pidfd, err = p.forkExec()
+	if err == nil || p.Cgroup < 0 {
+		s.plain.Store(true) // else the control group may be what was refused
+	}
+	return pid, pidfd, err
 }
 
 // forkExec is Start by package syscall.
@@ -96,13 +112,43 @@ func (p *Spec) forkExec() (pid, pidfd int, err error) {
 	if p.PIDFD {
 		sys.PidFD = &pidfd
 	}
-	files := []uintptr{uintptr(p.Files[0]), uintptr(p.Files[1]), uintptr(p.Files[2])}
-	for _, fd := range p.Extra {
-		files = append(files, uintptr(fd))
+	files := make([]uintptr, len(p.Files))
+	for i, fd := range p.Files {
+		files[i] = uintptr(fd)
 	}
-	pid, err = syscall.ForkExec(p.Path, p.Argv, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: sys, Files: files})
-	return pid, pidfd, err
+	result := error(syscall.ENOENT)
+	for path := range p.paths {
+		pid, err = syscall.ForkExec(path, p.Argv, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: sys, Files: files})
+		errno, _ := err.(syscall.Errno)
+		if err == nil || errno > 63 || others>>errno&1 == 0 {
+			return pid, pidfd, err
+		}
+		if errno != syscall.ENOENT {
+			result = err
+		}
+	}
+	return 0, -1, result
 }
+
+// paths yields where the program may be, in the order in which it is looked for.
+func (p *Spec) paths(yield func(string) bool) {
+	if p.Search == "" {
+		yield(p.Path)
+		return
+	}
+	for folder := range strings.SplitSeq(p.Search, ":") {
+		if folder == "" {
+			folder = "."
+		}
+		if !yield(folder + "/" + p.Path) {
+			return
+		}
+	}
+}
+
+// others has a bit for each error of execve, by its number, after which the program is
+// looked for in the next folder.
+const others uint64 = 1<<unix.ENOENT | 1<<unix.EACCES | 1<<unix.ENOTDIR | 1<<unix.ENODEV | 1<<unix.ELOOP | 1<<unix.ENAMETOOLONG
 
 // refused is quick's error where there is no quick way.
 type refused struct{}

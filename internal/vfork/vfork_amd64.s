@@ -9,9 +9,11 @@
 #define SYS_dup3 292
 #define SYS_prlimit64 302
 #define SYS_clone3 435
+#define SYS_close_range 436
 
 #define SIG_SETMASK 2
 #define RLIMIT_NOFILE 7
+#define ENOENT 2
 
 // func vfork(a *args) int
 //
@@ -19,7 +21,11 @@
 // clone3. It neither calls nor pushes anything, so that the parent finds its frame, the
 // return address in it, as it left it; and no signal is handled on that stack: all are
 // blocked until the child has no handlers any more (CLONE_CLEAR_SIGHAND).
-TEXT ·vfork(SB), NOSPLIT|NOFRAME, $0-16
+//
+// Between entersyscall and exitsyscall the goroutine has no processor. The collector may
+// read its stack, and does not move it.
+TEXT ·vfork(SB), NOSPLIT, $0-16
+	CALL runtime·entersyscall(SB)
 	MOVQ a+0(FP), R12
 
 	MOVL $SYS_rt_sigprocmask, AX
@@ -32,20 +38,23 @@ TEXT ·vfork(SB), NOSPLIT|NOFRAME, $0-16
 	MOVL $SYS_clone3, AX
 	LEAQ args_clone(R12), DI
 	LEAQ args_pidfd(R12), SI
-	MOVQ SI, 8(DI)
-	MOVL $88, SI
+	MOVQ SI, cloneArgs_pidfd(DI)
+	MOVL $cloneArgs__size, SI
 	SYSCALL
 	TESTQ AX, AX
 	JEQ  child
 
-	MOVQ AX, R13
+	MOVQ AX, args_pid(R12)
 	MOVL $SYS_rt_sigprocmask, AX
 	MOVL $SIG_SETMASK, DI
 	LEAQ args_mask(R12), SI
 	XORL DX, DX
 	MOVL $8, R10
 	SYSCALL
-	MOVQ R13, ret+8(FP)
+	CALL runtime·exitsyscall(SB)
+	MOVQ a+0(FP), R12 // elsewhere now, if the stack was moved
+	MOVQ args_pid(R12), AX
+	MOVQ AX, ret+8(FP)
 	RET
 
 child:
@@ -56,15 +65,14 @@ child:
 	TESTQ AX, AX
 	JNE  fail
 
-	MOVQ args_dir(R12), DI
-	TESTQ DI, DI
-	JEQ  streams
-	MOVL $SYS_chdir, AX
+	// From here on a signal ends it.
+	MOVL $SYS_rt_sigprocmask, AX
+	MOVL $SIG_SETMASK, DI
+	LEAQ args_mask(R12), SI
+	XORL DX, DX
+	MOVL $8, R10
 	SYSCALL
-	TESTQ AX, AX
-	JNE  fail
 
-streams:
 	XORL R13, R13
 
 stream:
@@ -76,31 +84,60 @@ stream:
 	CMPQ AX, R13
 	JNE  fail
 	INCQ R13
-	CMPQ R13, $3
+	CMPQ R13, args_files(R12)
 	JNE  stream
 
-	MOVQ args_files(R12), DX
+	MOVL $SYS_close_range, AX // a kernel that has none closes them at the exec
+	MOVQ R13, DI
+	MOVL $0xffffffff, SI
+	XORL DX, DX
+	SYSCALL
+
+	MOVQ args_limit(R12), DX
 	TESTQ DX, DX
-	JEQ  mask
+	JEQ  folder
 	MOVL $SYS_prlimit64, AX
 	XORL DI, DI
 	MOVL $RLIMIT_NOFILE, SI
 	XORL R10, R10
 	SYSCALL
 
-mask:
-	MOVL $SYS_rt_sigprocmask, AX
-	MOVL $SIG_SETMASK, DI
-	LEAQ args_mask(R12), SI
-	XORL DX, DX
-	MOVL $8, R10
+folder:
+	MOVQ args_dir(R12), DI
+	TESTQ DI, DI
+	JEQ  programs
+	MOVL $SYS_chdir, AX
 	SYSCALL
+	TESTQ AX, AX
+	JNE  fail
 
+programs:
+	MOVQ args_paths(R12), R13
+	MOVQ $-ENOENT, R14 // the result, if there is no other
+
+program:
+	MOVQ (R13), DI
+	TESTQ DI, DI
+	JEQ  none
 	MOVL $SYS_execve, AX
-	MOVQ args_path(R12), DI
 	MOVQ args_argv(R12), SI
 	MOVQ args_env(R12), DX
 	SYSCALL
+	ADDQ $8, R13
+	MOVQ AX, CX
+	NEGQ CX
+	CMPQ CX, $63
+	JHI  fail
+	MOVQ args_others(R12), DX
+	BTQ  CX, DX
+	JCC  fail
+	CMPQ CX, $ENOENT
+	JEQ  program
+	MOVQ AX, R14
+	JMP  program
+
+none:
+	MOVQ R14, AX
 
 fail:
 	NEGQ AX

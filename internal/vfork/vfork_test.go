@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -15,7 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Rule 1, for what whoever runs the tests has open.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		fmt.Fprintln(os.Stderr, "descriptors that were inherited reach the children:", err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // both runs a test with each way of starting. Where there is no quick one it is the
 // plain one twice.
@@ -39,7 +47,7 @@ func output(t *testing.T, s *Starter, p Spec) (string, unix.WaitStatus) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	p.Files, p.Cgroup = [3]int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, -1
+	p.Files, p.Cgroup = []int{int(null.Fd()), int(w.Fd()), int(w.Fd())}, -1
 	pid, _, err := s.Start(&p)
 	w.Close()
 	if err != nil {
@@ -131,12 +139,17 @@ func TestWhatCannotStart(t *testing.T) {
 			spec Spec
 			want syscall.Errno
 		}{
-			{"no program", Spec{Path: "/nowhere", Argv: []string{"x"}, Files: [3]int{fd, fd, fd}, Cgroup: -1, PIDFD: true}, syscall.ENOENT},
-			{"no right", Spec{Path: denied, Argv: []string{"x"}, Files: [3]int{fd, fd, fd}, Cgroup: -1}, syscall.EACCES},
-			{"no folder", Spec{Path: "/bin/true", Argv: []string{"x"}, Dir: "/nowhere", Files: [3]int{fd, fd, fd}, Cgroup: -1}, syscall.ENOENT},
-			{"no stream", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: [3]int{fd, fd, 1 << 20}, Cgroup: -1}, syscall.EBADF},
-			{"no group", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: [3]int{fd, fd, fd}, Cgroup: fd}, syscall.EBADF},
-			{"a NUL", Spec{Path: "/bin/true", Argv: []string{"x\x00y"}, Files: [3]int{fd, fd, fd}, Cgroup: -1}, syscall.EINVAL},
+			{"no program in any folder", Spec{Path: "nowhere", Search: "/bin::/no/folder", Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.ENOENT},
+			{"no right in the last folder", Spec{Path: "denied", Search: "/bin:" + filepath.Dir(denied), Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.EACCES},
+			{"no right, and no program behind it", Spec{Path: "denied", Search: filepath.Dir(denied) + ":/bin", Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.EACCES},
+			{"no name", Spec{Search: "/bin", Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.EACCES},
+			{"two files", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: []int{fd, fd}, Cgroup: -1}, syscall.EINVAL},
+			{"no program", Spec{Path: "/nowhere", Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1, PIDFD: true}, syscall.ENOENT},
+			{"no right", Spec{Path: denied, Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.EACCES},
+			{"no folder", Spec{Path: "/bin/true", Argv: []string{"x"}, Dir: "/nowhere", Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.ENOENT},
+			{"no stream", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: []int{fd, fd, 1 << 20}, Cgroup: -1}, syscall.EBADF},
+			{"no group", Spec{Path: "/bin/true", Argv: []string{"x"}, Files: []int{fd, fd, fd}, Cgroup: fd}, syscall.EBADF},
+			{"a NUL", Spec{Path: "/bin/true", Argv: []string{"x\x00y"}, Files: []int{fd, fd, fd}, Cgroup: -1}, syscall.EINVAL},
 		} {
 			pid, pidfd, err := s.Start(&c.spec)
 			if !errors.Is(err, c.want) || pidfd != -1 {
@@ -169,7 +182,7 @@ func TestPIDFD(t *testing.T) {
 	defer null.Close()
 	fd := int(null.Fd())
 	both(t, func(t *testing.T, s *Starter) {
-		pid, pidfd, err := s.Start(&Spec{Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Files: [3]int{fd, fd, fd}, Cgroup: -1, PIDFD: true})
+		pid, pidfd, err := s.Start(&Spec{Path: "/bin/sleep", Argv: []string{"sleep", "1000"}, Files: []int{fd, fd, fd}, Cgroup: -1, PIDFD: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,14 +197,79 @@ func TestPIDFD(t *testing.T) {
 	})
 }
 
-// Where a descriptor is in the place of a stream, package syscall sorts that out.
+// The first folder with a program that can be executed has it; an empty one is the
+// child's own.
+func TestSearch(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"first", "second", "third/tool"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, mode := range map[string]os.FileMode{"first/tool": 0o644, "second/tool": 0o755, "tool": 0o755} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho $0\n"), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both(t, func(t *testing.T, s *Starter) {
+		for _, c := range []struct{ search, want string }{
+			{"/bin:" + dir + "/first:" + dir + "/third:" + dir + "/second:" + dir, dir + "/second/tool"},
+			{"first:second:", "second/tool"},
+			{"/bin::second", "./tool"},
+			{dir + "/second/tool:" + strings.Repeat("x", 300) + ":second", "second/tool"},
+		} {
+			p := Spec{Path: "tool", Search: c.search, Argv: []string{"tool"}, Env: []string{}, Dir: dir}
+			if got, status := output(t, s, p); strings.TrimSpace(got) != c.want || status != 0 {
+				t.Errorf("%s: %q, status %x", c.search, got, status)
+			}
+		}
+	})
+}
+
+// A fourth descriptor, which may be in any place before.
+func TestFourFiles(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	both(t, func(t *testing.T, s *Starter) {
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		p := sh("echo four >&3; for f in /proc/$$/fd/*; do n=${f##*/}; [ -L $f ] && [ $n -le 9 ] && echo $n; done >&3; :")
+		p.Files, p.Cgroup = []int{int(null.Fd()), 2, 1, int(w.Fd())}, -1
+		pid, _, err := s.Start(&p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status := ended(t, pid); status != 0 {
+			t.Errorf("status %x", status)
+		}
+		got := make([]byte, 100)
+		n, err := r.Read(got)
+		for err == nil && n < len("four\n0\n1\n2\n3\n") {
+			var more int
+			more, err = r.Read(got[n:])
+			n += more
+		}
+		if string(got[:n]) != "four\n0\n1\n2\n3\n" || err != nil {
+			t.Errorf("%q, %v", got[:n], err)
+		}
+	})
+}
+
+// Descriptors may be in the places of others.
 func TestLowDescriptors(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	pid, _, err := New().Start(&Spec{Path: "/bin/true", Argv: []string{"true"}, Files: [3]int{int(null.Fd()), 2, 1}, Cgroup: -1})
+	pid, _, err := New().Start(&Spec{Path: "/bin/true", Argv: []string{"true"}, Files: []int{int(null.Fd()), 2, 1}, Cgroup: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +304,7 @@ func TestManyAtOnce(t *testing.T) {
 		starters.Go(func() {
 			for i := range 50 {
 				code := (g*50 + i) % 200
-				p := Spec{Path: "/bin/sh", Argv: []string{"sh", "-c", fmt.Sprint("exit ", code)}, Files: [3]int{fd, fd, fd}, Cgroup: -1}
+				p := Spec{Path: "/bin/sh", Argv: []string{"sh", "-c", fmt.Sprint("exit ", code)}, Files: []int{fd, fd, fd}, Cgroup: -1}
 				bad := i%10 == 9
 				if bad {
 					p.Path = "/nowhere"

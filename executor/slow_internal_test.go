@@ -1,0 +1,75 @@
+package executor
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// A look at files that hang, to explain a failed start, ends with its patience, or when the
+// attempt is to be ended; and there are not too many of them.
+func TestExplanationThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := faults.MountHanging(dir)
+	if err != nil {
+		t.Skip(err)
+	}
+	p, _ := internalRig(t, ProcessConfig{})
+	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
+	const want = `start "tool": no such file or directory`
+	explain := func(a *attempt) (took time.Duration) {
+		asked := time.Now()
+		if err := p.explain(a, &c, unix.ENOENT); err.Error() != want {
+			t.Errorf("%v", err)
+		}
+		return time.Since(asked)
+	}
+	if took := explain(newAttempt(Order{})); took < explainPatience {
+		t.Errorf("it did not hang: it took %v", took)
+	}
+	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}})
+	time.AfterFunc(50*time.Millisecond, func() { a.end(causeKill, 0) })
+	if took := explain(a); took > time.Second {
+		t.Errorf("%v beside a kill", took)
+	}
+	others := maxExplaining - len(p.explaining)
+	for range others {
+		p.explaining <- struct{}{}
+	}
+	if took := explain(newAttempt(Order{})); took > time.Second {
+		t.Errorf("one too many took %v", took)
+	}
+	folder.Close()
+	for range others {
+		<-p.explaining
+	}
+}
+
+// More starts than maxStarting wait in the queue, and are taken from there.
+func TestTooManyStarts(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	p.mu.Lock()
+	p.starts = maxStarting
+	p.mu.Unlock()
+	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/true"}})
+	if s := p.Stats(); s.Queued != 1 || s.Running != 0 {
+		t.Errorf("%+v", s)
+	}
+	p.mu.Lock()
+	fit := p.startOver(&attempt{starting: true})
+	p.mu.Unlock()
+	p.spread(fit)
+	<-reports
+	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", r)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.starts != maxStarting-1 {
+		t.Errorf("%d starts", p.starts-maxStarting+1)
+	}
+}

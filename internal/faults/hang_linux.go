@@ -1,0 +1,92 @@
+package faults
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lease makes every open of a file wait, an exec's too, for as long as it is held, at most
+// /proc/sys/fs/lease-break-time seconds (45 by default). It stands in for a program on a
+// network file system that does not answer.
+type Lease struct{ f *os.File }
+
+// HoldLease takes a lease on a file of this user's that nobody has open.
+func HoldLease(path string) (*Lease, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lease on %s: %w", path, err)
+	}
+	return &Lease{f}, nil
+}
+
+// Waits tells whether an open of the file waits.
+func (l *Lease) Waits() bool {
+	kind, err := unix.FcntlInt(l.f.Fd(), unix.F_GETLEASE, 0)
+	return err == nil && kind != unix.F_WRLCK
+}
+
+// Release lets the opens go on. It may be called again.
+func (l *Lease) Release() { l.f.Close() }
+
+// HangingFolder is a mounted file system that never answers: what enters it hangs until it
+// is killed, or Close is called. It stands in for a dead server of a network file system.
+type HangingFolder struct {
+	dir    string
+	device *os.File
+}
+
+// opInit is the FUSE request that is answered, the only one.
+const opInit = 26
+
+// MountHanging mounts such a file system on an empty folder. It needs root and FUSE.
+func MountHanging(dir string) (*HangingFolder, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("/dev/fuse: %w", err)
+	}
+	h := &HangingFolder{dir: dir, device: os.NewFile(uintptr(fd), "fuse")}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)
+	if err := unix.Mount("hanging", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		h.device.Close()
+		return nil, fmt.Errorf("mount FUSE on %s: %w", dir, err)
+	}
+	if err := h.init(); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("FUSE on %s: %w", dir, err)
+	}
+	return h, nil
+}
+
+// init answers the kernel's greeting, without which the file system fails all requests.
+func (h *HangingFolder) init() error {
+	request := make([]byte, 64<<10)
+	n, err := unix.Read(int(h.device.Fd()), request)
+	if err != nil {
+		return err
+	}
+	if op := binary.NativeEndian.Uint32(request[4:]); n < 40 || op != opInit {
+		return fmt.Errorf("request %d of %d bytes comes first", op, n)
+	}
+	// struct fuse_out_header and struct fuse_init_out
+	answer := make([]byte, 16+64)
+	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
+	copy(answer[8:16], request[8:16])                   // unique
+	binary.NativeEndian.PutUint32(answer[16:], 7)       // major
+	binary.NativeEndian.PutUint32(answer[20:], 31)      // minor
+	binary.NativeEndian.PutUint32(answer[36:], 128<<10) // max_write
+	_, err = unix.Write(int(h.device.Fd()), answer)
+	return err
+}
+
+// Close has all that hang fail, and unmounts the file system.
+func (h *HangingFolder) Close() error {
+	h.device.Close()
+	return unix.Unmount(h.dir, unix.MNT_DETACH)
+}

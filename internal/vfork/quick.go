@@ -1,0 +1,162 @@
+//go:build amd64 || arm64
+
+package vfork
+
+import (
+	"runtime"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// cloneArgs is the kernel's struct clone_args, of Linux 5.7.
+type cloneArgs struct {
+	flags, pidfd, _, parentTID, exitSignal, _, _, _, _, _, cgroup uint64
+}
+
+// args is what vfork works on.
+type args struct {
+	clone cloneArgs
+	pidfd int32  // where clone.pidfd points to, by vfork: this may be moved until then
+	all   uint64 // every signal
+	//lint:ignore U1000 vfork keeps it there
+	mask   uint64 // the signals that this thread had blocked before
+	fd     [maxFiles]uint64
+	files  uint64 // how many of them there are
+	paths  **byte // ends with nil, as the next two do
+	argv   **byte
+	env    **byte
+	others uint64       // see there
+	dir    *byte        // nil: stay
+	limit  *unix.Rlimit // of open files; nil: keep
+	errno  uint64       // why the child did not come to execute its program; 0 when it did
+	//lint:ignore U1000 vfork keeps it there
+	pid int64 // the result, while the goroutine may move
+}
+
+// vfork makes the child, and returns its process id, or a negative errno, once the child
+// has executed its program, or ended. To Go's scheduler it is a system call.
+//
+//go:noescape
+func vfork(a *args) int
+
+// quick is Start without package syscall.
+func (s *Starter) quick(p *Spec) (pid, pidfd int, err error) {
+	a := args{all: ^uint64(0), limit: s.files, pidfd: -1, others: others}
+	a.clone = cloneArgs{flags: unix.CLONE_VFORK | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+	if p.Cgroup >= 0 {
+		a.clone.flags |= unix.CLONE_INTO_CGROUP
+		a.clone.cgroup = uint64(p.Cgroup)
+	}
+	if p.PIDFD {
+		a.clone.flags |= unix.CLONE_PIDFD
+	}
+	if p.Birth != nil {
+		p.Birth.reset()
+		a.clone.flags |= unix.CLONE_PARENT_SETTID
+		a.clone.parentTID = uint64(uintptr(unsafe.Pointer(&p.Birth.pid)))
+	}
+	a.files = uint64(len(p.Files))
+	for i, fd := range p.Files {
+		if fd >= 0 && fd < len(p.Files) { // in the place of another one
+			if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, maxFiles); err != nil {
+				return 0, -1, err
+			}
+			defer unix.Close(fd)
+		}
+		a.fd[i] = uint64(fd)
+	}
+	var t texts
+	if err = t.lay(p); err != nil {
+		return 0, -1, err
+	}
+	a.paths, a.argv, a.env, a.dir = t.paths, t.argv, t.env, t.dir
+	pid = vfork(&a)
+	runtime.KeepAlive(p)
+	switch {
+	case pid == -int(unix.ENOSYS), pid == -int(unix.EINVAL), pid == -int(unix.EPERM):
+		return 0, -1, errRefused
+	case pid < 0:
+		return 0, -1, syscall.Errno(-pid)
+	case a.errno != 0:
+		p.Birth.reset()
+		_ = wait(pid)
+		if a.pidfd >= 0 {
+			unix.Close(int(a.pidfd))
+		}
+		return 0, -1, syscall.Errno(a.errno)
+	}
+	return pid, int(a.pidfd), nil
+}
+
+// texts are the strings of a Spec as the kernel wants them, with a NUL at the end of each,
+// in one piece of memory.
+type texts struct {
+	paths, argv, env **byte
+	dir              *byte
+	bytes            []byte
+	pointers         []*byte
+}
+
+// lay lays the strings of a Spec out.
+func (t *texts) lay(p *Spec) error {
+	folders, size := 1, len(p.Path)+1+len(p.Dir)+1
+	if p.Search != "" {
+		folders = strings.Count(p.Search, ":") + 1
+		size += len(p.Search) + folders*(len(p.Path)+len("./")+1)
+	}
+	for _, list := range [...][]string{p.Argv, p.Env} {
+		for _, s := range list {
+			size += len(s) + 1
+		}
+	}
+	t.bytes = make([]byte, 0, size)
+	t.pointers = make([]*byte, 0, folders+len(p.Argv)+len(p.Env)+3) // each list ends with nil
+	if strings.IndexByte(p.Path, 0) >= 0 || strings.IndexByte(p.Search, 0) >= 0 || strings.IndexByte(p.Dir, 0) >= 0 {
+		return syscall.EINVAL
+	}
+	if p.Dir != "" {
+		t.dir = t.add(p.Dir)
+	}
+	t.paths = t.begin()
+	if p.Search == "" {
+		t.pointers = append(t.pointers, t.add(p.Path))
+	} else {
+		for folder := range strings.SplitSeq(p.Search, ":") {
+			if folder == "" {
+				folder = "."
+			}
+			t.pointers = append(t.pointers, t.add(folder, "/", p.Path))
+		}
+	}
+	t.pointers = append(t.pointers, nil)
+	for _, list := range [...]struct {
+		texts []string
+		at    ***byte
+	}{{p.Argv, &t.argv}, {p.Env, &t.env}} {
+		*list.at = t.begin()
+		for _, s := range list.texts {
+			if strings.IndexByte(s, 0) >= 0 {
+				return syscall.EINVAL
+			}
+			t.pointers = append(t.pointers, t.add(s))
+		}
+		t.pointers = append(t.pointers, nil)
+	}
+	return nil
+}
+
+// begin is where the next pointer will be. There is room for all of them: none is moved.
+func (t *texts) begin() **byte { return &t.pointers[:len(t.pointers)+1][len(t.pointers)] }
+
+// add lays out one string, given in parts.
+func (t *texts) add(parts ...string) *byte {
+	at := len(t.bytes)
+	for _, s := range parts {
+		t.bytes = append(t.bytes, s...)
+	}
+	t.bytes = append(t.bytes, 0)
+	return &t.bytes[at]
+}
