@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,17 +14,24 @@ import (
 // network file system that does not answer.
 type Lease struct{ f *os.File }
 
-// HoldLease takes a lease on a file of this user's that nobody has open.
+// HoldLease takes a lease on a file of this user's that nobody has open. A process that is
+// being forked may have it open for a moment, which is waited for.
 func HoldLease(path string) (*Lease, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lease on %s: %w", path, err)
+	for range 1000 {
+		if _, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err == nil {
+			return &Lease{f}, nil
+		}
+		if err != unix.EAGAIN {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return &Lease{f}, nil
+	f.Close()
+	return nil, fmt.Errorf("lease on %s: %w", path, err)
 }
 
 // Waits tells whether an open of the file waits.
@@ -80,6 +88,7 @@ func (h *HangingFolder) init() error {
 	copy(answer[8:16], request[8:16])                   // unique
 	binary.NativeEndian.PutUint32(answer[16:], 7)       // major
 	binary.NativeEndian.PutUint32(answer[20:], 31)      // minor
+	binary.NativeEndian.PutUint32(answer[28:], 1<<18)   // parallel look-ups: none waits where no signal reaches it
 	binary.NativeEndian.PutUint32(answer[36:], 128<<10) // max_write
 	_, err = unix.Write(int(h.device.Fd()), answer)
 	return err
