@@ -57,18 +57,16 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	}()
 	patience := time.NewTimer(explainPatience)
 	defer patience.Stop()
+	explained := plain
 	select {
-	case e := <-done:
-		err = e
+	case explained = <-done:
 	case <-hurry:
-		err = plain
 	case <-patience.C:
-		err = plain
 	}
 	a.mu.Lock()
 	a.hurry = nil
 	a.mu.Unlock()
-	return err
+	return explained
 }
 
 // explainFolder returns what is wrong with a working folder; nil when nothing is.
