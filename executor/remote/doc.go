@@ -19,13 +19,13 @@
 // (Order.Resume):
 //
 //	a worker, or an estate, knows it   its start and its end are reported, as they come or came
-//	nobody knows it, and the memory    it never began: it is ordered
-//	reaches back to its grant
+//	nobody knows it, and its run is    it never began: it is ordered
+//	not in doubt
 //	else                               it is lost
 //
-// The memory reaches back to a moment in the registry (registry.go): from then on, and
-// since the machine was started, every worker has kept a journal in the folder. When a
-// folder of a worker is missing, or a journal is not whole, the memory begins anew.
+// A run is in doubt when something that a worker knew was lost since its attempts were
+// granted (doubts.go): a folder of a worker is missing, a journal or the registry is not
+// whole, the machine was restarted.
 //
 // A key may have served in another history of the data folder, when the store has lost its
 // end and gives numbers again. The time of the grant tells the two attempts apart: the

@@ -26,6 +26,8 @@ type entry struct {
 	killed  bool             // the server wants it ended
 	grace   time.Duration
 	revoked bool // the server wants it back
+	// doubtful: no worker knows it, but it may have begun (doubts).
+	doubtful bool
 }
 
 // stage is what is known of an attempt.
@@ -100,9 +102,8 @@ func (r *Remote) tellEnd(e *entry, rep executor.Report) {
 // no place there. r.found holds, and there is an active worker. mu is held.
 func (r *Remote) assign(key messages.AttemptKey, e *entry) {
 	switch {
-	case e.order.Resume && e.order.GrantedAt < r.registry.Since:
-		delete(r.entries, key)
-		r.report(lost(e.order, "lost: it is not known whether it had begun"))
+	case e.doubtful:
+		r.loseDoubtful(e, lostInDoubt)
 	case e.killed || e.revoked:
 		delete(r.entries, key)
 		r.report(revoked(key))
@@ -114,6 +115,9 @@ func (r *Remote) assign(key messages.AttemptKey, e *entry) {
 		r.active.push(workerpb.AppendOrder(r.active.out, e.order))
 	}
 }
+
+// lostInDoubt is why an attempt is lost that no worker knows.
+const lostInDoubt = "lost: it is not known whether it had begun"
 
 // assignWaiting assigns all that waits, in the order in which it came. mu is held.
 func (r *Remote) assignWaiting() {
@@ -148,6 +152,9 @@ func (r *Remote) heard(p *peer, key messages.AttemptKey) *entry {
 	}
 	if e.peer == nil {
 		e.peer = p
+		if e.stage != ended {
+			r.undoubt(key, e)
+		}
 	}
 	if e.peer != p {
 		return nil // another one has it: this is an old story

@@ -43,6 +43,7 @@ func (r *Remote) keep() {
 // any more.
 func (r *Remote) round() bool {
 	r.bury()
+	r.saveDoubts()
 	r.removeEstates()
 	r.mu.Lock()
 	defer r.unlock()
@@ -194,10 +195,7 @@ func (r *Remote) inherit(p *peer, e *worker.Estate) {
 		r.heardFinished(p, rep)
 	}
 	if !e.Certain {
-		r.registry.forgetPast()
-		if err := r.registry.save(); err != nil {
-			r.log.Warn("registry of workers not written", "err", err)
-		}
+		r.lostMemory()
 	}
 	p.kept = 0
 	for key, x := range r.entries {
@@ -209,9 +207,8 @@ func (r *Remote) inherit(p *peer, e *worker.Estate) {
 			delete(r.entries, key)
 		case x.stage == running || !e.Certain:
 			// A journal that does not name what has begun is not to be believed.
-			end := lost(x.order, "lost: its worker died, and its journal does not name it")
-			x.stage, x.peer, x.end = ended, nil, &end
-			r.report(end)
+			r.doubt(key, x)
+			r.loseDoubtful(x, "lost: its worker died, and its journal does not name it")
 		case r.state == closing:
 			delete(r.entries, key)
 			r.report(revoked(key))
@@ -238,7 +235,13 @@ func (r *Remote) removeEstates() {
 	r.mu.Unlock()
 	for _, p := range settled {
 		if err := r.registry.strike(filepath.Base(p.path)); err != nil {
-			r.log.Warn("a dead worker stays in the registry", "folder", p.path, "err", err)
+			// A folder that the registry names is missed: it stays until that is written.
+			r.log.Warn("a dead worker stays in the registry; it is tried again", "folder", p.path, "err", err)
+			r.mu.Lock()
+			r.peers = append(r.peers, p)
+			r.unlock()
+			time.AfterFunc(time.Second, r.wake)
+			continue
 		}
 		if p.folder == nil {
 			continue

@@ -7,35 +7,39 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // registryFile is the registry's name in DATA/worker.
 const registryFile = "workers"
 
-// registry is what a server knows of the workers before it looks at their folders: since
-// when every start is in some worker's journal, and which workers there must be. A folder
-// that the registry names and that is missing was removed by somebody else, with what its
-// journal knew.
+// registry is what a server knows of the workers before it looks at their folders: which
+// workers there must be, and the runs of which some may have begun attempts that are in no
+// journal (doubts). A folder that the registry names and that is missing was removed by
+// somebody else, with what its journal knew.
 //
 // The file holds JSON and a line with its CRC-32C. Whatever is wrong with it, the answer is
-// a new registry whose memory begins now: an attempt of before that no worker knows
+// a new registry that has all runs in doubt: an attempt of before that no worker knows
 // is lost then, and never started a second time.
 type registry struct {
+	fs   vfs.FS
 	path string
-	mu   sync.Mutex // over changes of Workers and of the file
+	mu   sync.Mutex // over changes of Workers and the doubts, and of the file
 
-	Boot    string           `json:"boot"`   // the kernel's boot id
-	Folder  string           `json:"folder"` // identity of the data folder
-	Since   int64            `json:"since"`  // ns since the epoch: the memory reaches back to here
-	Workers []registryWorker `json:"workers"`
+	Boot     string           `json:"boot"`   // the kernel's boot id
+	Folder   string           `json:"folder"` // identity of the data folder
+	Workers  []registryWorker `json:"workers"`
+	DoubtAll bool             `json:"doubtAll"` // see doubts
+	Doubts   []messages.RunID `json:"doubts"`
 }
 
 // registryWorker is a worker whose folder was made and not removed.
@@ -52,13 +56,13 @@ func (w *registryWorker) identity() worker.Identity {
 // openRegistry reads the registry of a folder, or begins a new one. folder is the identity
 // of the data folder; "" = that of the registry. fault says what was
 // wrong with a file that was there; "" when nothing was, or when it is of another boot.
-func openRegistry(dir, folder string) (g *registry, fault string, _ error) {
+func openRegistry(files vfs.FS, dir, folder string) (g *registry, fault string, _ error) {
 	boot, err := worker.BootID()
 	if err != nil {
 		return nil, "", err
 	}
-	g = &registry{path: filepath.Join(dir, registryFile)}
-	text, err := os.ReadFile(g.path)
+	g = &registry{fs: files, path: filepath.Join(dir, registryFile)}
+	text, err := g.read()
 	switch {
 	case err == nil:
 		if err := g.parse(text); err != nil {
@@ -83,8 +87,7 @@ func openRegistry(dir, folder string) (g *registry, fault string, _ error) {
 	} else if g.Folder == "" {
 		g.Folder = rand.Text()
 	}
-	g.forgetPast()
-	return g, fault, g.save()
+	return g, fault, g.setDoubts(true, nil)
 }
 
 func (g *registry) parse(text []byte) error {
@@ -102,51 +105,78 @@ func checksumLine(body []byte) string {
 	return fmt.Sprintf("crc32c %08x\n", crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// save replaces the file.
-func (g *registry) save() error {
+// setDoubts keeps what is in doubt from now on.
+func (g *registry) setDoubts(all bool, runs []messages.RunID) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.DoubtAll, g.Doubts = all, runs
 	return g.write()
 }
 
-// write is save. g.mu is held.
+// write replaces the file. g.mu is held.
 func (g *registry) write() error {
 	body, err := json.Marshal(g)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(g.path+".new", fmt.Appendf(nil, "%s\n%s", body, checksumLine(body)), 0o600); err != nil {
+	f, err := g.fs.OpenFile(g.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(g.path+".new", g.path)
+	_, err = f.WriteAt(fmt.Appendf(nil, "%s\n%s", body, checksumLine(body)), 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return g.fs.Rename(g.path+".new", g.path)
 }
 
-// forgetPast has the memory begin now: something of before is not known.
-func (g *registry) forgetPast() { g.Since = time.Now().UnixNano() }
+func (g *registry) read() ([]byte, error) {
+	f, err := g.fs.OpenFile(g.path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(f, 0, info.Size()))
+}
 
 // note enters a worker, or what is known of it by now.
 func (g *registry) note(name string, id worker.Identity) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	entry := registryWorker{Name: name, PID: id.PID, Ticks: id.Ticks}
-	if i := g.index(name); i >= 0 {
-		g.Workers[i] = entry
-	} else {
-		g.Workers = append(g.Workers, entry)
-	}
-	return g.write()
+	return g.change(func(list []registryWorker, i int) []registryWorker {
+		entry := registryWorker{Name: name, PID: id.PID, Ticks: id.Ticks}
+		if i < 0 {
+			return append(list, entry)
+		}
+		list[i] = entry
+		return list
+	}, name)
 }
 
 // strike takes a worker out.
 func (g *registry) strike(name string) error {
+	return g.change(func(list []registryWorker, i int) []registryWorker {
+		if i < 0 {
+			return list
+		}
+		return slices.Delete(list, i, i+1)
+	}, name)
+}
+
+// change changes a copy of Workers, in which the worker of this name is the i-th, or none.
+// After an error nothing has changed.
+func (g *registry) change(do func(list []registryWorker, i int) []registryWorker, name string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	i := g.index(name)
-	if i < 0 {
-		return nil
+	former := g.Workers
+	g.Workers = do(slices.Clone(former), g.index(name))
+	err := g.write()
+	if err != nil {
+		g.Workers = former
 	}
-	g.Workers = slices.Delete(g.Workers, i, i+1)
-	return g.write()
+	return err
 }
 
 func (g *registry) index(name string) int {

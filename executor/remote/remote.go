@@ -14,6 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -29,6 +30,7 @@ type Config struct {
 	// Without a Folder the folder Dir has an identity of its own.
 	Settings worker.Settings
 	Logger   *slog.Logger // default slog.Default()
+	FS       vfs.FS       // where the registry is written; nil = the machine's
 }
 
 // defaultCloseGrace is from SIGTERM to SIGKILL at Close, and for what a dead worker left.
@@ -47,11 +49,12 @@ type Remote struct {
 	cancel   context.CancelFunc
 	work     sync.WaitGroup // the keeper and the peers
 	look     chan struct{}  // wakes the keeper
-	registry *registry      // Since is guarded by mu
-	over     chan struct{}  // closed by the keeper when it has ended
+	registry *registry
+	over     chan struct{} // closed by the keeper when it has ended
 
 	mu      sync.Mutex
 	state   state
+	doubts  doubts
 	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until Expect
 	found   bool                        // every worker that was there at the beginning has said what it knows
 	entries map[messages.AttemptKey]*entry
@@ -89,6 +92,9 @@ func New(cfg Config) (*Remote, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.FS == nil {
+		cfg.FS = vfs.OS{}
+	}
 	if cfg.Settings.CloseGrace <= 0 {
 		cfg.Settings.CloseGrace = defaultCloseGrace
 	}
@@ -104,8 +110,8 @@ func New(cfg Config) (*Remote, error) {
 	return r, nil
 }
 
-// prepare makes paths absolute, takes the folder's lock and finds out how far back
-// the memory reaches.
+// prepare makes paths absolute, takes the folder's lock and finds out which workers there
+// must be, and what is in doubt.
 func (r *Remote) prepare() (err error) {
 	for _, path := range []*string{&r.cfg.Dir, &r.cfg.Settings.Outputs} {
 		if *path, err = filepath.Abs(*path); err != nil {
@@ -125,12 +131,13 @@ func (r *Remote) prepare() (err error) {
 		return err
 	}
 	var fault string
-	if r.registry, fault, err = openRegistry(r.cfg.Dir, r.cfg.Settings.Folder); err == nil {
+	if r.registry, fault, err = openRegistry(r.cfg.FS, r.cfg.Dir, r.cfg.Settings.Folder); err == nil {
 		if fault != "" {
 			r.log.Error("the registry of workers is written anew: an attempt that no worker knows is lost, and runs again with a new attempt number",
 				"file", r.registry.path, "fault", fault)
 		}
 		r.cfg.Settings.Folder = r.registry.Folder
+		r.doubts.begin(r.registry.DoubtAll, r.registry.Doubts)
 		if r.cfg.Settings.Version, err = identity(r.cfg.Binary, r.cfg.Settings); err == nil {
 			err = r.discover()
 		}
@@ -212,6 +219,9 @@ func (r *Remote) Start(o executor.Order) {
 		r.seq++
 		e = &entry{order: &o, seq: r.seq}
 		r.entries[o.Key] = e
+		if o.Resume && r.doubts.has(o.Key.Run) {
+			r.doubt(o.Key, e)
+		}
 		if r.active != nil && r.active.attached {
 			r.assign(o.Key, e)
 		} else if r.active == nil {
@@ -257,11 +267,14 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 // withdraw revokes an order that no worker has. One that may have begun before the
 // server's restart waits until the workers have said what they know. mu is held.
 func (r *Remote) withdraw(key messages.AttemptKey, e *entry) {
-	if e.order.Resume && !r.found {
-		return
+	switch {
+	case e.order.Resume && !r.found:
+	case e.doubtful:
+		r.loseDoubtful(e, lostInDoubt)
+	default:
+		delete(r.entries, key)
+		r.report(revoked(key))
 	}
-	delete(r.entries, key)
-	r.report(revoked(key))
 }
 
 // Acknowledge implements executor.Durable.
@@ -278,6 +291,7 @@ func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
 // forget drops an ended attempt and tells who keeps its end. mu is held.
 func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 	delete(r.entries, key)
+	r.undoubt(key, e)
 	p := e.peer
 	if p == nil {
 		return
@@ -299,6 +313,7 @@ func (r *Remote) Expect(runs ...messages.RunID) {
 	defer r.unlock()
 	if r.expects == nil {
 		r.expects = map[messages.RunID]struct{}{}
+		r.expectInDoubt(runs)
 	}
 	anew := make(map[messages.RunID]struct{}, len(runs))
 	for _, run := range runs {
@@ -317,6 +332,7 @@ func (r *Remote) Expect(runs ...messages.RunID) {
 func (r *Remote) unclaim(key messages.AttemptKey, e *entry) {
 	if e.peer == nil && e.stage == unknown {
 		delete(r.entries, key)
+		r.undoubt(key, e) // its run is expected, and stays in doubt
 		return
 	}
 	e.order, e.told, e.killed, e.revoked = nil, false, false, false
@@ -332,6 +348,7 @@ func (r *Remote) Settled(run messages.RunID) {
 			r.disown(key, e)
 		}
 	}
+	r.trust(run)
 }
 
 // nobodys tells whether an attempt that nobody has asked for will never be asked
@@ -400,7 +417,7 @@ func (r *Remote) Close() error {
 	r.state = closing
 	for key, e := range r.entries {
 		switch {
-		case e.peer != nil || e.order == nil:
+		case e.peer != nil || e.order == nil || e.stage == ended:
 		case e.order.Resume && !r.found:
 			delete(r.entries, key)
 			r.report(lost(e.order, "lost: ended by the executor's shutdown"))
@@ -443,6 +460,7 @@ func (r *Remote) awaitWorkers() error {
 func (r *Remote) finish() error {
 	r.cancel()
 	r.work.Wait()
+	r.saveDoubts()
 	r.mu.Lock()
 	for _, p := range r.peers {
 		if p.folder != nil {

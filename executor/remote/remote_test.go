@@ -182,35 +182,6 @@ func TestSettled(t *testing.T) {
 	}
 }
 
-func TestResumeOfTheUnknown(t *testing.T) {
-	g := newRig(t)
-	rec := executortest.NewRecorder(t)
-	old := g.order(1, "touch ran")
-	r := g.open(rec)
-	r.Start(resumed(old)) // granted before there was a memory
-	if rep := rec.WaitFinal(key(1)); rep.Record.Result != messages.AttemptLost || !strings.Contains(rep.Record.ExecutorLog, "not known") {
-		t.Errorf("%+v", rep)
-	}
-	r.Start(resumed(g.order(2, "true"))) // never arrived
-	if rep := rec.WaitFinal(key(2)); rep.Record.Result != messages.AttemptSucceeded {
-		t.Errorf("%+v", rep)
-	}
-	if rec.Starts(key(1)) != 0 {
-		t.Error("it ran")
-	}
-	// The registry is missing, as its word is after a restart of the machine.
-	r.Close()
-	if err := os.Remove(filepath.Join(g.dir(), "workers")); err != nil {
-		t.Fatal(err)
-	}
-	before := g.order(3, "true")
-	r = g.open(rec)
-	r.Start(resumed(before))
-	if rep := rec.WaitFinal(key(3)); rep.Record.Result != messages.AttemptLost {
-		t.Errorf("%+v", rep)
-	}
-}
-
 // TestWorkerDies: its attempts are lost and their processes gone, wherever they went;
 // an end that was not acknowledged is told again; what waited is run by the next one.
 func TestWorkerDies(t *testing.T) {
@@ -457,6 +428,7 @@ func TestTooLarge(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec)
+	r.Expect()
 	o := g.order(1, "true")
 	o.CoresMilli = 2500
 	r.Start(o)
