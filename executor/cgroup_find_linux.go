@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// cgroupPrefix begins the names of the folders of groups.
+const cgroupPrefix = "caravan-"
+
 // openCgroups makes the folder `caravan-NAME` for groups, or returns nil and why there
 // can be none. Without the means to limit memory, enforce has no effect but a warning.
 func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, error) {
@@ -22,7 +25,7 @@ func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, e
 		if mounts[""] == "" || c.dir != "" {
 			break
 		}
-		dir := filepath.Join(mounts[""], parent, "caravan-"+name)
+		dir := filepath.Join(mounts[""], parent, cgroupPrefix+name)
 		if err = os.Mkdir(dir, 0o755); err != nil {
 			continue
 		}
@@ -51,7 +54,7 @@ func (c *cgroups) limitMemory(mount, own, name string) {
 		return
 	}
 	for _, home := range []string{filepath.Join(mount, own), mount} {
-		dir := filepath.Join(home, "caravan-"+name)
+		dir := filepath.Join(home, cgroupPrefix+name)
 		if mount == "" || os.Mkdir(dir, 0o755) != nil {
 			continue
 		}
@@ -99,8 +102,25 @@ func hierarchies(root string) (mounts, own map[string]string, _ error) {
 }
 
 // RemoveCgroups removes the empty groups that a process of this name has left behind.
-func RemoveCgroups(name string) {
-	mounts, own, err := hierarchies("/")
+func RemoveCgroups(name string) { removeCgroups("/", func(n string) bool { return n == name }) }
+
+// RemoveCgroupsLeft removes the empty groups of all processes whose name begins with
+// prefix, but of those that keep names by what follows.
+func RemoveCgroupsLeft(prefix string, keep func(rest string) bool) {
+	removeCgroups("/", left(prefix, keep))
+}
+
+func left(prefix string, keep func(rest string) bool) func(name string) bool {
+	return func(name string) bool {
+		rest, ok := strings.CutPrefix(name, prefix)
+		return ok && !keep(rest)
+	}
+}
+
+// removeCgroups looks where openCgroups makes groups, and in the root. What is not empty
+// stays: the kernel refuses.
+func removeCgroups(root string, of func(name string) bool) {
+	mounts, own, err := hierarchies(root)
 	if err != nil {
 		return
 	}
@@ -109,18 +129,26 @@ func RemoveCgroups(name string) {
 			continue
 		}
 		for _, parent := range []string{own[h], filepath.Dir(own[h]), "/"} {
-			dir := filepath.Join(mounts[h], parent, "caravan-"+name)
-			groups, err := os.ReadDir(dir)
-			if err != nil {
-				continue
-			}
-			// What is not empty stays: the kernel refuses.
-			for _, g := range groups {
-				if g.IsDir() {
-					_ = os.Remove(filepath.Join(dir, g.Name()))
+			parent = filepath.Join(mounts[h], parent)
+			entries, _ := os.ReadDir(parent)
+			for _, e := range entries {
+				if name, ok := strings.CutPrefix(e.Name(), cgroupPrefix); ok && e.IsDir() && of(name) {
+					removeGroup(filepath.Join(parent, e.Name()))
 				}
 			}
-			_ = os.Remove(dir)
 		}
 	}
+}
+
+func removeGroup(dir string) {
+	groups, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, g := range groups {
+		if g.IsDir() {
+			_ = os.Remove(filepath.Join(dir, g.Name()))
+		}
+	}
+	_ = os.Remove(dir)
 }

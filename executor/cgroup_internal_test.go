@@ -320,3 +320,34 @@ func countDescriptors(t *testing.T) int {
 	}
 	return len(list)
 }
+
+// TestGroupsOfFormerProcesses: empty groups of a prefix go, in both versions and wherever
+// this process would look for some. Groups that are kept, or not empty, and those of others stay.
+func TestGroupsOfFormerProcesses(t *testing.T) {
+	root := fakeMachine(t, bothVersions, "0::/a/b\n1:memory:/m\n")
+	folders := map[string]bool{ // whether it goes
+		"cg/unified/a/b/caravan-id-w-1/0":  true,
+		"cg/unified/a/b/caravan-id-w-1/1":  true,
+		"cg/unified/a/caravan-id-w-2/7":    true,
+		"cg/unified/caravan-id-w-3":        true,
+		"cg/memory/m/caravan-id-w-1/0":     true,
+		"cg/unified/a/b/caravan-id-w-4/0":  false, // kept
+		"cg/unified/a/b/caravan-other-w-1": false,
+		"cg/unified/a/b/id-w-1":            false,
+		"cg/unified/a/b/caravan-id-w-5/0":  false, // a process lives there
+	}
+	for name := range folders {
+		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "cg/unified/a/b/caravan-id-w-5/0/process"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	removeCgroups(root, left("id-", func(rest string) bool { return rest == "w-4" }))
+	for name, goes := range folders {
+		if _, err := os.Stat(filepath.Join(root, name)); (err != nil) != goes {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -60,9 +60,7 @@ func Bury(ctx context.Context, d Dead, grace time.Duration, log *slog.Logger) (*
 		if err := s.end(ctx, grace, log); err != nil {
 			return nil, err
 		}
-		if p.header.Mark == s.mark {
-			executor.RemoveCgroups(filepath.Base(d.Path))
-		}
+		executor.RemoveCgroups(cgroupName(d.Data, filepath.Base(d.Path)))
 	}
 	e := &Estate{Folder: d.Folder, Certain: p.whole && !restarted}
 	for _, k := range p.keys {

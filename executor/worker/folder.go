@@ -10,10 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
 )
 
 // Files in a worker's folder. The lock is held as long as the worker lives.
@@ -39,6 +42,26 @@ func (f *Folder) Name() string { return filepath.Base(f.Path) }
 
 // LogPath is where the worker's own output goes.
 func (f *Folder) LogPath() string { return filepath.Join(f.Path, logFile) }
+
+// cgroupName is the name of the control groups of a worker: no other one has it, in a copy
+// of the data folder either, whose identity is another one.
+func cgroupName(data, worker string) string { return strings.ReplaceAll(data, "/", "_") + "-" + worker }
+
+// removeCgroupsLeft removes the empty control groups that former workers of a data folder
+// have left. A worker whose folder is there lives, or Bury does it.
+func removeCgroupsLeft(dir, data string) error {
+	if data == "" {
+		return nil
+	}
+	paths, err := List(dir)
+	if err != nil {
+		return err
+	}
+	executor.RemoveCgroupsLeft(cgroupName(data, ""), func(worker string) bool {
+		return slices.Contains(paths, filepath.Join(dir, worker))
+	})
+	return nil
+}
 
 // SocketPath is where the worker of a folder listens.
 func SocketPath(path string) string { return filepath.Join(path, socketFile) }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -127,11 +128,14 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 		Outputs: w.outputs, Sink: w.sink, CoresMilli: math.MaxInt64 / 2, MemoryMilli: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
-		Cgroups: folder.Name(), EnforceMemory: w.settings.EnforceMemory,
+		Cgroups: cgroupName(w.settings.Folder, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
 		Begin: w.begin, Unbegun: w.unbegun, Postponed: w.postponed, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
 	}); err != nil {
 		w.outputs.Close()
 		return nil, err
+	}
+	if err := removeCgroupsLeft(filepath.Dir(folder.Path), w.settings.Folder); err != nil {
+		log.Warn("control groups of former workers stay", "err", err)
 	}
 	w.process.SetCapacity(0, 0) // until the server says what there is
 	if w.journal, err = createJournal(folder.Path, header); err != nil {

@@ -8,6 +8,7 @@
 //	kill_test.go       kills of runs and tasks
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
+//	groups_test.go     control groups that killed workers leave
 //	worker_shortage_test.go  tasks with few descriptors, few processes; a worker that hangs
 //	slow_test.go       programs and folders that hang, beside everything else
 //	secrets_test.go    what a task sees of the server

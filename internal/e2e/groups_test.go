@@ -1,0 +1,73 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/servertest"
+)
+
+// groupsOf lists the control groups of a data folder's workers, by the folder's identity.
+func groupsOf(t *testing.T, data string) (groups []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(data, "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\nid ")
+	id, _, _ := strings.Cut(rest, "\n")
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, e os.DirEntry, err error) error {
+		if err == nil && e.IsDir() && strings.HasPrefix(e.Name(), "caravan-"+id+"-w-") {
+			groups = append(groups, path)
+		}
+		return nil // what went meanwhile is not there
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return groups
+}
+
+// TestGroupsOfDeadWorkers: the control groups of a worker that was killed are removed by
+// the next one, also when the worker's folder is gone.
+func TestGroupsOfDeadWorkers(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		s := e2etest.Start(t)
+		data := s.Config().Data
+		tasks := e2etest.Graph(map[string]e2etest.Task{"t": e2etest.Sh("true # {{N}}")}).With("parameters", map[string]any{"N": e2etest.Numbers(20)})
+		s.Complete(tasks)
+		first := groupsOf(t, data)
+		if len(first) == 0 {
+			t.Skip("no control groups can be made here")
+		}
+		workers := servertest.Workers(data)
+		s.Kill()
+		for _, pid := range workers {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		e2etest.Eventually(t, "the worker is gone", func() bool { return len(servertest.Workers(data)) == 0 })
+		if removed {
+			if err := os.RemoveAll(filepath.Join(data, "worker")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(filepath.Join(data, "worker"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := groupsOf(t, data); len(left) == 0 {
+			t.Error("a killed worker leaves no groups: the test shows nothing")
+		}
+		s = s.Restart()
+		s.Complete(tasks)
+		for _, path := range first {
+			e2etest.Eventually(t, path+" is removed", func() bool { _, err := os.Stat(path); return err != nil })
+		}
+		if now := groupsOf(t, data); len(now) != 1 || now[0] == first[0] && len(first) == 1 {
+			t.Errorf("groups are %v, they were %v", now, first)
+		}
+	}
+}
