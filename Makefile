@@ -60,7 +60,7 @@ fmt: ## gofmt finds nothing
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 
 vet: ## go vet finds nothing
-	$(GO) vet -tags slurm,browser ./...
+	$(GO) vet -tags slurm,browser,faults ./...
 
 lint: $(filter .tools/%,$(STATICCHECK)) ## staticcheck finds nothing (STATICCHECK= leaves it out)
 	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is left out")

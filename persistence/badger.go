@@ -38,10 +38,12 @@ type Config struct {
 	// Unverified leaves the proof out that the tables are whole before they are used: for
 	// emergencies.
 	Unverified bool
+	// FS is where the commit log lies; nil = the machine's. Badger's own files are not
+	// opened by it.
+	FS vfs.FS
 
 	statfs func(dir string) (free, total int64, err error) // tests
 	memory int64                                           // tests: MemTableSize
-	fs     vfs.FS                                          // tests: of the commit log
 	clock  verifyClock                                     // tests: when tables are looked at
 	// tests: the log is applied behind this commit, whatever tables have
 	replayFrom *uint64

@@ -78,7 +78,7 @@ func ReplayFrom(c Config, from uint64) Config {
 
 // OnFS has the commit log on a file system of the test's.
 func OnFS(c Config, fs vfs.FS) Config {
-	c.fs = fs
+	c.FS = fs
 	return c
 }
 

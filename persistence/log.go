@@ -85,7 +85,7 @@ func openLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
 		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a format before %d",
 			filepath.Join(dir, "state"), formatVersion)
 	}
-	log, err := commitlog.Open(dir, commitlog.Options{FS: c.fs, SegmentSize: segmentSize(c.memory), MaxRows: maxRows, Alarm: alarm})
+	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memory), MaxRows: maxRows, Alarm: alarm})
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, inUse(c.Dir)
 	}
@@ -122,7 +122,7 @@ func removeUnused(dir string, applied uint64) error {
 }
 
 func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, alarm func(error)) *localLog {
-	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.fs, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
+	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
 		applied: make(chan error, 1), synced: make(chan error, 1)}
 	if l.fs == nil {
 		l.fs = vfs.OS{}

@@ -91,7 +91,8 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	}
 	undo = append(undo, l.Close)
 
-	how := datafolder.Options{Logger: log, Resume: c.Resume}
+	files := fileSystem(c.Data)
+	how := datafolder.Options{Logger: log, Resume: c.Resume, FS: files}
 	if c.Paused {
 		how.Pause = "the server was started with --paused"
 	}
@@ -128,12 +129,12 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFloor: softFloor,
+		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFloor: softFloor, FS: files,
 	}); err != nil {
 		return nil, err
 	}
 	undo = append(undo, n.store.Close)
-	if n.outputs, err = outputs.Open(n.folder.Output()); err != nil {
+	if n.outputs, err = outputs.OpenOn(files, n.folder.Output()); err != nil {
 		return nil, fmt.Errorf("data folder %s: %w", data, err)
 	}
 	n.outputs.KeepFree(outputs.Reserve)
@@ -149,7 +150,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			"process": func(sink executor.Sink) (executor.Executor, error) {
 				return workers.New(workers.Config{
 					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
-					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log,
+					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log, FS: files,
 					Settings: worker.Settings{
 						Version: v.Version + " " + v.Commit, Folder: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
 						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory, Umask: c.Umask,

@@ -28,7 +28,7 @@ func (m *Main) workerCommand() *cobra.Command {
 			return usagef("caravan worker is started by caravan serve and caravan run, not by hand")
 		}
 		return worker.Run(cmd.Context(), worker.Config{
-			Dir: workerFolder(*data), Name: *name, Logger: newLogger(m.Stderr, "text", slog.LevelInfo),
+			Dir: workerFolder(*data), Name: *name, Logger: newLogger(m.Stderr, "text", slog.LevelInfo), FS: fileSystem(*data),
 		})
 	}
 	return cmd

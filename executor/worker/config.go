@@ -3,6 +3,8 @@ package worker
 import (
 	"log/slog"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Config says which worker this process is to be.
@@ -16,6 +18,8 @@ type Config struct {
 	// Settings are used when Name is ""; else they are read from the folder.
 	Settings Settings
 	Logger   *slog.Logger // default slog.Default()
+	// FS is where the journal and what tasks print are written; nil = the machine's.
+	FS vfs.FS
 }
 
 // The descriptors that a worker inherits.

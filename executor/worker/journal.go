@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -33,10 +33,10 @@ const compactMin = 1 << 20
 // it: the next write must be a new file (compact).
 type journal struct {
 	mu     sync.Mutex
+	fs     vfs.FS
 	path   string
-	create func(path string, flag int) (journalFile, error)
 	header []byte // the first item of each file
-	f      journalFile
+	f      vfs.File
 	size   int64  // of the records in the file, without the Tail
 	buf    []byte // records that are not written yet
 	number uint32 // of the next record
@@ -44,21 +44,11 @@ type journal struct {
 	failed error  // of the last write; nil when that succeeded
 }
 
-// journalFile is what a journal needs of its file.
-type journalFile interface {
-	io.WriterAt
-	io.Closer
-}
-
-func createFile(path string, flag int) (journalFile, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|flag, 0o600)
-}
-
 // createJournal begins the journal of a worker's folder.
-func createJournal(folder string, h workerpb.Header) (*journal, error) {
-	j := &journal{path: filepath.Join(folder, journalFileName), create: createFile, header: workerpb.AppendHeader(nil, h), next: compactMin}
+func createJournal(fs vfs.FS, folder string, h workerpb.Header) (*journal, error) {
+	j := &journal{fs: fs, path: filepath.Join(folder, journalFileName), header: workerpb.AppendHeader(nil, h), next: compactMin}
 	var err error
-	if j.f, err = j.create(j.path, os.O_EXCL); err != nil {
+	if j.f, err = fs.OpenFile(j.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return nil, fmt.Errorf("worker's journal: %w", err)
 	}
 	j.append(j.header)
@@ -192,17 +182,17 @@ func (j *journal) compact(live func(add func(item []byte))) error {
 	live(add)
 	size := int64(len(records))
 	records = appendRecord(records, number, workerpb.AppendEmpty(nil, workerpb.TypeTail))
-	f, err := j.create(j.path+".new", os.O_TRUNC)
+	f, err := j.fs.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("worker's journal: %w", err)
 	}
 	_, err = f.WriteAt(records, 0)
 	if err == nil {
-		err = os.Rename(j.path+".new", j.path)
+		err = j.fs.Rename(j.path+".new", j.path)
 	}
 	if err != nil {
 		f.Close()
-		os.Remove(j.path + ".new")
+		_ = j.fs.Remove(j.path + ".new") // else the next one overwrites it
 		return fmt.Errorf("worker's journal: %w", err)
 	}
 	j.f.Close()

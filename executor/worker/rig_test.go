@@ -16,6 +16,8 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -28,12 +30,13 @@ type rig struct {
 	*Worker
 	t      *testing.T
 	dir    string
+	disk   *faults.FS
 	cancel context.CancelFunc
 	ended  chan error
 }
 
 func newRig(t *testing.T, change ...func(*Settings)) *rig {
-	g := &rig{t: t, dir: t.TempDir(), ended: make(chan error, 1)}
+	g := &rig{t: t, dir: t.TempDir(), disk: faults.New(vfs.OS{}), ended: make(chan error, 1)}
 	s := Settings{Version: "v1", Outputs: filepath.Join(g.dir, "output"), Node: "here", CloseGrace: 100 * time.Millisecond}
 	for _, c := range change {
 		c(&s)
@@ -42,7 +45,7 @@ func newRig(t *testing.T, change ...func(*Settings)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.Worker, err = newWorker(folder, quiet()); err != nil {
+	if g.Worker, err = newWorker(folder, g.disk, quiet()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

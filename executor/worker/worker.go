@@ -19,6 +19,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -63,12 +64,15 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.FS == nil {
+		cfg.FS = vfs.OS{}
+	}
 	folder, listener, err := inherit(cfg)
 	if err != nil {
 		return err
 	}
 	ignoreEnds()
-	w, err := newWorker(folder, cfg.Logger)
+	w, err := newWorker(folder, cfg.FS, cfg.Logger)
 	if err != nil {
 		listener.Close()
 		folder.Release()
@@ -98,7 +102,7 @@ func inherit(cfg Config) (*Folder, net.Listener, error) {
 	return folder, l, nil
 }
 
-func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
+func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err error) {
 	w = &Worker{folder: folder, pid: os.Getpid(), log: log, book: map[messages.AttemptKey]*held{},
 		idle: make(chan struct{}, 1), pending: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if err := w.settings.load(folder.Path); err != nil {
@@ -118,7 +122,7 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.outputs, err = outputs.Open(w.settings.Outputs); err != nil {
+	if w.outputs, err = outputs.OpenOn(fs, w.settings.Outputs); err != nil {
 		return nil, err
 	}
 	w.outputs.KeepFree(outputs.Reserve)
@@ -138,7 +142,7 @@ func newWorker(folder *Folder, log *slog.Logger) (w *Worker, err error) {
 		log.Warn("control groups of former workers stay", "err", err)
 	}
 	w.process.SetCapacity(0, 0) // until the server says what there is
-	if w.journal, err = createJournal(folder.Path, header); err != nil {
+	if w.journal, err = createJournal(fs, folder.Path, header); err != nil {
 		return nil, errors.Join(err, w.process.Close(), w.outputs.Close())
 	}
 	return w, nil

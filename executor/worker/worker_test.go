@@ -12,6 +12,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -280,19 +281,15 @@ func TestFramesThatAreNone(t *testing.T) {
 	}
 }
 
-// failingFile is a journal's file whose writes fail.
-type failingFile struct{ err error }
-
-func (f failingFile) WriteAt([]byte, int64) (int, error) { return 0, f.err }
-func (f failingFile) Close() error                       { return nil }
-
-// breakJournal has the next write fail, and the making of new files as long as create does.
-func (g *rig) breakJournal(create func(string, int) (journalFile, error)) {
-	g.journal.mu.Lock()
-	defer g.journal.mu.Unlock()
-	g.journal.f.Close()
-	g.journal.f = failingFile{unix.EIO}
-	g.journal.create = create
+// breakJournal has the next write of the journal fail, and with outage whatever else would
+// write one, until repair.
+func (g *rig) breakJournal(outage error) (repair func()) {
+	g.disk.Reset()
+	g.disk.Add(faults.Rule{Op: faults.Write, Path: journalFileName, N: 1, Err: unix.EIO, Short: 5})
+	if outage != nil {
+		g.disk.Add(faults.Rule{Op: faults.Create, Path: journalFileName + ".new", Err: outage})
+	}
+	return g.disk.Reset
 }
 
 // TestJournalError: a journal that failed once is not written any more. A new file takes
@@ -306,7 +303,7 @@ func TestJournalError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.breakJournal(createFile)
+	g.breakJournal(nil)
 	c.send(shell(2, "true"))
 	c.want(workerpb.TypeStarted, key(2))
 	c.want(workerpb.TypeFinished, key(2))
@@ -424,7 +421,7 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
 	ran := filepath.Join(g.dir, "ran")
-	g.breakJournal(func(string, int) (journalFile, error) { return nil, unix.EIO })
+	repair := g.breakJournal(unix.EIO)
 	c.send(shell(1, "touch "+ran))
 	d, err := workerpb.ParseDeferred(c.of(workerpb.TypeDeferred))
 	if err != nil || d.Reason != "journal" || d.N != 1 {
@@ -435,9 +432,7 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	}
 	c.send(workerpb.AppendEmpty(nil, workerpb.TypePing))
 	c.of(workerpb.TypePong)
-	g.journal.mu.Lock()
-	g.journal.create = createFile
-	g.journal.mu.Unlock()
+	repair()
 	c.of(workerpb.TypeStarted)
 	rep, err := workerpb.ParseFinished(c.of(workerpb.TypeFinished))
 	if err != nil || rep.Record.Result != messages.AttemptSucceeded || !exists(ran) {
@@ -449,12 +444,10 @@ func TestJournalCannotBeWritten(t *testing.T) {
 func TestDrainInAShortage(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
-	g.breakJournal(func(string, int) (journalFile, error) { return nil, unix.ENOSPC })
+	repair := g.breakJournal(unix.ENOSPC)
 	c.send(shell(1, "true"))
 	c.of(workerpb.TypeDeferred)
 	c.send(workerpb.AppendEmpty(nil, workerpb.TypeDrain))
 	c.of(workerpb.TypeRevoked)
-	g.journal.mu.Lock()
-	g.journal.create = createFile
-	g.journal.mu.Unlock()
+	repair()
 }

@@ -34,8 +34,9 @@ type Options struct {
 	// from now on. A copy is paused without being told so, unless Resume is set.
 	Resume bool
 	Pause  string
+	// FS is where the identity files are written; nil = the machine's.
+	FS vfs.FS
 
-	fs   vfs.FS                       // tests
 	home func(*os.File) (home, error) // tests
 }
 
@@ -43,8 +44,8 @@ func (o *Options) defaults() {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.fs == nil {
-		o.fs = vfs.OS{}
+	if o.FS == nil {
+		o.FS = vfs.OS{}
 	}
 	if o.home == nil {
 		o.home = homeOf
@@ -131,7 +132,7 @@ func open(path string, how int, create bool, o *Options) (*Folder, error) {
 	if err != nil {
 		return nil, wrap(err)
 	}
-	f := &Folder{path: real, dir: dir, fs: o.fs, log: o.Logger}
+	f := &Folder{path: real, dir: dir, fs: o.FS, log: o.Logger}
 	if err := lock(dir, how); err != nil {
 		return nil, errors.Join(f.wrap(err), f.Close())
 	}

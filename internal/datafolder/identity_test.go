@@ -117,7 +117,7 @@ func TestPowerCut(t *testing.T) {
 				}
 			}})
 		}
-		f, err = Open(path, Options{fs: broken})
+		f, err = Open(path, Options{FS: broken})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,16 +11,11 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
 // clocked starts a server whose wall clock step sets.
 func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Duration)) {
 	t.Helper()
-	bin, err := servertest.BuildAs(t.TempDir(), e2etest.Race, "", "faults")
-	if err != nil {
-		t.Fatal(err)
-	}
 	file := filepath.Join(t.TempDir(), "clock")
 	step = func(d time.Duration) {
 		t.Helper()
@@ -32,7 +27,7 @@ func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Du
 			t.Fatal(err)
 		}
 	}
-	return e2etest.Start(t, e2etest.Program(bin), e2etest.Env("CARAVAN_FAULT_CLOCK="+file), e2etest.Args(args...)), step
+	return e2etest.Start(t, e2etest.Faulty(t), e2etest.Env("CARAVAN_FAULT_CLOCK="+file), e2etest.Args(args...)), step
 }
 
 // TestClockIsSet: the machine's clock is set, back and forward, while a retry waits, while

@@ -8,6 +8,9 @@
 //	kill_test.go       kills of runs and tasks
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
+//	thousand_test.go   1,000 tasks with few descriptors, few processes, errors of the worker's disk
+//	diskerrors_test.go  errors of the disk under the server's log, the folder's identity and the output
+//	pause_test.go      SIGSTOP of server, worker and both under load
 //	groups_test.go     control groups that killed workers leave
 //	worker_shortage_test.go  tasks with few descriptors, few processes; a worker that hangs
 //	slow_test.go       programs and folders that hang, beside everything else
@@ -48,6 +51,7 @@
 //	-hostile N  malformed requests (10000)
 //	-sizes big  runs of 1,000,000 tasks in scale_test.go
 //	-copies N   copies in copies_test.go (2)
+//	-pause D    how long pause_test.go stops processes (3s); 65s is longer than the limit of a commit
 //	-soak D     how long soak_test.go keeps its load up (10s)
 //
 // CARAVAN_BINARY names a binary to test in place of one built from the tree.

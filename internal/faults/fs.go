@@ -79,7 +79,8 @@ func (r *Rule) matches(c Call) bool {
 
 // FS passes calls on to another file system.
 type FS struct {
-	base vfs.FS
+	base   vfs.FS
+	script *script // of Follow; else nil
 
 	mu    sync.Mutex
 	calls []Call
@@ -112,6 +113,9 @@ func (f *FS) Calls() []Call {
 
 // before records a call, and returns the error of the first rule that has one for it.
 func (f *FS) before(c Call) (short int, err error) {
+	if f.script != nil {
+		return f.script.before(c)
+	}
 	f.mu.Lock()
 	f.calls = append(f.calls, c)
 	var do []func(Call)
@@ -155,7 +159,19 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error)
 	if err != nil {
 		return nil, err
 	}
-	return &recorded{File: file, fs: f}, nil
+	r := &recorded{File: file, fs: f}
+	if d, ok := file.(descriptor); ok {
+		return &described{recorded: r, descriptor: d}, nil
+	}
+	return r, nil
+}
+
+// descriptor is a file that lies in the machine's own file system, where it can be locked.
+type descriptor interface{ Fd() uintptr }
+
+type described struct {
+	*recorded
+	descriptor
 }
 
 // Rename renames a file.

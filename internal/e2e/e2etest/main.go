@@ -14,21 +14,22 @@ import (
 // binary under test.
 const BinaryVariable = "CARAVAN_BINARY"
 
+// folderVariable names the one that holds a folder for what this process builds.
+const folderVariable = "CARAVAN_E2E_FOLDER"
+
 // Main builds the binary, unless BinaryVariable names one, runs the tests and
 // returns the exit code. Under the race detector the binary has it too.
 func Main(m *testing.M) int {
-	if os.Getenv(BinaryVariable) != "" {
-		return m.Run()
-	}
 	dir, err := os.MkdirTemp("", "caravan-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	bin, err := servertest.Build(dir, Race)
 	if err == nil {
-		err = os.Setenv(BinaryVariable, bin)
+		defer os.RemoveAll(dir)
+		err = os.Setenv(folderVariable, dir)
+	}
+	if err == nil && os.Getenv(BinaryVariable) == "" {
+		var bin string
+		if bin, err = servertest.Build(dir, Race); err == nil {
+			err = os.Setenv(BinaryVariable, bin)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,43 @@
+package e2etest
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/caravan-dag/caravan/internal/servertest"
+)
+
+// faulty builds the binary with the tag faults, when the first test asks for it.
+var faulty = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(os.Getenv(folderVariable), "faults")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return servertest.BuildAs(dir, Race, "", "faults")
+})
+
+// Faulty is an option of Start: the binary whose file system fails as the script says
+// (internal/faults) that lies beside the data folder, Script of it.
+func Faulty(t testing.TB) func(*servertest.Config) {
+	t.Helper()
+	bin, err := faulty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Program(bin)
+}
+
+// Script is where the script of faults of a data folder lies.
+func Script(data string) string { return data + ".faults" }
+
+// Over tells whether a channel is closed.
+func Over(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

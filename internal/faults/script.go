@@ -1,0 +1,135 @@
+package faults
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// Fault is a rule that a test gives to other processes, in a file.
+type Fault struct {
+	Op   Op     // "" = any
+	Path string // as Rule.Path
+	// First is the first call that fails, counted in each process from 1; 0 = 1.
+	First int
+	// Times is how many calls fail, in all processes together; 0 = all of them.
+	Times int
+	Err   syscall.Errno
+	Short int // as Rule.Short
+}
+
+// WriteScript makes faults what file systems fail by that Follow the path, from their
+// next call on. It forgets the former faults, and which calls they failed.
+func WriteScript(path string, faults ...Fault) error {
+	text, err := json.Marshal(faults)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	if err := os.Remove(hits(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// Hits returns the calls that the faults of a script have failed, one a line: the number
+// of the fault in the script, the process, the operation and the path.
+func Hits(path string) ([]string, error) {
+	text, err := os.ReadFile(hits(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return strings.FieldsFunc(string(text), func(r rune) bool { return r == '\n' }), err
+}
+
+func hits(path string) string { return path + ".hits" }
+
+// Follow returns a file system that fails calls as the script at a path says, which may
+// be replaced at any time (WriteScript). Without a script it fails none. It keeps no calls.
+func Follow(base vfs.FS, path string) *FS {
+	return &FS{base: base, script: &script{path: path}}
+}
+
+// script is a script as a process follows it.
+type script struct {
+	path string
+
+	mu     sync.Mutex
+	read   fs.FileInfo // of what was read; nil when there is none
+	faults []Fault
+	seen   []int
+}
+
+// before returns the error of the first fault that a call meets.
+func (s *script) before(c Call) (short int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return 0, fmt.Errorf("script of faults: %w", err)
+	}
+	for i, f := range s.faults {
+		rule := Rule{Op: f.Op, Path: f.Path}
+		if !rule.matches(c) {
+			continue
+		}
+		if s.seen[i]++; s.seen[i] < f.First || f.Times > 0 && s.failed(i) >= f.Times {
+			continue
+		}
+		if err := s.note(i, c); err != nil {
+			return 0, fmt.Errorf("script of faults: %w", err)
+		}
+		return f.Short, &fs.PathError{Op: string(c.Op), Path: c.Path, Err: f.Err}
+	}
+	return 0, nil
+}
+
+// refresh reads the script when it is another one than before.
+func (s *script) refresh() error {
+	info, err := os.Stat(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		s.read, s.faults = nil, nil
+		return nil
+	}
+	if err != nil || s.read != nil && os.SameFile(info, s.read) && info.ModTime().Equal(s.read.ModTime()) {
+		return err
+	}
+	text, err := os.ReadFile(s.path)
+	if err != nil {
+		return err
+	}
+	s.faults = nil
+	if err := json.Unmarshal(text, &s.faults); err != nil {
+		return err
+	}
+	s.read, s.seen = info, make([]int, len(s.faults))
+	return nil
+}
+
+// failed counts the calls that a fault has failed, in all processes.
+func (s *script) failed(i int) (n int) {
+	lines, _ := Hits(s.path)
+	for _, line := range lines {
+		if strings.HasPrefix(line, fmt.Sprintf("%d ", i)) {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *script) note(i int, c Call) error {
+	f, err := os.OpenFile(hits(s.path), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%d %d %s %s\n", i, os.Getpid(), c.Op, c.Path)
+	return errors.Join(err, f.Close())
+}
