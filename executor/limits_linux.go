@@ -42,15 +42,23 @@ func findStartLimit() (l startLimit) {
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < math.MaxInt32 {
 		l.attempts = max((int(files.Cur)-descriptorsKept)/descriptorsPerAttempt, 1)
 	}
-	most, _ := processLimit("/")
-	if most >= tightProcesses {
+	if l.tight = MakeThreadsAhead(threadsMadeAhead); !l.tight {
 		return l
 	}
-	l.tight = true
-	makeThreads(threadsMadeAhead)
 	most, used := processLimit("/")
 	l.attempts = min(l.attempts, max((most-used-processesKept)/2, 1))
 	return l
+}
+
+// MakeThreadsAhead has the runtime make up to n threads if few processes and threads are
+// allowed, and tells whether that is so. At most a third of what is left is taken.
+func MakeThreadsAhead(n int) (few bool) {
+	most, used := processLimit("/")
+	if most >= tightProcesses {
+		return false
+	}
+	makeThreads(max(min(n, (most-used)/3), 0))
+	return true
 }
 
 // processLimit returns the lowest limit on processes and threads that holds for this

@@ -69,9 +69,14 @@ func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
 	return n, nil
 }
 
+// threadsMadeAhead is how many threads a server has from its start where few processes and
+// threads are allowed: a Go program that cannot make one ends at once.
+const threadsMadeAhead = 24
+
 // wire opens the data folder, starts the engine and serves. What it opened it
 // closes again when a later step goes wrong.
 func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
+	executor.MakeThreadsAhead(threadsMadeAhead)
 	n := &node{log: log, served: make(chan struct{}), failed: make(chan struct{})}
 	var undo []func() error
 	defer func() {
