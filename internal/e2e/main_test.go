@@ -21,6 +21,7 @@ var (
 	copiesFlag  = flag.Int("copies", 2, "copies of a data folder that are started beside its own server")
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
 	cutsFlag    = flag.Int("cuts", 3, "power cuts")
+	pauseFlag   = flag.Duration("pause", 3*time.Second, "how long processes are stopped in pause_test.go")
 	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load up")
 )
 
