@@ -51,6 +51,7 @@ type table struct {
 	pause  func(bytes int) error // before so many bytes are read
 	sum    uint32                // checksum of the whole file, once verified
 	latest uint64                // newest version in it
+	equal  bool                  // it was compared as a whole
 
 	window     []byte
 	at         int64 // of window

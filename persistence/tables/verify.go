@@ -36,7 +36,7 @@ type Options struct {
 // Report is what Verify found.
 type Report struct {
 	Tables int      // that were read, and are whole
-	Equal  int      // of these, the ones that are byte for byte what the inventory knows
+	Equal  int      // of these, the ones that were compared with the inventory as a whole
 	Bytes  int64    // of these Tables
 	Damage []Damage // by file and offset
 	// Inventory is of the folder as it was found, without the tables that are damaged. Nil
@@ -190,7 +190,7 @@ func (r *Report) readTables(ctx context.Context, dir string, o Options, was *Inv
 				}
 				mu.Lock()
 				r.Tables++
-				if is == known {
+				if t.equal {
 					r.Equal++
 				}
 				r.Bytes += is.Size
@@ -241,11 +241,12 @@ func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerpr
 	if !info.Mode().IsRegular() {
 		return is, []*Damage{damaged(path, -1, "not a regular file")}, nil
 	}
-	t.path, t.entry, t.file, t.size = path, e, f, info.Size()
+	t.path, t.entry, t.file, t.size, t.equal = path, e, f, info.Size(), false
 	t.window, t.at = t.window[:0], 0
 	if known != (Fingerprint{}) && known.Size == t.size {
 		// An error is met again below, which names the block.
 		if sum, err := t.readSum(); err == nil && sum == known.Sum {
+			t.equal = true
 			return known, nil, nil
 		}
 		t.window, t.at = t.window[:0], 0
