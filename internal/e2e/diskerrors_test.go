@@ -21,14 +21,14 @@ import (
 func TestCommitLogErrors(t *testing.T) {
 	rng := random(t)
 	at := func() int { return 1 + rng.IntN(100) }
-	for name, fault := range map[string]faults.Fault{
+	for name, fault := range some(rng, map[string]faults.Fault{
 		"a record":               {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO},
 		"a torn record":          {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO, Short: 1 + rng.IntN(2000)},
 		"a sync":                 {Op: faults.Sync, Path: "0*", First: at(), Err: syscall.EIO},
 		"another sync":           {Op: faults.Sync, Path: "0*", First: at(), Err: syscall.EIO},
 		"a sync, once":           {Op: faults.Sync, Path: "0*", First: at(), Times: 1, Err: syscall.EIO},
 		"the last number's file": {Op: faults.Write, Path: "state", First: at(), Err: syscall.EIO},
-	} {
+	}) {
 		t.Run(name, func(t *testing.T) {
 			t.Logf("%+v", fault)
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
@@ -152,7 +152,7 @@ func TestOutputErrors(t *testing.T) {
 	rng := random(t)
 	const tasks = 60
 	at := func() int { return 1 + rng.IntN(tasks/2) }
-	for name, fault := range map[string]faults.Fault{
+	for name, fault := range some(rng, map[string]faults.Fault{
 		"the file":      {Op: faults.Create, Path: "*.out", Times: 3, Err: syscall.EIO},
 		"a write":       {Op: faults.Write, Path: "*.out", First: at(), Times: 3, Err: syscall.EIO},
 		"a torn write":  {Op: faults.Write, Path: "*.out", First: at(), Times: 3, Err: syscall.EIO, Short: 1 + rng.IntN(9000)},
@@ -161,7 +161,7 @@ func TestOutputErrors(t *testing.T) {
 		"the name":      {Op: faults.SyncDir, Path: "output", Times: 1, Err: syscall.EIO},
 		"a full disk":   {Op: faults.Write, Path: "*.out", First: at(), Times: 5, Err: syscall.ENOSPC, Short: 100},
 		"reading again": {Op: faults.Read, Path: "*.out", First: at(), Times: 3, Err: syscall.EIO},
-	} {
+	}) {
 		t.Run(name, func(t *testing.T) {
 			t.Logf("%+v", fault)
 			data := filepath.Join(t.TempDir(), "data")

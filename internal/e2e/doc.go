@@ -46,7 +46,7 @@
 //	-kills N    kills of the random-moments test (20)
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
 //	-rounds N   rounds of the tests in worker_test.go (2)
-//	-damages N  damaged data folders (40)
+//	-damages N  damaged data folders (40); cases of disk errors, a tenth of it of each test
 //	-cuts N     power cuts (3); they need root and an ext4 on a loop device
 //	-hostile N  malformed requests (10000)
 //	-sizes big  runs of 1,000,000 tasks in scale_test.go

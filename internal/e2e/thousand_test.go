@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -176,7 +179,7 @@ func TestThousandWithJournalErrors(t *testing.T) {
 		return []faults.Fault{{Op: op, Path: path, First: first, Times: 1, Err: syscall.EIO}}
 	}
 	at := func() int { return 2 + rng.IntN(scaled(1000)) } // of some 2,000 writes: intents, and ends with what is between
-	for name, script := range map[string][]faults.Fault{
+	for name, script := range some(rng, map[string][]faults.Fault{
 		"the first write":          once(faults.Write, "journal", 1),
 		"a write":                  once(faults.Write, "journal*", at()),
 		"another write":            once(faults.Write, "journal*", at()),
@@ -192,7 +195,7 @@ func TestThousandWithJournalErrors(t *testing.T) {
 			{Op: faults.Rename, Path: "journal.new", Times: 1 + rng.IntN(10), Err: syscall.EIO},
 		},
 		"all calls for a while": {{Path: "journal*", First: at(), Times: 10 + rng.IntN(20), Err: syscall.EIO}},
-	} {
+	}) {
 		t.Run(name, func(t *testing.T) {
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
 			t.Logf("%+v", script)
@@ -206,4 +209,14 @@ func TestThousandWithJournalErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// some chooses -damages/10 of the cases at random, at least two.
+func some[T any](rng *rand.Rand, cases map[string]T) map[string]T {
+	names := slices.Sorted(maps.Keys(cases))
+	rng.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	for _, name := range names[min(max(2, scaled(*damagesFlag)/10), len(names)):] {
+		delete(cases, name)
+	}
+	return cases
 }
