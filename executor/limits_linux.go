@@ -26,7 +26,7 @@ const (
 const (
 	tightProcesses   = 1024
 	processesKept    = 4
-	threadsMadeAhead = 12
+	threadsMadeAhead = 32
 )
 
 // startLimit is what this process can hold.
