@@ -36,6 +36,7 @@ type attempt struct {
 	told    bool          // SIGTERM was sent
 	killer  *time.Timer
 	timeout *time.Timer
+	tries   int           // starts so far: a timer of a former one does nothing
 	birth   vfork.Birth   // while it is starting
 	hurry   chan struct{} // closed by end while the failure of its start is being explained; else nil
 	pid     int
@@ -60,7 +61,8 @@ const (
 	reaped                // its number may belong to anybody: no signal any more
 )
 
-// cause is why we ended an attempt; the first one stands.
+// cause is why we ended an attempt; the first one stands, but that a start that has timed
+// out may be ended for another reason.
 type cause uint8
 
 const (
@@ -69,6 +71,18 @@ const (
 	causeTimeout
 	causeClose
 )
+
+// result is how an attempt ended that we ended for this cause, and a text for its record.
+func (c cause) result(timeout time.Duration) (messages.AttemptResult, string) {
+	switch c {
+	case causeKill:
+		return messages.AttemptKilled, "killed by the user"
+	case causeTimeout:
+		return messages.AttemptTimedOut, "timed out after " + timeout.String()
+	default:
+		return messages.AttemptLost, "ended by the executor's shutdown"
+	}
+}
 
 func newAttempt(o Order) *attempt { return &attempt{order: o} }
 
@@ -176,12 +190,9 @@ func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
 		rc = int32(a.status.ExitStatus())
 	}
 	switch {
-	case a.cause == causeKill:
-		return messages.AttemptKilled, rc, "killed by the user"
-	case a.cause == causeTimeout:
-		return messages.AttemptTimedOut, rc, "timed out after " + a.order.Timeout.String()
-	case a.cause == causeClose:
-		return messages.AttemptLost, rc, "ended by the executor's shutdown"
+	case a.cause != causeNone:
+		r, log = a.cause.result(a.order.Timeout)
+		return r, rc, log
 	case a.status.Signaled():
 		log = "ended by signal " + itoa(int64(a.status.Signal())) + " (" + a.status.Signal().String() + ")"
 		if a.status.CoreDump() {

@@ -15,6 +15,11 @@ import (
 func (a *attempt) end(c cause, grace time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.endLocked(c, grace)
+}
+
+// endLocked is end while a.mu is held.
+func (a *attempt) endLocked(c cause, grace time.Duration) {
 	switch {
 	case a.phase == reaped:
 		return
@@ -33,6 +38,9 @@ func (a *attempt) end(c cause, grace time.Duration) {
 	case a.phase == starting:
 		if a.cause == causeNone || grace < a.grace {
 			a.grace = grace
+		}
+		if a.cause == causeTimeout {
+			a.cause = c // what never began does not time out: see unstart
 		}
 	case a.cause == causeNone && exited(a.pid):
 		return
@@ -53,25 +61,45 @@ func (a *attempt) start(grace time.Duration) *vfork.Birth {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.phase = starting
+	a.tries++
+	try := a.tries
 	switch {
 	case a.cause != causeNone:
 		a.forceIn(a.grace)
 	case a.order.Timeout > 0:
-		a.timeout = time.AfterFunc(a.order.Timeout, func() { a.end(causeTimeout, grace) })
+		a.timeout = time.AfterFunc(a.order.Timeout, func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.tries == try && a.phase != unborn {
+				a.endLocked(causeTimeout, grace)
+			}
+		})
 	}
 	return &a.birth
 }
 
-// unstart says that the start has failed.
-func (a *attempt) unstart() {
+// again says that the child has failed and that another one will be tried, which has got no
+// signal yet. It returns false when the attempt is to be ended: then none is tried.
+func (a *attempt) again() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cause == causeNone
+}
+
+// unstart says that the start has failed, and returns why it was to be ended. later says
+// that it will be tried again: then a timeout is forgotten, since what never began does not
+// time out.
+func (a *attempt) unstart(later bool) (why cause) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.stopTimers()
 	a.timeout, a.killer, a.told, a.forced = nil, nil, false, false
 	a.phase = unborn
-	if a.cause == causeTimeout {
-		a.cause = causeNone // what never began does not time out
+	why = a.cause
+	if later && why == causeTimeout {
+		a.cause = causeNone
 	}
+	return why
 }
 
 // born is end's other half: the process exists now. a.mu is held.
@@ -109,10 +137,18 @@ func (a *attempt) forceIn(grace time.Duration) {
 		a.killer.Stop()
 	}
 	a.killAt = at
-	a.killer = time.AfterFunc(grace, func() {
+	a.forceAfter(grace)
+}
+
+// forceAfter calls force after a time, unless the start fails before. a.mu is held.
+func (a *attempt) forceAfter(d time.Duration) {
+	try := a.tries
+	a.killer = time.AfterFunc(d, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.force()
+		if a.tries == try {
+			a.force()
+		}
 	})
 }
 
@@ -123,12 +159,11 @@ const chase = 10 * time.Millisecond
 func (a *attempt) force() {
 	switch a.phase {
 	case starting:
+		if a.killer != nil {
+			a.killer.Stop()
+		}
 		if a.forced = a.signal(unix.SIGKILL); !a.forced {
-			a.killer = time.AfterFunc(chase, func() {
-				a.mu.Lock()
-				defer a.mu.Unlock()
-				a.force()
-			})
+			a.forceAfter(chase)
 		}
 	case alive, zombie:
 		a.forced = true

@@ -20,6 +20,11 @@ const (
 	descriptorsKept       = 64
 )
 
+// maxStarting is how many attempts may be starting at once. Each takes a thread while its
+// program, or its working folder, does not answer, and Go ends a process that wants more
+// than 10,000 threads. The others wait in the queue.
+const maxStarting = 1024
+
 // Below tightProcesses the number of processes is watched: a Go program that cannot make a
 // thread any more ends at once, so threads are made beforehand, and attempts get what is
 // left, with room for a child of each.
@@ -32,6 +37,7 @@ const (
 // startLimit is what this process can hold.
 type startLimit struct {
 	attempts int  // that run at once
+	starting int  // of them, whose start is under way: each a thread and a child
 	tight    bool // few processes and threads are left
 }
 
@@ -42,13 +48,23 @@ func findStartLimit() (l startLimit) {
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < math.MaxInt32 {
 		l.attempts = max((int(files.Cur)-descriptorsKept)/descriptorsPerAttempt, 1)
 	}
-	if l.tight = MakeThreadsAhead(threadsMadeAhead); !l.tight {
+	l.starting = maxStarting
+	l.tight = MakeThreadsAhead(threadsMadeAhead)
+	most, used := processLimit("/")
+	if most == math.MaxInt {
 		return l
 	}
-	most, used := processLimit("/")
-	l.attempts = min(l.attempts, max((most-used-processesKept)/2, 1))
+	l.starting = min(l.starting, startsWithin(most-used))
+	if l.tight {
+		l.attempts = min(l.attempts, max((most-used-processesKept)/2, 1))
+	}
 	return l
 }
+
+// startsWithin is how many starts may be under way where there is room for so many
+// processes and threads: each takes a child and a thread, and as much as one of these is
+// left for what runs already and for explanations of failures.
+func startsWithin(room int) int { return max((room-processesKept)/3, 1) }
 
 // MakeThreadsAhead has the runtime make up to n threads if few processes and threads are
 // allowed, and tells whether that is so. At most a third of what is left is taken.
@@ -68,7 +84,7 @@ func processLimit(root string) (most, used int) {
 	var nproc unix.Rlimit
 	if os.Geteuid() != 0 && unix.Getrlimit(unix.RLIMIT_NPROC, &nproc) == nil && nproc.Cur < math.MaxInt32 {
 		most = int(nproc.Cur)
-		if most < tightProcesses {
+		if most < tightProcesses+3*maxStarting {
 			used = threadsOfUser(root)
 		}
 	}

@@ -33,7 +33,7 @@ type shortageState struct {
 
 // mayTry tells whether the machine may have what another process needs. p.mu is held.
 func (p *Process) mayTry() bool {
-	return p.starts < maxStarting && len(p.live)-p.queue.len < p.limit.attempts && (!p.short.lasts || p.short.tries > 0)
+	return p.starts < p.limit.starting && len(p.live)-p.queue.len < p.limit.attempts && (!p.short.lasts || p.short.tries > 0)
 }
 
 // tried counts a start. p.mu is held.
@@ -129,8 +129,7 @@ func (p *Process) postpone(a *attempt, err error) *Report {
 		p.mu.Unlock()
 		return &Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()}
 	}
-	a.starting = false
-	p.starts--
+	p.startEnded(a)
 	p.slots.give(a)
 	p.begun.remove(a.order.Key)
 	if a.postponed++; a.postponed <= patient {

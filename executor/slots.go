@@ -77,28 +77,21 @@ func (p *Process) admit(since int64) (fit []*attempt) {
 func (p *Process) release(a *attempt, at int64) []*attempt {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.startOver(a)
+	p.startEnded(a)
 	p.slots.give(a)
 	p.gaveBack()
 	return p.admit(at)
 }
 
-// maxStarting is how many attempts may be starting at once. Each takes a thread while its
-// program, or its working folder, does not answer, and Go ends a process that wants more
-// than 10,000 threads. The others wait in the queue.
-const maxStarting = 1024
-
-// startOver says that the attempt's start is over, and returns what there is room for if
-// there were as many as may be. p.mu is held.
-func (p *Process) startOver(a *attempt) (fit []*attempt) {
+// startEnded says that the attempt's start has succeeded or failed. It returns whether one
+// that waits may start for that. p.mu is held.
+func (p *Process) startEnded(a *attempt) (room bool) {
 	if !a.starting {
-		return nil
+		return false
 	}
 	a.starting = false
-	if p.starts--; p.starts == maxStarting-1 {
-		return p.admit(p.cfg.Now())
-	}
-	return nil
+	p.starts--
+	return p.starts == p.limit.starting-1
 }
 
 // spread runs each of the attempts in a goroutine of its own.

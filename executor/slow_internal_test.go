@@ -49,18 +49,21 @@ func TestExplanationThatHangs(t *testing.T) {
 	}
 }
 
-// More starts than maxStarting wait in the queue, and are taken from there.
+// More starts than may be wait in the queue, and are taken from there.
 func TestTooManyStarts(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	p.mu.Lock()
-	p.starts = maxStarting
+	p.starts = p.limit.starting
 	p.mu.Unlock()
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/true"}})
 	if s := p.Stats(); s.Queued != 1 || s.Running != 0 {
 		t.Errorf("%+v", s)
 	}
 	p.mu.Lock()
-	fit := p.startOver(&attempt{starting: true})
+	var fit []*attempt
+	if p.startEnded(&attempt{starting: true}) {
+		fit = p.admit(0)
+	}
 	p.mu.Unlock()
 	p.spread(fit)
 	<-reports
@@ -69,7 +72,7 @@ func TestTooManyStarts(t *testing.T) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.starts != maxStarting-1 {
-		t.Errorf("%d starts", p.starts-maxStarting+1)
+	if p.starts != p.limit.starting-1 {
+		t.Errorf("%d starts", p.starts-p.limit.starting+1)
 	}
 }

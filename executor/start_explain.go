@@ -48,6 +48,11 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	}
 	hurry := make(chan struct{})
 	a.mu.Lock()
+	if a.cause != causeNone {
+		a.mu.Unlock()
+		<-p.explaining
+		return plain
+	}
 	a.hurry = hurry
 	a.mu.Unlock()
 	done := make(chan error, 1)
@@ -197,17 +202,23 @@ func (c *command) explainSize(err error) error {
 			return caused(err, "argument %d has %d bytes, the kernel takes at most %d in one argument", i, len(s), maxArgument()-1)
 		}
 	}
-	total := 0
-	for _, s := range c.argv {
-		total += len(s) + 9
-	}
 	for _, s := range c.env {
-		total += len(s) + 9
 		if len(s) >= maxArgument() {
 			return caused(err, "the environment's entry %.100q has %d bytes, the kernel takes at most %d in one entry", key(s), len(s), maxArgument()-1)
 		}
 	}
-	return caused(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", total, maxStart())
+	return caused(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", c.size(), maxStart())
+}
+
+// size is how many bytes the arguments and the environment take, with their NULs and
+// pointers.
+func (c *command) size() (n int) {
+	for _, list := range [...][]string{c.argv, c.env} {
+		for _, s := range list {
+			n += len(s) + 9
+		}
+	}
+	return n
 }
 
 // explainPath says which part of a path is missing, is not a directory, or may not be

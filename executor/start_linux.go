@@ -23,7 +23,11 @@ type command struct {
 	dir    string
 	script string // what the shell reads from scriptFD; "" = it has its text as an argument
 	birth  *vfork.Birth
+	again  func() bool // asked before each further try of the start; false = errEnded
 }
+
+// errEnded is the error of a start that was given up because the attempt is to be ended.
+var errEnded = errors.New("it was ended before it began")
 
 // scriptFD is the descriptor on which a shell finds a text that is too long for an
 // argument.
@@ -195,10 +199,15 @@ func (p *Process) begin(c *command, out, err *stream, limit int64) (b child, e e
 	if group != nil && group.limit == 0 && groupless(e) {
 		refused := e
 		b.group = nil
-		if b.pid, b.pidfd, e = p.fork(c, files, nil, pidfd); e == nil {
+		if !c.again() {
+			e = errEnded
+		} else if b.pid, b.pidfd, e = p.fork(c, files, nil, pidfd); e == nil {
 			p.limits.suspend(refused)
 		}
 		p.limits.discard(group)
+	}
+	if group != nil && group.limit > 0 && errors.Is(e, unix.E2BIG) && c.size() < maxStart() {
+		e = &limitError{limit, fmt.Errorf("its arguments and environment have %d bytes and do not fit: %w", c.size(), e)}
 	}
 	if group != nil && group.limit > 0 && groupless(e) {
 		e = &limitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
@@ -248,6 +257,9 @@ func (p *Process) fork(c *command, files [2]int, group *cgroup, pidfdToo bool) (
 			return pid, pidfd, e
 		}
 		time.Sleep(wait)
+		if !c.again() {
+			return -1, -1, errEnded
+		}
 	}
 }
 
@@ -314,15 +326,20 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 		}
 	}
 	began := p.cfg.Now()
-	cmd.birth = a.start(p.cfg.Grace)
+	cmd.birth, cmd.again = a.start(p.cfg.Grace), a.again
 	born, err := p.begin(&cmd, stdout, stderr, a.order.MemoryMilli<<20/1000)
 	if err != nil {
-		a.unstart()
+		_, lacks := lackOf(err)
+		why := a.unstart(lacks)
 		stdout.drop()
 		stderr.drop()
 		var limit *limitError
-		if _, ok := lackOf(err); ok {
+		if lacks {
 			return nil, fmt.Errorf("start %q: %w", cmd.argv[0], err)
+		}
+		if why == causeKill || why == causeClose || err == errEnded {
+			result, text := why.result(a.order.Timeout)
+			return p.notStarted(&a.order, result, errors.New(text)), nil
 		}
 		if errors.As(err, &limit) {
 			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err)), nil
@@ -341,7 +358,11 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 	a.mu.Unlock()
 	p.mu.Lock()
 	p.stats.Starts++
-	fit := append(p.startOver(a), p.hadEnough()...)
+	var fit []*attempt
+	if p.startEnded(a) {
+		fit = p.admit(p.cfg.Now())
+	}
+	fit = append(fit, p.hadEnough()...)
 	p.mu.Unlock()
 	p.spread(fit)
 	p.watch.add(a)

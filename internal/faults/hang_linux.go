@@ -96,6 +96,9 @@ func (h *HangingFolder) init() error {
 
 // Close has all that hang fail, and unmounts the file system.
 func (h *HangingFolder) Close() error {
-	h.device.Close()
+	h.Abort()
 	return unix.Unmount(h.dir, unix.MNT_DETACH)
 }
+
+// Abort is the death of the server: what comes from now on fails with ENOTCONN.
+func (h *HangingFolder) Abort() { h.device.Close() }

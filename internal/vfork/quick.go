@@ -76,7 +76,7 @@ func (s *Starter) quick(p *Spec) (pid, pidfd int, err error) {
 	pid = vfork(&a)
 	runtime.KeepAlive(p)
 	switch {
-	case pid == -int(unix.ENOSYS), pid == -int(unix.EINVAL), pid == -int(unix.EPERM):
+	case pid == -int(unix.ENOSYS), pid == -int(unix.EINVAL), pid == -int(unix.EPERM), pid == -int(unix.E2BIG): // E2BIG: before Linux 5.7
 		return 0, -1, errRefused
 	case pid < 0:
 		return 0, -1, syscall.Errno(-pid)

@@ -120,7 +120,7 @@ func (p *Spec) forkExec() (pid, pidfd int, err error) {
 	for path := range p.paths {
 		pid, err = syscall.ForkExec(path, p.Argv, &syscall.ProcAttr{Dir: p.Dir, Env: p.Env, Sys: sys, Files: files})
 		errno, _ := err.(syscall.Errno)
-		if err == nil || errno > 63 || others>>errno&1 == 0 {
+		if err == nil || errno <= 63 && others>>errno&1 == 0 {
 			return pid, pidfd, err
 		}
 		if errno != syscall.ENOENT {
@@ -147,8 +147,10 @@ func (p *Spec) paths(yield func(string) bool) {
 }
 
 // others has a bit for each error of execve, by its number, after which the program is
-// looked for in the next folder.
-const others uint64 = 1<<unix.ENOENT | 1<<unix.EACCES | 1<<unix.ENOTDIR | 1<<unix.ENODEV | 1<<unix.ELOOP | 1<<unix.ENAMETOOLONG
+// looked for in the next folder. So it is after those above 63, which are of file systems
+// that do not answer. The rest are of a program that was found, or of want.
+const others = ^uint64(1<<unix.E2BIG | 1<<unix.ENOMEM | 1<<unix.ETXTBSY | 1<<unix.ENOEXEC | 1<<unix.EAGAIN |
+	1<<unix.EMFILE | 1<<unix.ENFILE | 1<<unix.EINTR)
 
 // refused is quick's error where there is no quick way.
 type refused struct{}

@@ -127,10 +127,12 @@ program:
 	MOVQ AX, CX
 	NEGQ CX
 	CMPQ CX, $63
-	JHI  fail
+	JHI  other
 	MOVQ args_others(R12), DX
 	BTQ  CX, DX
 	JCC  fail
+
+other:
 	CMPQ CX, $ENOENT
 	JEQ  program
 	MOVQ AX, R14

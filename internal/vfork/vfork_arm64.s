@@ -116,10 +116,12 @@ program:
 	ADD  $8, R20
 	NEG  R0, R1
 	CMP  $63, R1
-	BHI  fail
+	BHI  other
 	MOVD args_others(R19), R2
 	LSR  R1, R2, R2
 	TBZ  $0, R2, fail
+
+other:
 	CMP  $ENOENT, R1
 	BEQ  program
 	MOVD R0, R21

@@ -1,0 +1,181 @@
+package executor
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// busyProgram is a script that is open for writing, so that each try to execute it fails
+// with ETXTBSY.
+func busyProgram(t *testing.T, text string) (path string, f *os.File) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "busy")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if _, err := f.WriteString("#!/bin/sh\n" + text + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	return path, f
+}
+
+// A start that fails while as many as may be are under way makes room for one from the
+// queue, which runs.
+func TestFailedStartMakesRoom(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	p.mu.Lock()
+	p.starts = p.limit.starting - 1
+	p.mu.Unlock()
+	path, _ := busyProgram(t, "true")
+	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{path}})
+	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})
+	deadline := time.After(10 * time.Second)
+	for {
+		select {
+		case r := <-reports:
+			if r.Key.Task == 2 && r.Kind == Finished {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("the second never ran: %+v", p.Stats())
+		}
+	}
+}
+
+// A kill that comes while a start has timed out is not forgotten when the start fails for
+// a shortage; the timeout is.
+func TestCauseOfAFailedStart(t *testing.T) {
+	for _, c := range []cause{causeTimeout, causeKill, causeClose} {
+		for _, later := range []bool{true, false} {
+			a := newAttempt(Order{Timeout: time.Hour})
+			a.start(time.Hour)
+			a.end(causeTimeout, time.Hour)
+			a.end(c, 0)
+			if why := a.unstart(later); why != c {
+				t.Errorf("ended for %d: %d", c, why)
+			}
+			want := c
+			if later && c == causeTimeout {
+				want = causeNone
+			}
+			if a.cause != want {
+				t.Errorf("cause %d is %d, later: %t", c, a.cause, later)
+			}
+		}
+	}
+}
+
+// The killer and the timeout of a start that failed do not reach the next one.
+func TestTimersOfAFormerStart(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "0.5"}})
+	a.start(100 * time.Millisecond)
+	a.end(causeTimeout, 100*time.Millisecond)
+	a.end(causeTimeout, 0)
+	a.unstart(true)
+	p.mu.Lock()
+	p.live[a.order.Key] = a
+	p.queue.push(a)
+	fit := p.admit(0)
+	p.mu.Unlock()
+	p.spread(fit)
+	<-reports
+	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", r.Record)
+	}
+}
+
+// Whenever a kill without grace comes between the tries of a start, none of them runs on.
+func TestKillBetweenTries(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	for i := range uint32(30) {
+		path, f := busyProgram(t, "exec sleep 5")
+		key := messages.AttemptKey{Task: i}
+		began := time.Now()
+		p.Start(Order{Key: key, Command: []string{path}})
+		p.mu.Lock()
+		a := p.live[key]
+		p.mu.Unlock()
+		for a != nil && time.Since(began) < 50*time.Millisecond && !a.birth.Signal(0) {
+		}
+		p.Kill(key, 0)
+		f.Close()
+		for r := range reports {
+			if r.Kind == Started {
+				continue
+			}
+			// On a busy machine the last try may have failed before.
+			if r.Kind == Finished && r.Record.Result != messages.AttemptKilled && r.Record.Result != messages.AttemptNotStarted {
+				t.Errorf("%+v", r.Record)
+			}
+			break
+		}
+		if took := time.Since(began); took > 3*time.Second {
+			t.Fatalf("kill %d was lost: it ended after %v", i, took)
+		}
+	}
+}
+
+// A start that fails while the attempt is being killed is killed, and nobody looks for
+// another reason.
+func TestNoExplanationBesideAKill(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := faults.MountHanging(dir)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer folder.Close()
+	p, _ := internalRig(t, ProcessConfig{})
+	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
+	a := newAttempt(Order{})
+	a.start(0)
+	a.end(causeKill, 0)
+	a.unstart(false)
+	began := time.Now()
+	p.explain(a, &c, unix.ENOENT)
+	if took := time.Since(began); took > explainPatience/2 {
+		t.Errorf("explained for %v after the kill", took)
+	}
+	if n := len(p.explaining); n != 0 {
+		t.Errorf("%d explanations are under way", n)
+	}
+}
+
+// A folder of PATH whose file server is dead is passed over.
+func TestDeadFolderInPath(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := faults.MountHanging(dir)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer folder.Close()
+	folder.Abort()
+	p, reports := internalRig(t, ProcessConfig{})
+	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"true"}, Environment: []string{"PATH=" + dir + "/bin:/bin"}})
+	for r := range reports {
+		if r.Kind == Finished {
+			if r.Record.Result != messages.AttemptSucceeded {
+				t.Errorf("%+v", r.Record)
+			}
+			return
+		}
+	}
+}
+
+// Starts leave room for threads where processes are limited.
+func TestStartsWithin(t *testing.T) {
+	for room, want := range map[int]int{0: 1, 7: 1, 100: 32, 1024: 340, 4096: 1364} {
+		if got := startsWithin(room); got != want {
+			t.Errorf("%d: %d, want %d", room, got, want)
+		}
+	}
+}
