@@ -231,7 +231,8 @@ func turnAway(nc net.Conn, why crowd) {
 			p = problem{status: fasthttp.StatusTooManyRequests, text: tooManyOfClient}
 		}
 		body := appendProblem(nil, p)
-		_, _ = fmt.Fprintf(nc, "HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %s\r\n\r\n%s",
+		_, _ = fmt.Fprintf(nc, "HTTP/1.1 %d %s\r\nContent-Type: application/problem+json\r\n"+
+			"X-Content-Type-Options: nosniff\r\nX-Frame-Options: DENY\r\nCross-Origin-Resource-Policy: same-origin\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %s\r\n\r\n%s",
 			p.status, fasthttp.StatusMessage(p.status), strconv.Itoa(len(body)), body)
 	}
 	_ = nc.Close()

@@ -18,13 +18,12 @@ const open access.Scopes = 1 << 7
 // identify finds out who sends a request, and refuses those who are not known
 // where they have to be.
 func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, error) {
-	who := access.Caller{UID: -1, Scopes: access.All}
+	who := access.Caller{Scopes: access.All}
 	common := ""
 	if c != nil {
 		if c.stranger() {
 			return who, &refusal{fasthttp.StatusForbidden, "user " + strconv.Itoa(c.uid) + " may not use this socket: only the server's own user and root may"}
 		}
-		who.UID = c.uid
 		if cert := c.certificate(); cert != nil {
 			who.Certificate, common = cert.Subject.String(), cert.Subject.CommonName
 		}
@@ -36,7 +35,7 @@ func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, er
 	found, given, ok := s.credentials(h)
 	switch {
 	case ok:
-		found.UID, found.Certificate = who.UID, who.Certificate
+		found.Certificate = who.Certificate
 		return found, nil
 	case given:
 		who.Scopes = 0
@@ -87,9 +86,9 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) (access.Caller, 
 		c := connOf(ctx)
 		if c != nil && c.stranger() {
 			_, err := s.identify(&ctx.Request.Header, c)
-			return access.Caller{UID: c.uid}, err
+			return access.Caller{}, err
 		}
-		return access.Caller{UID: -1}, nil
+		return access.Caller{}, nil
 	}
 	who, err := s.identify(&ctx.Request.Header, connOf(ctx))
 	switch {
@@ -150,6 +149,12 @@ func (s *Server) audit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 	}
 	e := s.entry(ctx, rt, who)
 	e.Status = status
+	if status != fasthttp.StatusUnauthorized && status >= 400 && e.Token == "" && s.cfg.Access.Keys != nil {
+		// It was refused before it was known who sends it.
+		if found, _, ok := s.credentials(&ctx.Request.Header); ok {
+			e.Token, e.Session = found.Token, found.Session
+		}
+	}
 	if run, err := runOf(ctx); err == nil {
 		e.Run = (*uint64)(&run)
 	} else if at := ctx.Response.Header.Peek(fasthttp.HeaderLocation); rt.body == jsonBody && len(at) > len(runPath) {
@@ -174,11 +179,18 @@ func (s *Server) entry(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 	path := ctx.URI().PathOriginal()
 	e := access.Entry{
 		Time: time.Now().UTC(), Method: string(ctx.Method()), Route: rt.path, Path: string(path[:min(len(path), longestAudited)]),
-		Token: who.Token, Session: who.Session, Certificate: who.Certificate, Address: ctx.RemoteAddr().String(),
+		Token: who.Token, Session: who.Session, Address: ctx.RemoteAddr().String(),
 	}
-	if who.UID >= 0 {
-		uid := who.UID
-		e.UID, e.Address = &uid, "unix"
+	if c := connOf(ctx); c != nil {
+		if c.entrance.Local {
+			e.Address = "unix"
+		}
+		if uid := c.uid; uid >= 0 {
+			e.UID = &uid
+		}
+		if cert := c.certificate(); cert != nil {
+			e.Certificate = cert.Subject.String()
+		}
 	}
 	return e
 }

@@ -213,6 +213,7 @@ func hasLine(raw []byte, header string) bool {
 // malformed answers what could not be read as a request. The connection closes.
 func (s *Server) malformed(ctx *fasthttp.RequestCtx, err error) {
 	linger(ctx)
+	s.protect(ctx)
 	p := unread(err)
 	s.metrics.malformed.observe(p.status, 0)
 	writeProblem(ctx, p)

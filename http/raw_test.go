@@ -54,6 +54,9 @@ func TestMalformed(t *testing.T) {
 				want = "both Content-Length and Transfer-Encoding"
 			}
 			refusedWith(t, got, c.status, want)
+			if got := got.header.Get("Cross-Origin-Resource-Policy"); got != "same-origin" {
+				t.Errorf("Cross-Origin-Resource-Policy: %q", got)
+			}
 			if !got.close {
 				t.Errorf("the connection stays: %v", got.header)
 			}

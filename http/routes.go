@@ -69,7 +69,7 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 	m := s.metrics.route(rt.path)
 	return func(ctx *fasthttp.RequestCtx) {
 		began := time.Now()
-		who := access.Caller{UID: -1}
+		who := access.Caller{}
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
 		if c := connOf(ctx); c != nil {
@@ -110,6 +110,7 @@ func (s *Server) panicked(ctx *fasthttp.RequestCtx, p any) {
 	s.log.Error("http: panic", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
 		"panic", p, "stack", string(debug.Stack()))
 	ctx.Response.Reset()
+	s.protect(ctx)
 	ctx.SetConnectionClose()
 	writeProblem(ctx, internalProblem)
 }

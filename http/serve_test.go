@@ -224,6 +224,9 @@ func refusedWith(t testing.TB, r reply, status int, text string) {
 	if r.status != status {
 		t.Errorf("status %d, want %d: %s", r.status, status, r.body)
 	}
+	if r.header.Get("X-Content-Type-Options") != "nosniff" || r.header.Get("X-Frame-Options") != "DENY" {
+		t.Errorf("headers for browsers are missing: %v", r.header)
+	}
 	if err := json.Unmarshal([]byte(r.body), &doc); err != nil {
 		t.Errorf("%v in %q", err, r.body)
 		return

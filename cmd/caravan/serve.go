@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/http/access"
 )
 
 // stopWithin is how long a server may take to stop after the first signal.
@@ -145,9 +147,18 @@ func (m *Main) close(end func(context.Context) error, limit time.Duration) error
 func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.New(slog.NewJSONHandler(escapedRecords{w}, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// escapedRecords escapes in JSON what a terminal would act on or hide: slog's handler leaves most
+// of that as it is. Its text handler quotes such values.
+type escapedRecords struct{ to io.Writer }
+
+func (p escapedRecords) Write(record []byte) (int, error) {
+	_, err := p.to.Write(access.AppendPrintable(nil, record))
+	return len(record), err
 }
 
 // tasksUmask is the umask of the launch as text.

@@ -50,8 +50,11 @@ const (
 	auditBuffer = 8 << 20
 	// auditFlush is the longest time that an entry waits in memory.
 	auditFlush = 100 * time.Millisecond
-	// refusalsPerSecond bounds the lines about refused requests.
-	refusalsPerSecond = 100
+	// strangerRefusals bounds the lines of a second about refused requests of callers without
+	// a valid token or certificate, all together, and knownRefusals those of each known
+	// caller. A flood of strangers thus hides nothing that a known caller tries.
+	strangerRefusals = 100
+	knownRefusals    = 1000
 )
 
 // Audit appends entries to a file. Record never waits for the disk.
@@ -64,7 +67,7 @@ type Audit struct {
 	buf        []byte
 	entries    int // in buf
 	second     int64
-	refusals   int // in that second
+	refusals   map[caller]int // in that second
 	suppressed int
 
 	file    *os.File // of run, as is the next
@@ -75,6 +78,9 @@ type Audit struct {
 	ended   chan struct{}
 }
 
+// caller is who is counted for refusals. The zero value is all strangers together.
+type caller struct{ token, certificate string }
+
 // OpenAudit opens a log, which is made with mode 0600. lost is told of entries that
 // could not be written.
 func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) {
@@ -82,7 +88,7 @@ func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) 
 	if err != nil {
 		return nil, err
 	}
-	a := &Audit{path: path, log: log, lost: lost, file: f,
+	a := &Audit{path: path, log: log, lost: lost, file: f, refusals: make(map[caller]int),
 		wake: make(chan struct{}, 1), again: make(chan chan error), stop: make(chan struct{}), ended: make(chan struct{})}
 	go a.run()
 	return a, nil
@@ -127,7 +133,7 @@ func (a *Audit) Record(e Entry) {
 		a.lost(1)
 		return
 	}
-	a.buf = append(append(a.buf, line...), '\n')
+	a.buf = append(AppendPrintable(a.buf, line), '\n')
 	a.entries++
 	select {
 	case a.wake <- struct{}{}:
@@ -135,12 +141,17 @@ func (a *Audit) Record(e Entry) {
 	}
 }
 
-// admitRefusal bounds the lines on refusals: anybody can cause those.
+// admitRefusal bounds the lines on refusals: anybody can cause those. mu is held.
 func (a *Audit) admitRefusal(e *Entry) bool {
 	if now := e.Time.Unix(); now != a.second {
-		a.second, a.refusals = now, 0
+		a.second = now
+		clear(a.refusals)
 	}
-	if a.refusals++; a.refusals > refusalsPerSecond {
+	who, limit := caller{e.Token, e.Certificate}, knownRefusals
+	if who == (caller{}) {
+		limit = strangerRefusals
+	}
+	if a.refusals[who]++; a.refusals[who] > limit {
 		a.suppressed++
 		return false
 	}

@@ -102,6 +102,33 @@ func TestRefusalsInTheAuditLogAreBounded(t *testing.T) {
 	}
 }
 
+// TestStrangersHideNothing: a flood of refusals without a token takes no line away from what
+// known callers are refused, and one known caller takes none away from another.
+func TestStrangersHideNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit")
+	a, _ := auditOf(t, path, new(bytes.Buffer))
+	at := time.Unix(1_800_000_000, 0)
+	for range 3000 {
+		a.Record(access.Entry{Time: at, Status: 401, Address: "192.0.2.7:1"})
+		a.Record(access.Entry{Time: at, Status: 403, Token: "noisy"})
+	}
+	for range 20 {
+		a.Record(access.Entry{Time: at, Status: 403, Method: "DELETE", Token: "ci"})
+		a.Record(access.Entry{Time: at, Status: 401, Method: "DELETE", Certificate: "CN=build"})
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	count, suppressed := map[string]int{}, 0
+	for _, e := range entriesOf(t, path) {
+		count[e.Token+e.Certificate]++
+		suppressed += e.Suppressed
+	}
+	if count[""] != 100 || count["noisy"] != 1000 || count["ci"] != 20 || count["CN=build"] != 20 || suppressed != 2900+2000 {
+		t.Errorf("%v, %d suppressed", count, suppressed)
+	}
+}
+
 func TestAuditThatCannotBeWritten(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]string{

@@ -55,7 +55,6 @@ func (s Scopes) String() string {
 type Caller struct {
 	Token       string // name of the token; "" = without one
 	Certificate string // subject of the client's TLS certificate
-	UID         int    // user at the other end of a unix socket; -1 = not known
 	Session     bool   // a browser's cookie stood for the token
 	Scopes      Scopes
 }

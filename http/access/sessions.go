@@ -78,14 +78,14 @@ func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 	one, ok := s.open[id]
 	s.mu.Unlock()
 	if !ok {
-		return Caller{UID: -1}, false
+		return Caller{}, false
 	}
 	tok := s.keys.current.Load().find(&one.token)
 	if tok == nil || !now.Before(one.ends) {
 		s.End(cookie)
-		return Caller{UID: -1}, false
+		return Caller{}, false
 	}
-	return Caller{Token: tok.name, Scopes: tok.scopes, UID: -1, Session: true}, true
+	return Caller{Token: tok.name, Scopes: tok.scopes, Session: true}, true
 }
 
 // End ends a session.

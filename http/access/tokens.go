@@ -178,9 +178,9 @@ func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)
 	tok := k.current.Load().find(&sum)
 	if tok == nil {
-		return Caller{UID: -1}, false
+		return Caller{}, false
 	}
-	return Caller{Token: tok.name, Scopes: tok.scopes, UID: -1}, true
+	return Caller{Token: tok.name, Scopes: tok.scopes}, true
 }
 
 // Certificate returns what the holder of a client certificate may do.
