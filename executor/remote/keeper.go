@@ -102,7 +102,7 @@ func (r *Remote) choose() (confirmed bool) {
 		}
 		if !p.draining {
 			p.draining = true
-			r.log.Info("a worker of another version, or with other settings, is drained", "folder", p.path, "pid", p.pid)
+			r.log.Info("a worker of another version, or with other settings, is drained", p.names()...)
 			p.push(workerpb.AppendEmpty(p.out, workerpb.TypeDrain))
 		}
 		confirmed = confirmed && p.drained
@@ -260,9 +260,11 @@ func (r *Remote) killWorkers() {
 		if p.gone {
 			continue
 		}
-		r.log.Error("a worker does not end and is killed", "pid", p.pid, "folder", p.path)
+		r.log.Error("a worker does not end and is killed", p.names()...)
 		if p.cmd != nil {
 			_ = p.cmd.Process.Kill()
+		} else if p.process.Lives() {
+			p.process.Signal(unix.SIGKILL)
 		} else if p.pid > 0 {
 			_ = unix.Kill(p.pid, unix.SIGKILL)
 		}

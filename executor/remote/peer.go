@@ -201,7 +201,7 @@ func (p *peer) end(f *worker.Folder) {
 		r.active = nil
 	}
 	if r.state == open && !p.drained {
-		r.log.Warn("a worker has ended", "folder", p.path, "pid", p.pid)
+		r.log.Warn("a worker has ended", p.names()...)
 	}
 	r.wake()
 }

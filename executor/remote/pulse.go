@@ -54,7 +54,7 @@ func (p *peer) beat() {
 	log := p.r.log
 	if p.heard {
 		if p.mute {
-			log.Warn("a worker answers again", "folder", p.path, "pid", p.pid, "after", (time.Duration(p.silent) * pulse).String())
+			log.Warn("a worker answers again", append(p.names(), "after", (time.Duration(p.silent)*pulse).String())...)
 		}
 		p.heard, p.asked, p.mute, p.silent = false, false, false, 0
 	} else {
@@ -62,7 +62,7 @@ func (p *peer) beat() {
 	}
 	if !p.mute && p.silent >= silentPulses {
 		p.mute = true
-		log.Error("a worker does not answer; nothing is started until it does, or ends", "folder", p.path, "pid", p.pid)
+		log.Error("a worker does not answer; nothing is started until it does, or ends", p.names()...)
 	}
 	if p.attached && !p.asked {
 		p.asked = true
@@ -71,6 +71,26 @@ func (p *peer) beat() {
 	if !p.attached && p.silent >= unreachablePulses && p.r.state == open {
 		p.endUnreachable()
 	}
+}
+
+// knownPID is the worker's process; 0 when it is not known. The registry says which process
+// was started, and that one is told from another one that has its number. Whoever answers
+// on the socket only claims to be it. The kernel's word (SO_PEERCRED) is no help: a server
+// made the socket, so that it names the server. mu is held.
+func (p *peer) knownPID() int {
+	if p.process.Lives() {
+		return p.process.PID
+	}
+	return p.pid
+}
+
+// names are the attributes of a line in the log about the worker. mu is held.
+func (p *peer) names() []any {
+	names := []any{"folder", p.path}
+	if pid := p.knownPID(); pid != 0 {
+		names = append(names, "pid", pid)
+	}
+	return names
 }
 
 // endUnreachable ends a worker whose socket somebody has removed: no server can ever reach
@@ -96,8 +116,12 @@ func (r *Remote) Healthy() error {
 	defer r.unlock()
 	for _, p := range r.peers {
 		if p.mute && !p.gone {
-			return fmt.Errorf("worker %s (pid %d) has not answered for %s: what it runs goes on or stands, and nothing is started",
-				filepath.Base(p.path), p.pid, time.Duration(p.silent)*pulse)
+			pid := "pid not known"
+			if n := p.knownPID(); n != 0 {
+				pid = fmt.Sprint("pid ", n)
+			}
+			return fmt.Errorf("worker %s (%s) has not answered for %s: what it runs goes on or stands, and nothing is started",
+				filepath.Base(p.path), pid, time.Duration(p.silent)*pulse)
 		}
 	}
 	return nil
