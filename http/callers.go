@@ -32,7 +32,7 @@ func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, er
 	if keys == nil {
 		return who, nil
 	}
-	found, given, ok := s.credentials(h)
+	found, given, ok := s.credentials(h, c)
 	switch {
 	case ok:
 		found.Certificate = who.Certificate
@@ -51,8 +51,10 @@ func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, er
 }
 
 // credentials looks for a token or a session. An Authorization header prevails over a
-// cookie; given tells that there was one.
-func (s *Server) credentials(h *fasthttp.RequestHeader) (who access.Caller, given, ok bool) {
+// cookie; given tells that there was one. By TLS only the cookie that no other host and no
+// unencrypted page can set is looked at. Without TLS it prevails: there may be a proxy that
+// ends TLS.
+func (s *Server) credentials(h *fasthttp.RequestHeader, c *conn) (who access.Caller, given, ok bool) {
 	if value := h.Peek(fasthttp.HeaderAuthorization); value != nil {
 		secret, bearer := bearerOf(value)
 		if !bearer || len(h.PeekAll(fasthttp.HeaderAuthorization)) > 1 {
@@ -61,14 +63,14 @@ func (s *Server) credentials(h *fasthttp.RequestHeader) (who access.Caller, give
 		who, ok = s.cfg.Access.Keys.Secret(secret)
 		return who, true, ok
 	}
-	for _, name := range []string{secureCookie, plainCookie} {
-		if cookie := h.Cookie(name); len(cookie) > 0 {
-			if who, ok = s.sessions.Find(cookie, time.Now()); ok {
-				return who, false, true
-			}
-		}
+	cookie := h.Cookie(secureCookie)
+	if len(cookie) == 0 && (c == nil || c.entrance.TLS == nil) {
+		cookie = h.Cookie(plainCookie)
 	}
-	return who, false, false
+	if len(cookie) > 0 {
+		who, ok = s.sessions.Find(cookie, time.Now())
+	}
+	return who, false, ok
 }
 
 // bearerOf is the token of an Authorization header.
@@ -151,7 +153,7 @@ func (s *Server) audit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 	e.Status = status
 	if status != fasthttp.StatusUnauthorized && status >= 400 && e.Token == "" && s.cfg.Access.Keys != nil {
 		// It was refused before it was known who sends it.
-		if found, _, ok := s.credentials(&ctx.Request.Header); ok {
+		if found, _, ok := s.credentials(&ctx.Request.Header, connOf(ctx)); ok {
 			e.Token, e.Session = found.Token, found.Session
 		}
 	}

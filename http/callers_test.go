@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/http/access"
 )
@@ -171,6 +175,7 @@ func TestLogin(t *testing.T) {
 		t.Errorf("Set-Cookie %q", set)
 	}
 	value, _, _ := strings.Cut(set, ";")
+	refusedWith(t, s.do("GET", "/v1/dagruns", "", "Cookie: "+value+"; __Host-caravan_session=x"), 401, "")
 	cookie := "Cookie: other=1; " + value
 	if got := s.do("GET", "/v1/dagruns", "", cookie); got.status != 200 {
 		t.Errorf("with the cookie: %d %s", got.status, got.body)
@@ -207,6 +212,29 @@ func TestLogin(t *testing.T) {
 	}
 	refusedWith(t, s.do("GET", "/v1/dagruns", "", "Cookie: "+value), 401, "")
 	s.web.CheckRedirect = nil
+}
+
+// TestCookieByTLS: by TLS, only the cookie counts that other hosts and unencrypted pages cannot
+// set.
+func TestCookieByTLS(t *testing.T) {
+	option, secret, _ := lock(t)
+	s := serve(t, seedEngine(t), option)
+	value, _, ok := s.sessions.Begin([]byte(secret[access.All]), time.Now())
+	if !ok {
+		t.Fatal("no session")
+	}
+	encrypted, plain := &conn{entrance: &Entrance{TLS: new(tls.Config)}}, &conn{entrance: new(Entrance)}
+	for _, c := range []struct {
+		name string
+		conn *conn
+		want bool
+	}{{secureCookie, encrypted, true}, {plainCookie, encrypted, false}, {secureCookie, plain, true}, {plainCookie, plain, true}} {
+		var h fasthttp.RequestHeader
+		h.SetCookie(c.name, value)
+		if _, _, ok := s.credentials(&h, c.conn); ok != c.want {
+			t.Errorf("%s, TLS %v: %v", c.name, c.conn == encrypted, ok)
+		}
+	}
 }
 
 func TestLoginsAreRefused(t *testing.T) {

@@ -214,7 +214,7 @@ func (s *Server) suspect(e *Entrance, h *fasthttp.RequestHeader) bool {
 		return false // they take other types, and no token
 	}
 	if s.cfg.Access.Keys != nil && !e.Local && e.TLS == nil { // a certificate is not in the header
-		if _, _, ok := s.credentials(h); !ok {
+		if _, _, ok := s.credentials(h, nil); !ok {
 			return true
 		}
 	}

@@ -45,7 +45,7 @@ func (s *Server) loginPage(ctx *fasthttp.RequestCtx) error {
 	if s.sessions == nil {
 		return noTokens()
 	}
-	who, _, ok := s.credentials(&ctx.Request.Header)
+	who, _, ok := s.credentials(&ctx.Request.Header, connOf(ctx))
 	if !ok || !who.Session {
 		return s.showLogin(ctx, fasthttp.StatusOK, "", loginFields)
 	}

@@ -29,6 +29,7 @@ import (
 const (
 	longFrom = 4 << 20  // a document of more bytes is long
 	maxSpool = 32       // long bodies that are being received or wait for their turn
+	ownSpool = 8        // those of one client: they may come slowly
 	copyRoom = 64 << 10 // of each while it comes
 	lookRoom = 1 << 20  // so much is written between two looks at the free disk
 	maxLine  = 64 << 20 // of a document that is a line of many: those are held in memory
@@ -123,23 +124,64 @@ func decompressor(coding string, in io.Reader) (out io.Reader, end func(), err e
 	}
 }
 
+// spoolSet counts the long bodies that are being received or wait for their turn.
+type spoolSet struct {
+	mu      sync.Mutex
+	all     int
+	clients map[client]int
+}
+
+// add takes a place, or says why there is none.
+func (ss *spoolSet) add(who client) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	switch {
+	case ss.clients[who] >= ownSpool:
+		return &refusal{fasthttp.StatusTooManyRequests, "too many large bodies of this client at a time: at most " + strconv.Itoa(ownSpool)}
+	case ss.all >= maxSpool:
+		return &refusal{fasthttp.StatusServiceUnavailable, "too many large bodies at a time: at most " + strconv.Itoa(maxSpool)}
+	}
+	ss.all++
+	ss.clients[who]++
+	return nil
+}
+
+// remove gives the place back.
+func (ss *spoolSet) remove(who client) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.all--
+	if ss.clients[who]--; ss.clients[who] == 0 {
+		delete(ss.clients, who)
+	}
+}
+
+func (ss *spoolSet) len() int {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.all
+}
+
 // spool takes a body that turns out to be long: what of it was read, and the rest.
 func (s *Server) spool(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int) (*longBody, error) {
-	if s.spools.Add(1) > maxSpool {
-		s.spools.Add(-1)
+	var who client
+	if c := connOf(ctx); c != nil {
+		who = c.client
+	}
+	if err := s.spools.add(who); err != nil {
 		linger(ctx)
 		ctx.SetConnectionClose()
-		return nil, &refusal{fasthttp.StatusServiceUnavailable, "too many large bodies at a time: at most " + strconv.Itoa(maxSpool)}
+		return nil, err
 	}
 	f, err := unnamed(s.cfg.Spool)
 	if err != nil {
-		s.spools.Add(-1)
+		s.spools.remove(who)
 		ctx.SetConnectionClose()
 		return nil, s.noSpool(err)
 	}
 	b := &longBody{file: f, uses: 1, close: func() {
 		_ = f.Close() // there is nothing to be kept
-		s.spools.Add(-1)
+		s.spools.remove(who)
 	}}
 	if err := s.receive(ctx, b, begun, rest, announced); err != nil {
 		linger(ctx)

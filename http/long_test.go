@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func serveLong(t *testing.T, e Engine, change ...func(*Config)) *service {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left of long bodies: %v %v", left, err)
 		}
-		eventually(t, "no long body is held", func() bool { return s.spools.Load() == 0 && len(s.turn) == 0 })
+		eventually(t, "no long body is held", func() bool { return s.spools.len() == 0 && len(s.turn) == 0 })
 	})
 	return s
 }
@@ -141,10 +142,24 @@ func TestSlowLongBodies(t *testing.T) {
 	s := serveLong(t, &fakeEngine{})
 	body := strings.Repeat(" ", 3<<19)
 	var conns []net.Conn
-	for i := range maxSpool {
-		c, _ := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 4*longFrom, body))
+	begin := func(last byte) { // from the loopback address that ends so
+		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, last)}}
+		c, err := from.Dial("tcp", s.addr)
+		if err != nil {
+			t.Skipf("no second loopback address: %v", err)
+		}
 		conns = append(conns, c)
-		eventually(t, "it is being received", func() bool { return int(s.spools.Load()) == i+1 })
+		if _, err := fmt.Fprintf(c, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 4*longFrom, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range maxSpool {
+		begin(byte(2 + i/ownSpool))
+		eventually(t, "it is being received", func() bool { return s.spools.len() == i+1 })
+		if i == ownSpool-1 { // this client's share, and no more
+			begin(2)
+			refusedWith(t, s.answerTo(bufio.NewReader(conns[len(conns)-1])), 429, "too many large bodies of this client at a time: at most 8")
+		}
 	}
 	var m runtime.MemStats
 	eventually(t, "they hold no memory", func() bool {

@@ -93,7 +93,7 @@ type Server struct {
 	backing  atomic.Bool // a backup is being made
 
 	turn     chan struct{} // of the one long body that is being planned and stored
-	spools   atomic.Int32  // long bodies that are being received or wait for their turn
+	spools   spoolSet      // long bodies that are being received or wait for their turn
 	epoch    time.Time     // what conn.since counts from
 	conns    connSet
 	waits    waitSet
@@ -128,7 +128,7 @@ func New(cfg Config) *Server {
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
 	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)
-	s.waits.clients = make(map[client]int)
+	s.waits.clients, s.spools.clients = make(map[client]int), make(map[client]int)
 	s.metrics = newMetrics(cfg.Registerer, s.conns.len, s.waits.len)
 	s.logins = access.NewRate(loginBurst, loginInterval)
 	if cfg.Access.Keys != nil {

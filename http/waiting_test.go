@@ -114,7 +114,7 @@ func TestLeavingBeforeItsTurn(t *testing.T) {
 	c, _ = s.raw(head + doc)
 	eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
 	c.Close()
-	eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.spools.Load() == 0 })
+	eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.spools.len() == 0 })
 	<-s.turn
 	if len(e.submitted) != 0 {
 		t.Errorf("%d documents were taken", len(e.submitted))
