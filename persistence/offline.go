@@ -56,13 +56,14 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	if err != nil {
 		return nil, err
 	}
+	opened := false
 	defer func() {
-		if err != nil {
+		if !opened { // also when something panics
 			err = errors.Join(err, os.RemoveAll(dirs))
 		}
 	}()
 	o = &Offline{scratch: dirs}
-	r, err := tables.Verify(ctx, dir, tables.Options{Blocks: true})
+	r, err := tables.Verify(ctx, dir, tables.Options{Blocks: true, Unreadable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +113,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, errors.Join(err, o.db.Close())
 	}
 	o.checkNext(r)
+	opened = true
 	return o, nil
 }
 
@@ -243,11 +245,14 @@ func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, parti
 			return errors.Join(err, db.Close())
 		}
 	}
+	var failed error // to write
 	err = commitlog.Replay(vfs.OS{}, filepath.Join(dir, logFolder), func(number uint64, rows []byte) error {
-		return commitlog.Rows(rows, func(r commitlog.Row) error { return set(r.Key, r.Value, r.Delete, number) })
+		return commitlog.Rows(rows, func(r commitlog.Row) error {
+			failed = set(r.Key, r.Value, r.Delete, number)
+			return failed
+		})
 	})
-	var damage *commitlog.DamageError
-	if errors.As(err, &damage) || errors.Is(err, fs.ErrNotExist) {
+	if err != nil && failed == nil && !vfs.Exhausted(err) {
 		o.Files = append(o.Files, err)
 		o.Unbounded, err = true, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,7 @@ func (c *checked) note(err error, run *uint64) {
 	var output *outputs.DamageError
 	var journal *worker.JournalError
 	var registry *workers.RegistryError
+	var file *fs.PathError
 	switch {
 	case errors.As(err, &table):
 		f.File, f.Offset = table.File, &table.Offset
@@ -56,6 +58,8 @@ func (c *checked) note(err error, run *uint64) {
 		f.File = journal.File
 	case errors.As(err, &registry):
 		f.File = registry.File
+	case errors.As(err, &file):
+		f.File = file.Path
 	}
 	if f.Offset != nil && *f.Offset < 0 {
 		f.Offset = nil

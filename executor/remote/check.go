@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Check reads what a data folder knows of its workers, the registry and the journal of each
@@ -17,7 +18,7 @@ import (
 func Check(dir string) (found []error) {
 	path := filepath.Join(dir, registryFile)
 	g := &registry{}
-	text, err := os.ReadFile(path)
+	text, err := vfs.ReadFile(path)
 	if err == nil {
 		err = g.parse(text)
 	}

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // JournalError says that a journal lacks some of the records that were written to it.
@@ -26,7 +28,7 @@ func CheckJournal(folder string) error {
 	path := filepath.Join(folder, journalFileName)
 	var before []byte
 	for {
-		text, err := os.ReadFile(path)
+		text, err := vfs.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			if _, err := os.Stat(folder); err != nil {
 				return err // a worker that has ended takes it away

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -76,7 +77,7 @@ func Bury(ctx context.Context, d Dead, grace time.Duration, log *slog.Logger) (*
 // past reads the dead worker's journal, and says what is wrong with it.
 func (d *Dead) past(log *slog.Logger) (past, error) {
 	path := filepath.Join(d.Path, journalFileName)
-	text, err := os.ReadFile(path)
+	text, err := vfs.ReadFile(path)
 	switch {
 	case err == nil:
 	case !gone(err):

@@ -157,13 +157,16 @@ func (s *sectionWriter) flush() error {
 // match their checksum, another attempt's bytes, too few of them, or no file at all.
 type DamageError struct {
 	File   string
-	Offset int64 // in the file; -1: the file is missing
-	ID     ID
+	Offset int64 // in the file; -1: the file is missing, or cannot be read
+	ID     ID    // without an attempt: all that the file holds is meant
 	Reason string
 }
 
 // Error implements error.
 func (e *DamageError) Error() string {
+	if e.Offset < 0 && e.ID.Key.Attempt == 0 {
+		return fmt.Sprintf("output file %s: %s (run %d)", e.File, e.Reason, e.ID.Key.Run)
+	}
 	if e.Offset < 0 {
 		return fmt.Sprintf("output file %s: %s (%s)", e.File, e.Reason, e.ID)
 	}

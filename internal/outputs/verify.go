@@ -29,7 +29,11 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 	f, err := vfs.OS{}.OpenFile(name, os.O_RDONLY, 0)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		return fmt.Errorf("output of run %d: %w", run, err)
+		if !vfs.OfFile(err) {
+			return fmt.Errorf("output of run %d: %w", run, err)
+		}
+		report(&DamageError{File: name, Offset: -1, ID: ID{Key: messages.AttemptKey{Run: run}}, Reason: fmt.Sprintf("it cannot be read: %v", err)})
+		return nil
 	}
 	if !missing {
 		defer f.Close()
@@ -54,6 +58,8 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 		switch {
 		case errors.As(err, &damage):
 			report(damage)
+		case vfs.OfFile(err):
+			report(&DamageError{File: name, Offset: -1, ID: ref.ID, Reason: fmt.Sprintf("it cannot be read: %v", err)})
 		case err != nil:
 			return fmt.Errorf("output of run %d: %w", run, err)
 		}

@@ -13,7 +13,8 @@ import (
 
 // FS is a file system. Its errors are those of package os.
 type FS interface {
-	// OpenFile is os.OpenFile. A symbolic link at the end of the path is an error.
+	// OpenFile is os.OpenFile. A symbolic link at the end of the path is an error, and so is
+	// a folder or a pipe: nobody waits for the pipe's other end.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	Rename(from, to string) error
 	Remove(name string) error
@@ -56,11 +57,57 @@ var _ FS = OS{}
 
 // OpenFile opens a file.
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW, perm)
+	f, err := openRegular(name, flag|unix.O_NOFOLLOW, perm, fs.ModeCharDevice)
 	if err != nil {
 		return nil, err // not a File that holds a nil pointer
 	}
 	return file{f}, nil
+}
+
+// ErrNotRegular: a folder, a pipe or a device lies where a file must be.
+var ErrNotRegular = errors.New("not a regular file")
+
+// openRegular opens a regular file, or one whose type has a bit of also.
+func openRegular(name string, flag int, perm, also fs.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(name, flag|unix.O_NONBLOCK, perm)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() && info.Mode()&also == 0 {
+		err = &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Open opens a file of the machine to read it. Links are followed; what is no regular file
+// is an error.
+func Open(name string) (*os.File, error) { return openRegular(name, os.O_RDONLY, 0, 0) }
+
+// ReadFile reads all of a file that Open opens.
+func ReadFile(name string) ([]byte, error) {
+	f, err := Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// OfFile tells whether an error concerns the file that it names.
+func OfFile(err error) bool {
+	var file *fs.PathError
+	return errors.As(err, &file) && !Exhausted(err)
+}
+
+// Exhausted tells whether an error means that no descriptors or no memory are left: it says
+// nothing of the file that it names.
+func Exhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // Rename renames a file.

@@ -1,6 +1,12 @@
 package tables
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
 
 // Damage is one thing that is wrong in a folder.
 type Damage struct {
@@ -17,6 +23,16 @@ func (d *Damage) Error() string {
 		return fmt.Sprintf("%s: %s", d.File, d.What)
 	}
 	return fmt.Sprintf("%s: at offset %d: %s", d.File, d.Offset, d.What)
+}
+
+// unreadable makes a damage of an error of opening or reading a file; nil when it is not
+// one, or is that of a file that is missing.
+func unreadable(err error) *Damage {
+	var file *fs.PathError
+	if errors.Is(err, fs.ErrNotExist) || !vfs.OfFile(err) || !errors.As(err, &file) {
+		return nil
+	}
+	return damaged(file.Path, -1, "it cannot be read: %s: %v", file.Op, file.Err)
 }
 
 func damaged(file string, offset int64, format string, args ...any) *Damage {

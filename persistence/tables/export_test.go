@@ -5,3 +5,9 @@ func ParseManifest(b []byte) (*Manifest, *Damage) { return parseManifest("MANIFE
 
 // DecodeInventory parses the bytes of an inventory.
 func DecodeInventory(b []byte) (*Inventory, *Damage) { return decodeInventory("INVENTORY", b) }
+
+// Between has fn called between the reads of inventory and manifest.
+func Between(o Options, fn func()) Options {
+	o.between = fn
+	return o
+}

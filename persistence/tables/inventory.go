@@ -95,7 +95,7 @@ func decodeInventory(path string, b []byte) (*Inventory, *Damage) {
 // fs.ErrNotExist when the file is missing.
 func ReadInventory(dir string) (*Inventory, error) {
 	path := filepath.Join(dir, inventoryName)
-	b, err := os.ReadFile(path)
+	b, err := vfs.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/pb"
@@ -57,7 +58,7 @@ func ReadManifest(dir string) (*Manifest, error) {
 	if !info.Mode().IsRegular() || info.Size() > maxManifest {
 		return nil, damaged(path, -1, "not a manifest: %v, %d bytes", info.Mode().Type(), info.Size())
 	}
-	b, err := os.ReadFile(path)
+	b, err := vfs.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ const (
 // makes a missing one anew.
 func checkRegistry(dir string) error {
 	path := filepath.Join(dir, registryName)
-	b, err := os.ReadFile(path)
+	b, err := vfs.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil

@@ -1,11 +1,10 @@
 package tables_test
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/caravan-dag/caravan/persistence/tables"
 )
 
 // TestInventoryIsReadFirst: a manifest that grows while a live folder is verified, and an
@@ -13,8 +12,9 @@ import (
 func TestInventoryIsReadFirst(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 1, 500, 1)
+	take(t, dir)
 	manifest, inventory := filepath.Join(dir, "MANIFEST"), filepath.Join(dir, "INVENTORY")
-	shorter := read(t, manifest)
+	shorter, before := read(t, manifest), read(t, inventory)
 	makeFolder(t, dir, 1, 500, 2)
 	take(t, dir)
 	longer, text := read(t, manifest), read(t, inventory)
@@ -22,25 +22,12 @@ func TestInventoryIsReadFirst(t *testing.T) {
 		t.Fatalf("the manifest had %d bytes and has %d", len(shorter), len(longer))
 	}
 	write(t, manifest, shorter)
-	if err := os.Remove(inventory); err != nil {
-		t.Fatal(err)
-	}
-	// A pipe: opening it to write returns once it is opened to read.
-	if err := unix.Mkfifo(inventory, 0o600); err != nil {
-		t.Skipf("no named pipe: %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		f, err := os.OpenFile(inventory, os.O_WRONLY, 0)
-		if err == nil {
-			err = os.WriteFile(manifest, longer, 0o600)
-			_, _ = f.Write(text)
-			f.Close()
-		}
-		ended <- err
-	}()
-	r := verify(t, dir)
-	if err := <-ended; err != nil {
+	write(t, inventory, before)
+	r, err := tables.Verify(t.Context(), dir, tables.Between(tables.Options{}, func() {
+		write(t, manifest, longer)
+		write(t, inventory, text)
+	}))
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := r.Err(); err != nil || r.Stale != nil {

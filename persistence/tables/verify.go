@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Options of Verify.
@@ -28,9 +30,14 @@ type Options struct {
 	Known map[uint64]Fingerprint
 	// Blocks: each block is checked, also of a table that the inventory knows.
 	Blocks bool
+	// Unreadable: a file that cannot be opened or read is a damage too, and the others are
+	// read all the same.
+	Unreadable bool
 	// Wait is how a Rate is kept: it returns after d, or with the cause when ctx ends.
 	// Nil = by the machine's clock.
 	Wait func(ctx context.Context, d time.Duration) error
+
+	between func() // the reads of inventory and manifest; nil = nothing
 }
 
 // Report is what Verify found.
@@ -79,6 +86,13 @@ func (r *Report) Latest() (version uint64) {
 func Verify(ctx context.Context, dir string, o Options) (*Report, error) {
 	r := &Report{}
 	var mu sync.Mutex
+	// wrongBy is the damage that an error means; nil when it means none.
+	wrongBy := func(err error) (d *Damage) {
+		if !errors.As(err, &d) && o.Unreadable {
+			d = unreadable(err)
+		}
+		return d
+	}
 	report := func(d *Damage) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -91,18 +105,36 @@ func Verify(ctx context.Context, dir string, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	var wrong *Damage
-	if err := checkRegistry(dir); errors.As(err, &wrong) {
+	if err := checkRegistry(dir); err != nil {
+		wrong := wrongBy(err)
+		if wrong == nil {
+			return nil, err
+		}
 		report(wrong)
-	} else if err != nil {
-		return nil, err
+	}
+	for _, f := range files {
+		if ext := filepath.Ext(f.Name()); !o.Unreadable || ext != ".vlog" && ext != ".mem" && f.Name() != "DISCARD" {
+			continue // Badger opens these and writes nothing of ours into them
+		}
+		f, err := vfs.Open(filepath.Join(dir, f.Name()))
+		if err == nil {
+			f.Close()
+		} else if wrong := unreadable(err); wrong != nil {
+			report(wrong)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 	// The inventory first: what it knows of the manifest must not be newer than the manifest
 	// that it is compared with.
 	was, stale := ReadInventory(dir)
+	if o.between != nil {
+		o.between()
+	}
 	r.Manifest, err = ReadManifest(dir)
+	wrong := wrongBy(err)
 	switch {
-	case errors.As(err, &wrong):
+	case wrong != nil:
 		report(wrong)
 		return r, nil
 	case errors.Is(err, fs.ErrNotExist):
@@ -116,7 +148,9 @@ func Verify(ctx context.Context, dir string, o Options) (*Report, error) {
 	m := r.Manifest
 	if stale != nil {
 		r.Stale, was = stale, &Inventory{}
-		if !errors.As(stale, &wrong) && !errors.Is(stale, fs.ErrNotExist) {
+		if wrong := wrongBy(stale); wrong != nil {
+			r.Stale = wrong
+		} else if !errors.Is(stale, fs.ErrNotExist) {
 			return nil, stale
 		}
 	} else {
@@ -174,6 +208,11 @@ func (r *Report) readTables(ctx context.Context, dir string, o Options, was *Inv
 				if errors.Is(err, fs.ErrNotExist) {
 					found, err = append(found, damaged(path, -1, "missing: %s names it", manifestName)), nil
 				}
+				if err != nil && o.Unreadable {
+					if wrong := unreadable(err); wrong != nil {
+						found, err = append(found, wrong), nil
+					}
+				}
 				if err != nil {
 					cancel(err)
 					continue
@@ -229,7 +268,10 @@ func gone(dir string, id uint64) bool {
 // verifyFile reads a table. known is what it must be as a whole; the zero Fingerprint when
 // that is not known, and for each block to be checked.
 func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerprint, found []*Damage, err error) {
-	f, err := os.Open(path)
+	f, err := vfs.Open(path)
+	if errors.Is(err, vfs.ErrNotRegular) {
+		return is, []*Damage{damaged(path, -1, "not a regular file")}, nil
+	}
 	if err != nil {
 		return is, nil, err
 	}
@@ -237,9 +279,6 @@ func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerpr
 	info, err := f.Stat()
 	if err != nil {
 		return is, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return is, []*Damage{damaged(path, -1, "not a regular file")}, nil
 	}
 	t.path, t.entry, t.file, t.size, t.equal = path, e, f, info.Size(), false
 	t.window, t.at = t.window[:0], 0

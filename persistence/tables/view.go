@@ -13,10 +13,14 @@ import (
 )
 
 // Rows calls fn for the rows of a table that lie in whole blocks, and returns what is
-// damaged. The rows are those that verification accepts; each is valid until fn returns.
+// damaged: also a file that cannot be opened. The rows are those that verification accepts;
+// each is valid until fn returns. The error is that of fn, or of a file that is missing.
 func Rows(path string, e Entry, fn func(Row) error) ([]*Damage, error) {
 	t := &table{rowFn: fn}
 	_, found, err := t.verifyFile(path, e, Fingerprint{})
+	if wrong := unreadable(err); wrong != nil {
+		found, err = append(found, wrong), nil
+	}
 	return found, err
 }
 
