@@ -51,8 +51,9 @@ const (
 	// auditFlush is the longest time that an entry waits in memory.
 	auditFlush = 100 * time.Millisecond
 	// strangerRefusals bounds the lines of a second about refused requests of callers without
-	// a valid token or certificate, all together, and knownRefusals those of each known
-	// caller. A flood of strangers thus hides nothing that a known caller tries.
+	// a valid token or certificate: of each user of a unix socket, and of all others
+	// together. knownRefusals bounds those of each known caller. A flood of strangers thus
+	// hides nothing that a known caller tries.
 	strangerRefusals = 100
 	knownRefusals    = 1000
 )
@@ -78,8 +79,11 @@ type Audit struct {
 	ended   chan struct{}
 }
 
-// caller is who is counted for refusals. The zero value is all strangers together.
-type caller struct{ token, certificate string }
+// caller is who is counted for refusals. The zero value is all strangers by TCP together.
+type caller struct {
+	token, certificate string
+	uid                int // plus one; of a unix socket
+}
 
 // OpenAudit opens a log, which is made with mode 0600. lost is told of entries that
 // could not be written.
@@ -147,8 +151,11 @@ func (a *Audit) admitRefusal(e *Entry) bool {
 		a.second = now
 		clear(a.refusals)
 	}
-	who, limit := caller{e.Token, e.Certificate}, knownRefusals
-	if who == (caller{}) {
+	who, limit := caller{token: e.Token, certificate: e.Certificate}, knownRefusals
+	if e.UID != nil {
+		who.uid = *e.UID + 1
+	}
+	if e.Token == "" && e.Certificate == "" {
 		limit = strangerRefusals
 	}
 	if a.refusals[who]++; a.refusals[who] > limit {

@@ -107,7 +107,7 @@ func TestRefusalsInTheAuditLogAreBounded(t *testing.T) {
 func TestStrangersHideNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit")
 	a, _ := auditOf(t, path, new(bytes.Buffer))
-	at := time.Unix(1_800_000_000, 0)
+	at, uid := time.Unix(1_800_000_000, 0), 1000
 	for range 3000 {
 		a.Record(access.Entry{Time: at, Status: 401, Address: "192.0.2.7:1"})
 		a.Record(access.Entry{Time: at, Status: 403, Token: "noisy"})
@@ -115,6 +115,7 @@ func TestStrangersHideNothing(t *testing.T) {
 	for range 20 {
 		a.Record(access.Entry{Time: at, Status: 403, Method: "DELETE", Token: "ci"})
 		a.Record(access.Entry{Time: at, Status: 401, Method: "DELETE", Certificate: "CN=build"})
+		a.Record(access.Entry{Time: at, Status: 403, Method: "DELETE", UID: &uid, Address: "unix"})
 	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
@@ -124,7 +125,7 @@ func TestStrangersHideNothing(t *testing.T) {
 		count[e.Token+e.Certificate]++
 		suppressed += e.Suppressed
 	}
-	if count[""] != 100 || count["noisy"] != 1000 || count["ci"] != 20 || count["CN=build"] != 20 || suppressed != 2900+2000 {
+	if count[""] != 100+20 || count["noisy"] != 1000 || count["ci"] != 20 || count["CN=build"] != 20 || suppressed != 2900+2000 {
 		t.Errorf("%v, %d suppressed", count, suppressed)
 	}
 }
