@@ -43,7 +43,7 @@ func (m *Moment) Number() uint64 { return m.at }
 func (m *Moment) Rows(yield func(key, value []byte) error) error {
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		err := item.Value(func(value []byte) error {
-			if _, err := unseal(key, value); err != nil {
+			if err := CheckRow(key, value); err != nil {
 				return err
 			}
 			return yield(key, value)
@@ -90,7 +90,7 @@ func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) e
 		return err
 	}
 	err := rows(func(key, value []byte) error {
-		if _, err := unseal(key, value); err != nil {
+		if err := CheckRow(key, value); err != nil {
 			return err
 		}
 		o := op{key: slices.Clone(key), val: slices.Clone(value)}

@@ -130,6 +130,9 @@ func (f *finalRows) pass(run messages.RunID) {
 
 // run is the present one, false when there is none.
 func (f *finalRows) run() (messages.RunID, bool) {
+	for f.it != nil && f.it.Valid() && !wholeKey(f.it.Item().Key()) {
+		f.it.Next()
+	}
 	if f.it == nil || !f.it.Valid() {
 		return 0, false
 	}

@@ -176,3 +176,12 @@ func Keys(s *Badger) (keys [][]byte) {
 	})
 	return keys
 }
+
+// ParseKeys has all that parses keys take one.
+func ParseKeys(key []byte) {
+	keyRun(key)
+	_ = rowName(key)
+	_, _, _ = parseExpiryKey(key)
+	_, _ = decodeStaged(append(appendString([]byte{stagedDelete}, key), stagedSet))
+	newMoments(0).advance(1, []op{{key: key, del: true}})
+}

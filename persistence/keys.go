@@ -61,7 +61,43 @@ func appendRunKey(dst []byte, typ byte, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, typ), uint64(run))
 }
 
+// wholeKey tells whether a key has the length that its type has. What parses keys sees no
+// other ones.
+func wholeKey(key []byte) bool {
+	n := len(key)
+	if n == 0 {
+		return false
+	}
+	switch key[0] {
+	case typeMeta:
+		return n > 1
+	case typeLive, typeFinal, typeStaged, typeDeleting:
+		return n == 9
+	case typeDef, typeHeader:
+		return n == 11
+	case typeChunk, typeAttempts:
+		return n >= 13
+	case typeSet:
+		return n == 15
+	case typeJournal:
+		return n == 19
+	case typeTag:
+		return n == 17
+	case typeKey:
+		return n == 33
+	case typeExpiry:
+		return n == 41
+	case typeStage:
+		return n == 13
+	}
+	return true // nobody reads it
+}
+
+// keyRun is the run of a key that has one; 0 when it is too short.
 func keyRun(key []byte) messages.RunID {
+	if len(key) < 9 {
+		return 0
+	}
 	return messages.RunID(binary.BigEndian.Uint64(key[1:]))
 }
 

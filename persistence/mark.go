@@ -44,8 +44,10 @@ func (s *Badger) Mark() (m Mark, ok bool, err error) {
 	if err != nil || v == nil {
 		return Mark{}, false, err
 	}
-	m, err = decodeMark(v)
-	return m, err == nil, err
+	if m, err = decodeMark(v); err != nil {
+		return Mark{}, false, fmt.Errorf("%w; %s", err, errNextStep)
+	}
+	return m, true, nil
 }
 
 // SetMark keeps a mark and returns when it is durable.

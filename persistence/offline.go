@@ -320,13 +320,13 @@ func (o *Offline) Lost(run messages.RunID) bool {
 func (o *Offline) Scan(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
 	runs := map[messages.RunID]bool{}
 	err := o.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-		ofRun := len(key) >= 9 && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeLive || key[0] == typeFinal)
+		ofRun := wholeKey(key) && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeLive || key[0] == typeFinal)
 		id := messages.RunID(0)
 		if ofRun {
 			id = keyRun(key)
 			runs[id] = runs[id] || key[0] == typeLive || key[0] == typeFinal
 		}
-		if err := itemValue(item, func([]byte) error { return nil }); err != nil {
+		if err := item.Value(func(stored []byte) error { return CheckRow(key, stored) }); err != nil {
 			damaged(id, ofRun, err)
 		}
 		return true, nil

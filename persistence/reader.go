@@ -49,7 +49,8 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 }
 
 // scanTxn calls fn for the rows whose keys begin with prefix, from the key from
-// on, until it returns false. Key and value are only valid within fn.
+// on, until it returns false. Key and value are only valid within fn. Keys that no row has
+// are passed over, unless prefix is empty.
 func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: reverse})
 	defer it.Close()
@@ -58,6 +59,9 @@ func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []b
 	}
 	for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
 		item := it.Item()
+		if len(prefix) > 0 && !wholeKey(item.Key()) {
+			continue
+		}
 		if more, err := fn(item.Key(), item); err != nil || !more {
 			return err
 		}

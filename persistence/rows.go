@@ -36,6 +36,21 @@ func unseal(key, stored []byte) ([]byte, error) {
 	return stored[:n:n], nil
 }
 
+// CheckRow sees whether a row as it is stored, of a backup or of a damaged store, can be
+// one: its key, its checksum, and what a server reads at its start.
+func CheckRow(key, stored []byte) error {
+	v, err := unseal(key, stored)
+	switch {
+	case err != nil:
+		return err
+	case !wholeKey(key):
+		return fmt.Errorf("%s: %w: no row has this key of %d bytes", rowName(key), errCorrupt, len(key))
+	case string(key) == string(metaKey("mark")):
+		_, err = decodeMark(v)
+	}
+	return err
+}
+
 // itemValue calls fn with a row's checked value, which is valid within fn.
 func itemValue(item *badger.Item, fn func(v []byte) error) error {
 	return item.Value(func(stored []byte) error {

@@ -166,7 +166,7 @@ func verified(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		sum, err = backup.Read(r, backup.Sink{})
+		sum, err = backup.Read(r, checking(backup.Sink{}))
 		r.CloseWithError(err) // nil: a write behind the end fails all the same
 		done <- err
 	}()
@@ -208,7 +208,7 @@ func (m *Main) restoreCommand() *cobra.Command {
 		}
 		in = bufio.NewReaderSize(&untilDone{cmd.Context(), in}, 256<<10)
 		if only {
-			sum, err := backup.Read(in, backup.Sink{})
+			sum, err := backup.Read(in, checking(backup.Sink{}))
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
@@ -218,6 +218,43 @@ func (m *Main) restoreCommand() *cobra.Command {
 		return m.restore(in, args[0], args[1], resume)
 	}
 	return cmd
+}
+
+// checking adds to a sink what makes a backup one that can be restored: its format and ID,
+// each row, and that no file is there twice.
+func checking(to backup.Sink) backup.Sink {
+	row, files := 0, map[uint64]bool{}
+	return backup.Sink{
+		Header: func(h backup.Header) error {
+			if h.Format != datafolder.Format {
+				return fmt.Errorf("data folder of format %d, this program reads format %d", h.Format, datafolder.Format)
+			}
+			if _, err := datafolder.ParseID(h.Folder); err != nil || to.Header == nil {
+				return err
+			}
+			return to.Header(h)
+		},
+		Row: func(key, value []byte) error {
+			row++
+			if err := persistence.CheckRow(key, value); err != nil {
+				return fmt.Errorf("row %d: %w", row, err)
+			}
+			if to.Row == nil {
+				return nil
+			}
+			return to.Row(key, value)
+		},
+		File: func(run uint64, size int64, r io.Reader) error {
+			if files[run] {
+				return fmt.Errorf("output of run %d: it is there twice", run)
+			}
+			files[run] = true
+			if to.File == nil {
+				return nil
+			}
+			return to.File(run, size, r)
+		},
+	}
 }
 
 // untilDone reads until a context ends.
@@ -253,9 +290,6 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 	rows := make(chan [2][]byte, 1024)
 	stored := make(chan error, 1)
 	begin := func(h backup.Header) (err error) {
-		if h.Format != datafolder.Format {
-			return fmt.Errorf("data folder of format %d, this program reads format %d", h.Format, datafolder.Format)
-		}
 		if origin, err = datafolder.ParseID(h.Folder); err != nil {
 			return err
 		}
@@ -281,14 +315,14 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		}()
 		return nil
 	}
-	sum, err = backup.Read(in, backup.Sink{
+	sum, err = backup.Read(in, checking(backup.Sink{
 		Header: begin,
 		Row: func(key, value []byte) error {
 			rows <- [2][]byte{append([]byte(nil), key...), append([]byte(nil), value...)}
 			return nil
 		},
 		File: func(run uint64, size int64, r io.Reader) error { return out.Write(messages.RunID(run), size, r) },
-	})
+	}))
 	if d == nil {
 		return wrapName(name, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -68,8 +70,34 @@ func salvage(ctx context.Context, from, into, scratch string) (s *salvaged, err 
 	return s, err
 }
 
+// outside refuses a path in a data folder, also one that leads there by links.
+func outside(data, path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	real, err := filepath.EvalSymlinks(path)
+	for at := path; errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at); { // what exists of it
+		at = filepath.Dir(at)
+		if real, err = filepath.EvalSymlinks(at); err == nil {
+			rest, _ := filepath.Rel(at, path)
+			real = filepath.Join(real, rest)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if rel, err := filepath.Rel(data, real); err == nil && filepath.IsLocal(rel) {
+		return usagef("%s lies in the data folder %s: name a path outside of it", path, data)
+	}
+	return nil
+}
+
 // salvageInto makes the new folder.
 func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, into string) (s *salvaged, err error) {
+	if err := outside(data.Path(), into); err != nil {
+		return nil, err
+	}
 	draft, err := datafolder.Make(into, data.ID())
 	if err != nil {
 		return nil, err
