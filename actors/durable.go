@@ -40,7 +40,7 @@ func (r *run) takeUp(ctx actor.Context, live []messages.AttemptKey) {
 		c := &child{pid: r.spawn(ctx, k.Task), attempt: k.Attempt, used: true}
 		r.tasks[k.Task] = c
 		r.queues(c, true)
-		r.env.attempts.add(k, c.pid, ctx.Self())
+		r.env.attempts.add(k, c.pid)
 		ctx.Send(c.pid, &adopt{key: k, plan: plan})
 		o := order(plan, k, r.dag.GrantedAt(k.Task))
 		o.Resume = true

@@ -17,8 +17,6 @@ const maxSuspended = 4096
 // carryOut is duty 3: everything that was applied is durable now. The summary is
 // published before anybody is answered, so that who asks next sees the change.
 func (r *run) carryOut(ctx actor.Context) {
-	r.crew.gather()
-	defer r.crew.perform() // last, so that the dispatcher grants meanwhile
 	effects := r.effects
 	if r.changed {
 		summary := r.summary()
@@ -94,11 +92,7 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
 	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
 	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
-	props := r.env.taskProps
-	if !r.instant(task) && !r.dag.Plan().TemplateOf(task).Generator {
-		props = r.crew.enlist(r.env)
-	}
-	pid, err := ctx.SpawnNamed(props, string(name))
+	pid, err := ctx.SpawnNamed(r.env.taskProps, string(name))
 	if err != nil {
 		panic(fmt.Sprintf("actors: run %d: task %s: %v", r.id, name, err))
 	}

@@ -170,10 +170,10 @@ func stormEnds(r *rig) {
 		p := &r.node.env.attempts.parts[i]
 		for len := 1; len > 0 && time.Now().Before(deadline); runtime.Gosched() { // the last actors may be stopping
 			p.mu.Lock()
-			len = sizeOf(p.waiting)
+			len = sizeOf(p.pids)
 			p.mu.Unlock()
 		}
-		if n := sizeOf(p.waiting); n > 0 {
+		if n := sizeOf(p.pids); n > 0 {
 			t.Errorf("%d attempts are still waited for", n)
 		}
 	}

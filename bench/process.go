@@ -45,8 +45,8 @@ func childrenOf(reference string) string { return ", children of " + reference }
 // worker 4.0 to 4.8 (2026-11-29, idle, and with twelve processes that wanted the two cores). A
 // change that saves some lowers these in the same commit, towards the targets.
 const (
-	mostServerSwitches = 8
-	mostWorkerSwitches = 10
+	mostServerSwitches = 5
+	mostWorkerSwitches = 7
 )
 
 // processRows are the rows of w2. What the parties use stands side by side: the parts of Caravan,

@@ -304,7 +304,7 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 		return
 	}
 	p.out = workerpb.AppendKey(p.out, workerpb.TypeAck, key)
-	p.pushWithin(linger)
+	p.pushLater()
 }
 
 // Expect implements executor.Durable.
@@ -501,7 +501,9 @@ func (r *Remote) unlock() {
 		batch := r.reports
 		r.reports = nil
 		r.mu.Unlock()
-		r.cfg.Sink(batch...)
+		for i := range batch {
+			r.cfg.Sink(batch[i])
+		}
 		r.mu.Lock()
 	}
 	r.telling = false
