@@ -13,6 +13,7 @@ import (
 
 // cloneArgs is the kernel's struct clone_args, of Linux 5.7.
 type cloneArgs struct {
+	//lint:ignore U1000 vfork sets pidfd
 	flags, pidfd, _, parentTID, exitSignal, _, _, _, _, _, cgroup uint64
 }
 

@@ -359,7 +359,7 @@ func splitKey(key []byte) (name []byte, version uint64) {
 
 // sumTag begins an encoded checksum: field 2 of pb.Checksum, a varint. Field 1 is the
 // algorithm, and left out for CRC32C.
-const sumTag = 2<<3 | 0
+const sumTag = 2 << 3
 
 // decodeChecksum reads a CRC32C as Badger encodes it, and only so: another encoding of
 // the same would be a changed bit that is not found.
