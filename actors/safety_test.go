@@ -79,10 +79,8 @@ func TestPoolOverflows(t *testing.T) {
 	p.close()
 }
 
-// The wait for a former incarnation's batch: a run that begins again does so from all
-// that its former actor has given to the journal.
-func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
-	r := newRig(t)
+// pauseHeld pauses a run with one running task while the store commits nothing.
+func (r *rig) pauseHeld() (messages.RunID, *messages.SetState) {
 	id := r.submit(single)
 	r.fake.Begin(r.order(1))
 	r.awaitTasks(id, dag.TaskRunning, 1)
@@ -90,13 +88,21 @@ func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
 	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(id), paused)
 	r.store.WaitPending(1)
-	r.node.env.root.Send(r.runActor(id), &loaded{epoch: r.node.env.epochs.Load()}) // it panics on what is not there
-	for end := time.Now().Add(soon); r.store.Pending() < 2; {                      // it asks for the end of that batch
-		if time.Now().After(end) {
-			t.Fatal("the next incarnation does not wait for the batch of the one before")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	return id, paused
+}
+
+// The wait for a former incarnation's batch: a run that begins again does so from all
+// that its former actor has given to the journal.
+func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
+	r := newRig(t)
+	id, paused := r.pauseHeld()
+	r.node.env.root.Send(r.runActor(id), &loaded{epoch: r.node.env.epochs.Load()}) // the actor panics: there is no run in it
+	asked := make(chan struct{})
+	go func() {
+		r.store.WaitPending(2)
+		close(asked)
+	}()
+	within(t, "the next incarnation waits for the batch of the one before", asked)
 	r.store.Release()
 	<-paused.Reply
 	r.awaitState(id, dag.RunPaused)
@@ -157,13 +163,7 @@ func TestWhoHasSubmittedSeesTheRun(t *testing.T) {
 // The epoch of a commit: that of a batch of a former incarnation carries nothing out.
 func TestCommitOfAFormerIncarnationIsIgnored(t *testing.T) {
 	r := newRig(t)
-	id := r.submit(single)
-	r.fake.Begin(r.order(1))
-	r.awaitTasks(id, dag.TaskRunning, 1)
-	r.store.Hold()
-	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
-	r.node.env.root.Send(r.node.shard(id), paused)
-	r.store.WaitPending(1)
+	id, paused := r.pauseHeld()
 	r.node.env.root.Send(r.runActor(id), &messages.Committed{Epoch: r.node.env.epochs.Load() + 1})
 	select {
 	case a := <-paused.Reply:

@@ -12,7 +12,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
-// The metrics of open, behind what the folder holds.
+// The metrics of open. Each follows a text that says what the folder holds.
 const (
 	openTime       = ": /ready after"
 	openCPU        = ": CPU until /ready"

@@ -38,8 +38,8 @@ func (e *env) machine() machine {
 	return m
 }
 
-// processor names the first processor of /proc/cpuinfo. A virtual machine may hide which one of
-// its maker's it is behind the name: the numbers tell. On arm64 there are only numbers.
+// processor names the first processor of /proc/cpuinfo. A virtual machine may show a general
+// name, so family, model and stepping are added. On arm64 there are only numbers.
 func processor(cpuinfo string) string {
 	field := map[string]string{}
 	for line := range strings.Lines(cpuinfo) {

@@ -9,9 +9,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// fileSystem is the machine's, with the faults that a test writes into the script
-// DATA.faults, beside the data folder: the server and its worker, whose environment is
-// clean, both follow it. Only binaries for tests are built with it.
+// fileSystem is the machine's file system with the faults that a test writes into the script
+// DATA.faults. The server and its worker both follow the script: a worker gets a clean
+// environment, so a variable would not reach it. Only binaries for tests are built with it.
 func fileSystem(data string) vfs.FS {
 	if path, err := filepath.Abs(data); err == nil {
 		data = path

@@ -19,7 +19,7 @@
 // (Order.Resume):
 //
 //	a worker, or an estate, knows it   its start and its end are reported, as they come or came
-//	nobody knows it, and its run is    it never began: it is ordered
+//	none knows it, and its run is      it never began: it is ordered
 //	not in doubt
 //	else                               it is lost
 //

@@ -17,7 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// steps are what the machine's clock is set by when the memory of workers has begun anew.
+// steps are by how much the machine's clock is set after the memory of workers was lost.
 var steps = []time.Duration{0, -time.Hour, time.Hour}
 
 // TestResumeOfTheUnknown: an attempt that no worker knows is lost when it was granted before

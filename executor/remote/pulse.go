@@ -74,9 +74,9 @@ func (p *peer) beat() {
 }
 
 // knownPID is the worker's process; 0 when it is not known. The registry says which process
-// was started, and that one is told from another one that has its number. Whoever answers
-// on the socket only claims to be it. The kernel's word (SO_PEERCRED) is no help: a server
-// made the socket, so that it names the server. mu is held.
+// was started, and that one is told from another one that has its number. A process that
+// answers on the socket may be another one. SO_PEERCRED does not tell: a server made the
+// socket, so the kernel names the server. mu is held.
 func (p *peer) knownPID() int {
 	if p.process.Lives() {
 		return p.process.PID
