@@ -85,6 +85,7 @@ func (r *rig) pauseHeld() (messages.RunID, *messages.SetState) {
 	r.fake.Begin(r.order(1))
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	r.store.Hold()
+	r.t.Cleanup(r.store.Release) // else a test that fails would wait for the store
 	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(id), paused)
 	r.store.WaitPending(1)
