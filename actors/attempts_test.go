@@ -14,15 +14,15 @@ import (
 func TestFormerActorDoesNotTakeItsSuccessorsReports(t *testing.T) {
 	a := newAttempts()
 	key := messages.AttemptKey{Run: 3, Task: 70, Attempt: 1}
-	former, next := actor.NewPID("x", "former"), actor.NewPID("x", "next")
-	a.add(key, former)
-	a.add(key, next)
+	run, former, next := actor.NewPID("x", "run"), actor.NewPID("x", "former"), actor.NewPID("x", "next")
+	a.add(key, former, run)
+	a.add(key, next, run)
 	a.remove(key, former)
-	if a.find(key) != next {
+	if a.find(key).task != next {
 		t.Fatal("the report of the next attempt finds nobody")
 	}
 	a.remove(key, next)
-	if a.find(key) != nil {
+	if a.find(key).task != nil {
 		t.Error("still there")
 	}
 	a.sink(nil, "x")(executor.Report{Key: key}) // nobody waits: dropped

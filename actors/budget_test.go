@@ -229,7 +229,7 @@ func budgetNode(b *testing.B) *Node {
 	}
 	n, err := Start(Config{Store: store, Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
-			"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s), nil },
+			"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },
 		}})
 	if err != nil {
 		b.Fatal(err)

@@ -11,11 +11,12 @@ import (
 // dispatcher is the actor around the scheduler: it hears what runs want and
 // release, and grants. It is the only owner of slots.
 type dispatcher struct {
-	sched  *scheduler
-	env    *env
-	ageing bool // a wake is on its way
-	halted *halt
-	paused bool // nothing is granted
+	sched      *scheduler
+	env        *env
+	ageing     bool // a wake is on its way
+	halted     *halt
+	paused     bool        // nothing is granted
+	allotments []allotment // scratch of grant
 	// awaited are the runs that may hold slots since before the server was started and
 	// have not said so yet. Until they have, no slot is granted; but of those with long
 	// documents, which take seconds, it is learnt later: until then executors may be given
@@ -101,13 +102,40 @@ func (d *dispatcher) recovered(m *messages.Slots) {
 	delete(d.awaited, m.Run)
 }
 
+// allotment is what a run is granted of one of its classes at a time.
+type allotment struct {
+	run   messages.RunID
+	id, n int
+}
+
+// nearAllotments is how many runs may take turns in a grant and still get what they are granted as
+// one allotment.
+const nearAllotments = 8
+
+// addAllotment adds slots that were granted one by one to the allotment of the same run and class, if
+// that is near the end of the list.
+func addAllotment(list []allotment, run messages.RunID, id, n int) []allotment {
+	if n == 1 { // a turn of no-op tasks is large enough as it is
+		for i := len(list) - 1; i >= max(len(list)-nearAllotments, 0); i-- {
+			if p := &list[i]; p.run == run && p.id == id {
+				p.n++
+				return list
+			}
+		}
+	}
+	return append(list, allotment{run, id, n})
+}
+
 func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.monotonic()
 	d.sched.closed = len(d.awaited) > 0
-	d.sched.grant(now, func(run messages.RunID, id, n int) {
-		c := d.sched.tenants.Get(uint64(run)).client
-		ctx.Send(c.pid, &messages.Granted{Run: run, Epoch: c.epoch, ID: id, N: n})
-	})
+	allotments := d.allotments[:0]
+	d.sched.grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
+	for _, p := range allotments {
+		c := d.sched.tenants.Get(uint64(p.run)).client
+		ctx.Send(c.pid, &messages.Granted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
+	}
+	d.allotments = allotments[:0]
 	if due := d.sched.ages(now); due != 0 && !d.ageing {
 		d.ageing = true
 		d.env.timers.at(due, ctx.Self(), wake{})

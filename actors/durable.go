@@ -37,10 +37,10 @@ func (r *run) takeUp(ctx actor.Context, live []messages.AttemptKey) {
 	}
 	ctx.Request(r.env.dispatcher, m)
 	for _, k := range live {
-		c := &child{pid: r.spawn(ctx, k.Task), attempt: k.Attempt, used: true}
+		c := &child{pid: r.spawn(ctx, k.Task), attempt: k.Attempt, used: true, takenUp: true}
 		r.tasks[k.Task] = c
 		r.queues(c, true)
-		r.env.attempts.add(k, c.pid)
+		r.env.attempts.add(k, c.pid, ctx.Self())
 		ctx.Send(c.pid, &adopt{key: k, plan: plan})
 		o := order(plan, k, r.dag.GrantedAt(k.Task))
 		o.Resume = true

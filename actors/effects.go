@@ -17,6 +17,8 @@ const maxSuspended = 4096
 // carryOut is duty 3: everything that was applied is durable now. The summary is
 // published before anybody is answered, so that who asks next sees the change.
 func (r *run) carryOut(ctx actor.Context) {
+	r.crew.gather()
+	defer r.crew.perform() // last, so that the dispatcher grants meanwhile
 	effects := r.effects
 	if r.changed {
 		summary := r.summary()
@@ -80,7 +82,7 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 		r.waits(c, false)
 		ctx.(actor.Supervisor).RestartChildren(c.pid)
 	}
-	c.attempt, c.granted, c.started, c.used = s.Attempt, now, 0, true
+	c.attempt, c.granted, c.started, c.used, c.takenUp = s.Attempt, now, 0, true, false
 	instant := r.instant(s.Task)
 	r.queues(c, !instant)
 	r.runsAtOnce(c, instant)
@@ -92,7 +94,11 @@ func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
 func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
 	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
 	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
-	pid, err := ctx.SpawnNamed(r.env.taskProps, string(name))
+	props := r.env.taskProps
+	if !r.instant(task) && !r.dag.Plan().TemplateOf(task).Generator {
+		props = r.crew.enlist(r.env)
+	}
+	pid, err := ctx.SpawnNamed(props, string(name))
 	if err != nil {
 		panic(fmt.Sprintf("actors: run %d: task %s: %v", r.id, name, err))
 	}
@@ -156,6 +162,9 @@ func (r *run) drop(ctx actor.Context, task uint32) {
 	r.queues(c, false)
 	r.runsAtOnce(c, false)
 	delete(r.tasks, task)
+	if c.takenUp { // its actor may not know its attempt yet
+		r.env.attempts.remove(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, c.pid)
+	}
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()
 }

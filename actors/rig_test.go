@@ -77,10 +77,10 @@ func (r *rig) now() int64 {
 // pass lets time pass.
 func (r *rig) pass(d time.Duration) {
 	r.clock.passed.Add(int64(d))
-	select {
-	case r.node.env.timers.kick <- struct{}{}:
-	default:
-	}
+	timers := r.node.env.timers
+	timers.mu.Lock()
+	timers.wind()
+	timers.mu.Unlock()
 }
 
 // step sets the wall clock.
@@ -97,7 +97,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 		Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": r.fake.Bind,
-			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s), nil },
+			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },
 		},
 		Registerer: prometheus.NewRegistry(),
 		Logger:     slog.New(slog.NewTextHandler(t.Output(), nil)),

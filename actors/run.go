@@ -22,12 +22,12 @@ const fewInstants = 32
 const maxBatch = 1 << 20
 
 // A run whose executor has enough to do for the while, lingerFrom attempts that
-// were begun and have not started, does not write what has ended at once but
-// after linger: one commit then serves several very short tasks. Nobody waits for
-// it: who asks for anything makes it flush at once.
+// were begun and have not started, does not write what has happened at once but
+// after linger, or with the next reports that come together: one commit then serves
+// several very short tasks. Nobody waits for it: who asks for anything makes it flush at once.
 const (
 	lingerFrom = 8
-	linger     = 10 * time.Millisecond
+	linger     = 20 * time.Millisecond
 )
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
@@ -68,6 +68,7 @@ type run struct {
 	retiring   bool   // Retire came meanwhile
 	flushing   bool   // a Flush is on its way
 	lingering  bool   // a Flush is on its way, by the timers
+	batched    bool   // reports have come together: they have waited for each other already
 	attending  bool   // what is pending waits for no-op attempts to end
 	queued     int    // attempts that were begun and have not started
 	instants   int    // no-op attempts that were begun and have not ended
@@ -80,7 +81,8 @@ type run struct {
 	epoch      uint64 // of this incarnation, for the dispatcher
 
 	tasks    map[uint32]*child
-	waiting  int // children that wait for their retry
+	crew     crew // has the mailboxes of tasks
+	waiting  int  // children that wait for their retry
 	busy     []int64
 	snapshot snapshots
 	slots    messages.Slots
@@ -103,6 +105,7 @@ type child struct {
 	waiting bool  // it is among run.waiting
 	queued  bool  // it is among run.queued
 	instant bool  // it is among run.instants
+	takenUp bool  // its attempt was under way when the run was loaded
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
@@ -135,6 +138,8 @@ func (r *run) Receive(ctx actor.Context) {
 		if !r.committing && !r.loading && (r.lingering || !m.Lingered) { // it may be late, or that of a former incarnation
 			r.flush(ctx)
 		}
+	case *reports:
+		r.deliver(ctx, m)
 	case *messages.Committed:
 		if m.Epoch == r.epoch { // that of a former incarnation was waited for when this one began
 			r.committed(ctx, m.Err)
@@ -167,6 +172,17 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 	}
 	r.env.log.Error("task actor restarted", "actor", pid.Id, "reason", reason)
 	r.readopt(ctx, supervisor, pid, message)
+}
+
+// deliver gives reports to the tasks that they are for. What the tasks make of them comes
+// through the run's own queue.
+func (r *run) deliver(ctx actor.Context, m *reports) {
+	r.batched = true
+	r.crew.gather()
+	defer r.crew.perform()
+	for i, task := range m.tasks {
+		ctx.Send(task, m.reports[i])
+	}
 }
 
 // take handles an event now, or later when the run is being loaded, a batch is being
@@ -245,7 +261,7 @@ func (r *run) schedule(ctx actor.Context) {
 	case r.flushing || r.committing:
 	case r.instants > 0 && r.instants <= fewInstants && len(r.answers) == 0 && r.pending.weight < maxBatch:
 		r.attending = true // their ends come here
-	case r.queued < lingerFrom || len(r.answers) > 0 || r.pending.weight >= maxBatch:
+	case r.queued < lingerFrom || r.batched || len(r.answers) > 0 || r.pending.weight >= maxBatch:
 		r.flushing = true
 		ctx.Send(ctx.Self(), &messages.Flush{})
 	case !r.lingering:
@@ -409,7 +425,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
-	r.flushing, r.lingering, r.attending = false, false, false
+	r.flushing, r.lingering, r.attending, r.batched = false, false, false, false
 	r.flushed = r.env.steady()
 	if r.failed != nil {
 		r.answer(r.failed)

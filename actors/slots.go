@@ -32,7 +32,7 @@ const (
 	// that hold a machine-full get into the first half of it only: the other half is for
 	// those which come, and whose every step would wait until there is room.
 	lookAhead = 50 * time.Millisecond
-	mostAhead = 64
+	mostAhead = 128
 )
 
 // noopExecutor names the executor whose tasks do nothing. They take no slots.

@@ -22,6 +22,9 @@ var stormSpecs = []string{
 		"c":{"job":{"command":["c"]},"parents":["b"],"maxRetries":1,"retryIntervalSeconds":3600}}}`,
 	`{"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true,"maxRetries":1,"children":["z"]},
 		"gen2":{"job":{"command":["g"]},"isGenerator":true},"z":{"job":{"command":["z"],"cores":2}}}}`,
+	`{"parameters":{"N":["1","2","3","4","5","6"],"M":["1","2","3","4","5","6"]},"tasks":{
+		"a":{"job":{"command":["{{N}}","{{M}}"],"cores":0.1},"maxRetries":2},
+		"b":{"job":{"command":["{{N}}","{{M}}"],"cores":0.1},"parents":[{"task":"a","match":["N","M"]}]}}}`,
 }
 
 // Users, tasks and crashes do what they like. In the end everything has come to
@@ -29,12 +32,16 @@ var stormSpecs = []string{
 // came after one that succeeded.
 func TestStorm(t *testing.T) {
 	for seed := range uint64(8) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) { storm(t, seed) })
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { storm(t, seed, 3, newRig(t, snapshotsOf(seed))) })
 	}
 }
 
-func storm(t *testing.T, seed uint64) {
-	r := newRig(t, func(c *Config) { c.snapshotEvery = int(seed%2) * 200 })
+// snapshotsOf has the runs of every other storm take snapshots.
+func snapshotsOf(seed uint64) func(*Config) {
+	return func(c *Config) { c.snapshotEvery = int(seed%2) * 200 }
+}
+
+func storm(t *testing.T, seed uint64, lives int, r *rig) {
 	var mu sync.Mutex
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	dice := func(n int) int {
@@ -64,7 +71,6 @@ func storm(t *testing.T, seed uint64) {
 		}
 		return executortest.Step{End: messages.AttemptSucceeded}
 	})
-	const lives = 3
 	for life := range lives {
 		var all sync.WaitGroup
 		for range 4 {
@@ -170,10 +176,10 @@ func stormEnds(r *rig) {
 		p := &r.node.env.attempts.parts[i]
 		for len := 1; len > 0 && time.Now().Before(deadline); runtime.Gosched() { // the last actors may be stopping
 			p.mu.Lock()
-			len = sizeOf(p.pids)
+			len = sizeOf(p.waiting)
 			p.mu.Unlock()
 		}
-		if n := sizeOf(p.pids); n > 0 {
+		if n := sizeOf(p.waiting); n > 0 {
 			t.Errorf("%d attempts are still waited for", n)
 		}
 	}

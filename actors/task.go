@@ -84,7 +84,7 @@ func (t *task) begin(ctx actor.Context, m *messages.Begin) {
 		t.report(ctx, &r)
 		return
 	}
-	t.env.attempts.add(t.key, ctx.Self())
+	t.env.attempts.add(t.key, ctx.Self(), ctx.Parent())
 	t.live = true
 	t.exec.Start(order(m.Plan, t.key, m.GrantedAt))
 }
@@ -122,7 +122,7 @@ func (t *task) adopt(ctx actor.Context, m *adopt) {
 	t.key = m.key
 	t.know(m.plan)
 	t.live = true
-	t.env.attempts.add(t.key, ctx.Self())
+	t.env.attempts.add(t.key, ctx.Self(), ctx.Parent())
 	switch last := m.last.(type) {
 	case *executor.Report:
 		t.report(ctx, last)

@@ -9,7 +9,7 @@ import (
 )
 
 // timers sends messages when they are due: one heap and one goroutine for the
-// whole node. A message may find its actor gone, or come late: the receiver
+// whole node, which an alarm does not wake before it is due. A message may find its actor gone, or come late: the receiver
 // checks that it still holds.
 type timers struct {
 	send func(*actor.PID, any)
@@ -18,7 +18,7 @@ type timers struct {
 	mu     sync.Mutex
 	heap   alarmHeap
 	seq    uint64
-	kick   chan struct{}
+	clock  *time.Timer // fires when the first alarm is due; it is reset under mu
 	stop   chan struct{}
 	exited chan struct{}
 }
@@ -33,7 +33,7 @@ type alarm struct {
 func newTimers(now func() int64, send func(*actor.PID, any)) *timers {
 	t := &timers{
 		send: send, now: now,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), exited: make(chan struct{}),
+		clock: time.NewTimer(longest), stop: make(chan struct{}), exited: make(chan struct{}),
 	}
 	go t.loop()
 	return t
@@ -44,14 +44,22 @@ func (t *timers) at(due int64, pid *actor.PID, msg any) {
 	t.mu.Lock()
 	t.seq++
 	heap.Push(&t.heap, alarm{due, t.seq, pid, msg})
-	first := t.heap[0].seq == t.seq
-	t.mu.Unlock()
-	if first {
-		select {
-		case t.kick <- struct{}{}:
-		default:
-		}
+	if t.heap[0].seq == t.seq {
+		t.wind()
 	}
+	t.mu.Unlock()
+}
+
+// longest is how long the goroutine sleeps when there is no alarm.
+const longest = time.Hour
+
+// wind sets the clock to the first alarm. t.mu is held.
+func (t *timers) wind() {
+	d := longest
+	if len(t.heap) > 0 {
+		d = max(time.Duration(t.heap[0].due-t.now()), 0)
+	}
+	t.clock.Reset(d)
 }
 
 // close ends the goroutine; what was pending is dropped.
@@ -62,8 +70,7 @@ func (t *timers) close() {
 
 func (t *timers) loop() {
 	defer close(t.exited)
-	clock := time.NewTimer(time.Hour)
-	defer clock.Stop()
+	defer t.clock.Stop()
 	for {
 		for {
 			a, ok := t.due()
@@ -72,34 +79,23 @@ func (t *timers) loop() {
 			}
 			t.send(a.pid, a.msg)
 		}
-		clock.Reset(t.pause())
 		select {
-		case <-clock.C:
-		case <-t.kick:
+		case <-t.clock.C:
 		case <-t.stop:
 			return
 		}
 	}
 }
 
-// due takes the next alarm whose time has come.
+// due takes the next alarm whose time has come. When there is none it winds the clock.
 func (t *timers) due() (alarm, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.heap) == 0 || t.heap[0].due > t.now() {
+		t.wind()
 		return alarm{}, false
 	}
 	return heap.Pop(&t.heap).(alarm), true
-}
-
-// pause is how long the goroutine may sleep: until the first alarm is due.
-func (t *timers) pause() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.heap) == 0 {
-		return time.Hour
-	}
-	return max(time.Duration(t.heap[0].due-t.now()), 0)
 }
 
 type alarmHeap []alarm

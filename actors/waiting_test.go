@@ -118,7 +118,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		k := r.order(2*n - 1)
 		r.awaitTasks(id, dag.TaskRunning, 1)
-		pid := r.node.env.attempts.find(k)
+		pid := r.node.env.attempts.find(k).task
 		note(pid)
 		note(actor.NewPID(pid.Address, pid.Id[:strings.LastIndexByte(pid.Id, '/')]))
 		r.fake.End(k, messages.AttemptFailed, 1)

@@ -27,11 +27,11 @@ func benchmarkProcess(b *testing.B) {
 	ended := make(chan messages.AttemptResult, 16)
 	p, err := executor.NewProcess(executor.ProcessConfig{
 		Outputs: store, CoresMilli: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Sink: func(r executor.Report) {
+		Sink: executor.SinkEach(func(r executor.Report) {
 			if r.Kind == executor.Finished {
 				ended <- r.Record.Result
 			}
-		},
+		}),
 	})
 	if err != nil {
 		b.Fatal(err)

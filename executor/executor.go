@@ -57,8 +57,21 @@ type Report struct {
 	Stdout []byte // with Order.Capture: all of stdout; nil when it was over the limit (then Record.Result says so)
 }
 
-// Sink takes reports. See rule 5.
-type Sink func(Report)
+// Sink takes reports, in the order in which they were made: one, or those that came together. It
+// may keep them. See rule 5.
+type Sink func(...Report)
+
+// One takes a report that came alone.
+func (s Sink) One(r Report) { s(r) }
+
+// SinkEach is a Sink that takes reports one by one.
+func SinkEach(take func(Report)) Sink {
+	return func(reports ...Report) {
+		for i := range reports {
+			take(reports[i])
+		}
+	}
+}
 
 // Executor runs attempts. See the rules in the package doc.
 type Executor interface {

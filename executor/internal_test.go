@@ -135,7 +135,7 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	}
 	reports := make(chan Report, 100)
 	cfg.Outputs, cfg.CoresMilli = store, 1000
-	cfg.Sink = func(r Report) { reports <- r }
+	cfg.Sink = SinkEach(func(r Report) { reports <- r })
 	p, err := NewProcess(cfg)
 	if err != nil {
 		t.Fatal(err)

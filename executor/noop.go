@@ -16,17 +16,17 @@ type Noop struct {
 	// Now is the clock, in ns since the epoch. It may be replaced before the first Start.
 	Now func() int64
 
-	sink   Sink
+	report func(Report)
 	closed atomic.Bool
 }
 
-// NewNoop returns a Noop that reports to sink.
-func NewNoop(sink Sink) *Noop {
-	return &Noop{Now: func() int64 { return time.Now().UnixNano() }, sink: sink}
+// NewNoop returns a Noop with the function that it reports by (Sink.One).
+func NewNoop(report func(Report)) *Noop {
+	return &Noop{Now: func() int64 { return time.Now().UnixNano() }, report: report}
 }
 
 // Start reports the order as Finished with RC 0 before it returns.
-func (n *Noop) Start(o Order) { n.sink(n.Do(o)) }
+func (n *Noop) Start(o Order) { n.report(n.Do(o)) }
 
 // Do is the report that Start makes.
 func (n *Noop) Do(o Order) Report {

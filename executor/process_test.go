@@ -269,7 +269,7 @@ func TestProcessConforms(t *testing.T) {
 
 func TestNoopConforms(t *testing.T) {
 	executortest.Test(t, executortest.Subject{
-		Open:  func(_ testing.TB, sink executor.Sink) executor.Executor { return executor.NewNoop(sink) },
+		Open:  func(_ testing.TB, sink executor.Sink) executor.Executor { return executor.NewNoop(sink.One) },
 		Quick: executor.Order{Name: "quick"},
 	})
 }
@@ -294,7 +294,7 @@ func TestBadConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	sink := func(executor.Report) {}
+	sink := func(...executor.Report) {}
 	for _, cfg := range []executor.ProcessConfig{
 		{Outputs: store, CoresMilli: 1},
 		{Sink: sink, CoresMilli: 1},

@@ -31,14 +31,14 @@ func (s *scarce) configure(c *executor.ProcessConfig) {
 		return nil
 	}
 	sink := c.Sink
-	c.Sink = func(r executor.Report) {
+	c.Sink = executor.SinkEach(func(r executor.Report) {
 		if r.Kind == executor.Finished {
 			s.mu.Lock()
 			s.begun--
 			s.mu.Unlock()
 		}
 		sink(r)
-	}
+	})
 	c.Postponed = func(*executor.Order, string, error) {
 		s.mu.Lock()
 		s.postponed++

@@ -32,9 +32,16 @@ func NewRecorder(t testing.TB) *Recorder {
 }
 
 // Sink is the executor.Sink.
-func (r *Recorder) Sink(rep executor.Report) {
+func (r *Recorder) Sink(reports ...executor.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, rep := range reports {
+		r.take(rep)
+	}
+}
+
+// take takes one report. r.mu is held.
+func (r *Recorder) take(rep executor.Report) {
 	for _, old := range r.reports[rep.Key] {
 		switch {
 		case old.Kind == executor.Revoked && rep.Kind != executor.Revoked:

@@ -18,7 +18,7 @@ func TestARunBeginsAnew(t *testing.T) {
 	rec := executortest.NewRecorder(t)
 	var hears atomic.Pointer[executortest.Recorder]
 	hears.Store(rec)
-	r := g.open(rec, func(c *remote.Config) { c.Sink = func(rep executor.Report) { hears.Load().Sink(rep) } })
+	r := g.open(rec, func(c *remote.Config) { c.Sink = func(list ...executor.Report) { hears.Load().Sink(list...) } })
 	r.Expect()
 	ended, runs, extra, waits := g.order(0, "exit 3"), g.order(1, until("go")), g.order(2, "exec sleep 1000"), g.order(3, "true")
 	r.Start(ended)

@@ -112,7 +112,7 @@ func (r *Remote) assign(key messages.AttemptKey, e *entry) {
 		r.report(tooLarge(e.order, r.cfg.CoresMilli, r.cfg.MemoryMilli))
 	default:
 		e.peer = r.active
-		r.active.push(workerpb.AppendOrder(r.active.out, e.order))
+		r.active.order(e.order)
 	}
 }
 
@@ -166,6 +166,7 @@ func (r *Remote) heardQueued(p *peer, key messages.AttemptKey, granted int64) {
 	e := r.heard(p, key)
 	if e != nil {
 		e.granted = granted
+		p.ahead.add(e.order, 1)
 	}
 	switch {
 	case e == nil:
@@ -179,6 +180,7 @@ func (r *Remote) heardStarted(p *peer, s workerpb.Started) {
 	if e == nil || e.stage == ended {
 		return
 	}
+	p.answered(e)
 	e.stage, e.at, e.granted = running, s.At, s.GrantedAt
 	if e.order == nil && r.nobodys(s.Key) {
 		r.disown(s.Key, e)
@@ -194,6 +196,7 @@ func (r *Remote) heardFinished(p *peer, rep executor.Report) {
 	if e == nil || e.stage == ended {
 		return // it was told; the acknowledgement is on its way, or is not due
 	}
+	p.answered(e)
 	e.stage, e.end, e.granted = ended, &rep, rep.GrantedAt
 	if p.dead {
 		p.kept++
@@ -214,6 +217,9 @@ func (r *Remote) heardFinished(p *peer, rep executor.Report) {
 // worker takes no more orders: another one has to.
 func (r *Remote) heardRevoked(p *peer, key messages.AttemptKey, at int64) {
 	e := r.entries[key]
+	if e != nil && e.peer == p {
+		p.answered(e)
+	}
 	switch {
 	case e == nil || e.peer != p || e.stage != unknown:
 	case e.order == nil:
@@ -234,6 +240,7 @@ func (r *Remote) heardIgnored(p *peer, key messages.AttemptKey) {
 	if e == nil || e.peer != p || e.stage != unknown {
 		return
 	}
+	p.answered(e)
 	delete(r.entries, key)
 	r.log.Error("a worker refused an order: an attempt of this number has run before", "key", key)
 	if e.order != nil {

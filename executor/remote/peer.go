@@ -14,15 +14,19 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// How long acknowledgements wait for company, how long Detach waits for workers to have
-// taken them in, and the pace at which a worker that does not answer is asked again.
+// How long acknowledgements wait for company, and orders that the worker cannot begin yet; of how
+// many orders such ones come after (few). How long Detach waits for workers to have taken in what
+// was acknowledged, and the pace at which a worker that does not answer is asked again.
 const (
 	linger         = 20 * time.Millisecond
+	orderLinger    = 4 * time.Millisecond
+	few            = 8
 	detachPatience = time.Second
 	slowest        = 500 * time.Millisecond
 )
@@ -37,8 +41,10 @@ type peer struct {
 	leave chan struct{} // closed by Detach: send what is left, and go
 	over  chan struct{} // closed when run has returned
 
-	out      []byte // items to send
-	sent     *time.Timer
+	out      []byte           // items to send
+	later    *time.Timer      // sends them; nil when that is not to come
+	due      time.Time        // when it does
+	ahead    ahead            // orders on this connection that are not known to have begun
 	conn     *grpc.ClientConn // while there is one
 	listed   map[messages.AttemptKey]bool
 	attached bool // it has said what it knows, on this connection
@@ -74,17 +80,70 @@ func (p *peer) push(out []byte) {
 	}
 }
 
-// pushLater sends what is in out, within a while. mu is held.
-func (p *peer) pushLater() {
-	if p.sent != nil {
+// pushWithin sends what is in out, within a while. mu is held.
+func (p *peer) pushWithin(d time.Duration) {
+	due := time.Now().Add(d)
+	switch {
+	case p.later == nil:
+		p.later = time.AfterFunc(d, func() {
+			p.r.mu.Lock()
+			defer p.r.mu.Unlock()
+			p.later = nil
+			p.push(p.out)
+		})
+	case due.Before(p.due):
+		p.later.Reset(d)
+	default:
 		return
 	}
-	p.sent = time.AfterFunc(linger, func() {
-		p.r.mu.Lock()
-		defer p.r.mu.Unlock()
-		p.sent = nil
-		p.push(p.out)
-	})
+	p.due = due
+}
+
+// frame takes what is to be sent. mu is held.
+func (p *peer) frame() (frame []byte) {
+	frame, p.out = p.out, nil
+	if p.later != nil {
+		p.later.Stop()
+		p.later = nil
+	}
+	return frame
+}
+
+// ahead is an amount of orders.
+type ahead struct{ n, cores, memory int64 }
+
+// add adds n times an order, which may be unknown (nil), but never gets below zero: what began on
+// a former connection was not added.
+func (a *ahead) add(o *executor.Order, n int64) {
+	a.n = max(a.n+n, 0)
+	if o != nil {
+		a.cores = max(a.cores+n*o.CoresMilli, 0)
+		a.memory = max(a.memory+n*o.MemoryMilli, 0)
+	}
+	if a.n == 0 {
+		*a = ahead{}
+	}
+}
+
+// order sends an order: at once, or within orderLinger when the worker has more than a few that
+// it cannot even begin. mu is held.
+func (p *peer) order(o *executor.Order) {
+	busy := p.ahead.n > few && (p.ahead.cores >= p.r.cfg.CoresMilli || p.ahead.memory >= p.r.cfg.MemoryMilli)
+	p.ahead.add(o, 1)
+	p.out = workerpb.AppendOrder(p.out, o)
+	if busy {
+		p.pushWithin(orderLinger)
+		return
+	}
+	p.push(p.out)
+}
+
+// answered takes off what is ahead an attempt of which the worker says for the first time what
+// became of it. mu is held.
+func (p *peer) answered(e *entry) {
+	if e.stage == unknown {
+		p.ahead.add(e.order, -1)
+	}
 }
 
 // run talks to the worker until that has ended, or ctx has.
@@ -165,7 +224,8 @@ func (p *peer) attach() (synced bool, _ error) {
 		return false, err
 	}
 	r.mu.Lock()
-	p.out, p.conn, p.listed = nil, conn, map[messages.AttemptKey]bool{}
+	p.frame() // what was for the former connection
+	p.conn, p.listed, p.ahead = conn, map[messages.AttemptKey]bool{}, ahead{}
 	p.capacity, p.asked = workerpb.Amount{}, false
 	r.unlock()
 
@@ -199,8 +259,7 @@ func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
 		// Whoever woke this one often has more to say at once.
 		runtime.Gosched()
 		p.r.mu.Lock()
-		frame := p.out
-		p.out = nil
+		frame := p.frame()
 		p.r.mu.Unlock()
 		if len(frame) > 0 && stream.SendMsg(&frame) != nil {
 			return // receive learns why
@@ -347,7 +406,7 @@ func (p *peer) sync() {
 	}
 	r.sort(again)
 	for _, key := range again {
-		p.out = workerpb.AppendOrder(p.out, r.entries[key].order)
+		p.order(r.entries[key].order)
 	}
 	if p.draining {
 		p.out = workerpb.AppendEmpty(p.out, workerpb.TypeDrain)

@@ -304,7 +304,7 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 		return
 	}
 	p.out = workerpb.AppendKey(p.out, workerpb.TypeAck, key)
-	p.pushLater()
+	p.pushWithin(linger)
 }
 
 // Expect implements executor.Durable.
@@ -501,9 +501,7 @@ func (r *Remote) unlock() {
 		batch := r.reports
 		r.reports = nil
 		r.mu.Unlock()
-		for i := range batch {
-			r.cfg.Sink(batch[i])
-		}
+		r.cfg.Sink(batch...)
 		r.mu.Lock()
 	}
 	r.telling = false

@@ -388,7 +388,7 @@ func TestDeepFolder(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	g := newRig(t)
-	sink := func(executor.Report) {}
+	sink := func(...executor.Report) {}
 	for name, change := range map[string]func(*remote.Config){
 		"sink":    func(c *remote.Config) { c.Sink = nil },
 		"outputs": func(c *remote.Config) { c.Settings.Outputs = "" },

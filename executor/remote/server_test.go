@@ -57,7 +57,7 @@ func (m *model) serve(ctx context.Context) (err error) {
 	}
 	dir := filepath.Join(m.data, "worker")
 	if m.r, err = remote.New(remote.Config{
-		Dir: dir, Args: []string{"worker", dir}, Sink: m.sink, CoresMilli: 2000, MemoryMilli: 1000,
+		Dir: dir, Args: []string{"worker", dir}, Sink: executor.SinkEach(m.sink), CoresMilli: 2000, MemoryMilli: 1000,
 		Settings: worker.Settings{Outputs: filepath.Join(m.data, "output"), Idle: 2 * time.Second},
 		Logger:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}); err != nil {

@@ -37,7 +37,7 @@ func crashServer(data string, again bool) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	s, err := slurm.New(slurm.Config{Dir: filepath.Join(data, "slurm"), Outputs: store, Sink: func(executor.Report) {},
+	s, err := slurm.New(slurm.Config{Dir: filepath.Join(data, "slurm"), Outputs: store, Sink: func(...executor.Report) {},
 		Poll: 20 * time.Millisecond, Gather: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -214,10 +214,10 @@ func (r *reports) use(rec *executortest.Recorder) {
 	r.rec = rec
 }
 
-func (r *reports) sink(rep executor.Report) {
+func (r *reports) sink(list ...executor.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.rec.Sink(rep)
+	r.rec.Sink(list...)
 }
 
 // TestNobodyKnows: a job that was killed with its node while no server looked, and that

@@ -1,0 +1,81 @@
+package remote
+
+import (
+	"testing"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// TestOrdersWaitForCompany: an order is sent at once until the worker has more than it can begin;
+// from then on orders go together, and so again at once when the worker has begun them.
+func TestOrdersWaitForCompany(t *testing.T) {
+	r := &Remote{cfg: Config{CoresMilli: 2000, MemoryMilli: 1000}, entries: map[messages.AttemptKey]*entry{}}
+	p := newPeer(r, "x")
+	r.active = p
+	key := func(task int) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: uint32(task), Attempt: 1} }
+	next := 0
+	// order gives an order and tells whether the sender was woken for it.
+	order := func(cores int64) (woken bool) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		e := &entry{order: &executor.Order{Key: key(next), CoresMilli: cores}}
+		r.entries[key(next)] = e
+		next++
+		r.assign(e.order.Key, e)
+		select {
+		case <-p.some:
+			p.frame()
+			return true
+		default:
+			return false
+		}
+	}
+	started := 0
+	begins := func(n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for range n {
+			r.heardStarted(p, workerpb.Started{Key: key(started), At: 1})
+			started++
+		}
+	}
+	for n := range few + 1 {
+		if !order(1000) {
+			t.Fatalf("order %d waits", n)
+		}
+	}
+	for n := range 3 {
+		if order(1000) {
+			t.Fatalf("order %d does not wait, though the worker has %d", few+1+n, few+1+n)
+		}
+	}
+	r.mu.Lock()
+	waits := p.later != nil && len(p.out) > 0
+	r.mu.Unlock()
+	if !waits {
+		t.Error("nothing sends the orders that wait")
+	}
+	<-p.some // within orderLinger
+	begins(4)
+	if !order(1000) {
+		t.Errorf("an order waits, though the worker has %d", p.ahead.n)
+	}
+	begins(next - started)
+	if p.ahead != (ahead{}) {
+		t.Errorf("%+v are ahead of an idle worker", p.ahead)
+	}
+	// Orders that fit beside each other all begin at once: they never wait.
+	for n := range 3 * few {
+		if !order(10) {
+			t.Fatalf("small order %d waits", n)
+		}
+	}
+	begins(next - started)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.answered(&entry{order: &executor.Order{CoresMilli: 1000}}); p.ahead != (ahead{}) {
+		t.Errorf("%+v: what was not ordered on this connection was taken off", p.ahead)
+	}
+}
