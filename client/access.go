@@ -1,9 +1,12 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -111,9 +114,33 @@ func readAuthority(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority: %w", err)
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("authority %s: no PEM certificate in it", path)
+	pool, err := authorities(text)
+	if err != nil {
+		return nil, fmt.Errorf("authority %s: %w", path, err)
+	}
+	return pool, nil
+}
+
+// authorities reads PEM certificates, and refuses a file of which one cannot be read.
+func authorities(text []byte) (*x509.CertPool, error) {
+	pool, whole := x509.NewCertPool(), 0
+	marks := bytes.Count(text, []byte("BEGIN CERTIFICATE")) + bytes.Count(text, []byte("END CERTIFICATE"))
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", whole+1, err)
+		}
+		pool.AddCert(c)
+		whole++
+	}
+	switch {
+	case whole == 0:
+		return nil, errors.New("no PEM certificate in it")
+	case marks != 2*whole:
+		return nil, fmt.Errorf("a malformed PEM certificate: %d of them are whole, with %d lines BEGIN and END", whole, marks)
 	}
 	return pool, nil
 }

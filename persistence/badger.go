@@ -127,6 +127,9 @@ func openBadger(c Config) (*Badger, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	if err := vfs.CheckFolder(c.Dir); err != nil {
+		return nil, err // Badger would wait for the other end of a FIFO
+	}
 	_, total, err := c.statfs(c.Dir)
 	if err != nil {
 		return nil, err
@@ -374,7 +377,7 @@ func openError(dir string, err error) error {
 
 // inUse says which process has the folder, as far as Badger's lock file knows.
 func inUse(dir string) error {
-	if pid, err := os.ReadFile(filepath.Join(dir, "LOCK")); err == nil {
+	if pid, err := vfs.ReadFile(filepath.Join(dir, "LOCK")); err == nil {
 		return fmt.Errorf("%w (process %s)", errInUse, strings.TrimSpace(string(pid)))
 	}
 	return errInUse

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -136,7 +135,7 @@ func (s *Badger) readInventory(dir string) {
 // lockFolder locks a folder as Badger does, for a moment; free is nil when another
 // process has it.
 func lockFolder(dir string) (free func() error, err error) {
-	f, err := os.Open(dir)
+	f, err := vfs.OpenFolder(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/backup"
 	"github.com/caravan-dag/caravan/internal/datafolder"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -148,7 +149,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 }
 
 func syncFolder(dir string) error {
-	d, err := os.Open(dir)
+	d, err := vfs.OpenFolder(dir)
 	if err != nil {
 		return err
 	}

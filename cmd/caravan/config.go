@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Config is what a server can be told. Each member is one option: a flag, an
@@ -179,7 +182,7 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 	}
 	file := map[string]setting{}
 	if path != "" {
-		text, err := os.ReadFile(path)
+		text, err := vfs.ReadGiven(path)
 		if err != nil {
 			return Config{}, usagef("configuration: %w", err)
 		}
@@ -215,8 +218,15 @@ type setting struct {
 // parseFile reads a configuration file: one mapping of option names to scalars.
 // Every mistake is named, with its line.
 func parseFile(text []byte, all []option) (map[string]setting, error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	var doc, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	err := decoder.Decode(&doc)
+	if err == nil {
+		if err = decoder.Decode(&second); err == nil {
+			return nil, fmt.Errorf("line %d: a second document begins: a configuration is one", second.Line)
+		}
+	}
+	if err != io.EOF {
 		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	out := map[string]setting{}

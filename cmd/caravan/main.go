@@ -44,6 +44,9 @@ type Main struct {
 	// Open starts a server, for serve and run. Nil is the real one.
 	Open opener
 
+	// Exit ends the process when a second signal came and Run does not return. Nil: it is
+	// waited for.
+	Exit func(code int)
 	// Catch has further signals delivered to Signals. Nil: they are not.
 	Catch func(...os.Signal)
 
@@ -88,6 +91,7 @@ func main() {
 			stopSignals(signals, more...)
 		},
 	}
+	m.Exit = os.Exit
 	os.Exit(m.Run(context.Background(), os.Args[1:]))
 }
 
@@ -106,7 +110,10 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 		cancel(nil)
 		stop()
 	}()
-	go m.heed(done, m.interrupt, stop)
+	go m.heed(done, m.interrupt, func() {
+		stop()
+		m.exitUnless(done)
+	})
 
 	root := m.root()
 	root.SetArgs(args)
@@ -141,6 +148,28 @@ func (m *Main) heed(done <-chan struct{}, first, second func()) {
 		case time.Since(at) >= sameSignal:
 			second()
 			return
+		}
+	}
+}
+
+// atOnce is how long the second signal leaves to what heeds it.
+const atOnce = 500 * time.Millisecond
+
+// exitUnless ends the process unless Run returns: whatever it does then, as a read of a
+// file system that does not answer, does not heed signals.
+func (m *Main) exitUnless(done <-chan struct{}) {
+	if m.Exit == nil {
+		return
+	}
+	select {
+	case <-done:
+	case <-time.After(atOnce):
+		// Standard error may be what does not answer.
+		go m.report(errAtOnce)
+		select {
+		case <-done:
+		case <-time.After(sameSignal):
+			m.Exit(exitInterrupted)
 		}
 	}
 }

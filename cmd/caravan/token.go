@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 func (m *Main) tokenCommand() *cobra.Command {
@@ -79,7 +79,7 @@ func addToken(path, line string) error {
 	if _, err := access.ParseTokens(append(text, line...)); err != nil {
 		return fmt.Errorf("token file %s: %w", path, err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := vfs.OpenOwn(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("token file: %w", err)
 	}

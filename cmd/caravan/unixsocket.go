@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // longestSocket is the longest path of a unix socket that the kernel takes.
@@ -29,7 +31,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	if len(path) > longestSocket {
 		return nil, fmt.Errorf("address unix:%s: the path is too long: at most %d bytes", path, longestSocket)
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	lock, err := vfs.OpenOwn(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("address unix:%s: %w", path, err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // self is this process's program, even when the file was replaced meanwhile.
@@ -72,7 +73,7 @@ func (r *Remote) spawn() (*peer, error) {
 			return err
 		}
 		defer socket.Close()
-		log, err := os.OpenFile(f.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		log, err := vfs.OpenOwn(f.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return err
 		}

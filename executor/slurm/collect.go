@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -120,7 +120,7 @@ func (s *Slurm) slurmSays(job string) string {
 	if job == "" {
 		return ""
 	}
-	text, _ := os.ReadFile(filepath.Join(s.cfg.Dir, logFolder, job))
+	text, _ := vfs.ReadFile(filepath.Join(s.cfg.Dir, logFolder, job))
 	const most = 1 << 10
 	text = text[max(len(text)-most, 0):]
 	var lines []string
@@ -179,7 +179,7 @@ func (s *Slurm) long(o *messages.Output) bool { return o.Head+o.Tail > int64(s.c
 func (s *Slurm) capture(e *entry, r *executor.Report) {
 	size := r.Record.Stdout.Size
 	if size <= s.cfg.MaxCapture {
-		text, err := os.ReadFile(e.folder.path("out"))
+		text, err := vfs.ReadFile(e.folder.path("out"))
 		if err == nil || size == 0 {
 			r.Stdout = bytes.Clone(text[:min(int64(len(text)), size)])
 			return

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -80,7 +81,7 @@ type beginning struct {
 }
 
 func (f folder) begun() (b beginning, ok bool) {
-	text, err := os.ReadFile(f.path("begun"))
+	text, err := vfs.ReadFile(f.path("begun"))
 	if err != nil {
 		return b, false
 	}
@@ -108,7 +109,7 @@ type outcome struct {
 var cpuTimes = regexp.MustCompile(`(\d+)m([\d.]+)s\s+(\d+)m([\d.]+)s`)
 
 func (f folder) end() (e outcome, ok bool) {
-	text, err := os.ReadFile(f.path("end"))
+	text, err := vfs.ReadFile(f.path("end"))
 	if err != nil {
 		return e, false
 	}
@@ -136,7 +137,7 @@ func cpuTime(minutes, seconds string) time.Duration {
 
 // word is the only word in a file; "" when there is none.
 func (f folder) word(name string) string {
-	text, _ := os.ReadFile(f.path(name))
+	text, _ := vfs.ReadFile(f.path(name))
 	return strings.TrimSpace(string(text))
 }
 
@@ -169,13 +170,18 @@ func (f folder) setVerdict(r *executor.Report) error {
 }
 
 func (f folder) verdict() (v verdict, ok bool) {
-	text, err := os.ReadFile(f.path("verdict"))
+	text, err := vfs.ReadFile(f.path("verdict"))
 	return v, err == nil && json.Unmarshal(text, &v) == nil
 }
 
 // writeFile writes a file that is there whole or not at all.
 func writeFile(path string, text []byte) error {
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+	f, err := vfs.OpenOwn(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
@@ -210,7 +216,7 @@ func (s *Slurm) attempts(of func(messages.RunID) bool) (keys []messages.AttemptK
 
 // lockFile takes a lock that ends with this process.
 func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := vfs.OpenOwn(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -75,7 +76,7 @@ func (st *stream) bound(log *slog.Logger) {
 	if to-from < max(st.limit/8, 1) {
 		return
 	}
-	f, err := os.OpenFile(st.path, os.O_RDWR, 0)
+	f, err := vfs.OpenOwn(st.path, os.O_RDWR, 0)
 	if err != nil {
 		return
 	}
@@ -98,7 +99,7 @@ type frozen struct {
 
 func (st *stream) freeze() *frozen {
 	z := &frozen{stream: st}
-	f, err := os.Open(st.path)
+	f, err := vfs.OpenOwn(st.path, os.O_RDONLY, 0)
 	if err == nil {
 		z.f = f
 		if info, err := f.Stat(); err == nil {
@@ -162,7 +163,7 @@ func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (message
 	if which == messages.Stderr {
 		l.stream = st.err
 	}
-	f, err := os.Open(l.stream.path)
+	f, err := vfs.OpenOwn(l.stream.path, os.O_RDONLY, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // begun, and not there yet
 	case err != nil:
@@ -182,7 +183,7 @@ type liveLog struct {
 // file opens the file when it has come to be.
 func (l *liveLog) file() *os.File {
 	if l.f == nil {
-		if f, err := os.Open(l.stream.path); err == nil {
+		if f, err := vfs.OpenOwn(l.stream.path, os.O_RDONLY, 0); err == nil {
 			l.f = f
 		}
 	}

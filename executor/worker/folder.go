@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Files in a worker's folder. The lock is held as long as the worker lives.
@@ -129,7 +130,7 @@ func Take(path string) (*Folder, error) {
 // as it is open, in this process or in a child that has inherited it. ErrHeld when it is
 // locked.
 func LockFile(path string, create int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|create, 0o600)
+	f, err := vfs.OpenOwn(path, os.O_RDWR|create, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +159,7 @@ func List(dir string) (paths []string, _ error) {
 }
 
 func (s *Settings) load(path string) error {
-	text, err := os.ReadFile(filepath.Join(path, settingsFile))
+	text, err := vfs.ReadFile(filepath.Join(path, settingsFile))
 	if err != nil {
 		return err
 	}
@@ -188,7 +189,7 @@ func short(dir *os.File, name string) string {
 // listen makes the folder's socket. The folder's mode keeps others out until the
 // socket has its own.
 func listen(path string) (*net.UnixListener, error) {
-	dir, err := os.Open(path)
+	dir, err := vfs.OpenFolder(path)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +208,7 @@ func listen(path string) (*net.UnixListener, error) {
 
 // Dial connects to the worker of a folder. Whoever answers must be of this user.
 func Dial(path string) (net.Conn, error) {
-	dir, err := os.Open(path)
+	dir, err := vfs.OpenFolder(path)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package access
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"os"
@@ -98,7 +97,7 @@ func (c *Certificate) stampsNow() []stamp {
 }
 
 func (c *Certificate) read() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(c.files[0], c.files[1])
+	pair, err := readPair(c.files[0], c.files[1])
 	if err != nil {
 		return nil, fmt.Errorf("TLS certificate %s with key %s: %w", c.files[0], c.files[1], err)
 	}
@@ -110,17 +109,4 @@ func (c *Certificate) read() (*tls.Config, error) {
 		out.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return out, nil
-}
-
-// ReadAuthority reads the certificates of authorities, PEM.
-func ReadAuthority(path string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("TLS authority: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("TLS authority %s: no PEM certificate in it", path)
-	}
-	return pool, nil
 }

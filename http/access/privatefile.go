@@ -1,27 +1,24 @@
 package access
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-)
 
-// largestPrivateFile bounds what is read of a file with secrets or their hashes.
-const largestPrivateFile = 1 << 20
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
 
 // ReadPrivateFile reads a file that only its owner may read or write. The owner must
 // be this process's user or root, and a symbolic link must stay within the file's
-// folder: whoever can replace the file can let themselves in. A pipe has no such
-// rules.
+// folder: whoever can replace the file can let themselves in.
 func ReadPrivateFile(path string) ([]byte, error) {
 	if err := checkLink(path); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := vfs.OpenGiven(path)
 	if err != nil {
 		return nil, err
 	}
@@ -31,9 +28,6 @@ func ReadPrivateFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	switch mode := info.Mode(); {
-	case mode.IsDir():
-		return nil, fmt.Errorf("%s is a folder", path)
-	case !mode.IsRegular(): // a pipe of the shell
 	case mode.Perm()&0o077 != 0:
 		return nil, fmt.Errorf("%s may be read or written by others (mode %04o): chmod 600 %s", path, mode.Perm(), path)
 	default:
@@ -41,9 +35,9 @@ func ReadPrivateFile(path string) ([]byte, error) {
 			return nil, fmt.Errorf("%s belongs to user %d: it must belong to this one (%d) or to root", path, owner.Uid, os.Geteuid())
 		}
 	}
-	text, err := io.ReadAll(io.LimitReader(f, largestPrivateFile+1))
-	if err == nil && len(text) > largestPrivateFile {
-		err = fmt.Errorf("%s is too large: at most %d bytes", path, largestPrivateFile)
+	text, err := io.ReadAll(io.LimitReader(f, vfs.LargestGiven+1))
+	if err == nil && len(text) > vfs.LargestGiven {
+		err = fmt.Errorf("%s is too large: at most %d bytes", path, vfs.LargestGiven)
 	}
 	return text, err
 }
@@ -57,9 +51,8 @@ func checkLink(path string) error {
 	}
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) && strings.Contains(pathErr.Path, "pipe:") {
-			return nil // /dev/fd/63
+		if target, err := os.Stat(path); err == nil && !target.Mode().IsRegular() {
+			return nil // a pipe of the shell: it is refused as it is opened
 		}
 		return err
 	}

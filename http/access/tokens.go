@@ -111,6 +111,9 @@ func parseToken(line string) (tok token, common string, err error) {
 		return tok, "", fmt.Errorf("token %q: sha256: must be followed by 64 hexadecimal digits", tok.name) // it may be the secret itself
 	}
 	copy(tok.sum[:], sum)
+	if tok.sum == sha256.Sum256(nil) || tok.sum == sha256.Sum256([]byte("\n")) {
+		return tok, "", fmt.Errorf("token %q: the hash is that of an empty secret", tok.name)
+	}
 	return tok, "", nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -270,5 +271,52 @@ func TestSessionsAreBounded(t *testing.T) {
 	}
 	if _, ok := s.Find([]byte(second), now); !ok {
 		t.Error("another one gave way")
+	}
+}
+
+// TestTheEmptySecretIsRefused: a line with its hash would let everybody in.
+func TestTheEmptySecretIsRefused(t *testing.T) {
+	for _, secret := range []string{"", "\n"} {
+		text := "# tokens\n" + access.TokenLine("a", access.Read, secret)
+		if _, err := access.ParseTokens([]byte(text)); err == nil || !strings.Contains(err.Error(), "line 2: token \"a\": the hash is that of an empty secret") {
+			t.Errorf("%q: %v", secret, err)
+		}
+	}
+}
+
+func TestTokenFilesAreRegularFiles(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, is := range map[string]string{fifo: "a FIFO", "/dev/null": "a device", t.TempDir(): "a folder"} {
+		if _, err := access.OpenKeys(path); err == nil || !strings.Contains(err.Error(), path+": it is "+is) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	// One that was there for a moment does no harm.
+	secret := access.NewSecret()
+	k, path := keysOf(t, access.TokenLine("a", access.Read, secret))
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(fifo, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Reload(); err == nil {
+		t.Error("a FIFO was read")
+	}
+	if _, ok := k.Secret([]byte(secret)); !ok {
+		t.Error("the former tokens are not in force")
+	}
+	write(t, path+".new")
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Reload(); err != nil {
+		t.Error(err)
+	}
+	if _, ok := k.Secret([]byte(secret)); ok {
+		t.Error("a token that was removed is in force")
 	}
 }

@@ -16,7 +16,7 @@ var may = map[string][]string{
 	"persistence/tables":  {"internal/vfs"},
 	"executor":            {"messages", "internal/outputs", "internal/vfork"},
 	"executor/remote":     {"executor", "executor/worker", "executor/workerpb", "messages", "internal/outputs", "internal/vfs"},
-	"executor/slurm":      {"executor", "messages", "internal/outputs"},
+	"executor/slurm":      {"executor", "messages", "internal/outputs", "internal/vfs"},
 	"executor/worker":     {"executor", "executor/workerpb", "messages", "internal/outputs", "internal/vfs"},
 	"executor/workerpb":   {"executor", "messages"},
 	"internal/idtable":    {},
@@ -27,7 +27,7 @@ var may = map[string][]string{
 	"internal/vfork":      {},
 	"actors":              {"dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
 	"http":                {"dag", "dag/specjson", "http/access", "messages"},
-	"http/access":         {},
+	"http/access":         {"internal/vfs"},
 	"client":              {},
 	"cmd/caravan":         {"*"},
 

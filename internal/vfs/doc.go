@@ -10,4 +10,7 @@
 //  2. A name (of a new file, of a renamed one, that one is gone) is on the device once
 //     SyncDir of its folder has returned nil. The sync of a new file is not enough.
 //  3. Rename replaces the target in one step.
+//
+// Its opens, and Open, OpenOwn, ReadFile and ReadGiven for those that need no seam, take regular
+// files only: a FIFO in place of a file makes nobody wait.
 package vfs

@@ -71,11 +71,11 @@ var ErrNotRegular = errors.New("not a regular file")
 func openRegular(name string, flag int, perm, also fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(name, flag|unix.O_NONBLOCK, perm)
 	if err != nil {
-		return nil, err
+		return nil, explain(name, flag, err)
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() && info.Mode()&also == 0 {
-		err = &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
+		err = irregular(name, info.Mode())
 	}
 	if err != nil {
 		f.Close()
@@ -127,7 +127,7 @@ func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
 // SyncDir syncs a folder.
 func (OS) SyncDir(dir string) error {
-	d, err := os.Open(dir)
+	d, err := OpenFolder(dir)
 	if err != nil {
 		return err
 	}
