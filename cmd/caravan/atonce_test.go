@@ -30,9 +30,9 @@ func TestASecondSignalEndsEverything(t *testing.T) {
 		ended := make(chan int)
 		go func() { ended <- p.run("version") }()
 		signals <- syscall.SIGTERM
-		time.Sleep(2 * sameSignal)
+		<-time.After(2 * sameSignal) // of the test's own clock
 		signals <- syscall.SIGTERM
-		time.Sleep(time.Second)
+		<-time.After(time.Second) // of the test's own clock
 		select {
 		case code := <-exited:
 			if code != exitInterrupted || !strings.Contains(p.errs.String(), "stopped at once by a second signal") {
@@ -53,9 +53,9 @@ func TestASecondSignalLetsOthersEnd(t *testing.T) {
 		p.Exit = func(code int) { t.Errorf("ended from without: %d", code) }
 		done := make(chan struct{})
 		go p.exitUnless(done)
-		time.Sleep(atOnce / 2)
+		<-time.After(atOnce / 2) // of the test's own clock
 		close(done)
 		synctest.Wait()
-		time.Sleep(time.Second)
+		<-time.After(time.Second) // of the test's own clock
 	})
 }
