@@ -168,7 +168,7 @@ func (cs *connSet) evict(s *Server, n int, of *client) {
 	now := int64(time.Since(s.epoch))
 	var idle []*conn
 	for c := range cs.open {
-		if of != nil && c.client != *of || c.busy.Load() {
+		if of != nil && c.client != *of || c.use.Load() != unused {
 			continue
 		}
 		if fasthttp.ConnState(c.state.Load()) == fasthttp.StateIdle || now-c.since.Load() > int64(evictAfter) {
@@ -181,7 +181,15 @@ func (cs *connSet) evict(s *Server, n int, of *client) {
 	slices.SortFunc(idle, func(a, b *conn) int { return cmp.Compare(a.since.Load(), b.since.Load()) })
 	// A few more than needed, but never most of them: the next connections find room
 	// without another scan.
-	for _, c := range idle[:min(len(idle), max(n, min(evictAtOnce, len(idle)/8)))] {
+	n = max(n, min(evictAtOnce, len(idle)/8))
+	for _, c := range idle {
+		if n == 0 {
+			return
+		}
+		if !c.evict() {
+			continue // its request has just come
+		}
+		n--
 		cs.forget(c)
 		c.cut() // wakes whoever reads from it
 		s.metrics.evicted.Inc()

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
@@ -29,20 +30,25 @@ func clientOf(nc net.Conn) client {
 		return client{addr: addr}
 	case *net.UnixAddr:
 		var c client
-		_ = controlSocket(nc, func(fd int) {
-			if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		_ = controlSocket(nc, func(fd int) error {
+			cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err == nil {
 				c.uid = cred.Uid + 1
 			}
+			return err
 		})
 		return c
 	}
 	return client{}
 }
 
+// errNoSocket: a connection is not one of the kernel's.
+var errNoSocket = errors.New("the connection has no socket")
+
 // controlSocket calls f with the descriptor of a connection's socket, below TLS and
-// other layers; the socket stays open meanwhile. It is false when there is none, or
-// it is closed.
-func controlSocket(nc net.Conn, f func(fd int)) bool {
+// other layers; the socket stays open meanwhile. It returns f's error, or why f was not
+// called: errNoSocket, or the socket is closed.
+func controlSocket(nc net.Conn, f func(fd int) error) error {
 	for {
 		below, ok := nc.(interface{ NetConn() net.Conn })
 		if !ok {
@@ -52,11 +58,14 @@ func controlSocket(nc net.Conn, f func(fd int)) bool {
 	}
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
-		return false
+		return errNoSocket
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) }) == nil
+	if cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
 }

@@ -18,7 +18,7 @@ type conn struct {
 	client  client
 	state   atomic.Int32 // fasthttp.ConnState
 	since   atomic.Int64 // when it became so; ns since the server's epoch
-	busy    atomic.Bool  // a request is being answered: only then it is not closed in favour of others
+	use     atomic.Int32 // unused, occupied or evicted
 	closed  atomic.Bool
 	crowded crowd     // accepted beyond a limit: to be told so
 	linger  bool      // the client may still be sending: see Close
@@ -28,6 +28,27 @@ type conn struct {
 	raw      net.Conn // under TLS; nil without it
 	uid      int      // of the process at the other end of a unix socket, else -1
 }
+
+// What a connection is used for. A request occupies its connection until it is answered.
+// An unused connection may be evicted: closed in favour of others. Both begin with a
+// compare-and-swap from unused, so that a request never runs on an evicted connection:
+// nothing would tell it that its client is gone.
+const (
+	unused int32 = iota
+	occupied
+	evicted
+)
+
+// occupy is called when a request begins; it is false when the connection was evicted.
+func (c *conn) occupy() bool {
+	return c.use.CompareAndSwap(unused, occupied) || c.use.Load() == occupied
+}
+
+// vacate is called when the request is answered.
+func (c *conn) vacate() { c.use.CompareAndSwap(occupied, unused) }
+
+// evict takes the connection from its client; it is false when a request occupies it.
+func (c *conn) evict() bool { return c.use.CompareAndSwap(unused, evicted) }
 
 // writePiece is written under one deadline: a slow client gets on, a dead one does not.
 const writePiece = 64 << 10
@@ -63,7 +84,7 @@ func (c *conn) Close() error {
 		return nil
 	}
 	defer c.s.conns.remove(c)
-	c.busy.Store(false)
+	c.vacate()
 	if c.linger && !c.s.draining.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
@@ -80,7 +101,7 @@ func trackState(nc net.Conn, state fasthttp.ConnState) {
 		c.state.Store(int32(state))
 		if state == fasthttp.StateIdle {
 			c.since.Store(int64(time.Since(c.s.epoch)))
-			c.busy.Store(false)
+			c.vacate()
 		}
 	}
 }
@@ -93,7 +114,7 @@ func connOf(ctx *fasthttp.RequestCtx) *conn {
 
 // reset has the connection end with a reset when it is closed.
 func (c *conn) reset() {
-	_ = controlSocket(c.Conn, func(fd int) {
-		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	_ = controlSocket(c.Conn, func(fd int) error {
+		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	})
 }

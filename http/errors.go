@@ -149,6 +149,9 @@ func refused(ps dag.Problems) *messages.Error {
 func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) error {
 	c := connOf(ctx)
 	switch {
+	case c != nil && !c.occupy():
+		ctx.SetConnectionClose() // nobody reads the answer
+		return &refusal{fasthttp.StatusServiceUnavailable, tooManyConns}
 	case s.draining.Load():
 		ctx.SetConnectionClose()
 		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}

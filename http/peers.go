@@ -1,6 +1,8 @@
 package http
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -44,34 +46,42 @@ func newPeerWatch() (*peerWatch, error) {
 
 // watch calls left, once, when the client at the other end of nc closes the connection
 // or its side of it. Stop ends that; left may be under way then. A connection without a
-// socket is not watched.
-func (w *peerWatch) watch(nc net.Conn, left func()) (stop func()) {
+// socket is not watched. An error means that the socket cannot be watched: it is closed,
+// or the kernel has no room for another watch.
+func (w *peerWatch) watch(nc net.Conn, left func()) (stop func(), err error) {
 	w.mu.Lock()
 	w.last++
 	token := w.last
 	w.waiting[token] = left
 	w.mu.Unlock()
-	added := false
-	controlSocket(nc, func(fd int) {
-		event := unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(token), Pad: int32(token >> 32)}
-		added = w.control(unix.EPOLL_CTL_ADD, fd, &event)
-	})
-	return func() {
-		if added {
-			// The socket is still open, or the kernel has taken it out by itself: its
-			// number cannot be another one's here.
-			controlSocket(nc, func(fd int) { w.control(unix.EPOLL_CTL_DEL, fd, nil) })
-		}
+	forget := func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		delete(w.waiting, token)
 	}
+	err = controlSocket(nc, func(fd int) error {
+		event := unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(token), Pad: int32(token >> 32)}
+		return w.control(unix.EPOLL_CTL_ADD, fd, &event)
+	})
+	switch {
+	case errors.Is(err, errNoSocket):
+		return forget, nil
+	case err != nil:
+		forget()
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	return func() {
+		// The socket is still open, or the kernel has taken it out by itself: its
+		// number cannot be another one's here.
+		_ = controlSocket(nc, func(fd int) error { return w.control(unix.EPOLL_CTL_DEL, fd, nil) })
+		forget()
+	}, nil
 }
 
-// control changes what is watched; it is false when that cannot be.
-func (w *peerWatch) control(op, socket int, event *unix.EpollEvent) (done bool) {
-	err := w.raw.Control(func(epoll uintptr) { done = unix.EpollCtl(int(epoll), op, socket, event) == nil })
-	return done && err == nil
+// control changes what is watched.
+func (w *peerWatch) control(op, socket int, event *unix.EpollEvent) error {
+	var err error
+	return cmp.Or(w.raw.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), op, socket, event) }), err)
 }
 
 func (w *peerWatch) run() {

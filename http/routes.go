@@ -72,9 +72,6 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 		who := access.Caller{}
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
-		if c := connOf(ctx); c != nil {
-			c.busy.Store(true)
-		}
 		defer func() {
 			if p := recover(); p != nil {
 				s.panicked(ctx, p)

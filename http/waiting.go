@@ -27,6 +27,7 @@ var errLeft = errors.New("the client has closed its side of the connection")
 const (
 	tooManyWaits    = "too many requests wait"
 	tooManyOfWaiter = "too many requests of this client wait"
+	cannotWait      = "the request cannot wait: nothing would show that its client leaves"
 )
 
 // waitLimit is how many of so many connections may wait.
@@ -61,21 +62,33 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 	until, cancel := context.WithCancelCause(s.serving)
 	stop := func() {}
 	if peers := s.peers.Load(); c != nil && peers != nil {
-		stop = peers.watch(c.Conn, func() { cancel(errLeft) })
+		if stop, err = peers.watch(c.Conn, func() { cancel(errLeft) }); err != nil {
+			s.log.Debug("http: a request cannot wait", "err", err)
+			cancel(err)
+			w.leave(who)
+			ctx.SetConnectionClose()
+			s.metrics.waitsRefused.Inc()
+			return nil, nil, &refusal{fasthttp.StatusServiceUnavailable, cannotWait}
+		}
 	}
 	var once sync.Once
 	return until, func() {
 		once.Do(func() {
 			stop()
 			cancel(nil)
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.all--
-			if w.clients[who]--; w.clients[who] == 0 {
-				delete(w.clients, who)
-			}
+			w.leave(who)
 		})
 	}, nil
+}
+
+// leave frees a place.
+func (w *waitSet) leave(who client) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all--
+	if w.clients[who]--; w.clients[who] == 0 {
+		delete(w.clients, who)
+	}
 }
 
 // watchPeers begins to notice clients that leave.

@@ -2,6 +2,7 @@ package http
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"strconv"
@@ -121,6 +122,24 @@ func TestLeavingBeforeItsTurn(t *testing.T) {
 	}
 }
 
+// TestWaitWithoutAWatch: a request whose client could leave unseen does not wait.
+func TestWaitWithoutAWatch(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	paths := waitsOf(t, e)
+	eventually(t, "clients are watched", func() bool { return s.peers.Load() != nil })
+	s.peers.Load().Close()
+	for kind, path := range paths {
+		_, r := s.raw(asking(path))
+		got := s.answerTo(r)
+		refusedWith(t, got, 503, "cannot wait")
+		if !got.close {
+			t.Errorf("%s: the connection stays", kind)
+		}
+	}
+	eventually(t, "no place is taken", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
+}
+
 // TestPeerWatch: only the one that leaves is told of, once; what it has sent stays.
 func TestPeerWatch(t *testing.T) {
 	w, err := newPeerWatch()
@@ -134,6 +153,14 @@ func TestPeerWatch(t *testing.T) {
 	defer l.Close()
 	const n = 300 // more than one look brings
 	left := make(chan int, 2*n)
+	watch := func(c net.Conn, left func()) (stop func()) {
+		t.Helper()
+		stop, err := w.watch(c, left)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stop
+	}
 	var clients, servers []net.Conn
 	var stops []func()
 	for i := range n {
@@ -148,7 +175,7 @@ func TestPeerWatch(t *testing.T) {
 		}
 		defer server.Close()
 		clients, servers = append(clients, c), append(servers, server)
-		stops = append(stops, w.watch(server, func() { left <- i }))
+		stops = append(stops, watch(server, func() { left <- i }))
 	}
 	if _, err := io.WriteString(clients[7], "x"); err != nil {
 		t.Fatal(err)
@@ -174,15 +201,21 @@ func TestPeerWatch(t *testing.T) {
 	for _, stop := range stops {
 		stop()
 	}
-	stop := w.watch(servers[0], func() { left <- 0 }) // it has left already
+	stop := watch(servers[0], func() { left <- 0 }) // it has left already
 	<-left
 	stop()
 	a, z := net.Pipe()
 	defer a.Close()
 	defer z.Close()
-	w.watch(a, func() { t.Error("a pipe has no socket") })()
+	watch(a, func() { t.Error("a pipe has no socket") })()
+	servers[2].Close()
+	if _, err := w.watch(servers[2], func() { t.Error("told of a closed socket") }); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a closed socket is watched: %v", err)
+	}
 	w.Close()
-	w.watch(servers[1], func() { t.Error("told after Close") })()
+	if _, err := w.watch(servers[1], func() { t.Error("told after Close") }); err == nil {
+		t.Error("watched after Close")
+	}
 	if len(left) > 0 || len(w.waiting) > 0 {
 		t.Errorf("%d more were told, %d are kept", len(left), len(w.waiting))
 	}

@@ -179,7 +179,7 @@ func TestThousandWithJournalErrors(t *testing.T) {
 		return []faults.Fault{{Op: op, Path: path, First: first, Times: 1, Err: syscall.EIO}}
 	}
 	at := func() int { return 2 + rng.IntN(scaled(1000)) } // of some 2,000 writes: intents, and ends with what is between
-	for name, script := range some(rng, map[string][]faults.Fault{
+	cases := map[string][]faults.Fault{
 		"the first write":          once(faults.Write, "journal", 1),
 		"a write":                  once(faults.Write, "journal*", at()),
 		"another write":            once(faults.Write, "journal*", at()),
@@ -195,7 +195,11 @@ func TestThousandWithJournalErrors(t *testing.T) {
 			{Op: faults.Rename, Path: "journal.new", Times: 1 + rng.IntN(10), Err: syscall.EIO},
 		},
 		"all calls for a while": {{Path: "journal*", First: at(), Times: 10 + rng.IntN(20), Err: syscall.EIO}},
-	}) {
+	}
+	if scaled(1000) < 1000 { // the journal stays so short that no next one is made
+		maps.DeleteFunc(cases, func(name string, _ []faults.Fault) bool { return strings.Contains(name, "next journal") })
+	}
+	for name, script := range some(rng, cases) {
 		t.Run(name, func(t *testing.T) {
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
 			t.Logf("%+v", script)
