@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -13,6 +14,9 @@ import (
 func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	if s.cfg.Backup == nil {
 		return &refusal{fasthttp.StatusNotFound, "this server makes no backups"}
+	}
+	if navigated(&ctx.Request.Header) {
+		return &refusal{fasthttp.StatusForbidden, "cross-site request: a browser asks for a backup and does not say which page made it: use `caravan backup` or another program"}
 	}
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
@@ -38,6 +42,14 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	}()
 	s.stream(ctx, "application/octet-stream", &piped{r, cancel}, nil, -1)
 	return nil
+}
+
+// navigated tells whether a request looks like a browser's that opens an address, and does
+// not say which page made it do so: browsers leave that out for http: addresses of other
+// machines. Programs do not ask for HTML here.
+func navigated(h *fasthttp.RequestHeader) bool {
+	return len(h.Peek("Sec-Fetch-Site")) == 0 && len(h.Peek(fasthttp.HeaderOrigin)) == 0 &&
+		bytes.Contains(bytes.ToLower(h.Peek(fasthttp.HeaderAccept)), []byte("text/html"))
 }
 
 var errStopping = errors.New("the server is stopping")

@@ -43,7 +43,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: share{of: &s.bodies}, window: share{of: &s.bodies}}
+	b := &batch{s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: s.shareOf(ctx), window: s.shareOf(ctx)}
 	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
@@ -84,13 +84,14 @@ func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLine) }
 
 // open begins to read the body. What is announced and short is read at once.
 func (b *batch) open(ctx *fasthttp.RequestCtx) error {
-	stream, announced := ctx.RequestBodyStream(), ctx.Request.Header.ContentLength()
+	stream, announced := bodyOf(ctx), ctx.Request.Header.ContentLength()
 	if stream == nil {
 		body := ctx.Request.Body()
 		stream, announced = bytes.NewReader(body), len(body)
 	}
 	r := &patientReader{r: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serving: b.s.serving, left: announced}
-	r.stop = context.AfterFunc(b.s.serving, r.giveUp)
+	allowed, stop := b.s.permits.add(b.permit, r.revoke), context.AfterFunc(b.s.serving, r.giveUp)
+	r.stop = func() { allowed(); stop() }
 	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.lineLimit(), room: b.held.set}
 	codings := ctx.Request.Header.PeekAll(fasthttp.HeaderContentEncoding)
 	b.coding = strings.ToLower(string(bytes.Join(codings, []byte(", "))))
@@ -104,9 +105,9 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	case "gzip", "x-gzip":
 		b.lines.r, err = gzip.NewReader(r)
 	case "zstd":
-		if !b.window.set(maxZstd) {
+		if err := b.window.set(maxZstd); err != nil {
 			r.Close()
-			return b.s.noRoom()
+			return b.s.noRoom(err)
 		}
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20)); err == nil {
@@ -185,6 +186,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	if (err != nil && err != io.EOF || b.bad >= maxBadLines) && b.wire.conn != nil {
 		b.wire.conn.linger = true // the client is still sending, and has to see the answers
 	}
+	full := errors.Is(err, errNoRoom) || errors.Is(err, errOwnRoom)
 	switch {
 	case err == nil && b.bad >= maxBadLines:
 		b.lines.failed = errTooMuch
@@ -193,10 +195,10 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		return append(dst, '\n'), false, nil
 	case err == nil:
 		return dst, true, nil
-	case errors.Is(err, errNoRoom) && b.line == 0:
-		return dst, true, b.s.noRoom()
-	case errors.Is(err, errNoRoom):
-		p := b.s.noRoom()
+	case full && b.line == 0:
+		return dst, true, b.s.noRoom(err)
+	case full:
+		p := b.s.noRoom(err)
 		dst = appendProblem(dst, problem{status: p.status, text: "line " + strconv.Itoa(b.line+1) + ": " + p.text + "; it and what is behind it is not read"})
 		return append(dst, '\n'), false, nil
 	case err == io.EOF:

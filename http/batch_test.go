@@ -322,4 +322,4 @@ func BenchmarkBatch(b *testing.B) {
 }
 
 // anyRoom is a budget without bounds.
-func anyRoom(int64) bool { return true }
+func anyRoom(int64) error { return nil }

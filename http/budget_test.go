@@ -1,66 +1,102 @@
 package http
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"io"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
 )
 
 func TestShare(t *testing.T) {
-	b := budget{limit: 8 << 20}
-	large, small, tiny := share{of: &b}, share{of: &b}, share{of: &b}
-	if large.set(6<<20+1) || b.used.Load() != 0 {
+	b := &budget{limit: 8 << 20, own: 8 << 20, clients: map[client]int64{}}
+	large, small, tiny := share{of: b}, share{of: b}, share{of: b}
+	if large.set(6<<20+1) != errNoRoom || b.inUse() != 0 {
 		t.Error("a large body takes the last quarter")
 	}
-	if !large.set(6<<20) || !small.set(largeBody) || !small.set(largeBody) {
+	if large.set(6<<20) != nil || small.set(largeBody) != nil || small.set(largeBody) != nil {
 		t.Error("there is room")
 	}
-	if large.set(6<<20 + 1); large.held != 6<<20 {
+	if _ = large.set(6<<20 + 1); large.held != 6<<20 {
 		t.Errorf("a share that could not grow is %d", large.held)
 	}
-	other := share{of: &b}
-	if !other.set(largeBody) || (&share{of: &b}).set(freeBody+1) {
+	other := share{of: b}
+	if other.set(largeBody) != nil || (&share{of: b, who: client{uid: 7}}).set(freeBody+1) != errNoRoom {
 		t.Error("small bodies have the last quarter, and not more")
 	}
-	if !tiny.set(freeBody) {
+	if tiny.set(freeBody) != nil {
 		t.Error("a tiny body is not counted")
 	}
 	for _, h := range []*share{&large, &small, &tiny, &other} {
 		h.free()
 		h.free()
 	}
-	if n := b.used.Load(); n != 0 {
-		t.Errorf("%d bytes are left", n)
+	if n := b.inUse(); n != 0 || len(b.clients) != 0 {
+		t.Errorf("%d bytes are left, of %v", n, b.clients)
 	}
 }
+
+// TestSharesOfClients: half for each, more where one may have most connections.
+func TestSharesOfClients(t *testing.T) {
+	b := newBudget(8<<20, 100, 50)
+	one, more, other := share{of: b, who: client{uid: 1}}, share{of: b, who: client{uid: 1}}, share{of: b, who: client{uid: 2}}
+	if one.set(3<<20) != nil || more.set(1<<20) != nil || more.set(1<<20+1) != errOwnRoom || one.set(3<<20+1) != errOwnRoom {
+		t.Error("one client has half of it, and not more")
+	}
+	if other.set(2<<20) != nil || other.set(2<<20+1) != errNoRoom {
+		t.Error("another one has what large bodies may have of the rest")
+	}
+	one.free()
+	if more.set(2<<20) != nil {
+		t.Error("what was given back is there again")
+	}
+	for ofClient, own := range map[int]int64{1: 4 << 20, 50: 4 << 20, 75: 6 << 20, 100: 8 << 20} {
+		if b := newBudget(8<<20, 100, ofClient); b.own > own || b.own < own-100 {
+			t.Errorf("with %d of 100 connections it has %d", ofClient, b.own)
+		}
+	}
+	// One line as long as may be is received by a client that has nothing else.
+	size, most := int64(0), int64(0)
+	l := &lineReader{r: zeros{}, limit: maxLine, room: func(n int64) error { most = max(most, n); return nil }}
+	for ; size <= maxLine && l.failed == nil; size = int64(len(l.rest)) {
+		l.read()
+	}
+	if own := newBudget(bodyMemory, defaultMaxConns, 1).own; most > own || size <= maxLine {
+		t.Errorf("a line of %d bytes takes %d, one client has %d", size, most, own)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestBytesUnderWay: bodies that come slowly take no more memory than there is for all;
 // small ones are served all the while, and what was taken comes back.
 func TestBytesUnderWay(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	s.bodies.limit = 24 << 20
+	s.bodies.limit, s.bodies.own = 24<<20, 24<<20
 	part := strings.Repeat(" ", 3<<20)
 	var lines []net.Conn
 	refused := func() bool {
 		return !strings.Contains(s.get("/metrics").body, "\ncaravan_http_bodies_refused_total 0\n")
 	}
-	for held := int64(0); !refused(); held = s.bodies.used.Load() {
+	for held := int64(0); !refused(); held = s.bodies.inUse() {
 		c, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nContent-Length: 99999999\r\n\r\n")
 		if _, err := io.WriteString(c, part); err != nil {
 			t.Fatal(err)
 		}
 		// Its memory has grown for the last time when there were between 1.5 and 3 MiB.
-		eventually(t, "it is held or refused", func() bool { return s.bodies.used.Load() >= held+planBytes*3<<19 || refused() })
+		eventually(t, "it is held or refused", func() bool { return s.bodies.inUse() >= held+planBytes*3<<19 || refused() })
 		if lines = append(lines, c); refused() {
 			refusedWith(t, s.answerTo(r), 503, "too many bytes")
 		}
 	}
-	if n := s.bodies.used.Load(); len(lines) < 3 || len(lines) > 5 || n > s.bodies.limit {
+	if n := s.bodies.inUse(); len(lines) < 3 || len(lines) > 5 || n > s.bodies.limit {
 		t.Errorf("%d lines of 3 MiB took %d bytes", len(lines), n)
 	}
 	if got := s.do("POST", "/v1/dagrun", seedSpec); got.status != 200 {
@@ -71,10 +107,45 @@ func TestBytesUnderWay(t *testing.T) {
 	for _, c := range lines {
 		c.Close()
 	}
-	eventually(t, "all is given back", func() bool { return s.bodies.used.Load() == 0 })
+	eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
 	if got := s.do("POST", "/v1/dagrun", big); got.status != 200 {
 		t.Errorf("with room again: %d %s", got.status, got.body)
 	}
+}
+
+// TestBytesOfOneClient: what one client has under way leaves room for the others, and those
+// are served; in a batch the line says so.
+func TestBytesOfOneClient(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	s.bodies.limit, s.bodies.own = 64<<20, 16<<20
+	big := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", 3<<20) + `"}}}}`
+	held := share{of: s.bodies, who: client{addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}}
+	if err := held.set(15 << 20); err != nil {
+		t.Fatal(err)
+	}
+	for _, header := range []string{"Content-Type: application/json", "Content-Type: " + linesType} {
+		target := map[bool]string{true: batchPath, false: "/v1/dagrun"}[strings.Contains(header, linesType)]
+		refusedWith(t, s.do("POST", target, big, header), 429, "of this client's requests")
+	}
+	post := "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	c, err := from.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, post); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.answerTo(bufio.NewReader(c)); got.status != 200 {
+		t.Errorf("another client: %d %s", got.status, got.body)
+	}
+	held.free()
+	if got := s.do("POST", "/v1/dagrun", big); got.status != 200 {
+		t.Errorf("with room again: %d %s", got.status, got.body)
+	}
+	eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
 }
 
 // TestRefusedLinesAreBounded: a request with nothing but bad lines is not read to its end.

@@ -97,7 +97,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) (access.Caller, 
 	case err != nil:
 		return who, err
 	case who.Scopes&rt.scope == 0:
-		return who, &refusal{fasthttp.StatusForbidden, callerName(who) + " has the scopes " + strconv.Quote(who.Scopes.String()) + ", and this needs " + anyOf(rt.scope)}
+		return who, inScope(who, rt.scope)
 	case who.Session && !fetchOf(&ctx.Request.Header).Safe && !ownPage(&ctx.Request.Header):
 		return who, &refusal{fasthttp.StatusForbidden, "a change with a cookie must come from a page of this server"}
 	}
@@ -106,6 +106,14 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) (access.Caller, 
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "private, no-cache")
 	}
 	return who, nil
+}
+
+// inScope refuses a caller who has none of the scopes.
+func inScope(who access.Caller, scope access.Scopes) error {
+	if who.Scopes&scope != 0 {
+		return nil
+	}
+	return &refusal{fasthttp.StatusForbidden, callerName(who) + " has the scopes " + strconv.Quote(who.Scopes.String()) + ", and this needs " + anyOf(scope)}
 }
 
 func callerName(who access.Caller) string {

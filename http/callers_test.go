@@ -127,7 +127,7 @@ func TestWrongTokens(t *testing.T) {
 		}
 	}
 	_, r := s.raw("GET /v1/dagruns HTTP/1.1\r\nHost: c\r\nAuthorization: Bearer " + good + "\r\nAuthorization: Bearer x\r\n\r\n")
-	refusedWith(t, s.answerTo(r), 401, "token")
+	refusedWith(t, s.answerTo(r), 400, "Authorization more than once")
 	refusedWith(t, s.do("GET", "/v1/dagruns?token="+good, ""), 401, "")
 	// The body of a request without a token is not awaited.
 	_, r = s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n")

@@ -23,6 +23,7 @@ type conn struct {
 	crowded crowd     // accepted beyond a limit: to be told so
 	linger  bool      // the client may still be sending: see Close
 	renewed time.Time // of the write deadline; only the writer uses it
+	chunks  chunkMeter
 
 	entrance *Entrance
 	raw      net.Conn // under TLS; nil without it
@@ -100,6 +101,7 @@ func trackState(nc net.Conn, state fasthttp.ConnState) {
 	if c, ok := nc.(*conn); ok {
 		c.state.Store(int32(state))
 		if state == fasthttp.StateIdle {
+			c.chunks.on = false // what comes is the next request
 			c.since.Store(int64(time.Since(c.s.epoch)))
 			c.vacate()
 		}

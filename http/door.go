@@ -62,7 +62,7 @@ func (s *Server) knock(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 	if err := checkHost(hosts, h); err != nil {
 		return err
 	}
-	if err := s.checkOrigin(h); err != nil {
+	if err := s.checkOrigin(h, rt.bulk()); err != nil {
 		return err
 	}
 	var err error
@@ -107,17 +107,15 @@ func misdirected(host []byte) error {
 		"host " + quote(host) + " is not a name of this server; caravan serve --allow-host adds names"}
 }
 
-// checkOrigin refuses requests that web pages of other origins cause.
-func (s *Server) checkOrigin(h *fasthttp.RequestHeader) error {
+// checkOrigin refuses requests that web pages of other origins cause. bulk is
+// access.Fetch's.
+func (s *Server) checkOrigin(h *fasthttp.RequestHeader, bulk bool) error {
 	if h.Peek(fasthttp.HeaderOrigin) == nil && h.Peek("Sec-Fetch-Site") == nil {
 		return nil // no browser sent it, or none that tells more
 	}
-	for _, name := range []string{fasthttp.HeaderOrigin, "Sec-Fetch-Site"} {
-		if len(h.PeekAll(name)) > 1 {
-			return &refusal{fasthttp.StatusForbidden, "cross-site request: " + name + " is there more than once"}
-		}
-	}
-	err := s.cfg.Access.Origins.Check(fetchOf(h))
+	fetch := fetchOf(h)
+	fetch.Bulk = bulk
+	err := s.cfg.Access.Origins.Check(fetch)
 	if errors.Is(err, access.ErrCrossSite) {
 		return &refusal{fasthttp.StatusForbidden, err.Error()}
 	}
@@ -207,7 +205,7 @@ func (s *Server) preflight(ctx *fasthttp.RequestCtx) {
 // will be refused. What it misses is refused all the same, a few bytes of the body
 // later.
 func (s *Server) suspect(e *Entrance, h *fasthttp.RequestHeader) bool {
-	if int64(h.ContentLength()) > s.bodyLimit(h) || checkHost(e.Hosts, h) != nil || s.checkOrigin(h) != nil {
+	if int64(h.ContentLength()) > s.bodyLimit(h) || refuseRepeated(h) != nil || checkHost(e.Hosts, h) != nil || s.checkOrigin(h, false) != nil {
 		return true
 	}
 	if target := string(h.RequestURI()); target == loginPath || target == logoutPath {

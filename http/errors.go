@@ -167,6 +167,10 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, rt *route, who *access.Caller) 
 	case bytes.IndexByte(ctx.Request.Header.RequestURI(), '#') >= 0:
 		return &refusal{fasthttp.StatusBadRequest, "the request's target holds a fragment"}
 	}
+	if err := refuseRepeated(&ctx.Request.Header); err != nil {
+		ctx.SetConnectionClose()
+		return err
+	}
 	if err := s.knock(ctx, rt, who); err != nil {
 		return err
 	}
@@ -229,6 +233,8 @@ func unread(err error) problem {
 		netErr net.Error
 	)
 	switch {
+	case errors.Is(err, errFraming):
+		return problem{status: fasthttp.StatusBadRequest, text: errFraming.Error()}
 	case errors.As(err, &small):
 		return problem{status: fasthttp.StatusRequestHeaderFieldsTooLarge,
 			text: "the request line and headers are too large: at most " + strconv.Itoa(headerLimit) + " bytes"}

@@ -162,7 +162,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 	switch {
 	case err == nil:
 		return dst, !done, nil
-	case context.Cause(p.until) == errLeft:
+	case context.Cause(p.until) == errLeft, context.Cause(p.until) == errRevoked:
 		return dst, true, errBreakOff
 	case p.s.serving.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
 		return dst, false, nil // who wants more connects again

@@ -14,9 +14,6 @@ const (
 	maxLines = 1024     // that are handed out at a time
 )
 
-// errNoRoom: there is no memory for a line that is coming.
-var errNoRoom = errors.New("no room for a line")
-
 // errLongLine: a line is longer than the limit.
 var errLongLine = errors.New("line is too long")
 
@@ -24,9 +21,9 @@ var errLongLine = errors.New("line is too long")
 type lineReader struct {
 	r      io.Reader
 	close  func()
-	limit  int64              // bytes of a line
-	whole  int                // length of the body when that is to be read at once, before anything is handed out
-	room   func(n int64) bool // asked before so many bytes are held; false: there is no room
+	limit  int64               // bytes of a line
+	whole  int                 // length of the body when that is to be read at once, before anything is handed out
+	room   func(n int64) error // asked before so many bytes are held, or why they may not be
 	rest   []byte
 	failed error // comes behind rest
 }
@@ -71,8 +68,8 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 // this reader's any more.
 func (l *lineReader) read() {
 	if l.whole > 0 {
-		if !l.room(planBytes * int64(l.whole)) {
-			l.whole, l.failed = 0, errNoRoom
+		if err := l.room(planBytes * int64(l.whole)); err != nil {
+			l.whole, l.failed = 0, err
 			return
 		}
 		l.rest = make([]byte, l.whole)
@@ -83,11 +80,15 @@ func (l *lineReader) read() {
 		return
 	}
 	if cap(l.rest)-len(l.rest) < lineRoom/16 {
-		if !l.room(planBytes * int64(len(l.rest))) {
-			l.failed = errNoRoom
+		if err := l.room(planBytes * int64(len(l.rest))); err != nil {
+			l.failed = err
 			return
 		}
-		l.rest = append(make([]byte, 0, max(2*len(l.rest), lineRoom)), l.rest...)
+		size := max(2*len(l.rest), lineRoom)
+		if most := l.limit + lineRoom; int64(size)+lineRoom >= l.limit && int64(len(l.rest)) < l.limit {
+			size = int(most) // all that a line may have: it is refused before it grows again
+		}
+		l.rest = append(make([]byte, 0, size), l.rest...)
 	}
 	n, err := l.r.Read(l.rest[len(l.rest):cap(l.rest)])
 	l.rest, l.failed = l.rest[:len(l.rest)+n], err
@@ -100,7 +101,7 @@ type patientReader struct {
 	conn    *conn
 	timeout time.Duration
 	serving context.Context
-	stop    func() bool
+	stop    func()
 	left    int   // announced and not read; negative when it comes in chunks
 	err     error // that reading ended with, but io.EOF
 
@@ -109,7 +110,8 @@ type patientReader struct {
 	began time.Time // when its first bytes came; zero before
 	got   int       // bytes since then
 
-	mu sync.Mutex // of the connection's deadline
+	mu      sync.Mutex // of the connection's deadline, and of
+	revoked bool       // nothing more may be read
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
@@ -141,6 +143,9 @@ func (p *patientReader) renew() error {
 	if err := p.serving.Err(); err != nil {
 		return err
 	}
+	if p.revoked {
+		return errRevoked
+	}
 	deadline := time.Now().Add(p.timeout)
 	if !p.began.IsZero() {
 		if whole := p.began.Add(p.timeout + time.Duration(p.got/bodyRate)*time.Second); whole.Before(deadline) {
@@ -152,6 +157,14 @@ func (p *patientReader) renew() error {
 
 // restart is called when a line is whole: the next one has all its time.
 func (p *patientReader) restart() { p.began, p.got = time.Time{}, 0 }
+
+// revoke ends reading for good: the caller's token or session has gone.
+func (p *patientReader) revoke() {
+	p.mu.Lock()
+	p.revoked = true
+	p.mu.Unlock()
+	p.giveUp()
+}
 
 // giveUp ends a read that waits.
 func (p *patientReader) giveUp() {

@@ -41,7 +41,7 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 			return err
 		}
 		ctx.Response.ImmediateHeaderFlush = true
-		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, until, end, 0}, nil, -1)
+		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, until, end, 0, s.permitOf(ctx)}, nil, -1)
 		return nil
 	}
 	h.Set(fasthttp.HeaderAcceptRanges, "bytes")
@@ -209,13 +209,14 @@ func (r *logReader) next(dst []byte) ([]byte, bool, error) {
 
 func (r *logReader) Close() error { return r.log.Close() }
 
-// logFollower goes on until the attempt has ended, the client is gone or the
-// server shuts down. Only the first ends the answer properly.
+// logFollower goes on until the attempt has ended, the client or its right to the log is
+// gone, or the server shuts down. Only the first ends the answer properly.
 type logFollower struct {
 	logReader
 	until context.Context // ends when the client leaves, or the server
 	end   func()          // of the wait
 	wait  time.Duration   // since there was something
+	right *permit         // sessions end by themselves
 }
 
 func (f *logFollower) Close() error {
@@ -245,6 +246,9 @@ func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 		timer := time.NewTimer(f.wait)
 		select {
 		case <-timer.C:
+			if !f.right.holds() {
+				return dst, true, errBreakOff
+			}
 		case <-f.until.Done():
 			timer.Stop()
 			return dst, true, errBreakOff

@@ -110,6 +110,7 @@ func (s *Server) logout(ctx *fasthttp.RequestCtx) error {
 			s.sessions.End(cookie)
 		}
 	}
+	s.revoke() // what the session's pages wait for
 	s.setCookie(ctx, "", -1)
 	ctx.Response.Header.Set(fasthttp.HeaderLocation, loginPath)
 	ctx.SetStatusCode(fasthttp.StatusSeeOther)
@@ -149,7 +150,7 @@ func secureOrigin(ctx *fasthttp.RequestCtx) bool {
 // readForm reads a short form.
 func readForm(ctx *fasthttp.RequestCtx) (url.Values, error) {
 	var text []byte
-	if stream := ctx.RequestBodyStream(); stream != nil {
+	if stream := bodyOf(ctx); stream != nil {
 		var err error
 		if text, err = io.ReadAll(io.LimitReader(stream, loginForm+1)); err != nil {
 			p := unread(err)

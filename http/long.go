@@ -282,6 +282,9 @@ func (s *Server) awaitTurn(ctx *fasthttp.RequestCtx) error {
 	case <-until.Done():
 	}
 	ctx.SetConnectionClose()
+	if err := s.permitOf(ctx).check(); err != nil {
+		return err
+	}
 	if context.Cause(until) == errLeft {
 		return &refusal{fasthttp.StatusServiceUnavailable, errLeft.Error() + " before the turn of its document had come: it was not taken"}
 	}

@@ -112,17 +112,26 @@ func TestRevokedTokensEndBatches(t *testing.T) {
 	}
 }
 
-// TestRepeatedOrigins: a header that says where a request comes from must say one thing.
-func TestRepeatedOrigins(t *testing.T) {
+// TestRepeatedHeaders: a header that says one thing of the request must be there once, also
+// when both lines say the same. Nothing of the body is waited for.
+func TestRepeatedHeaders(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	own := "Origin: http://" + s.addr
+	const half = `{"tasks":{"a":{"job"`
 	for _, lines := range []string{
+		"Content-Type: application/json", "content-type: text/plain", "CONTENT-TYPE:", "Host: evil.example", "host: " + s.addr,
+		"Authorization: Bearer a\r\nauthorization: Bearer a", "Authorization: Bearer a\r\nAuthorization: Bearer b", "Content-Length: 43", "Content-Length: 42",
+		"Transfer-Encoding: chunked", "Expect: 100-continue\r\nExpect: 100-continue", "Idempotency-Key: a\r\nIdempotency-Key: a", "Last-Event-ID: 1\r\nlast-event-id: 1",
+		own + "\r\n" + own, "Sec-Fetch-Mode: cors\r\nSec-Fetch-Mode: navigate", "Sec-Fetch-Dest: empty\r\nSec-Fetch-Dest: document", "Range: bytes=0-\r\nRange: bytes=0-",
 		own + "\r\nOrigin: http://evil.example", "Origin: http://evil.example\r\n" + own, own + "\r\norigin: null",
 		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site", "Sec-Fetch-Site: none\r\nsec-fetch-site: same-site",
 	} {
-		_, r := s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: " + s.addr + "\r\n" + lines + "\r\nContent-Type: application/json\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
-		refusedWith(t, s.answerTo(r), 403, "cross-site request")
+		_, r := s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: " + s.addr + "\r\n" + lines + "\r\nContent-Type: application/json\r\nContent-Length: 43\r\n\r\n" + half)
+		got := s.answerTo(r)
+		if refusedWith(t, got, 400, ""); !got.close {
+			t.Errorf("%q: the connection stays", lines)
+		}
 	}
 	if len(e.submitted) != 0 {
 		t.Errorf("%d runs", len(e.submitted))

@@ -21,6 +21,24 @@ type route struct {
 
 const serverStatePath = "/v1/server/state"
 
+const (
+	backupRoute    = "/v1/backup"
+	eventsRoute    = "/v1/events"
+	runEventsRoute = "/v1/dagrun/{run}/events"
+	statesRoute    = "/v1/dagrun/{run}/states"
+	logRoute       = "/v1/dagrun/{run}/task/{task}/log"
+)
+
+// bulk tells whether the answer is no document, but all that there is, a file or a stream:
+// other origins' pages may not so much as navigate there.
+func (rt *route) bulk() bool {
+	switch rt.path {
+	case backupRoute, eventsRoute, runEventsRoute, statesRoute, logRoute:
+		return true
+	}
+	return false
+}
+
 const validatePath = "/v1/dagrun/validate"
 
 // routes is the whole surface. The rows of the first block are fixed: their
@@ -42,13 +60,13 @@ func (s *Server) routes() []route {
 
 		{"POST", batchPath, access.Submit, linesBody, (*Server).submitBatch},
 		{"GET", run + "/summary", access.Read, noBody, (*Server).runSummary},
-		{"GET", run + "/events", access.Read, noBody, (*Server).runEvents},
-		{"GET", "/v1/events", access.Read, noBody, (*Server).events},
+		{"GET", runEventsRoute, access.Read, noBody, (*Server).runEvents},
+		{"GET", eventsRoute, access.Read, noBody, (*Server).events},
 		{"GET", run + "/graph", access.Read, noBody, (*Server).runGraph},
-		{"GET", run + "/states", access.Read, noBody, (*Server).taskStates},
+		{"GET", statesRoute, access.Read, noBody, (*Server).taskStates},
 		{"GET", run + "/tasks", access.Read, noBody, (*Server).listTasks},
-		{"GET", task + "/log", access.Read, noBody, (*Server).taskLog},
-		{"GET", "/v1/backup", access.Control, noBody, (*Server).backup},
+		{"GET", logRoute, access.Read, noBody, (*Server).taskLog},
+		{"GET", backupRoute, access.Control, noBody, (*Server).backup},
 		{"GET", serverStatePath, access.Read, noBody, (*Server).serverState},
 		{"PATCH", serverStatePath + "/{state}", access.Control, noBody, (*Server).setServerState},
 		{"GET", "/healthz", open, noBody, (*Server).healthz},
@@ -72,6 +90,9 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 		who := access.Caller{}
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
+		if c := connOf(ctx); c != nil {
+			c.chunks.measure(&ctx.Request.Header)
+		}
 		defer func() {
 			if p := recover(); p != nil {
 				s.panicked(ctx, p)

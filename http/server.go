@@ -97,7 +97,8 @@ type Server struct {
 	epoch    time.Time     // what conn.since counts from
 	conns    connSet
 	waits    waitSet
-	bodies   budget
+	permits  permitSet // of what waits
+	bodies   *budget
 	unpack   chan struct{}             // of the bodies that are being decompressed in memory
 	peers    atomic.Pointer[peerWatch] // made by Serve; nil: nobody's leaving is noticed
 	inflight atomic.Int64              // requests that have been taken and not yet answered to the end
@@ -123,7 +124,7 @@ func New(cfg Config) *Server {
 		epoch:  time.Now(),
 		idle:   make(chan struct{}, 1),
 		turn:   make(chan struct{}, 1),
-		bodies: budget{limit: bodyMemory},
+		bodies: newBudget(bodyMemory, cfg.MaxConns, cfg.MaxPerClient),
 		unpack: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	s.serving, s.drain = context.WithCancel(context.Background())
@@ -133,6 +134,7 @@ func New(cfg Config) *Server {
 	s.logins = access.NewRate(loginBurst, loginInterval)
 	if cfg.Access.Keys != nil {
 		s.sessions = access.NewSessions(cfg.Access.Keys)
+		cfg.Access.Keys.OnReload(s.revoke)
 	}
 	s.route = s.router().Handler
 	return s

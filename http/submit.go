@@ -28,7 +28,8 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	var warnings dag.Problems
-	held := share{of: &s.bodies}
+	tokens := s.inForce()
+	held := s.shareOf(ctx)
 	defer held.free()
 	doc, long, err := s.document(ctx, &held)
 	if err != nil {
@@ -51,6 +52,9 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		if key != "" {
 			sub.BodyHash = sha256.Sum256(doc)
 		}
+	}
+	if err := s.allowedStill(ctx, tokens); err != nil {
+		return err
 	}
 	sub.At = time.Now().UnixNano()
 	run, err := s.engine.Submit(sub)
@@ -105,7 +109,7 @@ func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	held := share{of: &s.bodies}
+	held := s.shareOf(ctx)
 	defer held.free()
 	doc, long, err := s.document(ctx, &held)
 	if err != nil {
@@ -170,8 +174,8 @@ func (s *Server) document(ctx *fasthttp.RequestCtx, held *share) (doc []byte, lo
 			return nil, nil, undecompressed(coding, err, s.cfg.MaxBody)
 		}
 	}
-	if !held.set(planBytes * int64(len(doc))) {
-		return nil, nil, s.noRoom()
+	if err := held.set(planBytes * int64(len(doc))); err != nil {
+		return nil, nil, s.noRoom(err)
 	}
 	if len(doc) == 0 {
 		text := "the body is empty: want a spec as JSON"
@@ -183,7 +187,7 @@ func (s *Server) document(ctx *fasthttp.RequestCtx, held *share) (doc []byte, lo
 // readBody reads the body, into memory that grows with what has come and not with
 // what was announced, or into a file when it is long. It may be called once.
 func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *share) ([]byte, *longBody, error) {
-	stream := ctx.RequestBodyStream()
+	stream := bodyOf(ctx)
 	if stream == nil {
 		return bytes.Clone(ctx.Request.Body()), nil, nil
 	}
@@ -214,10 +218,10 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *share) ([]byte, *longB
 			return nil, long, err
 		}
 		if len(doc) == cap(doc) {
-			if !held.set(2 * int64(cap(doc))) {
+			if err := held.set(2 * int64(cap(doc))); err != nil {
 				linger(ctx)
 				ctx.SetConnectionClose()
-				return nil, nil, s.noRoom()
+				return nil, nil, s.noRoom(err)
 			}
 			doc = append(doc, 0)[:len(doc)]
 		}

@@ -33,6 +33,9 @@ func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*m
 	within, cancel := context.WithTimeout(until, q.wait)
 	defer cancel()
 	latest, err := s.engine.Await(within, sum.ID, func(sum *messages.Summary) bool { return sum.State != q.from })
+	if err := s.permitOf(ctx).check(); err != nil {
+		return nil, err // the token or session went meanwhile
+	}
 	if latest != nil {
 		return latest, nil // also at the end of the wait
 	}

@@ -34,8 +34,8 @@ const (
 func waitLimit(conns int) int { return max(1, conns-conns/4) }
 
 // beginWait takes a place for a request that is about to wait. The context ends when the
-// client leaves (closing only its sending side counts as leaving), or the server begins
-// to shut down. Call end when the wait is over; more than once does no harm.
+// client leaves (closing only its sending side counts as leaving), when its token or
+// session goes, or when the server begins to shut down. Call end when the wait is over; more than once does no harm.
 func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end func(), err error) {
 	c := connOf(ctx)
 	var who client
@@ -71,9 +71,11 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 			return nil, nil, &refusal{fasthttp.StatusServiceUnavailable, cannotWait}
 		}
 	}
+	allowed := s.permits.add(s.permitOf(ctx), func() { cancel(errRevoked) })
 	var once sync.Once
 	return until, func() {
 		once.Do(func() {
+			allowed()
 			stop()
 			cancel(nil)
 			w.leave(who)

@@ -18,6 +18,9 @@ type Fetch struct {
 	Mode   []byte // Sec-Fetch-Mode
 	Dest   []byte // Sec-Fetch-Dest
 	Safe   bool   // the method is GET, HEAD or OPTIONS
+	// Bulk says that the answer is no document to look at: a browser saves it as a file,
+	// or reads it without end.
+	Bulk bool
 }
 
 // Origins is a set of web origins whose pages may use the API, apart from the
@@ -56,7 +59,9 @@ var ErrCrossSite = errors.New("cross-site request")
 
 // Check refuses a request that a page of another origin causes. Such a page cannot
 // read the answer, but the request would have its effect. A navigation of the
-// whole window by a link is allowed, where the method is safe.
+// whole window by a link is allowed, where the method is safe and the answer a document: any
+// page can navigate, and must not make the server send all that it has, nor the browser
+// save it.
 func (o *Origins) Check(f Fetch) error {
 	if len(f.Origin) > 0 {
 		if o.Has(f.Origin) {
@@ -71,7 +76,7 @@ func (o *Origins) Check(f Fetch) error {
 	case "", "none", "same-origin":
 		return nil
 	}
-	if f.Safe && string(f.Mode) == "navigate" && (len(f.Dest) == 0 || string(f.Dest) == "document") {
+	if f.Safe && !f.Bulk && string(f.Mode) == "navigate" && (len(f.Dest) == 0 || string(f.Dest) == "document") {
 		return nil
 	}
 	return fmt.Errorf("%w: Sec-Fetch-Site is %q", ErrCrossSite, clip(f.Site))

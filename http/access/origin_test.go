@@ -15,7 +15,7 @@ func TestCheck(t *testing.T) {
 	for _, c := range []struct {
 		what                           string
 		host, origin, site, mode, dest string
-		unsafe, allowed                bool
+		unsafe, bulk, allowed          bool
 	}{
 		{what: "a program", host: "localhost:2503", unsafe: true, allowed: true},
 		{what: "its own page", host: "localhost:2503", origin: "http://localhost:2503", site: "same-origin", mode: "cors", unsafe: true, allowed: true},
@@ -25,6 +25,13 @@ func TestCheck(t *testing.T) {
 		{what: "typed by hand", host: "localhost:2503", site: "none", mode: "navigate", dest: "document", allowed: true},
 		{what: "a link from elsewhere", host: "localhost:2503", site: "cross-site", mode: "navigate", dest: "document", allowed: true},
 		{what: "a listed origin", host: "localhost:2503", origin: "https://app.example", site: "cross-site", mode: "cors", unsafe: true, allowed: true},
+		{what: "a file, typed by hand", host: "localhost:2503", site: "none", mode: "navigate", dest: "document", bulk: true, allowed: true},
+		{what: "a file, by a link of its own page", host: "localhost:2503", site: "same-origin", mode: "navigate", dest: "document", bulk: true, allowed: true},
+		{what: "a file, for a listed origin", host: "localhost:2503", origin: "https://app.example", site: "cross-site", mode: "cors", bulk: true, allowed: true},
+		{what: "a file, for a program", host: "localhost:2503", bulk: true, allowed: true},
+
+		{what: "a file, by a page from elsewhere", host: "localhost:2503", site: "cross-site", mode: "navigate", dest: "document", bulk: true},
+		{what: "a file, by a page of another port", host: "localhost:2503", site: "same-site", mode: "navigate", dest: "document", bulk: true},
 
 		{what: "no-cors fetch, sendBeacon", host: "localhost:2503", origin: "http://evil.example", site: "cross-site", mode: "no-cors", unsafe: true},
 		{what: "another port of this machine", host: "localhost:2503", origin: "http://localhost:8000", site: "same-site", mode: "no-cors", unsafe: true},
@@ -45,7 +52,7 @@ func TestCheck(t *testing.T) {
 		{what: "an origin that is one by half", host: "", origin: "http://", unsafe: true},
 		{what: "origins that disagree", host: "localhost:2503", origin: "http://evil.example", site: "same-origin", unsafe: true},
 	} {
-		f := access.Fetch{Host: []byte(c.host), Origin: []byte(c.origin), Site: []byte(c.site), Mode: []byte(c.mode), Dest: []byte(c.dest), Safe: !c.unsafe}
+		f := access.Fetch{Host: []byte(c.host), Origin: []byte(c.origin), Site: []byte(c.site), Mode: []byte(c.mode), Dest: []byte(c.dest), Safe: !c.unsafe, Bulk: c.bulk}
 		err := listed.Check(f)
 		if (err == nil) != c.allowed || err != nil && !errors.Is(err, access.ErrCrossSite) {
 			t.Errorf("%s: %v", c.what, err)

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -149,6 +150,9 @@ func (t *Tokens) find(sum *[sha256.Size]byte) (found *token) {
 type Keys struct {
 	path    string
 	current atomic.Pointer[Tokens]
+
+	mu       sync.Mutex
+	reloaded []func()
 }
 
 // OpenKeys reads a token file.
@@ -169,7 +173,20 @@ func (k *Keys) Reload() error {
 		return fmt.Errorf("token file %s: %w", k.path, err)
 	}
 	k.current.Store(t)
+	k.mu.Lock()
+	reloaded := k.reloaded
+	k.mu.Unlock()
+	for _, fn := range reloaded {
+		fn()
+	}
 	return nil
+}
+
+// OnReload has each later Reload that puts a file in force call fn before it returns.
+func (k *Keys) OnReload(fn func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.reloaded = append(k.reloaded, fn)
 }
 
 // InForce is the token file as it was read last. Two calls return the same pointer
