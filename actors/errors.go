@@ -72,6 +72,9 @@ func lookup(id messages.RunID, err error) error {
 	if errors.Is(err, persistence.ErrFailed) {
 		return storageFailed(err)
 	}
+	if errors.Is(err, persistence.ErrDamaged) {
+		return &messages.Error{Code: messages.Damaged, Text: err.Error()} // which names the run
+	}
 	return fmt.Errorf("run %d: %w", id, err)
 }
 

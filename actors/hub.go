@@ -144,7 +144,7 @@ func (l *listener) resume() (*messages.RunsNews, error) {
 	err := l.node.Summaries(l.page, func(s *messages.Summary) bool {
 		seen++
 		l.page.After, l.page.HasAfter = s.ID, true
-		if s.Changed >= l.since {
+		if s.Changed >= l.since && s.Damage == "" {
 			news.Summaries = append(news.Summaries, s)
 		}
 		return len(news.Summaries) < atOnce

@@ -120,7 +120,7 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	}
 	var finished []ended
 	err := j.n.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool {
-		if s.State.Final() {
+		if s.State.Final() && s.Damage == "" {
 			finished = append(finished, ended{s.ID, s.Changed})
 		}
 		return !j.stopped()

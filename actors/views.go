@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -133,15 +134,42 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 	}
 	stored := q
 	stored.States, stored.Limit, stored.All = nil, 0, true // what is stored of live runs is not their newest state
-	err := n.env.store.Summaries(stored, func(s *messages.Summary) bool {
-		if live := n.env.board.summary(s.ID); live != nil {
-			s = live
+	from := messages.RunID(0)
+	if q.HasAfter {
+		if from = q.After + 1; from == 0 {
+			return nil
 		}
-		return pass(s)
+	}
+	// Those on the board are listed also when their stored rows cannot be found.
+	next, stop := iter.Pull(n.env.board.from(from))
+	defer stop()
+	live, more := next()
+	listed := true // until who asks wants no more
+	upTo := func(id messages.RunID) bool {
+		for ; listed && more && live.ID < id; live, more = next() {
+			if s := n.env.board.summary(live.ID); s != nil {
+				listed = pass(s)
+			}
+		}
+		return listed
+	}
+	err := n.env.store.Summaries(stored, func(s *messages.Summary) bool {
+		if !upTo(s.ID) {
+			return false
+		}
+		if more && live.ID == s.ID {
+			live, more = next()
+		}
+		if now := n.env.board.summary(s.ID); now != nil {
+			s = now
+		}
+		listed = pass(s)
+		return listed
 	})
 	if err != nil {
 		return listing(err)
 	}
+	upTo(1<<64 - 1)
 	return nil
 }
 
@@ -235,7 +263,12 @@ func wantsFinished(q messages.ListQuery) bool {
 }
 
 func selects(q messages.ListQuery, s *messages.Summary) bool {
-	if q.HasAfter && s.ID <= q.After || q.HasTag && s.Tag != q.Tag {
+	switch {
+	case q.HasAfter && s.ID <= q.After:
+		return false
+	case s.Damage != "":
+		return true // nobody knows
+	case q.HasTag && s.Tag != q.Tag:
 		return false
 	}
 	if len(q.States) == 0 && !q.All && s.State.Final() {

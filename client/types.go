@@ -68,6 +68,9 @@ type Summary struct {
 	LastUpdate Nanos             `json:"lastUpdate"`      // the newest durable event
 	TaskCounts map[string]int    `json:"taskCounts"`      // tasks by state; those without any are left out
 	Tasks      int               `json:"tasks,omitempty"` // in all; only from Client.Summary, see Total
+	// Error says that what is stored of the run is damaged, and how: of such an entry of a
+	// list only RunID is known.
+	Error string `json:"error,omitempty"`
 }
 
 // Total is the number of tasks in all.

@@ -103,6 +103,12 @@ func appendHead(dst []byte, s *messages.Summary) []byte {
 
 // appendSummary appends an entry of the list of runs, without its closing brace.
 func appendSummary(dst []byte, s *messages.Summary) []byte {
+	if s.Damage != "" { // nothing else is known of it
+		dst = append(dst, `{"runID":`...)
+		dst = strconv.AppendUint(dst, uint64(s.ID), 10)
+		dst = append(dst, `,"error":`...)
+		return appendText(dst, s.Damage)
+	}
 	dst = appendHead(dst, s)
 	dst = append(dst, `,"state":"`...)
 	dst = append(dst, s.State.String()...)

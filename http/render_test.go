@@ -168,3 +168,18 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 		}
 	}
 }
+
+// TestDamagedRunsInTheList: of a run whose summary is damaged the list has the id and why.
+func TestDamagedRunsInTheList(t *testing.T) {
+	e := seedEngine(t)
+	e.runs[1].view.Summary = messages.Summary{ID: 1, Damage: "run 1: summary: \"rotten\""}
+	s := serve(t, e)
+	const entry = `{"runID":1,"error":"run 1: summary: \"rotten\""}`
+	for _, target := range []string{"/v1/dagruns?all=1", "/v1/dagruns?all=1&limit=3"} {
+		var list []map[string]any
+		r := s.get(target)
+		if err := json.Unmarshal([]byte(r.body), &list); err != nil || r.status != 200 || !strings.Contains(r.body, entry) || len(list) < 3 || list[0]["state"] == nil || list[2]["state"] == nil {
+			t.Errorf("%s: %d %s", target, r.status, r.body)
+		}
+	}
+}

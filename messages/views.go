@@ -33,6 +33,9 @@ type Summary struct {
 	Changed    int64 // ns, on the server's own clock, which nobody can set: the same moment, or a little later
 	Tasks      uint32
 	Counts     Counts
+	// Damage says why the stored summary cannot be read; "" when it can. Of a damaged one
+	// nothing else is known but its ID. Only lists have such entries.
+	Damage string
 }
 
 // View is a run, or the tasks [First, First+len(States)) of it, at one durable

@@ -70,9 +70,11 @@ type Badger struct {
 	// moments are the store's read and commit timestamps.
 	moments *moments
 	gone    gone
-	kept    keptKeys
-	ended   chan struct{}  // the committer has ended
-	staging sync.WaitGroup // long documents that are being written
+	// register is the finished runs that must be found.
+	register register
+	kept     keptKeys
+	ended    chan struct{}  // the committer has ended
+	staging  sync.WaitGroup // long documents that are being written
 
 	failMu  sync.Mutex
 	failure atomic.Pointer[error]

@@ -2,12 +2,11 @@ package persistence
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 )
 
 // errCorrupt marks a stored value that cannot be read. It is never a user's fault.
-var errCorrupt = errors.New("stored value is corrupt")
+var errCorrupt = ErrDamaged
 
 // decoder reads a flat value front to back. After the first error everything it
 // returns is zero; err tells.

@@ -325,7 +325,9 @@ func (s *Badger) commit(ops []op, size int64) error {
 	at, err := s.commits.commit(ops, size)
 	s.stall.end()
 	if err == nil {
+		s.register.forget(ops)
 		s.db.SetDiscardTs(s.moments.advance(at, ops))
+		s.register.learn(ops)
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {

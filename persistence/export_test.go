@@ -88,11 +88,13 @@ type Looks struct {
 	Wait   func(ctx context.Context, d time.Duration) error
 	Looked func(whole bool, report *tables.Report, err error)
 	Bytes  int64 // of a pass that one look reads; 0 = as usual
+	// Unregistered leaves out the look at which runs are finished.
+	Unregistered bool
 }
 
 // WithLooks has the store look at its tables when the test says so.
 func WithLooks(c Config, l Looks) Config {
-	c.clock = verifyClock{ticks: l.Ticks, wait: l.Wait, looked: l.Looked, bytes: l.Bytes}
+	c.clock = verifyClock{ticks: l.Ticks, wait: l.Wait, looked: l.Looked, bytes: l.Bytes, unregistered: l.Unregistered}
 	return c
 }
 
@@ -156,6 +158,29 @@ func SetBare(s *Badger, key, value []byte) error { return s.deleteStep([]op{{key
 
 // DeleteRow deletes a row.
 func DeleteRow(s *Badger, key []byte) error { return s.deleteStep([]op{{key: key, del: true}}) }
+
+// Lose is DeleteRow, behind the store's back, of the summary of a finished run.
+func Lose(s *Badger, run messages.RunID) error {
+	err := DeleteRow(s, runKey(typeFinal, run))
+	s.register.add(run)
+	return err
+}
+
+// Register has the store know that runs are finished.
+func Register(s *Badger, runs ...messages.RunID) {
+	for _, run := range runs {
+		s.register.add(run)
+	}
+}
+
+// Registered are the runs that the store knows to be finished.
+func Registered(s *Badger) []messages.RunID { return s.register.between(nil, 0, 1<<64-1) }
+
+// FinalKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
+func FinalKey(run messages.RunID) []byte { return runKey(typeFinal, run) }
+
+// LiveKey is the key of an unfinished run's summary.
+func LiveKey(run messages.RunID) []byte { return runKey(typeLive, run) }
 
 // Row returns a row as it is stored, with its checksum; nil when there is none.
 func Row(s *Badger, key []byte) (v []byte) {

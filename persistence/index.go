@@ -1,6 +1,9 @@
 package persistence
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -11,11 +14,19 @@ import (
 // Unfinished returns the summaries of the runs without a final state, by ascending id.
 func (s *Badger) Unfinished() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
+	var damage error
 	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
+		if sum.Damage != "" { // what it has under way is not known
+			damage = fmt.Errorf("%w: %s", ErrDamaged, sum.Damage)
+			return false
+		}
 		runs = append(runs, sum)
 		return true
 	})
-	return runs, err
+	if err = cmp.Or(err, damage); err != nil {
+		return nil, err
+	}
+	return runs, nil
 }
 
 // NextRun is one more than the highest run id that was ever used.
@@ -86,6 +97,15 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 			return err
 		}
 		for _, sum := range p.rows {
+			if sum.Damage == suspected {
+				var err error
+				if sum, err = s.found(sum.ID); err != nil {
+					return err
+				}
+				if sum == nil || !selects(&q, p.all, sum) {
+					continue
+				}
+			}
 			if !yield(sum) {
 				return nil
 			}
@@ -96,6 +116,10 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	}
 	return nil
 }
+
+// suspected is the Damage of a run that a page has passed over: it is registered, and no row
+// of it was found. Whether that is damage is found out behind the page.
+const suspected = "suspected"
 
 // page is what one transaction of a list reads.
 type page struct {
@@ -109,22 +133,25 @@ type page struct {
 // read reads the next page: pageRows runs, of which those that are selected are kept.
 func (s *Badger) read(p *page) error {
 	return s.viewRuns(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
-		looked, limited := 0, len(live) == pageRows
+		looked, kept, limited := 0, 0, len(live) == pageRows
 		end := messages.RunID(1<<64 - 1)
 		if limited {
 			end = live[pageRows-1] // of those behind it nothing is known
 		}
 		p.rows, p.more = p.rows[:0], limited && end < 1<<64-1
-		visit := func(sum *messages.Summary) (bool, error) {
+		visit := func(sum *messages.Summary) bool {
 			if looked == pageRows {
 				p.next, p.more = sum.ID, true
-				return false, nil
+				return false
 			}
 			looked++
 			if selects(p.q, p.all, sum) {
 				p.rows = append(p.rows, sum)
+				if sum.Damage != suspected {
+					kept++
+				}
 			}
-			return p.q.Limit == 0 || len(p.rows) < p.q.Limit, nil
+			return p.q.Limit == 0 || kept < p.q.Limit
 		}
 		from := p.next
 		p.next = end + 1
@@ -133,17 +160,21 @@ func (s *Badger) read(p *page) error {
 }
 
 // merged calls visit for the unfinished runs and, when the list asks for them, the
-// finished ones, in ascending order, from one run to another. live are those that may be
-// unfinished.
-func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) (bool, error)) error {
+// finished ones, in ascending order, from one run to another, until it returns false. live
+// are those that may be unfinished. Of a row that is damaged, and of one that should be
+// there, visit is given the run all the same.
+func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
 	unfinished := newLiveRows(txn)
 	defer unfinished.close()
-	finished := new(finalRows)
+	finished, passed := new(finalRows), func(messages.RunID) bool { return true }
 	if p.all {
 		finished = newFinalRows(txn, p.q, from, end, live, &s.gone)
 		defer finished.close()
+		if finished.prefix[0] == typeFinal {
+			passed = s.passing(from, live, visit)
+		}
 	}
-	for more := true; more; {
+	for {
 		run, ok := finished.run()
 		ok = ok && run <= end
 		var item *badger.Item
@@ -157,29 +188,67 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 		case ok:
 			item, err = finished.row()
 		default:
+			if end < 1<<64-1 {
+				passed(end + 1)
+			} else {
+				passed(end)
+			}
 			return nil
 		}
-		if err == nil {
-			err = itemValue(item, func(v []byte) error {
-				sum, _, err := decodeSummary(run, v)
-				if err == nil {
-					more, err = visit(sum)
-				}
-				return err
-			})
+		if !passed(run) {
+			return nil
 		}
-		if err != nil {
+		sum, err := s.summaryOf(run, item, err)
+		if err != nil || !visit(sum) {
 			return err
 		}
 		if ok {
 			finished.next()
 		}
 	}
-	return nil
+}
+
+// passing returns a function that is told each run that a page comes across, ascending: it
+// calls visit for those before it, from the last one on, which are registered and were not
+// come across. It is false when visit was. live are those that may be unfinished.
+func (s *Badger) passing(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
+	next := from
+	var between []messages.RunID
+	return func(to messages.RunID) bool {
+		if next < to {
+			between = s.register.between(between[:0], next, to-1)
+			for _, run := range between {
+				if _, unfinished := slices.BinarySearch(live, run); !unfinished && !visit(&messages.Summary{ID: run, Damage: suspected}) {
+					return false
+				}
+			}
+		}
+		next = to + 1
+		return true
+	}
+}
+
+// summaryOf decodes a row, if err is nil. One that is damaged is not the error of a list.
+func (s *Badger) summaryOf(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
+	if err == nil {
+		err = itemValue(item, func(v []byte) (err error) {
+			sum, _, err = decodeSummary(run, v)
+			return err
+		})
+	}
+	if errors.Is(err, badger.ErrKeyNotFound) { // the index of a tag has it
+		err = missing(run)
+	}
+	if errors.Is(err, errCorrupt) {
+		return damagedSummary(run, s.damagedRow(err)), nil
+	}
+	return sum, err
 }
 
 func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	switch {
+	case s.Damage != "":
+		return true // nobody knows
 	case !all && final(s.State), q.HasTag && s.Tag != q.Tag:
 		return false
 	case len(q.States) > 0 && !slices.Contains(q.States, s.State):

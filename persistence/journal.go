@@ -76,7 +76,8 @@ type Reader interface {
 	Untouched(messages.RunID) ([]byte, error)
 	// Summary returns the stored summary; that of a live run may be older than its actor's.
 	Summary(messages.RunID) (*messages.Summary, error)
-	// Summaries calls yield in ascending order of ids until it returns false.
+	// Summaries calls yield in ascending order of ids until it returns false. A run whose
+	// summary is damaged is yielded as such where it might be selected.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
 	// Attempts calls yield for the ended attempts of the tasks [first, first+n),
 	// ordered by task and attempt. It holds few of them in memory at a time.
@@ -125,6 +126,7 @@ var (
 	ErrFailed   = errors.New("storage failed")
 	ErrTooBig   = errors.New("batch is too big for one transaction")
 	ErrClosed   = errors.New("storage is closed")
+	ErrDamaged  = errors.New("stored value is corrupt") // it is not what was written
 )
 
 // nextSeq is the number of the journal record behind a batch.

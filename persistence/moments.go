@@ -105,6 +105,13 @@ func (m *moments) leave(run messages.RunID) (was bool) {
 	return true
 }
 
+// isLive tells whether the newest batch leaves a run an unfinished one.
+func (m *moments) isLive(run messages.RunID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.live.Get(uint64(run))&rowThere != 0
+}
+
 // unfinished are the first n runs from one on that may have a row among those of
 // unfinished runs, at the newest moment or one that is read.
 func (m *moments) unfinished(from messages.RunID, n int) (runs []messages.RunID) {

@@ -155,12 +155,14 @@ func unknown(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, Er
 
 // Summary returns the stored summary of a run.
 func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) {
+	registered := s.register.has(run)
 	err = s.view(func(txn *badger.Txn) error {
-		if sum, err = summaryTxn(txn, run); err == nil && sum == nil {
-			err = unknown(run)
-		}
+		sum, err = summaryTxn(txn, run)
 		return err
 	})
+	if err == nil && sum == nil {
+		err = s.absent(run, registered)
+	}
 	return sum, err
 }
 
@@ -168,6 +170,7 @@ func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) 
 // record, part, chunk or set is missing.
 func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
+	registered := s.register.has(run)
 	err := s.view(func(txn *badger.Txn) (err error) {
 		var next uint64
 		if st.Summary, next, err = summaryRow(txn, run); err != nil {
@@ -200,6 +203,9 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		}
 		return nil
 	})
+	if errors.Is(err, ErrNotFound) {
+		err = s.absent(run, registered)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -63,6 +63,8 @@ type verifyClock struct {
 	wait   func(ctx context.Context, d time.Duration) error   // nil = by the machine's clock
 	looked func(whole bool, report *tables.Report, err error) // after each look; whole: it ended a pass
 	bytes  int64                                              // of a pass that one look reads; 0 = lookBytes
+	// unregistered leaves fillRegister out.
+	unregistered bool
 }
 
 // tablePass is a pass over all tables.
@@ -169,6 +171,11 @@ func (s *Badger) keep() {
 	next := time.Now().Add(verifyEvery) // pass
 	go func() {
 		defer close(k.ended)
+		if !k.clock.unregistered {
+			if err := s.fillRegister(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("finished runs were not registered: those whose summaries vanish are not noticed", "err", err)
+			}
+		}
 		ticks := k.clock.ticks
 		if ticks == nil {
 			ticker := time.NewTicker(keepEvery)

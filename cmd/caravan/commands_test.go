@@ -25,6 +25,7 @@ func TestCommands(t *testing.T) {
 		"GET /v1/dagruns?limit=1000":                                   `[` + state("RUNNING") + `]`,
 		"GET /v1/dagruns?all=1&limit=1000":                             `[` + doneRun + `,` + state("ERRORED") + `]`,
 		"GET /v1/dagruns?limit=2&state=KILLED&tag=a":                   `[]`,
+		"GET /v1/dagruns?limit=1000&tag=rot":                           `[{"runID":6,"error":"run 6: summary: it rots"},` + state("RUNNING") + `]`,
 		"GET /v1/dagruns?limit=1000&tag=b":                             `[]`,
 		"GET /v1/dagruns?all=1&limit=1000&tag=b":                       `[]`,
 		"GET /v1/dagruns?all=1&limit=1":                                `[` + doneRun + `]`,
@@ -72,6 +73,8 @@ func TestCommands(t *testing.T) {
 			"RUN  TAG         STATE      TASKS  STARTED              TOOK\n" +
 			"0    mediumtest  COMPLETED  25/25  2022-02-17 15:37:25  19.4s\n" +
 			"7    -           ERRORED    2/2    1970-01-01 00:00:01  2.5s\n", "", ""},
+		{"ls with a damaged run", "ls --tag rot --server $", 1, "~6    -    damaged  -", "caravan: run 6: summary: it rots\n", ""},
+		{"ls with a damaged run as json", "ls --tag rot -o json --server $", 0, "~\"error\":\"run 6: summary: it rots\"", "", ""},
 		{"ls newest first", "ls -a -r --limit 2 --server $", 0, "~7    -           ERRORED", "", "GET /v1/dagruns?all=1&limit=2&order=desc"},
 		{"ls of none", "ls --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no unfinished run; --all lists finished ones, too\n", ""},
 		{"ls of none at all", "ls --all --tag b --server $", 0, "RUN  TAG  STATE  TASKS  STARTED  TOOK\n", "no such run\n", ""},

@@ -113,7 +113,7 @@ func (r *remote) runs(ctx context.Context, states []string, begun string) (found
 		if err != nil {
 			return nil
 		}
-		if id := strconv.FormatUint(s.RunID, 10); strings.HasPrefix(id, begun) {
+		if id := strconv.FormatUint(s.RunID, 10); s.Error == "" && strings.HasPrefix(id, begun) {
 			found = append(found, cobra.CompletionWithDesc(id, strings.TrimSpace(s.State+" "+printable(s.Tag))))
 		}
 	}

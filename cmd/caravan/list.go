@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"strconv"
@@ -55,11 +56,19 @@ func (m *Main) lsCommand() *cobra.Command {
 		}
 		t := newTable(m.Stdout, m.painter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
 		none := true
+		var damaged []error
 		for s, err := range runs {
 			if err != nil {
 				return err
 			}
 			none = false
+			if s.Error != "" {
+				damaged = append(damaged, errors.New(s.Error))
+				if err := t.add(strconv.FormatUint(s.RunID, 10), "-", "damaged", "-", "-", "-"); err != nil {
+					return err
+				}
+				continue
+			}
 			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State,
 				fmt.Sprintf("%d/%d", s.Ended(), s.Total()), m.moment(s.StartTime), span(took(s)))
 			if err != nil {
@@ -71,7 +80,7 @@ func (m *Main) lsCommand() *cobra.Command {
 		} else if none {
 			fmt.Fprintln(m.Stderr, "no such run")
 		}
-		return t.flush()
+		return errors.Join(append(damaged, t.flush())...)
 	}
 	return cmd
 }

@@ -1,0 +1,246 @@
+package persistence_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/journaltest"
+)
+
+// finish makes a finished run.
+func finish(t *testing.T, s persistence.Store, run messages.RunID, tag string) {
+	t.Helper()
+	journaltest.Must(t, s, journaltest.NewRun(run, tag, "spec"))
+	journaltest.Must(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, tag, dag.RunCompleted)})
+}
+
+// listed is what a list shows: "3" for a whole run, "3!" for a damaged one.
+func listed(t *testing.T, s persistence.Store, q messages.ListQuery) string {
+	t.Helper()
+	var runs []string
+	err := s.Summaries(q, func(sum *messages.Summary) bool {
+		text := fmt.Sprint(sum.ID)
+		if sum.Damage != "" {
+			text += "!"
+			if !strings.Contains(sum.Damage, fmt.Sprintf("run %d: summary: stored value is corrupt", sum.ID)) {
+				t.Errorf("run %d: %s", sum.ID, sum.Damage)
+			}
+		} else if sum.Tasks != 3 {
+			t.Errorf("run %d: %+v", sum.ID, sum)
+		}
+		runs = append(runs, text)
+		return true
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return strings.Join(runs, " ")
+}
+
+// TestDamagedSummariesInLists: a summary that cannot be read does not keep the others from
+// being listed, and is told of in each list that might have it.
+func TestDamagedSummariesInLists(t *testing.T) {
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for run := range messages.RunID(8) {
+		if run%2 == 0 {
+			finish(t, s, run, []string{"a", "b"}[run/4])
+		} else {
+			journaltest.Must(t, s, journaltest.NewRun(run, "a", "spec"))
+		}
+	}
+	change := func(key []byte) {
+		v := persistence.Row(s, key)
+		v[1] ^= 4
+		if err := persistence.SetBare(s, key, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(persistence.FinalKey(2))
+	change(persistence.LiveKey(5))
+	if err := persistence.Lose(s, 6); err != nil {
+		t.Fatal(err)
+	}
+	all := messages.ListQuery{All: true}
+	tag, untagged, last, some := all, all, all, all
+	tag.Tag, tag.HasTag = "b", true
+	untagged.HasTag = true
+	last.After, last.HasAfter = 5, true
+	some.Limit = 3
+	for what, c := range map[string]struct {
+		q    messages.ListQuery
+		want string
+	}{
+		"all":        {all, "0 1 2! 3 4 5! 6! 7"},
+		"unfinished": {messages.ListQuery{}, "1 3 5! 7"},
+		"a tag":      {tag, "4 5! 6!"}, // the index has no run 2
+		"no tag":     {untagged, "2! 5! 6!"},
+		"a state":    {messages.ListQuery{States: []dag.RunState{dag.RunCompleted}}, "0 2! 4 5! 6!"},
+		"the last":   {last, "6! 7"},
+		"three":      {some, "0 1 2!"},
+	} {
+		if got := listed(t, s, c.q); got != c.want {
+			t.Errorf("%s: %s, want %s", what, got, c.want)
+		}
+	}
+	if _, err := s.Unfinished(); !errors.Is(err, persistence.ErrDamaged) || !strings.Contains(err.Error(), "run 5: ") {
+		t.Errorf("unfinished runs are not known: %v", err)
+	}
+	for _, run := range []messages.RunID{2, 5, 6} {
+		_, err := s.Summary(run)
+		_, lerr := s.Load(run)
+		for _, err := range []error{err, lerr} {
+			if !errors.Is(err, persistence.ErrDamaged) || !strings.Contains(err.Error(), fmt.Sprintf("run %d: summary: ", run)) {
+				t.Errorf("run %d: %v", run, err)
+			}
+		}
+	}
+	if err := s.Damaged(); err == nil {
+		t.Error("nobody is told")
+	}
+}
+
+// TestRegister: it has the finished runs, those of before too, and only those.
+func TestRegister(t *testing.T) {
+	c := persistence.Small(persistence.Config{Dir: t.TempDir()})
+	s, err := persistence.OpenBadger(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for run := range messages.RunID(200) {
+		finish(t, s, run, "")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = persistence.OpenBadger(c); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for deadline := time.Now().Add(10 * time.Second); len(persistence.Registered(s)) < 200 && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
+	}
+	finish(t, s, 300, "")
+	journaltest.Must(t, s, journaltest.NewRun(301, "", "spec"))
+	// A restart, and one that finishes again.
+	for _, run := range []messages.RunID{7, 8} {
+		journaltest.Must(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, "", dag.RunQueued)})
+	}
+	journaltest.Must(t, s, &persistence.Batch{Run: 8, Summary: journaltest.NewSummary(8, "", dag.RunErrored)})
+	if err := s.Delete([]messages.RunID{100, 101, 102}, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := persistence.Registered(s)
+	for run := range messages.RunID(302) {
+		want := run < 200 && run != 7 && (run < 100 || run > 102) || run == 300
+		if slices.Contains(got, run) != want {
+			t.Errorf("run %d is registered: %v", run, !want)
+		}
+	}
+	for _, run := range []messages.RunID{100, 102, 302} {
+		if _, err := s.Summary(run); !errors.Is(err, persistence.ErrNotFound) {
+			t.Errorf("run %d: %v", run, err)
+		}
+	}
+	if err := s.Damaged(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRottenBlockOfSummaries: the runs whose summaries lay in a block that rots while the store
+// is open are in the list, as damaged, and the others are as they were.
+func TestRottenBlockOfSummaries(t *testing.T) {
+	dir := t.TempDir()
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const runs = 40
+	tag := func(run messages.RunID) string { return string(noise(run, 3000)) }
+	var ids []messages.RunID
+	for run := range messages.RunID(runs) {
+		ids = append(ids, run)
+		finish(t, s, run, tag(run))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k := openLooker(t, dir, persistence.Looks{Unregistered: true, Wait: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }})
+	persistence.Register(k.Badger, ids...)
+	rotBytes(t, dir, []byte(tag(20)[1000:1064]))
+	var damaged, whole int
+	err = k.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {
+		if sum.Damage == "" {
+			if sum.Tag != tag(sum.ID) {
+				t.Errorf("run %d has another tag", sum.ID)
+			}
+			whole++
+		} else if damaged++; sum.ID < 10 || sum.ID > 30 {
+			t.Errorf("run %d: %s", sum.ID, sum.Damage)
+		}
+		return true
+	})
+	if err != nil || damaged == 0 || damaged+whole != runs || k.Damaged() == nil {
+		t.Errorf("%d damaged, %d whole of %d: %v; %v", damaged, whole, runs, err, k.Damaged())
+	}
+	if _, err := k.Summary(20); !errors.Is(err, persistence.ErrDamaged) {
+		t.Errorf("the run itself: %v", err)
+	}
+}
+
+// rotBytes changes a bit where a table holds some bytes.
+func rotBytes(t *testing.T, dir string, what []byte) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := 0; ; n++ {
+			next := bytes.Index(b[at:], what)
+			if next < 0 {
+				break
+			}
+			at += next
+			if _, err := f.WriteAt([]byte{b[at] ^ 1}, int64(at)); err != nil {
+				t.Fatal(err)
+			}
+			at++
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n == 0 {
+		t.Fatal("no table holds it")
+	}
+}
