@@ -302,6 +302,18 @@ func TestLimitThatCannotBeSet(t *testing.T) {
 	}
 }
 
+// TestMegabytes: limits are told as they were asked for.
+func TestMegabytes(t *testing.T) {
+	for milli, want := range map[int64]string{1: "0.001", 500: "0.5", 999: "0.999", 1_000: "1", 1_500: "1.5", 32_000: "32", 2_048_500: "2048.5", 1_000_000_000: "1000000"} {
+		if got := megabytes(milli << 20 / 1000); got != want {
+			t.Errorf("%d: %s, want %s", milli, got, want)
+		}
+	}
+	if text := (&limitError{500 << 20 / 1000, unix.EBUSY}).Error(); text != "the memory limit of 0.5 MB cannot be set: device or resource busy" {
+		t.Error(text)
+	}
+}
+
 // eventually polls for a condition, with a deadline.
 func eventually(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()

@@ -88,7 +88,12 @@ type limitError struct {
 
 // Error implements error.
 func (e *limitError) Error() string {
-	return fmt.Sprintf("the memory limit of %d MB cannot be set: %v", e.limit>>20, e.err)
+	return fmt.Sprintf("the memory limit of %s MB cannot be set: %v", megabytes(e.limit), e.err)
+}
+
+// megabytes writes so many bytes as a job's memoryMB, which counts in thousandths.
+func megabytes(n int64) string {
+	return strconv.FormatFloat(float64((n*1000+1<<19)>>20)/1000, 'f', -1, 64)
 }
 
 // Unwrap returns the cause.

@@ -69,7 +69,7 @@ func (g *cgroup) outOfMemory() string {
 	if g == nil || g.limit == 0 || g.countOOM() == 0 {
 		return ""
 	}
-	return "out of memory: the kernel killed what was beyond the " + strconv.FormatInt(g.limit>>20, 10) + " MB that it asked for"
+	return "out of memory: the kernel killed what was beyond the " + megabytes(g.limit) + " MB that it asked for"
 }
 
 // countOOM reads how many processes of the group the kernel has killed so far.

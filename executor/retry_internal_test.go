@@ -150,6 +150,18 @@ func TestNoExplanationBesideAKill(t *testing.T) {
 	}
 }
 
+// A start that fails by itself after its timeout is told of with both.
+func TestStartThatTimedOutAndFailed(t *testing.T) {
+	p, _ := internalRig(t, ProcessConfig{})
+	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/no/such/program"}, Timeout: 3 * time.Second})
+	a.end(causeTimeout, time.Hour)
+	r, err := p.launch(a)
+	const want = `start "/no/such/program": no such file or directory; before that, it had timed out after 3s`
+	if err != nil || r == nil || r.Record.Result != messages.AttemptNotStarted || r.Record.ExecutorLog != want {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // A folder of PATH whose file server is dead is passed over.
 func TestDeadFolderInPath(t *testing.T) {
 	dir := t.TempDir()

@@ -341,10 +341,15 @@ func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
 			result, text := why.result(a.order.Timeout)
 			return p.notStarted(&a.order, result, errors.New(text)), nil
 		}
-		if errors.As(err, &limit) {
-			return p.notStarted(&a.order, messages.AttemptNotStarted, fmt.Errorf("start %q: %w", cmd.argv[0], err)), nil
+		reason := fmt.Errorf("start %q: %w", cmd.argv[0], err)
+		if !errors.As(err, &limit) {
+			reason = p.explain(a, &cmd, err)
 		}
-		return p.notStarted(&a.order, messages.AttemptNotStarted, p.explain(a, &cmd, err)), nil
+		if why == causeTimeout { // it was being ended, and then failed by itself
+			_, text := why.result(a.order.Timeout)
+			reason = fmt.Errorf("%w; before that, it had %s", reason, text)
+		}
+		return p.notStarted(&a.order, messages.AttemptNotStarted, reason), nil
 	}
 	if p.cfg.Born != nil {
 		p.cfg.Born(&a.order, born.pid)
