@@ -20,7 +20,8 @@ import (
 )
 
 // Offline is a store that no server has open, damaged or not, as it can be read without
-// changing anything: its whole tables are linked into a scratch folder, beside new tables
+// changing anything: its whole tables are linked into a scratch folder (which the next one
+// removes if this process is killed), beside new tables
 // with what lies in the commit log and in the whole blocks of damaged tables. It is a
 // Reader; what is damaged is missing there.
 type Offline struct {
@@ -32,6 +33,7 @@ type Offline struct {
 	Unbounded bool
 	lost      []keyRange
 	scratch   string
+	lock      *os.File // of scratch
 	bytes     int64
 }
 
@@ -52,17 +54,17 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, inUse(dir)
 	}
 	defer free()
-	dirs, err := os.MkdirTemp(scratch, "caravan-offline-")
+	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-")
 	if err != nil {
 		return nil, err
 	}
 	opened := false
 	defer func() {
 		if !opened { // also when something panics
-			err = errors.Join(err, os.RemoveAll(dirs))
+			err = errors.Join(err, os.RemoveAll(dirs.Name()), dirs.Close())
 		}
 	}()
-	o = &Offline{scratch: dirs}
+	o = &Offline{scratch: dirs.Name(), lock: dirs}
 	r, err := tables.Verify(ctx, dir, tables.Options{Blocks: true, Unreadable: true})
 	if err != nil {
 		return nil, err
@@ -275,7 +277,8 @@ func (o *Offline) open(view string) (err error) {
 	s.enc.moments = s.moments
 	o.Badger = s
 	if err := s.loadIndex(); err != nil {
-		return errors.Join(err, o.Close())
+		s.enc.pack.close()
+		return errors.Join(err, s.db.Close())
 	}
 	return nil
 }
@@ -295,7 +298,7 @@ func (o *Offline) checkNext(r *tables.Report) {
 // Close removes what was made.
 func (o *Offline) Close() error {
 	o.enc.pack.close()
-	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch))
+	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch), o.lock.Close())
 }
 
 // Bytes is how much was read of tables.

@@ -68,6 +68,9 @@ func (m *Main) backupCommand() *cobra.Command {
 	cmd.Flags().StringVar(&data, "data", "", "the data `folder` of a server that is stopped")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
+		if err := checkTarget(args[0]); err != nil {
+			return err
+		}
 		if data != "" {
 			if cmd.Flags().Changed("server") {
 				return usagef("--data is for a stopped server: it does not go with --server")
@@ -89,6 +92,36 @@ func (m *Main) backupCommand() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// apart refuses a path in a data folder, whoever has that open: what belongs to one server
+// is nobody else's place.
+func apart(path string) error {
+	data, err := datafolder.Around(path)
+	if err != nil {
+		return &usageError{err}
+	}
+	if data != "" {
+		return usagef("%s lies in the data folder %s: name a path outside of it", path, data)
+	}
+	return nil
+}
+
+// checkTarget refuses what a backup must not replace.
+func checkTarget(path string) error {
+	if path == "-" {
+		return nil
+	}
+	if _, err := os.Stat(path); err == nil {
+		f, err := vfs.OpenGiven(path)
+		if errors.Is(err, vfs.ErrNotRegular) {
+			return &usageError{err}
+		}
+		if err == nil {
+			_ = f.Close()
+		}
+	}
+	return apart(path)
 }
 
 // backupFolder writes a backup of the folder of a stopped server.
@@ -129,7 +162,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 		}
 		return err
 	}
-	temporary, err := os.CreateTemp(filepath.Dir(path), ".caravan-backup-*")
+	temporary, err := vfs.MakeFile(filepath.Dir(path), ".caravan-backup-")
 	if err != nil {
 		return &usageError{err}
 	}
@@ -137,10 +170,10 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if err == nil {
 		err = temporary.Sync()
 	}
-	if err = errors.Join(err, temporary.Close()); err == nil {
+	if err == nil {
 		err = os.Rename(temporary.Name(), path)
 	}
-	if err != nil {
+	if err = errors.Join(err, temporary.Close()); err != nil { // closed last: see vfs.MakeFile
 		_ = os.Remove(temporary.Name()) // it may have been renamed
 		return err
 	}
@@ -198,6 +231,12 @@ func (m *Main) restoreCommand() *cobra.Command {
 		return args(2, 2, "a FILE and the folder DATA")(cmd, given)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !only {
+			// Before the backup is read. That DATA is a data folder itself is told when it is opened.
+			if err := apart(args[1]); err != nil && !datafolder.Is(args[1]) {
+				return err
+			}
+		}
 		in := m.Stdin
 		if args[0] != "-" {
 			f, err := os.Open(args[0])

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -75,6 +77,9 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
+	if err := apart(cmp.Or(scratch, os.TempDir())); err != nil {
+		return fmt.Errorf("temporary files: %w", err)
+	}
 	store, err := persistence.OpenOffline(ctx, data.DB(), scratch)
 	if err != nil {
 		return fmt.Errorf("data folder %s: %w", data.Path(), err)

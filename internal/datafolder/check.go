@@ -152,6 +152,9 @@ func (f *Folder) checkComplete(copied bool) error {
 // checkNew tells what keeps a folder without an identity from being a new one: it holds
 // anything but what a crash leaves of a folder that was just being made.
 func (f *Folder) checkNew() error {
+	if err := checkPlace(filepath.Dir(f.path)); err != nil {
+		return err
+	}
 	list, err := os.ReadDir(f.path)
 	if err != nil {
 		return err

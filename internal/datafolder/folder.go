@@ -117,6 +117,11 @@ func open(path string, how int, create bool, o *Options) (*Folder, error) {
 	o.defaults()
 	wrap := func(err error) error { return fmt.Errorf("data folder %s: %w", path, err) }
 	if create {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := checkPlace(path); err != nil {
+				return nil, wrap(err)
+			}
+		}
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return nil, wrap(err)
 		}

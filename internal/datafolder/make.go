@@ -18,6 +18,9 @@ type Draft struct {
 // Make makes a data folder to be filled. path must be an empty folder, or not exist.
 // origin is the folder that its content is of.
 func Make(path string, origin ID) (*Draft, error) {
+	if err := checkPlace(path); err != nil && !Is(path) {
+		return nil, fmt.Errorf("data folder %s: %w", path, err)
+	}
 	var o Options
 	f, err := open(path, unix.LOCK_EX, true, &o)
 	if err != nil {
