@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,6 +160,83 @@ func TestRegister(t *testing.T) {
 	if err := s.Damaged(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestListsWhileRunsComeAndGo: a run that finishes, is restarted or is deleted while it is
+// looked for is never taken for damage.
+func TestListsWhileRunsComeAndGo(t *testing.T) {
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const runs = 600
+	var newest atomic.Int64
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		state := func(run messages.RunID, state dag.RunState) *persistence.Batch {
+			return &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, "x", state)}
+		}
+		for run := range messages.RunID(runs) {
+			batches := []*persistence.Batch{journaltest.NewRun(run, "x", "spec"), state(run, dag.RunErrored)}
+			if run%3 == 0 { // restarts, which may share a commit with what came before
+				batches = append(batches, state(run, dag.RunQueued), state(run, dag.RunKilled))
+			}
+			if err := journaltest.Append(t, s, batches...); err != nil {
+				t.Error(err)
+				return
+			}
+			newest.Store(int64(run))
+			if run%5 == 4 {
+				if err := s.Delete([]messages.RunID{run - 4, run - 1}, 0); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	lists := 0
+	for going := true; going; lists++ {
+		select {
+		case <-ended:
+			going = false
+		default:
+		}
+		q := messages.ListQuery{All: true}
+		if lists%2 == 1 {
+			q.HasTag, q.Tag = true, "x"
+		}
+		last := messages.RunID(0)
+		err := s.Summaries(q, func(sum *messages.Summary) bool {
+			if sum.Damage != "" || sum.ID < last {
+				t.Errorf("run %d behind %d: %s", sum.ID, last, sum.Damage)
+			}
+			last = sum.ID
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for back := range messages.RunID(8) {
+			if run := messages.RunID(newest.Load()) - back; run < runs {
+				if _, err := s.Summary(run); err != nil && !errors.Is(err, persistence.ErrNotFound) {
+					t.Fatalf("run %d: %v", run, err)
+				}
+			}
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	<-ended
+	if err := s.Damaged(); err != nil {
+		t.Error(err)
+	}
+	if got := len(persistence.Registered(s)); got != runs-2*runs/5 {
+		t.Errorf("%d runs are registered, %d are there", got, runs-2*runs/5)
+	}
+	t.Logf("%d lists", lists)
 }
 
 // TestRottenBlockOfSummaries: the runs whose summaries lay in a block that rots while the store
