@@ -14,6 +14,10 @@
 //	             what comes from a client: path, query, cursors; bodies of many lines
 //	render.go, document.go, attempts.go
 //	             what goes to a client: JSON, appended by hand
+//	door.go, callers.go, permit.go, repeated.go
+//	             who may come in, and who may stay
+//	budget.go, chunks.go, waiting.go
+//	             what requests may take: bytes, framing, places to wait
 //	stream.go    documents that are rendered as fast as a client reads
 //	errors.go    the one switch from the domain's codes to statuses
 //	server.go, conn.go, peer.go, metrics.go

@@ -138,6 +138,44 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 	nothingRan(t, s, ran)
 }
 
+// TestNoPageDownloadsABackup: a page can have its window open any address, and so would have the
+// browser save everything. Who types the address gets it.
+func TestNoPageDownloadsABackup(t *testing.T) {
+	ctx := browser(t)
+	s := e2etest.Start(t)
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprint(w, "<!DOCTYPE html><body>")
+	}))
+	defer page.Close()
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(page.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := func(class string, n int) bool {
+		want := fmt.Sprintf("caravan_http_requests_total{class=%q,route=\"/v1/backup\"} %d\n", class, n)
+		return strings.Contains(string(s.Want(200, "GET", "/metrics", "").Body), want)
+	}
+	tried := 0
+	for _, from := range []string{"http://localhost:" + port, "http://127.0.0.1:" + port, "http://evil.example:" + port} {
+		for _, open := range []string{
+			"location.href = %q; 1",
+			"const a = document.createElement('a'); a.href = %q; a.download = 'x'; document.body.append(a); a.click(); 1",
+			"const f = document.createElement('form'); f.action = %q; document.body.append(f); f.submit(); 1",
+		} {
+			do(ctx, t, chromedp.Navigate(from))
+			do(ctx, t, chromedp.Evaluate[int](fmt.Sprintf(open, s.URL+"/v1/backup")))
+			tried++
+			e2etest.Eventually(t, from+": it is refused", func() bool { return counted("4xx", tried) })
+		}
+	}
+	if !counted("2xx", 0) {
+		t.Errorf("a backup was made: %s", s.Log())
+	}
+	_, _ = chromedp.Run(ctx, chromedp.Navigate(s.URL+"/v1/backup")) // a download aborts the navigation
+	e2etest.Eventually(t, "typed, it is there", func() bool { return counted("2xx", 1) })
+}
+
 // TestReboundNames: a page whose name was let point to this machine is of the same
 // origin as the server, to the browser. Its name gives it away.
 func TestReboundNames(t *testing.T) {
