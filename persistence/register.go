@@ -133,13 +133,31 @@ func missing(run messages.RunID) error {
 	return fmt.Errorf("run %d: summary: %w: missing", run, errCorrupt)
 }
 
-// absent tells why a run has no summary: it is unknown, or its summary is missing.
-// registered is what the register said of it before the store was asked.
+// absent tells why a read has found no summary of a run: it is unknown, or its summary is
+// missing. registered is what the register said of it before the read.
 func (s *Badger) absent(run messages.RunID, registered bool) error {
 	if registered && s.register.has(run) {
 		return s.damagedRow(missing(run))
 	}
-	return unknown(run)
+	if !s.moments.isLive(run) || s.queue.wake == nil { // a store that is only read creates nothing
+		return unknown(run)
+	}
+	// It may be just being created: that is durable behind the barrier.
+	if err := s.barrier(); err != nil {
+		return err
+	}
+	var sum *messages.Summary
+	err := s.view(func(txn *badger.Txn) (err error) {
+		sum, err = summaryTxn(txn, run)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case sum == nil && s.moments.isLive(run):
+		return s.damagedRow(missing(run))
+	}
+	return unknown(run) // it was, at the moment of that read
 }
 
 // found reads the summary of a run that a list should have come across. It is nil when the

@@ -115,6 +115,32 @@ func TestDamagedSummariesInLists(t *testing.T) {
 	}
 }
 
+// TestLostUnfinishedRun: also the summary of an unfinished run is missed.
+func TestLostUnfinishedRun(t *testing.T) {
+	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"), journaltest.NewRun(1, "", "spec"))
+	if err := persistence.DeleteRow(s, persistence.LiveKey(1)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Summary(1)
+	_, lerr := s.Load(1)
+	for _, err := range []error{err, lerr} {
+		if !errors.Is(err, persistence.ErrDamaged) || !strings.Contains(err.Error(), "run 1: summary: ") {
+			t.Error(err)
+		}
+	}
+	if _, err := s.Load(0); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Summary(2); !errors.Is(err, persistence.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
 // TestRegister: it has the finished runs, those of before too, and only those.
 func TestRegister(t *testing.T) {
 	c := persistence.Small(persistence.Config{Dir: t.TempDir()})
