@@ -135,10 +135,14 @@ func (s *Badger) commitLoop() {
 		case c.idle(), !c.closed && !c.free():
 			continue
 		}
-		// Who can run now may have more for the group, and a larger one is cheaper. On a
-		// machine that is not busy this costs nothing.
-		runtime.Gosched()
-		c.gather()
+		// Who can run now may have more for the group, and a larger one is cheaper. Where
+		// one comes after the other, as in a chain of tasks, nobody has: then what else can
+		// run does not hold up the group.
+		if c.shared || len(c.next.items) > 1 {
+			runtime.Gosched()
+			c.gather()
+		}
+		c.shared = len(c.next.items) > 1
 		s.addCuts(c.next)
 		c.send()
 	}
@@ -153,6 +157,7 @@ type committer struct {
 	todo    chan *group
 	written chan error
 	items   []*item // scratch of gather
+	shared  bool    // the last group was of more than one item
 	closed  bool    // nothing more comes behind what was gathered
 }
 

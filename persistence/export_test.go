@@ -17,6 +17,7 @@ func (s *Badger) FailNext() {
 	s.room.mu.Lock()
 	defer s.room.mu.Unlock()
 	old := s.room.statfs
+	s.room.at = time.Time{}
 	s.room.statfs = func(string) (int64, int64, error) {
 		s.room.statfs = old // called under mu
 		return 0, 0, errors.New("injected by the test")

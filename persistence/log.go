@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
@@ -56,7 +57,6 @@ type localLog struct {
 	group   commitlog.Group
 	entries []badger.Entry // scratch
 	applied chan error     // Badger's answer
-	synced  chan error     // the log's, when both work at once
 
 	// record writes down which tables there are. It comes before the log forgets what is in
 	// them: else a manifest that loses its end later would lose that in silence.
@@ -123,7 +123,7 @@ func removeUnused(dir string, applied uint64) error {
 
 func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, alarm func(error)) *localLog {
 	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
-		applied: make(chan error, 1), synced: make(chan error, 1)}
+		applied: make(chan error, 1)}
 	if l.fs == nil {
 		l.fs = vfs.OS{}
 	}
@@ -135,8 +135,8 @@ func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, alarm func(error))
 	return l
 }
 
-// sideBySide is the number of rows from which Badger's part of a commit is worth a
-// goroutine that waits for the sync.
+// sideBySide is the number of rows from which what this process does of Badger's part of a
+// commit is worth a goroutine of its own, beside the sync.
 const sideBySide = 64
 
 func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
@@ -153,16 +153,19 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	if err := l.log.Append(at, &l.group); err != nil {
 		return 0, err
 	}
-	together := len(ops) > sideBySide
-	if together {
-		go func() { l.synced <- l.log.Sync() }()
+	var begun atomic.Bool
+	begin := func() {
+		if begun.CompareAndSwap(false, true) {
+			l.begin(ops, at)
+		}
 	}
-	l.begin(ops, at)
-	if together {
-		err = <-l.synced
+	if len(ops) > sideBySide {
+		go begin()
 	} else {
-		err = l.log.Sync()
+		begin()
 	}
+	err = l.log.Sync()
+	begin() // on a busy machine nobody has come to it meanwhile
 	if err = errors.Join(err, <-l.applied); err != nil {
 		return 0, err
 	}

@@ -39,6 +39,7 @@ type room struct {
 
 const (
 	roomFresh = 100 * time.Millisecond // how old free may be for Room
+	roomLoose = 5 * time.Millisecond   // and for a commit, when twice of what is needed is free
 	needFresh = time.Second            // how old needed may be
 	needTight = 10 * time.Millisecond  // and when it is not far from what is free
 	roomPause = 20 * time.Millisecond  // between two looks meanwhile
@@ -118,6 +119,9 @@ func (r *room) look(age time.Duration, size int64) (free, total, needed int64, e
 	defer r.mu.Unlock()
 	now := r.now()
 	r.written += size
+	if r.free >= 2*r.needed { // nobody fills the disk with as much as is needed meanwhile
+		age = max(age, roomLoose)
+	}
 	if !r.at.IsZero() && now.Sub(r.at) <= age {
 		return r.free, r.total, r.needed, nil
 	}

@@ -25,3 +25,27 @@ func TestSoftFloor(t *testing.T) {
 		}
 	}
 }
+
+// TestCommitsLookSometimes: where much is free, not each of thousands of commits a second asks
+// the file system; where little is, each one does.
+func TestCommitsLookSometimes(t *testing.T) {
+	asked, free, now := 0, int64(1<<30), time.Unix(1000, 0)
+	r := newRoom(Config{memory: 1 << 20, HardRoom: 100 << 20, statfs: func(string) (int64, int64, error) { asked++; return free, 2 << 30, nil }})
+	r.now = func() time.Time { now = now.Add(time.Millisecond); return now }
+	check := func(want int) {
+		t.Helper()
+		asked = 0
+		for range 60 {
+			if err := r.check(1000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if asked != want {
+			t.Errorf("%d of 60 commits have asked, want %d", asked, want)
+		}
+	}
+	check(10)
+	free = 150 << 20
+	now = now.Add(time.Second)
+	check(60)
+}

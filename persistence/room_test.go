@@ -46,6 +46,7 @@ func TestRoom(t *testing.T) {
 		t.Errorf("room was made: %v", err)
 	}
 	free.Store(1 << 20)
+	persistence.Later(s)
 	err = journaltest.Append(t, s, journaltest.NewRun(2, "", "spec"))
 	if !errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("below the hard mark: %v", err)
@@ -65,7 +66,7 @@ func TestRoom(t *testing.T) {
 }
 
 // TestRoomIsAskedWhileItCommits is for the race detector: the floor is computed from the
-// size of the disk, which each commit reads anew.
+// size of the disk, which commits read anew.
 func TestRoomIsAskedWhileItCommits(t *testing.T) {
 	c := persistence.Small(persistence.Config{Dir: t.TempDir(), SoftFloor: func(total int64) int64 { return total / 2 }})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return 4 << 30, 4 << 30, nil })

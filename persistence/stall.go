@@ -10,14 +10,15 @@ import (
 // stood still (SIGSTOP, a suspended machine), and then the disk is not to blame.
 type stallWatch struct {
 	alarm func(time.Duration)
-	now   func() time.Time                               // monotonic
-	after func(time.Duration, func()) (stop func() bool) // time.AfterFunc
+	now   func() time.Time            // monotonic
+	after func(time.Duration, func()) // time.AfterFunc
 
-	mu     sync.Mutex
-	commit uint64 // counts begin and end: odd while a commit is under way
-	stop   func() bool
-	seen   time.Duration // of the commit that is under way
-	tick   time.Time     // of the last count
+	mu      sync.Mutex
+	commit  uint64        // counts begin and end: odd while a commit is under way
+	ticking bool          // the timer runs: while there are commits, and for a tick behind the last one
+	seen    time.Duration // of the commit that was under way at the last tick
+	watched uint64        // that one
+	tick    time.Time     // when the last tick was
 }
 
 const (
@@ -27,22 +28,19 @@ const (
 )
 
 func newStallWatch(alarm func(time.Duration)) *stallWatch {
-	return &stallWatch{alarm: alarm, now: time.Now, after: func(d time.Duration, fn func()) func() bool {
-		return time.AfterFunc(d, fn).Stop
-	}}
+	return &stallWatch{alarm: alarm, now: time.Now, after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }}
 }
 
-// begin notes that a commit begins; there is one at a time.
+// begin notes that a commit begins; there is one at a time. There are thousands of them in a
+// second, so they share a timer: a commit is counted from its first tick on.
 func (w *stallWatch) begin() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.commit++
-	w.seen, w.tick = 0, w.now()
-	w.next(w.commit)
-}
-
-func (w *stallWatch) next(commit uint64) {
-	w.stop = w.after(stallTick, func() { w.count(commit) })
+	if !w.ticking {
+		w.ticking, w.tick, w.watched, w.seen = true, w.now(), w.commit, 0
+		w.after(stallTick, w.count)
+	}
 }
 
 // end notes that it has ended.
@@ -50,23 +48,27 @@ func (w *stallWatch) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.commit++
-	w.stop()
 }
 
-func (w *stallWatch) count(commit uint64) {
+func (w *stallWatch) count() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.commit != commit {
-		return
-	}
 	now := w.now()
-	if passed := now.Sub(w.tick); passed <= stallLate {
+	passed := now.Sub(w.tick)
+	w.tick = now
+	switch {
+	case w.commit%2 == 0:
+		w.ticking = false
+		return
+	case w.commit != w.watched:
+		w.watched, w.seen = w.commit, 0
+	case passed <= stallLate:
 		w.seen += passed
 	}
-	w.tick = now
 	if w.seen >= stallLimit {
+		w.ticking = false
 		go w.alarm(stallLimit)
 		return
 	}
-	w.next(commit)
+	w.after(stallTick, w.count)
 }

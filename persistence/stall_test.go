@@ -16,10 +16,7 @@ func (f *fakeTimer) watch(t *testing.T) (w *stallWatch, alarmed func() bool) {
 	alarms := make(chan time.Duration, 1)
 	w = newStallWatch(func(d time.Duration) { alarms <- d })
 	w.now = func() time.Time { return f.now }
-	w.after = func(d time.Duration, fn func()) func() bool {
-		f.due, f.at = fn, f.now.Add(d)
-		return func() bool { f.due = nil; return true }
-	}
+	w.after = func(d time.Duration, fn func()) { f.due, f.at = fn, f.now.Add(d) }
 	return w, func() bool {
 		if f.due != nil { // it counts on
 			return false
@@ -75,13 +72,13 @@ func TestStallWatch(t *testing.T) {
 	if alarmed() {
 		t.Fatal("alarm for a pause")
 	}
-	for range 24 { // 30 x 1.1 s and these
+	for range 24 { // 29 x 1.1 s and these: a commit is counted from its first tick on
 		f.fire(0)
 	}
 	if alarmed() {
 		t.Fatal("alarm before a minute was seen")
 	}
-	for range 4 {
+	for range 5 {
 		if f.due != nil {
 			f.fire(0)
 		}
@@ -91,4 +88,27 @@ func TestStallWatch(t *testing.T) {
 	}
 	w.end()
 	stale() // it fired while the commit ended
+}
+
+// TestStallWatchRests: commits share a timer, which rests when there are none.
+func TestStallWatchRests(t *testing.T) {
+	f := &fakeTimer{now: time.Unix(1000, 0)}
+	w, _ := f.watch(t)
+	w.begin()
+	w.end()
+	first := f.at
+	f.now = f.now.Add(stallTick / 2)
+	w.begin()
+	w.end()
+	if f.at != first {
+		t.Error("a second commit has started a second timer")
+	}
+	f.fire(0)
+	if f.due != nil {
+		t.Error("the timer goes on without a commit")
+	}
+	w.begin()
+	if f.due == nil {
+		t.Error("the next commit is not watched")
+	}
 }

@@ -36,6 +36,7 @@ type pacer struct {
 	end    int64     // where it is
 	hurry  bool      // the writer waits, or the log is being closed
 	paused bool      // somebody waits for moved
+	until  int64     // where the writer is to be for that
 }
 
 func (p *pacer) begin(end, size int64) {
@@ -48,7 +49,7 @@ func (p *pacer) begin(end, size int64) {
 func (p *pacer) advance(end int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.end = end; p.paused {
+	if p.end = end; p.paused && end >= p.until {
 		p.moved.Signal()
 	}
 }
@@ -66,7 +67,7 @@ func (p *pacer) await(done, size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.hurry && p.end < p.full && done*(p.full-p.first) > (p.end-p.first)*size {
-		p.paused = true
+		p.paused, p.until = true, min(p.first+done*(p.full-p.first)/size, p.full)
 		p.moved.Wait()
 		p.paused = false
 	}

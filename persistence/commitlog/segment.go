@@ -215,16 +215,14 @@ func (w *window) claims(off int64, number uint64) (size int64, ok bool, err erro
 // proportion to its size (some 10 us for 1 MiB, on ext4 in Linux 6.18). Before each slice
 // it calls pace with what is done.
 func zero(f vfs.File, size int64, pace func(done int64)) error {
-	var page [pageSize]byte
-	for off := int64(0); off < size; {
+	slice := make([]byte, zeroSlice)
+	for off := int64(0); off < size; off += zeroSlice {
 		pace(off)
-		begin := off
-		for ; off < min(begin+zeroSlice, size); off += pageSize {
-			if _, err := f.WriteAt(page[:min(pageSize, size-off)], off); err != nil {
-				return err
-			}
+		n := min(zeroSlice, size-off)
+		if _, err := f.WriteAt(slice[:n], off); err != nil {
+			return err
 		}
-		if err := f.WriteOut(begin, min(off, size)-begin); err != nil {
+		if err := f.WriteOut(off, n); err != nil {
 			return err
 		}
 	}
