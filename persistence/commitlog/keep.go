@@ -18,12 +18,14 @@ import (
 // but data, so its sync needs no commit of the file system's journal. Under its name
 // stands only what is whole and synced, and the writer gets it when the name is, too.
 
-// ask has the next segment prepared.
+// ask has the next segment prepared, at the pace at which the current one is filled.
 func (l *Log) ask() {
-	l.asked = true
 	l.pacer.begin(l.current.end, l.current.size)
-	l.wanted <- min(4*l.current.size, l.opts.SegmentSize)
+	l.wanted <- l.nextSize()
 }
+
+// nextSize is the size of the segment behind the current one.
+func (l *Log) nextSize() int64 { return min(4*l.current.size, l.opts.SegmentSize) }
 
 // pacer spreads the making of a segment over the filling of the one before it: zeros that
 // go to the device at once hold up the commits that are synced beside them, by tens of
@@ -75,9 +77,6 @@ func (p *pacer) await(done, size int64) {
 
 // rotate goes on with the next segment. The old one is synced: each record was.
 func (l *Log) rotate() error {
-	if !l.asked {
-		l.ask()
-	}
 	l.pacer.hasten()
 	next, ok := <-l.prepared
 	if !ok {
@@ -86,7 +85,8 @@ func (l *Log) rotate() error {
 	l.mu.Lock()
 	l.full = append(l.full, l.current)
 	l.mu.Unlock()
-	l.current, l.page, l.asked = next, l.page[:0], false
+	l.current, l.page = next, l.page[:0]
+	l.ask()
 	return nil
 }
 
