@@ -145,7 +145,10 @@ func openBadger(c Config) (*Badger, error) {
 		queue: queue{wake: make(chan struct{}, 1)},
 		enc:   encoder{snapshots: map[messages.RunID]*marks{}},
 		cuts:  cuts{low: map[messages.RunID]uint64{}},
+
+		moments: newMoments(),
 	}
+	s.enc.moments = s.moments
 	s.enc.stored = s.storedMarks
 	s.stall = newStallWatch(func(d time.Duration) { s.fail(fmt.Errorf("a commit has not ended after %v", d)) })
 	opts := badgerOptions(c)
@@ -163,7 +166,7 @@ func openBadger(c Config) (*Badger, error) {
 	if s.db, err = s.openDB(c, log, opts); err != nil {
 		return nil, errors.Join(err, log.Close(false))
 	}
-	s.local = newLocalLog(s.db, log, c, func(err error) { s.fail(err) })
+	s.local = newLocalLog(s.db, log, c, s.readable, func(err error) { s.fail(err) })
 	s.local.record = s.recordManifest
 	s.commits = s.local
 	if err = s.start(c, log); err != nil {
@@ -251,8 +254,7 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	if err := s.local.catchUp(s.fits, c.replayFrom); err != nil {
 		return err
 	}
-	s.moments = newMoments(log.Last())
-	s.enc.moments = s.moments
+	s.moments.advance(log.Last(), nil)
 	if err := s.checkFormat(c.Shards); err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 type item struct {
 	batch  *Batch
 	packed chan []byte // the batch's document once it is compressed; nil when that is done while encoding
-	ops    []op        // bare rows, few enough for one transaction
+	ops    []op        // bare rows, few enough for one transaction; they stay until a later item is done
 	done   func(error)
 }
 
@@ -115,7 +115,8 @@ func (s *Badger) Append(b *Batch) {
 //     nothing more is queued.
 //  2. See that there is room for it.
 //  3. Commit, synced.
-//  4. Answer each batch, in order.
+//  4. Answer each batch, in order, and have the group before it used again: Badger, which
+//     may still take this one's rows, has taken that one's.
 //
 // A batch beyond one transaction's limit is a group of its own (stage.go), for which
 // the writer rests.
@@ -131,6 +132,7 @@ func (s *Badger) commitLoop() {
 		switch {
 		case c.closed && c.next.empty():
 			c.settle()
+			s.commits.settle()
 			return
 		case c.idle(), !c.closed && !c.free():
 			continue
@@ -153,7 +155,8 @@ type committer struct {
 	s       *Badger
 	next    *group // is being gathered
 	writing *group // is with the writer; nil = it rests
-	spare   *group // while it does
+	reading *group // was written before; Badger may still read it
+	spare   *group
 	todo    chan *group
 	written chan error
 	items   []*item // scratch of gather
@@ -235,12 +238,13 @@ func (c *committer) send() {
 	}
 	c.todo <- c.next
 	c.writing = c.next
-	if before == nil {
-		c.next, c.spare = c.spare, nil
-		return
+	if before != nil {
+		c.finish(before, err)
 	}
-	c.finish(before, err)
-	c.next = before
+	c.next, c.spare = c.spare, nil
+	if c.next == nil {
+		c.next = new(group)
+	}
 }
 
 // settle has everything written and answered that was joined.
@@ -256,9 +260,9 @@ func (c *committer) answer(err error) {
 	g := c.writing
 	c.writing = nil
 	c.finish(g, err)
-	c.spare = g
 }
 
+// finish answers a group, and has the one before it used again.
 func (c *committer) finish(g *group, err error) {
 	if len(g.ops) > 0 && err == nil {
 		c.s.metrics.group(len(g.items))
@@ -269,7 +273,20 @@ func (c *committer) finish(g *group, err error) {
 		}
 		it.answer(err)
 	}
-	g.reset()
+	clear(g.items)
+	g.items = g.items[:0]
+	switch {
+	case err != nil:
+		// Nobody knows what is still read.
+	case len(g.ops) == 0:
+		c.spare = g
+	default:
+		if c.reading != nil { // Badger has it: it has taken this one
+			c.reading.reset()
+			c.spare = c.reading
+		}
+		c.reading = g
+	}
 }
 
 // join adds an item to the group, sending the group off before when both together
@@ -330,15 +347,20 @@ func (s *Badger) commit(ops []op, size int64) error {
 	at, err := s.commits.commit(ops, size)
 	s.stall.end()
 	if err == nil {
-		s.register.forget(ops)
-		s.db.SetDiscardTs(s.moments.advance(at, ops))
-		s.register.learn(ops)
+		s.moments.told(at)
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {
 		return s.fail(err)
 	}
 	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
+}
+
+// readable is told of each commit that is durable and in Badger, in order.
+func (s *Badger) readable(at uint64, ops []op) {
+	s.register.forget(ops)
+	s.db.SetDiscardTs(s.moments.advance(at, ops))
+	s.register.learn(ops)
 }
 
 // fail makes the store failed; the first reason stays. It returns the error that
@@ -354,6 +376,7 @@ func (s *Badger) fail(err error) error {
 	}
 	s.failure.Store(&err)
 	close(s.failed)
+	s.moments.abandon()
 	s.log.Error("storage failed", "dir", s.dir, "error", err)
 	return err
 }

@@ -44,9 +44,10 @@ func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Conf
 
 // write gives rows to Badger as a commit that is not durable.
 func write(s *Badger, ops []op, at uint64) error {
-	s.local.begin(ops, at)
+	applied := make(chan error, 1)
+	s.local.begin(ops, at, func(err error) { applied <- err })
 	defer clear(s.local.entries)
-	return <-s.local.applied
+	return <-applied
 }
 
 // Flatten has Badger compact all levels into one.
@@ -209,5 +210,5 @@ func ParseKeys(key []byte) {
 	_ = rowName(key)
 	_, _, _ = parseExpiryKey(key)
 	_, _ = decodeStaged(append(appendString([]byte{stagedDelete}, key), stagedSet))
-	newMoments(0).advance(1, []op{{key: key, del: true}})
+	newMoments().advance(1, []op{{key: key, del: true}})
 }

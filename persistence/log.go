@@ -19,17 +19,23 @@ import (
 // commitLog makes commits durable and gives each its number. The writer calls it, one
 // commit at a time.
 type commitLog interface {
-	// commit makes the rows durable as one commit and has them in Badger. It returns the
-	// commit's number, which is higher than that of the one before. After an error the
-	// log is not used any more; the rows may or may not be found by the next open.
+	// commit makes the rows durable as one commit and returns its number, which is higher
+	// than that of the one before. Badger gets them beside that, and may have them a little
+	// later: then the log tells that they can be read. Until then, and at most until the next
+	// commit has returned without an error, ops must stay. After an error the log is not used
+	// any more; the rows may or may not be found by the next open.
 	commit(ops []op, size int64) (at uint64, err error)
+	// settle waits until Badger has all that it was given.
+	settle()
 }
 
 // localLog is the log of a single machine: package commitlog in front of Badger. Its
 // duties:
 //
-//  1. A commit is appended to the log and synced. Badger gets the same rows beside that,
-//     unsynced. A commit has ended when both have; until then no read sees its rows.
+//  1. A commit is appended to the log and synced: then it has ended, and whoever appended
+//     is told. Badger gets the same rows beside that, unsynced, one commit at a time. A
+//     read sees them when both have ended, and waits for those whose ends were told before
+//     it began (moments.go).
 //  2. What Badger has in memory counts for nothing: it is lost with the process. Its own
 //     log files (*.mem) are never read; removeUnused deletes them before Badger opens.
 //     So nothing that happens to them, or to the value log, can lose or change a row.
@@ -55,8 +61,9 @@ type localLog struct {
 	alarm func(error)
 
 	group   commitlog.Group
-	entries []badger.Entry // scratch
-	applied chan error     // Badger's answer
+	entries []badger.Entry            // scratch
+	free    chan struct{}             // holds a token while Badger has all that it was given
+	applied func(at uint64, ops []op) // a commit is durable, and Badger has it
 
 	// record writes down which tables there are. It comes before the log forgets what is in
 	// them: else a manifest that loses its end later would lose that in silence.
@@ -121,9 +128,10 @@ func removeUnused(dir string, applied uint64) error {
 	return nil
 }
 
-func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, alarm func(error)) *localLog {
+func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, applied func(at uint64, ops []op), alarm func(error)) *localLog {
 	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
-		applied: make(chan error, 1)}
+		applied: applied, free: make(chan struct{}, 1)}
+	l.free <- struct{}{}
 	if l.fs == nil {
 		l.fs = vfs.OS{}
 	}
@@ -153,23 +161,19 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	if err := l.log.Append(at, &l.group); err != nil {
 		return 0, err
 	}
-	var begun atomic.Bool
-	begin := func() {
-		if begun.CompareAndSwap(false, true) {
-			l.begin(ops, at)
-		}
-	}
-	if len(ops) > sideBySide {
-		go begin()
+	c := &applying{l: l, at: at, ops: ops, begun: make(chan struct{})}
+	c.left.Store(2)
+	if len(ops) > sideBySide || len(l.free) == 0 {
+		go c.begin()
 	} else {
-		begin()
+		c.begin()
 	}
 	err = l.log.Sync()
-	begin() // on a busy machine nobody has come to it meanwhile
-	if err = errors.Join(err, <-l.applied); err != nil {
+	c.done(err)
+	if err != nil {
 		return 0, err
 	}
-	clear(l.entries)
+	c.begin() // on a busy machine the other goroutine has not come to it yet
 	if l.unseen += size; l.unseen >= l.look {
 		l.unseen = 0
 		select {
@@ -180,8 +184,60 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	return at, nil
 }
 
-// begin gives the rows to Badger, which answers on applied. The rows must stay until then.
-func (l *localLog) begin(ops []op, at uint64) {
+func (l *localLog) settle() {
+	<-l.free
+	l.free <- struct{}{}
+}
+
+// applying is a commit on its way to the log and to Badger.
+type applying struct {
+	l     *localLog
+	at    uint64
+	ops   []op
+	once  atomic.Bool
+	begun chan struct{} // closed when Badger is given the commit
+	left  atomic.Int32  // of log and Badger
+	bad   atomic.Bool
+}
+
+// begin gives the commit to Badger as soon as that has the one before. It may be called by
+// two goroutines; it returns when one of them has done so.
+func (c *applying) begin() {
+	select {
+	case <-c.begun:
+		return
+	case <-c.l.free:
+	}
+	if !c.once.CompareAndSwap(false, true) {
+		c.l.free <- struct{}{} // the token of a later commit
+		return
+	}
+	close(c.begun)
+	c.l.begin(c.ops, c.at, func(err error) {
+		if err != nil {
+			c.l.alarm(err)
+		}
+		c.done(err)
+	})
+}
+
+// done is called when the log has the commit, and when Badger has it.
+func (c *applying) done(err error) {
+	if err != nil {
+		c.bad.Store(true)
+	}
+	if c.left.Add(-1) > 0 {
+		return
+	}
+	if !c.bad.Load() {
+		c.l.applied(c.at, c.ops)
+	}
+	clear(c.l.entries)
+	c.l.free <- struct{}{}
+}
+
+// begin gives the rows to Badger, which answers by a call of done. The rows must stay until then.
+func (l *localLog) begin(ops []op, at uint64, done func(error)) {
 	txn := l.db.NewTransactionAt(at-1, true)
 	if cap(l.entries) < len(ops) {
 		l.entries = make([]badger.Entry, 2*len(ops))
@@ -201,12 +257,12 @@ func (l *localLog) begin(ops []op, at uint64) {
 		}
 		if err != nil {
 			txn.Discard()
-			l.applied <- err
+			done(err)
 			return
 		}
 	}
-	if err := txn.CommitAt(at, func(err error) { l.applied <- err }); err != nil {
-		l.applied <- err
+	if err := txn.CommitAt(at, done); err != nil {
+		done(err)
 	}
 }
 

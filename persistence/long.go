@@ -98,13 +98,14 @@ func packStream(w io.Writer, doc io.Reader, size int64) error {
 // partWriter cuts a definition into parts and commits them, one while the next is
 // being filled.
 type partWriter struct {
-	s     *Badger
-	run   messages.RunID
-	part  int
-	buf   []byte
-	spare []byte
-	sent  []byte // is with the committer; nil when nothing is
-	done  chan error
+	s       *Badger
+	run     messages.RunID
+	part    int
+	buf     []byte
+	sent    []byte // is with the committer; nil when nothing is
+	reading []byte // is durable; Badger may still read it, until it takes the next one
+	spare   []byte
+	done    chan error
 }
 
 func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize+sumSize) }
@@ -154,7 +155,7 @@ func (w *partWriter) settle() error {
 		return nil
 	}
 	err := <-w.done
-	w.spare, w.sent = w.sent[:0], nil
+	w.spare, w.reading, w.sent = w.reading[:0], w.sent, nil
 	return err
 }
 

@@ -9,15 +9,19 @@ import (
 
 // moments numbers the store's commits and gives each read the newest one that is
 // durable. Badger's own numbering would have a read wait for the commit that is
-// under way, and so for the disk; here reads wait for nothing, and never see a row
-// that is not durable yet.
+// under way, and so for the disk; here a read never sees a row that is not durable yet,
+// and waits at most until Badger has, in memory, what was told to be durable before it
+// began: what anybody was told is read by whoever asks next.
 //
 // It knows, too, which runs may have a summary among those of unfinished runs. Each run
 // that finished has left a deleted row there, and a read without that knowledge passes
 // over all of them.
 type moments struct {
 	mu      sync.Mutex
-	durable uint64         // of the newest durable commit
+	moved   sync.Cond      // of durable and over
+	durable uint64         // of the newest commit that is durable and in Badger
+	telling uint64         // of the newest commit that somebody may have been told of
+	over    bool           // no commit comes any more
 	reads   map[uint64]int // reads under way, by their moment
 	live    idtable.Table[liveness]
 }
@@ -32,8 +36,35 @@ const (
 	rowDeletion liveness = 2
 )
 
-func newMoments(durable uint64) *moments {
-	return &moments{durable: durable, reads: make(map[uint64]int)}
+func newMoments() *moments {
+	m := &moments{reads: make(map[uint64]int)}
+	m.moved.L = &m.mu
+	return m
+}
+
+// told notes that whoever appended is about to be told that the commit of this number is
+// durable.
+func (m *moments) told(at uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.telling = max(m.telling, at)
+}
+
+// abandon ends all waiting, as the store has failed.
+func (m *moments) abandon() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+	m.moved.Broadcast()
+}
+
+// enterRead returns the moment of a read that begins. m.mu is held.
+func (m *moments) enterRead() uint64 {
+	for least := m.telling; m.durable < least && !m.over; {
+		m.moved.Wait()
+	}
+	m.reads[m.durable]++
+	return m.durable
 }
 
 // next is the number of the next commit. There is one at a time.
@@ -43,13 +74,14 @@ func (m *moments) next() uint64 {
 	return m.durable + 1
 }
 
-// advance notes that the commit of this number, of these rows, is durable. The result is
+// advance notes that the commit of this number, of these rows, is durable and in Badger. The result is
 // the oldest moment that anybody still reads, or this one: what was replaced before it
 // may go.
 func (m *moments) advance(to uint64, ops []op) (oldest uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.durable = to
+	m.durable, m.telling = to, max(m.telling, to)
+	m.moved.Broadcast()
 	for i := range ops {
 		if o := &ops[i]; o.del && o.key[0] == typeLive {
 			if l := m.live.Get(uint64(keyRun(o.key))); l >= rowDeletion {
@@ -68,8 +100,7 @@ func (m *moments) advance(to uint64, ops []op) (oldest uint64) {
 func (m *moments) begin() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reads[m.durable]++
-	return m.durable
+	return m.enterRead()
 }
 
 func (m *moments) end(at uint64) {
@@ -129,6 +160,6 @@ func (m *moments) unfinished(from messages.RunID, n int) (runs []messages.RunID)
 func (m *moments) beginRuns(from messages.RunID, n int) (at uint64, runs []messages.RunID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reads[m.durable]++
-	return m.durable, m.unfinished(from, n)
+	at = m.enterRead()
+	return at, m.unfinished(from, n)
 }

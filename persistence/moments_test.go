@@ -82,7 +82,8 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 }
 
 func TestMoments(t *testing.T) {
-	m := newMoments(7)
+	m := newMoments()
+	m.advance(7, nil)
 	if n := m.next(); n != 8 {
 		t.Errorf("the next commit is %d", n)
 	}
@@ -167,5 +168,67 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 		" 0:QUEUED 1:RUNNING 2:KILLED")
 	if live := s.moments.unfinished(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
 		t.Errorf("unfinished are %d", live)
+	}
+}
+
+// TestAReadSeesWhatWasTold: a read that begins when somebody was told of a commit waits until
+// that can be read; one that began before does not. When the store has failed nobody waits.
+func TestAReadSeesWhatWasTold(t *testing.T) {
+	m := newMoments()
+	m.advance(1, nil)
+	m.told(2)
+	began := make(chan uint64)
+	go func() { began <- m.begin() }()
+	select {
+	case at := <-began:
+		t.Fatalf("a read of %d, though 2 was told", at)
+	default:
+	}
+	m.advance(2, nil)
+	if at := <-began; at != 2 {
+		t.Errorf("a read of %d, want 2", at)
+	}
+	m.told(3)
+	go func() { began <- m.begin() }()
+	m.abandon()
+	if at := <-began; at != 2 {
+		t.Errorf("a read of %d in a failed store, want 2", at)
+	}
+}
+
+// TestBadgerIsBehind: an append is answered when the log has it, although it cannot be read
+// yet; who was answered reads it nevertheless.
+func TestBadgerIsBehind(t *testing.T) {
+	s, err := OpenBadger(Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	behind := make(chan struct{})
+	applied := s.local.applied
+	s.local.applied = func(at uint64, ops []op) {
+		go func() {
+			<-behind
+			applied(at, ops)
+		}()
+	}
+	done := make(chan error, 1)
+	s.queue.push(&item{ops: []op{seal([]byte("?key"), []byte("one"))}, done: func(err error) { done <- err }})
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan string, 1)
+	go func() {
+		v, err := s.get([]byte("?key"))
+		read <- fmt.Sprint(string(v), err)
+	}()
+	select {
+	case got := <-read:
+		t.Errorf("read %s before Badger has it", got)
+	default:
+	}
+	close(behind)
+	if got := <-read; got != "one<nil>" {
+		t.Errorf("read %s behind an answered append", got)
 	}
 }

@@ -263,7 +263,8 @@ func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, parti
 
 // open opens the scratch folder.
 func (o *Offline) open(view string) (err error) {
-	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{})}
+	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{}), moments: newMoments()}
+	s.enc.moments = s.moments
 	if s.enc.pack, err = newPacker(); err != nil {
 		return err
 	}
@@ -273,8 +274,7 @@ func (o *Offline) open(view string) (err error) {
 		s.enc.pack.close()
 		return err
 	}
-	s.moments = newMoments(s.db.MaxVersion())
-	s.enc.moments = s.moments
+	s.moments.advance(s.db.MaxVersion(), nil)
 	o.Badger = s
 	if err := s.loadIndex(); err != nil {
 		s.enc.pack.close()

@@ -39,6 +39,9 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	}
 	at := begin()
 	defer s.moments.end(at)
+	if err := s.Err(); err != nil { // it may not have waited for what was told
+		return err
+	}
 	txn := s.db.NewTransactionAt(at, false)
 	defer txn.Discard()
 	err := fn(txn)
