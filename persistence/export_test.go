@@ -45,8 +45,12 @@ func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Conf
 // write gives rows to Badger as a commit that is not durable.
 func write(s *Badger, ops []op, at uint64) error {
 	applied := make(chan error, 1)
+	<-s.local.free
 	s.local.begin(ops, at, func(err error) { applied <- err })
-	defer clear(s.local.entries)
+	defer func() {
+		clear(s.local.entries)
+		s.local.free <- struct{}{}
+	}()
 	return <-applied
 }
 
