@@ -46,6 +46,7 @@ type Config struct {
 	Insecure       bool   // nothing is asked of callers beyond the loopback address
 	AuditLog       string
 	Umask          string // of tasks, octal: that of the server's launch; "" = this process's. No option
+	HeapFloor      int64  // the size of the heap from which garbage is collected, in bytes; 0 = by percent alone
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }

@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 )
 
 // machine is what tasks and the server have to share, limits of the container
@@ -113,8 +112,9 @@ func readInt(name string) (int64, bool) {
 // submissions per second.
 //
 // The collector works harder before the server takes a quarter of the machine from its
-// tasks; never less than 512 MiB.
-func tuneRuntime(m machine, lookup func(string) (string, bool)) {
+// tasks; never less than 512 MiB. The result is the size from which it works at all, in
+// bytes, for newCollector; 0 where the user decides.
+func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64) {
 	set := func(name string) bool {
 		v, ok := lookup(name)
 		return ok && v != ""
@@ -124,41 +124,10 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) {
 	}
 	if !set("GOGC") {
 		debug.SetGCPercent(150)
+		heapFloor = min(192<<20, m.memoryMB<<20/16)
 	}
 	if !set("GOMEMLIMIT") {
 		debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))
 	}
-}
-
-// spareGarbage is what garbage may take while a long document is planned, in percent of
-// what lives. Then the heap grows fast, and what it would take at other times (150
-// percent) would be more than the document.
-const spareGarbage = 25
-
-// sparing has the collector work harder while somebody asks for it.
-type sparing struct {
-	mu     sync.Mutex
-	users  int
-	before int // the collector's percentage without them
-}
-
-// begin asks for it, until end is called.
-func (s *sparing) begin() (end func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.users++; s.users == 1 {
-		s.before = debug.SetGCPercent(spareGarbage)
-		if s.before >= 0 && s.before < spareGarbage {
-			debug.SetGCPercent(s.before)
-		}
-	}
-	return s.end
-}
-
-func (s *sparing) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.users--; s.users == 0 {
-		debug.SetGCPercent(s.before)
-	}
+	return heapFloor
 }

@@ -77,32 +77,3 @@ func TestTuneRuntime(t *testing.T) {
 		}
 	}
 }
-
-func TestSparing(t *testing.T) {
-	percent := func() int {
-		p := debug.SetGCPercent(100)
-		debug.SetGCPercent(p)
-		return p
-	}
-	for _, before := range []int{150, spareGarbage - 1, -1} {
-		own := debug.SetGCPercent(before)
-		want := spareGarbage
-		if before >= 0 {
-			want = min(before, spareGarbage)
-		}
-		var s sparing
-		first, second := s.begin(), s.begin()
-		if got := percent(); got != want {
-			t.Errorf("from %d: %d percent, want %d", before, got, want)
-		}
-		first()
-		if got := percent(); got != want {
-			t.Errorf("from %d, with one user left: %d percent, want %d", before, got, want)
-		}
-		second()
-		if got := percent(); got != before {
-			t.Errorf("from %d: %d percent afterwards", before, got)
-		}
-		debug.SetGCPercent(own)
-	}
-}

@@ -78,7 +78,7 @@ func (m *Main) runCommand() *cobra.Command {
 		if config.Umask, err = m.tasksUmask(); err != nil {
 			return err
 		}
-		tuneRuntime(hw, m.LookupEnv)
+		config.HeapFloor = tuneRuntime(hw, m.LookupEnv)
 		return m.runEmbedded(ctx, config, spec, strict)
 	}
 	return cmd

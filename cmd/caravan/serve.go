@@ -43,7 +43,7 @@ func (m *Main) serveCommand() *cobra.Command {
 		if c.Paused && c.Resume {
 			return usagef("paused and resume: choose one of them")
 		}
-		tuneRuntime(hw, m.LookupEnv)
+		c.HeapFloor = tuneRuntime(hw, m.LookupEnv)
 		if m.Catch != nil {
 			m.Catch() // a log without a reader is lost, the server goes on
 		}

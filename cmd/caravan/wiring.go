@@ -115,10 +115,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	slurmLimits(c, &limits)
 
 	// Service comes first: whoever asks while runs are recovered is told so.
-	door, spare := &gate{}, &sparing{}
+	door, garbage := &gate{}, newCollector(c.HeapFloor)
 	v := versionInfo()
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: spare.begin,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: garbage.spare,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
 		Backup: func(ctx context.Context, w io.Writer) error { // asked for once the engine is there
@@ -164,7 +164,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.One), nil },
 		},
-		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, Sparing: spare.begin,
+		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, Sparing: garbage.spare,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,
 		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
 	}))
