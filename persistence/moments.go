@@ -67,13 +67,6 @@ func (m *moments) enterRead() uint64 {
 	return m.durable
 }
 
-// next is the number of the next commit. There is one at a time.
-func (m *moments) next() uint64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.durable + 1
-}
-
 // advance notes that the commit of this number, of these rows, is durable and in Badger. The result is
 // the oldest moment that anybody still reads, or this one: what was replaced before it
 // may go.
