@@ -366,3 +366,20 @@ func FuzzRows(f *testing.F) {
 		}
 	})
 }
+
+// TestOnlySegmentIsMissing: the file that had all records is gone, and the prepared one behind
+// it is there: the refusal names the one that is gone.
+func TestOnlySegmentIsMissing(t *testing.T) {
+	for _, clean := range []bool{true, false} {
+		dir := made(t, 3, 0, clean)
+		if got := files(t, dir, "*.log"); len(got) != 2 {
+			t.Fatalf("the log is %v, want one segment with records and one prepared", got)
+		}
+		must(t, os.Remove(filepath.Join(dir, "0000000001.log")))
+		_, err := read(t, dir)
+		var damage *commitlog.DamageError
+		if !errors.As(err, &damage) || filepath.Base(damage.File) != "0000000001.log" || !strings.Contains(err.Error(), "0000000002.log") {
+			t.Errorf("closed cleanly %v: %v", clean, err)
+		}
+	}
+}

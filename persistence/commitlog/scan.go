@@ -173,7 +173,12 @@ func (sc *scan) checkEnd(buf []byte) error {
 				s = behind
 			}
 		}
-		return damaged(s.path, s.end, "record %d is damaged or missing; the log was acknowledged up to record %d", sc.last+1, known)
+		next := max(sc.last, sc.state.applied) + 1
+		if first := sc.segments[0]; sc.records == 0 && s == first && s.sequence > 1 {
+			return damaged(segmentPath(sc.dir, s.sequence-1), 0, "the file is missing, or record %d is damaged at offset %d of %s; the log was acknowledged up to record %d",
+				next, s.end, filepath.Base(s.path), known)
+		}
+		return damaged(s.path, s.end, "record %d is damaged or missing; the log was acknowledged up to record %d", next, known)
 	}
 	return nil
 }
