@@ -18,6 +18,7 @@ import (
 // TestSIGTERM: the server ends within 10 s though tasks run, which go on; the next
 // server adopts them: it shows, follows and kills them.
 func TestSIGTERM(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"deaf": e2etest.Sh("trap '' TERM; echo begin $$; while ! test -e go; do sleep 0.02; done; echo end $$").Job("workDir", dir),
@@ -89,6 +90,7 @@ func follow(t *testing.T, s *e2etest.Server, run uint64, task string) func() str
 // TestAdoptedTasksObey: what was asked for before a crash and after it holds for the
 // tasks that lived through it.
 func TestAdoptedTasksObey(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t, e2etest.Args("--kill-grace", "100ms")), t.TempDir()
 	waits := "while ! test -e go; do sleep 0.02; done"
 	paused := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -134,6 +136,7 @@ func TestAdoptedTasksObey(t *testing.T) {
 // TestUpgrade: another build of the binary takes over in the middle of a run. What
 // runs goes on in the worker of the old one, which then ends.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	bin, err := servertest.BuildAs(t.TempDir(), e2etest.Race, "upgraded")
 	if err != nil {
 		t.Fatal(err)
@@ -165,6 +168,7 @@ func TestUpgrade(t *testing.T) {
 // TestGrandchildInASessionOfItsOwn: a task that leaves one behind has ended when it
 // ends: its slot is free, its output complete, and nobody waits for the grandchild.
 func TestGrandchildInASessionOfItsOwn(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	t.Cleanup(func() {
 		for _, p := range inFolder(dir) {
@@ -190,6 +194,7 @@ func TestGrandchildInASessionOfItsOwn(t *testing.T) {
 // TestNothingIsLeftBehind: by a server that stops when nothing runs, and by a run with
 // a server of its own, whether it ends or is interrupted.
 func TestNothingIsLeftBehind(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true")}))
 	data := s.Config().Data

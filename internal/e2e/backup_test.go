@@ -36,6 +36,7 @@ func records(s *e2etest.Server, runs ...uint64) (docs []string) {
 // TestBackupOfARunningServer takes backups while runs are submitted, run, and are deleted.
 // Each is of one moment: it is restored whole, with the output of each attempt in it.
 func TestBackupOfARunningServer(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "20"))
 	long := e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(`head -c 100000 /dev/zero | tr '\0' "$CARAVAN_RUN_ID"; echo`)})
 	first := s.Submit(long)
@@ -52,7 +53,7 @@ func TestBackupOfARunningServer(t *testing.T) {
 			}
 		}
 	})
-	for round := range 3 {
+	for round := range scaled(3) {
 		file, data := filepath.Join(t.TempDir(), "b"), filepath.Join(t.TempDir(), "restored")
 		if out, code := invoke(t, s, "backup", file); code != 0 {
 			t.Fatalf("backup: %d %s", code, out)
@@ -85,6 +86,7 @@ func TestBackupOfARunningServer(t *testing.T) {
 
 // TestBackupDrill runs the commands that docs/operations.md shows, in its order.
 func TestBackupDrill(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	doc, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
@@ -134,6 +136,7 @@ func TestBackupDrill(t *testing.T) {
 
 // TestDamagedBackup: what is cut or changed is refused, and leaves no folder behind.
 func TestDamagedBackup(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 50000 /dev/zero")}))
@@ -184,6 +187,7 @@ func TestDamagedBackup(t *testing.T) {
 
 // TestBackupOfAStoppedServer is of the folder alone, by way of a pipe.
 func TestBackupOfAStoppedServer(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := uint64(s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")})).RunID)
 	want := records(s, run)

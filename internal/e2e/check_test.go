@@ -52,6 +52,7 @@ func offline(t *testing.T, args ...string) (r report, code int, text string) {
 // TestCheckAndSalvage: a whole folder is called so; of a damaged one the file and the runs are
 // named, and the others are saved under their ids, with what they printed.
 func TestCheckAndSalvage(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	data := s.Config().Data

@@ -13,6 +13,7 @@ import (
 // reads the registry of workers and the journal of the one that lives. What is damaged there
 // is named; nothing is changed by the look.
 func TestCheckReadsWorkerJournals(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	data, dir := s.Config().Data, t.TempDir()

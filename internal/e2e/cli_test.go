@@ -47,6 +47,7 @@ func document(t *testing.T, doc any) string {
 }
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
 	good := document(t, seedDAG)
@@ -128,6 +129,7 @@ func TestExitCodes(t *testing.T) {
 // TestLogsFollow: each line is printed while the task runs, and the command ends
 // with the attempt.
 func TestLogsFollow(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	dir := t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -169,6 +171,7 @@ func TestLogsFollow(t *testing.T) {
 
 // TestInterruptedWait: ^C ends the wait with 130, the run goes on.
 func TestInterruptedWait(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
 	s.AwaitTask(run, "a", "RUNNING")

@@ -33,6 +33,7 @@ func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Du
 // TestClockIsSet: the machine's clock is set, back and forward, while a retry waits, while
 // runs are retained, and over a kill -9 of the server.
 func TestClockIsSet(t *testing.T) {
+	t.Parallel()
 	s, step := clocked(t, "--retain-age", "30d", "--retain-runs", "3")
 	const retry = `{"tasks":{"a":{"job":{"commandString":"test $CARAVAN_ATTEMPT -gt 1"},"maxRetries":1,"retryIntervalSeconds":1.5}}}`
 	var runs []uint64
@@ -61,6 +62,7 @@ func TestClockIsSet(t *testing.T) {
 // TestRestartBesideARunningTaskOverACrash: a run with a RUNNING task is not QUEUED, its
 // times ascend, and a reader of all events that comes back hears of it.
 func TestRestartBesideARunningTaskOverACrash(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(`{"tasks":{"a":{"job":{"command":["/bin/sleep","600"]}},"b":{"job":{"command":["/bin/true"]},"parents":["a"]}}}`)
 	s.AwaitTask(run, "a", "RUNNING")
@@ -155,6 +157,7 @@ func firstEventID(t *testing.T, s *e2etest.Server) (id string) {
 // TestKeysOutliveRetention: a request that is repeated after its runs were deleted starts
 // nothing.
 func TestKeysOutliveRetention(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "3"))
 	out := filepath.Join(t.TempDir(), "ran")
 	doc := `{"tag":"night","tasks":{"a":{"job":{"commandString":"echo ran >>` + out + `"}}}}` + "\n"

@@ -32,6 +32,7 @@ func killed(t *testing.T) (data string, ended, paused uint64, ran func() int) {
 // TestDamagedBadgerLog: after a kill -9 a bit in the middle of Badger's own log changes
 // nothing: all that was acknowledged is there, nothing runs twice, and ids go on.
 func TestDamagedBadgerLog(t *testing.T) {
+	t.Parallel()
 	data, ended, paused, ran := killed(t)
 	names, err := filepath.Glob(filepath.Join(data, "db", "*.mem"))
 	if err != nil || len(names) == 0 {

@@ -91,6 +91,7 @@ func wantJSON(t *testing.T, body []byte, want string) {
 }
 
 func TestReady(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	r := s.Want(200, "GET", "/ready", "")
 	wantJSON(t, r.Body, `{ "msg": "Ya like DAGs?"}`)
@@ -102,6 +103,7 @@ func TestReady(t *testing.T) {
 // TestContract goes through the rows of the REST table in the order in which a
 // client meets them.
 func TestContract(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	const task = `{children:[] isGenerator:bool job:{command:[string] cores:string environment:[] memoryMB:string} maxRetries:number parents:[] retryIntervalSeconds:number}`
 
@@ -193,6 +195,7 @@ func TestContract(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	s.Await(s.Submit(seedDAG), "COMPLETED")
 	for _, c := range []struct {
@@ -262,6 +265,7 @@ func hugeProduct() string {
 }
 
 func TestListFilters(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	for i := range 6 {
 		doc := e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}).With("tag", fmt.Sprintf("t%d", i%2))
@@ -289,6 +293,7 @@ func TestListFilters(t *testing.T) {
 }
 
 func TestIdempotencyKey(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	first := s.Submit(seedDAG, "Idempotency-Key", "k1")
 	if again := s.Submit(seedDAG, "Idempotency-Key", "k1"); again != first {
@@ -305,6 +310,7 @@ func TestIdempotencyKey(t *testing.T) {
 }
 
 func TestEscapedTaskNames(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	names := map[string]string{
 		"a/b": "a%2Fb", "..": "%2E%2E", ".": "%2E", "a%2Fb": "a%252Fb", "ü": "%C3%BC", "a b": "a%20b",

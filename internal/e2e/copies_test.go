@@ -15,6 +15,7 @@ import (
 // runs tasks. Those tasks are not disturbed, the copies start nothing until they are
 // resumed, and then each ends its runs with attempts of its own.
 func TestCopyBesideItsOriginal(t *testing.T) {
+	t.Parallel()
 	const tasks = 4
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Args("--cores", fmt.Sprint(tasks)))

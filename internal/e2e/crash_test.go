@@ -254,7 +254,7 @@ func TestKillNineAfterAnAcknowledgement(t *testing.T) {
 	s := e2etest.Start(t)
 	tags := map[uint64]string{} // every acknowledged run
 	counted, rounds := 0, 0
-	for ; counted < want && rounds < 10+want/5; rounds++ {
+	for ; counted < want && rounds < 10+want; rounds++ {
 		acks := killDuringSubmissions(t, s, rng, submitters, fmt.Sprintf("round-%d", rounds))
 		s = s.Restart()
 		for _, a := range acks {

@@ -25,6 +25,7 @@ import (
 // /healthz fail. It must never serve or execute altered bytes, lose a run or an attempt without
 // a word, use an ID again, or start an attempt twice.
 func TestDamage(t *testing.T) {
+	t.Parallel()
 	e2etest.OneByOne(t)
 	rng := random(t)
 	outcomes := map[string]int{}

@@ -19,6 +19,7 @@ import (
 // beside a living one of the same task, and the run completes, unless the server refuses to start
 // and names the file.
 func TestDamagedWorkerFiles(t *testing.T) {
+	t.Parallel()
 	rng := random(t)
 	outcomes := map[string]int{}
 	for range max(1, scaled(*damagesFlag)/4) {

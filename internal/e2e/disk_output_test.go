@@ -15,6 +15,7 @@ import (
 // refused, then output is cut; the server does not stop, and every task ends and is
 // recorded, also those that began when the disk was full.
 func TestOutputFillsTheDisk(t *testing.T) {
+	e2etest.DiskErrors(t)
 	dir, ok := smallDisk(t)
 	if !ok {
 		t.Skip("no file system of a size of its own can be mounted")

@@ -70,6 +70,9 @@ func TestFullDisk(t *testing.T) {
 		running bool
 	}{"slowly": {2 << 20, false}, "at once": {0, true}} {
 		t.Run(name, func(t *testing.T) {
+			if !c.running {
+				e2etest.DiskErrors(t)
+			}
 			dir, ok := smallDisk(t)
 			if !ok {
 				fillWithoutMount(t)

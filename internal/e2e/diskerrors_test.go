@@ -19,6 +19,7 @@ import (
 // under load. The server ends and says why; what it had acknowledged is there when it
 // starts again, and every task runs once.
 func TestCommitLogErrors(t *testing.T) {
+	t.Parallel()
 	rng := random(t)
 	at := func() int { return 1 + rng.IntN(100) }
 	for name, fault := range some(rng, map[string]faults.Fault{
@@ -83,6 +84,7 @@ func TestCommitLogErrors(t *testing.T) {
 // was used, -damages/4 times. The server refuses to start, or ends, and says why, or goes on
 // when the disk does; and the next one takes the folder as it is.
 func TestDiskErrorsAtStart(t *testing.T) {
+	t.Parallel()
 	rng := random(t)
 	write := []faults.Op{faults.Create, faults.Write, faults.Sync, faults.Rename}
 	places := []struct {
@@ -149,6 +151,7 @@ func TestDiskErrorsAtStart(t *testing.T) {
 // TestOutputErrors: what tasks print cannot be kept. Each task's result stands, its output
 // is whole or says that it was cut, and no other bytes are served.
 func TestOutputErrors(t *testing.T) {
+	t.Parallel()
 	rng := random(t)
 	const tasks = 60
 	at := func() int { return 1 + rng.IntN(tasks/2) }

@@ -54,5 +54,8 @@
 //	-pause D    how long pause_test.go stops processes (3s); 65s is longer than the limit of a commit
 //	-soak D     how long soak_test.go keeps its load up (10s)
 //
+// Under the race detector all numbers are a tenth of that, and of the errors of a disk each
+// test has one case.
+//
 // CARAVAN_BINARY names a binary to test in place of one built from the tree.
 package e2e

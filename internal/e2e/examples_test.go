@@ -32,6 +32,7 @@ func example(t *testing.T, name string) string {
 // TestExamples runs every file of examples/ to COMPLETED and looks for what it is
 // there to show.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Dir(examples(t)))
 	files, err := filepath.Glob(filepath.Join(examples(t), "*.json"))
 	if err != nil {
@@ -96,6 +97,7 @@ func withPython(t *testing.T, text string) string {
 // TestDemo runs the demo's script: it shows the run's end and its record, and
 // leaves neither a process nor a file.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	tmp := t.TempDir()
 	cmd := exec.Command("sh", filepath.Join(examples(t), "demo.sh"), e2etest.Binary())
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)

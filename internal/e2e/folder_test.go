@@ -17,6 +17,8 @@ import (
 // TestAnyDataPath: a server works in, and comes back to, whatever folder the kernel takes,
 // beside neighbours that a pattern would match.
 func TestAnyDataPath(t *testing.T) {
+	e2etest.OneByOne(t)
+	t.Parallel()
 	for _, name := range []string{"q[1]", "*", "a b\"'$(x)`", "new\nline", "%41%d", "-dash", "b\xff\xfe", "back\\slash",
 		strings.Repeat("long", 30) + "/" + strings.Repeat("deep", 40)} {
 		t.Run("", func(t *testing.T) {
@@ -102,6 +104,7 @@ func TestUmask(t *testing.T) {
 // TestIncompleteFolder: a folder of which a part is gone, or is another's, is refused with
 // what to do, and nothing in it is changed. What runs is left alone.
 func TestIncompleteFolder(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"a": e2etest.Sh("echo $CARAVAN_ATTEMPT >> began; while ! test -e go; do sleep 0.02; done").Job("workDir", dir)}))

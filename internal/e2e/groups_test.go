@@ -35,6 +35,7 @@ func groupsOf(t *testing.T, data string) (groups []string) {
 // TestGroupsOfDeadWorkers: the control groups of a worker that was killed are removed by
 // the next one, also when the worker's folder is gone.
 func TestGroupsOfDeadWorkers(t *testing.T) {
+	t.Parallel()
 	for _, removed := range []bool{false, true} {
 		s := e2etest.Start(t)
 		data := s.Config().Data

@@ -31,7 +31,12 @@ func TestHostileLoad(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
 	s.AwaitTask(run, "a", "RUNNING")
 	address := strings.TrimPrefix(s.URL, "http://")
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+	least := scaled(100)
+	bomb := packed(t, "zstd", `{"tag":"`, 'x', scaled(255)<<20, `","tasks":{"a":{"job":{"executor":"noop"}}}}`)
+	newlines := packed(t, "gzip", "", '\n', scaled(30)<<20, "")
+	t.Logf("bombs of %d and %d bytes", len(bomb), len(newlines))
+	// On a slow machine it lasts for longer: until the honest clients have their answers.
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var hostile sync.WaitGroup
 	dial := func() net.Conn {
@@ -56,9 +61,6 @@ func TestHostileLoad(t *testing.T) {
 			<-ctx.Done()
 		}
 	}
-	bomb := packed(t, "zstd", `{"tag":"`, 'x', 255<<20, `","tasks":{"a":{"job":{"executor":"noop"}}}}`)
-	newlines := packed(t, "gzip", "", '\n', 30<<20, "")
-	t.Logf("bombs of %d and %d bytes", len(bomb), len(newlines))
 	for range 8 {
 		hostile.Go(func() {
 			for ctx.Err() == nil {
@@ -102,8 +104,13 @@ func TestHostileLoad(t *testing.T) {
 			}
 		})
 	}
-	took := honest(t, ctx, s)
+	began := time.Now()
+	took := honest(t, s, least, time.Duration(max(3, scaled(12)))*time.Second)
+	cancel()
 	hostile.Wait()
+	if len(took) < least {
+		t.Fatalf("honest clients got %d answers in %v, want %d", len(took), time.Since(began), least)
+	}
 	slices.Sort(took)
 	peak := peakMemory(t, s.PID())
 	t.Logf("%d requests of honest clients, p50 %v, p99 %v; the server took %d MB at the peak",
@@ -111,21 +118,18 @@ func TestHostileLoad(t *testing.T) {
 	if peak >= 1<<30 && !e2etest.Race { // the race detector takes several times as much itself
 		t.Errorf("the server took %d MB at the peak, want less than 1 GB", peak>>20)
 	}
-	if len(took) < scaled(50) {
-		t.Errorf("honest clients got %d answers in 12 s", len(took))
-	}
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}))
 }
 
-// honest submits and looks at runs from another address until ctx ends, and returns how
-// long each request took.
-func honest(t *testing.T, ctx context.Context, s *e2etest.Server) (took []time.Duration) {
+// honest submits and looks at runs from another address, for some time and until it has
+// got some answers, but not for ever. It returns how long each request took.
+func honest(t *testing.T, s *e2etest.Server, answers int, atLeast time.Duration) (took []time.Duration) {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	transport := &http.Transport{DialContext: dialer.DialContext}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: e2etest.Patience}
 	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}))
-	for ctx.Err() == nil {
+	for begin := time.Now(); time.Since(begin) < atLeast || len(took) < answers && time.Since(begin) < 2*e2etest.Patience; {
 		for _, path := range []string{"POST /v1/dagrun", "GET /v1/dagrun/0/state", "GET /v1/dagruns?limit=10", "GET /ready"} {
 			method, path, _ := strings.Cut(path, " ")
 			req, err := http.NewRequest(method, s.URL+path, strings.NewReader(doc))

@@ -215,6 +215,7 @@ func slowBody(rng *rand.Rand) attack {
 // nothing that was cut off is taken as a submission, and afterwards the server has
 // the goroutines and descriptors that it had before.
 func TestHostileRequests(t *testing.T) {
+	t.Parallel()
 	const clients, idle = 16, 1000
 	s := e2etest.Start(t)
 	s.Complete(seedDAG)
@@ -251,7 +252,7 @@ func TestHostileRequests(t *testing.T) {
 	for client := range clients {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(client)))
-			for i := client; i < *hostileFlag; i += clients {
+			for i := client; i < scaled(*hostileFlag); i += clients {
 				a := attacks[i/clients%len(attacks)](rng)
 				status, body, err := a.run(s.URL)
 				mu.Lock()
@@ -393,6 +394,7 @@ func sorted(m map[string]int) []string {
 // TestGoneClients: clients that leave in the midst of a followed log or of a large
 // answer leave nothing behind, and a client that reads slowly holds up nobody.
 func TestGoneClients(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	big := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("N")}).
 		With("parameters", map[string]any{"N": e2etest.Numbers(5000)})).RunID

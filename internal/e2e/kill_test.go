@@ -105,6 +105,7 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 // TestKillOfATaskThatIgnoresSIGTERM: SIGKILL follows after the grace, for the whole
 // process group.
 func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
+	t.Parallel()
 	const grace = 400 * time.Millisecond
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", grace.String()))
 	dir := t.TempDir()
@@ -135,6 +136,7 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 
 // TestKillOfATaskLetsOthersGoOn: the run ends KILLED when nothing else can move.
 func TestKillOfATaskLetsOthersGoOn(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"victim": e2etest.Sh("sleep 300"), "child": e2etest.Sh("true").After("victim"),

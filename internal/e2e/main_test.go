@@ -40,7 +40,7 @@ func random(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
-// scaled is n, or a tenth of it under the race detector.
+// scaled is n, or a tenth of it, at least 1, under the race detector.
 func scaled(n int) int {
 	if e2etest.Race {
 		return max(1, n/10)

@@ -12,6 +12,7 @@ import (
 // TestMetricsAreDocumented: the table of metrics in docs/operations.md has all that a
 // server tells, and no others.
 func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
 	doc, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)

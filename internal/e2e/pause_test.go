@@ -18,6 +18,7 @@ import (
 // of submissions and of tasks. Nobody takes that for a disk that hangs or for a worker
 // that died: all go on, and every task runs once.
 func TestPaused(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"server", "worker", "both"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

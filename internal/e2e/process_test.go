@@ -22,6 +22,7 @@ import (
 // TestDamagedOutput: one bit in an output file is found by every way of reading it. The
 // other attempt's output in that file is served.
 func TestDamagedOutput(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
 		"a": e2etest.Sh("yes abcdefg | head -c 200000"),
@@ -71,6 +72,7 @@ func TestDamagedOutput(t *testing.T) {
 // TestRunEndsWithItsTerminal: whatever ends `caravan run`, its tasks end with it and its
 // temporary folder is removed: a reader that goes away, and the signals of a terminal.
 func TestRunEndsWithItsTerminal(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"reader", "SIGHUP", "SIGQUIT", "SIGTERM"} {
 		t.Run(how, func(t *testing.T) {
 			if how == "SIGHUP" && signal.Ignored(syscall.SIGHUP) {
@@ -132,6 +134,7 @@ func TestRunEndsWithItsTerminal(t *testing.T) {
 
 // TestServeOutlivesTheReaderOfItsLog: the log is lost, the server goes on.
 func TestServeOutlivesTheReaderOfItsLog(t *testing.T) {
+	t.Parallel()
 	data := t.TempDir()
 	command := exec.Command(e2etest.Binary(), "serve", "--listen", "127.0.0.1:0", "--data", data, "--log-level", "debug")
 	log, err := command.StderrPipe()

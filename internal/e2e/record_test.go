@@ -13,6 +13,7 @@ import (
 // TestWhereAJobRuns: by /bin/sh, in the server's folder when it names none, with
 // an empty standard input; jobDefaults hold for it, and an object of variables.
 func TestWhereAJobRuns(t *testing.T) {
+	t.Parallel()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -79,6 +80,7 @@ func TestWhatAnAttemptTook(t *testing.T) {
 // TestAttemptsThatAreCutShort: a timeout uses up a retry; a generator that prints
 // too much fails, and so does one that prints no tasks.
 func TestAttemptsThatAreCutShort(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"slow": e2etest.Sh("exec sleep 300").Job("timeoutSeconds", 0.2).With("maxRetries", 1),
@@ -102,6 +104,7 @@ func TestAttemptsThatAreCutShort(t *testing.T) {
 // TestKillSurvivesACrash: the server is killed as soon as it has answered a kill.
 // When it is back, what was to be killed is, and nothing of it is started anew.
 func TestKillSurvivesACrash(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
 	dir := t.TempDir()
 	endLeftovers(t, dir)
@@ -150,6 +153,7 @@ func TestDescriptorsOfTheServer(t *testing.T) {
 
 // TestErrorsNameTheThing: one sentence each, by the engine behind the real server.
 func TestErrorsNameTheThing(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	s.Await(s.Submit(seedDAG, "Idempotency-Key", "k"), "COMPLETED")
 	for _, c := range []struct {

@@ -57,6 +57,7 @@ func TestMillionTasksRecover(t *testing.T) {
 // TestBacklogRecovers: runs that wait for their first slot wait on when the server was
 // killed, are answered for, and run once when their turn comes.
 func TestBacklogRecovers(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--cores", "1"))
 	holder := s.Submit(e2etest.Graph(map[string]e2etest.Task{"hold": e2etest.Sh("exec sleep 300")}))
 	s.AwaitTask(holder, "hold", "RUNNING")

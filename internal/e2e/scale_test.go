@@ -22,12 +22,12 @@ func many(t *testing.T, n int) string {
 	}).With("parameters", map[string]any{"M": e2etest.Numbers(n / 1000), "N": e2etest.Numbers(1000)}))
 }
 
-// atScale is a number of tasks that CI has time for, or 1,000,000 with -sizes big.
+// atScale is a number of tasks that CI has time for, scaled, or 1,000,000 with -sizes big.
 func atScale(n int) int {
 	if *sizesFlag == "big" {
 		return 1_000_000
 	}
-	return n
+	return scaled(n)
 }
 
 // ends submits a graph and waits for COMPLETED by a long poll; it returns how long

@@ -13,6 +13,7 @@ import (
 // TestTasksSeeNothingOfTheServer: neither the environment of a task's parent, nor its
 // command line and working folder, nor what it has open holds anything of the server's.
 func TestTasksSeeNothingOfTheServer(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Env("CARAVAN_TOKEN=secret-token", "AWS_SECRET_ACCESS_KEY=secret-key", "GOFLAGS=secret-flag"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"look": e2etest.Sh(
 		`tr '\0' '\n' </proc/$PPID/environ; tr '\0' ' ' </proc/$PPID/cmdline; ls -l /proc/$PPID/fd /proc/$PPID/cwd; env`)}))

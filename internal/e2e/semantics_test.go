@@ -12,6 +12,7 @@ import (
 )
 
 func TestExpansionNamesAndOrder(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
 		"both":   e2etest.Sh("echo {{B}}-{{A}}-{{S}}"),
@@ -37,6 +38,7 @@ func TestExpansionNamesAndOrder(t *testing.T) {
 // TestOrder: parents given from the child's end, the parent's end and both, and one
 // to one by match; each task looks at what its parents have left.
 func TestOrder(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	leave := func(name string) string { return "touch " + dir + "/" + name }
 	need := func(name string) string { return "test -e " + dir + "/" + name + " && " }
@@ -63,6 +65,7 @@ func TestOrder(t *testing.T) {
 }
 
 func TestRetries(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"flaky": e2etest.Sh(`echo attempt $CARAVAN_ATTEMPT; test $CARAVAN_ATTEMPT -eq 3`).With("maxRetries", 5).With("retryIntervalSeconds", 1),
@@ -87,6 +90,7 @@ func TestRetries(t *testing.T) {
 }
 
 func TestErroredAtOnceAndBranchesGoOn(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"bad":    e2etest.Sh("exit 7").With("maxRetries", 1).With("retryIntervalSeconds", 0),
@@ -123,6 +127,7 @@ func TestErroredAtOnceAndBranchesGoOn(t *testing.T) {
 }
 
 func TestTimeout(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"slow": e2etest.Sh("sleep 300").Job("timeoutSeconds", 1)}))
 	s.Await(run, "ERRORED")
@@ -136,6 +141,7 @@ func TestTimeout(t *testing.T) {
 }
 
 func TestEnvironmentOfATask(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Env("SECRET=of the server"))
 	dir := t.TempDir()
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
@@ -153,6 +159,7 @@ func TestEnvironmentOfATask(t *testing.T) {
 }
 
 func TestGenerator(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	inner := `{"deep": {"job": {"commandString": "touch ` + dir + `/deep"}}}`
 	set := `{
@@ -206,6 +213,7 @@ func TestGenerator(t *testing.T) {
 }
 
 func TestPauseAndResume(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	dir := t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -245,6 +253,7 @@ func TestPauseAndResume(t *testing.T) {
 }
 
 func TestRestartKeepsWhatIsDone(t *testing.T) {
+	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"gen":  e2etest.Sh(`echo x >> `+dir+`/gen; echo '{"made": {"job": {"commandString": "echo x >> `+dir+`/made"}}}'`).With("isGenerator", true),
@@ -274,6 +283,7 @@ func TestRestartKeepsWhatIsDone(t *testing.T) {
 }
 
 func TestMoreThanTheMachine(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	r := s.Want(400, "POST", "/v1/dagrun", e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"big": e2etest.Sh("true").Job("cores", "3")})))
 	for _, n := range []string{"3", "2"} {

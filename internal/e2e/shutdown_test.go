@@ -12,6 +12,7 @@ import (
 // things. What is answered is answered properly, to the last one; whatever was
 // acknowledged is there when the server is back, and goes on.
 func TestShutdownUnderLoad(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
 	first := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 0.05; echo {{N}}").With("maxRetries", 1)}).
 		With("parameters", map[string]any{"N": e2etest.Numbers(100)}))

@@ -79,7 +79,7 @@ func TestSlowStartsDelayNobody(t *testing.T) {
 	best := func(what string, least, most time.Duration, measure func() time.Duration) {
 		t.Helper()
 		var took time.Duration
-		for range 3 {
+		for range 5 {
 			if took = measure(); took < least {
 				break
 			}
@@ -142,7 +142,7 @@ func TestSlowStartsDelayNobody(t *testing.T) {
 	asked := time.Now()
 	s.Want(200, "DELETE", e2etest.Path(hung, ""), "")
 	s.Await(hung, "KILLED")
-	if took := time.Since(asked); took > grace+late {
+	if took := time.Since(asked); took > grace+e2etest.Patience/3 { // they would stay for ever
 		t.Errorf("the slow ones are killed after %v", took)
 	}
 	awaitExecs(t, leases)
@@ -192,7 +192,7 @@ func TestWorkerKilledBeforeTheExec(t *testing.T) {
 			}
 			killed := time.Now()
 			e2etest.Eventually(t, "no child of the dead worker is left", func() bool { return len(ofSession(workers[0])) == 0 })
-			if took := time.Since(killed); took > 5*time.Second {
+			if took := time.Since(killed); took > e2etest.Patience/3 {
 				t.Errorf("the dead worker's children were ended after %v", took)
 			}
 			if text, err := os.ReadFile(dir + "/ran"); err == nil {
@@ -227,7 +227,7 @@ func TestHandoverWithSlowStarts(t *testing.T) {
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(asked); took > 5*time.Second {
+	if took := time.Since(asked); took > 8*time.Second { // of the 10 s after which it ends anyhow
 		t.Errorf("the server ended after %v", took)
 	}
 	s = s.Restart()

@@ -30,18 +30,22 @@ type sample struct {
 // goroutines, descriptors, disk (with retention on) and the time of a submission.
 func TestSoak(t *testing.T) {
 	const clients, parts = 8, 10
+	long := *soakFlag
+	if e2etest.Race {
+		long = min(long, 3*time.Second)
+	}
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "2000"))
 	most := soak(t, s, clients, 2*time.Second, 0)
 	rate := float64(most.runs) / 2 * 0.8
-	t.Logf("%.0f submissions a second at most, of 10 tasks each; 80 %% of it for %v", float64(most.runs)/2, *soakFlag)
+	t.Logf("%.0f submissions a second at most, of 10 tasks each; 80 %% of it for %v", float64(most.runs)/2, long)
 	var series []sample
 	for range parts {
-		p := soak(t, s, clients, *soakFlag/parts, rate)
+		p := soak(t, s, clients, long/parts, rate)
 		series = append(series, p)
 		t.Logf("%6d runs, p50 %8v, p99 %8v, RSS %4d MB, disk %4d MB, %3d descriptors, %3d goroutines",
 			p.runs, p.p50.Round(time.Microsecond), p.p99.Round(time.Microsecond), p.rss>>20, p.disk>>20, p.fds, p.goroutines)
 	}
-	if *soakFlag < time.Minute {
+	if long < time.Minute {
 		return // retention and Badger's compaction have hardly begun: there is no plateau yet
 	}
 	early, late := worst(series[3:parts/2+2]), worst(series[parts/2+2:])

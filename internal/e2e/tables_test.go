@@ -67,6 +67,7 @@ func stopped(t *testing.T, command string) (s *e2etest.Server, run uint64) {
 // TestDamagedTable: one bit in a command's text, in a table. The server refuses to start and
 // names the file; nothing is executed.
 func TestDamagedTable(t *testing.T) {
+	t.Parallel()
 	touched := filepath.Join(t.TempDir(), "touched")
 	s, _ := stopped(t, "echo qzjxkvwpfbvmhg; touch "+touched)
 	data := s.Config().Data
@@ -83,6 +84,7 @@ func TestDamagedTable(t *testing.T) {
 
 // TestMissingManifest: Badger alone would delete all tables.
 func TestMissingManifest(t *testing.T) {
+	t.Parallel()
 	s, run := stopped(t, "echo qzjxkvwpfbvmhg")
 	data := s.Config().Data
 	manifest := filepath.Join(data, "db", "MANIFEST")
@@ -114,6 +116,7 @@ func TestMissingManifest(t *testing.T) {
 
 // TestVerifyOff starts without a look at the tables, and says so.
 func TestVerifyOff(t *testing.T) {
+	t.Parallel()
 	s, _ := stopped(t, "true")
 	again := e2etest.Start(t, e2etest.Data(s.Config().Data), e2etest.Args("--verify", "off"))
 	if !strings.Contains(again.Log(), "not verified") {
@@ -124,6 +127,7 @@ func TestVerifyOff(t *testing.T) {
 // TestRotWhileItRuns overwrites a command in a table while the server has it open. Its run is
 // an error from then on, and no other command; the server says so, and goes on.
 func TestRotWhileItRuns(t *testing.T) {
+	t.Parallel()
 	touched := filepath.Join(t.TempDir(), "touched")
 	first := e2etest.Start(t)
 	graph := func(script string) e2etest.Doc {

@@ -16,6 +16,7 @@ import (
 
 // TestLongPoll: who waits for another state is answered when it comes, not before.
 func TestLongPoll(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
 	s.AwaitTask(run, "a", "RUNNING")
@@ -42,6 +43,7 @@ func TestLongPoll(t *testing.T) {
 // TestStateVector: a byte per task in the order of the plan, while tasks run, after
 // the end and after a crash.
 func TestStateVector(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"a": e2etest.Noop("N"), "b": e2etest.Sh("exit 3").After("a"), "c": e2etest.Sh("sleep 300").After("a"), "d": e2etest.Noop("").After("c"),
@@ -64,6 +66,7 @@ func TestStateVector(t *testing.T) {
 
 // TestGraphView: a run's templates and edges, what was generated included.
 func TestGraphView(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
 		"gen":  e2etest.Sh(`printf '{"made":{"job":{"executor":"noop","command":["{%sN}}"]}}}' '{'`).With("isGenerator", true),
@@ -116,6 +119,7 @@ func timesAgree(t *testing.T, s *e2etest.Server, run uint64, templates []client.
 // TestEventsOverACrash: a reader of events that comes back after kill -9 of the server
 // is told the rest, by the id that it had.
 func TestEventsOverACrash(t *testing.T) {
+	t.Parallel()
 	s := e2etest.Start(t)
 	gate := filepath.Join(t.TempDir(), "gate")
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -169,6 +173,7 @@ func TestEventsOverACrash(t *testing.T) {
 // TestEventsOverManyCrashes: a reader of a large run's events, over several kill -9 of
 // the server, is told of every task that ends, or that it has missed some.
 func TestEventsOverManyCrashes(t *testing.T) {
+	t.Parallel()
 	const n, kills = 20_000, 3
 	s := e2etest.Start(t)
 	run := s.Submit(many(t, n))
@@ -211,6 +216,7 @@ func TestEventsOverManyCrashes(t *testing.T) {
 // TestBatchSurvivesACrash: graphs that were sent as lines and answered are runs after
 // kill -9; sent again with the same key they are the same runs.
 func TestBatchSurvivesACrash(t *testing.T) {
+	t.Parallel()
 	const n = 3000
 	s := e2etest.Start(t)
 	var lines strings.Builder

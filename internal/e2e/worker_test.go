@@ -54,6 +54,7 @@ func settled(t *testing.T, s *e2etest.Server, dir string) {
 // TestServerKilledThreeTimes: 300 tasks of 100 ms each, the server killed three times
 // at random moments: each task is started exactly once.
 func TestServerKilledThreeTimes(t *testing.T) {
+	t.Parallel()
 	const tasks, cores = 300, 8
 	rng := random(t)
 	for round := range *roundsFlag {
@@ -95,6 +96,7 @@ func TestServerKilledThreeTimes(t *testing.T) {
 // some of them stopped before, so that what they were doing is done late or never.
 // Nothing is lost, and what runs again was running when a worker died.
 func TestWorkerAndServerKilled(t *testing.T) {
+	t.Parallel()
 	const tasks, cores, kills = 120, 4, 4
 	rng := random(t)
 	for round := range *roundsFlag {

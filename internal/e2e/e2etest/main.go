@@ -41,6 +41,15 @@ func Main(m *testing.M) int {
 // Binary is the path of the binary under test.
 func Binary() string { return os.Getenv(BinaryVariable) }
 
+// DiskErrors skips a test under the race detector that has the disk fail, or full, once
+// more: the detector sees one case of each kind, and make test all of them.
+func DiskErrors(t *testing.T) {
+	t.Helper()
+	if Race {
+		t.Skip("errors of the disk: make test has them all")
+	}
+}
+
 // OneByOne skips a test under the race detector that has programs do one thing after the
 // other, many times: each would start ten times slower, and the tests of the packages have
 // shown the detector what it could find here.
