@@ -34,12 +34,13 @@ demo: build ## start a server of its own, run examples/quickstart.json, print th
 
 test: test-unit test-e2e ## all tests; no C compiler needed
 
-# The end-to-end tests measure times: they do not share the machine with the others.
+# The end-to-end tests that measure times do not share the machine with others; those that
+# mostly wait run beside each other afterwards.
 test-unit: ## all tests but the end-to-end ones
 	CGO_ENABLED=0 $(GO) test $$($(GO) list ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
-	CGO_ENABLED=0 $(GO) test -timeout 15m ./internal/e2e/...
+	CGO_ENABLED=0 $(GO) test -parallel 4 -timeout 15m ./internal/e2e/...
 
 # One package at a time: they share the cluster.
 test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian has it installed (about a minute)
@@ -50,9 +51,10 @@ test-browser: ## what web pages can make Chromium send; root on Debian has it in
 		echo "there is no Chromium here: the tests are skipped" >&2
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
 
+# With -short, what goes over every bit, row or size takes a sample: make test has gone over all.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
-	CGO_ENABLED=1 $(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
-	CGO_ENABLED=1 $(GO) test -race -timeout 25m ./internal/e2e/...
+	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
+	CGO_ENABLED=1 $(GO) test -race -parallel 4 -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 

@@ -218,7 +218,11 @@ func mixedSpec() *Spec {
 // again: from records alone, and from a rolling snapshot whose header is taken
 // before, between or after its chunks.
 func TestRecoverAnywhere(t *testing.T) {
-	for seed := range uint64(60) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 15
+	}
+	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 9))
 		p := mustPlan(t, mixedSpec())
 		w := &wanderer{rnd: rnd, run: NewRun(p, Config{LostLimit: 2}, 0), chunks: map[uint32][]byte{}}

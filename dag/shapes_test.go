@@ -49,9 +49,13 @@ func TestShapes(t *testing.T) {
 // TestWideCrashes kills and recovers runs of several chunks while snapshots of
 // them are being written.
 func TestWideCrashes(t *testing.T) {
+	crashes := 400
+	if testing.Short() {
+		crashes = 100
+	}
 	for i, shape := range dagtest.Shapes(6_000) {
 		t.Run(shape.Name, func(t *testing.T) {
-			if _, err := dagtest.Execute(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: 400}); err != nil {
+			if _, err := dagtest.Execute(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: crashes}); err != nil {
 				t.Fatal(err)
 			}
 		})

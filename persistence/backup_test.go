@@ -35,7 +35,10 @@ func filled(t *testing.T, n int) (s *Badger, round func(int)) {
 // TestBackupIsOneMoment: what is committed while rows are read is not among them, and a
 // store that is restored of them has the same rows.
 func TestBackupIsOneMoment(t *testing.T) {
-	const n = 10_000
+	n := 10_000
+	if testing.Short() {
+		n = 3000
+	}
 	s, round := filled(t, n)
 	want, err := Dump(s)
 	if err != nil {

@@ -100,7 +100,11 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	acknowledged := map[messages.RunID]bool{}
 	checked := messages.RunID(0)
-	for round := range 10 {
+	rounds := 10
+	if testing.Short() {
+		rounds = 4
+	}
+	for round := range rounds {
 		kill(t, dir, acknowledged, 1+rand.IntN(80))
 		s := open(t, dir)
 		next, err := s.NextRun()
@@ -112,7 +116,7 @@ func TestKill(t *testing.T) {
 				t.Fatalf("run %d was acknowledged, the next run is %d", run, next)
 			}
 		}
-		if round == 9 {
+		if round == rounds-1 {
 			checked = 0 // all of them once more
 		}
 		for run := checked; run < next; run++ {
@@ -123,7 +127,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(acknowledged) < 100 {
+	if len(acknowledged) < 10*rounds {
 		t.Errorf("only %d runs were acknowledged", len(acknowledged))
 	}
 }

@@ -90,7 +90,11 @@ func TestPowerFailure(t *testing.T) {
 	defer s.Close()
 	b := newBusy(t, s, 5)
 	source := rand.New(rand.NewPCG(1, 9))
-	for range 25 {
+	cuts := 25
+	if testing.Short() {
+		cuts = 16
+	}
+	for range cuts {
 		for range 1 + source.IntN(60) {
 			if err := b.step(); err != nil {
 				t.Fatal(err)
@@ -252,7 +256,11 @@ func TestReplayOverNewerTables(t *testing.T) {
 	s := badgerAt(t, dir)
 	persistence.KeepLog(s)
 	b := newBusy(t, s, 11)
-	for range 1200 {
+	steps := 1200
+	if testing.Short() {
+		steps = 600
+	}
+	for range steps {
 		if err := b.step(); err != nil {
 			t.Fatal(err)
 		}

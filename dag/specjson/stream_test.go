@@ -144,6 +144,9 @@ func listedDoc(n int) io.Reader {
 
 // What a listed task costs: its texts, here 140 bytes of 196, and so many beside them.
 func TestMemoryOfAListedTask(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a large document, to measure memory")
+	}
 	const n, texts, beside = 100_000, 140, 150
 	before := liveHeap()
 	plan, problems, err := PlanFrom(listedDoc(n), dag.Limits{})

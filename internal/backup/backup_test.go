@@ -93,8 +93,8 @@ func TestDamage(t *testing.T) {
 	for at := 0; at < len(stream); at += step {
 		if at > 5000 && at < len(stream)-200 {
 			step = 997
-		} else {
-			step = 1
+		} else if step = 1; testing.Short() {
+			step = 23
 		}
 		b := slices.Clone(stream)
 		b[at] ^= 1 << (at % 8)

@@ -55,7 +55,7 @@ func made(t testing.TB, last, applied uint64, clean bool) string {
 	return dir
 }
 
-// TestEveryByte damages each byte of a small log in turn. Each damage is refused, with the
+// TestEveryByte damages each byte of a small log (with -short some of them) in turn. Each damage is refused, with the
 // file and an offset that is not behind it, or nothing is lost. Of a log whose process was
 // killed that holds too, as what it acknowledged is known.
 func TestEveryByte(t *testing.T) {
@@ -75,7 +75,7 @@ func TestEveryByte(t *testing.T) {
 			must(t, err)
 			defer file.Close()
 			end := len(bytes.TrimRight(whole, "\x00"))
-			for i := range whole {
+			for i := 0; i < len(whole); i += sample(23) {
 				if i > end+64 && i%97 != 0 { // nothing was written there
 					continue
 				}
@@ -103,7 +103,7 @@ func TestEveryByte(t *testing.T) {
 		}
 		t.Logf("clean %v: refused %v, harmless %v", clean, refused, harmless)
 		for _, name := range files(t, dir, "*.log")[:1] {
-			if refused[name] < 4<<10 {
+			if refused[name] < 4<<10/sample(23) {
 				t.Errorf("%s: %d damages were refused", name, refused[name])
 			}
 		}
@@ -113,13 +113,21 @@ func TestEveryByte(t *testing.T) {
 	}
 }
 
+// sample is 1, or n with -short: one of so many cases is tried.
+func sample(n int) int {
+	if testing.Short() {
+		return n
+	}
+	return 1
+}
+
 // TestDamageOfSectors: zeroed and strange sectors, and cut files.
 func TestDamageOfSectors(t *testing.T) {
 	dir := made(t, 200, 0, false)
 	rng := rand.New(rand.NewPCG(3, 4))
 	names := append(files(t, dir, "*.log"), "state")
 	refused := 0
-	for round := range 300 {
+	for round := range 300 / sample(10) {
 		to := copyOf(t, dir)
 		name := names[rng.IntN(len(names))]
 		path := filepath.Join(to, name)
@@ -149,8 +157,8 @@ func TestDamageOfSectors(t *testing.T) {
 			t.Fatalf("round %d: %s at %d: %d records, %v", round, name, at, len(got), err)
 		}
 	}
-	if refused < 150 {
-		t.Errorf("only %d of 300 were refused", refused)
+	if refused < 150/sample(10) {
+		t.Errorf("only %d of %d were refused", refused, 300/sample(10))
 	}
 }
 
@@ -221,7 +229,7 @@ func TestReplayBeforeDamage(t *testing.T) {
 // TestPowerFailure cuts the power at each operation of a log's life. What was synced is
 // there, and nothing else but perhaps the record that was under way.
 func TestPowerFailure(t *testing.T) {
-	for seed := range uint64(3) {
+	for seed := range uint64(3 / sample(3)) {
 		root := t.TempDir()
 		disk, err := faults.NewDisk(root)
 		must(t, err)

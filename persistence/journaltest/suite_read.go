@@ -261,7 +261,11 @@ func testManySummaries(t *testing.T, b Backend) {
 // before, whatever becomes of the runs meanwhile.
 func testListsWhileRunsChange(t *testing.T, b Backend) {
 	s := b.Open(t)
-	const n, step, lists = 1800, 20, 40
+	const n, step = 1800, 20
+	lists := 40
+	if testing.Short() {
+		lists = 10
+	}
 	var batches []*persistence.Batch
 	for i := range n {
 		batches = append(batches, NewRun(messages.RunID(i), "many", ""), summaryBatch(messages.RunID(i), "many", dag.RunCompleted))

@@ -15,6 +15,9 @@ import (
 // TestMemoryIsBounded: a folder of many times the size takes no more memory, and a table
 // not more than its name and fingerprint.
 func TestMemoryIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("large folders, to measure memory")
+	}
 	for _, blocks := range []bool{false, true} {
 		used := func(n int) (bytes int64, tablesRead int, allocated uint64) {
 			dir := t.TempDir()
