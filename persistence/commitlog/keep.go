@@ -18,14 +18,12 @@ import (
 // but data, so its sync needs no commit of the file system's journal. Under its name
 // stands only what is whole and synced, and the writer gets it when the name is, too.
 
-// ask has the next segment prepared, at the pace at which the current one is filled.
+// ask has the next segment prepared.
 func (l *Log) ask() {
+	l.asked = true
 	l.pacer.begin(l.current.end, l.current.size)
-	l.wanted <- l.nextSize()
+	l.wanted <- min(4*l.current.size, l.opts.SegmentSize)
 }
-
-// nextSize is the size of the segment behind the current one.
-func (l *Log) nextSize() int64 { return min(4*l.current.size, l.opts.SegmentSize) }
 
 // pacer spreads the making of a segment over the filling of the one before it: zeros that
 // go to the device at once hold up the commits that are synced beside them, by tens of
@@ -77,6 +75,9 @@ func (p *pacer) await(done, size int64) {
 
 // rotate goes on with the next segment. The old one is synced: each record was.
 func (l *Log) rotate() error {
+	if !l.asked {
+		l.ask()
+	}
 	l.pacer.hasten()
 	next, ok := <-l.prepared
 	if !ok {
@@ -85,8 +86,7 @@ func (l *Log) rotate() error {
 	l.mu.Lock()
 	l.full = append(l.full, l.current)
 	l.mu.Unlock()
-	l.current, l.page = next, l.page[:0]
-	l.ask()
+	l.current, l.page, l.asked = next, l.page[:0], false
 	return nil
 }
 

@@ -39,6 +39,7 @@ type Log struct {
 	current *segment
 	page    []byte // what lies in the page where the next record goes, before it
 	written uint64 // number of the newest record
+	asked   bool   // the segment behind the current one was asked for
 
 	synced atomic.Uint64 // number of the newest synced record
 	failed atomic.Pointer[error]
@@ -98,9 +99,6 @@ func Open(dir string, o Options) (l *Log, err error) {
 		return nil, errors.Join(err, l.release())
 	}
 	go l.prepareLoop()
-	if len(l.prepared) == 0 {
-		l.wanted <- l.nextSize() // made at once: there is no load yet that it could hold up
-	}
 	return l, nil
 }
 
@@ -215,6 +213,7 @@ func (l *Log) resume(tail int) error {
 		}
 		next.end = pageSize
 		l.prepared <- next
+		l.asked = true
 	}
 	return nil
 }
@@ -330,7 +329,11 @@ func (l *Log) Append(number uint64, g *Group) error {
 	s.end += recordSize(n)
 	l.live.Add(recordSize(n))
 	l.written = number
-	l.pacer.advance(s.end)
+	if !l.asked && s.end > s.size/4 {
+		l.ask()
+	} else {
+		l.pacer.advance(s.end)
+	}
 	return nil
 }
 
