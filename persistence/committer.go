@@ -137,14 +137,15 @@ func (s *Badger) commitLoop() {
 		case c.idle(), !c.closed && !c.free():
 			continue
 		}
-		// Who can run now may have more for the group, and a larger one is cheaper. Where
-		// one comes after the other, as in a chain of tasks, nobody has: then what else can
-		// run does not hold up the group.
-		if c.shared || len(c.next.items) > 1 {
+		// Who can run now may have more for the group, or for the next batch of a run, and
+		// larger ones are cheaper. Where one comes after the other, as in a chain of tasks,
+		// nobody has: then what else can run does not hold up the group.
+		many := c.next.many()
+		if c.shared || many {
 			runtime.Gosched()
 			c.gather()
 		}
-		c.shared = len(c.next.items) > 1
+		c.shared = many || c.next.many()
 		s.addCuts(c.next)
 		c.send()
 	}
@@ -160,7 +161,7 @@ type committer struct {
 	todo    chan *group
 	written chan error
 	items   []*item // scratch of gather
-	shared  bool    // the last group was of more than one item
+	shared  bool    // much came together in the last group
 	closed  bool    // nothing more comes behind what was gathered
 }
 

@@ -44,6 +44,11 @@ func (g *group) reset() {
 	g.arena = g.arena[:0]
 }
 
+// many tells whether much has come together: several batches, or one of several attempts.
+func (g *group) many() bool {
+	return len(g.items) > 1 || len(g.items) == 1 && g.items[0].batch != nil && len(g.items[0].batch.Attempts) > 2
+}
+
 func (g *group) empty() bool { return len(g.items) == 0 && len(g.ops) == 0 }
 
 // mark and cut take rows off again that were added after the mark.
