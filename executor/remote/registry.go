@@ -35,6 +35,8 @@ type registry struct {
 	path string
 	mu   sync.Mutex // over changes of Workers and the doubts, and of the file
 
+	whole bool // it was read, and names all workers whose folders were not removed in order
+
 	Boot     string           `json:"boot"`   // the kernel's boot id
 	Folder   string           `json:"folder"` // identity of the data folder
 	Workers  []registryWorker `json:"workers"`
@@ -72,6 +74,7 @@ func openRegistry(files vfs.FS, dir, folder string) (g *registry, fault string, 
 			fault = "it is that of another data folder"
 			g.Workers = nil // they are not this folder's
 		} else if g.Boot == boot {
+			g.whole = true
 			return g, "", nil
 		}
 	case !errors.Is(err, fs.ErrNotExist):

@@ -174,21 +174,49 @@ func (r *Remote) discover() error {
 // discoverStrays adds the workers of which there are only processes left: their mark
 // names this data folder, and no folder is there for them. They are treated as workers
 // that died.
+//
+// A registry that nobody has touched names each worker whose folder was taken away. One that
+// it does not name has ended in order and removed its folder, and its process is about to go.
 func (r *Remote) discoverStrays() error {
-	names, err := worker.Marked(r.cfg.Settings.Folder)
+	strays, err := r.strays()
+	for began := time.Now(); err == nil && len(strays) > 0 && r.registry.whole && time.Since(began) < leavingWithin; {
+		select {
+		case <-time.After(10 * time.Millisecond):
+			strays, err = r.strays()
+		case <-r.ctx.Done():
+			return nil
+		}
+	}
 	if err != nil {
 		return err
+	}
+	r.mu.Lock()
+	defer r.unlock()
+	for _, path := range strays {
+		r.log.Error("processes of a worker without a folder are ended", "folder", path)
+		r.peers = append(r.peers, newPeer(r, path))
+	}
+	return nil
+}
+
+// leavingWithin is how long the process of a worker that has ended in order may still be there.
+const leavingWithin = 5 * time.Second
+
+// strays are the folders that workers should have of which there are processes.
+func (r *Remote) strays() (paths []string, err error) {
+	names, err := worker.Marked(r.cfg.Settings.Folder)
+	if err != nil {
+		return nil, err
 	}
 	r.mu.Lock()
 	defer r.unlock()
 	for _, name := range names {
 		path := filepath.Join(r.cfg.Dir, name)
 		if !slices.ContainsFunc(r.peers, func(p *peer) bool { return p.path == path }) {
-			r.log.Error("processes of a worker without a folder are ended", "folder", path)
-			r.peers = append(r.peers, newPeer(r, path))
+			paths = append(paths, path)
 		}
 	}
-	return nil
+	return paths, nil
 }
 
 // Start implements executor.Executor.
