@@ -66,8 +66,9 @@ type reports struct {
 	reports []*executor.Report
 }
 
-// sink returns an executor's way to report: several reports that come together are one message
-// to each run, one alone goes to its task. A report that nobody waits for is dropped, but of an end unclaimed is told.
+// sink returns the function by which an executor reports. Several reports that come together
+// become one message to each run; a single one goes to its task. A report without a recipient
+// is dropped; when it is an end, unclaimed is called.
 func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 	return func(list ...executor.Report) {
 		var runs map[messages.RunID]*reports // when there are several

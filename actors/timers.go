@@ -50,7 +50,7 @@ func (t *timers) at(due int64, pid *actor.PID, msg any) {
 	t.mu.Unlock()
 }
 
-// longest is how long the goroutine sleeps when there is no alarm.
+// longest is how long the goroutine sleeps while the heap is empty.
 const longest = time.Hour
 
 // wind sets the clock to the first alarm. t.mu is held.

@@ -175,8 +175,8 @@ func (r *Remote) discover() error {
 // names this data folder, and no folder is there for them. They are treated as workers
 // that died.
 //
-// A registry that nobody has touched names each worker whose folder was taken away. One that
-// it does not name has ended in order and removed its folder, and its process is about to go.
+// When the registry is whole it names each worker whose folder somebody else removed. A worker
+// that it does not name ended in order and removed its own folder: its process is about to end.
 func (r *Remote) discoverStrays() error {
 	strays, err := r.strays()
 	for began := time.Now(); err == nil && len(strays) > 0 && r.registry.whole && time.Since(began) < leavingWithin; {
