@@ -42,12 +42,12 @@ func childrenOf(reference string) string { return ", children of " + reference }
 
 // The floors of the context switches per task. A fast machine has about as many of them as a slow
 // one; a busy one has more, as fewer tasks end before a batch of them is due: on two cores the
-// server had 2.6 to 3.8 and the worker 3.7 to 4.8 on their own, 5.5 and 7.2 among thirty processes
-// that wanted the same cores (2026-11-29). A change that saves some lowers these in the same
-// commit, towards the targets.
+// server had 2.6 to 3.8 on its own and 5.5 among thirty processes that wanted the same cores
+// (2026-11-29), the worker 1.3 on its own and 1.7 to 2.3 among a dozen (2026-11-30). A change that
+// saves some lowers these in the same commit, towards the targets.
 const (
 	mostServerSwitches = 8
-	mostWorkerSwitches = 10
+	mostWorkerSwitches = 5
 )
 
 // processRows are the rows of w2. What the parties use stands side by side: the parts of Caravan,

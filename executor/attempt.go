@@ -1,8 +1,6 @@
 package executor
 
 import (
-	"os"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -13,11 +11,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// attempt is one order from Start to its final report.
+// attempt is one order from Start to its final report. Process.mu guards the first part. The
+// second part belongs to whoever sees to the attempt, which is the loop or one helper at a time.
 type attempt struct {
 	order Order
 
-	// Guarded by Process.mu.
 	prev, next *attempt
 	queued     bool  // waits for slots
 	holds      bool  // holds its slots
@@ -27,27 +25,36 @@ type attempt struct {
 
 	ended atomic.Bool // the process is gone and the sizes of its output are final
 
-	mu      sync.Mutex // guards what follows
-	phase   phase
-	cause   cause
-	grace   time.Duration // of a kill that came before the process
-	killAt  time.Time     // when SIGKILL is due, once there is a cause
-	forced  bool          // SIGKILL was sent
-	told    bool          // SIGTERM was sent
-	killer  *time.Timer
-	timeout *time.Timer
-	tries   int           // starts so far: a timer of a former one does nothing
-	birth   vfork.Birth   // while it is starting
-	hurry   chan struct{} // closed by end while the failure of its start is being explained; else nil
-	pid     int
-	pidfd   *os.File // nil when the kernel has none
-	began   int64
-	status  syscall.WaitStatus
-	usage   syscall.Rusage
-	out     *stream
-	err     *stream
-	pumps   *pumps  // nil when it prints into the streams itself
-	group   *cgroup // nil where there are none
+	phase     phase
+	cause     cause
+	grace     time.Duration // of a kill that came before the process
+	killAt    time.Duration // when SIGKILL is due, on the Process's clock; 0 = never
+	timeoutAt time.Duration // when its time is over; 0 = never
+	timer     *time.Timer   // of the earlier one of both; nil until there is one
+	late      bool          // it was to be ended when its process had ended, and nobody had noticed its start
+	forced    bool          // SIGKILL was sent
+	told      bool          // SIGTERM was sent
+	killing   chan struct{} // closed when its control group has been killed; nil while nobody does that
+	hurry     chan struct{} // closed by end while the failure of its start is being explained; else nil
+	pid       int           // 0 until it is known here
+	birth     vfork.Birth   // of a helper's start, until pid is known
+	out, err  *stream
+	group     *cgroup // nil where there are none
+
+	// The loop's, or the helper's.
+	command    command
+	grouped    bool         // group is what it is to have
+	launch     vfork.Launch // until its exec is over
+	startErrno unix.Errno   // why the program was not executed
+	busy       int          // how often that was for its being open for writing
+	pidfd      int          // -1: none
+	began      int64
+	stop       int64
+	idle       time.Duration
+	status     syscall.WaitStatus
+	usage      syscall.Rusage
+	collected  bool   // the loop has seen its leader's end
+	pumps      *pumps // nil when it prints into the streams itself
 }
 
 // phase is how far the attempt's process is.
@@ -55,7 +62,7 @@ type phase uint8
 
 const (
 	unborn   phase = iota // waits, or is about to be forked
-	starting              // is being forked, or on its way to its program: signals reach it by its birth
+	starting              // is being forked, or on its way to its program
 	alive                 // the leader runs, as far as we know
 	zombie                // the leader has ended and is kept unreaped: its number stays ours
 	reaped                // its number may belong to anybody: no signal any more
@@ -84,16 +91,14 @@ func (c cause) result(timeout time.Duration) (messages.AttemptResult, string) {
 	}
 }
 
-func newAttempt(o Order) *attempt { return &attempt{order: o} }
+func newAttempt(o Order) *attempt { return &attempt{order: o, pidfd: -1} }
 
 // leaderEnded looks whether the leader has ended. One that ended by itself is
 // reaped; one that we are ending stays a zombie, so that its process group can
-// still be signalled by a number which is surely its own.
-func (a *attempt) leaderEnded() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// still be signalled by a number which is surely its own. p.mu is held.
+func (p *Process) leaderEnded(a *attempt) bool {
 	if a.cause == causeNone {
-		return a.reap(unix.WNOHANG)
+		return p.reap(a, unix.WNOHANG)
 	}
 	if !exited(a.pid) {
 		return false
@@ -102,33 +107,24 @@ func (a *attempt) leaderEnded() bool {
 	return true
 }
 
-// reap collects the leader's status. a.mu is held.
-func (a *attempt) reap(options int) bool {
+// reap collects the leader's status. p.mu is held.
+func (p *Process) reap(a *attempt, options int) bool {
 	for {
 		pid, err := syscall.Wait4(a.pid, &a.status, options, &a.usage)
 		switch {
 		case err == syscall.EINTR:
+			continue
 		case pid == a.pid:
-			a.phase = reaped
-			a.stopTimers()
-			return true
 		case err != nil:
 			// Somebody else reaped it. Nothing is known of its end but that it came.
-			a.status, a.phase = 0xff00, reaped
-			a.stopTimers()
-			return true
+			a.status = 0xff00
 		default:
 			return false
 		}
-	}
-}
-
-func (a *attempt) stopTimers() {
-	if a.timeout != nil {
-		a.timeout.Stop()
-	}
-	if a.killer != nil {
-		a.killer.Stop()
+		a.phase = reaped
+		a.killAt, a.timeoutAt = 0, 0
+		p.schedule(a)
+		return true
 	}
 }
 
@@ -140,23 +136,6 @@ func exited(pid int) bool {
 		if err != unix.EINTR {
 			return err == nil && info.Signo != 0 || err == unix.ECHILD
 		}
-	}
-}
-
-// awaitLeader blocks until leaderEnded: in the netpoller, or in waitid where the
-// kernel has no pidfd.
-func (a *attempt) awaitLeader() {
-	if a.pidfd != nil {
-		defer a.pidfd.Close()
-		if conn, err := a.pidfd.SyscallConn(); err == nil {
-			if conn.Read(func(uintptr) bool { return a.leaderEnded() }) == nil {
-				return
-			}
-		}
-	}
-	for ended := false; !ended; ended = a.leaderEnded() {
-		// An error is EINTR, or ECHILD, which leaderEnded sees too.
-		_ = unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 	}
 }
 
@@ -181,8 +160,6 @@ func (p *Process) peak(a *attempt) int64 {
 
 // result says how the attempt ended, from the process's status and our cause.
 func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	switch {
 	case a.status.Signaled():
 		rc = 128 + int32(a.status.Signal())

@@ -167,9 +167,9 @@ func TestGroupsOfSurvivors(t *testing.T) {
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
 	eventually(t, func() bool { return len(f.folders()) == 1 }, func() string { return strings.Join(f.folders(), " ") })
-	f.mu.Lock()
+	f.slow.Lock()
 	left := slices.Clone(f.left)
-	f.mu.Unlock()
+	f.slow.Unlock()
 	if !slices.Equal(left, []string{filepath.Join(f.dir, "0")}) {
 		t.Errorf("left: %v", left)
 	}

@@ -39,15 +39,17 @@ type cgroups struct {
 	mkdir  func(dir string) error // os.Mkdir and os.Remove, but for tests
 	rmdir  func(dir string) error
 
-	mu      sync.Mutex
-	closed  bool
+	mu      sync.Mutex    // not held over a look at a file
+	closed  bool          // set with both locks held
 	free    []*cgroup     // at most maxFreeGroups
-	left    []string      // folders of groups that are given up and not removed yet
+	refused time.Duration // how long groups are left out since the last start was refused; 0 = they are not
+	until   time.Time     // the end of that
+
+	slow    sync.Mutex    // held while folders are made and removed; taken before mu
+	left    []string      // those of groups that are given up and not removed yet
 	sweeper *time.Timer   // nil while left is empty
 	sweepIn time.Duration // its pace
 	made    int
-	refused time.Duration // how long groups are left out since the last start was refused; 0 = they are not
-	until   time.Time     // the end of that
 	warned  time.Time
 }
 
@@ -109,23 +111,21 @@ func (c *cgroups) take(limit int64) (*cgroup, error) {
 	if c.memory == "" {
 		limit = 0
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if limit == 0 && (c.closed || c.refused > 0 && time.Now().Before(c.until)) {
-		return nil, nil
+	if limit == 0 {
+		if g, ok := c.takeFree(); ok {
+			return g, nil
+		}
 	}
-	if n := len(c.free); n > 0 && limit == 0 {
-		g := c.free[n-1]
-		c.free = c.free[:n-1]
-		g.trial = c.refused > 0
-		return g, nil
-	}
+	c.slow.Lock()
+	defer c.slow.Unlock()
 	g, err := c.make(limit)
 	if err != nil && c.sweep() {
 		g, err = c.make(limit) // there may have been as many as the kernel allows
 	}
 	switch {
 	case err == nil:
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		g.trial = c.refused > 0
 		return g, nil
 	case limit > 0:
@@ -135,7 +135,27 @@ func (c *cgroups) take(limit int64) (*cgroup, error) {
 	return nil, nil
 }
 
-// make makes a group. c.mu is held.
+// takeFree is take for an attempt without a limit, if no group is to be made for it: else ok is
+// false.
+func (c *cgroups) takeFree() (g *cgroup, ok bool) {
+	if c == nil {
+		return nil, true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.free)
+	switch {
+	case c.closed || c.refused > 0 && time.Now().Before(c.until):
+		return nil, true
+	case n == 0:
+		return nil, false
+	}
+	g, c.free = c.free[n-1], c.free[:n-1]
+	g.trial = c.refused > 0
+	return g, true
+}
+
+// make makes a group. c.slow is held.
 func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
 	name := strconv.Itoa(c.made)
 	c.made++
@@ -171,25 +191,30 @@ func (c *cgroups) give(g *cgroup) (survivors bool) {
 	if g == nil {
 		return true
 	}
-	survivors = g.populated()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if survivors || g.killed || g.limit > 0 || c.closed || len(c.free) >= maxFreeGroups {
-		c.remove(g, g.dir.Name())
-	} else {
-		c.free = append(c.free, g)
+	if survivors = g.populated(); survivors || !c.giveFree(g) {
+		c.discard(g)
 	}
 	return survivors
 }
 
-// discard gives up a group in which a start was refused.
-func (c *cgroups) discard(g *cgroup) {
+// giveFree is give for a group that is empty, if it is to be used again.
+func (c *cgroups) giveFree(g *cgroup) (ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if ok = !g.killed && g.limit == 0 && !c.closed && len(c.free) < maxFreeGroups; ok {
+		c.free = append(c.free, g)
+	}
+	return ok
+}
+
+// discard gives a group up.
+func (c *cgroups) discard(g *cgroup) {
+	c.slow.Lock()
+	defer c.slow.Unlock()
 	c.remove(g, g.dir.Name())
 }
 
-// remove gives a group up, and its folders as soon as it is empty. c.mu is held.
+// remove gives a group up, and its folders as soon as it is empty. c.slow is held.
 func (c *cgroups) remove(g *cgroup, path string) {
 	if g.events != nil {
 		g.events.Close()
@@ -209,7 +234,7 @@ func (c *cgroups) remove(g *cgroup, path string) {
 	}
 }
 
-// sweepSoon looks at what is left after a time. c.mu is held.
+// sweepSoon looks at what is left after a time. c.slow is held.
 func (c *cgroups) sweepSoon(in time.Duration) {
 	if c.closed {
 		return
@@ -220,8 +245,8 @@ func (c *cgroups) sweepSoon(in time.Duration) {
 		return
 	}
 	c.sweeper = time.AfterFunc(in, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
+		c.slow.Lock()
+		defer c.slow.Unlock()
 		c.sweep()
 		if len(c.left) > 0 {
 			c.sweepSoon(min(2*c.sweepIn, sweepSlow))
@@ -230,7 +255,7 @@ func (c *cgroups) sweepSoon(in time.Duration) {
 }
 
 // sweep removes what has become empty, at most sweepBudget looks at a time, in turn. It
-// tells whether it removed something. c.mu is held.
+// tells whether it removed something. c.slow is held.
 func (c *cgroups) sweep() (removed bool) {
 	for range min(len(c.left), sweepBudget) {
 		folder := c.left[0]
@@ -247,6 +272,8 @@ func (c *cgroups) sweep() (removed bool) {
 // suspend leaves groups out for a while: a start in one was refused, and without it was
 // not.
 func (c *cgroups) suspend(err error) {
+	c.slow.Lock()
+	defer c.slow.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -268,7 +295,7 @@ func (g *cgroup) accepted() {
 	g.trial, g.c.refused = false, 0
 }
 
-// warn logs a failure, unless one was logged a short time ago. c.mu is held.
+// warn logs a failure, unless one was logged a short time ago. c.slow is held.
 func (c *cgroups) warn(text string, err error) {
 	if now := time.Now(); now.Sub(c.warned) >= warnEvery {
 		c.warned = now
@@ -281,16 +308,18 @@ func (c *cgroups) close() {
 	if c == nil {
 		return
 	}
+	c.slow.Lock()
+	defer c.slow.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
+	free := c.free
+	c.closed, c.free = true, nil
+	c.mu.Unlock()
 	if c.sweeper != nil {
 		c.sweeper.Stop()
 	}
-	for _, g := range c.free {
+	for _, g := range free {
 		c.remove(g, g.dir.Name())
 	}
-	c.free = nil
 	c.sweep()
 	_ = c.rmdir(c.dir)
 	if c.home != "" {
@@ -301,13 +330,18 @@ func (c *cgroups) close() {
 // populated tells whether a process of the group lives.
 func (g *cgroup) populated() bool {
 	var buf [128]byte
-	n, err := g.events.ReadAt(buf[:], 0)
-	return n == 0 && err != nil || bytes.Contains(buf[:n], []byte("populated 1"))
+	n, err := unix.Pread(int(g.events.Fd()), buf[:], 0)
+	return err != nil || bytes.Contains(buf[:n], []byte("populated 1"))
 }
+
+// limited tells whether the group has a memory limit.
+func (g *cgroup) limited() bool { return g != nil && g.limit > 0 }
+
+// limits tells whether an attempt with such a limit has a group that holds it to that.
+func (c *cgroups) limits(limit int64) bool { return c != nil && c.memory != "" && limit > 0 }
 
 // kill sends SIGKILL to all of the group at once, to what is being forked too.
 func (g *cgroup) kill() {
-	g.killed = true
 	fd, err := unix.Openat(int(g.dir.Fd()), "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return

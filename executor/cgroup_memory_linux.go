@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limitMemory gives a new group its memory limit. c.mu is held.
+// limitMemory gives a new group its memory limit. c.slow is held.
 func (g *cgroup) limitMemory(name string) error {
 	file := "memory.max"
 	g.memory = filepath.Join(g.c.memory, name)

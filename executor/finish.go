@@ -10,76 +10,45 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// run sees an admitted attempt to its final report, and then whatever takes its room:
-//
-//  1. start it, and report that;
-//  2. wait for the leader's end, and for the whole group's when we ended it;
-//  3. give the slots back, and admit what fits now;
-//  4. read the output, as long as it is at this moment, and keep it;
-//  5. report;
-//  6. go on with what was admitted, and clear away what is left of this one once that runs.
-//
-// Output that must be written to disk does not keep 6 waiting. Short output is
-// reported first, since forking takes longer.
-func (p *Process) run(a *attempt) {
-	var before *attempt
-	for a != nil {
-		failed, lacking := p.launch(a)
-		p.clear(before)
-		if lacking != nil {
-			if failed = p.postpone(a, lacking); failed == nil {
-				return
-			}
-		}
-		var fit []*attempt
-		if failed != nil {
-			fit = p.release(a, failed.At)
-			p.conclude(a, failed)
-		} else {
-			fit = p.finish(a)
-		}
-		before, a = a, nil
-		if len(fit) > 0 {
-			a = fit[0]
-			p.spread(fit[1:])
-		}
-	}
-	p.clear(before)
+// finish sees an attempt to its end whose processes are gone and whose slots were given back.
+// It may take long: a helper calls it.
+func (p *Process) finish(a *attempt) {
+	p.freeze(a)
+	p.conclude(p.finalReport(a))
+	p.clear(a)
 }
 
-// clear gives up what an attempt that was reported still has.
-func (p *Process) clear(a *attempt) {
-	if a == nil {
+// freeze ends the attempt's output. It may be called again.
+func (p *Process) freeze(a *attempt) {
+	if a.ended.Load() {
 		return
 	}
-	if a.out != nil {
-		survivors := p.limits.give(a.group)
-		a.out.empty.Store(survivors)
-		a.err.empty.Store(survivors)
-		a.out.drop()
-		a.err.drop()
-	}
-	p.work.Done()
-}
-
-// finish is run's 2 to 5. It returns what is left to run.
-func (p *Process) finish(a *attempt) (fit []*attempt) {
-	a.awaitLeader()
-	if a.isZombie() {
-		p.bury(a)
-	}
-	stop := max(p.cfg.Now(), a.began) // the wall clock may have been set back meanwhile
 	p.watch.remove(a)
 	a.pumps.stop()
 	a.out.freeze()
 	a.err.freeze()
 	a.ended.Store(true)
-	fit = p.release(a, stop)
+}
 
-	report := Report{Key: a.order.Key, Kind: Finished, At: stop, GrantedAt: a.order.GrantedAt}
+// takesLong tells whether the final report needs more than some short system calls: where
+// somebody may be writing, the seals wait for that.
+func (p *Process) takesLong(a *attempt) bool {
+	short := int64(p.cfg.InlineMax)
+	if a.order.Capture || a.pumps != nil || a.out.size() > short || a.err.size() > short {
+		return true
+	}
+	if a.group == nil {
+		return exists(a.pid)
+	}
+	return a.group.populated()
+}
+
+// finalReport says what became of an attempt, and keeps its output.
+func (p *Process) finalReport(a *attempt) Report {
+	report := Report{Key: a.order.Key, Kind: Finished, At: a.stop, GrantedAt: a.order.GrantedAt}
 	rec := &report.Record
 	*rec = messages.AttemptRecord{
-		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: stop, Node: p.cfg.Node,
+		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: a.stop, Node: p.cfg.Node,
 		MaxRSSKB:  p.peak(a),
 		UserCPU:   time.Duration(a.usage.Utime.Nano()),
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
@@ -90,22 +59,31 @@ func (p *Process) finish(a *attempt) (fit []*attempt) {
 	}
 	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
 	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
-	if p.long(&rec.Stdout) || p.long(&rec.Stderr) {
-		p.spread(fit)
-		fit = nil
-	}
 	p.keep(a, rec)
 	if a.order.Capture {
 		p.capture(a, &report)
 	}
-	p.conclude(a, &report)
-	return fit
+	return report
 }
 
-func (a *attempt) isZombie() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.phase == zombie
+// clear gives up what an attempt that was reported still has. It may take long.
+func (p *Process) clear(a *attempt) {
+	survivors := true
+	if a.out != nil {
+		survivors = p.limits.give(a.group)
+	}
+	p.drop(a, survivors)
+}
+
+// drop gives up the attempt's output. Survivors may still have it.
+func (p *Process) drop(a *attempt, survivors bool) {
+	if a.out != nil {
+		a.out.empty.Store(survivors)
+		a.err.empty.Store(survivors)
+		a.out.drop()
+		a.err.drop()
+	}
+	p.work.Done()
 }
 
 // long tells whether the output is too long for the record itself.

@@ -20,11 +20,13 @@ func TestHooks(t *testing.T) {
 		said = append(said, s)
 	}
 	r := newRig(t, func(c *executor.ProcessConfig) {
-		c.Begin = func(o *executor.Order) error {
-			say("begin " + o.Name)
-			if o.Name == "refused" && !refused {
-				refused = true
-				return errors.New("no room to remember it")
+		c.Begin = func(orders []*executor.Order) error {
+			for _, o := range orders {
+				say("begin " + o.Name)
+				if o.Name == "refused" && !refused {
+					refused = true
+					return errors.New("no room to remember it")
+				}
 			}
 			return nil
 		}

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
-	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -149,58 +148,72 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	return p, reports
 }
 
+// startedAlone is an attempt whose process the loop knows nothing of, as where the kernel
+// has no pidfd.
+func startedAlone(t *testing.T, p *Process, o Order) *attempt {
+	t.Helper()
+	o.CoresMilli = 10
+	a := newAttempt(o)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.live[o.Key] = a
+	p.slots.take(a)
+	p.work.Add(1)
+	p.mu.Unlock()
+	defer p.mu.Lock()
+	if failed, err := p.prepare(a); failed != nil || err != nil {
+		t.Fatal(failed, err)
+	}
+	p.mu.Lock()
+	p.startOrEnd(a)
+	p.mu.Unlock()
+	if err := p.begin(a); err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(a.pidfd)
+	a.pidfd = -1
+	p.cfg.Sink(p.executed(nil, a)...)
+	return a
+}
+
+func (p *Process) watchAlone(a *attempt) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watchEnd(a)
+}
+
 // A kernel without pidfd: the wait blocks a thread instead.
 func TestWithoutPidfd(t *testing.T) {
-	for _, script := range []string{"exit 3", "sleep 0.02; exit 3"} {
-		a := newAttempt(Order{})
-		var err error
-		if a.out, a.err, err = newStreams(10, 10); err != nil {
-			t.Fatal(err)
+	p, reports := internalRig(t, ProcessConfig{})
+	for i, script := range []string{"exit 3", "sleep 0.02; exit 3"} {
+		a := startedAlone(t, p, Order{Key: messages.AttemptKey{Task: uint32(i)}, Command: []string{"/bin/sh", "-c", script}})
+		<-reports
+		p.watchAlone(a)
+		if r := <-reports; r.Record.Result != messages.AttemptFailed || r.Record.RC != 3 || a.phase != reaped {
+			t.Errorf("%+v, phase %d", r, a.phase)
 		}
-		null, err := os.Open(os.DevNull)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c := command{path: "/bin/sh", argv: []string{"sh", "-c", script}}
-		pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, [2]int{a.out.fd, a.err.fd}, nil, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		unix.Close(pidfd)
-		a.pid = pid
-		a.awaitLeader()
-		if r, rc, _ := a.result(); r != messages.AttemptFailed || rc != 3 || a.phase != reaped {
-			t.Errorf("result %d, rc %d, phase %d", r, rc, a.phase)
-		}
-		a.out.drop()
-		a.err.drop()
-		null.Close()
+		p.work.Wait()
 		if a.out.hold() {
 			t.Error("a closed stream was taken")
 		}
 	}
 }
 
-// A kill that comes between the queue and the fork is carried out after it.
+// What is killed between the queue and the fork is not forked.
 func TestKillBeforeBirth(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
-		p, reports := internalRig(t, ProcessConfig{})
-		a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"sleep", "1000"}, CoresMilli: 10})
-		p.mu.Lock()
-		p.live[a.order.Key] = a
-		p.slots.take(a)
-		p.work.Add(1)
-		p.mu.Unlock()
-		p.Kill(a.order.Key, time.Hour)
-		p.Kill(a.order.Key, grace)
-		if _, err := p.OpenLog(a.order.Key, messages.Stdout); err != ErrNotLive {
-			t.Errorf("log of an unborn attempt: %v", err)
-		}
-		go p.run(a)
-		if r := <-reports; r.Kind != Started {
-			t.Errorf("%+v", r)
-		}
-		if r := <-reports; r.Kind != Finished || r.Record.Result != messages.AttemptKilled {
+		key := messages.AttemptKey{Task: 1}
+		var p *Process
+		p, reports := internalRig(t, ProcessConfig{Begin: func([]*Order) error {
+			p.Kill(key, time.Hour)
+			p.Kill(key, grace)
+			if _, err := p.OpenLog(key, messages.Stdout); err != ErrNotLive {
+				t.Errorf("log of an unborn attempt: %v", err)
+			}
+			return nil
+		}})
+		p.Start(Order{Key: key, Command: []string{"sleep", "1000"}})
+		if r := <-reports; r.Kind != Finished || r.Record.Result != messages.AttemptKilled || r.Record.RC != -1 {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -208,39 +221,20 @@ func TestKillBeforeBirth(t *testing.T) {
 
 // A kill of what has ended by itself, before anybody looked, comes too late.
 func TestKillAfterTheEnd(t *testing.T) {
-	a := newAttempt(Order{})
-	var err error
-	if a.out, a.err, err = newStreams(10, 10); err != nil {
+	p, reports := internalRig(t, ProcessConfig{})
+	a := startedAlone(t, p, Order{Command: []string{"/bin/true"}})
+	<-reports
+	if err := unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
-	defer a.out.drop()
-	defer a.err.drop()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
+	p.Kill(a.order.Key, 0)
+	p.watchAlone(a)
+	if r := <-reports; r.Record.Result != messages.AttemptSucceeded || r.Record.RC != 0 {
+		t.Errorf("%+v", r)
 	}
-	defer null.Close()
-	c := command{path: "/bin/true", argv: []string{"true"}}
-	pid, pidfd, err := (&Process{null: null, starter: vfork.New()}).fork(&c, [2]int{a.out.fd, a.err.fd}, nil, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(pidfd)
-	a.pid = pid
-	a.mu.Lock()
-	a.born()
-	a.mu.Unlock()
-	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
-		t.Fatal(err)
-	}
-	a.end(causeKill, 0)
-	if !a.leaderEnded() {
-		t.Fatal("it has ended")
-	}
-	if r, rc, _ := a.result(); r != messages.AttemptSucceeded || rc != 0 {
-		t.Errorf("result %d, rc %d", r, rc)
-	}
-	a.end(causeKill, 0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.end(a, causeKill, 0)
 	if a.forced || a.cause != causeNone {
 		t.Error("signalled after it was reaped")
 	}

@@ -20,9 +20,9 @@ const (
 	descriptorsKept       = 64
 )
 
-// maxStarting is how many attempts may be starting at once. Each takes a thread while its
-// program, or its working folder, does not answer, and Go ends a process that wants more
-// than 10,000 threads. The others wait in the queue.
+// maxStarting is how many attempts may be starting at once. One that a helper starts takes a
+// thread while its program, or its working folder, does not answer, and Go ends a process that
+// wants more than 10,000 threads. The others wait in the queue.
 const maxStarting = 1024
 
 // Below tightProcesses the number of processes is watched: a Go program that cannot make a
@@ -37,7 +37,7 @@ const (
 // startLimit is what this process can hold.
 type startLimit struct {
 	attempts int  // that run at once
-	starting int  // of them, whose start is under way: each a thread and a child
+	starting int  // of them, whose start is under way: each a child, and a thread at most
 	tight    bool // few processes and threads are left
 }
 
@@ -62,8 +62,8 @@ func findStartLimit() (l startLimit) {
 }
 
 // startsWithin is how many starts may be under way where there is room for so many
-// processes and threads: each takes a child and a thread, and as much as one of these is
-// left for what runs already and for explanations of failures.
+// processes and threads: each takes a child, and a thread if a helper starts it; as much as one
+// of these is left for what runs already and for explanations of failures.
 func startsWithin(room int) int { return max((room-processesKept)/3, 1) }
 
 // MakeThreadsAhead has the runtime make up to n threads if few processes and threads are

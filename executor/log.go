@@ -14,15 +14,16 @@ type liveLog struct {
 	once sync.Once
 }
 
+// openLog opens the output of an attempt. Process.mu is held.
 func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
-	a.mu.Lock()
+	if a.phase <= starting {
+		return nil, ErrNotLive
+	}
 	s := a.out
 	if which == messages.Stderr {
 		s = a.err
 	}
-	born := a.phase > starting
-	a.mu.Unlock()
-	if !born || a.ended.Load() || !s.hold() {
+	if a.ended.Load() || !s.hold() {
 		return nil, ErrNotLive
 	}
 	return &liveLog{a: a, s: s}, nil

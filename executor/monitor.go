@@ -61,7 +61,11 @@ func (m *monitor) add(a *attempt) {
 func (m *monitor) remove(a *attempt) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	i, last := m.index[a], len(m.running)-1
+	i, added := m.index[a]
+	if !added {
+		return // it ended at once
+	}
+	last := len(m.running) - 1
 	m.running[i] = m.running[last]
 	m.index[m.running[i].a] = i
 	m.running[last] = nil

@@ -119,7 +119,7 @@ func (s *stream) size() int64 {
 
 // freeze fixes the size: what a surviving child writes later is nobody's, and is refused.
 func (s *stream) freeze() {
-	// An error is EPERM, of a task that has sealed the seals.
+	// An error is EPERM, of a task that has sealed the seals. It waits for a write that is going on.
 	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
 	n := s.size()
 	if n > s.limit {

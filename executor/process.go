@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,9 +32,9 @@ type ProcessConfig struct {
 	Logger      *slog.Logger        // default slog.Default()
 	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
 
-	// Begin, if set, is called right before each fork. When it returns an error nothing
-	// is forked, and the attempt waits as in any other shortage.
-	Begin func(*Order) error
+	// Begin, if set, is called right before processes are started, with their orders. When it
+	// returns an error none is, and the attempts wait as in any other shortage.
+	Begin func([]*Order) error
 	// Unbegun, if set, is called when the attempt's start has failed for a shortage, before
 	// it waits again; Postponed once it waits, with a word for what was lacking.
 	Unbegun   func(*Order)
@@ -54,24 +55,28 @@ type ProcessConfig struct {
 // nothing of the server that uses it and tells it everything through the Sink.
 //
 // Orders wait in one strict queue, in which runs take turns: the head starts when it
-// fits, and nothing overtakes it. One goroutine per running attempt forks it, waits for its
-// exec and its end (in a thread, or for the end in the netpoller when many run), reports,
-// and goes on with the order that takes its room; one goroutine (the monitor) bounds the
-// output of all.
+// fits, and nothing overtakes it. One goroutine, the loop, starts all, sees all ends, and
+// reports; one, the monitor, bounds the output of all. See the package doc.
 //
-// Locks: Process.mu guards the table, the queue and the slots; attempt.mu guards the
-// attempt's process. Neither is held while the other is taken, nor over a report.
+// Lock: Process.mu guards the table, the queue, the slots and the attempts. It is
+// not held over a report, nor while something is started. The monitor's and the groups' locks are
+// taken without it.
 type Process struct {
-	cfg     ProcessConfig
-	base    []string // the clean environment, K=V
-	null    *os.File // stdin of everybody
-	starter *vfork.Starter
-	groups  groups
-	limits  *cgroups // nil when attempts have their process groups alone
-	watch   monitor
-	buffers sync.Pool      // of *[pumpBytes]byte
-	ownPeak atomic.Int64   // KB: the least that this process has had at its peak
-	work    sync.WaitGroup // one for each attempt that was admitted and is not over
+	cfg          ProcessConfig
+	base         []string // the clean environment, K=V
+	null         *os.File // stdin of everybody
+	starter      *vfork.Starter
+	groups       groups
+	limits       *cgroups // nil when attempts have their process groups alone
+	watch        monitor
+	buffers      sync.Pool      // of *[pumpBytes]byte
+	ownPeak      atomic.Int64   // KB: the least that this process has had at its peak
+	work         sync.WaitGroup // one for each attempt that was admitted and is not over
+	clock        time.Time      // deadlines count from here
+	ownProcessor bool           // Go has one for the loop alone
+	poll         int            // epoll: the pidfd of each leader, and bell
+	bell         int            // eventfd that wakes the loop
+	loopEnded    chan struct{}
 
 	mu     sync.Mutex
 	closed bool
@@ -82,6 +87,12 @@ type Process struct {
 	short  shortageState
 	limit  startLimit
 	starts int // attempts that are starting
+
+	admitted []*attempt         // the loop is to start them
+	leaders  map[int32]*attempt // by their number: those whose pidfd the loop waits for
+	polled   []*attempt         // no event tells the loop of their leaders' end: it looks
+	asleep   bool               // the loop waits
+	quit     bool               // nothing is left to do
 
 	explaining chan struct{} // holds one for each failure that is being explained
 
@@ -120,16 +131,24 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	p := &Process{
-		cfg:        cfg,
-		base:       cleanEnvironment(cfg.Getenv),
-		null:       null,
-		starter:    vfork.New(),
-		live:       map[messages.AttemptKey]*attempt{},
-		slots:      slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
-		begun:      begunSet{limit: begunPages},
-		limit:      findStartLimit(),
-		explaining: make(chan struct{}, maxExplaining),
-		buffers:    sync.Pool{New: func() any { return new([pumpBytes]byte) }},
+		cfg:          cfg,
+		base:         cleanEnvironment(cfg.Getenv),
+		null:         null,
+		starter:      vfork.New(),
+		live:         map[messages.AttemptKey]*attempt{},
+		slots:        slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
+		begun:        begunSet{limit: begunPages},
+		limit:        findStartLimit(),
+		explaining:   make(chan struct{}, maxExplaining),
+		leaders:      map[int32]*attempt{},
+		clock:        time.Now(),
+		ownProcessor: runtime.GOMAXPROCS(0) > 1,
+		loopEnded:    make(chan struct{}),
+		buffers:      sync.Pool{New: func() any { return new([pumpBytes]byte) }},
+	}
+	if err = p.openPoll(); err != nil {
+		null.Close()
+		return nil, fmt.Errorf("executor: %w", err)
 	}
 	if cfg.Cgroups != "" {
 		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {
@@ -137,6 +156,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		}
 	}
 	p.watch.start()
+	go p.loop()
 	return p, nil
 }
 
@@ -172,9 +192,8 @@ func (p *Process) Start(o Order) {
 	a := newAttempt(o)
 	p.live[o.Key] = a
 	p.queue.push(a)
-	fit := p.admit(p.cfg.Now())
+	p.admit(0)
 	p.mu.Unlock()
-	p.spread(fit)
 }
 
 // SetCapacity changes the slots to these, at most those of the configuration. What
@@ -183,9 +202,8 @@ func (p *Process) SetCapacity(coresMilli, memoryMilli int64) {
 	p.mu.Lock()
 	p.slots.cores = min(max(coresMilli, 0), p.slots.maxCores)
 	p.slots.memory = min(max(memoryMilli, 0), p.slots.maxMemory)
-	fit := p.admit(p.cfg.Now())
+	p.admit(0)
 	p.mu.Unlock()
-	p.spread(fit)
 }
 
 // Begun tells whether the attempt has ever begun here, as far as the memory reaches.
@@ -197,31 +215,45 @@ func (p *Process) Begun(key messages.AttemptKey) bool {
 
 // Kill implements Executor.
 func (p *Process) Kill(key messages.AttemptKey, grace time.Duration) {
-	if a := p.withdraw(key); a != nil {
-		a.end(causeKill, grace)
-		p.withdraw(key) // it may have been postponed meanwhile
+	p.mu.Lock()
+	revoked := p.kill(key, causeKill, grace)
+	p.mu.Unlock()
+	if revoked {
+		p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
 	}
 }
 
 // Revoke implements Executor.
-func (p *Process) Revoke(key messages.AttemptKey) { p.withdraw(key) }
-
-// withdraw revokes the order if it waits; it returns the attempt if it has begun.
-func (p *Process) withdraw(key messages.AttemptKey) *attempt {
+func (p *Process) Revoke(key messages.AttemptKey) {
 	p.mu.Lock()
+	revoked := p.withdraw(key)
+	p.mu.Unlock()
+	if revoked {
+		p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
+	}
+}
+
+// kill ends the attempt, or takes its order back: then it is true. p.mu is held.
+func (p *Process) kill(key messages.AttemptKey, c cause, grace time.Duration) (revoked bool) {
+	if p.withdraw(key) {
+		return true
+	}
+	if a := p.live[key]; a != nil {
+		p.end(a, c, grace)
+	}
+	return false
+}
+
+// withdraw takes the order back if it waits. p.mu is held.
+func (p *Process) withdraw(key messages.AttemptKey) bool {
 	a := p.live[key]
 	if a == nil || !a.queued {
-		p.mu.Unlock()
-		return a
+		return false
 	}
 	p.queue.remove(a)
 	delete(p.live, key)
-	// The order behind a large one may fit at once.
-	fit := p.admit(p.cfg.Now())
-	p.mu.Unlock()
-	p.spread(fit)
-	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
-	return nil
+	p.admit(0) // the order behind a large one may fit at once
+	return true
 }
 
 // Close implements Executor. What runs is ended with CloseGrace and reported as
@@ -234,21 +266,18 @@ func (p *Process) Close() error {
 	if p.short.timer != nil {
 		p.short.timer.Stop()
 	}
-	var waiting, running []*attempt
+	var waiting []*attempt
 	for a := p.queue.head(); a != nil; a = p.queue.head() {
 		p.queue.pop()
 		delete(p.live, a.order.Key)
 		waiting = append(waiting, a)
 	}
 	for _, a := range p.live {
-		running = append(running, a)
+		p.end(a, causeClose, p.cfg.CloseGrace)
 	}
 	p.mu.Unlock()
 	for _, a := range waiting {
 		p.cfg.Sink(Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()})
-	}
-	for _, a := range running {
-		a.end(causeClose, p.cfg.CloseGrace)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -265,6 +294,11 @@ func (p *Process) Close() error {
 	if !first {
 		return nil
 	}
+	p.mu.Lock()
+	p.quit = true
+	p.wake()
+	p.mu.Unlock()
+	<-p.loopEnded
 	p.watch.stop()
 	p.limits.close()
 	return p.null.Close()
@@ -273,8 +307,8 @@ func (p *Process) Close() error {
 // OpenLog implements Executor.
 func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	a := p.live[key]
-	p.mu.Unlock()
 	if a == nil {
 		return nil, ErrNotLive
 	}

@@ -54,13 +54,16 @@ func TestFailedStartMakesRoom(t *testing.T) {
 // A kill that comes while a start has timed out is not forgotten when the start fails for
 // a shortage; the timeout is.
 func TestCauseOfAFailedStart(t *testing.T) {
+	p, _ := internalRig(t, ProcessConfig{})
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, c := range []cause{causeTimeout, causeKill, causeClose} {
 		for _, later := range []bool{true, false} {
 			a := newAttempt(Order{Timeout: time.Hour})
-			a.start(time.Hour)
-			a.end(causeTimeout, time.Hour)
-			a.end(c, 0)
-			if why := a.unstart(later); why != c {
+			p.startOrEnd(a)
+			p.end(a, causeTimeout, time.Hour)
+			p.end(a, c, 0)
+			if why := p.unstart(a, later); why != c {
 				t.Errorf("ended for %d: %d", c, why)
 			}
 			want := c
@@ -78,16 +81,15 @@ func TestCauseOfAFailedStart(t *testing.T) {
 func TestTimersOfAFormerStart(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "0.5"}})
-	a.start(100 * time.Millisecond)
-	a.end(causeTimeout, 100*time.Millisecond)
-	a.end(causeTimeout, 0)
-	a.unstart(true)
 	p.mu.Lock()
+	p.startOrEnd(a)
+	p.end(a, causeTimeout, 100*time.Millisecond)
+	p.end(a, causeTimeout, 0)
+	p.unstart(a, true)
 	p.live[a.order.Key] = a
 	p.queue.push(a)
-	fit := p.admit(0)
+	p.admit(0)
 	p.mu.Unlock()
-	p.spread(fit)
 	<-reports
 	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", r.Record)
@@ -105,7 +107,10 @@ func TestKillBetweenTries(t *testing.T) {
 		p.mu.Lock()
 		a := p.live[key]
 		p.mu.Unlock()
-		for a != nil && time.Since(began) < 50*time.Millisecond && !a.birth.Signal(0) {
+		for tried := false; a != nil && time.Since(began) < 50*time.Millisecond && !tried; {
+			p.mu.Lock()
+			tried = a.phase == starting && a.signal(0)
+			p.mu.Unlock()
 		}
 		p.Kill(key, 0)
 		f.Close()
@@ -137,9 +142,11 @@ func TestNoExplanationBesideAKill(t *testing.T) {
 	p, _ := internalRig(t, ProcessConfig{})
 	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
 	a := newAttempt(Order{})
-	a.start(0)
-	a.end(causeKill, 0)
-	a.unstart(false)
+	p.mu.Lock()
+	p.startOrEnd(a)
+	p.end(a, causeKill, 0)
+	p.unstart(a, false)
+	p.mu.Unlock()
 	began := time.Now()
 	p.explain(a, &c, unix.ENOENT)
 	if took := time.Since(began); took > explainPatience/2 {
@@ -152,13 +159,21 @@ func TestNoExplanationBesideAKill(t *testing.T) {
 
 // A start that fails by itself after its timeout is told of with both.
 func TestStartThatTimedOutAndFailed(t *testing.T) {
-	p, _ := internalRig(t, ProcessConfig{})
+	p, reports := internalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/no/such/program"}, Timeout: 3 * time.Second})
-	a.end(causeTimeout, time.Hour)
-	r, err := p.launch(a)
+	a.command = command{path: a.order.Command[0], argv: a.order.Command}
+	p.mu.Lock()
+	p.live[a.order.Key] = a
+	p.slots.take(a)
+	p.work.Add(1)
+	p.startOrEnd(a)
+	p.end(a, causeTimeout, time.Hour)
+	p.mu.Unlock()
+	p.failed(a, unix.ENOENT)
+	r := <-reports
 	const want = `start "/no/such/program": no such file or directory; before that, it had timed out after 3s`
-	if err != nil || r == nil || r.Record.Result != messages.AttemptNotStarted || r.Record.ExecutorLog != want {
-		t.Errorf("%+v, %v", r, err)
+	if r.Record.Result != messages.AttemptNotStarted || r.Record.ExecutorLog != want {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -51,16 +51,16 @@ func (p *Process) gaveBack() {
 }
 
 // hadEnough: a process was started. p.mu is held.
-func (p *Process) hadEnough() (fit []*attempt) {
+func (p *Process) hadEnough() {
 	s := &p.short
 	if !s.lasts {
-		return nil
+		return
 	}
 	s.pause = shortPause
 	if s.tries += 2; s.tries >= recovered || p.queue.len == 0 {
 		s.lasts, s.tries = false, 0
 	}
-	return p.admit(p.cfg.Now())
+	p.admit(0)
 }
 
 // hadNot: a start failed. p.mu is held.
@@ -77,9 +77,8 @@ func (p *Process) hadNot() {
 		p.mu.Lock()
 		s.timer = nil
 		s.tries = max(s.tries, 1)
-		fit := p.admit(p.cfg.Now())
+		p.admit(0)
 		p.mu.Unlock()
-		p.spread(fit)
 	})
 	s.pause = min(2*s.pause, longPause)
 }
@@ -138,17 +137,15 @@ func (p *Process) postpone(a *attempt, err error) *Report {
 		p.queue.push(a)
 	}
 	p.hadNot()
+	unwanted := a.phase == unborn && a.cause != causeNone
 	p.mu.Unlock()
 	// From here on the attempt may be run by somebody else.
 	p.complain(reason, err)
 	if p.cfg.Postponed != nil {
 		p.cfg.Postponed(&a.order, reason, err)
 	}
-	a.mu.Lock()
-	unwanted := a.phase == unborn && a.cause != causeNone
-	a.mu.Unlock()
 	if unwanted {
-		p.withdraw(a.order.Key)
+		p.Revoke(a.order.Key)
 	}
 	p.work.Done()
 	return nil

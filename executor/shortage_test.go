@@ -21,13 +21,13 @@ type scarce struct {
 
 func (s *scarce) configure(c *executor.ProcessConfig) {
 	c.CoresMilli = 1_000_000
-	c.Begin = func(*executor.Order) error {
+	c.Begin = func(orders []*executor.Order) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.begun >= s.most {
+		if s.begun+len(orders) > s.most {
 			return unix.EAGAIN
 		}
-		s.begun++
+		s.begun += len(orders)
 		return nil
 	}
 	sink := c.Sink

@@ -52,66 +52,62 @@ func (s *slots) give(a *attempt) {
 	s.usedMemory -= a.order.MemoryMilli
 }
 
-// admit takes from the head of the queue what fits: the caller must run it, in this
-// order. It is called whenever something was queued or room was made, so that a head
-// which fits never waits. since is when the room was made, or the order came. p.mu is
-// held.
-func (p *Process) admit(since int64) (fit []*attempt) {
+// admit takes from the head of the queue what fits: the loop starts it, in this order.
+// It is called whenever something was queued or room was made, so that a head which fits
+// never waits. since is when the room was made, or the order came; 0 = now. p.mu is held.
+func (p *Process) admit(since int64) {
 	for a := p.queue.head(); a != nil && p.slots.fit(&a.order) && p.mayTry(); a = p.queue.head() {
+		if since == 0 {
+			since = p.cfg.Now()
+		}
 		p.queue.pop()
 		p.tried()
 		p.slots.take(a)
 		p.begun.add(a.order.Key)
 		a.since, a.starting = since, true
 		p.starts++
-		fit = append(fit, a)
+		p.work.Add(1)
+		p.admitted = append(p.admitted, a)
+		p.wake()
 	}
-	if len(fit) > 0 {
-		p.work.Add(len(fit))
-	}
-	return fit
 }
 
-// release gives the slots of an attempt back that ended at a time (ns since the epoch),
-// and returns what fits now.
-func (p *Process) release(a *attempt, at int64) []*attempt {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// release gives the slots of an attempt back that ended at a time (ns since the epoch).
+// p.mu is held.
+func (p *Process) release(a *attempt, at int64) {
 	p.startEnded(a)
 	p.slots.give(a)
 	p.gaveBack()
-	return p.admit(at)
+	p.admit(at)
 }
 
-// startEnded says that the attempt's start has succeeded or failed. It returns whether one
-// that waits may start for that. p.mu is held.
-func (p *Process) startEnded(a *attempt) (room bool) {
-	if !a.starting {
-		return false
-	}
-	a.starting = false
-	p.starts--
-	return p.starts == p.limit.starting-1
-}
-
-// spread runs each of the attempts in a goroutine of its own.
-func (p *Process) spread(fit []*attempt) {
-	for _, a := range fit {
-		go p.run(a)
+// startEnded says that the attempt's start has succeeded or failed: one that waits may
+// start for that. p.mu is held.
+func (p *Process) startEnded(a *attempt) {
+	if a.starting {
+		a.starting = false
+		p.starts--
+		p.admit(0)
 	}
 }
 
-// conclude takes the attempt out of the table and makes the final report.
-func (p *Process) conclude(a *attempt, r *Report) {
+// removeEnded takes attempts out of the table whose final reports these are.
+func (p *Process) removeEnded(reports ...Report) {
 	p.mu.Lock()
-	delete(p.live, a.order.Key)
-	if r.Record.RC == -1 {
-		p.stats.NotStarted++
+	defer p.mu.Unlock()
+	for i := range reports {
+		delete(p.live, reports[i].Key)
+		if reports[i].Record.RC == -1 {
+			p.stats.NotStarted++
+		}
 	}
-	fit := p.admit(p.cfg.Now()) // its place among what runs at once is free only now
-	p.mu.Unlock()
-	p.spread(fit)
-	p.cfg.Sink(*r)
+	p.admit(0) // their places among what runs at once are free only now
+}
+
+// conclude makes the final report of an attempt.
+func (p *Process) conclude(r Report) {
+	p.removeEnded(r)
+	p.cfg.Sink(r)
 }
 
 // begunPages bounds the memory of keys: at least the last 262,144 attempts, and 64

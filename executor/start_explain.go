@@ -47,14 +47,14 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 		return plain
 	}
 	hurry := make(chan struct{})
-	a.mu.Lock()
+	p.mu.Lock()
 	if a.cause != causeNone {
-		a.mu.Unlock()
+		p.mu.Unlock()
 		<-p.explaining
 		return plain
 	}
 	a.hurry = hurry
-	a.mu.Unlock()
+	p.mu.Unlock()
 	done := make(chan error, 1)
 	go func() {
 		done <- c.explainStart(err)
@@ -68,9 +68,9 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	case <-hurry:
 	case <-patience.C:
 	}
-	a.mu.Lock()
+	p.mu.Lock()
 	a.hurry = nil
-	a.mu.Unlock()
+	p.mu.Unlock()
 	return explained
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,8 +23,6 @@ type command struct {
 	env    []string
 	dir    string
 	script string // what the shell reads from scriptFD; "" = it has its text as an argument
-	birth  *vfork.Birth
-	again  func() bool // asked before each further try of the start; false = errEnded
 }
 
 // errEnded is the error of a start that was given up because the attempt is to be ended.
@@ -162,124 +161,191 @@ func ownPeak() int64 {
 	return u.Maxrss
 }
 
-// A program that is open for writing is tried again after these times: 310 ms in all.
+// A program that is open for writing, because another process has just written it and not
+// closed it yet, is tried again so often, after a pause that doubles: 310 ms in all.
 const (
+	busyTries = 5
 	busyFirst = 10 * time.Millisecond
-	busyLast  = 160 * time.Millisecond
 )
 
-// child is a process that has begun.
-type child struct {
-	pid, pidfd int
-	group      *cgroup // nil when it has its process group alone
-	pumps      *pumps  // nil when it prints into the streams itself
+// spec is the attempt's command for a start. The file of its long text, if any, is the last one;
+// close closes it.
+func (p *Process) spec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
+	c := &a.command
+	spec = vfork.Spec{
+		Path: c.path, Search: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
+		Files: append(make([]int, 0, scriptFD+1), int(p.null.Fd()), files[0], files[1]), Cgroup: -1, PIDFD: true,
+	}
+	if a.group != nil {
+		spec.Cgroup = int(a.group.dir.Fd())
+	}
+	if c.script != "" {
+		script, err := newScript(c.script)
+		if err != nil {
+			return spec, err
+		}
+		spec.Files = append(spec.Files, script)
+	}
+	return spec, nil
 }
 
-// begin starts the command with its output on the two streams, in a control group that
-// limits its memory if a limit is given.
-func (p *Process) begin(c *command, out, err *stream, limit int64) (b child, e error) {
-	group, e := p.limits.take(limit)
-	if e != nil {
-		return b, e
+func closeScript(spec *vfork.Spec) {
+	if len(spec.Files) > scriptFD {
+		unix.Close(spec.Files[scriptFD])
 	}
-	b.group = group
-	files := [2]int{out.fd, err.fd}
-	if group != nil && group.limit > 0 {
+}
+
+// errHelped is the error of a launch that a helper has taken on.
+var errHelped = errors.New("a helper starts it")
+
+// launch starts an attempt whose intent is written, and does not wait for its exec. What may
+// take long it gives to a helper. Another error than errHelped says what was lacking.
+func (p *Process) launch(a *attempt) error {
+	if p.limits.limits(a.memoryLimit()) {
+		go p.startSlowly(a)
+		return errHelped
+	}
+	if !a.grouped {
+		if a.group, a.grouped = p.limits.takeFree(); !a.grouped {
+			go p.equip(a)
+			return errHelped
+		}
+	}
+	spec, err := p.spec(a, [2]int{a.out.fd, a.err.fd})
+	if err == nil {
+		a.launch, err = p.starter.Launch(&spec)
+		closeScript(&spec)
+	}
+	if err == nil {
+		a.pidfd, a.collected = a.launch.PIDFD, false
+		a.group.accepted()
+		return nil
+	}
+	if _, lacks := lackOf(err); lacks {
+		return err
+	}
+	go p.startSlowly(a)
+	return errHelped
+}
+
+// equip makes a control group for an attempt, which the loop then launches. A helper calls it.
+func (p *Process) equip(a *attempt) {
+	a.group, _ = p.limits.take(0) // no error, as there is no limit
+	a.grouped = true
+	p.handBack(a)
+}
+
+// handBack has the loop launch an attempt whose intent is written.
+func (p *Process) handBack(a *attempt) {
+	p.mu.Lock()
+	p.admitted = slices.Insert(p.admitted, 0, a)
+	p.wake()
+	p.mu.Unlock()
+}
+
+// startSlowly starts an attempt and waits for its exec. A helper calls it.
+func (p *Process) startSlowly(a *attempt) {
+	if err := p.begin(a); err != nil {
+		p.failed(a, err)
+		return
+	}
+	a.idle = time.Duration(max(p.cfg.Now()-a.since, 0))
+	p.cfg.Sink(p.executed(nil, a)...)
+	p.watch.add(a)
+	p.mu.Lock()
+	p.watchEnd(a)
+	p.mu.Unlock()
+}
+
+// begin is startSlowly until the exec is over. The attempt prints into pipes if its memory is
+// limited.
+func (p *Process) begin(a *attempt) (e error) {
+	c, limit := &a.command, a.memoryLimit()
+	if !a.grouped {
+		if a.group, e = p.limits.take(limit); e != nil {
+			return e
+		}
+		a.grouped = true
+	}
+	files := [2]int{a.out.fd, a.err.fd}
+	if a.group.limited() {
 		var ends [2]*os.File
-		if b.pumps, ends, e = p.newPumps(out, err); e != nil {
-			p.limits.give(group)
-			return b, e
+		if a.pumps, ends, e = p.newPumps(a.out, a.err); e != nil {
+			return e
 		}
 		defer ends[0].Close()
 		defer ends[1].Close()
 		files = [2]int{int(ends[0].Fd()), int(ends[1].Fd())}
 	}
-	pidfd := p.limit.tight || p.Running() > threads
-	b.pid, b.pidfd, e = p.fork(c, files, group, pidfd)
-	if group != nil && group.limit == 0 && groupless(e) {
+	pid, e := p.fork(a, files)
+	if group := a.group; group != nil && group.limit == 0 && groupless(e) {
 		refused := e
-		b.group = nil
-		if !c.again() {
+		a.group = nil
+		if p.toBeEnded(a) {
 			e = errEnded
-		} else if b.pid, b.pidfd, e = p.fork(c, files, nil, pidfd); e == nil {
+		} else if pid, e = p.fork(a, files); e == nil {
 			p.limits.suspend(refused)
 		}
 		p.limits.discard(group)
 	}
-	if group != nil && group.limit > 0 && errors.Is(e, unix.E2BIG) && c.size() < maxStart() {
+	if a.group.limited() && errors.Is(e, unix.E2BIG) && c.size() < maxStart() {
 		e = &limitError{limit, fmt.Errorf("its arguments and environment have %d bytes and do not fit: %w", c.size(), e)}
 	}
-	if group != nil && group.limit > 0 && groupless(e) {
+	if a.group.limited() && groupless(e) {
 		e = &limitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
 	}
 	switch {
 	case e == nil:
-		b.group.accepted()
-		if b.pumps != nil {
-			b.pumps.start(&p.buffers)
+		a.group.accepted()
+		if a.pumps != nil {
+			a.pumps.start(&p.buffers)
 		}
-	case b.group != nil:
-		p.limits.give(group)
-	}
-	if e != nil && b.pumps != nil {
-		for _, m := range b.pumps {
+		p.mu.Lock()
+		a.pid = pid
+		p.mu.Unlock()
+	case a.pumps != nil:
+		for _, m := range a.pumps {
 			m.from.Close()
 		}
+		a.pumps = nil
 	}
-	return b, e
+	return e
 }
 
-// fork starts the command with its output on the two files. pidfd is -1 where the
-// kernel has none, or none is wanted.
-func (p *Process) fork(c *command, files [2]int, group *cgroup, pidfdToo bool) (pid, pidfd int, e error) {
-	spec := vfork.Spec{
-		Path: c.path, Search: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: []int{int(p.null.Fd()), files[0], files[1]}, Cgroup: -1, PIDFD: pidfdToo, Birth: c.birth,
+// fork starts the command with its output on the two files, and waits for its exec.
+func (p *Process) fork(a *attempt, files [2]int) (pid int, e error) {
+	spec, e := p.spec(a, files)
+	if e != nil {
+		return 0, e
 	}
-	if group != nil {
-		spec.Cgroup = int(group.dir.Fd())
-	}
-	if c.script != "" {
-		script, e := newScript(c.script)
-		if e != nil {
-			return -1, -1, e
-		}
-		defer script.Close()
-		spec.Files = append(spec.Files, int(script.Fd())) // scriptFD
-	}
-	for wait := busyFirst; ; wait *= 2 {
-		e = group.within(func() (e error) {
-			pid, pidfd, e = p.starter.Start(&spec)
-			return e
-		})
-		// A program that another process has just written, and not closed yet.
-		if e != unix.ETXTBSY || wait > busyLast {
-			return pid, pidfd, e
-		}
-		time.Sleep(wait)
-		if !c.again() {
-			return -1, -1, errEnded
-		}
-	}
+	defer closeScript(&spec)
+	spec.Birth = &a.birth
+	e = a.group.within(func() (e error) {
+		pid, a.pidfd, e = p.starter.Start(&spec)
+		return e
+	})
+	return pid, e
 }
 
 // newScript is a file in memory with a text for a shell, which closes its descriptor as
 // the first thing it does: what the text starts does not inherit it. The text's lines
 // keep their numbers.
-func newScript(text string) (*os.File, error) {
-	fd, err := unix.MemfdCreate("caravan-script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+func newScript(text string) (fd int, err error) {
+	fd, err = unix.MemfdCreate("caravan-script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
-	f := os.NewFile(uintptr(fd), "script")
-	if _, err = f.WriteString("exec " + strconv.Itoa(scriptFD) + "<&-; " + text); err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	s := stream{fd: fd}
+	if !s.write([]byte("exec " + strconv.Itoa(scriptFD) + "<&-; " + text)) {
+		err = unix.ENOMEM
+	} else {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
 	if err != nil {
-		f.Close()
-		return nil, underlying(err)
+		unix.Close(fd)
+		return -1, err
 	}
-	return f, nil
+	return fd, nil
 }
 
 // groupless tells whether a start failed because it was to be in a control group.
@@ -292,87 +358,144 @@ func groupless(err error) bool {
 	return false
 }
 
-// threads is how many attempts may be waited for by a thread each, which costs less
-// than a descriptor in the netpoller; the others are waited for there.
-const threads = 16
-
-// launch starts the attempt and reports that. When no process came to be it returns
-// the final report instead, or what was lacking: then it may succeed later.
-func (p *Process) launch(a *attempt) (_ *Report, lacking error) {
-	cmd, err := newCommand(p.base, &a.order, p.cfg.Dir)
-	if err != nil {
+// prepare does what can be done of a start before its intent is known. When no process
+// can come to be it returns the final report, or what was lacking: then it may succeed later.
+func (p *Process) prepare(a *attempt) (_ *Report, lacking error) {
+	var err error
+	if a.command, err = newCommand(p.base, &a.order, p.cfg.Dir); err != nil {
 		return p.notStarted(&a.order, messages.AttemptNotStarted, err), nil
 	}
 	if p.cfg.Mark != nil {
-		cmd.env = mark(cmd.env, p.cfg.Mark(a.order.Key))
+		a.command.env = mark(a.command.env, p.cfg.Mark(a.order.Key))
 	}
 	limit := p.cfg.MaxOutput
 	if a.order.Capture {
 		limit = max(limit, p.cfg.MaxCapture)
 	}
-	stdout, stderr, err := newStreams(limit, p.cfg.MaxOutput)
-	if err != nil {
-		err = fmt.Errorf("start %q: output: %w", cmd.argv[0], err)
+	if a.out, a.err, err = newStreams(limit, p.cfg.MaxOutput); err != nil {
+		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
 		if _, ok := lackOf(err); ok {
 			return nil, err
 		}
 		return p.notStarted(&a.order, messages.AttemptLost, err), nil
 	}
-	if p.cfg.Begin != nil {
-		if err := p.cfg.Begin(&a.order); err != nil {
-			stdout.drop()
-			stderr.drop()
-			return nil, &lack{"journal", fmt.Errorf("start %q: %w", cmd.argv[0], err)}
-		}
-	}
-	began := p.cfg.Now()
-	cmd.birth, cmd.again = a.start(p.cfg.Grace), a.again
-	born, err := p.begin(&cmd, stdout, stderr, a.order.MemoryMilli<<20/1000)
-	if err != nil {
-		_, lacks := lackOf(err)
-		why := a.unstart(lacks)
-		stdout.drop()
-		stderr.drop()
-		var limit *limitError
-		if lacks {
-			return nil, fmt.Errorf("start %q: %w", cmd.argv[0], err)
-		}
-		if why == causeKill || why == causeClose || err == errEnded {
-			result, text := why.result(a.order.Timeout)
-			return p.notStarted(&a.order, result, errors.New(text)), nil
-		}
-		reason := fmt.Errorf("start %q: %w", cmd.argv[0], err)
-		if !errors.As(err, &limit) {
-			reason = p.explain(a, &cmd, err)
-		}
-		if why == causeTimeout { // it was being ended, and then failed by itself
-			_, text := why.result(a.order.Timeout)
-			reason = fmt.Errorf("%w; before that, it had %s", reason, text)
-		}
-		return p.notStarted(&a.order, messages.AttemptNotStarted, reason), nil
-	}
-	if p.cfg.Born != nil {
-		p.cfg.Born(&a.order, born.pid)
-	}
-	a.mu.Lock()
-	a.out, a.err, a.pumps, a.group, a.pid, a.began = stdout, stderr, born.pumps, born.group, born.pid, began
-	if born.pidfd >= 0 && unix.SetNonblock(born.pidfd, true) == nil {
-		a.pidfd = os.NewFile(uintptr(born.pidfd), "pidfd")
-	}
-	a.born()
-	a.mu.Unlock()
-	p.mu.Lock()
-	p.stats.Starts++
-	var fit []*attempt
-	if p.startEnded(a) {
-		fit = p.admit(p.cfg.Now())
-	}
-	fit = append(fit, p.hadEnough()...)
-	p.mu.Unlock()
-	p.spread(fit)
-	p.watch.add(a)
-	p.cfg.Sink(Report{Key: a.order.Key, Kind: Started, At: began, GrantedAt: a.order.GrantedAt, Idle: time.Duration(max(p.cfg.Now()-a.since, 0))})
 	return nil, nil
+}
+
+// memoryLimit is the attempt's memory limit in bytes.
+func (a *attempt) memoryLimit() int64 { return a.order.MemoryMilli << 20 / 1000 }
+
+// retry goes on with an attempt whose launched child has not come to its program. A helper calls
+// it.
+func (p *Process) retry(a *attempt) {
+	for {
+		if _, err := unix.Wait4(a.launch.PID, nil, 0, nil); err != unix.EINTR {
+			break
+		}
+	}
+	errno := a.startErrno
+	a.startErrno = 0
+	p.failed(a, errno)
+}
+
+// watchEnd has the loop wait for the leader's end, or look at it now and then where the kernel has
+// no pidfd, or no room to watch it. p.mu is held.
+func (p *Process) watchEnd(a *attempt) {
+	if a.pidfd >= 0 {
+		p.leaders[int32(a.pid)] = a
+		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(a.pid)}
+		if unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, a.pidfd, &event) == nil {
+			return
+		}
+		delete(p.leaders, int32(a.pid))
+		unix.Close(a.pidfd)
+		a.pidfd = -1
+	}
+	p.polled = append(p.polled, a)
+	p.wake()
+}
+
+// executed notes that the attempts' programs run, and appends that to the reports.
+func (p *Process) executed(reports []Report, list ...*attempt) []Report {
+	p.mu.Lock()
+	for _, a := range list {
+		if a.phase == starting {
+			a.phase = alive
+			if !a.late {
+				p.born(a)
+			}
+		}
+		p.stats.Starts++
+		p.startEnded(a)
+		p.hadEnough()
+		a.command = command{}
+	}
+	p.mu.Unlock()
+	for _, a := range list {
+		if p.cfg.Born != nil {
+			p.cfg.Born(&a.order, a.pid)
+		}
+		reports = append(reports, Report{Key: a.order.Key, Kind: Started, At: a.began, GrantedAt: a.order.GrantedAt, Idle: a.idle})
+	}
+	return reports
+}
+
+// failed sees an attempt to its end, or back to the queue, whose start has failed. It may
+// take long: a helper calls it.
+func (p *Process) failed(a *attempt, err error) {
+	if err == unix.ETXTBSY && a.busy < busyTries && !p.toBeEnded(a) {
+		a.busy++
+		time.AfterFunc(busyFirst<<(a.busy-1), func() { p.handBack(a) })
+		return
+	}
+	_, lacks := lackOf(err)
+	p.mu.Lock()
+	why := p.unstart(a, lacks)
+	p.mu.Unlock()
+	named := fmt.Errorf("start %q: %w", a.command.argv[0], err)
+	if lacks {
+		p.settle(a, nil, named)
+		return
+	}
+	result, reason := messages.AttemptNotStarted, named
+	var limit *limitError
+	switch {
+	case why == causeKill || why == causeClose || err == errEnded:
+		var text string
+		result, text = why.result(a.order.Timeout)
+		reason = errors.New(text)
+	case !errors.As(err, &limit):
+		reason = p.explain(a, &a.command, err)
+	}
+	if why == causeTimeout && err != errEnded { // it was being ended, and then failed by itself
+		_, text := why.result(a.order.Timeout)
+		reason = fmt.Errorf("%w; before that, it had %s", reason, text)
+	}
+	p.settle(a, p.notStarted(&a.order, result, reason), nil)
+}
+
+// settle reports the end of an attempt that has no process, or puts it back to the queue when
+// something was lacking.
+func (p *Process) settle(a *attempt, r *Report, lacking error) {
+	if a.out != nil {
+		a.out.drop()
+		a.err.drop()
+		a.out, a.err = nil, nil
+	}
+	if a.group != nil {
+		p.limits.give(a.group)
+	}
+	a.group, a.grouped, a.busy = nil, false, 0
+	if lacking != nil {
+		if r = p.postpone(a, lacking); r == nil {
+			return
+		}
+	}
+	p.mu.Lock()
+	p.release(a, r.At)
+	p.mu.Unlock()
+	p.conclude(*r)
+	p.clear(a)
 }
 
 func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason error) *Report {

@@ -120,11 +120,11 @@ func closeOnExec() {
 }
 
 // workerEnvironment is as clean as that of the tasks, which can read it, and has the
-// worker's mark. A worker's heap is small: a little more collecting keeps it so. Its
-// threads hang in the kernel as they fork; with as many again to go on, the runtime's
-// monitor sleeps, which otherwise takes their place away from them 10 times a task.
+// worker's mark. A worker's heap is small: a little more collecting keeps it so. Its loop keeps
+// one of Go's processors, also while it waits; with several idle ones besides, the scheduler looks
+// for work in vain, which costs a third of the worker's context switches.
 func workerEnvironment(mark string) []string {
 	env := executor.CleanEnvironment(os.Getenv)
-	return append(env, "GOGC=200", "GOMAXPROCS="+strconv.Itoa(max(2*runtime.NumCPU(), runtime.GOMAXPROCS(0))),
+	return append(env, "GOGC=200", "GOMAXPROCS="+strconv.Itoa(max(2, runtime.NumCPU())),
 		worker.Mark+"="+mark)
 }

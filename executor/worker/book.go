@@ -61,18 +61,19 @@ func (h *held) append(dst []byte, key messages.AttemptKey) []byte {
 }
 
 // begin is the process's Begin: duty 2.
-func (w *Worker) begin(o *executor.Order) error {
+func (w *Worker) begin(orders []*executor.Order) error {
 	at := bootNow()
 	w.mu.Lock()
-	// From here on a compaction writes the intent, so that none is lost to a new file.
-	h := w.book[o.Key]
-	if h != nil {
-		h.stage, h.intent = begun, at
+	// From here on a compaction writes the intents, so that none is lost to a new file.
+	for _, o := range orders {
+		if h := w.book[o.Key]; h != nil {
+			h.stage, h.intent = begun, at
+		}
 	}
 	w.mu.Unlock()
-	err := w.journal.intent(o.Key, at)
+	err := w.journal.intents(orders, at)
 	if err != nil && w.repairJournal() == nil {
-		err = nil // the new file has the intent
+		err = nil // the new file has the intents
 	}
 	return err
 }
@@ -115,26 +116,43 @@ func (w *Worker) born(o *executor.Order, pid int) {
 
 // sink is the process's Sink: duty 4. The words for the server wait for the session's
 // sender, which writes the journal first.
-func (w *Worker) sink(r executor.Report) {
-	var item []byte
-	if r.Kind == executor.Finished {
-		item = workerpb.AppendFinished(make([]byte, 0, 128), &r)
+func (w *Worker) sink(reports ...executor.Report) {
+	items := make([][]byte, len(reports))
+	for i := range reports {
+		if reports[i].Kind == executor.Finished {
+			items[i] = workerpb.AppendFinished(make([]byte, 0, 128), &reports[i])
+		}
 	}
+	// While enough waits here to keep the slots busy the server has no hurry.
+	short := w.process.Stats().Queued < ample
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	soon := false
+	for i := range reports {
+		soon = w.enter(&reports[i], items[i], short) || soon
+	}
+	switch {
+	case w.sess == nil:
+		w.wakeWriter()
+	case len(w.sess.out) > 0:
+		w.sess.wake(soon)
+	}
+}
+
+// enter enters a report, the item of which is given if it is Finished. It tells whether the
+// server should hear of it soon. w.mu is held.
+func (w *Worker) enter(r *executor.Report, item []byte, short bool) (soon bool) {
 	h := w.book[r.Key]
 	if h == nil {
-		return // nobody ordered it
+		return false // nobody ordered it
 	}
-	soon := false
 	switch r.Kind {
 	case executor.Started:
 		h.stage, h.at, h.idle = started, r.At, r.Idle
 	case executor.Finished:
 		h.stage, h.end = ended, item
 		w.journal.add(item)
-		// While enough waits here to keep the slots busy the server has no hurry.
-		soon = w.draining || w.process.Stats().Queued < ample
+		soon = w.draining || short
 	case executor.Revoked:
 		delete(w.book, r.Key)
 		soon = true
@@ -142,8 +160,7 @@ func (w *Worker) sink(r executor.Report) {
 	w.changed = true
 	s := w.sess
 	if s == nil {
-		w.wakeWriter()
-		return
+		return soon
 	}
 	if r.Kind == executor.Revoked {
 		s.out = workerpb.AppendKeyAt(s.out, workerpb.TypeRevoked, r.Key, r.At)
@@ -153,7 +170,7 @@ func (w *Worker) sink(r executor.Report) {
 	if w.draining {
 		s.out = w.appendUsage(s.out)
 	}
-	s.wake(soon)
+	return soon
 }
 
 // acknowledge forgets an end. w.mu is held.

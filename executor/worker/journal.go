@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
-	"github.com/caravan-dag/caravan/messages"
 )
 
 // compactMin is the size from which on a journal is worth compacting.
@@ -96,14 +96,15 @@ func (j *journal) append(item []byte) {
 	j.number++
 }
 
-// intent writes that the attempt is about to begin, and all that was added before.
-// On an error nothing may be forked.
-func (j *journal) intent(key messages.AttemptKey, at int64) error {
+// intents writes that the orders' attempts are about to begin, and all that was added
+// before. On an error nothing may be forked.
+func (j *journal) intents(orders []*executor.Order, at int64) error {
 	var room [64]byte
-	item := workerpb.AppendKeyAt(room[:0], workerpb.TypeIntent, key, at)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.append(item)
+	for _, o := range orders {
+		j.append(workerpb.AppendKeyAt(room[:0], workerpb.TypeIntent, o.Key, at))
+	}
 	return j.write()
 }
 

@@ -204,7 +204,7 @@ func TestThousandWithJournalErrors(t *testing.T) {
 	once := func(op faults.Op, path string, first int) []faults.Fault {
 		return []faults.Fault{{Op: op, Path: path, First: first, Times: 1, Err: syscall.EIO}}
 	}
-	at := func() int { return 2 + rng.IntN(scaled(1000)) } // of some 2,000 writes: intents, and ends with what is between
+	at := func() int { return 2 + rng.IntN(scaled(1000)/8) } // of some 250 writes: intents, and ends with what is between, of up to 8 attempts each
 	cases := map[string][]faults.Fault{
 		"the first write":          once(faults.Write, "journal", 1),
 		"a write":                  once(faults.Write, "journal*", at()),

@@ -7,10 +7,10 @@
 // elsewhere it calls syscall.ForkExec. Its own way differs in these points:
 //
 //   - A slow exec delays nobody else. chdir and execve may take forever, when their file
-//     system hangs. The thread that waits for them is in a system call as far as Go's
+//     system hangs. Launch does not wait for them. Start waits in a system call as far as Go's
 //     scheduler knows, so its processor goes to other goroutines and the collector does
 //     not wait for it. Within syscall.ForkExec the thread keeps both (golang.org/issue/11155).
-//   - The child can be signalled before it executes its program (Birth).
+//   - The child can be signalled before it executes its program (Launch.PID, Birth).
 //   - The child looks its program up in PATH itself.
 //   - The kernel resets the child's signal handlers. syscall resets them one by one, with
 //     some 60 system calls per child.
@@ -19,11 +19,15 @@
 //   - The child closes all descriptors that are not its own before it may hang, so that a
 //     dead parent's locks and sockets are not held by it.
 //
-// Why CLONE_VFORK stays, although the thread waits because of it: the kernel's OOM killer
-// kills all processes that share the memory of its victim, and spares a child of vfork
-// for that reason (in_vfork, Linux 4.8). Without the flag, a task whose control group is
-// too small for its own arguments would end this process. And memory that the child
-// reads lives as long as the thread waits.
+// What the child reads (its args, strings and pointers) is on Go's heap, where nothing moves, and
+// kept there until the child has executed its program or ended: the kernel then clears a word in
+// it (CLONE_CHILD_CLEARTID). The child uses no stack: it makes system calls only, and no signal is
+// handled in it.
+//
+// Start makes the thread wait for the exec (CLONE_VFORK). It is for children in a control group
+// that limits their memory: the kernel's OOM killer kills all processes that share the memory of
+// its victim, and spares a child of vfork for that reason (in_vfork, Linux 4.8). A child of Launch
+// that began in a group too small for its own arguments would end this process.
 //
 // Rules:
 //
@@ -31,5 +35,6 @@
 //     takes syscall.ForkLock. All that package os, net and this module open is.
 //  2. The child runs no Go code, pushes nothing, and writes only to args.errno
 //     (vfork_amd64.s, vfork_arm64.s).
-//  3. A start that hangs takes a thread. The caller bounds how many there are.
+//  3. A Start that hangs takes a thread. The caller bounds how many there are.
+//  4. A child of Launch is not in a group that limits its memory.
 package vfork

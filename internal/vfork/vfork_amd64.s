@@ -17,10 +17,10 @@
 
 // func vfork(a *args) int
 //
-// The child has the parent's memory, and runs on its stack, while the parent sleeps in
-// clone3. It neither calls nor pushes anything, so that the parent finds its frame, the
-// return address in it, as it left it; and no signal is handled on that stack: all are
-// blocked until the child has no handlers any more (CLONE_CLEAR_SIGHAND).
+// The child has the parent's memory, and its stack pointer. It neither calls nor pushes
+// anything, so that the parent finds its stack as it left it, whether it sleeps in clone3
+// (CLONE_VFORK) or goes on; and no signal is handled on that stack: all are blocked until
+// the child has no handlers any more (CLONE_CLEAR_SIGHAND).
 //
 // Between entersyscall and exitsyscall the goroutine has no processor. The collector may
 // read its stack, and does not move it.
@@ -37,8 +37,6 @@ TEXT ·vfork(SB), NOSPLIT, $0-16
 
 	MOVL $SYS_clone3, AX
 	LEAQ args_clone(R12), DI
-	LEAQ args_pidfd(R12), SI
-	MOVQ SI, cloneArgs_pidfd(DI)
 	MOVL $cloneArgs__size, SI
 	SYSCALL
 	TESTQ AX, AX
@@ -52,7 +50,7 @@ TEXT ·vfork(SB), NOSPLIT, $0-16
 	MOVL $8, R10
 	SYSCALL
 	CALL runtime·exitsyscall(SB)
-	MOVQ a+0(FP), R12 // elsewhere now, if the stack was moved
+	MOVQ a+0(FP), R12
 	MOVQ args_pid(R12), AX
 	MOVQ AX, ret+8(FP)
 	RET

@@ -31,8 +31,6 @@ TEXT ·vfork(SB), NOSPLIT, $0-16
 
 	MOVD $SYS_clone3, R8
 	ADD  $args_clone, R19, R0
-	ADD  $args_pidfd, R19, R1
-	MOVD R1, cloneArgs_pidfd(R0)
 	MOVD $cloneArgs__size, R1
 	SVC
 	CBZ  R0, child
@@ -45,7 +43,7 @@ TEXT ·vfork(SB), NOSPLIT, $0-16
 	MOVD $8, R3
 	SVC
 	CALL runtime·exitsyscall(SB)
-	MOVD a+0(FP), R19 // elsewhere now, if the stack was moved
+	MOVD a+0(FP), R19
 	MOVD args_pid(R19), R0
 	MOVD R0, ret+8(FP)
 	RET

@@ -1,0 +1,320 @@
+package executor
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// The loop keeps a processor of Go's while it waits. The collector, which stops the world, does
+// not wait for it, also where Go preempts nobody by signals.
+func TestCollectorBesideTheLoop(t *testing.T) {
+	if os.Getenv("LOOP_TEST") == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCollectorBesideTheLoop$")
+		cmd.Env = append(os.Environ(), "LOOP_TEST=1", "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=2")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	p, reports := internalRig(t, ProcessConfig{})
+	end := make(chan struct{})
+	go func() { // there is always something that ends, so that the loop keeps its processor
+		defer close(end)
+		for i := range uint32(100) {
+			p.Start(Order{Key: messages.AttemptKey{Task: i}, Command: []string{"/bin/sleep", "0.005"}})
+			<-reports
+			<-reports
+		}
+	}()
+	var longest time.Duration
+	for collections := 0; ; collections++ {
+		began := time.Now()
+		runtime.GC()
+		longest = max(longest, time.Since(began))
+		select {
+		case <-end:
+			if longest > 500*time.Millisecond {
+				t.Errorf("of %d collections the longest took %v", collections, longest)
+			}
+			return
+		default:
+		}
+	}
+}
+
+// Ends are reported before the next starts are made known to the journal, and all starts that
+// are due at once with one call.
+func TestEndsComeBeforeIntents(t *testing.T) {
+	const tasks = 20
+	running, batches := 0, 0
+	var p *Process
+	said := make(chan string, 1)
+	complain := func(s string) {
+		select {
+		case said <- s:
+		default:
+		}
+	}
+	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		batches++
+		if running += len(orders); running > 4 {
+			complain("a start is known before the end that made room for it")
+		}
+		return nil
+	}})
+	sink := p.cfg.Sink
+	p.cfg.Sink = func(list ...Report) { // in the loop's goroutine, as Begin is
+		for _, r := range list {
+			if r.Kind == Finished {
+				running--
+			}
+		}
+		sink(list...)
+	}
+	p.SetCapacity(0, 0)
+	for i := range uint32(tasks) {
+		p.Start(Order{Key: messages.AttemptKey{Task: i}, Command: []string{"/bin/true"}, CoresMilli: 250})
+	}
+	p.SetCapacity(1000, 0)
+	for range 2 * tasks {
+		<-reports
+	}
+	if batches >= tasks {
+		t.Errorf("%d batches of intents for %d starts", batches, tasks)
+	}
+	select {
+	case s := <-said:
+		t.Error(s)
+	default:
+	}
+}
+
+// A process whose end a debugger keeps for itself is waited for beside the loop.
+func TestEndThatADebuggerHas(t *testing.T) {
+	if pid, err := strconv.Atoi(os.Getenv("LOOP_TEST_TRACE")); err == nil {
+		runtime.LockOSThread()
+		if err := unix.PtraceSeize(pid); err != nil {
+			fmt.Println("cannot trace:", err)
+			return
+		}
+		fmt.Println("traces")
+		_, _ = io.ReadAll(os.Stdin)
+		return
+	}
+	p, reports := internalRig(t, ProcessConfig{})
+	key := messages.AttemptKey{Task: 1}
+	p.Start(Order{Key: key, Command: []string{"/bin/sleep", "1000"}})
+	if r := <-reports; r.Kind != Started {
+		t.Fatalf("%+v", r)
+	}
+	p.mu.Lock()
+	pid := p.live[key].pid
+	p.mu.Unlock()
+	debugger := exec.Command(os.Args[0], "-test.run=^TestEndThatADebuggerHas$")
+	debugger.Env = append(os.Environ(), fmt.Sprint("LOOP_TEST_TRACE=", pid))
+	in, err := debugger.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := debugger.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := debugger.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		in.Close()
+		_ = debugger.Wait()
+	}()
+	says, err := bufio.NewReader(out).ReadString('\n')
+	if says != "traces\n" {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		t.Skipf("%s%v", says, err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})
+	<-reports
+	if r := <-reports; r.Key.Task != 2 || r.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", r)
+	}
+	in.Close() // the debugger ends
+	if r := <-reports; r.Key != key || r.Record.Result != messages.AttemptSignaled {
+		t.Errorf("%+v", r)
+	}
+}
+
+// While orders come without an end, what has ended is reported all the same.
+func TestOrdersDoNotHideEnds(t *testing.T) {
+	const most = 400
+	var p *Process
+	var seen atomic.Int32
+	ready := make(chan struct{})
+	begun, next := 0, uint32(1) // the loop's
+	done := make(chan struct{})
+	p, _ = internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		<-ready
+		begun += len(orders)
+		if seen.Load() == 0 && next < most {
+			p.Start(Order{Key: messages.AttemptKey{Task: next}, Command: []string{"/bin/true"}})
+			next++
+		}
+		return nil
+	}})
+	p.cfg.Sink = SinkEach(func(r Report) {
+		if r.Kind == Finished && seen.Add(1) == 1 {
+			if begun >= most {
+				t.Errorf("the first end is reported after %d starts", begun)
+			}
+			close(done)
+		}
+	})
+	close(ready)
+	p.Start(Order{Key: messages.AttemptKey{Task: 0}, Command: []string{"/bin/true"}})
+	<-done
+}
+
+// Attempts whose intents could not be written begin in their order when they can.
+func TestOrderAfterAFailedIntent(t *testing.T) {
+	const tasks = 3
+	var order []uint32 // the loop's, until all have ended
+	failed := false
+	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		if !failed && len(orders) == tasks {
+			failed = true
+			return errors.New("no room")
+		}
+		for _, o := range orders {
+			order = append(order, o.Key.Task)
+		}
+		return nil
+	}})
+	p.SetCapacity(0, 0)
+	for i := range uint32(tasks) {
+		p.Start(Order{Key: messages.AttemptKey{Task: i}, Command: []string{"/bin/true"}, CoresMilli: 300})
+	}
+	p.SetCapacity(1000, 0)
+	for range 2 * tasks {
+		<-reports
+	}
+	if !failed || !slices.Equal(order, []uint32{0, 1, 2}) {
+		t.Errorf("refused: %t, then begun: %v", failed, order)
+	}
+}
+
+// A launch whose pidfd the loop cannot watch is reported as any other: its start before its end,
+// and a program that is not there as no start.
+func TestLaunchThatCannotBeWatched(t *testing.T) {
+	for program, want := range map[string][]Kind{
+		"/bin/true":    {Started, Finished},
+		"/no/such/one": {Finished},
+	} {
+		key := messages.AttemptKey{Task: 1}
+		var p *Process
+		var a *attempt // the loop's
+		unwatched := make(chan struct{}, 1)
+		p, reports := internalRig(t, ProcessConfig{
+			Begin: func([]*Order) error {
+				p.mu.Lock()
+				a = p.live[key]
+				p.mu.Unlock()
+				return nil
+			},
+			Now: func() int64 { // called between the launch and the watch too
+				if a != nil && a.pidfd >= 0 {
+					// What is watched already cannot be added.
+					_ = unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, a.pidfd, &unix.EpollEvent{Fd: 1 << 30})
+					a = nil
+					unwatched <- struct{}{}
+				}
+				return time.Now().UnixNano()
+			},
+		})
+		p.Start(Order{Key: key, Command: []string{program}})
+		for _, kind := range want {
+			if r := <-reports; r.Kind != kind || kind == Finished && (len(want) == 1) != (r.Record.Result == messages.AttemptNotStarted) {
+				t.Errorf("%s: %+v", program, r)
+			}
+		}
+		select {
+		case <-unwatched:
+		default:
+			t.Errorf("%s: it was watched", program)
+		}
+	}
+}
+
+// A process that has ended in time did so, though its timeout is looked at before its start was
+// noticed: the loop waits for the journal meanwhile.
+func TestEndBeforeALateTimeout(t *testing.T) {
+	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
+	var p *Process
+	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		switch orders[0].Key {
+		case first:
+			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
+		case second:
+			p.mu.Lock()
+			a := p.live[first]
+			pid, due := a.pid, a.timeoutAt
+			p.mu.Unlock()
+			for !exited(pid) || p.time() <= due {
+				time.Sleep(time.Millisecond)
+			}
+			p.expire(a)
+		}
+		return nil
+	}})
+	// It takes some ms until the child comes to its program.
+	path := "PATH=" + strings.Repeat("/nowhere:", 5000) + "/bin"
+	p.Start(Order{Key: first, Command: []string{"true"}, Environment: []string{path}, Timeout: 300 * time.Millisecond})
+	for range 4 {
+		if r := <-reports; r.Kind == Finished && r.Record.Result != messages.AttemptSucceeded {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// An attempt that waits again, after its program could not be executed for a shortage, is
+// watched like any other when it runs.
+func TestMonitorAfterAFailedExec(t *testing.T) {
+	p, reports := internalRig(t, ProcessConfig{})
+	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})
+	p.mu.Lock()
+	a.collected = true // as collect leaves it
+	p.unstart(a, true) // as failed calls it
+	p.live[a.order.Key] = a
+	p.queue.push(a)
+	p.admit(0)
+	p.mu.Unlock()
+	<-reports
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // it comes after the report, or before
+		p.watch.mu.Lock()
+		_, watched := p.watch.index[a]
+		p.watch.mu.Unlock()
+		if watched {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody bounds its output")
+		}
+	}
+	p.Kill(a.order.Key, 0)
+	<-reports
+}

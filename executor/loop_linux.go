@@ -1,0 +1,333 @@
+package executor
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// turn is what the loop works on between two waits.
+type turn struct {
+	events    [256]unix.EpollEvent
+	admitted  []*attempt    // to be started
+	ready     []*attempt    // those of them whose intents are written
+	orders    []*Order      // of which the intents are to be written
+	starting  []*attempt    // their exec may not be over
+	confirmed []*attempt    // their exec is over
+	ended     []*attempt    // their leader has ended
+	reports   []Report      // of this turn
+	helpers   []func()      // go on with attempts once these are reported
+	recheck   time.Duration // when starting is looked at again
+	more      bool          // events are looked at, without a wait, before this turn admits
+}
+
+const (
+	// The pause until an attempt that is starting, or polled, is looked at again doubles from the
+	// first to the last value. An end, or another start, has it looked at earlier.
+	recheckFirst = 4 * time.Millisecond
+	recheckLast  = 64 * time.Millisecond
+	// startsPerTurn bounds how long ends wait for starts.
+	startsPerTurn = 32
+)
+
+// loop is the whole life of all attempts. See the package doc.
+func (p *Process) loop() {
+	defer close(p.loopEnded)
+	t := &turn{recheck: recheckFirst}
+	for p.wait(t) {
+		p.confirm(t)
+		p.finishAll(t)
+		if len(t.reports) > 0 {
+			p.cfg.Sink(t.reports...)
+			t.reports = nil // the sink keeps them
+		}
+		for _, help := range t.helpers {
+			go help()
+		}
+		t.helpers = t.helpers[:0]
+		p.startAll(t)
+		p.clearAll(t)
+	}
+	unix.Close(p.poll)
+	unix.Close(p.bell)
+}
+
+// wait returns once there is something to do, which is in the turn then. It returns false at
+// the end.
+func (p *Process) wait(t *turn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for waited := false; ; waited = true {
+		if waited || !t.more {
+			n := min(len(p.admitted), startsPerTurn)
+			t.admitted = append(t.admitted[:0], p.admitted[:n]...)
+			p.admitted = append(p.admitted[:0], p.admitted[n:]...)
+			t.more = len(p.admitted) > 0 || n > 0 && !waited // so that a flood of orders does not hide the ends
+			switch {
+			case len(t.admitted)+len(t.ended) > 0 || waited && len(t.starting) > 0:
+				return true
+			case p.quit:
+				return false
+			}
+		}
+		timeout := p.patience(t)
+		p.asleep = true
+		p.mu.Unlock()
+		n := p.awaitEvents(t, timeout)
+		p.mu.Lock()
+		p.asleep = false
+		for _, event := range t.events[:n] {
+			if event.Fd == 0 { // the bell
+				var count [8]byte
+				_, _ = unix.Read(p.bell, count[:]) // an error: somebody else has read it
+			} else if a := p.leaders[event.Fd]; a != nil {
+				p.collect(t, a)
+			}
+		}
+		polled := p.polled
+		p.polled = nil
+		for _, a := range polled {
+			p.collect(t, a)
+		}
+	}
+}
+
+// patience returns how long the loop may wait, in ms; -1 means without end. p.mu is held.
+func (p *Process) patience(t *turn) int {
+	switch {
+	case t.more:
+		return 0
+	case len(t.starting)+len(p.polled) == 0:
+		return -1
+	}
+	wait := t.recheck
+	t.recheck = min(2*wait, recheckLast)
+	return int(wait / time.Millisecond)
+}
+
+// keepProcessor is how long, in ms, the loop keeps its processor of Go's while it waits. Giving
+// the processor up and getting it back costs more than the wait itself, since it wakes the
+// scheduler's monitor thread and sends other threads looking for work. The scheduler ends such a
+// wait by a signal, so a garbage collection waits for it only where signals of that kind are
+// switched off (asyncpreemptoff), and then for this long.
+const keepProcessor = 10
+
+// awaitEvents waits for events for so many ms, and returns how many there are.
+func (p *Process) awaitEvents(t *turn, timeout int) int {
+	if p.ownProcessor {
+		first := keepProcessor
+		if timeout >= 0 {
+			first = min(first, timeout)
+		}
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.poll), uintptr(unsafe.Pointer(&t.events[0])),
+			uintptr(len(t.events)), uintptr(first), 0, 0)
+		switch {
+		case errno == unix.EINTR:
+			runtime.Gosched() // the scheduler wants the processor
+			return 0
+		case errno != 0:
+			panic(fmt.Sprintf("executor: epoll_pwait: %v", errno))
+		case n > 0 || first == timeout:
+			return int(n)
+		}
+		if timeout > 0 {
+			timeout -= first
+		}
+	}
+	n, err := unix.EpollWait(p.poll, t.events[:], timeout)
+	if err != nil && err != unix.EINTR {
+		panic(fmt.Sprintf("executor: epoll_wait: %v", err))
+	}
+	return max(n, 0)
+}
+
+// collect takes the end of a leader, if it has ended. p.mu is held.
+func (p *Process) collect(t *turn, a *attempt) {
+	if a.pidfd >= 0 {
+		delete(p.leaders, int32(a.pid))
+		unix.Close(a.pidfd)
+		a.pidfd = -1
+	}
+	if _, errno := a.launch.Over(); errno != 0 {
+		a.startErrno = errno
+	}
+	if a.late && a.startErrno == 0 {
+		a.cause, a.late = causeNone, false // it is left to its own end
+	}
+	switch {
+	case a.startErrno != 0:
+		a.pid = 0 // the helper that takes the attempt on reaps the child
+	case !p.leaderEnded(a):
+		p.polled = append(p.polled, a) // a debugger has it, or it runs
+		return
+	case a.phase == reaped:
+		a.stop = max(p.cfg.Now(), a.began) // the wall clock may have been set back since
+		p.release(a, a.stop)
+	}
+	a.collected = true
+	t.ended = append(t.ended, a)
+}
+
+// confirm reports the attempts whose exec is over, and gives those that have failed, or are
+// being killed, to helpers.
+func (p *Process) confirm(t *turn) {
+	left := t.starting[:0]
+	t.confirmed = t.confirmed[:0]
+	for _, a := range t.starting {
+		over, errno := a.launch.Over()
+		switch {
+		case !over:
+			left = append(left, a)
+		case errno != 0:
+			a.startErrno = errno // its end comes as an event
+		case a.startErrno == 0:
+			t.confirmed = append(t.confirmed, a)
+		}
+	}
+	clear(t.starting[len(left):])
+	t.starting = left
+	if len(t.confirmed) > 0 {
+		t.reports = p.executed(t.reports, t.confirmed...)
+	}
+	for i, a := range t.confirmed {
+		if !a.collected {
+			p.watch.add(a)
+		}
+		t.confirmed[i] = nil
+	}
+	ended := t.ended[:0]
+	for _, a := range t.ended {
+		switch {
+		case a.startErrno != 0:
+			t.helpers = append(t.helpers, func() { p.retry(a) })
+		case a.phase == zombie:
+			t.helpers = append(t.helpers, func() { p.bury(a) })
+		default:
+			ended = append(ended, a)
+		}
+	}
+	clear(t.ended[len(ended):])
+	t.ended = ended
+}
+
+// finishAll makes the final reports. It comes before startAll: so the ends are in the journal
+// with the intents of the next starts, and a crash loses no more attempts than there are slots.
+func (p *Process) finishAll(t *turn) {
+	kept := t.ended[:0]
+	from := len(t.reports)
+	for _, a := range t.ended {
+		if p.takesLong(a) {
+			t.helpers = append(t.helpers, func() { p.finish(a) })
+			continue
+		}
+		p.freeze(a)
+		kept = append(kept, a)
+		t.reports = append(t.reports, p.finalReport(a))
+	}
+	clear(t.ended[len(kept):])
+	t.ended = kept
+	if len(kept) > 0 {
+		p.removeEnded(t.reports[from:]...)
+	}
+}
+
+// startAll starts what was admitted, once all intents are written. What lacks something goes back
+// to the queue, the last one first: each goes before the others of its run.
+func (p *Process) startAll(t *turn) {
+	t.ready, t.orders = t.ready[:0], t.orders[:0]
+	for _, a := range t.admitted {
+		if a.phase == starting { // handed back, so before all others: its intent is written
+			t.ready = append(t.ready, a)
+			continue
+		}
+		failed, lacking := p.prepare(a)
+		switch {
+		case failed != nil:
+			p.settle(a, failed, nil)
+		case lacking != nil:
+			defer p.settle(a, nil, lacking)
+		default:
+			t.ready = append(t.ready, a)
+			t.orders = append(t.orders, &a.order)
+		}
+	}
+	if len(t.orders) > 0 && p.cfg.Begin != nil {
+		if err := p.cfg.Begin(t.orders); err != nil {
+			again := len(t.ready) - len(t.orders)
+			for _, a := range slices.Backward(t.ready[again:]) {
+				p.settle(a, nil, &lack{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
+			}
+			t.ready = t.ready[:again]
+		}
+	}
+	p.mu.Lock()
+	t.ready = slices.DeleteFunc(t.ready, p.startOrEnd)
+	p.mu.Unlock()
+	began := len(t.starting)
+	for _, a := range t.ready {
+		switch err := p.launch(a); err {
+		case nil:
+			a.idle = time.Duration(max(p.cfg.Now()-a.since, 0))
+			t.starting = append(t.starting, a)
+		case errHelped:
+		default:
+			defer p.failed(a, err)
+		}
+	}
+	p.mu.Lock()
+	for _, a := range t.starting[began:] {
+		a.pid = a.launch.PID
+		p.born(a)
+		p.watchEnd(a)
+	}
+	p.mu.Unlock()
+	t.recheck = recheckFirst
+	clear(t.ready)
+	clear(t.admitted)
+	clear(t.orders)
+}
+
+// clearAll gives up what the ended attempts still have. That takes longer than a start, which
+// therefore comes first.
+func (p *Process) clearAll(t *turn) {
+	for _, a := range t.ended {
+		if a.group == nil || p.limits.giveFree(a.group) {
+			p.drop(a, false)
+		} else {
+			go p.clear(a)
+		}
+	}
+	clear(t.ended)
+	t.ended = t.ended[:0]
+}
+
+// openPoll makes what the loop waits for.
+func (p *Process) openPoll() (err error) {
+	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return err
+	}
+	if p.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+		if err = unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, p.bell, &unix.EpollEvent{Events: unix.EPOLLIN}); err == nil {
+			return nil
+		}
+		unix.Close(p.bell)
+	}
+	unix.Close(p.poll)
+	return err
+}
+
+// wake wakes the loop if it waits. p.mu is held.
+func (p *Process) wake() {
+	if !p.asleep {
+		return
+	}
+	p.asleep = false
+	one := [8]byte{1}
+	if _, err := unix.Write(p.bell, one[:]); err != nil && err != unix.EAGAIN { // EAGAIN: it rings already
+		panic(fmt.Sprintf("executor: eventfd: %v", err))
+	}
+}
