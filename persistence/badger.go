@@ -47,6 +47,7 @@ type Config struct {
 	clock  verifyClock                                     // tests: when tables are looked at
 	// tests: the log is applied behind this commit, whatever tables have
 	replayFrom *uint64
+	ofLog      func(*localLog) // tests: called before the first commit
 }
 
 // Badger is a Store on Badger. It is safe for concurrent use.
@@ -168,8 +169,12 @@ func openBadger(c Config) (*Badger, error) {
 	}
 	s.local = newLocalLog(s.db, log, c, s.readable, func(err error) { s.fail(err) })
 	s.local.record = s.recordManifest
+	if c.ofLog != nil {
+		c.ofLog(s.local)
+	}
 	s.commits = s.local
 	if err = s.start(c, log); err != nil {
+		s.local.settle() // Badger may still be taking a commit
 		s.local.stop()
 		s.enc.pack.close()
 		return nil, errors.Join(err, s.db.Close(), log.Close(false))

@@ -46,7 +46,7 @@ func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Conf
 func write(s *Badger, ops []op, at uint64) error {
 	applied := make(chan error, 1)
 	<-s.local.free
-	s.local.begin(ops, at, func(err error) { applied <- err })
+	s.local.writeToBadger(ops, at, func(err error) { applied <- err })
 	defer func() {
 		clear(s.local.entries)
 		s.local.free <- struct{}{}

@@ -1,6 +1,7 @@
 package persistence
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -63,7 +64,10 @@ type localLog struct {
 	group   commitlog.Group
 	entries []badger.Entry            // scratch
 	free    chan struct{}             // holds a token while Badger has all that it was given
+	refused error                     // why Badger did not take a commit; guarded by the token
 	applied func(at uint64, ops []op) // a commit is durable, and Badger has it
+	// write is writeToBadger; tests put delays and errors in front of it.
+	write func(ops []op, at uint64, done func(error))
 
 	// record writes down which tables there are. It comes before the log forgets what is in
 	// them: else a manifest that loses its end later would lose that in silence.
@@ -132,6 +136,7 @@ func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, applied func(at ui
 	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
 		applied: applied, free: make(chan struct{}, 1)}
 	l.free <- struct{}{}
+	l.write = l.writeToBadger
 	if l.fs == nil {
 		l.fs = vfs.OS{}
 	}
@@ -161,18 +166,18 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	if err := l.log.Append(at, &l.group); err != nil {
 		return 0, err
 	}
-	c := &applying{l: l, at: at, ops: ops, begun: make(chan struct{})}
+	c := &applying{l: l, at: at, ops: ops, decided: make(chan struct{})}
 	c.left.Store(2)
 	if len(ops) > sideBySide || len(l.free) == 0 {
 		go c.begin()
 	} else {
 		c.begin()
 	}
-	err = l.log.Sync()
-	c.done(err)
-	if err != nil {
+	if err := l.log.Sync(); err != nil {
+		c.cancel(err)
 		return 0, err
 	}
+	c.done(nil)
 	c.begin() // on a busy machine the other goroutine has not come to it yet
 	if l.unseen += size; l.unseen >= l.look {
 		l.unseen = 0
@@ -191,37 +196,62 @@ func (l *localLog) settle() {
 
 // applying is a commit on its way to the log and to Badger.
 type applying struct {
-	l     *localLog
-	at    uint64
-	ops   []op
-	once  atomic.Bool
-	begun chan struct{} // closed when Badger is given the commit
-	left  atomic.Int32  // of log and Badger
-	bad   atomic.Bool
+	l       *localLog
+	at      uint64
+	ops     []op
+	once    atomic.Bool   // it is decided whether Badger gets the commit
+	decided chan struct{} // closed then
+	left    atomic.Int32  // of log and Badger
+	bad     atomic.Bool
 }
 
-// begin gives the commit to Badger as soon as that has the one before. It may be called by
-// two goroutines; it returns when one of them has done so.
+// decide reports whether the caller is the first one. That one gives the commit to Badger,
+// or cancels that.
+func (c *applying) decide() bool {
+	if !c.once.CompareAndSwap(false, true) {
+		return false
+	}
+	close(c.decided)
+	return true
+}
+
+// begin gives the commit to Badger as soon as that has the one before, unless it was
+// canceled. It may be called by two goroutines; it returns when one of them has done so.
+//
+// After a commit that Badger did not take, it gets none: a table with a later commit would
+// have the next open skip that one (localLog, 3).
 func (c *applying) begin() {
 	select {
-	case <-c.begun:
+	case <-c.decided:
 		return
 	case <-c.l.free:
 	}
-	if !c.once.CompareAndSwap(false, true) {
-		c.l.free <- struct{}{} // the token of a later commit
-		return
+	switch {
+	case !c.decide():
+		c.l.free <- struct{}{} // the token of a later commit, or of none
+	case c.l.refused != nil:
+		c.done(c.l.refused)
+	default:
+		c.l.write(c.ops, c.at, func(err error) {
+			if err != nil {
+				c.l.refused = err
+				c.l.alarm(err)
+			}
+			c.done(err)
+		})
 	}
-	close(c.begun)
-	c.l.begin(c.ops, c.at, func(err error) {
-		if err != nil {
-			c.l.alarm(err)
-		}
-		c.done(err)
-	})
 }
 
-// done is called when the log has the commit, and when Badger has it.
+// cancel is called when the log does not have the commit. If the commit still waits for its
+// turn, Badger never gets it: nobody waits for the turn, so Badger may be closed by then.
+func (c *applying) cancel(err error) {
+	if !c.decide() {
+		c.done(err)
+	}
+}
+
+// done is called when the log has the commit, and when Badger has it. The last call gives
+// the token back.
 func (c *applying) done(err error) {
 	if err != nil {
 		c.bad.Store(true)
@@ -236,8 +266,9 @@ func (c *applying) done(err error) {
 	c.l.free <- struct{}{}
 }
 
-// begin gives the rows to Badger, which answers by a call of done. The rows must stay until then.
-func (l *localLog) begin(ops []op, at uint64, done func(error)) {
+// writeToBadger gives the rows to Badger, which answers by a call of done. The rows must stay
+// until then. The caller has the token.
+func (l *localLog) writeToBadger(ops []op, at uint64, done func(error)) {
 	txn := l.db.NewTransactionAt(at-1, true)
 	if cap(l.entries) < len(ops) {
 		l.entries = make([]badger.Entry, 2*len(ops))
@@ -354,7 +385,8 @@ type replayer struct {
 	next    []replayRow
 	size    int64
 	flushed chan error
-	under   bool // a flush is under way
+	under   bool  // a flush is under way
+	failed  error // of the first flush that failed: Badger gets nothing after it, see localLog, 3
 }
 
 type replayRow struct {
@@ -390,12 +422,10 @@ func (r *replayer) add(number uint64, rows []byte) error {
 func (r *replayer) flush(rows []replayRow) error {
 	if r.under {
 		r.under = false
-		if err := <-r.flushed; err != nil {
-			return err
-		}
+		r.failed = <-r.flushed
 	}
-	if len(rows) == 0 {
-		return nil
+	if r.failed != nil || len(rows) == 0 {
+		return r.failed
 	}
 	r.under = true
 	go func() {
@@ -421,5 +451,5 @@ func (r *replayer) flush(rows []replayRow) error {
 func (r *replayer) end() error {
 	err := r.flush(r.next)
 	r.next = nil
-	return errors.Join(err, r.flush(nil))
+	return cmp.Or(err, r.flush(nil))
 }

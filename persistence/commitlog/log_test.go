@@ -167,8 +167,32 @@ func TestSegmentsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// TestFilesAreSyncedBeforeUse: before the first record is written to a segment, its
-// content and then its name were synced.
+// TestSparesAreBounded: of many segments that become free at once, five files are kept, and an
+// open keeps no more.
+func TestSparesAreBounded(t *testing.T) {
+	const most = 5
+	dir := filepath.Join(t.TempDir(), "log")
+	l := open(t, dir, nil)
+	contents(t, l)
+	last := uint64(0)
+	for len(files(t, dir, "*.log")) < most+6 { // the first is smaller, the last two are in use
+		last++
+		must(t, put(l, last))
+	}
+	must(t, l.Retire(last))
+	if n := len(files(t, dir, "*.spare")); n != most {
+		t.Errorf("%d files are kept, want %d", n, most)
+	}
+	must(t, l.Close(false))
+	for n := range 3 {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%010d.spare", 9000+n)), make([]byte, small(nil).SegmentSize), 0o600))
+	}
+	open(t, dir, nil)
+	if n := len(files(t, dir, "*.spare")); n != most {
+		t.Errorf("%d files are kept at the open, want %d", n, most)
+	}
+}
+
 // TestASegmentIsMadeAsTheOneBeforeIsFilled: zeros that went to the device at once would hold
 // up the commits beside them. Retire and Close do not wait for that.
 func TestASegmentIsMadeAsTheOneBeforeIsFilled(t *testing.T) {
@@ -203,6 +227,8 @@ func TestASegmentIsMadeAsTheOneBeforeIsFilled(t *testing.T) {
 	must(t, l.Close(false))
 }
 
+// TestFilesAreSyncedBeforeUse: before the first record is written to a segment, its
+// content and then its name were synced.
 func TestFilesAreSyncedBeforeUse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	f := faults.New(vfs.OS{})
