@@ -61,6 +61,7 @@ func (a *attempts) find(key messages.AttemptKey) recipient {
 
 // reports are those of one run that came together, with the tasks that they are for.
 type reports struct {
+	id      messages.RunID
 	run     *actor.PID
 	tasks   []*actor.PID
 	reports []*executor.Report
@@ -71,31 +72,13 @@ type reports struct {
 // is dropped; when it is an end, unclaimed is called.
 func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 	return func(list ...executor.Report) {
-		var runs map[messages.RunID]*reports // when there are several
-		var order []*reports
-		for i := range list {
-			r := &list[i]
-			to := a.find(r.Key)
-			if to.task == nil {
-				if unclaimed := a.unclaimed.Load(); r.Kind == executor.Finished && unclaimed != nil {
-					(*unclaimed)(name, r.Key)
-				}
-				continue
+		if len(list) == 1 {
+			if to := a.recipientOf(&list[0], name); to.task != nil {
+				root.Send(to.task, &list[0])
 			}
-			m := runs[r.Key.Run]
-			if m == nil {
-				m = &reports{run: to.run}
-				order = append(order, m)
-				if len(list) > 1 {
-					if runs == nil {
-						runs = make(map[messages.RunID]*reports)
-					}
-					runs[r.Key.Run] = m
-				}
-			}
-			m.tasks, m.reports = append(m.tasks, to.task), append(m.reports, r)
+			return
 		}
-		for _, m := range order {
+		for _, m := range a.byRun(list, name) {
 			if len(m.tasks) == 1 {
 				root.Send(m.tasks[0], m.reports[0])
 				continue
@@ -103,4 +86,45 @@ func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 			root.Send(m.run, m)
 		}
 	}
+}
+
+// recipientOf is find, for a report that an executor gives.
+func (a *attempts) recipientOf(r *executor.Report, name string) recipient {
+	to := a.find(r.Key)
+	if unclaimed := a.unclaimed.Load(); to.task == nil && r.Kind == executor.Finished && unclaimed != nil {
+		(*unclaimed)(name, r.Key)
+	}
+	return to
+}
+
+// byRun puts together the reports of each run. Most lists are of one run, or have the reports
+// of a run in a row: the map is for the others.
+func (a *attempts) byRun(list []executor.Report, name string) (all []*reports) {
+	var last *reports
+	var known map[messages.RunID]*reports // of several runs
+	for i := range list {
+		r := &list[i]
+		to := a.recipientOf(r, name)
+		if to.task == nil {
+			continue
+		}
+		if last == nil || last.id != r.Key.Run {
+			m := known[r.Key.Run]
+			if m == nil {
+				m = &reports{id: r.Key.Run, run: to.run}
+				switch {
+				case last == nil:
+					m.tasks, m.reports = make([]*actor.PID, 0, len(list)-i), make([]*executor.Report, 0, len(list)-i)
+				case known == nil:
+					known = map[messages.RunID]*reports{last.id: last, m.id: m}
+				default:
+					known[m.id] = m
+				}
+				all = append(all, m)
+			}
+			last = m
+		}
+		last.tasks, last.reports = append(last.tasks, to.task), append(last.reports, r)
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -26,4 +27,40 @@ func TestFormerActorDoesNotTakeItsSuccessorsReports(t *testing.T) {
 		t.Error("still there")
 	}
 	a.sink(nil, "x")(executor.Report{Key: key}) // nobody waits: dropped
+}
+
+// TestReportsOfOneRunTakeNoMap: what is allocated for the reports of one run that come together
+// does not grow with their number.
+func TestReportsOfOneRunTakeNoMap(t *testing.T) {
+	a := newAttempts()
+	run, task := actor.NewPID("x", "run"), actor.NewPID("x", "task")
+	list := make([]executor.Report, 1000)
+	for i := range list {
+		list[i].Key = messages.AttemptKey{Run: 1, Task: uint32(i), Attempt: 1}
+		a.add(list[i].Key, task, run)
+	}
+	for _, n := range []int{2, len(list)} {
+		// The message, its two lists and the list of messages.
+		if allocated := testing.AllocsPerRun(100, func() { a.byRun(list[:n], "x") }); allocated > 4 {
+			t.Errorf("%d reports of one run: %v allocations, want at most 4", n, allocated)
+		}
+	}
+}
+
+func BenchmarkReportsByRun(b *testing.B) {
+	run, task := actor.NewPID("x", "run"), actor.NewPID("x", "task")
+	for _, runs := range []int{1, 8} {
+		a := newAttempts()
+		list := make([]executor.Report, 64)
+		for i := range list {
+			list[i].Key = messages.AttemptKey{Run: messages.RunID(i % runs), Task: uint32(i), Attempt: 1}
+			a.add(list[i].Key, task, run)
+		}
+		b.Run(fmt.Sprintf("runs=%d", runs), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				a.byRun(list, "x")
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -106,7 +107,12 @@ func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
 	within(t, "the next incarnation waits for the batch of the one before", asked)
 	r.store.Release()
 	<-paused.Reply
-	r.awaitState(id, dag.RunPaused)
+	// Else the run goes on from before the pause, and is never seen paused.
+	ctx, cancel := context.WithTimeout(t.Context(), soon/2)
+	defer cancel()
+	if s, err := r.node.Await(ctx, id, func(s *messages.Summary) bool { return s.State == dag.RunPaused }); err != nil {
+		t.Fatalf("the next incarnation is not paused: %+v, %v", s, err)
+	}
 	if err := r.node.SetState(id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,10 @@
 package remote
 
+import "time"
+
+// LeavingWithin sets how long the process of a worker that ended in order may still be there.
+func LeavingWithin(c *Config, d time.Duration) { c.leavingWithin = d }
+
 // Known is how many attempts have not been forgotten.
 func (r *Remote) Known() int {
 	r.mu.Lock()

@@ -13,51 +13,83 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestWorkerThatIsLeaving: the process of a worker that has ended in order, and that the
-// registry does not name any more, is waited for. It says nothing about any attempt.
-func TestWorkerThatIsLeaving(t *testing.T) {
-	g := newRig(t)
-	folder := ""
-	named := func(cfg *remote.Config) {
-		cfg.Settings.Folder = "data" + filepath.Base(g.data) + t.Name()
-		folder = cfg.Settings.Folder
-	}
-	run := func(r *remote.Remote, rec *executortest.Recorder, task uint32) {
-		t.Helper()
-		o := g.order(task, "true")
-		r.Start(o)
-		if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptSucceeded {
-			t.Errorf("task %d: %+v", task, rep)
-		}
-		r.Acknowledge(o.Key)
-	}
+// leaver is a data folder whose worker has ended in order, and a process with the mark of such
+// a worker that is not in the registry any more.
+type leaver struct {
+	*rig
+	named   func(*remote.Config)
+	process *exec.Cmd
+	died    chan error
+}
+
+func newLeaver(t *testing.T) *leaver {
+	t.Helper()
+	g := &leaver{rig: newRig(t), died: make(chan error, 1)}
+	folder := "data" + filepath.Base(g.data) + t.Name()
+	g.named = func(cfg *remote.Config) { cfg.Settings.Folder = folder }
 	rec := executortest.NewRecorder(t)
-	r := g.open(rec, named)
+	r := g.open(rec, g.named)
 	r.Settled(1)
-	run(r, rec, 0)
+	g.run(r, rec, 0)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
-
-	leaving := exec.Command("/bin/sleep", "1000")
-	leaving.Env = []string{worker.Mark + "=" + worker.MarkValue(folder, "w-leaving")}
-	if err := leaving.Start(); err != nil {
+	g.process = exec.Command("/bin/sleep", "1000")
+	g.process.Env = []string{worker.Mark + "=" + worker.MarkValue(folder, "w-leaving")}
+	if err := g.process.Start(); err != nil {
 		t.Fatal(err)
 	}
-	rec = executortest.NewRecorder(t)
-	r = g.open(rec, named)
+	t.Cleanup(func() { _ = g.process.Process.Kill() })
+	go func() { g.died <- g.process.Wait() }()
+	return g
+}
+
+// run runs a task.
+func (g *leaver) run(r *remote.Remote, rec *executortest.Recorder, task uint32) {
+	g.t.Helper()
+	o := g.order(task, "true")
+	r.Start(o)
+	if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptSucceeded {
+		g.t.Errorf("task %d: %+v", task, rep)
+	}
+	r.Acknowledge(o.Key)
+}
+
+// TestWorkerThatIsLeaving: the process of a worker that has ended in order, and that the
+// registry does not name any more, is waited for. It says nothing about any attempt.
+func TestWorkerThatIsLeaving(t *testing.T) {
+	g := newLeaver(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec, g.named)
 	r.Settled(1)
-	died := make(chan error, 1)
-	go func() { died <- leaving.Wait() }()
 	select {
-	case err := <-died:
+	case err := <-g.died:
 		t.Errorf("it was ended: %v", err)
 	case <-time.After(300 * time.Millisecond): // the keeper looks every 10 ms
-		_ = leaving.Process.Kill()
-		<-died
+		_ = g.process.Process.Kill()
+		<-g.died
 	}
-	run(r, rec, 1)
+	g.run(r, rec, 1)
 	if log := g.log.String(); strings.Contains(log, "w-leaving") {
 		t.Errorf("a worker that has ended in order is told of:\n%s", log)
+	}
+}
+
+// TestWorkerThatDoesNotLeave: a process that stays longer is one of a worker whose folder is
+// missing. It is ended, and the log says so, before anything else is started.
+func TestWorkerThatDoesNotLeave(t *testing.T) {
+	g := newLeaver(t)
+	rec := executortest.NewRecorder(t)
+	r := g.open(rec, g.named, func(cfg *remote.Config) { remote.LeavingWithin(cfg, 200*time.Millisecond) })
+	r.Settled(1)
+	select {
+	case <-g.died:
+	case <-time.After(5 * time.Second):
+		_ = g.process.Process.Kill() // else Close would wait for it
+		t.Fatal("a stray process of this data folder goes on")
+	}
+	g.run(r, rec, 1)
+	if log := g.log.String(); !strings.Contains(log, "processes of a worker without a folder are ended") || !strings.Contains(log, "w-leaving") {
+		t.Errorf("nobody is told:\n%s", log)
 	}
 }

@@ -31,6 +31,8 @@ type Config struct {
 	Settings worker.Settings
 	Logger   *slog.Logger // default slog.Default()
 	FS       vfs.FS       // where the registry is written; nil = the machine's
+
+	leavingWithin time.Duration // tests; see leavingWithin
 }
 
 // defaultCloseGrace is from SIGTERM to SIGKILL at Close, and for what a dead worker left.
@@ -97,6 +99,9 @@ func New(cfg Config) (*Remote, error) {
 	}
 	if cfg.Settings.CloseGrace <= 0 {
 		cfg.Settings.CloseGrace = defaultCloseGrace
+	}
+	if cfg.leavingWithin == 0 {
+		cfg.leavingWithin = leavingWithin
 	}
 	r := &Remote{cfg: cfg, log: cfg.Logger, look: make(chan struct{}, 1), over: make(chan struct{}),
 		entries: map[messages.AttemptKey]*entry{}}
@@ -179,7 +184,7 @@ func (r *Remote) discover() error {
 // that it does not name ended in order and removed its own folder: its process is about to end.
 func (r *Remote) discoverStrays() error {
 	strays, err := r.strays()
-	for began := time.Now(); err == nil && len(strays) > 0 && r.registry.whole && time.Since(began) < leavingWithin; {
+	for began := time.Now(); err == nil && len(strays) > 0 && r.registry.whole && time.Since(began) < r.cfg.leavingWithin; {
 		select {
 		case <-time.After(10 * time.Millisecond):
 			strays, err = r.strays()
