@@ -235,7 +235,7 @@ func (c *clerk) enqueue(e *entry) {
 // adopt takes an attempt over whose folder is there. It is false when it was never
 // submitted.
 func (c *clerk) adopt(e *entry) bool {
-	if v, ok := e.folder.verdict(); ok {
+	if v, ok := e.folder.verdict(c.s.largestVerdict()); ok {
 		e.at = v.Record.Start
 		c.move(e, ending)
 		c.s.beside(func() { c.s.repeat(e, v) })

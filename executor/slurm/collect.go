@@ -1,7 +1,6 @@
 package slurm
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
-	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -120,9 +118,8 @@ func (s *Slurm) slurmSays(job string) string {
 	if job == "" {
 		return ""
 	}
-	text, _ := vfs.ReadFile(filepath.Join(s.cfg.Dir, logFolder, job))
 	const most = 1 << 10
-	text = text[max(len(text)-most, 0):]
+	text, _ := readAt(filepath.Join(s.cfg.Dir, logFolder, job), -most, most)
 	var lines []string
 	for line := range strings.Lines(strings.ToValidUTF8(string(text), "")) {
 		if strings.Contains(line, "slurm") { // the script's shell speaks of signals there
@@ -179,9 +176,9 @@ func (s *Slurm) long(o *messages.Output) bool { return o.Head+o.Tail > int64(s.c
 func (s *Slurm) capture(e *entry, r *executor.Report) {
 	size := r.Record.Stdout.Size
 	if size <= s.cfg.MaxCapture {
-		text, err := vfs.ReadFile(e.folder.path("out"))
+		text, err := readAt(e.folder.path("out"), 0, size)
 		if err == nil || size == 0 {
-			r.Stdout = bytes.Clone(text[:min(int64(len(text)), size)])
+			r.Stdout = text
 			return
 		}
 		r.Record.ExecutorLog = join(r.Record.ExecutorLog, err.Error())

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,13 @@ import (
 )
 
 const logFolder = "log"
+
+// Every task of this user, and whoever shares the folder, can write to these files. So no more
+// of them is read than there may be: a few words, or a verdict, whose inline output JSON makes
+// longer by a third.
+const largestNote = 64 << 10
+
+func (s *Slurm) largestVerdict() int64 { return 1<<20 + 4*int64(s.cfg.InlineMax) }
 
 // folder is an attempt's folder. See the package doc for what lies in it.
 type folder string
@@ -81,7 +89,7 @@ type beginning struct {
 }
 
 func (f folder) begun() (b beginning, ok bool) {
-	text, err := vfs.ReadFile(f.path("begun"))
+	text, err := readAt(f.path("begun"), 0, largestNote)
 	if err != nil {
 		return b, false
 	}
@@ -109,7 +117,7 @@ type outcome struct {
 var cpuTimes = regexp.MustCompile(`(\d+)m([\d.]+)s\s+(\d+)m([\d.]+)s`)
 
 func (f folder) end() (e outcome, ok bool) {
-	text, err := vfs.ReadFile(f.path("end"))
+	text, err := readAt(f.path("end"), 0, largestNote)
 	if err != nil {
 		return e, false
 	}
@@ -137,7 +145,7 @@ func cpuTime(minutes, seconds string) time.Duration {
 
 // word is the only word in a file; "" when there is none.
 func (f folder) word(name string) string {
-	text, _ := vfs.ReadFile(f.path(name))
+	text, _ := readAt(f.path(name), 0, largestNote)
 	return strings.TrimSpace(string(text))
 }
 
@@ -169,9 +177,26 @@ func (f folder) setVerdict(r *executor.Report) error {
 	return writeFile(f.path("verdict"), text)
 }
 
-func (f folder) verdict() (v verdict, ok bool) {
-	text, err := vfs.ReadFile(f.path("verdict"))
+func (f folder) verdict(most int64) (v verdict, ok bool) {
+	text, err := readAt(f.path("verdict"), 0, most)
 	return v, err == nil && json.Unmarshal(text, &v) == nil
+}
+
+// readAt reads up to n bytes of a file from an offset on; from its end, if that is negative.
+func readAt(path string, offset, n int64) ([]byte, error) {
+	file, err := vfs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if offset < 0 {
+		info, err := file.Stat()
+		if err != nil {
+			return nil, err
+		}
+		offset = max(info.Size()+offset, 0)
+	}
+	return io.ReadAll(io.NewSectionReader(file, offset, n))
 }
 
 // writeFile writes a file that is there whole or not at all.

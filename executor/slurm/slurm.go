@@ -16,7 +16,6 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
-	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -132,7 +131,7 @@ func (s *Slurm) prepare() (err error) {
 		return err
 	}
 	path := filepath.Join(s.cfg.Dir, "id")
-	text, err := vfs.ReadFile(path)
+	text, err := readAt(path, 0, largestNote)
 	if s.id = strings.TrimSpace(string(text)); err != nil || s.id == "" {
 		var b [6]byte
 		rand.Read(b[:]) // never fails
