@@ -123,7 +123,7 @@ func TestRepeatedHeaders(t *testing.T) {
 		"Content-Type: application/json", "content-type: text/plain", "CONTENT-TYPE:", "Host: evil.example", "host: " + s.addr,
 		"Authorization: Bearer a\r\nauthorization: Bearer a", "Authorization: Bearer a\r\nAuthorization: Bearer b", "Content-Length: 43", "Content-Length: 42",
 		"Transfer-Encoding: chunked", "Expect: 100-continue\r\nExpect: 100-continue", "Idempotency-Key: a\r\nIdempotency-Key: a", "Last-Event-ID: 1\r\nlast-event-id: 1",
-		own + "\r\n" + own, "Sec-Fetch-Mode: cors\r\nSec-Fetch-Mode: navigate", "Sec-Fetch-Dest: empty\r\nSec-Fetch-Dest: document", "Range: bytes=0-\r\nRange: bytes=0-",
+		own + "\r\n" + own, "Sec-Fetch-Mode: cors\r\nSec-Fetch-Mode: navigate", "Sec-Fetch-Dest: empty\r\nSec-Fetch-Dest: document", "Range: bytes=0-\r\nRange: bytes=0-", "Cookie: a=1\r\ncookie: b=2",
 		own + "\r\nOrigin: http://evil.example", "Origin: http://evil.example\r\n" + own, own + "\r\norigin: null",
 		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site", "Sec-Fetch-Site: none\r\nsec-fetch-site: same-site",
 	} {

@@ -12,7 +12,7 @@ import (
 var singles = [...]string{
 	fasthttp.HeaderHost, fasthttp.HeaderContentType, fasthttp.HeaderContentLength, fasthttp.HeaderTransferEncoding,
 	fasthttp.HeaderAuthorization, fasthttp.HeaderOrigin, "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest",
-	fasthttp.HeaderExpect, fasthttp.HeaderRange, "Idempotency-Key", "Last-Event-ID",
+	fasthttp.HeaderExpect, fasthttp.HeaderRange, fasthttp.HeaderCookie, "Idempotency-Key", "Last-Event-ID",
 	fasthttp.HeaderAccessControlRequestMethod,
 }
 
