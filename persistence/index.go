@@ -16,8 +16,8 @@ func (s *Badger) Unfinished() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
 	var damage error
 	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
-		if sum.Damage != "" { // what it has under way is not known
-			damage = fmt.Errorf("%w: %s", ErrDamaged, sum.Damage)
+		if sum.Damage != "" {
+			damage = &unfinishedDamage{s.dir, sum.Damage}
 			return false
 		}
 		runs = append(runs, sum)
@@ -28,6 +28,16 @@ func (s *Badger) Unfinished() ([]*messages.Summary, error) {
 	}
 	return runs, nil
 }
+
+// unfinishedDamage is ErrDamaged of the summary of an unfinished run, with what to do.
+type unfinishedDamage struct{ dir, damage string }
+
+func (e *unfinishedDamage) Error() string {
+	return fmt.Sprintf("data folder %s: damaged: %s: what the run has under way is not known; %s; `caravan salvage` writes a new folder without it",
+		e.dir, e.damage, errNextStep)
+}
+
+func (e *unfinishedDamage) Unwrap() error { return ErrDamaged }
 
 // NextRun is one more than the highest run id that was ever used.
 func (s *Badger) NextRun() (next messages.RunID, err error) {
