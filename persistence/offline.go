@@ -54,7 +54,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, inUse(dir)
 	}
 	defer free()
-	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-")
+	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,9 @@ func openDoor(c Config, log *slog.Logger) (_ *door, err error) {
 			d.close()
 		}
 	}()
+	if err := apartFromData(c); err != nil {
+		return nil, err
+	}
 	if err := d.readAccess(c); err != nil {
 		return nil, usagef("%w", err)
 	}
@@ -54,6 +58,24 @@ func openDoor(c Config, log *slog.Logger) (_ *door, err error) {
 	}
 	d.Listener = d.entrances[0]
 	return d, nil
+}
+
+// apartFromData refuses files of the server's that others write or rotate in a data folder: its own,
+// which may not exist yet, or any other one.
+func apartFromData(c Config) error {
+	data, err := resolved(c.Data)
+	if err != nil {
+		return nil // it cannot be opened either, which says why
+	}
+	for _, file := range []struct{ option, path string }{{"token-file", c.TokenFile}, {"audit-log", c.AuditLog}} {
+		if file.path == "" {
+			continue
+		}
+		if err := cmp.Or(outside(data, file.path), apart(file.path)); err != nil {
+			return usagef("--%s: %w", file.option, err)
+		}
+	}
+	return nil
 }
 
 // readAccess reads tokens, certificates and the like.

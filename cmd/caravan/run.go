@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +18,9 @@ import (
 	"github.com/valyala/fasthttp/fasthttputil"
 
 	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/datafolder"
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 func (m *Main) runCommand() *cobra.Command {
@@ -115,10 +119,12 @@ func local(server string) bool {
 // client's connections are made in memory.
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
-		if config.Data, err = os.MkdirTemp("", "caravan-run-"); err != nil {
+		var temporary *os.File
+		if temporary, err = vfs.MakeFolder("", temporaryPrefix, workerIn); err != nil {
 			return fmt.Errorf("temporary data folder: %w", err)
 		}
-		defer func() { err = errors.Join(err, os.RemoveAll(config.Data)) }()
+		config.Data = filepath.Join(temporary.Name(), temporaryData)
+		defer func() { err = errors.Join(err, os.RemoveAll(temporary.Name()), temporary.Close()) }()
 	}
 	l := fasthttputil.NewInmemoryListener()
 	srv, err := m.open(config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
@@ -151,6 +157,26 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 		}
 	}()
 	return m.run(ctx, c, spec, strict)
+}
+
+// A command without --data has its data folder in a folder that it locks, so that the next one
+// removes what a command that was killed has left.
+const (
+	temporaryPrefix = "caravan-run-"
+	temporaryData   = "data"
+)
+
+// workerIn tells whether the worker of a command that was killed is still there: it ends soon
+// after its last task.
+func workerIn(temporary string) bool {
+	paths, _ := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
+	return slices.ContainsFunc(paths, func(path string) bool {
+		f, err := worker.Take(path)
+		if err == nil {
+			f.Release()
+		}
+		return errors.Is(err, worker.ErrHeld)
+	})
 }
 
 // run submits a graph, waits for its end and says how it was.

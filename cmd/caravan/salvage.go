@@ -72,18 +72,7 @@ func salvage(ctx context.Context, from, into, scratch string) (s *salvaged, err 
 
 // outside refuses a path in a data folder, also one that leads there by links.
 func outside(data, path string) error {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return err
-	}
-	real, err := filepath.EvalSymlinks(path)
-	for at := path; errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at); { // what exists of it
-		at = filepath.Dir(at)
-		if real, err = filepath.EvalSymlinks(at); err == nil {
-			rest, _ := filepath.Rel(at, path)
-			real = filepath.Join(real, rest)
-		}
-	}
+	real, err := resolved(path)
 	if err != nil {
 		return err
 	}
@@ -91,6 +80,22 @@ func outside(data, path string) error {
 		return usagef("%s lies in the data folder %s: name a path outside of it", path, data)
 	}
 	return nil
+}
+
+// resolved is a path without links, as far as it exists.
+func resolved(path string) (real string, err error) {
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	real, err = filepath.EvalSymlinks(path)
+	for at := path; errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at); {
+		at = filepath.Dir(at)
+		if real, err = filepath.EvalSymlinks(at); err == nil {
+			rest, _ := filepath.Rel(at, path)
+			real = filepath.Join(real, rest)
+		}
+	}
+	return real, err
 }
 
 // salvageInto makes the new folder.

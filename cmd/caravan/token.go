@@ -51,6 +51,9 @@ func (m *Main) tokenNewCommand() *cobra.Command {
 		secret := access.NewSecret()
 		line := access.TokenLine(args[0], scopes, secret)
 		if path != "" {
+			if err := apart(path); err != nil {
+				return err
+			}
 			if err := addToken(path, line); err != nil {
 				return err
 			}

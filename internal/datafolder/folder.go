@@ -287,6 +287,9 @@ func (f *Folder) Output() string { return f.in(outputName) }
 // Worker returns the path of the folder of all workers.
 func (f *Folder) Worker() string { return f.in(workerName) }
 
+// WorkerIn is Worker of a data folder that is not open.
+func WorkerIn(data string) string { return filepath.Join(data, workerName) }
+
 // Slurm returns the path of the folder of Slurm's attempts, which may be missing.
 func (f *Folder) Slurm() string { return f.in(slurmName) }
 

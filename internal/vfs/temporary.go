@@ -17,10 +17,11 @@ import (
 // killed has left.
 
 // MakeFolder makes a folder in dir ("" = the system's for temporary files), and removes those
-// with this prefix that processes of this user have left. The caller removes the folder, then
-// closes what is returned.
-func MakeFolder(dir, prefix string) (*os.File, error) {
-	return makeLocked(dir, prefix, true, func(dir string) (*os.File, error) {
+// with this prefix that processes of this user have left. used, if not nil, tells whether such a
+// folder is still used by another process than its maker; then it stays. The caller removes
+// the folder, then closes what is returned.
+func MakeFolder(dir, prefix string, used func(path string) bool) (*os.File, error) {
+	return makeLocked(dir, prefix, true, used, func(dir string) (*os.File, error) {
 		path, err := os.MkdirTemp(dir, prefix+"*")
 		if err != nil {
 			return nil, err
@@ -31,14 +32,14 @@ func MakeFolder(dir, prefix string) (*os.File, error) {
 
 // MakeFile is MakeFolder for a file that is open for reading and writing.
 func MakeFile(dir, prefix string) (*os.File, error) {
-	return makeLocked(dir, prefix, false, func(dir string) (*os.File, error) { return os.CreateTemp(dir, prefix+"*") })
+	return makeLocked(dir, prefix, false, nil, func(dir string) (*os.File, error) { return os.CreateTemp(dir, prefix+"*") })
 }
 
-func makeLocked(dir, prefix string, folder bool, create func(dir string) (*os.File, error)) (*os.File, error) {
+func makeLocked(dir, prefix string, folder bool, used func(path string) bool, create func(dir string) (*os.File, error)) (*os.File, error) {
 	if dir == "" {
 		dir = os.TempDir()
 	}
-	removeLeft(dir, prefix, folder)
+	removeLeft(dir, prefix, folder, used)
 	for range 100 {
 		f, err := create(dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -67,8 +68,8 @@ func isStill(f *os.File) bool {
 	return err == nil && nerr == nil && os.SameFile(info, named)
 }
 
-// removeLeft removes what is of this user and is not locked. What cannot be removed stays.
-func removeLeft(dir, prefix string, folder bool) {
+// removeLeft removes what is of this user, not locked and not used. What cannot be removed stays.
+func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return
@@ -88,7 +89,8 @@ func removeLeft(dir, prefix string, folder bool) {
 		}
 		info, err := f.Stat()
 		if err == nil && (info.IsDir() || info.Mode().IsRegular()) && ownFile(info) &&
-			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isStill(f) {
+			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isStill(f) &&
+			(used == nil || !used(path)) {
 			_ = os.RemoveAll(path) // what stays is tried again
 		}
 		f.Close()

@@ -17,7 +17,9 @@ func TestTemporariesLeftBehind(t *testing.T) {
 		make func(dir, prefix string) (*os.File, error)
 		left func(path string) error
 	}{
-		"folders": {vfs.MakeFolder, func(path string) error {
+		"folders": {func(dir, prefix string) (*os.File, error) {
+			return vfs.MakeFolder(dir, prefix, func(path string) bool { return filepath.Base(path) == "work-used" })
+		}, func(path string) error {
 			if err := os.MkdirAll(filepath.Join(path, "view"), 0o700); err != nil {
 				return err
 			}
@@ -38,6 +40,12 @@ func TestTemporariesLeftBehind(t *testing.T) {
 				if err := c.left(in(name)); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if kind == "folders" {
+				if err := c.left(in("work-used")); err != nil {
+					t.Fatal(err)
+				}
+				stays = append(stays, "work-used")
 			}
 			if err := os.Symlink("elsewhere", in("work-link")); err != nil {
 				t.Fatal(err)
@@ -71,7 +79,7 @@ func TestTemporariesLeftBehind(t *testing.T) {
 			}
 		})
 	}
-	if _, err := vfs.MakeFolder(filepath.Join(t.TempDir(), "none"), "work-"); !os.IsNotExist(err) {
+	if _, err := vfs.MakeFolder(filepath.Join(t.TempDir(), "none"), "work-", nil); !os.IsNotExist(err) {
 		t.Error(err)
 	}
 }
