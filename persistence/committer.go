@@ -115,8 +115,8 @@ func (s *Badger) Append(b *Batch) {
 //     nothing more is queued.
 //  2. See that there is room for it.
 //  3. Commit, synced.
-//  4. Answer each batch, in order, and have the group before it used again: Badger, which
-//     may still take this one's rows, has taken that one's.
+//  4. Answer each batch, in order; beside that, give the rows to Badger.
+//  5. Have the group before it used again: Badger has its rows.
 //
 // A batch beyond one transaction's limit is a group of its own (stage.go), for which
 // the writer rests.
@@ -181,6 +181,7 @@ func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
 			err = s.commit(g.ops, g.size)
 		}
 		written <- err
+		s.commits.apply() // whoever waits for the commit does not wait for Badger
 	}
 }
 
@@ -282,7 +283,7 @@ func (c *committer) finish(g *group, err error) {
 	case len(g.ops) == 0:
 		c.spare = g
 	default:
-		if c.reading != nil { // Badger has it: it has taken this one
+		if c.reading != nil { // Badger has it, as g was written behind it
 			c.reading.reset()
 			c.spare = c.reading
 		}
@@ -337,8 +338,15 @@ func (c *committer) join(it *item) {
 // fits tells whether so many rows of so many bytes may be one transaction.
 func (s *Badger) fits(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
 
-// commit writes rows as one durable transaction. Any error fails the store: after a
-// failed commit nobody knows whether it is there.
+// commitAlone is commit and apply, for those who write while the writer rests.
+func (s *Badger) commitAlone(ops []op, size int64) error {
+	err := s.commit(ops, size)
+	s.commits.apply()
+	return err
+}
+
+// commit makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
+// the store: after a failed commit nobody knows whether it is there.
 func (s *Badger) commit(ops []op, size int64) error {
 	if err := s.room.check(size); err != nil {
 		return s.fail(err)

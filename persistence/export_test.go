@@ -168,6 +168,7 @@ func DeleteRow(s *Badger, key []byte) error { return s.deleteStep([]op{{key: key
 // Lose is DeleteRow, behind the store's back, of the summary of a finished run.
 func Lose(s *Badger, run messages.RunID) error {
 	err := DeleteRow(s, runKey(typeFinal, run))
+	s.local.settle()
 	s.register.add(run)
 	return err
 }
@@ -180,7 +181,10 @@ func Register(s *Badger, runs ...messages.RunID) {
 }
 
 // Registered are the runs that the store knows to be finished.
-func Registered(s *Badger) []messages.RunID { return s.register.between(nil, 0, 1<<64-1) }
+func Registered(s *Badger) []messages.RunID {
+	s.local.settle()
+	return s.register.between(nil, 0, 1<<64-1)
+}
 
 // FinalKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
 func FinalKey(run messages.RunID) []byte { return runKey(typeFinal, run) }

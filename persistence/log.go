@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
@@ -21,11 +20,13 @@ import (
 // commit at a time.
 type commitLog interface {
 	// commit makes the rows durable as one commit and returns its number, which is higher
-	// than that of the one before. Badger gets them beside that, and may have them a little
-	// later: then the log tells that they can be read. Until then, and at most until the next
-	// commit has returned without an error, ops must stay. After an error the log is not used
-	// any more; the rows may or may not be found by the next open.
+	// than that of the one before, when Badger has all earlier ones. After an error the log
+	// is not used any more; the rows may or may not be found by the next open.
 	commit(ops []op, size int64) (at uint64, err error)
+	// apply must be called behind each commit, before the next one. It gives Badger the rows
+	// and does not wait until Badger has them: then the log tells that they can be read.
+	// The rows must stay until the next commit has returned without an error.
+	apply()
 	// settle waits until Badger has all that it was given.
 	settle()
 }
@@ -34,9 +35,9 @@ type commitLog interface {
 // duties:
 //
 //  1. A commit is appended to the log and synced: then it has ended, and whoever appended
-//     is told. Badger gets the same rows beside that, unsynced, one commit at a time. A
-//     read sees them when both have ended, and waits for those whose ends were told before
-//     it began (moments.go).
+//     is told. Then Badger gets the same rows, unsynced, one commit at a time. A read sees
+//     them when Badger has them, and waits for those whose ends were told before it began
+//     (moments.go).
 //  2. What Badger has in memory counts for nothing: it is lost with the process. Its own
 //     log files (*.mem) are never read; removeUnused deletes them before Badger opens.
 //     So nothing that happens to them, or to the value log, can lose or change a row.
@@ -62,8 +63,9 @@ type localLog struct {
 	alarm func(error)
 
 	group   commitlog.Group
+	next    durable                   // what apply gives Badger; the writer's
 	entries []badger.Entry            // scratch
-	free    chan struct{}             // holds a token while Badger has all that it was given
+	free    chan struct{}             // holds a token while Badger has all that the log has
 	refused error                     // why Badger did not take a commit; guarded by the token
 	applied func(at uint64, ops []op) // a commit is durable, and Badger has it
 	// write is writeToBadger; tests put delays and errors in front of it.
@@ -148,10 +150,6 @@ func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, applied func(at ui
 	return l
 }
 
-// sideBySide is the number of rows from which what this process does of Badger's part of a
-// commit is worth a goroutine of its own, beside the sync.
-const sideBySide = 64
-
 func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	at = l.log.Last() + 1
 	l.group.Reset()
@@ -166,19 +164,11 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	if err := l.log.Append(at, &l.group); err != nil {
 		return 0, err
 	}
-	c := &applying{l: l, at: at, ops: ops, decided: make(chan struct{})}
-	c.left.Store(2)
-	if len(ops) > sideBySide || len(l.free) == 0 {
-		go c.begin()
-	} else {
-		c.begin()
-	}
 	if err := l.log.Sync(); err != nil {
-		c.cancel(err)
 		return 0, err
 	}
-	c.done(nil)
-	c.begin() // on a busy machine the other goroutine has not come to it yet
+	<-l.free
+	l.next = durable{at, ops}
 	if l.unseen += size; l.unseen >= l.look {
 		l.unseen = 0
 		select {
@@ -189,81 +179,39 @@ func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
 	return at, nil
 }
 
+// durable is a commit that the log has.
+type durable struct {
+	at  uint64
+	ops []op
+}
+
 func (l *localLog) settle() {
 	<-l.free
 	l.free <- struct{}{}
 }
 
-// applying is a commit on its way to the log and to Badger.
-type applying struct {
-	l       *localLog
-	at      uint64
-	ops     []op
-	once    atomic.Bool   // it is decided whether Badger gets the commit
-	decided chan struct{} // closed then
-	left    atomic.Int32  // of log and Badger
-	bad     atomic.Bool
-}
-
-// decide reports whether the caller is the first one. That one gives the commit to Badger,
-// or cancels that.
-func (c *applying) decide() bool {
-	if !c.once.CompareAndSwap(false, true) {
-		return false
-	}
-	close(c.decided)
-	return true
-}
-
-// begin gives the commit to Badger as soon as that has the one before, unless it was
-// canceled. It may be called by two goroutines; it returns when one of them has done so.
-//
-// After a commit that Badger did not take, it gets none: a table with a later commit would
-// have the next open skip that one (localLog, 3).
-func (c *applying) begin() {
-	select {
-	case <-c.decided:
-		return
-	case <-c.l.free:
-	}
-	switch {
-	case !c.decide():
-		c.l.free <- struct{}{} // the token of a later commit, or of none
-	case c.l.refused != nil:
-		c.done(c.l.refused)
-	default:
-		c.l.write(c.ops, c.at, func(err error) {
-			if err != nil {
-				c.l.refused = err
-				c.l.alarm(err)
-			}
-			c.done(err)
-		})
-	}
-}
-
-// cancel is called when the log does not have the commit. If the commit still waits for its
-// turn, Badger never gets it: nobody waits for the turn, so Badger may be closed by then.
-func (c *applying) cancel(err error) {
-	if !c.decide() {
-		c.done(err)
-	}
-}
-
-// done is called when the log has the commit, and when Badger has it. The last call gives
-// the token back.
-func (c *applying) done(err error) {
-	if err != nil {
-		c.bad.Store(true)
-	}
-	if c.left.Add(-1) > 0 {
+// apply gives Badger nothing after a commit that it did not take: a table with a later one
+// would have the next open skip that (3 above).
+func (l *localLog) apply() {
+	c := l.next
+	if c.ops == nil {
 		return
 	}
-	if !c.bad.Load() {
-		c.l.applied(c.at, c.ops)
+	l.next = durable{}
+	if l.refused != nil {
+		l.free <- struct{}{}
+		return
 	}
-	clear(c.l.entries)
-	c.l.free <- struct{}{}
+	l.write(c.ops, c.at, func(err error) {
+		if err != nil {
+			l.refused = err
+			l.alarm(err)
+		} else {
+			l.applied(c.at, c.ops)
+		}
+		clear(l.entries)
+		l.free <- struct{}{}
+	})
 }
 
 // writeToBadger gives the rows to Badger, which answers by a call of done. The rows must stay

@@ -53,7 +53,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 // commitOne commits one row, beside the committer, which has nothing to do.
 func commitOne(s *Badger, key string) error {
 	o := seal([]byte(key), []byte("value of "+key))
-	return s.commit([]op{o}, o.size())
+	return s.commitAlone([]op{o}, o.size())
 }
 
 // stored tells whether a row of commitOne is there.
@@ -66,9 +66,8 @@ func stored(t *testing.T, s *Badger, key string) bool {
 	return v != nil
 }
 
-// TestFailedCommitGivesUpItsTurn: a commit that the log does not have, and that waits until
-// Badger has the one before, is never given to Badger, which may be closed by then.
-func TestFailedCommitGivesUpItsTurn(t *testing.T) {
+// TestFailedCommitIsNotGivenToBadger: not even when Badger does not have the one before yet.
+func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 	disk := faults.New(vfs.OS{})
 	c := Config{Dir: t.TempDir(), FS: disk}
 	s := openLocal(t, c)
@@ -94,7 +93,6 @@ func TestFailedCommitGivesUpItsTurn(t *testing.T) {
 	if err := commitOne(s, "?second"); !errors.Is(err, faults.ErrInjected) || !errors.Is(err, ErrFailed) {
 		t.Errorf("%v", err)
 	}
-	eventually(t, "the commit gives up its turn", func() bool { return !underWay("(*applying).begin") })
 	close(late)
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -130,6 +128,7 @@ func TestNothingAfterARefusedCommit(t *testing.T) {
 		if _, err := s.local.commit([]op{o}, o.size()); err != nil { // beside the check for the failure, as if that came later
 			t.Fatal(err)
 		}
+		s.local.apply()
 	}
 	if err := s.Err(); !errors.Is(err, ErrFailed) {
 		t.Errorf("the store goes on: %v", err)
@@ -147,12 +146,11 @@ func TestNothingAfterARefusedCommit(t *testing.T) {
 
 // TestFailedOpenWaitsForBadger: an open that fails does not close Badger while that takes a commit.
 func TestFailedOpenWaitsForBadger(t *testing.T) {
-	disk := faults.New(vfs.OS{})
 	given := make(chan struct{})
-	_, err := OpenBadger(Config{Dir: t.TempDir(), FS: disk, ofLog: func(l *localLog) {
+	_, err := OpenBadger(Config{Dir: t.TempDir(), ofLog: func(l *localLog) {
 		write := l.write
 		l.write = func(ops []op, at uint64, done func(error)) {
-			disk.Add(faults.Rule{Op: faults.Sync, Path: "0000000001.new"})
+			l.alarm(errors.New("injected"))
 			go func() {
 				defer close(given)
 				eventually(t, "the open waits for Badger", func() bool { return underWay("(*localLog).settle") })
@@ -160,7 +158,7 @@ func TestFailedOpenWaitsForBadger(t *testing.T) {
 			}()
 		}
 	}})
-	if !errors.Is(err, faults.ErrInjected) {
+	if !errors.Is(err, ErrFailed) {
 		t.Errorf("%v", err)
 	}
 	<-given

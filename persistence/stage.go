@@ -45,7 +45,7 @@ func (s *Badger) stage(ops []op) error {
 		return err
 	}
 	mark := stagedMark(id, len(parts))
-	if err := s.commit([]op{mark}, mark.size()); err != nil {
+	if err := s.commitAlone([]op{mark}, mark.size()); err != nil {
 		return err
 	}
 	return s.carryOut(ops, id, parts)
@@ -72,7 +72,7 @@ func (s *Badger) carryOut(ops []op, id uint64, parts []op) error {
 func (s *Badger) commitMany(ops []op) error {
 	for len(ops) > 0 {
 		n, size := s.portion(ops)
-		if err := s.commit(ops[:n], size); err != nil {
+		if err := s.commitAlone(ops[:n], size); err != nil {
 			return err
 		}
 		ops = ops[n:]
