@@ -11,12 +11,17 @@ import (
 // item is one entry of the committer's queue: a batch, or bare rows (a deletion).
 type item struct {
 	batch  *Batch
-	packed chan []byte // the batch's document once it is compressed; nil when that is done while encoding
+	packed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
 	ops    []op        // bare rows, few enough for one transaction; they stay until a later item is done
 	done   func(error)
 }
 
+// answer answers the item. The batch is the caller's again by that, so what still compresses
+// its document is waited for: it was not needed.
 func (it *item) answer(err error) {
+	if it.packed != nil {
+		<-it.packed
+	}
 	answer(it.done, err)
 }
 
@@ -98,12 +103,13 @@ func (s *Badger) Append(b *Batch) {
 	if len(doc) >= packFrom {
 		it.packed = make(chan []byte, 1)
 	}
+	packed := it.packed
 	if !s.queue.push(it) {
-		it.answer(ErrClosed)
+		answer(b.Done, ErrClosed)
 		return
 	}
-	if it.packed != nil {
-		go func() { it.packed <- s.enc.pack.append(nil, doc) }()
+	if packed != nil {
+		go func() { packed <- s.enc.pack.append(nil, doc) }()
 	}
 }
 

@@ -162,7 +162,9 @@ func (e *encoder) rows(g *group, it *item) error {
 // compresses it now when it is small.
 func (e *encoder) document(dst, doc []byte, it *item) []byte {
 	if it.packed != nil {
-		return append(dst, <-it.packed...)
+		packed := <-it.packed
+		it.packed = nil
+		return append(dst, packed...)
 	}
 	return e.pack.append(dst, doc)
 }

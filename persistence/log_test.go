@@ -236,6 +236,28 @@ func TestToldBeforeAnswered(t *testing.T) {
 	}
 }
 
+// TestABatchIsTheCallersBehindItsAnswer: when a batch is answered nothing reads its document any
+// more, be it that the store has failed and nobody needs it compressed.
+func TestABatchIsTheCallersBehindItsAnswer(t *testing.T) {
+	s := openLocal(t, Config{Dir: t.TempDir()})
+	doc := make([]byte, 32<<20)
+	_, _ = rand.NewChaCha8([32]byte{2}).Read(doc)
+	_ = s.fail(errors.New("injected"))
+	done := make(chan error, 1)
+	read := false
+	b := &Batch{Run: 7, Create: &Creation{Definition: doc}, Summary: &messages.Summary{ID: 7, State: dag.RunQueued}}
+	b.Done = func(err error) {
+		for end := time.Now().Add(20 * time.Millisecond); !read && time.Now().Before(end); {
+			read = underWay("(*packer).append")
+		}
+		done <- err
+	}
+	s.Append(b)
+	if err := <-done; !errors.Is(err, ErrFailed) || read {
+		t.Errorf("%v; its document is read on: %v", err, read)
+	}
+}
+
 // noiseDocument is a long document that cannot be compressed.
 type noiseDocument struct{ text []byte }
 
