@@ -12,7 +12,7 @@ import (
 // How long words that are not urgent wait for company, and from how many orders that
 // wait for slots on an end is not urgent. A frame costs as much as a tenth of a fork.
 const (
-	linger = 16 * time.Millisecond
+	linger = 32 * time.Millisecond
 	ample  = 3
 )
 
