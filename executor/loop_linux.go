@@ -175,62 +175,53 @@ func (p *Process) collect(t *turn, a *attempt) {
 // confirm reports the attempts whose exec is over, and gives those that have failed, or are
 // being killed, to helpers.
 func (p *Process) confirm(t *turn) {
-	left := t.starting[:0]
-	t.confirmed = t.confirmed[:0]
-	for _, a := range t.starting {
+	t.starting = slices.DeleteFunc(t.starting, func(a *attempt) (over bool) {
 		over, errno := a.launch.Over()
 		switch {
-		case !over:
-			left = append(left, a)
 		case errno != 0:
 			a.startErrno = errno // its end comes as an event
-		case a.startErrno == 0:
+		case over && a.startErrno == 0:
 			t.confirmed = append(t.confirmed, a)
 		}
-	}
-	clear(t.starting[len(left):])
-	t.starting = left
+		return over
+	})
 	if len(t.confirmed) > 0 {
 		t.reports = p.executed(t.reports, t.confirmed...)
 	}
-	for i, a := range t.confirmed {
+	for _, a := range t.confirmed {
 		if !a.collected {
 			p.watch.add(a)
 		}
-		t.confirmed[i] = nil
 	}
-	ended := t.ended[:0]
-	for _, a := range t.ended {
+	clear(t.confirmed)
+	t.confirmed = t.confirmed[:0]
+	t.ended = slices.DeleteFunc(t.ended, func(a *attempt) bool {
 		switch {
 		case a.startErrno != 0:
 			t.helpers = append(t.helpers, func() { p.retry(a) })
 		case a.phase == zombie:
 			t.helpers = append(t.helpers, func() { p.bury(a) })
 		default:
-			ended = append(ended, a)
+			return false
 		}
-	}
-	clear(t.ended[len(ended):])
-	t.ended = ended
+		return true
+	})
 }
 
 // finishAll makes the final reports. It comes before startAll: so the ends are in the journal
 // with the intents of the next starts, and a crash loses no more attempts than there are slots.
 func (p *Process) finishAll(t *turn) {
-	kept := t.ended[:0]
 	from := len(t.reports)
-	for _, a := range t.ended {
-		if p.takesLong(a) {
+	t.ended = slices.DeleteFunc(t.ended, func(a *attempt) (long bool) {
+		if long = p.takesLong(a); long {
 			t.helpers = append(t.helpers, func() { p.finish(a) })
-			continue
+			return long
 		}
 		p.freeze(a)
-		kept = append(kept, a)
 		t.reports = append(t.reports, p.finalReport(a))
-	}
-	clear(t.ended[len(kept):])
-	t.ended = kept
-	if len(kept) > 0 {
+		return long
+	})
+	if len(t.ended) > 0 {
 		p.removeEnded(t.reports[from:]...)
 	}
 }
