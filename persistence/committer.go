@@ -183,9 +183,11 @@ func (c *committer) close() { close(c.todo) }
 func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
 	for g := range todo {
 		err := s.Err()
-		if len(g.ops) > 0 && err == nil {
-			err = s.commit(g.ops, g.size)
+		if len(g.ops) == 0 || err != nil {
+			written <- err // from here on somebody else may commit
+			continue
 		}
+		err = s.commit(g.ops, g.size)
 		many := g.many()
 		written <- err
 		// Whoever waits for the commit does not wait for Badger. Where one commit comes after

@@ -195,6 +195,62 @@ func TestReplayEndsWithTheFirstError(t *testing.T) {
 	}
 }
 
+// calledLog notes how a commitLog is called.
+type calledLog struct {
+	commitLog
+	calls []string
+}
+
+func (l *calledLog) commit(ops []op, size int64) (uint64, error) {
+	l.calls = append(l.calls, "commit")
+	return l.commitLog.commit(ops, size)
+}
+
+func (l *calledLog) apply() {
+	l.calls = append(l.calls, "apply")
+	l.commitLog.apply()
+}
+
+// TestApplyComesBehindACommitOnly: the writer that commits nothing leaves the log to those who
+// write while it rests.
+func TestApplyComesBehindACommitOnly(t *testing.T) {
+	s := openLocal(t, Config{Dir: t.TempDir()})
+	l := &calledLog{commitLog: s.local}
+	s.commits = l
+	row := seal([]byte("?row"), nil)
+	todo, written := make(chan *group, 3), make(chan error, 3)
+	todo <- new(group)
+	todo <- &group{ops: []op{row}, size: row.size()}
+	close(todo)
+	s.writeLoop(todo, written)
+	if err := errors.Join(<-written, <-written); err != nil || !slices.Equal(l.calls, []string{"commit", "apply"}) {
+		t.Errorf("%v, %q", err, l.calls)
+	}
+	_ = s.fail(errors.New("injected"))
+	l.calls = nil
+	todo = make(chan *group, 1)
+	todo <- &group{ops: []op{row}, size: row.size()}
+	close(todo)
+	s.writeLoop(todo, written)
+	if err := <-written; !errors.Is(err, ErrFailed) || l.calls != nil {
+		t.Errorf("after a failure: %v, %q", err, l.calls)
+	}
+}
+
+// TestNoPartsAfterAFailure: the group that a batch in parts has waited for may have failed.
+func TestNoPartsAfterAFailure(t *testing.T) {
+	s := openLocal(t, Config{Dir: t.TempDir()})
+	l := &calledLog{commitLog: s.local}
+	s.commits = l
+	_ = s.fail(errors.New("injected"))
+	row := seal([]byte("?row"), nil)
+	var answered error
+	s.commitStaged([]op{row}, &item{batch: &Batch{}, done: func(err error) { answered = err }})
+	if !errors.Is(answered, ErrFailed) || l.calls != nil {
+		t.Errorf("%v, %q", answered, l.calls)
+	}
+}
+
 // TestToldBeforeAnswered: whoever is answered reads the run, although Badger has it later.
 func TestToldBeforeAnswered(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})

@@ -27,9 +27,13 @@ const (
 	stagedDelete = 1
 )
 
-// commitStaged commits one batch by itself.
+// commitStaged commits one batch by itself. After the writer's last commit has failed it writes
+// nothing: the writer may not have returned from that.
 func (s *Badger) commitStaged(ops []op, it *item) {
-	err := s.stage(ops)
+	err := s.Err()
+	if err == nil {
+		err = s.stage(ops)
+	}
 	if err == nil {
 		s.cuts.note(it.batch)
 	}
