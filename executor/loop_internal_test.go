@@ -318,3 +318,17 @@ func TestMonitorAfterAFailedExec(t *testing.T) {
 	p.Kill(a.order.Key, 0)
 	<-reports
 }
+
+// A start that hangs is looked at less and less often.
+func TestRecheckOfAStartThatHangs(t *testing.T) {
+	var p Process
+	hangs := &turn{starting: []*attempt{nil}, recheck: recheckFirst}
+	var waits []int
+	for range 6 {
+		waits = append(waits, p.patience(hangs))
+		p.startAll(hangs) // nothing was admitted
+	}
+	if want := []int{4, 8, 16, 32, 64, 64}; !slices.Equal(waits, want) {
+		t.Errorf("it is looked at after %d ms, want %d", waits, want)
+	}
+}

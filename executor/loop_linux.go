@@ -276,7 +276,9 @@ func (p *Process) startAll(t *turn) {
 		p.watchEnd(a)
 	}
 	p.mu.Unlock()
-	t.recheck = recheckFirst
+	if len(t.starting) > began {
+		t.recheck = recheckFirst
+	}
 	clear(t.ready)
 	clear(t.admitted)
 	clear(t.orders)
