@@ -97,10 +97,15 @@ func newHistory(t *testing.T, stop string) *history {
 		id := sum.RunID
 		h.documents[id] = s.Want(200, "GET", e2etest.Path(id, ""), "").Body
 		h.last = max(h.last, id)
+		empty := 0
 		for task := range s.Get(id).TaskAttempts {
 			for _, stream := range []string{"stdout", "stderr"} {
 				path := e2etest.Path(id, "/task/"+task+"/log?stream="+stream)
-				if r := s.Do("GET", path, ""); r.Status == 200 {
+				r := s.Do("GET", path, "")
+				if r.Status == 200 && len(r.Body) == 0 {
+					empty++ // a few of them say as much as hundreds, and each costs a read of the run
+				}
+				if r.Status == 200 && (len(r.Body) > 0 || empty <= 10) {
 					h.logs[path] = r.Body
 				}
 			}

@@ -9,6 +9,7 @@
 //	crash_test.go      kill -9 of the server at random moments, and right after a 200
 //	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
 //	thousand_test.go   1,000 tasks with few descriptors, few processes, errors of the worker's disk
+//	atonce_test.go     very many processes at the same time
 //	diskerrors_test.go  errors of the disk under the server's log, the folder's identity and the output
 //	pause_test.go      SIGSTOP of server, worker and both under load
 //	groups_test.go     control groups that killed workers leave
@@ -49,7 +50,7 @@
 //	-damages N  damaged data folders (40); cases of disk errors, a tenth of it of each test
 //	-cuts N     power cuts (3); they need root and an ext4 on a loop device
 //	-hostile N  malformed requests (10000)
-//	-sizes big  runs of 1,000,000 tasks in scale_test.go
+//	-sizes big  runs of 1,000,000 tasks in scale_test.go, 10,000 processes in atonce_test.go
 //	-copies N   copies in copies_test.go (2)
 //	-pause D    how long pause_test.go stops processes (3s); 65s is longer than the limit of a commit
 //	-soak D     how long soak_test.go keeps its load up (10s)

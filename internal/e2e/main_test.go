@@ -17,7 +17,7 @@ var (
 	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
 	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
-	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks")
+	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks, 10,000 processes run at once")
 	copiesFlag  = flag.Int("copies", 2, "copies of a data folder that are started beside its own server")
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
 	cutsFlag    = flag.Int("cuts", 3, "power cuts")
