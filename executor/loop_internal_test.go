@@ -47,7 +47,7 @@ func TestCollectorBesideTheLoop(t *testing.T) {
 		longest = max(longest, time.Since(began))
 		select {
 		case <-end:
-			if longest > 500*time.Millisecond {
+			if longest > 3*time.Second { // the machine may be busy
 				t.Errorf("of %d collections the longest took %v", collections, longest)
 			}
 			return
@@ -260,6 +260,39 @@ func TestLaunchThatCannotBeWatched(t *testing.T) {
 	}
 }
 
+// Timeouts and kills are carried out in time while the loop waits for the journal.
+func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
+	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
+	var p *Process
+	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		p.mu.Lock()
+		a := p.live[first]
+		p.mu.Unlock()
+		if orders[0].Key == first || a == nil {
+			return nil
+		}
+		for deadline := time.Now().Add(10 * time.Second); !exited(a.pid); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Error("it does not time out")
+				break
+			}
+		}
+		return nil
+	}})
+	p.Start(Order{Key: first, Command: []string{"/bin/sleep", "1000"}, Timeout: 500 * time.Millisecond})
+	<-reports
+	p.Start(Order{Key: second, Command: []string{"/bin/true"}})
+	results := map[messages.AttemptKey]messages.AttemptResult{}
+	for len(results) < 2 {
+		if r := <-reports; r.Kind == Finished {
+			results[r.Key] = r.Record.Result
+		}
+	}
+	if results[first] != messages.AttemptTimedOut || results[second] != messages.AttemptSucceeded {
+		t.Errorf("%v", results)
+	}
+}
+
 // A process that has ended in time did so, though its timeout is looked at before its start was
 // noticed: the loop waits for the journal meanwhile.
 func TestEndBeforeALateTimeout(t *testing.T) {
@@ -283,7 +316,7 @@ func TestEndBeforeALateTimeout(t *testing.T) {
 	}})
 	// It takes some ms until the child comes to its program.
 	path := "PATH=" + strings.Repeat("/nowhere:", 5000) + "/bin"
-	p.Start(Order{Key: first, Command: []string{"true"}, Environment: []string{path}, Timeout: 300 * time.Millisecond})
+	p.Start(Order{Key: first, Command: []string{"true"}, Environment: []string{path}, Timeout: 1500 * time.Millisecond})
 	for range 4 {
 		if r := <-reports; r.Kind == Finished && r.Record.Result != messages.AttemptSucceeded {
 			t.Errorf("%+v", r)
