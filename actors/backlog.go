@@ -63,7 +63,7 @@ func (e *env) demand(id messages.RunID) *remaining {
 		return m // its actor reads what is long, and says what is wrong
 	}
 	if plan, problems := specjson.Plan(definition, accepted(e.limits)); len(problems) == 0 {
-		m.plan, m.wants = plan, plan.Opening(0).Demands
+		m.plan, m.wants = plan, plan.InitialState(0).Demands
 	}
 	return m
 }

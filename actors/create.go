@@ -46,7 +46,7 @@ type settled struct {
 // create makes a submission durable. Its run waits for slots when it is.
 func (s *shard) create(m *messages.Create) {
 	sub := m.Submission
-	opening := sub.Plan.Opening(sub.At)
+	opening := sub.Plan.InitialState(sub.At)
 	// What lasts as long as the run waits is one piece of memory.
 	r := &struct {
 		member

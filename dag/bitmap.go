@@ -2,9 +2,9 @@ package dag
 
 import "math/bits"
 
-// bitmap is a set of small numbers that is walked in ascending order without
-// looking at its gaps: bit i of a level says that word i of the level below is
-// not zero. It costs little more than a bit per possible member.
+// bitmap is a set of small numbers. Iteration in ascending order skips its gaps: bit i
+// of a level is set when word i of the level below is not zero. The set takes little
+// more than one bit per possible member.
 type bitmap struct {
 	levels [][]uint64 // the last one is a single word
 	size   int
@@ -81,8 +81,8 @@ func (b *bitmap) next(i uint32) (uint32, bool) {
 	return 0, false
 }
 
-// each yields the members, ascending. The set must not change meanwhile, but for
-// the member that was yielded.
+// each yields the members, ascending. While it runs, only the member that was
+// yielded last may be removed.
 func (b *bitmap) each(yield func(uint32)) {
 	for i, ok := b.next(0); ok; i, ok = b.next(i + 1) {
 		yield(i)

@@ -1,6 +1,10 @@
 package dag
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
 
 // The records of a run are a redo log of absolute values, so that replaying one
 // again, or one that is older than what a snapshot says, does no harm as long as
@@ -13,7 +17,7 @@ import "encoding/binary"
 // time as a zigzag varint difference to the record before (0 at first), absent
 // when it is the same. task is a zigzag varint difference to the task before (0 at
 // first), absent when the task is the next one. attempt is a varint, absent when
-// it is 1. What follows depends on the kind:
+// it is 1. The rest depends on the kind:
 //
 //	granted    n-1: tasks [task, task+n) are GRANTED, all with this attempt
 //	queued     [failures lost]
@@ -22,15 +26,15 @@ import "encoding/binary"
 //	state      index into the run's changes, state; a QUEUED after the first is
 //	           a restart: ERRORED, KILLED, RETRY -> QUEUED; PAUSED freezes intervals
 //	killRun    RETRY -> KILLED
-//	times      template, timesNews, [first - at], [last - at]: see Times
+//	times      template, timesChanged, [first - at], [last - at]: see Times
 //
-// A start is not recorded: only the executor knows, and it is asked.
+// A start is not recorded: after a restart the driver asks the executor.
 //
-// Version 2 has times, which are the last records of a batch. A batch without them
-// is written as version 1.
+// Version 2 adds times, as the last records of a batch. A batch without times is
+// written as version 1.
 const recordVersion = 2
 
-// recordKind says what a record is about.
+// recordKind is the kind of a record.
 type recordKind uint8
 
 // The order is part of the storage format: only append.
@@ -48,14 +52,14 @@ const (
 )
 
 const (
-	recordKindMask = 0x0f
-	recordNext     = 0x10 // task is the one after the record before
-	recordAt       = 0x20 // at follows
-	recordAttempt  = 0x40 // attempt follows
-	recordTrouble  = 0x80 // failures and lost follow
+	recordKindMask   = 0x0f
+	recordNext       = 0x10 // task is the one after the record before
+	recordAt         = 0x20 // at follows
+	recordAttempt    = 0x40 // attempt follows
+	recordRetryState = 0x80 // failures and lost follow
 )
 
-// recordOf is the kind of record that says that a task is in a state.
+// recordOf maps a task's state to the kind of record that sets it.
 var recordOf = [NumTaskStates]recordKind{
 	TaskQueued:    recordQueued,
 	TaskGranted:   recordGranted,
@@ -65,31 +69,31 @@ var recordOf = [NumTaskStates]recordKind{
 	TaskKilled:    recordKilled,
 }
 
-// recorder collects encoded records.
-type recorder struct {
+// recordBuffer collects encoded records.
+type recordBuffer struct {
 	buf     []byte
-	at      int64  // of the last record
-	next    uint32 // one after the task of the last record
-	grants  span   // granted tasks that are not in buf yet
-	attempt uint32 // of all of grants
-	granted int64  // time of grants
+	at      int64     // of the last record
+	next    uint32    // one after the task of the last record
+	grants  taskRange // granted tasks that are not in buf yet
+	attempt uint32    // of all of grants
+	granted int64     // time of grants
 }
 
-// TakeRecords appends the records since the last call as one batch, and nothing
-// when there are none. Make them durable in this order. Starts wait for other records.
+// TakeRecords appends the records since the last call to dst, as one batch. Without
+// new records dst is returned as it is. The batches must become durable in this order.
 func (r *Run) TakeRecords(dst []byte) []byte {
 	j := &r.journal
-	j.flush()
+	j.flushGrants()
 	if len(j.buf) == 0 {
 		return dst
 	}
 	version := byte(1)
-	if len(r.timed) > 0 {
+	if len(r.timesPending) > 0 {
 		version = recordVersion
 		r.recordTimes()
 	}
 	dst = append(append(dst, version), j.buf...)
-	*j = recorder{buf: j.buf[:0]}
+	*j = recordBuffer{buf: j.buf[:0]}
 	return dst
 }
 
@@ -98,37 +102,37 @@ func (r *Run) Dirty() bool { return len(r.journal.buf) > 0 || r.journal.grants.n
 
 // recordGrant records that a task got its next attempt.
 func (r *Run) recordGrant(task uint32) {
-	r.last = max(r.last, r.now)
+	r.lastUpdate = max(r.lastUpdate, r.now)
 	j, attempt := &r.journal, r.attempts[task]
 	if j.grants.n > 0 && task == j.grants.first+j.grants.n && attempt == j.attempt && r.now == j.granted {
 		j.grants.n++
 		return
 	}
-	j.flush()
-	j.grants, j.attempt, j.granted = span{task, 1}, attempt, r.now
+	j.flushGrants()
+	j.grants, j.attempt, j.granted = taskRange{task, 1}, attempt, r.now
 }
 
-// flush encodes the granted tasks.
-func (j *recorder) flush() {
+// flushGrants encodes the granted tasks.
+func (j *recordBuffer) flushGrants() {
 	if g := j.grants; g.n > 0 {
 		j.grants.n = 0
-		j.op(recordGranted, j.granted, g.first, j.attempt, false)
+		j.appendHead(recordGranted, j.granted, g.first, j.attempt, false)
 		j.uint(uint64(g.n - 1))
 		j.next = g.first + g.n
 	}
 }
 
-// record records a task's state, its attempts, and its trouble.
-func (r *Run) record(task uint32, s TaskState) {
-	r.last = max(r.last, r.now)
+// recordTask records a task's state, its attempts, and its retry state.
+func (r *Run) recordTask(task uint32, s TaskState) {
+	r.lastUpdate = max(r.lastUpdate, r.now)
 	j := &r.journal
-	j.flush()
-	var tr trouble
+	j.flushGrants()
+	var tr retryState
 	if s == TaskQueued || s == TaskRetry {
-		tr = r.troubles[task]
+		tr = r.retries[task]
 	}
 	troubled := tr.failures|tr.lost != 0
-	j.op(recordOf[s], r.now, task, r.attempts[task], troubled)
+	j.appendHead(recordOf[s], r.now, task, r.attempts[task], troubled)
 	if troubled {
 		j.uint(uint64(tr.failures))
 		j.uint(uint64(tr.lost))
@@ -146,18 +150,18 @@ func (r *Run) record(task uint32, s TaskState) {
 
 // recordKillTask records that a live task was killed.
 func (r *Run) recordKillTask(task uint32) {
-	r.last = max(r.last, r.now)
-	r.journal.flush()
-	r.journal.op(recordKillTask, r.now, task, 1, false)
+	r.lastUpdate = max(r.lastUpdate, r.now)
+	r.journal.flushGrants()
+	r.journal.appendHead(recordKillTask, r.now, task, 1, false)
 }
 
 // recordState records the run's newest state.
 func (r *Run) recordState() {
-	at := r.changed()
-	r.last = max(r.last, at)
+	at := r.lastStateChange()
+	r.lastUpdate = max(r.lastUpdate, at)
 	j := &r.journal
-	j.flush()
-	j.op(recordRunState, at, j.next, 1, false)
+	j.flushGrants()
+	j.appendHead(recordRunState, at, j.next, 1, false)
 	j.next--
 	j.uint(uint64(len(r.changes) - 1))
 	j.buf = append(j.buf, byte(r.changes[len(r.changes)-1].State))
@@ -165,15 +169,15 @@ func (r *Run) recordState() {
 
 // recordKill records that the run was killed.
 func (r *Run) recordKill() {
-	r.last = max(r.last, r.now)
+	r.lastUpdate = max(r.lastUpdate, r.now)
 	j := &r.journal
-	j.flush()
-	j.op(recordKillRun, r.now, j.next, 1, false)
+	j.flushGrants()
+	j.appendHead(recordKillRun, r.now, j.next, 1, false)
 	j.next--
 }
 
-// op encodes the head of a record.
-func (j *recorder) op(kind recordKind, at int64, task, attempt uint32, troubled bool) {
+// appendHead encodes the head of a record.
+func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint32, troubled bool) {
 	op := byte(kind)
 	if task == j.next {
 		op |= recordNext
@@ -185,7 +189,7 @@ func (j *recorder) op(kind recordKind, at int64, task, attempt uint32, troubled 
 		op |= recordAttempt
 	}
 	if troubled {
-		op |= recordTrouble
+		op |= recordRetryState
 	}
 	j.buf = append(j.buf, op)
 	if at != j.at {
@@ -201,4 +205,72 @@ func (j *recorder) op(kind recordKind, at int64, task, attempt uint32, troubled 
 	}
 }
 
-func (j *recorder) uint(v uint64) { j.buf = binary.AppendUvarint(j.buf, v) }
+func (j *recordBuffer) uint(v uint64) { j.buf = binary.AppendUvarint(j.buf, v) }
+
+// cursor reads encoded values. After the first error it returns zeroes; err names
+// the offset.
+type cursor struct {
+	data []byte
+	off  int
+	err  error
+}
+
+func (c *cursor) more() bool { return c.err == nil && c.off < len(c.data) }
+
+func (c *cursor) fail(format string, args ...any) {
+	if c.err == nil {
+		c.err = fmt.Errorf("offset %d: %s", c.off, fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *cursor) byte(what string) byte {
+	if c.err != nil || c.off >= len(c.data) {
+		c.fail("%s is missing", what)
+		return 0
+	}
+	c.off++
+	return c.data[c.off-1]
+}
+
+// version reads a version byte, from 1 to newest.
+func (c *cursor) version(newest byte) (v byte) {
+	if v = c.byte("version"); c.err == nil && (v < 1 || v > newest) {
+		c.fail("version %d is not known, this build reads up to %d", v, newest)
+	}
+	return v
+}
+
+// uint reads an unsigned varint that is at most limit.
+func (c *cursor) uint(what string, limit uint64) uint64 {
+	if c.err != nil {
+		return 0
+	}
+	v, n := binary.Uvarint(c.data[c.off:])
+	switch {
+	case n <= 0:
+		c.fail("%s is missing or not a varint", what)
+		return 0
+	case v > limit:
+		c.fail("%s is %d, at most %d is possible", what, v, limit)
+		return 0
+	}
+	c.off += n
+	return v
+}
+
+// attempts reads a number of attempts. The limit leaves room for further attempts.
+func (c *cursor) attempts(what string) uint32 { return uint32(c.uint(what, math.MaxInt32)) }
+
+// int reads a signed varint.
+func (c *cursor) int(what string) int64 {
+	if c.err != nil {
+		return 0
+	}
+	v, n := binary.Varint(c.data[c.off:])
+	if n <= 0 {
+		c.fail("%s is missing or not a varint", what)
+		return 0
+	}
+	c.off += n
+	return v
+}

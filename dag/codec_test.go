@@ -111,7 +111,7 @@ func TestSnapshotBytes(t *testing.T) {
 	r.Apply(Lost{2, 1, 3000, 0, 0})
 	r.Apply(KillTask{3, 4000})
 	r.Apply(Pause{5000})
-	// version, 6 tasks, last update, not killing, 3 changes (state, time), 2 troubles
+	// version, 6 tasks, last update, not killing, 3 changes (state, time), 2 retry states
 	// (task, failures, lost, wait, time)
 	header := "01 06 904e 00 03 00d00f 01d00f 02f02e 02 01 01 00 03 e088d6b907 00 00 01 00 00"
 	if got := hex.EncodeToString(r.AppendHeader(nil)); got != strings.ReplaceAll(header, " ", "") {
@@ -181,7 +181,7 @@ func TestDamage(t *testing.T) {
 		header, chunk []byte
 		records       [][]byte
 	}{
-		{"no record of the run's first state", nil, nil, nil},
+		{"the record of the run's first state is missing", nil, nil, nil},
 		{"snapshot header: offset 0: version is missing", []byte{}, nil, nil},
 		{"snapshot header: offset 1: version 9 is not known, this build reads up to 1", unhex("09"), nil, nil},
 		{"snapshot header: offset 1: number of tasks is 7, at most 6 is possible", unhex("01 07"), nil, nil},
@@ -217,7 +217,7 @@ func TestDamage(t *testing.T) {
 		{"records 1: offset 4: run state 6 is not known", nil, nil, [][]byte{first, unhex("01 18 01 06")}},
 		{"task 0 is GRANTED without an attempt", nil, nil, [][]byte{first, unhex("01 51 00 00")}},
 		{"task 5 had an attempt, but it waits for 1 parents", nil, nil, [][]byte{first, unhex("01 01 0a 00")}},
-		{"task 0 is in RETRY and waits for nothing", header, unhex("01 06 0300 0004 0100 0004"), nil},
+		{"task 0 is in RETRY without a wait kind", header, unhex("01 06 0300 0004 0100 0004"), nil},
 		{"task 0 waits for its retry, but it is QUEUED", unhex("01 06 00 00 01 0000 01 00 01 00 02 00"), nil, nil},
 		{"the run is COMPLETED with 1 live and 4 ready tasks and 0 in RETRY", nil, nil, [][]byte{first, second, unhex("01 18 02 03")}},
 		{"the run is QUEUED with 0 live and 0 ready tasks and 0 in RETRY", nil, nil, [][]byte{first, unhex("01 5600 5600 5600 5600 5600 5600")}},
@@ -253,7 +253,7 @@ func TestManyAttempts(t *testing.T) {
 	r := NewRun(p, Config{LostLimit: math.MaxUint32}, math.MaxInt64-1)
 	r.attempts[0] = math.MaxInt32 - 1
 	r.templates[0].started = 1
-	r.troubles[0] = trouble{failures: math.MaxInt32 - 1, lost: math.MaxInt32}
+	r.retries[0] = retryState{failures: math.MaxInt32 - 1, lost: math.MaxInt32}
 	r.Apply(Grant{0, 1, math.MaxInt64})
 	r.Apply(Finished{0, math.MaxInt32, false, math.MaxInt64, 0, 0})
 	records := [][]byte{r.TakeRecords(nil)}
@@ -310,14 +310,14 @@ func FuzzRecover(f *testing.F) {
 func finishAll(r *Run) {
 	r.Init()
 	if r.Allowed(RunRunning) == nil {
-		r.Apply(Resume{At: r.last})
+		r.Apply(Resume{At: r.lastUpdate})
 	}
 	for range 100 {
 		for class := range r.classes {
-			r.Apply(Grant{class, 9, r.last})
+			r.Apply(Grant{class, 9, r.lastUpdate})
 		}
-		r.Live(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.last, 0, 0}) })
-		for _, task := range r.waiting(waitDue) {
+		r.Live(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.lastUpdate, 0, 0}) })
+		for _, task := range r.tasksInRetry(waitDue) {
 			r.Apply(RetryDue{task, r.attempts[task], math.MaxInt64})
 		}
 	}

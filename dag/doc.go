@@ -1,7 +1,7 @@
-// Package dag decides; it never does. It holds what a run of a directed acyclic
+// Package dag decides; it never acts. It holds what a run of a directed acyclic
 // graph of tasks is: the submitted spec, its plan (templates, lazy expansion,
-// edges), and the state machine of one run. It has no I/O, no clock, no
-// goroutine and no randomness: time is an argument, order is deterministic, and
+// edges), and the state machine of one run. It does no I/O, reads no clock, starts no
+// goroutine and uses no randomness: time is an argument, order is deterministic, and
 // the same events give the same effects.
 //
 // The way through the package:
@@ -12,10 +12,10 @@
 //	          (run_events.go: the closed sets; states.go: the transition tables;
 //	          run_attempts.go, run_user.go, run_edges.go: what an event does;
 //	          run_check.go: every invariant; testdata/*.txt: the semantics, played)
-//	codec.go  the records that Apply writes; snapshot.go, replay.go and recover.go
-//	          make a run of them again
+//	codec.go  the records that Apply writes; snapshot.go and recover.go make a run
+//	          from them again
 //
-// The duties of whoever drives a Run, in this order:
+// The duties of the driver of a Run, in this order:
 //
 //  1. Apply the event and keep the effects.
 //  2. Make the records that Apply wrote (TakeRecords) durable, together with

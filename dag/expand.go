@@ -1,6 +1,9 @@
 package dag
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // Task is one expanded task, all its tokens substituted.
 func (p *Plan) Task(task uint32) Task {
@@ -9,8 +12,8 @@ func (p *Plan) Task(task uint32) Task {
 	return t
 }
 
-// TaskInto is Task, and uses t's slices again: they never are the template's.
-// Its strings share at most one new allocation.
+// TaskInto is Task without new slices: it reuses those of t, which never belong to the
+// template. The strings share at most one new allocation.
 func (p *Plan) TaskInto(t *Task, task uint32) {
 	tm := p.TemplateOf(task)
 	job := tm.job
@@ -20,7 +23,7 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 		}
 		job = p.Job(tm, t.scratch)
 	}
-	s := substitution{parameters: p.Parameters, tm: tm, job: job, rest: tm.tokens, local: task - tm.Base}
+	s := textBuilder{parameters: p.Parameters, tm: tm, job: job, rest: tm.tokens, local: task - tm.Base}
 
 	t.Index, t.Template, t.Name = task, tm, tm.Name
 	if size := s.size(); size > 0 {
@@ -50,18 +53,18 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 	t.Timeout = job.Timeout
 }
 
-// substitution makes the texts of one task, all in one buffer.
-type substitution struct {
+// textBuilder builds the texts of one task in one buffer.
+type textBuilder struct {
 	parameters []Parameter
 	tm         *Template
 	job        *Job
 	local      uint32
-	rest       []token // of the fields to come
+	rest       []paramToken // of the fields to come
 	text       strings.Builder
 }
 
 // size is how many bytes the task's own texts have.
-func (s *substitution) size() int {
+func (s *textBuilder) size() int {
 	n := 0
 	if s.tm.Expanded {
 		n = len(s.tm.Name) + len("_4294967295")
@@ -78,7 +81,7 @@ func (s *substitution) size() int {
 	return n
 }
 
-func (s *substitution) value(k *token) string {
+func (s *textBuilder) value(k *paramToken) string {
 	values := s.parameters[k.param].Values
 	if k.size == 1 {
 		return values[0]
@@ -86,7 +89,7 @@ func (s *substitution) value(k *token) string {
 	return values[s.local/k.stride%k.size]
 }
 
-func (s *substitution) name() string {
+func (s *textBuilder) name() string {
 	var digits [64]byte
 	start := s.text.Len()
 	if len(s.tm.Name) > len(digits)-11 {
@@ -97,8 +100,8 @@ func (s *substitution) name() string {
 	return s.text.String()[start:]
 }
 
-// substitute is the text of a field, which must be asked for in order.
-func (s *substitution) substitute(text string, field int32) string {
+// substitute returns the text of a field. Fields must be asked for in ascending order.
+func (s *textBuilder) substitute(text string, field int32) string {
 	if len(s.rest) == 0 || s.rest[0].field != field {
 		return text
 	}
@@ -112,4 +115,78 @@ func (s *substitution) substitute(text string, field int32) string {
 	}
 	s.text.WriteString(text[done:])
 	return s.text.String()[start:]
+}
+
+// nextToken finds the next {{NAME}} in s from an offset on, of any NAME without
+// braces: s[start:end], or ok false.
+func nextToken(s string, from int) (start, end int, ok bool) {
+	for {
+		closing := strings.Index(s[from:], "}}")
+		if closing < 0 {
+			return 0, 0, false
+		}
+		inside := s[from : from+closing]
+		opening := strings.LastIndexByte(inside, '{')
+		if opening > 0 && inside[opening-1] == '{' && strings.IndexByte(inside[opening:], '}') < 0 {
+			return from + opening - 1, from + closing + 2, true
+		}
+		from += closing + 2
+	}
+}
+
+// looksLikeName tells a token with a mistake from text that happens to have braces.
+func looksLikeName(s string) bool {
+	for i, r := range s {
+		inner := r == '-' || r == '.'
+		if r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r) && !(inner && i > 0) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// paramToken is one {{NAME}} of a job.
+type paramToken struct {
+	field      int32 // which of the job's texts
+	start, end int32 // its place there
+	param      int32 // index into Plan.Parameters
+	stride     uint32
+	size       uint32 // of a list: the value is local / stride % size; 1 for a string
+}
+
+// A job's texts, those that may have tokens, are numbered: the arguments of
+// command, commandString, the environment, workDir.
+
+func (j *Job) texts() int { return len(j.Command) + len(j.Environment) + 2 }
+
+func (j *Job) text(field int) string {
+	if field < len(j.Command) {
+		return j.Command[field]
+	}
+	field -= len(j.Command)
+	if field == 0 {
+		return j.CommandString
+	}
+	field--
+	if field < len(j.Environment) {
+		return j.Environment[field]
+	}
+	return j.WorkDir
+}
+
+// findParameter is the index of a parameter, or -1.
+func findParameter(parameters []Parameter, name string) int {
+	low, high := 0, len(parameters)
+	for low < high {
+		middle := int(uint(low+high) / 2)
+		if parameters[middle].Name < name {
+			low = middle + 1
+		} else {
+			high = middle
+		}
+	}
+	if low < len(parameters) && parameters[low].Name == name {
+		return low
+	}
+	return -1
 }

@@ -10,16 +10,16 @@ type Match struct {
 	Groups        uint32   // combinations of their values
 	Parent, Child int      // templates, as indexes into Plan.Templates
 
-	perGroup uint32 // tasks of the parent in a group
-	parent   []digit
-	child    []digit
-	free     []digit // the child's axes left of the last matched one that are not matched: EachChild's loop
-	run      uint32  // the child's tasks that are neighbours in a group
+	perGroup   uint32 // tasks of the parent in a group
+	parent     []axisDigit
+	child      []axisDigit
+	free       []axisDigit // the child's axes left of the last matched one that are not matched: EachChild's loop
+	neighbours uint32      // the child's tasks that are neighbours in a group
 }
 
-// digit is one axis of a template's tasks, seen as the digits of the task's
-// local number: the axis' value is local / stride % size.
-type digit struct {
+// axisDigit is one axis of a template's tasks, seen as the digits of the task's
+// local number: the value of the axis is local / stride % size.
+type axisDigit struct {
 	stride, size uint32
 	weight       uint32 // what the value counts in a group's number
 }
@@ -27,7 +27,7 @@ type digit struct {
 // newMatch lays out a match over params, indexes into parameters in ascending
 // order, all of which both ends expand over.
 func newMatch(parameters []Parameter, parent, child *Template, params []int) *Match {
-	m := &Match{Groups: 1, Parent: parent.Index, Child: child.Index, perGroup: parent.Count, run: 1}
+	m := &Match{Groups: 1, Parent: parent.Index, Child: child.Index, perGroup: parent.Count, neighbours: 1}
 	weights := make([]uint32, len(params))
 	for i := len(params) - 1; i >= 0; i-- {
 		weights[i] = m.Groups
@@ -37,28 +37,28 @@ func newMatch(parameters []Parameter, parent, child *Template, params []int) *Ma
 		m.Names = append(m.Names, parameters[i].Name)
 	}
 	m.perGroup /= m.Groups
-	m.parent, _ = digits(parameters, parent.Axes, params, weights)
-	m.child, m.free = digits(parameters, child.Axes, params, weights)
+	m.parent, _ = splitAxes(parameters, parent.Axes, params, weights)
+	m.child, m.free = splitAxes(parameters, child.Axes, params, weights)
 	// A free axis right of every matched one makes neighbours.
 	last := child.Count
 	if n := len(m.child); n > 0 {
 		last = m.child[n-1].stride
 	}
-	m.run = last
+	m.neighbours = last
 	for n := len(m.free); n > 0 && m.free[n-1].stride < last; n-- {
 		m.free = m.free[:n-1]
 	}
 	return m
 }
 
-// digits are the matched and the free axes of a template, slowest first. An axis
-// of one value distinguishes nothing and is left out.
-func digits(parameters []Parameter, axes, params []int, weights []uint32) (matched, free []digit) {
+// splitAxes are the matched and the free axes of a template, slowest first. An axis
+// of one value is left out: all tasks share that value.
+func splitAxes(parameters []Parameter, axes, params []int, weights []uint32) (matched, free []axisDigit) {
 	stride := uint32(1)
 	k := len(params) - 1
 	for i := len(axes) - 1; i >= 0; i-- {
 		size := uint32(len(parameters[axes[i]].Values))
-		d := digit{stride: stride, size: size}
+		d := axisDigit{stride: stride, size: size}
 		stride *= size
 		isMatched := k >= 0 && params[k] == axes[i]
 		if isMatched {
@@ -78,7 +78,7 @@ func digits(parameters []Parameter, axes, params []int, weights []uint32) (match
 	return matched, free
 }
 
-func reverse(d []digit) {
+func reverse(d []axisDigit) {
 	for i, j := 0, len(d)-1; i < j; i, j = i+1, j-1 {
 		d[i], d[j] = d[j], d[i]
 	}
@@ -86,13 +86,13 @@ func reverse(d []digit) {
 
 // GroupOfParent is the group of a task of the parent. Local counts from the
 // template's Base.
-func (m *Match) GroupOfParent(local uint32) uint32 { return group(m.parent, local) }
+func (m *Match) GroupOfParent(local uint32) uint32 { return groupNumber(m.parent, local) }
 
 // GroupOfChild is the group of a task of the child. Local counts from the
 // template's Base.
-func (m *Match) GroupOfChild(local uint32) uint32 { return group(m.child, local) }
+func (m *Match) GroupOfChild(local uint32) uint32 { return groupNumber(m.child, local) }
 
-func group(axes []digit, local uint32) uint32 {
+func groupNumber(axes []axisDigit, local uint32) uint32 {
 	var g uint32
 	for i := range axes {
 		g += local / axes[i].stride % axes[i].size * axes[i].weight
@@ -120,6 +120,6 @@ func (m *Match) EachChild(group uint32, yield func(firstLocal, n uint32)) {
 			at += rest % m.free[k].size * m.free[k].stride
 			rest /= m.free[k].size
 		}
-		yield(at, m.run)
+		yield(at, m.neighbours)
 	}
 }

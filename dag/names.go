@@ -5,28 +5,28 @@ import (
 	"strconv"
 )
 
-// fewNames is how many templates are looked through one by one: up to there it
-// is faster than a map, and costs no memory.
-const fewNames = 8
+// maxLinearNames is the number of templates up to which a linear search is used. It is
+// faster than a map there, and takes no memory.
+const maxLinearNames = 8
 
-// nameIndex finds templates by their names as defined. It is immutable: add
-// returns a new one that shares the older layers. Layers are joined like those
+// nameIndex finds templates by their names as defined. It is immutable: extended
+// returns a new one that shares the older layers. Layers are merged like those
 // of a log-structured tree, so there are O(log templates) of them and a name is
 // copied O(log templates) times, however many sets are generated.
 type nameIndex struct {
 	layers []map[string]int32
-	few    []*Template // instead of layers, while there are few
+	linear []*Template // instead of layers, while there are few
 	list   *TaskList   // beside them: it has an index of its own
 }
 
-// find is the template of a name, or -1.
-func (x *nameIndex) find(name string) int {
+// lookup returns the index of the template with this name, or -1.
+func (x *nameIndex) lookup(name string) int {
 	if x.list != nil {
-		if i := x.list.find(name); i >= 0 {
+		if i := x.list.lookup(name); i >= 0 {
 			return i
 		}
 	}
-	for _, t := range x.few {
+	for _, t := range x.linear {
 		if t.Name == name {
 			return t.Index
 		}
@@ -39,14 +39,14 @@ func (x *nameIndex) find(name string) int {
 	return -1
 }
 
-// add indexes templates[first:], whose predecessors are indexed in x. Those of a
-// list are indexed there.
-func (x *nameIndex) add(templates []*Template, first int, list *TaskList) nameIndex {
+// extended returns an index that also has templates[first:]; x has their predecessors.
+// The templates of a list are found by the list's own index.
+func (x *nameIndex) extended(templates []*Template, first int, list *TaskList) nameIndex {
 	if list != nil {
 		return nameIndex{list: list}
 	}
-	if x.list == nil && len(templates) <= fewNames {
-		return nameIndex{few: templates}
+	if x.list == nil && len(templates) <= maxLinearNames {
+		return nameIndex{linear: templates}
 	}
 	layers := x.layers[:len(x.layers):len(x.layers)]
 	if len(layers) == 0 && x.list == nil {
@@ -65,7 +65,7 @@ func (x *nameIndex) add(templates []*Template, first int, list *TaskList) nameIn
 		}
 	}
 	for _, t := range templates[first:] {
-		if _, defined := layer[t.Name]; !defined { // who looks for a clash must find the first one
+		if _, defined := layer[t.Name]; !defined { // the check for duplicates must find the first definition
 			layer[t.Name] = int32(t.Index)
 		}
 	}
@@ -117,17 +117,17 @@ func (t *Template) appendName(dst []byte, local uint32) []byte {
 	return dst
 }
 
-// Find is the task of an expanded name. Only the canonical form of a number is
-// found: "a_1", not "a_01".
+// Find returns the task with this expanded name. Only the canonical form of a number
+// matches: "a_1", not "a_01".
 func (p *Plan) Find(name string) (task uint32, ok bool) {
-	if i := p.names.find(name); i >= 0 && !p.Templates[i].Expanded {
+	if i := p.names.lookup(name); i >= 0 && !p.Templates[i].Expanded {
 		return p.Templates[i].Base, true
 	}
 	base, local, ok := splitName(name)
 	if !ok {
 		return 0, false
 	}
-	i := p.names.find(base)
+	i := p.names.lookup(base)
 	if i < 0 || !p.Templates[i].Expanded || local >= p.Templates[i].Count {
 		return 0, false
 	}

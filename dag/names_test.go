@@ -40,7 +40,7 @@ func TestTaskNamesOfAnyKind(t *testing.T) {
 	long := strings.Repeat("n", 200)
 	p := planOf(t, `{"parameters": {"L": ["1", "2"]}, "tasks": {
 		"a b/c~d\"é\n": {"job": {"command": ["{{L}}"]}}, "`+long+`": {"job": {"command": ["{{L}}"]}}}}`)
-	same(t, "names", taskNames(p), []string{"a b/c~d\"é\n_0", "a b/c~d\"é\n_1", long + "_0", long + "_1"})
+	mustEqual(t, "names", taskNames(p), []string{"a b/c~d\"é\n_0", "a b/c~d\"é\n_1", long + "_0", long + "_1"})
 	if got := p.Task(3).Name; got != long+"_1" {
 		t.Errorf("long name is %q", got)
 	}

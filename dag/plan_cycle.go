@@ -6,13 +6,12 @@ import (
 	"strings"
 )
 
-// mostOfPath is how many tasks of a cycle are named at its beginning; of a longer
+// maxPathTasks is how many tasks of a cycle are named at its beginning; of a longer
 // one the last is named too.
-const mostOfPath = 20
+const maxPathTasks = 20
 
-// checkCycle reports the first cycle, if there is one. A new one goes through a
-// new template, so only what is reachable from these is looked at:
-// O(templates + edges), without recursion.
+// checkCycle reports the first cycle. A cycle that did not exist before goes through a
+// new template, so the search starts there: O(templates + edges), without recursion.
 func (b *planner) checkCycle() {
 	if len(b.edges) == 0 {
 		return
@@ -32,8 +31,8 @@ func (b *planner) checkCycle() {
 	var text strings.Builder
 	text.WriteString("the tasks depend on each other: ")
 	for i, t := range cycle {
-		if left := len(cycle) - 1 - i; i >= mostOfPath && left > 0 && len(cycle) > mostOfPath+2 {
-			if i == mostOfPath {
+		if left := len(cycle) - 1 - i; i >= maxPathTasks && left > 0 && len(cycle) > maxPathTasks+2 {
+			if i == maxPathTasks {
 				text.WriteString(" -> … (" + strconv.Itoa(left) + " more)")
 			}
 			continue
@@ -41,13 +40,13 @@ func (b *planner) checkCycle() {
 		if i > 0 {
 			text.WriteString(" -> ")
 		}
-		text.WriteString(shown(b.plan.Templates[t].Name))
+		text.WriteString(formatPathName(b.plan.Templates[t].Name))
 	}
-	b.problem(b.at(cycle[0]), text.String())
+	b.addProblem(b.templatePointer(cycle[0]), text.String())
 }
 
-// shown is a name in a path: as it is when it is short and plain.
-func shown(name string) string {
+// formatPathName is a name in a path: as it is when it is short and plain.
+func formatPathName(name string) string {
 	quoted := Quote(name)
 	if len(quoted) == len(name)+2 && !strings.Contains(name, " -> ") {
 		return name
@@ -55,8 +54,9 @@ func shown(name string) string {
 	return quoted
 }
 
-// findCycle is a cycle through what is reachable from templates[first:], each
-// template once, parents before children; nil when there is none.
+// findCycle returns a cycle among the templates that are reachable from
+// templates[first:]: each template once, parents before children. It returns nil when
+// the graph is acyclic.
 func findCycle(templates []*Template, first int) []int {
 	const unseen = -1
 	waits := make([]int32, len(templates)) // for how many seen parents

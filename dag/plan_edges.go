@@ -5,9 +5,9 @@ import (
 	"strconv"
 )
 
-// edge is one mention of a dependency. From collectEdges on there may be several
-// of one edge; dedupeEdges leaves one.
-type edge struct {
+// edgeMention is one mention of a dependency. collectEdges may find several mentions of
+// one edge; dedupeEdges leaves one.
+type edgeMention struct {
 	parent, child int32
 	match         int32 // index into planner.matched; plain for all to all
 	owner         int32 // the template that mentions it; implied for a generator's
@@ -15,23 +15,23 @@ type edge struct {
 }
 
 const (
-	plain   = -1
-	implied = -1
+	allToAll      = -1
+	fromGenerator = -1
 )
 
 // collectEdges resolves what the new templates say about parents and children.
 func (b *planner) collectEdges() {
 	n := 0
 	if b.list != nil {
-		n = b.list.ends
+		n = b.list.edgeCount
 	}
 	for i := range b.specs {
 		n += len(b.specs[i].Parents) + len(b.specs[i].Children)
 	}
-	if n == 0 || !b.mayHave(n) {
+	if n == 0 || !b.checkEdgeLimit(n) {
 		return
 	}
-	b.edges = make([]edge, 0, n)
+	b.edges = make([]edgeMention, 0, n)
 	if b.list != nil {
 		b.list.eachMention(b.addEdges)
 		b.list.dropEdges()
@@ -45,15 +45,15 @@ func (b *planner) collectEdges() {
 func (b *planner) addEdges(i int, parents, children []EdgeSpec) {
 	owner := int32(b.first + i)
 	for k, end := range parents {
-		b.addEdge(edge{child: owner, owner: owner, at: int32(k)}, end)
+		b.addEdge(edgeMention{child: owner, owner: owner, at: int32(k)}, end)
 	}
 	for k, end := range children {
-		b.addEdge(edge{parent: owner, owner: owner, at: ^int32(k)}, end)
+		b.addEdge(edgeMention{parent: owner, owner: owner, at: ^int32(k)}, end)
 	}
 }
 
-// mayHave tells whether the plan may have so many edges more.
-func (b *planner) mayHave(n int) bool {
+// checkEdgeLimit reports a problem when n more edges exceed the limit.
+func (b *planner) checkEdgeLimit(n int) bool {
 	if n += b.plan.edges; n <= maxEdges {
 		return true
 	}
@@ -66,13 +66,13 @@ func (b *planner) mayHave(n int) bool {
 }
 
 // addEdge adds an edge whose other end has only a name yet.
-func (b *planner) addEdge(e edge, end EdgeSpec) {
-	if end.Task == "" && b.spec(int(e.owner)-b.first).Faulty {
+func (b *planner) addEdge(e edgeMention, end EdgeSpec) {
+	if end.Task == "" && b.taskSpec(int(e.owner)-b.first).HasDecodeErrors {
 		return // reported by the decoder
 	}
-	other := b.plan.names.find(end.Task)
+	other := b.plan.names.lookup(end.Task)
 	if other < 0 {
-		b.problem(b.edgeAt(e), "unknown task "+Quote(end.Task)+b.hint(end.Task))
+		b.addProblem(b.edgePointer(e), "unknown task "+Quote(end.Task)+b.expandedNameHint(end.Task))
 		return
 	}
 	if e.at >= 0 {
@@ -80,11 +80,11 @@ func (b *planner) addEdge(e edge, end EdgeSpec) {
 	} else {
 		e.child = int32(other)
 	}
-	if other < b.first && e.at < 0 && b.started(other) {
-		b.problem(b.edgeAt(e), "task "+Quote(end.Task)+" has already started")
+	if other < b.first && e.at < 0 && b.hasStarted(other) {
+		b.addProblem(b.edgePointer(e), "task "+Quote(end.Task)+" has already started")
 		return
 	}
-	e.match = plain
+	e.match = allToAll
 	if len(end.Match) > 0 {
 		names, ok := b.resolveMatch(e, end.Match)
 		if !ok {
@@ -96,34 +96,35 @@ func (b *planner) addEdge(e edge, end EdgeSpec) {
 	b.edges = append(b.edges, e)
 }
 
-// hint helps who names an expanded task where a task as defined is meant.
-func (b *planner) hint(name string) string {
+// expandedNameHint completes the error about an edge to an expanded task's name: edges
+// name tasks as defined.
+func (b *planner) expandedNameHint(name string) string {
 	if base, _, ok := splitName(name); ok {
-		if i := b.plan.names.find(base); i >= 0 && b.plan.Templates[i].Expanded {
+		if i := b.plan.names.lookup(base); i >= 0 && b.plan.Templates[i].Expanded {
 			return "; edges name tasks as defined, " + Quote(base)
 		}
 	}
 	return ""
 }
 
-// edgeAt is the pointer of an edge's mention.
-func (b *planner) edgeAt(e edge) string {
+// edgePointer is the pointer of an edge's mention.
+func (b *planner) edgePointer(e edgeMention) string {
 	if e.at < 0 {
-		return b.at(int(e.owner)) + "/children/" + strconv.Itoa(int(^e.at))
+		return b.templatePointer(int(e.owner)) + "/children/" + strconv.Itoa(int(^e.at))
 	}
-	return b.at(int(e.owner)) + "/parents/" + strconv.Itoa(int(e.at))
+	return b.templatePointer(int(e.owner)) + "/parents/" + strconv.Itoa(int(e.at))
 }
 
 // resolveMatch is the parameters of a one-to-one edge, sorted, each once.
-func (b *planner) resolveMatch(e edge, names []string) (params []int, ok bool) {
+func (b *planner) resolveMatch(e edgeMention, names []string) (params []int, ok bool) {
 	parent, child := b.plan.Templates[e.parent], b.plan.Templates[e.child]
 	before := b.Len()
 	if parent.Generator {
-		b.problem(b.edgeAt(e), "generator "+Quote(parent.Name)+" cannot be matched one to one: its children wait for everything that it generates")
+		b.addProblem(b.edgePointer(e), "generator "+Quote(parent.Name)+" cannot be matched one to one: its children wait for everything that it generates")
 	}
 	for i, name := range names {
 		if mistake := b.cannotMatch(parent, child, name); mistake != "" {
-			b.problem(b.edgeAt(e)+"/match/"+strconv.Itoa(i), mistake)
+			b.addProblem(b.edgePointer(e)+"/match/"+strconv.Itoa(i), mistake)
 		} else {
 			params = append(params, findParameter(b.plan.Parameters, name))
 		}
@@ -140,21 +141,21 @@ func (b *planner) cannotMatch(parent, child *Template, name string) string {
 		return "unknown parameter " + Quote(name)
 	}
 	if !b.plan.Parameters[i].List {
-		return "parameter " + Quote(name) + " is no list"
+		return "parameter " + Quote(name) + " is not a list"
 	}
 	for _, t := range []*Template{parent, child} {
 		if _, ok := slices.BinarySearch(t.Axes, i); !ok {
 			return "task " + Quote(t.Name) + " does not expand over " + Quote(name)
 		}
 	}
-	if twice, ok := b.repeated(i); ok {
+	if twice, ok := b.repeatedValue(i); ok {
 		return "parameter " + Quote(name) + " has the value " + Quote(twice) + " twice, tasks cannot be matched by it"
 	}
 	return ""
 }
 
-// repeated is a value that a list parameter has more than once.
-func (b *planner) repeated(param int) (value string, ok bool) {
+// repeatedValue returns a value that a list parameter has more than once.
+func (b *planner) repeatedValue(param int) (value string, ok bool) {
 	if answer, known := b.repeats[param]; known {
 		return answer.value, answer.ok
 	}
@@ -168,21 +169,22 @@ func (b *planner) repeated(param int) (value string, ok bool) {
 		seen[v] = struct{}{}
 	}
 	if b.repeats == nil {
-		b.repeats = make(map[int]repeat)
+		b.repeats = make(map[int]repeatedAnswer)
 	}
-	b.repeats[param] = repeat{value, ok}
+	b.repeats[param] = repeatedAnswer{value, ok}
 	return value, ok
 }
 
-// repeat is the answer of planner.repeated.
-type repeat struct {
+// repeatedAnswer is the answer of planner.repeated.
+type repeatedAnswer struct {
 	value string
 	ok    bool
 }
 
-// hang adds the edges that a generated set has by itself: from the generator to
-// what has no parents, and from every new template to what waits for the generator.
-func (b *planner) hang(g *Template) {
+// attachGenerated adds the implied edges of a generated set: from the generator to each
+// new template without parents, and from every new template to the templates that wait
+// for the generator.
+func (b *planner) attachGenerated(g *Template) {
 	n := len(b.plan.Templates) - b.first
 	hasParent := make([]bool, n)
 	for _, e := range b.edges {
@@ -192,18 +194,18 @@ func (b *planner) hang(g *Template) {
 	}
 	for i, has := range hasParent {
 		if !has {
-			b.edges = append(b.edges, edge{parent: int32(g.Index), child: int32(b.first + i), match: plain, owner: implied})
+			b.edges = append(b.edges, edgeMention{parent: int32(g.Index), child: int32(b.first + i), match: allToAll, owner: fromGenerator})
 		}
 	}
-	if !b.mayHave(len(b.edges) + n*len(g.Children)) {
+	if !b.checkEdgeLimit(len(b.edges) + n*len(g.Children)) {
 		return
 	}
 	for _, waiting := range g.Children {
-		if waiting.Hangs {
-			continue // made by this generator before, it is not one that waits for all of it
+		if waiting.ViaGenerator {
+			continue // an earlier set of this generator does not wait for the generator
 		}
 		for i := range n {
-			b.edges = append(b.edges, edge{parent: int32(b.first + i), child: int32(waiting.Template), match: plain, owner: implied})
+			b.edges = append(b.edges, edgeMention{parent: int32(b.first + i), child: int32(waiting.Template), match: allToAll, owner: fromGenerator})
 		}
 	}
 }
@@ -230,13 +232,13 @@ func (b *planner) dedupeEdges() {
 			continue
 		}
 		switch same := &kept[at]; {
-		case e.owner == implied: // waits for all of it, whatever the set says
-			same.match = plain
-		case e.match == plain:
-		case same.match == plain:
+		case e.owner == fromGenerator: // waits for all of it, whatever the set says
+			same.match = allToAll
+		case e.match == allToAll:
+		case same.match == allToAll:
 			same.match = e.match
 		case !slices.Equal(b.matched[same.match], b.matched[e.match]):
-			b.problem(b.edgeAt(e), "the edge from "+Quote(b.plan.Templates[e.parent].Name)+" to "+
+			b.addProblem(b.edgePointer(e), "the edge from "+Quote(b.plan.Templates[e.parent].Name)+" to "+
 				Quote(b.plan.Templates[e.child].Name)+" is matched by other parameters elsewhere")
 		}
 	}
@@ -257,7 +259,7 @@ func (b *planner) sortByChild() {
 	for i := 1; i < len(next); i++ {
 		next[i] += next[i-1]
 	}
-	out := make([]edge, len(b.edges))
+	out := make([]edgeMention, len(b.edges))
 	for _, e := range b.edges {
 		out[next[e.child]] = e
 		next[e.child]++
@@ -311,16 +313,17 @@ func (b *planner) layOutEdges() {
 	}
 	for _, e := range b.edges {
 		parent, child := p.Templates[e.parent], p.Templates[e.child]
-		match := b.match(e, parent, child)
-		hangs := e.owner == implied && child.Index >= b.first && parent.Index < b.first
-		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match, Hangs: hangs})
-		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match, Hangs: hangs})
+		match := b.layOutMatch(e, parent, child)
+		hangs := e.owner == fromGenerator && child.Index >= b.first && parent.Index < b.first
+		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match, ViaGenerator: hangs})
+		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match, ViaGenerator: hangs})
 	}
 }
 
-// match lays out an edge's match, unless it is plain or the plan is wrong anyway.
-func (b *planner) match(e edge, parent, child *Template) *Match {
-	if e.match == plain || b.Len() > 0 || b.total > mostTasks {
+// layOutMatch lays out the match of an edge. It returns nil for an all-to-all edge, and
+// when the plan already has problems.
+func (b *planner) layOutMatch(e edgeMention, parent, child *Template) *Match {
+	if e.match == allToAll || b.Len() > 0 || b.total > maxTaskIndex {
 		return nil
 	}
 	m := newMatch(b.plan.Parameters, parent, child, b.matched[e.match])

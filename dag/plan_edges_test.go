@@ -48,7 +48,7 @@ func TestEdges(t *testing.T) {
 		{"a generator matches its parents", graph(`a {{L}}`, `b {{L}} "isGenerator": true, "parents": [{"task": "a", "match": ["L"]}]`), []string{"a>b:L"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			same(t, c.doc, edgesOf(t, planOf(t, c.doc)), c.want)
+			mustEqual(t, c.doc, edgesOf(t, planOf(t, c.doc)), c.want)
 		})
 	}
 }
@@ -59,7 +59,7 @@ func TestEdgeProblems(t *testing.T) {
 		want      []string
 	}{
 		{"parameter", graph(`a {{L}}`, `b {{L}} "parents": [{"task": "a", "match": ["L", "X", "S", "M"]}]`), []string{
-			`/tasks/b/parents/0/match/1: unknown parameter "X"`, `/tasks/b/parents/0/match/2: parameter "S" is no list`,
+			`/tasks/b/parents/0/match/1: unknown parameter "X"`, `/tasks/b/parents/0/match/2: parameter "S" is not a list`,
 			`/tasks/b/parents/0/match/3: task "a" does not expand over "M"`}},
 		{"only one end expands", graph(`a {{L}} "children": [{"task": "b", "match": ["L"]}]`, `b -`),
 			[]string{`/tasks/a/children/0/match/0: task "b" does not expand over "L"`}},
@@ -76,7 +76,7 @@ func TestEdgeProblems(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), dag.Limits{})
-			same(t, c.doc, told(problems), c.want)
+			mustEqual(t, c.doc, told(problems), c.want)
 		})
 	}
 }
@@ -147,7 +147,7 @@ func TestEdgesAgainstNaive(t *testing.T) {
 			want = append(want, fmt.Sprintf("t%d>t%d", e[0], e[1]))
 		}
 		slices.Sort(want)
-		same(t, fmt.Sprint("seed ", seed), slices.Sorted(slices.Values(edgesOf(t, p))), want)
+		mustEqual(t, fmt.Sprint("seed ", seed), slices.Sorted(slices.Values(edgesOf(t, p))), want)
 	}
 }
 

@@ -62,7 +62,7 @@ func TestExtend(t *testing.T) {
 				t.Error("the plan itself changed")
 			}
 			want := append([]string{"a>g", "g>c", "c>d"}, c.want...)
-			same(t, "edges", slices.Sorted(slices.Values(edgesOf(t, next))), slices.Sorted(slices.Values(want)))
+			mustEqual(t, "edges", slices.Sorted(slices.Values(edgesOf(t, next))), slices.Sorted(slices.Values(want)))
 			if next.Sets != 1 || p.Sets != 0 {
 				t.Errorf("%d sets, %d before", next.Sets, p.Sets)
 			}
@@ -117,7 +117,7 @@ func TestExtendProblems(t *testing.T) {
 			if next != nil {
 				t.Error("there is a plan")
 			}
-			same(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, told(problems), c.want)
 		})
 	}
 }
@@ -128,7 +128,7 @@ func TestExtendLimits(t *testing.T) {
 		t.Fatal(problems)
 	}
 	_, problems = p.Extend(0, set(t, `x {{L}}`, `y {{M}}`), nothingStarted)
-	same(t, "too many", told(problems), []string{`! : the run has 6 tasks, the limit is 5`})
+	mustEqual(t, "too many", told(problems), []string{`! : the run has 6 tasks, the limit is 5`})
 
 	p = extend(t, p, "g", `h - "isGenerator": true`)
 	p = extend(t, p, "h", `i - "isGenerator": true`)
@@ -136,7 +136,7 @@ func TestExtendLimits(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 	_, problems = p.Extend(2, set(t, `j -`), nothingStarted)
-	same(t, "too deep", told(problems), []string{`: generators are nested 3 deep, the limit is 2`})
+	mustEqual(t, "too deep", told(problems), []string{`: generators are nested 3 deep, the limit is 2`})
 	if _, problems = p.Extend(2, nil, nothingStarted); problems != nil {
 		t.Errorf("nothing is too deep: %v", problems)
 	}
@@ -157,14 +157,14 @@ func TestEdgesAreBounded(t *testing.T) {
 		t.Fatal(problems)
 	}
 	_, problems = p.Extend(0, made, nothingStarted)
-	same(t, "problems", told(problems), []string{fmt.Sprintf("! : the tasks have %d edges, the limit is 10000000", n+n+n*n)})
+	mustEqual(t, "problems", told(problems), []string{fmt.Sprintf("! : the tasks have %d edges, the limit is 10000000", n+n+n*n)})
 	parents := make([]dag.EdgeSpec, 5_000_001)
 	for i := range parents {
 		parents[i].Task = "g"
 	}
 	spec.Tasks = append(spec.Tasks[:1], dag.TaskSpec{Name: "a", Job: dag.Job{HasString: true}, Parents: parents, Children: parents})
 	_, problems = dag.NewPlan(spec, dag.Limits{})
-	same(t, "problems", told(problems), []string{"! /tasks: the tasks have 10000002 edges, the limit is 10000000"})
+	mustEqual(t, "problems", told(problems), []string{"! /tasks: the tasks have 10000002 edges, the limit is 10000000"})
 }
 
 func TestDefaultsHoldForWhatIsGenerated(t *testing.T) {
@@ -173,7 +173,7 @@ func TestDefaultsHoldForWhatIsGenerated(t *testing.T) {
 	if problems != nil {
 		t.Fatal(problems)
 	}
-	same(t, "task", []string{taskText(next.Task(2))}, []string{"n_1 d 2"})
+	mustEqual(t, "task", []string{taskText(next.Task(2))}, []string{"n_1 d 2"})
 	if next.Templates[1].Class != p.Templates[0].Class {
 		t.Error("another class")
 	}
@@ -185,7 +185,7 @@ func TestSetsOfOneGenerator(t *testing.T) {
 	p := planOf(t, graph(`g {{L}} "isGenerator": true`, `c - "parents": ["g"]`))
 	p = extend(t, p, "g_0", `x -`, `y - "parents": ["x"]`)
 	p = extend(t, p, "g_1", `z - "parents": ["x"]`, `w - "parents": ["g"]`)
-	same(t, "edges", slices.Sorted(slices.Values(edgesOf(t, p))), []string{"g>c", "g>w", "g>x", "w>c", "x>c", "x>y", "x>z", "y>c", "z>c"})
+	mustEqual(t, "edges", slices.Sorted(slices.Values(edgesOf(t, p))), []string{"g>c", "g>w", "g>x", "w>c", "x>c", "x>y", "x>z", "y>c", "z>c"})
 	if len(p.Templates) != 6 || p.Templates[5].Set != 2 {
 		t.Errorf("%d templates", len(p.Templates))
 	}
@@ -219,7 +219,7 @@ func TestManySets(t *testing.T) {
 
 func TestExtendByNoGeneratorPanics(t *testing.T) {
 	defer func() {
-		if got := fmt.Sprint(recover()); got != `dag: extended by task 0 of "a", which is no generator` {
+		if got := fmt.Sprint(recover()); got != `dag: extended by task 0 of "a", which is not a generator` {
 			t.Errorf("panic %v", got)
 		}
 	}()

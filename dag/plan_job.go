@@ -7,18 +7,18 @@ import (
 	"strings"
 )
 
-// The executors that every node has.
+// The executors that every node offers.
 const (
 	executorProcess = "process"
 	executorNoop    = "noop"
 )
 
-// defaultCoresMilli is what a task takes that does not say how many cores.
-const defaultCoresMilli = 1000
+// defaultCPUMillis is what a task takes that does not say how many cores.
+const defaultCPUMillis = 1000
 
-// over is the effective job: what j gives, and of the defaults d the rest. A
-// member is taken as a whole; command and commandString count as one.
-func (j *Job) over(d *Job) Job {
+// withDefaults returns the effective job: the members that j gives, and those of d for
+// the rest. A member is taken as a whole; command and commandString count as one.
+func (j *Job) withDefaults(d *Job) Job {
 	e := *j
 	if !j.hasCommand() {
 		e.Command, e.CommandString, e.HasString = d.Command, d.CommandString, d.HasString
@@ -70,23 +70,23 @@ func mergeMembers(own, defaults []Member) []Member {
 	return merged
 }
 
-// Job is the effective job of a template: jobDefaults applied, tokens not substituted.
-// A listed one is unpacked into scratch, which is used again; otherwise it is the
-// plan's own. Either way it must not be changed.
+// Job returns the effective job of a template: jobDefaults applied, tokens not
+// substituted. A job of a TaskList is unpacked into scratch and valid until scratch is
+// used again; any other job belongs to the plan. Do not change either.
 func (p *Plan) Job(t *Template, scratch *Scratch) *Job {
 	if t.job != nil {
 		return t.job
 	}
-	p.list.task(t.Index, &scratch.spec)
+	p.list.unpackTask(t.Index, &scratch.spec)
 	if p.defaults == nil {
 		return &scratch.spec.Job
 	}
-	scratch.job = scratch.spec.Job.over(p.defaults)
+	scratch.job = scratch.spec.Job.withDefaults(p.defaults)
 	return &scratch.job
 }
 
-// Scratch is what a listed job is unpacked into; its zero value is ready. It is for
-// one goroutine.
+// Scratch is the buffer that a job of a TaskList is unpacked into. Its zero value is
+// ready. It is for one goroutine.
 type Scratch struct {
 	spec TaskSpec
 	job  Job // with the defaults: apart, for spec's slices are written to again
@@ -94,8 +94,8 @@ type Scratch struct {
 
 func (j *Job) hasCommand() bool { return j.Command != nil || j.HasString }
 
-// owns tells whether a text of the effective job is j's own, and not from the defaults.
-func (j *Job) owns(effective *Job, field int) bool {
+// ownsText tells whether a text of the effective job is j's own, and not from the defaults.
+func (j *Job) ownsText(effective *Job, field int) bool {
 	if j == effective {
 		return true
 	}
@@ -129,8 +129,8 @@ func (j *Job) pointerOf(effective *Job, field int) string {
 	return "/environment/" + strconv.Itoa(field)
 }
 
-// scanTokens fills b.scratch with a job's tokens. What is wrong with one is
-// reported at the place that is asked for.
+// scanTokens fills b.scratch with a job's tokens. A wrong token is reported at the
+// pointer that place returns for its field.
 func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, report bool)) {
 	b.scratch = b.scratch[:0]
 	for field := range j.texts() {
@@ -153,7 +153,7 @@ func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, repo
 			case len(b.plan.Parameters[param].Values) == 0:
 				mistake = "parameter " + Quote(name) + " is an empty list"
 			default:
-				k := token{field: int32(field), start: int32(start), end: int32(end), param: int32(param), size: 1, stride: 1}
+				k := paramToken{field: int32(field), start: int32(start), end: int32(end), param: int32(param), size: 1, stride: 1}
 				if b.plan.Parameters[param].List {
 					k.size = uint32(len(b.plan.Parameters[param].Values))
 				}
@@ -161,80 +161,80 @@ func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, repo
 				continue
 			}
 			if pointer, report := place(field); report {
-				b.problem(pointer, mistake)
+				b.addProblem(pointer, mistake)
 			}
 		}
 	}
 }
 
-// checkDefaults finds what is wrong with jobDefaults, once for all tasks.
+// checkDefaults validates jobDefaults, once for all tasks.
 func (b *planner) checkDefaults(d *Job) {
-	b.checkGiven(inDefaults, d)
-	place := func(field int) (string, bool) { return b.jobAt(inDefaults) + d.pointerOf(d, field), true }
+	b.checkGiven(jobDefaultsIndex, d)
+	place := func(field int) (string, bool) { return b.jobPointer(jobDefaultsIndex) + d.pointerOf(d, field), true }
 	b.scanTokens(d, place)
 	b.checkTexts(d, place)
-	if d.starts() {
+	if d.startsProcess() {
 		b.checkStart(d, place)
 	}
 }
 
-// inDefaults stands for a template where jobDefaults is meant.
-const inDefaults = -1
+// jobDefaultsIndex stands for a template where jobDefaults is meant.
+const jobDefaultsIndex = -1
 
-// jobAt is the pointer of a new template's job.
-func (b *planner) jobAt(template int) string {
-	if template == inDefaults {
+// jobPointer is the pointer of a new template's job.
+func (b *planner) jobPointer(template int) string {
+	if template == jobDefaultsIndex {
 		return "/jobDefaults"
 	}
-	return b.at(template) + "/job"
+	return b.templatePointer(template) + "/job"
 }
 
-// checkGiven finds what is wrong with the members that the job of a template gives.
+// checkGiven validates the members that the job of a template gives itself.
 func (b *planner) checkGiven(template int, j *Job) {
 	limits := &b.plan.limits
 	if j.Command != nil && j.HasString {
-		b.problem(b.jobAt(template), "both command and commandString are given")
+		b.addProblem(b.jobPointer(template), "both command and commandString are given")
 	}
-	if j.Executor != "" && !limits.knows(j.Executor) {
-		b.problem(b.jobAt(template)+"/executor", "unknown executor "+Quote(j.Executor))
+	if j.Executor != "" && !limits.knowsExecutor(j.Executor) {
+		b.addProblem(b.jobPointer(template)+"/executor", "unknown executor "+Quote(j.Executor))
 	}
 	if j.Cores.Raw != "" && j.Cores.Milli <= 0 {
-		b.problem(b.jobAt(template)+"/cores", "cores must be more than 0")
+		b.addProblem(b.jobPointer(template)+"/cores", "cores must be more than 0")
 	}
 	if j.MemoryMB.Raw != "" && j.MemoryMB.Milli < 0 {
-		b.problem(b.jobAt(template)+"/memoryMB", "memoryMB must not be negative")
+		b.addProblem(b.jobPointer(template)+"/memoryMB", "memoryMB must not be negative")
 	}
 	cores, has := j.Cores, limits.MaxCoresMilli
-	if cores.Raw != "" && has > 0 && cores.Milli > has && b.here(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
-		b.problem(b.jobAt(template)+"/cores", tooMuch(cores.Milli, has, "cores"))
+	if cores.Raw != "" && has > 0 && cores.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(cores.Milli, has, "cores"))
 	}
 	memory, has := j.MemoryMB, limits.MaxMemoryMilli
-	if memory.Raw != "" && has > 0 && memory.Milli > has && b.here(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
-		b.problem(b.jobAt(template)+"/memoryMB", tooMuch(memory.Milli, has, "MB of memory"))
+	if memory.Raw != "" && has > 0 && memory.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachine(memory.Milli, has, "MB of memory"))
 	}
 }
 
-// here tells whether a new template's tasks run on this machine. For jobDefaults it
-// is whether those of any template do that has not its own value of the member.
-func (b *planner) here(template int, own func(*Job) bool) bool {
+// runsLocally tells whether a new template's tasks run on this machine. For jobDefaults
+// it tells whether this is true of any template that does not set the member itself.
+func (b *planner) runsLocally(template int, own func(*Job) bool) bool {
 	limits := &b.plan.limits
-	if len(limits.Elsewhere) == 0 {
+	if len(limits.ExternalExecutors) == 0 {
 		return true
 	}
-	if template != inDefaults {
-		return !limits.elsewhere(b.job.Executor)
+	if template != jobDefaultsIndex {
+		return !limits.runsExternally(b.job.Executor)
 	}
-	for i := range b.len() {
-		j := &b.spec(i).Job
-		if !own(j) && !limits.elsewhere(cmp.Or(j.Executor, b.plan.defaults.Executor)) {
+	for i := range b.templateCount() {
+		j := &b.taskSpec(i).Job
+		if !own(j) && !limits.runsExternally(cmp.Or(j.Executor, b.plan.defaults.Executor)) {
 			return true
 		}
 	}
 	return false
 }
 
-// tooMuch says what the machine does not have. Both numbers are thousandths.
-func tooMuch(asked, has int64, unit string) string {
+// exceedsMachine says what the machine does not have. Both numbers are thousandths.
+func exceedsMachine(asked, has int64, unit string) string {
 	return "asks for " + formatMilli(asked) + " " + unit + ", the machine has " + formatMilli(has)
 }
 
@@ -243,7 +243,7 @@ func formatMilli(milli int64) string {
 	return strconv.FormatFloat(float64(milli)/1000, 'f', -1, 64)
 }
 
-// checkJob finds what is wrong with a template's job, and gives it its class.
+// checkJob validates a template's job, and sets its class.
 func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	j := b.job
 	b.checkGiven(t.Index, &spec.Job)
@@ -251,28 +251,28 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	if class.Executor == "" {
 		class.Executor = executorProcess
 	}
-	if !j.hasCommand() && class.Executor != executorNoop && !spec.Faulty {
-		b.problem(b.jobAt(t.Index), "neither command nor commandString is given")
+	if !j.hasCommand() && class.Executor != executorNoop && !spec.HasDecodeErrors {
+		b.addProblem(b.jobPointer(t.Index), "neither command nor commandString is given")
 	}
 	if spec.Generator && class.Executor == executorNoop {
-		b.problem(b.at(t.Index)+"/isGenerator", "a generator has to print tasks, and executor \"noop\" runs nothing")
+		b.addProblem(b.templatePointer(t.Index)+"/isGenerator", "a generator has to print tasks, and executor \"noop\" runs nothing")
 	}
 	if j.Cores.Raw == "" {
-		class.CoresMilli = defaultCoresMilli
-		if has := b.plan.limits.MaxCoresMilli; has > 0 && has < defaultCoresMilli && !b.plan.limits.elsewhere(class.Executor) {
-			b.problem(b.jobAt(t.Index), tooMuch(defaultCoresMilli, has, "cores"))
+		class.CoresMilli = defaultCPUMillis
+		if has := b.plan.limits.MaxCoresMilli; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
+			b.addProblem(b.jobPointer(t.Index), exceedsMachine(defaultCPUMillis, has, "cores"))
 		}
 	}
-	t.Class = b.class(class)
+	t.Class = b.classIndex(class)
 }
 
-// fewClasses is how many classes are looked through one by one.
-const fewClasses = 8
+// maxLinearClasses is how many classes are looked through one by one.
+const maxLinearClasses = 8
 
-// class is the index of a class in the plan.
-func (b *planner) class(c Class) int {
+// classIndex is the index of a class in the plan.
+func (b *planner) classIndex(c Class) int {
 	p := b.plan
-	if len(p.Classes) <= fewClasses {
+	if len(p.Classes) <= maxLinearClasses {
 		if i := slices.Index(p.Classes, c); i >= 0 {
 			return i
 		}

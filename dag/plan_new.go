@@ -13,7 +13,7 @@ const (
 	defaultMaxTasks = 10_000_000
 	defaultMaxDepth = 16
 	// Whatever the limits say: indexes of tasks and templates fit in an int32.
-	mostTasks = math.MaxInt32
+	maxTaskIndex = math.MaxInt32
 	// maxEdges bounds the edges between templates. A generated set makes one to each
 	// task that waits for its generator, so a small document can ask for many.
 	maxEdges = 10_000_000
@@ -26,66 +26,68 @@ func (l Limits) withDefaults() Limits {
 	if l.MaxTasks <= 0 {
 		l.MaxTasks = defaultMaxTasks
 	}
-	l.MaxTasks = min(l.MaxTasks, mostTasks)
+	l.MaxTasks = min(l.MaxTasks, maxTaskIndex)
 	if l.MaxDepth <= 0 {
 		l.MaxDepth = defaultMaxDepth
 	}
 	return l
 }
 
-func (l *Limits) knows(executor string) bool {
+func (l *Limits) knowsExecutor(executor string) bool {
 	if l.Executors == nil {
 		return executor == executorProcess || executor == executorNoop
 	}
 	return slices.Contains(l.Executors, executor)
 }
 
-// elsewhere tells whether tasks of this executor take nothing of this machine.
-func (l *Limits) elsewhere(executor string) bool { return slices.Contains(l.Elsewhere, executor) }
-
-// planner makes a plan, or the list of everything that is wrong.
-type planner struct {
-	Collector
-	plan    *Plan
-	prefix  string     // JSON pointer of the object that holds the tasks
-	first   int        // plan.Templates[first:] are new
-	specs   []TaskSpec // of the new templates
-	list    *TaskList  // instead of specs
-	listed  *listed    // of list
-	job     *Job       // the effective one of the template that is being added
-	total   uint64     // tasks, saturated
-	edges   []edge
-	matched [][]int // parameters of one-to-one edges; edge.match indexes it
-	classes map[Class]int
-	scratch []token
-	merged  int                     // members of jobs, where defaults were merged in
-	lengths []int                   // of the parameters' longest values
-	traits  []valueTrait            // of the parameters
-	started func(template int) bool // of templates that were there before
-	repeats map[int]repeat          // answers of repeated
+// runsExternally tells whether tasks of this executor run on other machines.
+func (l *Limits) runsExternally(executor string) bool {
+	return slices.Contains(l.ExternalExecutors, executor)
 }
 
-// NewPlan validates a spec as a graph and lays out its templates. It reports
-// everything that is wrong; the plan is nil when anything is. Problem.Limit is
-// set on what is too large rather than wrong.
+// planner makes a plan, or the list of all problems.
+type planner struct {
+	Collector
+	plan       *Plan
+	prefix     string       // JSON pointer of the object that holds the tasks
+	first      int          // plan.Templates[first:] are new
+	specs      []TaskSpec   // of the new templates
+	list       *TaskList    // instead of specs
+	packed     *packedTasks // of list
+	job        *Job         // the effective one of the template that is being added
+	total      uint64       // tasks, saturated
+	edges      []edgeMention
+	matched    [][]int // parameters of one-to-one edges; edge.match indexes it
+	classes    map[Class]int
+	scratch    []paramToken
+	merged     int                     // members of jobs, where defaults were merged in
+	lengths    []int                   // of the parameters' longest values
+	traits     []valueTrait            // of the parameters
+	hasStarted func(template int) bool // of templates that were there before
+	repeats    map[int]repeatedAnswer  // answers of repeated
+}
+
+// NewPlan validates a spec as a graph and lays out its templates. It reports all
+// problems, and then the plan is nil. Problem.Limit is set where the document is sound
+// but too large.
 func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	b := planner{
 		prefix: "/tasks",
 		specs:  s.Tasks,
-		list:   s.Listed,
+		list:   s.TaskList,
 		plan: &Plan{
 			Tag: s.Tag, Tags: s.Tags, Parameters: s.Parameters,
-			limits: l.withDefaults(), defaults: s.Defaults, list: s.Listed,
+			limits: l.withDefaults(), defaults: s.Defaults, list: s.TaskList,
 		},
 	}
 	if b.list != nil {
-		b.listed = new(listed)
+		b.packed = new(packedTasks)
 	}
 	if s.Defaults != nil {
 		b.checkDefaults(s.Defaults)
 	}
-	if b.len() == 0 {
-		b.problem(b.prefix, "there must be at least one task")
+	if b.templateCount() == 0 {
+		b.addProblem(b.prefix, "there must be at least one task")
 	}
 	b.addTemplates(-1)
 	b.collectEdges()
@@ -97,28 +99,28 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 // tells whether any task of a template was ever granted a slot: such a template
 // gets no new parents. Pointers of problems are those of the generator's output.
 //
-// The set's own edges are kept. A template of it without parents hangs on the
-// generator's template, and what waits for the generator waits for every new
-// template too, except what the same generator made before.
+// The set keeps its own edges. A new template without parents becomes a child of the
+// generator's template. The templates that wait for the generator wait for every new
+// template too, except those that the same generator made before.
 //
-// A task that is of no generator is a bug of the caller and panics.
+// A task whose template is not a generator is a bug of the caller and panics.
 func (p *Plan) Extend(generator uint32, tasks []TaskSpec, started func(template int) bool) (*Plan, Problems) {
 	g := p.TemplateOf(generator)
 	if !g.Generator {
-		panic(fmt.Sprintf("dag: extended by task %d of %q, which is no generator", generator, g.Name))
+		panic(fmt.Sprintf("dag: extended by task %d of %q, which is not a generator", generator, g.Name))
 	}
 	next := *p
 	next.Sets++
 	b := planner{
 		plan: &next, first: len(p.Templates), specs: tasks,
-		total: uint64(p.Tasks), started: started,
+		total: uint64(p.Tasks), hasStarted: started,
 	}
 	if depth := g.Depth + 1; depth > p.limits.MaxDepth && len(tasks) > 0 {
-		b.problem("", fmt.Sprintf("generators are nested %d deep, the limit is %d", depth, p.limits.MaxDepth))
+		b.addProblem("", fmt.Sprintf("generators are nested %d deep, the limit is %d", depth, p.limits.MaxDepth))
 	}
 	b.addTemplates(g.Index)
 	b.collectEdges()
-	b.hang(g)
+	b.attachGenerated(g)
 	return b.finish()
 }
 
@@ -135,38 +137,38 @@ func (b *planner) finish() (*Plan, Problems) {
 	return b.plan, nil
 }
 
-// len is how many templates are new.
-func (b *planner) len() int {
+// templateCount is how many templates are new.
+func (b *planner) templateCount() int {
 	if b.list != nil {
 		return b.list.Len()
 	}
 	return len(b.specs)
 }
 
-// spec is the definition of the i-th new template, valid until the next call. Of a
-// listed one the edges are not there.
-func (b *planner) spec(i int) *TaskSpec {
+// taskSpec returns the definition of the i-th new template, valid until the next call.
+// A definition from a TaskList comes without its edges.
+func (b *planner) taskSpec(i int) *TaskSpec {
 	if b.list == nil {
 		return &b.specs[i]
 	}
-	b.list.task(i, &b.listed.spec)
-	return &b.listed.spec
+	b.list.unpackTask(i, &b.packed.spec)
+	return &b.packed.spec
 }
 
-func (b *planner) problem(pointer, message string) {
+func (b *planner) addProblem(pointer, message string) {
 	b.Add(Problem{Pointer: pointer, Message: message})
 }
 
-// at is the pointer of a new template's definition.
-func (b *planner) at(template int) string {
+// templatePointer is the pointer of a new template's definition.
+func (b *planner) templatePointer(template int) string {
 	return b.prefix + "/" + EscapePointer(b.plan.Templates[template].Name)
 }
 
-// addTemplates appends the new templates to the plan, and finds what is wrong
-// with each by itself and with their names.
+// addTemplates appends the new templates to the plan, and validates each of them and
+// their names.
 func (b *planner) addTemplates(origin int) {
 	p := b.plan
-	n := b.len()
+	n := b.templateCount()
 	p.Templates = append(make([]*Template, 0, b.first+n), p.Templates...)
 	p.bases = append(make([]uint32, 0, b.first+n), p.bases...)
 	p.Classes = slices.Clip(p.Classes)
@@ -183,38 +185,38 @@ func (b *planner) addTemplates(origin int) {
 	if origin >= 0 {
 		depth = p.Templates[origin].Depth + 1
 	}
-	seats := b.seats(n)
+	seats := b.allocTemplates(n)
 	for i := range n {
-		spec, t := b.spec(i), seats(i)
+		spec, t := b.taskSpec(i), seats(i)
 		b.job = &spec.Job
 		t.Index, t.Name, t.Base = b.first+i, spec.Name, uint32(b.total)
 		*t.Traits = Traits{Retry: spec.Retry, Generator: spec.Generator, Depth: depth, Set: p.Sets, Origin: origin}
 		p.Templates = append(p.Templates, t)
 		p.bases = append(p.bases, t.Base)
-		if jobs != nil && b.mayMerge(&spec.Job) {
+		if jobs != nil && b.checkMergeLimit(&spec.Job) {
 			b.job = &jobs[i%len(jobs)]
-			*b.job = spec.Job.over(p.defaults)
+			*b.job = spec.Job.withDefaults(p.defaults)
 		}
 		b.checkJob(t, spec)
-		b.expand(t, &spec.Job)
+		b.expandTemplate(t, &spec.Job)
 		if b.list == nil {
 			t.job = b.job
 		} else {
-			t.Traits = b.listed.share()
+			t.Traits = b.packed.sharedTraits()
 		}
 	}
 	b.job = nil
-	p.names = p.names.add(p.Templates, b.first, b.list)
+	p.names = p.names.extended(p.Templates, b.first, b.list)
 	b.checkNames()
 }
 
-// seats is where the new templates lie. Those of a list lie close, and share what is
-// the same for many; any other has its traits and edges beside it.
-func (b *planner) seats(n int) func(i int) *Template {
-	if l := b.listed; l != nil {
+// allocTemplates allocates n templates in one slab. The templates of a list share equal
+// traits and edges; each other one has its own next to it.
+func (b *planner) allocTemplates(n int) func(i int) *Template {
+	if l := b.packed; l != nil {
 		slab := make([]Template, n)
 		return func(i int) *Template {
-			slab[i].Traits, slab[i].Edges = &l.traits, &l.none
+			slab[i].Traits, slab[i].Edges = &l.traits, &l.noEdges
 			return &slab[i]
 		}
 	}
@@ -230,24 +232,24 @@ func (b *planner) seats(n int) func(i int) *Template {
 	}
 }
 
-// listed is what a planner needs for the tasks of a list.
-type listed struct {
-	spec   TaskSpec // that was unpacked last
-	traits Traits   // of the template that is being added
-	none   Edges
-	shared *Traits // of the last one that shares them
-	common map[traitsKey]*Traits
+// packedTasks is the planner's state for the tasks of a TaskList.
+type packedTasks struct {
+	spec    TaskSpec // that was unpacked last
+	traits  Traits   // of the template that is being added
+	noEdges Edges
+	shared  *Traits // of the last one that shares them
+	byKey   map[traitsKey]*Traits
 }
 
-// traitsKey is what Traits are found by that have no axes.
+// traitsKey finds Traits without axes that can be shared.
 type traitsKey struct {
 	class     int
 	retry     RetryPolicy
 	generator bool
 }
 
-// share is the traits at hand as a value that other templates may have, too.
-func (l *listed) share() *Traits {
+// sharedTraits returns a value equal to l.traits that several templates may share.
+func (l *packedTasks) sharedTraits() *Traits {
 	own := &l.traits
 	if own.Axes != nil {
 		kept := *own
@@ -258,11 +260,11 @@ func (l *listed) share() *Traits {
 		if (traitsKey{s.Class, s.Retry, s.Generator}) == key {
 			return s
 		}
-		if l.common == nil {
-			l.common = make(map[traitsKey]*Traits)
+		if l.byKey == nil {
+			l.byKey = make(map[traitsKey]*Traits)
 		}
-		l.common[traitsKey{s.Class, s.Retry, s.Generator}] = s
-		if l.shared = l.common[key]; l.shared != nil {
+		l.byKey[traitsKey{s.Class, s.Retry, s.Generator}] = s
+		if l.shared = l.byKey[key]; l.shared != nil {
 			return l.shared
 		}
 	}
@@ -271,8 +273,9 @@ func (l *listed) share() *Traits {
 	return l.shared
 }
 
-// mayMerge counts what a job and the defaults come to, and is false beyond the limit.
-func (b *planner) mayMerge(j *Job) bool {
+// checkMergeLimit counts the members of a job merged with the defaults. It is false
+// beyond maxMerged.
+func (b *planner) checkMergeLimit(j *Job) bool {
 	if len(j.Other) == 0 || len(b.plan.defaults.Other) == 0 {
 		return true
 	}
@@ -288,31 +291,31 @@ func (b *planner) mayMerge(j *Job) bool {
 	return b.merged <= maxMerged
 }
 
-// expand finds a template's tokens and axes and counts its tasks. Own is the job
-// without defaults: what is wrong in these is reported once, there.
-func (b *planner) expand(t *Template, own *Job) {
+// expandTemplate finds a template's tokens and axes and counts its tasks. own is the job
+// without defaults: checkDefaults has reported the problems of the defaults.
+func (b *planner) expandTemplate(t *Template, own *Job) {
 	place := func(field int) (string, bool) {
-		if !own.owns(b.job, field) {
+		if !own.ownsText(b.job, field) {
 			return "", false
 		}
-		return b.jobAt(t.Index) + own.pointerOf(b.job, field), true
+		return b.jobPointer(t.Index) + own.pointerOf(b.job, field), true
 	}
 	b.scanTokens(b.job, place)
 	count, tooLong := uint64(1), false
 	if len(b.scratch) > 0 {
 		t.tokens = slices.Clone(b.scratch)
-		t.Axes, count = b.axes(t.tokens)
+		t.Axes, count = b.listAxes(t.tokens)
 		t.Expanded = len(t.Axes) > 0
-		if size := b.longest(t); size > maxTaskBytes {
+		if size := b.longestTexts(t); size > maxTaskBytes {
 			tooLong = true
-			b.problem(b.jobAt(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
+			b.addProblem(b.jobPointer(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
 		}
 	}
 	b.checkTexts(b.job, place)
-	if b.job.starts() && !tooLong {
+	if b.job.startsProcess() && !tooLong {
 		b.checkStartTotal(t, b.checkStart(b.job, place))
 	}
-	t.Count = uint32(min(count, mostTasks))
+	t.Count = uint32(min(count, maxTaskIndex))
 	sum, carry := bits.Add64(b.total, count, 0)
 	if carry != 0 {
 		sum = math.MaxUint64
@@ -320,8 +323,8 @@ func (b *planner) expand(t *Template, own *Job) {
 	b.total = sum
 }
 
-// longest is at least how many bytes the texts with tokens of any task of t have.
-func (b *planner) longest(t *Template) int {
+// longestTexts is an upper bound, in bytes, of the texts with tokens of any task of t.
+func (b *planner) longestTexts(t *Template) int {
 	size, field := 0, int32(-1)
 	for _, k := range t.tokens {
 		if k.field != field {
@@ -333,9 +336,9 @@ func (b *planner) longest(t *Template) int {
 	return size
 }
 
-// axes are the list parameters among tokens, whose strides it sets, and the
+// listAxes are the list parameters among tokens, whose strides it sets, and the
 // product of their lengths, saturated.
-func (b *planner) axes(tokens []token) ([]int, uint64) {
+func (b *planner) listAxes(tokens []paramToken) ([]int, uint64) {
 	lists := 0
 	for i := range tokens {
 		if b.plan.Parameters[tokens[i].param].List {
@@ -356,7 +359,7 @@ func (b *planner) axes(tokens []token) ([]int, uint64) {
 	strides := make([]uint32, len(axes))
 	count := uint64(1)
 	for i := len(axes) - 1; i >= 0; i-- {
-		strides[i] = uint32(min(count, mostTasks))
+		strides[i] = uint32(min(count, maxTaskIndex))
 		over, product := bits.Mul64(count, uint64(len(b.plan.Parameters[axes[i]].Values)))
 		count = product
 		if over != 0 {
@@ -372,20 +375,20 @@ func (b *planner) axes(tokens []token) ([]int, uint64) {
 	return axes, count
 }
 
-// checkNames finds two tasks that would get one name: defined twice, or defined
-// with a name that another one expands to.
+// checkNames reports two tasks with the same name: a name that is defined twice, or that
+// another task expands to.
 func (b *planner) checkNames() {
 	p := b.plan
 	expanded := false
 	for _, t := range p.Templates[b.first:] {
 		expanded = expanded || t.Expanded
-		if at := p.names.find(t.Name); at < b.first {
-			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" is already defined")
+		if at := p.names.lookup(t.Name); at < b.first {
+			b.addProblem(b.templatePointer(t.Index), "task "+Quote(t.Name)+" is already defined")
 		} else if at != t.Index {
-			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" is defined twice")
+			b.addProblem(b.templatePointer(t.Index), "task "+Quote(t.Name)+" is defined twice")
 		}
 		if other := b.expandsTo(t); other != nil {
-			b.problem(b.at(t.Index), "task "+Quote(t.Name)+" has a name that "+Quote(other.Name)+" expands to")
+			b.addProblem(b.templatePointer(t.Index), "task "+Quote(t.Name)+" has a name that "+Quote(other.Name)+" expands to")
 		}
 	}
 	if !expanded {
@@ -393,18 +396,18 @@ func (b *planner) checkNames() {
 	}
 	for _, t := range p.Templates[:b.first] {
 		if other := b.expandsTo(t); other != nil && other.Index >= b.first {
-			b.problem(b.at(other.Index), "task "+Quote(other.Name)+" expands to a name that is defined, "+Quote(t.Name))
+			b.addProblem(b.templatePointer(other.Index), "task "+Quote(other.Name)+" expands to a name that is defined, "+Quote(t.Name))
 		}
 	}
 }
 
-// expandsTo is the template that expands to the name of t; nil when there is none.
+// expandsTo returns the template that expands to the name of t, or nil.
 func (b *planner) expandsTo(t *Template) *Template {
 	base, local, ok := splitName(t.Name)
 	if !ok || t.Expanded {
 		return nil
 	}
-	i := b.plan.names.find(base)
+	i := b.plan.names.lookup(base)
 	if i < 0 || !b.plan.Templates[i].Expanded || local >= b.plan.Templates[i].Count {
 		return nil
 	}

@@ -34,7 +34,7 @@ func told(problems dag.Problems) []string {
 	return lines
 }
 
-func same(t *testing.T, what string, got, want []string) {
+func mustEqual(t *testing.T, what string, got, want []string) {
 	t.Helper()
 	if !slices.Equal(got, want) {
 		t.Errorf("%s:\n got %s\nwant %s", what, strings.Join(got, "\n     "), strings.Join(want, "\n     "))
@@ -67,7 +67,7 @@ func edgesOf(t *testing.T, p *dag.Plan) []string {
 	}
 	slices.Sort(up)
 	sorted := slices.Sorted(slices.Values(down))
-	same(t, "edges from both ends", up, sorted)
+	mustEqual(t, "edges from both ends", up, sorted)
 	return down
 }
 
@@ -95,10 +95,10 @@ func TestSeedExample(t *testing.T) {
 	if p.Tag != "mediumtest" || p.Tasks != 2 || len(p.Templates) != 1 {
 		t.Fatalf("planned %+v", p)
 	}
-	same(t, "names", taskNames(p), []string{"simple_0", "simple_1"})
+	mustEqual(t, "names", taskNames(p), []string{"simple_0", "simple_1"})
 	for i := range p.Tasks {
 		task := p.Task(i)
-		same(t, task.Name, task.Command, []string{"/usr/bin/python3", "script.py", fmt.Sprint(i + 1)})
+		mustEqual(t, task.Name, task.Command, []string{"/usr/bin/python3", "script.py", fmt.Sprint(i + 1)})
 		if task.Index != i || task.Template != p.Templates[0] || task.Environment != nil || task.CommandString != "" {
 			t.Errorf("task %d: %+v", i, task)
 		}
@@ -142,7 +142,7 @@ func TestExpansion(t *testing.T) {
 			for i := range p.Tasks {
 				got = append(got, taskText(p.Task(i)))
 			}
-			same(t, c.job, got, c.want)
+			mustEqual(t, c.job, got, c.want)
 		})
 	}
 }
@@ -163,7 +163,7 @@ func taskText(task dag.Task) string {
 func TestSubstitutedValuesAreNotScannedAgain(t *testing.T) {
 	p := planOf(t, `{"parameters": {"A": "{{B}}", "B": ["1", "2"], "end": "{{end}}"},
 		"tasks": {"t": {"job": {"command": ["x", "{{A}}{{A}}", "{{end}}"]}}}}`)
-	same(t, "task", []string{taskText(p.Task(0))}, []string{"t x {{B}}{{B}} {{end}}"})
+	mustEqual(t, "task", []string{taskText(p.Task(0))}, []string{"t x {{B}}{{B}} {{end}}"})
 }
 
 func TestSpecProblems(t *testing.T) {
@@ -208,7 +208,7 @@ func TestSpecProblems(t *testing.T) {
 			if p != nil {
 				t.Error("there is a plan")
 			}
-			same(t, c.doc, told(problems), c.want)
+			mustEqual(t, c.doc, told(problems), c.want)
 		})
 	}
 }
@@ -243,20 +243,20 @@ func TestLimits(t *testing.T) {
 			[]string{`/tasks/a/job: asks for 1 cores, the machine has 0.5`}},
 		{"other machines are larger", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"], "memoryMB": 4096}},
 			"b": {"job": {"command": ["x"], "executor": "process", "cores": 1, "memoryMB": 4096}}}}`,
-			dag.Limits{MaxCoresMilli: 2000, MaxMemoryMilli: 2_048_000, Executors: []string{"process", "slurm"}, Elsewhere: []string{"slurm"}},
+			dag.Limits{MaxCoresMilli: 2000, MaxMemoryMilli: 2_048_000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
 			[]string{`/tasks/b/job/memoryMB: asks for 4096 MB of memory, the machine has 2048`}},
 		{"what the defaults ask for is asked of this machine too", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"]}},
 			"b": {"job": {"command": ["x"], "executor": "process"}}}}`,
-			dag.Limits{MaxCoresMilli: 2000, Executors: []string{"process", "slurm"}, Elsewhere: []string{"slurm"}},
+			dag.Limits{MaxCoresMilli: 2000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
 			[]string{`/jobDefaults/cores: asks for 64 cores, the machine has 2`}},
 		{"less than one core here", `{"tasks": {"a": {"job": {"command": ["x"], "executor": "slurm"}}}}`,
-			dag.Limits{MaxCoresMilli: 500, Executors: []string{"process", "slurm"}, Elsewhere: []string{"slurm"}}, nil},
+			dag.Limits{MaxCoresMilli: 500, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}}, nil},
 		{"executors", `{"tasks": {"a": {"job": {"command": ["x"], "executor": "slurm"}}, "b": {"job": {"executor": "noop"}}}}`,
 			dag.Limits{Executors: []string{"process", "slurm"}}, []string{`/tasks/b/job/executor: unknown executor "noop"`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), c.limits)
-			same(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, told(problems), c.want)
 		})
 	}
 }
@@ -291,7 +291,7 @@ func TestWhatNoProcessStartsWith(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), dag.Limits{MaxStartBytes: c.limit})
-			same(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, told(problems), c.want)
 		})
 	}
 }
@@ -306,11 +306,11 @@ func TestJobDefaults(t *testing.T) {
 			"own": {"job": {"commandString": "o", "environment": [], "workDir": "/o", "cores": 0.25, "memoryMB": 0, "executor": "process", "timeoutSeconds": 9, "x": null, "y": 1}},
 			"some": {"job": {"environment": {"E": "1"}}}
 		}}`)
-	same(t, "names", taskNames(p), []string{"all_0", "all_1", "own", "some_0", "some_1"})
+	mustEqual(t, "names", taskNames(p), []string{"all_0", "all_1", "own", "some_0", "some_1"})
 	all, own, some := p.Templates[0], p.Templates[1], p.Templates[2]
-	same(t, "all", []string{taskText(p.Task(1))}, []string{"all_1 d 2 D=2 in /d"})
-	same(t, "own", []string{taskText(p.Task(2))}, []string{"own sh:o in /o"})
-	same(t, "some", []string{taskText(p.Task(3))}, []string{"some_0 d 1 E=1 in /d"})
+	mustEqual(t, "all", []string{taskText(p.Task(1))}, []string{"all_1 d 2 D=2 in /d"})
+	mustEqual(t, "own", []string{taskText(p.Task(2))}, []string{"own sh:o in /o"})
+	mustEqual(t, "some", []string{taskText(p.Task(3))}, []string{"some_0 d 1 E=1 in /d"})
 	if p.Task(2).Command != nil {
 		t.Error("own has the default's command beside its commandString")
 	}
@@ -329,8 +329,8 @@ func TestJobDefaults(t *testing.T) {
 		}
 		return lines
 	}
-	same(t, "all", members(p.Job(all, nil)), []string{`timeoutSeconds="1.5"`, `queue="long"`, `x=[1, 2]`})
-	same(t, "own", members(p.Job(own, nil)), []string{`timeoutSeconds=9`, `x=null`, `y=1`, `queue="long"`})
+	mustEqual(t, "all", members(p.Job(all, nil)), []string{`timeoutSeconds="1.5"`, `queue="long"`, `x=[1, 2]`})
+	mustEqual(t, "own", members(p.Job(own, nil)), []string{`timeoutSeconds=9`, `x=null`, `y=1`, `queue="long"`})
 }
 
 func TestDefaultsWithoutOtherMembers(t *testing.T) {
@@ -340,7 +340,7 @@ func TestDefaultsWithoutOtherMembers(t *testing.T) {
 	}
 	_, problems := specjson.Plan([]byte(`{"jobDefaults": {"command": ["x"], "workDir": "/w"}, "tasks": {"a": {"job": {"environment": ["A={{Q}}"]}},
 		"b": {"job": {"commandString": "{{Q}}"}}}}`), dag.Limits{})
-	same(t, "own texts", told(problems), []string{`/tasks/a/job/environment/0: unknown parameter "Q"`, `/tasks/b/job/commandString: unknown parameter "Q"`})
+	mustEqual(t, "own texts", told(problems), []string{`/tasks/a/job/environment/0: unknown parameter "Q"`, `/tasks/b/job/commandString: unknown parameter "Q"`})
 }
 
 func TestDefaultsOfATask(t *testing.T) {
@@ -379,10 +379,10 @@ func TestDefaultsAreNotMultipliedWithoutBound(t *testing.T) {
 		s.Defaults.Other = append(s.Defaults.Other, dag.Member{Name: fmt.Sprint("m", i), Raw: "1"})
 	}
 	for i := range tasks {
-		s.Tasks = append(s.Tasks, dag.TaskSpec{Name: fmt.Sprint("t", i), Job: dag.Job{Other: []dag.Member{{Name: "own", Raw: "1"}}}, Faulty: true})
+		s.Tasks = append(s.Tasks, dag.TaskSpec{Name: fmt.Sprint("t", i), Job: dag.Job{Other: []dag.Member{{Name: "own", Raw: "1"}}}, HasDecodeErrors: true})
 	}
 	_, problems := dag.NewPlan(s, dag.Limits{})
-	same(t, "problems", told(problems), []string{`! /tasks: the tasks have more than 4000000 job members in all, with those of jobDefaults`})
+	mustEqual(t, "problems", told(problems), []string{`! /tasks: the tasks have more than 4000000 job members in all, with those of jobDefaults`})
 	s.Tasks = s.Tasks[:tasks/2]
 	if _, problems = dag.NewPlan(s, dag.Limits{}); problems != nil {
 		t.Error(problems)
@@ -394,7 +394,7 @@ func TestSubstitutionIsBounded(t *testing.T) {
 	const tokens, value = 50_000, 100_000
 	doc := `{"parameters": {"P": ["", "` + strings.Repeat("p", value) + `"]}, "tasks": {"a": {"job": {"command": ["x", "` + strings.Repeat("{{P}}", tokens) + `"]}}}}`
 	_, problems := specjson.Plan([]byte(doc), dag.Limits{})
-	same(t, "problems", told(problems), []string{fmt.Sprintf(
+	mustEqual(t, "problems", told(problems), []string{fmt.Sprintf(
 		"/tasks/a/job: the job has %d bytes when the longest values are substituted, the limit is 4194304", tokens*value)})
 }
 
@@ -403,6 +403,6 @@ func TestSpecsThatNoDecoderMakes(t *testing.T) {
 		{Name: "a", Job: dag.Job{HasString: true, MemoryMB: dag.Quantity{Raw: "-1", Milli: -1000}}},
 		{Name: "a", Job: dag.Job{HasString: true, Cores: dag.Quantity{Raw: "-1", Milli: -1000}}},
 	}}, dag.Limits{})
-	same(t, "problems", told(problems), []string{`/tasks/a/job/memoryMB: memoryMB must not be negative`,
+	mustEqual(t, "problems", told(problems), []string{`/tasks/a/job/memoryMB: memoryMB must not be negative`,
 		`/tasks/a/job/cores: cores must be more than 0`, `/tasks/a: task "a" is defined twice`})
 }

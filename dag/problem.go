@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Bounds on what is said about a document, whatever is wrong with it.
+// Bounds on the problems of one document.
 const (
 	maxProblems    = 1_000 // entries; one more says how many were left out
 	maxQuotedBytes = 100   // of a name in a message
@@ -22,7 +22,7 @@ func (p Problems) Error() string {
 	}
 	text := p[0].Message
 	if p[0].Pointer != "" {
-		text = inLine(p[0].Pointer) + ": " + text
+		text = pointerInLine(p[0].Pointer) + ": " + text
 	}
 	if len(p) > 1 {
 		text += " (and " + strconv.Itoa(len(p)-1) + " more)"
@@ -30,8 +30,9 @@ func (p Problems) Error() string {
 	return text
 }
 
-// inLine is a pointer within a line: quoted when a name in it would break that.
-func inLine(pointer string) string {
+// pointerInLine returns a pointer for use within a line: quoted when a name in it has
+// unprintable characters.
+func pointerInLine(pointer string) string {
 	for _, r := range pointer {
 		if !strconv.IsPrint(r) {
 			return strconv.Quote(pointer)
@@ -43,15 +44,15 @@ func inLine(pointer string) string {
 // Collector gathers problems in the order in which they are found. It keeps
 // 1,000; a last entry says how many more there are. The zero value is ready.
 type Collector struct {
-	found Problems
-	more  int
+	found   Problems
+	dropped int
 }
 
 // Add adds a problem, unless it is the one that was added last.
 func (c *Collector) Add(p Problem) {
 	n := len(c.found)
 	if n >= maxProblems {
-		c.more++
+		c.dropped++
 		return
 	}
 	if n > 0 && c.found[n-1] == p {
@@ -68,14 +69,14 @@ func (c *Collector) Add(p Problem) {
 func (c *Collector) Full() bool { return len(c.found) >= maxProblems }
 
 // Len is how many problems were added.
-func (c *Collector) Len() int { return len(c.found) + c.more }
+func (c *Collector) Len() int { return len(c.found) + c.dropped }
 
-// Problems is everything that was added; nil when nothing was.
+// Problems returns all problems that were added, or nil.
 func (c *Collector) Problems() Problems {
-	if c.more == 0 {
+	if c.dropped == 0 {
 		return c.found
 	}
-	last := Problem{Message: "and " + strconv.Itoa(c.more) + " more problems"}
+	last := Problem{Message: "and " + strconv.Itoa(c.dropped) + " more problems"}
 	return append(c.found[:len(c.found):len(c.found)], last)
 }
 
@@ -91,8 +92,8 @@ func JoinProblems(first, second Problems) Problems {
 	return c.Problems()
 }
 
-// Quote is a name as messages show it: in double quotes, escaped, and cut when
-// it is long.
+// Quote returns a name as messages show it: in double quotes, escaped, and truncated
+// beyond 100 bytes.
 func Quote(name string) string {
 	if len(name) <= maxQuotedBytes {
 		return strconv.Quote(name)
@@ -101,8 +102,8 @@ func Quote(name string) string {
 	return strconv.Quote(cut+"…") + " (" + strconv.Itoa(len(name)) + " bytes)"
 }
 
-// EscapePointer is a member's name as a segment of a JSON pointer (RFC 6901). Of a
-// name that is too long for any pointer it is just enough for a Collector to cut it off.
+// EscapePointer returns a member's name as a segment of a JSON pointer (RFC 6901). A
+// name longer than MaxPointerBytes is truncated: a Collector drops that segment anyway.
 func EscapePointer(name string) string {
 	name = name[:min(len(name), MaxPointerBytes)]
 	if !strings.ContainsAny(name, "~/") {

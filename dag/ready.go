@@ -5,28 +5,28 @@ import (
 	"slices"
 )
 
-// span is a range of n tasks.
-type span struct{ first, n uint32 }
+// taskRange is a range of n tasks.
+type taskRange struct{ first, n uint32 }
 
-// spans is a queue of ranges, first in, first out. Neighbours that are pushed one
+// rangeQueue is a queue of ranges, first in, first out. Neighbours that are pushed one
 // after the other become one range.
-type spans struct {
-	list []span
+type rangeQueue struct {
+	list []taskRange
 	head int
 }
 
-func (q *spans) push(first, n uint32) {
+func (q *rangeQueue) push(first, n uint32) {
 	if last := len(q.list) - 1; last >= q.head && q.list[last].first+q.list[last].n == first {
 		q.list[last].n += n
 		return
 	}
-	q.list = append(q.list, span{first, n})
+	q.list = append(q.list, taskRange{first, n})
 }
 
-func (q *spans) empty() bool { return q.head == len(q.list) }
+func (q *rangeQueue) empty() bool { return q.head == len(q.list) }
 
 // pop takes the first task of the first range.
-func (q *spans) pop() uint32 {
+func (q *rangeQueue) pop() uint32 {
 	s := &q.list[q.head]
 	task := s.first
 	s.first++
@@ -41,41 +41,41 @@ func (q *spans) pop() uint32 {
 	return task
 }
 
-// cut takes the tasks [first, first+n) out.
-func (q *spans) cut(first, n uint32) {
+// removeRange removes the tasks [first, first+n).
+func (q *rangeQueue) removeRange(first, n uint32) {
 	end := first + n
-	kept := make([]span, 0, len(q.list)-q.head)
+	kept := make([]taskRange, 0, len(q.list)-q.head)
 	for _, s := range q.list[q.head:] {
 		if last := s.first + s.n; s.first < first && last > first {
-			kept = append(kept, span{s.first, first - s.first})
+			kept = append(kept, taskRange{s.first, first - s.first})
 		}
 		if s.first >= end || s.first+s.n <= first {
 			kept = append(kept, s)
 		}
 		if last := s.first + s.n; s.first < end && last > end {
-			kept = append(kept, span{end, last - end})
+			kept = append(kept, taskRange{end, last - end})
 		}
 	}
-	*q = spans{list: kept}
+	*q = rangeQueue{list: kept}
 }
 
 // classState is the ready work of one class. Tasks that were killed while they
 // were ready stay in the queues and are skipped when their turn comes.
 type classState struct {
-	again   spans // tasks that have had an attempt: before all others
-	fresh   spans
-	ready   int // tasks in both that can be granted
-	wanted  int // as last said by a Demand
-	touched bool
-	release Effect // Release of one slot, made once
+	requeued      rangeQueue // tasks that have had an attempt: served before firstAttempts
+	firstAttempts rangeQueue
+	ready         int // tasks in both that can be granted
+	wanted        int // of the last Demand
+	demandMarked  bool
+	release       Effect // Release of one slot, made once
 }
 
-// next takes the next task out; it may be one that was killed.
-func (c *classState) next() uint32 {
-	if !c.again.empty() {
-		return c.again.pop()
+// popTask removes the next task. The task may have been killed.
+func (c *classState) popTask() uint32 {
+	if !c.requeued.empty() {
+		return c.requeued.pop()
 	}
-	return c.fresh.pop()
+	return c.firstAttempts.pop()
 }
 
 // addReady counts n more (or fewer) ready tasks of a class.
@@ -86,42 +86,43 @@ func (r *Run) addReady(class, n int) {
 	if c.ready < 0 {
 		panic(fmt.Sprintf("run: class %d has %d ready tasks", class, c.ready))
 	}
-	r.touch(class)
+	r.markDemand(class)
 }
 
-// again puts a task that had its turn before all fresh work of its class.
-func (r *Run) again(task uint32) {
+// requeueFirst queues a task that has had an attempt ahead of the first attempts of its
+// class.
+func (r *Run) requeueFirst(task uint32) {
 	class := r.plan.Templates[r.templateOf(task)].Class
-	r.classes[class].again.push(task, 1)
+	r.classes[class].requeued.push(task, 1)
 	r.addReady(class, 1)
 }
 
-func (r *Run) touch(class int) {
-	if c := &r.classes[class]; !c.touched {
-		c.touched = true
-		r.touched = append(r.touched, class)
+func (r *Run) markDemand(class int) {
+	if c := &r.classes[class]; !c.demandMarked {
+		c.demandMarked = true
+		r.changedClasses = append(r.changedClasses, class)
 	}
 }
 
-// touchAll is for changes of the run's state: what it wants depends on it.
-func (r *Run) touchAll() {
+// markAllDemand follows a change of the run's state, which its demand depends on.
+func (r *Run) markAllDemand() {
 	for i := range r.classes {
 		if r.classes[i].ready != 0 || r.classes[i].wanted != 0 {
-			r.touch(i)
+			r.markDemand(i)
 		}
 	}
 }
 
-// demand says what the run wants now, where that has changed.
-func (r *Run) demand() {
-	if len(r.touched) > 1 {
-		slices.Sort(r.touched)
+// emitDemand emits the run's demand for each class where it has changed.
+func (r *Run) emitDemand() {
+	if len(r.changedClasses) > 1 {
+		slices.Sort(r.changedClasses)
 	}
-	for _, class := range r.touched {
+	for _, class := range r.changedClasses {
 		c := &r.classes[class]
-		c.touched = false
+		c.demandMarked = false
 		want := 0
-		if r.open() {
+		if r.acceptsSlots() {
 			want = c.ready
 		}
 		if want != c.wanted {
@@ -129,5 +130,5 @@ func (r *Run) demand() {
 			r.emit(Demand{Class: class, Want: want})
 		}
 	}
-	r.touched = r.touched[:0]
+	r.changedClasses = r.changedClasses[:0]
 }

@@ -9,7 +9,7 @@ import (
 // TestSpans holds the queue of ranges against a plain list.
 func TestSpans(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	var q spans
+	var q rangeQueue
 	var list []uint32
 	next := uint32(0)
 	for step := range 20_000 {
@@ -36,7 +36,7 @@ func TestSpans(t *testing.T) {
 			}
 		case len(list) > 0 && rnd.IntN(20) == 0:
 			first, n := list[rnd.IntN(len(list))], uint32(1+rnd.IntN(9))
-			q.cut(first, n)
+			q.removeRange(first, n)
 			list = slices.DeleteFunc(slices.Clone(list), func(i uint32) bool { return i >= first && i < first+n })
 		}
 	}
@@ -52,11 +52,11 @@ func TestSpans(t *testing.T) {
 
 // TestSpansJoin: a million neighbours are one range.
 func TestSpansJoin(t *testing.T) {
-	var q spans
+	var q rangeQueue
 	for i := range uint32(1_000_000) {
 		q.push(i, 1)
 	}
-	if len(q.list) != 1 || q.list[0] != (span{0, 1_000_000}) {
+	if len(q.list) != 1 || q.list[0] != (taskRange{0, 1_000_000}) {
 		t.Errorf("%d ranges", len(q.list))
 	}
 }

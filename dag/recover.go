@@ -1,6 +1,9 @@
 package dag
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Recover makes a run from what is durable: its plan with all generated sets
 // (Extend, with nothing started), the header of its newest snapshot (nil when
@@ -8,48 +11,48 @@ import "fmt"
 // records from the header's cut on, in order. The chunks may be newer than the
 // header or the records, and the header newer than the records.
 //
-// The run is as it was, but for three things: what RUNs is GRANTED (starts are not
-// recorded; Started, Lost or Revoked say more), ready work is in order again, and
-// all chunks that the records touched are dirty. Init says what to do first; so
-// apply Lost for attempts that are gone before it.
+// The run is as it was, with three differences: a RUNNING task is GRANTED (starts are
+// not recorded; Started, Lost or Revoked follow), ready tasks are in ascending order,
+// and all chunks that the records touched are dirty. Apply Lost for attempts that no
+// longer exist before Init: Init returns the first effects.
 //
-// The error names the part and the offset. It is nothing that a user did: the
-// storage is damaged or of another version.
+// The error names the part and the offset. It means that the storage is damaged or of
+// another version.
 func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, records [][]byte) (*Run, error) {
-	r := &replay{Run: newRun(p, c), renewed: map[uint32]struct{}{}}
+	r := &replayer{Run: newRun(p, c), fromRecords: map[uint32]struct{}{}}
 	if header != nil {
-		if err := r.header(header); err != nil {
+		if err := r.readHeader(header); err != nil {
 			return nil, fmt.Errorf("snapshot header: %w", err)
 		}
 	}
 	if chunk != nil {
 		for i := uint32(0); i*ChunkTasks < p.Tasks; i++ {
 			if data := chunk(i); len(data) > 0 {
-				if err := r.chunk(i, data); err != nil {
+				if err := r.readChunk(i, data); err != nil {
 					return nil, fmt.Errorf("snapshot chunk %d: %w", i, err)
 				}
 			}
 		}
 	}
 	for i, data := range records {
-		if err := r.batch(data); err != nil {
+		if err := r.applyBatch(data); err != nil {
 			return nil, fmt.Errorf("records %d: %w", i, err)
 		}
 	}
-	if err := r.rebuild(); err != nil {
+	if err := r.rebuildCounters(); err != nil {
 		return nil, err
 	}
 	r.timeGrants()
-	r.now = r.last
+	r.now = r.lastUpdate
 	return r.Run, nil
 }
 
-// rebuild makes everything that follows from the states of the tasks and of the
-// run, and finds what cannot be.
-func (r *Run) rebuild() error {
+// rebuildCounters derives all counters and queues from the states of the tasks and of
+// the run, and returns an error for an impossible state.
+func (r *Run) rebuildCounters() error {
 	p := r.plan
 	if len(r.changes) == 0 {
-		return fmt.Errorf("no record of the run's first state")
+		return fmt.Errorf("the record of the run's first state is missing")
 	}
 	r.state = r.changes[len(r.changes)-1].State
 	for i, t := range p.Templates {
@@ -70,13 +73,13 @@ func (r *Run) rebuild() error {
 			} else if state != TaskQueued && state != TaskKilled {
 				return fmt.Errorf("task %d is %s without an attempt", task, taskNames[state])
 			}
-			if state == TaskRetry && r.troubles[task].wait == waitNone {
-				return fmt.Errorf("task %d is in RETRY and waits for nothing", task)
+			if state == TaskRetry && r.retries[task].wait == waitNone {
+				return fmt.Errorf("task %d is in RETRY without a wait kind", task)
 			}
 		}
 		ts.untimed = ended && ts.times.Last == 0
 	}
-	for task, tr := range r.troubles {
+	for task, tr := range r.retries {
 		switch {
 		case tr.wait == waitNone:
 		case r.TaskState(task) != TaskRetry:
@@ -86,12 +89,12 @@ func (r *Run) rebuild() error {
 		}
 	}
 	for i := range p.Templates {
-		r.await(i)
+		r.initDeps(i)
 		if err := r.checkStarted(i); err != nil {
 			return err
 		}
 	}
-	r.placeReady()
+	r.rebuildQueues()
 	idle := r.live.count == 0 && (r.killing || r.ready == 0 && r.counts[TaskRetry] == 0)
 	if !r.state.Final() && idle || r.state.Final() && (r.live.count > 0 || r.counts[TaskRetry] > 0 || r.killing) {
 		return fmt.Errorf("the run is %s with %d live and %d ready tasks and %d in RETRY",
@@ -116,4 +119,200 @@ func (r *Run) checkStarted(i int) error {
 		}
 	}
 	return nil
+}
+
+// replayer applies records to a run whose counters are not made yet.
+type replayer struct {
+	*Run
+	headerChanges int                 // number of state changes in the header
+	fromRecords   map[uint32]struct{} // tasks whose retry state was set by a record, not by the header
+	grants        []grantSpan
+}
+
+// grantSpan is a record of grants.
+type grantSpan struct {
+	taskRange
+	at int64
+}
+
+// applyBatch applies one batch of records.
+func (p *replayer) applyBatch(data []byte) error {
+	c := &cursor{data: data}
+	c.version(recordVersion)
+	var at int64
+	var next uint32
+	for c.more() {
+		begin := c.off
+		op := c.byte("record")
+		if op&recordAt != 0 {
+			at += c.int("time")
+		}
+		task := int64(next)
+		if op&recordNext == 0 {
+			task += c.int("task")
+		}
+		attempt := uint32(1)
+		if op&recordAttempt != 0 {
+			attempt = c.attempts("attempt")
+		}
+		if c.err != nil {
+			break
+		}
+		p.lastUpdate = max(p.lastUpdate, at)
+		kind := recordKind(op & recordKindMask)
+		switch kind {
+		case recordRunState, recordKillRun:
+			p.applyRunRecord(c, kind, at)
+			continue
+		case recordTimes:
+			p.applyTimesRecord(c, at)
+			continue
+		}
+		if task < 0 || task >= int64(p.plan.Tasks) {
+			c.off = begin
+			c.fail("task %d of %d", task, p.plan.Tasks)
+			break
+		}
+		next = uint32(task) + p.applyTaskRecord(c, op, at, uint32(task), attempt)
+	}
+	return c.err
+}
+
+// applyTaskRecord applies a record of a task, or of n tasks.
+func (p *replayer) applyTaskRecord(c *cursor, op byte, at int64, task, attempt uint32) (n uint32) {
+	var tr retryState
+	if op&recordRetryState != 0 {
+		tr.failures, tr.lost = c.attempts("failures"), c.attempts("lost attempts")
+	}
+	kind := recordKind(op & recordKindMask)
+	switch kind {
+	case recordGranted:
+		n := uint32(c.uint("tasks", uint64(p.plan.Tasks-task-1))) + 1
+		p.grants = append(p.grants, grantSpan{taskRange{task, n}, at})
+		for i := task; c.err == nil && i < task+n; i++ {
+			p.setTask(i, TaskGranted, attempt)
+			if tr, ok := p.retries[i]; ok {
+				tr.wait, tr.at = waitNone, 0
+				p.retries[i] = tr
+			}
+		}
+		return n
+	case recordQueued:
+		p.setTask(task, TaskQueued, attempt)
+		p.setRetryState(task, tr)
+	case recordRetry:
+		switch tr.wait = waitKind(c.byte("wait")); tr.wait {
+		case waitSlot:
+		case waitDue:
+			tr.at = addSaturated(at, int64(c.uint("due time", math.MaxInt64)))
+		case waitFrozen:
+			tr.at = int64(c.uint("interval", math.MaxInt64))
+		default:
+			c.fail("wait %d is not known", tr.wait)
+		}
+		p.setTask(task, TaskRetry, attempt)
+		p.setRetryState(task, tr)
+	case recordCompleted:
+		p.setTask(task, TaskCompleted, attempt)
+		p.setRetryState(task, retryState{})
+	case recordErrored:
+		p.setTask(task, TaskErrored, attempt)
+		p.setRetryState(task, retryState{})
+	case recordKilled:
+		p.setTask(task, TaskKilled, attempt)
+		p.setRetryState(task, retryState{})
+	case recordKillTask:
+		if p.TaskState(task).Live() {
+			p.tasks[task] |= killBit
+			p.dirty.add(task / ChunkTasks)
+		}
+	default:
+		c.fail("record kind %d is not known", kind)
+	}
+	return 1
+}
+
+// timeGrants keeps the times at which the live tasks were granted: O(live tasks +
+// records).
+func (p *replayer) timeGrants() {
+	if p.live.count == 0 {
+		return
+	}
+	p.granted = make(map[uint32]int64, p.live.count)
+	for _, g := range p.grants {
+		for task, ok := p.live.next(g.first); ok && task < g.first+g.n; task, ok = p.live.next(task + 1) {
+			p.granted[task] = g.at
+		}
+	}
+}
+
+// setTask writes a task's state and attempts.
+func (p *replayer) setTask(task uint32, s TaskState, attempt uint32) {
+	p.tasks[task], p.attempts[task] = uint8(s), attempt
+	p.dirty.add(task / ChunkTasks)
+}
+
+// setRetryState sets a task's retry state; the zero value removes it.
+func (p *replayer) setRetryState(task uint32, tr retryState) {
+	if tr == (retryState{}) {
+		delete(p.retries, task)
+		return
+	}
+	p.retries[task] = tr
+	p.fromRecords[task] = struct{}{}
+}
+
+// applyRunRecord applies a record of the run as a whole.
+func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
+	if kind == recordKillRun {
+		p.killing = true
+		p.setAll(TaskKilled, 1<<TaskRetry)
+		for task, tr := range p.retries { // also where a newer chunk says KILLED already
+			if tr.wait != waitNone {
+				delete(p.retries, task)
+			}
+		}
+		return
+	}
+	index := int(c.uint("number of the change", uint64(len(p.changes))))
+	state := RunState(c.byte("state"))
+	if state >= numRunStates {
+		c.fail("run state %d is not known", uint8(state))
+	}
+	if c.err != nil {
+		return
+	}
+	if index == len(p.changes) {
+		p.changes = append(p.changes, StateChange{})
+	}
+	p.changes[index] = StateChange{At: at, State: state}
+	// The intervals in the header already reflect the changes before it.
+	only := p.fromRecords
+	if index >= p.headerChanges {
+		only = nil
+	}
+	switch state {
+	case RunPaused:
+		p.freezeIntervals(at, only)
+	case RunRunning:
+		p.thawIntervals(at, only)
+	case RunQueued:
+		if index > 0 {
+			p.killing = false
+			p.setAll(TaskQueued, 1<<TaskErrored|1<<TaskKilled|1<<TaskRetry)
+			clear(p.retries)
+		}
+	default:
+		p.killing = false
+	}
+}
+
+// setAll moves all tasks in one of the states of the mask.
+func (p *replayer) setAll(to TaskState, from uint16) {
+	for task, b := range p.tasks {
+		if from>>(b&^killBit)&1 != 0 {
+			p.setTask(uint32(task), to, p.attempts[task])
+			p.setRetryState(uint32(task), retryState{})
+		}
+	}
 }

@@ -26,8 +26,8 @@ func (p RetryPolicy) Delay(n uint32) time.Duration {
 	return delay
 }
 
-// later adds a duration (ns, not negative) to a time without overflow.
-func later(at, d int64) int64 {
+// addSaturated adds a duration (ns, not negative) to a time without overflow.
+func addSaturated(at, d int64) int64 {
 	if at > math.MaxInt64-d {
 		return math.MaxInt64
 	}

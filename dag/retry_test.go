@@ -45,7 +45,7 @@ func TestLater(t *testing.T) {
 		{1, math.MaxInt64, math.MaxInt64},
 		{-5, math.MaxInt64, math.MaxInt64 - 5},
 	} {
-		if got := later(c[0], c[1]); got != c[2] {
+		if got := addSaturated(c[0], c[1]); got != c[2] {
 			t.Errorf("later(%d, %d) = %d, want %d", c[0], c[1], got, c[2])
 		}
 	}

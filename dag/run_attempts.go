@@ -2,12 +2,12 @@ package dag
 
 import "fmt"
 
-// grant gives slots to ready tasks.
-func (r *Run) grant(class, n int) {
+// grantSlots gives slots to ready tasks.
+func (r *Run) grantSlots(class, n int) {
 	if class < 0 || class >= len(r.classes) || n < 0 {
 		panic(fmt.Sprintf("run: grant of %d slots of class %d, it has %d classes", n, class, len(r.classes)))
 	}
-	if c := &r.classes[class]; r.open() && c.ready > 0 && n > 0 {
+	if c := &r.classes[class]; r.acceptsSlots() && c.ready > 0 && n > 0 {
 		if r.state == RunQueued {
 			r.setState(RunRunning)
 		}
@@ -15,8 +15,8 @@ func (r *Run) grant(class, n int) {
 		n -= taken
 		r.addReady(class, -taken)
 		for taken > 0 {
-			if task := c.next(); r.grantable(task) {
-				r.begin(task)
+			if task := c.popTask(); r.grantable(task) {
+				r.beginAttempt(task)
 				taken--
 			}
 		}
@@ -32,14 +32,14 @@ func (r *Run) grantable(task uint32) bool {
 	return state == TaskQueued || state == TaskRetry
 }
 
-// begin gives a ready task its slot and its next attempt.
-func (r *Run) begin(task uint32) {
+// beginAttempt gives a ready task its slot and its next attempt.
+func (r *Run) beginAttempt(task uint32) {
 	if TaskState(r.tasks[task]) == TaskRetry {
-		tr := r.troubles[task]
+		tr := r.retries[task]
 		tr.wait = waitNone
-		r.troubles[task] = tr
+		r.retries[task] = tr
 	}
-	r.move(task, TaskGranted)
+	r.moveTask(task, TaskGranted)
 	if r.attempts[task] == 0 {
 		r.templates[r.templateOf(task)].started++
 	}
@@ -48,9 +48,9 @@ func (r *Run) begin(task uint32) {
 	r.emit(Start{Task: task, Attempt: r.attempts[task]})
 }
 
-// alive tells whether this attempt holds a slot; one that has ended does not.
-func (r *Run) alive(task, attempt uint32, what string) bool {
-	r.known(task, what)
+// holdsSlot tells whether this attempt holds a slot. An ended attempt does not.
+func (r *Run) holdsSlot(task, attempt uint32, what string) bool {
+	r.mustKnowTask(task, what)
 	made := r.attempts[task]
 	// A revoked attempt gave its number back: made+1 may be one.
 	if attempt > made && attempt-made > 1 {
@@ -59,70 +59,71 @@ func (r *Run) alive(task, attempt uint32, what string) bool {
 	return attempt == made && r.live.has(task)
 }
 
-func (r *Run) known(task uint32, what string) {
+func (r *Run) mustKnowTask(task uint32, what string) {
 	if task >= r.plan.Tasks {
 		panic(fmt.Sprintf("task %d: %s, but the run has %d tasks", task, what, r.plan.Tasks))
 	}
 }
 
-// start notes that an attempt's process exists since at (0: since now).
-func (r *Run) start(task, attempt uint32, at int64) {
-	if !r.alive(task, attempt, "started") || r.TaskState(task) == TaskRunning {
+// startAttempt records that an attempt's process exists since at (0: since now).
+func (r *Run) startAttempt(task, attempt uint32, at int64) {
+	if !r.holdsSlot(task, attempt, "started") || r.TaskState(task) == TaskRunning {
 		return
 	}
-	r.wake()
-	r.move(task, TaskRunning)
+	r.resumeRunning()
+	r.moveTask(task, TaskRunning)
 	if at == 0 {
 		at = r.now
 	}
-	r.began(r.templateOf(task), at)
+	r.recordStart(r.templateOf(task), at)
 }
 
-// wake takes a restarted run back to RUNNING whose attempts from before had no start yet.
-func (r *Run) wake() {
+// resumeRunning sets a restarted run to RUNNING at the first sign of life of an attempt
+// from before the restart.
+func (r *Run) resumeRunning() {
 	if r.state == RunQueued && !r.killing {
 		r.setState(RunRunning)
 	}
 }
 
-// finish ends an attempt that was executed. Next is a generator's new plan, at the
-// attempt's own times.
-func (r *Run) finish(task, attempt uint32, ok bool, next *Plan, at Times) {
-	if !r.alive(task, attempt, "finished") {
+// finishAttempt ends an attempt that was executed. next is a generator's new plan; at
+// holds the attempt's own times.
+func (r *Run) finishAttempt(task, attempt uint32, ok bool, next *Plan, at Times) {
+	if !r.holdsSlot(task, attempt, "finished") {
 		return
 	}
-	r.wake()
-	r.ran(task, at)
-	r.release(task)
+	r.resumeRunning()
+	r.recordEnd(task, at)
+	r.releaseSlot(task)
 	switch {
-	case r.killed(task):
-		r.end(task, TaskKilled)
+	case r.killRequested(task):
+		r.endTask(task, TaskKilled)
 	case !ok:
-		r.fail(task)
+		r.failAttempt(task)
 	default:
 		if next != nil {
-			r.extend(task, next)
+			r.extendPlan(task, next)
 		}
-		r.end(task, TaskCompleted)
-		r.complete(task)
+		r.endTask(task, TaskCompleted)
+		r.completeTask(task)
 	}
 }
 
-// killed tells whether a live task has to end KILLED, however its attempt ends.
-func (r *Run) killed(task uint32) bool { return r.killing || r.tasks[task]&killBit != 0 }
+// killRequested tells whether a live task has to end KILLED, however its attempt ends.
+func (r *Run) killRequested(task uint32) bool { return r.killing || r.tasks[task]&killBit != 0 }
 
-// release gives the slot of a live task back.
-func (r *Run) release(task uint32) {
+// releaseSlot gives the slot of a live task back.
+func (r *Run) releaseSlot(task uint32) {
 	r.emit(r.classes[r.plan.Templates[r.templateOf(task)].Class].release)
 }
 
-// fail is what follows a failed attempt: a retry, or the end.
-func (r *Run) fail(task uint32) {
-	tr := r.troubles[task]
+// failAttempt moves a task to RETRY after a failed attempt, or to ERRORED.
+func (r *Run) failAttempt(task uint32) {
+	tr := r.retries[task]
 	tr.failures++
 	policy := &r.plan.Templates[r.templateOf(task)].Retry
 	if tr.failures > policy.MaxRetries {
-		r.end(task, TaskErrored)
+		r.endTask(task, TaskErrored)
 		return
 	}
 	delay := int64(policy.Delay(tr.failures))
@@ -132,14 +133,14 @@ func (r *Run) fail(task uint32) {
 	case r.state == RunPaused:
 		tr.wait, tr.at = waitFrozen, delay
 	default:
-		tr.wait, tr.at = waitDue, later(r.now, delay)
+		tr.wait, tr.at = waitDue, addSaturated(r.now, delay)
 	}
-	r.troubles[task] = tr
-	r.move(task, TaskRetry)
-	r.record(task, TaskRetry)
+	r.retries[task] = tr
+	r.moveTask(task, TaskRetry)
+	r.recordTask(task, TaskRetry)
 	switch tr.wait {
 	case waitSlot:
-		r.again(task)
+		r.requeueFirst(task)
 	case waitDue:
 		r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: tr.at})
 	}
@@ -147,8 +148,8 @@ func (r *Run) fail(task uint32) {
 
 // retryDue queues a task whose interval is over.
 func (r *Run) retryDue(task, attempt uint32) {
-	r.alive(task, attempt, "is due again")
-	tr := r.troubles[task]
+	r.holdsSlot(task, attempt, "is due again")
+	tr := r.retries[task]
 	if attempt != r.attempts[task] || tr.wait != waitDue || r.now < tr.at {
 		return
 	}
@@ -157,39 +158,39 @@ func (r *Run) retryDue(task, attempt uint32) {
 
 // requeue takes a task out of RETRY; it now waits for a slot only.
 func (r *Run) requeue(task uint32) {
-	tr := r.troubles[task]
+	tr := r.retries[task]
 	tr.wait, tr.at = waitNone, 0
-	r.troubles[task] = tr
-	r.move(task, TaskQueued)
-	r.record(task, TaskQueued)
-	r.again(task)
+	r.retries[task] = tr
+	r.moveTask(task, TaskQueued)
+	r.recordTask(task, TaskQueued)
+	r.requeueFirst(task)
 }
 
-// lose ends an attempt that was lost to the infrastructure.
-func (r *Run) lose(task, attempt uint32, at Times) {
-	if !r.alive(task, attempt, "was lost") {
+// loseAttempt ends an attempt that was lost to the infrastructure.
+func (r *Run) loseAttempt(task, attempt uint32, at Times) {
+	if !r.holdsSlot(task, attempt, "was lost") {
 		return
 	}
-	r.wake()
-	r.ran(task, at)
-	r.release(task)
-	if r.killed(task) {
-		r.end(task, TaskKilled)
+	r.resumeRunning()
+	r.recordEnd(task, at)
+	r.releaseSlot(task)
+	if r.killRequested(task) {
+		r.endTask(task, TaskKilled)
 		return
 	}
-	tr := r.troubles[task]
+	tr := r.retries[task]
 	tr.lost++
 	if tr.lost > r.config.LostLimit {
-		r.end(task, TaskErrored)
+		r.endTask(task, TaskErrored)
 		return
 	}
-	r.troubles[task] = tr
-	r.back(task)
+	r.retries[task] = tr
+	r.requeueUnfinished(task)
 }
 
-// revoke takes back an attempt that never started.
-func (r *Run) revoke(task, attempt uint32) {
-	if !r.alive(task, attempt, "was revoked") {
+// revokeAttempt takes back an attempt that never started.
+func (r *Run) revokeAttempt(task, attempt uint32) {
+	if !r.holdsSlot(task, attempt, "was revoked") {
 		return
 	}
 	if r.TaskState(task) == TaskRunning {
@@ -199,47 +200,47 @@ func (r *Run) revoke(task, attempt uint32) {
 	if r.attempts[task] == 0 {
 		r.templates[r.templateOf(task)].started--
 	}
-	r.release(task)
+	r.releaseSlot(task)
 	if r.tasks[task]&killBit != 0 {
-		r.end(task, TaskKilled)
+		r.endTask(task, TaskKilled)
 		return
 	}
-	r.back(task)
+	r.requeueUnfinished(task)
 }
 
-// back queues a task whose attempt came to nothing.
-func (r *Run) back(task uint32) {
-	r.move(task, TaskQueued)
-	r.record(task, TaskQueued)
-	r.again(task)
+// requeueUnfinished queues a task whose attempt was lost or revoked.
+func (r *Run) requeueUnfinished(task uint32) {
+	r.moveTask(task, TaskQueued)
+	r.recordTask(task, TaskQueued)
+	r.requeueFirst(task)
 	r.emit(TaskEnded{Task: task, State: TaskQueued})
 }
 
-// end moves a task to a final state.
-func (r *Run) end(task uint32, to TaskState) {
-	r.close(task, to)
-	r.record(task, to)
+// endTask moves a task to a final state.
+func (r *Run) endTask(task uint32, to TaskState) {
+	r.moveToFinal(task, to)
+	r.recordTask(task, to)
 }
 
-// close is end for what a record of the run says for all its tasks.
-func (r *Run) close(task uint32, to TaskState) {
-	r.move(task, to)
-	if len(r.troubles) > 0 {
-		delete(r.troubles, task)
+// moveToFinal is endTask without a record of the task: a record of the run covers it.
+func (r *Run) moveToFinal(task uint32, to TaskState) {
+	r.moveTask(task, to)
+	if len(r.retries) > 0 {
+		delete(r.retries, task)
 	}
 	r.emit(TaskEnded{Task: task, State: to})
 }
 
-// move is the one place where a task's state changes.
-func (r *Run) move(task uint32, to TaskState) {
+// moveTask is the one place where a task's state changes.
+func (r *Run) moveTask(task uint32, to TaskState) {
 	old := r.tasks[task]
 	from := TaskState(old &^ killBit)
-	taskMove(task, from, to)
+	mustMoveTask(task, from, to)
 	r.counts[from]--
 	r.counts[to]++
 	r.tasks[task] = uint8(to)
 	switch to {
-	case TaskRunning: // a chunk does not tell it from GRANTED
+	case TaskRunning: // a chunk stores it as GRANTED
 		r.tasks[task] |= old & killBit
 		return
 	case TaskGranted:

@@ -7,20 +7,20 @@ import (
 	"sort"
 )
 
-// templateOf is the index of a task's template. Events come in runs of
-// neighbours, so the last one is looked at first.
+// templateOf returns the index of a task's template. Consecutive events often concern
+// the same template, so the last one is tried first.
 func (r *Run) templateOf(task uint32) int {
-	if t := r.plan.Templates[r.nearby]; task-t.Base < t.Count {
-		return r.nearby
+	if t := r.plan.Templates[r.lastTemplate]; task-t.Base < t.Count {
+		return r.lastTemplate
 	}
-	r.nearby = sort.Search(len(r.plan.Templates), func(i int) bool { return r.plan.Templates[i].Base > task }) - 1
-	return r.nearby
+	r.lastTemplate = sort.Search(len(r.plan.Templates), func(i int) bool { return r.plan.Templates[i].Base > task }) - 1
+	return r.lastTemplate
 }
 
-// await counts what template i waits for, from the present states.
-func (r *Run) await(i int) {
+// initDeps counts the open dependencies of template i from the present states.
+func (r *Run) initDeps(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	r.awaitAll(i)
+	r.initAllToAllDeps(i)
 	ts.waits = nil
 	for _, e := range t.Parents {
 		if e.Match == nil {
@@ -29,27 +29,27 @@ func (r *Run) await(i int) {
 		if ts.waits == nil {
 			ts.waits = make([]uint32, t.Count)
 		}
-		r.awaitMatch(e.Match, ts.waits)
+		r.initMatchedDeps(e.Match, ts.waits)
 	}
 }
 
-// awaitAll is await for the all-to-all parents.
-func (r *Run) awaitAll(i int) {
+// initAllToAllDeps is initDeps for the all-to-all parents.
+func (r *Run) initAllToAllDeps(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	ts.pending = 0
 	for _, e := range t.Parents {
-		if e.Match == nil && r.templates[e.Template].remaining > 0 && !e.Hangs {
+		if e.Match == nil && r.templates[e.Template].remaining > 0 && !e.ViaGenerator {
 			ts.pending++
 		}
 	}
 }
 
-// awaitMatch counts the open groups of m, and adds one to what each task of the
-// child waits for whose group is open.
-func (r *Run) awaitMatch(m *Match, waits []uint32) {
+// initMatchedDeps counts the open groups of m, and adds one open dependency to each task
+// of the child whose group is open.
+func (r *Run) initMatchedDeps(m *Match, waits []uint32) {
 	parent, per := r.plan.Templates[m.Parent], m.ParentsPerGroup()
 	open := make([]uint32, m.Groups)
-	if r.templates[m.Parent].remaining == parent.Count { // the usual case: nothing is done
+	if r.templates[m.Parent].remaining == parent.Count { // the usual case: no task is COMPLETED
 		for g := range open {
 			open[g] = per
 		}
@@ -77,9 +77,9 @@ func (r *Run) awaitMatch(m *Match, waits []uint32) {
 	}
 }
 
-// complete counts a COMPLETED task at its children, and releases those that
-// waited for nothing else.
-func (r *Run) complete(task uint32) {
+// completeTask counts a COMPLETED task at its children, and enqueues the tasks whose
+// last dependency it was.
+func (r *Run) completeTask(task uint32) {
 	i := r.templateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	ts.remaining--
@@ -95,9 +95,9 @@ func (r *Run) complete(task uint32) {
 					continue
 				}
 			}
-			r.matching = e.Template
+			r.unblockTemplate = e.Template
 			e.Match.EachChild(g, r.unblock)
-		case ts.remaining == 0 && !e.Hangs:
+		case ts.remaining == 0 && !e.ViaGenerator:
 			r.parentDone(e.Template)
 		}
 	}
@@ -110,47 +110,48 @@ func (r *Run) parentDone(i int) {
 	if ts.pending > 0 {
 		return
 	}
-	fresh := &r.classes[t.Class].fresh
-	for _, s := range ts.held.list {
+	fresh := &r.classes[t.Class].firstAttempts
+	for _, s := range ts.blocked.list {
 		fresh.push(s.first, s.n)
 	}
-	r.addReady(t.Class, int(ts.holding))
-	ts.held, ts.holding = spans{}, 0
+	r.addReady(t.Class, int(ts.blockedCount))
+	ts.blocked, ts.blockedCount = rangeQueue{}, 0
 }
 
 // unblockTasks takes one group of parents off what n tasks of r.matching wait for.
 func (r *Run) unblockTasks(first, n uint32) {
-	t, ts := r.plan.Templates[r.matching], &r.templates[r.matching]
+	t, ts := r.plan.Templates[r.unblockTemplate], &r.templates[r.unblockTemplate]
 	for local := first; local < first+n; local++ {
 		ts.waits[local]--
 		if task := t.Base + local; ts.waits[local] == 0 && TaskState(r.tasks[task]) == TaskQueued {
-			r.place(t, ts, task, 1)
+			r.enqueueReady(t, ts, task, 1)
 		}
 	}
 }
 
-// place queues or holds n QUEUED tasks that wait for no group of parents.
-func (r *Run) place(t *Template, ts *templateState, first, n uint32) {
+// enqueueReady queues n QUEUED tasks whose matched parents are done. While all-to-all
+// parents are pending, the tasks are blocked.
+func (r *Run) enqueueReady(t *Template, ts *templateState, first, n uint32) {
 	if ts.pending > 0 {
-		ts.held.push(first, n)
-		ts.holding += n
+		ts.blocked.push(first, n)
+		ts.blockedCount += n
 		return
 	}
-	r.classes[t.Class].fresh.push(first, n)
+	r.classes[t.Class].firstAttempts.push(first, n)
 	r.addReady(t.Class, int(n))
 }
 
-// placeAll is place for a template that nothing has happened to.
-func (r *Run) placeAll(i int) {
+// enqueueNewTemplate is enqueueReady for all tasks of a new template.
+func (r *Run) enqueueNewTemplate(i int) {
 	if t, ts := r.plan.Templates[i], &r.templates[i]; ts.waits == nil {
-		r.place(t, ts, t.Base, t.Count)
+		r.enqueueReady(t, ts, t.Base, t.Count)
 	}
 }
 
-// placeSome is place for a template with any history.
-func (r *Run) placeSome(i int) {
+// enqueueTemplate is enqueueReady for a template with any history.
+func (r *Run) enqueueTemplate(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.held, ts.holding = spans{}, 0
+	ts.blocked, ts.blockedCount = rangeQueue{}, 0
 	begin := t.Base // of the range that is being collected
 	for task := t.Base; task < t.Base+t.Count; task++ {
 		state := TaskState(r.tasks[task])
@@ -158,40 +159,40 @@ func (r *Run) placeSome(i int) {
 			continue
 		}
 		if begin < task {
-			r.place(t, ts, begin, task-begin)
+			r.enqueueReady(t, ts, begin, task-begin)
 		}
 		begin = task + 1
-		if state == TaskRetry && r.troubles[task].wait == waitSlot {
-			r.again(task)
+		if state == TaskRetry && r.retries[task].wait == waitSlot {
+			r.requeueFirst(task)
 		}
 	}
 	if end := t.Base + t.Count; begin < end {
-		r.place(t, ts, begin, end-begin)
+		r.enqueueReady(t, ts, begin, end-begin)
 	}
 }
 
-// placeReady makes all queues anew.
-func (r *Run) placeReady() {
+// rebuildQueues builds all queues again.
+func (r *Run) rebuildQueues() {
 	for i := range r.classes {
 		c := &r.classes[i]
 		r.addReady(i, -c.ready)
-		c.again, c.fresh = spans{}, spans{}
+		c.requeued, c.firstAttempts = rangeQueue{}, rangeQueue{}
 	}
 	for i := range r.templates {
-		r.placeSome(i)
+		r.enqueueTemplate(i)
 	}
 }
 
-// extend takes a generator's set in: it is the last but one step of the
-// generator's completion.
-func (r *Run) extend(generator uint32, next *Plan) {
+// extendPlan adds a generator's set to the run, just before the generator's task moves
+// to COMPLETED.
+func (r *Run) extendPlan(generator uint32, next *Plan) {
 	old := r.plan
 	if next.Sets != old.Sets+1 || next.Tasks < old.Tasks || len(next.Templates) < len(old.Templates) {
 		panic(fmt.Sprintf("task %d: its plan has %d sets, %d templates and %d tasks; the run has %d, %d and %d", generator,
 			next.Sets, len(next.Templates), next.Tasks, old.Sets, len(old.Templates), old.Tasks))
 	}
 	r.plan = next
-	r.grow()
+	r.growToPlan()
 	r.counts[TaskQueued] += next.Tasks - old.Tasks
 	added := next.Templates[len(old.Templates):]
 	for _, t := range added {
@@ -199,8 +200,8 @@ func (r *Run) extend(generator uint32, next *Plan) {
 	}
 	more := map[int]bool{} // existing templates that get parents; true: one-to-one ones too
 	for _, t := range added {
-		r.await(t.Index)
-		r.placeSome(t.Index) // matched parents may be COMPLETED in part
+		r.initDeps(t.Index)
+		r.enqueueTemplate(t.Index) // matched parents may be COMPLETED in part
 		for _, e := range t.Children {
 			if e.Template < len(old.Templates) {
 				more[e.Template] = more[e.Template] || e.Match != nil
@@ -208,18 +209,19 @@ func (r *Run) extend(generator uint32, next *Plan) {
 		}
 	}
 	for _, i := range slices.Sorted(maps.Keys(more)) {
-		r.waitMore(i, more[i])
+		r.addParents(i, more[i])
 	}
 }
 
-// waitMore counts again what an existing template waits for: it has got parents.
-func (r *Run) waitMore(i int, oneToOne bool) {
+// addParents counts the open dependencies of an existing template again, after it got
+// new parents.
+func (r *Run) addParents(i int, oneToOne bool) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	if ts.started > 0 {
 		panic(fmt.Sprintf("template %q: a parent was added after %d of its tasks had started", t.Name, ts.started))
 	}
 	if ts.pending > 0 && !oneToOne { // the usual case: it waits for the generator
-		r.awaitAll(i)
+		r.initAllToAllDeps(i)
 		return
 	}
 	if ts.pending == 0 {
@@ -229,10 +231,10 @@ func (r *Run) waitMore(i int, oneToOne bool) {
 				ready++
 			}
 		}
-		r.classes[t.Class].fresh.cut(t.Base, t.Count)
-		r.classes[t.Class].again.cut(t.Base, t.Count) // revoked ones
+		r.classes[t.Class].firstAttempts.removeRange(t.Base, t.Count)
+		r.classes[t.Class].requeued.removeRange(t.Base, t.Count) // revoked ones
 		r.addReady(t.Class, -ready)
 	}
-	r.await(i)
-	r.placeSome(i)
+	r.initDeps(i)
+	r.enqueueTemplate(i)
 }

@@ -39,7 +39,7 @@ type StateChange struct {
 type Event interface{ isEvent() }
 
 type (
-	// Grant: the dispatcher gave N slots of a class. What the run cannot use
+	// Grant: the dispatcher gave N slots of a class. A slot that the run cannot use
 	// comes back as a Release effect.
 	Grant struct {
 		Class, N int
@@ -54,8 +54,8 @@ type (
 	}
 	// Finished: the attempt ended (its process is proven dead), or could not be
 	// started. OK means rc 0. A Granted task may finish without a Started. Start and
-	// Stop are the attempt's own times, as far as they are known (0: it has no start,
-	// and its end is At); so in Generated and Lost.
+	// Stop are the attempt's own times. 0 means unknown: it never started, or it ended
+	// at At. The same holds for Generated and Lost.
 	Finished struct {
 		Task, Attempt uint32
 		OK            bool
@@ -77,13 +77,13 @@ type (
 		Start, Stop   int64
 	}
 	// Revoked: the attempt is proven never to have started (answer to a Cancel or
-	// Signal). Its number will be given again, so it must not be said twice.
+	// Signal). Its number will be used again, so the event must not be sent twice.
 	Revoked struct {
 		Task, Attempt uint32
 		At            int64
 	}
-	// RetryDue: the interval of a task in RETRY is over. Attempt is that of the
-	// failed attempt; a stale one (also one before the due time) changes nothing.
+	// RetryDue: the interval of a task in RETRY is over. Attempt is the number
+	// of the failed attempt; a stale or early event is ignored.
 	RetryDue struct {
 		Task, Attempt uint32
 		At            int64
@@ -101,8 +101,8 @@ type (
 	Restart struct{ At int64 }
 )
 
-// Effect is what the driver has to do once the event's records are durable.
-// Effects are in the order in which they are to be carried out.
+// Effect is an action for the driver, once the event's records are durable. Effects
+// must be applied in their order.
 type Effect interface{ isEffect() }
 
 type (
@@ -119,9 +119,9 @@ type (
 	// Cancel: take this attempt back if it has not started (pause). It ends as
 	// Revoked, or goes on if it had started.
 	Cancel struct{ Task, Attempt uint32 }
-	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch). A task that
-	// failed and whose retry has no interval gets none: it is in RETRY, ready, until
-	// a grant; and none is given while the run is paused, but with its resume.
+	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch). A retry
+	// without an interval needs no timer: the task is in RETRY, and ready, until a
+	// grant. While the run is paused RetryAt is held back until the resume.
 	RetryAt struct {
 		Task, Attempt uint32
 		Due           int64

@@ -18,7 +18,7 @@ func TestDriverBugs(t *testing.T) {
 		event Event
 		want  string
 	}{
-		{nil, "run: an event that is none"},
+		{nil, "run: unknown type of event"},
 		{Grant{1, 1, 9}, "run: grant of 1 slots of class 1, it has 1 classes"},
 		{Grant{-1, 1, 9}, "run: grant of 1 slots of class -1, it has 1 classes"},
 		{Grant{0, -1, 9}, "run: grant of -1 slots of class 0, it has 1 classes"},
@@ -73,18 +73,18 @@ func TestCheckFinds(t *testing.T) {
 		"live tasks":                func(r *Run) { r.live.remove(2) },
 		"run: ready tasks":          func(r *Run) { r.ready++ },
 		"class 0: ready tasks":      func(r *Run) { r.classes[0].ready++ },
-		"class 0: queue":            func(r *Run) { r.classes[0].fresh.pop() },
+		"class 0: queue":            func(r *Run) { r.classes[0].firstAttempts.pop() },
 		"class 0: wanted":           func(r *Run) { r.classes[0].wanted++ },
-		"queued twice":              func(r *Run) { r.classes[0].again.push(4, 1) },
+		"queued twice":              func(r *Run) { r.classes[0].requeued.push(4, 1) },
 		`"a": remaining`:            func(r *Run) { r.templates[0].remaining-- },
 		`"a": started`:              func(r *Run) { r.templates[0].started-- },
 		`"b": pending`:              func(r *Run) { r.templates[1].pending++ },
-		`"b": holding`:              func(r *Run) { r.templates[1].holding-- },
-		`"b": held`:                 func(r *Run) { r.templates[1].held = spans{} },
+		`"b": holding`:              func(r *Run) { r.templates[1].blockedCount-- },
+		`"b": held`:                 func(r *Run) { r.templates[1].blocked = rangeQueue{} },
 		"task 4 is COMPLETED witho": func(r *Run) { r.tasks[4] = uint8(TaskCompleted) },
-		"task 1 is in RETRY and wa": func(r *Run) { delete(r.troubles, 1) },
-		"task 2 waits for its retr": func(r *Run) { r.troubles[2] = trouble{wait: waitDue} },
-		"task 1 waits for its retr": func(r *Run) { r.troubles[1] = trouble{wait: waitFrozen} },
+		"task 1 is in RETRY without": func(r *Run) { delete(r.retries, 1) },
+		"task 2 waits for its retr": func(r *Run) { r.retries[2] = retryState{wait: waitDue} },
+		"task 1 waits for its retr": func(r *Run) { r.retries[1] = retryState{wait: waitFrozen} },
 	} {
 		r := NewRun(smallPlan(t), Config{}, 0)
 		r.Init()
@@ -103,7 +103,7 @@ func TestCheckFinds(t *testing.T) {
 	}
 	r = NewRun(smallPlan(t), Config{}, 0)
 	r.ready = 0
-	if got := panics(t, r.settle); got != "run: 6 tasks are QUEUED, 0 of 6 COMPLETED, and nothing can move" {
+	if got := panics(t, r.finishIfIdle); got != "run: 6 tasks are QUEUED, 0 of 6 COMPLETED, and no task can move" {
 		t.Error(got)
 	}
 }
@@ -176,13 +176,13 @@ func TestMemoryPerTask(t *testing.T) {
 	r := NewRun(mustPlan(t, spec), Config{}, 0)
 	held := cap(r.tasks) + 4*cap(r.attempts)
 	for i := range r.templates {
-		held += 4*cap(r.templates[i].waits) + 8*cap(r.templates[i].held.list)
+		held += 4*cap(r.templates[i].waits) + 8*cap(r.templates[i].blocked.list)
 	}
 	for _, groups := range r.groups {
 		held += 4 * cap(groups)
 	}
 	for _, c := range r.classes {
-		held += 8 * (cap(c.fresh.list) + cap(c.again.list))
+		held += 8 * (cap(c.firstAttempts.list) + cap(c.requeued.list))
 	}
 	for _, level := range slices.Concat(r.live.levels, r.dirty.levels) {
 		held += 8 * cap(level)
@@ -284,7 +284,7 @@ func (w *wanderer) step(t *testing.T) {
 	case k < 81 && r.TaskState(task) != TaskRunning:
 		e = Revoked{task, attempt, w.now}
 	case k < 88:
-		if waiting := r.waiting(waitDue); len(waiting) > 0 {
+		if waiting := r.tasksInRetry(waitDue); len(waiting) > 0 {
 			task = waiting[rnd.IntN(len(waiting))]
 		}
 		e = RetryDue{task, r.Attempt(task), w.now + int64(rnd.IntN(4))*int64(time.Second)}

@@ -7,7 +7,7 @@ import (
 
 // Allowed tells whether the user may ask for this state now: nil, or an error
 // that names the present state and the wish. RunQueued is a restart, RunRunning
-// a resume; RunKilled is always allowed and changes nothing when the run is final.
+// a resume. RunKilled is always allowed; a final run ignores it.
 func (r *Run) Allowed(to RunState) error {
 	var from uint16
 	switch to {
@@ -35,8 +35,8 @@ func (r *Run) mustAllow(to RunState) {
 	}
 }
 
-// kill ends everything that is live. What waits for a retry is KILLED at once,
-// what is queued stays so. Once more only signals once more.
+// kill ends all live tasks. A task in RETRY is KILLED at once, a QUEUED task stays
+// QUEUED. A second kill only repeats the signals.
 func (r *Run) kill() {
 	if r.state.Final() {
 		return
@@ -44,19 +44,19 @@ func (r *Run) kill() {
 	if !r.killing {
 		r.killing = true
 		r.recordKill()
-		r.touchAll()
-		for _, task := range r.waiting(waitSlot, waitDue, waitFrozen) {
-			r.unready(task)
-			r.close(task, TaskKilled)
+		r.markAllDemand()
+		for _, task := range r.tasksInRetry(waitSlot, waitDue, waitFrozen) {
+			r.removeFromReady(task)
+			r.moveToFinal(task, TaskKilled)
 		}
 	}
-	r.demand()
+	r.emitDemand()
 	r.live.each(func(task uint32) { r.emit(Signal{Task: task, Attempt: r.attempts[task]}) })
 }
 
 // killTask ends one task.
 func (r *Run) killTask(task uint32) {
-	r.known(task, "killed")
+	r.mustKnowTask(task, "killed")
 	state := r.TaskState(task)
 	switch {
 	case r.state.Final() || state.Final():
@@ -68,24 +68,24 @@ func (r *Run) killTask(task uint32) {
 		}
 		r.emit(Signal{Task: task, Attempt: r.attempts[task]})
 	default:
-		r.unready(task)
-		r.end(task, TaskKilled)
+		r.removeFromReady(task)
+		r.endTask(task, TaskKilled)
 	}
 }
 
-// unready takes a task that is QUEUED or in RETRY out of the counts of those that
-// can be granted or that are held. It stays in their queues and is skipped there.
-func (r *Run) unready(task uint32) {
+// removeFromReady subtracts a task that is QUEUED or in RETRY from the ready or blocked
+// count. The task stays in its queue, where it is skipped.
+func (r *Run) removeFromReady(task uint32) {
 	i := r.templateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	switch {
 	case TaskState(r.tasks[task]) == TaskRetry:
-		if r.troubles[task].wait == waitSlot {
+		if r.retries[task].wait == waitSlot {
 			r.addReady(t.Class, -1)
 		}
 	case ts.waits != nil && ts.waits[task-t.Base] > 0:
 	case ts.pending > 0:
-		ts.holding--
+		ts.blockedCount--
 	default:
 		r.addReady(t.Class, -1)
 	}
@@ -95,36 +95,36 @@ func (r *Run) unready(task uint32) {
 func (r *Run) pause() {
 	r.mustAllow(RunPaused)
 	r.setState(RunPaused)
-	r.demand()
-	r.freeze(r.changed(), nil)
+	r.emitDemand()
+	r.freezeIntervals(r.lastStateChange(), nil)
 	r.live.each(func(task uint32) {
-		if !r.killed(task) && r.TaskState(task) == TaskGranted {
+		if !r.killRequested(task) && r.TaskState(task) == TaskGranted {
 			r.emit(Cancel{Task: task, Attempt: r.attempts[task]})
 		}
 	})
 }
 
-// freeze keeps what remains of the intervals of those tasks that only has (nil: all).
-func (r *Run) freeze(at int64, only map[uint32]struct{}) {
-	for task, tr := range r.troubles {
-		if tr.wait == waitDue && within(only, task) {
+// freezeIntervals keeps the rest of the retry intervals of the tasks in only (nil: all).
+func (r *Run) freezeIntervals(at int64, only map[uint32]struct{}) {
+	for task, tr := range r.retries {
+		if tr.wait == waitDue && isSelected(only, task) {
 			tr.wait, tr.at = waitFrozen, max(0, tr.at-at)
-			r.troubles[task] = tr
+			r.retries[task] = tr
 		}
 	}
 }
 
-// thaw lets the frozen intervals go on.
-func (r *Run) thaw(at int64, only map[uint32]struct{}) {
-	for task, tr := range r.troubles {
-		if tr.wait == waitFrozen && within(only, task) {
-			tr.wait, tr.at = waitDue, later(at, tr.at)
-			r.troubles[task] = tr
+// thawIntervals lets the frozen intervals continue.
+func (r *Run) thawIntervals(at int64, only map[uint32]struct{}) {
+	for task, tr := range r.retries {
+		if tr.wait == waitFrozen && isSelected(only, task) {
+			tr.wait, tr.at = waitDue, addSaturated(at, tr.at)
+			r.retries[task] = tr
 		}
 	}
 }
 
-func within(only map[uint32]struct{}, task uint32) bool {
+func isSelected(only map[uint32]struct{}, task uint32) bool {
 	_, ok := only[task]
 	return ok || only == nil
 }
@@ -133,9 +133,9 @@ func within(only map[uint32]struct{}, task uint32) bool {
 func (r *Run) resume() {
 	r.mustAllow(RunRunning)
 	r.setState(RunRunning)
-	r.thaw(r.changed(), nil)
-	for _, task := range r.waiting(waitDue) {
-		if due := r.troubles[task].at; due > r.changed() {
+	r.thawIntervals(r.lastStateChange(), nil)
+	for _, task := range r.tasksInRetry(waitDue) {
+		if due := r.retries[task].at; due > r.lastStateChange() {
 			r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: due})
 		} else {
 			r.requeue(task)
@@ -143,38 +143,38 @@ func (r *Run) resume() {
 	}
 }
 
-// restart queues again what is neither COMPLETED nor live, with fresh budgets. A run
-// with a RUNNING task is not QUEUED: it goes on to RUNNING in the same event.
+// restart queues all tasks that are neither COMPLETED nor live, with fresh retry
+// budgets. A run with a RUNNING task moves on to RUNNING in the same event.
 func (r *Run) restart() {
 	r.mustAllow(RunQueued)
 	r.setState(RunQueued)
-	for _, task := range r.waiting(waitSlot, waitDue, waitFrozen) {
+	for _, task := range r.tasksInRetry(waitSlot, waitDue, waitFrozen) {
 		r.emit(TaskEnded{Task: task, State: TaskQueued})
 	}
 	r.requeueAll()
-	r.placeReady()
+	r.rebuildQueues()
 	if r.counts[TaskRunning] > 0 {
 		r.setState(RunRunning)
 	}
 }
 
-// requeueAll is the part of a restart that concerns tasks, without their order.
+// requeueAll moves the tasks of a restart to QUEUED. rebuildQueues restores their order.
 func (r *Run) requeueAll() {
-	clear(r.troubles)
+	clear(r.retries)
 	for task, b := range r.tasks {
 		if s := TaskState(b &^ killBit); s == TaskErrored || s == TaskKilled || s == TaskRetry {
-			r.move(uint32(task), TaskQueued)
+			r.moveTask(uint32(task), TaskQueued)
 		}
 	}
 }
 
-// waiting returns the tasks in RETRY that wait for one of kinds, ascending.
-func (r *Run) waiting(kinds ...waitKind) []uint32 {
+// tasksInRetry returns the tasks in RETRY that wait for one of kinds, ascending.
+func (r *Run) tasksInRetry(kinds ...waitKind) []uint32 {
 	if r.counts[TaskRetry] == 0 {
 		return nil
 	}
 	tasks := make([]uint32, 0, r.counts[TaskRetry])
-	for task, tr := range r.troubles {
+	for task, tr := range r.retries {
 		if slices.Contains(kinds, tr.wait) {
 			tasks = append(tasks, task)
 		}

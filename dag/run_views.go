@@ -15,7 +15,7 @@ func (r *Run) Changes() []StateChange { return slices.Clone(r.changes) }
 func (r *Run) Counts() [NumTaskStates]uint32 { return r.counts }
 
 // LastUpdate returns the time of the newest record, in ns since the epoch.
-func (r *Run) LastUpdate() int64 { return r.last }
+func (r *Run) LastUpdate() int64 { return r.lastUpdate }
 
 // TaskState returns the state of a task.
 func (r *Run) TaskState(task uint32) TaskState { return TaskState(r.tasks[task] &^ killBit) }
@@ -45,9 +45,9 @@ func (r *Run) Live(yield func(task, attempt uint32, s TaskState)) {
 }
 
 // GrantedAt returns the time (ns since the epoch) of the grant of a task that was live
-// when the run was recovered and still has that attempt: exactly when the records
-// from the newest snapshot on say it, else that of the run's first state, which is
-// no later.
+// when the run was recovered and still has that attempt: exact when the
+// records after the newest snapshot have it, else the time of the run's first state,
+// which is a lower bound.
 func (r *Run) GrantedAt(task uint32) int64 {
 	if at, ok := r.granted[task]; ok {
 		return at

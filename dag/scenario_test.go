@@ -364,8 +364,8 @@ func fingerprint(r *Run) []byte {
 	counts[TaskRunning] = 0
 	fmt.Fprintln(&b, counts)
 	for task := range r.plan.Tasks {
-		fmt.Fprint(&b, " ", stored(r.tasks[task]), "#", r.attempts[task])
-		if tr, ok := r.troubles[task]; ok {
+		fmt.Fprint(&b, " ", storedState(r.tasks[task]), "#", r.attempts[task])
+		if tr, ok := r.retries[task]; ok {
 			fmt.Fprint(&b, tr)
 		}
 	}

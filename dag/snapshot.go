@@ -15,9 +15,9 @@ import (
 // and when all those are durable write the header. Records from the cut on must be
 // kept; older ones may go.
 //
-//	header = version, tasks, last update, killing, changes, troubles
+//	header = version, tasks, last update, killing, changes, retry states
 //	chunk  = version, tasks, (state run)*, (attempts run)*, [number times*]
-//	times  = template, counted from the one before; timesNews, [first], [last]
+//	times  = template, counted from the one before; timesChanged, [first], [last]
 //
 // The times are those of the templates whose first task is in the chunk, as differences
 // to those before. Version 2 has them; a chunk without is version 1.
@@ -29,12 +29,12 @@ const (
 	chunkVersion  = 2
 )
 
-// AppendHeader appends what a snapshot holds of the run as a whole and of the
-// tasks that failed or were lost: O(changes + such tasks).
+// AppendHeader appends the part of a snapshot about the run as a whole and the retry
+// states: O(state changes + tasks with a retry state).
 func (r *Run) AppendHeader(dst []byte) []byte {
 	dst = append(dst, headerVersion)
 	dst = binary.AppendUvarint(dst, uint64(r.plan.Tasks))
-	dst = binary.AppendVarint(dst, r.last)
+	dst = binary.AppendVarint(dst, r.lastUpdate)
 	killing := byte(0)
 	if r.killing {
 		killing = 1
@@ -47,10 +47,10 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 		dst = binary.AppendVarint(dst, c.At-at)
 		at = c.At
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(r.troubles)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.retries)))
 	next := uint32(0)
-	for _, task := range slices.Sorted(maps.Keys(r.troubles)) {
-		tr := r.troubles[task]
+	for _, task := range slices.Sorted(maps.Keys(r.retries)) {
+		tr := r.retries[task]
 		dst = binary.AppendUvarint(dst, uint64(task-next))
 		next = task + 1
 		dst = binary.AppendUvarint(dst, uint64(tr.failures))
@@ -61,12 +61,12 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 	return dst
 }
 
-// header reads what AppendHeader wrote.
-func (p *replay) header(data []byte) error {
+// readHeader reads what AppendHeader wrote.
+func (p *replayer) readHeader(data []byte) error {
 	c := &cursor{data: data}
 	c.version(headerVersion)
 	tasks := c.uint("number of tasks", uint64(p.plan.Tasks))
-	p.last = c.int("last update")
+	p.lastUpdate = c.int("last update")
 	p.killing = c.byte("killing") != 0
 	at := int64(0)
 	for n := c.uint("number of changes", math.MaxUint32); n > 0 && c.err == nil; n-- {
@@ -84,18 +84,18 @@ func (p *replay) header(data []byte) error {
 			c.fail("task %d of %d", task, tasks)
 		}
 		next = task + 1
-		tr := trouble{failures: c.attempts("failures"), lost: c.attempts("lost attempts"), wait: waitKind(c.byte("wait")), at: c.int("time")}
+		tr := retryState{failures: c.attempts("failures"), lost: c.attempts("lost attempts"), wait: waitKind(c.byte("wait")), at: c.int("time")}
 		if tr.wait >= numWaitKinds {
 			c.fail("wait %d is not known", tr.wait)
 		}
 		if c.err == nil {
-			p.troubles[uint32(task)] = tr
+			p.retries[uint32(task)] = tr
 		}
 	}
 	if c.more() {
 		c.fail("%d bytes too many", len(data)-c.off)
 	}
-	p.known = len(p.changes)
+	p.headerChanges = len(p.changes)
 	return c.err
 }
 
@@ -108,11 +108,11 @@ func (r *Run) chunkRange(chunk uint32) (first, n uint32) {
 	return first, min(ChunkTasks, r.plan.Tasks-first)
 }
 
-// AppendChunk appends what a snapshot holds of the tasks [chunk*ChunkTasks,
-// (chunk+1)*ChunkTasks): a few bytes when they are alike.
+// AppendChunk appends the snapshot of the tasks [chunk*ChunkTasks,
+// (chunk+1)*ChunkTasks): a few bytes when the tasks are alike.
 func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	first, n := r.chunkRange(chunk)
-	timed := r.timedIn(first, n)
+	timed := r.templatesWithTimes(first, n)
 	if len(timed) > 0 {
 		dst = append(dst, chunkVersion)
 	} else {
@@ -120,8 +120,8 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	}
 	dst = binary.AppendUvarint(dst, uint64(n))
 	for i := uint32(0); i < n; {
-		b, from := stored(r.tasks[first+i]), i
-		for i++; i < n && stored(r.tasks[first+i]) == b; i++ {
+		b, from := storedState(r.tasks[first+i]), i
+		for i++; i < n && storedState(r.tasks[first+i]) == b; i++ {
 		}
 		dst = binary.AppendUvarint(append(dst, b), uint64(i-from-1))
 	}
@@ -137,16 +137,16 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	return dst
 }
 
-// stored is a state byte as it is kept: a start is not.
-func stored(b uint8) uint8 {
+// storedState is a state byte as it is kept: a start is not.
+func storedState(b uint8) uint8 {
 	if TaskState(b&^killBit) == TaskRunning {
 		return b&killBit | uint8(TaskGranted)
 	}
 	return b
 }
 
-// chunk reads what AppendChunk wrote, perhaps when the run had fewer tasks.
-func (p *replay) chunk(chunk uint32, data []byte) error {
+// readChunk reads what AppendChunk wrote, perhaps when the run had fewer tasks.
+func (p *replayer) readChunk(chunk uint32, data []byte) error {
 	first, room := p.chunkRange(chunk)
 	c := &cursor{data: data}
 	version := c.version(chunkVersion)
@@ -170,7 +170,7 @@ func (p *replay) chunk(chunk uint32, data []byte) error {
 		}
 	}
 	if version > 1 {
-		p.chunkTimes(c, first, room)
+		p.readChunkTimes(c, first, room)
 	}
 	if c.more() {
 		c.fail("%d bytes too many", len(data)-c.off)

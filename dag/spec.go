@@ -10,7 +10,7 @@ type Spec struct {
 	Parameters []Parameter // sorted by name
 	Defaults   *Job        // jobDefaults; nil when absent
 	Tasks      []TaskSpec  // in the order of the document
-	Listed     *TaskList   // instead of Tasks, of a long document; nil otherwise. It is the plan's from then on
+	TaskList   *TaskList   // replaces Tasks for a long document, else nil. The plan takes it over
 }
 
 // Label is one member of a spec's `tags`.
@@ -31,9 +31,9 @@ type TaskSpec struct {
 	Children  []EdgeSpec
 	Retry     RetryPolicy
 	Generator bool
-	// Faulty is set by a decoder that has already reported problems inside this
-	// task and left parts of it out: planning then does not report them as missing.
-	Faulty bool
+	// HasDecodeErrors is set by a decoder that has reported problems inside this task and
+	// left parts of it out. Planning then does not report these parts as missing.
+	HasDecodeErrors bool
 }
 
 // EdgeSpec names the other end of an edge, by its name as defined. Match is nil
@@ -47,11 +47,11 @@ type EdgeSpec struct {
 //
 // {{NAME}} in Command, CommandString, Environment or WorkDir stands for a value of
 // the parameter NAME, byte for byte: no spaces inside the braces, upper and lower
-// case differ. What is substituted is not looked through again. It is a problem
-// when there is no such parameter and NAME looks like a name: a letter, a digit or
-// "_", then letters, digits, "_", "-" and ".". Everything else that has braces stays
-// as it is: "{{", "{{ x }}", "{{.Names}}". Of "{{{A}}}" the inner two pairs are the
-// token. To have a literal "{{end}}", define a parameter "end" of that value.
+// case differ. A substituted value is not expanded again. An unknown NAME is a
+// problem when it looks like a name: a letter, a digit or "_", then letters, digits,
+// "_", "-" and ".". All other text with braces stays as it is: "{{", "{{ x }}",
+// "{{.Names}}". In "{{{A}}}" the inner two pairs are the token. For a literal "{{end}}",
+// define a parameter "end" with that value.
 type Job struct {
 	Command       []string // argv; nil when not given
 	CommandString string   // run by /bin/sh -c
@@ -87,7 +87,7 @@ type RetryPolicy struct {
 	MaxInterval time.Duration // cap of the interval; 0 = none
 }
 
-// Problem is one thing that is wrong with a submitted document.
+// Problem is one mistake in a submitted document.
 type Problem struct {
 	Pointer string // JSON pointer (RFC 6901) to the place, "" for the whole document
 	Message string // one sentence that names the thing, without the place
@@ -95,6 +95,6 @@ type Problem struct {
 	Limit bool
 }
 
-// Problems is everything that is wrong with a document, in the order of the
-// document where that is known. It is an error when it is not empty.
+// Problems lists all mistakes in a document, in the order of the document where that
+// is known. It is an error when it is not empty.
 type Problems []Problem

@@ -13,7 +13,7 @@ const (
 	runFinal  = 1<<RunCompleted | 1<<RunErrored | 1<<RunKilled
 )
 
-var taskMoves = [NumTaskStates]uint16{
+var taskTransitions = [NumTaskStates]uint16{
 	TaskQueued:    1<<TaskGranted | 1<<TaskKilled,
 	TaskGranted:   1<<TaskRunning | 1<<TaskQueued | 1<<TaskRetry | taskFinal, // back to QUEUED: revoked or lost
 	TaskRunning:   1<<TaskQueued | 1<<TaskRetry | taskFinal,                  // back to QUEUED: lost
@@ -23,7 +23,7 @@ var taskMoves = [NumTaskStates]uint16{
 	TaskKilled:    1 << TaskQueued, // restart
 }
 
-var runMoves = [numRunStates]uint16{
+var runTransitions = [numRunStates]uint16{
 	RunQueued:    1<<RunRunning | 1<<RunPaused | 1<<RunKilled,
 	RunRunning:   1<<RunPaused | runFinal,
 	RunPaused:    1<<RunRunning | 1<<RunQueued | runFinal, // final: what still ran was the last
@@ -81,16 +81,16 @@ func ParseTaskState(word string) (TaskState, bool) {
 	return 0, false
 }
 
-// taskMove panics when the table does not allow the move.
-func taskMove(task uint32, from, to TaskState) {
-	if taskMoves[from]>>to&1 == 0 {
+// mustMoveTask panics when the table does not allow the move.
+func mustMoveTask(task uint32, from, to TaskState) {
+	if taskTransitions[from]>>to&1 == 0 {
 		panic(fmt.Sprintf("task %d: illegal move %s -> %s", task, taskNames[from], taskNames[to]))
 	}
 }
 
-// runMove panics when the table does not allow the move.
-func runMove(from, to RunState) {
-	if runMoves[from]>>to&1 == 0 {
+// mustMoveRun panics when the table does not allow the move.
+func mustMoveRun(from, to RunState) {
+	if runTransitions[from]>>to&1 == 0 {
 		panic(fmt.Sprintf("run: illegal move %s -> %s", from, to))
 	}
 }

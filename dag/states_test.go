@@ -31,7 +31,7 @@ func TestMoves(t *testing.T) {
 	}
 	for from := range NumTaskStates {
 		for to := range NumTaskStates {
-			move := func() { taskMove(7, from, to) }
+			move := func() { mustMoveTask(7, from, to) }
 			if strings.Contains(" "+tasks[taskNames[from]]+" ", " "+taskNames[to]+" ") {
 				move()
 				continue
@@ -52,7 +52,7 @@ func TestMoves(t *testing.T) {
 	}
 	for from := range numRunStates {
 		for to := range numRunStates {
-			move := func() { runMove(from, to) }
+			move := func() { mustMoveRun(from, to) }
 			if strings.Contains(" "+runs[from.String()]+" ", " "+to.String()+" ") {
 				move()
 				continue

@@ -9,33 +9,33 @@ import (
 	"time"
 )
 
-// TaskList holds tasks as defined, packed: each takes its texts and a few bytes,
-// where a TaskSpec takes hundreds. It is what a long document is read into (see
-// Spec.Listed). Tasks are appended in the order of the document; once a plan has
-// been made of it nothing may be appended.
+// TaskList holds tasks as defined, packed: each takes the bytes of its texts and a
+// few more, where a TaskSpec takes hundreds. Long documents are read into it (see
+// Spec.TaskList). Tasks are appended in the order of the document. A list that a plan
+// was made of must not be appended to.
 //
 //	record = name flags [command] [commandString] [environment] [workDir] [executor]
 //	         [timeout] [cores] [memoryMB] [other] [retry]
 //
-// What flags do not say is there takes nothing. A text is its length and its bytes;
-// a list is its length and its texts. Records lie side by side in chunks; none is cut
-// in two. Edges lie apart, for the plan alone: once it is made they are dropped.
+// Only parts whose flag is set take space. A text is its length and its bytes; a list is
+// its length and its texts. Records are stored side by side in chunks and never cross
+// chunks. Edges are stored apart, for NewPlan alone, and dropped after it.
 type TaskList struct {
-	records chunks
-	edges   chunks
-	mention []uint32 // tasks with edges, ascending
-	ends    int      // how many edges are mentioned
-	names   []uint32 // open addressing: 1 + a task; a power of two
-	seed    maphash.Seed
-	faulty  bool
-	buf     []byte // of the record that is being written
+	records         recordChunks
+	edges           recordChunks
+	edgeTasks       []uint32 // tasks with edges, ascending
+	edgeCount       int      // how many edges are mentioned
+	names           []uint32 // open addressing: 1 + a task; a power of two
+	seed            maphash.Seed
+	hasDecodeErrors bool
+	buf             []byte // of the record that is being written
 }
 
-// chunkBytes is what chunks have, but for one that holds a single larger record.
+// chunkBytes is the size of a chunk. A larger record gets a chunk of its own.
 const chunkBytes = 256 << 10
 
-// chunks are records one after the other.
-type chunks struct {
+// recordChunks are records one after the other.
+type recordChunks struct {
 	texts []string
 	first []uint32 // the first record of each chunk
 	at    []uint32 // where each record begins in its chunk
@@ -43,7 +43,7 @@ type chunks struct {
 }
 
 // add appends a record.
-func (c *chunks) add(record []byte) {
+func (c *recordChunks) add(record []byte) {
 	if len(c.texts) == 0 || c.open.Len()+len(record) > c.open.Cap() {
 		c.open = strings.Builder{}
 		c.open.Grow(max(chunkBytes, len(record)))
@@ -56,7 +56,7 @@ func (c *chunks) add(record []byte) {
 }
 
 // record is the i-th record, and what follows it in its chunk.
-func (c *chunks) record(i int) string {
+func (c *recordChunks) record(i int) string {
 	k := len(c.first) - 1
 	if uint32(i) < c.first[k] {
 		k = sort.Search(k, func(k int) bool { return c.first[k] > uint32(i) }) - 1
@@ -81,33 +81,33 @@ const (
 	listedRetry
 )
 
-// AllFaulty makes every task Faulty.
-func (l *TaskList) AllFaulty() { l.faulty = true }
+// MarkAllFaulty sets HasDecodeErrors on every task.
+func (l *TaskList) MarkAllFaulty() { l.hasDecodeErrors = true }
 
 // Len is the number of tasks.
 func (l *TaskList) Len() int { return len(l.records.at) }
 
-// Append packs a task. Nothing of it is kept. There must be no task of its name.
+// Append packs a task and keeps no reference to it. The name must be new to the list.
 func (l *TaskList) Append(t *TaskSpec) {
 	i := uint32(l.Len())
-	l.records.add(l.pack(t))
-	l.enter(t.Name, i)
+	l.records.add(l.packTask(t))
+	l.indexName(t.Name, i)
 	if len(t.Parents)+len(t.Children) > 0 {
-		l.mention = append(l.mention, i)
-		l.ends += len(t.Parents) + len(t.Children)
+		l.edgeTasks = append(l.edgeTasks, i)
+		l.edgeCount += len(t.Parents) + len(t.Children)
 		l.buf = appendEnds(appendEnds(l.buf[:0], t.Parents), t.Children)
 		l.edges.add(l.buf)
 	}
 }
 
-func (l *TaskList) pack(t *TaskSpec) []byte {
+func (l *TaskList) packTask(t *TaskSpec) []byte {
 	j := &t.Job
 	flags := 0
 	for _, f := range [...]struct {
 		set  bool
 		flag int
 	}{
-		{t.Faulty, listedFaulty}, {t.Generator, listedGenerator}, {j.Command != nil, listedCommand}, {j.HasString, listedString},
+		{t.HasDecodeErrors, listedFaulty}, {t.Generator, listedGenerator}, {j.Command != nil, listedCommand}, {j.HasString, listedString},
 		{j.HasEnv, listedEnv}, {j.EnvObject, listedEnvObject}, {j.WorkDir != "", listedWorkDir}, {j.Executor != "", listedExecutor},
 		{j.Timeout != 0, listedTimeout}, {j.Cores.Raw != "", listedCores}, {j.MemoryMB.Raw != "", listedMemory},
 		{len(j.Other) > 0, listedOther}, {t.Retry != RetryPolicy{}, listedRetry},
@@ -177,22 +177,22 @@ func appendEnds(b []byte, ends []EdgeSpec) []byte {
 	return b
 }
 
-// name is the name of a task.
-func (l *TaskList) name(i int) string {
-	r := unpacker{l.records.record(i)}
+// taskName is the name of a task.
+func (l *TaskList) taskName(i int) string {
+	r := recordReader{l.records.record(i)}
 	return r.text()
 }
 
-// task unpacks a task but for its edges. T's slices are used again; its strings are
-// the list's.
-func (l *TaskList) task(i int, t *TaskSpec) {
-	r := unpacker{l.records.record(i)}
+// unpackTask unpacks a task without its edges. It reuses the slices of t; the strings
+// belong to the list.
+func (l *TaskList) unpackTask(i int, t *TaskSpec) {
+	r := recordReader{l.records.record(i)}
 	j := &t.Job
 	command, environment, other := j.Command[:0], j.Environment[:0], j.Other[:0]
 	*t = TaskSpec{Name: r.text()}
 	flags := r.uint()
 	has := func(flag uint64) bool { return flags&flag != 0 }
-	t.Faulty, t.Generator = l.faulty || has(listedFaulty), has(listedGenerator)
+	t.HasDecodeErrors, t.Generator = l.hasDecodeErrors || has(listedFaulty), has(listedGenerator)
 	j.HasString, j.HasEnv, j.EnvObject = has(listedString), has(listedEnv), has(listedEnvObject)
 	if has(listedCommand) {
 		if command == nil {
@@ -237,8 +237,8 @@ func (l *TaskList) task(i int, t *TaskSpec) {
 // used again.
 func (l *TaskList) eachMention(yield func(task int, parents, children []EdgeSpec)) {
 	var parents, children []EdgeSpec
-	for k, task := range l.mention {
-		r := unpacker{l.edges.record(k)}
+	for k, task := range l.edgeTasks {
+		r := recordReader{l.edges.record(k)}
 		parents = r.ends(parents[:0])
 		children = r.ends(children[:0])
 		yield(int(task), parents, children)
@@ -246,27 +246,29 @@ func (l *TaskList) eachMention(yield func(task int, parents, children []EdgeSpec
 }
 
 // dropEdges forgets the edges: the plan has them.
-func (l *TaskList) dropEdges() { l.edges, l.mention, l.ends, l.buf = chunks{}, nil, 0, nil }
+func (l *TaskList) dropEdges() {
+	l.edges, l.edgeTasks, l.edgeCount, l.buf = recordChunks{}, nil, 0, nil
+}
 
 // Has tells whether there is a task of a name.
-func (l *TaskList) Has(name string) bool { return l.find(name) >= 0 }
+func (l *TaskList) Has(name string) bool { return l.lookup(name) >= 0 }
 
-// find is the task of a name, or -1.
-func (l *TaskList) find(name string) int {
+// lookup is the task of a name, or -1.
+func (l *TaskList) lookup(name string) int {
 	if len(l.names) == 0 {
 		return -1
 	}
 	mask := uint64(len(l.names) - 1)
 	for at := maphash.String(l.seed, name) & mask; l.names[at] != 0; at = (at + 1) & mask {
-		if i := int(l.names[at] - 1); l.name(i) == name {
+		if i := int(l.names[at] - 1); l.taskName(i) == name {
 			return i
 		}
 	}
 	return -1
 }
 
-// enter enters a name that is not there.
-func (l *TaskList) enter(name string, task uint32) {
+// indexName adds a name that is not in the index yet.
+func (l *TaskList) indexName(name string, task uint32) {
 	if l.names == nil {
 		l.seed = maphash.MakeSeed()
 	}
@@ -274,15 +276,15 @@ func (l *TaskList) enter(name string, task uint32) {
 		grown := make([]uint32, max(64, 2*len(l.names)))
 		for _, entry := range l.names {
 			if entry != 0 {
-				put(grown, maphash.String(l.seed, l.name(int(entry-1))), entry)
+				insertSlot(grown, maphash.String(l.seed, l.taskName(int(entry-1))), entry)
 			}
 		}
 		l.names = grown
 	}
-	put(l.names, maphash.String(l.seed, name), task+1)
+	insertSlot(l.names, maphash.String(l.seed, name), task+1)
 }
 
-func put(names []uint32, hash uint64, entry uint32) {
+func insertSlot(names []uint32, hash uint64, entry uint32) {
 	mask := uint64(len(names) - 1)
 	at := hash & mask
 	for names[at] != 0 {
@@ -291,10 +293,10 @@ func put(names []uint32, hash uint64, entry uint32) {
 	names[at] = entry
 }
 
-// unpacker reads what pack wrote. That was written by this process: it is whole.
-type unpacker struct{ rest string }
+// recordReader reads what packTask wrote. This process wrote it, so it needs no checks.
+type recordReader struct{ rest string }
 
-func (r *unpacker) uint() uint64 {
+func (r *recordReader) uint() uint64 {
 	var v uint64
 	for i, shift := 0, 0; ; i, shift = i+1, shift+7 {
 		c := r.rest[i]
@@ -306,32 +308,32 @@ func (r *unpacker) uint() uint64 {
 	}
 }
 
-func (r *unpacker) int() int64 {
+func (r *recordReader) int() int64 {
 	v := r.uint()
 	return int64(v>>1) ^ -int64(v&1)
 }
 
-func (r *unpacker) fixed() uint64 {
+func (r *recordReader) fixed() uint64 {
 	v := binary.BigEndian.Uint64([]byte(r.rest[:8]))
 	r.rest = r.rest[8:]
 	return v
 }
 
-func (r *unpacker) text() string {
+func (r *recordReader) text() string {
 	n := r.uint()
 	s := r.rest[:n]
 	r.rest = r.rest[n:]
 	return s
 }
 
-func (r *unpacker) texts(dst []string) []string {
+func (r *recordReader) texts(dst []string) []string {
 	for range r.uint() {
 		dst = append(dst, r.text())
 	}
 	return dst
 }
 
-func (r *unpacker) ends(dst []EdgeSpec) []EdgeSpec {
+func (r *recordReader) ends(dst []EdgeSpec) []EdgeSpec {
 	for range r.uint() {
 		e := EdgeSpec{Task: r.text()}
 		if n := r.uint(); n > 0 {

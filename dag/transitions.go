@@ -2,7 +2,7 @@ package dag
 
 import "math"
 
-// Transition is one change that users see, as a batch of records tells it.
+// Transition is one change in a batch of records that users see.
 type Transition struct {
 	At      int64 // ns since the epoch
 	OfRun   bool  // Run is the run's new state; else State is the task's
@@ -13,10 +13,10 @@ type Transition struct {
 	Granted bool // it is QUEUED for this attempt, and was in RETRY
 }
 
-// Transitions yields what a batch of records says, in its order, without the Run
-// that it belongs to, of which it needs the number of tasks. Grants are left out, but for those of tasks that had an
-// attempt before: these were in RETRY, and are QUEUED to users. A kill and a restart
-// of the run move tasks all at once: only the run's state tells of them. Starts are
+// Transitions yields the changes in a batch of records, in their order. It needs the
+// number of tasks, but no Run. Grants are left out, except those of tasks that had an
+// attempt before: these were in RETRY, and are QUEUED to users. A kill or a restart of
+// the run moves many tasks at once and yields only the change of the run's state. Starts are
 // not recorded.
 func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 	c := &cursor{data: batch}
@@ -36,11 +36,11 @@ func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 		if op&recordAttempt != 0 {
 			t.Attempt = c.attempts("attempt")
 		}
-		if op&recordTrouble != 0 {
+		if op&recordRetryState != 0 {
 			c.attempts("failures")
 			c.attempts("lost attempts")
 		}
-		switch kind { // those that name no task leave next alone
+		switch kind { // records without a task do not change next
 		case recordRunState:
 			c.uint("number of the change", math.MaxUint32)
 			t.OfRun, t.Run = true, RunState(c.byte("state"))

@@ -14,7 +14,7 @@ const slurmExecutor = "slurm"
 func slurmLimits(c Config, l *dag.Limits) {
 	if c.Slurm {
 		l.Executors = append(l.Executors, slurmExecutor)
-		l.Elsewhere = append(l.Elsewhere, slurmExecutor)
+		l.ExternalExecutors = append(l.ExternalExecutors, slurmExecutor)
 	}
 }
 

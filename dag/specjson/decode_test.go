@@ -189,7 +189,7 @@ func TestProblemsOfATask(t *testing.T) {
 			c.want[i] = "/t" + c.want[i]
 		}
 		same(t, doc, told(problems), c.want)
-		if faulty := strings.Contains(c.task, `"job"`) || strings.Contains(c.task, `"parents"`); len(tasks) != 1 || tasks[0].Faulty != faulty {
+		if faulty := strings.Contains(c.task, `"job"`) || strings.Contains(c.task, `"parents"`); len(tasks) != 1 || tasks[0].HasDecodeErrors != faulty {
 			t.Errorf("%s: %+v", doc, tasks)
 		}
 	}

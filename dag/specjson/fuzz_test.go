@@ -162,7 +162,7 @@ func checkPlan(t *testing.T, p *dag.Plan) {
 		base += tm.Count
 		for _, e := range tm.Parents {
 			edges++
-			if !slices.Contains(p.Templates[e.Template].Children, dag.Edge{Template: i, Match: e.Match, Hangs: e.Hangs}) {
+			if !slices.Contains(p.Templates[e.Template].Children, dag.Edge{Template: i, Match: e.Match, ViaGenerator: e.ViaGenerator}) {
 				t.Fatalf("%q is no child of its parent %q", tm.Name, p.Templates[e.Template].Name)
 			}
 		}

@@ -29,7 +29,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 			given = true
 			if hasTasks = d.is('{', "tasks"); hasTasks {
 				if d.stream {
-					s.Listed = d.listed()
+					s.TaskList = d.listed()
 				} else {
 					s.Tasks = d.tasks()
 				}
@@ -43,10 +43,10 @@ func (d *reader) spec(s *dag.Spec) bool {
 	}
 	if !sound { // what a task takes from the defaults may be missing
 		for i := range s.Tasks {
-			s.Tasks[i].Faulty = true
+			s.Tasks[i].HasDecodeErrors = true
 		}
-		if s.Listed != nil {
-			s.Listed.AllFaulty()
+		if s.TaskList != nil {
+			s.TaskList.MarkAllFaulty()
 		}
 	}
 	return hasTasks
@@ -147,7 +147,7 @@ func (d *reader) tasks() []dag.TaskSpec {
 		if d.is('{', "a task") {
 			d.task(&t)
 		} else {
-			t.Faulty = true
+			t.HasDecodeErrors = true
 		}
 		tasks = append(d.room(tasks), t)
 	})
@@ -164,7 +164,7 @@ func (d *reader) listed() *dag.TaskList {
 		if d.is('{', "a task") {
 			d.task(&t)
 		} else {
-			t.Faulty = true
+			t.HasDecodeErrors = true
 		}
 		tasks.Append(&t)
 	})
@@ -191,13 +191,13 @@ func (d *reader) task(t *dag.TaskSpec) {
 			if d.is('{', "job") {
 				d.job(&t.Job)
 			}
-			t.Faulty = t.Faulty || d.Len() > before
+			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "parents":
 			t.Parents = d.edges("parents")
-			t.Faulty = t.Faulty || d.Len() > before
+			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "children":
 			t.Children = d.edges("children")
-			t.Faulty = t.Faulty || d.Len() > before
+			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "maxRetries":
 			t.Retry.MaxRetries = d.retries()
 		case "retryIntervalSeconds":

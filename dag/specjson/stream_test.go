@@ -53,7 +53,7 @@ func planText(p *dag.Plan) string {
 		for _, list := range [][]dag.Edge{t.Parents, t.Children} {
 			b.WriteString(" [")
 			for _, e := range list {
-				fmt.Fprintf(&b, " %d %v", e.Template, e.Hangs)
+				fmt.Fprintf(&b, " %d %v", e.Template, e.ViaGenerator)
 				if e.Match != nil {
 					fmt.Fprintf(&b, " %+v", *e.Match)
 				}

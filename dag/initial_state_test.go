@@ -10,7 +10,7 @@ import (
 )
 
 // The opening of a plan is what a run of it begins with.
-func TestOpening(t *testing.T) {
+func TestInitialState(t *testing.T) {
 	specs := map[string]*dag.Spec{}
 	for _, shape := range dagtest.Shapes(300) {
 		specs[shape.Name] = shape.Spec
@@ -30,7 +30,7 @@ func TestOpening(t *testing.T) {
 			continue
 		}
 		const at = 1_645_112_245_996_647_771
-		got := plan.Opening(at)
+		got := plan.InitialState(at)
 		run := dag.NewRun(plan, dag.Config{}, at)
 		if want := run.TakeRecords(nil); !bytes.Equal(got.Records, want) {
 			t.Errorf("%q: records %x, want %x", name, got.Records, want)
