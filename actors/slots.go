@@ -265,7 +265,7 @@ func (s *scheduler) line(class dag.Class) *line {
 	}
 	// What was accepted on a larger machine gets all of this one: it would never fit,
 	// and hold everybody up. The executor says what is wrong.
-	l := &line{class: class, window: w, amount: amount{min(class.CoresMilli, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
+	l := &line{class: class, window: w, amount: amount{min(class.CPUMillis, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
 	s.lines = append(s.lines, l)
 	return l
 }

@@ -10,10 +10,10 @@ import (
 )
 
 var (
-	oneCore  = dag.Class{Executor: "process", CoresMilli: 1000}
-	twoCores = dag.Class{Executor: "process", CoresMilli: 2000}
-	noopWork = dag.Class{Executor: noopExecutor, CoresMilli: 1000}
-	farAway  = dag.Class{Executor: "slurm", CoresMilli: 64_000, MemoryMilli: 1 << 40}
+	oneCore  = dag.Class{Executor: "process", CPUMillis: 1000}
+	twoCores = dag.Class{Executor: "process", CPUMillis: 2000}
+	noopWork = dag.Class{Executor: noopExecutor, CPUMillis: 1000}
+	farAway  = dag.Class{Executor: "slurm", CPUMillis: 64_000, MemoryMilli: 1 << 40}
 )
 
 // grants collects what the scheduler hands out, by run.
@@ -199,7 +199,7 @@ func TestReleaseOfWhatWasNotGrantedPanics(t *testing.T) {
 // Random wants, releases and departures: never more than the window is held, all
 // that can be granted is granted, and in the end everything is given back.
 func TestSchedulerInvariants(t *testing.T) {
-	classes := []dag.Class{oneCore, twoCores, noopWork, farAway, {Executor: "process", CoresMilli: 500, MemoryMilli: 400}}
+	classes := []dag.Class{oneCore, twoCores, noopWork, farAway, {Executor: "process", CPUMillis: 500, MemoryMilli: 400}}
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		s := newScheduler(4000, 1000, map[string]int{"slurm": 7})
@@ -237,7 +237,7 @@ func TestSchedulerInvariants(t *testing.T) {
 				case farAway.Executor:
 					far += n
 				default:
-					cores += int64(n) * c.CoresMilli
+					cores += int64(n) * c.CPUMillis
 					memory += int64(n) * c.MemoryMilli
 				}
 			}
@@ -273,7 +273,7 @@ func TestSchedulerInvariants(t *testing.T) {
 // keep everybody else out for ever.
 func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
 	s := newScheduler(2000, 1000, nil)
-	huge := dag.Class{Executor: "process", CoresMilli: 8000, MemoryMilli: 64_000}
+	huge := dag.Class{Executor: "process", CPUMillis: 8000, MemoryMilli: 64_000}
 	s.want(1, 0, huge, 1)
 	s.want(2, 0, oneCore, 1)
 	if g := grants(s, 1); g[1] != 1 || g[2] != 0 {
@@ -289,7 +289,7 @@ func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
 func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 	s := newScheduler(2000, 1<<40, nil)
 	for i := range int64(1000) {
-		class := dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: i}
+		class := dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: i}
 		run := messages.RunID(i)
 		s.want(run, 0, class, 3)
 		grants(s, i)
@@ -307,7 +307,7 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 func TestRunWithManyClasses(t *testing.T) {
 	s := newScheduler(1000, 1<<40, nil)
 	class := func(i int) dag.Class {
-		return dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: int64(i)}
+		return dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: int64(i)}
 	}
 	const n = 5 * fewClaims
 	for i := range n {
@@ -337,21 +337,21 @@ func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 	for _, class := range []dag.Class{
 		{Executor: "process", MemoryMilli: machine},
 		{Executor: "process", MemoryMilli: machine / 4},
-		{Executor: "process", CoresMilli: 500, MemoryMilli: 1500},
-		{Executor: "process", CoresMilli: 3000},
+		{Executor: "process", CPUMillis: 500, MemoryMilli: 1500},
+		{Executor: "process", CPUMillis: 3000},
 	} {
 		s := newScheduler(machine, machine, nil)
 		s.want(1, 0, class, 1000)
 		held := grants(s, 1)[1]
-		s.want(2, 0, dag.Class{Executor: "process", CoresMilli: 1000}, 1000)
+		s.want(2, 0, dag.Class{Executor: "process", CPUMillis: 1000}, 1000)
 		for now := int64(2); now < 5*int64(ageLimit); now += int64(ageLimit) / 4 {
 			grants(s, now)
-			s.release(2, 0, dag.Class{Executor: "process", CoresMilli: 1000}, 1, time.Hour)
+			s.release(2, 0, dag.Class{Executor: "process", CPUMillis: 1000}, 1, time.Hour)
 			if g := grants(s, now); g[2] == 0 {
 				t.Fatalf("%+v: at %v nothing is granted of what is free", class, time.Duration(now))
 			}
 		}
-		s.want(3, 0, dag.Class{Executor: "process", CoresMilli: 4000, MemoryMilli: 4000}, 1)
+		s.want(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryMilli: 4000}, 1)
 		for now, i := 6*int64(ageLimit), 0; s.find(3, 0).held == 0; i++ { // the others let go of it all
 			now += int64(ageLimit)
 			for run := range messages.RunID(2) {
@@ -363,7 +363,7 @@ func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 				t.Fatalf("%+v: the largest of tasks starves", class)
 			}
 		}
-		s.release(3, 0, dag.Class{Executor: "process", CoresMilli: 4000, MemoryMilli: 4000}, 1, time.Hour)
+		s.release(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryMilli: 4000}, 1, time.Hour)
 		grants(s, 7*int64(ageLimit))
 		if c := s.find(1, 0); c.held == 0 && held > 0 {
 			t.Errorf("%+v: the first run got none of it back", class)

@@ -103,7 +103,7 @@ func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Or
 		Environment: x.Environment,
 		Dir:         x.WorkDir,
 		Timeout:     x.Timeout,
-		CoresMilli:  class.CoresMilli,
+		CoresMilli:  class.CPUMillis,
 		MemoryMilli: class.MemoryMilli,
 		Capture:     tmpl.Generator,
 		Other:       plan.Job(tmpl, new(dag.Scratch)).Other,

@@ -6,7 +6,7 @@ import "time"
 type Limits struct {
 	MaxTasks       int   // tasks of one run, generated ones included; default 10,000,000
 	MaxDepth       int   // nesting of generators; default 16
-	MaxCoresMilli  int64 // what the machine has, thousandths of a core; 0 = not checked
+	MaxCPUMillis   int64 // what the machine has, thousandths of a core; 0 = not checked
 	MaxMemoryMilli int64 // what the machine has, thousandths of a MB; 0 = not checked
 	MaxStartBytes  int   // of a task's arguments and environment together; 0 = not checked
 	// Executors are the names that a job may choose; nil = "process", "noop".
@@ -83,7 +83,7 @@ type Edge struct {
 // dispatcher.
 type Class struct {
 	Executor    string // "process", "noop", …
-	CoresMilli  int64
+	CPUMillis   int64
 	MemoryMilli int64
 }
 

@@ -204,7 +204,7 @@ func (b *planner) checkGiven(template int, j *Job) {
 	if j.MemoryMB.Raw != "" && j.MemoryMB.Milli < 0 {
 		b.addProblem(b.jobPointer(template)+"/memoryMB", "memoryMB must not be negative")
 	}
-	cores, has := j.Cores, limits.MaxCoresMilli
+	cores, has := j.Cores, limits.MaxCPUMillis
 	if cores.Raw != "" && has > 0 && cores.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
 		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(cores.Milli, has, "cores"))
 	}
@@ -247,7 +247,7 @@ func formatMilli(milli int64) string {
 func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	j := b.job
 	b.checkGiven(t.Index, &spec.Job)
-	class := Class{Executor: j.Executor, CoresMilli: j.Cores.Milli, MemoryMilli: j.MemoryMB.Milli}
+	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryMilli: j.MemoryMB.Milli}
 	if class.Executor == "" {
 		class.Executor = executorProcess
 	}
@@ -258,8 +258,8 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 		b.addProblem(b.templatePointer(t.Index)+"/isGenerator", "a generator has to print tasks, and executor \"noop\" runs nothing")
 	}
 	if j.Cores.Raw == "" {
-		class.CoresMilli = defaultCPUMillis
-		if has := b.plan.limits.MaxCoresMilli; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
+		class.CPUMillis = defaultCPUMillis
+		if has := b.plan.limits.MaxCPUMillis; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
 			b.addProblem(b.jobPointer(t.Index), exceedsMachine(defaultCPUMillis, has, "cores"))
 		}
 	}

@@ -107,7 +107,7 @@ func TestSeedExample(t *testing.T) {
 	if job.Cores != (dag.Quantity{Raw: `"1"`, Milli: 1000}) || job.MemoryMB != (dag.Quantity{Raw: `"100"`, Milli: 100_000}) {
 		t.Errorf("quantities %+v %+v", job.Cores, job.MemoryMB)
 	}
-	if want := (dag.Class{Executor: "process", CoresMilli: 1000, MemoryMilli: 100_000}); p.Classes[p.Templates[0].Class] != want {
+	if want := (dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: 100_000}); p.Classes[p.Templates[0].Class] != want {
 		t.Errorf("class %+v", p.Classes)
 	}
 }
@@ -237,20 +237,20 @@ func TestLimits(t *testing.T) {
 		{"more than there are indexes", doc(task("a", "{{A}}{{B}}{{C}}{{D}}")), dag.Limits{MaxTasks: 1 << 40},
 			[]string{`! /tasks: the run has 1000000000000 tasks, the limit is 2147483647`}},
 		{"machine", `{"jobDefaults": {"memoryMB": 2048.5}, "tasks": {"a": {"job": {"command": ["x"], "cores": "2.5"}}}}`,
-			dag.Limits{MaxCoresMilli: 2000, MaxMemoryMilli: 2_048_000},
+			dag.Limits{MaxCPUMillis: 2000, MaxMemoryMilli: 2_048_000},
 			[]string{`/jobDefaults/memoryMB: asks for 2048.5 MB of memory, the machine has 2048`, `/tasks/a/job/cores: asks for 2.5 cores, the machine has 2`}},
-		{"the machine has less than one core", `{"tasks": {"a": {"job": {"command": ["x"]}}}}`, dag.Limits{MaxCoresMilli: 500},
+		{"the machine has less than one core", `{"tasks": {"a": {"job": {"command": ["x"]}}}}`, dag.Limits{MaxCPUMillis: 500},
 			[]string{`/tasks/a/job: asks for 1 cores, the machine has 0.5`}},
 		{"other machines are larger", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"], "memoryMB": 4096}},
 			"b": {"job": {"command": ["x"], "executor": "process", "cores": 1, "memoryMB": 4096}}}}`,
-			dag.Limits{MaxCoresMilli: 2000, MaxMemoryMilli: 2_048_000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
+			dag.Limits{MaxCPUMillis: 2000, MaxMemoryMilli: 2_048_000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
 			[]string{`/tasks/b/job/memoryMB: asks for 4096 MB of memory, the machine has 2048`}},
 		{"what the defaults ask for is asked of this machine too", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"]}},
 			"b": {"job": {"command": ["x"], "executor": "process"}}}}`,
-			dag.Limits{MaxCoresMilli: 2000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
+			dag.Limits{MaxCPUMillis: 2000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
 			[]string{`/jobDefaults/cores: asks for 64 cores, the machine has 2`}},
 		{"less than one core here", `{"tasks": {"a": {"job": {"command": ["x"], "executor": "slurm"}}}}`,
-			dag.Limits{MaxCoresMilli: 500, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}}, nil},
+			dag.Limits{MaxCPUMillis: 500, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}}, nil},
 		{"executors", `{"tasks": {"a": {"job": {"command": ["x"], "executor": "slurm"}}, "b": {"job": {"executor": "noop"}}}}`,
 			dag.Limits{Executors: []string{"process", "slurm"}}, []string{`/tasks/b/job/executor: unknown executor "noop"`}},
 	} {
@@ -317,10 +317,10 @@ func TestJobDefaults(t *testing.T) {
 	if p.Task(0).Timeout != 1500*time.Millisecond || p.Task(2).Timeout != 9*time.Second {
 		t.Errorf("timeouts %v %v", p.Task(0).Timeout, p.Task(2).Timeout)
 	}
-	if c := p.Classes[all.Class]; c != (dag.Class{Executor: "noop", CoresMilli: 2000, MemoryMilli: 5000}) || some.Class != all.Class {
+	if c := p.Classes[all.Class]; c != (dag.Class{Executor: "noop", CPUMillis: 2000, MemoryMilli: 5000}) || some.Class != all.Class {
 		t.Errorf("class of all: %+v", c)
 	}
-	if c := p.Classes[own.Class]; c != (dag.Class{Executor: "process", CoresMilli: 250}) {
+	if c := p.Classes[own.Class]; c != (dag.Class{Executor: "process", CPUMillis: 250}) {
 		t.Errorf("class of own: %+v", c)
 	}
 	members := func(j *dag.Job) (lines []string) {
@@ -349,7 +349,7 @@ func TestDefaultsOfATask(t *testing.T) {
 	if a.Retry != (dag.RetryPolicy{}) || a.Generator || a.Depth != 0 || a.Set != 0 || a.Origin != -1 || a.Expanded || a.Count != 1 {
 		t.Errorf("template %+v", a)
 	}
-	if c := p.Classes[a.Class]; c != (dag.Class{Executor: "process", CoresMilli: 1000}) {
+	if c := p.Classes[a.Class]; c != (dag.Class{Executor: "process", CPUMillis: 1000}) {
 		t.Errorf("class %+v", c)
 	}
 }
@@ -366,7 +366,7 @@ func TestManyClasses(t *testing.T) {
 		t.Fatalf("%d classes", len(p.Classes))
 	}
 	for i, tm := range p.Templates {
-		if got, want := p.Classes[tm.Class].CoresMilli, int64(i%50+1)*1000; got != want {
+		if got, want := p.Classes[tm.Class].CPUMillis, int64(i%50+1)*1000; got != want {
 			t.Errorf("%s: %d, want %d", tm.Name, got, want)
 		}
 	}

@@ -69,22 +69,22 @@ func TestEdgeIntoStarted(t *testing.T) {
 // TestCheckFinds: Check is worth something.
 func TestCheckFinds(t *testing.T) {
 	for what, spoil := range map[string]func(r *Run){
-		"tasks per state":           func(r *Run) { r.counts[TaskQueued]++ },
-		"live tasks":                func(r *Run) { r.live.remove(2) },
-		"run: ready tasks":          func(r *Run) { r.ready++ },
-		"class 0: ready tasks":      func(r *Run) { r.classes[0].ready++ },
-		"class 0: queue":            func(r *Run) { r.classes[0].firstAttempts.pop() },
-		"class 0: wanted":           func(r *Run) { r.classes[0].wanted++ },
-		"queued twice":              func(r *Run) { r.classes[0].requeued.push(4, 1) },
-		`"a": remaining`:            func(r *Run) { r.templates[0].remaining-- },
-		`"a": started`:              func(r *Run) { r.templates[0].started-- },
-		`"b": pending`:              func(r *Run) { r.templates[1].pending++ },
-		`"b": holding`:              func(r *Run) { r.templates[1].blockedCount-- },
-		`"b": held`:                 func(r *Run) { r.templates[1].blocked = rangeQueue{} },
-		"task 4 is COMPLETED witho": func(r *Run) { r.tasks[4] = uint8(TaskCompleted) },
+		"tasks per state":            func(r *Run) { r.counts[TaskQueued]++ },
+		"live tasks":                 func(r *Run) { r.live.remove(2) },
+		"run: ready tasks":           func(r *Run) { r.ready++ },
+		"class 0: ready tasks":       func(r *Run) { r.classes[0].ready++ },
+		"class 0: queue":             func(r *Run) { r.classes[0].firstAttempts.pop() },
+		"class 0: wanted":            func(r *Run) { r.classes[0].wanted++ },
+		"queued twice":               func(r *Run) { r.classes[0].requeued.push(4, 1) },
+		`"a": remaining`:             func(r *Run) { r.templates[0].remaining-- },
+		`"a": started`:               func(r *Run) { r.templates[0].started-- },
+		`"b": pending`:               func(r *Run) { r.templates[1].pending++ },
+		`"b": holding`:               func(r *Run) { r.templates[1].blockedCount-- },
+		`"b": held`:                  func(r *Run) { r.templates[1].blocked = rangeQueue{} },
+		"task 4 is COMPLETED witho":  func(r *Run) { r.tasks[4] = uint8(TaskCompleted) },
 		"task 1 is in RETRY without": func(r *Run) { delete(r.retries, 1) },
-		"task 2 waits for its retr": func(r *Run) { r.retries[2] = retryState{wait: waitDue} },
-		"task 1 waits for its retr": func(r *Run) { r.retries[1] = retryState{wait: waitFrozen} },
+		"task 2 waits for its retr":  func(r *Run) { r.retries[2] = retryState{wait: waitDue} },
+		"task 1 waits for its retr":  func(r *Run) { r.retries[1] = retryState{wait: waitFrozen} },
 	} {
 		r := NewRun(smallPlan(t), Config{}, 0)
 		r.Init()

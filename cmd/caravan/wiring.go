@@ -108,7 +108,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	data := n.folder.Path() // the worker is elsewhere
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
-		MaxTasks: c.MaxTasks, MaxCoresMilli: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
+		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
 		MaxStartBytes: executor.MaxStartBytes(),
 		Executors:     []string{"process", "noop"},
 	}

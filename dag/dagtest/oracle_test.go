@@ -25,7 +25,7 @@ func sample(t *testing.T) *Oracle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewOracle(g, []dag.Class{{Executor: "process", CoresMilli: 1000}}, 5, 0)
+	return NewOracle(g, []dag.Class{{Executor: "process", CPUMillis: 1000}}, 5, 0)
 }
 
 func TestGraphSpellsOutEveryEdge(t *testing.T) {

@@ -78,7 +78,7 @@ func TestDifferencesAreSeen(t *testing.T) {
 		"are ready":       func(p *player) { p.oracle.Tasks["a"].State = dag.TaskQueued },
 		"its parent":      func(*player) {},
 		"starts attempt":  func(p *player) { p.oracle.Tasks["b"].Attempt = 3; clear(p.oracle.Graph.Tasks["b"].Parents) },
-		"of class":        func(p *player) { p.oracle.Graph.Tasks["b"].Class.CoresMilli = 7 },
+		"of class":        func(p *player) { p.oracle.Graph.Tasks["b"].Class.CPUMillis = 7 },
 		"with []":         func(p *player) { p.oracle.Graph.Tasks["b"].Command = nil },
 		"after Recover":   func(p *player) { p.oracle.Tasks["a"].Killing = true },
 		"snapshot header": func(p *player) { p.disk.header = []byte{99} },

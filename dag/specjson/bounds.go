@@ -10,8 +10,8 @@ import (
 
 // Bounds on the parts of a spec, in bytes of UTF-8 unless said otherwise. Tags and
 // labels are in memory for as long as their run is not finished, and in every list;
-// a name is part of a task's environment and of the addresses of the REST API. What is
-// longer is a problem, found before anything is stored.
+// a name is part of a task's environment and of the addresses of the REST API. A longer
+// text is a problem, reported before the document is stored.
 const (
 	MaxNameBytes      = 1024     // name of a task or a parameter
 	MaxTagBytes       = 1024     // tag
@@ -20,14 +20,14 @@ const (
 	MaxLabelBytes     = 1024     // value of one
 	MaxParameterBytes = 1 << 20  // one value of a parameter
 	MaxValueBytes     = 8 << 20  // any other text, and a member of a job that is only kept, as JSON
-	maxOpenBytes      = 16 << 20 // of a document that is read as a stream: what is held of one value
+	maxOpenBytes      = 16 << 20 // of one value of a streamed document, held in memory
 )
 
 // errLongValue: a value of a streamed document is longer than maxOpenBytes.
 var errLongValue = errors.New("a value is too long")
 
-// bounded notes a text that is longer than limit bytes.
-func (d *reader) bounded(what, text string, limit int) bool {
+// checkLength reports a text that is longer than limit bytes.
+func (d *reader) checkLength(what, text string, limit int) bool {
 	if len(text) <= limit {
 		return true
 	}
@@ -38,10 +38,10 @@ func (d *reader) bounded(what, text string, limit int) bool {
 // tag reads the spec's tag.
 func (d *reader) tag() string {
 	tag, ok := d.string("tag")
-	if !ok || !d.bounded("tag", tag, MaxTagBytes) {
+	if !ok || !d.checkLength("tag", tag, MaxTagBytes) {
 		return ""
 	}
-	return strings.Clone(tag) // and not its whole document
+	return strings.Clone(tag) // does not keep the whole document alive
 }
 
 // label reads the value of a label.
@@ -49,7 +49,7 @@ func (d *reader) label(labels []dag.Label, name string) []dag.Label {
 	value, ok := d.string("a tag")
 	switch {
 	case !ok:
-	case !d.bounded("the name of a tag", name, MaxLabelNameBytes), !d.bounded("a tag", value, MaxLabelBytes):
+	case !d.checkLength("the name of a tag", name, MaxLabelNameBytes), !d.checkLength("a tag", value, MaxLabelBytes):
 	case len(labels) == MaxLabels:
 		d.problem("there are more than " + strconv.Itoa(MaxLabels) + " tags")
 	default:
@@ -61,7 +61,7 @@ func (d *reader) label(labels []dag.Label, name string) []dag.Label {
 // parameterValue reads one value of a parameter.
 func (d *reader) parameterValue(what string) string {
 	value, ok := d.execString(what)
-	if ok && !d.bounded(what, value, MaxParameterBytes) {
+	if ok && !d.checkLength(what, value, MaxParameterBytes) {
 		return ""
 	}
 	return value

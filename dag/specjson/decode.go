@@ -7,11 +7,10 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Decode decodes a submitted spec. A syntax error is the one and only problem,
-// and names its line, column and offset. After any other problem decoding goes
-// on, and the spec that is returned beside them is what there was; it serves to
-// find further problems (see Plan) and must not be run. The spec is nil after a
-// syntax error, or when the document is no object or has no object of tasks.
+// Decode decodes a submitted spec. A syntax error is the only problem, with its line,
+// column and offset. After any other problem decoding goes on. The spec that is then
+// returned serves to find further problems (see Plan) and must not be run. The spec is
+// nil after a syntax error, or when the document or its tasks are not an object.
 func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 	d := newReader(doc)
 	defer d.release()
@@ -21,10 +20,10 @@ func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 // document reads a spec.
 func (d *reader) document() (*dag.Spec, dag.Problems) {
 	s := new(dag.Spec)
-	if !d.is('{', "the spec") || !d.spec(s) {
+	if !d.expect('{', "the spec") || !d.spec(s) {
 		s = nil
 	}
-	if problems := d.end(); d.syntax != nil {
+	if problems := d.checkEnd(); d.syntax != nil {
 		return nil, problems
 	}
 	return s, d.Problems()
@@ -36,32 +35,32 @@ func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 	d := newReader(doc)
 	defer d.release()
 	var tasks []dag.TaskSpec
-	if d.is('{', "a generator's output") {
+	if d.expect('{', "a generator's output") {
 		tasks = d.tasks()
 	}
-	if problems := d.end(); d.syntax != nil {
+	if problems := d.checkEnd(); d.syntax != nil {
 		return nil, problems
 	}
 	return tasks, d.Problems()
 }
 
-// Checked is what there is to say of a document: its plan, or everything that is wrong
-// with it; and what is allowed but probably not meant.
+// Checked is the result of Check: the plan of a document or its problems, and warnings
+// about members that are allowed but probably mistakes.
 type Checked struct {
 	Plan     *dag.Plan // nil when there are problems
 	Problems dag.Problems
 	Warnings dag.Problems
 }
 
-// Strict makes warnings problems.
+// Strict turns warnings into problems.
 func (c *Checked) Strict() {
 	if len(c.Warnings) > 0 {
 		c.Plan, c.Problems, c.Warnings = nil, dag.JoinProblems(c.Problems, c.Warnings), nil
 	}
 }
 
-// Check decodes and plans a spec, and reports everything that is wrong with it at once:
-// what Decode finds, and what dag.NewPlan finds in the rest.
+// Check decodes and plans a spec. It reports the problems of Decode together with those
+// that dag.NewPlan finds in the rest.
 func Check(doc []byte, limits dag.Limits) Checked { return check(doc, limits, true) }
 
 func check(doc []byte, limits dag.Limits, warn bool) (c Checked) {
@@ -69,22 +68,21 @@ func check(doc []byte, limits dag.Limits, warn bool) (c Checked) {
 	defer d.release()
 	d.warn = warn
 	spec, problems := d.document()
-	c.Plan, c.Problems = planOf(spec, problems, limits)
-	c.Warnings = d.told()
+	c.Plan, c.Problems = planSpec(spec, problems, limits)
+	c.Warnings = d.allWarnings()
 	return c
 }
 
-// CheckFrom is Check of a document that is read from r, and of which no more is held in
-// memory than the plan takes: about its texts, and 150 bytes beside those of each task.
-// It is for long documents; of a short one Check is faster. The error is r's, and then
-// there is nothing else.
+// CheckFrom is Check for a long document that is read from r. It takes only the memory
+// of the plan: about the bytes of its texts, plus 150 bytes per task. Check is faster for
+// a short document. An error is that of r, and Checked is then empty.
 func CheckFrom(r io.Reader, limits dag.Limits) (Checked, error) { return checkFrom(r, limits, true) }
 
 func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c Checked, err error) {
 	d := newStream(r)
 	d.warn = warn
 	spec, problems := d.document()
-	switch err := d.text.failed; err {
+	switch err := d.text.readErr; err {
 	case nil, io.EOF:
 	case errLongValue:
 		c.Problems = dag.Problems{{Message: "the value at " + d.text.place(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}
@@ -92,12 +90,12 @@ func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c Checked, err error)
 	default:
 		return c, err
 	}
-	c.Plan, c.Problems = planOf(spec, problems, limits)
-	c.Warnings = d.told()
+	c.Plan, c.Problems = planSpec(spec, problems, limits)
+	c.Warnings = d.allWarnings()
 	return c, nil
 }
 
-// Plan is Check without warnings. Stored documents are planned each time that they are loaded.
+// Plan is Check without warnings. A stored document is planned each time it is loaded.
 func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	c := check(doc, limits, false)
 	return c.Plan, c.Problems
@@ -109,7 +107,7 @@ func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
 	return c.Plan, c.Problems, err
 }
 
-func planOf(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Plan, dag.Problems) {
+func planSpec(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	if spec == nil {
 		return nil, problems
 	}

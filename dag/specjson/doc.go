@@ -5,17 +5,18 @@
 //
 //	decode.go   Decode, DecodeTasks, Plan, PlanFrom: the entries
 //	spec.go     the members of a spec and of a task
-//	job.go      the members of a job
+//	job.go      the members of a job; warnings about unknown ones are in warnings.go
 //	number.go   decimals in thousandths and in nanoseconds
-//	reader.go   reading JSON on after a problem; where a problem is
-//	window.go   the part of a document that is in memory
+//	bounds.go   bounds of texts and their checks
+//	reader.go   reads JSON, also after a problem; the pointer of a problem
+//	window.go   the part of a document that is in memory; its byte order mark
 //
 // Rules that hold everywhere in a document:
 //
 //   - A duplicate member is a problem, and its first value counts. So is invalid
 //     UTF-8, also as a lone surrogate in an escape.
-//   - A known member of the wrong type is a problem; null is a type of its own and
-//     stands for no default.
+//   - A known member of the wrong type is a problem; null is a type of its own; it
+//     never stands for a default.
 //   - Unknown members are a problem outside of job and jobDefaults, and are kept as
 //     they were written inside.
 //   - Strings that reach execve (command, commandString, environment, workDir, task
@@ -23,7 +24,7 @@
 //   - Whatever the document: memory is linear in its size, nesting is bounded (10,000),
 //     and at most 1,000 problems are reported, and then how many more there are.
 //
-// The strings of what is decoded share one copy of the document; the document
-// itself may be reused by the caller. PlanFrom holds no such copy: tasks are packed
+// All decoded strings share one copy of the document; the caller may reuse the document
+// itself. PlanFrom holds no such copy: tasks are packed
 // as they are read (dag.TaskList).
 package specjson

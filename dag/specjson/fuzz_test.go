@@ -108,8 +108,8 @@ func FuzzPlan(f *testing.F) {
 		f.Add([]byte(s), []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, doc, set []byte) {
-		checkStream(t, doc, dag.Limits{MaxTasks: 200, MaxCoresMilli: 8000})
-		plan, problems := Plan(doc, dag.Limits{MaxTasks: 200, MaxCoresMilli: 8000})
+		checkStream(t, doc, dag.Limits{MaxTasks: 200, MaxCPUMillis: 8000})
+		plan, problems := Plan(doc, dag.Limits{MaxTasks: 200, MaxCPUMillis: 8000})
 		if (plan == nil) == (len(problems) == 0) {
 			t.Fatalf("plan %v and problems %v", plan, problems)
 		}

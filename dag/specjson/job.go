@@ -31,19 +31,19 @@ func (d *reader) job(j *dag.Job) {
 		case "memoryMB":
 			j.MemoryMB = d.quantity("memoryMB")
 		case "timeoutSeconds":
-			raw := d.timeout(j)
+			raw := d.readTimeout(j)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		default:
-			d.unknownMember(name)
+			d.warnUnknownMember(name)
 			raw := d.skip()
-			d.bounded("the member", raw, MaxValueBytes)
+			d.checkLength("the member", raw, MaxValueBytes)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		}
 	})
 }
 
 func (d *reader) command(j *dag.Job) {
-	if !d.is('[', "command") {
+	if !d.expect('[', "command") {
 		return
 	}
 	d.list = d.list[:0]
@@ -86,7 +86,7 @@ func (d *reader) environment(j *dag.Job) {
 			d.list = append(d.list, entry)
 		})
 	default:
-		d.is('[', "environment, unless it is an object,")
+		d.expect('[', "environment, unless it is an object,")
 	}
 	j.Environment = slices.Clone(d.list)
 }

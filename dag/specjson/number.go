@@ -16,8 +16,8 @@ const (
 	maxBackoff  = 1_000_000
 )
 
-// quantity reads a number that may be given as a string. It is rounded up to
-// thousandths; the problem's quantity is that of a member that was not given.
+// quantity reads a number that may be given as a string, and rounds it up to
+// thousandths. After a problem it returns the zero Quantity.
 func (d *reader) quantity(what string) dag.Quantity {
 	raw, ok := d.numeric(what)
 	if !ok {
@@ -30,9 +30,9 @@ func (d *reader) quantity(what string) dag.Quantity {
 	return dag.Quantity{Raw: raw, Milli: milli}
 }
 
-// timeout reads timeoutSeconds, a number that may be given as a string, and is its
-// JSON text.
-func (d *reader) timeout(j *dag.Job) string {
+// readTimeout reads timeoutSeconds, a number that may be given as a string, and returns
+// its JSON text.
+func (d *reader) readTimeout(j *dag.Job) string {
 	raw, ok := d.numeric("timeoutSeconds")
 	if !ok {
 		return raw
@@ -52,7 +52,7 @@ func (d *reader) numeric(what string) (raw string, ok bool) {
 		d.unquote(raw)
 		return raw, d.syntax == nil
 	}
-	if !d.is('0', what+", unless it is a string,") {
+	if !d.expect('0', what+", unless it is a string,") {
 		return "", false
 	}
 	return d.raw(), d.syntax == nil
@@ -60,16 +60,16 @@ func (d *reader) numeric(what string) (raw string, ok bool) {
 
 // seconds reads a number of seconds.
 func (d *reader) seconds(what string) time.Duration {
-	if !d.is('0', what) {
+	if !d.expect('0', what) {
 		return 0
 	}
 	ns, _ := d.decimal(what, d.raw(), 9, maxSeconds)
 	return time.Duration(ns)
 }
 
-// retries reads a whole number.
-func (d *reader) retries() uint32 {
-	if !d.is('0', "maxRetries") {
+// readMaxRetries reads a whole number.
+func (d *reader) readMaxRetries() uint32 {
+	if !d.expect('0', "maxRetries") {
 		return 0
 	}
 	milli, ok := d.decimal("maxRetries", d.raw(), 3, maxRetries)
@@ -79,9 +79,9 @@ func (d *reader) retries() uint32 {
 	return uint32(milli / 1000)
 }
 
-// factor reads retryBackoff.
-func (d *reader) factor() float64 {
-	if !d.is('0', "retryBackoff") {
+// readBackoff reads retryBackoff.
+func (d *reader) readBackoff() float64 {
+	if !d.expect('0', "retryBackoff") {
 		return 0
 	}
 	raw := d.raw()
@@ -93,7 +93,8 @@ func (d *reader) factor() float64 {
 	return f
 }
 
-// decimal is a number in units of 10^-places, rounded up, at most limit whole ones.
+// decimal returns a number in units of 10^-places, rounded up. At most limit whole ones
+// are allowed.
 func (d *reader) decimal(what, text string, places int, limit int64) (int64, bool) {
 	n, v := parseDecimal(text, places, limit)
 	switch {
@@ -107,18 +108,18 @@ func (d *reader) decimal(what, text string, places int, limit int64) (int64, boo
 	return n, v == isNumber
 }
 
-// verdict is what parseDecimal thinks of a text.
-type verdict uint8
+// parseResult says how parseDecimal judged a text.
+type parseResult uint8
 
 const (
-	isNumber verdict = iota
+	isNumber parseResult = iota
 	notNumber
 	outOfRange
 )
 
 // parseDecimal reads a number of JSON's grammar exactly: in units of 10^-places,
 // rounded up, from 0 to limit whole ones (limit * 10^places fits in an int64).
-func parseDecimal(text string, places int, limit int64) (int64, verdict) {
+func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	digits, negative := strings.CutPrefix(text, "-")
 	digits, exponent, ok := cutExponent(digits)
 	whole, fraction, point := strings.Cut(digits, ".")
@@ -128,7 +129,7 @@ func parseDecimal(text string, places int, limit int64) (int64, verdict) {
 	for range places {
 		limit *= 10
 	}
-	// Of the digits, taken as one row, so many are left of the unit's point.
+	// integerDigits of all digits, read as one number, stand before the unit's point.
 	left := len(whole) + places + exponent
 	n, rest := int64(0), false
 	for i := range len(whole) + len(fraction) {
@@ -162,8 +163,7 @@ func parseDecimal(text string, places int, limit int64) (int64, verdict) {
 	return n, isNumber
 }
 
-// cutExponent takes the exponent off a number. A huge one is cut to what is huge
-// enough for any document.
+// cutExponent splits off the exponent of a number. A huge exponent saturates at 2^40.
 func cutExponent(text string) (digits string, exponent int, ok bool) {
 	i := strings.IndexAny(text, "eE")
 	if i < 0 {

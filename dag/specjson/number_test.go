@@ -13,7 +13,7 @@ func TestParseDecimal(t *testing.T) {
 		text   string
 		places int
 		want   int64
-		v      verdict
+		v      parseResult
 	}{
 		{"0", 3, 0, isNumber}, {"-0", 3, 0, isNumber}, {"1", 3, 1000, isNumber}, {"0.1", 3, 100, isNumber}, {"4.35", 3, 4350, isNumber},
 		{"1e3", 3, 1_000_000, isNumber}, {"1.5E+1", 3, 15_000, isNumber}, {"15e-1", 3, 1500, isNumber}, {"0.0000001", 3, 1, isNumber},

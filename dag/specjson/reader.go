@@ -13,19 +13,19 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// reader reads a document token by token. A problem is noted and reading goes on;
-// a syntax error ends everything: from then on peek is 0 and nothing is read.
+// reader reads a document token by token. After a problem it reads on. After a syntax
+// error it stops: peek then returns 0.
 type reader struct {
 	dag.Collector
-	in     *jsontext.Decoder
-	doc    *bytes.Buffer // what in reads of a document that is there
-	stream bool          // it is read from text instead: the document may be long
-	text   window        // strings are cut from it
-	valid  bool          // the document is valid UTF-8: only escapes may be wrong
-	path   []segment
-	syntax error
-	// Members of jobs that are not known: what is said of them, and how many there are.
-	warn     bool // they are wanted
+	decoder *jsontext.Decoder
+	doc     *bytes.Buffer // source of in for a document in memory
+	stream  bool          // the source of in is text: the document may be long
+	text    window        // strings are cut from it
+	valid   bool          // the document is valid UTF-8: only escapes may be wrong
+	path    []segment
+	syntax  error
+	// Warnings about unknown members of jobs, and how many were found.
+	warn     bool // collect warnings
 	warnings dag.Problems
 	warned   int
 	// The list that is being read, to be cloned when its length is known.
@@ -33,7 +33,7 @@ type reader struct {
 	ends []dag.EdgeSpec
 }
 
-// segment is one step on the way to the present place.
+// segment is one segment of the pointer to the current value.
 type segment struct {
 	name  string
 	index int // of an array's element; inObject for a member
@@ -41,33 +41,33 @@ type segment struct {
 
 const inObject = -1
 
-// readers are readers at rest, so that a small document does not cost the making of one.
-var readers = sync.Pool{New: func() any { return &reader{in: new(jsontext.Decoder), doc: new(bytes.Buffer)} }}
+// readers is a pool of readers: allocating one costs more than a small document.
+var readers = sync.Pool{New: func() any { return &reader{decoder: new(jsontext.Decoder), doc: new(bytes.Buffer)} }}
 
-// newReader takes a reader from those at rest. Give it back by release.
+// newReader takes a reader from the pool. release gives it back.
 func newReader(doc []byte) *reader {
 	d := readers.Get().(*reader)
-	doc = withoutMark(doc)
+	doc = trimByteOrderMark(doc)
 	*d.doc = *bytes.NewBuffer(doc)
-	d.in.Reset(d.doc, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	d.text.whole(string(doc))
+	d.decoder.Reset(d.doc, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	d.text.setWhole(string(doc))
 	d.valid = utf8.Valid(doc)
 	return d
 }
 
 // newStream makes a reader of a document that is read from r. It is not released.
 func newStream(r io.Reader) *reader {
-	d := &reader{stream: true, text: window{from: &markSkipper{r: r}}}
-	d.in = jsontext.NewDecoder(&d.text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	d := &reader{stream: true, text: window{source: &byteOrderMarkReader{r: r}}}
+	d.decoder = jsontext.NewDecoder(&d.text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	return d
 }
 
-// keptScratch bounds what a reader at rest keeps of its lists, in elements.
+// keptScratch bounds the capacity of the lists of a pooled reader, in elements.
 const keptScratch = 256
 
-// release lets the reader rest. Nothing that it has read is kept by it.
+// release returns the reader to the pool, without references to what it has read.
 func (d *reader) release() {
-	*d = reader{in: d.in, doc: d.doc, path: d.path[:0], list: d.list[:0], ends: d.ends[:0]}
+	*d = reader{decoder: d.decoder, doc: d.doc, path: d.path[:0], list: d.list[:0], ends: d.ends[:0]}
 	if cap(d.path)+cap(d.list)+cap(d.ends) > keptScratch {
 		d.path, d.list, d.ends = nil, nil, nil
 	}
@@ -75,16 +75,16 @@ func (d *reader) release() {
 	clear(d.list[:cap(d.list)])
 	clear(d.ends[:cap(d.ends)])
 	*d.doc = bytes.Buffer{}
-	d.in.Reset(d.doc)
+	d.decoder.Reset(d.doc)
 	readers.Put(d)
 }
 
-// end checks that the document ends here. After a syntax error it returns that as
-// the only problem.
-func (d *reader) end() dag.Problems {
+// checkEnd checks that the document ends here. A syntax error is returned as the only
+// problem.
+func (d *reader) checkEnd() dag.Problems {
 	if d.syntax == nil {
-		end := d.in.InputOffset()
-		if _, err := d.in.ReadToken(); err != io.EOF {
+		end := d.decoder.InputOffset()
+		if _, err := d.decoder.ReadToken(); err != io.EOF {
 			d.problem("there is more after the end of the document, at " + d.text.place(int(end)))
 		}
 		return nil
@@ -100,7 +100,7 @@ func (d *reader) end() dag.Problems {
 	return dag.Problems{{Message: "invalid JSON at " + d.text.place(int(offset)) + ": " + what}}
 }
 
-// problem notes what is wrong at the present place.
+// problem reports a problem with the current value.
 func (d *reader) problem(message string) {
 	pointer := ""
 	if !d.Full() {
@@ -109,7 +109,8 @@ func (d *reader) problem(message string) {
 	d.Add(dag.Problem{Pointer: pointer, Message: message})
 }
 
-// pointer is the present place. One that is absurdly long is left at what it begins with.
+// pointer returns the pointer to the current value, truncated soon after
+// dag.MaxPointerBytes.
 func (d *reader) pointer() string {
 	var b strings.Builder
 	for _, s := range d.path {
@@ -130,14 +131,14 @@ func (d *reader) push(name string) { d.path = append(d.path, segment{name: name,
 func (d *reader) pushIndex(i int)  { d.path = append(d.path, segment{index: i}) }
 func (d *reader) pop()             { d.path = d.path[:len(d.path)-1] }
 
-// peek is the kind of the next token; 0 after a syntax error.
+// peek returns the kind of the next token; 0 after a syntax error.
 func (d *reader) peek() jsontext.Kind {
 	if d.syntax != nil {
 		return 0
 	}
-	k := d.in.PeekKind()
+	k := d.decoder.PeekKind()
 	if k == 0 {
-		_, d.syntax = d.in.ReadToken()
+		_, d.syntax = d.decoder.ReadToken()
 	}
 	return k
 }
@@ -145,29 +146,29 @@ func (d *reader) peek() jsontext.Kind {
 // delimiter reads one of { } [ ].
 func (d *reader) delimiter() {
 	if d.syntax == nil {
-		_, d.syntax = d.in.ReadToken()
-		d.text.done = int(d.in.InputOffset())
+		_, d.syntax = d.decoder.ReadToken()
+		d.text.done = int(d.decoder.InputOffset())
 	}
 }
 
-// raw reads a string, a number, a literal or a whole value, and is its JSON text.
+// raw reads a string, a number, a literal or a whole value, and returns its JSON text.
 func (d *reader) raw() string {
 	if d.syntax != nil {
 		return ""
 	}
-	v, err := d.in.ReadValue()
+	v, err := d.decoder.ReadValue()
 	if err != nil {
 		d.syntax = err
 		return ""
 	}
-	end := int(d.in.InputOffset())
+	end := int(d.decoder.InputOffset())
 	d.text.done = end
 	return d.text.cut(end-len(v), end)
 }
 
-// is tells whether the value that follows is of a kind. When it is not, that is
-// noted and the value is skipped.
-func (d *reader) is(want jsontext.Kind, what string) bool {
+// expect tells whether the next value is of a kind. A value of another kind is reported
+// and skipped.
+func (d *reader) expect(want jsontext.Kind, what string) bool {
 	got := d.peek()
 	if got == want || want == 't' && got == 'f' {
 		return true
@@ -203,7 +204,7 @@ func (d *reader) object(member func(name string)) {
 	d.members(&seen, member)
 }
 
-// members is object with the set that its names go into.
+// members is object with the set that collects its names.
 func (d *reader) members(seen *nameSet, member func(name string)) {
 	d.delimiter()
 	for k := d.peek(); k != '}' && k != 0; k = d.peek() {
@@ -234,14 +235,14 @@ func (d *reader) array(element func(i int)) {
 	d.delimiter()
 }
 
-// skip reads a value of which only the general rules are checked, and is its JSON
-// text. It recurses no deeper than jsontext lets documents be nested.
+// skip reads a value, checks only the general rules, and returns its JSON text. Its
+// recursion is bounded by the nesting that jsontext accepts.
 func (d *reader) skip() string {
 	switch d.peek() {
 	case '{':
-		return d.whole(func() { d.object(func(string) { d.skip() }) })
+		return d.textOf(func() { d.object(func(string) { d.skip() }) })
 	case '[':
-		return d.whole(func() { d.array(func(int) { d.skip() }) })
+		return d.textOf(func() { d.array(func(int) { d.skip() }) })
 	case '"':
 		raw := d.raw()
 		d.unquote(raw)
@@ -251,20 +252,21 @@ func (d *reader) skip() string {
 	}
 }
 
-// whole is the JSON text of the object or array that read reads.
-func (d *reader) whole(read func()) string {
-	d.text.holds++
+// textOf returns the JSON text of the object or array that read reads.
+func (d *reader) textOf(read func()) string {
+	d.text.openValues++
 	// Between the last token and this one may be space, a comma or a colon.
 	start := d.text.done
 	read()
-	d.text.holds--
+	d.text.openValues--
 	if d.syntax != nil {
 		return ""
 	}
 	return strings.TrimLeft(d.text.cut(start, d.text.done), ",: \t\r\n")
 }
 
-// unquote is a JSON string's value. Invalid UTF-8 is noted and replaced by U+FFFD.
+// unquote returns a JSON string's value. Invalid UTF-8 is reported and replaced by
+// U+FFFD.
 func (d *reader) unquote(raw string) string {
 	if len(raw) < 2 {
 		return "" // after a syntax error
@@ -280,13 +282,13 @@ func (d *reader) unquote(raw string) string {
 	return string(value)
 }
 
-// fewNames is how many names a nameSet compares one by one.
-const fewNames = 8
+// maxLinearNames is how many names a nameSet compares one by one.
+const maxLinearNames = 8
 
 // nameSet holds the names of one object.
 type nameSet struct {
-	list *dag.TaskList // has them already, instead of all that follows
-	few  [fewNames]string
+	list *dag.TaskList // has the names already; replaces the other members
+	few  [maxLinearNames]string
 	n    int
 	many map[string]struct{}
 }
@@ -302,12 +304,12 @@ func (s *nameSet) add(name string) bool {
 				return false
 			}
 		}
-		if s.n < fewNames {
+		if s.n < maxLinearNames {
 			s.few[s.n] = name
 			s.n++
 			return true
 		}
-		s.many = make(map[string]struct{}, 4*fewNames)
+		s.many = make(map[string]struct{}, 4*maxLinearNames)
 		for _, known := range s.few {
 			s.many[known] = struct{}{}
 		}

@@ -7,7 +7,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// spec reads a spec. It is false when there are no tasks to look at any further.
+// spec reads a spec. It returns false when the spec has no object of tasks to plan.
 func (d *reader) spec(s *dag.Spec) bool {
 	given, hasTasks, sound := false, false, true
 	d.object(func(name string) {
@@ -21,15 +21,15 @@ func (d *reader) spec(s *dag.Spec) bool {
 		case "jobDefaults":
 			s.Defaults = new(dag.Job)
 			before := d.Len()
-			if d.is('{', "jobDefaults") {
+			if d.expect('{', "jobDefaults") {
 				d.job(s.Defaults)
 			}
 			sound = d.Len() == before
 		case "tasks":
 			given = true
-			if hasTasks = d.is('{', "tasks"); hasTasks {
+			if hasTasks = d.expect('{', "tasks"); hasTasks {
 				if d.stream {
-					s.TaskList = d.listed()
+					s.TaskList = d.taskList()
 				} else {
 					s.Tasks = d.tasks()
 				}
@@ -41,7 +41,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 	if !given {
 		d.problem("tasks is missing")
 	}
-	if !sound { // what a task takes from the defaults may be missing
+	if !sound { // a member that a task takes from the defaults may be missing
 		for i := range s.Tasks {
 			s.Tasks[i].HasDecodeErrors = true
 		}
@@ -52,15 +52,15 @@ func (d *reader) spec(s *dag.Spec) bool {
 	return hasTasks
 }
 
-// What belongs where, as it is told to who wrote something else. A job has members of
-// its own: those may be any.
+// Hints about the members of each object, for errors about unknown members. A job may
+// have any members.
 const (
 	specMembers = "a spec has tag, tags, parameters, jobDefaults, tasks"
 	taskMembers = "a task has job, parents, children, maxRetries, retryIntervalSeconds, retryBackoff, retryMaxIntervalSeconds, isGenerator"
 	edgeMembers = "an edge has task, match"
 )
 
-// unknown notes a member that does not belong here, and what does.
+// unknown reports a member that does not belong here, with the members that do.
 func (d *reader) unknown(name, members string) {
 	d.problem("unknown member " + dag.Quote(name) + ": " + members)
 	d.skip()
@@ -68,11 +68,11 @@ func (d *reader) unknown(name, members string) {
 
 // string reads a string.
 func (d *reader) string(what string) (value string, ok bool) {
-	if !d.is('"', what) {
+	if !d.expect('"', what) {
 		return "", false
 	}
 	value = d.unquote(d.raw())
-	return value, d.bounded(what, value, MaxValueBytes)
+	return value, d.checkLength(what, value, MaxValueBytes)
 }
 
 // execString reads a string that reaches execve.
@@ -93,13 +93,13 @@ func (d *reader) name(what, name string) bool {
 	case strings.IndexByte(name, 0) >= 0:
 		d.problem("the name of " + what + " must not have a NUL byte")
 	default:
-		return d.bounded("the name of "+what, name, MaxNameBytes)
+		return d.checkLength("the name of "+what, name, MaxNameBytes)
 	}
 	return false
 }
 
 func (d *reader) labels() (labels []dag.Label) {
-	if !d.is('{', "tags") {
+	if !d.expect('{', "tags") {
 		return nil
 	}
 	d.object(func(name string) {
@@ -110,7 +110,7 @@ func (d *reader) labels() (labels []dag.Label) {
 }
 
 func (d *reader) parameters() (parameters []dag.Parameter) {
-	if !d.is('{', "parameters") {
+	if !d.expect('{', "parameters") {
 		return nil
 	}
 	d.object(func(name string) {
@@ -129,8 +129,8 @@ func (d *reader) parameters() (parameters []dag.Parameter) {
 		case '"':
 			p.Values = []string{d.parameterValue("a parameter")}
 		default:
-			d.is('"', "a parameter, unless it is a list of strings,")
-			p.Values = []string{""} // so that tokens of it are not unknown
+			d.expect('"', "a parameter, unless it is a list of strings,")
+			p.Values = []string{""} // so that its tokens are not reported as unknown
 		}
 		parameters = append(parameters, p)
 	})
@@ -144,24 +144,24 @@ func (d *reader) tasks() []dag.TaskSpec {
 	d.object(func(name string) {
 		t := dag.TaskSpec{Name: name}
 		d.name("a task", name)
-		if d.is('{', "a task") {
+		if d.expect('{', "a task") {
 			d.task(&t)
 		} else {
 			t.HasDecodeErrors = true
 		}
-		tasks = append(d.room(tasks), t)
+		tasks = append(d.growTasks(tasks), t)
 	})
 	return tasks
 }
 
-// listed reads an object of tasks of which there may be very many.
-func (d *reader) listed() *dag.TaskList {
+// taskList reads an object of tasks of any number into a packed list.
+func (d *reader) taskList() *dag.TaskList {
 	tasks := new(dag.TaskList)
 	var t dag.TaskSpec
 	d.members(&nameSet{list: tasks}, func(name string) {
 		t = dag.TaskSpec{Name: name}
 		d.name("a task", name)
-		if d.is('{', "a task") {
+		if d.expect('{', "a task") {
 			d.task(&t)
 		} else {
 			t.HasDecodeErrors = true
@@ -171,14 +171,14 @@ func (d *reader) listed() *dag.TaskList {
 	return tasks
 }
 
-// room grows a full list of tasks to what the rest of the document may hold, so
-// that a long one is copied once or twice and not over and over.
-func (d *reader) room(tasks []dag.TaskSpec) []dag.TaskSpec {
+// growTasks grows a full list of tasks to the estimated number in the document, so that
+// a long list is copied only once or twice.
+func (d *reader) growTasks(tasks []dag.TaskSpec) []dag.TaskSpec {
 	n := len(tasks)
 	if n < cap(tasks) || n < 8 {
 		return tasks
 	}
-	done := int(d.in.InputOffset())
+	done := int(d.decoder.InputOffset())
 	rest := float64(d.text.end()-done) / float64(done)
 	return slices.Grow(tasks, n/8+int(float64(n)*min(rest*1.1, 16)))
 }
@@ -188,7 +188,7 @@ func (d *reader) task(t *dag.TaskSpec) {
 		before := d.Len()
 		switch name {
 		case "job":
-			if d.is('{', "job") {
+			if d.expect('{', "job") {
 				d.job(&t.Job)
 			}
 			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
@@ -199,15 +199,15 @@ func (d *reader) task(t *dag.TaskSpec) {
 			t.Children = d.edges("children")
 			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "maxRetries":
-			t.Retry.MaxRetries = d.retries()
+			t.Retry.MaxRetries = d.readMaxRetries()
 		case "retryIntervalSeconds":
 			t.Retry.Interval = d.seconds("retryIntervalSeconds")
 		case "retryMaxIntervalSeconds":
 			t.Retry.MaxInterval = d.seconds("retryMaxIntervalSeconds")
 		case "retryBackoff":
-			t.Retry.Backoff = d.factor()
+			t.Retry.Backoff = d.readBackoff()
 		case "isGenerator":
-			if d.is('t', "isGenerator") {
+			if d.expect('t', "isGenerator") {
 				t.Generator = d.raw() == "true"
 			}
 		default:
@@ -216,9 +216,9 @@ func (d *reader) task(t *dag.TaskSpec) {
 	})
 }
 
-// edges reads a list of names, or of objects that name a task and what to match.
+// edges reads a list of edges: names of tasks, or objects with a task and its match.
 func (d *reader) edges(what string) []dag.EdgeSpec {
-	if !d.is('[', what) {
+	if !d.expect('[', what) {
 		return nil
 	}
 	d.ends = d.ends[:0]
@@ -231,7 +231,7 @@ func (d *reader) edges(what string) []dag.EdgeSpec {
 			d.problem("the name of a task is empty")
 		}
 		if d.Len() > before {
-			e = dag.EdgeSpec{} // keeps the places of those that follow
+			e = dag.EdgeSpec{} // keeps the indexes of later edges
 		}
 		d.ends = append(d.ends, e)
 	})
@@ -248,7 +248,7 @@ func (d *reader) edge(e *dag.EdgeSpec) {
 				e.Task = task
 			}
 		case "match":
-			if d.is('[', "match") {
+			if d.expect('[', "match") {
 				d.array(func(int) {
 					if p, ok := d.string("a parameter's name"); ok {
 						e.Match = append(e.Match, p)

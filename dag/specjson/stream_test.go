@@ -19,7 +19,7 @@ func planInParts(doc []byte, limits dag.Limits, part int) (*dag.Plan, dag.Proble
 	d := newStream(strings.NewReader(string(doc)))
 	d.text.buf = make([]byte, part)
 	spec, problems := d.document()
-	return planOf(spec, problems, limits)
+	return planSpec(spec, problems, limits)
 }
 
 // checkStream fails when a document that is read as a stream is not what it is as a whole.
@@ -89,7 +89,7 @@ func TestStreamIsTheSameAsTheWhole(t *testing.T) {
 		seedExample,
 	}, seeds...)
 	for _, doc := range docs {
-		checkStream(t, []byte(doc), dag.Limits{MaxTasks: 1000, MaxCoresMilli: 8000})
+		checkStream(t, []byte(doc), dag.Limits{MaxTasks: 1000, MaxCPUMillis: 8000})
 	}
 }
 

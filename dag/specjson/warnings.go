@@ -8,22 +8,23 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// A member of a job that the engine does not know is kept and echoed: it may be for an
-// executor of somebody's own. More often it is a slip, and the run does something else
-// than was meant. So each is told of, with the member that was probably meant.
+// The engine keeps and echoes unknown members of a job: they may be for a third-party
+// executor. More often an unknown member is a typo, and the run does not do what its
+// author meant. Each of them gets a warning with the member that was probably meant.
 
-// MaxWarnings bounds the warnings of one document; one more says how many there are
-// beyond.
+// MaxWarnings bounds the warnings of one document. One more entry says how many were
+// left out.
 const MaxWarnings = 100
 
-// Members by where they belong. Those of the executor slurm are the last five.
+// Members of a job and of a task. The last five of a job are for the executor slurm.
 const (
 	jobMembers = "command commandString environment workDir executor cores memoryMB timeoutSeconds partition account qos constraint gres"
 	taskOnly   = "parents children maxRetries retryIntervalSeconds retryBackoff retryMaxIntervalSeconds isGenerator"
 )
 
-// unknownMember notes a member of a job that the engine does not know.
-func (d *reader) unknownMember(name string) {
+// warnUnknownMember adds a warning about a member of a job that the engine does not
+// know.
+func (d *reader) warnUnknownMember(name string) {
 	if !d.warn || strings.Contains(" "+jobMembers+" ", " "+name+" ") {
 		return
 	}
@@ -31,7 +32,7 @@ func (d *reader) unknownMember(name string) {
 		return
 	}
 	message := "unknown member " + dag.Quote(name) + " is kept and has no effect"
-	if meant, ofTask := likely(name); meant != "" && meant == name {
+	if meant, ofTask := suggestMember(name); meant != "" && meant == name {
 		message = "member " + dag.Quote(name) + " belongs to the task, beside its job: here it has no effect"
 	} else if ofTask {
 		message += ": did you mean " + meant + ", beside the job?"
@@ -41,21 +42,21 @@ func (d *reader) unknownMember(name string) {
 	d.warnings = append(d.warnings, dag.Problem{Pointer: d.pointer(), Message: message})
 }
 
-// told are the warnings, with how many there are beyond the bound.
-func (d *reader) told() dag.Problems {
+// allWarnings returns the warnings, with an entry for those beyond the bound.
+func (d *reader) allWarnings() dag.Problems {
 	if more := d.warned - MaxWarnings; more > 0 {
 		return append(d.warnings, dag.Problem{Message: "and " + strconv.Itoa(more) + " more unknown members of jobs"})
 	}
 	return d.warnings
 }
 
-// maxLikely is the length of names from which on none is likely.
-const maxLikely = 40
+// maxSuggestedName bounds the names, in bytes, for which a suggestion is searched.
+const maxSuggestedName = 40
 
-// likely is the member that was probably meant by an unknown one, "" when there is no
-// telling, and whether it belongs to the task.
-func likely(name string) (meant string, ofTask bool) {
-	if len(name) > maxLikely {
+// suggestMember returns the member that was probably meant by an unknown name, or "", and
+// whether it belongs to the task.
+func suggestMember(name string) (meant string, ofTask bool) {
+	if len(name) > maxSuggestedName {
 		return "", false
 	}
 	plain := plainName(name)
@@ -63,10 +64,10 @@ func likely(name string) (meant string, ofTask bool) {
 	if meant == "" {
 		least := 3
 		for member := range strings.SplitSeq(jobMembers+" "+taskOnly, " ") {
-			// Of a short name most letters must be right.
+			// A short name allows fewer wrong letters.
 			other := strings.ToLower(member)
 			most := min(2, (min(len(plain), len(other))-1)/3)
-			if n := distance(plain, other); n <= most && n < least {
+			if n := editDistance(plain, other); n <= most && n < least {
 				meant, least = member, n
 			}
 		}
@@ -74,7 +75,7 @@ func likely(name string) (meant string, ofTask bool) {
 	return meant, meant != "" && strings.Contains(" "+taskOnly+" ", " "+meant+" ")
 }
 
-// plainName is a name without what people write differently.
+// plainName returns a name in lower case, without separators.
 func plainName(name string) string {
 	return strings.Map(func(r rune) rune {
 		switch r {
@@ -85,7 +86,7 @@ func plainName(name string) string {
 	}, name)
 }
 
-// alias is the member that others call by a name.
+// alias returns the member for a name that other tools use.
 func alias(plain string) string {
 	switch plain {
 	case "timeout", "timeoutsec", "timeoutsecs", "timeouts", "timelimit", "walltime", "maxruntime", "maxtime", "deadline", "activedeadlineseconds", "startdeadlineseconds":
@@ -120,10 +121,11 @@ func alias(plain string) string {
 	return ""
 }
 
-// distance is how many letters were left out, added, changed or swapped with the next.
-func distance(a, b string) int {
+// editDistance counts the letters that were left out, added, changed or swapped with
+// their neighbour. Distances above 2 are returned as 3.
+func editDistance(a, b string) int {
 	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
-		return 3 // more than matters
+		return 3 // callers accept at most 2
 	}
 	before, last, now := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range last {

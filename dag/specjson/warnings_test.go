@@ -73,11 +73,11 @@ func FuzzLikely(f *testing.F) {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		meant, ofTask := likely(name)
+		meant, ofTask := suggestMember(name)
 		if meant == "" && ofTask || meant != "" && !strings.Contains(" "+jobMembers+" "+taskOnly+" ", " "+meant+" ") {
 			t.Errorf("%q: %q", name, meant)
 		}
-		if a, b := distance(name, "command"), distance("command", name); a != b {
+		if a, b := editDistance(name, "command"), editDistance("command", name); a != b {
 			t.Errorf("%q: %d and %d", name, a, b)
 		}
 	})

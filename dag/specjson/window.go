@@ -1,6 +1,8 @@
 package specjson
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"strconv"
 	"strings"
@@ -10,27 +12,28 @@ import (
 const partBytes = 256 << 10
 
 // window is the part of a document that strings can still be cut from: all of a
-// short one, and of one that is read as a stream the newest bytes, in parts.
+// document in memory, or the newest parts of a streamed one.
 //
-// Of a stream it is what the decoder reads. It lets go of a part once the decoder is
-// past it and no value that began there is open; strings that were cut keep theirs.
+// A streamed document is read by the decoder through the window. The window drops a part
+// once the decoder is past it and every value that began there is complete. Strings that
+// were cut keep their part alive.
 type window struct {
-	parts  []string // side by side
-	one    [1]string
-	base   int // offset of parts[0]
-	served int // how far the decoder has read
-	done   int // how far it has come
-	holds  int // > 0: parts are kept, so that an open value can be cut as a whole
+	parts      []string // side by side
+	one        [1]string
+	base       int // offset of parts[0]
+	served     int // how far the decoder has read
+	done       int // offset after the last token
+	openValues int // > 0: parts are kept, so that an open value can be cut as a whole
 
-	from   io.Reader // nil: parts has it all
-	failed error     // what reading ended with
-	buf    []byte
-	// Of what was let go: how many lines ended there, and where the last of them did.
+	source  io.Reader // nil: parts has it all
+	readErr error     // what reading ended with
+	buf     []byte
+	// Lines that ended in dropped parts, and the offset after the last of them.
 	lines, lineAt int
 }
 
-// whole makes it the window of a document that is there.
-func (w *window) whole(text string) {
+// setWhole makes w the window of a document in memory.
+func (w *window) setWhole(text string) {
 	w.one[0], w.served = text, len(text)
 	w.parts = w.one[:]
 }
@@ -60,11 +63,11 @@ func (w *window) cut(from, to int) string {
 func (w *window) Read(dst []byte) (int, error) {
 	end := w.end()
 	if w.served == end {
-		if w.failed != nil {
-			return 0, w.failed
+		if w.readErr != nil {
+			return 0, w.readErr
 		}
-		if w.next(); w.served == w.end() {
-			return 0, w.failed
+		if w.readPart(); w.served == w.end() {
+			return 0, w.readErr
 		}
 		end = w.end()
 	}
@@ -74,9 +77,9 @@ func (w *window) Read(dst []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a part.
-func (w *window) next() {
-	for w.holds == 0 && len(w.parts) > 0 && w.base+len(w.parts[0]) <= w.done {
+// readPart reads a part.
+func (w *window) readPart() {
+	for w.openValues == 0 && len(w.parts) > 0 && w.base+len(w.parts[0]) <= w.done {
 		p := w.parts[0]
 		if i := strings.LastIndexByte(p, '\n'); i >= 0 {
 			w.lines += strings.Count(p, "\n")
@@ -86,18 +89,18 @@ func (w *window) next() {
 		w.parts[0] = ""
 		w.parts = w.parts[1:]
 	}
-	if w.end()-w.done > maxOpenBytes || w.holds > 0 && w.end()-w.base > maxOpenBytes {
-		w.failed = errLongValue
+	if w.end()-w.done > maxOpenBytes || w.openValues > 0 && w.end()-w.base > maxOpenBytes {
+		w.readErr = errLongValue
 		return
 	}
 	if w.buf == nil {
 		w.buf = make([]byte, partBytes)
 	}
-	n, err := io.ReadFull(w.from, w.buf)
+	n, err := io.ReadFull(w.source, w.buf)
 	if err == io.ErrUnexpectedEOF {
 		err = io.EOF
 	}
-	w.failed = err
+	w.readErr = err
 	if n > 0 {
 		w.parts = append(w.parts, string(w.buf[:n]))
 	}
@@ -111,7 +114,7 @@ func (w *window) end() int {
 	return end
 }
 
-// place says where an offset is. What was let go of counts as one place.
+// place describes an offset. All offsets in dropped parts map to the start of the window.
 func (w *window) place(offset int) string {
 	before := w.cut(w.base, max(w.base, min(offset, w.end())))
 	line := 1 + w.lines + strings.Count(before, "\n")
@@ -121,4 +124,36 @@ func (w *window) place(offset int) string {
 	}
 	at := w.base + len(before)
 	return "line " + strconv.Itoa(line) + ", column " + strconv.Itoa(at-start+1) + " (offset " + strconv.Itoa(at) + ")"
+}
+
+// byteOrderMark is what some editors put in front of UTF-8. A document may begin with
+// it; it is skipped, and offsets in problems count from behind it.
+const byteOrderMark = "\xEF\xBB\xBF"
+
+// trimByteOrderMark is the document behind its byte order mark.
+func trimByteOrderMark(doc []byte) []byte { return bytes.TrimPrefix(doc, []byte(byteOrderMark)) }
+
+// byteOrderMarkReader reads a document from behind its byte order mark.
+type byteOrderMarkReader struct {
+	r     io.Reader
+	begun bool
+	head  []byte // was read, and is no mark
+}
+
+func (m *byteOrderMarkReader) Read(p []byte) (int, error) {
+	if !m.begun {
+		m.begun = true
+		head := make([]byte, len(byteOrderMark))
+		n, err := io.ReadFull(m.r, head)
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return 0, err
+		}
+		m.head = trimByteOrderMark(head[:n])
+	}
+	if len(m.head) > 0 {
+		n := copy(p, m.head)
+		m.head = m.head[n:]
+		return n, nil
+	}
+	return m.r.Read(p)
 }
