@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -167,15 +168,15 @@ const (
 )
 
 // workerIn tells whether the worker of a command that was killed is still there: it ends soon
-// after its last task.
+// after its last task. Where that cannot be told it may be.
 func workerIn(temporary string) bool {
-	paths, _ := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
-	return slices.ContainsFunc(paths, func(path string) bool {
+	paths, err := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
+	return err != nil || slices.ContainsFunc(paths, func(path string) bool {
 		f, err := worker.Take(path)
 		if err == nil {
 			f.Release()
 		}
-		return errors.Is(err, worker.ErrHeld)
+		return err != nil && !errors.Is(err, fs.ErrNotExist) // it may have ended meanwhile
 	})
 }
 
