@@ -36,7 +36,13 @@ func (p *Process) end(a *attempt, c cause, grace time.Duration) {
 		if a.cause == causeTimeout {
 			a.cause = c // what never began does not time out: see unstart
 		}
-	case a.cause == causeNone && exited(a.pid):
+		if a.late { // what it has left in its group, if it came to its program, is left alone
+			if a.cause == causeNone {
+				a.cause = c
+			}
+			return
+		}
+	case a.late, a.cause == causeNone && exited(a.pid):
 		return
 	}
 	if a.cause == causeNone {

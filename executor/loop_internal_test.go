@@ -324,6 +324,41 @@ func TestEndBeforeALateTimeout(t *testing.T) {
 	}
 }
 
+// What a process has left in its group is not killed with it when it has ended before the kill,
+// though its start was not noticed yet.
+func TestBackgroundChildBeforeALateKill(t *testing.T) {
+	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
+	var p *Process
+	pid := 0 // the loop's, until all have ended
+	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+		switch orders[0].Key {
+		case first:
+			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
+		case second:
+			p.mu.Lock()
+			pid = p.live[first].pid
+			p.mu.Unlock()
+			for !exited(pid) {
+				time.Sleep(time.Millisecond)
+			}
+			p.Kill(first, 0)
+		}
+		return nil
+	}})
+	// It takes some ms until the child comes to its program.
+	path := "PATH=" + strings.Repeat("/nowhere:", 5000) + "/bin"
+	p.Start(Order{Key: first, Command: []string{"sh", "-c", "/bin/sleep 1000 & exit 0"}, Environment: []string{path}})
+	for range 4 {
+		if r := <-reports; r.Kind == Finished && r.Record.Result != messages.AttemptSucceeded {
+			t.Errorf("%+v", r)
+		}
+	}
+	if !p.groups.alive(pid) {
+		t.Error("its background child was killed")
+	}
+	_ = unix.Kill(-pid, unix.SIGKILL)
+}
+
 // An attempt that waits again, after its program could not be executed for a shortage, is
 // watched like any other when it runs.
 func TestMonitorAfterAFailedExec(t *testing.T) {
