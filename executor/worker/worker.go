@@ -266,30 +266,30 @@ func (w *Worker) stop() {
 			w.log.Error("stopping", "err", err)
 		}
 		w.mu.Lock()
-		var over chan struct{}
-		if s := w.sess; s != nil {
-			over = s.over
+		s := w.sess
+		if s != nil {
 			s.out = workerpb.AppendEmpty(s.out, workerpb.TypeStopped)
 			s.wake(true)
 		}
 		w.mu.Unlock()
-		w.awaitFarewell(over)
+		w.awaitFarewell(s)
 		close(w.stopped)
 	}()
 }
 
-// awaitFarewell returns when the server has gone, as it does on Stopped.
-func (w *Worker) awaitFarewell(over <-chan struct{}) {
-	if over == nil {
+// awaitFarewell returns when the server that s serves has gone, as it does on Stopped. It may
+// be back at once, on a session that hears no Stopped any more.
+func (w *Worker) awaitFarewell(s *session) {
+	if s == nil {
 		return
 	}
 	patience := time.NewTimer(farewell)
 	defer patience.Stop()
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
-	for w.hasSession() {
+	for w.serves(s) {
 		select {
-		case <-over:
+		case <-s.over:
 			return
 		case <-patience.C:
 			return
@@ -298,10 +298,11 @@ func (w *Worker) awaitFarewell(over <-chan struct{}) {
 	}
 }
 
-func (w *Worker) hasSession() bool {
+// serves tells whether s is the session of the server.
+func (w *Worker) serves(s *session) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.sess != nil
+	return w.sess == s
 }
 
 func (w *Worker) now() int64 { return time.Now().UnixNano() }
