@@ -31,12 +31,13 @@ func TestProcessesAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	begin := time.Now()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"t": e2etest.Sh("exec sleep 600 # {{N}}").Job("workDir", dir).Job("cores", "0.001"),
+		"t": e2etest.Sh("echo {{N}} >>ran; exec sleep 600").Job("workDir", dir).Job("cores", "0.001"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(tasks)}))
-	if !e2etest.Poll(5*time.Minute, func() bool { return len(inFolder(dir)) == tasks }) {
-		t.Errorf("%d processes run, want %d", len(inFolder(dir)), tasks)
-	}
+	e2etest.Poll(5*time.Minute, func() bool { return ranIn(dir) == tasks })
 	started := time.Since(begin)
+	if got := len(inFolder(dir)); got != tasks {
+		t.Errorf("%d processes run, want %d", got, tasks)
+	}
 	e2etest.Eventually(t, "all are listed as running", func() bool { return statesOf(s, run)["RUNNING"] == tasks })
 	workers := servertest.Workers(s.Config().Data)
 	begin = time.Now()
