@@ -41,6 +41,9 @@ const defaultCloseGrace = time.Second
 // closePatience is how long Close waits beyond the grace for workers to end.
 const closePatience = 30 * time.Second
 
+// lockPatience is how long New waits for a lock that another process holds.
+const lockPatience = 2 * time.Second
+
 // Remote implements executor.Durable.
 type Remote struct {
 	cfg      Config
@@ -132,7 +135,14 @@ func (r *Remote) prepare() (err error) {
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	if r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE); err != nil {
+	// A child of a killed server may hold the lock a little longer, between fork and exec.
+	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE)
+		if !errors.Is(err, worker.ErrHeld) || time.Since(begin) > lockPatience {
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	var fault string
