@@ -32,6 +32,9 @@ const replayBytes = 32 << 10
 // or FromNow: then the feed begins with the present summary. It returns nil when
 // the run has ended and there is nothing behind after.
 func (n *Node) Follow(id messages.RunID, after uint64) (messages.Feed, error) {
+	if told, err := n.toldOfAll(id, after); told || err != nil {
+		return nil, err
+	}
 	for {
 		f := &follower{node: n, id: id}
 		if f.notice = n.env.board.notice(id); f.notice != nil {
@@ -56,6 +59,26 @@ func (n *Node) Follow(id messages.RunID, after uint64) (messages.Feed, error) {
 	}
 }
 
+// toldOfAll tells whether a run has ended and nothing has happened behind after: then it is
+// not loaded. A reader whose connection broke just behind the end comes back like that.
+func (n *Node) toldOfAll(id messages.RunID, after uint64) (bool, error) {
+	if after == messages.FromNow || n.env.board.notice(id) != nil {
+		return false, nil
+	}
+	s, err := n.env.store.Summary(id)
+	if err != nil {
+		return false, lookup(id, err)
+	}
+	if !s.State.Final() {
+		return false, nil
+	}
+	records, first, err := n.env.store.Records(id, max(after, 1)-1)
+	if err != nil {
+		return false, lookup(id, err)
+	}
+	return len(records) == 1 && first == after, nil
+}
+
 // begin lays out what is told first.
 func (f *follower) begin(v *messages.View, after uint64) error {
 	f.seq = v.Seq
@@ -66,16 +89,14 @@ func (f *follower) begin(v *messages.View, after uint64) error {
 	if after == messages.FromNow || after > v.Seq { // more than there ever was: of another server
 		return nil
 	}
-	stored, err := f.node.env.store.Load(f.id)
+	records, first, err := f.node.env.store.Records(f.id, after)
 	if err != nil {
 		return lookup(f.id, err)
 	}
-	first := stored.NextSeq - uint64(len(stored.Records)) // of Records
-	from := max(after+1, first)
-	f.opening.Missed = min(from, v.Seq+1) - after - 1
+	f.opening.Missed = min(first, v.Seq+1) - after - 1
 	f.seq = after + f.opening.Missed
-	if from <= v.Seq {
-		f.journal = stored.Records[from-first : v.Seq+1-first]
+	if first <= v.Seq {
+		f.journal = records[:v.Seq+1-first]
 		f.codes = exitCodes{node: f.node, run: f.id}
 	}
 	return nil

@@ -77,7 +77,7 @@ func (n *Node) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, err
 	}
 	q = messages.ListQuery{All: true, Tag: q.Tag, HasTag: q.HasTag, Labels: q.Labels}
 	l := &listener{node: n, q: q, resuming: since > 0, since: since - overlap, page: q, begun: n.env.steady()}
-	l.page.Limit = 1024
+	l.page.Limit, l.page.ChangedFrom = 1024, max(l.since, 1)
 	l.heard, l.pos = n.env.board.hub.listen()
 	return l, nil
 }
@@ -144,7 +144,7 @@ func (l *listener) resume() (*messages.RunsNews, error) {
 	err := l.node.Summaries(l.page, func(s *messages.Summary) bool {
 		seen++
 		l.page.After, l.page.HasAfter = s.ID, true
-		if s.Changed >= l.since && s.Damage == "" {
+		if s.Damage == "" {
 			news.Summaries = append(news.Summaries, s)
 		}
 		return len(news.Summaries) < atOnce

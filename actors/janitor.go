@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -112,41 +113,61 @@ func (j *janitor) share(finished int) int {
 	return max(sweepStep, int(float64(finished)*min(max(0.01, 4*evenly), 1)))
 }
 
-// due are the runs to be deleted, by ascending id.
+// due are the runs to be deleted, by ascending id. It reads little beyond these: the store
+// knows where runs that ended long ago are. A run whose summary is damaged stays.
 func (j *janitor) due() ([]messages.RunID, error) {
-	type ended struct {
-		id messages.RunID
-		at int64 // by the server's own clock
-	}
-	var finished []ended
-	err := j.n.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool {
-		if s.State.Final() && s.Damage == "" {
-			finished = append(finished, ended{s.ID, s.Changed})
-		}
-		return !j.stopped()
-	})
+	finished, err := j.finished()
 	if err != nil {
 		return nil, err
 	}
-	surplus := 0
-	if j.keep > 0 {
-		surplus = max(len(finished)-j.keep, 0)
-	}
 	var due []messages.RunID
-	for _, r := range finished[:surplus] {
-		due = append(due, r.id)
-	}
-	if j.age <= 0 {
-		return due, nil
-	}
-	oldest, left := j.n.env.steady()-int64(j.age), j.share(len(finished))
-	for _, r := range finished[surplus:] {
-		if r.at <= oldest && left > 0 {
-			due = append(due, r.id)
-			left--
+	if surplus := finished - j.keep; j.keep > 0 && surplus > 0 {
+		err := j.n.env.store.Summaries(finishedRuns(), func(s *messages.Summary) bool {
+			if s.Damage == "" {
+				due = append(due, s.ID)
+			}
+			surplus--
+			return surplus > 0 && !j.stopped()
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
-	return due, nil
+	oldest := j.n.env.steady() - int64(j.age)
+	if j.age <= 0 || oldest <= 0 {
+		return due, nil
+	}
+	q, left := finishedRuns(), j.share(finished)
+	q.ChangedTo = oldest
+	if len(due) > 0 {
+		q.HasAfter, q.After = true, due[len(due)-1]
+	}
+	err = j.n.env.store.Summaries(q, func(s *messages.Summary) bool {
+		if s.Damage == "" {
+			due = append(due, s.ID)
+			left--
+		}
+		return left > 0 && !j.stopped()
+	})
+	return due, err
+}
+
+// finished is how many finished runs there are.
+func (j *janitor) finished() (n int, err error) {
+	n, known := j.n.env.store.Finished()
+	if known {
+		return n, nil
+	}
+	n = 0
+	err = j.n.env.store.Summaries(finishedRuns(), func(*messages.Summary) bool {
+		n++
+		return !j.stopped()
+	})
+	return n, err
+}
+
+func finishedRuns() messages.ListQuery {
+	return messages.ListQuery{States: []dag.RunState{dag.RunCompleted, dag.RunErrored, dag.RunKilled}}
 }
 
 // purge deletes runs, but for those that have come to life again, and returns how many.

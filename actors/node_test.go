@@ -323,7 +323,7 @@ func TestNewestFirstJumpsOverGaps(t *testing.T) {
 	const far = messages.RunID(1) << 50
 	for _, store := range []*listed{
 		at(), at(0), at(far), at(0, far), at(0, 1, far/3, far/2-1, far/2, far/2+70_000, far-3, far),
-		at(widestWindow-1, widestWindow, 2*widestWindow, 3*widestWindow-1, 1<<40, 1<<40+widestWindow, 1<<41-1, 1<<41),
+		at(windowRuns-1, windowRuns, 2*windowRuns, 3*windowRuns-1, 1<<40, 1<<40+windowRuns, 1<<41-1, 1<<41),
 	} {
 		n := &Node{env: &env{board: newBoard(), store: store}}
 		n.ids.Store(uint64(far) + 1)

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,8 @@ func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages
 	}
 }
 
-// Summaries yields the runs that q selects, in its order.
+// Summaries yields the runs that q selects, in its order. It ends with a *messages.ListPaused
+// when q's budget is used up.
 func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	if q.Desc {
 		return n.newestFirst(q, yield)
@@ -118,27 +120,19 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		}
 		return q.Limit == 0 || limit > 0
 	}
-	if !wantsFinished(q) {
-		from := messages.RunID(0)
-		if q.HasAfter {
-			if from = q.After + 1; from == 0 {
-				return nil
-			}
-		}
-		for s := range n.env.board.from(from) {
-			if !pass(s) {
-				break
-			}
-		}
-		return nil
-	}
-	stored := q
-	stored.States, stored.Limit, stored.All = nil, 0, true // what is stored of live runs is not their newest state
 	from := messages.RunID(0)
 	if q.HasAfter {
 		if from = q.After + 1; from == 0 {
 			return nil
 		}
+	}
+	if !wantsFinished(q) {
+		for s := range n.env.board.from(from) {
+			if q.Before > 0 && s.ID >= q.Before || !pass(s) {
+				break
+			}
+		}
+		return nil
 	}
 	// Those on the board are listed also when their stored rows cannot be found.
 	next, stop := iter.Pull(n.env.board.from(from))
@@ -153,7 +147,11 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		}
 		return listed
 	}
-	err := n.env.store.Summaries(stored, func(s *messages.Summary) bool {
+	// The store's limit is that of a page: of what it yields, some may be different by now.
+	stored, yielded := storedQuery(q), 0
+	each := func(s *messages.Summary) bool {
+		yielded++
+		stored.HasAfter, stored.After = true, s.ID
 		if !upTo(s.ID) {
 			return false
 		}
@@ -165,19 +163,47 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		}
 		listed = pass(s)
 		return listed
-	})
-	if err != nil {
-		return listing(err)
 	}
-	upTo(1<<64 - 1)
-	return nil
+	for {
+		yielded = 0
+		err := n.env.store.Summaries(stored, each)
+		var paused *messages.ListPaused
+		switch {
+		case errors.As(err, &paused):
+			if !upTo(paused.After + 1) {
+				return nil
+			}
+			return paused
+		case err != nil:
+			return listing(err)
+		case !listed:
+			return nil
+		case stored.Limit == 0 || yielded < stored.Limit:
+			upTo(cmp.Or(q.Before, 1<<64-1))
+			return nil
+		}
+	}
+}
+
+// storedQuery is what the store is asked for. What it has of unfinished runs is not their
+// newest state: they are on the board.
+func storedQuery(q messages.ListQuery) messages.ListQuery {
+	switch {
+	case len(q.States) > 0:
+		q.States = slices.DeleteFunc(slices.Clone(q.States), func(s dag.RunState) bool { return !s.Final() })
+	case q.HasTag || len(q.Labels) > 0 || q.ChangedFrom > 0 || q.ChangedTo > 0:
+		q.States = finishedRuns().States
+	}
+	q.All = true
+	return q
 }
 
 // A list that is newest first looks through the ids from the top, by windows that get
-// wider where it finds little, and jumps over gaps.
+// wider where it finds little, and narrower where it finds more than it should hold.
 const (
 	firstWindow  = 512
-	widestWindow = 1 << 16
+	widestWindow = 1 << 62
+	windowRuns   = 4096 // of a window that is wider than the first one
 )
 
 // newestFirst is Summaries by descending id, of the runs that were submitted before.
@@ -191,17 +217,39 @@ func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) b
 	for end > 0 {
 		begin := end - min(end, width)
 		window := q
-		window.Desc, window.Limit = false, 0
+		window.Desc, window.Limit, window.Before = false, 0, end
 		window.HasAfter, window.After = begin > 0, begin-1
 		found = found[:0]
+		wide, full := width > firstWindow, false
+		// The first window is looked through as a whole, so that each page gets on.
+		budget := 0
+		if window.Budget = q.Budget; q.Budget != nil && !wide {
+			budget = firstWindow * firstWindow
+			*q.Budget -= budget
+			window.Budget = &budget
+		}
 		err := n.Summaries(window, func(s *messages.Summary) bool {
-			if s.ID < end {
-				found = append(found, s)
+			if s.ID >= end {
+				return false
 			}
-			return s.ID < end
+			if full = wide && len(found) == windowRuns; full {
+				return false
+			}
+			found = append(found, s)
+			return true
 		})
-		if err != nil {
+		if q.Budget != nil {
+			*q.Budget += budget // what is left of it
+		}
+		var paused *messages.ListPaused
+		switch {
+		case errors.As(err, &paused):
+			return &messages.ListPaused{After: end}
+		case err != nil:
 			return err
+		case full:
+			width = max(width/8, firstWindow)
+			continue
 		}
 		for _, s := range slices.Backward(found) {
 			if !yield(s) {
@@ -214,61 +262,30 @@ func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) b
 		if messages.RunID(len(found)) < width/4 {
 			width = min(2*width, widestWindow)
 		}
-		if end = begin; len(found) == 0 {
-			if end, err = n.overGap(q, end); err != nil {
-				return err
-			}
+		if end = begin; end > 0 && q.Budget != nil && *q.Budget <= 0 {
+			return &messages.ListPaused{After: end}
 		}
 	}
 	return nil
 }
 
-// overGap lowers the end of the ids that are looked through past many that no run has, or
-// no unfinished one when the list asks for these only. It leaves what there is below.
-func (n *Node) overGap(q messages.ListQuery, end messages.RunID) (messages.RunID, error) {
-	for width := messages.RunID(widestWindow); end > 0; width *= 2 {
-		begin := end - min(end, width)
-		found := false
-		look := func(s *messages.Summary) bool {
-			found = s.ID < end
-			return false
-		}
-		var err error
-		if window := (messages.ListQuery{HasAfter: begin > 0, After: begin - 1, All: true, Limit: 1}); wantsFinished(q) {
-			err = n.env.store.Summaries(window, look)
-		} else {
-			n.env.board.from(begin)(look)
-		}
-		switch {
-		case err != nil:
-			return 0, listing(err)
-		case found:
-			return end, nil
-		}
-		end = begin
-	}
-	return 0, nil
-}
-
+// wantsFinished tells whether a list may have finished runs.
 func wantsFinished(q messages.ListQuery) bool {
-	if q.All {
-		return true
+	if len(q.States) == 0 {
+		return q.All
 	}
-	for _, s := range q.States {
-		if s.Final() {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(q.States, dag.RunState.Final)
 }
 
 func selects(q messages.ListQuery, s *messages.Summary) bool {
 	switch {
-	case q.HasAfter && s.ID <= q.After:
+	case q.HasAfter && s.ID <= q.After, q.Before > 0 && s.ID >= q.Before:
 		return false
 	case s.Damage != "":
 		return true // nobody knows
 	case q.HasTag && s.Tag != q.Tag:
+		return false
+	case q.ChangedFrom > 0 && s.Changed < q.ChangedFrom, q.ChangedTo > 0 && s.Changed > q.ChangedTo:
 		return false
 	}
 	if len(q.States) == 0 && !q.All && s.State.Final() {

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -164,10 +165,15 @@ type runList struct {
 	begun  bool
 }
 
+// pageBudget is how many stored runs are looked at for one page. What an index can tell costs
+// nothing of it.
+const pageBudget = 4096
+
 // page renders a whole page of q.Limit entries, without the closing bracket, and
-// tells whether there are more.
+// tells whether there are more. It has fewer entries when pageBudget is used up before.
 func (l *runList) page() (more bool, err error) {
-	q := l.q
+	q, budget := l.q, pageBudget+l.q.Limit
+	q.Budget = &budget
 	q.Limit++
 	n := 0
 	l.buf = append(l.buf, '[')
@@ -180,6 +186,10 @@ func (l *runList) page() (more bool, err error) {
 		n++
 		return true
 	})
+	if paused := new(messages.ListPaused); errors.As(err, &paused) {
+		l.q.After, l.q.HasAfter = paused.After, true
+		return true, nil
+	}
 	return more, err
 }
 

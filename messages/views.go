@@ -1,6 +1,7 @@
 package messages
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -133,4 +134,22 @@ type ListQuery struct {
 	HasAfter bool
 	Desc     bool // descending by id, newest first; of the engine, not of its store
 	Limit    int  // 0 = no limit
+
+	// ChangedFrom and ChangedTo bound Summary.Changed (ns, on the server's own clock), both
+	// included; 0 = no bound.
+	ChangedFrom, ChangedTo int64
+	// Before bounds the ids from above: only what comes before it; 0 = no bound.
+	Before RunID
+	// Budget is how many stored rows a list may look at; nil = no bound. The list takes what it
+	// looks at off, and ends with a *ListPaused when nothing is left, a few hundred rows more or
+	// less. It has yielded what it found by then.
+	Budget *int
+}
+
+// ListPaused is the error of a list whose budget is used up. The list goes on with After as
+// its cursor.
+type ListPaused struct{ After RunID }
+
+func (e *ListPaused) Error() string {
+	return fmt.Sprintf("the list is paused at run %d: it has looked at as many rows as it may", e.After)
 }

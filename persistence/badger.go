@@ -93,8 +93,8 @@ var _ Store = (*Badger)(nil)
 
 const (
 	// formatVersion is the format of a data folder. It goes up with every change that a
-	// former program could not read. Since 3 the commit log is a folder of its own.
-	formatVersion = 3
+	// former program could not read. Since 4 finished runs are indexed by their labels.
+	formatVersion = 4
 	defaultShards = 16
 )
 
@@ -297,6 +297,7 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	if err := s.checkNext(); err != nil {
 		return err
 	}
+	s.register.begin(messages.RunID(s.enc.next.Load()))
 	return s.recoverDeletions()
 }
 

@@ -382,9 +382,9 @@ func (s *Badger) commit(ops []op, size int64) error {
 
 // readable is told of each commit that is durable and in Badger, in order.
 func (s *Badger) readable(at uint64, ops []op) {
-	s.register.forget(ops)
+	s.register.expect(ops)
 	s.db.SetDiscardTs(s.moments.advance(at, ops))
-	s.register.learn(ops)
+	s.register.learn()
 }
 
 // fail makes the store failed; the first reason stays. It returns the error that

@@ -9,27 +9,29 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// liveRows reads summaries of unfinished runs, of candidates in ascending order.
-type liveRows struct {
+// summaryRows reads summaries of unfinished runs, or of finished ones, of candidates in
+// ascending order.
+type summaryRows struct {
 	it  *badger.Iterator
+	typ byte
 	key []byte
 }
 
 // nearRows is how many rows are passed over before the next one is looked for.
 const nearRows = 16
 
-// newLiveRows shows what is deleted, too: else one step could pass over any number of
+// newSummaryRows shows what is deleted, too: else one step could pass over any number of
 // rows.
-func newLiveRows(txn *badger.Txn) *liveRows {
-	return &liveRows{it: txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typeLive}, AllVersions: true})}
+func newSummaryRows(txn *badger.Txn, typ byte) *summaryRows {
+	return &summaryRows{it: txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typ}, AllVersions: true}), typ: typ}
 }
 
-func (l *liveRows) close() { l.it.Close() }
+func (l *summaryRows) close() { l.it.Close() }
 
 // row is the row of a run, nil when there is none. It is valid until the next call.
-func (l *liveRows) row(run messages.RunID) *badger.Item {
+func (l *summaryRows) row(run messages.RunID) *badger.Item {
 	begun := l.key != nil
-	l.key = appendRunKey(l.key[:0], typeLive, run)
+	l.key = appendRunKey(l.key[:0], l.typ, run)
 	for range nearRows {
 		if !begun || !l.it.Valid() || bytes.Compare(l.it.Item().Key(), l.key) >= 0 {
 			break
@@ -67,8 +69,8 @@ type finalRows struct {
 // be unfinished, of the same moment.
 func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, live []messages.RunID, gone *gone) *finalRows {
 	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone, live: live, end: end}
-	if q.HasTag && q.Tag != "" {
-		f.prefix = tagPrefix(q.Tag)
+	if indexes := indexesOf(q); len(indexes) > 0 {
+		f.prefix = indexes[0]
 	}
 	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix, AllVersions: true})
 	f.seek(gone.after(from))

@@ -119,8 +119,8 @@ func indexRows(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []op,
 		return nil, fmt.Errorf("run %d: not finished: cannot be deleted", run)
 	}
 	rows = append(rows, op{key: runKey(typeFinal, run), del: true})
-	if sum.Tag != "" {
-		rows = append(rows, op{key: tagKey(sum.Tag, run), del: true})
+	for _, key := range indexKeys(sum) {
+		rows = append(rows, op{key: key, del: true})
 	}
 	v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
 	if err != nil || v == nil {

@@ -169,14 +169,14 @@ func DeleteRow(s *Badger, key []byte) error { return s.deleteStep([]op{{key: key
 func Lose(s *Badger, run messages.RunID) error {
 	err := DeleteRow(s, runKey(typeFinal, run))
 	s.local.settle()
-	s.register.add(run)
+	s.register.fill(finishedRun{run: run, states: anyFinal})
 	return err
 }
 
 // Register has the store know that runs are finished.
 func Register(s *Badger, runs ...messages.RunID) {
 	for _, run := range runs {
-		s.register.add(run)
+		s.register.fill(finishedRun{run: run, states: anyFinal})
 	}
 }
 

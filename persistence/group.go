@@ -242,7 +242,7 @@ func (e *encoder) snapshot(g *group, b *Batch) error {
 
 // summary keeps an unfinished run's summary and a finished one's under different
 // types: the first are the index of unfinished runs. Only finished runs are in the
-// index of tags: a submission has a row less by that. It is where a batch is refused
+// index of tags and labels: a submission has fewer rows by that. It is where a batch is refused
 // last: what moments notes is not taken back. The group had so many bytes before the
 // batch.
 func (e *encoder) summary(g *group, b *Batch, before int64) error {
@@ -270,16 +270,16 @@ func (e *encoder) summary(g *group, b *Batch, before int64) error {
 		if e.moments.leave(b.Run) {
 			g.del(g.key(typeLive, b.Run))
 		}
-		if b.Summary.Tag != "" {
-			g.row(tagKey(b.Summary.Tag, b.Run), len(g.arena))
+		for _, key := range indexKeys(b.Summary) {
+			g.row(key, len(g.arena))
 		}
 		delete(e.snapshots, b.Run)
 		return nil
 	}
 	if !e.moments.enter(b.Run) && b.Create == nil {
 		g.del(g.key(typeFinal, b.Run))
-		if b.Summary.Tag != "" {
-			g.del(tagKey(b.Summary.Tag, b.Run))
+		for _, key := range indexKeys(b.Summary) {
+			g.del(key)
 		}
 	}
 	return nil

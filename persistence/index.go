@@ -95,11 +95,12 @@ func (s *Badger) loadIndex() error {
 const pageRows = 512
 
 // Summaries yields the runs that q selects, ascending. It reads page by page, and
-// never calls yield within a transaction.
+// never calls yield within a transaction. A list of finished runs alone goes by the indexes
+// (finished.go), any other list from row to row.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
-	p := page{q: &q, all: q.All || slices.ContainsFunc(q.States, final), more: true}
+	p := page{q: &q, all: q.All || slices.ContainsFunc(q.States, final), states: finalOnly(&q), last: q.Before - 1, more: true}
 	if q.HasAfter {
-		p.next, p.more = q.After+1, q.After < 1<<64-1
+		p.next, p.more = q.After+1, q.After < p.last
 	}
 	left := q.Limit
 	for p.more {
@@ -123,6 +124,11 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 				return nil
 			}
 		}
+		if p.more = p.more && p.next <= p.last; q.Budget != nil {
+			if *q.Budget -= p.looked; *q.Budget <= 0 && p.more {
+				return &messages.ListPaused{After: p.next - 1}
+			}
+		}
 	}
 	return nil
 }
@@ -133,28 +139,48 @@ const suspected = "suspected"
 
 // page is what one transaction of a list reads.
 type page struct {
-	q    *messages.ListQuery
-	all  bool // finished runs too
-	rows []*messages.Summary
-	next messages.RunID // where the next page begins
-	more bool           // there may be one
+	q      *messages.ListQuery
+	all    bool     // finished runs too
+	states stateSet // of finished runs, when the list is of these alone
+	rows   []*messages.Summary
+	next   messages.RunID // where the next page begins; it is not 0 when there may be one
+	last   messages.RunID // where the list ends
+	more   bool           // there may be a next page
+	looked int            // rows that were looked at
 }
 
 // read reads the next page: pageRows runs, of which those that are selected are kept.
 func (s *Badger) read(p *page) error {
-	return s.viewRuns(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
-		looked, kept, limited := 0, 0, len(live) == pageRows
-		end := messages.RunID(1<<64 - 1)
-		if limited {
-			end = live[pageRows-1] // of those behind it nothing is known
+	p.looked = 0
+	last := p.last
+	if p.states != 0 {
+		known, same := s.register.known(p.next)
+		if last = min(last, same); known {
+			return s.readFinished(p, last)
 		}
-		p.rows, p.more = p.rows[:0], limited && end < 1<<64-1
+	}
+	return s.readRows(p, last)
+}
+
+// readRows reads a page, up to the run last, from row to row.
+func (s *Badger) readRows(p *page, last messages.RunID) error {
+	return s.viewRuns(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
+		kept, end := 0, last
+		if len(live) == pageRows {
+			end = min(end, live[pageRows-1]) // of those behind it nothing is known
+		}
+		if at, found := slices.BinarySearch(live, end); found {
+			live = live[:at+1]
+		} else {
+			live = live[:at]
+		}
+		p.rows, p.more = p.rows[:0], end < 1<<64-1
 		visit := func(sum *messages.Summary) bool {
-			if looked == pageRows {
+			if p.looked == pageRows {
 				p.next, p.more = sum.ID, true
 				return false
 			}
-			looked++
+			p.looked++
 			if selects(p.q, p.all, sum) {
 				p.rows = append(p.rows, sum)
 				if sum.Damage != suspected {
@@ -174,7 +200,7 @@ func (s *Badger) read(p *page) error {
 // are those that may be unfinished. Of a row that is damaged, and of one that should be
 // there, visit is given the run all the same.
 func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
-	unfinished := newLiveRows(txn)
+	unfinished := newSummaryRows(txn, typeLive)
 	defer unfinished.close()
 	finished, passed := new(finalRows), func(messages.RunID) bool { return true }
 	if p.all {
@@ -262,6 +288,8 @@ func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	case !all && final(s.State), q.HasTag && s.Tag != q.Tag:
 		return false
 	case len(q.States) > 0 && !slices.Contains(q.States, s.State):
+		return false
+	case q.ChangedFrom > 0 && s.Changed < q.ChangedFrom, q.ChangedTo > 0 && s.Changed > q.ChangedTo:
 		return false
 	}
 	return !slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) })

@@ -79,6 +79,13 @@ type Reader interface {
 	// Summaries calls yield in ascending order of ids until it returns false. A run whose
 	// summary is damaged is yielded as such where it might be selected.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
+	// Finished is how many finished runs there are. known is false while a store that was
+	// opened a moment ago has not counted them.
+	Finished() (n int, known bool)
+	// Records returns the journal records of a run behind the one that is numbered after, in
+	// order, and the number of the first one: a later one when those before it lie in a
+	// snapshot. It reads nothing else of the run.
+	Records(run messages.RunID, after uint64) (records [][]byte, first uint64, err error)
 	// Attempts calls yield for the ended attempts of the tasks [first, first+n),
 	// ordered by task and attempt. It holds few of them in memory at a time.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error

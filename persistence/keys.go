@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -19,7 +20,7 @@ import (
 //	h <run> <part>                  snapshot header with its cut
 //	c <run> <chunk>                 snapshot chunk
 //	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them
-//	t <tag hash> <run>              tag index of finished runs; empty value
+//	t <hash> <run>                  index of finished runs by a tag, or by a label; empty value
 //	k <key hash>                    idempotency key
 //	e <until> <key hash>            index of the keys that outlive their runs; empty value
 //	x <write> <part>                parts of a batch that is too big for one transaction
@@ -110,6 +111,13 @@ func tagPrefix(tag string) []byte {
 
 func tagKey(tag string, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(tagPrefix(tag), uint64(run))
+}
+
+// labelPrefix is tagPrefix of a label.
+func labelPrefix(l dag.Label) []byte { return tagPrefix("\x00" + l.Name + "\x00" + l.Value) }
+
+func labelKey(l dag.Label, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(labelPrefix(l), uint64(run))
 }
 
 // hashKey is what is kept of an idempotency key.

@@ -46,8 +46,8 @@ func TestOpenInUse(t *testing.T) {
 
 func TestOpenFormat(t *testing.T) {
 	for want, set := range map[string]func(*persistence.Badger) error{
-		"format 9, this program reads format 3":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
-		"of a format before 3, this program reads format 3": func(s *persistence.Badger) error { return persistence.SetBare(s, []byte("mformat"), []byte{1, 2}) },
+		"format 9, this program reads format 4":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
+		"of a format before 4, this program reads format 4": func(s *persistence.Badger) error { return persistence.SetBare(s, []byte("mformat"), []byte{1, 2}) },
 		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.Badger) error {
 			return persistence.SetBare(s, []byte("mformat"), []byte("\x01\x03sumd"))
 		},
@@ -171,7 +171,7 @@ func TestOpenDeleting(t *testing.T) {
 			left += n
 		}
 		if steps == 0 {
-			if err != nil || left != 6003 {
+			if err != nil || left != 6005 {
 				t.Errorf("before the first step: %d rows, %v", left, err)
 			}
 			continue

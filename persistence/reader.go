@@ -303,6 +303,67 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 	})
 }
 
+// Records returns the journal records of a run behind one of them.
+func (s *Badger) Records(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+	registered := s.register.has(run)
+	err = s.view(func(txn *badger.Txn) (err error) {
+		records, first, err = recordsTxn(s, txn, run, after)
+		return err
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = s.absent(run, registered)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return records, first, nil
+}
+
+func recordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+	sum, next, err := summaryRow(txn, run)
+	if err != nil {
+		return nil, 0, err
+	}
+	if sum == nil {
+		return nil, 0, unknown(run)
+	}
+	first = after + 1
+	err = joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) error {
+		cut, _, _, err := decodeHeader(run, v)
+		first = max(first, cut)
+		return err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if first == 1 { // it may lie with the definition
+		early, err := s.definition(txn, run, new(Stored))
+		if err != nil {
+			return nil, 0, err
+		}
+		if early != nil {
+			records = append(records, early)
+		}
+	}
+	from := binary.BigEndian.AppendUint64(runKey(typeJournal, run), first)
+	err = joined(txn, runKey(typeJournal, run), from, func(name, v []byte) error {
+		want := first + uint64(len(records))
+		if seq := binary.BigEndian.Uint64(name); seq != want {
+			return fmt.Errorf("run %d: journal record %d: %w: missing before record %d", run, want, errCorrupt, seq)
+		}
+		body, _, err := decodeRecords(v)
+		if err != nil {
+			return fmt.Errorf("run %d: journal record %d: %w", run, want, err)
+		}
+		records = append(records, body)
+		return nil
+	})
+	if end := first + uint64(len(records)); err == nil && end < next && first < next {
+		err = fmt.Errorf("run %d: journal record %d: %w: missing", run, end, errCorrupt)
+	}
+	return records, first, err
+}
+
 // attemptBytes is how much of attempt records is read before some are handed out.
 const attemptBytes = 256 << 10
 

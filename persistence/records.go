@@ -70,3 +70,18 @@ func decodeSummary(run messages.RunID, v []byte) (s *messages.Summary, next uint
 	}
 	return s, next, nil
 }
+
+// summaryFacts reads state and time of the last change out of a summary, without what costs
+// memory.
+func summaryFacts(v []byte) (state dag.RunState, changed int64, err error) {
+	d := newDecoder(v, summaryV1)
+	state = dag.RunState(d.byte())
+	d.bytes() // tag
+	for n := d.uint(); n > 0 && d.err == nil; n-- {
+		d.bytes()
+		d.bytes()
+	}
+	d.int() // start
+	last := d.int()
+	return state, last + d.int(), d.err
+}

@@ -36,9 +36,9 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 				return err
 			}
 		}
-		if sum.Tag != "" && final(sum.State) {
-			if err := take(tagKey(sum.Tag, run)); err != nil {
-				return err
+		if final(sum.State) {
+			for _, key := range indexKeys(sum) { // a damaged one is made again
+				rows = append(rows, seal(key, nil))
 			}
 		}
 		for _, typ := range [...]byte{typeLive, typeFinal} { // the commit marker comes last

@@ -207,6 +207,14 @@ func (f *Failing) Summaries(q messages.ListQuery, yield func(*messages.Summary) 
 	return f.Store.Summaries(q, yield)
 }
 
+// Records counts as a read.
+func (f *Failing) Records(run messages.RunID, after uint64) ([][]byte, uint64, error) {
+	if err := f.read(); err != nil {
+		return nil, 0, err
+	}
+	return f.Store.Records(run, after)
+}
+
 // Attempts counts as a read.
 func (f *Failing) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	if err := f.read(); err != nil {

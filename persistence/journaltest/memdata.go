@@ -217,6 +217,8 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 		switch {
 		case s == nil, !all && final(s.State), q.HasAfter && id <= q.After, q.HasTag && s.Tag != q.Tag:
 		case len(q.States) > 0 && !slices.Contains(q.States, s.State):
+		case q.Before > 0 && id >= q.Before:
+		case q.ChangedFrom > 0 && s.Changed < q.ChangedFrom, q.ChangedTo > 0 && s.Changed > q.ChangedTo:
 		case slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) }):
 		default:
 			found = append(found, s)
@@ -233,6 +235,32 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 		}
 	}
 	return nil
+}
+
+// Finished is how many finished runs there are.
+func (m *Memory) Finished() (n int, known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.data.runs {
+		if r.summary != nil && final(r.summary.State) {
+			n++
+		}
+	}
+	return n, true
+}
+
+// Records returns the journal records of a run behind one of them.
+func (m *Memory) Records(id messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+	st, err := m.Load(id)
+	if err != nil {
+		return nil, 0, err
+	}
+	first = st.NextSeq - uint64(len(st.Records))
+	if from := after + 1; from > first {
+		st.Records = st.Records[min(from-first, uint64(len(st.Records))):]
+		first = from
+	}
+	return st.Records, first, nil
 }
 
 // Attempts yields the ended attempts of tasks [first, first+n).

@@ -42,6 +42,8 @@ func Run(t *testing.T, b Backend) {
 		{"untouched", testUntouched},
 		{"summaries", testSummaries},
 		{"many summaries", testManySummaries},
+		{"finished runs", testFinished},
+		{"records", testRecords},
 		{"lists while runs change", testListsWhileRunsChange},
 		{"keys", testKeys},
 		{"keys that outlive their runs", testKeptKeys},
