@@ -235,4 +235,10 @@ func (t *wordTimes) leave() {
 
 // Finished is how many finished runs there are. known is false while a store that was opened a
 // moment ago has not counted them.
-func (s *Badger) Finished() (n int, known bool) { return s.register.len() }
+func (s *Badger) Finished() (n int, known bool) {
+	err := s.view(func(*badger.Txn) error { // the register knows what the read sees
+		n, known = s.register.len()
+		return nil
+	})
+	return n, known && err == nil
+}

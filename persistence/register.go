@@ -31,9 +31,10 @@ import (
 // a read must be found by that read, be it as an unfinished one that was restarted.
 type register struct {
 	mu       sync.Mutex
-	words    idtable.Table[finishedWord] // by run id / 64
-	count    int                         // registered runs
-	arriving []finishedRun               // of the commit that reads begin to see at this moment
+	words    idtable.Table[finishedWord]  // by run id / 64
+	blocks   idtable.Table[finishedBlock] // by run id / blockRuns: those that can be skipped
+	count    int                          // registered runs
+	arriving []finishedRun                // of the commit that reads begin to see at this moment
 
 	// Runs that finished before the store was opened are registered in the background:
 	// those of [unknownFrom, unknownTo) are not yet. Nothing is known before begin.
@@ -58,6 +59,15 @@ func (w *finishedWord) in(states stateSet) (bits uint64) {
 		}
 	}
 	return bits
+}
+
+// blockRuns is how many neighbouring runs share a finishedBlock.
+const blockRuns = 4096
+
+// finishedBlock sums up words.
+type finishedBlock struct {
+	runs           [finalStates]int32 // in each state
+	oldest, newest int64              // as those of a word
 }
 
 // stateSet is a set of final states: bit 0 is that of COMPLETED.
@@ -122,44 +132,51 @@ func (r *register) known(from messages.RunID) (known bool, last messages.RunID) 
 func (r *register) len() (n int, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.count, r.begun && r.unknownFrom == r.unknownTo
+	n = r.count
+	for i := range r.arriving {
+		a := &r.arriving[i]
+		if w := r.words.Get(uint64(a.run) / 64); !a.gone && w.all()&(1<<(a.run%64)) == 0 {
+			n++
+		}
+	}
+	return n, r.begun && r.unknownFrom == r.unknownTo
 }
 
 // set registers a run, or takes it out. mu is held.
 func (r *register) set(f finishedRun) {
 	at, bit := uint64(f.run)/64, uint64(1)<<(f.run%64)
-	w := r.words.Get(at)
-	had := w.all() & bit
-	for i := range w.states {
-		w.states[i] &^= bit
+	was := r.words.Get(at)
+	w, block := was, r.blocks.Get(uint64(f.run)/blockRuns)
+	if block == (finishedBlock{}) {
+		block.oldest, block.newest = math.MaxInt64, math.MinInt64
 	}
-	if f.gone {
-		if had != 0 {
-			r.count--
-		}
-		if w.all() == 0 {
-			w = finishedWord{}
-		}
-		r.words.Set(at, w)
-		return
-	}
-	if had == 0 {
-		r.count++
-	}
-	if w.all() == 0 {
+	if w == (finishedWord{}) {
 		w.oldest, w.newest = math.MaxInt64, math.MinInt64
 	}
 	for i := range w.states {
-		if f.states&(1<<i) != 0 {
+		w.states[i] &^= bit
+		if !f.gone && f.states&(1<<i) != 0 {
 			w.states[i] |= bit
 		}
+		block.runs[i] += int32(bits.OnesCount64(w.states[i]) - bits.OnesCount64(was.states[i]))
 	}
-	if f.states&(f.states-1) != 0 {
+	switch {
+	case f.gone:
+	case f.states&(f.states-1) != 0:
 		w.newest = math.MaxInt64 // the time is unknown: lists by time show the damage, retention does not look
-	} else {
+	default:
 		w.oldest, w.newest = min(w.oldest, f.changed), max(w.newest, f.changed)
 	}
+	block.oldest, block.newest = min(block.oldest, w.oldest), max(block.newest, w.newest)
+	r.count += bits.OnesCount64(w.all()) - bits.OnesCount64(was.all())
+	if w.all() == 0 {
+		w = finishedWord{}
+	}
+	if block.runs == [finalStates]int32{} {
+		block = finishedBlock{}
+	}
 	r.words.Set(at, w)
+	r.blocks.Set(uint64(f.run)/blockRuns, block)
 }
 
 // fill registers a run as it was at an earlier moment, unless a later one is known.
@@ -262,29 +279,53 @@ func (r *register) nextOf(from *messages.RunID, f finishedFilter) (run messages.
 		}
 	}
 	looked := 0
-	for at, w := range r.words.From(uint64(*from) / 64) {
-		if ok && at > uint64(run)/64 {
+	for b, block := range r.blocks.From(uint64(*from) / blockRuns) {
+		if ok && b > uint64(run)/blockRuns {
 			break
 		}
 		if looked++; looked > lockedWords {
-			*from = messages.RunID(at * 64)
+			*from = messages.RunID(b * blockRuns)
 			return 0, false, true
 		}
-		if f.changedFrom > 0 && w.newest < f.changedFrom || f.changedTo > 0 && w.oldest > f.changedTo {
+		if !f.mayHave(block) {
 			continue
 		}
-		word := w.in(f.states)
-		if at == uint64(*from)/64 {
-			word &= ^uint64(0) << (*from % 64)
-		}
-		if word != 0 {
+		for at, w := range r.words.From(max(uint64(*from)/64, b*blockRuns/64)) {
+			if at/(blockRuns/64) != b || ok && at > uint64(run)/64 {
+				break
+			}
+			looked++
+			if !f.inTime(w.oldest, w.newest) {
+				continue
+			}
+			word := w.in(f.states)
+			if at == uint64(*from)/64 {
+				word &= ^uint64(0) << (*from % 64)
+			}
+			if word == 0 {
+				continue
+			}
 			if first := messages.RunID(at*64 + uint64(bits.TrailingZeros64(word))); !ok || first < run {
 				run, ok = first, true
 			}
-			break
+			return run, ok, false
 		}
 	}
 	return run, ok, false
+}
+
+// inTime tells whether of runs that changed between these times some may pass.
+func (f *finishedFilter) inTime(oldest, newest int64) bool {
+	return (f.changedFrom == 0 || newest >= f.changedFrom) && (f.changedTo == 0 || oldest <= f.changedTo)
+}
+
+func (f *finishedFilter) mayHave(b finishedBlock) bool {
+	for i, n := range b.runs {
+		if n > 0 && f.states&(1<<i) != 0 {
+			return f.inTime(b.oldest, b.newest)
+		}
+	}
+	return false
 }
 
 // word returns what is known of the 64 neighbours of a run.
@@ -298,10 +339,21 @@ func (r *register) word(run messages.RunID) finishedWord {
 func (r *register) tighten(run messages.RunID, was finishedWord, oldest int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.words.Get(uint64(run)/64) == was {
-		was.oldest = oldest
-		r.words.Set(uint64(run)/64, was)
+	at, number := uint64(run)/64, uint64(run)/blockRuns
+	if r.words.Get(at) != was {
+		return
 	}
+	was.oldest = oldest
+	r.words.Set(at, was)
+	block := r.blocks.Get(number)
+	block.oldest = math.MaxInt64
+	for at, w := range r.words.From(number * (blockRuns / 64)) {
+		if at/(blockRuns/64) != number {
+			break
+		}
+		block.oldest = min(block.oldest, w.oldest)
+	}
+	r.blocks.Set(number, block)
 }
 
 const (
