@@ -77,7 +77,8 @@ type Reader interface {
 	// Summary returns the stored summary; that of a live run may be older than its actor's.
 	Summary(messages.RunID) (*messages.Summary, error)
 	// Summaries calls yield in ascending order of ids until it returns false. A run whose
-	// summary is damaged is yielded as such where it might be selected.
+	// summary is damaged is yielded as such where it might be selected. The list ends with a
+	// *messages.ListPaused when q's budget is used up. A store need not look at the budget.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
 	// Finished is how many finished runs there are. known is false while a store that was
 	// opened a moment ago has not counted them.
