@@ -34,7 +34,7 @@ type Views interface {
 	// Summary costs the same whatever the size of the run.
 	Summary(messages.RunID) (*messages.Summary, error)
 	// Summaries yields live and finished runs alike, by ascending id or, with q.Desc, by
-	// descending.
+	// descending. The error is a *messages.ListPaused when q's budget is used up.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
 	// View returns tasks [first, first+n) of a run; n is cut to what there is.
 	View(run messages.RunID, first, n uint32) (*messages.View, error)
