@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -312,46 +311,6 @@ func TestABatchIsTheCallersBehindItsAnswer(t *testing.T) {
 	s.Append(b)
 	if err := <-done; !errors.Is(err, ErrFailed) || read {
 		t.Errorf("%v; its document is read on: %v", err, read)
-	}
-}
-
-// applyCounter counts the calls of apply that no commit came before.
-type applyCounter struct {
-	commitLog
-	commits  atomic.Int32 // that were not applied yet
-	needless atomic.Int32
-}
-
-func (c *applyCounter) commit(ops []op, size int64) (uint64, error) {
-	c.commits.Add(1)
-	return c.commitLog.commit(ops, size)
-}
-
-func (c *applyCounter) apply() {
-	if c.commits.Swap(0) == 0 {
-		c.needless.Add(1)
-	}
-	c.commitLog.apply()
-}
-
-// TestAnEmptyGroupAppliesNothing: the writer that is through with a group without rows rests. Else
-// it could apply the commit of a batch in parts, which others write then, a second time.
-func TestAnEmptyGroupAppliesNothing(t *testing.T) {
-	s := openLocal(t, Config{Dir: t.TempDir()})
-	s.local.settle()
-	c := &applyCounter{commitLog: s.commits}
-	s.commits = c
-	done := make(chan error, 1)
-	s.Append(&Batch{Done: func(err error) { done <- err }})
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	s.Append(&Batch{Run: 7, Create: &Creation{Definition: []byte("spec")}, Summary: &messages.Summary{ID: 7, State: dag.RunQueued}})
-	if err := s.Close(); err != nil { // the writer has ended
-		t.Fatal(err)
-	}
-	if n := c.needless.Load(); n > 0 {
-		t.Errorf("apply was called %d times without a commit", n)
 	}
 }
 
