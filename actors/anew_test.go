@@ -173,7 +173,7 @@ func TestGrantThatFindsNobodyComesBack(t *testing.T) {
 	if err := r.node.Kill(waits); err != nil {
 		t.Fatal(err)
 	}
-	for r.node.env.board.summary(waits) != nil {
+	for r.node.env.summaries.summary(waits) != nil {
 		if _, err := r.node.View(waits, 0, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/asynkron/protoactor-go/actor"
-
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -13,8 +13,8 @@ import (
 // attempts knows which task actor waits for the report of which attempt. It is
 // the executors' way into the tree.
 type attempts struct {
-	// unclaimed is told of an end that nobody waits for, and by which executor. It is
-	// set when the tree is there.
+	// unclaimed is told of an end without a waiting task actor, and by which
+	// executor. It is set once the tree exists.
 	unclaimed atomic.Pointer[func(executor string, key messages.AttemptKey)]
 	parts     [64]struct {
 		mu      sync.Mutex
@@ -51,7 +51,7 @@ func (a *attempts) remove(key messages.AttemptKey, task *actor.PID) {
 	p.mu.Unlock()
 }
 
-// find returns the actors that wait for the report of an attempt; the zero recipient when none does.
+// find returns the actors that wait for the report of an attempt, or the zero recipient.
 func (a *attempts) find(key messages.AttemptKey) recipient {
 	p := &a.parts[key.Task%uint32(len(a.parts))]
 	p.mu.Lock()
@@ -127,4 +127,114 @@ func (a *attempts) byRun(list []executor.Report, name string) (all []*reports) {
 		last.tasks, last.reports = append(last.tasks, to.task), append(last.reports, r)
 	}
 	return all
+}
+
+// Attempts of an executor.Durable outlive the server. A run resumes its attempts after it
+// has been loaded, and acknowledges each end once its own commit has made the end durable.
+// A late, repeated or unknown end is acknowledged too: otherwise the executor would keep
+// it for ever.
+
+// durable returns the executor of a task if its attempts outlive the server, else nil.
+func (e *nodeContext) durable(plan *dag.Plan, task uint32) executor.Durable {
+	d, _ := e.executors[plan.Classes[plan.TemplateOf(task).Class].Executor].(executor.Durable)
+	return d
+}
+
+// resumeAttempts gives the attempts that were under way to their executor again, each with
+// an actor that waits for its reports. Their grants are durable already. The slots come
+// first: the dispatcher grants no slot before it knows the slots that runs hold.
+func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
+	plan := r.dag.Plan()
+	m := &messages.SlotRequest{Run: r.id, Epoch: r.epoch, Recovered: true}
+	held := make([]int, len(plan.Classes))
+	for _, k := range live {
+		held[plan.TemplateOf(k.Task).Class]++
+	}
+	for class, n := range held {
+		if n > 0 {
+			m.Held = append(m.Held, messages.HeldSlots{ID: class, Class: plan.Classes[class], N: n})
+		}
+	}
+	ctx.Request(r.env.dispatcher, m)
+	for _, k := range live {
+		c := &taskActor{pid: r.spawn(ctx, k.Task), attempt: k.Attempt, used: true, resumed: true}
+		r.tasks[k.Task] = c
+		r.setQueued(c, true)
+		r.env.attempts.add(k, c.pid, ctx.Self())
+		ctx.Send(c.pid, &attachAttempt{key: k, plan: plan})
+		o := order(plan, k, r.dag.GrantedAt(k.Task))
+		o.Resume = true
+		r.env.durable(plan, k.Task).Start(o)
+	}
+	for _, d := range r.env.durables {
+		d.Settled(r.id)
+	}
+}
+
+// acknowledge tells the executors which ends are durable.
+func (r *run) acknowledge(ended []messages.AttemptRecord) {
+	if len(r.env.durables) == 0 {
+		return
+	}
+	plan := r.dag.Plan()
+	var to executor.Durable
+	keys := make([]messages.AttemptKey, 0, len(ended))
+	for i := range ended {
+		d := r.env.durable(plan, ended[i].Task)
+		if d != to && len(keys) > 0 {
+			to.Acknowledge(keys...)
+			keys = keys[:0]
+		}
+		if to = d; d != nil {
+			keys = append(keys, messages.AttemptKey{Run: r.id, Task: ended[i].Task, Attempt: ended[i].Attempt})
+		}
+	}
+	if len(keys) > 0 {
+		to.Acknowledge(keys...)
+	}
+}
+
+// ackStale acknowledges an end that the run ignores, once all applied events are durable:
+// it may repeat an end that is being written.
+func (r *run) ackStale(ctx actor.Context, task, attempt uint32) {
+	d := r.env.durable(r.dag.Plan(), task)
+	if d == nil {
+		return
+	}
+	key := messages.AttemptKey{Run: r.id, Task: task, Attempt: attempt}
+	r.whenDurable(ctx, func(err error) {
+		if err == nil {
+			d.Acknowledge(key)
+		}
+	})
+}
+
+// orphanedEnd is an end that came while no task actor waited for it.
+type orphanedEnd struct {
+	key      messages.AttemptKey
+	executor executor.Durable
+}
+
+// orphanedEnd acknowledges the end for a run that is finished or unknown: such a run never
+// asks for it.
+func (s *shard) orphanedEnd(ctx actor.Context, m *orphanedEnd) {
+	if r := s.run(m.key.Run); r != nil && !r.retiring && r.pid != nil {
+		ctx.Send(r.pid, m)
+		return
+	}
+	m.executor.Acknowledge(m.key)
+}
+
+// orphanedEnd: the end of a live attempt is sent again to the actor that resumes the
+// attempt; any other end is acknowledged.
+func (r *run) orphanedEnd(ctx actor.Context, m *orphanedEnd) {
+	k := m.key
+	if k.Task < r.dag.Plan().Tasks && r.dag.TaskState(k.Task).Live() && r.dag.Attempt(k.Task) == k.Attempt {
+		return
+	}
+	r.whenDurable(ctx, func(err error) {
+		if err == nil {
+			m.executor.Acknowledge(k)
+		}
+	})
 }

@@ -12,10 +12,10 @@ import (
 )
 
 // absences is how many runs are waited for that are not on the board.
-func (b *board) absences() int {
+func (b *summaryIndex) absences() int {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return len(b.absent)
+	return len(b.pending)
 }
 
 // A run is waited for through its end, its farewell and its restart.
@@ -43,7 +43,7 @@ func TestAwaitOutlivesTheActor(t *testing.T) {
 	orders := r.fake.WaitOrders(t, 3)
 	r.fake.End(orders[2].Key, messages.AttemptSucceeded, 0)
 	all.Wait()
-	if n := r.node.env.board.absences(); n != 0 {
+	if n := r.node.env.summaries.absences(); n != 0 {
 		t.Errorf("%d absent runs are waited for", n)
 	}
 }
@@ -67,7 +67,7 @@ func TestAwaitEnds(t *testing.T) {
 	if s, err := r.node.Await(over, live, never); !errors.Is(err, context.Canceled) || s.State != dag.RunCompleted {
 		t.Errorf("a finished run: %+v, %v", s, err)
 	}
-	if n := r.node.env.board.absences(); n != 0 {
+	if n := r.node.env.summaries.absences(); n != 0 {
 		t.Errorf("%d absent runs are waited for", n)
 	}
 	waits := make(chan error)
@@ -84,22 +84,22 @@ func TestAwaitEnds(t *testing.T) {
 
 // The board is listed page by page, from any run on, while runs come and go.
 func TestBoardIsListedInPages(t *testing.T) {
-	b := newBoard()
+	b := newSummaryIndex()
 	const last = 1<<64 - 1
 	var want []messages.RunID
-	for i := range messages.RunID(2*boardPage + 7) {
-		b.post(&messages.Summary{ID: 3 * i})
+	for i := range messages.RunID(2*indexPage + 7) {
+		b.insert(&messages.Summary{ID: 3 * i})
 		want = append(want, 3*i)
 	}
-	b.post(&messages.Summary{ID: last})
+	b.insert(&messages.Summary{ID: last})
 	want = append(want, last)
-	for _, at := range []int{0, 1, boardPage, boardPage + 1, len(want) - 1} {
+	for _, at := range []int{0, 1, indexPage, indexPage + 1, len(want) - 1} {
 		from := messages.RunID(0)
 		if at > 0 {
 			from = want[at-1] + 1
 		}
 		var got []messages.RunID
-		for s := range b.from(from) {
+		for s := range b.summariesFrom(from) {
 			got = append(got, s.ID)
 		}
 		if !slices.Equal(got, want[at:]) {
@@ -107,7 +107,7 @@ func TestBoardIsListedInPages(t *testing.T) {
 		}
 	}
 	seen := 0
-	for s := range b.from(0) {
+	for s := range b.summariesFrom(0) {
 		if seen++; s.ID != last {
 			b.remove(s.ID)
 		}

@@ -132,7 +132,7 @@ type echo struct {
 }
 
 func (e *echo) Receive(ctx actor.Context) {
-	if _, ok := ctx.Message().(*messages.Begin); !ok {
+	if _, ok := ctx.Message().(*messages.BeginAttempt); !ok {
 		return
 	}
 	if e.left--; e.left == 0 {
@@ -155,7 +155,7 @@ func BenchmarkBudgetMessage(b *testing.B) {
 	one, two := &echo{left: portion, done: done}, &echo{left: 1 << 60}
 	a, c := spawn(one), spawn(two)
 	one.other, two.other = c, a
-	m := &messages.Begin{}
+	m := &messages.BeginAttempt{}
 	for b.Loop() {
 		n.env.root.Send(a, m)
 		<-done
@@ -200,7 +200,7 @@ func BenchmarkBudgetWhole(b *testing.B) {
 			b.Fatal(err)
 		}
 		for {
-			changed, leave := n.env.board.watch(id)
+			changed, leave := n.env.summaries.watch(id)
 			s, err := n.Summary(id)
 			if err != nil {
 				b.Fatal(err)

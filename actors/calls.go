@@ -10,13 +10,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// call sends a message by send and waits for its answer: the actor's, or an error
-// when none comes in time or the node is closed meanwhile.
+// call sends a message by send and waits for the actor's answer. It returns an error after
+// callTimeout, or when the node is closed while it waits.
 func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
-	return callWithin(n, answerWithin, reply, send)
+	return callWithin(n, callTimeout, reply, send)
 }
 
-// callWithin is call for what may take longer than answerWithin.
+// callWithin is call for an operation that may take longer than callTimeout.
 func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
@@ -25,11 +25,11 @@ func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], se
 	if err := n.Err(); err != nil {
 		return zero, hasFailed(err)
 	}
-	over := n.waits.over()
+	over := n.waits.expired()
 	send()
-	r, err := await(n, over, reply)
-	for ; err == errTimeout && limit > answerWithin; limit -= answerWithin {
-		r, err = await(n, n.waits.over(), reply)
+	r, err := awaitReply(n, over, reply)
+	for ; err == errTimeout && limit > callTimeout; limit -= callTimeout {
+		r, err = awaitReply(n, n.waits.expired(), reply)
 	}
 	if err != nil {
 		return zero, err
@@ -37,8 +37,8 @@ func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], se
 	return r.Value, r.Err
 }
 
-// await returns an answer, or why there is none when the wait is over.
-func await[T any](n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
+// awaitReply returns an answer, or the reason for its absence when over is closed.
+func awaitReply[T any](n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
 	select {
 	case r := <-reply:
 		return r, nil
@@ -68,17 +68,17 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// longRate is how fast a long document is stored at least, in bytes a second.
-const longRate = 1 << 20
+// minStoreRate is how fast a long document is stored at least, in bytes a second.
+const minStoreRate = 1 << 20
 
 // Submit makes a planned spec a run. It returns when that is durable.
 func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
-	if err := n.takesRuns(); err != nil {
+	if err := n.acceptsRuns(); err != nil {
 		return 0, err
 	}
-	limit := answerWithin
+	limit := callTimeout
 	if sub.Long != nil {
-		limit += time.Duration(sub.Long.Size()/longRate) * time.Second
+		limit += time.Duration(sub.Long.Size()/minStoreRate) * time.Second
 	}
 	reply := messages.NewReply[messages.RunID]()
 	return callWithin(n, limit, reply, func() {
@@ -94,11 +94,11 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 // SubmitAll makes each of many planned specs a run, or says why not, in its place. It
 // returns when all are durable; they share few commits. The error is that of all.
 func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
-	if err := n.takesRuns(); err != nil {
+	if err := n.acceptsRuns(); err != nil {
 		return nil, err
 	}
 	results := make([]messages.Result[messages.RunID], len(subs))
-	over := n.waits.over()
+	over := n.waits.expired()
 	plain := make([]int, 0, len(subs)) // those without a key, in subs
 	var keyed map[int]messages.Reply[messages.RunID]
 	for i, sub := range subs {
@@ -121,7 +121,7 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
 	for range plain {
-		r, err := await(n, over, reply)
+		r, err := awaitReply(n, over, reply)
 		if err != nil {
 			break
 		}
@@ -130,11 +130,11 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 	}
 	for _, i := range plain {
 		if i != answered {
-			_, results[i].Err = await(n, over, messages.Reply[messages.RunID](nil))
+			_, results[i].Err = awaitReply(n, over, messages.Reply[messages.RunID](nil))
 		}
 	}
 	for i, k := range keyed {
-		r, err := await(n, over, k)
+		r, err := awaitReply(n, over, k)
 		if err != nil {
 			r.Err = err
 		}
@@ -158,7 +158,7 @@ func (n *Node) Kill(id messages.RunID) error { return n.SetState(id, dag.RunKill
 
 // KillTask kills the task of this expanded name.
 func (n *Node) KillTask(id messages.RunID, name string) error {
-	if n.env.board.summary(id) == nil {
+	if n.env.summaries.summary(id) == nil {
 		v, err := n.Task(id, name)
 		if err != nil || v.State.Final() { // finished: nothing changes, but the names are checked
 			return err
@@ -193,7 +193,7 @@ func (n *Node) Damaged() error {
 
 // Healthy is nil when new work may be taken, and what carries it out works.
 func (n *Node) Healthy() error {
-	if err := n.takesRuns(); err != nil {
+	if err := n.acceptsRuns(); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.env.executors)) {
@@ -208,8 +208,8 @@ func (n *Node) Healthy() error {
 	return nil
 }
 
-// takesRuns is nil when new runs may be taken.
-func (n *Node) takesRuns() error {
+// acceptsRuns is nil when new runs may be taken.
+func (n *Node) acceptsRuns() error {
 	if n.closing.Load() {
 		return errStopping
 	}

@@ -16,7 +16,7 @@ func CheckRun(store persistence.Reader, id messages.RunID, limits dag.Limits, at
 	if err != nil {
 		return 0, err
 	}
-	d, err := restore(stored, limits, &longPlans{})
+	d, err := restoreRun(stored, limits, &longPlans{})
 	if err != nil {
 		return 0, fmt.Errorf("run %d: %w", id, err)
 	}

@@ -1,10 +1,14 @@
 package actors
 
 import (
+	"errors"
+	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/caravan-dag/caravan/persistence"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,13 +48,13 @@ func (c systemClock) SinceBoot() (elapsed int64, boot string) {
 }
 
 // wall is the wall clock, for showing.
-func (e *env) wall() int64 {
+func (e *nodeContext) wall() int64 {
 	wall, _ := e.clock.Now()
 	return wall
 }
 
 // monotonic is the clock of intervals and deadlines.
-func (e *env) monotonic() int64 {
+func (e *nodeContext) monotonic() int64 {
 	_, monotonic := e.clock.Now()
 	return monotonic
 }
@@ -84,4 +88,139 @@ func (c *runClock) monotonic(at int64) int64 { return at - c.ahead }
 func (r *run) now() int64 {
 	wall, monotonic := r.env.clock.Now()
 	return r.clock.now(wall, monotonic, !r.dag.Waiting())
+}
+
+// steadyClock is the server's own clock, over all servers on its data folder. It began
+// as the wall clock when the folder was new. From then on it advances by elapsed
+// time and cannot be set: retention counts by it, and subscriptions resume by it.
+//
+// While the machine is up, also over restarts of the server, the kernel's time since boot
+// tells what has passed. Over a restart of the machine only the wall clock can tell, and
+// that may not be right yet: it is believed once the server has been up for a while, so
+// that it can be corrected before anything is deleted.
+type steadyClock struct {
+	ahead atomic.Int64 // ns: of the monotonic clock
+
+	// The other fields belong to the goroutine of keepTime.
+	clock  Clock
+	log    *slog.Logger
+	began  clockReading
+	bootID string
+	// owed: the time that passed while the machine was off is not counted yet. wallThen is
+	// what the wall clock would have been at began, had the machine been off no longer than
+	// is counted.
+	owed     bool
+	wallThen int64
+	due      int64 // monotonic: when the mark is to be written again
+}
+
+// clockReading is one moment on all clocks, in ns.
+type clockReading struct{ wall, monotonic, boot int64 }
+
+const (
+	// clockSyncInterval is how often the clocks are compared.
+	clockSyncInterval = 10 * time.Second
+	// markInterval is how often the mark is written for the next server. If the machine
+	// stops, so much may have been counted that is in no mark.
+	markInterval = time.Minute
+	// trustWallClockAfter is how long the wall clock has, after the machine was started, to become
+	// right.
+	trustWallClockAfter = 10 * time.Minute
+	// minClockStep is the smallest difference between two clocks that is worth a word.
+	minClockStep = int64(time.Second)
+)
+
+// begin sets the clock by the mark of the server before this one.
+func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.Mark, marked bool) {
+	s.clock, s.log = clock, log
+	s.began, s.bootID = s.readClocks()
+	steady := s.began.wall
+	switch {
+	case !marked:
+	case s.bootID != "" && mark.BootID == s.bootID && s.began.boot >= mark.Boot:
+		passed := s.began.boot - mark.Boot
+		steady = mark.Steady + passed
+		s.owed, s.wallThen = mark.Owed, mark.Wall+passed
+		s.due = s.began.monotonic + int64(markInterval)
+	default:
+		steady = mark.Steady + int64(markInterval)
+		s.owed, s.wallThen = true, mark.Wall+int64(markInterval)
+	}
+	s.ahead.Store(steady - s.began.monotonic)
+}
+
+// readClocks reads all clocks. They are read one after the other, so they differ by a little.
+func (s *steadyClock) readClocks() (now clockReading, bootID string) {
+	now.boot, bootID = s.clock.SinceBoot()
+	now.wall, now.monotonic = s.clock.Now()
+	return now, bootID
+}
+
+// compare makes up for what the monotonic clock does not count, and says when the wall
+// clock was set. It returns the present moment, and whether the mark must be written.
+func (s *steadyClock) compare() (now clockReading, news bool) {
+	now, _ = s.readClocks()
+	if asleep := (now.boot - s.began.boot) - (now.monotonic - s.began.monotonic); asleep >= minClockStep {
+		s.ahead.Add(asleep)
+		s.began.boot += asleep // it is counted
+		s.began.wall += asleep
+		s.wallThen += asleep
+		news = true
+	}
+	passed := now.monotonic - s.began.monotonic
+	if step := now.wall - s.began.wall - passed; step >= minClockStep || step <= -minClockStep {
+		s.log.Warn("the machine's clock was set", "by", time.Duration(step).String())
+		s.began.wall += step
+		news = true
+	}
+	if s.owed && passed >= int64(trustWallClockAfter) {
+		s.owed = false
+		if off := now.wall - passed - s.wallThen; off > 0 {
+			s.log.Info("the time that the machine was off is counted", "time", time.Duration(off).String())
+			s.ahead.Add(off)
+		}
+		news = true
+	}
+	return now, news
+}
+
+// mark is what the next server needs.
+func (s *steadyClock) mark(now clockReading) persistence.Mark {
+	m := persistence.Mark{Steady: now.monotonic + s.ahead.Load(), Wall: now.wall, Boot: now.boot, BootID: s.bootID, Owed: s.owed}
+	if s.owed {
+		m.Wall = s.wallThen + now.monotonic - s.began.monotonic
+	}
+	return m
+}
+
+// steady is the server's own clock, in ns.
+func (e *nodeContext) steady() int64 { return e.monotonic() + e.steadyClock.ahead.Load() }
+
+// keepTime compares the clocks and writes the mark, now and then, until the node is
+// closed.
+func (n *Node) keepTime() {
+	tick := time.NewTicker(clockSyncInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			n.syncClocks(false)
+		case <-n.stopped:
+			n.syncClocks(true)
+			return
+		}
+	}
+}
+
+// syncClocks compares the clocks, and writes the mark when it is due or must be.
+func (n *Node) syncClocks(must bool) {
+	s := &n.env.steadyClock
+	now, news := s.compare()
+	if !must && !news && now.monotonic < s.due {
+		return
+	}
+	s.due = now.monotonic + int64(markInterval)
+	if err := n.env.store.SetMark(s.mark(now)); err != nil && !errors.Is(err, persistence.ErrClosed) && !errors.Is(err, persistence.ErrFailed) {
+		n.env.log.Error("the mark of the server's clock was not written", "err", err)
+	}
 }

@@ -34,7 +34,7 @@ func TestCrewGathers(t *testing.T) {
 		if order != nil {
 			t.Fatalf("round %d: %v ran before perform", round, order)
 		}
-		c.perform()
+		c.runGathered()
 		if want := []int{0, 1, 2, 10, 11, 12}; !slices.Equal(order, want) {
 			t.Errorf("round %d: %v, want %v", round, order, want)
 		}
@@ -49,7 +49,7 @@ func TestCrewGathers(t *testing.T) {
 		<-release
 		ran <- 3
 	})
-	c.perform()
+	c.runGathered()
 	close(release)
 	<-ran
 
@@ -57,14 +57,14 @@ func TestCrewGathers(t *testing.T) {
 	c.gather()
 	done := make(chan struct{})
 	inline := 0
-	for range gatherMost {
+	for range maxGathered {
 		c.Schedule(func() { inline++ })
 	}
 	c.Schedule(func() { close(done) })
 	<-done
-	c.perform()
-	if inline != gatherMost {
-		t.Errorf("%d were gathered, want %d", inline, gatherMost)
+	c.runGathered()
+	if inline != maxGathered {
+		t.Errorf("%d were gathered, want %d", inline, maxGathered)
 	}
 }
 

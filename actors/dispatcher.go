@@ -1,21 +1,22 @@
 package actors
 
 import (
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// dispatcher is the actor around the scheduler: it hears what runs want and
-// release, and grants. It is the only owner of slots.
+// dispatcher is the actor around the scheduler: it receives the demands and releases of
+// runs, and grants slots. It is the only owner of slots.
 type dispatcher struct {
 	sched      *scheduler
-	env        *env
-	ageing     bool // a wake is on its way
+	env        *nodeContext
+	ageing     bool // a wake message is scheduled
 	halted     *halt
-	paused     bool        // nothing is granted
+	paused     bool        // no slot is granted
 	allotments []allotment // scratch of grant
 	// awaited are the runs that may hold slots since before the server was started and
 	// have not said so yet. Until they have, no slot is granted; but of those with long
@@ -24,9 +25,9 @@ type dispatcher struct {
 	awaited map[messages.RunID]struct{}
 }
 
-// client is where a run's grants go (to its shard, while it has no actor), and which
-// incarnation of it wants them.
-type client struct {
+// grantTarget is the actor that a run's grants go to (its shard, while the run is queued
+// without an actor), and the incarnation that wants them.
+type grantTarget struct {
 	pid   *actor.PID
 	epoch uint64
 }
@@ -35,31 +36,31 @@ type client struct {
 // which runs do only once it is durable.
 type halt struct{ reply messages.Reply[struct{}] }
 
-// wake lets the dispatcher look again: a passed-over claim has aged.
+// wake triggers a grant: an overtaken request has aged.
 type wake struct{}
 
 func (d *dispatcher) Receive(ctx actor.Context) {
-	defer d.env.guard(ctx)
+	defer d.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
-	case *messages.Slots:
+	case *messages.SlotRequest:
 		if m.Recovered {
 			d.recovered(m)
 		}
-		for _, r := range m.Releases {
+		for _, r := range m.Released {
 			d.sched.release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
 		}
-		for _, w := range m.Wants {
+		for _, w := range m.Wanted {
 			d.sched.want(m.Run, w.ID, w.Class, w.N)
 		}
-		if t := d.sched.tenants.Get(uint64(m.Run)); t != nil { // else no PID is kept, which would keep its actor in memory
-			t.client = client{ctx.Sender(), m.Epoch}
+		if t := d.sched.runs.Get(uint64(m.Run)); t != nil { // else no PID is kept, which would keep its actor in memory
+			t.target = grantTarget{ctx.Sender(), m.Epoch}
 		}
-	case prolonged:
+	case longLoad:
 		delete(d.awaited, m.run)
-	case *messages.Forget:
+	case *messages.ForgetRun:
 		d.sched.forget(m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded
-	case arrived:
+	case newRunsAvailable:
 		d.arrived()
 	case wake:
 		d.ageing = false
@@ -78,25 +79,25 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	}
 }
 
-// arrived takes the new runs in.
+// arrived adds the new runs.
 func (d *dispatcher) arrived() {
-	list := d.env.arrivals.take()
+	list := d.env.newRuns.drain()
 	for i := range list {
 		a := &list[i]
 		for _, w := range a.wants {
 			d.sched.want(a.run, w.Class, a.plan.Classes[w.Class], w.Want)
 		}
-		if t := d.sched.tenants.Get(uint64(a.run)); t != nil {
-			t.client = client{a.shard, a.epoch}
+		if t := d.sched.runs.Get(uint64(a.run)); t != nil {
+			t.target = grantTarget{a.shard, a.epoch}
 		}
 	}
-	d.env.arrivals.giveBack(list)
+	d.env.newRuns.recycle(list)
 }
 
-// recovered notes what a run holds that has been loaded.
-func (d *dispatcher) recovered(m *messages.Slots) {
+// recovered records the slots that a loaded run holds.
+func (d *dispatcher) recovered(m *messages.SlotRequest) {
 	d.sched.forget(m.Run)
-	for _, h := range m.Holds {
+	for _, h := range m.Held {
 		d.sched.hold(m.Run, h.ID, h.Class, h.N)
 	}
 	delete(d.awaited, m.Run)
@@ -128,17 +129,53 @@ func addAllotment(list []allotment, run messages.RunID, id, n int) []allotment {
 
 func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.monotonic()
-	d.sched.closed = len(d.awaited) > 0
+	d.sched.paused = len(d.awaited) > 0
 	allotments := d.allotments[:0]
 	d.sched.grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
 	for _, p := range allotments {
-		c := d.sched.tenants.Get(uint64(p.run)).client
+		c := d.sched.runs.Get(uint64(p.run)).target
 		ctx.Send(c.pid, &messages.Granted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
 	}
 	d.allotments = allotments[:0]
-	if due := d.sched.ages(now); due != 0 && !d.ageing {
+	if due := d.sched.nextAging(now); due != 0 && !d.ageing {
 		d.ageing = true
 		d.env.timers.at(due, ctx.Self(), wake{})
 	}
 	d.env.metrics.slots(d.sched)
+}
+
+// pauses says whether any task may start, whatever its run.
+type pauses struct {
+	reason atomic.Pointer[string] // "" = tasks start
+	change sync.Mutex             // one change at a time
+	save   func(reason string) error
+}
+
+// pauseAll tells the dispatcher to stop granting, or to grant again. After
+// its answer no further slot is granted; attempts that were granted before still start.
+type pauseAll struct {
+	on    bool
+	reply messages.Reply[struct{}]
+}
+
+// Paused returns why no task starts; "" when tasks do.
+func (n *Node) Paused() string { return *n.pauses.reason.Load() }
+
+// SetPaused pauses all runs at once, for a reason, or with "" has them go on. It
+// returns when that is durable and in effect: attempts that run or were granted
+// before go on; no other attempt starts.
+func (n *Node) SetPaused(reason string) error {
+	n.pauses.change.Lock()
+	defer n.pauses.change.Unlock()
+	if n.pauses.save != nil {
+		if err := n.pauses.save(reason); err != nil {
+			return &messages.Error{Code: messages.Unavailable, Text: "the pause cannot be stored: " + err.Error()}
+		}
+	}
+	m := &pauseAll{reason != "", messages.NewReply[struct{}]()}
+	if _, err := call(n, m.reply, func() { n.env.root.Send(n.env.dispatcher, m) }); err != nil {
+		return err
+	}
+	n.pauses.reason.Store(&reason)
+	return nil
 }

@@ -10,18 +10,18 @@
 // Beside the tree stand two services without state of their own: the journal
 // (persistence.Store) and the timers (one heap per node).
 //
-// The duties of a run actor, in this order; nothing may be carried out before it
-// is durable:
+// The duties of a run actor, in this order. Effects are applied only once the batch is
+// durable:
 //
 //  1. Apply the event to dag.Run and keep its effects.
 //  2. When the mailbox has been drained (a Flush that the run sends to itself),
-//     append one batch to the journal: transitions, attempt records, what was generated.
-//  3. When the batch is Committed, carry out the effects: publish the summary,
+//     append one batch to the journal: transitions, attempt records, generated tasks.
+//  3. When the batch is Committed, apply the effects: publish the summary,
 //     start and stop tasks, ask for slots, answer callers.
 //
 // While a batch is being written further events wait, so that at the moment of
 // Committed the state in memory is exactly the durable one: that is when views
-// are taken. What users see was durable.
+// are taken. Users see only durable states.
 //
 // A task actor fails by EscalateFailure when its attempt failed; the run restarts
 // it when dag's retry policy has given it another attempt and the dispatcher a
@@ -29,14 +29,15 @@
 // task's failure.
 //
 // Attempts whose executor is durable outlive the server and the run's actor. A run that
-// is loaded takes its own up again, and acknowledges an end when it has written it.
+// is loaded resumes its attempts, and acknowledges an end once the end is durable.
 //
-// A run that is not in memory is loaded outside the actors (load.go). No actor waits for
-// the disk, but shards for a row of a finished run.
+// A run that is not in memory is loaded outside the actors (load.go). The only actors
+// that wait for the disk are shards, for a row of a finished run.
 //
-// Times: clock.go has the clocks, a run's time and what it promises; steady.go the
-// server's own clock, which retention and readers of changes go by.
+// Times: clock.go has the machine's clocks, a run's time and its guarantees, and the
+// server's own clock, which retention and resumed subscriptions use.
 //
-// Reading order: run.go, task.go, durable.go, shard.go (waiting.go, backlog.go), dispatcher.go (slots.go, claims.go), node.go;
-// for who looks on, board.go, views.go, feed.go (follow.go), hub.go.
+// Reading order: run.go, effects.go, task.go, attempts.go, shard.go, recovery.go,
+// dispatcher.go, scheduler.go, node.go; for readers of runs summary_index.go, views.go,
+// event_log.go, subscriptions.go.
 package actors

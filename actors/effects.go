@@ -5,25 +5,25 @@ import (
 	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
-// maxSuspended bounds the task actors of one run that wait for a retry. Further
-// ones are stopped, and spawned anew when their time comes.
+// maxSuspended bounds the task actors of one run that wait for a retry. Further ones are
+// stopped, and spawned again for their next attempt.
 const maxSuspended = 4096
 
-// carryOut is duty 3: everything that was applied is durable now. The summary is
-// published before anybody is answered, so that who asks next sees the change.
-func (r *run) carryOut(ctx actor.Context) {
+// applyEffects is duty 3: all applied events are durable. The summary is published before
+// callers are answered, so that their next read sees the change.
+func (r *run) applyEffects(ctx actor.Context) {
 	r.crew.gather()
-	defer r.crew.perform() // last, so that the dispatcher grants meanwhile
+	defer r.crew.runGathered() // last, so that the dispatcher grants meanwhile
 	effects := r.effects
 	if r.changed {
 		summary := r.summary()
-		r.notice.publish(summary)
-		r.tell(summary)
+		r.entry.publish(summary)
+		r.publishEvents(summary)
 		r.changed = false
 	}
 	now := r.env.wall()
@@ -34,7 +34,7 @@ func (r *run) carryOut(ctx actor.Context) {
 		case dag.Release:
 			r.releaseSlots(e)
 		case dag.Start:
-			r.begin(ctx, e, now)
+			r.beginAttempt(ctx, e, now)
 		case dag.Signal:
 			if c := r.tasks[e.Task]; c != nil {
 				ctx.Send(c.pid, &messages.KillAttempt{Attempt: e.Attempt})
@@ -45,16 +45,16 @@ func (r *run) carryOut(ctx actor.Context) {
 			}
 		case dag.RetryAt:
 			r.env.timers.at(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
-			if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.ahead(e.Task) {
-				r.waits(c, true)
+			if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.startedEarly(e.Task) {
+				r.setWaiting(c, true)
 				if r.waiting > maxSuspended {
-					r.drop(ctx, e.Task)
+					r.dropTask(ctx, e.Task)
 				}
 			}
 		case dag.TaskEnded:
 			r.env.metrics.ended(e.State)
-			if !r.ahead(e.Task) {
-				r.drop(ctx, e.Task)
+			if !r.startedEarly(e.Task) {
+				r.dropTask(ctx, e.Task)
 			}
 		case dag.RunChanged:
 			r.env.metrics.run(e.State)
@@ -64,29 +64,29 @@ func (r *run) carryOut(ctx actor.Context) {
 	clear(effects)
 	r.effects = effects[:0]
 	r.sendSlots(ctx)
-	r.answer(nil)
+	r.answerAll(nil)
 	if r.dag.State().Final() {
-		ctx.Send(ctx.Parent(), &messages.Finished{Run: r.id})
+		ctx.Send(ctx.Parent(), &messages.RunFinal{Run: r.id})
 	}
 }
 
-// begin gives an attempt to its task's actor: a new one, or the one that failed,
-// restarted.
-func (r *run) begin(ctx actor.Context, s dag.Start, now int64) {
+// beginAttempt gives an attempt to its task's actor: a new actor, or the restarted actor
+// of the failed attempt.
+func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	c := r.tasks[s.Task]
 	switch {
 	case c == nil:
-		c = &child{pid: r.spawn(ctx, s.Task)}
+		c = &taskActor{pid: r.spawn(ctx, s.Task)}
 		r.tasks[s.Task] = c
 	case c.used:
-		r.waits(c, false)
+		r.setWaiting(c, false)
 		ctx.(actor.Supervisor).RestartChildren(c.pid)
 	}
-	c.attempt, c.granted, c.started, c.used, c.takenUp = s.Attempt, now, 0, true, false
-	instant := r.instant(s.Task)
-	r.queues(c, !instant)
-	r.runsAtOnce(c, instant)
-	ctx.Send(c.pid, &messages.Begin{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now})
+	c.attempt, c.granted, c.started, c.used, c.resumed = s.Attempt, now, 0, true, false
+	instant := r.isNoop(s.Task)
+	r.setQueued(c, !instant)
+	r.trackNoop(c, instant)
+	ctx.Send(c.pid, &messages.BeginAttempt{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now})
 }
 
 // spawn starts a task's actor, under the task's index and a number: no name is
@@ -95,8 +95,8 @@ func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
 	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
 	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
 	props := r.env.taskProps
-	if !r.instant(task) && !r.dag.Plan().TemplateOf(task).Generator {
-		props = r.crew.enlist(r.env)
+	if !r.isNoop(task) && !r.dag.Plan().TemplateOf(task).Generator {
+		props = r.crew.taskProps(r.env)
 	}
 	pid, err := ctx.SpawnNamed(props, string(name))
 	if err != nil {
@@ -106,8 +106,8 @@ func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
 	return pid
 }
 
-// waits notes whether a child waits for its retry.
-func (r *run) waits(c *child, now bool) {
+// setWaiting records whether a task actor waits for its retry.
+func (r *run) setWaiting(c *taskActor, now bool) {
 	switch {
 	case now && !c.waiting:
 		r.waiting++
@@ -117,8 +117,8 @@ func (r *run) waits(c *child, now bool) {
 	c.waiting = now
 }
 
-// queues notes whether a child's attempt was begun and has not started.
-func (r *run) queues(c *child, now bool) {
+// setQueued records whether an attempt was given to its executor and has not started.
+func (r *run) setQueued(c *taskActor, now bool) {
 	switch {
 	case now && !c.queued:
 		r.queued++
@@ -128,69 +128,68 @@ func (r *run) queues(c *child, now bool) {
 	c.queued = now
 }
 
-// runsAtOnce notes whether a child's attempt is a no-op that was begun and has not
-// ended.
-func (r *run) runsAtOnce(c *child, now bool) {
+// trackNoop records whether a no-op attempt was begun and has not ended.
+func (r *run) trackNoop(c *taskActor, now bool) {
 	switch {
-	case now && !c.instant:
-		r.instants++
-	case !now && c.instant:
-		r.instants--
+	case now && !c.noop:
+		r.noops++
+	case !now && c.noop:
+		r.noops--
 	}
-	c.instant = now
+	c.noop = now
 }
 
-// instant tells whether a task's attempts are over as soon as they begin.
-func (r *run) instant(task uint32) bool {
+// isNoop tells whether a task's attempts end as soon as they begin.
+func (r *run) isNoop(task uint32) bool {
 	plan := r.dag.Plan()
 	return plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor
 }
 
-// ahead tells whether a task has been begun before its grant is durable, which
-// only no-op tasks are: what is carried out now may be about the time before that.
-func (r *run) ahead(task uint32) bool {
-	return r.instant(task) && r.dag.TaskState(task).Live()
+// startedEarly tells whether a task was begun before its grant is durable, as only no-op
+// tasks are. An effect may then be older than the attempt.
+func (r *run) startedEarly(task uint32) bool {
+	return r.isNoop(task) && r.dag.TaskState(task).Live()
 }
 
-// drop stops a task's actor, if it has one.
-func (r *run) drop(ctx actor.Context, task uint32) {
+// dropTask stops a task's actor, if it has one.
+func (r *run) dropTask(ctx actor.Context, task uint32) {
 	c := r.tasks[task]
 	if c == nil {
 		return
 	}
-	r.waits(c, false)
-	r.queues(c, false)
-	r.runsAtOnce(c, false)
+	r.setWaiting(c, false)
+	r.setQueued(c, false)
+	r.trackNoop(c, false)
 	delete(r.tasks, task)
-	if c.takenUp { // its actor may not know its attempt yet
+	if c.resumed { // its actor may not know its attempt yet
 		r.env.attempts.remove(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, c.pid)
 	}
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()
 }
 
-// readopt gives a task actor that panicked back to its attempt. If it panicked on
-// the attempt's report, the run takes the report itself.
-func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor.PID, message any) {
+// recoverTaskActor restarts a task actor that panicked and attaches it to its attempt
+// again, with the message that it panicked on. A second panic counts as a lost attempt.
+func (r *run) recoverTaskActor(ctx actor.Context, supervisor actor.Supervisor, pid *actor.PID, message any) {
 	for task, c := range r.tasks {
 		if !c.pid.Equal(pid) {
 			continue
 		}
-		if _, twice := message.(*adopt); twice { // it cannot go on: a new attempt may
+		if _, twice := message.(*attachAttempt); twice { // it cannot go on: a new attempt may
 			if d := r.env.durable(r.dag.Plan(), task); d != nil {
 				d.Kill(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.env.killGrace)
 			}
-			r.drop(ctx, task)
-			r.tasks[task] = &child{pid: pid, attempt: c.attempt, used: true}
+			r.dropTask(ctx, task)
+			r.tasks[task] = &taskActor{pid: pid, attempt: c.attempt, used: true}
 			r.env.metrics.actors.Inc()
-			r.take(ctx, &messages.AttemptEnded{Record: messages.AttemptRecord{
+			r.enqueue(ctx, &messages.AttemptEnded{Record: messages.AttemptRecord{
 				Task: task, Attempt: c.attempt, Result: messages.AttemptLost, RC: -1, Stop: r.now(),
 				ExecutorLog: "lost: the engine's actor of this attempt panicked, see the server's log",
 			}})
 			return
 		}
 		supervisor.RestartChildren(pid)
-		ctx.Send(pid, &adopt{key: messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, plan: r.dag.Plan(), last: message})
+		ctx.Send(pid, &attachAttempt{key: messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, plan: r.dag.Plan(), last: message})
 		return
 	}
 	supervisor.StopChildren(pid)
@@ -198,39 +197,97 @@ func (r *run) readopt(ctx actor.Context, supervisor actor.Supervisor, pid *actor
 
 func (r *run) wantSlots(e dag.Demand) {
 	class := r.dag.Plan().Classes[e.Class]
-	for i := range r.slots.Wants {
-		if r.slots.Wants[i].ID == e.Class {
-			r.slots.Wants[i].N = e.Want
+	for i := range r.slots.Wanted {
+		if r.slots.Wanted[i].ID == e.Class {
+			r.slots.Wanted[i].N = e.Want
 			return
 		}
 	}
-	r.slots.Wants = append(r.slots.Wants, messages.Want{ID: e.Class, Class: class, N: e.Want})
+	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ID: e.Class, Class: class, N: e.Want})
 }
 
 func (r *run) releaseSlots(e dag.Release) {
-	for i := range r.slots.Releases {
-		if r.slots.Releases[i].ID == e.Class {
-			r.slots.Releases[i].N += e.N
+	for i := range r.slots.Released {
+		if r.slots.Released[i].ID == e.Class {
+			r.slots.Released[i].N += e.N
 			return
 		}
 	}
 	class := r.dag.Plan().Classes[e.Class]
-	r.slots.Releases = append(r.slots.Releases, messages.Release{ID: e.Class, Class: class, N: e.N})
+	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ID: e.Class, Class: class, N: e.N})
 }
 
 // sendSlots tells the dispatcher what the run gives back and wants, in one message.
 func (r *run) sendSlots(ctx actor.Context) {
-	if len(r.slots.Wants) == 0 && len(r.slots.Releases) == 0 {
+	if len(r.slots.Wanted) == 0 && len(r.slots.Released) == 0 {
 		return
 	}
-	for i := range r.slots.Releases {
-		rel := &r.slots.Releases[i]
+	for i := range r.slots.Released {
+		rel := &r.slots.Released[i]
 		if rel.ID < len(r.busy) {
 			rel.Busy, r.busy[rel.ID] = r.busy[rel.ID], 0
 		}
 	}
 	m := r.slots
 	m.Run, m.Epoch = r.id, r.epoch
-	r.slots = messages.Slots{}
+	r.slots = messages.SlotRequest{}
 	ctx.Request(r.env.dispatcher, &m)
+}
+
+const (
+	// snapshotEvery is how many bytes of journal a run writes before its state is
+	// written anew, beside one byte a task, and headerWeight bytes for each of the last
+	// header: large runs do it less often, and so do those with many tasks that have
+	// failed and wait for their retry, all of which are in the header.
+	snapshotEvery = 512 << 10
+	headerWeight  = 4
+	// snapshotStep is how many chunks go with one batch, so that a snapshot never
+	// holds transitions up.
+	snapshotStep = 16
+)
+
+// snapshots rolls a run's snapshot along with its batches. A round begins with
+// the header of that moment; the chunks that were dirty then follow a few per
+// batch, and may be newer than the header: the journal from the cut on, replayed
+// over them, ends in the same state. The header goes with the last of them.
+type snapshots struct {
+	every  int // bytes of journal, beside one a task; it is snapshotEvery but in tests
+	bytes  int // of journal since the last round began
+	heavy  int // bytes of the last header
+	active bool
+	cut    uint64
+	header []byte
+	todo   []uint32
+}
+
+// rolling tells whether a round is under way.
+func (s *snapshots) rolling() bool { return s.active }
+
+// part returns what goes with the batch of number seq, whose n bytes of records
+// have just been taken from d; nil without a snapshot to write.
+func (s *snapshots) part(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
+	s.bytes += n
+	if !s.active {
+		if s.bytes < s.every+int(d.Plan().Tasks)+headerWeight*s.heavy {
+			return nil
+		}
+		cut := seq // of the next batch with records
+		if n > 0 {
+			cut++
+		}
+		header := d.AppendHeader(nil)
+		*s = snapshots{every: s.every, active: true, cut: cut, header: header, heavy: len(header), todo: d.DirtyChunks(1 << 30)}
+	}
+	step := min(snapshotStep, len(s.todo))
+	p := &persistence.SnapshotPart{}
+	for _, chunk := range s.todo[:step] {
+		p.Chunks = append(p.Chunks, persistence.Chunk{Index: chunk, Data: d.AppendChunk(nil, chunk)})
+		d.ClearDirty(chunk)
+	}
+	s.todo = s.todo[step:]
+	if len(s.todo) == 0 {
+		p.Header, p.Cut = s.header, s.cut
+		s.active, s.header, s.todo = false, nil, nil
+	}
+	return p
 }

@@ -12,7 +12,7 @@ import (
 var (
 	errStopping error = &messages.Error{Code: messages.Unavailable, Text: "the server is shutting down"}
 	errTimeout  error = &messages.Error{Code: messages.Unavailable, Text: "the engine did not answer in time"}
-	// errNotLive: the run has no actor; it is read from the store.
+	// errNotLive: the run is finished, so it is read from the store.
 	errNotLive = errors.New("run has no actor")
 )
 
@@ -58,7 +58,7 @@ func beganAnew(id messages.RunID) error {
 // stillLoading answers whom a run cannot even remember while it is being loaded.
 func stillLoading(id messages.RunID) error {
 	return &messages.Error{Code: messages.Unavailable,
-		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: ask again", id, mostAsked)}
+		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: ask again", id, maxQueuedRequests)}
 }
 
 // lookup is the error of reading a run from the store.

@@ -18,7 +18,7 @@ import (
 
 // story reads a feed to the run's end and returns what it told: "a:RUNNING.1",
 // "a:ERRORED.1=3", "COMPLETED" for the run, "-2" for two that were missed.
-func (r *rig) story(id messages.RunID, after uint64) (words []string, last *messages.News) {
+func (r *rig) story(id messages.RunID, after uint64) (words []string, last *messages.RunEvents) {
 	r.t.Helper()
 	f, err := r.node.Follow(id, after)
 	if err != nil {
@@ -28,7 +28,7 @@ func (r *rig) story(id messages.RunID, after uint64) (words []string, last *mess
 	return r.read(f)
 }
 
-func (r *rig) read(f messages.Feed) (words []string, last *messages.News) {
+func (r *rig) read(f messages.Subscription) (words []string, last *messages.RunEvents) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -46,9 +46,9 @@ func (r *rig) read(f messages.Feed) (words []string, last *messages.News) {
 	return words, last
 }
 
-func told(news *messages.News) (words []string) {
-	if news.Missed > 0 {
-		words = append(words, fmt.Sprint(-int64(news.Missed)))
+func told(news *messages.RunEvents) (words []string) {
+	if news.Dropped > 0 {
+		words = append(words, fmt.Sprint(-int64(news.Dropped)))
 	}
 	for _, c := range news.Changes {
 		switch {
@@ -163,7 +163,7 @@ func TestFollowAgain(t *testing.T) {
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	r.fake.End(r.order(1), messages.AttemptFailed, 3)
 	r.order(2)
-	var feeds []messages.Feed
+	var feeds []messages.Subscription
 	for after := range uint64(3) {
 		f, err := r.node.Follow(id, after)
 		if err != nil {
@@ -180,7 +180,7 @@ func TestFollowAgain(t *testing.T) {
 		if story := strings.Join(words, " "); !strings.HasSuffix(whole, story) || len(words) < 4 {
 			t.Errorf("behind %d: %s", after, story)
 		}
-		if _, err := f.(*follower).Next(canceled()); !errors.Is(err, context.Canceled) && err != io.EOF {
+		if _, err := f.(*runSubscription).Next(canceled()); !errors.Is(err, context.Canceled) && err != io.EOF {
 			t.Errorf("behind the end: %v", err)
 		}
 	}
@@ -198,8 +198,8 @@ func TestFollowersComeAndGo(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(retried)
 	k := r.order(1)
-	n := r.node.env.board.notice(id)
-	var feeds []messages.Feed
+	n := r.node.env.summaries.entry(id)
+	var feeds []messages.Subscription
 	for range 3 {
 		f, err := r.node.Follow(id, messages.FromNow)
 		if err != nil {
@@ -207,14 +207,14 @@ func TestFollowersComeAndGo(t *testing.T) {
 		}
 		feeds = append(feeds, f)
 	}
-	if n.feed.Load() == nil {
+	if n.log.Load() == nil {
 		t.Error("it is followed and has no feed")
 	}
 	for _, f := range feeds {
 		f.Close()
 		f.Close() // does nothing
 	}
-	if n.feed.Load() != nil {
+	if n.log.Load() != nil {
 		t.Error("nobody follows, and there is a feed")
 	}
 	f, err := r.node.Follow(id, messages.FromNow)
@@ -261,41 +261,41 @@ func (r *rig) settles() {
 }
 
 func TestFeedIsBounded(t *testing.T) {
-	n := &notice{hub: new(hub)}
-	f, pos := n.follow()
-	put := func(seq uint64, bytes int) { f.put(happening{seq: seq, records: make([]byte, bytes)}) }
+	n := &summaryEntry{broadcaster: new(broadcaster)}
+	f, pos := n.subscribe()
+	put := func(seq uint64, bytes int) { f.push(commitEvent{seq: seq, records: make([]byte, bytes)}) }
 	for seq := range uint64(3) {
 		put(seq, 10)
 	}
-	got := f.take(pos, takeBytes)
+	got := f.read(pos, readBytes)
 	if len(got.items) != 3 || got.next != 3 || got.lost != 0 || got.more || got.changed != nil {
 		t.Fatalf("%+v", got)
 	}
-	if got = f.take(got.next, takeBytes); got.changed == nil {
+	if got = f.read(got.next, readBytes); got.changed == nil {
 		t.Fatal("there is more")
 	}
-	put(3, takeBytes)
+	put(3, readBytes)
 	<-got.changed
 	put(4, 10)
-	if got = f.take(got.next, takeBytes); len(got.items) != 1 || got.items[0].seq != 3 || got.next != 4 || !got.more {
+	if got = f.read(got.next, readBytes); len(got.items) != 1 || got.items[0].seq != 3 || got.next != 4 || !got.more {
 		t.Errorf("too many bytes: %+v", got)
 	}
-	for seq := range uint64(feedItems) {
+	for seq := range uint64(maxLogItems) {
 		put(5+seq, 1)
 	}
-	if got = f.take(got.next, takeBytes); got.lost != 1 || got.items[0].seq != 5 {
+	if got = f.read(got.next, readBytes); got.lost != 1 || got.items[0].seq != 5 {
 		t.Errorf("late: %+v", got)
 	}
-	if h, next := f.newest(); h.seq != 4+feedItems || next != 5+feedItems || next != f.end() {
+	if h, next := f.newest(); h.seq != 4+maxLogItems || next != 5+maxLogItems || next != f.end() {
 		t.Errorf("the newest is %d, then comes %d", h.seq, next)
 	}
 	for seq := range uint64(100) {
-		put(seq, feedBytes/10)
+		put(seq, maxLogBytes/10)
 	}
-	if f.size > feedBytes || len(f.items) > 10 {
+	if f.size > maxLogBytes || len(f.items) > 10 {
 		t.Errorf("%d items of %d bytes", len(f.items), f.size)
 	}
-	put(9, 2*feedBytes)
+	put(9, 2*maxLogBytes)
 	if len(f.items) != 1 {
 		t.Errorf("%d items beside one that is too large", len(f.items))
 	}
@@ -303,19 +303,19 @@ func TestFeedIsBounded(t *testing.T) {
 
 // A follower that is too slow gets the newest summary, and how much it missed.
 func TestSlowFollower(t *testing.T) {
-	n := &notice{hub: new(hub)}
-	f := &follower{node: &Node{}, notice: n, seq: 5}
+	n := &summaryEntry{broadcaster: new(broadcaster)}
+	f := &runSubscription{node: &Node{}, entry: n, seq: 5}
 	plan := (&rig{t: t, clock: testClock{system: SystemClock()}}).plan(single).Plan
-	f.feed, f.pos = n.follow()
-	for seq := range uint64(2 * feedItems) {
-		f.feed.put(happening{seq: 6 + seq, records: []byte{1}, plan: plan, summary: &messages.Summary{LastUpdate: int64(seq)}})
+	f.log, f.pos = n.subscribe()
+	for seq := range uint64(2 * maxLogItems) {
+		f.log.push(commitEvent{seq: 6 + seq, records: []byte{1}, plan: plan, summary: &messages.Summary{LastUpdate: int64(seq)}})
 	}
 	news, err := f.Next(canceled())
-	if err != nil || news.Missed != 2*feedItems || news.Seq != 5+2*feedItems || news.Summary.LastUpdate != 2*feedItems-1 || len(news.Changes) != 0 {
+	if err != nil || news.Dropped != 2*maxLogItems || news.Seq != 5+2*maxLogItems || news.Summary.LastUpdate != 2*maxLogItems-1 || len(news.Changes) != 0 {
 		t.Fatalf("%+v, %v", news, err)
 	}
-	f.feed.put(happening{seq: news.Seq + 1, records: []byte{1}, plan: plan, summary: &messages.Summary{}})
-	if news, err = f.Next(canceled()); err != nil || news.Missed != 0 {
+	f.log.push(commitEvent{seq: news.Seq + 1, records: []byte{1}, plan: plan, summary: &messages.Summary{}})
+	if news, err = f.Next(canceled()); err != nil || news.Dropped != 0 {
 		t.Errorf("then %+v, %v", news, err)
 	}
 	if _, err = f.Next(canceled()); !errors.Is(err, context.Canceled) {
@@ -324,7 +324,7 @@ func TestSlowFollower(t *testing.T) {
 }
 
 // heard reads a feed of runs until it tells of one that is as wanted.
-func (r *rig) heard(f messages.RunsFeed, until func(*messages.Summary) bool) (list []*messages.Summary, at int64) {
+func (r *rig) heard(f messages.RunListSubscription, until func(*messages.Summary) bool) (list []*messages.Summary, at int64) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -333,7 +333,7 @@ func (r *rig) heard(f messages.RunsFeed, until func(*messages.Summary) bool) (li
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		list, at = append(list, news.Summaries...), max(at, news.At)
+		list, at = append(list, news.Summaries...), max(at, news.ResumeAt)
 		if slices.ContainsFunc(news.Summaries, until) {
 			return list, at
 		}
@@ -387,14 +387,14 @@ func TestListen(t *testing.T) {
 			t.Errorf("run %d changed within the five seconds before, and is not told again", id)
 		}
 	}
-	r.pass(10 * overlap)
+	r.pass(10 * resumeOverlap)
 	future, err := r.node.Listen(messages.ListQuery{}, r.now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer future.Close()
 	news, err := future.Next(context.Background())
-	if err != nil || len(news.Summaries) != 0 || news.At == 0 {
+	if err != nil || len(news.Summaries) != 0 || news.ResumeAt == 0 {
 		t.Errorf("nothing has changed since: %+v, %v", news, err)
 	}
 	if _, err := future.Next(canceled()); !errors.Is(err, context.Canceled) {
@@ -411,9 +411,9 @@ func (c still) SinceBoot() (elapsed int64, boot string) { return int64(c), "" }
 
 // A listener that is too slow misses the oldest; of each run it is told the newest.
 func TestSlowListener(t *testing.T) {
-	n := &Node{env: &env{clock: still(9), board: newBoard()}}
-	h := &n.env.board.hub
-	h.tell(&messages.Summary{ID: 1}) // nobody listens
+	n := &Node{env: &nodeContext{clock: still(9), summaries: newSummaryIndex()}}
+	h := &n.env.summaries.broadcaster
+	h.publish(&messages.Summary{ID: 1}) // nobody listens
 	slow, err := n.Listen(messages.ListQuery{}, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -422,19 +422,19 @@ func TestSlowListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range heardItems + 10 {
-		h.tell(&messages.Summary{ID: messages.RunID(i % 100), LastUpdate: int64(i)})
+	for i := range maxBroadcastItems + 10 {
+		h.publish(&messages.Summary{ID: messages.RunID(i % 100), LastUpdate: int64(i)})
 	}
 	news, err := slow.Next(canceled())
-	if err != nil || news.At != 9 || len(news.Summaries) != 0 {
+	if err != nil || news.ResumeAt != 9 || len(news.Summaries) != 0 {
 		t.Fatalf("the beginning: %+v, %v", news, err)
 	}
 	latest, missed := map[messages.RunID]int64{}, uint64(0)
-	for news.At == 0 || missed == 0 {
+	for news.ResumeAt == 0 || missed == 0 {
 		if news, err = slow.Next(canceled()); err != nil {
 			t.Fatal(err)
 		}
-		if missed += news.Missed; len(news.Summaries) > 100 {
+		if missed += news.Dropped; len(news.Summaries) > 100 {
 			t.Errorf("%d summaries of 100 runs", len(news.Summaries))
 		}
 		for _, s := range news.Summaries {
@@ -445,22 +445,22 @@ func TestSlowListener(t *testing.T) {
 		t.Errorf("%d missed, %d runs", missed, len(latest))
 	}
 	for id, at := range latest {
-		if at < heardItems+10-100 {
+		if at < maxBroadcastItems+10-100 {
 			t.Errorf("of run %d the newest is %d", id, at)
 		}
 	}
-	if news, err = other.Next(canceled()); err != nil || news.At != 9 {
+	if news, err = other.Next(canceled()); err != nil || news.ResumeAt != 9 {
 		t.Errorf("the beginning: %+v, %v", news, err)
 	}
-	if news, err = other.Next(canceled()); err != nil || len(news.Summaries) != 0 || news.Missed != 10 {
+	if news, err = other.Next(canceled()); err != nil || len(news.Summaries) != 0 || news.Dropped != 10 {
 		t.Errorf("other runs: %+v, %v", news, err)
 	}
 	slow.Close()
-	if h.heard.Load() == nil {
+	if h.events.Load() == nil {
 		t.Error("there is another listener")
 	}
 	other.Close()
-	if h.heard.Load() != nil {
+	if h.events.Load() != nil {
 		t.Error("nobody listens")
 	}
 }

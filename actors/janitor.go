@@ -11,8 +11,8 @@ import (
 const (
 	// sweepEvery is how often finished runs are looked through.
 	sweepEvery = 10 * time.Second
-	// sweepStep is how many runs are deleted together. Who asks for one of them waits for
-	// that, some tens of milliseconds.
+	// sweepStep is how many runs are deleted together. A request for one of them waits
+	// some tens of milliseconds.
 	sweepStep = 512
 	// keysStep is how many idempotency keys are removed together.
 	keysStep = 1000

@@ -112,7 +112,7 @@ func TestDeletionEndsAWait(t *testing.T) {
 		if _, err := r.node.View(run, 0, 0); err != nil {
 			t.Fatal(err)
 		}
-		if r.node.env.board.notice(run) == nil {
+		if r.node.env.summaries.entry(run) == nil {
 			break
 		}
 	}

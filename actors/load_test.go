@@ -163,8 +163,8 @@ func TestRequestsDuringALoadAreBounded(t *testing.T) {
 	store := r.slowed(id)
 	r.crash()
 	<-store.begun
-	replies := make(messages.Reply[*messages.View], mostAsked+2)
-	for range mostAsked + 2 {
+	replies := make(messages.Reply[*messages.View], maxQueuedRequests+2)
+	for range maxQueuedRequests + 2 {
 		r.node.env.root.Send(r.node.shard(id), &messages.GetView{Run: id, N: 1, Reply: replies})
 	}
 	for range 2 {
@@ -175,9 +175,9 @@ func TestRequestsDuringALoadAreBounded(t *testing.T) {
 	// What a former incarnation has sent to itself finds nothing to be flushed.
 	name := fmt.Sprintf("node/shard-%d/run-%d.%d", id%Shards, id, r.node.env.epochs.Load())
 	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Flush{})
-	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Retire{})
+	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Passivate{})
 	close(store.proceed)
-	for range mostAsked {
+	for range maxQueuedRequests {
 		if a := <-replies; a.Err != nil {
 			t.Fatal(a.Err)
 		}
@@ -237,9 +237,9 @@ func TestGrantsDoNotWaitForALongDocument(t *testing.T) {
 	r.fake.End(messages.AttemptKey{Run: small, Attempt: 1}, messages.AttemptSucceeded, 0)
 	r.awaitState(small, dag.RunCompleted)
 	next := r.submit(single)
-	for end := time.Now().Add(soon); len(r.node.env.loader.places) > 0; runtime.Gosched() {
+	for end := time.Now().Add(soon); len(r.node.env.loader.permits) > 0; runtime.Gosched() {
 		if time.Now().After(end) {
-			t.Fatalf("long documents hold %d places of loads", len(r.node.env.loader.places))
+			t.Fatalf("long documents hold %d places of loads", len(r.node.env.loader.permits))
 		}
 	}
 	if k := r.order(long + 3); k.Run != next { // those of before, and small's again

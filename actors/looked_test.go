@@ -11,8 +11,8 @@ import (
 )
 
 // loads is a load that counts, of runs of so many tasks.
-func loads(n *int, tasks uint32) func(*look) error {
-	return func(l *look) error {
+func loads(n *int, tasks uint32) func(*cachedRun) error {
+	return func(l *cachedRun) error {
 		*n++
 		l.summary.Tasks = tasks
 		return nil
@@ -20,11 +20,11 @@ func loads(n *int, tasks uint32) func(*look) error {
 }
 
 func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
-	var k looked
+	var k finishedRunCache
 	n := 0
 	at := func(id messages.RunID, tasks uint32) {
 		t.Helper()
-		if l, err := k.at(id, loads(&n, tasks)); err != nil || l.summary.Tasks != tasks {
+		if l, err := k.get(id, loads(&n, tasks)); err != nil || l.summary.Tasks != tasks {
 			t.Errorf("%+v, %v", l, err)
 		}
 	}
@@ -35,26 +35,26 @@ func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
 		}
 		n = 0
 	}
-	at(1, largeRun-1)
-	at(1, largeRun-1)
+	at(1, minCachedTasks-1)
+	at(1, minCachedTasks-1)
 	counts("a small run", 2)
-	at(2, largeRun)
-	at(1, largeRun-1)
-	at(2, largeRun)
+	at(2, minCachedTasks)
+	at(1, minCachedTasks-1)
+	at(2, minCachedTasks)
 	counts("a large one, and a small one between", 2)
-	at(3, largeRun)
-	at(2, largeRun)
+	at(3, minCachedTasks)
+	at(2, minCachedTasks)
 	counts("another large one takes its place", 2)
-	k.forget(3)
-	at(2, largeRun)
+	k.invalidate(3)
+	at(2, minCachedTasks)
 	counts("another run has changed", 0)
-	k.forget(2)
-	at(2, largeRun)
+	k.invalidate(2)
+	at(2, minCachedTasks)
 	counts("it has changed", 1)
-	k.letGo()
-	at(2, largeRun)
+	k.evict()
+	at(2, minCachedTasks)
 	counts("it was left alone", 1)
-	if !k.drop.Stop() {
+	if !k.expiry.Stop() {
 		t.Error("it is kept for ever")
 	}
 }
@@ -62,26 +62,26 @@ func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
 // All who ask while a run is being loaded share that, but for those who come when it has
 // changed meanwhile.
 func TestLookersShareALoading(t *testing.T) {
-	var k looked
+	var k finishedRunCache
 	begun, gate := make(chan struct{}), make(chan struct{})
-	slow := func(l *look) error {
+	slow := func(l *cachedRun) error {
 		begun <- struct{}{}
 		<-gate
-		l.summary.Tasks = largeRun
+		l.summary.Tasks = minCachedTasks
 		return nil
 	}
 	type answer struct {
-		l   *look
+		l   *cachedRun
 		err error
 	}
 	answers := make(chan answer)
-	ask := func(load func(*look) error) {
-		l, err := k.at(7, load)
+	ask := func(load func(*cachedRun) error) {
+		l, err := k.get(7, load)
 		answers <- answer{l, err}
 	}
 	go ask(slow)
 	<-begun
-	never := func(*look) error { return errors.New("it is loaded twice") }
+	never := func(*cachedRun) error { return errors.New("it is loaded twice") }
 	go ask(never)
 	go ask(never)
 	gate <- struct{}{}
@@ -91,27 +91,27 @@ func TestLookersShareALoading(t *testing.T) {
 			t.Errorf("%p, %v; want %p", a.l, a.err, first)
 		}
 	}
-	k.forget(7)
+	k.invalidate(7)
 
 	go ask(slow)
 	<-begun
-	k.forget(7)
+	k.invalidate(7)
 	n := 0
-	now, err := k.at(7, loads(&n, largeRun))
+	now, err := k.get(7, loads(&n, minCachedTasks))
 	gate <- struct{}{}
 	old := <-answers
 	if err != nil || n != 1 || now == old.l {
 		t.Errorf("a loading from before the change is shared: %v, loaded %d times", err, n)
 	}
-	if l, err := k.at(7, never); err != nil || l != now {
+	if l, err := k.get(7, never); err != nil || l != now {
 		t.Errorf("what is kept is not the newer one: %p, want %p, %v", l, now, err)
 	}
 }
 
 func TestLoadingsThatFail(t *testing.T) {
-	var k looked
+	var k finishedRunCache
 	broken := errors.New("broken")
-	if _, err := k.at(7, func(*look) error { return broken }); err != broken {
+	if _, err := k.get(7, func(*cachedRun) error { return broken }); err != broken {
 		t.Errorf("got %v", err)
 	}
 	func() {
@@ -120,10 +120,10 @@ func TestLoadingsThatFail(t *testing.T) {
 				t.Error("the panic is lost")
 			}
 		}()
-		_, _ = k.at(7, func(*look) error { panic("a bug") })
+		_, _ = k.get(7, func(*cachedRun) error { panic("a bug") })
 	}()
 	n := 0
-	if _, err := k.at(7, loads(&n, largeRun)); err != nil || n != 1 {
+	if _, err := k.get(7, loads(&n, minCachedTasks)); err != nil || n != 1 {
 		t.Errorf("after that: %v", err)
 	}
 }
@@ -133,7 +133,7 @@ func TestLoadingsThatFail(t *testing.T) {
 func TestLargeRunIsSeenAsItIs(t *testing.T) {
 	r := newRig(t)
 	var n []string
-	for i := range largeRun {
+	for i := range minCachedTasks {
 		n = append(n, strconv.Itoa(i))
 	}
 	id := r.submit(`{"parameters":{"N":["` + strings.Join(n, `","`) + `"]},"tasks":{
@@ -156,7 +156,7 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	sees(dag.RunCompleted)
-	if r.node.env.looked.kept == nil {
+	if r.node.env.finishedRuns.last == nil {
 		t.Fatal("it is not kept")
 	}
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
@@ -175,7 +175,7 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 // All who look at a run that is kept see the same one, at the same time.
 func TestViewsOfWhatIsKeptOnlyRead(t *testing.T) {
 	r := newRig(t)
-	numbers := strings.Repeat(`"x",`, largeRun-1) + `"x"`
+	numbers := strings.Repeat(`"x",`, minCachedTasks-1) + `"x"`
 	id := r.submit(`{"jobDefaults":{"executor":"noop"},"parameters":{"N":[` + numbers + `]},"tasks":{
 		"many":{"job":{"command":["{{N}}"]}},"last":{"job":{},"parents":["many"]}}}`)
 	r.awaitState(id, dag.RunCompleted)
@@ -184,7 +184,7 @@ func TestViewsOfWhatIsKeptOnlyRead(t *testing.T) {
 	for range 8 {
 		go func() {
 			v, err := r.node.View(id, 0, 1<<32-1)
-			for first := uint32(0); err == nil && first <= largeRun; first += 1000 {
+			for first := uint32(0); err == nil && first <= minCachedTasks; first += 1000 {
 				v.States[first] = dag.TaskKilled // it is a copy
 				v.Changes[0].State, v.Times[0] = dag.RunKilled, dag.Times{}
 				_, err = r.node.Task(id, v.Plan.TaskName(first))

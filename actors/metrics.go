@@ -1,18 +1,21 @@
 package actors
 
 import (
+	"context"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts what the tree does. Nothing in it costs more than an atomic add
-// on the way of a task.
+// metrics are the counters of the tree. On the path of a task, each update costs at most
+// an atomic add.
 type metrics struct {
 	submissions prometheus.Counter
 	panics      prometheus.Counter
@@ -25,14 +28,14 @@ type metrics struct {
 	idle        prometheus.Histogram
 	held        slotGauges
 	elsewhere   *prometheus.GaugeVec // by executor
-	mailboxes   *mailboxes
+	mailboxes   *mailboxCollector
 	keysDropped prometheus.Counter
 }
 
 // slotGauges are written by the dispatcher and read by the collector.
 type slotGauges struct{ cores, memory, noops, claims atomic.Int64 }
 
-func newMetrics(reg prometheus.Registerer, e *env) *metrics {
+func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	m := &metrics{
 		submissions: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_submissions_total", Help: "Runs accepted, durably."}),
 		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_actor_panics_total", Help: "Panics of actors: each is a bug."}),
@@ -51,7 +54,7 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 		elsewhere: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "caravan_slots_elsewhere", Help: "Tasks that are granted of executors that do not run them on this machine.",
 		}, []string{"executor"}),
-		mailboxes: new(mailboxes),
+		mailboxes: new(mailboxCollector),
 		keysDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_idempotency_keys_dropped_total",
 			Help: "Idempotency keys of deleted runs that were removed before their time, because there were too many."}),
 	}
@@ -85,7 +88,7 @@ func newMetrics(reg prometheus.Registerer, e *env) *metrics {
 			}
 			return 0
 		}),
-		gauge("caravan_live_runs", "Runs that have an actor.", func() float64 { return float64(e.board.len()) }),
+		gauge("caravan_live_runs", "Runs that have an actor.", func() float64 { return float64(e.summaries.len()) }),
 	)
 	return m
 }
@@ -96,7 +99,7 @@ func (m *metrics) run(s dag.RunState)               { m.runs[s].Inc() }
 
 // dispatch notes how long an attempt took to start, but for those that another
 // server had granted.
-func (m *metrics) dispatch(c *child, idle time.Duration) {
+func (m *metrics) dispatch(c *taskActor, idle time.Duration) {
 	if c.granted == 0 {
 		return
 	}
@@ -109,8 +112,8 @@ func (m *metrics) dispatch(c *child, idle time.Duration) {
 }
 
 func (m *metrics) slots(s *scheduler) {
-	m.held.cores.Store(s.held.cores)
-	m.held.memory.Store(s.held.memory)
+	m.held.cores.Store(s.granted.cores)
+	m.held.memory.Store(s.granted.memory)
 	for name, w := range s.windows {
 		if name == noopExecutor {
 			m.held.noops.Store(int64(w.held))
@@ -118,7 +121,7 @@ func (m *metrics) slots(s *scheduler) {
 			m.elsewhere.WithLabelValues(name).Set(float64(w.held))
 		}
 	}
-	m.held.claims.Store(int64(s.claims))
+	m.held.claims.Store(int64(s.requests))
 }
 
 // mailbox makes an actor's mailbox one whose length is shown under name.
@@ -133,4 +136,86 @@ func (m *metrics) mailbox(name string) actor.PropsOption {
 
 func resultWord(r messages.AttemptResult) string {
 	return [...]string{"succeeded", "failed", "signaled", "timed_out", "not_started", "lost", "killed", "rejected"}[r]
+}
+
+// mailboxCollector shows how many messages wait in each of the tree's standing actors.
+type mailboxCollector struct {
+	mu    sync.Mutex
+	boxes []namedBox
+}
+
+type namedBox struct {
+	name string
+	box  actor.Mailbox
+}
+
+var mailboxDesc = prometheus.NewDesc("caravan_mailbox_messages", "Messages that wait for an actor.", []string{"actor"}, nil)
+
+func (m *mailboxCollector) add(name string, box actor.Mailbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.boxes = append(m.boxes, namedBox{name, box})
+}
+
+// Describe is part of prometheus.Collector.
+func (m *mailboxCollector) Describe(ch chan<- *prometheus.Desc) { ch <- mailboxDesc }
+
+// Collect is part of prometheus.Collector.
+func (m *mailboxCollector) Collect(ch chan<- prometheus.Metric) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, b := range m.boxes {
+		ch <- prometheus.MustNewConstMetric(mailboxDesc, prometheus.GaugeValue, float64(b.box.UserMessageCount()), b.name)
+	}
+}
+
+// warnHandler drops what the actor library says below Warn: it has a line for every
+// failure of an actor, which costs many times the restart.
+type warnHandler struct{ slog.Handler }
+
+// Enabled is part of slog.Handler.
+func (w warnHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && w.Handler.Enabled(ctx, l)
+}
+
+// WithAttrs is part of slog.Handler.
+func (w warnHandler) WithAttrs(a []slog.Attr) slog.Handler {
+	return warnHandler{w.Handler.WithAttrs(a)}
+}
+
+// WithGroup is part of slog.Handler.
+func (w warnHandler) WithGroup(g string) slog.Handler { return warnHandler{w.Handler.WithGroup(g)} }
+
+// executorCollector collects what executors tell of themselves, by name.
+type executorCollector map[string]executor.Executor
+
+var (
+	respondingDesc = prometheus.NewDesc("caravan_worker_responding",
+		"1 while every worker answers, 0 while one does not.", []string{"executor"}, nil)
+	deferredDesc = prometheus.NewDesc("caravan_starts_deferred_total",
+		"Starts that had to wait for want of something that the machine was short of.", []string{"executor", "reason"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (m executorCollector) Describe(to chan<- *prometheus.Desc) {
+	to <- respondingDesc
+	to <- deferredDesc
+}
+
+// Collect implements prometheus.Collector.
+func (m executorCollector) Collect(to chan<- prometheus.Metric) {
+	for name, x := range m {
+		x, ok := x.(executor.Monitored)
+		if !ok {
+			continue
+		}
+		responding := 1.0
+		if x.Healthy() != nil {
+			responding = 0
+		}
+		to <- prometheus.MustNewConstMetric(respondingDesc, prometheus.GaugeValue, responding, name)
+		for reason, n := range x.Deferred() {
+			to <- prometheus.MustNewConstMetric(deferredDesc, prometheus.CounterValue, float64(n), name, reason)
+		}
+	}
 }

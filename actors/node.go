@@ -14,16 +14,15 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a node is made of. Store, Outputs and Executors are required.
+// Config configures a node. Store, Outputs and Executors are required.
 type Config struct {
 	Store   persistence.Store
 	Outputs *outputs.Store
@@ -32,19 +31,19 @@ type Config struct {
 	Executors   map[string]func(executor.Sink) (executor.Executor, error)
 	CoresMilli  int64 // thousandths of a core that tasks may take in all
 	MemoryMilli int64 // thousandths of a MB
-	// Elsewhere are the executors whose tasks take nothing of this machine, and how
-	// many of them may be granted at one time. No-op tasks have a window of their own.
-	Elsewhere  map[string]int
-	KillGrace  time.Duration // between SIGTERM and SIGKILL
-	Limits     dag.Limits    // for what recovered runs generate
-	RetainRuns int           // finished runs that are kept; 0 = all
-	RetainAge  time.Duration // how long a finished run is kept; 0 = for ever
-	RetainKeys time.Duration // how long an idempotency key outlives its run
-	Logger     *slog.Logger  // nil = discard
-	// Sparing is called before a long document is planned again: garbage costs most
-	// then. What it returns is called when that is over. Nil = nothing.
-	Sparing    func() (back func())
-	Registerer prometheus.Registerer
+	// ExternalExecutors are the executors whose tasks run on other machines, each with the
+	// number of its tasks that may be granted at one time. No-op tasks have their own limit.
+	ExternalExecutors map[string]int
+	KillGrace         time.Duration // between SIGTERM and SIGKILL
+	Limits            dag.Limits    // for what recovered runs generate
+	RetainRuns        int           // finished runs that are kept; 0 = all
+	RetainAge         time.Duration // how long a finished run is kept; 0 = for ever
+	RetainKeys        time.Duration // how long an idempotency key outlives its run
+	Logger            *slog.Logger  // nil = discard
+	// LowerGCPressure is called before a long document is planned again, when garbage costs
+	// most. The function that it returns is called afterwards. nil is allowed.
+	LowerGCPressure func() (back func())
+	Registerer      prometheus.Registerer
 	// Paused is why no task starts to begin with; "" = tasks do. SavePaused makes a
 	// change of it durable; nil = it is not.
 	Paused     string
@@ -57,13 +56,13 @@ type Config struct {
 // Node is the engine of one server: the actor tree and its services. It
 // implements what package http needs.
 type Node struct {
-	env     *env
+	env     *nodeContext
 	system  *actor.ActorSystem
 	root    *actor.PID
 	shards  [Shards]*actor.PID
 	janitor *janitor
 	closing atomic.Bool
-	waits   waits
+	waits   callDeadlines
 	pauses  pauses
 	ids     atomic.Uint64 // the next run id
 	low     atomic.Bool   // new runs are refused for want of room
@@ -95,18 +94,18 @@ func Start(c Config) (*Node, error) {
 		return nil, fmt.Errorf("reading the mark of the clock: %w", err)
 	}
 	system := actor.NewActorSystem(actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger {
-		return slog.New(warnings{c.Logger.Handler()})
+		return slog.New(warnHandler{c.Logger.Handler()})
 	}), actor.WithDeadLetterThrottleInterval(time.Millisecond)) // the library keeps a goroutine for so long
 	n := &Node{system: system, stopped: make(chan struct{}), failed: make(chan struct{})}
 	n.ids.Store(uint64(next))
 	n.pauses.save = c.SavePaused
 	n.pauses.reason.Store(&c.Paused)
-	n.waits.turn()
-	e := &env{
-		store: c.Store, outputs: c.Outputs, board: newBoard(), attempts: newAttempts(),
+	n.waits.rotate()
+	e := &nodeContext{
+		store: c.Store, outputs: c.Outputs, summaries: newSummaryIndex(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
 		closing: &n.closing, paused: n.Paused, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
-		plans: &longPlans{sparing: c.Sparing},
+		plans: &longPlans{lowerGCPressure: c.LowerGCPressure},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
 		e.snapshotEvery = snapshotEvery
@@ -125,13 +124,13 @@ func Start(c Config) (*Node, error) {
 		return nil, err
 	}
 	if c.Registerer != nil {
-		c.Registerer.MustRegister(monitored(e.executors))
+		c.Registerer.MustRegister(executorCollector(e.executors))
 	}
-	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli, c.Elsewhere)); err != nil {
+	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli, c.ExternalExecutors)); err != nil {
 		return nil, err
 	}
 	go n.watch()
-	n.lookAtClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
+	n.syncClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
 	e.timekeeping.Go(n.keepTime)
 	n.janitor = startJanitor(n, c)
 	return n, nil
@@ -160,7 +159,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
 	for _, s := range unfinished {
-		e.board.post(s)
+		e.summaries.insert(s)
 		if neverGranted(s) {
 			waiting = append(waiting, s.ID)
 			continue
@@ -178,14 +177,14 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 	}
 	tell := func(name string, key messages.AttemptKey) {
 		if d, ok := e.executors[name].(executor.Durable); ok {
-			e.root.Send(n.shard(key.Run), &unclaimed{key, d})
+			e.root.Send(n.shard(key.Run), &orphanedEnd{key, d})
 		}
 	}
 	e.attempts.unclaimed.Store(&tell)
 	for _, id := range going {
 		e.root.Send(n.shard(id), &messages.Recover{Run: id})
 	}
-	n.remain(waiting)
+	n.adoptQueued(waiting)
 	return nil
 }
 
@@ -207,8 +206,8 @@ func (n *Node) plant(sched *scheduler, awaited map[messages.RunID]struct{}) erro
 
 func (n *Node) shard(id messages.RunID) *actor.PID { return n.shards[uint64(id)%Shards] }
 
-// Failed is closed when the storage has failed, or a part of the tree that nothing
-// can stand in for; Err then says why. The server must stop.
+// Failed is closed when the storage has failed, or a part of the tree that cannot be
+// replaced; Err then says why. The server must stop.
 func (n *Node) Failed() <-chan struct{} { return n.failed }
 
 // Err is what Failed is about, or nil.
@@ -230,13 +229,13 @@ func (n *Node) fail(err error) {
 // watch passes a failure of the storage on and ends the waits of callers, until the
 // node is closed or has failed.
 func (n *Node) watch() {
-	clock := time.NewTicker(turn)
+	clock := time.NewTicker(rotateEvery)
 	defer clock.Stop()
-	defer n.waits.end()
+	defer n.waits.expireAll()
 	for {
 		select {
 		case <-clock.C:
-			n.waits.turn()
+			n.waits.rotate()
 		case <-n.env.store.Failed():
 			n.fail(fmt.Errorf("storage failed: %w", n.env.store.Err()))
 			return
@@ -254,8 +253,8 @@ func (n *Node) watch() {
 func (n *Node) Close(ctx context.Context) error { return n.end(ctx, false) }
 
 // Detach stops the node as Close does, but leaves running what can outlive it: the
-// next node finds it. What a durable executor has not been told is durable it tells
-// that one again, so nothing is waited for.
+// next node finds it. A durable executor sends unacknowledged ends again to the
+// next node, so Detach does not wait for them.
 func (n *Node) Detach(ctx context.Context) error { return n.end(ctx, true) }
 
 func (n *Node) end(ctx context.Context, detach bool) error {
@@ -278,7 +277,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
 	}
 	close(n.stopped)
-	n.env.remaining.Wait()
+	n.env.queuedRecovery.Wait()
 	n.env.timekeeping.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {
@@ -314,7 +313,7 @@ func (n *Node) nextID() messages.RunID { return messages.RunID(n.ids.Add(1) - 1)
 // nodeActor is the root of the tree. It sees to it that an idempotency key makes
 // one run however often it comes at once.
 type nodeActor struct {
-	env   *env
+	env   *nodeContext
 	node  *Node
 	sched *scheduler
 	// awaited is the dispatcher's: see there.
@@ -343,7 +342,7 @@ func (a *nodeActor) Receive(ctx actor.Context) {
 		a.plant(ctx)
 	case *messages.Submit:
 		a.submit(ctx, m)
-	case *messages.KeySettled:
+	case *messages.KeyResolved:
 		k := a.keys[m.Key]
 		delete(a.keys, m.Key)
 		if k != nil {
@@ -414,4 +413,52 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 func keyReused(key string, run messages.RunID) error {
 	return &messages.Error{Code: messages.KeyReused,
 		Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", key, run)}
+}
+
+// nodeContext is shared by the actors of one node. It is complete before the first actor
+// is spawned and does not change afterwards.
+type nodeContext struct {
+	store         persistence.Store
+	outputs       *outputs.Store
+	executors     map[string]executor.Executor
+	durables      []executor.Durable // those of executors that are, by their names' order
+	summaries     *summaryIndex
+	newRuns       newRunQueue
+	timers        *timers
+	pool          *pool // runs and tasks
+	loader        *loadLimiter
+	standing      *pool // node, shards and dispatcher
+	metrics       *metrics
+	root          *actor.RootContext
+	dispatcher    *actor.PID
+	node          *actor.PID
+	attempts      *attempts
+	taskProps     *actor.Props
+	killGrace     time.Duration
+	limits        dag.Limits
+	plans         *longPlans
+	finishedRuns  finishedRunCache
+	clock         Clock
+	steadyClock   steadyClock
+	snapshotEvery int
+	epochs        atomic.Uint64   // of run actors
+	spawned       atomic.Uint64   // task actors so far
+	stopped       <-chan struct{} // closed when callers are no longer answered by actors
+	paused        func() string   // why no task starts
+	closing       *atomic.Bool    // the node is being closed: running attempts are left alone
+	log           *slog.Logger
+
+	timekeeping sync.WaitGroup // Node.keepTime
+
+	// queuedRecovery waits for the goroutine that adopts queued runs of a former server.
+	queuedRecovery sync.WaitGroup
+}
+
+// logPanic logs a panic of an actor with its stack and lets it go on to the supervisor.
+func (e *nodeContext) logPanic(ctx actor.Context) {
+	if p := recover(); p != nil {
+		e.metrics.panics.Inc()
+		e.log.Error("actor panicked", "actor", ctx.Self().Id, "panic", p, "stack", string(debug.Stack()))
+		panic(p)
+	}
 }

@@ -276,7 +276,7 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 	for id := messages.RunID(0); id < 600_000; id += 1 + id/7 {
 		store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
 	}
-	n := &Node{env: &env{board: newBoard(), store: &store}}
+	n := &Node{env: &nodeContext{summaries: newSummaryIndex(), store: &store}}
 	n.ids.Store(600_000)
 	var got []messages.RunID
 	list := func(q messages.ListQuery) {
@@ -325,7 +325,7 @@ func TestNewestFirstJumpsOverGaps(t *testing.T) {
 		at(), at(0), at(far), at(0, far), at(0, 1, far/3, far/2-1, far/2, far/2+70_000, far-3, far),
 		at(windowRuns-1, windowRuns, 2*windowRuns, 3*windowRuns-1, 1<<40, 1<<40+windowRuns, 1<<41-1, 1<<41),
 	} {
-		n := &Node{env: &env{board: newBoard(), store: store}}
+		n := &Node{env: &nodeContext{summaries: newSummaryIndex(), store: store}}
 		n.ids.Store(uint64(far) + 1)
 		i := len(store.runs)
 		err := n.Summaries(messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {

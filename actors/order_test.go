@@ -150,7 +150,7 @@ func TestRequestsAreAnsweredAtOnceWhenAShardHasPanicked(t *testing.T) {
 	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
 	begun := time.Now()
 	_, err := call(r.node, waits.Reply, func() { r.node.env.root.Send(r.node.shard(3), waits) })
-	if code(err) != messages.Unavailable && code(err) != messages.NotFound || time.Since(begun) > answerWithin/2 {
+	if code(err) != messages.Unavailable && code(err) != messages.NotFound || time.Since(begun) > callTimeout/2 {
 		t.Errorf("%v after %v", err, time.Since(begun))
 	}
 	<-r.node.Failed()
@@ -175,7 +175,7 @@ func TestErrorsOfAFailedStoreAreSaidAsSuch(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)
 	r.awaitState(id, dag.RunCompleted)
-	for r.node.env.board.summary(id) != nil {
+	for r.node.env.summaries.summary(id) != nil {
 		runtime.Gosched()
 	}
 	r.store.Fail(errors.New("disk is gone"))

@@ -4,24 +4,24 @@ import (
 	"fmt"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
 
 // start makes the run ready: a new one from its plan, any other from the store.
 func (r *run) start(ctx actor.Context) {
-	r.tasks = make(map[uint32]*child)
+	r.tasks = make(map[uint32]*taskActor)
 	r.snapshot.every = r.env.snapshotEvery
-	if r.again {
+	if r.restarted {
 		r.epoch = r.env.epochs.Add(1)
 		for _, d := range r.env.durables {
 			d.Expect(r.id)
 		}
 	}
 	if r.broken {
-		ctx.Send(r.env.dispatcher, &messages.Forget{Run: r.id})
+		ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 		r.failed = fmt.Errorf("run %d was given up: its actor panicked again and again, see the log", r.id)
 		return
 	}
@@ -29,17 +29,17 @@ func (r *run) start(ctx actor.Context) {
 		r.beginLoading(ctx)
 		return
 	}
-	r.setOut(ctx)
+	r.initialize(ctx)
 }
 
-// setOut does what comes first when the run's state is there.
-func (r *run) setOut(ctx actor.Context) {
+// initialize does what comes first when the run's state is there.
+func (r *run) initialize(ctx actor.Context) {
 	r.setClock()
 	if r.waited {
 		r.dag.Init() // its shard has asked for these slots, and there is nothing else
 		return
 	}
-	r.takeUp(ctx, r.resync())
+	r.resumeAttempts(ctx, r.resolveLiveAttempts())
 	r.effects = append(r.effects, r.dag.Init()...)
 	r.changed = true
 	r.schedule(ctx)
@@ -49,17 +49,17 @@ func (r *run) setOut(ctx actor.Context) {
 func (r *run) setClock() {
 	now, monotonic := r.env.clock.Now()
 	if r.dag.Waiting() {
-		// Nobody has set the server's own clock since the run's times were taken.
+		// The server's own clock cannot be set, so the run's times still fit it.
 		now = r.env.steady() + r.offset
 	}
 	r.clock.begin(now, monotonic, r.dag.LastUpdate())
 }
 
-// resync settles the attempts that were under way when the server stopped, or the
-// run's actor panicked. Those of a durable executor go on: they are returned. What
-// runs inside the server leaves nothing behind and counts as never started. The
+// resolveLiveAttempts settles the attempts that were under way when the server stopped, or the
+// run's actor panicked. Attempts of a durable executor continue and are returned. An
+// attempt inside the server leaves no trace and counts as never started. The
 // processes of any other executor are not ours any more.
-func (r *run) resync() (live []messages.AttemptKey) {
+func (r *run) resolveLiveAttempts() (live []messages.AttemptKey) {
 	now := r.now()
 	var lost, revoked []messages.AttemptKey
 	r.dag.Live(func(task, attempt uint32, _ dag.TaskState) {
@@ -67,7 +67,7 @@ func (r *run) resync() (live []messages.AttemptKey) {
 		switch {
 		case r.env.durable(r.dag.Plan(), task) != nil:
 			live = append(live, key)
-		case r.instant(task):
+		case r.isNoop(task):
 			revoked = append(revoked, key)
 		default:
 			lost = append(lost, key)
@@ -84,7 +84,7 @@ func (r *run) resync() (live []messages.AttemptKey) {
 		r.env.metrics.attempt(messages.AttemptLost)
 		r.effects = append(r.effects, r.dag.Apply(dag.Lost{Task: k.Task, Attempt: k.Attempt, At: now})...)
 	}
-	// The slots were those of the former server, or incarnation: nothing to give back.
+	// The slots belonged to the former server or incarnation, so they are not released.
 	kept := r.effects[:0]
 	for _, e := range r.effects {
 		if _, ok := e.(dag.Release); !ok {
@@ -95,9 +95,9 @@ func (r *run) resync() (live []messages.AttemptKey) {
 	return live
 }
 
-// restore makes a run's state from what is stored of it.
-func restore(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Run, error) {
-	plan, err := planOf(stored, limits, long)
+// restoreRun makes a run's state from what is stored of it.
+func restoreRun(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Run, error) {
+	plan, err := storedPlan(stored, limits, long)
 	if err != nil {
 		return nil, err
 	}
@@ -107,4 +107,90 @@ func restore(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*d
 	}
 	return dag.Recover(plan, dag.Config{}, stored.Header,
 		func(i uint32) []byte { return chunks[i] }, stored.Records)
+}
+
+// A run that a former server left queued stays queued without an actor (shard.go). Its
+// shard learns of it before any request arrives. The slots to ask for follow from the
+// definition, which must be read and planned: the node does that for one run after the
+// other, by ascending id, while requests are served. A request for such a run starts its
+// actor, which then asks for slots itself.
+
+// neverGranted tells from a run's stored summary that it never had a slot. It is as it
+// was submitted, except that some of its tasks may have been killed.
+func neverGranted(s *messages.Summary) bool {
+	return s.State == dag.RunQueued && s.LastUpdate == s.Start
+}
+
+// adoptQueued tells a shard which of its runs a former server left queued.
+type adoptQueued struct{ runs []messages.RunID }
+
+// queuedDemand tells a shard the slots that one of them wants. Without a plan the run must
+// be loaded: it has a history, or its definition is long or unreadable.
+type queuedDemand struct {
+	run   messages.RunID
+	plan  *dag.Plan
+	wants []dag.Demand
+}
+
+// adoptQueued tells the shards which runs are queued, and then sends them the demand of
+// each run until the node is closed.
+func (n *Node) adoptQueued(runs []messages.RunID) {
+	var of [Shards][]messages.RunID
+	for _, id := range runs {
+		of[uint64(id)%Shards] = append(of[uint64(id)%Shards], id)
+	}
+	for i, list := range of {
+		if len(list) > 0 {
+			n.env.root.Send(n.shards[i], &adoptQueued{list})
+		}
+	}
+	n.env.queuedRecovery.Go(func() {
+		for _, id := range runs {
+			select {
+			case <-n.stopped:
+				return
+			default:
+				n.env.root.Send(n.shard(id), n.env.queuedDemand(id))
+			}
+		}
+	})
+}
+
+// queuedDemand returns the slots that a queued run wants.
+func (e *nodeContext) queuedDemand(id messages.RunID) *queuedDemand {
+	m := &queuedDemand{run: id}
+	definition, err := e.store.Untouched(id)
+	if err != nil || definition == nil {
+		return m // its actor reads long documents, and reports errors
+	}
+	if plan, problems := specjson.Plan(definition, acceptedLimits(e.limits)); len(problems) == 0 {
+		m.plan, m.wants = plan, plan.InitialState(0).Demands
+	}
+	return m
+}
+
+// adoptQueued adds queued runs whose slots were not asked for yet: their epoch is 0.
+func (s *shard) adoptQueued(m *adoptQueued) {
+	for _, id := range m.runs {
+		r := new(runEntry)
+		r.creation.markDurable()
+		s.runs.Set(uint64(id)/Shards, r)
+	}
+}
+
+// requestQueued asks for the slots of a queued run.
+func (s *shard) requestQueued(ctx actor.Context, m *queuedDemand) {
+	r := s.run(m.run)
+	switch {
+	case r == nil || r.pid != nil || r.deleting(): // it was asked for something meanwhile, and may be finished
+	case m.plan == nil:
+		s.spawn(ctx, r, &run{env: s.env, id: m.run})
+	default:
+		r.epoch = s.env.epochs.Add(1)
+		slots := &messages.SlotRequest{Run: m.run, Epoch: r.epoch, Wanted: make([]messages.WantedSlots, len(m.wants))}
+		for i, d := range m.wants {
+			slots.Wanted[i] = messages.WantedSlots{ID: d.Class, Class: m.plan.Classes[d.Class], N: d.Want}
+		}
+		ctx.Request(s.env.dispatcher, slots)
+	}
 }

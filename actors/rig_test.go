@@ -79,7 +79,7 @@ func (r *rig) pass(d time.Duration) {
 	r.clock.passed.Add(int64(d))
 	timers := r.node.env.timers
 	timers.mu.Lock()
-	timers.wind()
+	timers.resetClock()
 	timers.mu.Unlock()
 }
 
@@ -211,8 +211,8 @@ func (r *rig) retired(id messages.RunID) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
-		changed, leave := r.node.env.board.watch(id)
-		if r.node.env.board.summary(id) == nil {
+		changed, leave := r.node.env.summaries.watch(id)
+		if r.node.env.summaries.summary(id) == nil {
 			leave()
 			return
 		}

@@ -123,7 +123,7 @@ func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
 
 // Publish, then answer: whoever is answered reads what it has written.
 func TestWhoIsAnsweredSeesTheChange(t *testing.T) {
-	g := &gate{where: "(*run).carryOut", reached: make(chan struct{}), open: make(chan struct{})}
+	g := &gate{where: "(*run).applyEffects", reached: make(chan struct{}), open: make(chan struct{})}
 	r := newRig(t, func(c *Config) { c.Clock = g })
 	id := r.submit(single)
 	r.fake.Begin(r.order(1))
@@ -153,7 +153,7 @@ func TestWhoHasSubmittedSeesTheRun(t *testing.T) {
 	m := &messages.Create{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
 	r.node.env.root.Send(r.node.shard(m.Run), m)
 	r.store.WaitPending(1)
-	b := r.node.env.board
+	b := r.node.env.summaries
 	b.mu.Lock() // nothing gets on it
 	r.store.Release()
 	select {
@@ -191,7 +191,7 @@ func TestUnclaimedEndsAreKeptUntilTheyAreDurable(t *testing.T) {
 	k := r.order(1)
 	r.fake.Begin(k)
 	r.awaitTasks(id, dag.TaskRunning, 1)
-	unclaim := func() { r.node.env.root.Send(r.node.shard(id), &unclaimed{k, r.node.env.durables[0]}) }
+	unclaim := func() { r.node.env.root.Send(r.node.shard(id), &orphanedEnd{k, r.node.env.durables[0]}) }
 	unclaim()
 	if _, err := r.node.View(id, 0, 1); err != nil { // behind it
 		t.Fatal(err)

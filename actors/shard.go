@@ -3,14 +3,15 @@ package actors
 import (
 	"fmt"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
 // Shards is how many shards a node has: run n belongs to shard n mod Shards.
@@ -19,66 +20,66 @@ const Shards = 16
 // shard owns the runs of its ids: it creates them, passes requests to them, and
 // knows which of them have an actor. A run without one is finished or unknown.
 type shard struct {
-	env     *env
-	self    *actor.PID
-	runs    idtable.Table[*member] // by the id divided by Shards
-	planned planned
+	env   *nodeContext
+	self  *actor.PID
+	runs  idtable.Table[*runEntry] // by the id divided by Shards
+	plans planCache
 }
 
-// member is a run that is not finished.
-type member struct {
-	pid     *actor.PID // nil until its actor is spawned
-	birth   birth      // of its submission
-	away    bool       // Retire was sent: it can be asked nothing now
-	backlog []messages.Request
-	broken  atomic.Bool // its actor does nothing but panic: it may only refuse
+// runEntry is a run that is not finished.
+type runEntry struct {
+	pid      *actor.PID  // nil until its actor is spawned
+	creation createState // of its submission
+	retiring bool        // Passivate was sent: requests must wait
+	backlog  []messages.Request
+	broken   atomic.Bool // its actor panics again and again: it may only refuse
 
-	// Of a run that waits for its actor:
-	epoch  uint64    // under which its slots are asked for
-	plan   *dag.Plan // nil: to be loaded from the store
-	notice *notice
+	// While the run is queued without an actor:
+	epoch uint64    // under which its slots are asked for
+	plan  *dag.Plan // nil: to be loaded from the store
+	entry *summaryEntry
 }
 
-// held tells whether the run is finished and being deleted.
-func (r *member) held() bool { return r.away && r.pid == nil }
+// deleting tells whether the run is finished and being deleted.
+func (r *runEntry) deleting() bool { return r.retiring && r.pid == nil }
 
 // run returns one of the shard's runs, or nil when it is finished or unknown.
-func (s *shard) run(id messages.RunID) *member { return s.runs.Get(uint64(id) / Shards) }
+func (s *shard) run(id messages.RunID) *runEntry { return s.runs.Get(uint64(id) / Shards) }
 
 func (s *shard) Receive(ctx actor.Context) {
-	defer s.env.guard(ctx)
+	defer s.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		s.self = ctx.Self()
 	case *messages.Create:
 		s.create(m)
-	case *settled:
-		s.settled(ctx, m)
+	case *createDone:
+		s.createDone(ctx, m)
 	case *messages.Recover:
-		s.member(ctx, m.Run, nil)
-	case *remain:
-		s.remain(m)
-	case *remaining:
-		s.remaining(ctx, m)
+		s.ensureActor(ctx, m.Run, nil)
+	case *adoptQueued:
+		s.adoptQueued(m)
+	case *queuedDemand:
+		s.requestQueued(ctx, m)
 	case *messages.Granted:
-		s.granted(ctx, m)
+		s.deliverGrant(ctx, m)
 	case messages.Request:
 		s.request(ctx, m)
-	case *unclaimed:
-		s.unclaimed(ctx, m)
+	case *orphanedEnd:
+		s.orphanedEnd(ctx, m)
 	case *messages.RetryDue:
 		if r := s.run(m.Run); r != nil && r.pid != nil {
 			ctx.Send(r.pid, m)
 		}
-	case *messages.Finished:
-		if r := s.run(m.Run); r != nil && !r.away {
-			r.away = true
-			ctx.Send(r.pid, &messages.Retire{})
+	case *messages.RunFinal:
+		if r := s.run(m.Run); r != nil && !r.retiring {
+			r.retiring = true
+			ctx.Send(r.pid, &messages.Passivate{})
 		}
-	case *messages.Retired:
-		s.retired(ctx, m.Run)
-	case *messages.Staying:
-		s.staying(ctx, m.Run)
+	case *messages.Passivated:
+		s.passivated(ctx, m.Run)
+	case *messages.PassivateRefused:
+		s.passivateRefused(ctx, m.Run)
 	case *messages.Purge:
 		s.purge(m)
 	case *messages.Purged:
@@ -86,12 +87,12 @@ func (s *shard) Receive(ctx actor.Context) {
 	}
 }
 
-// spawn starts the actor of a run as first says. Should it panic, it begins anew
-// from what is durable.
+// spawn starts the actor of a run in the state of first. After a panic the actor restarts
+// from the durable state.
 //
-// No name is given twice: who still has the PID of a former actor must not find
-// another one under it, least of all one that the library is just setting up.
-func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
+// Names are never reused: the PID of a former actor must not reach another one, least of
+// all one that the library is just setting up.
+func (s *shard) spawn(ctx actor.Context, r *runEntry, first *run) {
 	id := first.id
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	if first.epoch == 0 { // it may have had an actor before
@@ -103,7 +104,7 @@ func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
 			first = nil
 			return r
 		}
-		return &run{env: s.env, id: id, again: true, broken: r.broken.Load()}
+		return &run{env: s.env, id: id, restarted: true, broken: r.broken.Load()}
 	}, actor.WithDispatcher(s.env.pool))
 	pid, err := ctx.SpawnNamed(props, name)
 	if err != nil {
@@ -112,32 +113,33 @@ func (s *shard) spawn(ctx actor.Context, r *member, first *run) {
 	r.pid = pid
 }
 
-// member returns the run's member, giving it an actor that loads it if it has none.
-func (s *shard) member(ctx actor.Context, id messages.RunID, summary *messages.Summary) *member {
+// ensureActor returns the entry of a run. A run without an entry gets one, and an actor
+// that loads the run.
+func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messages.Summary) *runEntry {
 	if r := s.run(id); r != nil {
 		return r
 	}
 	if summary != nil {
-		s.env.board.post(summary)
+		s.env.summaries.insert(summary)
 	}
-	r := new(member)
-	r.birth.over()
+	r := new(runEntry)
+	r.creation.markDurable()
 	s.runs.Set(uint64(id)/Shards, r)
 	s.spawn(ctx, r, &run{env: s.env, id: id})
 	return r
 }
 
-// request passes a request on to the run's actor. Finished runs have none: what
-// changes nothing is answered here, what restarts them gives them one.
+// request passes a request on to the run's actor. For a finished run it answers requests
+// without effect itself; a restart starts an actor.
 func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {
-		if r.away || len(r.backlog) > 0 || r.birth.awaited() {
+		if r.retiring || len(r.backlog) > 0 || r.creation.isAwaited() {
 			r.backlog = append(r.backlog, m)
 			return
 		}
 		if r.pid == nil {
-			s.wake(ctx, id, r)
+			s.activate(ctx, id, r)
 		}
 		ctx.Send(r.pid, m)
 		return
@@ -157,42 +159,42 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 		m.Refuse(errNotLive)
 		return
 	}
-	ctx.Send(s.member(ctx, id, summary).pid, m)
+	ctx.Send(s.ensureActor(ctx, id, summary).pid, m)
 }
 
-func (s *shard) retired(ctx actor.Context, id messages.RunID) {
+func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
 	r := s.run(id)
 	if r == nil {
 		return
 	}
 	s.runs.Delete(uint64(id) / Shards)
-	s.env.looked.forget(id)
-	s.env.board.remove(id)
+	s.env.finishedRuns.invalidate(id)
+	s.env.summaries.remove(id)
 	for _, m := range r.backlog {
 		s.request(ctx, m)
 	}
 }
 
-func (s *shard) staying(ctx actor.Context, id messages.RunID) {
+func (s *shard) passivateRefused(ctx actor.Context, id messages.RunID) {
 	r := s.run(id)
 	if r == nil {
 		return
 	}
-	r.away = false
+	r.retiring = false
 	for _, m := range r.backlog {
 		ctx.Send(r.pid, m)
 	}
 	r.backlog = nil
 }
 
-// purge holds finished runs until they are deleted: who asks for one waits for that. A
-// run that has an actor again stays.
+// purge holds finished runs until they are deleted: requests for them wait. It skips a run
+// that has an actor again.
 func (s *shard) purge(m *messages.Purge) {
 	held := make([]messages.RunID, 0, len(m.Runs))
 	for _, id := range m.Runs {
 		if s.run(id) == nil {
-			r := &member{away: true}
-			r.birth.over()
+			r := &runEntry{retiring: true}
+			r.creation.markDurable()
 			s.runs.Set(uint64(id)/Shards, r)
 			held = append(held, id)
 		}
@@ -200,25 +202,25 @@ func (s *shard) purge(m *messages.Purge) {
 	m.Reply.Send(held, nil)
 }
 
-// purged lets go of those of the runs that are held.
+// purged releases those of the runs that are held.
 func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 	for _, id := range m.Runs {
 		r := s.run(id)
-		if r == nil || !r.held() {
+		if r == nil || !r.deleting() {
 			continue
 		}
 		s.runs.Delete(uint64(id) / Shards)
-		s.env.looked.forget(id)
-		s.env.board.deleted(id)
+		s.env.finishedRuns.invalidate(id)
+		s.env.summaries.wakeDeleted(id)
 		for _, q := range r.backlog {
 			s.request(ctx, q)
 		}
 	}
 }
 
-// HandleFailure is the shard as supervisor of its runs: a panic has been logged;
-// the run begins anew from what is durable. One that does nothing but panic is
-// kept only to say so to who asks.
+// HandleFailure is the shard as supervisor of its runs. The panic has been logged, and the
+// run restarts from the durable state. A run that panics again and again is kept only to
+// refuse requests with the reason.
 func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason, _ any) {
 	const patience, within = 5, 10 * time.Second
 	rs.Fail()
@@ -231,4 +233,211 @@ func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor,
 		}
 	}
 	supervisor.RestartChildren(child)
+}
+
+// A queued run is not an actor until its first slot. Its shard asks for its slots; the
+// first grant or the first request starts the actor. So each run of a long backlog costs
+// a few hundred bytes.
+
+// maxCachedPlans is how many queued runs, the newest, keep their plan in a shard. An older
+// run is loaded from the store when its turn comes.
+const maxCachedPlans = 64
+
+// planCache is a ring of the entries that hold their plan.
+type planCache struct {
+	ring [maxCachedPlans]*runEntry
+	next int
+}
+
+// add adds an entry that holds its plan; the oldest entry drops its plan.
+func (p *planCache) add(r *runEntry) {
+	if old := p.ring[p.next]; old != nil {
+		old.plan = nil
+	}
+	p.ring[p.next] = r
+	p.next = (p.next + 1) % maxCachedPlans
+}
+
+// activate starts the actor of a queued run.
+func (s *shard) activate(ctx actor.Context, id messages.RunID, r *runEntry) {
+	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
+	if r.plan != nil {
+		first.initNew(r.plan, r.entry)
+	}
+	r.plan, r.entry = nil, nil
+	s.spawn(ctx, r, first)
+}
+
+// initNew sets up the actor of a new run as it was acknowledged.
+func (r *run) initNew(plan *dag.Plan, n *summaryEntry) {
+	accepted := n.summary.Load()
+	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
+	r.flushed = accepted.Changed
+	r.dag = dag.NewRun(plan, dag.Config{}, accepted.Start)
+	r.dag.TakeRecords(nil) // these were written with the submission
+	r.seq, r.stored, r.entry = 2, r.dag.State(), n
+}
+
+// deliverGrant passes on a grant to a run that was queued without an actor.
+func (s *shard) deliverGrant(ctx actor.Context, m *messages.Granted) {
+	r := s.run(m.Run)
+	if r == nil {
+		return // the run has ended, and the dispatcher has taken the grant back
+	}
+	if r.pid == nil {
+		s.activate(ctx, m.Run, r)
+	}
+	ctx.Send(r.pid, m)
+}
+
+// createState is the stage of a submission. The journal's goroutine sets createDurable;
+// the shard reads the stage.
+type createState struct{ stage atomic.Uint32 }
+
+const (
+	createPending = iota // not durable yet
+	createAwaited        // not durable yet, and requests wait for it
+	createDurable
+)
+
+// isAwaited tells whether the submission is not durable yet. createDone follows once it
+// is.
+func (b *createState) isAwaited() bool {
+	return b.stage.Load() != createDurable && (b.stage.CompareAndSwap(createPending, createAwaited) || b.stage.Load() == createAwaited)
+}
+
+// markDurable sets createDurable, and tells whether requests wait.
+func (b *createState) markDurable() (requests bool) {
+	return b.stage.Swap(createDurable) == createAwaited
+}
+
+// pendingCreate is a submission on its way to the journal.
+type pendingCreate struct {
+	s      *shard
+	create *messages.Create
+	member *runEntry
+	wants  []dag.Demand
+	batch  persistence.Batch
+	spec   persistence.Creation
+}
+
+// createDone tells the shard that a submission is durable, or has failed.
+type createDone struct {
+	run messages.RunID
+	err error // the submission failed: there is no such run
+}
+
+// create makes a submission durable. Its run is queued once it is durable.
+func (s *shard) create(m *messages.Create) {
+	sub := m.Submission
+	opening := sub.Plan.InitialState(sub.At)
+	// One allocation holds all that a queued run needs.
+	r := &struct {
+		runEntry
+		notice  summaryEntry
+		summary messages.Summary
+	}{
+		runEntry: runEntry{epoch: s.env.epochs.Add(1), plan: sub.Plan},
+		summary: messages.Summary{
+			ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
+			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steady(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
+		},
+	}
+	r.runEntry.entry = &r.notice
+	s.runs.Set(uint64(m.Run)/Shards, &r.runEntry)
+	s.plans.add(&r.runEntry)
+	c := &pendingCreate{
+		s: s, create: m, member: &r.runEntry, wants: opening.Demands,
+		spec:  persistence.Creation{Definition: sub.Body, Long: sub.Long, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
+		batch: persistence.Batch{Run: m.Run, Summary: &r.summary, Seq: 1, Records: opening.Records},
+	}
+	c.batch.Create, c.batch.Done = &c.spec, c.onDurable
+	s.env.store.Append(&c.batch)
+}
+
+// onDurable is the journal's answer, on its goroutine. The order matters: the dispatcher
+// knows the run before the run is visible, and the run is visible before the caller is
+// answered.
+func (c *pendingCreate) onDurable(err error) {
+	e, m, r := c.s.env, c.create, c.member
+	if err != nil {
+		err = notCreated(err)
+		e.root.Send(c.s.self, &createDone{m.Run, err})
+	} else {
+		e.summaries.insertEntry(r.entry, c.batch.Summary)
+		if e.newRuns.add(newRun{m.Run, r.epoch, c.s.self, m.Submission.Plan, c.wants}) {
+			e.root.Send(e.dispatcher, newRunsAvailable{})
+		}
+		if r.creation.markDurable() {
+			e.root.Send(c.s.self, &createDone{m.Run, nil})
+		}
+		e.metrics.submissions.Inc()
+	}
+	if key := m.Submission.IdempotencyKey; key != "" {
+		e.root.Send(e.node, &messages.KeyResolved{Key: key, Run: m.Run, Err: err})
+	}
+	m.Reply.Send(m.Run, err)
+}
+
+// createDone serves the requests that came before the submission was durable: their
+// callers saw the run in the store, or guessed its id.
+func (s *shard) createDone(ctx actor.Context, m *createDone) {
+	r := s.run(m.run)
+	if r == nil {
+		return
+	}
+	if m.err != nil {
+		s.runs.Delete(uint64(m.run) / Shards)
+	}
+	backlog := r.backlog
+	r.backlog = nil
+	for _, q := range backlog {
+		s.request(ctx, q)
+	}
+}
+
+// newRunQueue holds new runs on their way to the dispatcher. Many become durable with one
+// commit and reach it as one message.
+type newRunQueue struct {
+	mu    sync.Mutex
+	list  []newRun
+	spare []newRun
+}
+
+// newRun is a durable run that waits for its first slot.
+type newRun struct {
+	run   messages.RunID
+	epoch uint64     // under which its slots are requested
+	shard *actor.PID // to which its grants go
+	plan  *dag.Plan
+	wants []dag.Demand
+}
+
+// newRunsAvailable tells the dispatcher to drain the newRunQueue.
+type newRunsAvailable struct{}
+
+// add appends a run. The caller must notify the dispatcher about the first run in the
+// queue, so that later messages reach it after these runs.
+func (a *newRunQueue) add(r newRun) (first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list = append(a.list, r)
+	return len(a.list) == 1
+}
+
+// drain returns all queued runs. Return the list with recycle.
+func (a *newRunQueue) drain() []newRun {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := a.list
+	a.list, a.spare = a.spare, nil
+	return list
+}
+
+// recycle keeps the list for reuse.
+func (a *newRunQueue) recycle(list []newRun) {
+	clear(list)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spare = list[:0]
 }

@@ -58,10 +58,10 @@ func TestLargeTaskIsNotStarved(t *testing.T) {
 			t.Fatalf("at %v: small tasks must pass: %v", time.Duration(now), g)
 		}
 	}
-	if due := s.ages(begin + 1); due != begin+int64(ageLimit) {
+	if due := s.nextAging(begin + 1); due != begin+int64(ageLimit) {
 		t.Errorf("ages at %v", due)
 	}
-	if due := s.ages(begin + int64(ageLimit)); due != 0 { // or the dispatcher would wake again and again
+	if due := s.nextAging(begin + int64(ageLimit)); due != 0 { // or the dispatcher would wake again and again
 		t.Errorf("aged, and to be looked at again at %v", due)
 	}
 	s.release(1, 0, oneCore, 1, time.Hour)
@@ -88,23 +88,23 @@ func TestShortTasksAreGrantedAhead(t *testing.T) {
 		s.release(1, 0, oneCore, 1, time.Millisecond)
 	}
 	s.want(2, 0, oneCore, 1000)
-	if g := grants(s, 0); g[1] != 5 || g[2] != 5 || s.held.cores != 2000+2*25_000 { // half as much with two runs
-		t.Errorf("very short tasks of two runs: %v, %d held", g, s.held.cores)
+	if g := grants(s, 0); g[1] != 5 || g[2] != 5 || s.granted.cores != 2000+2*25_000 { // half as much with two runs
+		t.Errorf("very short tasks of two runs: %v, %d held", g, s.granted.cores)
 	}
 	s.forget(2)
 	for range 44 {
 		s.release(1, 0, oneCore, 1, 45*time.Millisecond)
 	}
-	if g := grants(s, 0); g[1] != 1 || s.held.cores != 4000 { // one machine-full ahead
-		t.Errorf("short tasks: %v, %d held", g, s.held.cores)
+	if g := grants(s, 0); g[1] != 1 || s.granted.cores != 4000 { // one machine-full ahead
+		t.Errorf("short tasks: %v, %d held", g, s.granted.cores)
 	}
 	for range 60 {
 		s.release(1, 0, oneCore, 1, time.Minute)
 		grants(s, 0)
 		s.want(1, 0, oneCore, 100)
 	}
-	if s.held.cores != 2000 {
-		t.Errorf("long tasks: %d of 2000 are held", s.held.cores)
+	if s.granted.cores != 2000 {
+		t.Errorf("long tasks: %d of 2000 are held", s.granted.cores)
 	}
 }
 
@@ -118,8 +118,8 @@ func TestWhoComesDoesNotWaitForWhatIsGrantedAhead(t *testing.T) {
 	grants(s, 0)
 	s.release(1, 0, oneCore, 1, time.Millisecond)
 	grants(s, 0)
-	if s.held.cores != 2000+2*25_000 {
-		t.Fatalf("two large runs hold %d", s.held.cores)
+	if s.granted.cores != 2000+2*25_000 {
+		t.Fatalf("two large runs hold %d", s.granted.cores)
 	}
 	s.want(3, 0, oneCore, 5)
 	if g := grants(s, 0); g[3] != 2 || len(g) != 1 {
@@ -132,8 +132,8 @@ func TestWhoComesDoesNotWaitForWhatIsGrantedAhead(t *testing.T) {
 	for run := messages.RunID(4); run < 100; run++ {
 		s.want(run, 0, oneCore, 1)
 	}
-	if grants(s, 0); s.held.cores != 2000+2*50_000 {
-		t.Errorf("with a hundred of them %d are held", s.held.cores)
+	if grants(s, 0); s.granted.cores != 2000+2*50_000 {
+		t.Errorf("with a hundred of them %d are held", s.granted.cores)
 	}
 }
 
@@ -162,7 +162,7 @@ func TestTasksElsewhereTakeNoSlots(t *testing.T) {
 	if g := grants(s, 0); g[1] != 190 || g[2] != 10 || g[3] != 2 {
 		t.Fatalf("got %v", g)
 	}
-	if s.ages(int64(time.Hour)) != 0 {
+	if s.nextAging(int64(time.Hour)) != 0 {
 		t.Error("what waits for a place elsewhere would keep this machine's slots free")
 	}
 	s.release(1, 0, farAway, 3, time.Hour)
@@ -182,8 +182,8 @@ func TestForgetGivesEverythingBack(t *testing.T) {
 	s.want(1, 1, noopWork, 5)
 	grants(s, 0)
 	s.forget(1)
-	if !s.idle() || s.claims != 0 || s.tenants.Get(1) != nil {
-		t.Errorf("held %v, noops %d, claims %d", s.held, s.windows[noopExecutor].held, s.claims)
+	if !s.idle() || s.requests != 0 || s.runs.Get(1) != nil {
+		t.Errorf("held %v, noops %d, claims %d", s.granted, s.windows[noopExecutor].held, s.requests)
 	}
 }
 
@@ -203,11 +203,11 @@ func TestSchedulerInvariants(t *testing.T) {
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		s := newScheduler(4000, 1000, map[string]int{"slurm": 7})
-		held := map[claimKey]int{}
+		held := map[requestKey]int{}
 		now := int64(0)
 		for range 300 {
 			now += int64(rnd.IntN(int(ageLimit) / 4))
-			key := claimKey{messages.RunID(rnd.IntN(6)), rnd.IntN(len(classes))}
+			key := requestKey{messages.RunID(rnd.IntN(6)), rnd.IntN(len(classes))}
 			switch rnd.IntN(5) {
 			case 0, 1:
 				s.want(key.run, key.id, classes[key.id], rnd.IntN(20))
@@ -227,7 +227,7 @@ func TestSchedulerInvariants(t *testing.T) {
 					}
 				}
 			}
-			s.grant(now, func(run messages.RunID, id, n int) { held[claimKey{run, id}] += n })
+			s.grant(now, func(run messages.RunID, id, n int) { held[requestKey{run, id}] += n })
 			var cores, memory int64
 			noops, far := 0, 0
 			for k, n := range held {
@@ -247,15 +247,15 @@ func TestSchedulerInvariants(t *testing.T) {
 					if c == nil {
 						continue
 					}
-					if waits := c.at > 0; waits != (c.want > 0) || waits && (*c.line.queueOf(c))[c.at-1] != c || waits && c.full && !s.full(c) {
+					if waits := c.heapIndex > 0; waits != (c.want > 0) || waits && (*c.queue.heapOf(c))[c.heapIndex-1] != c || waits && c.atShare && !s.holdsShare(c) {
 						t.Fatalf("seed %d: a claim stands in the wrong place: %+v", seed, c)
 					}
 				}
 			}
-			if n, f := s.windows[noopExecutor].held, s.windows["slurm"].held; cores != s.held.cores || memory != s.held.memory || noops != n || far != f {
-				t.Fatalf("seed %d: held %d/%d/%d/%d, the scheduler says %v/%d/%d", seed, cores, memory, noops, far, s.held, n, f)
+			if n, f := s.windows[noopExecutor].held, s.windows["slurm"].held; cores != s.granted.cores || memory != s.granted.memory || noops != n || far != f {
+				t.Fatalf("seed %d: held %d/%d/%d/%d, the scheduler says %v/%d/%d", seed, cores, memory, noops, far, s.granted, n, f)
 			}
-			if cores > (1+mostAhead)*4000 || memory > (1+mostAhead)*1000 || noops > noopWindow || far > 7 {
+			if cores > (1+maxAhead)*4000 || memory > (1+maxAhead)*1000 || noops > noopWindow || far > 7 {
 				t.Fatalf("seed %d: overcommitted: %d cores, %d memory, %d noops, %d far away", seed, cores, memory, noops, far)
 			}
 		}
@@ -264,7 +264,7 @@ func TestSchedulerInvariants(t *testing.T) {
 			s.release(k.run, k.id, classes[k.id], n, 0)
 		}
 		if !s.idle() {
-			t.Fatalf("seed %d: not idle in the end: %+v", seed, s.held)
+			t.Fatalf("seed %d: not idle in the end: %+v", seed, s.granted)
 		}
 	}
 }
@@ -298,8 +298,8 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 			s.release(run, 0, class, c.held, 0)
 		}
 	}
-	if len(s.lines) != 0 || s.claims != 0 || s.tenants.Len() != 0 {
-		t.Errorf("%d lines, %d claims, %d runs", len(s.lines), s.claims, s.tenants.Len())
+	if len(s.queues) != 0 || s.requests != 0 || s.runs.Len() != 0 {
+		t.Errorf("%d lines, %d claims, %d runs", len(s.queues), s.requests, s.runs.Len())
 	}
 }
 
@@ -309,24 +309,24 @@ func TestRunWithManyClasses(t *testing.T) {
 	class := func(i int) dag.Class {
 		return dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: int64(i)}
 	}
-	const n = 5 * fewClaims
+	const n = 5 * maxLinearRequests
 	for i := range n {
 		s.want(1, i, class(i), 1)
 	}
-	if s.claims != n || s.find(1, n) != nil || s.find(2, 0) != nil {
-		t.Fatalf("%d claims", s.claims)
+	if s.requests != n || s.find(1, n) != nil || s.find(2, 0) != nil {
+		t.Fatalf("%d claims", s.requests)
 	}
 	for i := range n { // one core: each in its turn
 		if g := grants(s, int64(i)); g[1] != 1 || s.find(1, i).held != 1 {
 			t.Fatalf("turn %d: %v, %+v", i, g, s.find(1, i))
 		}
 		s.release(1, i, class(i), 1, 0)
-		if s.find(1, i) != nil || s.claims != n-1-i {
-			t.Fatalf("turn %d leaves %d claims", i, s.claims)
+		if s.find(1, i) != nil || s.requests != n-1-i {
+			t.Fatalf("turn %d leaves %d claims", i, s.requests)
 		}
 	}
-	if s.tenants.Get(1) != nil || len(s.lines) != 0 {
-		t.Errorf("%d lines are left", len(s.lines))
+	if s.runs.Get(1) != nil || len(s.queues) != 0 {
+		t.Errorf("%d lines are left", len(s.queues))
 	}
 }
 
@@ -356,7 +356,7 @@ func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 			now += int64(ageLimit)
 			for run := range messages.RunID(2) {
 				if c := s.find(run+1, 0); c.held > 0 {
-					s.release(run+1, 0, c.line.class, 1, time.Hour)
+					s.release(run+1, 0, c.queue.class, 1, time.Hour)
 				}
 			}
 			if grants(s, now); i > 4*machine {

@@ -93,7 +93,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, err := restore(stored, dag.Limits{}, nil)
+			d, err := restoreRun(stored, dag.Limits{}, nil)
 			if err != nil || d.State() != dag.RunCompleted {
 				t.Fatalf("%v, %v", d, err)
 			}

@@ -76,15 +76,15 @@ func TestSteadyClock(t *testing.T) {
 		{"the server is off", func() { look(); m.pass(40 * day); server(true) }, 40 * day},
 		{"the server is killed long after its mark", func() { look(); m.pass(day); server(true) }, day},
 		{"the clock is set while the server is off", func() { look(); m.wall += 40 * day; m.pass(time.Hour); server(true) }, time.Hour},
-		{"the machine is off: not counted yet", func() { look(); m.reboot(40*day, 0); server(true); m.pass(believeAfter / 2); look() }, markEvery + believeAfter/2},
+		{"the machine is off: not counted yet", func() { look(); m.reboot(40*day, 0); server(true); m.pass(trustWallClockAfter / 2); look() }, markInterval + trustWallClockAfter/2},
 		{"the machine is off", func() {
 			look()
 			m.reboot(40*day, 0)
 			server(true)
-			m.pass(believeAfter)
+			m.pass(trustWallClockAfter)
 			look()
 			look()
-		}, 40*day + believeAfter},
+		}, 40*day + trustWallClockAfter},
 		{"the machine is off, its clock is wrong and is set right", func() {
 			look()
 			m.reboot(time.Hour, 10000*day)
@@ -92,9 +92,9 @@ func TestSteadyClock(t *testing.T) {
 			m.pass(time.Minute)
 			look()
 			m.wall -= 10000 * day
-			m.pass(believeAfter)
+			m.pass(trustWallClockAfter)
 			look()
-		}, time.Hour + time.Minute + believeAfter},
+		}, time.Hour + time.Minute + trustWallClockAfter},
 		{"the machine is off, and the server is restarted before that is counted", func() {
 			look()
 			m.reboot(40*day, 0)
@@ -103,16 +103,16 @@ func TestSteadyClock(t *testing.T) {
 			restart()
 			m.pass(time.Minute)
 			restart()
-			m.pass(believeAfter)
+			m.pass(trustWallClockAfter)
 			look()
-		}, 40*day + 2*time.Minute + believeAfter},
+		}, 40*day + 2*time.Minute + trustWallClockAfter},
 		{"the machine's clock stands in the past after it was off", func() {
 			look()
 			m.reboot(0, -40*day)
 			server(true)
-			m.pass(believeAfter)
+			m.pass(trustWallClockAfter)
 			look()
-		}, markEvery + believeAfter},
+		}, markInterval + trustWallClockAfter},
 		{"starts of the machine have no names", func() {
 			m.id = ""
 			server(true)
@@ -120,7 +120,7 @@ func TestSteadyClock(t *testing.T) {
 			m.pass(time.Minute)
 			server(true)
 			m.id = ""
-		}, markEvery},
+		}, markInterval},
 	} {
 		m = &machine{wall: 20000 * day, monotonic: time.Second, boot: 3 * day, id: "boot"}
 		mark = persistence.Mark{}
@@ -137,7 +137,7 @@ func TestSteadyClock(t *testing.T) {
 		c.happen()
 		passed := steady() - before
 		if c.what == "starts of the machine have no names" {
-			passed %= markEvery // each start adds one
+			passed %= markInterval // each start adds one
 			c.want = 0
 		}
 		if passed != c.want {
@@ -197,7 +197,7 @@ func TestRetentionCountsWhatHasPassed(t *testing.T) {
 	r.reboot(2 * month)
 	r.start()
 	sweep("the machine was off", append(ids, young...))
-	r.pass(believeAfter)
+	r.pass(trustWallClockAfter)
 	r.node.env.steadyClock.compare()
 	sweep("and a while later", nil)
 }
@@ -360,12 +360,12 @@ func TestListenersResumeThoughTheClockIsSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	news, err := first.Next(context.Background())
-	if err != nil || news.At == 0 {
+	if err != nil || news.ResumeAt == 0 {
 		t.Fatalf("%+v, %v", news, err)
 	}
 	first.Close()
 	r.pass(time.Minute)
-	at := news.At
+	at := news.ResumeAt
 	for _, restart := range []bool{false, true} {
 		r.step(-time.Hour)
 		if restart {
@@ -392,7 +392,7 @@ func TestListenersResumeThoughTheClockIsSet(t *testing.T) {
 			for _, s := range news.Summaries {
 				told[s.ID] = true
 			}
-			if news.At > 0 && (!told[loud] || !told[fresh]) {
+			if news.ResumeAt > 0 && (!told[loud] || !told[fresh]) {
 				t.Fatalf("restart %v: told %v, not runs %d and %d", restart, told, loud, fresh)
 			}
 		}

@@ -159,9 +159,9 @@ func stormEnds(r *rig) {
 		}
 	}
 	deadline := time.Now().Add(patience)
-	for ; r.node.env.board.len() > 0 && time.Now().Before(deadline); runtime.Gosched() {
+	for ; r.node.env.summaries.len() > 0 && time.Now().Before(deadline); runtime.Gosched() {
 	}
-	for s := range r.node.env.board.from(0) {
+	for s := range r.node.env.summaries.summariesFrom(0) {
 		v, err := r.node.View(s.ID, 0, 100)
 		t.Errorf("run %d has not ended: %+v %v; live %v", s.ID, v, err, r.fake.Live())
 	}

@@ -14,45 +14,46 @@ import (
 )
 
 // task is the actor of one task: it gives its attempt to the executor and tells
-// its run, or fails to it, when the attempt has ended. It has no say in what
-// follows. After a restart it is a fresh struct: the run sends it a new Begin.
+// its run, or fails to it, when the attempt has ended. The run
+// decides on the next step. After a restart it is a fresh struct: the run sends it a new
+// BeginAttempt.
 type task struct {
-	env       *env
+	env       *nodeContext
 	exec      executor.Executor
 	key       messages.AttemptKey
 	generator bool
-	early     []any // came before this incarnation knew its attempt
+	stashed   []any // came before this incarnation knew its attempt
 	live      bool  // its attempt was given to the executor and has not ended: it waits among env.attempts
 }
 
-// adopt gives a task actor an attempt that its executor has already: one that was
-// restarted after a panic its own, which may be the message (last) that it panicked
-// on; or a new one that which was under way when its run was loaded.
-type adopt struct {
+// attachAttempt gives a task actor an attempt that its executor has already: to an actor
+// that was restarted after a panic its own attempt, with the message (last) that it
+// panicked on; to a new actor an attempt that was under way when its run was loaded.
+type attachAttempt struct {
 	key  messages.AttemptKey
 	plan *dag.Plan
 	last any
 }
 
 func (t *task) Receive(ctx actor.Context) {
-	defer t.env.guard(ctx)
+	defer t.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
-	case *messages.Begin:
-		t.begin(ctx, m)
-		t.early = nil
-	case *adopt:
-		t.adopt(ctx, m)
+	case *messages.BeginAttempt:
+		t.beginAttempt(ctx, m)
+		t.stashed = nil
+	case *attachAttempt:
+		t.attach(ctx, m)
 	case *actor.Stopping:
 		if t.live {
 			t.env.attempts.remove(t.key, ctx.Self())
 		}
-		// Its run has failed, or begins anew: nobody will hear of it, unless it outlives that.
+		// Its run has failed or restarts: the attempt is ended, unless its executor is durable.
 		if _, outlives := t.exec.(executor.Durable); t.live && !outlives && !t.env.closing.Load() {
 			t.exec.Kill(t.key, t.env.killGrace)
 		}
 	case *messages.KillAttempt, *messages.RevokeAttempt, *executor.Report:
 		if t.exec == nil { // it has panicked: what was behind that is still to be done
-			t.early = append(t.early, m)
+			t.stashed = append(t.stashed, m)
 			return
 		}
 		t.handle(ctx, m)
@@ -76,9 +77,9 @@ func (t *task) handle(ctx actor.Context, m any) {
 	}
 }
 
-func (t *task) begin(ctx actor.Context, m *messages.Begin) {
+func (t *task) beginAttempt(ctx actor.Context, m *messages.BeginAttempt) {
 	t.key = messages.AttemptKey{Run: m.Run, Task: m.Task, Attempt: m.Attempt}
-	t.know(m.Plan)
+	t.setTemplate(m.Plan)
 	if instant, ok := t.exec.(executor.Instant); ok {
 		r := instant.Do(executor.Order{Key: t.key})
 		t.report(ctx, &r)
@@ -111,30 +112,30 @@ func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Or
 	}
 }
 
-// know sets what follows from the task's template.
-func (t *task) know(plan *dag.Plan) {
+// setTemplate sets what follows from the task's template.
+func (t *task) setTemplate(plan *dag.Plan) {
 	tmpl := plan.TemplateOf(t.key.Task)
 	t.exec = t.env.executors[plan.Classes[tmpl.Class].Executor]
 	t.generator = tmpl.Generator
 }
 
-func (t *task) adopt(ctx actor.Context, m *adopt) {
+func (t *task) attach(ctx actor.Context, m *attachAttempt) {
 	t.key = m.key
-	t.know(m.plan)
+	t.setTemplate(m.plan)
 	t.live = true
 	t.env.attempts.add(t.key, ctx.Self(), ctx.Parent())
 	switch last := m.last.(type) {
 	case *executor.Report:
 		t.report(ctx, last)
-	case *messages.Begin:
+	case *messages.BeginAttempt:
 		if last.Attempt == t.key.Attempt {
-			t.begin(ctx, last)
+			t.beginAttempt(ctx, last)
 		}
 	case *messages.KillAttempt, *messages.RevokeAttempt:
 		t.handle(ctx, last)
 	}
-	early := t.early
-	t.early = nil
+	early := t.stashed
+	t.stashed = nil
 	for _, m := range early {
 		t.handle(ctx, m)
 	}
@@ -145,10 +146,10 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 	case executor.Started:
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.Idle})
 	case executor.Revoked:
-		t.over(ctx)
+		t.attemptOver(ctx)
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
 	case executor.Finished:
-		t.over(ctx)
+		t.attemptOver(ctx)
 		rec := r.Record
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt
 		switch rec.Result {
@@ -157,8 +158,8 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 			if t.generator {
 				generated, err := decodeGenerated(r.Stdout)
 				if err != nil {
-					reject(&rec, err)
-					t.fail(ctx, rec, r.Idle)
+					rejectOutput(&rec, err)
+					t.failAttempt(ctx, rec, r.Idle)
 					return
 				}
 				end.Generated, end.Output = generated, r.Stdout
@@ -167,36 +168,36 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 		case messages.AttemptKilled, messages.AttemptLost:
 			ctx.Send(ctx.Parent(), &messages.AttemptEnded{Record: rec, Idle: r.Idle})
 		default:
-			t.fail(ctx, rec, r.Idle)
+			t.failAttempt(ctx, rec, r.Idle)
 		}
 	}
 }
 
-// over notes that the attempt has ended.
-func (t *task) over(ctx actor.Context) {
+// attemptOver notes that the attempt has ended.
+func (t *task) attemptOver(ctx actor.Context) {
 	if t.live {
 		t.env.attempts.remove(t.key, ctx.Self())
 		t.live = false
 	}
 }
 
-// fail is the failure of this actor: its mailbox is suspended until the run
+// failAttempt is the failure of this actor: its mailbox is suspended until the run
 // restarts or stops it.
-func (t *task) fail(ctx actor.Context, rec messages.AttemptRecord, idle time.Duration) {
-	ctx.(actor.Supervisor).EscalateFailure(&messages.Failure{Record: rec, Idle: idle}, nil)
+func (t *task) failAttempt(ctx actor.Context, rec messages.AttemptRecord, idle time.Duration) {
+	ctx.(actor.Supervisor).EscalateFailure(&messages.AttemptFailure{Record: rec, Idle: idle}, nil)
 }
 
-// reject turns a successful attempt into one whose output was refused.
-func reject(rec *messages.AttemptRecord, why error) {
+// rejectOutput turns a successful attempt into one whose output was refused.
+func rejectOutput(rec *messages.AttemptRecord, why error) {
 	rec.Result = messages.AttemptRejected
-	rec.ExecutorLog = clip(fmt.Sprintf("generated tasks refused: %v", why))
+	rec.ExecutorLog = truncateLog(fmt.Sprintf("generated tasks refused: %v", why))
 }
 
 // maxExecutorLog is how much is kept of what the engine says of an attempt, in
 // bytes: it may quote what a generator printed, which may be megabytes.
 const maxExecutorLog = 16 << 10
 
-func clip(s string) string {
+func truncateLog(s string) string {
 	if len(s) <= maxExecutorLog {
 		return s
 	}

@@ -3,6 +3,7 @@ package actors
 import (
 	"container/heap"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
@@ -33,7 +34,7 @@ type alarm struct {
 func newTimers(now func() int64, send func(*actor.PID, any)) *timers {
 	t := &timers{
 		send: send, now: now,
-		clock: time.NewTimer(longest), stop: make(chan struct{}), exited: make(chan struct{}),
+		clock: time.NewTimer(maxIdle), stop: make(chan struct{}), exited: make(chan struct{}),
 	}
 	go t.loop()
 	return t
@@ -45,17 +46,17 @@ func (t *timers) at(due int64, pid *actor.PID, msg any) {
 	t.seq++
 	heap.Push(&t.heap, alarm{due, t.seq, pid, msg})
 	if t.heap[0].seq == t.seq {
-		t.wind()
+		t.resetClock()
 	}
 	t.mu.Unlock()
 }
 
-// longest is how long the goroutine sleeps while the heap is empty.
-const longest = time.Hour
+// maxIdle is how long the goroutine sleeps while the heap is empty.
+const maxIdle = time.Hour
 
-// wind sets the clock to the first alarm. t.mu is held.
-func (t *timers) wind() {
-	d := longest
+// resetClock sets the clock to the first alarm. t.mu is held.
+func (t *timers) resetClock() {
+	d := maxIdle
 	if len(t.heap) > 0 {
 		d = max(time.Duration(t.heap[0].due-t.now()), 0)
 	}
@@ -87,12 +88,12 @@ func (t *timers) loop() {
 	}
 }
 
-// due takes the next alarm whose time has come. When there is none it winds the clock.
+// due takes the next alarm whose time has come. Without a due alarm it resets the clock.
 func (t *timers) due() (alarm, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.heap) == 0 || t.heap[0].due > t.now() {
-		t.wind()
+		t.resetClock()
 		return alarm{}, false
 	}
 	return heap.Pop(&t.heap).(alarm), true
@@ -115,4 +116,43 @@ func (h *alarmHeap) Pop() any {
 	old[len(old)-1] = alarm{}
 	*h = old[:len(old)-1]
 	return a
+}
+
+const (
+	// callTimeout is how long a caller waits for an actor before it gets an error, plus up
+	// to rotateEvery.
+	callTimeout = 30 * time.Second
+	// rotateEvery is how often callers get a new channel to wait on.
+	rotateEvery     = callTimeout / deadlineBuckets
+	deadlineBuckets = 6
+)
+
+// callDeadlines ends the waits of callers. All waits that begin within one interval share
+// a channel: a timer for each would cost more than most of the calls.
+type callDeadlines struct {
+	current atomic.Pointer[chan struct{}]
+	buckets []chan struct{} // not expired, the current one last; owned by the goroutine that rotates
+}
+
+// expired returns the channel that ends a wait that begins now: by its timeout, or because
+// the node stops.
+func (w *callDeadlines) expired() <-chan struct{} { return *w.current.Load() }
+
+// rotate begins a new interval, and ends the waits of the oldest one.
+func (w *callDeadlines) rotate() {
+	c := make(chan struct{})
+	w.buckets = append(w.buckets, c)
+	w.current.Store(&c)
+	if len(w.buckets) > deadlineBuckets+1 {
+		close(w.buckets[0])
+		w.buckets = w.buckets[1:]
+	}
+}
+
+// expireAll ends all waits, including later ones.
+func (w *callDeadlines) expireAll() {
+	for _, c := range w.buckets {
+		close(c)
+	}
+	w.buckets = nil
 }

@@ -66,7 +66,7 @@ func viewOf(d *dag.Run, s messages.Summary, seq uint64, first, n uint32) *messag
 
 // Summary returns a run at a glance, at the same cost for every run.
 func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
-	if s := n.env.board.summary(id); s != nil {
+	if s := n.env.summaries.summary(id); s != nil {
 		return s, nil
 	}
 	s, err := n.env.store.Summary(id)
@@ -77,11 +77,11 @@ func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
 }
 
 // Await returns the run's summary as soon as done holds for it. When ctx or the
-// node ends first, it returns the present one and why. It costs nothing while
-// nothing changes; a finished run is waited for, too: it may be restarted.
+// node ends first, it returns the present one and why. It is free of cost between
+// changes. It waits for a finished run too, which may be restarted.
 func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
 	for {
-		changed, leave := n.env.board.watch(id)
+		changed, leave := n.env.summaries.watch(id)
 		s, err := n.Summary(id)
 		if err != nil || done(s) {
 			leave()
@@ -127,21 +127,21 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		}
 	}
 	if !wantsFinished(q) {
-		for s := range n.env.board.from(from) {
+		for s := range n.env.summaries.summariesFrom(from) {
 			if q.Before > 0 && s.ID >= q.Before || !pass(s) {
 				break
 			}
 		}
 		return nil
 	}
-	// Those on the board are listed also when their stored rows cannot be found.
-	next, stop := iter.Pull(n.env.board.from(from))
+	// Runs in the index are listed even when their stored rows cannot be found.
+	next, stop := iter.Pull(n.env.summaries.summariesFrom(from))
 	defer stop()
 	live, more := next()
-	listed := true // until who asks wants no more
+	listed := true // until the caller stops
 	upTo := func(id messages.RunID) bool {
 		for ; listed && more && live.ID < id; live, more = next() {
-			if s := n.env.board.summary(live.ID); s != nil {
+			if s := n.env.summaries.summary(live.ID); s != nil {
 				listed = pass(s)
 			}
 		}
@@ -158,7 +158,7 @@ func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) boo
 		if more && live.ID == s.ID {
 			live, more = next()
 		}
-		if now := n.env.board.summary(s.ID); now != nil {
+		if now := n.env.summaries.summary(s.ID); now != nil {
 			s = now
 		}
 		listed = pass(s)
@@ -315,7 +315,7 @@ func selects(q messages.ListQuery, s *messages.Summary) bool {
 // View returns the tasks [first, first+count) of a run: of a live one from its
 // actor, of a finished one from the store.
 func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, error) {
-	if n.env.board.summary(id) != nil {
+	if n.env.summaries.summary(id) != nil {
 		m := &messages.GetView{Run: id, First: first, N: count, Reply: messages.NewReply[*messages.View]()}
 		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 		if !errors.Is(err, errNotLive) {
@@ -331,7 +331,7 @@ func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, err
 
 // Task returns the view of one task, by its expanded name.
 func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
-	if n.env.board.summary(id) != nil {
+	if n.env.summaries.summary(id) != nil {
 		m := &messages.GetTask{Run: id, Name: name, Reply: messages.NewReply[*messages.View]()}
 		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 		if !errors.Is(err, errNotLive) {
@@ -349,14 +349,14 @@ func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
 	return viewOf(l.run, l.summary, l.seq, task, 1), nil
 }
 
-// finished returns a run that has no actor.
-func (n *Node) finished(id messages.RunID) (*look, error) {
-	return n.env.looked.at(id, func(l *look) error {
+// finished returns a finished run.
+func (n *Node) finished(id messages.RunID) (*cachedRun, error) {
+	return n.env.finishedRuns.get(id, func(l *cachedRun) error {
 		stored, err := n.env.store.Load(id)
 		if err != nil {
 			return lookup(id, err)
 		}
-		d, err := restore(stored, n.env.limits, n.env.plans)
+		d, err := restoreRun(stored, n.env.limits, n.env.plans)
 		if err != nil {
 			return fmt.Errorf("run %d: %w", id, err)
 		}
@@ -407,7 +407,7 @@ func (n *Node) OpenLog(id messages.RunID, name string, attempt uint32, stream me
 // endedLog opens a stream of an attempt that has just ended: its record is on its
 // way through its actors and the journal, and is waited for.
 func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream) (messages.Log, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	var rec *messages.AttemptRecord
 	var err error
@@ -429,8 +429,7 @@ func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, 
 	return n.Output(id, rec, stream)
 }
 
-// attempt returns the record of an ended attempt of a task, of the latest one for
-// 0, or nil when there is none.
+// attempt returns the record of an ended attempt of a task (0: the latest one), or nil.
 func (n *Node) attempt(id messages.RunID, task, attempt uint32) (found *messages.AttemptRecord, err error) {
 	err = n.Attempts(id, task, 1, func(rec *messages.AttemptRecord) bool {
 		if attempt == 0 || attempt == rec.Attempt {

@@ -28,7 +28,7 @@ func TestWaitingRunsHaveNoActor(t *testing.T) {
 	r := newRig(t)
 	holder := r.submit(wholeMachine)
 	held := r.order(1)
-	ids := make([]messages.RunID, 3*keptPlans*Shards)
+	ids := make([]messages.RunID, 3*maxCachedPlans*Shards)
 	for i := range ids {
 		ids[i] = r.submit(fmt.Sprintf(`{"tag":"t%d","tasks":{"a":{"job":{"command":["a","%d"],"cores":2}},"b":{"job":{"executor":"noop"},"parents":["a"]}}}`, i, i))
 	}
@@ -68,7 +68,7 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 			r.submit(wholeMachine)
 			held := r.order(1)
 			viewed, killed, half, paused := r.submit(two), r.submit(two), r.submit(two), r.submit(two)
-			for range 2 * keptPlans * Shards {
+			for range 2 * maxCachedPlans * Shards {
 				if !kept {
 					r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
 				}

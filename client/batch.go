@@ -17,11 +17,11 @@ type Submitted struct {
 	Warnings []Problem // about members that are allowed but probably not meant
 }
 
-// SubmitLines submits many graphs, a spec per line of r, and yields what became of
-// each, in their order, while r is still being read; each is durable by then. A line
-// that is refused is no error of the whole. An error is the last thing that it yields:
-// nothing is known of the lines behind the last that was yielded. It is never tried
-// again; with an idempotency key (line n gets key#n) the caller may do that.
+// SubmitLines submits many graphs, a spec per line of r, and yields the result of
+// each, in their order, while r is still being read. A yielded run is durable. The other
+// lines go on after a refused one. An error is the last value: the results of later lines
+// are then unknown. SubmitLines never retries; with an idempotency key (line n gets
+// key#n) the caller may.
 func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
 	return func(yield func(Submitted, error) bool) {
 		k := &call{method: http.MethodPost, path: o.path("/v1/dagruns")}

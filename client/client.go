@@ -30,7 +30,7 @@ type Config struct {
 	// TLS is for https with the default HTTPClient; nil is Go's default. See LoadTLS.
 	TLS *tls.Config
 	// HTTPClient sends the requests. The default one has timeouts for connecting
-	// (5 s) and for the first byte of an answer (2 min), none for the whole.
+	// (5 s) and for the first byte of an answer (2 min), but sets no limit for the whole.
 	HTTPClient *http.Client
 	// Retries is how often a call is tried again (see the package doc); default 3,
 	// negative for never.
@@ -53,8 +53,7 @@ type Client struct {
 	agent   string
 }
 
-// New returns a client; nothing is sent yet. The error tells what is wrong with
-// Config.Server.
+// New returns a client without connecting. The error is about Config.Server.
 func New(c Config) (*Client, error) {
 	if c.Server == "" {
 		c.Server = DefaultServer
@@ -203,7 +202,7 @@ func (c *Client) decode(ctx context.Context, k *call, resp *http.Response, out a
 	} else if err := json.NewDecoder(r).Decode(out); err != nil && r.err == nil {
 		return fmt.Errorf("%s: the answer is not what was expected: %w", k, err)
 	} else {
-		// What follows the document is read, so that the connection can be used again.
+		// Read the rest of the body, so that the connection can be used again.
 		_, _ = io.Copy(io.Discard, io.LimitReader(r, 1<<16))
 	}
 	if r.err != nil {

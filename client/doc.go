@@ -1,5 +1,5 @@
-// Package client is the Go client of Caravan's REST API. It needs nothing of
-// the server's own packages: everything here is the API's JSON.
+// Package client is the Go client of Caravan's REST API. It does not
+// import the server's packages: it knows only the API's JSON.
 //
 // A Client is safe for concurrent use. Every call takes a context and ends with
 // it. Errors are of two kinds:
@@ -11,8 +11,8 @@
 //     holds when no connection was made (then ErrNoServer, too) or it broke; a context's own error is
 //     kept as such.
 //
-// What is tried again, up to Config.Retries times: a call that never reached the
-// server (no connection), and, where repeating does no harm (reads, kills, a
-// submission that has an idempotency key), also a cut answer, 502, 503 and 504.
+// A call that never reached the server (no connection) is retried up to Config.Retries
+// times. Where repeating is safe (reads, kills, a submission with an idempotency key), a
+// cut answer, 502, 503 and 504 are retried too.
 // A change of state (SetState) is repeated only when it was never sent.
 package client

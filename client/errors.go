@@ -44,7 +44,7 @@ type Error struct {
 	RetryAfter   time.Duration
 }
 
-// Error is the server's sentence, or the status when it sent none.
+// Error returns the server's sentence, or the status without one.
 func (e *Error) Error() string {
 	for _, s := range []string{e.Text, e.Detail, e.Title} {
 		if s != "" {
@@ -87,8 +87,8 @@ func (p *problem) into(e *Error) {
 	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
 }
 
-// problemOf reads the refusal in resp. A body that is no problem document (of a
-// proxy, say) leaves just the status.
+// problemOf reads the refusal in resp. Of a body in another format
+// (from a proxy, say) only the status is kept.
 func problemOf(k *call, resp *http.Response) *Error {
 	e := &Error{Method: k.method, Path: k.path, Status: resp.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))

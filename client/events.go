@@ -67,7 +67,7 @@ func (c *Client) RunEvents(ctx context.Context, o EventOptions) iter.Seq2[*Event
 	return c.events(ctx, "/v1/events"+query(q), o)
 }
 
-// errEnded ends a stream that has nothing more to tell.
+// errEnded ends a stream after its last event.
 var errEnded = errors.New("ended")
 
 func (c *Client) events(ctx context.Context, path string, o EventOptions) iter.Seq2[*Event, error] {

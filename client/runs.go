@@ -58,8 +58,8 @@ func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint
 	return *out.RunID, nil
 }
 
-// Validate asks whether a graph would be accepted. A document that would not is
-// no error: see Validation. Of the options Strict counts.
+// Validate asks whether a graph would be accepted. A refused document is a
+// Validation, not an error. Only the option Strict applies.
 func (c *Client) Validate(ctx context.Context, spec []byte, o SubmitOptions) (*Validation, error) {
 	k := &call{method: http.MethodPost, path: o.path("/v1/dagrun/validate"), body: notNil(spec), again: true}
 	v := new(Validation)
@@ -241,7 +241,7 @@ type TaskStates struct {
 }
 
 // TaskStates returns the states of all tasks of a run, a byte each. With the Tag of
-// the call before it returns nil when nothing has changed since.
+// the previous call it returns nil while the states are unchanged.
 func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskStates, error) {
 	k := &call{method: http.MethodGet, path: runPath(run, "states"), again: true}
 	if tag != "" {
@@ -271,14 +271,14 @@ func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskS
 }
 
 // SetState changes the state of a run: QUEUED restarts one that is ERRORED,
-// KILLED or PAUSED, PAUSED pauses, RUNNING resumes, KILLED kills. What the present
-// state does not allow is an ErrConflict. It returns when the change is durable.
+// KILLED or PAUSED, PAUSED pauses, RUNNING resumes, KILLED kills. A change that the
+// present state does not allow is an ErrConflict. It returns when the change is durable.
 func (c *Client) SetState(ctx context.Context, run uint64, state string) error {
 	return c.json(ctx, &call{method: http.MethodPatch, path: runPath(run, "state", state)}, nil)
 }
 
 // Kill kills a run. It returns when the intent is durable; the run is KILLED when
-// the last of its processes is dead. Killing a run that has ended changes nothing.
+// the last of its processes is dead. Killing a run that has ended has no effect.
 func (c *Client) Kill(ctx context.Context, run uint64) error {
 	return c.json(ctx, &call{method: http.MethodDelete, path: runPath(run), again: true}, nil)
 }
@@ -328,7 +328,7 @@ func (c *Client) Version(ctx context.Context) (*Version, error) {
 	return out, nil
 }
 
-// query is "?" and the encoded values, or "" when there are none.
+// query returns "?" and the encoded values, or "" without values.
 func query(q url.Values) string {
 	if len(q) == 0 {
 		return ""

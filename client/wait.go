@@ -11,7 +11,7 @@ import (
 type WaitOptions struct {
 	// Progress is called after each look, from Wait's own goroutine.
 	Progress func(*Summary)
-	// Poll is the longest time between two looks while nothing but counts change;
+	// Poll is the longest time between two looks while only counts change;
 	// default 500 ms with Progress, a minute without. A change of the run's state is
 	// seen at once. With a server that cannot be waited on it is at most 500 ms, and
 	// the first looks come faster.

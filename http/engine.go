@@ -54,10 +54,10 @@ type Changes interface {
 	// Follow begins to tell of a run's changes: behind the news of number after, or
 	// with the present summary for messages.FromNow. It returns nil when the run has
 	// ended and there is nothing behind after.
-	Follow(run messages.RunID, after uint64) (messages.Feed, error)
+	Follow(run messages.RunID, after uint64) (messages.Subscription, error)
 	// Listen begins to tell of the runs that q selects by tag and labels. Those that
 	// have changed since (ns since the epoch; 0 = none) come first.
-	Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error)
+	Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error)
 }
 
 // Logs read the output of attempts.

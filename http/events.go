@@ -206,7 +206,7 @@ func appendGap(dst []byte, missed uint64) []byte {
 // runEvents renders the changes of one run. The id goes with the last event of a
 // piece: who is cut off before it is told the piece again.
 type runEvents struct {
-	feed  messages.Feed
+	feed  messages.Subscription
 	tasks bool
 	open  int // tasks in the event that is being rendered
 	name  []byte
@@ -217,8 +217,8 @@ func (r *runEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error
 	if err != nil {
 		return dst, false, err
 	}
-	if news.Missed > 0 {
-		dst = appendGap(dst, news.Missed)
+	if news.Dropped > 0 {
+		dst = appendGap(dst, news.Dropped)
 	}
 	for i := range news.Changes {
 		dst = r.change(dst, news.Plan, &news.Changes[i])
@@ -287,19 +287,19 @@ func (r *runEvents) endTasks(dst []byte) []byte {
 func (r *runEvents) Close() { r.feed.Close() }
 
 // runsEvents renders the runs that have changed.
-type runsEvents struct{ feed messages.RunsFeed }
+type runsEvents struct{ feed messages.RunListSubscription }
 
 func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error) {
 	news, err := r.feed.Next(ctx)
 	if err != nil {
 		return dst, false, err
 	}
-	if news.Missed > 0 {
-		dst = appendGap(dst, news.Missed)
+	if news.Dropped > 0 {
+		dst = appendGap(dst, news.Dropped)
 	}
 	for i, sum := range news.Summaries {
-		if i == len(news.Summaries)-1 && news.At > 0 {
-			dst = appendID(dst, uint64(news.At))
+		if i == len(news.Summaries)-1 && news.ResumeAt > 0 {
+			dst = appendID(dst, uint64(news.ResumeAt))
 		}
 		dst = appendEvent(dst, "run")
 		dst = appendSummary(dst, sum)
@@ -308,8 +308,8 @@ func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, erro
 		dst = append(dst, '}')
 		dst = append(dst, endEvent...)
 	}
-	if len(news.Summaries) == 0 && news.At > 0 {
-		dst = append(appendID(dst, uint64(news.At)), '\n')
+	if len(news.Summaries) == 0 && news.ResumeAt > 0 {
+		dst = append(appendID(dst, uint64(news.ResumeAt)), '\n')
 	}
 	return dst, false, nil
 }

@@ -61,7 +61,7 @@ func TestRunEvents(t *testing.T) {
 	const summary = `{"runID":2,"tag":"mediumtest","state":"RUNNING","startTime":"1645539903281234588","lastUpdate":"1645539912499992547","taskCounts":{"COMPLETED":11,"RUNNING":14},"tasks":2}`
 	for _, path := range []string{runEventsPath, runEventsPath + "?tasks=0"} {
 		e.feed = newFakeFeed()
-		e.feed.news <- &messages.News{Seq: 4, Plan: plan, Summary: &sum}
+		e.feed.news <- &messages.RunEvents{Seq: 4, Plan: plan, Summary: &sum}
 		resp, r := s.listen(path)
 		nextBlock(t, r, "id: 4\nevent: summary\ndata: "+summary)
 		resp.Body.Close()
@@ -83,8 +83,8 @@ func TestRunEvents(t *testing.T) {
 			"id: 9\nevent: summary\ndata: " + strings.Replace(summary, "RUNNING", "ERRORED", 1),
 		},
 	} {
-		e.feed.news <- &messages.News{Seq: 5, Plan: plan, Changes: []messages.Change{changed(1, dag.TaskRunning, 1), changed(0, dag.TaskGranted, 2)}}
-		e.feed.news <- &messages.News{Seq: 9, Missed: 3, Plan: plan, Changes: []messages.Change{failed, moved}, Summary: &end}
+		e.feed.news <- &messages.RunEvents{Seq: 5, Plan: plan, Changes: []messages.Change{changed(1, dag.TaskRunning, 1), changed(0, dag.TaskGranted, 2)}}
+		e.feed.news <- &messages.RunEvents{Seq: 9, Dropped: 3, Plan: plan, Changes: []messages.Change{failed, moved}, Summary: &end}
 		_, r := s.listen(path)
 		for _, block := range want {
 			nextBlock(t, r, block)
@@ -121,7 +121,7 @@ func TestEventsOfManyTasks(t *testing.T) {
 	const n = 2*perEvent + 5
 	e := &fakeEngine{feed: newFakeFeed()}
 	run := e.add(t, manySpec(n), dag.RunCompleted, dag.TaskCompleted)
-	news := &messages.News{Seq: 2, Plan: run.view.Plan, Summary: &run.view.Summary}
+	news := &messages.RunEvents{Seq: 2, Plan: run.view.Plan, Summary: &run.view.Summary}
 	for i := range uint32(n) {
 		news.Changes = append(news.Changes, changed(i, dag.TaskCompleted, 1))
 	}
@@ -141,9 +141,9 @@ func TestEventsOfAllRuns(t *testing.T) {
 	sum := e.runs[3].view.Summary
 	sum.Start, sum.LastUpdate = 1, 2
 	const data = `data: {"runID":3,"tag":"mediumtest","state":"QUEUED","startTime":"1","lastUpdate":"2","taskCounts":{"QUEUED":2},"tasks":2}`
-	e.feed.runs <- &messages.RunsNews{Summaries: []*messages.Summary{&sum}}
-	e.feed.runs <- &messages.RunsNews{At: 100}
-	e.feed.runs <- &messages.RunsNews{Summaries: []*messages.Summary{&sum, &sum}, Missed: 2, At: 200}
+	e.feed.runs <- &messages.RunListEvents{Summaries: []*messages.Summary{&sum}}
+	e.feed.runs <- &messages.RunListEvents{ResumeAt: 100}
+	e.feed.runs <- &messages.RunListEvents{Summaries: []*messages.Summary{&sum, &sum}, Dropped: 2, ResumeAt: 200}
 	for _, block := range []string{"event: run\n" + data, "id: 100", "event: gap\ndata: {\"missed\":2}", "event: run\n" + data, "id: 200\nevent: run\n" + data} {
 		nextBlock(t, r, block)
 	}

@@ -230,7 +230,7 @@ func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*me
 	}
 }
 
-func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Feed, error) {
+func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Subscription, error) {
 	if err := e.begin("Follow"); err != nil {
 		return nil, err
 	}
@@ -249,11 +249,11 @@ func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Feed, err
 	}
 	now := r.view.Summary
 	f := newFakeFeed()
-	f.news <- &messages.News{Seq: r.view.Seq, Plan: r.view.Plan, Summary: &now}
+	f.news <- &messages.RunEvents{Seq: r.view.Seq, Plan: r.view.Plan, Summary: &now}
 	return f.open(), nil
 }
 
-func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
 	if err := e.begin("Listen"); err != nil {
 		return nil, err
 	}
@@ -265,14 +265,14 @@ func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunsFee
 
 // fakeFeed hands out what the test puts into its channels; closing them is the end.
 type fakeFeed struct {
-	news   chan *messages.News
-	runs   chan *messages.RunsNews
+	news   chan *messages.RunEvents
+	runs   chan *messages.RunListEvents
 	fails  chan error
 	opened atomic.Int32 // and not closed
 }
 
 func newFakeFeed() *fakeFeed {
-	return &fakeFeed{news: make(chan *messages.News, 16), runs: make(chan *messages.RunsNews, 16), fails: make(chan error, 1)}
+	return &fakeFeed{news: make(chan *messages.RunEvents, 16), runs: make(chan *messages.RunListEvents, 16), fails: make(chan error, 1)}
 }
 
 func (f *fakeFeed) open() *fakeFeed {
@@ -280,7 +280,7 @@ func (f *fakeFeed) open() *fakeFeed {
 	return f
 }
 
-func (f *fakeFeed) Next(ctx context.Context) (*messages.News, error) {
+func (f *fakeFeed) Next(ctx context.Context) (*messages.RunEvents, error) {
 	select {
 	case n, ok := <-f.news:
 		if !ok {
@@ -298,7 +298,7 @@ func (f *fakeFeed) Close() { f.opened.Add(-1) }
 
 type fakeRunsFeed struct{ *fakeFeed }
 
-func (f fakeRunsFeed) Next(ctx context.Context) (*messages.RunsNews, error) {
+func (f fakeRunsFeed) Next(ctx context.Context) (*messages.RunListEvents, error) {
 	select {
 	case n, ok := <-f.runs:
 		if !ok {

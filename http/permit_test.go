@@ -50,10 +50,10 @@ func TestRevokedTokensEndStreams(t *testing.T) {
 			}
 			resp, r := s.listen(runEventsPath, as)
 			defer time.AfterFunc(5*time.Second, func() { resp.Body.Close() }).Stop()
-			e.feed.news <- &messages.News{Seq: 4}
+			e.feed.news <- &messages.RunEvents{Seq: 4}
 			nextBlock(t, r, "id: 4")
 			s.rewrite(path, c.left(secret[access.Read]))
-			e.feed.news <- &messages.News{Seq: 5}
+			e.feed.news <- &messages.RunEvents{Seq: 5}
 			if c.goesOn {
 				nextBlock(t, r, "id: 5")
 				return
@@ -78,7 +78,7 @@ func TestLogoutEndsStreams(t *testing.T) {
 	if out := s.loginTo("/logout", "", "Cookie: "+cookie); out.status != 303 {
 		t.Fatal(out.status, out.body)
 	}
-	e.feed.news <- &messages.News{Seq: 5}
+	e.feed.news <- &messages.RunEvents{Seq: 5}
 	if rest, err := io.ReadAll(r); len(rest) > 0 || err == nil {
 		t.Errorf("told %q, %v", rest, err)
 	}

@@ -7,6 +7,7 @@ import "io"
 type Document interface {
 	// Size is its length in bytes.
 	Size() int64
-	// Open returns a reader of the whole, or why there is none any more. It does no I/O.
+	// Open returns a reader of the whole, or an error once the document is closed. It does
+	// no I/O.
 	Open() (io.ReadCloser, error)
 }

@@ -52,7 +52,7 @@ func TestErrorsSayTheirSentence(t *testing.T) {
 	if err.Error() != text {
 		t.Errorf("got %q", err)
 	}
-	err = &messages.Failure{Record: messages.AttemptRecord{ExecutorLog: "timed out after 2s"}}
+	err = &messages.AttemptFailure{Record: messages.AttemptRecord{ExecutorLog: "timed out after 2s"}}
 	if err.Error() != "timed out after 2s" {
 		t.Errorf("got %q", err)
 	}

@@ -7,21 +7,20 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// FromNow is where a feed begins that is not resumed.
+// FromNow is the position of a subscription that starts with the present state.
 const FromNow = math.MaxUint64
 
-// News is what has become durable in a run since a reader of its feed looked last.
+// RunEvents are the durable changes of a run since the previous call of Next.
 // It is immutable.
-type News struct {
-	// Seq numbers the newest durable batch that this is about; to resume, begin
-	// behind it. Numbers follow from the journal: they survive restarts.
+type RunEvents struct {
+	// Seq is the number of the newest durable batch that is covered; a resume starts after
+	// it. The numbers come from the journal, so they survive restarts.
 	Seq uint64
-	// Missed is how many batches before are not told of: what came of them is in
-	// Summary.
-	Missed  uint64
-	Changes []Change // in their order; starts are told once, and not after a resume
+	// Dropped is how many batches before were left out; Summary includes their result.
+	Dropped uint64
+	Changes []Change // in their order; a start is sent once, and not after a resume
 	Plan    *dag.Plan
-	Summary *Summary // at Seq; nil while older news are told
+	Summary *Summary // at Seq; nil while older batches are sent
 }
 
 // Change is a change that users see: of the run's state, or of a task's.
@@ -31,27 +30,27 @@ type Change struct {
 	RC    int32 // of that attempt
 }
 
-// Feed tells of the changes of one run. It is for one reader, whose pace is its own
-// affair: it never holds up the run, and is told what it missed.
-type Feed interface {
-	// Next returns the next news, waiting for them until ctx ends. After news with a
-	// final state io.EOF may follow: there will be no more.
-	Next(ctx context.Context) (*News, error)
+// Subscription delivers the changes of one run to one reader. A slow reader never delays
+// the run: it loses events, and learns how many.
+type Subscription interface {
+	// Next waits for the next events until ctx ends. io.EOF may follow a final state.
+	Next(ctx context.Context) (*RunEvents, error)
 	Close()
 }
 
-// RunsNews are the runs that have changed since a reader looked last.
-type RunsNews struct {
+// RunListEvents are the runs that have changed since the previous call of Next.
+type RunListEvents struct {
 	Summaries []*Summary
-	// Missed is how many more changes there were, of any runs, that are not told of.
-	Missed uint64
-	// At is where to resume (ns, on the server's own clock); 0 when this is no place to.
-	At int64
+	// Dropped is how many further changes, of any runs, were left out.
+	Dropped uint64
+	// ResumeAt is the position to resume from (ns, on the server's own clock); 0 when a
+	// resume is impossible here.
+	ResumeAt int64
 }
 
-// RunsFeed tells of the changes of many runs, as Feed does of one. Of several
-// changes of a run it tells the newest.
-type RunsFeed interface {
-	Next(ctx context.Context) (*RunsNews, error)
+// RunListSubscription delivers the changes of many runs, as Subscription does for one.
+// It merges several changes of a run into the newest.
+type RunListSubscription interface {
+	Next(ctx context.Context) (*RunListEvents, error)
 	Close()
 }

@@ -4,7 +4,7 @@ import "github.com/caravan-dag/caravan/dag"
 
 // Messages from the node to a shard, and from a shard to its runs. Requests that
 // name a run are always sent to its shard, never to the run itself: the shard
-// knows whether the run lives, and so none is lost when a run's actor stops.
+// knows whether the run has an actor, so no request is lost when that actor stops.
 type (
 	// Submit is a submission with an idempotency key, for the node's actor: it passes
 	// it on as Create, once.
@@ -18,9 +18,9 @@ type (
 		Submission *Submission
 		Reply      Reply[RunID]
 	}
-	// KeySettled tells the node's actor that the submission with this idempotency
+	// KeyResolved tells the node's actor that the submission with this idempotency
 	// key is durable, or was refused.
-	KeySettled struct {
+	KeyResolved struct {
 		Key string
 		Run RunID
 		Err error
@@ -96,12 +96,12 @@ func (m *GetView) Refuse(err error) { m.Reply.Send(nil, err) }
 // Refuse answers with err.
 func (m *GetTask) Refuse(err error) { m.Reply.Send(nil, err) }
 
-// The farewell of a run's actor. Finished goes up once the final state is
-// durable; the shard answers with Retire and holds requests back until it hears
-// Retired (the actor has stopped) or Staying (a restart overtook the farewell).
+// The passivation handshake of a run's actor. The run sends RunFinal once its final state
+// is durable. The shard answers with Passivate and holds requests back until Passivated
+// (the actor has stopped) or PassivateRefused (a restart came first).
 type (
-	Finished struct{ Run RunID }
-	Retire   struct{}
-	Retired  struct{ Run RunID }
-	Staying  struct{ Run RunID }
+	RunFinal         struct{ Run RunID }
+	Passivate        struct{}
+	Passivated       struct{ Run RunID }
+	PassivateRefused struct{ Run RunID }
 )

@@ -5,45 +5,46 @@ import "github.com/caravan-dag/caravan/dag"
 // Messages between runs and the dispatcher. Wants are absolute, so a grant that
 // crosses one on its way does no harm: what a run cannot use it releases.
 type (
-	// Slots is what a run wants and gives back after one commit. It is sent as a
+	// SlotRequest is what a run wants and gives back after one commit. It is sent as a
 	// request: grants go to its sender.
-	Slots struct {
+	SlotRequest struct {
 		Run   RunID
 		Epoch uint64 // of the run's actor, to be given back in Granted
-		// Recovered: the run has been loaded. What was known of it before is void, and
-		// it holds nothing but Holds.
+		// Recovered: the run has been loaded. Earlier knowledge about
+		// it is void: it holds exactly Held.
 		Recovered bool
-		Holds     []Hold
-		Wants     []Want
-		Releases  []Release
+		Held      []HeldSlots
+		Wanted    []WantedSlots
+		Released  []ReleasedSlots
 	}
-	// Hold: the run has N attempts of this class under way since before it was loaded.
-	Hold struct {
+	// HeldSlots: the run has N attempts of this class under way since before it was loaded.
+	HeldSlots struct {
 		ID    int
 		Class dag.Class
 		N     int
 	}
-	// Want: the run wants N slots of this class in all, beside those it holds.
-	Want struct {
+	// WantedSlots: the run wants N slots of this class in all, beside those it holds.
+	WantedSlots struct {
 		ID    int // the run's own number of the class, for Granted
 		Class dag.Class
 		N     int
 	}
-	// Release: N slots come back; Busy is the sum of the times (ns) in which they ran.
-	Release struct {
+	// ReleasedSlots: N slots come back; Busy is the sum of the times (ns) in which they ran.
+	ReleasedSlots struct {
 		ID    int
 		Class dag.Class
 		N     int
 		Busy  int64
 	}
-	// Granted gives a run N slots of its class ID, by way of its shard when it has no
-	// actor yet. One whose Epoch is not the actor's own was meant for a former incarnation, and is forgotten already.
+	// Granted gives a run N slots of its class ID, by way of its shard while it is
+	// without an actor. A grant with another Epoch was meant for a former incarnation;
+	// the dispatcher has taken it back already.
 	Granted struct {
 		Run   RunID
 		Epoch uint64
 		ID, N int
 	}
-	// Forget drops all that a run holds and wants, what is on its way to it included:
+	// ForgetRun drops all that a run holds and wants, what is on its way to it included:
 	// its actor goes, or begins anew.
-	Forget struct{ Run RunID }
+	ForgetRun struct{ Run RunID }
 )

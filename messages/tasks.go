@@ -8,8 +8,8 @@ import (
 
 // Messages between a run and its tasks.
 type (
-	// Begin gives a task actor its attempt.
-	Begin struct {
+	// BeginAttempt gives a task actor its attempt.
+	BeginAttempt struct {
 		Run     RunID
 		Plan    *dag.Plan
 		Task    uint32
@@ -48,18 +48,18 @@ type (
 	}
 )
 
-// Failure is the reason with which a task actor fails to its run.
-type Failure struct {
+// AttemptFailure is the reason with which a task actor fails to its run.
+type AttemptFailure struct {
 	Record AttemptRecord
 	Idle   time.Duration // as in executor.Report
 }
 
-func (e *Failure) Error() string { return e.Record.ExecutorLog }
+func (e *AttemptFailure) Error() string { return e.Record.ExecutorLog }
 
 // Flush tells a run that all messages before it have been handled: what they
 // changed is written as one batch. Committed answers the batch.
 //
-// A flush that Lingered comes from the timers: the run had nothing urgent to write.
+// A flush that Lingered comes from the timers: all pending writes could wait.
 type (
 	Flush     struct{ Lingered bool }
 	Committed struct {

@@ -31,11 +31,11 @@ type Summary struct {
 	State      dag.RunState
 	Start      int64 // ns since the epoch: when it was accepted
 	LastUpdate int64 // ns since the epoch: the newest durable event
-	Changed    int64 // ns, on the server's own clock, which nobody can set: the same moment, or a little later
+	Changed    int64 // ns, on the server's own clock, which cannot be set: the same moment, or a little later
 	Tasks      uint32
 	Counts     Counts
-	// Damage says why the stored summary cannot be read; "" when it can. Of a damaged one
-	// nothing else is known but its ID. Only lists have such entries.
+	// Damage says why the stored summary cannot be read; "" when it can. Only the ID of a damaged
+	// summary is known. Only lists have such entries.
 	Damage string
 }
 
@@ -43,7 +43,7 @@ type Summary struct {
 // moment. It is immutable and is rendered outside the run's actor.
 type View struct {
 	Summary
-	Seq     uint64 // of the newest durable batch: see News
+	Seq     uint64 // of the newest durable batch: see RunEvents
 	Plan    *dag.Plan
 	First   uint32
 	States  []dag.TaskState

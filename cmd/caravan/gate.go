@@ -132,7 +132,7 @@ func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*message
 	return e.Await(ctx, run, done)
 }
 
-func (g *gate) Follow(run messages.RunID, after uint64) (messages.Feed, error) {
+func (g *gate) Follow(run messages.RunID, after uint64) (messages.Subscription, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func (g *gate) Follow(run messages.RunID, after uint64) (messages.Feed, error) {
 	return e.Follow(run, after)
 }
 
-func (g *gate) Listen(q messages.ListQuery, since int64) (messages.RunsFeed, error) {
+func (g *gate) Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err

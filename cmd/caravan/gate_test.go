@@ -43,8 +43,11 @@ func (m *marker) Await(context.Context, messages.RunID, func(*messages.Summary) 
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Follow(messages.RunID, uint64) (messages.Feed, error) { m.n++; return nil, errMarked }
-func (m *marker) Listen(messages.ListQuery, int64) (messages.RunsFeed, error) {
+func (m *marker) Follow(messages.RunID, uint64) (messages.Subscription, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Listen(messages.ListQuery, int64) (messages.RunListSubscription, error) {
 	m.n++
 	return nil, errMarked
 }

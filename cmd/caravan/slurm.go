@@ -24,7 +24,7 @@ func (n *node) withSlurm(c Config, engine actors.Config) actors.Config {
 	if !c.Slurm {
 		return engine
 	}
-	engine.Elsewhere = map[string]int{slurmExecutor: c.SlurmJobs}
+	engine.ExternalExecutors = map[string]int{slurmExecutor: c.SlurmJobs}
 	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
 		return slurm.New(slurm.Config{
 			Dir: n.folder.Slurm(), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,

@@ -164,7 +164,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.One), nil },
 		},
-		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, Sparing: garbage.spare,
+		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.spare,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,
 		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
 	}))

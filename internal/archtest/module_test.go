@@ -3,6 +3,9 @@ package archtest
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"io/fs"
 	"os/exec"
@@ -106,4 +109,9 @@ func eachGoFile(t *testing.T, f func(path, rel string)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// parseFile parses one Go file, with its comments.
+func parseFile(name string, src []byte) (*ast.File, error) {
+	return parser.ParseFile(token.NewFileSet(), name, src, parser.ParseComments)
 }
