@@ -14,8 +14,11 @@ import (
 // readCounter is a store that counts what is read of it.
 type readCounter struct {
 	persistence.Store
-	summaries, loads atomic.Int64
+	*readCounts
 }
+
+// readCounts are the reads of all stores that a rig has opened one after the other.
+type readCounts struct{ summaries, loads atomic.Int64 }
 
 func (c *readCounter) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	return c.Store.Summaries(q, func(s *messages.Summary) bool {
@@ -29,14 +32,11 @@ func (c *readCounter) Load(run messages.RunID) (*persistence.Stored, error) {
 	return c.Store.Load(run)
 }
 
-func newCountedRig(t *testing.T) (*rig, *readCounter) {
+func newCountedRig(t *testing.T) (*rig, *readCounts) {
 	r := newRig(t)
 	r.stop()
-	count := new(readCounter)
-	r.wrap = func(s persistence.Store) persistence.Store {
-		count.Store = s
-		return count
-	}
+	count := new(readCounts)
+	r.wrap = func(s persistence.Store) persistence.Store { return &readCounter{s, count} }
 	r.start()
 	return r, count
 }
