@@ -235,10 +235,10 @@ func (r *run) sendSlots(ctx actor.Context) {
 }
 
 const (
-	// snapshotEvery is how many bytes of journal a run writes before its state is
-	// written anew, beside one byte a task, and headerWeight bytes for each of the last
-	// header: large runs do it less often, and so do those with many tasks that have
-	// failed and wait for their retry, all of which are in the header.
+	// snapshotEvery is the number of journal bytes that a run writes between two snapshots
+	// of its state. Each task adds one byte to it, and each byte of the last header adds
+	// headerWeight: large runs take fewer snapshots, and so do runs with many tasks that
+	// wait for a retry, since the header holds all of those.
 	snapshotEvery = 512 << 10
 	headerWeight  = 4
 	// snapshotStep is how many chunks go with one batch, so that a snapshot never

@@ -39,8 +39,8 @@ type attemptStart struct {
 	at            int64 // ns since the epoch
 }
 
-// Bounds of a log, and of one read by a subscription. A subscription that falls further
-// behind loses events.
+// Bounds of a log, and of one read by a subscription. A subscription that is
+// further behind the log than this loses events.
 const (
 	maxLogItems = 4096
 	maxLogBytes = 1 << 20
@@ -125,7 +125,7 @@ func (r *ring[T]) push(item T) {
 	}
 }
 
-// end is the position behind the newest item.
+// end is the position after the newest item.
 func (r *ring[T]) end() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -163,7 +163,7 @@ func (r *ring[T]) read(pos uint64, most int) readResult[T] {
 	return t
 }
 
-// newest returns the newest item of a ring that holds one, and the position behind it.
+// newest returns the newest item and the position after it. The ring must hold an item.
 func (r *ring[T]) newest() (T, uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -130,9 +130,9 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 }
 
 // longPlans makes the plans of stored long documents, one at a time: each takes
-// seconds and hundreds of MB. The last one is found again for as long as somebody
-// holds it, and a little longer: many look at a finished run, and each look would make
-// it anew. The zero value is ready.
+// seconds and hundreds of MB. It keeps the last one while a caller holds it and a little
+// longer, because a finished run has many readers and each would otherwise plan it
+// again. The zero value is ready to use.
 type longPlans struct {
 	lowerGCPressure func() (back func()) // see Config; nil = nothing
 

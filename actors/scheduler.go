@@ -80,7 +80,7 @@ func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *schedu
 	return s
 }
 
-// want sets how many slots the run wants of its class id, beside those it holds.
+// want sets how many slots of its class id the run wants in addition to those it holds.
 func (s *scheduler) want(run messages.RunID, id int, class dag.Class, n int) {
 	c := s.requestFor(requestKey{run, id}, class)
 	c.want = n

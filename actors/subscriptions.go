@@ -155,7 +155,7 @@ func (f *runSubscription) replay() (*messages.RunEvents, error) {
 	return news, nil
 }
 
-// resync returns the present state to a subscription that fell behind.
+// resync returns the run's present state, for a subscription that has lost events.
 func (f *runSubscription) resync() *messages.RunEvents {
 	h, next := f.log.newest()
 	news := &messages.RunEvents{Seq: h.seq, Dropped: h.seq - f.seq, Plan: h.plan, Summary: h.summary}
@@ -272,8 +272,8 @@ type broadcaster struct {
 	events      atomic.Pointer[ring[*messages.Summary]] // nil without subscribers
 }
 
-// maxBroadcastItems bounds the ring. A subscriber that falls further behind loses
-// summaries.
+// maxBroadcastItems bounds the ring. A subscriber that is further behind than this
+// loses summaries.
 const maxBroadcastItems = 1 << 16
 
 func (h *broadcaster) publish(s *messages.Summary) {

@@ -23,7 +23,8 @@ type (
 		Class dag.Class
 		N     int
 	}
-	// WantedSlots: the run wants N slots of this class in all, beside those it holds.
+	// WantedSlots: the run wants N slots of this class in addition to those it holds. N replaces
+	// the former number.
 	WantedSlots struct {
 		ID    int // the run's own number of the class, for Granted
 		Class dag.Class
