@@ -227,7 +227,7 @@ func budgetNode(b *testing.B) *Node {
 	if err != nil {
 		b.Fatal(err)
 	}
-	n, err := Start(Config{Store: store, Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000,
+	n, err := Start(Config{Store: store, Outputs: out, CPUMillis: 2000, MemoryBytes: 1000 << 20,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },
 		}})

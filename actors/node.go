@@ -29,8 +29,8 @@ type Config struct {
 	// Executors makes each executor with the sink it reports to, by the name that
 	// jobs choose it by.
 	Executors   map[string]func(executor.Sink) (executor.Executor, error)
-	CoresMilli  int64 // thousandths of a core that tasks may take in all
-	MemoryMilli int64 // thousandths of a MB
+	CPUMillis   int64 // thousandths of a core that tasks may take in all
+	MemoryBytes int64 // memory that tasks may take in all
 	// ExternalExecutors are the executors whose tasks run on other machines, each with the
 	// number of its tasks that may be granted at one time. No-op tasks have their own limit.
 	ExternalExecutors map[string]int
@@ -126,7 +126,7 @@ func Start(c Config) (*Node, error) {
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(executorCollector(e.executors))
 	}
-	if err := n.recover(unfinished, newScheduler(c.CoresMilli, c.MemoryMilli, c.ExternalExecutors)); err != nil {
+	if err := n.recover(unfinished, newScheduler(c.CPUMillis, c.MemoryBytes, c.ExternalExecutors)); err != nil {
 		return nil, err
 	}
 	go n.watch()

@@ -94,7 +94,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 	}
 	r := &rig{t: t, clock: testClock{system: SystemClock()}, store: journaltest.NewMemory(), fake: executortest.NewFake(), outputs: out}
 	r.config = Config{
-		Outputs: out, CoresMilli: 2000, MemoryMilli: 1_000_000, KillGrace: time.Second,
+		Outputs: out, CPUMillis: 2000, MemoryBytes: 1000 << 20, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": r.fake.Bind,
 			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },

@@ -69,9 +69,9 @@ type scheduler struct {
 
 // newScheduler makes a scheduler of this machine, with a window for each executor
 // whose tasks do not run on it, and for no-op tasks.
-func newScheduler(coresMilli, memoryMilli int64, windows map[string]int) *scheduler {
+func newScheduler(cpuMillis, memoryBytes int64, windows map[string]int) *scheduler {
 	s := &scheduler{
-		machine: resources{coresMilli, memoryMilli},
+		machine: resources{cpuMillis, memoryBytes},
 		windows: map[string]*executorWindow{noopExecutor: {limit: noopWindow}},
 	}
 	for name, limit := range windows {
@@ -264,7 +264,7 @@ func (s *scheduler) queueFor(class dag.Class) *requestQueue {
 	}
 	// A task that was accepted on a larger machine gets all of this one: otherwise it would
 	// never fit, and block all others. The executor reports the error.
-	l := &requestQueue{class: class, window: w, resources: resources{min(class.CPUMillis, s.machine.cores), min(class.MemoryMilli, s.machine.memory)}}
+	l := &requestQueue{class: class, window: w, resources: resources{min(class.CPUMillis, s.machine.cores), min(class.MemoryBytes, s.machine.memory)}}
 	s.queues = append(s.queues, l)
 	return l
 }

@@ -13,7 +13,7 @@ var (
 	oneCore  = dag.Class{Executor: "process", CPUMillis: 1000}
 	twoCores = dag.Class{Executor: "process", CPUMillis: 2000}
 	noopWork = dag.Class{Executor: noopExecutor, CPUMillis: 1000}
-	farAway  = dag.Class{Executor: "slurm", CPUMillis: 64_000, MemoryMilli: 1 << 40}
+	farAway  = dag.Class{Executor: "slurm", CPUMillis: 64_000, MemoryBytes: 1 << 40}
 )
 
 // grants collects what the scheduler hands out, by run.
@@ -199,7 +199,7 @@ func TestReleaseOfWhatWasNotGrantedPanics(t *testing.T) {
 // Random wants, releases and departures: never more than the window is held, all
 // that can be granted is granted, and in the end everything is given back.
 func TestSchedulerInvariants(t *testing.T) {
-	classes := []dag.Class{oneCore, twoCores, noopWork, farAway, {Executor: "process", CPUMillis: 500, MemoryMilli: 400}}
+	classes := []dag.Class{oneCore, twoCores, noopWork, farAway, {Executor: "process", CPUMillis: 500, MemoryBytes: 400}}
 	for seed := range uint64(200) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		s := newScheduler(4000, 1000, map[string]int{"slurm": 7})
@@ -238,7 +238,7 @@ func TestSchedulerInvariants(t *testing.T) {
 					far += n
 				default:
 					cores += int64(n) * c.CPUMillis
-					memory += int64(n) * c.MemoryMilli
+					memory += int64(n) * c.MemoryBytes
 				}
 			}
 			for run := range messages.RunID(6) {
@@ -273,7 +273,7 @@ func TestSchedulerInvariants(t *testing.T) {
 // keep everybody else out for ever.
 func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
 	s := newScheduler(2000, 1000, nil)
-	huge := dag.Class{Executor: "process", CPUMillis: 8000, MemoryMilli: 64_000}
+	huge := dag.Class{Executor: "process", CPUMillis: 8000, MemoryBytes: 64_000}
 	s.want(1, 0, huge, 1)
 	s.want(2, 0, oneCore, 1)
 	if g := grants(s, 1); g[1] != 1 || g[2] != 0 {
@@ -289,7 +289,7 @@ func TestClaimLargerThanTheMachineDoesNotHoldEverybodyUp(t *testing.T) {
 func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 	s := newScheduler(2000, 1<<40, nil)
 	for i := range int64(1000) {
-		class := dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: i}
+		class := dag.Class{Executor: "process", CPUMillis: 1000, MemoryBytes: i}
 		run := messages.RunID(i)
 		s.want(run, 0, class, 3)
 		grants(s, i)
@@ -307,7 +307,7 @@ func TestLinesOfPastAmountsAreForgotten(t *testing.T) {
 func TestRunWithManyClasses(t *testing.T) {
 	s := newScheduler(1000, 1<<40, nil)
 	class := func(i int) dag.Class {
-		return dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: int64(i)}
+		return dag.Class{Executor: "process", CPUMillis: 1000, MemoryBytes: int64(i)}
 	}
 	const n = 5 * maxLinearRequests
 	for i := range n {
@@ -335,9 +335,9 @@ func TestRunWithManyClasses(t *testing.T) {
 func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 	const machine = 4000
 	for _, class := range []dag.Class{
-		{Executor: "process", MemoryMilli: machine},
-		{Executor: "process", MemoryMilli: machine / 4},
-		{Executor: "process", CPUMillis: 500, MemoryMilli: 1500},
+		{Executor: "process", MemoryBytes: machine},
+		{Executor: "process", MemoryBytes: machine / 4},
+		{Executor: "process", CPUMillis: 500, MemoryBytes: 1500},
 		{Executor: "process", CPUMillis: 3000},
 	} {
 		s := newScheduler(machine, machine, nil)
@@ -351,7 +351,7 @@ func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 				t.Fatalf("%+v: at %v nothing is granted of what is free", class, time.Duration(now))
 			}
 		}
-		s.want(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryMilli: 4000}, 1)
+		s.want(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryBytes: 4000}, 1)
 		for now, i := 6*int64(ageLimit), 0; s.find(3, 0).held == 0; i++ { // the others let go of it all
 			now += int64(ageLimit)
 			for run := range messages.RunID(2) {
@@ -363,7 +363,7 @@ func TestRunThatHoldsAllItCanKeepsNothingFree(t *testing.T) {
 				t.Fatalf("%+v: the largest of tasks starves", class)
 			}
 		}
-		s.release(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryMilli: 4000}, 1, time.Hour)
+		s.release(3, 0, dag.Class{Executor: "process", CPUMillis: 4000, MemoryBytes: 4000}, 1, time.Hour)
 		grants(s, 7*int64(ageLimit))
 		if c := s.find(1, 0); c.held == 0 && held > 0 {
 			t.Errorf("%+v: the first run got none of it back", class)

@@ -7,7 +7,7 @@ type Limits struct {
 	MaxTasks       int   // tasks of one run, generated ones included; default 10,000,000
 	MaxDepth       int   // nesting of generators; default 16
 	MaxCPUMillis   int64 // what the machine has, thousandths of a core; 0 = not checked
-	MaxMemoryMilli int64 // what the machine has, thousandths of a MB; 0 = not checked
+	MaxMemoryBytes int64 // memory of the machine; 0 = not checked
 	MaxStartBytes  int   // of a task's arguments and environment together; 0 = not checked
 	// Executors are the names that a job may choose; nil = "process", "noop".
 	Executors []string
@@ -83,8 +83,8 @@ type Edge struct {
 // dispatcher.
 type Class struct {
 	Executor    string // "process", "noop", …
-	CPUMillis   int64
-	MemoryMilli int64
+	CPUMillis   int64  // thousandths of a core
+	MemoryBytes int64
 }
 
 // Task is one expanded task, its tokens substituted.

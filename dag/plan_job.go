@@ -2,6 +2,7 @@ package dag
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,11 +207,11 @@ func (b *planner) checkGiven(template int, j *Job) {
 	}
 	cores, has := j.Cores, limits.MaxCPUMillis
 	if cores.Raw != "" && has > 0 && cores.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
-		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(cores.Milli, has, "cores"))
+		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(formatMilli(cores.Milli), formatMilli(has), "cores"))
 	}
-	memory, has := j.MemoryMB, limits.MaxMemoryMilli
-	if memory.Raw != "" && has > 0 && memory.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
-		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachine(memory.Milli, has, "MB of memory"))
+	memory, has := j.MemoryMB, limits.MaxMemoryBytes
+	if memory.Raw != "" && has > 0 && memory.bytes() > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachine(formatMilli(memory.Milli), formatMiB(has), "MB of memory"))
 	}
 }
 
@@ -233,9 +234,9 @@ func (b *planner) runsLocally(template int, own func(*Job) bool) bool {
 	return false
 }
 
-// exceedsMachine says what the machine does not have. Both numbers are thousandths.
-func exceedsMachine(asked, has int64, unit string) string {
-	return "asks for " + formatMilli(asked) + " " + unit + ", the machine has " + formatMilli(has)
+// exceedsMachine says what the machine does not have.
+func exceedsMachine(asked, has, unit string) string {
+	return "asks for " + asked + " " + unit + ", the machine has " + has
 }
 
 // formatMilli is a number of thousandths, without trailing zeros.
@@ -243,11 +244,16 @@ func formatMilli(milli int64) string {
 	return strconv.FormatFloat(float64(milli)/1000, 'f', -1, 64)
 }
 
+// formatMiB is a number of bytes in MiB, to a thousandth, without trailing zeros.
+func formatMiB(bytes int64) string {
+	return strconv.FormatFloat(math.Round(float64(bytes)/(1<<20)*1000)/1000, 'f', -1, 64)
+}
+
 // checkJob validates a template's job, and sets its class.
 func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	j := b.job
 	b.checkGiven(t.Index, &spec.Job)
-	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryMilli: j.MemoryMB.Milli}
+	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryBytes: j.MemoryMB.bytes()}
 	if class.Executor == "" {
 		class.Executor = executorProcess
 	}
@@ -260,7 +266,7 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	if j.Cores.Raw == "" {
 		class.CPUMillis = defaultCPUMillis
 		if has := b.plan.limits.MaxCPUMillis; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
-			b.addProblem(b.jobPointer(t.Index), exceedsMachine(defaultCPUMillis, has, "cores"))
+			b.addProblem(b.jobPointer(t.Index), exceedsMachine(formatMilli(defaultCPUMillis), formatMilli(has), "cores"))
 		}
 	}
 	t.Class = b.classIndex(class)

@@ -107,7 +107,7 @@ func TestSeedExample(t *testing.T) {
 	if job.Cores != (dag.Quantity{Raw: `"1"`, Milli: 1000}) || job.MemoryMB != (dag.Quantity{Raw: `"100"`, Milli: 100_000}) {
 		t.Errorf("quantities %+v %+v", job.Cores, job.MemoryMB)
 	}
-	if want := (dag.Class{Executor: "process", CPUMillis: 1000, MemoryMilli: 100_000}); p.Classes[p.Templates[0].Class] != want {
+	if want := (dag.Class{Executor: "process", CPUMillis: 1000, MemoryBytes: 100 << 20}); p.Classes[p.Templates[0].Class] != want {
 		t.Errorf("class %+v", p.Classes)
 	}
 }
@@ -237,13 +237,13 @@ func TestLimits(t *testing.T) {
 		{"more than there are indexes", doc(task("a", "{{A}}{{B}}{{C}}{{D}}")), dag.Limits{MaxTasks: 1 << 40},
 			[]string{`! /tasks: the run has 1000000000000 tasks, the limit is 2147483647`}},
 		{"machine", `{"jobDefaults": {"memoryMB": 2048.5}, "tasks": {"a": {"job": {"command": ["x"], "cores": "2.5"}}}}`,
-			dag.Limits{MaxCPUMillis: 2000, MaxMemoryMilli: 2_048_000},
+			dag.Limits{MaxCPUMillis: 2000, MaxMemoryBytes: 2048 << 20},
 			[]string{`/jobDefaults/memoryMB: asks for 2048.5 MB of memory, the machine has 2048`, `/tasks/a/job/cores: asks for 2.5 cores, the machine has 2`}},
 		{"the machine has less than one core", `{"tasks": {"a": {"job": {"command": ["x"]}}}}`, dag.Limits{MaxCPUMillis: 500},
 			[]string{`/tasks/a/job: asks for 1 cores, the machine has 0.5`}},
 		{"other machines are larger", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"], "memoryMB": 4096}},
 			"b": {"job": {"command": ["x"], "executor": "process", "cores": 1, "memoryMB": 4096}}}}`,
-			dag.Limits{MaxCPUMillis: 2000, MaxMemoryMilli: 2_048_000, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
+			dag.Limits{MaxCPUMillis: 2000, MaxMemoryBytes: 2048 << 20, Executors: []string{"process", "slurm"}, ExternalExecutors: []string{"slurm"}},
 			[]string{`/tasks/b/job/memoryMB: asks for 4096 MB of memory, the machine has 2048`}},
 		{"what the defaults ask for is asked of this machine too", `{"jobDefaults": {"executor": "slurm", "cores": 64}, "tasks": {"a": {"job": {"command": ["x"]}},
 			"b": {"job": {"command": ["x"], "executor": "process"}}}}`,
@@ -317,7 +317,7 @@ func TestJobDefaults(t *testing.T) {
 	if p.Task(0).Timeout != 1500*time.Millisecond || p.Task(2).Timeout != 9*time.Second {
 		t.Errorf("timeouts %v %v", p.Task(0).Timeout, p.Task(2).Timeout)
 	}
-	if c := p.Classes[all.Class]; c != (dag.Class{Executor: "noop", CPUMillis: 2000, MemoryMilli: 5000}) || some.Class != all.Class {
+	if c := p.Classes[all.Class]; c != (dag.Class{Executor: "noop", CPUMillis: 2000, MemoryBytes: 5 << 20}) || some.Class != all.Class {
 		t.Errorf("class of all: %+v", c)
 	}
 	if c := p.Classes[own.Class]; c != (dag.Class{Executor: "process", CPUMillis: 250}) {

@@ -1,6 +1,9 @@
 package dag
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Spec is a submitted graph, decoded and syntactically sound, not yet validated
 // as a graph (see NewPlan). It is immutable.
@@ -74,6 +77,15 @@ type Job struct {
 type Quantity struct {
 	Raw   string // the JSON text: `"1"` or `1`; "" when not given
 	Milli int64  // thousandths: cores "1" is 1000; memoryMB "100" is 100000
+}
+
+// bytes converts a quantity of MiB, the unit of memoryMB, to bytes. It rounds down,
+// and stops at the largest int64.
+func (q Quantity) bytes() int64 {
+	if q.Milli >= math.MaxInt64>>20 {
+		return math.MaxInt64
+	}
+	return q.Milli << 20 / 1000
 }
 
 // Member is one JSON object member, its value as raw JSON text.

@@ -26,7 +26,7 @@ func benchmarkProcess(b *testing.B) {
 	defer store.Close()
 	ended := make(chan messages.AttemptResult, 16)
 	p, err := executor.NewProcess(executor.ProcessConfig{
-		Outputs: store, CoresMilli: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Outputs: store, CPUMillis: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Sink: executor.SinkEach(func(r executor.Report) {
 			if r.Kind == executor.Finished {
 				ended <- r.Record.Result
@@ -46,7 +46,7 @@ func benchmarkProcess(b *testing.B) {
 				}
 			}
 			if i < b.N {
-				p.Start(executor.Order{Key: id(uint32(i)), Command: []string{"/bin/true"}, CoresMilli: 1000})
+				p.Start(executor.Order{Key: id(uint32(i)), Command: []string{"/bin/true"}, CPUMillis: 1000})
 			} else if i < ahead {
 				ended <- messages.AttemptSucceeded // fewer orders than are sent ahead
 			}

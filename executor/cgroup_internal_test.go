@@ -293,8 +293,8 @@ func TestLimitThatCannotBeSet(t *testing.T) {
 		}
 		return os.Mkdir(filepath.Join(dir, "memory.max"), 0o755) // EISDIR stands for EBUSY
 	}
-	p.slots.memory, p.slots.maxMemory = 100_000, 100_000
-	p.Start(Order{Key: messages.AttemptKey{Run: 1, Task: 1, Attempt: 1}, Command: []string{"true"}, MemoryMilli: 32_000})
+	p.slots.memory, p.slots.maxMemory = 100<<20, 100<<20
+	p.Start(Order{Key: messages.AttemptKey{Run: 1, Task: 1, Attempt: 1}, Command: []string{"true"}, MemoryBytes: 32 << 20})
 	r := <-reports
 	if r.Kind != Finished || r.Record.Result != messages.AttemptNotStarted || r.Record.RC != -1 ||
 		!strings.HasPrefix(r.Record.ExecutorLog, `start "true": the memory limit of 32 MB cannot be set: open `) {

@@ -78,7 +78,7 @@ func TestWhatATaskLeavesBehindLives(t *testing.T) {
 // TestMemoryLimit: what is beyond it is killed, and said; where memory can be limited.
 func TestMemoryLimit(t *testing.T) {
 	r, _, limits := grouped(t)
-	small := func(o *executor.Order) { o.MemoryMilli = 20_000 }
+	small := func(o *executor.Order) { o.MemoryBytes = 20 << 20 }
 	rec := r.run("head -c 100M /dev/zero | tail", small).Record
 	if said := strings.Contains(rec.ExecutorLog, "out of memory: the kernel killed what was beyond the 20 MB"); said != limits {
 		t.Errorf("limits %v: %+v", limits, rec)

@@ -17,8 +17,8 @@ type Order struct {
 	Environment []string // K=V, added to the fixed clean set
 	Dir         string   // "" = the executor's default
 	Timeout     time.Duration
-	CoresMilli  int64
-	MemoryMilli int64
+	CPUMillis   int64 // thousandths of a core
+	MemoryBytes int64
 	Capture     bool  // the final report carries all of stdout (generators), up to Limits
 	GrantedAt   int64 // ns since the epoch: when the grant was given
 	// Other are the job's members that the engine itself does not know, as they were

@@ -20,7 +20,7 @@ func TestSlotsPanicOnMisuse(t *testing.T) {
 		"taken twice":        func(s *slots, a *attempt) { s.take(a); s.take(a) },
 		"given twice":        func(s *slots, a *attempt) { s.take(a); s.give(a); s.give(a) },
 		"given, not taken":   func(s *slots, a *attempt) { s.give(a) },
-		"more than there is": func(s *slots, a *attempt) { a.order.CoresMilli = 11; s.take(a) },
+		"more than there is": func(s *slots, a *attempt) { a.order.CPUMillis = 11; s.take(a) },
 	} {
 		func() {
 			defer func() {
@@ -28,7 +28,7 @@ func TestSlotsPanicOnMisuse(t *testing.T) {
 					t.Errorf("%s: no panic", name)
 				}
 			}()
-			do(&slots{cores: 10, memory: 10}, newAttempt(Order{CoresMilli: 3}))
+			do(&slots{cores: 10, memory: 10}, newAttempt(Order{CPUMillis: 3}))
 		}()
 	}
 }
@@ -133,7 +133,7 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 		t.Fatal(err)
 	}
 	reports := make(chan Report, 100)
-	cfg.Outputs, cfg.CoresMilli = store, 1000
+	cfg.Outputs, cfg.CPUMillis = store, 1000
 	cfg.Sink = SinkEach(func(r Report) { reports <- r })
 	p, err := NewProcess(cfg)
 	if err != nil {
@@ -152,7 +152,7 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 // has no pidfd.
 func startedAlone(t *testing.T, p *Process, o Order) *attempt {
 	t.Helper()
-	o.CoresMilli = 10
+	o.CPUMillis = 10
 	a := newAttempt(o)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -122,7 +122,7 @@ func TestKillForcesTheGroup(t *testing.T) {
 // leaves them alone, holds no slot, and its output is what there was.
 func TestBackgroundChildren(t *testing.T) {
 	r := newRig(t, nil)
-	all := func(o *executor.Order) { o.CoresMilli = 4000 }
+	all := func(o *executor.Order) { o.CPUMillis = 4000 }
 	for _, script := range []string{
 		`sleep 1000 & echo $! >&2`,
 		`setsid sleep 1000 & echo $! >&2`,
@@ -152,7 +152,7 @@ func TestKillAll(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 40
 	for i := range uint32(n) {
-		r.sh(i, "sleep 1000", func(o *executor.Order) { o.CoresMilli = 100 })
+		r.sh(i, "sleep 1000", func(o *executor.Order) { o.CPUMillis = 100 })
 	}
 	for i := range uint32(n) {
 		r.WaitStarted(id(i))
@@ -167,7 +167,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.CloseGrace = 100 * time.Millisecond })
 	stubborn := r.sh(1, `trap '' TERM; echo ready; sleep 1000`)
 	r.sh(2, "sleep 1000 & sleep 1000")
-	waiting := r.sh(3, "true", func(o *executor.Order) { o.CoresMilli = 4000 })
+	waiting := r.sh(3, "true", func(o *executor.Order) { o.CPUMillis = 4000 })
 	r.printed(stubborn, "ready")
 	r.WaitStarted(id(2))
 	if err := r.Close(); err != nil {
@@ -198,7 +198,7 @@ func TestKillsRaceWithExits(t *testing.T) {
 		s := rng.IntN(len(scripts))
 		expected = append(expected, s != len(scripts)-1)
 		key := r.sh(i, scripts[s], func(o *executor.Order) {
-			o.CoresMilli = 500 + 500*rng.Int64N(3)
+			o.CPUMillis = 500 + 500*rng.Int64N(3)
 			if rng.IntN(8) == 0 {
 				o.Timeout = time.Duration(1+rng.IntN(10)) * time.Millisecond
 			}

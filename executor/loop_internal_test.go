@@ -69,10 +69,10 @@ func TestCollectorBesideTheLoop(t *testing.T) {
 
 // runTogether starts attempts that wait for slots, makes the slots free, and returns when all
 // have ended.
-func runTogether(p *Process, reports <-chan Report, attempts uint32, coresMilli int64) {
+func runTogether(p *Process, reports <-chan Report, attempts uint32, cpuMillis int64) {
 	p.SetCapacity(0, 0)
 	for i := range attempts {
-		p.Start(Order{Key: messages.AttemptKey{Task: i}, Command: []string{"/bin/true"}, CoresMilli: coresMilli})
+		p.Start(Order{Key: messages.AttemptKey{Task: i}, Command: []string{"/bin/true"}, CPUMillis: cpuMillis})
 	}
 	p.SetCapacity(1000, 0)
 	for range 2 * attempts {

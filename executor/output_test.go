@@ -167,7 +167,7 @@ func TestReadersRaceWithTheEnd(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 40
 	for i := range uint32(n) {
-		r.sh(i, "echo some output; sleep 0.01", func(o *executor.Order) { o.CoresMilli = 500 })
+		r.sh(i, "echo some output; sleep 0.01", func(o *executor.Order) { o.CPUMillis = 500 })
 	}
 	for done := false; !done; {
 		done = true

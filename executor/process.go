@@ -19,8 +19,8 @@ import (
 type ProcessConfig struct {
 	Outputs     *outputs.Store      // where long output goes; required
 	Sink        Sink                // required
-	CoresMilli  int64               // slots, in thousandths of a core
-	MemoryMilli int64               // slots, in thousandths of a MB
+	CPUMillis   int64               // slots, in thousandths of a core
+	MemoryBytes int64               // slots
 	Node        string              // goes into each record
 	Dir         string              // working folder of orders that name none; "" = this process's
 	MaxOutput   int64               // bytes kept per stream, half from each end; default 64 MiB
@@ -109,8 +109,8 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	if cfg.Sink == nil || cfg.Outputs == nil {
 		return nil, errors.New("executor: a sink and an output store are required")
 	}
-	if cfg.CoresMilli <= 0 || cfg.MemoryMilli < 0 {
-		return nil, fmt.Errorf("executor: %d/1000 cores and %d/1000 MB are no slots", cfg.CoresMilli, cfg.MemoryMilli)
+	if cfg.CPUMillis <= 0 || cfg.MemoryBytes < 0 {
+		return nil, fmt.Errorf("executor: invalid slots: %d thousandths of a core, %d bytes of memory", cfg.CPUMillis, cfg.MemoryBytes)
 	}
 	setDefault(&cfg.MaxOutput, 64<<20)
 	setDefault(&cfg.MaxCapture, 16<<20)
@@ -136,7 +136,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		null:         null,
 		starter:      vfork.New(),
 		live:         map[messages.AttemptKey]*attempt{},
-		slots:        slots{cores: cfg.CoresMilli, memory: cfg.MemoryMilli, maxCores: cfg.CoresMilli, maxMemory: cfg.MemoryMilli},
+		slots:        slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},
 		begun:        begunSet{limit: begunPages},
 		limit:        findStartLimit(),
 		explaining:   make(chan struct{}, maxExplaining),
@@ -171,7 +171,7 @@ func setDefault[T int | int64 | time.Duration](v *T, def T) {
 // as Finished with AttemptNotStarted before Start returns. A key that is live, or
 // that has begun before, is ignored.
 func (p *Process) Start(o Order) {
-	o.CoresMilli, o.MemoryMilli = max(o.CoresMilli, 0), max(o.MemoryMilli, 0)
+	o.CPUMillis, o.MemoryBytes = max(o.CPUMillis, 0), max(o.MemoryBytes, 0)
 	p.mu.Lock()
 	switch {
 	case p.closed:
@@ -198,10 +198,10 @@ func (p *Process) Start(o Order) {
 
 // SetCapacity changes the slots to these, at most those of the configuration. What
 // runs goes on; what waits begins when it fits.
-func (p *Process) SetCapacity(coresMilli, memoryMilli int64) {
+func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 	p.mu.Lock()
-	p.slots.cores = min(max(coresMilli, 0), p.slots.maxCores)
-	p.slots.memory = min(max(memoryMilli, 0), p.slots.maxMemory)
+	p.slots.cores = min(max(cpuMillis, 0), p.slots.maxCores)
+	p.slots.memory = min(max(memoryBytes, 0), p.slots.maxMemory)
 	p.admit(0)
 	p.mu.Unlock()
 }
@@ -322,8 +322,8 @@ func (p *Process) Running() int { return p.Stats().Running }
 type Stats struct {
 	Running         int    // attempts that have begun and not ended
 	Queued          int    // orders that wait for slots
-	CoresMilliUsed  int64  // slots in use
-	MemoryMilliUsed int64  // slots in use
+	CPUMillisUsed   int64  // slots in use
+	MemoryBytesUsed int64  // slots in use
 	Starts          uint64 // processes started since the beginning
 	NotStarted      uint64 // orders that could not be started
 }
@@ -335,7 +335,7 @@ func (p *Process) Stats() Stats {
 	s := p.stats
 	s.Running = len(p.live) - p.queue.len
 	s.Queued = p.queue.len
-	s.CoresMilliUsed, s.MemoryMilliUsed = p.slots.usedCores, p.slots.usedMemory
+	s.CPUMillisUsed, s.MemoryBytesUsed = p.slots.usedCores, p.slots.usedMemory
 	return s
 }
 
@@ -348,8 +348,8 @@ func (p *Process) Check() error {
 	queued := 0
 	for _, a := range p.live {
 		if a.holds {
-			cores += a.order.CoresMilli
-			memory += a.order.MemoryMilli
+			cores += a.order.CPUMillis
+			memory += a.order.MemoryBytes
 		}
 		if a.queued {
 			queued++

@@ -59,7 +59,7 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 		t.Fatal(err)
 	}
 	cfg := executor.ProcessConfig{
-		Outputs: r.store, Sink: r.Recorder.Sink, CoresMilli: 4000, MemoryMilli: 100_000, Node: "here",
+		Outputs: r.store, Sink: r.Recorder.Sink, CPUMillis: 4000, MemoryBytes: 100 << 20, Node: "here",
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	if change != nil {
@@ -94,7 +94,7 @@ func (r *rig) idle() {
 	if err := r.Check(); err != nil {
 		r.t.Error(err)
 	}
-	if s := r.Stats(); s.Running != 0 || s.Queued != 0 || s.CoresMilliUsed != 0 || s.MemoryMilliUsed != 0 {
+	if s := r.Stats(); s.Running != 0 || s.Queued != 0 || s.CPUMillisUsed != 0 || s.MemoryBytesUsed != 0 {
 		r.t.Errorf("not idle: %+v", s)
 	}
 }
@@ -107,7 +107,7 @@ func id(task uint32) messages.AttemptKey {
 func (r *rig) sh(task uint32, script string, change ...func(*executor.Order)) messages.AttemptKey {
 	o := executor.Order{
 		Key: id(task), Name: fmt.Sprintf("task_%d", task), UseShell: true, Shell: script,
-		CoresMilli: 1000, Environment: []string{r.mark},
+		CPUMillis: 1000, Environment: []string{r.mark},
 	}
 	for _, c := range change {
 		c(&o)
@@ -246,14 +246,14 @@ func TestProcessConforms(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { store.Close() })
-			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, Sink: sink, CoresMilli: 3000})
+			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, Sink: sink, CPUMillis: 3000})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return p
 		},
-		Quick: executor.Order{Name: "quick", Command: []string{"true"}, CoresMilli: 1000},
-		Block: &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CoresMilli: 1000},
+		Quick: executor.Order{Name: "quick", Command: []string{"true"}, CPUMillis: 1000},
+		Block: &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CPUMillis: 1000},
 		Slots: 3,
 		Turns: true,
 		After: func(t testing.TB, e executor.Executor) {
@@ -296,10 +296,10 @@ func TestBadConfig(t *testing.T) {
 	defer store.Close()
 	sink := func(...executor.Report) {}
 	for _, cfg := range []executor.ProcessConfig{
-		{Outputs: store, CoresMilli: 1},
-		{Sink: sink, CoresMilli: 1},
+		{Outputs: store, CPUMillis: 1},
+		{Sink: sink, CPUMillis: 1},
 		{Sink: sink, Outputs: store},
-		{Sink: sink, Outputs: store, CoresMilli: 1, MemoryMilli: -1},
+		{Sink: sink, Outputs: store, CPUMillis: 1, MemoryBytes: -1},
 	} {
 		if _, err := executor.NewProcess(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)

@@ -20,7 +20,7 @@ type scarce struct {
 }
 
 func (s *scarce) configure(c *executor.ProcessConfig) {
-	c.CoresMilli = 1_000_000
+	c.CPUMillis = 1_000_000
 	c.Begin = func(orders []*executor.Order) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()

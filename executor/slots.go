@@ -2,12 +2,13 @@ package executor
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// slots counts what there is and what is in use, in thousandths. Less than the most
+// slots counts what there is and what is in use: thousandths of a core and bytes. Less than the most
 // that may ever be is there while somebody else uses the rest (SetCapacity).
 type slots struct {
 	cores, memory         int64
@@ -17,39 +18,48 @@ type slots struct {
 
 // tooLarge says why the order can never start here; nil when it can.
 func (s *slots) tooLarge(o *Order) error {
+	return o.ExceedsMachine(s.maxCores, s.maxMemory)
+}
+
+// ExceedsMachine returns an error when the order needs more than the machine has:
+// thousandths of a core and bytes of memory.
+func (o *Order) ExceedsMachine(cpuMillis, memoryBytes int64) error {
 	switch {
-	case o.CoresMilli > s.maxCores:
-		return fmt.Errorf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(s.maxCores))
-	case o.MemoryMilli > s.maxMemory:
-		return fmt.Errorf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(s.maxMemory))
+	case o.CPUMillis > cpuMillis:
+		return fmt.Errorf("needs %s cores, the machine has %s", formatRounded(o.CPUMillis, 1000), formatRounded(cpuMillis, 1000))
+	case o.MemoryBytes > memoryBytes:
+		return fmt.Errorf("needs %s MB of memory, the machine has %s", formatRounded(o.MemoryBytes, 1<<20), formatRounded(memoryBytes, 1<<20))
 	}
 	return nil
 }
 
-func milli(v int64) string { return strconv.FormatFloat(float64(v)/1000, 'f', -1, 64) }
+// formatRounded formats value/unit to three decimals, without trailing zeros.
+func formatRounded(value, unit int64) string {
+	return strconv.FormatFloat(math.Round(float64(value)/float64(unit)*1000)/1000, 'f', -1, 64)
+}
 
 func (s *slots) fit(o *Order) bool {
-	return o.CoresMilli <= s.cores-s.usedCores && o.MemoryMilli <= s.memory-s.usedMemory
+	return o.CPUMillis <= s.cores-s.usedCores && o.MemoryBytes <= s.memory-s.usedMemory
 }
 
 func (s *slots) take(a *attempt) {
 	if a.holds || !s.fit(&a.order) {
 		panic(fmt.Sprintf("executor: %v takes %d cores and %d memory, holds %t, with %d and %d in use",
-			a.order.Key, a.order.CoresMilli, a.order.MemoryMilli, a.holds, s.usedCores, s.usedMemory))
+			a.order.Key, a.order.CPUMillis, a.order.MemoryBytes, a.holds, s.usedCores, s.usedMemory))
 	}
 	a.holds = true
-	s.usedCores += a.order.CoresMilli
-	s.usedMemory += a.order.MemoryMilli
+	s.usedCores += a.order.CPUMillis
+	s.usedMemory += a.order.MemoryBytes
 }
 
 func (s *slots) give(a *attempt) {
-	if !a.holds || a.order.CoresMilli > s.usedCores || a.order.MemoryMilli > s.usedMemory {
+	if !a.holds || a.order.CPUMillis > s.usedCores || a.order.MemoryBytes > s.usedMemory {
 		panic(fmt.Sprintf("executor: %v gives %d cores and %d memory, holds %t, with %d and %d in use",
-			a.order.Key, a.order.CoresMilli, a.order.MemoryMilli, a.holds, s.usedCores, s.usedMemory))
+			a.order.Key, a.order.CPUMillis, a.order.MemoryBytes, a.holds, s.usedCores, s.usedMemory))
 	}
 	a.holds = false
-	s.usedCores -= a.order.CoresMilli
-	s.usedMemory -= a.order.MemoryMilli
+	s.usedCores -= a.order.CPUMillis
+	s.usedMemory -= a.order.MemoryBytes
 }
 
 // admit takes from the head of the queue what fits: the loop starts it, in this order.

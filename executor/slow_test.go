@@ -52,7 +52,7 @@ func (r *rig) slow(first uint32, change ...func(*executor.Order)) (keys []messag
 		}
 		r.t.Cleanup(lease.Release)
 		leases = append(leases, lease)
-		o := executor.Order{Key: id(first + i), Command: []string{path}, CoresMilli: 1000, Environment: []string{r.mark}}
+		o := executor.Order{Key: id(first + i), Command: []string{path}, CPUMillis: 1000, Environment: []string{r.mark}}
 		for _, c := range change {
 			c(&o)
 		}
@@ -131,7 +131,7 @@ func (r *rig) unhindered() {
 	}
 }
 
-func manyCores(c *executor.ProcessConfig) { c.CoresMilli = 20_000 }
+func manyCores(c *executor.ProcessConfig) { c.CPUMillis = 20_000 }
 
 // TestSlowExec: programs whose exec hangs delay nothing else, and end when they should.
 func TestSlowExec(t *testing.T) {
@@ -216,7 +216,7 @@ func TestHangingFolder(t *testing.T) {
 	}()
 	r := newRig(t, manyCores)
 	for i := range uint32(slowPrograms) {
-		o := executor.Order{Key: id(i), Command: []string{"true"}, CoresMilli: 1000, Environment: []string{r.mark}}
+		o := executor.Order{Key: id(i), Command: []string{"true"}, CPUMillis: 1000, Environment: []string{r.mark}}
 		switch i % 3 {
 		case 0:
 			o.Dir = dir
@@ -262,7 +262,7 @@ func TestMemoryLimitBelowTheArguments(t *testing.T) {
 		t.Skip("memory cannot be limited here")
 	}
 	for task := range uint32(3) {
-		o := executor.Order{Key: id(task), Command: []string{"/bin/true"}, MemoryMilli: 500, Environment: []string{r.mark}}
+		o := executor.Order{Key: id(task), Command: []string{"/bin/true"}, MemoryBytes: 1 << 19, Environment: []string{r.mark}}
 		for range 15 {
 			o.Command = append(o.Command, strings.Repeat("x", 100<<10))
 		}

@@ -383,7 +383,7 @@ func (p *Process) prepare(a *attempt) (_ *Report, lacking error) {
 }
 
 // memoryLimit is the attempt's memory limit in bytes.
-func (a *attempt) memoryLimit() int64 { return a.order.MemoryMilli << 20 / 1000 }
+func (a *attempt) memoryLimit() int64 { return a.order.MemoryBytes }
 
 // retry goes on with an attempt whose launched child has not come to its program. A helper calls
 // it.

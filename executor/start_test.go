@@ -36,7 +36,7 @@ func TestRecordOfASuccess(t *testing.T) {
 
 // TestIdle: a slot is idle from the end of one attempt to the process of the next.
 func TestIdle(t *testing.T) {
-	r := newRig(t, func(c *executor.ProcessConfig) { c.CoresMilli = 1000 })
+	r := newRig(t, func(c *executor.ProcessConfig) { c.CPUMillis = 1000 })
 	first, second := r.sh(1, "exec sleep 0.05"), r.sh(2, "true")
 	started := r.WaitStarted(second)
 	stop := r.WaitFinal(first).Record.Stop
@@ -209,8 +209,8 @@ func TestNotStarted(t *testing.T) {
 		{executor.Order{Command: []string{"true"}, Environment: []string{"=A"}}, `environment: "=A" is not of the form K=V`},
 		{executor.Order{Command: []string{"true"}, Dir: "/\x00"}, `working folder "/\x00" holds a NUL byte`},
 		{executor.Order{Command: []string{"true", strings.Repeat("x", 4<<20)}}, `start "true": argument list too long: argument 1 has 4194304 bytes, the kernel takes at most 131071 in one argument`},
-		{executor.Order{Command: []string{"true"}, CoresMilli: 4500}, `needs 4.5 cores, the machine has 4`},
-		{executor.Order{Command: []string{"true"}, MemoryMilli: 100_001}, `needs 100.001 MB of memory, the machine has 100`},
+		{executor.Order{Command: []string{"true"}, CPUMillis: 4500}, `needs 4.5 cores, the machine has 4`},
+		{executor.Order{Command: []string{"true"}, MemoryBytes: 100<<20 + 1049}, `needs 100.001 MB of memory, the machine has 100`},
 	} {
 		c.order.Key = id(uint32(i))
 		r.Start(c.order)
@@ -227,7 +227,7 @@ func TestNotStarted(t *testing.T) {
 		}
 	}
 	// Each of them gave its slots back.
-	if rec := r.run("true", func(o *executor.Order) { o.CoresMilli = 4000 }).Record; rec.Result != messages.AttemptSucceeded {
+	if rec := r.run("true", func(o *executor.Order) { o.CPUMillis = 4000 }).Record; rec.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rec)
 	}
 	if s := r.Stats(); s.NotStarted != 16 || s.Starts != 1 {
@@ -239,12 +239,12 @@ func TestNotStarted(t *testing.T) {
 // revoked one lets them go.
 func TestStrictOrder(t *testing.T) {
 	r := newRig(t, nil)
-	cores := func(n int64) func(*executor.Order) { return func(o *executor.Order) { o.CoresMilli = n } }
+	cores := func(n int64) func(*executor.Order) { return func(o *executor.Order) { o.CPUMillis = n } }
 	first := r.sh(1, "sleep 1000", cores(3000))
 	r.WaitStarted(first)
 	large := r.sh(2, "true", cores(4000))
 	small := r.sh(3, "sleep 1000", cores(1000))
-	if s := r.Stats(); s.Running != 1 || s.Queued != 2 || s.CoresMilliUsed != 3000 {
+	if s := r.Stats(); s.Running != 1 || s.Queued != 2 || s.CPUMillisUsed != 3000 {
 		t.Errorf("%+v", s)
 	}
 	r.Revoke(large)
@@ -256,12 +256,12 @@ func TestStrictOrder(t *testing.T) {
 
 func TestOrdersWithoutCores(t *testing.T) {
 	r := newRig(t, nil)
-	free := func(o *executor.Order) { o.CoresMilli, o.MemoryMilli = 0, -5 }
-	r.WaitStarted(r.sh(1, "sleep 1000", func(o *executor.Order) { o.CoresMilli, o.MemoryMilli = 4000, 100_000 }))
+	free := func(o *executor.Order) { o.CPUMillis, o.MemoryBytes = 0, -5 }
+	r.WaitStarted(r.sh(1, "sleep 1000", func(o *executor.Order) { o.CPUMillis, o.MemoryBytes = 4000, 100<<20 }))
 	for i := range uint32(20) {
 		r.WaitStarted(r.sh(10+i, "sleep 1000", free))
 	}
-	if s := r.Stats(); s.Running != 21 || s.CoresMilliUsed != 4000 || s.MemoryMilliUsed != 100_000 {
+	if s := r.Stats(); s.Running != 21 || s.CPUMillisUsed != 4000 || s.MemoryBytesUsed != 100<<20 {
 		t.Errorf("%+v", s)
 	}
 }

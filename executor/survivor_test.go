@@ -92,7 +92,7 @@ func TestGroupsAreFreed(t *testing.T) {
 	for range 60 {
 		var keys []messages.AttemptKey
 		for range 5 {
-			keys = append(keys, r.sh(1000+uint32(marks.Add(1)), "(sleep 0.05 &)", func(o *executor.Order) { o.CoresMilli = 0 }))
+			keys = append(keys, r.sh(1000+uint32(marks.Add(1)), "(sleep 0.05 &)", func(o *executor.Order) { o.CPUMillis = 0 }))
 		}
 		for _, k := range keys {
 			r.WaitFinal(k)
@@ -140,7 +140,7 @@ func TestMemoryIsTheTasksOwn(t *testing.T) {
 	if !limits {
 		t.Skip("memory cannot be limited here: no memory controller is given to this process")
 	}
-	memory := func(mb int64) func(*executor.Order) { return func(o *executor.Order) { o.MemoryMilli = mb * 1000 } }
+	memory := func(mb int64) func(*executor.Order) { return func(o *executor.Order) { o.MemoryBytes = mb << 20 } }
 	rec := r.run("head -c 60000000 /dev/zero; head -c 60000000 /dev/zero >&2; echo end", memory(32)).Record
 	if rec.Result != messages.AttemptSucceeded || rec.Stdout.Size != 60_000_004 || rec.Stderr.Size != 60_000_000 || rec.ExecutorLog != "" {
 		t.Errorf("printed 120 MB: %+v", rec)
@@ -168,7 +168,7 @@ func TestOutputThroughAPipe(t *testing.T) {
 	if !limits {
 		t.Skip("memory cannot be limited here: no memory controller is given to this process")
 	}
-	small := func(o *executor.Order) { o.MemoryMilli = 64_000 }
+	small := func(o *executor.Order) { o.MemoryBytes = 64 << 20 }
 	rec := r.run("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo again > /dev/stderr; echo more >> /dev/stderr", small).Record
 	lines := strings.Split(strings.TrimSpace(r.text(rec.Stdout)), "\n")
 	if len(lines) != 3000 || lines[2999] != "line 2999" || r.text(rec.Stderr) != "again\nmore\n" {

@@ -21,8 +21,8 @@ import (
 type Config struct {
 	Listen         []string // addresses: host:port or unix:path
 	Data           string
-	CoresMilli     int64 // thousandths of a core
-	MemoryMilli    int64 // thousandths of a MB
+	CPUMillis      int64 // thousandths of a core
+	MemoryBytes    int64 // memory that tasks may ask for together
 	EnforceMemory  bool  // tasks get no more memory than they ask for
 	KillGrace      time.Duration
 	MaxTasks       int
@@ -77,9 +77,9 @@ func options(hw machine) []option {
 		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
 			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }, false},
 		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
-			func(c *Config, s string) (err error) { c.CoresMilli, err = parseMilli(s); return err }, true},
+			func(c *Config, s string) (err error) { c.CPUMillis, err = parseMilli(s); return err }, true},
 		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
-			func(c *Config, s string) (err error) { c.MemoryMilli, err = parseMilli(s); return err }, true},
+			func(c *Config, s string) (err error) { c.MemoryBytes, err = parseMiB(s); return err }, true},
 		{"enforce-memory", "switch", "on: kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "off",
 			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseSwitch(s); return err }, false},
 		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",

@@ -25,7 +25,7 @@ func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, e
 
 func TestDefaults(t *testing.T) {
 	c, err := resolveArgs(t, nil)
-	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CoresMilli: 8000, MemoryMilli: 16_000_000,
+	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CPUMillis: 8000, MemoryBytes: 16000 << 20,
 		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("got %+v, %v, want %+v", c, err, want)
@@ -165,7 +165,7 @@ func FuzzConfigFile(f *testing.F) {
 					continue
 				}
 				// What is taken stays within its bounds.
-				if err := o.set(&c, v.value); err == nil && (c.CoresMilli < 0 || c.MemoryMilli < 0 || c.KillGrace < 0 ||
+				if err := o.set(&c, v.value); err == nil && (c.CPUMillis < 0 || c.MemoryBytes < 0 || c.KillGrace < 0 ||
 					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0 || c.RetainKeys < 0) {
 					t.Errorf("%s: %q gives %+v", name, v.value, c)
 				}

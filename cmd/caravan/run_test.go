@@ -56,7 +56,7 @@ func TestRunBringsItsOwnServer(t *testing.T) {
 	if c := p.run("run", graph, "--server", nowhere(t), "--cores", "2.5"); c != 0 {
 		t.Fatalf("exit %d: %s", c, p.errs)
 	}
-	if s.config.CoresMilli != 2500 || s.config.LogLevel.String() != "WARN" || !strings.Contains(s.config.Data, "caravan-run-") {
+	if s.config.CPUMillis != 2500 || s.config.LogLevel.String() != "WARN" || !strings.Contains(s.config.Data, "caravan-run-") {
 		t.Errorf("opened with %+v", s.config)
 	}
 	if _, err := os.Stat(s.config.Data); !errors.Is(err, os.ErrNotExist) {

@@ -69,7 +69,7 @@ func (m *Main) serve(ctx context.Context, c Config) error {
 		return err
 	}
 	log.Info("ready", "after", time.Since(start).Round(time.Millisecond).String(),
-		"cores", float64(c.CoresMilli)/1000, "memoryMB", float64(c.MemoryMilli)/1000)
+		"cores", float64(c.CPUMillis)/1000, "memoryMB", float64(c.MemoryBytes)/(1<<20))
 	select {
 	case <-srv.Failed():
 		err = fmt.Errorf("the server cannot go on: %w", srv.Err())

@@ -91,7 +91,7 @@ func TestServeUntilASignal(t *testing.T) {
 		if c := <-code; c != 0 {
 			t.Errorf("exit %d: %s", c, p.errs)
 		}
-		if s.config.CoresMilli != 3000 || s.config.Data != "/nowhere" {
+		if s.config.CPUMillis != 3000 || s.config.Data != "/nowhere" {
 			t.Errorf("opened with %+v", s.config)
 		}
 		if n := strings.Count(p.errs.String(), "\n"); n != 1 {

@@ -68,6 +68,18 @@ func parseMilli(s string) (int64, error) {
 	return int64(math.Round(f * 1000)), nil
 }
 
+// parseMiB reads a positive decimal number of MiB; the result is in bytes.
+func parseMiB(s string) (int64, error) {
+	milli, err := parseMilli(s)
+	if err != nil {
+		return 0, err
+	}
+	if milli >= math.MaxInt64>>20 {
+		return math.MaxInt64, nil
+	}
+	return milli << 20 / 1000, nil
+}
+
 func parseCount(s string, least, most int64) (int, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < least || n > most {

@@ -108,7 +108,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	data := n.folder.Path() // the worker is elsewhere
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
-		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CoresMilli, MaxMemoryMilli: c.MemoryMilli,
+		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
 		MaxStartBytes: executor.MaxStartBytes(),
 		Executors:     []string{"process", "noop"},
 	}
@@ -155,7 +155,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			"process": func(sink executor.Sink) (executor.Executor, error) {
 				return workers.New(workers.Config{
 					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
-					Sink: sink, CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, Logger: log, FS: files,
+					Sink: sink, CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, Logger: log, FS: files,
 					Settings: worker.Settings{
 						Version: v.Version + " " + v.Commit, Folder: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
 						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory, Umask: c.Umask,
@@ -164,7 +164,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.One), nil },
 		},
-		CoresMilli: c.CoresMilli, MemoryMilli: c.MemoryMilli, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.spare,
+		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.spare,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,
 		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
 	}))

@@ -271,7 +271,7 @@ func (g *Graph) expand(d *def) error {
 		if g.Tasks[n.Name] != nil {
 			return fmt.Errorf("two tasks would be called %q", n.Name)
 		}
-		n.Class = dag.Class{Executor: d.job.Executor, CPUMillis: d.job.Cores.Milli, MemoryMilli: d.job.MemoryMB.Milli}
+		n.Class = dag.Class{Executor: d.job.Executor, CPUMillis: d.job.Cores.Milli, MemoryBytes: mebibytes(d.job.MemoryMB)}
 		n.Command = g.substitute(d.job.Command, row)
 		n.Environment = g.substitute(d.job.Environment, row)
 		g.Tasks[n.Name] = n
@@ -324,3 +324,6 @@ func (g *Graph) cycle() error {
 		}
 	}
 }
+
+// mebibytes is a quantity of MiB in bytes.
+func mebibytes(q dag.Quantity) int64 { return int64(float64(q.Milli) / 1000 * (1 << 20)) }

@@ -30,7 +30,7 @@ func BenchmarkTrue(b *testing.B) {
 		}
 		defer store.Close()
 		benchmarkExecutor(b, func(sink executor.Sink) executor.Executor {
-			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, CoresMilli: 2000, Sink: sink})
+			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, CPUMillis: 2000, Sink: sink})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -40,7 +40,7 @@ func BenchmarkTrue(b *testing.B) {
 	b.Run("worker", func(b *testing.B) {
 		dir := filepath.Join(b.TempDir(), "worker")
 		benchmarkExecutor(b, func(sink executor.Sink) executor.Executor {
-			r, err := remote.New(remote.Config{Dir: dir, Args: []string{"worker", dir}, Sink: sink, CoresMilli: 2000,
+			r, err := remote.New(remote.Config{Dir: dir, Args: []string{"worker", dir}, Sink: sink, CPUMillis: 2000,
 				Settings: worker.Settings{Outputs: filepath.Join(dir, "output")}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 			if err != nil {
 				b.Fatal(err)
@@ -64,7 +64,7 @@ func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor,
 	next := uint32(0)
 	start := func() {
 		e.Start(executor.Order{Key: messages.AttemptKey{Run: 1, Task: next, Attempt: 1}, Name: "true",
-			Command: []string{"/bin/true"}, CoresMilli: 1000, GrantedAt: time.Now().UnixNano()})
+			Command: []string{"/bin/true"}, CPUMillis: 1000, GrantedAt: time.Now().UnixNano()})
 		next++
 	}
 	run := func(n int) {

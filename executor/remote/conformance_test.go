@@ -9,7 +9,7 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	block := executor.Order{Command: []string{"sleep", "1000"}, CoresMilli: 1000}
+	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000}
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
 			g := newRig(t.(*testing.T))
@@ -19,7 +19,7 @@ func TestConformance(t *testing.T) {
 			}
 			return r
 		},
-		Quick: executor.Order{Command: []string{"true"}, CoresMilli: 1000},
+		Quick: executor.Order{Command: []string{"true"}, CPUMillis: 1000},
 		Block: &block,
 		Slots: 2,
 		Turns: true,

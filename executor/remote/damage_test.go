@@ -64,7 +64,7 @@ func TestDamagedMemory(t *testing.T) {
 			g := newRig(t)
 			folder := func(cfg *remote.Config) {
 				cfg.Settings.Folder = "data" + filepath.Base(g.data) + t.Name()
-				cfg.CoresMilli = 8000
+				cfg.CPUMillis = 8000
 			}
 			rec := executortest.NewRecorder(t)
 			r := g.open(rec, folder)

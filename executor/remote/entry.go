@@ -1,9 +1,7 @@
 package remote
 
 import (
-	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
@@ -107,10 +105,12 @@ func (r *Remote) assign(key messages.AttemptKey, e *entry) {
 	case e.killed || e.revoked:
 		delete(r.entries, key)
 		r.report(revoked(key))
-	case e.order.CoresMilli > r.cfg.CoresMilli || e.order.MemoryMilli > r.cfg.MemoryMilli:
-		delete(r.entries, key)
-		r.report(tooLarge(e.order, r.cfg.CoresMilli, r.cfg.MemoryMilli))
 	default:
+		if err := e.order.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil {
+			delete(r.entries, key)
+			r.report(tooLarge(e.order, err))
+			return
+		}
 		e.peer = r.active
 		r.active.order(e.order)
 	}
@@ -256,15 +256,9 @@ func lost(o *executor.Order, why string) executor.Report {
 	return unbegun(o, messages.AttemptLost, why)
 }
 
-func tooLarge(o *executor.Order, cores, memory int64) executor.Report {
-	why := fmt.Sprintf("needs %s cores, the machine has %s", milli(o.CoresMilli), milli(cores))
-	if o.CoresMilli <= cores {
-		why = fmt.Sprintf("needs %s MB of memory, the machine has %s", milli(o.MemoryMilli), milli(memory))
-	}
-	return unbegun(o, messages.AttemptNotStarted, why)
+func tooLarge(o *executor.Order, err error) executor.Report {
+	return unbegun(o, messages.AttemptNotStarted, err.Error())
 }
-
-func milli(v int64) string { return strconv.FormatFloat(float64(v)/1000, 'f', -1, 64) }
 
 func unbegun(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
 	now := time.Now().UnixNano()

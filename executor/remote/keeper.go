@@ -112,14 +112,14 @@ func (r *Remote) choose() (confirmed bool) {
 
 // share gives the active worker the slots that the others do not use. mu is held.
 func (r *Remote) share() {
-	free := workerpb.Amount{CoresMilli: r.cfg.CoresMilli, MemoryMilli: r.cfg.MemoryMilli}
+	free := workerpb.Amount{CPUMillis: r.cfg.CPUMillis, MemoryBytes: r.cfg.MemoryBytes}
 	for _, p := range r.peers {
 		if p != r.active && !p.dead {
-			free.CoresMilli -= p.usage.CoresMilli
-			free.MemoryMilli -= p.usage.MemoryMilli
+			free.CPUMillis -= p.usage.CPUMillis
+			free.MemoryBytes -= p.usage.MemoryBytes
 		}
 	}
-	free.CoresMilli, free.MemoryMilli = max(free.CoresMilli, 0), max(free.MemoryMilli, 0)
+	free.CPUMillis, free.MemoryBytes = max(free.CPUMillis, 0), max(free.MemoryBytes, 0)
 	if p := r.active; p.capacity != free {
 		p.capacity = free
 		p.push(workerpb.AppendAmount(p.out, workerpb.TypeCapacity, free))

@@ -117,8 +117,8 @@ type ahead struct{ n, cores, memory int64 }
 func (a *ahead) add(o *executor.Order, n int64) {
 	a.n = max(a.n+n, 0)
 	if o != nil {
-		a.cores = max(a.cores+n*o.CoresMilli, 0)
-		a.memory = max(a.memory+n*o.MemoryMilli, 0)
+		a.cores = max(a.cores+n*o.CPUMillis, 0)
+		a.memory = max(a.memory+n*o.MemoryBytes, 0)
 	}
 	if a.n == 0 {
 		*a = ahead{}
@@ -128,7 +128,7 @@ func (a *ahead) add(o *executor.Order, n int64) {
 // order sends an order: at once, or within orderLinger when the worker has more than a few that
 // it cannot even begin. mu is held.
 func (p *peer) order(o *executor.Order) {
-	busy := p.ahead.n > few && (p.ahead.cores >= p.r.cfg.CoresMilli || p.ahead.memory >= p.r.cfg.MemoryMilli)
+	busy := p.ahead.n > few && (p.ahead.cores >= p.r.cfg.CPUMillis || p.ahead.memory >= p.r.cfg.MemoryBytes)
 	p.ahead.add(o, 1)
 	p.out = workerpb.AppendOrder(p.out, o)
 	if busy {

@@ -11,7 +11,7 @@ import (
 // TestOrdersWaitForCompany: an order is sent at once until the worker has more than it can begin;
 // from then on orders go together, and so again at once when the worker has begun them.
 func TestOrdersWaitForCompany(t *testing.T) {
-	r := &Remote{cfg: Config{CoresMilli: 2000, MemoryMilli: 1000}, entries: map[messages.AttemptKey]*entry{}}
+	r := &Remote{cfg: Config{CPUMillis: 2000, MemoryBytes: 1 << 20}, entries: map[messages.AttemptKey]*entry{}}
 	p := newPeer(r, "x")
 	r.active = p
 	key := func(task int) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: uint32(task), Attempt: 1} }
@@ -20,7 +20,7 @@ func TestOrdersWaitForCompany(t *testing.T) {
 	order := func(cores int64) (woken bool) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		e := &entry{order: &executor.Order{Key: key(next), CoresMilli: cores}}
+		e := &entry{order: &executor.Order{Key: key(next), CPUMillis: cores}}
 		r.entries[key(next)] = e
 		next++
 		r.assign(e.order.Key, e)
@@ -75,7 +75,7 @@ func TestOrdersWaitForCompany(t *testing.T) {
 	begins(next - started)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.answered(&entry{order: &executor.Order{CoresMilli: 1000}}); p.ahead != (ahead{}) {
+	if p.answered(&entry{order: &executor.Order{CPUMillis: 1000}}); p.ahead != (ahead{}) {
 		t.Errorf("%+v: what was not ordered on this connection was taken off", p.ahead)
 	}
 }

@@ -24,8 +24,8 @@ type Config struct {
 	Binary      string        // program of the worker; "" = this process's own
 	Args        []string      // its arguments, as {"worker", "--data", DATA}; "--name", NAME is added
 	Sink        executor.Sink // required
-	CoresMilli  int64         // slots, in thousandths of a core
-	MemoryMilli int64         // slots, in thousandths of a MB
+	CPUMillis   int64         // slots, in thousandths of a core
+	MemoryBytes int64         // slots
 	// Settings are the worker's. Outputs is required. Version is made unique to the binary.
 	// Without a Folder the folder Dir has an identity of its own.
 	Settings worker.Settings
@@ -91,8 +91,8 @@ func New(cfg Config) (*Remote, error) {
 	if cfg.Sink == nil || cfg.Settings.Outputs == "" || cfg.Dir == "" {
 		return nil, errors.New("remote: a sink, a folder and an output folder are required")
 	}
-	if cfg.CoresMilli <= 0 || cfg.MemoryMilli < 0 {
-		return nil, fmt.Errorf("remote: %d/1000 cores and %d/1000 MB are no slots", cfg.CoresMilli, cfg.MemoryMilli)
+	if cfg.CPUMillis <= 0 || cfg.MemoryBytes < 0 {
+		return nil, fmt.Errorf("remote: invalid slots: %d thousandths of a core, %d bytes of memory", cfg.CPUMillis, cfg.MemoryBytes)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -239,7 +239,7 @@ func (r *Remote) Start(o executor.Order) {
 	if !filepath.IsAbs(o.Dir) {
 		o.Dir = filepath.Join(r.dir, o.Dir) // not below the worker's
 	}
-	o.CoresMilli, o.MemoryMilli = max(o.CoresMilli, 0), max(o.MemoryMilli, 0)
+	o.CPUMillis, o.MemoryBytes = max(o.CPUMillis, 0), max(o.MemoryBytes, 0)
 	r.mu.Lock()
 	defer r.unlock()
 	e := r.entries[o.Key]
@@ -253,9 +253,9 @@ func (r *Remote) Start(o executor.Order) {
 	case e != nil:
 		r.claim(e, &o)
 	default:
-		if o.CoresMilli > r.cfg.CoresMilli || o.MemoryMilli > r.cfg.MemoryMilli {
+		if err := o.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil {
 			if !o.Resume {
-				r.report(tooLarge(&o, r.cfg.CoresMilli, r.cfg.MemoryMilli))
+				r.report(tooLarge(&o, err))
 				return
 			}
 		}

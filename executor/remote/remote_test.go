@@ -392,7 +392,7 @@ func TestNewRefuses(t *testing.T) {
 	for name, change := range map[string]func(*remote.Config){
 		"sink":    func(c *remote.Config) { c.Sink = nil },
 		"outputs": func(c *remote.Config) { c.Settings.Outputs = "" },
-		"cores":   func(c *remote.Config) { c.CoresMilli = 0 },
+		"cores":   func(c *remote.Config) { c.CPUMillis = 0 },
 		"folder":  func(c *remote.Config) { c.Dir = "/dev/null/x" },
 		"program": func(c *remote.Config) { c.Binary = "/nowhere/caravan" },
 	} {
@@ -430,13 +430,13 @@ func TestTooLarge(t *testing.T) {
 	r := g.open(rec)
 	r.Expect()
 	o := g.order(1, "true")
-	o.CoresMilli = 2500
+	o.CPUMillis = 2500
 	r.Start(o)
 	if rep := rec.WaitFinal(key(1)).Record; rep.Result != messages.AttemptNotStarted || rep.ExecutorLog != "needs 2.5 cores, the machine has 2" {
 		t.Errorf("%+v", rep)
 	}
 	o = resumed(g.order(2, "true"))
-	o.MemoryMilli = 200_000
+	o.MemoryBytes = 200 << 20
 	r.Start(o)
 	if rep := rec.WaitFinal(key(2)).Record; rep.Result != messages.AttemptNotStarted || rep.ExecutorLog != "needs 200 MB of memory, the machine has 100" {
 		t.Errorf("%+v", rep)

@@ -71,7 +71,7 @@ func (g *rig) dir() string { return filepath.Join(g.data, "worker") }
 
 func (g *rig) config(sink executor.Sink) remote.Config {
 	return remote.Config{
-		Dir: g.dir(), Args: []string{"worker", g.dir()}, Sink: sink, CoresMilli: 2000, MemoryMilli: 100_000,
+		Dir: g.dir(), Args: []string{"worker", g.dir()}, Sink: sink, CPUMillis: 2000, MemoryBytes: 100 << 20,
 		Settings: worker.Settings{Outputs: filepath.Join(g.data, "output"), Node: "here", Idle: 2 * time.Second,
 			CloseGrace: 500 * time.Millisecond},
 		Logger: slog.New(slog.NewTextHandler(g.log, nil)),
@@ -154,7 +154,7 @@ func allPIDs() (pids []int) {
 
 // order is a shell script as an order of one core.
 func (g *rig) order(task uint32, script string) executor.Order {
-	return executor.Order{Key: key(task), Name: fmt.Sprint("t", task), Shell: script, UseShell: true, CoresMilli: 1000,
+	return executor.Order{Key: key(task), Name: fmt.Sprint("t", task), Shell: script, UseShell: true, CPUMillis: 1000,
 		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
 }
 

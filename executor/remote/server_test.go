@@ -57,7 +57,7 @@ func (m *model) serve(ctx context.Context) (err error) {
 	}
 	dir := filepath.Join(m.data, "worker")
 	if m.r, err = remote.New(remote.Config{
-		Dir: dir, Args: []string{"worker", dir}, Sink: executor.SinkEach(m.sink), CoresMilli: 2000, MemoryMilli: 1000,
+		Dir: dir, Args: []string{"worker", dir}, Sink: executor.SinkEach(m.sink), CPUMillis: 2000, MemoryBytes: 1 << 20,
 		Settings: worker.Settings{Outputs: filepath.Join(m.data, "output"), Idle: 2 * time.Second},
 		Logger:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}); err != nil {
@@ -120,7 +120,7 @@ func (m *model) grant(task uint32) {
 }
 
 func (m *model) order(task uint32, resume bool) executor.Order {
-	o := executor.Order{Key: key(task), Name: fmt.Sprint("t", task), Shell: m.script, UseShell: true, CoresMilli: 1000,
+	o := executor.Order{Key: key(task), Name: fmt.Sprint("t", task), Shell: m.script, UseShell: true, CPUMillis: 1000,
 		Environment: []string{"DATA=" + m.data}, Dir: m.data, GrantedAt: m.at[task], Resume: resume}
 	o.Key.Attempt = m.attempt[task]
 	return o

@@ -11,7 +11,7 @@ import (
 // TestConformance: the cluster has two slots, which are not the executor's: what waits
 // for them is in the queue of the cluster, and can be taken back.
 func TestConformance(t *testing.T) {
-	block := executor.Order{Command: []string{"sleep", "1000"}, CoresMilli: 1000}
+	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000}
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
 			g := newRig(t)
@@ -22,7 +22,7 @@ func TestConformance(t *testing.T) {
 			}
 			return s
 		},
-		Quick: executor.Order{Command: []string{"true"}, CoresMilli: 1000},
+		Quick: executor.Order{Command: []string{"true"}, CPUMillis: 1000},
 		Block: &block,
 		Slots: 2,
 	})

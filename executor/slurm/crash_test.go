@@ -26,7 +26,7 @@ const crashTasks = 12
 
 func crashOrder(data string, task uint32) executor.Order {
 	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: fmt.Sprintf(`echo %d >> "$DATA/starts"; sleep 0.1`, task),
-		UseShell: true, CoresMilli: 1000, Environment: []string{"DATA=" + data}, Dir: data}
+		UseShell: true, CPUMillis: 1000, Environment: []string{"DATA=" + data}, Dir: data}
 }
 
 // crashServer orders all tasks, as a server does, and is killed while it does. A server

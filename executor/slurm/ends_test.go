@@ -228,7 +228,7 @@ func TestOptions(t *testing.T) {
 		s.Start(g.order(i, `echo "$CARAVAN_TASK"`))
 	}
 	o := g.order(40, "true")
-	o.CoresMilli, o.MemoryMilli, o.Timeout = 2500, 100_500, 90*time.Second
+	o.CPUMillis, o.MemoryBytes, o.Timeout = 2500, 201<<19, 90*time.Second
 	o.Other = []messages.Member{{Name: "partition", Raw: `"big"`}, {Name: "qos", Raw: `"high"`}, {Name: "unknown", Raw: `{}`}, {Name: "account", Raw: `""`}}
 	s.Start(o)
 	rec.WaitFinals(41)

@@ -41,7 +41,7 @@ func real(t testing.TB, sink executor.Sink) slurm.Config {
 }
 
 func TestRealConformance(t *testing.T) {
-	block := executor.Order{Command: []string{"sleep", "1000"}, CoresMilli: 1000, MemoryMilli: 10_000}
+	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000, MemoryBytes: 10 << 20}
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
 			s, err := slurm.New(real(t, sink))
@@ -50,7 +50,7 @@ func TestRealConformance(t *testing.T) {
 			}
 			return s
 		},
-		Quick: executor.Order{Command: []string{"true"}, CoresMilli: 1000, MemoryMilli: 10_000},
+		Quick: executor.Order{Command: []string{"true"}, CPUMillis: 1000, MemoryBytes: 10 << 20},
 		Block: &block,
 	})
 }
@@ -67,18 +67,18 @@ func TestRealEnds(t *testing.T) {
 	defer s.Close()
 	data := filepath.Dir(cfg.Dir)
 	order := func(task uint32, script string) executor.Order {
-		return executor.Order{Key: key(task), Name: "real task", Shell: script, UseShell: true, CoresMilli: 1000, MemoryMilli: 10_000,
+		return executor.Order{Key: key(task), Name: "real task", Shell: script, UseShell: true, CPUMillis: 1000, MemoryBytes: 10 << 20,
 			Environment: []string{"DATA=" + data}, Dir: data}
 	}
 	timed := order(3, "trap '' TERM; while :; do sleep 0.1; done")
 	timed.Timeout = time.Second
 	elsewhere := order(4, `echo "$SLURM_JOB_PARTITION $SLURM_CPUS_ON_NODE $SLURM_MEM_PER_NODE"`)
-	elsewhere.CoresMilli, elsewhere.MemoryMilli = 3000, 70_000
+	elsewhere.CPUMillis, elsewhere.MemoryBytes = 3000, 70<<20
 	elsewhere.Other = []messages.Member{{Name: "partition", Raw: `"other"`}}
 	nowhere := order(5, "true")
 	nowhere.Other = []messages.Member{{Name: "partition", Raw: `"no-such"`}}
 	huge := order(6, "true")
-	huge.MemoryMilli = 1e9
+	huge.MemoryBytes = 1e6 << 20
 	for _, o := range []executor.Order{order(0, "echo out; echo err >&2"), order(1, "exit 7"), order(2, "kill -KILL $$"), timed, elsewhere, nowhere, huge,
 		order(7, "sleep 1000 & sleep 1000"), order(8, "kill -KILL $PPID; sleep 1000")} {
 		s.Start(o)
@@ -118,7 +118,7 @@ func TestRealRestart(t *testing.T) {
 	const n = 12 // more than the node's cores
 	order := func(task uint32) executor.Order {
 		o := g.order(task, patient+"; echo done")
-		o.MemoryMilli = 10_000
+		o.MemoryBytes = 10 << 20
 		return o
 	}
 	for task := range uint32(n) {

@@ -69,7 +69,7 @@ func (g *rig) open(rec *executortest.Recorder, change ...func(*slurm.Config)) *s
 
 // order is a shell script as an order of one core.
 func (g *rig) order(task uint32, script string) executor.Order {
-	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: script, UseShell: true, CoresMilli: 1000,
+	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: script, UseShell: true, CPUMillis: 1000,
 		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
 }
 

@@ -25,9 +25,9 @@ const (
 // options are what sbatch is told of the order itself. The error says what is wrong
 // with it, in a sentence for the user.
 func (c *clerk) options(o *executor.Order) ([]string, error) {
-	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceil(o.CoresMilli, 1000)), 10)}
-	if o.MemoryMilli > 0 {
-		opts = append(opts, fmt.Sprintf("--mem=%dM", ceil(o.MemoryMilli, 1000)))
+	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceil(o.CPUMillis, 1000)), 10)}
+	if o.MemoryBytes > 0 {
+		opts = append(opts, fmt.Sprintf("--mem=%dM", ceil(o.MemoryBytes, 1<<20)))
 	}
 	if o.Timeout > 0 {
 		// The script's own clock is exact; this is for the scheduler, and for a node that hangs.

@@ -208,7 +208,7 @@ func (w *Worker) drain() {
 // stands before a larger one.
 func (w *Worker) appendUsage(dst []byte) []byte {
 	s := w.process.Stats()
-	return workerpb.AppendAmount(dst, workerpb.TypeUsage, workerpb.Amount{CoresMilli: s.CoresMilliUsed, MemoryMilli: s.MemoryMilliUsed})
+	return workerpb.AppendAmount(dst, workerpb.TypeUsage, workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
 }
 
 // snapshot appends all that the worker knows, then Synced. w.mu is held.

@@ -117,7 +117,7 @@ func (g *rig) attach() (c *client, said []workerpb.Type) {
 		}
 		said = append(said, typ)
 	}
-	c.send(workerpb.AppendAmount(nil, workerpb.TypeCapacity, workerpb.Amount{CoresMilli: 2000, MemoryMilli: 1000}))
+	c.send(workerpb.AppendAmount(nil, workerpb.TypeCapacity, workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}))
 	return c, said
 }
 
@@ -178,7 +178,7 @@ func (c *client) broken() error {
 func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: task, Attempt: 1} }
 
 func shell(task uint32, script string) []byte {
-	return workerpb.AppendOrder(nil, &executor.Order{Key: key(task), Shell: script, UseShell: true, CoresMilli: 1000})
+	return workerpb.AppendOrder(nil, &executor.Order{Key: key(task), Shell: script, UseShell: true, CPUMillis: 1000})
 }
 
 func exists(path string) bool {

@@ -218,7 +218,7 @@ func (w *Worker) carryOut(s *session, typ workerpb.Type, body []byte) error {
 		fixed := w.draining || w.stopping
 		w.mu.Unlock()
 		if !fixed {
-			w.process.SetCapacity(a.CoresMilli, a.MemoryMilli)
+			w.process.SetCapacity(a.CPUMillis, a.MemoryBytes)
 		}
 	case workerpb.TypeDrain:
 		w.drain()

@@ -129,7 +129,7 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	name := MarkValue(w.settings.Folder, folder.Name())
 	header.Mark = name
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
-		Outputs: w.outputs, Sink: w.sink, CoresMilli: math.MaxInt64 / 2, MemoryMilli: math.MaxInt64 / 2,
+		Outputs: w.outputs, Sink: w.sink, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
 		Cgroups: cgroupName(w.settings.Folder, folder.Name()), EnforceMemory: w.settings.EnforceMemory,

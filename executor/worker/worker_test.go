@@ -127,7 +127,7 @@ func TestDrain(t *testing.T) {
 			}
 		}
 	}
-	for a := usage(); a.CoresMilli != 2000; a = usage() {
+	for a := usage(); a.CPUMillis != 2000; a = usage() {
 		t.Logf("usage %+v", a)
 	}
 	c.send(shell(9, "true"))
@@ -135,7 +135,7 @@ func TestDrain(t *testing.T) {
 		t.Logf("type %d: %v", typ, body)
 	}
 	c.send(workerpb.AppendKill(workerpb.AppendKill(nil, workerpb.Kill{Key: key(0)}), workerpb.Kill{Key: key(1)}))
-	for a := usage(); a.CoresMilli > 0; a = usage() {
+	for a := usage(); a.CPUMillis > 0; a = usage() {
 		t.Logf("usage %+v", a)
 	}
 	// It ends once all is acknowledged, and leaves nothing that it was not told to remove.

@@ -40,7 +40,7 @@ type Started struct {
 }
 
 // Amount is slots, in thousandths of a core and of a MB.
-type Amount struct{ CoresMilli, MemoryMilli int64 }
+type Amount struct{ CPUMillis, MemoryBytes int64 }
 
 // Deferred says that starts have to wait for want of something.
 type Deferred struct {
@@ -151,14 +151,14 @@ func ParseStarted(body []byte) (Started, error) {
 // AppendAmount appends an Amount as Capacity or Usage.
 func AppendAmount(dst []byte, t Type, a Amount) []byte {
 	return AppendItem(dst, t, func(dst []byte) []byte {
-		return binary.AppendVarint(binary.AppendVarint(dst, a.CoresMilli), a.MemoryMilli)
+		return binary.AppendVarint(binary.AppendVarint(dst, a.CPUMillis), a.MemoryBytes)
 	})
 }
 
 // ParseAmount reads an Amount.
 func ParseAmount(body []byte) (Amount, error) {
 	r := reader{b: body}
-	a := Amount{CoresMilli: r.int(), MemoryMilli: r.int()}
+	a := Amount{CPUMillis: r.int(), MemoryBytes: r.int()}
 	return a, r.err
 }
 
@@ -285,8 +285,8 @@ func AppendOrder(dst []byte, o *executor.Order) []byte {
 	}
 	dst = appendString(dst, o.Dir)
 	dst = binary.AppendVarint(dst, int64(o.Timeout))
-	dst = binary.AppendVarint(dst, o.CoresMilli)
-	dst = binary.AppendVarint(dst, o.MemoryMilli)
+	dst = binary.AppendVarint(dst, o.CPUMillis)
+	dst = binary.AppendVarint(dst, o.MemoryBytes)
 	dst = appendBool(dst, o.Capture)
 	return closeItem(binary.AppendVarint(dst, o.GrantedAt), at)
 }
@@ -296,7 +296,7 @@ func ParseOrder(body []byte) (executor.Order, error) {
 	r := reader{b: body}
 	o := executor.Order{Key: r.key(), Name: r.string(), Command: r.strings(), Shell: r.string(), UseShell: r.bool(),
 		Environment: r.strings(), Dir: r.string(), Timeout: time.Duration(r.int()),
-		CoresMilli: r.int(), MemoryMilli: r.int(), Capture: r.bool(), GrantedAt: r.int()}
+		CPUMillis: r.int(), MemoryBytes: r.int(), Capture: r.bool(), GrantedAt: r.int()}
 	return o, r.err
 }
 

@@ -20,7 +20,7 @@ var (
 		Stderr: messages.Output{Size: 1 << 40, Head: 8 << 20, Tail: 8 << 20, Offset: 1 << 50},
 	}}
 	order = executor.Order{Key: key, Name: "n", Command: []string{"a", "", "c"}, Shell: "s", UseShell: true, Environment: []string{"K=V"},
-		Dir: "/", Timeout: time.Hour, CoresMilli: 1, MemoryMilli: 2, Capture: true, GrantedAt: 11}
+		Dir: "/", Timeout: time.Hour, CPUMillis: 1, MemoryBytes: 2, Capture: true, GrantedAt: 11}
 )
 
 // samples holds, for each item, its encoding and how it is read.
