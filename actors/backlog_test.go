@@ -113,9 +113,9 @@ type untold struct {
 	gate chan struct{}
 }
 
-func (s *untold) Untouched(id messages.RunID) ([]byte, error) {
+func (s *untold) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	<-s.gate
-	return s.Store.Untouched(id)
+	return s.Store.DefinitionIfPristine(id)
 }
 
 // What users ask of a run that was left waiting is answered and done, before it is known
@@ -182,11 +182,11 @@ type unreadable struct {
 	run messages.RunID
 }
 
-func (s *unreadable) Untouched(id messages.RunID) ([]byte, error) {
+func (s *unreadable) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	if id == s.run {
 		return []byte("{"), nil
 	}
-	return s.Store.Untouched(id)
+	return s.Store.DefinitionIfPristine(id)
 }
 
 func (s *unreadable) Load(id messages.RunID) (*persistence.Stored, error) {

@@ -216,7 +216,7 @@ func (n *Node) acceptsRuns() error {
 	if err := n.Err(); err != nil {
 		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}
 	}
-	err := n.env.store.Room()
+	err := n.env.store.CheckDiskSpace()
 	if low := err != nil; n.low.Swap(low) != low {
 		if low {
 			n.env.log.Warn("new runs are refused", "reason", err)

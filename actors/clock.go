@@ -131,7 +131,7 @@ const (
 )
 
 // begin sets the clock by the mark of the server before this one.
-func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.Mark, marked bool) {
+func (s *steadyClock) begin(clock Clock, log *slog.Logger, mark persistence.ClockMark, marked bool) {
 	s.clock, s.log = clock, log
 	s.began, s.bootID = s.readClocks()
 	steady := s.began.wall
@@ -185,8 +185,8 @@ func (s *steadyClock) compare() (now clockReading, news bool) {
 }
 
 // mark is what the next server needs.
-func (s *steadyClock) mark(now clockReading) persistence.Mark {
-	m := persistence.Mark{Steady: now.monotonic + s.ahead.Load(), Wall: now.wall, Boot: now.boot, BootID: s.bootID, Owed: s.owed}
+func (s *steadyClock) mark(now clockReading) persistence.ClockMark {
+	m := persistence.ClockMark{Steady: now.monotonic + s.ahead.Load(), Wall: now.wall, Boot: now.boot, BootID: s.bootID, Owed: s.owed}
 	if s.owed {
 		m.Wall = s.wallThen + now.monotonic - s.began.monotonic
 	}
@@ -220,7 +220,7 @@ func (n *Node) syncClocks(must bool) {
 		return
 	}
 	s.due = now.monotonic + int64(markInterval)
-	if err := n.env.store.SetMark(s.mark(now)); err != nil && !errors.Is(err, persistence.ErrClosed) && !errors.Is(err, persistence.ErrFailed) {
+	if err := n.env.store.SetClockMark(s.mark(now)); err != nil && !errors.Is(err, persistence.ErrClosed) && !errors.Is(err, persistence.ErrFailed) {
 		n.env.log.Error("the mark of the server's clock was not written", "err", err)
 	}
 }

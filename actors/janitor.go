@@ -74,7 +74,7 @@ func (j *janitor) sweep() error {
 // sweepKeys removes the idempotency keys whose time is over, and those beyond mostKeys.
 func (j *janitor) sweepKeys() error {
 	for !j.stopped() {
-		surplus := max(j.n.env.store.KeptKeys()-j.mostKeys, 0)
+		surplus := max(j.n.env.store.KeptKeyCount()-j.mostKeys, 0)
 		n, err := j.n.env.store.ExpireKeys(j.n.env.steady(), j.mostKeys, keysStep)
 		j.n.env.metrics.keysDropped.Add(float64(min(n, surplus)))
 		if err != nil || n < keysStep {
@@ -154,7 +154,7 @@ func (j *janitor) due() ([]messages.RunID, error) {
 
 // finished is how many finished runs there are.
 func (j *janitor) finished() (n int, err error) {
-	n, known := j.n.env.store.Finished()
+	n, known := j.n.env.store.FinishedCount()
 	if known {
 		return n, nil
 	}

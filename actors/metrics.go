@@ -77,7 +77,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
 	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.elsewhere, m.mailboxes, m.keysDropped,
-		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeys()) }),
+		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeyCount()) }),
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),

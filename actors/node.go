@@ -85,11 +85,11 @@ func Start(c Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the next run id: %w", err)
 	}
-	unfinished, err := c.Store.Unfinished()
+	unfinished, err := c.Store.UnfinishedSummaries()
 	if err != nil {
 		return nil, fmt.Errorf("listing unfinished runs: %w", err)
 	}
-	mark, marked, err := c.Store.Mark()
+	mark, marked, err := c.Store.ClockMark()
 	if err != nil {
 		return nil, fmt.Errorf("reading the mark of the clock: %w", err)
 	}
@@ -393,7 +393,7 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 		k.waiting = append(k.waiting, m.Reply)
 		return
 	}
-	run, hash, seen, err := a.env.store.Key(key)
+	run, hash, seen, err := a.env.store.LookUpKey(key)
 	switch {
 	case err != nil:
 		m.Reply.Send(0, storageFailed(err))

@@ -46,7 +46,7 @@ func TestLongPlansAreShared(t *testing.T) {
 		t.Errorf("%v: opened %d times, spared %d times too often", err, doc.opened, spared)
 	}
 	set := storedLong(1, doc)
-	set.Sets = []persistence.Set{{N: 1, Generator: 1, JSON: []byte(`{"b":{"job":{"command":["x"]}}}`)}}
+	set.Sets = []persistence.GeneratedSet{{N: 1, Generator: 1, JSON: []byte(`{"b":{"job":{"command":["x"]}}}`)}}
 	if more, err := storedPlan(set, limits, long); err != nil || more.Tasks != 3 || more.TaskName(2) != "b" || first.Tasks != 2 {
 		t.Errorf("with a set: %v, %v", more, err)
 	}

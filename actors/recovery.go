@@ -159,7 +159,7 @@ func (n *Node) adoptQueued(runs []messages.RunID) {
 // queuedDemand returns the slots that a queued run wants.
 func (e *nodeContext) queuedDemand(id messages.RunID) *queuedDemand {
 	m := &queuedDemand{run: id}
-	definition, err := e.store.Untouched(id)
+	definition, err := e.store.DefinitionIfPristine(id)
 	if err != nil || definition == nil {
 		return m // its actor reads long documents, and reports errors
 	}

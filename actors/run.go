@@ -92,7 +92,7 @@ type run struct {
 type pendingBatch struct {
 	attempts []messages.AttemptRecord
 	weight   int
-	set      *persistence.Set
+	set      *persistence.GeneratedSet
 }
 
 // taskActor is the run's state of a task that has an actor.
@@ -361,7 +361,7 @@ func (r *run) generatorEnded(ctx actor.Context, m *messages.AttemptEnded, now in
 	if !r.record(ctx, rec) {
 		return
 	}
-	r.pending.set = &persistence.Set{N: next.Sets, Generator: rec.Task, JSON: m.Output}
+	r.pending.set = &persistence.GeneratedSet{N: next.Sets, Generator: rec.Task, JSON: m.Output}
 	r.pending.weight += len(m.Output)
 	r.apply(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now, Start: rec.Start, Stop: rec.Stop})
 }

@@ -43,7 +43,7 @@ func TestSteadyClock(t *testing.T) {
 	const day = 24 * time.Hour
 	var m *machine
 	var s *steadyClock
-	var mark persistence.Mark
+	var mark persistence.ClockMark
 	look := func() {
 		now, _ := s.compare()
 		mark = s.mark(now)
@@ -123,7 +123,7 @@ func TestSteadyClock(t *testing.T) {
 		}, markInterval},
 	} {
 		m = &machine{wall: 20000 * day, monotonic: time.Second, boot: 3 * day, id: "boot"}
-		mark = persistence.Mark{}
+		mark = persistence.ClockMark{}
 		server(false)
 		steady := func() time.Duration {
 			_, monotonic := m.Now()
@@ -333,7 +333,7 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := r.node.env.store.KeptKeys(); n != 2 {
+	if n := r.node.env.store.KeptKeyCount(); n != 2 {
 		t.Errorf("%d keys are kept", n)
 	}
 	if n := counted(t, r.node.env.metrics.keysDropped); n != 1 {

@@ -75,7 +75,7 @@ func (n *Node) endedAt(id messages.RunID, after uint64) (bool, error) {
 	if !s.State.Final() {
 		return false, nil
 	}
-	records, first, err := n.env.store.Records(id, max(after, 1)-1)
+	records, first, err := n.env.store.JournalRecords(id, max(after, 1)-1)
 	if err != nil {
 		return false, lookup(id, err)
 	}
@@ -92,7 +92,7 @@ func (f *runSubscription) prepare(v *messages.View, after uint64) error {
 	if after == messages.FromNow || after > v.Seq { // after the last batch: of another server
 		return nil
 	}
-	records, first, err := f.node.env.store.Records(f.id, after)
+	records, first, err := f.node.env.store.JournalRecords(f.id, after)
 	if err != nil {
 		return lookup(f.id, err)
 	}

@@ -6,26 +6,26 @@ import (
 	"slices"
 
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Moment is everything in a store as of one commit. It is valid within Backup's fn.
-type Moment struct {
+// ReadView is everything in a store as of one commit. It is valid within Backup's fn.
+type ReadView struct {
 	txn *badger.Txn
 	at  uint64
 }
 
 // Backup calls fn with the newest durable moment. Commits go on meanwhile, and so does
 // every read, but the store cannot be closed before fn has returned.
-func (s *Badger) Backup(fn func(*Moment) error) error {
-	return s.view(func(txn *badger.Txn) error { return fn(&Moment{txn, txn.ReadTs()}) })
+func (s *Badger) Backup(fn func(*ReadView) error) error {
+	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn, txn.ReadTs()}) })
 }
 
 // VerifyTables reads all tables beside the store's work. A damaged one may have looked
 // like the end of the rows to whoever read them.
 func (s *Badger) VerifyTables(ctx context.Context) error {
-	report, err := tables.Verify(ctx, s.dir, tables.Options{Live: true})
+	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.Options{Live: true})
 	if err != nil {
 		return err
 	}
@@ -35,12 +35,12 @@ func (s *Badger) VerifyTables(ctx context.Context) error {
 	return nil
 }
 
-// Number is that of the newest commit of the moment.
-func (m *Moment) Number() uint64 { return m.at }
+// CommitNumber is that of the newest commit of the moment.
+func (m *ReadView) CommitNumber() uint64 { return m.at }
 
 // Rows yields all rows as they are stored, their checksums included and checked, by
 // ascending keys, until yield returns an error. Key and value are valid within the call.
-func (m *Moment) Rows(yield func(key, value []byte) error) error {
+func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		err := item.Value(func(value []byte) error {
 			if err := CheckRow(key, value); err != nil {
@@ -52,13 +52,13 @@ func (m *Moment) Rows(yield func(key, value []byte) error) error {
 	})
 }
 
-// Has tells whether a run is known.
-func (m *Moment) Has(run messages.RunID) (bool, error) {
+// HasRun tells whether a run is known.
+func (m *ReadView) HasRun(run messages.RunID) (bool, error) {
 	sum, err := summaryTxn(m.txn, run)
 	return sum != nil, err
 }
 
-// Restore makes a store in c.Dir, which must be empty, of rows as Moment.Rows had them,
+// Restore makes a store in c.Dir, which must be empty, of rows as ReadView.Rows yields them,
 // and opens it once to see that it can be. It is on the device when Restore returns.
 func Restore(c Config, rows func(yield func(key, value []byte) error) error) error {
 	s, err := OpenBadger(c)

@@ -45,8 +45,8 @@ func TestBackupIsOneMoment(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "db")
-	err = s.Backup(func(m *Moment) error {
-		at, seen := m.Number(), 0
+	err = s.Backup(func(m *ReadView) error {
+		at, seen := m.CommitNumber(), 0
 		return Restore(Config{Dir: dir, memory: 4 << 20}, func(yield func(key, value []byte) error) error {
 			err := m.Rows(func(key, value []byte) error {
 				if seen++; seen%1000 == 0 { // commits go on
@@ -83,7 +83,7 @@ func TestBackupOfADamagedRow(t *testing.T) {
 	if err := s.deleteStep([]op{bad}); err != nil {
 		t.Fatal(err)
 	}
-	err := s.Backup(func(m *Moment) error { return m.Rows(func(_, _ []byte) error { return nil }) })
+	err := s.Backup(func(m *ReadView) error { return m.Rows(func(_, _ []byte) error { return nil }) })
 	if !errors.Is(err, errCorrupt) || !strings.Contains(err.Error(), "?00003") {
 		t.Errorf("backup: %v", err)
 	}

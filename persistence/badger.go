@@ -1,7 +1,6 @@
 package persistence
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,13 +24,13 @@ type Config struct {
 	Dir        string // created when it is not there; one process at a time
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil = no metrics
-	// SoftRoom and HardRoom are bytes of free disk. Below SoftRoom, Room refuses
-	// new submissions; below HardRoom the store fails before Badger meets a full
+	// SoftFreeBytes and HardFreeBytes are bytes of free disk. Below SoftFreeBytes, CheckDiskSpace refuses
+	// new submissions; below HardFreeBytes the store fails before Badger meets a full
 	// disk. Zero means a default that follows from what Badger may need at once.
-	SoftRoom, HardRoom int64
-	// SoftFloor, if set, is how much of a disk of so many bytes is free at least where Room
+	SoftFreeBytes, HardFreeBytes int64
+	// SoftFreeFloor, if set, is how much of a disk of so many bytes is free at least where CheckDiskSpace
 	// takes new submissions: what others leave for the store, and a little more.
-	SoftFloor func(total int64) int64
+	SoftFreeFloor func(total int64) int64
 	// Shards is fixed when the data folder is made; 0 = as the folder says, 16 for
 	// a new one.
 	Shards int
@@ -90,13 +89,6 @@ type Badger struct {
 }
 
 var _ Store = (*Badger)(nil)
-
-const (
-	// formatVersion is the format of a data folder. It goes up with every change that a
-	// former program could not read. Since 4 finished runs are indexed by their labels.
-	formatVersion = 4
-	defaultShards = 16
-)
 
 // OpenBadger opens the store in c.Dir, or makes a new one, and finishes what a
 // crash has left half done. The error names the folder and says when it is in use
@@ -301,83 +293,6 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	return s.recoverDeletions()
 }
 
-func (s *Badger) checkFormat(shards int) error {
-	format, err := s.metaNumber("format")
-	if errors.Is(err, errCorrupt) && s.unsummed() {
-		return fmt.Errorf("of a format before %d, this program reads format %d", formatVersion, formatVersion)
-	}
-	if err != nil {
-		return err
-	}
-	if format != 0 && format != formatVersion {
-		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
-	}
-	stored, err := s.metaNumber("shards")
-	if err != nil {
-		return err
-	}
-	if format == 0 {
-		empty := true
-		if err := s.scan(nil, nil, false, func([]byte, *badger.Item) (bool, error) {
-			empty = false
-			return false, nil
-		}); err != nil {
-			return err
-		}
-		if !empty {
-			return errors.New("holds data without a format row: not written by this program")
-		}
-		s.fresh = true
-		stored = uint64(defaultShards)
-		if shards != 0 {
-			stored = uint64(shards)
-		}
-	}
-	if stored == 0 {
-		return fmt.Errorf("meta row shards: %w: missing", errCorrupt)
-	}
-	if shards != 0 && uint64(shards) != stored {
-		return fmt.Errorf("made for %d shards, asked for %d", stored, shards)
-	}
-	s.shards = int(stored)
-	return nil
-}
-
-// unsummed tells whether the row of the format has no checksum, as before format 3.
-func (s *Badger) unsummed() bool {
-	bare := false
-	_ = s.scan(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
-		return false, item.Value(func(v []byte) error {
-			bare = len(v) == 2 && v[0] == metaV1
-			return nil
-		})
-	})
-	return bare
-}
-
-// Shards is the number of shards the data folder was made for.
-func (s *Badger) Shards() int { return s.shards }
-
-const metaV1 = 1
-
-func metaRow(name string, n uint64) op {
-	return seal(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
-}
-
-// metaNumber reads a meta row; 0 when there is none.
-func (s *Badger) metaNumber(name string) (uint64, error) {
-	v, err := s.get(metaKey(name))
-	if err != nil || v == nil {
-		return 0, err
-	}
-	d := newDecoder(v, metaV1)
-	n := d.uint()
-	if err := d.end(); err != nil {
-		return 0, fmt.Errorf("meta row %s: %w", name, err)
-	}
-	return n, nil
-}
-
 func openError(dir string, err error) error {
 	if strings.Contains(err.Error(), "Cannot acquire directory lock") {
 		return inUse(dir)
@@ -426,4 +341,104 @@ func (s *Badger) Close() error {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	return nil
+}
+
+// fail makes the store failed; the first reason stays. It returns the error that
+// every batch gets from now on. It is safe for concurrent use.
+func (s *Badger) fail(err error) error {
+	s.failMu.Lock()
+	defer s.failMu.Unlock()
+	if old := s.failure.Load(); old != nil {
+		return *old
+	}
+	if !errors.Is(err, ErrFailed) {
+		err = fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+	s.failure.Store(&err)
+	close(s.failed)
+	s.moments.abandon()
+	s.log.Error("storage failed", "dir", s.dir, "error", err)
+	return err
+}
+
+// Failed is closed when the store has failed.
+func (s *Badger) Failed() <-chan struct{} { return s.failed }
+
+// Err says why the store has failed, or nil.
+func (s *Badger) Err() error {
+	if err := s.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// metrics are the committer's. A nil *metrics counts nothing.
+type metrics struct {
+	reg     prometheus.Registerer
+	groups  prometheus.Histogram
+	seconds prometheus.Histogram
+	bytes   prometheus.Counter
+	// Of the keeper.
+	verified prometheus.Gauge
+	damages  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	if reg == nil {
+		return nil, nil
+	}
+	m := &metrics{
+		reg: reg,
+		groups: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "caravan_journal_group_batches", Help: "Batches of one commit group.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 14),
+		}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "caravan_journal_commit_seconds", Help: "Time of one synced transaction.",
+			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16),
+		}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "caravan_journal_bytes_total", Help: "Bytes of keys and values committed.",
+		}),
+		verified: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caravan_storage_verified_timestamp_seconds", Help: "When all tables were last found whole.",
+		}),
+		damages: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "caravan_storage_damage_total", Help: "Damages to stored data that were found, each counted once.",
+		}),
+	}
+	for _, c := range m.all() {
+		if err := reg.Register(c); err != nil {
+			m.unregister()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.groups, m.seconds, m.bytes, m.verified, m.damages}
+}
+
+func (m *metrics) unregister() {
+	if m == nil {
+		return
+	}
+	for _, c := range m.all() {
+		m.reg.Unregister(c)
+	}
+}
+
+// group counts one commit group; deletions among its items count as one each.
+func (m *metrics) group(items int) {
+	if m != nil && items > 0 {
+		m.groups.Observe(float64(items))
+	}
+}
+
+func (m *metrics) commit(took time.Duration, size int64) {
+	if m != nil {
+		m.seconds.Observe(took.Seconds())
+		m.bytes.Add(float64(size))
+	}
 }

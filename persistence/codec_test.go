@@ -48,7 +48,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 				}
 			}
 		}
-		set, err := p.decodeSet(1, 3, p.append(setHead(nil, &Set{Generator: 77}), []byte(doc)))
+		set, err := p.decodeSet(1, 3, p.append(setHead(nil, &GeneratedSet{Generator: 77}), []byte(doc)))
 		if err != nil || set.N != 3 || set.Generator != 77 || string(set.JSON) != doc {
 			t.Errorf("set: %+v, %v", set, err)
 		}
@@ -94,10 +94,10 @@ func FuzzDecoders(f *testing.F) {
 		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}, 9),
 		appendAttempts([]messages.AttemptRecord{{Task: 1, Node: "n", RC: 3, MaxRSSKB: 1, Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}, {Task: 2, Attempt: 1, Node: "n"}}),
 		p.append(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
-		p.append(setHead(nil, &Set{Generator: 1}), doc),
+		p.append(setHead(nil, &GeneratedSet{Generator: 1}), doc),
 		appendHeader(nil, 7, []byte("header"), &marks{chunks: chunkStamps{3, 0, 9}, sets: 2}),
-		appendRecords(nil, []byte("records"), &Set{N: 3}, 4), appendChunk(nil, 3, []byte("chunk")),
-		appendKeyRow(nil, 3, [32]byte{1}, 70), appendMark(nil, Mark{1, 2, 3, "boot", true}),
+		appendRecords(nil, []byte("records"), &GeneratedSet{N: 3}, 4), appendChunk(nil, 3, []byte("chunk")),
+		appendKeyRow(nil, 3, [32]byte{1}, 70), appendMark(nil, ClockMark{1, 2, 3, "boot", true}),
 		stagedParts([]op{{key: []byte("k"), val: []byte("v")}, {key: []byte("d"), del: true}}, 1, 100)[0].val,
 	} {
 		f.Add(v)

@@ -80,7 +80,7 @@ func crashBatch(run messages.RunID) *persistence.Batch {
 	b.Create.IdempotencyKey = fmt.Sprint("key ", run)
 	b.Seq, b.Records = 1, []byte("records")
 	b.Attempts = []messages.AttemptRecord{{Task: 5, Attempt: 1}, {Task: 5000, Attempt: 1}}
-	b.Set = &persistence.Set{N: 1, JSON: []byte("{}")}
+	b.Set = &persistence.GeneratedSet{N: 1, JSON: []byte("{}")}
 	b.Snapshot = &persistence.SnapshotPart{Chunks: []persistence.Chunk{{Index: 1, Data: []byte("chunk")}}}
 	if run%2 == 0 {
 		b.Summary.State = dag.RunCompleted
@@ -179,7 +179,7 @@ func whole(t *testing.T, s persistence.Store, run messages.RunID) {
 	if err := s.Attempts(run, 0, 10000, func(*messages.AttemptRecord) bool { n++; return true }); err != nil || n != 2 {
 		t.Fatalf("run %d: %d attempts, %v", run, n, err)
 	}
-	if id, _, ok, err := s.Key(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
+	if id, _, ok, err := s.LookUpKey(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
 		t.Fatalf("run %d: key: %d, %v, %v", run, id, ok, err)
 	}
 }

@@ -2,7 +2,9 @@ package persistence
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
@@ -185,5 +187,192 @@ func (s *Badger) recoverDeletions() error {
 			err = s.deleteMarked(run, s.commitMany)
 		}
 	}
+	return err
+}
+
+// cuts are the journal records that a snapshot has made superfluous and that are
+// still there. They are deleted a few with each group, after the snapshot's header
+// became durable. Those that a crash leaves are found at the run's next cut;
+// readers never look below the cut. It belongs to the committer's goroutine.
+type cuts struct {
+	due []cut
+	low map[messages.RunID]uint64 // records below this Seq are deleted
+}
+
+type cut struct {
+	run messages.RunID
+	seq uint64 // records below it go
+}
+
+// cutRows is the number of records that are deleted with one group.
+const cutRows = 1000
+
+func (c *cuts) empty() bool { return len(c.due) == 0 }
+
+// note takes down what a durable batch has made superfluous.
+func (c *cuts) note(b *Batch) {
+	if b.Snapshot != nil && b.Snapshot.Header != nil && b.Snapshot.Cut > c.low[b.Run] {
+		c.due = append(c.due, cut{b.Run, b.Snapshot.Cut})
+	}
+	if b.Summary != nil && final(b.Summary.State) {
+		delete(c.low, b.Run) // a hint only: it bounds the search
+	}
+}
+
+// addCuts adds deletions to a group that has room for them.
+func (s *Badger) addCuts(g *group) {
+	c := &s.cuts
+	if s.Err() != nil {
+		c.due = nil
+		return
+	}
+	room := min(cutRows, s.maxRows-len(g.ops))
+	for len(c.due) > 0 && room > 0 {
+		at := c.due[0]
+		from := runKey(typeJournal, at.run)
+		from = binary.BigEndian.AppendUint64(from, c.low[at.run])
+		end := binary.BigEndian.AppendUint64(runKey(typeJournal, at.run), at.seq)
+		finished := true
+		err := s.scan(runKey(typeJournal, at.run), from, false, func(key []byte, _ *badger.Item) (bool, error) {
+			if string(key) >= string(end) {
+				return false, nil
+			}
+			if room == 0 {
+				finished = false
+				return false, nil
+			}
+			room--
+			start := len(g.arena)
+			g.arena = append(g.arena, key...)
+			g.del(g.hold(start))
+			c.low[at.run] = binary.BigEndian.Uint64(key[9:])
+			return true, nil
+		})
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		if !finished {
+			return
+		}
+		c.low[at.run] = at.seq
+		c.due = c.due[1:]
+	}
+}
+
+// An idempotency key outlives its run. The deletion of the run keeps the key's row, with
+// the time until which it stays, and adds a row to an index by that time. Sweeps go along
+// the index from its beginning: they look at no key that stays.
+
+// keptKeys is what the store knows of the keys whose runs were deleted.
+type keptKeys struct {
+	count atomic.Int64 // as the meta row "keys" has it
+	from  int64        // no expiry row below this time is left; under purging
+}
+
+// expiryKey is the index row of a key that stays until a time (ns) of its caller's clock.
+func expiryKey(until int64, hash [32]byte) []byte {
+	return append(binary.BigEndian.AppendUint64([]byte{typeExpiry}, uint64(until)), hash[:]...)
+}
+
+func parseExpiryKey(key []byte) (until int64, hash [32]byte, err error) {
+	if len(key) != 1+8+len(hash) {
+		return 0, hash, fmt.Errorf("%w: expiry key of %d bytes", errCorrupt, len(key))
+	}
+	copy(hash[:], key[9:])
+	return int64(binary.BigEndian.Uint64(key[1:])), hash, nil
+}
+
+// keyRows are the rows that a run's deletion changes of its idempotency key: none when
+// it has none, or when the key belongs to another run by now.
+func keyRows(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]op, error) {
+	v, err := getTxn(txn, idempotencyKey(hash))
+	if err != nil || v == nil {
+		return nil, err
+	}
+	of, bodyHash, _, err := decodeKeyRow(v)
+	switch {
+	case err != nil || of != run:
+		return nil, err
+	case until <= 0:
+		return []op{{key: idempotencyKey(hash), del: true}}, nil
+	}
+	return []op{
+		seal(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)),
+		seal(expiryKey(until, hash), nil),
+	}, nil
+}
+
+// countKeys is how many keys rows keep, less those that they remove.
+func countKeys(rows []op) (n int64) {
+	for i := range rows {
+		switch {
+		case rows[i].key[0] != typeExpiry:
+		case rows[i].del:
+			n--
+		default:
+			n++
+		}
+	}
+	return n
+}
+
+// counted appends the row that says how many keys are kept when rows are durable.
+func (s *Badger) counted(rows []op) (_ []op, change int64) {
+	if change = countKeys(rows); change != 0 {
+		rows = append(rows, metaRow("keys", uint64(max(s.kept.count.Load()+change, 0))))
+	}
+	return rows, change
+}
+
+// KeptKeyCount is how many keys of deleted runs are kept.
+func (s *Badger) KeptKeyCount() int { return int(s.kept.count.Load()) }
+
+// ExpireKeys removes up to limit keys of deleted runs, the oldest first: those that stay
+// until now or less, and those beyond the newest most. It returns how many.
+func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
+	s.purging.Lock()
+	defer s.purging.Unlock()
+	surplus := s.KeptKeyCount() - most
+	limit = min(limit, deleteRows/2)
+	var rows []op
+	from, removed := s.kept.from, 0
+	err := s.view(func(txn *badger.Txn) error {
+		return scanTxn(txn, []byte{typeExpiry}, expiryKey(s.kept.from, [32]byte{}), false, func(key []byte, _ *badger.Item) (bool, error) {
+			until, hash, err := parseExpiryKey(key)
+			if err != nil || removed == limit || until > now && removed >= surplus {
+				return false, err
+			}
+			from = until
+			removed++
+			rows = append(rows, op{key: expiryKey(until, hash), del: true})
+			v, err := getTxn(txn, idempotencyKey(hash))
+			if err != nil || v == nil {
+				return err == nil, err
+			}
+			// A run that was deleted later may have the key, or one that exists.
+			_, _, of, err := decodeKeyRow(v)
+			if err == nil && of == until {
+				rows = append(rows, op{key: idempotencyKey(hash), del: true})
+			}
+			return err == nil, err
+		})
+	})
+	if err != nil || len(rows) == 0 {
+		return 0, err
+	}
+	rows, change := s.counted(rows)
+	if err := s.deleteStep(rows); err != nil {
+		return 0, err
+	}
+	s.kept.count.Add(change)
+	s.kept.from = from
+	return removed, nil
+}
+
+// loadKeptKeys reads how many keys are kept.
+func (s *Badger) loadKeptKeys() error {
+	n, err := s.metaNumber("keys")
+	s.kept.count.Store(int64(n))
 	return err
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -90,54 +92,6 @@ func (p *packer) unpack(d *decoder) []byte {
 	return body
 }
 
-// Flags of a creation.
-const (
-	defHasKey     = 1 << iota // it had an idempotency key, whose hash follows
-	defHasRecords             // the run's first journal records follow
-)
-
-// creation is what the definition's row holds beside the document.
-type creation struct {
-	key     [32]byte // hash of the idempotency key
-	hasKey  bool
-	records []byte // the journal's first batch, Seq 1; nil when that lies in a row of its own
-}
-
-// appendCreation begins a definition's row; the packed document follows. The first
-// journal records lie here: a submission has a row less by that.
-func appendCreation(dst []byte, c *Creation, records []byte) []byte {
-	at := len(dst) + 1
-	dst = append(dst, defV1, 0)
-	if c.IdempotencyKey != "" {
-		hash := hashKey(c.IdempotencyKey)
-		dst[at] |= defHasKey
-		dst = append(dst, hash[:]...)
-	}
-	if len(records) > 0 {
-		dst[at] |= defHasRecords
-		dst = appendString(dst, records)
-	}
-	return dst
-}
-
-// decodeCreation reads what appendCreation wrote. It refers to the value.
-func decodeCreation(d *decoder) (c creation) {
-	flags := d.byte()
-	if flags&^(defHasKey|defHasRecords) != 0 {
-		d.fail("flags of a creation")
-	}
-	if c.hasKey = flags&defHasKey != 0; c.hasKey {
-		d.array(c.key[:])
-	}
-	if flags&defHasRecords != 0 {
-		c.records = d.bytes()
-	}
-	if d.err != nil {
-		return creation{}
-	}
-	return c
-}
-
 // decodeDefinition reads a definition's row: the document, and copies of the
 // records that lie with it.
 func (p *packer) decodeDefinition(run messages.RunID, v []byte) (doc, records []byte, err error) {
@@ -150,96 +104,270 @@ func (p *packer) decodeDefinition(run messages.RunID, v []byte) (doc, records []
 	return doc, bytes.Clone(c.records), nil
 }
 
-func setHead(dst []byte, s *Set) []byte {
-	return binary.AppendUvarint(append(dst, setV1), uint64(s.Generator))
-}
-
-func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (Set, error) {
+func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, error) {
 	d := newDecoder(v, setV1)
-	s := Set{N: n, Generator: d.uint32()}
+	s := GeneratedSet{N: n, Generator: d.uint32()}
 	s.JSON = p.unpack(d)
 	if err := d.end(); err != nil {
-		return Set{}, fmt.Errorf("run %d: generated set %d: %w", run, n, err)
+		return GeneratedSet{}, fmt.Errorf("run %d: generated set %d: %w", run, n, err)
 	}
 	return s, nil
 }
 
-// appendHeader: cut, what it knows of other rows, length, then the header as dag wrote it. The
-// length tells which parts are of this header when an older one had more of them.
-func appendHeader(dst []byte, cut uint64, header []byte, m *marks) []byte {
-	dst = m.append(binary.AppendUvarint(append(dst, headerV1), cut))
-	return appendString(dst, header)
+// A long document is never whole in memory. Before its batch it is compressed as it is
+// read and written down in parts, which lie where they stay. First comes the mark of a
+// run that is being deleted; the batch takes it off together with making the run known.
+// So what a crash or an error leaves of it is deleted like any run: by the next open,
+// or at once. The parts go through the committer one by one, and what else is being
+// committed goes with them.
+
+// longFrom is the size from which a stored document is read as a stream, in bytes.
+const longFrom = 4 << 20
+
+// appendLong queues the creation of a run with a long document.
+func (s *Badger) appendLong(b *Batch) {
+	doc, err := b.Create.Long.Open()
+	if !s.queue.enter(&s.staging) {
+		if err == nil {
+			doc.Close()
+		}
+		answer(b.Done, ErrClosed)
+		return
+	}
+	go func() {
+		defer s.staging.Done()
+		if err == nil {
+			err = s.writeLong(b, doc)
+			doc.Close()
+		}
+		it := &item{batch: b, done: b.Done}
+		if err != nil {
+			it = &item{done: func(error) { answer(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
+		}
+		if !s.queue.push(it) {
+			it.answer(ErrClosed)
+		}
+	}()
 }
 
-func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m marks, err error) {
-	d := newDecoder(v, headerV1)
-	cut = d.uint()
-	m = decodeMarks(d)
-	header = append([]byte{}, d.bytes()...)
-	if d.err != nil {
-		return 0, nil, m, fmt.Errorf("run %d: snapshot header: %w", run, d.err)
+func answer(done func(error), err error) {
+	if done != nil {
+		done(err)
 	}
-	return cut, header, m, nil
 }
 
-// appendRecords makes the value of a journal record: version, flags, what they announce,
-// and what dag wrote.
-func appendRecords(dst, records []byte, set *Set, partSize int) []byte {
-	at := len(dst) + 1
-	dst = append(dst, recordsV2, 0)
-	if set != nil {
-		dst[at] |= recordsSet
-		dst = binary.AppendUvarint(dst, uint64(set.N))
+// writeLong writes the definition's parts, and takes them back when that does not
+// succeed.
+func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
+	var first []byte
+	if b.Seq == 1 {
+		first = b.Records
 	}
-	if len(records)+16 > partSize {
-		dst[at] |= recordsParts
-		dst = binary.AppendUvarint(dst, uint64(len(records)))
+	size := b.Create.Long.Size()
+	w := &partWriter{s: s, run: b.Run, done: make(chan error, 1)}
+	w.buf = append(w.buffer(), appendCreation(nil, b.Create, first)...)
+	w.buf = binary.AppendUvarint(append(w.buf, codecZstd), uint64(size))
+	err := packStream(w, doc, size)
+	if err == nil {
+		err = w.send()
 	}
-	return append(dst, records...)
+	if end := w.settle(); err == nil {
+		err = end
+	}
+	if err != nil && s.Err() == nil && w.part > 0 {
+		if undo := s.deleteMarked(b.Run, s.deleteStep); undo != nil {
+			s.log.Debug("parts of a document are left to the next start", "run", b.Run, "error", undo)
+		}
+	}
+	return err
 }
 
-// Flags of a journal record.
-const (
-	recordsSet   = 1 << iota // the number of the generated set that came with it follows
-	recordsParts             // it may be of several parts: its length follows, so that a missing last one is found
-)
-
-// decodeRecords returns a copy of what appendRecords was given, and the set's number, 0
-// when there was none.
-func decodeRecords(v []byte) (records []byte, set int, err error) {
-	d := newDecoder(v, recordsV2)
-	flags := d.byte()
-	if flags&^(recordsSet|recordsParts) != 0 {
-		d.fail("flags of records")
+// packStream compresses a document of a known size.
+func packStream(w io.Writer, doc io.Reader, size int64) error {
+	enc, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return err
 	}
-	if flags&recordsSet != 0 {
-		set = int(d.uint32())
+	n, err := io.Copy(enc, doc)
+	if end := enc.Close(); err == nil {
+		err = end
 	}
-	size := uint64(len(d.b))
-	if flags&recordsParts != 0 {
-		size = d.uint()
+	if err == nil && n != size {
+		err = fmt.Errorf("it has %d bytes, not %d", n, size)
 	}
-	if size != uint64(len(d.b)) {
-		d.fail("records are cut")
-	}
-	return d.rest(), set, d.err
+	return err
 }
 
-// appendKeyRow appends what is kept of an idempotency key. Until is 0 while the run exists,
-// then the time until which the key outlives it.
-func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte, until int64) []byte {
-	dst = binary.BigEndian.AppendUint64(append(dst, keyV1), uint64(run))
-	return binary.AppendUvarint(append(dst, bodyHash[:]...), uint64(until))
+// partWriter cuts a definition into parts and commits them, one while the next is
+// being filled.
+type partWriter struct {
+	s       *Badger
+	run     messages.RunID
+	part    int
+	buf     []byte
+	sent    []byte // is with the committer; nil when nothing is
+	reading []byte // is durable; Badger may still read it, until it takes the next one
+	spare   []byte
+	done    chan error
 }
 
-func decodeKeyRow(v []byte) (run messages.RunID, bodyHash [32]byte, until int64, err error) {
-	d := newDecoder(v, keyV1)
-	var id [8]byte
-	d.array(id[:])
-	d.array(bodyHash[:])
-	until = int64(d.uint() &^ (1 << 63))
-	if err := d.end(); err != nil {
-		return 0, bodyHash, 0, fmt.Errorf("idempotency key: %w", err)
+func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize+sumSize) }
+
+func (w *partWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		if len(w.buf) == w.s.enc.partSize {
+			if err := w.send(); err != nil {
+				return 0, err
+			}
+		}
+		m := min(len(p), w.s.enc.partSize-len(w.buf))
+		w.buf = append(w.buf, p[:m]...)
+		p = p[m:]
 	}
-	return messages.RunID(binary.BigEndian.Uint64(id[:])), bodyHash, until, nil
+	return n, nil
+}
+
+// send gives what there is to the committer, once that has written what it was given
+// before.
+func (w *partWriter) send() error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	var rows []op
+	if w.part == 0 {
+		rows = append(rows, seal(runKey(typeDeleting, w.run), []byte{deletingV1}))
+	}
+	key := binary.BigEndian.AppendUint16(runKey(typeDef, w.run), uint16(w.part))
+	rows = append(rows, seal(key, w.buf))
+	if !w.s.queue.push(&item{ops: rows, done: func(err error) { w.done <- err }}) {
+		return ErrClosed
+	}
+	w.part++
+	w.sent = w.buf
+	if w.buf = w.spare; w.buf == nil {
+		w.buf = w.buffer()
+	}
+	w.spare = nil
+	return nil
+}
+
+// settle waits for what is with the committer.
+func (w *partWriter) settle() error {
+	if w.sent == nil {
+		return nil
+	}
+	err := <-w.done
+	w.spare, w.reading, w.sent = w.reading[:0], w.sent, nil
+	return err
+}
+
+// storedDocument is a long definition as it is stored.
+type storedDocument struct {
+	s    *Badger
+	run  messages.RunID
+	size int64
+	skip int // bytes before the compressed document
+}
+
+// longDefinition looks at the first part of a definition. It is nil when the document
+// is not long.
+func (s *Badger) longDefinition(run messages.RunID, v []byte) (doc *storedDocument, records []byte) {
+	d := newDecoder(v, defV1)
+	c := decodeCreation(d)
+	codec, size := d.byte(), d.uint()
+	if d.err != nil || codec != codecZstd || size < longFrom {
+		return nil, nil
+	}
+	return &storedDocument{s: s, run: run, size: int64(size), skip: len(v) - len(d.b)}, append([]byte(nil), c.records...)
+}
+
+func (d *storedDocument) Size() int64 { return d.size }
+
+func (d *storedDocument) Open() (io.ReadCloser, error) {
+	dec, err := zstd.NewReader(&partReader{doc: d}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	return &documentReader{Decoder: dec, left: d.size, run: d.run}, nil
+}
+
+// partReader reads the compressed document, a part at a time.
+type partReader struct {
+	doc  *storedDocument
+	part int
+	rest []byte
+}
+
+func (r *partReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		key := binary.BigEndian.AppendUint16(runKey(typeDef, r.doc.run), uint16(r.part))
+		v, err := r.doc.s.get(key)
+		switch {
+		case err != nil:
+			return 0, err
+		case v == nil:
+			return 0, io.EOF
+		case r.part == 0:
+			v = v[r.doc.skip:]
+		}
+		r.rest = v
+		r.part++
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// documentReader sees that the document is whole.
+type documentReader struct {
+	*zstd.Decoder
+	left int64
+	run  messages.RunID
+}
+
+func (r *documentReader) Read(p []byte) (int, error) {
+	n, err := r.Decoder.Read(p)
+	if r.left -= int64(n); err == io.EOF && r.left != 0 {
+		err = fmt.Errorf("run %d: definition: %w: %d bytes are missing", r.run, errCorrupt, r.left)
+	}
+	return n, err
+}
+
+func (r *documentReader) Close() error {
+	r.Decoder.Close()
+	return nil
+}
+
+// definition reads a run's definition, or the beginning of a long one, and the first
+// journal records that lie with it.
+func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
+	var value []byte
+	next := 0 // part
+	err = scanTxn(txn, runKey(typeDef, run), nil, false, func(key []byte, item *badger.Item) (more bool, err error) {
+		if part := int(binary.BigEndian.Uint16(key[9:])); part != next {
+			return false, fmt.Errorf("%s: %w: part %d is missing", rowName(key), errCorrupt, next)
+		}
+		next++
+		err = itemValue(item, func(v []byte) error {
+			if value == nil {
+				if doc, first := s.longDefinition(run, v); doc != nil {
+					st.Long, records = doc, first
+					return nil
+				}
+			}
+			value = append(value, v...)
+			return nil
+		})
+		return st.Long == nil, err
+	})
+	switch {
+	case err != nil || st.Long != nil:
+		return records, err
+	case next == 0:
+		return nil, fmt.Errorf("run %d: definition: %w: missing", run, errCorrupt)
+	}
+	st.Definition, records, err = s.enc.pack.decodeDefinition(run, value)
+	return records, err
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -92,7 +92,7 @@ func OnFS(c Config, fs vfs.FS) Config {
 type Looks struct {
 	Ticks  chan time.Time
 	Wait   func(ctx context.Context, d time.Duration) error
-	Looked func(whole bool, report *tables.Report, err error)
+	Looked func(whole bool, report *badgerguard.Report, err error)
 	Bytes  int64 // of a pass that one look reads; 0 = as usual
 	// Unregistered leaves out the look at which runs are finished.
 	Unregistered bool
@@ -110,7 +110,7 @@ const VerifyEvery = verifyEvery
 // VerifyRate is how many bytes a second a look reads.
 const VerifyRate = verifyRate
 
-// Later makes what Room remembers old.
+// Later makes what CheckDiskSpace remembers old.
 func Later(s *Badger) {
 	s.room.mu.Lock()
 	defer s.room.mu.Unlock()

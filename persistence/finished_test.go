@@ -103,7 +103,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 		}
 	}
 	registered(t, s)
-	if n, known := s.Finished(); n != finished || !known {
+	if n, known := s.FinishedCount(); n != finished || !known {
 		t.Errorf("%d finished runs, %v; want %d", n, known, finished)
 	}
 	if err := s.Damaged(); err != nil {
@@ -115,7 +115,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 func registered(t testing.TB, s *Badger) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); ; <-time.After(time.Millisecond) {
-		if _, known := s.Finished(); known {
+		if _, known := s.FinishedCount(); known {
 			return
 		}
 		if time.Now().After(deadline) {
@@ -332,7 +332,7 @@ func TestRecords(t *testing.T) {
 	}
 	check := func(after uint64, want string, wantFirst uint64) {
 		t.Helper()
-		records, first, err := s.Records(1, after)
+		records, first, err := s.JournalRecords(1, after)
 		if got := fmt.Sprintf("%s", records); got != want || first != wantFirst || err != nil {
 			t.Errorf("behind %d: %s from %d on, %v; want %s from %d on", after, got, first, err, want, wantFirst)
 		}
@@ -350,14 +350,14 @@ func TestRecords(t *testing.T) {
 	}
 	check(0, "[4 5 6 7]", 4)
 	check(5, "[6 7]", 6)
-	if _, _, err := s.Records(2, 0); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.JournalRecords(2, 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an unknown run: %v", err)
 	}
 	var g group
 	if err := DeleteRow(s, g.partKey(typeJournal, 1, 0, 5)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Records(1, 3); !errors.Is(err, ErrDamaged) {
+	if _, _, err := s.JournalRecords(1, 3); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a missing record: %v", err)
 	}
 }

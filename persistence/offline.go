@@ -14,8 +14,8 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
-	"github.com/caravan-dag/caravan/persistence/tables"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -26,15 +26,15 @@ import (
 // Reader; what is damaged is missing there.
 type Offline struct {
 	*Badger
-	// Files is what is damaged in the store's files.
-	Files []error
-	// Unbounded is set when rows are missing and nobody can tell which: a table without its
+	// DamagedFiles is what is damaged in the store's files.
+	DamagedFiles []error
+	// UnboundedLoss is set when rows are missing and nobody can tell which: a table without its
 	// index, the manifest, or the commit log is damaged.
-	Unbounded bool
-	lost      []keyRange
-	scratch   string
-	lock      *os.File // of scratch
-	bytes     int64
+	UnboundedLoss bool
+	lost          []keyRange
+	scratch       string
+	lock          *os.File // of scratch
+	bytes         int64
 }
 
 // keyRange is keys from from on, below to; nil is open.
@@ -65,7 +65,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		}
 	}()
 	o = &Offline{scratch: dirs.Name(), lock: dirs}
-	r, err := tables.Verify(ctx, dir, tables.Options{Blocks: true, Unreadable: true})
+	r, err := badgerguard.Verify(ctx, dir, badgerguard.Options{Blocks: true, Unreadable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -73,16 +73,16 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	broken := map[string]bool{}
 	for i := range r.Damage {
 		d := &r.Damage[i]
-		o.Files = append(o.Files, d)
+		o.DamagedFiles = append(o.DamagedFiles, d)
 		broken[d.File] = true
 		if d.From == nil {
-			o.Unbounded = true
+			o.UnboundedLoss = true
 		} else {
 			o.lost = append(o.lost, keyRange{d.From, d.To})
 		}
 	}
 	if r.Stale != nil && !errors.Is(r.Stale, fs.ErrNotExist) {
-		o.Files = append(o.Files, r.Stale) // the next start makes it anew
+		o.DamagedFiles = append(o.DamagedFiles, r.Stale) // the next start makes it anew
 	}
 	view, extra := filepath.Join(o.scratch, "view"), filepath.Join(o.scratch, "extra")
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
@@ -95,7 +95,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	var whole []offlineTable
 	var partial []uint64
 	for _, id := range slices.Sorted(maps.Keys(named)) {
-		path := tables.Path(dir, id)
+		path := badgerguard.Path(dir, id)
 		if broken[path] {
 			partial = append(partial, id)
 			continue
@@ -122,19 +122,19 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 // offlineTable is a table to read.
 type offlineTable struct {
 	path  string
-	entry tables.Entry
+	entry badgerguard.Entry
 }
 
 // collect makes view a folder of these tables and of those in extra, and returns all of them.
 func collect(view string, list []offlineTable, extra string) ([]offlineTable, error) {
-	found, err := tables.Found(extra)
+	found, err := badgerguard.Found(extra)
 	if err != nil {
 		return nil, err
 	}
 	for _, id := range slices.Sorted(maps.Keys(found)) {
-		list = append(list, offlineTable{tables.Path(extra, id), found[id]})
+		list = append(list, offlineTable{badgerguard.Path(extra, id), found[id]})
 	}
-	all := tables.NewCollect(view)
+	all := badgerguard.NewCollect(view)
 	for _, t := range list {
 		if err := all.Add(t.path, t.entry); err != nil {
 			return nil, err
@@ -153,15 +153,15 @@ func (o *Offline) carryOutStaged(list []offlineTable) error {
 		}
 		ops, err := st.rows()
 		if errors.Is(err, errCorrupt) { // nobody can tell which rows it had
-			o.Files = append(o.Files, err)
-			o.Unbounded = true
+			o.DamagedFiles = append(o.DamagedFiles, err)
+			o.UnboundedLoss = true
 			return nil
 		}
 		rows = append(append(rows, ops...), st.cleanup()...)
 		return err
 	})
 	if errors.Is(err, errCorrupt) { // Scan names the row
-		o.Unbounded, err = true, nil
+		o.UnboundedLoss, err = true, nil
 	}
 	if err != nil || len(rows) == 0 {
 		return err
@@ -202,21 +202,21 @@ func (o *Offline) carryOutStaged(list []offlineTable) error {
 
 // named are the tables to read. Without a manifest these are all that lie there: older
 // rows may come back with them.
-func (o *Offline) named(dir string, r *tables.Report, broken map[string]bool) (map[uint64]tables.Entry, error) {
+func (o *Offline) named(dir string, r *badgerguard.Report, broken map[string]bool) (map[uint64]badgerguard.Entry, error) {
 	if r.Manifest != nil {
 		return r.Manifest.Tables, nil
 	}
-	found, err := tables.Found(dir)
+	found, err := badgerguard.Found(dir)
 	if err != nil {
 		return nil, err
 	}
 	for _, id := range slices.Sorted(maps.Keys(found)) {
-		damage, err := tables.Rows(tables.Path(dir, id), found[id], nil)
+		damage, err := badgerguard.Rows(badgerguard.Path(dir, id), found[id], nil)
 		if err != nil {
 			return nil, err
 		}
 		for _, d := range damage {
-			o.Files = append(o.Files, d)
+			o.DamagedFiles = append(o.DamagedFiles, d)
 			broken[d.File] = true
 		}
 	}
@@ -224,7 +224,7 @@ func (o *Offline) named(dir string, r *tables.Report, broken map[string]bool) (m
 }
 
 // gather makes tables of the commit log and of the whole blocks of damaged tables.
-func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, partial []uint64) error {
+func (o *Offline) gather(dir, extra string, named map[uint64]badgerguard.Entry, partial []uint64) error {
 	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
 	if err != nil {
 		return err
@@ -237,7 +237,7 @@ func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, parti
 		return batch.SetEntryAt(badger.NewEntry(bytes.Clone(key), bytes.Clone(value)), at)
 	}
 	for _, id := range partial {
-		_, err := tables.Rows(tables.Path(dir, id), named[id], func(r tables.Row) error {
+		_, err := badgerguard.Rows(badgerguard.Path(dir, id), named[id], func(r badgerguard.Row) error {
 			if bytes.HasPrefix(r.Key, []byte("!badger!")) {
 				return nil
 			}
@@ -255,8 +255,8 @@ func (o *Offline) gather(dir, extra string, named map[uint64]tables.Entry, parti
 		})
 	})
 	if err != nil && failed == nil && !vfs.Exhausted(err) {
-		o.Files = append(o.Files, err)
-		o.Unbounded, err = true, nil
+		o.DamagedFiles = append(o.DamagedFiles, err)
+		o.UnboundedLoss, err = true, nil
 	}
 	return errors.Join(err, batch.Flush(), db.Close())
 }
@@ -284,13 +284,13 @@ func (o *Offline) open(view string) (err error) {
 }
 
 // checkNext compares the highest run id by the rows with that of the inventory.
-func (o *Offline) checkNext(r *tables.Report) {
+func (o *Offline) checkNext(r *badgerguard.Report) {
 	if r.Inventory == nil {
 		return
 	}
 	if next := r.Inventory.NextRun; next > o.enc.next.Load() {
-		o.Files = append(o.Files, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.enc.next.Load()))
-		o.Unbounded = true
+		o.DamagedFiles = append(o.DamagedFiles, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.enc.next.Load()))
+		o.UnboundedLoss = true
 		o.enc.next.Store(next)
 	}
 }
@@ -301,11 +301,11 @@ func (o *Offline) Close() error {
 	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch), o.lock.Close())
 }
 
-// Bytes is how much was read of tables.
-func (o *Offline) Bytes() int64 { return o.bytes }
+// TableBytes is how much was read of tables.
+func (o *Offline) TableBytes() int64 { return o.bytes }
 
-// Lost tells whether rows of a run may be among those that are damaged.
-func (o *Offline) Lost(run messages.RunID) bool {
+// MayHaveLost tells whether rows of a run may be among those that are damaged.
+func (o *Offline) MayHaveLost(run messages.RunID) bool {
 	for _, typ := range append([]byte{typeLive, typeFinal, typeDeleting}, runTypes[:]...) {
 		first, end := runKey(typ, run), append(runKey(typ, run), bytes.Repeat([]byte{0xff}, 24)...)
 		for _, l := range o.lost {
@@ -317,10 +317,10 @@ func (o *Offline) Lost(run messages.RunID) bool {
 	return false
 }
 
-// Scan reads every row once. It calls damaged for each row whose checksum is wrong, with
+// ScanRows reads every row once. It calls damaged for each row whose checksum is wrong, with
 // its run if it has one, and run for each run that has rows, ascending; complete tells
 // whether there is a summary.
-func (o *Offline) Scan(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
+func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
 	runs := map[messages.RunID]bool{}
 	err := o.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		ofRun := wholeKey(key) && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeLive || key[0] == typeFinal)
@@ -347,4 +347,118 @@ func (o *Offline) Scan(damaged func(run messages.RunID, ofRun bool, err error), 
 		run(id, runs[id])
 	}
 	return nil
+}
+
+// CopyRun writes all rows of a run into another store, as they are.
+func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
+	sum, err := o.Summary(run)
+	if err != nil {
+		return err
+	}
+	var rows []op
+	err = o.view(func(txn *badger.Txn) error {
+		take := func(prefix []byte) error {
+			return scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+				v, err := item.ValueCopy(nil)
+				rows = append(rows, op{key: bytes.Clone(key), val: v})
+				return true, err
+			})
+		}
+		for _, typ := range runTypes {
+			if err := take(runKey(typ, run)); err != nil {
+				return err
+			}
+		}
+		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+		if err != nil {
+			return err
+		}
+		if c := decodeCreation(newDecoder(v, defV1)); c.hasKey {
+			if err := take(idempotencyKey(c.key)); err != nil {
+				return err
+			}
+		}
+		if final(sum.State) {
+			for _, key := range indexKeys(sum) { // a damaged one is made again
+				rows = append(rows, seal(key, nil))
+			}
+		}
+		for _, typ := range [...]byte{typeLive, typeFinal} { // the commit marker comes last
+			if err := take(runKey(typ, run)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for len(rows) > 0 {
+		n, size := 0, int64(0)
+		for n < len(rows) && (n == 0 || to.fits(n+1, size+rows[n].size())) {
+			size += rows[n].size()
+			n++
+		}
+		done := make(chan error, 1)
+		if !to.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
+			return ErrClosed
+		}
+		if err := <-done; err != nil {
+			return err
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+// SetNextRun makes ids below next used. The store is to be opened again.
+func (s *Badger) SetNextRun(next messages.RunID) error {
+	return s.deleteStep([]op{metaRow("next", uint64(next))})
+}
+
+// CopyKeys writes the idempotency keys of deleted runs into another store, and the mark of
+// the server's own clock, by which they expire. Keys whose rows are damaged are left out.
+func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
+	if mark, ok, err := o.ClockMark(); err == nil && ok {
+		if err := to.SetClockMark(mark); err != nil {
+			return 0, err
+		}
+	}
+	var rows []op
+	flush := func() error {
+		rows, change := to.counted(rows)
+		if err := to.deleteStep(rows); err != nil {
+			return err
+		}
+		to.kept.count.Add(change)
+		return nil
+	}
+	err = o.view(func(txn *badger.Txn) error {
+		return scanTxn(txn, []byte{typeExpiry}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+			until, hash, err := parseExpiryKey(key)
+			if err != nil || itemValue(item, func([]byte) error { return nil }) != nil {
+				return true, nil
+			}
+			v, err := getTxn(txn, idempotencyKey(hash))
+			if err != nil || v == nil {
+				return true, nil
+			}
+			run, bodyHash, of, err := decodeKeyRow(v)
+			if err != nil || of != until { // another run has the key by now
+				return true, nil
+			}
+			rows = append(rows, seal(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)), seal(expiryKey(until, hash), nil))
+			kept++
+			if len(rows) < deleteRows {
+				return true, nil
+			}
+			err = flush()
+			rows = rows[:0]
+			return err == nil, err
+		})
+	})
+	if err == nil && len(rows) > 0 {
+		err = flush()
+	}
+	return kept, err
 }

@@ -98,7 +98,7 @@ func TestDamagedSummariesInLists(t *testing.T) {
 			t.Errorf("%s: %s, want %s", what, got, c.want)
 		}
 	}
-	if _, err := s.Unfinished(); !errors.Is(err, persistence.ErrDamaged) || !strings.Contains(err.Error(), "run 5: ") {
+	if _, err := s.UnfinishedSummaries(); !errors.Is(err, persistence.ErrDamaged) || !strings.Contains(err.Error(), "run 5: ") {
 		t.Errorf("unfinished runs are not known: %v", err)
 	}
 	for _, run := range []messages.RunID{2, 5, 6} {

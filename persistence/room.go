@@ -20,7 +20,7 @@ import (
 type room struct {
 	dir        string
 	soft, hard int64                   // bytes; 0 = need() decides
-	floor      func(total int64) int64 // see Config.SoftFloor
+	floor      func(total int64) int64 // see Config.SoftFreeFloor
 	memTable   int64
 	statfs     func(dir string) (free, total int64, err error)
 	tables     func() []badger.TableInfo
@@ -38,7 +38,7 @@ type room struct {
 }
 
 const (
-	roomFresh = 100 * time.Millisecond // how old free may be for Room
+	roomFresh = 100 * time.Millisecond // how old free may be for CheckDiskSpace
 	roomLoose = 5 * time.Millisecond   // and for a commit, when twice of what is needed is free
 	needFresh = time.Second            // how old needed may be
 	needTight = 10 * time.Millisecond  // and when it is not far from what is free
@@ -47,7 +47,7 @@ const (
 )
 
 func newRoom(c Config) *room {
-	return &room{dir: c.Dir, floor: c.SoftFloor, soft: c.SoftRoom, hard: c.HardRoom, memTable: c.memory,
+	return &room{dir: c.Dir, floor: c.SoftFreeFloor, soft: c.SoftFreeBytes, hard: c.HardFreeBytes, memTable: c.memory,
 		statfs: c.statfs, now: time.Now, pausing: time.Sleep}
 }
 
@@ -154,8 +154,8 @@ func (r *room) check(size int64) error {
 	}
 }
 
-// Room is nil, or says that the store has failed or the disk is nearly full.
-func (s *Badger) Room() error {
+// CheckDiskSpace is nil, or says that the store has failed or the disk is nearly full.
+func (s *Badger) CheckDiskSpace() error {
 	if err := s.Err(); err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 // TestSoftFloor: new runs are refused while others still have room, and groups go on.
 func TestSoftFloor(t *testing.T) {
 	free := int64(0)
-	r := newRoom(Config{SoftFloor: func(total int64) int64 { return total / 4 }})
+	r := newRoom(Config{SoftFreeFloor: func(total int64) int64 { return total / 4 }})
 	r.memTable, r.now = 1<<20, func() time.Time { return time.Time{}.Add(time.Duration(free)) } // never fresh
 	r.statfs = func(string) (int64, int64, error) { return free, 400 << 20, nil }
 	for _, c := range []struct {
@@ -30,7 +30,7 @@ func TestSoftFloor(t *testing.T) {
 // the file system; where little is, each one does.
 func TestCommitsLookSometimes(t *testing.T) {
 	asked, free, now := 0, int64(1<<30), time.Unix(1000, 0)
-	r := newRoom(Config{memory: 1 << 20, HardRoom: 100 << 20, statfs: func(string) (int64, int64, error) { asked++; return free, 2 << 30, nil }})
+	r := newRoom(Config{memory: 1 << 20, HardFreeBytes: 100 << 20, statfs: func(string) (int64, int64, error) { asked++; return free, 2 << 30, nil }})
 	r.now = func() time.Time { now = now.Add(time.Millisecond); return now }
 	check := func(want int) {
 		t.Helper()

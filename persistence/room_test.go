@@ -23,7 +23,7 @@ func TestRoom(t *testing.T) {
 	var free atomic.Int64
 	free.Store(200 << 20)
 	dir := t.TempDir()
-	c := persistence.Small(persistence.Config{Dir: dir, SoftRoom: 100 << 20, HardRoom: 50 << 20})
+	c := persistence.Small(persistence.Config{Dir: dir, SoftFreeBytes: 100 << 20, HardFreeBytes: 50 << 20})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return free.Load(), 200 << 20, nil })
 	s, err := persistence.OpenBadger(c)
 	if err != nil {
@@ -31,18 +31,18 @@ func TestRoom(t *testing.T) {
 	}
 	persistence.Impatient(s)
 	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
-	if err := s.Room(); err != nil {
+	if err := s.CheckDiskSpace(); err != nil {
 		t.Error(err)
 	}
 	free.Store(90 << 20)
 	persistence.Later(s)
-	if err := s.Room(); err == nil || errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "90 MiB free") || !strings.Contains(err.Error(), dir) {
+	if err := s.CheckDiskSpace(); err == nil || errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "90 MiB free") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("below the soft mark: %v", err)
 	}
 	journaltest.Must(t, s, journaltest.NewRun(1, "", "runs go on"))
 	free.Store(150 << 20)
 	persistence.Later(s)
-	if err := s.Room(); err != nil {
+	if err := s.CheckDiskSpace(); err != nil {
 		t.Errorf("room was made: %v", err)
 	}
 	free.Store(1 << 20)
@@ -68,7 +68,7 @@ func TestRoom(t *testing.T) {
 // TestRoomIsAskedWhileItCommits is for the race detector: the floor is computed from the
 // size of the disk, which commits read anew.
 func TestRoomIsAskedWhileItCommits(t *testing.T) {
-	c := persistence.Small(persistence.Config{Dir: t.TempDir(), SoftFloor: func(total int64) int64 { return total / 2 }})
+	c := persistence.Small(persistence.Config{Dir: t.TempDir(), SoftFreeFloor: func(total int64) int64 { return total / 2 }})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return 4 << 30, 4 << 30, nil })
 	s, err := persistence.OpenBadger(c)
 	if err != nil {
@@ -88,7 +88,7 @@ func TestRoomIsAskedWhileItCommits(t *testing.T) {
 		case <-done:
 			asking = false
 		default:
-			if err := s.Room(); err != nil {
+			if err := s.CheckDiskSpace(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -155,7 +155,7 @@ func fill(dir string, real bool) {
 		os.Exit(1)
 	}
 	for n := messages.RunID(0); ; n++ {
-		if s.Room() != nil {
+		if s.CheckDiskSpace() != nil {
 			fmt.Println("refused", n)
 		}
 		done := make(chan error, 1)
@@ -238,7 +238,7 @@ func TestTinyDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range messages.RunID(15) {
-			if err := s.Room(); err != nil {
+			if err := s.CheckDiskSpace(); err != nil {
 				t.Error(err)
 			}
 			journaltest.Must(t, s, incompressible(round*15+i))

@@ -41,7 +41,7 @@ func TestMarkIsChecked(t *testing.T) {
 	if err := persistence.SetBare(s, []byte("mmark"), stored([]byte("mmark"), []byte("\xff"))); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Mark(); err == nil || !strings.Contains(err.Error(), "caravan check") {
+	if _, _, err := s.ClockMark(); err == nil || !strings.Contains(err.Error(), "caravan check") {
 		t.Errorf("the server does not say what to do: %v", err)
 	}
 	if err := s.Close(); err != nil {

@@ -1,12 +1,140 @@
 package persistence
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
 )
+
+// Keys are binary: one type byte, then numbers in big-endian, so that byte order
+// is numeric order. Every key of a run begins with its type and the run's id.
+//
+//	m <name>                        meta: format version, shards, opens, next run
+//	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
+//	s <run>                         summary of a finished run
+//	d <run> <part>                  definition; part 0 begins with what the creation says, and the first journal records
+//	g <run> <n> <part>              n-th generated set
+//	j <run> <seq> <part>            journal record, from the second one on
+//	h <run> <part>                  snapshot header with its cut
+//	c <run> <chunk>                 snapshot chunk
+//	a <run> <chunk> <write> <part>  attempt records of one chunk of tasks, as one batch brought them
+//	t <hash> <run>                  index of finished runs by a tag, or by a label; empty value
+//	k <key hash>                    idempotency key
+//	e <until> <key hash>            index of the keys that outlive their runs; empty value
+//	x <write> <part>                parts of a batch that is too big for one transaction
+//	y <write>                       commit marker of such a batch, until it is applied
+//	z <run>                         the run is being deleted, or its long document is still being written
+const (
+	typeMeta     = 'm'
+	typeLive     = 'u'
+	typeFinal    = 's'
+	typeDef      = 'd'
+	typeSet      = 'g'
+	typeJournal  = 'j'
+	typeHeader   = 'h'
+	typeChunk    = 'c'
+	typeAttempts = 'a'
+	typeTag      = 't'
+	typeKey      = 'k'
+	typeExpiry   = 'e'
+	typeStage    = 'x'
+	typeStaged   = 'y'
+	typeDeleting = 'z'
+)
+
+// runTypes are the types whose keys go with a run, beside summary, tag and
+// idempotency key.
+var runTypes = [...]byte{typeDef, typeSet, typeJournal, typeHeader, typeChunk, typeAttempts}
+
+// attemptChunk is the number of neighbouring tasks whose attempt records share keys.
+const attemptChunk = 1024
+
+func metaKey(name string) []byte { return append([]byte{typeMeta}, name...) }
+
+// runKey is the prefix of a run's keys of one type, and its summary's whole key.
+func runKey(typ byte, run messages.RunID) []byte {
+	return appendRunKey(make([]byte, 0, 24), typ, run)
+}
+
+func appendRunKey(dst []byte, typ byte, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(append(dst, typ), uint64(run))
+}
+
+// wholeKey tells whether a key has the length that its type has. What parses keys sees no
+// other ones.
+func wholeKey(key []byte) bool {
+	n := len(key)
+	if n == 0 {
+		return false
+	}
+	switch key[0] {
+	case typeMeta:
+		return n > 1
+	case typeLive, typeFinal, typeStaged, typeDeleting:
+		return n == 9
+	case typeDef, typeHeader:
+		return n == 11
+	case typeChunk, typeAttempts:
+		return n >= 13
+	case typeSet:
+		return n == 15
+	case typeJournal:
+		return n == 19
+	case typeTag:
+		return n == 17
+	case typeKey:
+		return n == 33
+	case typeExpiry:
+		return n == 41
+	case typeStage:
+		return n == 13
+	}
+	return true // nobody reads it
+}
+
+// keyRun is the run of a key that has one; 0 when it is too short.
+func keyRun(key []byte) messages.RunID {
+	if len(key) < 9 {
+		return 0
+	}
+	return messages.RunID(binary.BigEndian.Uint64(key[1:]))
+}
+
+// tagPrefix is the prefix of the index of one tag. Two tags may share it: a
+// reader compares the tag in the summary.
+func tagPrefix(tag string) []byte {
+	sum := sha256.Sum256([]byte(tag))
+	return append([]byte{typeTag}, sum[:8]...)
+}
+
+func tagKey(tag string, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(tagPrefix(tag), uint64(run))
+}
+
+// labelPrefix is tagPrefix of a label.
+func labelPrefix(l dag.Label) []byte { return tagPrefix("\x00" + l.Name + "\x00" + l.Value) }
+
+func labelKey(l dag.Label, run messages.RunID) []byte {
+	return binary.BigEndian.AppendUint64(labelPrefix(l), uint64(run))
+}
+
+// hashKey is what is kept of an idempotency key.
+func hashKey(key string) [32]byte { return sha256.Sum256([]byte(key)) }
+
+func idempotencyKey(hash [32]byte) []byte { return append([]byte{typeKey}, hash[:]...) }
+
+func stageKey(write uint64, part uint32) []byte {
+	return binary.BigEndian.AppendUint32(markKey(typeStage, write), part)
+}
+
+func markKey(typ byte, n uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{typ}, n)
+}
 
 // Every row's value ends with a checksum (CRC32C, little-endian) of its key and of what is
 // before it. It is checked whenever a value is read, so that what rots while the store is
@@ -81,45 +209,4 @@ func rowName(key []byte) string {
 		return fmt.Sprintf("%s %d", text, binary.BigEndian.Uint32(rest))
 	}
 	return text
-}
-
-// row adds a row whose value lies at the arena's end, from at on. Its key was made before.
-func (g *group) row(key []byte, at int) {
-	g.arena = binary.LittleEndian.AppendUint32(g.arena, rowSum(key, g.arena[at:]))
-	g.put(key, g.hold(at))
-}
-
-// rowParts is row for a value of any size: it is split into parts of partSize, with a
-// checksum each. The key ends with the two bytes of part 0.
-func (g *group) rowParts(key []byte, at, partSize int) {
-	size := len(g.arena) - at
-	parts := max(1, (size+partSize-1)/partSize)
-	if parts == 1 {
-		g.row(key, at)
-		return
-	}
-	// Each part but the first moves up, to make room for the checksums before it.
-	for range parts {
-		g.arena = append(g.arena, 0, 0, 0, 0)
-	}
-	value := g.arena[at:]
-	ends := make([]int, parts) // of each part with its checksum
-	for i := parts - 1; i >= 0; i-- {
-		from, to := i*partSize, min((i+1)*partSize, size)
-		copy(value[from+i*sumSize:], value[from:to])
-		ends[i] = to + (i+1)*sumSize
-	}
-	start := 0
-	for i, end := range ends {
-		name := key
-		if i > 0 {
-			n := len(g.arena)
-			g.arena = binary.BigEndian.AppendUint16(append(g.arena, key[:len(key)-2]...), uint16(i))
-			name = g.hold(n)
-		}
-		part := value[start:end:end]
-		binary.LittleEndian.PutUint32(part[len(part)-sumSize:], rowSum(name, part[:len(part)-sumSize]))
-		g.put(name, part)
-		start = end
-	}
 }

@@ -32,9 +32,9 @@ func fullRun(t *testing.T, s persistence.Store, run messages.RunID, state dag.Ru
 	journaltest.Must(t, s,
 		&persistence.Batch{Run: run, Seq: 1, Records: random(10), Summary: sum(dag.RunQueued),
 			Create: &persistence.Creation{Definition: random(500 << 10), IdempotencyKey: fmt.Sprint("key", run), BodyHash: [32]byte{1}}},
-		&persistence.Batch{Run: run, Seq: 2, Records: random(20), Set: &persistence.Set{N: 1, JSON: random(300 << 10)}, Summary: sum(dag.RunRunning),
+		&persistence.Batch{Run: run, Seq: 2, Records: random(20), Set: &persistence.GeneratedSet{N: 1, JSON: random(300 << 10)}, Summary: sum(dag.RunRunning),
 			Attempts: []messages.AttemptRecord{{Task: 1, Attempt: 1}, {Task: 2000, Attempt: 1}}},
-		&persistence.Batch{Run: run, Seq: 3, Records: random(20), Set: &persistence.Set{N: 2, JSON: random(30)}},
+		&persistence.Batch{Run: run, Seq: 3, Records: random(20), Set: &persistence.GeneratedSet{N: 2, JSON: random(30)}},
 		&persistence.Batch{Run: run, Seq: 4, Records: random(30), Snapshot: &persistence.SnapshotPart{Chunks: []persistence.Chunk{chunk(0), chunk(2)}}},
 		&persistence.Batch{Run: run, Seq: 5, Records: random(30), Snapshot: &persistence.SnapshotPart{Chunks: []persistence.Chunk{chunk(1)}, Header: random(250 << 10), Cut: 5}},
 		&persistence.Batch{Run: run, Seq: 6, Records: random(300 << 10), Attempts: []messages.AttemptRecord{{Task: 1, Attempt: 2}}},
@@ -63,7 +63,7 @@ func see(s persistence.Store, run messages.RunID) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	of, _, ok, err := s.Key(fmt.Sprint("key", run))
+	of, _, ok, err := s.LookUpKey(fmt.Sprint("key", run))
 	return text + fmt.Sprint(of, ok), err
 }
 

@@ -30,8 +30,8 @@ func offline(t *testing.T, dir string) *persistence.Offline {
 // findings are all damages that an offline store knows.
 func findings(t *testing.T, o *persistence.Offline) string {
 	t.Helper()
-	all := append([]error(nil), o.Files...)
-	err := o.Scan(func(_ messages.RunID, _ bool, err error) { all = append(all, err) }, func(messages.RunID, bool) {})
+	all := append([]error(nil), o.DamagedFiles...)
+	err := o.ScanRows(func(_ messages.RunID, _ bool, err error) { all = append(all, err) }, func(messages.RunID, bool) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +86,8 @@ func TestOfflineCarriesOutStagedBatches(t *testing.T) {
 			if got := findings(t, o); !strings.Contains(got, c.want) {
 				t.Errorf("found: %s", got)
 			}
-			if o.Unbounded != (c.spoil != nil) {
-				t.Errorf("rows that nobody can name are missing: %v", o.Unbounded)
+			if o.UnboundedLoss != (c.spoil != nil) {
+				t.Errorf("rows that nobody can name are missing: %v", o.UnboundedLoss)
 			}
 			if got, err := persistence.Meta(o.Badger, "shards"); err != nil || got != c.shards {
 				t.Errorf("%d shards, want %d: %v", got, c.shards, err)
@@ -118,8 +118,8 @@ func TestSalvageKeepsKeysAndClock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mark := persistence.Mark{Steady: 500, Wall: 700, Boot: 900, BootID: "boot", Owed: true}
-	if err := s.SetMark(mark); err != nil {
+	mark := persistence.ClockMark{Steady: 500, Wall: 700, Boot: 900, BootID: "boot", Owed: true}
+	if err := s.SetClockMark(mark); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -133,24 +133,24 @@ func TestSalvageKeepsKeysAndClock(t *testing.T) {
 	if n, err := o.CopyKeys(into); n != runs-1 || err != nil {
 		t.Fatalf("%d keys: %v", n, err)
 	}
-	if n := into.KeptKeys(); n != runs-1 {
+	if n := into.KeptKeyCount(); n != runs-1 {
 		t.Errorf("%d keys are counted", n)
 	}
-	if got, ok, err := into.Mark(); !ok || err != nil || got != mark {
+	if got, ok, err := into.ClockMark(); !ok || err != nil || got != mark {
 		t.Errorf("the mark: %+v, %v", got, err)
 	}
 	for _, run := range ids {
-		if got, _, ok, err := into.Key(fmt.Sprint("key", run)); !ok || got != run || err != nil {
+		if got, _, ok, err := into.LookUpKey(fmt.Sprint("key", run)); !ok || got != run || err != nil {
 			t.Errorf("key %d: run %d, %v, %v", run, got, ok, err)
 		}
 	}
 	if n, err := into.ExpireKeys(1009, 1_000_000, 1000); n != 10 || err != nil {
 		t.Errorf("%d keys expired: %v", n, err)
 	}
-	if _, _, ok, err := into.Key("key9"); ok || err != nil {
+	if _, _, ok, err := into.LookUpKey("key9"); ok || err != nil {
 		t.Errorf("an expired key is there: %v", err)
 	}
-	if _, _, ok, err := into.Key("key10"); !ok || err != nil {
+	if _, _, ok, err := into.LookUpKey("key10"); !ok || err != nil {
 		t.Errorf("a key that stays is gone: %v", err)
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -24,14 +24,14 @@ func manyTables(tb testing.TB, n int) *badger.DB {
 	if err != nil || len(paths) == 0 {
 		tb.Fatal("no table", err)
 	}
-	m, err := tables.ReadManifest(dir)
+	m, err := badgerguard.ReadManifest(dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	id, _ := tables.ID(paths[0])
+	id, _ := badgerguard.ID(paths[0])
 	e := m.Tables[id]
 	e.Level = 0
-	all := tables.NewCollect(view)
+	all := badgerguard.NewCollect(view)
 	for range n {
 		if err := all.Add(paths[0], e); err != nil {
 			tb.Fatal(err)

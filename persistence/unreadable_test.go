@@ -47,7 +47,7 @@ func TestOfflineUnreadableFiles(t *testing.T) {
 					t.Errorf("the findings do not name %s: %s", path, text)
 				}
 				runs := 0
-				err = o.Scan(func(messages.RunID, bool, error) {}, func(_ messages.RunID, complete bool) {
+				err = o.ScanRows(func(messages.RunID, bool, error) {}, func(_ messages.RunID, complete bool) {
 					if complete {
 						runs++
 					}

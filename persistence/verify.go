@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +29,8 @@ type keeper struct {
 	dir   string
 	clock verifyClock
 
-	writing sync.Mutex        // one inventory is made and written at a time
-	known   *tables.Inventory // under writing: what is written down; nil before the first one
+	writing sync.Mutex             // one inventory is made and written at a time
+	known   *badgerguard.Inventory // under writing: what is written down; nil before the first one
 
 	pass tablePass // of the goroutine that looks
 
@@ -59,10 +59,10 @@ const (
 
 // verifyClock is when the keeper looks and how it waits. Tests replace it.
 type verifyClock struct {
-	ticks  <-chan time.Time                                   // nil = every keepEvery
-	wait   func(ctx context.Context, d time.Duration) error   // nil = by the machine's clock
-	looked func(whole bool, report *tables.Report, err error) // after each look; whole: it ended a pass
-	bytes  int64                                              // of a pass that one look reads; 0 = lookBytes
+	ticks  <-chan time.Time                                        // nil = every keepEvery
+	wait   func(ctx context.Context, d time.Duration) error        // nil = by the machine's clock
+	looked func(whole bool, report *badgerguard.Report, err error) // after each look; whole: it ended a pass
+	bytes  int64                                                   // of a pass that one look reads; 0 = lookBytes
 	// unregistered leaves fillRegister out.
 	unregistered bool
 }
@@ -71,8 +71,8 @@ type verifyClock struct {
 type tablePass struct {
 	left  []uint64 // ids of tables that are to be read
 	begin time.Time
-	read  tables.Report // of the looks so far
-	whole bool          // nothing damaged was found
+	read  badgerguard.Report // of the looks so far
+	whole bool               // nothing damaged was found
 }
 
 // errNextStep ends each refusal of damaged files.
@@ -96,7 +96,7 @@ func (s *Badger) verifyTables(c Config) error {
 	}
 	defer free()
 	begin := time.Now()
-	r, err := tables.Verify(context.Background(), c.Dir, tables.Options{})
+	r, err := badgerguard.Verify(context.Background(), c.Dir, badgerguard.Options{})
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (s *Badger) verifyTables(c Config) error {
 // readInventory takes what is known of a folder without a look at its tables: nothing when
 // the inventory is of no use.
 func (s *Badger) readInventory(dir string) {
-	known, err := tables.ReadInventory(dir)
+	known, err := badgerguard.ReadInventory(dir)
 	if err != nil {
 		return
 	}
@@ -223,7 +223,7 @@ func (k *keeper) beginPass() {
 }
 
 // lookAt says what the next look need not read, and what is left of the pass behind it.
-func (k *keeper) lookAt() (skip map[uint64]tables.Fingerprint, left []uint64) {
+func (k *keeper) lookAt() (skip map[uint64]badgerguard.Fingerprint, left []uint64) {
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	left = k.pass.left
@@ -241,21 +241,21 @@ func (k *keeper) lookAt() (skip map[uint64]tables.Fingerprint, left []uint64) {
 
 // verifyLive is one look: it reads new tables, and those that are left of a pass, beside
 // Badger, and writes the inventory. whole tells whether that was the end of a pass.
-func (s *Badger) verifyLive(ctx context.Context) (r *tables.Report, whole bool, err error) {
+func (s *Badger) verifyLive(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
 	k := &s.keeper
 	next := s.enc.next.Load()
 	if err := s.barrier(); err != nil { // all runs below next are durable
 		return nil, false, err
 	}
 	skip, left := k.lookAt()
-	r, err = tables.Verify(ctx, k.dir, tables.Options{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
+	r, err = badgerguard.Verify(ctx, k.dir, badgerguard.Options{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
 	if err != nil {
 		return r, false, err
 	}
 	manifest := r.Inventory != nil
 	for i := range r.Damage {
 		s.damaged(&r.Damage[i])
-		if _, ok := tables.ID(r.Damage[i].File); !ok {
+		if _, ok := badgerguard.ID(r.Damage[i].File); !ok {
 			manifest = false
 		}
 	}
@@ -307,7 +307,7 @@ func (s *Badger) recordManifest() error {
 	k := &s.keeper
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	v := &tables.Inventory{}
+	v := &badgerguard.Inventory{}
 	if k.known != nil {
 		v.NextRun, v.Tables = k.known.NextRun, maps.Clone(k.known.Tables)
 	}
@@ -318,7 +318,7 @@ func (s *Badger) recordManifest() error {
 }
 
 // writeInventory replaces the inventory when it differs. The caller holds writing.
-func (s *Badger) writeInventory(v *tables.Inventory) error {
+func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
 	k := &s.keeper
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
 		return nil
@@ -335,11 +335,11 @@ func (s *Badger) closeTables() error {
 	k := &s.keeper
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	o := tables.Options{}
+	o := badgerguard.Options{}
 	if k.known != nil {
 		o.Known = k.known.Tables
 	}
-	r, err := tables.Verify(context.Background(), k.dir, o)
+	r, err := badgerguard.Verify(context.Background(), k.dir, o)
 	if err == nil {
 		err = r.Err()
 	}
@@ -379,7 +379,7 @@ func (s *Badger) damagedRow(err error) error {
 
 // note keeps a damage; news tells whether it was not known.
 func (k *keeper) note(err error) (news bool) {
-	var file *tables.Damage
+	var file *badgerguard.Damage
 	ofFile := errors.As(err, &file)
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -17,14 +17,14 @@ import (
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
-	"github.com/caravan-dag/caravan/persistence/tables"
 )
 
 // look is what one look at the tables came to.
 type look struct {
 	whole  bool
-	report *tables.Report
+	report *badgerguard.Report
 	err    error
 }
 
@@ -65,7 +65,7 @@ func openLooker(t *testing.T, dir string, l persistence.Looks) *looker {
 	if l.Wait == nil {
 		l.Wait = func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }
 	}
-	l.Looked = func(whole bool, report *tables.Report, err error) { k.looks <- look{whole, report, err} }
+	l.Looked = func(whole bool, report *badgerguard.Report, err error) { k.looks <- look{whole, report, err} }
 	c := persistence.Small(persistence.Config{Dir: dir, Registerer: k.reg, Logger: slog.New(slog.NewTextHandler(k.log, nil))})
 	s, err := persistence.OpenBadger(persistence.WithLooks(c, l))
 	if err != nil {

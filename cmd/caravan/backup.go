@@ -25,9 +25,9 @@ import (
 func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
 	defer out.Hold()()
 	buffered := bufio.NewWriterSize(w, 256<<10)
-	err = store.Backup(func(m *persistence.Moment) error {
+	err = store.Backup(func(m *persistence.ReadView) error {
 		b, err := backup.NewWriter(buffered, backup.Header{
-			Folder: f.ID().String(), Format: datafolder.Format, Version: versionInfo().Version, Created: time.Now().UTC(), Moment: m.Number(),
+			Folder: f.ID().String(), Format: datafolder.Format, Version: versionInfo().Version, Created: time.Now().UTC(), Moment: m.CommitNumber(),
 		})
 		if err != nil {
 			return err
@@ -36,7 +36,7 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 			return err
 		}
 		err = out.Files(func(run messages.RunID) error {
-			known, err := m.Has(run)
+			known, err := m.HasRun(run)
 			if err != nil || !known { // of a later moment, or a deleted run's
 				return err
 			}

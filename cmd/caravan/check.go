@@ -19,8 +19,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
-	"github.com/caravan-dag/caravan/persistence/tables"
 )
 
 // finding is one thing that is wrong in a data folder.
@@ -43,7 +43,7 @@ type checked struct {
 
 func (c *checked) note(err error, run *uint64) {
 	f := finding{Text: err.Error(), Run: run}
-	var table *tables.Damage
+	var table *badgerguard.Damage
 	var log *commitlog.DamageError
 	var output *outputs.DamageError
 	var journal *worker.JournalError
@@ -91,8 +91,8 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 // checkFolder proves a data folder whole, or lists what is not. whole is called for each
 // run that is. The folder is not changed.
 func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checked, error) {
-	c := &checked{Data: data.Path(), Bytes: store.Bytes(), Damaged: []uint64{}, Findings: []finding{}}
-	for _, err := range slices.Concat(data.Problems(), store.Files, workers.Check(data.Worker())) {
+	c := &checked{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
+	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.Check(data.Worker())) {
 		c.note(err, nil)
 	}
 	bad := map[messages.RunID]bool{}
@@ -102,7 +102,7 @@ func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistenc
 		bad[id] = true
 	}
 	var failed error
-	err := store.Scan(func(id messages.RunID, ofRun bool, err error) {
+	err := store.ScanRows(func(id messages.RunID, ofRun bool, err error) {
 		if ofRun {
 			blame(id, err)
 		} else {
@@ -131,7 +131,7 @@ func (c *checked) run(data *datafolder.Folder, store *persistence.Offline, id me
 	switch {
 	case !complete:
 		blame(id, fmt.Errorf("run %d: its summary is missing", id))
-	case store.Lost(id):
+	case store.MayHaveLost(id):
 		blame(id, fmt.Errorf("run %d: rows of it may lie in what is damaged", id))
 	}
 	if bad[id] {

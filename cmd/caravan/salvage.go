@@ -130,7 +130,7 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 func rescue(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.Badger) (*salvaged, error) {
 	s := &salvaged{Into: draft.Path(), LeftOut: []uint64{}}
 	c, err := checkFolder(ctx, data, old, func(id messages.RunID, state dag.RunState) error {
-		if old.Unbounded && !state.Final() {
+		if old.UnboundedLoss && !state.Final() {
 			// Its newest rows may be among those that are missing.
 			s.LeftOut = append(s.LeftOut, uint64(id))
 			return nil

@@ -134,7 +134,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFloor: softFloor, FS: files,
+		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFreeFloor: softFloor, FS: files,
 	}); err != nil {
 		return nil, err
 	}

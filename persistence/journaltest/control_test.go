@@ -20,7 +20,7 @@ func send(s persistence.Store, run messages.RunID) chan error {
 
 func runs(t *testing.T, s persistence.Store) int {
 	t.Helper()
-	ids, err := s.Unfinished()
+	ids, err := s.UnfinishedSummaries()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestMemoryFail(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	cause := errors.New("cause")
 	m.SetRoom(cause)
-	if m.Room() != cause {
+	if m.CheckDiskSpace() != cause {
 		t.Error("room")
 	}
 	m.Hold()
@@ -128,7 +128,7 @@ func TestFailing(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		m := closing(t, journaltest.NewMemory())
 		f := journaltest.NewFailing(m)
-		if f.Err() != nil || f.Room() != nil {
+		if f.Err() != nil || f.CheckDiskSpace() != nil {
 			t.Fatal("failed from the start")
 		}
 		if torn {
@@ -160,8 +160,8 @@ func TestFailing(t *testing.T) {
 			}
 		}
 		<-f.Failed()
-		if !errors.Is(f.Err(), journaltest.ErrInjected) || !errors.Is(f.Room(), persistence.ErrFailed) {
-			t.Errorf("err %v, room %v", f.Err(), f.Room())
+		if !errors.Is(f.Err(), journaltest.ErrInjected) || !errors.Is(f.CheckDiskSpace(), persistence.ErrFailed) {
+			t.Errorf("err %v, room %v", f.Err(), f.CheckDiskSpace())
 		}
 		if want := map[bool]int{false: 2, true: 3}[torn]; runs(t, m) != want {
 			t.Errorf("torn %v: %d runs were written, want %d", torn, runs(t, m), want)
@@ -175,14 +175,14 @@ func TestFailRead(t *testing.T) {
 	done.Summary.State = dag.RunCompleted
 	journaltest.Must(t, f, done)
 	calls := []func() error{
-		func() error { _, err := f.Unfinished(); return err },
+		func() error { _, err := f.UnfinishedSummaries(); return err },
 		func() error { _, err := f.NextRun(); return err },
 		func() error { _, err := f.Load(1); return err },
-		func() error { _, err := f.Untouched(1); return err },
+		func() error { _, err := f.DefinitionIfPristine(1); return err },
 		func() error { _, err := f.Summary(1); return err },
 		func() error { return f.Summaries(messages.ListQuery{}, nil) },
 		func() error { return f.Attempts(1, 0, 1, nil) },
-		func() error { _, _, _, err := f.Key("k"); return err },
+		func() error { _, _, _, err := f.LookUpKey("k"); return err },
 		func() error { return f.Delete([]messages.RunID{1}, 0) },
 	}
 	for n := range calls {

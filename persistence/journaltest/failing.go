@@ -142,12 +142,12 @@ func (f *Failing) Err() error {
 	return err
 }
 
-// Room fails with the store.
-func (f *Failing) Room() error {
+// CheckDiskSpace fails with the store.
+func (f *Failing) CheckDiskSpace() error {
 	if err := f.Err(); err != nil {
 		return err
 	}
-	return f.Store.Room()
+	return f.Store.CheckDiskSpace()
 }
 
 func (f *Failing) read() error {
@@ -159,12 +159,12 @@ func (f *Failing) read() error {
 	return f.err
 }
 
-// Unfinished counts as a read.
-func (f *Failing) Unfinished() ([]*messages.Summary, error) {
+// UnfinishedSummaries counts as a read.
+func (f *Failing) UnfinishedSummaries() ([]*messages.Summary, error) {
 	if err := f.read(); err != nil {
 		return nil, err
 	}
-	return f.Store.Unfinished()
+	return f.Store.UnfinishedSummaries()
 }
 
 // NextRun counts as a read.
@@ -183,12 +183,12 @@ func (f *Failing) Load(run messages.RunID) (*persistence.Stored, error) {
 	return f.Store.Load(run)
 }
 
-// Untouched counts as a read.
-func (f *Failing) Untouched(run messages.RunID) ([]byte, error) {
+// DefinitionIfPristine counts as a read.
+func (f *Failing) DefinitionIfPristine(run messages.RunID) ([]byte, error) {
 	if err := f.read(); err != nil {
 		return nil, err
 	}
-	return f.Store.Untouched(run)
+	return f.Store.DefinitionIfPristine(run)
 }
 
 // Summary counts as a read.
@@ -207,12 +207,12 @@ func (f *Failing) Summaries(q messages.ListQuery, yield func(*messages.Summary) 
 	return f.Store.Summaries(q, yield)
 }
 
-// Records counts as a read.
-func (f *Failing) Records(run messages.RunID, after uint64) ([][]byte, uint64, error) {
+// JournalRecords counts as a read.
+func (f *Failing) JournalRecords(run messages.RunID, after uint64) ([][]byte, uint64, error) {
 	if err := f.read(); err != nil {
 		return nil, 0, err
 	}
-	return f.Store.Records(run, after)
+	return f.Store.JournalRecords(run, after)
 }
 
 // Attempts counts as a read.
@@ -223,12 +223,12 @@ func (f *Failing) Attempts(run messages.RunID, first, n uint32, yield func(*mess
 	return f.Store.Attempts(run, first, n, yield)
 }
 
-// Key counts as a read.
-func (f *Failing) Key(key string) (messages.RunID, [32]byte, bool, error) {
+// LookUpKey counts as a read.
+func (f *Failing) LookUpKey(key string) (messages.RunID, [32]byte, bool, error) {
 	if err := f.read(); err != nil {
 		return 0, [32]byte{}, false, err
 	}
-	return f.Store.Key(key)
+	return f.Store.LookUpKey(key)
 }
 
 // Delete counts as a read.

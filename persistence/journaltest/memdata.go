@@ -17,7 +17,7 @@ type memData struct {
 	runs map[messages.RunID]*memRun
 	keys map[string]memKey
 	next messages.RunID
-	mark *persistence.Mark
+	mark *persistence.ClockMark
 }
 
 // memKey is an idempotency key. Until is 0 while its run exists.
@@ -32,7 +32,7 @@ type memRun struct {
 	definition []byte
 	key        string
 	bodyHash   [32]byte
-	sets       map[int]persistence.Set
+	sets       map[int]persistence.GeneratedSet
 	header     []byte
 	cut        uint64
 	nextSeq    uint64
@@ -61,7 +61,7 @@ func (d *memData) clone() *memData {
 func (d *memData) apply(b *persistence.Batch) {
 	r := d.runs[b.Run]
 	if r == nil {
-		r = &memRun{nextSeq: 1, sets: map[int]persistence.Set{}, chunks: map[uint32][]byte{}, records: map[uint64][]byte{}}
+		r = &memRun{nextSeq: 1, sets: map[int]persistence.GeneratedSet{}, chunks: map[uint32][]byte{}, records: map[uint64][]byte{}}
 		d.runs[b.Run] = r
 	}
 	d.next = max(d.next, b.Run+1)
@@ -79,7 +79,7 @@ func (d *memData) apply(b *persistence.Batch) {
 		r.attempts = append(r.attempts, cloneAttempt(&b.Attempts[i]))
 	}
 	if s := b.Set; s != nil {
-		r.sets[s.N] = persistence.Set{N: s.N, Generator: s.Generator, JSON: bytes.Clone(s.JSON)}
+		r.sets[s.N] = persistence.GeneratedSet{N: s.N, Generator: s.Generator, JSON: bytes.Clone(s.JSON)}
 	}
 	if s := b.Snapshot; s != nil {
 		for _, c := range s.Chunks {
@@ -119,8 +119,8 @@ func (d *memData) remove(run messages.RunID, keysUntil int64) {
 	delete(d.runs, run)
 }
 
-// Unfinished returns the summaries of the runs without a final state.
-func (m *Memory) Unfinished() ([]*messages.Summary, error) {
+// UnfinishedSummaries returns the summaries of the runs without a final state.
+func (m *Memory) UnfinishedSummaries() ([]*messages.Summary, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.readable(); err != nil {
@@ -159,9 +159,9 @@ func (m *Memory) run(id messages.RunID) (*memRun, error) {
 	return r, nil
 }
 
-// Untouched returns the definition of a run of which nothing has been journaled beyond
+// DefinitionIfPristine returns the definition of a run of which nothing has been journaled beyond
 // its submission.
-func (m *Memory) Untouched(id messages.RunID) ([]byte, error) {
+func (m *Memory) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, err := m.run(id)
@@ -237,8 +237,8 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	return nil
 }
 
-// Finished is how many finished runs there are.
-func (m *Memory) Finished() (n int, known bool) {
+// FinishedCount is how many finished runs there are.
+func (m *Memory) FinishedCount() (n int, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, r := range m.data.runs {
@@ -249,8 +249,8 @@ func (m *Memory) Finished() (n int, known bool) {
 	return n, true
 }
 
-// Records returns the journal records of a run behind one of them.
-func (m *Memory) Records(id messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+// JournalRecords returns the journal records of a run behind one of them.
+func (m *Memory) JournalRecords(id messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	st, err := m.Load(id)
 	if err != nil {
 		return nil, 0, err
@@ -289,8 +289,8 @@ func (m *Memory) Attempts(id messages.RunID, first, n uint32, yield func(*messag
 	return nil
 }
 
-// Key looks an idempotency key up.
-func (m *Memory) Key(key string) (messages.RunID, [32]byte, bool, error) {
+// LookUpKey looks an idempotency key up.
+func (m *Memory) LookUpKey(key string) (messages.RunID, [32]byte, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.readable(); err != nil {
@@ -329,25 +329,25 @@ func (d *memData) kept() (keys []string) {
 	return keys
 }
 
-// KeptKeys is how many keys of deleted runs are kept.
-func (m *Memory) KeptKeys() int {
+// KeptKeyCount is how many keys of deleted runs are kept.
+func (m *Memory) KeptKeyCount() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.data.kept())
 }
 
-// Mark returns the mark that was set last.
-func (m *Memory) Mark() (persistence.Mark, bool, error) {
+// ClockMark returns the mark that was set last.
+func (m *Memory) ClockMark() (persistence.ClockMark, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.data.mark == nil {
-		return persistence.Mark{}, false, m.readable()
+		return persistence.ClockMark{}, false, m.readable()
 	}
 	return *m.data.mark, true, m.readable()
 }
 
-// SetMark keeps a mark at once; it is not subject to Hold.
-func (m *Memory) SetMark(mark persistence.Mark) error {
+// SetClockMark keeps a mark at once; it is not subject to Hold.
+func (m *Memory) SetClockMark(mark persistence.ClockMark) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.readable(); err != nil {

@@ -203,8 +203,8 @@ func (m *Memory) Err() error {
 	return m.err
 }
 
-// Room returns what SetRoom was given, or that the store has failed.
-func (m *Memory) Room() error {
+// CheckDiskSpace returns what SetRoom was given, or that the store has failed.
+func (m *Memory) CheckDiskSpace() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {

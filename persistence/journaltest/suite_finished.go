@@ -22,7 +22,7 @@ func testFinished(t *testing.T, b Backend) {
 			Must(t, s, &persistence.Batch{Run: run, Summary: sum})
 		}
 	}
-	if n, known := s.Finished(); n != 15 || !known {
+	if n, known := s.FinishedCount(); n != 15 || !known {
 		t.Errorf("%d finished runs, %v", n, known)
 	}
 	errored := []dag.RunState{dag.RunErrored}
@@ -35,7 +35,7 @@ func testFinished(t *testing.T, b Backend) {
 		t.Fatal(err)
 	}
 	Must(t, s, summaryBatch(2, "tag", dag.RunQueued))
-	if n, known := s.Finished(); n != 12 || !known {
+	if n, known := s.FinishedCount(); n != 12 || !known {
 		t.Errorf("later: %d finished runs, %v", n, known)
 	}
 }
@@ -51,7 +51,7 @@ func testRecords(t *testing.T, b Backend) {
 	}
 	check := func(after uint64, want string, wantFirst uint64) {
 		t.Helper()
-		records, from, err := s.Records(1, after)
+		records, from, err := s.JournalRecords(1, after)
 		equal(t, "error", err, nil)
 		equal(t, fmt.Sprintf("behind %d", after), fmt.Sprintf("%s", records), want)
 		equal(t, fmt.Sprintf("first behind %d", after), from, wantFirst)
@@ -61,7 +61,7 @@ func testRecords(t *testing.T, b Backend) {
 	check(5, "[]", 6)
 	Must(t, s, &persistence.Batch{Run: 1, Seq: 6, Records: []byte("6"), Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 4}})
 	check(0, "[4 5 6]", 4)
-	if _, _, err := s.Records(2, 0); err == nil {
+	if _, _, err := s.JournalRecords(2, 0); err == nil {
 		t.Error("an unknown run has records")
 	}
 }

@@ -25,7 +25,7 @@ func finished(t testing.TB, s persistence.Store, first, n messages.RunID) (runs 
 func keys(t testing.TB, s persistence.Store, n messages.RunID) (known []messages.RunID) {
 	t.Helper()
 	for run := range n {
-		of, hash, ok, err := s.Key(fmt.Sprint("key ", run))
+		of, hash, ok, err := s.LookUpKey(fmt.Sprint("key ", run))
 		if err != nil || ok && (of != run || hash != [32]byte{byte(run), 7}) {
 			t.Fatalf("key of run %d: run %d, %v, %v", run, of, hash, err)
 		}
@@ -50,7 +50,7 @@ func testKeptKeys(t *testing.T, b Backend) {
 	const many = 1 << 30
 	s := b.Open(t)
 	runs := finished(t, s, 0, 12)
-	equal(t, "none is kept", s.KeptKeys(), 0)
+	equal(t, "none is kept", s.KeptKeyCount(), 0)
 	for i, part := range [][]messages.RunID{runs[:4], runs[4:8], runs[8:10]} {
 		if err := s.Delete(part, int64(100*(i+1))); err != nil {
 			t.Fatal(err)
@@ -59,54 +59,54 @@ func testKeptKeys(t *testing.T, b Backend) {
 	for range 2 {
 		equal(t, "runs", list(t, s, messages.ListQuery{All: true}), runs[10:])
 		equal(t, "keys", keys(t, s, 12), runs)
-		equal(t, "kept", s.KeptKeys(), 10)
+		equal(t, "kept", s.KeptKeyCount(), 10)
 		s = b.Crash(t, s)
 	}
 	equal(t, "expired before their time", expire(t, s, 99, many, many), 0)
 	equal(t, "expired, few at a time", expire(t, s, 100, many, 3), 3)
 	equal(t, "expired, the rest", expire(t, s, 100, many, 3), 1)
 	equal(t, "keys", keys(t, s, 12), runs[4:])
-	equal(t, "kept", s.KeptKeys(), 6)
+	equal(t, "kept", s.KeptKeyCount(), 6)
 
 	// The key is free for another run, whose own deletion then counts.
 	again := finished(t, s, 20, 1)
 	first := NewRun(21, "", "spec")
 	first.Create.IdempotencyKey, first.Create.BodyHash = "key 0", [32]byte{0, 9}
 	Must(t, s, first)
-	if run, _, ok, err := s.Key("key 0"); run != 21 || !ok || err != nil {
+	if run, _, ok, err := s.LookUpKey("key 0"); run != 21 || !ok || err != nil {
 		t.Errorf("a key that is used again: %d, %v, %v", run, ok, err)
 	}
 
 	equal(t, "too many", expire(t, s, 0, 5, many), 1)
-	equal(t, "kept", s.KeptKeys(), 5)
+	equal(t, "kept", s.KeptKeyCount(), 5)
 	s = b.Reopen(t, s)
-	equal(t, "kept", s.KeptKeys(), 5)
+	equal(t, "kept", s.KeptKeyCount(), 5)
 	equal(t, "expired, all", expire(t, s, 1<<62, many, many), 5)
-	equal(t, "kept", s.KeptKeys(), 0)
+	equal(t, "kept", s.KeptKeyCount(), 0)
 	if err := s.Delete(append(again, 10), 0); err != nil {
 		t.Fatal(err)
 	}
-	if run, _, ok, err := s.Key("key 11"); run != 11 || !ok || err != nil {
+	if run, _, ok, err := s.LookUpKey("key 11"); run != 11 || !ok || err != nil {
 		t.Errorf("the key of a run that exists: %d, %v, %v", run, ok, err)
 	}
-	equal(t, "kept of runs whose keys go with them", s.KeptKeys(), 0)
-	if run, _, ok, err := s.Key("key 0"); run != 21 || !ok || err != nil {
+	equal(t, "kept of runs whose keys go with them", s.KeptKeyCount(), 0)
+	if run, _, ok, err := s.LookUpKey("key 0"); run != 21 || !ok || err != nil {
 		t.Errorf("the key of a run that lives: %d, %v, %v", run, ok, err)
 	}
 }
 
 func testMark(t *testing.T, b Backend) {
 	s := b.Open(t)
-	if _, ok, err := s.Mark(); ok || err != nil {
+	if _, ok, err := s.ClockMark(); ok || err != nil {
 		t.Fatalf("a new store has a mark: %v, %v", ok, err)
 	}
 	for i := range int64(3) {
-		want := persistence.Mark{Steady: 1 << 60, Wall: -i, Boot: i, BootID: "boot", Owed: i == 1}
-		if err := s.SetMark(want); err != nil {
+		want := persistence.ClockMark{Steady: 1 << 60, Wall: -i, Boot: i, BootID: "boot", Owed: i == 1}
+		if err := s.SetClockMark(want); err != nil {
 			t.Fatal(err)
 		}
 		s = b.Crash(t, s)
-		m, ok, err := s.Mark()
+		m, ok, err := s.ClockMark()
 		if !ok || err != nil {
 			t.Fatalf("no mark: %v", err)
 		}

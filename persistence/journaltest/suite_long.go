@@ -84,7 +84,7 @@ func testLong(t *testing.T, b Backend) {
 	check(s)
 	s = b.Crash(t, s)
 	check(s)
-	run, _, ok, err := s.Key("key of a long one")
+	run, _, ok, err := s.LookUpKey("key of a long one")
 	if run != 3 || !ok || err != nil {
 		t.Errorf("the key is that of run %d, %v, %v", run, ok, err)
 	}

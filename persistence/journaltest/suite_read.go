@@ -89,7 +89,7 @@ func testAttemptOutput(t *testing.T, b Backend) {
 
 func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 	t.Helper()
-	runs, err := s.Unfinished()
+	runs, err := s.UnfinishedSummaries()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func testUntouched(t *testing.T, b Backend) {
 	s := b.Open(t)
 	untouched := func() (which []string) {
 		for run := range messages.RunID(3) {
-			doc, err := s.Untouched(run)
+			doc, err := s.DefinitionIfPristine(run)
 			equal(t, "error", err, nil)
 			which = append(which, string(doc))
 		}
@@ -125,7 +125,7 @@ func testUntouched(t *testing.T, b Backend) {
 	Must(t, s, &persistence.Batch{Run: 0, Seq: 3, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 3}})
 	s = b.Reopen(t, s)
 	equal(t, "one is touched, and its journal cut", untouched(), []string{"", big, "d2"})
-	if _, err := s.Untouched(9); !errors.Is(err, persistence.ErrNotFound) {
+	if _, err := s.DefinitionIfPristine(9); !errors.Is(err, persistence.ErrNotFound) {
 		t.Errorf("an unknown run: %v", err)
 	}
 }
@@ -326,21 +326,21 @@ func testKeys(t *testing.T, b Backend) {
 	second.Create.IdempotencyKey = "Key"
 	Must(t, s, first, second)
 	s = b.Reopen(t, s)
-	run, hash, ok, err := s.Key("key")
+	run, hash, ok, err := s.LookUpKey("key")
 	if run != 1 || hash != [32]byte{1, 2, 3} || !ok || err != nil {
 		t.Errorf("key: %d, %v, %v, %v", run, hash, ok, err)
 	}
-	if run, _, ok, _ := s.Key("Key"); run != 2 || !ok {
+	if run, _, ok, _ := s.LookUpKey("Key"); run != 2 || !ok {
 		t.Errorf("Key: %d, %v", run, ok)
 	}
-	if _, _, ok, err := s.Key(""); ok || err != nil {
+	if _, _, ok, err := s.LookUpKey(""); ok || err != nil {
 		t.Errorf("the empty key: %v, %v", ok, err)
 	}
 	Must(t, s, summaryBatch(1, "", dag.RunCompleted))
 	if err := s.Delete([]messages.RunID{1}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, ok, err := s.Key("key"); ok || err != nil {
+	if _, _, ok, err := s.LookUpKey("key"); ok || err != nil {
 		t.Errorf("key of a deleted run: %v, %v", ok, err)
 	}
 }

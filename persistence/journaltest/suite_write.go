@@ -51,13 +51,13 @@ func testUnknown(t *testing.T, b Backend) {
 			t.Errorf("got %v, want ErrNotFound", err)
 		}
 	}
-	if _, _, ok, err := s.Key("none"); ok || err != nil {
+	if _, _, ok, err := s.LookUpKey("none"); ok || err != nil {
 		t.Errorf("key: %v, %v", ok, err)
 	}
 	if err := s.Delete([]messages.RunID{3}, 0); err != nil {
 		t.Errorf("delete: %v", err)
 	}
-	if err := s.Room(); err != nil {
+	if err := s.CheckDiskSpace(); err != nil {
 		t.Errorf("room: %v", err)
 	}
 }
@@ -164,7 +164,7 @@ func testCrash(t *testing.T, b Backend) {
 			equal(t, "definition", string(st.Definition), fmt.Sprint("run ", run))
 			equal(t, "records", len(st.Records), 1)
 			equal(t, "attempts", len(attempts(t, s, run, 0, 10)), 1)
-			if id, _, ok, err := s.Key(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
+			if id, _, ok, err := s.LookUpKey(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
 				t.Fatalf("key of run %d: %d, %v, %v", run, id, ok, err)
 			}
 		}
@@ -181,7 +181,7 @@ func testSets(t *testing.T, b Backend) {
 			doc = big
 		}
 		Must(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
-			Set: &persistence.Set{N: n, Generator: uint32(n * 100), JSON: doc}})
+			Set: &persistence.GeneratedSet{N: n, Generator: uint32(n * 100), JSON: doc}})
 	}
 	s = b.Reopen(t, s)
 	st := load(t, s, 1)
@@ -280,8 +280,8 @@ func testFailure(t *testing.T, b Backend) {
 			t.Errorf("append %d after the failure: %v", i, err)
 		}
 	}
-	if err := s.Room(); !errors.Is(err, persistence.ErrFailed) {
-		t.Errorf("Room: %v", err)
+	if err := s.CheckDiskSpace(); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("CheckDiskSpace: %v", err)
 	}
 	if _, err := s.Load(1); !errors.Is(err, persistence.ErrFailed) {
 		t.Errorf("Load: %v", err)

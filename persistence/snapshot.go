@@ -121,3 +121,21 @@ func (s *Badger) storedMarks(run messages.RunID) (m marks, err error) {
 	})
 	return m, err
 }
+
+// appendHeader: cut, what it knows of other rows, length, then the header as dag wrote it. The
+// length tells which parts are of this header when an older one had more of them.
+func appendHeader(dst []byte, cut uint64, header []byte, m *marks) []byte {
+	dst = m.append(binary.AppendUvarint(append(dst, headerV1), cut))
+	return appendString(dst, header)
+}
+
+func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m marks, err error) {
+	d := newDecoder(v, headerV1)
+	cut = d.uint()
+	m = decodeMarks(d)
+	header = append([]byte{}, d.bytes()...)
+	if d.err != nil {
+		return 0, nil, m, fmt.Errorf("run %d: snapshot header: %w", run, d.err)
+	}
+	return cut, header, m, nil
+}

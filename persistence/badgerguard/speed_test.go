@@ -1,4 +1,4 @@
-package tables_test
+package badgerguard_test
 
 import (
 	"os"
@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
 // TestMemoryIsBounded: a folder of many times the size takes no more memory, and a table
@@ -43,9 +43,9 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
-func verifyWith(t testing.TB, dir string, blocks bool) *tables.Report {
+func verifyWith(t testing.TB, dir string, blocks bool) *badgerguard.Report {
 	t.Helper()
-	r, err := tables.Verify(t.Context(), dir, tables.Options{Blocks: blocks})
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Options{Blocks: blocks})
 	if err == nil {
 		err = r.Err()
 	}

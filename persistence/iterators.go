@@ -158,3 +158,92 @@ func (f *finalRows) next() {
 	f.pass(run)
 	f.settle()
 }
+
+// finishedRows reads what is stored of candidates, in ascending order.
+type finishedRows struct {
+	txn     *badger.Txn
+	indexes []*indexCursor
+	near    *summaryRows // of candidates that follow closely
+	last    messages.RunID
+	begun   bool
+}
+
+func (f *finishedRows) close() {
+	for _, x := range f.indexes {
+		x.it.Close()
+	}
+	if f.near != nil {
+		f.near.close()
+	}
+}
+
+// agree returns the run when each index has it, else a later one before which there is none
+// that each has; ok is false when there is none at all.
+func (f *finishedRows) agree(run messages.RunID) (at messages.RunID, ok bool) {
+	at = run
+	for _, x := range f.indexes {
+		next, ok := x.from(run)
+		if !ok {
+			return 0, false
+		}
+		at = max(at, next)
+	}
+	return at, true
+}
+
+// row is the row of a run, nil when it is not found. It is valid until the next call.
+func (f *finishedRows) row(run messages.RunID) (*badger.Item, error) {
+	close := f.begun && run-f.last <= nearRows
+	f.begun, f.last = true, run
+	if close {
+		if f.near == nil {
+			f.near = newSummaryRows(f.txn, typeFinal)
+		}
+		return f.near.row(run), nil
+	}
+	item, err := f.txn.Get(runKey(typeFinal, run))
+	if err == badger.ErrKeyNotFound {
+		return nil, nil
+	}
+	return item, err
+}
+
+// indexCursor reads the index of a tag, or of a label.
+type indexCursor struct {
+	it     *badger.Iterator
+	prefix []byte
+	key    []byte
+	begun  bool
+}
+
+// newIndexCursor shows what is deleted, too: else one step could pass over any number of rows.
+func newIndexCursor(txn *badger.Txn, prefix []byte) *indexCursor {
+	return &indexCursor{it: txn.NewIterator(badger.IteratorOptions{Prefix: prefix, AllVersions: true}), prefix: prefix}
+}
+
+// from returns the run when the index has it, else a later one before which it has none; ok
+// is false when it has none at all. Runs must ascend.
+func (x *indexCursor) from(run messages.RunID) (at messages.RunID, ok bool) {
+	x.key = binary.BigEndian.AppendUint64(append(x.key[:0], x.prefix...), uint64(run))
+	for range nearRows {
+		if !x.begun || !x.it.Valid() || bytes.Compare(x.it.Item().Key(), x.key) >= 0 {
+			break
+		}
+		x.it.Next()
+	}
+	if !x.begun || x.it.Valid() && bytes.Compare(x.it.Item().Key(), x.key) < 0 {
+		x.it.Seek(x.key)
+	}
+	x.begun = true
+	for x.it.Valid() && !wholeKey(x.it.Item().Key()) {
+		x.it.Next()
+	}
+	if !x.it.Valid() {
+		return 0, false
+	}
+	at = messages.RunID(binary.BigEndian.Uint64(x.it.Item().Key()[len(x.prefix):]))
+	if x.it.Item().IsDeletedOrExpired() { // of a row's versions the newest comes first
+		return at + 1, at < 1<<64-1
+	}
+	return at, true
+}

@@ -22,7 +22,7 @@ import (
 // are missing for every reader: Badger's iterators take such a block for the end of the table.
 // A registered run without a row is reported as damaged, not as unknown.
 //
-// It is the index of finished runs by state and by time (finished.go): a list of ERRORED runs
+// It is the index of finished runs by state and by time (list.go): a list of ERRORED runs
 // reads no row of other runs, and retention reads no row of a run that is too young. It costs
 // no row on disk, and 40 bytes for 64 neighbouring runs.
 //

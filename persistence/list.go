@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
+	"math/bits"
 	"slices"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -11,8 +13,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Unfinished returns the summaries of the runs without a final state, by ascending id.
-func (s *Badger) Unfinished() ([]*messages.Summary, error) {
+// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending id.
+func (s *Badger) UnfinishedSummaries() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
 	var damage error
 	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
@@ -39,64 +41,12 @@ func (e *unfinishedDamage) Error() string {
 
 func (e *unfinishedDamage) Unwrap() error { return ErrDamaged }
 
-// NextRun is one more than the highest run id that was ever used.
-func (s *Badger) NextRun() (next messages.RunID, err error) {
-	err = s.view(func(*badger.Txn) error {
-		next = messages.RunID(s.enc.next.Load())
-		return nil
-	})
-	return next, err
-}
-
-// loadIndex takes from what is stored which runs are unfinished, which ids are used, and
-// that none is below the first one. It passes over the deleted rows that Badger has not
-// compacted away, once.
-func (s *Badger) loadIndex() error {
-	next, err := s.metaNumber("next") // the mark that deletions leave
-	if err != nil {
-		return err
-	}
-	if err := s.loadKeptKeys(); err != nil {
-		return err
-	}
-	first := uint64(1<<64 - 1)
-	see := func(key []byte) {
-		run := uint64(keyRun(key))
-		first, next = min(first, run), max(next, run+1)
-	}
-	err = s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		see(key)
-		s.moments.enter(keyRun(key))
-		return true, nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, from := range [...]struct {
-		key     []byte
-		reverse bool
-	}{{nil, false}, {append(markKey(typeFinal, 1<<64-1), 0xff), true}} {
-		err = s.scan([]byte{typeFinal}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
-			see(key)
-			return false, nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	s.enc.next.Store(next)
-	if first = min(first, next); first > 0 {
-		s.gone.add(0, messages.RunID(first)-1)
-	}
-	return nil
-}
-
 // pageRows is how many summaries are looked at in one transaction.
 const pageRows = 512
 
 // Summaries yields the runs that q selects, ascending. It reads page by page, and
 // never calls yield within a transaction. A list of finished runs alone goes by the indexes
-// (finished.go), any other list from row to row.
+// (readFinished), any other list from row to row.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	p := page{q: &q, all: q.All || slices.ContainsFunc(q.States, final), states: finalOnly(&q), last: q.Before - 1, more: true}
 	if q.HasAfter {
@@ -293,4 +243,148 @@ func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 		return false
 	}
 	return !slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) })
+}
+
+// A list of finished runs goes by the indexes that can tell something of it, together: the
+// register, in memory, has the states and bounds of the times; each tag and each label has
+// rows in the store. Each index is asked for its first run from a candidate on. The furthest
+// answer is the next candidate, and a run on which all agree is one whose summary is read. So
+// the most selective index sets the pace, whichever it is.
+//
+// The register says, too, which rows must be found: a run without one is damaged. Index rows
+// have no such witness: while any damage of the store is known, lists do without them.
+
+// finalOnly returns the states that a list wants, when they are all final ones; else 0.
+func finalOnly(q *messages.ListQuery) (states stateSet) {
+	for _, state := range q.States {
+		if !final(state) {
+			return 0
+		}
+		states |= stateSetOf(state)
+	}
+	return states
+}
+
+// indexesOf returns the prefixes of the index rows that all selected runs have.
+func indexesOf(q *messages.ListQuery) (prefixes [][]byte) {
+	if q.HasTag && q.Tag != "" {
+		prefixes = append(prefixes, tagPrefix(q.Tag))
+	}
+	for _, l := range q.Labels {
+		prefixes = append(prefixes, labelPrefix(l))
+	}
+	return prefixes
+}
+
+// indexKeys returns the keys of the index rows of a finished run.
+func indexKeys(s *messages.Summary) (keys [][]byte) {
+	if s.Tag != "" {
+		keys = append(keys, tagKey(s.Tag, s.ID))
+	}
+	for _, l := range s.Tags {
+		keys = append(keys, labelKey(l, s.ID))
+	}
+	return keys
+}
+
+// readFinished reads a page, up to the run last, by the indexes. All finished runs up to
+// there are registered.
+func (s *Badger) readFinished(p *page, last messages.RunID) error {
+	filter := finishedFilter{states: p.states, changedFrom: p.q.ChangedFrom, changedTo: p.q.ChangedTo}
+	return s.view(func(txn *badger.Txn) error {
+		rows := finishedRows{txn: txn}
+		defer rows.close()
+		if s.Damaged() == nil {
+			for _, prefix := range indexesOf(p.q) {
+				rows.indexes = append(rows.indexes, newIndexCursor(txn, prefix))
+			}
+		}
+		var times wordTimes
+		if filter.changedTo > 0 {
+			times.register = &s.register
+		}
+		kept := 0
+		p.rows = p.rows[:0]
+		for ; ; p.looked++ {
+			run, ok := s.register.next(p.next, filter)
+			if !ok || run > last {
+				times.leave()
+				p.next, p.more = last+1, last < 1<<64-1
+				return nil
+			}
+			p.next = run
+			if p.looked == pageRows {
+				p.more = true
+				return nil
+			}
+			at, any := rows.agree(run)
+			switch {
+			case !any:
+				p.more = false
+				return nil
+			case at > run:
+				p.next = at
+				continue
+			}
+			item, err := rows.row(run)
+			sum := &messages.Summary{ID: run, Damage: suspected}
+			if item != nil || err != nil {
+				if sum, err = s.summaryOf(run, item, err); err != nil {
+					return err
+				}
+			}
+			times.see(sum)
+			if selects(p.q, true, sum) {
+				p.rows = append(p.rows, sum)
+				if sum.Damage != suspected {
+					kept++
+				}
+			}
+			if p.next, p.more = run+1, run < 1<<64-1; !p.more || p.q.Limit > 0 && kept == p.q.Limit {
+				return nil
+			}
+		}
+	})
+}
+
+// wordTimes narrows the register's bounds of the times of runs that are read anyway: else a
+// sweep of the retention would read them again and again.
+type wordTimes struct {
+	register *register // nil: it does nothing
+	word     uint64    // run id / 64
+	was      finishedWord
+	seen     int
+	oldest   int64
+}
+
+func (t *wordTimes) see(s *messages.Summary) {
+	if t.register == nil {
+		return
+	}
+	if word := uint64(s.ID) / 64; t.seen == 0 || word != t.word {
+		t.leave()
+		*t = wordTimes{register: t.register, word: word, was: t.register.word(s.ID), oldest: math.MaxInt64}
+	}
+	t.seen++
+	if s.Damage == "" {
+		t.oldest = min(t.oldest, s.Changed)
+	}
+}
+
+// leave is called when no more runs of the word come.
+func (t *wordTimes) leave() {
+	if t.seen > 0 && t.seen == bits.OnesCount64(t.was.all()) {
+		t.register.tighten(messages.RunID(t.word*64), t.was, t.oldest)
+	}
+	t.seen = 0
+}
+
+// FinishedCount is how many finished runs there are. known is false while a store that was opened a
+// moment ago has not counted them.
+func (s *Badger) FinishedCount() (n int, known bool) {
+	err := s.view(func(*badger.Txn) error { // the register knows what the read sees
+		n, known = s.register.len()
+		return nil
+	})
+	return n, known && err == nil
 }

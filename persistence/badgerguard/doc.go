@@ -1,4 +1,4 @@
-// Package tables proves that a folder of Badger's is whole, without Badger: it reads the
+// Package badgerguard proves that a folder of Badger's is whole, without Badger: it reads the
 // files as bytes, never writes to them, and never panics on what it finds.
 //
 // Badger itself does not do it. By default it verifies no checksum of a block; a block
@@ -22,4 +22,4 @@
 // on the device before the manifest names it, and the manifest before a deleted table goes;
 // that it rewrites the manifest only whole, under another name. TestOwnFolders fails when
 // a new Badger writes anything else.
-package tables
+package badgerguard

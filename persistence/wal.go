@@ -37,7 +37,7 @@ type commitLog interface {
 //  1. A commit is appended to the log and synced: then it has ended, and whoever appended
 //     is told. Then Badger gets the same rows, unsynced, one commit at a time. A read sees
 //     them when Badger has them, and waits for those whose ends were told before it began
-//     (moments.go).
+//     (timestamps.go).
 //  2. What Badger has in memory counts for nothing: it is lost with the process. Its own
 //     log files (*.mem) are never read; removeUnused deletes them before Badger opens.
 //     So nothing that happens to them, or to the value log, can lose or change a row.

@@ -2,11 +2,9 @@ package persistence
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/dgraph-io/badger/v4"
@@ -215,9 +213,9 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	return st, nil
 }
 
-// Untouched returns the definition of a run of which nothing has been journaled beyond
+// DefinitionIfPristine returns the definition of a run of which nothing has been journaled beyond
 // its submission, unless it is long. What was journaled is a row of its own, or a snapshot.
-func (s *Badger) Untouched(run messages.RunID) (doc []byte, err error) {
+func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		for _, typ := range [...]byte{typeJournal, typeHeader} {
 			touched := false
@@ -303,8 +301,8 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 	})
 }
 
-// Records returns the journal records of a run behind one of them.
-func (s *Badger) Records(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+// JournalRecords returns the journal records of a run behind one of them.
+func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	registered := s.register.has(run)
 	err = s.view(func(txn *badger.Txn) (err error) {
 		records, first, err = recordsTxn(s, txn, run, after)
@@ -364,85 +362,8 @@ func recordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (r
 	return records, first, err
 }
 
-// attemptBytes is how much of attempt records is read before some are handed out.
-const attemptBytes = 256 << 10
-
-// Attempts yields the ended attempts of the tasks [first, first+n). It reads
-// chunk by chunk, and never calls yield within a transaction.
-func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
-	end := uint64(first) + uint64(n)
-	if _, err := s.Summary(run); err != nil {
-		return err
-	}
-	var list []messages.AttemptRecord
-	for next := first / attemptChunk; uint64(next)*attemptChunk < end; {
-		var err error
-		if list, next, err = s.attemptPage(list[:0], run, next, end); err != nil {
-			return err
-		}
-		slices.SortStableFunc(list, func(a, b messages.AttemptRecord) int {
-			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
-		})
-		if err := contiguous(run, list); err != nil {
-			return s.damagedRow(err)
-		}
-		for i := range list {
-			a := &list[i]
-			if a.Task >= first && uint64(a.Task) < end && !yield(a) {
-				return nil
-			}
-		}
-		if next == 0 {
-			return nil
-		}
-	}
-	return nil
-}
-
-// contiguous finds missing records: the attempts of a task are numbered from 1.
-func contiguous(run messages.RunID, list []messages.AttemptRecord) error {
-	for i := range list {
-		before := uint32(0)
-		if i > 0 && list[i-1].Task == list[i].Task {
-			before = list[i-1].Attempt
-		}
-		if list[i].Attempt > before+1 {
-			return fmt.Errorf("run %d: task %d: %w: the record of attempt %d is missing", run, list[i].Task, errCorrupt, before+1)
-		}
-	}
-	return nil
-}
-
-// attemptPage appends the records of whole chunks, from chunk on, and returns the
-// chunk to go on with, 0 when there is none.
-func (s *Badger) attemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
-	prefix := runKey(typeAttempts, run)
-	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)
-	next, read := uint32(0), 0
-	err := s.scan(prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
-		at := binary.BigEndian.Uint32(key[len(prefix):])
-		if uint64(at)*attemptChunk >= end {
-			return false, nil
-		}
-		if at != chunk && read >= attemptBytes {
-			next = at
-			return false, nil
-		}
-		chunk = at
-		return true, itemValue(item, func(v []byte) (err error) {
-			read += len(v)
-			dst, err = decodeAttempts(dst, v)
-			return err
-		})
-	})
-	if err != nil {
-		return nil, 0, fmt.Errorf("run %d: %w", run, err)
-	}
-	return dst, next, nil
-}
-
-// Key looks an idempotency key up.
-func (s *Badger) Key(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
+// LookUpKey looks an idempotency key up.
+func (s *Badger) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
 	v, err := s.get(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {
 		return 0, bodyHash, false, err

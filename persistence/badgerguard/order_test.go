@@ -1,10 +1,10 @@
-package tables_test
+package badgerguard_test
 
 import (
 	"path/filepath"
 	"testing"
 
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
 // TestInventoryIsReadFirst: a manifest that grows while a live folder is verified, and an
@@ -23,7 +23,7 @@ func TestInventoryIsReadFirst(t *testing.T) {
 	}
 	write(t, manifest, shorter)
 	write(t, inventory, before)
-	r, err := tables.Verify(t.Context(), dir, tables.Between(tables.Options{}, func() {
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Between(badgerguard.Options{}, func() {
 		write(t, manifest, longer)
 		write(t, inventory, text)
 	}))

@@ -1,4 +1,4 @@
-package tables
+package badgerguard
 
 // ParseManifest parses the bytes of a manifest.
 func ParseManifest(b []byte) (*Manifest, *Damage) { return parseManifest("MANIFEST", b) }

@@ -65,7 +65,8 @@ func (g *group) add(o op) {
 }
 
 func (g *group) put(key, val []byte) { g.add(op{key: key, val: val}) }
-func (g *group) del(key []byte)      { g.add(op{key: key, del: true}) }
+
+func (g *group) del(key []byte) { g.add(op{key: key, del: true}) }
 
 // partKey is key, with the two bytes of part 0.
 func (g *group) partKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
@@ -295,4 +296,45 @@ func (e *encoder) bounded(g *group, b *Batch, before int64) error {
 
 func final(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
+}
+
+// row adds a row whose value lies at the arena's end, from at on. Its key was made before.
+func (g *group) row(key []byte, at int) {
+	g.arena = binary.LittleEndian.AppendUint32(g.arena, rowSum(key, g.arena[at:]))
+	g.put(key, g.hold(at))
+}
+
+// rowParts is row for a value of any size: it is split into parts of partSize, with a
+// checksum each. The key ends with the two bytes of part 0.
+func (g *group) rowParts(key []byte, at, partSize int) {
+	size := len(g.arena) - at
+	parts := max(1, (size+partSize-1)/partSize)
+	if parts == 1 {
+		g.row(key, at)
+		return
+	}
+	// Each part but the first moves up, to make room for the checksums before it.
+	for range parts {
+		g.arena = append(g.arena, 0, 0, 0, 0)
+	}
+	value := g.arena[at:]
+	ends := make([]int, parts) // of each part with its checksum
+	for i := parts - 1; i >= 0; i-- {
+		from, to := i*partSize, min((i+1)*partSize, size)
+		copy(value[from+i*sumSize:], value[from:to])
+		ends[i] = to + (i+1)*sumSize
+	}
+	start := 0
+	for i, end := range ends {
+		name := key
+		if i > 0 {
+			n := len(g.arena)
+			g.arena = binary.BigEndian.AppendUint16(append(g.arena, key[:len(key)-2]...), uint16(i))
+			name = g.hold(n)
+		}
+		part := value[start:end:end]
+		binary.LittleEndian.PutUint32(part[len(part)-sumSize:], rowSum(name, part[:len(part)-sumSize]))
+		g.put(name, part)
+		start = end
+	}
 }

@@ -1,4 +1,4 @@
-package tables_test
+package badgerguard_test
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 	"github.com/dgraph-io/badger/v4/options"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
-	"github.com/caravan-dag/caravan/persistence/tables"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
 // makeFolder makes a folder of Badger's, closed cleanly, with n tables or more. The rows
@@ -49,9 +49,9 @@ func makeFolder(t testing.TB, dir string, n int, rows int, seed uint64) {
 	}
 }
 
-func verify(t testing.TB, dir string) *tables.Report {
+func verify(t testing.TB, dir string) *badgerguard.Report {
 	t.Helper()
-	r, err := tables.Verify(t.Context(), dir, tables.Options{})
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestOwnFolders(t *testing.T) {
 	}
 	n := map[string]bool{}
 	for id, e := range r.Manifest.Tables {
-		found, err := tables.Rows(filepath.Join(dir, fmt.Sprintf("%06d.sst", id)), e, func(r tables.Row) error { n[string(r.Key)] = true; return nil })
+		found, err := badgerguard.Rows(filepath.Join(dir, fmt.Sprintf("%06d.sst", id)), e, func(r badgerguard.Row) error { n[string(r.Key)] = true; return nil })
 		if err != nil || len(found) > 0 {
 			t.Fatal(err, found)
 		}
@@ -147,8 +147,8 @@ func TestEveryBit(t *testing.T) {
 	makeFolder(t, dir, 2, 12, 1)
 	take(t, dir)
 	manifest := verify(t, dir).Manifest
-	rows := func(path string, e tables.Entry) (all []byte) {
-		_, err := tables.Rows(path, e, func(r tables.Row) error {
+	rows := func(path string, e badgerguard.Entry) (all []byte) {
+		_, err := badgerguard.Rows(path, e, func(r badgerguard.Row) error {
 			all = fmt.Appendf(all, "%q %d %v %q\n", r.Key, r.Version, r.Deleted, r.Value)
 			return nil
 		})
@@ -176,7 +176,7 @@ func TestEveryBit(t *testing.T) {
 				b[bit/8] ^= 1 << (bit % 8)
 				write(t, path, b)
 				r := verify(t, dir)
-				var d *tables.Damage
+				var d *badgerguard.Damage
 				switch {
 				case errors.As(r.Err(), &d):
 					if filepath.Base(d.File) != name {
@@ -302,18 +302,18 @@ func TestInventoryBits(t *testing.T) {
 	makeFolder(t, dir, 2, 50, 1)
 	take(t, dir)
 	whole := read(t, filepath.Join(dir, "INVENTORY"))
-	if v, d := tables.DecodeInventory(whole); d != nil || len(v.Tables) != len(files(t, dir, "*.sst")) {
+	if v, d := badgerguard.DecodeInventory(whole); d != nil || len(v.Tables) != len(files(t, dir, "*.sst")) {
 		t.Fatal(d)
 	}
 	for bit := range 8 * len(whole) {
 		b := bytes.Clone(whole)
 		b[bit/8] ^= 1 << (bit % 8)
-		if _, d := tables.DecodeInventory(b); d == nil {
+		if _, d := badgerguard.DecodeInventory(b); d == nil {
 			t.Fatalf("bit %d is not found", bit)
 		}
 	}
 	for n := range whole {
-		if _, d := tables.DecodeInventory(whole[:n]); d == nil {
+		if _, d := badgerguard.DecodeInventory(whole[:n]); d == nil {
 			t.Fatalf("cut at %d is not found", n)
 		}
 	}
@@ -327,12 +327,12 @@ func FuzzTable(f *testing.F) {
 	}
 	path := filepath.Join(f.TempDir(), "000001.sst")
 	f.Fuzz(func(t *testing.T, b []byte, packed bool) {
-		e := tables.Entry{}
+		e := badgerguard.Entry{}
 		if packed {
 			e.Compression = options.Snappy
 		}
 		write(t, path, b)
-		if _, err := tables.Rows(path, e, func(tables.Row) error { return nil }); err != nil {
+		if _, err := badgerguard.Rows(path, e, func(badgerguard.Row) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -343,7 +343,7 @@ func FuzzManifest(f *testing.F) {
 	makeFolder(f, dir, 1, 60, 1)
 	f.Add(read(f, filepath.Join(dir, "MANIFEST")))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if m, d := tables.ParseManifest(b); d == nil && m.Size+m.Torn != int64(len(b)) {
+		if m, d := badgerguard.ParseManifest(b); d == nil && m.Size+m.Torn != int64(len(b)) {
 			t.Fatal(m.Size, m.Torn)
 		}
 	})
@@ -351,5 +351,5 @@ func FuzzManifest(f *testing.F) {
 
 func FuzzInventory(f *testing.F) {
 	f.Add([]byte("caravan inventory 1\nmanifest 1 2 3\nnext 4\ntable 1 2 3 4\nend 5\n"))
-	f.Fuzz(func(t *testing.T, b []byte) { tables.DecodeInventory(b) })
+	f.Fuzz(func(t *testing.T, b []byte) { badgerguard.DecodeInventory(b) })
 }

@@ -1,0 +1,186 @@
+package persistence
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/dgraph-io/badger/v4"
+)
+
+const (
+	// formatVersion is the format of a data folder. It goes up with every change that a
+	// former program could not read. Since 4 finished runs are indexed by their labels.
+	formatVersion = 4
+	defaultShards = 16
+)
+
+func (s *Badger) checkFormat(shards int) error {
+	format, err := s.metaNumber("format")
+	if errors.Is(err, errCorrupt) && s.unsummed() {
+		return fmt.Errorf("of a format before %d, this program reads format %d", formatVersion, formatVersion)
+	}
+	if err != nil {
+		return err
+	}
+	if format != 0 && format != formatVersion {
+		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
+	}
+	stored, err := s.metaNumber("shards")
+	if err != nil {
+		return err
+	}
+	if format == 0 {
+		empty := true
+		if err := s.scan(nil, nil, false, func([]byte, *badger.Item) (bool, error) {
+			empty = false
+			return false, nil
+		}); err != nil {
+			return err
+		}
+		if !empty {
+			return errors.New("holds data without a format row: not written by this program")
+		}
+		s.fresh = true
+		stored = uint64(defaultShards)
+		if shards != 0 {
+			stored = uint64(shards)
+		}
+	}
+	if stored == 0 {
+		return fmt.Errorf("meta row shards: %w: missing", errCorrupt)
+	}
+	if shards != 0 && uint64(shards) != stored {
+		return fmt.Errorf("made for %d shards, asked for %d", stored, shards)
+	}
+	s.shards = int(stored)
+	return nil
+}
+
+// unsummed tells whether the row of the format has no checksum, as before format 3.
+func (s *Badger) unsummed() bool {
+	bare := false
+	_ = s.scan(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
+		return false, item.Value(func(v []byte) error {
+			bare = len(v) == 2 && v[0] == metaV1
+			return nil
+		})
+	})
+	return bare
+}
+
+// Shards is the number of shards the data folder was made for.
+func (s *Badger) Shards() int { return s.shards }
+
+const metaV1 = 1
+
+func metaRow(name string, n uint64) op {
+	return seal(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
+}
+
+// metaNumber reads a meta row; 0 when there is none.
+func (s *Badger) metaNumber(name string) (uint64, error) {
+	v, err := s.get(metaKey(name))
+	if err != nil || v == nil {
+		return 0, err
+	}
+	d := newDecoder(v, metaV1)
+	n := d.uint()
+	if err := d.end(); err != nil {
+		return 0, fmt.Errorf("meta row %s: %w", name, err)
+	}
+	return n, nil
+}
+
+// NextRun is one more than the highest run id that was ever used.
+func (s *Badger) NextRun() (next messages.RunID, err error) {
+	err = s.view(func(*badger.Txn) error {
+		next = messages.RunID(s.enc.next.Load())
+		return nil
+	})
+	return next, err
+}
+
+// loadIndex takes from what is stored which runs are unfinished, which ids are used, and
+// that none is below the first one. It passes over the deleted rows that Badger has not
+// compacted away, once.
+func (s *Badger) loadIndex() error {
+	next, err := s.metaNumber("next") // the mark that deletions leave
+	if err != nil {
+		return err
+	}
+	if err := s.loadKeptKeys(); err != nil {
+		return err
+	}
+	first := uint64(1<<64 - 1)
+	see := func(key []byte) {
+		run := uint64(keyRun(key))
+		first, next = min(first, run), max(next, run+1)
+	}
+	err = s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		see(key)
+		s.moments.enter(keyRun(key))
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, from := range [...]struct {
+		key     []byte
+		reverse bool
+	}{{nil, false}, {append(markKey(typeFinal, 1<<64-1), 0xff), true}} {
+		err = s.scan([]byte{typeFinal}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
+			see(key)
+			return false, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	s.enc.next.Store(next)
+	if first = min(first, next); first > 0 {
+		s.gone.add(0, messages.RunID(first)-1)
+	}
+	return nil
+}
+
+const markV1 = 1
+
+func appendMark(dst []byte, m ClockMark) []byte {
+	dst = append(dst, markV1)
+	for _, n := range []int64{m.Steady, m.Wall, m.Boot} {
+		dst = binary.AppendVarint(dst, n)
+	}
+	owed := byte(0)
+	if m.Owed {
+		owed = 1
+	}
+	return appendString(append(dst, owed), m.BootID)
+}
+
+func decodeMark(v []byte) (m ClockMark, err error) {
+	d := newDecoder(v, markV1)
+	m = ClockMark{Steady: d.int(), Wall: d.int(), Boot: d.int(), Owed: d.byte() != 0, BootID: d.string()}
+	if err := d.end(); err != nil {
+		return ClockMark{}, fmt.Errorf("meta row mark: %w", err)
+	}
+	return m, nil
+}
+
+// ClockMark returns what SetClockMark has stored; ok is false in a new store.
+func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
+	v, err := s.get(metaKey("mark"))
+	if err != nil || v == nil {
+		return ClockMark{}, false, err
+	}
+	if m, err = decodeMark(v); err != nil {
+		return ClockMark{}, false, fmt.Errorf("%w; %s", err, errNextStep)
+	}
+	return m, true, nil
+}
+
+// SetClockMark keeps a mark and returns when it is durable.
+func (s *Badger) SetClockMark(m ClockMark) error {
+	return s.deleteStep([]op{seal(metaKey("mark"), appendMark(nil, m))})
+}
