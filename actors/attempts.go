@@ -167,7 +167,7 @@ func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
 		r.env.durable(plan, k.Task).Start(o)
 	}
 	for _, d := range r.env.durables {
-		d.Settled(r.id)
+		d.ResumeDone(r.id)
 	}
 }
 

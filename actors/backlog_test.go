@@ -74,7 +74,7 @@ func TestBacklogOutlivesACrash(t *testing.T) {
 			}
 		}
 	}
-	if got := d.Expected(); !slices.Equal(got, []messages.RunID{holder, paused, holder, paused}) {
+	if got := d.ExpectedRuns(); !slices.Equal(got, []messages.RunID{holder, paused, holder, paused}) {
 		t.Errorf("expected to have attempts: %v", got)
 	}
 	again := len(r.fake.Orders())

@@ -229,7 +229,7 @@ func budgetNode(b *testing.B) *Node {
 	}
 	n, err := Start(Config{Store: store, Outputs: out, CPUMillis: 2000, MemoryBytes: 1000 << 20,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
-			"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },
+			"noop": func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
 		}})
 	if err != nil {
 		b.Fatal(err)

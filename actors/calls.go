@@ -197,7 +197,7 @@ func (n *Node) Healthy() error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.env.executors)) {
-		m, ok := n.env.executors[name].(executor.Monitored)
+		m, ok := n.env.executors[name].(executor.HealthReporter)
 		if !ok {
 			continue
 		}

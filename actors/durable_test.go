@@ -38,10 +38,10 @@ func TestACrashLeavesAttemptsRunning(t *testing.T) {
 			t.Errorf("given again: %+v", o)
 		}
 	}
-	if got := d.Expected(); !slices.Equal(got, []messages.RunID{id}) {
+	if got := d.ExpectedRuns(); !slices.Equal(got, []messages.RunID{id}) {
 		t.Errorf("expected: %v", got)
 	}
-	d.WaitSettled(t, id, 1)
+	d.WaitResumeDone(t, id, 1)
 	d.WaitAck(t, ended)
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	r.awaitTasks(id, dag.TaskCompleted, 1)
@@ -182,7 +182,7 @@ func TestPanicOfARunKeepsItsAttempts(t *testing.T) {
 	if orders := r.fake.WaitOrders(t, 4)[2:]; !orders[0].Resume || !orders[1].Resume {
 		t.Errorf("given again: %+v", orders)
 	}
-	d.WaitSettled(t, id, 1)
+	d.WaitResumeDone(t, id, 1)
 	r.awaitTasks(id, dag.TaskRunning, 1) // which is said once more
 	whole := r.submit(wholeMachine)      // gets nothing before both slots are free
 	r.fake.End(first, messages.AttemptSucceeded, 0)

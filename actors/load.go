@@ -108,7 +108,7 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 	r.loading = false
 	if m.err != nil {
 		// Its attempts in a durable executor are left alone: they were not given again,
-		// and it is never Settled. Another server may be able to load it.
+		// and it is never reported by ResumeDone. Another server may be able to load it.
 		r.env.log.Error("run cannot be loaded", "run", r.id, "error", m.err)
 		ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, m.err)}

@@ -205,7 +205,7 @@ func (m executorCollector) Describe(to chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m executorCollector) Collect(to chan<- prometheus.Metric) {
 	for name, x := range m {
-		x, ok := x.(executor.Monitored)
+		x, ok := x.(executor.HealthReporter)
 		if !ok {
 			continue
 		}
@@ -214,7 +214,7 @@ func (m executorCollector) Collect(to chan<- prometheus.Metric) {
 			responding = 0
 		}
 		to <- prometheus.MustNewConstMetric(respondingDesc, prometheus.GaugeValue, responding, name)
-		for reason, n := range x.Deferred() {
+		for reason, n := range x.DeferredStarts() {
 			to <- prometheus.MustNewConstMetric(deferredDesc, prometheus.CounterValue, float64(n), name, reason)
 		}
 	}

@@ -170,7 +170,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 		}
 	}
 	for _, d := range e.durables {
-		d.Expect(going...)
+		d.ExpectResume(going...)
 	}
 	if err := n.plant(sched, awaited); err != nil {
 		return err

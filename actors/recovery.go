@@ -17,7 +17,7 @@ func (r *run) start(ctx actor.Context) {
 	if r.restarted {
 		r.epoch = r.env.epochs.Add(1)
 		for _, d := range r.env.durables {
-			d.Expect(r.id)
+			d.ExpectResume(r.id)
 		}
 	}
 	if r.broken {

@@ -97,7 +97,7 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 		Outputs: out, CPUMillis: 2000, MemoryBytes: 1000 << 20, KillGrace: time.Second,
 		Executors: map[string]func(executor.Sink) (executor.Executor, error){
 			"process": r.fake.Bind,
-			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.One), nil },
+			"noop":    func(s executor.Sink) (executor.Executor, error) { return executor.NewNoop(s.Report), nil },
 		},
 		Registerer: prometheus.NewRegistry(),
 		Logger:     slog.New(slog.NewTextHandler(t.Output(), nil)),

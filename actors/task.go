@@ -80,8 +80,8 @@ func (t *task) handle(ctx actor.Context, m any) {
 func (t *task) beginAttempt(ctx actor.Context, m *messages.BeginAttempt) {
 	t.key = messages.AttemptKey{Run: m.Run, Task: m.Task, Attempt: m.Attempt}
 	t.setTemplate(m.Plan)
-	if instant, ok := t.exec.(executor.Instant); ok {
-		r := instant.Do(executor.Order{Key: t.key})
+	if instant, ok := t.exec.(executor.Synchronous); ok {
+		r := instant.Execute(executor.Order{Key: t.key})
 		t.report(ctx, &r)
 		return
 	}
@@ -96,19 +96,19 @@ func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Or
 	class := plan.Classes[tmpl.Class]
 	x := plan.Task(key.Task)
 	return executor.Order{
-		Key:         key,
-		Name:        x.Name,
-		Command:     x.Command,
-		Shell:       x.CommandString,
-		UseShell:    x.Command == nil,
-		Environment: x.Environment,
-		Dir:         x.WorkDir,
-		Timeout:     x.Timeout,
-		CPUMillis:   class.CPUMillis,
-		MemoryBytes: class.MemoryBytes,
-		Capture:     tmpl.Generator,
-		Other:       plan.Job(tmpl, new(dag.Scratch)).Other,
-		GrantedAt:   grantedAt,
+		Key:          key,
+		Name:         x.Name,
+		Command:      x.Command,
+		Shell:        x.CommandString,
+		UseShell:     x.Command == nil,
+		Environment:  x.Environment,
+		Dir:          x.WorkDir,
+		Timeout:      x.Timeout,
+		CPUMillis:    class.CPUMillis,
+		MemoryBytes:  class.MemoryBytes,
+		Capture:      tmpl.Generator,
+		ExtraMembers: plan.Job(tmpl, new(dag.Scratch)).Other,
+		GrantedAt:    grantedAt,
 	}
 }
 
@@ -144,7 +144,7 @@ func (t *task) attach(ctx actor.Context, m *attachAttempt) {
 func (t *task) report(ctx actor.Context, r *executor.Report) {
 	switch r.Kind {
 	case executor.Started:
-		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.Idle})
+		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.StartDelay})
 	case executor.Revoked:
 		t.attemptOver(ctx)
 		ctx.Send(ctx.Parent(), &messages.AttemptRevoked{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At})
@@ -154,21 +154,21 @@ func (t *task) report(ctx actor.Context, r *executor.Report) {
 		rec.Task, rec.Attempt = r.Key.Task, r.Key.Attempt
 		switch rec.Result {
 		case messages.AttemptSucceeded:
-			end := &messages.AttemptEnded{Record: rec, Idle: r.Idle}
+			end := &messages.AttemptEnded{Record: rec, Idle: r.StartDelay}
 			if t.generator {
 				generated, err := decodeGenerated(r.Stdout)
 				if err != nil {
 					rejectOutput(&rec, err)
-					t.failAttempt(ctx, rec, r.Idle)
+					t.failAttempt(ctx, rec, r.StartDelay)
 					return
 				}
 				end.Generated, end.Output = generated, r.Stdout
 			}
 			ctx.Send(ctx.Parent(), end)
 		case messages.AttemptKilled, messages.AttemptLost:
-			ctx.Send(ctx.Parent(), &messages.AttemptEnded{Record: rec, Idle: r.Idle})
+			ctx.Send(ctx.Parent(), &messages.AttemptEnded{Record: rec, Idle: r.StartDelay})
 		default:
-			t.failAttempt(ctx, rec, r.Idle)
+			t.failAttempt(ctx, rec, r.StartDelay)
 		}
 	}
 }

@@ -27,7 +27,7 @@ func benchmarkProcess(b *testing.B) {
 	ended := make(chan messages.AttemptResult, 16)
 	p, err := executor.NewProcess(executor.ProcessConfig{
 		Outputs: store, CPUMillis: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Sink: executor.SinkEach(func(r executor.Report) {
+		Sink: executor.SinkFunc(func(r executor.Report) {
 			if r.Kind == executor.Finished {
 				ended <- r.Record.Result
 			}

@@ -104,9 +104,9 @@ func hierarchies(root string) (mounts, own map[string]string, _ error) {
 // RemoveCgroups removes the empty groups that a process of this name has left behind.
 func RemoveCgroups(name string) { removeCgroups("/", func(n string) bool { return n == name }) }
 
-// RemoveCgroupsLeft removes the empty groups of all processes whose name begins with
+// RemoveStaleCgroups removes the empty groups of all processes whose name begins with
 // prefix, but of those that keep names by what follows.
-func RemoveCgroupsLeft(prefix string, keep func(rest string) bool) {
+func RemoveStaleCgroups(prefix string, keep func(rest string) bool) {
 	removeCgroups("/", left(prefix, keep))
 }
 

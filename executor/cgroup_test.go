@@ -20,7 +20,7 @@ func grouped(t *testing.T) (r *rig, has, limits bool) {
 	var log strings.Builder
 	name := fmt.Sprintf("test-%d-%d", os.Getpid(), marks.Add(1))
 	r = newRig(t, func(c *executor.ProcessConfig) {
-		c.Cgroups, c.EnforceMemory, c.Logger = name, true, slog.New(slog.NewTextHandler(&log, nil))
+		c.CgroupName, c.EnforceMemory, c.Logger = name, true, slog.New(slog.NewTextHandler(&log, nil))
 	})
 	r.groups = name
 	t.Cleanup(func() {

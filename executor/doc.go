@@ -26,7 +26,7 @@
 //		freeze the output of what has ended
 //		report all of that to the sink, at once
 //		prepare what was admitted: argv, environment, output files
-//		write all intents, at once                                // ProcessConfig.Begin
+//		write all intents, at once                                // ProcessConfig.RecordIntents
 //		start all, without waiting for their exec                 // vfork.Launch
 //		give up files and groups of what has ended
 //	}

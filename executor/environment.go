@@ -9,11 +9,11 @@ import (
 
 func itoa(v int64) string { return strconv.FormatInt(v, 10) }
 
-// CleanEnvironment is all that a task, and the process that starts it, gets of the
+// BaseEnvironment is all that a task, and the process that starts it, gets of the
 // environment of this one: PATH, HOME, LANG, TMPDIR and USER.
-func CleanEnvironment(getenv func(string) string) []string { return cleanEnvironment(getenv) }
+func BaseEnvironment(getenv func(string) string) []string { return cleanEnvironment(getenv) }
 
-// cleanEnvironment is CleanEnvironment.
+// cleanEnvironment is BaseEnvironment.
 func cleanEnvironment(getenv func(string) string) []string {
 	home, name := "/", "nobody"
 	if u, err := user.Current(); err == nil {
@@ -68,10 +68,10 @@ func environment(base []string, o *Order) ([]string, error) {
 	return env, nil
 }
 
-// Environment is what an order's process gets: the clean set, of which getenv may
+// TaskEnvironment is what an order's process gets: the clean set, of which getenv may
 // know better values, the attempt's names and the order's own entries, each name
 // once. It is for executors that start processes by other means than Process.
-func Environment(getenv func(string) string, o *Order) ([]string, error) {
+func TaskEnvironment(getenv func(string) string, o *Order) ([]string, error) {
 	return environment(cleanEnvironment(getenv), o)
 }
 

@@ -20,7 +20,7 @@ func TestHooks(t *testing.T) {
 		said = append(said, s)
 	}
 	r := newRig(t, func(c *executor.ProcessConfig) {
-		c.Begin = func(orders []*executor.Order) error {
+		c.RecordIntents = func(orders []*executor.Order) error {
 			for _, o := range orders {
 				say("begin " + o.Name)
 				if o.Name == "refused" && !refused {
@@ -30,8 +30,8 @@ func TestHooks(t *testing.T) {
 			}
 			return nil
 		}
-		c.Born = func(o *executor.Order, pid int) { say("born " + o.Name) }
-		c.Mark = func(k messages.AttemptKey) string { return "MARK=it" }
+		c.OnStarted = func(o *executor.Order, pid int) { say("born " + o.Name) }
+		c.AttemptMark = func(k messages.AttemptKey) string { return "MARK=it" }
 	})
 	rec := r.run(`echo "$MARK"`, func(o *executor.Order) { o.Name, o.Environment = "one", append(o.Environment, "MARK=mine") }).Record
 	if rec.Result != messages.AttemptSucceeded || string(rec.Stdout.Inline) != "it\n" {
@@ -61,12 +61,12 @@ func TestCapacity(t *testing.T) {
 	r.sh(3, "true")
 	r.Kill(id(1), 0)
 	r.WaitFinal(id(1))
-	if s := r.Stats(); s.Queued != 1 || !r.Begun(id(1)) || r.Begun(id(3)) {
+	if s := r.Stats(); s.Queued != 1 || !r.HasStarted(id(1)) || r.HasStarted(id(3)) {
 		t.Errorf("%+v", s)
 	}
 	r.Kill(id(2), 0)
 	r.WaitFinal(id(3))
-	if err := r.Check(); err != nil {
+	if err := r.CheckInvariants(); err != nil {
 		t.Error(err)
 	}
 }

@@ -35,7 +35,7 @@ func TestSlotsPanicOnMisuse(t *testing.T) {
 
 func TestCheckFindsALostSlot(t *testing.T) {
 	p := &Process{slots: slots{cores: 10, usedCores: 1}}
-	if p.Check() == nil {
+	if p.CheckInvariants() == nil {
 		t.Error("a core is in use and nobody holds it")
 	}
 }
@@ -134,7 +134,7 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	}
 	reports := make(chan Report, 100)
 	cfg.Outputs, cfg.CPUMillis = store, 1000
-	cfg.Sink = SinkEach(func(r Report) { reports <- r })
+	cfg.Sink = SinkFunc(func(r Report) { reports <- r })
 	p, err := NewProcess(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -204,10 +204,10 @@ func TestKillBeforeBirth(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		key := messages.AttemptKey{Task: 1}
 		var p *Process
-		p, reports := internalRig(t, ProcessConfig{Begin: func([]*Order) error {
+		p, reports := internalRig(t, ProcessConfig{RecordIntents: func([]*Order) error {
 			p.Kill(key, time.Hour)
 			p.Kill(key, grace)
-			if _, err := p.OpenLog(key, messages.Stdout); err != ErrNotLive {
+			if _, err := p.OpenLog(key, messages.Stdout); err != ErrNotRunning {
 				t.Errorf("log of an unborn attempt: %v", err)
 			}
 			return nil
@@ -267,7 +267,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	postponed := make(chan string, 10000)
-	p, reports := internalRig(t, ProcessConfig{Postponed: func(_ *Order, reason string, _ error) { postponed <- reason }})
+	p, reports := internalRig(t, ProcessConfig{OnPostponed: func(_ *Order, reason string, _ error) { postponed <- reason }})
 	names, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,7 @@ func findStartLimit() (l startLimit) {
 		l.attempts = max((int(files.Cur)-descriptorsKept)/descriptorsPerAttempt, 1)
 	}
 	l.starting = maxStarting
-	l.tight = MakeThreadsAhead(threadsMadeAhead)
+	l.tight = ReserveThreads(threadsMadeAhead)
 	most, used := processLimit("/")
 	if most == math.MaxInt {
 		return l
@@ -66,9 +66,9 @@ func findStartLimit() (l startLimit) {
 // of these is left for what runs already and for explanations of failures.
 func startsWithin(room int) int { return max((room-processesKept)/3, 1) }
 
-// MakeThreadsAhead has the runtime make up to n threads if few processes and threads are
+// ReserveThreads has the runtime make up to n threads if few processes and threads are
 // allowed, and tells whether that is so. At most a third of what is left is taken.
-func MakeThreadsAhead(n int) (few bool) {
+func ReserveThreads(n int) (few bool) {
 	most, used := processLimit("/")
 	if most >= tightProcesses {
 		return false

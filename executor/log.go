@@ -17,14 +17,14 @@ type liveLog struct {
 // openLog opens the output of an attempt. Process.mu is held.
 func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
 	if a.phase <= starting {
-		return nil, ErrNotLive
+		return nil, ErrNotRunning
 	}
 	s := a.out
 	if which == messages.Stderr {
 		s = a.err
 	}
 	if a.ended.Load() || !s.hold() {
-		return nil, ErrNotLive
+		return nil, ErrNotRunning
 	}
 	return &liveLog{a: a, s: s}, nil
 }

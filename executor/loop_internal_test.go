@@ -93,7 +93,7 @@ func TestEndsComeBeforeIntents(t *testing.T) {
 		default:
 		}
 	}
-	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		batches++
 		if running += len(orders); running > 4 {
 			complain("a start is known before the end that made room for it")
@@ -185,7 +185,7 @@ func TestOrdersDoNotHideEnds(t *testing.T) {
 	ready := make(chan struct{})
 	begun, next := 0, uint32(1) // the loop's
 	done := make(chan struct{})
-	p, _ = internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, _ = internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		<-ready
 		begun += len(orders)
 		if seen.Load() == 0 && next < most {
@@ -194,7 +194,7 @@ func TestOrdersDoNotHideEnds(t *testing.T) {
 		}
 		return nil
 	}})
-	p.cfg.Sink = SinkEach(func(r Report) {
+	p.cfg.Sink = SinkFunc(func(r Report) {
 		if r.Kind == Finished && seen.Add(1) == 1 {
 			if begun >= most {
 				t.Errorf("the first end is reported after %d starts", begun)
@@ -212,7 +212,7 @@ func TestOrderAfterAFailedIntent(t *testing.T) {
 	const tasks = 3
 	var order []uint32 // the loop's, until all have ended
 	failed := false
-	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		if !failed && len(orders) == tasks {
 			failed = true
 			return errors.New("no room")
@@ -231,7 +231,7 @@ func TestOrderAfterAFailedIntent(t *testing.T) {
 // A launch whose pidfd the loop cannot watch is reported as any other: its start before its end,
 // and a program that is not there as no start.
 func TestLaunchThatCannotBeWatched(t *testing.T) {
-	for program, want := range map[string][]Kind{
+	for program, want := range map[string][]ReportKind{
 		"/bin/true":    {Started, Finished},
 		"/no/such/one": {Finished},
 	} {
@@ -240,7 +240,7 @@ func TestLaunchThatCannotBeWatched(t *testing.T) {
 		var a *attempt // the loop's
 		unwatched := make(chan struct{}, 1)
 		p, reports := internalRig(t, ProcessConfig{
-			Begin: func([]*Order) error {
+			RecordIntents: func([]*Order) error {
 				p.mu.Lock()
 				a = p.live[key]
 				p.mu.Unlock()
@@ -280,7 +280,7 @@ func awaitExit(pid int) {
 func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
-	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		p.mu.Lock()
 		a := p.live[first]
 		p.mu.Unlock()
@@ -314,7 +314,7 @@ func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
 func TestEndBeforeALateTimeout(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
-	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		switch orders[0].Key {
 		case first:
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
@@ -347,7 +347,7 @@ func TestBackgroundChildBeforeALateKill(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
 	pid := 0 // the loop's, until all have ended
-	p, reports := internalRig(t, ProcessConfig{Begin: func(orders []*Order) error {
+	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		switch orders[0].Key {
 		case first:
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})

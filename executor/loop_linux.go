@@ -246,8 +246,8 @@ func (p *Process) startAll(t *turn) {
 			t.orders = append(t.orders, &a.order)
 		}
 	}
-	if len(t.orders) > 0 && p.cfg.Begin != nil {
-		if err := p.cfg.Begin(t.orders); err != nil {
+	if len(t.orders) > 0 && p.cfg.RecordIntents != nil {
+		if err := p.cfg.RecordIntents(t.orders); err != nil {
 			again := len(t.ready) - len(t.orders)
 			for _, a := range slices.Backward(t.ready[again:]) {
 				p.settle(a, nil, &lack{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})

@@ -20,16 +20,16 @@ type Noop struct {
 	closed atomic.Bool
 }
 
-// NewNoop returns a Noop with the function that it reports by (Sink.One).
+// NewNoop returns a Noop with the function that it reports by (Sink.Report).
 func NewNoop(report func(Report)) *Noop {
 	return &Noop{Now: func() int64 { return time.Now().UnixNano() }, report: report}
 }
 
 // Start reports the order as Finished with RC 0 before it returns.
-func (n *Noop) Start(o Order) { n.report(n.Do(o)) }
+func (n *Noop) Start(o Order) { n.report(n.Execute(o)) }
 
-// Do is the report that Start makes.
-func (n *Noop) Do(o Order) Report {
+// Execute returns the report that Start makes.
+func (n *Noop) Execute(o Order) Report {
 	now := n.Now()
 	if n.closed.Load() {
 		return Report{Key: o.Key, Kind: Revoked, At: now}
@@ -45,9 +45,9 @@ func (n *Noop) Kill(messages.AttemptKey, time.Duration) {}
 // Revoke does nothing: no order of a Noop ever waits.
 func (n *Noop) Revoke(messages.AttemptKey) {}
 
-// OpenLog returns ErrNotLive.
+// OpenLog returns ErrNotRunning.
 func (n *Noop) OpenLog(messages.AttemptKey, messages.Stream) (messages.Log, error) {
-	return nil, ErrNotLive
+	return nil, ErrNotRunning
 }
 
 // Close makes every later Start report Revoked.

@@ -157,7 +157,7 @@ func TestLiveLog(t *testing.T) {
 	if readAll(t, l) != "one\ntwo\n" || l.Live() || l.Size() != 8 {
 		t.Errorf("after the end: %q, live %t", readAll(t, l), l.Live())
 	}
-	if _, err := r.OpenLog(key, messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+	if _, err := r.OpenLog(key, messages.Stdout); !errors.Is(err, executor.ErrNotRunning) {
 		t.Errorf("opened after the end: %v", err)
 	}
 }

@@ -32,23 +32,23 @@ type ProcessConfig struct {
 	Logger      *slog.Logger        // default slog.Default()
 	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
 
-	// Begin, if set, is called right before processes are started, with their orders. When it
+	// RecordIntents, if set, is called right before processes are started, with their orders. When it
 	// returns an error none is, and the attempts wait as in any other shortage.
-	Begin func([]*Order) error
-	// Unbegun, if set, is called when the attempt's start has failed for a shortage, before
-	// it waits again; Postponed once it waits, with a word for what was lacking.
-	Unbegun   func(*Order)
-	Postponed func(o *Order, reason string, err error)
-	// Born, if set, is called once the process exists, before that is reported.
-	Born func(o *Order, pid int)
-	// Cgroups, if set, names the control groups in which attempts run, where the machine
+	RecordIntents func([]*Order) error
+	// WithdrawIntent, if set, is called when the attempt's start has failed for a shortage, before
+	// it waits again; OnPostponed once it waits, with a word for what was lacking.
+	WithdrawIntent func(*Order)
+	OnPostponed    func(o *Order, reason string, err error)
+	// OnStarted, if set, is called once the process exists, before that is reported.
+	OnStarted func(o *Order, pid int)
+	// CgroupName, if set, names the control groups in which attempts run, where the machine
 	// lets us make some. It is to be unlike that of any other Process.
-	Cgroups string
+	CgroupName string
 	// EnforceMemory limits each attempt to the memory that it asked for, where the machine
-	// lets us; it needs Cgroups.
+	// lets us; it needs CgroupName.
 	EnforceMemory bool
-	// Mark, if set, makes an entry K=V of the task's environment that no order can replace.
-	Mark func(messages.AttemptKey) string
+	// AttemptMark, if set, makes an entry K=V of the task's environment that no order can replace.
+	AttemptMark func(messages.AttemptKey) string
 }
 
 // Process runs orders as processes of this machine, within its slots. It depends on
@@ -150,8 +150,8 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		null.Close()
 		return nil, fmt.Errorf("executor: %w", err)
 	}
-	if cfg.Cgroups != "" {
-		if p.limits, err = openCgroups("/", cfg.Cgroups, cfg.EnforceMemory, cfg.Logger); err != nil {
+	if cfg.CgroupName != "" {
+		if p.limits, err = openCgroups("/", cfg.CgroupName, cfg.EnforceMemory, cfg.Logger); err != nil {
 			cfg.Logger.Info("attempts have process groups only: no control groups can be made", "err", err)
 		}
 	}
@@ -206,8 +206,8 @@ func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 	p.mu.Unlock()
 }
 
-// Begun tells whether the attempt has ever begun here, as far as the memory reaches.
-func (p *Process) Begun(key messages.AttemptKey) bool {
+// HasStarted tells whether the attempt has ever begun here, as far as the memory reaches.
+func (p *Process) HasStarted(key messages.AttemptKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.begun.has(key)
@@ -310,7 +310,7 @@ func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (mess
 	defer p.mu.Unlock()
 	a := p.live[key]
 	if a == nil {
-		return nil, ErrNotLive
+		return nil, ErrNotRunning
 	}
 	return a.openLog(stream)
 }
@@ -339,9 +339,9 @@ func (p *Process) Stats() Stats {
 	return s
 }
 
-// Check compares the slots in use with the attempts that hold them, and returns an
+// CheckInvariants compares the slots in use with the attempts that hold them, and returns an
 // error with the numbers when they differ. Tests call it after each storm.
-func (p *Process) Check() error {
+func (p *Process) CheckInvariants() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var cores, memory int64

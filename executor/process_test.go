@@ -91,7 +91,7 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 // idle checks that nothing runs and no slot is taken.
 func (r *rig) idle() {
 	r.t.Helper()
-	if err := r.Check(); err != nil {
+	if err := r.CheckInvariants(); err != nil {
 		r.t.Error(err)
 	}
 	if s := r.Stats(); s.Running != 0 || s.Queued != 0 || s.CPUMillisUsed != 0 || s.MemoryBytesUsed != 0 {
@@ -257,7 +257,7 @@ func TestProcessConforms(t *testing.T) {
 		Slots: 3,
 		Turns: true,
 		After: func(t testing.TB, e executor.Executor) {
-			if err := e.(*executor.Process).Check(); err != nil {
+			if err := e.(*executor.Process).CheckInvariants(); err != nil {
 				t.Error(err)
 			}
 			if n := e.(*executor.Process).Running(); n != 0 {
@@ -269,7 +269,7 @@ func TestProcessConforms(t *testing.T) {
 
 func TestNoopConforms(t *testing.T) {
 	executortest.Test(t, executortest.Subject{
-		Open:  func(_ testing.TB, sink executor.Sink) executor.Executor { return executor.NewNoop(sink.One) },
+		Open:  func(_ testing.TB, sink executor.Sink) executor.Executor { return executor.NewNoop(sink.Report) },
 		Quick: executor.Order{Name: "quick"},
 	})
 }

@@ -92,8 +92,8 @@ type lack struct {
 func (l *lack) Error() string { return l.err.Error() }
 func (l *lack) Unwrap() error { return l.err }
 
-// Lacks are the words for what a start may be short of.
-var Lacks = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
+// ShortageReasons are the words for what a start may be short of.
+var ShortageReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
 
 // lackOf returns the word for what a start was short of, and whether it was.
 func lackOf(err error) (reason string, ok bool) {
@@ -120,8 +120,8 @@ func lackOf(err error) (reason string, ok bool) {
 // It returns the final report instead when it was to be ended meanwhile.
 func (p *Process) postpone(a *attempt, err error) *Report {
 	reason, _ := lackOf(err)
-	if p.cfg.Unbegun != nil {
-		p.cfg.Unbegun(&a.order)
+	if p.cfg.WithdrawIntent != nil {
+		p.cfg.WithdrawIntent(&a.order)
 	}
 	p.mu.Lock()
 	if p.closed {
@@ -141,8 +141,8 @@ func (p *Process) postpone(a *attempt, err error) *Report {
 	p.mu.Unlock()
 	// From here on the attempt may be run by somebody else.
 	p.complain(reason, err)
-	if p.cfg.Postponed != nil {
-		p.cfg.Postponed(&a.order, reason, err)
+	if p.cfg.OnPostponed != nil {
+		p.cfg.OnPostponed(&a.order, reason, err)
 	}
 	if unwanted {
 		p.Revoke(a.order.Key)

@@ -21,7 +21,7 @@ type scarce struct {
 
 func (s *scarce) configure(c *executor.ProcessConfig) {
 	c.CPUMillis = 1_000_000
-	c.Begin = func(orders []*executor.Order) error {
+	c.RecordIntents = func(orders []*executor.Order) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.begun+len(orders) > s.most {
@@ -31,7 +31,7 @@ func (s *scarce) configure(c *executor.ProcessConfig) {
 		return nil
 	}
 	sink := c.Sink
-	c.Sink = executor.SinkEach(func(r executor.Report) {
+	c.Sink = executor.SinkFunc(func(r executor.Report) {
 		if r.Kind == executor.Finished {
 			s.mu.Lock()
 			s.begun--
@@ -39,7 +39,7 @@ func (s *scarce) configure(c *executor.ProcessConfig) {
 		}
 		sink(r)
 	})
-	c.Postponed = func(*executor.Order, string, error) {
+	c.OnPostponed = func(*executor.Order, string, error) {
 		s.mu.Lock()
 		s.postponed++
 		s.mu.Unlock()
@@ -66,7 +66,7 @@ func TestShortagePasses(t *testing.T) {
 	if s.postponed == 0 || s.postponed > 20*tasks {
 		t.Errorf("%d starts were postponed", s.postponed)
 	}
-	if err := r.Check(); err != nil {
+	if err := r.CheckInvariants(); err != nil {
 		t.Error(err)
 	}
 }

@@ -138,7 +138,7 @@ func TestSlowExec(t *testing.T) {
 	r := newRig(t, manyCores)
 	keys, leases := r.slow(0)
 	r.unhindered()
-	if _, err := r.OpenLog(keys[0], messages.Stdout); err != executor.ErrNotLive {
+	if _, err := r.OpenLog(keys[0], messages.Stdout); err != executor.ErrNotRunning {
 		t.Errorf("the log of what has not begun: %v", err)
 	}
 	next := 1

@@ -45,8 +45,8 @@ func ShellCommand(text, sourced string) []string {
 	return []string{"/bin/sh", "-c", text}
 }
 
-// LongText tells whether a text is too long for an argument.
-func LongText(text string) bool { return len(text) >= maxArgument() }
+// ExceedsArgumentLimit tells whether a text is too long for an argument.
+func ExceedsArgumentLimit(text string) bool { return len(text) >= maxArgument() }
 
 // maxArgument is how many bytes an argument may have, with the NUL at its end.
 func maxArgument() int { return 32 * os.Getpagesize() }
@@ -62,9 +62,9 @@ func maxStart() int {
 	return max(int(stack.Cur/4), least)
 }
 
-// MaxStartBytes is how many bytes the arguments and the environment of an order may have
+// MaxArgumentBytes is how many bytes the arguments and the environment of an order may have
 // together on this machine. The rest is for what every task gets.
-func MaxStartBytes() int {
+func MaxArgumentBytes() int {
 	const clean = 16 << 10
 	return maxStart() - clean
 }
@@ -82,7 +82,7 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 			return c, errors.New("the command string holds a NUL byte")
 		}
 		c.argv = ShellCommand(o.Shell, "")
-		if LongText(o.Shell) {
+		if ExceedsArgumentLimit(o.Shell) {
 			c.argv, c.script = ShellCommand("", "/proc/self/fd/"+strconv.Itoa(scriptFD)), o.Shell
 		}
 	}
@@ -365,8 +365,8 @@ func (p *Process) prepare(a *attempt) (_ *Report, lacking error) {
 	if a.command, err = newCommand(p.base, &a.order, p.cfg.Dir); err != nil {
 		return p.notStarted(&a.order, messages.AttemptNotStarted, err), nil
 	}
-	if p.cfg.Mark != nil {
-		a.command.env = mark(a.command.env, p.cfg.Mark(a.order.Key))
+	if p.cfg.AttemptMark != nil {
+		a.command.env = mark(a.command.env, p.cfg.AttemptMark(a.order.Key))
 	}
 	limit := p.cfg.MaxOutput
 	if a.order.Capture {
@@ -432,10 +432,10 @@ func (p *Process) executed(reports []Report, list ...*attempt) []Report {
 	}
 	p.mu.Unlock()
 	for _, a := range list {
-		if p.cfg.Born != nil {
-			p.cfg.Born(&a.order, a.pid)
+		if p.cfg.OnStarted != nil {
+			p.cfg.OnStarted(&a.order, a.pid)
 		}
-		reports = append(reports, Report{Key: a.order.Key, Kind: Started, At: a.began, GrantedAt: a.order.GrantedAt, Idle: a.idle})
+		reports = append(reports, Report{Key: a.order.Key, Kind: Started, At: a.began, GrantedAt: a.order.GrantedAt, StartDelay: a.idle})
 	}
 	return reports
 }

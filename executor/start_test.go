@@ -40,10 +40,10 @@ func TestIdle(t *testing.T) {
 	first, second := r.sh(1, "exec sleep 0.05"), r.sh(2, "true")
 	started := r.WaitStarted(second)
 	stop := r.WaitFinal(first).Record.Stop
-	if gap := started.At - stop; started.Idle <= 0 || gap < 0 || int64(started.Idle) < gap {
-		t.Errorf("idle for %v, the attempt began %v after the one before had ended", started.Idle, time.Duration(gap))
+	if gap := started.At - stop; started.StartDelay <= 0 || gap < 0 || int64(started.StartDelay) < gap {
+		t.Errorf("idle for %v, the attempt began %v after the one before had ended", started.StartDelay, time.Duration(gap))
 	}
-	if first := r.WaitStarted(first); first.Idle <= 0 {
+	if first := r.WaitStarted(first); first.StartDelay <= 0 {
 		t.Errorf("%+v", first)
 	}
 }

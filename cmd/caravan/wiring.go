@@ -76,7 +76,7 @@ const threadsMadeAhead = 24
 // wire opens the data folder, starts the engine and serves. What it opened it
 // closes again when a later step goes wrong.
 func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
-	executor.MakeThreadsAhead(threadsMadeAhead)
+	executor.ReserveThreads(threadsMadeAhead)
 	n := &node{log: log, served: make(chan struct{}), failed: make(chan struct{})}
 	var undo []func() error
 	defer func() {
@@ -109,7 +109,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
 		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
-		MaxStartBytes: executor.MaxStartBytes(),
+		MaxStartBytes: executor.MaxArgumentBytes(),
 		Executors:     []string{"process", "noop"},
 	}
 	slurmLimits(c, &limits)
@@ -162,7 +162,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 					},
 				})
 			},
-			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.One), nil },
+			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.Report), nil },
 		},
 		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.spare,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,

@@ -127,7 +127,7 @@ func (s Subject) unknownKeys(t *testing.T) {
 	e, rec := s.open(t)
 	e.Kill(key(9, 1), time.Second)
 	e.Revoke(key(9, 1))
-	if _, err := e.OpenLog(key(9, 1), messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+	if _, err := e.OpenLog(key(9, 1), messages.Stdout); !errors.Is(err, executor.ErrNotRunning) {
 		t.Errorf("OpenLog of an unknown key: %v", err)
 	}
 	e.Start(with(s.Quick, key(1, 1)))
@@ -135,7 +135,7 @@ func (s Subject) unknownKeys(t *testing.T) {
 	before := len(rec.All())
 	e.Kill(key(1, 1), time.Second)
 	e.Revoke(key(1, 1))
-	if _, err := e.OpenLog(key(1, 1), messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+	if _, err := e.OpenLog(key(1, 1), messages.Stdout); !errors.Is(err, executor.ErrNotRunning) {
 		t.Errorf("OpenLog of an ended key: %v", err)
 	}
 	e.Start(with(s.Quick, key(2, 1)))

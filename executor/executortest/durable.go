@@ -14,17 +14,17 @@ type Durable struct {
 	*Fake
 
 	// Guarded by Fake.mu.
-	detached bool
-	expected []messages.RunID
-	settled  map[messages.RunID]int
-	acks     map[messages.AttemptKey]int
+	detached   bool
+	expected   []messages.RunID
+	resumeDone map[messages.RunID]int
+	acks       map[messages.AttemptKey]int
 }
 
 var _ executor.Durable = (*Durable)(nil)
 
 // NewDurable returns a Durable that holds every order until the test decides.
 func NewDurable() *Durable {
-	return &Durable{Fake: NewFake(), settled: map[messages.RunID]int{}, acks: map[messages.AttemptKey]int{}}
+	return &Durable{Fake: NewFake(), resumeDone: map[messages.RunID]int{}, acks: map[messages.AttemptKey]int{}}
 }
 
 // Bind gives it its sink and returns it: the shape that actors.Config wants. Binding
@@ -64,8 +64,8 @@ func (d *Durable) Start(o executor.Order) {
 	d.flush()
 }
 
-// Expect implements executor.Durable.
-func (d *Durable) Expect(runs ...messages.RunID) {
+// ExpectResume implements executor.Durable.
+func (d *Durable) ExpectResume(runs ...messages.RunID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.expected = append(d.expected, runs...)
@@ -76,11 +76,11 @@ func (d *Durable) Expect(runs ...messages.RunID) {
 	}
 }
 
-// Settled implements executor.Durable: what nobody claimed is ended and forgotten.
-func (d *Durable) Settled(run messages.RunID) {
+// ResumeDone implements executor.Durable: what nobody claimed is ended and forgotten.
+func (d *Durable) ResumeDone(run messages.RunID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.settled[run]++
+	d.resumeDone[run]++
 	for key, fo := range d.orders {
 		if key.Run == run && fo.unclaimed {
 			delete(d.orders, key)
@@ -110,8 +110,8 @@ func (d *Durable) Detach() error {
 	return nil
 }
 
-// Expected returns all runs that were expected so far, in order.
-func (d *Durable) Expected() []messages.RunID {
+// ExpectedRuns returns all runs that were expected so far, in order.
+func (d *Durable) ExpectedRuns() []messages.RunID {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]messages.RunID(nil), d.expected...)
@@ -130,8 +130,8 @@ func (d *Durable) WaitAck(t testing.TB, key messages.AttemptKey) {
 	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.acks[key] > 0 })
 }
 
-// WaitSettled blocks until the run was settled n times.
-func (d *Durable) WaitSettled(t testing.TB, run messages.RunID, n int) {
+// WaitResumeDone blocks until the run was settled n times.
+func (d *Durable) WaitResumeDone(t testing.TB, run messages.RunID, n int) {
 	t.Helper()
-	d.wait(t, fmt.Sprintf("run %d to be settled", run), func() bool { return d.settled[run] >= n })
+	d.wait(t, fmt.Sprintf("run %d to be settled", run), func() bool { return d.resumeDone[run] >= n })
 }

@@ -235,7 +235,7 @@ func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) {
 		rc = usualRC(result)
 	}
 	stop := max(f.now(), fo.begun)
-	r := executor.Report{Key: fo.order.Key, Kind: executor.Finished, At: stop, Idle: fo.idle, Record: messages.AttemptRecord{
+	r := executor.Report{Key: fo.order.Key, Kind: executor.Finished, At: stop, StartDelay: fo.idle, Record: messages.AttemptRecord{
 		Task: fo.order.Key.Task, Attempt: fo.order.Key.Attempt, Result: result, RC: rc,
 		Start: fo.begun, Stop: stop,
 	}}
@@ -314,7 +314,7 @@ func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (message
 	defer f.mu.Unlock()
 	fo := f.orders[key]
 	if fo == nil || fo.ended || fo.begun == 0 {
-		return nil, executor.ErrNotLive
+		return nil, executor.ErrNotRunning
 	}
 	return &fakeLog{f: f, fo: fo, empty: stream != messages.Stdout}, nil
 }

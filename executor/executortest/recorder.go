@@ -99,13 +99,13 @@ func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
 // WaitStarted blocks until the key's Started report.
 func (r *Recorder) WaitStarted(key messages.AttemptKey) executor.Report {
 	r.t.Helper()
-	return r.waitReport(key, "start", func(k executor.Kind) bool { return k == executor.Started })
+	return r.waitReport(key, "start", func(k executor.ReportKind) bool { return k == executor.Started })
 }
 
 // WaitFinal blocks until the key's final report.
 func (r *Recorder) WaitFinal(key messages.AttemptKey) executor.Report {
 	r.t.Helper()
-	return r.waitReport(key, "end", func(k executor.Kind) bool { return k != executor.Started })
+	return r.waitReport(key, "end", func(k executor.ReportKind) bool { return k != executor.Started })
 }
 
 // WaitFinals blocks until n orders have their final report.
@@ -115,7 +115,7 @@ func (r *Recorder) WaitFinals(n int) {
 		func() bool { return r.finals >= n })
 }
 
-func (r *Recorder) waitReport(key messages.AttemptKey, what string, want func(executor.Kind) bool) (found executor.Report) {
+func (r *Recorder) waitReport(key messages.AttemptKey, what string, want func(executor.ReportKind) bool) (found executor.Report) {
 	r.t.Helper()
 	r.wait(func() string { return fmt.Sprintf("the %s of %v; its reports: %+v", what, key, r.reports[key]) }, func() bool {
 		for _, rep := range r.reports[key] {

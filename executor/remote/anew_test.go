@@ -19,7 +19,7 @@ func TestARunBeginsAnew(t *testing.T) {
 	var hears atomic.Pointer[executortest.Recorder]
 	hears.Store(rec)
 	r := g.open(rec, func(c *remote.Config) { c.Sink = func(list ...executor.Report) { hears.Load().Sink(list...) } })
-	r.Expect()
+	r.ExpectResume()
 	ended, runs, extra, waits := g.order(0, "exit 3"), g.order(1, until("go")), g.order(2, "exec sleep 1000"), g.order(3, "true")
 	r.Start(ended)
 	rec.WaitFinal(ended.Key) // and it is not known whether that was taken
@@ -28,7 +28,7 @@ func TestARunBeginsAnew(t *testing.T) {
 	began := rec.WaitStarted(runs.Key).At
 	rec.WaitStarted(extra.Key)
 	r.Start(waits) // for a slot
-	r.Expect(1)
+	r.ExpectResume(1)
 
 	g.touch("go")
 	other := g.order(9, "true")
@@ -45,7 +45,7 @@ func TestARunBeginsAnew(t *testing.T) {
 	for _, o := range []executor.Order{ended, runs, waits} {
 		r.Start(resumed(o))
 	}
-	r.Settled(1)
+	r.ResumeDone(1)
 	if rep := anew.WaitFinal(ended.Key); rep.Record.RC != 3 {
 		t.Errorf("%+v", rep)
 	}

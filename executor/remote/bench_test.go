@@ -55,7 +55,7 @@ func BenchmarkTrue(b *testing.B) {
 func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor, cpu func() time.Duration) {
 	const ahead = 16
 	ended := make(chan executor.Report, 2*ahead)
-	e := open(executor.SinkEach(func(r executor.Report) {
+	e := open(executor.SinkFunc(func(r executor.Report) {
 		if r.Kind == executor.Finished {
 			ended <- r
 		}

@@ -98,11 +98,11 @@ func TestDamagedMemory(t *testing.T) {
 
 			rec = executortest.NewRecorder(t)
 			r = g.open(rec, folder)
-			r.Expect(1)
+			r.ExpectResume(1)
 			for _, o := range orders {
 				r.Start(resumed(o))
 			}
-			r.Settled(1)
+			r.ResumeDone(1)
 			for i := range uint32(tasks) {
 				rep := rec.WaitFinal(key(i))
 				if rep.Record.Result != messages.AttemptLost {
@@ -179,7 +179,7 @@ func TestReissuedNumber(t *testing.T) {
 
 	rec = executortest.NewRecorder(t)
 	r = g.open(rec)
-	r.Expect() // no run is known
+	r.ExpectResume() // no run is known
 	r.Start(g.order(0, "true"))
 	rec.WaitFinal(key(0)) // the worker has been heard
 	for i := range uint32(2) {

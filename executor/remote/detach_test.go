@@ -78,7 +78,7 @@ func TestEndsOutliveAnIdleWorker(t *testing.T) {
 	rec = executortest.NewRecorder(t)
 	r = g.open(rec)
 	r.Start(resumed(g.order(0, "true")))
-	r.Expect()
+	r.ExpectResume()
 	if rep := rec.WaitFinal(key(0)); rep.Kind != executor.Finished || rep.Record.RC != 3 {
 		t.Errorf("%+v", rep)
 	}

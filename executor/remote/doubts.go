@@ -17,14 +17,14 @@ import (
 // time at which a worker's memory was lost.
 //
 // A run enters the set when something of a worker is lost. It leaves the set when it has
-// given all its live attempts again (Settled) and every loss that this caused is durable
+// given all its live attempts again (ResumeDone) and every loss that this caused is durable
 // (Acknowledge). The registry stores the set. New doubts are stored before the folder of
 // the worker is removed. A run may leave the stored set later than this one: then an
 // attempt that never began may count as lost, but no attempt runs twice.
 //
 // Remote.mu guards it.
 type doubts struct {
-	all     bool                   // before Expect: every run that there is then
+	all     bool                   // before ExpectResume: every run that there is then
 	runs    map[messages.RunID]int // attempts of each that are lost, or will be, and not acknowledged
 	changed bool                   // and not saved
 	saving  *time.Timer

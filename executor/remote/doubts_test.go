@@ -33,13 +33,13 @@ func TestResumeOfTheUnknown(t *testing.T) {
 			open := func() (*executortest.Recorder, *remote.Remote) {
 				rec := executortest.NewRecorder(t)
 				r := g.open(rec)
-				r.Expect(1)
+				r.ExpectResume(1)
 				return rec, r
 			}
 			beforeIsLost := func(rec *executortest.Recorder, r *remote.Remote) {
 				t.Helper()
 				r.Start(resumed(before))
-				r.Settled(1)
+				r.ResumeDone(1)
 				if rep := rec.WaitFinal(key(1)); rep.Record.Result != messages.AttemptLost || !strings.Contains(rep.Record.ExecutorLog, "not known") {
 					t.Errorf("%+v", rep)
 				}
@@ -83,7 +83,7 @@ func TestLossesOutliveTheServer(t *testing.T) {
 			g := newRig(t)
 			rec := executortest.NewRecorder(t)
 			r := g.open(rec)
-			r.Expect()
+			r.ExpectResume()
 			o := g.order(1, "echo x >>ran; exec sleep 1000")
 			o.GrantedAt -= int64(step)
 			r.Start(o)
@@ -106,7 +106,7 @@ func TestLossesOutliveTheServer(t *testing.T) {
 
 			rec = executortest.NewRecorder(t)
 			r = g.open(rec)
-			r.Expect(1)
+			r.ExpectResume(1)
 			r.Start(resumed(o))
 			if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptLost {
 				t.Errorf("%+v", rep)
@@ -124,7 +124,7 @@ func TestKillOfTheDoubtful(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec)
-	r.Expect(1)
+	r.ExpectResume(1)
 	r.Start(resumed(g.order(1, "true")))
 	r.Kill(key(1), 0)
 	if rep := rec.WaitFinal(key(1)); rep.Record.Result != messages.AttemptLost {
@@ -141,7 +141,7 @@ func TestRegistryErrors(t *testing.T) {
 	onDisk := func(c *remote.Config) { c.FS = disk }
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, onDisk)
-	r.Expect()
+	r.ExpectResume()
 	r.Start(g.order(1, "exec sleep 1000"))
 	rec.WaitStarted(key(1))
 	disk.Add(faults.Rule{Op: faults.Write, Path: "workers.new"})

@@ -72,7 +72,7 @@ func (e *entry) foreign(o *executor.Order) bool {
 func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
 	if !e.told && e.order != nil {
 		e.told = true
-		r.report(executor.Report{Key: key, Kind: executor.Started, At: e.at, Idle: e.idle})
+		r.report(executor.Report{Key: key, Kind: executor.Started, At: e.at, StartDelay: e.idle})
 	}
 }
 
@@ -82,7 +82,7 @@ func (r *Remote) tellStart(key messages.AttemptKey, e *entry) {
 func (r *Remote) tellEnd(e *entry, rep executor.Report) {
 	for i := range r.reports {
 		if start := &r.reports[i]; start.Key == rep.Key && start.Kind == executor.Started {
-			rep.Idle = start.Idle
+			rep.StartDelay = start.StartDelay
 			*start = rep
 			return
 		}

@@ -29,7 +29,7 @@ func newLeaver(t *testing.T) *leaver {
 	g.named = func(cfg *remote.Config) { cfg.Settings.Folder = folder }
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, g.named)
-	r.Settled(1)
+	r.ResumeDone(1)
 	g.run(r, rec, 0)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func TestWorkerThatIsLeaving(t *testing.T) {
 	g := newLeaver(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, g.named)
-	r.Settled(1)
+	r.ResumeDone(1)
 	select {
 	case err := <-g.died:
 		t.Errorf("it was ended: %v", err)
@@ -81,7 +81,7 @@ func TestWorkerThatDoesNotLeave(t *testing.T) {
 	g := newLeaver(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, g.named, func(cfg *remote.Config) { remote.LeavingWithin(cfg, 200*time.Millisecond) })
-	r.Settled(1)
+	r.ResumeDone(1)
 	select {
 	case <-g.died:
 	case <-time.After(5 * time.Second):

@@ -36,13 +36,13 @@ func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messa
 	}
 	r.unlock()
 	if conn == nil {
-		return nil, executor.ErrNotLive
+		return nil, executor.ErrNotRunning
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	s, err := workerpb.Open(ctx, conn, workerpb.LogMethod)
 	if err != nil {
 		cancel()
-		return nil, executor.ErrNotLive
+		return nil, executor.ErrNotRunning
 	}
 	l := &remoteLog{stream: s, cancel: cancel}
 	l.ask(workerpb.AppendLogOpen(nil, workerpb.LogOpen{Key: key, Stream: stream}))
@@ -74,7 +74,7 @@ func (l *remoteLog) ask(question []byte) (workerpb.LogData, error) {
 		if e, l.err = workerpb.ParseLogError(body); l.err == nil {
 			l.err = errors.New(e.Text)
 			if e.NotLive {
-				l.err = executor.ErrNotLive
+				l.err = executor.ErrNotRunning
 			}
 		}
 	}

@@ -26,7 +26,7 @@ const (
 // patience is for how many pulses a worker may be out of reach for good before it is ended.
 const unreachablePulses = 10
 
-var _ executor.Monitored = (*Remote)(nil)
+var _ executor.HealthReporter = (*Remote)(nil)
 
 // listen asks the workers for signs of life, until ctx ends.
 func (r *Remote) listen() {
@@ -110,7 +110,7 @@ func (p *peer) endUnreachable() {
 	}
 }
 
-// Healthy implements executor.Monitored.
+// Healthy implements executor.HealthReporter.
 func (r *Remote) Healthy() error {
 	r.mu.Lock()
 	defer r.unlock()
@@ -127,12 +127,12 @@ func (r *Remote) Healthy() error {
 	return nil
 }
 
-// Deferred implements executor.Monitored.
-func (r *Remote) Deferred() map[string]uint64 {
+// DeferredStarts implements executor.HealthReporter.
+func (r *Remote) DeferredStarts() map[string]uint64 {
 	r.mu.Lock()
 	defer r.unlock()
-	all := make(map[string]uint64, len(executor.Lacks))
-	for _, reason := range executor.Lacks {
+	all := make(map[string]uint64, len(executor.ShortageReasons))
+	for _, reason := range executor.ShortageReasons {
 		all[reason] = 0
 	}
 	maps.Copy(all, r.deferred)

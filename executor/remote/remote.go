@@ -60,7 +60,7 @@ type Remote struct {
 	mu      sync.Mutex
 	state   state
 	doubts  doubts
-	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until Expect
+	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until ExpectResume
 	found   bool                        // every worker that was there at the beginning has said what it knows
 	entries map[messages.AttemptKey]*entry
 	seq     uint64
@@ -350,8 +350,8 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 	p.pushWithin(linger)
 }
 
-// Expect implements executor.Durable.
-func (r *Remote) Expect(runs ...messages.RunID) {
+// ExpectResume implements executor.Durable.
+func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlock()
 	if r.expects == nil {
@@ -381,8 +381,8 @@ func (r *Remote) unclaim(key messages.AttemptKey, e *entry) {
 	e.order, e.told, e.killed, e.revoked = nil, false, false, false
 }
 
-// Settled implements executor.Durable.
-func (r *Remote) Settled(run messages.RunID) {
+// ResumeDone implements executor.Durable.
+func (r *Remote) ResumeDone(run messages.RunID) {
 	r.mu.Lock()
 	defer r.unlock()
 	delete(r.expects, run)

@@ -107,7 +107,7 @@ func TestAdoption(t *testing.T) {
 		t.Errorf("after the end: live %v, %d bytes", log.Live(), log.Size())
 	}
 	log.Close()
-	if _, err := r.OpenLog(key(0), messages.Stdout); !errors.Is(err, executor.ErrNotLive) {
+	if _, err := r.OpenLog(key(0), messages.Stdout); !errors.Is(err, executor.ErrNotRunning) {
 		t.Errorf("%v", err)
 	}
 	if g.worker() != before {
@@ -136,7 +136,7 @@ func TestShortAttempts(t *testing.T) {
 		reports := rec.Reports(key(i))
 		told := 0
 		for _, rep := range reports {
-			if rep.Idle > 0 {
+			if rep.StartDelay > 0 {
 				told++
 			}
 		}
@@ -163,7 +163,7 @@ func TestSettled(t *testing.T) {
 	r.Detach()
 	rec = executortest.NewRecorder(t)
 	r = g.open(rec, shortlyIdle)
-	r.Expect()
+	r.ExpectResume()
 	r.Start(g.order(2, "true"))
 	rec.WaitFinal(key(2))
 	r.Acknowledge(key(2))
@@ -235,7 +235,7 @@ func TestWorkerDies(t *testing.T) {
 		t.Errorf("%+v", rep)
 	}
 	r.Acknowledge(key(0))
-	r.Expect()
+	r.ExpectResume()
 	poll(t, "the estate to be settled", func() bool { left, _ := worker.List(g.dir()); return len(left) == 1 })
 }
 
@@ -279,7 +279,7 @@ func TestUpgrade(t *testing.T) {
 	for i := range uint32(4) {
 		r.Start(resumed(g.order(i, script(fmt.Sprint("go", i)))))
 	}
-	r.Expect()
+	r.ExpectResume()
 	rec.WaitStarted(key(0))
 	poll(t, "the new worker", func() bool { return len(g.workers()) == 2 })
 	if rec.Starts(key(2)) != 0 {
@@ -428,7 +428,7 @@ func TestTooLarge(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec)
-	r.Expect()
+	r.ExpectResume()
 	o := g.order(1, "true")
 	o.CPUMillis = 2500
 	r.Start(o)

@@ -57,7 +57,7 @@ func (m *model) serve(ctx context.Context) (err error) {
 	}
 	dir := filepath.Join(m.data, "worker")
 	if m.r, err = remote.New(remote.Config{
-		Dir: dir, Args: []string{"worker", dir}, Sink: executor.SinkEach(m.sink), CPUMillis: 2000, MemoryBytes: 1 << 20,
+		Dir: dir, Args: []string{"worker", dir}, Sink: executor.SinkFunc(m.sink), CPUMillis: 2000, MemoryBytes: 1 << 20,
 		Settings: worker.Settings{Outputs: filepath.Join(m.data, "output"), Idle: 2 * time.Second},
 		Logger:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}); err != nil {
@@ -76,11 +76,11 @@ func (m *model) serve(ctx context.Context) (err error) {
 		}
 	}
 	m.mu.Unlock()
-	m.r.Expect(1)
+	m.r.ExpectResume(1)
 	for _, o := range orders {
 		m.r.Start(o)
 	}
-	m.r.Settled(1)
+	m.r.ResumeDone(1)
 	m.finishIfDone()
 	select {
 	case <-m.all:

@@ -124,7 +124,7 @@ func closeOnExec() {
 // one of Go's processors, also while it waits; with several idle ones besides, the scheduler looks
 // for work in vain, which costs a third of the worker's context switches.
 func workerEnvironment(mark string) []string {
-	env := executor.CleanEnvironment(os.Getenv)
+	env := executor.BaseEnvironment(os.Getenv)
 	return append(env, "GOGC=200", "GOMAXPROCS="+strconv.Itoa(max(2, runtime.NumCPU())),
 		worker.Mark+"="+mark)
 }

@@ -35,7 +35,7 @@ type clerk struct {
 	terminate []string  // jobs whose script is to end its attempt
 	cancel    []string  // jobs that Slurm is to end
 	strays    []stray
-	expects   bool // Expect was called
+	expects   bool // ExpectResume was called
 	closing   bool
 }
 
@@ -206,7 +206,7 @@ func (c *clerk) order(o *executor.Order) {
 	}
 	if err == nil {
 		err = writeFile(e.folder.path("run"), []byte(script))
-		if o.UseShell && executor.LongText(o.Shell) {
+		if o.UseShell && executor.ExceedsArgumentLimit(o.Shell) {
 			err = errors.Join(err, writeFile(e.folder.path(textFile), []byte(o.Shell)))
 		}
 	}
@@ -355,7 +355,7 @@ func (c *clerk) remove(e *entry) {
 	})
 }
 
-// expect is what Slurm.Expect asks for.
+// expect is what Slurm.ExpectResume asks for.
 func (c *clerk) expect(runs []messages.RunID) {
 	expected := map[messages.RunID]bool{}
 	for _, run := range runs {

@@ -85,11 +85,11 @@ func TestCrash(t *testing.T) {
 		}
 		rec := executortest.NewRecorder(t)
 		s := g.open(rec)
-		s.Expect(1)
+		s.ExpectResume(1)
 		for task := range uint32(crashTasks) {
 			s.Start(resumed(crashOrder(g.data, task)))
 		}
-		s.Settled(1)
+		s.ResumeDone(1)
 		rec.WaitFinals(crashTasks)
 		if n := g.starts(); n != crashTasks {
 			t.Errorf("round %d: %d starts, want %d", round, n, crashTasks)

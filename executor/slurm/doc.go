@@ -22,7 +22,7 @@
 // comes late, finds it made, or another name, or no folder, and ends without doing
 // anything. So an order that is given again after a restart (Order.Resume) is always
 // decided: what was submitted is looked up by its name, and what Slurm does not know
-// and has not begun is submitted again. What nobody gives again (Expect, Settled) is
+// and has not begun is submitted again. What nobody gives again (ExpectResume, ResumeDone) is
 // ended.
 //
 // One goroutine, the clerk (clerk.go), owns all that is known of attempts. Its duties,

@@ -41,7 +41,7 @@ func TestEnds(t *testing.T) {
 		return o
 	}
 	member := func(o executor.Order, name, raw string) executor.Order {
-		o.Other = []messages.Member{{Name: name, Raw: raw}}
+		o.ExtraMembers = []messages.Member{{Name: name, Raw: raw}}
 		return o
 	}
 	cases := []struct {
@@ -229,7 +229,7 @@ func TestOptions(t *testing.T) {
 	}
 	o := g.order(40, "true")
 	o.CPUMillis, o.MemoryBytes, o.Timeout = 2500, 201<<19, 90*time.Second
-	o.Other = []messages.Member{{Name: "partition", Raw: `"big"`}, {Name: "qos", Raw: `"high"`}, {Name: "unknown", Raw: `{}`}, {Name: "account", Raw: `""`}}
+	o.ExtraMembers = []messages.Member{{Name: "partition", Raw: `"big"`}, {Name: "qos", Raw: `"high"`}, {Name: "unknown", Raw: `{}`}, {Name: "account", Raw: `""`}}
 	s.Start(o)
 	rec.WaitFinals(41)
 	for i := range uint32(40) {

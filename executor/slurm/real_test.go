@@ -74,9 +74,9 @@ func TestRealEnds(t *testing.T) {
 	timed.Timeout = time.Second
 	elsewhere := order(4, `echo "$SLURM_JOB_PARTITION $SLURM_CPUS_ON_NODE $SLURM_MEM_PER_NODE"`)
 	elsewhere.CPUMillis, elsewhere.MemoryBytes = 3000, 70<<20
-	elsewhere.Other = []messages.Member{{Name: "partition", Raw: `"other"`}}
+	elsewhere.ExtraMembers = []messages.Member{{Name: "partition", Raw: `"other"`}}
 	nowhere := order(5, "true")
-	nowhere.Other = []messages.Member{{Name: "partition", Raw: `"no-such"`}}
+	nowhere.ExtraMembers = []messages.Member{{Name: "partition", Raw: `"no-such"`}}
 	huge := order(6, "true")
 	huge.MemoryBytes = 1e6 << 20
 	for _, o := range []executor.Order{order(0, "echo out; echo err >&2"), order(1, "exit 7"), order(2, "kill -KILL $$"), timed, elsewhere, nowhere, huge,
@@ -136,11 +136,11 @@ func TestRealRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	s.Expect(1)
+	s.ExpectResume(1)
 	for task := range uint32(n) {
 		s.Start(resumed(order(task)))
 	}
-	s.Settled(1)
+	s.ResumeDone(1)
 	g.release()
 	rec.WaitFinals(n)
 	for task := range uint32(n) {

@@ -57,13 +57,13 @@ func TestReattach(t *testing.T) {
 
 	rec2 := executortest.NewRecorder(t)
 	s = g.open(rec2)
-	s.Expect(1)
+	s.ExpectResume(1)
 	for _, task := range []uint32{1, 2, 4} {
 		s.Start(resumed(g.order(task, "echo never")))
 	}
 	fresh := resumed(g.order(5, patient)) // was granted, and the server died before it was ordered
 	s.Start(fresh)
-	s.Settled(1)
+	s.ResumeDone(1)
 	ended(t, rec2.WaitFinal(key(1)), messages.AttemptFailed, 3, "")
 	for _, task := range []uint32{2, 4, 5} {
 		rec2.WaitStarted(key(task))
@@ -112,7 +112,7 @@ func TestSettled(t *testing.T) {
 	}
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
-	s.Expect(2, 3)
+	s.ExpectResume(2, 3)
 	poll(t, "the folders to go", func() bool { return !exists(filepath.Join(g.dir(), "1")) })
 	poll(t, "the jobs to end", func() bool {
 		for _, j := range g.cluster.Jobs() {
@@ -147,13 +147,13 @@ func TestSettledRun(t *testing.T) {
 	}
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
-	s.Expect(0, 1, 2)
+	s.ExpectResume(0, 1, 2)
 	again := resumed(g.order(2, patient))
 	again.Key.Run = 2
 	s.Start(again)
 	rec.WaitStarted(again.Key)
-	s.Settled(0)
-	s.Settled(2)
+	s.ResumeDone(0)
+	s.ResumeDone(2)
 	poll(t, "the run to go", func() bool { return !exists(filepath.Join(g.dir(), "0")) })
 	if !exists(filepath.Join(g.dir(), "1/1.1/begun")) || !exists(filepath.Join(g.dir(), "2/2.1/begun")) {
 		t.Error("another run's attempts are gone")
@@ -175,7 +175,7 @@ func TestRunBeginsAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	s.Expect()
+	s.ExpectResume()
 	s.Start(g.order(1, patient))
 	s.Start(g.order(2, "exit 3"))
 	rec.WaitStarted(key(1))
@@ -183,13 +183,13 @@ func TestRunBeginsAnew(t *testing.T) {
 	g.cluster.Hold(true)
 	s.Start(g.order(3, patient))
 	g.submitted(3)
-	s.Expect(1)
+	s.ExpectResume(1)
 	fresh := executortest.NewRecorder(t)
 	log.use(fresh)
 	for _, task := range []uint32{1, 2, 3} {
 		s.Start(resumed(g.order(task, patient)))
 	}
-	s.Settled(1)
+	s.ResumeDone(1)
 	g.cluster.Hold(false)
 	fresh.WaitStarted(key(1))
 	ended(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")

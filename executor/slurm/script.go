@@ -99,14 +99,14 @@ func attemptScript(o *executor.Order, getenv func(string) string, cwd, folder st
 	argv := o.Command
 	if o.UseShell {
 		argv = executor.ShellCommand(o.Shell, "")
-		if executor.LongText(o.Shell) {
+		if executor.ExceedsArgumentLimit(o.Shell) {
 			argv = executor.ShellCommand("", quote(filepath.Join(folder, textFile)))
 		}
 	}
 	if len(argv) == 0 || argv[0] == "" {
 		return "", errors.New("the command is empty")
 	}
-	env, err := executor.Environment(getenv, o)
+	env, err := executor.TaskEnvironment(getenv, o)
 	if err != nil {
 		return "", err
 	}

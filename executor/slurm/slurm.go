@@ -208,21 +208,21 @@ func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 	s.ask(func() { s.clerk.acknowledge(keys) })
 }
 
-// Expect names the runs that will give their live attempts again, with Resume. It is
+// ExpectResume names the runs that will give their live attempts again, with Resume. It is
 // called once at the start of the server, with all that may have any: what the folder
 // holds of any other run is nobody's, its ends are forgotten, and what runs is ended.
 // It is called again with a run whose actor begins anew: what was given of that one
 // counts no more, and nothing is reported of it until it is given again.
 //
 // Until it is called a Slurm leaves alone what it finds in its folder.
-func (s *Slurm) Expect(runs ...messages.RunID) {
+func (s *Slurm) ExpectResume(runs ...messages.RunID) {
 	runs = slices.Clone(runs)
 	s.ask(func() { s.clerk.expect(runs) })
 }
 
-// Settled says that the run has given all its live attempts again: what the folder
+// ResumeDone says that the run has given all its live attempts again: what the folder
 // holds of it beside them is nobody's.
-func (s *Slurm) Settled(run messages.RunID) {
+func (s *Slurm) ResumeDone(run messages.RunID) {
 	s.ask(func() { s.clerk.disown(func(r messages.RunID) bool { return r == run }) })
 }
 

@@ -157,7 +157,7 @@ func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (message
 	st := s.live[key]
 	s.mu.Unlock()
 	if st == nil {
-		return nil, executor.ErrNotLive
+		return nil, executor.ErrNotRunning
 	}
 	l := &liveLog{stream: st.out}
 	if which == messages.Stderr {

@@ -35,7 +35,7 @@ func (c *clerk) options(o *executor.Order) ([]string, error) {
 		opts = append(opts, fmt.Sprintf("--time=%d", minutes))
 	}
 	partition := c.s.cfg.Partition
-	for _, m := range o.Other {
+	for _, m := range o.ExtraMembers {
 		if !slices.Contains(known, m.Name) {
 			continue
 		}

@@ -38,7 +38,7 @@ func (w *Worker) order(o *executor.Order) bool {
 	switch {
 	case h != nil && h.granted == o.GrantedAt:
 		w.sess.out = h.append(w.sess.out, key)
-	case h != nil, w.process.Begun(key):
+	case h != nil, w.process.HasStarted(key):
 		w.sess.out = workerpb.AppendKey(w.sess.out, workerpb.TypeIgnored, key)
 	case w.draining || w.stopping:
 		w.sess.out = workerpb.AppendKeyAt(w.sess.out, workerpb.TypeRevoked, key, w.now())
@@ -78,7 +78,7 @@ func (w *Worker) begin(orders []*executor.Order) error {
 	return err
 }
 
-// unbegun is the process's Unbegun: there is no process, and none is coming.
+// unbegun is the WithdrawIntent of the process: there is no process, and none is coming.
 func (w *Worker) unbegun(o *executor.Order) {
 	var room [64]byte
 	w.mu.Lock()
@@ -89,7 +89,7 @@ func (w *Worker) unbegun(o *executor.Order) {
 	}
 }
 
-// postponed is the process's Postponed.
+// postponed is the OnPostponed of the process.
 func (w *Worker) postponed(o *executor.Order, reason string, err error) {
 	w.mu.Lock()
 	unwanted := w.draining
@@ -103,7 +103,7 @@ func (w *Worker) postponed(o *executor.Order, reason string, err error) {
 	}
 }
 
-// born is the process's Born: duty 3.
+// born is the OnStarted of the process: duty 3.
 func (w *Worker) born(o *executor.Order, pid int) {
 	var room [64]byte
 	w.mu.Lock()
@@ -148,7 +148,7 @@ func (w *Worker) enter(r *executor.Report, item []byte, short bool) (soon bool) 
 	}
 	switch r.Kind {
 	case executor.Started:
-		h.stage, h.at, h.idle = started, r.At, r.Idle
+		h.stage, h.at, h.idle = started, r.At, r.StartDelay
 	case executor.Finished:
 		h.stage, h.end = ended, item
 		w.journal.add(item)

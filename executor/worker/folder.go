@@ -58,7 +58,7 @@ func removeCgroupsLeft(dir, data string) error {
 	if err != nil {
 		return err
 	}
-	executor.RemoveCgroupsLeft(cgroupName(data, ""), func(worker string) bool {
+	executor.RemoveStaleCgroups(cgroupName(data, ""), func(worker string) bool {
 		return slices.Contains(paths, filepath.Join(dir, worker))
 	})
 	return nil

@@ -84,5 +84,5 @@ func read(log messages.Log, l workerpb.LogRead) []byte {
 }
 
 func logError(err error) []byte {
-	return workerpb.AppendLogError(nil, workerpb.LogError{NotLive: errors.Is(err, executor.ErrNotLive), Text: err.Error()})
+	return workerpb.AppendLogError(nil, workerpb.LogError{NotLive: errors.Is(err, executor.ErrNotRunning), Text: err.Error()})
 }

@@ -54,7 +54,7 @@ func newRig(t *testing.T, change ...func(*Settings)) *rig {
 	t.Cleanup(func() {
 		cancel()
 		g.wait()
-		if err := g.process.Check(); err != nil {
+		if err := g.process.CheckInvariants(); err != nil {
 			t.Error(err)
 		}
 	})

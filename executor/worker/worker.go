@@ -132,8 +132,8 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 		Outputs: w.outputs, Sink: w.sink, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
-		Cgroups: cgroupName(w.settings.Folder, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
-		Begin: w.begin, Unbegun: w.unbegun, Postponed: w.postponed, Born: w.born, Mark: func(k messages.AttemptKey) string { return mark(name, k) },
+		CgroupName: cgroupName(w.settings.Folder, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
+		RecordIntents: w.begin, WithdrawIntent: w.unbegun, OnPostponed: w.postponed, OnStarted: w.born, AttemptMark: func(k messages.AttemptKey) string { return mark(name, k) },
 	}); err != nil {
 		w.outputs.Close()
 		return nil, err
