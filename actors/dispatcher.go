@@ -6,13 +6,14 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// dispatcher is the actor around the scheduler: it receives the demands and releases of
-// runs, and grants slots. It is the only owner of slots.
+// dispatcher is the actor around package scheduler: it receives the demands and releases of
+// runs, and sends them their grants. It is the only owner of slots.
 type dispatcher struct {
-	sched      *scheduler
+	sched      *slotScheduler
 	env        *nodeContext
 	ageing     bool // a wake message is scheduled
 	halted     *halt
@@ -24,6 +25,9 @@ type dispatcher struct {
 	// more than fits, and keep it waiting.
 	awaited map[messages.RunID]struct{}
 }
+
+// slotScheduler is the scheduler with the targets of its grants.
+type slotScheduler = scheduler.Scheduler[grantTarget]
 
 // grantTarget is the actor that a run's grants go to (its shard, while the run is queued
 // without an actor), and the incarnation that wants them.
@@ -47,18 +51,16 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 			d.recovered(m)
 		}
 		for _, r := range m.Released {
-			d.sched.release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
+			d.sched.Release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
 		}
 		for _, w := range m.Wanted {
-			d.sched.want(m.Run, w.ID, w.Class, w.N)
+			d.sched.SetDemand(m.Run, w.ID, w.Class, w.N)
 		}
-		if t := d.sched.runs.Get(uint64(m.Run)); t != nil { // else no PID is kept, which would keep its actor in memory
-			t.target = grantTarget{ctx.Sender(), m.Epoch}
-		}
+		d.sched.SetTarget(m.Run, grantTarget{ctx.Sender(), m.Epoch})
 	case longLoad:
 		delete(d.awaited, m.run)
 	case *messages.ForgetRun:
-		d.sched.forget(m.Run)
+		d.sched.RemoveRun(m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded
 	case newRunsAvailable:
 		d.arrived()
@@ -74,7 +76,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	}
 	if d.halted == nil && !d.paused {
 		d.grant(ctx)
-	} else if d.halted != nil && d.sched.idle() && len(d.awaited) == 0 {
+	} else if d.halted != nil && d.sched.Idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
 }
@@ -85,20 +87,18 @@ func (d *dispatcher) arrived() {
 	for i := range list {
 		a := &list[i]
 		for _, w := range a.wants {
-			d.sched.want(a.run, w.Class, a.plan.Classes[w.Class], w.Want)
+			d.sched.SetDemand(a.run, w.Class, a.plan.Classes[w.Class], w.Want)
 		}
-		if t := d.sched.runs.Get(uint64(a.run)); t != nil {
-			t.target = grantTarget{a.shard, a.epoch}
-		}
+		d.sched.SetTarget(a.run, grantTarget{a.shard, a.epoch})
 	}
 	d.env.newRuns.recycle(list)
 }
 
 // recovered records the slots that a loaded run holds.
 func (d *dispatcher) recovered(m *messages.SlotRequest) {
-	d.sched.forget(m.Run)
+	d.sched.RemoveRun(m.Run)
 	for _, h := range m.Held {
-		d.sched.hold(m.Run, h.ID, h.Class, h.N)
+		d.sched.AddHeld(m.Run, h.ID, h.Class, h.N)
 	}
 	delete(d.awaited, m.Run)
 }
@@ -129,15 +129,15 @@ func addAllotment(list []allotment, run messages.RunID, id, n int) []allotment {
 
 func (d *dispatcher) grant(ctx actor.Context) {
 	now := d.env.monotonic()
-	d.sched.paused = len(d.awaited) > 0
+	d.sched.SetPaused(len(d.awaited) > 0)
 	allotments := d.allotments[:0]
-	d.sched.grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
+	d.sched.Grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
 	for _, p := range allotments {
-		c := d.sched.runs.Get(uint64(p.run)).target
+		c := d.sched.Target(p.run)
 		ctx.Send(c.pid, &messages.Granted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
 	}
 	d.allotments = allotments[:0]
-	if due := d.sched.nextAging(now); due != 0 && !d.ageing {
+	if due := d.sched.NextAging(now); due != 0 && !d.ageing {
 		d.ageing = true
 		d.env.timers.at(due, ctx.Self(), wake{})
 	}

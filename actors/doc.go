@@ -5,7 +5,7 @@
 //	 │    └─ run-<id>        a run, from its first grant or request until it is finished:
 //	 │         │             holds dag.Run; is the supervisor strategy of its tasks
 //	 │         └─ <index>.n  a task, from its first slot until it is terminal
-//	 └─ dispatcher           slots, fairness between runs, grants in batches
+//	 └─ dispatcher           owns the slots: package scheduler decides, grants go out in batches
 //
 // Beside the tree stand two services without state of their own: the journal
 // (persistence.Store) and the timers (one heap per node).
@@ -38,6 +38,6 @@
 // server's own clock, which retention and resumed subscriptions use.
 //
 // Reading order: run.go, effects.go, task.go, attempts.go, shard.go, recovery.go,
-// dispatcher.go, scheduler.go, node.go; for readers of runs summary_index.go, views.go,
+// dispatcher.go (and package scheduler), node.go; for readers of runs summary_index.go, views.go,
 // event_log.go, subscriptions.go.
 package actors

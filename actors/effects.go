@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
@@ -142,7 +143,7 @@ func (r *run) trackNoop(c *taskActor, now bool) {
 // isNoop tells whether a task's attempts end as soon as they begin.
 func (r *run) isNoop(task uint32) bool {
 	plan := r.dag.Plan()
-	return plan.Classes[plan.TemplateOf(task).Class].Executor == noopExecutor
+	return plan.Classes[plan.TemplateOf(task).Class].Executor == scheduler.NoopExecutor
 }
 
 // startedEarly tells whether a task was begun before its grant is durable, as only no-op

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
@@ -33,7 +34,7 @@ type metrics struct {
 }
 
 // slotGauges are written by the dispatcher and read by the collector.
-type slotGauges struct{ cores, memory, noops, claims atomic.Int64 }
+type slotGauges struct{ cores, memory, noops, requests atomic.Int64 }
 
 func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	m := &metrics{
@@ -81,7 +82,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
 		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
-		gauge("caravan_slot_claims", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.claims.Load()) }),
+		gauge("caravan_slot_claims", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.requests.Load()) }),
 		gauge("caravan_paused", "1 while no task starts, whatever its run.", func() float64 {
 			if e.paused() != "" {
 				return 1
@@ -111,17 +112,18 @@ func (m *metrics) dispatch(c *taskActor, idle time.Duration) {
 	}
 }
 
-func (m *metrics) slots(s *scheduler) {
-	m.held.cores.Store(s.granted.cores)
-	m.held.memory.Store(s.granted.memory)
-	for name, w := range s.windows {
-		if name == noopExecutor {
-			m.held.noops.Store(int64(w.held))
+func (m *metrics) slots(s *slotScheduler) {
+	granted := s.Granted()
+	m.held.cores.Store(granted.CPUMillis)
+	m.held.memory.Store(granted.MemoryBytes)
+	s.EachWindow(func(executor string, granted int) {
+		if executor == scheduler.NoopExecutor {
+			m.held.noops.Store(int64(granted))
 		} else {
-			m.elsewhere.WithLabelValues(name).Set(float64(w.held))
+			m.elsewhere.WithLabelValues(executor).Set(float64(granted))
 		}
-	}
-	m.held.claims.Store(int64(s.requests))
+	})
+	m.held.requests.Store(int64(s.Requests()))
 }
 
 // mailbox makes an actor's mailbox one whose length is shown under name.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
@@ -126,7 +127,7 @@ func Start(c Config) (*Node, error) {
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(executorCollector(e.executors))
 	}
-	if err := n.recover(unfinished, newScheduler(c.CPUMillis, c.MemoryBytes, c.ExternalExecutors)); err != nil {
+	if err := n.recover(unfinished, scheduler.New[grantTarget](scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}, c.ExternalExecutors)); err != nil {
 		return nil, err
 	}
 	go n.watch()
@@ -154,7 +155,7 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 }
 
 // recover plants the tree and has every unfinished run go on.
-func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
+func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) error {
 	e := n.env
 	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
@@ -189,7 +190,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *scheduler) error {
 }
 
 // plant spawns the tree.
-func (n *Node) plant(sched *scheduler, awaited map[messages.RunID]struct{}) error {
+func (n *Node) plant(sched *slotScheduler, awaited map[messages.RunID]struct{}) error {
 	e := n.env
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
@@ -315,7 +316,7 @@ func (n *Node) nextID() messages.RunID { return messages.RunID(n.ids.Add(1) - 1)
 type nodeActor struct {
 	env   *nodeContext
 	node  *Node
-	sched *scheduler
+	sched *slotScheduler
 	// awaited is the dispatcher's: see there.
 	awaited map[messages.RunID]struct{}
 	ready   chan struct{}

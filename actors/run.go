@@ -7,6 +7,7 @@ import (
 
 	"github.com/asynkron/protoactor-go/actor"
 
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
@@ -290,7 +291,7 @@ func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 func (r *run) applyGrant(ctx actor.Context, m *messages.Granted, now int64) {
 	r.changed = true
 	effects := r.dag.Apply(dag.Grant{Class: m.ID, N: m.N, At: now})
-	inProcess := r.dag.Plan().Classes[m.ID].Executor == noopExecutor
+	inProcess := r.dag.Plan().Classes[m.ID].Executor == scheduler.NoopExecutor
 	for _, e := range effects {
 		if s, ok := e.(dag.Start); ok && inProcess {
 			r.beginAttempt(ctx, s, now)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/asynkron/protoactor-go/actor"
 
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
@@ -142,7 +143,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 // must not wait for its end.
 func TestNoopThatIsGivenBack(t *testing.T) {
 	r := newRig(t)
-	if err := r.node.env.executors[noopExecutor].Close(); err != nil {
+	if err := r.node.env.executors[scheduler.NoopExecutor].Close(); err != nil {
 		t.Fatal(err)
 	}
 	r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)

@@ -1,0 +1,396 @@
+package scheduler
+
+import (
+	"container/heap"
+	"slices"
+	"time"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/idtable"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+const (
+	// noopWindow bounds the no-op tasks that are granted at one time, and so their actors.
+	// No-op tasks do not take slots.
+	noopWindow = 1024
+	// windowBatch is how many tasks of an executor window one run gets before the next
+	// run's turn.
+	windowBatch = 128
+	// ageLimit is how long smaller tasks may overtake a task. After it all grants stop
+	// until the task fits, so that it cannot starve. A task of a run that holds a
+	// machine-full may be overtaken for longer: it waits for tasks of its own run, and
+	// stopping the grants would leave the remaining slots idle.
+	ageLimit = 2 * time.Second
+	// shortTask: when attempts are shorter than this on average, some are granted
+	// ahead, so that a free slot does not wait for a round trip by way of the
+	// journal. Longer ones would only block each other's order.
+	shortTask = 50 * time.Millisecond
+	// aheadWork is the work (time on the whole machine) that is granted ahead, at
+	// least one machine-full and at most maxAhead: several commits' worth, so that
+	// one commit serves several tasks when they are very short. With several runs,
+	// those that hold a machine-full get only the first half of it. The other half is kept
+	// for new runs, whose every step would otherwise wait for a free slot.
+	aheadWork = 50 * time.Millisecond
+	maxAhead  = 128
+)
+
+// NoopExecutor names the executor of no-op tasks, which do not take slots.
+const NoopExecutor = "noop"
+
+// Resources are what a task takes of a machine, or what a machine has.
+type Resources struct {
+	CPUMillis   int64 // thousandths of a core
+	MemoryBytes int64
+}
+
+func (a Resources) fitsInto(free Resources) bool {
+	return a.CPUMillis <= free.CPUMillis && a.MemoryBytes <= free.MemoryBytes
+}
+
+// times returns what n tasks of this size take.
+func (a Resources) times(n int64) Resources { return Resources{n * a.CPUMillis, n * a.MemoryBytes} }
+
+func (a Resources) plus(b Resources) Resources {
+	return Resources{a.CPUMillis + b.CPUMillis, a.MemoryBytes + b.MemoryBytes}
+}
+
+func (a Resources) minus(b Resources) Resources {
+	return Resources{a.CPUMillis - b.CPUMillis, a.MemoryBytes - b.MemoryBytes}
+}
+
+// executorWindow bounds the number of tasks of an executor that does not use this
+// machine's resources.
+type executorWindow struct{ limit, held int }
+
+// Scheduler keeps the slots that runs want and hold, and their order. The caller keeps a
+// Target with each run that wants or holds slots: the receiver of its grants. The scheduler
+// does not read it.
+//
+// Requests for the same class form one queue. Each request carries the sequence number
+// of its entry into the queue. A grant goes to the smallest number among the queue heads
+// that fit. So runs alternate whatever their size, and a grant costs O(distinct classes),
+// not O(runs). Requests of runs that hold a machine-full (atShare) have a heap of
+// their own in each queue: fewer slots are granted ahead to them.
+type Scheduler[Target any] struct {
+	machine  Resources
+	windows  map[string]*executorWindow // of executors whose tasks take no slots, by name
+	granted  Resources                  // granted and not released, of what takes slots
+	mean     time.Duration              // moving average of how long a slot was busy; 0 = not known
+	paused   bool                       // only no-op tasks are granted
+	sequence uint64
+	queues   []*requestQueue                   // in the order of their first requests
+	runs     idtable.Table[*runDemand[Target]] // the runs that want or hold slots
+	requests int                               // of all of them
+}
+
+// New makes a scheduler of this machine, with a window for each executor whose tasks do not
+// run on it, and for no-op tasks.
+func New[Target any](machine Resources, windows map[string]int) *Scheduler[Target] {
+	s := &Scheduler[Target]{
+		machine: machine,
+		windows: map[string]*executorWindow{NoopExecutor: {limit: noopWindow}},
+	}
+	for name, limit := range windows {
+		s.windows[name] = &executorWindow{limit: limit}
+	}
+	return s
+}
+
+// SetDemand sets how many slots of its class id the run wants in addition to those it holds.
+func (s *Scheduler[Target]) SetDemand(run messages.RunID, id int, class dag.Class, n int) {
+	r := s.requestFor(requestKey{run, id}, class)
+	r.demand = n
+	switch {
+	case n == 0:
+		s.dequeue(r)
+		s.dropIfIdle(r)
+	case r.heapIndex == 0:
+		s.enqueue(r)
+	}
+}
+
+// Release returns n slots that were busy for the given time in sum.
+func (s *Scheduler[Target]) Release(run messages.RunID, id int, class dag.Class, n int, busy time.Duration) {
+	r := s.requestFor(requestKey{run, id}, class)
+	if n > r.held {
+		panic("scheduler: more slots released than were granted")
+	}
+	r.held -= n
+	s.returnSlots(r, n)
+	if r.atShare && r.heapIndex > 0 && !s.holdsShare(r) { // it moves to the other heap and keeps its sequence number
+		heap.Remove(&r.queue.atShare, r.heapIndex-1)
+		r.atShare = false
+		heap.Push(&r.queue.underShare, r)
+	}
+	if busy > 0 && n > 0 && r.queue.window == nil {
+		mean := busy / time.Duration(n)
+		if s.mean == 0 {
+			s.mean = mean
+		}
+		s.mean += (mean - s.mean) / 8
+	}
+	s.dropIfIdle(r)
+}
+
+// AddHeld records n slots that the run holds already: its attempts were under way before
+// it was loaded. They may be more than the machine has by now.
+func (s *Scheduler[Target]) AddHeld(run messages.RunID, id int, class dag.Class, n int) {
+	r := s.requestFor(requestKey{run, id}, class)
+	r.held += n
+	s.returnSlots(r, -n)
+}
+
+// RemoveRun drops all requests and slots of a run.
+func (s *Scheduler[Target]) RemoveRun(run messages.RunID) {
+	d := s.runs.Get(uint64(run))
+	if d == nil {
+		return
+	}
+	for r := d.head; r != nil; r = r.next {
+		s.returnSlots(r, r.held)
+		r.held, r.demand = 0, 0
+		s.dequeue(r)
+		s.dropIfIdle(r)
+	}
+}
+
+// SetTarget sets where a run's grants go. For a run that neither wants nor holds slots it has
+// no effect: a target that is kept would keep the run's actor in memory.
+func (s *Scheduler[Target]) SetTarget(run messages.RunID, target Target) {
+	if d := s.runs.Get(uint64(run)); d != nil {
+		d.target = target
+	}
+}
+
+// Target returns where the grants of a run go. The run must hold slots.
+func (s *Scheduler[Target]) Target(run messages.RunID) Target { return s.runs.Get(uint64(run)).target }
+
+// SetPaused stops all grants but those of no-op tasks, or permits them again.
+func (s *Scheduler[Target]) SetPaused(paused bool) { s.paused = paused }
+
+// Grant grants the free slots at a time (ns), calling yield for each grant: n slots of the
+// run's class id.
+func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, id, n int)) {
+	for {
+		r := s.nextRequest(now)
+		if r == nil {
+			return
+		}
+		n := 1
+		if w := r.queue.window; w != nil {
+			n = min(r.demand, windowBatch, w.limit-w.held)
+			w.held += n
+		} else {
+			s.granted = s.granted.plus(r.queue.resources)
+		}
+		s.dequeue(r)
+		r.demand -= n
+		r.held += n
+		if r.demand > 0 {
+			s.enqueue(r)
+		}
+		yield(r.key.run, r.key.id, n)
+	}
+}
+
+// nextRequest returns the request to serve next, or nil. When the oldest request of a run
+// below its share does not fit, others may overtake it until it has aged.
+func (s *Scheduler[Target]) nextRequest(now int64) *slotRequest {
+	free, freeAtShare := s.free()
+	var best, oldest, windowed *slotRequest
+	for _, q := range s.queues {
+		under := q.underShare.first()
+		if q.window != nil {
+			if under != nil && q.window.held < q.window.limit && under.before(windowed) && (!s.paused || q.class.Executor == NoopExecutor) {
+				windowed = under
+			}
+			continue
+		}
+		if s.paused {
+			continue
+		}
+		at := q.atShare.first()
+		if under.before(oldest) {
+			oldest = under
+		}
+		if under.before(best) && q.resources.fitsInto(free) {
+			best = under
+		}
+		if at.before(best) && q.resources.fitsInto(freeAtShare) {
+			best = at
+		}
+	}
+	if oldest != nil && oldest != best {
+		if oldest.since == 0 {
+			oldest.since = now
+		}
+		if now-oldest.since >= int64(ageLimit) {
+			best = nil
+		}
+	}
+	if best == nil {
+		return windowed
+	}
+	return best
+}
+
+// NextAging returns when (ns) the oldest overtaken request will have aged. It returns 0
+// without such a request, and once it has aged: slots are then kept free for it until a
+// release.
+func (s *Scheduler[Target]) NextAging(now int64) int64 {
+	var oldest *slotRequest
+	for _, q := range s.queues {
+		if q.window != nil {
+			continue
+		}
+		if r := q.underShare.first(); r.before(oldest) {
+			oldest = r
+		}
+	}
+	if oldest == nil || oldest.since == 0 {
+		return 0
+	}
+	if due := oldest.since + int64(ageLimit); due > now {
+		return due
+	}
+	return 0
+}
+
+// Idle tells whether all slots are free.
+func (s *Scheduler[Target]) Idle() bool {
+	for _, w := range s.windows {
+		if w.held > 0 {
+			return false
+		}
+	}
+	return s.granted == Resources{}
+}
+
+// Granted returns what is granted and not released of this machine. It may be more than the
+// machine has: see free.
+func (s *Scheduler[Target]) Granted() Resources { return s.granted }
+
+// Requests returns how many classes of runs want or hold slots.
+func (s *Scheduler[Target]) Requests() int { return s.requests }
+
+// EachWindow calls yield for each executor whose tasks take no slots, with the number of its
+// granted tasks, in any order.
+func (s *Scheduler[Target]) EachWindow(yield func(executor string, granted int)) {
+	for name, w := range s.windows {
+		yield(name, w.held)
+	}
+}
+
+// free returns the resources that may still be granted, and those for runs that hold a
+// machine-full: the machine, and some more when attempts are short.
+func (s *Scheduler[Target]) free() (free, atShare Resources) {
+	free = s.machine.minus(s.granted)
+	if s.mean == 0 || s.mean >= shortTask {
+		return free, free
+	}
+	ahead := func(work, most time.Duration) Resources {
+		return free.plus(s.machine.times(int64(min(max(work/s.mean, 1), most))))
+	}
+	all := ahead(aheadWork, maxAhead)
+	if s.runs.Len() == 1 {
+		return all, all
+	}
+	return all, ahead(aheadWork/2, maxAhead/2)
+}
+
+// holdsShare tells whether a request holds a machine-full: one more slot would not fit
+// next to those that it holds. It is false while it holds no slot.
+func (s *Scheduler[Target]) holdsShare(r *slotRequest) bool {
+	return r.queue.window == nil && !r.queue.resources.times(int64(r.held)+1).fitsInto(s.machine)
+}
+
+func (s *Scheduler[Target]) returnSlots(r *slotRequest, n int) {
+	w := r.queue.window
+	if w != nil {
+		w.held -= n
+	} else {
+		s.granted = s.granted.minus(r.queue.resources.times(int64(n)))
+	}
+	if w != nil && w.held < 0 || s.granted.CPUMillis < 0 || s.granted.MemoryBytes < 0 {
+		panic("scheduler: slots below zero")
+	}
+}
+
+// enqueue queues a request with a new sequence number.
+func (s *Scheduler[Target]) enqueue(r *slotRequest) {
+	s.sequence++
+	r.sequence = s.sequence
+	r.atShare = s.holdsShare(r)
+	heap.Push(r.queue.heapOf(r), r)
+}
+
+// dequeue removes a request from its queue.
+func (s *Scheduler[Target]) dequeue(r *slotRequest) {
+	r.since = 0
+	if r.heapIndex > 0 {
+		heap.Remove(r.queue.heapOf(r), r.heapIndex-1)
+	}
+}
+
+// findRequest returns the request of a run for its class id, or nil.
+func (s *Scheduler[Target]) findRequest(run messages.RunID, id int) *slotRequest {
+	return s.runs.Get(uint64(run)).find(id)
+}
+
+// requestFor returns the request of a run for a class. A request that is missing is made.
+func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *slotRequest {
+	d := s.runs.Get(uint64(key.run))
+	r := d.find(key.id)
+	if r != nil {
+		return r
+	}
+	if d == nil {
+		d = new(runDemand[Target])
+		s.runs.Set(uint64(key.run), d)
+		r = &d.inline
+	} else {
+		r = new(slotRequest)
+	}
+	*r = slotRequest{key: key, queue: s.queueFor(class)}
+	r.queue.requests++
+	d.add(r)
+	s.requests++
+	return r
+}
+
+// dropIfIdle removes a request that neither wants nor holds slots.
+func (s *Scheduler[Target]) dropIfIdle(r *slotRequest) {
+	if r.demand > 0 || r.held > 0 || r.dropped {
+		return
+	}
+	r.dropped = true
+	d := s.runs.Get(uint64(r.key.run))
+	d.remove(r)
+	if s.requests--; d.n == 0 {
+		s.runs.Delete(uint64(r.key.run))
+	}
+	if r.queue.requests--; r.queue.requests == 0 { // queues of former runs do not pile up
+		s.queues = slices.DeleteFunc(s.queues, func(q *requestQueue) bool { return q == r.queue })
+	}
+}
+
+// queueFor returns the queue of a class. A queue that is missing is made.
+func (s *Scheduler[Target]) queueFor(class dag.Class) *requestQueue {
+	w := s.windows[class.Executor]
+	if w != nil { // the resources of its tasks are not limited here
+		class = dag.Class{Executor: class.Executor}
+	}
+	for _, q := range s.queues {
+		if q.class == class {
+			return q
+		}
+	}
+	// A task that was accepted on a larger machine gets all of this one: otherwise it would
+	// never fit, and block all others. The executor reports the error.
+	q := &requestQueue{class: class, window: w, resources: Resources{
+		min(class.CPUMillis, s.machine.CPUMillis), min(class.MemoryBytes, s.machine.MemoryBytes),
+	}}
+	s.queues = append(s.queues, q)
+	return q
+}
