@@ -155,8 +155,8 @@ func (s *Scheduler[Target]) RemoveRun(run messages.RunID) {
 	}
 }
 
-// SetTarget sets where a run's grants go. For a run that neither wants nor holds slots it has
-// no effect: a target that is kept would keep the run's actor in memory.
+// SetTarget sets where a run's grants go. It ignores a run that neither wants nor holds slots:
+// a target that is kept would keep the run's actor in memory.
 func (s *Scheduler[Target]) SetTarget(run messages.RunID, target Target) {
 	if d := s.runs.Get(uint64(run)); d != nil {
 		d.target = target
@@ -274,7 +274,7 @@ func (s *Scheduler[Target]) Granted() Resources { return s.granted }
 // Requests returns how many classes of runs want or hold slots.
 func (s *Scheduler[Target]) Requests() int { return s.requests }
 
-// EachWindow calls yield for each executor whose tasks take no slots, with the number of its
+// EachWindow calls yield for each executor that has a window, with the number of its
 // granted tasks, in any order.
 func (s *Scheduler[Target]) EachWindow(yield func(executor string, granted int)) {
 	for name, w := range s.windows {
