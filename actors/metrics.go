@@ -28,7 +28,7 @@ type metrics struct {
 	toStart     prometheus.Histogram
 	idle        prometheus.Histogram
 	held        slotGauges
-	elsewhere   *prometheus.GaugeVec // by executor
+	external    *prometheus.GaugeVec // by executor
 	mailboxes   *mailboxCollector
 	keysDropped prometheus.Counter
 }
@@ -52,8 +52,8 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 			Buckets: []float64{50e-6, 100e-6, 150e-6, 200e-6, 250e-6, 300e-6, 400e-6, 500e-6, 700e-6, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3,
 				10e-3, 20e-3, 50e-3, 100e-3, 1},
 		}),
-		elsewhere: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "caravan_slots_elsewhere", Help: "Tasks that are granted of executors that do not run them on this machine.",
+		external: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "caravan_slots_external", Help: "Granted tasks of external executors, which run them on other machines.",
 		}, []string{"executor"}),
 		mailboxes: new(mailboxCollector),
 		keysDropped: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_idempotency_keys_dropped_total",
@@ -77,12 +77,12 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.elsewhere, m.mailboxes, m.keysDropped,
+	reg.MustRegister(m.submissions, m.panics, m.restarts, m.actors, m.toStart, m.idle, attempts, tasks, runs, m.external, m.mailboxes, m.keysDropped,
 		gauge("caravan_idempotency_keys_kept", "Idempotency keys of deleted runs.", func() float64 { return float64(e.store.KeptKeyCount()) }),
 		gauge("caravan_slots_cores", "Cores that granted tasks take.", func() float64 { return float64(m.held.cores.Load()) / 1000 }),
-		gauge("caravan_slots_memory_megabytes", "Memory (MB) that granted tasks take.", func() float64 { return float64(m.held.memory.Load()) / 1000 }),
+		gauge("caravan_slots_memory_bytes", "Memory that granted tasks take, in bytes.", func() float64 { return float64(m.held.memory.Load()) }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
-		gauge("caravan_slot_claims", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.requests.Load()) }),
+		gauge("caravan_slot_requests", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.requests.Load()) }),
 		gauge("caravan_paused", "1 while no task starts, whatever its run.", func() float64 {
 			if e.paused() != "" {
 				return 1
@@ -120,7 +120,7 @@ func (m *metrics) slots(s *slotScheduler) {
 		if executor == scheduler.NoopExecutor {
 			m.held.noops.Store(int64(granted))
 		} else {
-			m.elsewhere.WithLabelValues(executor).Set(float64(granted))
+			m.external.WithLabelValues(executor).Set(float64(granted))
 		}
 	})
 	m.held.requests.Store(int64(s.Requests()))

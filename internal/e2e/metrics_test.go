@@ -23,7 +23,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 			written = append(written, string(m[1]))
 		}
 	}
-	told := []string{"caravan_slots_elsewhere"} // only with an executor that has some
+	told := []string{"caravan_slots_external"} // only with an executor that has some
 	s := e2etest.Start(t)
 	s.Want(200, "GET", "/ready", "")
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (caravan_\S+) `).FindAllSubmatch(s.Do("GET", "/metrics", "").Body, -1) {

@@ -40,7 +40,7 @@ func inFolder(dir string) (found []string) {
 func settled(t *testing.T, s *e2etest.Server, dir string) {
 	t.Helper()
 	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(inFolder(dir)) == 0 })
-	for _, name := range []string{"caravan_slots_cores", "caravan_slots_memory_megabytes", "caravan_slots_noop", "caravan_slot_claims"} {
+	for _, name := range []string{"caravan_slots_cores", "caravan_slots_memory_bytes", "caravan_slots_noop", "caravan_slot_requests"} {
 		e2etest.Eventually(t, name+" is back at 0", func() bool {
 			v, err := s.Metric(name)
 			if err != nil {
