@@ -1,19 +1,14 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
-	"gopkg.in/yaml.v3"
-
-	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Config is what a server can be told. Each member is one option: a flag, an
@@ -173,101 +168,75 @@ func (t *text) Set(s string) error {
 // commas, or the flag repeated, or a sequence in the configuration file.
 func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
 
-// resolve finds the value of every option: the flag, else the environment
-// variable, else the configuration file, else the default. Errors name the source,
-// and are usage errors.
+// resolve finds the value of every option: the flag, else the environment variable, else the
+// configuration file, else the default. Errors name the source, and are usage errors.
 func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
 	path := flags.Lookup("config").Value.String()
 	if v, ok := lookup(envConfig); ok && path == "" {
 		path = v
 	}
-	file := map[string]setting{}
-	if path != "" {
-		text, err := vfs.ReadGiven(path)
+	file := &configFile{path: path, options: all}
+	// From the weakest source to the strongest: each replaces what those before it have.
+	sources := []struct {
+		provider koanf.Provider
+		origin   func(o option) string
+	}{
+		{confmap.Provider(defaults(all), "."), func(o option) string { return "the default of " + o.name }},
+		{file, func(o option) string { return file.origin(o.name) }},
+		{confmap.Provider(environment(lookup, all), "."), option.env},
+		{posflag.ProviderWithValue(flags, ".", nil, asText), func(o option) string { return "--" + o.name }},
+	}
+	values, origins := koanf.New("."), map[string]func(option) string{}
+	for _, source := range sources {
+		err := values.Load(source.provider, nil, koanf.WithMergeFunc(func(from, into map[string]any) error {
+			for name, value := range from {
+				into[name], origins[name] = value, source.origin
+			}
+			return nil
+		}))
 		if err != nil {
-			return Config{}, usagef("configuration: %w", err)
-		}
-		if file, err = parseFile(text, all); err != nil {
-			return Config{}, usagef("configuration %s: %w", path, err)
+			return Config{}, usagef("%w", err)
 		}
 	}
 	var c Config
 	for _, o := range all {
-		value, source := o.initial, "the default of "+o.name
-		if v, ok := file[o.name]; ok {
-			value, source = v.value, fmt.Sprintf("configuration %s: line %d: %s", path, v.line, o.name)
-		}
-		if v, ok := lookup(o.env()); ok && v != "" {
-			value, source = v, o.env()
-		}
-		if f := flags.Lookup(o.name); f != nil && f.Changed {
-			value, source = f.Value.String(), "--"+o.name
-		}
-		if err := o.set(&c, value); err != nil {
-			return Config{}, usagef("%s: %w", source, err)
+		if err := o.set(&c, values.String(o.name)); err != nil {
+			return Config{}, usagef("%s: %w", origins[o.name](o), err)
 		}
 	}
 	return c, nil
 }
 
-// setting is what a configuration file says of one option, and in which line.
-type setting struct {
-	value string
-	line  int
+// defaults are the options' values where no source has another one.
+func defaults(all []option) map[string]any {
+	values := map[string]any{}
+	for _, o := range all {
+		values[o.name] = o.initial
+	}
+	return values
 }
 
-// parseFile reads a configuration file: one mapping of option names to scalars.
-// Every mistake is named, with its line.
-func parseFile(text []byte, all []option) (map[string]setting, error) {
-	var doc, second yaml.Node
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	err := decoder.Decode(&doc)
-	if err == nil {
-		if err = decoder.Decode(&second); err == nil {
-			return nil, fmt.Errorf("line %d: a second document begins: a configuration is one", second.Line)
+// environment holds the options that environment variables set; an empty variable sets none.
+func environment(lookup func(string) (string, bool), all []option) map[string]any {
+	values := map[string]any{}
+	for _, o := range all {
+		if v, ok := lookup(o.env()); ok && v != "" {
+			values[o.name] = v
 		}
 	}
-	if err != io.EOF {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	out := map[string]setting{}
-	if doc.Kind == 0 || len(doc.Content) == 1 && doc.Content[0].Tag == "!!null" {
-		return out, nil // nothing but comments
-	}
-	root := doc.Content[0]
-	if root.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("line %d: expected `name: value` lines", root.Line)
-	}
-	var errs []string
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		key, value := root.Content[i], root.Content[i+1]
-		_, twice := out[key.Value]
-		switch {
-		case !known(all, key.Value):
-			errs = append(errs, fmt.Sprintf("line %d: unknown key %q", key.Line, key.Value))
-		case twice:
-			errs = append(errs, fmt.Sprintf("line %d: key %q is given twice", key.Line, key.Value))
-		case value.Kind == yaml.SequenceNode && isList(kindOf(all, key.Value)) && !slices.ContainsFunc(value.Content, notText):
-			var items []string
-			for _, item := range value.Content {
-				items = append(items, item.Value)
-			}
-			out[key.Value] = setting{strings.Join(items, ","), value.Line}
-		case notText(value):
-			errs = append(errs, fmt.Sprintf("line %d: key %q needs one value", key.Line, key.Value))
-		default:
-			out[key.Value] = setting{value.Value, value.Line}
-		}
-	}
-	if len(errs) > 0 {
-		return nil, errors.New(strings.Join(errs, "; "))
-	}
-	return out, nil
+	return values
 }
 
-func notText(n *yaml.Node) bool { return n.Kind != yaml.ScalarNode || n.Tag == "!!null" }
+// asText keeps the text of a flag: options are parsed after the sources are merged.
+func asText(name, value string) (string, any) { return name, value }
 
-func known(all []option, name string) bool { return kindOf(all, name) != "" }
+func optionNames(all []option) []string {
+	var names []string
+	for _, o := range all {
+		names = append(names, o.name)
+	}
+	return names
+}
 
 // kindOf is the kind of value that an option has; "" for an unknown option.
 func kindOf(all []option, name string) string {

@@ -102,13 +102,17 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 		{nil, []string{"--slurm-jobs", "0"}, "", `--slurm-jobs: "0" is no number from 1`},
 		{nil, []string{"--log-level", "loud"}, "", `none of debug, info, warn, error`},
 		{nil, []string{"--log-format", "xml"}, "", `none of text, json`},
-		{nil, nil, "cores: 2\nfrob: 1\n\nCORES: 3\n", `line 2: unknown key "frob"; line 4: unknown key "CORES"`},
-		{nil, nil, "cores: 2\ncores: 3\n", `"cores"`},
-		{nil, nil, "cores: [1]\n", `line 1: key "cores" needs one value`},
-		{nil, nil, "cores:\n", `line 1: key "cores" needs one value`},
-		{nil, nil, "- a\n", "line 1: expected `name: value` lines"},
-		{nil, nil, "a: b: c\n", `mapping values`},
-		{nil, nil, "cores: 2\nmax-tasks: many\n", `c.yaml: line 2: max-tasks: "many" is no number`},
+		{nil, nil, "cores: 2\nfrob: 1\n\nCORES: 3\n", `line 2, column 1: unknown key "frob"; line 4, column 1: unknown key "CORES": did you mean cores?`},
+		{nil, nil, "kil-grace: 2s\n", `c.yaml: line 1, column 1: unknown key "kil-grace": did you mean kill-grace?`},
+		{nil, nil, "cores: 2\ncores: 3\n", `line 2, column 1: mapping key "cores" already defined at [1:1]`},
+		{nil, nil, "cores: [1]\n", `line 1, column 1: key "cores" needs one value`},
+		{nil, nil, "cores:\n", `line 1, column 1: key "cores" needs one value`},
+		{nil, nil, "cores: *x\n", `line 1, column 1: key "cores" needs one value`},
+		{nil, nil, "listen: [{a: b}]\n", `line 1, column 1: key "listen" needs a list of plain values`},
+		{nil, nil, "- a\n", "line 1, column 1: expected `name: value` lines"},
+		{nil, nil, "a: b: c\n", `c.yaml: line 1, column 4: mapping value is not allowed in this context`},
+		{nil, nil, "cores: 2\n---\ncores: 3\n", `line 2, column 1: a second document begins`},
+		{nil, nil, "cores: 2\nmax-tasks: many\n", `c.yaml: line 2, column 12: max-tasks: "many" is no number`},
 		{map[string]string{envConfig: "/no/such/file"}, nil, "", `configuration: open /no/such/file`},
 		{map[string]string{envConfig: "/no/such/file"}, []string{"--config", "/nor/this"}, "", `configuration: open /nor/this`},
 	} {
@@ -148,7 +152,7 @@ func FuzzConfigFile(f *testing.F) {
 	}
 	all := options(eight)
 	f.Fuzz(func(t *testing.T, text string) {
-		values, err := parseFile([]byte(text), all)
+		values, err := (&configFile{options: all}).parse([]byte(text))
 		if err != nil {
 			if values != nil || err.Error() == "" {
 				t.Errorf("%q: %v with %v", text, err, values)
@@ -157,7 +161,7 @@ func FuzzConfigFile(f *testing.F) {
 		}
 		var c Config
 		for name, v := range values {
-			if !known(all, name) {
+			if kindOf(all, name) == "" {
 				t.Errorf("%q: %q is no option", text, name)
 			}
 			for _, o := range all {
@@ -165,9 +169,9 @@ func FuzzConfigFile(f *testing.F) {
 					continue
 				}
 				// What is taken stays within its bounds.
-				if err := o.set(&c, v.value); err == nil && (c.CPUMillis < 0 || c.MemoryBytes < 0 || c.KillGrace < 0 ||
+				if err := o.set(&c, v.(string)); err == nil && (c.CPUMillis < 0 || c.MemoryBytes < 0 || c.KillGrace < 0 ||
 					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0 || c.RetainKeys < 0) {
-					t.Errorf("%s: %q gives %+v", name, v.value, c)
+					t.Errorf("%s: %q gives %+v", name, v, c)
 				}
 			}
 		}

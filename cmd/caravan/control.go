@@ -10,8 +10,9 @@ import (
 
 func (m *Main) killCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "kill ID [TASK]",
-		Short: "Kill a run, or one of its tasks",
+		Use:        "kill ID [TASK]",
+		SuggestFor: []string{"cancel", "stop", "abort", "terminate", "delete", "rm"},
+		Short:      "Kill a run, or one of its tasks",
 		Long: "Kill returns when the wish is durable: the processes then get SIGTERM, and after the server's\n" +
 			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing what has ended changes nothing.",
 		Args: args(1, 2, "the ID of a run and perhaps the name of a TASK"),
@@ -28,7 +29,7 @@ func (m *Main) killCommand() *cobra.Command {
 			return err
 		}
 		if len(args) == 2 {
-			return taskHint(cmd.Context(), c, id, args[1], c.KillTask(cmd.Context(), id, args[1]))
+			return suggestTask(cmd.Context(), c, id, args[1], c.KillTask(cmd.Context(), id, args[1]))
 		}
 		return c.Kill(cmd.Context(), id)
 	}
@@ -42,10 +43,15 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		client.Running: "Resume a run that is paused",
 		client.Queued:  "Restart a run that is ERRORED, KILLED or PAUSED: its COMPLETED tasks stay",
 	}
+	synonyms := map[string][]string{
+		client.Running: {"unpause", "continue"},
+		client.Queued:  {"retry", "rerun", "clear"},
+	}
 	cmd := &cobra.Command{
-		Use:   name + " ID",
-		Short: about[state],
-		Args:  args(1, 1, "the ID of a run"),
+		Use:        name + " ID",
+		SuggestFor: synonyms[state],
+		Short:      about[state],
+		Args:       args(1, 1, "the ID of a run"),
 	}
 	r := m.talks(cmd)
 	var all bool

@@ -14,8 +14,9 @@ import (
 
 func (m *Main) eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "events [ID]",
-		Short: "Tell what changes in a run, or which runs change, as it happens",
+		Use:        "events [ID]",
+		SuggestFor: []string{"watch", "follow"},
+		Short:      "Tell what changes in a run, or which runs change, as it happens",
 		Long: "Events prints a line for each change of a run and of its tasks until the run has ended, and exits by\n" +
 			"how it did. Without an ID it prints a line for each run that changes, until it is interrupted. It\n" +
 			"survives a restart of the server that takes less than 30 s.",

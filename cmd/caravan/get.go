@@ -14,8 +14,9 @@ import (
 
 func (m *Main) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get ID",
-		Short: "Show a run and its tasks, or with --task one task",
+		Use:        "get ID",
+		SuggestFor: []string{"status", "state", "show", "describe", "inspect", "tasks"},
+		Short:      "Show a run and its tasks, or with --task one task",
 		Long: "Get shows a run at a glance and its tasks. With -o json it prints the run's whole record as the\n" +
 			"server streams it; --state and --limit then do not apply.",
 		Args: args(1, 1, "the ID of a run"),

@@ -16,9 +16,10 @@ import (
 
 func (m *Main) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ls",
-		Short: "List the runs that have not ended, or with --all every run",
-		Args:  args(0, 0, "no arguments"),
+		Use:        "ls",
+		SuggestFor: []string{"list", "ps", "runs", "jobs"},
+		Short:      "List the runs that have not ended, or with --all every run",
+		Args:       args(0, 0, "no arguments"),
 	}
 	r := m.talks(m.shows(cmd))
 	var (

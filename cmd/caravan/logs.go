@@ -13,8 +13,9 @@ import (
 
 func (m *Main) logsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "logs ID TASK",
-		Short: "Print what a task wrote",
+		Use:        "logs ID TASK",
+		SuggestFor: []string{"output", "tail", "cat"},
+		Short:      "Print what a task wrote",
 		Long: "Logs prints the raw output of one attempt of a task: standard output, or with --stream stderr\n" +
 			"standard error. With -f it waits until the task has begun, and goes on while the attempt runs.",
 		Args: args(2, 2, "the ID of a run and the name of a TASK"),
@@ -50,7 +51,7 @@ func (m *Main) logsCommand() *cobra.Command {
 			}
 		}
 		if err != nil {
-			return taskHint(ctx, c, id, task, err)
+			return suggestTask(ctx, c, id, task, err)
 		}
 		defer log.Close()
 		_, err = io.Copy(m.Stdout, log)

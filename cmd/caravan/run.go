@@ -26,8 +26,9 @@ import (
 
 func (m *Main) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "run FILE",
-		Short: "Run a graph, show its progress, and exit by how it ended",
+		Use:        "run FILE",
+		SuggestFor: []string{"exec", "make"},
+		Short:      "Run a graph, show its progress, and exit by how it ended",
 		Long: "Run submits the graph in FILE (- for standard input) and waits for its end. It uses the server at\n" +
 			"--server when one answers there. Else, if that address is of this machine, it brings a server of its\n" +
 			"own, which lives as long as the command and listens nowhere; its data folder is a temporary one that\n" +

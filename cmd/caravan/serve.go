@@ -19,8 +19,9 @@ const stopWithin = 10 * time.Second
 
 func (m *Main) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "serve",
-		Short: "Run the server",
+		Use:        "serve",
+		SuggestFor: []string{"server", "start", "daemon", "up"},
+		Short:      "Run the server",
 		Long: "Serve runs the server: it takes graphs over REST and executes their tasks on this machine. It is\n" +
 			"ready when GET /ready answers 200. SIGTERM or SIGINT stops it within 10 s; a second one at once.\n" +
 			"Tasks that run then go on: the next server of the same data folder finds them.\n\n" +

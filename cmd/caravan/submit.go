@@ -14,8 +14,9 @@ import (
 
 func (m *Main) submitCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "submit FILE",
-		Short: "Submit a graph to a server and print the run's id",
+		Use:        "submit FILE",
+		SuggestFor: []string{"trigger", "create", "apply", "post", "enqueue"},
+		Short:      "Submit a graph to a server and print the run's id",
 		Long: "Submit sends the graph in FILE (- for standard input) to a server and prints the id of its run.\n" +
 			"The run is durable by then. Every submission carries an idempotency key, so that one whose answer\n" +
 			"is lost is repeated safely; give your own to make the command itself safe to repeat.\n\n" +

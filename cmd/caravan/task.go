@@ -13,7 +13,7 @@ import (
 func (m *Main) getTask(ctx context.Context, c *client.Client, id uint64, name string) error {
 	t, err := c.Task(ctx, id, name)
 	if err != nil {
-		return taskHint(ctx, c, id, name, err)
+		return suggestTask(ctx, c, id, name, err)
 	}
 	state, err := c.TaskState(ctx, id, name)
 	if err != nil {

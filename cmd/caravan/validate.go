@@ -12,8 +12,9 @@ import (
 
 func (m *Main) validateCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "validate FILE",
-		Short: "Check a graph without running it, and list all that is wrong with it",
+		Use:        "validate FILE",
+		SuggestFor: []string{"lint", "verify"},
+		Short:      "Check a graph without running it, and list all that is wrong with it",
 		Long: "Validate asks the server whether it would accept the graph in FILE (- for standard input).\n" +
 			"Where no server answers at the default address, and with --offline, the graph is checked by this\n" +
 			"program: by the same rules, but without the limits of a server's machine.",

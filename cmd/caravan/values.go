@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/caravan-dag/caravan/http/access"
 )
 
@@ -121,18 +123,16 @@ func (d *duration) Set(s string) (err error) {
 	return err
 }
 
-// parseSize reads a number of bytes with an optional unit, decimal or binary.
+// maxSize bounds what sizes may be.
+const maxSize = 1 << 40
+
+// parseSize reads a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB).
 func parseSize(s string) (int64, error) {
-	number := strings.TrimRight(s, "BKMGikmgb ")
-	unit := strings.ToLower(strings.TrimSpace(s[len(number):]))
-	factor, ok := map[string]float64{
-		"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
-	}[unit]
-	f, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(f*factor >= 1 && f*factor <= 1<<40) {
+	n, err := humanize.ParseBytes(s)
+	if err != nil || n < 1 || n > maxSize {
 		return 0, fmt.Errorf("%q is no size: write 1048576, 512KiB or 64MiB", s)
 	}
-	return int64(f * factor), nil
+	return int64(n), nil
 }
 
 func parseLevel(s string) (slog.Level, error) {

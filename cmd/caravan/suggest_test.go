@@ -8,7 +8,8 @@ import (
 // TestHints: what is no command and no flag is refused with what may be meant.
 func TestHints(t *testing.T) {
 	for args, want := range map[string]string{
-		"stauts":                   "caravan: unknown command \"stauts\": did you mean get?\n",
+		"status":                   "caravan: unknown command \"status\": did you mean get?\n",
+		"res":                      "caravan: unknown command \"res\": did you mean restart or restore or resume?\n",
 		"sumbit":                   "caravan: unknown command \"sumbit\": did you mean submit?\n",
 		"List":                     "caravan: unknown command \"List\": did you mean ls?\n",
 		"cancel":                   "caravan: unknown command \"cancel\": did you mean kill?\n",
@@ -62,13 +63,13 @@ func TestTaskHints(t *testing.T) {
 	}
 }
 
-func TestSlips(t *testing.T) {
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "ab", 2}, {"ab", "", 2}, {"ab", "ba", 1}, {"kitten", "sitting", 3}, {"ls", "ls", 0}, {"abc", "acb", 1}} {
-		if got := slips(tc.a, tc.b); got != tc.want {
-			t.Errorf("%q, %q: got %d, want %d", tc.a, tc.b, got, tc.want)
+func TestNearestWord(t *testing.T) {
+	words := []string{"kill-grace", "max-body", "max-tasks", "data", "ca"}
+	for word, want := range map[string]string{
+		"kill-grac": "kill-grace", "KILL-GRACE": "kill-grace", "maxtask": "max-tasks", "max": "max-body", "dtaa": "data", "c": "", "": "", "xyz": "", "kill": "kill-grace",
+	} {
+		if got := nearest(word, words); got != want {
+			t.Errorf("%q: got %q, want %q", word, got, want)
 		}
 	}
 }
