@@ -81,7 +81,7 @@ func TestConfigurationIsARegularFile(t *testing.T) {
 	for _, c := range []struct{ option, path, want string }{
 		{"--config", "/dev/zero", "/dev/zero: it is a device"},
 		{"--config", fifo, "it is a FIFO"},
-		{"--config", two, "line 2: a second document"},
+		{"--config", two, "line 2, column 1: a second document"},
 		{"--token-file", fifo, "it is a FIFO"},
 		{"--token-file", "/dev/null", "/dev/null: it is a device"},
 	} {
