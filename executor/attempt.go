@@ -27,17 +27,17 @@ type attempt struct {
 
 	phase     phase
 	cause     cause
-	grace     time.Duration // of a kill that came before the process
-	killAt    time.Duration // when SIGKILL is due, on the Process's clock; 0 = never
-	timeoutAt time.Duration // when its time is over; 0 = never
-	timer     *time.Timer   // of the earlier one of both; nil until there is one
-	late      bool          // it was to be ended when its process had ended, and nobody had noticed its start
-	forced    bool          // SIGKILL was sent
-	told      bool          // SIGTERM was sent
-	killing   chan struct{} // closed when its control group has been killed; nil while nobody does that
-	hurry     chan struct{} // closed by end while the failure of its start is being explained; else nil
-	pid       int           // 0 until it is known here
-	birth     vfork.Birth   // of a helper's start, until pid is known
+	grace     time.Duration      // of a kill that came before the process
+	killAt    time.Duration      // when SIGKILL is due, on the Process's clock; 0 = never
+	timeoutAt time.Duration      // when its time is over; 0 = never
+	timer     *time.Timer        // of the earlier one of both; nil until there is one
+	late      bool               // it was to be ended when its process had ended, and nobody had noticed its start
+	forced    bool               // SIGKILL was sent
+	told      bool               // SIGTERM was sent
+	killing   chan struct{}      // closed when its control group has been killed; nil while nobody does that
+	hurry     chan struct{}      // closed by end while the failure of its start is being explained; else nil
+	pid       int                // 0 until it is known here
+	pending   vfork.PendingChild // of a helper's start, until pid is known
 	out, err  *stream
 	group     *cgroup // nil where there are none
 

@@ -155,7 +155,7 @@ func (p *Process) force(a *attempt) {
 // none yet. It returns whether there is a process, dead or alive. p.mu is held.
 func (a *attempt) signal(sig unix.Signal) bool {
 	if a.pid == 0 {
-		return a.birth.Signal(sig)
+		return a.pending.Signal(sig)
 	}
 	if unix.Kill(-a.pid, sig) == unix.ESRCH {
 		// An error means that it has ended, or that it is another user's by now; what

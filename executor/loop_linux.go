@@ -152,7 +152,7 @@ func (p *Process) collect(t *turn, a *attempt) {
 		unix.Close(a.pidfd)
 		a.pidfd = -1
 	}
-	if _, errno := a.launch.Over(); errno != 0 {
+	if _, errno := a.launch.ExecDone(); errno != 0 {
 		a.startErrno = errno
 	}
 	if a.late && a.startErrno == 0 {
@@ -176,7 +176,7 @@ func (p *Process) collect(t *turn, a *attempt) {
 // being killed, to helpers.
 func (p *Process) confirm(t *turn) {
 	t.starting = slices.DeleteFunc(t.starting, func(a *attempt) (over bool) {
-		over, errno := a.launch.Over()
+		over, errno := a.launch.ExecDone()
 		switch {
 		case errno != 0:
 			a.startErrno = errno // its end comes as an event

@@ -173,11 +173,11 @@ const (
 func (p *Process) spec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
 	c := &a.command
 	spec = vfork.Spec{
-		Path: c.path, Search: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: append(make([]int, 0, scriptFD+1), int(p.null.Fd()), files[0], files[1]), Cgroup: -1, PIDFD: true,
+		Path: c.path, SearchPath: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
+		Files: append(make([]int, 0, scriptFD+1), int(p.null.Fd()), files[0], files[1]), CgroupFD: -1, WantPIDFD: true,
 	}
 	if a.group != nil {
-		spec.Cgroup = int(a.group.dir.Fd())
+		spec.CgroupFD = int(a.group.dir.Fd())
 	}
 	if c.script != "" {
 		script, err := newScript(c.script)
@@ -319,7 +319,7 @@ func (p *Process) fork(a *attempt, files [2]int) (pid int, e error) {
 		return 0, e
 	}
 	defer closeScript(&spec)
-	spec.Birth = &a.birth
+	spec.Pending = &a.pending
 	e = a.group.within(func() (e error) {
 		pid, a.pidfd, e = p.starter.Start(&spec)
 		return e

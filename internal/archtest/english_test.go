@@ -12,7 +12,13 @@ import (
 
 // plainPackages are the packages whose names and comments follow the style of
 // CONTRIBUTING.md. The list only grows.
-var plainPackages = []string{"actors", "actors/scheduler", "client", "dag", "dag/specjson", "messages"}
+var plainPackages = []string{
+	"actors", "actors/scheduler", "client", "dag", "dag/specjson",
+
+	"internal/vfork",
+
+	"messages",
+}
 
 // Shares of comment sentences that may match a pattern, in thousandths. A few matches are
 // right ("has no effect", a label at the start of a comment), so the bounds are not zero.

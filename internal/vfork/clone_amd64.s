@@ -15,43 +15,43 @@
 #define RLIMIT_NOFILE 7
 #define ENOENT 2
 
-// func vfork(a *args) int
+// func cloneExec(a *childArgs) int
 //
-// The child has the parent's memory, and its stack pointer. It neither calls nor pushes
-// anything, so that the parent finds its stack as it left it, whether it sleeps in clone3
-// (CLONE_VFORK) or goes on; and no signal is handled on that stack: all are blocked until
-// the child has no handlers any more (CLONE_CLEAR_SIGHAND).
+// The child shares the parent's memory and stack pointer. It neither calls nor pushes anything, so
+// the parent finds its stack unchanged, whether it sleeps in clone3 (CLONE_VFORK) or goes on. No
+// signal is handled on that stack: all signals are blocked until the child has lost its handlers
+// (CLONE_CLEAR_SIGHAND).
 //
-// Between entersyscall and exitsyscall the goroutine has no processor. The collector may
-// read its stack, and does not move it.
-TEXT ·vfork(SB), NOSPLIT, $0-16
+// Between entersyscall and exitsyscall the goroutine has no processor. The collector may read its
+// stack, but does not move it.
+TEXT ·cloneExec(SB), NOSPLIT, $0-16
 	CALL runtime·entersyscall(SB)
 	MOVQ a+0(FP), R12
 
 	MOVL $SYS_rt_sigprocmask, AX
 	MOVL $SIG_SETMASK, DI
-	LEAQ args_all(R12), SI
-	LEAQ args_mask(R12), DX
+	LEAQ childArgs_allSignals(R12), SI
+	LEAQ childArgs_signalMask(R12), DX
 	MOVL $8, R10
 	SYSCALL
 
 	MOVL $SYS_clone3, AX
-	LEAQ args_clone(R12), DI
+	LEAQ childArgs_clone(R12), DI
 	MOVL $cloneArgs__size, SI
 	SYSCALL
 	TESTQ AX, AX
 	JEQ  child
 
-	MOVQ AX, args_pid(R12)
+	MOVQ AX, childArgs_pid(R12)
 	MOVL $SYS_rt_sigprocmask, AX
 	MOVL $SIG_SETMASK, DI
-	LEAQ args_mask(R12), SI
+	LEAQ childArgs_signalMask(R12), SI
 	XORL DX, DX
 	MOVL $8, R10
 	SYSCALL
 	CALL runtime·exitsyscall(SB)
 	MOVQ a+0(FP), R12
-	MOVQ args_pid(R12), AX
+	MOVQ childArgs_pid(R12), AX
 	MOVQ AX, ret+8(FP)
 	RET
 
@@ -63,10 +63,10 @@ child:
 	TESTQ AX, AX
 	JNE  fail
 
-	// From here on a signal ends it.
+	// A signal can end the child after this call.
 	MOVL $SYS_rt_sigprocmask, AX
 	MOVL $SIG_SETMASK, DI
-	LEAQ args_mask(R12), SI
+	LEAQ childArgs_signalMask(R12), SI
 	XORL DX, DX
 	MOVL $8, R10
 	SYSCALL
@@ -75,23 +75,23 @@ child:
 
 stream:
 	MOVL $SYS_dup3, AX
-	MOVQ args_fd(R12)(R13*8), DI
+	MOVQ childArgs_fds(R12)(R13*8), DI
 	MOVQ R13, SI
 	XORL DX, DX
 	SYSCALL
 	CMPQ AX, R13
 	JNE  fail
 	INCQ R13
-	CMPQ R13, args_files(R12)
+	CMPQ R13, childArgs_fileCount(R12)
 	JNE  stream
 
-	MOVL $SYS_close_range, AX // a kernel that has none closes them at the exec
+	MOVL $SYS_close_range, AX // without close_range the descriptors are closed at the exec
 	MOVQ R13, DI
 	MOVL $0xffffffff, SI
 	XORL DX, DX
 	SYSCALL
 
-	MOVQ args_limit(R12), DX
+	MOVQ childArgs_fileLimit(R12), DX
 	TESTQ DX, DX
 	JEQ  folder
 	MOVL $SYS_prlimit64, AX
@@ -101,7 +101,7 @@ stream:
 	SYSCALL
 
 folder:
-	MOVQ args_dir(R12), DI
+	MOVQ childArgs_dir(R12), DI
 	TESTQ DI, DI
 	JEQ  programs
 	MOVL $SYS_chdir, AX
@@ -110,23 +110,23 @@ folder:
 	JNE  fail
 
 programs:
-	MOVQ args_paths(R12), R13
-	MOVQ $-ENOENT, R14 // the result, if there is no other
+	MOVQ childArgs_paths(R12), R13
+	MOVQ $-ENOENT, R14 // the result if no candidate fails in another way
 
 program:
 	MOVQ (R13), DI
 	TESTQ DI, DI
 	JEQ  none
 	MOVL $SYS_execve, AX
-	MOVQ args_argv(R12), SI
-	MOVQ args_env(R12), DX
+	MOVQ childArgs_argv(R12), SI
+	MOVQ childArgs_env(R12), DX
 	SYSCALL
 	ADDQ $8, R13
 	MOVQ AX, CX
 	NEGQ CX
 	CMPQ CX, $63
 	JHI  other
-	MOVQ args_others(R12), DX
+	MOVQ childArgs_searchOn(R12), DX
 	BTQ  CX, DX
 	JCC  fail
 
@@ -141,7 +141,7 @@ none:
 
 fail:
 	NEGQ AX
-	MOVQ AX, args_errno(R12)
+	MOVQ AX, childArgs_errno(R12)
 	MOVL $SYS_exit_group, AX
 	MOVL $127, DI
 	SYSCALL

@@ -15,36 +15,36 @@
 #define RLIMIT_NOFILE 7
 #define ENOENT 2
 
-// func vfork(a *args) int
+// func cloneExec(a *childArgs) int
 //
-// See vfork_amd64.s, which is the same, instruction by instruction.
-TEXT ·vfork(SB), NOSPLIT, $0-16
+// See clone_amd64.s: this is the same, instruction by instruction.
+TEXT ·cloneExec(SB), NOSPLIT, $0-16
 	CALL runtime·entersyscall(SB)
 	MOVD a+0(FP), R19
 
 	MOVD $SYS_rt_sigprocmask, R8
 	MOVD $SIG_SETMASK, R0
-	ADD  $args_all, R19, R1
-	ADD  $args_mask, R19, R2
+	ADD  $childArgs_allSignals, R19, R1
+	ADD  $childArgs_signalMask, R19, R2
 	MOVD $8, R3
 	SVC
 
 	MOVD $SYS_clone3, R8
-	ADD  $args_clone, R19, R0
+	ADD  $childArgs_clone, R19, R0
 	MOVD $cloneArgs__size, R1
 	SVC
 	CBZ  R0, child
 
-	MOVD R0, args_pid(R19)
+	MOVD R0, childArgs_pid(R19)
 	MOVD $SYS_rt_sigprocmask, R8
 	MOVD $SIG_SETMASK, R0
-	ADD  $args_mask, R19, R1
+	ADD  $childArgs_signalMask, R19, R1
 	MOVD ZR, R2
 	MOVD $8, R3
 	SVC
 	CALL runtime·exitsyscall(SB)
 	MOVD a+0(FP), R19
-	MOVD args_pid(R19), R0
+	MOVD childArgs_pid(R19), R0
 	MOVD R0, ret+8(FP)
 	RET
 
@@ -55,16 +55,16 @@ child:
 	SVC
 	CBNZ R0, fail
 
-	// From here on a signal ends it.
+	// A signal can end the child after this call.
 	MOVD $SYS_rt_sigprocmask, R8
 	MOVD $SIG_SETMASK, R0
-	ADD  $args_mask, R19, R1
+	ADD  $childArgs_signalMask, R19, R1
 	MOVD ZR, R2
 	MOVD $8, R3
 	SVC
 
 	MOVD ZR, R20
-	ADD  $args_fd, R19, R21
+	ADD  $childArgs_fds, R19, R21
 
 stream:
 	MOVD $SYS_dup3, R8
@@ -75,17 +75,17 @@ stream:
 	CMP  R20, R0
 	BNE  fail
 	ADD  $1, R20
-	MOVD args_files(R19), R22
+	MOVD childArgs_fileCount(R19), R22
 	CMP  R22, R20
 	BNE  stream
 
-	MOVD $SYS_close_range, R8 // a kernel that has none closes them at the exec
+	MOVD $SYS_close_range, R8 // without close_range the descriptors are closed at the exec
 	MOVD R20, R0
 	MOVD $0xffffffff, R1
 	MOVD ZR, R2
 	SVC
 
-	MOVD args_limit(R19), R2
+	MOVD childArgs_fileLimit(R19), R2
 	CBZ  R2, folder
 	MOVD $SYS_prlimit64, R8
 	MOVD ZR, R0
@@ -94,28 +94,28 @@ stream:
 	SVC
 
 folder:
-	MOVD args_dir(R19), R0
+	MOVD childArgs_dir(R19), R0
 	CBZ  R0, programs
 	MOVD $SYS_chdir, R8
 	SVC
 	CBNZ R0, fail
 
 programs:
-	MOVD args_paths(R19), R20
-	MOVD $-ENOENT, R21 // the result, if there is no other
+	MOVD childArgs_paths(R19), R20
+	MOVD $-ENOENT, R21 // the result if no candidate fails in another way
 
 program:
 	MOVD (R20), R0
 	CBZ  R0, none
 	MOVD $SYS_execve, R8
-	MOVD args_argv(R19), R1
-	MOVD args_env(R19), R2
+	MOVD childArgs_argv(R19), R1
+	MOVD childArgs_env(R19), R2
 	SVC
 	ADD  $8, R20
 	NEG  R0, R1
 	CMP  $63, R1
 	BHI  other
-	MOVD args_others(R19), R2
+	MOVD childArgs_searchOn(R19), R2
 	LSR  R1, R2, R2
 	TBZ  $0, R2, fail
 
@@ -130,7 +130,7 @@ none:
 
 fail:
 	NEG  R0, R0
-	MOVD R0, args_errno(R19)
+	MOVD R0, childArgs_errno(R19)
 	MOVD $SYS_exit_group, R8
 	MOVD $127, R0
 	SVC
