@@ -52,7 +52,7 @@ func unknownTask(id messages.RunID, name string) error {
 // beganAnew answers who waited for a run's actor when it panicked.
 func beganAnew(id messages.RunID) error {
 	return &messages.Error{Code: messages.Unavailable,
-		Text: fmt.Sprintf("run %d had to be loaded anew: look at its state and ask again", id)}
+		Text: fmt.Sprintf("run %d had to be loaded again: check its state and repeat the request", id)}
 }
 
 // stillLoading answers whom a run cannot even remember while it is being loaded.

@@ -40,7 +40,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	m := &metrics{
 		submissions: prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_submissions_total", Help: "Runs accepted, durably."}),
 		panics:      prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_actor_panics_total", Help: "Panics of actors: each is a bug."}),
-		restarts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_run_actor_restarts_total", Help: "Run actors that began anew from the journal after a panic."}),
+		restarts:    prometheus.NewCounter(prometheus.CounterOpts{Name: "caravan_run_actor_restarts_total", Help: "Run actors that were loaded again from the journal after a panic."}),
 		actors:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "caravan_task_actors", Help: "Task actors alive."}),
 		toStart: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "caravan_dispatch_seconds", Help: "From the durable grant of a slot to the start of the attempt's process.",

@@ -153,7 +153,7 @@ func stormEnds(r *rig) {
 			if err == nil {
 				break
 			}
-			if code(err) != messages.Unavailable { // it had to be loaded anew
+			if code(err) != messages.Unavailable { // it had to be loaded again
 				t.Fatalf("run %d: %v", id, err)
 			}
 		}

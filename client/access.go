@@ -36,7 +36,7 @@ func address(server string) (base, socket string, err error) {
 	u, err := url.Parse(full)
 	switch {
 	case err != nil:
-		return "", "", fmt.Errorf("server %q is no URL: %w", server, err)
+		return "", "", fmt.Errorf("server %q is not a URL: %w", server, err)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", "", fmt.Errorf("server %q: scheme %q is neither http nor https", server, u.Scheme)
 	case u.Host == "":

@@ -17,8 +17,8 @@ func TestNewRefusesWhatIsNoServer(t *testing.T) {
 		"http://":         "no host",
 		"http://x?a=b":    "query",
 		"http://x#frag":   "fragment",
-		"http://[::1":     "is no URL",
-		"http://x:port/a": "is no URL",
+		"http://[::1":     "is not a URL",
+		"http://x:port/a": "is not a URL",
 	} {
 		if _, err := New(Config{Server: server}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want an error with %q", server, err, want)

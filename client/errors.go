@@ -87,8 +87,8 @@ func (p *problem) into(e *Error) {
 	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
 }
 
-// problemOf reads the refusal in resp. Of a body in another format
-// (from a proxy, say) only the status is kept.
+// problemOf reads the refusal in resp. It keeps only the status of a response whose body has
+// another format, such as that of a proxy.
 func problemOf(k *call, resp *http.Response) *Error {
 	e := &Error{Method: k.method, Path: k.path, Status: resp.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))

@@ -51,7 +51,7 @@ func TestTextsThatCanOnlyFail(t *testing.T) {
 
 // TestGeneratorThatRunsNothing is refused, also when the executor is a default.
 func TestGeneratorThatRunsNothing(t *testing.T) {
-	const want = `/isGenerator: a generator has to print tasks, and executor "noop" runs nothing`
+	const want = `/isGenerator: a generator must print tasks, and executor "noop" does not run a command`
 	_, problems := NewPlan(&Spec{Tasks: []TaskSpec{{Name: "t", Generator: true, Job: Job{Executor: "noop"}}}}, Limits{})
 	checkOne(t, problems, "/tasks/t", want)
 	_, problems = NewPlan(&Spec{Defaults: &Job{Executor: "noop"}, Tasks: []TaskSpec{{Name: "t", Generator: true}}}, Limits{})

@@ -261,7 +261,7 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 		b.addProblem(b.jobPointer(t.Index), "neither command nor commandString is given")
 	}
 	if spec.Generator && class.Executor == executorNoop {
-		b.addProblem(b.templatePointer(t.Index)+"/isGenerator", "a generator has to print tasks, and executor \"noop\" runs nothing")
+		b.addProblem(b.templatePointer(t.Index)+"/isGenerator", "a generator must print tasks, and executor \"noop\" does not run a command")
 	}
 	if j.Cores.Raw == "" {
 		class.CPUMillis = defaultCPUMillis

@@ -23,7 +23,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"/v1/dagrun", sound, `{"runID":0}`, "", 200},
 		{"/v1/dagrun?strict=1", sound, `{"runID":1}`, "", 200},
-		{"/v1/dagrun", slip, `{"runID":2,` + told, "maxRetries, beside the job", 200},
+		{"/v1/dagrun", slip, `{"runID":2,` + told, "maxRetries, outside the job", 200},
 		{"/v1/dagrun?strict=0", slip, `{"runID":3,` + told, "", 200},
 		{"/v1/dagrun?strict=1", slip, `{"valid":false,`, refusal, 400},
 		{"/v1/dagrun?strict=x", slip, `{`, "neither 1 nor 0", 400},

@@ -33,9 +33,9 @@ func (d *reader) warnUnknownMember(name string) {
 	}
 	message := "unknown member " + dag.Quote(name) + " is kept and has no effect"
 	if meant, ofTask := suggestMember(name); meant != "" && meant == name {
-		message = "member " + dag.Quote(name) + " belongs to the task, beside its job: here it has no effect"
+		message = "member " + dag.Quote(name) + " belongs to the task, outside its job: it has no effect here"
 	} else if ofTask {
-		message += ": did you mean " + meant + ", beside the job?"
+		message += ": did you mean " + meant + ", outside the job?"
 	} else if meant != "" {
 		message += ": did you mean " + meant + "?"
 	}

@@ -14,11 +14,11 @@ func TestWarnings(t *testing.T) {
 	for name, want := range map[string]string{
 		"timeout": "did you mean timeoutSeconds?", "timeoutSecond": "did you mean timeoutSeconds?", "TimeoutSeconds": "did you mean timeoutSeconds?",
 		"timeout_seconds": "did you mean timeoutSeconds?", "timeuotSeconds": "did you mean timeoutSeconds?",
-		"retries": "did you mean maxRetries, beside the job?", "maxRetires": "did you mean maxRetries, beside the job?",
+		"retries": "did you mean maxRetries, outside the job?", "maxRetires": "did you mean maxRetries, outside the job?",
 		"env": "did you mean environment?", "enviroment": "did you mean environment?", "cmd": "did you mean command?", "comand": "did you mean command?",
 		"commandstring": "did you mean commandString?", "script": "did you mean commandString?", "cwd": "did you mean workDir?", "workdir": "did you mean workDir?",
 		"mem": "did you mean memoryMB?", "memoryMb": "did you mean memoryMB?", "cpus": "did you mean cores?", "core": "did you mean cores?",
-		"dependsOn": "did you mean parents, beside the job?", "partiton": "did you mean partition?",
+		"dependsOn": "did you mean parents, outside the job?", "partiton": "did you mean partition?",
 		"maxRetries": "belongs to the task", "parents": "belongs to the task",
 		"foo": `"foo" is kept and has no effect`, "queue": "is kept and has no effect", "": `"" is kept`, strings.Repeat("timeout", 100): "is kept",
 	} {
