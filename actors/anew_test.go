@@ -59,7 +59,7 @@ func TestPanicOfARunAnswersWhoWaits(t *testing.T) {
 	})
 	r.store.Hold()
 	submitted := make(chan error, 1)
-	go func() { submitted <- second(r.node.Submit(r.plan(single))) }()
+	go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(single))) }()
 	r.store.Step(1)
 	if err := <-submitted; err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func TestRunThatIsGivenUpKeepsNoSlots(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(single)
 	r.fake.Begin(r.order(1))
-	for code(r.node.SetState(id, dag.RunRunning)) != messages.Internal {
+	for code(r.node.SetState(t.Context(), id, dag.RunRunning)) != messages.Internal {
 		r.node.env.root.Send(r.node.shard(id), &bomb{})
 	}
 	other := r.submit(wholeMachine)
@@ -114,7 +114,7 @@ func TestRunThatIsGivenUpKeepsNoSlots(t *testing.T) {
 		}
 	}
 	r.awaitState(other, dag.RunCompleted)
-	if err := r.node.SetState(id, dag.RunPaused); code(err) != messages.Internal || !strings.Contains(err.Error(), "given up") {
+	if err := r.node.SetState(t.Context(), id, dag.RunPaused); code(err) != messages.Internal || !strings.Contains(err.Error(), "given up") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -158,11 +158,11 @@ func TestGrantThatFindsNobodyComesBack(t *testing.T) {
 	first := r.submit(wholeMachine)
 	k := r.order(1)
 	waits := r.submit(single)
-	if _, err := r.node.View(waits, 0, 1); err != nil {
+	if _, err := r.node.View(t.Context(), waits, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	third := r.submit(wholeMachine) // behind it: what it wants comes to the dispatcher later
-	if _, err := r.node.View(third, 0, 1); err != nil {
+	if _, err := r.node.View(t.Context(), third, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	g.mu.Lock()
@@ -170,11 +170,11 @@ func TestGrantThatFindsNobodyComesBack(t *testing.T) {
 	g.mu.Unlock()
 	r.fake.End(k, messages.AttemptSucceeded, 0)
 	<-g.reached // the dispatcher is about to grant, and the run goes
-	if err := r.node.Kill(waits); err != nil {
+	if err := r.node.Kill(t.Context(), waits); err != nil {
 		t.Fatal(err)
 	}
 	for r.node.env.summaries.summary(waits) != nil {
-		if _, err := r.node.View(waits, 0, 0); err != nil {
+		if _, err := r.node.View(t.Context(), waits, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -214,18 +214,18 @@ func TestBatchThatIsTooBigFailsItsRunOnly(t *testing.T) {
 	r.fake.End(first, messages.AttemptFailed, 77)
 	r.fake.WaitKill(t, other)
 	for name, err := range map[string]error{
-		"pause": r.node.SetState(id, dag.RunPaused),
-		"kill":  r.node.Kill(id),
-		"view":  second(r.node.View(id, 0, 1)),
+		"pause": r.node.SetState(t.Context(), id, dag.RunPaused),
+		"kill":  r.node.Kill(t.Context(), id),
+		"view":  second(r.node.View(t.Context(), id, 0, 1)),
 	} {
 		if code(err) != messages.Internal || strings.Contains(err.Error(), "storage failed") || !strings.Contains(err.Error(), "run "+strconv.Itoa(int(id))) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := r.node.Submit(r.plan(`{"tag":"` + strings.Repeat("x", 1000) + `","tasks":{"a":{"job":{"command":["a"]}}}}`)); code(err) != messages.TooLarge {
+	if _, err := r.node.Submit(t.Context(), r.plan(`{"tag":"`+strings.Repeat("x", 1000)+`","tasks":{"a":{"job":{"command":["a"]}}}}`)); code(err) != messages.TooLarge {
 		t.Errorf("a submission that is too big: %v", err)
 	}
-	if err := r.node.Healthy(); err != nil {
+	if err := r.node.Healthy(t.Context()); err != nil {
 		t.Errorf("the node: %v", err)
 	}
 	r.finishes(wholeMachine) // its slots are free

@@ -50,10 +50,10 @@ func TestBacklogOutlivesACrash(t *testing.T) {
 		ids[i] = r.submit(fmt.Sprintf(`{"tag":"t%d","tasks":{"a":{"job":{"command":["a","%d"],"cores":2}},"b":{"job":{"executor":"noop"},"parents":["a"]}}}`, i, i))
 	}
 	half, paused := r.submit(two), r.submit(two)
-	if err := r.node.KillTask(half, "a"); err != nil {
+	if err := r.node.KillTask(t.Context(), half, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.node.SetState(paused, dag.RunPaused); err != nil {
+	if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // what was left once is left again
@@ -64,7 +64,7 @@ func TestBacklogOutlivesACrash(t *testing.T) {
 			if alive[id] {
 				t.Fatalf("run %d waits and has an actor", id)
 			}
-			if s, err := r.node.Summary(id); err != nil || s.State != dag.RunQueued || s.Counts[dag.TaskQueued] != 2 {
+			if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunQueued || s.Counts[dag.TaskQueued] != 2 {
 				t.Fatalf("run %d: %+v, %v", id, s, err)
 			}
 		}
@@ -134,18 +134,18 @@ func TestRequestsOfTheBacklog(t *testing.T) {
 				close(gate)
 				r.backlog(viewed, killed, half, paused, left)
 			}
-			v, err := r.node.View(viewed, 0, 10)
+			v, err := r.node.View(t.Context(), viewed, 0, 10)
 			if err != nil || len(v.States) != 2 || v.State != dag.RunQueued || len(v.Changes) != 1 {
 				t.Errorf("view: %+v, %v", v, err)
 			}
-			if err := r.node.Kill(killed); err != nil {
+			if err := r.node.Kill(t.Context(), killed); err != nil {
 				t.Error(err)
 			}
 			r.awaitState(killed, dag.RunKilled)
-			if err := r.node.KillTask(half, "a"); err != nil {
+			if err := r.node.KillTask(t.Context(), half, "a"); err != nil {
 				t.Error(err)
 			}
-			if err := r.node.SetState(paused, dag.RunPaused); err != nil {
+			if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
 				t.Error(err)
 			}
 			if !known {
@@ -163,7 +163,7 @@ func TestRequestsOfTheBacklog(t *testing.T) {
 			if s := r.awaitState(paused, dag.RunPaused); s.Counts[dag.TaskQueued] != 2 {
 				t.Errorf("paused: %+v", s)
 			}
-			if err := r.node.SetState(paused, dag.RunRunning); err != nil {
+			if err := r.node.SetState(t.Context(), paused, dag.RunRunning); err != nil {
 				t.Error(err)
 			}
 			r.awaitState(paused, dag.RunCompleted)
@@ -205,7 +205,7 @@ func TestUnreadableRunOfTheBacklog(t *testing.T) {
 	r.wrap = func(s persistence.Store) persistence.Store { return &unreadable{s, lost} }
 	r.crash()
 	r.backlog(lost)
-	if _, err := r.node.View(lost, 0, 1); err == nil || !strings.Contains(err.Error(), errDisk.Error()) {
+	if _, err := r.node.View(t.Context(), lost, 0, 1); err == nil || !strings.Contains(err.Error(), errDisk.Error()) {
 		t.Errorf("view: %v", err)
 	}
 	r.fake.Play(succeed)

@@ -37,7 +37,7 @@ func TestAwaitOutlivesTheActor(t *testing.T) {
 			}
 		})
 	}
-	if err := r.node.SetState(id, dag.RunQueued); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 		t.Fatal(err)
 	}
 	orders := r.fake.WaitOrders(t, 3)

@@ -195,13 +195,13 @@ func BenchmarkBudgetWhole(b *testing.B) {
 	n := budgetNode(b)
 	plan, spec := wideFan(b, 64*portion)
 	for b.Loop() {
-		id, err := n.Submit(&messages.Submission{Plan: plan, Body: spec, At: time.Now().UnixNano()})
+		id, err := n.Submit(b.Context(), &messages.Submission{Plan: plan, Body: spec, At: time.Now().UnixNano()})
 		if err != nil {
 			b.Fatal(err)
 		}
 		for {
 			changed, leave := n.env.summaries.watch(id)
-			s, err := n.Summary(id)
+			s, err := n.Summary(b.Context(), id)
 			if err != nil {
 				b.Fatal(err)
 			}

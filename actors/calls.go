@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"time"
@@ -12,12 +13,12 @@ import (
 
 // call sends a message by send and waits for the actor's answer. It returns an error after
 // callTimeout, or when the node is closed while it waits.
-func call[T any](n *Node, reply messages.Reply[T], send func()) (T, error) {
-	return callWithin(n, callTimeout, reply, send)
+func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send func()) (T, error) {
+	return callWithin(ctx, n, callTimeout, reply, send)
 }
 
 // callWithin is call for an operation that may take longer than callTimeout.
-func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
+func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
 		return zero, errStopping
@@ -27,9 +28,9 @@ func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], se
 	}
 	over := n.waits.expired()
 	send()
-	r, err := awaitReply(n, over, reply)
+	r, err := awaitReply(ctx, n, over, reply)
 	for ; err == errTimeout && limit > callTimeout; limit -= callTimeout {
-		r, err = awaitReply(n, n.waits.expired(), reply)
+		r, err = awaitReply(ctx, n, n.waits.expired(), reply)
 	}
 	if err != nil {
 		return zero, err
@@ -37,12 +38,13 @@ func callWithin[T any](n *Node, limit time.Duration, reply messages.Reply[T], se
 	return r.Value, r.Err
 }
 
-// awaitReply returns an answer, or the reason for its absence when over is closed.
-func awaitReply[T any](n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
+// awaitReply returns an answer, or the reason for its absence when over is closed or ctx ends.
+func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply messages.Reply[T]) (messages.Result[T], error) {
 	select {
 	case r := <-reply:
 		return r, nil
 	case <-over:
+	case <-ctx.Done():
 	}
 	select { // answered at the last moment
 	case r := <-reply:
@@ -55,6 +57,8 @@ func awaitReply[T any](n *Node, over <-chan struct{}, reply messages.Reply[T]) (
 		return none, hasFailed(n.Err())
 	case isClosed(n.stopped):
 		return none, errStopping
+	case ctx.Err() != nil:
+		return none, context.Cause(ctx)
 	}
 	return none, errTimeout
 }
@@ -72,7 +76,7 @@ func isClosed(c <-chan struct{}) bool {
 const minStoreRate = 1 << 20
 
 // Submit makes a planned spec a run. It returns when that is durable.
-func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
+func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.RunID, error) {
 	if err := n.acceptsRuns(); err != nil {
 		return 0, err
 	}
@@ -81,7 +85,7 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 		limit += time.Duration(sub.Long.Size()/minStoreRate) * time.Second
 	}
 	reply := messages.NewReply[messages.RunID]()
-	return callWithin(n, limit, reply, func() {
+	return callWithin(ctx, n, limit, reply, func() {
 		if sub.IdempotencyKey != "" {
 			n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: reply})
 			return
@@ -93,7 +97,7 @@ func (n *Node) Submit(sub *messages.Submission) (messages.RunID, error) {
 
 // SubmitAll makes each of many planned specs a run, or says why not, in its place. It
 // returns when all are durable; they share few commits. The error is that of all.
-func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	if err := n.acceptsRuns(); err != nil {
 		return nil, err
 	}
@@ -121,7 +125,7 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
 	for range plain {
-		r, err := awaitReply(n, over, reply)
+		r, err := awaitReply(ctx, n, over, reply)
 		if err != nil {
 			break
 		}
@@ -130,11 +134,11 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 	}
 	for _, i := range plain {
 		if i != answered {
-			_, results[i].Err = awaitReply(n, over, messages.Reply[messages.RunID](nil))
+			_, results[i].Err = awaitReply(ctx, n, over, messages.Reply[messages.RunID](nil))
 		}
 	}
 	for i, k := range keyed {
-		r, err := awaitReply(n, over, k)
+		r, err := awaitReply(ctx, n, over, k)
 		if err != nil {
 			r.Err = err
 		}
@@ -147,30 +151,32 @@ func (n *Node) SubmitAll(subs []*messages.Submission) ([]messages.Result[message
 const answered = -1
 
 // SetState asks a run for a state: restart (QUEUED), pause, resume (RUNNING), kill.
-func (n *Node) SetState(id messages.RunID, to dag.RunState) error {
+func (n *Node) SetState(ctx context.Context, id messages.RunID, to dag.RunState) error {
 	m := &messages.SetState{Run: id, To: to, Reply: messages.NewReply[struct{}]()}
-	_, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	_, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 	return err
 }
 
 // Kill kills a run; a finished one stays as it is.
-func (n *Node) Kill(id messages.RunID) error { return n.SetState(id, dag.RunKilled) }
+func (n *Node) Kill(ctx context.Context, id messages.RunID) error {
+	return n.SetState(ctx, id, dag.RunKilled)
+}
 
 // KillTask kills the task of this expanded name.
-func (n *Node) KillTask(id messages.RunID, name string) error {
+func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) error {
 	if n.env.summaries.summary(id) == nil {
-		v, err := n.Task(id, name)
+		v, err := n.Task(ctx, id, name)
 		if err != nil || v.State.Final() { // finished: nothing changes, but the names are checked
 			return err
 		}
 	}
 	m := &messages.KillTask{Run: id, Task: name, Reply: messages.NewReply[struct{}]()}
-	_, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+	_, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 	return err
 }
 
 // Ready is nil when requests are served.
-func (n *Node) Ready() error {
+func (n *Node) Ready(context.Context) error {
 	if n.closing.Load() {
 		return errStopping
 	}
@@ -179,7 +185,7 @@ func (n *Node) Ready() error {
 
 // Damaged is nil, or the first damage that reads of rows or outputs have found since the node
 // was started.
-func (n *Node) Damaged() error {
+func (n *Node) Damaged(context.Context) error {
 	if s, ok := n.env.store.(interface{ Damaged() error }); ok {
 		if err := s.Damaged(); err != nil {
 			return err
@@ -192,7 +198,7 @@ func (n *Node) Damaged() error {
 }
 
 // Healthy is nil when new work may be taken, and what carries it out works.
-func (n *Node) Healthy() error {
+func (n *Node) Healthy(context.Context) error {
 	if err := n.acceptsRuns(); err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ func TestRetryWaitsThoughTheClockIsSet(t *testing.T) {
 			"running": func(*rig, messages.RunID) {},
 			"paused": func(r *rig, id messages.RunID) {
 				for _, to := range []dag.RunState{dag.RunPaused, dag.RunRunning} {
-					if err := r.node.SetState(id, to); err != nil {
+					if err := r.node.SetState(t.Context(), id, to); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -85,7 +85,7 @@ func TestTimesDoNotGoBackwards(t *testing.T) {
 	last := r.awaitTasks(id, dag.TaskRunning, 1).LastUpdate
 	look := func(what string) {
 		t.Helper()
-		v, err := r.node.View(id, 0, 1)
+		v, err := r.node.View(t.Context(), id, 0, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +102,7 @@ func TestTimesDoNotGoBackwards(t *testing.T) {
 	set := func(to dag.RunState) {
 		t.Helper()
 		r.step(-time.Hour)
-		if err := r.node.SetState(id, to); err != nil {
+		if err := r.node.SetState(t.Context(), id, to); err != nil {
 			t.Fatal(err)
 		}
 		look(to.String())
@@ -148,11 +148,11 @@ func TestRestartBesideARunningTask(t *testing.T) {
 	r.fake.Begin(k)
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	for _, to := range []dag.RunState{dag.RunPaused, dag.RunQueued} {
-		if err := r.node.SetState(id, to); err != nil {
+		if err := r.node.SetState(t.Context(), id, to); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if s, err := r.node.Summary(id); err != nil || s.State != dag.RunRunning || s.Counts[dag.TaskRunning] != 1 {
+	if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunRunning || s.Counts[dag.TaskRunning] != 1 {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	words := []string{"QUEUED", "RUNNING", "PAUSED", "QUEUED", "RUNNING"}
@@ -161,7 +161,7 @@ func TestRestartBesideARunningTask(t *testing.T) {
 	}
 	r.crash()
 	r.awaitTasks(id, dag.TaskRunning, 1)
-	if s, err := r.node.Summary(id); err != nil || s.State != dag.RunRunning {
+	if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunRunning {
 		t.Fatalf("after a crash: %+v, %v", s, err)
 	}
 	if got := r.changes(id); !slices.Equal(got, words) {

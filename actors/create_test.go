@@ -28,7 +28,7 @@ func TestRequestOvertakesTheNewsOfTheSubmission(t *testing.T) {
 			r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 			r.store.Hold()
 			submitted, asked := make(chan error, 1), make(chan error, 1)
-			go func() { submitted <- second(r.node.Submit(r.plan(chain))) }()
+			go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(chain))) }()
 			r.store.WaitPending(1)
 			block := &blocking{make(chan struct{}), make(chan struct{})}
 			r.node.env.root.Send(r.node.shard(0), block)
@@ -40,7 +40,7 @@ func TestRequestOvertakesTheNewsOfTheSubmission(t *testing.T) {
 			r.store.Step(1)
 			r.store.Release()
 			if name == "kill task" {
-				go func() { asked <- r.node.KillTask(0, "a") }()
+				go func() { asked <- r.node.KillTask(t.Context(), 0, "a") }()
 			} else {
 				go func() { asked <- (<-m.Reply).Err }()
 			}
@@ -57,7 +57,7 @@ func TestRequestOvertakesTheNewsOfTheSubmission(t *testing.T) {
 				for _, k := range r.fake.Live() {
 					r.fake.End(k, messages.AttemptSucceeded, 0)
 				}
-				if err := r.node.SetState(0, dag.RunRunning); err != nil {
+				if err := r.node.SetState(t.Context(), 0, dag.RunRunning); err != nil {
 					t.Fatal(err)
 				}
 				r.awaitState(0, dag.RunCompleted)
@@ -74,7 +74,7 @@ func TestRequestForASubmissionThatFails(t *testing.T) {
 	r := newRig(t)
 	r.store.Hold()
 	submitted := make(chan error, 1)
-	go func() { submitted <- second(r.node.Submit(r.plan(chain))) }()
+	go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(chain))) }()
 	r.store.WaitPending(1)
 	m := &messages.SetState{To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(0), m)

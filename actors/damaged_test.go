@@ -45,7 +45,7 @@ func TestListsOfADamagedStore(t *testing.T) {
 	}
 	list := func(q messages.ListQuery) string {
 		var ids []string
-		err := r.node.Summaries(q, func(s *messages.Summary) bool {
+		err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool {
 			text := fmt.Sprint(s.ID)
 			if s.Damage != "" {
 				text += "!"

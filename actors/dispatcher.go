@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -159,23 +160,35 @@ type pauseAll struct {
 }
 
 // Paused returns why no task starts; "" when tasks do.
-func (n *Node) Paused() string { return *n.pauses.reason.Load() }
+func (n *Node) Paused(context.Context) string { return n.pauses.current() }
+
+func (p *pauses) current() string { return *p.reason.Load() }
 
 // SetPaused pauses all runs at once, for a reason, or with "" has them go on. It
 // returns when that is durable and in effect: attempts that run or were granted
-// before go on; no other attempt starts.
-func (n *Node) SetPaused(reason string) error {
+// before go on; no other attempt starts. A change that has begun is carried out also when
+// ctx ends: what is stored, what the dispatcher does and what Paused returns agree.
+func (n *Node) SetPaused(ctx context.Context, reason string) error {
 	n.pauses.change.Lock()
 	defer n.pauses.change.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if n.pauses.save != nil {
 		if err := n.pauses.save(reason); err != nil {
 			return &messages.Error{Code: messages.Unavailable, Text: "the pause cannot be stored: " + err.Error()}
 		}
 	}
 	m := &pauseAll{reason != "", messages.NewReply[struct{}]()}
-	if _, err := call(n, m.reply, func() { n.env.root.Send(n.env.dispatcher, m) }); err != nil {
+	if _, err := call(context.WithoutCancel(ctx), n, m.reply, func() { n.env.root.Send(n.env.dispatcher, m) }); err != nil {
 		return err
 	}
 	n.pauses.reason.Store(&reason)
+	who, _ := messages.PrincipalOf(ctx)
+	if reason == "" {
+		n.env.log.Info("tasks start again", "token", who.Token, "address", who.Address)
+	} else {
+		n.env.log.Info("tasks no longer start", "reason", reason, "token", who.Token, "address", who.Address)
+	}
 	return nil
 }

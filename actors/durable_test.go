@@ -50,7 +50,7 @@ func TestACrashLeavesAttemptsRunning(t *testing.T) {
 	}
 	// Their slots are counted: there is one, not two.
 	whole := r.submit(wholeMachine)
-	if _, err := r.node.View(whole, 0, 1); err != nil {
+	if _, err := r.node.View(t.Context(), whole, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	r.fake.End(runs, messages.AttemptSucceeded, 0)
@@ -121,7 +121,7 @@ func TestNothingIsGrantedBeforeAllHaveSaidWhatTheyHold(t *testing.T) {
 	r.wrap = func(s persistence.Store) persistence.Store { return &loading{s, slow, gate} }
 	r.crash()
 	// It has its turn, wants a slot and gets none; a no-op task needs none.
-	if _, err := r.node.View(quick, 0, 1); err != nil {
+	if _, err := r.node.View(t.Context(), quick, 0, 1); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitState(r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`), dag.RunCompleted)
@@ -159,7 +159,7 @@ func TestARunThatCannotBeLoadedHoldsNobodyUp(t *testing.T) {
 	third := r.submit(single)
 	r.fake.End(r.order(4), messages.AttemptSucceeded, 0)
 	r.awaitState(third, dag.RunCompleted)
-	if err := r.node.Kill(bad); code(err) != messages.Internal {
+	if err := r.node.Kill(t.Context(), bad); code(err) != messages.Internal {
 		t.Errorf("kill of what cannot be loaded: %v", err)
 	}
 	if r.fake.Kills(k) != 0 || d.Acks(k) != 0 {
@@ -237,7 +237,7 @@ func TestEveryEndIsAcknowledged(t *testing.T) {
 	say(never)
 	d.WaitAck(t, never)
 	for d.Acks(a) < 2 {
-		if _, err := r.node.View(id, 0, 0); err != nil {
+		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -271,7 +271,7 @@ func TestAStorageFailureLeavesAttemptsRunning(t *testing.T) {
 	first, other := r.order(1), r.order(2)
 	r.fake.Begin(other)
 	r.fake.End(first, messages.AttemptFailed, 77)
-	for code(r.node.SetState(id, dag.RunRunning)) != messages.Internal {
+	for code(r.node.SetState(t.Context(), id, dag.RunRunning)) != messages.Internal {
 	}
 	if r.fake.Kills(other) != 0 || d.Acks(first) != 0 {
 		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(other), d.Acks(first))

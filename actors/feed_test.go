@@ -20,7 +20,7 @@ import (
 // "a:ERRORED.1=3", "COMPLETED" for the run, "-2" for two that were missed.
 func (r *rig) story(id messages.RunID, after uint64) (words []string, last *messages.RunEvents) {
 	r.t.Helper()
-	f, err := r.node.Follow(id, after)
+	f, err := r.node.Follow(context.Background(), id, after)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (r *rig) fails(id messages.RunID, from int) {
 func TestFollow(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(retried)
-	f, err := r.node.Follow(id, messages.FromNow)
+	f, err := r.node.Follow(t.Context(), id, messages.FromNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,12 +113,12 @@ func TestFollow(t *testing.T) {
 		if words, _ := r.story(id, last.Seq+7); len(words) > 0 {
 			t.Errorf("%s server tells %q behind the end", server, words)
 		}
-		if f, err := r.node.Follow(id, last.Seq); f != nil || err != nil {
+		if f, err := r.node.Follow(t.Context(), id, last.Seq); f != nil || err != nil {
 			t.Errorf("%s server: nothing is left to tell, and there is a feed: %v", server, err)
 		}
 		r.crash()
 	}
-	if _, err := r.node.Follow(id+100, messages.FromNow); code(err) != messages.NotFound {
+	if _, err := r.node.Follow(t.Context(), id+100, messages.FromNow); code(err) != messages.NotFound {
 		t.Errorf("an unknown run: %v", err)
 	}
 }
@@ -127,7 +127,7 @@ func TestFollow(t *testing.T) {
 func TestTheEndTellsOfTheStart(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(retried)
-	f, err := r.node.Follow(id, messages.FromNow)
+	f, err := r.node.Follow(t.Context(), id, messages.FromNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestFollowAgain(t *testing.T) {
 	r.order(2)
 	var feeds []messages.Subscription
 	for after := range uint64(3) {
-		f, err := r.node.Follow(id, after)
+		f, err := r.node.Follow(t.Context(), id, after)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +201,7 @@ func TestFollowersComeAndGo(t *testing.T) {
 	n := r.node.env.summaries.entry(id)
 	var feeds []messages.Subscription
 	for range 3 {
-		f, err := r.node.Follow(id, messages.FromNow)
+		f, err := r.node.Follow(t.Context(), id, messages.FromNow)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +217,7 @@ func TestFollowersComeAndGo(t *testing.T) {
 	if n.log.Load() != nil {
 		t.Error("nobody follows, and there is a feed")
 	}
-	f, err := r.node.Follow(id, messages.FromNow)
+	f, err := r.node.Follow(t.Context(), id, messages.FromNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,12 +344,12 @@ func TestListen(t *testing.T) {
 	r := newRig(t)
 	r.fake.Play(succeed)
 	tagged := func(tag string) string { return strings.Replace(single, "{", `{"tag":"`+tag+`",`, 1) }
-	all, err := r.node.Listen(messages.ListQuery{}, 0)
+	all, err := r.node.Listen(t.Context(), messages.ListQuery{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer all.Close()
-	some, err := r.node.Listen(messages.ListQuery{Tag: "x", HasTag: true}, 0)
+	some, err := r.node.Listen(t.Context(), messages.ListQuery{Tag: "x", HasTag: true}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +376,7 @@ func TestListen(t *testing.T) {
 
 	r.crash() // all is gone that listened
 	later := r.submit(tagged("x"))
-	again, err := r.node.Listen(messages.ListQuery{Tag: "x", HasTag: true}, at)
+	again, err := r.node.Listen(t.Context(), messages.ListQuery{Tag: "x", HasTag: true}, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +388,7 @@ func TestListen(t *testing.T) {
 		}
 	}
 	r.pass(10 * resumeOverlap)
-	future, err := r.node.Listen(messages.ListQuery{}, r.now())
+	future, err := r.node.Listen(t.Context(), messages.ListQuery{}, r.now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -414,11 +414,11 @@ func TestSlowListener(t *testing.T) {
 	n := &Node{env: &nodeContext{clock: still(9), summaries: newSummaryIndex()}}
 	h := &n.env.summaries.broadcaster
 	h.publish(&messages.Summary{ID: 1}) // nobody listens
-	slow, err := n.Listen(messages.ListQuery{}, 0)
+	slow, err := n.Listen(t.Context(), messages.ListQuery{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := n.Listen(messages.ListQuery{HasTag: true, Tag: "none"}, 0)
+	other, err := n.Listen(t.Context(), messages.ListQuery{HasTag: true, Tag: "none"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func TestResumedFollowersLoadNothing(t *testing.T) {
 	r.fake.Begin(k)
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	loads := count.loads.Load()
-	f, err := r.node.Follow(id, 1)
+	f, err := r.node.Follow(t.Context(), id, 1)
 	if err != nil || f == nil {
 		t.Fatalf("%v, %v", f, err)
 	}
@@ -86,7 +86,7 @@ func TestResumedFollowersLoadNothing(t *testing.T) {
 	_, end := r.story(id, 0)
 	r.crash() // and started again: nothing of the run is in memory
 	loads = count.loads.Load()
-	if f, err := r.node.Follow(id, end.Seq); f != nil || err != nil {
+	if f, err := r.node.Follow(t.Context(), id, end.Seq); f != nil || err != nil {
 		t.Errorf("behind the end: %v, %v", f, err)
 	}
 	if n := count.loads.Load() - loads; n != 0 {
@@ -137,7 +137,7 @@ func TestPausedListsGoOn(t *testing.T) {
 		for pages := 0; ; pages++ {
 			budget := 2
 			q.Budget = &budget
-			err := r.node.Summaries(q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true })
+			err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true })
 			paused, ok := err.(*messages.ListPaused)
 			if !ok {
 				if err != nil || pages < 3 && !desc {

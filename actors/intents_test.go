@@ -50,15 +50,15 @@ func TestIntentsAreDurableBeforeTheyAreAnswered(t *testing.T) {
 		then func(*rig, messages.RunID) // after the crash
 	}{
 		"kill": {
-			func(r *rig, id messages.RunID) error { return r.node.Kill(id) },
+			func(r *rig, id messages.RunID) error { return r.node.Kill(t.Context(), id) },
 			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunKilled) },
 		},
 		"kill by state": {
-			func(r *rig, id messages.RunID) error { return r.node.SetState(id, dag.RunKilled) },
+			func(r *rig, id messages.RunID) error { return r.node.SetState(t.Context(), id, dag.RunKilled) },
 			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunKilled) },
 		},
 		"kill of a task": {
-			func(r *rig, id messages.RunID) error { return r.node.KillTask(id, "a") },
+			func(r *rig, id messages.RunID) error { return r.node.KillTask(t.Context(), id, "a") },
 			func(r *rig, id messages.RunID) {
 				r.awaitState(id, dag.RunKilled)
 				if a, b := r.state(id, "a"), r.state(id, "b"); a != dag.TaskKilled || b != dag.TaskQueued {
@@ -67,7 +67,7 @@ func TestIntentsAreDurableBeforeTheyAreAnswered(t *testing.T) {
 			},
 		},
 		"pause": {
-			func(r *rig, id messages.RunID) error { return r.node.SetState(id, dag.RunPaused) },
+			func(r *rig, id messages.RunID) error { return r.node.SetState(t.Context(), id, dag.RunPaused) },
 			func(r *rig, id messages.RunID) { r.awaitState(id, dag.RunPaused) },
 		},
 	} {
@@ -97,7 +97,7 @@ func TestRestartIsDurableBeforeItIsAnswered(t *testing.T) {
 	for r.node.env.summaries.summary(id) != nil { // it is to be loaded again
 		runtime.Gosched()
 	}
-	r.durably(id, func() error { return r.node.SetState(id, dag.RunQueued) })
+	r.durably(id, func() error { return r.node.SetState(t.Context(), id, dag.RunQueued) })
 	r.crash()
 	k := r.order(2)
 	if k.Run != id || k.Attempt != 2 {
@@ -129,27 +129,27 @@ func TestKillOfAFinishedRunChangesNothing(t *testing.T) {
 			r.fake.Begin(k)
 			r.awaitTasks(id, dag.TaskRunning, 1)
 			if c.want == dag.RunKilled {
-				if err := r.node.Kill(id); err != nil {
+				if err := r.node.Kill(t.Context(), id); err != nil {
 					t.Fatal(err)
 				}
 				r.fake.WaitKill(t, k)
 			}
 			r.fake.End(k, c.end, 0)
 			r.awaitState(id, c.want)
-			before, err := r.node.View(id, 0, 1)
+			before, err := r.node.View(t.Context(), id, 0, 1)
 			if err != nil {
 				t.Fatal(err)
 			}
 			kills := r.fake.Kills(k)
 			for range 2 {
 				for name, err := range map[string]error{
-					"kill": r.node.Kill(id), "kill by state": r.node.SetState(id, dag.RunKilled), "kill of a task": r.node.KillTask(id, "a"),
+					"kill": r.node.Kill(t.Context(), id), "kill by state": r.node.SetState(t.Context(), id, dag.RunKilled), "kill of a task": r.node.KillTask(t.Context(), id, "a"),
 				} {
 					if err != nil {
 						t.Errorf("%s: %v", name, err)
 					}
 				}
-				after, err := r.node.View(id, 0, 1)
+				after, err := r.node.View(t.Context(), id, 0, 1)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -210,12 +210,12 @@ func TestChangesHaveTheirTimes(t *testing.T) {
 	r := newRig(t)
 	r.fake.Play(succeed)
 	sub := r.plan(chain)
-	id, err := r.node.Submit(sub)
+	id, err := r.node.Submit(t.Context(), sub)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := r.awaitState(id, dag.RunCompleted)
-	v, err := r.node.View(id, 0, 0)
+	v, err := r.node.View(t.Context(), id, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Limits = dag.Limits{MaxTasks: 3} })
 	sub := r.plan(spec)
 	sub.Plan = sub.Plan.WithLimits(r.config.Limits) // as http plans it
-	before, err := r.node.Submit(sub)
+	before, err := r.node.Submit(t.Context(), sub)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -183,7 +184,7 @@ func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
 			continue
 		}
 		m := &messages.Purge{Runs: list, Reply: messages.NewReply[[]messages.RunID]()}
-		held, err := call(n, m.Reply, func() { n.env.root.Send(n.shards[i], m) })
+		held, err := call(context.Background(), n, m.Reply, func() { n.env.root.Send(n.shards[i], m) })
 		defer n.env.root.Send(n.shards[i], &messages.Purged{Runs: list}) // also when it answers too late
 		if err != nil {
 			return 0, err

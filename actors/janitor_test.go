@@ -22,7 +22,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 			r.fake.Play(succeed)
 			done := r.submit(single)
 			r.awaitState(done, dag.RunCompleted)
-			if _, err := r.node.View(done, 0, 0); err != nil { // its actor is gone
+			if _, err := r.node.View(t.Context(), done, 0, 0); err != nil { // its actor is gone
 				t.Fatal(err)
 			}
 			for range Shards - 1 {
@@ -32,13 +32,13 @@ func TestRequestsDuringADeletion(t *testing.T) {
 			live := r.submit(single) // of the same shard
 			r.awaitTasks(live, dag.TaskRunning, 1)
 			m := &messages.Purge{Runs: []messages.RunID{done, live}, Reply: messages.NewReply[[]messages.RunID]()}
-			held, err := call(r.node, m.Reply, func() { r.node.env.root.Send(r.node.shard(done), m) })
+			held, err := call(t.Context(), r.node, m.Reply, func() { r.node.env.root.Send(r.node.shard(done), m) })
 			if err != nil || !slices.Equal(held, []messages.RunID{done}) {
 				t.Fatalf("held %v, %v", held, err)
 			}
 			restart := &messages.SetState{Run: done, To: dag.RunQueued, Reply: messages.NewReply[struct{}]()}
 			r.node.env.root.Send(r.node.shard(done), restart)
-			if _, err := r.node.View(live, 0, 0); err != nil { // so that the shard has seen the restart
+			if _, err := r.node.View(t.Context(), live, 0, 0); err != nil { // so that the shard has seen the restart
 				t.Fatal(err)
 			}
 			if len(restart.Reply) > 0 {
@@ -50,7 +50,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 				}
 			}
 			r.node.env.root.Send(r.node.shard(done), &messages.Purged{Runs: m.Runs}) // of which one lives
-			_, err = call(r.node, restart.Reply, func() {})
+			_, err = call(t.Context(), r.node, restart.Reply, func() {})
 			if want := map[bool]messages.Code{true: messages.NotFound, false: messages.Conflict}[remove]; code(err) != want {
 				t.Errorf("restart: %v, want %v", err, want) // a run that is COMPLETED cannot be restarted
 			}
@@ -68,7 +68,7 @@ func TestJanitorSweepsAgain(t *testing.T) {
 		for range 5 {
 			last = r.submit(single)
 			r.awaitState(last, dag.RunCompleted)
-			if _, err := r.node.View(last, 0, 0); err != nil { // its actor is gone
+			if _, err := r.node.View(t.Context(), last, 0, 0); err != nil { // its actor is gone
 				t.Fatal(err)
 			}
 		}
@@ -76,7 +76,7 @@ func TestJanitorSweepsAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		var left []messages.RunID
-		_ = r.node.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
+		_ = r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
 		if !slices.Equal(left, []messages.RunID{last}) {
 			t.Errorf("left %v, want %d", left, last)
 		}
@@ -87,7 +87,7 @@ func TestJanitorSweepsAgain(t *testing.T) {
 	if err := j.sweep(); err != nil {
 		t.Error(err)
 	}
-	if _, err := r.node.Summary(last - 1); err != nil {
+	if _, err := r.node.Summary(t.Context(), last-1); err != nil {
 		t.Errorf("a janitor that was stopped has deleted: %v", err)
 	}
 }
@@ -109,7 +109,7 @@ func TestDeletionEndsAWait(t *testing.T) {
 	}()
 	<-waits
 	for { // its actor is gone, and so the wait is for a run that is only stored
-		if _, err := r.node.View(run, 0, 0); err != nil {
+		if _, err := r.node.View(t.Context(), run, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 		if r.node.env.summaries.entry(run) == nil {

@@ -87,10 +87,10 @@ func TestLoadsHoldNobodyUp(t *testing.T) {
 	r.node.env.root.Send(r.node.shard(ids[0]), killed)
 	r.node.env.root.Send(r.node.shard(ids[0]), paused)
 	fresh := r.submit(single)
-	if v, err := r.node.View(fresh, 0, 1); err != nil || v.State != dag.RunQueued { // its actor answers
+	if v, err := r.node.View(t.Context(), fresh, 0, 1); err != nil || v.State != dag.RunQueued { // its actor answers
 		t.Fatalf("%+v, %v", v, err)
 	}
-	if err := r.node.KillTask(fresh, "a"); err != nil {
+	if err := r.node.KillTask(t.Context(), fresh, "a"); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitState(fresh, dag.RunKilled)
@@ -148,7 +148,7 @@ func TestLoadThatFails(t *testing.T) {
 			}
 			next := r.submit(single) // nothing is waited for that is not known
 			r.fake.WaitOrders(t, 4)
-			if err := r.node.Kill(next); err != nil {
+			if err := r.node.Kill(t.Context(), next); err != nil {
 				t.Error(err)
 			}
 		})

@@ -24,7 +24,7 @@ func TestLargeRunsAreKeptForTheNextLook(t *testing.T) {
 	n := 0
 	at := func(id messages.RunID, tasks uint32) {
 		t.Helper()
-		if l, err := k.get(id, loads(&n, tasks)); err != nil || l.summary.Tasks != tasks {
+		if l, err := k.get(t.Context(), id, loads(&n, tasks)); err != nil || l.summary.Tasks != tasks {
 			t.Errorf("%+v, %v", l, err)
 		}
 	}
@@ -76,7 +76,7 @@ func TestLookersShareALoading(t *testing.T) {
 	}
 	answers := make(chan answer)
 	ask := func(load func(*cachedRun) error) {
-		l, err := k.get(7, load)
+		l, err := k.get(t.Context(), 7, load)
 		answers <- answer{l, err}
 	}
 	go ask(slow)
@@ -97,13 +97,13 @@ func TestLookersShareALoading(t *testing.T) {
 	<-begun
 	k.invalidate(7)
 	n := 0
-	now, err := k.get(7, loads(&n, minCachedTasks))
+	now, err := k.get(t.Context(), 7, loads(&n, minCachedTasks))
 	gate <- struct{}{}
 	old := <-answers
 	if err != nil || n != 1 || now == old.l {
 		t.Errorf("a loading from before the change is shared: %v, loaded %d times", err, n)
 	}
-	if l, err := k.get(7, never); err != nil || l != now {
+	if l, err := k.get(t.Context(), 7, never); err != nil || l != now {
 		t.Errorf("what is kept is not the newer one: %p, want %p, %v", l, now, err)
 	}
 }
@@ -111,7 +111,7 @@ func TestLookersShareALoading(t *testing.T) {
 func TestLoadingsThatFail(t *testing.T) {
 	var k finishedRunCache
 	broken := errors.New("broken")
-	if _, err := k.get(7, func(*cachedRun) error { return broken }); err != broken {
+	if _, err := k.get(t.Context(), 7, func(*cachedRun) error { return broken }); err != broken {
 		t.Errorf("got %v", err)
 	}
 	func() {
@@ -120,10 +120,10 @@ func TestLoadingsThatFail(t *testing.T) {
 				t.Error("the panic is lost")
 			}
 		}()
-		_, _ = k.get(7, func(*cachedRun) error { panic("a bug") })
+		_, _ = k.get(t.Context(), 7, func(*cachedRun) error { panic("a bug") })
 	}()
 	n := 0
-	if _, err := k.get(7, loads(&n, minCachedTasks)); err != nil || n != 1 {
+	if _, err := k.get(t.Context(), 7, loads(&n, minCachedTasks)); err != nil || n != 1 {
 		t.Errorf("after that: %v", err)
 	}
 }
@@ -144,7 +144,7 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 		r.awaitState(id, state)
 		r.retired(id)
 		for range 2 {
-			if v, err := r.node.View(id, 0, 1); err != nil || v.State != state {
+			if v, err := r.node.View(t.Context(), id, 0, 1); err != nil || v.State != state {
 				t.Fatalf("%+v, %v; want %v", v, err, state)
 			}
 		}
@@ -152,7 +152,7 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 	r.fake.End(r.order(1), messages.AttemptFailed, 1)
 	sees(dag.RunErrored)
 	r.fake.Play(succeed)
-	if err := r.node.SetState(id, dag.RunQueued); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 		t.Fatal(err)
 	}
 	sees(dag.RunCompleted)
@@ -167,7 +167,7 @@ func TestLargeRunIsSeenAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.passed(id) // the shard has let go of it
-	if _, err := r.node.View(id, 0, 1); code(err) != messages.NotFound {
+	if _, err := r.node.View(t.Context(), id, 0, 1); code(err) != messages.NotFound {
 		t.Errorf("a deleted run: %v", err)
 	}
 }
@@ -183,11 +183,11 @@ func TestViewsOfWhatIsKeptOnlyRead(t *testing.T) {
 	done := make(chan error)
 	for range 8 {
 		go func() {
-			v, err := r.node.View(id, 0, 1<<32-1)
+			v, err := r.node.View(t.Context(), id, 0, 1<<32-1)
 			for first := uint32(0); err == nil && first <= minCachedTasks; first += 1000 {
 				v.States[first] = dag.TaskKilled // it is a copy
 				v.Changes[0].State, v.Times[0] = dag.RunKilled, dag.Times{}
-				_, err = r.node.Task(id, v.Plan.TaskName(first))
+				_, err = r.node.Task(t.Context(), id, v.Plan.TaskName(first))
 			}
 			done <- err
 		}()
@@ -197,7 +197,7 @@ func TestViewsOfWhatIsKeptOnlyRead(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if v, err := r.node.View(id, 0, 1<<32-1); err != nil || v.States[0] != dag.TaskCompleted || v.Changes[0].State != dag.RunQueued || v.Times[0].First == 0 {
+	if v, err := r.node.View(t.Context(), id, 0, 1<<32-1); err != nil || v.States[0] != dag.TaskCompleted || v.Changes[0].State != dag.RunQueued || v.Times[0].First == 0 {
 		t.Errorf("%v, %v", v.Changes, err)
 	}
 }

@@ -105,7 +105,7 @@ func Start(c Config) (*Node, error) {
 	e := &nodeContext{
 		store: c.Store, outputs: c.Outputs, summaries: newSummaryIndex(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
-		closing: &n.closing, paused: n.Paused, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
+		closing: &n.closing, paused: n.pauses.current, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
 		plans: &longPlans{lowerGCPressure: c.LowerGCPressure},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
@@ -364,7 +364,7 @@ func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, chil
 func (a *nodeActor) plant(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
-			env: a.env, sched: a.sched, awaited: a.awaited, paused: a.node.Paused() != "",
+			env: a.env, sched: a.sched, awaited: a.awaited, paused: a.node.pauses.current() != "",
 		}
 	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
 	if err != nil {

@@ -42,7 +42,7 @@ func TestIdempotencyKey(t *testing.T) {
 	ids := make(chan messages.RunID, 8)
 	for range cap(ids) {
 		all.Go(func() {
-			id, err := r.node.Submit(keyed(chain))
+			id, err := r.node.Submit(t.Context(), keyed(chain))
 			if err != nil {
 				t.Error(err)
 			}
@@ -50,7 +50,7 @@ func TestIdempotencyKey(t *testing.T) {
 		})
 	}
 	r.store.WaitPending(1)
-	if _, err := r.node.Submit(keyed(single)); code(err) != messages.KeyReused {
+	if _, err := r.node.Submit(t.Context(), keyed(single)); code(err) != messages.KeyReused {
 		t.Errorf("another body, while the first is pending: %v", err)
 	}
 	r.store.Release()
@@ -60,11 +60,11 @@ func TestIdempotencyKey(t *testing.T) {
 			t.Errorf("id %d", id)
 		}
 	}
-	if _, err := r.node.Submit(keyed(single)); code(err) != messages.KeyReused {
+	if _, err := r.node.Submit(t.Context(), keyed(single)); code(err) != messages.KeyReused {
 		t.Errorf("another body: %v", err)
 	}
 	r.crash()
-	if id, err := r.node.Submit(keyed(chain)); err != nil || id != 0 {
+	if id, err := r.node.Submit(t.Context(), keyed(chain)); err != nil || id != 0 {
 		t.Errorf("after the crash: %d, %v", id, err)
 	}
 }
@@ -130,7 +130,7 @@ func TestCrashAtEveryCommit(t *testing.T) {
 			r.store.Hold()
 			answered := make(chan error, 1)
 			go func() {
-				_, err := r.node.Submit(r.plan(spec))
+				_, err := r.node.Submit(t.Context(), r.plan(spec))
 				answered <- err
 			}()
 			for n := 0; n < at; n++ {
@@ -147,7 +147,7 @@ func TestCrashAtEveryCommit(t *testing.T) {
 			if s.Tasks != 6 || s.Counts[dag.TaskCompleted] != 6 {
 				t.Errorf("summary %+v", s)
 			}
-			v, err := r.node.View(0, 0, 100)
+			v, err := r.node.View(t.Context(), 0, 0, 100)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -181,9 +181,9 @@ func TestStorageFailureIsSaid(t *testing.T) {
 		t.Error("no reason")
 	}
 	for name, err := range map[string]error{
-		"submit":  second(r.node.Submit(r.plan(single))),
-		"kill":    r.node.Kill(id),
-		"healthy": r.node.Healthy(),
+		"submit":  second(r.node.Submit(t.Context(), r.plan(single))),
+		"kill":    r.node.Kill(t.Context(), id),
+		"healthy": r.node.Healthy(t.Context()),
 	} {
 		if code(err) != messages.Unavailable {
 			t.Errorf("%s: %v", name, err)
@@ -200,7 +200,7 @@ func TestLowDiskRefusesNewRunsOnly(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(chain)
 	r.store.SetRoom(errors.New("disk is nearly full: 3 MB free"))
-	if _, err := r.node.Submit(r.plan(single)); code(err) != messages.Unavailable {
+	if _, err := r.node.Submit(t.Context(), r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit: %v", err)
 	}
 	r.fake.End(r.order(1), messages.AttemptSucceeded, 0)
@@ -213,13 +213,13 @@ func TestLowDiskRefusesNewRunsOnly(t *testing.T) {
 func TestUnknownRuns(t *testing.T) {
 	r := newRig(t)
 	for name, err := range map[string]error{
-		"summary": second(r.node.Summary(7)),
-		"view":    second(r.node.View(7, 0, 1)),
-		"task":    second(r.node.Task(7, "a")),
-		"kill":    r.node.Kill(7),
-		"task k":  r.node.KillTask(7, "a"),
-		"pause":   r.node.SetState(7, dag.RunPaused),
-		"log":     second(r.node.OpenLog(7, "a", 0, messages.Stdout)),
+		"summary": second(r.node.Summary(t.Context(), 7)),
+		"view":    second(r.node.View(t.Context(), 7, 0, 1)),
+		"task":    second(r.node.Task(t.Context(), 7, "a")),
+		"kill":    r.node.Kill(t.Context(), 7),
+		"task k":  r.node.KillTask(t.Context(), 7, "a"),
+		"pause":   r.node.SetState(t.Context(), 7, dag.RunPaused),
+		"log":     second(r.node.OpenLog(t.Context(), 7, "a", 0, messages.Stdout)),
 	} {
 		if code(err) != messages.NotFound || err.Error() != "unknown run 7" {
 			t.Errorf("%s: %v", name, err)
@@ -237,7 +237,7 @@ func TestLists(t *testing.T) {
 	r.order(1)
 	list := func(q messages.ListQuery) (ids []messages.RunID) {
 		t.Helper()
-		if err := r.node.Summaries(q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true }); err != nil {
+		if err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true }); err != nil {
 			t.Fatal(err)
 		}
 		return ids
@@ -283,7 +283,7 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 		t.Helper()
 		got = got[:0]
 		q.All, q.Desc = true, true
-		if err := n.Summaries(q, func(s *messages.Summary) bool { got = append(got, s.ID); return true }); err != nil {
+		if err := n.Summaries(t.Context(), q, func(s *messages.Summary) bool { got = append(got, s.ID); return true }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -304,7 +304,7 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 		}
 	}
 	store.err = errDisk
-	if err := n.Summaries(messages.ListQuery{All: true, Desc: true}, func(*messages.Summary) bool { return true }); err == nil {
+	if err := n.Summaries(t.Context(), messages.ListQuery{All: true, Desc: true}, func(*messages.Summary) bool { return true }); err == nil {
 		t.Error("the store's error is lost")
 	}
 }
@@ -328,7 +328,7 @@ func TestNewestFirstJumpsOverGaps(t *testing.T) {
 		n := &Node{env: &nodeContext{summaries: newSummaryIndex(), store: store}}
 		n.ids.Store(uint64(far) + 1)
 		i := len(store.runs)
-		err := n.Summaries(messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {
+		err := n.Summaries(t.Context(), messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {
 			if i--; i < 0 || s != store.runs[i] {
 				t.Fatalf("%d is not the next of %d", s.ID, len(store.runs))
 			}
@@ -365,12 +365,12 @@ func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 func TestLogs(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1}}}`)
-	if _, err := r.node.OpenLog(id, "a", 0, messages.Stdout); code(err) != messages.NotFound {
+	if _, err := r.node.OpenLog(t.Context(), id, "a", 0, messages.Stdout); code(err) != messages.NotFound {
 		t.Errorf("before any attempt: %v", err)
 	}
 	read := func(attempt uint32) string {
 		t.Helper()
-		l, err := r.node.OpenLog(id, "a", attempt, messages.Stdout)
+		l, err := r.node.OpenLog(t.Context(), id, "a", attempt, messages.Stdout)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -404,7 +404,7 @@ func TestLogs(t *testing.T) {
 	if got := read(0); got != "two" {
 		t.Errorf("finished: %q", got)
 	}
-	if _, err := r.node.OpenLog(id, "a", 3, messages.Stdout); code(err) != messages.NotFound {
+	if _, err := r.node.OpenLog(t.Context(), id, "a", 3, messages.Stdout); code(err) != messages.NotFound {
 		t.Errorf("no such attempt: %v", err)
 	}
 }
@@ -415,17 +415,17 @@ func TestViewShowsWhatRuns(t *testing.T) {
 	k := r.order(1)
 	r.fake.Begin(k)
 	r.awaitTasks(id, dag.TaskRunning, 1)
-	v, err := r.node.View(id, 0, 10)
+	v, err := r.node.View(t.Context(), id, 0, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(v.States) != 2 || v.States[0] != dag.TaskRunning || len(v.Live) != 1 || v.Live[0].Attempt != 1 || v.Live[0].Start == 0 {
 		t.Errorf("view %+v", v)
 	}
-	if v, _ := r.node.View(id, 1, 10); len(v.States) != 1 || v.First != 1 || len(v.Live) != 0 {
+	if v, _ := r.node.View(t.Context(), id, 1, 10); len(v.States) != 1 || v.First != 1 || len(v.Live) != 0 {
 		t.Errorf("the second half: %+v", v)
 	}
-	if v, _ := r.node.View(id, 9, 10); len(v.States) != 0 {
+	if v, _ := r.node.View(t.Context(), id, 9, 10); len(v.States) != 0 {
 		t.Errorf("beyond the end: %+v", v)
 	}
 }
@@ -436,10 +436,10 @@ func TestCloseKeepsWhatRanAsLost(t *testing.T) {
 	r.fake.Begin(r.order(1))
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	r.stop()
-	if _, err := r.node.Submit(r.plan(single)); code(err) != messages.Unavailable {
+	if _, err := r.node.Submit(t.Context(), r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit after close: %v", err)
 	}
-	if err := r.node.Kill(id); code(err) != messages.Unavailable {
+	if err := r.node.Kill(t.Context(), id); code(err) != messages.Unavailable {
 		t.Errorf("kill after close: %v", err)
 	}
 	r.start()
@@ -464,7 +464,7 @@ func TestRetention(t *testing.T) {
 	live := r.submit(single)
 	r.order(6)
 	for id := range live { // their actors must be gone
-		if _, err := r.node.View(id, 0, 0); err != nil {
+		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -474,7 +474,7 @@ func TestRetention(t *testing.T) {
 			t.Fatal(err)
 		}
 		left = nil
-		_ = r.node.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
+		_ = r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
 	}
 	if !slices.Equal(left, []messages.RunID{3, 4, live}) {
 		t.Errorf("left %v", left)
@@ -483,10 +483,10 @@ func TestRetention(t *testing.T) {
 	if err := (&janitor{n: r.node, age: time.Hour, stop: make(chan struct{})}).sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.node.Summary(3); code(err) != messages.NotFound {
+	if _, err := r.node.Summary(t.Context(), 3); code(err) != messages.NotFound {
 		t.Errorf("an old run: %v", err)
 	}
-	if s, err := r.node.Summary(live); err != nil || s.State.Final() {
+	if s, err := r.node.Summary(t.Context(), live); err != nil || s.State.Final() {
 		t.Errorf("the live run: %+v, %v", s, err)
 	}
 	if id := r.submit(single); id != live+1 {
@@ -516,7 +516,7 @@ func TestLogOfAnAttemptThatHasJustEnded(t *testing.T) {
 	r.store.WaitPending(1) // the record is on its way
 	text := make(chan string)
 	go func() {
-		l, err := r.node.endedLog(id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout)
+		l, err := r.node.endedLog(t.Context(), id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout)
 		if err != nil {
 			text <- err.Error()
 			return

@@ -89,13 +89,13 @@ func TestSummaryOfARunThatWasKilledTwiceInOneBatch(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(chain)
 	r.order(1)
-	if err := r.node.Kill(id); err != nil {
+	if err := r.node.Kill(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	if s := r.awaitState(id, dag.RunKilled); s.Counts[dag.TaskQueued] != 2 && s.Counts[dag.TaskKilled] != 1 {
 		t.Fatalf("counts %v", s.Counts)
 	}
-	v, err := r.node.View(id, 0, 9)
+	v, err := r.node.View(t.Context(), id, 0, 9)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestTaskActorDoesAfterAPanicWhatWasBehindIt(t *testing.T) {
 	id := r.submit(single)
 	<-entered
 	r.fake.HoldKills(true)
-	if err := r.node.Kill(id); err != nil { // its signal is behind the Begin that panics
+	if err := r.node.Kill(t.Context(), id); err != nil { // its signal is behind the Begin that panics
 		t.Fatal(err)
 	}
 	key := messages.AttemptKey{Run: id, Attempt: 1}
@@ -149,12 +149,12 @@ func TestRequestsAreAnsweredAtOnceWhenAShardHasPanicked(t *testing.T) {
 	waits := &messages.SetState{Run: 3, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
 	begun := time.Now()
-	_, err := call(r.node, waits.Reply, func() { r.node.env.root.Send(r.node.shard(3), waits) })
+	_, err := call(t.Context(), r.node, waits.Reply, func() { r.node.env.root.Send(r.node.shard(3), waits) })
 	if code(err) != messages.Unavailable && code(err) != messages.NotFound || time.Since(begun) > callTimeout/2 {
 		t.Errorf("%v after %v", err, time.Since(begun))
 	}
 	<-r.node.Failed()
-	if err := r.node.Kill(3); code(err) != messages.Unavailable {
+	if err := r.node.Kill(t.Context(), 3); code(err) != messages.Unavailable {
 		t.Errorf("kill: %v", err)
 	}
 }
@@ -163,7 +163,7 @@ func TestPanicOfTheNodeActorFailsTheNode(t *testing.T) {
 	r := newRig(t)
 	r.node.env.root.Send(r.node.root, &messages.Submit{}) // a submission that is nil
 	<-r.node.Failed()
-	if _, err := r.node.Submit(r.plan(single)); code(err) != messages.Unavailable {
+	if _, err := r.node.Submit(t.Context(), r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit: %v", err)
 	}
 	if err := r.node.Err(); err == nil || !strings.Contains(err.Error(), "node panicked") {
@@ -180,9 +180,9 @@ func TestErrorsOfAFailedStoreAreSaidAsSuch(t *testing.T) {
 	}
 	r.store.Fail(errors.New("disk is gone"))
 	for name, err := range map[string]error{
-		"summary": second(r.node.Summary(id)),
-		"view":    second(r.node.View(id, 0, 1)),
-		"list":    r.node.Summaries(messages.ListQuery{All: true}, func(*messages.Summary) bool { return true }),
+		"summary": second(r.node.Summary(t.Context(), id)),
+		"view":    second(r.node.View(t.Context(), id, 0, 1)),
+		"list":    r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(*messages.Summary) bool { return true }),
 	} {
 		if code(err) != messages.Unavailable || strings.Count(err.Error(), "storage failed") != 1 {
 			t.Errorf("%s: %v", name, err)

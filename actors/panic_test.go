@@ -62,7 +62,7 @@ func TestRunThatDoesNothingButPanicIsGivenUp(t *testing.T) {
 	r.awaitState(other, dag.RunCompleted)
 	for {
 		r.node.env.root.Send(r.node.shard(id), &bomb{})
-		err := r.node.SetState(id, dag.RunPaused)
+		err := r.node.SetState(t.Context(), id, dag.RunPaused)
 		if err != nil && code(err) == messages.Internal {
 			return
 		}
@@ -73,7 +73,7 @@ func TestPanicOfAShardFailsTheNode(t *testing.T) {
 	r := newRig(t)
 	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
 	<-r.node.Failed()
-	if err := r.node.Healthy(); code(err) != messages.Unavailable {
+	if err := r.node.Healthy(t.Context()); code(err) != messages.Unavailable {
 		t.Errorf("healthy: %v", err)
 	}
 }

@@ -21,37 +21,37 @@ func TestPausedServer(t *testing.T) {
 	noop := r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
 	run := r.submit(`{"tasks":{"a":{"job":{"command":["a"]}},"b":{"job":{"command":["b"]},"parents":["a"]}}}`)
 	killed := r.submit(`{"tasks":{"a":{"job":{"command":["a"]}}}}`)
-	if err := r.node.Kill(killed); err != nil {
+	if err := r.node.Kill(t.Context(), killed); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitState(killed, dag.RunKilled)
-	if n := len(r.fake.Orders()); n != 0 || r.node.Paused() != "a copy" {
-		t.Fatalf("%d orders, paused %q", n, r.node.Paused())
+	if n := len(r.fake.Orders()); n != 0 || r.node.Paused(t.Context()) != "a copy" {
+		t.Fatalf("%d orders, paused %q", n, r.node.Paused(t.Context()))
 	}
-	if err := r.node.SetPaused(""); err != nil || r.node.Paused() != "" {
-		t.Fatal(err, r.node.Paused())
+	if err := r.node.SetPaused(t.Context(), ""); err != nil || r.node.Paused(t.Context()) != "" {
+		t.Fatal(t.Context(), t.Context(), t.Context(), t.Context(), err, r.node.Paused(t.Context()))
 	}
 	r.awaitState(noop, dag.RunCompleted)
 	first := r.order(1)
 	r.fake.Begin(first)
-	if err := r.node.SetPaused("maintenance"); err != nil || r.node.Paused() != "maintenance" {
-		t.Fatal(err, r.node.Paused())
+	if err := r.node.SetPaused(t.Context(), "maintenance"); err != nil || r.node.Paused(t.Context()) != "maintenance" {
+		t.Fatal(t.Context(), t.Context(), t.Context(), t.Context(), err, r.node.Paused(t.Context()))
 	}
 	r.fake.End(first, messages.AttemptSucceeded, 0)
 	r.await(run, "a has ended", func(s *messages.Summary) bool { return s.Counts[dag.TaskCompleted] == 1 })
 	r.submit(`{"tasks":{"a":{"job":{"command":["c"]}}}}`)
-	if err := r.node.SetPaused("maintenance"); err != nil { // the dispatcher has seen what came before
+	if err := r.node.SetPaused(t.Context(), "maintenance"); err != nil { // the dispatcher has seen what came before
 		t.Fatal(err)
 	}
 	if n := len(r.fake.Orders()); n != 1 {
 		t.Errorf("%d orders while paused", n)
 	}
 	fails = errors.New("no space left")
-	if err := r.node.SetPaused(""); err == nil || !strings.Contains(err.Error(), "no space left") || r.node.Paused() != "maintenance" {
-		t.Errorf("a change that cannot be stored: %v, paused %q", err, r.node.Paused())
+	if err := r.node.SetPaused(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "no space left") || r.node.Paused(t.Context()) != "maintenance" {
+		t.Errorf("a change that cannot be stored: %v, paused %q", err, r.node.Paused(t.Context()))
 	}
 	fails = nil
-	if err := r.node.SetPaused(""); err != nil {
+	if err := r.node.SetPaused(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
 	r.fake.Play(succeed)

@@ -176,7 +176,7 @@ func (r *rig) plan(spec string) *messages.Submission {
 
 func (r *rig) submit(spec string) messages.RunID {
 	r.t.Helper()
-	id, err := r.node.Submit(r.plan(spec))
+	id, err := r.node.Submit(context.Background(), r.plan(spec))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -232,7 +232,7 @@ func (r *rig) pendingOrFinal(id messages.RunID) bool {
 		if r.store.Pending() > 0 {
 			return true
 		}
-		if s, _ := r.node.Summary(id); s != nil && s.State.Final() {
+		if s, _ := r.node.Summary(context.Background(), id); s != nil && s.State.Final() {
 			return r.store.Pending() > 0
 		}
 	}
@@ -243,7 +243,7 @@ func (r *rig) pendingOrFinal(id messages.RunID) bool {
 // passed returns when the run's shard has passed on what it was sent before.
 func (r *rig) passed(id messages.RunID) {
 	r.t.Helper()
-	if err := r.node.Kill(id + 1000*Shards); code(err) != messages.NotFound {
+	if err := r.node.Kill(context.Background(), id+1000*Shards); code(err) != messages.NotFound {
 		r.t.Fatal(err)
 	}
 }
@@ -256,12 +256,12 @@ func (r *rig) order(n int) messages.AttemptKey {
 
 func (r *rig) attempts(id messages.RunID, name string) []messages.AttemptRecord {
 	r.t.Helper()
-	v, err := r.node.Task(id, name)
+	v, err := r.node.Task(context.Background(), id, name)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	var out []messages.AttemptRecord
-	err = r.node.Attempts(id, v.First, 1, func(a *messages.AttemptRecord) bool {
+	err = r.node.Attempts(context.Background(), id, v.First, 1, func(a *messages.AttemptRecord) bool {
 		out = append(out, *a)
 		return true
 	})
@@ -273,7 +273,7 @@ func (r *rig) attempts(id messages.RunID, name string) []messages.AttemptRecord 
 
 func (r *rig) state(id messages.RunID, name string) dag.TaskState {
 	r.t.Helper()
-	v, err := r.node.Task(id, name)
+	v, err := r.node.Task(context.Background(), id, name)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -283,7 +283,7 @@ func (r *rig) state(id messages.RunID, name string) dag.TaskState {
 // live returns a view of the run's changes by their words.
 func (r *rig) changes(id messages.RunID) (words []string) {
 	r.t.Helper()
-	v, err := r.node.View(id, 0, 0)
+	v, err := r.node.View(context.Background(), id, 0, 0)
 	if err != nil {
 		r.t.Fatal(err)
 	}

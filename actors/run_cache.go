@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -40,7 +41,7 @@ const (
 )
 
 // get returns a finished run from the cache, or loads it.
-func (k *finishedRunCache) get(id messages.RunID, load func(*cachedRun) error) (*cachedRun, error) {
+func (k *finishedRunCache) get(ctx context.Context, id messages.RunID, load func(*cachedRun) error) (*cachedRun, error) {
 	k.mu.Lock()
 	if k.last != nil && k.last.id == id {
 		defer k.mu.Unlock()
@@ -50,8 +51,12 @@ func (k *finishedRunCache) get(id messages.RunID, load func(*cachedRun) error) (
 	l := k.loading[id]
 	if l != nil {
 		k.mu.Unlock()
-		<-l.loaded
-		return l, l.err
+		select {
+		case <-l.loaded:
+			return l, l.err
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 	if k.loading == nil {
 		k.loading = make(map[messages.RunID]*cachedRun)

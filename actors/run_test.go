@@ -68,7 +68,7 @@ func TestNothingStartsBeforeItsGrantIsDurable(t *testing.T) {
 	r.store.Hold()
 	done := make(chan messages.RunID, 1)
 	go func() {
-		id, _ := r.node.Submit(r.plan(chain))
+		id, _ := r.node.Submit(t.Context(), r.plan(chain))
 		done <- id
 	}()
 	r.store.WaitPending(1)
@@ -90,7 +90,7 @@ func TestNothingStartsBeforeItsGrantIsDurable(t *testing.T) {
 	if n := len(r.fake.Orders()); n != 1 {
 		t.Fatalf("%d orders: the child started before its parent's end was durable", n)
 	}
-	if s, _ := r.node.Summary(id); s.Counts[dag.TaskCompleted] != 0 {
+	if s, _ := r.node.Summary(t.Context(), id); s.Counts[dag.TaskCompleted] != 0 {
 		t.Error("COMPLETED was shown before it was durable")
 	}
 	r.store.Release()
@@ -137,11 +137,11 @@ func TestRetryWaitsForItsInterval(t *testing.T) {
 	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1,"retryIntervalSeconds":3600}}}`)
 	r.fake.End(r.order(1), messages.AttemptFailed, 1)
 	r.awaitTasks(id, dag.TaskRetry, 1)
-	if err := r.node.SetState(id, dag.RunPaused); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunPaused); err != nil {
 		t.Fatal(err)
 	}
 	r.pass(2 * time.Hour) // frozen: the hour does not run out
-	if err := r.node.SetState(id, dag.RunRunning); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitTasks(id, dag.TaskRetry, 1)
@@ -161,12 +161,12 @@ func TestKillWhileAllSlotsAreBusy(t *testing.T) {
 	r.fake.Begin(first)
 	r.fake.Begin(second)
 	r.fake.HoldKills(true)
-	if err := r.node.Kill(id); err != nil {
+	if err := r.node.Kill(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	r.fake.WaitKill(t, first)
 	r.fake.WaitKill(t, second)
-	if err := r.node.Kill(id); err != nil {
+	if err := r.node.Kill(t.Context(), id); err != nil {
 		t.Errorf("the second kill: %v", err)
 	}
 	r.fake.End(first, messages.AttemptKilled, 143)
@@ -178,7 +178,7 @@ func TestKillWhileAllSlotsAreBusy(t *testing.T) {
 	if recs := r.attempts(id, fmt.Sprintf("a_%d", second.Task)); len(recs) != 1 || recs[0].RC != 0 {
 		t.Errorf("the late success: %+v", recs)
 	}
-	if err := r.node.Kill(id); err != nil {
+	if err := r.node.Kill(t.Context(), id); err != nil {
 		t.Errorf("kill of a finished run: %v", err)
 	}
 	if n := len(r.fake.Orders()); n != 2 {
@@ -190,17 +190,17 @@ func TestKillTask(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(chain)
 	r.order(1)
-	if err := r.node.KillTask(id, "a"); err != nil {
+	if err := r.node.KillTask(t.Context(), id, "a"); err != nil {
 		t.Fatal(err)
 	}
 	s := r.awaitState(id, dag.RunKilled)
 	if s.Counts[dag.TaskKilled] != 1 || s.Counts[dag.TaskQueued] != 1 {
 		t.Errorf("counts %v", s.Counts)
 	}
-	if err := r.node.KillTask(id, "a"); err != nil {
+	if err := r.node.KillTask(t.Context(), id, "a"); err != nil {
 		t.Errorf("again: %v", err)
 	}
-	if err := r.node.KillTask(id, "zz"); code(err) != messages.NotFound || !strings.Contains(err.Error(), `"zz"`) {
+	if err := r.node.KillTask(t.Context(), id, "zz"); code(err) != messages.NotFound || !strings.Contains(err.Error(), `"zz"`) {
 		t.Errorf("unknown task: %v", err)
 	}
 }
@@ -211,17 +211,17 @@ func TestPauseTakesBackWhatHasNotStarted(t *testing.T) {
 	first, second := r.order(1), r.order(2)
 	r.fake.Begin(first)
 	r.awaitTasks(id, dag.TaskRunning, 1)
-	if err := r.node.SetState(id, dag.RunPaused); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunPaused); err != nil {
 		t.Fatal(err)
 	}
 	r.fake.WaitRevoke(t, second)
 	r.fake.End(first, messages.AttemptSucceeded, 0)
 	r.awaitTasks(id, dag.TaskCompleted, 1)
-	if err := r.node.SetState(id, dag.RunPaused); code(err) != messages.Conflict || !strings.Contains(err.Error(), "PAUSED") {
+	if err := r.node.SetState(t.Context(), id, dag.RunPaused); code(err) != messages.Conflict || !strings.Contains(err.Error(), "PAUSED") {
 		t.Errorf("pause twice: %v", err)
 	}
 	r.fake.Play(succeed)
-	if err := r.node.SetState(id, dag.RunRunning); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitState(id, dag.RunCompleted)
@@ -243,11 +243,11 @@ func TestRestartKeepsWhatIsCompleted(t *testing.T) {
 	id := r.submit(chain)
 	r.awaitState(id, dag.RunErrored)
 	for _, to := range []dag.RunState{dag.RunPaused, dag.RunRunning, dag.RunCompleted} {
-		if err := r.node.SetState(id, to); code(err) != messages.Conflict {
+		if err := r.node.SetState(t.Context(), id, to); code(err) != messages.Conflict {
 			t.Errorf("%v of an ERRORED run: %v", to, err)
 		}
 	}
-	if err := r.node.SetState(id, dag.RunQueued); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 		t.Fatal(err)
 	}
 	r.awaitState(id, dag.RunCompleted)
@@ -257,7 +257,7 @@ func TestRestartKeepsWhatIsCompleted(t *testing.T) {
 	if recs := r.attempts(id, "b"); len(recs) != 2 || recs[1].Attempt != 2 {
 		t.Errorf("b: %+v", recs)
 	}
-	if err := r.node.SetState(id, dag.RunQueued); code(err) != messages.Conflict {
+	if err := r.node.SetState(t.Context(), id, dag.RunQueued); code(err) != messages.Conflict {
 		t.Errorf("restart of a COMPLETED run: %v", err)
 	}
 }

@@ -41,7 +41,7 @@ func TestSuspendedTasksAreBounded(t *testing.T) {
 	id := r.submit(`{"parameters":{"N":[` + strings.Join(values, ",") + `]},
 		"tasks":{"a":{"job":{"command":["{{N}}"],"cores":0.001},"maxRetries":1,"retryIntervalSeconds":3600}}}`)
 	r.awaitTasks(id, dag.TaskRetry, uint32(len(values)))
-	if _, err := r.node.View(id, 0, 1); err != nil { // all effects are carried out
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // all effects are carried out
 		t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
@@ -113,7 +113,7 @@ func TestRunBeginsAgainFromTheLastBatch(t *testing.T) {
 	if s, err := r.node.Await(ctx, id, func(s *messages.Summary) bool { return s.State == dag.RunPaused }); err != nil {
 		t.Fatalf("the next incarnation is not paused: %+v, %v", s, err)
 	}
-	if err := r.node.SetState(id, dag.RunRunning); err != nil {
+	if err := r.node.SetState(t.Context(), id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := r.changes(id), []string{"QUEUED", "RUNNING", "PAUSED", "RUNNING"}; !slices.Equal(got, want) {
@@ -128,7 +128,7 @@ func TestWhoIsAnsweredSeesTheChange(t *testing.T) {
 	id := r.submit(single)
 	r.fake.Begin(r.order(1))
 	r.awaitTasks(id, dag.TaskRunning, 1)
-	if _, err := r.node.View(id, 0, 1); err != nil { // all effects are carried out
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // all effects are carried out
 		t.Fatal(err)
 	}
 	g.mu.Lock()
@@ -137,7 +137,7 @@ func TestWhoIsAnsweredSeesTheChange(t *testing.T) {
 	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
 	r.node.env.root.Send(r.node.shard(id), paused)
 	within(t, "the pause", g.reached) // the effects are about to be carried out
-	if s, err := r.node.Summary(id); err != nil || s.State != dag.RunPaused || len(paused.Reply) > 0 {
+	if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunPaused || len(paused.Reply) > 0 {
 		t.Errorf("before the answer the run is %v, %v; %d answers", s.State, err, len(paused.Reply))
 	}
 	close(g.open)
@@ -193,7 +193,7 @@ func TestUnclaimedEndsAreKeptUntilTheyAreDurable(t *testing.T) {
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	unclaim := func() { r.node.env.root.Send(r.node.shard(id), &orphanedEnd{k, r.node.env.durables[0]}) }
 	unclaim()
-	if _, err := r.node.View(id, 0, 1); err != nil { // behind it
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // behind it
 		t.Fatal(err)
 	}
 	if n := d.Acks(k); n != 0 {

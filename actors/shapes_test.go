@@ -65,7 +65,7 @@ func inOrder(t *testing.T, r *rig, id messages.RunID, spec *dag.Spec) {
 		t.Fatal(err)
 	}
 	names := slices.Collect(order.Names)
-	view, err := r.node.View(id, 0, uint32(len(names))+1)
+	view, err := r.node.View(t.Context(), id, 0, uint32(len(names))+1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func inOrder(t *testing.T, r *rig, id messages.RunID, spec *dag.Spec) {
 		t.Fatalf("%s with %d tasks and %d states, want %d", view.State, view.Tasks, len(view.States), len(names))
 	}
 	began := make([]int64, 0, len(names))
-	err = r.node.Attempts(id, 0, view.Tasks, func(a *messages.AttemptRecord) bool {
+	err = r.node.Attempts(t.Context(), id, 0, view.Tasks, func(a *messages.AttemptRecord) bool {
 		task := len(began)
 		if int(a.Task) != task || a.Attempt != 1 || a.Result != messages.AttemptSucceeded || view.States[task] != dag.TaskCompleted {
 			t.Errorf("record %d is %+v", task, a)

@@ -77,7 +77,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			})
 			r.store.Hold()
 			answered := make(chan error, 1)
-			go func() { answered <- second(r.node.Submit(r.plan(spec))) }()
+			go func() { answered <- second(r.node.Submit(t.Context(), r.plan(spec))) }()
 			for n := 0; n < at && r.pendingOrFinal(0); n++ {
 				r.store.Step(1)
 			}

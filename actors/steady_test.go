@@ -162,7 +162,7 @@ func (r *rig) finished(n int) (ids []messages.RunID) {
 
 func (r *rig) left() (ids []messages.RunID) {
 	r.t.Helper()
-	err := r.node.Summaries(messages.ListQuery{All: true}, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true })
+	err := r.node.Summaries(context.Background(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true })
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -242,15 +242,15 @@ func TestIdempotencyKeyOutlivesItsRun(t *testing.T) {
 		sub.IdempotencyKey = key
 		return sub
 	}
-	one := func(sub *messages.Submission) (messages.RunID, error) { return r.node.Submit(sub) }
+	one := func(sub *messages.Submission) (messages.RunID, error) { return r.node.Submit(t.Context(), sub) }
 	batch := func(sub *messages.Submission) (messages.RunID, error) {
-		results, err := r.node.SubmitAll([]*messages.Submission{sub})
+		results, err := r.node.SubmitAll(t.Context(), []*messages.Submission{sub})
 		if err != nil {
 			return 0, err
 		}
 		return results[0].Value, results[0].Err
 	}
-	id, err := r.node.Submit(keyed("night", single))
+	id, err := r.node.Submit(t.Context(), keyed("night", single))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func TestIdempotencyKeyOutlivesItsRun(t *testing.T) {
 		}
 	}
 	again("deleted")
-	if _, err := r.node.Summary(id); code(err) != messages.NotFound {
+	if _, err := r.node.Summary(t.Context(), id); code(err) != messages.NotFound {
 		t.Errorf("the deleted run: %v", err)
 	}
 	r.crash()
@@ -291,7 +291,7 @@ func TestIdempotencyKeyOutlivesItsRun(t *testing.T) {
 	again("after 23 hours")
 	r.pass(2 * time.Hour)
 	sweep()
-	next, err := r.node.Submit(keyed("night", chain))
+	next, err := r.node.Submit(t.Context(), keyed("night", chain))
 	if err != nil || next <= last {
 		t.Errorf("after 25 hours: run %d, %v", next, err)
 	}
@@ -321,7 +321,7 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 	}
 	ids := make(map[string]messages.RunID)
 	for _, key := range []string{"a", "b", "c", "d"} {
-		id, err := r.node.Submit(sub(key))
+		id, err := r.node.Submit(t.Context(), sub(key))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,7 +340,7 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 		t.Errorf("%v keys were dropped", n)
 	}
 	for key, known := range map[string]bool{"a": false, "b": true, "c": true, "d": true} {
-		if id, err := r.node.Submit(sub(key)); err != nil || (id == ids[key]) != known {
+		if id, err := r.node.Submit(t.Context(), sub(key)); err != nil || (id == ids[key]) != known {
 			t.Errorf("key %s of run %d: run %d, %v", key, ids[key], id, err)
 		}
 	}
@@ -355,7 +355,7 @@ func TestListenersResumeThoughTheClockIsSet(t *testing.T) {
 	r.awaitTasks(loud, dag.TaskRunning, 1)
 	r.awaitTasks(old, dag.TaskRunning, 1)
 	r.pass(time.Minute)
-	first, err := r.node.Listen(messages.ListQuery{}, 0)
+	first, err := r.node.Listen(t.Context(), messages.ListQuery{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,12 +372,12 @@ func TestListenersResumeThoughTheClockIsSet(t *testing.T) {
 			r.crash()
 		}
 		for _, to := range []dag.RunState{dag.RunPaused, dag.RunRunning} {
-			if err := r.node.SetState(loud, to); err != nil {
+			if err := r.node.SetState(t.Context(), loud, to); err != nil {
 				t.Fatal(err)
 			}
 		}
 		fresh := r.submit(single)
-		again, err := r.node.Listen(messages.ListQuery{}, at)
+		again, err := r.node.Listen(t.Context(), messages.ListQuery{}, at)
 		if err != nil {
 			t.Fatal(err)
 		}

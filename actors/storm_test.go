@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -99,21 +100,21 @@ func stormStep(r *rig, dice func(int) int) {
 	task := []string{"a", "a_0", "b", "gen", "first", "z", "c"}[dice(7)]
 	switch act := dice(12); act {
 	case 0, 1, 2:
-		_, err = r.node.Submit(r.plan(stormSpecs[dice(len(stormSpecs))]))
+		_, err = r.node.Submit(context.Background(), r.plan(stormSpecs[dice(len(stormSpecs))]))
 	case 3:
-		err = r.node.Kill(id)
+		err = r.node.Kill(context.Background(), id)
 	case 4:
-		err = r.node.KillTask(id, task)
+		err = r.node.KillTask(context.Background(), id, task)
 	case 5:
-		err = r.node.SetState(id, dag.RunPaused)
+		err = r.node.SetState(context.Background(), id, dag.RunPaused)
 	case 6:
-		err = r.node.SetState(id, dag.RunRunning)
+		err = r.node.SetState(context.Background(), id, dag.RunRunning)
 	case 7:
-		err = r.node.SetState(id, dag.RunQueued)
+		err = r.node.SetState(context.Background(), id, dag.RunQueued)
 	case 8:
-		_, err = r.node.View(id, 0, 100)
+		_, err = r.node.View(context.Background(), id, 0, 100)
 	case 9:
-		_, err = r.node.Task(id, task)
+		_, err = r.node.Task(context.Background(), id, task)
 	case 10:
 		if dice(8) == 0 {
 			r.node.env.root.Send(r.node.shard(id), &bombFor{id})
@@ -149,7 +150,7 @@ func stormEnds(r *rig) {
 	}
 	for id := range next {
 		for {
-			err := r.node.Kill(id)
+			err := r.node.Kill(context.Background(), id)
 			if err == nil {
 				break
 			}
@@ -162,7 +163,7 @@ func stormEnds(r *rig) {
 	for ; r.node.env.summaries.len() > 0 && time.Now().Before(deadline); runtime.Gosched() {
 	}
 	for s := range r.node.env.summaries.summariesFrom(0) {
-		v, err := r.node.View(s.ID, 0, 100)
+		v, err := r.node.View(context.Background(), s.ID, 0, 100)
 		t.Errorf("run %d has not ended: %+v %v; live %v", s.ID, v, err, r.fake.Live())
 	}
 	idle := messages.NewReply[struct{}]()
@@ -188,9 +189,9 @@ func stormEnds(r *rig) {
 	}
 	for id := range next {
 		succeeded := map[uint32]bool{}
-		err := r.node.Attempts(id, 0, 1<<20, func(a *messages.AttemptRecord) bool {
+		err := r.node.Attempts(context.Background(), id, 0, 1<<20, func(a *messages.AttemptRecord) bool {
 			if succeeded[a.Task] {
-				v, _ := r.node.View(id, a.Task, 1)
+				v, _ := r.node.View(context.Background(), id, a.Task, 1)
 				if v.States[0] == dag.TaskCompleted {
 					t.Errorf("run %d: task %d: attempt %d after one that succeeded", id, a.Task, a.Attempt)
 				}
@@ -207,7 +208,7 @@ func stormEnds(r *rig) {
 // killedOnce tells whether a run, or a task of it, may ever have been killed: then a
 // success may have come too late, and a restart runs the task again.
 func killedOnce(r *rig, id messages.RunID) bool {
-	v, err := r.node.View(id, 0, 0)
+	v, err := r.node.View(context.Background(), id, 0, 0)
 	if err != nil {
 		r.t.Error(err)
 		return true

@@ -18,7 +18,7 @@ func TestSubmitAll(t *testing.T) {
 		return s
 	}
 	subs := []*messages.Submission{r.plan(single), keyed("k", chain), r.plan(chain), keyed("k", chain), keyed("k", single), r.plan(fanNoop)}
-	got, err := r.node.SubmitAll(subs)
+	got, err := r.node.SubmitAll(t.Context(), subs)
 	if err != nil || len(got) != len(subs) {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -29,7 +29,7 @@ func TestSubmitAll(t *testing.T) {
 			}
 			continue
 		}
-		s, err := r.node.Summary(res.Value)
+		s, err := r.node.Summary(t.Context(), res.Value)
 		if res.Err != nil || err != nil || s.Tasks != subs[i].Plan.Tasks {
 			t.Errorf("%d: %+v: %+v, %v", i, res, s, err)
 		}
@@ -41,12 +41,12 @@ func TestSubmitAll(t *testing.T) {
 		t.Errorf("the next run is %d: each id is given once", next)
 	}
 	r.awaitState(got[5].Value, dag.RunCompleted)
-	if none, err := r.node.SubmitAll(nil); err != nil || len(none) != 0 {
+	if none, err := r.node.SubmitAll(t.Context(), nil); err != nil || len(none) != 0 {
 		t.Errorf("nothing: %+v, %v", none, err)
 	}
 	r.crash()
 	for i, res := range got {
-		if _, err := r.node.Summary(res.Value); i != 4 && err != nil {
+		if _, err := r.node.Summary(t.Context(), res.Value); i != 4 && err != nil {
 			t.Errorf("%d: after a crash: %v", i, err)
 		}
 	}
@@ -56,7 +56,7 @@ func TestSubmitAll(t *testing.T) {
 func TestSubmitAllWhenStorageFails(t *testing.T) {
 	r := newRig(t)
 	r.store.FailAt(3, errDisk)
-	got, err := r.node.SubmitAll([]*messages.Submission{r.plan(single), r.plan(single), r.plan(single), r.plan(single), r.plan(single)})
+	got, err := r.node.SubmitAll(t.Context(), []*messages.Submission{r.plan(single), r.plan(single), r.plan(single), r.plan(single), r.plan(single)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestSubmitAllWhenStorageFails(t *testing.T) {
 		t.Errorf("%d are said to be durable, 2 are", good)
 	}
 	<-r.node.Failed()
-	if _, err := r.node.SubmitAll([]*messages.Submission{r.plan(single)}); code(err) != messages.Unavailable {
+	if _, err := r.node.SubmitAll(t.Context(), []*messages.Submission{r.plan(single)}); code(err) != messages.Unavailable {
 		t.Errorf("after a failure: %v", err)
 	}
 }
@@ -86,7 +86,7 @@ func TestSubmitAllIsAnswered(t *testing.T) {
 	go func() {
 		s := r.plan(single)
 		s.IdempotencyKey = "k"
-		got, err := r.node.SubmitAll([]*messages.Submission{r.plan(single), s})
+		got, err := r.node.SubmitAll(t.Context(), []*messages.Submission{r.plan(single), s})
 		if err != nil {
 			t.Error(err)
 		}

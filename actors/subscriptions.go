@@ -34,7 +34,7 @@ const replayBytes = 32 << 10
 // Follow subscribes to a run. after is the Seq of the last RunEvents, or FromNow: then the
 // subscription starts with the present summary. It returns nil when the run is finished
 // and after is its last batch.
-func (n *Node) Follow(id messages.RunID, after uint64) (messages.Subscription, error) {
+func (n *Node) Follow(ctx context.Context, id messages.RunID, after uint64) (messages.Subscription, error) {
 	if ended, err := n.endedAt(id, after); ended || err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func (n *Node) Follow(id messages.RunID, after uint64) (messages.Subscription, e
 			f.log, f.pos = f.entry.subscribe()
 		}
 		// The log is read from before the view, so no change falls between them.
-		v, err := n.View(id, 0, 0)
+		v, err := n.View(ctx, id, 0, 0)
 		if err == nil {
 			err = f.prepare(v, after)
 		}
@@ -109,7 +109,7 @@ func (f *runSubscription) prepare(v *messages.View, after uint64) error {
 func (f *runSubscription) Next(ctx context.Context) (*messages.RunEvents, error) {
 	switch {
 	case f.initial != nil:
-		return f.replay()
+		return f.replay(ctx)
 	case f.log == nil:
 		return nil, io.EOF
 	}
@@ -129,7 +129,7 @@ func (f *runSubscription) Next(ctx context.Context) (*messages.RunEvents, error)
 		select {
 		case <-t.changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-f.node.stopped:
 			return nil, errStopping
 		}
@@ -137,12 +137,12 @@ func (f *runSubscription) Next(ctx context.Context) (*messages.RunEvents, error)
 }
 
 // replay returns a part of the journal; the last part has the summary.
-func (f *runSubscription) replay() (*messages.RunEvents, error) {
+func (f *runSubscription) replay(ctx context.Context) (*messages.RunEvents, error) {
 	news := &messages.RunEvents{Plan: f.initial.Plan, Dropped: f.initial.Dropped}
 	f.initial.Dropped = 0
 	for size := 0; len(f.journal) > 0 && size < replayBytes; f.journal = f.journal[1:] {
 		size += len(f.journal[0])
-		if err := f.appendChanges(news, f.journal[0], f.codes.lookup); err != nil {
+		if err := f.appendChanges(news, f.journal[0], func(t *dag.Transition) (int32, bool) { return f.codes.lookup(ctx, t) }); err != nil {
 			return nil, err
 		}
 		f.seq++
@@ -251,11 +251,11 @@ type exitStatus struct {
 }
 
 // lookup returns the exit code of the attempt whose end caused the transition.
-func (c *exitCodes) lookup(t *dag.Transition) (int32, bool) {
+func (c *exitCodes) lookup(ctx context.Context, t *dag.Transition) (int32, bool) {
 	if chunk := t.Task / dag.ChunkTasks; c.known == nil || chunk != c.chunk {
 		c.chunk, c.known = chunk, make(map[attemptID]exitStatus)
 		// Unreadable records are left out: the events are correct without exit codes.
-		_ = c.node.Attempts(c.run, chunk*dag.ChunkTasks, dag.ChunkTasks, func(a *messages.AttemptRecord) bool {
+		_ = c.node.Attempts(ctx, c.run, chunk*dag.ChunkTasks, dag.ChunkTasks, func(a *messages.AttemptRecord) bool {
 			c.known[attemptID{a.Task, a.Attempt}] = exitStatus{a.RC, a.Result == messages.AttemptLost}
 			return true
 		})
@@ -325,7 +325,7 @@ const resumeOverlap = 5_000_000_000
 
 // Listen subscribes to changes of the runs that q selects (by tag and labels). since is
 // the last ResumeAt, or 0. Runs that have changed since then are delivered first.
-func (n *Node) Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
+func (n *Node) Listen(_ context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
 	if n.closing.Load() {
 		return nil, errStopping
 	}
@@ -343,11 +343,11 @@ const maxSummariesPerRead = 1024
 // from.
 func (l *listSubscription) Next(ctx context.Context) (*messages.RunListEvents, error) {
 	for l.resuming {
-		news, err := l.resume()
+		news, err := l.resume(ctx)
 		if err != nil || len(news.Summaries) > 0 {
 			return news, err
 		}
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -372,7 +372,7 @@ func (l *listSubscription) Next(ctx context.Context) (*messages.RunListEvents, e
 		select {
 		case <-t.changed:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-l.node.stopped:
 			return nil, errStopping
 		}
@@ -394,9 +394,9 @@ func (l *listSubscription) newest(list []*messages.Summary) []*messages.Summary 
 }
 
 // resume returns some of the runs that have changed since the reader left off.
-func (l *listSubscription) resume() (*messages.RunListEvents, error) {
+func (l *listSubscription) resume(ctx context.Context) (*messages.RunListEvents, error) {
 	news, seen := &messages.RunListEvents{}, 0
-	err := l.node.Summaries(l.page, func(s *messages.Summary) bool {
+	err := l.node.Summaries(ctx, l.page, func(s *messages.Summary) bool {
 		seen++
 		l.page.After, l.page.HasAfter = s.ID, true
 		if s.Damage == "" {

@@ -1,6 +1,7 @@
 package actors
 
 import (
+	"context"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -10,7 +11,7 @@ import (
 // times of a run's first template.
 func (r *rig) times(id messages.RunID) dag.Times {
 	r.t.Helper()
-	v, err := r.node.View(id, 0, 1<<30)
+	v, err := r.node.View(context.Background(), id, 0, 1<<30)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func viewOf(d *dag.Run, s messages.Summary, seq uint64, first, n uint32) *messag
 }
 
 // Summary returns a run at a glance, at the same cost for every run.
-func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
+func (n *Node) Summary(_ context.Context, id messages.RunID) (*messages.Summary, error) {
 	if s := n.env.summaries.summary(id); s != nil {
 		return s, nil
 	}
@@ -82,7 +82,7 @@ func (n *Node) Summary(id messages.RunID) (*messages.Summary, error) {
 func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
 	for {
 		changed, leave := n.env.summaries.watch(id)
-		s, err := n.Summary(id)
+		s, err := n.Summary(ctx, id)
 		if err != nil || done(s) {
 			leave()
 			return s, err
@@ -90,7 +90,7 @@ func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			err = ctx.Err()
+			err = context.Cause(ctx)
 		case <-n.stopped:
 			err = errStopping
 		}
@@ -102,13 +102,25 @@ func (n *Node) Await(ctx context.Context, id messages.RunID, done func(*messages
 }
 
 // Summaries yields the runs that q selects, in its order. It ends with a *messages.ListPaused
-// when q's budget is used up.
-func (n *Node) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+// when q's budget is used up, and early when ctx ends.
+func (n *Node) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	list := n.oldestFirst
 	if q.Desc {
-		return n.newestFirst(q, yield)
+		list = n.newestFirst
 	}
+	if err := list(ctx, q, yield); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// oldestFirst is Summaries by ascending id.
+func (n *Node) oldestFirst(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	limit := q.Limit
 	pass := func(s *messages.Summary) bool {
+		if ctx.Err() != nil {
+			return false
+		}
 		if !selects(q, s) {
 			return true
 		}
@@ -207,14 +219,14 @@ const (
 )
 
 // newestFirst is Summaries by descending id, of the runs that were submitted before.
-func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+func (n *Node) newestFirst(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	end := messages.RunID(n.ids.Load())
 	if q.HasAfter {
 		end = min(end, q.After)
 	}
 	left, width := q.Limit, messages.RunID(firstWindow)
 	var found []*messages.Summary
-	for end > 0 {
+	for end > 0 && ctx.Err() == nil {
 		begin := end - min(end, width)
 		window := q
 		window.Desc, window.Limit, window.Before = false, 0, end
@@ -228,7 +240,7 @@ func (n *Node) newestFirst(q messages.ListQuery, yield func(*messages.Summary) b
 			*q.Budget -= budget
 			window.Budget = &budget
 		}
-		err := n.Summaries(window, func(s *messages.Summary) bool {
+		err := n.Summaries(ctx, window, func(s *messages.Summary) bool {
 			if s.ID >= end {
 				return false
 			}
@@ -314,15 +326,15 @@ func selects(q messages.ListQuery, s *messages.Summary) bool {
 
 // View returns the tasks [first, first+count) of a run: of a live one from its
 // actor, of a finished one from the store.
-func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, error) {
+func (n *Node) View(ctx context.Context, id messages.RunID, first, count uint32) (*messages.View, error) {
 	if n.env.summaries.summary(id) != nil {
 		m := &messages.GetView{Run: id, First: first, N: count, Reply: messages.NewReply[*messages.View]()}
-		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+		v, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 		if !errors.Is(err, errNotLive) {
 			return v, err
 		}
 	}
-	l, err := n.finished(id)
+	l, err := n.finished(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -330,15 +342,15 @@ func (n *Node) View(id messages.RunID, first, count uint32) (*messages.View, err
 }
 
 // Task returns the view of one task, by its expanded name.
-func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
+func (n *Node) Task(ctx context.Context, id messages.RunID, name string) (*messages.View, error) {
 	if n.env.summaries.summary(id) != nil {
 		m := &messages.GetTask{Run: id, Name: name, Reply: messages.NewReply[*messages.View]()}
-		v, err := call(n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
+		v, err := call(ctx, n, m.Reply, func() { n.env.root.Send(n.shard(id), m) })
 		if !errors.Is(err, errNotLive) {
 			return v, err
 		}
 	}
-	l, err := n.finished(id)
+	l, err := n.finished(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -350,8 +362,8 @@ func (n *Node) Task(id messages.RunID, name string) (*messages.View, error) {
 }
 
 // finished returns a finished run.
-func (n *Node) finished(id messages.RunID) (*cachedRun, error) {
-	return n.env.finishedRuns.get(id, func(l *cachedRun) error {
+func (n *Node) finished(ctx context.Context, id messages.RunID) (*cachedRun, error) {
+	return n.env.finishedRuns.get(ctx, id, func(l *cachedRun) error {
 		stored, err := n.env.store.Load(id)
 		if err != nil {
 			return lookup(id, err)
@@ -369,7 +381,7 @@ func (n *Node) finished(id messages.RunID) (*cachedRun, error) {
 }
 
 // Attempts yields the ended attempts of tasks [first, first+count).
-func (n *Node) Attempts(id messages.RunID, first, count uint32, yield func(*messages.AttemptRecord) bool) error {
+func (n *Node) Attempts(_ context.Context, id messages.RunID, first, count uint32, yield func(*messages.AttemptRecord) bool) error {
 	if err := n.env.store.Attempts(id, first, count, yield); err != nil {
 		return lookup(id, err)
 	}
@@ -377,8 +389,8 @@ func (n *Node) Attempts(id messages.RunID, first, count uint32, yield func(*mess
 }
 
 // OpenLog opens a stream of an attempt of a task; attempt 0 is the latest.
-func (n *Node) OpenLog(id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
-	v, err := n.Task(id, name)
+func (n *Node) OpenLog(ctx context.Context, id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+	v, err := n.Task(ctx, id, name)
 	if err != nil {
 		return nil, err
 	}
@@ -392,27 +404,27 @@ func (n *Node) OpenLog(id messages.RunID, name string, attempt uint32, stream me
 		if err == nil {
 			return log, nil
 		}
-		return n.endedLog(id, a, name, stream)
+		return n.endedLog(ctx, id, a, name, stream)
 	}
-	rec, err := n.attempt(id, v.First, attempt)
+	rec, err := n.attempt(ctx, id, v.First, attempt)
 	if err != nil {
 		return nil, err
 	}
 	if rec == nil {
 		return nil, noAttempt(id, name, attempt)
 	}
-	return n.Output(id, rec, stream)
+	return n.Output(ctx, id, rec, stream)
 }
 
 // endedLog opens a stream of an attempt that has just ended: its record is on its
 // way through its actors and the journal, and is waited for.
-func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream) (messages.Log, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+func (n *Node) endedLog(ctx context.Context, id messages.RunID, a messages.LiveAttempt, name string, stream messages.Stream) (messages.Log, error) {
+	within, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var rec *messages.AttemptRecord
 	var err error
-	_, waited := n.Await(ctx, id, func(s *messages.Summary) bool {
-		rec, err = n.attempt(id, a.Task, a.Attempt)
+	_, waited := n.Await(within, id, func(s *messages.Summary) bool {
+		rec, err = n.attempt(ctx, id, a.Task, a.Attempt)
 		return rec != nil || err != nil || s.State.Final()
 	})
 	switch {
@@ -421,17 +433,17 @@ func (n *Node) endedLog(id messages.RunID, a messages.LiveAttempt, name string, 
 		return nil, err
 	case waited == nil:
 		return nil, noAttempt(id, name, a.Attempt)
-	case ctx.Err() != nil:
+	case errors.Is(waited, context.DeadlineExceeded):
 		return nil, errTimeout
 	default:
 		return nil, waited
 	}
-	return n.Output(id, rec, stream)
+	return n.Output(ctx, id, rec, stream)
 }
 
 // attempt returns the record of an ended attempt of a task (0: the latest one), or nil.
-func (n *Node) attempt(id messages.RunID, task, attempt uint32) (found *messages.AttemptRecord, err error) {
-	err = n.Attempts(id, task, 1, func(rec *messages.AttemptRecord) bool {
+func (n *Node) attempt(ctx context.Context, id messages.RunID, task, attempt uint32) (found *messages.AttemptRecord, err error) {
+	err = n.Attempts(ctx, id, task, 1, func(rec *messages.AttemptRecord) bool {
 		if attempt == 0 || attempt == rec.Attempt {
 			found = rec
 		}
@@ -441,7 +453,7 @@ func (n *Node) attempt(id messages.RunID, task, attempt uint32) (found *messages
 }
 
 // Output opens a stream of an ended attempt.
-func (n *Node) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+func (n *Node) Output(_ context.Context, id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
 	out := rec.Stdout
 	if stream == messages.Stderr {
 		out = rec.Stderr

@@ -37,7 +37,7 @@ func TestWaitingRunsHaveNoActor(t *testing.T) {
 		if r.hasActor(id) {
 			t.Fatalf("run %d waits and has an actor", id)
 		}
-		if s, err := r.node.Summary(id); err != nil || s.State != dag.RunQueued || s.Counts[dag.TaskQueued] != 2 {
+		if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunQueued || s.Counts[dag.TaskQueued] != 2 {
 			t.Fatalf("run %d: %+v, %v", id, s, err)
 		}
 	}
@@ -74,18 +74,18 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 					r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
 				}
 			}
-			v, err := r.node.View(viewed, 0, 10)
+			v, err := r.node.View(t.Context(), viewed, 0, 10)
 			if err != nil || len(v.States) != 2 || v.State != dag.RunQueued || len(v.Changes) != 1 {
 				t.Errorf("view: %+v, %v", v, err)
 			}
-			if err := r.node.Kill(killed); err != nil {
+			if err := r.node.Kill(t.Context(), killed); err != nil {
 				t.Error(err)
 			}
 			r.awaitState(killed, dag.RunKilled)
-			if err := r.node.KillTask(half, "a"); err != nil {
+			if err := r.node.KillTask(t.Context(), half, "a"); err != nil {
 				t.Error(err)
 			}
-			if err := r.node.SetState(paused, dag.RunPaused); err != nil {
+			if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
 				t.Error(err)
 			}
 			r.fake.Play(succeed)
@@ -95,7 +95,7 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 			if s := r.awaitState(paused, dag.RunPaused); s.Counts[dag.TaskQueued] != 2 {
 				t.Errorf("paused: %+v", s)
 			}
-			if err := r.node.SetState(paused, dag.RunRunning); err != nil {
+			if err := r.node.SetState(t.Context(), paused, dag.RunRunning); err != nil {
 				t.Error(err)
 			}
 			r.awaitState(paused, dag.RunCompleted)
@@ -127,7 +127,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 		r.retired(id)
 		r.finishes(wholeMachine)
 		if n < 3 {
-			if err := r.node.SetState(id, dag.RunQueued); err != nil {
+			if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"errors"
 	"io"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 // between any two attempts: neither a task with many attempts nor a client that
 // reads slowly holds memory or a transaction of the engine.
 type attemptEncoder struct {
+	ctx    context.Context // of the engine's calls
 	engine Engine
 	run    messages.RunID
 	plan   *dag.Plan
@@ -37,7 +39,7 @@ type entry func(dst []byte, task uint32, begin bool) []byte
 func (e *attemptEncoder) append(dst []byte, end uint32, around entry) (out []byte, more bool, err error) {
 	for e.task < end {
 		upTo := min(end, e.task+attemptStep)
-		err := e.engine.Attempts(e.run, e.task, upTo-e.task, func(rec *messages.AttemptRecord) bool {
+		err := e.engine.Attempts(e.ctx, e.run, e.task, upTo-e.task, func(rec *messages.AttemptRecord) bool {
 			for e.task < rec.Task {
 				dst = e.finish(dst, around)
 			}
@@ -134,7 +136,7 @@ func (e *attemptEncoder) appendLive(dst []byte, l messages.LiveAttempt) []byte {
 	dst = appendNanos(dst, l.Start)
 	for stream, member := range [...]string{messages.Stdout: `,"outputLog":`, messages.Stderr: `,"errorLog":`} {
 		dst = append(dst, member...)
-		log, err := e.engine.OpenLog(e.run, name, l.Attempt, messages.Stream(stream))
+		log, err := e.engine.OpenLog(e.ctx, e.run, name, l.Attempt, messages.Stream(stream))
 		dst = e.output.append(dst, log, err)
 	}
 	dst = append(dst, `,"executorLog":"","attempt":`...)
@@ -148,7 +150,7 @@ func (e *attemptEncoder) appendKept(dst []byte, rec *messages.AttemptRecord, str
 	if o.Size == int64(len(o.Inline)) && o.Size <= 2*inlineLog {
 		return appendText(dst, o.Inline)
 	}
-	log, err := e.engine.Output(e.run, rec, stream)
+	log, err := e.engine.Output(e.ctx, e.run, rec, stream)
 	return e.output.append(dst, log, err)
 }
 

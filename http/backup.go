@@ -18,7 +18,7 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	if navigated(&ctx.Request.Header) {
 		return &refusal{fasthttp.StatusForbidden, "cross-site request: a browser asks for a backup and does not say which page made it: use `caravan backup` or another program"}
 	}
-	if err := s.engine.Ready(); err != nil {
+	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
 	ctx.Response.Header.SetContentType("application/octet-stream")

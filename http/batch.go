@@ -40,10 +40,10 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.Ready(); err != nil {
+	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: s.shareOf(ctx), window: s.shareOf(ctx)}
+	b := &batch{ctx: contextOf(ctx), s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: s.shareOf(ctx), window: s.shareOf(ctx)}
 	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
 	if err := b.open(ctx); err != nil {
 		ctx.SetConnectionClose()
@@ -126,6 +126,7 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 
 // batch produces the answers to the lines of a request, while these come.
 type batch struct {
+	ctx      context.Context // of the engine's calls
 	s        *Server
 	key      string                                // of the request: with a line's number it is that line's
 	coding   string                                // of the body
@@ -164,7 +165,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 	}
 	if len(subs) > 0 {
-		answers, err := b.s.engine.SubmitAll(subs)
+		answers, err := b.s.engine.SubmitAll(b.ctx, subs)
 		for i := range subs {
 			if err != nil {
 				results[at[i]].Err = err

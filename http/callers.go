@@ -10,6 +10,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // open marks a route that needs no token.
@@ -18,9 +19,10 @@ const open access.Scopes = 1 << 7
 // identify finds out who sends a request, and refuses those who are not known
 // where they have to be.
 func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, error) {
-	who := access.Caller{Scopes: access.All}
+	who := access.Caller{Principal: messages.Principal{UID: -1}, Scopes: access.All}
 	common := ""
 	if c != nil {
+		who.Address, who.UID = c.address, c.uid
 		if c.stranger() {
 			return who, &refusal{fasthttp.StatusForbidden, "user " + strconv.Itoa(c.uid) + " may not use this socket: only the server's own user and root may"}
 		}
@@ -35,8 +37,8 @@ func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, er
 	found, given, ok := s.credentials(h, c)
 	switch {
 	case ok:
-		found.Certificate = who.Certificate
-		return found, nil
+		who.Token, who.Session, who.Scopes = found.Token, found.Session, found.Scopes
+		return who, nil
 	case given:
 		who.Scopes = 0
 		return who, &refusal{fasthttp.StatusUnauthorized, "the token is not one of this server's"}
@@ -101,6 +103,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) (access.Caller, 
 	case who.Session && !fetchOf(&ctx.Request.Header).Safe && !ownPage(&ctx.Request.Header):
 		return who, &refusal{fasthttp.StatusForbidden, "a change with a cookie must come from a page of this server"}
 	}
+	setPrincipal(ctx, &who.Principal)
 	if s.cfg.Access.Keys != nil {
 		ctx.SetUserValue(permitKey{}, rt)
 		ctx.Response.Header.Set(fasthttp.HeaderCacheControl, "private, no-cache")

@@ -28,6 +28,12 @@ type conn struct {
 	entrance *Entrance
 	raw      net.Conn // under TLS; nil without it
 	uid      int      // of the process at the other end of a unix socket, else -1
+	address  string   // of the client, for logs: HOST:PORT or "unix"
+
+	request      atomic.Pointer[requestContext]
+	waitingSince atomic.Int64 // tick at which the request began to wait in the engine, or notWaiting
+	watched      atomic.Bool  // watch has something to stop
+	watch        clientWatch
 }
 
 // What a connection is used for. A request occupies its connection until it is answered.
@@ -46,7 +52,11 @@ func (c *conn) occupy() bool {
 }
 
 // vacate is called when the request is answered.
-func (c *conn) vacate() { c.use.CompareAndSwap(occupied, unused) }
+func (c *conn) vacate() {
+	c.waitingSince.Store(notWaiting)
+	c.unwatchClient()
+	c.use.CompareAndSwap(occupied, unused)
+}
 
 // evict takes the connection from its client; it is false when a request occupies it.
 func (c *conn) evict() bool { return c.use.CompareAndSwap(unused, evicted) }
@@ -86,6 +96,7 @@ func (c *conn) Close() error {
 	}
 	defer c.s.conns.remove(c)
 	c.vacate()
+	c.request.Load().cancel(errConnClosed)
 	if c.linger && !c.s.draining.Load() {
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {

@@ -20,8 +20,10 @@
 //	             what requests may take: bytes, framing, places to wait
 //	stream.go    documents that are rendered as fast as a client reads
 //	errors.go    the one switch from the domain's codes to statuses
-//	server.go, conn.go, peer.go, metrics.go
+//	server.go, conn.go, metrics.go
 //	             service: limits, deadlines, shutdown
+//	request.go, client_gone.go
+//	             the context of a request: its principal, and its end when the client leaves
 //
 // The duties of a handler, in this order:
 //

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"strconv"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -125,8 +126,8 @@ type runDocument struct {
 	attempts attemptEncoder
 }
 
-func newRunDocument(engine Engine, v *messages.View) *runDocument {
-	return &runDocument{view: v, attempts: attemptEncoder{engine: engine, run: v.ID, plan: v.Plan, live: v.Live}}
+func newRunDocument(ctx context.Context, engine Engine, v *messages.View) *runDocument {
+	return &runDocument{view: v, attempts: attemptEncoder{ctx: ctx, engine: engine, run: v.ID, plan: v.Plan, live: v.Live}}
 }
 
 // passes are the members that hold one entry per task, in their order.

@@ -24,10 +24,12 @@ type Entrance struct {
 
 // accept makes a connection one of this entrance.
 func (e *Entrance) accept(c *conn) {
-	c.entrance, c.uid = e, -1
+	c.entrance, c.uid, c.address = e, -1, c.RemoteAddr().String()
 	if e.Local {
-		c.uid = int(c.client.uid) - 1
+		c.uid, c.address = int(c.client.uid)-1, "unix"
 	}
+	c.waitingSince.Store(notWaiting)
+	c.request.Store(newRequestContext(c))
 	if e.TLS != nil {
 		c.raw = c.Conn
 		c.Conn = tls.Server(c.raw, e.TLS)
@@ -37,6 +39,7 @@ func (e *Entrance) accept(c *conn) {
 // cut closes a connection at once: the end of TLS is not announced, which might wait
 // for a client that does not read.
 func (c *conn) cut() {
+	c.request.Load().cancel(errConnClosed)
 	if c.raw != nil {
 		_ = c.raw.Close()
 		return

@@ -76,6 +76,8 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 	switch {
 	case errors.As(err, &r):
 		return problem{status: r.status, text: r.text}
+	case isDeparture(err):
+		return problem{status: fasthttp.StatusServiceUnavailable, text: err.Error() + " before the answer: the request may still take effect"}
 	case errors.As(err, &m) && m.Code == messages.Damaged:
 		s.log.Error("http: damaged", "method", string(method), "path", string(path), "err", err)
 		return problem{status: fasthttp.StatusInternalServerError, text: m.Text}

@@ -39,7 +39,7 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 	if q.resume {
 		after = q.after
 	}
-	feed, err := s.engine.Follow(run, after)
+	feed, err := s.engine.Follow(contextOf(ctx), run, after)
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	if err := q.decode(ctx, q.ofRuns); err != nil {
 		return err
 	}
-	feed, err := s.engine.Listen(q.list, int64(q.after&(1<<63-1)))
+	feed, err := s.engine.Listen(contextOf(ctx), q.list, int64(q.after&(1<<63-1)))
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 	switch {
 	case err == nil:
 		return dst, !done, nil
-	case context.Cause(p.until) == errLeft, context.Cause(p.until) == errRevoked:
+	case context.Cause(p.until) == errClientGone, context.Cause(p.until) == errRevoked:
 		return dst, true, errBreakOff
 	case p.s.serving.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
 		return dst, false, nil // who wants more connects again

@@ -24,6 +24,7 @@ type fakeEngine struct {
 	patched        []string
 	fail           map[string]error
 	hook           func(method string)
+	wait           func(ctx context.Context, method string) error // after hook
 	conflict       func(*fakeRun, dag.RunState) error
 	query          messages.ListQuery // the last one
 	attemptRanges  int
@@ -75,12 +76,15 @@ func (e *fakeEngine) add(t testing.TB, spec string, run dag.RunState, tasks dag.
 	return r
 }
 
-func (e *fakeEngine) begin(method string) error {
+func (e *fakeEngine) begin(ctx context.Context, method string) error {
 	e.mu.Lock()
-	hook, err := e.hook, e.fail[method]
+	hook, wait, err := e.hook, e.wait, e.fail[method]
 	e.mu.Unlock()
 	if hook != nil {
 		hook(method)
+	}
+	if wait != nil {
+		return wait(ctx, method)
 	}
 	return err
 }
@@ -104,8 +108,8 @@ func (e *fakeEngine) task(id messages.RunID, name string) (*fakeRun, uint32, err
 	return r, task, nil
 }
 
-func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
-	if err := e.begin("Submit"); err != nil {
+func (e *fakeEngine) Submit(ctx context.Context, s *messages.Submission) (messages.RunID, error) {
+	if err := e.begin(ctx, "Submit"); err != nil {
 		return 0, err
 	}
 	if s.Long != nil { // as the store does
@@ -135,19 +139,19 @@ func (e *fakeEngine) Submit(s *messages.Submission) (messages.RunID, error) {
 	return messages.RunID(len(e.submitted) - 1), nil
 }
 
-func (e *fakeEngine) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
-	if err := e.begin("SubmitAll"); err != nil {
+func (e *fakeEngine) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	if err := e.begin(ctx, "SubmitAll"); err != nil {
 		return nil, err
 	}
 	out := make([]messages.Result[messages.RunID], len(subs))
 	for i, s := range subs {
-		out[i].Value, out[i].Err = e.Submit(s)
+		out[i].Value, out[i].Err = e.Submit(ctx, s)
 	}
 	return out, nil
 }
 
-func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
-	if err := e.begin("SetState"); err != nil {
+func (e *fakeEngine) SetState(ctx context.Context, id messages.RunID, s dag.RunState) error {
+	if err := e.begin(ctx, "SetState"); err != nil {
 		return err
 	}
 	r, err := e.run(id)
@@ -163,24 +167,24 @@ func (e *fakeEngine) SetState(id messages.RunID, s dag.RunState) error {
 	return nil
 }
 
-func (e *fakeEngine) Kill(id messages.RunID) error {
-	if err := e.begin("Kill"); err != nil {
+func (e *fakeEngine) Kill(ctx context.Context, id messages.RunID) error {
+	if err := e.begin(ctx, "Kill"); err != nil {
 		return err
 	}
 	_, err := e.run(id)
 	return err
 }
 
-func (e *fakeEngine) KillTask(id messages.RunID, name string) error {
-	if err := e.begin("KillTask"); err != nil {
+func (e *fakeEngine) KillTask(ctx context.Context, id messages.RunID, name string) error {
+	if err := e.begin(ctx, "KillTask"); err != nil {
 		return err
 	}
 	_, _, err := e.task(id, name)
 	return err
 }
 
-func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
-	if err := e.begin("Summary"); err != nil {
+func (e *fakeEngine) Summary(ctx context.Context, id messages.RunID) (*messages.Summary, error) {
+	if err := e.begin(ctx, "Summary"); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
@@ -197,7 +201,7 @@ func (e *fakeEngine) Summary(id messages.RunID) (*messages.Summary, error) {
 }
 
 func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
-	if err := e.begin("Await"); err != nil {
+	if err := e.begin(ctx, "Await"); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
@@ -230,8 +234,8 @@ func (e *fakeEngine) Await(ctx context.Context, id messages.RunID, done func(*me
 	}
 }
 
-func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Subscription, error) {
-	if err := e.begin("Follow"); err != nil {
+func (e *fakeEngine) Follow(ctx context.Context, id messages.RunID, after uint64) (messages.Subscription, error) {
+	if err := e.begin(ctx, "Follow"); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
@@ -253,8 +257,8 @@ func (e *fakeEngine) Follow(id messages.RunID, after uint64) (messages.Subscript
 	return f.open(), nil
 }
 
-func (e *fakeEngine) Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
-	if err := e.begin("Listen"); err != nil {
+func (e *fakeEngine) Listen(ctx context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
+	if err := e.begin(ctx, "Listen"); err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
@@ -328,8 +332,8 @@ func (e *fakeEngine) waits() int {
 	return e.waiting
 }
 
-func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
-	if err := e.begin("Summaries"); err != nil {
+func (e *fakeEngine) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if err := e.begin(ctx, "Summaries"); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -358,8 +362,8 @@ func (e *fakeEngine) Summaries(q messages.ListQuery, yield func(*messages.Summar
 	return nil
 }
 
-func (e *fakeEngine) View(id messages.RunID, first, n uint32) (*messages.View, error) {
-	if err := e.begin("View"); err != nil {
+func (e *fakeEngine) View(ctx context.Context, id messages.RunID, first, n uint32) (*messages.View, error) {
+	if err := e.begin(ctx, "View"); err != nil {
 		return nil, err
 	}
 	r, err := e.run(id)
@@ -375,19 +379,19 @@ func (e *fakeEngine) View(id messages.RunID, first, n uint32) (*messages.View, e
 	return &v, nil
 }
 
-func (e *fakeEngine) Task(id messages.RunID, name string) (*messages.View, error) {
-	if err := e.begin("Task"); err != nil {
+func (e *fakeEngine) Task(ctx context.Context, id messages.RunID, name string) (*messages.View, error) {
+	if err := e.begin(ctx, "Task"); err != nil {
 		return nil, err
 	}
 	_, task, err := e.task(id, name)
 	if err != nil {
 		return nil, err
 	}
-	return e.View(id, task, 1)
+	return e.View(ctx, id, task, 1)
 }
 
-func (e *fakeEngine) Attempts(id messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
-	if err := e.begin("Attempts"); err != nil {
+func (e *fakeEngine) Attempts(ctx context.Context, id messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	if err := e.begin(ctx, "Attempts"); err != nil {
 		return err
 	}
 	r, err := e.run(id)
@@ -409,8 +413,8 @@ func logKey(name string, attempt uint32, stream messages.Stream) string {
 	return fmt.Sprint(name, "/", attempt, "/", stream)
 }
 
-func (e *fakeEngine) OpenLog(id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
-	if err := e.begin("OpenLog"); err != nil {
+func (e *fakeEngine) OpenLog(ctx context.Context, id messages.RunID, name string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+	if err := e.begin(ctx, "OpenLog"); err != nil {
 		return nil, err
 	}
 	r, _, err := e.task(id, name)
@@ -423,8 +427,8 @@ func (e *fakeEngine) OpenLog(id messages.RunID, name string, attempt uint32, str
 	return nil, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: task %q has no attempt %d", id, name, attempt)}
 }
 
-func (e *fakeEngine) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
-	if err := e.begin("Output"); err != nil {
+func (e *fakeEngine) Output(ctx context.Context, id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+	if err := e.begin(ctx, "Output"); err != nil {
 		return nil, err
 	}
 	r, err := e.run(id)
@@ -434,22 +438,22 @@ func (e *fakeEngine) Output(id messages.RunID, rec *messages.AttemptRecord, stre
 	return r.logs[logKey(r.view.Plan.TaskName(rec.Task), rec.Attempt, stream)].open(), nil
 }
 
-func (e *fakeEngine) Ready() error {
-	if err := e.begin("Ready"); err != nil {
+func (e *fakeEngine) Ready(ctx context.Context) error {
+	if err := e.begin(ctx, "Ready"); err != nil {
 		return err
 	}
 	return e.ready
 }
-func (e *fakeEngine) Healthy() error { return e.healthy }
+func (e *fakeEngine) Healthy(ctx context.Context) error { return e.healthy }
 
-func (e *fakeEngine) Paused() string {
+func (e *fakeEngine) Paused(ctx context.Context) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.paused
 }
 
-func (e *fakeEngine) SetPaused(reason string) error {
-	if err := e.begin("SetPaused"); err != nil {
+func (e *fakeEngine) SetPaused(ctx context.Context, reason string) error {
+	if err := e.begin(ctx, "SetPaused"); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -458,7 +462,7 @@ func (e *fakeEngine) SetPaused(reason string) error {
 	return nil
 }
 
-func (e *fakeEngine) Damaged() error { return nil }
+func (e *fakeEngine) Damaged(ctx context.Context) error { return nil }
 
 // fakeLog is a stream that may grow, and of which [cut, cutEnd) is not kept.
 type fakeLog struct {

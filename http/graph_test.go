@@ -92,7 +92,7 @@ func TestGraphOfManyTemplates(t *testing.T) {
 func BenchmarkGraph(b *testing.B) {
 	e := &fakeEngine{}
 	e.add(b, manySpec(1_000_000), dag.RunRunning, dag.TaskQueued)
-	view, err := e.View(0, 0, 1<<30)
+	view, err := e.View(b.Context(), 0, 0, 1<<30)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 	if err := query(ctx, q.parameter); err != nil {
 		return err
 	}
-	log, err := s.engine.OpenLog(run, name, q.attempt, q.stream)
+	log, err := s.engine.OpenLog(contextOf(ctx), run, name, q.attempt, q.stream)
 	if err != nil {
 		return err
 	}

@@ -202,7 +202,7 @@ func (s *Server) receive(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, re
 		}
 		if b.stored >= looked { // what is spooled must not take the room that the engine needs
 			looked = b.stored + lookRoom
-			if err := s.engine.Healthy(); err != nil {
+			if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 				return &refusal{fasthttp.StatusServiceUnavailable, err.Error()}
 			}
 		}
@@ -285,8 +285,8 @@ func (s *Server) awaitTurn(ctx *fasthttp.RequestCtx) error {
 	if err := s.permitOf(ctx).check(); err != nil {
 		return err
 	}
-	if context.Cause(until) == errLeft {
-		return &refusal{fasthttp.StatusServiceUnavailable, errLeft.Error() + " before the turn of its document had come: it was not taken"}
+	if context.Cause(until) == errClientGone {
+		return &refusal{fasthttp.StatusServiceUnavailable, errClientGone.Error() + " before the turn of its document had come: it was not taken"}
 	}
 	return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 }

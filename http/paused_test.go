@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -10,9 +11,9 @@ import (
 // pausingEngine has lists that look at one run at a time.
 type pausingEngine struct{ *fakeEngine }
 
-func (e *pausingEngine) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+func (e *pausingEngine) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	if q.Budget == nil {
-		return e.fakeEngine.Summaries(q, yield)
+		return e.fakeEngine.Summaries(ctx, q, yield)
 	}
 	at := messages.RunID(0)
 	if q.HasAfter {

@@ -91,6 +91,7 @@ func (s *Server) wrap(rt route) fasthttp.RequestHandler {
 		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
 		s.enter()
 		if c := connOf(ctx); c != nil {
+			c.beginRequest()
 			c.chunks.measure(&ctx.Request.Header)
 		}
 		defer func() {

@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"errors"
 	"math"
 	"strconv"
@@ -18,7 +19,7 @@ func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	sum, err := s.engine.Summary(run)
+	sum, err := s.engine.Summary(contextOf(ctx), run)
 	if err == nil && len(ctx.URI().QueryString()) > 0 {
 		sum, err = s.awaitState(ctx, sum)
 	}
@@ -36,7 +37,7 @@ func (s *Server) runSummary(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	sum, err := s.engine.Summary(run)
+	sum, err := s.engine.Summary(contextOf(ctx), run)
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (s *Server) setRunState(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.SetState(run, state); err != nil {
+	if err := s.engine.SetState(contextOf(ctx), run, state); err != nil {
 		return err
 	}
 	answerRun(ctx, run, "")
@@ -74,7 +75,7 @@ func (s *Server) killRun(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.Kill(run); err != nil {
+	if err := s.engine.Kill(contextOf(ctx), run); err != nil {
 		return err
 	}
 	answerRun(ctx, run, "")
@@ -87,11 +88,11 @@ func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	view, err := s.engine.View(run, 0, math.MaxUint32)
+	view, err := s.engine.View(contextOf(ctx), run, 0, math.MaxUint32)
 	if err != nil {
 		return err
 	}
-	return s.send(ctx, jsonType, newRunDocument(s.engine, view))
+	return s.send(ctx, jsonType, newRunDocument(contextOf(ctx), s.engine, view))
 }
 
 // listRuns is GET /v1/dagruns: the seed's array, ascending by id unless asked otherwise.
@@ -100,7 +101,7 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	l := &runList{engine: s.engine, q: q, left: q.Limit}
+	l := &runList{ctx: contextOf(ctx), engine: s.engine, q: q, left: q.Limit}
 	if q.Limit > 0 {
 		// One more than the page tells whether there is a next one.
 		next, err := l.page()
@@ -158,6 +159,7 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 // runList renders runs, a page of the engine's at a time: nothing of the engine
 // is held while a client reads slowly.
 type runList struct {
+	ctx    context.Context // of the engine's calls
 	engine Views
 	q      messages.ListQuery
 	left   int    // entries to render; 0 = all
@@ -177,7 +179,7 @@ func (l *runList) page() (more bool, err error) {
 	q.Limit++
 	n := 0
 	l.buf = append(l.buf, '[')
-	err = l.engine.Summaries(q, func(sum *messages.Summary) bool {
+	err = l.engine.Summaries(l.ctx, q, func(sum *messages.Summary) bool {
 		if n == l.q.Limit {
 			more = true
 			return false
@@ -208,7 +210,7 @@ func (l *runList) next(dst []byte) ([]byte, bool, error) {
 		dst = append(dst, '[')
 	}
 	full := false
-	err := l.engine.Summaries(l.q, func(sum *messages.Summary) bool {
+	err := l.engine.Summaries(l.ctx, l.q, func(sum *messages.Summary) bool {
 		dst = l.entry(dst, sum)
 		full = len(dst) >= piece
 		return !full

@@ -58,6 +58,9 @@ type Config struct {
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
 	// heartbeat is how often a stream of events says that it is there; default 15 s.
 	heartbeat time.Duration
+	// watchAfter is how long a request waits in one call of the engine before its client is
+	// watched; default 1 s.
+	watchAfter time.Duration
 	// MaxConns bounds the open connections: beyond it the oldest that waits for a
 	// request is closed, or the new one is answered 503. Default, and at
 	// most, 8,192.
@@ -100,7 +103,8 @@ type Server struct {
 	permits  permitSet // of what waits
 	bodies   *budget
 	unpack   chan struct{}             // of the bodies that are being decompressed in memory
-	peers    atomic.Pointer[peerWatch] // made by Serve; nil: nobody's leaving is noticed
+	peers    atomic.Pointer[peerWatch] // made by Serve; nil: clients that leave are not noticed
+	ticks    atomic.Int64              // of watchLongCalls
 	inflight atomic.Int64              // requests that have been taken and not yet answered to the end
 	idle     chan struct{}             // signalled when inflight falls to 0 while draining
 	draining atomic.Bool
@@ -188,6 +192,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.heartbeat <= 0 {
 		c.heartbeat = 15 * time.Second
+	}
+	if c.watchAfter <= 0 {
+		c.watchAfter = time.Second
 	}
 	if c.MaxConns <= 0 || c.MaxConns > defaultMaxConns {
 		c.MaxConns = defaultMaxConns

@@ -27,7 +27,7 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	view, err := s.engine.View(run, 0, math.MaxUint32)
+	view, err := s.engine.View(contextOf(ctx), run, 0, math.MaxUint32)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 // -1 when that is not known. The stream counts as in flight until it is closed.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
 	s.enter()
+	if c := connOf(ctx); c != nil {
+		c.waitingSince.Store(isStreaming)
+	}
 	b := &body{s: s, p: p, permit: s.permitOf(ctx), buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
 	ctx.Response.Header.SetContentType(contentType)
 	if size < 0 && !ctx.Request.Header.IsHTTP11() {
@@ -126,7 +129,7 @@ func (b *body) Read(p []byte) (n int, err error) {
 		b.off = 0
 		if b.buf, b.more, err = b.p.next(b.buf[:0]); err != nil {
 			b.buf = b.buf[:0]
-			if err != errBreakOff {
+			if err != errBreakOff && !isDeparture(err) {
 				b.s.log.Error("http: a stream broke off", "path", b.path, "error", err)
 			}
 			return 0, err

@@ -102,13 +102,13 @@ func TestPieces(t *testing.T) {
 		e.runs[0].records = append(e.runs[0].records, messages.AttemptRecord{Task: 1, Attempt: uint32(i + 2),
 			Stdout: messages.Output{Size: 40_000, Head: 40_000, Inline: make([]byte, 40_000)}})
 	}
-	view, err := e.View(0, 0, 99)
+	view, err := e.View(t.Context(), 0, 0, 99)
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole := produce(t, newRunDocument(e, view), 0)
+	whole := produce(t, newRunDocument(t.Context(), e, view), 0)
 	for filled := range 20 {
-		if got := produce(t, newRunDocument(e, view), filled*piece/19); got != whole {
+		if got := produce(t, newRunDocument(t.Context(), e, view), filled*piece/19); got != whole {
 			t.Fatalf("with %d bytes before: %d bytes, want %d", filled*piece/19, len(got), len(whole))
 		}
 	}

@@ -57,7 +57,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	sub.At = time.Now().UnixNano()
-	run, err := s.engine.Submit(sub)
+	run, err := s.engine.Submit(contextOf(ctx), sub)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 
 // ready is GET /ready: may requests be sent here?
 func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
-	if err := s.engine.Ready(); err != nil {
+	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
 	ctx.Response.Header.SetContentType(jsonType)
@@ -18,14 +18,14 @@ func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 
 // healthz is GET /healthz: is anything wrong?
 func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
-	if err := s.engine.Healthy(); err != nil {
+	if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
 	}
-	if err := s.engine.Damaged(); err != nil {
+	if err := s.engine.Damaged(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
 	}
 	dst := append([]byte(nil), `{"status":"ok"`...)
-	if reason := s.engine.Paused(); reason != "" {
+	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
 		dst = appendText(append(dst, `,"paused":`...), reason)
 	}
 	answer(ctx, append(dst, '}'))
@@ -34,11 +34,11 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 
 // serverState is GET /v1/server/state: do tasks start?
 func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
-	if err := s.engine.Ready(); err != nil {
+	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
 	dst := append([]byte(nil), `{"state":"RUNNING"`...)
-	if reason := s.engine.Paused(); reason != "" {
+	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
 		dst = appendText(append(dst[:0], `{"state":"PAUSED","reason":`...), reason)
 	}
 	answer(ctx, append(dst, '}'))
@@ -59,7 +59,7 @@ func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 	default:
 		return &refusal{fasthttp.StatusBadRequest, quote([]byte(word)) + " is no state of the server: use PAUSED or RUNNING"}
 	}
-	if err := s.engine.SetPaused(reason); err != nil {
+	if err := s.engine.SetPaused(contextOf(ctx), reason); err != nil {
 		return err
 	}
 	return s.serverState(ctx)

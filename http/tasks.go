@@ -36,7 +36,7 @@ func (s *Server) task(ctx *fasthttp.RequestCtx) (*messages.View, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.engine.Task(run, name)
+	return s.engine.Task(contextOf(ctx), run, name)
 }
 
 // killTask is DELETE /v1/dagrun/{run}/task/{task}.
@@ -45,7 +45,7 @@ func (s *Server) killTask(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.KillTask(run, name); err != nil {
+	if err := s.engine.KillTask(contextOf(ctx), run, name); err != nil {
 		return err
 	}
 	answerRun(ctx, run, name)
@@ -66,10 +66,10 @@ func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
 	if err := query(ctx, q.parameter); err != nil {
 		return err
 	}
-	l := &taskList{attempts: attemptEncoder{engine: s.engine, run: run}}
+	l := &taskList{attempts: attemptEncoder{ctx: contextOf(ctx), engine: s.engine, run: run}}
 	at := q.from
 	for {
-		view, err := s.engine.View(run, at, viewStep)
+		view, err := s.engine.View(contextOf(ctx), run, at, viewStep)
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package http
 
 import (
 	"context"
-	"errors"
 	"sync"
 
 	"github.com/valyala/fasthttp"
@@ -20,9 +19,6 @@ type waitSet struct {
 	all     int
 	clients map[client]int
 }
-
-// errLeft is the cause that a wait ends with when the client has left.
-var errLeft = errors.New("the client has closed its side of the connection")
 
 const (
 	tooManyWaits    = "too many requests wait"
@@ -59,10 +55,9 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 		s.metrics.waitsRefused.Inc()
 		return nil, nil, err
 	}
-	until, cancel := context.WithCancelCause(s.serving)
-	stop := func() {}
-	if peers := s.peers.Load(); c != nil && peers != nil {
-		if stop, err = peers.watch(c.Conn, func() { cancel(errLeft) }); err != nil {
+	until, cancel := context.WithCancelCause(contextOf(ctx))
+	if c != nil {
+		if err = c.watchClient(); err != nil {
 			s.log.Debug("http: a request cannot wait", "err", err)
 			cancel(err)
 			w.leave(who)
@@ -71,6 +66,7 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 			return nil, nil, &refusal{fasthttp.StatusServiceUnavailable, cannotWait}
 		}
 	}
+	stop := context.AfterFunc(s.serving, func() { cancel(errStopping) })
 	allowed := s.permits.add(s.permitOf(ctx), func() { cancel(errRevoked) })
 	var once sync.Once
 	return until, func() {
@@ -78,6 +74,10 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 			allowed()
 			stop()
 			cancel(nil)
+			if c != nil {
+				c.waitingSince.Store(notWaiting)
+				c.unwatchClient()
+			}
 			w.leave(who)
 		})
 	}, nil
@@ -91,16 +91,6 @@ func (w *waitSet) leave(who client) {
 	if w.clients[who]--; w.clients[who] == 0 {
 		delete(w.clients, who)
 	}
-}
-
-// watchPeers begins to notice clients that leave.
-func (s *Server) watchPeers() {
-	w, err := newPeerWatch()
-	if err != nil {
-		s.log.Warn("clients that leave while their requests wait are noticed late", "err", err)
-		return
-	}
-	s.peers.Store(w)
 }
 
 func (w *waitSet) len() int {

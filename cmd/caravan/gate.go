@@ -28,100 +28,100 @@ func (g *gate) through() (http.Engine, error) {
 	return nil, &messages.Error{Code: messages.Unavailable, Text: errStarting.Error()}
 }
 
-func (g *gate) Submit(s *messages.Submission) (messages.RunID, error) {
+func (g *gate) Submit(ctx context.Context, s *messages.Submission) (messages.RunID, error) {
 	e, err := g.through()
 	if err != nil {
 		return 0, err
 	}
-	return e.Submit(s)
+	return e.Submit(ctx, s)
 }
 
-func (g *gate) SubmitAll(subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+func (g *gate) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.SubmitAll(subs)
+	return e.SubmitAll(ctx, subs)
 }
 
-func (g *gate) SetState(run messages.RunID, to dag.RunState) error {
+func (g *gate) SetState(ctx context.Context, run messages.RunID, to dag.RunState) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.SetState(run, to)
+	return e.SetState(ctx, run, to)
 }
 
-func (g *gate) Kill(run messages.RunID) error {
+func (g *gate) Kill(ctx context.Context, run messages.RunID) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.Kill(run)
+	return e.Kill(ctx, run)
 }
 
-func (g *gate) KillTask(run messages.RunID, task string) error {
+func (g *gate) KillTask(ctx context.Context, run messages.RunID, task string) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.KillTask(run, task)
+	return e.KillTask(ctx, run, task)
 }
 
-func (g *gate) SetPaused(reason string) error {
+func (g *gate) SetPaused(ctx context.Context, reason string) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.SetPaused(reason)
+	return e.SetPaused(ctx, reason)
 }
 
 // Paused is "" while it recovers: nothing is known yet.
-func (g *gate) Paused() string {
+func (g *gate) Paused(ctx context.Context) string {
 	if e := g.engine.Load(); e != nil {
-		return (*e).Paused()
+		return (*e).Paused(ctx)
 	}
 	return ""
 }
 
-func (g *gate) Summary(run messages.RunID) (*messages.Summary, error) {
+func (g *gate) Summary(ctx context.Context, run messages.RunID) (*messages.Summary, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.Summary(run)
+	return e.Summary(ctx, run)
 }
 
-func (g *gate) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+func (g *gate) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.Summaries(q, yield)
+	return e.Summaries(ctx, q, yield)
 }
 
-func (g *gate) View(run messages.RunID, first, n uint32) (*messages.View, error) {
+func (g *gate) View(ctx context.Context, run messages.RunID, first, n uint32) (*messages.View, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.View(run, first, n)
+	return e.View(ctx, run, first, n)
 }
 
-func (g *gate) Task(run messages.RunID, name string) (*messages.View, error) {
+func (g *gate) Task(ctx context.Context, run messages.RunID, name string) (*messages.View, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.Task(run, name)
+	return e.Task(ctx, run, name)
 }
 
-func (g *gate) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+func (g *gate) Attempts(ctx context.Context, run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	e, err := g.through()
 	if err != nil {
 		return err
 	}
-	return e.Attempts(run, first, n, yield)
+	return e.Attempts(ctx, run, first, n, yield)
 }
 
 func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
@@ -132,57 +132,57 @@ func (g *gate) Await(ctx context.Context, run messages.RunID, done func(*message
 	return e.Await(ctx, run, done)
 }
 
-func (g *gate) Follow(run messages.RunID, after uint64) (messages.Subscription, error) {
+func (g *gate) Follow(ctx context.Context, run messages.RunID, after uint64) (messages.Subscription, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.Follow(run, after)
+	return e.Follow(ctx, run, after)
 }
 
-func (g *gate) Listen(q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
+func (g *gate) Listen(ctx context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.Listen(q, since)
+	return e.Listen(ctx, q, since)
 }
 
-func (g *gate) OpenLog(run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+func (g *gate) OpenLog(ctx context.Context, run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.OpenLog(run, task, attempt, stream)
+	return e.OpenLog(ctx, run, task, attempt, stream)
 }
 
-func (g *gate) Output(run messages.RunID, record *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+func (g *gate) Output(ctx context.Context, run messages.RunID, record *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
 	e, err := g.through()
 	if err != nil {
 		return nil, err
 	}
-	return e.Output(run, record, stream)
+	return e.Output(ctx, run, record, stream)
 }
 
-func (g *gate) Ready() error {
+func (g *gate) Ready(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {
-		return (*e).Ready()
+		return (*e).Ready(ctx)
 	}
 	return errStarting
 }
 
 // Damaged holds while it recovers, too.
-func (g *gate) Damaged() error {
+func (g *gate) Damaged(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {
-		return (*e).Damaged()
+		return (*e).Damaged(ctx)
 	}
 	return nil
 }
 
 // Healthy holds while it recovers: starting is no illness.
-func (g *gate) Healthy() error {
+func (g *gate) Healthy(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {
-		return (*e).Healthy()
+		return (*e).Healthy(ctx)
 	}
 	return nil
 }

@@ -15,27 +15,39 @@ type marker struct{ n int }
 
 var errMarked = errors.New("marked")
 
-func (m *marker) Submit(*messages.Submission) (messages.RunID, error) { m.n++; return 1, errMarked }
-func (m *marker) SubmitAll([]*messages.Submission) ([]messages.Result[messages.RunID], error) {
+func (m *marker) Submit(context.Context, *messages.Submission) (messages.RunID, error) {
+	m.n++
+	return 1, errMarked
+}
+func (m *marker) SubmitAll(context.Context, []*messages.Submission) ([]messages.Result[messages.RunID], error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) SetState(messages.RunID, dag.RunState) error       { m.n++; return errMarked }
-func (m *marker) SetPaused(string) error                            { m.n++; return errMarked }
-func (m *marker) Paused() string                                    { m.n++; return errMarked.Error() }
-func (m *marker) Kill(messages.RunID) error                         { m.n++; return errMarked }
-func (m *marker) KillTask(messages.RunID, string) error             { m.n++; return errMarked }
-func (m *marker) Summary(messages.RunID) (*messages.Summary, error) { m.n++; return nil, errMarked }
-func (m *marker) Summaries(messages.ListQuery, func(*messages.Summary) bool) error {
+func (m *marker) SetState(context.Context, messages.RunID, dag.RunState) error {
 	m.n++
 	return errMarked
 }
-func (m *marker) View(messages.RunID, uint32, uint32) (*messages.View, error) {
+func (m *marker) SetPaused(context.Context, string) error                { m.n++; return errMarked }
+func (m *marker) Paused(context.Context) string                          { m.n++; return errMarked.Error() }
+func (m *marker) Kill(context.Context, messages.RunID) error             { m.n++; return errMarked }
+func (m *marker) KillTask(context.Context, messages.RunID, string) error { m.n++; return errMarked }
+func (m *marker) Summary(context.Context, messages.RunID) (*messages.Summary, error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Task(messages.RunID, string) (*messages.View, error) { m.n++; return nil, errMarked }
-func (m *marker) Attempts(messages.RunID, uint32, uint32, func(*messages.AttemptRecord) bool) error {
+func (m *marker) Summaries(context.Context, messages.ListQuery, func(*messages.Summary) bool) error {
+	m.n++
+	return errMarked
+}
+func (m *marker) View(context.Context, messages.RunID, uint32, uint32) (*messages.View, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Task(context.Context, messages.RunID, string) (*messages.View, error) {
+	m.n++
+	return nil, errMarked
+}
+func (m *marker) Attempts(context.Context, messages.RunID, uint32, uint32, func(*messages.AttemptRecord) bool) error {
 	m.n++
 	return errMarked
 }
@@ -43,25 +55,25 @@ func (m *marker) Await(context.Context, messages.RunID, func(*messages.Summary) 
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Follow(messages.RunID, uint64) (messages.Subscription, error) {
+func (m *marker) Follow(context.Context, messages.RunID, uint64) (messages.Subscription, error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Listen(messages.ListQuery, int64) (messages.RunListSubscription, error) {
+func (m *marker) Listen(context.Context, messages.ListQuery, int64) (messages.RunListSubscription, error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) OpenLog(messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
+func (m *marker) OpenLog(context.Context, messages.RunID, string, uint32, messages.Stream) (messages.Log, error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Output(messages.RunID, *messages.AttemptRecord, messages.Stream) (messages.Log, error) {
+func (m *marker) Output(context.Context, messages.RunID, *messages.AttemptRecord, messages.Stream) (messages.Log, error) {
 	m.n++
 	return nil, errMarked
 }
-func (m *marker) Ready() error   { m.n++; return errMarked }
-func (m *marker) Healthy() error { m.n++; return errMarked }
-func (m *marker) Damaged() error { m.n++; return errMarked }
+func (m *marker) Ready(context.Context) error   { m.n++; return errMarked }
+func (m *marker) Healthy(context.Context) error { m.n++; return errMarked }
+func (m *marker) Damaged(context.Context) error { m.n++; return errMarked }
 
 // TestGate: every method of the engine answers "unavailable" before the gate
 // opens, and comes from the engine after.

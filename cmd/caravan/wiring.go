@@ -171,7 +171,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if reason := n.engine.Paused(); reason != "" {
+	if reason := n.engine.Paused(context.Background()); reason != "" {
 		log.Warn("paused: no task starts until `caravan resume --all`, or a start with --resume", "reason", reason)
 	}
 	door.open(n.engine)

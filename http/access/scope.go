@@ -3,6 +3,8 @@ package access
 import (
 	"fmt"
 	"strings"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // Scopes is a set of things that a caller may do. They are independent: Submit does
@@ -51,10 +53,8 @@ func (s Scopes) String() string {
 	return strings.Join(words, ",")
 }
 
-// Caller is somebody who sends requests, as far as the server knows.
+// Caller is a client and what it may do.
 type Caller struct {
-	Token       string // name of the token; "" = without one
-	Certificate string // subject of the client's TLS certificate
-	Session     bool   // a browser's cookie stood for the token
-	Scopes      Scopes
+	messages.Principal
+	Scopes Scopes
 }

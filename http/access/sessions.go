@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"sync"
 	"time"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 const (
@@ -85,7 +87,7 @@ func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 		s.End(cookie)
 		return Caller{}, false
 	}
-	return Caller{Token: tok.name, Scopes: tok.scopes, Session: true}, true
+	return Caller{Principal: messages.Principal{Token: tok.name, Session: true}, Scopes: tok.scopes}, true
 }
 
 // End ends a session.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // TokenPrefix begins every secret, so that scanners find those that leaked.
@@ -200,7 +202,7 @@ func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	if tok == nil {
 		return Caller{}, false
 	}
-	return Caller{Token: tok.name, Scopes: tok.scopes}, true
+	return Caller{Principal: messages.Principal{Token: tok.name}, Scopes: tok.scopes}, true
 }
 
 // Certificate returns what the holder of a client certificate may do.

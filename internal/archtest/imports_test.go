@@ -27,7 +27,7 @@ var may = map[string][]string{
 	"internal/vfork":          {},
 	"actors":                  {"actors/scheduler", "dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
 	"http":                    {"dag", "dag/specjson", "http/access", "messages"},
-	"http/access":             {"internal/vfs"},
+	"http/access":             {"internal/vfs", "messages"},
 	"client":                  {},
 	"cmd/caravan":             {"*"},
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,4 +114,52 @@ func (w *peerWatch) run() {
 func (w *peerWatch) Close() {
 	_ = w.file.Close()
 	<-w.done
+}
+
+// watchPeers begins to notice clients that leave.
+func (s *Server) watchPeers() {
+	w, err := newPeerWatch()
+	if err != nil {
+		s.log.Warn("clients that leave while their requests wait are noticed late", "err", err)
+		return
+	}
+	s.peers.Store(w)
+	go s.watchLongCalls(w.done)
+}
+
+// watchLongCalls watches the clients of requests that wait in the engine for longer than
+// Config.watchAfter, until stop is closed. Shorter waits are not watched: that would cost
+// each submission two system calls.
+func (s *Server) watchLongCalls(stop <-chan struct{}) {
+	ticker := time.NewTicker(s.cfg.watchAfter)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-stop:
+			return
+		}
+		now := s.ticks.Add(1)
+		if s.inflight.Load() == 0 {
+			continue
+		}
+		for _, c := range s.conns.waitingSince(now - 1) {
+			if err := c.watchClient(); err != nil {
+				s.log.Debug("http: a client that leaves will be noticed late", "err", err)
+			}
+		}
+	}
+}
+
+// waitingSince returns the connections whose requests have waited in the engine since a tick
+// before the given one.
+func (cs *connSet) waitingSince(tick int64) (waiting []*conn) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c := range cs.open {
+		if since := c.waitingSince.Load(); since >= 0 && since < tick && !c.watched.Load() {
+			waiting = append(waiting, c)
+		}
+	}
+	return waiting
 }
