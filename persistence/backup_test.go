@@ -18,12 +18,12 @@ func filled(t *testing.T, n int) (s *Badger, round func(int)) {
 	}
 	t.Cleanup(func() { s.Close() })
 	round = func(r int) {
-		ops := make([]op, n)
+		ops := make([]mutation, n)
 		for i := range ops {
-			ops[i] = seal(fmt.Appendf(nil, "?%05d", i), fmt.Appendf(nil, "%d %0200d", r, i))
+			ops[i] = sealRow(fmt.Appendf(nil, "?%05d", i), fmt.Appendf(nil, "%d %0200d", r, i))
 		}
 		for part := range slices.Chunk(ops, 500) {
-			if err := s.deleteStep(part); err != nil { // bare rows, as deletions are
+			if err := s.commitRows(part); err != nil { // bare rows, as deletions are
 				t.Fatal(err)
 			}
 		}
@@ -54,7 +54,7 @@ func TestBackupIsOneMoment(t *testing.T) {
 				}
 				return yield(key, value)
 			})
-			if s.moments.begin() == at {
+			if s.timestamps.acquire() == at {
 				t.Error("nothing was committed meanwhile")
 			}
 			return err
@@ -79,8 +79,8 @@ func TestBackupIsOneMoment(t *testing.T) {
 // TestBackupOfADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
 func TestBackupOfADamagedRow(t *testing.T) {
 	s, _ := filled(t, 10)
-	bad := op{key: []byte("?00003"), val: []byte("something else")}
-	if err := s.deleteStep([]op{bad}); err != nil {
+	bad := mutation{Key: []byte("?00003"), Value: []byte("something else")}
+	if err := s.commitRows([]mutation{bad}); err != nil {
 		t.Fatal(err)
 	}
 	err := s.Backup(func(m *ReadView) error { return m.Rows(func(_, _ []byte) error { return nil }) })
@@ -88,7 +88,7 @@ func TestBackupOfADamagedRow(t *testing.T) {
 		t.Errorf("backup: %v", err)
 	}
 	err = Restore(Config{Dir: filepath.Join(t.TempDir(), "db")}, func(yield func(key, value []byte) error) error {
-		return yield(bad.key, bad.val)
+		return yield(bad.Key, bad.Value)
 	})
 	if !errors.Is(err, errCorrupt) {
 		t.Errorf("restore: %v", err)

@@ -46,7 +46,7 @@ type Config struct {
 	clock  verifyClock                                     // tests: when tables are looked at
 	// tests: the log is applied behind this commit, whatever tables have
 	replayFrom *uint64
-	ofLog      func(*localLog) // tests: called before the first commit
+	ofLog      func(*localWAL) // tests: called before the first commit
 }
 
 // Badger is a Store on Badger. It is safe for concurrent use.
@@ -60,32 +60,32 @@ type Badger struct {
 	maxRows  int   // of a transaction
 	maxBytes int64 // of a transaction
 
-	queue   queue
-	enc     encoder   // the committer's
-	cuts    cuts      // the committer's
-	commits commitLog // the writer's
-	local   *localLog // commits, where that is of this machine
-	stall   *stallWatch
-	room    *room
-	// moments are the store's read and commit timestamps.
-	moments *moments
-	gone    gone
-	// register is the finished runs that must be found.
-	register register
-	kept     keptKeys
-	ended    chan struct{}  // the committer has ended
-	staging  sync.WaitGroup // long documents that are being written
+	queue     commitQueue
+	encoder   encoder          // the committer's
+	truncator journalTruncator // the committer's
+	wal       writeAheadLog    // the writer's
+	localWAL  *localWAL        // commits, where that is of this machine
+	stall     *stallWatch
+	disk      *room
+	// timestamps are the store's read and commit timestamps.
+	timestamps *readTimestamps
+	deletedIDs gone
+	// finished is the finished runs that must be found.
+	finished      finishedIndex
+	keptKeys      keptKeys
+	committerDone chan struct{}  // the committer has ended
+	longWrites    sync.WaitGroup // long documents that are being written
 
 	failMu  sync.Mutex
 	failure atomic.Pointer[error]
 	failed  chan struct{}
 
-	reading sync.RWMutex // held by readers; Close takes it whole
-	closed  bool         // under reading
-	ending  sync.Mutex   // one Close at a time
-	purging sync.Mutex   // one Delete at a time
-	metrics *metrics
-	keeper  keeper
+	readers  sync.RWMutex // held by readers; Close takes it whole
+	closed   bool         // under reading
+	closeMu  sync.Mutex   // one Close at a time
+	deleteMu sync.Mutex   // one Delete at a time
+	metrics  *metrics
+	verifier tableVerifier
 }
 
 var _ Store = (*Badger)(nil)
@@ -134,19 +134,19 @@ func openBadger(c Config) (*Badger, error) {
 	}
 	s := &Badger{
 		dir: c.Dir, log: c.Logger,
-		failed: make(chan struct{}), ended: make(chan struct{}),
-		queue: queue{wake: make(chan struct{}, 1)},
-		enc:   encoder{snapshots: map[messages.RunID]*marks{}},
-		cuts:  cuts{low: map[messages.RunID]uint64{}},
+		failed: make(chan struct{}), committerDone: make(chan struct{}),
+		queue:     commitQueue{wake: make(chan struct{}, 1)},
+		encoder:   encoder{snapshots: map[messages.RunID]*snapshotContents{}},
+		truncator: journalTruncator{truncatedBelow: map[messages.RunID]uint64{}},
 
-		moments: newMoments(),
+		timestamps: newReadTimestamps(),
 	}
-	s.enc.moments = s.moments
-	s.enc.stored = s.storedMarks
+	s.encoder.timestamps = s.timestamps
+	s.encoder.loadContents = s.loadSnapshotContents
 	s.stall = newStallWatch(func(d time.Duration) { s.fail(fmt.Errorf("a commit has not ended after %v", d)) })
 	opts := badgerOptions(c)
-	s.limits(opts)
-	log, err := openLog(c, int(s.maxBytes), func(err error) { s.fail(err) })
+	s.setLimits(opts)
+	log, err := openCommitLog(c, int(s.maxBytes), func(err error) { s.fail(err) })
 	if err != nil {
 		return nil, err
 	}
@@ -154,51 +154,51 @@ func openBadger(c Config) (*Badger, error) {
 		c.memory = need // the log is of a larger disk
 		opts = badgerOptions(c)
 	}
-	s.room = newRoom(c)
-	s.room.logBytes = log.LiveBytes
-	if s.db, err = s.openDB(c, log, opts); err != nil {
+	s.disk = newRoom(c)
+	s.disk.logBytes = log.LiveBytes
+	if s.db, err = s.openTables(c, log, opts); err != nil {
 		return nil, errors.Join(err, log.Close(false))
 	}
-	s.local = newLocalLog(s.db, log, c, s.readable, func(err error) { s.fail(err) })
-	s.local.record = s.recordManifest
+	s.localWAL = newLocalWAL(s.db, log, c, s.publishCommit, func(err error) { s.fail(err) })
+	s.localWAL.recordTables = s.recordManifest
 	if c.ofLog != nil {
-		c.ofLog(s.local)
+		c.ofLog(s.localWAL)
 	}
-	s.commits = s.local
-	if err = s.start(c, log); err != nil {
-		s.local.settle() // Badger may still be taking a commit
-		s.local.stop()
-		s.enc.pack.close()
+	s.wal = s.localWAL
+	if err = s.recoverState(c, log); err != nil {
+		s.localWAL.waitApplied() // Badger may still be taking a commit
+		s.localWAL.stopRetiring()
+		s.encoder.packer.close()
 		return nil, errors.Join(err, s.db.Close(), log.Close(false))
 	}
 	go s.commitLoop()
-	s.keep()
+	s.startVerifier()
 	return s, nil
 }
 
-// openDB opens Badger's tables.
-func (s *Badger) openDB(c Config, log *commitlog.Log, opts badger.Options) (db *badger.DB, err error) {
-	if err := s.room.checkOpen(); err != nil {
+// openTables opens Badger's tables.
+func (s *Badger) openTables(c Config, log *commitlog.Log, opts badger.Options) (db *badger.DB, err error) {
+	if err := s.disk.checkOpen(); err != nil {
 		return nil, err
 	}
-	if err := s.verifyTables(c); err != nil {
+	if err := s.verifyBeforeOpen(c); err != nil {
 		return nil, err
 	}
 	if err := removeUnused(c.Dir, log.Applied()); err != nil {
 		return nil, err
 	}
-	if s.enc.pack, err = newPacker(); err != nil {
+	if s.encoder.packer, err = newPacker(); err != nil {
 		return nil, err
 	}
 	logs := &badgerLog{log: c.Logger, alarm: func(err error) { s.fail(err) }}
 	db, err = badger.OpenManaged(opts.WithLogger(logs))
 	if err != nil {
-		s.enc.pack.close()
+		s.encoder.packer.close()
 		return nil, openError(c.Dir, err)
 	}
-	s.room.tables = db.Tables
+	s.disk.tables = db.Tables
 	if err := logs.corrupt(); err != nil {
-		s.enc.pack.close()
+		s.encoder.packer.close()
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
@@ -231,27 +231,27 @@ func badgerOptions(c Config) badger.Options {
 	return o
 }
 
-// limits follows Badger's own, with a margin: a transaction takes 15 % of the
+// setLimits follows Badger's own, with a margin: a transaction takes 15 % of the
 // memtable, and as many rows as its nodes are 96 bytes.
-func (s *Badger) limits(opts badger.Options) {
+func (s *Badger) setLimits(opts badger.Options) {
 	limit := 15 * opts.MemTableSize / 100
 	s.maxBytes = limit * 8 / 10
 	s.maxRows = int(limit / 128)
-	s.enc.partSize = int(min(512<<10, limit/3))
-	s.enc.maxStaged = maxStaged
+	s.encoder.partSize = int(min(512<<10, limit/3))
+	s.encoder.maxStaged = maxStaged
 }
 
 // memoryFor is the MemTableSize of which a transaction, and so a value that is kept in the
 // tree, may have n bytes.
 func memoryFor(n int64) int64 { return (n*100/12>>20 + 1) << 20 }
 
-// start brings Badger up to the log's last commit, reads and writes the meta rows and
+// recoverState brings Badger up to the log's last commit, reads and writes the meta rows and
 // recovers.
-func (s *Badger) start(c Config, log *commitlog.Log) error {
-	if err := s.local.catchUp(s.fits, c.replayFrom); err != nil {
+func (s *Badger) recoverState(c Config, log *commitlog.Log) error {
+	if err := s.localWAL.catchUp(s.fitsTransaction, c.replayFrom); err != nil {
 		return err
 	}
-	s.moments.advance(log.Last(), nil)
+	s.timestamps.publish(log.Last(), nil)
 	if err := s.checkFormat(c.Shards); err != nil {
 		return err
 	}
@@ -262,22 +262,22 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	if opens == 0 && !s.fresh {
 		return fmt.Errorf("meta row opens: %w: missing", errCorrupt)
 	}
-	s.enc.writes = (opens + 1) << 40
+	s.encoder.writeCount = (opens + 1) << 40
 	if s.metrics, err = newMetrics(c.Registerer); err != nil {
 		return err
 	}
 	if s.metrics != nil {
-		s.keeper.verified, s.keeper.damages = s.metrics.verified, s.metrics.damages
+		s.verifier.verified, s.verifier.damages = s.metrics.verified, s.metrics.damages
 		if !c.Unverified {
-			s.keeper.verified.SetToCurrentTime()
+			s.verifier.verified.SetToCurrentTime()
 		}
 	}
-	rows := []op{
+	rows := []mutation{
 		metaRow("format", formatVersion),
 		metaRow("shards", uint64(s.shards)),
 		metaRow("opens", opens+1),
 	}
-	if err := s.commitMany(rows); err != nil {
+	if err := s.commitSplit(rows); err != nil {
 		return err
 	}
 	if err := s.recoverStaged(); err != nil {
@@ -289,7 +289,7 @@ func (s *Badger) start(c Config, log *commitlog.Log) error {
 	if err := s.checkNext(); err != nil {
 		return err
 	}
-	s.register.begin(messages.RunID(s.enc.next.Load()))
+	s.finished.start(messages.RunID(s.encoder.nextRun.Load()))
 	return s.recoverDeletions()
 }
 
@@ -312,32 +312,32 @@ func inUse(dir string) error {
 // without room for what Badger has in memory it returns an error and leaves the
 // folder as a crash would, which loses nothing; it may be called again.
 func (s *Badger) Close() error {
-	s.ending.Lock()
-	defer s.ending.Unlock()
-	s.keeper.close()
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	s.verifier.close()
 	s.queue.close()
-	<-s.ended
-	s.staging.Wait()
-	s.reading.Lock()
-	defer s.reading.Unlock()
+	<-s.committerDone
+	s.longWrites.Wait()
+	s.readers.Lock()
+	defer s.readers.Unlock()
 	if s.db.IsClosed() {
 		return nil
 	}
 	if !s.closed {
 		s.closed = true
 		s.metrics.unregister()
-		s.enc.pack.close()
-		s.local.stop()
+		s.encoder.packer.close()
+		s.localWAL.stopRetiring()
 	}
-	if err := s.room.checkClose(); err != nil {
+	if err := s.disk.checkClose(); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	if err := s.db.Close(); err != nil {
-		return fmt.Errorf("data folder %s: %w", s.dir, errors.Join(err, s.local.close(false)))
+		return fmt.Errorf("data folder %s: %w", s.dir, errors.Join(err, s.localWAL.close(false)))
 	}
 	// Badger has made tables of all that it had in memory.
-	err := s.closeTables()
-	if err = errors.Join(err, s.local.close(s.Err() == nil && err == nil)); err != nil {
+	err := s.writeFinalInventory()
+	if err = errors.Join(err, s.localWAL.close(s.Err() == nil && err == nil)); err != nil {
 		return fmt.Errorf("data folder %s: %w", s.dir, err)
 	}
 	return nil
@@ -356,7 +356,7 @@ func (s *Badger) fail(err error) error {
 	}
 	s.failure.Store(&err)
 	close(s.failed)
-	s.moments.abandon()
+	s.timestamps.stopWaiting()
 	s.log.Error("storage failed", "dir", s.dir, "error", err)
 	return err
 }

@@ -157,7 +157,7 @@ func BenchmarkListPage(b *testing.B) {
 	b.Run("badger", func(b *testing.B) {
 		for i := range b.N {
 			n := 0
-			err := s.scan([]byte{typeFinal}, runKey(typeFinal, messages.RunID(i*977%(runs-2*rows))), false, func(_ []byte, item *badger.Item) (bool, error) {
+			err := s.scanRows([]byte{typeFinished}, runKey(typeFinished, messages.RunID(i*977%(runs-2*rows))), false, func(_ []byte, item *badger.Item) (bool, error) {
 				n++
 				return n < rows, item.Value(func([]byte) error { return nil })
 			})

@@ -68,8 +68,8 @@ type finalRows struct {
 // newFinalRows begins with the first run from one on. live are those up to end that may
 // be unfinished, of the same moment.
 func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, live []messages.RunID, gone *gone) *finalRows {
-	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone, live: live, end: end}
-	if indexes := indexesOf(q); len(indexes) > 0 {
+	f := &finalRows{txn: txn, prefix: []byte{typeFinished}, gone: gone, live: live, end: end}
+	if indexes := indexPrefixes(q); len(indexes) > 0 {
 		f.prefix = indexes[0]
 	}
 	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix, AllVersions: true})
@@ -132,7 +132,7 @@ func (f *finalRows) pass(run messages.RunID) {
 
 // run is the present one, false when there is none.
 func (f *finalRows) run() (messages.RunID, bool) {
-	for f.it != nil && f.it.Valid() && !wholeKey(f.it.Item().Key()) {
+	for f.it != nil && f.it.Valid() && !isWellFormedKey(f.it.Item().Key()) {
 		f.it.Next()
 	}
 	if f.it == nil || !f.it.Valid() {
@@ -145,11 +145,11 @@ func (f *finalRows) run() (messages.RunID, bool) {
 // row is the present run's row. It is valid until next.
 func (f *finalRows) row() (*badger.Item, error) {
 	item := f.it.Item()
-	if f.prefix[0] == typeFinal {
+	if f.prefix[0] == typeFinished {
 		return item, nil
 	}
 	key := item.Key()
-	return f.txn.Get(append([]byte{typeFinal}, key[len(key)-8:]...))
+	return f.txn.Get(append([]byte{typeFinished}, key[len(key)-8:]...))
 }
 
 // next goes on.
@@ -197,11 +197,11 @@ func (f *finishedRows) row(run messages.RunID) (*badger.Item, error) {
 	f.begun, f.last = true, run
 	if close {
 		if f.near == nil {
-			f.near = newSummaryRows(f.txn, typeFinal)
+			f.near = newSummaryRows(f.txn, typeFinished)
 		}
 		return f.near.row(run), nil
 	}
-	item, err := f.txn.Get(runKey(typeFinal, run))
+	item, err := f.txn.Get(runKey(typeFinished, run))
 	if err == badger.ErrKeyNotFound {
 		return nil, nil
 	}
@@ -235,7 +235,7 @@ func (x *indexCursor) from(run messages.RunID) (at messages.RunID, ok bool) {
 		x.it.Seek(x.key)
 	}
 	x.begun = true
-	for x.it.Valid() && !wholeKey(x.it.Item().Key()) {
+	for x.it.Valid() && !isWellFormedKey(x.it.Item().Key()) {
 		x.it.Next()
 	}
 	if !x.it.Valid() {

@@ -159,7 +159,7 @@ func (s *Badger) CheckDiskSpace() error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	return s.room.checkSoft()
+	return s.disk.checkSoft()
 }
 
 func (r *room) checkSoft() error {

@@ -68,7 +68,7 @@ func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
 // A batch that is refused as too big changes nothing of what is known of its run.
 func TestABatchTooBigToBeStaged(t *testing.T) {
 	s, put := openSmall(t, 1)
-	s.enc.maxStaged = 2 << 20
+	s.encoder.maxStaged = 2 << 20
 	end := func(run messages.RunID, size int, c *Creation) error {
 		return put(&Batch{Run: run, Create: c, Seq: 2, Records: random(size),
 			Summary: &messages.Summary{ID: run, Tag: "t", State: dag.RunKilled}})
@@ -83,7 +83,7 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 	if got, want := shown(t, s), " 1:QUEUED"; got != want {
 		t.Errorf("behind it:%s, want%s", got, want)
 	}
-	if n := s.moments.live.Len(); n != 1 {
+	if n := s.timestamps.unfinished.Len(); n != 1 {
 		t.Errorf("%d runs may be unfinished, want 1", n)
 	}
 	if err := end(1, 10, nil); err != nil {
@@ -98,23 +98,23 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
 	s, _ := openSmall(t)
 	for last := range 5 {
-		rows := []op{
-			{key: runKey(typeLive, 1), del: true},
-			{key: runKey(typeFinal, 1), val: []byte("summary")},
-			{key: tagKey("t", 1)},
+		rows := []mutation{
+			{Key: runKey(typeUnfinished, 1), Delete: true},
+			{Key: runKey(typeFinished, 1), Value: []byte("summary")},
+			{Key: tagKey("t", 1)},
 		}
-		var ops []op
+		var ops []mutation
 		for i := range s.maxRows - last {
-			ops = append(ops, op{key: runKey(typeChunk, messages.RunID(i))})
+			ops = append(ops, mutation{Key: runKey(typeChunk, messages.RunID(i))})
 		}
 		total := 0
 		for rest := append(ops, rows...); len(rest) > 0; {
-			n, _ := s.portion(rest)
+			n, _ := s.splitForTransaction(rest)
 			c := rest[:n]
 			rest = rest[n:]
 			summary := 0
 			for _, o := range c {
-				if ofSummary(o) {
+				if isSummaryRow(o) {
 					summary++
 				}
 			}

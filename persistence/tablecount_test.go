@@ -76,12 +76,12 @@ func TestTablesAreNotListedForEachCommit(t *testing.T) {
 // commits, and for the room on the disk, on the way of a commit.
 func BenchmarkManyTables(b *testing.B) {
 	db := manyTables(b, 1000)
-	l := &localLog{db: db}
+	l := &localWAL{db: db}
 	r := &room{memTable: 1 << 20, tables: db.Tables, now: time.Now}
 	b.Run("log", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			l.inTables()
+			l.newestInTables()
 		}
 	})
 	b.Run("room", func(b *testing.B) {
