@@ -25,7 +25,7 @@ func (s *Badger) Backup(fn func(*ReadView) error) error {
 // VerifyTables reads all tables beside the store's work. A damaged one may have looked
 // like the end of the rows to whoever read them.
 func (s *Badger) VerifyTables(ctx context.Context) error {
-	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.Options{Live: true})
+	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.VerifyOptions{Live: true})
 	if err != nil {
 		return err
 	}
@@ -94,10 +94,10 @@ func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) e
 			return err
 		}
 		o := mutation{Key: slices.Clone(key), Value: slices.Clone(value)}
-		if o.Size() > s.maxBytes {
-			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.Size(), s.maxBytes)
+		if o.Size() > s.limits.Bytes {
+			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.Size(), s.limits.Bytes)
 		}
-		if size += o.Size(); size > min(restoreBytes, s.maxBytes/2) && len(ops) > 0 {
+		if size += o.Size(); size > min(restoreBytes, s.limits.Bytes/2) && len(ops) > 0 {
 			if err := flush(); err != nil {
 				return err
 			}

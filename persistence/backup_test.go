@@ -12,7 +12,7 @@ import (
 // filled is a store with n rows of round 0.
 func filled(t *testing.T, n int) (s *Badger, round func(int)) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func TestBackupIsOneMoment(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "db")
 	err = s.Backup(func(m *ReadView) error {
 		at, seen := m.CommitNumber(), 0
-		return Restore(Config{Dir: dir, memory: 4 << 20}, func(yield func(key, value []byte) error) error {
+		return Restore(Config{Dir: dir, memTable: 4 << 20}, func(yield func(key, value []byte) error) error {
 			err := m.Rows(func(key, value []byte) error {
 				if seen++; seen%1000 == 0 { // commits go on
 					round(seen)
@@ -63,7 +63,7 @@ func TestBackupIsOneMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	r, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

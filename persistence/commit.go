@@ -328,7 +328,7 @@ func (c *committer) addPending(it *pendingBatch) {
 		it.complete(err)
 		return
 	}
-	if s.fitsTransaction(len(g.mutations), g.size) {
+	if s.limits.Fits(len(g.mutations), g.size) {
 		g.pending = append(g.pending, it)
 		return
 	}
@@ -336,7 +336,7 @@ func (c *committer) addPending(it *pendingBatch) {
 	opsSize := g.size - size
 	g.rollBack(n, size)
 	g.arena = nil // ops refer to it: it must not be used again
-	if !s.fitsTransaction(len(ops), opsSize) {
+	if !s.limits.Fits(len(ops), opsSize) {
 		c.drain()
 		s.commitStaged(ops, it)
 		return
@@ -348,9 +348,6 @@ func (c *committer) addPending(it *pendingBatch) {
 	c.gathering.pending = append(c.gathering.pending, it)
 }
 
-// fitsTransaction tells whether so many rows of so many bytes may be one transaction.
-func (s *Badger) fitsTransaction(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
-
 // commitAndApply is commit and apply, for those who write while the writer rests.
 func (s *Badger) commitAndApply(ops []mutation, size int64) error {
 	err := s.commitDurably(ops, size)
@@ -361,7 +358,7 @@ func (s *Badger) commitAndApply(ops []mutation, size int64) error {
 // commitDurably makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
 // the store: after a failed commit nobody knows whether it is there.
 func (s *Badger) commitDurably(ops []mutation, size int64) error {
-	if err := s.disk.check(size); err != nil {
+	if err := s.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()

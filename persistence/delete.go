@@ -43,7 +43,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 		}
 		s.keptKeys.count.Add(kept)
 		for _, run := range vanishing {
-			s.deletedIDs.add(run, run)
+			s.deletedIDs.Add(uint64(run), uint64(run))
 		}
 		batch, vanishing = []mutation{high}, vanishing[:0]
 		return nil
@@ -84,7 +84,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 // commitRows sends rows through the committer and waits for them.
 func (s *Badger) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
-		n := min(len(rows), s.maxRows/2)
+		n := min(len(rows), s.limits.Rows/2)
 		done := make(chan error, 1)
 		if !s.queue.push(&pendingBatch{mutations: rows[:n], done: func(err error) { done <- err }}) {
 			return ErrClosed
@@ -226,7 +226,7 @@ func (s *Badger) addTruncations(g *writeGroup) {
 		c.due = nil
 		return
 	}
-	room := min(maxTruncatedRows, s.maxRows-len(g.mutations))
+	room := min(maxTruncatedRows, s.limits.Rows-len(g.mutations))
 	for len(c.due) > 0 && room > 0 {
 		at := c.due[0]
 		from := runKey(typeJournal, at.run)

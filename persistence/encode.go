@@ -9,18 +9,11 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
 // mutation is one row to set, or to delete.
-type mutation struct {
-	Key, Value []byte
-	Delete     bool
-}
-
-// rowOverhead is what Badger counts for a row beyond key and value, rounded up.
-const rowOverhead = 24
-
-func (o mutation) Size() int64 { return int64(len(o.Key)+len(o.Value)) + rowOverhead }
+type mutation = badgerguard.Mutation
 
 // writeGroup is the rows of one transaction. Keys and values lie in one arena that is
 // used again for the next group.

@@ -14,25 +14,25 @@ import (
 
 // FailNext makes the next commit of the store fail.
 func (s *Badger) FailNext() {
-	s.disk.mu.Lock()
-	defer s.disk.mu.Unlock()
-	old := s.disk.statfs
-	s.disk.at = time.Time{}
-	s.disk.statfs = func(string) (int64, int64, error) {
-		s.disk.statfs = old // called under mu
-		return 0, 0, errors.New("injected by the test")
-	}
+	statfs, failed := s.disk.Statfs, false
+	s.disk.SetStatfs(func(dir string) (int64, int64, error) {
+		if !failed {
+			failed = true
+			return 0, 0, errors.New("injected by the test")
+		}
+		return statfs(dir)
+	})
 }
 
 // Small makes memtables and transactions as small as on the smallest disks.
 func Small(c Config) Config {
-	c.memory = 4 << 20
+	c.memTable = 4 << 20
 	return c
 }
 
 // Tiny is Small, as on a disk of 60 MB.
 func Tiny(c Config) Config {
-	c.memory = 1 << 20
+	c.memTable = 1 << 20
 	return c
 }
 
@@ -59,7 +59,7 @@ func Flatten(s *Badger) error { return s.db.Flatten(2) }
 
 // Flushed tells up to which commit tables have all, and which one is the last.
 func Flushed(s *Badger) (tables, last uint64) {
-	return s.localWAL.newestInTables(), s.localWAL.log.Last()
+	return badgerguard.NewestFlushed(s.db.Tables()), s.localWAL.log.Last()
 }
 
 // Dump is all rows of the store, as text, as the newest read sees them.
@@ -112,16 +112,12 @@ const VerifyEvery = verifyEvery
 // VerifyRate is how many bytes a second a look reads.
 const VerifyRate = verifyRate
 
-// Later makes what CheckDiskSpace remembers old.
-func Later(s *Badger) {
-	s.disk.mu.Lock()
-	defer s.disk.mu.Unlock()
-	s.disk.at, s.disk.needAt = time.Time{}, time.Time{}
-}
+// ForgetDiskSpace makes the next check of the disk ask the file system.
+func ForgetDiskSpace(s *Badger) { s.disk.SetStatfs(s.disk.Statfs) }
 
-// Impatient makes a store fail at once when the disk is full, rather than wait for
+// FailFastOnFullDisk makes a store fail at once when the disk is full, rather than wait for
 // compactions.
-func Impatient(s *Badger) { s.disk.pausing = func(time.Duration) {} }
+func FailFastOnFullDisk(s *Badger) { s.disk.Pause = func(time.Duration) {} }
 
 // SetMeta overwrites a meta row.
 func SetMeta(s *Badger, name string, n uint64) error {
@@ -223,6 +219,6 @@ func ParseKeys(key []byte) {
 	runOfKey(key)
 	_ = rowName(key)
 	_, _, _ = parseExpiryKey(key)
-	_, _ = decodeStaged(append(appendString([]byte{stagedDelete}, key), stagedSet))
+	_, _ = decodeStaged(append(appendString([]byte{1}, key), 0))
 	newReadTimestamps().publish(1, []mutation{{Key: key, Delete: true}})
 }

@@ -172,7 +172,7 @@ func fillFinished(t testing.TB, s *Badger, runs int) {
 // TestFinishedListsLookAtFewRows: a list reads the rows that its indexes agree on, and ends
 // with its budget where they do not.
 func TestFinishedListsLookAtFewRows(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

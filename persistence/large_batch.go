@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -20,11 +21,6 @@ const (
 	stagedV1 = 1
 	// maxStaged bounds one batch, in bytes of its rows.
 	maxStaged = 512 << 20
-)
-
-const (
-	stagedSet    = 0
-	stagedDelete = 1
 )
 
 // commitStaged commits one batch by itself. After the writer's last commit has failed it writes
@@ -75,7 +71,7 @@ func (s *Badger) applyStaged(ops []mutation, id uint64, parts []mutation) error 
 // commitSplit commits rows in as many transactions as they take, in order.
 func (s *Badger) commitSplit(ops []mutation) error {
 	for len(ops) > 0 {
-		n, size := s.splitForTransaction(ops)
+		n, size := s.limits.SplitForTransaction(ops, isSummaryRow)
 		if err := s.commitAndApply(ops[:n], size); err != nil {
 			return err
 		}
@@ -84,90 +80,26 @@ func (s *Badger) commitSplit(ops []mutation) error {
 	return nil
 }
 
-// splitForTransaction is how many of the rows, and of how many bytes, go into the first transaction.
-// The rows that take a run from the unfinished ones to the finished ones, or back, are
-// not parted: in between, a list would not find it.
-func (s *Badger) splitForTransaction(ops []mutation) (n int, size int64) {
-	for n < len(ops) && (n == 0 || s.fitsTransaction(n+1, size+ops[n].Size())) {
-		size += ops[n].Size()
-		n++
-	}
-	if n == len(ops) {
-		return n, size
-	}
-	whole, wholeSize := n, size
-	for whole > 0 && isSummaryRow(ops[whole-1]) && isSummaryRow(ops[whole]) {
-		whole--
-		wholeSize -= ops[whole].Size()
-	}
-	if whole == 0 {
-		return n, size
-	}
-	return whole, wholeSize
-}
-
 // isSummaryRow tells whether a row is a summary, or its entry in the index of tags.
 func isSummaryRow(o mutation) bool {
 	return o.Key[0] == typeUnfinished || o.Key[0] == typeFinished || o.Key[0] == typeTag
 }
 
-func stagedParts(ops []mutation, id uint64, partSize int) []mutation {
-	var parts []mutation
-	buf := []byte{}
-	flush := func() {
-		if len(buf) > 0 {
-			parts = append(parts, sealRow(stageKey(id, uint32(len(parts))), buf))
-			buf = make([]byte, 0, partSize+checksumSize)
-		}
+// stagedParts are the rows that hold a batch until it is applied.
+func stagedParts(mutations []mutation, id uint64, partSize int) (parts []mutation) {
+	for i, part := range badgerguard.EncodeMutations(mutations, partSize, checksumSize) {
+		parts = append(parts, sealRow(stageKey(id, uint32(i)), part))
 	}
-	write := func(p []byte) {
-		for len(p) > 0 {
-			n := min(len(p), partSize-len(buf))
-			buf = append(buf, p[:n]...)
-			if p = p[n:]; len(buf) == partSize {
-				flush()
-			}
-		}
-	}
-	var head []byte
-	for _, o := range ops {
-		head = head[:0]
-		if o.Delete {
-			head = appendString(append(head, stagedDelete), o.Key)
-		} else {
-			head = appendString(append(head, stagedSet), o.Key)
-			head = binary.AppendUvarint(head, uint64(len(o.Value)))
-		}
-		write(head)
-		write(o.Value)
-	}
-	flush()
 	return parts
 }
 
 // decodeStaged is the inverse of stagedParts, on the joined parts.
 func decodeStaged(v []byte) ([]mutation, error) {
-	d := &decoder{b: v}
-	var ops []mutation
-	for d.err == nil && len(d.b) > 0 {
-		o := mutation{}
-		switch d.byte() {
-		case stagedSet:
-			o.Key, o.Value = d.bytes(), d.bytes()
-		case stagedDelete:
-			o.Key, o.Delete = d.bytes(), true
-		default:
-			d.fail("staged row")
-		}
-		if len(o.Key) == 0 {
-			d.fail("key of a staged row")
-		}
-		ops = append(ops, o)
+	mutations, err := badgerguard.DecodeMutations(v)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
-	if err := d.end(); err != nil {
-		return nil, err
-	}
-	return ops, nil
+	return mutations, nil
 }
 
 // stagedBatch is a batch whose parts are stored.

@@ -150,13 +150,13 @@ func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
 // are those that may be unfinished. Of a row that is damaged, and of one that should be
 // there, visit is given the run all the same.
 func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
-	unfinished := newSummaryRows(txn, typeUnfinished)
-	defer unfinished.close()
-	finished, passed := new(finalRows), func(messages.RunID) bool { return true }
+	unfinished := newSummaryLookup(txn, typeUnfinished)
+	defer unfinished.it.Close()
+	finished, passed := new(finishedIterator), func(messages.RunID) bool { return true }
 	if p.includeFinished {
-		finished = newFinalRows(txn, p.query, from, end, live, &s.deletedIDs)
+		finished = newFinishedIterator(txn, p.query, from, end, live, &s.deletedIDs)
 		defer finished.close()
-		if finished.prefix[0] == typeFinished {
+		if !finished.byIndex {
 			passed = s.missingReporter(from, live, visit)
 		}
 	}
@@ -168,11 +168,11 @@ func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunI
 		switch {
 		case len(live) > 0 && (!ok || live[0] <= run):
 			run, live, ok = live[0], live[1:], false
-			if item = unfinished.row(run); item == nil {
+			if item = unfinished.find(run); item == nil {
 				continue // it is a finished one at this moment
 			}
 		case ok:
-			item, err = finished.row()
+			item, err = finished.summaryRow()
 		default:
 			if end < 1<<64-1 {
 				passed(end + 1)
@@ -292,7 +292,7 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
 	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
-		rows := finishedRows{txn: txn}
+		rows := candidateReader{txn: txn}
 		defer rows.close()
 		if s.Damaged() == nil {
 			for _, prefix := range indexPrefixes(p.query) {
@@ -317,7 +317,7 @@ func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
 				p.more = true
 				return nil
 			}
-			at, any := rows.agree(run)
+			at, any := rows.nextInAllIndexes(run)
 			switch {
 			case !any:
 				p.more = false
@@ -326,7 +326,7 @@ func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
 				p.next = at
 				continue
 			}
-			item, err := rows.row(run)
+			item, err := rows.summaryRow(run)
 			sum := &messages.Summary{ID: run, Damage: suspected}
 			if item != nil || err != nil {
 				if sum, err = s.decodeSummaryRow(run, item, err); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
 )
@@ -147,7 +148,7 @@ func TestNothingAfterARefusedCommit(t *testing.T) {
 // TestFailedOpenWaitsForBadger: an open that fails does not close Badger while that takes a commit.
 func TestFailedOpenWaitsForBadger(t *testing.T) {
 	given := make(chan struct{})
-	_, err := OpenBadger(Config{Dir: t.TempDir(), ofLog: func(l *localWAL) {
+	_, err := OpenBadger(Config{Dir: t.TempDir(), onWAL: func(l *localWAL) {
 		write := l.writeRows
 		l.writeRows = func(ops []mutation, at uint64, done func(error)) {
 			l.alarm(errors.New("injected"))
@@ -172,7 +173,7 @@ func TestReplayEndsWithTheFirstError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	r := replayer{db: db, fits: func(rows int, _ int64) bool { return rows <= 1 }, flushed: make(chan error, 1)}
+	r := replayer{db: db, limits: badgerguard.Limits{Rows: 1, Bytes: 1 << 20}, flushed: make(chan error, 1)}
 	keys := []string{"!badger!refused", "second", "third", "fourth"}
 	var first error
 	for i, key := range keys {
@@ -325,7 +326,7 @@ func (d noiseDocument) Open() (io.ReadCloser, error) {
 // TestRowsStayUntilBadgerHasThem: the buffers of a commit are used again only when Badger has its
 // rows, be it as late as it may: when the next commit is in the log.
 func TestRowsStayUntilBadgerHasThem(t *testing.T) {
-	s := openLocal(t, Config{Dir: t.TempDir(), memory: 4 << 20})
+	s := openLocal(t, Config{Dir: t.TempDir(), memTable: 4 << 20})
 	s.localWAL.waitApplied()
 	write := s.localWAL.writeRows
 	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {

@@ -140,7 +140,7 @@ func (s *Badger) loadIndex() error {
 	}
 	s.encoder.nextRun.Store(next)
 	if first = min(first, next); first > 0 {
-		s.deletedIDs.add(0, messages.RunID(first)-1)
+		s.deletedIDs.Add(0, first-1)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func next(s *Badger) uint64 {
 // What a read that is under way sees stays, whatever is written and compacted
 // meanwhile.
 func TestAReadKeepsItsMoment(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memory: 1 << 20})
+	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

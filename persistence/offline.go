@@ -37,6 +37,9 @@ type Offline struct {
 	bytes         int64
 }
 
+// offlineMemTable is the memtable size of the scratch stores, in bytes.
+const offlineMemTable = 16 << 20
+
 // keyRange is keys from from on, below to; nil is open.
 type keyRange struct{ from, to []byte }
 
@@ -46,14 +49,11 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	if _, err := os.Stat(dir); err != nil {
 		return nil, err
 	}
-	free, err := lockFolder(dir)
+	unlock, err := badgerguard.LockFolder(dir)
 	if err != nil {
 		return nil, err
 	}
-	if free == nil {
-		return nil, inUse(dir)
-	}
-	defer free()
+	defer unlock()
 	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-", nil)
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		}
 	}()
 	o = &Offline{scratch: dirs.Name(), lock: dirs}
-	r, err := badgerguard.Verify(ctx, dir, badgerguard.Options{Blocks: true, Unreadable: true})
+	r, err := badgerguard.Verify(ctx, dir, badgerguard.VerifyOptions{Blocks: true, Unreadable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
 		return err
 	}
-	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+	db, err := badger.OpenManaged(badgerguard.Options(extra, offlineMemTable).WithLogger(nil))
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (o *Offline) tablesToRead(dir string, r *badgerguard.Report, broken map[str
 
 // gatherRows makes tables of the commit log and of the whole blocks of damaged tables.
 func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Entry, partial []uint64) error {
-	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+	db, err := badger.OpenManaged(badgerguard.Options(extra, offlineMemTable).WithLogger(nil))
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (o *Offline) openView(view string) (err error) {
 	if s.encoder.packer, err = newPacker(); err != nil {
 		return err
 	}
-	s.db, err = badger.OpenManaged(badgerOptions(Config{Dir: view, memory: 16 << 20}).
+	s.db, err = badger.OpenManaged(badgerguard.Options(view, offlineMemTable).
 		WithReadOnly(true).WithBypassLockGuard(true).WithLogger(nil))
 	if err != nil {
 		s.encoder.packer.close()
@@ -395,7 +395,7 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 	}
 	for len(rows) > 0 {
 		n, size := 0, int64(0)
-		for n < len(rows) && (n == 0 || to.fitsTransaction(n+1, size+rows[n].Size())) {
+		for n < len(rows) && (n == 0 || to.limits.Fits(n+1, size+rows[n].Size())) {
 			size += rows[n].Size()
 			n++
 		}

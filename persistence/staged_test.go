@@ -34,7 +34,7 @@ func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch
 // openAt opens a store with small transactions; put has a batch written.
 func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,12 +104,12 @@ func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
 			{Key: tagKey("t", 1)},
 		}
 		var ops []mutation
-		for i := range s.maxRows - last {
+		for i := range s.limits.Rows - last {
 			ops = append(ops, mutation{Key: runKey(typeChunk, messages.RunID(i))})
 		}
 		total := 0
 		for rest := append(ops, rows...); len(rest) > 0; {
-			n, _ := s.splitForTransaction(rest)
+			n, _ := s.limits.SplitForTransaction(rest, isSummaryRow)
 			c := rest[:n]
 			rest = rest[n:]
 			summary := 0
@@ -121,7 +121,7 @@ func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
 			if summary != 0 && summary != len(rows) {
 				t.Errorf("%d rows before: %d of the summary's %d rows in one transaction", len(ops), summary, len(rows))
 			}
-			if len(c) > s.maxRows {
+			if len(c) > s.limits.Rows {
 				t.Errorf("a transaction of %d rows", len(c))
 			}
 			total += len(c)

@@ -15,7 +15,6 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 )
 
 // tableVerifier proves Badger's tables whole (package tables): all of them before Badger opens
@@ -87,16 +86,13 @@ func (s *Badger) verifyBeforeOpen(c Config) error {
 		s.readInventory(c.Dir)
 		return nil
 	}
-	free, err := lockFolder(c.Dir)
+	unlock, err := badgerguard.LockFolder(c.Dir)
 	if err != nil {
 		return err
 	}
-	if free == nil {
-		return inUse(c.Dir)
-	}
-	defer free()
+	defer unlock()
 	begin := time.Now()
-	r, err := badgerguard.Verify(context.Background(), c.Dir, badgerguard.Options{})
+	r, err := badgerguard.Verify(context.Background(), c.Dir, badgerguard.VerifyOptions{})
 	if err != nil {
 		return err
 	}
@@ -134,33 +130,15 @@ func (s *Badger) readInventory(dir string) {
 	s.verifier.known = known
 }
 
-// lockFolder locks a folder as Badger does, for a moment; free is nil when another
-// process has it.
-func lockFolder(dir string) (free func() error, err error) {
-	f, err := vfs.OpenFolder(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return f.Close, nil
-}
-
-// checkNext compares the highest run id by the rows with that of the inventory. The rows
+// checkNextRun compares the highest run id by the rows with that of the inventory. The rows
 // may be ahead; when they are behind, rows of acknowledged runs are missing.
-func (s *Badger) checkNext() error {
+func (s *Badger) checkNextRun() error {
 	k := &s.verifier
 	if k.known == nil || s.encoder.nextRun.Load() >= k.known.NextRun {
 		return nil
 	}
-	err := fmt.Errorf("damaged: %s/INVENTORY: run ids below %d were in use, the rows end at %d: runs are missing; %s",
+	return fmt.Errorf("damaged: %s/INVENTORY: run ids below %d were in use, the rows end at %d: runs are missing; %s",
 		k.dir, k.known.NextRun, s.encoder.nextRun.Load(), errNextStep)
-	return err
 }
 
 // startVerifier runs until the store closes.
@@ -248,7 +226,7 @@ func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, w
 		return nil, false, err
 	}
 	skip, left := k.planLook()
-	r, err = badgerguard.Verify(ctx, k.dir, badgerguard.Options{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
+	r, err = badgerguard.Verify(ctx, k.dir, badgerguard.VerifyOptions{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
 	if err != nil {
 		return r, false, err
 	}
@@ -335,7 +313,7 @@ func (s *Badger) writeFinalInventory() error {
 	k := &s.verifier
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	o := badgerguard.Options{}
+	o := badgerguard.VerifyOptions{}
 	if k.known != nil {
 		o.Known = k.known.Tables
 	}

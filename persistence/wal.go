@@ -7,11 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
 )
@@ -87,20 +86,17 @@ const logFolder = "log"
 
 func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
 	dir := filepath.Join(c.Dir, logFolder)
-	entries, err := os.ReadDir(c.Dir)
+	database, err := badgerguard.HoldsDatabase(c.Dir)
 	if err != nil {
 		return nil, err
 	}
-	database := slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
-		return e.Name() == badger.ManifestFilename || strings.HasSuffix(e.Name(), ".sst")
-	})
 	if _, err := os.Stat(filepath.Join(dir, "state")); database && errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a format before %d",
 			filepath.Join(dir, "state"), formatVersion)
 	}
-	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memory), MaxRows: maxRows, Alarm: alarm})
+	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memTable), MaxRows: maxRows, Alarm: alarm})
 	if errors.Is(err, vfs.ErrLocked) {
-		return nil, inUse(c.Dir)
+		return nil, badgerguard.InUse(c.Dir)
 	}
 	return log, err
 }
@@ -109,33 +105,8 @@ func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, er
 // segment by segment.
 func segmentSize(memTable int64) int64 { return memTable / 4 }
 
-// removeUnused deletes the files of Badger's that hold nothing that counts: its logs and
-// the statistics of the value log. The tables
-// stand for all commits up to a number, so then there must be a manifest: Badger would
-// begin a new one and delete them.
-func removeUnused(dir string, applied uint64) error {
-	manifest := filepath.Join(dir, badger.ManifestFilename)
-	if _, err := os.Stat(manifest); applied > 0 && err != nil {
-		return fmt.Errorf("%s: %w: the tables cannot be told from leftovers", manifest, err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := e.Name()
-		if !strings.HasSuffix(name, ".mem") && !strings.HasSuffix(name, ".vlog") && name != "DISCARD" {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
 func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, applied func(at uint64, ops []mutation), alarm func(error)) *localWAL {
-	l := &localWAL{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, checkEvery: c.memory / 8, checkNow: make(chan struct{}, 1),
+	l := &localWAL{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, checkEvery: c.memTable / 8, checkNow: make(chan struct{}, 1),
 		onApplied: applied, badgerIdle: make(chan struct{}, 1)}
 	l.badgerIdle <- struct{}{}
 	l.writeRows = l.writeToBadger
@@ -245,17 +216,9 @@ func (l *localWAL) writeToBadger(ops []mutation, at uint64, done func(error)) {
 	}
 }
 
-// newestInTables is the newest commit that tables have any row of. They have all commits before it.
-func (l *localWAL) newestInTables() (at uint64) {
-	for _, t := range l.db.Tables() {
-		at = max(at, t.MaxVersion)
-	}
-	return at
-}
-
 // retireFlushed lets the log forget what is in tables.
 func (l *localWAL) retireFlushed() {
-	at := min(max(l.newestInTables(), 1)-1, l.log.Last())
+	at := min(max(badgerguard.NewestFlushed(l.db.Tables()), 1)-1, l.log.Last())
 	if at <= l.log.Applied() {
 		return
 	}
@@ -272,8 +235,8 @@ func (l *localWAL) retireFlushed() {
 }
 
 // catchUp applies what tables may not have of the log.
-func (l *localWAL) catchUp(fits func(rows int, size int64) bool, test *uint64) error {
-	tables, last := l.newestInTables(), l.log.Last()
+func (l *localWAL) catchUp(limits badgerguard.Limits, test *uint64) error {
+	tables, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {
 	case tables == 0 && l.log.Applied() > 0:
 		return fmt.Errorf("there are no tables, and they had all commits up to %d", l.log.Applied())
@@ -284,7 +247,7 @@ func (l *localWAL) catchUp(fits func(rows int, size int64) bool, test *uint64) e
 	if test != nil {
 		from = *test
 	}
-	replay := replayer{db: l.db, fits: fits, flushed: make(chan error, 1)}
+	replay := replayer{db: l.db, limits: limits, flushed: make(chan error, 1)}
 	err := l.log.Replay(func(number uint64, rows []byte) error {
 		if number <= from {
 			return nil
@@ -329,7 +292,7 @@ func (l *localWAL) close(clean bool) error {
 // when they are too many for one request: see localLog, 3.
 type replayer struct {
 	db       *badger.DB
-	fits     func(rows int, size int64) bool
+	limits   badgerguard.Limits
 	rows     []replayRow
 	size     int64
 	flushed  chan error
@@ -356,7 +319,7 @@ func (r *replayer) addCommit(number uint64, rows []byte) error {
 	if err != nil {
 		return fmt.Errorf("commit %d: %w", number, err)
 	}
-	if begin > 0 && !r.fits(len(r.rows), r.size+size) {
+	if begin > 0 && !r.limits.Fits(len(r.rows), r.size+size) {
 		if err := r.flush(r.rows[:begin:begin]); err != nil {
 			return err
 		}
