@@ -21,7 +21,6 @@ type DiskSpace struct {
 	DiskSpaceConfig
 	now    func() time.Time
 	tables func() []badger.TableInfo // nil while Badger is not open
-	pause  func(time.Duration)       // between two checks while a compaction may give space back
 
 	mu       sync.Mutex
 	checked  time.Time // when free, total and needed were true
