@@ -61,23 +61,23 @@ func (m *Main) backupCommand() *cobra.Command {
 		Long: "Backup writes all runs and their output, as of one moment, into FILE (- for standard output), from a\n" +
 			"running server, which goes on meanwhile, or with --data from the folder of a stopped one. FILE is there\n" +
 			"whole or not at all; what was received is verified to its end before FILE is put in place.",
-		Args: args(1, 1, "one FILE"),
+		Args: argCount(1, 1, "one FILE"),
 	}
-	r := m.talks(cmd)
+	r := m.addServerFlags(cmd)
 	var data string
 	cmd.Flags().StringVar(&data, "data", "", "the data `folder` of a server that is stopped")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
-		if err := checkTarget(args[0]); err != nil {
+		if err := checkBackupTarget(args[0]); err != nil {
 			return err
 		}
 		if data != "" {
 			if cmd.Flags().Changed("server") {
-				return usagef("--data is for a stopped server: it does not go with --server")
+				return usageErrorf("--data is for a stopped server: it does not go with --server")
 			}
-			return m.saveBackup(args[0], func(w io.Writer) error { return backupFolder(ctx, data, w) })
+			return m.saveBackup(args[0], func(w io.Writer) error { return backupStoppedFolder(ctx, data, w) })
 		}
-		c, err := r.client()
+		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
@@ -94,21 +94,21 @@ func (m *Main) backupCommand() *cobra.Command {
 	return cmd
 }
 
-// apart refuses a path in a data folder, whoever has that open: what belongs to one server
+// checkOutsideDataFolders refuses a path in a data folder, whoever has that open: what belongs to one server
 // is nobody else's place.
-func apart(path string) error {
+func checkOutsideDataFolders(path string) error {
 	data, err := datafolder.Around(path)
 	if err != nil {
 		return &usageError{err}
 	}
 	if data != "" {
-		return usagef("%s lies in the data folder %s: name a path outside of it", path, data)
+		return usageErrorf("%s lies in the data folder %s: name a path outside of it", path, data)
 	}
 	return nil
 }
 
-// checkTarget refuses what a backup must not replace.
-func checkTarget(path string) error {
+// checkBackupTarget refuses what a backup must not replace.
+func checkBackupTarget(path string) error {
 	if path == "-" {
 		return nil
 	}
@@ -121,11 +121,11 @@ func checkTarget(path string) error {
 			_ = f.Close()
 		}
 	}
-	return apart(path)
+	return checkOutsideDataFolders(path)
 }
 
-// backupFolder writes a backup of the folder of a stopped server.
-func backupFolder(ctx context.Context, data string, w io.Writer) (err error) {
+// backupStoppedFolder writes a backup of the folder of a stopped server.
+func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err error) {
 	look, err := datafolder.Inspect(data)
 	if err != nil {
 		return err
@@ -156,9 +156,9 @@ func backupFolder(ctx context.Context, data string, w io.Writer) (err error) {
 // saveBackup puts what write writes into a file, verified and synced.
 func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if path == "-" {
-		sum, err := verified(m.Stdout, write)
+		sum, err := verifyWhileWriting(m.Stdout, write)
 		if err == nil {
-			m.tellBackup("backup", sum)
+			m.printBackupSummary("backup", sum)
 		}
 		return err
 	}
@@ -166,7 +166,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return &usageError{err}
 	}
-	sum, err := verified(temporary, write)
+	sum, err := verifyWhileWriting(temporary, write)
 	if err == nil {
 		err = temporary.Sync()
 	}
@@ -177,7 +177,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 		_ = os.Remove(temporary.Name()) // it may have been renamed
 		return err
 	}
-	m.tellBackup("backup "+path, sum)
+	m.printBackupSummary("backup "+path, sum)
 	return syncFolder(filepath.Dir(path))
 }
 
@@ -189,18 +189,18 @@ func syncFolder(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func (m *Main) tellBackup(what string, s backup.Summary) {
+func (m *Main) printBackupSummary(what string, s backup.Summary) {
 	fmt.Fprintf(m.Stderr, "%s: %d rows, %d files of %d bytes, of data folder %s as of %s\n",
 		printable(what), s.Rows, s.Files, s.Bytes, s.Header.Folder, s.Header.Created.Format(time.RFC3339))
 }
 
-// verified passes what write writes on to w, and reads it as a backup on the way.
-func verified(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
+// verifyWhileWriting passes what write writes on to w, and reads it as a backup on the way.
+func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
 	r, pipe := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		sum, err = backup.Read(r, checking(backup.Sink{}))
+		sum, err = backup.Read(r, withRestoreChecks(backup.Sink{}))
 		r.CloseWithError(err) // nil: a write behind the end fails all the same
 		done <- err
 	}()
@@ -226,14 +226,14 @@ func (m *Main) restoreCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&only, "verify-only", false, "verify FILE, make nothing")
 	cmd.Args = func(cmd *cobra.Command, given []string) error {
 		if only {
-			return args(1, 1, "one FILE with --verify-only")(cmd, given)
+			return argCount(1, 1, "one FILE with --verify-only")(cmd, given)
 		}
-		return args(2, 2, "a FILE and the folder DATA")(cmd, given)
+		return argCount(2, 2, "a FILE and the folder DATA")(cmd, given)
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !only {
 			// Before the backup is read. That DATA is a data folder itself is told when it is opened.
-			if err := apart(args[1]); err != nil && !datafolder.Is(args[1]) {
+			if err := checkOutsideDataFolders(args[1]); err != nil && !datafolder.Is(args[1]) {
 				return err
 			}
 		}
@@ -246,13 +246,13 @@ func (m *Main) restoreCommand() *cobra.Command {
 			defer f.Close()
 			in = f
 		}
-		in = bufio.NewReaderSize(&untilDone{cmd.Context(), in}, 256<<10)
+		in = bufio.NewReaderSize(&contextReader{cmd.Context(), in}, 256<<10)
 		if only {
-			sum, err := backup.Read(in, checking(backup.Sink{}))
+			sum, err := backup.Read(in, withRestoreChecks(backup.Sink{}))
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
-			m.tellBackup(args[0]+" is whole", sum)
+			m.printBackupSummary(args[0]+" is whole", sum)
 			return nil
 		}
 		return m.restore(in, args[0], args[1], resume)
@@ -260,9 +260,9 @@ func (m *Main) restoreCommand() *cobra.Command {
 	return cmd
 }
 
-// checking adds to a sink what makes a backup one that can be restored: its format and ID,
+// withRestoreChecks adds to a sink what makes a backup one that can be restored: its format and ID,
 // each row, and that no file is there twice.
-func checking(to backup.Sink) backup.Sink {
+func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{
 		Header: func(h backup.Header) error {
@@ -297,13 +297,13 @@ func checking(to backup.Sink) backup.Sink {
 	}
 }
 
-// untilDone reads until a context ends.
-type untilDone struct {
+// contextReader reads until a context ends.
+type contextReader struct {
 	ctx context.Context
 	r   io.Reader
 }
 
-func (u *untilDone) Read(p []byte) (int, error) {
+func (u *contextReader) Read(p []byte) (int, error) {
 	if err := context.Cause(u.ctx); err != nil {
 		return 0, err
 	}
@@ -323,7 +323,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 			err = d.Close()
 		}
 		if err == nil {
-			m.tellBackup(data+" restored", sum)
+			m.printBackupSummary(data+" restored", sum)
 		}
 	}()
 	var out *outputs.Store
@@ -355,7 +355,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		}()
 		return nil
 	}
-	sum, err = backup.Read(in, checking(backup.Sink{
+	sum, err = backup.Read(in, withRestoreChecks(backup.Sink{
 		Header: begin,
 		Row: func(key, value []byte) error {
 			rows <- [2][]byte{append([]byte(nil), key...), append([]byte(nil), value...)}
@@ -364,10 +364,10 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		File: func(run uint64, size int64, r io.Reader) error { return out.Write(messages.RunID(run), size, r) },
 	}))
 	if d == nil {
-		return wrapName(name, err)
+		return withName(name, err)
 	}
 	close(rows)
-	err = errors.Join(wrapName(name, err), <-stored, out.Close())
+	err = errors.Join(withName(name, err), <-stored, out.Close())
 	if err != nil {
 		return err
 	}
@@ -378,7 +378,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 	return d.Finish(reason)
 }
 
-func wrapName(name string, err error) error {
+func withName(name string, err error) error {
 	if err == nil {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -31,8 +32,8 @@ type finding struct {
 	Run    *uint64 `json:"run,omitempty"`
 }
 
-// checked is what `caravan check` found, as it prints it.
-type checked struct {
+// checkReport is what `caravan check` found, as it prints it.
+type checkReport struct {
 	Data     string    `json:"data"`
 	Whole    bool      `json:"whole"`
 	Bytes    int64     `json:"tableBytes"` // of whole tables
@@ -41,7 +42,7 @@ type checked struct {
 	Findings []finding `json:"findings"`
 }
 
-func (c *checked) note(err error, run *uint64) {
+func (c *checkReport) addFinding(err error, run *uint64) {
 	f := finding{Text: err.Error(), Run: run}
 	var table *badgerguard.Damage
 	var log *commitlog.DamageError
@@ -77,7 +78,7 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
-	if err := apart(cmp.Or(scratch, os.TempDir())); err != nil {
+	if err := checkOutsideDataFolders(cmp.Or(scratch, os.TempDir())); err != nil {
 		return fmt.Errorf("temporary files: %w", err)
 	}
 	store, err := persistence.OpenOffline(ctx, data.DB(), scratch)
@@ -90,15 +91,15 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 
 // checkFolder proves a data folder whole, or lists what is not. whole is called for each
 // run that is. The folder is not changed.
-func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checked, error) {
-	c := &checked{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
+func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checkReport, error) {
+	c := &checkReport{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
 	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.Check(data.Worker())) {
-		c.note(err, nil)
+		c.addFinding(err, nil)
 	}
 	bad := map[messages.RunID]bool{}
 	blame := func(id messages.RunID, err error) {
 		run := uint64(id)
-		c.note(err, &run)
+		c.addFinding(err, &run)
 		bad[id] = true
 	}
 	var failed error
@@ -106,13 +107,13 @@ func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistenc
 		if ofRun {
 			blame(id, err)
 		} else {
-			c.note(err, nil)
+			c.addFinding(err, nil)
 		}
 	}, func(id messages.RunID, complete bool) {
 		if failed = errors.Join(failed, ctx.Err()); failed != nil {
 			return
 		}
-		failed = c.run(data, store, id, complete, bad, blame, whole)
+		failed = c.checkRun(data, store, id, complete, bad, blame, whole)
 	})
 	if err = errors.Join(err, failed); err != nil {
 		return nil, err
@@ -125,8 +126,8 @@ func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistenc
 	return c, nil
 }
 
-// run checks one run, and its output.
-func (c *checked) run(data *datafolder.Folder, store *persistence.Offline, id messages.RunID, complete bool,
+// checkRun checks one run, and its output.
+func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offline, id messages.RunID, complete bool,
 	bad map[messages.RunID]bool, blame func(messages.RunID, error), whole func(messages.RunID, dag.RunState) error) error {
 	switch {
 	case !complete:
@@ -169,12 +170,12 @@ func (m *Main) checkCommand() *cobra.Command {
 			"and the journals of workers, unless they are of a former start of the machine.\n" +
 			"It changes nothing; no server may have the folder open. The exit code is 0 when all is whole, 1 when\n" +
 			"something is damaged.",
-		Args: args(1, 1, "one data folder"),
+		Args: argCount(1, 1, "one data folder"),
 	}
-	m.shows(cmd)
+	m.addOutputFlag(cmd)
 	scratch := cmd.Flags().String("scratch", "", "`folder` for temporary files; default: the system's")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		var c *checked
+		var c *checkReport
 		err := inspectFolder(cmd.Context(), args[0], *scratch, func(data *datafolder.Folder, store *persistence.Offline) (err error) {
 			c, err = checkFolder(cmd.Context(), data, store, func(messages.RunID, dag.RunState) error { return nil })
 			return err
@@ -182,7 +183,7 @@ func (m *Main) checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := m.showChecked(c); err != nil {
+		if err := m.printReport(c); err != nil {
 			return err
 		}
 		if !c.Whole {
@@ -193,8 +194,8 @@ func (m *Main) checkCommand() *cobra.Command {
 	return cmd
 }
 
-func (m *Main) showChecked(c *checked) error {
-	if m.json {
+func (m *Main) printReport(c *checkReport) error {
+	if m.jsonOutput {
 		return m.printJSON(c)
 	}
 	for _, f := range c.Findings {
@@ -202,4 +203,148 @@ func (m *Main) showChecked(c *checked) error {
 	}
 	fmt.Fprintf(m.Stdout, "%d runs are whole, %d are damaged, of %d MB in tables\n", c.Runs, len(c.Damaged), c.Bytes/1e6)
 	return nil
+}
+
+// salvageMargin is how many run ids are passed over when it is not known which were in
+// use: more than a server takes in the minute for which its last note of them is good.
+const salvageMargin = 10_000_000
+
+// salvageReport is what `caravan salvage` did.
+type salvageReport struct {
+	checkReport
+	Into    string   `json:"into"`
+	Kept    int      `json:"kept"`
+	LeftOut []uint64 `json:"leftOut"` // runs that are damaged, or not provably whole
+	NextRun uint64   `json:"nextRun"`
+	// KeptKeys is how many idempotency keys of deleted runs were kept.
+	KeptKeys int `json:"keptKeys"`
+}
+
+func (m *Main) salvageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "salvage DATA INTO",
+		Short: "Write a new data folder with all runs of a damaged one that are provably whole",
+		Long: "Salvage reads the data folder DATA as check does, and writes the folder INTO with the runs that are\n" +
+			"whole, their output, and the idempotency keys of deleted runs. DATA is not changed. INTO must be empty or not exist; it has an identity of\n" +
+			"its own and starts paused (serve --resume). What is left out is printed, with the reason.",
+		Args: argCount(2, 2, "a data folder and a new one"),
+	}
+	m.addOutputFlag(cmd)
+	scratch := cmd.Flags().String("scratch", "", "`folder` for temporary files; default: the system's")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := salvage(cmd.Context(), args[0], args[1], *scratch)
+		if err != nil {
+			return err
+		}
+		if m.jsonOutput {
+			return m.printJSON(s)
+		}
+		if err := m.printReport(&s.checkReport); err != nil {
+			return err
+		}
+		for _, run := range s.LeftOut {
+			fmt.Fprintf(m.Stdout, "left out: run %d\n", run)
+		}
+		fmt.Fprintf(m.Stdout, "%d runs are in %s, the next one will have the id %d\n", s.Kept, s.Into, s.NextRun)
+		return nil
+	}
+	return cmd
+}
+
+func salvage(ctx context.Context, from, into, scratch string) (s *salvageReport, err error) {
+	err = inspectFolder(ctx, from, scratch, func(data *datafolder.Folder, old *persistence.Offline) error {
+		s, err = salvageInto(ctx, data, old, into)
+		return err
+	})
+	return s, err
+}
+
+// checkOutsideFolder refuses a path in a data folder, also one that leads there by links.
+func checkOutsideFolder(data, path string) error {
+	real, err := resolveLinks(path)
+	if err != nil {
+		return err
+	}
+	if rel, err := filepath.Rel(data, real); err == nil && filepath.IsLocal(rel) {
+		return usageErrorf("%s lies in the data folder %s: name a path outside of it", path, data)
+	}
+	return nil
+}
+
+// resolveLinks is a path without links, as far as it exists.
+func resolveLinks(path string) (real string, err error) {
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	real, err = filepath.EvalSymlinks(path)
+	for at := path; errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at); {
+		at = filepath.Dir(at)
+		if real, err = filepath.EvalSymlinks(at); err == nil {
+			rest, _ := filepath.Rel(at, path)
+			real = filepath.Join(real, rest)
+		}
+	}
+	return real, err
+}
+
+// salvageInto makes the new folder.
+func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, into string) (s *salvageReport, err error) {
+	if err := checkOutsideFolder(data.Path(), into); err != nil {
+		return nil, err
+	}
+	draft, err := datafolder.Make(into, data.ID())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, draft.Discard())
+		}
+	}()
+	store, err := persistence.OpenBadger(persistence.Config{Dir: draft.DB()})
+	if err != nil {
+		return nil, err
+	}
+	s, err = copyWholeRuns(ctx, data, old, draft, store)
+	if err = errors.Join(err, store.Close()); err != nil {
+		return nil, err
+	}
+	if err := draft.Finish("salvaged from " + data.Path() + ": look first, then resume"); err != nil {
+		return nil, err
+	}
+	return s, draft.Close()
+}
+
+// copyWholeRuns copies what is whole.
+func copyWholeRuns(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.Badger) (*salvageReport, error) {
+	s := &salvageReport{Into: draft.Path(), LeftOut: []uint64{}}
+	c, err := checkFolder(ctx, data, old, func(id messages.RunID, state dag.RunState) error {
+		if old.UnboundedLoss && !state.Final() {
+			// Its newest rows may be among those that are missing.
+			s.LeftOut = append(s.LeftOut, uint64(id))
+			return nil
+		}
+		s.Kept++
+		if err := outputs.CopyRun(data.Output(), draft.Output(), id); err != nil {
+			return err
+		}
+		return old.CopyRun(id, store)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.checkReport = *c
+	s.LeftOut = append(s.LeftOut, c.Damaged...)
+	if s.KeptKeys, err = old.CopyKeys(store); err != nil {
+		return nil, err
+	}
+	next, err := old.NextRun()
+	if err != nil {
+		return nil, err
+	}
+	if !c.Whole {
+		next += salvageMargin
+	}
+	s.NextRun = uint64(next)
+	return s, store.SetNextRun(next)
 }

@@ -165,7 +165,7 @@ func same(t *testing.T, what, got, want string) {
 	}
 }
 
-func TestTheServerOfTheEnvironment(t *testing.T) {
+func TestServerAddressFromEnvironment(t *testing.T) {
 	a := newAPI(t, map[string]string{"GET /v1/dagruns?limit=1000": "[]"})
 	p := newProgram("")
 	p.env[envServer] = a.URL
@@ -178,7 +178,7 @@ func TestTheServerOfTheEnvironment(t *testing.T) {
 	}
 }
 
-func TestAnInvalidGraphShowsAllItsProblems(t *testing.T) {
+func TestInvalidGraphListsAllProblems(t *testing.T) {
 	refusal := `400 {"valid":false,"error":"task \"b\": unknown task \"x\" (and 1 more)","errors":[` +
 		`{"pointer":"/tasks/b/parents/0","message":"unknown task \"x\""},{"pointer":"","message":"line\nbreak"}]}`
 	a := newAPI(t, map[string]string{"POST /v1/dagrun": refusal, "POST /v1/dagrun/validate": refusal, "GET /ready": "{}"})
@@ -208,10 +208,10 @@ func TestAnInvalidGraphShowsAllItsProblems(t *testing.T) {
 }
 
 func TestIdempotencyKeys(t *testing.T) {
-	if k := orRandom("mine"); k != "mine" {
+	if k := keyOrRandom("mine"); k != "mine" {
 		t.Errorf("got %s", k)
 	}
-	if a, b := orRandom(""), orRandom(""); a == b || !strings.HasPrefix(a, "caravan-cli-") {
+	if a, b := keyOrRandom(""), keyOrRandom(""); a == b || !strings.HasPrefix(a, "caravan-cli-") {
 		t.Errorf("got %s and %s", a, b)
 	}
 }
@@ -233,7 +233,7 @@ func TestValidateOffline(t *testing.T) {
 	}
 }
 
-func TestColourOnlyOnATerminal(t *testing.T) {
+func TestColoursOnlyOnTerminals(t *testing.T) {
 	a := newAPI(t, map[string]string{"GET /v1/dagruns?limit=1000": `[` + state("ERRORED") + `]`})
 	for _, tc := range []struct {
 		env      map[string]string
@@ -258,7 +258,7 @@ func TestColourOnlyOnATerminal(t *testing.T) {
 	}
 }
 
-func TestAnInterruptedWaitLeavesTheRun(t *testing.T) {
+func TestInterruptedWaitLeavesTheRun(t *testing.T) {
 	a := newAPI(t, map[string]string{"GET /v1/dagrun/7/summary": state("RUNNING")})
 	p := newProgram("")
 	done := make(chan int)

@@ -1,14 +1,22 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
 
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/posflag"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // Config is what a server can be told. Each member is one option: a flag, an
@@ -46,131 +54,11 @@ type Config struct {
 	LogFormat      string // text or json
 }
 
-// option is one thing that a server can be told, under one name everywhere:
-// --kill-grace, CARAVAN_KILL_GRACE, `kill-grace:`.
-type option struct {
-	name    string
-	value   string // what stands for the value in the help
-	usage   string
-	initial string // the default, as a user would write it
-	set     func(*Config, string) error
-	// ofMachine: the default depends on the machine.
-	ofMachine bool
-}
-
-// env is the environment variable of the option.
-func (o option) env() string {
-	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
-}
-
-// options are all there are, in the order of the help. hw is the default for
-// cores and memory.
-func options(hw machine) []option {
-	return []option{
-		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
-			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }, false},
-		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
-			func(c *Config, s string) (err error) { c.Data, err = parseText(s); return err }, false},
-		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
-			func(c *Config, s string) (err error) { c.CPUMillis, err = parseMilli(s); return err }, true},
-		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
-			func(c *Config, s string) (err error) { c.MemoryBytes, err = parseMiB(s); return err }, true},
-		{"enforce-memory", "switch", "on: kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "off",
-			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseSwitch(s); return err }, false},
-		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
-			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
-		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
-			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }, false},
-		{"max-body", "size", "largest document that may be submitted", "256MiB",
-			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }, false},
-		{"max-per-client", "number", "connections that one address, or user of a Unix socket, may have; 0: half of all", "0",
-			func(c *Config, s string) (err error) { c.MaxPerClient, err = parseCount(s, 0, 1<<20); return err }, false},
-		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
-			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
-		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
-			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
-		{"retain-keys", "duration", "how long an idempotency key outlives its run", "24h",
-			func(c *Config, s string) (err error) { c.RetainKeys, err = parseDuration(s); return err }, false},
-		{"slurm", "switch", "on: tasks may choose the executor slurm, jobs of the Slurm cluster that this machine is set up for", "off",
-			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
-		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",
-			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
-		{"slurm-jobs", "number", "tasks that are given to Slurm at one time", "1000",
-			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},
-		{"allow-host", "names", "names that requests may ask for besides localhost, as `Host` has them; with it, only these", "",
-			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
-		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
-			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
-		{"paused", "switch", "on: start no task until `caravan resume --all`", "off",
-			func(c *Config, s string) (err error) { c.Paused, err = parseSwitch(s); return err }, false},
-		{"resume", "switch", "on: start tasks, also from a copied or restored data folder, and after a pause", "off",
-			func(c *Config, s string) (err error) { c.Resume, err = parseSwitch(s); return err }, false},
-		{"verify", "how", "full: prove at the start that all stored tables are whole; off: do not, for emergencies", "full",
-			func(c *Config, s string) error {
-				s, err := parseChoice(s, "full", "off")
-				c.Unverified = s == "off"
-				return err
-			}, false},
-		{"token-file", "file", "tokens of callers, with their scopes; see caravan token new. Read again at SIGHUP", "",
-			func(c *Config, s string) error { c.TokenFile = s; return nil }, false},
-		{"tls-cert", "file", "certificate chain, PEM: speak TLS; read again when it changes", "",
-			func(c *Config, s string) error { c.TLSCert = s; return nil }, false},
-		{"tls-key", "file", "key of the certificate, PEM", "",
-			func(c *Config, s string) error { c.TLSKey = s; return nil }, false},
-		{"tls-client-ca", "file", "authority, PEM, that the certificate of every client must be signed by", "",
-			func(c *Config, s string) error { c.TLSClientCA = s; return nil }, false},
-		{"insecure", "switch", "on: listen beyond the loopback address without tokens or client certificates", "off",
-			func(c *Config, s string) (err error) { c.Insecure, err = parseSwitch(s); return err }, false},
-		{"audit-log", "file", "record who changed what, and who was refused, as JSON lines; opened again at SIGHUP", "",
-			func(c *Config, s string) error { c.AuditLog = s; return nil }, false},
-		{"log-level", "level", "debug, info, warn or error", "info",
-			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
-		{"log-format", "format", "text or json", "text",
-			func(c *Config, s string) (err error) { c.LogFormat, err = parseChoice(s, "text", "json"); return err }, false},
-	}
-}
-
 const envConfig = "CARAVAN_CONFIG"
 
-// configFlags gives a command the flag of every option, and --config.
-func configFlags(flags *pflag.FlagSet, all []option) {
-	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
-	for _, o := range all {
-		flags.Var(&text{value: o.initial, kind: o.value}, o.name, o.usage+" (environment: "+o.env()+")")
-		if o.value == "switch" {
-			flags.Lookup(o.name).NoOptDefVal = "on" // the name alone
-		}
-		if o.ofMachine {
-			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
-		}
-	}
-}
-
-// text is the value of an option's flag: it is judged later, with the other sources.
-type text struct {
-	value, kind string
-	set         bool
-}
-
-func (t *text) String() string { return t.value }
-func (t *text) Type() string   { return t.kind }
-
-// Set takes a value. The flag of a list may be given more than once.
-func (t *text) Set(s string) error {
-	if t.set && isList(t.kind) {
-		s = t.value + "," + s
-	}
-	t.value, t.set = s, true
-	return nil
-}
-
-// isList tells whether an option of this kind has several values: separated by
-// commas, or the flag repeated, or a sequence in the configuration file.
-func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
-
-// resolve finds the value of every option: the flag, else the environment variable, else the
+// resolveConfig finds the value of every option: the flag, else the environment variable, else the
 // configuration file, else the default. Errors name the source, and are usage errors.
-func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
+func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
 	path := flags.Lookup("config").Value.String()
 	if v, ok := lookup(envConfig); ok && path == "" {
 		path = v
@@ -181,9 +69,9 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 		provider koanf.Provider
 		origin   func(o option) string
 	}{
-		{confmap.Provider(defaults(all), "."), func(o option) string { return "the default of " + o.name }},
+		{confmap.Provider(defaultValues(all), "."), func(o option) string { return "the default of " + o.name }},
 		{file, func(o option) string { return file.origin(o.name) }},
-		{confmap.Provider(environment(lookup, all), "."), option.env},
+		{confmap.Provider(environmentValues(lookup, all), "."), option.env},
 		{posflag.ProviderWithValue(flags, ".", nil, asText), func(o option) string { return "--" + o.name }},
 	}
 	values, origins := koanf.New("."), map[string]func(option) string{}
@@ -195,20 +83,20 @@ func resolve(flags *pflag.FlagSet, lookup func(string) (string, bool), all []opt
 			return nil
 		}))
 		if err != nil {
-			return Config{}, usagef("%w", err)
+			return Config{}, usageErrorf("%w", err)
 		}
 	}
 	var c Config
 	for _, o := range all {
 		if err := o.set(&c, values.String(o.name)); err != nil {
-			return Config{}, usagef("%s: %w", origins[o.name](o), err)
+			return Config{}, usageErrorf("%s: %w", origins[o.name](o), err)
 		}
 	}
 	return c, nil
 }
 
-// defaults are the options' values where no source has another one.
-func defaults(all []option) map[string]any {
+// defaultValues are the options' values where no source has another one.
+func defaultValues(all []option) map[string]any {
 	values := map[string]any{}
 	for _, o := range all {
 		values[o.name] = o.initial
@@ -216,8 +104,8 @@ func defaults(all []option) map[string]any {
 	return values
 }
 
-// environment holds the options that environment variables set; an empty variable sets none.
-func environment(lookup func(string) (string, bool), all []option) map[string]any {
+// environmentValues holds the options that environment variables set; an empty variable sets none.
+func environmentValues(lookup func(string) (string, bool), all []option) map[string]any {
 	values := map[string]any{}
 	for _, o := range all {
 		if v, ok := lookup(o.env()); ok && v != "" {
@@ -230,20 +118,143 @@ func environment(lookup func(string) (string, bool), all []option) map[string]an
 // asText keeps the text of a flag: options are parsed after the sources are merged.
 func asText(name, value string) (string, any) { return name, value }
 
-func optionNames(all []option) []string {
-	var names []string
-	for _, o := range all {
-		names = append(names, o.name)
-	}
-	return names
+// configFile is a configuration file as a koanf.Provider: one YAML mapping of option names to
+// values. Read finds every mistake and names it with its line and column.
+type configFile struct {
+	path      string // "" = no file
+	options   []option
+	positions map[string]string // by option, where its value begins
 }
 
-// kindOf is the kind of value that an option has; "" for an unknown option.
-func kindOf(all []option, name string) string {
-	for _, o := range all {
-		if o.name == name {
-			return o.value
+// Read implements koanf.Provider. The values are strings, as a flag would have them.
+func (f *configFile) Read() (map[string]any, error) {
+	if f.path == "" {
+		return nil, nil
+	}
+	text, err := vfs.ReadGiven(f.path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	values, err := f.parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", f.path, err)
+	}
+	return values, nil
+}
+
+// ReadBytes implements koanf.Provider, which asks for it only beside a koanf.Parser.
+func (f *configFile) ReadBytes() ([]byte, error) {
+	return nil, errors.New("configuration: use Read")
+}
+
+// origin says where the value of an option stands, for errors.
+func (f *configFile) origin(name string) string {
+	return fmt.Sprintf("configuration %s: %s: %s", f.path, f.positions[name], name)
+}
+
+// parse reads the text of the file.
+func (f *configFile) parse(text []byte) (map[string]any, error) {
+	f.positions = map[string]string{}
+	file, err := parser.ParseBytes(text, 0)
+	var mistake yaml.Error
+	switch {
+	case errors.As(err, &mistake):
+		return nil, fmt.Errorf("%s: %s", position(mistake.GetToken()), mistake.GetMessage())
+	case err != nil:
+		return nil, err
+	case len(file.Docs) > 1:
+		return nil, fmt.Errorf("%s: a second document begins: a configuration is one", position(documentToken(file.Docs[1])))
+	case len(file.Docs) == 0:
+		return nil, nil
+	}
+	var root ast.MapNode
+	switch body := file.Docs[0].Body.(type) {
+	case nil, *ast.NullNode, *ast.CommentGroupNode:
+		return nil, nil
+	case ast.MapNode:
+		root = body
+	default:
+		return nil, fmt.Errorf("%s: expected `name: value` lines", position(body.GetToken()))
+	}
+	values := map[string]any{}
+	var problems []string
+	for entry := root.MapRange(); entry.Next(); {
+		if err := f.parseEntry(entry.Key(), entry.Value(), values); err != nil {
+			problems = append(problems, fmt.Sprintf("%s: %v", position(entry.Key().GetToken()), err))
 		}
 	}
-	return ""
+	if len(problems) > 0 {
+		return nil, errors.New(strings.Join(problems, "; "))
+	}
+	return values, nil
+}
+
+// parseEntry adds one entry of the mapping to values.
+func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) error {
+	name, isText := scalarText(key)
+	if !isText {
+		return errors.New("a key is a name, not a collection or an alias")
+	}
+	kind := kindOf(f.options, name)
+	if kind == "" {
+		if meant := nearest(name, optionNames(f.options)); meant != "" {
+			return fmt.Errorf("unknown key %q%s", name, didYouMean(meant))
+		}
+		return fmt.Errorf("unknown key %q", name)
+	}
+	if _, twice := values[name]; twice {
+		return fmt.Errorf("key %q is given twice", name)
+	}
+	text, isText := scalarText(value)
+	if list, ok := value.(*ast.SequenceNode); ok && isList(kind) {
+		var items []string
+		for _, node := range list.Values {
+			item, ok := scalarText(node)
+			if !ok {
+				return fmt.Errorf("key %q needs a list of plain values", name)
+			}
+			items = append(items, item)
+		}
+		text, isText = strings.Join(items, ","), true
+	}
+	if !isText {
+		return fmt.Errorf("key %q needs one value", name)
+	}
+	values[name], f.positions[name] = text, position(value.GetToken())
+	return nil
+}
+
+// scalarText is the text of a scalar as the file has it; false for null, collections and aliases.
+func scalarText(node ast.Node) (string, bool) {
+	switch n := node.(type) {
+	case *ast.StringNode:
+		return n.Value, true
+	case *ast.LiteralNode:
+		return n.Value.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		return n.GetToken().Value, true
+	case *ast.AnchorNode:
+		return scalarText(n.Value)
+	case *ast.TagNode:
+		return scalarText(n.Value)
+	}
+	return "", false
+}
+
+// documentToken is where a document begins.
+func documentToken(doc *ast.DocumentNode) *token.Token {
+	switch {
+	case doc.Start != nil:
+		return doc.Start
+	case doc.Body != nil:
+		return doc.Body.GetToken()
+	}
+	return nil
+}
+
+func position(t *token.Token) string {
+	if t == nil || t.Position == nil {
+		return "at the end"
+	}
+	return fmt.Sprintf("line %d, column %d", t.Position.Line, t.Position.Column)
 }

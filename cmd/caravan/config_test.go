@@ -10,20 +10,20 @@ import (
 	"github.com/spf13/pflag"
 )
 
-var eight = machine{cores: 8, memoryMB: 16000}
+var eight = machine{cpus: 8, memoryMB: 16000}
 
 func resolveArgs(t testing.TB, env map[string]string, args ...string) (Config, error) {
 	t.Helper()
 	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
-	all := options(eight)
-	configFlags(flags, all)
+	all := serverOptions(eight)
+	addOptionFlags(flags, all)
 	if err := flags.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	return resolve(flags, func(name string) (string, bool) { v, ok := env[name]; return v, ok }, all)
+	return resolveConfig(flags, func(name string) (string, bool) { v, ok := env[name]; return v, ok }, all)
 }
 
-func TestDefaults(t *testing.T) {
+func TestDefaultConfiguration(t *testing.T) {
 	c, err := resolveArgs(t, nil)
 	want := Config{Listen: []string{"127.0.0.1:2503"}, Data: "./caravan-data", CPUMillis: 8000, MemoryBytes: 16000 << 20,
 		KillGrace: 5 * time.Second, MaxTasks: 10_000_000, MaxBody: 256 << 20, RetainKeys: 24 * time.Hour, SlurmJobs: 1000, LogLevel: slog.LevelInfo, LogFormat: "text"}
@@ -32,8 +32,8 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestPrecedence: flag, environment, file, default, for every option.
-func TestPrecedence(t *testing.T) {
+// TestConfigurationPrecedence: flag, environment, file, default, for every option.
+func TestConfigurationPrecedence(t *testing.T) {
 	values := map[string][3]string{ // by flag, environment, file
 		"listen": {"a:1", "b:2,unix:/x", "[c:3, d:4]"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
 		"kill-grace": {"1s", "2s", "3s"}, "max-tasks": {"1", "2", "3"}, "max-body": {"1KiB", "2KiB", "3KiB"},
@@ -47,7 +47,7 @@ func TestPrecedence(t *testing.T) {
 		"token-file": {"a", "b", "c"}, "tls-cert": {"a", "b", "c"}, "tls-key": {"a", "b", "c"}, "tls-client-ca": {"a", "b", "c"},
 		"insecure": {"on", "off", "yes"}, "audit-log": {"a", "b", "c"},
 	}
-	for _, o := range options(eight) {
+	for _, o := range serverOptions(eight) {
 		v, ok := values[o.name]
 		if !ok {
 			t.Errorf("option %s is not tested", o.name)
@@ -65,7 +65,7 @@ func TestPrecedence(t *testing.T) {
 			}
 			got, err := resolveArgs(t, env, args...)
 			want := Config{}
-			for _, d := range options(eight) {
+			for _, d := range serverOptions(eight) {
 				_ = d.set(&want, d.initial)
 			}
 			_ = o.set(&want, strings.Trim(v[i], "[]")) // brackets of a YAML sequence
@@ -76,7 +76,7 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
-func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
+func TestConfigurationErrorsNameTheSource(t *testing.T) {
 	for _, tc := range []struct {
 		env  map[string]string
 		args []string
@@ -127,7 +127,7 @@ func TestMistakesInTheConfigurationAreNamed(t *testing.T) {
 	}
 }
 
-func TestValues(t *testing.T) {
+func TestOptionValues(t *testing.T) {
 	for s, want := range map[string]int64{"1": 1, "512KiB": 512 << 10, "1.5 MiB": 3 << 19, "2kB": 2000, "1GiB": 1 << 30, "10b": 10} {
 		if got, err := parseSize(s); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %d, %v", s, got, err)
@@ -139,7 +139,7 @@ func TestValues(t *testing.T) {
 		}
 	}
 	for s, want := range map[string]int64{"0.5": 500, "2": 2000, "1e3": 1_000_000} {
-		if got, err := parseMilli(s); err != nil || !reflect.DeepEqual(got, want) {
+		if got, err := parseThousandths(s); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %v, %v", s, got, err)
 		}
 	}
@@ -150,7 +150,7 @@ func FuzzConfigFile(f *testing.F) {
 		"&a cores: *a\n", "? {a: b}\n: c\n", "data: |\n  x\n", "~: 1", "<<: {cores: 1}", "\x00", "max-body: 64MiB\nretain-age: 30d\nlisten: '[::1]:0'"} {
 		f.Add(seed)
 	}
-	all := options(eight)
+	all := serverOptions(eight)
 	f.Fuzz(func(t *testing.T, text string) {
 		values, err := (&configFile{options: all}).parse([]byte(text))
 		if err != nil {

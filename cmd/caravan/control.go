@@ -15,16 +15,16 @@ func (m *Main) killCommand() *cobra.Command {
 		Short:      "Kill a run, or one of its tasks",
 		Long: "Kill returns when the wish is durable: the processes then get SIGTERM, and after the server's\n" +
 			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing what has ended changes nothing.",
-		Args: args(1, 2, "the ID of a run and perhaps the name of a TASK"),
+		Args: argCount(1, 2, "the ID of a run and perhaps the name of a TASK"),
 	}
-	r := m.talks(cmd)
-	r.completesRuns(true)
+	r := m.addServerFlags(cmd)
+	r.completeRunArgs(true)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := runID(args[0])
+		id, err := parseRunID(args[0])
 		if err != nil {
 			return err
 		}
-		c, err := r.client()
+		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
@@ -51,18 +51,18 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		Use:        name + " ID",
 		SuggestFor: synonyms[state],
 		Short:      about[state],
-		Args:       args(1, 1, "the ID of a run"),
+		Args:       argCount(1, 1, "the ID of a run"),
 	}
-	r := m.talks(cmd)
+	r := m.addServerFlags(cmd)
 	var all bool
 	if state != client.Queued {
 		cmd.Use = name + " ID | --all"
 		cmd.Flags().BoolVar(&all, "all", false, "the server as a whole: while it is paused no task of any run starts")
 		cmd.Args = func(cmd *cobra.Command, given []string) error {
 			if all {
-				return args(0, 0, "no ID with --all")(cmd, given)
+				return argCount(0, 0, "no ID with --all")(cmd, given)
 			}
-			return args(1, 1, "the ID of a run, or --all")(cmd, given)
+			return argCount(1, 1, "the ID of a run, or --all")(cmd, given)
 		}
 	}
 	from := map[string][]string{
@@ -70,16 +70,16 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		client.Running: {client.Paused},
 		client.Queued:  {client.Errored, client.Killed, client.Paused},
 	}
-	r.completesRuns(false, from[state]...)
+	r.completeRunArgs(false, from[state]...)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := r.client()
+		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
 		if all {
 			return c.SetServerState(cmd.Context(), state)
 		}
-		id, err := runID(args[0])
+		id, err := parseRunID(args[0])
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 	return cmd
 }
 
-// ending is how the run came to its end, as a line: for people.
-func ending(s *client.Summary) string {
-	return fmt.Sprintf("run %d %s: %s, took %s", s.RunID, s.State, counts(s.TaskCounts), span(took(s)))
+// formatOutcome is how the run came to its end, as a line: for people.
+func formatOutcome(s *client.Summary) string {
+	return fmt.Sprintf("run %d %s: %s, took %s", s.RunID, s.State, formatStateCounts(s.TaskCounts), formatDuration(runDuration(s)))
 }

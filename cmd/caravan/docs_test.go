@@ -11,10 +11,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestDocs keeps docs/cli.md in step with the program: every command has its
+// TestCommandsAreDocumented keeps docs/cli.md in step with the program: every command has its
 // section, every section names exactly the flags that there are, the options of
 // the server stand with their variables and defaults, and every exit code is told.
-func TestDocs(t *testing.T) {
+func TestCommandsAreDocumented(t *testing.T) {
 	raw, err := os.ReadFile("../../docs/cli.md")
 	if err != nil {
 		t.Fatal(err)
@@ -28,7 +28,7 @@ func TestDocs(t *testing.T) {
 	delete(sections, "Common to all")
 
 	flag := regexp.MustCompile("`(--?[a-z][a-z-]*)")
-	for _, cmd := range newProgram("").root().Commands() {
+	for _, cmd := range newProgram("").newRootCommand().Commands() {
 		if cmd.Name() == "help" || cmd.Hidden {
 			continue
 		}
@@ -59,7 +59,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("the section on %s tells of %s, which is no flag of it", cmd.Name(), name)
 		}
 		if cmd.Name() == "serve" {
-			for _, o := range options(eight) {
+			for _, o := range serverOptions(eight) {
 				value := "`" + o.initial + "`"
 				switch {
 				case o.ofMachine:

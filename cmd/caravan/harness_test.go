@@ -85,7 +85,7 @@ func newProgram(stdin string) *program {
 		Zone:      time.UTC,
 		Terminal:  func(any) bool { return false },
 		Signals:   p.signals,
-		Open: func(Config, net.Listener, *slog.Logger) (server, error) {
+		OpenServer: func(Config, net.Listener, *slog.Logger) (server, error) {
 			return nil, fmt.Errorf("no server is to be opened here")
 		},
 	}

@@ -6,24 +6,26 @@ import (
 	"path"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // machine is what tasks and the server have to share, limits of the container
 // included.
 type machine struct {
-	cores    int64 // whole cores, at least 1
+	cpus     int64 // whole cores, at least 1
 	memoryMB int64 // at least 1
 }
 
 // thisMachine asks the kernel. root is "/" but in tests.
 func thisMachine(root string) machine {
-	m := machine{cores: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
+	m := machine{cpus: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
 	for _, dir := range cgroups(root) {
 		if quota, period, ok := cpuMax(dir); ok {
 			// A part of a core counts as one: tasks ask for one by default.
-			m.cores = min(m.cores, int64(math.Ceil(quota/period)))
+			m.cpus = min(m.cpus, int64(math.Ceil(quota/period)))
 		}
 		for _, name := range []string{"memory.max", "memory.limit_in_bytes"} {
 			if limit, ok := readInt(path.Join(dir, name)); ok {
@@ -31,11 +33,11 @@ func thisMachine(root string) machine {
 			}
 		}
 	}
-	m.cores, m.memoryMB = max(m.cores, 1), max(m.memoryMB, 1)
+	m.cpus, m.memoryMB = max(m.cpus, 1), max(m.memoryMB, 1)
 	return m
 }
 
-func (m machine) coresText() string  { return strconv.FormatInt(m.cores, 10) }
+func (m machine) coresText() string  { return strconv.FormatInt(m.cpus, 10) }
 func (m machine) memoryText() string { return strconv.FormatInt(m.memoryMB, 10) }
 
 // totalMemory is MemTotal in bytes; 1 GiB where it cannot be read.
@@ -130,4 +132,92 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64
 		debug.SetMemoryLimit(max(m.memoryMB<<20/4, 512<<20))
 	}
 	return heapFloor
+}
+
+// gcTuner fits the pace of Go's garbage collector to the server. It belongs to the process,
+// so there is one.
+//
+// A collection takes every request some milliseconds longer, and with a small heap there are
+// many of them: so the heap may grow to a floor before the first one, and each one after it.
+// While a long document is planned it is the other way round: the heap grows fast then, and
+// what garbage takes at other times would be more than the document.
+type gcTuner struct {
+	floorBytes     int64 // the size from which garbage is collected, in bytes; 0 = by percent alone
+	defaultPercent int   // percent of what lives that garbage may take; negative: never collected
+
+	mu             sync.Mutex
+	liveBytes      int64 // what lived at the last collection, in bytes; 0 = not known
+	holders        int   // of spare
+	currentPercent int   // percent
+}
+
+// pressurePercent is what garbage may take while somebody asks for it, in percent.
+const pressurePercent = 25
+
+// newGCTuner goes out from the percent that is set.
+func newGCTuner(floor int64) *gcTuner {
+	c := &gcTuner{floorBytes: floor, defaultPercent: debug.SetGCPercent(100)}
+	c.currentPercent = 100
+	c.mu.Lock()
+	c.apply()
+	c.mu.Unlock()
+	if floor > 0 {
+		c.watchCollections()
+	}
+	return c
+}
+
+// watchCollections has the collector look at what lives after each collection.
+func (c *gcTuner) watchCollections() {
+	type mark struct{ _ *byte }
+	var collected func(*mark)
+	collected = func(m *mark) {
+		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		metrics.Read(sample)
+		c.onCollection(int64(sample[0].Value.Uint64()))
+		runtime.SetFinalizer(m, collected)
+	}
+	runtime.SetFinalizer(new(mark), collected)
+}
+
+// onCollection notes what lives.
+func (c *gcTuner) onCollection(live int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.liveBytes = live
+	c.apply()
+}
+
+// percent is what garbage may take now. c.mu is held.
+func (c *gcTuner) percent() int {
+	switch {
+	case c.holders > 0 && (c.defaultPercent < 0 || c.defaultPercent > pressurePercent):
+		return pressurePercent
+	case c.liveBytes > 0 && c.defaultPercent >= 0:
+		return max(c.defaultPercent, int(c.floorBytes*100/c.liveBytes)-100)
+	}
+	return c.defaultPercent
+}
+
+// apply tells the runtime, which stops everything for that: so small changes are passed over.
+// c.mu is held.
+func (c *gcTuner) apply() {
+	if p := c.percent(); p != c.currentPercent && (p < c.currentPercent*9/10 || p > c.currentPercent*11/10 || p == c.defaultPercent) {
+		c.currentPercent = p
+		debug.SetGCPercent(p)
+	}
+}
+
+// lowerPressure asks for less garbage, until end is called.
+func (c *gcTuner) lowerPressure() (end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.holders++
+	c.apply()
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.holders--
+		c.apply()
+	}
 }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestThisMachine(t *testing.T) {
+func TestThisMachineHonoursCgroupLimits(t *testing.T) {
 	cpus := int64(runtime.NumCPU())
 	for _, tc := range []struct {
 		name  string
@@ -53,7 +53,7 @@ func TestThisMachine(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", tc.name, got, tc.want)
 		}
 	}
-	if m := thisMachine("/"); m.cores < 1 || m.memoryMB < 1 {
+	if m := thisMachine("/"); m.cpus < 1 || m.memoryMB < 1 {
 		t.Errorf("this machine is %+v", m)
 	}
 }
@@ -75,5 +75,79 @@ func TestTuneRuntime(t *testing.T) {
 		if got := debug.SetMemoryLimit(-1); got != want || runtime.GOMAXPROCS(0) != 2*procs {
 			t.Errorf("%d MB: got %d, want %d; %d Ps for %d", mb, got, want, runtime.GOMAXPROCS(0), procs)
 		}
+	}
+}
+
+// percent is what the runtime's collector is set to.
+func percent() int {
+	p := debug.SetGCPercent(100)
+	debug.SetGCPercent(p)
+	return p
+}
+
+func TestGCTunerLowersPressureWhileHeld(t *testing.T) {
+	for _, before := range []int{150, pressurePercent - 1, -1} {
+		own := debug.SetGCPercent(before)
+		want := pressurePercent
+		if before >= 0 {
+			want = min(before, pressurePercent)
+		}
+		c := newGCTuner(0)
+		if got := percent(); got != before {
+			t.Errorf("from %d: %d percent at first", before, got)
+		}
+		first, second := c.lowerPressure(), c.lowerPressure()
+		if got := percent(); got != want {
+			t.Errorf("from %d: %d percent, want %d", before, got, want)
+		}
+		first()
+		if got := percent(); got != want {
+			t.Errorf("from %d, with one user left: %d percent, want %d", before, got, want)
+		}
+		second()
+		if got := percent(); got != before {
+			t.Errorf("from %d: %d percent afterwards", before, got)
+		}
+		debug.SetGCPercent(own)
+	}
+}
+
+// TestGCTunerKeepsTheHeapFloor: a small heap grows to the floor, a large one by percent.
+func TestGCTunerKeepsTheHeapFloor(t *testing.T) {
+	own := debug.SetGCPercent(150)
+	t.Cleanup(func() { debug.SetGCPercent(own) })
+	c := &gcTuner{floorBytes: 200 << 20, defaultPercent: 150, currentPercent: 150}
+	for _, tc := range []struct {
+		live int64
+		want int
+	}{{40 << 20, 400}, {41 << 20, 400}, {50 << 20, 300}, {80 << 20, 150}, {1 << 30, 150}, {40 << 20, 400}} {
+		c.onCollection(tc.live)
+		if got := percent(); got != tc.want {
+			t.Errorf("%d MiB live: %d percent, want %d", tc.live>>20, got, tc.want)
+		}
+	}
+	end := c.lowerPressure()
+	if got := percent(); got != pressurePercent {
+		t.Errorf("while somebody asks for less: %d percent", got)
+	}
+	end()
+	if got := percent(); got != 400 {
+		t.Errorf("afterwards: %d percent", got)
+	}
+}
+
+// TestGCTunerWatchesCollections: it learns what lives from the runtime, after each collection.
+func TestGCTunerWatchesCollections(t *testing.T) {
+	own := debug.SetGCPercent(150)
+	t.Cleanup(func() { debug.SetGCPercent(own) })
+	c := newGCTuner(1 << 40)
+	for percent() == 150 {
+		runtime.GC()
+	}
+	c.mu.Lock()
+	c.floorBytes = 0
+	c.mu.Unlock()
+	for percent() != 150 {
+		runtime.GC()
 	}
 }

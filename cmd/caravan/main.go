@@ -13,13 +13,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/term"
-
-	"github.com/caravan-dag/caravan/client"
 )
 
 // Set by the linker: -X main.version=… -X main.commit=… -X main.date=….
@@ -42,25 +39,25 @@ type Main struct {
 	// Hangups delivers SIGHUP, until the function that it returns is called. Nil: never.
 	Hangups func() (<-chan os.Signal, func())
 	// Open starts a server, for serve and run. Nil is the real one.
-	Open opener
+	OpenServer opener
 
 	// Exit ends the process when a second signal came and Run does not return. Nil: it is
 	// waited for.
 	Exit func(code int)
 	// Catch has further signals delivered to Signals. Nil: they are not.
-	Catch func(...os.Signal)
+	CatchSignals func(...os.Signal)
 
-	json      bool            // -o json
-	interrupt func()          // does what the first signal does
-	hard      context.Context // ends with the second signal
+	jsonOutput bool            // -o json
+	interrupt  func()          // does what the first signal does
+	forced     context.Context // ends with the second signal
 }
 
 // errInterrupted is the cause of a context that the first signal ended.
 var errInterrupted = errors.New("interrupted")
 
 func main() {
-	keepDescriptors()
-	if isInit() {
+	closeInheritedFDs()
+	if isInitProcess() {
 		code, err := runAsInit(os.Args, os.Environ())
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "caravan: starting beside the first process of the container: %v\n", err)
@@ -68,7 +65,7 @@ func main() {
 		os.Exit(code)
 	}
 	signals := make(chan os.Signal, 2)
-	stopSignals(signals, os.Interrupt, syscall.SIGTERM)
+	notifyStopSignals(signals, os.Interrupt, syscall.SIGTERM)
 	// What tasks print, and tokens, and backups are for this user alone.
 	umask := syscall.Umask(0o077)
 	m := &Main{
@@ -86,9 +83,9 @@ func main() {
 			signal.Notify(hangups, syscall.SIGHUP)
 			return hangups, func() { signal.Stop(hangups) }
 		},
-		Catch: func(more ...os.Signal) {
-			survivePipes()
-			stopSignals(signals, more...)
+		CatchSignals: func(more ...os.Signal) {
+			ignoreSIGPIPE()
+			notifyStopSignals(signals, more...)
 		},
 	}
 	m.Exit = os.Exit
@@ -98,24 +95,24 @@ func main() {
 // Run carries out one command line and returns the exit code. Errors are one line
 // on Stderr.
 func (m *Main) Run(ctx context.Context, args []string) int {
-	if m.Open == nil {
-		m.Open = openServer
+	if m.OpenServer == nil {
+		m.OpenServer = openServer
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	hard, stop := context.WithCancel(context.Background())
-	m.hard, m.interrupt = hard, func() { cancel(errInterrupted) }
+	m.forced, m.interrupt = hard, func() { cancel(errInterrupted) }
 	done := make(chan struct{})
 	defer func() {
 		close(done)
 		cancel(nil)
 		stop()
 	}()
-	go m.heed(done, m.interrupt, func() {
+	go m.handleSignals(done, m.interrupt, func() {
 		stop()
-		m.exitUnless(done)
+		m.exitUnlessDone(done)
 	})
 
-	root := m.root()
+	root := m.newRootCommand()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -124,74 +121,6 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 	if context.Cause(ctx) == errInterrupted && errors.Is(err, context.Canceled) {
 		err = errInterrupted // whatever it was doing
 	}
-	m.report(err)
+	m.printError(err)
 	return exitCode(err)
-}
-
-// sameSignal is the time in which two signals are one: `timeout` and others signal
-// the process and then its whole group.
-const sameSignal = 100 * time.Millisecond
-
-// heed carries out first at the first signal and second at the second.
-func (m *Main) heed(done <-chan struct{}, first, second func()) {
-	var at time.Time
-	for {
-		select {
-		case <-done:
-			return
-		case <-m.Signals:
-		}
-		switch {
-		case at.IsZero():
-			at = time.Now()
-			first()
-		case time.Since(at) >= sameSignal:
-			second()
-			return
-		}
-	}
-}
-
-// atOnce is how long the second signal leaves to what heeds it.
-const atOnce = 500 * time.Millisecond
-
-// exitUnless ends the process unless Run returns: whatever it does then, as a read of a
-// file system that does not answer, does not heed signals.
-func (m *Main) exitUnless(done <-chan struct{}) {
-	if m.Exit == nil {
-		return
-	}
-	select {
-	case <-done:
-	case <-time.After(atOnce):
-		// Standard error may be what does not answer.
-		go m.report(errAtOnce)
-		select {
-		case <-done:
-		case <-time.After(sameSignal):
-			m.Exit(exitInterrupted)
-		}
-	}
-}
-
-// report writes an error as `caravan: …`, followed by all problems of a refused
-// document.
-func (m *Main) report(err error) {
-	var ended *endedError
-	if errors.As(err, &ended) && ended.told {
-		return
-	}
-	// Joined errors come on lines of their own.
-	line := strings.ReplaceAll(err.Error(), "\n", "; ")
-	if errors.Is(err, client.ErrNoServer) {
-		line += "; `caravan serve` starts one, --server or " + envServer + " names another one"
-	}
-	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
-	problems := problemsOf(err)
-	if len(problems) == 1 && strings.Contains(line, problems[0].Pointer) && strings.Contains(line, problems[0].Message) {
-		return // the line above is all there is to say
-	}
-	for _, p := range problems {
-		fmt.Fprintf(m.Stderr, "  %s: %s\n", pointer(p.Pointer), printable(p.Message))
-	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -13,14 +15,14 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// root is the command tree. It is built anew for every invocation: nothing of it
+// newRootCommand is the command tree. It is built anew for every invocation: nothing of it
 // is kept.
-func (m *Main) root() *cobra.Command {
+func (m *Main) newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caravan",
 		Short:         "Run graphs of tasks, durably",
 		Long:          "Caravan runs directed acyclic graphs of tasks: each task once, in order, retried, killable, seen.",
-		Version:       describe(versionInfo()),
+		Version:       formatVersion(versionInfo()),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.ArbitraryArgs,
@@ -53,36 +55,36 @@ func (m *Main) root() *cobra.Command {
 	return root
 }
 
-// args demands between least and most arguments; names says what they are.
-func args(least, most int, names string) cobra.PositionalArgs {
+// argCount demands between least and most arguments; names says what they are.
+func argCount(least, most int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return usagef("%s takes %s, not %s: caravan %s", cmd.Name(), names, plural(len(args), "argument"), cmd.Use)
+			return usageErrorf("%s takes %s, not %s: caravan %s", cmd.Name(), names, pluralize(len(args), "argument"), cmd.Use)
 		}
 		return nil
 	}
 }
 
-// shows gives cmd the flag -o/--output.
-func (m *Main) shows(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().VarP((*format)(&m.json), "output", "o", "`format` of what is printed: table or json")
-	words(cmd, "output", "table", "json")
+// addOutputFlag gives cmd the flag -o/--output.
+func (m *Main) addOutputFlag(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().VarP((*outputFormat)(&m.jsonOutput), "output", "o", "`format` of what is printed: table or json")
+	completeFlag(cmd, "output", "table", "json")
 	return cmd
 }
 
-// format is the value of --output; true is json.
-type format bool
+// outputFormat is the value of --output; true is json.
+type outputFormat bool
 
-func (f *format) String() string {
+func (f *outputFormat) String() string {
 	if f != nil && *f {
 		return "json"
 	}
 	return "table"
 }
 
-func (f *format) Type() string { return "format" }
+func (f *outputFormat) Type() string { return "format" }
 
-func (f *format) Set(s string) error {
+func (f *outputFormat) Set(s string) error {
 	switch s {
 	case "json":
 		*f = true
@@ -94,17 +96,17 @@ func (f *format) Set(s string) error {
 	return nil
 }
 
-// runID reads a run's id from the command line.
-func runID(s string) (uint64, error) {
+// parseRunID reads a run's id from the command line.
+func parseRunID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, usagef("%q is no run id: those are numbers from 0 upwards", s)
+		return 0, usageErrorf("%q is no run id: those are numbers from 0 upwards", s)
 	}
 	return id, nil
 }
 
-// read reads a document from a file, or from Stdin for "-".
-func (m *Main) read(ctx context.Context, path string) ([]byte, error) {
+// readDocument reads a document from a file, or from Stdin for "-".
+func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 	if path == "-" {
 		return readStdin(ctx, m.Stdin)
 	}
@@ -136,4 +138,69 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 		}
 		return r.b, nil
 	}
+}
+
+// versionInfo is what this binary is: what the linker was told, else what the
+// build recorded.
+func versionInfo() client.Version {
+	v := client.Version{Version: version, Commit: commit, Date: date, Go: runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision" && v.Commit == "":
+				v.Commit = s.Value
+			case s.Key == "vcs.time" && v.Date == "":
+				v.Date = s.Value
+			}
+		}
+	}
+	if v.Version == "" {
+		v.Version = "dev"
+	}
+	return v
+}
+
+// versionCommand prints what this binary is, and the server too where one is named.
+func (m *Main) versionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this program, and of the server if one is named",
+		Args:  argCount(0, 0, "no arguments"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		own := versionInfo()
+		var server *client.Version
+		if _, named := r.address(); named {
+			c, err := r.newClient()
+			if err != nil {
+				return err
+			}
+			if server, err = c.Version(cmd.Context()); err != nil {
+				return err
+			}
+		}
+		if m.jsonOutput {
+			return m.printJSON(struct {
+				client.Version
+				Server *client.Version `json:"server,omitempty"`
+			}{own, server})
+		}
+		fmt.Fprintf(m.Stdout, "caravan %s\n", formatVersion(own))
+		if server != nil {
+			fmt.Fprintf(m.Stdout, "server  %s\n", formatVersion(*server))
+		}
+		return nil
+	}
+	return cmd
+}
+
+func formatVersion(v client.Version) string {
+	s := printable(v.Version)
+	for _, part := range []string{v.Commit, v.Date, v.Go} {
+		if part != "" {
+			s += " " + printable(part)
+		}
+	}
+	return s
 }

@@ -35,53 +35,53 @@ func (m *Main) runCommand() *cobra.Command {
 			"is removed at the end, or the one of --data, which is kept and always means a server of its own.\n" +
 			"An interrupt kills the run, and waits for that; a second one does not wait. So do SIGTERM, SIGQUIT, the\n" +
 			"end of the terminal, and the end of whoever reads the output (caravan run FILE | head -n1).",
-		Args: args(1, 1, "one FILE"),
+		Args: argCount(1, 1, "one FILE"),
 	}
-	r := m.talks(m.shows(cmd))
+	r := m.addServerFlags(m.addOutputFlag(cmd))
 	hw := thisMachine("/")
-	all := options(hw)
+	all := serverOptions(hw)
 	for i := range all {
 		if all[i].name == "log-level" {
 			all[i].initial = "warn"
 		}
 	}
-	configFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
+	addOptionFlags(cmd.Flags(), slices.DeleteFunc(slices.Clone(all), func(o option) bool {
 		return slices.Contains([]string{"listen", "data", "max-per-client", "paused", "retain-runs", "retain-age", "retain-keys", "allow-host", "cors-origin",
 			"token-file", "tls-cert", "tls-key", "tls-client-ca", "insecure", "audit-log"}, o.name)
 	}))
-	completesOptions(cmd)
+	completeOptions(cmd)
 	var data string
 	var strict bool
-	m.strictFlag(cmd, &strict)
+	m.addStrictFlag(cmd, &strict)
 	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		m.endsWithItsTerminal()
+		m.stopWithTerminal()
 		ctx := cmd.Context()
-		spec, err := m.read(ctx, args[0])
+		spec, err := m.readDocument(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		if data != "" && cmd.Flags().Changed("server") {
-			return usagef("--data means a server of its own: it does not go with --server")
+			return usageErrorf("--data means a server of its own: it does not go with --server")
 		}
-		c, err := r.client()
+		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
 		server, _ := r.address()
-		if data == "" && (r.answers(ctx) || !local(server)) {
-			if given := changed(cmd.Flags(), all); len(given) > 0 {
+		if data == "" && (r.isReachable(ctx) || !isLocalAddress(server)) {
+			if given := changedOptions(cmd.Flags(), all); len(given) > 0 {
 				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
 					strings.Join(given, ", "), c.Server())
 			}
-			return m.run(ctx, c, spec, strict)
+			return m.runGraph(ctx, c, spec, strict)
 		}
-		config, err := resolve(cmd.Flags(), m.LookupEnv, all)
+		config, err := resolveConfig(cmd.Flags(), m.LookupEnv, all)
 		if err != nil {
 			return err
 		}
 		config.Data = data
-		if config.Umask, err = m.tasksUmask(); err != nil {
+		if config.Umask, err = m.taskUmask(); err != nil {
 			return err
 		}
 		config.HeapFloor = tuneRuntime(hw, m.LookupEnv)
@@ -90,8 +90,8 @@ func (m *Main) runCommand() *cobra.Command {
 	return cmd
 }
 
-// changed are the flags of options that the command line gives.
-func changed(flags *pflag.FlagSet, all []option) []string {
+// changedOptions are the flags of options that the command line gives.
+func changedOptions(flags *pflag.FlagSet, all []option) []string {
 	var given []string
 	for _, o := range all {
 		if f := flags.Lookup(o.name); f != nil && f.Changed {
@@ -101,8 +101,8 @@ func changed(flags *pflag.FlagSet, all []option) []string {
 	return given
 }
 
-// local tells whether a server's address is of this machine.
-func local(server string) bool {
+// isLocalAddress tells whether a server's address is of this machine.
+func isLocalAddress(server string) bool {
 	if strings.HasPrefix(server, unixPrefix) {
 		return true
 	}
@@ -122,19 +122,19 @@ func local(server string) bool {
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		var temporary *os.File
-		if temporary, err = vfs.MakeFolder("", temporaryPrefix, workerIn); err != nil {
+		if temporary, err = vfs.MakeFolder("", temporaryPrefix, hasLiveWorker); err != nil {
 			return fmt.Errorf("temporary data folder: %w", err)
 		}
 		config.Data = filepath.Join(temporary.Name(), temporaryData)
 		defer func() { err = errors.Join(err, os.RemoveAll(temporary.Name()), temporary.Close()) }()
 	}
 	l := fasthttputil.NewInmemoryListener()
-	srv, err := m.open(config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
+	srv, err := m.startServer(config, l, newLogger(m.Stderr, config.LogFormat, config.LogLevel))
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if closeErr := m.close(srv.Close, stopWithin); closeErr != nil {
+		if closeErr := m.stopServer(srv.Close, stopTimeout); closeErr != nil {
 			err = errors.Join(err, closeErr)
 		}
 	}()
@@ -158,7 +158,7 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 		case <-ctx.Done():
 		}
 	}()
-	return m.run(ctx, c, spec, strict)
+	return m.runGraph(ctx, c, spec, strict)
 }
 
 // A command without --data has its data folder in a folder that it locks, so that the next one
@@ -168,9 +168,9 @@ const (
 	temporaryData   = "data"
 )
 
-// workerIn tells whether the worker of a command that was killed is still there: it ends soon
+// hasLiveWorker tells whether the worker of a command that was killed is still there: it ends soon
 // after its last task. Where that cannot be told it may be.
-func workerIn(temporary string) bool {
+func hasLiveWorker(temporary string) bool {
 	paths, err := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
 	return err != nil || slices.ContainsFunc(paths, func(path string) bool {
 		f, err := worker.Take(path)
@@ -181,14 +181,14 @@ func workerIn(temporary string) bool {
 	})
 }
 
-// run submits a graph, waits for its end and says how it was.
-func (m *Main) run(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
-	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom(""), Strict: strict, Warned: m.warn})
+// runGraph submits a graph, waits for its end and says how it was.
+func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
+	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: keyOrRandom(""), Strict: strict, Warned: m.printWarnings})
 	if err != nil {
 		return err
 	}
 	p := m.newProgress(id)
-	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.every()})
+	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.pollInterval()})
 	p.close()
 	switch {
 	case err == nil:
@@ -197,44 +197,44 @@ func (m *Main) run(ctx context.Context, c *client.Client, spec []byte, strict bo
 			return err
 		}
 	default:
-		return lookedAway(ctx, id, err)
+		return waitError(ctx, id, err)
 	}
 	// From here on everything is over but the telling, which an interrupt may end.
 	if s.State == client.Errored {
-		m.tellFailures(m.hard, c, id)
+		m.printFailures(m.forced, c, id)
 	}
-	if m.json {
-		err = m.getRaw(m.hard, c, id)
+	if m.jsonOutput {
+		err = m.printRawRun(m.forced, c, id)
 	} else {
-		_, err = fmt.Fprintln(m.Stdout, ending(s))
+		_, err = fmt.Fprintln(m.Stdout, formatOutcome(s))
 	}
 	if err != nil {
 		return err
 	}
-	return outcome(s)
+	return outcomeError(s)
 }
 
 // killAndWait kills a run after an interrupt and waits until it is dead, or for
 // the second interrupt.
 func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error) {
 	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (once more: do not wait for it)\n", id)
-	if err := c.Kill(m.hard, id); err != nil {
+	if err := c.Kill(m.forced, id); err != nil {
 		return nil, err
 	}
-	s, err := c.Wait(m.hard, id, client.WaitOptions{Poll: 50 * time.Millisecond})
-	if m.hard.Err() != nil {
+	s, err := c.Wait(m.forced, id, client.WaitOptions{Poll: 50 * time.Millisecond})
+	if m.forced.Err() != nil {
 		return nil, fmt.Errorf("%w twice: run %d was told to die", errInterrupted, id)
 	}
 	return s, err
 }
 
-// someFailures is how many failed tasks are told of.
-const someFailures = 5
+// maxShownFailures is how many failed tasks are told of.
+const maxShownFailures = 5
 
-// tellFailures says which tasks failed and what they said last. It is a courtesy:
+// printFailures says which tasks failed and what they said last. It is a courtesy:
 // when it goes wrong the run's end is told all the same.
-func (m *Main) tellFailures(ctx context.Context, c *client.Client, id uint64) {
-	page, err := c.Tasks(ctx, id, client.TaskOptions{States: []string{client.Errored}, Limit: someFailures})
+func (m *Main) printFailures(ctx context.Context, c *client.Client, id uint64) {
+	page, err := c.Tasks(ctx, id, client.TaskOptions{States: []string{client.Errored}, Limit: maxShownFailures})
 	if err != nil {
 		return
 	}
@@ -243,7 +243,7 @@ func (m *Main) tellFailures(ctx context.Context, c *client.Client, id uint64) {
 			continue
 		}
 		a := t.Attempts[len(t.Attempts)-1]
-		fmt.Fprintf(m.Stderr, "task %s: rc %d after %s\n", printable(t.Name), a.RC, plural(len(t.Attempts), "attempt"))
+		fmt.Fprintf(m.Stderr, "task %s: rc %d after %s\n", printable(t.Name), a.RC, pluralize(len(t.Attempts), "attempt"))
 		said := strings.TrimSpace(a.ErrorLog + "\n" + a.ExecutorLog)
 		if said == "" {
 			said = strings.TrimSpace(a.OutputLog)

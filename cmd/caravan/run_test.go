@@ -3,9 +3,13 @@ package main
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/datafolder"
 )
 
 func runTable(end string) map[string]string {
@@ -19,7 +23,7 @@ func runTable(end string) map[string]string {
 	}
 }
 
-func TestRunOnAServer(t *testing.T) {
+func TestRunUsesARunningServer(t *testing.T) {
 	for end, code := range map[string]int{"COMPLETED": 0, "ERRORED": exitErrored, "KILLED": exitKilled} {
 		a := newAPI(t, runTable(end))
 		p := newProgram("{}")
@@ -47,7 +51,7 @@ func TestRunOnAServer(t *testing.T) {
 	}
 }
 
-func TestRunBringsItsOwnServer(t *testing.T) {
+func TestRunStartsItsOwnServer(t *testing.T) {
 	a := newAPI(t, runTable("COMPLETED"))
 	p := newProgram("")
 	s := opens(p, a)
@@ -77,7 +81,7 @@ func TestRunBringsItsOwnServer(t *testing.T) {
 	}
 }
 
-func TestRunRefuses(t *testing.T) {
+func TestRunRefusesWrongUsage(t *testing.T) {
 	graph := file(t, "g.json", "{}")
 	for _, tc := range []struct {
 		code int
@@ -99,8 +103,8 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-// TestAnInterruptKillsTheRun: and says so, and waits until it is dead.
-func TestAnInterruptKillsTheRun(t *testing.T) {
+// TestInterruptKillsTheRun: and says so, and waits until it is dead.
+func TestInterruptKillsTheRun(t *testing.T) {
 	table := runTable("RUNNING")
 	a := newAPI(t, table)
 	p := newProgram("{}")
@@ -118,7 +122,7 @@ func TestAnInterruptKillsTheRun(t *testing.T) {
 	}
 }
 
-func TestTheSecondInterruptDoesNotWait(t *testing.T) {
+func TestSecondInterruptDoesNotWait(t *testing.T) {
 	a := newAPI(t, runTable("RUNNING"))
 	p := newProgram("{}")
 	code := p.start("run", "-", "--server", a.URL)
@@ -136,7 +140,7 @@ func TestTheSecondInterruptDoesNotWait(t *testing.T) {
 	}
 }
 
-func TestRunWhenItsServerFails(t *testing.T) {
+func TestRunReportsAFailedServer(t *testing.T) {
 	a := newAPI(t, runTable("RUNNING"))
 	p := newProgram("")
 	s := opens(p, a)
@@ -148,21 +152,21 @@ func TestRunWhenItsServerFails(t *testing.T) {
 	}
 }
 
-func TestLocal(t *testing.T) {
+func TestIsLocalAddress(t *testing.T) {
 	for server, want := range map[string]bool{
 		"http://127.0.0.1:2503": true, "localhost:1": true, "http://[::1]:1": true, "127.0.0.9:1": true,
 		"http://10.0.0.1:1": false, "https://example.org": false, "http://[::1": false,
 	} {
-		if local(server) != want {
+		if isLocalAddress(server) != want {
 			t.Errorf("%s: local is %v", server, !want)
 		}
 	}
 }
 
-func TestTheRealServer(t *testing.T) {
+func TestRunWithTheRealServer(t *testing.T) {
 	p := newProgram(`{"tag":"t","parameters":{"N":["1","2"]},"tasks":{"a":{"job":{"executor":"noop","command":["{{N}}"]}},
 		"b":{"job":{"executor":"noop"},"parents":["a"]}}}`)
-	p.Open = openServer
+	p.OpenServer = openServer
 	data := t.TempDir()
 	if c := p.run("run", "-", "--data", data); c != 0 || !strings.Contains(p.out.String(), "run 0 COMPLETED: 3 COMPLETED") {
 		t.Fatalf("exit %d: %s%s", c, p.out, p.errs)
@@ -178,18 +182,18 @@ func TestTheRealServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := newProgram("")
-	other.Open = openServer
+	other.OpenServer = openServer
 	if c := other.run("serve", "--listen", "127.0.0.1:0", "--data", mixed); c != exitInternal || !strings.Contains(other.errs.String(), `it holds "notes"`) {
 		t.Errorf("exit %d: %s", c, other.errs)
 	}
 
 	// A second server on the folder is refused while the first one runs.
 	p = newProgram("")
-	p.Open = openServer
+	p.OpenServer = openServer
 	code := p.start("serve", "--listen", "127.0.0.1:0", "--data", data)
 	p.errs.await(t, "msg=ready")
 	second := newProgram("")
-	second.Open = openServer
+	second.OpenServer = openServer
 	if c := second.run("serve", "--listen", "127.0.0.1:0", "--data", data); c != exitInternal || !strings.Contains(second.errs.String(), "in use") {
 		t.Errorf("exit %d: %s", c, second.errs)
 	}
@@ -205,8 +209,52 @@ func TestTheRealServer(t *testing.T) {
 
 	// A folder that cannot be made.
 	p = newProgram("")
-	p.Open = openServer
+	p.OpenServer = openServer
 	if c := p.run("serve", "--listen", "127.0.0.1:0", "--data", file(t, "f", "")+"/below"); c != exitInternal || !strings.Contains(p.errs.String(), "data folder ") {
 		t.Errorf("exit %d: %s", c, p.errs)
+	}
+}
+
+// TestHasLiveWorker: what a killed command left is in use while its worker lives, and where that cannot
+// be told.
+func TestHasLiveWorker(t *testing.T) {
+	for name, tt := range map[string]struct {
+		left func(t *testing.T, workers string) error
+		want bool
+	}{
+		"no workers' folder": {func(_ *testing.T, workers string) error { return os.Remove(workers) }, false},
+		"no worker":          {func(*testing.T, string) error { return nil }, false},
+		"a dead one":         {func(_ *testing.T, workers string) error { return os.Mkdir(workers+"/w-1", 0o700) }, false},
+		"a living one": {func(t *testing.T, workers string) error {
+			if err := os.Mkdir(workers+"/w-1", 0o700); err != nil {
+				return err
+			}
+			lives, err := worker.Take(workers + "/w-1")
+			if err == nil {
+				t.Cleanup(lives.Release)
+			}
+			return err
+		}, true},
+		"one whose lock cannot be opened": {func(_ *testing.T, workers string) error {
+			return os.MkdirAll(workers+"/w-1/lock", 0o700)
+		}, true},
+		"a folder that cannot be read": {func(_ *testing.T, workers string) error {
+			if err := os.Remove(workers); err != nil {
+				return err
+			}
+			return os.WriteFile(workers, nil, 0o600)
+		}, true},
+	} {
+		temporary := t.TempDir()
+		workers := datafolder.WorkerIn(filepath.Join(temporary, temporaryData))
+		if err := os.MkdirAll(workers, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := tt.left(t, workers); err != nil {
+			t.Fatal(err)
+		}
+		if got := hasLiveWorker(temporary); got != tt.want {
+			t.Errorf("%s: in use: %t", name, got)
+		}
 	}
 }

@@ -7,15 +7,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// stopWithin is how long a server may take to stop after the first signal.
-const stopWithin = 10 * time.Second
+// stopTimeout is how long a server may take to stop after the first signal.
+const stopTimeout = 10 * time.Second
 
 func (m *Main) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -27,45 +29,45 @@ func (m *Main) serveCommand() *cobra.Command {
 			"Tasks that run then go on: the next server of the same data folder finds them.\n\n" +
 			"Each option is a flag, an environment variable and a key of the configuration file (the flag's name\n" +
 			"without the dashes); the flag prevails over the variable, and that over the file.",
-		Args: args(0, 0, "no arguments"),
+		Args: argCount(0, 0, "no arguments"),
 	}
 	hw := thisMachine("/")
-	all := options(hw)
-	configFlags(cmd.Flags(), all)
-	completesOptions(cmd)
+	all := serverOptions(hw)
+	addOptionFlags(cmd.Flags(), all)
+	completeOptions(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := resolve(cmd.Flags(), m.LookupEnv, all)
+		c, err := resolveConfig(cmd.Flags(), m.LookupEnv, all)
 		if err != nil {
 			return err
 		}
-		if c.Umask, err = m.tasksUmask(); err != nil {
+		if c.Umask, err = m.taskUmask(); err != nil {
 			return err
 		}
 		if c.Paused && c.Resume {
-			return usagef("paused and resume: choose one of them")
+			return usageErrorf("paused and resume: choose one of them")
 		}
 		c.HeapFloor = tuneRuntime(hw, m.LookupEnv)
-		if m.Catch != nil {
-			m.Catch() // a log without a reader is lost, the server goes on
+		if m.CatchSignals != nil {
+			m.CatchSignals() // a log without a reader is lost, the server goes on
 		}
-		return m.serve(cmd.Context(), c)
+		return m.runServer(cmd.Context(), c)
 	}
 	return cmd
 }
 
-// serve runs a server until a signal comes or it fails.
-func (m *Main) serve(ctx context.Context, c Config) error {
+// runServer runs a server until a signal comes or it fails.
+func (m *Main) runServer(ctx context.Context, c Config) error {
 	// The first line is written whatever the level: it is how others learn the port.
 	log := newLogger(m.Stderr, c.LogFormat, c.LogLevel)
-	d, err := openDoor(c, log)
+	d, err := openListeners(c, log)
 	if err != nil {
 		return err
 	}
-	defer d.close()
-	d.announce(c, newLogger(m.Stderr, c.LogFormat, slog.LevelInfo))
+	defer d.shutDown()
+	d.logAddresses(c, newLogger(m.Stderr, c.LogFormat, slog.LevelInfo))
 	start := time.Now()
-	defer m.reloadAtHangup(d)()
-	srv, err := m.open(c, d, log)
+	defer m.reloadOnHangup(d)()
+	srv, err := m.startServer(c, d, log)
 	if err != nil {
 		return err
 	}
@@ -76,9 +78,9 @@ func (m *Main) serve(ctx context.Context, c Config) error {
 		err = fmt.Errorf("the server cannot go on: %w", srv.Err())
 		log.Error("the server cannot go on", "error", srv.Err())
 	case <-ctx.Done():
-		log.Info("stopping", "within", stopWithin.String())
+		log.Info("stopping", "within", stopTimeout.String())
 	}
-	if closeErr := m.close(srv.Detach, stopWithin); closeErr != nil {
+	if closeErr := m.stopServer(srv.Detach, stopTimeout); closeErr != nil {
 		return errors.Join(err, closeErr)
 	}
 	if err == nil {
@@ -87,9 +89,9 @@ func (m *Main) serve(ctx context.Context, c Config) error {
 	return err
 }
 
-// reloadAtHangup reloads what can be reloaded at each SIGHUP, until stop is called.
-func (m *Main) reloadAtHangup(d *door) (stop func()) {
-	if m.Hangups == nil || !d.reloads() {
+// reloadOnHangup reloads what can be reloaded at each SIGHUP, until stop is called.
+func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
+	if m.Hangups == nil || !d.isReloadable() {
 		return func() {}
 	}
 	hangups, ignore := m.Hangups()
@@ -109,27 +111,27 @@ func (m *Main) reloadAtHangup(d *door) (stop func()) {
 }
 
 // errAtOnce: the second signal came.
-var errAtOnce = errors.New("stopped at once by a second signal: what was running was left")
+var errForcedStop = errors.New("stopped at once by a second signal: what was running was left")
 
-// open starts a server; the second signal ends even that at once.
-func (m *Main) open(c Config, l net.Listener, log *slog.Logger) (srv server, err error) {
+// startServer starts a server; the second signal ends even that at once.
+func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (srv server, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		srv, err = m.Open(c, l, log)
+		srv, err = m.OpenServer(c, l, log)
 	}()
 	select {
 	case <-done:
 		return srv, err
-	case <-m.hard.Done():
-		return nil, errAtOnce
+	case <-m.forced.Done():
+		return nil, errForcedStop
 	}
 }
 
-// close ends a server, within limit; the second signal ends that at once.
-func (m *Main) close(end func(context.Context) error, limit time.Duration) error {
+// stopServer ends a server, within limit; the second signal ends that at once.
+func (m *Main) stopServer(end func(context.Context) error, limit time.Duration) error {
 	// A second is left for what does not heed the context at once.
-	ctx, cancel := context.WithTimeout(m.hard, limit-time.Second)
+	ctx, cancel := context.WithTimeout(m.forced, limit-time.Second)
 	defer cancel()
 	last := time.NewTimer(limit)
 	defer last.Stop()
@@ -138,8 +140,8 @@ func (m *Main) close(end func(context.Context) error, limit time.Duration) error
 	select {
 	case err := <-done:
 		return err
-	case <-m.hard.Done():
-		return errAtOnce
+	case <-m.forced.Done():
+		return errForcedStop
 	case <-last.C:
 		return fmt.Errorf("the server did not stop within %s: what was running was left", limit)
 	}
@@ -148,24 +150,49 @@ func (m *Main) close(end func(context.Context) error, limit time.Duration) error
 func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 	o := &slog.HandlerOptions{Level: level}
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(escapedRecords{w}, o))
+		return slog.New(slog.NewJSONHandler(escapingWriter{w}, o))
 	}
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// escapedRecords escapes in JSON what a terminal would act on or hide: slog's handler leaves most
+// escapingWriter escapes in JSON what a terminal would act on or hide: slog's handler leaves most
 // of that as it is. Its text handler quotes such values.
-type escapedRecords struct{ to io.Writer }
+type escapingWriter struct{ to io.Writer }
 
-func (p escapedRecords) Write(record []byte) (int, error) {
+func (p escapingWriter) Write(record []byte) (int, error) {
 	_, err := p.to.Write(access.AppendPrintable(nil, record))
 	return len(record), err
 }
 
-// tasksUmask is the umask of the launch as text.
-func (m *Main) tasksUmask() (string, error) {
+// taskUmask is the umask of the launch as text.
+func (m *Main) taskUmask() (string, error) {
 	if m.Umask&0o700 != 0 {
 		return "", fmt.Errorf("umask %04o takes rights from the files' own user: start it with another one, such as 0022", m.Umask)
 	}
 	return fmt.Sprintf("%04o", m.Umask), nil
+}
+
+// workerFolder is where the workers of a data folder have theirs.
+func workerFolder(data string) string { return filepath.Join(data, "worker") }
+
+// workerCommand is how a server starts the process that forks its tasks. It is not
+// for users: it takes over descriptors that the server opened.
+func (m *Main) workerCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:    "worker",
+		Short:  "Run the tasks of a server (started by the server itself)",
+		Hidden: true,
+		Args:   argCount(0, 0, "no arguments"),
+	}
+	data := cmd.Flags().String("data", "", "the server's data `folder`")
+	name := cmd.Flags().String("name", "", "the worker's own folder in it")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *data == "" || *name == "" {
+			return usageErrorf("caravan worker is started by caravan serve and caravan run, not by hand")
+		}
+		return worker.Run(cmd.Context(), worker.Config{
+			Dir: workerFolder(*data), Name: *name, Logger: newLogger(m.Stderr, "text", slog.LevelInfo), FS: fileSystem(*data),
+		})
+	}
+	return cmd
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 )
 
 // stub is a server that is none: it answers from an api's table.
@@ -26,7 +28,7 @@ type stub struct {
 // opens gives the program a stub, which it returns.
 func opens(p *program, a *api) *stub {
 	s := &stub{failed: make(chan struct{})}
-	p.Open = func(c Config, l net.Listener, _ *slog.Logger) (server, error) {
+	p.OpenServer = func(c Config, l net.Listener, _ *slog.Logger) (server, error) {
 		if s.err != nil {
 			l.Close()
 			return nil, s.err
@@ -70,7 +72,7 @@ func address(t *testing.T, p *program) string {
 	return ""
 }
 
-func TestServeUntilASignal(t *testing.T) {
+func TestServeStopsAtASignal(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		a := newAPI(t, map[string]string{"GET /ready": "{}"})
 		p := newProgram("")
@@ -103,7 +105,7 @@ func TestServeUntilASignal(t *testing.T) {
 	}
 }
 
-func TestServeEndsAtOnceWithTheSecondSignal(t *testing.T) {
+func TestServeStopsAtOnceAtTheSecondSignal(t *testing.T) {
 	p := newProgram("")
 	s := opens(p, newAPI(t, nil))
 	closing, ended := make(chan struct{}), make(chan struct{})
@@ -123,7 +125,7 @@ func TestServeEndsAtOnceWithTheSecondSignal(t *testing.T) {
 		t.Fatalf("two signals at once ended it with %d", c)
 	default:
 	}
-	tick := time.NewTicker(sameSignal)
+	tick := time.NewTicker(signalDedupWindow)
 	defer tick.Stop()
 	for c := -1; c < 0; {
 		select {
@@ -139,7 +141,7 @@ func TestServeEndsAtOnceWithTheSecondSignal(t *testing.T) {
 	same(t, "stderr", p.errs.String(), "~caravan: ")
 }
 
-func TestServeFails(t *testing.T) {
+func TestServeReportsAFailedServer(t *testing.T) {
 	p := newProgram("")
 	s := opens(p, newAPI(t, nil))
 	close(s.failed)
@@ -166,7 +168,7 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
-func TestServeWithoutAnAddress(t *testing.T) {
+func TestServeReportsAnUnusableAddress(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -191,17 +193,17 @@ func TestServeWithoutAnAddress(t *testing.T) {
 	}
 }
 
-func TestCloseHasALimit(t *testing.T) {
+func TestStopServerHasADeadline(t *testing.T) {
 	p := newProgram("")
-	p.hard = context.Background()
+	p.forced = context.Background()
 	s := opens(p, newAPI(t, nil))
-	srv, err := p.Open(Config{}, mustListen(t), nil)
+	srv, err := p.OpenServer(Config{}, mustListen(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	forever := make(chan struct{})
 	s.closing = func(context.Context) error { <-forever; return nil }
-	if err := p.close(srv.Close, 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "did not stop within 10ms") {
+	if err := p.stopServer(srv.Close, 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "did not stop within 10ms") {
 		t.Errorf("got %v", err)
 	}
 	close(forever)
@@ -214,4 +216,22 @@ func mustListen(t *testing.T) net.Listener {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// TestJSONLogEscapesControlCharacters: what clients send reaches the log, and must not act on a terminal.
+func TestJSONLogEscapesControlCharacters(t *testing.T) {
+	const evil = "\x1b[2K\x7f\u009b31m\u202e\u2028\U000e0041\xff"
+	for _, format := range []string{"text", "json"} {
+		var out bytes.Buffer
+		newLogger(&out, format, slog.LevelInfo).With(evil, evil).Error(evil, "path", evil, "err", errors.New(evil))
+		line := strings.TrimSuffix(out.String(), "\n")
+		for _, r := range line {
+			if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) || r == unicode.ReplacementChar {
+				t.Errorf("%s: %U is raw in %+q", format, r, line)
+			}
+		}
+		if !strings.Contains(line, "31m") {
+			t.Errorf("%s: %q", format, line)
+		}
+	}
 }

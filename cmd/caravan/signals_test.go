@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // shut is a stream whose reader has gone.
@@ -16,9 +18,9 @@ func (shut) Write([]byte) (int, error) {
 	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
 }
 
-// TestRunEndsWithItsReader: a run whose progress nobody reads any more is killed, as at an
+// TestRunStopsWhenItsReaderIsGone: a run whose progress nobody reads any more is killed, as at an
 // interrupt.
-func TestRunEndsWithItsReader(t *testing.T) {
+func TestRunStopsWhenItsReaderIsGone(t *testing.T) {
 	for _, stream := range []string{"stdout", "stderr"} {
 		a := newAPI(t, map[string]string{
 			"GET /v1/health": `{}`, "GET /v1/dagrun/7/summary": state("RUNNING") + "\n--\n" + state("RUNNING") + "\n--\n" + state("KILLED"),
@@ -26,7 +28,7 @@ func TestRunEndsWithItsReader(t *testing.T) {
 		})
 		p := newProgram(`{"tasks":{"a":{"job":{"commandString":"true"}}}}`)
 		var caught []os.Signal
-		p.Catch = func(s ...os.Signal) { caught = append(caught, s...) }
+		p.CatchSignals = func(s ...os.Signal) { caught = append(caught, s...) }
 		p.Stderr = shut{}
 		if stream == "stdout" {
 			p.Stdout, p.Stderr = shut{}, p.errs
@@ -44,17 +46,67 @@ func TestRunEndsWithItsReader(t *testing.T) {
 	}
 }
 
-// TestOutletsAreTerminalsToo: what a stream is does not change when its end is watched.
-func TestOutletsAreTerminalsToo(t *testing.T) {
+// TestPipeWriterKeepsTheTerminal: what a stream is does not change when its end is watched.
+func TestPipeWriterKeepsTheTerminal(t *testing.T) {
 	p := newProgram("")
 	p.Terminal = func(stream any) bool { return stream == p.errs }
 	errs := p.errs
 	p.interrupt = func() { t.Error("interrupted") }
-	p.endsWithItsTerminal()
+	p.stopWithTerminal()
 	if !p.Terminal(p.Stderr) || p.Terminal(p.Stdout) {
 		t.Error("the terminal is not known")
 	}
 	if _, err := io.WriteString(p.Stderr, "x"); err != nil || !strings.Contains(errs.String(), "x") {
 		t.Errorf("%v, %q", err, errs)
 	}
+}
+
+// stuck is a stream that heeds nothing until it is freed.
+type stuck chan struct{}
+
+func (s stuck) Write(p []byte) (int, error) { <-s; return len(p), nil }
+
+var _ io.Writer = stuck(nil)
+
+// TestSecondSignalExitsAHangingCommand: also what heeds no signal.
+func TestSecondSignalExitsAHangingCommand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProgram("")
+		p.errs, p.out = newBuffer(), newBuffer()
+		p.Stderr = p.errs
+		signals, free := make(chan os.Signal), make(stuck)
+		p.Signals, p.Stdout = signals, free
+		exited := make(chan int, 1)
+		p.Exit = func(code int) { exited <- code }
+		ended := make(chan int)
+		go func() { ended <- p.run("version") }()
+		signals <- syscall.SIGTERM
+		<-time.After(2 * signalDedupWindow) // of the test's own clock
+		signals <- syscall.SIGTERM
+		<-time.After(time.Second) // of the test's own clock
+		select {
+		case code := <-exited:
+			if code != exitInterrupted || !strings.Contains(p.errs.String(), "stopped at once by a second signal") {
+				t.Errorf("exit %d: %s", code, p.errs.String())
+			}
+		default:
+			t.Error("it goes on")
+		}
+		close(free)
+		<-ended
+	})
+}
+
+// TestSecondSignalLetsTheCommandReturn: what heeds signals ends by itself.
+func TestSecondSignalLetsTheCommandReturn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProgram("")
+		p.Exit = func(code int) { t.Errorf("ended from without: %d", code) }
+		done := make(chan struct{})
+		go p.exitUnlessDone(done)
+		<-time.After(secondSignalGrace / 2) // of the test's own clock
+		close(done)
+		synctest.Wait()
+		<-time.After(time.Second) // of the test's own clock
+	})
 }

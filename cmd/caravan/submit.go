@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caravan-dag/caravan/client"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
 )
 
 func (m *Main) submitCommand() *cobra.Command {
@@ -21,11 +23,11 @@ func (m *Main) submitCommand() *cobra.Command {
 			"The run is durable by then. Every submission carries an idempotency key, so that one whose answer\n" +
 			"is lost is repeated safely; give your own to make the command itself safe to repeat.\n\n" +
 			"With --lines FILE has a graph per line, of which there may be any number: they are sent in one request.",
-		Args: args(1, 1, "one FILE"),
+		Args: argCount(1, 1, "one FILE"),
 	}
-	r := m.talks(m.shows(cmd))
+	r := m.addServerFlags(m.addOutputFlag(cmd))
 	var wait, lines, strict bool
-	m.strictFlag(cmd, &strict)
+	m.addStrictFlag(cmd, &strict)
 	var key string
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the run has ended, and exit by how it did")
 	cmd.Flags().StringVar(&key, "idempotency-key", "", "the same `key` and document always give the same run")
@@ -34,36 +36,36 @@ func (m *Main) submitCommand() *cobra.Command {
 		ctx := cmd.Context()
 		if lines {
 			if wait {
-				return usagef("--wait is for one graph: it does not go with --lines")
+				return usageErrorf("--wait is for one graph: it does not go with --lines")
 			}
 			return m.submitLines(ctx, r, args[0], client.SubmitOptions{IdempotencyKey: key, Strict: strict})
 		}
-		spec, err := m.read(ctx, args[0])
+		spec, err := m.readDocument(ctx, args[0])
 		if err != nil {
 			return err
 		}
-		c, err := r.client()
+		c, err := r.newClient()
 		if err != nil {
 			return err
 		}
-		id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: orRandom(key), Strict: strict, Warned: m.warn})
+		id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: keyOrRandom(key), Strict: strict, Warned: m.printWarnings})
 		if err != nil {
 			return err
 		}
 		if !wait {
 			return m.printRunID(id)
 		}
-		if !m.json {
+		if !m.jsonOutput {
 			fmt.Fprintln(m.Stdout, id)
 		}
-		return m.await(ctx, c, id)
+		return m.waitAndReport(ctx, c, id)
 	}
 	return cmd
 }
 
 // submitLines sends a graph per line, and prints what became of each as it becomes
 // known.
-func (m *Main) submitLines(ctx context.Context, r *remote, path string, o client.SubmitOptions) error {
+func (m *Main) submitLines(ctx context.Context, r *serverFlags, path string, o client.SubmitOptions) error {
 	in := m.Stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -73,11 +75,11 @@ func (m *Main) submitLines(ctx context.Context, r *remote, path string, o client
 		defer f.Close()
 		in = f
 	}
-	c, err := r.client()
+	c, err := r.newClient()
 	if err != nil {
 		return err
 	}
-	o.IdempotencyKey = orRandom(o.IdempotencyKey)
+	o.IdempotencyKey = keyOrRandom(o.IdempotencyKey)
 	line, refused := 0, 0
 	for s, err := range c.SubmitLines(ctx, in, o) {
 		line++
@@ -89,13 +91,13 @@ func (m *Main) submitLines(ctx context.Context, r *remote, path string, o client
 			fmt.Fprintf(m.Stderr, "line %d: %s\n", line, printable(s.Err.Error()))
 		}
 		for _, w := range s.Warnings {
-			m.warn([]client.Problem{{Pointer: w.Pointer, Message: fmt.Sprintf("line %d: %s", line, w.Message)}})
+			m.printWarnings([]client.Problem{{Pointer: w.Pointer, Message: fmt.Sprintf("line %d: %s", line, w.Message)}})
 		}
 		switch {
-		case m.json && s.Err != nil:
+		case m.jsonOutput && s.Err != nil:
 			err = json.NewEncoder(m.Stdout).Encode(client.Validation{Error: s.Err.Error(), Errors: s.Err.Problems})
-		case m.json:
-			err = json.NewEncoder(m.Stdout).Encode(runIDOf{s.RunID})
+		case m.jsonOutput:
+			err = json.NewEncoder(m.Stdout).Encode(runIDResult{s.RunID})
 		case s.Err != nil:
 			_, err = fmt.Fprintln(m.Stdout, "-")
 		default:
@@ -106,18 +108,18 @@ func (m *Main) submitLines(ctx context.Context, r *remote, path string, o client
 		}
 	}
 	if refused > 0 {
-		return &invalidError{text: fmt.Sprintf("%d of %s refused", refused, plural(line, "graph"))}
+		return &invalidError{text: fmt.Sprintf("%d of %s refused", refused, pluralize(line, "graph"))}
 	}
 	return nil
 }
 
-// runIDOf is a run's id as the API gives it.
-type runIDOf struct {
+// runIDResult is a run's id as the API gives it.
+type runIDResult struct {
 	RunID uint64 `json:"runID"`
 }
 
-// orRandom is the user's idempotency key, or one that nobody else has.
-func orRandom(key string) string {
+// keyOrRandom is the user's idempotency key, or one that nobody else has.
+func keyOrRandom(key string) string {
 	if key != "" {
 		return key
 	}
@@ -125,9 +127,94 @@ func orRandom(key string) string {
 }
 
 func (m *Main) printRunID(id uint64) error {
-	if m.json {
-		return m.printJSON(runIDOf{id})
+	if m.jsonOutput {
+		return m.printJSON(runIDResult{id})
 	}
 	_, err := fmt.Fprintln(m.Stdout, id)
 	return err
+}
+
+func (m *Main) validateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:        "validate FILE",
+		SuggestFor: []string{"lint", "verify"},
+		Short:      "Check a graph without running it, and list all that is wrong with it",
+		Long: "Validate asks the server whether it would accept the graph in FILE (- for standard input).\n" +
+			"Where no server answers at the default address, and with --offline, the graph is checked by this\n" +
+			"program: by the same rules, but without the limits of a server's machine.",
+		Args: argCount(1, 1, "one FILE"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	var offline, strict bool
+	m.addStrictFlag(cmd, &strict)
+	cmd.Flags().BoolVar(&offline, "offline", false, "ask no server")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		spec, err := m.readDocument(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		var v *client.Validation
+		if _, named := r.address(); !offline && (named || r.isReachable(ctx)) {
+			v, err = c.Validate(ctx, spec, client.SubmitOptions{Strict: strict})
+		} else {
+			v = checkSpecOffline(spec, strict)
+		}
+		if err != nil {
+			return err
+		}
+		if m.jsonOutput {
+			if err := m.printJSON(v); err != nil {
+				return err
+			}
+		}
+		if !v.Valid {
+			return &invalidError{text: v.Error, problems: v.Errors}
+		}
+		if !m.jsonOutput {
+			fmt.Fprintln(m.Stdout, "valid")
+			m.printWarnings(v.Warnings)
+		}
+		return nil
+	}
+	return cmd
+}
+
+// checkSpecOffline judges a document as a server would, the limits of its machine aside.
+func checkSpecOffline(doc []byte, strict bool) *client.Validation {
+	c := specjson.Check(doc, dag.Limits{})
+	if strict {
+		c.Strict()
+	}
+	if len(c.Problems) == 0 {
+		return &client.Validation{Valid: true, Warnings: toClientProblems(c.Warnings)}
+	}
+	return &client.Validation{Error: c.Problems.Error(), Errors: toClientProblems(c.Problems)}
+}
+
+func toClientProblems(list dag.Problems) (out []client.Problem) {
+	for _, p := range list {
+		out = append(out, client.Problem{Pointer: p.Pointer, Message: p.Message})
+	}
+	return out
+}
+
+// addStrictFlag gives a command the flag that makes warnings errors.
+func (m *Main) addStrictFlag(cmd *cobra.Command, strict *bool) {
+	cmd.Flags().BoolVar(strict, "strict", false, "members of jobs that are not known are errors, not warnings")
+}
+
+// printWarnings prints warnings about a graph that is taken all the same.
+func (m *Main) printWarnings(warnings []client.Problem) {
+	for _, w := range warnings {
+		text := printable(w.Message)
+		if w.Pointer != "" {
+			text = printable(w.Pointer) + ": " + text
+		}
+		fmt.Fprintf(m.Stderr, "caravan: warning: %s\n", text)
+	}
 }

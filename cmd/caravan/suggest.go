@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/spf13/cobra"
@@ -25,9 +27,9 @@ func unknownCommand(root *cobra.Command, word string) error {
 		}
 	}
 	if len(names) > 0 {
-		return usagef("unknown command %q%s", word, didYouMean(strings.Join(names, " or ")))
+		return usageErrorf("unknown command %q%s", word, didYouMean(strings.Join(names, " or ")))
 	}
-	return usagef("unknown command %q; `caravan help` lists them", word)
+	return usageErrorf("unknown command %q; `caravan help` lists them", word)
 }
 
 // flagError names the command that a mistaken flag was given to, and the flag that
@@ -42,7 +44,7 @@ func flagError(cmd *cobra.Command, err error) error {
 			hint = didYouMean("--" + name)
 		}
 	}
-	return usagef("%s%w%s", commandPrefix(cmd), err, hint)
+	return usageErrorf("%s%w%s", commandPrefix(cmd), err, hint)
 }
 
 // maxSuggestedTasks bounds the tasks of a run that are compared with a misspelled name.
@@ -134,4 +136,135 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 			return names, cobra.ShellCompDirectiveNoFileComp
 		},
 	}
+}
+
+// Completion of words in a shell. It asks the server, when there is one: for a second
+// at most, and for no more than a screen can show.
+
+const (
+	completionTimeout = time.Second
+	maxCompletions    = 100
+)
+
+// completionCommand prints what makes a shell complete caravan's words.
+func (m *Main) completionCommand() *cobra.Command {
+	shells := []cobra.Completion{"bash", "zsh", "fish", "powershell"}
+	cmd := &cobra.Command{
+		Use:   "completion SHELL",
+		Short: "Print a script that makes a shell complete commands, flags, runs and tasks",
+		Long: "Completion prints a script for SHELL: " + strings.Join(shells, ", ") + ". For bash (with bash-completion):\n\n" +
+			"  source <(caravan completion bash)",
+		Args:              argCount(1, 1, "a SHELL"),
+		ValidArgsFunction: cobra.FixedCompletions(shells, cobra.ShellCompDirectiveNoFileComp),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		root := cmd.Root()
+		switch args[0] {
+		case "bash":
+			return root.GenBashCompletionV2(m.Stdout, true)
+		case "zsh":
+			return root.GenZshCompletion(m.Stdout)
+		case "fish":
+			return root.GenFishCompletion(m.Stdout, true)
+		case "powershell":
+			return root.GenPowerShellCompletionWithDesc(m.Stdout)
+		}
+		return usageErrorf("%q is no shell known here: those are %s", args[0], strings.Join(shells, ", "))
+	}
+	return cmd
+}
+
+// completeFlag completes a flag from a closed set.
+func completeFlag(cmd *cobra.Command, flag string, words ...cobra.Completion) {
+	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // cmd has no such flag
+	}
+}
+
+// completeOptions completes the server's options from a closed set.
+func completeOptions(cmd *cobra.Command) {
+	completeFlag(cmd, "log-level", "debug", "info", "warn", "error")
+	completeFlag(cmd, "log-format", "text", "json")
+	completeFlag(cmd, "verify", "full", "off")
+	completeFlag(cmd, "enforce-memory", "on", "off")
+	completeFlag(cmd, "slurm", "on", "off")
+	completeFlag(cmd, "resume", "on", "off")
+	if cmd.Flags().Lookup("paused") != nil {
+		completeFlag(cmd, "paused", "on", "off")
+	}
+	if cmd.Flags().Lookup("insecure").Value.Type() == "switch" { // run's is another one
+		completeFlag(cmd, "insecure", "on", "off")
+	}
+}
+
+// completeRunArgs completes the first argument with the runs in these states (none: those that
+// have not ended), and where withTask is set the second one with the run's tasks.
+func (r *serverFlags) completeRunArgs(withTask bool, states ...string) {
+	r.cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+		defer cancel()
+		var found []cobra.Completion
+		switch {
+		case len(args) == 0:
+			found = r.runCompletions(ctx, states, begun)
+		case len(args) == 1 && withTask:
+			found = r.taskCompletions(ctx, args[0], begun)
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeTaskFlag completes a flag with the tasks of the run that the first argument names.
+func (r *serverFlags) completeTaskFlag(flag string) {
+	err := r.cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+		defer cancel()
+		return r.taskCompletions(ctx, args[0], begun), cobra.ShellCompDirectiveNoFileComp
+	})
+	if err != nil {
+		panic(err) // cmd has no such flag
+	}
+}
+
+// runCompletions are ids that begin with begun; none when the server does not answer.
+func (r *serverFlags) runCompletions(ctx context.Context, states []string, begun string) (found []cobra.Completion) {
+	c, err := r.newClient()
+	if err != nil {
+		return nil
+	}
+	for s, err := range limitSeq(c.Runs(ctx, client.ListOptions{States: states, Limit: maxCompletions}), maxCompletions) {
+		if err != nil {
+			return nil
+		}
+		if id := strconv.FormatUint(s.RunID, 10); s.Error == "" && strings.HasPrefix(id, begun) {
+			found = append(found, cobra.CompletionWithDesc(id, strings.TrimSpace(s.State+" "+printable(s.Tag))))
+		}
+	}
+	return found
+}
+
+// taskCompletions are names of a run's tasks that begin with begun.
+func (r *serverFlags) taskCompletions(ctx context.Context, run, begun string) (found []cobra.Completion) {
+	id, err := parseRunID(run)
+	if err != nil {
+		return nil
+	}
+	c, err := r.newClient()
+	if err != nil {
+		return nil
+	}
+	page, err := c.Tasks(ctx, id, client.TaskOptions{Limit: maxCompletions})
+	if err != nil {
+		return nil
+	}
+	for _, t := range page.Tasks {
+		if strings.HasPrefix(t.Name, begun) && printable(t.Name) == t.Name {
+			found = append(found, cobra.CompletionWithDesc(t.Name, t.State))
+		}
+	}
+	return found
 }

@@ -35,23 +35,23 @@ func (m *Main) tokenNewCommand() *cobra.Command {
 		Long: "New makes a token with SCOPES: read, submit, control, separated by commas. It prints the secret, which is\n" +
 			"not kept anywhere, and the line for the server's token file. With --token-file it adds the line to that\n" +
 			"file, which is made with mode 0600; a server that runs reads it again at SIGHUP.",
-		Args: args(2, 2, "a NAME and SCOPES"),
+		Args: argCount(2, 2, "a NAME and SCOPES"),
 	}
 	var path string
 	cmd.Flags().StringVar(&path, "token-file", "", "add the line to this `file`")
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		if err := access.CheckTokenName(args[0]); err != nil {
-			return usagef("%w", err)
+			return usageErrorf("%w", err)
 		}
 		scopes, err := access.ParseScopes(args[1])
 		if err != nil {
-			return usagef("%w", err)
+			return usageErrorf("%w", err)
 		}
 		secret := access.NewSecret()
 		line := access.TokenLine(args[0], scopes, secret)
 		if path != "" {
-			if err := apart(path); err != nil {
+			if err := checkOutsideDataFolders(path); err != nil {
 				return err
 			}
 			if err := addToken(path, line); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	workers "github.com/caravan-dag/caravan/executor/remote"
+	"github.com/caravan-dag/caravan/executor/slurm"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/http"
 	"github.com/caravan-dag/caravan/internal/datafolder"
@@ -46,38 +47,38 @@ const maxGenerated = 8 << 20
 // when the server is ready; until then requests are answered with 503.
 type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
 
-// node is the real server: one process, one data folder, everything wired.
-type node struct {
-	folder  *datafolder.Folder
-	store   *persistence.Badger
-	outputs *outputs.Store
-	engine  *actors.Node
-	http    *http.Server
-	log     *slog.Logger
-	served  chan struct{} // closed when Serve has returned
-	serving error         // why; read it after served
-	failed  chan struct{} // closed when err is set
-	err     error
+// localServer is the real server: one process, one data folder, everything wired.
+type localServer struct {
+	folder    *datafolder.Folder
+	store     *persistence.Badger
+	outputs   *outputs.Store
+	engine    *actors.Node
+	http      *http.Server
+	log       *slog.Logger
+	serveDone chan struct{} // closed when Serve has returned
+	serveErr  error         // why; read it after served
+	failed    chan struct{} // closed when err is set
+	err       error
 }
 
 func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
-	hide(log)
-	n, err := wire(c, l, log)
+	hideProcessFromTasks(log)
+	n, err := startLocalServer(c, l, log)
 	if err != nil {
 		return nil, err // not n: an interface around nil
 	}
 	return n, nil
 }
 
-// threadsMadeAhead is how many threads a server has from its start where few processes and
+// preparedThreads is how many threads a server has from its start where few processes and
 // threads are allowed: a Go program that cannot make one ends at once.
-const threadsMadeAhead = 24
+const preparedThreads = 24
 
-// wire opens the data folder, starts the engine and serves. What it opened it
+// startLocalServer opens the data folder, starts the engine and serves. What it opened it
 // closes again when a later step goes wrong.
-func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
-	executor.ReserveThreads(threadsMadeAhead)
-	n := &node{log: log, served: make(chan struct{}), failed: make(chan struct{})}
+func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServer, err error) {
+	executor.ReserveThreads(preparedThreads)
+	n := &localServer{log: log, serveDone: make(chan struct{}), failed: make(chan struct{})}
 	var undo []func() error
 	defer func() {
 		for i := len(undo) - 1; err != nil && i >= 0; i-- {
@@ -87,11 +88,11 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	registry := prometheus.NewRegistry()
 	var who http.Access
 	var entrances []net.Listener
-	if d, ok := l.(*door); ok {
+	if d, ok := l.(*listeners); ok {
 		who, entrances = d.access, d.entrances
-		registry.MustRegister(d.auditLost)
+		registry.MustRegister(d.auditDropped)
 	} else {
-		l = &once{Listener: l}
+		l = &closeOnceListener{Listener: l}
 		entrances = []net.Listener{l}
 	}
 	undo = append(undo, l.Close)
@@ -115,10 +116,10 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	slurmLimits(c, &limits)
 
 	// Service comes first: whoever asks while runs are recovered is told so.
-	door, garbage := &gate{}, newCollector(c.HeapFloor)
+	door, garbage := &startingEngine{}, newGCTuner(c.HeapFloor)
 	v := versionInfo()
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: garbage.spare,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: garbage.lowerPressure,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
 		Backup: func(ctx context.Context, w io.Writer) error { // asked for once the engine is there
@@ -128,13 +129,13 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			}
 			return err
 		},
-		MaxConns: connectionsWithin(descriptorLimit()), MaxPerClient: c.MaxPerClient,
+		MaxConns: maxConnections(descriptorLimit()), MaxPerClient: c.MaxPerClient,
 	})
-	go n.serve(entrances)
+	go n.serveHTTP(entrances)
 	undo = append(undo, n.stopServing)
 
 	if n.store, err = persistence.OpenBadger(persistence.Config{
-		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFreeFloor: softFloor, FS: files,
+		Dir: n.folder.DB(), Logger: log, Registerer: registry, Unverified: c.Unverified, SoftFreeFloor: minFreeForRuns, FS: files,
 	}); err != nil {
 		return nil, err
 	}
@@ -164,7 +165,7 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 			},
 			"noop": func(sink executor.Sink) (executor.Executor, error) { return executor.NewNoop(sink.Report), nil },
 		},
-		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.spare,
+		CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, KillGrace: c.KillGrace, Limits: limits, LowerGCPressure: garbage.lowerPressure,
 		RetainRuns: c.RetainRuns, RetainAge: c.RetainAge, RetainKeys: c.RetainKeys, Clock: engineClock(), Logger: log, Registerer: registry,
 		Paused: n.folder.Paused(), SavePaused: n.folder.SetPaused,
 	}))
@@ -174,42 +175,42 @@ func wire(c Config, l net.Listener, log *slog.Logger) (_ *node, err error) {
 	if reason := n.engine.Paused(context.Background()); reason != "" {
 		log.Warn("paused: no task starts until `caravan resume --all`, or a start with --resume", "reason", reason)
 	}
-	door.open(n.engine)
-	go n.watch()
+	door.setEngine(n.engine)
+	go n.watchFailures()
 	return n, nil
 }
 
-// softFloor is how much of a disk is free at least where new runs are taken: as it fills,
+// minFreeForRuns is how much of a disk is free at least where new runs are taken: as it fills,
 // these are refused first, then output is cut, and only then the store stops.
-func softFloor(total int64) int64 { return outputs.Reserve(total) / 8 * 9 }
+func minFreeForRuns(total int64) int64 { return outputs.Reserve(total) / 8 * 9 }
 
-// once is a listener that may be closed more than once: by whoever stops first.
-type once struct {
+// closeOnceListener is a listener that may be closed more than once: by whoever stops first.
+type closeOnceListener struct {
 	net.Listener
 	close sync.Once
 }
 
-func (o *once) Close() (err error) {
+func (o *closeOnceListener) Close() (err error) {
 	o.close.Do(func() { err = o.Listener.Close() })
 	return err
 }
 
-// serve answers requests until the listeners close, or one of them fails.
-func (n *node) serve(entrances []net.Listener) {
-	defer close(n.served)
+// serveHTTP answers requests until the listeners close, or one of them fails.
+func (n *localServer) serveHTTP(entrances []net.Listener) {
+	defer close(n.serveDone)
 	ended := make(chan error, len(entrances))
 	for _, l := range entrances {
 		go func() { ended <- n.http.Serve(l) }()
 	}
 	for range entrances {
 		if err := <-ended; err != nil {
-			n.serving = fmt.Errorf("listener: %w", err)
+			n.serveErr = fmt.Errorf("listener: %w", err)
 			return
 		}
 	}
 }
 
-func (n *node) stopServing() error {
+func (n *localServer) stopServing() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // nobody is worth waiting for
 	if err := n.http.Shutdown(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -218,54 +219,81 @@ func (n *node) stopServing() error {
 	return nil
 }
 
-// watch turns the two ways of failing into one.
-func (n *node) watch() {
+// watchFailures turns the two ways of failing into one.
+func (n *localServer) watchFailures() {
 	select {
 	case <-n.engine.Failed():
 		n.err = n.engine.Err()
 		close(n.failed)
-	case <-n.served:
-		if n.serving != nil {
-			n.err = n.serving
+	case <-n.serveDone:
+		if n.serveErr != nil {
+			n.err = n.serveErr
 			close(n.failed)
 		}
 	}
 }
 
-func (n *node) Failed() <-chan struct{} { return n.failed }
-func (n *node) Err() error              { return n.err }
+func (n *localServer) Failed() <-chan struct{} { return n.failed }
+func (n *localServer) Err() error              { return n.err }
 
-// drainWithin is how long requests in flight may take when the server closes:
+// drainTimeout is how long requests in flight may take when the server closes:
 // what is left of its time is for the attempts.
-const drainWithin = 3 * time.Second
+const drainTimeout = 3 * time.Second
 
 // Close goes from the outside in: no requests, no attempts, no storage.
-func (n *node) Close(ctx context.Context) error { return n.end(ctx, n.engine.Close) }
+func (n *localServer) Close(ctx context.Context) error { return n.shutDown(ctx, n.engine.Close) }
 
 // Detach goes the same way and leaves the attempts.
-func (n *node) Detach(ctx context.Context) error { return n.end(ctx, n.engine.Detach) }
+func (n *localServer) Detach(ctx context.Context) error { return n.shutDown(ctx, n.engine.Detach) }
 
-func (n *node) end(ctx context.Context, engine func(context.Context) error) error {
-	drain, cancel := context.WithTimeout(ctx, drainWithin)
+func (n *localServer) shutDown(ctx context.Context, engine func(context.Context) error) error {
+	drain, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	served := n.http.Shutdown(drain)
 	if errors.Is(served, context.DeadlineExceeded) {
 		// A slow reader's fault: nothing that was promised is lost by it.
-		n.log.Warn("requests in flight were cut off", "after", drainWithin.String())
+		n.log.Warn("requests in flight were cut off", "after", drainTimeout.String())
 		served = nil
 	}
 	return errors.Join(
-		wrap("requests", served),
-		wrap("engine", engine(ctx)),
-		wrap("storage", n.store.Close()),
-		wrap("outputs", n.outputs.Close()),
-		wrap("data folder", n.folder.Close()),
+		wrapClose("requests", served),
+		wrapClose("engine", engine(ctx)),
+		wrapClose("storage", n.store.Close()),
+		wrapClose("outputs", n.outputs.Close()),
+		wrapClose("data folder", n.folder.Close()),
 	)
 }
 
-func wrap(what string, err error) error {
+func wrapClose(what string, err error) error {
 	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("close %s: %w", what, err)
+}
+
+// slurmExecutor is the name that jobs choose Slurm by.
+const slurmExecutor = "slurm"
+
+// slurmLimits lets jobs choose Slurm, if the server has it.
+func slurmLimits(c Config, l *dag.Limits) {
+	if c.Slurm {
+		l.Executors = append(l.Executors, slurmExecutor)
+		l.ExternalExecutors = append(l.ExternalExecutors, slurmExecutor)
+	}
+}
+
+// withSlurm adds the executor whose attempts are jobs of a Slurm cluster, if the
+// server is to have it.
+func (n *localServer) withSlurm(c Config, engine actors.Config) actors.Config {
+	if !c.Slurm {
+		return engine
+	}
+	engine.ExternalExecutors = map[string]int{slurmExecutor: c.SlurmJobs}
+	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
+		return slurm.New(slurm.Config{
+			Dir: n.folder.Slurm(), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
+			MaxCapture: maxGenerated, Grace: c.KillGrace, Umask: c.Umask, Logger: n.log,
+		})
+	}
+	return engine
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestOutside: a salvage into its own data folder is refused, also by way of a link.
-func TestOutside(t *testing.T) {
+// TestPathsInsideADataFolderAreRefused: a salvage into its own data folder is refused, also by way of a link.
+func TestPathsInsideADataFolderAreRefused(t *testing.T) {
 	data, other := filepath.Join(t.TempDir(), "data"), t.TempDir()
 	if err := os.MkdirAll(filepath.Join(data, "in"), 0o700); err != nil {
 		t.Fatal(err)
@@ -17,12 +17,12 @@ func TestOutside(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{data, data + "/in", data + "/new/deep", link, link + "/in", link + "/new"} {
-		if err := outside(data, path); err == nil {
+		if err := checkOutsideFolder(data, path); err == nil {
 			t.Errorf("%s is allowed", path)
 		}
 	}
 	for _, path := range []string{other, other + "/new", data + "2", data + "/../x", "/"} {
-		if err := outside(data, path); err != nil {
+		if err := checkOutsideFolder(data, path); err != nil {
 			t.Error(err)
 		}
 	}

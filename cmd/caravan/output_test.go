@@ -12,8 +12,8 @@ func summary(state string, completed, queued int) *client.Summary {
 	return &client.Summary{RunID: 3, State: state, TaskCounts: map[string]int{client.Completed: completed, client.Queued: queued}}
 }
 
-// TestPlainProgress: a line per change of state, else at most one a second.
-func TestPlainProgress(t *testing.T) {
+// TestProgressLinesWithoutATerminal: a line per change of state, else at most one a second.
+func TestProgressLinesWithoutATerminal(t *testing.T) {
 	p := newProgram("")
 	at := time.Unix(0, 0)
 	bar := p.newProgress(3)
@@ -40,7 +40,7 @@ func TestPlainProgress(t *testing.T) {
 		"run 3 COMPLETED: 9 of 9 tasks ended (9 COMPLETED), 4.5 tasks/s\n")
 }
 
-func TestTheBarOfATerminal(t *testing.T) {
+func TestProgressBarOnATerminal(t *testing.T) {
 	p := newProgram("")
 	p.Terminal = func(any) bool { return true }
 	at := time.Unix(0, 0)
@@ -59,21 +59,21 @@ func TestTheBarOfATerminal(t *testing.T) {
 	p.newProgress(4).close()
 }
 
-func TestSpans(t *testing.T) {
+func TestFormatDuration(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-1: "-", 0: "0us", 1500 * time.Microsecond: "1ms", 61500 * time.Millisecond: "1m01s", 9990 * time.Millisecond: "9.9s",
 		3*time.Hour + 5*time.Minute: "3h05m", 50 * time.Hour: "2d02h",
 	} {
-		if got := span(d); got != want {
+		if got := formatDuration(d); got != want {
 			t.Errorf("%v: got %s, want %s", d, got, want)
 		}
 	}
-	if newProgram("").moment(0) != "-" {
+	if newProgram("").formatTime(0) != "-" {
 		t.Error("the zero time is shown")
 	}
 }
 
-func TestPrintable(t *testing.T) {
+func TestPrintableEscapesControlCharacters(t *testing.T) {
 	for s, want := range map[string]string{
 		"plain ä 日本": "plain ä 日本", "a\x1b[0m": `a\x1b[0m`, "\xff": `\xff`, "\uFFFD": "\uFFFD", "a\nb\u202e": `a\nb\u202e`,
 	} {
@@ -83,7 +83,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-func TestTablesGrowAsTheyArrive(t *testing.T) {
+func TestTableColumnsGrowBetweenBatches(t *testing.T) {
 	b := newBuffer()
 	tab := newTable(b, func(s string) string { return s }, "A", "B")
 	for range batchRows {
@@ -99,8 +99,8 @@ func TestTablesGrowAsTheyArrive(t *testing.T) {
 	}
 }
 
-// TestTablesOfWideLetters: columns are aligned as a terminal shows them.
-func TestTablesOfWideLetters(t *testing.T) {
+// TestTablesAlignWideCharacters: columns are aligned as a terminal shows them.
+func TestTablesAlignWideCharacters(t *testing.T) {
 	b := newBuffer()
 	tab := newTable(b, func(s string) string { return s }, "TASK", "STATE")
 	for _, name := range []string{"任务", "naïve", "nai\u0308ve", "x"} {

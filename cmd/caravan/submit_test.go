@@ -1,13 +1,14 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
 
-// TestWarnings: what the server, or the check without one, warns of is shown, and the
+// TestWarningsAreShownAndStrictRefusesThem: what the server, or the check without one, warns of is shown, and the
 // graph is taken; with --strict it is refused.
-func TestWarnings(t *testing.T) {
+func TestWarningsAreShownAndStrictRefusesThem(t *testing.T) {
 	const (
 		warnings = `"warnings":[{"pointer":"/tasks/a/job/timeout","message":"did you mean timeoutSeconds?"}]}`
 		shown    = "caravan: warning: /tasks/a/job/timeout: did you mean timeoutSeconds?\n"
@@ -37,5 +38,27 @@ func TestWarnings(t *testing.T) {
 	p = newProgram(slip)
 	if code := p.run("validate", "-", "--offline", "--strict"); code != exitInvalid || !strings.Contains(p.errs.String(), "did you mean timeoutSeconds?") {
 		t.Errorf("offline and strict: exit %d\n%s%s", code, p.out, p.errs)
+	}
+}
+
+func TestSubmitLines(t *testing.T) {
+	a := newAPI(t, map[string]string{
+		"POST /v1/dagruns": `{"runID":0}` + "\n" + `{"status":400,"error":"no tasks","errors":[{"pointer":"/tasks","message":"no tasks"}]}` + "\n" + `{"runID":3}` + "\n",
+	})
+	p := newProgram("a\nb\nc\n")
+	if c := p.run("submit", "--lines", "-", "--server", a.URL); c != exitInvalid || p.out.String() != "0\n-\n3\n" || !strings.Contains(p.errs.String(), "line 2: no tasks") {
+		t.Errorf("exit %d: %s%s", c, p.out, p.errs)
+	}
+	if called := a.called(); !slices.Equal(called, []string{"POST /v1/dagruns a\nb\nc"}) {
+		t.Errorf("called %q", called)
+	}
+	p = newProgram("")
+	if c := p.run("submit", "--lines", file(t, "g", "a\n"), "-o", "json", "--server", a.URL); c != exitInvalid || strings.Count(p.out.String(), "\n") != 3 || !strings.Contains(p.out.String(), `{"runID":3}`) {
+		t.Errorf("exit %d: %s%s", c, p.out, p.errs)
+	}
+	for _, args := range [][]string{{"submit", "--lines", "--wait", "-"}, {"submit", "--lines", "/no/such/file"}} {
+		if c := newProgram("").run(args...); c != exitUsage {
+			t.Errorf("%q: exit %d", args, c)
+		}
 	}
 }

@@ -2,12 +2,11 @@ package main
 
 import (
 	"os"
-	"slices"
 	"strings"
 	"testing"
 )
 
-func TestEvents(t *testing.T) {
+func TestEventsOfOneRunAndOfAllRuns(t *testing.T) {
 	const (
 		summary = "id: 4\nevent: summary\ndata: {\"runID\":7,\"state\":\"RUNNING\",\"lastUpdate\":\"1000000000\",\"taskCounts\":{\"RUNNING\":1}}\n\n"
 		tasks   = "event: tasks\ndata: [{\"time\":\"1000000000\",\"task\":\"a\\u0007\",\"state\":\"RETRY\",\"attempt\":1,\"rc\":3},{\"time\":\"2000000000\",\"task\":\"b\",\"state\":\"RUNNING\",\"attempt\":1}]\n\n"
@@ -51,24 +50,35 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-func TestSubmitLines(t *testing.T) {
+// TestLogsFollowWaitsForTheTaskToStart: -f waits for it, as long as it can begin.
+func TestLogsFollowWaitsForTheTaskToStart(t *testing.T) {
+	const log, none = "GET /v1/dagrun/7/task/a/log?follow=1&stream=stdout", `404 {"error":"run 7: task \"a\" has no attempt yet"}`
 	a := newAPI(t, map[string]string{
-		"POST /v1/dagruns": `{"runID":0}` + "\n" + `{"status":400,"error":"no tasks","errors":[{"pointer":"/tasks","message":"no tasks"}]}` + "\n" + `{"runID":3}` + "\n",
+		log:                             none + "\n--\nhello\n",
+		"GET /v1/dagrun/7/task/a/state": `{"state":"QUEUED"}` + "\n--\n" + `{"state":"RUNNING"}`,
+		"GET /v1/dagrun/7/state":        `{"state":"RUNNING"}`,
+		"GET /v1/dagrun/7/task/b/state": `{"state":"QUEUED"}`,
+		"GET /v1/dagrun/8/task/a/state": `{"state":"QUEUED"}`,
+		"GET /v1/dagrun/8/state":        `{"state":"ERRORED"}`,
 	})
-	p := newProgram("a\nb\nc\n")
-	if c := p.run("submit", "--lines", "-", "--server", a.URL); c != exitInvalid || p.out.String() != "0\n-\n3\n" || !strings.Contains(p.errs.String(), "line 2: no tasks") {
-		t.Errorf("exit %d: %s%s", c, p.out, p.errs)
+	p := newProgram("")
+	if code := p.run("logs", "-f", "7", "a", "--server", a.URL); code != 0 || p.out.String() != "hello\n" {
+		t.Errorf("exit %d: %s%s", code, p.out, p.errs)
 	}
-	if called := a.called(); !slices.Equal(called, []string{"POST /v1/dagruns a\nb\nc"}) {
-		t.Errorf("called %q", called)
+	for _, args := range [][]string{
+		{"logs", "-f", "8", "a"},                   // the run has ended
+		{"logs", "7", "b"},                         // nothing is followed
+		{"logs", "-f", "7", "b", "--attempt", "2"}, // which may never come
+		{"logs", "-f", "7", "zz"},                  // there is none
+	} {
+		p := newProgram("")
+		if code := p.run(append(args, "--server", a.URL)...); code != exitNotFound {
+			t.Errorf("%q: exit %d: %s", args, code, p.errs)
+		}
 	}
 	p = newProgram("")
-	if c := p.run("submit", "--lines", file(t, "g", "a\n"), "-o", "json", "--server", a.URL); c != exitInvalid || strings.Count(p.out.String(), "\n") != 3 || !strings.Contains(p.out.String(), `{"runID":3}`) {
-		t.Errorf("exit %d: %s%s", c, p.out, p.errs)
-	}
-	for _, args := range [][]string{{"submit", "--lines", "--wait", "-"}, {"submit", "--lines", "/no/such/file"}} {
-		if c := newProgram("").run(args...); c != exitUsage {
-			t.Errorf("%q: exit %d", args, c)
-		}
+	p.signals <- nil
+	if code := p.run("logs", "-f", "7", "b", "--server", a.URL); code != exitInterrupted || p.errs.String() != "caravan: interrupted\n" {
+		t.Errorf("interrupted: exit %d: %s", code, p.errs)
 	}
 }

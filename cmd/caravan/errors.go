@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/caravan-dag/caravan/client"
 )
@@ -30,7 +31,7 @@ type usageError struct{ err error }
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-func usagef(format string, args ...any) error {
+func usageErrorf(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
@@ -42,15 +43,15 @@ type invalidError struct {
 
 func (e *invalidError) Error() string { return e.text }
 
-// endedError is a run that ended otherwise than COMPLETED. When the command has
+// runEndedError is a run that ended otherwise than COMPLETED. When the command has
 // told the user already, told is set.
-type endedError struct {
-	run   uint64
-	state string
-	told  bool
+type runEndedError struct {
+	run      uint64
+	state    string
+	reported bool
 }
 
-func (e *endedError) Error() string { return fmt.Sprintf("run %d: %s", e.run, e.state) }
+func (e *runEndedError) Error() string { return fmt.Sprintf("run %d: %s", e.run, e.state) }
 
 // timeoutError is a wait that took longer than --timeout.
 type timeoutError struct{ text string }
@@ -61,7 +62,7 @@ func (e *timeoutError) Error() string { return e.text }
 func exitCode(err error) int {
 	var (
 		usage   *usageError
-		ended   *endedError
+		ended   *runEndedError
 		invalid *invalidError
 		timeout *timeoutError
 	)
@@ -109,4 +110,26 @@ func problemsOf(err error) []client.Problem {
 		return e.Problems
 	}
 	return nil
+}
+
+// printError writes an error as `caravan: …`, followed by all problems of a refused
+// document.
+func (m *Main) printError(err error) {
+	var ended *runEndedError
+	if errors.As(err, &ended) && ended.reported {
+		return
+	}
+	// Joined errors come on lines of their own.
+	line := strings.ReplaceAll(err.Error(), "\n", "; ")
+	if errors.Is(err, client.ErrNoServer) {
+		line += "; `caravan serve` starts one, --server or " + envServer + " names another one"
+	}
+	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
+	problems := problemsOf(err)
+	if len(problems) == 1 && strings.Contains(line, problems[0].Pointer) && strings.Contains(line, problems[0].Message) {
+		return // the line above is all there is to say
+	}
+	for _, p := range problems {
+		fmt.Fprintf(m.Stderr, "  %s: %s\n", formatPointer(p.Pointer), printable(p.Message))
+	}
 }

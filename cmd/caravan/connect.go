@@ -14,9 +14,9 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// remote holds the flags of a command that talks to a server.
-type remote struct {
-	m             *Main
+// serverFlags holds the flags of a command that talks to a server.
+type serverFlags struct {
+	main          *Main
 	server        string
 	tokenFile     string
 	ca, cert, key string
@@ -32,10 +32,10 @@ const (
 	envKey    = "CARAVAN_KEY"
 )
 
-// talks gives cmd the flags that say which server, and who asks. A token is in a file or
+// addServerFlags gives cmd the flags that say which server, and who asks. A token is in a file or
 // in the environment: the command line is for everybody to see.
-func (m *Main) talks(cmd *cobra.Command) *remote {
-	r := &remote{m: m, cmd: cmd}
+func (m *Main) addServerFlags(cmd *cobra.Command) *serverFlags {
+	r := &serverFlags{main: m, cmd: cmd}
 	f := cmd.Flags()
 	f.StringVar(&r.server, "server", client.DefaultServer, "the server's `URL`, or unix:/path (environment: "+envServer+")")
 	f.StringVar(&r.tokenFile, "token-file", "", "`file` that holds the token to send (or the token itself in the environment: "+envToken+")")
@@ -47,36 +47,36 @@ func (m *Main) talks(cmd *cobra.Command) *remote {
 }
 
 // address is the server to talk to, and whether the user named one.
-func (r *remote) address() (server string, named bool) {
-	return r.value("server", r.server, envServer)
+func (r *serverFlags) address() (server string, named bool) {
+	return r.flagOrEnv("server", r.server, envServer)
 }
 
-// value is that of a flag, else of an environment variable, else the flag's default.
-func (r *remote) value(flag, value, env string) (v string, named bool) {
+// flagOrEnv is that of a flag, else of an environment variable, else the flag's default.
+func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) {
 	if r.cmd.Flags().Changed(flag) {
 		return value, true
 	}
-	if v, ok := r.m.LookupEnv(env); ok && v != "" {
+	if v, ok := r.main.LookupEnv(env); ok && v != "" {
 		return v, true
 	}
 	return value, false
 }
 
-// client connects to the server that the user named.
-func (r *remote) client() (*client.Client, error) { return r.connect(client.Config{}) }
+// newClient connects to the server that the user named.
+func (r *serverFlags) newClient() (*client.Client, error) { return r.newClientWith(client.Config{}) }
 
-// connect is client with further settings.
-func (r *remote) connect(c client.Config) (*client.Client, error) {
+// newClientWith is client with further settings.
+func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 	c.Server, _ = r.address()
 	c.UserAgent = "caravan/" + versionInfo().Version
 	c.Insecure = r.insecure
 	var err error
-	if c.Token, err = r.token(); err != nil {
+	if c.Token, err = r.readToken(); err != nil {
 		return nil, &usageError{err}
 	}
-	ca, _ := r.value("ca", r.ca, envCA)
-	cert, _ := r.value("cert", r.cert, envCert)
-	key, _ := r.value("key", r.key, envKey)
+	ca, _ := r.flagOrEnv("ca", r.ca, envCA)
+	cert, _ := r.flagOrEnv("cert", r.cert, envCert)
+	key, _ := r.flagOrEnv("key", r.key, envKey)
 	if c.TLS, err = client.LoadTLS(ca, cert, key); err != nil {
 		return nil, &usageError{err}
 	}
@@ -87,10 +87,10 @@ func (r *remote) connect(c client.Config) (*client.Client, error) {
 	return out, nil
 }
 
-// token is what is sent to the server; "" = none.
-func (r *remote) token() (string, error) {
+// readToken is what is sent to the server; "" = none.
+func (r *serverFlags) readToken() (string, error) {
 	if r.tokenFile == "" {
-		v, _ := r.m.LookupEnv(envToken)
+		v, _ := r.main.LookupEnv(envToken)
 		return strings.TrimSpace(v), nil
 	}
 	f, err := os.Open(r.tokenFile)
@@ -120,9 +120,9 @@ func (r *remote) token() (string, error) {
 	return token, nil
 }
 
-// answers tells whether the server answers within a second, ready or not.
-func (r *remote) answers(ctx context.Context) bool {
-	c, err := r.connect(client.Config{Retries: -1})
+// isReachable tells whether the server answers within a second, ready or not.
+func (r *serverFlags) isReachable(ctx context.Context) bool {
+	c, err := r.newClientWith(client.Config{Retries: -1})
 	if err != nil {
 		return false
 	}

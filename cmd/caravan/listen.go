@@ -1,0 +1,301 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// listeners is what a server listens on, and what decides who is let in. As a listener
+// it is the first of its entrances.
+type listeners struct {
+	net.Listener
+	entrances    []net.Listener
+	access       http.Access
+	certificate  *access.Certificate // nil without TLS
+	auditDropped prometheus.Counter
+	log          *slog.Logger
+}
+
+// openListeners listens on all addresses. It refuses to listen beyond this machine when
+// nothing is asked of callers there.
+func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
+	d := &listeners{log: log, auditDropped: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "caravan_audit_lost_total", Help: "Entries that could not be written to the audit log.",
+	})}
+	defer func() {
+		if err != nil {
+			d.shutDown()
+		}
+	}()
+	if err := checkOutsideData(c); err != nil {
+		return nil, err
+	}
+	if err := d.loadAccess(c); err != nil {
+		return nil, usageErrorf("%w", err)
+	}
+	for _, address := range c.Listen {
+		l, err := listenOn(address)
+		if err != nil {
+			return nil, err
+		}
+		e := &http.Entrance{Listener: l}
+		d.entrances = append(d.entrances, e)
+		if tcp, ok := l.Addr().(*net.TCPAddr); !ok {
+			e.Local = true
+		} else if err := d.configureTCP(c, e, address, tcp); err != nil {
+			return nil, err
+		}
+	}
+	d.Listener = d.entrances[0]
+	return d, nil
+}
+
+// checkOutsideData refuses files of the server's that others write or rotate in a data folder: its own,
+// which may not exist yet, or any other one.
+func checkOutsideData(c Config) error {
+	data, err := resolveLinks(c.Data)
+	if err != nil {
+		return nil // it cannot be opened either, which says why
+	}
+	for _, file := range []struct{ option, path string }{{"token-file", c.TokenFile}, {"audit-log", c.AuditLog}} {
+		if file.path == "" {
+			continue
+		}
+		if err := cmp.Or(checkOutsideFolder(data, file.path), checkOutsideDataFolders(file.path)); err != nil {
+			return usageErrorf("--%s: %w", file.option, err)
+		}
+	}
+	return nil
+}
+
+// loadAccess reads tokens, certificates and the like.
+func (d *listeners) loadAccess(c Config) (err error) {
+	if len(c.CORSOrigins) > 0 {
+		if d.access.Origins, err = access.NewOrigins(c.CORSOrigins...); err != nil {
+			return err
+		}
+	}
+	if c.TokenFile != "" {
+		if d.access.Keys, err = access.OpenKeys(c.TokenFile); err != nil {
+			return err
+		}
+	}
+	switch {
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return errors.New("--tls-cert and --tls-key go together")
+	case c.TLSClientCA != "" && c.TLSCert == "":
+		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
+	case c.TLSCert != "":
+		if d.certificate, err = access.OpenCertificate(c.TLSCert, c.TLSKey, c.TLSClientCA, d.log); err != nil {
+			return err
+		}
+	}
+	if c.AuditLog != "" {
+		d.access.Audit, err = access.OpenAudit(c.AuditLog, d.log, func(n int) { d.auditDropped.Add(float64(n)) })
+	}
+	return err
+}
+
+// configureTCP sets up an entrance by TCP.
+func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp *net.TCPAddr) (err error) {
+	names := c.AllowHosts
+	loopback := tcp.IP.IsLoopback()
+	if loopback {
+		names = append(append(access.LoopbackHosts(), tcp.IP.String()), names...)
+		if host, _, err := net.SplitHostPort(address); err == nil && host != "" {
+			names = append(names, host)
+		}
+	}
+	if len(names) > 0 {
+		if e.Hosts, err = access.NewHosts(names...); err != nil {
+			return err
+		}
+	}
+	if d.certificate != nil {
+		e.TLS = d.certificate.Config()
+	}
+	if loopback {
+		return nil
+	}
+	switch {
+	case d.access.Keys == nil && c.TLSClientCA == "" && !c.Insecure:
+		return usageErrorf("%s is beyond the loopback address, and whoever reaches the server can run commands as this user: "+
+			"give it --token-file (see caravan token new), or --tls-client-ca, or --insecure to let everybody in", address)
+	case d.access.Keys == nil && c.TLSClientCA == "":
+		d.log.Warn("INSECURE: everybody who reaches the server can run commands as this user", "address", address)
+	case d.certificate == nil:
+		d.log.Warn("tokens and data travel unencrypted: --tls-cert and --tls-key turn on TLS", "address", address)
+	}
+	return nil
+}
+
+// Close closes all entrances.
+func (d *listeners) Close() error {
+	var errs []error
+	for _, l := range d.entrances {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shutDown ends what Close leaves open: the audit log, which has to outlive service.
+func (d *listeners) shutDown() {
+	_ = d.Close()
+	if err := d.access.Audit.Close(); err != nil {
+		d.log.Error("the audit log cannot be closed", "err", err)
+	}
+}
+
+// isReloadable tells whether there is anything to reload.
+func (d *listeners) isReloadable() bool {
+	return d.access.Keys != nil || d.access.Audit != nil || d.certificate != nil
+}
+
+// reload reads the token file again and opens the audit log again. What has a mistake
+// stays as it was.
+func (d *listeners) reload() {
+	if d.access.Keys != nil {
+		if err := d.access.Keys.Reload(); err != nil {
+			d.log.Error("the token file cannot be used; the former tokens stay in force", "err", err)
+		} else {
+			d.log.Info("token file read again")
+		}
+	}
+	if d.access.Audit != nil {
+		if err := d.access.Audit.Reopen(); err != nil {
+			d.log.Error("the audit log cannot be opened again; the old file is used on", "err", err)
+		} else {
+			d.log.Info("audit log opened again")
+		}
+	}
+	if d.certificate != nil {
+		d.certificate.Reload()
+	}
+}
+
+// logAddresses writes a line for each address, whatever the log's level.
+func (d *listeners) logAddresses(c Config, log *slog.Logger) {
+	for i, l := range d.entrances {
+		address := l.Addr().String()
+		if _, ok := l.Addr().(*net.UnixAddr); ok {
+			address = unixPrefix + address
+		}
+		attrs := []any{"address", address}
+		if e, ok := l.(*http.Entrance); ok && e.TLS != nil {
+			attrs = append(attrs, "tls", true)
+		}
+		if i == 0 {
+			attrs = append(attrs, "data", c.Data, "version", versionInfo().Version)
+		}
+		log.Info("listening", attrs...)
+	}
+}
+
+const unixPrefix = "unix:"
+
+// listenOn takes an address; one in use is said plainly.
+func listenOn(address string) (net.Listener, error) {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		return listenUnix(path)
+	}
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("address %s is in use: another server may be running; choose another one with --listen", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("address %s: %w", address, addressCause(err))
+	}
+	return l, nil
+}
+
+// addressCause drops what net repeats of the address.
+func addressCause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// maxSocketPath is the longest path of a unix socket that the kernel takes.
+const maxSocketPath = 107
+
+// unixListener is a unix socket and the lock that says that its path is taken.
+type unixListener struct {
+	net.Listener
+	lock *os.File
+	once sync.Once
+}
+
+// listenUnix listens on a unix socket that only this user (and root) can connect to.
+// A lock beside the socket tells a server that lives from a socket that a killed one
+// has left: only the holder of the lock removes or makes the socket.
+func listenUnix(path string) (_ net.Listener, err error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("address unix:%s: the path is too long: at most %d bytes", path, maxSocketPath)
+	}
+	lock, err := vfs.OpenOwn(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("address unix:%s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = lock.Close()
+		}
+	}()
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another one with --listen", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("address unix:%s: lock: %w", path, err)
+	}
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("address unix:%s: %w", path, err)
+	case info.Mode()&os.ModeSocket == 0:
+		return nil, fmt.Errorf("address unix:%s: there is a file of that name, which is not a socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("address unix:%s: remove the socket that a former server has left: %w", path, err)
+		}
+	}
+	// Linux gives the socket's file the mode of the descriptor: it never has another one.
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("address unix:%s: %w", path, addressCause(err))
+	}
+	return &unixListener{Listener: l, lock: lock}, nil
+}
+
+// Close removes the socket, then lets go of the lock. The file of the lock stays:
+// removing it could take it from under another server.
+func (u *unixListener) Close() (err error) {
+	u.once.Do(func() { err = errors.Join(u.Listener.Close(), u.lock.Close()) })
+	return err
+}

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/pflag"
+
+	"github.com/caravan-dag/caravan/http/access"
+)
+
+// option is one thing that a server can be told, under one name everywhere:
+// --kill-grace, CARAVAN_KILL_GRACE, `kill-grace:`.
+type option struct {
+	name    string
+	value   string // what stands for the value in the help
+	usage   string
+	initial string // the default, as a user would write it
+	set     func(*Config, string) error
+	// ofMachine: the default depends on the machine.
+	ofMachine bool
+}
+
+// env is the environment variable of the option.
+func (o option) env() string {
+	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
+}
+
+// serverOptions are all there are, in the order of the help. hw is the default for
+// cores and memory.
+func serverOptions(hw machine) []option {
+	return []option{
+		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
+			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }, false},
+		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
+			func(c *Config, s string) (err error) { c.Data, err = parseNonEmpty(s); return err }, false},
+		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
+			func(c *Config, s string) (err error) { c.CPUMillis, err = parseThousandths(s); return err }, true},
+		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
+			func(c *Config, s string) (err error) { c.MemoryBytes, err = parseMiB(s); return err }, true},
+		{"enforce-memory", "switch", "on: kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "off",
+			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseSwitch(s); return err }, false},
+		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
+			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
+		{"max-tasks", "number", "tasks that one run may have, generated ones included", "10000000",
+			func(c *Config, s string) (err error) { c.MaxTasks, err = parseCount(s, 1, 1<<31); return err }, false},
+		{"max-body", "size", "largest document that may be submitted", "256MiB",
+			func(c *Config, s string) (err error) { c.MaxBody, err = parseSize(s); return err }, false},
+		{"max-per-client", "number", "connections that one address, or user of a Unix socket, may have; 0: half of all", "0",
+			func(c *Config, s string) (err error) { c.MaxPerClient, err = parseCount(s, 0, 1<<20); return err }, false},
+		{"retain-runs", "number", "finished runs that are kept; 0 keeps all", "0",
+			func(c *Config, s string) (err error) { c.RetainRuns, err = parseCount(s, 0, 1<<31); return err }, false},
+		{"retain-age", "duration", "how long a finished run is kept; 0 keeps it for ever", "0",
+			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
+		{"retain-keys", "duration", "how long an idempotency key outlives its run", "24h",
+			func(c *Config, s string) (err error) { c.RetainKeys, err = parseDuration(s); return err }, false},
+		{"slurm", "switch", "on: tasks may choose the executor slurm, jobs of the Slurm cluster that this machine is set up for", "off",
+			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
+		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",
+			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
+		{"slurm-jobs", "number", "tasks that are given to Slurm at one time", "1000",
+			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},
+		{"allow-host", "names", "names that requests may ask for besides localhost, as `Host` has them; with it, only these", "",
+			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
+		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
+			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
+		{"paused", "switch", "on: start no task until `caravan resume --all`", "off",
+			func(c *Config, s string) (err error) { c.Paused, err = parseSwitch(s); return err }, false},
+		{"resume", "switch", "on: start tasks, also from a copied or restored data folder, and after a pause", "off",
+			func(c *Config, s string) (err error) { c.Resume, err = parseSwitch(s); return err }, false},
+		{"verify", "how", "full: prove at the start that all stored tables are whole; off: do not, for emergencies", "full",
+			func(c *Config, s string) error {
+				s, err := parseChoice(s, "full", "off")
+				c.Unverified = s == "off"
+				return err
+			}, false},
+		{"token-file", "file", "tokens of callers, with their scopes; see caravan token new. Read again at SIGHUP", "",
+			func(c *Config, s string) error { c.TokenFile = s; return nil }, false},
+		{"tls-cert", "file", "certificate chain, PEM: speak TLS; read again when it changes", "",
+			func(c *Config, s string) error { c.TLSCert = s; return nil }, false},
+		{"tls-key", "file", "key of the certificate, PEM", "",
+			func(c *Config, s string) error { c.TLSKey = s; return nil }, false},
+		{"tls-client-ca", "file", "authority, PEM, that the certificate of every client must be signed by", "",
+			func(c *Config, s string) error { c.TLSClientCA = s; return nil }, false},
+		{"insecure", "switch", "on: listen beyond the loopback address without tokens or client certificates", "off",
+			func(c *Config, s string) (err error) { c.Insecure, err = parseSwitch(s); return err }, false},
+		{"audit-log", "file", "record who changed what, and who was refused, as JSON lines; opened again at SIGHUP", "",
+			func(c *Config, s string) error { c.AuditLog = s; return nil }, false},
+		{"log-level", "level", "debug, info, warn or error", "info",
+			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
+		{"log-format", "format", "text or json", "text",
+			func(c *Config, s string) (err error) { c.LogFormat, err = parseChoice(s, "text", "json"); return err }, false},
+	}
+}
+
+// addOptionFlags gives a command the flag of every option, and --config.
+func addOptionFlags(flags *pflag.FlagSet, all []option) {
+	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
+	for _, o := range all {
+		flags.Var(&optionValue{value: o.initial, kind: o.value}, o.name, o.usage+" (environment: "+o.env()+")")
+		if o.value == "switch" {
+			flags.Lookup(o.name).NoOptDefVal = "on" // the name alone
+		}
+		if o.ofMachine {
+			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
+		}
+	}
+}
+
+// optionValue is the value of an option's flag: it is judged later, with the other sources.
+type optionValue struct {
+	value, kind string
+	isSet       bool
+}
+
+func (t *optionValue) String() string { return t.value }
+func (t *optionValue) Type() string   { return t.kind }
+
+// Set takes a value. The flag of a list may be given more than once.
+func (t *optionValue) Set(s string) error {
+	if t.isSet && isList(t.kind) {
+		s = t.value + "," + s
+	}
+	t.value, t.isSet = s, true
+	return nil
+}
+
+// isList tells whether an option of this kind has several values: separated by
+// commas, or the flag repeated, or a sequence in the configuration file.
+func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
+
+func optionNames(all []option) []string {
+	var names []string
+	for _, o := range all {
+		names = append(names, o.name)
+	}
+	return names
+}
+
+// kindOf is the kind of value that an option has; "" for an unknown option.
+func kindOf(all []option, name string) string {
+	for _, o := range all {
+		if o.name == name {
+			return o.value
+		}
+	}
+	return ""
+}
+
+// The values of options, as users write them. Each function names what is wrong.
+
+func parseNonEmpty(s string) (string, error) {
+	if strings.TrimSpace(s) == "" {
+		return "", errors.New("it must not be empty")
+	}
+	return s, nil
+}
+
+func parseListen(s string) ([]string, error) {
+	addresses := parseList(s)
+	if len(addresses) == 0 {
+		return nil, errors.New("it must not be empty")
+	}
+	for i, address := range addresses {
+		if err := checkAddress(address); err != nil {
+			return nil, err
+		}
+		if slices.Contains(addresses[:i], address) && !strings.HasSuffix(address, ":0") {
+			return nil, fmt.Errorf("%q is given twice", address)
+		}
+	}
+	return addresses, nil
+}
+
+// checkAddress wants host:port or unix:path.
+func checkAddress(s string) error {
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		if path == "" {
+			return fmt.Errorf("%q has no path", s)
+		}
+		return nil
+	}
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is no host:port", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q: port %q is no number from 0 to 65535", s, port)
+	} else if strconv.FormatUint(n, 10) != port {
+		return fmt.Errorf("%q: port %q is not written plainly", s, port)
+	}
+	return nil
+}
+
+// parseThousandths reads a positive decimal number in thousandths.
+func parseThousandths(s string) (int64, error) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || math.IsNaN(f) || f < 0.001 || f > 1e12 {
+		return 0, fmt.Errorf("%q is no positive number", s)
+	}
+	return int64(math.Round(f * 1000)), nil
+}
+
+// parseMiB reads a positive decimal number of MiB; the result is in bytes.
+func parseMiB(s string) (int64, error) {
+	milli, err := parseThousandths(s)
+	if err != nil {
+		return 0, err
+	}
+	if milli >= math.MaxInt64>>20 {
+		return math.MaxInt64, nil
+	}
+	return milli << 20 / 1000, nil
+}
+
+func parseCount(s string, least, most int64) (int, error) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("%q is no number from %d to %d", s, least, most)
+	}
+	return int(n), nil
+}
+
+// parseDuration reads what time.ParseDuration reads, days ("30d"), and 0.
+func parseDuration(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		f, err := strconv.ParseFloat(days, 64)
+		if err != nil || !(f >= 0 && f <= 36500) {
+			return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+		}
+		return time.Duration(f * float64(24*time.Hour)), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+	}
+	return d, nil
+}
+
+// duration is the value of a flag that parseDuration reads.
+type duration time.Duration
+
+func (d *duration) Type() string { return "duration" }
+
+func (d *duration) String() string {
+	if d == nil || *d == 0 {
+		return "0"
+	}
+	return time.Duration(*d).String()
+}
+
+func (d *duration) Set(s string) (err error) {
+	*(*time.Duration)(d), err = parseDuration(s)
+	return err
+}
+
+// maxSize bounds what sizes may be.
+const maxSize = 1 << 40
+
+// parseSize reads a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB).
+func parseSize(s string) (int64, error) {
+	n, err := humanize.ParseBytes(s)
+	if err != nil || n < 1 || n > maxSize {
+		return 0, fmt.Errorf("%q is no size: write 1048576, 512KiB or 64MiB", s)
+	}
+	return int64(n), nil
+}
+
+func parseLevel(s string) (slog.Level, error) {
+	levels := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}
+	l, ok := levels[strings.ToLower(s)]
+	if !ok {
+		return 0, fmt.Errorf("%q is none of debug, info, warn, error", s)
+	}
+	return l, nil
+}
+
+// parseSwitch reads on and off, and what YAML and others write for them.
+func parseSwitch(s string) (bool, error) {
+	switch strings.ToLower(s) {
+	case "on", "true", "yes", "1":
+		return true, nil
+	case "off", "false", "no", "0":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is none of on, off", s)
+}
+
+func parseChoice(s string, choices ...string) (string, error) {
+	if !slices.Contains(choices, s) {
+		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))
+	}
+	return s, nil
+}
+
+// parseList reads values that are separated by commas.
+func parseList(s string) []string {
+	var out []string
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+func parseHosts(s string) ([]string, error) {
+	names := parseList(s)
+	_, err := access.NewHosts(names...)
+	return names, err
+}
+
+func parseOrigins(s string) ([]string, error) {
+	origins := parseList(s)
+	_, err := access.NewOrigins(origins...)
+	return origins, err
+}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/mattn/go-runewidth"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+// table prints rows in aligned columns. Rows come in batches: the widths of the
+// columns grow from batch to batch, so that a long list is printed as it arrives.
+type table struct {
+	w      io.Writer
+	paint  func(word string) string // colours a state; never changes its letters
+	widths []int
+	rows   [][]string
+}
+
+// batchRows is how many rows are aligned together.
+const batchRows = 1000
+
+func newTable(w io.Writer, paint func(string) string, heads ...string) *table {
+	t := &table{w: w, paint: paint, widths: make([]int, len(heads))}
+	_ = t.add(heads...)
+	return t
+}
+
+func (t *table) add(cells ...string) error {
+	for i, c := range cells {
+		cells[i] = printable(c)
+		t.widths[i] = max(t.widths[i], displayWidth(cells[i]))
+	}
+	t.rows = append(t.rows, cells)
+	if len(t.rows) >= batchRows {
+		return t.flush()
+	}
+	return nil
+}
+
+func (t *table) flush() error {
+	w := bufio.NewWriter(t.w)
+	for _, row := range t.rows {
+		var line strings.Builder
+		for i, c := range row {
+			line.WriteString(t.paint(c))
+			if i < len(row)-1 {
+				line.WriteString(strings.Repeat(" ", t.widths[i]-displayWidth(c)+2))
+			}
+		}
+		w.WriteString(strings.TrimRight(line.String(), " "))
+		w.WriteByte('\n')
+	}
+	t.rows = t.rows[:0]
+	return w.Flush()
+}
+
+// displayWidth is how many columns of a terminal s takes: the letters of some scripts take
+// two, accents that are written apart none.
+func displayWidth(s string) int {
+	width := runewidth.Condition{StrictEmojiNeutral: true} // the same wherever it runs
+	return width.StringWidth(s)
+}
+
+// statePainter colours states on a terminal, unless NO_COLOR is set or TERM is dumb.
+func (m *Main) statePainter(stream io.Writer) func(string) string {
+	plain := func(s string) string { return s }
+	if v, _ := m.LookupEnv("NO_COLOR"); v != "" || !m.Terminal(stream) {
+		return plain
+	}
+	if v, _ := m.LookupEnv("TERM"); v == "dumb" {
+		return plain
+	}
+	colours := map[string]string{
+		client.Completed: "32", client.Errored: "31", client.Killed: "35",
+		client.Running: "36", client.Retry: "33", client.Paused: "33",
+	}
+	return func(s string) string {
+		if c := colours[s]; c != "" {
+			return "\x1b[" + c + "m" + s + "\x1b[0m"
+		}
+		return s
+	}
+}
+
+// printJSON writes v as an indented document.
+func (m *Main) printJSON(v any) error {
+	e := json.NewEncoder(m.Stdout)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// printable shows control characters and broken UTF-8 as escapes: names and tags
+// are the users' own, and no business of the terminal's.
+func printable(s string) string {
+	clean := func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }
+	if strings.IndexFunc(s, clean) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == utf8.RuneError && !strings.HasPrefix(s[i:], "\uFFFD"):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := fmt.Sprintf("%+q", r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+	}
+	return b.String()
+}
+
+// formatPointer shows a JSON pointer; the whole document has an empty one.
+func formatPointer(p string) string {
+	if p == "" {
+		return "/"
+	}
+	return printable(p)
+}
+
+// formatTime shows a time to the second, in the user's zone.
+func (m *Main) formatTime(n client.Nanos) string {
+	if n == 0 {
+		return "-"
+	}
+	return n.Time().In(m.Zone).Format("2006-01-02 15:04:05")
+}
+
+// formatDuration shows a duration with about three digits.
+func formatDuration(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "-"
+	case d < time.Millisecond:
+		return fmt.Sprintf("%dus", d.Microseconds())
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1fs", d.Truncate(100*time.Millisecond).Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
+}
+
+// states in the order in which counts are shown.
+func taskStatesInOrder() []string {
+	return []string{client.Completed, client.Running, client.Retry, client.Queued, client.Errored, client.Killed}
+}
+
+// formatStateCounts shows tasks by state: "11 COMPLETED, 14 RUNNING".
+func formatStateCounts(by map[string]int) string {
+	var parts []string
+	for _, s := range taskStatesInOrder() {
+		if n := by[s]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, s))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// pluralize is "1 task", "2 tasks".
+func pluralize(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}
+
+// progress shows a run while it goes on, on Stderr: a bar on a terminal, else a
+// line per change of state and at most one a second.
+type progress struct {
+	w    io.Writer
+	run  uint64
+	now  func() time.Time
+	bars *mpb.Progress // nil without a terminal
+	bar  *mpb.Bar
+
+	state        string
+	lastLine     string // the last one, without the rate
+	lastPrinted  time.Time
+	firstSeen    time.Time
+	endedAtFirst int                    // tasks that had ended at the first look
+	barText      atomic.Pointer[string] // what stands behind the bar
+}
+
+func (m *Main) newProgress(run uint64) *progress {
+	p := &progress{w: m.Stderr, run: run, now: time.Now}
+	if v, _ := m.LookupEnv("TERM"); v != "dumb" && m.Terminal(m.Stderr) {
+		p.bars = mpb.New(mpb.WithOutput(m.Stderr), mpb.WithAutoRefresh(), mpb.WithRefreshRate(100*time.Millisecond))
+	}
+	return p
+}
+
+// pollInterval is how often it is worth looking.
+func (p *progress) pollInterval() time.Duration {
+	if p.bars != nil {
+		return 100 * time.Millisecond
+	}
+	return 250 * time.Millisecond
+}
+
+// show takes a new summary. It is not for concurrent use.
+func (p *progress) show(s *client.Summary) {
+	now := p.now()
+	if p.firstSeen.IsZero() {
+		p.firstSeen, p.endedAtFirst = now, s.Ended()
+	}
+	rate := ""
+	if d := now.Sub(p.firstSeen); d >= time.Second {
+		rate = perSecond(float64(s.Ended()-p.endedAtFirst) / d.Seconds())
+	}
+	if p.bars != nil {
+		p.drawBar(s, rate)
+		return
+	}
+	line := fmt.Sprintf("run %d %s: %d of %d tasks ended (%s)", p.run, s.State, s.Ended(), s.Total(), formatStateCounts(s.TaskCounts))
+	if s.State == p.state && (line == p.lastLine || now.Sub(p.lastPrinted) < time.Second) {
+		return
+	}
+	p.state, p.lastLine, p.lastPrinted = s.State, line, now
+	if rate != "" {
+		line += ", " + rate
+	}
+	fmt.Fprintln(p.w, line)
+}
+
+// perSecond shows a rate; a slow one with a digit behind the point, for it is seldom 0.
+func perSecond(rate float64) string {
+	if rate > 0 && rate < 9.95 {
+		return fmt.Sprintf("%.1f tasks/s", rate)
+	}
+	return fmt.Sprintf("%.0f tasks/s", rate)
+}
+
+// drawBar moves the bar. Its decorator runs on another goroutine and gets the text
+// by an atomic pointer.
+func (p *progress) drawBar(s *client.Summary, rate string) {
+	text := " " + s.State
+	if c := formatStateCounts(s.TaskCounts); c != "" {
+		text += ": " + c
+	}
+	if rate != "" {
+		text += ", " + rate
+	}
+	p.barText.Store(&text)
+	if p.bar == nil {
+		p.bar = p.bars.New(int64(s.Total()), mpb.BarStyle(), mpb.BarWidth(30),
+			mpb.PrependDecorators(decor.Name(fmt.Sprintf("run %d ", p.run)), decor.CountersNoUnit("%d/%d")),
+			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return *p.barText.Load() })))
+	}
+	p.bar.SetTotal(int64(s.Total()), false)
+	p.bar.SetCurrent(int64(s.Ended()))
+}
+
+// close leaves the last picture on the screen.
+func (p *progress) close() {
+	if p.bars == nil {
+		return
+	}
+	if p.bar != nil {
+		p.bar.Abort(false)
+	}
+	p.bars.Wait()
+}

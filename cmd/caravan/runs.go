@@ -1,0 +1,354 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+func (m *Main) lsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:        "ls",
+		SuggestFor: []string{"list", "ps", "runs", "jobs"},
+		Short:      "List the runs that have not ended, or with --all every run",
+		Args:       argCount(0, 0, "no arguments"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	var (
+		o      client.ListOptions
+		tag    string
+		states []string
+		limit  int
+	)
+	cmd.Flags().BoolVarP(&o.All, "all", "a", false, "list finished runs too")
+	cmd.Flags().StringVar(&tag, "tag", "", "only runs with this `tag`")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only runs in this `state`; may be given more than once")
+	completeFlag(cmd, "state", runStateNames()...)
+	cmd.Flags().BoolVarP(&o.Newest, "reverse", "r", false, "newest first")
+	cmd.Flags().IntVar(&limit, "limit", 0, "at most this `number` of runs; 0 for all")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		if cmd.Flags().Changed("tag") {
+			o.Tag = &tag
+		}
+		if limit < 0 {
+			return usageErrorf("--limit must not be negative")
+		}
+		if o.States, err = parseRunStates(states); err != nil {
+			return err
+		}
+		if limit > 0 && limit < 1000 {
+			o.Limit = limit
+		}
+		runs := limitSeq(c.Runs(cmd.Context(), o), limit)
+		if m.jsonOutput {
+			return writeJSONArray(m, runs)
+		}
+		t := newTable(m.Stdout, m.statePainter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
+		none := true
+		var damaged []error
+		for s, err := range runs {
+			if err != nil {
+				return err
+			}
+			none = false
+			if s.Error != "" {
+				damaged = append(damaged, errors.New(s.Error))
+				if err := t.add(strconv.FormatUint(s.RunID, 10), "-", "damaged", "-", "-", "-"); err != nil {
+					return err
+				}
+				continue
+			}
+			err = t.add(strconv.FormatUint(s.RunID, 10), orDash(s.Tag), s.State,
+				fmt.Sprintf("%d/%d", s.Ended(), s.Total()), m.formatTime(s.StartTime), formatDuration(runDuration(s)))
+			if err != nil {
+				return err
+			}
+		}
+		if none && !o.All && len(states) == 0 {
+			fmt.Fprintln(m.Stderr, "no unfinished run; --all lists finished ones, too")
+		} else if none {
+			fmt.Fprintln(m.Stderr, "no such run")
+		}
+		return errors.Join(append(damaged, t.flush())...)
+	}
+	return cmd
+}
+
+// runDuration is how long a run has been going on, or went on.
+func runDuration(s *client.Summary) time.Duration {
+	if client.Final(s.State) {
+		return time.Duration(s.LastUpdate - s.StartTime)
+	}
+	return time.Since(s.StartTime.Time())
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// runStateNames and taskWords are the states that there are.
+func runStateNames() []string {
+	return []string{client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed}
+}
+
+func taskStateNames() []string {
+	return []string{client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed}
+}
+
+// parseRunStates and taskStateNames check words that the user typed, in any case.
+func parseRunStates(words []string) ([]string, error) { return parseStates(words, runStateNames()...) }
+
+func parseTaskStates(words []string) ([]string, error) {
+	return parseStates(words, taskStateNames()...)
+}
+
+func parseStates(words []string, known ...string) ([]string, error) {
+	var out []string
+next:
+	for _, w := range words {
+		for _, k := range known {
+			if strings.EqualFold(w, k) {
+				out = append(out, k)
+				continue next
+			}
+		}
+		return nil, usageErrorf("%q is no state: those are %s", w, strings.Join(known, ", "))
+	}
+	return out, nil
+}
+
+// limitSeq yields at most n values; all for 0.
+func limitSeq[T any](seq iter.Seq2[T, error], n int) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		left := n
+		for v, err := range seq {
+			if !yield(v, err) || err != nil {
+				return
+			}
+			if left--; n > 0 && left == 0 {
+				return
+			}
+		}
+	}
+}
+
+// writeJSONArray prints what it is given as one JSON array, an element a line, as it
+// arrives. An error leaves the array open: the reader sees that it is not whole.
+func writeJSONArray[T any](m *Main, seq iter.Seq2[T, error]) error {
+	sep := "["
+	for v, err := range seq {
+		if err != nil {
+			return err
+		}
+		line, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(m.Stdout, "%s\n  %s", sep, line); err != nil {
+			return err
+		}
+		sep = ","
+	}
+	end := "\n]\n"
+	if sep == "[" {
+		end = "[]\n"
+	}
+	_, err := fmt.Fprint(m.Stdout, end)
+	return err
+}
+
+func (m *Main) getCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:        "get ID",
+		SuggestFor: []string{"status", "state", "show", "describe", "inspect", "tasks"},
+		Short:      "Show a run and its tasks, or with --task one task",
+		Long: "Get shows a run at a glance and its tasks. With -o json it prints the run's whole record as the\n" +
+			"server streams it; --state and --limit then do not apply.",
+		Args: argCount(1, 1, "the ID of a run"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	var (
+		task   string
+		states []string
+		limit  int
+	)
+	cmd.Flags().StringVar(&task, "task", "", "show just the task of this `name`")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only tasks in this `state`; may be given more than once")
+	completeFlag(cmd, "state", taskStateNames()...)
+	cmd.Flags().IntVar(&limit, "limit", 100, "at most this `number` of tasks; 0 for all")
+	r.completeRunArgs(false)
+	r.completeTaskFlag("task")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		id, err := parseRunID(args[0])
+		if err != nil {
+			return err
+		}
+		if limit < 0 {
+			return usageErrorf("--limit must not be negative")
+		}
+		if states, err = parseTaskStates(states); err != nil {
+			return err
+		}
+		c, err := r.newClient()
+		switch {
+		case err != nil:
+			return err
+		case cmd.Flags().Changed("task"):
+			return m.printTask(ctx, c, id, task)
+		case m.jsonOutput:
+			return m.printRawRun(ctx, c, id)
+		}
+		return m.printRun(ctx, c, id, client.TaskOptions{States: states}, limit)
+	}
+	return cmd
+}
+
+// printRawRun prints a run's record as it comes.
+func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) error {
+	body, err := c.GetRaw(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if _, err = io.Copy(m.Stdout, body); err == nil {
+		_, err = fmt.Fprintln(m.Stdout)
+	}
+	return err
+}
+
+func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o client.TaskOptions, limit int) error {
+	s, err := c.Summary(ctx, id)
+	if err != nil {
+		return err
+	}
+	paint := m.statePainter(m.Stdout)
+	fmt.Fprintf(m.Stdout, "run      %d\n", s.RunID)
+	if s.Tag != "" {
+		fmt.Fprintf(m.Stdout, "tag      %s\n", printable(s.Tag))
+	}
+	fmt.Fprintf(m.Stdout, "state    %s\n", paint(s.State))
+	fmt.Fprintf(m.Stdout, "started  %s\n", m.formatTime(s.StartTime))
+	fmt.Fprintf(m.Stdout, "updated  %s\n", m.formatTime(s.LastUpdate))
+	fmt.Fprintf(m.Stdout, "took     %s\n", formatDuration(runDuration(s)))
+	fmt.Fprintf(m.Stdout, "tasks    %d: %s\n\n", s.Total(), formatStateCounts(s.TaskCounts))
+
+	if limit > 0 && limit < 1000 {
+		o.Limit = limit + 1 // one more tells whether there are more
+	}
+	t := newTable(m.Stdout, paint, "TASK", "STATE", "ATTEMPTS", "RC", "TOOK")
+	n := 0
+	for task, err := range c.AllTasks(ctx, id, o) {
+		if err != nil {
+			return err
+		}
+		if n++; limit > 0 && n > limit {
+			break
+		}
+		rc, spent := "-", "-"
+		if len(task.Attempts) > 0 {
+			a := task.Attempts[len(task.Attempts)-1]
+			if a.StopTime != 0 {
+				rc = strconv.Itoa(a.RC)
+			}
+			spent = formatDuration(attemptDuration(a))
+		}
+		if err := t.add(task.Name, task.State, strconv.Itoa(len(task.Attempts)), rc, spent); err != nil {
+			return err
+		}
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if limit > 0 && n > limit {
+		fmt.Fprintf(m.Stdout, "there are more than %s: --limit 0 shows all, --state some\n", pluralize(limit, "task"))
+	}
+	return nil
+}
+
+// attemptDuration is how long an attempt has been going on, or went on.
+func attemptDuration(a client.Attempt) time.Duration {
+	switch {
+	case a.StartTime == 0:
+		return -1
+	case a.StopTime == 0:
+		return time.Since(a.StartTime.Time())
+	}
+	return time.Duration(a.StopTime - a.StartTime)
+}
+
+// printTask shows one task: its state and what it is.
+func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name string) error {
+	t, err := c.Task(ctx, id, name)
+	if err != nil {
+		return suggestTask(ctx, c, id, name, err)
+	}
+	state, err := c.TaskState(ctx, id, name)
+	if err != nil {
+		return err
+	}
+	if m.jsonOutput {
+		return m.printJSON(struct {
+			Name  string `json:"name"`
+			State string `json:"state"`
+			*client.Task
+		}{name, state, t})
+	}
+	rows := [][2]string{
+		{"task", name},
+		{"state", state},
+		{"retries", formatRetries(t)},
+		{"parents", compactJSON(t.Parents)},
+		{"children", compactJSON(t.Children)},
+		{"generator", fmt.Sprint(t.IsGenerator)},
+		{"job", compactJSON(t.Job)},
+	}
+	paint := m.statePainter(m.Stdout)
+	for _, r := range rows {
+		if _, err := fmt.Fprintf(m.Stdout, "%-10s %s\n", r[0], paint(printable(r[1]))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func formatRetries(t *client.Task) string {
+	if t.MaxRetries == 0 {
+		return "none"
+	}
+	s := fmt.Sprintf("up to %d, after %gs", t.MaxRetries, t.RetryIntervalSeconds)
+	if t.RetryBackoff > 1 {
+		s += fmt.Sprintf(", each time %g times as long", t.RetryBackoff)
+	}
+	if t.RetryMaxIntervalSeconds > 0 {
+		s += fmt.Sprintf(", at most %gs", t.RetryMaxIntervalSeconds)
+	}
+	return s
+}
+
+// compactJSON shows a JSON value on one line.
+func compactJSON(raw json.RawMessage) string {
+	var b bytes.Buffer
+	if json.Compact(&b, raw) != nil {
+		return "-"
+	}
+	return b.String()
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/http"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// startingEngine stands for the engine while it recovers, so that a starting server answers
+// every request: with 503, until open is called. Then it hands everything on.
+type startingEngine struct {
+	engine atomic.Pointer[http.Engine]
+}
+
+var errStarting = errors.New("the server is starting: it recovers its runs")
+
+func (g *startingEngine) setEngine(e http.Engine) { g.engine.Store(&e) }
+
+// through is the engine, or why there is none yet.
+func (g *startingEngine) current() (http.Engine, error) {
+	if e := g.engine.Load(); e != nil {
+		return *e, nil
+	}
+	return nil, &messages.Error{Code: messages.Unavailable, Text: errStarting.Error()}
+}
+
+func (g *startingEngine) Submit(ctx context.Context, s *messages.Submission) (messages.RunID, error) {
+	e, err := g.current()
+	if err != nil {
+		return 0, err
+	}
+	return e.Submit(ctx, s)
+}
+
+func (g *startingEngine) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.SubmitAll(ctx, subs)
+}
+
+func (g *startingEngine) SetState(ctx context.Context, run messages.RunID, to dag.RunState) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.SetState(ctx, run, to)
+}
+
+func (g *startingEngine) Kill(ctx context.Context, run messages.RunID) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.Kill(ctx, run)
+}
+
+func (g *startingEngine) KillTask(ctx context.Context, run messages.RunID, task string) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.KillTask(ctx, run, task)
+}
+
+func (g *startingEngine) SetPaused(ctx context.Context, reason string) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.SetPaused(ctx, reason)
+}
+
+// Paused is "" while it recovers: nothing is known yet.
+func (g *startingEngine) Paused(ctx context.Context) string {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Paused(ctx)
+	}
+	return ""
+}
+
+func (g *startingEngine) Summary(ctx context.Context, run messages.RunID) (*messages.Summary, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Summary(ctx, run)
+}
+
+func (g *startingEngine) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.Summaries(ctx, q, yield)
+}
+
+func (g *startingEngine) View(ctx context.Context, run messages.RunID, first, n uint32) (*messages.View, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.View(ctx, run, first, n)
+}
+
+func (g *startingEngine) Task(ctx context.Context, run messages.RunID, name string) (*messages.View, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Task(ctx, run, name)
+}
+
+func (g *startingEngine) Attempts(ctx context.Context, run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.Attempts(ctx, run, first, n, yield)
+}
+
+func (g *startingEngine) Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Await(ctx, run, done)
+}
+
+func (g *startingEngine) Follow(ctx context.Context, run messages.RunID, after uint64) (messages.Subscription, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Follow(ctx, run, after)
+}
+
+func (g *startingEngine) Listen(ctx context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Listen(ctx, q, since)
+}
+
+func (g *startingEngine) OpenLog(ctx context.Context, run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.OpenLog(ctx, run, task, attempt, stream)
+}
+
+func (g *startingEngine) Output(ctx context.Context, run messages.RunID, record *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+	e, err := g.current()
+	if err != nil {
+		return nil, err
+	}
+	return e.Output(ctx, run, record, stream)
+}
+
+func (g *startingEngine) Ready(ctx context.Context) error {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Ready(ctx)
+	}
+	return errStarting
+}
+
+// Damaged holds while it recovers, too.
+func (g *startingEngine) Damaged(ctx context.Context) error {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Damaged(ctx)
+	}
+	return nil
+}
+
+// Healthy holds while it recovers: starting is no illness.
+func (g *startingEngine) Healthy(ctx context.Context) error {
+	if e := g.engine.Load(); e != nil {
+		return (*e).Healthy(ctx)
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/caravan-dag/caravan/client"
+)
+
+func (m *Main) logsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:        "logs ID TASK",
+		SuggestFor: []string{"output", "tail", "cat"},
+		Short:      "Print what a task wrote",
+		Long: "Logs prints the raw output of one attempt of a task: standard output, or with --stream stderr\n" +
+			"standard error. With -f it waits until the task has begun, and goes on while the attempt runs.",
+		Args: argCount(2, 2, "the ID of a run and the name of a TASK"),
+	}
+	r := m.addServerFlags(cmd)
+	r.completeRunArgs(true)
+	o := client.LogOptions{Stream: client.Stdout}
+	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "wait until the task has begun, go on while the attempt runs")
+	cmd.Flags().IntVar(&o.Attempt, "attempt", 0, "the `number` of the attempt, from 1; 0 for the latest")
+	cmd.Flags().StringVar(&o.Stream, "stream", client.Stdout, "stdout or stderr")
+	completeFlag(cmd, "stream", client.Stdout, client.Stderr)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := parseRunID(args[0])
+		switch {
+		case err != nil:
+			return err
+		case o.Attempt < 0:
+			return usageErrorf("--attempt must not be negative")
+		case o.Stream != client.Stdout && o.Stream != client.Stderr:
+			return usageErrorf("--stream %q is neither stdout nor stderr", o.Stream)
+		}
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		ctx, task := cmd.Context(), args[1]
+		log, err := c.Log(ctx, id, task, o)
+		if o.Follow && o.Attempt == 0 && errors.Is(err, client.ErrNotFound) {
+			if waitForStart(ctx, c, id, task) == nil {
+				log, err = c.Log(ctx, id, task, o)
+			} else if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+		if err != nil {
+			return suggestTask(ctx, c, id, task, err)
+		}
+		defer log.Close()
+		_, err = io.Copy(m.Stdout, log)
+		return err
+	}
+	return cmd
+}
+
+// startPollInterval is how often it is looked whether a task has begun.
+const startPollInterval = 250 * time.Millisecond
+
+// waitForStart waits until a task is no longer QUEUED, or its run has ended without it.
+// It is an error when there is no such task.
+func waitForStart(ctx context.Context, c *client.Client, run uint64, name string) error {
+	look := time.NewTicker(startPollInterval)
+	defer look.Stop()
+	for {
+		state, err := c.TaskState(ctx, run, name)
+		if err != nil || state != client.Queued {
+			return err
+		}
+		if state, err = c.State(ctx, run); err != nil || client.Final(state) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-look.C:
+		}
+	}
+}
+
+func (m *Main) eventsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:        "events [ID]",
+		SuggestFor: []string{"watch", "follow"},
+		Short:      "Tell what changes in a run, or which runs change, as it happens",
+		Long: "Events prints a line for each change of a run and of its tasks until the run has ended, and exits by\n" +
+			"how it did. Without an ID it prints a line for each run that changes, until it is interrupted. It\n" +
+			"survives a restart of the server that takes less than 30 s.",
+		Args: argCount(0, 1, "at most the ID of a run"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	r.completeRunArgs(false)
+	var o client.EventOptions
+	var tag string
+	cmd.Flags().StringVar(&o.After, "after", "", "begin behind the event with this `id`; 0 for a run's whole story")
+	cmd.Flags().StringVar(&tag, "tag", "", "without an ID: only runs with this `tag`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		if len(args) == 0 {
+			if cmd.Flags().Changed("tag") {
+				o.Tag = &tag
+			}
+			err := m.printEvents(c.RunEvents(cmd.Context(), o))
+			if cause := context.Cause(cmd.Context()); cause != nil {
+				return cause
+			}
+			return err
+		}
+		id, err := parseRunID(args[0])
+		switch {
+		case err != nil:
+			return err
+		case cmd.Flags().Changed("tag"):
+			return usageErrorf("--tag is for all runs: it does not go with an ID")
+		}
+		var last *client.Summary
+		err = m.printEvents(func(yield func(*client.Event, error) bool) {
+			for e, err := range c.Events(cmd.Context(), id, o) {
+				if err == nil && e.Summary != nil {
+					last = e.Summary
+				}
+				if !yield(e, err) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			return waitError(cmd.Context(), id, err)
+		}
+		if last == nil { // there was nothing behind --after: it had ended
+			if last, err = c.Summary(cmd.Context(), id); err != nil {
+				return err
+			}
+		}
+		return outcomeError(last)
+	}
+	return cmd
+}
+
+// printEvents prints events as they come.
+func (m *Main) printEvents(events iter.Seq2[*client.Event, error]) error {
+	for e, err := range events {
+		if err == nil && m.jsonOutput {
+			err = json.NewEncoder(m.Stdout).Encode(e)
+		} else if err == nil {
+			err = m.printEvent(m.Stdout, e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Main) printEvent(w io.Writer, e *client.Event) (err error) {
+	switch {
+	case e.Summary != nil:
+		s := e.Summary
+		_, err = fmt.Fprintf(w, "%s  run %d %s: %s\n", m.formatTime(s.LastUpdate), s.RunID, s.State, formatStateCounts(s.TaskCounts))
+	case e.State != nil:
+		_, err = fmt.Fprintf(w, "%s  %s\n", m.formatTime(e.State.Time), e.State.State)
+	case e.Missed > 0:
+		_, err = fmt.Fprintf(w, "%s missed\n", pluralize(int(e.Missed), "change"))
+	}
+	for _, t := range e.Tasks {
+		if err != nil {
+			return err
+		}
+		rc := ""
+		if t.RC != nil {
+			rc = fmt.Sprintf(", rc %d", *t.RC)
+		}
+		_, err = fmt.Fprintf(w, "%s  task %s %s (attempt %d%s)\n", m.formatTime(t.Time), printable(t.Task), t.State, t.Attempt, rc)
+	}
+	return err
+}
+
+func (m *Main) waitCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "wait ID",
+		Short: "Wait until a run has ended, and exit by how it did",
+		Long: "Wait shows the run's progress until it has ended. It survives a restart of the server that takes\n" +
+			"less than 30 s.",
+		Args: argCount(1, 1, "the ID of a run"),
+	}
+	r := m.addServerFlags(m.addOutputFlag(cmd))
+	r.completeRunArgs(false)
+	var timeout time.Duration
+	cmd.Flags().Var((*duration)(&timeout), "timeout", "give up after this `duration`; the run goes on")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		id, err := parseRunID(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := r.newClient()
+		if err != nil {
+			return err
+		}
+		if timeout > 0 {
+			text := fmt.Sprintf("run %d has not ended after %s", id, formatDuration(timeout))
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, timeout, &timeoutError{text})
+			defer cancel()
+		}
+		return m.waitAndReport(ctx, c, id)
+	}
+	return cmd
+}
+
+// waitAndReport shows a run's progress until it has ended, and says how it did on Stdout.
+func (m *Main) waitAndReport(ctx context.Context, c *client.Client, id uint64) error {
+	p := m.newProgress(id)
+	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.pollInterval()})
+	p.close()
+	if err != nil {
+		return waitError(ctx, id, err)
+	}
+	if m.jsonOutput {
+		err = m.printJSON(s)
+	} else {
+		_, err = fmt.Fprintln(m.Stdout, formatOutcome(s))
+	}
+	if err != nil {
+		return err
+	}
+	return outcomeError(s)
+}
+
+// waitError explains a wait that ended before the run did.
+func waitError(ctx context.Context, id uint64, err error) error {
+	cause := context.Cause(ctx)
+	var timeout *timeoutError
+	switch {
+	case errors.As(cause, &timeout):
+		return timeout
+	case cause != nil:
+		return fmt.Errorf("%w: run %d goes on", cause, id)
+	}
+	return err
+}
+
+// outcomeError is nil for a run that is COMPLETED, else the error that gives the exit
+// code; the user has been told.
+func outcomeError(s *client.Summary) error {
+	if s.State == client.Completed {
+		return nil
+	}
+	return &runEndedError{run: s.RunID, state: s.State, reported: true}
+}
