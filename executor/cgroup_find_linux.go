@@ -13,12 +13,12 @@ const cgroupPrefix = "caravan-"
 
 // openCgroups makes the folder `caravan-NAME` for groups, or returns nil and why there
 // can be none. Without the means to limit memory, enforce has no effect but a warning.
-func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, error) {
-	mounts, own, err := hierarchies(root)
+func openCgroupPool(root, name string, enforce bool, log *slog.Logger) (*cgroupPool, error) {
+	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {
 		return nil, err
 	}
-	c := newCgroups(log)
+	c := newCgroupPool(log)
 	err = fmt.Errorf("control groups of version 2 are not mounted")
 	// Beside this process's own group when that is a leaf, as systemd's DelegateSubgroup has it.
 	for _, parent := range []string{own[""], filepath.Dir(own[""])} {
@@ -45,12 +45,12 @@ func openCgroups(root, name string, enforce bool, log *slog.Logger) (*cgroups, e
 }
 
 // limitMemory finds where memory can be limited.
-func (c *cgroups) limitMemory(mount, own, name string) {
+func (c *cgroupPool) limitMemory(mount, own, name string) {
 	enable := func(dir string) error {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0)
 	}
 	if _ = enable(filepath.Dir(c.dir)); enable(c.dir) == nil {
-		c.memory = c.dir
+		c.memoryDir = c.dir
 		return
 	}
 	for _, home := range []string{filepath.Join(mount, own), mount} {
@@ -59,7 +59,7 @@ func (c *cgroups) limitMemory(mount, own, name string) {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(home, "tasks")); err == nil {
-			c.memory, c.home = dir, home
+			c.memoryDir, c.v1Home = dir, home
 			return
 		}
 		_ = os.Remove(dir)
@@ -69,7 +69,7 @@ func (c *cgroups) limitMemory(mount, own, name string) {
 
 // hierarchies returns where each is mounted and which group of it this process is in,
 // by controller; "" is version 2.
-func hierarchies(root string) (mounts, own map[string]string, _ error) {
+func cgroupHierarchies(root string) (mounts, own map[string]string, _ error) {
 	mounts, own = map[string]string{}, map[string]string{}
 	text, err := os.ReadFile(filepath.Join(root, "proc/self/mountinfo"))
 	if err != nil {
@@ -107,10 +107,10 @@ func RemoveCgroups(name string) { removeCgroups("/", func(n string) bool { retur
 // RemoveStaleCgroups removes the empty groups of all processes whose name begins with
 // prefix, but of those that keep names by what follows.
 func RemoveStaleCgroups(prefix string, keep func(rest string) bool) {
-	removeCgroups("/", left(prefix, keep))
+	removeCgroups("/", staleNames(prefix, keep))
 }
 
-func left(prefix string, keep func(rest string) bool) func(name string) bool {
+func staleNames(prefix string, keep func(rest string) bool) func(name string) bool {
 	return func(name string) bool {
 		rest, ok := strings.CutPrefix(name, prefix)
 		return ok && !keep(rest)
@@ -120,7 +120,7 @@ func left(prefix string, keep func(rest string) bool) func(name string) bool {
 // removeCgroups looks where openCgroups makes groups, and in the root. What is not empty
 // stays: the kernel refuses.
 func removeCgroups(root string, of func(name string) bool) {
-	mounts, own, err := hierarchies(root)
+	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {
 		return
 	}

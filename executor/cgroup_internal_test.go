@@ -44,7 +44,7 @@ func TestMachinesWithoutControlGroups(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(root, c.folder), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		g, err := openCgroups(root, "n", true, slog.New(slog.DiscardHandler))
+		g, err := openCgroupPool(root, "n", true, slog.New(slog.DiscardHandler))
 		if g != nil || err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, %v", name, g, err)
 		}
@@ -52,14 +52,14 @@ func TestMachinesWithoutControlGroups(t *testing.T) {
 			t.Errorf("%s: left behind: %v", name, left)
 		}
 	}
-	if _, err := openCgroups(t.TempDir(), "n", false, nil); err == nil {
+	if _, err := openCgroupPool(t.TempDir(), "n", false, nil); err == nil {
 		t.Error("a machine without /proc")
 	}
-	var none *cgroups
-	if g, err := none.take(1); g != nil || err != nil || (*cgroup)(nil).outOfMemory() != "" {
+	var none *cgroupPool
+	if g, err := none.acquire(1); g != nil || err != nil || (*cgroup)(nil).oomMessage() != "" {
 		t.Error("a group of none")
 	}
-	if !none.give(nil) {
+	if !none.release(nil) {
 		t.Error("without a group nobody knows that no survivor lives")
 	}
 	none.close()
@@ -72,25 +72,25 @@ func TestMemoryOfVersion1(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log strings.Builder
-	c := newCgroups(slog.New(slog.NewTextHandler(&log, nil)))
+	c := newCgroupPool(slog.New(slog.NewTextHandler(&log, nil)))
 	c.dir = filepath.Join(root, "cg/unified/none")
 	c.limitMemory(filepath.Join(root, "cg/memory"), "/mine", "n")
-	if c.memory != "" || !strings.Contains(log.String(), "not enforced") {
-		t.Errorf("%q, %q: its folder is no group", c.memory, log.String())
+	if c.memoryDir != "" || !strings.Contains(log.String(), "not enforced") {
+		t.Errorf("%q, %q: its folder is no group", c.memoryDir, log.String())
 	}
 	if err := os.WriteFile(filepath.Join(home, "tasks"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.limitMemory(filepath.Join(root, "cg/memory"), "/mine", "n")
-	if c.memory != filepath.Join(home, "caravan-n") || c.home != home {
-		t.Errorf("%q, %q", c.memory, c.home)
+	if c.memoryDir != filepath.Join(home, "caravan-n") || c.v1Home != home {
+		t.Errorf("%q, %q", c.memoryDir, c.v1Home)
 	}
 }
 
 // fakeGroups are groups in plain folders: the test says which have members, and what
 // cannot be made. A folder with members is not removed.
 type fakeGroups struct {
-	*cgroups
+	*cgroupPool
 	t      *testing.T
 	log    strings.Builder
 	refuse error // of mkdir
@@ -98,9 +98,9 @@ type fakeGroups struct {
 
 func newFakeGroups(t *testing.T) *fakeGroups {
 	f := &fakeGroups{t: t}
-	f.cgroups = newCgroups(slog.New(slog.NewTextHandler(&f.log, nil)))
+	f.cgroupPool = newCgroupPool(slog.New(slog.NewTextHandler(&f.log, nil)))
 	f.dir = filepath.Join(t.TempDir(), "caravan-n")
-	f.memory = f.dir
+	f.memoryDir = f.dir
 	f.mkdir = func(dir string) error {
 		if f.refuse != nil {
 			return f.refuse
@@ -121,7 +121,7 @@ func newFakeGroups(t *testing.T) *fakeGroups {
 
 func (f *fakeGroups) must(limit int64) *cgroup {
 	f.t.Helper()
-	g, err := f.take(limit)
+	g, err := f.acquire(limit)
 	if g == nil || err != nil {
 		f.t.Fatalf("%v, %v", g, err)
 	}
@@ -151,14 +151,14 @@ func TestGroupsOfSurvivors(t *testing.T) {
 	before := countDescriptors(t)
 	first := f.must(0)
 	populate(t, first, "1")
-	if !f.give(first) {
+	if !f.release(first) {
 		t.Error("a survivor was not seen")
 	}
 	for range 150 {
 		g := f.must(0)
 		populate(t, g, "1")
 		path := g.dir.Name()
-		f.give(g)
+		f.release(g)
 		if err := os.WriteFile(filepath.Join(path, "cgroup.events"), []byte("populated 0\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +168,7 @@ func TestGroupsOfSurvivors(t *testing.T) {
 	}
 	eventually(t, func() bool { return len(f.folders()) == 1 }, func() string { return strings.Join(f.folders(), " ") })
 	f.slow.Lock()
-	left := slices.Clone(f.left)
+	left := slices.Clone(f.leftovers)
 	f.slow.Unlock()
 	if !slices.Equal(left, []string{filepath.Join(f.dir, "0")}) {
 		t.Errorf("left: %v", left)
@@ -179,35 +179,35 @@ func TestGroupsOfSurvivors(t *testing.T) {
 func TestGroupsAreUsedAgain(t *testing.T) {
 	f := newFakeGroups(t)
 	a := f.must(0)
-	f.give(a)
+	f.release(a)
 	if b := f.must(0); b != a {
 		t.Error("an empty group was not used again")
 	} else {
-		f.give(b)
+		f.release(b)
 	}
 	var many []*cgroup
 	for range 3 * maxFreeGroups {
 		many = append(many, f.must(0))
 	}
 	for _, g := range many {
-		f.give(g)
+		f.release(g)
 	}
 	if n := len(f.folders()); n != maxFreeGroups {
 		t.Errorf("%d groups wait", n)
 	}
 	limited := f.must(20 << 20)
-	if text, _ := os.ReadFile(filepath.Join(limited.memory, "memory.max")); string(text) != "20971520" {
+	if text, _ := os.ReadFile(filepath.Join(limited.memoryDir, "memory.max")); string(text) != "20971520" {
 		t.Errorf("limit %q", text)
 	}
 	path := limited.dir.Name()
-	f.give(limited)
+	f.release(limited)
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Error("a group with a limit is kept, and with it what is charged to it")
 	}
 	if again := f.must(20 << 20); again.dir.Name() == path {
 		t.Error("it was used again")
 	} else {
-		f.give(again)
+		f.release(again)
 	}
 	f.close()
 	if _, err := os.Stat(f.dir); !os.IsNotExist(err) {
@@ -221,25 +221,25 @@ func TestGroupsThatCannotBeMade(t *testing.T) {
 	defer f.close()
 	f.refuse = unix.EAGAIN // as many descendants as the group may have
 	for range 3 {
-		if g, err := f.take(0); g != nil || err != nil {
+		if g, err := f.acquire(0); g != nil || err != nil {
 			t.Errorf("%v, %v", g, err)
 		}
 	}
 	if n := strings.Count(f.log.String(), "\n"); n != 1 {
 		t.Errorf("logged %d times: %s", n, f.log.String())
 	}
-	_, err := f.take(32 << 20)
-	var limit *limitError
+	_, err := f.acquire(32 << 20)
+	var limit *memoryLimitError
 	if !errors.As(err, &limit) || !errors.Is(err, unix.EAGAIN) || err.Error() != "the memory limit of 32 MB cannot be set: resource temporarily unavailable" {
 		t.Errorf("%v", err)
 	}
 	f.refuse = nil
-	f.give(f.must(0))
+	f.release(f.must(0))
 
 	// What is empty meanwhile makes room at once.
 	survivor := f.must(0)
 	populate(t, survivor, "1")
-	f.give(survivor)
+	f.release(survivor)
 	populate(t, survivor, "0")
 	mkdir, full := f.mkdir, true
 	f.mkdir = func(dir string) error {
@@ -249,8 +249,8 @@ func TestGroupsThatCannotBeMade(t *testing.T) {
 		return mkdir(dir)
 	}
 	held := f.must(0) // the free one
-	f.give(f.must(0))
-	f.give(held)
+	f.release(f.must(0))
+	f.release(held)
 }
 
 // TestStartsInGroupsThatAreRefused: they are left out for a while, and tried again.
@@ -259,33 +259,33 @@ func TestStartsInGroupsThatAreRefused(t *testing.T) {
 	defer f.close()
 	f.suspend(errors.New("refused by the kernel"))
 	f.suspend(errors.New("refused by the kernel"))
-	if g, err := f.take(0); g != nil || err != nil || f.refused != refusedFirst {
-		t.Errorf("%v, %v, for %v", g, err, f.refused)
+	if g, err := f.acquire(0); g != nil || err != nil || f.suspension != suspendFirst {
+		t.Errorf("%v, %v, for %v", g, err, f.suspension)
 	}
 	if n := strings.Count(f.log.String(), "refused by the kernel"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
-	f.until = time.Now()
+	f.suspendedUntil = time.Now()
 	g := f.must(0)
-	f.give(g)
+	f.release(g)
 	f.suspend(errors.New("again"))
-	if f.refused != 2*refusedFirst {
-		t.Errorf("for %v", f.refused)
+	if f.suspension != 2*suspendFirst {
+		t.Errorf("for %v", f.suspension)
 	}
-	f.until = time.Now()
+	f.suspendedUntil = time.Now()
 	g = f.must(0)
-	g.accepted()
-	if f.refused != 0 {
+	g.startAccepted()
+	if f.suspension != 0 {
 		t.Error("not forgotten")
 	}
-	f.give(g)
+	f.release(g)
 }
 
 // TestLimitThatCannotBeSet: the attempt does not start without it.
 func TestLimitThatCannotBeSet(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	f := newFakeGroups(t)
-	p.limits = f.cgroups
+	p.cgroups = f.cgroupPool
 	mkdir := f.mkdir
 	f.mkdir = func(dir string) error {
 		if err := mkdir(dir); err != nil || dir == f.dir {
@@ -309,7 +309,7 @@ func TestMegabytes(t *testing.T) {
 			t.Errorf("%d: %s, want %s", milli, got, want)
 		}
 	}
-	if text := (&limitError{500 << 20 / 1000, unix.EBUSY}).Error(); text != "the memory limit of 0.5 MB cannot be set: device or resource busy" {
+	if text := (&memoryLimitError{500 << 20 / 1000, unix.EBUSY}).Error(); text != "the memory limit of 0.5 MB cannot be set: device or resource busy" {
 		t.Error(text)
 	}
 }
@@ -356,7 +356,7 @@ func TestGroupsOfFormerProcesses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "cg/unified/a/b/caravan-id-w-5/0/process"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	removeCgroups(root, left("id-", func(rest string) bool { return rest == "w-4" }))
+	removeCgroups(root, staleNames("id-", func(rest string) bool { return rest == "w-4" }))
 	for name, goes := range folders {
 		if _, err := os.Stat(filepath.Join(root, name)); (err != nil) != goes {
 			t.Errorf("%s: %v", name, err)

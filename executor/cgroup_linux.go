@@ -31,26 +31,26 @@ import (
 //
 // Memory is limited by the same group where its controller is given to us, else by a
 // second one of version 1. Nil makes no groups.
-type cgroups struct {
-	dir    string // ours, in version 2
-	memory string // ours with the memory controller; "" = memory is not limited
-	home   string // version 1: the group in memory that this process is in itself; "" = memory is in dir
-	log    *slog.Logger
-	mkdir  func(dir string) error // os.Mkdir and os.Remove, but for tests
-	rmdir  func(dir string) error
+type cgroupPool struct {
+	dir       string // ours, in version 2
+	memoryDir string // ours with the memory controller; "" = memory is not limited
+	v1Home    string // version 1: the group in memory that this process is in itself; "" = memory is in dir
+	log       *slog.Logger
+	mkdir     func(dir string) error // os.Mkdir and os.Remove, but for tests
+	rmdir     func(dir string) error
 
-	mu      sync.Mutex    // not held over a look at a file
-	closed  bool          // set with both locks held
-	free    []*cgroup     // at most maxFreeGroups
-	refused time.Duration // how long groups are left out since the last start was refused; 0 = they are not
-	until   time.Time     // the end of that
+	mu             sync.Mutex    // not held over a look at a file
+	closed         bool          // set with both locks held
+	free           []*cgroup     // at most maxFreeGroups
+	suspension     time.Duration // how long groups are left out since the last start was refused; 0 = they are not
+	suspendedUntil time.Time     // the end of that
 
-	slow    sync.Mutex    // held while folders are made and removed; taken before mu
-	left    []string      // those of groups that are given up and not removed yet
-	sweeper *time.Timer   // nil while left is empty
-	sweepIn time.Duration // its pace
-	made    int
-	warned  time.Time
+	slow      sync.Mutex    // held while folders are made and removed; taken before mu
+	leftovers []string      // those of groups that are given up and not removed yet
+	sweeper   *time.Timer   // nil while left is empty
+	sweepIn   time.Duration // its pace
+	created   int
+	warned    time.Time
 }
 
 const (
@@ -61,35 +61,35 @@ const (
 	sweepSlow   = 2 * time.Second
 	sweepBudget = 256
 	// Groups are left out for so long after a refused start; each time twice as long.
-	refusedFirst = time.Second
-	refusedLast  = time.Minute
+	suspendFirst = time.Second
+	suspendLast  = time.Minute
 	// warnEvery is how often a failure is logged.
 	warnEvery = time.Minute
 )
 
-func newCgroups(log *slog.Logger) *cgroups {
-	return &cgroups{log: log, mkdir: func(dir string) error { return os.Mkdir(dir, 0o755) }, rmdir: os.Remove}
+func newCgroupPool(log *slog.Logger) *cgroupPool {
+	return &cgroupPool{log: log, mkdir: func(dir string) error { return os.Mkdir(dir, 0o755) }, rmdir: os.Remove}
 }
 
 // cgroup is one group, with a descriptor of its folder.
 type cgroup struct {
-	c      *cgroups
-	dir    *os.File
-	events *os.File // cgroup.events
-	memory string   // the folder with its memory limit; "" = none
-	limit  int64    // bytes; 0 = none
-	trial  bool     // starts in groups were refused the last time
-	killed bool     // what begins in it is killed at once from now on (seen with Linux 6.18)
+	c           *cgroupPool
+	dir         *os.File
+	eventsFile  *os.File // cgroup.events
+	memoryDir   string   // the folder with its memory limit; "" = none
+	memoryLimit int64    // bytes; 0 = none
+	onTrial     bool     // starts in groups were refused the last time
+	killed      bool     // what begins in it is killed at once from now on (seen with Linux 6.18)
 }
 
 // limitError says that an attempt cannot be held to its memory limit.
-type limitError struct {
+type memoryLimitError struct {
 	limit int64
 	err   error
 }
 
 // Error implements error.
-func (e *limitError) Error() string {
+func (e *memoryLimitError) Error() string {
 	return fmt.Sprintf("the memory limit of %s MB cannot be set: %v", megabytes(e.limit), e.err)
 }
 
@@ -99,37 +99,37 @@ func megabytes(n int64) string {
 }
 
 // Unwrap returns the cause.
-func (e *limitError) Unwrap() error { return e.err }
+func (e *memoryLimitError) Unwrap() error { return e.err }
 
 // take returns an empty group that limits memory to so many bytes, 0 for no limit. It
 // is nil when there is none: then the attempt has its process group alone. The error is
 // a *limitError: the attempt must not start.
-func (c *cgroups) take(limit int64) (*cgroup, error) {
+func (c *cgroupPool) acquire(limit int64) (*cgroup, error) {
 	if c == nil {
 		return nil, nil
 	}
-	if c.memory == "" {
+	if c.memoryDir == "" {
 		limit = 0
 	}
 	if limit == 0 {
-		if g, ok := c.takeFree(); ok {
+		if g, ok := c.acquireFree(); ok {
 			return g, nil
 		}
 	}
 	c.slow.Lock()
 	defer c.slow.Unlock()
-	g, err := c.make(limit)
+	g, err := c.create(limit)
 	if err != nil && c.sweep() {
-		g, err = c.make(limit) // there may have been as many as the kernel allows
+		g, err = c.create(limit) // there may have been as many as the kernel allows
 	}
 	switch {
 	case err == nil:
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		g.trial = c.refused > 0
+		g.onTrial = c.suspension > 0
 		return g, nil
 	case limit > 0:
-		return nil, &limitError{limit, err}
+		return nil, &memoryLimitError{limit, err}
 	}
 	c.warn("an attempt has no control group", err)
 	return nil, nil
@@ -137,7 +137,7 @@ func (c *cgroups) take(limit int64) (*cgroup, error) {
 
 // takeFree is take for an attempt without a limit, if no group is to be made for it: else ok is
 // false.
-func (c *cgroups) takeFree() (g *cgroup, ok bool) {
+func (c *cgroupPool) acquireFree() (g *cgroup, ok bool) {
 	if c == nil {
 		return nil, true
 	}
@@ -145,20 +145,20 @@ func (c *cgroups) takeFree() (g *cgroup, ok bool) {
 	defer c.mu.Unlock()
 	n := len(c.free)
 	switch {
-	case c.closed || c.refused > 0 && time.Now().Before(c.until):
+	case c.closed || c.suspension > 0 && time.Now().Before(c.suspendedUntil):
 		return nil, true
 	case n == 0:
 		return nil, false
 	}
 	g, c.free = c.free[n-1], c.free[:n-1]
-	g.trial = c.refused > 0
+	g.onTrial = c.suspension > 0
 	return g, true
 }
 
 // make makes a group. c.slow is held.
-func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
-	name := strconv.Itoa(c.made)
-	c.made++
+func (c *cgroupPool) create(limit int64) (_ *cgroup, err error) {
+	name := strconv.Itoa(c.created)
+	c.created++
 	path := filepath.Join(c.dir, name)
 	err = c.mkdir(path)
 	if errors.Is(err, os.ErrNotExist) && c.mkdir(c.dir) == nil { // somebody has tidied up
@@ -167,7 +167,7 @@ func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &cgroup{c: c, limit: limit}
+	g := &cgroup{c: c, memoryLimit: limit}
 	defer func() {
 		if err != nil {
 			c.remove(g, path)
@@ -176,7 +176,7 @@ func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
 	if g.dir, err = os.Open(path); err != nil {
 		return nil, err
 	}
-	if g.events, err = os.Open(filepath.Join(path, "cgroup.events")); err != nil {
+	if g.eventsFile, err = os.Open(filepath.Join(path, "cgroup.events")); err != nil {
 		return nil, err
 	}
 	if limit > 0 {
@@ -187,55 +187,55 @@ func (c *cgroups) make(limit int64) (_ *cgroup, err error) {
 
 // give takes a group back whose attempt has ended, and tells whether a survivor of it
 // lives, as far as a group can tell. Without a group that is not known: then it may.
-func (c *cgroups) give(g *cgroup) (survivors bool) {
+func (c *cgroupPool) release(g *cgroup) (survivors bool) {
 	if g == nil {
 		return true
 	}
-	if survivors = g.populated(); survivors || !c.giveFree(g) {
+	if survivors = g.populated(); survivors || !c.releaseFree(g) {
 		c.discard(g)
 	}
 	return survivors
 }
 
 // giveFree is give for a group that is empty, if it is to be used again.
-func (c *cgroups) giveFree(g *cgroup) (ok bool) {
+func (c *cgroupPool) releaseFree(g *cgroup) (ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if ok = !g.killed && g.limit == 0 && !c.closed && len(c.free) < maxFreeGroups; ok {
+	if ok = !g.killed && g.memoryLimit == 0 && !c.closed && len(c.free) < maxFreeGroups; ok {
 		c.free = append(c.free, g)
 	}
 	return ok
 }
 
 // discard gives a group up.
-func (c *cgroups) discard(g *cgroup) {
+func (c *cgroupPool) discard(g *cgroup) {
 	c.slow.Lock()
 	defer c.slow.Unlock()
 	c.remove(g, g.dir.Name())
 }
 
 // remove gives a group up, and its folders as soon as it is empty. c.slow is held.
-func (c *cgroups) remove(g *cgroup, path string) {
-	if g.events != nil {
-		g.events.Close()
+func (c *cgroupPool) remove(g *cgroup, path string) {
+	if g.eventsFile != nil {
+		g.eventsFile.Close()
 	}
 	if g.dir != nil {
 		g.dir.Close()
 	}
 	folders := []string{path}
-	if g.memory != "" && c.home != "" {
-		folders = append(folders, g.memory)
+	if g.memoryDir != "" && c.v1Home != "" {
+		folders = append(folders, g.memoryDir)
 	}
 	for _, folder := range folders {
 		if err := c.rmdir(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
-			c.left = append(c.left, folder)
-			c.sweepSoon(sweepFast)
+			c.leftovers = append(c.leftovers, folder)
+			c.scheduleSweep(sweepFast)
 		}
 	}
 }
 
 // sweepSoon looks at what is left after a time. c.slow is held.
-func (c *cgroups) sweepSoon(in time.Duration) {
+func (c *cgroupPool) scheduleSweep(in time.Duration) {
 	if c.closed {
 		return
 	}
@@ -248,20 +248,20 @@ func (c *cgroups) sweepSoon(in time.Duration) {
 		c.slow.Lock()
 		defer c.slow.Unlock()
 		c.sweep()
-		if len(c.left) > 0 {
-			c.sweepSoon(min(2*c.sweepIn, sweepSlow))
+		if len(c.leftovers) > 0 {
+			c.scheduleSweep(min(2*c.sweepIn, sweepSlow))
 		}
 	})
 }
 
 // sweep removes what has become empty, at most sweepBudget looks at a time, in turn. It
 // tells whether it removed something. c.slow is held.
-func (c *cgroups) sweep() (removed bool) {
-	for range min(len(c.left), sweepBudget) {
-		folder := c.left[0]
-		c.left = c.left[1:]
+func (c *cgroupPool) sweep() (removed bool) {
+	for range min(len(c.leftovers), sweepBudget) {
+		folder := c.leftovers[0]
+		c.leftovers = c.leftovers[1:]
 		if err := c.rmdir(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
-			c.left = append(c.left, folder)
+			c.leftovers = append(c.leftovers, folder)
 			continue
 		}
 		removed = true
@@ -271,32 +271,32 @@ func (c *cgroups) sweep() (removed bool) {
 
 // suspend leaves groups out for a while: a start in one was refused, and without it was
 // not.
-func (c *cgroups) suspend(err error) {
+func (c *cgroupPool) suspend(err error) {
 	c.slow.Lock()
 	defer c.slow.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if now.Before(c.until) {
+	if now.Before(c.suspendedUntil) {
 		return // by another attempt
 	}
-	c.refused = min(max(2*c.refused, refusedFirst), refusedLast)
-	c.until = now.Add(c.refused)
+	c.suspension = min(max(2*c.suspension, suspendFirst), suspendLast)
+	c.suspendedUntil = now.Add(c.suspension)
 	c.warn("attempts have no control groups for a while", err)
 }
 
 // accepted is called with each start in a group.
-func (g *cgroup) accepted() {
-	if g == nil || !g.trial {
+func (g *cgroup) startAccepted() {
+	if g == nil || !g.onTrial {
 		return
 	}
 	g.c.mu.Lock()
 	defer g.c.mu.Unlock()
-	g.trial, g.c.refused = false, 0
+	g.onTrial, g.c.suspension = false, 0
 }
 
 // warn logs a failure, unless one was logged a short time ago. c.slow is held.
-func (c *cgroups) warn(text string, err error) {
+func (c *cgroupPool) warn(text string, err error) {
 	if now := time.Now(); now.Sub(c.warned) >= warnEvery {
 		c.warned = now
 		c.log.Warn(text, "err", err)
@@ -304,7 +304,7 @@ func (c *cgroups) warn(text string, err error) {
 }
 
 // close removes what is empty.
-func (c *cgroups) close() {
+func (c *cgroupPool) close() {
 	if c == nil {
 		return
 	}
@@ -322,23 +322,25 @@ func (c *cgroups) close() {
 	}
 	c.sweep()
 	_ = c.rmdir(c.dir)
-	if c.home != "" {
-		_ = c.rmdir(c.memory)
+	if c.v1Home != "" {
+		_ = c.rmdir(c.memoryDir)
 	}
 }
 
 // populated tells whether a process of the group lives.
 func (g *cgroup) populated() bool {
 	var buf [128]byte
-	n, err := unix.Pread(int(g.events.Fd()), buf[:], 0)
+	n, err := unix.Pread(int(g.eventsFile.Fd()), buf[:], 0)
 	return err != nil || bytes.Contains(buf[:n], []byte("populated 1"))
 }
 
 // limited tells whether the group has a memory limit.
-func (g *cgroup) limited() bool { return g != nil && g.limit > 0 }
+func (g *cgroup) hasMemoryLimit() bool { return g != nil && g.memoryLimit > 0 }
 
 // limits tells whether an attempt with such a limit has a group that holds it to that.
-func (c *cgroups) limits(limit int64) bool { return c != nil && c.memory != "" && limit > 0 }
+func (c *cgroupPool) enforcesMemory(limit int64) bool {
+	return c != nil && c.memoryDir != "" && limit > 0
+}
 
 // kill sends SIGKILL to all of the group at once, to what is being forked too.
 func (g *cgroup) kill() {

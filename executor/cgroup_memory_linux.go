@@ -13,22 +13,22 @@ import (
 // limitMemory gives a new group its memory limit. c.slow is held.
 func (g *cgroup) limitMemory(name string) error {
 	file := "memory.max"
-	g.memory = filepath.Join(g.c.memory, name)
-	if g.c.home != "" {
+	g.memoryDir = filepath.Join(g.c.memoryDir, name)
+	if g.c.v1Home != "" {
 		file = "memory.limit_in_bytes"
-		if err := g.c.mkdir(g.memory); err != nil {
-			g.memory = ""
+		if err := g.c.mkdir(g.memoryDir); err != nil {
+			g.memoryDir = ""
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(g.memory, file), []byte(strconv.FormatInt(g.limit, 10)), 0)
+	return os.WriteFile(filepath.Join(g.memoryDir, file), []byte(strconv.FormatInt(g.memoryLimit, 10)), 0)
 }
 
 // within calls fork such that the child begins its life in the group's memory limit. In
 // version 1 a child begins where the thread is that forks it. A thread that does not come
 // back from there ends.
-func (g *cgroup) within(fork func() error) error {
-	if g == nil || g.limit == 0 || g.c.home == "" {
+func (g *cgroup) runInGroup(fork func() error) error {
+	if g == nil || g.memoryLimit == 0 || g.c.v1Home == "" {
 		return fork()
 	}
 	result, over := make(chan error, 1), make(chan struct{})
@@ -45,14 +45,14 @@ func (g *cgroup) within(fork func() error) error {
 			return
 		}
 		thread := []byte(strconv.Itoa(unix.Gettid()))
-		err := os.WriteFile(filepath.Join(g.memory, "tasks"), thread, 0)
+		err := os.WriteFile(filepath.Join(g.memoryDir, "tasks"), thread, 0)
 		if err != nil {
 			runtime.UnlockOSThread()
-			result <- &limitError{g.limit, err}
+			result <- &memoryLimitError{g.memoryLimit, err}
 			return
 		}
 		err = fork()
-		if back := os.WriteFile(filepath.Join(g.c.home, "tasks"), thread, 0); back == nil {
+		if back := os.WriteFile(filepath.Join(g.c.v1Home, "tasks"), thread, 0); back == nil {
 			runtime.UnlockOSThread()
 		} else {
 			g.c.log.Error("a thread of the worker ends in a task's memory limit", "err", back)
@@ -65,20 +65,20 @@ func (g *cgroup) within(fork func() error) error {
 
 // outOfMemory says whether the kernel killed a process of the attempt for want of
 // memory, in words; "" when not.
-func (g *cgroup) outOfMemory() string {
-	if g == nil || g.limit == 0 || g.countOOM() == 0 {
+func (g *cgroup) oomMessage() string {
+	if g == nil || g.memoryLimit == 0 || g.countOOM() == 0 {
 		return ""
 	}
-	return "out of memory: the kernel killed what was beyond the " + megabytes(g.limit) + " MB that it asked for"
+	return "out of memory: the kernel killed what was beyond the " + megabytes(g.memoryLimit) + " MB that it asked for"
 }
 
 // countOOM reads how many processes of the group the kernel has killed so far.
 func (g *cgroup) countOOM() int64 {
 	name := "memory.events"
-	if g.c.home != "" {
+	if g.c.v1Home != "" {
 		name = "memory.oom_control"
 	}
-	text, _ := os.ReadFile(filepath.Join(g.memory, name))
+	text, _ := os.ReadFile(filepath.Join(g.memoryDir, name))
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" {
 			n, _ := strconv.ParseInt(f[1], 10, 64)

@@ -51,10 +51,10 @@ func environment(base []string, o *Order) ([]string, error) {
 	}
 	at := make(map[string]int, cap(env))
 	for i, kv := range env {
-		at[key(kv)] = i
+		at[variableName(kv)] = i
 	}
 	for _, kv := range o.Environment {
-		k := key(kv)
+		k := variableName(kv)
 		if k == "" {
 			return nil, fmt.Errorf("environment: %q is not of the form K=V", kv)
 		}
@@ -76,10 +76,10 @@ func TaskEnvironment(getenv func(string) string, o *Order) ([]string, error) {
 }
 
 // mark adds the entry, in the place of an order's own of that name.
-func mark(env []string, entry string) []string {
-	name := key(entry)
+func setVariable(env []string, entry string) []string {
+	name := variableName(entry)
 	for i, kv := range env {
-		if key(kv) == name {
+		if variableName(kv) == name {
 			env[i] = entry
 			return env
 		}
@@ -88,10 +88,10 @@ func mark(env []string, entry string) []string {
 }
 
 // key is what stands before the first '='; "" when nothing does.
-func key(kv string) string { return kv[:max(strings.IndexByte(kv, '='), 0)] }
+func variableName(kv string) string { return kv[:max(strings.IndexByte(kv, '='), 0)] }
 
 // lookup returns the value of the last entry named k, as environment leaves one.
-func lookup(env []string, k string) string {
+func lookupVariable(env []string, k string) string {
 	for _, kv := range env {
 		if len(kv) > len(k) && kv[len(k)] == '=' && kv[:len(k)] == k {
 			return kv[len(k)+1:]

@@ -12,53 +12,53 @@ import (
 
 // finish sees an attempt to its end whose processes are gone and whose slots were given back.
 // It may take long: a helper calls it.
-func (p *Process) finish(a *attempt) {
-	p.freeze(a)
-	p.conclude(p.finalReport(a))
-	p.clear(a)
+func (p *Process) finishAttempt(a *attempt) {
+	p.freezeOutput(a)
+	p.reportFinal(p.finalReport(a))
+	p.releaseAttempt(a)
 }
 
 // freeze ends the attempt's output. It may be called again.
-func (p *Process) freeze(a *attempt) {
-	if a.ended.Load() {
+func (p *Process) freezeOutput(a *attempt) {
+	if a.outputFinal.Load() {
 		return
 	}
-	p.watch.remove(a)
+	p.monitor.remove(a)
 	a.pumps.stop()
-	a.out.freeze()
-	a.err.freeze()
-	a.ended.Store(true)
+	a.stdout.freeze()
+	a.stderr.freeze()
+	a.outputFinal.Store(true)
 }
 
 // takesLong tells whether the final report needs more than some short system calls: where
 // somebody may be writing, the seals wait for that.
-func (p *Process) takesLong(a *attempt) bool {
+func (p *Process) endTakesLong(a *attempt) bool {
 	short := int64(p.cfg.InlineMax)
-	if a.order.Capture || a.pumps != nil || a.out.size() > short || a.err.size() > short {
+	if a.order.Capture || a.pumps != nil || a.stdout.size() > short || a.stderr.size() > short {
 		return true
 	}
-	if a.group == nil {
-		return exists(a.pid)
+	if a.cgroup == nil {
+		return groupExists(a.pid)
 	}
-	return a.group.populated()
+	return a.cgroup.populated()
 }
 
 // finalReport says what became of an attempt, and keeps its output.
 func (p *Process) finalReport(a *attempt) Report {
-	report := Report{Key: a.order.Key, Kind: Finished, At: a.stop, GrantedAt: a.order.GrantedAt}
+	report := Report{Key: a.order.Key, Kind: Finished, At: a.endedAt, GrantedAt: a.order.GrantedAt}
 	rec := &report.Record
 	*rec = messages.AttemptRecord{
-		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.began, Stop: a.stop, Node: p.cfg.Node,
-		MaxRSSKB:  p.peak(a),
+		Task: a.order.Key.Task, Attempt: a.order.Key.Attempt, Start: a.startedAt, Stop: a.endedAt, Node: p.cfg.Node,
+		MaxRSSKB:  p.peakMemoryKB(a),
 		UserCPU:   time.Duration(a.usage.Utime.Nano()),
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
 	}
 	rec.Result, rec.RC, rec.ExecutorLog = a.result()
-	if why := a.group.outOfMemory(); why != "" {
-		rec.ExecutorLog = join(rec.ExecutorLog, why)
+	if why := a.cgroup.oomMessage(); why != "" {
+		rec.ExecutorLog = joinTexts(rec.ExecutorLog, why)
 	}
-	rec.Stdout = a.out.kept(p.cfg.MaxOutput)
-	rec.Stderr = a.err.kept(p.cfg.MaxOutput)
+	rec.Stdout = a.stdout.kept(p.cfg.MaxOutput)
+	rec.Stderr = a.stderr.kept(p.cfg.MaxOutput)
 	p.keep(a, rec)
 	if a.order.Capture {
 		p.capture(a, &report)
@@ -67,23 +67,23 @@ func (p *Process) finalReport(a *attempt) Report {
 }
 
 // clear gives up what an attempt that was reported still has. It may take long.
-func (p *Process) clear(a *attempt) {
+func (p *Process) releaseAttempt(a *attempt) {
 	survivors := true
-	if a.out != nil {
-		survivors = p.limits.give(a.group)
+	if a.stdout != nil {
+		survivors = p.cgroups.release(a.cgroup)
 	}
-	p.drop(a, survivors)
+	p.dropOutput(a, survivors)
 }
 
 // drop gives up the attempt's output. Survivors may still have it.
-func (p *Process) drop(a *attempt, survivors bool) {
-	if a.out != nil {
-		a.out.empty.Store(survivors)
-		a.err.empty.Store(survivors)
-		a.out.drop()
-		a.err.drop()
+func (p *Process) dropOutput(a *attempt, survivors bool) {
+	if a.stdout != nil {
+		a.stdout.freeOnRelease.Store(survivors)
+		a.stderr.freeOnRelease.Store(survivors)
+		a.stdout.release()
+		a.stderr.release()
 	}
-	p.work.Done()
+	p.unfinished.Done()
 }
 
 // long tells whether the output is too long for the record itself.
@@ -97,7 +97,7 @@ func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
 		which  messages.Stream
 		stream *stream
 		out    *messages.Output
-	}{{messages.Stdout, a.out, &rec.Stdout}, {messages.Stderr, a.err, &rec.Stderr}}
+	}{{messages.Stdout, a.stdout, &rec.Stdout}, {messages.Stderr, a.stderr, &rec.Stderr}}
 	var parts []outputs.Part
 	for _, s := range both {
 		if !p.long(s.out) {
@@ -115,7 +115,7 @@ func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
 		if !errors.Is(err, outputs.ErrNoRoom) { // of which there may be very many
 			p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
 		}
-		rec.ExecutorLog = join(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
+		rec.ExecutorLog = joinTexts(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
 	}
 	for _, s := range both {
 		switch {
@@ -133,17 +133,17 @@ func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
 func (p *Process) capture(a *attempt, r *Report) {
 	size := r.Record.Stdout.Size
 	if size <= p.cfg.MaxCapture {
-		r.Stdout = a.out.bytes(0, size)
+		r.Stdout = a.stdout.bytes(0, size)
 		return
 	}
 	if r.Record.Result == messages.AttemptSucceeded {
 		r.Record.Result = messages.AttemptRejected
 	}
-	r.Record.ExecutorLog = join(r.Record.ExecutorLog,
+	r.Record.ExecutorLog = joinTexts(r.Record.ExecutorLog,
 		fmt.Sprintf("%d bytes of output are more than the %d that a generator may print", size, p.cfg.MaxCapture))
 }
 
-func join(a, b string) string {
+func joinTexts(a, b string) string {
 	if a == "" {
 		return b
 	}

@@ -12,26 +12,26 @@ import (
 // with signal 0 cannot tell, since it counts zombies, and the leader is kept as
 // one. One look at /proc answers everybody who asked before it began, so that a
 // kill of 1,000 attempts costs a few looks.
-type groups struct {
-	mu   sync.Mutex
-	at   time.Time // when the last look began
-	live map[int]bool
-	ok   bool // /proc could be read
+type processGroups struct {
+	mu           sync.Mutex
+	scannedAt    time.Time // when the last look began
+	living       map[int]bool
+	procReadable bool // /proc could be read
 }
 
 // alive tells whether a process of the group lives. Without /proc it goes by signal 0.
-func (g *groups) alive(pgid int) bool {
+func (g *processGroups) hasLiving(pgid int) bool {
 	asked := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.at.After(asked) {
-		g.at = time.Now()
-		g.live, g.ok = liveGroups("/proc")
+	if !g.scannedAt.After(asked) {
+		g.scannedAt = time.Now()
+		g.living, g.procReadable = liveGroups("/proc")
 	}
-	if !g.ok {
-		return exists(pgid)
+	if !g.procReadable {
+		return groupExists(pgid)
 	}
-	return g.live[pgid]
+	return g.living[pgid]
 }
 
 // liveGroups lists the groups of all living processes under dir.

@@ -17,10 +17,10 @@ import (
 
 func TestSlotsPanicOnMisuse(t *testing.T) {
 	for name, do := range map[string]func(s *slots, a *attempt){
-		"taken twice":        func(s *slots, a *attempt) { s.take(a); s.take(a) },
-		"given twice":        func(s *slots, a *attempt) { s.take(a); s.give(a); s.give(a) },
-		"given, not taken":   func(s *slots, a *attempt) { s.give(a) },
-		"more than there is": func(s *slots, a *attempt) { a.order.CPUMillis = 11; s.take(a) },
+		"taken twice":        func(s *slots, a *attempt) { s.acquire(a); s.acquire(a) },
+		"given twice":        func(s *slots, a *attempt) { s.acquire(a); s.release(a); s.release(a) },
+		"given, not taken":   func(s *slots, a *attempt) { s.release(a) },
+		"more than there is": func(s *slots, a *attempt) { a.order.CPUMillis = 11; s.acquire(a) },
 	} {
 		func() {
 			defer func() {
@@ -41,7 +41,7 @@ func TestCheckFindsALostSlot(t *testing.T) {
 }
 
 func TestBegunSet(t *testing.T) {
-	b := begunSet{limit: 3}
+	b := startedKeys{limit: 3}
 	key := func(run messages.RunID, task, attempt uint32) messages.AttemptKey {
 		return messages.AttemptKey{Run: run, Task: task, Attempt: attempt}
 	}
@@ -72,7 +72,7 @@ func TestShortage(t *testing.T) {
 		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
 		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
 	} {
-		if _, is := lackOf(fmt.Errorf("start: %w", err)); is != want {
+		if _, is := shortageOf(fmt.Errorf("start: %w", err)); is != want {
 			t.Errorf("%v: want %t", err, want)
 		}
 	}
@@ -156,30 +156,30 @@ func startedAlone(t *testing.T, p *Process, o Order) *attempt {
 	a := newAttempt(o)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.live[o.Key] = a
-	p.slots.take(a)
-	p.work.Add(1)
+	p.attempts[o.Key] = a
+	p.slots.acquire(a)
+	p.unfinished.Add(1)
 	p.mu.Unlock()
 	defer p.mu.Lock()
-	if failed, err := p.prepare(a); failed != nil || err != nil {
+	if failed, err := p.prepareStart(a); failed != nil || err != nil {
 		t.Fatal(failed, err)
 	}
 	p.mu.Lock()
-	p.startOrEnd(a)
+	p.beginStart(a)
 	p.mu.Unlock()
-	if err := p.begin(a); err != nil {
+	if err := p.startAndAwaitExec(a); err != nil {
 		t.Fatal(err)
 	}
 	unix.Close(a.pidfd)
 	a.pidfd = -1
-	p.cfg.Sink(p.executed(nil, a)...)
+	p.cfg.Sink(p.reportStarted(nil, a)...)
 	return a
 }
 
 func (p *Process) watchAlone(a *attempt) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.watchEnd(a)
+	p.watchExit(a)
 }
 
 // A kernel without pidfd: the wait blocks a thread instead.
@@ -189,11 +189,11 @@ func TestWithoutPidfd(t *testing.T) {
 		a := startedAlone(t, p, Order{Key: messages.AttemptKey{Task: uint32(i)}, Command: []string{"/bin/sh", "-c", script}})
 		<-reports
 		p.watchAlone(a)
-		if r := <-reports; r.Record.Result != messages.AttemptFailed || r.Record.RC != 3 || a.phase != reaped {
+		if r := <-reports; r.Record.Result != messages.AttemptFailed || r.Record.RC != 3 || a.phase != phaseReaped {
 			t.Errorf("%+v, phase %d", r, a.phase)
 		}
-		p.work.Wait()
-		if a.out.hold() {
+		p.unfinished.Wait()
+		if a.stdout.retain() {
 			t.Error("a closed stream was taken")
 		}
 	}
@@ -234,30 +234,30 @@ func TestKillAfterTheEnd(t *testing.T) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.end(a, causeKill, 0)
-	if a.forced || a.cause != causeNone {
+	p.endAttempt(a, causeKill, 0)
+	if a.sigkillSent || a.cause != causeNone {
 		t.Error("signalled after it was reaped")
 	}
 }
 
 func TestMonitorTakesTurns(t *testing.T) {
-	var m monitor
-	for range 3 * watchBudget {
-		m.running = append(m.running, &watched{})
+	var m outputMonitor
+	for range 3 * checksPerTick {
+		m.attempts = append(m.attempts, &monitoredAttempt{})
 	}
-	m.running[5].hot = true
-	seen := map[*watched]int{}
+	m.attempts[5].growsFast = true
+	seen := map[*monitoredAttempt]int{}
 	for range 4 {
-		look := m.due(nil)
-		if len(look) > watchBudget+1 || look[0] != m.running[5] {
+		look := m.dueChecks(nil)
+		if len(look) > checksPerTick+1 || look[0] != m.attempts[5] {
 			t.Fatalf("looks at %d", len(look))
 		}
 		for _, w := range look {
 			seen[w]++
 		}
 	}
-	if len(seen) != len(m.running) {
-		t.Errorf("%d of %d were looked at", len(seen), len(m.running))
+	if len(seen) != len(m.attempts) {
+		t.Errorf("%d of %d were looked at", len(seen), len(m.attempts))
 	}
 }
 

@@ -35,14 +35,14 @@ const (
 )
 
 // startLimit is what this process can hold.
-type startLimit struct {
+type startLimits struct {
 	attempts int  // that run at once
 	starting int  // of them, whose start is under way: each a child, and a thread at most
 	tight    bool // few processes and threads are left
 }
 
 // findStartLimit reads the limits of this process.
-func findStartLimit() (l startLimit) {
+func findStartLimit() (l startLimits) {
 	l.attempts = math.MaxInt
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < math.MaxInt32 {
@@ -88,7 +88,7 @@ func processLimit(root string) (most, used int) {
 			used = threadsOfUser(root)
 		}
 	}
-	mounts, own, err := hierarchies(root)
+	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {
 		return most, used
 	}
@@ -123,7 +123,7 @@ func threadsOfUser(root string) (n int) {
 	stats, _ := filepath.Glob(filepath.Join(root, "proc/[0-9]*/stat"))
 	for _, path := range stats {
 		st, err := os.Stat(path)
-		if err != nil || ownerOf(st) != os.Getuid() {
+		if err != nil || fileOwner(st) != os.Getuid() {
 			continue
 		}
 		text, err := os.ReadFile(path)
@@ -139,7 +139,7 @@ func threadsOfUser(root string) (n int) {
 	return n
 }
 
-func ownerOf(st os.FileInfo) int {
+func fileOwner(st os.FileInfo) int {
 	if s, ok := st.Sys().(*syscall.Stat_t); ok {
 		return int(s.Uid)
 	}

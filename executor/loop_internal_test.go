@@ -139,7 +139,7 @@ func TestEndThatADebuggerHas(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	p.mu.Lock()
-	pid := p.live[key].pid
+	pid := p.attempts[key].pid
 	p.mu.Unlock()
 	debugger := exec.Command(os.Args[0], "-test.run=^TestEndThatADebuggerHas$")
 	debugger.Env = append(os.Environ(), fmt.Sprint("LOOP_TEST_TRACE=", pid))
@@ -242,14 +242,14 @@ func TestLaunchThatCannotBeWatched(t *testing.T) {
 		p, reports := internalRig(t, ProcessConfig{
 			RecordIntents: func([]*Order) error {
 				p.mu.Lock()
-				a = p.live[key]
+				a = p.attempts[key]
 				p.mu.Unlock()
 				return nil
 			},
 			Now: func() int64 { // called between the launch and the watch too
 				if a != nil && a.pidfd >= 0 {
 					// What is watched already cannot be added.
-					_ = unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, a.pidfd, &unix.EpollEvent{Fd: 1 << 30})
+					_ = unix.EpollCtl(p.epollFD, unix.EPOLL_CTL_ADD, a.pidfd, &unix.EpollEvent{Fd: 1 << 30})
 					a = nil
 					unwatched <- struct{}{}
 				}
@@ -282,7 +282,7 @@ func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
 	var p *Process
 	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		p.mu.Lock()
-		a := p.live[first]
+		a := p.attempts[first]
 		p.mu.Unlock()
 		if orders[0].Key == first || a == nil {
 			return nil
@@ -320,14 +320,14 @@ func TestEndBeforeALateTimeout(t *testing.T) {
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
 		case second:
 			p.mu.Lock()
-			a := p.live[first]
+			a := p.attempts[first]
 			pid, due := a.pid, a.timeoutAt
 			p.mu.Unlock()
 			awaitExit(pid)
-			for left := due - p.time(); left >= 0; left = due - p.time() {
+			for left := due - p.elapsed(); left >= 0; left = due - p.elapsed() {
 				<-time.After(time.Duration(left) + 1)
 			}
-			p.expire(a)
+			p.handleDeadline(a)
 		}
 		return nil
 	}})
@@ -353,7 +353,7 @@ func TestBackgroundChildBeforeALateKill(t *testing.T) {
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
 		case second:
 			p.mu.Lock()
-			pid = p.live[first].pid
+			pid = p.attempts[first].pid
 			p.mu.Unlock()
 			awaitExit(pid)
 			p.Kill(first, 0)
@@ -368,7 +368,7 @@ func TestBackgroundChildBeforeALateKill(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	if !p.groups.alive(pid) {
+	if !p.groups.hasLiving(pid) {
 		t.Error("its background child was killed")
 	}
 	_ = unix.Kill(-pid, unix.SIGKILL)
@@ -380,17 +380,17 @@ func TestMonitorAfterAFailedExec(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})
 	p.mu.Lock()
-	a.collected = true // as collect leaves it
-	p.unstart(a, true) // as failed calls it
-	p.live[a.order.Key] = a
+	a.exitSeen = true           // as collect leaves it
+	p.resetFailedStart(a, true) // as failed calls it
+	p.attempts[a.order.Key] = a
 	p.queue.push(a)
-	p.admit(0)
+	p.admitQueued(0)
 	p.mu.Unlock()
 	<-reports
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // it comes after the report, or before
-		p.watch.mu.Lock()
-		_, watched := p.watch.index[a]
-		p.watch.mu.Unlock()
+		p.monitor.mu.Lock()
+		_, watched := p.monitor.index[a]
+		p.monitor.mu.Unlock()
 		if watched {
 			break
 		}
@@ -408,7 +408,7 @@ func TestRecheckOfAStartThatHangs(t *testing.T) {
 	hangs := &turn{starting: []*attempt{nil}, recheck: recheckFirst}
 	var waits []int
 	for range 6 {
-		waits = append(waits, p.patience(hangs))
+		waits = append(waits, p.waitTimeout(hangs))
 		p.startAll(hangs) // nothing was admitted
 	}
 	if want := []int{4, 8, 16, 32, 64, 64}; !slices.Equal(waits, want) {

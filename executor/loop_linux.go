@@ -22,7 +22,7 @@ type turn struct {
 	reports   []Report      // of this turn
 	helpers   []func()      // go on with attempts once these are reported
 	recheck   time.Duration // when starting is looked at again
-	more      bool          // events are looked at, without a wait, before this turn admits
+	pollFirst bool          // events are looked at, without a wait, before this turn admits
 }
 
 const (
@@ -38,9 +38,9 @@ const (
 func (p *Process) loop() {
 	defer close(p.loopEnded)
 	t := &turn{recheck: recheckFirst}
-	for p.wait(t) {
-		p.confirm(t)
-		p.finishAll(t)
+	for p.waitForWork(t) {
+		p.confirmExecs(t)
+		p.reportEnds(t)
 		if len(t.reports) > 0 {
 			p.cfg.Sink(t.reports...)
 			t.reports = nil // the sink keeps them
@@ -50,58 +50,58 @@ func (p *Process) loop() {
 		}
 		t.helpers = t.helpers[:0]
 		p.startAll(t)
-		p.clearAll(t)
+		p.releaseEnded(t)
 	}
-	unix.Close(p.poll)
-	unix.Close(p.bell)
+	unix.Close(p.epollFD)
+	unix.Close(p.wakeFD)
 }
 
 // wait returns once there is something to do, which is in the turn then. It returns false at
 // the end.
-func (p *Process) wait(t *turn) bool {
+func (p *Process) waitForWork(t *turn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for waited := false; ; waited = true {
-		if waited || !t.more {
+		if waited || !t.pollFirst {
 			n := min(len(p.admitted), startsPerTurn)
 			t.admitted = append(t.admitted[:0], p.admitted[:n]...)
 			p.admitted = append(p.admitted[:0], p.admitted[n:]...)
-			t.more = len(p.admitted) > 0 || n > 0 && !waited // so that a flood of orders does not hide the ends
+			t.pollFirst = len(p.admitted) > 0 || n > 0 && !waited // so that a flood of orders does not hide the ends
 			switch {
 			case len(t.admitted)+len(t.ended) > 0 || waited && len(t.starting) > 0:
 				return true
-			case p.quit:
+			case p.stopping:
 				return false
 			}
 		}
-		timeout := p.patience(t)
-		p.asleep = true
+		timeout := p.waitTimeout(t)
+		p.loopWaiting = true
 		p.mu.Unlock()
-		n := p.awaitEvents(t, timeout)
+		n := p.pollEvents(t, timeout)
 		p.mu.Lock()
-		p.asleep = false
+		p.loopWaiting = false
 		for _, event := range t.events[:n] {
 			if event.Fd == 0 { // the bell
 				var count [8]byte
-				_, _ = unix.Read(p.bell, count[:]) // an error: somebody else has read it
-			} else if a := p.leaders[event.Fd]; a != nil {
-				p.collect(t, a)
+				_, _ = unix.Read(p.wakeFD, count[:]) // an error: somebody else has read it
+			} else if a := p.leadersByPID[event.Fd]; a != nil {
+				p.handleExit(t, a)
 			}
 		}
-		polled := p.polled
-		p.polled = nil
+		polled := p.polledLeaders
+		p.polledLeaders = nil
 		for _, a := range polled {
-			p.collect(t, a)
+			p.handleExit(t, a)
 		}
 	}
 }
 
 // patience returns how long the loop may wait, in ms; -1 means without end. p.mu is held.
-func (p *Process) patience(t *turn) int {
+func (p *Process) waitTimeout(t *turn) int {
 	switch {
-	case t.more:
+	case t.pollFirst:
 		return 0
-	case len(t.starting)+len(p.polled) == 0:
+	case len(t.starting)+len(p.polledLeaders) == 0:
 		return -1
 	}
 	wait := t.recheck
@@ -114,16 +114,16 @@ func (p *Process) patience(t *turn) int {
 // scheduler's monitor thread and sends other threads looking for work. The scheduler ends such a
 // wait by a signal, so a garbage collection waits for it only where signals of that kind are
 // switched off (asyncpreemptoff), and then for this long.
-const keepProcessor = 10
+const keepProcessorMillis = 10
 
 // awaitEvents waits for events for so many ms, and returns how many there are.
-func (p *Process) awaitEvents(t *turn, timeout int) int {
-	if p.ownProcessor {
-		first := keepProcessor
+func (p *Process) pollEvents(t *turn, timeout int) int {
+	if p.keepsProcessor {
+		first := keepProcessorMillis
 		if timeout >= 0 {
 			first = min(first, timeout)
 		}
-		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.poll), uintptr(unsafe.Pointer(&t.events[0])),
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epollFD), uintptr(unsafe.Pointer(&t.events[0])),
 			uintptr(len(t.events)), uintptr(first), 0, 0)
 		switch {
 		case errno == unix.EINTR:
@@ -138,7 +138,7 @@ func (p *Process) awaitEvents(t *turn, timeout int) int {
 			timeout -= first
 		}
 	}
-	n, err := unix.EpollWait(p.poll, t.events[:], timeout)
+	n, err := unix.EpollWait(p.epollFD, t.events[:], timeout)
 	if err != nil && err != unix.EINTR {
 		panic(fmt.Sprintf("executor: epoll_wait: %v", err))
 	}
@@ -146,61 +146,61 @@ func (p *Process) awaitEvents(t *turn, timeout int) int {
 }
 
 // collect takes the end of a leader, if it has ended. p.mu is held.
-func (p *Process) collect(t *turn, a *attempt) {
+func (p *Process) handleExit(t *turn, a *attempt) {
 	if a.pidfd >= 0 {
-		delete(p.leaders, int32(a.pid))
+		delete(p.leadersByPID, int32(a.pid))
 		unix.Close(a.pidfd)
 		a.pidfd = -1
 	}
 	if _, errno := a.launch.ExecDone(); errno != 0 {
-		a.startErrno = errno
+		a.execErrno = errno
 	}
-	if a.late && a.startErrno == 0 {
-		a.cause, a.late = causeNone, false // it is left to its own end
+	if a.exitedFirst && a.execErrno == 0 {
+		a.cause, a.exitedFirst = causeNone, false // it is left to its own end
 	}
 	switch {
-	case a.startErrno != 0:
+	case a.execErrno != 0:
 		a.pid = 0 // the helper that takes the attempt on reaps the child
-	case !p.leaderEnded(a):
-		p.polled = append(p.polled, a) // a debugger has it, or it runs
+	case !p.leaderExited(a):
+		p.polledLeaders = append(p.polledLeaders, a) // a debugger has it, or it runs
 		return
-	case a.phase == reaped:
-		a.stop = max(p.cfg.Now(), a.began) // the wall clock may have been set back since
-		p.release(a, a.stop)
+	case a.phase == phaseReaped:
+		a.endedAt = max(p.cfg.Now(), a.startedAt) // the wall clock may have been set back since
+		p.releaseSlots(a, a.endedAt)
 	}
-	a.collected = true
+	a.exitSeen = true
 	t.ended = append(t.ended, a)
 }
 
 // confirm reports the attempts whose exec is over, and gives those that have failed, or are
 // being killed, to helpers.
-func (p *Process) confirm(t *turn) {
+func (p *Process) confirmExecs(t *turn) {
 	t.starting = slices.DeleteFunc(t.starting, func(a *attempt) (over bool) {
 		over, errno := a.launch.ExecDone()
 		switch {
 		case errno != 0:
-			a.startErrno = errno // its end comes as an event
-		case over && a.startErrno == 0:
+			a.execErrno = errno // its end comes as an event
+		case over && a.execErrno == 0:
 			t.confirmed = append(t.confirmed, a)
 		}
 		return over
 	})
 	if len(t.confirmed) > 0 {
-		t.reports = p.executed(t.reports, t.confirmed...)
+		t.reports = p.reportStarted(t.reports, t.confirmed...)
 	}
 	for _, a := range t.confirmed {
-		if !a.collected {
-			p.watch.add(a)
+		if !a.exitSeen {
+			p.monitor.add(a)
 		}
 	}
 	clear(t.confirmed)
 	t.confirmed = t.confirmed[:0]
 	t.ended = slices.DeleteFunc(t.ended, func(a *attempt) bool {
 		switch {
-		case a.startErrno != 0:
-			t.helpers = append(t.helpers, func() { p.retry(a) })
-		case a.phase == zombie:
-			t.helpers = append(t.helpers, func() { p.bury(a) })
+		case a.execErrno != 0:
+			t.helpers = append(t.helpers, func() { p.reapUnexecuted(a) })
+		case a.phase == phaseExited:
+			t.helpers = append(t.helpers, func() { p.waitGroupExit(a) })
 		default:
 			return false
 		}
@@ -210,19 +210,19 @@ func (p *Process) confirm(t *turn) {
 
 // finishAll makes the final reports. It comes before startAll: so the ends are in the journal
 // with the intents of the next starts, and a crash loses no more attempts than there are slots.
-func (p *Process) finishAll(t *turn) {
+func (p *Process) reportEnds(t *turn) {
 	from := len(t.reports)
 	t.ended = slices.DeleteFunc(t.ended, func(a *attempt) (long bool) {
-		if long = p.takesLong(a); long {
-			t.helpers = append(t.helpers, func() { p.finish(a) })
+		if long = p.endTakesLong(a); long {
+			t.helpers = append(t.helpers, func() { p.finishAttempt(a) })
 			return long
 		}
-		p.freeze(a)
+		p.freezeOutput(a)
 		t.reports = append(t.reports, p.finalReport(a))
 		return long
 	})
 	if len(t.ended) > 0 {
-		p.removeEnded(t.reports[from:]...)
+		p.removeReported(t.reports[from:]...)
 	}
 }
 
@@ -231,16 +231,16 @@ func (p *Process) finishAll(t *turn) {
 func (p *Process) startAll(t *turn) {
 	t.ready, t.orders = t.ready[:0], t.orders[:0]
 	for _, a := range t.admitted {
-		if a.phase == starting { // handed back, so before all others: its intent is written
+		if a.phase == phaseStarting { // handed back, so before all others: its intent is written
 			t.ready = append(t.ready, a)
 			continue
 		}
-		failed, lacking := p.prepare(a)
+		failed, lacking := p.prepareStart(a)
 		switch {
 		case failed != nil:
-			p.settle(a, failed, nil)
+			p.endUnstarted(a, failed, nil)
 		case lacking != nil:
-			defer p.settle(a, nil, lacking)
+			defer p.endUnstarted(a, nil, lacking)
 		default:
 			t.ready = append(t.ready, a)
 			t.orders = append(t.orders, &a.order)
@@ -250,30 +250,30 @@ func (p *Process) startAll(t *turn) {
 		if err := p.cfg.RecordIntents(t.orders); err != nil {
 			again := len(t.ready) - len(t.orders)
 			for _, a := range slices.Backward(t.ready[again:]) {
-				p.settle(a, nil, &lack{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
+				p.endUnstarted(a, nil, &shortageError{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
 			}
 			t.ready = t.ready[:again]
 		}
 	}
 	p.mu.Lock()
-	t.ready = slices.DeleteFunc(t.ready, p.startOrEnd)
+	t.ready = slices.DeleteFunc(t.ready, p.beginStart)
 	p.mu.Unlock()
 	began := len(t.starting)
 	for _, a := range t.ready {
-		switch err := p.launch(a); err {
+		switch err := p.launchAttempt(a); err {
 		case nil:
-			a.idle = time.Duration(max(p.cfg.Now()-a.since, 0))
+			a.startDelay = time.Duration(max(p.cfg.Now()-a.runnableSince, 0))
 			t.starting = append(t.starting, a)
-		case errHelped:
+		case errHelperStarts:
 		default:
-			defer p.failed(a, err)
+			defer p.startFailed(a, err)
 		}
 	}
 	p.mu.Lock()
 	for _, a := range t.starting[began:] {
 		a.pid = a.launch.PID
-		p.born(a)
-		p.watchEnd(a)
+		p.deliverPendingSignals(a)
+		p.watchExit(a)
 	}
 	p.mu.Unlock()
 	if len(t.starting) > began {
@@ -286,12 +286,12 @@ func (p *Process) startAll(t *turn) {
 
 // clearAll gives up what the ended attempts still have. That takes longer than a start, which
 // therefore comes first.
-func (p *Process) clearAll(t *turn) {
+func (p *Process) releaseEnded(t *turn) {
 	for _, a := range t.ended {
-		if a.group == nil || p.limits.giveFree(a.group) {
-			p.drop(a, false)
+		if a.cgroup == nil || p.cgroups.releaseFree(a.cgroup) {
+			p.dropOutput(a, false)
 		} else {
-			go p.clear(a)
+			go p.releaseAttempt(a)
 		}
 	}
 	clear(t.ended)
@@ -299,28 +299,28 @@ func (p *Process) clearAll(t *turn) {
 }
 
 // openPoll makes what the loop waits for.
-func (p *Process) openPoll() (err error) {
-	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+func (p *Process) openEpoll() (err error) {
+	if p.epollFD, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return err
 	}
-	if p.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
-		if err = unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, p.bell, &unix.EpollEvent{Events: unix.EPOLLIN}); err == nil {
+	if p.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+		if err = unix.EpollCtl(p.epollFD, unix.EPOLL_CTL_ADD, p.wakeFD, &unix.EpollEvent{Events: unix.EPOLLIN}); err == nil {
 			return nil
 		}
-		unix.Close(p.bell)
+		unix.Close(p.wakeFD)
 	}
-	unix.Close(p.poll)
+	unix.Close(p.epollFD)
 	return err
 }
 
 // wake wakes the loop if it waits. p.mu is held.
-func (p *Process) wake() {
-	if !p.asleep {
+func (p *Process) wakeLoop() {
+	if !p.loopWaiting {
 		return
 	}
-	p.asleep = false
+	p.loopWaiting = false
 	one := [8]byte{1}
-	if _, err := unix.Write(p.bell, one[:]); err != nil && err != unix.EAGAIN { // EAGAIN: it rings already
+	if _, err := unix.Write(p.wakeFD, one[:]); err != nil && err != unix.EAGAIN { // EAGAIN: it rings already
 		panic(fmt.Sprintf("executor: eventfd: %v", err))
 	}
 }

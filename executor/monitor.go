@@ -9,47 +9,47 @@ import (
 // a stream that does not grow costs a microsecond, and at most watchBudget of them
 // are taken per tick, in turn.
 const (
-	watchSlow   = 25 * time.Millisecond
-	watchFast   = 5 * time.Millisecond
-	watchBudget = 256
+	checkSlow     = 25 * time.Millisecond
+	checkFast     = 5 * time.Millisecond
+	checksPerTick = 256
 )
 
 // monitor bounds the output of all running attempts. Its goroutine sleeps while
 // nothing runs.
-type monitor struct {
-	mu      sync.Mutex
-	running []*watched
-	index   map[*attempt]int
-	turn    int
-	asleep  bool
+type outputMonitor struct {
+	mu        sync.Mutex
+	attempts  []*monitoredAttempt
+	index     map[*attempt]int
+	nextCheck int
+	asleep    bool
 
-	wake chan struct{}
-	quit chan struct{}
-	gone chan struct{}
+	wake    chan struct{}
+	quit    chan struct{}
+	stopped chan struct{}
 }
 
 // watched is an attempt with what its streams measured at the last look.
-type watched struct {
-	a        *attempt
-	out, err int64
-	hot      bool
+type monitoredAttempt struct {
+	a                      *attempt
+	stdoutSize, stderrSize int64
+	growsFast              bool
 }
 
-func (m *monitor) start() {
+func (m *outputMonitor) start() {
 	m.index = map[*attempt]int{}
-	m.wake, m.quit, m.gone = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	m.wake, m.quit, m.stopped = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
 	go m.loop()
 }
 
-func (m *monitor) stop() {
+func (m *outputMonitor) stop() {
 	close(m.quit)
-	<-m.gone
+	<-m.stopped
 }
 
-func (m *monitor) add(a *attempt) {
+func (m *outputMonitor) add(a *attempt) {
 	m.mu.Lock()
-	m.index[a] = len(m.running)
-	m.running = append(m.running, &watched{a: a})
+	m.index[a] = len(m.attempts)
+	m.attempts = append(m.attempts, &monitoredAttempt{a: a})
 	wake := m.asleep
 	m.asleep = false
 	m.mu.Unlock()
@@ -58,29 +58,29 @@ func (m *monitor) add(a *attempt) {
 	}
 }
 
-func (m *monitor) remove(a *attempt) {
+func (m *outputMonitor) remove(a *attempt) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i, added := m.index[a]
 	if !added {
 		return // it ended at once
 	}
-	last := len(m.running) - 1
-	m.running[i] = m.running[last]
-	m.index[m.running[i].a] = i
-	m.running[last] = nil
-	m.running = m.running[:last]
+	last := len(m.attempts) - 1
+	m.attempts[i] = m.attempts[last]
+	m.index[m.attempts[i].a] = i
+	m.attempts[last] = nil
+	m.attempts = m.attempts[:last]
 	delete(m.index, a)
 }
 
-func (m *monitor) loop() {
-	defer close(m.gone)
-	timer := time.NewTimer(watchSlow)
+func (m *outputMonitor) loop() {
+	defer close(m.stopped)
+	timer := time.NewTimer(checkSlow)
 	defer timer.Stop()
-	var look []*watched
+	var look []*monitoredAttempt
 	for {
 		m.mu.Lock()
-		look = m.due(look[:0])
+		look = m.dueChecks(look[:0])
 		// One idle tick passes before it sleeps, so that short tasks in a row do not
 		// wake it each time.
 		m.asleep = len(look) == 0
@@ -92,10 +92,10 @@ func (m *monitor) loop() {
 				return
 			}
 		}
-		pace := watchSlow
+		pace := checkSlow
 		for _, w := range look {
-			if w.check() {
-				pace = watchFast
+			if w.checkGrowth() {
+				pace = checkFast
 			}
 		}
 		clear(look)
@@ -109,19 +109,19 @@ func (m *monitor) loop() {
 }
 
 // due picks the attempts to look at: the hot ones, and the others in turn. m.mu is held.
-func (m *monitor) due(look []*watched) []*watched {
-	n := len(m.running)
-	if n <= watchBudget {
-		return append(look, m.running...)
+func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt {
+	n := len(m.attempts)
+	if n <= checksPerTick {
+		return append(look, m.attempts...)
 	}
-	for _, w := range m.running {
-		if w.hot {
+	for _, w := range m.attempts {
+		if w.growsFast {
 			look = append(look, w)
 		}
 	}
-	for range watchBudget {
-		m.turn = (m.turn + 1) % n
-		if w := m.running[m.turn]; !w.hot {
+	for range checksPerTick {
+		m.nextCheck = (m.nextCheck + 1) % n
+		if w := m.attempts[m.nextCheck]; !w.growsFast {
 			look = append(look, w)
 		}
 	}
@@ -130,15 +130,15 @@ func (m *monitor) due(look []*watched) []*watched {
 
 // check bounds both streams and tells whether one of them grows fast. Only the
 // monitor's goroutine calls it.
-func (w *watched) check() bool {
-	w.hot = false
-	if w.a.out.hold() {
-		w.hot = w.a.out.bound(&w.out)
-		w.a.out.drop()
+func (w *monitoredAttempt) checkGrowth() bool {
+	w.growsFast = false
+	if w.a.stdout.retain() {
+		w.growsFast = w.a.stdout.punchMiddle(&w.stdoutSize)
+		w.a.stdout.release()
 	}
-	if w.a.err.hold() {
-		w.hot = w.a.err.bound(&w.err) || w.hot
-		w.a.err.drop()
+	if w.a.stderr.retain() {
+		w.growsFast = w.a.stderr.punchMiddle(&w.stderrSize) || w.growsFast
+		w.a.stderr.release()
 	}
-	return w.hot
+	return w.growsFast
 }

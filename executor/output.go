@@ -20,12 +20,12 @@ import (
 // The descriptor is counted: it is closed when the attempt, its monitor and the
 // last reader have dropped it.
 type stream struct {
-	fd    int
-	limit int64
-	refs  atomic.Int32
-	hole  atomic.Int64 // bytes [head(limit), hole) are gone; 0 when none are
-	final atomic.Int64 // size at the end; -1 while the task runs
-	empty atomic.Bool  // a survivor may hold the file: its memory is given back with the last reference
+	fd            int
+	limit         int64
+	refs          atomic.Int32
+	hole          atomic.Int64 // bytes [head(limit), hole) are gone; 0 when none are
+	final         atomic.Int64 // size at the end; -1 while the task runs
+	freeOnRelease atomic.Bool  // a survivor may hold the file: its memory is given back with the last reference
 }
 
 // head is how many bytes are kept from the beginning when there are more than limit.
@@ -54,14 +54,14 @@ func newStreams(limitOut, limitErr int64) (out, err *stream, _ error) {
 		return nil, nil, e
 	}
 	if err, e = newStream(limitErr); e != nil {
-		out.drop()
+		out.release()
 		return nil, nil, e
 	}
 	return out, err, nil
 }
 
 // hold takes a reference, unless the last one is gone.
-func (s *stream) hold() bool {
+func (s *stream) retain() bool {
 	for {
 		n := s.refs.Load()
 		if n == 0 {
@@ -73,10 +73,10 @@ func (s *stream) hold() bool {
 	}
 }
 
-func (s *stream) drop() {
+func (s *stream) release() {
 	if s.refs.Add(-1) == 0 {
-		if s.empty.Load() {
-			s.free()
+		if s.freeOnRelease.Load() {
+			s.freeMemory()
 		}
 		unix.Close(s.fd)
 	}
@@ -85,7 +85,7 @@ func (s *stream) drop() {
 // free gives the memory back though another process holds the file, and has the kernel
 // refuse to put any in again. Where that process has mapped the file it may; no more than
 // the file's size.
-func (s *stream) free() {
+func (s *stream) freeMemory() {
 	if n := s.size(); n > 0 {
 		const page = 64 << 10 // at most: a part of one is only zeroed
 		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, n+page-n%page)
@@ -132,7 +132,7 @@ func (s *stream) freeze() {
 
 // bound frees the middle of a stream that has outgrown its limit, in steps of an
 // eighth of it. It tells whether the stream has grown much since size last.
-func (s *stream) bound(last *int64) (grows bool) {
+func (s *stream) punchMiddle(last *int64) (grows bool) {
 	n := s.size()
 	grows = n-*last > s.limit/16
 	*last = n

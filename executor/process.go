@@ -62,42 +62,42 @@ type ProcessConfig struct {
 // not held over a report, nor while something is started. The monitor's and the groups' locks are
 // taken without it.
 type Process struct {
-	cfg          ProcessConfig
-	base         []string // the clean environment, K=V
-	null         *os.File // stdin of everybody
-	starter      *vfork.Starter
-	groups       groups
-	limits       *cgroups // nil when attempts have their process groups alone
-	watch        monitor
-	buffers      sync.Pool      // of *[pumpBytes]byte
-	ownPeak      atomic.Int64   // KB: the least that this process has had at its peak
-	work         sync.WaitGroup // one for each attempt that was admitted and is not over
-	clock        time.Time      // deadlines count from here
-	ownProcessor bool           // Go has one for the loop alone
-	poll         int            // epoll: the pidfd of each leader, and bell
-	bell         int            // eventfd that wakes the loop
-	loopEnded    chan struct{}
+	cfg            ProcessConfig
+	baseEnv        []string // the clean environment, K=V
+	devNull        *os.File // stdin of everybody
+	starter        *vfork.Starter
+	groups         processGroups
+	cgroups        *cgroupPool // nil when attempts have their process groups alone
+	monitor        outputMonitor
+	pumpBuffers    sync.Pool      // of *[pumpBytes]byte
+	peakKB         atomic.Int64   // KB: the least that this process has had at its peak
+	unfinished     sync.WaitGroup // one for each attempt that was admitted and is not over
+	clockStart     time.Time      // deadlines count from here
+	keepsProcessor bool           // Go has one for the loop alone
+	epollFD        int            // epoll: the pidfd of each leader, and bell
+	wakeFD         int            // eventfd that wakes the loop
+	loopEnded      chan struct{}
 
-	mu     sync.Mutex
-	closed bool
-	live   map[messages.AttemptKey]*attempt // from Start to the final report
-	queue  queue
-	slots  slots
-	begun  begunSet
-	short  shortageState
-	limit  startLimit
-	starts int // attempts that are starting
+	mu             sync.Mutex
+	closed         bool
+	attempts       map[messages.AttemptKey]*attempt // from Start to the final report
+	queue          queue
+	slots          slots
+	startedKeys    startedKeys
+	shortage       shortageState
+	startLimit     startLimits
+	startsUnderWay int // attempts that are starting
 
-	admitted []*attempt         // the loop is to start them
-	leaders  map[int32]*attempt // by their number: those whose pidfd the loop waits for
-	polled   []*attempt         // no event tells the loop of their leaders' end: it looks
-	asleep   bool               // the loop waits
-	quit     bool               // nothing is left to do
+	admitted      []*attempt         // the loop is to start them
+	leadersByPID  map[int32]*attempt // by their number: those whose pidfd the loop waits for
+	polledLeaders []*attempt         // no event tells the loop of their leaders' end: it looks
+	loopWaiting   bool               // the loop waits
+	stopping      bool               // nothing is left to do
 
-	explaining chan struct{} // holds one for each failure that is being explained
+	explainSlots chan struct{} // holds one for each failure that is being explained
 
-	complained time.Time // of a shortage
-	stats      Stats
+	shortageLogged time.Time // of a shortage
+	stats          Stats
 }
 
 // closePatience is how long Close waits for processes that survive SIGKILL (they
@@ -131,31 +131,31 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	p := &Process{
-		cfg:          cfg,
-		base:         cleanEnvironment(cfg.Getenv),
-		null:         null,
-		starter:      vfork.New(),
-		live:         map[messages.AttemptKey]*attempt{},
-		slots:        slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},
-		begun:        begunSet{limit: begunPages},
-		limit:        findStartLimit(),
-		explaining:   make(chan struct{}, maxExplaining),
-		leaders:      map[int32]*attempt{},
-		clock:        time.Now(),
-		ownProcessor: runtime.GOMAXPROCS(0) > 1,
-		loopEnded:    make(chan struct{}),
-		buffers:      sync.Pool{New: func() any { return new([pumpBytes]byte) }},
+		cfg:            cfg,
+		baseEnv:        cleanEnvironment(cfg.Getenv),
+		devNull:        null,
+		starter:        vfork.New(),
+		attempts:       map[messages.AttemptKey]*attempt{},
+		slots:          slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},
+		startedKeys:    startedKeys{limit: startedPages},
+		startLimit:     findStartLimit(),
+		explainSlots:   make(chan struct{}, maxExplaining),
+		leadersByPID:   map[int32]*attempt{},
+		clockStart:     time.Now(),
+		keepsProcessor: runtime.GOMAXPROCS(0) > 1,
+		loopEnded:      make(chan struct{}),
+		pumpBuffers:    sync.Pool{New: func() any { return new([pumpBytes]byte) }},
 	}
-	if err = p.openPoll(); err != nil {
+	if err = p.openEpoll(); err != nil {
 		null.Close()
 		return nil, fmt.Errorf("executor: %w", err)
 	}
 	if cfg.CgroupName != "" {
-		if p.limits, err = openCgroups("/", cfg.CgroupName, cfg.EnforceMemory, cfg.Logger); err != nil {
+		if p.cgroups, err = openCgroupPool("/", cfg.CgroupName, cfg.EnforceMemory, cfg.Logger); err != nil {
 			cfg.Logger.Info("attempts have process groups only: no control groups can be made", "err", err)
 		}
 	}
-	p.watch.start()
+	p.monitor.start()
 	go p.loop()
 	return p, nil
 }
@@ -178,21 +178,21 @@ func (p *Process) Start(o Order) {
 		p.mu.Unlock()
 		p.cfg.Sink(Report{Key: o.Key, Kind: Revoked, At: p.cfg.Now()})
 		return
-	case p.live[o.Key] != nil || p.begun.has(o.Key):
+	case p.attempts[o.Key] != nil || p.startedKeys.has(o.Key):
 		p.mu.Unlock()
 		return
 	}
-	if err := p.slots.tooLarge(&o); err != nil {
-		p.begun.add(o.Key)
+	if err := p.slots.checkFits(&o); err != nil {
+		p.startedKeys.add(o.Key)
 		p.stats.NotStarted++
 		p.mu.Unlock()
-		p.cfg.Sink(*p.notStarted(&o, messages.AttemptNotStarted, err))
+		p.cfg.Sink(*p.notStartedReport(&o, messages.AttemptNotStarted, err))
 		return
 	}
 	a := newAttempt(o)
-	p.live[o.Key] = a
+	p.attempts[o.Key] = a
 	p.queue.push(a)
-	p.admit(0)
+	p.admitQueued(0)
 	p.mu.Unlock()
 }
 
@@ -202,7 +202,7 @@ func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 	p.mu.Lock()
 	p.slots.cores = min(max(cpuMillis, 0), p.slots.maxCores)
 	p.slots.memory = min(max(memoryBytes, 0), p.slots.maxMemory)
-	p.admit(0)
+	p.admitQueued(0)
 	p.mu.Unlock()
 }
 
@@ -210,7 +210,7 @@ func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 func (p *Process) HasStarted(key messages.AttemptKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.begun.has(key)
+	return p.startedKeys.has(key)
 }
 
 // Kill implements Executor.
@@ -234,25 +234,25 @@ func (p *Process) Revoke(key messages.AttemptKey) {
 }
 
 // kill ends the attempt, or takes its order back: then it is true. p.mu is held.
-func (p *Process) kill(key messages.AttemptKey, c cause, grace time.Duration) (revoked bool) {
+func (p *Process) kill(key messages.AttemptKey, c endCause, grace time.Duration) (revoked bool) {
 	if p.withdraw(key) {
 		return true
 	}
-	if a := p.live[key]; a != nil {
-		p.end(a, c, grace)
+	if a := p.attempts[key]; a != nil {
+		p.endAttempt(a, c, grace)
 	}
 	return false
 }
 
 // withdraw takes the order back if it waits. p.mu is held.
 func (p *Process) withdraw(key messages.AttemptKey) bool {
-	a := p.live[key]
+	a := p.attempts[key]
 	if a == nil || !a.queued {
 		return false
 	}
 	p.queue.remove(a)
-	delete(p.live, key)
-	p.admit(0) // the order behind a large one may fit at once
+	delete(p.attempts, key)
+	p.admitQueued(0) // the order behind a large one may fit at once
 	return true
 }
 
@@ -263,17 +263,17 @@ func (p *Process) Close() error {
 	p.mu.Lock()
 	first := !p.closed
 	p.closed = true
-	if p.short.timer != nil {
-		p.short.timer.Stop()
+	if p.shortage.timer != nil {
+		p.shortage.timer.Stop()
 	}
 	var waiting []*attempt
 	for a := p.queue.head(); a != nil; a = p.queue.head() {
 		p.queue.pop()
-		delete(p.live, a.order.Key)
+		delete(p.attempts, a.order.Key)
 		waiting = append(waiting, a)
 	}
-	for _, a := range p.live {
-		p.end(a, causeClose, p.cfg.CloseGrace)
+	for _, a := range p.attempts {
+		p.endAttempt(a, causeClose, p.cfg.CloseGrace)
 	}
 	p.mu.Unlock()
 	for _, a := range waiting {
@@ -281,7 +281,7 @@ func (p *Process) Close() error {
 	}
 	done := make(chan struct{})
 	go func() {
-		p.work.Wait()
+		p.unfinished.Wait()
 		close(done)
 	}()
 	patience := time.NewTimer(p.cfg.CloseGrace + closePatience)
@@ -295,20 +295,20 @@ func (p *Process) Close() error {
 		return nil
 	}
 	p.mu.Lock()
-	p.quit = true
-	p.wake()
+	p.stopping = true
+	p.wakeLoop()
 	p.mu.Unlock()
 	<-p.loopEnded
-	p.watch.stop()
-	p.limits.close()
-	return p.null.Close()
+	p.monitor.stop()
+	p.cgroups.close()
+	return p.devNull.Close()
 }
 
 // OpenLog implements Executor.
 func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a := p.live[key]
+	a := p.attempts[key]
 	if a == nil {
 		return nil, ErrNotRunning
 	}
@@ -333,7 +333,7 @@ func (p *Process) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.stats
-	s.Running = len(p.live) - p.queue.len
+	s.Running = len(p.attempts) - p.queue.len
 	s.Queued = p.queue.len
 	s.CPUMillisUsed, s.MemoryBytesUsed = p.slots.usedCores, p.slots.usedMemory
 	return s
@@ -346,8 +346,8 @@ func (p *Process) CheckInvariants() error {
 	defer p.mu.Unlock()
 	var cores, memory int64
 	queued := 0
-	for _, a := range p.live {
-		if a.holds {
+	for _, a := range p.attempts {
+		if a.holdsSlots {
 			cores += a.order.CPUMillis
 			memory += a.order.MemoryBytes
 		}

@@ -8,34 +8,34 @@ import "github.com/caravan-dag/caravan/messages"
 //
 // It is linked through the attempts, so that a kill of any of them is O(1).
 type queue struct {
-	lines map[messages.RunID]*line
-	turn  *line // whose order is the head; nil = nothing waits
-	spare *line // the last one that got empty
-	len   int
+	runs     map[messages.RunID]*runQueue
+	next     *runQueue // whose order is the head; nil = nothing waits
+	spareRun *runQueue // the last one that got empty
+	len      int
 }
 
 // line is the orders of one run, at least one, in the ring of lines.
-type line struct {
+type runQueue struct {
 	run         messages.RunID
 	first, last *attempt
-	prev, next  *line
+	prev, next  *runQueue
 }
 
 // head is the order that is to start next, or nil.
 func (q *queue) head() *attempt {
-	if q.turn == nil {
+	if q.next == nil {
 		return nil
 	}
-	return q.turn.first
+	return q.next.first
 }
 
 // push adds an order. A run that has not been waiting has its turn behind all others.
 func (q *queue) push(a *attempt) {
 	a.queued = true
 	q.len++
-	l := q.lines[a.order.Key.Run]
+	l := q.runs[a.order.Key.Run]
 	if l == nil {
-		l = q.open(a.order.Key.Run)
+		l = q.addRun(a.order.Key.Run)
 		l.first, l.last = a, a
 		return
 	}
@@ -46,7 +46,7 @@ func (q *queue) push(a *attempt) {
 
 // pushFirst adds an order before the others of its run.
 func (q *queue) pushFirst(a *attempt) {
-	l := q.lines[a.order.Key.Run]
+	l := q.runs[a.order.Key.Run]
 	if l == nil {
 		q.push(a)
 		return
@@ -59,36 +59,36 @@ func (q *queue) pushFirst(a *attempt) {
 }
 
 // open puts an empty line at the end of the ring.
-func (q *queue) open(run messages.RunID) *line {
-	l := q.spare
-	if q.spare = nil; l == nil {
-		l = new(line)
+func (q *queue) addRun(run messages.RunID) *runQueue {
+	l := q.spareRun
+	if q.spareRun = nil; l == nil {
+		l = new(runQueue)
 	}
 	l.run = run
-	if q.lines == nil {
-		q.lines = make(map[messages.RunID]*line)
+	if q.runs == nil {
+		q.runs = make(map[messages.RunID]*runQueue)
 	}
-	q.lines[run] = l
-	if q.turn == nil {
+	q.runs[run] = l
+	if q.next == nil {
 		l.prev, l.next = l, l
-		q.turn = l
+		q.next = l
 		return l
 	}
-	l.prev, l.next = q.turn.prev, q.turn
+	l.prev, l.next = q.next.prev, q.next
 	l.prev.next, l.next.prev = l, l
 	return l
 }
 
 // pop takes the head; it is the next run's turn then.
 func (q *queue) pop() {
-	l := q.turn
-	q.turn = l.next
+	l := q.next
+	q.next = l.next
 	q.remove(l.first)
 }
 
 // remove takes an order out, wherever it is.
 func (q *queue) remove(a *attempt) {
-	l := q.lines[a.order.Key.Run]
+	l := q.runs[a.order.Key.Run]
 	if a.prev == nil {
 		l.first = a.next
 	} else {
@@ -102,21 +102,21 @@ func (q *queue) remove(a *attempt) {
 	a.prev, a.next, a.queued = nil, nil, false
 	q.len--
 	if l.first == nil {
-		q.close(l)
+		q.removeRun(l)
 	}
 }
 
 // close takes an empty line out of the ring.
-func (q *queue) close(l *line) {
-	delete(q.lines, l.run)
+func (q *queue) removeRun(l *runQueue) {
+	delete(q.runs, l.run)
 	if l.next == l {
-		q.turn = nil
+		q.next = nil
 	} else {
 		l.prev.next, l.next.prev = l.next, l.prev
-		if q.turn == l {
-			q.turn = l.next
+		if q.next == l {
+			q.next = l.next
 		}
 	}
-	*l = line{}
-	q.spare = l
+	*l = runQueue{}
+	q.spareRun = l
 }

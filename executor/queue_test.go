@@ -34,8 +34,8 @@ func TestRunsTakeTurns(t *testing.T) {
 			order(4, 0)
 		}
 	}
-	if q.head() != nil || q.len != 0 || len(q.lines) != 0 {
-		t.Errorf("%d orders and %d runs are left", q.len, len(q.lines))
+	if q.head() != nil || q.len != 0 || len(q.runs) != 0 {
+		t.Errorf("%d orders and %d runs are left", q.len, len(q.runs))
 	}
 }
 
@@ -90,8 +90,8 @@ func TestQueueAgainstLists(t *testing.T) {
 			if n > 0 {
 				want = lists[0][0]
 			}
-			if q.head() != want || q.len != n || len(q.lines) != len(lists) {
-				t.Fatalf("head %p, %d orders of %d runs; want %p, %d, %d", q.head(), q.len, len(q.lines), want, n, len(lists))
+			if q.head() != want || q.len != n || len(q.runs) != len(lists) {
+				t.Fatalf("head %p, %d orders of %d runs; want %p, %d, %d", q.head(), q.len, len(q.runs), want, n, len(lists))
 			}
 		}
 	}

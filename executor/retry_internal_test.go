@@ -33,7 +33,7 @@ func busyProgram(t *testing.T, text string) (path string, f *os.File) {
 func TestFailedStartMakesRoom(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	p.mu.Lock()
-	p.starts = p.limit.starting - 1
+	p.startsUnderWay = p.startLimit.starting - 1
 	p.mu.Unlock()
 	path, _ := busyProgram(t, "true")
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{path}})
@@ -57,13 +57,13 @@ func TestCauseOfAFailedStart(t *testing.T) {
 	p, _ := internalRig(t, ProcessConfig{})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range []cause{causeTimeout, causeKill, causeClose} {
+	for _, c := range []endCause{causeTimeout, causeKill, causeClose} {
 		for _, later := range []bool{true, false} {
 			a := newAttempt(Order{Timeout: time.Hour})
-			p.startOrEnd(a)
-			p.end(a, causeTimeout, time.Hour)
-			p.end(a, c, 0)
-			if why := p.unstart(a, later); why != c {
+			p.beginStart(a)
+			p.endAttempt(a, causeTimeout, time.Hour)
+			p.endAttempt(a, c, 0)
+			if why := p.resetFailedStart(a, later); why != c {
 				t.Errorf("ended for %d: %d", c, why)
 			}
 			want := c
@@ -82,13 +82,13 @@ func TestTimersOfAFormerStart(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "0.5"}})
 	p.mu.Lock()
-	p.startOrEnd(a)
-	p.end(a, causeTimeout, 100*time.Millisecond)
-	p.end(a, causeTimeout, 0)
-	p.unstart(a, true)
-	p.live[a.order.Key] = a
+	p.beginStart(a)
+	p.endAttempt(a, causeTimeout, 100*time.Millisecond)
+	p.endAttempt(a, causeTimeout, 0)
+	p.resetFailedStart(a, true)
+	p.attempts[a.order.Key] = a
 	p.queue.push(a)
-	p.admit(0)
+	p.admitQueued(0)
 	p.mu.Unlock()
 	<-reports
 	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
@@ -105,11 +105,11 @@ func TestKillBetweenTries(t *testing.T) {
 		began := time.Now()
 		p.Start(Order{Key: key, Command: []string{path}})
 		p.mu.Lock()
-		a := p.live[key]
+		a := p.attempts[key]
 		p.mu.Unlock()
 		for tried := false; a != nil && time.Since(began) < 50*time.Millisecond && !tried; {
 			p.mu.Lock()
-			tried = a.phase == starting && a.signal(0)
+			tried = a.phase == phaseStarting && a.signalGroup(0)
 			p.mu.Unlock()
 		}
 		p.Kill(key, 0)
@@ -143,16 +143,16 @@ func TestNoExplanationBesideAKill(t *testing.T) {
 	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
 	a := newAttempt(Order{})
 	p.mu.Lock()
-	p.startOrEnd(a)
-	p.end(a, causeKill, 0)
-	p.unstart(a, false)
+	p.beginStart(a)
+	p.endAttempt(a, causeKill, 0)
+	p.resetFailedStart(a, false)
 	p.mu.Unlock()
 	began := time.Now()
 	p.explain(a, &c, unix.ENOENT)
 	if took := time.Since(began); took > explainPatience/2 {
 		t.Errorf("explained for %v after the kill", took)
 	}
-	if n := len(p.explaining); n != 0 {
+	if n := len(p.explainSlots); n != 0 {
 		t.Errorf("%d explanations are under way", n)
 	}
 }
@@ -163,13 +163,13 @@ func TestStartThatTimedOutAndFailed(t *testing.T) {
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/no/such/program"}, Timeout: 3 * time.Second})
 	a.command = command{path: a.order.Command[0], argv: a.order.Command}
 	p.mu.Lock()
-	p.live[a.order.Key] = a
-	p.slots.take(a)
-	p.work.Add(1)
-	p.startOrEnd(a)
-	p.end(a, causeTimeout, time.Hour)
+	p.attempts[a.order.Key] = a
+	p.slots.acquire(a)
+	p.unfinished.Add(1)
+	p.beginStart(a)
+	p.endAttempt(a, causeTimeout, time.Hour)
 	p.mu.Unlock()
-	p.failed(a, unix.ENOENT)
+	p.startFailed(a, unix.ENOENT)
 	r := <-reports
 	const want = `start "/no/such/program": no such file or directory; before that, it had timed out after 3s`
 	if r.Record.Result != messages.AttemptNotStarted || r.Record.ExecutorLog != want {

@@ -14,90 +14,90 @@ import (
 // something back, lets one try at once. After a success twice as many may follow, so that a
 // shortage that is over is over soon, and one that lasts costs few tries.
 const (
-	shortPause = 10 * time.Millisecond
-	longPause  = time.Second
+	firstRetryPause = 10 * time.Millisecond
+	lastRetryPause  = time.Second
 	// recovered is how many starts in a row may be due before the shortage counts as over.
-	recovered = 64
+	recoveredTries = 64
 	// patient is how often an order is tried again before the others of its run. Then it
 	// goes behind them: what it lacks may be wanted by it alone.
-	patient = 8
+	triesInFront = 8
 )
 
 // shortageState is what a Process knows of a shortage. Process.mu guards it.
 type shortageState struct {
-	lasts bool
-	tries int           // starts that may be tried
-	pause time.Duration // before the next try, if nothing ends
-	timer *time.Timer   // that of the next try; nil when none is due
+	lasts     bool
+	triesLeft int           // starts that may be tried
+	pause     time.Duration // before the next try, if nothing ends
+	timer     *time.Timer   // that of the next try; nil when none is due
 }
 
 // mayTry tells whether the machine may have what another process needs. p.mu is held.
-func (p *Process) mayTry() bool {
-	return p.starts < p.limit.starting && len(p.live)-p.queue.len < p.limit.attempts && (!p.short.lasts || p.short.tries > 0)
+func (p *Process) canStart() bool {
+	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.shortage.lasts || p.shortage.triesLeft > 0)
 }
 
 // tried counts a start. p.mu is held.
-func (p *Process) tried() {
-	if p.short.lasts {
-		p.short.tries--
+func (p *Process) countTry() {
+	if p.shortage.lasts {
+		p.shortage.triesLeft--
 	}
 }
 
 // gaveBack: an attempt has ended. p.mu is held.
-func (p *Process) gaveBack() {
-	if p.short.lasts {
-		p.short.tries++
+func (p *Process) resourceReturned() {
+	if p.shortage.lasts {
+		p.shortage.triesLeft++
 	}
 }
 
 // hadEnough: a process was started. p.mu is held.
-func (p *Process) hadEnough() {
-	s := &p.short
+func (p *Process) startSucceeded() {
+	s := &p.shortage
 	if !s.lasts {
 		return
 	}
-	s.pause = shortPause
-	if s.tries += 2; s.tries >= recovered || p.queue.len == 0 {
-		s.lasts, s.tries = false, 0
+	s.pause = firstRetryPause
+	if s.triesLeft += 2; s.triesLeft >= recoveredTries || p.queue.len == 0 {
+		s.lasts, s.triesLeft = false, 0
 	}
-	p.admit(0)
+	p.admitQueued(0)
 }
 
 // hadNot: a start failed. p.mu is held.
-func (p *Process) hadNot() {
-	s := &p.short
+func (p *Process) startFellShort() {
+	s := &p.shortage
 	if !s.lasts {
-		s.lasts, s.pause = true, shortPause
+		s.lasts, s.pause = true, firstRetryPause
 	}
-	s.tries = 0
+	s.triesLeft = 0
 	if s.timer != nil || p.closed {
 		return
 	}
 	s.timer = time.AfterFunc(s.pause/2+rand.N(s.pause), func() {
 		p.mu.Lock()
 		s.timer = nil
-		s.tries = max(s.tries, 1)
-		p.admit(0)
+		s.triesLeft = max(s.triesLeft, 1)
+		p.admitQueued(0)
 		p.mu.Unlock()
 	})
-	s.pause = min(2*s.pause, longPause)
+	s.pause = min(2*s.pause, lastRetryPause)
 }
 
 // lack is the error of a start that may succeed later, with a word for what was lacking.
-type lack struct {
+type shortageError struct {
 	reason string
 	err    error
 }
 
-func (l *lack) Error() string { return l.err.Error() }
-func (l *lack) Unwrap() error { return l.err }
+func (l *shortageError) Error() string { return l.err.Error() }
+func (l *shortageError) Unwrap() error { return l.err }
 
 // ShortageReasons are the words for what a start may be short of.
 var ShortageReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
 
 // lackOf returns the word for what a start was short of, and whether it was.
-func lackOf(err error) (reason string, ok bool) {
-	var l *lack
+func shortageOf(err error) (reason string, ok bool) {
+	var l *shortageError
 	if errors.As(err, &l) {
 		return l.reason, true
 	}
@@ -109,7 +109,7 @@ func lackOf(err error) (reason string, ok bool) {
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return "descriptors", true
 	}
-	var limit *limitError
+	var limit *memoryLimitError
 	if errors.As(err, &limit) && errors.Is(err, unix.ENOSPC) {
 		return "groups", true
 	}
@@ -118,8 +118,8 @@ func lackOf(err error) (reason string, ok bool) {
 
 // postpone puts an admitted attempt back to the queue whose start failed for a shortage.
 // It returns the final report instead when it was to be ended meanwhile.
-func (p *Process) postpone(a *attempt, err error) *Report {
-	reason, _ := lackOf(err)
+func (p *Process) requeue(a *attempt, err error) *Report {
+	reason, _ := shortageOf(err)
 	if p.cfg.WithdrawIntent != nil {
 		p.cfg.WithdrawIntent(&a.order)
 	}
@@ -128,38 +128,38 @@ func (p *Process) postpone(a *attempt, err error) *Report {
 		p.mu.Unlock()
 		return &Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()}
 	}
-	p.startEnded(a)
-	p.slots.give(a)
-	p.begun.remove(a.order.Key)
-	if a.postponed++; a.postponed <= patient {
+	p.endStart(a)
+	p.slots.release(a)
+	p.startedKeys.remove(a.order.Key)
+	if a.postponements++; a.postponements <= triesInFront {
 		p.queue.pushFirst(a)
 	} else {
 		p.queue.push(a)
 	}
-	p.hadNot()
-	unwanted := a.phase == unborn && a.cause != causeNone
+	p.startFellShort()
+	unwanted := a.phase == phaseNotStarted && a.cause != causeNone
 	p.mu.Unlock()
 	// From here on the attempt may be run by somebody else.
-	p.complain(reason, err)
+	p.logShortage(reason, err)
 	if p.cfg.OnPostponed != nil {
 		p.cfg.OnPostponed(&a.order, reason, err)
 	}
 	if unwanted {
 		p.Revoke(a.order.Key)
 	}
-	p.work.Done()
+	p.unfinished.Done()
 	return nil
 }
 
 // complain logs a shortage, once a minute.
-func (p *Process) complain(reason string, err error) {
+func (p *Process) logShortage(reason string, err error) {
 	p.mu.Lock()
 	now := time.Now()
-	say := p.complained.IsZero() || now.Sub(p.complained) > time.Minute
+	say := p.shortageLogged.IsZero() || now.Sub(p.shortageLogged) > time.Minute
 	if say {
-		p.complained = now
+		p.shortageLogged = now
 	}
-	running, queued := len(p.live)-p.queue.len, p.queue.len
+	running, queued := len(p.attempts)-p.queue.len, p.queue.len
 	p.mu.Unlock()
 	if say {
 		p.cfg.Logger.Warn("attempts wait: the machine is short of what a process needs", "reason", reason, "err", err,

@@ -35,21 +35,21 @@ func TestExplanationThatHangs(t *testing.T) {
 	time.AfterFunc(50*time.Millisecond, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.end(a, causeKill, 0)
+		p.endAttempt(a, causeKill, 0)
 	})
 	if took := explain(a); took > time.Second {
 		t.Errorf("%v beside a kill", took)
 	}
-	others := maxExplaining - len(p.explaining)
+	others := maxExplaining - len(p.explainSlots)
 	for range others {
-		p.explaining <- struct{}{}
+		p.explainSlots <- struct{}{}
 	}
 	if took := explain(newAttempt(Order{})); took > time.Second {
 		t.Errorf("one too many took %v", took)
 	}
 	folder.Close()
 	for range others {
-		<-p.explaining
+		<-p.explainSlots
 	}
 }
 
@@ -57,14 +57,14 @@ func TestExplanationThatHangs(t *testing.T) {
 func TestTooManyStarts(t *testing.T) {
 	p, reports := internalRig(t, ProcessConfig{})
 	p.mu.Lock()
-	p.starts = p.limit.starting
+	p.startsUnderWay = p.startLimit.starting
 	p.mu.Unlock()
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/true"}})
 	if s := p.Stats(); s.Queued != 1 || s.Running != 0 {
 		t.Errorf("%+v", s)
 	}
 	p.mu.Lock()
-	p.startEnded(&attempt{starting: true})
+	p.endStart(&attempt{startUnderWay: true})
 	p.mu.Unlock()
 	<-reports
 	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
@@ -72,7 +72,7 @@ func TestTooManyStarts(t *testing.T) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.starts != p.limit.starting-1 {
-		t.Errorf("%d starts", p.starts-p.limit.starting+1)
+	if p.startsUnderWay != p.startLimit.starting-1 {
+		t.Errorf("%d starts", p.startsUnderWay-p.startLimit.starting+1)
 	}
 }

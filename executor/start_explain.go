@@ -20,10 +20,10 @@ import (
 // script names, or of a folder on the way to any of them: the files are looked at here,
 // after the failure only. The error wraps err.
 func (c *command) explainStart(err error) error {
-	if e := explainFolder(c.dir); e != nil {
+	if e := explainWorkDir(c.dir); e != nil {
 		return e
 	}
-	path, e := findProgram(c.path, c.search, c.dir)
+	path, e := findProgram(c.path, c.searchPath, c.dir)
 	if e != nil && !errors.Is(err, unix.E2BIG) {
 		return e
 	}
@@ -42,7 +42,7 @@ const (
 func (p *Process) explain(a *attempt, c *command, err error) error {
 	plain := fmt.Errorf("start %q: %w", c.argv[0], err)
 	select {
-	case p.explaining <- struct{}{}:
+	case p.explainSlots <- struct{}{}:
 	default:
 		return plain
 	}
@@ -50,15 +50,15 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	p.mu.Lock()
 	if a.cause != causeNone {
 		p.mu.Unlock()
-		<-p.explaining
+		<-p.explainSlots
 		return plain
 	}
-	a.hurry = hurry
+	a.cancelExplain = hurry
 	p.mu.Unlock()
 	done := make(chan error, 1)
 	go func() {
 		done <- c.explainStart(err)
-		<-p.explaining
+		<-p.explainSlots
 	}()
 	patience := time.NewTimer(explainPatience)
 	defer patience.Stop()
@@ -69,24 +69,24 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	case <-patience.C:
 	}
 	p.mu.Lock()
-	a.hurry = nil
+	a.cancelExplain = nil
 	p.mu.Unlock()
 	return explained
 }
 
 // explainFolder returns what is wrong with a working folder; nil when nothing is.
-func explainFolder(dir string) error {
+func explainWorkDir(dir string) error {
 	if dir == "" {
 		return nil
 	}
 	st, err := os.Stat(dir)
 	switch {
 	case err != nil:
-		return fmt.Errorf("working folder %q: %w", dir, explainPath(dir, underlying(err)))
+		return fmt.Errorf("working folder %q: %w", dir, explainPath(dir, kernelError(err)))
 	case !st.IsDir():
-		return fmt.Errorf("working folder %q: %w", dir, caused(unix.ENOTDIR, "it is a file"))
+		return fmt.Errorf("working folder %q: %w", dir, withCause(unix.ENOTDIR, "it is a file"))
 	case unix.Access(dir, unix.X_OK) != nil:
-		return fmt.Errorf("working folder %q: %w", dir, caused(unix.EACCES, "user %d may not enter it (mode %04o)", os.Geteuid(), st.Mode().Perm()))
+		return fmt.Errorf("working folder %q: %w", dir, withCause(unix.EACCES, "user %d may not enter it (mode %04o)", os.Geteuid(), st.Mode().Perm()))
 	}
 	return nil
 }
@@ -96,12 +96,12 @@ func (c *command) explainProgram(path string, err error) error {
 	if errors.Is(err, unix.E2BIG) {
 		return c.explainSize(err)
 	}
-	return explainFile(c.file(path), err, c.file)
+	return explainFile(c.resolvePath(path), err, c.resolvePath)
 }
 
 // file is where this process finds a path of the task's, which may be relative to the
 // working folder.
-func (c *command) file(path string) string {
+func (c *command) resolvePath(path string) string {
 	if c.dir == "" || filepath.IsAbs(path) {
 		return path
 	}
@@ -113,7 +113,7 @@ func (c *command) file(path string) string {
 func explainFile(file string, err error, where func(string) string) error {
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
-		return caused(err, "the program is open for writing in another process")
+		return withCause(err, "the program is open for writing in another process")
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOEXEC) &&
 		!errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP):
 		return err
@@ -123,27 +123,27 @@ func explainFile(file string, err error, where func(string) string) error {
 	case statErr != nil:
 		return explainPath(file, err)
 	case st.IsDir():
-		return caused(err, "it is a directory, not a program")
+		return withCause(err, "it is a directory, not a program")
 	case !st.Mode().IsRegular():
-		return caused(err, "it is not a regular file, so it cannot be executed")
+		return withCause(err, "it is not a regular file, so it cannot be executed")
 	case errors.Is(err, unix.EACCES) && mountedNoExec(file):
-		return caused(err, "the file system that it is on is mounted noexec")
+		return withCause(err, "the file system that it is on is mounted noexec")
 	case errors.Is(err, unix.EACCES) && unix.Access(file, unix.X_OK) != nil:
-		return caused(err, "the file is not executable for user %d (mode %04o)", os.Geteuid(), st.Mode().Perm())
+		return withCause(err, "the file is not executable for user %d (mode %04o)", os.Geteuid(), st.Mode().Perm())
 	}
-	head, readErr := readHead(file)
+	head, readErr := readProgramHead(file)
 	if readErr != nil {
 		return err
 	}
-	if interpreter, ok := interpreterOf(head); ok {
+	if interpreter, ok := scriptInterpreter(head); ok {
 		return explainInterpreter(interpreter, err, where)
 	}
 	switch {
 	case errors.Is(err, unix.ENOEXEC):
 		return explainFormat(file, head, err)
 	case errors.Is(err, unix.ENOENT):
-		if loader := elfLoader(file); loader != "" && !there(loader) {
-			return caused(err, "its loader %q does not exist: the program is built for another system", loader)
+		if loader := elfInterpreter(file); loader != "" && !fileExists(loader) {
+			return withCause(err, "its loader %q does not exist: the program is built for another system", loader)
 		}
 	}
 	return err
@@ -153,66 +153,66 @@ func explainFile(file string, err error, where func(string) string) error {
 // start.
 func explainInterpreter(interpreter string, err error, where func(string) string) error {
 	if interpreter == "" {
-		return caused(err, "its first line #! names no interpreter")
+		return withCause(err, "its first line #! names no interpreter")
 	}
 	st, statErr := os.Stat(where(interpreter))
 	switch {
 	case statErr != nil && strings.HasSuffix(interpreter, "\r"):
-		return caused(err, "its interpreter %q does not exist: the script has Windows line endings (CR LF); save it with LF only", interpreter)
+		return withCause(err, "its interpreter %q does not exist: the script has Windows line endings (CR LF); save it with LF only", interpreter)
 	case statErr != nil:
-		return caused(err, "its interpreter %q does not exist or cannot be reached: %v", interpreter, explainPath(where(interpreter), underlying(statErr)))
+		return withCause(err, "its interpreter %q does not exist or cannot be reached: %v", interpreter, explainPath(where(interpreter), kernelError(statErr)))
 	case st.IsDir():
-		return caused(err, "its interpreter %q is a directory", interpreter)
+		return withCause(err, "its interpreter %q is a directory", interpreter)
 	case mountedNoExec(where(interpreter)):
-		return caused(err, "the file system of its interpreter %q is mounted noexec", interpreter)
+		return withCause(err, "the file system of its interpreter %q is mounted noexec", interpreter)
 	case unix.Access(where(interpreter), unix.X_OK) != nil:
-		return caused(err, "its interpreter %q is not executable for user %d (mode %04o)", interpreter, os.Geteuid(), st.Mode().Perm())
+		return withCause(err, "its interpreter %q is not executable for user %d (mode %04o)", interpreter, os.Geteuid(), st.Mode().Perm())
 	}
-	if loader := elfLoader(where(interpreter)); loader != "" && !there(loader) {
-		return caused(err, "the loader %q of its interpreter %q does not exist", loader, interpreter)
+	if loader := elfInterpreter(where(interpreter)); loader != "" && !fileExists(loader) {
+		return withCause(err, "the loader %q of its interpreter %q does not exist", loader, interpreter)
 	}
-	return caused(err, "its interpreter %q does not start", interpreter)
+	return withCause(err, "its interpreter %q does not start", interpreter)
 }
 
 // explainFormat says what a file is that the kernel cannot execute.
 func explainFormat(file string, head []byte, err error) error {
 	switch {
 	case len(head) == 0:
-		return caused(err, "the file is empty")
+		return withCause(err, "the file is empty")
 	case bytes.HasPrefix(head, []byte("\xef\xbb\xbf#!")):
-		return caused(err, "a byte order mark (UTF-8 BOM) precedes its #! line")
+		return withCause(err, "a byte order mark (UTF-8 BOM) precedes its #! line")
 	case bytes.HasPrefix(head, []byte("MZ")):
-		return caused(err, "it is a Windows program")
+		return withCause(err, "it is a Windows program")
 	case !bytes.HasPrefix(head, []byte(elf.ELFMAG)):
-		return caused(err, "it is neither a program nor a script that begins with #!")
+		return withCause(err, "it is neither a program nor a script that begins with #!")
 	}
 	f, openErr := elf.Open(file)
 	if openErr != nil {
-		return caused(err, "the program is damaged: %v", openErr)
+		return withCause(err, "the program is damaged: %v", openErr)
 	}
 	defer f.Close()
 	machine := strings.ToLower(strings.TrimPrefix(f.Machine.String(), "EM_"))
-	return caused(err, "the program is built for %s, this machine is %s", machine, runtime.GOARCH)
+	return withCause(err, "the program is built for %s, this machine is %s", machine, runtime.GOARCH)
 }
 
 // explainSize says which text is larger than what the kernel takes.
 func (c *command) explainSize(err error) error {
 	for i, s := range c.argv {
-		if len(s) >= maxArgument() {
-			return caused(err, "argument %d has %d bytes, the kernel takes at most %d in one argument", i, len(s), maxArgument()-1)
+		if len(s) >= maxArgumentBytes() {
+			return withCause(err, "argument %d has %d bytes, the kernel takes at most %d in one argument", i, len(s), maxArgumentBytes()-1)
 		}
 	}
 	for _, s := range c.env {
-		if len(s) >= maxArgument() {
-			return caused(err, "the environment's entry %.100q has %d bytes, the kernel takes at most %d in one entry", key(s), len(s), maxArgument()-1)
+		if len(s) >= maxArgumentBytes() {
+			return withCause(err, "the environment's entry %.100q has %d bytes, the kernel takes at most %d in one entry", variableName(s), len(s), maxArgumentBytes()-1)
 		}
 	}
-	return caused(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", c.size(), maxStart())
+	return withCause(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", c.startBytes(), maxStartBytes())
 }
 
 // size is how many bytes the arguments and the environment take, with their NULs and
 // pointers.
-func (c *command) size() (n int) {
+func (c *command) startBytes() (n int) {
 	for _, list := range [...][]string{c.argv, c.env} {
 		for _, s := range list {
 			n += len(s) + 9
@@ -238,32 +238,32 @@ func explainPath(path string, err error) error {
 		st, statErr := os.Stat(part)
 		switch {
 		case errors.Is(statErr, unix.ENOENT):
-			return caused(err, "%q does not exist", part)
+			return withCause(err, "%q does not exist", part)
 		case statErr != nil:
 			return err
 		case !st.IsDir():
-			return caused(unix.ENOTDIR, "%q is not a directory", part)
+			return withCause(unix.ENOTDIR, "%q is not a directory", part)
 		case unix.Access(part, unix.X_OK) != nil:
-			return caused(unix.EACCES, "user %d may not enter %q (mode %04o)", os.Geteuid(), part, st.Mode().Perm())
+			return withCause(unix.EACCES, "user %d may not enter %q (mode %04o)", os.Geteuid(), part, st.Mode().Perm())
 		}
 	}
 	if st, linkErr := os.Lstat(clean); linkErr == nil && st.Mode()&os.ModeSymlink != 0 {
 		target, _ := os.Readlink(clean)
-		return caused(err, "it is a symbolic link to %q, which does not exist", target)
+		return withCause(err, "it is a symbolic link to %q, which does not exist", target)
 	}
 	return err
 }
 
 // headBytes is how much of a file the kernel looks at to tell what it is.
-const headBytes = 256
+const programHeadBytes = 256
 
-func readHead(file string) ([]byte, error) {
+func readProgramHead(file string) ([]byte, error) {
 	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	head := make([]byte, headBytes)
+	head := make([]byte, programHeadBytes)
 	n, err := f.Read(head)
 	if err != nil && err != io.EOF {
 		return nil, err
@@ -273,7 +273,7 @@ func readHead(file string) ([]byte, error) {
 
 // interpreterOf returns the interpreter in a script's first line, as the kernel reads
 // it. ok is false when the file is not a script.
-func interpreterOf(head []byte) (interpreter string, ok bool) {
+func scriptInterpreter(head []byte) (interpreter string, ok bool) {
 	line, ok := bytes.CutPrefix(head, []byte("#!"))
 	if !ok {
 		return "", false
@@ -287,7 +287,7 @@ func interpreterOf(head []byte) (interpreter string, ok bool) {
 }
 
 // elfLoader is the dynamic loader that a program asks for; "" when there is none.
-func elfLoader(file string) string {
+func elfInterpreter(file string) string {
 	f, err := elf.Open(file)
 	if err != nil {
 		return ""
@@ -304,7 +304,7 @@ func elfLoader(file string) string {
 	return ""
 }
 
-func there(file string) bool {
+func fileExists(file string) bool {
 	_, err := os.Stat(file)
 	return err == nil
 }
@@ -315,12 +315,12 @@ func mountedNoExec(file string) bool {
 }
 
 // caused is the kernel's error with its cause.
-func caused(err error, format string, args ...any) error {
+func withCause(err error, format string, args ...any) error {
 	return fmt.Errorf("%w: %s", err, fmt.Sprintf(format, args...))
 }
 
 // underlying is the kernel's error without the path that package os puts before it.
-func underlying(err error) error {
+func kernelError(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
 		return path.Err

@@ -17,16 +17,16 @@ import (
 
 // command is an order in the kernel's terms.
 type command struct {
-	path   string
-	search string // the folders in which the child looks path up; "" = it is a path already
-	argv   []string
-	env    []string
-	dir    string
-	script string // what the shell reads from scriptFD; "" = it has its text as an argument
+	path       string
+	searchPath string // the folders in which the child looks path up; "" = it is a path already
+	argv       []string
+	env        []string
+	dir        string
+	scriptText string // what the shell reads from scriptFD; "" = it has its text as an argument
 }
 
 // errEnded is the error of a start that was given up because the attempt is to be ended.
-var errEnded = errors.New("it was ended before it began")
+var errEndedFirst = errors.New("it was ended before it began")
 
 // scriptFD is the descriptor on which a shell finds a text that is too long for an
 // argument.
@@ -46,14 +46,14 @@ func ShellCommand(text, sourced string) []string {
 }
 
 // ExceedsArgumentLimit tells whether a text is too long for an argument.
-func ExceedsArgumentLimit(text string) bool { return len(text) >= maxArgument() }
+func ExceedsArgumentLimit(text string) bool { return len(text) >= maxArgumentBytes() }
 
 // maxArgument is how many bytes an argument may have, with the NUL at its end.
-func maxArgument() int { return 32 * os.Getpagesize() }
+func maxArgumentBytes() int { return 32 * os.Getpagesize() }
 
 // maxStart is how many bytes all arguments and the environment may have together, with
 // their NULs and pointers, if the limit on the stack is this process's own.
-func maxStart() int {
+func maxStartBytes() int {
 	const least, most = 128 << 10, 6 << 20
 	var stack unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_STACK, &stack) != nil || stack.Cur/4 > most {
@@ -66,7 +66,7 @@ func maxStart() int {
 // together on this machine. The rest is for what every task gets.
 func MaxArgumentBytes() int {
 	const clean = 16 << 10
-	return maxStart() - clean
+	return maxStartBytes() - clean
 }
 
 // newCommand resolves the order: its environment, its argv, and where its program is. It
@@ -83,7 +83,7 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 		}
 		c.argv = ShellCommand(o.Shell, "")
 		if ExceedsArgumentLimit(o.Shell) {
-			c.argv, c.script = ShellCommand("", "/proc/self/fd/"+strconv.Itoa(scriptFD)), o.Shell
+			c.argv, c.scriptText = ShellCommand("", "/proc/self/fd/"+strconv.Itoa(scriptFD)), o.Shell
 		}
 	}
 	if len(c.argv) == 0 || c.argv[0] == "" {
@@ -99,7 +99,7 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	}
 	for _, s := range c.env {
 		if strings.IndexByte(s, 0) >= 0 {
-			return c, fmt.Errorf("environment: the value of %q holds a NUL byte", key(s))
+			return c, fmt.Errorf("environment: the value of %q holds a NUL byte", variableName(s))
 		}
 	}
 	if strings.IndexByte(c.dir, 0) >= 0 {
@@ -107,7 +107,7 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	}
 	c.path = c.argv[0]
 	if strings.IndexByte(c.path, '/') < 0 {
-		if c.search = lookup(c.env, "PATH"); c.search == "" {
+		if c.searchPath = lookupVariable(c.env, "PATH"); c.searchPath == "" {
 			_, err = findProgram(c.path, "", c.dir)
 		}
 	}
@@ -153,7 +153,7 @@ func findProgram(name, path, dir string) (string, error) {
 }
 
 // ownPeak is the most memory that this process has had, in KB.
-func ownPeak() int64 {
+func ownPeakKB() int64 {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
 		return 0
@@ -170,17 +170,17 @@ const (
 
 // spec is the attempt's command for a start. The file of its long text, if any, is the last one;
 // close closes it.
-func (p *Process) spec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
+func (p *Process) startSpec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
 	c := &a.command
 	spec = vfork.Spec{
-		Path: c.path, SearchPath: c.search, Argv: c.argv, Env: c.env, Dir: c.dir,
-		Files: append(make([]int, 0, scriptFD+1), int(p.null.Fd()), files[0], files[1]), CgroupFD: -1, WantPIDFD: true,
+		Path: c.path, SearchPath: c.searchPath, Argv: c.argv, Env: c.env, Dir: c.dir,
+		Files: append(make([]int, 0, scriptFD+1), int(p.devNull.Fd()), files[0], files[1]), CgroupFD: -1, WantPIDFD: true,
 	}
-	if a.group != nil {
-		spec.CgroupFD = int(a.group.dir.Fd())
+	if a.cgroup != nil {
+		spec.CgroupFD = int(a.cgroup.dir.Fd())
 	}
-	if c.script != "" {
-		script, err := newScript(c.script)
+	if c.scriptText != "" {
+		script, err := newScriptFile(c.scriptText)
 		if err != nil {
 			return spec, err
 		}
@@ -196,109 +196,109 @@ func closeScript(spec *vfork.Spec) {
 }
 
 // errHelped is the error of a launch that a helper has taken on.
-var errHelped = errors.New("a helper starts it")
+var errHelperStarts = errors.New("a helper starts it")
 
 // launch starts an attempt whose intent is written, and does not wait for its exec. What may
 // take long it gives to a helper. Another error than errHelped says what was lacking.
-func (p *Process) launch(a *attempt) error {
-	if p.limits.limits(a.memoryLimit()) {
-		go p.startSlowly(a)
-		return errHelped
+func (p *Process) launchAttempt(a *attempt) error {
+	if p.cgroups.enforcesMemory(a.memoryLimit()) {
+		go p.startBlocking(a)
+		return errHelperStarts
 	}
-	if !a.grouped {
-		if a.group, a.grouped = p.limits.takeFree(); !a.grouped {
-			go p.equip(a)
-			return errHelped
+	if !a.cgroupChosen {
+		if a.cgroup, a.cgroupChosen = p.cgroups.acquireFree(); !a.cgroupChosen {
+			go p.makeCgroup(a)
+			return errHelperStarts
 		}
 	}
-	spec, err := p.spec(a, [2]int{a.out.fd, a.err.fd})
+	spec, err := p.startSpec(a, [2]int{a.stdout.fd, a.stderr.fd})
 	if err == nil {
 		a.launch, err = p.starter.Launch(&spec)
 		closeScript(&spec)
 	}
 	if err == nil {
-		a.pidfd, a.collected = a.launch.PIDFD, false
-		a.group.accepted()
+		a.pidfd, a.exitSeen = a.launch.PIDFD, false
+		a.cgroup.startAccepted()
 		return nil
 	}
-	if _, lacks := lackOf(err); lacks {
+	if _, lacks := shortageOf(err); lacks {
 		return err
 	}
-	go p.startSlowly(a)
-	return errHelped
+	go p.startBlocking(a)
+	return errHelperStarts
 }
 
 // equip makes a control group for an attempt, which the loop then launches. A helper calls it.
-func (p *Process) equip(a *attempt) {
-	a.group, _ = p.limits.take(0) // no error, as there is no limit
-	a.grouped = true
-	p.handBack(a)
+func (p *Process) makeCgroup(a *attempt) {
+	a.cgroup, _ = p.cgroups.acquire(0) // no error, as there is no limit
+	a.cgroupChosen = true
+	p.relaunch(a)
 }
 
 // handBack has the loop launch an attempt whose intent is written.
-func (p *Process) handBack(a *attempt) {
+func (p *Process) relaunch(a *attempt) {
 	p.mu.Lock()
 	p.admitted = slices.Insert(p.admitted, 0, a)
-	p.wake()
+	p.wakeLoop()
 	p.mu.Unlock()
 }
 
 // startSlowly starts an attempt and waits for its exec. A helper calls it.
-func (p *Process) startSlowly(a *attempt) {
-	if err := p.begin(a); err != nil {
-		p.failed(a, err)
+func (p *Process) startBlocking(a *attempt) {
+	if err := p.startAndAwaitExec(a); err != nil {
+		p.startFailed(a, err)
 		return
 	}
-	a.idle = time.Duration(max(p.cfg.Now()-a.since, 0))
-	p.cfg.Sink(p.executed(nil, a)...)
-	p.watch.add(a)
+	a.startDelay = time.Duration(max(p.cfg.Now()-a.runnableSince, 0))
+	p.cfg.Sink(p.reportStarted(nil, a)...)
+	p.monitor.add(a)
 	p.mu.Lock()
-	p.watchEnd(a)
+	p.watchExit(a)
 	p.mu.Unlock()
 }
 
 // begin is startSlowly until the exec is over. The attempt prints into pipes if its memory is
 // limited.
-func (p *Process) begin(a *attempt) (e error) {
+func (p *Process) startAndAwaitExec(a *attempt) (e error) {
 	c, limit := &a.command, a.memoryLimit()
-	if !a.grouped {
-		if a.group, e = p.limits.take(limit); e != nil {
+	if !a.cgroupChosen {
+		if a.cgroup, e = p.cgroups.acquire(limit); e != nil {
 			return e
 		}
-		a.grouped = true
+		a.cgroupChosen = true
 	}
-	files := [2]int{a.out.fd, a.err.fd}
-	if a.group.limited() {
+	files := [2]int{a.stdout.fd, a.stderr.fd}
+	if a.cgroup.hasMemoryLimit() {
 		var ends [2]*os.File
-		if a.pumps, ends, e = p.newPumps(a.out, a.err); e != nil {
+		if a.pumps, ends, e = p.newPumps(a.stdout, a.stderr); e != nil {
 			return e
 		}
 		defer ends[0].Close()
 		defer ends[1].Close()
 		files = [2]int{int(ends[0].Fd()), int(ends[1].Fd())}
 	}
-	pid, e := p.fork(a, files)
-	if group := a.group; group != nil && group.limit == 0 && groupless(e) {
+	pid, e := p.forkCommand(a, files)
+	if group := a.cgroup; group != nil && group.memoryLimit == 0 && refusedByCgroup(e) {
 		refused := e
-		a.group = nil
-		if p.toBeEnded(a) {
-			e = errEnded
-		} else if pid, e = p.fork(a, files); e == nil {
-			p.limits.suspend(refused)
+		a.cgroup = nil
+		if p.isEnding(a) {
+			e = errEndedFirst
+		} else if pid, e = p.forkCommand(a, files); e == nil {
+			p.cgroups.suspend(refused)
 		}
-		p.limits.discard(group)
+		p.cgroups.discard(group)
 	}
-	if a.group.limited() && errors.Is(e, unix.E2BIG) && c.size() < maxStart() {
-		e = &limitError{limit, fmt.Errorf("its arguments and environment have %d bytes and do not fit: %w", c.size(), e)}
+	if a.cgroup.hasMemoryLimit() && errors.Is(e, unix.E2BIG) && c.startBytes() < maxStartBytes() {
+		e = &memoryLimitError{limit, fmt.Errorf("its arguments and environment have %d bytes and do not fit: %w", c.startBytes(), e)}
 	}
-	if a.group.limited() && groupless(e) {
-		e = &limitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
+	if a.cgroup.hasMemoryLimit() && refusedByCgroup(e) {
+		e = &memoryLimitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
 	}
 	switch {
 	case e == nil:
-		a.group.accepted()
+		a.cgroup.startAccepted()
 		if a.pumps != nil {
-			a.pumps.start(&p.buffers)
+			a.pumps.start(&p.pumpBuffers)
 		}
 		p.mu.Lock()
 		a.pid = pid
@@ -313,14 +313,14 @@ func (p *Process) begin(a *attempt) (e error) {
 }
 
 // fork starts the command with its output on the two files, and waits for its exec.
-func (p *Process) fork(a *attempt, files [2]int) (pid int, e error) {
-	spec, e := p.spec(a, files)
+func (p *Process) forkCommand(a *attempt, files [2]int) (pid int, e error) {
+	spec, e := p.startSpec(a, files)
 	if e != nil {
 		return 0, e
 	}
 	defer closeScript(&spec)
-	spec.Pending = &a.pending
-	e = a.group.within(func() (e error) {
+	spec.Pending = &a.pendingChild
+	e = a.cgroup.runInGroup(func() (e error) {
 		pid, a.pidfd, e = p.starter.Start(&spec)
 		return e
 	})
@@ -330,7 +330,7 @@ func (p *Process) fork(a *attempt, files [2]int) (pid int, e error) {
 // newScript is a file in memory with a text for a shell, which closes its descriptor as
 // the first thing it does: what the text starts does not inherit it. The text's lines
 // keep their numbers.
-func newScript(text string) (fd int, err error) {
+func newScriptFile(text string) (fd int, err error) {
 	fd, err = unix.MemfdCreate("caravan-script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return -1, err
@@ -349,7 +349,7 @@ func newScript(text string) (fd int, err error) {
 }
 
 // groupless tells whether a start failed because it was to be in a control group.
-func groupless(err error) bool {
+func refusedByCgroup(err error) bool {
 	for _, e := range []error{unix.ENOSYS, unix.EOPNOTSUPP, unix.EBUSY, unix.ENODEV, unix.EPERM, unix.EINVAL} {
 		if errors.Is(err, e) {
 			return true
@@ -360,24 +360,24 @@ func groupless(err error) bool {
 
 // prepare does what can be done of a start before its intent is known. When no process
 // can come to be it returns the final report, or what was lacking: then it may succeed later.
-func (p *Process) prepare(a *attempt) (_ *Report, lacking error) {
+func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	var err error
-	if a.command, err = newCommand(p.base, &a.order, p.cfg.Dir); err != nil {
-		return p.notStarted(&a.order, messages.AttemptNotStarted, err), nil
+	if a.command, err = newCommand(p.baseEnv, &a.order, p.cfg.Dir); err != nil {
+		return p.notStartedReport(&a.order, messages.AttemptNotStarted, err), nil
 	}
 	if p.cfg.AttemptMark != nil {
-		a.command.env = mark(a.command.env, p.cfg.AttemptMark(a.order.Key))
+		a.command.env = setVariable(a.command.env, p.cfg.AttemptMark(a.order.Key))
 	}
 	limit := p.cfg.MaxOutput
 	if a.order.Capture {
 		limit = max(limit, p.cfg.MaxCapture)
 	}
-	if a.out, a.err, err = newStreams(limit, p.cfg.MaxOutput); err != nil {
+	if a.stdout, a.stderr, err = newStreams(limit, p.cfg.MaxOutput); err != nil {
 		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
-		if _, ok := lackOf(err); ok {
+		if _, ok := shortageOf(err); ok {
 			return nil, err
 		}
-		return p.notStarted(&a.order, messages.AttemptLost, err), nil
+		return p.notStartedReport(&a.order, messages.AttemptLost, err), nil
 	}
 	return nil, nil
 }
@@ -387,47 +387,47 @@ func (a *attempt) memoryLimit() int64 { return a.order.MemoryBytes }
 
 // retry goes on with an attempt whose launched child has not come to its program. A helper calls
 // it.
-func (p *Process) retry(a *attempt) {
+func (p *Process) reapUnexecuted(a *attempt) {
 	for {
 		if _, err := unix.Wait4(a.launch.PID, nil, 0, nil); err != unix.EINTR {
 			break
 		}
 	}
-	errno := a.startErrno
-	a.startErrno = 0
-	p.failed(a, errno)
+	errno := a.execErrno
+	a.execErrno = 0
+	p.startFailed(a, errno)
 }
 
 // watchEnd has the loop wait for the leader's end, or look at it now and then where the kernel has
 // no pidfd, or no room to watch it. p.mu is held.
-func (p *Process) watchEnd(a *attempt) {
+func (p *Process) watchExit(a *attempt) {
 	if a.pidfd >= 0 {
-		p.leaders[int32(a.pid)] = a
+		p.leadersByPID[int32(a.pid)] = a
 		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(a.pid)}
-		if unix.EpollCtl(p.poll, unix.EPOLL_CTL_ADD, a.pidfd, &event) == nil {
+		if unix.EpollCtl(p.epollFD, unix.EPOLL_CTL_ADD, a.pidfd, &event) == nil {
 			return
 		}
-		delete(p.leaders, int32(a.pid))
+		delete(p.leadersByPID, int32(a.pid))
 		unix.Close(a.pidfd)
 		a.pidfd = -1
 	}
-	p.polled = append(p.polled, a)
-	p.wake()
+	p.polledLeaders = append(p.polledLeaders, a)
+	p.wakeLoop()
 }
 
 // executed notes that the attempts' programs run, and appends that to the reports.
-func (p *Process) executed(reports []Report, list ...*attempt) []Report {
+func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 	p.mu.Lock()
 	for _, a := range list {
-		if a.phase == starting {
-			a.phase = alive
-			if !a.late {
-				p.born(a)
+		if a.phase == phaseStarting {
+			a.phase = phaseRunning
+			if !a.exitedFirst {
+				p.deliverPendingSignals(a)
 			}
 		}
 		p.stats.Starts++
-		p.startEnded(a)
-		p.hadEnough()
+		p.endStart(a)
+		p.startSucceeded()
 		a.command = command{}
 	}
 	p.mu.Unlock()
@@ -435,70 +435,70 @@ func (p *Process) executed(reports []Report, list ...*attempt) []Report {
 		if p.cfg.OnStarted != nil {
 			p.cfg.OnStarted(&a.order, a.pid)
 		}
-		reports = append(reports, Report{Key: a.order.Key, Kind: Started, At: a.began, GrantedAt: a.order.GrantedAt, StartDelay: a.idle})
+		reports = append(reports, Report{Key: a.order.Key, Kind: Started, At: a.startedAt, GrantedAt: a.order.GrantedAt, StartDelay: a.startDelay})
 	}
 	return reports
 }
 
 // failed sees an attempt to its end, or back to the queue, whose start has failed. It may
 // take long: a helper calls it.
-func (p *Process) failed(a *attempt, err error) {
-	if err == unix.ETXTBSY && a.busy < busyTries && !p.toBeEnded(a) {
-		a.busy++
-		time.AfterFunc(busyFirst<<(a.busy-1), func() { p.handBack(a) })
+func (p *Process) startFailed(a *attempt, err error) {
+	if err == unix.ETXTBSY && a.textBusyTries < busyTries && !p.isEnding(a) {
+		a.textBusyTries++
+		time.AfterFunc(busyFirst<<(a.textBusyTries-1), func() { p.relaunch(a) })
 		return
 	}
-	_, lacks := lackOf(err)
+	_, lacks := shortageOf(err)
 	p.mu.Lock()
-	why := p.unstart(a, lacks)
+	why := p.resetFailedStart(a, lacks)
 	p.mu.Unlock()
 	named := fmt.Errorf("start %q: %w", a.command.argv[0], err)
 	if lacks {
-		p.settle(a, nil, named)
+		p.endUnstarted(a, nil, named)
 		return
 	}
 	result, reason := messages.AttemptNotStarted, named
-	var limit *limitError
+	var limit *memoryLimitError
 	switch {
-	case why == causeKill || why == causeClose || err == errEnded:
+	case why == causeKill || why == causeClose || err == errEndedFirst:
 		var text string
 		result, text = why.result(a.order.Timeout)
 		reason = errors.New(text)
 	case !errors.As(err, &limit):
 		reason = p.explain(a, &a.command, err)
 	}
-	if why == causeTimeout && err != errEnded { // it was being ended, and then failed by itself
+	if why == causeTimeout && err != errEndedFirst { // it was being ended, and then failed by itself
 		_, text := why.result(a.order.Timeout)
 		reason = fmt.Errorf("%w; before that, it had %s", reason, text)
 	}
-	p.settle(a, p.notStarted(&a.order, result, reason), nil)
+	p.endUnstarted(a, p.notStartedReport(&a.order, result, reason), nil)
 }
 
 // settle reports the end of an attempt that has no process, or puts it back to the queue when
 // something was lacking.
-func (p *Process) settle(a *attempt, r *Report, lacking error) {
-	if a.out != nil {
-		a.out.drop()
-		a.err.drop()
-		a.out, a.err = nil, nil
+func (p *Process) endUnstarted(a *attempt, r *Report, lacking error) {
+	if a.stdout != nil {
+		a.stdout.release()
+		a.stderr.release()
+		a.stdout, a.stderr = nil, nil
 	}
-	if a.group != nil {
-		p.limits.give(a.group)
+	if a.cgroup != nil {
+		p.cgroups.release(a.cgroup)
 	}
-	a.group, a.grouped, a.busy = nil, false, 0
+	a.cgroup, a.cgroupChosen, a.textBusyTries = nil, false, 0
 	if lacking != nil {
-		if r = p.postpone(a, lacking); r == nil {
+		if r = p.requeue(a, lacking); r == nil {
 			return
 		}
 	}
 	p.mu.Lock()
-	p.release(a, r.At)
+	p.releaseSlots(a, r.At)
 	p.mu.Unlock()
-	p.conclude(*r)
-	p.clear(a)
+	p.reportFinal(*r)
+	p.releaseAttempt(a)
 }
 
-func (p *Process) notStarted(o *Order, result messages.AttemptResult, reason error) *Report {
+func (p *Process) notStartedReport(o *Order, result messages.AttemptResult, reason error) *Report {
 	now := p.cfg.Now()
 	return &Report{Key: o.Key, Kind: Finished, At: now, GrantedAt: o.GrantedAt, Record: messages.AttemptRecord{
 		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1,
