@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -171,7 +172,7 @@ func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
 		r, log = a.cause.result(a.order.Timeout)
 		return r, rc, log
 	case a.waitStatus.Signaled():
-		log = "ended by signal " + itoa(int64(a.waitStatus.Signal())) + " (" + a.waitStatus.Signal().String() + ")"
+		log = fmt.Sprintf("ended by signal %d (%s)", a.waitStatus.Signal(), a.waitStatus.Signal())
 		if a.waitStatus.CoreDump() {
 			log += ", core dumped"
 		}
@@ -180,4 +181,13 @@ func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
 		return messages.AttemptFailed, rc, ""
 	}
 	return messages.AttemptSucceeded, 0, ""
+}
+
+// ownPeak is the most memory that this process has had, in KB.
+func ownPeakKB() int64 {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return u.Maxrss
 }

@@ -1,12 +1,8 @@
 package executor
 
 import (
-	"errors"
-	"fmt"
-	"io"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -34,7 +30,7 @@ func (p *Process) freezeOutput(a *attempt) {
 // somebody may be writing, the seals wait for that.
 func (p *Process) endTakesLong(a *attempt) bool {
 	short := int64(p.cfg.InlineMax)
-	if a.order.Capture || a.pumps != nil || a.stdout.size() > short || a.stderr.size() > short {
+	if a.order.Capture || a.pumps != nil || a.stdout.Size() > short || a.stderr.Size() > short {
 		return true
 	}
 	if a.cgroup == nil {
@@ -54,14 +50,10 @@ func (p *Process) finalReport(a *attempt) Report {
 		SystemCPU: time.Duration(a.usage.Stime.Nano()),
 	}
 	rec.Result, rec.RC, rec.ExecutorLog = a.result()
-	if why := a.cgroup.oomMessage(); why != "" {
-		rec.ExecutorLog = joinTexts(rec.ExecutorLog, why)
-	}
-	rec.Stdout = a.stdout.kept(p.cfg.MaxOutput)
-	rec.Stderr = a.stderr.kept(p.cfg.MaxOutput)
-	p.keep(a, rec)
+	rec.ExecutorLog = JoinTexts(rec.ExecutorLog, a.cgroup.oomMessage())
+	p.output.Keep(&report, a.stdout, a.stderr)
 	if a.order.Capture {
-		p.capture(a, &report)
+		p.output.Capture(&report, a.stdout)
 	}
 	return report
 }
@@ -86,66 +78,21 @@ func (p *Process) dropOutput(a *attempt, survivors bool) {
 	p.unfinished.Done()
 }
 
-// long tells whether the output is too long for the record itself.
-func (p *Process) long(o *messages.Output) bool { return o.Head+o.Tail > int64(p.cfg.InlineMax) }
-
-// keep puts short output into the record and long output into the run's file, with
-// one durable append for both streams. When that cannot be written the attempt's
-// result stands, with the beginning of its output and a word on what was lost.
-func (p *Process) keep(a *attempt, rec *messages.AttemptRecord) {
-	both := []struct {
-		which  messages.Stream
-		stream *stream
-		out    *messages.Output
-	}{{messages.Stdout, a.stdout, &rec.Stdout}, {messages.Stderr, a.stderr, &rec.Stderr}}
-	var parts []outputs.Part
-	for _, s := range both {
-		if !p.long(s.out) {
-			s.stream.inline(s.out)
-			continue
-		}
-		parts = append(parts, outputs.Part{Stream: s.which, Length: s.out.Head + s.out.Tail, Body: io.MultiReader(
-			s.stream.section(0, s.out.Head), s.stream.section(s.out.Size-s.out.Tail, s.out.Tail))})
-	}
-	if parts == nil {
-		return
-	}
-	offsets, err := p.cfg.Outputs.Append(a.order.Key, parts...)
-	if err != nil {
-		if !errors.Is(err, outputs.ErrNoRoom) { // of which there may be very many
-			p.cfg.Logger.Error("output not kept", "key", a.order.Key, "err", err)
-		}
-		rec.ExecutorLog = joinTexts(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", p.cfg.InlineMax, err))
-	}
-	for _, s := range both {
-		switch {
-		case !p.long(s.out):
-		case err != nil:
-			s.out.Head, s.out.Tail = min(s.out.Head, int64(p.cfg.InlineMax)), 0
-			s.stream.inline(s.out)
-		default:
-			s.out.Offset, offsets = offsets[0], offsets[1:]
+// removeEnded takes attempts out of the table whose final reports these are.
+func (p *Process) removeReported(reports ...Report) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range reports {
+		delete(p.attempts, reports[i].Key)
+		if reports[i].Record.RC == -1 {
+			p.stats.NotStarted++
 		}
 	}
+	p.admitQueued(0) // their places among what runs at once are free only now
 }
 
-// capture gives the report all of stdout. Success with more than the limit is none.
-func (p *Process) capture(a *attempt, r *Report) {
-	size := r.Record.Stdout.Size
-	if size <= p.cfg.MaxCapture {
-		r.Stdout = a.stdout.bytes(0, size)
-		return
-	}
-	if r.Record.Result == messages.AttemptSucceeded {
-		r.Record.Result = messages.AttemptRejected
-	}
-	r.Record.ExecutorLog = joinTexts(r.Record.ExecutorLog,
-		fmt.Sprintf("%d bytes of output are more than the %d that a generator may print", size, p.cfg.MaxCapture))
-}
-
-func joinTexts(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "; " + b
+// conclude makes the final report of an attempt.
+func (p *Process) reportFinal(r Report) {
+	p.removeReported(r)
+	p.cfg.Sink(r)
 }

@@ -2,7 +2,9 @@ package executor
 
 import (
 	"io"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,15 +23,11 @@ import (
 // last reader have dropped it.
 type stream struct {
 	fd            int
-	limit         int64
+	bounds        OutputBounds
 	refs          atomic.Int32
-	hole          atomic.Int64 // bytes [head(limit), hole) are gone; 0 when none are
 	final         atomic.Int64 // size at the end; -1 while the task runs
 	freeOnRelease atomic.Bool  // a survivor may hold the file: its memory is given back with the last reference
 }
-
-// head is how many bytes are kept from the beginning when there are more than limit.
-func head(limit int64) int64 { return limit / 2 }
 
 func newStream(limit int64) (*stream, error) {
 	fd, err := unix.MemfdCreate("caravan-output", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -42,7 +40,8 @@ func newStream(limit int64) (*stream, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	s := &stream{fd: fd, limit: limit}
+	s := &stream{fd: fd}
+	s.bounds.Limit = limit
 	s.refs.Store(1)
 	s.final.Store(-1)
 	return s, nil
@@ -86,7 +85,7 @@ func (s *stream) release() {
 // refuse to put any in again. Where that process has mapped the file it may; no more than
 // the file's size.
 func (s *stream) freeMemory() {
-	if n := s.size(); n > 0 {
+	if n := s.Size(); n > 0 {
 		const page = 64 << 10 // at most: a part of one is only zeroed
 		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, n+page-n%page)
 	}
@@ -105,8 +104,8 @@ func (s *stream) write(p []byte) bool {
 	return true
 }
 
-// size is the number of bytes written so far, and no more once it was frozen.
-func (s *stream) size() int64 {
+// Size is the number of bytes written so far, and no more once it was frozen.
+func (s *stream) Size() int64 {
 	if n := s.final.Load(); n >= 0 {
 		return n
 	}
@@ -121,11 +120,11 @@ func (s *stream) size() int64 {
 func (s *stream) freeze() {
 	// An error is EPERM, of a task that has sealed the seals. It waits for a write that is going on.
 	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
-	n := s.size()
-	if n > s.limit {
-		s.hole.Store(n - (s.limit - head(s.limit)))
+	n := s.Size()
+	if b := &s.bounds; n > b.Limit {
+		b.Hole.Store(n - (b.Limit - b.Head()))
 	} else {
-		s.hole.Store(0) // the task itself may have truncated what was long before
+		b.Hole.Store(0) // the task itself may have truncated what was long before
 	}
 	s.final.Store(n)
 }
@@ -133,67 +132,23 @@ func (s *stream) freeze() {
 // bound frees the middle of a stream that has outgrown its limit, in steps of an
 // eighth of it. It tells whether the stream has grown much since size last.
 func (s *stream) punchMiddle(last *int64) (grows bool) {
-	n := s.size()
-	grows = n-*last > s.limit/16
+	n := s.Size()
+	grows = n-*last > s.bounds.Limit/16
 	*last = n
-	h := head(s.limit)
-	from := max(s.hole.Load(), h)
-	to := n - (s.limit - h)
-	if n < from {
-		s.hole.Store(0) // truncated by the task
-		return grows
-	}
-	if to-from < max(s.limit/8, 1) {
-		return grows
-	}
-	// Readers look at hole after they read: it moves before the bytes go.
-	s.hole.Store(to)
-	if unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from) != nil {
-		return grows // the bytes stay, unread: memory is all that is lost
+	if from, to, ok := s.bounds.NextHole(n); ok {
+		// Readers look at Hole after they read, so it moves before the bytes go.
+		s.bounds.Hole.Store(to)
+		// After an error the bytes stay, unread: that costs memory only.
+		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
 	}
 	return grows
 }
 
-// kept says which bytes of a frozen stream are kept under the limit.
-func (s *stream) kept(limit int64) messages.Output {
-	n := s.size()
-	if n <= limit {
-		return messages.Output{Size: n, Head: n}
-	}
-	return messages.Output{Size: n, Head: head(limit), Tail: limit - head(limit)}
-}
+// Live implements LiveOutput.
+func (s *stream) Live() bool { return s.final.Load() < 0 }
 
-// inline reads the kept bytes into the Output.
-func (s *stream) inline(o *messages.Output) {
-	if o.Head+o.Tail == 0 {
-		return
-	}
-	buf := make([]byte, o.Head+o.Tail)
-	s.fill(buf[:o.Head], 0)
-	s.fill(buf[o.Head:], o.Size-o.Tail)
-	o.Inline = buf
-}
-
-func (s *stream) bytes(off, n int64) []byte {
-	buf := make([]byte, n)
-	s.fill(buf, off)
-	return buf
-}
-
-// fill reads all of p. Where a surviving child has truncated the file it leaves
-// zeros, as a hole would.
-func (s *stream) fill(p []byte, off int64) {
-	for len(p) > 0 {
-		n, err := s.ReadAt(p, off)
-		p, off = p[n:], off+int64(n)
-		if err != nil {
-			return
-		}
-	}
-}
-
-// section reads n bytes from off.
-func (s *stream) section(off, n int64) *io.SectionReader { return io.NewSectionReader(s, off, n) }
+// Bounds implements LiveOutput.
+func (s *stream) Bounds() *OutputBounds { return &s.bounds }
 
 // ReadAt implements io.ReaderAt on the file as it is, holes and all.
 func (s *stream) ReadAt(p []byte, off int64) (int, error) {
@@ -211,4 +166,157 @@ func (s *stream) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return total, nil
+}
+
+// openLog opens the output of an attempt. Process.mu is held.
+func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
+	if a.phase <= phaseStarting {
+		return nil, ErrNotRunning
+	}
+	s := a.stdout
+	if which == messages.Stderr {
+		s = a.stderr
+	}
+	if a.outputFinal.Load() || !s.retain() {
+		return nil, ErrNotRunning
+	}
+	return NewLiveLog(s, func() error { s.release(); return nil }), nil
+}
+
+// The monitor's pace: often while some stream grows fast, else seldom; a look at
+// a stream that does not grow costs a microsecond, and at most watchBudget of them
+// are taken per tick, in turn.
+const (
+	checkSlow     = 25 * time.Millisecond
+	checkFast     = 5 * time.Millisecond
+	checksPerTick = 256
+)
+
+// monitor bounds the output of all running attempts. Its goroutine sleeps while
+// nothing runs.
+type outputMonitor struct {
+	mu        sync.Mutex
+	attempts  []*monitoredAttempt
+	index     map[*attempt]int
+	nextCheck int
+	asleep    bool
+
+	wake    chan struct{}
+	quit    chan struct{}
+	stopped chan struct{}
+}
+
+// watched is an attempt with what its streams measured at the last look.
+type monitoredAttempt struct {
+	a                      *attempt
+	stdoutSize, stderrSize int64
+	growsFast              bool
+}
+
+func (m *outputMonitor) start() {
+	m.index = map[*attempt]int{}
+	m.wake, m.quit, m.stopped = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	go m.loop()
+}
+
+func (m *outputMonitor) stop() {
+	close(m.quit)
+	<-m.stopped
+}
+
+func (m *outputMonitor) add(a *attempt) {
+	m.mu.Lock()
+	m.index[a] = len(m.attempts)
+	m.attempts = append(m.attempts, &monitoredAttempt{a: a})
+	wake := m.asleep
+	m.asleep = false
+	m.mu.Unlock()
+	if wake {
+		m.wake <- struct{}{} // never blocks: it was asleep, and is woken once
+	}
+}
+
+func (m *outputMonitor) remove(a *attempt) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, added := m.index[a]
+	if !added {
+		return // it ended at once
+	}
+	last := len(m.attempts) - 1
+	m.attempts[i] = m.attempts[last]
+	m.index[m.attempts[i].a] = i
+	m.attempts[last] = nil
+	m.attempts = m.attempts[:last]
+	delete(m.index, a)
+}
+
+func (m *outputMonitor) loop() {
+	defer close(m.stopped)
+	timer := time.NewTimer(checkSlow)
+	defer timer.Stop()
+	var look []*monitoredAttempt
+	for {
+		m.mu.Lock()
+		look = m.dueChecks(look[:0])
+		// One idle tick passes before it sleeps, so that short tasks in a row do not
+		// wake it each time.
+		m.asleep = len(look) == 0
+		m.mu.Unlock()
+		if len(look) == 0 {
+			select {
+			case <-m.wake:
+			case <-m.quit:
+				return
+			}
+		}
+		pace := checkSlow
+		for _, w := range look {
+			if w.checkGrowth() {
+				pace = checkFast
+			}
+		}
+		clear(look)
+		timer.Reset(pace)
+		select {
+		case <-timer.C:
+		case <-m.quit:
+			return
+		}
+	}
+}
+
+// due picks the attempts to look at: the hot ones, and the others in turn. m.mu is held.
+func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt {
+	n := len(m.attempts)
+	if n <= checksPerTick {
+		return append(look, m.attempts...)
+	}
+	for _, w := range m.attempts {
+		if w.growsFast {
+			look = append(look, w)
+		}
+	}
+	for range checksPerTick {
+		m.nextCheck = (m.nextCheck + 1) % n
+		if w := m.attempts[m.nextCheck]; !w.growsFast {
+			look = append(look, w)
+		}
+	}
+	return look
+}
+
+// check bounds both streams and tells whether one of them grows fast. Only the
+// monitor's goroutine calls it.
+func (w *monitoredAttempt) checkGrowth() bool {
+	w.growsFast = false
+	if w.a.stdout.retain() {
+		w.growsFast = w.a.stdout.punchMiddle(&w.stdoutSize)
+		w.a.stdout.release()
+	}
+	if w.a.stderr.retain() {
+		w.growsFast = w.a.stderr.punchMiddle(&w.stderrSize) || w.growsFast
+		w.a.stderr.release()
+	}
+	return w.growsFast
 }

@@ -69,6 +69,7 @@ type Process struct {
 	groups         processGroups
 	cgroups        *cgroupPool // nil when attempts have their process groups alone
 	monitor        outputMonitor
+	output         OutputCollector
 	pumpBuffers    sync.Pool      // of *[pumpBytes]byte
 	peakKB         atomic.Int64   // KB: the least that this process has had at its peak
 	unfinished     sync.WaitGroup // one for each attempt that was admitted and is not over
@@ -132,8 +133,9 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	}
 	p := &Process{
 		cfg:            cfg,
-		baseEnv:        cleanEnvironment(cfg.Getenv),
+		baseEnv:        BaseEnvironment(cfg.Getenv),
 		devNull:        null,
+		output:         OutputCollector{Store: cfg.Outputs, MaxOutput: cfg.MaxOutput, MaxCapture: cfg.MaxCapture, InlineMax: cfg.InlineMax, Logger: cfg.Logger},
 		starter:        vfork.New(),
 		attempts:       map[messages.AttemptKey]*attempt{},
 		slots:          slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},
@@ -176,7 +178,7 @@ func (p *Process) Start(o Order) {
 	switch {
 	case p.closed:
 		p.mu.Unlock()
-		p.cfg.Sink(Report{Key: o.Key, Kind: Revoked, At: p.cfg.Now()})
+		p.reportRevoked(o.Key)
 		return
 	case p.attempts[o.Key] != nil || p.startedKeys.has(o.Key):
 		p.mu.Unlock()
@@ -216,10 +218,13 @@ func (p *Process) HasStarted(key messages.AttemptKey) bool {
 // Kill implements Executor.
 func (p *Process) Kill(key messages.AttemptKey, grace time.Duration) {
 	p.mu.Lock()
-	revoked := p.kill(key, causeKill, grace)
+	revoked := p.withdraw(key)
+	if a := p.attempts[key]; a != nil {
+		p.endAttempt(a, causeKill, grace)
+	}
 	p.mu.Unlock()
 	if revoked {
-		p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
+		p.reportRevoked(key)
 	}
 }
 
@@ -229,19 +234,12 @@ func (p *Process) Revoke(key messages.AttemptKey) {
 	revoked := p.withdraw(key)
 	p.mu.Unlock()
 	if revoked {
-		p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
+		p.reportRevoked(key)
 	}
 }
 
-// kill ends the attempt, or takes its order back: then it is true. p.mu is held.
-func (p *Process) kill(key messages.AttemptKey, c endCause, grace time.Duration) (revoked bool) {
-	if p.withdraw(key) {
-		return true
-	}
-	if a := p.attempts[key]; a != nil {
-		p.endAttempt(a, c, grace)
-	}
-	return false
+func (p *Process) reportRevoked(key messages.AttemptKey) {
+	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
 }
 
 // withdraw takes the order back if it waits. p.mu is held.
@@ -277,7 +275,7 @@ func (p *Process) Close() error {
 	}
 	p.mu.Unlock()
 	for _, a := range waiting {
-		p.cfg.Sink(Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()})
+		p.reportRevoked(a.order.Key)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -289,7 +287,7 @@ func (p *Process) Close() error {
 	select {
 	case <-done:
 	case <-patience.C:
-		return fmt.Errorf("executor: %d attempts survive SIGKILL", p.Running())
+		return fmt.Errorf("executor: %d attempts survive SIGKILL", p.Stats().Running)
 	}
 	if !first {
 		return nil
@@ -314,9 +312,6 @@ func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (mess
 	}
 	return a.openLog(stream)
 }
-
-// Running is the number of attempts that have begun and not ended.
-func (p *Process) Running() int { return p.Stats().Running }
 
 // Stats is what a Process has done and what it holds now.
 type Stats struct {

@@ -260,7 +260,7 @@ func TestProcessConforms(t *testing.T) {
 			if err := e.(*executor.Process).CheckInvariants(); err != nil {
 				t.Error(err)
 			}
-			if n := e.(*executor.Process).Running(); n != 0 {
+			if n := e.(*executor.Process).Stats().Running; n != 0 {
 				t.Errorf("%d still run", n)
 			}
 		},

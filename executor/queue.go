@@ -1,6 +1,8 @@
 package executor
 
-import "github.com/caravan-dag/caravan/messages"
+import (
+	"github.com/caravan-dag/caravan/messages"
+)
 
 // queue is the orders that wait. Those of one run keep the order in which they came;
 // runs take turns, an order each, so that a small run does not wait behind all that a
@@ -119,4 +121,53 @@ func (q *queue) removeRun(l *runQueue) {
 	}
 	*l = runQueue{}
 	q.spareRun = l
+}
+
+// begunPages bounds the memory of keys: at least the last 262,144 attempts, and 64
+// times as many when they are neighbours, in at most some 20 MB.
+const startedPages = 1 << 18
+
+// begunSet remembers which keys have begun, so that a repeated order starts nothing.
+// A page holds 64 neighbouring tasks of a run; the oldest page is dropped first.
+type startedKeys struct {
+	limit int
+	pages map[startedPage]uint64
+	ring  []startedPage
+	next  int
+}
+
+type startedPage struct {
+	run     messages.RunID
+	attempt uint32
+	page    uint32
+}
+
+func (b *startedKeys) has(k messages.AttemptKey) bool {
+	return b.pages[startedPage{k.Run, k.Attempt, k.Task / 64}]>>(k.Task%64)&1 == 1
+}
+
+// remove forgets a key that has not begun after all. Its page stays.
+func (b *startedKeys) remove(k messages.AttemptKey) {
+	page := startedPage{k.Run, k.Attempt, k.Task / 64}
+	if bits, known := b.pages[page]; known {
+		b.pages[page] = bits &^ (1 << (k.Task % 64))
+	}
+}
+
+func (b *startedKeys) add(k messages.AttemptKey) {
+	if b.pages == nil {
+		b.pages = map[startedPage]uint64{}
+	}
+	page := startedPage{k.Run, k.Attempt, k.Task / 64}
+	bits, known := b.pages[page]
+	b.pages[page] = bits | 1<<(k.Task%64)
+	switch {
+	case known:
+	case len(b.ring) < b.limit:
+		b.ring = append(b.ring, page)
+	default:
+		delete(b.pages, b.ring[b.next])
+		b.ring[b.next] = page
+		b.next = (b.next + 1) % b.limit
+	}
 }

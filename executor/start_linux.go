@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,151 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// command is an order in the kernel's terms.
-type command struct {
-	path       string
-	searchPath string // the folders in which the child looks path up; "" = it is a path already
-	argv       []string
-	env        []string
-	dir        string
-	scriptText string // what the shell reads from scriptFD; "" = it has its text as an argument
-}
-
 // errEnded is the error of a start that was given up because the attempt is to be ended.
 var errEndedFirst = errors.New("it was ended before it began")
-
-// scriptFD is the descriptor on which a shell finds a text that is too long for an
-// argument.
-const scriptFD = 3
-
-// ShellCommand returns the argv that runs a text, which may begin with a dash, by the
-// shell. sourced, if not "", is a file that holds the text instead: the shell reads it as
-// if it were its own text, so that $0 and the parameters are the same.
-func ShellCommand(text, sourced string) []string {
-	if sourced != "" {
-		text = ". " + sourced
-	}
-	if text != "" && (text[0] == '-' || text[0] == '+') { // not an option of the shell
-		return []string{"/bin/sh", "-c", "--", text}
-	}
-	return []string{"/bin/sh", "-c", text}
-}
-
-// ExceedsArgumentLimit tells whether a text is too long for an argument.
-func ExceedsArgumentLimit(text string) bool { return len(text) >= maxArgumentBytes() }
-
-// maxArgument is how many bytes an argument may have, with the NUL at its end.
-func maxArgumentBytes() int { return 32 * os.Getpagesize() }
-
-// maxStart is how many bytes all arguments and the environment may have together, with
-// their NULs and pointers, if the limit on the stack is this process's own.
-func maxStartBytes() int {
-	const least, most = 128 << 10, 6 << 20
-	var stack unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_STACK, &stack) != nil || stack.Cur/4 > most {
-		return most
-	}
-	return max(int(stack.Cur/4), least)
-}
-
-// MaxArgumentBytes is how many bytes the arguments and the environment of an order may have
-// together on this machine. The rest is for what every task gets.
-func MaxArgumentBytes() int {
-	const clean = 16 << 10
-	return maxStartBytes() - clean
-}
-
-// newCommand resolves the order: its environment, its argv, and where its program is. It
-// asks no file system, which may hang: the child enters the folder and finds the program
-// by the task's own PATH. The error says what is wrong in a sentence for the user.
-func newCommand(base []string, o *Order, dir string) (c command, err error) {
-	if o.Dir != "" {
-		dir = o.Dir
-	}
-	c = command{argv: o.Command, dir: dir}
-	if o.UseShell {
-		if strings.IndexByte(o.Shell, 0) >= 0 {
-			return c, errors.New("the command string holds a NUL byte")
-		}
-		c.argv = ShellCommand(o.Shell, "")
-		if ExceedsArgumentLimit(o.Shell) {
-			c.argv, c.scriptText = ShellCommand("", "/proc/self/fd/"+strconv.Itoa(scriptFD)), o.Shell
-		}
-	}
-	if len(c.argv) == 0 || c.argv[0] == "" {
-		return c, errors.New("the command is empty")
-	}
-	if c.env, err = environment(base, o); err != nil {
-		return c, err
-	}
-	for i, s := range c.argv {
-		if strings.IndexByte(s, 0) >= 0 {
-			return c, fmt.Errorf("argument %d of the command holds a NUL byte", i)
-		}
-	}
-	for _, s := range c.env {
-		if strings.IndexByte(s, 0) >= 0 {
-			return c, fmt.Errorf("environment: the value of %q holds a NUL byte", variableName(s))
-		}
-	}
-	if strings.IndexByte(c.dir, 0) >= 0 {
-		return c, fmt.Errorf("working folder %q holds a NUL byte", c.dir)
-	}
-	c.path = c.argv[0]
-	if strings.IndexByte(c.path, '/') < 0 {
-		if c.searchPath = lookupVariable(c.env, "PATH"); c.searchPath == "" {
-			_, err = findProgram(c.path, "", c.dir)
-		}
-	}
-	return c, err
-}
-
-// findProgram looks a name without a slash up in path, as the child has done that could
-// not start: relative entries are under dir.
-func findProgram(name, path, dir string) (string, error) {
-	if strings.IndexByte(name, '/') >= 0 {
-		return name, nil
-	}
-	var denied string
-	for rest := path; rest != ""; {
-		var entry string
-		entry, rest, _ = strings.Cut(rest, ":")
-		if entry == "" {
-			entry = "."
-		}
-		// The task is in dir when it executes this, we are not when we look.
-		file := entry + "/" + name
-		look := file
-		if entry[0] != '/' && dir != "" {
-			look = dir + "/" + file
-		}
-		var st unix.Stat_t
-		if unix.Stat(look, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			continue
-		}
-		if unix.Access(look, unix.X_OK) != nil {
-			denied = look
-			continue
-		}
-		return file, nil
-	}
-	if denied != "" {
-		return "", fmt.Errorf("start %q: %q: %w", name, denied, explainFile(denied, unix.EACCES, nil))
-	}
-	if strings.ContainsAny(name, " \t\r\n") {
-		return "", fmt.Errorf("start %q: not found in PATH %s: command is a list of arguments, whose first is the program's name; a line for the shell is a commandString", name, path)
-	}
-	return "", fmt.Errorf("start %q: not found in PATH %s", name, path)
-}
-
-// ownPeak is the most memory that this process has had, in KB.
-func ownPeakKB() int64 {
-	var u unix.Rusage
-	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return u.Maxrss
-}
 
 // A program that is open for writing, because another process has just written it and not
 // closed it yet, is tried again so often, after a pause that doubles: 310 ms in all.

@@ -327,3 +327,41 @@ func kernelError(err error) error {
 	}
 	return err
 }
+
+// findProgram looks a name without a slash up in path, as the child has done that could
+// not start: relative entries are under dir.
+func findProgram(name, path, dir string) (string, error) {
+	if strings.IndexByte(name, '/') >= 0 {
+		return name, nil
+	}
+	var denied string
+	for rest := path; rest != ""; {
+		var entry string
+		entry, rest, _ = strings.Cut(rest, ":")
+		if entry == "" {
+			entry = "."
+		}
+		// The task is in dir when it executes this, we are not when we look.
+		file := entry + "/" + name
+		look := file
+		if entry[0] != '/' && dir != "" {
+			look = dir + "/" + file
+		}
+		var st unix.Stat_t
+		if unix.Stat(look, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			continue
+		}
+		if unix.Access(look, unix.X_OK) != nil {
+			denied = look
+			continue
+		}
+		return file, nil
+	}
+	if denied != "" {
+		return "", fmt.Errorf("start %q: %q: %w", name, denied, explainFile(denied, unix.EACCES, nil))
+	}
+	if strings.ContainsAny(name, " \t\r\n") {
+		return "", fmt.Errorf("start %q: not found in PATH %s: command is a list of arguments, whose first is the program's name; a line for the shell is a commandString", name, path)
+	}
+	return "", fmt.Errorf("start %q: not found in PATH %s", name, path)
+}
