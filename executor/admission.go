@@ -17,17 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slots counts what there is and what is in use: thousandths of a core and bytes. Less than the most
-// that may ever be is there while somebody else uses the rest (SetCapacity).
+// slots counts what the machine has and what is in use: thousandths of a core and bytes. SetCapacity
+// may lower cores and memory below the maximum, while another process uses the rest.
 type slots struct {
 	cores, memory         int64
 	usedCores, usedMemory int64
 	maxCores, maxMemory   int64
-}
-
-// tooLarge says why the order can never start here; nil when it can.
-func (s *slots) checkFits(o *Order) error {
-	return o.ExceedsMachine(s.maxCores, s.maxMemory)
 }
 
 // ExceedsMachine returns an error when the order needs more than the machine has:
@@ -71,9 +66,10 @@ func (s *slots) release(a *attempt) {
 	s.usedMemory -= a.order.MemoryBytes
 }
 
-// admit takes from the head of the queue what fits: the loop starts it, in this order.
-// It is called whenever something was queued or room was made, so that a head which fits
-// never waits. since is when the room was made, or the order came; 0 = now. p.mu is held.
+// admitQueued moves orders from the head of the queue to the loop, which starts them in this
+// sequence, as long as they fit. It is called whenever an order is queued or room is made, so that a
+// head that fits never waits. since is when the room was made or the order came; 0 = now. p.mu is
+// held.
 func (p *Process) admitQueued(since int64) {
 	for a := p.queue.head(); a != nil && p.slots.fits(&a.order) && p.canStart(); a = p.queue.head() {
 		if since == 0 {
@@ -91,8 +87,8 @@ func (p *Process) admitQueued(since int64) {
 	}
 }
 
-// release gives the slots of an attempt back that ended at a time (ns since the epoch).
-// p.mu is held.
+// releaseSlots frees the slots of an attempt that ended at a time (ns since the epoch). p.mu is
+// held.
 func (p *Process) releaseSlots(a *attempt, at int64) {
 	p.endStart(a)
 	p.slots.release(a)
@@ -100,8 +96,8 @@ func (p *Process) releaseSlots(a *attempt, at int64) {
 	p.admitQueued(at)
 }
 
-// startEnded says that the attempt's start has succeeded or failed: one that waits may
-// start for that. p.mu is held.
+// endStart says that the attempt's start has succeeded or failed, which may admit another one. p.mu
+// is held.
 func (p *Process) endStart(a *attempt) {
 	if a.startUnderWay {
 		a.startUnderWay = false
@@ -110,49 +106,49 @@ func (p *Process) endStart(a *attempt) {
 	}
 }
 
-// A start that fails for want of something that the machine is short of is no attempt:
-// the order goes back to the queue, and no number of it is used up. The pause between two
-// tries grows from shortPause to longPause; besides, each end of an attempt, which gives
-// something back, lets one try at once. After a success twice as many may follow, so that a
-// shortage that is over is over soon, and one that lasts costs few tries.
+// A start that fails because the machine is short of something is not an attempt: the order goes
+// back to the queue and does not use up an attempt number. The pause between two tries grows from
+// firstRetryPause to lastRetryPause. In addition, each end of an attempt frees something and allows
+// one try at once. After a success twice as many may follow, so that the executor soon recovers from
+// a shortage that is over, and spends few tries on one that lasts.
 const (
 	firstRetryPause = 10 * time.Millisecond
 	lastRetryPause  = time.Second
-	// recovered is how many starts in a row may be due before the shortage counts as over.
+	// recoveredTries is how many starts may be due before the shortage counts as over.
 	recoveredTries = 64
-	// patient is how often an order is tried again before the others of its run. Then it
-	// goes behind them: what it lacks may be wanted by it alone.
+	// triesInFront is how often an order is tried again before the others of its run. After that it
+	// goes to their end: it alone may want what is short.
 	triesInFront = 8
 )
 
 // shortageState is what a Process knows of a shortage. Process.mu guards it.
 type shortageState struct {
 	lasts     bool
-	triesLeft int           // starts that may be tried
-	pause     time.Duration // before the next try, if nothing ends
-	timer     *time.Timer   // that of the next try; nil when none is due
+	triesLeft int           // starts that may be tried now
+	pause     time.Duration // before the next try, unless an attempt ends earlier
+	timer     *time.Timer   // of the next try; nil when it is not scheduled
 }
 
-// mayTry tells whether the machine may have what another process needs. p.mu is held.
+// canStart tells whether another process may be started now. p.mu is held.
 func (p *Process) canStart() bool {
 	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.shortage.lasts || p.shortage.triesLeft > 0)
 }
 
-// tried counts a start. p.mu is held.
+// countTry counts a start. p.mu is held.
 func (p *Process) countTry() {
 	if p.shortage.lasts {
 		p.shortage.triesLeft--
 	}
 }
 
-// gaveBack: an attempt has ended. p.mu is held.
+// resourceReturned says that an attempt has ended. p.mu is held.
 func (p *Process) resourceReturned() {
 	if p.shortage.lasts {
 		p.shortage.triesLeft++
 	}
 }
 
-// hadEnough: a process was started. p.mu is held.
+// startSucceeded says that a process was started. p.mu is held.
 func (p *Process) startSucceeded() {
 	s := &p.shortage
 	if !s.lasts {
@@ -165,7 +161,7 @@ func (p *Process) startSucceeded() {
 	p.admitQueued(0)
 }
 
-// hadNot: a start failed. p.mu is held.
+// startFellShort says that a start failed for a shortage. p.mu is held.
 func (p *Process) startFellShort() {
 	s := &p.shortage
 	if !s.lasts {
@@ -185,7 +181,7 @@ func (p *Process) startFellShort() {
 	s.pause = min(2*s.pause, lastRetryPause)
 }
 
-// lack is the error of a start that may succeed later, with a word for what was lacking.
+// shortageError is the error of a start that may succeed later, with the reason.
 type shortageError struct {
 	reason string
 	err    error
@@ -194,10 +190,10 @@ type shortageError struct {
 func (l *shortageError) Error() string { return l.err.Error() }
 func (l *shortageError) Unwrap() error { return l.err }
 
-// ShortageReasons are the words for what a start may be short of.
+// ShortageReasons are the resources that a start may be short of.
 var ShortageReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
 
-// lackOf returns the word for what a start was short of, and whether it was.
+// shortageOf returns what a start was short of. ok is false for other errors.
 func shortageOf(err error) (reason string, ok bool) {
 	var l *shortageError
 	if errors.As(err, &l) {
@@ -218,8 +214,8 @@ func shortageOf(err error) (reason string, ok bool) {
 	return "", false
 }
 
-// postpone puts an admitted attempt back to the queue whose start failed for a shortage.
-// It returns the final report instead when it was to be ended meanwhile.
+// requeue puts an admitted attempt, whose start failed for a shortage, back into the queue. It
+// returns the final report instead when the Process is closed.
 func (p *Process) requeue(a *attempt, err error) *Report {
 	reason, _ := shortageOf(err)
 	if p.cfg.WithdrawIntent != nil {
@@ -241,7 +237,7 @@ func (p *Process) requeue(a *attempt, err error) *Report {
 	p.startFellShort()
 	unwanted := a.phase == phaseNotStarted && a.cause != causeNone
 	p.mu.Unlock()
-	// From here on the attempt may be run by somebody else.
+	// From here on another goroutine may run the attempt.
 	p.logShortage(reason, err)
 	if p.cfg.OnPostponed != nil {
 		p.cfg.OnPostponed(&a.order, reason, err)
@@ -253,7 +249,7 @@ func (p *Process) requeue(a *attempt, err error) *Report {
 	return nil
 }
 
-// complain logs a shortage, once a minute.
+// logShortage logs a shortage, at most once a minute.
 func (p *Process) logShortage(reason string, err error) {
 	p.mu.Lock()
 	now := time.Now()
@@ -269,31 +265,31 @@ func (p *Process) logShortage(reason string, err error) {
 	}
 }
 
-// What an attempt takes at most of this process's descriptors (two streams and their
-// pipes, a pidfd, two of a control group), and how many are kept for everything else.
+// descriptorsPerAttempt is the most that an attempt uses (two streams and their pipes, a pidfd, two
+// of a control group). descriptorsKept remain for everything else.
 const (
 	descriptorsPerAttempt = 8
 	descriptorsKept       = 64
 )
 
-// maxStarting is how many attempts may be starting at once. One that a helper starts takes a
-// thread while its program, or its working folder, does not answer, and Go ends a process that
-// wants more than 10,000 threads. The others wait in the queue.
+// maxStarting bounds how many attempts may be starting at once; more wait in the queue. A blocking
+// start occupies a thread while its program or working folder does not answer, and Go ends a process
+// that wants more than 10,000 threads.
 const maxStarting = 1024
 
-// Below tightProcesses the number of processes is watched: a Go program that cannot make a
-// thread any more ends at once, so threads are made beforehand, and attempts get what is
-// left, with room for a child of each.
+// Below tightProcesses the number of processes is watched. A Go program that cannot make a thread
+// ends at once, so threads are made in advance, and attempts get what is left, with room for one
+// child of each.
 const (
 	tightProcesses   = 1024
 	processesKept    = 4
 	threadsMadeAhead = 32
 )
 
-// startLimit is what this process can hold.
+// startLimits is what this process can hold.
 type startLimits struct {
-	attempts int  // that run at once
-	starting int  // of them, whose start is under way: each a child, and a thread at most
+	attempts int  // running at once
+	starting int  // being started at once: each has a child, and at most one thread
 	tight    bool // few processes and threads are left
 }
 
@@ -317,13 +313,13 @@ func findStartLimit() (l startLimits) {
 	return l
 }
 
-// startsWithin is how many starts may be under way where there is room for so many
-// processes and threads: each takes a child, and a thread if a helper starts it; as much as one
-// of these is left for what runs already and for explanations of failures.
+// startsWithin is how many starts may be under way where this many processes and threads are left.
+// Each takes a child, and a blocking one a thread. An equal share is left for running attempts and
+// for explanations of failures.
 func startsWithin(room int) int { return max((room-processesKept)/3, 1) }
 
-// ReserveThreads has the runtime make up to n threads if few processes and threads are
-// allowed, and tells whether that is so. At most a third of what is left is taken.
+// ReserveThreads makes the runtime create up to n threads if few processes and threads are allowed,
+// and tells whether that is so. It takes at most a third of what is left.
 func ReserveThreads(n int) (few bool) {
 	most, used := processLimit("/")
 	if most >= tightProcesses {
@@ -333,8 +329,8 @@ func ReserveThreads(n int) (few bool) {
 	return true
 }
 
-// processLimit returns the lowest limit on processes and threads that holds for this
-// process, and how many of it are in use.
+// processLimit returns the lowest limit on processes and threads that holds for this process, and
+// how many of them are in use.
 func processLimit(root string) (most, used int) {
 	most = math.MaxInt
 	var nproc unix.Rlimit
@@ -371,10 +367,10 @@ func readNumber(path string) (int, bool) {
 		return 0, false
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	return n, err == nil // "max" is none
+	return n, err == nil // "max" means unlimited
 }
 
-// threadsOfUser counts what RLIMIT_NPROC counts.
+// threadsOfUser counts threads as RLIMIT_NPROC does.
 func threadsOfUser(root string) (n int) {
 	stats, _ := filepath.Glob(filepath.Join(root, "proc/[0-9]*/stat"))
 	for _, path := range stats {
@@ -402,7 +398,7 @@ func fileOwner(st os.FileInfo) int {
 	return -1
 }
 
-// makeThreads has the runtime make threads, which it keeps.
+// makeThreads makes the runtime create n threads, which it keeps.
 func makeThreads(n int) {
 	var made, done sync.WaitGroup
 	release := make(chan struct{})

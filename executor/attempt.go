@@ -12,17 +12,17 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// attempt is one order from Start to its final report. Process.mu guards the first part. The
-// second part belongs to whoever sees to the attempt, which is the loop or one helper at a time.
+// attempt is one order from Start to its final report. Process.mu guards the first part. The second
+// part belongs to the goroutine that handles the attempt: the loop, or one helper at a time.
 type attempt struct {
 	order Order
 
 	prev, next    *attempt
 	queued        bool  // waits for slots
 	holdsSlots    bool  // holds its slots
-	startUnderWay bool  // was admitted, and its start is not over
-	postponements int   // how often its start has failed for a shortage
-	runnableSince int64 // ns since the epoch: it has been there since, and room for it
+	startUnderWay bool  // admitted, and not yet started or failed
+	postponements int   // how often a shortage made its start fail
+	runnableSince int64 // ns since the epoch: since then it has had both its order and room
 
 	outputFinal atomic.Bool // the process is gone and the sizes of its output are final
 
@@ -30,32 +30,32 @@ type attempt struct {
 	cause          endCause
 	killGrace      time.Duration      // of a kill that came before the process
 	sigkillAt      time.Duration      // when SIGKILL is due, on the Process's clock; 0 = never
-	timeoutAt      time.Duration      // when its time is over; 0 = never
-	deadlineTimer  *time.Timer        // of the earlier one of both; nil until there is one
-	exitedFirst    bool               // it was to be ended when its process had ended, and nobody had noticed its start
+	timeoutAt      time.Duration      // when the task's time is over; 0 = never
+	deadlineTimer  *time.Timer        // fires at the earlier of both; nil until there is one
+	exitedFirst    bool               // the process had exited before its end was wanted, and its start was not reported yet
 	sigkillSent    bool               // SIGKILL was sent
 	sigtermSent    bool               // SIGTERM was sent
-	cgroupKilled   chan struct{}      // closed when its control group has been killed; nil while nobody does that
-	cancelExplain  chan struct{}      // closed by end while the failure of its start is being explained; else nil
-	pid            int                // 0 until it is known here
-	pendingChild   vfork.PendingChild // of a helper's start, until pid is known
+	cgroupKilled   chan struct{}      // closed once its control group is killed; nil until that begins
+	cancelExplain  chan struct{}      // closed to cut short the explanation of a failed start; else nil
+	pid            int                // 0 until it is known
+	pendingChild   vfork.PendingChild // of a blocking start, until pid is known
 	stdout, stderr *stream
-	cgroup         *cgroup // nil where there are none
+	cgroup         *cgroup // nil without control groups
 
-	// The loop's, or the helper's.
+	// Below: owned by the loop or a helper.
 	command       command
-	cgroupChosen  bool         // group is what it is to have
+	cgroupChosen  bool         // cgroup is settled, which may be nil
 	launch        vfork.Launch // until its exec is over
 	execErrno     unix.Errno   // why the program was not executed
-	textBusyTries int          // how often that was for its being open for writing
-	pidfd         int          // -1: none
+	textBusyTries int          // how often it was tried again because the program was open for writing
+	pidfd         int          // -1: there is none
 	startedAt     int64
 	endedAt       int64
 	startDelay    time.Duration
 	waitStatus    syscall.WaitStatus
 	usage         syscall.Rusage
-	exitSeen      bool   // the loop has seen its leader's end
-	pumps         *pumps // nil when it prints into the streams itself
+	exitSeen      bool   // the loop has handled the exit of its leader
+	pumps         *pumps // nil when the task writes into the streams itself
 }
 
 // phase is how far the attempt's process is.
@@ -63,14 +63,14 @@ type phase uint8
 
 const (
 	phaseNotStarted phase = iota // waits, or is about to be forked
-	phaseStarting                // is being forked, or on its way to its program
-	phaseRunning                 // the leader runs, as far as we know
-	phaseExited                  // the leader has ended and is kept unreaped: its number stays ours
-	phaseReaped                  // its number may belong to anybody: no signal any more
+	phaseStarting                // is being forked, or has not executed its program yet
+	phaseRunning                 // the leader runs, as far as is known
+	phaseExited                  // the leader is a zombie and stays unreaped, which reserves its number
+	phaseReaped                  // another process may have the number: it must not be signalled
 )
 
-// cause is why we ended an attempt; the first one stands, but that a start that has timed
-// out may be ended for another reason.
+// endCause is why the executor ended an attempt. The first cause stands, except that a start that
+// has timed out may be ended for another cause.
 type endCause uint8
 
 const (
@@ -80,7 +80,7 @@ const (
 	causeClose
 )
 
-// result is how an attempt ended that we ended for this cause, and a text for its record.
+// result is the result of an attempt that was ended for this cause, and a text for its record.
 func (c endCause) result(timeout time.Duration) (messages.AttemptResult, string) {
 	switch c {
 	case causeKill:
@@ -94,9 +94,9 @@ func (c endCause) result(timeout time.Duration) (messages.AttemptResult, string)
 
 func newAttempt(o Order) *attempt { return &attempt{order: o, pidfd: -1} }
 
-// leaderEnded looks whether the leader has ended. One that ended by itself is
-// reaped; one that we are ending stays a zombie, so that its process group can
-// still be signalled by a number which is surely its own. p.mu is held.
+// leaderExited checks for the leader's exit. A leader that ended by itself is reaped. One that is
+// being ended stays a zombie, which keeps its number, so that its process group can still be
+// signalled. p.mu is held.
 func (p *Process) leaderExited(a *attempt) bool {
 	if a.cause == causeNone {
 		return p.reapLeader(a, unix.WNOHANG)
@@ -108,7 +108,7 @@ func (p *Process) leaderExited(a *attempt) bool {
 	return true
 }
 
-// reap collects the leader's status. p.mu is held.
+// reapLeader collects the leader's status. p.mu is held.
 func (p *Process) reapLeader(a *attempt, options int) bool {
 	for {
 		pid, err := syscall.Wait4(a.pid, &a.waitStatus, options, &a.usage)
@@ -117,7 +117,7 @@ func (p *Process) reapLeader(a *attempt, options int) bool {
 			continue
 		case pid == a.pid:
 		case err != nil:
-			// Somebody else reaped it. Nothing is known of its end but that it came.
+			// Another process reaped it, so its status is unknown.
 			a.waitStatus = 0xff00
 		default:
 			return false
@@ -129,7 +129,7 @@ func (p *Process) reapLeader(a *attempt, options int) bool {
 	}
 }
 
-// exited tells whether the process has ended; it stays unreaped.
+// hasExited tells whether the process has ended. It does not reap the process.
 func hasExited(pid int) bool {
 	var info unix.Siginfo
 	for {
@@ -140,12 +140,11 @@ func hasExited(pid int) bool {
 	}
 }
 
-// peak is the most memory that the attempt's processes had, in KB; 0 when it is not
-// known. The kernel counts the moment between fork and exec too, when the child
-// still is this process: a figure that does not exceed our own says nothing. (The
-// smaller the process that forks, the more is known.) Both are rounded by a few pages
-// per CPU, hence the margin. Our own never falls: it is asked for only when what we last
-// knew of it does not tell.
+// peakMemoryKB is the most memory that the attempt's processes had; 0 when that is unknown. The
+// kernel's figure includes the moment between fork and exec, when the child is still a copy of this
+// process, so a figure that does not exceed our own peak says nothing. (The smaller the forking
+// process, the more is known.) Both figures are rounded by a few pages per CPU, hence the margin.
+// Our own peak never falls, so it is read again only when the last known value does not decide.
 func (p *Process) peakMemoryKB(a *attempt) int64 {
 	const margin = 32
 	if own := p.peakKB.Load(); a.usage.Maxrss <= own+own/margin {
@@ -159,7 +158,7 @@ func (p *Process) peakMemoryKB(a *attempt) int64 {
 	return a.usage.Maxrss
 }
 
-// result says how the attempt ended, from the process's status and our cause.
+// result says how the attempt ended, from the process's status and the cause.
 func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
 	switch {
 	case a.waitStatus.Signaled():
@@ -183,7 +182,7 @@ func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
 	return messages.AttemptSucceeded, 0, ""
 }
 
-// ownPeak is the most memory that this process has had, in KB.
+// ownPeakKB is the most memory that this process has ever had.
 func ownPeakKB() int64 {
 	var u unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {

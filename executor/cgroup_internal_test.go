@@ -305,7 +305,7 @@ func TestLimitThatCannotBeSet(t *testing.T) {
 // TestMegabytes: limits are told as they were asked for.
 func TestMegabytes(t *testing.T) {
 	for milli, want := range map[int64]string{1: "0.001", 500: "0.5", 999: "0.999", 1_000: "1", 1_500: "1.5", 32_000: "32", 2_048_500: "2048.5", 1_000_000_000: "1000000"} {
-		if got := megabytes(milli << 20 / 1000); got != want {
+		if got := formatRounded(milli<<20/1000, 1<<20); got != want {
 			t.Errorf("%d: %s, want %s", milli, got, want)
 		}
 	}

@@ -16,53 +16,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroups gives every attempt a control group of its own, of version 2, where the
-// machine lets us make some: what an attempt starts cannot leave it, so that a kill
-// reaches what a process group does not.
+// cgroupPool gives every attempt a control group of its own, of version 2, where the machine allows
+// that. The children of an attempt cannot leave its control group, so a kill reaches processes that
+// have left the process group.
 //
-//   - A group without a memory limit is used again once it is empty: to make and to
-//     remove one costs as much as a tenth of a fork.
-//   - A group with a memory limit is used once: memory that an attempt leaves behind, a
-//     file in /dev/shm say, stays charged to its group, and would kill the next attempt,
-//     or keep its limit from being set.
-//   - A group in which a survivor of the attempt lives is given up at once, descriptors
-//     and all, and removed when it is empty, by a poll that ends when none is left.
-//   - What goes wrong concerns one attempt, which then has its process group alone. Only
-//     when starts in groups are refused are groups left out for a while, and then tried
-//     again. An attempt with a memory limit never starts without it.
+//   - A group without a memory limit is reused once it is empty: to make and remove one costs as much
+//     as a tenth of a fork.
+//   - A group with a memory limit is used once. Memory that an attempt leaves behind, such as a file
+//     in /dev/shm, stays charged to its group. It would kill the next attempt, or make its limit
+//     impossible to set.
+//   - A group with a survivor is given up at once, including its descriptors. A sweep removes it when
+//     it is empty, and ends with the last of them.
+//   - A failure concerns one attempt, which then has its process group only. Groups are suspended for
+//     a while only when the kernel refuses starts in them. An attempt with a memory limit never starts
+//     without its limit.
 //
-// Memory is limited by the same group where its controller is given to us, else by a
-// second one of version 1. Nil makes no groups.
+// Memory is limited by the same group where this process controls memory in it, else by a second one
+// of version 1. A nil pool makes no groups.
 type cgroupPool struct {
-	dir       string // ours, in version 2
-	memoryDir string // ours with the memory controller; "" = memory is not limited
-	v1Home    string // version 1: the group in memory that this process is in itself; "" = memory is in dir
+	dir       string // this pool's folder, in version 2
+	memoryDir string // this pool's folder with the memory controller; "" = memory is not limited
+	v1Home    string // version 1: this process's own group for memory; "" = memory is limited in dir
 	log       *slog.Logger
-	mkdir     func(dir string) error // os.Mkdir and os.Remove, but for tests
+	mkdir     func(dir string) error // os.Mkdir and os.Remove, except in tests
 	rmdir     func(dir string) error
 
-	mu             sync.Mutex    // not held over a look at a file
+	mu             sync.Mutex    // not held while files are accessed
 	closed         bool          // set with both locks held
 	free           []*cgroup     // at most maxFreeGroups
-	suspension     time.Duration // how long groups are left out since the last start was refused; 0 = they are not
-	suspendedUntil time.Time     // the end of that
+	suspension     time.Duration // length of the current suspension; 0 = starts in groups work
+	suspendedUntil time.Time     // its end
 
 	slow      sync.Mutex    // held while folders are made and removed; taken before mu
-	leftovers []string      // those of groups that are given up and not removed yet
-	sweeper   *time.Timer   // nil while left is empty
-	sweepIn   time.Duration // its pace
+	leftovers []string      // folders of groups that were given up and are not removed yet
+	sweeper   *time.Timer   // nil until there are leftovers
+	sweepIn   time.Duration // its current interval
 	created   int
 	warned    time.Time
 }
 
 const (
-	// maxFreeGroups is how many empty groups wait for the next attempt. Each has two descriptors.
+	// maxFreeGroups is how many empty groups are kept for reuse. Each has two descriptors.
 	maxFreeGroups = 64
-	// Folders of groups that are given up are looked at at this pace, sweepBudget at a time.
+	// The interval between sweeps of leftovers, and how many of them a sweep looks at.
 	sweepFast   = 50 * time.Millisecond
 	sweepSlow   = 2 * time.Second
 	sweepBudget = 256
-	// Groups are left out for so long after a refused start; each time twice as long.
+	// How long groups are suspended after a refused start; twice as long each time.
 	suspendFirst = time.Second
 	suspendLast  = time.Minute
 	// warnEvery is how often a failure is logged.
@@ -78,13 +78,13 @@ type cgroup struct {
 	c           *cgroupPool
 	dir         *os.File
 	eventsFile  *os.File // cgroup.events
-	memoryDir   string   // the folder with its memory limit; "" = none
-	memoryLimit int64    // bytes; 0 = none
-	onTrial     bool     // starts in groups were refused the last time
-	killed      bool     // what begins in it is killed at once from now on (seen with Linux 6.18)
+	memoryDir   string   // the folder with its memory limit; "" = there is none
+	memoryLimit int64    // bytes; 0 = unlimited
+	onTrial     bool     // the last start in a group was refused
+	killed      bool     // the kernel kills processes that begin in it from now on (seen with Linux 6.18)
 }
 
-// limitError says that an attempt cannot be held to its memory limit.
+// memoryLimitError says that an attempt cannot be held to its memory limit.
 type memoryLimitError struct {
 	limit int64
 	err   error
@@ -92,20 +92,15 @@ type memoryLimitError struct {
 
 // Error implements error.
 func (e *memoryLimitError) Error() string {
-	return fmt.Sprintf("the memory limit of %s MB cannot be set: %v", megabytes(e.limit), e.err)
-}
-
-// megabytes writes so many bytes as a job's memoryMB, which counts in thousandths.
-func megabytes(n int64) string {
-	return strconv.FormatFloat(float64((n*1000+1<<19)>>20)/1000, 'f', -1, 64)
+	return fmt.Sprintf("the memory limit of %s MB cannot be set: %v", formatRounded(e.limit, 1<<20), e.err)
 }
 
 // Unwrap returns the cause.
 func (e *memoryLimitError) Unwrap() error { return e.err }
 
-// take returns an empty group that limits memory to so many bytes, 0 for no limit. It
-// is nil when there is none: then the attempt has its process group alone. The error is
-// a *limitError: the attempt must not start.
+// acquire returns an empty group that limits memory to so many bytes, 0 for no limit. It returns nil
+// when groups are not available: then the attempt has its process group only. The error is a
+// *memoryLimitError: the attempt must not start.
 func (c *cgroupPool) acquire(limit int64) (*cgroup, error) {
 	if c == nil {
 		return nil, nil
@@ -122,7 +117,7 @@ func (c *cgroupPool) acquire(limit int64) (*cgroup, error) {
 	defer c.slow.Unlock()
 	g, err := c.create(limit)
 	if err != nil && c.sweep() {
-		g, err = c.create(limit) // there may have been as many as the kernel allows
+		g, err = c.create(limit) // the kernel may allow no more groups than there were
 	}
 	switch {
 	case err == nil:
@@ -137,8 +132,8 @@ func (c *cgroupPool) acquire(limit int64) (*cgroup, error) {
 	return nil, nil
 }
 
-// takeFree is take for an attempt without a limit, if no group is to be made for it: else ok is
-// false.
+// acquireFree is acquire for an attempt without a limit, as long as that needs no new group.
+// Otherwise ok is false.
 func (c *cgroupPool) acquireFree() (g *cgroup, ok bool) {
 	if c == nil {
 		return nil, true
@@ -157,13 +152,13 @@ func (c *cgroupPool) acquireFree() (g *cgroup, ok bool) {
 	return g, true
 }
 
-// make makes a group. c.slow is held.
+// create makes a group. c.slow is held.
 func (c *cgroupPool) create(limit int64) (_ *cgroup, err error) {
 	name := strconv.Itoa(c.created)
 	c.created++
 	path := filepath.Join(c.dir, name)
 	err = c.mkdir(path)
-	if errors.Is(err, os.ErrNotExist) && c.mkdir(c.dir) == nil { // somebody has tidied up
+	if errors.Is(err, os.ErrNotExist) && c.mkdir(c.dir) == nil { // another program has removed the pool's folder
 		err = c.mkdir(path)
 	}
 	if err != nil {
@@ -187,8 +182,8 @@ func (c *cgroupPool) create(limit int64) (_ *cgroup, err error) {
 	return g, err
 }
 
-// give takes a group back whose attempt has ended, and tells whether a survivor of it
-// lives, as far as a group can tell. Without a group that is not known: then it may.
+// release takes back the group of an attempt that has ended, and tells whether a survivor lives.
+// Without a group that is unknown and assumed.
 func (c *cgroupPool) release(g *cgroup) (survivors bool) {
 	if g == nil {
 		return true
@@ -199,7 +194,7 @@ func (c *cgroupPool) release(g *cgroup) (survivors bool) {
 	return survivors
 }
 
-// giveFree is give for a group that is empty, if it is to be used again.
+// releaseFree takes back an empty group for reuse. ok is false if it cannot be reused.
 func (c *cgroupPool) releaseFree(g *cgroup) (ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -216,7 +211,7 @@ func (c *cgroupPool) discard(g *cgroup) {
 	c.remove(g, g.dir.Name())
 }
 
-// remove gives a group up, and its folders as soon as it is empty. c.slow is held.
+// remove gives a group up, and removes its folders, now or in a sweep. c.slow is held.
 func (c *cgroupPool) remove(g *cgroup, path string) {
 	if g.eventsFile != nil {
 		g.eventsFile.Close()
@@ -236,7 +231,7 @@ func (c *cgroupPool) remove(g *cgroup, path string) {
 	}
 }
 
-// sweepSoon looks at what is left after a time. c.slow is held.
+// scheduleSweep schedules a sweep. c.slow is held.
 func (c *cgroupPool) scheduleSweep(in time.Duration) {
 	if c.closed {
 		return
@@ -256,8 +251,8 @@ func (c *cgroupPool) scheduleSweep(in time.Duration) {
 	})
 }
 
-// sweep removes what has become empty, at most sweepBudget looks at a time, in turn. It
-// tells whether it removed something. c.slow is held.
+// sweep removes leftovers that have become empty. It looks at sweepBudget of them, in rotation, and
+// tells whether it removed any. c.slow is held.
 func (c *cgroupPool) sweep() (removed bool) {
 	for range min(len(c.leftovers), sweepBudget) {
 		folder := c.leftovers[0]
@@ -271,8 +266,8 @@ func (c *cgroupPool) sweep() (removed bool) {
 	return removed
 }
 
-// suspend leaves groups out for a while: a start in one was refused, and without it was
-// not.
+// suspend suspends groups for a while, after a start in a group was refused that succeeded without
+// it.
 func (c *cgroupPool) suspend(err error) {
 	c.slow.Lock()
 	defer c.slow.Unlock()
@@ -280,14 +275,14 @@ func (c *cgroupPool) suspend(err error) {
 	defer c.mu.Unlock()
 	now := time.Now()
 	if now.Before(c.suspendedUntil) {
-		return // by another attempt
+		return // another attempt has done so
 	}
 	c.suspension = min(max(2*c.suspension, suspendFirst), suspendLast)
 	c.suspendedUntil = now.Add(c.suspension)
 	c.warn("attempts have no control groups for a while", err)
 }
 
-// accepted is called with each start in a group.
+// startAccepted is called after each start in a group.
 func (g *cgroup) startAccepted() {
 	if g == nil || !g.onTrial {
 		return
@@ -297,7 +292,7 @@ func (g *cgroup) startAccepted() {
 	g.onTrial, g.c.suspension = false, 0
 }
 
-// warn logs a failure, unless one was logged a short time ago. c.slow is held.
+// warn logs a failure, unless one was logged recently. c.slow is held.
 func (c *cgroupPool) warn(text string, err error) {
 	if now := time.Now(); now.Sub(c.warned) >= warnEvery {
 		c.warned = now
@@ -305,7 +300,7 @@ func (c *cgroupPool) warn(text string, err error) {
 	}
 }
 
-// close removes what is empty.
+// close removes the empty folders.
 func (c *cgroupPool) close() {
 	if c == nil {
 		return
@@ -336,15 +331,15 @@ func (g *cgroup) populated() bool {
 	return err != nil || bytes.Contains(buf[:n], []byte("populated 1"))
 }
 
-// limited tells whether the group has a memory limit.
+// hasMemoryLimit tells whether the group has a memory limit.
 func (g *cgroup) hasMemoryLimit() bool { return g != nil && g.memoryLimit > 0 }
 
-// limits tells whether an attempt with such a limit has a group that holds it to that.
+// enforcesMemory tells whether a group would hold an attempt to this limit.
 func (c *cgroupPool) enforcesMemory(limit int64) bool {
 	return c != nil && c.memoryDir != "" && limit > 0
 }
 
-// kill sends SIGKILL to all of the group at once, to what is being forked too.
+// kill sends SIGKILL to all processes of the group at once, including those that are being forked.
 func (g *cgroup) kill() {
 	fd, err := unix.Openat(int(g.dir.Fd()), "cgroup.kill", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -368,9 +363,9 @@ func (g *cgroup) limitMemory(name string) error {
 	return os.WriteFile(filepath.Join(g.memoryDir, file), []byte(strconv.FormatInt(g.memoryLimit, 10)), 0)
 }
 
-// within calls fork such that the child begins its life in the group's memory limit. In
-// version 1 a child begins where the thread is that forks it. A thread that does not come
-// back from there ends.
+// runInGroup calls fork such that the child begins within the group's memory limit. In version 1 a
+// child begins in the group of the thread that forks it. The thread ends if it cannot return to its
+// own group.
 func (g *cgroup) runInGroup(fork func() error) error {
 	if g == nil || g.memoryLimit == 0 || g.c.v1Home == "" {
 		return fork()
@@ -379,10 +374,10 @@ func (g *cgroup) runInGroup(fork func() error) error {
 	defer close(over)
 	var inGroup func()
 	inGroup = func() {
-		runtime.LockOSThread() // a goroutine that ends locked ends its thread
+		runtime.LockOSThread() // a goroutine that ends while locked ends its thread
 		if unix.Gettid() == unix.Getpid() {
-			// The memory of this whole process is charged to the group of its first thread,
-			// which waits here while another one does the work.
+			// The memory of this whole process is charged to the group of its first thread. So that
+			// one waits here while another thread does the work.
 			defer runtime.UnlockOSThread()
 			go inGroup()
 			<-over
@@ -407,13 +402,13 @@ func (g *cgroup) runInGroup(fork func() error) error {
 	return <-result
 }
 
-// outOfMemory says whether the kernel killed a process of the attempt for want of
-// memory, in words; "" when not.
+// oomMessage says that the kernel killed a process of the attempt for want of memory; "" if it did
+// not.
 func (g *cgroup) oomMessage() string {
 	if g == nil || g.memoryLimit == 0 || g.countOOM() == 0 {
 		return ""
 	}
-	return "out of memory: the kernel killed what was beyond the " + megabytes(g.memoryLimit) + " MB that it asked for"
+	return fmt.Sprintf("out of memory: the kernel killed a process of the task, which exceeded the %s MB that it asked for", formatRounded(g.memoryLimit, 1<<20))
 }
 
 // countOOM reads how many processes of the group the kernel has killed so far.

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// cgroupPrefix begins the names of the folders of groups.
+// cgroupPrefix begins the names of all folders of pools.
 const cgroupPrefix = "caravan-"
 
-// openCgroups makes the folder `caravan-NAME` for groups, or returns nil and why there
-// can be none. Without the means to limit memory, enforce has no effect but a warning.
+// openCgroupPool makes the folder `caravan-NAME` for groups, or says why that is impossible. Where
+// memory cannot be limited, enforce only causes a warning.
 func openCgroupPool(root, name string, enforce bool, log *slog.Logger) (*cgroupPool, error) {
 	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {
@@ -20,7 +20,8 @@ func openCgroupPool(root, name string, enforce bool, log *slog.Logger) (*cgroupP
 	}
 	c := newCgroupPool(log)
 	err = fmt.Errorf("control groups of version 2 are not mounted")
-	// Beside this process's own group when that is a leaf, as systemd's DelegateSubgroup has it.
+	// If this process's own group is a leaf (systemd's DelegateSubgroup), the folder goes next to
+	// it.
 	for _, parent := range []string{own[""], filepath.Dir(own[""])} {
 		if mounts[""] == "" || c.dir != "" {
 			break
@@ -67,8 +68,8 @@ func (c *cgroupPool) limitMemory(mount, own, name string) {
 	c.log.Warn("memory limits are not enforced: no memory controller is given to this process")
 }
 
-// hierarchies returns where each is mounted and which group of it this process is in,
-// by controller; "" is version 2.
+// cgroupHierarchies returns, by controller, where each hierarchy is mounted and which group of it
+// this process is in; "" is version 2.
 func cgroupHierarchies(root string) (mounts, own map[string]string, _ error) {
 	mounts, own = map[string]string{}, map[string]string{}
 	text, err := os.ReadFile(filepath.Join(root, "proc/self/mountinfo"))
@@ -101,11 +102,11 @@ func cgroupHierarchies(root string) (mounts, own map[string]string, _ error) {
 	return mounts, own, nil
 }
 
-// RemoveCgroups removes the empty groups that a process of this name has left behind.
+// RemoveCgroups removes the empty groups that a process of this name left behind.
 func RemoveCgroups(name string) { removeCgroups("/", func(n string) bool { return n == name }) }
 
-// RemoveStaleCgroups removes the empty groups of all processes whose name begins with
-// prefix, but of those that keep names by what follows.
+// RemoveStaleCgroups removes the empty groups of all processes whose name begins with prefix, except
+// where keep accepts the rest of the name.
 func RemoveStaleCgroups(prefix string, keep func(rest string) bool) {
 	removeCgroups("/", staleNames(prefix, keep))
 }
@@ -117,8 +118,8 @@ func staleNames(prefix string, keep func(rest string) bool) func(name string) bo
 	}
 }
 
-// removeCgroups looks where openCgroups makes groups, and in the root. What is not empty
-// stays: the kernel refuses.
+// removeCgroups removes the pools whose name matches, in the places where openCgroupPool makes them,
+// and in the root. The kernel keeps groups that are not empty.
 func removeCgroups(root string, of func(name string) bool) {
 	mounts, own, err := cgroupHierarchies(root)
 	if err != nil {

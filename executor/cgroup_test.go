@@ -80,7 +80,7 @@ func TestMemoryLimit(t *testing.T) {
 	r, _, limits := grouped(t)
 	small := func(o *executor.Order) { o.MemoryBytes = 20 << 20 }
 	rec := r.run("head -c 100M /dev/zero | tail", small).Record
-	if said := strings.Contains(rec.ExecutorLog, "out of memory: the kernel killed what was beyond the 20 MB"); said != limits {
+	if said := strings.Contains(rec.ExecutorLog, "out of memory: the kernel killed a process of the task, which exceeded the 20 MB"); said != limits {
 		t.Errorf("limits %v: %+v", limits, rec)
 	}
 	rec = r.run("head -c 100M /dev/zero | tail | wc -c").Record // the same group without a limit

@@ -14,20 +14,19 @@ import (
 // command is an order in the kernel's terms.
 type command struct {
 	path       string
-	searchPath string // the folders in which the child looks path up; "" = it is a path already
+	searchPath string // the folders in which the child looks path up; "" = path is not a bare name
 	argv       []string
 	env        []string
 	dir        string
-	scriptText string // what the shell reads from scriptFD; "" = it has its text as an argument
+	scriptText string // the text that the shell reads from scriptFD; "" = the text is an argument
 }
 
-// scriptFD is the descriptor on which a shell finds a text that is too long for an
-// argument.
+// scriptFD is the descriptor on which a shell finds a text that is too long for an argument.
 const scriptFD = 3
 
-// ShellCommand returns the argv that runs a text, which may begin with a dash, by the
-// shell. sourced, if not "", is a file that holds the text instead: the shell reads it as
-// if it were its own text, so that $0 and the parameters are the same.
+// ShellCommand returns the argv that runs a text by the shell. The text may begin with a dash. If
+// sourced is not "", the shell reads the text from this file as if it were its argument, with the
+// same $0 and parameters.
 func ShellCommand(text, sourced string) []string {
 	if sourced != "" {
 		text = ". " + sourced
@@ -41,11 +40,11 @@ func ShellCommand(text, sourced string) []string {
 // ExceedsArgumentLimit tells whether a text is too long for an argument.
 func ExceedsArgumentLimit(text string) bool { return len(text) >= maxArgumentBytes() }
 
-// maxArgument is how many bytes an argument may have, with the NUL at its end.
+// maxArgumentBytes is the most that one argument may have, including its final NUL.
 func maxArgumentBytes() int { return 32 * os.Getpagesize() }
 
-// maxStart is how many bytes all arguments and the environment may have together, with
-// their NULs and pointers, if the limit on the stack is this process's own.
+// maxStartBytes is the most that all arguments and the environment may have together, with their
+// NULs and pointers. It depends on this process's stack limit.
 func maxStartBytes() int {
 	const least, most = 128 << 10, 6 << 20
 	var stack unix.Rlimit
@@ -55,16 +54,16 @@ func maxStartBytes() int {
 	return max(int(stack.Cur/4), least)
 }
 
-// MaxArgumentBytes is how many bytes the arguments and the environment of an order may have
-// together on this machine. The rest is for what every task gets.
+// MaxArgumentBytes is the most that the arguments and the environment of an order may have together
+// on this machine. The rest is for what every task gets.
 func MaxArgumentBytes() int {
 	const clean = 16 << 10
 	return maxStartBytes() - clean
 }
 
-// newCommand resolves the order: its environment, its argv, and where its program is. It
-// asks no file system, which may hang: the child enters the folder and finds the program
-// by the task's own PATH. The error says what is wrong in a sentence for the user.
+// newCommand resolves the order's environment, argv and program. It does not touch the file system,
+// which may hang: the child enters the working folder and finds the program by the task's own PATH.
+// The error is a sentence for the user.
 func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	if o.Dir != "" {
 		dir = o.Dir
@@ -107,8 +106,8 @@ func newCommand(base []string, o *Order, dir string) (c command, err error) {
 	return c, err
 }
 
-// BaseEnvironment is all that a task, and the process that starts it, gets of the
-// environment of this one: PATH, HOME, LANG, TMPDIR and USER.
+// BaseEnvironment is the part of this process's environment that a task gets, and the process that
+// starts it: PATH, HOME, LANG, TMPDIR and USER. Variables that getenv does not know have defaults.
 func BaseEnvironment(getenv func(string) string) []string {
 	home, name := "/", "nobody"
 	if u, err := user.Current(); err == nil {
@@ -131,9 +130,9 @@ func BaseEnvironment(getenv func(string) string) []string {
 	return env
 }
 
-// environment is the clean set, the attempt's names and the order's own entries,
-// each name once: the kernel would pass both of two, and most programs take the
-// first. The error names an entry that is none.
+// TaskEnvironment returns the environment of an order's process: the base, the attempt's names and
+// the order's own entries. Each name occurs once, since the kernel would pass on duplicates, of
+// which most programs take the first. The error names an entry that is not of the form K=V.
 func TaskEnvironment(base []string, o *Order) ([]string, error) {
 	env := make([]string, 0, len(base)+4+len(o.Environment))
 	env = append(env, base...)
@@ -163,7 +162,7 @@ func TaskEnvironment(base []string, o *Order) ([]string, error) {
 	return env, nil
 }
 
-// mark adds the entry, in the place of an order's own of that name.
+// setVariable adds the entry, or replaces the one of the same name.
 func setVariable(env []string, entry string) []string {
 	name := variableName(entry)
 	for i, kv := range env {
@@ -175,10 +174,10 @@ func setVariable(env []string, entry string) []string {
 	return append(env, entry)
 }
 
-// key is what stands before the first '='; "" when nothing does.
+// variableName is the text before the first '='; "" without a '=' or name.
 func variableName(kv string) string { return kv[:max(strings.IndexByte(kv, '='), 0)] }
 
-// lookup returns the value of the last entry named k, as environment leaves one.
+// lookupVariable returns the value of the variable k.
 func lookupVariable(env []string, k string) string {
 	for _, kv := range env {
 		if len(kv) > len(k) && kv[len(k)] == '=' && kv[:len(k)] == k {

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"errors"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -74,6 +75,11 @@ func SinkFunc(handle func(Report)) Sink {
 	}
 }
 
+// LogKey returns the log fields that name an attempt.
+func LogKey(key messages.AttemptKey) slog.Attr {
+	return slog.Group("", "run", key.Run, "task", key.Task, "attempt", key.Attempt)
+}
+
 // Executor runs attempts. See the rules in the package doc.
 type Executor interface {
 	// Start accepts an order. The orders of a run start in the order in which they came, as far
@@ -141,11 +147,11 @@ type Durable interface {
 	Detach() error
 }
 
-// Noop ends every order at once with success, within Start: it runs nothing. It
-// is for benchmarks and tests of the engine itself.
+// Noop ends every order at once with success, within Start, without running a process. It is for
+// benchmarks and tests of the engine itself.
 //
-// Nothing of it is ever live, so Kill and Revoke have nothing to do. It remembers
-// no key: an order that is repeated is reported again, since nothing was started.
+// Its attempts are never live, so Kill and Revoke have no effect. It does not remember keys: a
+// repeated order is reported again.
 type Noop struct {
 	// Now is the clock, in ns since the epoch. It may be replaced before the first Start.
 	Now func() int64
@@ -154,7 +160,7 @@ type Noop struct {
 	closed atomic.Bool
 }
 
-// NewNoop returns a Noop with the function that it reports by (Sink.Report).
+// NewNoop returns a Noop that reports by calling report (Sink.Report).
 func NewNoop(report func(Report)) *Noop {
 	return &Noop{Now: func() int64 { return time.Now().UnixNano() }, report: report}
 }
@@ -173,10 +179,10 @@ func (n *Noop) Execute(o Order) Report {
 	}}
 }
 
-// Kill does nothing: no attempt of a Noop is ever live.
+// Kill has no effect: an attempt of a Noop is never live.
 func (n *Noop) Kill(messages.AttemptKey, time.Duration) {}
 
-// Revoke does nothing: no order of a Noop ever waits.
+// Revoke has no effect: an order of a Noop never waits.
 func (n *Noop) Revoke(messages.AttemptKey) {}
 
 // OpenLog returns ErrNotRunning.

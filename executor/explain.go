@@ -15,10 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// explainStart names what could not be started and why. The kernel tells only an errno,
-// which may be that of the working folder, of the program, of the interpreter that a
-// script names, or of a folder on the way to any of them: the files are looked at here,
-// after the failure only. The error wraps err.
+// explainStart names what could not be started and why. The kernel returns only an errno. Its cause
+// may be the working folder, the program, the interpreter that a script names, or a folder on the
+// way to any of them. So these files are examined here, after the failure only. The error wraps err.
 func (c *command) explainStart(err error) error {
 	if e := explainWorkDir(c.dir); e != nil {
 		return e
@@ -30,15 +29,15 @@ func (c *command) explainStart(err error) error {
 	return fmt.Errorf("start %q: %w", c.argv[0], c.explainProgram(path, err))
 }
 
-// explainPatience is how long files are looked at to explain a failure: they may be on a
-// file system that hangs. maxExplaining is how many looks may be under way at once.
+// explainPatience bounds how long files are examined to explain a failure, because their file system
+// may hang. maxExplaining is how many explanations may be under way at once.
 const (
 	explainPatience = 2 * time.Second
 	maxExplaining   = 64
 )
 
-// explain is explainStart, unless that takes long or the attempt is to be ended: then the
-// error is the kernel's alone.
+// explain is explainStart, unless that takes too long or the attempt is being ended: then the error
+// is only the kernel's.
 func (p *Process) explain(a *attempt, c *command, err error) error {
 	plain := fmt.Errorf("start %q: %w", c.argv[0], err)
 	select {
@@ -74,7 +73,7 @@ func (p *Process) explain(a *attempt, c *command, err error) error {
 	return explained
 }
 
-// explainFolder returns what is wrong with a working folder; nil when nothing is.
+// explainWorkDir returns what is wrong with a working folder, or nil.
 func explainWorkDir(dir string) error {
 	if dir == "" {
 		return nil
@@ -99,8 +98,8 @@ func (c *command) explainProgram(path string, err error) error {
 	return explainFile(c.resolvePath(path), err, c.resolvePath)
 }
 
-// file is where this process finds a path of the task's, which may be relative to the
-// working folder.
+// resolvePath is where this process finds a path of the task's, which may be relative to the working
+// folder.
 func (c *command) resolvePath(path string) string {
 	if c.dir == "" || filepath.IsAbs(path) {
 		return path
@@ -108,8 +107,8 @@ func (c *command) resolvePath(path string) string {
 	return filepath.Join(c.dir, path)
 }
 
-// explainFile says why the kernel answered err when it was to execute a file. It returns
-// err as it is when the file does not tell more. Where tells where an interpreter is.
+// explainFile says why the kernel answered err when it was to execute a file. It returns err itself
+// when the file does not tell more. where returns the path of an interpreter.
 func explainFile(file string, err error, where func(string) string) error {
 	switch {
 	case errors.Is(err, unix.ETXTBSY):
@@ -149,8 +148,7 @@ func explainFile(file string, err error, where func(string) string) error {
 	return err
 }
 
-// explainInterpreter says why the interpreter in the first line of a script does not
-// start.
+// explainInterpreter says why the interpreter in the first line of a script does not start.
 func explainInterpreter(interpreter string, err error, where func(string) string) error {
 	if interpreter == "" {
 		return withCause(err, "its first line #! names no interpreter")
@@ -174,7 +172,7 @@ func explainInterpreter(interpreter string, err error, where func(string) string
 	return withCause(err, "its interpreter %q does not start", interpreter)
 }
 
-// explainFormat says what a file is that the kernel cannot execute.
+// explainFormat says what kind of file the kernel could not execute.
 func explainFormat(file string, head []byte, err error) error {
 	switch {
 	case len(head) == 0:
@@ -195,7 +193,7 @@ func explainFormat(file string, head []byte, err error) error {
 	return withCause(err, "the program is built for %s, this machine is %s", machine, runtime.GOARCH)
 }
 
-// explainSize says which text is larger than what the kernel takes.
+// explainSize says which text exceeds the limits of the kernel.
 func (c *command) explainSize(err error) error {
 	for i, s := range c.argv {
 		if len(s) >= maxArgumentBytes() {
@@ -210,8 +208,7 @@ func (c *command) explainSize(err error) error {
 	return withCause(err, "its arguments and environment have %d bytes, the kernel takes at most %d together (a quarter of the limit on the stack)", c.startBytes(), maxStartBytes())
 }
 
-// size is how many bytes the arguments and the environment take, with their NULs and
-// pointers.
+// startBytes is the size of the arguments and the environment, with their NULs and pointers.
 func (c *command) startBytes() (n int) {
 	for _, list := range [...][]string{c.argv, c.env} {
 		for _, s := range list {
@@ -221,8 +218,8 @@ func (c *command) startBytes() (n int) {
 	return n
 }
 
-// explainPath says which part of a path is missing, is not a directory, or may not be
-// passed. err is what the kernel said to the path as a whole.
+// explainPath says which part of a path is missing, is not a directory, or may not be passed. err is
+// what the kernel answered for the whole path.
 func explainPath(path string, err error) error {
 	if !filepath.IsAbs(path) {
 		if wd, wdErr := os.Getwd(); wdErr == nil {
@@ -254,7 +251,7 @@ func explainPath(path string, err error) error {
 	return err
 }
 
-// headBytes is how much of a file the kernel looks at to tell what it is.
+// programHeadBytes is how much of a file the kernel reads to recognize its format.
 const programHeadBytes = 256
 
 func readProgramHead(file string) ([]byte, error) {
@@ -271,8 +268,8 @@ func readProgramHead(file string) ([]byte, error) {
 	return head[:n], nil
 }
 
-// interpreterOf returns the interpreter in a script's first line, as the kernel reads
-// it. ok is false when the file is not a script.
+// scriptInterpreter returns the interpreter in a script's first line, as the kernel reads it. ok is
+// false when the file is not a script.
 func scriptInterpreter(head []byte) (interpreter string, ok bool) {
 	line, ok := bytes.CutPrefix(head, []byte("#!"))
 	if !ok {
@@ -286,7 +283,7 @@ func scriptInterpreter(head []byte) (interpreter string, ok bool) {
 	return string(line), true
 }
 
-// elfLoader is the dynamic loader that a program asks for; "" when there is none.
+// elfInterpreter is the dynamic loader that a program names, or "".
 func elfInterpreter(file string) string {
 	f, err := elf.Open(file)
 	if err != nil {
@@ -314,12 +311,12 @@ func mountedNoExec(file string) bool {
 	return unix.Statfs(file, &fs) == nil && fs.Flags&unix.MS_NOEXEC != 0
 }
 
-// caused is the kernel's error with its cause.
+// withCause returns the kernel's error with its cause.
 func withCause(err error, format string, args ...any) error {
 	return fmt.Errorf("%w: %s", err, fmt.Sprintf(format, args...))
 }
 
-// underlying is the kernel's error without the path that package os puts before it.
+// kernelError returns the kernel's error without the path that package os puts before it.
 func kernelError(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -328,8 +325,8 @@ func kernelError(err error) error {
 	return err
 }
 
-// findProgram looks a name without a slash up in path, as the child has done that could
-// not start: relative entries are under dir.
+// findProgram looks a name without a slash up in path, as the child has done before: relative
+// entries are under dir.
 func findProgram(name, path, dir string) (string, error) {
 	if strings.IndexByte(name, '/') >= 0 {
 		return name, nil
@@ -341,7 +338,7 @@ func findProgram(name, path, dir string) (string, error) {
 		if entry == "" {
 			entry = "."
 		}
-		// The task is in dir when it executes this, we are not when we look.
+		// The task executes file in dir, but this process looks from its own folder.
 		file := entry + "/" + name
 		look := file
 		if entry[0] != '/' && dir != "" {

@@ -6,15 +6,15 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// finish sees an attempt to its end whose processes are gone and whose slots were given back.
-// It may take long: a helper calls it.
+// finishAttempt handles the end of an attempt whose processes are gone and whose slots are free.
+// That may take long, so a helper calls it.
 func (p *Process) finishAttempt(a *attempt) {
 	p.freezeOutput(a)
 	p.reportFinal(p.finalReport(a))
 	p.releaseAttempt(a)
 }
 
-// freeze ends the attempt's output. It may be called again.
+// freezeOutput ends the attempt's output. It may be called again.
 func (p *Process) freezeOutput(a *attempt) {
 	if a.outputFinal.Load() {
 		return
@@ -26,8 +26,8 @@ func (p *Process) freezeOutput(a *attempt) {
 	a.outputFinal.Store(true)
 }
 
-// takesLong tells whether the final report needs more than some short system calls: where
-// somebody may be writing, the seals wait for that.
+// endTakesLong tells whether the final report needs more than some short system calls. Where a
+// survivor may be writing, the seals wait for its write.
 func (p *Process) endTakesLong(a *attempt) bool {
 	short := int64(p.cfg.InlineMax)
 	if a.order.Capture || a.pumps != nil || a.stdout.Size() > short || a.stderr.Size() > short {
@@ -58,7 +58,7 @@ func (p *Process) finalReport(a *attempt) Report {
 	return report
 }
 
-// clear gives up what an attempt that was reported still has. It may take long.
+// releaseAttempt frees what a reported attempt still holds. It may take long.
 func (p *Process) releaseAttempt(a *attempt) {
 	survivors := true
 	if a.stdout != nil {
@@ -67,7 +67,7 @@ func (p *Process) releaseAttempt(a *attempt) {
 	p.dropOutput(a, survivors)
 }
 
-// drop gives up the attempt's output. Survivors may still have it.
+// dropOutput frees the attempt's output, which survivors may still hold.
 func (p *Process) dropOutput(a *attempt, survivors bool) {
 	if a.stdout != nil {
 		a.stdout.freeOnRelease.Store(survivors)
@@ -78,7 +78,7 @@ func (p *Process) dropOutput(a *attempt, survivors bool) {
 	p.unfinished.Done()
 }
 
-// removeEnded takes attempts out of the table whose final reports these are.
+// removeReported takes attempts out of the table. These are their final reports.
 func (p *Process) removeReported(reports ...Report) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,10 +88,10 @@ func (p *Process) removeReported(reports ...Report) {
 			p.stats.NotStarted++
 		}
 	}
-	p.admitQueued(0) // their places among what runs at once are free only now
+	p.admitQueued(0) // only now may other attempts take their place among those that run at once
 }
 
-// conclude makes the final report of an attempt.
+// reportFinal makes the final report of an attempt.
 func (p *Process) reportFinal(r Report) {
 	p.removeReported(r)
 	p.cfg.Sink(r)

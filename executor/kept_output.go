@@ -145,7 +145,7 @@ func (c *OutputCollector) Keep(r *Report, stdout, stderr EndedOutput) {
 	offsets, err := c.Store.Append(r.Key, parts...)
 	if err != nil {
 		if !errors.Is(err, outputs.ErrNoRoom) { // a full disk would log every attempt
-			c.Logger.Error("output not kept", "key", r.Key, "err", err)
+			c.Logger.Error("output not kept", LogKey(r.Key), "err", err)
 		}
 		rec.ExecutorLog = JoinTexts(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", c.InlineMax, err))
 	}

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// end begins to end the attempt: SIGTERM to its group, after grace SIGKILL. An
-// attempt that has ended by itself, even if nobody noticed yet, is left to its own
-// end. Later calls can only bring SIGKILL forward. One that is starting is ended too,
-// wherever its start hangs. p.mu is held.
+// endAttempt begins to end the attempt: SIGTERM to its group, after grace SIGKILL. An attempt that
+// has ended by itself is left to its own end, even if that was not noticed yet. Later calls can only
+// bring SIGKILL forward. An attempt that is starting is ended too, wherever its start hangs. p.mu is
+// held.
 func (p *Process) endAttempt(a *attempt, c endCause, grace time.Duration) {
 	switch {
 	case a.phase == phaseReaped:
@@ -38,9 +38,9 @@ func (p *Process) endAttempt(a *attempt, c endCause, grace time.Duration) {
 			a.killGrace = grace
 		}
 		if a.cause == causeTimeout {
-			a.cause = c // what never began does not time out: see unstart
+			a.cause = c // a timeout does not count before the exec: see resetFailedStart
 		}
-		if a.exitedFirst { // what it has left in its group, if it came to its program, is left alone
+		if a.exitedFirst { // its background children, if it executed its program, are spared
 			if a.cause == causeNone {
 				a.cause = c
 			}
@@ -58,8 +58,8 @@ func (p *Process) endAttempt(a *attempt, c endCause, grace time.Duration) {
 	p.scheduleSIGKILL(a, grace)
 }
 
-// startOrEnd says that the attempt is about to be forked, which may take long: the timeout begins.
-// It tells whether the attempt is to be ended: then none is forked. p.mu is held.
+// beginStart says that the attempt is about to be forked, which may take long, so its timeout
+// begins. It returns true when the attempt is to be ended instead. p.mu is held.
 func (p *Process) beginStart(a *attempt) (end bool) {
 	if a.phase != phaseStarting {
 		a.phase, a.startedAt = phaseStarting, p.cfg.Now()
@@ -74,16 +74,16 @@ func (p *Process) beginStart(a *attempt) (end bool) {
 	return a.cause != causeNone
 }
 
-// toBeEnded tells whether the attempt is to be ended: then it is not tried again. p.mu is not held.
+// isEnding tells whether the attempt is being ended: then it is not tried again. p.mu is not held.
 func (p *Process) isEnding(a *attempt) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return a.cause != causeNone
 }
 
-// unstart says that the start has failed, and returns why it was to be ended. later says
-// that it will be tried again: then a timeout is forgotten, since what never began does not
-// time out. p.mu is held.
+// resetFailedStart says that the start has failed, and returns why the attempt was to be ended.
+// later says that it will be tried again. Then a timeout is forgotten, since an attempt that never
+// began does not time out. p.mu is held.
 func (p *Process) resetFailedStart(a *attempt, later bool) (why endCause) {
 	a.sigkillAt, a.timeoutAt, a.sigtermSent, a.sigkillSent, a.pid = 0, 0, false, false, 0
 	p.scheduleDeadline(a)
@@ -95,8 +95,8 @@ func (p *Process) resetFailedStart(a *attempt, later bool) (why endCause) {
 	return why
 }
 
-// born is end's other half: a signal that has not reached the process does now. p.mu is
-// held.
+// deliverPendingSignals sends the signals that endAttempt could not send before the process was
+// there. p.mu is held.
 func (p *Process) deliverPendingSignals(a *attempt) {
 	if a.cause == causeNone {
 		return
@@ -107,13 +107,13 @@ func (p *Process) deliverPendingSignals(a *attempt) {
 	p.scheduleSIGKILL(a, a.killGrace)
 }
 
-// terminate sends SIGTERM. p.mu is held.
+// sendSIGTERM sends SIGTERM. p.mu is held.
 func (p *Process) sendSIGTERM(a *attempt) {
 	a.sigtermSent = a.signalGroup(unix.SIGTERM)
-	a.signalGroup(unix.SIGCONT) // a stopped process takes no SIGTERM
+	a.signalGroup(unix.SIGCONT) // a stopped process does not act on SIGTERM
 }
 
-// forceIn sends SIGKILL when grace is over, unless it is due earlier. p.mu is held.
+// scheduleSIGKILL sends SIGKILL after grace, unless it is due earlier. p.mu is held.
 func (p *Process) scheduleSIGKILL(a *attempt, grace time.Duration) {
 	if a.sigkillSent {
 		return
@@ -128,10 +128,10 @@ func (p *Process) scheduleSIGKILL(a *attempt, grace time.Duration) {
 	}
 }
 
-// chase is how soon SIGKILL is tried again for what was about to be forked.
+// sigkillRetry is how soon SIGKILL is sent again to an attempt that had no process yet.
 const sigkillRetry = 10 * time.Millisecond
 
-// force sends SIGKILL to whoever is left of the group. p.mu is held.
+// sendSIGKILL sends SIGKILL to all that is left of the group. p.mu is held.
 func (p *Process) sendSIGKILL(a *attempt) {
 	a.sigkillAt = 0
 	switch a.phase {
@@ -154,29 +154,30 @@ func (p *Process) sendSIGKILL(a *attempt) {
 	p.scheduleDeadline(a)
 }
 
-// signal signals the group; the leader is unreaped, so that the number is the
-// group's own. A leader that has left its group is signalled by itself, as is one that has
-// none yet. It returns whether there is a process, dead or alive. p.mu is held.
+// signalGroup signals the group. The leader is unreaped, so that the number is the group's own. A
+// leader that has left its group, or not made it yet, is signalled by itself. It returns whether there
+// is a process, dead or alive. p.mu is held.
 func (a *attempt) signalGroup(sig unix.Signal) bool {
 	if a.pid == 0 {
 		return a.pendingChild.Signal(sig)
 	}
 	if unix.Kill(-a.pid, sig) == unix.ESRCH {
-		// An error means that it has ended, or that it is another user's by now; what
-		// becomes of it shows in the wait.
+		// An error means that the leader has ended, or now belongs to another user. The wait for its
+		// exit shows which.
 		_ = unix.Kill(a.pid, sig)
 	}
 	return true
 }
 
-// bury sees an attempt that we ended, and whose leader is a zombie, to its final report,
-// once its whole group is dead. Members that outlive the leader have the rest of the grace.
+// waitGroupExit handles an attempt that is being ended and whose leader is a zombie: it makes the
+// final report once the whole group is dead. Members that outlive the leader have the rest of the
+// grace.
 func (p *Process) waitGroupExit(a *attempt) {
 	for wait := time.Millisecond; !p.sigkillWasSent(a) && p.groups.hasLiving(a.pid); wait = min(2*wait, 20*time.Millisecond) {
 		time.Sleep(wait)
 	}
-	// The last SIGKILL goes out while the zombie still pins the number: a member that
-	// the look at /proc missed (it was being forked) cannot escape it.
+	// The last SIGKILL goes out while the zombie still reserves the number. So it also reaches a
+	// member that the scan of /proc missed because it was being forked.
 	p.mu.Lock()
 	a.sigkillSent, a.sigkillAt = true, 0
 	p.scheduleDeadline(a)
@@ -198,7 +199,7 @@ func (p *Process) waitGroupExit(a *attempt) {
 		time.Sleep(wait)
 		if !warned && time.Since(began) > 10*time.Second {
 			warned = true
-			p.cfg.Logger.Warn("process group survives SIGKILL", "pgid", a.pid, "key", a.order.Key)
+			p.cfg.Logger.Warn("process group survives SIGKILL", "pgid", a.pid, LogKey(a.order.Key))
 		}
 	}
 	p.mu.Lock()
@@ -214,13 +215,13 @@ func (p *Process) sigkillWasSent(a *attempt) bool {
 	return a.sigkillSent
 }
 
-// exists tells whether the group has a member, be it a zombie.
+// groupExists tells whether the group has a member, including zombies.
 func groupExists(pgid int) bool { return unix.Kill(-pgid, 0) != unix.ESRCH }
 
-// time is now, on the clock of deadlines.
+// elapsed is the time on the clock of deadlines.
 func (p *Process) elapsed() time.Duration { return time.Since(p.clockStart) }
 
-// schedule sets the attempt's timer to its next deadline. p.mu is held.
+// scheduleDeadline sets the attempt's timer to its next deadline. p.mu is held.
 func (p *Process) scheduleDeadline(a *attempt) {
 	due := a.sigkillAt
 	if due == 0 || a.timeoutAt != 0 && a.timeoutAt < due {
@@ -238,8 +239,8 @@ func (p *Process) scheduleDeadline(a *attempt) {
 	}
 }
 
-// expire does what is due, whatever the loop waits for. It does nothing when the deadline has
-// gone meanwhile.
+// handleDeadline acts on deadlines that have passed, whatever the loop waits for. A deadline may
+// have been removed since the timer fired.
 func (p *Process) handleDeadline(a *attempt) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -254,18 +255,17 @@ func (p *Process) handleDeadline(a *attempt) {
 	p.scheduleDeadline(a)
 }
 
-// groups tells which process groups have living members, zombies aside: kill(2)
-// with signal 0 cannot tell, since it counts zombies, and the leader is kept as
-// one. One look at /proc answers everybody who asked before it began, so that a
-// kill of 1,000 attempts costs a few looks.
+// processGroups tells which process groups have living members, not counting zombies. kill(2) with
+// signal 0 cannot tell, since it counts zombies, and the leader is kept as one. One scan of /proc
+// answers all calls that came before it began, so that a kill of 1,000 attempts costs a few scans.
 type processGroups struct {
 	mu           sync.Mutex
-	scannedAt    time.Time // when the last look began
+	scannedAt    time.Time // when the last scan began
 	living       map[int]bool
-	procReadable bool // /proc could be read
+	procReadable bool // the last scan could read /proc
 }
 
-// alive tells whether a process of the group lives. Without /proc it goes by signal 0.
+// hasLiving tells whether a process of the group lives. Without /proc it uses signal 0.
 func (g *processGroups) hasLiving(pgid int) bool {
 	asked := time.Now()
 	g.mu.Lock()
@@ -299,7 +299,7 @@ func liveGroups(dir string) (map[int]bool, bool) {
 		}
 		stat, err := os.ReadFile(dir + "/" + name + "/stat")
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // the process has ended
 		}
 		seen = true
 		if pgid, ok := livingGroup(stat); ok {
@@ -309,11 +309,10 @@ func liveGroups(dir string) (map[int]bool, bool) {
 	return live, seen
 }
 
-// livingGroup returns the process group in a line of /proc/PID/stat, and whether
-// the process lives: a zombie with further threads is a living process whose first
-// thread has ended.
+// livingGroup returns the process group in a line of /proc/PID/stat, and whether the process lives.
+// A zombie with further threads is a living process whose first thread has ended.
 func livingGroup(stat []byte) (pgid int, ok bool) {
-	// pid (name) state ppid pgrp …; the name may hold anything, brackets too.
+	// The line is: pid (name) state ppid pgrp … The name may hold any character, also parentheses.
 	i := bytes.LastIndexByte(stat, ')')
 	if i < 0 {
 		return 0, false

@@ -10,31 +10,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// turn is what the loop works on between two waits.
+// turn is the loop's work between two waits.
 type turn struct {
 	events    [256]unix.EpollEvent
 	admitted  []*attempt    // to be started
-	ready     []*attempt    // those of them whose intents are written
-	orders    []*Order      // of which the intents are to be written
-	starting  []*attempt    // their exec may not be over
-	confirmed []*attempt    // their exec is over
-	ended     []*attempt    // their leader has ended
+	ready     []*attempt    // those of admitted whose intents are written
+	orders    []*Order      // whose intents are to be written
+	starting  []*attempt    // may not have executed their program yet
+	confirmed []*attempt    // have executed their program
+	ended     []*attempt    // their leader has exited
 	reports   []Report      // of this turn
-	helpers   []func()      // go on with attempts once these are reported
-	recheck   time.Duration // when starting is looked at again
-	pollFirst bool          // events are looked at, without a wait, before this turn admits
+	helpers   []func()      // goroutines that continue with attempts once reports are made
+	recheck   time.Duration // when starting is checked again
+	pollFirst bool          // check events without a wait before this turn admits more
 }
 
 const (
-	// The pause until an attempt that is starting, or polled, is looked at again doubles from the
-	// first to the last value. An end, or another start, has it looked at earlier.
+	// The pause until a starting or polled attempt is checked again doubles from the first to the
+	// last value. An exit, or another start, causes an earlier check.
 	recheckFirst = 4 * time.Millisecond
 	recheckLast  = 64 * time.Millisecond
-	// startsPerTurn bounds how long ends wait for starts.
+	// startsPerTurn bounds how long exits wait for starts.
 	startsPerTurn = 32
 )
 
-// loop is the whole life of all attempts. See the package doc.
+// loop handles all attempts from start to end. See the package doc.
 func (p *Process) loop() {
 	defer close(p.loopEnded)
 	t := &turn{recheck: recheckFirst}
@@ -43,7 +43,7 @@ func (p *Process) loop() {
 		p.reportEnds(t)
 		if len(t.reports) > 0 {
 			p.cfg.Sink(t.reports...)
-			t.reports = nil // the sink keeps them
+			t.reports = nil // the sink keeps the slice
 		}
 		for _, help := range t.helpers {
 			go help()
@@ -56,8 +56,7 @@ func (p *Process) loop() {
 	unix.Close(p.wakeFD)
 }
 
-// wait returns once there is something to do, which is in the turn then. It returns false at
-// the end.
+// waitForWork returns once the turn has work. It returns false when the Process is closed.
 func (p *Process) waitForWork(t *turn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,7 +65,7 @@ func (p *Process) waitForWork(t *turn) bool {
 			n := min(len(p.admitted), startsPerTurn)
 			t.admitted = append(t.admitted[:0], p.admitted[:n]...)
 			p.admitted = append(p.admitted[:0], p.admitted[n:]...)
-			t.pollFirst = len(p.admitted) > 0 || n > 0 && !waited // so that a flood of orders does not hide the ends
+			t.pollFirst = len(p.admitted) > 0 || n > 0 && !waited // so that a flood of orders does not hide exits
 			switch {
 			case len(t.admitted)+len(t.ended) > 0 || waited && len(t.starting) > 0:
 				return true
@@ -81,9 +80,9 @@ func (p *Process) waitForWork(t *turn) bool {
 		p.mu.Lock()
 		p.loopWaiting = false
 		for _, event := range t.events[:n] {
-			if event.Fd == 0 { // the bell
+			if event.Fd == 0 { // wakeFD
 				var count [8]byte
-				_, _ = unix.Read(p.wakeFD, count[:]) // an error: somebody else has read it
+				_, _ = unix.Read(p.wakeFD, count[:]) // an error: it was read already
 			} else if a := p.leadersByPID[event.Fd]; a != nil {
 				p.handleExit(t, a)
 			}
@@ -96,7 +95,7 @@ func (p *Process) waitForWork(t *turn) bool {
 	}
 }
 
-// patience returns how long the loop may wait, in ms; -1 means without end. p.mu is held.
+// waitTimeout returns how long the loop may wait, in ms; -1 means without end. p.mu is held.
 func (p *Process) waitTimeout(t *turn) int {
 	switch {
 	case t.pollFirst:
@@ -109,14 +108,14 @@ func (p *Process) waitTimeout(t *turn) int {
 	return int(wait / time.Millisecond)
 }
 
-// keepProcessor is how long, in ms, the loop keeps its processor of Go's while it waits. Giving
-// the processor up and getting it back costs more than the wait itself, since it wakes the
-// scheduler's monitor thread and sends other threads looking for work. The scheduler ends such a
-// wait by a signal, so a garbage collection waits for it only where signals of that kind are
-// switched off (asyncpreemptoff), and then for this long.
+// keepProcessorMillis is how long the loop keeps its Go processor while it waits. To give it up and
+// get it back costs more than the wait itself, because that wakes the scheduler's monitor thread and
+// sends other threads looking for work. The scheduler interrupts such a wait by a signal. So a
+// garbage collection waits for it only where these signals are switched off (asyncpreemptoff), and
+// then for this long.
 const keepProcessorMillis = 10
 
-// awaitEvents waits for events for so many ms, and returns how many there are.
+// pollEvents waits for events for so many ms, and returns how many there are.
 func (p *Process) pollEvents(t *turn, timeout int) int {
 	if p.keepsProcessor {
 		first := keepProcessorMillis
@@ -145,7 +144,7 @@ func (p *Process) pollEvents(t *turn, timeout int) int {
 	return max(n, 0)
 }
 
-// collect takes the end of a leader, if it has ended. p.mu is held.
+// handleExit handles the leader's exit, if it has exited. p.mu is held.
 func (p *Process) handleExit(t *turn, a *attempt) {
 	if a.pidfd >= 0 {
 		delete(p.leadersByPID, int32(a.pid))
@@ -156,30 +155,30 @@ func (p *Process) handleExit(t *turn, a *attempt) {
 		a.execErrno = errno
 	}
 	if a.exitedFirst && a.execErrno == 0 {
-		a.cause, a.exitedFirst = causeNone, false // it is left to its own end
+		a.cause, a.exitedFirst = causeNone, false // it ended by itself, so the cause does not count
 	}
 	switch {
 	case a.execErrno != 0:
-		a.pid = 0 // the helper that takes the attempt on reaps the child
+		a.pid = 0 // the helper that continues with the attempt reaps the child
 	case !p.leaderExited(a):
-		p.polledLeaders = append(p.polledLeaders, a) // a debugger has it, or it runs
+		p.polledLeaders = append(p.polledLeaders, a) // a debugger holds it, or it runs
 		return
 	case a.phase == phaseReaped:
-		a.endedAt = max(p.cfg.Now(), a.startedAt) // the wall clock may have been set back since
+		a.endedAt = max(p.cfg.Now(), a.startedAt) // the wall clock may have been set back
 		p.releaseSlots(a, a.endedAt)
 	}
 	a.exitSeen = true
 	t.ended = append(t.ended, a)
 }
 
-// confirm reports the attempts whose exec is over, and gives those that have failed, or are
-// being killed, to helpers.
+// confirmExecs reports the attempts that have executed their program. Attempts that failed to, or
+// that are being killed, go to helpers.
 func (p *Process) confirmExecs(t *turn) {
 	t.starting = slices.DeleteFunc(t.starting, func(a *attempt) (over bool) {
 		over, errno := a.launch.ExecDone()
 		switch {
 		case errno != 0:
-			a.execErrno = errno // its end comes as an event
+			a.execErrno = errno // its exit comes as an event
 		case over && a.execErrno == 0:
 			t.confirmed = append(t.confirmed, a)
 		}
@@ -208,7 +207,7 @@ func (p *Process) confirmExecs(t *turn) {
 	})
 }
 
-// finishAll makes the final reports. It comes before startAll: so the ends are in the journal
+// reportEnds makes the final reports. It comes before startAll, so that the ends are in the journal
 // with the intents of the next starts, and a crash loses no more attempts than there are slots.
 func (p *Process) reportEnds(t *turn) {
 	from := len(t.reports)
@@ -226,12 +225,12 @@ func (p *Process) reportEnds(t *turn) {
 	}
 }
 
-// startAll starts what was admitted, once all intents are written. What lacks something goes back
-// to the queue, the last one first: each goes before the others of its run.
+// startAll starts the admitted attempts, once their intents are written. Those that lack something
+// go back to the queue in reverse, because each goes before the others of its run.
 func (p *Process) startAll(t *turn) {
 	t.ready, t.orders = t.ready[:0], t.orders[:0]
 	for _, a := range t.admitted {
-		if a.phase == phaseStarting { // handed back, so before all others: its intent is written
+		if a.phase == phaseStarting { // relaunched, so it precedes the others and its intent is written
 			t.ready = append(t.ready, a)
 			continue
 		}
@@ -284,7 +283,7 @@ func (p *Process) startAll(t *turn) {
 	clear(t.orders)
 }
 
-// clearAll gives up what the ended attempts still have. That takes longer than a start, which
+// releaseEnded frees what the ended attempts still hold. That takes longer than a start, which
 // therefore comes first.
 func (p *Process) releaseEnded(t *turn) {
 	for _, a := range t.ended {
@@ -298,7 +297,7 @@ func (p *Process) releaseEnded(t *turn) {
 	t.ended = t.ended[:0]
 }
 
-// openPoll makes what the loop waits for.
+// openEpoll opens epollFD and wakeFD.
 func (p *Process) openEpoll() (err error) {
 	if p.epollFD, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return err
@@ -313,14 +312,14 @@ func (p *Process) openEpoll() (err error) {
 	return err
 }
 
-// wake wakes the loop if it waits. p.mu is held.
+// wakeLoop wakes the loop if it waits. p.mu is held.
 func (p *Process) wakeLoop() {
 	if !p.loopWaiting {
 		return
 	}
 	p.loopWaiting = false
 	one := [8]byte{1}
-	if _, err := unix.Write(p.wakeFD, one[:]); err != nil && err != unix.EAGAIN { // EAGAIN: it rings already
+	if _, err := unix.Write(p.wakeFD, one[:]); err != nil && err != unix.EAGAIN { // EAGAIN: the loop is being woken already
 		panic(fmt.Sprintf("executor: eventfd: %v", err))
 	}
 }

@@ -11,22 +11,21 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// stream is what a task writes to stdout or stderr: an anonymous file in memory
-// which is the task's descriptor itself, so that nothing is copied while it runs.
-// Beyond limit the middle is punched out: the first and the last limit/2 bytes stay.
+// stream is what a task writes to stdout or stderr: an anonymous file in memory. The task writes
+// into the file itself, so that its output is not copied while it runs. Beyond the limit the middle
+// is punched out (OutputBounds).
 //
-// When the attempt has ended the file is sealed: a process that outlives it and still
-// prints gets EPERM, as it would get EPIPE from a pipe without a reader, and takes no
-// memory.
+// When the attempt has ended the file is sealed: a surviving process that still prints gets EPERM,
+// as it would get EPIPE from a pipe without a reader, and takes no memory.
 //
-// The descriptor is counted: it is closed when the attempt, its monitor and the
-// last reader have dropped it.
+// The descriptor is counted. It is closed when the attempt, the monitor and the last reader have
+// released it.
 type stream struct {
 	fd            int
 	bounds        OutputBounds
 	refs          atomic.Int32
 	final         atomic.Int64 // size at the end; -1 while the task runs
-	freeOnRelease atomic.Bool  // a survivor may hold the file: its memory is given back with the last reference
+	freeOnRelease atomic.Bool  // a survivor may hold the file, so its memory is freed with the last reference
 }
 
 func newStream(limit int64) (*stream, error) {
@@ -34,8 +33,8 @@ func newStream(limit int64) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A task that opens /dev/stdout anew, or shares it with a background child, would
-	// else overwrite what another descriptor wrote.
+	// Without O_APPEND, a task that opens /dev/stdout again, or shares it with a background child,
+	// would overwrite what another descriptor wrote.
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_APPEND); err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -59,7 +58,7 @@ func newStreams(limitOut, limitErr int64) (out, err *stream, _ error) {
 	return out, err, nil
 }
 
-// hold takes a reference, unless the last one is gone.
+// retain takes a reference, unless the last one was released.
 func (s *stream) retain() bool {
 	for {
 		n := s.refs.Load()
@@ -81,18 +80,17 @@ func (s *stream) release() {
 	}
 }
 
-// free gives the memory back though another process holds the file, and has the kernel
-// refuse to put any in again. Where that process has mapped the file it may; no more than
-// the file's size.
+// freeMemory frees the file's memory while another process holds the file, and makes the kernel
+// refuse further writes. A process that has mapped the file can fill it again, up to its size.
 func (s *stream) freeMemory() {
 	if n := s.Size(); n > 0 {
-		const page = 64 << 10 // at most: a part of one is only zeroed
+		const page = 64 << 10 // an upper bound: a partial page is only zeroed
 		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, n+page-n%page)
 	}
 	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_WRITE)
 }
 
-// write appends what a pump has read. It is false when there is no memory.
+// write appends p. It returns false when the memory is exhausted.
 func (s *stream) write(p []byte) bool {
 	for len(p) > 0 {
 		n, err := unix.Write(s.fd, p)
@@ -104,7 +102,7 @@ func (s *stream) write(p []byte) bool {
 	return true
 }
 
-// Size is the number of bytes written so far, and no more once it was frozen.
+// Size is the number of bytes so far. It is fixed once the stream is frozen.
 func (s *stream) Size() int64 {
 	if n := s.final.Load(); n >= 0 {
 		return n
@@ -116,21 +114,22 @@ func (s *stream) Size() int64 {
 	return st.Size
 }
 
-// freeze fixes the size: what a surviving child writes later is nobody's, and is refused.
+// freeze fixes the size. Later writes of surviving children are refused.
 func (s *stream) freeze() {
-	// An error is EPERM, of a task that has sealed the seals. It waits for a write that is going on.
+	// This waits for a write that is under way. It fails with EPERM if the task has sealed the
+	// seals.
 	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
 	n := s.Size()
 	if b := &s.bounds; n > b.Limit {
 		b.Hole.Store(n - (b.Limit - b.Head()))
 	} else {
-		b.Hole.Store(0) // the task itself may have truncated what was long before
+		b.Hole.Store(0) // the task itself may have truncated output that was long
 	}
 	s.final.Store(n)
 }
 
-// bound frees the middle of a stream that has outgrown its limit, in steps of an
-// eighth of it. It tells whether the stream has grown much since size last.
+// punchMiddle frees the middle of a stream that has outgrown its limit, in steps of an eighth of the
+// limit. It tells whether the stream has grown much since its size was *last.
 func (s *stream) punchMiddle(last *int64) (grows bool) {
 	n := s.Size()
 	grows = n-*last > s.bounds.Limit/16
@@ -150,7 +149,7 @@ func (s *stream) Live() bool { return s.final.Load() < 0 }
 // Bounds implements LiveOutput.
 func (s *stream) Bounds() *OutputBounds { return &s.bounds }
 
-// ReadAt implements io.ReaderAt on the file as it is, holes and all.
+// ReadAt implements io.ReaderAt on the file as it is, with zeros for holes.
 func (s *stream) ReadAt(p []byte, off int64) (int, error) {
 	total := 0
 	for total < len(p) {
@@ -183,17 +182,17 @@ func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
 	return NewLiveLog(s, func() error { s.release(); return nil }), nil
 }
 
-// The monitor's pace: often while some stream grows fast, else seldom; a look at
-// a stream that does not grow costs a microsecond, and at most watchBudget of them
-// are taken per tick, in turn.
+// The monitor checks at the slow pace, or at the fast one while some stream grows fast. To check a
+// stream that does not grow costs a microsecond. Each tick checks at most checksPerTick of these, in
+// rotation.
 const (
 	checkSlow     = 25 * time.Millisecond
 	checkFast     = 5 * time.Millisecond
 	checksPerTick = 256
 )
 
-// monitor bounds the output of all running attempts. Its goroutine sleeps while
-// nothing runs.
+// outputMonitor bounds the output of all running attempts. Its goroutine sleeps while it has
+// none to watch.
 type outputMonitor struct {
 	mu        sync.Mutex
 	attempts  []*monitoredAttempt
@@ -206,7 +205,7 @@ type outputMonitor struct {
 	stopped chan struct{}
 }
 
-// watched is an attempt with what its streams measured at the last look.
+// monitoredAttempt is an attempt with the sizes of its streams at the last check.
 type monitoredAttempt struct {
 	a                      *attempt
 	stdoutSize, stderrSize int64
@@ -241,7 +240,7 @@ func (m *outputMonitor) remove(a *attempt) {
 	defer m.mu.Unlock()
 	i, added := m.index[a]
 	if !added {
-		return // it ended at once
+		return // it ended before it was added
 	}
 	last := len(m.attempts) - 1
 	m.attempts[i] = m.attempts[last]
@@ -259,7 +258,7 @@ func (m *outputMonitor) loop() {
 	for {
 		m.mu.Lock()
 		look = m.dueChecks(look[:0])
-		// One idle tick passes before it sleeps, so that short tasks in a row do not
+		// The monitor sleeps only after an idle tick, so that a sequence of short tasks does not
 		// wake it each time.
 		m.asleep = len(look) == 0
 		m.mu.Unlock()
@@ -286,7 +285,8 @@ func (m *outputMonitor) loop() {
 	}
 }
 
-// due picks the attempts to look at: the hot ones, and the others in turn. m.mu is held.
+// dueChecks picks the attempts to check: the ones that grow fast, and the others in rotation. m.mu
+// is held.
 func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt {
 	n := len(m.attempts)
 	if n <= checksPerTick {
@@ -306,8 +306,8 @@ func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt 
 	return look
 }
 
-// check bounds both streams and tells whether one of them grows fast. Only the
-// monitor's goroutine calls it.
+// checkGrowth bounds both streams and tells whether one of them grows fast. Only the monitor's
+// goroutine calls it.
 func (w *monitoredAttempt) checkGrowth() bool {
 	w.growsFast = false
 	if w.a.stdout.retain() {

@@ -9,25 +9,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pump copies what a task prints from a pipe to its stream. The kernel charges memory to
-// the control group of the process that writes it: a task with a memory limit prints into
-// pipes, for what it prints is not its own memory.
+// pump copies what a task prints from a pipe to its stream. The kernel charges memory to the control
+// group of the process that writes it. A task with a memory limit therefore prints into pipes, so
+// that its output does not count as its own memory.
 //
-// A task that prints faster than this process copies waits.
+// A task that prints faster than this process copies has to wait.
 type pump struct {
 	from *os.File
 	to   *stream
 	done chan struct{}
 }
 
-// pumpBytes is how much is copied at a time, as much as a pipe usually holds.
+// pumpBytes is how much is copied at a time: the usual capacity of a pipe.
 const pumpBytes = 64 << 10
 
-// pumps are the pumps of an attempt's two streams; nil when it prints into them itself.
+// pumps are the pumps of an attempt's two streams; nil when the task writes into the streams itself.
 type pumps [2]*pump
 
-// newPumps makes pipes to the streams. The files are the ends for the task, to be closed
-// once it has them.
+// newPumps makes pipes to the streams. The returned files are the task's ends. The caller closes
+// them once the task has them.
 func (p *Process) newPumps(out, err *stream) (*pumps, [2]*os.File, error) {
 	var made pumps
 	var ends [2]*os.File
@@ -60,7 +60,7 @@ func (m *pumps) start(buffers *sync.Pool) {
 	}
 }
 
-// stop ends the copying with what is in the pipes now.
+// stop ends the copying, after the bytes that are in the pipes now.
 func (m *pumps) stop() {
 	if m == nil {
 		return
@@ -73,7 +73,7 @@ func (m *pumps) stop() {
 	}
 }
 
-// run copies until the pipe has no writer any more, or stop.
+// run copies until the last writer has closed the pipe, or stop is called.
 func (p *pump) run(buffers *sync.Pool) {
 	defer close(p.done)
 	defer p.from.Close()
@@ -83,7 +83,7 @@ func (p *pump) run(buffers *sync.Pool) {
 	}
 	err = conn.Read(func(fd uintptr) bool { return p.copy(int(fd), buffers, -1) })
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		// A survivor may go on to print: no more than the pipe holds is still the task's.
+		// A survivor may go on printing: no more than the pipe holds is still the task's output.
 		_ = conn.Control(func(fd uintptr) {
 			size, err := unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0)
 			if err != nil {
@@ -94,8 +94,8 @@ func (p *pump) run(buffers *sync.Pool) {
 	}
 }
 
-// copy copies what is in the pipe, at most so many bytes unless that is negative. It
-// tells whether that was the end.
+// copy copies the bytes in the pipe, at most that many unless most is negative. It tells whether the
+// copying has ended.
 func (p *pump) copy(fd int, buffers *sync.Pool, most int) (end bool) {
 	buf := buffers.Get().(*[pumpBytes]byte)
 	defer buffers.Put(buf)
@@ -113,7 +113,7 @@ func (p *pump) copy(fd int, buffers *sync.Pool, most int) (end bool) {
 			return true
 		default:
 			if !p.to.write(buf[:n]) {
-				return true // there is no memory: the task finds its pipe closed
+				return true // without memory the pump ends, and the task finds its pipe closed
 			}
 			if most > 0 {
 				most -= n

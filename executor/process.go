@@ -19,63 +19,64 @@ import (
 type ProcessConfig struct {
 	Outputs     *outputs.Store      // where long output goes; required
 	Sink        Sink                // required
-	CPUMillis   int64               // slots, in thousandths of a core
+	CPUMillis   int64               // slots: thousandths of a core
 	MemoryBytes int64               // slots
 	Node        string              // goes into each record
 	Dir         string              // working folder of orders that name none; "" = this process's
 	MaxOutput   int64               // bytes kept per stream, half from each end; default 64 MiB
 	MaxCapture  int64               // bytes of Report.Stdout; default 16 MiB
 	InlineMax   int                 // output up to this many bytes is kept in the record; default 4 KiB
-	Grace       time.Duration       // SIGTERM to SIGKILL after a timeout; default 5 s
+	Grace       time.Duration       // from SIGTERM to SIGKILL after a timeout; default 5 s
 	CloseGrace  time.Duration       // the same at Close; default 1 s
 	Now         func() int64        // clock of the records, ns since the epoch; default time.Now
 	Logger      *slog.Logger        // default slog.Default()
-	Getenv      func(string) string // where the clean set's values come from; default os.Getenv
+	Getenv      func(string) string // values of the base environment; default os.Getenv
 
-	// RecordIntents, if set, is called right before processes are started, with their orders. When it
-	// returns an error none is, and the attempts wait as in any other shortage.
+	// RecordIntents, if set, is called right before processes are started, with their orders. After
+	// an error the attempts are not started and wait, as in any other shortage.
 	RecordIntents func([]*Order) error
-	// WithdrawIntent, if set, is called when the attempt's start has failed for a shortage, before
-	// it waits again; OnPostponed once it waits, with a word for what was lacking.
+	// WithdrawIntent, if set, is called when a start has failed for a shortage, before the order
+	// waits again. OnPostponed is called once it waits, with the reason (ShortageReasons).
 	WithdrawIntent func(*Order)
 	OnPostponed    func(o *Order, reason string, err error)
-	// OnStarted, if set, is called once the process exists, before that is reported.
+	// OnStarted, if set, is called once the process exists, before Started is reported.
 	OnStarted func(o *Order, pid int)
-	// CgroupName, if set, names the control groups in which attempts run, where the machine
-	// lets us make some. It is to be unlike that of any other Process.
+	// CgroupName, if set, names the control groups in which attempts run, where the machine allows
+	// them. It must differ from that of any other Process.
 	CgroupName string
-	// EnforceMemory limits each attempt to the memory that it asked for, where the machine
-	// lets us; it needs CgroupName.
+	// EnforceMemory limits each attempt to the memory that it asked for, where the machine allows
+	// that. It needs CgroupName.
 	EnforceMemory bool
-	// AttemptMark, if set, makes an entry K=V of the task's environment that no order can replace.
+	// AttemptMark, if set, returns an entry K=V of the task's environment that the order cannot
+	// replace.
 	AttemptMark func(messages.AttemptKey) string
 }
 
-// Process runs orders as processes of this machine, within its slots. It depends on
-// nothing of the server that uses it and tells it everything through the Sink.
+// Process runs orders as processes of this machine, within its slots. It does not depend on the
+// server that uses it and tells it everything through the Sink.
 //
-// Orders wait in one strict queue, in which runs take turns: the head starts when it
-// fits, and nothing overtakes it. One goroutine, the loop, starts all, sees all ends, and
-// reports; one, the monitor, bounds the output of all. See the package doc.
+// Orders wait in one strict queue, in which runs take turns: the head starts when it fits, and no
+// order overtakes it. One goroutine, the loop, starts all attempts, sees their ends, and reports
+// them. Another one, the monitor, bounds their output. See the package doc.
 //
-// Lock: Process.mu guards the table, the queue, the slots and the attempts. It is
-// not held over a report, nor while something is started. The monitor's and the groups' locks are
+// Lock: Process.mu guards the table, the queue, the slots and the attempts. It is not held while
+// reports are made or processes are started. The locks of the monitor and of the cgroup pool are
 // taken without it.
 type Process struct {
 	cfg            ProcessConfig
-	baseEnv        []string // the clean environment, K=V
-	devNull        *os.File // stdin of everybody
+	baseEnv        []string // see BaseEnvironment
+	devNull        *os.File // stdin of every task
 	starter        *vfork.Starter
 	groups         processGroups
-	cgroups        *cgroupPool // nil when attempts have their process groups alone
+	cgroups        *cgroupPool // nil: attempts have process groups only
 	monitor        outputMonitor
 	output         OutputCollector
 	pumpBuffers    sync.Pool      // of *[pumpBytes]byte
-	peakKB         atomic.Int64   // KB: the least that this process has had at its peak
-	unfinished     sync.WaitGroup // one for each attempt that was admitted and is not over
-	clockStart     time.Time      // deadlines count from here
-	keepsProcessor bool           // Go has one for the loop alone
-	epollFD        int            // epoll: the pidfd of each leader, and bell
+	peakKB         atomic.Int64   // KB: a lower bound of this process's own peak memory
+	unfinished     sync.WaitGroup // counts the attempts that were admitted and are not over
+	clockStart     time.Time      // zero of the clock of deadlines
+	keepsProcessor bool           // Go has a processor to spare for the loop
+	epollFD        int            // waits for the pidfd of each leader, and wakeFD
 	wakeFD         int            // eventfd that wakes the loop
 	loopEnded      chan struct{}
 
@@ -87,22 +88,22 @@ type Process struct {
 	startedKeys    startedKeys
 	shortage       shortageState
 	startLimit     startLimits
-	startsUnderWay int // attempts that are starting
+	startsUnderWay int // attempts that are being started
 
-	admitted      []*attempt         // the loop is to start them
-	leadersByPID  map[int32]*attempt // by their number: those whose pidfd the loop waits for
-	polledLeaders []*attempt         // no event tells the loop of their leaders' end: it looks
-	loopWaiting   bool               // the loop waits
-	stopping      bool               // nothing is left to do
+	admitted      []*attempt         // the loop starts them
+	leadersByPID  map[int32]*attempt // attempts whose pidfd is in epollFD
+	polledLeaders []*attempt         // attempts without a pidfd: the loop looks at their leaders
+	loopWaiting   bool               // the loop waits in epoll
+	stopping      bool               // Close: the loop ends
 
-	explainSlots chan struct{} // holds one for each failure that is being explained
+	explainSlots chan struct{} // holds one entry for each failure that is being explained
 
-	shortageLogged time.Time // of a shortage
+	shortageLogged time.Time // when a shortage was last logged
 	stats          Stats
 }
 
-// closePatience is how long Close waits for processes that survive SIGKILL (they
-// hang in the kernel) before it gives up with an error.
+// closePatience is how long Close waits for processes that survive SIGKILL, because they hang in the
+// kernel.
 const closePatience = 30 * time.Second
 
 // NewProcess checks the configuration and makes a Process.
@@ -154,7 +155,7 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	}
 	if cfg.CgroupName != "" {
 		if p.cgroups, err = openCgroupPool("/", cfg.CgroupName, cfg.EnforceMemory, cfg.Logger); err != nil {
-			cfg.Logger.Info("attempts have process groups only: no control groups can be made", "err", err)
+			cfg.Logger.Info("attempts have process groups only: control groups cannot be made", "err", err)
 		}
 	}
 	p.monitor.start()
@@ -162,16 +163,15 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	return p, nil
 }
 
-// setDefault gives *v its default when nobody set it, or set it below zero.
+// setDefault sets *v to its default unless it is positive.
 func setDefault[T int | int64 | time.Duration](v *T, def T) {
 	if *v <= 0 {
 		*v = def
 	}
 }
 
-// Start implements Executor. An order that asks for more than the machine has ends
-// as Finished with AttemptNotStarted before Start returns. A key that is live, or
-// that has begun before, is ignored.
+// Start implements Executor. An order that exceeds the machine ends as Finished with
+// AttemptNotStarted before Start returns. A key that is live, or was started before, is ignored.
 func (p *Process) Start(o Order) {
 	o.CPUMillis, o.MemoryBytes = max(o.CPUMillis, 0), max(o.MemoryBytes, 0)
 	p.mu.Lock()
@@ -184,7 +184,7 @@ func (p *Process) Start(o Order) {
 		p.mu.Unlock()
 		return
 	}
-	if err := p.slots.checkFits(&o); err != nil {
+	if err := o.ExceedsMachine(p.slots.maxCores, p.slots.maxMemory); err != nil {
 		p.startedKeys.add(o.Key)
 		p.stats.NotStarted++
 		p.mu.Unlock()
@@ -198,8 +198,8 @@ func (p *Process) Start(o Order) {
 	p.mu.Unlock()
 }
 
-// SetCapacity changes the slots to these, at most those of the configuration. What
-// runs goes on; what waits begins when it fits.
+// SetCapacity changes the slots, up to those of the configuration. Running attempts go on, and
+// waiting orders start when they fit.
 func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 	p.mu.Lock()
 	p.slots.cores = min(max(cpuMillis, 0), p.slots.maxCores)
@@ -208,7 +208,7 @@ func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 	p.mu.Unlock()
 }
 
-// HasStarted tells whether the attempt has ever begun here, as far as the memory reaches.
+// HasStarted tells whether the attempt was ever started here, as far as startedKeys reaches back.
 func (p *Process) HasStarted(key messages.AttemptKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -242,7 +242,7 @@ func (p *Process) reportRevoked(key messages.AttemptKey) {
 	p.cfg.Sink(Report{Key: key, Kind: Revoked, At: p.cfg.Now()})
 }
 
-// withdraw takes the order back if it waits. p.mu is held.
+// withdraw removes the order from the queue, if it waits there. p.mu is held.
 func (p *Process) withdraw(key messages.AttemptKey) bool {
 	a := p.attempts[key]
 	if a == nil || !a.queued {
@@ -250,13 +250,13 @@ func (p *Process) withdraw(key messages.AttemptKey) bool {
 	}
 	p.queue.remove(a)
 	delete(p.attempts, key)
-	p.admitQueued(0) // the order behind a large one may fit at once
+	p.admitQueued(0) // the order after a large one may fit at once
 	return true
 }
 
-// Close implements Executor. What runs is ended with CloseGrace and reported as
-// AttemptLost (nobody asked for its end); what waits is revoked. The error names
-// what survived SIGKILL for 30 s.
+// Close implements Executor. Running attempts are ended with CloseGrace and reported as AttemptLost,
+// since the user did not ask for their end. Waiting orders are revoked. The error counts the
+// attempts that survived SIGKILL for 30 s.
 func (p *Process) Close() error {
 	p.mu.Lock()
 	first := !p.closed
@@ -313,9 +313,9 @@ func (p *Process) OpenLog(key messages.AttemptKey, stream messages.Stream) (mess
 	return a.openLog(stream)
 }
 
-// Stats is what a Process has done and what it holds now.
+// Stats says what a Process has done and what it holds now.
 type Stats struct {
-	Running         int    // attempts that have begun and not ended
+	Running         int    // attempts that have started and not ended
 	Queued          int    // orders that wait for slots
 	CPUMillisUsed   int64  // slots in use
 	MemoryBytesUsed int64  // slots in use
@@ -334,8 +334,8 @@ func (p *Process) Stats() Stats {
 	return s
 }
 
-// CheckInvariants compares the slots in use with the attempts that hold them, and returns an
-// error with the numbers when they differ. Tests call it after each storm.
+// CheckInvariants compares the slots in use with the attempts that hold them, and returns an error
+// with the numbers when they differ.
 func (p *Process) CheckInvariants() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

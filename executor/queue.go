@@ -4,26 +4,26 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// queue is the orders that wait. Those of one run keep the order in which they came;
-// runs take turns, an order each, so that a small run does not wait behind all that a
-// large one has been granted. The zero queue is empty.
+// queue holds the orders that wait. The orders of one run keep their sequence. Runs take turns, one
+// order each, so that a small run does not wait for all that a large one was granted. The zero queue
+// is empty.
 //
-// It is linked through the attempts, so that a kill of any of them is O(1).
+// The list is linked through the attempts, so that removing any of them is O(1).
 type queue struct {
 	runs     map[messages.RunID]*runQueue
-	next     *runQueue // whose order is the head; nil = nothing waits
-	spareRun *runQueue // the last one that got empty
+	next     *runQueue // its first order is the head; nil = the queue is empty
+	spareRun *runQueue // the last one that became empty, for reuse
 	len      int
 }
 
-// line is the orders of one run, at least one, in the ring of lines.
+// runQueue holds the orders of one run, at least one. All runQueues form a ring.
 type runQueue struct {
 	run         messages.RunID
 	first, last *attempt
 	prev, next  *runQueue
 }
 
-// head is the order that is to start next, or nil.
+// head returns the order to start next, or nil.
 func (q *queue) head() *attempt {
 	if q.next == nil {
 		return nil
@@ -31,7 +31,7 @@ func (q *queue) head() *attempt {
 	return q.next.first
 }
 
-// push adds an order. A run that has not been waiting has its turn behind all others.
+// push adds an order. A run that had no orders gets its turn after all others.
 func (q *queue) push(a *attempt) {
 	a.queued = true
 	q.len++
@@ -60,7 +60,7 @@ func (q *queue) pushFirst(a *attempt) {
 	l.first = a
 }
 
-// open puts an empty line at the end of the ring.
+// addRun puts an empty runQueue at the end of the ring.
 func (q *queue) addRun(run messages.RunID) *runQueue {
 	l := q.spareRun
 	if q.spareRun = nil; l == nil {
@@ -81,14 +81,14 @@ func (q *queue) addRun(run messages.RunID) *runQueue {
 	return l
 }
 
-// pop takes the head; it is the next run's turn then.
+// pop removes the head. The next run has its turn then.
 func (q *queue) pop() {
 	l := q.next
 	q.next = l.next
 	q.remove(l.first)
 }
 
-// remove takes an order out, wherever it is.
+// remove removes an order, wherever it is.
 func (q *queue) remove(a *attempt) {
 	l := q.runs[a.order.Key.Run]
 	if a.prev == nil {
@@ -108,7 +108,7 @@ func (q *queue) remove(a *attempt) {
 	}
 }
 
-// close takes an empty line out of the ring.
+// removeRun takes an empty runQueue out of the ring.
 func (q *queue) removeRun(l *runQueue) {
 	delete(q.runs, l.run)
 	if l.next == l {
@@ -123,12 +123,12 @@ func (q *queue) removeRun(l *runQueue) {
 	q.spareRun = l
 }
 
-// begunPages bounds the memory of keys: at least the last 262,144 attempts, and 64
+// startedPages bounds the memory of startedKeys: it holds at least the last 262,144 attempts, and 64
 // times as many when they are neighbours, in at most some 20 MB.
 const startedPages = 1 << 18
 
-// begunSet remembers which keys have begun, so that a repeated order starts nothing.
-// A page holds 64 neighbouring tasks of a run; the oldest page is dropped first.
+// startedKeys remembers which keys were started, so that a repeated order starts no process. A page
+// holds 64 neighbouring tasks of a run. The oldest page is dropped first.
 type startedKeys struct {
 	limit int
 	pages map[startedPage]uint64
@@ -146,7 +146,7 @@ func (b *startedKeys) has(k messages.AttemptKey) bool {
 	return b.pages[startedPage{k.Run, k.Attempt, k.Task / 64}]>>(k.Task%64)&1 == 1
 }
 
-// remove forgets a key that has not begun after all. Its page stays.
+// remove forgets a key whose start was undone. Its page stays.
 func (b *startedKeys) remove(k messages.AttemptKey) {
 	page := startedPage{k.Run, k.Attempt, k.Task / 64}
 	if bits, known := b.pages[page]; known {

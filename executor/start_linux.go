@@ -14,18 +14,18 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// errEnded is the error of a start that was given up because the attempt is to be ended.
+// errEndedFirst is the error of a start that was given up because the attempt is being ended.
 var errEndedFirst = errors.New("it was ended before it began")
 
-// A program that is open for writing, because another process has just written it and not
-// closed it yet, is tried again so often, after a pause that doubles: 310 ms in all.
+// A program may be open for writing because another process has just written it. Its start is tried
+// again this often, after a pause that doubles: 310 ms in all.
 const (
 	busyTries = 5
 	busyFirst = 10 * time.Millisecond
 )
 
-// spec is the attempt's command for a start. The file of its long text, if any, is the last one;
-// close closes it.
+// startSpec returns the attempt's command in the form of vfork. If its last file is a script,
+// closeScript closes it.
 func (p *Process) startSpec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
 	c := &a.command
 	spec = vfork.Spec{
@@ -51,11 +51,12 @@ func closeScript(spec *vfork.Spec) {
 	}
 }
 
-// errHelped is the error of a launch that a helper has taken on.
+// errHelperStarts is the error of a launch that a helper continues.
 var errHelperStarts = errors.New("a helper starts it")
 
-// launch starts an attempt whose intent is written, and does not wait for its exec. What may
-// take long it gives to a helper. Another error than errHelped says what was lacking.
+// launchAttempt starts an attempt whose intent is written, and does not wait for its exec. It gives
+// starts that may take long to a helper and returns errHelperStarts. Any other error says what was
+// short.
 func (p *Process) launchAttempt(a *attempt) error {
 	if p.cgroups.enforcesMemory(a.memoryLimit()) {
 		go p.startBlocking(a)
@@ -84,14 +85,14 @@ func (p *Process) launchAttempt(a *attempt) error {
 	return errHelperStarts
 }
 
-// equip makes a control group for an attempt, which the loop then launches. A helper calls it.
+// makeCgroup makes a control group for an attempt, which the loop then launches. A helper calls it.
 func (p *Process) makeCgroup(a *attempt) {
-	a.cgroup, _ = p.cgroups.acquire(0) // no error, as there is no limit
+	a.cgroup, _ = p.cgroups.acquire(0) // cannot fail without a limit
 	a.cgroupChosen = true
 	p.relaunch(a)
 }
 
-// handBack has the loop launch an attempt whose intent is written.
+// relaunch has the loop launch an attempt whose intent is written.
 func (p *Process) relaunch(a *attempt) {
 	p.mu.Lock()
 	p.admitted = slices.Insert(p.admitted, 0, a)
@@ -99,7 +100,7 @@ func (p *Process) relaunch(a *attempt) {
 	p.mu.Unlock()
 }
 
-// startSlowly starts an attempt and waits for its exec. A helper calls it.
+// startBlocking starts an attempt and waits for its exec. A helper calls it.
 func (p *Process) startBlocking(a *attempt) {
 	if err := p.startAndAwaitExec(a); err != nil {
 		p.startFailed(a, err)
@@ -113,8 +114,8 @@ func (p *Process) startBlocking(a *attempt) {
 	p.mu.Unlock()
 }
 
-// begin is startSlowly until the exec is over. The attempt prints into pipes if its memory is
-// limited.
+// startAndAwaitExec starts the attempt's process and returns once its exec is over. With a memory
+// limit the attempt prints into pipes.
 func (p *Process) startAndAwaitExec(a *attempt) (e error) {
 	c, limit := &a.command, a.memoryLimit()
 	if !a.cgroupChosen {
@@ -168,7 +169,7 @@ func (p *Process) startAndAwaitExec(a *attempt) (e error) {
 	return e
 }
 
-// fork starts the command with its output on the two files, and waits for its exec.
+// forkCommand starts the command with its output on the two files, and waits for its exec.
 func (p *Process) forkCommand(a *attempt, files [2]int) (pid int, e error) {
 	spec, e := p.startSpec(a, files)
 	if e != nil {
@@ -183,9 +184,8 @@ func (p *Process) forkCommand(a *attempt, files [2]int) (pid int, e error) {
 	return pid, e
 }
 
-// newScript is a file in memory with a text for a shell, which closes its descriptor as
-// the first thing it does: what the text starts does not inherit it. The text's lines
-// keep their numbers.
+// newScriptFile returns a file in memory with a text for a shell. The shell first closes the file's
+// descriptor, so that the text's own children do not inherit it. Line numbers stay the same.
 func newScriptFile(text string) (fd int, err error) {
 	fd, err = unix.MemfdCreate("caravan-script", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -204,7 +204,7 @@ func newScriptFile(text string) (fd int, err error) {
 	return fd, nil
 }
 
-// groupless tells whether a start failed because it was to be in a control group.
+// refusedByCgroup tells whether a start failed because it was to be in a control group.
 func refusedByCgroup(err error) bool {
 	for _, e := range []error{unix.ENOSYS, unix.EOPNOTSUPP, unix.EBUSY, unix.ENODEV, unix.EPERM, unix.EINVAL} {
 		if errors.Is(err, e) {
@@ -214,8 +214,8 @@ func refusedByCgroup(err error) bool {
 	return false
 }
 
-// prepare does what can be done of a start before its intent is known. When no process
-// can come to be it returns the final report, or what was lacking: then it may succeed later.
+// prepareStart does the part of a start that may come before its intent is written. It returns the
+// final report when the attempt can never start, or what was lacking when it may start later.
 func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	var err error
 	if a.command, err = newCommand(p.baseEnv, &a.order, p.cfg.Dir); err != nil {
@@ -241,8 +241,8 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 // memoryLimit is the attempt's memory limit in bytes.
 func (a *attempt) memoryLimit() int64 { return a.order.MemoryBytes }
 
-// retry goes on with an attempt whose launched child has not come to its program. A helper calls
-// it.
+// reapUnexecuted continues with an attempt whose launched child did not execute its program. A
+// helper calls it.
 func (p *Process) reapUnexecuted(a *attempt) {
 	for {
 		if _, err := unix.Wait4(a.launch.PID, nil, 0, nil); err != unix.EINTR {
@@ -254,8 +254,8 @@ func (p *Process) reapUnexecuted(a *attempt) {
 	p.startFailed(a, errno)
 }
 
-// watchEnd has the loop wait for the leader's end, or look at it now and then where the kernel has
-// no pidfd, or no room to watch it. p.mu is held.
+// watchExit has the loop wait for the leader's exit. Without a pidfd, or room to watch it, the loop
+// checks now and then. p.mu is held.
 func (p *Process) watchExit(a *attempt) {
 	if a.pidfd >= 0 {
 		p.leadersByPID[int32(a.pid)] = a
@@ -271,7 +271,7 @@ func (p *Process) watchExit(a *attempt) {
 	p.wakeLoop()
 }
 
-// executed notes that the attempts' programs run, and appends that to the reports.
+// reportStarted says that the attempts have executed their programs, and appends their reports.
 func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 	p.mu.Lock()
 	for _, a := range list {
@@ -296,8 +296,8 @@ func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 	return reports
 }
 
-// failed sees an attempt to its end, or back to the queue, whose start has failed. It may
-// take long: a helper calls it.
+// startFailed handles a failed start: the attempt goes back to the queue or ends. That may take
+// long, so a helper calls it.
 func (p *Process) startFailed(a *attempt, err error) {
 	if err == unix.ETXTBSY && a.textBusyTries < busyTries && !p.isEnding(a) {
 		a.textBusyTries++
@@ -330,8 +330,8 @@ func (p *Process) startFailed(a *attempt, err error) {
 	p.endUnstarted(a, p.notStartedReport(&a.order, result, reason), nil)
 }
 
-// settle reports the end of an attempt that has no process, or puts it back to the queue when
-// something was lacking.
+// endUnstarted reports the end of an attempt without a process. If something was lacking, the
+// attempt goes back to the queue instead.
 func (p *Process) endUnstarted(a *attempt, r *Report, lacking error) {
 	if a.stdout != nil {
 		a.stdout.release()

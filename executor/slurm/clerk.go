@@ -184,7 +184,7 @@ func (c *clerk) order(o *executor.Order) {
 		return
 	}
 	e = &entry{key: o.Key, order: o, folder: c.s.folder(o.Key)}
-	script, err := attemptScript(o, c.s.cfg.Getenv, c.s.cwd, string(e.folder))
+	script, err := attemptScript(o, c.s.baseEnv, c.s.cwd, string(e.folder))
 	if mask := c.s.cfg.Umask; mask != "" {
 		script = "umask " + mask + "\n" + script
 	}

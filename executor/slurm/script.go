@@ -95,7 +95,7 @@ const textFile = "text"
 
 // attemptScript is how the attempt is started; $1 is its folder, which is folder here. The
 // error says what is wrong with the order, in a sentence for the user.
-func attemptScript(o *executor.Order, getenv func(string) string, cwd, folder string) (string, error) {
+func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (string, error) {
 	argv := o.Command
 	if o.UseShell {
 		argv = executor.ShellCommand(o.Shell, "")
@@ -106,7 +106,7 @@ func attemptScript(o *executor.Order, getenv func(string) string, cwd, folder st
 	if len(argv) == 0 || argv[0] == "" {
 		return "", errors.New("the command is empty")
 	}
-	env, err := executor.TaskEnvironment(getenv, o)
+	env, err := executor.TaskEnvironment(baseEnv, o)
 	if err != nil {
 		return "", err
 	}

@@ -48,8 +48,9 @@ const (
 type Slurm struct {
 	cfg      Config
 	programs programs
-	id       string // in the names of all jobs of the folder
-	cwd      string // where orders run that name no folder
+	id       string   // in the names of all jobs of the folder
+	cwd      string   // where orders run that name no folder
+	baseEnv  []string // executor.BaseEnvironment
 	lock     *os.File
 	ctx      context.Context // until Close or Detach are done
 	cancel   context.CancelFunc
@@ -96,7 +97,7 @@ func New(cfg Config) (*Slurm, error) {
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
-	s := &Slurm{cfg: cfg, programs: newPrograms(cfg.Getenv), slots: make(chan struct{}, collectors),
+	s := &Slurm{cfg: cfg, programs: newPrograms(cfg.Getenv), baseEnv: executor.BaseEnvironment(cfg.Getenv), slots: make(chan struct{}, collectors),
 		look: make(chan struct{}, 1), over: make(chan struct{}), live: map[messages.AttemptKey]*streams{}}
 	if err := s.programs.find(); err != nil {
 		return nil, err

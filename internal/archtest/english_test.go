@@ -19,6 +19,7 @@ import (
 var plainPackages = []string{
 	"actors", "actors/scheduler", "client", "dag", "dag/specjson",
 
+	"executor",
 	"internal/vfork",
 
 	"messages",
