@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
@@ -173,7 +172,7 @@ func TestGrantThatFindsNobodyComesBack(t *testing.T) {
 	if err := r.node.Kill(t.Context(), waits); err != nil {
 		t.Fatal(err)
 	}
-	for r.node.env.summaries.summary(waits) != nil {
+	for r.node.env.index.Summary(waits) != nil {
 		if _, err := r.node.View(t.Context(), waits, 0, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 )

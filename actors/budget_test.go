@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/executor"
@@ -200,7 +199,7 @@ func BenchmarkBudgetWhole(b *testing.B) {
 			b.Fatal(err)
 		}
 		for {
-			changed, leave := n.env.summaries.watch(id)
+			changed, leave := n.env.index.Watch(id)
 			s, err := n.Summary(b.Context(), id)
 			if err != nil {
 				b.Fatal(err)

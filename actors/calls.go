@@ -21,7 +21,7 @@ func call[T any](ctx context.Context, n *Node, reply messages.Reply[T], send fun
 func callWithin[T any](ctx context.Context, n *Node, limit time.Duration, reply messages.Reply[T], send func()) (T, error) {
 	var zero T
 	if n.closing.Load() {
-		return zero, errStopping
+		return zero, messages.ErrStopping
 	}
 	if err := n.Err(); err != nil {
 		return zero, hasFailed(err)
@@ -56,7 +56,7 @@ func awaitReply[T any](ctx context.Context, n *Node, over <-chan struct{}, reply
 	case n.Err() != nil:
 		return none, hasFailed(n.Err())
 	case isClosed(n.stopped):
-		return none, errStopping
+		return none, messages.ErrStopping
 	case ctx.Err() != nil:
 		return none, context.Cause(ctx)
 	}
@@ -164,7 +164,7 @@ func (n *Node) Kill(ctx context.Context, id messages.RunID) error {
 
 // KillTask kills the task of this expanded name.
 func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) error {
-	if n.env.summaries.summary(id) == nil {
+	if n.env.index.Summary(id) == nil {
 		v, err := n.Task(ctx, id, name)
 		if err != nil || v.State.Final() { // finished: nothing changes, but the names are checked
 			return err
@@ -178,7 +178,7 @@ func (n *Node) KillTask(ctx context.Context, id messages.RunID, name string) err
 // Ready is nil when requests are served.
 func (n *Node) Ready(context.Context) error {
 	if n.closing.Load() {
-		return errStopping
+		return messages.ErrStopping
 	}
 	return nil
 }
@@ -217,7 +217,7 @@ func (n *Node) Healthy(context.Context) error {
 // acceptsRuns is nil when new runs may be taken.
 func (n *Node) acceptsRuns() error {
 	if n.closing.Load() {
-		return errStopping
+		return messages.ErrStopping
 	}
 	if err := n.Err(); err != nil {
 		return &messages.Error{Code: messages.Unavailable, Text: err.Error()}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/actors/scheduler"
+	"github.com/caravan-dag/caravan/actors/watch"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
@@ -23,7 +24,7 @@ func (r *run) applyEffects(ctx actor.Context) {
 	effects := r.effects
 	if r.changed {
 		summary := r.summary()
-		r.entry.publish(summary)
+		r.entry.Publish(summary)
 		r.publishEvents(summary)
 		r.changed = false
 	}
@@ -194,6 +195,23 @@ func (r *run) recoverTaskActor(ctx actor.Context, supervisor actor.Supervisor, p
 		return
 	}
 	supervisor.StopChildren(pid)
+}
+
+// publishEvents gives the changes of the last commit to the run's followers, if it has any.
+func (r *run) publishEvents(summary *messages.Summary) {
+	log := r.entry.Log()
+	if log.Followed() {
+		c := watch.Commit{Seq: r.seq - 1, Starts: r.startedAttempts, Plan: r.dag.Plan(), Summary: summary}
+		if b := r.written; b != nil {
+			c.Records = b.Records
+			for i := range b.Attempts {
+				a := &b.Attempts[i]
+				c.Ends = append(c.Ends, watch.AttemptEnd{Task: a.Task, Attempt: a.Attempt, RC: a.RC})
+			}
+		}
+		log.Publish(c)
+	}
+	r.startedAttempts, r.written = nil, nil
 }
 
 func (r *run) wantSlots(e dag.Demand) {

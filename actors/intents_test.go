@@ -94,7 +94,7 @@ func TestRestartIsDurableBeforeItIsAnswered(t *testing.T) {
 	id := r.submit(single)
 	r.fake.End(r.order(1), messages.AttemptFailed, 1)
 	r.awaitState(id, dag.RunErrored)
-	for r.node.env.summaries.summary(id) != nil { // it is to be loaded again
+	for r.node.env.index.Summary(id) != nil { // it is to be loaded again
 		runtime.Gosched()
 	}
 	r.durably(id, func() error { return r.node.SetState(t.Context(), id, dag.RunQueued) })
@@ -156,7 +156,7 @@ func TestKillOfAFinishedRunChangesNothing(t *testing.T) {
 				if !reflect.DeepEqual(after.Summary, before.Summary) || !slices.Equal(after.Changes, before.Changes) || after.States[0] != before.States[0] {
 					t.Errorf("it was\n%+v, is\n%+v", before, after)
 				}
-				for r.node.env.summaries.summary(id) != nil { // then once more, from the store
+				for r.node.env.index.Summary(id) != nil { // then once more, from the store
 					runtime.Gosched()
 				}
 			}

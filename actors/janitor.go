@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -123,7 +123,7 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	}
 	var due []messages.RunID
 	if surplus := finished - j.keep; j.keep > 0 && surplus > 0 {
-		err := j.n.env.store.Summaries(finishedRuns(), func(s *messages.Summary) bool {
+		err := j.n.env.store.Summaries(query.FinishedRuns(), func(s *messages.Summary) bool {
 			if s.Damage == "" {
 				due = append(due, s.ID)
 			}
@@ -138,7 +138,7 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	if j.age <= 0 || oldest <= 0 {
 		return due, nil
 	}
-	q, left := finishedRuns(), j.share(finished)
+	q, left := query.FinishedRuns(), j.share(finished)
 	q.ChangedTo = oldest
 	if len(due) > 0 {
 		q.HasAfter, q.After = true, due[len(due)-1]
@@ -160,15 +160,11 @@ func (j *janitor) finished() (n int, err error) {
 		return n, nil
 	}
 	n = 0
-	err = j.n.env.store.Summaries(finishedRuns(), func(*messages.Summary) bool {
+	err = j.n.env.store.Summaries(query.FinishedRuns(), func(*messages.Summary) bool {
 		n++
 		return !j.stopped()
 	})
 	return n, err
-}
-
-func finishedRuns() messages.ListQuery {
-	return messages.ListQuery{States: []dag.RunState{dag.RunCompleted, dag.RunErrored, dag.RunKilled}}
 }
 
 // purge deletes runs, but for those that have come to life again, and returns how many.

@@ -112,7 +112,7 @@ func TestDeletionEndsAWait(t *testing.T) {
 		if _, err := r.node.View(t.Context(), run, 0, 0); err != nil {
 			t.Fatal(err)
 		}
-		if r.node.env.summaries.entry(run) == nil {
+		if r.node.env.index.Entry(run) == nil {
 			break
 		}
 	}

@@ -2,15 +2,13 @@ package actors
 
 import (
 	"fmt"
-	"math"
 	"runtime"
 	"runtime/debug"
 	"sync"
-	"weak"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/dag"
-	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -20,7 +18,7 @@ import (
 // a few that all runs share. Messages for the run wait in its actor until it is
 // loaded; requests are then served first.
 
-// loadLimiter bounds how many runs are loaded at a time. Long documents do not count: longPlans
+// loadLimiter bounds how many runs are loaded at a time. Long documents do not count: replay.LongPlans
 // takes them one by one, so that shorter loads do not wait for them.
 type loadLimiter struct {
 	permits chan struct{}
@@ -70,7 +68,7 @@ func (e *nodeContext) load(id messages.RunID, again bool) (d *dag.Run, stored *p
 	select {
 	case e.loader.permits <- struct{}{}:
 	case <-e.stopped:
-		return nil, nil, errStopping
+		return nil, nil, messages.ErrStopping
 	}
 	placed := true
 	leave := func() {
@@ -89,7 +87,7 @@ func (e *nodeContext) load(id messages.RunID, again bool) (d *dag.Run, stored *p
 				return nil, nil, err
 			}
 		case <-e.stopped:
-			return nil, nil, errStopping
+			return nil, nil, messages.ErrStopping
 		}
 	}
 	if stored, err = e.store.Load(id); err != nil {
@@ -99,7 +97,7 @@ func (e *nodeContext) load(id messages.RunID, again bool) (d *dag.Run, stored *p
 		leave()
 		e.root.Send(e.dispatcher, longLoad{id})
 	}
-	d, err = restoreRun(stored, e.limits, e.plans)
+	d, err = replay.Run(stored, e.limits, e.plans)
 	return d, stored, err
 }
 
@@ -119,7 +117,7 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 		r.head = messages.Summary{ID: r.id, Tag: sum.Tag, Tags: sum.Tags, Start: sum.Start}
 		r.flushed = r.env.steady()
 		r.offset = sum.LastUpdate - sum.Changed
-		r.entry = r.env.summaries.insert(r.summary())
+		r.entry = r.env.index.Insert(r.summary())
 		r.initialize(ctx)
 		r.drainDeferred(ctx)
 	}
@@ -127,77 +125,4 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 		r.passivateRequested = false
 		r.passivate(ctx)
 	}
-}
-
-// longPlans makes the plans of stored long documents, one at a time: each takes
-// seconds and hundreds of MB. It keeps the last one while a caller holds it and a little
-// longer, because a finished run has many readers and each would otherwise plan it
-// again. The zero value is ready to use.
-type longPlans struct {
-	lowerGCPressure func() (back func()) // see Config; nil = nothing
-
-	mu   sync.Mutex
-	run  messages.RunID
-	plan weak.Pointer[dag.Plan] // of run
-}
-
-// planFor returns the plan of a run's definition, with limits for what it generates.
-func (l *longPlans) planFor(stored *persistence.Stored, limits dag.Limits) (*dag.Plan, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if plan := l.plan.Value(); plan != nil && l.run == stored.Summary.ID {
-		return plan, nil
-	}
-	if l.lowerGCPressure != nil {
-		defer l.lowerGCPressure()()
-	}
-	doc, err := stored.Long.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer doc.Close()
-	plan, problems, err := specjson.PlanFrom(doc, acceptedLimits(limits))
-	if err == nil && len(problems) > 0 {
-		err = problems
-	}
-	if err != nil {
-		return nil, err
-	}
-	plan = plan.WithLimits(limits)
-	l.run, l.plan = stored.Summary.ID, weak.Make(plan)
-	return plan, nil
-}
-
-// acceptedLimits are the limits for documents that were accepted before: any later limit
-// may be tighter.
-func acceptedLimits(limits dag.Limits) dag.Limits {
-	return dag.Limits{MaxTasks: math.MaxInt32, MaxDepth: math.MaxInt32, Executors: limits.Executors}
-}
-
-// storedPlan is the plan of what is stored of a run, with limits for what it generates from
-// now on. Limits that have become tighter do not hold for what was accepted.
-func storedPlan(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Plan, error) {
-	plan, problems, err := (*dag.Plan)(nil), dag.Problems(nil), error(nil)
-	if stored.Long != nil {
-		plan, err = long.planFor(stored, limits)
-	} else if plan, problems = specjson.Plan(stored.Definition, acceptedLimits(limits)); len(problems) > 0 {
-		err = problems
-	}
-	if err != nil {
-		return nil, fmt.Errorf("definition: %w", err)
-	}
-	if stored.Long != nil && len(stored.Sets) == 0 {
-		return plan, nil
-	}
-	plan = plan.WithLimits(acceptedLimits(limits))
-	for _, set := range stored.Sets {
-		tasks, problems := specjson.DecodeTasks(set.JSON)
-		if len(problems) == 0 {
-			plan, problems = plan.Extend(set.Generator, tasks, func(int) bool { return false })
-		}
-		if len(problems) > 0 {
-			return nil, fmt.Errorf("generated set %d: %w", set.N, problems)
-		}
-	}
-	return plan.WithLimits(limits), nil
 }

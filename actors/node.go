@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/query"
+	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -103,13 +105,17 @@ func Start(c Config) (*Node, error) {
 	n.pauses.reason.Store(&c.Paused)
 	n.waits.rotate()
 	e := &nodeContext{
-		store: c.Store, outputs: c.Outputs, summaries: newSummaryIndex(), attempts: newAttempts(),
+		store: c.Store, outputs: c.Outputs, index: query.NewIndex(), attempts: newAttempts(),
 		executors: make(map[string]executor.Executor), root: system.Root,
 		closing: &n.closing, paused: n.pauses.current, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
-		plans: &longPlans{lowerGCPressure: c.LowerGCPressure},
+		plans: &replay.LongPlans{LowerGCPressure: c.LowerGCPressure},
 	}
 	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
 		e.snapshotEvery = snapshotEvery
+	}
+	e.reads = &query.Reader{
+		Index: e.index, Store: c.Store, Outputs: c.Outputs, Limits: c.Limits, Plans: e.plans, Stopped: n.stopped,
+		NextID: func() messages.RunID { return messages.RunID(n.ids.Load()) },
 	}
 	n.env = e
 	e.steadyClock.begin(c.Clock, c.Logger, mark, marked)
@@ -160,7 +166,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) err
 	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
 	for _, s := range unfinished {
-		e.summaries.insert(s)
+		e.index.Insert(s)
 		if neverGranted(s) {
 			waiting = append(waiting, s.ID)
 			continue
@@ -397,7 +403,7 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 	run, hash, seen, err := a.env.store.LookUpKey(key)
 	switch {
 	case err != nil:
-		m.Reply.Send(0, storageFailed(err))
+		m.Reply.Send(0, query.StorageFailed(err))
 		return
 	case seen && hash != sub.BodyHash:
 		m.Reply.Send(0, keyReused(key, run))
@@ -423,7 +429,8 @@ type nodeContext struct {
 	outputs       *outputs.Store
 	executors     map[string]executor.Executor
 	durables      []executor.Durable // those of executors that are, by their names' order
-	summaries     *summaryIndex
+	index         *query.Index
+	reads         *query.Reader
 	newRuns       newRunQueue
 	timers        *timers
 	pool          *pool // runs and tasks
@@ -437,8 +444,7 @@ type nodeContext struct {
 	taskProps     *actor.Props
 	killGrace     time.Duration
 	limits        dag.Limits
-	plans         *longPlans
-	finishedRuns  finishedRunCache
+	plans         *replay.LongPlans
 	clock         Clock
 	steadyClock   steadyClock
 	snapshotEvery int

@@ -14,7 +14,6 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence"
 )
 
 func TestIdsCountUpFromZeroAndGoOn(t *testing.T) {
@@ -268,98 +267,6 @@ func TestLists(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
-}
-
-// A list that is newest first goes through many windows, with few runs in most of them.
-func TestNewestFirstOverManyWindows(t *testing.T) {
-	var store listed
-	for id := messages.RunID(0); id < 600_000; id += 1 + id/7 {
-		store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
-	}
-	n := &Node{env: &nodeContext{summaries: newSummaryIndex(), store: &store}}
-	n.ids.Store(600_000)
-	var got []messages.RunID
-	list := func(q messages.ListQuery) {
-		t.Helper()
-		got = got[:0]
-		q.All, q.Desc = true, true
-		if err := n.Summaries(t.Context(), q, func(s *messages.Summary) bool { got = append(got, s.ID); return true }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var want []messages.RunID
-	for _, s := range slices.Backward(store.runs) {
-		want = append(want, s.ID)
-	}
-	if list(messages.ListQuery{}); !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
-	}
-	for i := 0; i < len(want); i += 3 { // page by page
-		q := messages.ListQuery{Limit: 3}
-		if i > 0 {
-			q.HasAfter, q.After = true, want[i-1]
-		}
-		if list(q); !slices.Equal(got, want[i:min(i+3, len(want))]) {
-			t.Errorf("page from %d on: %v", i, got)
-		}
-	}
-	store.err = errDisk
-	if err := n.Summaries(t.Context(), messages.ListQuery{All: true, Desc: true}, func(*messages.Summary) bool { return true }); err == nil {
-		t.Error("the store's error is lost")
-	}
-}
-
-// listed is a store of which only lists are asked.
-// A list that is newest first jumps over ids that no run has any more: its cost is that
-// of what there is.
-func TestNewestFirstJumpsOverGaps(t *testing.T) {
-	at := func(ids ...messages.RunID) *listed {
-		store := new(listed)
-		for _, id := range ids {
-			store.runs = append(store.runs, &messages.Summary{ID: id, State: dag.RunCompleted})
-		}
-		return store
-	}
-	const far = messages.RunID(1) << 50
-	for _, store := range []*listed{
-		at(), at(0), at(far), at(0, far), at(0, 1, far/3, far/2-1, far/2, far/2+70_000, far-3, far),
-		at(windowRuns-1, windowRuns, 2*windowRuns, 3*windowRuns-1, 1<<40, 1<<40+windowRuns, 1<<41-1, 1<<41),
-	} {
-		n := &Node{env: &nodeContext{summaries: newSummaryIndex(), store: store}}
-		n.ids.Store(uint64(far) + 1)
-		i := len(store.runs)
-		err := n.Summaries(t.Context(), messages.ListQuery{All: true, Desc: true}, func(s *messages.Summary) bool {
-			if i--; i < 0 || s != store.runs[i] {
-				t.Fatalf("%d is not the next of %d", s.ID, len(store.runs))
-			}
-			return true
-		})
-		if err != nil || i != 0 {
-			t.Errorf("%d runs are missing, %v", i, err)
-		}
-		if store.asked > 10_000 {
-			t.Errorf("the store was asked %d times for %d runs", store.asked, len(store.runs))
-		}
-	}
-}
-
-type listed struct {
-	persistence.Store
-	runs  []*messages.Summary
-	asked int
-	err   error
-}
-
-func (l *listed) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
-	if l.asked++; l.asked > 1_000_000 {
-		return errors.New("no end")
-	}
-	for _, s := range l.runs {
-		if (!q.HasAfter || s.ID > q.After) && !yield(s) {
-			break
-		}
-	}
-	return l.err
 }
 
 func TestLogs(t *testing.T) {

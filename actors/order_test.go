@@ -175,7 +175,7 @@ func TestErrorsOfAFailedStoreAreSaidAsSuch(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)
 	r.awaitState(id, dag.RunCompleted)
-	for r.node.env.summaries.summary(id) != nil {
+	for r.node.env.index.Summary(id) != nil {
 		runtime.Gosched()
 	}
 	r.store.Fail(errors.New("disk is gone"))

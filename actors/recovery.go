@@ -4,10 +4,10 @@ import (
 	"fmt"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
-	"github.com/caravan-dag/caravan/persistence"
 )
 
 // start makes the run ready: a new one from its plan, any other from the store.
@@ -95,20 +95,6 @@ func (r *run) resolveLiveAttempts() (live []messages.AttemptKey) {
 	return live
 }
 
-// restoreRun makes a run's state from what is stored of it.
-func restoreRun(stored *persistence.Stored, limits dag.Limits, long *longPlans) (*dag.Run, error) {
-	plan, err := storedPlan(stored, limits, long)
-	if err != nil {
-		return nil, err
-	}
-	chunks := make(map[uint32][]byte, len(stored.Chunks))
-	for _, c := range stored.Chunks {
-		chunks[c.Index] = c.Data
-	}
-	return dag.Recover(plan, dag.Config{}, stored.Header,
-		func(i uint32) []byte { return chunks[i] }, stored.Records)
-}
-
 // A run that a former server left queued stays queued without an actor (shard.go). Its
 // shard learns of it before any request arrives. The slots to ask for follow from the
 // definition, which must be read and planned: the node does that for one run after the
@@ -163,7 +149,7 @@ func (e *nodeContext) queuedDemand(id messages.RunID) *queuedDemand {
 	if err != nil || definition == nil {
 		return m // its actor reads long documents, and reports errors
 	}
-	if plan, problems := specjson.Plan(definition, acceptedLimits(e.limits)); len(problems) == 0 {
+	if plan, problems := specjson.Plan(definition, replay.AcceptedLimits(e.limits)); len(problems) == 0 {
 		m.plan, m.wants = plan, plan.InitialState(0).Demands
 	}
 	return m

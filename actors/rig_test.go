@@ -10,9 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/executor"
@@ -21,6 +18,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -211,8 +210,8 @@ func (r *rig) retired(id messages.RunID) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
-		changed, leave := r.node.env.summaries.watch(id)
-		if r.node.env.summaries.summary(id) == nil {
+		changed, leave := r.node.env.index.Watch(id)
+		if r.node.env.index.Summary(id) == nil {
 			leave()
 			return
 		}

@@ -6,8 +6,9 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
+	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/actors/scheduler"
+	"github.com/caravan-dag/caravan/actors/watch"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
@@ -46,7 +47,7 @@ type run struct {
 	head    messages.Summary // ID, Tag, Tags, Start: what does not change
 	seq     uint64           // of the next batch
 	stored  dag.RunState     // as in the last summary that was written
-	entry   *summaryEntry
+	entry   *query.Entry
 	clock   runClock
 	flushed int64 // ns, on the server's own clock: when the newest batch was made, or it was loaded
 	offset  int64 // of a run that was loaded: its time less the server's own clock, as they were
@@ -63,7 +64,7 @@ type run struct {
 	// For the event log: the batch that is being written, and the attempts that have
 	// started since the last one.
 	written         *persistence.Batch
-	startedAttempts []attemptStart
+	startedAttempts []watch.AttemptStart
 
 	loading            bool   // what is stored is being read: all but requests is deferred
 	passivateRequested bool   // Retire came meanwhile
@@ -116,7 +117,7 @@ func (r *run) Receive(ctx actor.Context) {
 	defer r.env.logPanic(ctx)
 	if r.terminating { // messages still arrive while the children stop; their effects would be lost
 		if q, ok := ctx.Message().(messages.Request); ok {
-			q.Refuse(errStopping)
+			q.Refuse(messages.ErrStopping)
 		}
 		return
 	}
@@ -128,7 +129,7 @@ func (r *run) Receive(ctx actor.Context) {
 		r.terminate(beganAnew(r.id))
 	case *actor.Stopping:
 		r.terminating = true
-		r.refuseAll(errStopping)
+		r.refuseAll(messages.ErrStopping)
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
 	case *loaded:
@@ -312,8 +313,8 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 	c.started = at
 	r.setQueued(c, false)
 	r.env.metrics.dispatch(c, idle)
-	if r.entry.log.Load() != nil {
-		r.startedAttempts = append(r.startedAttempts, attemptStart{task, attempt, at})
+	if r.entry.Log().Followed() {
+		r.startedAttempts = append(r.startedAttempts, watch.AttemptStart{Task: task, Attempt: attempt, At: at})
 	}
 }
 
@@ -417,7 +418,7 @@ func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
 func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 	task, ok := r.dag.Plan().Find(m.Task)
 	if !ok {
-		m.Refuse(unknownTask(r.id, m.Task))
+		m.Refuse(query.UnknownTask(r.id, m.Task))
 		return
 	}
 	if !r.dag.State().Final() {
@@ -455,7 +456,7 @@ func (r *run) flush(ctx actor.Context) {
 		b.Summary = r.summary()
 		r.stored = s
 	}
-	if len(records) > 0 && r.entry.log.Load() != nil {
+	if len(records) > 0 && r.entry.Log().Followed() {
 		r.written = b
 	}
 	r.committing = true
@@ -536,7 +537,7 @@ func (r *run) terminate(err error) {
 // written. The next server continues from the durable state. Attempts of a durable
 // executor go on; their ends wait for that server.
 func (r *run) failRun(ctx actor.Context, err error) {
-	r.failed = storageFailed(err)
+	r.failed = query.StorageFailed(err)
 	if errors.Is(err, persistence.ErrTooBig) {
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
 			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}

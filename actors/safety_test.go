@@ -8,12 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Each test here fails when the one line is deleted that it names.
@@ -146,25 +145,40 @@ func TestWhoIsAnsweredSeesTheChange(t *testing.T) {
 	}
 }
 
-// The same of a submission: its run is on the board before its id is told.
-func TestWhoHasSubmittedSeesTheRun(t *testing.T) {
+// incCounter calls a function when it is incremented.
+type incCounter struct {
+	prometheus.Counter
+	inc func()
+}
+
+func (c incCounter) Inc() { c.inc() }
+
+// A submitted run is in the index before the caller gets its id.
+func TestSubmittedRunIsVisibleToItsCaller(t *testing.T) {
 	r := newRig(t)
 	r.store.Hold()
 	m := &messages.Create{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
+	counted := make(chan struct{})
+	metrics := r.node.env.metrics
+	metrics.submissions = incCounter{metrics.submissions, func() { // between the index and the answer
+		if r.node.env.index.Summary(m.Run) == nil {
+			t.Error("the submission is counted before the run is in the index")
+		}
+		if len(m.Reply) > 0 {
+			t.Error("the submission is counted after the caller has its id")
+		}
+		close(counted)
+	}}
 	r.node.env.root.Send(r.node.shard(m.Run), m)
 	r.store.WaitPending(1)
-	b := r.node.env.summaries
-	b.mu.Lock() // nothing gets on it
+	if r.node.env.index.Summary(m.Run) != nil {
+		t.Error("the run is in the index before it is durable")
+	}
 	r.store.Release()
-	select {
-	case <-m.Reply:
-		t.Error("the id is told, and the run is not on the board")
-	case <-time.After(50 * time.Millisecond):
+	if a := <-m.Reply; a.Err != nil || r.node.env.index.Summary(m.Run) == nil {
+		t.Errorf("%v, %v", a, r.node.env.index.Summary(m.Run))
 	}
-	b.mu.Unlock()
-	if a := <-m.Reply; a.Err != nil || b.summary(m.Run) == nil {
-		t.Errorf("%v, %v", a, b.summary(m.Run))
-	}
+	<-counted
 }
 
 // The epoch of a commit: that of a batch of a former incarnation carries nothing out.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/internal/idtable"
 	"github.com/caravan-dag/caravan/messages"
@@ -37,7 +38,7 @@ type runEntry struct {
 	// While the run is queued without an actor:
 	epoch uint64    // under which its slots are asked for
 	plan  *dag.Plan // nil: to be loaded from the store
-	entry *summaryEntry
+	entry *query.Entry
 }
 
 // deleting tells whether the run is finished and being deleted.
@@ -120,7 +121,7 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 		return r
 	}
 	if summary != nil {
-		s.env.summaries.insert(summary)
+		s.env.index.Insert(summary)
 	}
 	r := new(runEntry)
 	r.creation.markDurable()
@@ -146,7 +147,7 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 	}
 	summary, err := s.env.store.Summary(id)
 	if err != nil {
-		m.Refuse(lookup(id, err))
+		m.Refuse(query.StoreError(id, err))
 		return
 	}
 	switch m := m.(type) {
@@ -168,8 +169,8 @@ func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
 		return
 	}
 	s.runs.Delete(uint64(id) / Shards)
-	s.env.finishedRuns.invalidate(id)
-	s.env.summaries.remove(id)
+	s.env.reads.Invalidate(id)
+	s.env.index.Remove(id)
 	for _, m := range r.backlog {
 		s.request(ctx, m)
 	}
@@ -210,8 +211,8 @@ func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 			continue
 		}
 		s.runs.Delete(uint64(id) / Shards)
-		s.env.finishedRuns.invalidate(id)
-		s.env.summaries.wakeDeleted(id)
+		s.env.reads.Invalidate(id)
+		s.env.index.WakeDeleted(id)
 		for _, q := range r.backlog {
 			s.request(ctx, q)
 		}
@@ -269,13 +270,13 @@ func (s *shard) activate(ctx actor.Context, id messages.RunID, r *runEntry) {
 }
 
 // initNew sets up the actor of a new run as it was acknowledged.
-func (r *run) initNew(plan *dag.Plan, n *summaryEntry) {
-	accepted := n.summary.Load()
+func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
+	accepted := entry.Summary()
 	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
 	r.flushed = accepted.Changed
 	r.dag = dag.NewRun(plan, dag.Config{}, accepted.Start)
 	r.dag.TakeRecords(nil) // these were written with the submission
-	r.seq, r.stored, r.entry = 2, r.dag.State(), n
+	r.seq, r.stored, r.entry = 2, r.dag.State(), entry
 }
 
 // deliverGrant passes on a grant to a run that was queued without an actor.
@@ -334,7 +335,7 @@ func (s *shard) create(m *messages.Create) {
 	// One allocation holds all that a queued run needs.
 	r := &struct {
 		runEntry
-		notice  summaryEntry
+		notice  query.Entry
 		summary messages.Summary
 	}{
 		runEntry: runEntry{epoch: s.env.epochs.Add(1), plan: sub.Plan},
@@ -364,7 +365,7 @@ func (c *pendingCreate) onDurable(err error) {
 		err = notCreated(err)
 		e.root.Send(c.s.self, &createDone{m.Run, err})
 	} else {
-		e.summaries.insertEntry(r.entry, c.batch.Summary)
+		e.index.InsertEntry(r.entry, c.batch.Summary)
 		if e.newRuns.add(newRun{m.Run, r.epoch, c.s.self, m.Submission.Plan, c.wants}) {
 			e.root.Send(e.dispatcher, newRunsAvailable{})
 		}

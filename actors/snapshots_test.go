@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
@@ -93,7 +94,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, err := restoreRun(stored, dag.Limits{}, nil)
+			d, err := replay.Run(stored, dag.Limits{}, nil)
 			if err != nil || d.State() != dag.RunCompleted {
 				t.Fatalf("%v, %v", d, err)
 			}

@@ -7,13 +7,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // machine is clocks that only a test moves.

@@ -160,9 +160,9 @@ func stormEnds(r *rig) {
 		}
 	}
 	deadline := time.Now().Add(patience)
-	for ; r.node.env.summaries.len() > 0 && time.Now().Before(deadline); runtime.Gosched() {
+	for ; r.node.env.index.Len() > 0 && time.Now().Before(deadline); runtime.Gosched() {
 	}
-	for s := range r.node.env.summaries.summariesFrom(0) {
+	for s := range r.node.env.index.SummariesFrom(0) {
 		v, err := r.node.View(context.Background(), s.ID, 0, 100)
 		t.Errorf("run %d has not ended: %+v %v; live %v", s.ID, v, err, r.fake.Live())
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/executor"

@@ -31,3 +31,6 @@ type Problem struct {
 }
 
 func (e *Error) Error() string { return e.Text }
+
+// ErrStopping answers requests and subscriptions while the server shuts down.
+var ErrStopping error = &Error{Code: Unavailable, Text: "the server is shutting down"}

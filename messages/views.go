@@ -2,6 +2,7 @@ package messages
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -144,6 +145,26 @@ type ListQuery struct {
 	// looks at off, and ends with a *ListPaused when nothing is left, a few hundred rows more or
 	// less. It has yielded what it found by then.
 	Budget *int
+}
+
+// Selects tells whether a query selects a summary, apart from its Limit and Budget. A damaged
+// summary is selected: its tag and state are unknown.
+func (q *ListQuery) Selects(s *Summary) bool {
+	switch {
+	case q.HasAfter && s.ID <= q.After, q.Before > 0 && s.ID >= q.Before:
+		return false
+	case s.Damage != "":
+		return true
+	case q.HasTag && s.Tag != q.Tag:
+		return false
+	case q.ChangedFrom > 0 && s.Changed < q.ChangedFrom, q.ChangedTo > 0 && s.Changed > q.ChangedTo:
+		return false
+	case len(q.States) == 0 && !q.All && s.State.Final():
+		return false
+	case len(q.States) > 0 && !slices.Contains(q.States, s.State):
+		return false
+	}
+	return !slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) })
 }
 
 // ListPaused is the error of a list whose budget is used up. The list goes on with After as

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/caravan-dag/caravan/actors"
+	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/dag"
 	workers "github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
@@ -145,7 +145,7 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 			refs = append(refs, outputs.Ref{ID: outputs.ID{Key: key, Stream: stream}, Output: out})
 		}
 	}
-	state, err := actors.CheckRun(store, id, dag.Limits{}, func(a *messages.AttemptRecord) {
+	state, err := replay.CheckRun(store, id, dag.Limits{}, func(a *messages.AttemptRecord) {
 		add(a, messages.Stdout, a.Stdout)
 		add(a, messages.Stderr, a.Stderr)
 	})

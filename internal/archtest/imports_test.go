@@ -25,13 +25,16 @@ var may = map[string][]string{
 	"internal/outputs":        {"messages", "internal/vfs"},
 	"internal/vfs":            {},
 	"internal/vfork":          {},
-	"actors":                  {"actors/scheduler", "dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
+	"actors":                  {"actors/query", "actors/replay", "actors/scheduler", "actors/watch", "dag", "dag/specjson", "messages", "persistence", "executor", "internal/idtable", "internal/outputs"},
 	"http":                    {"dag", "dag/specjson", "http/access", "messages"},
 	"http/access":             {"internal/vfs", "messages"},
 	"client":                  {},
 	"cmd/caravan":             {"*"},
 
+	"actors/query":     {"actors/replay", "actors/watch", "dag", "messages", "persistence", "internal/idtable", "internal/outputs"},
+	"actors/replay":    {"dag", "dag/specjson", "messages", "persistence"},
 	"actors/scheduler": {"dag", "messages", "internal/idtable"},
+	"actors/watch":     {"dag", "messages"},
 
 	// Longer names stand apart: gofmt aligns each block by itself.
 	"persistence/commitlog": {"internal/vfs"},

@@ -1,4 +1,4 @@
-package actors
+package replay
 
 import (
 	"errors"
@@ -34,7 +34,7 @@ func storedLong(run messages.RunID, d *text) *persistence.Stored {
 // A long document is planned once for all who look at it, and not while others are.
 func TestLongPlansAreShared(t *testing.T) {
 	spared := 0
-	long := &longPlans{lowerGCPressure: func() func() { spared++; return func() { spared-- } }}
+	long := &LongPlans{LowerGCPressure: func() func() { spared++; return func() { spared-- } }}
 	limits := dag.Limits{MaxTasks: 1} // tighter than when it was accepted
 	doc := &text{doc: `{"tag":"a","tasks":{"a":{"job":{"command":["x"]}},"g":{"isGenerator":true,"job":{"command":["x"]},"parents":["a"]}}}`}
 	first, err := storedPlan(storedLong(1, doc), limits, long)
@@ -67,7 +67,7 @@ func TestLongPlansThatCannotBeMade(t *testing.T) {
 		"definition: invalid JSON at line 1": {doc: `{`},
 		"at least one task":                  {doc: `{"tasks":{}}`},
 	} {
-		if plan, err := storedPlan(storedLong(1, d), dag.Limits{}, &longPlans{}); plan != nil || err == nil || !strings.Contains(fmt.Sprint(err), want) {
+		if plan, err := storedPlan(storedLong(1, d), dag.Limits{}, &LongPlans{}); plan != nil || err == nil || !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

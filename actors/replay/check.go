@@ -1,4 +1,4 @@
-package actors
+package replay
 
 import (
 	"fmt"
@@ -16,7 +16,7 @@ func CheckRun(store persistence.Reader, id messages.RunID, limits dag.Limits, at
 	if err != nil {
 		return 0, err
 	}
-	d, err := restoreRun(stored, limits, &longPlans{})
+	d, err := Run(stored, limits, &LongPlans{})
 	if err != nil {
 		return 0, fmt.Errorf("run %d: %w", id, err)
 	}

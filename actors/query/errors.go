@@ -1,0 +1,67 @@
+package query
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// StoreError is the error of reading a run from the store.
+func StoreError(id messages.RunID, err error) error {
+	if errors.Is(err, persistence.ErrNotFound) {
+		return unknownRun(id)
+	}
+	if errors.Is(err, persistence.ErrClosed) {
+		return messages.ErrStopping
+	}
+	if errors.Is(err, persistence.ErrFailed) {
+		return StorageFailed(err)
+	}
+	if errors.Is(err, persistence.ErrDamaged) {
+		return &messages.Error{Code: messages.Damaged, Text: err.Error()} // which names the run
+	}
+	return fmt.Errorf("run %d: %w", id, err)
+}
+
+// ListError is the error of looking through all runs.
+func ListError(err error) error {
+	switch {
+	case errors.Is(err, persistence.ErrClosed):
+		return messages.ErrStopping
+	case errors.Is(err, persistence.ErrFailed):
+		return StorageFailed(err)
+	}
+	return fmt.Errorf("listing runs: %w", err)
+}
+
+// StorageFailed is the error of a batch that did not become durable.
+func StorageFailed(err error) error {
+	if errors.Is(err, persistence.ErrClosed) {
+		return messages.ErrStopping
+	}
+	text := err.Error()
+	if !errors.Is(err, persistence.ErrFailed) {
+		text = "storage failed: " + text
+	}
+	return &messages.Error{Code: messages.Unavailable, Text: text}
+}
+
+func unknownRun(id messages.RunID) error {
+	return &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("unknown run %d", id)}
+}
+
+// UnknownTask is the error of a task name that the run does not have.
+func UnknownTask(id messages.RunID, name string) error {
+	return &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: unknown task %q", id, name)}
+}
+
+// NoAttempt is the error of an attempt (0: any) that a task does not have.
+func NoAttempt(id messages.RunID, name string, attempt uint32) error {
+	text := fmt.Sprintf("run %d: task %q has no attempt yet", id, name)
+	if attempt > 0 {
+		text = fmt.Sprintf("run %d: task %q has no attempt %d", id, name, attempt)
+	}
+	return &messages.Error{Code: messages.NotFound, Text: text}
+}

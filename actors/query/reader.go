@@ -1,0 +1,169 @@
+package query
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/caravan-dag/caravan/actors/replay"
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
+)
+
+// Reader answers reads of runs from the index and the store. Its errors are those that
+// callers see.
+type Reader struct {
+	Index   *Index
+	Store   persistence.Store
+	Outputs *outputs.Store
+	Limits  dag.Limits        // for finished runs that are loaded
+	Plans   *replay.LongPlans // shared with the runs' actors
+	NextID  func() messages.RunID
+	Stopped <-chan struct{} // closed when waits end
+
+	finished finishedRuns
+}
+
+// Summary returns a run at a glance, at the same cost for every run.
+func (r *Reader) Summary(id messages.RunID) (*messages.Summary, error) {
+	if s := r.Index.Summary(id); s != nil {
+		return s, nil
+	}
+	return r.StoredSummary(id)
+}
+
+// StoredSummary returns the summary in the store. That of an unfinished run may be old.
+func (r *Reader) StoredSummary(id messages.RunID) (*messages.Summary, error) {
+	s, err := r.Store.Summary(id)
+	if err != nil {
+		return nil, StoreError(id, err)
+	}
+	return s, nil
+}
+
+// Await returns the run's summary as soon as done holds for it. When ctx or the
+// node ends first, it returns the present one and why. It is free of cost between
+// changes. It waits for a finished run too, which may be restarted.
+func (r *Reader) Await(ctx context.Context, id messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error) {
+	for {
+		changed, leave := r.Index.Watch(id)
+		s, err := r.Summary(id)
+		if err != nil || done(s) {
+			leave()
+			return s, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-r.Stopped:
+			err = messages.ErrStopping
+		}
+		leave()
+		if err != nil {
+			return s, err
+		}
+	}
+}
+
+// FinishedView returns the tasks [first, first+count) of a finished run.
+func (r *Reader) FinishedView(ctx context.Context, id messages.RunID, first, count uint32) (*messages.View, error) {
+	f, err := r.finishedRun(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return NewView(f.run, f.summary, f.seq, first, count), nil
+}
+
+// FinishedTask returns the view of one task of a finished run, by its expanded name.
+func (r *Reader) FinishedTask(ctx context.Context, id messages.RunID, name string) (*messages.View, error) {
+	f, err := r.finishedRun(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	task, ok := f.run.Plan().Find(name)
+	if !ok {
+		return nil, UnknownTask(id, name)
+	}
+	return NewView(f.run, f.summary, f.seq, task, 1), nil
+}
+
+// finishedRun returns a finished run, loaded.
+func (r *Reader) finishedRun(ctx context.Context, id messages.RunID) (*finishedRun, error) {
+	return r.finished.get(ctx, id, func(f *finishedRun) error {
+		stored, err := r.Store.Load(id)
+		if err != nil {
+			return StoreError(id, err)
+		}
+		d, err := replay.Run(stored, r.Limits, r.Plans)
+		if err != nil {
+			return fmt.Errorf("run %d: %w", id, err)
+		}
+		s := *stored.Summary
+		s.State, s.LastUpdate = d.State(), d.LastUpdate()
+		s.Tasks, s.Counts = d.Plan().Tasks, messages.Counts(d.Counts())
+		f.run, f.summary, f.seq = d, s, stored.NextSeq-1
+		return nil
+	})
+}
+
+// Invalidate drops a run from the cache of finished runs: its actor has stopped, or the run
+// was deleted. Call it before the run leaves the index.
+func (r *Reader) Invalidate(id messages.RunID) { r.finished.invalidate(id) }
+
+// NewView copies the tasks [first, first+count) out of a run, whose newest batch is seq.
+func NewView(d *dag.Run, s messages.Summary, seq uint64, first, count uint32) *messages.View {
+	total := d.Plan().Tasks
+	first = min(first, total)
+	count = min(count, total-first)
+	v := &messages.View{
+		Summary: s,
+		Seq:     seq,
+		Plan:    d.Plan(),
+		First:   first,
+		States:  d.States(make([]dag.TaskState, 0, count), first, count),
+		Changes: append([]dag.StateChange(nil), d.Changes()...),
+	}
+	if count == total {
+		v.Times = make([]dag.Times, len(d.Plan().Templates))
+		for i := range v.Times {
+			v.Times[i] = d.Times(i)
+		}
+	}
+	return v
+}
+
+// Attempts yields the ended attempts of tasks [first, first+count).
+func (r *Reader) Attempts(id messages.RunID, first, count uint32, yield func(*messages.AttemptRecord) bool) error {
+	if err := r.Store.Attempts(id, first, count, yield); err != nil {
+		return StoreError(id, err)
+	}
+	return nil
+}
+
+// Attempt returns the record of an ended attempt of a task (0: the latest one), or nil.
+func (r *Reader) Attempt(id messages.RunID, task, attempt uint32) (found *messages.AttemptRecord, err error) {
+	err = r.Attempts(id, task, 1, func(rec *messages.AttemptRecord) bool {
+		if attempt == 0 || attempt == rec.Attempt {
+			found = rec
+		}
+		return true
+	})
+	return found, err
+}
+
+// Output opens a stream of an ended attempt.
+func (r *Reader) Output(id messages.RunID, rec *messages.AttemptRecord, stream messages.Stream) (messages.Log, error) {
+	out := rec.Stdout
+	if stream == messages.Stderr {
+		out = rec.Stderr
+	}
+	log, err := r.Outputs.Log(outputs.ID{
+		Key: messages.AttemptKey{Run: id, Task: rec.Task, Attempt: rec.Attempt}, Stream: stream,
+	}, out)
+	if err != nil {
+		return nil, fmt.Errorf("run %d: output of task %d, attempt %d: %w", id, rec.Task, rec.Attempt, err)
+	}
+	return log, nil
+}
