@@ -54,7 +54,6 @@ func TestPausedServer(t *testing.T) {
 	if err := r.node.SetPaused(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
-	r.fake.Play(succeed)
 	r.awaitState(run, dag.RunCompleted)
 	if len(saved) != 5 || saved[0] != "" || saved[1] != "maintenance" {
 		t.Errorf("stored %q", saved)

@@ -5,7 +5,7 @@
 // run would do the work of its readers. So each run publishes an immutable summary after each
 // commit, and readers take it from the index, at the same cost for every run.
 //
-// What is read where:
+// The source of each read:
 //
 //   - the summary of an unfinished run: from the Index, which its actor keeps up to date
 //   - the summary of a finished run, and its attempts: from the store

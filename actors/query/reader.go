@@ -33,7 +33,7 @@ func (r *Reader) Summary(id messages.RunID) (*messages.Summary, error) {
 	return r.StoredSummary(id)
 }
 
-// StoredSummary returns the summary in the store. That of an unfinished run may be old.
+// StoredSummary returns the summary in the store, which may be old for an unfinished run.
 func (r *Reader) StoredSummary(id messages.RunID) (*messages.Summary, error) {
 	s, err := r.Store.Summary(id)
 	if err != nil {
