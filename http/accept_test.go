@@ -147,7 +147,9 @@ func TestCrowdOfOneClient(t *testing.T) {
 }
 
 func TestClientOf(t *testing.T) {
-	at := func(ip string) client { return clientOf(addressed{addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 7}}) }
+	at := func(ip string) clientKey {
+		return clientKeyOf(addressed{addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 7}})
+	}
 	if at("10.0.0.1") == at("10.0.0.2") || at("2001:db8:0:1::1") == at("2001:db8:0:2::1") {
 		t.Error("two clients are one")
 	}
@@ -170,7 +172,7 @@ func TestClientOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if got := clientOf(c); got.uid != uint32(os.Getuid())+1 {
+	if got := clientKeyOf(c); got.uid != uint32(os.Getuid())+1 {
 		t.Errorf("a Unix socket's client has uid %d", int(got.uid)-1)
 	}
 }

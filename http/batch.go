@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -36,16 +37,19 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	strict, err := strictQuery(ctx)
+	strict, err := strictParameter(ctx)
 	if err != nil {
 		return err
 	}
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
 	}
-	b := &batch{ctx: contextOf(ctx), s: s, key: key, strict: strict, permit: s.permitOf(ctx), held: s.shareOf(ctx), window: s.shareOf(ctx)}
-	b.entry, _ = ctx.UserValue(auditKey{}).(*access.Entry)
-	if err := b.open(ctx); err != nil {
+	b := &batch{ctx: contextOf(ctx), s: s, key: key, strict: strict, permit: s.permitOf(ctx), lineBudget: s.newBudgetShare(ctx), windowBudget: s.newBudgetShare(ctx)}
+	if s.cfg.Access.Audit != nil {
+		b.auditEntry = s.newAuditEntry(ctx, batchPath)
+		b.auditEntry.Status = fasthttp.StatusOK
+	}
+	if err := b.openBody(ctx); err != nil {
 		ctx.SetConnectionClose()
 		return err
 	}
@@ -57,7 +61,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 		return err
 	case !more:
 		closeProducer(b)
-		if b.lines.failed != io.EOF {
+		if b.lines.readErr != io.EOF {
 			ctx.SetConnectionClose() // what follows was not read
 		}
 		if len(dst) == 0 {
@@ -72,46 +76,46 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// maxBadLines is how many lines of a request may be refused: then nothing more is read.
+// maxRefusedLines is how many lines of a request may be refused: then nothing more is read.
 // A sound line costs its run; one that is refused costs an answer that may be longer
 // than the line, and compressed a few bits.
-const maxBadLines = 10_000
+const maxRefusedLines = 10_000
 
-var errTooMuch = errors.New("too many lines are refused")
+var errTooManyRefused = errors.New("too many lines are refused")
 
 // lineLimit bounds a line, in bytes: lines are in memory as a whole.
-func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLine) }
+func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLineBytes) }
 
-// open begins to read the body. What is announced and short is read at once.
-func (b *batch) open(ctx *fasthttp.RequestCtx) error {
-	stream, announced := bodyOf(ctx), ctx.Request.Header.ContentLength()
+// openBody begins to read the body. What is announced and short is read at once.
+func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
+	stream, announced := bodyStream(ctx), ctx.Request.Header.ContentLength()
 	if stream == nil {
 		body := ctx.Request.Body()
 		stream, announced = bytes.NewReader(body), len(body)
 	}
-	r := &patientReader{r: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serving: b.s.serving, left: announced}
-	allowed, stop := b.s.permits.add(b.permit, r.revoke), context.AfterFunc(b.s.serving, r.giveUp)
+	r := &bodyReader{source: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serviceContext: b.s.serviceContext, unreadBytes: announced}
+	allowed, stop := b.s.permits.add(b.permit, r.revoke), context.AfterFunc(b.s.serviceContext, r.interrupt)
 	r.stop = func() { allowed(); stop() }
-	b.wire, b.lines = r, &lineReader{r: r, close: r.Close, limit: b.s.lineLimit(), room: b.held.set}
+	b.body, b.lines = r, &lineReader{source: r, close: r.Close, limit: b.s.lineLimit(), reserve: b.lineBudget.resize}
 	codings := ctx.Request.Header.PeekAll(fasthttp.HeaderContentEncoding)
 	b.coding = strings.ToLower(string(bytes.Join(codings, []byte(", "))))
 	var err error
 	switch b.coding {
 	case "", "identity":
-		if announced <= smallBody {
-			b.lines.whole = max(announced, 0)
+		if announced <= maxOtherBody {
+			b.lines.wholeBody = max(announced, 0)
 		}
 		return nil
 	case "gzip", "x-gzip":
-		b.lines.r, err = gzip.NewReader(r)
+		b.lines.source, err = gzip.NewReader(r)
 	case "zstd":
-		if err := b.window.set(maxZstd); err != nil {
+		if err := b.windowBudget.resize(maxZstdWindow); err != nil {
 			r.Close()
-			return b.s.noRoom(err)
+			return b.s.overBudget(err)
 		}
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20)); err == nil {
-			b.lines.r, b.lines.close = d, func() { d.Close(); r.Close() }
+			b.lines.source, b.lines.close = d, func() { d.Close(); r.Close() }
 		}
 	default:
 		r.Close()
@@ -119,37 +123,37 @@ func (b *batch) open(ctx *fasthttp.RequestCtx) error {
 	}
 	if err != nil {
 		r.Close()
-		return b.unread(err)
+		return b.readError(err)
 	}
 	return nil
 }
 
 // batch produces the answers to the lines of a request, while these come.
 type batch struct {
-	ctx      context.Context // of the engine's calls
-	s        *Server
-	key      string                                // of the request: with a line's number it is that line's
-	coding   string                                // of the body
-	strict   bool                                  // warnings are errors
-	warnings map[*messages.Submission]dag.Problems // of the lines at hand
-	wire     *patientReader
-	lines    *lineReader
-	line     int           // how many were read
-	bad      int           // how many of them were refused
-	held     share         // of the budget, for lines
-	window   share         // and for what they are decompressed by
-	entry    *access.Entry // for the audit log; nil = not kept
-	permit   *permit       // asked again before lines are submitted
+	ctx          context.Context // of the engine's calls
+	s            *Server
+	key          string                                // of the request: with a line's number it is that line's
+	coding       string                                // of the body
+	strict       bool                                  // warnings are errors
+	warnings     map[*messages.Submission]dag.Problems // of the lines at hand
+	body         *bodyReader
+	lines        *lineReader
+	linesRead    int           // how many were read
+	linesRefused int           // how many of them were refused
+	lineBudget   budgetShare   // of the budget, for lines
+	windowBudget budgetShare   // and for what they are decompressed by
+	auditEntry   *access.Entry // for the audit log; nil = not kept
+	permit       *permit       // asked again before lines are submitted
 }
 
 // next answers the lines that have come, waiting for one at least.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
-	b.wire.restart()
+	b.body.beginLine()
 	clear(b.warnings)
 	lines, err := b.lines.next()
-	if !b.permit.holds() { // it may have taken long until these lines came
-		if b.line > 0 {
-			return dst, true, errBreakOff
+	if !b.permit.isValid() { // it may have taken long until these lines came
+		if b.linesRead > 0 {
+			return dst, true, errStreamBroken
 		}
 		return dst, true, &refusal{fasthttp.StatusUnauthorized, "the token is no longer one of this server's"}
 	}
@@ -158,9 +162,9 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	subs, at := make([]*messages.Submission, 0, len(lines)), make([]int, 0, len(lines)) // those that are sound; where in lines
 	now := time.Now().UnixNano()
 	for i, line := range lines {
-		b.line++
+		b.linesRead++
 		all[i].At = now
-		if results[i].Err = b.submission(&all[i], line); results[i].Err == nil {
+		if results[i].Err = b.parseLine(&all[i], line); results[i].Err == nil {
 			subs, at = append(subs, &all[i]), append(at, i)
 		}
 	}
@@ -175,72 +179,72 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 	}
 	for i := range results {
-		b.entry.Count((*uint64)(&results[i].Value), results[i].Err == nil)
+		b.auditEntry.Count((*uint64)(&results[i].Value), results[i].Err == nil)
 		if err := results[i].Err; err != nil {
-			b.bad++
+			b.linesRefused++
 			dst = appendProblem(dst, b.s.problemOf(err, []byte("POST"), []byte(batchPath)))
 		} else {
 			dst = append(appendWarnings(appendRunID(dst, results[i].Value), b.warnings[&all[i]]), '}')
 		}
 		dst = append(dst, '\n')
 	}
-	if (err != nil && err != io.EOF || b.bad >= maxBadLines) && b.wire.conn != nil {
-		b.wire.conn.linger = true // the client is still sending, and has to see the answers
+	if (err != nil && err != io.EOF || b.linesRefused >= maxRefusedLines) && b.body.conn != nil {
+		b.body.conn.drainOnClose = true // the client is still sending, and has to see the answers
 	}
-	full := errors.Is(err, errNoRoom) || errors.Is(err, errOwnRoom)
+	full := errors.Is(err, errBudgetSpent) || errors.Is(err, errClientBudgetSpent)
 	switch {
-	case err == nil && b.bad >= maxBadLines:
-		b.lines.failed = errTooMuch
+	case err == nil && b.linesRefused >= maxRefusedLines:
+		b.lines.readErr = errTooManyRefused
 		dst = appendProblem(dst, problem{status: fasthttp.StatusBadRequest,
-			text: strconv.Itoa(b.bad) + " lines were refused: what is behind line " + strconv.Itoa(b.line) + " is not read"})
+			detail: strconv.Itoa(b.linesRefused) + " lines were refused: what is behind line " + strconv.Itoa(b.linesRead) + " is not read"})
 		return append(dst, '\n'), false, nil
 	case err == nil:
 		return dst, true, nil
-	case full && b.line == 0:
-		return dst, true, b.s.noRoom(err)
+	case full && b.linesRead == 0:
+		return dst, true, b.s.overBudget(err)
 	case full:
-		p := b.s.noRoom(err)
-		dst = appendProblem(dst, problem{status: p.status, text: "line " + strconv.Itoa(b.line+1) + ": " + p.text + "; it and what is behind it is not read"})
+		p := b.s.overBudget(err)
+		dst = appendProblem(dst, problem{status: p.status, detail: "line " + strconv.Itoa(b.linesRead+1) + ": " + p.detail + "; it and what is behind it is not read"})
 		return append(dst, '\n'), false, nil
 	case err == io.EOF:
 		return dst, false, nil
 	case errors.Is(err, errLongLine):
 		dst = appendProblem(dst, problem{status: fasthttp.StatusRequestEntityTooLarge,
-			text: "line " + strconv.Itoa(b.line+1) + " is too long: at most " + strconv.FormatInt(b.s.lineLimit(), 10) + " bytes; it and what is behind it is not read"})
+			detail: "line " + strconv.Itoa(b.linesRead+1) + " is too long: at most " + strconv.FormatInt(b.s.lineLimit(), 10) + " bytes; it and what is behind it is not read"})
 		return append(dst, '\n'), false, nil
 	case len(lines) > 0:
-		b.lines.failed = err // behind the answers
+		b.lines.readErr = err // behind the answers
 		return dst, true, nil
 	default:
-		return dst, true, b.unread(err)
+		return dst, true, b.readError(err)
 	}
 }
 
-// unread is why a body could not be read to its end. A stream of answers can only
+// readError is why a body could not be read to its end. A stream of answers can only
 // break off then.
-func (b *batch) unread(err error) error {
-	if b.line > 0 {
-		return errBreakOff
+func (b *batch) readError(err error) error {
+	if b.linesRead > 0 {
+		return errStreamBroken
 	}
-	if b.s.serving.Err() != nil {
+	if b.s.serviceContext.Err() != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 	}
-	if b.wire.err == nil {
+	if b.body.err == nil {
 		return invalid("the body is no " + b.coding + ": " + err.Error())
 	}
-	p := unread(err)
-	return &refusal{p.status, p.text}
+	p := readProblem(err)
+	return &refusal{p.status, p.detail}
 }
 
-// submission makes one of a line. The line is the engine's from here on.
-func (b *batch) submission(sub *messages.Submission, line []byte) error {
+// parseLine makes one of a line. The line is the engine's from here on.
+func (b *batch) parseLine(sub *messages.Submission, line []byte) error {
 	doc, key := bytes.TrimRight(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
 	if len(doc) == 0 {
 		return &messages.Error{Code: messages.Invalid, Text: "the line is empty: want a spec as JSON"}
 	}
-	if wrapped(doc) {
+	if isWrappedLine(doc) {
 		var err error
-		if doc, key, err = unwrap(doc); err != nil {
+		if doc, key, err = unwrapLine(doc); err != nil {
 			return err
 		}
 	}
@@ -255,7 +259,7 @@ func (b *batch) submission(sub *messages.Submission, line []byte) error {
 		b.warnings[sub] = warnings
 	}
 	if key == "" && b.key != "" {
-		key = b.key + "#" + strconv.Itoa(b.line)
+		key = b.key + "#" + strconv.Itoa(b.linesRead)
 	}
 	sub.Plan, sub.Body, sub.IdempotencyKey = plan, doc, key
 	if key != "" {
@@ -266,25 +270,25 @@ func (b *batch) submission(sub *messages.Submission, line []byte) error {
 
 func (b *batch) Close() error {
 	b.lines.close()
-	b.held.free()
-	b.window.free()
-	if b.entry != nil && b.line > 0 {
-		b.s.cfg.Access.Audit.Record(*b.entry)
+	b.lineBudget.release()
+	b.windowBudget.release()
+	if b.auditEntry != nil && b.linesRead > 0 {
+		b.s.cfg.Access.Audit.Record(*b.auditEntry)
 	}
 	return nil
 }
 
-// wrapped tells whether a line is {"idempotencyKey": …, "spec": …}: a spec has no
+// isWrappedLine tells whether a line is {"idempotencyKey": …, "spec": …}: a spec has no
 // such members.
-func wrapped(line []byte) bool {
+func isWrappedLine(line []byte) bool {
 	const space = " \t\r\n"
 	rest, ok := bytes.CutPrefix(bytes.TrimLeft(line, space), []byte{'{'})
 	rest = bytes.TrimLeft(rest, space)
 	return ok && (bytes.HasPrefix(rest, []byte(`"idempotencyKey"`)) || bytes.HasPrefix(rest, []byte(`"spec"`)))
 }
 
-// unwrap takes a wrapped line apart.
-func unwrap(line []byte) (doc []byte, key string, err error) {
+// unwrapLine takes a wrapped line apart.
+func unwrapLine(line []byte) (doc []byte, key string, err error) {
 	d := jsontext.NewDecoder(bytes.NewReader(line))
 	bad := func(err error) ([]byte, string, error) {
 		return nil, "", invalid("the line is no object of idempotencyKey and spec: " + err.Error())
@@ -313,11 +317,11 @@ func unwrap(line []byte) (doc []byte, key string, err error) {
 				return nil, "", invalid("idempotencyKey: want a string")
 			}
 			key = value.String()
-			if err := checkKey("idempotencyKey", key); err != nil {
+			if err := checkIdempotencyKey("idempotencyKey", key); err != nil {
 				return nil, "", err
 			}
 		default:
-			return nil, "", invalid("unknown member " + quote(member) + " beside idempotencyKey and spec")
+			return nil, "", invalid("unknown member " + quoteInput(member) + " beside idempotencyKey and spec")
 		}
 	}
 	if _, err := d.ReadToken(); err != nil {
@@ -331,3 +335,173 @@ func unwrap(line []byte) (doc []byte, key string, err error) {
 	}
 	return doc, key, nil
 }
+
+const (
+	lineBuffer     = 64 << 10 // what is read at a time, of lines that are short
+	maxLinesAtOnce = 1024     // that are handed out at a time
+)
+
+// errLongLine: a line is longer than the limit.
+var errLongLine = errors.New("line is too long")
+
+// lineReader cuts what it reads into lines, and hands them out as they come.
+type lineReader struct {
+	source    io.Reader
+	close     func()
+	limit     int64               // bytes of a line
+	wholeBody int                 // length of the body when that is to be read at once, before anything is handed out
+	reserve   func(n int64) error // asked before so many bytes are held, or why they may not be
+	unread    []byte
+	readErr   error // comes behind rest
+}
+
+// next returns lines, without their ends: those that have come, at least one, and
+// at most maxLines. The caller owns them. With the last of them io.EOF comes.
+func (l *lineReader) next() (lines [][]byte, err error) {
+	searched := 0 // of rest: holds no end of a line
+	for {
+		for len(lines) < maxLinesAtOnce {
+			i := bytes.IndexByte(l.unread[searched:], '\n')
+			if i < 0 {
+				searched = len(l.unread)
+				break
+			}
+			end := searched + i
+			if int64(end) > l.limit {
+				return lines, errLongLine
+			}
+			lines = append(lines, l.unread[:end:end])
+			l.unread, searched = l.unread[end+1:], 0
+		}
+		switch {
+		case int64(searched) > l.limit:
+			return lines, errLongLine
+		case l.readErr == io.EOF && searched == len(l.unread) && len(lines) < maxLinesAtOnce:
+			if len(l.unread) > 0 {
+				lines = append(lines, l.unread)
+				l.unread = nil
+			}
+			return lines, io.EOF
+		case len(lines) > 0:
+			return lines, nil
+		case l.readErr != nil:
+			return nil, l.readErr
+		}
+		l.fill()
+	}
+}
+
+// fill reads some more into memory of its own: lines that were handed out are not
+// this reader's any more.
+func (l *lineReader) fill() {
+	if l.wholeBody > 0 {
+		if err := l.reserve(memoryPerByte * int64(l.wholeBody)); err != nil {
+			l.wholeBody, l.readErr = 0, err
+			return
+		}
+		l.unread = make([]byte, l.wholeBody)
+		n, err := io.ReadFull(l.source, l.unread)
+		if l.unread, l.wholeBody, l.readErr = l.unread[:n], 0, err; err == nil {
+			l.readErr = io.EOF
+		}
+		return
+	}
+	if cap(l.unread)-len(l.unread) < lineBuffer/16 {
+		if err := l.reserve(memoryPerByte * int64(len(l.unread))); err != nil {
+			l.readErr = err
+			return
+		}
+		size := max(2*len(l.unread), lineBuffer)
+		if most := l.limit + lineBuffer; int64(size)+lineBuffer >= l.limit && int64(len(l.unread)) < l.limit {
+			size = int(most) // all that a line may have: it is refused before it grows again
+		}
+		l.unread = append(make([]byte, 0, size), l.unread...)
+	}
+	n, err := l.source.Read(l.unread[len(l.unread):cap(l.unread)])
+	l.unread, l.readErr = l.unread[:len(l.unread)+n], err
+}
+
+// bodyReader reads a body for as long as some of it comes, each read under a
+// deadline of its own. At shutdown it gives up.
+type bodyReader struct {
+	source         io.Reader
+	conn           *conn
+	timeout        time.Duration
+	serviceContext context.Context
+	stop           func()
+	unreadBytes    int   // announced and not read; negative when it comes in chunks
+	err            error // that reading ended with, but io.EOF
+
+	// Of the line that is coming: one that comes in drops must not take its memory for
+	// ever.
+	lineBegan time.Time // when its first bytes came; zero before
+	lineBytes int       // bytes since then
+
+	mu      sync.Mutex // of the connection's deadline, and of
+	revoked bool       // nothing more may be read
+}
+
+func (p *bodyReader) Read(b []byte) (int, error) {
+	if err := p.renewDeadline(); err != nil {
+		p.err = err
+		return 0, err
+	}
+	n, err := p.source.Read(b)
+	if p.lineBytes += n; n > 0 && p.lineBegan.IsZero() {
+		p.lineBegan = time.Now()
+	}
+	if p.unreadBytes >= 0 {
+		if p.unreadBytes -= n; err == io.EOF && p.unreadBytes > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+	}
+	if err != nil && err != io.EOF {
+		p.err = err
+	}
+	return n, err
+}
+
+func (p *bodyReader) renewDeadline() error {
+	if p.conn == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.serviceContext.Err(); err != nil {
+		return err
+	}
+	if p.revoked {
+		return errRevoked
+	}
+	deadline := time.Now().Add(p.timeout)
+	if !p.lineBegan.IsZero() {
+		if whole := p.lineBegan.Add(p.timeout + time.Duration(p.lineBytes/minBodyRate)*time.Second); whole.Before(deadline) {
+			deadline = whole
+		}
+	}
+	return p.conn.SetReadDeadline(deadline)
+}
+
+// beginLine is called when a line is whole: the next one has all its time.
+func (p *bodyReader) beginLine() { p.lineBegan, p.lineBytes = time.Time{}, 0 }
+
+// revoke ends reading for good: the caller's token or session has gone.
+func (p *bodyReader) revoke() {
+	p.mu.Lock()
+	p.revoked = true
+	p.mu.Unlock()
+	p.interrupt()
+}
+
+// interrupt ends a read that waits.
+func (p *bodyReader) interrupt() {
+	if p.conn == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_ = p.conn.SetReadDeadline(time.Unix(1, 0)) // of a connection that is closed it fails
+}
+
+// Close lets go of the server; the body stays the request's.
+func (p *bodyReader) Close() { p.stop() }

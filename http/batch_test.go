@@ -270,17 +270,17 @@ func TestLines(t *testing.T) {
 	for _, last := range []string{"", "the end"} {
 		text := body.String() + last
 		for name, l := range map[string]*lineReader{
-			"as it is":  {r: strings.NewReader(text)},
-			"half":      {r: iotest.HalfReader(strings.NewReader(text))},
-			"with EOF":  {r: iotest.DataErrReader(strings.NewReader(text))},
-			"byte wise": {r: iotest.OneByteReader(strings.NewReader(text))},
-			"whole":     {r: strings.NewReader(text), whole: len(text)},
+			"as it is":  {source: strings.NewReader(text)},
+			"half":      {source: iotest.HalfReader(strings.NewReader(text))},
+			"with EOF":  {source: iotest.DataErrReader(strings.NewReader(text))},
+			"byte wise": {source: iotest.OneByteReader(strings.NewReader(text))},
+			"whole":     {source: strings.NewReader(text), wholeBody: len(text)},
 		} {
-			l.limit, l.room = 1<<20, anyRoom
+			l.limit, l.reserve = 1<<20, anyRoom
 			var got []string
 			for {
 				lines, err := l.next()
-				if len(lines) > maxLines || len(lines) == 0 && err == nil {
+				if len(lines) > maxLinesAtOnce || len(lines) == 0 && err == nil {
 					t.Fatalf("%s: %d lines at once", name, len(lines))
 				}
 				for _, line := range lines {
@@ -314,7 +314,7 @@ func BenchmarkBatch(b *testing.B) {
 	body := bytes.Repeat([]byte(compact([]byte(seedSpec))+"\n"), 100)
 	b.ReportAllocs()
 	for b.Loop() {
-		p := &batch{s: s, lines: &lineReader{r: bytes.NewReader(body), whole: len(body), limit: 1 << 20, room: anyRoom}, wire: &patientReader{}}
+		p := &batch{s: s, lines: &lineReader{source: bytes.NewReader(body), wholeBody: len(body), limit: 1 << 20, reserve: anyRoom}, body: &bodyReader{}}
 		if _, more, err := p.next(nil); more || err != nil {
 			b.Fatal(err)
 		}

@@ -16,7 +16,7 @@ import (
 func requestOn(t testing.TB, s *Server) *fasthttp.RequestCtx {
 	t.Helper()
 	server, client := net.Pipe()
-	c := s.conns.admit(s, &Entrance{}, server)
+	c := s.conns.accept(s, &Entrance{}, server)
 	t.Cleanup(func() { c.Close(); client.Close() })
 	ctx := &fasthttp.RequestCtx{}
 	ctx.Init2(c, nil, false)
@@ -30,7 +30,7 @@ func handle(s *Server, ctx *fasthttp.RequestCtx, method, target string) {
 	ctx.Request.Header.SetMethod(method)
 	ctx.Request.SetRequestURI(target)
 	ctx.Request.URI()
-	s.route(ctx)
+	s.dispatch(ctx)
 }
 
 // TestStateIsCheap: clients poll it in tight loops. The router's copies of the
@@ -70,7 +70,7 @@ func BenchmarkSubmit(b *testing.B) {
 		ctx.Request.SetRequestURI("/v1/dagrun")
 		ctx.Request.SetBodyString(seedSpec)
 		ctx.Request.URI()
-		s.route(ctx)
+		s.dispatch(ctx)
 	}
 	if ctx.Response.StatusCode() != 200 {
 		b.Fatal(string(ctx.Response.Body()))

@@ -13,27 +13,27 @@ import (
 )
 
 func TestShare(t *testing.T) {
-	b := &budget{limit: 8 << 20, own: 8 << 20, clients: map[client]int64{}}
-	large, small, tiny := share{of: b}, share{of: b}, share{of: b}
-	if large.set(6<<20+1) != errNoRoom || b.inUse() != 0 {
+	b := &bodyBudget{limit: 8 << 20, perClient: 8 << 20, clients: map[clientKey]int64{}}
+	large, small, tiny := budgetShare{budget: b}, budgetShare{budget: b}, budgetShare{budget: b}
+	if large.resize(6<<20+1) != errBudgetSpent || b.inUse() != 0 {
 		t.Error("a large body takes the last quarter")
 	}
-	if large.set(6<<20) != nil || small.set(largeBody) != nil || small.set(largeBody) != nil {
+	if large.resize(6<<20) != nil || small.resize(largeBodyBytes) != nil || small.resize(largeBodyBytes) != nil {
 		t.Error("there is room")
 	}
-	if _ = large.set(6<<20 + 1); large.held != 6<<20 {
-		t.Errorf("a share that could not grow is %d", large.held)
+	if _ = large.resize(6<<20 + 1); large.bytes != 6<<20 {
+		t.Errorf("a share that could not grow is %d", large.bytes)
 	}
-	other := share{of: b}
-	if other.set(largeBody) != nil || (&share{of: b, who: client{uid: 7}}).set(freeBody+1) != errNoRoom {
+	other := budgetShare{budget: b}
+	if other.resize(largeBodyBytes) != nil || (&budgetShare{budget: b, client: clientKey{uid: 7}}).resize(uncountedBytes+1) != errBudgetSpent {
 		t.Error("small bodies have the last quarter, and not more")
 	}
-	if tiny.set(freeBody) != nil {
+	if tiny.resize(uncountedBytes) != nil {
 		t.Error("a tiny body is not counted")
 	}
-	for _, h := range []*share{&large, &small, &tiny, &other} {
-		h.free()
-		h.free()
+	for _, h := range []*budgetShare{&large, &small, &tiny, &other} {
+		h.release()
+		h.release()
 	}
 	if n := b.inUse(); n != 0 || len(b.clients) != 0 {
 		t.Errorf("%d bytes are left, of %v", n, b.clients)
@@ -42,30 +42,30 @@ func TestShare(t *testing.T) {
 
 // TestSharesOfClients: half for each, more where one may have most connections.
 func TestSharesOfClients(t *testing.T) {
-	b := newBudget(8<<20, 100, 50)
-	one, more, other := share{of: b, who: client{uid: 1}}, share{of: b, who: client{uid: 1}}, share{of: b, who: client{uid: 2}}
-	if one.set(3<<20) != nil || more.set(1<<20) != nil || more.set(1<<20+1) != errOwnRoom || one.set(3<<20+1) != errOwnRoom {
+	b := newBodyBudget(8<<20, 100, 50)
+	one, more, other := budgetShare{budget: b, client: clientKey{uid: 1}}, budgetShare{budget: b, client: clientKey{uid: 1}}, budgetShare{budget: b, client: clientKey{uid: 2}}
+	if one.resize(3<<20) != nil || more.resize(1<<20) != nil || more.resize(1<<20+1) != errClientBudgetSpent || one.resize(3<<20+1) != errClientBudgetSpent {
 		t.Error("one client has half of it, and not more")
 	}
-	if other.set(2<<20) != nil || other.set(2<<20+1) != errNoRoom {
+	if other.resize(2<<20) != nil || other.resize(2<<20+1) != errBudgetSpent {
 		t.Error("another one has what large bodies may have of the rest")
 	}
-	one.free()
-	if more.set(2<<20) != nil {
+	one.release()
+	if more.resize(2<<20) != nil {
 		t.Error("what was given back is there again")
 	}
 	for ofClient, own := range map[int]int64{1: 4 << 20, 50: 4 << 20, 75: 6 << 20, 100: 8 << 20} {
-		if b := newBudget(8<<20, 100, ofClient); b.own > own || b.own < own-100 {
-			t.Errorf("with %d of 100 connections it has %d", ofClient, b.own)
+		if b := newBodyBudget(8<<20, 100, ofClient); b.perClient > own || b.perClient < own-100 {
+			t.Errorf("with %d of 100 connections it has %d", ofClient, b.perClient)
 		}
 	}
 	// One line as long as may be is received by a client that has nothing else.
 	size, most := int64(0), int64(0)
-	l := &lineReader{r: zeros{}, limit: maxLine, room: func(n int64) error { most = max(most, n); return nil }}
-	for ; size <= maxLine && l.failed == nil; size = int64(len(l.rest)) {
-		l.read()
+	l := &lineReader{source: zeros{}, limit: maxLineBytes, reserve: func(n int64) error { most = max(most, n); return nil }}
+	for ; size <= maxLineBytes && l.readErr == nil; size = int64(len(l.unread)) {
+		l.fill()
 	}
-	if own := newBudget(bodyMemory, defaultMaxConns, 1).own; most > own || size <= maxLine {
+	if own := newBodyBudget(totalBodyBytes, defaultMaxConns, 1).perClient; most > own || size <= maxLineBytes {
 		t.Errorf("a line of %d bytes takes %d, one client has %d", size, most, own)
 	}
 }
@@ -79,7 +79,7 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 func TestBytesUnderWay(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	s.bodies.limit, s.bodies.own = 24<<20, 24<<20
+	s.bodies.limit, s.bodies.perClient = 24<<20, 24<<20
 	part := strings.Repeat(" ", 3<<20)
 	var lines []net.Conn
 	refused := func() bool {
@@ -91,7 +91,7 @@ func TestBytesUnderWay(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Its memory has grown for the last time when there were between 1.5 and 3 MiB.
-		eventually(t, "it is held or refused", func() bool { return s.bodies.inUse() >= held+planBytes*3<<19 || refused() })
+		eventually(t, "it is held or refused", func() bool { return s.bodies.inUse() >= held+memoryPerByte*3<<19 || refused() })
 		if lines = append(lines, c); refused() {
 			refusedWith(t, s.answerTo(r), 503, "too many bytes")
 		}
@@ -118,10 +118,10 @@ func TestBytesUnderWay(t *testing.T) {
 func TestBytesOfOneClient(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	s.bodies.limit, s.bodies.own = 64<<20, 16<<20
+	s.bodies.limit, s.bodies.perClient = 64<<20, 16<<20
 	big := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", 3<<20) + `"}}}}`
-	held := share{of: s.bodies, who: client{addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}}
-	if err := held.set(15 << 20); err != nil {
+	held := budgetShare{budget: s.bodies, client: clientKey{addr: netip.AddrFrom4([4]byte{127, 0, 0, 1})}}
+	if err := held.resize(15 << 20); err != nil {
 		t.Fatal(err)
 	}
 	for _, header := range []string{"Content-Type: application/json", "Content-Type: " + linesType} {
@@ -141,7 +141,7 @@ func TestBytesOfOneClient(t *testing.T) {
 	if got := s.answerTo(bufio.NewReader(c)); got.status != 200 {
 		t.Errorf("another client: %d %s", got.status, got.body)
 	}
-	held.free()
+	held.release()
 	if got := s.do("POST", "/v1/dagrun", big); got.status != 200 {
 		t.Errorf("with room again: %d %s", got.status, got.body)
 	}
@@ -159,7 +159,7 @@ func TestRefusedLinesAreBounded(t *testing.T) {
 	}
 	r := s.do("POST", "/v1/dagruns", b.String(), "Content-Type: "+linesType, "Content-Encoding: gzip")
 	answers := strings.Split(strings.TrimSuffix(r.body, "\n"), "\n")
-	if r.status != 200 || r.err != nil || len(answers) < maxBadLines || len(answers) > maxBadLines+maxLines {
+	if r.status != 200 || r.err != nil || len(answers) < maxRefusedLines || len(answers) > maxRefusedLines+maxLinesAtOnce {
 		t.Errorf("status %d, %d answers, %v", r.status, len(answers), r.err)
 	}
 	if last := answers[len(answers)-1]; !strings.Contains(last, "is not read") || !strings.Contains(last, strconv.Itoa(len(answers)-1)+" lines were refused") {

@@ -2,6 +2,7 @@ package http
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -10,24 +11,239 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/messages"
 )
 
-// peerWatch notices when clients close their side while their requests wait: nothing is
-// written then, so nothing else would show it. One goroutine watches them all through
-// an epoll of its own. A connection is in it only while its request waits.
-type peerWatch struct {
-	file *os.File
-	raw  syscall.RawConn
-	done chan struct{} // closed when the goroutine has returned
+// A request that waits holds a connection and little else, but it may do so for a
+// minute or for ever: a long poll, a stream of events, a log that is followed, a long
+// document whose turn has not come. So such requests are bounded, in all and for each
+// client, below the bounds of connections, which leaves some for everybody else; and
+// the place of a client that leaves is free at once.
 
+// waitSet counts the requests that wait.
+type waitSet struct {
 	mu      sync.Mutex
-	last    uint64            // token that was given out
-	waiting map[uint64]func() // what to call, by token
+	all     int
+	clients map[clientKey]int
 }
 
-// newPeerWatch starts a watch. Close it.
-func newPeerWatch() (*peerWatch, error) {
+const (
+	tooManyWaits         = "too many requests wait"
+	tooManyWaitsOfClient = "too many requests of this client wait"
+	cannotWait           = "the request cannot wait: nothing would show that its client leaves"
+)
+
+// maxWaits is how many of so many connections may wait.
+func maxWaits(conns int) int { return max(1, conns-conns/4) }
+
+// beginWait takes a place for a request that is about to wait. The context ends when the
+// client leaves (closing only its sending side counts as leaving), when its token or
+// session goes, or when the server begins to shut down. Call end when the wait is over; more than once does no harm.
+func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end func(), err error) {
+	c := connOf(ctx)
+	var who clientKey
+	if c != nil {
+		who = c.client
+	}
+	w := &s.waits
+	w.mu.Lock()
+	switch {
+	case w.all >= maxWaits(s.cfg.MaxConns):
+		err = &refusal{fasthttp.StatusServiceUnavailable, tooManyWaits}
+	case w.clients[who] >= maxWaits(s.cfg.MaxPerClient):
+		err = &refusal{fasthttp.StatusTooManyRequests, tooManyWaitsOfClient}
+	default:
+		w.all++
+		w.clients[who]++
+	}
+	w.mu.Unlock()
+	if err != nil {
+		ctx.SetConnectionClose() // its place is needed
+		s.metrics.waitsRefused.Inc()
+		return nil, nil, err
+	}
+	until, cancel := context.WithCancelCause(contextOf(ctx))
+	if c != nil {
+		if err = c.watchClient(); err != nil {
+			s.log.Debug("http: a request cannot wait", "err", err)
+			cancel(err)
+			w.remove(who)
+			ctx.SetConnectionClose()
+			s.metrics.waitsRefused.Inc()
+			return nil, nil, &refusal{fasthttp.StatusServiceUnavailable, cannotWait}
+		}
+	}
+	stop := context.AfterFunc(s.serviceContext, func() { cancel(errShuttingDown) })
+	allowed := s.permits.add(s.permitOf(ctx), func() { cancel(errRevoked) })
+	var once sync.Once
+	return until, func() {
+		once.Do(func() {
+			allowed()
+			stop()
+			cancel(nil)
+			if c != nil {
+				c.waitingSince.Store(notWaiting)
+				c.unwatchClient()
+			}
+			w.remove(who)
+		})
+	}, nil
+}
+
+// remove frees a place.
+func (w *waitSet) remove(who clientKey) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all--
+	if w.clients[who]--; w.clients[who] == 0 {
+		delete(w.clients, who)
+	}
+}
+
+func (w *waitSet) len() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all
+}
+
+// requestContext is the context of the engine's calls for the requests of one connection,
+// which come one at a time. It ends when the connection is closed. It also ends when the
+// client leaves while a request waits: in a place for waits (beginWait), or within one call of
+// the engine for longer than Config.watchAfter. It costs a request no allocation.
+type requestContext struct {
+	context.Context
+	conn      *conn
+	cancel    context.CancelCauseFunc
+	principal messages.Principal // of the present request
+}
+
+// Causes of the end of a requestContext.
+var (
+	errClientGone = errors.New("the client has closed its side of the connection")
+	errConnClosed = errors.New("the connection is closed")
+)
+
+// isDeparture tells whether the engine ended a call because its client is gone.
+func isDeparture(err error) bool {
+	return errors.Is(err, errClientGone) || errors.Is(err, errConnClosed)
+}
+
+func newRequestContext(c *conn) *requestContext {
+	r := &requestContext{conn: c}
+	r.Context, r.cancel = context.WithCancelCause(context.Background())
+	return r
+}
+
+// Value returns the principal for messages.PrincipalKey.
+func (r *requestContext) Value(key any) any {
+	if _, ok := key.(messages.PrincipalKey); ok {
+		return &r.principal
+	}
+	return r.Context.Value(key)
+}
+
+// Done is called when the engine is about to wait. It notes when that was, so that the client
+// of a long wait is watched.
+func (r *requestContext) Done() <-chan struct{} {
+	if c := r.conn; c != nil && c.waitingSince.Load() != isStreaming {
+		c.waitingSince.Store(c.s.ticks.Load())
+	}
+	return r.Context.Done()
+}
+
+// contextOf returns the context of the engine's calls for a request. Neither the context nor
+// what it holds may be kept when the request is answered.
+func contextOf(ctx *fasthttp.RequestCtx) context.Context {
+	if c := connOf(ctx); c != nil {
+		return c.request.Load()
+	}
+	return context.Background()
+}
+
+// setPrincipal notes on whose behalf the request's calls of the engine are made.
+func setPrincipal(ctx *fasthttp.RequestCtx, p *messages.Principal) {
+	if c := connOf(ctx); c != nil {
+		c.request.Load().principal = *p
+	}
+}
+
+// beginRequest readies the connection's context for the next request. A client that closed
+// only its sending side may have sent further requests before.
+func (c *conn) beginRequest() {
+	c.waitingSince.Store(notWaiting)
+	r := c.request.Load()
+	if r.Err() != nil && context.Cause(r) == errClientGone {
+		r = newRequestContext(c)
+		c.request.Store(r)
+	}
+	r.principal = messages.Principal{Address: c.address, UID: c.uid}
+}
+
+// Values of conn.waitingSince that are not a time.
+const (
+	notWaiting  = -1 // the request does not wait in the engine
+	isStreaming = -2 // the answer has begun: a failed write shows that the client has left
+)
+
+// clientWatch says whether the server's peerWatch has the connection.
+type clientWatch struct {
+	mu   sync.Mutex
+	stop func() // nil: it has not
+}
+
+// watchClient has the connection's context end when the client leaves. Closing only its
+// sending side counts as leaving. The watch lasts until unwatchClient.
+func (c *conn) watchClient() error {
+	peers := c.s.clientWatcher.Load()
+	if peers == nil {
+		return nil
+	}
+	c.watch.mu.Lock()
+	defer c.watch.mu.Unlock()
+	if c.watch.stop != nil {
+		return nil
+	}
+	r := c.request.Load()
+	stop, err := peers.watch(c.Conn, func() { r.cancel(errClientGone) })
+	if err == nil {
+		c.watch.stop = stop
+		c.watched.Store(true)
+	}
+	return err
+}
+
+// unwatchClient ends the watch, if there is one.
+func (c *conn) unwatchClient() {
+	if !c.watched.Load() {
+		return
+	}
+	c.watch.mu.Lock()
+	defer c.watch.mu.Unlock()
+	if c.watch.stop != nil {
+		c.watch.stop()
+		c.watch.stop = nil
+	}
+	c.watched.Store(false)
+}
+
+// clientWatcher notices when clients close their side while their requests wait: nothing is
+// written then, so nothing else would show it. One goroutine watches them all through
+// an epoll of its own. A connection is in it only while its request waits.
+type clientWatcher struct {
+	file    *os.File
+	rawFile syscall.RawConn
+	done    chan struct{} // closed when the goroutine has returned
+
+	mu        sync.Mutex
+	lastToken uint64            // token that was given out
+	callbacks map[uint64]func() // what to call, by token
+}
+
+// newClientWatcher starts a watch. Close it.
+func newClientWatcher() (*clientWatcher, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -36,12 +252,12 @@ func newPeerWatch() (*peerWatch, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	w := &peerWatch{file: os.NewFile(uintptr(fd), "epoll"), done: make(chan struct{}), waiting: make(map[uint64]func())}
-	if w.raw, err = w.file.SyscallConn(); err != nil {
+	w := &clientWatcher{file: os.NewFile(uintptr(fd), "epoll"), done: make(chan struct{}), callbacks: make(map[uint64]func())}
+	if w.rawFile, err = w.file.SyscallConn(); err != nil {
 		_ = w.file.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	go w.run()
+	go w.deliverEvents()
 	return w, nil
 }
 
@@ -49,20 +265,20 @@ func newPeerWatch() (*peerWatch, error) {
 // or its side of it. Stop ends that; left may be under way then. A connection without a
 // socket is not watched. An error means that the socket cannot be watched: it is closed,
 // or the kernel has no room for another watch.
-func (w *peerWatch) watch(nc net.Conn, left func()) (stop func(), err error) {
+func (w *clientWatcher) watch(nc net.Conn, left func()) (stop func(), err error) {
 	w.mu.Lock()
-	w.last++
-	token := w.last
-	w.waiting[token] = left
+	w.lastToken++
+	token := w.lastToken
+	w.callbacks[token] = left
 	w.mu.Unlock()
 	forget := func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		delete(w.waiting, token)
+		delete(w.callbacks, token)
 	}
-	err = controlSocket(nc, func(fd int) error {
+	err = withSocket(nc, func(fd int) error {
 		event := unix.EpollEvent{Events: unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(token), Pad: int32(token >> 32)}
-		return w.control(unix.EPOLL_CTL_ADD, fd, &event)
+		return w.changeEpoll(unix.EPOLL_CTL_ADD, fd, &event)
 	})
 	switch {
 	case errors.Is(err, errNoSocket):
@@ -74,23 +290,23 @@ func (w *peerWatch) watch(nc net.Conn, left func()) (stop func(), err error) {
 	return func() {
 		// The socket is still open, or the kernel has taken it out by itself: its
 		// number cannot be another one's here.
-		_ = controlSocket(nc, func(fd int) error { return w.control(unix.EPOLL_CTL_DEL, fd, nil) })
+		_ = withSocket(nc, func(fd int) error { return w.changeEpoll(unix.EPOLL_CTL_DEL, fd, nil) })
 		forget()
 	}, nil
 }
 
-// control changes what is watched.
-func (w *peerWatch) control(op, socket int, event *unix.EpollEvent) error {
+// changeEpoll changes what is watched.
+func (w *clientWatcher) changeEpoll(op, socket int, event *unix.EpollEvent) error {
 	var err error
-	return cmp.Or(w.raw.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), op, socket, event) }), err)
+	return cmp.Or(w.rawFile.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), op, socket, event) }), err)
 }
 
-func (w *peerWatch) run() {
+func (w *clientWatcher) deliverEvents() {
 	defer close(w.done)
 	events := make([]unix.EpollEvent, 128)
 	for {
 		n := 0
-		err := w.raw.Read(func(fd uintptr) bool {
+		err := w.rawFile.Read(func(fd uintptr) bool {
 			n, _ = unix.EpollWait(int(fd), events, 0)
 			return n > 0
 		})
@@ -100,8 +316,8 @@ func (w *peerWatch) run() {
 		for _, e := range events[:max(n, 0)] {
 			token := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
 			w.mu.Lock()
-			left := w.waiting[token]
-			delete(w.waiting, token)
+			left := w.callbacks[token]
+			delete(w.callbacks, token)
 			w.mu.Unlock()
 			if left != nil {
 				left()
@@ -111,19 +327,19 @@ func (w *peerWatch) run() {
 }
 
 // Close ends the watch.
-func (w *peerWatch) Close() {
+func (w *clientWatcher) Close() {
 	_ = w.file.Close()
 	<-w.done
 }
 
-// watchPeers begins to notice clients that leave.
-func (s *Server) watchPeers() {
-	w, err := newPeerWatch()
+// watchClients begins to notice clients that leave.
+func (s *Server) watchClients() {
+	w, err := newClientWatcher()
 	if err != nil {
 		s.log.Warn("clients that leave while their requests wait are noticed late", "err", err)
 		return
 	}
-	s.peers.Store(w)
+	s.clientWatcher.Store(w)
 	go s.watchLongCalls(w.done)
 }
 

@@ -12,9 +12,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// param is a path parameter, unescaped exactly once: the router hands out the
+// pathParameter is a path parameter, unescaped exactly once: the router hands out the
 // segment as the client wrote it. The string is valid while the request is.
-func param(ctx *fasthttp.RequestCtx, name string) (string, error) {
+func pathParameter(ctx *fasthttp.RequestCtx, name string) (string, error) {
 	raw, _ := ctx.UserValue(name).(string)
 	return unescape(raw)
 }
@@ -32,11 +32,11 @@ func unescape(raw string) (string, error) {
 			continue
 		}
 		if i+2 >= len(raw) {
-			return "", invalid("bad escape in " + quote(raw))
+			return "", invalid("bad escape in " + quoteInput(raw))
 		}
 		hi, lo := unhex(raw[i+1]), unhex(raw[i+2])
 		if hi > 15 || lo > 15 {
-			return "", invalid("bad escape in " + quote(raw))
+			return "", invalid("bad escape in " + quoteInput(raw))
 		}
 		out = append(out, hi<<4|lo)
 		i += 2
@@ -56,26 +56,26 @@ func unhex(c byte) byte {
 	return 255
 }
 
-// runOf is the run that the path names. What is no id names no run: 404.
-func runOf(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
-	text, err := param(ctx, "run")
+// runParameter is the run that the path names. What is no id names no run: 404.
+func runParameter(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
+	text, err := pathParameter(ctx, "run")
 	if err != nil {
 		return 0, err
 	}
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil || text[0] == '0' && len(text) > 1 {
-		return 0, &messages.Error{Code: messages.NotFound, Text: "unknown run " + quote(text)}
+		return 0, &messages.Error{Code: messages.NotFound, Text: "unknown run " + quoteInput(text)}
 	}
 	return messages.RunID(id), nil
 }
 
-// taskOf is the run and the expanded task that the path names.
-func taskOf(ctx *fasthttp.RequestCtx) (messages.RunID, string, error) {
-	run, err := runOf(ctx)
+// taskParameter is the run and the expanded task that the path names.
+func taskParameter(ctx *fasthttp.RequestCtx) (messages.RunID, string, error) {
+	run, err := runParameter(ctx)
 	if err != nil {
 		return 0, "", err
 	}
-	task, err := param(ctx, "task")
+	task, err := pathParameter(ctx, "task")
 	return run, strings.Clone(task), err
 }
 
@@ -83,33 +83,33 @@ func invalid(text string) *messages.Error {
 	return &messages.Error{Code: messages.Invalid, Text: text}
 }
 
-// runStateOf is the run state of a word.
-func runStateOf(word string) (dag.RunState, error) {
+// parseRunState is the run state of a word.
+func parseRunState(word string) (dag.RunState, error) {
 	for s := dag.RunQueued; s <= dag.RunKilled; s++ {
 		if s.String() == word {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quote(word) + ": a run's is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED")
+	return 0, invalid("unknown state " + quoteInput(word) + ": a run's is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED")
 }
 
-// taskStateOf is the task state of a word. GRANTED is QUEUED to users.
-func taskStateOf(word string) (dag.TaskState, error) {
+// parseTaskState is the task state of a word. GRANTED is QUEUED to users.
+func parseTaskState(word string) (dag.TaskState, error) {
 	for s := dag.TaskQueued; s < dag.NumTaskStates; s++ {
 		if s.String() == word {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quote(word) + ": a task's is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED")
+	return 0, invalid("unknown state " + quoteInput(word) + ": a task's is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED")
 }
 
-// query walks the members of the query string, in their order, unescaped. It
+// eachParameter walks the members of the query string, in their order, unescaped. It
 // stops at the first error.
-func query(ctx *fasthttp.RequestCtx, each func(name, value string) error) error {
-	return walkQuery(string(ctx.URI().QueryString()), each)
+func eachParameter(ctx *fasthttp.RequestCtx, each func(name, value string) error) error {
+	return eachQueryMember(string(ctx.URI().QueryString()), each)
 }
 
-func walkQuery(q string, each func(name, value string) error) error {
+func eachQueryMember(q string, each func(name, value string) error) error {
 	for q != "" {
 		var member string
 		member, q, _ = strings.Cut(q, "&")
@@ -133,30 +133,30 @@ func walkQuery(q string, each func(name, value string) error) error {
 }
 
 func unknownParameter(name string) error {
-	return invalid("unknown query parameter " + quote(name))
+	return invalid("unknown query parameter " + quoteInput(name))
 }
 
-// switchOf is the value of a query parameter that is a switch: all=1, or just all.
-func switchOf(name, value string) (bool, error) {
+// parseSwitch is the value of a query parameter that is a switch: all=1, or just all.
+func parseSwitch(name, value string) (bool, error) {
 	switch value {
 	case "", "1", "true":
 		return true, nil
 	case "0", "false":
 		return false, nil
 	}
-	return false, invalid("query parameter " + name + ": " + quote(value) + " is neither 1 nor 0")
+	return false, invalid("query parameter " + name + ": " + quoteInput(value) + " is neither 1 nor 0")
 }
 
 // Pages.
 const (
-	defaultPage = 1000
-	maxPage     = 10_000
+	defaultPageSize = 1000
+	maxPageSize     = 10_000
 )
 
-func limitOf(value string) (int, error) {
+func parseLimit(value string) (int, error) {
 	n, err := strconv.Atoi(value)
-	if err != nil || n < 1 || n > maxPage {
-		return 0, invalid("query parameter limit: " + quote(value) + " is no number from 1 to " + strconv.Itoa(maxPage))
+	if err != nil || n < 1 || n > maxPageSize {
+		return 0, invalid("query parameter limit: " + quoteInput(value) + " is no number from 1 to " + strconv.Itoa(maxPageSize))
 	}
 	return n, nil
 }
@@ -167,22 +167,22 @@ const (
 	taskCursor = 't' // the first task of the next page
 )
 
-func cursorText(kind byte, at uint64) string {
+func formatCursor(kind byte, at uint64) string {
 	return base64.RawURLEncoding.EncodeToString(binary.AppendUvarint([]byte{kind}, at))
 }
 
-func cursorOf(kind byte, text string) (uint64, error) {
+func parseCursor(kind byte, text string) (uint64, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err == nil && len(b) > 1 && b[0] == kind {
 		if at, n := binary.Uvarint(b[1:]); n == len(b)-1 {
 			return at, nil
 		}
 	}
-	return 0, invalid("query parameter cursor: " + quote(text) + " is none that was handed out here")
+	return 0, invalid("query parameter cursor: " + quoteInput(text) + " is none that was handed out here")
 }
 
-// nextPage tells the client where to go on: the same query with another cursor.
-func nextPage(ctx *fasthttp.RequestCtx, cursor string) {
+// setNextPage tells the client where to go on: the same query with another cursor.
+func setNextPage(ctx *fasthttp.RequestCtx, cursor string) {
 	link := append([]byte{'<'}, ctx.URI().PathOriginal()...)
 	sep := byte('?')
 	for member := range strings.SplitSeq(string(ctx.URI().QueryString()), "&") {

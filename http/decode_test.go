@@ -23,12 +23,12 @@ func headerOf(t *testing.T, text string) *fasthttp.RequestHeader {
 
 func TestCursors(t *testing.T) {
 	for _, at := range []uint64{0, 1, 127, 128, math.MaxUint32, math.MaxUint64} {
-		if got, err := cursorOf(runCursor, cursorText(runCursor, at)); got != at || err != nil {
+		if got, err := parseCursor(runCursor, formatCursor(runCursor, at)); got != at || err != nil {
 			t.Errorf("%d: %d %v", at, got, err)
 		}
 	}
 	for _, text := range []string{"", "=", "cg", "dAA", "cgCA", "cgAA", "cgA=", "cv___________8C"} {
-		if at, err := cursorOf(runCursor, text); err == nil {
+		if at, err := parseCursor(runCursor, text); err == nil {
 			t.Errorf("%q is taken for %d", text, at)
 		}
 	}
@@ -37,7 +37,7 @@ func TestCursors(t *testing.T) {
 func TestListQuery(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	r := s.get("/v1/dagruns?all=true&tag=a%26b+c&state=RUNNING,PAUSED&state=KILLED&tags.x=1&tags.y%3D=%32&cursor=" + cursorText(runCursor, 1))
+	r := s.get("/v1/dagruns?all=true&tag=a%26b+c&state=RUNNING,PAUSED&state=KILLED&tags.x=1&tags.y%3D=%32&cursor=" + formatCursor(runCursor, 1))
 	if r.status != 200 {
 		t.Fatal(r.body)
 	}
@@ -74,7 +74,7 @@ func FuzzQuery(f *testing.F) {
 			return
 		}
 		got := url.Values{}
-		err := walkQuery(raw, func(name, value string) error { got.Add(name, value); return nil })
+		err := eachQueryMember(raw, func(name, value string) error { got.Add(name, value); return nil })
 		want, wantErr := url.ParseQuery(raw)
 		if (err != nil) != (wantErr != nil) || err == nil && got.Encode() != want.Encode() {
 			t.Errorf("%q: %q %v, net/url says %q %v", raw, got, err, want, wantErr)
@@ -98,7 +98,7 @@ func FuzzPath(f *testing.F) {
 		ctx.Request.Header.SetMethod(method)
 		ctx.Request.SetRequestURI(target)
 		ctx.Request.URI()
-		s.route(&ctx)
+		s.dispatch(&ctx)
 		switch code := ctx.Response.StatusCode(); code {
 		case 200, 204, 400, 404, 405, 415, 409, 416:
 		default:
@@ -119,7 +119,7 @@ func FuzzRange(f *testing.F) {
 		if size < 0 {
 			return
 		}
-		from, to, ok := rangeOf(header, size)
+		from, to, ok := parseRange(header, size)
 		if ok && (from < 0 || to < 0 || to > size) {
 			t.Errorf("%q of %d: [%d, %d)", header, size, from, to)
 		}
@@ -135,7 +135,7 @@ func FuzzText(f *testing.F) {
 		if !utf8.ValidString(s) {
 			want = string([]rune(s))
 		}
-		for _, enc := range [][]byte{appendText(nil, s), appendText(nil, []byte(s))} {
+		for _, enc := range [][]byte{appendString(nil, s), appendString(nil, []byte(s))} {
 			if got := unjson(t, enc); got != want {
 				t.Errorf("%q became %q", s, got)
 			}

@@ -72,7 +72,7 @@ func TestRefusals(t *testing.T) {
 		{400, "GET", "/v1/dagruns?tag=%zz", "", "bad escape", ""},
 		{400, "GET", "/v1/dagruns?%zz=1", "", "bad escape", ""},
 		{400, "GET", "/v1/dagrun/0/tasks?state=PAUSED", "", `unknown state "PAUSED": a task's is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED`, ""},
-		{400, "GET", "/v1/dagrun/0/tasks?cursor=" + cursorText(runCursor, 1), "", "cursor", ""},
+		{400, "GET", "/v1/dagrun/0/tasks?cursor=" + formatCursor(runCursor, 1), "", "cursor", ""},
 		{400, "GET", "/v1/dagrun/0/tasks?all=1", "", `unknown query parameter "all"`, ""},
 		{400, "GET", "/v1/dagrun/0/task/simple_0/log?attempt=0", "", `attempt: "0"`, ""},
 		{400, "GET", "/v1/dagrun/0/task/simple_0/log?stream=out", "", `stream: "out"`, ""},
@@ -102,14 +102,14 @@ func TestRefusals(t *testing.T) {
 		{415, "POST", "/v1/dagrun", seedSpec, "multipart", "Content-Type: multipart/form-data; boundary=x"},
 		{413, "POST", "/v1/dagrun", strings.Repeat(" ", 2001), "at most 2000 bytes", ""},
 		{413, "POST", "/v1/dagrun/validate", strings.Repeat(" ", 2001), "at most 2000 bytes", ""},
-		{413, "PATCH", "/v1/dagrun/0/state/QUEUED", strings.Repeat(" ", smallBody+1), "at most 1048576 bytes", ""},
+		{413, "PATCH", "/v1/dagrun/0/state/QUEUED", strings.Repeat(" ", maxOtherBody+1), "at most 1048576 bytes", ""},
 		{413, "POST", "/v1/dagrun", packed(t, strings.Repeat(" ", 2001)), "2000 bytes when decompressed", "Content-Encoding: gzip"},
 		{431, "GET", "/ready", "", "too large", "X-Long: " + strings.Repeat("x", 9000)},
 		{431, "GET", "/" + strings.Repeat("x", 9000), "", "too large", ""},
 		{422, "POST", "/v1/dagrun", manySpec(4), "4", ""},
 		{422, "POST", "/v1/dagrun/validate", manySpec(4), "4", ""},
 	} {
-		t.Run(fmt.Sprint(c.status, " ", c.method, " ", quote(c.path), " ", quote(c.header)), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.status, " ", c.method, " ", quoteInput(c.path), " ", quoteInput(c.header)), func(t *testing.T) {
 			var header []string
 			if c.header != "" {
 				header = []string{c.header}
@@ -299,12 +299,12 @@ func TestProblems(t *testing.T) {
 	if r.status != 422 || !strings.HasPrefix(r.body, `{"valid":false,`) {
 		t.Errorf("%d %s", r.status, r.body)
 	}
-	ps := make(dag.Problems, maxProblems+5)
-	if n := len(refused(ps).Problems); n != maxProblems+5 {
+	ps := make(dag.Problems, maxListedErrors+5)
+	if n := len(invalidSpec(ps).Problems); n != maxListedErrors+5 {
 		t.Errorf("%d problems", n)
 	}
-	doc := appendProblem(nil, problem{status: 400, document: true, errors: refused(ps).Problems})
-	if n := bytes.Count(doc, []byte(`"pointer"`)); n != maxProblems {
+	doc := appendProblem(nil, problem{status: 400, isSpecProblem: true, errors: invalidSpec(ps).Problems})
+	if n := bytes.Count(doc, []byte(`"pointer"`)); n != maxListedErrors {
 		t.Errorf("%d problems are shown", n)
 	}
 }

@@ -17,27 +17,27 @@ import (
 // Server-sent events.
 const (
 	eventStream = "text/event-stream"
-	// pace is the shortest time between two pieces of a stream: under load news come
+	// minPieceInterval is the shortest time between two pieces of a stream: under load news come
 	// together.
-	pace = 10 * time.Millisecond
-	// perEvent is how many tasks one event is about at most.
-	perEvent = 1000
+	minPieceInterval = 10 * time.Millisecond
+	// maxTasksPerEvent is how many tasks one event is about at most.
+	maxTasksPerEvent = 1000
 )
 
 // runEvents is GET /v1/dagrun/{run}/events: what changes in a run, as it becomes
 // durable, to its end.
 func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
-	q := eventQuery{tasks: true}
-	if err := q.decode(ctx, q.ofRun); err != nil {
+	q := eventQuery{withTasks: true}
+	if err := q.decode(ctx, q.setRunParameter); err != nil {
 		return err
 	}
 	after := uint64(messages.FromNow)
-	if q.resume {
-		after = q.after
+	if q.resumes {
+		after = q.resumeAfter
 	}
 	feed, err := s.engine.Follow(contextOf(ctx), run, after)
 	if err != nil {
@@ -47,62 +47,62 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 		ctx.SetStatusCode(fasthttp.StatusNoContent) // which tells an EventSource to stop
 		return nil
 	}
-	return s.streamEvents(ctx, &runEvents{feed: feed, tasks: q.tasks})
+	return s.streamEvents(ctx, &runEventSource{subscription: feed, withTasks: q.withTasks})
 }
 
 // events is GET /v1/events: the runs that change.
 func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	var q eventQuery
-	if err := q.decode(ctx, q.ofRuns); err != nil {
+	if err := q.decode(ctx, q.setListParameter); err != nil {
 		return err
 	}
-	feed, err := s.engine.Listen(contextOf(ctx), q.list, int64(q.after&(1<<63-1)))
+	feed, err := s.engine.Listen(contextOf(ctx), q.list, int64(q.resumeAfter&(1<<63-1)))
 	if err != nil {
 		return err
 	}
-	return s.streamEvents(ctx, &runsEvents{feed: feed})
+	return s.streamEvents(ctx, &listEventSource{subscription: feed})
 }
 
 // eventQuery says what to tell of, and where to resume.
 type eventQuery struct {
-	resume bool
-	after  uint64
-	tasks  bool
-	list   messages.ListQuery
+	resumes     bool
+	resumeAfter uint64
+	withTasks   bool
+	list        messages.ListQuery
 }
 
 // decode reads the query and the Last-Event-ID, which an EventSource sends when it
 // connects again by the same address: it goes first.
 func (q *eventQuery) decode(ctx *fasthttp.RequestCtx, parameter func(name, value string) error) error {
-	err := query(ctx, func(name, value string) error {
+	err := eachParameter(ctx, func(name, value string) error {
 		if name == "after" {
-			return q.begin("query parameter after", value)
+			return q.setResume("query parameter after", value)
 		}
 		return parameter(name, value)
 	})
 	if id := ctx.Request.Header.Peek("Last-Event-ID"); err == nil && len(id) > 0 {
-		err = q.begin("Last-Event-ID", string(id))
+		err = q.setResume("Last-Event-ID", string(id))
 	}
 	return err
 }
 
-func (q *eventQuery) begin(what, id string) (err error) {
-	if q.after, err = strconv.ParseUint(id, 10, 63); err != nil {
-		return invalid(what + ": " + quote(id) + " is no id of an event")
+func (q *eventQuery) setResume(what, id string) (err error) {
+	if q.resumeAfter, err = strconv.ParseUint(id, 10, 63); err != nil {
+		return invalid(what + ": " + quoteInput(id) + " is no id of an event")
 	}
-	q.resume = true
+	q.resumes = true
 	return nil
 }
 
-func (q *eventQuery) ofRun(name, value string) (err error) {
+func (q *eventQuery) setRunParameter(name, value string) (err error) {
 	if name != "tasks" {
 		return unknownParameter(name)
 	}
-	q.tasks, err = switchOf(name, value)
+	q.withTasks, err = parseSwitch(name, value)
 	return err
 }
 
-func (q *eventQuery) ofRuns(name, value string) error {
+func (q *eventQuery) setListParameter(name, value string) error {
 	switch {
 	case name == "tag":
 		q.list.Tag, q.list.HasTag = value, true
@@ -116,8 +116,8 @@ func (q *eventQuery) ofRuns(name, value string) error {
 
 // eventSource renders news as events.
 type eventSource interface {
-	// events waits for news and appends them; done tells that they were the last.
-	events(ctx context.Context, dst []byte) (out []byte, done bool, err error)
+	// appendEvents waits for news and appends them; done tells that they were the last.
+	appendEvents(ctx context.Context, dst []byte) (out []byte, done bool, err error)
 	Close()
 }
 
@@ -131,40 +131,40 @@ func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) erro
 	h.Set(fasthttp.HeaderCacheControl, "no-store")
 	h.Set("X-Accel-Buffering", "no") // a proxy must not gather them
 	ctx.Response.ImmediateHeaderFlush = true
-	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, until: until, end: end}, nil, -1)
+	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, ctx: until, endWait: end}, nil, -1)
 	return nil
 }
 
 // eventProducer streams events until there are no more, the client is gone or the
 // server shuts down.
 type eventProducer struct {
-	s      *Server
-	source eventSource
-	until  context.Context // ends when the client leaves, or the server
-	end    func()          // of the wait
-	last   time.Time       // when there was something
+	s         *Server
+	source    eventSource
+	ctx       context.Context // ends when the client leaves, or the server
+	endWait   func()          // of the wait
+	lastPiece time.Time       // when there was something
 }
 
 func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
-	if rest := pace - time.Since(p.last); rest > 0 {
+	if rest := minPieceInterval - time.Since(p.lastPiece); rest > 0 {
 		timer := time.NewTimer(rest)
 		select {
 		case <-timer.C:
-		case <-p.until.Done():
+		case <-p.ctx.Done():
 			timer.Stop()
 		}
 	}
-	within, cancel := context.WithTimeout(p.until, p.s.cfg.heartbeat)
+	within, cancel := context.WithTimeout(p.ctx, p.s.cfg.heartbeat)
 	defer cancel()
-	dst, done, err := p.source.events(within, dst)
-	p.last = time.Now()
+	dst, done, err := p.source.appendEvents(within, dst)
+	p.lastPiece = time.Now()
 	var m *messages.Error
 	switch {
 	case err == nil:
 		return dst, !done, nil
-	case context.Cause(p.until) == errClientGone, context.Cause(p.until) == errRevoked:
-		return dst, true, errBreakOff
-	case p.s.serving.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
+	case context.Cause(p.ctx) == errClientGone, context.Cause(p.ctx) == errRevoked:
+		return dst, true, errStreamBroken
+	case p.s.serviceContext.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
 		return dst, false, nil // who wants more connects again
 	case errors.Is(err, context.DeadlineExceeded):
 		return append(dst, ": nothing new\n\n"...), true, nil
@@ -174,7 +174,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 }
 
 func (p *eventProducer) Close() error {
-	p.end()
+	p.endWait()
 	p.source.Close()
 	return nil
 }
@@ -186,7 +186,7 @@ func appendEvent(dst []byte, kind string) []byte {
 	return append(dst, "\ndata: "...)
 }
 
-const endEvent = "\n\n"
+const eventEnd = "\n\n"
 
 // appendID sets the id to resume from. With nothing behind it, it is a block of its
 // own, which is no event.
@@ -203,17 +203,17 @@ func appendGap(dst []byte, missed uint64) []byte {
 	return append(dst, '}', '\n', '\n')
 }
 
-// runEvents renders the changes of one run. The id goes with the last event of a
+// runEventSource renders the changes of one run. The id goes with the last event of a
 // piece: who is cut off before it is told the piece again.
-type runEvents struct {
-	feed  messages.Subscription
-	tasks bool
-	open  int // tasks in the event that is being rendered
-	name  []byte
+type runEventSource struct {
+	subscription messages.Subscription
+	withTasks    bool
+	openTasks    int // tasks in the event that is being rendered
+	name         []byte
 }
 
-func (r *runEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error) {
-	news, err := r.feed.Next(ctx)
+func (r *runEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {
+	news, err := r.subscription.Next(ctx)
 	if err != nil {
 		return dst, false, err
 	}
@@ -221,9 +221,9 @@ func (r *runEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error
 		dst = appendGap(dst, news.Dropped)
 	}
 	for i := range news.Changes {
-		dst = r.change(dst, news.Plan, &news.Changes[i])
+		dst = r.appendChange(dst, news.Plan, &news.Changes[i])
 	}
-	dst = r.endTasks(dst)
+	dst = r.closeTasks(dst)
 	dst = appendID(dst, news.Seq)
 	if news.Summary == nil {
 		return append(dst, '\n'), false, nil
@@ -233,37 +233,37 @@ func (r *runEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error
 	dst = append(dst, `,"tasks":`...)
 	dst = strconv.AppendUint(dst, uint64(news.Summary.Tasks), 10)
 	dst = append(dst, '}')
-	return append(dst, endEvent...), news.Summary.State.Final(), nil
+	return append(dst, eventEnd...), news.Summary.State.Final(), nil
 }
 
-func (r *runEvents) change(dst []byte, p *dag.Plan, c *messages.Change) []byte {
+func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.Change) []byte {
 	switch {
 	case c.OfRun:
-		dst = r.endTasks(dst)
+		dst = r.closeTasks(dst)
 		dst = appendEvent(dst, "state")
 		dst = append(dst, `{"time":`...)
 		dst = appendNanos(dst, c.At)
 		dst = append(dst, `,"state":"`...)
 		dst = append(dst, c.Run.String()...)
 		dst = append(dst, `"}`...)
-		return append(dst, endEvent...)
-	case !r.tasks:
+		return append(dst, eventEnd...)
+	case !r.withTasks:
 		return dst
-	case r.open == perEvent:
-		dst = r.endTasks(dst)
+	case r.openTasks == maxTasksPerEvent:
+		dst = r.closeTasks(dst)
 	}
-	if r.open == 0 {
+	if r.openTasks == 0 {
 		dst = appendEvent(dst, "tasks")
 		dst = append(dst, '[')
 	} else {
 		dst = append(dst, ',')
 	}
-	r.open++
+	r.openTasks++
 	dst = append(dst, `{"time":`...)
 	dst = appendNanos(dst, c.At)
 	dst = append(dst, `,"task":`...)
 	r.name = p.AppendTaskName(r.name[:0], c.Task)
-	dst = appendText(dst, r.name)
+	dst = appendString(dst, r.name)
 	dst = append(dst, `,"state":"`...)
 	dst = append(dst, c.State.String()...)
 	dst = append(dst, `","attempt":`...)
@@ -275,22 +275,22 @@ func (r *runEvents) change(dst []byte, p *dag.Plan, c *messages.Change) []byte {
 	return append(dst, '}')
 }
 
-func (r *runEvents) endTasks(dst []byte) []byte {
-	if r.open == 0 {
+func (r *runEventSource) closeTasks(dst []byte) []byte {
+	if r.openTasks == 0 {
 		return dst
 	}
-	r.open = 0
+	r.openTasks = 0
 	dst = append(dst, ']')
-	return append(dst, endEvent...)
+	return append(dst, eventEnd...)
 }
 
-func (r *runEvents) Close() { r.feed.Close() }
+func (r *runEventSource) Close() { r.subscription.Close() }
 
-// runsEvents renders the runs that have changed.
-type runsEvents struct{ feed messages.RunListSubscription }
+// listEventSource renders the runs that have changed.
+type listEventSource struct{ subscription messages.RunListSubscription }
 
-func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, error) {
-	news, err := r.feed.Next(ctx)
+func (r *listEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {
+	news, err := r.subscription.Next(ctx)
 	if err != nil {
 		return dst, false, err
 	}
@@ -306,7 +306,7 @@ func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, erro
 		dst = append(dst, `,"tasks":`...)
 		dst = strconv.AppendUint(dst, uint64(sum.Tasks), 10)
 		dst = append(dst, '}')
-		dst = append(dst, endEvent...)
+		dst = append(dst, eventEnd...)
 	}
 	if len(news.Summaries) == 0 && news.ResumeAt > 0 {
 		dst = append(appendID(dst, uint64(news.ResumeAt)), '\n')
@@ -314,4 +314,4 @@ func (r *runsEvents) events(ctx context.Context, dst []byte) ([]byte, bool, erro
 	return dst, false, nil
 }
 
-func (r *runsEvents) Close() { r.feed.Close() }
+func (r *listEventSource) Close() { r.subscription.Close() }

@@ -118,7 +118,7 @@ func TestEventsAreResumed(t *testing.T) {
 }
 
 func TestEventsOfManyTasks(t *testing.T) {
-	const n = 2*perEvent + 5
+	const n = 2*maxTasksPerEvent + 5
 	e := &fakeEngine{feed: newFakeFeed()}
 	run := e.add(t, manySpec(n), dag.RunCompleted, dag.TaskCompleted)
 	news := &messages.RunEvents{Seq: 2, Plan: run.view.Plan, Summary: &run.view.Summary}

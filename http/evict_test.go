@@ -54,10 +54,10 @@ func TestRequestOfAnEvictedConnection(t *testing.T) {
 	s.start(&readHook{l, func() {
 		s.conns.mu.Lock()
 		for c := range s.conns.open {
-			c.since.Store(-int64(time.Hour)) // it is no new connection
+			c.stateSince.Store(-int64(time.Hour)) // it is no new connection
 		}
 		s.conns.mu.Unlock()
-		s.conns.makeRoom(s.Server)
+		s.conns.evictSome(s.Server)
 	}})
 	for kind, text := range requests {
 		_, r := s.raw(text)

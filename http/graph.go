@@ -1,8 +1,12 @@
 package http
 
 import (
+	"bytes"
+	"compress/gzip"
+	"hash/crc32"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/valyala/fasthttp"
 
@@ -13,7 +17,7 @@ import (
 // runGraph is GET /v1/dagrun/{run}/graph: templates and edges, and how far each
 // template is. It grows with what was submitted, not with what that expands to.
 func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
@@ -21,19 +25,19 @@ func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	return s.send(ctx, jsonType, &graph{view: view})
+	return s.send(ctx, jsonType, &graphDocument{view: view})
 }
 
-// graph renders a run's templates, then its edges.
-type graph struct {
-	view   *messages.View
-	opened bool
-	edges  bool // the templates are done
-	begun  bool // there was an edge
-	at     int  // template
+// graphDocument renders a run's templates, then its edges.
+type graphDocument struct {
+	view          *messages.View
+	opened        bool
+	templatesDone bool // the templates are done
+	anyEdge       bool // there was an edge
+	nextTemplate  int  // template
 }
 
-func (g *graph) next(dst []byte) ([]byte, bool, error) {
+func (g *graphDocument) next(dst []byte) ([]byte, bool, error) {
 	plan := g.view.Plan
 	if !g.opened {
 		g.opened = true
@@ -42,33 +46,33 @@ func (g *graph) next(dst []byte) ([]byte, bool, error) {
 		dst = strconv.AppendUint(dst, uint64(g.view.Tasks), 10)
 		dst = append(dst, `,"templates":[`...)
 	}
-	for ; !g.edges; g.at++ {
-		if g.at == len(plan.Templates) {
-			g.edges, g.at = true, 0
+	for ; !g.templatesDone; g.nextTemplate++ {
+		if g.nextTemplate == len(plan.Templates) {
+			g.templatesDone, g.nextTemplate = true, 0
 			dst = append(dst, `],"edges":[`...)
 			break
 		}
-		if len(dst) >= piece {
+		if len(dst) >= pieceBytes {
 			return dst, true, nil
 		}
-		if g.at > 0 {
+		if g.nextTemplate > 0 {
 			dst = append(dst, ',')
 		}
-		dst = g.template(dst, plan.Templates[g.at])
+		dst = g.appendTemplate(dst, plan.Templates[g.nextTemplate])
 	}
-	for ; g.at < len(plan.Templates); g.at++ {
-		if len(dst) >= piece {
+	for ; g.nextTemplate < len(plan.Templates); g.nextTemplate++ {
+		if len(dst) >= pieceBytes {
 			return dst, true, nil
 		}
-		dst = g.parents(dst, plan.Templates[g.at])
+		dst = g.appendEdgesTo(dst, plan.Templates[g.nextTemplate])
 	}
 	return append(dst, `]}`...), false, nil
 }
 
-func (g *graph) template(dst []byte, t *dag.Template) []byte {
+func (g *graphDocument) appendTemplate(dst []byte, t *dag.Template) []byte {
 	plan := g.view.Plan
 	dst = append(dst, `{"name":`...)
-	dst = appendText(dst, t.Name)
+	dst = appendString(dst, t.Name)
 	dst = append(dst, `,"first":`...)
 	dst = strconv.AppendUint(dst, uint64(t.Base), 10)
 	dst = append(dst, `,"count":`...)
@@ -80,18 +84,18 @@ func (g *graph) template(dst []byte, t *dag.Template) []byte {
 		}
 		p := &plan.Parameters[axis]
 		dst = append(dst, `{"name":`...)
-		dst = appendText(dst, p.Name)
+		dst = appendString(dst, p.Name)
 		dst = append(dst, `,"values":`...)
 		dst = strconv.AppendInt(dst, int64(len(p.Values)), 10)
 		dst = append(dst, '}')
 	}
 	dst = append(dst, `],"executor":`...)
-	dst = appendText(dst, plan.Classes[t.Class].Executor)
+	dst = appendString(dst, plan.Classes[t.Class].Executor)
 	dst = append(dst, `,"isGenerator":`...)
 	dst = strconv.AppendBool(dst, t.Generator)
 	if t.Origin >= 0 {
 		dst = append(dst, `,"generatedBy":`...)
-		dst = appendText(dst, plan.Templates[t.Origin].Name)
+		dst = appendString(dst, plan.Templates[t.Origin].Name)
 		dst = append(dst, `,"set":`...)
 		dst = strconv.AppendInt(dst, int64(t.Set), 10)
 	}
@@ -111,22 +115,109 @@ func (g *graph) template(dst []byte, t *dag.Template) []byte {
 	return append(dst, '}')
 }
 
-// parents appends the edges that end at t.
-func (g *graph) parents(dst []byte, t *dag.Template) []byte {
+// appendEdgesTo appends the edges that end at t.
+func (g *graphDocument) appendEdgesTo(dst []byte, t *dag.Template) []byte {
 	for _, e := range t.Parents {
-		if g.begun {
+		if g.anyEdge {
 			dst = append(dst, ',')
 		}
-		g.begun = true
+		g.anyEdge = true
 		dst = append(dst, `{"parent":`...)
-		dst = appendText(dst, g.view.Plan.Templates[e.Template].Name)
+		dst = appendString(dst, g.view.Plan.Templates[e.Template].Name)
 		dst = append(dst, `,"child":`...)
-		dst = appendText(dst, t.Name)
+		dst = appendString(dst, t.Name)
 		if e.Match != nil {
 			dst = append(dst, `,"match":`...)
-			dst = appendTexts(dst, e.Match.Names)
+			dst = appendStrings(dst, e.Match.Names)
 		}
 		dst = append(dst, '}')
 	}
 	return dst
+}
+
+// stateLetters are the bytes of a state vector. They are part of the API; a task
+// that has been granted a slot is QUEUED to users.
+var stateLetters = [dag.NumTaskStates]byte{
+	dag.TaskQueued: 'Q', dag.TaskGranted: 'Q', dag.TaskRunning: 'R', dag.TaskRetry: 'T',
+	dag.TaskCompleted: 'C', dag.TaskErrored: 'E', dag.TaskKilled: 'K',
+}
+
+// taskStates is GET /v1/dagrun/{run}/states: a byte per task, in the order of the
+// plan, all of one durable moment.
+func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
+	run, err := runParameter(ctx)
+	if err != nil {
+		return err
+	}
+	view, err := s.engine.View(contextOf(ctx), run, 0, math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	vector := make([]byte, len(view.States))
+	for i, state := range view.States {
+		vector[i] = stateLetters[state]
+	}
+	// Starts change states, but not the time of the last update: the sum tells.
+	tag := `W/"` + strconv.FormatInt(view.LastUpdate, 36) + "-" +
+		strconv.FormatUint(uint64(crc32.Checksum(vector, crc32.MakeTable(crc32.Castagnoli))), 36) + `"`
+	h := &ctx.Response.Header
+	h.Set(fasthttp.HeaderETag, tag)
+	h.Set(fasthttp.HeaderCacheControl, "no-cache")
+	h.Set(fasthttp.HeaderVary, fasthttp.HeaderAcceptEncoding)
+	h.Set("X-State", view.State.String())
+	h.Set("X-Tasks", strconv.FormatUint(uint64(view.Tasks), 10))
+	if etagMatches(ctx.Request.Header.Peek(fasthttp.HeaderIfNoneMatch), tag) {
+		ctx.SetStatusCode(fasthttp.StatusNotModified)
+		return nil
+	}
+	h.SetContentType(octetStream)
+	h.Set(fasthttp.HeaderXContentTypeOptions, "nosniff")
+	if len(vector) >= minGzipBytes && acceptsGzip(ctx.Request.Header.Peek(fasthttp.HeaderAcceptEncoding)) {
+		var packed bytes.Buffer
+		w, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed) // the level is known
+		if _, err := w.Write(vector); err != nil {
+			return err
+		}
+		if err := w.Close(); err != nil {
+			return err
+		}
+		vector = packed.Bytes()
+		h.SetContentEncoding("gzip")
+	}
+	ctx.Response.SetBodyRaw(vector)
+	return nil
+}
+
+// minGzipBytes is the length from which a state vector is compressed.
+const minGzipBytes = 1 << 10
+
+// etagMatches tells whether an If-None-Match header holds a tag, weakly compared.
+func etagMatches(header []byte, tag string) bool {
+	for member := range strings.SplitSeq(string(header), ",") {
+		member = strings.TrimSpace(member)
+		if member == "*" || strings.TrimPrefix(member, "W/") == strings.TrimPrefix(tag, "W/") {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptsGzip tells whether an Accept-Encoding header admits gzip.
+func acceptsGzip(header []byte) bool {
+	takes := false
+	for member := range strings.SplitSeq(string(header), ",") {
+		coding, params, _ := strings.Cut(member, ";")
+		coding = strings.ToLower(strings.TrimSpace(coding))
+		named := coding == "gzip" || coding == "x-gzip"
+		if !named && coding != "*" {
+			continue
+		}
+		quality, given := strings.CutPrefix(strings.ReplaceAll(params, " ", ""), "q=")
+		q, err := strconv.ParseFloat(quality, 64)
+		takes = !given || err == nil && q > 0
+		if named {
+			return takes // what * says does not count
+		}
+	}
+	return takes
 }

@@ -97,7 +97,7 @@ func BenchmarkGraph(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, _, err := (&graph{view: view}).next(nil); err != nil {
+		if _, _, err := (&graphDocument{view: view}).next(nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -15,17 +15,17 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-const octets = "application/octet-stream"
+const octetStream = "application/octet-stream"
 
 // taskLog is GET /v1/dagrun/{run}/task/{task}/log: what an attempt wrote, raw.
 // Bytes that are not kept show as a marker line, except in a range.
 func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
-	run, name, err := taskOf(ctx)
+	run, name, err := taskParameter(ctx)
 	if err != nil {
 		return err
 	}
 	var q logQuery
-	if err := query(ctx, q.parameter); err != nil {
+	if err := eachParameter(ctx, q.setParameter); err != nil {
 		return err
 	}
 	log, err := s.engine.OpenLog(contextOf(ctx), run, name, q.attempt, q.stream)
@@ -41,26 +41,26 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 			return err
 		}
 		ctx.Response.ImmediateHeaderFlush = true
-		s.stream(ctx, octets, &logFollower{logReader{log, q.offset, math.MaxInt64}, until, end, 0, s.permitOf(ctx)}, nil, -1)
+		s.stream(ctx, octetStream, &logFollower{logReader{log, q.offset, math.MaxInt64}, until, end, 0, s.permitOf(ctx)}, nil, -1)
 		return nil
 	}
 	h.Set(fasthttp.HeaderAcceptRanges, "bytes")
 	size := log.Size()
 	if asked := ctx.Request.Header.Peek(fasthttp.HeaderRange); asked != nil && !q.follow && q.offset == 0 &&
 		ctx.Request.Header.Peek(fasthttp.HeaderIfRange) == nil {
-		if from, to, ok := rangeOf(string(asked), size); ok {
+		if from, to, ok := parseRange(string(asked), size); ok {
 			return s.logRange(ctx, log, from, to, size)
 		}
 	}
 	// What is damaged is refused before the first byte: once the answer has begun, only
 	// breaking it off is left.
-	if kept, ok := log.(interface{ Verify(from int64) error }); ok && size-q.offset > piece {
+	if kept, ok := log.(interface{ Verify(from int64) error }); ok && size-q.offset > pieceBytes {
 		if err := kept.Verify(q.offset); err != nil {
 			log.Close()
 			return err
 		}
 	}
-	return s.send(ctx, octets, &logReader{log, q.offset, size})
+	return s.send(ctx, octetStream, &logReader{log, q.offset, size})
 }
 
 // logQuery says what to read.
@@ -71,12 +71,12 @@ type logQuery struct {
 	offset  int64
 }
 
-func (q *logQuery) parameter(name, value string) (err error) {
+func (q *logQuery) setParameter(name, value string) (err error) {
 	switch name {
 	case "attempt":
 		n, err := strconv.ParseUint(value, 10, 32)
 		if err != nil || n == 0 {
-			return invalid("query parameter attempt: " + quote(value) + " is no number from 1 up")
+			return invalid("query parameter attempt: " + quoteInput(value) + " is no number from 1 up")
 		}
 		q.attempt = uint32(n)
 	case "stream":
@@ -86,14 +86,14 @@ func (q *logQuery) parameter(name, value string) (err error) {
 		case "stderr":
 			q.stream = messages.Stderr
 		default:
-			return invalid("query parameter stream: " + quote(value) + " is neither stdout nor stderr")
+			return invalid("query parameter stream: " + quoteInput(value) + " is neither stdout nor stderr")
 		}
 	case "follow":
-		q.follow, err = switchOf(name, value)
+		q.follow, err = parseSwitch(name, value)
 	case "offset":
 		n, err := strconv.ParseUint(value, 10, 63)
 		if err != nil {
-			return invalid("query parameter offset: " + quote(value) + " is no number")
+			return invalid("query parameter offset: " + quoteInput(value) + " is no number")
 		}
 		q.offset = int64(n)
 	default:
@@ -102,10 +102,10 @@ func (q *logQuery) parameter(name, value string) (err error) {
 	return err
 }
 
-// rangeOf decodes a Range header of one range: the bytes [from, to) of size. An
+// parseRange decodes a Range header of one range: the bytes [from, to) of size. An
 // unsatisfiable one has from >= to. What else the header may hold is not ok: the
 // server ignores it, as it may.
-func rangeOf(header string, size int64) (from, to int64, ok bool) {
+func parseRange(header string, size int64) (from, to int64, ok bool) {
 	first, last, ok := strings.Cut(strings.TrimPrefix(header, "bytes="), "-")
 	if !ok || !strings.HasPrefix(header, "bytes=") {
 		return 0, 0, false
@@ -144,7 +144,7 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 		ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(size, 10))
 		return &refusal{fasthttp.StatusRequestedRangeNotSatisfiable, "the output has no bytes in that range: it has " + strconv.FormatInt(size, 10)}
 	}
-	to, err := whole(log, from, to)
+	to, err := contiguousEnd(log, from, to)
 	if err != nil || to == from {
 		log.Close()
 		ctx.Response.Header.Del(fasthttp.HeaderAcceptRanges)
@@ -153,13 +153,13 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 	ctx.SetStatusCode(fasthttp.StatusPartialContent)
 	ctx.Response.Header.Set(fasthttp.HeaderContentRange,
 		"bytes "+strconv.FormatInt(from, 10)+"-"+strconv.FormatInt(to-1, 10)+"/"+total)
-	s.stream(ctx, octets, &logReader{log, from, to}, nil, int(to-from))
+	s.stream(ctx, octetStream, &logReader{log, from, to}, nil, int(to-from))
 	return nil
 }
 
-// whole is how far from `from` on towards `to` the log can be read without a gap.
-func whole(log messages.Log, from, to int64) (int64, error) {
-	buf := make([]byte, piece)
+// contiguousEnd is how far from `from` on towards `to` the log can be read without a gap.
+func contiguousEnd(log messages.Log, from, to int64) (int64, error) {
+	buf := make([]byte, pieceBytes)
 	for from < to {
 		n, err := log.ReadAt(buf[:min(int64(len(buf)), to-from)], from)
 		from += int64(n)
@@ -180,14 +180,14 @@ type logReader struct {
 }
 
 func (r *logReader) next(dst []byte) ([]byte, bool, error) {
-	if cap(dst)-len(dst) < piece {
-		dst = append(make([]byte, 0, len(dst)+piece), dst...)
+	if cap(dst)-len(dst) < pieceBytes {
+		dst = append(make([]byte, 0, len(dst)+pieceBytes), dst...)
 	}
-	room := dst[len(dst) : len(dst)+piece]
+	room := dst[len(dst) : len(dst)+pieceBytes]
 	if r.off >= r.end {
 		return dst, false, nil
 	}
-	n, err := r.log.ReadAt(room[:min(piece, r.end-r.off)], r.off)
+	n, err := r.log.ReadAt(room[:min(pieceBytes, r.end-r.off)], r.off)
 	dst = dst[:len(dst)+n]
 	r.off += int64(n)
 	switch err {
@@ -213,21 +213,21 @@ func (r *logReader) Close() error { return r.log.Close() }
 // gone, or the server shuts down. Only the first ends the answer properly.
 type logFollower struct {
 	logReader
-	until context.Context // ends when the client leaves, or the server
-	end   func()          // of the wait
-	wait  time.Duration   // since there was something
-	right *permit         // sessions end by themselves
+	ctx          context.Context // ends when the client leaves, or the server
+	endWait      func()          // of the wait
+	pollInterval time.Duration   // since there was something
+	permit       *permit         // sessions end by themselves
 }
 
 func (f *logFollower) Close() error {
-	f.end()
+	f.endWait()
 	return f.logReader.Close()
 }
 
 // How often a follower looks: often at first, then less.
 const (
-	minWait = 10 * time.Millisecond
-	maxWait = 250 * time.Millisecond
+	minPollInterval = 10 * time.Millisecond
+	maxPollInterval = 250 * time.Millisecond
 )
 
 func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
@@ -236,22 +236,22 @@ func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 		before := len(dst)
 		dst, _, err := f.logReader.next(dst)
 		if err != nil || len(dst) > before {
-			f.wait = 0
+			f.pollInterval = 0
 			return dst, true, err
 		}
 		if !live {
 			return dst, false, nil
 		}
-		f.wait = min(max(2*f.wait, minWait), maxWait)
-		timer := time.NewTimer(f.wait)
+		f.pollInterval = min(max(2*f.pollInterval, minPollInterval), maxPollInterval)
+		timer := time.NewTimer(f.pollInterval)
 		select {
 		case <-timer.C:
-			if !f.right.holds() {
-				return dst, true, errBreakOff
+			if !f.permit.isValid() {
+				return dst, true, errStreamBroken
 			}
-		case <-f.until.Done():
+		case <-f.ctx.Done():
 			timer.Stop()
-			return dst, true, errBreakOff
+			return dst, true, errStreamBroken
 		}
 	}
 }

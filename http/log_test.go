@@ -40,7 +40,7 @@ func TestLog(t *testing.T) {
 		if r.status != 200 || r.body != want {
 			t.Errorf("%q: %d %q", query, r.status, r.body)
 		}
-		if r.header.Get("Content-Type") != octets || r.header.Get("X-Content-Type-Options") != "nosniff" || r.header.Get("Accept-Ranges") != "bytes" {
+		if r.header.Get("Content-Type") != octetStream || r.header.Get("X-Content-Type-Options") != "nosniff" || r.header.Get("Accept-Ranges") != "bytes" {
 			t.Errorf("%q: %v", query, r.header)
 		}
 	}

@@ -34,7 +34,7 @@ func serveLong(t *testing.T, e Engine, change ...func(*Config)) *service {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left of long bodies: %v %v", left, err)
 		}
-		eventually(t, "no long body is held", func() bool { return s.spools.len() == 0 && len(s.turn) == 0 })
+		eventually(t, "no long body is held", func() bool { return s.longBodies.len() == 0 && len(s.planningTurn) == 0 })
 	})
 	return s
 }
@@ -46,7 +46,7 @@ func TestLongBodies(t *testing.T) {
 	s := serveLong(t, e, func(c *Config) {
 		c.Sparing = func() func() { spared++; return func() { spared-- } }
 	})
-	doc := longSpec(longFrom + 1)
+	doc := longSpec(longBodyBytes + 1)
 	zw, err := zstd.NewWriter(nil, zstd.WithWindowSize(1<<20))
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestLongBodies(t *testing.T) {
 		t.Errorf("%d submitted, spared %d times too often", len(e.submitted), spared)
 	}
 	// What has been answered cannot be opened again.
-	if _, err := e.submitted[0].Long.Open(); !errors.Is(err, errGone) {
+	if _, err := e.submitted[0].Long.Open(); !errors.Is(err, errBodyReleased) {
 		t.Errorf("opened afterwards: %v", err)
 	}
 }
@@ -87,9 +87,9 @@ func TestLongBodies(t *testing.T) {
 // TestLongBodiesThatAreRefused leave nothing, and the next one is taken.
 func TestLongBodiesThatAreRefused(t *testing.T) {
 	e := &fakeEngine{}
-	limit := int64(longFrom + 2<<20)
+	limit := int64(longBodyBytes + 2<<20)
 	s := serveLong(t, e, func(c *Config) { c.MaxBody = limit })
-	sound := longSpec(longFrom + 1)
+	sound := longSpec(longBodyBytes + 1)
 	tooLong := longSpec(int(limit) + 1)
 	for _, c := range []struct {
 		status  int
@@ -153,14 +153,14 @@ func TestSlowLongBodies(t *testing.T) {
 			t.Skipf("no second loopback address: %v", err)
 		}
 		conns = append(conns, c)
-		if _, err := fmt.Fprintf(c, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 4*longFrom, body); err != nil {
+		if _, err := fmt.Fprintf(c, "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", 4*longBodyBytes, body); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i := range maxSpool {
-		begin(byte(2 + i/ownSpool))
-		eventually(t, "it is being received", func() bool { return s.spools.len() == i+1 })
-		if i == ownSpool-1 { // this client's share, and no more
+	for i := range maxLongBodies {
+		begin(byte(2 + i/maxLongBodiesOfClient))
+		eventually(t, "it is being received", func() bool { return s.longBodies.len() == i+1 })
+		if i == maxLongBodiesOfClient-1 { // this client's share, and no more
 			begin(2)
 			refusedWith(t, s.answerTo(bufio.NewReader(conns[len(conns)-1])), 429, "too many large bodies of this client at a time: at most 8")
 		}
@@ -169,12 +169,12 @@ func TestSlowLongBodies(t *testing.T) {
 	eventually(t, "they hold no memory", func() bool {
 		runtime.GC()
 		runtime.ReadMemStats(&m)
-		return m.HeapAlloc < maxSpool<<19
+		return m.HeapAlloc < maxLongBodies<<19
 	})
 	if r := s.do("POST", "/v1/dagrun", `{"tasks":{"a":{"job":{"command":["x"]}}}}`); r.status != 200 {
 		t.Errorf("a small one beside them: %d %s", r.status, r.body)
 	}
-	if r := s.do("POST", "/v1/dagrun", longSpec(longFrom+1)); r.status != 503 || !strings.Contains(r.body, "too many large bodies") {
+	if r := s.do("POST", "/v1/dagrun", longSpec(longBodyBytes+1)); r.status != 503 || !strings.Contains(r.body, "too many large bodies") {
 		t.Errorf("one more: %d %s", r.status, r.body)
 	}
 	for _, c := range conns {
@@ -192,7 +192,7 @@ func TestLongBodiesTakeTurns(t *testing.T) {
 		}
 	}}
 	s := serveLong(t, e)
-	doc := longSpec(longFrom + 1)
+	doc := longSpec(longBodyBytes + 1)
 	answers := make(chan reply, 3)
 	for range 3 {
 		go func() { answers <- s.do("POST", "/v1/dagrun", doc) }()
@@ -213,7 +213,7 @@ func TestLongBodiesTakeTurns(t *testing.T) {
 
 func TestUnnamedFiles(t *testing.T) {
 	dir := t.TempDir()
-	f, err := unnamed(dir)
+	f, err := createUnnamed(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestUnnamedFiles(t *testing.T) {
 	if n, err := f.ReadAt(back, 0); n != 1 || err != nil || !bytes.Equal(back, []byte("x")) {
 		t.Errorf("%d %q %v", n, back, err)
 	}
-	if _, err := unnamed(dir + "/nowhere"); err == nil {
+	if _, err := createUnnamed(dir + "/nowhere"); err == nil {
 		t.Error("a file in no folder")
 	}
 }

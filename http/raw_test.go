@@ -46,7 +46,7 @@ func TestMalformed(t *testing.T) {
 		{400, "GET /a b HTTP/1.1\r\nHost: c\r\n\r\n"},
 		{400, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"},
 	} {
-		t.Run(quote(c.text[:min(len(c.text), 120)]), func(t *testing.T) {
+		t.Run(quoteInput(c.text[:min(len(c.text), 120)]), func(t *testing.T) {
 			_, r := s.raw(c.text)
 			got := s.answerTo(r)
 			want := ""
@@ -170,7 +170,7 @@ func TestSlowRequests(t *testing.T) {
 		_, r := s.raw(text)
 		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 	}
-	large := s.bounds(&Entrance{}, headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
+	large := s.requestLimits(&Entrance{}, headerOf(t, "POST / HTTP/1.1\r\nHost: c\r\nContent-Length: 33554432\r\n\r\n"))
 	if want := 512*time.Second + 50*time.Millisecond; large.ReadTimeout != want {
 		t.Errorf("a body of 32 MiB may take %v, want %v", large.ReadTimeout, want)
 	}

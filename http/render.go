@@ -16,8 +16,8 @@ import (
 
 const jsonType = "application/json"
 
-// appendText appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
-func appendText[T string | []byte](dst []byte, s T) []byte {
+// appendString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
+func appendString[T string | []byte](dst []byte, s T) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	from := 0
@@ -69,32 +69,32 @@ func appendSeconds(dst []byte, d time.Duration) []byte {
 	return strconv.AppendFloat(dst, d.Seconds(), 'f', -1, 64)
 }
 
-func appendTexts(dst []byte, list []string) []byte {
+func appendStrings(dst []byte, list []string) []byte {
 	dst = append(dst, '[')
 	for i, s := range list {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendText(dst, s)
+		dst = appendString(dst, s)
 	}
 	return append(dst, ']')
 }
 
-// appendHead appends the members that a run's document and its summary begin with.
-func appendHead(dst []byte, s *messages.Summary) []byte {
+// appendRunHead appends the members that a run's document and its summary begin with.
+func appendRunHead(dst []byte, s *messages.Summary) []byte {
 	dst = append(dst, `{"runID":`...)
 	dst = strconv.AppendUint(dst, uint64(s.ID), 10)
 	dst = append(dst, `,"tag":`...)
-	dst = appendText(dst, s.Tag)
+	dst = appendString(dst, s.Tag)
 	if len(s.Tags) > 0 {
 		dst = append(dst, `,"tags":{`...)
 		for i, l := range s.Tags {
 			if i > 0 {
 				dst = append(dst, ',')
 			}
-			dst = appendText(dst, l.Name)
+			dst = appendString(dst, l.Name)
 			dst = append(dst, ':')
-			dst = appendText(dst, l.Value)
+			dst = appendString(dst, l.Value)
 		}
 		dst = append(dst, '}')
 	}
@@ -107,9 +107,9 @@ func appendSummary(dst []byte, s *messages.Summary) []byte {
 		dst = append(dst, `{"runID":`...)
 		dst = strconv.AppendUint(dst, uint64(s.ID), 10)
 		dst = append(dst, `,"error":`...)
-		return appendText(dst, s.Damage)
+		return appendString(dst, s.Damage)
 	}
-	dst = appendHead(dst, s)
+	dst = appendRunHead(dst, s)
 	dst = append(dst, `,"state":"`...)
 	dst = append(dst, s.State.String()...)
 	dst = append(dst, `","startTime":`...)
@@ -177,13 +177,13 @@ func answerRun(ctx *fasthttp.RequestCtx, run messages.RunID, task string) {
 	dst = strconv.AppendUint(dst, uint64(run), 10)
 	if task != "" {
 		dst = append(dst, `,"task":`...)
-		dst = appendText(dst, task)
+		dst = appendString(dst, task)
 	}
-	answer(ctx, append(dst, '}'))
+	answerJSON(ctx, append(dst, '}'))
 }
 
-// answer answers with JSON, which it keeps.
-func answer(ctx *fasthttp.RequestCtx, body []byte) {
+// answerJSON answers with JSON, which it keeps.
+func answerJSON(ctx *fasthttp.RequestCtx, body []byte) {
 	ctx.Response.Header.SetContentType(jsonType)
 	ctx.Response.SetBodyRaw(body)
 }

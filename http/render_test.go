@@ -89,9 +89,9 @@ func TestAttempts(t *testing.T) {
 	}
 	r.view.Live = []messages.LiveAttempt{{Task: 2, Attempt: 1, Start: 77}, {Task: 3, Attempt: 1, Start: 1}, {Task: 3, Attempt: 2, Start: 3}}
 	s := serve(t, e)
-	head := strings.Repeat("0123456789abcdef", inlineLog/16)
+	head := strings.Repeat("0123456789abcdef", inlineOutput/16)
 	data := string(long.data)
-	cut, err := json.Marshal(head + "\n[caravan: 868928 bytes cut]\n" + data[len(data)-inlineLog:])
+	cut, err := json.Marshal(head + "\n[caravan: 868928 bytes cut]\n" + data[len(data)-inlineOutput:])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 		text := strings.Repeat("x", shift) + strings.Repeat("€", 100_000)
 		log := &fakeLog{data: []byte(text)}
 		var o outputEncoder
-		got := unjson(t, o.append(nil, log.open(), nil))
+		got := unjson(t, o.appendOutput(nil, log.open(), nil))
 		if strings.ContainsRune(got, '\uFFFD') {
 			t.Errorf("shift %d: half a character", shift)
 		}
@@ -153,17 +153,17 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 		if err := json.Unmarshal([]byte(n), &cut); err != nil || !ok {
 			t.Fatal(err, ok)
 		}
-		if len(head)+cut+len(tail) != len(text) || !strings.HasPrefix(text, head) || !strings.HasSuffix(text, tail) || len(tail) < inlineLog-3 {
+		if len(head)+cut+len(tail) != len(text) || !strings.HasPrefix(text, head) || !strings.HasSuffix(text, tail) || len(tail) < inlineOutput-3 {
 			t.Errorf("shift %d: %d + %d + %d of %d", shift, len(head), cut, len(tail), len(text))
 		}
 	}
 	for in, want := range map[string]string{"": "", "a": "a", "a\xe2\x82": "a", "€": "€", "\xff": "\xff", "a\x82\x82\x82\x82": "a\x82\x82\x82\x82"} {
-		if got := trimEnd([]byte(in)); string(got) != want {
+		if got := trimPartialEnd([]byte(in)); string(got) != want {
 			t.Errorf("%q: %q", in, got)
 		}
 	}
 	for in, want := range map[string]string{"": "", "\x82\xaca": "a", "\x82\x82\x82\x82\x82": "\x82\x82\x82\x82\x82", "€": "€"} {
-		if got := trimStart([]byte(in)); string(got) != want {
+		if got := trimPartialStart([]byte(in)); string(got) != want {
 			t.Errorf("%q: %q", in, got)
 		}
 	}

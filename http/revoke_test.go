@@ -70,7 +70,7 @@ func TestReloadEndsWaits(t *testing.T) {
 			}
 			s.permits.mu.Lock()
 			defer s.permits.mu.Unlock()
-			if n := len(s.permits.open); n != 0 {
+			if n := len(s.permits.pending); n != 0 {
 				t.Errorf("%d permits are left", n)
 			}
 		})

@@ -1,10 +1,7 @@
 package http
 
 import (
-	"log/slog"
-	"runtime/debug"
-	"time"
-
+	"github.com/fasthttp/router"
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/http/access"
@@ -14,24 +11,29 @@ import (
 type route struct {
 	method string
 	path   string        // also the route's name in the metrics
-	scope  access.Scopes // one of these is needed; or open
+	scope  access.Scopes // the caller needs one of these, or publicRoute
 	body   bodyKind
 	handle func(*Server, *fasthttp.RequestCtx) error
 }
 
-const serverStatePath = "/v1/server/state"
+// publicRoute marks a route that needs no token.
+const publicRoute access.Scopes = 1 << 7
 
+// Paths with a meaning outside of the table.
 const (
-	backupRoute    = "/v1/backup"
-	eventsRoute    = "/v1/events"
-	runEventsRoute = "/v1/dagrun/{run}/events"
-	statesRoute    = "/v1/dagrun/{run}/states"
-	logRoute       = "/v1/dagrun/{run}/task/{task}/log"
+	backupRoute     = "/v1/backup"
+	eventsRoute     = "/v1/events"
+	runEventsRoute  = "/v1/dagrun/{run}/events"
+	statesRoute     = "/v1/dagrun/{run}/states"
+	logRoute        = "/v1/dagrun/{run}/task/{task}/log"
+	serverStatePath = "/v1/server/state"
+	validatePath    = "/v1/dagrun/validate"
+	runPathPrefix   = "/v1/dagrun/"
 )
 
-// bulk tells whether the answer is no document, but all that there is, a file or a stream:
-// other origins' pages may not so much as navigate there.
-func (rt *route) bulk() bool {
+// isBulk tells whether the answer is a file, a stream or everything the server has, instead of
+// a document. Pages of other origins may not even navigate there.
+func (rt *route) isBulk() bool {
 	switch rt.path {
 	case backupRoute, eventsRoute, runEventsRoute, statesRoute, logRoute:
 		return true
@@ -39,14 +41,21 @@ func (rt *route) bulk() bool {
 	return false
 }
 
-const validatePath = "/v1/dagrun/validate"
+// isChange tells whether the route changes anything.
+func (rt *route) isChange() bool {
+	switch rt.method {
+	case "", fasthttp.MethodGet:
+		return false
+	}
+	return rt.path != validatePath
+}
 
-// routes is the whole surface. The rows of the first block are fixed: their
-// paths, members, types and order are those that clients have always known.
+// routes is the whole surface. The rows of the first block are fixed: clients rely on their
+// paths, and on the members, types and order of their answers.
 func (s *Server) routes() []route {
 	const run, task = "/v1/dagrun/{run}", "/v1/dagrun/{run}/task/{task}"
 	return []route{
-		{"GET", "/ready", open, noBody, (*Server).ready},
+		{"GET", "/ready", publicRoute, noBody, (*Server).ready},
 		{"GET", "/v1/dagruns", access.Read, noBody, (*Server).listRuns},
 		{"POST", "/v1/dagrun", access.Submit, jsonBody, (*Server).submit},
 		{"POST", validatePath, access.Read | access.Submit, jsonBody, (*Server).validate},
@@ -69,92 +78,61 @@ func (s *Server) routes() []route {
 		{"GET", backupRoute, access.Control, noBody, (*Server).backup},
 		{"GET", serverStatePath, access.Read, noBody, (*Server).serverState},
 		{"PATCH", serverStatePath + "/{state}", access.Control, noBody, (*Server).setServerState},
-		{"GET", "/healthz", open, noBody, (*Server).healthz},
+		{"GET", "/healthz", publicRoute, noBody, (*Server).healthz},
 		{"GET", "/version", access.Read, noBody, (*Server).version},
 		{"GET", "/metrics", access.Read, noBody, (*Server).showMetrics},
-		{"GET", loginPath, open, noBody, (*Server).loginPage},
-		{"POST", loginPath, open, formBody, (*Server).login},
-		{"POST", logoutPath, open, formBody, (*Server).logout},
+		{"GET", loginPath, publicRoute, noBody, (*Server).loginPage},
+		{"POST", loginPath, publicRoute, formBody, (*Server).login},
+		{"POST", logoutPath, publicRoute, formBody, (*Server).logout},
 	}
 }
 
-// wrap makes a route's handler what fasthttp calls: counted, refused while the
-// server shuts down, its error rendered, its panic contained.
-func (s *Server) wrap(rt route) fasthttp.RequestHandler {
-	if rt.scope == 0 {
-		panic("http: the route " + rt.method + " " + rt.path + " has no scope")
-	}
-	m := s.metrics.route(rt.path)
-	return func(ctx *fasthttp.RequestCtx) {
-		began := time.Now()
-		who := access.Caller{}
-		_, waits := ctx.UserValue(expecting{}).(bool) // for permission to send its body
-		s.enter()
-		if c := connOf(ctx); c != nil {
-			c.beginRequest()
-			c.chunks.measure(&ctx.Request.Header)
-		}
-		defer func() {
-			if p := recover(); p != nil {
-				s.panicked(ctx, p)
-			}
-			took := time.Since(began)
-			if waits && ctx.Response.StatusCode() < 400 {
-				s.leave()
-				return // the request itself is still to come
-			}
-			if s.cfg.Access.Audit != nil {
-				s.audit(ctx, &rt, &who)
-			}
-			m.observe(ctx.Response.StatusCode(), took)
-			if s.log.Enabled(ctx, slog.LevelDebug) {
-				s.log.Debug("http: request", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
-					"status", ctx.Response.StatusCode(), "took", took, "from", ctx.RemoteAddr().String())
-			}
-			s.leave()
-		}()
-		s.protect(ctx)
-		err := s.admit(ctx, &rt, &who)
-		if err == nil && (!waits || rt.method == "") {
-			err = rt.handle(s, ctx)
-		}
-		if err != nil {
-			s.fail(ctx, err)
+// router lays out the routes. Redirects are off: a path is matched as it is.
+func (s *Server) router() *router.Router {
+	r := router.New()
+	r.RedirectTrailingSlash = false
+	r.RedirectFixedPath = false
+	r.PanicHandler = s.answerPanic
+	for _, rt := range s.routes() {
+		h := s.handlerOf(rt)
+		r.Handle(rt.method, rt.path, h)
+		if rt.method == fasthttp.MethodGet {
+			r.HEAD(rt.path, h)
 		}
 	}
+	// The router would take "validate" for a run ID.
+	notPost := s.handlerOf(route{path: "none", scope: access.All, handle: methodNotAllowed})
+	for _, method := range []string{fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodDelete} {
+		r.Handle(method, validatePath, notPost)
+	}
+	r.NotFound = s.handlerOf(route{path: "none", scope: access.All, handle: routeNotFound})
+	r.MethodNotAllowed = s.handlerOf(route{path: "none", scope: access.All, handle: methodNotAllowed})
+	r.GlobalOPTIONS = s.handlerOf(route{path: "none", scope: publicRoute, handle: answerOptions})
+	return r
 }
 
-// panicked answers for a handler that panicked.
-func (s *Server) panicked(ctx *fasthttp.RequestCtx, p any) {
-	s.log.Error("http: panic", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
-		"panic", p, "stack", string(debug.Stack()))
-	ctx.Response.Reset()
-	s.protect(ctx)
-	ctx.SetConnectionClose()
-	writeProblem(ctx, internalProblem)
+func routeNotFound(_ *Server, ctx *fasthttp.RequestCtx) error {
+	return &refusal{status: fasthttp.StatusNotFound, detail: "no such path: " + quoteInput(ctx.URI().PathOriginal())}
 }
 
-func noRoute(_ *Server, ctx *fasthttp.RequestCtx) error {
-	return &refusal{status: fasthttp.StatusNotFound, text: "no such path: " + quote(ctx.URI().PathOriginal())}
-}
-
-// wrongMethod answers where the path is known.
-func wrongMethod(_ *Server, ctx *fasthttp.RequestCtx) error {
+// methodNotAllowed answers a method that a known path does not have.
+func methodNotAllowed(_ *Server, ctx *fasthttp.RequestCtx) error {
 	return &refusal{
 		status: fasthttp.StatusMethodNotAllowed,
-		text:   "method " + quote(ctx.Method()) + " is not allowed on " + quote(ctx.URI().PathOriginal()) + ": use " + allow(ctx),
+		detail: "method " + quoteInput(ctx.Method()) + " is not allowed on " + quoteInput(ctx.URI().PathOriginal()) + ": use " + allowedMethods(ctx),
 	}
 }
 
-func options(s *Server, ctx *fasthttp.RequestCtx) error {
-	allow(ctx)
+func answerOptions(s *Server, ctx *fasthttp.RequestCtx) error {
+	allowedMethods(ctx)
 	s.preflight(ctx)
 	ctx.SetStatusCode(fasthttp.StatusNoContent)
 	return nil
 }
 
-// allow is the Allow header: the router has set it, except where it was misled.
-func allow(ctx *fasthttp.RequestCtx) string {
+// allowedMethods returns the Allow header, which the router has set. It corrects the header for
+// validatePath, which the router takes for the path of a run.
+func allowedMethods(ctx *fasthttp.RequestCtx) string {
 	if string(ctx.URI().PathOriginal()) == validatePath {
 		ctx.Response.Header.Set(fasthttp.HeaderAllow, "OPTIONS, POST")
 	}

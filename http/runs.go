@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -15,7 +16,7 @@ import (
 
 // runState is GET /v1/dagrun/{run}/state; clients poll it in tight loops.
 func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
@@ -33,7 +34,7 @@ func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
 // runSummary is GET /v1/dagrun/{run}/summary: the run's entry in the list, and
 // the number of its tasks.
 func (s *Server) runSummary(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
@@ -44,21 +45,21 @@ func (s *Server) runSummary(ctx *fasthttp.RequestCtx) error {
 	dst := appendSummary(make([]byte, 0, 512), sum)
 	dst = append(dst, `,"tasks":`...)
 	dst = strconv.AppendUint(dst, uint64(sum.Tasks), 10)
-	answer(ctx, append(dst, '}'))
+	answerJSON(ctx, append(dst, '}'))
 	return nil
 }
 
 // setRunState is PATCH /v1/dagrun/{run}/state/{state}.
 func (s *Server) setRunState(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
-	word, err := param(ctx, "state")
+	word, err := pathParameter(ctx, "state")
 	if err != nil {
 		return err
 	}
-	state, err := runStateOf(word)
+	state, err := parseRunState(word)
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func (s *Server) setRunState(ctx *fasthttp.RequestCtx) error {
 
 // killRun is DELETE /v1/dagrun/{run}.
 func (s *Server) killRun(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (s *Server) killRun(ctx *fasthttp.RequestCtx) error {
 
 // runDocument is GET /v1/dagrun/{run}: everything there is on a run.
 func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
-	run, err := runOf(ctx)
+	run, err := runParameter(ctx)
 	if err != nil {
 		return err
 	}
@@ -101,17 +102,17 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	if err != nil {
 		return err
 	}
-	l := &runList{ctx: contextOf(ctx), engine: s.engine, q: q, left: q.Limit}
+	l := &runList{ctx: contextOf(ctx), engine: s.engine, query: q}
 	if q.Limit > 0 {
 		// One more than the page tells whether there is a next one.
-		next, err := l.page()
+		next, err := l.renderPage()
 		if err != nil {
 			return err
 		}
 		if next {
-			nextPage(ctx, cursorText(runCursor, uint64(l.q.After)))
+			setNextPage(ctx, formatCursor(runCursor, uint64(l.query.After)))
 		}
-		answer(ctx, append(l.buf, ']'))
+		answerJSON(ctx, append(l.pageBuffer, ']'))
 		return nil
 	}
 	return s.send(ctx, jsonType, l)
@@ -120,31 +121,31 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 // listQuery decodes the query of a list of runs. A label is tags.NAME=VALUE.
 func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 	var q messages.ListQuery
-	err := query(ctx, func(name, value string) error {
+	err := eachParameter(ctx, func(name, value string) error {
 		var err error
 		switch {
 		case name == "all":
-			q.All, err = switchOf(name, value)
+			q.All, err = parseSwitch(name, value)
 		case name == "tag":
 			q.Tag, q.HasTag = value, true
 		case name == "state":
 			for word := range strings.SplitSeq(value, ",") {
 				var state dag.RunState
-				if state, err = runStateOf(word); err != nil {
+				if state, err = parseRunState(word); err != nil {
 					return err
 				}
 				q.States = append(q.States, state)
 			}
 		case name == "order":
 			if value != "asc" && value != "desc" {
-				return invalid("query parameter order: " + quote(value) + " is neither asc nor desc")
+				return invalid("query parameter order: " + quoteInput(value) + " is neither asc nor desc")
 			}
 			q.Desc = value == "desc"
 		case name == "limit":
-			q.Limit, err = limitOf(value)
+			q.Limit, err = parseLimit(value)
 		case name == "cursor":
 			var at uint64
-			at, err = cursorOf(runCursor, value)
+			at, err = parseCursor(runCursor, value)
 			q.After, q.HasAfter = messages.RunID(at), true
 		case strings.HasPrefix(name, "tags."):
 			q.Labels = append(q.Labels, dag.Label{Name: name[len("tags."):], Value: value})
@@ -159,49 +160,48 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 // runList renders runs, a page of the engine's at a time: nothing of the engine
 // is held while a client reads slowly.
 type runList struct {
-	ctx    context.Context // of the engine's calls
-	engine Views
-	q      messages.ListQuery
-	left   int    // entries to render; 0 = all
-	buf    []byte // of page
-	begun  bool
+	ctx        context.Context // of the engine's calls
+	engine     Views
+	query      messages.ListQuery
+	pageBuffer []byte // of page
+	begun      bool
 }
 
-// pageBudget is how many stored runs are looked at for one page. What an index can tell costs
+// maxRunsPerPage is how many stored runs are looked at for one page. What an index can tell costs
 // nothing of it.
-const pageBudget = 4096
+const maxRunsPerPage = 4096
 
-// page renders a whole page of q.Limit entries, without the closing bracket, and
+// renderPage renders a whole page of q.Limit entries, without the closing bracket, and
 // tells whether there are more. It has fewer entries when pageBudget is used up before.
-func (l *runList) page() (more bool, err error) {
-	q, budget := l.q, pageBudget+l.q.Limit
+func (l *runList) renderPage() (more bool, err error) {
+	q, budget := l.query, maxRunsPerPage+l.query.Limit
 	q.Budget = &budget
 	q.Limit++
 	n := 0
-	l.buf = append(l.buf, '[')
+	l.pageBuffer = append(l.pageBuffer, '[')
 	err = l.engine.Summaries(l.ctx, q, func(sum *messages.Summary) bool {
-		if n == l.q.Limit {
+		if n == l.query.Limit {
 			more = true
 			return false
 		}
-		l.buf = l.entry(l.buf, sum)
+		l.pageBuffer = l.appendEntry(l.pageBuffer, sum)
 		n++
 		return true
 	})
 	if paused := new(messages.ListPaused); errors.As(err, &paused) {
-		l.q.After, l.q.HasAfter = paused.After, true
+		l.query.After, l.query.HasAfter = paused.After, true
 		return true, nil
 	}
 	return more, err
 }
 
-// entry appends one entry and moves the cursor behind it.
-func (l *runList) entry(dst []byte, sum *messages.Summary) []byte {
+// appendEntry appends one entry and moves the cursor behind it.
+func (l *runList) appendEntry(dst []byte, sum *messages.Summary) []byte {
 	if l.begun {
 		dst = append(dst, ',')
 	}
 	l.begun = true
-	l.q.After, l.q.HasAfter = sum.ID, true
+	l.query.After, l.query.HasAfter = sum.ID, true
 	return append(appendSummary(dst, sum), '}')
 }
 
@@ -210,13 +210,243 @@ func (l *runList) next(dst []byte) ([]byte, bool, error) {
 		dst = append(dst, '[')
 	}
 	full := false
-	err := l.engine.Summaries(l.ctx, l.q, func(sum *messages.Summary) bool {
-		dst = l.entry(dst, sum)
-		full = len(dst) >= piece
+	err := l.engine.Summaries(l.ctx, l.query, func(sum *messages.Summary) bool {
+		dst = l.appendEntry(dst, sum)
+		full = len(dst) >= pieceBytes
 		return !full
 	})
 	if !full {
 		dst = append(dst, ']')
 	}
 	return dst, full, err
+}
+
+// maxWaitForState bounds how long a state is waited for: less than what proxies and
+// clients take for a connection that hangs.
+const maxWaitForState = time.Minute
+
+// awaitState is the long poll of a run's state: it returns the run's summary once
+// the state is not what it was, at the end of the wait, when the client closes its side
+// (it may still read), or when the server shuts down.
+func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*messages.Summary, error) {
+	q := stateQuery{leftState: sum.State}
+	if err := eachParameter(ctx, q.setParameter); err != nil {
+		return nil, err
+	}
+	if q.wait == 0 || sum.State != q.leftState {
+		return sum, nil
+	}
+	until, end, err := s.beginWait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	within, cancel := context.WithTimeout(until, q.wait)
+	defer cancel()
+	latest, err := s.engine.Await(within, sum.ID, func(sum *messages.Summary) bool { return sum.State != q.leftState })
+	if err := s.permitOf(ctx).check(); err != nil {
+		return nil, err // the token or session went meanwhile
+	}
+	if latest != nil {
+		return latest, nil // also at the end of the wait
+	}
+	return nil, err
+}
+
+// stateQuery says how long to wait for another state than which.
+type stateQuery struct {
+	wait      time.Duration
+	leftState dag.RunState
+}
+
+func (q *stateQuery) setParameter(name, value string) (err error) {
+	switch name {
+	case "wait":
+		q.wait, err = time.ParseDuration(value)
+		if err != nil || q.wait < 0 || q.wait > maxWaitForState {
+			return invalid("query parameter wait: " + quoteInput(value) + " is no duration from 0s to 60s")
+		}
+	case "from":
+		q.leftState, err = parseRunState(value)
+	default:
+		err = unknownParameter(name)
+	}
+	return err
+}
+
+// taskDetails is GET /v1/dagrun/{run}/task/{task}.
+func (s *Server) taskDetails(ctx *fasthttp.RequestCtx) error {
+	view, err := s.viewOfTask(ctx)
+	if err != nil {
+		return err
+	}
+	var e taskEncoder
+	answerJSON(ctx, e.appendTask(nil, view.Plan, view.First))
+	return nil
+}
+
+// taskState is GET /v1/dagrun/{run}/task/{task}/state.
+func (s *Server) taskState(ctx *fasthttp.RequestCtx) error {
+	view, err := s.viewOfTask(ctx)
+	if err != nil {
+		return err
+	}
+	answerState(ctx, view.States[0].String())
+	return nil
+}
+
+// viewOfTask is the view of the task that the path names.
+func (s *Server) viewOfTask(ctx *fasthttp.RequestCtx) (*messages.View, error) {
+	run, name, err := taskParameter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.engine.Task(contextOf(ctx), run, name)
+}
+
+// killTask is DELETE /v1/dagrun/{run}/task/{task}.
+func (s *Server) killTask(ctx *fasthttp.RequestCtx) error {
+	run, name, err := taskParameter(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.engine.KillTask(contextOf(ctx), run, name); err != nil {
+		return err
+	}
+	answerRun(ctx, run, name)
+	return nil
+}
+
+// tasksPerView is how many tasks are viewed at a time when a run is searched.
+const tasksPerView = 1 << 16
+
+// listTasks is GET /v1/dagrun/{run}/tasks: a page of tasks, in the order of the
+// plan, each with its state and attempts.
+func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
+	run, err := runParameter(ctx)
+	if err != nil {
+		return err
+	}
+	q := taskQuery{limit: defaultPageSize}
+	if err := eachParameter(ctx, q.setParameter); err != nil {
+		return err
+	}
+	l := &taskList{attempts: attemptEncoder{ctx: contextOf(ctx), engine: s.engine, run: run}}
+	at := q.firstTask
+	for {
+		view, err := s.engine.View(contextOf(ctx), run, at, tasksPerView)
+		if err != nil {
+			return err
+		}
+		l.attempts.live = append(l.attempts.live, view.Live...)
+		l.attempts.plan = view.Plan
+		for i, state := range view.States {
+			if !q.selects(state) {
+				continue
+			}
+			if len(l.tasks) == q.limit {
+				l.cursor = formatCursor(taskCursor, uint64(at)+uint64(i))
+				setNextPage(ctx, l.cursor)
+				return s.send(ctx, jsonType, l)
+			}
+			l.tasks = append(l.tasks, listedTask{at + uint32(i), state})
+		}
+		at += uint32(len(view.States))
+		if len(view.States) == 0 || at >= view.Tasks {
+			return s.send(ctx, jsonType, l)
+		}
+	}
+}
+
+// taskQuery selects tasks of a run.
+type taskQuery struct {
+	states    [dag.NumTaskStates]bool
+	anyState  bool // states are given
+	limit     int
+	firstTask uint32
+}
+
+func (q *taskQuery) setParameter(name, value string) (err error) {
+	switch name {
+	case "state":
+		for word := range strings.SplitSeq(value, ",") {
+			state, err := parseTaskState(word)
+			if err != nil {
+				return err
+			}
+			q.states[state], q.anyState = true, true
+			if state == dag.TaskQueued {
+				q.states[dag.TaskGranted] = true
+			}
+		}
+	case "limit":
+		q.limit, err = parseLimit(value)
+	case "cursor":
+		var at uint64
+		if at, err = parseCursor(taskCursor, value); at > 1<<32-1 {
+			at = 1<<32 - 1
+		}
+		q.firstTask = uint32(at)
+	default:
+		err = unknownParameter(name)
+	}
+	return err
+}
+
+func (q *taskQuery) selects(s dag.TaskState) bool { return !q.anyState || q.states[s] }
+
+type listedTask struct {
+	task  uint32
+	state dag.TaskState
+}
+
+// taskList renders a page of tasks.
+type taskList struct {
+	tasks              []listedTask
+	cursor             string // of the next page; "" when there is none
+	attempts           attemptEncoder
+	begun              bool
+	nextTask, rangeEnd int // in tasks: the neighbours that are being rendered
+}
+
+func (l *taskList) next(dst []byte) ([]byte, bool, error) {
+	if !l.begun {
+		l.begun = true
+		dst = append(dst, `{"tasks":[`...)
+	}
+	for {
+		if l.nextTask == l.rangeEnd {
+			if l.rangeEnd == len(l.tasks) {
+				break
+			}
+			l.rangeEnd++
+			for l.rangeEnd < len(l.tasks) && l.tasks[l.rangeEnd].task == l.tasks[l.rangeEnd-1].task+1 {
+				l.rangeEnd++
+			}
+			l.attempts.task = l.tasks[l.nextTask].task
+		}
+		var more bool
+		var err error
+		if dst, more, err = l.attempts.appendTasks(dst, l.tasks[l.rangeEnd-1].task+1, l.appendEntry); more || err != nil {
+			return dst, true, err
+		}
+	}
+	dst = append(dst, `],"next":`...)
+	dst = appendString(dst, l.cursor)
+	return append(dst, '}'), false, nil
+}
+
+func (l *taskList) appendEntry(dst []byte, task uint32, begin bool) []byte {
+	if !begin {
+		l.nextTask++
+		return append(dst, '}')
+	}
+	if l.nextTask > 0 {
+		dst = append(dst, ',')
+	}
+	dst = append(dst, `{"name":`...)
+	dst = appendString(dst, l.attempts.plan.TaskName(task))
+	dst = append(dst, `,"state":"`...)
+	dst = append(dst, l.tasks[l.nextTask].state.String()...)
+	return append(dst, `","attempts":`...)
 }

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fasthttp/router"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 
@@ -75,95 +74,95 @@ type Config struct {
 const (
 	defaultMaxBody  = 256 << 20
 	defaultMaxConns = 8192
-	smallBody       = 1 << 20  // limit of every body but a spec's
-	headerLimit     = 8 << 10  // request line and headers
-	slackConns      = 256      // above MaxConns, at most: those that are told so
-	workerLag       = 1024     // connections that are closed, and whose goroutine does not know yet
-	bodyRate        = 64 << 10 // bytes/s that a large body has to make at least
+	maxOtherBody    = 1 << 20  // limit of every body but a spec's
+	maxHeader       = 8 << 10  // request line and headers
+	maxExtraConns   = 256      // above MaxConns, at most: those that are told so
+	closingConns    = 1024     // connections that are closed, and whose goroutine does not know yet
+	minBodyRate     = 64 << 10 // bytes/s that a large body has to make at least
 )
 
 // Server serves the REST API of one engine. Its methods may be called from any
 // goroutine; after Shutdown it cannot be used again.
 type Server struct {
-	cfg     Config
-	engine  Engine
-	log     *slog.Logger
-	route   fasthttp.RequestHandler // by the table of routes
-	metrics *metrics
+	cfg      Config
+	engine   Engine
+	log      *slog.Logger
+	dispatch fasthttp.RequestHandler // by the table of routes
+	metrics  *metrics
 
-	sessions *access.Sessions // nil without tokens
-	logins   *access.Rate
-	backing  atomic.Bool // a backup is being made
+	sessions      *access.Sessions // nil without tokens
+	logins        *access.Rate
+	backupRunning atomic.Bool // a backup is being made
 
-	turn     chan struct{} // of the one long body that is being planned and stored
-	spools   spoolSet      // long bodies that are being received or wait for their turn
-	epoch    time.Time     // what conn.since counts from
-	conns    connSet
-	waits    waitSet
-	permits  permitSet // of what waits
-	bodies   *budget
-	unpack   chan struct{}             // of the bodies that are being decompressed in memory
-	peers    atomic.Pointer[peerWatch] // made by Serve; nil: clients that leave are not noticed
-	ticks    atomic.Int64              // of watchLongCalls
-	inflight atomic.Int64              // requests that have been taken and not yet answered to the end
-	idle     chan struct{}             // signalled when inflight falls to 0 while draining
-	draining atomic.Bool
-	stopped  atomic.Bool     // the listener is closed by this server
-	serving  context.Context // ends when Shutdown begins: what waits or is followed ends
-	drain    context.CancelFunc
+	planningTurn    chan struct{} // of the one long body that is being planned and stored
+	longBodies      longBodySet   // long bodies that are being received or wait for their turn
+	startedAt       time.Time     // what conn.since counts from
+	conns           connSet
+	waits           waitSet
+	permits         permitSet // of what waits
+	bodies          *bodyBudget
+	decompressSlots chan struct{}                 // of the bodies that are being decompressed in memory
+	clientWatcher   atomic.Pointer[clientWatcher] // made by Serve; nil: clients that leave are not noticed
+	ticks           atomic.Int64                  // of watchLongCalls
+	inflight        atomic.Int64                  // requests that have been taken and not yet answered to the end
+	drained         chan struct{}                 // signalled when inflight falls to 0 while draining
+	draining        atomic.Bool
+	listenersClosed atomic.Bool     // the listener is closed by this server
+	serviceContext  context.Context // ends when Shutdown begins: what waits or is followed ends
+	endService      context.CancelFunc
 
-	mu         sync.Mutex // of what follows, and of draining's beginning
-	entrances  []*Entrance
-	fasts      []*fasthttp.Server // one per entrance
-	closePeers sync.Once
+	mu           sync.Mutex // of what follows, and of draining's beginning
+	entrances    []*Entrance
+	httpServers  []*fasthttp.Server // one per entrance
+	closeWatcher sync.Once
 }
 
 // New makes a server. It panics when its metrics are registered already.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
-		cfg:    cfg,
-		engine: cfg.Engine,
-		log:    cfg.Logger,
-		epoch:  time.Now(),
-		idle:   make(chan struct{}, 1),
-		turn:   make(chan struct{}, 1),
-		bodies: newBudget(bodyMemory, cfg.MaxConns, cfg.MaxPerClient),
-		unpack: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		cfg:             cfg,
+		engine:          cfg.Engine,
+		log:             cfg.Logger,
+		startedAt:       time.Now(),
+		drained:         make(chan struct{}, 1),
+		planningTurn:    make(chan struct{}, 1),
+		bodies:          newBodyBudget(totalBodyBytes, cfg.MaxConns, cfg.MaxPerClient),
+		decompressSlots: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
-	s.serving, s.drain = context.WithCancel(context.Background())
-	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[client]int)
-	s.waits.clients, s.spools.clients = make(map[client]int), make(map[client]int)
+	s.serviceContext, s.endService = context.WithCancel(context.Background())
+	s.conns.open, s.conns.clients = make(map[*conn]struct{}), make(map[clientKey]int)
+	s.waits.clients, s.longBodies.clients = make(map[clientKey]int), make(map[clientKey]int)
 	s.metrics = newMetrics(cfg.Registerer, s.conns.len, s.waits.len)
 	s.logins = access.NewRate(loginBurst, loginInterval)
 	if cfg.Access.Keys != nil {
 		s.sessions = access.NewSessions(cfg.Access.Keys)
-		cfg.Access.Keys.OnReload(s.revoke)
+		cfg.Access.Keys.OnReload(s.revokePermits)
 	}
-	s.route = s.router().Handler
+	s.dispatch = s.router().Handler
 	return s
 }
 
-// fastOf makes what reads and writes HTTP at an entrance.
-func (s *Server) fastOf(e *Entrance) *fasthttp.Server {
+// newHTTPServer makes what reads and writes HTTP at an entrance.
+func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 	return &fasthttp.Server{
-		Handler:                      s.route,
-		ErrorHandler:                 s.malformed,
-		HeaderReceived:               func(h *fasthttp.RequestHeader) fasthttp.RequestConfig { return s.bounds(e, h) },
-		ExpectHandler:                s.expect,
+		Handler:                      s.dispatch,
+		ErrorHandler:                 s.answerMalformed,
+		HeaderReceived:               func(h *fasthttp.RequestHeader) fasthttp.RequestConfig { return s.requestLimits(e, h) },
+		ExpectHandler:                s.answerExpect,
 		ConnState:                    trackState,
-		Concurrency:                  s.cfg.MaxConns + slackConns + workerLag, // the listener bounds them
-		ReadBufferSize:               headerLimit,
+		Concurrency:                  s.cfg.MaxConns + maxExtraConns + closingConns, // the listener bounds them
+		ReadBufferSize:               maxHeader,
 		ReadTimeout:                  s.cfg.ReadTimeout,
 		IdleTimeout:                  s.cfg.IdleTimeout,
-		MaxRequestBodySize:           smallBody, // not held by fasthttp for streams: see admit and readBody
-		StreamRequestBody:            true,      // else it makes room for whatever length a client announces
+		MaxRequestBodySize:           maxOtherBody, // not held by fasthttp for streams: see admit and readBody
+		StreamRequestBody:            true,         // else it makes room for whatever length a client announces
 		DisablePreParseMultipartForm: true,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true,
 		CloseOnShutdown:              true,
-		Logger:                       quiet{s.cfg.Logger},
+		Logger:                       connLogger{s.cfg.Logger},
 	}
 }
 
@@ -205,30 +204,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// router lays out the route table. Redirects are off: a path is what it is.
-func (s *Server) router() *router.Router {
-	r := router.New()
-	r.RedirectTrailingSlash = false
-	r.RedirectFixedPath = false
-	r.PanicHandler = s.panicked
-	for _, rt := range s.routes() {
-		h := s.wrap(rt)
-		r.Handle(rt.method, rt.path, h)
-		if rt.method == fasthttp.MethodGet {
-			r.HEAD(rt.path, h)
-		}
-	}
-	// The router would take "validate" for a run's id.
-	notPost := s.wrap(route{path: "none", scope: access.All, handle: wrongMethod})
-	for _, method := range []string{fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodDelete} {
-		r.Handle(method, validatePath, notPost)
-	}
-	r.NotFound = s.wrap(route{path: "none", scope: access.All, handle: noRoute})
-	r.MethodNotAllowed = s.wrap(route{path: "none", scope: access.All, handle: wrongMethod})
-	r.GlobalOPTIONS = s.wrap(route{path: "none", scope: open, handle: options})
-	return r
-}
-
 // Serve answers requests that come in on l until Shutdown, then returns nil. It
 // closes l. It may be called for several listeners at a time; one that is an
 // *Entrance says what it asks of its callers.
@@ -237,12 +212,12 @@ func (s *Server) Serve(l net.Listener) error {
 	if !ok {
 		e = &Entrance{Listener: l, Hosts: s.cfg.Access.Hosts}
 	}
-	fast := s.fastOf(e)
+	fast := s.newHTTPServer(e)
 	s.mu.Lock()
-	s.entrances, s.fasts = append(s.entrances, e), append(s.fasts, fast)
+	s.entrances, s.httpServers = append(s.entrances, e), append(s.httpServers, fast)
 	down := s.draining.Load()
-	if !down && s.peers.Load() == nil {
-		s.watchPeers()
+	if !down && s.clientWatcher.Load() == nil {
+		s.watchClients()
 	}
 	s.mu.Unlock()
 	if down {
@@ -258,46 +233,46 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {
-		s.drain()
+		s.endService()
 	}
 	s.mu.Unlock()
-	if err := s.await(ctx); err != nil {
-		s.stop(ctx, true)
+	if err := s.awaitDrained(ctx); err != nil {
+		s.closeListeners(ctx, true)
 		return err
 	}
-	return s.stop(ctx, false)
+	return s.closeListeners(ctx, false)
 }
 
-// await returns when nothing is in flight.
-func (s *Server) await(ctx context.Context) error {
+// awaitDrained returns when nothing is in flight.
+func (s *Server) awaitDrained(ctx context.Context) error {
 	for s.inflight.Load() != 0 {
 		select {
-		case <-s.idle:
+		case <-s.drained:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	s.signal() // for another Shutdown that waits
+	s.signalDrained() // for another Shutdown that waits
 	return nil
 }
 
-func (s *Server) signal() {
+func (s *Server) signalDrained() {
 	select {
-	case s.idle <- struct{}{}:
+	case s.drained <- struct{}{}:
 	default:
 	}
 }
 
-// stop closes the listener and the connections that wait for a request, or all of
+// closeListeners closes the listener and the connections that wait for a request, or all of
 // them, and waits for their goroutines.
-func (s *Server) stop(ctx context.Context, all bool) error {
+func (s *Server) closeListeners(ctx context.Context, all bool) error {
 	s.mu.Lock()
-	s.stopped.Store(true)
+	s.listenersClosed.Store(true)
 	for _, e := range s.entrances {
 		// Also when fasthttp has not begun to accept from it.
 		_ = e.Close()
 	}
-	fasts := s.fasts
+	fasts := s.httpServers
 	s.mu.Unlock()
 	s.conns.close(all)
 	var errs []error
@@ -309,33 +284,33 @@ func (s *Server) stop(ctx context.Context, all bool) error {
 	if ctx.Err() != nil {
 		s.conns.close(true)
 	}
-	s.closePeers.Do(func() {
-		if w := s.peers.Load(); w != nil {
+	s.closeWatcher.Do(func() {
+		if w := s.clientWatcher.Load(); w != nil {
 			w.Close()
 		}
 	})
 	return errors.Join(errs...)
 }
 
-// enter and leave bracket whatever Shutdown has to wait for.
-func (s *Server) enter() {
+// beginWork and leave bracket whatever Shutdown has to wait for.
+func (s *Server) beginWork() {
 	s.inflight.Add(1)
 	s.metrics.inflight.Inc()
 }
 
-func (s *Server) leave() {
+func (s *Server) endWork() {
 	s.metrics.inflight.Dec()
 	if s.inflight.Add(-1) == 0 && s.draining.Load() {
-		s.signal()
+		s.signalDrained()
 	}
 }
 
-// bounds is asked once the header is there: how long may the body take. One that
+// requestLimits is asked once the header is there: how long may the body take. One that
 // is announced as too large is not waited for.
-func (s *Server) bounds(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+func (s *Server) requestLimits(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
 	n := int64(h.ContentLength())
-	if n > 0 && s.suspect(e, h) {
+	if n > 0 && s.willBeRefused(e, h) {
 		// fasthttp waits for the first bytes of a body before it calls a handler, but
 		// not if the client waits for permission to send them: see expect.
 		h.Set(fasthttp.HeaderExpect, "100-continue")
@@ -343,16 +318,16 @@ func (s *Server) bounds(e *Entrance, h *fasthttp.RequestHeader) fasthttp.Request
 	switch {
 	case n > s.bodyLimit(h):
 		c.MaxRequestBodySize = 1
-	case n > smallBody:
-		c.ReadTimeout = s.cfg.ReadTimeout + time.Duration(n/bodyRate)*time.Second
+	case n > maxOtherBody:
+		c.ReadTimeout = s.cfg.ReadTimeout + time.Duration(n/minBodyRate)*time.Second
 	}
 	return c
 }
 
-// quiet takes what fasthttp says on broken connections: a client's doing, which
+// connLogger takes what fasthttp says on broken connections: a client's doing, which
 // must not fill the log.
-type quiet struct{ log *slog.Logger }
+type connLogger struct{ log *slog.Logger }
 
-func (q quiet) Printf(format string, args ...any) {
-	q.log.Debug("http: connection", "event", sprintf{format, args})
+func (q connLogger) Printf(format string, args ...any) {
+	q.log.Debug("http: connection", "event", lazyFormat{format, args})
 }

@@ -21,7 +21,7 @@ func TestStates(t *testing.T) {
 		t.Fatalf("%d %q", got.status, got.body)
 	}
 	for name, want := range map[string]string{
-		"Content-Type": octets, "X-Tasks": "7", "X-State": "RUNNING", "Content-Length": "7", "Vary": "Accept-Encoding", "Content-Encoding": "",
+		"Content-Type": octetStream, "X-Tasks": "7", "X-State": "RUNNING", "Content-Length": "7", "Vary": "Accept-Encoding", "Content-Encoding": "",
 	} {
 		if v := got.header.Get(name); v != want {
 			t.Errorf("%s: %q, want %q", name, v, want)

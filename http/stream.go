@@ -18,8 +18,8 @@ type producer interface {
 	next(dst []byte) (out []byte, more bool, err error)
 }
 
-// piece is what a producer appends at a time, roughly.
-const piece = 32 << 10
+// pieceBytes is what a producer appends at a time, roughly.
+const pieceBytes = 32 << 10
 
 // send answers with what p produces: whole when it is short, else as a stream
 // that is rendered as fast as the client reads, in little memory. An error of the
@@ -39,7 +39,7 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 			ctx.Response.Header.SetContentType(contentType)
 			return nil
 		}
-		if len(buf) >= piece {
+		if len(buf) >= pieceBytes {
 			break
 		}
 	}
@@ -50,29 +50,29 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 // stream answers with what p produces, behind buf. Size is the length of it all,
 // -1 when that is not known. The stream counts as in flight until it is closed.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
-	s.enter()
+	s.beginWork()
 	if c := connOf(ctx); c != nil {
 		c.waitingSince.Store(isStreaming)
 	}
-	b := &body{s: s, p: p, permit: s.permitOf(ctx), buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
+	b := &streamBody{s: s, producer: p, permit: s.permitOf(ctx), buf: buf, more: true, path: string(ctx.URI().PathOriginal())}
 	ctx.Response.Header.SetContentType(contentType)
 	if size < 0 && !ctx.Request.Header.IsHTTP11() {
-		s.streamPlain(ctx, b)
+		s.streamUntilClose(ctx, b)
 		return
 	}
 	ctx.Response.SetBodyStream(b, size)
 }
 
-// streamPlain answers a client of HTTP/1.0, which does not know chunks: the body ends
+// streamUntilClose answers a client of HTTP/1.0, which does not know chunks: the body ends
 // with the connection. One that breaks off ends with a reset, so that a client can
 // tell. fasthttp knows no such answers, so the connection is taken from it.
-func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
+func (s *Server) streamUntilClose(ctx *fasthttp.RequestCtx, b *streamBody) {
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(nc net.Conn) {
 		defer b.Close()
 		c := connOf(ctx)
 		if c != nil {
-			nc, c.renewed = c, time.Time{} // fasthttp has taken the deadlines away
+			nc, c.deadlineSetAt = c, time.Time{} // fasthttp has taken the deadlines away
 		}
 		// The context is this function's until it returns.
 		h := &ctx.Response.Header
@@ -80,7 +80,7 @@ func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
 		if _, err := nc.Write(h.Header()); err != nil || ctx.IsHead() {
 			return
 		}
-		buf := make([]byte, piece)
+		buf := make([]byte, pieceBytes)
 		for {
 			n, err := b.Read(buf)
 			if n > 0 {
@@ -93,7 +93,7 @@ func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
 				return
 			case err != nil:
 				if c != nil {
-					c.reset()
+					c.resetOnClose()
 				}
 				return
 			}
@@ -101,57 +101,57 @@ func (s *Server) streamPlain(ctx *fasthttp.RequestCtx, b *body) {
 	})
 }
 
-// body is a producer as the reader that fasthttp wants. It is read in the
+// streamBody is a producer as the reader that fasthttp wants. It is read in the
 // connection's goroutine, each Read followed by a flush. An error ends the
 // connection without the end of the body, so that a client can tell.
-type body struct {
-	s      *Server
-	p      producer
-	permit *permit // asked again for each piece
-	buf    []byte  // produced
-	off    int     // of it, read
-	more   bool
-	closed bool
-	path   string
+type streamBody struct {
+	s        *Server
+	producer producer
+	permit   *permit // asked again for each piece
+	buf      []byte  // produced
+	read     int     // of it, read
+	more     bool
+	closed   bool
+	path     string
 }
 
-func (b *body) Read(p []byte) (n int, err error) {
+func (b *streamBody) Read(p []byte) (n int, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			b.s.log.Error("http: panic", "path", b.path, "panic", r, "stack", string(debug.Stack()))
 			n, err = 0, fmt.Errorf("panic: %v", r)
 		}
 	}()
-	for b.off == len(b.buf) {
+	for b.read == len(b.buf) {
 		if !b.more {
 			return 0, io.EOF
 		}
-		b.off = 0
-		if b.buf, b.more, err = b.p.next(b.buf[:0]); err != nil {
+		b.read = 0
+		if b.buf, b.more, err = b.producer.next(b.buf[:0]); err != nil {
 			b.buf = b.buf[:0]
-			if err != errBreakOff && !isDeparture(err) {
+			if err != errStreamBroken && !isDeparture(err) {
 				b.s.log.Error("http: a stream broke off", "path", b.path, "error", err)
 			}
 			return 0, err
 		}
-		if !b.permit.holds() {
+		if !b.permit.isValid() {
 			b.buf = b.buf[:0]
-			return 0, errBreakOff
+			return 0, errStreamBroken
 		}
 	}
-	n = copy(p, b.buf[b.off:])
-	b.off += n
+	n = copy(p, b.buf[b.read:])
+	b.read += n
 	return n, nil
 }
 
 // Close is called once the answer was sent or given up, possibly twice.
-func (b *body) Close() error {
+func (b *streamBody) Close() error {
 	if b.closed {
 		return nil
 	}
 	b.closed = true
-	b.s.leave()
-	closeProducer(b.p)
+	b.s.endWork()
+	closeProducer(b.producer)
 	return nil
 }
 
@@ -162,5 +162,5 @@ func closeProducer(p producer) {
 	}
 }
 
-// errBreakOff ends a stream that has no more reader, or at shutdown.
-var errBreakOff = errors.New("broken off")
+// errStreamBroken ends a stream that has no more reader, or at shutdown.
+var errStreamBroken = errors.New("broken off")

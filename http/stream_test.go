@@ -108,8 +108,8 @@ func TestPieces(t *testing.T) {
 	}
 	whole := produce(t, newRunDocument(t.Context(), e, view), 0)
 	for filled := range 20 {
-		if got := produce(t, newRunDocument(t.Context(), e, view), filled*piece/19); got != whole {
-			t.Fatalf("with %d bytes before: %d bytes, want %d", filled*piece/19, len(got), len(whole))
+		if got := produce(t, newRunDocument(t.Context(), e, view), filled*pieceBytes/19); got != whole {
+			t.Fatalf("with %d bytes before: %d bytes, want %d", filled*pieceBytes/19, len(got), len(whole))
 		}
 	}
 }
@@ -169,13 +169,13 @@ func TestListPages(t *testing.T) {
 			t.Errorf("%q: %s on %d pages", query, got, pages)
 		}
 	}
-	if r := s.get("/v1/dagruns?limit=4&cursor=" + cursorText(runCursor, 9)); r.body != "[]" || r.header.Get("Link") != "" {
+	if r := s.get("/v1/dagruns?limit=4&cursor=" + formatCursor(runCursor, 9)); r.body != "[]" || r.header.Get("Link") != "" {
 		t.Errorf("behind the last: %q", r.body)
 	}
-	if r := s.get("/v1/dagruns?cursor=" + cursorText(runCursor, 8)); strings.Count(r.body, "runID") != 1 {
+	if r := s.get("/v1/dagruns?cursor=" + formatCursor(runCursor, 8)); strings.Count(r.body, "runID") != 1 {
 		t.Errorf("a cursor without a limit: %s", r.body)
 	}
-	if r := s.get("/v1/dagruns?all=1&order=desc&cursor=" + cursorText(runCursor, 2)); strings.Count(r.body, "runID") != 2 || !strings.HasPrefix(r.body, `[{"runID":1,`) {
+	if r := s.get("/v1/dagruns?all=1&order=desc&cursor=" + formatCursor(runCursor, 2)); strings.Count(r.body, "runID") != 2 || !strings.HasPrefix(r.body, `[{"runID":1,`) {
 		t.Errorf("newest first, without a limit: %s", r.body)
 	}
 }
@@ -284,7 +284,7 @@ func TestTaskPages(t *testing.T) {
 		t.Errorf("%v", names)
 	}
 	for _, far := range []uint64{100, 1 << 31, 1<<32 - 1, 1 << 40} {
-		if r := s.get("/v1/dagrun/0/tasks?cursor=" + cursorText(taskCursor, far)); r.body != `{"tasks":[],"next":""}` {
+		if r := s.get("/v1/dagrun/0/tasks?cursor=" + formatCursor(taskCursor, far)); r.body != `{"tasks":[],"next":""}` {
 			t.Errorf("from %d: %d %s", far, r.status, r.body)
 		}
 	}
@@ -368,7 +368,7 @@ func TestShutdownTwice(t *testing.T) {
 	for range cap(down) {
 		go func() { down <- s.Shutdown(context.Background()) }()
 	}
-	<-s.serving.Done()
+	<-s.serviceContext.Done()
 	close(proceed)
 	for range cap(down) {
 		if err := <-down; err != nil {
@@ -395,7 +395,7 @@ func TestShutdownInMidStream(t *testing.T) {
 	defer resp.Body.Close()
 	down := make(chan error, 1)
 	go func() { down <- s.Shutdown(context.Background()) }()
-	<-s.serving.Done()
+	<-s.serviceContext.Done()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil || !json.Valid(b) {
 		t.Errorf("%d bytes, %v", len(b), err)

@@ -1,6 +1,14 @@
 package http
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -26,9 +34,9 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	}
 	dst := append([]byte(nil), `{"status":"ok"`...)
 	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
-		dst = appendText(append(dst, `,"paused":`...), reason)
+		dst = appendString(append(dst, `,"paused":`...), reason)
 	}
-	answer(ctx, append(dst, '}'))
+	answerJSON(ctx, append(dst, '}'))
 	return nil
 }
 
@@ -39,16 +47,16 @@ func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
 	}
 	dst := append([]byte(nil), `{"state":"RUNNING"`...)
 	if reason := s.engine.Paused(contextOf(ctx)); reason != "" {
-		dst = appendText(append(dst[:0], `{"state":"PAUSED","reason":`...), reason)
+		dst = appendString(append(dst[:0], `{"state":"PAUSED","reason":`...), reason)
 	}
-	answer(ctx, append(dst, '}'))
+	answerJSON(ctx, append(dst, '}'))
 	return nil
 }
 
 // setServerState is PATCH /v1/server/state/{state}.
 func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 	var reason string
-	word, err := param(ctx, "state")
+	word, err := pathParameter(ctx, "state")
 	if err != nil {
 		return err
 	}
@@ -57,7 +65,7 @@ func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 	case dag.RunPaused.String():
 		reason = "a request has paused the server"
 	default:
-		return &refusal{fasthttp.StatusBadRequest, quote([]byte(word)) + " is no state of the server: use PAUSED or RUNNING"}
+		return &refusal{fasthttp.StatusBadRequest, quoteInput([]byte(word)) + " is no state of the server: use PAUSED or RUNNING"}
 	}
 	if err := s.engine.SetPaused(contextOf(ctx), reason); err != nil {
 		return err
@@ -69,15 +77,185 @@ func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 func (s *Server) version(ctx *fasthttp.RequestCtx) error {
 	v := s.cfg.Version
 	dst := append([]byte(nil), `{"version":`...)
-	dst = appendText(dst, v.Version)
+	dst = appendString(dst, v.Version)
 	for _, m := range [...]struct{ name, value string }{{"commit", v.Commit}, {"date", v.Date}, {"go", v.Go}} {
 		if m.value != "" {
 			dst = append(dst, ',', '"')
 			dst = append(dst, m.name...)
 			dst = append(dst, '"', ':')
-			dst = appendText(dst, m.value)
+			dst = appendString(dst, m.value)
 		}
 	}
-	answer(ctx, append(dst, '}'))
+	answerJSON(ctx, append(dst, '}'))
+	return nil
+}
+
+// backup is GET /v1/backup: everything as of one moment, as one stream. An answer that
+// breaks off has no trailer, which the reader of a backup demands.
+func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
+	if s.cfg.Backup == nil {
+		return &refusal{fasthttp.StatusNotFound, "this server makes no backups"}
+	}
+	if looksLikeNavigation(&ctx.Request.Header) {
+		return &refusal{fasthttp.StatusForbidden, "cross-site request: a browser asks for a backup and does not say which page made it: use `caravan backup` or another program"}
+	}
+	if err := s.engine.Ready(contextOf(ctx)); err != nil {
+		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
+	}
+	ctx.Response.Header.SetContentType("application/octet-stream")
+	if ctx.IsHead() {
+		return nil
+	}
+	if !s.backupRunning.CompareAndSwap(false, true) {
+		return &refusal{fasthttp.StatusServiceUnavailable, "a backup is being made: one at a time"}
+	}
+	r, w := io.Pipe()
+	until, cancel := context.WithCancel(s.serviceContext)
+	context.AfterFunc(until, func() { w.CloseWithError(errShuttingDown) })
+	go func() {
+		defer s.backupRunning.Store(false)
+		defer cancel()
+		err := s.cfg.Backup(until, w)
+		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			s.log.Error("backup", "err", err)
+		}
+		w.CloseWithError(err)
+	}()
+	s.stream(ctx, "application/octet-stream", &pipeProducer{r, cancel}, nil, -1)
+	return nil
+}
+
+// looksLikeNavigation tells whether a request looks like a browser's that opens an address, and does
+// not say which page made it do so: browsers leave that out for http: addresses of other
+// machines. Programs do not ask for HTML here.
+func looksLikeNavigation(h *fasthttp.RequestHeader) bool {
+	return len(h.Peek("Sec-Fetch-Site")) == 0 && len(h.Peek(fasthttp.HeaderOrigin)) == 0 &&
+		bytes.Contains(bytes.ToLower(h.Peek(fasthttp.HeaderAccept)), []byte("text/html"))
+}
+
+var errShuttingDown = errors.New("the server is stopping")
+
+// pipeProducer is a producer of what is written into a pipe.
+type pipeProducer struct {
+	r      *io.PipeReader
+	cancel context.CancelFunc
+}
+
+func (p *pipeProducer) next(dst []byte) ([]byte, bool, error) {
+	var part [pieceBytes]byte
+	n, err := p.r.Read(part[:])
+	dst = append(dst, part[:n]...)
+	if err == io.EOF {
+		return dst, false, nil
+	}
+	return dst, true, err
+}
+
+// Close ends the backup, when the client has gone.
+func (p *pipeProducer) Close() error {
+	p.cancel()
+	return p.r.Close()
+}
+
+// metrics are this package's own. Everything that a request touches was looked
+// up beforehand.
+type metrics struct {
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	inflight prometheus.Gauge
+	conns    prometheus.GaugeFunc
+	waits    prometheus.GaugeFunc
+	// Of connections: errors of accept, those told that there are too many, those closed
+	// while they waited for a request to make room for others.
+	acceptErrors, crowded, evicted prometheus.Counter
+	waitsRefused, bodiesRefused    prometheus.Counter
+	malformed                      *routeMetrics
+}
+
+// routeMetrics are those of one route: requests by class of status, durations.
+type routeMetrics struct {
+	byClass [6]prometheus.Counter // by status / 100
+	seconds prometheus.Observer   // nil: not timed
+}
+
+// newMetrics makes and registers them; conns counts the open connections,
+// waits the requests that wait.
+func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "caravan_http_requests_total",
+			Help: "Requests by route and class of status.",
+		}, []string{"route", "class"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "caravan_http_request_seconds",
+			Help:    "Time from a request's last byte to the first of its answer.",
+			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10},
+		}, []string{"route"}),
+		inflight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "caravan_http_requests_in_flight",
+			Help: "Requests that are being answered, streams included.",
+		}),
+		conns: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "caravan_http_connections",
+			Help: "Open connections.",
+		}, func() float64 { return float64(conns()) }),
+		waits: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "caravan_http_waiting_requests",
+			Help: "Requests that wait for something to happen: long polls, events, logs that are followed.",
+		}, func() float64 { return float64(waits()) }),
+		bodiesRefused: counter("caravan_http_bodies_refused_total", "Bodies that were refused because too many bytes were under way."),
+		waitsRefused:  counter("caravan_http_waiting_refused_total", "Requests that were refused because too many wait."),
+		acceptErrors:  counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
+		crowded:       counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
+		evicted:       counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
+	}
+	m.malformed = m.route("malformed")
+	m.malformed.seconds = nil
+	if r != nil {
+		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.bodiesRefused, m.acceptErrors, m.crowded, m.evicted)
+	}
+	return m
+}
+
+func (m *metrics) route(name string) *routeMetrics {
+	rm := &routeMetrics{seconds: m.seconds.WithLabelValues(name)}
+	for class, word := range [...]string{1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"} {
+		if word != "" {
+			rm.byClass[class] = m.requests.WithLabelValues(name, word)
+		}
+	}
+	return rm
+}
+
+func (rm *routeMetrics) observe(status int, took time.Duration) {
+	if class := status / 100; class >= 1 && class <= 5 {
+		rm.byClass[class].Inc()
+	}
+	if rm.seconds != nil {
+		rm.seconds.Observe(took.Seconds())
+	}
+}
+
+// showMetrics is GET /metrics, in Prometheus' text format.
+func (s *Server) showMetrics(ctx *fasthttp.RequestCtx) error {
+	if s.cfg.Gatherer == nil {
+		return &refusal{fasthttp.StatusNotFound, "this server gathers no metrics"}
+	}
+	families, err := s.cfg.Gatherer.Gather()
+	if err != nil {
+		// What could be gathered is shown; the rest is the log's.
+		s.log.Warn("http: metrics", "error", err)
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	ctx.SetContentType(string(format))
+	enc := expfmt.NewEncoder(ctx, format)
+	for _, f := range families {
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -100,7 +100,7 @@ func TestAccessLog(t *testing.T) {
 
 func TestQuietLog(t *testing.T) {
 	logs := &logBuffer{}
-	q := quiet{slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	q := connLogger{slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	q.Printf("error when serving %q: %v", "x", errors.New("reset"))
 	if !strings.Contains(logs.String(), "level=DEBUG") || !strings.Contains(logs.String(), `serving \"x\": reset`) {
 		t.Errorf("log: %s", logs.String())

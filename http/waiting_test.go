@@ -103,8 +103,8 @@ func TestWaitersAreBounded(t *testing.T) {
 func TestLeavingBeforeItsTurn(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
-	s.turn <- struct{}{} // another one has the turn
-	doc := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", longFrom) + `"}}}}`
+	s.planningTurn <- struct{}{} // another one has the turn
+	doc := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", longBodyBytes) + `"}}}}`
 	head := "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(doc)) + "\r\n\r\n"
 	c, r := s.raw(head + doc)
 	eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
@@ -115,8 +115,8 @@ func TestLeavingBeforeItsTurn(t *testing.T) {
 	c, _ = s.raw(head + doc)
 	eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
 	c.Close()
-	eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.spools.len() == 0 })
-	<-s.turn
+	eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.longBodies.len() == 0 })
+	<-s.planningTurn
 	if len(e.submitted) != 0 {
 		t.Errorf("%d documents were taken", len(e.submitted))
 	}
@@ -127,8 +127,8 @@ func TestWaitWithoutAWatch(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	paths := waitsOf(t, e)
-	eventually(t, "clients are watched", func() bool { return s.peers.Load() != nil })
-	s.peers.Load().Close()
+	eventually(t, "clients are watched", func() bool { return s.clientWatcher.Load() != nil })
+	s.clientWatcher.Load().Close()
 	for kind, path := range paths {
 		_, r := s.raw(asking(path))
 		got := s.answerTo(r)
@@ -142,7 +142,7 @@ func TestWaitWithoutAWatch(t *testing.T) {
 
 // TestPeerWatch: only the one that leaves is told of, once; what it has sent stays.
 func TestPeerWatch(t *testing.T) {
-	w, err := newPeerWatch()
+	w, err := newClientWatcher()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestPeerWatch(t *testing.T) {
 	if _, err := w.watch(servers[1], func() { t.Error("told after Close") }); err == nil {
 		t.Error("watched after Close")
 	}
-	if len(left) > 0 || len(w.waiting) > 0 {
-		t.Errorf("%d more were told, %d are kept", len(left), len(w.waiting))
+	if len(left) > 0 || len(w.callbacks) > 0 {
+		t.Errorf("%d more were told, %d are kept", len(left), len(w.callbacks))
 	}
 }

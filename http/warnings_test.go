@@ -14,7 +14,7 @@ func TestWarnings(t *testing.T) {
 		told    = `"warnings":[{"pointer":"/tasks/a/job/timeout","message":"unknown member \"timeout\" is kept and has no effect: did you mean timeoutSeconds?"},`
 		refusal = `"errors":[{"pointer":"/tasks/a/job/timeout","message":"unknown member \"timeout\"`
 	)
-	long := strings.Replace(slip, `"timeout"`, `"pad":"`+strings.Repeat("x", longFrom)+`","timeout"`, 1)
+	long := strings.Replace(slip, `"timeout"`, `"pad":"`+strings.Repeat("x", longBodyBytes)+`","timeout"`, 1)
 	e := seedEngine(t)
 	s := serve(t, e)
 	for _, c := range []struct {

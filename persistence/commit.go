@@ -6,40 +6,40 @@ import (
 	"time"
 )
 
-// pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
-type pendingBatch struct {
-	batch      *Batch
-	compressed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
-	mutations  []mutation  // bare rows, few enough for one transaction; they stay until a later item is done
-	done       func(error)
+// item is one entry of the committer's queue: a batch, or bare rows (a deletion).
+type item struct {
+	batch  *Batch
+	packed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
+	ops    []op        // bare rows, few enough for one transaction; they stay until a later item is done
+	done   func(error)
 }
 
-// complete answers the item. The batch is the caller's again by that, so what still compresses
+// answer answers the item. The batch is the caller's again by that, so what still compresses
 // its document is waited for: it was not needed.
-func (it *pendingBatch) complete(err error) {
-	if it.compressed != nil {
-		<-it.compressed
+func (it *item) answer(err error) {
+	if it.packed != nil {
+		<-it.packed
 	}
-	callDone(it.done, err)
+	answer(it.done, err)
 }
 
-// commitQueue is what Append fills and the committer swaps out whole.
-type commitQueue struct {
-	mu      sync.Mutex
-	pending []*pendingBatch
-	closed  bool
-	wake    chan struct{} // buffered, one
+// queue is what Append fills and the committer swaps out whole.
+type queue struct {
+	mu     sync.Mutex
+	items  []*item
+	closed bool
+	wake   chan struct{} // buffered, one
 }
 
 // push reports whether the queue still takes items.
-func (q *commitQueue) push(it *pendingBatch) bool {
+func (q *queue) push(it *item) bool {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
 		return false
 	}
-	q.pending = append(q.pending, it)
-	first := len(q.pending) == 1
+	q.items = append(q.items, it)
+	first := len(q.items) == 1
 	q.mu.Unlock()
 	if first {
 		select {
@@ -50,16 +50,16 @@ func (q *commitQueue) push(it *pendingBatch) bool {
 	return true
 }
 
-// swap swaps the items for an empty slice.
-func (q *commitQueue) swap(empty []*pendingBatch) (items []*pendingBatch, closed bool) {
+// take swaps the items for an empty slice.
+func (q *queue) take(empty []*item) (items []*item, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	items, q.pending = q.pending, empty[:0]
+	items, q.items = q.items, empty[:0]
 	return items, q.closed
 }
 
-// addProducer counts a goroutine that will push, unless the queue takes nothing any more.
-func (q *commitQueue) addProducer(all *sync.WaitGroup) bool {
+// enter counts a goroutine that will push, unless the queue takes nothing any more.
+func (q *queue) enter(all *sync.WaitGroup) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.closed {
@@ -68,7 +68,7 @@ func (q *commitQueue) addProducer(all *sync.WaitGroup) bool {
 	return !q.closed
 }
 
-func (q *commitQueue) close() {
+func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
@@ -78,9 +78,9 @@ func (q *commitQueue) close() {
 	}
 }
 
-// compressAsyncFrom is the size from which a document is compressed by a goroutine of its
+// packFrom is the size from which a document is compressed by a goroutine of its
 // own, so that other batches do not wait for it longer than they must. In bytes.
-const compressAsyncFrom = 64 << 10
+const packFrom = 64 << 10
 
 // Append queues a batch. After Close, and only then, Done is called by the caller
 // of Append.
@@ -89,7 +89,7 @@ func (s *Badger) Append(b *Batch) {
 		s.appendLong(b)
 		return
 	}
-	it := &pendingBatch{batch: b, done: b.Done}
+	it := &item{batch: b, done: b.Done}
 	var doc []byte
 	switch {
 	case b.Create != nil && b.Set != nil: // never together; the committer compresses both
@@ -98,16 +98,16 @@ func (s *Badger) Append(b *Batch) {
 	case b.Set != nil:
 		doc = b.Set.JSON
 	}
-	if len(doc) >= compressAsyncFrom {
-		it.compressed = make(chan []byte, 1)
+	if len(doc) >= packFrom {
+		it.packed = make(chan []byte, 1)
 	}
-	packed := it.compressed
+	packed := it.packed
 	if !s.queue.push(it) {
-		callDone(b.Done, ErrClosed)
+		answer(b.Done, ErrClosed)
 		return
 	}
 	if packed != nil {
-		go func() { packed <- s.encoder.packer.appendPacked(nil, doc) }()
+		go func() { packed <- s.enc.pack.append(nil, doc) }()
 	}
 }
 
@@ -125,68 +125,68 @@ func (s *Badger) Append(b *Batch) {
 // A batch beyond one transaction's limit is a group of its own (large_batch.go), for which
 // the writer rests.
 func (s *Badger) commitLoop() {
-	defer close(s.committerDone)
+	defer close(s.ended)
 	c := newCommitter(s)
 	defer c.close()
 	for {
-		if c.nothingToCommit() && !c.closed {
-			c.awaitWork()
+		if c.idle() && !c.closed {
+			c.await()
 		}
-		c.gatherQueued()
+		c.gather()
 		switch {
-		case c.closed && c.gathering.isEmpty():
-			c.drain()
-			s.wal.waitApplied()
+		case c.closed && c.next.empty():
+			c.settle()
+			s.commits.settle()
 			return
-		case c.nothingToCommit(), !c.closed && !c.writerFree():
+		case c.idle(), !c.closed && !c.free():
 			continue
 		}
 		// Who can run now may have more for the group, or for the next batch of a run, and
 		// larger ones are cheaper. Where one comes after the other, as in a chain of tasks,
 		// nobody has: then what else can run does not hold up the group.
-		many := c.gathering.isLarge()
-		if c.lastWasLarge || many {
+		many := c.next.many()
+		if c.shared || many {
 			runtime.Gosched()
-			c.gatherQueued()
+			c.gather()
 		}
-		c.lastWasLarge = many || c.gathering.isLarge()
-		s.addTruncations(c.gathering)
-		c.sendGroup()
+		c.shared = many || c.next.many()
+		s.addCuts(c.next)
+		c.send()
 	}
 }
 
 // committer is what commitLoop works with. It belongs to its goroutine.
 type committer struct {
-	s            *Badger
-	gathering    *writeGroup // is being gathered
-	writing      *writeGroup // is with the writer; nil = it rests
-	applying     *writeGroup // was written before; Badger may still read it
-	spare        *writeGroup
-	toWriter     chan *writeGroup
-	results      chan error
-	scratch      []*pendingBatch // scratch of gather
-	lastWasLarge bool            // much came together in the last group
-	closed       bool            // nothing more comes behind what was gathered
+	s       *Badger
+	next    *group // is being gathered
+	writing *group // is with the writer; nil = it rests
+	reading *group // was written before; Badger may still read it
+	spare   *group
+	todo    chan *group
+	written chan error
+	items   []*item // scratch of gather
+	shared  bool    // much came together in the last group
+	closed  bool    // nothing more comes behind what was gathered
 }
 
 func newCommitter(s *Badger) *committer {
-	c := &committer{s: s, gathering: new(writeGroup), spare: new(writeGroup), toWriter: make(chan *writeGroup, 1), results: make(chan error, 1)}
-	go s.writeLoop(c.toWriter, c.results)
+	c := &committer{s: s, next: new(group), spare: new(group), todo: make(chan *group, 1), written: make(chan error, 1)}
+	go s.writeLoop(c.todo, c.written)
 	return c
 }
 
-func (c *committer) close() { close(c.toWriter) }
+func (c *committer) close() { close(c.todo) }
 
 // writeLoop commits the groups that come, until there are no more.
-func (s *Badger) writeLoop(todo <-chan *writeGroup, written chan<- error) {
+func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
 	for g := range todo {
 		err := s.Err()
-		if len(g.mutations) == 0 || err != nil {
+		if len(g.ops) == 0 || err != nil {
 			written <- err // from here on somebody else may commit
 			continue
 		}
-		err = s.commitDurably(g.mutations, g.size)
-		many := g.isLarge()
+		err = s.commit(g.ops, g.size)
+		many := g.many()
 		written <- err
 		// Whoever waits for the commit does not wait for Badger. Where one commit comes after
 		// the other, as in a chain of tasks, the answer goes first; where many wait, a yield
@@ -194,179 +194,182 @@ func (s *Badger) writeLoop(todo <-chan *writeGroup, written chan<- error) {
 		if !many {
 			runtime.Gosched()
 		}
-		s.wal.applyToBadger()
+		s.commits.apply()
 	}
 }
 
-// nothingToCommit tells whether there is nothing to be committed.
-func (c *committer) nothingToCommit() bool {
-	return c.gathering.isEmpty() && c.s.truncator.isEmpty()
+// idle tells whether there is nothing to be committed.
+func (c *committer) idle() bool {
+	return c.next.empty() && c.s.cuts.empty()
 }
 
-// gatherQueued joins what is queued.
-func (c *committer) gatherQueued() {
-	c.scratch, c.closed = c.s.queue.swap(c.scratch)
-	for i, it := range c.scratch {
-		c.scratch[i] = nil
-		c.addPending(it)
+// gather joins what is queued.
+func (c *committer) gather() {
+	c.items, c.closed = c.s.queue.take(c.items)
+	for i, it := range c.items {
+		c.items[i] = nil
+		c.join(it)
 	}
 }
 
-// awaitWork returns when something may have been queued, or the queue was closed. What
+// await returns when something may have been queued, or the queue was closed. What
 // the writer has done meanwhile is answered.
-func (c *committer) awaitWork() {
+func (c *committer) await() {
 	if c.writing != nil {
 		select {
 		case <-c.s.queue.wake:
 			return
-		case err := <-c.results:
-			c.completeWritten(err)
+		case err := <-c.written:
+			c.answer(err)
 		}
 	}
 	<-c.s.queue.wake
 }
 
-// writerFree returns true when the writer is free for the group, false when more was
+// free returns true when the writer is free for the group, false when more was
 // queued before that: it must be gathered, the signal has been taken.
-func (c *committer) writerFree() bool {
+func (c *committer) free() bool {
 	if c.writing == nil {
 		return true
 	}
 	select {
 	case <-c.s.queue.wake:
 		return false
-	case err := <-c.results:
-		c.results <- err // send takes it
+	case err := <-c.written:
+		c.written <- err // send takes it
 		return true
 	}
 }
 
-// sendGroup gives the group to the writer, when that is free, and then answers the group
+// send gives the group to the writer, when that is free, and then answers the group
 // that was written before.
-func (c *committer) sendGroup() {
-	if c.gathering.isEmpty() {
+func (c *committer) send() {
+	if c.next.empty() {
 		return
 	}
 	before, err := c.writing, error(nil)
 	if before != nil {
-		err = <-c.results
+		err = <-c.written
 	}
-	c.toWriter <- c.gathering
-	c.writing = c.gathering
+	c.todo <- c.next
+	c.writing = c.next
 	if before != nil {
-		c.completeGroup(before, err)
+		c.finish(before, err)
 	}
-	c.gathering, c.spare = c.spare, nil
-	if c.gathering == nil {
-		c.gathering = new(writeGroup)
+	c.next, c.spare = c.spare, nil
+	if c.next == nil {
+		c.next = new(group)
 	}
 }
 
-// drain has everything written and answered that was joined.
-func (c *committer) drain() {
-	c.sendGroup()
+// settle has everything written and answered that was joined.
+func (c *committer) settle() {
+	c.send()
 	if c.writing != nil {
-		c.completeWritten(<-c.results)
+		c.answer(<-c.written)
 	}
 }
 
-// completeWritten answers the group that has been written. The writer rests.
-func (c *committer) completeWritten(err error) {
+// answer answers the group that has been written. The writer rests.
+func (c *committer) answer(err error) {
 	g := c.writing
 	c.writing = nil
-	c.completeGroup(g, err)
+	c.finish(g, err)
 }
 
-// completeGroup answers a group, and has the one before it used again.
-func (c *committer) completeGroup(g *writeGroup, err error) {
-	if len(g.mutations) > 0 && err == nil {
-		c.s.metrics.group(len(g.pending))
+// finish answers a group, and has the one before it used again.
+func (c *committer) finish(g *group, err error) {
+	if len(g.ops) > 0 && err == nil {
+		c.s.metrics.group(len(g.items))
 	}
-	for _, it := range g.pending {
+	for _, it := range g.items {
 		if err == nil && it.batch != nil {
-			c.s.truncator.noteBatch(it.batch)
+			c.s.cuts.note(it.batch)
 		}
-		it.complete(err)
+		it.answer(err)
 	}
-	clear(g.pending)
-	g.pending = g.pending[:0]
+	clear(g.items)
+	g.items = g.items[:0]
 	switch {
 	case err != nil:
 		// Nobody knows what is still read.
-	case len(g.mutations) == 0:
+	case len(g.ops) == 0:
 		c.spare = g
 	default:
-		if c.applying != nil { // Badger has it, as g was written behind it
-			c.applying.reset()
-			c.spare = c.applying
+		if c.reading != nil { // Badger has it, as g was written behind it
+			c.reading.reset()
+			c.spare = c.reading
 		}
-		c.applying = g
+		c.reading = g
 	}
 }
 
-// addPending adds an item to the group, sending the group off before when both together
+// join adds an item to the group, sending the group off before when both together
 // are too much for one transaction.
-func (c *committer) addPending(it *pendingBatch) {
+func (c *committer) join(it *item) {
 	s := c.s
 	if err := s.Err(); err != nil {
-		c.drain()
-		it.complete(err)
+		c.settle()
+		it.answer(err)
 		return
 	}
-	if it.compressed != nil && len(it.compressed) == 0 {
-		c.sendGroup() // the others do not wait for the compression
+	if it.packed != nil && len(it.packed) == 0 {
+		c.send() // the others do not wait for the compression
 	}
-	g := c.gathering
-	n, size := g.checkpoint()
+	g := c.next
+	n, size := g.mark()
 	if it.batch == nil {
-		for _, o := range it.mutations {
-			g.addMutation(o)
+		for _, o := range it.ops {
+			g.add(o)
 		}
-	} else if err := s.encoder.encodeBatch(g, it); err != nil {
-		g.rollBack(n, size)
-		c.drain() // answers stay in order
-		it.complete(err)
+	} else if err := s.enc.encode(g, it); err != nil {
+		g.cut(n, size)
+		c.settle() // answers stay in order
+		it.answer(err)
 		return
 	}
-	if s.limits.Fits(len(g.mutations), g.size) {
-		g.pending = append(g.pending, it)
+	if s.fits(len(g.ops), g.size) {
+		g.items = append(g.items, it)
 		return
 	}
-	ops := append([]mutation(nil), g.mutations[n:]...)
+	ops := append([]op(nil), g.ops[n:]...)
 	opsSize := g.size - size
-	g.rollBack(n, size)
+	g.cut(n, size)
 	g.arena = nil // ops refer to it: it must not be used again
-	if !s.limits.Fits(len(ops), opsSize) {
-		c.drain()
+	if !s.fits(len(ops), opsSize) {
+		c.settle()
 		s.commitStaged(ops, it)
 		return
 	}
-	c.sendGroup()
+	c.send()
 	for _, o := range ops {
-		c.gathering.addMutation(o)
+		c.next.add(o)
 	}
-	c.gathering.pending = append(c.gathering.pending, it)
+	c.next.items = append(c.next.items, it)
 }
 
-// commitAndApply is commit and apply, for those who write while the writer rests.
-func (s *Badger) commitAndApply(ops []mutation, size int64) error {
-	err := s.commitDurably(ops, size)
-	s.wal.applyToBadger()
+// fits tells whether so many rows of so many bytes may be one transaction.
+func (s *Badger) fits(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
+
+// commitAlone is commit and apply, for those who write while the writer rests.
+func (s *Badger) commitAlone(ops []op, size int64) error {
+	err := s.commit(ops, size)
+	s.commits.apply()
 	return err
 }
 
-// commitDurably makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
+// commit makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
 // the store: after a failed commit nobody knows whether it is there.
-func (s *Badger) commitDurably(ops []mutation, size int64) error {
-	if err := s.disk.CheckCommit(size); err != nil {
+func (s *Badger) commit(ops []op, size int64) error {
+	if err := s.room.check(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()
-	s.stall.commitStarted()
-	at, err := s.wal.commit(ops, size)
-	s.stall.commitEnded()
+	s.stall.begin()
+	at, err := s.commits.commit(ops, size)
+	s.stall.end()
 	if err == nil {
-		s.timestamps.announce(at)
+		s.moments.told(at)
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {
@@ -375,11 +378,11 @@ func (s *Badger) commitDurably(ops []mutation, size int64) error {
 	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
 }
 
-// publishCommit is told of each commit that is durable and in Badger, in order.
-func (s *Badger) publishCommit(at uint64, ops []mutation) {
-	s.finished.expectCommit(ops)
-	s.db.SetDiscardTs(s.timestamps.publish(at, ops))
-	s.finished.publishExpected()
+// readable is told of each commit that is durable and in Badger, in order.
+func (s *Badger) readable(at uint64, ops []op) {
+	s.register.expect(ops)
+	s.db.SetDiscardTs(s.moments.advance(at, ops))
+	s.register.learn()
 }
 
 // stallWatch alarms when a commit does not end. It counts seconds that this process saw
@@ -390,12 +393,12 @@ type stallWatch struct {
 	now   func() time.Time            // monotonic
 	after func(time.Duration, func()) // time.AfterFunc
 
-	mu       sync.Mutex
-	commits  uint64        // counts begin and end: odd while a commit is under way
-	ticking  bool          // the timer runs: while there are commits, and for a tick behind the last one
-	elapsed  time.Duration // of the commit that was under way at the last tick
-	watched  uint64        // that one
-	lastTick time.Time     // when the last tick was
+	mu      sync.Mutex
+	commit  uint64        // counts begin and end: odd while a commit is under way
+	ticking bool          // the timer runs: while there are commits, and for a tick behind the last one
+	seen    time.Duration // of the commit that was under way at the last tick
+	watched uint64        // that one
+	tick    time.Time     // when the last tick was
 }
 
 const (
@@ -408,44 +411,44 @@ func newStallWatch(alarm func(time.Duration)) *stallWatch {
 	return &stallWatch{alarm: alarm, now: time.Now, after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }}
 }
 
-// commitStarted notes that a commit begins; there is one at a time. There are thousands of them in a
+// begin notes that a commit begins; there is one at a time. There are thousands of them in a
 // second, so they share a timer: a commit is counted from its first tick on.
-func (w *stallWatch) commitStarted() {
+func (w *stallWatch) begin() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.commits++
+	w.commit++
 	if !w.ticking {
-		w.ticking, w.lastTick, w.watched, w.elapsed = true, w.now(), w.commits, 0
-		w.after(stallTick, w.onTick)
+		w.ticking, w.tick, w.watched, w.seen = true, w.now(), w.commit, 0
+		w.after(stallTick, w.count)
 	}
 }
 
-// commitEnded notes that it has ended.
-func (w *stallWatch) commitEnded() {
+// end notes that it has ended.
+func (w *stallWatch) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.commits++
+	w.commit++
 }
 
-func (w *stallWatch) onTick() {
+func (w *stallWatch) count() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
-	passed := now.Sub(w.lastTick)
-	w.lastTick = now
+	passed := now.Sub(w.tick)
+	w.tick = now
 	switch {
-	case w.commits%2 == 0:
+	case w.commit%2 == 0:
 		w.ticking = false
 		return
-	case w.commits != w.watched:
-		w.watched, w.elapsed = w.commits, 0
+	case w.commit != w.watched:
+		w.watched, w.seen = w.commit, 0
 	case passed <= stallLate:
-		w.elapsed += passed
+		w.seen += passed
 	}
-	if w.elapsed >= stallLimit {
+	if w.seen >= stallLimit {
 		w.ticking = false
 		go w.alarm(stallLimit)
 		return
 	}
-	w.after(stallTick, w.onTick)
+	w.after(stallTick, w.count)
 }

@@ -66,8 +66,7 @@ func (p *peer) beat() {
 	}
 	if p.attached && !p.asked {
 		p.asked = true
-		p.out.Ping = true
-		p.push()
+		p.push(workerpb.AppendEmpty(p.out, workerpb.TypePing))
 	}
 	if !p.attached && p.silent >= unreachablePulses && p.r.state == open {
 		p.endUnreachable()
@@ -140,15 +139,15 @@ func (r *Remote) DeferredStarts() map[string]uint64 {
 	return all
 }
 
-// heardPostponed counts the starts that had to wait. mu is held.
-func (r *Remote) heardPostponed(p *peer, m *workerpb.Postponed) {
+// heardDeferred: a start had to wait.
+func (r *Remote) heardDeferred(p *peer, d workerpb.Deferred) {
 	if r.deferred == nil {
 		r.deferred = map[string]uint64{}
 	}
-	r.deferred[m.Reason] += m.Count
+	r.deferred[d.Reason] += d.N
 	if now := time.Now(); now.Sub(r.complained) > time.Minute {
 		r.complained = now
 		r.log.Warn("tasks wait: the machine is short of what a process needs; they start when others have ended",
-			"reason", m.Reason, "err", string(m.Error), "folder", p.path)
+			"reason", d.Reason, "err", d.Text, "folder", p.path)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -287,8 +288,7 @@ func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
 		r.withdraw(key, e)
 		return
 	}
-	e.peer.out.AddKill(key, grace)
-	e.peer.push()
+	e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: grace}))
 }
 
 // Revoke implements executor.Executor.
@@ -304,8 +304,7 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 		r.withdraw(key, e)
 		return
 	}
-	e.peer.out.AddRevocation(key)
-	e.peer.push()
+	e.peer.push(workerpb.AppendKey(e.peer.out, workerpb.TypeRevoke, key))
 }
 
 // withdraw revokes an order that no worker has. One that may have begun before the
@@ -347,7 +346,7 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 		}
 		return
 	}
-	p.out.AddAcknowledgement(key)
+	p.out = workerpb.AppendKey(p.out, workerpb.TypeAck, key)
 	p.pushWithin(linger)
 }
 
@@ -408,8 +407,7 @@ func (r *Remote) disown(key messages.AttemptKey, e *entry) {
 	case e.stage == ended:
 		r.forget(key, e)
 	case e.peer != nil && !e.peer.dead:
-		e.peer.out.AddKill(key, r.cfg.Settings.CloseGrace)
-		e.peer.push()
+		e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: r.cfg.Settings.CloseGrace}))
 	}
 }
 
@@ -428,9 +426,10 @@ func (r *Remote) Detach() error {
 				continue
 			}
 			if needless {
-				err := r.registry.strike(filepath.Base(p.path))
-				p.out.Release = p.out.Release || err == nil
-				p.out.Stop = true
+				if err := r.registry.strike(filepath.Base(p.path)); err == nil {
+					p.out = workerpb.AppendEmpty(p.out, workerpb.TypeRelease)
+				}
+				p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
 			}
 			close(p.leave)
 			leaving = append(leaving, p)
@@ -471,8 +470,7 @@ func (r *Remote) Close() error {
 		}
 	}
 	for _, p := range r.peers {
-		p.out.Stop = true
-		p.push()
+		p.push(workerpb.AppendEmpty(p.out, workerpb.TypeStop))
 	}
 	r.wake()
 	r.unlock()

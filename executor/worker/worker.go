@@ -31,8 +31,6 @@ const farewell = 5 * time.Second
 
 // Worker is one worker process. See the package doc for its duties and locks.
 type Worker struct {
-	workerpb.UnimplementedWorkerServer
-
 	settings Settings
 	folder   *Folder
 	pid      int
@@ -129,7 +127,7 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	}
 	w.outputs.KeepFree(outputs.Reserve)
 	name := MarkValue(w.settings.Folder, folder.Name())
-	header.Mark = []byte(name)
+	header.Mark = name
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
 		Outputs: w.outputs, Sink: w.sink, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
@@ -270,7 +268,7 @@ func (w *Worker) stop() {
 		w.mu.Lock()
 		s := w.sess
 		if s != nil {
-			s.out.Stopped = true
+			s.out = workerpb.AppendEmpty(s.out, workerpb.TypeStopped)
 			s.wake(true)
 		}
 		w.mu.Unlock()

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Entry is one line of the audit log: a change, or a request that was refused.
@@ -46,41 +49,41 @@ func (e *Entry) Count(run *uint64, accepted bool) {
 }
 
 const (
-	// auditBuffer bounds what waits for the disk; beyond it entries are lost, and counted.
-	auditBuffer = 8 << 20
-	// auditFlush is the longest time that an entry waits in memory.
-	auditFlush = 100 * time.Millisecond
-	// strangerRefusals bounds the lines of a second about refused requests of callers without
+	// maxAuditBuffer bounds what waits for the disk; beyond it entries are lost, and counted.
+	maxAuditBuffer = 8 << 20
+	// auditFlushDelay is the longest time that an entry waits in memory.
+	auditFlushDelay = 100 * time.Millisecond
+	// maxUnknownRefusals bounds the lines of a second about refused requests of callers without
 	// a valid token or certificate: of each user of a unix socket, and of all others
 	// together. knownRefusals bounds those of each known caller. A flood of strangers thus
 	// hides nothing that a known caller tries.
-	strangerRefusals = 100
-	knownRefusals    = 1000
+	maxUnknownRefusals = 100
+	maxKnownRefusals   = 1000
 )
 
 // Audit appends entries to a file. Record never waits for the disk.
 type Audit struct {
-	path string
-	log  *slog.Logger
-	lost func(n int) // counts entries that were not written
+	path      string
+	log       *slog.Logger
+	countLost func(n int) // counts entries that were not written
 
-	mu         sync.Mutex // of what follows
-	buf        []byte
-	entries    int // in buf
-	second     int64
-	refusals   map[caller]int // in that second
-	suppressed int
+	mu              sync.Mutex // of what follows
+	buf             []byte
+	bufferedEntries int // in buf
+	refusalSecond   int64
+	refusals        map[refusalKey]int // in that second
+	suppressed      int
 
-	file    *os.File // of run, as is the next
-	failing bool     // the last write failed, which was logged
-	wake    chan struct{}
-	again   chan chan error
-	stop    chan struct{}
-	ended   chan struct{}
+	file           *os.File // of run, as is the next
+	writeFailing   bool     // the last write failed, which was logged
+	wakeWriter     chan struct{}
+	reopenRequests chan chan error
+	stop           chan struct{}
+	exited         chan struct{}
 }
 
-// caller is who is counted for refusals. The zero value is all strangers by TCP together.
-type caller struct {
+// refusalKey is who is counted for refusals. The zero value is all strangers by TCP together.
+type refusalKey struct {
 	token, certificate string
 	uid                int // plus one; of a unix socket
 }
@@ -92,9 +95,9 @@ func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) 
 	if err != nil {
 		return nil, err
 	}
-	a := &Audit{path: path, log: log, lost: lost, file: f, refusals: make(map[caller]int),
-		wake: make(chan struct{}, 1), again: make(chan chan error), stop: make(chan struct{}), ended: make(chan struct{})}
-	go a.run()
+	a := &Audit{path: path, log: log, countLost: lost, file: f, refusals: make(map[refusalKey]int),
+		wakeWriter: make(chan struct{}, 1), reopenRequests: make(chan chan error), stop: make(chan struct{}), exited: make(chan struct{})}
+	go a.writeLoop()
 	return a, nil
 }
 
@@ -133,30 +136,30 @@ func (a *Audit) Record(e Entry) {
 		return
 	}
 	line, err := json.Marshal(e)
-	if err != nil || len(a.buf)+len(line) >= auditBuffer {
-		a.lost(1)
+	if err != nil || len(a.buf)+len(line) >= maxAuditBuffer {
+		a.countLost(1)
 		return
 	}
 	a.buf = append(AppendPrintable(a.buf, line), '\n')
-	a.entries++
+	a.bufferedEntries++
 	select {
-	case a.wake <- struct{}{}:
+	case a.wakeWriter <- struct{}{}:
 	default:
 	}
 }
 
 // admitRefusal bounds the lines on refusals: anybody can cause those. mu is held.
 func (a *Audit) admitRefusal(e *Entry) bool {
-	if now := e.Time.Unix(); now != a.second {
-		a.second = now
+	if now := e.Time.Unix(); now != a.refusalSecond {
+		a.refusalSecond = now
 		clear(a.refusals)
 	}
-	who, limit := caller{token: e.Token, certificate: e.Certificate}, knownRefusals
+	who, limit := refusalKey{token: e.Token, certificate: e.Certificate}, maxKnownRefusals
 	if e.UID != nil {
 		who.uid = *e.UID + 1
 	}
 	if e.Token == "" && e.Certificate == "" {
-		limit = strangerRefusals
+		limit = maxUnknownRefusals
 	}
 	if a.refusals[who]++; a.refusals[who] > limit {
 		a.suppressed++
@@ -170,9 +173,9 @@ func (a *Audit) admitRefusal(e *Entry) bool {
 func (a *Audit) Reopen() error {
 	done := make(chan error, 1)
 	select {
-	case a.again <- done:
+	case a.reopenRequests <- done:
 		return <-done
-	case <-a.ended:
+	case <-a.exited:
 		return os.ErrClosed
 	}
 }
@@ -183,25 +186,25 @@ func (a *Audit) Close() error {
 		return nil
 	}
 	close(a.stop)
-	<-a.ended
+	<-a.exited
 	return a.file.Close()
 }
 
-// run writes entries until Close.
-func (a *Audit) run() {
-	defer close(a.ended)
+// writeLoop writes entries until Close.
+func (a *Audit) writeLoop() {
+	defer close(a.exited)
 	var spare []byte
 	for {
 		select {
-		case <-a.wake:
-			timer := time.NewTimer(auditFlush)
+		case <-a.wakeWriter:
+			timer := time.NewTimer(auditFlushDelay)
 			select { // for company
 			case <-timer.C:
 			case <-a.stop:
 			}
 			timer.Stop()
 			spare = a.flush(spare)
-		case done := <-a.again:
+		case done := <-a.reopenRequests:
 			spare = a.flush(spare)
 			f, err := openAuditFile(a.path)
 			if err == nil {
@@ -219,24 +222,51 @@ func (a *Audit) run() {
 // flush writes what waits. It returns the buffer for its next use.
 func (a *Audit) flush(spare []byte) []byte {
 	a.mu.Lock()
-	buf, n := a.buf, a.entries
-	a.buf, a.entries = spare[:0], 0
+	buf, n := a.buf, a.bufferedEntries
+	a.buf, a.bufferedEntries = spare[:0], 0
 	a.mu.Unlock()
 	if n == 0 {
 		return buf
 	}
-	if a.failing {
+	if a.writeFailing {
 		_, _ = a.file.WriteString("\n") // the last write may have ended within a line
 	}
 	_, err := a.file.Write(buf)
 	if err != nil {
-		a.lost(n)
-		if !a.failing {
+		a.countLost(n)
+		if !a.writeFailing {
 			a.log.Error("the audit log cannot be written", "path", a.path, "err", err)
 		}
-	} else if a.failing {
+	} else if a.writeFailing {
 		a.log.Info("the audit log is written again", "path", a.path)
 	}
-	a.failing = err != nil
+	a.writeFailing = err != nil
 	return buf
+}
+
+// AppendPrintable appends the JSON text to dst and escapes what a terminal would act on or
+// hide: control and format characters (Cc, Cf), line and paragraph separators (Zl, Zp), and
+// bytes that are not UTF-8. encoding/json and log/slog escape only those below U+0020. The
+// value of the text stays the same, because such characters can stand only inside its
+// strings. Line feeds stay: they separate documents.
+func AppendPrintable(dst, text []byte) []byte {
+	begin := 0 // of what is not yet in dst
+	for i := 0; i < len(text); {
+		if c := text[i]; c >= ' ' && c < 0x7f || c == '\n' {
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRune(text[i:])
+		if r == utf8.RuneError && size == 1 || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			dst = append(dst, text[begin:i]...)
+			if high, low := utf16.EncodeRune(r); r > 0xffff {
+				dst = fmt.Appendf(dst, `\u%04x\u%04x`, high, low)
+			} else {
+				dst = fmt.Appendf(dst, `\u%04x`, r)
+			}
+			begin = i + size
+		}
+		i += size
+	}
+	return append(dst, text[begin:]...)
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -21,19 +22,19 @@ const (
 // the server ends them. A session is good only while the token file has the token
 // that it was begun with.
 type Sessions struct {
-	keys *Keys
-	mu   sync.Mutex
-	open map[[sha256.Size]byte]session // by the hash of the cookie
+	keys     *Keys
+	mu       sync.Mutex
+	byCookie map[[sha256.Size]byte]session // by the hash of the cookie
 }
 
 type session struct {
-	token [sha256.Size]byte // hash of the token's secret
-	ends  time.Time
+	tokenHash [sha256.Size]byte // hash of the token's secret
+	expires   time.Time
 }
 
 // NewSessions returns no sessions yet.
 func NewSessions(keys *Keys) *Sessions {
-	return &Sessions{keys: keys, open: map[[sha256.Size]byte]session{}}
+	return &Sessions{keys: keys, byCookie: map[[sha256.Size]byte]session{}}
 }
 
 // Begin begins a session for the holder of a secret and returns the value of its
@@ -47,28 +48,28 @@ func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Calle
 	cookie = base64.RawURLEncoding.EncodeToString(b[:])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.makeRoom(now)
-	s.open[sha256.Sum256([]byte(cookie))] = session{token: sha256.Sum256(secret), ends: now.Add(SessionTime)}
+	s.evict(now)
+	s.byCookie[sha256.Sum256([]byte(cookie))] = session{tokenHash: sha256.Sum256(secret), expires: now.Add(SessionTime)}
 	who.Session = true
 	return cookie, who, true
 }
 
-// makeRoom forgets sessions that are over, and the next to end if all are full.
-func (s *Sessions) makeRoom(now time.Time) {
-	if len(s.open) < maxSessions {
+// evict forgets sessions that are over, and the next to end if all are full.
+func (s *Sessions) evict(now time.Time) {
+	if len(s.byCookie) < maxSessions {
 		return
 	}
 	var oldest [sha256.Size]byte
 	var ends time.Time
-	for id, one := range s.open {
-		if !now.Before(one.ends) {
-			delete(s.open, id)
-		} else if ends.IsZero() || one.ends.Before(ends) {
-			oldest, ends = id, one.ends
+	for id, one := range s.byCookie {
+		if !now.Before(one.expires) {
+			delete(s.byCookie, id)
+		} else if ends.IsZero() || one.expires.Before(ends) {
+			oldest, ends = id, one.expires
 		}
 	}
-	if len(s.open) >= maxSessions {
-		delete(s.open, oldest)
+	if len(s.byCookie) >= maxSessions {
+		delete(s.byCookie, oldest)
 	}
 }
 
@@ -77,13 +78,13 @@ func (s *Sessions) makeRoom(now time.Time) {
 func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 	id := sha256.Sum256(cookie)
 	s.mu.Lock()
-	one, ok := s.open[id]
+	one, ok := s.byCookie[id]
 	s.mu.Unlock()
 	if !ok {
 		return Caller{}, false
 	}
-	tok := s.keys.current.Load().find(&one.token)
-	if tok == nil || !now.Before(one.ends) {
+	tok := s.keys.current.Load().byHash(&one.tokenHash)
+	if tok == nil || !now.Before(one.expires) {
 		s.End(cookie)
 		return Caller{}, false
 	}
@@ -94,5 +95,73 @@ func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 func (s *Sessions) End(cookie []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.open, sha256.Sum256(cookie))
+	delete(s.byCookie, sha256.Sum256(cookie))
+}
+
+// Rate bounds attempts: so many at once, and one more per interval. Each address has
+// its own bound; an IPv6 network of 64 bits counts as one address.
+type Rate struct {
+	burst      int
+	interval   time.Duration
+	mu         sync.Mutex
+	perAddress map[netip.Addr]attempts
+	lastPruned time.Time // when all addresses were looked through last
+}
+
+// attempts is how many attempts an address had used up at a moment.
+type attempts struct {
+	count float64
+	at    time.Time
+}
+
+// maxAddresses bounds what is remembered; beyond it all other addresses share one bound.
+const maxAddresses = 10_000
+
+// NewRate returns a bound of burst attempts at once and one per interval.
+func NewRate(burst int, interval time.Duration) *Rate {
+	return &Rate{burst: burst, interval: interval, perAddress: map[netip.Addr]attempts{}}
+}
+
+// Allow counts an attempt, and tells whether it is within the bound.
+func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
+	if from = from.Unmap().WithZone(""); from.Is6() {
+		if network, err := from.Prefix(64); err == nil {
+			from = network.Addr()
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u, known := r.perAddress[from]
+	if !known && len(r.perAddress) >= maxAddresses {
+		if r.prune(now); len(r.perAddress) >= maxAddresses {
+			from = netip.Addr{}
+			u = r.perAddress[from]
+		}
+	}
+	u.count = r.remaining(u, now)
+	u.at = now
+	allowed := u.count+1 <= float64(r.burst)
+	if allowed {
+		u.count++
+	}
+	r.perAddress[from] = u
+	return allowed
+}
+
+// remaining is what still counts of former attempts.
+func (r *Rate) remaining(u attempts, now time.Time) float64 {
+	return max(0, u.count-float64(now.Sub(u.at))/float64(r.interval))
+}
+
+// prune drops addresses whose attempts no longer count, at most once per interval.
+func (r *Rate) prune(now time.Time) {
+	if now.Sub(r.lastPruned) < r.interval {
+		return
+	}
+	r.lastPruned = now
+	for from, u := range r.perAddress {
+		if r.remaining(u, now) == 0 {
+			delete(r.perAddress, from)
+		}
+	}
 }

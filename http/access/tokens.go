@@ -8,12 +8,69 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
+
+// Scopes is a set of things that a caller may do. They are independent: Submit does
+// not include Read.
+type Scopes uint8
+
+const (
+	Read    Scopes = 1 << iota // see runs, tasks, logs, events, metrics
+	Submit                     // submit graphs, which runs commands; validate them
+	Control                    // kill, pause, resume and restart runs and tasks
+
+	All = Read | Submit | Control
+)
+
+func scopeNames() []string { return []string{"read", "submit", "control"} }
+
+// ParseScopes reads scopes that are separated by commas.
+func ParseScopes(s string) (Scopes, error) {
+	var out Scopes
+	for word := range strings.SplitSeq(s, ",") {
+		var one Scopes
+		for i, name := range scopeNames() {
+			if word == name {
+				one = 1 << i
+			}
+		}
+		switch {
+		case one == 0:
+			return 0, fmt.Errorf("unknown scope %q: want read, submit, control, separated by commas", word)
+		case out&one != 0:
+			return 0, fmt.Errorf("scope %q is given twice", word)
+		}
+		out |= one
+	}
+	return out, nil
+}
+
+// String is what ParseScopes reads.
+func (s Scopes) String() string {
+	var words []string
+	for i, name := range scopeNames() {
+		if s&(1<<i) != 0 {
+			words = append(words, name)
+		}
+	}
+	return strings.Join(words, ",")
+}
+
+// Caller is a client and what it may do.
+type Caller struct {
+	messages.Principal
+	Scopes Scopes
+}
 
 // TokenPrefix begins every secret, so that scanners find those that leaked.
 const TokenPrefix = "caravan_"
@@ -38,7 +95,7 @@ const maxTokens = 1000
 type token struct {
 	name   string
 	scopes Scopes
-	sum    [sha256.Size]byte // of the secret
+	hash   [sha256.Size]byte // of the secret
 }
 
 // Tokens is what a token file says. It does not change.
@@ -79,10 +136,10 @@ func ParseTokens(text []byte) (*Tokens, error) {
 			t.certificates[common] = tok
 			continue
 		}
-		if first, ok := sums[tok.sum]; ok {
+		if first, ok := sums[tok.hash]; ok {
 			return nil, fmt.Errorf("line %d: the secret is that of line %d, too", number, first)
 		}
-		sums[tok.sum] = number
+		sums[tok.hash] = number
 		if t.tokens = append(t.tokens, tok); len(t.tokens) > maxTokens {
 			return nil, fmt.Errorf("line %d: more than %d tokens", number, maxTokens)
 		}
@@ -110,11 +167,11 @@ func parseToken(line string) (tok token, common string, err error) {
 		return tok, "", fmt.Errorf("token %q: want sha256: and 64 hexadecimal digits, or cert: and a common name", tok.name)
 	}
 	sum, err := hex.DecodeString(value)
-	if err != nil || len(sum) != len(tok.sum) {
+	if err != nil || len(sum) != len(tok.hash) {
 		return tok, "", fmt.Errorf("token %q: sha256: must be followed by 64 hexadecimal digits", tok.name) // it may be the secret itself
 	}
-	copy(tok.sum[:], sum)
-	if tok.sum == sha256.Sum256(nil) || tok.sum == sha256.Sum256([]byte("\n")) {
+	copy(tok.hash[:], sum)
+	if tok.hash == sha256.Sum256(nil) || tok.hash == sha256.Sum256([]byte("\n")) {
 		return tok, "", fmt.Errorf("token %q: the hash is that of an empty secret", tok.name)
 	}
 	return tok, "", nil
@@ -134,12 +191,12 @@ func CheckTokenName(name string) error {
 	return nil
 }
 
-// find returns the token with this hash. It compares with every token and takes the
+// byHash returns the token with this hash. It compares with every token and takes the
 // same time whether, and where, one matches.
-func (t *Tokens) find(sum *[sha256.Size]byte) (found *token) {
+func (t *Tokens) byHash(sum *[sha256.Size]byte) (found *token) {
 	at := -1
 	for i := range t.tokens {
-		equal := subtle.ConstantTimeCompare(t.tokens[i].sum[:], sum[:])
+		equal := subtle.ConstantTimeCompare(t.tokens[i].hash[:], sum[:])
 		at = subtle.ConstantTimeSelect(equal, i, at)
 	}
 	if at < 0 {
@@ -154,7 +211,7 @@ type Keys struct {
 	current atomic.Pointer[Tokens]
 
 	mu       sync.Mutex
-	reloaded []func()
+	onReload []func()
 }
 
 // OpenKeys reads a token file.
@@ -176,7 +233,7 @@ func (k *Keys) Reload() error {
 	}
 	k.current.Store(t)
 	k.mu.Lock()
-	reloaded := k.reloaded
+	reloaded := k.onReload
 	k.mu.Unlock()
 	for _, fn := range reloaded {
 		fn()
@@ -188,7 +245,7 @@ func (k *Keys) Reload() error {
 func (k *Keys) OnReload(fn func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.reloaded = append(k.reloaded, fn)
+	k.onReload = append(k.onReload, fn)
 }
 
 // InForce is the token file as it was read last. Two calls return the same pointer
@@ -198,7 +255,7 @@ func (k *Keys) InForce() *Tokens { return k.current.Load() }
 // Secret returns who holds a secret.
 func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)
-	tok := k.current.Load().find(&sum)
+	tok := k.current.Load().byHash(&sum)
 	if tok == nil {
 		return Caller{}, false
 	}
@@ -209,4 +266,59 @@ func (k *Keys) Secret(secret []byte) (Caller, bool) {
 func (k *Keys) Certificate(commonName string) (Scopes, bool) {
 	tok, ok := k.current.Load().certificates[commonName]
 	return tok.scopes, ok
+}
+
+// ReadPrivateFile reads a file that only its owner may read or write. The owner must
+// be this process's user or root, and a symbolic link must stay within the file's
+// folder: whoever can replace the file can let themselves in.
+func ReadPrivateFile(path string) ([]byte, error) {
+	if err := checkSymlink(path); err != nil {
+		return nil, err
+	}
+	f, err := vfs.OpenGiven(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	switch mode := info.Mode(); {
+	case mode.Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%s may be read or written by others (mode %04o): chmod 600 %s", path, mode.Perm(), path)
+	default:
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid != 0 && int(owner.Uid) != os.Geteuid() {
+			return nil, fmt.Errorf("%s belongs to user %d: it must belong to this one (%d) or to root", path, owner.Uid, os.Geteuid())
+		}
+	}
+	text, err := io.ReadAll(io.LimitReader(f, vfs.LargestGiven+1))
+	if err == nil && len(text) > vfs.LargestGiven {
+		err = fmt.Errorf("%s is too large: at most %d bytes", path, vfs.LargestGiven)
+	}
+	return text, err
+}
+
+// checkSymlink refuses a symbolic link that leads out of the folder that it lies in.
+// (Kubernetes mounts secrets as links within one folder.)
+func checkSymlink(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&os.ModeSymlink == 0 {
+		return err
+	}
+	target, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		if target, err := os.Stat(path); err == nil && !target.Mode().IsRegular() {
+			return nil // a pipe of the shell: it is refused as it is opened
+		}
+		return err
+	}
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if inside, err := filepath.Rel(folder, target); err != nil || inside == ".." || strings.HasPrefix(inside, "../") {
+		return fmt.Errorf("%s is a symbolic link to %s, in another folder: name that file itself", path, target)
+	}
+	return nil
 }

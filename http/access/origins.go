@@ -1,0 +1,252 @@
+package access
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// Hosts is the set of names that a request may ask a server for. A web page can make
+// its own name resolve to a loopback address (DNS rebinding), but it cannot change
+// the name in the Host header. A nil *Hosts allows every name.
+type Hosts struct{ hostNames map[string]struct{} }
+
+// LoopbackHosts are the names of a server that listens on a loopback address.
+func LoopbackHosts() []string { return []string{"localhost", "127.0.0.1", "::1"} }
+
+// NewHosts returns the set of names. Each is a host name or an IP address, without
+// a port.
+func NewHosts(names ...string) (*Hosts, error) {
+	h := &Hosts{hostNames: make(map[string]struct{}, len(names))}
+	for _, name := range names {
+		canonical, err := ParseHostName(name)
+		if err != nil {
+			return nil, err
+		}
+		h.hostNames[canonical] = struct{}{}
+	}
+	return h, nil
+}
+
+// ParseHostName returns the canonical form of a host name or IP address as a user
+// writes it: lower case, without a final dot, an IPv6 address without brackets.
+func ParseHostName(name string) (string, error) {
+	bare := name
+	if strings.HasPrefix(bare, "[") && strings.HasSuffix(bare, "]") {
+		bare = bare[1 : len(bare)-1]
+		if !strings.Contains(bare, ":") {
+			return "", fmt.Errorf("%q is not a host name: brackets are for IPv6 addresses", name)
+		}
+	}
+	if strings.Contains(bare, ":") {
+		ip, err := netip.ParseAddr(bare)
+		if err != nil || ip.Zone() != "" {
+			return "", fmt.Errorf("%q is not a host name: write it without a port, scheme or IPv6 zone", name)
+		}
+		return ip.String(), nil
+	}
+	bare = strings.ToLower(strings.TrimSuffix(bare, "."))
+	if !isHostName(bare) {
+		return "", fmt.Errorf("%q is not a host name: want letters, digits, '-', '_' and '.'", name)
+	}
+	return bare, nil
+}
+
+// maxHostName is the longest host name that DNS has.
+const maxHostName = 253
+
+func isHostName(name string) bool {
+	if name == "" || len(name) > maxHostName || strings.Contains(name, "..") || name[0] == '.' {
+		return false
+	}
+	for _, c := range []byte(name) {
+		if !(c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return false
+		}
+	}
+	return true
+}
+
+// Allows tells whether a request may have this Host, or this authority in its
+// target. Ports are not compared: a tunnel (ssh -L) may use another one, and a
+// rebound name is refused on any port. It allocates nothing for names in the set.
+func (h *Hosts) Allows(host []byte) bool {
+	if h == nil {
+		return true
+	}
+	name, ok := trimPort(host)
+	if !ok || len(name) > maxHostName+1 {
+		return false
+	}
+	var buf [maxHostName + 1]byte
+	lower := buf[:len(name)]
+	for i, c := range name {
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		lower[i] = c
+	}
+	if n := len(lower); n > 1 && lower[n-1] == '.' {
+		lower = lower[:n-1]
+	}
+	if len(lower) > 2 && lower[0] == '[' {
+		lower = lower[1 : len(lower)-1]
+		if _, ok := h.hostNames[string(lower)]; ok {
+			return bytes.IndexByte(lower, ':') >= 0 // brackets are for IPv6
+		}
+		ip, err := netip.ParseAddr(string(lower)) // written in another way
+		if err != nil || ip.Zone() != "" || !ip.Is6() {
+			return false
+		}
+		_, ok := h.hostNames[ip.String()]
+		return ok
+	}
+	_, ok = h.hostNames[string(lower)]
+	return ok && bytes.IndexByte(lower, ':') < 0 // an IPv6 address needs its brackets
+}
+
+// trimPort takes the port, which may be empty, off a Host.
+func trimPort(host []byte) (name []byte, ok bool) {
+	end := len(host)
+	for end > 0 && host[end-1] >= '0' && host[end-1] <= '9' {
+		end--
+	}
+	switch {
+	case end == 0 || host[end-1] != ':':
+		name = host // it has no port
+	case len(host)-end > 5:
+		return nil, false
+	default:
+		name = host[:end-1]
+	}
+	if len(name) == 0 {
+		return nil, false
+	}
+	if name[0] == '[' {
+		return name, name[len(name)-1] == ']' && len(name) > 2
+	}
+	return name, true
+}
+
+// Fetch is what a browser tells of a request that it sends. Programs other than
+// browsers send none of it, and web pages cannot set it. Each member is the value
+// of one header, empty when that header is absent.
+type Fetch struct {
+	Host   []byte
+	Origin []byte
+	Site   []byte // Sec-Fetch-Site
+	Mode   []byte // Sec-Fetch-Mode
+	Dest   []byte // Sec-Fetch-Dest
+	Safe   bool   // the method is GET, HEAD or OPTIONS
+	// Bulk says that the answer is no document to look at: a browser saves it as a file,
+	// or reads it without end.
+	Bulk bool
+}
+
+// Origins is a set of web origins whose pages may use the API, apart from the
+// server's own origin.
+type Origins struct{ origins map[string]struct{} }
+
+// NewOrigins returns the set. Each origin is written as browsers write it:
+// scheme://host, with the port unless it is the scheme's default.
+func NewOrigins(origins ...string) (*Origins, error) {
+	o := &Origins{origins: make(map[string]struct{}, len(origins))}
+	for _, origin := range origins {
+		u, err := url.Parse(origin)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || origin != u.Scheme+"://"+u.Host {
+			return nil, fmt.Errorf("%q is not an origin: write https://host or http://host:port", origin)
+		}
+		canonical := strings.ToLower(origin)
+		if canonical != strings.TrimSuffix(canonical, defaultPort(u.Scheme)) {
+			return nil, fmt.Errorf("%q is not how browsers write an origin: leave out the default port", origin)
+		}
+		o.origins[canonical] = struct{}{}
+	}
+	return o, nil
+}
+
+// Has tells whether the origin is in the set. A nil set is empty.
+func (o *Origins) Has(origin []byte) bool {
+	if o == nil || len(origin) == 0 {
+		return false
+	}
+	_, ok := o.origins[string(origin)]
+	return ok
+}
+
+// ErrCrossSite is the cause of every refusal by Check.
+var ErrCrossSite = errors.New("cross-site request")
+
+// Check refuses a request that a page of another origin causes. Such a page cannot
+// read the answer, but the request would have its effect. A navigation of the
+// whole window by a link is allowed, where the method is safe and the answer a document: any
+// page can navigate, and must not make the server send all that it has, nor the browser
+// save it.
+func (o *Origins) Check(f Fetch) error {
+	if len(f.Origin) > 0 {
+		if o.Has(f.Origin) {
+			return nil
+		}
+		if !sameOrigin(f.Origin, f.Host) {
+			return fmt.Errorf("%w: origin %q is not this server's (%q); --cors-origin allows more origins",
+				ErrCrossSite, truncateInput(f.Origin), truncateInput(f.Host))
+		}
+	}
+	switch string(f.Site) {
+	case "", "none", "same-origin":
+		return nil
+	}
+	if f.Safe && !f.Bulk && string(f.Mode) == "navigate" && (len(f.Dest) == 0 || string(f.Dest) == "document") {
+		return nil
+	}
+	return fmt.Errorf("%w: Sec-Fetch-Site is %q", ErrCrossSite, truncateInput(f.Site))
+}
+
+// SameOrigin tells whether a browser sent the request from a page of this server,
+// or did not say where it came from.
+func (f Fetch) SameOrigin() bool {
+	if len(f.Origin) > 0 && !sameOrigin(f.Origin, f.Host) {
+		return false
+	}
+	switch string(f.Site) {
+	case "", "none", "same-origin":
+		return true
+	}
+	return false
+}
+
+// sameOrigin compares an Origin with the Host of the same request. The scheme is not
+// compared: a proxy may have ended TLS.
+func sameOrigin(origin, host []byte) bool {
+	scheme, authority, ok := bytes.Cut(origin, []byte("://"))
+	if !ok {
+		return false // "null", too
+	}
+	port := defaultPort(string(scheme))
+	if port == "" {
+		return false
+	}
+	return len(authority) > 0 &&
+		bytes.EqualFold(bytes.TrimSuffix(authority, []byte(port)), bytes.TrimSuffix(host, []byte(port)))
+}
+
+// defaultPort is the port of a web scheme as it stands behind a host; "" for any
+// other scheme.
+func defaultPort(scheme string) string {
+	switch scheme {
+	case "http":
+		return ":80"
+	case "https":
+		return ":443"
+	}
+	return ""
+}
+
+// truncateInput bounds what a client sent for a sentence.
+func truncateInput(b []byte) []byte {
+	const most = 100
+	return b[:min(len(b), most)]
+}

@@ -1,0 +1,187 @@
+package access
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
+)
+
+// Certificate is the TLS side of a server: a certificate with its key, and the
+// authority that client certificates must be signed by. The files are looked at
+// again when clients connect, at most once a second; new ones take effect for new
+// connections, and files with a mistake leave the old ones in force.
+type Certificate struct {
+	files      []string // certificate, key and, where clients need one, their authority
+	log        *slog.Logger
+	mu         sync.Mutex
+	current    *tls.Config
+	fileStamps []fileStamp // of the files as they were read last
+	checked    time.Time
+}
+
+// fileStamp tells one version of a file from another.
+type fileStamp struct {
+	modified time.Time
+	size     int64
+}
+
+// minCheckInterval is the shortest time between two looks at the files.
+const minCheckInterval = time.Second
+
+// OpenCertificate reads the files. Clients need a certificate if clientCA is given.
+func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate, error) {
+	c := &Certificate{files: []string{cert, key}, log: log}
+	if clientCA != "" {
+		c.files = append(c.files, clientCA)
+	}
+	c.fileStamps = c.readStamps()
+	var err error
+	c.current, err = c.load()
+	return c, err
+}
+
+// Config is what a listener is wrapped with.
+func (c *Certificate) Config() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return c.configAt(time.Now()), nil
+		},
+	}
+}
+
+// Reload looks at the files now.
+func (c *Certificate) Reload() {
+	c.mu.Lock()
+	c.checked = time.Time{}
+	c.mu.Unlock()
+	c.configAt(time.Now())
+}
+
+func (c *Certificate) configAt(now time.Time) *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.checked) < minCheckInterval {
+		return c.current
+	}
+	c.checked = now
+	stamps := c.readStamps()
+	same := true
+	for i := range stamps {
+		same = same && stamps[i] == c.fileStamps[i]
+	}
+	if same {
+		return c.current
+	}
+	c.fileStamps = stamps
+	if next, err := c.load(); err != nil {
+		c.log.Error("the new TLS files cannot be used; the old ones stay in force", "err", err)
+	} else {
+		c.current = next
+		c.log.Info("TLS files read again", "certificate", c.files[0])
+	}
+	return c.current
+}
+
+func (c *Certificate) readStamps() []fileStamp {
+	out := make([]fileStamp, len(c.files))
+	for i, path := range c.files {
+		if info, err := os.Stat(path); err == nil {
+			out[i] = fileStamp{info.ModTime(), info.Size()}
+		}
+	}
+	return out
+}
+
+func (c *Certificate) load() (*tls.Config, error) {
+	pair, err := readCertificate(c.files[0], c.files[1])
+	if err != nil {
+		return nil, fmt.Errorf("TLS certificate %s with key %s: %w", c.files[0], c.files[1], err)
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
+	if len(c.files) > 2 {
+		if out.ClientCAs, err = ReadAuthority(c.files[2]); err != nil {
+			return nil, err
+		}
+		out.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return out, nil
+}
+
+// ReadAuthority reads the certificates of authorities, PEM. One that is malformed is an
+// error: without it, fewer clients would get in than the file says.
+func ReadAuthority(path string) (*x509.CertPool, error) {
+	text, err := vfs.ReadGiven(path)
+	if err != nil {
+		return nil, fmt.Errorf("TLS authority: %w", err)
+	}
+	list, err := parseCertificates(text)
+	if err != nil {
+		return nil, fmt.Errorf("TLS authority %s: %w", path, err)
+	}
+	pool := x509.NewCertPool()
+	for _, c := range list {
+		pool.AddCert(c)
+	}
+	return pool, nil
+}
+
+// readCertificate reads a certificate, with those that link it to its authority, and its key.
+func readCertificate(cert, key string) (tls.Certificate, error) {
+	text, err := vfs.ReadGiven(cert)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	secret, err := vfs.ReadGiven(key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	pair, err := tls.X509KeyPair(text, secret)
+	if err != nil {
+		return pair, err
+	}
+	_, err = parseCertificates(text)
+	return pair, err
+}
+
+// pemBoundary are the lines that stand around a certificate, also those that no PEM reader
+// takes for them.
+var pemBoundary = regexp.MustCompile(`(?m)^.*(BEGIN|END)( [A-Z0-9]+)* CERTIFICATE.*$`)
+
+// parseCertificates returns the certificates in text, of which there is one or more. What
+// is no PEM is a comment, and blocks of another type are passed over.
+func parseCertificates(text []byte) (list []*x509.Certificate, err error) {
+	found := len(pemBoundary.FindAll(text, -1))
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			if pemBoundary.MatchString("BEGIN " + block.Type) {
+				return nil, fmt.Errorf("a %s follows certificate %d: want CERTIFICATE", block.Type, len(list))
+			}
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", len(list)+1, err)
+		}
+		list = append(list, c)
+	}
+	switch {
+	case len(list) == 0:
+		return nil, fmt.Errorf("no PEM certificate in it")
+	case found != 2*len(list):
+		return nil, fmt.Errorf("a malformed PEM certificate: %d of them are whole, with %d lines BEGIN and END", len(list), found)
+	}
+	return list, nil
+}

@@ -1,0 +1,340 @@
+package http
+
+import (
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
+)
+
+// A long body is not held in memory. It is written to a file without a name as it
+// comes, which may take its time and costs nothing but disk; a crash leaves nothing of
+// it. Once it is there it is planned as it is read from the file, and stored as it is
+// read again. That is done for one at a time: of several that come together each waits
+// for its turn.
+
+const (
+	longBodyBytes         = 4 << 20  // a document of more bytes is long
+	maxLongBodies         = 32       // long bodies that are being received or wait for their turn
+	maxLongBodiesOfClient = 8        // those of one client: they may come slowly
+	copyBuffer            = 64 << 10 // of each while it comes
+	diskCheckBytes        = 1 << 20  // so much is written between two looks at the free disk
+	maxLineBytes          = 64 << 20 // of a document that is a line of many: those are held in memory
+	maxZstdWindow         = 8 << 20  // window
+)
+
+// longBody is a long body as it was sent. It is a messages.Document: that of what it
+// decompresses to.
+type longBody struct {
+	coding    string // "" = none
+	inMemory  []byte // or
+	file      *os.File
+	fileBytes int64 // bytes in file
+	size      int64 // of the document; known once it was read
+	sum       [sha256.Size]byte
+
+	mu         sync.Mutex
+	references int
+	close      func() // after the last one; nil = nothing
+}
+
+var errBodyReleased = errors.New("the request is over")
+
+func (b *longBody) Size() int64 { return b.size }
+
+// Open fails once the request is over and all readers are closed.
+func (b *longBody) Open() (io.ReadCloser, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.references == 0 {
+		return nil, errBodyReleased
+	}
+	b.references++
+	if b.file == nil {
+		return &longReader{body: b, in: strings.NewReader(string(b.inMemory))}, nil
+	}
+	return &longReader{body: b, in: io.NewSectionReader(b.file, 0, b.fileBytes)}, nil
+}
+
+// release ends one use.
+func (b *longBody) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.references--; b.references == 0 && b.close != nil {
+		b.close()
+	}
+}
+
+// longReader reads a long body's document.
+type longReader struct {
+	body   *longBody
+	in     io.Reader
+	out    io.Reader // what in decompresses to
+	end    func()
+	failed error
+}
+
+func (r *longReader) Read(p []byte) (int, error) {
+	if r.out == nil && r.failed == nil {
+		r.out, r.end, r.failed = decompressor(r.body.coding, r.in)
+	}
+	if r.failed != nil {
+		return 0, r.failed
+	}
+	return r.out.Read(p)
+}
+
+func (r *longReader) Close() error {
+	if r.end != nil {
+		r.end()
+	}
+	r.body.release()
+	return nil
+}
+
+// decompressor undoes a Content-Encoding.
+func decompressor(coding string, in io.Reader) (out io.Reader, end func(), err error) {
+	switch strings.ToLower(coding) {
+	case "", "identity":
+		return in, func() {}, nil
+	case "gzip", "x-gzip":
+		out, err = gzip.NewReader(in)
+		return out, func() {}, err
+	case "zstd":
+		d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		if err != nil {
+			return nil, nil, err
+		}
+		return d, d.Close, nil
+	default:
+		return nil, nil, unsupportedCoding(coding)
+	}
+}
+
+// longBodySet counts the long bodies that are being received or wait for their turn.
+type longBodySet struct {
+	mu      sync.Mutex
+	all     int
+	clients map[clientKey]int
+}
+
+// add takes a place, or says why there is none.
+func (ss *longBodySet) add(who clientKey) error {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	switch {
+	case ss.clients[who] >= maxLongBodiesOfClient:
+		return &refusal{fasthttp.StatusTooManyRequests, "too many large bodies of this client at a time: at most " + strconv.Itoa(maxLongBodiesOfClient)}
+	case ss.all >= maxLongBodies:
+		return &refusal{fasthttp.StatusServiceUnavailable, "too many large bodies at a time: at most " + strconv.Itoa(maxLongBodies)}
+	}
+	ss.all++
+	ss.clients[who]++
+	return nil
+}
+
+// remove gives the place back.
+func (ss *longBodySet) remove(who clientKey) {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	ss.all--
+	if ss.clients[who]--; ss.clients[who] == 0 {
+		delete(ss.clients, who)
+	}
+}
+
+func (ss *longBodySet) len() int {
+	ss.mu.Lock()
+	defer ss.mu.Unlock()
+	return ss.all
+}
+
+// receiveLongBody takes a body that turns out to be long: what of it was read, and the rest.
+func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int) (*longBody, error) {
+	var who clientKey
+	if c := connOf(ctx); c != nil {
+		who = c.client
+	}
+	if err := s.longBodies.add(who); err != nil {
+		drainOnClose(ctx)
+		ctx.SetConnectionClose()
+		return nil, err
+	}
+	f, err := createUnnamed(s.cfg.Spool)
+	if err != nil {
+		s.longBodies.remove(who)
+		ctx.SetConnectionClose()
+		return nil, s.cannotStoreBody(err)
+	}
+	b := &longBody{file: f, references: 1, close: func() {
+		_ = f.Close() // there is nothing to be kept
+		s.longBodies.remove(who)
+	}}
+	if err := s.writeLongBody(ctx, b, begun, rest, announced); err != nil {
+		drainOnClose(ctx)
+		ctx.SetConnectionClose()
+		b.release()
+		return nil, err
+	}
+	return b, nil
+}
+
+// writeLongBody writes a body to its file, to the body's end.
+func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int) error {
+	piece, looked := begun, int64(0)
+	room := make([]byte, copyBuffer)
+	for end := false; ; {
+		if b.fileBytes+int64(len(piece)) > s.cfg.MaxBody {
+			return s.bodyTooLarge(ctx)
+		}
+		if b.fileBytes >= looked { // what is spooled must not take the room that the engine needs
+			looked = b.fileBytes + diskCheckBytes
+			if err := s.engine.Healthy(contextOf(ctx)); err != nil {
+				return &refusal{fasthttp.StatusServiceUnavailable, err.Error()}
+			}
+		}
+		n, err := b.file.Write(piece)
+		b.fileBytes += int64(n)
+		switch {
+		case err != nil:
+			return s.cannotStoreBody(err)
+		case end:
+			return nil
+		}
+		n, err = rest.Read(room)
+		piece = room[:n]
+		switch {
+		case err == io.EOF && announced >= 0 && b.fileBytes+int64(n) < int64(announced):
+			err = io.ErrUnexpectedEOF
+		case err == io.EOF:
+			end, err = true, nil
+		}
+		if err != nil {
+			p := readProblem(err)
+			return &refusal{p.status, p.detail}
+		}
+	}
+}
+
+func (s *Server) cannotStoreBody(err error) error {
+	s.log.Warn("http: a large body cannot be received", "error", err)
+	return &refusal{fasthttp.StatusServiceUnavailable, "the server has no room for a large body"}
+}
+
+// createUnnamed makes a file that goes with its last descriptor.
+func createUnnamed(dir string) (*os.File, error) {
+	if dir == "" {
+		dir = os.TempDir()
+	}
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err == nil || !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return f, err
+	}
+	if f, err = os.CreateTemp(dir, "body-"); err != nil {
+		return nil, err
+	}
+	return f, os.Remove(f.Name())
+}
+
+// planLong plans a long body when its turn comes, which lasts until done is called.
+func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed, strict bool) (plan *dag.Plan, warnings dag.Problems, done func(), err error) {
+	if err := s.awaitPlanningTurn(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	back := s.cfg.Sparing()
+	done = func() { back(); <-s.planningTurn }
+	if plan, warnings, err = s.planFromFile(b, hashed, strict); err != nil {
+		done()
+		return nil, nil, nil, err
+	}
+	return plan, warnings, done, nil
+}
+
+// awaitPlanningTurn waits until no other long body is being planned and stored. A client that
+// leaves meanwhile, or closes its side, is taken at its word: its document is dropped.
+func (s *Server) awaitPlanningTurn(ctx *fasthttp.RequestCtx) error {
+	select {
+	case s.planningTurn <- struct{}{}:
+		return nil
+	default:
+	}
+	until, end, err := s.beginWait(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	select {
+	case s.planningTurn <- struct{}{}:
+		return nil
+	case <-until.Done():
+	}
+	ctx.SetConnectionClose()
+	if err := s.permitOf(ctx).check(); err != nil {
+		return err
+	}
+	if context.Cause(until) == errClientGone {
+		return &refusal{fasthttp.StatusServiceUnavailable, errClientGone.Error() + " before the turn of its document had come: it was not taken"}
+	}
+	return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
+}
+
+// planFromFile plans a long body, and finds its size and hash.
+func (s *Server) planFromFile(b *longBody, hashed, strict bool) (*dag.Plan, dag.Problems, error) {
+	doc, err := b.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer doc.Close()
+	r := &limitedHasher{r: doc, limit: s.cfg.MaxBody}
+	if hashed {
+		r.hash = sha256.New()
+	}
+	checked, err := specjson.CheckFrom(r, s.cfg.Limits)
+	if err != nil {
+		return nil, nil, decompressionError(b.coding, err, s.cfg.MaxBody)
+	}
+	plan, warnings, err := planResult(checked, strict)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.size = r.n
+	if hashed {
+		r.hash.Sum(b.sum[:0])
+	}
+	return plan, warnings, nil
+}
+
+// errTooLong: a document is longer than the limit.
+var errTooLong = errors.New("document is too long")
+
+// limitedHasher counts what is read, to a limit, and hashes it.
+type limitedHasher struct {
+	r     io.Reader
+	n     int64
+	limit int64
+	hash  hash.Hash // nil = not needed
+}
+
+func (m *limitedHasher) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if m.n += int64(n); m.n > m.limit {
+		return 0, errTooLong
+	}
+	if m.hash != nil {
+		m.hash.Write(p[:n])
+	}
+	return n, err
+}

@@ -1,0 +1,446 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// taskEncoder renders tasks. What is the same for all tasks of a template is
+// rendered once.
+type taskEncoder struct {
+	template            *dag.Template
+	beforeJob, afterJob []byte // around the job
+	jobEnd              []byte // the job's members that hold no token
+	task                dag.Task
+	job                 *dag.Job // of template
+	scratch             dag.Scratch
+}
+
+// appendTask appends the object of one expanded task.
+func (e *taskEncoder) appendTask(dst []byte, p *dag.Plan, task uint32) []byte {
+	p.TaskInto(&e.task, task)
+	if e.task.Template != e.template {
+		e.beginTemplate(p, e.task.Template)
+	}
+	job := e.job
+	dst = append(dst, e.beforeJob...)
+	dst = append(dst, `"job":{"environment":`...)
+	dst = appendStrings(dst, e.task.Environment)
+	if job.MemoryMB.Raw != "" {
+		dst = append(dst, `,"memoryMB":`...)
+		dst = append(dst, job.MemoryMB.Raw...)
+	}
+	if job.Cores.Raw != "" {
+		dst = append(dst, `,"cores":`...)
+		dst = append(dst, job.Cores.Raw...)
+	}
+	switch {
+	case job.HasString:
+		dst = append(dst, `,"commandString":`...)
+		dst = appendString(dst, e.task.CommandString)
+	case job.Command != nil:
+		dst = append(dst, `,"command":`...)
+		dst = appendStrings(dst, e.task.Command)
+	}
+	if job.WorkDir != "" {
+		dst = append(dst, `,"workDir":`...)
+		dst = appendString(dst, e.task.WorkDir)
+	}
+	dst = append(dst, e.jobEnd...)
+	return append(dst, e.afterJob...)
+}
+
+// beginTemplate renders what the tasks of a template share.
+func (e *taskEncoder) beginTemplate(p *dag.Plan, t *dag.Template) {
+	e.template, e.job = t, p.Job(t, &e.scratch)
+	r := t.Retry
+	dst := append(e.beforeJob[:0], `{"maxRetries":`...)
+	dst = strconv.AppendUint(dst, uint64(r.MaxRetries), 10)
+	dst = append(dst, `,"retryIntervalSeconds":`...)
+	dst = appendSeconds(dst, r.Interval)
+	if r.Backoff != 0 && r.Backoff != 1 {
+		dst = append(dst, `,"retryBackoff":`...)
+		dst = strconv.AppendFloat(dst, r.Backoff, 'f', -1, 64)
+	}
+	if r.MaxInterval != 0 {
+		dst = append(dst, `,"retryMaxIntervalSeconds":`...)
+		dst = appendSeconds(dst, r.MaxInterval)
+	}
+	e.beforeJob = append(dst, ',')
+
+	dst = e.jobEnd[:0]
+	if e.job.Executor != "" {
+		dst = append(dst, `,"executor":`...)
+		dst = appendString(dst, e.job.Executor)
+	}
+	for _, m := range e.job.Other {
+		dst = append(dst, ',')
+		dst = appendString(dst, m.Name)
+		dst = append(dst, ':')
+		dst = append(dst, m.Raw...)
+	}
+	e.jobEnd = append(dst, '}')
+
+	dst = append(e.afterJob[:0], `,"children":`...)
+	dst = appendEdges(dst, p, t.Children)
+	dst = append(dst, `,"parents":`...)
+	dst = appendEdges(dst, p, t.Parents)
+	dst = append(dst, `,"isGenerator":`...)
+	dst = strconv.AppendBool(dst, t.Generator)
+	e.afterJob = append(dst, '}')
+}
+
+// appendEdges appends the other ends' names as defined, or name and match.
+func appendEdges(dst []byte, p *dag.Plan, edges []dag.Edge) []byte {
+	dst = append(dst, '[')
+	for i, edge := range edges {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		name := p.Templates[edge.Template].Name
+		if edge.Match == nil {
+			dst = appendString(dst, name)
+			continue
+		}
+		dst = append(dst, `{"task":`...)
+		dst = appendString(dst, name)
+		dst = append(dst, `,"match":`...)
+		dst = appendStrings(dst, edge.Match.Names)
+		dst = append(dst, '}')
+	}
+	return append(dst, ']')
+}
+
+// runDocument renders a run's full document, in several passes over its tasks.
+// States and changes are those of one durable moment; attempts may be newer.
+type runDocument struct {
+	view       *messages.View
+	pass       int
+	passOpened bool   // the pass
+	task       uint32 // next one of this pass
+	name       []byte
+	tasks      taskEncoder
+	attempts   attemptEncoder
+}
+
+func newRunDocument(ctx context.Context, engine Engine, v *messages.View) *runDocument {
+	return &runDocument{view: v, attempts: attemptEncoder{ctx: ctx, engine: engine, run: v.ID, plan: v.Plan, live: v.Live}}
+}
+
+// documentPasses are the members that hold one entry per task, in their order.
+const documentPasses = 3
+
+func (d *runDocument) next(dst []byte) (out []byte, more bool, err error) {
+	for ; d.pass < documentPasses; d.pass++ {
+		if !d.passOpened {
+			d.passOpened = true
+			d.task = 0
+			switch d.pass {
+			case 0:
+				dst = appendRunHead(dst, &d.view.Summary)
+				dst = append(dst, `,"tasks":{`...)
+			case 1:
+				dst = append(dst, `,"taskStates":{`...)
+			case 2:
+				dst = append(dst, `,"taskAttempts":{`...)
+			}
+		}
+		if dst, more, err = d.appendEntries(dst); more || err != nil {
+			return dst, more, err
+		}
+		dst = append(dst, '}')
+		d.passOpened = false
+	}
+	dst = append(dst, `,"dagStateChanges":`...)
+	dst = appendChanges(dst, d.view.Changes)
+	return append(dst, '}'), false, nil
+}
+
+// appendEntries appends entries of this pass, as far as a piece goes.
+func (d *runDocument) appendEntries(dst []byte) ([]byte, bool, error) {
+	end := uint32(len(d.view.States))
+	if d.pass == 2 {
+		return d.attempts.appendTasks(dst, end, d.appendAttemptEntry)
+	}
+	for d.task < end {
+		if len(dst) >= pieceBytes {
+			return dst, true, nil
+		}
+		dst = d.appendName(dst, d.task)
+		if d.pass == 0 {
+			dst = d.tasks.appendTask(dst, d.view.Plan, d.task)
+		} else {
+			dst = append(dst, '"')
+			dst = append(dst, d.view.States[d.task].String()...)
+			dst = append(dst, '"')
+		}
+		d.task++
+	}
+	return dst, false, nil
+}
+
+func (d *runDocument) appendAttemptEntry(dst []byte, task uint32, begin bool) []byte {
+	if begin {
+		return d.appendName(dst, task)
+	}
+	return dst
+}
+
+// appendName begins an entry.
+func (d *runDocument) appendName(dst []byte, task uint32) []byte {
+	if task > 0 {
+		dst = append(dst, ',')
+	}
+	d.name = d.view.Plan.AppendTaskName(d.name[:0], task)
+	return append(appendString(dst, d.name), ':')
+}
+
+// attemptEncoder renders the attempts of tasks, for whom a caller opens and
+// closes entries. It asks the engine for ranges of tasks, and stops and goes on
+// between any two attempts: neither a task with many attempts nor a client that
+// reads slowly holds memory or a transaction of the engine.
+type attemptEncoder struct {
+	ctx    context.Context // of the engine's calls
+	engine Engine
+	run    messages.RunID
+	plan   *dag.Plan
+	live   []messages.LiveAttempt // sorted by task
+	output outputEncoder
+
+	task     uint32 // present one
+	rendered uint32 // its newest attempt that is rendered
+	opened   bool   // its entry
+}
+
+// tasksPerRead is how many tasks the engine is asked about at a time.
+const tasksPerRead = 1024
+
+// appendEntryPart appends what stands before (begin) or behind a task's attempts.
+type appendEntryPart func(dst []byte, task uint32, begin bool) []byte
+
+// appendTasks renders the tasks from e.task to end, as far as a piece goes; more tells
+// whether any is left.
+func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryPart) (out []byte, more bool, err error) {
+	for e.task < end {
+		upTo := min(end, e.task+tasksPerRead)
+		err := e.engine.Attempts(e.ctx, e.run, e.task, upTo-e.task, func(rec *messages.AttemptRecord) bool {
+			for e.task < rec.Task {
+				dst = e.closeTask(dst, around)
+			}
+			if rec.Task < e.task || rec.Attempt <= e.rendered {
+				return true // rendered before the break
+			}
+			dst = e.openAttempt(dst, around)
+			dst = e.appendRecord(dst, rec)
+			e.rendered = rec.Attempt
+			return len(dst) < pieceBytes
+		})
+		if err != nil {
+			return dst, true, err
+		}
+		for len(dst) < pieceBytes && e.task < upTo {
+			dst = e.closeTask(dst, around)
+		}
+		if len(dst) >= pieceBytes {
+			return dst, true, nil
+		}
+	}
+	return dst, false, nil
+}
+
+// openAttempt begins the task's entry, or the next attempt in it.
+func (e *attemptEncoder) openAttempt(dst []byte, around appendEntryPart) []byte {
+	if !e.opened {
+		e.opened = true
+		dst = append(around(dst, e.task, true), '[')
+	}
+	if e.rendered > 0 {
+		dst = append(dst, ',')
+	}
+	return dst
+}
+
+// closeTask ends the task's entry, with the attempt that runs now if there is one,
+// and goes to the next task.
+func (e *attemptEncoder) closeTask(dst []byte, around appendEntryPart) []byte {
+	for len(e.live) > 0 && e.live[0].Task <= e.task {
+		// It may have ended since the view was taken: then it has been rendered.
+		if l := e.live[0]; l.Task == e.task && l.Attempt > e.rendered {
+			dst = e.openAttempt(dst, around)
+			dst = e.appendLive(dst, l)
+			e.rendered = l.Attempt
+		}
+		e.live = e.live[1:]
+	}
+	if !e.opened {
+		dst = append(around(dst, e.task, true), '[')
+	}
+	dst = around(append(dst, ']'), e.task, false)
+	e.task, e.rendered, e.opened = e.task+1, 0, false
+	return dst
+}
+
+// appendRecord appends an ended attempt.
+func (e *attemptEncoder) appendRecord(dst []byte, rec *messages.AttemptRecord) []byte {
+	dst = append(dst, `{"startTime":`...)
+	dst = appendNanos(dst, rec.Start)
+	dst = append(dst, `,"stopTime":`...)
+	dst = appendNanos(dst, rec.Stop)
+	dst = append(dst, `,"rc":`...)
+	dst = strconv.AppendInt(dst, int64(rec.RC), 10)
+	dst = append(dst, `,"outputLog":`...)
+	dst = e.appendOutput(dst, rec, messages.Stdout, &rec.Stdout)
+	dst = append(dst, `,"errorLog":`...)
+	dst = e.appendOutput(dst, rec, messages.Stderr, &rec.Stderr)
+	dst = append(dst, `,"executorLog":`...)
+	dst = appendString(dst, rec.ExecutorLog)
+	dst = append(dst, `,"attempt":`...)
+	dst = strconv.AppendUint(dst, uint64(rec.Attempt), 10)
+	if rec.Node != "" {
+		dst = append(dst, `,"node":`...)
+		dst = appendString(dst, rec.Node)
+	}
+	if rec.MaxRSSKB > 0 {
+		dst = append(dst, `,"maxRSSKB":`...)
+		dst = strconv.AppendInt(dst, rec.MaxRSSKB, 10)
+	}
+	if rec.UserCPU > 0 || rec.SystemCPU > 0 {
+		dst = append(dst, `,"userCPUSeconds":`...)
+		dst = appendSeconds(dst, rec.UserCPU)
+		dst = append(dst, `,"systemCPUSeconds":`...)
+		dst = appendSeconds(dst, rec.SystemCPU)
+	}
+	return append(dst, '}')
+}
+
+// appendLive appends an attempt that runs: it has no stopTime and no rc yet.
+func (e *attemptEncoder) appendLive(dst []byte, l messages.LiveAttempt) []byte {
+	name := e.plan.TaskName(l.Task)
+	dst = append(dst, `{"startTime":`...)
+	dst = appendNanos(dst, l.Start)
+	for stream, member := range [...]string{messages.Stdout: `,"outputLog":`, messages.Stderr: `,"errorLog":`} {
+		dst = append(dst, member...)
+		log, err := e.engine.OpenLog(e.ctx, e.run, name, l.Attempt, messages.Stream(stream))
+		dst = e.output.appendOutput(dst, log, err)
+	}
+	dst = append(dst, `,"executorLog":"","attempt":`...)
+	dst = strconv.AppendUint(dst, uint64(l.Attempt), 10)
+	return append(dst, '}')
+}
+
+// appendOutput appends a stream of an ended attempt, without opening it when the
+// record holds all of it.
+func (e *attemptEncoder) appendOutput(dst []byte, rec *messages.AttemptRecord, stream messages.Stream, o *messages.Output) []byte {
+	if o.Size == int64(len(o.Inline)) && o.Size <= 2*inlineOutput {
+		return appendString(dst, o.Inline)
+	}
+	log, err := e.engine.Output(e.ctx, e.run, rec, stream)
+	return e.output.appendOutput(dst, log, err)
+}
+
+// inlineOutput is how much of a stream a document shows from each of its ends.
+const inlineOutput = 64 << 10
+
+// outputEncoder renders output as text, cut to its head and tail.
+type outputEncoder struct{ head, tail []byte }
+
+// appendOutput appends log as a JSON string, and closes it. A log that cannot be
+// opened or read shows as a marker: it must not take the document with it.
+func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []byte {
+	if err != nil {
+		return appendUnreadable(dst, err)
+	}
+	defer log.Close()
+	size := log.Size()
+	headEnd := size
+	if size > 2*inlineOutput {
+		headEnd = inlineOutput
+	}
+	o.head, err = appendLog(o.head[:0], log, 0, headEnd)
+	at := int64(len(o.head))
+	from := max(at, size-inlineOutput)
+	o.tail = o.tail[:0]
+	if from = log.Kept(from); err == nil && from < size {
+		o.tail, err = appendLog(o.tail, log, from, size)
+	}
+	if err != nil {
+		return appendUnreadable(dst, err)
+	}
+	text := o.head
+	if from > at {
+		head, tail := trimPartialEnd(o.head), trimPartialStart(o.tail)
+		text = appendMarker(head, size-int64(len(head)+len(tail)))
+		text = append(text, tail...)
+	} else {
+		text = append(text, o.tail...)
+	}
+	o.head = text
+	return appendString(dst, text)
+}
+
+// appendUnreadable appends a marker that stands for output which cannot be shown. It
+// names the file when that is damaged.
+func appendUnreadable(dst []byte, err error) []byte {
+	var m *messages.Error
+	if errors.As(err, &m) && m.Code == messages.Damaged {
+		return appendString(dst, "[caravan: output not readable: "+m.Text+"]")
+	}
+	return append(dst, `"[caravan: output not readable]"`...)
+}
+
+// appendLog appends the bytes [off, end) of log, up to a cut.
+func appendLog(dst []byte, log messages.Log, off, end int64) ([]byte, error) {
+	for off < end {
+		if len(dst) == cap(dst) {
+			grow := int(min(end-off, inlineOutput))
+			dst = append(dst, make([]byte, grow)...)[:len(dst)]
+		}
+		room := dst[len(dst):cap(dst)]
+		n, err := log.ReadAt(room[:min(int64(len(room)), end-off)], off)
+		dst = dst[:len(dst)+n]
+		off += int64(n)
+		if err == io.EOF || err == messages.ErrCut {
+			return dst, nil
+		}
+		if err != nil {
+			return dst, err
+		}
+	}
+	return dst, nil
+}
+
+// appendMarker appends the line that stands for n bytes that are not shown.
+func appendMarker(dst []byte, n int64) []byte {
+	dst = append(dst, "\n[caravan: "...)
+	dst = strconv.AppendInt(dst, n, 10)
+	return append(dst, " bytes cut]\n"...)
+}
+
+// trimPartialEnd drops the beginning of a character that the cut went through.
+func trimPartialEnd(b []byte) []byte {
+	for i := 1; i < utf8.UTFMax && i <= len(b); i++ {
+		if tail := b[len(b)-i:]; utf8.RuneStart(tail[0]) {
+			if !utf8.FullRune(tail) {
+				return b[:len(b)-i]
+			}
+			break
+		}
+	}
+	return b
+}
+
+// trimPartialStart drops the end of a character that the cut went through.
+func trimPartialStart(b []byte) []byte {
+	for i := range min(utf8.UTFMax, len(b)) {
+		if utf8.RuneStart(b[i]) {
+			return b[i:]
+		}
+	}
+	return b
+}
