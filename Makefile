@@ -94,16 +94,16 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 		done; \
 	done
 
-bench: ## all workloads, ROUNDS (3) rounds each, beside their references; an idle machine is needed
+bench: ## all workloads with their references, ROUNDS (3) rounds each; needs an idle machine
 	$(GO) run ./bench --rounds $(ROUNDS) all
 
 $(WORKLOADS:%=bench-%): bench-%:
 	$(GO) run ./bench --rounds $(ROUNDS) $*
 
-bench-report: ## the same, with charts, written into bench/report (about 12 minutes)
+bench-report: ## the same, with charts, written into bench/report (about 16 minutes)
 	$(GO) run ./bench --rounds $(ROUNDS) report
 
-bench-peers: ## root on Debian: install what the benchmarks compare with and the machine lacks
+bench-peers: ## root on Debian: install the references that the machine lacks
 	sh bench/peers/install.sh
 
 bench-smoke: ## short runs of all workloads that fail below their floors (under a minute)

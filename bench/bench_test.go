@@ -16,10 +16,10 @@ import (
 
 func TestRatiosAndFloors(t *testing.T) {
 	w := workload{name: "w", what: "a test", rows: []row{
-		{metric: "rate", unit: "/s", per: "ref", target: atLeast(60), floor: ratioAtLeast(0.5)},
-		{metric: "time", unit: "s", per: "ref time", inverse: true},
+		{metric: "rate", unit: "/s", relativeTo: "ref", target: atLeast(60), floor: ratioAtLeast(0.5)},
+		{metric: "time", unit: "s", relativeTo: "ref time", inverse: true},
 		{metric: "p50", unit: "ms", target: atMost(4), floor: atMost(2)},
-		{metric: "absent", unit: "s", per: "ref", floor: ratioAtLeast(3)},
+		{metric: "absent", unit: "s", relativeTo: "ref", floor: ratioAtLeast(3)},
 		{metric: "not asked for", unit: "s"},
 		{metric: "lost", target: atMost(0), floor: atMost(0)},
 	}}
@@ -29,12 +29,12 @@ func TestRatiosAndFloors(t *testing.T) {
 		{"rate": 50, "ref": 100, "time": 1, "ref time": 4, "p50": 5, "lost": 0},
 	}
 	n := 0
-	w.one = func(e *env) (map[string]float64, error) {
+	w.measureRound = func(e *benchEnv) (map[string]float64, error) {
 		n++
-		e.lacks("absent", absence("there is none"))
+		e.noteAbsence("absent", absentError("there is none"))
 		return rounds[n-1], nil
 	}
-	r, err := w.measure(&env{ctx: t.Context(), diag: io.Discard}, 3)
+	r, err := w.measureRounds(&benchEnv{ctx: t.Context(), diag: io.Discard}, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,14 +75,14 @@ func TestClosedLoop(t *testing.T) {
 		_, _ = w.Write([]byte("world"))
 	}))
 	defer srv.Close()
-	got, err := closedLoop(srv.URL, 4, 50*time.Millisecond, request("POST", "/", []byte("hello")))
+	got, err := closedLoop(srv.URL, 4, 50*time.Millisecond, jsonRequest("POST", "/", []byte("hello")))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got.rate <= 0 || got.p50 <= 0 || got.p99 < got.p50 || asked.Load() == 0 {
 		t.Errorf("%+v after %d answers", got, asked.Load())
 	}
-	if _, err := closedLoop(srv.URL, 2, time.Second, request("POST", "/", []byte("other"))); err == nil {
+	if _, err := closedLoop(srv.URL, 2, time.Second, jsonRequest("POST", "/", []byte("other"))); err == nil {
 		t.Error("a status of 400 is no error")
 	}
 }
@@ -94,9 +94,9 @@ func TestGraphsAndMakefiles(t *testing.T) {
 		makefile  func(recipe string) string
 		tasks     int
 	}{
-		"fan":    {func() ([]byte, error) { return fan(5) }, 3, func(r string) string { return fanMakefile(5, r) }, 7},
-		"chain":  {func() ([]byte, error) { return chain(6) }, 6, func(r string) string { return chainMakefile(6, r) }, 6},
-		"layers": {func() ([]byte, error) { return layers(3, 4) }, 3, func(r string) string { return layersMakefile(3, 4, r) }, 12},
+		"fan":    {func() ([]byte, error) { return fanGraph(5) }, 3, func(r string) string { return fanMakefile(5, r) }, 7},
+		"chain":  {func() ([]byte, error) { return chainGraph(6) }, 6, func(r string) string { return chainMakefile(6, r) }, 6},
+		"layers": {func() ([]byte, error) { return layeredGraph(3, 4) }, 3, func(r string) string { return layersMakefile(3, 4, r) }, 12},
 	} {
 		text, err := c.doc()
 		if err != nil {
@@ -108,7 +108,7 @@ func TestGraphsAndMakefiles(t *testing.T) {
 		}
 		// Each recipe leaves a line: make has as many tasks as the graph.
 		count := filepath.Join(t.TempDir(), "count")
-		e := &env{ctx: t.Context(), dir: t.TempDir()}
+		e := &benchEnv{ctx: t.Context(), dir: t.TempDir()}
 		if _, err := e.makeTime(c.makefile("@echo x >> " + count)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -120,15 +120,15 @@ func TestGraphsAndMakefiles(t *testing.T) {
 }
 
 func TestChoose(t *testing.T) {
-	all, err := choose([]string{"all"})
-	if err != nil || len(all) != len(workloads()) {
+	all, err := chooseWorkloads([]string{"all"})
+	if err != nil || len(all) != len(allWorkloads()) {
 		t.Errorf("all: %d, %v", len(all), err)
 	}
-	if two, err := choose([]string{"w4", "w1"}); err != nil || two[0].name != "w4" || two[1].name != "w1" {
+	if two, err := chooseWorkloads([]string{"w4", "w1"}); err != nil || two[0].name != "w4" || two[1].name != "w1" {
 		t.Errorf("w4 w1: %v", err)
 	}
 	for _, names := range [][]string{nil, {"w9"}} {
-		if _, err := choose(names); err == nil {
+		if _, err := chooseWorkloads(names); err == nil {
 			t.Errorf("%v was accepted", names)
 		}
 	}
@@ -136,17 +136,17 @@ func TestChoose(t *testing.T) {
 
 func TestTally(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "lines")
-	ran := lines(file)
-	if n, err := ran.count(); n != 0 || err != nil {
+	ran := lineFile(file)
+	if n, err := ran.countLines(); n != 0 || err != nil {
 		t.Errorf("before any line: %d, %v", n, err)
 	}
 	if err := os.WriteFile(file, []byte("t_0\nt_2\nt_0\nt_3\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := ran.count(); n != 4 || err != nil {
+	if n, err := ran.countLines(); n != 4 || err != nil {
 		t.Errorf("%d lines, %v; want 4", n, err)
 	}
-	if lost, twice, err := ran.tally(5); lost != 2 || twice != 1 || err != nil {
+	if lost, twice, err := ran.countLostAndRepeated(5); lost != 2 || twice != 1 || err != nil {
 		t.Errorf("of 5 tasks %d lost and %d twice, %v; want 2 and 1", lost, twice, err)
 	}
 }
@@ -154,7 +154,7 @@ func TestTally(t *testing.T) {
 // TestManyParameters: however many tasks, the document is short.
 func TestManyParameters(t *testing.T) {
 	for _, n := range []int{5, 10_000, 20_000, 1_000_000, 10_000_000} {
-		parameters, names := many(n)
+		parameters, names := parameterProduct(n)
 		product := 1
 		for _, name := range names {
 			product *= len(parameters[name])
@@ -162,7 +162,7 @@ func TestManyParameters(t *testing.T) {
 		if product != n || len(names) != len(parameters) {
 			t.Errorf("%d: %d combinations of %v", n, product, names)
 		}
-		if doc, err := fan(n); err != nil || len(doc) > 150_000 {
+		if doc, err := fanGraph(n); err != nil || len(doc) > 150_000 {
 			t.Errorf("%d: a document of %d bytes, %v", n, len(doc), err)
 		}
 	}

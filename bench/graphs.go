@@ -8,30 +8,30 @@ import (
 
 // The graphs of the workloads, once as a document and once as a Makefile.
 
-type task map[string]any
+type taskSpec map[string]any
 
-func noop(parameters []string, parents ...string) task {
+func noopTask(parameters []string, parents ...string) taskSpec {
 	job := map[string]any{"executor": "noop"}
 	if len(parameters) > 0 {
-		job["command"] = append([]string{"noop"}, tokens("", parameters)...)
+		job["command"] = append([]string{"noop"}, parameterTokens("", parameters)...)
 	}
-	return task{"job": job, "parents": parents}
+	return taskSpec{"job": job, "parents": parents}
 }
 
-// process is a task that runs a program. The parameters, which make it many, are in
-// its environment and not arguments: with one, /bin/true looks for --help in all
-// the languages that the machine has, which takes as long again as the rest of it.
-func process(command, parameters []string, parents ...string) task {
+// processTask is a task that runs a program. Its parameters are in the environment and not in the
+// arguments: with an argument, /bin/true looks for --help in all languages of the machine, which
+// doubles its time.
+func processTask(command, parameters []string, parents ...string) taskSpec {
 	job := map[string]any{"command": command}
 	if len(parameters) > 0 {
-		job["environment"] = tokens("=", parameters)
+		job["environment"] = parameterTokens("=", parameters)
 	}
-	return task{"job": job, "parents": parents}
+	return taskSpec{"job": job, "parents": parents}
 }
 
-// tokens are references to parameters, each behind its name when there is a sign
-// to put between them.
-func tokens(sign string, parameters []string) (list []string) {
+// parameterTokens returns references to parameters, each preceded by its name and the sign if the
+// sign is not empty.
+func parameterTokens(sign string, parameters []string) (list []string) {
 	for _, p := range parameters {
 		token := "{{" + p + "}}"
 		if sign != "" {
@@ -42,7 +42,7 @@ func tokens(sign string, parameters []string) (list []string) {
 	return list
 }
 
-func document(parameters map[string][]string, tasks map[string]task) ([]byte, error) {
+func graphDocument(parameters map[string][]string, tasks map[string]taskSpec) ([]byte, error) {
 	for _, t := range tasks {
 		if t["parents"].([]string) == nil {
 			t["parents"] = []string{}
@@ -51,7 +51,7 @@ func document(parameters map[string][]string, tasks map[string]task) ([]byte, er
 	return json.Marshal(map[string]any{"tag": "bench", "parameters": parameters, "tasks": tasks})
 }
 
-func numbers(n int) []string {
+func numberStrings(n int) []string {
 	list := make([]string, n)
 	for i := range list {
 		list[i] = fmt.Sprint(i)
@@ -59,37 +59,39 @@ func numbers(n int) []string {
 	return list
 }
 
-// many are parameters with n combinations, in a document that stays small: beyond
-// 10,000 the product of two lists, of which one has 1,000 values.
-func many(n int) (parameters map[string][]string, names []string) {
+// parameterProduct returns parameters with n combinations in a small document. Beyond 10,000 they
+// are the product of two lists, one of which has 1,000 values.
+func parameterProduct(n int) (parameters map[string][]string, names []string) {
 	if n <= 10_000 || n%1000 != 0 {
-		return map[string][]string{"N": numbers(n)}, []string{"N"}
+		return map[string][]string{"N": numberStrings(n)}, []string{"N"}
 	}
-	return map[string][]string{"M": numbers(n / 1000), "N": numbers(1000)}, []string{"M", "N"}
+	return map[string][]string{"M": numberStrings(n / 1000), "N": numberStrings(1000)}, []string{"M", "N"}
 }
 
-// fan is 1 -> n -> 1, of no-ops, or of a program.
-func fan(n int, command ...string) ([]byte, error) {
-	make := noop
+// fanGraph is 1 -> n -> 1, of no-ops or of a program.
+func fanGraph(n int, command ...string) ([]byte, error) {
+	make := noopTask
 	if len(command) > 0 {
-		make = func(parameters []string, parents ...string) task { return process(command, parameters, parents...) }
+		make = func(parameters []string, parents ...string) taskSpec {
+			return processTask(command, parameters, parents...)
+		}
 	}
-	parameters, names := many(n)
-	return document(parameters, map[string]task{
+	parameters, names := parameterProduct(n)
+	return graphDocument(parameters, map[string]taskSpec{
 		"first": make(nil), "mid": make(names, "first"), "last": make(nil, "mid"),
 	})
 }
 
-// fanMakefile is the same for make; recipe is each target's.
+// fanMakefile is the same graph for make. All targets have the recipe.
 func fanMakefile(n int, recipe string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, ".PHONY: last first $(MID)\nMID := $(addprefix m,%s)\nlast: $(MID)\n\t%s\n$(MID): first\n\t%s\nfirst:\n\t%s\n",
-		strings.Join(numbers(n), " "), recipe, recipe, recipe)
+		strings.Join(numberStrings(n), " "), recipe, recipe, recipe)
 	return b.String()
 }
 
-// fanNinja is the same for ninja. The files that it names never come to be, so that
-// every one is made.
+// fanNinja is the same graph for ninja. The files that it names never exist, so that ninja makes all
+// of them.
 func fanNinja(n int, command string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "rule run\n  command = %s\nbuild first: run\n", command)
@@ -104,13 +106,13 @@ func fanNinja(n int, command string) string {
 	return b.String()
 }
 
-// chain is t0 -> t1 -> … of no-ops.
-func chain(n int) ([]byte, error) {
-	tasks := map[string]task{"t0": noop(nil)}
+// chainGraph is t0 -> t1 -> … of no-ops.
+func chainGraph(n int) ([]byte, error) {
+	tasks := map[string]taskSpec{"t0": noopTask(nil)}
 	for i := 1; i < n; i++ {
-		tasks[fmt.Sprintf("t%d", i)] = noop(nil, fmt.Sprintf("t%d", i-1))
+		tasks[fmt.Sprintf("t%d", i)] = noopTask(nil, fmt.Sprintf("t%d", i-1))
 	}
-	return document(map[string][]string{}, tasks)
+	return graphDocument(map[string][]string{}, tasks)
 }
 
 func chainMakefile(n int, recipe string) string {
@@ -123,24 +125,24 @@ func chainMakefile(n int, recipe string) string {
 	return b.String()
 }
 
-// layers is n layers of width tasks, each waiting for all of the layer before.
-func layers(n, width int) ([]byte, error) {
-	tasks := map[string]task{"l0": noop([]string{"N"})}
+// layeredGraph has n layers of width tasks. Each task waits for the whole layer before it.
+func layeredGraph(n, width int) ([]byte, error) {
+	tasks := map[string]taskSpec{"l0": noopTask([]string{"N"})}
 	for i := 1; i < n; i++ {
-		tasks[fmt.Sprintf("l%d", i)] = noop([]string{"N"}, fmt.Sprintf("l%d", i-1))
+		tasks[fmt.Sprintf("l%d", i)] = noopTask([]string{"N"}, fmt.Sprintf("l%d", i-1))
 	}
-	return document(map[string][]string{"N": numbers(width)}, tasks)
+	return graphDocument(map[string][]string{"N": numberStrings(width)}, tasks)
 }
 
 func layersMakefile(n, width int, recipe string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "all: $(addprefix l%d-,%s)\n", n-1, strings.Join(numbers(width), " "))
+	fmt.Fprintf(&b, "all: $(addprefix l%d-,%s)\n", n-1, strings.Join(numberStrings(width), " "))
 	for i := range n {
 		before := ""
 		if i > 0 {
-			before = fmt.Sprintf(" $(addprefix l%d-,%s)", i-1, strings.Join(numbers(width), " "))
+			before = fmt.Sprintf(" $(addprefix l%d-,%s)", i-1, strings.Join(numberStrings(width), " "))
 		}
-		fmt.Fprintf(&b, "$(addprefix l%d-,%s):%s\n\t%s\n", i, strings.Join(numbers(width), " "), before, recipe)
+		fmt.Fprintf(&b, "$(addprefix l%d-,%s):%s\n\t%s\n", i, strings.Join(numberStrings(width), " "), before, recipe)
 	}
 	return b.String()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	err := runBench(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -27,29 +28,31 @@ func main() {
 
 // options are the flags.
 type options struct {
-	rounds int
-	json   bool
-	smoke  bool
-	large  bool
-	binary string
-	data   string
-	former string // the binary to compare with, "" = none
-	report string // the folder that a report is written into, "" = none
+	rounds  int
+	json    bool
+	smoke   bool
+	large   bool
+	binary  string
+	data    string
+	former  string // the binary to compare with, "" for a plain run
+	figures string // the figures.json to make a report from, "" to measure
+	report  string // the folder of the report, "" to write the table only
 }
 
-// run does all of it: the table goes to out, what goes on to diag.
-func run(ctx context.Context, args []string, out, diag io.Writer) error {
+// runBench measures the workloads. The table goes to out, progress to diag.
+func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(diag)
-	flags.IntVar(&o.rounds, "rounds", 3, "rounds of each workload; medians are shown")
-	flags.BoolVar(&o.json, "json", false, "print JSON in place of a table")
-	flags.BoolVar(&o.smoke, "smoke", false, "shorter workloads; exit 1 below a floor")
-	flags.BoolVar(&o.large, "large", false, "the growth curves go on to 10,000,000 tasks")
-	flags.StringVar(&o.report, "into", "", "the `folder` for the report; default: bench/report of the source tree")
-	flags.StringVar(&o.binary, "binary", "", "the `path` of a binary to measure; default: one built from the tree")
-	flags.StringVar(&o.former, "against", "", "the `path` of another binary: both are measured in turn, and compared")
-	flags.StringVar(&o.data, "data", "", "the `folder` for the servers' data; default: the temporary one")
+	flags.IntVar(&o.rounds, "rounds", 3, "rounds of each workload; the table shows medians")
+	flags.BoolVar(&o.json, "json", false, "print JSON instead of a table")
+	flags.BoolVar(&o.smoke, "smoke", false, "run shorter workloads, and exit 1 below a floor")
+	flags.BoolVar(&o.large, "large", false, "extend the growth curves to 10,000,000 tasks")
+	flags.StringVar(&o.report, "into", "", "the `folder` of the report; default: bench/report of the source tree")
+	flags.StringVar(&o.figures, "figures", "", "the `path` of a figures.json: make the report from it, without measuring")
+	flags.StringVar(&o.binary, "binary", "", "the `path` of the binary to measure; default: built from the source tree")
+	flags.StringVar(&o.former, "against", "", "the `path` of another binary to compare with; both are measured in turn")
+	flags.StringVar(&o.data, "data", "", "the `folder` for the data of the servers; default: the folder for temporary files")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -57,7 +60,7 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	if len(names) == 1 && names[0] == "report" {
 		names, reporting, o.large = []string{"all"}, true, !o.smoke
 	}
-	chosen, err := choose(names)
+	chosen, err := chooseWorkloads(names)
 	if err != nil {
 		return err
 	}
@@ -68,8 +71,14 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 		}
 		o.report = filepath.Join(root, "bench", "report")
 	}
+	if o.figures != "" {
+		if !reporting {
+			return errors.New("--figures needs the argument report")
+		}
+		return reportFromFigures(o.figures, o.report)
+	}
 	if o.rounds < 1 {
-		return fmt.Errorf("--rounds %d: there must be at least one", o.rounds)
+		return fmt.Errorf("invalid --rounds %d: must be at least 1", o.rounds)
 	}
 
 	dir, err := os.MkdirTemp(o.data, "caravan-bench-")
@@ -83,22 +92,22 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 			return err
 		}
 	}
-	e := &env{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, large: o.large, diag: diag}
+	e := &benchEnv{ctx: ctx, dir: dir, binary: o.binary, smoke: o.smoke, large: o.large, diag: diag}
 	defer e.close()
 	if o.former != "" {
-		e.pairs = true
-		return pairs(e, chosen, o.rounds, o.former, out)
+		e.comparing = true
+		return compareBinaries(e, chosen, o.rounds, o.former, out)
 	}
 	var results []*result
 	for _, w := range chosen {
 		if o.smoke {
 			w.what += " (shortened)"
 		}
-		r, err := w.measure(e, o.rounds)
+		r, err := w.measureRounds(e, o.rounds)
 		if err == nil && o.smoke && belowFloors(r) != nil {
-			// Something else may have had the machine: once more.
+			// Other load may have slowed the machine: measure once more.
 			fmt.Fprintln(diag, belowFloors(r))
-			r, err = w.measure(e, o.rounds)
+			r, err = w.measureRounds(e, o.rounds)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
@@ -106,15 +115,15 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 		results = append(results, r)
 	}
 	if o.report != "" {
-		if err := writeReport(o.report, e.machine(), o.rounds, results); err != nil {
+		if err := writeReport(o.report, e.describeMachine(), o.rounds, results); err != nil {
 			return err
 		}
 		fmt.Fprintln(diag, "the report is in", o.report)
 	}
 	if o.json {
-		err = writeJSON(out, e.machine(), results)
+		err = writeJSON(out, e.describeMachine(), results)
 	} else {
-		err = writeTable(out, e.machine(), results)
+		err = writeTable(out, e.describeMachine(), results)
 	}
 	if err != nil || !o.smoke {
 		return err
@@ -122,14 +131,14 @@ func run(ctx context.Context, args []string, out, diag io.Writer) error {
 	return belowFloors(results...)
 }
 
-// choose finds the workloads by name; "all" is every one.
-func choose(names []string) ([]workload, error) {
+// chooseWorkloads finds workloads by name; "all" selects every one.
+func chooseWorkloads(names []string) ([]workload, error) {
 	var known []string
-	for _, w := range workloads() {
+	for _, w := range allWorkloads() {
 		known = append(known, w.name)
 	}
 	if len(names) == 0 {
-		return nil, fmt.Errorf("name a workload: %s, all", strings.Join(known, ", "))
+		return nil, fmt.Errorf("workload required: %s, all", strings.Join(known, ", "))
 	}
 	if slices.Contains(names, "all") {
 		names = known
@@ -138,9 +147,9 @@ func choose(names []string) ([]workload, error) {
 	for _, name := range names {
 		i := slices.Index(known, name)
 		if i < 0 {
-			return nil, fmt.Errorf("unknown workload %q; there are %s, all", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("unknown workload %q; the workloads are %s, all", name, strings.Join(known, ", "))
 		}
-		chosen = append(chosen, workloads()[i])
+		chosen = append(chosen, allWorkloads()[i])
 	}
 	return chosen, nil
 }

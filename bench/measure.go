@@ -2,96 +2,98 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
-// env is what a measurement works in.
-type env struct {
-	ctx    context.Context
-	dir    string // temporary, removed at the end
-	binary string
-	smoke  bool
-	pairs  bool // two binaries are compared
-	large  bool
-	diag   io.Writer
-	round  int
+// benchEnv is the environment of all measurements.
+type benchEnv struct {
+	ctx       context.Context
+	dir       string // temporary, removed at the end
+	binary    string
+	smoke     bool
+	comparing bool // compares two binaries
+	large     bool
+	diag      io.Writer
+	round     int
 
-	// absent says of a workload's metrics which cannot be had here, and why.
+	// absent has the reason for each metric of the workload that cannot be measured here.
 	absent map[string]string
 
-	postgresAt string   // the connection string of a PostgreSQL that was started
-	atEnd      []func() // what is to be ended
+	postgresAt string   // connection string of the PostgreSQL server, once started
+	atEnd      []func() // stops what was started
 }
 
-// close ends what was started for all workloads.
-func (e *env) close() {
+// close stops what was started for all workloads.
+func (e *benchEnv) close() {
 	for _, end := range e.atEnd {
 		end()
 	}
 }
 
-// size is n, or short with --smoke.
-func (e *env) size(n, short int) int {
+// scaledSize is n, or short with --smoke.
+func (e *benchEnv) scaledSize(n, short int) int {
 	if e.smoke {
 		return short
 	}
 	return n
 }
 
-// withoutEngines says why other engines are left out, or is nil.
-func (e *env) withoutEngines() error {
+// withoutEngines returns why other engines are left out, or nil.
+func (e *benchEnv) withoutEngines() error {
 	switch {
 	case e.smoke:
-		return absence("left out of a shortened run")
-	case e.pairs:
-		return absence("left out where two binaries are compared")
+		return absentError("left out of a shortened run")
+	case e.comparing:
+		return absentError("left out of a comparison of two binaries")
 	}
 	return nil
 }
 
-// fresh is a new empty folder.
-func (e *env) fresh() (string, error) { return os.MkdirTemp(e.dir, "round-") }
+// newFolder makes an empty folder.
+func (e *benchEnv) newFolder() (string, error) { return os.MkdirTemp(e.dir, "round-") }
 
-// lacks says that a metric is not measured: the table names it all the same.
-func (e *env) lacks(metric string, why error) {
+// noteAbsence records why a metric is not measured. The table still names it.
+func (e *benchEnv) noteAbsence(metric string, why error) {
 	if e.absent == nil {
 		e.absent = map[string]string{}
 	}
 	e.absent[metric] = why.Error()
 }
 
-// workload is one row group of the report.
+// workload is one group of rows in the report.
 type workload struct {
 	name string
 	what string
-	// one measures one round: the values of metrics by name.
-	one func(*env) (map[string]float64, error)
-	// rows says how the metrics are shown.
+	// measureRound returns the values of one round by metric.
+	measureRound func(*benchEnv) (map[string]float64, error)
+	// rows describe how the metrics are shown.
 	rows []row
-	// once: a single round, however many are asked for, since it takes long or shows
-	// a shape rather than a figure.
+	// once limits the workload to a single round, because it takes long or shows a shape
+	// rather than a figure.
 	once bool
 }
 
-// result holds the medians of a workload's rounds.
+// result holds the medians of the rounds of a workload.
 type result struct {
 	workload
 	rounds  int
 	at      time.Time
 	medians map[string]float64
 	ratios  map[string]float64 // by metric: medians of the ratios of each round
-	absent  map[string]string  // by metric: why it was not measured
+	absent  map[string]string  // the reason, by metric that was not measured
 }
 
-// measure runs all rounds of a workload.
-func (w workload) measure(e *env, rounds int) (*result, error) {
+// measureRounds runs all rounds of a workload.
+func (w workload) measureRounds(e *benchEnv, rounds int) (*result, error) {
 	if w.once {
 		rounds = 1
 	}
@@ -100,7 +102,7 @@ func (w workload) measure(e *env, rounds int) (*result, error) {
 	for n := range rounds {
 		e.round = n
 		fmt.Fprintf(e.diag, "%s: round %d of %d\n", w.name, n+1, rounds)
-		got, err := w.one(e)
+		got, err := w.measureRound(e)
 		if err != nil {
 			return nil, err
 		}
@@ -108,7 +110,7 @@ func (w workload) measure(e *env, rounds int) (*result, error) {
 			values[name] = append(values[name], v)
 		}
 		for _, r := range w.rows {
-			if ratio, ok := r.ratio(got); ok {
+			if ratio, ok := r.ratioOf(got); ok {
 				ratios[r.metric] = append(ratios[r.metric], ratio)
 			}
 		}
@@ -134,14 +136,14 @@ func median(v []float64) float64 {
 	return s[len(s)/2]
 }
 
-// percentile of sorted durations.
+// percentile takes sorted durations.
 func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// start starts a server over fresh data.
-func (e *env) start(args ...string) (*servertest.Server, error) {
-	dir, err := e.fresh()
+// startServer starts a server on fresh data.
+func (e *benchEnv) startServer(args ...string) (*servertest.Server, error) {
+	dir, err := e.newFolder()
 	if err != nil {
 		return nil, err
 	}
@@ -149,9 +151,9 @@ func (e *env) start(args ...string) (*servertest.Server, error) {
 		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}, args...)})
 }
 
-// finish stops a server, ends its worker with what still runs, which would disturb
-// the next round, and removes the data. It returns err, or else what went wrong.
-func (e *env) finish(s *servertest.Server, err error) error {
+// finishServer stops a server, ends its worker together with running tasks, which would disturb the
+// next round, and removes the data. It returns err, or the first error of the cleanup.
+func (e *benchEnv) finishServer(s *servertest.Server, err error) error {
 	data := s.Config().Data
 	defer os.RemoveAll(filepath.Dir(data))
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil {
@@ -166,17 +168,17 @@ func (e *env) finish(s *servertest.Server, err error) error {
 	return nil
 }
 
-// withServer runs f with a fresh server over fresh data.
-func (e *env) withServer(f func(*servertest.Server) error, args ...string) error {
-	s, err := e.start(args...)
+// withServer runs f with a fresh server on fresh data.
+func (e *benchEnv) withServer(f func(*servertest.Server) error, args ...string) error {
+	s, err := e.startServer(args...)
 	if err != nil {
 		return err
 	}
-	return e.finish(s, f(s))
+	return e.finishServer(s, f(s))
 }
 
-// withRunner is withServer with a runner of that server.
-func (e *env) withRunner(f func(*servertest.Server, runner) error, args ...string) error {
+// withRunner runs f with a fresh server and a client of it.
+func (e *benchEnv) withRunner(f func(*servertest.Server, runClient) error, args ...string) error {
 	return e.withServer(func(s *servertest.Server) error {
 		r, err := newRunner(s.URL)
 		if err != nil {
@@ -185,4 +187,148 @@ func (e *env) withRunner(f func(*servertest.Server, runner) error, args ...strin
 		defer r.Close()
 		return f(s, r)
 	}, args...)
+}
+
+// row is one line of the report.
+type row struct {
+	metric string
+	unit   string
+	// relativeTo is the metric that this one is divided by for the ratio, if not empty. With
+	// inverse the ratio is relativeTo/metric (both are times).
+	relativeTo string
+	inverse    bool
+	target     bound // of the report
+	floor      bound // of --smoke; far from the usual value, so that noise stays above it
+}
+
+// bound is what a value must reach, or its ratio if ratio is set. The zero bound always holds.
+type bound struct {
+	set   bool
+	limit float64
+	most  bool // at most, instead of at least
+	ratio bool
+}
+
+func atLeast(v float64) bound      { return bound{set: true, limit: v} }
+func atMost(v float64) bound       { return bound{set: true, limit: v, most: true} }
+func ratioAtLeast(v float64) bound { return bound{set: true, limit: v, ratio: true} }
+func ratioAtMost(v float64) bound  { return bound{set: true, limit: v, most: true, ratio: true} }
+
+// text describes the bound; it is empty for the zero bound.
+func (b bound) text(unit string) string {
+	if !b.set {
+		return ""
+	}
+	sign := ">="
+	if b.most {
+		sign = "<="
+	}
+	if b.ratio {
+		return fmt.Sprintf("%s %.2f x", sign, b.limit)
+	}
+	return sign + " " + formatFigure(b.limit, unit)
+}
+
+// check reports whether a row of a result reaches the bound. measured is false when the bound, the
+// figure or the reference is missing.
+func (b bound) check(r *result, metric string) (v float64, met, measured bool) {
+	from := r.medians
+	if b.ratio {
+		from = r.ratios
+	}
+	v, measured = from[metric]
+	if !b.set || !measured {
+		return v, false, false
+	}
+	return v, b.most && v <= b.limit || !b.most && v >= b.limit, true
+}
+
+// ratioOf returns the ratio of a row in one round.
+func (r row) ratioOf(values map[string]float64) (float64, bool) {
+	v, ok := values[r.metric]
+	ref, okRef := values[r.relativeTo]
+	if !ok || !okRef || v == 0 || ref == 0 {
+		return 0, false
+	}
+	if r.inverse {
+		return ref / v, true
+	}
+	return v / ref, true
+}
+
+// belowFloors returns an error that names every row below its floor.
+func belowFloors(results ...*result) error {
+	var errs []error
+	for _, r := range results {
+		for _, row := range r.rows {
+			if v, met, measured := row.floor.check(r, row.metric); measured && !met {
+				errs = append(errs, fmt.Errorf("%s: %s is %.3g, the floor is %s", r.name, row.metric, v, row.floor.text(row.unit)))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// compareBinaries measures the workloads with two binaries in turn and writes how the second one
+// compares with the first. The rounds alternate, and so does the binary that begins, so that other
+// load on the machine affects both. A ratio is the median of the ratios of the pairs. Its range, and
+// the ratios of the references, which are the same program in both, show how reliable it is.
+func compareBinaries(e *benchEnv, chosen []workload, rounds int, former string, out io.Writer) error {
+	latter := e.binary
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\n", e.describeMachine().description())
+	b.WriteString("| workload | metric | former | this | this / former | range of the pairs | pairs |\n|---|---|---|---|---|---|---|\n")
+	for _, w := range chosen {
+		e.absent = nil
+		values := map[string][][2]float64{} // former and latter of each pair, by metric
+		for n := range rounds {
+			e.round = n
+			fmt.Fprintf(e.diag, "%s: pair %d of %d\n", w.name, n+1, rounds)
+			var got [2]map[string]float64
+			order := []int{0, 1}
+			if n%2 == 1 {
+				slices.Reverse(order)
+			}
+			for _, which := range order {
+				e.binary = []string{former, latter}[which]
+				var err error
+				if got[which], err = w.measureRound(e); err != nil {
+					return fmt.Errorf("%s with %s: %w", w.name, e.binary, err)
+				}
+				if err := e.ctx.Err(); err != nil {
+					return err
+				}
+			}
+			for metric, v := range got[1] {
+				if before, ok := got[0][metric]; ok {
+					values[metric] = append(values[metric], [2]float64{before, v})
+				}
+			}
+		}
+		for _, r := range w.rows {
+			if list := values[r.metric]; len(list) > 0 {
+				writePair(&b, w, r, list)
+			}
+		}
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// writePair writes the row of one metric.
+func writePair(b *strings.Builder, w workload, r row, list [][2]float64) {
+	var former, latter, ratios []float64
+	for _, pair := range list {
+		former, latter = append(former, pair[0]), append(latter, pair[1])
+		if pair[0] != 0 {
+			ratios = append(ratios, pair[1]/pair[0])
+		}
+	}
+	ratio, spread := "", ""
+	if len(ratios) > 0 {
+		ratio = fmt.Sprintf("%.3f", median(ratios))
+		spread = fmt.Sprintf("%.2f to %.2f", slices.Min(ratios), slices.Max(ratios))
+	}
+	fmt.Fprintf(b, "| %s: %s | %s | %s | %s | %s | %s | %d |\n", w.name, w.what, r.metric,
+		formatFigure(median(former), r.unit), formatFigure(median(latter), r.unit), ratio, spread, len(list))
 }

@@ -6,12 +6,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
-// machine says where the figures are from.
+// machine describes where the figures were measured.
 type machine struct {
 	CPU    string `json:"cpu"`
 	Cores  int    `json:"cores"`
@@ -21,10 +23,10 @@ type machine struct {
 	Load   string `json:"loadAverage"` // of the last minute
 }
 
-func (e *env) machine() machine {
+func (e *benchEnv) describeMachine() machine {
 	m := machine{Cores: runtime.NumCPU(), Go: runtime.Version()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		m.CPU = processor(string(text))
+		m.CPU = processorName(string(text))
 	}
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		m.Kernel = strings.TrimSpace(string(text))
@@ -38,15 +40,15 @@ func (e *env) machine() machine {
 	return m
 }
 
-// processor names the first processor of /proc/cpuinfo. A virtual machine may show a general
+// processorName names the first processor of /proc/cpuinfo. A virtual machine may show a general
 // name, so family, model and stepping are added. On arm64 there are only numbers.
-func processor(cpuinfo string) string {
+func processorName(cpuinfo string) string {
 	field := map[string]string{}
 	for line := range strings.Lines(cpuinfo) {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok {
 			if len(field) > 0 {
-				break // the next processor
+				break // of the next processor
 			}
 			continue
 		}
@@ -68,43 +70,45 @@ func processor(cpuinfo string) string {
 	return name + " (" + strings.Join(numbers, ", ") + ")"
 }
 
-// line names the machine in a sentence.
-func (m machine) line() string {
+// description names the machine in a sentence.
+func (m machine) description() string {
 	return fmt.Sprintf("%s, %d cores, Linux %s, %s; load %s; %s", m.CPU, m.Cores, m.Kernel, m.Go, m.Load, m.Binary)
 }
 
-// writeTable writes Markdown. What could not be measured is named in its row.
+// writeTable writes a Markdown table. The row of a metric that could not be measured gives the
+// reason.
 func writeTable(w io.Writer, m machine, results []*result) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", m.line())
-	b.WriteString("| work | measured | value | ratio | target | floor | rounds | date |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "%s\n\n", wrapText(m.description()))
+	b.WriteString("| workload | metric | value | ratio | target | floor | rounds | date |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range results {
 		for _, row := range r.rows {
-			value, ok := row.value(r)
+			value, ok := row.valueText(r)
 			if !ok {
 				continue
 			}
 			fmt.Fprintf(&b, "| %s: %s | %s | %s | %s | %s | %s | %d | %s |\n", r.name, r.what, row.metric, value,
-				row.proportion(r), row.verdict(r), row.floor.text(row.unit), r.rounds, r.at.UTC().Format(time.DateOnly))
+				row.ratioText(r), row.targetText(r), row.floor.text(row.unit), r.rounds, r.at.UTC().Format(time.DateOnly))
 		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// value is a row's figure, or why there is none; ok is false where it was not asked for.
-func (r row) value(res *result) (text string, ok bool) {
+// valueText is the figure of a row, or the reason for its absence. ok is false when the metric was
+// not requested.
+func (r row) valueText(res *result) (text string, ok bool) {
 	if v, ok := res.medians[r.metric]; ok {
-		return figure(v, r.unit), true
+		return formatFigure(v, r.unit), true
 	}
 	why, ok := res.absent[r.metric]
 	return "not measured: " + why, ok
 }
 
-// proportion is a row's ratio in words.
-func (r row) proportion(res *result) string {
+// ratioText describes the ratio of a row.
+func (r row) ratioText(res *result) string {
 	q, ok := res.ratios[r.metric]
-	per := r.per
+	per := r.relativeTo
 	if per == res.rows[0].metric {
 		per = caravan // the first row is the workload's own figure
 	}
@@ -117,8 +121,8 @@ func (r row) proportion(res *result) string {
 	return fmt.Sprintf("%.2f x %s", q, per)
 }
 
-// verdict is a row's target, and whether it is met.
-func (r row) verdict(res *result) string {
+// targetText describes the target of a row, and whether it is met.
+func (r row) targetText(res *result) string {
 	text := r.target.text(r.unit)
 	if _, met, measured := r.target.check(res, r.metric); measured && met {
 		return text + ": met"
@@ -128,50 +132,201 @@ func (r row) verdict(res *result) string {
 	return text
 }
 
-// figure shows a value with three digits or so.
-func figure(v float64, unit string) string {
-	return strings.TrimSpace(digits(v) + " " + unit)
+// formatFigure shows a value with its unit and about three digits.
+func formatFigure(v float64, unit string) string {
+	return strings.TrimSpace(formatNumber(v) + " " + unit)
 }
 
-func digits(v float64) string {
+func formatNumber(v float64) string {
 	switch {
 	case v == 0:
 		return "0"
 	case v >= 1000:
-		return thousands(int64(v + 0.5))
+		return groupThousands(int64(v + 0.5))
 	case v >= 10:
 		return fmt.Sprintf("%.1f", v)
 	}
 	return fmt.Sprintf("%.3f", v)
 }
 
-func thousands(n int64) string {
+func groupThousands(n int64) string {
 	if n < 1000 {
 		return fmt.Sprint(n)
 	}
-	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
+	return fmt.Sprintf("%s,%03d", groupThousands(n/1000), n%1000)
 }
 
-// writeJSON writes everything that the table has, and the medians of all else that
-// was measured.
+// writeJSON writes the content of the table and the medians of all other metrics.
 func writeJSON(w io.Writer, m machine, results []*result) error {
-	type entry struct {
-		Workload string             `json:"workload"`
-		What     string             `json:"what"`
-		Rounds   int                `json:"rounds"`
-		At       time.Time          `json:"at"`
-		Medians  map[string]float64 `json:"medians"`
-		Ratios   map[string]float64 `json:"ratios"`
-		Absent   map[string]string  `json:"absent,omitempty"` // metrics that could not be measured, and why
-	}
-	doc := struct {
-		Machine machine `json:"machine"`
-		Results []entry `json:"results"`
-	}{Machine: m}
+	doc := figuresFile{Machine: m}
 	for _, r := range results {
-		doc.Results = append(doc.Results, entry{r.name, r.what, r.rounds, r.at.UTC(), r.medians, r.ratios, r.absent})
+		doc.Results = append(doc.Results, figuresEntry{r.name, r.what, r.rounds, r.at.UTC(), r.medians, r.ratios, r.absent})
 	}
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(doc)
+}
+
+// figuresFile is the format of figures.json.
+type figuresFile struct {
+	Machine machine        `json:"machine"`
+	Results []figuresEntry `json:"results"`
+}
+
+type figuresEntry struct {
+	Workload string             `json:"workload"`
+	What     string             `json:"what"`
+	Rounds   int                `json:"rounds"`
+	At       time.Time          `json:"at"`
+	Medians  map[string]float64 `json:"medians"`
+	Ratios   map[string]float64 `json:"ratios"`
+	Absent   map[string]string  `json:"absent,omitempty"` // metrics that could not be measured, and why
+}
+
+// readJSON reads what writeJSON wrote. It skips workloads that no longer exist.
+func readJSON(r io.Reader) (machine, []*result, error) {
+	var doc figuresFile
+	if err := json.NewDecoder(r).Decode(&doc); err != nil {
+		return machine{}, nil, fmt.Errorf("read figures: %w", err)
+	}
+	var results []*result
+	for _, f := range doc.Results {
+		for _, w := range allWorkloads() {
+			if w.name == f.Workload {
+				results = append(results, &result{workload: w, rounds: f.Rounds, at: f.At, medians: f.Medians, ratios: f.Ratios, absent: f.Absent})
+			}
+		}
+	}
+	return doc.Machine, results, nil
+}
+
+// reportCommand makes the report.
+const reportCommand = "make bench-report"
+
+// writeReport writes README.md, figures.json and the charts into a folder. It replaces those of an
+// earlier report.
+func writeReport(dir string, m machine, rounds int, results []*result) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	old, err := filepath.Glob(filepath.Join(dir, "*.svg"))
+	if err != nil {
+		return err
+	}
+	for _, file := range old {
+		if err := os.Remove(file); err != nil {
+			return err
+		}
+	}
+	byName := map[string]*result{}
+	for _, r := range results {
+		byName[r.name] = r
+	}
+	charts := buildCharts(byName)
+	for _, c := range charts {
+		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(c.svg), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := writeFile(filepath.Join(dir, "figures.json"), func(w io.Writer) error { return writeJSON(w, m, results) }); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, "README.md"), func(w io.Writer) error { return writePage(w, m, rounds, charts, results) })
+}
+
+// reportFromFigures makes a report from the figures of an earlier one.
+func reportFromFigures(path, dir string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, results, err := readJSON(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	rounds := 0
+	for _, r := range results {
+		rounds = max(rounds, r.rounds)
+	}
+	return writeReport(dir, m, rounds, results)
+}
+
+// writeFile creates a file and fills it by a function.
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// writePage writes the text of the report.
+func writePage(w io.Writer, m machine, rounds int, charts []reportChart, results []*result) error {
+	var b strings.Builder
+	paragraph := func(format string, args ...any) { b.WriteString(wrapText(fmt.Sprintf(format, args...)) + "\n\n") }
+	b.WriteString("# Benchmarks\n\n")
+	var at time.Time
+	met, missed := 0, []string{}
+	for _, r := range results {
+		if r.at.After(at) {
+			at = r.at
+		}
+		for _, row := range r.rows {
+			if _, ok, measured := row.target.check(r, row.metric); measured && ok {
+				met++
+			} else if measured {
+				missed = append(missed, fmt.Sprintf("%s, %s", r.name, row.metric))
+			}
+		}
+	}
+	paragraph("Made by `%s`, %s; do not edit. %s.", reportCommand, at.UTC().Format(time.DateOnly), m.description())
+	paragraph("The figures are medians of %s of each workload, or of the number in the column. Each round measured a fresh server with fresh data, and its references. "+
+		"Trust the ratios, because absolute figures depend on the machine. [doc.go](../doc.go) describes the workloads.", roundsText(rounds))
+	verdict := fmt.Sprintf("%d targets are met, %d are missed", met, len(missed))
+	if len(missed) > 0 {
+		verdict += ": " + strings.Join(missed, "; ")
+	}
+	paragraph("%s.", verdict)
+	for _, c := range charts {
+		paragraph("%s", c.caption)
+		fmt.Fprintf(&b, "![%s](%s)\n\n", strings.ReplaceAll(c.caption, "`", ""), c.file)
+	}
+	b.WriteString("## All figures\n\n")
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return err
+	}
+	return writeTable(w, m, results)
+}
+
+// wrapText breaks a paragraph into lines of at most 100 columns.
+func wrapText(text string) string {
+	var b strings.Builder
+	column := 0
+	for _, word := range strings.Fields(text) {
+		width := utf8.RuneCountInString(word)
+		switch {
+		case column == 0:
+		case column+1+width > 100:
+			b.WriteByte('\n')
+			column = 0
+		default:
+			b.WriteByte(' ')
+			column++
+		}
+		b.WriteString(word)
+		column += width
+	}
+	return b.String()
+}
+
+func roundsText(rounds int) string {
+	if rounds == 1 {
+		return "1 round"
+	}
+	return fmt.Sprintf("%d rounds", rounds)
 }

@@ -11,22 +11,22 @@ import (
 	"time"
 )
 
-// madeUp are results that have a figure for every row and every point of a curve.
-func madeUp() (results []*result) {
-	for _, w := range workloads() {
+// madeUpResults have a figure for every row and every point of a curve.
+func madeUpResults() (results []*result) {
+	for _, w := range allWorkloads() {
 		r := &result{workload: w, rounds: 3, at: time.Unix(0, 0), medians: map[string]float64{}, ratios: map[string]float64{}}
 		for i, row := range w.rows {
 			r.medians[row.metric] = 1234.5 / float64(i+1)
 		}
 		if w.name == "metg" {
 			for k, name := range []string{caravan, makeJ2, ninjaJ2, riverPostgres, riverSQLite, dask} {
-				for _, d := range lengths() {
+				for _, d := range taskLengths() {
 					r.medians[efficiencyAt(name, d)] = millis(d) / (millis(d) + 0.5*float64(k+1))
 				}
 			}
 		}
 		for _, row := range w.rows {
-			if q, ok := row.ratio(r.medians); ok {
+			if q, ok := row.ratioOf(r.medians); ok {
 				r.ratios[row.metric] = q
 			}
 		}
@@ -35,14 +35,14 @@ func madeUp() (results []*result) {
 	return results
 }
 
-// TestReport: every picture is well-formed, says what its axes are, and is shown by
-// the page; pictures of an earlier report go.
+// TestReport: every chart is well-formed and shown by the page, and charts of an earlier report are
+// removed.
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "gone.svg"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "old.svg"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeReport(dir, machine{CPU: "a processor", Cores: 2}, 3, madeUp()); err != nil {
+	if err := writeReport(dir, machine{CPU: "a processor", Cores: 2}, 3, madeUpResults()); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
@@ -61,8 +61,8 @@ func TestReport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(string(svg), "prefers-color-scheme:dark") || strings.Contains(string(svg), "NaN") {
-			t.Errorf("%s has no dark form, or a point that is nowhere", filepath.Base(file))
+		if !strings.Contains(string(svg), "<desc>") || strings.Contains(string(svg), "NaN") {
+			t.Errorf("%s has no description, or a point that is not a number", filepath.Base(file))
 		}
 		decoder := xml.NewDecoder(strings.NewReader(string(svg)))
 		for err == nil {
@@ -72,27 +72,39 @@ func TestReport(t *testing.T) {
 			t.Errorf("%s: %v", filepath.Base(file), err)
 		}
 	}
+	// The figures make the same report again.
+	again := t.TempDir()
+	if err := reportFromFigures(filepath.Join(dir, "figures.json"), again); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := os.ReadFile(filepath.Join(again, "README.md")); err != nil || string(same) != string(text) {
+		t.Errorf("the report made from the figures differs: %v\n%s", err, same)
+	}
 	for _, want := range []string{"a processor, 2 cores", reportCommand, "targets are met", "| w6: "} {
 		if !strings.Contains(string(text), want) {
-			t.Errorf("the page does not say %q", want)
+			t.Errorf("the page lacks %q", want)
 		}
 	}
 }
 
 func TestTicks(t *testing.T) {
-	for _, v := range []float64{0.019, 0.3, 1, 7, 20, 99, 100_000, 231_080} {
-		ticks := linearTicks(v)
-		if last := ticks[len(ticks)-1]; last < v || len(ticks) < 3 || len(ticks) > 7 {
-			t.Errorf("to %v: %v", v, ticks)
+	for _, c := range []struct{ low, high, ticks float64 }{{1000, 10_000_000, 5}, {0.25, 8, 6}} {
+		if got := factorTicks(c.low, c.high); float64(len(got)) != c.ticks {
+			t.Errorf("from %v to %v: %v, want %v ticks", c.low, c.high, got, c.ticks)
 		}
 	}
-	if got := decades(0.02, 7); len(got) != 4 || got[0] != 0.01 || got[3] != 10 {
-		t.Errorf("decades from 0.02 to 7: %v", got)
+	for v, want := range map[float64]string{0: "0", 0.25: "0.25", 16: "16", 100_000: "100,000", 2.5e6: "2.5M"} {
+		if got := shortNumber(v); got != want {
+			t.Errorf("%v is shown as %s, want %s", v, got, want)
+		}
 	}
+}
+
+func TestHalfUseful(t *testing.T) {
 	if half, ok := halfUseful([]float64{0.2, 0.4, 0.6}); !ok || half < 700*time.Microsecond || half > 710*time.Microsecond {
 		t.Errorf("half is useful at %v, %v; want half-way between 0.5 and 1 ms by the logarithm", half, ok)
 	}
 	if half, ok := halfUseful([]float64{0.2, 0.4}); ok {
-		t.Errorf("half is useful at %v, though it never is", half)
+		t.Errorf("half is useful at %v, want it unreached", half)
 	}
 }

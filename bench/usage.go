@@ -12,29 +12,33 @@ import (
 	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
-// cost is what a process has used: processor time, user and system, and context switches,
-// voluntary (it waited) and involuntary (it had to make room). Unlike the time, the number of
+// resourceCost is the processor time of a process, user and system, and its number of context
+// switches, voluntary (it waited) and involuntary (it was preempted). Unlike the time, the number of
 // switches does not depend on the speed of the machine.
-type cost struct {
+type resourceCost struct {
 	cpu      time.Duration
 	switches int64
 }
 
-func (c cost) plus(d cost) cost  { return cost{c.cpu + d.cpu, c.switches + d.switches} }
-func (c cost) minus(d cost) cost { return cost{c.cpu - d.cpu, c.switches - d.switches} }
+func (c resourceCost) plus(d resourceCost) resourceCost {
+	return resourceCost{c.cpu + d.cpu, c.switches + d.switches}
+}
+func (c resourceCost) minus(d resourceCost) resourceCost {
+	return resourceCost{c.cpu - d.cpu, c.switches - d.switches}
+}
 
-// usage is what a server, its workers and their ended tasks have used so far.
-type usage struct {
-	server, worker cost
-	children       time.Duration // CPU of the tasks that have ended
+// serverUsage is what a server, its workers and their ended tasks have used so far.
+type serverUsage struct {
+	server, worker resourceCost
+	children       time.Duration // CPU of the ended tasks
 	written        int64         // to the disk, by the server alone
 	journal        float64       // bytes given to its store
 }
 
-// cpu is the processor time of all of them.
-func (u usage) cpu() time.Duration { return u.server.cpu + u.worker.cpu + u.children }
+// totalCPU is the processor time of all of them.
+func (u serverUsage) totalCPU() time.Duration { return u.server.cpu + u.worker.cpu + u.children }
 
-func (e *env) usage(s *servertest.Server) (u usage, err error) {
+func (e *benchEnv) measureUsage(s *servertest.Server) (u serverUsage, err error) {
 	for _, pid := range servertest.Workers(s.Config().Data) {
 		own, children, err := costOf(pid)
 		if err != nil {
@@ -55,9 +59,9 @@ func (e *env) usage(s *servertest.Server) (u usage, err error) {
 	return u, err
 }
 
-// costOf is what a process itself has used so far, and the CPU of its ended children. A process
-// that has ended counts until it is waited for.
-func costOf(pid int) (own cost, children time.Duration, err error) {
+// costOf returns what a process itself has used so far, and the CPU of its ended children. An ended
+// process can be measured until it is waited for.
+func costOf(pid int) (own resourceCost, children time.Duration, err error) {
 	if own.cpu, children, err = servertest.CPU(pid); err != nil {
 		return own, 0, err
 	}
@@ -65,28 +69,28 @@ func costOf(pid int) (own cost, children time.Duration, err error) {
 	return own, children, err
 }
 
-// ofRusage is what the kernel says of a process that was waited for, with all that it has waited
-// for itself.
-func ofRusage(u *syscall.Rusage) cost {
-	return cost{time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw + u.Nivcsw}
+// rusageCost converts what the kernel reports for a process, including the children that the process
+// has waited for.
+func rusageCost(u *syscall.Rusage) resourceCost {
+	return resourceCost{time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw + u.Nivcsw}
 }
 
-// spent is what a command took.
-type spent struct {
+// commandUsage is what a command used.
+type commandUsage struct {
 	wall     time.Duration
-	own      cost // of the process itself
-	children cost // of all that it has waited for
+	own      resourceCost // of the process itself
+	children resourceCost // of the children that it has waited for
 }
 
-// timed runs a command to its end and measures it.
-func timed(cmd *exec.Cmd) (s spent, err error) {
+// runTimed runs a command to its end and measures it.
+func runTimed(cmd *exec.Cmd) (s commandUsage, err error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return s, fmt.Errorf("%s: %w", cmd.Args[0], err)
 	}
-	// Its own part is known only until it is waited for.
+	// The usage of the process alone is available only until it is waited for.
 	err = awaitEnd(cmd.Process.Pid)
 	s.wall = time.Since(begin)
 	if err == nil {
@@ -98,11 +102,11 @@ func timed(cmd *exec.Cmd) (s spent, err error) {
 	if err != nil {
 		return s, fmt.Errorf("%s: %w", cmd.Args[0], err)
 	}
-	s.children = ofRusage(cmd.ProcessState.SysUsage().(*syscall.Rusage)).minus(s.own)
+	s.children = rusageCost(cmd.ProcessState.SysUsage().(*syscall.Rusage)).minus(s.own)
 	return s, nil
 }
 
-// awaitEnd returns when a child has ended, which stays to be waited for.
+// awaitEnd returns when a child has ended, and leaves it to be waited for.
 func awaitEnd(pid int) error {
 	for {
 		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
@@ -111,7 +115,7 @@ func awaitEnd(pid int) error {
 	}
 }
 
-// withOrphans runs f while processes whose parent has ended become children of this one.
+// withOrphans runs f while orphaned processes become children of this process.
 func withOrphans(f func() error) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("inherit orphaned processes: %w", err)
@@ -120,15 +124,15 @@ func withOrphans(f func() error) error {
 	return f()
 }
 
-// endWorker ends a server and its worker and returns how many context switches the worker's
-// children had, which the kernel tells the worker's parent alone, when it waits: after the
-// server's end that is this process (withOrphans).
-func (e *env) endWorker(s *servertest.Server) (switches int64, err error) {
+// endWorker ends a server and its worker and returns the context switches of the worker's children.
+// The kernel reports them only to the parent that waits for the worker: after the end of the server
+// this is this process (withOrphans).
+func (e *benchEnv) endWorker(s *servertest.Server) (switches int64, err error) {
 	pids := servertest.Workers(s.Config().Data)
 	if len(pids) != 1 {
 		return 0, fmt.Errorf("%d workers, want 1", len(pids))
 	}
-	s.Kill() // a server that stops ends its worker, and may wait for it
+	s.Kill() // a clean stop would end the worker, and might wait for it
 	own, err := servertest.ContextSwitches(pids[0])
 	if err == nil {
 		err = servertest.EndWorkers(s.Config().Data, 30*time.Second)
@@ -143,5 +147,5 @@ func (e *env) endWorker(s *servertest.Server) (switches int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("wait for worker %d: %w", pids[0], err)
 	}
-	return ofRusage(&used).switches - own, nil
+	return rusageCost(&used).switches - own, nil
 }

@@ -7,10 +7,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
-// For the no-op workloads there are two references: make with a recipe that starts
-// the cheapest process there is, which is what make is made for, and make with a
-// recipe for which it starts none: the cost of its graph alone, nothing of which
-// is durable.
+// The no-op workloads have two references: make with a recipe that starts the cheapest possible
+// process, which is what make is made for; and make with a recipe that starts none, which is the
+// cost of its graph alone, without durability.
 const (
 	trueRecipe = "@" + trueProgram
 	noRecipe   = "@:"
@@ -21,8 +20,8 @@ const (
 	makeNone = "make -j2 without processes"
 )
 
-// references measures both for a graph, in seconds times scale.
-func (e *env) references(values map[string]float64, makefile func(recipe string) string, scale float64) error {
+// measureMake measures both for a graph, in seconds times scale.
+func (e *benchEnv) measureMake(values map[string]float64, makefile func(recipe string) string, scale float64) error {
 	for metric, recipe := range map[string]string{makeTrue: trueRecipe, makeNone: noRecipe} {
 		took, err := e.makeTime(makefile(recipe))
 		if err != nil {
@@ -33,23 +32,22 @@ func (e *env) references(values map[string]float64, makefile func(recipe string)
 	return nil
 }
 
-// poll is how often a run's state is asked for where the run takes long enough for
-// a millisecond not to count.
-const poll = time.Millisecond
+// pollInterval is how often the state of a run is requested where a millisecond does not count.
+const pollInterval = time.Millisecond
 
-// workloads are all there are, with what is asked for and what --smoke demands.
-func workloads() []workload {
+// allWorkloads returns all workloads with their targets and their floors for --smoke.
+func allWorkloads() []workload {
 	return []workload{
 		{
-			name: "w1", what: "1 -> 10,000 -> 1 no-op", one: w1,
+			name: "w1", what: "1 -> 10,000 -> 1 no-op", measureRound: measureFan,
 			rows: []row{
 				{metric: "tasks/s", unit: "tasks/s", target: atLeast(60_000), floor: atLeast(20_000)},
-				{metric: "time", unit: "s", per: makeTrue, inverse: true},
+				{metric: "time", unit: "s", relativeTo: makeTrue, inverse: true},
 				{metric: makeTrue, unit: "s"},
 				{metric: makeNone, unit: "s"},
-				{metric: riverPostgres, unit: "tasks/s", per: "tasks/s"},
-				{metric: riverSQLite, unit: "tasks/s", per: "tasks/s"},
-				{metric: dask, unit: "tasks/s", per: "tasks/s"},
+				{metric: riverPostgres, unit: "tasks/s", relativeTo: "tasks/s"},
+				{metric: riverSQLite, unit: "tasks/s", relativeTo: "tasks/s"},
+				{metric: dask, unit: "tasks/s", relativeTo: "tasks/s"},
 				{metric: "server CPU per task", unit: "us"},
 				{metric: "peak RSS", unit: "MiB"},
 				{metric: journalPerTransition, unit: "B"},
@@ -57,7 +55,7 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "w1m", what: "1 -> 1,000,000 -> 1 no-op", one: w1m,
+			name: "w1m", what: "1 -> 1,000,000 -> 1 no-op", measureRound: measureLargeFan,
 			rows: []row{
 				{metric: "tasks/s", unit: "tasks/s", target: atLeast(100_000), floor: atLeast(30_000)},
 				{metric: "accepted after", unit: "ms", target: atMost(50), floor: atMost(200)},
@@ -68,28 +66,28 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "w2", what: "1 -> 10,000 -> 1 /bin/true, 2 slots", one: w2, rows: processRows(),
+			name: "w2", what: "1 -> 10,000 -> 1 /bin/true, 2 slots", measureRound: measureProcesses, rows: processRows(),
 		},
 		{
-			name: "w3", what: "durable submissions, 64 connections", one: w3,
+			name: "w3", what: "durable submissions, 64 connections", measureRound: measureSubmissions,
 			rows: []row{
-				{metric: submissions, unit: "/s", per: "GET /ready", target: ratioAtLeast(0.45), floor: ratioAtLeast(0.13)},
+				{metric: submissionRate, unit: "/s", relativeTo: "GET /ready", target: ratioAtLeast(0.45), floor: ratioAtLeast(0.13)},
 				{metric: "p50", unit: "ms"},
 				{metric: "p99", unit: "ms", target: atMost(10)},
 				{metric: "GET /ready", unit: "/s"},
-				{metric: batched, unit: "DAGs/s", per: "GET /ready", target: atLeast(150_000), floor: ratioAtLeast(0.4)},
-				{metric: "while no-op runs run", unit: "/s", per: "GET /ready"},
-				{metric: "while /bin/true runs", unit: "/s", per: "GET /ready"},
-				{metric: riverPostgres, unit: "/s", per: submissions},
+				{metric: batchRate, unit: "DAGs/s", relativeTo: "GET /ready", target: atLeast(150_000), floor: ratioAtLeast(0.4)},
+				{metric: "while no-op runs run", unit: "/s", relativeTo: "GET /ready"},
+				{metric: "while /bin/true runs", unit: "/s", relativeTo: "GET /ready"},
+				{metric: riverPostgres, unit: "/s", relativeTo: submissionRate},
 				{metric: riverPostgres + ", p99", unit: "ms"},
-				{metric: riverSQLite, unit: "/s", per: submissions},
+				{metric: riverSQLite, unit: "/s", relativeTo: submissionRate},
 				{metric: riverSQLite + ", p99", unit: "ms"},
 			},
 		},
 		{
-			name: "w4", what: "chain of no-ops", one: w4,
+			name: "w4", what: "chain of no-ops", measureRound: measureChain,
 			rows: []row{
-				{metric: "a hop", unit: "ms", per: makeTrue, inverse: true, target: atMost(0.5), floor: atMost(3)},
+				{metric: "a hop", unit: "ms", relativeTo: makeTrue, inverse: true, target: atMost(0.5), floor: atMost(3)},
 				{metric: makeTrue, unit: "ms"},
 				{metric: makeNone, unit: "ms"},
 				{metric: riverPostgres, unit: "ms"},
@@ -98,22 +96,22 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "w5", what: "10 layers x 100, all to all, no-op", one: w5,
+			name: "w5", what: "10 layers x 100, all to all, no-op", measureRound: measureLayers,
 			rows: []row{
-				{metric: "time", unit: "s", per: makeTrue, inverse: true, target: atMost(0.05), floor: ratioAtLeast(2)},
+				{metric: "time", unit: "s", relativeTo: makeTrue, inverse: true, target: atMost(0.05), floor: ratioAtLeast(2)},
 				{metric: makeTrue, unit: "s"},
 				{metric: makeNone, unit: "s"},
 			},
 		},
 		{
-			name: "output", what: "a task prints 10 GiB", one: output,
+			name: "output", what: "a task prints 10 GiB", measureRound: measureOutput,
 			rows: []row{
 				{metric: outputRate, unit: "MB/s", target: atLeast(200), floor: atLeast(100)},
 				{metric: outputKept, unit: "MB", target: atMost(70), floor: atMost(70)},
 			},
 		},
 		{
-			name: "empty", what: "1 no-op, submission to COMPLETED", one: empty,
+			name: "empty", what: "1 no-op, submission to COMPLETED", measureRound: measureEmptyRun,
 			rows: []row{
 				{metric: "p50", unit: "ms", target: atMost(1), floor: atMost(6)},
 				{metric: "p99", unit: "ms"},
@@ -124,25 +122,25 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "w6", what: "kill -9 of the server, three times in mid-run", one: w6,
+			name: "w6", what: "kill -9 of the server, three times in mid-run", measureRound: measureServerKills,
 			rows: []row{
-				{metric: "goes on after", unit: "s", target: atMost(2), floor: atMost(8)},
+				{metric: "continues after", unit: "s", target: atMost(2), floor: atMost(8)},
 				{metric: "lost", target: atMost(0), floor: atMost(0)},
-				{metric: "twice", target: atMost(0), floor: atMost(0)},
+				{metric: "run twice", target: atMost(0), floor: atMost(0)},
 			},
 		},
 		{
-			name: "recovery", what: "kill -9 with half of 1,000,000 tasks done", one: recovery,
+			name: "recovery", what: "kill -9 with half of 1,000,000 tasks done", measureRound: measureRecovery,
 			rows: []row{
 				{metric: "GET /ready after", unit: "s", target: atMost(0.5), floor: atMost(3)},
 				{metric: "first new task after", unit: "s", target: atMost(0.5), floor: atMost(3)},
 			},
 		},
 		{
-			name: "open", what: "from the start of a server to /ready", one: open, rows: openRows(), once: true,
+			name: "open", what: "from the start of a server to /ready", measureRound: measureOpen, rows: openRows(), once: true,
 		},
 		{
-			name: "views", what: "looking at 1,000,000 tasks while they run", one: views,
+			name: "views", what: "reads of a run of 1,000,000 tasks while it executes", measureRound: measureViews,
 			rows: []row{
 				{metric: "list, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
 				{metric: "summary, p99", unit: "ms", target: atMost(20), floor: atMost(150)},
@@ -155,17 +153,17 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "memory", what: "runs of 1,000,000 and 10,000,000 tasks that wait", one: memory,
+			name: "memory", what: "queued runs of 1,000,000 and 10,000,000 tasks", measureRound: measureMemory,
 			rows: []row{
 				{metric: "heap per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
 				{metric: "RSS per queued task", unit: "B", target: atMost(16), floor: atMost(48)},
 			},
 		},
 		{
-			name: "growth", what: "1 -> N -> 1 no-op, against N = 10,000", one: growth, rows: growthRows(), once: true,
+			name: "growth", what: "1 -> N -> 1 no-op, against N = 10,000", measureRound: measureGrowth, rows: growthRows(), once: true,
 		},
 		{
-			name: "fairness", what: "small runs (1 -> 5 -> 1) behind 1,000,000 tasks", one: fairness,
+			name: "fairness", what: "small runs (1 -> 5 -> 1) behind 1,000,000 tasks", measureRound: measureFairness,
 			rows: []row{
 				{metric: fmt.Sprintf(smallFirst, "no-ops"), unit: "ms", target: atMost(100), floor: atMost(500)},
 				{metric: fmt.Sprintf(smallBehind, "no-ops"), unit: "ms"},
@@ -179,30 +177,30 @@ func workloads() []workload {
 			},
 		},
 		{
-			name: "metg", what: "shortest task of which half the time is useful, 2 slots", one: metg, once: true,
+			name: "metg", what: "shortest task that spends half its time on useful work, 2 slots", measureRound: measureGranularity, once: true,
 			rows: []row{
-				{metric: caravan, unit: "ms", per: makeJ2, floor: ratioAtMost(5)},
+				{metric: caravan, unit: "ms", relativeTo: makeJ2, floor: ratioAtMost(5)},
 				{metric: makeJ2, unit: "ms"},
-				{metric: ninjaJ2, unit: "ms", per: makeJ2},
-				{metric: riverPostgres, unit: "ms", per: makeJ2},
-				{metric: riverSQLite, unit: "ms", per: makeJ2},
-				{metric: dask, unit: "ms", per: makeJ2},
+				{metric: ninjaJ2, unit: "ms", relativeTo: makeJ2},
+				{metric: riverPostgres, unit: "ms", relativeTo: makeJ2},
+				{metric: riverSQLite, unit: "ms", relativeTo: makeJ2},
+				{metric: dask, unit: "ms", relativeTo: makeJ2},
 			},
 		},
 	}
 }
 
-// timeOf runs one graph on a fresh server, after a small one of the same kind has
-// warmed it up.
-func (e *env) timeOf(warm, doc []byte, interval time.Duration, look func(*servertest.Server) error) (took time.Duration, err error) {
-	err = e.withRunner(func(s *servertest.Server, r runner) error {
-		if _, err = r.time(e.ctx, warm, interval); err != nil {
+// timeOnFreshServer runs one graph on a fresh server, after a small graph of the same kind has
+// warmed it up. Then it calls inspect, if not nil.
+func (e *benchEnv) timeOnFreshServer(warm, doc []byte, interval time.Duration, inspect func(*servertest.Server) error) (took time.Duration, err error) {
+	err = e.withRunner(func(s *servertest.Server, r runClient) error {
+		if _, err = r.timeRun(e.ctx, warm, interval); err != nil {
 			return err
 		}
-		if took, err = r.time(e.ctx, doc, interval); err != nil || look == nil {
+		if took, err = r.timeRun(e.ctx, doc, interval); err != nil || inspect == nil {
 			return err
 		}
-		return look(s)
+		return inspect(s)
 	})
 	return took, err
 }

@@ -23,12 +23,14 @@ var plainPackages = []string{
 	"internal/vfork",
 
 	"messages",
+
+	"bench",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.
 var plainPages = []string{
 	"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md",
-	"docs/operations.md", "docs/security.md", "docs/semantics.md", "docs/slurm.md",
+	"bench/report/README.md", "docs/operations.md", "docs/security.md", "docs/semantics.md", "docs/slurm.md",
 	"examples/README.md",
 }
 

@@ -63,7 +63,7 @@ var outside = map[string][]string{
 	"http":                    {"*"},
 	"client":                  {"github.com/go-json-experiment/json"},
 	"cmd/caravan":             {"*"},
-	"bench":                   {"golang.org/x/sys"},
+	"bench":                   {"golang.org/x/sys", "gonum.org/v1/plot"},
 
 	"internal/datafolder": {"golang.org/x/sys"},
 	"internal/faults":     {"golang.org/x/sys"},

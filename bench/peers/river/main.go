@@ -3,7 +3,7 @@
 // graphs: a job's successors are inserted by this program, which is not durable
 // where it waits for many of them.
 //
-// It is a module of its own, so that what it needs is no dependency of Caravan's.
+// It is a module of its own, so that Caravan does not depend on its libraries.
 //
 //	river -database sqlite:FILE|postgres:CONNECTION -work fan|chain|empty|submit [-n N] [-program PATH] [-slots N] [-seconds S]
 package main
@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// figures are what is printed; what a work does not measure is 0.
+// figures are printed at the end. A figure that the work does not measure is 0.
 type figures struct {
 	Seconds float64 `json:"seconds"`
 	Rate    float64 `json:"rate"` // jobs or submissions a second

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// clientConn is a keep-alive connection of a minimal client. The request is prepared in advance. Of
+// the response it parses only the status and the length, and reads the body.
+type clientConn struct {
+	net.Conn
+	r    *bufio.Reader
+	body []byte
+}
+
+func dialServer(url string) (*clientConn, error) {
+	c, err := net.DialTimeout("tcp", strings.TrimPrefix(url, "http://"), 10*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return &clientConn{Conn: c, r: bufio.NewReaderSize(c, 4096)}, nil
+}
+
+// jsonRequest prepares a request.
+func jsonRequest(method, path string, body []byte) []byte {
+	return newRequest(method, path, "application/json", body)
+}
+
+func newRequest(method, path, contentType string, body []byte) []byte {
+	head := method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n"
+	if body != nil {
+		head += "Content-Type: " + contentType + "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
+	}
+	return append([]byte(head+"\r\n"), body...)
+}
+
+var (
+	contentLength = []byte("content-length:")
+	chunked       = []byte("transfer-encoding:")
+)
+
+// roundTrip sends a prepared request and returns the status and body of the response. The body is
+// valid until the next call.
+func (c *clientConn) roundTrip(req []byte) (status int, body []byte, err error) {
+	if _, err := c.Write(req); err != nil {
+		return 0, nil, err
+	}
+	line, err := c.r.ReadSlice('\n')
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(line) < 12 {
+		return 0, nil, fmt.Errorf("status line %q", line)
+	}
+	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return 0, nil, fmt.Errorf("status line %q", line)
+	}
+	length := -1
+	for {
+		line, err := c.r.ReadSlice('\n')
+		if err != nil {
+			return 0, nil, err
+		}
+		if len(line) <= 2 {
+			break
+		}
+		lower := bytes.ToLower(line)
+		if v, ok := bytes.CutPrefix(lower, contentLength); ok {
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(v))); err != nil {
+				return 0, nil, err
+			}
+		} else if bytes.HasPrefix(lower, chunked) {
+			return 0, nil, errors.New("a response in chunks, which this client does not support")
+		}
+	}
+	if length < 0 {
+		return 0, nil, errors.New("a response without a length")
+	}
+	c.body = slices.Grow(c.body[:0], length)[:length]
+	_, err = io.ReadFull(c.r, c.body)
+	return status, c.body, err
+}
+
+// loadResult is the result of a closed loop of connections.
+type loadResult struct {
+	rate     float64 // responses per second
+	p50, p99 time.Duration
+}
+
+// closedLoop lets n connections send one request after the other for a period. A status other than
+// 200 ends it with an error.
+func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult, error) {
+	conns := make([]*clientConn, n)
+	for i := range conns {
+		c, err := dialServer(url)
+		if err != nil {
+			return loadResult{}, err
+		}
+		defer c.Close()
+		conns[i] = c
+	}
+	var (
+		wg       sync.WaitGroup
+		stop     atomic.Bool
+		start    = make(chan struct{})
+		took     = make([][]time.Duration, n)
+		failures = make([]error, n)
+	)
+	for i, c := range conns {
+		wg.Go(func() {
+			<-start
+			for !stop.Load() {
+				begin := time.Now()
+				status, body, err := c.roundTrip(req)
+				if err == nil && status != 200 {
+					err = fmt.Errorf("status %d: %s", status, body)
+				}
+				if err != nil {
+					failures[i] = err
+					stop.Store(true)
+					return
+				}
+				took[i] = append(took[i], time.Since(begin))
+			}
+		})
+	}
+	begin := time.Now()
+	end := time.AfterFunc(during, func() { stop.Store(true) })
+	defer end.Stop()
+	close(start)
+	wg.Wait()
+	elapsed := time.Since(begin)
+	if err := errors.Join(failures...); err != nil {
+		return loadResult{}, err
+	}
+	all := slices.Concat(took...)
+	slices.Sort(all)
+	if len(all) == 0 {
+		return loadResult{}, errors.New("no response arrived in time")
+	}
+	return loadResult{rate: float64(len(all)) / elapsed.Seconds(), p50: percentile(all, 50), p99: percentile(all, 99)}, nil
+}
+
+// runClient submits one graph at a time over one connection and waits for its end.
+type runClient struct{ *clientConn }
+
+func newRunner(url string) (runClient, error) {
+	c, err := dialServer(url)
+	return runClient{c}, err
+}
+
+// submit returns the id of the run.
+func (r runClient) submit(doc []byte) (uint64, error) {
+	status, body, err := r.roundTrip(jsonRequest("POST", "/v1/dagrun", doc))
+	if err != nil {
+		return 0, err
+	}
+	var got struct{ RunID uint64 }
+	if status != 200 {
+		return 0, fmt.Errorf("submit: status %d: %s", status, body)
+	}
+	return got.RunID, json.Unmarshal(body, &got)
+}
+
+// taskCounts returns the number of tasks of a run by state.
+func (r runClient) taskCounts(run uint64) (map[string]int, error) {
+	status, body, err := r.roundTrip(jsonRequest("GET", fmt.Sprintf("/v1/dagrun/%d/summary", run), nil))
+	if err != nil {
+		return nil, err
+	}
+	if status != 200 {
+		return nil, fmt.Errorf("summary of run %d: status %d: %s", run, status, body)
+	}
+	var got struct{ TaskCounts map[string]int }
+	return got.TaskCounts, json.Unmarshal(body, &got)
+}
+
+var completed = []byte(`"COMPLETED"`)
+
+// serverWaits is an interval that leaves the waiting to the server, which answers when the state
+// changes. Where tasks take all processors, polling would take a part of what is measured.
+const serverWaits time.Duration = -1
+
+// awaitCompletion asks for the state of the run until it is COMPLETED. An interval of 0 asks again
+// at once: this is the most precise measure and takes part of a core.
+func (r runClient) awaitCompletion(ctx context.Context, run uint64, interval time.Duration) error {
+	path := fmt.Sprintf("/v1/dagrun/%d/state", run)
+	if interval == serverWaits {
+		path += "?wait=10s"
+	}
+	req := jsonRequest("GET", path, nil)
+	for {
+		status, body, err := r.roundTrip(req)
+		switch {
+		case err != nil:
+			return err
+		case status != 200:
+			return fmt.Errorf("state of run %d: status %d: %s", run, status, body)
+		case bytes.Contains(body, completed):
+			return nil
+		case bytes.Contains(body, []byte("ERRORED")), bytes.Contains(body, []byte("KILLED")):
+			return fmt.Errorf("run %d: %s", run, body)
+		}
+		if interval <= 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			continue
+		}
+		timer := time.NewTimer(interval)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// timeRun submits a graph, waits for its end and returns the time of both together.
+func (r runClient) timeRun(ctx context.Context, doc []byte, interval time.Duration) (time.Duration, error) {
+	begin := time.Now()
+	run, err := r.submit(doc)
+	if err == nil {
+		err = r.awaitCompletion(ctx, run, interval)
+	}
+	return time.Since(begin), err
+}
