@@ -176,8 +176,8 @@ func (d *decoder) output(o *messages.Output) {
 	}
 }
 
-// attemptBytes is how much of attempt records is read before some are handed out.
-const attemptBytes = 256 << 10
+// attemptPageBytes is how much of attempt records is read before some are handed out.
+const attemptPageBytes = 256 << 10
 
 // Attempts yields the ended attempts of the tasks [first, first+n). It reads
 // chunk by chunk, and never calls yield within a transaction.
@@ -189,14 +189,14 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 	var list []messages.AttemptRecord
 	for next := first / attemptChunk; uint64(next)*attemptChunk < end; {
 		var err error
-		if list, next, err = s.attemptPage(list[:0], run, next, end); err != nil {
+		if list, next, err = s.readAttemptPage(list[:0], run, next, end); err != nil {
 			return err
 		}
 		slices.SortStableFunc(list, func(a, b messages.AttemptRecord) int {
 			return cmp.Or(cmp.Compare(a.Task, b.Task), cmp.Compare(a.Attempt, b.Attempt))
 		})
-		if err := contiguous(run, list); err != nil {
-			return s.damagedRow(err)
+		if err := checkContiguous(run, list); err != nil {
+			return s.reportRowDamage(err)
 		}
 		for i := range list {
 			a := &list[i]
@@ -211,8 +211,8 @@ func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messa
 	return nil
 }
 
-// contiguous finds missing records: the attempts of a task are numbered from 1.
-func contiguous(run messages.RunID, list []messages.AttemptRecord) error {
+// checkContiguous finds missing records: the attempts of a task are numbered from 1.
+func checkContiguous(run messages.RunID, list []messages.AttemptRecord) error {
 	for i := range list {
 		before := uint32(0)
 		if i > 0 && list[i-1].Task == list[i].Task {
@@ -225,18 +225,18 @@ func contiguous(run messages.RunID, list []messages.AttemptRecord) error {
 	return nil
 }
 
-// attemptPage appends the records of whole chunks, from chunk on, and returns the
+// readAttemptPage appends the records of whole chunks, from chunk on, and returns the
 // chunk to go on with, 0 when there is none.
-func (s *Badger) attemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
+func (s *Badger) readAttemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
 	prefix := runKey(typeAttempts, run)
 	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)
 	next, read := uint32(0), 0
-	err := s.scan(prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
+	err := s.scanRows(prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
 		at := binary.BigEndian.Uint32(key[len(prefix):])
 		if uint64(at)*attemptChunk >= end {
 			return false, nil
 		}
-		if at != chunk && read >= attemptBytes {
+		if at != chunk && read >= attemptPageBytes {
 			next = at
 			return false, nil
 		}

@@ -25,7 +25,7 @@ func (s *Badger) Backup(fn func(*ReadView) error) error {
 // VerifyTables reads all tables beside the store's work. A damaged one may have looked
 // like the end of the rows to whoever read them.
 func (s *Badger) VerifyTables(ctx context.Context) error {
-	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.Options{Live: true})
+	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.VerifyOptions{Live: true})
 	if err != nil {
 		return err
 	}
@@ -82,10 +82,10 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 const restoreBytes = 1 << 20
 
 func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) error {
-	var ops []op
+	var ops []mutation
 	size := int64(0)
 	flush := func() error {
-		err := s.deleteStep(ops)
+		err := s.commitRows(ops)
 		ops, size = ops[:0], 0
 		return err
 	}
@@ -93,15 +93,15 @@ func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) e
 		if err := CheckRow(key, value); err != nil {
 			return err
 		}
-		o := op{key: slices.Clone(key), val: slices.Clone(value)}
-		if o.size() > s.maxBytes {
-			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.size(), s.maxBytes)
+		o := mutation{Key: slices.Clone(key), Value: slices.Clone(value)}
+		if o.Size() > s.limits.Bytes {
+			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.Size(), s.limits.Bytes)
 		}
-		if size += o.size(); size > min(restoreBytes, s.maxBytes/2) && len(ops) > 0 {
+		if size += o.Size(); size > min(restoreBytes, s.limits.Bytes/2) && len(ops) > 0 {
 			if err := flush(); err != nil {
 				return err
 			}
-			size = o.size()
+			size = o.Size()
 		}
 		ops = append(ops, o)
 		return nil

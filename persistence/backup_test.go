@@ -12,18 +12,18 @@ import (
 // filled is a store with n rows of round 0.
 func filled(t *testing.T, n int) (s *Badger, round func(int)) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
 	round = func(r int) {
-		ops := make([]op, n)
+		ops := make([]mutation, n)
 		for i := range ops {
-			ops[i] = seal(fmt.Appendf(nil, "?%05d", i), fmt.Appendf(nil, "%d %0200d", r, i))
+			ops[i] = sealRow(fmt.Appendf(nil, "?%05d", i), fmt.Appendf(nil, "%d %0200d", r, i))
 		}
 		for part := range slices.Chunk(ops, 500) {
-			if err := s.deleteStep(part); err != nil { // bare rows, as deletions are
+			if err := s.commitRows(part); err != nil { // bare rows, as deletions are
 				t.Fatal(err)
 			}
 		}
@@ -47,14 +47,14 @@ func TestBackupIsOneMoment(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "db")
 	err = s.Backup(func(m *ReadView) error {
 		at, seen := m.CommitNumber(), 0
-		return Restore(Config{Dir: dir, memory: 4 << 20}, func(yield func(key, value []byte) error) error {
+		return Restore(Config{Dir: dir, memTable: 4 << 20}, func(yield func(key, value []byte) error) error {
 			err := m.Rows(func(key, value []byte) error {
 				if seen++; seen%1000 == 0 { // commits go on
 					round(seen)
 				}
 				return yield(key, value)
 			})
-			if s.moments.begin() == at {
+			if s.timestamps.acquire() == at {
 				t.Error("nothing was committed meanwhile")
 			}
 			return err
@@ -63,7 +63,7 @@ func TestBackupIsOneMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	r, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,8 +79,8 @@ func TestBackupIsOneMoment(t *testing.T) {
 // TestBackupOfADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
 func TestBackupOfADamagedRow(t *testing.T) {
 	s, _ := filled(t, 10)
-	bad := op{key: []byte("?00003"), val: []byte("something else")}
-	if err := s.deleteStep([]op{bad}); err != nil {
+	bad := mutation{Key: []byte("?00003"), Value: []byte("something else")}
+	if err := s.commitRows([]mutation{bad}); err != nil {
 		t.Fatal(err)
 	}
 	err := s.Backup(func(m *ReadView) error { return m.Rows(func(_, _ []byte) error { return nil }) })
@@ -88,7 +88,7 @@ func TestBackupOfADamagedRow(t *testing.T) {
 		t.Errorf("backup: %v", err)
 	}
 	err = Restore(Config{Dir: filepath.Join(t.TempDir(), "db")}, func(yield func(key, value []byte) error) error {
-		return yield(bad.key, bad.val)
+		return yield(bad.Key, bad.Value)
 	})
 	if !errors.Is(err, errCorrupt) {
 		t.Errorf("restore: %v", err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -41,7 +42,7 @@ func inParallel(b *testing.B, op func(i int64)) {
 func BenchmarkSubmit(b *testing.B) {
 	for _, mem := range []int64{4, 16, 32, 64} {
 		b.Run(fmt.Sprintf("memtable=%dMiB", mem), func(b *testing.B) {
-			s, err := OpenBadger(Config{Dir: b.TempDir(), memory: mem << 20})
+			s, err := OpenBadger(Config{Dir: b.TempDir(), memTable: mem << 20})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -67,7 +68,7 @@ func BenchmarkSubmit(b *testing.B) {
 // BenchmarkRawBadger is the reference: 64 callers, one Badger transaction per
 // drained group, one row of the spec's size each and nothing else.
 func BenchmarkRawBadger(b *testing.B) {
-	db, err := badger.Open(badgerOptions(Config{Dir: b.TempDir(), memory: 32 << 20}).WithLogger(nil))
+	db, err := badger.Open(badgerguard.Options(b.TempDir(), 32<<20).WithLogger(nil))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -157,7 +158,7 @@ func BenchmarkListPage(b *testing.B) {
 	b.Run("badger", func(b *testing.B) {
 		for i := range b.N {
 			n := 0
-			err := s.scan([]byte{typeFinal}, runKey(typeFinal, messages.RunID(i*977%(runs-2*rows))), false, func(_ []byte, item *badger.Item) (bool, error) {
+			err := s.scanRows([]byte{typeFinished}, runKey(typeFinished, messages.RunID(i*977%(runs-2*rows))), false, func(_ []byte, item *badger.Item) (bool, error) {
 				n++
 				return n < rows, item.Value(func([]byte) error { return nil })
 			})

@@ -34,7 +34,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 	for _, doc := range []string{"", "{}", strings.Repeat("{}", 511), strings.Repeat("{}", 512), strings.Repeat("long ", 1<<20)} {
 		for _, key := range []string{"", "key"} {
 			for _, records := range []string{"", "records"} {
-				v := p.append(appendCreation(nil, &Creation{IdempotencyKey: key}, []byte(records)), []byte(doc))
+				v := p.appendPacked(appendCreation(nil, &Creation{IdempotencyKey: key}, []byte(records)), []byte(doc))
 				got, first, err := p.decodeDefinition(1, v)
 				if err != nil || string(got) != doc || string(first) != records {
 					t.Errorf("%d bytes: got %d, records %q, %v", len(doc), len(got), first, err)
@@ -48,7 +48,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 				}
 			}
 		}
-		set, err := p.decodeSet(1, 3, p.append(setHead(nil, &GeneratedSet{Generator: 77}), []byte(doc)))
+		set, err := p.decodeSet(1, 3, p.appendPacked(setHead(nil, &GeneratedSet{Generator: 77}), []byte(doc)))
 		if err != nil || set.N != 3 || set.Generator != 77 || string(set.JSON) != doc {
 			t.Errorf("set: %+v, %v", set, err)
 		}
@@ -56,17 +56,17 @@ func TestDocumentRoundTrip(t *testing.T) {
 }
 
 func TestStagedRoundTrip(t *testing.T) {
-	ops := []op{
-		{key: []byte("a"), val: bytes.Repeat([]byte("v"), 1000)},
-		{key: []byte("b"), del: true},
-		{key: []byte("c"), val: []byte{}},
+	ops := []mutation{
+		{Key: []byte("a"), Value: bytes.Repeat([]byte("v"), 1000)},
+		{Key: []byte("b"), Delete: true},
+		{Key: []byte("c"), Value: []byte{}},
 	}
 	var joined []byte
 	for i, p := range stagedParts(ops, 5, 64) {
-		if !bytes.Equal(p.key, stageKey(5, uint32(i))) || len(p.val) > 64+sumSize {
-			t.Fatalf("part %d: %x, %d bytes", i, p.key, len(p.val))
+		if !bytes.Equal(p.Key, stageKey(5, uint32(i))) || len(p.Value) > 64+checksumSize {
+			t.Fatalf("part %d: %x, %d bytes", i, p.Key, len(p.Value))
 		}
-		v, err := unseal(p.key, p.val)
+		v, err := unsealRow(p.Key, p.Value)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,12 +93,12 @@ func FuzzDecoders(f *testing.F) {
 		nil, {1}, {2, 0, 0},
 		appendSummary(nil, &messages.Summary{Tag: "t", Tags: []dag.Label{{Name: "a", Value: "b"}}, Counts: messages.Counts{1, 2}}, 9),
 		appendAttempts([]messages.AttemptRecord{{Task: 1, Node: "n", RC: 3, MaxRSSKB: 1, Stdout: messages.Output{Inline: []byte("x")}, Stderr: messages.Output{Size: 9}}, {Task: 2, Attempt: 1, Node: "n"}}),
-		p.append(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
-		p.append(setHead(nil, &GeneratedSet{Generator: 1}), doc),
-		appendHeader(nil, 7, []byte("header"), &marks{chunks: chunkStamps{3, 0, 9}, sets: 2}),
+		p.appendPacked(appendCreation(nil, &Creation{IdempotencyKey: "k"}, []byte("r")), doc),
+		p.appendPacked(setHead(nil, &GeneratedSet{Generator: 1}), doc),
+		appendHeader(nil, 7, []byte("header"), &snapshotContents{chunks: chunkStamps{3, 0, 9}, sets: 2}),
 		appendRecords(nil, []byte("records"), &GeneratedSet{N: 3}, 4), appendChunk(nil, 3, []byte("chunk")),
 		appendKeyRow(nil, 3, [32]byte{1}, 70), appendMark(nil, ClockMark{1, 2, 3, "boot", true}),
-		stagedParts([]op{{key: []byte("k"), val: []byte("v")}, {key: []byte("d"), del: true}}, 1, 100)[0].val,
+		stagedParts([]mutation{{Key: []byte("k"), Value: []byte("v")}, {Key: []byte("d"), Delete: true}}, 1, 100)[0].Value,
 	} {
 		f.Add(v)
 	}
@@ -118,7 +118,7 @@ func FuzzDecoders(f *testing.F) {
 		if ops, err := decodeStaged(v); err == nil && len(ops) > 0 {
 			var joined []byte
 			for _, p := range stagedParts(ops, 1, 16) {
-				v, err := unseal(p.key, p.val)
+				v, err := unsealRow(p.Key, p.Value)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -6,40 +6,40 @@ import (
 	"time"
 )
 
-// item is one entry of the committer's queue: a batch, or bare rows (a deletion).
-type item struct {
-	batch  *Batch
-	packed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
-	ops    []op        // bare rows, few enough for one transaction; they stay until a later item is done
-	done   func(error)
+// pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
+type pendingBatch struct {
+	batch      *Batch
+	compressed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
+	mutations  []mutation  // bare rows, few enough for one transaction; they stay until a later item is done
+	done       func(error)
 }
 
-// answer answers the item. The batch is the caller's again by that, so what still compresses
+// complete answers the item. The batch is the caller's again by that, so what still compresses
 // its document is waited for: it was not needed.
-func (it *item) answer(err error) {
-	if it.packed != nil {
-		<-it.packed
+func (it *pendingBatch) complete(err error) {
+	if it.compressed != nil {
+		<-it.compressed
 	}
-	answer(it.done, err)
+	callDone(it.done, err)
 }
 
-// queue is what Append fills and the committer swaps out whole.
-type queue struct {
-	mu     sync.Mutex
-	items  []*item
-	closed bool
-	wake   chan struct{} // buffered, one
+// commitQueue is what Append fills and the committer swaps out whole.
+type commitQueue struct {
+	mu      sync.Mutex
+	pending []*pendingBatch
+	closed  bool
+	wake    chan struct{} // buffered, one
 }
 
 // push reports whether the queue still takes items.
-func (q *queue) push(it *item) bool {
+func (q *commitQueue) push(it *pendingBatch) bool {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
 		return false
 	}
-	q.items = append(q.items, it)
-	first := len(q.items) == 1
+	q.pending = append(q.pending, it)
+	first := len(q.pending) == 1
 	q.mu.Unlock()
 	if first {
 		select {
@@ -50,16 +50,16 @@ func (q *queue) push(it *item) bool {
 	return true
 }
 
-// take swaps the items for an empty slice.
-func (q *queue) take(empty []*item) (items []*item, closed bool) {
+// swap swaps the items for an empty slice.
+func (q *commitQueue) swap(empty []*pendingBatch) (items []*pendingBatch, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	items, q.items = q.items, empty[:0]
+	items, q.pending = q.pending, empty[:0]
 	return items, q.closed
 }
 
-// enter counts a goroutine that will push, unless the queue takes nothing any more.
-func (q *queue) enter(all *sync.WaitGroup) bool {
+// addProducer counts a goroutine that will push, unless the queue takes nothing any more.
+func (q *commitQueue) addProducer(all *sync.WaitGroup) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.closed {
@@ -68,7 +68,7 @@ func (q *queue) enter(all *sync.WaitGroup) bool {
 	return !q.closed
 }
 
-func (q *queue) close() {
+func (q *commitQueue) close() {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
@@ -78,9 +78,9 @@ func (q *queue) close() {
 	}
 }
 
-// packFrom is the size from which a document is compressed by a goroutine of its
+// compressAsyncFrom is the size from which a document is compressed by a goroutine of its
 // own, so that other batches do not wait for it longer than they must. In bytes.
-const packFrom = 64 << 10
+const compressAsyncFrom = 64 << 10
 
 // Append queues a batch. After Close, and only then, Done is called by the caller
 // of Append.
@@ -89,7 +89,7 @@ func (s *Badger) Append(b *Batch) {
 		s.appendLong(b)
 		return
 	}
-	it := &item{batch: b, done: b.Done}
+	it := &pendingBatch{batch: b, done: b.Done}
 	var doc []byte
 	switch {
 	case b.Create != nil && b.Set != nil: // never together; the committer compresses both
@@ -98,16 +98,16 @@ func (s *Badger) Append(b *Batch) {
 	case b.Set != nil:
 		doc = b.Set.JSON
 	}
-	if len(doc) >= packFrom {
-		it.packed = make(chan []byte, 1)
+	if len(doc) >= compressAsyncFrom {
+		it.compressed = make(chan []byte, 1)
 	}
-	packed := it.packed
+	packed := it.compressed
 	if !s.queue.push(it) {
-		answer(b.Done, ErrClosed)
+		callDone(b.Done, ErrClosed)
 		return
 	}
 	if packed != nil {
-		go func() { packed <- s.enc.pack.append(nil, doc) }()
+		go func() { packed <- s.encoder.packer.appendPacked(nil, doc) }()
 	}
 }
 
@@ -125,68 +125,68 @@ func (s *Badger) Append(b *Batch) {
 // A batch beyond one transaction's limit is a group of its own (large_batch.go), for which
 // the writer rests.
 func (s *Badger) commitLoop() {
-	defer close(s.ended)
+	defer close(s.committerDone)
 	c := newCommitter(s)
 	defer c.close()
 	for {
-		if c.idle() && !c.closed {
-			c.await()
+		if c.nothingToCommit() && !c.closed {
+			c.awaitWork()
 		}
-		c.gather()
+		c.gatherQueued()
 		switch {
-		case c.closed && c.next.empty():
-			c.settle()
-			s.commits.settle()
+		case c.closed && c.gathering.isEmpty():
+			c.drain()
+			s.wal.waitApplied()
 			return
-		case c.idle(), !c.closed && !c.free():
+		case c.nothingToCommit(), !c.closed && !c.writerFree():
 			continue
 		}
 		// Who can run now may have more for the group, or for the next batch of a run, and
 		// larger ones are cheaper. Where one comes after the other, as in a chain of tasks,
 		// nobody has: then what else can run does not hold up the group.
-		many := c.next.many()
-		if c.shared || many {
+		many := c.gathering.isLarge()
+		if c.lastWasLarge || many {
 			runtime.Gosched()
-			c.gather()
+			c.gatherQueued()
 		}
-		c.shared = many || c.next.many()
-		s.addCuts(c.next)
-		c.send()
+		c.lastWasLarge = many || c.gathering.isLarge()
+		s.addTruncations(c.gathering)
+		c.sendGroup()
 	}
 }
 
 // committer is what commitLoop works with. It belongs to its goroutine.
 type committer struct {
-	s       *Badger
-	next    *group // is being gathered
-	writing *group // is with the writer; nil = it rests
-	reading *group // was written before; Badger may still read it
-	spare   *group
-	todo    chan *group
-	written chan error
-	items   []*item // scratch of gather
-	shared  bool    // much came together in the last group
-	closed  bool    // nothing more comes behind what was gathered
+	s            *Badger
+	gathering    *writeGroup // is being gathered
+	writing      *writeGroup // is with the writer; nil = it rests
+	applying     *writeGroup // was written before; Badger may still read it
+	spare        *writeGroup
+	toWriter     chan *writeGroup
+	results      chan error
+	scratch      []*pendingBatch // scratch of gather
+	lastWasLarge bool            // much came together in the last group
+	closed       bool            // nothing more comes behind what was gathered
 }
 
 func newCommitter(s *Badger) *committer {
-	c := &committer{s: s, next: new(group), spare: new(group), todo: make(chan *group, 1), written: make(chan error, 1)}
-	go s.writeLoop(c.todo, c.written)
+	c := &committer{s: s, gathering: new(writeGroup), spare: new(writeGroup), toWriter: make(chan *writeGroup, 1), results: make(chan error, 1)}
+	go s.writeLoop(c.toWriter, c.results)
 	return c
 }
 
-func (c *committer) close() { close(c.todo) }
+func (c *committer) close() { close(c.toWriter) }
 
 // writeLoop commits the groups that come, until there are no more.
-func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
+func (s *Badger) writeLoop(todo <-chan *writeGroup, written chan<- error) {
 	for g := range todo {
 		err := s.Err()
-		if len(g.ops) == 0 || err != nil {
+		if len(g.mutations) == 0 || err != nil {
 			written <- err // from here on somebody else may commit
 			continue
 		}
-		err = s.commit(g.ops, g.size)
-		many := g.many()
+		err = s.commitDurably(g.mutations, g.size)
+		many := g.isLarge()
 		written <- err
 		// Whoever waits for the commit does not wait for Badger. Where one commit comes after
 		// the other, as in a chain of tasks, the answer goes first; where many wait, a yield
@@ -194,182 +194,179 @@ func (s *Badger) writeLoop(todo <-chan *group, written chan<- error) {
 		if !many {
 			runtime.Gosched()
 		}
-		s.commits.apply()
+		s.wal.applyToBadger()
 	}
 }
 
-// idle tells whether there is nothing to be committed.
-func (c *committer) idle() bool {
-	return c.next.empty() && c.s.cuts.empty()
+// nothingToCommit tells whether there is nothing to be committed.
+func (c *committer) nothingToCommit() bool {
+	return c.gathering.isEmpty() && c.s.truncator.isEmpty()
 }
 
-// gather joins what is queued.
-func (c *committer) gather() {
-	c.items, c.closed = c.s.queue.take(c.items)
-	for i, it := range c.items {
-		c.items[i] = nil
-		c.join(it)
+// gatherQueued joins what is queued.
+func (c *committer) gatherQueued() {
+	c.scratch, c.closed = c.s.queue.swap(c.scratch)
+	for i, it := range c.scratch {
+		c.scratch[i] = nil
+		c.addPending(it)
 	}
 }
 
-// await returns when something may have been queued, or the queue was closed. What
+// awaitWork returns when something may have been queued, or the queue was closed. What
 // the writer has done meanwhile is answered.
-func (c *committer) await() {
+func (c *committer) awaitWork() {
 	if c.writing != nil {
 		select {
 		case <-c.s.queue.wake:
 			return
-		case err := <-c.written:
-			c.answer(err)
+		case err := <-c.results:
+			c.completeWritten(err)
 		}
 	}
 	<-c.s.queue.wake
 }
 
-// free returns true when the writer is free for the group, false when more was
+// writerFree returns true when the writer is free for the group, false when more was
 // queued before that: it must be gathered, the signal has been taken.
-func (c *committer) free() bool {
+func (c *committer) writerFree() bool {
 	if c.writing == nil {
 		return true
 	}
 	select {
 	case <-c.s.queue.wake:
 		return false
-	case err := <-c.written:
-		c.written <- err // send takes it
+	case err := <-c.results:
+		c.results <- err // send takes it
 		return true
 	}
 }
 
-// send gives the group to the writer, when that is free, and then answers the group
+// sendGroup gives the group to the writer, when that is free, and then answers the group
 // that was written before.
-func (c *committer) send() {
-	if c.next.empty() {
+func (c *committer) sendGroup() {
+	if c.gathering.isEmpty() {
 		return
 	}
 	before, err := c.writing, error(nil)
 	if before != nil {
-		err = <-c.written
+		err = <-c.results
 	}
-	c.todo <- c.next
-	c.writing = c.next
+	c.toWriter <- c.gathering
+	c.writing = c.gathering
 	if before != nil {
-		c.finish(before, err)
+		c.completeGroup(before, err)
 	}
-	c.next, c.spare = c.spare, nil
-	if c.next == nil {
-		c.next = new(group)
+	c.gathering, c.spare = c.spare, nil
+	if c.gathering == nil {
+		c.gathering = new(writeGroup)
 	}
 }
 
-// settle has everything written and answered that was joined.
-func (c *committer) settle() {
-	c.send()
+// drain has everything written and answered that was joined.
+func (c *committer) drain() {
+	c.sendGroup()
 	if c.writing != nil {
-		c.answer(<-c.written)
+		c.completeWritten(<-c.results)
 	}
 }
 
-// answer answers the group that has been written. The writer rests.
-func (c *committer) answer(err error) {
+// completeWritten answers the group that has been written. The writer rests.
+func (c *committer) completeWritten(err error) {
 	g := c.writing
 	c.writing = nil
-	c.finish(g, err)
+	c.completeGroup(g, err)
 }
 
-// finish answers a group, and has the one before it used again.
-func (c *committer) finish(g *group, err error) {
-	if len(g.ops) > 0 && err == nil {
-		c.s.metrics.group(len(g.items))
+// completeGroup answers a group, and has the one before it used again.
+func (c *committer) completeGroup(g *writeGroup, err error) {
+	if len(g.mutations) > 0 && err == nil {
+		c.s.metrics.group(len(g.pending))
 	}
-	for _, it := range g.items {
+	for _, it := range g.pending {
 		if err == nil && it.batch != nil {
-			c.s.cuts.note(it.batch)
+			c.s.truncator.noteBatch(it.batch)
 		}
-		it.answer(err)
+		it.complete(err)
 	}
-	clear(g.items)
-	g.items = g.items[:0]
+	clear(g.pending)
+	g.pending = g.pending[:0]
 	switch {
 	case err != nil:
 		// Nobody knows what is still read.
-	case len(g.ops) == 0:
+	case len(g.mutations) == 0:
 		c.spare = g
 	default:
-		if c.reading != nil { // Badger has it, as g was written behind it
-			c.reading.reset()
-			c.spare = c.reading
+		if c.applying != nil { // Badger has it, as g was written behind it
+			c.applying.reset()
+			c.spare = c.applying
 		}
-		c.reading = g
+		c.applying = g
 	}
 }
 
-// join adds an item to the group, sending the group off before when both together
+// addPending adds an item to the group, sending the group off before when both together
 // are too much for one transaction.
-func (c *committer) join(it *item) {
+func (c *committer) addPending(it *pendingBatch) {
 	s := c.s
 	if err := s.Err(); err != nil {
-		c.settle()
-		it.answer(err)
+		c.drain()
+		it.complete(err)
 		return
 	}
-	if it.packed != nil && len(it.packed) == 0 {
-		c.send() // the others do not wait for the compression
+	if it.compressed != nil && len(it.compressed) == 0 {
+		c.sendGroup() // the others do not wait for the compression
 	}
-	g := c.next
-	n, size := g.mark()
+	g := c.gathering
+	n, size := g.checkpoint()
 	if it.batch == nil {
-		for _, o := range it.ops {
-			g.add(o)
+		for _, o := range it.mutations {
+			g.addMutation(o)
 		}
-	} else if err := s.enc.encode(g, it); err != nil {
-		g.cut(n, size)
-		c.settle() // answers stay in order
-		it.answer(err)
+	} else if err := s.encoder.encodeBatch(g, it); err != nil {
+		g.rollBack(n, size)
+		c.drain() // answers stay in order
+		it.complete(err)
 		return
 	}
-	if s.fits(len(g.ops), g.size) {
-		g.items = append(g.items, it)
+	if s.limits.Fits(len(g.mutations), g.size) {
+		g.pending = append(g.pending, it)
 		return
 	}
-	ops := append([]op(nil), g.ops[n:]...)
+	ops := append([]mutation(nil), g.mutations[n:]...)
 	opsSize := g.size - size
-	g.cut(n, size)
+	g.rollBack(n, size)
 	g.arena = nil // ops refer to it: it must not be used again
-	if !s.fits(len(ops), opsSize) {
-		c.settle()
+	if !s.limits.Fits(len(ops), opsSize) {
+		c.drain()
 		s.commitStaged(ops, it)
 		return
 	}
-	c.send()
+	c.sendGroup()
 	for _, o := range ops {
-		c.next.add(o)
+		c.gathering.addMutation(o)
 	}
-	c.next.items = append(c.next.items, it)
+	c.gathering.pending = append(c.gathering.pending, it)
 }
 
-// fits tells whether so many rows of so many bytes may be one transaction.
-func (s *Badger) fits(n int, size int64) bool { return n <= s.maxRows && size <= s.maxBytes }
-
-// commitAlone is commit and apply, for those who write while the writer rests.
-func (s *Badger) commitAlone(ops []op, size int64) error {
-	err := s.commit(ops, size)
-	s.commits.apply()
+// commitAndApply is commit and apply, for those who write while the writer rests.
+func (s *Badger) commitAndApply(ops []mutation, size int64) error {
+	err := s.commitDurably(ops, size)
+	s.wal.applyToBadger()
 	return err
 }
 
-// commit makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
+// commitDurably makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
 // the store: after a failed commit nobody knows whether it is there.
-func (s *Badger) commit(ops []op, size int64) error {
-	if err := s.room.check(size); err != nil {
+func (s *Badger) commitDurably(ops []mutation, size int64) error {
+	if err := s.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()
-	s.stall.begin()
-	at, err := s.commits.commit(ops, size)
-	s.stall.end()
+	s.stall.commitStarted()
+	at, err := s.wal.commit(ops, size)
+	s.stall.commitEnded()
 	if err == nil {
-		s.moments.told(at)
+		s.timestamps.announce(at)
 	}
 	s.metrics.commit(time.Since(start), size)
 	if err != nil {
@@ -378,11 +375,11 @@ func (s *Badger) commit(ops []op, size int64) error {
 	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
 }
 
-// readable is told of each commit that is durable and in Badger, in order.
-func (s *Badger) readable(at uint64, ops []op) {
-	s.register.expect(ops)
-	s.db.SetDiscardTs(s.moments.advance(at, ops))
-	s.register.learn()
+// publishCommit is told of each commit that is durable and in Badger, in order.
+func (s *Badger) publishCommit(at uint64, ops []mutation) {
+	s.finished.expectCommit(ops)
+	s.db.SetDiscardTs(s.timestamps.publish(at, ops))
+	s.finished.publishExpected()
 }
 
 // stallWatch alarms when a commit does not end. It counts seconds that this process saw
@@ -393,12 +390,12 @@ type stallWatch struct {
 	now   func() time.Time            // monotonic
 	after func(time.Duration, func()) // time.AfterFunc
 
-	mu      sync.Mutex
-	commit  uint64        // counts begin and end: odd while a commit is under way
-	ticking bool          // the timer runs: while there are commits, and for a tick behind the last one
-	seen    time.Duration // of the commit that was under way at the last tick
-	watched uint64        // that one
-	tick    time.Time     // when the last tick was
+	mu       sync.Mutex
+	commits  uint64        // counts begin and end: odd while a commit is under way
+	ticking  bool          // the timer runs: while there are commits, and for a tick behind the last one
+	elapsed  time.Duration // of the commit that was under way at the last tick
+	watched  uint64        // that one
+	lastTick time.Time     // when the last tick was
 }
 
 const (
@@ -411,44 +408,44 @@ func newStallWatch(alarm func(time.Duration)) *stallWatch {
 	return &stallWatch{alarm: alarm, now: time.Now, after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }}
 }
 
-// begin notes that a commit begins; there is one at a time. There are thousands of them in a
+// commitStarted notes that a commit begins; there is one at a time. There are thousands of them in a
 // second, so they share a timer: a commit is counted from its first tick on.
-func (w *stallWatch) begin() {
+func (w *stallWatch) commitStarted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.commit++
+	w.commits++
 	if !w.ticking {
-		w.ticking, w.tick, w.watched, w.seen = true, w.now(), w.commit, 0
-		w.after(stallTick, w.count)
+		w.ticking, w.lastTick, w.watched, w.elapsed = true, w.now(), w.commits, 0
+		w.after(stallTick, w.onTick)
 	}
 }
 
-// end notes that it has ended.
-func (w *stallWatch) end() {
+// commitEnded notes that it has ended.
+func (w *stallWatch) commitEnded() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.commit++
+	w.commits++
 }
 
-func (w *stallWatch) count() {
+func (w *stallWatch) onTick() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
-	passed := now.Sub(w.tick)
-	w.tick = now
+	passed := now.Sub(w.lastTick)
+	w.lastTick = now
 	switch {
-	case w.commit%2 == 0:
+	case w.commits%2 == 0:
 		w.ticking = false
 		return
-	case w.commit != w.watched:
-		w.watched, w.seen = w.commit, 0
+	case w.commits != w.watched:
+		w.watched, w.elapsed = w.commits, 0
 	case passed <= stallLate:
-		w.seen += passed
+		w.elapsed += passed
 	}
-	if w.seen >= stallLimit {
+	if w.elapsed >= stallLimit {
 		w.ticking = false
 		go w.alarm(stallLimit)
 		return
 	}
-	w.after(stallTick, w.count)
+	w.after(stallTick, w.onTick)
 }

@@ -36,7 +36,7 @@ func TestAListLearnsWhatIsGone(t *testing.T) {
 	if got := shown(t, s); got != want {
 		t.Errorf("%s, want%s", got, want)
 	}
-	if got := fmt.Sprint(s.gone.ranges); got != "[{1 9} {11 29}]" {
+	if got := s.deletedIDs.String(); got != "[{1 9} {11 29}]" {
 		t.Errorf("gone are %s", got)
 	}
 	finish(t, put, 10)

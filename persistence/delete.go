@@ -22,34 +22,34 @@ const deletingV1 = 1
 // are unknown are passed over; an unfinished run is an error. Their idempotency keys
 // stay until keysUntil, see ExpireKeys.
 func (s *Badger) Delete(runs []messages.RunID, keysUntil int64) error {
-	return s.deleteRuns(runs, keysUntil, s.deleteStep)
+	return s.deleteRuns(runs, keysUntil, s.commitRows)
 }
 
-func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]op) error) error {
+func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]mutation) error) error {
 	// One that began before another must not take that one's mark of the highest id back.
-	s.purging.Lock()
-	defer s.purging.Unlock()
+	s.deleteMu.Lock()
+	defer s.deleteMu.Unlock()
 	next, err := s.NextRun()
 	if err != nil {
 		return err
 	}
 	high := metaRow("next", uint64(next))
-	batch := []op{high}
+	batch := []mutation{high}
 	var vanishing []messages.RunID // with the batch
-	do := func(rows []op) error {
-		rows, kept := s.counted(rows)
+	do := func(rows []mutation) error {
+		rows, kept := s.withKeyCount(rows)
 		if err := step(rows); err != nil {
 			return err
 		}
-		s.kept.count.Add(kept)
+		s.keptKeys.count.Add(kept)
 		for _, run := range vanishing {
-			s.gone.add(run, run)
+			s.deletedIDs.Add(uint64(run), uint64(run))
 		}
-		batch, vanishing = []op{high}, vanishing[:0]
+		batch, vanishing = []mutation{high}, vanishing[:0]
 		return nil
 	}
 	for _, run := range runs {
-		index, rows, err := s.rowsOf(run, keysUntil)
+		index, rows, err := s.deletionsOf(run, keysUntil)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 		}
 		if len(rows) == deleteRows {
 			vanishing = append(vanishing, run)
-			mark := seal(runKey(typeDeleting, run), []byte{deletingV1})
+			mark := sealRow(runKey(typeDeleting, run), []byte{deletingV1})
 			if err := do(append(batch, append(index, mark)...)); err != nil {
 				return err
 			}
@@ -81,12 +81,12 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 	return do(batch)
 }
 
-// deleteStep sends rows through the committer and waits for them.
-func (s *Badger) deleteStep(rows []op) error {
+// commitRows sends rows through the committer and waits for them.
+func (s *Badger) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
-		n := min(len(rows), s.maxRows/2)
+		n := min(len(rows), s.limits.Rows/2)
 		done := make(chan error, 1)
-		if !s.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
+		if !s.queue.push(&pendingBatch{mutations: rows[:n], done: func(err error) { done <- err }}) {
 			return ErrClosed
 		}
 		if err := <-done; err != nil {
@@ -97,34 +97,34 @@ func (s *Badger) deleteStep(rows []op) error {
 	return nil
 }
 
-// rowsOf are the deletions of a run: those that make it unknown, none when it is unknown,
+// deletionsOf are the deletions of a run: those that make it unknown, none when it is unknown,
 // and up to deleteRows of its other rows.
-func (s *Badger) rowsOf(run messages.RunID, keysUntil int64) (index, rows []op, err error) {
+func (s *Badger) deletionsOf(run messages.RunID, keysUntil int64) (index, rows []mutation, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		if index, err = indexRows(txn, run, keysUntil); err != nil || len(index) == 0 {
+		if index, err = summaryDeletions(txn, run, keysUntil); err != nil || len(index) == 0 {
 			return err
 		}
-		rows = runRows(txn, run, deleteRows)
+		rows = rowDeletions(txn, run, deleteRows)
 		return nil
 	})
 	return index, rows, err
 }
 
-// indexRows are the rows that make a run unknown, and those of its idempotency key; none
+// summaryDeletions are the rows that make a run unknown, and those of its idempotency key; none
 // when it is unknown.
-func indexRows(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []op, err error) {
+func summaryDeletions(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []mutation, err error) {
 	sum, err := summaryTxn(txn, run)
 	if err != nil || sum == nil {
 		return nil, err
 	}
-	if !final(sum.State) {
+	if !isFinal(sum.State) {
 		return nil, fmt.Errorf("run %d: not finished: cannot be deleted", run)
 	}
-	rows = append(rows, op{key: runKey(typeFinal, run), del: true})
+	rows = append(rows, mutation{Key: runKey(typeFinished, run), Delete: true})
 	for _, key := range indexKeys(sum) {
-		rows = append(rows, op{key: key, del: true})
+		rows = append(rows, mutation{Key: key, Delete: true})
 	}
-	v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+	v, err := getRowTxn(txn, append(runKey(typeDef, run), 0, 0))
 	if err != nil || v == nil {
 		return rows, err
 	}
@@ -132,14 +132,14 @@ func indexRows(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []op,
 	if !c.hasKey {
 		return rows, nil
 	}
-	key, err := keyRows(txn, run, c.key, keysUntil)
+	key, err := keyMutations(txn, run, c.key, keysUntil)
 	return append(rows, key...), err
 }
 
-// runRows are up to limit deletions of a run's other rows. One iterator looks for all:
+// rowDeletions are up to limit deletions of a run's other rows. One iterator looks for all:
 // making one costs more than what most runs have. It shows what is deleted too, else it
 // would pass over what other runs have left on its way out of an empty range.
-func runRows(txn *badger.Txn, run messages.RunID, limit int) (rows []op) {
+func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutation) {
 	it := txn.NewIterator(badger.IteratorOptions{AllVersions: true})
 	defer it.Close()
 	var last []byte // of each row the newest version comes first, and counts
@@ -152,7 +152,7 @@ func runRows(txn *badger.Txn, run messages.RunID, limit int) (rows []op) {
 			}
 			last = item.KeyCopy(last)
 			if !item.IsDeletedOrExpired() {
-				rows = append(rows, op{key: item.KeyCopy(nil), del: true})
+				rows = append(rows, mutation{Key: item.KeyCopy(nil), Delete: true})
 			}
 		}
 	}
@@ -160,14 +160,14 @@ func runRows(txn *badger.Txn, run messages.RunID, limit int) (rows []op) {
 }
 
 // deleteMarked deletes the rows of a run that has vanished, then the mark.
-func (s *Badger) deleteMarked(run messages.RunID, step func([]op) error) error {
+func (s *Badger) deleteMarked(run messages.RunID, step func([]mutation) error) error {
 	for {
-		var rows []op
-		if err := s.view(func(txn *badger.Txn) error { rows = runRows(txn, run, deleteRows); return nil }); err != nil {
+		var rows []mutation
+		if err := s.view(func(txn *badger.Txn) error { rows = rowDeletions(txn, run, deleteRows); return nil }); err != nil {
 			return err
 		}
 		if len(rows) < deleteRows {
-			return step(append(rows, op{key: runKey(typeDeleting, run), del: true}))
+			return step(append(rows, mutation{Key: runKey(typeDeleting, run), Delete: true}))
 		}
 		if err := step(rows); err != nil {
 			return err
@@ -178,62 +178,62 @@ func (s *Badger) deleteMarked(run messages.RunID, step func([]op) error) error {
 // recoverDeletions goes on with the deletions that a crash has interrupted.
 func (s *Badger) recoverDeletions() error {
 	var runs []messages.RunID
-	err := s.scan([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
-		runs = append(runs, keyRun(key))
+	err := s.scanRows([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+		runs = append(runs, runOfKey(key))
 		return true, nil
 	})
 	for _, run := range runs {
 		if err == nil {
-			err = s.deleteMarked(run, s.commitMany)
+			err = s.deleteMarked(run, s.commitSplit)
 		}
 	}
 	return err
 }
 
-// cuts are the journal records that a snapshot has made superfluous and that are
+// journalTruncator are the journal records that a snapshot has made superfluous and that are
 // still there. They are deleted a few with each group, after the snapshot's header
 // became durable. Those that a crash leaves are found at the run's next cut;
 // readers never look below the cut. It belongs to the committer's goroutine.
-type cuts struct {
-	due []cut
-	low map[messages.RunID]uint64 // records below this Seq are deleted
+type journalTruncator struct {
+	due            []truncation
+	truncatedBelow map[messages.RunID]uint64 // records below this Seq are deleted
 }
 
-type cut struct {
-	run messages.RunID
-	seq uint64 // records below it go
+type truncation struct {
+	run   messages.RunID
+	below uint64 // records below it go
 }
 
-// cutRows is the number of records that are deleted with one group.
-const cutRows = 1000
+// maxTruncatedRows is the number of records that are deleted with one group.
+const maxTruncatedRows = 1000
 
-func (c *cuts) empty() bool { return len(c.due) == 0 }
+func (c *journalTruncator) isEmpty() bool { return len(c.due) == 0 }
 
-// note takes down what a durable batch has made superfluous.
-func (c *cuts) note(b *Batch) {
-	if b.Snapshot != nil && b.Snapshot.Header != nil && b.Snapshot.Cut > c.low[b.Run] {
-		c.due = append(c.due, cut{b.Run, b.Snapshot.Cut})
+// noteBatch takes down what a durable batch has made superfluous.
+func (c *journalTruncator) noteBatch(b *Batch) {
+	if b.Snapshot != nil && b.Snapshot.Header != nil && b.Snapshot.Cut > c.truncatedBelow[b.Run] {
+		c.due = append(c.due, truncation{b.Run, b.Snapshot.Cut})
 	}
-	if b.Summary != nil && final(b.Summary.State) {
-		delete(c.low, b.Run) // a hint only: it bounds the search
+	if b.Summary != nil && isFinal(b.Summary.State) {
+		delete(c.truncatedBelow, b.Run) // a hint only: it bounds the search
 	}
 }
 
-// addCuts adds deletions to a group that has room for them.
-func (s *Badger) addCuts(g *group) {
-	c := &s.cuts
+// addTruncations adds deletions to a group that has room for them.
+func (s *Badger) addTruncations(g *writeGroup) {
+	c := &s.truncator
 	if s.Err() != nil {
 		c.due = nil
 		return
 	}
-	room := min(cutRows, s.maxRows-len(g.ops))
+	room := min(maxTruncatedRows, s.limits.Rows-len(g.mutations))
 	for len(c.due) > 0 && room > 0 {
 		at := c.due[0]
 		from := runKey(typeJournal, at.run)
-		from = binary.BigEndian.AppendUint64(from, c.low[at.run])
-		end := binary.BigEndian.AppendUint64(runKey(typeJournal, at.run), at.seq)
+		from = binary.BigEndian.AppendUint64(from, c.truncatedBelow[at.run])
+		end := binary.BigEndian.AppendUint64(runKey(typeJournal, at.run), at.below)
 		finished := true
-		err := s.scan(runKey(typeJournal, at.run), from, false, func(key []byte, _ *badger.Item) (bool, error) {
+		err := s.scanRows(runKey(typeJournal, at.run), from, false, func(key []byte, _ *badger.Item) (bool, error) {
 			if string(key) >= string(end) {
 				return false, nil
 			}
@@ -244,8 +244,8 @@ func (s *Badger) addCuts(g *group) {
 			room--
 			start := len(g.arena)
 			g.arena = append(g.arena, key...)
-			g.del(g.hold(start))
-			c.low[at.run] = binary.BigEndian.Uint64(key[9:])
+			g.deleteRow(g.arenaFrom(start))
+			c.truncatedBelow[at.run] = binary.BigEndian.Uint64(key[9:])
 			return true, nil
 		})
 		if err != nil {
@@ -255,7 +255,7 @@ func (s *Badger) addCuts(g *group) {
 		if !finished {
 			return
 		}
-		c.low[at.run] = at.seq
+		c.truncatedBelow[at.run] = at.below
 		c.due = c.due[1:]
 	}
 }
@@ -266,8 +266,8 @@ func (s *Badger) addCuts(g *group) {
 
 // keptKeys is what the store knows of the keys whose runs were deleted.
 type keptKeys struct {
-	count atomic.Int64 // as the meta row "keys" has it
-	from  int64        // no expiry row below this time is left; under purging
+	count       atomic.Int64 // as the meta row "keys" has it
+	oldestUntil int64        // no expiry row below this time is left; under purging
 }
 
 // expiryKey is the index row of a key that stays until a time (ns) of its caller's clock.
@@ -283,10 +283,10 @@ func parseExpiryKey(key []byte) (until int64, hash [32]byte, err error) {
 	return int64(binary.BigEndian.Uint64(key[1:])), hash, nil
 }
 
-// keyRows are the rows that a run's deletion changes of its idempotency key: none when
+// keyMutations are the rows that a run's deletion changes of its idempotency key: none when
 // it has none, or when the key belongs to another run by now.
-func keyRows(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]op, error) {
-	v, err := getTxn(txn, idempotencyKey(hash))
+func keyMutations(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]mutation, error) {
+	v, err := getRowTxn(txn, idempotencyKey(hash))
 	if err != nil || v == nil {
 		return nil, err
 	}
@@ -295,20 +295,20 @@ func keyRows(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([
 	case err != nil || of != run:
 		return nil, err
 	case until <= 0:
-		return []op{{key: idempotencyKey(hash), del: true}}, nil
+		return []mutation{{Key: idempotencyKey(hash), Delete: true}}, nil
 	}
-	return []op{
-		seal(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)),
-		seal(expiryKey(until, hash), nil),
+	return []mutation{
+		sealRow(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)),
+		sealRow(expiryKey(until, hash), nil),
 	}, nil
 }
 
-// countKeys is how many keys rows keep, less those that they remove.
-func countKeys(rows []op) (n int64) {
+// keptKeyChange is how many keys rows keep, less those that they remove.
+func keptKeyChange(rows []mutation) (n int64) {
 	for i := range rows {
 		switch {
-		case rows[i].key[0] != typeExpiry:
-		case rows[i].del:
+		case rows[i].Key[0] != typeExpiry:
+		case rows[i].Delete:
 			n--
 		default:
 			n++
@@ -317,43 +317,43 @@ func countKeys(rows []op) (n int64) {
 	return n
 }
 
-// counted appends the row that says how many keys are kept when rows are durable.
-func (s *Badger) counted(rows []op) (_ []op, change int64) {
-	if change = countKeys(rows); change != 0 {
-		rows = append(rows, metaRow("keys", uint64(max(s.kept.count.Load()+change, 0))))
+// withKeyCount appends the row that says how many keys are kept when rows are durable.
+func (s *Badger) withKeyCount(rows []mutation) (_ []mutation, change int64) {
+	if change = keptKeyChange(rows); change != 0 {
+		rows = append(rows, metaRow("keys", uint64(max(s.keptKeys.count.Load()+change, 0))))
 	}
 	return rows, change
 }
 
 // KeptKeyCount is how many keys of deleted runs are kept.
-func (s *Badger) KeptKeyCount() int { return int(s.kept.count.Load()) }
+func (s *Badger) KeptKeyCount() int { return int(s.keptKeys.count.Load()) }
 
 // ExpireKeys removes up to limit keys of deleted runs, the oldest first: those that stay
 // until now or less, and those beyond the newest most. It returns how many.
 func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
-	s.purging.Lock()
-	defer s.purging.Unlock()
+	s.deleteMu.Lock()
+	defer s.deleteMu.Unlock()
 	surplus := s.KeptKeyCount() - most
 	limit = min(limit, deleteRows/2)
-	var rows []op
-	from, removed := s.kept.from, 0
+	var rows []mutation
+	from, removed := s.keptKeys.oldestUntil, 0
 	err := s.view(func(txn *badger.Txn) error {
-		return scanTxn(txn, []byte{typeExpiry}, expiryKey(s.kept.from, [32]byte{}), false, func(key []byte, _ *badger.Item) (bool, error) {
+		return scanTxn(txn, []byte{typeExpiry}, expiryKey(s.keptKeys.oldestUntil, [32]byte{}), false, func(key []byte, _ *badger.Item) (bool, error) {
 			until, hash, err := parseExpiryKey(key)
 			if err != nil || removed == limit || until > now && removed >= surplus {
 				return false, err
 			}
 			from = until
 			removed++
-			rows = append(rows, op{key: expiryKey(until, hash), del: true})
-			v, err := getTxn(txn, idempotencyKey(hash))
+			rows = append(rows, mutation{Key: expiryKey(until, hash), Delete: true})
+			v, err := getRowTxn(txn, idempotencyKey(hash))
 			if err != nil || v == nil {
 				return err == nil, err
 			}
 			// A run that was deleted later may have the key, or one that exists.
 			_, _, of, err := decodeKeyRow(v)
 			if err == nil && of == until {
-				rows = append(rows, op{key: idempotencyKey(hash), del: true})
+				rows = append(rows, mutation{Key: idempotencyKey(hash), Delete: true})
 			}
 			return err == nil, err
 		})
@@ -361,18 +361,18 @@ func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
 	if err != nil || len(rows) == 0 {
 		return 0, err
 	}
-	rows, change := s.counted(rows)
-	if err := s.deleteStep(rows); err != nil {
+	rows, change := s.withKeyCount(rows)
+	if err := s.commitRows(rows); err != nil {
 		return 0, err
 	}
-	s.kept.count.Add(change)
-	s.kept.from = from
+	s.keptKeys.count.Add(change)
+	s.keptKeys.oldestUntil = from
 	return removed, nil
 }
 
 // loadKeptKeys reads how many keys are kept.
 func (s *Badger) loadKeptKeys() error {
 	n, err := s.metaNumber("keys")
-	s.kept.count.Store(int64(n))
+	s.keptKeys.count.Store(int64(n))
 	return err
 }

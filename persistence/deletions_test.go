@@ -20,7 +20,7 @@ func TestDeletionsDoNotCross(t *testing.T) {
 	}
 	end(1)
 	other := make(chan error, 1)
-	err := s.deleteRuns([]messages.RunID{1}, 0, func(rows []op) error {
+	err := s.deleteRuns([]messages.RunID{1}, 0, func(rows []mutation) error {
 		if err := put(&Batch{Run: 9, Create: &Creation{Definition: []byte("spec")},
 			Summary: &messages.Summary{ID: 9, State: dag.RunQueued}}); err != nil {
 			return err
@@ -28,11 +28,11 @@ func TestDeletionsDoNotCross(t *testing.T) {
 		end(9)
 		go func() { other <- s.Delete([]messages.RunID{9}, 0) }()
 		// It ends, unless it waits for this one.
-		for len(other) == 0 && s.purging.TryLock() {
-			s.purging.Unlock()
+		for len(other) == 0 && s.deleteMu.TryLock() {
+			s.deleteMu.Unlock()
 			runtime.Gosched()
 		}
-		return s.deleteStep(rows)
+		return s.commitRows(rows)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -47,8 +47,8 @@ func (p *packer) close() {
 	p.dec.Close()
 }
 
-// append appends codec, length and the document, compressed if that pays.
-func (p *packer) append(dst, doc []byte) []byte {
+// appendPacked appends codec, length and the document, compressed if that pays.
+func (p *packer) appendPacked(dst, doc []byte) []byte {
 	at := len(dst)
 	dst = append(dst, codecZstd)
 	dst = binary.AppendUvarint(dst, uint64(len(doc)))
@@ -121,36 +121,36 @@ func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, e
 // or at once. The parts go through the committer one by one, and what else is being
 // committed goes with them.
 
-// longFrom is the size from which a stored document is read as a stream, in bytes.
-const longFrom = 4 << 20
+// longDocumentSize is the size from which a stored document is read as a stream, in bytes.
+const longDocumentSize = 4 << 20
 
 // appendLong queues the creation of a run with a long document.
 func (s *Badger) appendLong(b *Batch) {
 	doc, err := b.Create.Long.Open()
-	if !s.queue.enter(&s.staging) {
+	if !s.queue.addProducer(&s.longWrites) {
 		if err == nil {
 			doc.Close()
 		}
-		answer(b.Done, ErrClosed)
+		callDone(b.Done, ErrClosed)
 		return
 	}
 	go func() {
-		defer s.staging.Done()
+		defer s.longWrites.Done()
 		if err == nil {
 			err = s.writeLong(b, doc)
 			doc.Close()
 		}
-		it := &item{batch: b, done: b.Done}
+		it := &pendingBatch{batch: b, done: b.Done}
 		if err != nil {
-			it = &item{done: func(error) { answer(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
+			it = &pendingBatch{done: func(error) { callDone(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
 		}
 		if !s.queue.push(it) {
-			it.answer(ErrClosed)
+			it.complete(ErrClosed)
 		}
 	}()
 }
 
-func answer(done func(error), err error) {
+func callDone(done func(error), err error) {
 	if done != nil {
 		done(err)
 	}
@@ -167,23 +167,23 @@ func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
 	w := &partWriter{s: s, run: b.Run, done: make(chan error, 1)}
 	w.buf = append(w.buffer(), appendCreation(nil, b.Create, first)...)
 	w.buf = binary.AppendUvarint(append(w.buf, codecZstd), uint64(size))
-	err := packStream(w, doc, size)
+	err := compressStream(w, doc, size)
 	if err == nil {
-		err = w.send()
+		err = w.flushPart()
 	}
-	if end := w.settle(); err == nil {
+	if end := w.awaitPart(); err == nil {
 		err = end
 	}
 	if err != nil && s.Err() == nil && w.part > 0 {
-		if undo := s.deleteMarked(b.Run, s.deleteStep); undo != nil {
+		if undo := s.deleteMarked(b.Run, s.commitRows); undo != nil {
 			s.log.Debug("parts of a document are left to the next start", "run", b.Run, "error", undo)
 		}
 	}
 	return err
 }
 
-// packStream compresses a document of a known size.
-func packStream(w io.Writer, doc io.Reader, size int64) error {
+// compressStream compresses a document of a known size.
+func compressStream(w io.Writer, doc io.Reader, size int64) error {
 	enc, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
 		zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
 	if err != nil {
@@ -202,46 +202,46 @@ func packStream(w io.Writer, doc io.Reader, size int64) error {
 // partWriter cuts a definition into parts and commits them, one while the next is
 // being filled.
 type partWriter struct {
-	s       *Badger
-	run     messages.RunID
-	part    int
-	buf     []byte
-	sent    []byte // is with the committer; nil when nothing is
-	reading []byte // is durable; Badger may still read it, until it takes the next one
-	spare   []byte
-	done    chan error
+	s        *Badger
+	run      messages.RunID
+	part     int
+	buf      []byte
+	sent     []byte // is with the committer; nil when nothing is
+	applying []byte // is durable; Badger may still read it, until it takes the next one
+	spare    []byte
+	done     chan error
 }
 
-func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.enc.partSize+sumSize) }
+func (w *partWriter) buffer() []byte { return make([]byte, 0, w.s.encoder.partSize+checksumSize) }
 
 func (w *partWriter) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
-		if len(w.buf) == w.s.enc.partSize {
-			if err := w.send(); err != nil {
+		if len(w.buf) == w.s.encoder.partSize {
+			if err := w.flushPart(); err != nil {
 				return 0, err
 			}
 		}
-		m := min(len(p), w.s.enc.partSize-len(w.buf))
+		m := min(len(p), w.s.encoder.partSize-len(w.buf))
 		w.buf = append(w.buf, p[:m]...)
 		p = p[m:]
 	}
 	return n, nil
 }
 
-// send gives what there is to the committer, once that has written what it was given
+// flushPart gives what there is to the committer, once that has written what it was given
 // before.
-func (w *partWriter) send() error {
-	if err := w.settle(); err != nil {
+func (w *partWriter) flushPart() error {
+	if err := w.awaitPart(); err != nil {
 		return err
 	}
-	var rows []op
+	var rows []mutation
 	if w.part == 0 {
-		rows = append(rows, seal(runKey(typeDeleting, w.run), []byte{deletingV1}))
+		rows = append(rows, sealRow(runKey(typeDeleting, w.run), []byte{deletingV1}))
 	}
 	key := binary.BigEndian.AppendUint16(runKey(typeDef, w.run), uint16(w.part))
-	rows = append(rows, seal(key, w.buf))
-	if !w.s.queue.push(&item{ops: rows, done: func(err error) { w.done <- err }}) {
+	rows = append(rows, sealRow(key, w.buf))
+	if !w.s.queue.push(&pendingBatch{mutations: rows, done: func(err error) { w.done <- err }}) {
 		return ErrClosed
 	}
 	w.part++
@@ -253,13 +253,13 @@ func (w *partWriter) send() error {
 	return nil
 }
 
-// settle waits for what is with the committer.
-func (w *partWriter) settle() error {
+// awaitPart waits for what is with the committer.
+func (w *partWriter) awaitPart() error {
 	if w.sent == nil {
 		return nil
 	}
 	err := <-w.done
-	w.spare, w.reading, w.sent = w.reading[:0], w.sent, nil
+	w.spare, w.applying, w.sent = w.applying[:0], w.sent, nil
 	return err
 }
 
@@ -277,7 +277,7 @@ func (s *Badger) longDefinition(run messages.RunID, v []byte) (doc *storedDocume
 	d := newDecoder(v, defV1)
 	c := decodeCreation(d)
 	codec, size := d.byte(), d.uint()
-	if d.err != nil || codec != codecZstd || size < longFrom {
+	if d.err != nil || codec != codecZstd || size < longDocumentSize {
 		return nil, nil
 	}
 	return &storedDocument{s: s, run: run, size: int64(size), skip: len(v) - len(d.b)}, append([]byte(nil), c.records...)
@@ -303,7 +303,7 @@ type partReader struct {
 func (r *partReader) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
 		key := binary.BigEndian.AppendUint16(runKey(typeDef, r.doc.run), uint16(r.part))
-		v, err := r.doc.s.get(key)
+		v, err := r.doc.s.getRow(key)
 		switch {
 		case err != nil:
 			return 0, err
@@ -368,6 +368,6 @@ func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (re
 	case next == 0:
 		return nil, fmt.Errorf("run %d: definition: %w: missing", run, errCorrupt)
 	}
-	st.Definition, records, err = s.enc.pack.decodeDefinition(run, value)
+	st.Definition, records, err = s.encoder.packer.decodeDefinition(run, value)
 	return records, err
 }

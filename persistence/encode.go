@@ -9,108 +9,101 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
-// op is one row to set, or to delete.
-type op struct {
-	key, val []byte
-	del      bool
-}
+// mutation is one row to set, or to delete.
+type mutation = badgerguard.Mutation
 
-// opOverhead is what Badger counts for a row beyond key and value, rounded up.
-const opOverhead = 24
-
-func (o op) size() int64 { return int64(len(o.key)+len(o.val)) + opOverhead }
-
-// group is the rows of one transaction. Keys and values lie in one arena that is
+// writeGroup is the rows of one transaction. Keys and values lie in one arena that is
 // used again for the next group.
-type group struct {
-	ops   []op
-	size  int64
-	arena []byte
-	items []*item
+type writeGroup struct {
+	mutations []mutation
+	size      int64
+	arena     []byte
+	pending   []*pendingBatch
 }
 
-// arenaKeep is the largest arena that is kept for the next group, in bytes.
-const arenaKeep = 4 << 20
+// maxKeptArena is the largest arena that is kept for the next group, in bytes.
+const maxKeptArena = 4 << 20
 
-func (g *group) reset() {
-	clear(g.ops)
-	clear(g.items)
-	g.ops, g.items, g.size = g.ops[:0], g.items[:0], 0
-	if cap(g.arena) > arenaKeep {
+func (g *writeGroup) reset() {
+	clear(g.mutations)
+	clear(g.pending)
+	g.mutations, g.pending, g.size = g.mutations[:0], g.pending[:0], 0
+	if cap(g.arena) > maxKeptArena {
 		g.arena = nil
 	}
 	g.arena = g.arena[:0]
 }
 
-// many tells whether much has come together: several batches, or one of several attempts.
-func (g *group) many() bool {
-	return len(g.items) > 1 || len(g.items) == 1 && g.items[0].batch != nil && len(g.items[0].batch.Attempts) > 2
+// isLarge tells whether much has come together: several batches, or one of several attempts.
+func (g *writeGroup) isLarge() bool {
+	return len(g.pending) > 1 || len(g.pending) == 1 && g.pending[0].batch != nil && len(g.pending[0].batch.Attempts) > 2
 }
 
-func (g *group) empty() bool { return len(g.items) == 0 && len(g.ops) == 0 }
+func (g *writeGroup) isEmpty() bool { return len(g.pending) == 0 && len(g.mutations) == 0 }
 
-// mark and cut take rows off again that were added after the mark.
-func (g *group) mark() (n int, size int64) { return len(g.ops), g.size }
+// checkpoint and cut take rows off again that were added after the mark.
+func (g *writeGroup) checkpoint() (n int, size int64) { return len(g.mutations), g.size }
 
-func (g *group) cut(n int, size int64) { g.ops, g.size = g.ops[:n], size }
+func (g *writeGroup) rollBack(n int, size int64) { g.mutations, g.size = g.mutations[:n], size }
 
-// hold moves what was appended to the arena from at on into a slice of its own.
-func (g *group) hold(at int) []byte { return g.arena[at:len(g.arena):len(g.arena)] }
+// arenaFrom moves what was appended to the arena from at on into a slice of its own.
+func (g *writeGroup) arenaFrom(at int) []byte { return g.arena[at:len(g.arena):len(g.arena)] }
 
-func (g *group) add(o op) {
-	g.ops = append(g.ops, o)
-	g.size += o.size()
+func (g *writeGroup) addMutation(o mutation) {
+	g.mutations = append(g.mutations, o)
+	g.size += o.Size()
 }
 
-func (g *group) put(key, val []byte) { g.add(op{key: key, val: val}) }
+func (g *writeGroup) setRow(key, val []byte) { g.addMutation(mutation{Key: key, Value: val}) }
 
-func (g *group) del(key []byte) { g.add(op{key: key, del: true}) }
+func (g *writeGroup) deleteRow(key []byte) { g.addMutation(mutation{Key: key, Delete: true}) }
 
-// partKey is key, with the two bytes of part 0.
-func (g *group) partKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
+// newPartKey is key, with the two bytes of part 0.
+func (g *writeGroup) newPartKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	at := len(g.arena)
-	g.key(typ, run, numbers...)
+	g.newKey(typ, run, numbers...)
 	g.arena = append(g.arena, 0, 0)
-	return g.hold(at)
+	return g.arenaFrom(at)
 }
 
-// key makes a run's key: type, run, then the numbers in four bytes each.
-func (g *group) key(typ byte, run messages.RunID, numbers ...uint32) []byte {
+// newKey makes a run's key: type, run, then the numbers in four bytes each.
+func (g *writeGroup) newKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	at := len(g.arena)
 	g.arena = appendRunKey(g.arena, typ, run)
 	for _, n := range numbers {
 		g.arena = binary.BigEndian.AppendUint32(g.arena, n)
 	}
-	return g.hold(at)
+	return g.arenaFrom(at)
 }
 
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
-	pack      *packer
-	partSize  int   // bytes of a row's value at most
-	maxStaged int64 // bytes of a batch's rows at most
-	moments   *moments
-	next      atomic.Uint64                       // one more than the highest run that was ever created
-	snapshots map[messages.RunID]*marks           // of unfinished runs that had one while the store is open
-	stored    func(messages.RunID) (marks, error) // reads those of a run
-	writes    uint64                              // numbers attempt rows and staged batches; never repeats in a data folder
+	packer       *packer
+	partSize     int   // bytes of a row's value at most
+	maxStaged    int64 // bytes of a batch's rows at most
+	timestamps   *readTimestamps
+	nextRun      atomic.Uint64                                  // one more than the highest run that was ever created
+	snapshots    map[messages.RunID]*snapshotContents           // of unfinished runs that had one while the store is open
+	loadContents func(messages.RunID) (snapshotContents, error) // reads those of a run
+	writeCount   uint64                                         // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
-// encode appends the rows of a batch, the summary (the commit marker) last. The
+// encodeBatch appends the rows of a batch, the summary (the commit marker) last. The
 // error is the batch's own fault: ErrTooBig.
-func (e *encoder) encode(g *group, it *item) error {
-	err := e.rows(g, it)
+func (e *encoder) encodeBatch(g *writeGroup, it *pendingBatch) error {
+	err := e.encodeRows(g, it)
 	if err != nil {
 		delete(e.snapshots, it.batch.Run) // it may tell of chunks that will not be written
 	}
 	return err
 }
 
-func (e *encoder) rows(g *group, it *item) error {
+func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 	b := it.batch
-	_, before := g.mark()
+	_, before := g.checkpoint()
 	records := b.Records
 	if c := b.Create; c != nil {
 		var first []byte
@@ -118,64 +111,64 @@ func (e *encoder) rows(g *group, it *item) error {
 			first, records = records, nil
 		}
 		if c.Long == nil {
-			key := g.partKey(typeDef, b.Run)
+			key := g.newPartKey(typeDef, b.Run)
 			at := len(g.arena)
 			g.arena = appendCreation(g.arena, c, first)
-			g.arena = e.document(g.arena, c.Definition, it)
-			g.rowParts(key, at, e.partSize)
+			g.arena = e.appendDocument(g.arena, c.Definition, it)
+			g.sealParts(key, at, e.partSize)
 		} else { // it lies there already, with first
-			g.del(g.key(typeDeleting, b.Run))
+			g.deleteRow(g.newKey(typeDeleting, b.Run))
 		}
 		if c.IdempotencyKey != "" {
 			at := len(g.arena)
 			g.arena = appendKeyRow(g.arena, b.Run, c.BodyHash, 0)
-			g.row(idempotencyKey(hashKey(c.IdempotencyKey)), at)
+			g.sealRow(idempotencyKey(hashKey(c.IdempotencyKey)), at)
 		}
 	}
 	if len(records) > 0 {
-		key := g.partKey(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq))
+		key := g.newPartKey(typeJournal, b.Run, uint32(b.Seq>>32), uint32(b.Seq))
 		at := len(g.arena)
 		g.arena = appendRecords(g.arena, records, b.Set, e.partSize)
-		g.rowParts(key, at, e.partSize)
+		g.sealParts(key, at, e.partSize)
 	}
-	if err := e.attempts(g, b); err != nil {
+	if err := e.encodeAttempts(g, b); err != nil {
 		return err
 	}
 	if b.Set != nil {
-		key := g.partKey(typeSet, b.Run, uint32(b.Set.N))
+		key := g.newPartKey(typeSet, b.Run, uint32(b.Set.N))
 		at := len(g.arena)
 		g.arena = setHead(g.arena, b.Set)
-		g.arena = e.document(g.arena, b.Set.JSON, it)
-		g.rowParts(key, at, e.partSize)
-		known, err := e.marks(b.Run)
+		g.arena = e.appendDocument(g.arena, b.Set.JSON, it)
+		g.sealParts(key, at, e.partSize)
+		known, err := e.contentsOf(b.Run)
 		if err != nil {
 			return err
 		}
 		known.sets = max(known.sets, b.Set.N)
 	}
-	if err := e.snapshot(g, b); err != nil {
+	if err := e.encodeSnapshot(g, b); err != nil {
 		return err
 	}
-	return e.summary(g, b, before)
+	return e.encodeSummary(g, b, before)
 }
 
-// document appends a document as the item's own goroutine compressed it, or
+// appendDocument appends a document as the item's own goroutine compressed it, or
 // compresses it now when it is small.
-func (e *encoder) document(dst, doc []byte, it *item) []byte {
-	if it.packed != nil {
-		packed := <-it.packed
-		it.packed = nil
+func (e *encoder) appendDocument(dst, doc []byte, it *pendingBatch) []byte {
+	if it.compressed != nil {
+		packed := <-it.compressed
+		it.compressed = nil
 		return append(dst, packed...)
 	}
-	return e.pack.append(dst, doc)
+	return e.packer.appendPacked(dst, doc)
 }
 
-// attempts writes the records of neighbouring tasks as one row.
-func (e *encoder) attempts(g *group, b *Batch) error {
+// encodeAttempts writes the records of neighbouring tasks as one row.
+func (e *encoder) encodeAttempts(g *writeGroup, b *Batch) error {
 	if len(b.Attempts) == 0 {
 		return nil
 	}
-	e.writes++
+	e.writeCount++
 	byChunk := func(x, y messages.AttemptRecord) int { return cmp.Compare(x.Task/attemptChunk, y.Task/attemptChunk) }
 	list := b.Attempts
 	if !slices.IsSortedFunc(list, byChunk) {
@@ -185,10 +178,10 @@ func (e *encoder) attempts(g *group, b *Batch) error {
 	part := uint16(0)
 	for len(list) > 0 {
 		chunk := list[0].Task / attemptChunk
-		key := g.key(typeAttempts, b.Run, chunk, uint32(e.writes>>32), uint32(e.writes))
+		key := g.newKey(typeAttempts, b.Run, chunk, uint32(e.writeCount>>32), uint32(e.writeCount))
 		at := len(g.arena)
 		g.arena = binary.BigEndian.AppendUint16(append(g.arena, key...), part)
-		key = g.hold(at)
+		key = g.arenaFrom(at)
 		part++
 		at = len(g.arena)
 		g.arena = append(g.arena, attemptsV2)
@@ -207,110 +200,110 @@ func (e *encoder) attempts(g *group, b *Batch) error {
 			}
 			n++
 		}
-		g.row(key, at)
+		g.sealRow(key, at)
 		list = list[n:]
 	}
 	return nil
 }
 
-func (e *encoder) snapshot(g *group, b *Batch) error {
+func (e *encoder) encodeSnapshot(g *writeGroup, b *Batch) error {
 	s := b.Snapshot
 	if s == nil {
 		return nil
 	}
-	known, err := e.marks(b.Run)
+	known, err := e.contentsOf(b.Run)
 	if err != nil {
 		return err
 	}
 	for _, c := range s.Chunks {
-		key := g.key(typeChunk, b.Run, c.Index)
+		key := g.newKey(typeChunk, b.Run, c.Index)
 		at := len(g.arena)
 		g.arena = appendChunk(g.arena, b.Seq, c.Data)
 		if len(g.arena)-at > e.partSize {
 			return fmt.Errorf("run %d: snapshot chunk %d of %d bytes: %w", b.Run, c.Index, len(c.Data), ErrTooBig)
 		}
-		g.row(key, at)
+		g.sealRow(key, at)
 		known.chunks.set(c.Index, b.Seq)
 	}
 	if s.Header != nil {
-		key := g.partKey(typeHeader, b.Run)
+		key := g.newPartKey(typeHeader, b.Run)
 		at := len(g.arena)
 		g.arena = appendHeader(g.arena, s.Cut, s.Header, known)
-		g.rowParts(key, at, e.partSize)
+		g.sealParts(key, at, e.partSize)
 	}
 	return nil
 }
 
-// summary keeps an unfinished run's summary and a finished one's under different
+// encodeSummary keeps an unfinished run's summary and a finished one's under different
 // types: the first are the index of unfinished runs. Only finished runs are in the
 // index of tags and labels: a submission has fewer rows by that. It is where a batch is refused
 // last: what moments notes is not taken back. The group had so many bytes before the
 // batch.
-func (e *encoder) summary(g *group, b *Batch, before int64) error {
+func (e *encoder) encodeSummary(g *writeGroup, b *Batch, before int64) error {
 	if b.Summary == nil {
-		return e.bounded(g, b, before)
+		return e.checkSize(g, b, before)
 	}
-	typ := byte(typeLive)
-	if final(b.Summary.State) {
-		typ = typeFinal
+	typ := byte(typeUnfinished)
+	if isFinal(b.Summary.State) {
+		typ = typeFinished
 	}
-	key := g.key(typ, b.Run)
+	key := g.newKey(typ, b.Run)
 	at := len(g.arena)
 	g.arena = appendSummary(g.arena, b.Summary, b.nextSeq())
 	if size := len(g.arena) - at; size > e.partSize {
 		return fmt.Errorf("run %d: summary of %d bytes: %w", b.Run, size, ErrTooBig)
 	}
-	if err := e.bounded(g, b, before-int64(len(g.arena)-at)); err != nil {
+	if err := e.checkSize(g, b, before-int64(len(g.arena)-at)); err != nil {
 		return err
 	}
-	if next := uint64(b.Run) + 1; next > e.next.Load() {
-		e.next.Store(next)
+	if next := uint64(b.Run) + 1; next > e.nextRun.Load() {
+		e.nextRun.Store(next)
 	}
-	g.row(key, at) // before a deletion moves the arena's end
-	if final(b.Summary.State) {
-		if e.moments.leave(b.Run) {
-			g.del(g.key(typeLive, b.Run))
+	g.sealRow(key, at) // before a deletion moves the arena's end
+	if isFinal(b.Summary.State) {
+		if e.timestamps.removeUnfinished(b.Run) {
+			g.deleteRow(g.newKey(typeUnfinished, b.Run))
 		}
 		for _, key := range indexKeys(b.Summary) {
-			g.row(key, len(g.arena))
+			g.sealRow(key, len(g.arena))
 		}
 		delete(e.snapshots, b.Run)
 		return nil
 	}
-	if !e.moments.enter(b.Run) && b.Create == nil {
-		g.del(g.key(typeFinal, b.Run))
+	if !e.timestamps.addUnfinished(b.Run) && b.Create == nil {
+		g.deleteRow(g.newKey(typeFinished, b.Run))
 		for _, key := range indexKeys(b.Summary) {
-			g.del(key)
+			g.deleteRow(key)
 		}
 	}
 	return nil
 }
 
-// bounded refuses a batch that is too big to be staged.
-func (e *encoder) bounded(g *group, b *Batch, before int64) error {
+// checkSize refuses a batch that is too big to be staged.
+func (e *encoder) checkSize(g *writeGroup, b *Batch, before int64) error {
 	if size := g.size - before; size > e.maxStaged {
 		return fmt.Errorf("run %d: %d bytes: %w", b.Run, size, ErrTooBig)
 	}
 	return nil
 }
 
-func final(s dag.RunState) bool {
+func isFinal(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
 }
 
-// row adds a row whose value lies at the arena's end, from at on. Its key was made before.
-func (g *group) row(key []byte, at int) {
-	g.arena = binary.LittleEndian.AppendUint32(g.arena, rowSum(key, g.arena[at:]))
-	g.put(key, g.hold(at))
+// sealRow adds a row whose value lies at the arena's end, from at on. Its key was made before.
+func (g *writeGroup) sealRow(key []byte, at int) {
+	g.arena = binary.LittleEndian.AppendUint32(g.arena, rowChecksum(key, g.arena[at:]))
+	g.setRow(key, g.arenaFrom(at))
 }
 
-// rowParts is row for a value of any size: it is split into parts of partSize, with a
+// sealParts is row for a value of any size: it is split into parts of partSize, with a
 // checksum each. The key ends with the two bytes of part 0.
-func (g *group) rowParts(key []byte, at, partSize int) {
+func (g *writeGroup) sealParts(key []byte, at, partSize int) {
 	size := len(g.arena) - at
 	parts := max(1, (size+partSize-1)/partSize)
 	if parts == 1 {
-		g.row(key, at)
+		g.sealRow(key, at)
 		return
 	}
 	// Each part but the first moves up, to make room for the checksums before it.
@@ -321,8 +314,8 @@ func (g *group) rowParts(key []byte, at, partSize int) {
 	ends := make([]int, parts) // of each part with its checksum
 	for i := parts - 1; i >= 0; i-- {
 		from, to := i*partSize, min((i+1)*partSize, size)
-		copy(value[from+i*sumSize:], value[from:to])
-		ends[i] = to + (i+1)*sumSize
+		copy(value[from+i*checksumSize:], value[from:to])
+		ends[i] = to + (i+1)*checksumSize
 	}
 	start := 0
 	for i, end := range ends {
@@ -330,11 +323,11 @@ func (g *group) rowParts(key []byte, at, partSize int) {
 		if i > 0 {
 			n := len(g.arena)
 			g.arena = binary.BigEndian.AppendUint16(append(g.arena, key[:len(key)-2]...), uint16(i))
-			name = g.hold(n)
+			name = g.arenaFrom(n)
 		}
 		part := value[start:end:end]
-		binary.LittleEndian.PutUint32(part[len(part)-sumSize:], rowSum(name, part[:len(part)-sumSize]))
-		g.put(name, part)
+		binary.LittleEndian.PutUint32(part[len(part)-checksumSize:], rowChecksum(name, part[:len(part)-checksumSize]))
+		g.setRow(name, part)
 		start = end
 	}
 }

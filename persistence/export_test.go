@@ -14,25 +14,25 @@ import (
 
 // FailNext makes the next commit of the store fail.
 func (s *Badger) FailNext() {
-	s.room.mu.Lock()
-	defer s.room.mu.Unlock()
-	old := s.room.statfs
-	s.room.at = time.Time{}
-	s.room.statfs = func(string) (int64, int64, error) {
-		s.room.statfs = old // called under mu
-		return 0, 0, errors.New("injected by the test")
-	}
+	statfs, failed := s.disk.Statfs, false
+	s.disk.SetStatfs(func(dir string) (int64, int64, error) {
+		if !failed {
+			failed = true
+			return 0, 0, errors.New("injected by the test")
+		}
+		return statfs(dir)
+	})
 }
 
 // Small makes memtables and transactions as small as on the smallest disks.
 func Small(c Config) Config {
-	c.memory = 4 << 20
+	c.memTable = 4 << 20
 	return c
 }
 
 // Tiny is Small, as on a disk of 60 MB.
 func Tiny(c Config) Config {
-	c.memory = 1 << 20
+	c.memTable = 1 << 20
 	return c
 }
 
@@ -43,13 +43,13 @@ func WithDisk(c Config, statfs func(string) (free, total int64, err error)) Conf
 }
 
 // write gives rows to Badger as a commit that is not durable.
-func write(s *Badger, ops []op, at uint64) error {
+func write(s *Badger, ops []mutation, at uint64) error {
 	applied := make(chan error, 1)
-	<-s.local.free
-	s.local.writeToBadger(ops, at, func(err error) { applied <- err })
+	<-s.localWAL.badgerIdle
+	s.localWAL.writeToBadger(ops, at, func(err error) { applied <- err })
 	defer func() {
-		clear(s.local.entries)
-		s.local.free <- struct{}{}
+		clear(s.localWAL.entries)
+		s.localWAL.badgerIdle <- struct{}{}
 	}()
 	return <-applied
 }
@@ -58,11 +58,13 @@ func write(s *Badger, ops []op, at uint64) error {
 func Flatten(s *Badger) error { return s.db.Flatten(2) }
 
 // Flushed tells up to which commit tables have all, and which one is the last.
-func Flushed(s *Badger) (tables, last uint64) { return s.local.inTables(), s.local.log.Last() }
+func Flushed(s *Badger) (tables, last uint64) {
+	return badgerguard.NewestFlushed(s.db.Tables()), s.localWAL.log.Last()
+}
 
 // Dump is all rows of the store, as text, as the newest read sees them.
 func Dump(s *Badger) (rows []string, err error) {
-	err = s.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+	err = s.scanRows(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		return true, item.Value(func(v []byte) error {
 			if string(key) != "mopens" {
 				rows = append(rows, fmt.Sprintf("%q %x", key, v))
@@ -74,7 +76,7 @@ func Dump(s *Badger) (rows []string, err error) {
 }
 
 // KeepLog has the commit log keep what tables have, too.
-func KeepLog(s *Badger) { s.local.look = 1 << 60 }
+func KeepLog(s *Badger) { s.localWAL.checkEvery = 1 << 60 }
 
 // ReplayFrom has the log applied behind a commit, as if tables had no more.
 func ReplayFrom(c Config, from uint64) Config {
@@ -110,20 +112,16 @@ const VerifyEvery = verifyEvery
 // VerifyRate is how many bytes a second a look reads.
 const VerifyRate = verifyRate
 
-// Later makes what CheckDiskSpace remembers old.
-func Later(s *Badger) {
-	s.room.mu.Lock()
-	defer s.room.mu.Unlock()
-	s.room.at, s.room.needAt = time.Time{}, time.Time{}
-}
+// ForgetDiskSpace makes the next check of the disk ask the file system.
+func ForgetDiskSpace(s *Badger) { s.disk.SetStatfs(s.disk.Statfs) }
 
-// Impatient makes a store fail at once when the disk is full, rather than wait for
+// FailFastOnFullDisk makes a store fail at once when the disk is full, rather than wait for
 // compactions.
-func Impatient(s *Badger) { s.room.pausing = func(time.Duration) {} }
+func FailFastOnFullDisk(s *Badger) { s.disk.Pause = func(time.Duration) {} }
 
 // SetMeta overwrites a meta row.
 func SetMeta(s *Badger, name string, n uint64) error {
-	return s.deleteStep([]op{metaRow(name, n)})
+	return s.commitRows([]mutation{metaRow(name, n)})
 }
 
 // Meta reads a meta row.
@@ -133,26 +131,26 @@ func Meta(s *Badger, name string) (uint64, error) { return s.metaNumber(name) }
 // transaction: its parts, and when marked the mark too. The batch's rows set the
 // shards row to 99.
 func HalfStage(s *Badger, marked bool) error {
-	rows := stagedParts([]op{metaRow("shards", 99)}, 1, 4)
+	rows := stagedParts([]mutation{metaRow("shards", 99)}, 1, 4)
 	if marked {
 		rows = append(rows, stagedMark(1, len(rows)))
 	}
-	return s.deleteStep(rows)
+	return s.commitRows(rows)
 }
 
 // HalfDelete begins the deletion of runs and ends it after n steps, as a crash would.
 func HalfDelete(s *Badger, n int, runs ...messages.RunID) error {
-	return s.deleteRuns(runs, 0, func(rows []op) error {
+	return s.deleteRuns(runs, 0, func(rows []mutation) error {
 		if n--; n < 0 {
 			return errors.New("crash")
 		}
-		return s.deleteStep(rows)
+		return s.commitRows(rows)
 	})
 }
 
 // Rows counts the rows of a type.
 func Rows(s *Badger, typ byte) (n int, err error) {
-	err = s.scan([]byte{typ}, nil, false, func([]byte, *badger.Item) (bool, error) {
+	err = s.scanRows([]byte{typ}, nil, false, func([]byte, *badger.Item) (bool, error) {
 		n++
 		return true, nil
 	})
@@ -160,41 +158,45 @@ func Rows(s *Badger, typ byte) (n int, err error) {
 }
 
 // SetBare writes a row whose value is exactly this.
-func SetBare(s *Badger, key, value []byte) error { return s.deleteStep([]op{{key: key, val: value}}) }
+func SetBare(s *Badger, key, value []byte) error {
+	return s.commitRows([]mutation{{Key: key, Value: value}})
+}
 
 // DeleteRow deletes a row.
-func DeleteRow(s *Badger, key []byte) error { return s.deleteStep([]op{{key: key, del: true}}) }
+func DeleteRow(s *Badger, key []byte) error {
+	return s.commitRows([]mutation{{Key: key, Delete: true}})
+}
 
 // Lose is DeleteRow, behind the store's back, of the summary of a finished run.
 func Lose(s *Badger, run messages.RunID) error {
-	err := DeleteRow(s, runKey(typeFinal, run))
-	s.local.settle()
-	s.register.fill(finishedRun{run: run, states: anyFinal})
+	err := DeleteRow(s, runKey(typeFinished, run))
+	s.localWAL.waitApplied()
+	s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	return err
 }
 
 // Register has the store know that runs are finished.
 func Register(s *Badger, runs ...messages.RunID) {
 	for _, run := range runs {
-		s.register.fill(finishedRun{run: run, states: anyFinal})
+		s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	}
 }
 
 // Registered are the runs that the store knows to be finished.
 func Registered(s *Badger) []messages.RunID {
-	s.local.settle()
-	return s.register.between(nil, 0, 1<<64-1)
+	s.localWAL.waitApplied()
+	return s.finished.appendBetween(nil, 0, 1<<64-1)
 }
 
 // FinalKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
-func FinalKey(run messages.RunID) []byte { return runKey(typeFinal, run) }
+func FinalKey(run messages.RunID) []byte { return runKey(typeFinished, run) }
 
 // LiveKey is the key of an unfinished run's summary.
-func LiveKey(run messages.RunID) []byte { return runKey(typeLive, run) }
+func LiveKey(run messages.RunID) []byte { return runKey(typeUnfinished, run) }
 
 // Row returns a row as it is stored, with its checksum; nil when there is none.
 func Row(s *Badger, key []byte) (v []byte) {
-	_ = s.scan(key, nil, false, func(k []byte, item *badger.Item) (bool, error) {
+	_ = s.scanRows(key, nil, false, func(k []byte, item *badger.Item) (bool, error) {
 		if string(k) == string(key) {
 			v, _ = item.ValueCopy(nil)
 		}
@@ -205,7 +207,7 @@ func Row(s *Badger, key []byte) (v []byte) {
 
 // Keys lists all rows' keys.
 func Keys(s *Badger) (keys [][]byte) {
-	_ = s.scan(nil, nil, false, func(k []byte, _ *badger.Item) (bool, error) {
+	_ = s.scanRows(nil, nil, false, func(k []byte, _ *badger.Item) (bool, error) {
 		keys = append(keys, append([]byte(nil), k...))
 		return true, nil
 	})
@@ -214,9 +216,9 @@ func Keys(s *Badger) (keys [][]byte) {
 
 // ParseKeys has all that parses keys take one.
 func ParseKeys(key []byte) {
-	keyRun(key)
+	runOfKey(key)
 	_ = rowName(key)
 	_, _, _ = parseExpiryKey(key)
-	_, _ = decodeStaged(append(appendString([]byte{stagedDelete}, key), stagedSet))
-	newMoments().advance(1, []op{{key: key, del: true}})
+	_, _ = decodeStaged(append(appendString([]byte{1}, key), 0))
+	newReadTimestamps().publish(1, []mutation{{Key: key, Delete: true}})
 }

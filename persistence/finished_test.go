@@ -51,11 +51,11 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 			set(next, dag.RunQueued, &Creation{Definition: []byte("spec")})
 			next += 1 + messages.RunID(rng.IntN(40)*rng.IntN(2))
 		case sum == nil:
-		case what < 70 && !final(sum.State):
+		case what < 70 && !isFinal(sum.State):
 			set(run, finalRunStates[rng.IntN(3)], nil)
-		case what < 78 && final(sum.State):
+		case what < 78 && isFinal(sum.State):
 			set(run, dag.RunQueued, nil)
-		case what < 84 && final(sum.State):
+		case what < 84 && isFinal(sum.State):
 			if err := s.Delete([]messages.RunID{run}, 0); err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +88,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 		}
 		want := []messages.RunID{}
 		for _, id := range slices.Sorted(maps.Keys(model)) {
-			if m := model[id]; (!q.HasAfter || id > q.After) && (q.Before == 0 || id < q.Before) && selects(&q, true, m) && (q.Limit == 0 || len(want) < q.Limit) {
+			if m := model[id]; (!q.HasAfter || id > q.After) && (q.Before == 0 || id < q.Before) && matchesQuery(&q, true, m) && (q.Limit == 0 || len(want) < q.Limit) {
 				want = append(want, id)
 			}
 		}
@@ -98,7 +98,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 	}
 	finished := 0
 	for _, m := range model {
-		if final(m.State) {
+		if isFinal(m.State) {
 			finished++
 		}
 	}
@@ -172,7 +172,7 @@ func fillFinished(t testing.TB, s *Badger, runs int) {
 // TestFinishedListsLookAtFewRows: a list reads the rows that its indexes agree on, and ends
 // with its budget where they do not.
 func TestFinishedListsLookAtFewRows(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestListsDoWithoutADamagedIndex(t *testing.T) {
 	if got := len(idsOf(t, s, q)); got != 9 {
 		t.Errorf("%d runs by the index, want 9", got)
 	}
-	s.damaged(errors.New("a block rots"))
+	s.reportDamage(errors.New("a block rots"))
 	if got := len(idsOf(t, s, q)); got != 10 {
 		t.Errorf("%d runs, want 10", got)
 	}
@@ -297,11 +297,11 @@ func TestIndexRowsOfAStagedEnd(t *testing.T) {
 	create(t, put, 1)
 	create(t, put, 2)
 	team := dag.Label{Name: "team", Value: "x"}
-	ops := []op{{key: runKey(typeLive, 1), del: true}, {key: runKey(typeFinal, 1)}, {key: tagKey("t", 1)}, {key: labelKey(team, 1)}}
-	ops[1] = seal(ops[1].key, appendSummary(nil, &messages.Summary{ID: 1, Tag: "t", Tags: []dag.Label{team}, State: dag.RunErrored}, 0))
-	ops[2], ops[3] = seal(ops[2].key, nil), seal(ops[3].key, nil)
-	parts := stagedParts(ops, 1<<50, s.enc.partSize)
-	if err := s.deleteStep(append(parts, stagedMark(1<<50, len(parts)))); err != nil {
+	ops := []mutation{{Key: runKey(typeUnfinished, 1), Delete: true}, {Key: runKey(typeFinished, 1)}, {Key: tagKey("t", 1)}, {Key: labelKey(team, 1)}}
+	ops[1] = sealRow(ops[1].Key, appendSummary(nil, &messages.Summary{ID: 1, Tag: "t", Tags: []dag.Label{team}, State: dag.RunErrored}, 0))
+	ops[2], ops[3] = sealRow(ops[2].Key, nil), sealRow(ops[3].Key, nil)
+	parts := stagedParts(ops, 1<<50, s.encoder.partSize)
+	if err := s.commitRows(append(parts, stagedMark(1<<50, len(parts)))); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -353,8 +353,8 @@ func TestRecords(t *testing.T) {
 	if _, _, err := s.JournalRecords(2, 0); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an unknown run: %v", err)
 	}
-	var g group
-	if err := DeleteRow(s, g.partKey(typeJournal, 1, 0, 5)); err != nil {
+	var g writeGroup
+	if err := DeleteRow(s, g.newPartKey(typeJournal, 1, 0, 5)); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := s.JournalRecords(1, 3); !errors.Is(err, ErrDamaged) {
@@ -397,7 +397,7 @@ func BenchmarkFinishedLists(b *testing.B) {
 		"none expired":  {States: finalRunStates, ChangedTo: 1},
 	}
 	for _, way := range []string{"index", "scan"} {
-		s.register.begun = way == "index"
+		s.finished.started = way == "index"
 		for _, name := range slices.SortedFunc(maps.Keys(queries), cmp.Compare[string]) {
 			b.Run(way+"/"+name, func(b *testing.B) {
 				q := queries[name]

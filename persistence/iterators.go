@@ -1,188 +1,84 @@
 package persistence
 
 import (
-	"bytes"
-	"encoding/binary"
 	"slices"
 
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
-// summaryRows reads summaries of unfinished runs, or of finished ones, of candidates in
-// ascending order.
-type summaryRows struct {
-	it  *badger.Iterator
-	typ byte
-	key []byte
+// Lists and indexes read rows through badgerguard.Iterator, which shows tombstones. Without that one
+// step could pass over any number of rows that finished and deleted runs have left.
+
+// summaryLookup finds the summaries of given runs, which must ascend. It suits runs that follow
+// closely: a lookup steps to a near row and seeks to a distant one.
+type summaryLookup struct{ it *badgerguard.Iterator }
+
+// newSummaryLookup finds summaries of unfinished runs, or of finished ones, by the type of the row.
+func newSummaryLookup(txn *badger.Txn, typ byte) summaryLookup {
+	return summaryLookup{badgerguard.NewIterator(txn, []byte{typ})}
 }
 
-// nearRows is how many rows are passed over before the next one is looked for.
-const nearRows = 16
-
-// newSummaryRows shows what is deleted, too: else one step could pass over any number of
-// rows.
-func newSummaryRows(txn *badger.Txn, typ byte) *summaryRows {
-	return &summaryRows{it: txn.NewIterator(badger.IteratorOptions{Prefix: []byte{typ}, AllVersions: true}), typ: typ}
-}
-
-func (l *summaryRows) close() { l.it.Close() }
-
-// row is the row of a run, nil when there is none. It is valid until the next call.
-func (l *summaryRows) row(run messages.RunID) *badger.Item {
-	begun := l.key != nil
-	l.key = appendRunKey(l.key[:0], l.typ, run)
-	for range nearRows {
-		if !begun || !l.it.Valid() || bytes.Compare(l.it.Item().Key(), l.key) >= 0 {
-			break
-		}
-		l.it.Next()
+// find returns the row of a run, nil when it has none. The row is valid until the next call.
+func (l summaryLookup) find(run messages.RunID) *badger.Item {
+	if !l.it.SeekForward(uint64(run)) {
+		return nil
 	}
-	if !begun || l.it.Valid() && bytes.Compare(l.it.Item().Key(), l.key) < 0 {
-		l.it.Seek(l.key)
-	}
-	// Of a row's versions the newest comes first.
-	if !l.it.Valid() || !bytes.Equal(l.it.Item().Key(), l.key) || l.it.Item().IsDeletedOrExpired() {
+	if id, _ := l.it.ID(); id != uint64(run) || l.it.Deleted() {
 		return nil
 	}
 	return l.it.Item()
 }
 
-// finalRows reads summaries of finished runs in ascending order: of all, or by the index
-// of a tag. The zero finalRows is of none.
-//
-// It is shown deleted rows, too, and jumps from the first of some over all that are known
-// to be gone. A run whose row is deleted, and that is none of those that may be
-// unfinished, is gone: so each is passed over once after the store was opened.
-type finalRows struct {
-	txn    *badger.Txn
-	it     *badger.Iterator
-	prefix []byte
-	gone   *gone
-	live   []messages.RunID // may be unfinished, up to end
-	end    messages.RunID
-	found  idRange // are gone, and will be noted
-	some   bool    // found is not empty
+// indexCursor reads the index of a tag, or of a label.
+type indexCursor struct{ it *badgerguard.Iterator }
+
+func newIndexCursor(txn *badger.Txn, prefix []byte) indexCursor {
+	return indexCursor{badgerguard.NewIterator(txn, prefix)}
 }
 
-// newFinalRows begins with the first run from one on. live are those up to end that may
-// be unfinished, of the same moment.
-func newFinalRows(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, live []messages.RunID, gone *gone) *finalRows {
-	f := &finalRows{txn: txn, prefix: []byte{typeFinal}, gone: gone, live: live, end: end}
-	if indexes := indexesOf(q); len(indexes) > 0 {
-		f.prefix = indexes[0]
-	}
-	f.it = txn.NewIterator(badger.IteratorOptions{Prefix: f.prefix, AllVersions: true})
-	f.seek(gone.after(from))
-	f.settle()
-	return f
-}
-
-func (f *finalRows) close() {
-	if f.it != nil {
-		f.note()
-		f.it.Close()
-	}
-}
-
-func (f *finalRows) seek(run messages.RunID) {
-	f.it.Seek(binary.BigEndian.AppendUint64(bytes.Clone(f.prefix), uint64(run)))
-}
-
-// settle passes over deleted rows.
-func (f *finalRows) settle() {
-	for {
-		run, ok := f.run()
-		if !ok || run > f.end || !f.it.Item().IsDeletedOrExpired() {
-			return
-		}
-		if _, unfinished := slices.BinarySearch(f.live, run); !unfinished {
-			if f.some && f.found.last+1 != run {
-				f.note()
-			}
-			if !f.some {
-				f.found, f.some = idRange{first: run}, true
-			}
-			f.found.last = run
-		}
-		f.pass(run)
-	}
-}
-
-// note notes the runs that were found to be gone.
-func (f *finalRows) note() {
-	if f.some {
-		f.gone.add(f.found.first, f.found.last)
-	}
-	f.some = false
-}
-
-// pass goes behind a run's row, all its versions, and the runs behind it that are gone.
-func (f *finalRows) pass(run messages.RunID) {
-	if run < 1<<64-1 {
-		if to := f.gone.after(run + 1); to > run+1 {
-			f.seek(to)
-			return
-		}
-	}
-	for at, ok := run, true; ok && at == run; at, ok = f.run() {
-		f.it.Next()
-	}
-}
-
-// run is the present one, false when there is none.
-func (f *finalRows) run() (messages.RunID, bool) {
-	for f.it != nil && f.it.Valid() && !wholeKey(f.it.Item().Key()) {
-		f.it.Next()
-	}
-	if f.it == nil || !f.it.Valid() {
+// firstFrom returns run when the index has it, else a later run before which it has none; ok is
+// false when it has none at all. Runs must ascend.
+func (x indexCursor) firstFrom(run messages.RunID) (at messages.RunID, ok bool) {
+	if !x.it.SeekForward(uint64(run)) {
 		return 0, false
 	}
-	key := f.it.Item().Key()
-	return messages.RunID(binary.BigEndian.Uint64(key[len(key)-8:])), true
-}
-
-// row is the present run's row. It is valid until next.
-func (f *finalRows) row() (*badger.Item, error) {
-	item := f.it.Item()
-	if f.prefix[0] == typeFinal {
-		return item, nil
+	id, _ := x.it.ID()
+	if x.it.Deleted() {
+		return messages.RunID(id) + 1, id < 1<<64-1
 	}
-	key := item.Key()
-	return f.txn.Get(append([]byte{typeFinal}, key[len(key)-8:]...))
+	return messages.RunID(id), true
 }
 
-// next goes on.
-func (f *finalRows) next() {
-	run, _ := f.run()
-	f.pass(run)
-	f.settle()
-}
-
-// finishedRows reads what is stored of candidates, in ascending order.
-type finishedRows struct {
+// candidateReader reads the index rows and summaries of candidates of a list, which ascend.
+type candidateReader struct {
 	txn     *badger.Txn
-	indexes []*indexCursor
-	near    *summaryRows // of candidates that follow closely
+	indexes []indexCursor
+	near    *summaryLookup // of candidates that follow closely; nil before the first one
 	last    messages.RunID
-	begun   bool
+	started bool
 }
 
-func (f *finishedRows) close() {
-	for _, x := range f.indexes {
+// nearCandidates is the distance, in run IDs, up to which a lookup by iterator is cheaper than a
+// get by key.
+const nearCandidates = 16
+
+func (c *candidateReader) close() {
+	for _, x := range c.indexes {
 		x.it.Close()
 	}
-	if f.near != nil {
-		f.near.close()
+	if c.near != nil {
+		c.near.it.Close()
 	}
 }
 
-// agree returns the run when each index has it, else a later one before which there is none
-// that each has; ok is false when there is none at all.
-func (f *finishedRows) agree(run messages.RunID) (at messages.RunID, ok bool) {
+// nextInAllIndexes returns run when each index has it, else a later run before which there is none
+// that all have; ok is false when there is none at all.
+func (c *candidateReader) nextInAllIndexes(run messages.RunID) (at messages.RunID, ok bool) {
 	at = run
-	for _, x := range f.indexes {
-		next, ok := x.from(run)
+	for _, x := range c.indexes {
+		next, ok := x.firstFrom(run)
 		if !ok {
 			return 0, false
 		}
@@ -191,59 +87,127 @@ func (f *finishedRows) agree(run messages.RunID) (at messages.RunID, ok bool) {
 	return at, true
 }
 
-// row is the row of a run, nil when it is not found. It is valid until the next call.
-func (f *finishedRows) row(run messages.RunID) (*badger.Item, error) {
-	close := f.begun && run-f.last <= nearRows
-	f.begun, f.last = true, run
-	if close {
-		if f.near == nil {
-			f.near = newSummaryRows(f.txn, typeFinal)
+// summaryRow returns the summary of a finished run, nil when it is missing. The row is valid until
+// the next call.
+func (c *candidateReader) summaryRow(run messages.RunID) (*badger.Item, error) {
+	near := c.started && run-c.last <= nearCandidates
+	c.started, c.last = true, run
+	if near {
+		if c.near == nil {
+			lookup := newSummaryLookup(c.txn, typeFinished)
+			c.near = &lookup
 		}
-		return f.near.row(run), nil
+		return c.near.find(run), nil
 	}
-	item, err := f.txn.Get(runKey(typeFinal, run))
+	item, err := c.txn.Get(runKey(typeFinished, run))
 	if err == badger.ErrKeyNotFound {
 		return nil, nil
 	}
 	return item, err
 }
 
-// indexCursor reads the index of a tag, or of a label.
-type indexCursor struct {
-	it     *badger.Iterator
-	prefix []byte
-	key    []byte
-	begun  bool
+// finishedIterator reads summaries of finished runs in ascending order: of all runs, or those that
+// the index of a tag or label has. Its zero value is empty.
+//
+// It jumps over runs that are known to be deleted. At a tombstone of an unknown run it learns: a
+// run without a summary that is not among the unfinished ones no longer exists. So each tombstone
+// is stepped over once after the store was opened.
+type finishedIterator struct {
+	txn        *badger.Txn
+	it         *badgerguard.Iterator
+	byIndex    bool // it reads an index, not summaries
+	deleted    *badgerguard.DeletedIDs
+	unfinished []messages.RunID // may be unfinished, up to end
+	end        messages.RunID
+	// Runs [foundFirst, foundLast] were found to be deleted and are not yet in deleted.
+	foundFirst, foundLast uint64
+	found                 bool
 }
 
-// newIndexCursor shows what is deleted, too: else one step could pass over any number of rows.
-func newIndexCursor(txn *badger.Txn, prefix []byte) *indexCursor {
-	return &indexCursor{it: txn.NewIterator(badger.IteratorOptions{Prefix: prefix, AllVersions: true}), prefix: prefix}
+// newFinishedIterator starts at the first run at or after from. unfinished are the runs up to end
+// that may be unfinished, at the transaction's read timestamp.
+func newFinishedIterator(txn *badger.Txn, q *messages.ListQuery, from, end messages.RunID, unfinished []messages.RunID, deleted *badgerguard.DeletedIDs) *finishedIterator {
+	f := &finishedIterator{txn: txn, deleted: deleted, unfinished: unfinished, end: end}
+	prefix := []byte{typeFinished}
+	if indexes := indexPrefixes(q); len(indexes) > 0 {
+		prefix, f.byIndex = indexes[0], true
+	}
+	f.it = badgerguard.NewIterator(txn, prefix)
+	f.it.Seek(deleted.NextExisting(uint64(from)))
+	f.skipDeleted()
+	return f
 }
 
-// from returns the run when the index has it, else a later one before which it has none; ok
-// is false when it has none at all. Runs must ascend.
-func (x *indexCursor) from(run messages.RunID) (at messages.RunID, ok bool) {
-	x.key = binary.BigEndian.AppendUint64(append(x.key[:0], x.prefix...), uint64(run))
-	for range nearRows {
-		if !x.begun || !x.it.Valid() || bytes.Compare(x.it.Item().Key(), x.key) >= 0 {
-			break
+func (f *finishedIterator) close() {
+	if f.it != nil {
+		f.flushFound()
+		f.it.Close()
+	}
+}
+
+// skipDeleted moves to the next row that is not a tombstone, up to end.
+func (f *finishedIterator) skipDeleted() {
+	for {
+		run, ok := f.run()
+		if !ok || run > f.end || !f.it.Deleted() {
+			return
 		}
-		x.it.Next()
+		if _, unfinished := slices.BinarySearch(f.unfinished, run); !unfinished {
+			f.addFound(uint64(run))
+		}
+		f.skipRun(run)
 	}
-	if !x.begun || x.it.Valid() && bytes.Compare(x.it.Item().Key(), x.key) < 0 {
-		x.it.Seek(x.key)
+}
+
+// addFound notes that a run no longer exists. Neighbours are gathered into one range.
+func (f *finishedIterator) addFound(id uint64) {
+	if f.found && f.foundLast+1 != id {
+		f.flushFound()
 	}
-	x.begun = true
-	for x.it.Valid() && !wholeKey(x.it.Item().Key()) {
-		x.it.Next()
+	if !f.found {
+		f.foundFirst, f.found = id, true
 	}
-	if !x.it.Valid() {
+	f.foundLast = id
+}
+
+func (f *finishedIterator) flushFound() {
+	if f.found {
+		f.deleted.Add(f.foundFirst, f.foundLast)
+	}
+	f.found = false
+}
+
+// skipRun moves behind a run, and behind the deleted runs that follow it.
+func (f *finishedIterator) skipRun(run messages.RunID) {
+	if next := uint64(run) + 1; next > 0 {
+		if to := f.deleted.NextExisting(next); to > next {
+			f.it.Seek(to)
+			return
+		}
+	}
+	f.it.Next()
+}
+
+// run returns the current run; ok is false behind the last one.
+func (f *finishedIterator) run() (run messages.RunID, ok bool) {
+	if f.it == nil {
 		return 0, false
 	}
-	at = messages.RunID(binary.BigEndian.Uint64(x.it.Item().Key()[len(x.prefix):]))
-	if x.it.Item().IsDeletedOrExpired() { // of a row's versions the newest comes first
-		return at + 1, at < 1<<64-1
+	id, ok := f.it.ID()
+	return messages.RunID(id), ok
+}
+
+// summaryRow returns the current run's summary, valid until next.
+func (f *finishedIterator) summaryRow() (*badger.Item, error) {
+	if !f.byIndex {
+		return f.it.Item(), nil
 	}
-	return at, true
+	run, _ := f.run()
+	return f.txn.Get(runKey(typeFinished, run))
+}
+
+func (f *finishedIterator) next() {
+	run, _ := f.run()
+	f.skipRun(run)
+	f.skipDeleted()
 }

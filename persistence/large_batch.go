@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -22,61 +23,56 @@ const (
 	maxStaged = 512 << 20
 )
 
-const (
-	stagedSet    = 0
-	stagedDelete = 1
-)
-
 // commitStaged commits one batch by itself. After the writer's last commit has failed it writes
 // nothing: the writer may not have returned from that.
-func (s *Badger) commitStaged(ops []op, it *item) {
+func (s *Badger) commitStaged(ops []mutation, it *pendingBatch) {
 	err := s.Err()
 	if err == nil {
-		err = s.stage(ops)
+		err = s.stageAndApply(ops)
 	}
 	if err == nil {
-		s.cuts.note(it.batch)
+		s.truncator.noteBatch(it.batch)
 	}
 	s.metrics.group(1)
-	it.answer(err)
+	it.complete(err)
 }
 
-func (s *Badger) stage(ops []op) error {
-	s.enc.writes++
-	id := s.enc.writes
-	parts := stagedParts(ops, id, s.enc.partSize)
-	if err := s.commitMany(parts); err != nil {
+func (s *Badger) stageAndApply(ops []mutation) error {
+	s.encoder.writeCount++
+	id := s.encoder.writeCount
+	parts := stagedParts(ops, id, s.encoder.partSize)
+	if err := s.commitSplit(parts); err != nil {
 		return err
 	}
 	mark := stagedMark(id, len(parts))
-	if err := s.commitAlone([]op{mark}, mark.size()); err != nil {
+	if err := s.commitAndApply([]mutation{mark}, mark.Size()); err != nil {
 		return err
 	}
-	return s.carryOut(ops, id, parts)
+	return s.applyStaged(ops, id, parts)
 }
 
 // stagedMark is the commit marker of a batch. It knows how many parts there are.
-func stagedMark(id uint64, parts int) op {
-	return seal(markKey(typeStaged, id), binary.AppendUvarint([]byte{stagedV1}, uint64(parts)))
+func stagedMark(id uint64, parts int) mutation {
+	return sealRow(markKey(typeStaged, id), binary.AppendUvarint([]byte{stagedV1}, uint64(parts)))
 }
 
-// carryOut commits the rows of a marked batch and then takes the mark off.
-func (s *Badger) carryOut(ops []op, id uint64, parts []op) error {
-	if err := s.commitMany(ops); err != nil {
+// applyStaged commits the rows of a marked batch and then takes the mark off.
+func (s *Badger) applyStaged(ops []mutation, id uint64, parts []mutation) error {
+	if err := s.commitSplit(ops); err != nil {
 		return err
 	}
-	end := []op{{key: markKey(typeStaged, id), del: true}}
+	end := []mutation{{Key: markKey(typeStaged, id), Delete: true}}
 	for _, p := range parts {
-		end = append(end, op{key: p.key, del: true})
+		end = append(end, mutation{Key: p.Key, Delete: true})
 	}
-	return s.commitMany(end)
+	return s.commitSplit(end)
 }
 
-// commitMany commits rows in as many transactions as they take, in order.
-func (s *Badger) commitMany(ops []op) error {
+// commitSplit commits rows in as many transactions as they take, in order.
+func (s *Badger) commitSplit(ops []mutation) error {
 	for len(ops) > 0 {
-		n, size := s.portion(ops)
-		if err := s.commitAlone(ops[:n], size); err != nil {
+		n, size := s.limits.SplitForTransaction(ops, isSummaryRow)
+		if err := s.commitAndApply(ops[:n], size); err != nil {
 			return err
 		}
 		ops = ops[n:]
@@ -84,90 +80,26 @@ func (s *Badger) commitMany(ops []op) error {
 	return nil
 }
 
-// portion is how many of the rows, and of how many bytes, go into the first transaction.
-// The rows that take a run from the unfinished ones to the finished ones, or back, are
-// not parted: in between, a list would not find it.
-func (s *Badger) portion(ops []op) (n int, size int64) {
-	for n < len(ops) && (n == 0 || s.fits(n+1, size+ops[n].size())) {
-		size += ops[n].size()
-		n++
-	}
-	if n == len(ops) {
-		return n, size
-	}
-	whole, wholeSize := n, size
-	for whole > 0 && ofSummary(ops[whole-1]) && ofSummary(ops[whole]) {
-		whole--
-		wholeSize -= ops[whole].size()
-	}
-	if whole == 0 {
-		return n, size
-	}
-	return whole, wholeSize
+// isSummaryRow tells whether a row is a summary, or its entry in the index of tags.
+func isSummaryRow(o mutation) bool {
+	return o.Key[0] == typeUnfinished || o.Key[0] == typeFinished || o.Key[0] == typeTag
 }
 
-// ofSummary tells whether a row is a summary, or its entry in the index of tags.
-func ofSummary(o op) bool {
-	return o.key[0] == typeLive || o.key[0] == typeFinal || o.key[0] == typeTag
-}
-
-func stagedParts(ops []op, id uint64, partSize int) []op {
-	var parts []op
-	buf := []byte{}
-	flush := func() {
-		if len(buf) > 0 {
-			parts = append(parts, seal(stageKey(id, uint32(len(parts))), buf))
-			buf = make([]byte, 0, partSize+sumSize)
-		}
+// stagedParts are the rows that hold a batch until it is applied.
+func stagedParts(mutations []mutation, id uint64, partSize int) (parts []mutation) {
+	for i, part := range badgerguard.EncodeMutations(mutations, partSize, checksumSize) {
+		parts = append(parts, sealRow(stageKey(id, uint32(i)), part))
 	}
-	write := func(p []byte) {
-		for len(p) > 0 {
-			n := min(len(p), partSize-len(buf))
-			buf = append(buf, p[:n]...)
-			if p = p[n:]; len(buf) == partSize {
-				flush()
-			}
-		}
-	}
-	var head []byte
-	for _, o := range ops {
-		head = head[:0]
-		if o.del {
-			head = appendString(append(head, stagedDelete), o.key)
-		} else {
-			head = appendString(append(head, stagedSet), o.key)
-			head = binary.AppendUvarint(head, uint64(len(o.val)))
-		}
-		write(head)
-		write(o.val)
-	}
-	flush()
 	return parts
 }
 
 // decodeStaged is the inverse of stagedParts, on the joined parts.
-func decodeStaged(v []byte) ([]op, error) {
-	d := &decoder{b: v}
-	var ops []op
-	for d.err == nil && len(d.b) > 0 {
-		o := op{}
-		switch d.byte() {
-		case stagedSet:
-			o.key, o.val = d.bytes(), d.bytes()
-		case stagedDelete:
-			o.key, o.del = d.bytes(), true
-		default:
-			d.fail("staged row")
-		}
-		if len(o.key) == 0 {
-			d.fail("key of a staged row")
-		}
-		ops = append(ops, o)
+func decodeStaged(v []byte) ([]mutation, error) {
+	mutations, err := badgerguard.DecodeMutations(v)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
 	}
-	if err := d.end(); err != nil {
-		return nil, err
-	}
-	return ops, nil
+	return mutations, nil
 }
 
 // stagedBatch is a batch whose parts are stored.
@@ -179,8 +111,8 @@ type stagedBatch struct {
 	joined []byte // what the parts hold, when it is marked
 }
 
-// rows are the rows of a batch that is marked.
-func (b *stagedBatch) rows() ([]op, error) {
+// mutations are the rows of a batch that is marked.
+func (b *stagedBatch) mutations() ([]mutation, error) {
 	n := uint64(len(b.parts))
 	switch {
 	case n == 0: // the mark goes before the parts
@@ -195,17 +127,17 @@ func (b *stagedBatch) rows() ([]op, error) {
 	return ops, nil
 }
 
-// deletions delete the parts.
-func (b *stagedBatch) deletions() (ops []op) {
+// partDeletions delete the parts.
+func (b *stagedBatch) partDeletions() (ops []mutation) {
 	for _, key := range b.parts {
-		ops = append(ops, op{key: key, del: true})
+		ops = append(ops, mutation{Key: key, Delete: true})
 	}
 	return ops
 }
 
-// cleanup deletes what is left of a batch that was carried out.
-func (b *stagedBatch) cleanup() []op {
-	return append([]op{{key: markKey(typeStaged, b.id), del: true}}, b.deletions()...)
+// markAndPartDeletions deletes what is left of a batch that was carried out.
+func (b *stagedBatch) markAndPartDeletions() []mutation {
+	return append([]mutation{{Key: markKey(typeStaged, b.id), Delete: true}}, b.partDeletions()...)
 }
 
 // eachStaged calls fn for the staged batches, ascending.
@@ -220,7 +152,7 @@ func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
 		}
 		return b
 	}
-	err := s.scan([]byte{typeStaged}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+	err := s.scanRows([]byte{typeStaged}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		return true, itemValue(item, func(v []byte) error {
 			b := batch(key)
 			d := newDecoder(v, stagedV1)
@@ -231,7 +163,7 @@ func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
 	if err != nil {
 		return err
 	}
-	err = s.scan([]byte{typeStage}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+	err = s.scanRows([]byte{typeStage}, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		b := batch(key)
 		b.parts = append(b.parts, bytes.Clone(key))
 		if !b.marked {
@@ -258,12 +190,12 @@ func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
 func (s *Badger) recoverStaged() error {
 	return s.eachStaged(func(b *stagedBatch) error {
 		if !b.marked {
-			return s.commitMany(b.deletions())
+			return s.commitSplit(b.partDeletions())
 		}
-		ops, err := b.rows()
+		ops, err := b.mutations()
 		if err != nil {
 			return err
 		}
-		return s.carryOut(ops, b.id, b.deletions())
+		return s.applyStaged(ops, b.id, b.partDeletions())
 	})
 }

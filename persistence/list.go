@@ -48,22 +48,22 @@ const pageRows = 512
 // never calls yield within a transaction. A list of finished runs alone goes by the indexes
 // (readFinished), any other list from row to row.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
-	p := page{q: &q, all: q.All || slices.ContainsFunc(q.States, final), states: finalOnly(&q), last: q.Before - 1, more: true}
+	p := listPage{query: &q, includeFinished: q.All || slices.ContainsFunc(q.States, isFinal), states: finalStatesOnly(&q), last: q.Before - 1, more: true}
 	if q.HasAfter {
 		p.next, p.more = q.After+1, q.After < p.last
 	}
 	left := q.Limit
 	for p.more {
-		if err := s.read(&p); err != nil {
+		if err := s.readPage(&p); err != nil {
 			return err
 		}
-		for _, sum := range p.rows {
+		for _, sum := range p.runs {
 			if sum.Damage == suspected {
 				var err error
-				if sum, err = s.found(sum.ID); err != nil {
+				if sum, err = s.confirmSuspected(sum.ID); err != nil {
 					return err
 				}
-				if sum == nil || !selects(&q, p.all, sum) {
+				if sum == nil || !matchesQuery(&q, p.includeFinished, sum) {
 					continue
 				}
 			}
@@ -75,7 +75,7 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 			}
 		}
 		if p.more = p.more && p.next <= p.last; q.Budget != nil {
-			if *q.Budget -= p.looked; *q.Budget <= 0 && p.more {
+			if *q.Budget -= p.examined; *q.Budget <= 0 && p.more {
 				return &messages.ListPaused{After: p.next - 1}
 			}
 		}
@@ -87,34 +87,34 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 // of it was found. Whether that is damage is found out behind the page.
 const suspected = "suspected"
 
-// page is what one transaction of a list reads.
-type page struct {
-	q      *messages.ListQuery
-	all    bool     // finished runs too
-	states stateSet // of finished runs, when the list is of these alone
-	rows   []*messages.Summary
-	next   messages.RunID // where the next page begins; it is not 0 when there may be one
-	last   messages.RunID // where the list ends
-	more   bool           // there may be a next page
-	looked int            // rows that were looked at
+// listPage is what one transaction of a list reads.
+type listPage struct {
+	query           *messages.ListQuery
+	includeFinished bool     // finished runs too
+	states          stateSet // of finished runs, when the list is of these alone
+	runs            []*messages.Summary
+	next            messages.RunID // where the next page begins; it is not 0 when there may be one
+	last            messages.RunID // where the list ends
+	more            bool           // there may be a next page
+	examined        int            // rows that were looked at
 }
 
-// read reads the next page: pageRows runs, of which those that are selected are kept.
-func (s *Badger) read(p *page) error {
-	p.looked = 0
+// readPage reads the next page: pageRows runs, of which those that are selected are kept.
+func (s *Badger) readPage(p *listPage) error {
+	p.examined = 0
 	last := p.last
 	if p.states != 0 {
-		known, same := s.register.known(p.next)
+		known, same := s.finished.coverage(p.next)
 		if last = min(last, same); known {
-			return s.readFinished(p, last)
+			return s.readFinishedPage(p, last)
 		}
 	}
-	return s.readRows(p, last)
+	return s.scanPage(p, last)
 }
 
-// readRows reads a page, up to the run last, from row to row.
-func (s *Badger) readRows(p *page, last messages.RunID) error {
-	return s.viewRuns(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
+// scanPage reads a page, up to the run last, from row to row.
+func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
+	return s.viewWithUnfinished(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
 		kept, end := 0, last
 		if len(live) == pageRows {
 			end = min(end, live[pageRows-1]) // of those behind it nothing is known
@@ -124,40 +124,40 @@ func (s *Badger) readRows(p *page, last messages.RunID) error {
 		} else {
 			live = live[:at]
 		}
-		p.rows, p.more = p.rows[:0], end < 1<<64-1
+		p.runs, p.more = p.runs[:0], end < 1<<64-1
 		visit := func(sum *messages.Summary) bool {
-			if p.looked == pageRows {
+			if p.examined == pageRows {
 				p.next, p.more = sum.ID, true
 				return false
 			}
-			p.looked++
-			if selects(p.q, p.all, sum) {
-				p.rows = append(p.rows, sum)
+			p.examined++
+			if matchesQuery(p.query, p.includeFinished, sum) {
+				p.runs = append(p.runs, sum)
 				if sum.Damage != suspected {
 					kept++
 				}
 			}
-			return p.q.Limit == 0 || kept < p.q.Limit
+			return p.query.Limit == 0 || kept < p.query.Limit
 		}
 		from := p.next
 		p.next = end + 1
-		return s.merged(txn, p, from, end, live, visit)
+		return s.mergeRows(txn, p, from, end, live, visit)
 	})
 }
 
-// merged calls visit for the unfinished runs and, when the list asks for them, the
+// mergeRows calls visit for the unfinished runs and, when the list asks for them, the
 // finished ones, in ascending order, from one run to another, until it returns false. live
 // are those that may be unfinished. Of a row that is damaged, and of one that should be
 // there, visit is given the run all the same.
-func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
-	unfinished := newSummaryRows(txn, typeLive)
-	defer unfinished.close()
-	finished, passed := new(finalRows), func(messages.RunID) bool { return true }
-	if p.all {
-		finished = newFinalRows(txn, p.q, from, end, live, &s.gone)
+func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
+	unfinished := newSummaryLookup(txn, typeUnfinished)
+	defer unfinished.it.Close()
+	finished, passed := new(finishedIterator), func(messages.RunID) bool { return true }
+	if p.includeFinished {
+		finished = newFinishedIterator(txn, p.query, from, end, live, &s.deletedIDs)
 		defer finished.close()
-		if finished.prefix[0] == typeFinal {
-			passed = s.passing(from, live, visit)
+		if !finished.byIndex {
+			passed = s.missingReporter(from, live, visit)
 		}
 	}
 	for {
@@ -168,11 +168,11 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 		switch {
 		case len(live) > 0 && (!ok || live[0] <= run):
 			run, live, ok = live[0], live[1:], false
-			if item = unfinished.row(run); item == nil {
+			if item = unfinished.find(run); item == nil {
 				continue // it is a finished one at this moment
 			}
 		case ok:
-			item, err = finished.row()
+			item, err = finished.summaryRow()
 		default:
 			if end < 1<<64-1 {
 				passed(end + 1)
@@ -184,7 +184,7 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 		if !passed(run) {
 			return nil
 		}
-		sum, err := s.summaryOf(run, item, err)
+		sum, err := s.decodeSummaryRow(run, item, err)
 		if err != nil || !visit(sum) {
 			return err
 		}
@@ -194,15 +194,15 @@ func (s *Badger) merged(txn *badger.Txn, p *page, from, end messages.RunID, live
 	}
 }
 
-// passing returns a function that is told each run that a page comes across, ascending: it
+// missingReporter returns a function that is told each run that a page comes across, ascending: it
 // calls visit for those before it, from the last one on, which are registered and were not
 // come across. It is false when visit was. live are those that may be unfinished.
-func (s *Badger) passing(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
+func (s *Badger) missingReporter(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
 	next := from
 	var between []messages.RunID
 	return func(to messages.RunID) bool {
 		if next < to {
-			between = s.register.between(between[:0], next, to-1)
+			between = s.finished.appendBetween(between[:0], next, to-1)
 			for _, run := range between {
 				if _, unfinished := slices.BinarySearch(live, run); !unfinished && !visit(&messages.Summary{ID: run, Damage: suspected}) {
 					return false
@@ -214,8 +214,8 @@ func (s *Badger) passing(from messages.RunID, live []messages.RunID, visit func(
 	}
 }
 
-// summaryOf decodes a row, if err is nil. One that is damaged is not the error of a list.
-func (s *Badger) summaryOf(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
+// decodeSummaryRow decodes a row, if err is nil. One that is damaged is not the error of a list.
+func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
 	if err == nil {
 		err = itemValue(item, func(v []byte) (err error) {
 			sum, _, err = decodeSummary(run, v)
@@ -223,19 +223,19 @@ func (s *Badger) summaryOf(run messages.RunID, item *badger.Item, err error) (su
 		})
 	}
 	if errors.Is(err, badger.ErrKeyNotFound) { // the index of a tag has it
-		err = missing(run)
+		err = missingSummary(run)
 	}
 	if errors.Is(err, errCorrupt) {
-		return damagedSummary(run, s.damagedRow(err)), nil
+		return damagedSummary(run, s.reportRowDamage(err)), nil
 	}
 	return sum, err
 }
 
-func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
+func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	switch {
 	case s.Damage != "":
 		return true // nobody knows
-	case !all && final(s.State), q.HasTag && s.Tag != q.Tag:
+	case !all && isFinal(s.State), q.HasTag && s.Tag != q.Tag:
 		return false
 	case len(q.States) > 0 && !slices.Contains(q.States, s.State):
 		return false
@@ -254,10 +254,10 @@ func selects(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 // The register says, too, which rows must be found: a run without one is damaged. Index rows
 // have no such witness: while any damage of the store is known, lists do without them.
 
-// finalOnly returns the states that a list wants, when they are all final ones; else 0.
-func finalOnly(q *messages.ListQuery) (states stateSet) {
+// finalStatesOnly returns the states that a list wants, when they are all final ones; else 0.
+func finalStatesOnly(q *messages.ListQuery) (states stateSet) {
 	for _, state := range q.States {
-		if !final(state) {
+		if !isFinal(state) {
 			return 0
 		}
 		states |= stateSetOf(state)
@@ -265,8 +265,8 @@ func finalOnly(q *messages.ListQuery) (states stateSet) {
 	return states
 }
 
-// indexesOf returns the prefixes of the index rows that all selected runs have.
-func indexesOf(q *messages.ListQuery) (prefixes [][]byte) {
+// indexPrefixes returns the prefixes of the index rows that all selected runs have.
+func indexPrefixes(q *messages.ListQuery) (prefixes [][]byte) {
 	if q.HasTag && q.Tag != "" {
 		prefixes = append(prefixes, tagPrefix(q.Tag))
 	}
@@ -287,37 +287,37 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 	return keys
 }
 
-// readFinished reads a page, up to the run last, by the indexes. All finished runs up to
+// readFinishedPage reads a page, up to the run last, by the indexes. All finished runs up to
 // there are registered.
-func (s *Badger) readFinished(p *page, last messages.RunID) error {
-	filter := finishedFilter{states: p.states, changedFrom: p.q.ChangedFrom, changedTo: p.q.ChangedTo}
+func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
+	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
-		rows := finishedRows{txn: txn}
+		rows := candidateReader{txn: txn}
 		defer rows.close()
 		if s.Damaged() == nil {
-			for _, prefix := range indexesOf(p.q) {
+			for _, prefix := range indexPrefixes(p.query) {
 				rows.indexes = append(rows.indexes, newIndexCursor(txn, prefix))
 			}
 		}
-		var times wordTimes
+		var times boundsTightener
 		if filter.changedTo > 0 {
-			times.register = &s.register
+			times.index = &s.finished
 		}
 		kept := 0
-		p.rows = p.rows[:0]
-		for ; ; p.looked++ {
-			run, ok := s.register.next(p.next, filter)
+		p.runs = p.runs[:0]
+		for ; ; p.examined++ {
+			run, ok := s.finished.nextMatch(p.next, filter)
 			if !ok || run > last {
-				times.leave()
+				times.finishWord()
 				p.next, p.more = last+1, last < 1<<64-1
 				return nil
 			}
 			p.next = run
-			if p.looked == pageRows {
+			if p.examined == pageRows {
 				p.more = true
 				return nil
 			}
-			at, any := rows.agree(run)
+			at, any := rows.nextInAllIndexes(run)
 			switch {
 			case !any:
 				p.more = false
@@ -326,44 +326,44 @@ func (s *Badger) readFinished(p *page, last messages.RunID) error {
 				p.next = at
 				continue
 			}
-			item, err := rows.row(run)
+			item, err := rows.summaryRow(run)
 			sum := &messages.Summary{ID: run, Damage: suspected}
 			if item != nil || err != nil {
-				if sum, err = s.summaryOf(run, item, err); err != nil {
+				if sum, err = s.decodeSummaryRow(run, item, err); err != nil {
 					return err
 				}
 			}
-			times.see(sum)
-			if selects(p.q, true, sum) {
-				p.rows = append(p.rows, sum)
+			times.observe(sum)
+			if matchesQuery(p.query, true, sum) {
+				p.runs = append(p.runs, sum)
 				if sum.Damage != suspected {
 					kept++
 				}
 			}
-			if p.next, p.more = run+1, run < 1<<64-1; !p.more || p.q.Limit > 0 && kept == p.q.Limit {
+			if p.next, p.more = run+1, run < 1<<64-1; !p.more || p.query.Limit > 0 && kept == p.query.Limit {
 				return nil
 			}
 		}
 	})
 }
 
-// wordTimes narrows the register's bounds of the times of runs that are read anyway: else a
+// boundsTightener narrows the register's bounds of the times of runs that are read anyway: else a
 // sweep of the retention would read them again and again.
-type wordTimes struct {
-	register *register // nil: it does nothing
-	word     uint64    // run id / 64
-	was      finishedWord
-	seen     int
-	oldest   int64
+type boundsTightener struct {
+	index  *finishedIndex // nil: it does nothing
+	word   uint64         // run id / 64
+	before finishedWord
+	seen   int
+	oldest int64
 }
 
-func (t *wordTimes) see(s *messages.Summary) {
-	if t.register == nil {
+func (t *boundsTightener) observe(s *messages.Summary) {
+	if t.index == nil {
 		return
 	}
 	if word := uint64(s.ID) / 64; t.seen == 0 || word != t.word {
-		t.leave()
-		*t = wordTimes{register: t.register, word: word, was: t.register.word(s.ID), oldest: math.MaxInt64}
+		t.finishWord()
+		*t = boundsTightener{index: t.index, word: word, before: t.index.wordOf(s.ID), oldest: math.MaxInt64}
 	}
 	t.seen++
 	if s.Damage == "" {
@@ -371,10 +371,10 @@ func (t *wordTimes) see(s *messages.Summary) {
 	}
 }
 
-// leave is called when no more runs of the word come.
-func (t *wordTimes) leave() {
-	if t.seen > 0 && t.seen == bits.OnesCount64(t.was.all()) {
-		t.register.tighten(messages.RunID(t.word*64), t.was, t.oldest)
+// finishWord is called when no more runs of the word come.
+func (t *boundsTightener) finishWord() {
+	if t.seen > 0 && t.seen == bits.OnesCount64(t.before.anyState()) {
+		t.index.tighten(messages.RunID(t.word*64), t.before, t.oldest)
 	}
 	t.seen = 0
 }
@@ -383,7 +383,7 @@ func (t *wordTimes) leave() {
 // moment ago has not counted them.
 func (s *Badger) FinishedCount() (n int, known bool) {
 	err := s.view(func(*badger.Txn) error { // the register knows what the read sees
-		n, known = s.register.len()
+		n, known = s.finished.count()
 		return nil
 	})
 	return n, known && err == nil

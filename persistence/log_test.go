@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
 )
@@ -52,14 +53,14 @@ func eventually(t *testing.T, what string, done func() bool) {
 
 // commitOne commits one row, beside the committer, which has nothing to do.
 func commitOne(s *Badger, key string) error {
-	o := seal([]byte(key), []byte("value of "+key))
-	return s.commitAlone([]op{o}, o.size())
+	o := sealRow([]byte(key), []byte("value of "+key))
+	return s.commitAndApply([]mutation{o}, o.Size())
 }
 
 // stored tells whether a row of commitOne is there.
 func stored(t *testing.T, s *Badger, key string) bool {
 	t.Helper()
-	v, err := s.get([]byte(key))
+	v, err := s.getRow([]byte(key))
 	if err != nil || v != nil && string(v) != "value of "+key {
 		t.Errorf("%s: %q, %v", key, v, err)
 	}
@@ -71,12 +72,12 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 	disk := faults.New(vfs.OS{})
 	c := Config{Dir: t.TempDir(), FS: disk}
 	s := openLocal(t, c)
-	s.local.settle()
+	s.localWAL.waitApplied()
 	var mu sync.Mutex
 	var given []uint64
 	late := make(chan struct{})
-	write := s.local.write
-	s.local.write = func(ops []op, at uint64, done func(error)) {
+	write := s.localWAL.writeRows
+	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		mu.Lock()
 		given = append(given, at)
 		mu.Unlock()
@@ -88,7 +89,7 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 	if err := commitOne(s, "?first"); err != nil {
 		t.Fatal(err)
 	}
-	first := s.local.log.Last()
+	first := s.localWAL.log.Last()
 	disk.Add(faults.Rule{Op: faults.Sync, Path: "0000000001.new"})
 	if err := commitOne(s, "?second"); !errors.Is(err, faults.ErrInjected) || !errors.Is(err, ErrFailed) {
 		t.Errorf("%v", err)
@@ -113,10 +114,10 @@ func TestFailedCommitIsNotGivenToBadger(t *testing.T) {
 func TestNothingAfterARefusedCommit(t *testing.T) {
 	c := Config{Dir: t.TempDir()}
 	s := openLocal(t, c)
-	s.local.settle()
-	write := s.local.write
-	refused := s.local.log.Last() + 2
-	s.local.write = func(ops []op, at uint64, done func(error)) {
+	s.localWAL.waitApplied()
+	write := s.localWAL.writeRows
+	refused := s.localWAL.log.Last() + 2
+	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		if at == refused {
 			done(errors.New("injected"))
 			return
@@ -124,11 +125,11 @@ func TestNothingAfterARefusedCommit(t *testing.T) {
 		write(ops, at, done)
 	}
 	for _, key := range []string{"?before", "?refused", "?after"} {
-		o := seal([]byte(key), []byte("value of "+key))
-		if _, err := s.local.commit([]op{o}, o.size()); err != nil { // beside the check for the failure, as if that came later
+		o := sealRow([]byte(key), []byte("value of "+key))
+		if _, err := s.localWAL.commit([]mutation{o}, o.Size()); err != nil { // beside the check for the failure, as if that came later
 			t.Fatal(err)
 		}
-		s.local.apply()
+		s.localWAL.applyToBadger()
 	}
 	if err := s.Err(); !errors.Is(err, ErrFailed) {
 		t.Errorf("the store goes on: %v", err)
@@ -147,13 +148,13 @@ func TestNothingAfterARefusedCommit(t *testing.T) {
 // TestFailedOpenWaitsForBadger: an open that fails does not close Badger while that takes a commit.
 func TestFailedOpenWaitsForBadger(t *testing.T) {
 	given := make(chan struct{})
-	_, err := OpenBadger(Config{Dir: t.TempDir(), ofLog: func(l *localLog) {
-		write := l.write
-		l.write = func(ops []op, at uint64, done func(error)) {
+	_, err := OpenBadger(Config{Dir: t.TempDir(), onWAL: func(l *localWAL) {
+		write := l.writeRows
+		l.writeRows = func(ops []mutation, at uint64, done func(error)) {
 			l.alarm(errors.New("injected"))
 			go func() {
 				defer close(given)
-				eventually(t, "the open waits for Badger", func() bool { return underWay("(*localLog).settle") })
+				eventually(t, "the open waits for Badger", func() bool { return underWay("(*localWAL).waitApplied") })
 				write(ops, at, done)
 			}()
 		}
@@ -172,18 +173,18 @@ func TestReplayEndsWithTheFirstError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	r := replayer{db: db, fits: func(rows int, _ int64) bool { return rows <= 1 }, flushed: make(chan error, 1)}
+	r := replayer{db: db, limits: badgerguard.Limits{Rows: 1, Bytes: 1 << 20}, flushed: make(chan error, 1)}
 	keys := []string{"!badger!refused", "second", "third", "fourth"}
 	var first error
 	for i, key := range keys {
 		var g commitlog.Group
 		g.Reset()
 		g.Set([]byte(key), []byte("value"))
-		if first = r.add(uint64(i+1), g.Bytes()); first != nil {
+		if first = r.addCommit(uint64(i+1), g.Bytes()); first != nil {
 			break
 		}
 	}
-	if err := r.end(); !errors.Is(first, badger.ErrInvalidKey) || !errors.Is(err, badger.ErrInvalidKey) {
+	if err := r.finish(); !errors.Is(first, badger.ErrInvalidKey) || !errors.Is(err, badger.ErrInvalidKey) {
 		t.Errorf("%v, then %v", first, err)
 	}
 	txn := db.NewTransactionAt(1<<63, false)
@@ -197,30 +198,30 @@ func TestReplayEndsWithTheFirstError(t *testing.T) {
 
 // calledLog notes how a commitLog is called.
 type calledLog struct {
-	commitLog
+	writeAheadLog
 	calls []string
 }
 
-func (l *calledLog) commit(ops []op, size int64) (uint64, error) {
+func (l *calledLog) commit(ops []mutation, size int64) (uint64, error) {
 	l.calls = append(l.calls, "commit")
-	return l.commitLog.commit(ops, size)
+	return l.writeAheadLog.commit(ops, size)
 }
 
-func (l *calledLog) apply() {
+func (l *calledLog) applyToBadger() {
 	l.calls = append(l.calls, "apply")
-	l.commitLog.apply()
+	l.writeAheadLog.applyToBadger()
 }
 
 // TestApplyComesBehindACommitOnly: the writer that commits nothing leaves the log to those who
 // write while it rests.
 func TestApplyComesBehindACommitOnly(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	l := &calledLog{commitLog: s.local}
-	s.commits = l
-	row := seal([]byte("?row"), nil)
-	todo, written := make(chan *group, 3), make(chan error, 3)
-	todo <- new(group)
-	todo <- &group{ops: []op{row}, size: row.size()}
+	l := &calledLog{writeAheadLog: s.localWAL}
+	s.wal = l
+	row := sealRow([]byte("?row"), nil)
+	todo, written := make(chan *writeGroup, 3), make(chan error, 3)
+	todo <- new(writeGroup)
+	todo <- &writeGroup{mutations: []mutation{row}, size: row.Size()}
 	close(todo)
 	s.writeLoop(todo, written)
 	if err := errors.Join(<-written, <-written); err != nil || !slices.Equal(l.calls, []string{"commit", "apply"}) {
@@ -228,8 +229,8 @@ func TestApplyComesBehindACommitOnly(t *testing.T) {
 	}
 	_ = s.fail(errors.New("injected"))
 	l.calls = nil
-	todo = make(chan *group, 1)
-	todo <- &group{ops: []op{row}, size: row.size()}
+	todo = make(chan *writeGroup, 1)
+	todo <- &writeGroup{mutations: []mutation{row}, size: row.Size()}
 	close(todo)
 	s.writeLoop(todo, written)
 	if err := <-written; !errors.Is(err, ErrFailed) || l.calls != nil {
@@ -240,12 +241,12 @@ func TestApplyComesBehindACommitOnly(t *testing.T) {
 // TestNoPartsAfterAFailure: the group that a batch in parts has waited for may have failed.
 func TestNoPartsAfterAFailure(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	l := &calledLog{commitLog: s.local}
-	s.commits = l
+	l := &calledLog{writeAheadLog: s.localWAL}
+	s.wal = l
 	_ = s.fail(errors.New("injected"))
-	row := seal([]byte("?row"), nil)
+	row := sealRow([]byte("?row"), nil)
 	var answered error
-	s.commitStaged([]op{row}, &item{batch: &Batch{}, done: func(err error) { answered = err }})
+	s.commitStaged([]mutation{row}, &pendingBatch{batch: &Batch{}, done: func(err error) { answered = err }})
 	if !errors.Is(answered, ErrFailed) || l.calls != nil {
 		t.Errorf("%v, %q", answered, l.calls)
 	}
@@ -254,10 +255,10 @@ func TestNoPartsAfterAFailure(t *testing.T) {
 // TestToldBeforeAnswered: whoever is answered reads the run, although Badger has it later.
 func TestToldBeforeAnswered(t *testing.T) {
 	s := openLocal(t, Config{Dir: t.TempDir()})
-	s.local.settle()
+	s.localWAL.waitApplied()
 	late := make(chan struct{})
-	write := s.local.write
-	s.local.write = func(ops []op, at uint64, done func(error)) {
+	write := s.localWAL.writeRows
+	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		go func() {
 			<-late
 			write(ops, at, done)
@@ -266,9 +267,9 @@ func TestToldBeforeAnswered(t *testing.T) {
 	answered := make(chan error, 1)
 	b := &Batch{Run: 7, Create: &Creation{Definition: []byte("spec")}, Summary: &messages.Summary{ID: 7, State: dag.RunQueued}}
 	b.Done = func(err error) {
-		s.moments.mu.Lock()
-		defer s.moments.mu.Unlock()
-		if told, last := s.moments.telling, s.local.log.Last(); told != last {
+		s.timestamps.mu.Lock()
+		defer s.timestamps.mu.Unlock()
+		if told, last := s.timestamps.announced, s.localWAL.log.Last(); told != last {
 			t.Errorf("answered when reads wait for commit %d, the newest is %d", told, last)
 		}
 		answered <- err
@@ -282,7 +283,7 @@ func TestToldBeforeAnswered(t *testing.T) {
 		_, err := s.Summary(7)
 		read <- err
 	}()
-	eventually(t, "the read waits for Badger, or ends", func() bool { return len(read) > 0 || underWay("(*moments).enterRead") })
+	eventually(t, "the read waits for Badger, or ends", func() bool { return len(read) > 0 || underWay("(*readTimestamps).acquireLocked") })
 	if len(read) > 0 {
 		t.Error("read before Badger has it")
 	}
@@ -304,7 +305,7 @@ func TestABatchIsTheCallersBehindItsAnswer(t *testing.T) {
 	b := &Batch{Run: 7, Create: &Creation{Definition: doc}, Summary: &messages.Summary{ID: 7, State: dag.RunQueued}}
 	b.Done = func(err error) {
 		for end := time.Now().Add(20 * time.Millisecond); !read && time.Now().Before(end); {
-			read = underWay("(*packer).append")
+			read = underWay("(*packer).appendPacked")
 		}
 		done <- err
 	}
@@ -325,14 +326,14 @@ func (d noiseDocument) Open() (io.ReadCloser, error) {
 // TestRowsStayUntilBadgerHasThem: the buffers of a commit are used again only when Badger has its
 // rows, be it as late as it may: when the next commit is in the log.
 func TestRowsStayUntilBadgerHasThem(t *testing.T) {
-	s := openLocal(t, Config{Dir: t.TempDir(), memory: 4 << 20})
-	s.local.settle()
-	write := s.local.write
-	s.local.write = func(ops []op, at uint64, done func(error)) {
+	s := openLocal(t, Config{Dir: t.TempDir(), memTable: 4 << 20})
+	s.localWAL.waitApplied()
+	write := s.localWAL.writeRows
+	s.localWAL.writeRows = func(ops []mutation, at uint64, done func(error)) {
 		given := sumOf(ops)
 		go func() {
 			// Until the next commit is in the log, if one comes, and a little longer.
-			for end := time.Now().Add(20 * time.Millisecond); s.local.log.Last() <= at && time.Now().Before(end); {
+			for end := time.Now().Add(20 * time.Millisecond); s.localWAL.log.Last() <= at && time.Now().Before(end); {
 				time.Sleep(100 * time.Microsecond)
 			}
 			for end := time.Now().Add(2 * time.Millisecond); sumOf(ops) == given && time.Now().Before(end); {
@@ -344,7 +345,7 @@ func TestRowsStayUntilBadgerHasThem(t *testing.T) {
 			write(ops, at, done)
 		}()
 	}
-	long := make([]byte, longFrom)
+	long := make([]byte, longDocumentSize)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(long)
 	const runs = 30
 	for run := range messages.RunID(runs) {
@@ -382,12 +383,12 @@ func TestRowsStayUntilBadgerHasThem(t *testing.T) {
 }
 
 // sumOf is a checksum of rows.
-func sumOf(ops []op) uint64 {
+func sumOf(ops []mutation) uint64 {
 	h := fnv.New64a()
 	for _, o := range ops {
-		fmt.Fprintf(h, "%d %d %v ", len(o.key), len(o.val), o.del)
-		h.Write(o.key)
-		h.Write(o.val)
+		fmt.Fprintf(h, "%d %d %v ", len(o.Key), len(o.Value), o.Delete)
+		h.Write(o.Key)
+		h.Write(o.Value)
 	}
 	return h.Sum64()
 }

@@ -18,7 +18,7 @@ const (
 
 func (s *Badger) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
-	if errors.Is(err, errCorrupt) && s.unsummed() {
+	if errors.Is(err, errCorrupt) && s.lacksChecksum() {
 		return fmt.Errorf("of a format before %d, this program reads format %d", formatVersion, formatVersion)
 	}
 	if err != nil {
@@ -33,7 +33,7 @@ func (s *Badger) checkFormat(shards int) error {
 	}
 	if format == 0 {
 		empty := true
-		if err := s.scan(nil, nil, false, func([]byte, *badger.Item) (bool, error) {
+		if err := s.scanRows(nil, nil, false, func([]byte, *badger.Item) (bool, error) {
 			empty = false
 			return false, nil
 		}); err != nil {
@@ -58,10 +58,10 @@ func (s *Badger) checkFormat(shards int) error {
 	return nil
 }
 
-// unsummed tells whether the row of the format has no checksum, as before format 3.
-func (s *Badger) unsummed() bool {
+// lacksChecksum tells whether the row of the format has no checksum, as before format 3.
+func (s *Badger) lacksChecksum() bool {
 	bare := false
-	_ = s.scan(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
+	_ = s.scanRows(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
 		return false, item.Value(func(v []byte) error {
 			bare = len(v) == 2 && v[0] == metaV1
 			return nil
@@ -75,13 +75,13 @@ func (s *Badger) Shards() int { return s.shards }
 
 const metaV1 = 1
 
-func metaRow(name string, n uint64) op {
-	return seal(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
+func metaRow(name string, n uint64) mutation {
+	return sealRow(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
 }
 
 // metaNumber reads a meta row; 0 when there is none.
 func (s *Badger) metaNumber(name string) (uint64, error) {
-	v, err := s.get(metaKey(name))
+	v, err := s.getRow(metaKey(name))
 	if err != nil || v == nil {
 		return 0, err
 	}
@@ -96,7 +96,7 @@ func (s *Badger) metaNumber(name string) (uint64, error) {
 // NextRun is one more than the highest run id that was ever used.
 func (s *Badger) NextRun() (next messages.RunID, err error) {
 	err = s.view(func(*badger.Txn) error {
-		next = messages.RunID(s.enc.next.Load())
+		next = messages.RunID(s.encoder.nextRun.Load())
 		return nil
 	})
 	return next, err
@@ -115,12 +115,12 @@ func (s *Badger) loadIndex() error {
 	}
 	first := uint64(1<<64 - 1)
 	see := func(key []byte) {
-		run := uint64(keyRun(key))
+		run := uint64(runOfKey(key))
 		first, next = min(first, run), max(next, run+1)
 	}
-	err = s.scan([]byte{typeLive}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
+	err = s.scanRows([]byte{typeUnfinished}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
 		see(key)
-		s.moments.enter(keyRun(key))
+		s.timestamps.addUnfinished(runOfKey(key))
 		return true, nil
 	})
 	if err != nil {
@@ -129,8 +129,8 @@ func (s *Badger) loadIndex() error {
 	for _, from := range [...]struct {
 		key     []byte
 		reverse bool
-	}{{nil, false}, {append(markKey(typeFinal, 1<<64-1), 0xff), true}} {
-		err = s.scan([]byte{typeFinal}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
+	}{{nil, false}, {append(markKey(typeFinished, 1<<64-1), 0xff), true}} {
+		err = s.scanRows([]byte{typeFinished}, from.key, from.reverse, func(key []byte, _ *badger.Item) (bool, error) {
 			see(key)
 			return false, nil
 		})
@@ -138,9 +138,9 @@ func (s *Badger) loadIndex() error {
 			return err
 		}
 	}
-	s.enc.next.Store(next)
+	s.encoder.nextRun.Store(next)
 	if first = min(first, next); first > 0 {
-		s.gone.add(0, messages.RunID(first)-1)
+		s.deletedIDs.Add(0, first-1)
 	}
 	return nil
 }
@@ -170,7 +170,7 @@ func decodeMark(v []byte) (m ClockMark, err error) {
 
 // ClockMark returns what SetClockMark has stored; ok is false in a new store.
 func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
-	v, err := s.get(metaKey("mark"))
+	v, err := s.getRow(metaKey("mark"))
 	if err != nil || v == nil {
 		return ClockMark{}, false, err
 	}
@@ -182,5 +182,5 @@ func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
 
 // SetClockMark keeps a mark and returns when it is durable.
 func (s *Badger) SetClockMark(m ClockMark) error {
-	return s.deleteStep([]op{seal(metaKey("mark"), appendMark(nil, m))})
+	return s.commitRows([]mutation{sealRow(metaKey("mark"), appendMark(nil, m))})
 }

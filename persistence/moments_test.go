@@ -19,7 +19,7 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	defer s.Close()
 	put := func(val string) {
 		done := make(chan error, 1)
-		s.queue.push(&item{ops: []op{seal([]byte("?key"), []byte(val))}, done: func(err error) { done <- err }})
+		s.queue.push(&pendingBatch{mutations: []mutation{sealRow([]byte("?key"), []byte(val))}, done: func(err error) { done <- err }})
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
@@ -27,38 +27,38 @@ func TestReadsDoNotWaitForCommits(t *testing.T) {
 	put("one")
 	// A commit whose rows are in the tree already, and that is not durable yet.
 	at := next(s)
-	if err := write(s, []op{seal([]byte("?key"), []byte("two"))}, at); err != nil {
+	if err := write(s, []mutation{sealRow([]byte("?key"), []byte("two"))}, at); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := s.get([]byte("?key")); err != nil || string(v) != "one" {
+	if v, err := s.getRow([]byte("?key")); err != nil || string(v) != "one" {
 		t.Errorf("before it is durable: %q, %v", v, err)
 	}
-	s.db.SetDiscardTs(s.moments.advance(at, nil))
-	if v, err := s.get([]byte("?key")); err != nil || string(v) != "two" {
+	s.db.SetDiscardTs(s.timestamps.publish(at, nil))
+	if v, err := s.getRow([]byte("?key")); err != nil || string(v) != "two" {
 		t.Errorf("after: %q, %v", v, err)
 	}
 }
 
 // next is the number of the next commit, once Badger has all before it.
 func next(s *Badger) uint64 {
-	s.local.settle()
-	return s.moments.durable + 1
+	s.localWAL.waitApplied()
+	return s.timestamps.published + 1
 }
 
 // What a read that is under way sees stays, whatever is written and compacted
 // meanwhile.
 func TestAReadKeepsItsMoment(t *testing.T) {
-	s, err := OpenBadger(Config{Dir: t.TempDir(), memory: 1 << 20})
+	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	writeRound := func(round int) {
-		ops := make([]op, 100)
+		ops := make([]mutation, 100)
 		for i := range ops {
-			ops[i] = seal(fmt.Appendf(nil, "?%03d", i), fmt.Appendf(nil, "%d %0900d", round, i))
+			ops[i] = sealRow(fmt.Appendf(nil, "?%03d", i), fmt.Appendf(nil, "%d %0900d", round, i))
 		}
-		if err := s.deleteStep(ops); err != nil { // bare rows, as deletions are
+		if err := s.commitRows(ops); err != nil { // bare rows, as deletions are
 			t.Fatal(err)
 		}
 	}
@@ -71,7 +71,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 			return err
 		}
 		for i := range 100 {
-			v, err := getTxn(txn, fmt.Appendf(nil, "?%03d", i))
+			v, err := getRowTxn(txn, fmt.Appendf(nil, "?%03d", i))
 			if err != nil || string(v) != fmt.Sprintf("0 %0900d", i) {
 				return fmt.Errorf("row %d is %.20q, %v", i, v, err)
 			}
@@ -82,27 +82,27 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 		t.Error(err)
 	}
 	writeRound(201)
-	if v, err := s.get([]byte("?007")); err != nil || string(v) != fmt.Sprintf("201 %0900d", 7) {
+	if v, err := s.getRow([]byte("?007")); err != nil || string(v) != fmt.Sprintf("201 %0900d", 7) {
 		t.Errorf("now: %.20q, %v", v, err)
 	}
 }
 
 func TestMoments(t *testing.T) {
-	m := newMoments()
-	m.advance(7, nil)
-	a := m.begin()
-	if oldest := m.advance(8, nil); oldest != 7 {
+	m := newReadTimestamps()
+	m.publish(7, nil)
+	a := m.acquire()
+	if oldest := m.publish(8, nil); oldest != 7 {
 		t.Errorf("oldest %d while 7 is read", oldest)
 	}
-	b, c := m.begin(), m.begin()
-	m.end(a)
-	if oldest := m.advance(9, nil); oldest != 8 || b != 8 || c != 8 {
+	b, c := m.acquire(), m.acquire()
+	m.release(a)
+	if oldest := m.publish(9, nil); oldest != 8 || b != 8 || c != 8 {
 		t.Errorf("oldest %d while %d and %d are read", oldest, b, c)
 	}
-	m.end(b)
-	m.end(c)
-	if oldest := m.advance(10, nil); oldest != 10 || len(m.reads) != 0 {
-		t.Errorf("oldest %d with nobody reading, %v", oldest, m.reads)
+	m.release(b)
+	m.release(c)
+	if oldest := m.publish(10, nil); oldest != 10 || len(m.active) != 0 {
+		t.Errorf("oldest %d with nobody reading, %v", oldest, m.active)
 	}
 }
 
@@ -114,13 +114,13 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	encode := func(run messages.RunID, state dag.RunState, c *Creation) []op {
-		g := new(group)
+	encode := func(run messages.RunID, state dag.RunState, c *Creation) []mutation {
+		g := new(writeGroup)
 		b := &Batch{Run: run, Create: c, Summary: &messages.Summary{ID: run, Tag: "t", State: state}}
-		if err := s.enc.encode(g, &item{batch: b}); err != nil {
+		if err := s.encoder.encodeBatch(g, &pendingBatch{batch: b}); err != nil {
 			t.Fatal(err)
 		}
-		return g.ops
+		return g.mutations
 	}
 	list := func() (runs string) {
 		t.Helper()
@@ -140,19 +140,19 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 			t.Errorf("%s:%s, want%s", what, got, now)
 		}
 	}
-	commit := func(what string, ops []op, then string) {
+	commit := func(what string, ops []mutation, then string) {
 		t.Helper()
 		at := next(s)
 		if err := write(s, ops, at); err != nil {
 			t.Fatal(err)
 		}
 		check(what + ", not durable yet")
-		s.moments.advance(at, ops)
+		s.timestamps.publish(at, ops)
 		now = then
 		check(what + ", durable")
 	}
 	now = ""
-	var created []op
+	var created []mutation
 	for run := range messages.RunID(3) {
 		created = append(created, encode(run, dag.RunQueued, &Creation{Definition: []byte("spec")})...)
 	}
@@ -169,7 +169,7 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 	// The same, all in one group.
 	commit("all at once", slices.Concat(encode(2, dag.RunErrored, nil), encode(2, dag.RunQueued, nil), encode(2, dag.RunKilled, nil)),
 		" 0:QUEUED 1:RUNNING 2:KILLED")
-	if live := s.moments.unfinished(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
+	if live := s.timestamps.unfinishedFrom(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
 		t.Errorf("unfinished are %d", live)
 	}
 }
@@ -177,23 +177,23 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 // TestAReadSeesWhatWasTold: a read that begins when somebody was told of a commit waits until
 // that can be read; one that began before does not. When the store has failed nobody waits.
 func TestAReadSeesWhatWasTold(t *testing.T) {
-	m := newMoments()
-	m.advance(1, nil)
-	m.told(2)
+	m := newReadTimestamps()
+	m.publish(1, nil)
+	m.announce(2)
 	began := make(chan uint64)
-	go func() { began <- m.begin() }()
+	go func() { began <- m.acquire() }()
 	select {
 	case at := <-began:
 		t.Fatalf("a read of %d, though 2 was told", at)
 	default:
 	}
-	m.advance(2, nil)
+	m.publish(2, nil)
 	if at := <-began; at != 2 {
 		t.Errorf("a read of %d, want 2", at)
 	}
-	m.told(3)
-	go func() { began <- m.begin() }()
-	m.abandon()
+	m.announce(3)
+	go func() { began <- m.acquire() }()
+	m.stopWaiting()
 	if at := <-began; at != 2 {
 		t.Errorf("a read of %d in a failed store, want 2", at)
 	}
@@ -208,21 +208,21 @@ func TestBadgerIsBehind(t *testing.T) {
 	}
 	defer s.Close()
 	behind := make(chan struct{})
-	applied := s.local.applied
-	s.local.applied = func(at uint64, ops []op) {
+	applied := s.localWAL.onApplied
+	s.localWAL.onApplied = func(at uint64, ops []mutation) {
 		go func() {
 			<-behind
 			applied(at, ops)
 		}()
 	}
 	done := make(chan error, 1)
-	s.queue.push(&item{ops: []op{seal([]byte("?key"), []byte("one"))}, done: func(err error) { done <- err }})
+	s.queue.push(&pendingBatch{mutations: []mutation{sealRow([]byte("?key"), []byte("one"))}, done: func(err error) { done <- err }})
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	read := make(chan string, 1)
 	go func() {
-		v, err := s.get([]byte("?key"))
+		v, err := s.getRow([]byte("?key"))
 		read <- fmt.Sprint(string(v), err)
 	}()
 	select {

@@ -37,6 +37,9 @@ type Offline struct {
 	bytes         int64
 }
 
+// offlineMemTable is the memtable size of the scratch stores, in bytes.
+const offlineMemTable = 16 << 20
+
 // keyRange is keys from from on, below to; nil is open.
 type keyRange struct{ from, to []byte }
 
@@ -46,14 +49,11 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	if _, err := os.Stat(dir); err != nil {
 		return nil, err
 	}
-	free, err := lockFolder(dir)
+	unlock, err := badgerguard.LockFolder(dir)
 	if err != nil {
 		return nil, err
 	}
-	if free == nil {
-		return nil, inUse(dir)
-	}
-	defer free()
+	defer unlock()
 	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-", nil)
 	if err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		}
 	}()
 	o = &Offline{scratch: dirs.Name(), lock: dirs}
-	r, err := badgerguard.Verify(ctx, dir, badgerguard.Options{Blocks: true, Unreadable: true})
+	r, err := badgerguard.Verify(ctx, dir, badgerguard.VerifyOptions{Blocks: true, Unreadable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
 		return nil, err
 	}
-	named, err := o.named(dir, r, broken)
+	named, err := o.tablesToRead(dir, r, broken)
 	if err != nil {
 		return nil, err
 	}
@@ -102,16 +102,16 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		}
 		whole = append(whole, offlineTable{path, named[id]})
 	}
-	if err := o.gather(dir, extra, named, partial); err != nil {
+	if err := o.gatherRows(dir, extra, named, partial); err != nil {
 		return nil, err
 	}
-	if whole, err = collect(view, whole, extra); err != nil {
+	if whole, err = linkTables(view, whole, extra); err != nil {
 		return nil, err
 	}
-	if err := o.open(view); err != nil {
+	if err := o.openView(view); err != nil {
 		return nil, err
 	}
-	if err := o.carryOutStaged(whole); err != nil {
+	if err := o.applyStagedBatches(whole); err != nil {
 		return nil, errors.Join(err, o.db.Close())
 	}
 	o.checkNext(r)
@@ -125,8 +125,8 @@ type offlineTable struct {
 	entry badgerguard.Entry
 }
 
-// collect makes view a folder of these tables and of those in extra, and returns all of them.
-func collect(view string, list []offlineTable, extra string) ([]offlineTable, error) {
+// linkTables makes view a folder of these tables and of those in extra, and returns all of them.
+func linkTables(view string, list []offlineTable, extra string) ([]offlineTable, error) {
 	found, err := badgerguard.Found(extra)
 	if err != nil {
 		return nil, err
@@ -143,21 +143,21 @@ func collect(view string, list []offlineTable, extra string) ([]offlineTable, er
 	return list, all.Finish()
 }
 
-// carryOutStaged opens the store again with the rows of the batches that were committed in
+// applyStagedBatches opens the store again with the rows of the batches that were committed in
 // parts and not carried out yet, as the next start of a server has them.
-func (o *Offline) carryOutStaged(list []offlineTable) error {
-	var rows []op
+func (o *Offline) applyStagedBatches(list []offlineTable) error {
+	var rows []mutation
 	err := o.eachStaged(func(st *stagedBatch) error {
 		if !st.marked {
 			return nil
 		}
-		ops, err := st.rows()
+		ops, err := st.mutations()
 		if errors.Is(err, errCorrupt) { // nobody can tell which rows it had
 			o.DamagedFiles = append(o.DamagedFiles, err)
 			o.UnboundedLoss = true
 			return nil
 		}
-		rows = append(append(rows, ops...), st.cleanup()...)
+		rows = append(append(rows, ops...), st.markAndPartDeletions()...)
 		return err
 	})
 	if errors.Is(err, errCorrupt) { // Scan names the row
@@ -171,16 +171,16 @@ func (o *Offline) carryOutStaged(list []offlineTable) error {
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
 		return err
 	}
-	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+	db, err := badger.OpenManaged(badgerguard.Options(extra, offlineMemTable).WithLogger(nil))
 	if err != nil {
 		return err
 	}
 	batch := db.NewManagedWriteBatch()
 	for _, row := range rows {
-		if row.del {
-			err = batch.DeleteAt(row.key, at)
+		if row.Delete {
+			err = batch.DeleteAt(row.Key, at)
 		} else {
-			err = batch.SetEntryAt(badger.NewEntry(row.key, row.val), at)
+			err = batch.SetEntryAt(badger.NewEntry(row.Key, row.Value), at)
 		}
 		if err != nil {
 			batch.Cancel()
@@ -190,19 +190,19 @@ func (o *Offline) carryOutStaged(list []offlineTable) error {
 	if err := errors.Join(batch.Flush(), db.Close()); err != nil {
 		return err
 	}
-	if _, err := collect(view, list, extra); err != nil {
+	if _, err := linkTables(view, list, extra); err != nil {
 		return err
 	}
-	o.enc.pack.close()
+	o.encoder.packer.close()
 	if err := o.db.Close(); err != nil {
 		return err
 	}
-	return o.open(view)
+	return o.openView(view)
 }
 
-// named are the tables to read. Without a manifest these are all that lie there: older
+// tablesToRead are the tables to read. Without a manifest these are all that lie there: older
 // rows may come back with them.
-func (o *Offline) named(dir string, r *badgerguard.Report, broken map[string]bool) (map[uint64]badgerguard.Entry, error) {
+func (o *Offline) tablesToRead(dir string, r *badgerguard.Report, broken map[string]bool) (map[uint64]badgerguard.Entry, error) {
 	if r.Manifest != nil {
 		return r.Manifest.Tables, nil
 	}
@@ -223,9 +223,9 @@ func (o *Offline) named(dir string, r *badgerguard.Report, broken map[string]boo
 	return found, nil
 }
 
-// gather makes tables of the commit log and of the whole blocks of damaged tables.
-func (o *Offline) gather(dir, extra string, named map[uint64]badgerguard.Entry, partial []uint64) error {
-	db, err := badger.OpenManaged(badgerOptions(Config{Dir: extra, memory: 16 << 20}).WithLogger(nil))
+// gatherRows makes tables of the commit log and of the whole blocks of damaged tables.
+func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Entry, partial []uint64) error {
+	db, err := badger.OpenManaged(badgerguard.Options(extra, offlineMemTable).WithLogger(nil))
 	if err != nil {
 		return err
 	}
@@ -261,23 +261,23 @@ func (o *Offline) gather(dir, extra string, named map[uint64]badgerguard.Entry, 
 	return errors.Join(err, batch.Flush(), db.Close())
 }
 
-// open opens the scratch folder.
-func (o *Offline) open(view string) (err error) {
-	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{}), moments: newMoments()}
-	s.enc.moments = s.moments
-	if s.enc.pack, err = newPacker(); err != nil {
+// openView opens the scratch folder.
+func (o *Offline) openView(view string) (err error) {
+	s := &Badger{dir: view, log: slog.New(slog.DiscardHandler), failed: make(chan struct{}), timestamps: newReadTimestamps()}
+	s.encoder.timestamps = s.timestamps
+	if s.encoder.packer, err = newPacker(); err != nil {
 		return err
 	}
-	s.db, err = badger.OpenManaged(badgerOptions(Config{Dir: view, memory: 16 << 20}).
+	s.db, err = badger.OpenManaged(badgerguard.Options(view, offlineMemTable).
 		WithReadOnly(true).WithBypassLockGuard(true).WithLogger(nil))
 	if err != nil {
-		s.enc.pack.close()
+		s.encoder.packer.close()
 		return err
 	}
-	s.moments.advance(s.db.MaxVersion(), nil)
+	s.timestamps.publish(s.db.MaxVersion(), nil)
 	o.Badger = s
 	if err := s.loadIndex(); err != nil {
-		s.enc.pack.close()
+		s.encoder.packer.close()
 		return errors.Join(err, s.db.Close())
 	}
 	return nil
@@ -288,16 +288,16 @@ func (o *Offline) checkNext(r *badgerguard.Report) {
 	if r.Inventory == nil {
 		return
 	}
-	if next := r.Inventory.NextRun; next > o.enc.next.Load() {
-		o.DamagedFiles = append(o.DamagedFiles, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.enc.next.Load()))
+	if next := r.Inventory.NextRun; next > o.encoder.nextRun.Load() {
+		o.DamagedFiles = append(o.DamagedFiles, fmt.Errorf("run ids below %d were in use, the rows end at %d: runs are missing", next, o.encoder.nextRun.Load()))
 		o.UnboundedLoss = true
-		o.enc.next.Store(next)
+		o.encoder.nextRun.Store(next)
 	}
 }
 
 // Close removes what was made.
 func (o *Offline) Close() error {
-	o.enc.pack.close()
+	o.encoder.packer.close()
 	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch), o.lock.Close())
 }
 
@@ -306,7 +306,7 @@ func (o *Offline) TableBytes() int64 { return o.bytes }
 
 // MayHaveLost tells whether rows of a run may be among those that are damaged.
 func (o *Offline) MayHaveLost(run messages.RunID) bool {
-	for _, typ := range append([]byte{typeLive, typeFinal, typeDeleting}, runTypes[:]...) {
+	for _, typ := range append([]byte{typeUnfinished, typeFinished, typeDeleting}, runTypes[:]...) {
 		first, end := runKey(typ, run), append(runKey(typ, run), bytes.Repeat([]byte{0xff}, 24)...)
 		for _, l := range o.lost {
 			if (l.to == nil || bytes.Compare(first, l.to) < 0) && bytes.Compare(l.from, end) <= 0 {
@@ -322,12 +322,12 @@ func (o *Offline) MayHaveLost(run messages.RunID) bool {
 // whether there is a summary.
 func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
 	runs := map[messages.RunID]bool{}
-	err := o.scan(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
-		ofRun := wholeKey(key) && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeLive || key[0] == typeFinal)
+	err := o.scanRows(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
+		ofRun := isWellFormedKey(key) && (bytes.IndexByte(runTypes[:], key[0]) >= 0 || key[0] == typeUnfinished || key[0] == typeFinished)
 		id := messages.RunID(0)
 		if ofRun {
-			id = keyRun(key)
-			runs[id] = runs[id] || key[0] == typeLive || key[0] == typeFinal
+			id = runOfKey(key)
+			runs[id] = runs[id] || key[0] == typeUnfinished || key[0] == typeFinished
 		}
 		if err := item.Value(func(stored []byte) error { return CheckRow(key, stored) }); err != nil {
 			damaged(id, ofRun, err)
@@ -340,7 +340,7 @@ func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err erro
 	for _, id := range slices.Sorted(maps.Keys(runs)) {
 		if !runs[id] {
 			// It may be half deleted, or half written: then there is a mark.
-			if mark, err := o.get(runKey(typeDeleting, id)); err == nil && mark != nil {
+			if mark, err := o.getRow(runKey(typeDeleting, id)); err == nil && mark != nil {
 				continue
 			}
 		}
@@ -355,12 +355,12 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 	if err != nil {
 		return err
 	}
-	var rows []op
+	var rows []mutation
 	err = o.view(func(txn *badger.Txn) error {
 		take := func(prefix []byte) error {
 			return scanTxn(txn, prefix, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 				v, err := item.ValueCopy(nil)
-				rows = append(rows, op{key: bytes.Clone(key), val: v})
+				rows = append(rows, mutation{Key: bytes.Clone(key), Value: v})
 				return true, err
 			})
 		}
@@ -369,7 +369,7 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 				return err
 			}
 		}
-		v, err := getTxn(txn, append(runKey(typeDef, run), 0, 0))
+		v, err := getRowTxn(txn, append(runKey(typeDef, run), 0, 0))
 		if err != nil {
 			return err
 		}
@@ -378,12 +378,12 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 				return err
 			}
 		}
-		if final(sum.State) {
+		if isFinal(sum.State) {
 			for _, key := range indexKeys(sum) { // a damaged one is made again
-				rows = append(rows, seal(key, nil))
+				rows = append(rows, sealRow(key, nil))
 			}
 		}
-		for _, typ := range [...]byte{typeLive, typeFinal} { // the commit marker comes last
+		for _, typ := range [...]byte{typeUnfinished, typeFinished} { // the commit marker comes last
 			if err := take(runKey(typ, run)); err != nil {
 				return err
 			}
@@ -395,12 +395,12 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 	}
 	for len(rows) > 0 {
 		n, size := 0, int64(0)
-		for n < len(rows) && (n == 0 || to.fits(n+1, size+rows[n].size())) {
-			size += rows[n].size()
+		for n < len(rows) && (n == 0 || to.limits.Fits(n+1, size+rows[n].Size())) {
+			size += rows[n].Size()
 			n++
 		}
 		done := make(chan error, 1)
-		if !to.queue.push(&item{ops: rows[:n], done: func(err error) { done <- err }}) {
+		if !to.queue.push(&pendingBatch{mutations: rows[:n], done: func(err error) { done <- err }}) {
 			return ErrClosed
 		}
 		if err := <-done; err != nil {
@@ -413,7 +413,7 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 
 // SetNextRun makes ids below next used. The store is to be opened again.
 func (s *Badger) SetNextRun(next messages.RunID) error {
-	return s.deleteStep([]op{metaRow("next", uint64(next))})
+	return s.commitRows([]mutation{metaRow("next", uint64(next))})
 }
 
 // CopyKeys writes the idempotency keys of deleted runs into another store, and the mark of
@@ -424,13 +424,13 @@ func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
 			return 0, err
 		}
 	}
-	var rows []op
+	var rows []mutation
 	flush := func() error {
-		rows, change := to.counted(rows)
-		if err := to.deleteStep(rows); err != nil {
+		rows, change := to.withKeyCount(rows)
+		if err := to.commitRows(rows); err != nil {
 			return err
 		}
-		to.kept.count.Add(change)
+		to.keptKeys.count.Add(change)
 		return nil
 	}
 	err = o.view(func(txn *badger.Txn) error {
@@ -439,7 +439,7 @@ func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
 			if err != nil || itemValue(item, func([]byte) error { return nil }) != nil {
 				return true, nil
 			}
-			v, err := getTxn(txn, idempotencyKey(hash))
+			v, err := getRowTxn(txn, idempotencyKey(hash))
 			if err != nil || v == nil {
 				return true, nil
 			}
@@ -447,7 +447,7 @@ func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
 			if err != nil || of != until { // another run has the key by now
 				return true, nil
 			}
-			rows = append(rows, seal(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)), seal(expiryKey(until, hash), nil))
+			rows = append(rows, sealRow(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)), sealRow(expiryKey(until, hash), nil))
 			kept++
 			if len(rows) < deleteRows {
 				return true, nil

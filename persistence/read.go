@@ -13,22 +13,22 @@ import (
 // view runs fn in a read transaction, as of the newest durable commit. Reading ends
 // with the store.
 func (s *Badger) view(fn func(*badger.Txn) error) error {
-	return s.viewAt(s.moments.begin, fn)
+	return s.viewAt(s.timestamps.acquire, fn)
 }
 
-// viewRuns is view, with the first n runs from one on that may be unfinished.
-func (s *Badger) viewRuns(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
+// viewWithUnfinished is view, with the first n runs from one on that may be unfinished.
+func (s *Badger) viewWithUnfinished(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
 	var live []messages.RunID
 	begin := func() (at uint64) {
-		at, live = s.moments.beginRuns(from, n)
+		at, live = s.timestamps.acquireWithUnfinished(from, n)
 		return at
 	}
 	return s.viewAt(begin, func(txn *badger.Txn) error { return fn(txn, live) })
 }
 
 func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
-	s.reading.RLock()
-	defer s.reading.RUnlock()
+	s.readers.RLock()
+	defer s.readers.RUnlock()
 	if s.closed {
 		return ErrClosed
 	}
@@ -36,7 +36,7 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 		return err
 	}
 	at := begin()
-	defer s.moments.end(at)
+	defer s.timestamps.release(at)
 	if err := s.Err(); err != nil { // it may not have waited for what was told
 		return err
 	}
@@ -44,7 +44,7 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	defer txn.Discard()
 	err := fn(txn)
 	if errors.Is(err, errCorrupt) {
-		err = s.damagedRow(err)
+		err = s.reportRowDamage(err)
 	}
 	return err
 }
@@ -60,7 +60,7 @@ func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []b
 	}
 	for it.Seek(from); it.ValidForPrefix(prefix); it.Next() {
 		item := it.Item()
-		if len(prefix) > 0 && !wholeKey(item.Key()) {
+		if len(prefix) > 0 && !isWellFormedKey(item.Key()) {
 			continue
 		}
 		if more, err := fn(item.Key(), item); err != nil || !more {
@@ -70,20 +70,20 @@ func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []b
 	return nil
 }
 
-func (s *Badger) scan(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
+func (s *Badger) scanRows(prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	return s.view(func(txn *badger.Txn) error { return scanTxn(txn, prefix, from, reverse, fn) })
 }
 
-// get returns a copy of a row's value, nil when there is none.
-func (s *Badger) get(key []byte) (v []byte, err error) {
+// getRow returns a copy of a row's value, nil when there is none.
+func (s *Badger) getRow(key []byte) (v []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		v, err = getTxn(txn, key)
+		v, err = getRowTxn(txn, key)
 		return err
 	})
 	return v, err
 }
 
-func getTxn(txn *badger.Txn, key []byte) ([]byte, error) {
+func getRowTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 	item, err := txn.Get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, nil
@@ -95,12 +95,12 @@ func getTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return unseal(key, stored)
+	return unsealRow(key, stored)
 }
 
-// joined calls fn for each value under prefix, its parts joined, with the key's
+// scanJoined calls fn for each value under prefix, its parts joined, with the key's
 // bytes between prefix and part number. A missing part is an error, but for the last ones.
-func joined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
+func scanJoined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
 	var name, value []byte
 	next := 0 // part
 	err := scanTxn(txn, prefix, from, false, func(key []byte, item *badger.Item) (bool, error) {
@@ -140,8 +140,8 @@ func summaryTxn(txn *badger.Txn, run messages.RunID) (*messages.Summary, error) 
 
 // summaryRow is summaryTxn, with the number that the run's journal must reach.
 func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, next uint64, err error) {
-	for _, typ := range [...]byte{typeLive, typeFinal} {
-		v, err := getTxn(txn, runKey(typ, run))
+	for _, typ := range [...]byte{typeUnfinished, typeFinished} {
+		v, err := getRowTxn(txn, runKey(typ, run))
 		if err != nil {
 			return nil, 0, err
 		}
@@ -152,17 +152,17 @@ func summaryRow(txn *badger.Txn, run messages.RunID) (sum *messages.Summary, nex
 	return nil, 0, nil
 }
 
-func unknown(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
+func unknownRun(run messages.RunID) error { return fmt.Errorf("run %d: %w", run, ErrNotFound) }
 
 // Summary returns the stored summary of a run.
 func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) {
-	registered := s.register.has(run)
+	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) error {
 		sum, err = summaryTxn(txn, run)
 		return err
 	})
 	if err == nil && sum == nil {
-		err = s.absent(run, registered)
+		err = s.explainAbsence(run, registered)
 	}
 	return sum, err
 }
@@ -171,32 +171,32 @@ func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) 
 // record, part, chunk or set is missing.
 func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
-	registered := s.register.has(run)
+	registered := s.finished.contains(run)
 	err := s.view(func(txn *badger.Txn) (err error) {
 		var next uint64
 		if st.Summary, next, err = summaryRow(txn, run); err != nil {
 			return err
 		}
 		if st.Summary == nil {
-			return unknown(run)
+			return unknownRun(run)
 		}
 		first, err := s.definition(txn, run, st)
 		if err != nil {
 			return err
 		}
-		err = joined(txn, runKey(typeSet, run), nil, func(name, v []byte) error {
+		err = scanJoined(txn, runKey(typeSet, run), nil, func(name, v []byte) error {
 			n := int(binary.BigEndian.Uint32(name))
 			if want := len(st.Sets) + 1; n != want {
 				return fmt.Errorf("run %d: generated set %d: %w: missing", run, want, errCorrupt)
 			}
-			set, err := s.enc.pack.decodeSet(run, n, v)
+			set, err := s.encoder.packer.decodeSet(run, n, v)
 			st.Sets = append(st.Sets, set)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if err := loadState(txn, run, first, st); err != nil {
+		if err := loadSnapshotAndJournal(txn, run, first, st); err != nil {
 			return err
 		}
 		if st.NextSeq < next {
@@ -205,7 +205,7 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
-		err = s.absent(run, registered)
+		err = s.explainAbsence(run, registered)
 	}
 	if err != nil {
 		return nil, err
@@ -231,7 +231,7 @@ func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error
 		_, err := s.definition(txn, run, &st)
 		if err != nil {
 			if sum, sumErr := summaryTxn(txn, run); sum == nil && sumErr == nil {
-				return unknown(run)
+				return unknownRun(run)
 			}
 		}
 		doc = st.Definition
@@ -243,13 +243,13 @@ func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error
 	return doc, err
 }
 
-// loadState reads the snapshot and the journal after its cut. The journal begins
+// loadSnapshotAndJournal reads the snapshot and the journal after its cut. The journal begins
 // with what the definition's row holds of it.
-func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
+func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
 	var cut uint64
-	var known marks
+	var known snapshotContents
 	var found chunkStamps
-	err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
+	err := scanJoined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
 		cut, st.Header, known, err = decodeHeader(run, v)
 		return err
 	})
@@ -273,7 +273,7 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 	if err != nil {
 		return err
 	}
-	if err := known.chunks.check(run, found); err != nil {
+	if err := known.chunks.verify(run, found); err != nil {
 		return err
 	}
 	if known.sets > len(st.Sets) {
@@ -284,7 +284,7 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 		st.Records, st.NextSeq = append(st.Records, first), 2
 	}
 	st.NextSeq = max(st.NextSeq, cut)
-	return joined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
+	return scanJoined(txn, prefix, binary.BigEndian.AppendUint64(runKey(typeJournal, run), cut), func(name, v []byte) error {
 		if seq := binary.BigEndian.Uint64(name); seq != st.NextSeq {
 			return fmt.Errorf("run %d: journal record %d: %w: missing before record %d", run, st.NextSeq, errCorrupt, seq)
 		}
@@ -303,13 +303,13 @@ func loadState(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) er
 
 // JournalRecords returns the journal records of a run behind one of them.
 func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
-	registered := s.register.has(run)
+	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) (err error) {
-		records, first, err = recordsTxn(s, txn, run, after)
+		records, first, err = journalRecordsTxn(s, txn, run, after)
 		return err
 	})
 	if errors.Is(err, ErrNotFound) {
-		err = s.absent(run, registered)
+		err = s.explainAbsence(run, registered)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -317,16 +317,16 @@ func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]b
 	return records, first, nil
 }
 
-func recordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
+func journalRecordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	sum, next, err := summaryRow(txn, run)
 	if err != nil {
 		return nil, 0, err
 	}
 	if sum == nil {
-		return nil, 0, unknown(run)
+		return nil, 0, unknownRun(run)
 	}
 	first = after + 1
-	err = joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) error {
+	err = scanJoined(txn, runKey(typeHeader, run), nil, func(_, v []byte) error {
 		cut, _, _, err := decodeHeader(run, v)
 		first = max(first, cut)
 		return err
@@ -344,7 +344,7 @@ func recordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (r
 		}
 	}
 	from := binary.BigEndian.AppendUint64(runKey(typeJournal, run), first)
-	err = joined(txn, runKey(typeJournal, run), from, func(name, v []byte) error {
+	err = scanJoined(txn, runKey(typeJournal, run), from, func(name, v []byte) error {
 		want := first + uint64(len(records))
 		if seq := binary.BigEndian.Uint64(name); seq != want {
 			return fmt.Errorf("run %d: journal record %d: %w: missing before record %d", run, want, errCorrupt, seq)
@@ -364,7 +364,7 @@ func recordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uint64) (r
 
 // LookUpKey looks an idempotency key up.
 func (s *Badger) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
-	v, err := s.get(idempotencyKey(hashKey(key)))
+	v, err := s.getRow(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {
 		return 0, bodyHash, false, err
 	}

@@ -29,24 +29,24 @@ func TestRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	persistence.Impatient(s)
+	persistence.FailFastOnFullDisk(s)
 	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
 	if err := s.CheckDiskSpace(); err != nil {
 		t.Error(err)
 	}
 	free.Store(90 << 20)
-	persistence.Later(s)
+	persistence.ForgetDiskSpace(s)
 	if err := s.CheckDiskSpace(); err == nil || errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "90 MiB free") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("below the soft mark: %v", err)
 	}
 	journaltest.Must(t, s, journaltest.NewRun(1, "", "runs go on"))
 	free.Store(150 << 20)
-	persistence.Later(s)
+	persistence.ForgetDiskSpace(s)
 	if err := s.CheckDiskSpace(); err != nil {
 		t.Errorf("room was made: %v", err)
 	}
 	free.Store(1 << 20)
-	persistence.Later(s)
+	persistence.ForgetDiskSpace(s)
 	err = journaltest.Append(t, s, journaltest.NewRun(2, "", "spec"))
 	if !errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("below the hard mark: %v", err)

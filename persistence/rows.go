@@ -30,21 +30,21 @@ import (
 //	y <write>                       commit marker of such a batch, until it is applied
 //	z <run>                         the run is being deleted, or its long document is still being written
 const (
-	typeMeta     = 'm'
-	typeLive     = 'u'
-	typeFinal    = 's'
-	typeDef      = 'd'
-	typeSet      = 'g'
-	typeJournal  = 'j'
-	typeHeader   = 'h'
-	typeChunk    = 'c'
-	typeAttempts = 'a'
-	typeTag      = 't'
-	typeKey      = 'k'
-	typeExpiry   = 'e'
-	typeStage    = 'x'
-	typeStaged   = 'y'
-	typeDeleting = 'z'
+	typeMeta       = 'm'
+	typeUnfinished = 'u'
+	typeFinished   = 's'
+	typeDef        = 'd'
+	typeSet        = 'g'
+	typeJournal    = 'j'
+	typeHeader     = 'h'
+	typeChunk      = 'c'
+	typeAttempts   = 'a'
+	typeTag        = 't'
+	typeKey        = 'k'
+	typeExpiry     = 'e'
+	typeStage      = 'x'
+	typeStaged     = 'y'
+	typeDeleting   = 'z'
 )
 
 // runTypes are the types whose keys go with a run, beside summary, tag and
@@ -65,9 +65,9 @@ func appendRunKey(dst []byte, typ byte, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, typ), uint64(run))
 }
 
-// wholeKey tells whether a key has the length that its type has. What parses keys sees no
+// isWellFormedKey tells whether a key has the length that its type has. What parses keys sees no
 // other ones.
-func wholeKey(key []byte) bool {
+func isWellFormedKey(key []byte) bool {
 	n := len(key)
 	if n == 0 {
 		return false
@@ -75,7 +75,7 @@ func wholeKey(key []byte) bool {
 	switch key[0] {
 	case typeMeta:
 		return n > 1
-	case typeLive, typeFinal, typeStaged, typeDeleting:
+	case typeUnfinished, typeFinished, typeStaged, typeDeleting:
 		return n == 9
 	case typeDef, typeHeader:
 		return n == 11
@@ -97,8 +97,8 @@ func wholeKey(key []byte) bool {
 	return true // nobody reads it
 }
 
-// keyRun is the run of a key that has one; 0 when it is too short.
-func keyRun(key []byte) messages.RunID {
+// runOfKey is the run of a key that has one; 0 when it is too short.
+func runOfKey(key []byte) messages.RunID {
 	if len(key) < 9 {
 		return 0
 	}
@@ -144,21 +144,21 @@ func markKey(typ byte, n uint64) []byte {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-const sumSize = 4
+const checksumSize = 4
 
-func rowSum(key, value []byte) uint32 {
+func rowChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-// seal makes a row of a key and a value. It may write behind the value, where that has room.
-func seal(key, value []byte) op {
-	return op{key: key, val: binary.LittleEndian.AppendUint32(value, rowSum(key, value))}
+// sealRow makes a row of a key and a value. It may write behind the value, where that has room.
+func sealRow(key, value []byte) mutation {
+	return mutation{Key: key, Value: binary.LittleEndian.AppendUint32(value, rowChecksum(key, value))}
 }
 
-// unseal returns a row's value without its checksum.
-func unseal(key, stored []byte) ([]byte, error) {
-	n := len(stored) - sumSize
-	if n < 0 || binary.LittleEndian.Uint32(stored[n:]) != rowSum(key, stored[:n]) {
+// unsealRow returns a row's value without its checksum.
+func unsealRow(key, stored []byte) ([]byte, error) {
+	n := len(stored) - checksumSize
+	if n < 0 || binary.LittleEndian.Uint32(stored[n:]) != rowChecksum(key, stored[:n]) {
 		return nil, fmt.Errorf("%s: %w: wrong checksum", rowName(key), errCorrupt)
 	}
 	return stored[:n:n], nil
@@ -167,11 +167,11 @@ func unseal(key, stored []byte) ([]byte, error) {
 // CheckRow sees whether a row as it is stored, of a backup or of a damaged store, can be
 // one: its key, its checksum, and what a server reads at its start.
 func CheckRow(key, stored []byte) error {
-	v, err := unseal(key, stored)
+	v, err := unsealRow(key, stored)
 	switch {
 	case err != nil:
 		return err
-	case !wholeKey(key):
+	case !isWellFormedKey(key):
 		return fmt.Errorf("%s: %w: no row has this key of %d bytes", rowName(key), errCorrupt, len(key))
 	case string(key) == string(metaKey("mark")):
 		_, err = decodeMark(v)
@@ -182,7 +182,7 @@ func CheckRow(key, stored []byte) error {
 // itemValue calls fn with a row's checked value, which is valid within fn.
 func itemValue(item *badger.Item, fn func(v []byte) error) error {
 	return item.Value(func(stored []byte) error {
-		v, err := unseal(item.Key(), stored)
+		v, err := unsealRow(item.Key(), stored)
 		if err != nil {
 			return err
 		}
@@ -193,13 +193,13 @@ func itemValue(item *badger.Item, fn func(v []byte) error) error {
 // rowName tells whose row a key is, for errors.
 func rowName(key []byte) string {
 	name := map[byte]string{
-		typeLive: "summary", typeFinal: "summary", typeDef: "definition", typeSet: "generated set", typeJournal: "journal record",
+		typeUnfinished: "summary", typeFinished: "summary", typeDef: "definition", typeSet: "generated set", typeJournal: "journal record",
 		typeHeader: "snapshot header", typeChunk: "snapshot chunk", typeAttempts: "attempt records", typeDeleting: "mark of a deletion",
 	}[append(key, 0)[0]]
 	if name == "" || len(key) < 9 {
 		return fmt.Sprintf("row %q", key)
 	}
-	text := fmt.Sprintf("run %d: %s", keyRun(key), name)
+	text := fmt.Sprintf("run %d: %s", runOfKey(key), name)
 	switch rest := key[9:]; {
 	case key[0] == typeJournal && len(rest) >= 8:
 		return fmt.Sprintf("%s %d", text, binary.BigEndian.Uint64(rest))

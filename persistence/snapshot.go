@@ -13,8 +13,8 @@ import (
 // header knows the stamps of all chunks that were written before it: what it finds later
 // must be there, and as new or newer.
 
-// marks are what a header knows of other rows.
-type marks struct {
+// snapshotContents are what a header knows of other rows.
+type snapshotContents struct {
 	chunks chunkStamps
 	sets   int // generated sets that were there, or more
 }
@@ -29,8 +29,8 @@ func (c *chunkStamps) set(chunk uint32, stamp uint64) {
 	(*c)[chunk] = max((*c)[chunk], stamp, 1)
 }
 
-// append encodes them: their number, then how each differs from the one before.
-func (c chunkStamps) append(dst []byte) []byte {
+// appendTo encodes them: their number, then how each differs from the one before.
+func (c chunkStamps) appendTo(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(c)))
 	before := uint64(0)
 	for _, stamp := range c {
@@ -40,7 +40,7 @@ func (c chunkStamps) append(dst []byte) []byte {
 	return dst
 }
 
-func decodeStamps(d *decoder) chunkStamps {
+func decodeChunkStamps(d *decoder) chunkStamps {
 	n := d.uint()
 	if n > uint64(len(d.b)) {
 		d.fail("stamps of chunks")
@@ -55,8 +55,8 @@ func decodeStamps(d *decoder) chunkStamps {
 	return c
 }
 
-// check tells whether a snapshot's chunks are those that its header knows.
-func (c chunkStamps) check(run messages.RunID, found chunkStamps) error {
+// verify tells whether a snapshot's chunks are those that its header knows.
+func (c chunkStamps) verify(run messages.RunID, found chunkStamps) error {
 	for i, want := range c {
 		got := uint64(0)
 		if i < len(found) {
@@ -80,23 +80,23 @@ func decodeChunk(v []byte) (stamp uint64, data []byte, err error) {
 	return stamp, d.rest(), d.err
 }
 
-func (m *marks) append(dst []byte) []byte {
-	return m.chunks.append(binary.AppendUvarint(dst, uint64(m.sets)))
+func (m *snapshotContents) appendTo(dst []byte) []byte {
+	return m.chunks.appendTo(binary.AppendUvarint(dst, uint64(m.sets)))
 }
 
-func decodeMarks(d *decoder) (m marks) {
+func decodeContents(d *decoder) (m snapshotContents) {
 	m.sets = int(d.uint32())
-	m.chunks = decodeStamps(d)
+	m.chunks = decodeChunkStamps(d)
 	return m
 }
 
-// marks are those of a run with a snapshot under way. They are read from the store once,
+// contentsOf are those of a run with a snapshot under way. They are read from the store once,
 // until the run is finished.
-func (e *encoder) marks(run messages.RunID) (*marks, error) {
+func (e *encoder) contentsOf(run messages.RunID) (*snapshotContents, error) {
 	if m := e.snapshots[run]; m != nil {
 		return m, nil
 	}
-	m, err := e.stored(run)
+	m, err := e.loadContents(run)
 	if err != nil {
 		return nil, err
 	}
@@ -104,10 +104,10 @@ func (e *encoder) marks(run messages.RunID) (*marks, error) {
 	return &m, nil
 }
 
-// storedMarks reads what a run's newest durable header knows, and how many sets there are.
-func (s *Badger) storedMarks(run messages.RunID) (m marks, err error) {
+// loadSnapshotContents reads what a run's newest durable header knows, and how many sets there are.
+func (s *Badger) loadSnapshotContents(run messages.RunID) (m snapshotContents, err error) {
 	err = s.view(func(txn *badger.Txn) error {
-		err := joined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
+		err := scanJoined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
 			_, _, m, err = decodeHeader(run, v)
 			return err
 		})
@@ -124,15 +124,15 @@ func (s *Badger) storedMarks(run messages.RunID) (m marks, err error) {
 
 // appendHeader: cut, what it knows of other rows, length, then the header as dag wrote it. The
 // length tells which parts are of this header when an older one had more of them.
-func appendHeader(dst []byte, cut uint64, header []byte, m *marks) []byte {
-	dst = m.append(binary.AppendUvarint(append(dst, headerV1), cut))
+func appendHeader(dst []byte, cut uint64, header []byte, m *snapshotContents) []byte {
+	dst = m.appendTo(binary.AppendUvarint(append(dst, headerV1), cut))
 	return appendString(dst, header)
 }
 
-func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m marks, err error) {
+func decodeHeader(run messages.RunID, v []byte) (cut uint64, header []byte, m snapshotContents, err error) {
 	d := newDecoder(v, headerV1)
 	cut = d.uint()
-	m = decodeMarks(d)
+	m = decodeContents(d)
 	header = append([]byte{}, d.bytes()...)
 	if d.err != nil {
 		return 0, nil, m, fmt.Errorf("run %d: snapshot header: %w", run, d.err)

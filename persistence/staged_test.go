@@ -34,7 +34,7 @@ func openSmall(t *testing.T, runs ...messages.RunID) (s *Badger, put func(*Batch
 // openAt opens a store with small transactions; put has a batch written.
 func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
 	t.Helper()
-	s, err := OpenBadger(Config{Dir: dir, memory: 4 << 20})
+	s, err := OpenBadger(Config{Dir: dir, memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
 // A batch that is refused as too big changes nothing of what is known of its run.
 func TestABatchTooBigToBeStaged(t *testing.T) {
 	s, put := openSmall(t, 1)
-	s.enc.maxStaged = 2 << 20
+	s.encoder.maxStaged = 2 << 20
 	end := func(run messages.RunID, size int, c *Creation) error {
 		return put(&Batch{Run: run, Create: c, Seq: 2, Records: random(size),
 			Summary: &messages.Summary{ID: run, Tag: "t", State: dag.RunKilled}})
@@ -83,7 +83,7 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 	if got, want := shown(t, s), " 1:QUEUED"; got != want {
 		t.Errorf("behind it:%s, want%s", got, want)
 	}
-	if n := s.moments.live.Len(); n != 1 {
+	if n := s.timestamps.unfinished.Len(); n != 1 {
 		t.Errorf("%d runs may be unfinished, want 1", n)
 	}
 	if err := end(1, 10, nil); err != nil {
@@ -98,30 +98,30 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
 	s, _ := openSmall(t)
 	for last := range 5 {
-		rows := []op{
-			{key: runKey(typeLive, 1), del: true},
-			{key: runKey(typeFinal, 1), val: []byte("summary")},
-			{key: tagKey("t", 1)},
+		rows := []mutation{
+			{Key: runKey(typeUnfinished, 1), Delete: true},
+			{Key: runKey(typeFinished, 1), Value: []byte("summary")},
+			{Key: tagKey("t", 1)},
 		}
-		var ops []op
-		for i := range s.maxRows - last {
-			ops = append(ops, op{key: runKey(typeChunk, messages.RunID(i))})
+		var ops []mutation
+		for i := range s.limits.Rows - last {
+			ops = append(ops, mutation{Key: runKey(typeChunk, messages.RunID(i))})
 		}
 		total := 0
 		for rest := append(ops, rows...); len(rest) > 0; {
-			n, _ := s.portion(rest)
+			n, _ := s.limits.SplitForTransaction(rest, isSummaryRow)
 			c := rest[:n]
 			rest = rest[n:]
 			summary := 0
 			for _, o := range c {
-				if ofSummary(o) {
+				if isSummaryRow(o) {
 					summary++
 				}
 			}
 			if summary != 0 && summary != len(rows) {
 				t.Errorf("%d rows before: %d of the summary's %d rows in one transaction", len(ops), summary, len(rows))
 			}
-			if len(c) > s.maxRows {
+			if len(c) > s.limits.Rows {
 				t.Errorf("a transaction of %d rows", len(c))
 			}
 			total += len(c)

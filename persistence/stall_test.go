@@ -43,7 +43,7 @@ func (f *fakeTimer) fire(late time.Duration) {
 func TestStallWatch(t *testing.T) {
 	f := &fakeTimer{now: time.Unix(1000, 0)}
 	w, alarmed := f.watch(t)
-	w.begin()
+	w.commitStarted()
 	for range 59 {
 		f.fire(0)
 	}
@@ -58,11 +58,11 @@ func TestStallWatch(t *testing.T) {
 	f = &fakeTimer{now: time.Unix(1000, 0)}
 	w, alarmed = f.watch(t)
 	for range 100 { // each commit is counted by itself
-		w.begin()
+		w.commitStarted()
 		f.fire(0)
-		w.end()
+		w.commitEnded()
 	}
-	w.begin()
+	w.commitStarted()
 	stale := f.due
 	for range 30 {
 		f.fire(100 * time.Millisecond) // a busy machine
@@ -86,7 +86,7 @@ func TestStallWatch(t *testing.T) {
 	if !alarmed() {
 		t.Fatal("no alarm for a disk that hangs, behind a pause")
 	}
-	w.end()
+	w.commitEnded()
 	stale() // it fired while the commit ended
 }
 
@@ -94,12 +94,12 @@ func TestStallWatch(t *testing.T) {
 func TestStallWatchRests(t *testing.T) {
 	f := &fakeTimer{now: time.Unix(1000, 0)}
 	w, _ := f.watch(t)
-	w.begin()
-	w.end()
+	w.commitStarted()
+	w.commitEnded()
 	first := f.at
 	f.now = f.now.Add(stallTick / 2)
-	w.begin()
-	w.end()
+	w.commitStarted()
+	w.commitEnded()
 	if f.at != first {
 		t.Error("a second commit has started a second timer")
 	}
@@ -107,7 +107,7 @@ func TestStallWatchRests(t *testing.T) {
 	if f.due != nil {
 		t.Error("the timer goes on without a commit")
 	}
-	w.begin()
+	w.commitStarted()
 	if f.due == nil {
 		t.Error("the next commit is not watched")
 	}

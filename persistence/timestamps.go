@@ -7,7 +7,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// moments numbers the store's commits and gives each read the newest one that is
+// readTimestamps numbers the store's commits and gives each read the newest one that is
 // durable. Badger's own numbering would have a read wait for the commit that is
 // under way, and so for the disk; here a read never sees a row that is not durable yet,
 // and waits at most until Badger has, in memory, what was told to be durable before it
@@ -16,130 +16,130 @@ import (
 // It knows, too, which runs may have a summary among those of unfinished runs. Each run
 // that finished has left a deleted row there, and a read without that knowledge passes
 // over all of them.
-type moments struct {
-	mu      sync.Mutex
-	moved   sync.Cond      // of durable and over
-	durable uint64         // of the newest commit that is durable and in Badger
-	telling uint64         // of the newest commit that somebody may have been told of
-	over    bool           // no commit comes any more
-	reads   map[uint64]int // reads under way, by their moment
-	live    idtable.Table[liveness]
+type readTimestamps struct {
+	mu         sync.Mutex
+	changed    sync.Cond      // of durable and over
+	published  uint64         // of the newest commit that is durable and in Badger
+	announced  uint64         // of the newest commit that somebody may have been told of
+	closed     bool           // no commit comes any more
+	active     map[uint64]int // reads under way, by their moment
+	unfinished idtable.Table[rowState]
 }
 
-// liveness is what is known of a run's row among those of unfinished runs: whether the
+// rowState is what is known of a run's row among those of unfinished runs: whether the
 // newest batch leaves it there (bit 0), and how many deletions of it are not durable yet.
 // While it is not zero, a read may see the row.
-type liveness uint32
+type rowState uint32
 
 const (
-	rowThere    liveness = 1
-	rowDeletion liveness = 2
+	rowPresent  rowState = 1
+	rowDeletion rowState = 2
 )
 
-func newMoments() *moments {
-	m := &moments{reads: make(map[uint64]int)}
-	m.moved.L = &m.mu
+func newReadTimestamps() *readTimestamps {
+	m := &readTimestamps{active: make(map[uint64]int)}
+	m.changed.L = &m.mu
 	return m
 }
 
-// told notes that whoever appended is about to be told that the commit of this number is
+// announce notes that whoever appended is about to be told that the commit of this number is
 // durable.
-func (m *moments) told(at uint64) {
+func (m *readTimestamps) announce(at uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.telling = max(m.telling, at)
+	m.announced = max(m.announced, at)
 }
 
-// abandon ends all waiting, as the store has failed.
-func (m *moments) abandon() {
+// stopWaiting ends all waiting, as the store has failed.
+func (m *readTimestamps) stopWaiting() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.over = true
-	m.moved.Broadcast()
+	m.closed = true
+	m.changed.Broadcast()
 }
 
-// enterRead returns the moment of a read that begins. m.mu is held.
-func (m *moments) enterRead() uint64 {
-	for least := m.telling; m.durable < least && !m.over; {
-		m.moved.Wait()
+// acquireLocked returns the moment of a read that begins. m.mu is held.
+func (m *readTimestamps) acquireLocked() uint64 {
+	for least := m.announced; m.published < least && !m.closed; {
+		m.changed.Wait()
 	}
-	m.reads[m.durable]++
-	return m.durable
+	m.active[m.published]++
+	return m.published
 }
 
-// advance notes that the commit of this number, of these rows, is durable and in Badger. The result is
+// publish notes that the commit of this number, of these rows, is durable and in Badger. The result is
 // the oldest moment that anybody still reads, or this one: what was replaced before it
 // may go.
-func (m *moments) advance(to uint64, ops []op) (oldest uint64) {
+func (m *readTimestamps) publish(to uint64, ops []mutation) (oldest uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.durable, m.telling = to, max(m.telling, to)
-	m.moved.Broadcast()
+	m.published, m.announced = to, max(m.announced, to)
+	m.changed.Broadcast()
 	for i := range ops {
-		if o := &ops[i]; o.del && o.key[0] == typeLive {
-			if l := m.live.Get(uint64(keyRun(o.key))); l >= rowDeletion {
-				m.live.Set(uint64(keyRun(o.key)), l-rowDeletion)
+		if o := &ops[i]; o.Delete && o.Key[0] == typeUnfinished {
+			if l := m.unfinished.Get(uint64(runOfKey(o.Key))); l >= rowDeletion {
+				m.unfinished.Set(uint64(runOfKey(o.Key)), l-rowDeletion)
 			}
 		}
 	}
 	oldest = to
-	for at := range m.reads {
+	for at := range m.active {
 		oldest = min(oldest, at)
 	}
 	return oldest
 }
 
-// begin gives a read its moment. Give it back by end.
-func (m *moments) begin() uint64 {
+// acquire gives a read its moment. Give it back by end.
+func (m *readTimestamps) acquire() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.enterRead()
+	return m.acquireLocked()
 }
 
-func (m *moments) end(at uint64) {
+func (m *readTimestamps) release(at uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.reads[at]--; m.reads[at] == 0 {
-		delete(m.reads, at)
+	if m.active[at]--; m.active[at] == 0 {
+		delete(m.active, at)
 	}
 }
 
-// enter notes that the batch which is being encoded makes a run an unfinished one, and
+// addUnfinished notes that the batch which is being encoded makes a run an unfinished one, and
 // tells whether it was one.
-func (m *moments) enter(run messages.RunID) (was bool) {
+func (m *readTimestamps) addUnfinished(run messages.RunID) (was bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := m.live.Get(uint64(run))
-	if l&rowThere == 0 {
-		m.live.Set(uint64(run), l|rowThere)
+	l := m.unfinished.Get(uint64(run))
+	if l&rowPresent == 0 {
+		m.unfinished.Set(uint64(run), l|rowPresent)
 	}
-	return l&rowThere != 0
+	return l&rowPresent != 0
 }
 
-// leave notes that the batch which is being encoded makes a run a finished one. When it
+// removeUnfinished notes that the batch which is being encoded makes a run a finished one. When it
 // was an unfinished one, the batch deletes its row.
-func (m *moments) leave(run messages.RunID) (was bool) {
+func (m *readTimestamps) removeUnfinished(run messages.RunID) (was bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := m.live.Get(uint64(run))
-	if l&rowThere == 0 {
+	l := m.unfinished.Get(uint64(run))
+	if l&rowPresent == 0 {
 		return false
 	}
-	m.live.Set(uint64(run), l&^rowThere+rowDeletion)
+	m.unfinished.Set(uint64(run), l&^rowPresent+rowDeletion)
 	return true
 }
 
-// isLive tells whether the newest batch leaves a run an unfinished one.
-func (m *moments) isLive(run messages.RunID) bool {
+// isUnfinished tells whether the newest batch leaves a run an unfinished one.
+func (m *readTimestamps) isUnfinished(run messages.RunID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.live.Get(uint64(run))&rowThere != 0
+	return m.unfinished.Get(uint64(run))&rowPresent != 0
 }
 
-// unfinished are the first n runs from one on that may have a row among those of
+// unfinishedFrom are the first n runs from one on that may have a row among those of
 // unfinished runs, at the newest moment or one that is read.
-func (m *moments) unfinished(from messages.RunID, n int) (runs []messages.RunID) {
-	for id := range m.live.From(uint64(from)) {
+func (m *readTimestamps) unfinishedFrom(from messages.RunID, n int) (runs []messages.RunID) {
+	for id := range m.unfinished.From(uint64(from)) {
 		if len(runs) == n {
 			break
 		}
@@ -148,11 +148,11 @@ func (m *moments) unfinished(from messages.RunID, n int) (runs []messages.RunID)
 	return runs
 }
 
-// beginRuns is begin, for a read of summaries from a run on, and unfinished of that
+// acquireWithUnfinished is begin, for a read of summaries from a run on, and unfinished of that
 // moment.
-func (m *moments) beginRuns(from messages.RunID, n int) (at uint64, runs []messages.RunID) {
+func (m *readTimestamps) acquireWithUnfinished(from messages.RunID, n int) (at uint64, runs []messages.RunID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	at = m.enterRead()
-	return at, m.unfinished(from, n)
+	at = m.acquireLocked()
+	return at, m.unfinishedFrom(from, n)
 }

@@ -15,17 +15,16 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 )
 
-// keeper proves Badger's tables whole (package tables): all of them before Badger opens
+// tableVerifier proves Badger's tables whole (package tables): all of them before Badger opens
 // the folder, each new one within a minute, and all again once a day. It writes down what
 // it found, so that the next open sees what has gone meanwhile.
 //
 // A look comes once a minute. It reads the new tables and, while a pass over all tables is
 // under way, those that are left of it, as many as a minute takes. It reads beside Badger:
 // no lock is held meanwhile, and tables that Badger deletes are passed over.
-type keeper struct {
+type tableVerifier struct {
 	dir   string
 	clock verifyClock
 
@@ -34,25 +33,25 @@ type keeper struct {
 
 	pass tablePass // of the goroutine that looks
 
-	stop    context.CancelFunc
-	ended   chan struct{}
+	cancel  context.CancelFunc
+	done    chan struct{}
 	suspect atomic.Bool // a row was damaged: the next look begins a pass
 
-	mu     sync.Mutex      // never held over I/O
-	noted  map[string]bool // what was found while running
-	damage error           // the first of it; that of a file rather than that of a row
-	ofFile bool            // damage is of a file
+	mu           sync.Mutex      // never held over I/O
+	notedDamage  map[string]bool // what was found while running
+	damage       error           // the first of it; that of a file rather than that of a row
+	damageOfFile bool            // damage is of a file
 
 	verified prometheus.Gauge
 	damages  prometheus.Counter
 }
 
 const (
-	keepEvery   = time.Minute    // between two looks
+	lookEvery   = time.Minute    // between two looks
 	verifyEvery = 24 * time.Hour // between two passes over all tables
 	verifyRate  = 50 << 20       // bytes a second that a look reads
 	// lookBytes is what one look reads of a pass; what is left of the minute is for new tables.
-	lookBytes = verifyRate * int64(keepEvery/time.Second) * 3 / 4
+	lookBytes = verifyRate * int64(lookEvery/time.Second) * 3 / 4
 	// maxNoted bounds how many damages are told apart; those behind them are not logged.
 	maxNoted = 1000
 )
@@ -78,25 +77,22 @@ type tablePass struct {
 // errNextStep ends each refusal of damaged files.
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
 
-// verifyTables proves a folder whole before Badger opens it, and returns what was known
+// verifyBeforeOpen proves a folder whole before Badger opens it, and returns what was known
 // of it before.
-func (s *Badger) verifyTables(c Config) error {
-	s.keeper.dir, s.keeper.clock = c.Dir, c.clock
+func (s *Badger) verifyBeforeOpen(c Config) error {
+	s.verifier.dir, s.verifier.clock = c.Dir, c.clock
 	if c.Unverified {
 		s.log.Warn("tables are not verified before they are used", "dir", c.Dir)
 		s.readInventory(c.Dir)
 		return nil
 	}
-	free, err := lockFolder(c.Dir)
+	unlock, err := badgerguard.LockFolder(c.Dir)
 	if err != nil {
 		return err
 	}
-	if free == nil {
-		return inUse(c.Dir)
-	}
-	defer free()
+	defer unlock()
 	begin := time.Now()
-	r, err := badgerguard.Verify(context.Background(), c.Dir, badgerguard.Options{})
+	r, err := badgerguard.Verify(context.Background(), c.Dir, badgerguard.VerifyOptions{})
 	if err != nil {
 		return err
 	}
@@ -107,7 +103,7 @@ func (s *Badger) verifyTables(c Config) error {
 		s.log.Warn("the inventory of tables is made anew", "reason", r.Stale)
 	}
 	s.log.Debug("tables verified", "tables", r.Tables, "bytes", r.Bytes, "took", time.Since(begin))
-	s.keeper.known = r.Inventory
+	s.verifier.known = r.Inventory
 	if r.Inventory == nil {
 		return nil
 	}
@@ -131,54 +127,36 @@ func (s *Badger) readInventory(dir string) {
 		s.log.Warn("the inventory of tables cannot be used", "err", err)
 		clear(known.Tables)
 	}
-	s.keeper.known = known
+	s.verifier.known = known
 }
 
-// lockFolder locks a folder as Badger does, for a moment; free is nil when another
-// process has it.
-func lockFolder(dir string) (free func() error, err error) {
-	f, err := vfs.OpenFolder(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
-	}
-	return f.Close, nil
-}
-
-// checkNext compares the highest run id by the rows with that of the inventory. The rows
+// checkNextRun compares the highest run id by the rows with that of the inventory. The rows
 // may be ahead; when they are behind, rows of acknowledged runs are missing.
-func (s *Badger) checkNext() error {
-	k := &s.keeper
-	if k.known == nil || s.enc.next.Load() >= k.known.NextRun {
+func (s *Badger) checkNextRun() error {
+	k := &s.verifier
+	if k.known == nil || s.encoder.nextRun.Load() >= k.known.NextRun {
 		return nil
 	}
-	err := fmt.Errorf("damaged: %s/INVENTORY: run ids below %d were in use, the rows end at %d: runs are missing; %s",
-		k.dir, k.known.NextRun, s.enc.next.Load(), errNextStep)
-	return err
+	return fmt.Errorf("damaged: %s/INVENTORY: run ids below %d were in use, the rows end at %d: runs are missing; %s",
+		k.dir, k.known.NextRun, s.encoder.nextRun.Load(), errNextStep)
 }
 
-// keep runs until the store closes.
-func (s *Badger) keep() {
-	k := &s.keeper
+// startVerifier runs until the store closes.
+func (s *Badger) startVerifier() {
+	k := &s.verifier
 	ctx, cancel := context.WithCancel(context.Background())
-	k.stop, k.ended = cancel, make(chan struct{})
+	k.cancel, k.done = cancel, make(chan struct{})
 	next := time.Now().Add(verifyEvery) // pass
 	go func() {
-		defer close(k.ended)
+		defer close(k.done)
 		if !k.clock.unregistered {
-			if err := s.fillRegister(ctx); err != nil && ctx.Err() == nil {
+			if err := s.loadFinishedIndex(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("finished runs were not registered: those whose summaries vanish are not noticed", "err", err)
 			}
 		}
 		ticks := k.clock.ticks
 		if ticks == nil {
-			ticker := time.NewTicker(keepEvery)
+			ticker := time.NewTicker(lookEvery)
 			defer ticker.Stop()
 			ticks = ticker.C
 		}
@@ -192,7 +170,7 @@ func (s *Badger) keep() {
 					k.beginPass()
 					next = now.Add(verifyEvery)
 				}
-				r, whole, err := s.verifyLive(ctx)
+				r, whole, err := s.verifyOpenTables(ctx)
 				if err != nil && ctx.Err() == nil {
 					s.log.Warn("tables were not verified", "err", err)
 				}
@@ -205,15 +183,15 @@ func (s *Badger) keep() {
 }
 
 // close ends what runs.
-func (k *keeper) close() {
-	if k.stop != nil {
-		k.stop()
-		<-k.ended
+func (k *tableVerifier) close() {
+	if k.cancel != nil {
+		k.cancel()
+		<-k.done
 	}
 }
 
 // beginPass has the next looks read all tables.
-func (k *keeper) beginPass() {
+func (k *tableVerifier) beginPass() {
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	k.pass = tablePass{begin: time.Now(), whole: true}
@@ -222,8 +200,8 @@ func (k *keeper) beginPass() {
 	}
 }
 
-// lookAt says what the next look need not read, and what is left of the pass behind it.
-func (k *keeper) lookAt() (skip map[uint64]badgerguard.Fingerprint, left []uint64) {
+// planLook says what the next look need not read, and what is left of the pass behind it.
+func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, left []uint64) {
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	left = k.pass.left
@@ -239,22 +217,22 @@ func (k *keeper) lookAt() (skip map[uint64]badgerguard.Fingerprint, left []uint6
 	return skip, left
 }
 
-// verifyLive is one look: it reads new tables, and those that are left of a pass, beside
+// verifyOpenTables is one look: it reads new tables, and those that are left of a pass, beside
 // Badger, and writes the inventory. whole tells whether that was the end of a pass.
-func (s *Badger) verifyLive(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
-	k := &s.keeper
-	next := s.enc.next.Load()
-	if err := s.barrier(); err != nil { // all runs below next are durable
+func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
+	k := &s.verifier
+	next := s.encoder.nextRun.Load()
+	if err := s.waitDurable(); err != nil { // all runs below next are durable
 		return nil, false, err
 	}
-	skip, left := k.lookAt()
-	r, err = badgerguard.Verify(ctx, k.dir, badgerguard.Options{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
+	skip, left := k.planLook()
+	r, err = badgerguard.Verify(ctx, k.dir, badgerguard.VerifyOptions{Live: true, Rate: verifyRate, Wait: k.clock.wait, Known: skip})
 	if err != nil {
 		return r, false, err
 	}
 	manifest := r.Inventory != nil
 	for i := range r.Damage {
-		s.damaged(&r.Damage[i])
+		s.reportDamage(&r.Damage[i])
 		if _, ok := badgerguard.ID(r.Damage[i].File); !ok {
 			manifest = false
 		}
@@ -291,11 +269,11 @@ func (s *Badger) verifyLive(ctx context.Context) (r *badgerguard.Report, whole b
 
 // endPass says what a pass has found, when that is good.
 func (s *Badger) endPass() {
-	p := &s.keeper.pass
+	p := &s.verifier.pass
 	if p.whole {
 		s.log.Info("all tables verified", "tables", p.read.Tables, "bytes", p.read.Bytes, "took", time.Since(p.begin).Round(time.Millisecond))
-		if s.keeper.verified != nil {
-			s.keeper.verified.SetToCurrentTime()
+		if s.verifier.verified != nil {
+			s.verifier.verified.SetToCurrentTime()
 		}
 	}
 	*p = tablePass{}
@@ -304,7 +282,7 @@ func (s *Badger) endPass() {
 // recordManifest writes the manifest's state down as it is now, with the tables that are
 // known already. It costs two syncs.
 func (s *Badger) recordManifest() error {
-	k := &s.keeper
+	k := &s.verifier
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	v := &badgerguard.Inventory{}
@@ -319,7 +297,7 @@ func (s *Badger) recordManifest() error {
 
 // writeInventory replaces the inventory when it differs. The caller holds writing.
 func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
-	k := &s.keeper
+	k := &s.verifier
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
 		return nil
 	}
@@ -330,12 +308,12 @@ func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
 	return nil
 }
 
-// closeTables takes the inventory of a folder that Badger has closed.
-func (s *Badger) closeTables() error {
-	k := &s.keeper
+// writeFinalInventory takes the inventory of a folder that Badger has closed.
+func (s *Badger) writeFinalInventory() error {
+	k := &s.verifier
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	o := badgerguard.Options{}
+	o := badgerguard.VerifyOptions{}
 	if k.known != nil {
 		o.Known = k.known.Tables
 	}
@@ -347,55 +325,55 @@ func (s *Badger) closeTables() error {
 		return err
 	}
 	if s.Err() == nil { // else the newest may not be durable
-		r.Inventory.NextRun = max(s.enc.next.Load(), r.Inventory.NextRun)
+		r.Inventory.NextRun = max(s.encoder.nextRun.Load(), r.Inventory.NextRun)
 	}
 	return s.writeInventory(r.Inventory)
 }
 
-// barrier returns when all that was appended before is durable.
-func (s *Badger) barrier() error {
+// waitDurable returns when all that was appended before is durable.
+func (s *Badger) waitDurable() error {
 	done := make(chan error, 1)
-	if !s.queue.push(&item{done: func(err error) { done <- err }}) {
+	if !s.queue.push(&pendingBatch{done: func(err error) { done <- err }}) {
 		return ErrClosed
 	}
 	return <-done
 }
 
-// damaged notes that something stored is not what was written, and logs it when it is
+// reportDamage notes that something stored is not what was written, and logs it when it is
 // news. The store goes on: what is not damaged is served.
-func (s *Badger) damaged(err error) {
-	if s.keeper.note(err) {
-		s.log.Error("stored data is damaged", "dir", s.keeper.dir, "err", err)
+func (s *Badger) reportDamage(err error) {
+	if s.verifier.noteDamage(err) {
+		s.log.Error("stored data is damaged", "dir", s.verifier.dir, "err", err)
 	}
 }
 
-// damagedRow is damaged, for the error of a read. The result names the file too, when one
+// reportRowDamage is damaged, for the error of a read. The result names the file too, when one
 // was found damaged.
-func (s *Badger) damagedRow(err error) error {
-	err = s.keeper.withFile(err)
-	s.damaged(err)
+func (s *Badger) reportRowDamage(err error) error {
+	err = s.verifier.withDamagedFile(err)
+	s.reportDamage(err)
 	return err
 }
 
-// note keeps a damage; news tells whether it was not known.
-func (k *keeper) note(err error) (news bool) {
+// noteDamage keeps a damage; news tells whether it was not known.
+func (k *tableVerifier) noteDamage(err error) (news bool) {
 	var file *badgerguard.Damage
 	ofFile := errors.As(err, &file)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	text := err.Error()
-	if k.noted[text] || len(k.noted) == maxNoted {
+	if k.notedDamage[text] || len(k.notedDamage) == maxNoted {
 		return false
 	}
-	if k.noted == nil {
-		k.noted = map[string]bool{}
+	if k.notedDamage == nil {
+		k.notedDamage = map[string]bool{}
 	}
-	k.noted[text] = true
+	k.notedDamage[text] = true
 	if k.damages != nil {
 		k.damages.Inc()
 	}
-	if k.damage == nil || ofFile && !k.ofFile {
-		k.damage, k.ofFile = err, ofFile
+	if k.damage == nil || ofFile && !k.damageOfFile {
+		k.damage, k.damageOfFile = err, ofFile
 	}
 	if !ofFile {
 		k.suspect.Store(true) // which file is it?
@@ -403,11 +381,11 @@ func (k *keeper) note(err error) (news bool) {
 	return true
 }
 
-// withFile adds to the damage of a row the file that was found damaged, if one was.
-func (k *keeper) withFile(err error) error {
+// withDamagedFile adds to the damage of a row the file that was found damaged, if one was.
+func (k *tableVerifier) withDamagedFile(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.ofFile {
+	if !k.damageOfFile {
 		return err
 	}
 	return fmt.Errorf("%w (damaged: %w)", err, k.damage)
@@ -417,7 +395,7 @@ func (k *keeper) withFile(err error) error {
 // when none was; that of a file comes before that of a row. It stays until the folder is
 // opened again.
 func (s *Badger) Damaged() error {
-	s.keeper.mu.Lock()
-	defer s.keeper.mu.Unlock()
-	return s.keeper.damage
+	s.verifier.mu.Lock()
+	defer s.verifier.mu.Unlock()
+	return s.verifier.damage
 }

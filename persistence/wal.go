@@ -7,31 +7,30 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/dgraph-io/badger/v4"
 )
 
-// commitLog makes commits durable and gives each its number. The writer calls it, one
+// writeAheadLog makes commits durable and gives each its number. The writer calls it, one
 // commit at a time.
-type commitLog interface {
+type writeAheadLog interface {
 	// commit makes the rows durable as one commit and returns its number, which is higher
 	// than that of the one before, when Badger has all earlier ones. After an error the log
 	// is not used any more; the rows may or may not be found by the next open.
-	commit(ops []op, size int64) (at uint64, err error)
-	// apply must be called behind each commit, before the next one. It gives Badger the rows
+	commit(ops []mutation, size int64) (at uint64, err error)
+	// applyToBadger must be called behind each commit, before the next one. It gives Badger the rows
 	// and does not wait until Badger has them: then the log tells that they can be read.
 	// The rows must stay until the next commit has returned without an error.
-	apply()
-	// settle waits until Badger has all that it was given.
-	settle()
+	applyToBadger()
+	// waitApplied waits until Badger has all that it was given.
+	waitApplied()
 }
 
-// localLog is the log of a single machine: package commitlog in front of Badger. Its
+// localWAL is the log of a single machine: package commitlog in front of Badger. Its
 // duties:
 //
 //  1. A commit is appended to the log and synced: then it has ended, and whoever appended
@@ -54,7 +53,7 @@ type commitLog interface {
 //
 // The log keeps as much as Badger has in memtables, at most three of them and one that is
 // being made a table. When Badger cannot keep up, its commits wait, and so do ours.
-type localLog struct {
+type localWAL struct {
 	db  *badger.DB
 	log *commitlog.Log
 	dir string
@@ -62,45 +61,42 @@ type localLog struct {
 	// alarm fails the store: with the disk in doubt nothing goes on.
 	alarm func(error)
 
-	group   commitlog.Group
-	next    durable                   // what apply gives Badger; the writer's
-	entries []badger.Entry            // scratch
-	free    chan struct{}             // holds a token while Badger has all that the log has
-	refused error                     // why Badger did not take a commit; guarded by the token
-	applied func(at uint64, ops []op) // a commit is durable, and Badger has it
-	// write is writeToBadger; tests put delays and errors in front of it.
-	write func(ops []op, at uint64, done func(error))
+	record     commitlog.Group
+	committed  durableCommit                   // what apply gives Badger; the writer's
+	entries    []badger.Entry                  // scratch
+	badgerIdle chan struct{}                   // holds a token while Badger has all that the log has
+	applyErr   error                           // why Badger did not take a commit; guarded by the token
+	onApplied  func(at uint64, ops []mutation) // a commit is durable, and Badger has it
+	// writeRows is writeToBadger; tests put delays and errors in front of it.
+	writeRows func(ops []mutation, at uint64, done func(error))
 
-	// record writes down which tables there are. It comes before the log forgets what is in
+	// recordTables writes down which tables there are. It comes before the log forgets what is in
 	// them: else a manifest that loses its end later would lose that in silence.
-	record func() error
+	recordTables func() error
 
-	look    int64 // bytes between two looks at the tables
-	unseen  int64 // bytes since the last one
-	lookNow chan struct{}
-	ended   sync.WaitGroup
-	once    sync.Once
+	checkEvery int64 // bytes between two looks at the tables
+	sinceCheck int64 // bytes since the last one
+	checkNow   chan struct{}
+	goroutines sync.WaitGroup
+	stopOnce   sync.Once
 }
 
 // logFolder is where in the store's folder the commit log lies.
 const logFolder = "log"
 
-func openLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
+func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
 	dir := filepath.Join(c.Dir, logFolder)
-	entries, err := os.ReadDir(c.Dir)
+	database, err := badgerguard.HoldsDatabase(c.Dir)
 	if err != nil {
 		return nil, err
 	}
-	database := slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
-		return e.Name() == badger.ManifestFilename || strings.HasSuffix(e.Name(), ".sst")
-	})
 	if _, err := os.Stat(filepath.Join(dir, "state")); database && errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a format before %d",
 			filepath.Join(dir, "state"), formatVersion)
 	}
-	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memory), MaxRows: maxRows, Alarm: alarm})
+	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memTable), MaxRows: maxRows, Alarm: alarm})
 	if errors.Is(err, vfs.ErrLocked) {
-		return nil, inUse(c.Dir)
+		return nil, badgerguard.InUse(c.Dir)
 	}
 	return log, err
 }
@@ -109,114 +105,89 @@ func openLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
 // segment by segment.
 func segmentSize(memTable int64) int64 { return memTable / 4 }
 
-// removeUnused deletes the files of Badger's that hold nothing that counts: its logs and
-// the statistics of the value log. The tables
-// stand for all commits up to a number, so then there must be a manifest: Badger would
-// begin a new one and delete them.
-func removeUnused(dir string, applied uint64) error {
-	manifest := filepath.Join(dir, badger.ManifestFilename)
-	if _, err := os.Stat(manifest); applied > 0 && err != nil {
-		return fmt.Errorf("%s: %w: the tables cannot be told from leftovers", manifest, err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := e.Name()
-		if !strings.HasSuffix(name, ".mem") && !strings.HasSuffix(name, ".vlog") && name != "DISCARD" {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-func newLocalLog(db *badger.DB, log *commitlog.Log, c Config, applied func(at uint64, ops []op), alarm func(error)) *localLog {
-	l := &localLog{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, look: c.memory / 8, lookNow: make(chan struct{}, 1),
-		applied: applied, free: make(chan struct{}, 1)}
-	l.free <- struct{}{}
-	l.write = l.writeToBadger
+func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, applied func(at uint64, ops []mutation), alarm func(error)) *localWAL {
+	l := &localWAL{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, checkEvery: c.memTable / 8, checkNow: make(chan struct{}, 1),
+		onApplied: applied, badgerIdle: make(chan struct{}, 1)}
+	l.badgerIdle <- struct{}{}
+	l.writeRows = l.writeToBadger
 	if l.fs == nil {
 		l.fs = vfs.OS{}
 	}
-	l.ended.Go(func() {
-		for range l.lookNow {
-			l.retire()
+	l.goroutines.Go(func() {
+		for range l.checkNow {
+			l.retireFlushed()
 		}
 	})
 	return l
 }
 
-func (l *localLog) commit(ops []op, size int64) (at uint64, err error) {
+func (l *localWAL) commit(ops []mutation, size int64) (at uint64, err error) {
 	at = l.log.Last() + 1
-	l.group.Reset()
-	l.group.Grow(int(size))
+	l.record.Reset()
+	l.record.Grow(int(size))
 	for i := range ops {
-		if o := &ops[i]; o.del {
-			l.group.Delete(o.key)
+		if o := &ops[i]; o.Delete {
+			l.record.Delete(o.Key)
 		} else {
-			l.group.Set(o.key, o.val)
+			l.record.Set(o.Key, o.Value)
 		}
 	}
-	if err := l.log.Append(at, &l.group); err != nil {
+	if err := l.log.Append(at, &l.record); err != nil {
 		return 0, err
 	}
 	if err := l.log.Sync(); err != nil {
 		return 0, err
 	}
-	<-l.free
-	l.next = durable{at, ops}
-	if l.unseen += size; l.unseen >= l.look {
-		l.unseen = 0
+	<-l.badgerIdle
+	l.committed = durableCommit{at, ops}
+	if l.sinceCheck += size; l.sinceCheck >= l.checkEvery {
+		l.sinceCheck = 0
 		select {
-		case l.lookNow <- struct{}{}:
+		case l.checkNow <- struct{}{}:
 		default:
 		}
 	}
 	return at, nil
 }
 
-// durable is a commit that the log has.
-type durable struct {
-	at  uint64
-	ops []op
+// durableCommit is a commit that the log has.
+type durableCommit struct {
+	number    uint64
+	mutations []mutation
 }
 
-func (l *localLog) settle() {
-	<-l.free
-	l.free <- struct{}{}
+func (l *localWAL) waitApplied() {
+	<-l.badgerIdle
+	l.badgerIdle <- struct{}{}
 }
 
-// apply gives Badger nothing after a commit that it did not take: a table with a later one
+// applyToBadger gives Badger nothing after a commit that it did not take: a table with a later one
 // would have the next open skip that (3 above).
-func (l *localLog) apply() {
-	c := l.next
-	if c.ops == nil {
+func (l *localWAL) applyToBadger() {
+	c := l.committed
+	if c.mutations == nil {
 		return
 	}
-	l.next = durable{}
-	if l.refused != nil {
-		l.free <- struct{}{}
+	l.committed = durableCommit{}
+	if l.applyErr != nil {
+		l.badgerIdle <- struct{}{}
 		return
 	}
-	l.write(c.ops, c.at, func(err error) {
+	l.writeRows(c.mutations, c.number, func(err error) {
 		if err != nil {
-			l.refused = err
+			l.applyErr = err
 			l.alarm(err)
 		} else {
-			l.applied(c.at, c.ops)
+			l.onApplied(c.number, c.mutations)
 		}
 		clear(l.entries)
-		l.free <- struct{}{}
+		l.badgerIdle <- struct{}{}
 	})
 }
 
 // writeToBadger gives the rows to Badger, which answers by a call of done. The rows must stay
 // until then. The caller has the token.
-func (l *localLog) writeToBadger(ops []op, at uint64, done func(error)) {
+func (l *localWAL) writeToBadger(ops []mutation, at uint64, done func(error)) {
 	txn := l.db.NewTransactionAt(at-1, true)
 	if cap(l.entries) < len(ops) {
 		l.entries = make([]badger.Entry, 2*len(ops))
@@ -224,14 +195,14 @@ func (l *localLog) writeToBadger(ops []op, at uint64, done func(error)) {
 	l.entries = l.entries[:len(ops)]
 	for i, o := range ops {
 		var err error
-		if o.del {
-			if err = txn.Delete(o.key); err != nil {
+		if o.Delete {
+			if err = txn.Delete(o.Key); err != nil {
 				err = fmt.Errorf("delete of a row: %w", err)
 			}
 		} else {
-			l.entries[i].Key, l.entries[i].Value = o.key, o.val
+			l.entries[i].Key, l.entries[i].Value = o.Key, o.Value
 			if err = txn.SetEntry(&l.entries[i]); err != nil {
-				err = fmt.Errorf("row of %d bytes, %d of %d: %w", len(o.val), i, len(ops), err)
+				err = fmt.Errorf("row of %d bytes, %d of %d: %w", len(o.Value), i, len(ops), err)
 			}
 		}
 		if err != nil {
@@ -245,22 +216,14 @@ func (l *localLog) writeToBadger(ops []op, at uint64, done func(error)) {
 	}
 }
 
-// inTables is the newest commit that tables have any row of. They have all commits before it.
-func (l *localLog) inTables() (at uint64) {
-	for _, t := range l.db.Tables() {
-		at = max(at, t.MaxVersion)
-	}
-	return at
-}
-
-// retire lets the log forget what is in tables.
-func (l *localLog) retire() {
-	at := min(max(l.inTables(), 1)-1, l.log.Last())
+// retireFlushed lets the log forget what is in tables.
+func (l *localWAL) retireFlushed() {
+	at := min(max(badgerguard.NewestFlushed(l.db.Tables()), 1)-1, l.log.Last())
 	if at <= l.log.Applied() {
 		return
 	}
 	err := l.fs.SyncDir(l.dir)
-	if err == nil && l.record != nil && l.record() != nil {
+	if err == nil && l.recordTables != nil && l.recordTables() != nil {
 		return // the manifest may be read while Badger appends to it: the next look comes
 	}
 	if err == nil {
@@ -272,8 +235,8 @@ func (l *localLog) retire() {
 }
 
 // catchUp applies what tables may not have of the log.
-func (l *localLog) catchUp(fits func(rows int, size int64) bool, test *uint64) error {
-	tables, last := l.inTables(), l.log.Last()
+func (l *localWAL) catchUp(limits badgerguard.Limits, test *uint64) error {
+	tables, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {
 	case tables == 0 && l.log.Applied() > 0:
 		return fmt.Errorf("there are no tables, and they had all commits up to %d", l.log.Applied())
@@ -284,36 +247,36 @@ func (l *localLog) catchUp(fits func(rows int, size int64) bool, test *uint64) e
 	if test != nil {
 		from = *test
 	}
-	replay := replayer{db: l.db, fits: fits, flushed: make(chan error, 1)}
+	replay := replayer{db: l.db, limits: limits, flushed: make(chan error, 1)}
 	err := l.log.Replay(func(number uint64, rows []byte) error {
 		if number <= from {
 			return nil
 		}
-		return replay.add(number, rows)
+		return replay.addCommit(number, rows)
 	})
-	if err = errors.Join(err, replay.end()); err != nil {
+	if err = errors.Join(err, replay.finish()); err != nil {
 		return fmt.Errorf("apply the commit log: %w", err)
 	}
 	if tables == last+1 {
 		// Its rows came to Badger, and its record, which failed, did not reach the log. The
 		// number is used; nothing was acknowledged.
-		l.group.Reset()
-		if err := errors.Join(l.log.Append(tables, &l.group), l.log.Sync()); err != nil {
+		l.record.Reset()
+		if err := errors.Join(l.log.Append(tables, &l.record), l.log.Sync()); err != nil {
 			return err
 		}
 	}
-	l.retire()
+	l.retireFlushed()
 	return nil
 }
 
-// stop ends the looks at the tables. It may be called more than once.
-func (l *localLog) stop() {
-	l.once.Do(func() { close(l.lookNow) })
-	l.ended.Wait()
+// stopRetiring ends the looks at the tables. It may be called more than once.
+func (l *localWAL) stopRetiring() {
+	l.stopOnce.Do(func() { close(l.checkNow) })
+	l.goroutines.Wait()
 }
 
 // close closes the log, behind Badger. All is in tables when that went well.
-func (l *localLog) close(clean bool) error {
+func (l *localWAL) close(clean bool) error {
 	if clean {
 		if err := l.fs.SyncDir(l.dir); err != nil {
 			return errors.Join(err, l.log.Close(false))
@@ -328,39 +291,39 @@ func (l *localLog) close(clean bool) error {
 // replayer applies commits to Badger, many at once. It parts the rows of one only
 // when they are too many for one request: see localLog, 3.
 type replayer struct {
-	db      *badger.DB
-	fits    func(rows int, size int64) bool
-	next    []replayRow
-	size    int64
-	flushed chan error
-	under   bool  // a flush is under way
-	failed  error // of the first flush that failed: Badger gets nothing after it, see localLog, 3
+	db       *badger.DB
+	limits   badgerguard.Limits
+	rows     []replayRow
+	size     int64
+	flushed  chan error
+	flushing bool  // a flush is under way
+	failed   error // of the first flush that failed: Badger gets nothing after it, see localLog, 3
 }
 
 type replayRow struct {
 	commitlog.Row
-	at uint64
+	number uint64
 }
 
-func (r *replayer) add(number uint64, rows []byte) error {
+func (r *replayer) addCommit(number uint64, rows []byte) error {
 	var own []byte // Badger keeps the rows until they are flushed
 	n, size := 0, int64(0)
 	own = append(own, rows...)
-	begin := len(r.next)
+	begin := len(r.rows)
 	err := commitlog.Rows(own, func(row commitlog.Row) error {
-		r.next = append(r.next, replayRow{row, number})
+		r.rows = append(r.rows, replayRow{row, number})
 		n++
-		size += op{key: row.Key, val: row.Value}.size()
+		size += mutation{Key: row.Key, Value: row.Value}.Size()
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("commit %d: %w", number, err)
 	}
-	if begin > 0 && !r.fits(len(r.next), r.size+size) {
-		if err := r.flush(r.next[:begin:begin]); err != nil {
+	if begin > 0 && !r.limits.Fits(len(r.rows), r.size+size) {
+		if err := r.flush(r.rows[:begin:begin]); err != nil {
 			return err
 		}
-		r.next, r.size = append([]replayRow(nil), r.next[begin:]...), 0
+		r.rows, r.size = append([]replayRow(nil), r.rows[begin:]...), 0
 	}
 	r.size += size
 	return nil
@@ -368,23 +331,23 @@ func (r *replayer) add(number uint64, rows []byte) error {
 
 // flush gives rows to Badger when it has taken those before.
 func (r *replayer) flush(rows []replayRow) error {
-	if r.under {
-		r.under = false
+	if r.flushing {
+		r.flushing = false
 		r.failed = <-r.flushed
 	}
 	if r.failed != nil || len(rows) == 0 {
 		return r.failed
 	}
-	r.under = true
+	r.flushing = true
 	go func() {
 		batch := r.db.NewManagedWriteBatch()
 		defer batch.Cancel()
 		for _, row := range rows {
 			var err error
 			if row.Delete {
-				err = batch.DeleteAt(row.Key, row.at)
+				err = batch.DeleteAt(row.Key, row.number)
 			} else {
-				err = batch.SetEntryAt(badger.NewEntry(row.Key, row.Value), row.at)
+				err = batch.SetEntryAt(badger.NewEntry(row.Key, row.Value), row.number)
 			}
 			if err != nil {
 				r.flushed <- err
@@ -396,8 +359,8 @@ func (r *replayer) flush(rows []replayRow) error {
 	return nil
 }
 
-func (r *replayer) end() error {
-	err := r.flush(r.next)
-	r.next = nil
+func (r *replayer) finish() error {
+	err := r.flush(r.rows)
+	r.rows = nil
 	return cmp.Or(err, r.flush(nil))
 }

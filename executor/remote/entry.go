@@ -175,20 +175,21 @@ func (r *Remote) heardQueued(p *peer, key messages.AttemptKey, granted int64) {
 	}
 }
 
-func (r *Remote) heardStarted(p *peer, s workerpb.Started) {
-	e := r.heard(p, s.Key)
+func (r *Remote) heardStarted(p *peer, s *workerpb.Started) {
+	key := workerpb.KeyOf(s)
+	e := r.heard(p, key)
 	if e == nil || e.stage == ended {
 		return
 	}
 	p.answered(e)
 	e.stage, e.at, e.granted = running, s.At, s.GrantedAt
-	if e.order == nil && r.nobodys(s.Key) {
-		r.disown(s.Key, e)
+	if e.order == nil && r.nobodys(key) {
+		r.disown(key, e)
 	}
 	if e.order != nil && !e.order.Resume { // else it is an old story
-		e.idle = s.Idle
+		e.idle = time.Duration(s.Idle)
 	}
-	r.tellStart(s.Key, e)
+	r.tellStart(key, e)
 }
 
 func (r *Remote) heardFinished(p *peer, rep executor.Report) {
@@ -206,10 +207,6 @@ func (r *Remote) heardFinished(p *peer, rep executor.Report) {
 		r.tellEnd(e, rep)
 	case r.nobodys(rep.Key):
 		r.forget(rep.Key, e)
-	default:
-		// What it printed must not keep a whole frame in memory.
-		rep.Record.Stdout.Inline = slices.Clone(rep.Record.Stdout.Inline)
-		rep.Record.Stderr.Inline = slices.Clone(rep.Record.Stderr.Inline)
 	}
 }
 

@@ -103,7 +103,8 @@ func (r *Remote) choose() (confirmed bool) {
 		if !p.draining {
 			p.draining = true
 			r.log.Info("a worker of another version, or with other settings, is drained", p.names()...)
-			p.push(workerpb.AppendEmpty(p.out, workerpb.TypeDrain))
+			p.out.Drain = true
+			p.push()
 		}
 		confirmed = confirmed && p.drained
 	}
@@ -122,7 +123,8 @@ func (r *Remote) share() {
 	free.CPUMillis, free.MemoryBytes = max(free.CPUMillis, 0), max(free.MemoryBytes, 0)
 	if p := r.active; p.capacity != free {
 		p.capacity = free
-		p.push(workerpb.AppendAmount(p.out, workerpb.TypeCapacity, free))
+		p.out.SetCapacity(free)
+		p.push()
 	}
 }
 

@@ -19,12 +19,12 @@ const readAhead = 1 << 20
 // remoteLog is an open log of an attempt in a worker: a stream of questions and
 // answers. When the stream breaks, its reads fail and it is not live.
 type remoteLog struct {
-	stream grpc.ClientStream
+	stream grpc.BidiStreamingClient[workerpb.LogRequest, workerpb.LogReply]
 	cancel context.CancelFunc
 
 	mu   sync.Mutex
-	last workerpb.LogData // the newest answer
-	err  error            // of the stream; stays
+	last *workerpb.LogReply // the newest answer
+	err  error              // of the stream; stays
 }
 
 // OpenLog implements executor.Executor.
@@ -39,60 +39,49 @@ func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messa
 		return nil, executor.ErrNotRunning
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
-	s, err := workerpb.Open(ctx, conn, workerpb.LogMethod)
+	s, err := workerpb.NewWorkerClient(conn).Log(ctx)
 	if err != nil {
 		cancel()
 		return nil, executor.ErrNotRunning
 	}
-	l := &remoteLog{stream: s, cancel: cancel}
-	l.ask(workerpb.AppendLogOpen(nil, workerpb.LogOpen{Key: key, Stream: stream}))
-	if l.err != nil {
+	l := &remoteLog{stream: s, cancel: cancel, last: new(workerpb.LogReply)}
+	if _, err := l.ask(&workerpb.LogRequest{Open: &workerpb.LogOpen{
+		Run: uint64(key.Run), Task: key.Task, Attempt: key.Attempt, Stderr: stream == messages.Stderr,
+	}}); err != nil {
 		cancel()
-		return nil, l.err
+		return nil, err
 	}
 	return l, nil
 }
 
-// ask sends a question and takes the answer. Errors of the read itself are returned,
-// those of the stream stay.
-func (l *remoteLog) ask(question []byte) (workerpb.LogData, error) {
+// ask sends a request and returns the reply. An error stays: the log is not used any more.
+func (l *remoteLog) ask(request *workerpb.LogRequest) (*workerpb.LogReply, error) {
 	if l.err != nil {
-		return workerpb.LogData{}, l.err
+		return nil, l.err
 	}
-	l.err = l.stream.SendMsg(&question)
-	var answer []byte
-	if l.err == nil || l.err == io.EOF { // then the answer says why
-		l.err = l.stream.RecvMsg(&answer)
+	var reply *workerpb.LogReply
+	l.err = l.stream.Send(request)
+	if l.err == nil || l.err == io.EOF { // then the reply says why
+		reply, l.err = l.stream.Recv()
 	}
-	var typ workerpb.Type
-	var body []byte
-	if l.err == nil {
-		typ, body, _, l.err = workerpb.Next(answer)
-	}
-	if l.err == nil && typ == workerpb.TypeLogError {
-		var e workerpb.LogError
-		if e, l.err = workerpb.ParseLogError(body); l.err == nil {
-			l.err = errors.New(e.Text)
-			if e.NotLive {
-				l.err = executor.ErrNotRunning
-			}
+	if l.err == nil && reply.Error != nil {
+		l.err = errors.New(string(reply.Error.Text))
+		if reply.Error.NotLive {
+			l.err = executor.ErrNotRunning
 		}
 	}
 	if l.err != nil {
-		l.last.Live = false
-		return workerpb.LogData{}, l.err
+		return nil, l.err
 	}
-	d, err := workerpb.ParseLogData(body)
-	l.err = err
-	l.last = d
-	return d, err
+	l.last = reply
+	return reply, nil
 }
 
-// read asks for bytes, and for what the log is.
-func (l *remoteLog) read(off int64, n int) (workerpb.LogData, error) {
+// read asks for bytes, and for the state of the log.
+func (l *remoteLog) read(off int64, n int) (*workerpb.LogReply, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.ask(workerpb.AppendLogRead(nil, workerpb.LogRead{Off: off, N: n}))
+	return l.ask(&workerpb.LogRequest{Offset: off, Length: uint32(n)})
 }
 
 // ReadAt implements messages.Log.
@@ -108,7 +97,7 @@ func (l *remoteLog) ReadAt(p []byte, off int64) (n int, err error) {
 			return n, nil
 		case d.Cut:
 			return 0, messages.ErrCut
-		case d.EOF:
+		case d.Eof:
 			return n, io.EOF
 		case len(d.Data) == 0:
 			return n, io.ErrNoProgress

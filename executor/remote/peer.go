@@ -41,11 +41,11 @@ type peer struct {
 	leave chan struct{} // closed by Detach: send what is left, and go
 	over  chan struct{} // closed when run has returned
 
-	out      []byte           // items to send
-	later    *time.Timer      // sends them; nil when that is not to come
-	due      time.Time        // when it does
-	ahead    ahead            // orders on this connection that are not known to have begun
-	conn     *grpc.ClientConn // while there is one
+	out      *workerpb.ServerFrame // to send
+	later    *time.Timer           // sends them; nil when that is not to come
+	due      time.Time             // when it does
+	ahead    ahead                 // orders on this connection that are not known to have begun
+	conn     *grpc.ClientConn      // while there is one
 	listed   map[messages.AttemptKey]bool
 	attached bool // it has said what it knows, on this connection
 	synced   bool // it has, once
@@ -68,12 +68,11 @@ type peer struct {
 }
 
 func newPeer(r *Remote, path string) *peer {
-	return &peer{r: r, path: path, some: make(chan struct{}, 1), leave: make(chan struct{}), over: make(chan struct{})}
+	return &peer{r: r, path: path, out: workerpb.ServerFrameFromVTPool(), some: make(chan struct{}, 1), leave: make(chan struct{}), over: make(chan struct{})}
 }
 
-// push sends what out holds now, which is p.out and more. mu is held.
-func (p *peer) push(out []byte) {
-	p.out = out
+// push sends what is in out. mu is held.
+func (p *peer) push() {
 	select {
 	case p.some <- struct{}{}:
 	default:
@@ -89,7 +88,7 @@ func (p *peer) pushWithin(d time.Duration) {
 			p.r.mu.Lock()
 			defer p.r.mu.Unlock()
 			p.later = nil
-			p.push(p.out)
+			p.push()
 		})
 	case due.Before(p.due):
 		p.later.Reset(d)
@@ -100,8 +99,8 @@ func (p *peer) pushWithin(d time.Duration) {
 }
 
 // frame takes what is to be sent. mu is held.
-func (p *peer) frame() (frame []byte) {
-	frame, p.out = p.out, nil
+func (p *peer) frame() (frame *workerpb.ServerFrame) {
+	frame, p.out = p.out, workerpb.ServerFrameFromVTPool()
 	if p.later != nil {
 		p.later.Stop()
 		p.later = nil
@@ -130,12 +129,12 @@ func (a *ahead) add(o *executor.Order, n int64) {
 func (p *peer) order(o *executor.Order) {
 	busy := p.ahead.n > few && (p.ahead.cores >= p.r.cfg.CPUMillis || p.ahead.memory >= p.r.cfg.MemoryBytes)
 	p.ahead.add(o, 1)
-	p.out = workerpb.AppendOrder(p.out, o)
+	p.out.AddOrder(o)
 	if busy {
 		p.pushWithin(orderLinger)
 		return
 	}
-	p.push(p.out)
+	p.push()
 }
 
 // answered takes off what is ahead an attempt of which the worker says for the first time what
@@ -210,7 +209,7 @@ func (p *peer) end(f *worker.Folder) {
 // worker had said all it knows, and what ended it.
 func (p *peer) attach() (synced bool, _ error) {
 	r := p.r
-	conn, err := grpc.Dial("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
+	conn, err := grpc.NewClient("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return worker.Dial(p.path) }))...)
 	if err != nil {
@@ -219,12 +218,12 @@ func (p *peer) attach() (synced bool, _ error) {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	stream, err := workerpb.Open(ctx, conn, workerpb.AttachMethod)
+	stream, err := workerpb.NewWorkerClient(conn).Attach(ctx)
 	if err != nil {
 		return false, err
 	}
 	r.mu.Lock()
-	p.frame() // what was for the former connection
+	p.frame().ReturnToVTPool() // what was for the former connection
 	p.conn, p.listed, p.ahead = conn, map[messages.AttemptKey]bool{}, ahead{}
 	p.capacity, p.asked = workerpb.Amount{}, false
 	r.unlock()
@@ -244,10 +243,13 @@ func (p *peer) attach() (synced bool, _ error) {
 	return synced, err
 }
 
+// attachStream is the server's side of the stream to a worker.
+type attachStream = grpc.BidiStreamingClient[workerpb.ServerFrame, workerpb.WorkerFrame]
+
 // send sends what gathers in p.out, until ctx ends or we leave. Then it only closes its
 // half of the stream: the worker ends the other one when it has carried out everything
 // before. A canceled stream would drop what has not been read at the other end.
-func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
+func (p *peer) send(ctx context.Context, stream attachStream) {
 	for leaving := false; !leaving; {
 		select {
 		case <-ctx.Done():
@@ -261,9 +263,10 @@ func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
 		p.r.mu.Lock()
 		frame := p.frame()
 		p.r.mu.Unlock()
-		if len(frame) > 0 && stream.SendMsg(&frame) != nil {
+		if !frame.IsEmpty() && stream.Send(frame) != nil {
 			return // receive learns why
 		}
+		frame.ReturnToVTPool()
 	}
 	_ = stream.CloseSend()
 }
@@ -271,10 +274,12 @@ func (p *peer) send(ctx context.Context, stream grpc.ClientStream) {
 // errStopped: the worker has ended everything and waits for us to go.
 var errStopped = errors.New("worker has stopped")
 
-func (p *peer) receive(stream grpc.ClientStream) error {
+func (p *peer) receive(stream attachStream) error {
+	frame := workerpb.WorkerFrameFromVTPool()
+	defer frame.ReturnToVTPool()
 	for {
-		var frame []byte
-		if err := stream.RecvMsg(&frame); err != nil {
+		frame.ResetVT()
+		if err := stream.RecvMsg(frame); err != nil {
 			return err
 		}
 		p.r.mu.Lock()
@@ -290,81 +295,49 @@ func (p *peer) receive(stream grpc.ClientStream) error {
 	}
 }
 
-// handle takes a frame in. Items of unknown types are left out. mu is held.
-func (p *peer) handle(frame []byte) error {
-	for len(frame) > 0 {
-		typ, body, rest, err := workerpb.Next(frame)
-		if err == nil {
-			err = p.hear(typ, body)
-		}
-		if err != nil {
-			return err
-		}
-		frame = rest
-	}
-	return nil
-}
-
-// hear takes one item in. mu is held.
-func (p *peer) hear(typ workerpb.Type, body []byte) error {
+// handle takes a frame in, in the order that the protocol says. mu is held.
+func (p *peer) handle(frame *workerpb.WorkerFrame) error {
 	r := p.r
-	switch typ {
-	case workerpb.TypeHello:
-		h, err := workerpb.ParseHello(body)
-		if err == nil && h.Name != filepath.Base(p.path) {
-			err = fmt.Errorf("worker %q answers for %q", h.Name, filepath.Base(p.path))
+	if h := frame.Hello; h != nil {
+		if name := filepath.Base(p.path); string(h.Name) != name {
+			return fmt.Errorf("worker %q answers for %q", h.Name, name)
 		}
-		p.version, p.pid = h.Version, h.PID
-		return err
-	case workerpb.TypeFinished:
-		rep, err := workerpb.ParseFinished(body)
-		if err == nil {
-			p.list(rep.Key)
-			r.heardFinished(p, rep)
-		}
-		return err
-	case workerpb.TypeStarted:
-		s, err := workerpb.ParseStarted(body)
-		if err == nil {
-			p.list(s.Key)
-			r.heardStarted(p, s)
-		}
-		return err
-	case workerpb.TypeRevoked:
-		k, err := workerpb.ParseKeyAt(body)
-		if err == nil {
-			r.heardRevoked(p, k.Key, k.At)
-		}
-		return err
-	case workerpb.TypeQueued:
-		k, err := workerpb.ParseKeyAt(body)
-		if err == nil {
-			p.list(k.Key)
-			r.heardQueued(p, k.Key, k.At)
-		}
-		return err
-	case workerpb.TypeIgnored:
-		key, err := workerpb.ParseKey(body)
-		if err == nil {
-			r.heardIgnored(p, key)
-		}
-		return err
-	case workerpb.TypeUsage:
-		a, err := workerpb.ParseAmount(body)
+		p.version, p.pid = string(h.Version), int(h.Pid)
+	}
+	for _, m := range frame.Queued {
+		key := workerpb.KeyOf(m)
+		p.list(key)
+		r.heardQueued(p, key, m.GrantedAt)
+	}
+	for _, m := range frame.Started {
+		p.list(workerpb.KeyOf(m))
+		r.heardStarted(p, m)
+	}
+	for _, end := range frame.Finished {
+		report, err := workerpb.ParseFinished(end)
 		if err != nil {
 			return err
 		}
-		p.usage, p.drained = a, true
+		p.list(report.Key)
+		r.heardFinished(p, report)
+	}
+	for _, m := range frame.Revoked {
+		r.heardRevoked(p, workerpb.KeyOf(m), m.At)
+	}
+	for _, m := range frame.Ignored {
+		r.heardIgnored(p, workerpb.KeyOf(m))
+	}
+	for _, m := range frame.Postponed {
+		r.heardPostponed(p, m)
+	}
+	if frame.Usage != nil {
+		p.usage, p.drained = frame.Usage.Amount(), true
 		r.wake()
-	case workerpb.TypeDeferred:
-		d, err := workerpb.ParseDeferred(body)
-		if err == nil {
-			r.heardDeferred(p, d)
-		}
-		return err
-	case workerpb.TypeSynced:
+	}
+	if frame.Synced {
 		p.sync()
-	case workerpb.TypeStopped:
+	}
+	if frame.Stopped {
 		return errStopped
 	}
 	return nil
@@ -388,10 +361,10 @@ func (p *peer) sync() {
 		switch {
 		case p.listed[key]:
 			if e.killed {
-				p.out = workerpb.AppendKill(p.out, workerpb.Kill{Key: key, Grace: e.grace})
+				p.out.AddKill(key, e.grace)
 			}
 			if e.revoked && e.stage == unknown {
-				p.out = workerpb.AppendKey(p.out, workerpb.TypeRevoke, key)
+				p.out.AddRevocation(key)
 			}
 		case e.order == nil:
 			delete(r.entries, key)
@@ -408,14 +381,10 @@ func (p *peer) sync() {
 	for _, key := range again {
 		p.order(r.entries[key].order)
 	}
-	if p.draining {
-		p.out = workerpb.AppendEmpty(p.out, workerpb.TypeDrain)
-	}
-	if r.state == closing {
-		p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
-	}
+	p.out.Drain = p.out.Drain || p.draining
+	p.out.Stop = p.out.Stop || r.state == closing
 	p.listed, p.attached, p.synced = nil, true, true
 	r.deaths = 0
-	p.push(p.out)
+	p.push()
 	r.wake()
 }

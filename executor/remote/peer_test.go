@@ -37,7 +37,7 @@ func TestOrdersWaitForCompany(t *testing.T) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for range n {
-			r.heardStarted(p, workerpb.Started{Key: key(started), At: 1})
+			r.heardStarted(p, &workerpb.Started{Run: 1, Task: uint32(started), Attempt: 1, At: 1})
 			started++
 		}
 	}
@@ -52,7 +52,7 @@ func TestOrdersWaitForCompany(t *testing.T) {
 		}
 	}
 	r.mu.Lock()
-	waits := p.later != nil && len(p.out) > 0
+	waits := p.later != nil && !p.out.IsEmpty()
 	r.mu.Unlock()
 	if !waits {
 		t.Error("nothing sends the orders that wait")

@@ -66,7 +66,8 @@ func (p *peer) beat() {
 	}
 	if p.attached && !p.asked {
 		p.asked = true
-		p.push(workerpb.AppendEmpty(p.out, workerpb.TypePing))
+		p.out.Ping = true
+		p.push()
 	}
 	if !p.attached && p.silent >= unreachablePulses && p.r.state == open {
 		p.endUnreachable()
@@ -139,15 +140,15 @@ func (r *Remote) DeferredStarts() map[string]uint64 {
 	return all
 }
 
-// heardDeferred: a start had to wait.
-func (r *Remote) heardDeferred(p *peer, d workerpb.Deferred) {
+// heardPostponed counts the starts that had to wait. mu is held.
+func (r *Remote) heardPostponed(p *peer, m *workerpb.Postponed) {
 	if r.deferred == nil {
 		r.deferred = map[string]uint64{}
 	}
-	r.deferred[d.Reason] += d.N
+	r.deferred[m.Reason] += m.Count
 	if now := time.Now(); now.Sub(r.complained) > time.Minute {
 		r.complained = now
 		r.log.Warn("tasks wait: the machine is short of what a process needs; they start when others have ended",
-			"reason", d.Reason, "err", d.Text, "folder", p.path)
+			"reason", m.Reason, "err", string(m.Error), "folder", p.path)
 	}
 }

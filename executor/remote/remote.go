@@ -13,7 +13,6 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/worker"
-	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -288,7 +287,8 @@ func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
 		r.withdraw(key, e)
 		return
 	}
-	e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: grace}))
+	e.peer.out.AddKill(key, grace)
+	e.peer.push()
 }
 
 // Revoke implements executor.Executor.
@@ -304,7 +304,8 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 		r.withdraw(key, e)
 		return
 	}
-	e.peer.push(workerpb.AppendKey(e.peer.out, workerpb.TypeRevoke, key))
+	e.peer.out.AddRevocation(key)
+	e.peer.push()
 }
 
 // withdraw revokes an order that no worker has. One that may have begun before the
@@ -346,7 +347,7 @@ func (r *Remote) forget(key messages.AttemptKey, e *entry) {
 		}
 		return
 	}
-	p.out = workerpb.AppendKey(p.out, workerpb.TypeAck, key)
+	p.out.AddAcknowledgement(key)
 	p.pushWithin(linger)
 }
 
@@ -407,7 +408,8 @@ func (r *Remote) disown(key messages.AttemptKey, e *entry) {
 	case e.stage == ended:
 		r.forget(key, e)
 	case e.peer != nil && !e.peer.dead:
-		e.peer.push(workerpb.AppendKill(e.peer.out, workerpb.Kill{Key: key, Grace: r.cfg.Settings.CloseGrace}))
+		e.peer.out.AddKill(key, r.cfg.Settings.CloseGrace)
+		e.peer.push()
 	}
 }
 
@@ -426,10 +428,9 @@ func (r *Remote) Detach() error {
 				continue
 			}
 			if needless {
-				if err := r.registry.strike(filepath.Base(p.path)); err == nil {
-					p.out = workerpb.AppendEmpty(p.out, workerpb.TypeRelease)
-				}
-				p.out = workerpb.AppendEmpty(p.out, workerpb.TypeStop)
+				err := r.registry.strike(filepath.Base(p.path))
+				p.out.Release = p.out.Release || err == nil
+				p.out.Stop = true
 			}
 			close(p.leave)
 			leaving = append(leaving, p)
@@ -470,7 +471,8 @@ func (r *Remote) Close() error {
 		}
 	}
 	for _, p := range r.peers {
-		p.push(workerpb.AppendEmpty(p.out, workerpb.TypeStop))
+		p.out.Stop = true
+		p.push()
 	}
 	r.wake()
 	r.unlock()

@@ -16,7 +16,7 @@ type held struct {
 	pid     int
 	at      int64 // ns since the epoch: its start
 	idle    time.Duration
-	end     []byte // its Finished item
+	end     []byte // its end, encoded (workerpb.AppendFinished)
 }
 
 // stage is how far an attempt is.
@@ -29,19 +29,19 @@ const (
 	ended
 )
 
-// order enters an order and tells whether it is to be started. One that is known
+// enterOrder enters an order and tells whether it is to be started. One that is known
 // gets the answer that it had. One whose key has served before, be it in another history
 // of the data folder, is ignored, and the server is told so. w.mu is held.
-func (w *Worker) order(o *executor.Order) bool {
+func (w *Worker) enterOrder(o *executor.Order) bool {
 	key := o.Key
 	h := w.book[key]
 	switch {
 	case h != nil && h.granted == o.GrantedAt:
-		w.sess.out = h.append(w.sess.out, key)
+		w.sess.add(key, h)
 	case h != nil, w.process.HasStarted(key):
-		w.sess.out = workerpb.AppendKey(w.sess.out, workerpb.TypeIgnored, key)
+		w.sess.out.AddIgnored(key)
 	case w.draining || w.stopping:
-		w.sess.out = workerpb.AppendKeyAt(w.sess.out, workerpb.TypeRevoked, key, w.now())
+		w.sess.out.AddRevoked(key, w.now())
 	default:
 		w.book[key] = &held{granted: o.GrantedAt}
 		return true
@@ -49,15 +49,18 @@ func (w *Worker) order(o *executor.Order) bool {
 	return false
 }
 
-// append appends what a server should know of the attempt.
-func (h *held) append(dst []byte, key messages.AttemptKey) []byte {
-	switch {
-	case h.stage == ended:
-		return append(dst, h.end...)
-	case h.stage == started:
-		return workerpb.AppendStarted(dst, workerpb.Started{Key: key, At: h.at, Idle: h.idle, GrantedAt: h.granted})
+// add adds what the server should know of the attempt. Worker.mu is held.
+func (s *session) add(key messages.AttemptKey, h *held) {
+	s.count++
+	switch h.stage {
+	case ended:
+		s.out.AddFinished(h.end)
+		s.bytes += len(h.end)
+	case started:
+		s.out.AddStarted(key, h.at, h.idle, h.granted)
+	default:
+		s.out.AddQueued(key, h.granted)
 	}
-	return workerpb.AppendKeyAt(dst, workerpb.TypeQueued, key, h.granted)
 }
 
 // begin is the process's Begin: duty 2.
@@ -80,12 +83,11 @@ func (w *Worker) begin(orders []*executor.Order) error {
 
 // unbegun is the WithdrawIntent of the process: there is no process, and none is coming.
 func (w *Worker) unbegun(o *executor.Order) {
-	var room [64]byte
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if h := w.book[o.Key]; h != nil && h.stage == begun {
 		h.stage, h.intent = waiting, 0
-		w.journal.add(workerpb.AppendKey(room[:0], workerpb.TypeUnbegun, o.Key))
+		w.journal.addWithdrawn(o.Key)
 	}
 }
 
@@ -94,7 +96,7 @@ func (w *Worker) postponed(o *executor.Order, reason string, err error) {
 	w.mu.Lock()
 	unwanted := w.draining
 	if s := w.sess; s != nil {
-		s.out = workerpb.AppendDeferred(s.out, workerpb.Deferred{Reason: reason, N: 1, Text: err.Error()})
+		s.out.AddPostponed(reason, err)
 		s.wake(false)
 	}
 	w.mu.Unlock()
@@ -105,22 +107,21 @@ func (w *Worker) postponed(o *executor.Order, reason string, err error) {
 
 // born is the OnStarted of the process: duty 3.
 func (w *Worker) born(o *executor.Order, pid int) {
-	var room [64]byte
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if h := w.book[o.Key]; h != nil {
 		h.pid = pid
-		w.journal.add(workerpb.AppendBorn(room[:0], workerpb.Born{Key: o.Key, PID: pid, At: h.intent}))
+		w.journal.addForked(o.Key, pid, h.intent)
 	}
 }
 
 // sink is the process's Sink: duty 4. The words for the server wait for the session's
 // sender, which writes the journal first.
 func (w *Worker) sink(reports ...executor.Report) {
-	items := make([][]byte, len(reports))
+	ends := make([][]byte, len(reports))
 	for i := range reports {
 		if reports[i].Kind == executor.Finished {
-			items[i] = workerpb.AppendFinished(make([]byte, 0, 128), &reports[i])
+			ends[i] = workerpb.AppendFinished(nil, &reports[i])
 		}
 	}
 	// While enough waits here to keep the slots busy the server has no hurry.
@@ -129,19 +130,19 @@ func (w *Worker) sink(reports ...executor.Report) {
 	defer w.mu.Unlock()
 	soon := false
 	for i := range reports {
-		soon = w.enter(&reports[i], items[i], short) || soon
+		soon = w.enter(&reports[i], ends[i], short) || soon
 	}
 	switch {
 	case w.sess == nil:
 		w.wakeWriter()
-	case len(w.sess.out) > 0:
+	case !w.sess.out.IsEmpty():
 		w.sess.wake(soon)
 	}
 }
 
-// enter enters a report, the item of which is given if it is Finished. It tells whether the
+// enter enters a report; end is the encoded report if it is Finished. It tells whether the
 // server should hear of it soon. w.mu is held.
-func (w *Worker) enter(r *executor.Report, item []byte, short bool) (soon bool) {
+func (w *Worker) enter(r *executor.Report, end []byte, short bool) (soon bool) {
 	h := w.book[r.Key]
 	if h == nil {
 		return false // nobody ordered it
@@ -150,8 +151,8 @@ func (w *Worker) enter(r *executor.Report, item []byte, short bool) (soon bool) 
 	case executor.Started:
 		h.stage, h.at, h.idle = started, r.At, r.StartDelay
 	case executor.Finished:
-		h.stage, h.end = ended, item
-		w.journal.add(item)
+		h.stage, h.end = ended, end
+		w.journal.addFinished(end)
 		soon = w.draining || short
 	case executor.Revoked:
 		delete(w.book, r.Key)
@@ -163,22 +164,14 @@ func (w *Worker) enter(r *executor.Report, item []byte, short bool) (soon bool) 
 		return soon
 	}
 	if r.Kind == executor.Revoked {
-		s.out = workerpb.AppendKeyAt(s.out, workerpb.TypeRevoked, r.Key, r.At)
+		s.out.AddRevoked(r.Key, r.At)
 	} else {
-		s.out = h.append(s.out, r.Key)
+		s.add(r.Key, h)
 	}
 	if w.draining {
-		s.out = w.appendUsage(s.out)
+		w.setUsage(s.out)
 	}
 	return soon
-}
-
-// acknowledge forgets an end. w.mu is held.
-func (w *Worker) acknowledge(key messages.AttemptKey) {
-	if h := w.book[key]; h != nil && h.stage == ended {
-		delete(w.book, key)
-		w.changed = true
-	}
 }
 
 // drain takes no more orders and gives back those that wait. w.handling is held.
@@ -199,27 +192,27 @@ func (w *Worker) drain() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.sess != nil {
-		w.sess.out = w.appendUsage(w.sess.out)
+		w.setUsage(w.sess.out)
 		w.sess.wake(true)
 	}
 }
 
-// appendUsage appends the slots in use. w.mu is held, so that a smaller figure never
-// stands before a larger one.
-func (w *Worker) appendUsage(dst []byte) []byte {
+// setUsage says which slots are in use. w.mu is held, so that an older figure never replaces a
+// newer one.
+func (w *Worker) setUsage(frame *workerpb.WorkerFrame) {
 	s := w.process.Stats()
-	return workerpb.AppendAmount(dst, workerpb.TypeUsage, workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
+	frame.SetUsage(workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
 }
 
-// snapshot appends all that the worker knows, then Synced. w.mu is held.
-func (w *Worker) snapshot(dst []byte) []byte {
+// addSnapshot adds all that the worker knows. w.mu is held.
+func (w *Worker) addSnapshot(s *session) {
 	for key, h := range w.book {
-		dst = h.append(dst, key)
+		s.add(key, h)
 	}
 	if w.draining {
-		dst = w.appendUsage(dst)
+		w.setUsage(s.out)
 	}
-	return workerpb.AppendEmpty(dst, workerpb.TypeSynced)
+	s.out.Synced = true
 }
 
 // compact renews the journal when it is time.
@@ -260,15 +253,15 @@ func (w *Worker) renewJournal() error {
 
 // renewLocked is renewJournal. w.mu is held.
 func (w *Worker) renewLocked() error {
-	return w.journal.compact(func(add func([]byte)) {
+	return w.journal.compact(func(records *recordBuffer) {
 		for key, h := range w.book {
 			switch h.stage {
 			case ended:
-				add(h.end)
+				records.addFinished(h.end)
 			case begun, started:
-				add(workerpb.AppendKeyAt(nil, workerpb.TypeIntent, key, h.intent))
+				records.addIntent(key, h.intent)
 				if h.pid != 0 {
-					add(workerpb.AppendBorn(nil, workerpb.Born{Key: key, PID: h.pid, At: h.intent}))
+					records.addForked(key, h.pid, h.intent)
 				}
 			}
 		}

@@ -52,11 +52,11 @@ func Bury(ctx context.Context, d Dead, grace time.Duration, log *slog.Logger) (*
 	if err != nil {
 		return nil, err
 	}
-	restarted := p.header.Boot != "" && p.header.Boot != boot
+	restarted := p.header.BootId != "" && p.header.BootId != boot
 	if !restarted {
 		s := search{past: p, mark: MarkValue(d.Data, filepath.Base(d.Path)), worker: d.Process}
-		if p.header.Mark == s.mark { // else the journal came here with a copy of its folder
-			s.worker = Identity{PID: p.header.PID, Ticks: p.header.Ticks}
+		if string(p.header.Mark) == s.mark { // else the journal came here with a copy of its folder
+			s.worker = Identity{PID: int(p.header.Pid), Ticks: p.header.StartTicks}
 		}
 		if err := s.end(ctx, grace, log); err != nil {
 			return nil, err
@@ -83,7 +83,7 @@ func (d *Dead) past(log *slog.Logger) (past, error) {
 	case !gone(err):
 		return past{}, fmt.Errorf("dead worker's journal: %w", err)
 	case d.Unborn:
-		return past{attempts: map[messages.AttemptKey]*pastAttempt{}, whole: true}, nil
+		return past{header: &workerpb.JournalHeader{}, attempts: map[messages.AttemptKey]*pastAttempt{}, whole: true}, nil
 	}
 	p := readJournal(text)
 	if err != nil {
@@ -107,10 +107,10 @@ func (p *past) report(k messages.AttemptKey, restarted bool) (executor.Report, e
 	switch {
 	case restarted:
 		rec.ExecutorLog = "lost: the machine was restarted"
-	case p.header.PID == 0:
+	case p.header.Pid == 0:
 		rec.ExecutorLog = "lost: its worker died, and its journal is damaged"
 	default:
-		rec.ExecutorLog = fmt.Sprintf("lost: its worker (pid %d) died", p.header.PID)
+		rec.ExecutorLog = fmt.Sprintf("lost: its worker (pid %d) died", p.header.Pid)
 	}
 	if !restarted && a.intent != 0 {
 		rec.Start = now - max(bootNow()-a.intent, 0)

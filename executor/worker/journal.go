@@ -7,23 +7,25 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
 )
 
 // compactMin is the size from which on a journal is worth compacting.
 const compactMin = 1 << 20
 
 // journal is the worker's own memory of what it began and of ends that nobody has
-// acknowledged. A record is a workerpb item with its number, which counts the records of
-// the file from 0:
+// acknowledged. A record is an encoded workerpb.JournalRecord with its number, which counts the
+// records of the file from 0:
 //
-//	uint32 length of the item, uint32 CRC-32C of number and item, uint32 number, item
+//	uint32 length, uint32 CRC-32C of number and message, uint32 number, message
 //
-// The first item is a Header. Every write ends with a Tail, which the next write replaces:
+// The first record is the header. Every write ends with a tail, which the next write replaces:
 // a file that does not end with one was cut, or not written to its end. So a reader knows
 // whether it has all records (past.whole), and tells a torn end from damage.
 //
@@ -35,23 +37,25 @@ type journal struct {
 	mu     sync.Mutex
 	fs     vfs.FS
 	path   string
-	header []byte // the first item of each file
+	header *workerpb.JournalHeader // of each file
 	f      vfs.File
-	size   int64  // of the records in the file, without the Tail
-	buf    []byte // records that are not written yet
-	number uint32 // of the next record
-	next   int64  // the size at which it is compacted
-	failed error  // of the last write; nil when that succeeded
+	size   int64        // of the records in the file, without the tail
+	buf    recordBuffer // records that are not written yet
+	next   int64        // the size at which it is compacted
+	failed error        // of the last write; nil when that succeeded
 }
 
+// journalFormat is the version of the format.
+const journalFormat = 1
+
 // createJournal begins the journal of a worker's folder.
-func createJournal(fs vfs.FS, folder string, h workerpb.Header) (*journal, error) {
-	j := &journal{fs: fs, path: filepath.Join(folder, journalFileName), header: workerpb.AppendHeader(nil, h), next: compactMin}
+func createJournal(fs vfs.FS, folder string, h *workerpb.JournalHeader) (*journal, error) {
+	j := &journal{fs: fs, path: filepath.Join(folder, journalFileName), header: h, next: compactMin}
 	var err error
 	if j.f, err = fs.OpenFile(j.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return nil, fmt.Errorf("worker's journal: %w", err)
 	}
-	j.append(j.header)
+	j.buf.add(&workerpb.JournalRecord{Header: j.header})
 	if err := j.write(); err != nil {
 		j.f.Close()
 		return nil, err
@@ -61,21 +65,53 @@ func createJournal(fs vfs.FS, folder string, h workerpb.Header) (*journal, error
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// recordHead is the length of a record without its item.
+// recordHead is the length of a record without its message.
 const recordHead = 12
 
-func appendRecord(dst []byte, number uint32, item []byte) []byte {
-	at := len(dst)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(item)))
-	dst = append(dst, 0, 0, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, number)
-	dst = append(dst, item...)
-	binary.LittleEndian.PutUint32(dst[at+4:], crc32.Checksum(dst[at+8:], castagnoli))
-	return dst
+// recordBuffer holds encoded records.
+type recordBuffer struct {
+	bytes  []byte
+	number uint32 // of the next record
+}
+
+// add encodes a record.
+func (b *recordBuffer) add(r *workerpb.JournalRecord) {
+	at, size := len(b.bytes), r.SizeVT()
+	b.bytes = slices.Grow(b.bytes, recordHead+size)[:at+recordHead+size]
+	record := b.bytes[at:]
+	binary.LittleEndian.PutUint32(record, uint32(size))
+	binary.LittleEndian.PutUint32(record[8:], b.number)
+	if _, err := r.MarshalToSizedBufferVT(record[recordHead:]); err != nil {
+		panic(fmt.Sprintf("record %d of the worker's journal: %v", b.number, err)) // only a wrong size gives an error
+	}
+	binary.LittleEndian.PutUint32(record[4:], crc32.Checksum(record[8:], castagnoli))
+	b.number++
+}
+
+func (b *recordBuffer) addIntent(k messages.AttemptKey, at int64) {
+	b.add(&workerpb.JournalRecord{Intent: &workerpb.Intent{Run: uint64(k.Run), Task: k.Task, Attempt: k.Attempt, At: at}})
+}
+
+func (b *recordBuffer) addWithdrawn(k messages.AttemptKey) {
+	b.add(&workerpb.JournalRecord{Withdrawn: &workerpb.AttemptKey{Run: uint64(k.Run), Task: k.Task, Attempt: k.Attempt}})
+}
+
+func (b *recordBuffer) addForked(k messages.AttemptKey, pid int, at int64) {
+	b.add(&workerpb.JournalRecord{Forked: &workerpb.Forked{
+		Run: uint64(k.Run), Task: k.Task, Attempt: k.Attempt, Pid: int64(pid), At: at,
+	}})
+}
+
+func (b *recordBuffer) addFinished(end []byte) { b.add(&workerpb.JournalRecord{Finished: end}) }
+
+// addTail encodes the tail, whose number the next record has.
+func (b *recordBuffer) addTail() {
+	b.add(&workerpb.JournalRecord{Tail: true})
+	b.number--
 }
 
 // cutRecord cuts the first record off, whatever its number. ok is false when there is none.
-func cutRecord(b []byte) (number uint32, item, rest []byte, ok bool) {
+func cutRecord(b []byte) (number uint32, data, rest []byte, ok bool) {
 	if len(b) < recordHead {
 		return 0, nil, b, false
 	}
@@ -90,28 +126,35 @@ func cutRecord(b []byte) (number uint32, item, rest []byte, ok bool) {
 	return binary.LittleEndian.Uint32(b[8:]), b[recordHead:end], b[end:], true
 }
 
-// append takes an item for the next write. j.mu is held.
-func (j *journal) append(item []byte) {
-	j.buf = appendRecord(j.buf, j.number, item)
-	j.number++
-}
-
 // intents writes that the orders' attempts are about to begin, and all that was added
 // before. On an error nothing may be forked.
 func (j *journal) intents(orders []*executor.Order, at int64) error {
-	var room [64]byte
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, o := range orders {
-		j.append(workerpb.AppendKeyAt(room[:0], workerpb.TypeIntent, o.Key, at))
+		j.buf.addIntent(o.Key, at)
 	}
 	return j.write()
 }
 
-// add takes an item for the next write.
-func (j *journal) add(item []byte) {
+// addWithdrawn adds to the next write that there is no process in spite of the intent.
+func (j *journal) addWithdrawn(k messages.AttemptKey) {
 	j.mu.Lock()
-	j.append(item)
+	j.buf.addWithdrawn(k)
+	j.mu.Unlock()
+}
+
+// addForked adds to the next write which process an attempt is.
+func (j *journal) addForked(k messages.AttemptKey, pid int, at int64) {
+	j.mu.Lock()
+	j.buf.addForked(k, pid, at)
+	j.mu.Unlock()
+}
+
+// addFinished adds an encoded end to the next write.
+func (j *journal) addFinished(end []byte) {
+	j.mu.Lock()
+	j.buf.addFinished(end)
 	j.mu.Unlock()
 }
 
@@ -125,23 +168,22 @@ func (j *journal) flush() error {
 // errAnew: the file is not trusted after an error.
 var errAnew = errors.New("the file must be written anew")
 
-// write writes buf and a Tail over the former Tail. After an error the file is not
+// write writes buf and a tail over the former tail. After an error the file is not
 // written any more, and what buf holds is left to compact. j.mu is held.
 func (j *journal) write() error {
 	if j.failed != nil {
-		j.buf = j.buf[:0]
+		j.buf.bytes = j.buf.bytes[:0]
 		return fmt.Errorf("worker's journal: %w after: %w", errAnew, j.failed)
 	}
-	if len(j.buf) == 0 {
+	n := len(j.buf.bytes)
+	if n == 0 {
 		return nil
 	}
-	n := len(j.buf)
-	var tail [2]byte
-	j.buf = appendRecord(j.buf, j.number, workerpb.AppendEmpty(tail[:0], workerpb.TypeTail))
-	_, err := j.f.WriteAt(j.buf, j.size)
-	j.buf = j.buf[:0]
-	if cap(j.buf) > 1<<20 {
-		j.buf = nil
+	j.buf.addTail()
+	_, err := j.f.WriteAt(j.buf.bytes, j.size)
+	j.buf.bytes = j.buf.bytes[:0]
+	if cap(j.buf.bytes) > 1<<20 {
+		j.buf.bytes = nil
 	}
 	if err != nil {
 		j.failed = err
@@ -165,29 +207,24 @@ func (j *journal) broken() error {
 	return j.failed
 }
 
-// compact replaces the journal by a new file with the items that live adds. The caller
+// compact replaces the journal by a new file with the records that live adds. The caller
 // sees to it that nothing is added by anybody else meanwhile but intents, which wait, and
 // which live adds too. When that does not work the old file stays, in use if it is
 // trusted, and it is tried again later.
-func (j *journal) compact(live func(add func(item []byte))) error {
+func (j *journal) compact(live func(*recordBuffer)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.next = 2 * max(j.size, compactMin)
-	var number uint32
-	var records []byte
-	add := func(item []byte) {
-		records = appendRecord(records, number, item)
-		number++
-	}
-	add(j.header)
-	live(add)
-	size := int64(len(records))
-	records = appendRecord(records, number, workerpb.AppendEmpty(nil, workerpb.TypeTail))
+	var records recordBuffer
+	records.add(&workerpb.JournalRecord{Header: j.header})
+	live(&records)
+	size := int64(len(records.bytes))
+	records.addTail()
 	f, err := j.fs.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("worker's journal: %w", err)
 	}
-	_, err = f.WriteAt(records, 0)
+	_, err = f.WriteAt(records.bytes, 0)
 	if err == nil {
 		err = j.fs.Rename(j.path+".new", j.path)
 	}
@@ -197,7 +234,7 @@ func (j *journal) compact(live func(add func(item []byte))) error {
 		return fmt.Errorf("worker's journal: %w", err)
 	}
 	j.f.Close()
-	j.f, j.size, j.buf, j.number, j.failed = f, size, j.buf[:0], number, nil
+	j.f, j.size, j.buf, j.failed = f, size, recordBuffer{j.buf.bytes[:0], records.number}, nil
 	j.next = max(2*j.size, compactMin)
 	return nil
 }

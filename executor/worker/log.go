@@ -14,75 +14,68 @@ import (
 // maxRead bounds one read of a log.
 const maxRead = 1 << 20
 
-// Log implements workerpb.Handler: one open log of an attempt that runs.
-func (w *Worker) Log(stream grpc.ServerStream) error {
+// Log implements workerpb.WorkerServer: one open log of an attempt that runs.
+func (w *Worker) Log(stream grpc.BidiStreamingServer[workerpb.LogRequest, workerpb.LogReply]) error {
 	var log messages.Log
 	defer func() {
 		if log != nil {
 			log.Close()
 		}
 	}()
-	for {
-		var frame []byte
-		if err := stream.RecvMsg(&frame); err != nil {
-			if err == io.EOF {
-				err = nil
-			}
-			return err
+	for first := true; ; first = false {
+		request, err := stream.Recv()
+		if err == io.EOF {
+			return nil
 		}
-		typ, body, _, err := workerpb.Next(frame)
 		if err != nil {
 			return err
 		}
-		var answer []byte
-		switch {
-		case typ == workerpb.TypeLogOpen && log == nil:
-			var l workerpb.LogOpen
-			if l, err = workerpb.ParseLogOpen(body); err != nil {
-				return err
-			}
-			if log, err = w.process.OpenLog(l.Key, l.Stream); err != nil {
-				log = nil
-				answer = logError(err)
-				break
-			}
-			answer = read(log, workerpb.LogRead{})
-		case typ == workerpb.TypeLogRead && log != nil:
-			var l workerpb.LogRead
-			if l, err = workerpb.ParseLogRead(body); err != nil {
-				return err
-			}
-			answer = read(log, l)
-		default:
-			return errors.New("log: a read before it is open, or no read")
+		if first != (request.Open != nil) {
+			return errors.New("log: the first request, and no other, must open it")
 		}
-		if err := stream.SendMsg(&answer); err != nil {
+		var reply *workerpb.LogReply
+		if open := request.Open; open != nil {
+			which := messages.Stdout
+			if open.Stderr {
+				which = messages.Stderr
+			}
+			if log, err = w.process.OpenLog(workerpb.KeyOf(open), which); err != nil {
+				log, reply = nil, logError(err)
+			}
+		}
+		switch {
+		case log != nil:
+			reply = readLog(log, request.Offset, int(request.Length))
+		case reply == nil:
+			return errors.New("log: it could not be opened")
+		}
+		if err := stream.Send(reply); err != nil {
 			return err
 		}
 	}
 }
 
-// read answers a read. What the log is is asked first: more may have come by then,
-// never less, and an attempt that had ended has written all.
-func read(log messages.Log, l workerpb.LogRead) []byte {
-	d := workerpb.LogData{Live: log.Live(), Kept: log.Kept(l.Off)}
-	if l.N > 0 {
-		buf := make([]byte, min(l.N, maxRead))
-		n, err := log.ReadAt(buf, l.Off)
-		d.Data = buf[:n]
+// readLog answers a request. It asks for the state of the log before the size: more may have come
+// by then, never less, and an attempt that had ended has written all.
+func readLog(log messages.Log, offset int64, length int) *workerpb.LogReply {
+	reply := &workerpb.LogReply{Live: log.Live(), Kept: log.Kept(offset)}
+	if length > 0 {
+		buffer := make([]byte, min(length, maxRead))
+		n, err := log.ReadAt(buffer, offset)
+		reply.Data = buffer[:n]
 		switch {
 		case err == io.EOF:
-			d.EOF = true
+			reply.Eof = true
 		case errors.Is(err, messages.ErrCut):
-			d.Cut = true
+			reply.Cut = true
 		case err != nil:
 			return logError(err)
 		}
 	}
-	d.Size = log.Size()
-	return workerpb.AppendLogData(nil, d)
+	reply.Size = log.Size()
+	return reply
 }
 
-func logError(err error) []byte {
-	return workerpb.AppendLogError(nil, workerpb.LogError{NotLive: errors.Is(err, executor.ErrNotRunning), Text: err.Error()})
+func logError(err error) *workerpb.LogReply {
+	return &workerpb.LogReply{Error: &workerpb.LogError{NotLive: errors.Is(err, executor.ErrNotRunning), Text: []byte(err.Error())}}
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -10,7 +11,7 @@ import (
 
 // past is what a journal says.
 type past struct {
-	header   workerpb.Header // zero when the header is damaged
+	header   *workerpb.JournalHeader // empty when the header is damaged
 	attempts map[messages.AttemptKey]*pastAttempt
 	keys     []messages.AttemptKey // in the order in which they began
 	// whole: these are all records that were written. What the journal does not name has
@@ -23,13 +24,13 @@ type pastAttempt struct {
 	intent int64  // ns since boot; 0 when it is not known
 	born   int64  // ns since boot, or a little earlier; 0 when it is not known
 	pid    int    // 0 when it is not known
-	end    []byte // the body of its Finished; nil when it has not ended
+	end    []byte // its end, encoded; nil when it has not ended
 }
 
 // readJournal reads all records that are whole, those after a damaged place too: each
 // proves itself by its checksum and its number.
 func readJournal(b []byte) (p past) {
-	p.attempts = map[messages.AttemptKey]*pastAttempt{}
+	p.header, p.attempts = &workerpb.JournalHeader{}, map[messages.AttemptKey]*pastAttempt{}
 	if len(b) == 0 {
 		p.fault = "the file is empty"
 		return p
@@ -42,18 +43,14 @@ func readJournal(b []byte) (p past) {
 			p.blame("there are %d bytes after the last record, at offset %d", len(rest), at)
 			tail = false
 		}
-		n, item, behind, ok := cutRecord(rest)
+		n, data, after, ok := cutRecord(rest)
 		if ok && n == number {
-			typ, body, _, err := workerpb.Next(item)
-			if err == nil && typ == workerpb.TypeTail {
-				tail = true // and overwritten, when a record follows
-			} else if err == nil {
-				err = p.read(typ, body, number == 0)
-			}
+			isTail, err := p.read(data, number == 0)
 			if err != nil {
 				p.blame("record %d at offset %d: %v", number, at, err)
 			}
-			rest = behind
+			tail = isTail // and overwritten, when a record follows
+			rest = after
 			number++
 			continue
 		}
@@ -99,37 +96,36 @@ func nextRecord(b []byte, number uint32) (at int, found bool) {
 	return 0, false
 }
 
-func (p *past) read(typ workerpb.Type, body []byte, first bool) (err error) {
-	if first != (typ == workerpb.TypeHeader) {
-		return fmt.Errorf("item of type %d out of place", typ)
+// read takes in a record. A record without a field that is known here is one of a later version.
+func (p *past) read(data []byte, first bool) (tail bool, _ error) {
+	var r workerpb.JournalRecord
+	if err := r.UnmarshalVT(data); err != nil {
+		return false, err
 	}
-	switch typ {
-	case workerpb.TypeHeader:
-		p.header, err = workerpb.ParseHeader(body)
-	case workerpb.TypeIntent:
-		var k workerpb.KeyAt
-		if k, err = workerpb.ParseKeyAt(body); err == nil {
-			p.attempt(k.Key).intent = k.At
-		}
-	case workerpb.TypeUnbegun:
-		var k messages.AttemptKey
-		if k, err = workerpb.ParseKey(body); err == nil {
-			p.forget(k)
-		}
-	case workerpb.TypeBorn:
-		var b workerpb.Born
-		if b, err = workerpb.ParseBorn(body); err == nil {
-			a := p.attempt(b.Key)
-			a.pid, a.born = b.PID, b.At
-		}
-	case workerpb.TypeFinished:
-		var rep messages.AttemptKey
-		if _, err = workerpb.ParseFinished(body); err == nil {
-			rep, err = workerpb.FinishedKey(body)
-			p.attempt(rep).end = body
-		}
+	if first != (r.Header != nil) {
+		return false, errors.New("only the first record, and it always, has the header")
 	}
-	return err
+	switch {
+	case r.Header != nil:
+		if r.Header.Format != journalFormat {
+			return false, fmt.Errorf("format %d, want %d", r.Header.Format, journalFormat)
+		}
+		p.header = r.Header
+	case r.Intent != nil:
+		p.attempt(workerpb.KeyOf(r.Intent)).intent = r.Intent.At
+	case r.Withdrawn != nil:
+		p.forget(workerpb.KeyOf(r.Withdrawn))
+	case r.Forked != nil:
+		a := p.attempt(workerpb.KeyOf(r.Forked))
+		a.pid, a.born = int(r.Forked.Pid), r.Forked.At
+	case r.Finished != nil:
+		report, err := workerpb.ParseFinished(r.Finished)
+		if err != nil {
+			return false, err
+		}
+		p.attempt(report.Key).end = r.Finished
+	}
+	return r.Tail, nil
 }
 
 // forget takes back what was said of an attempt.

@@ -88,17 +88,17 @@ func BootID() (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-func ownHeader() (h workerpb.Header, err error) {
-	if h.Boot, err = BootID(); err != nil {
-		return h, fmt.Errorf("worker: boot id: %w", err)
-	}
-	h.PID = os.Getpid()
-	own, err := readProcess(h.PID)
+// ownHeader returns the header of this process's journal, which lacks the mark.
+func ownHeader() (*workerpb.JournalHeader, error) {
+	boot, err := BootID()
 	if err != nil {
-		return h, fmt.Errorf("worker: start time: %w", err)
+		return nil, fmt.Errorf("worker: boot id: %w", err)
 	}
-	h.Ticks = own.ticks
-	return h, nil
+	own, err := readProcess(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("worker: start time: %w", err)
+	}
+	return &workerpb.JournalHeader{Format: journalFormat, BootId: boot, Pid: int64(own.pid), StartTicks: own.ticks}, nil
 }
 
 // Identity is what the kernel tells a process by, for as long as the machine runs.

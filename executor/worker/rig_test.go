@@ -73,103 +73,168 @@ func (g *rig) wait() error {
 	}
 }
 
+// item is one thing that a worker has said.
+type item struct {
+	kind    string // the field of the frame: "hello", "started", …
+	key     messages.AttemptKey
+	message any    // of the field, if it is a message
+	end     []byte // of "finished"
+}
+
+// items lists what a frame says, in the order in which a server takes it in.
+func items(f *workerpb.WorkerFrame) (list []item) {
+	if f.Hello != nil {
+		list = append(list, item{kind: "hello", message: f.Hello})
+	}
+	for _, m := range f.Queued {
+		list = append(list, item{kind: "queued", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, m := range f.Started {
+		list = append(list, item{kind: "started", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, end := range f.Finished {
+		report, _ := workerpb.ParseFinished(end)
+		list = append(list, item{kind: "finished", key: report.Key, end: end})
+	}
+	for _, m := range f.Revoked {
+		list = append(list, item{kind: "revoked", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, m := range f.Ignored {
+		list = append(list, item{kind: "ignored", key: workerpb.KeyOf(m), message: m})
+	}
+	for _, m := range f.Postponed {
+		list = append(list, item{kind: "postponed", message: m})
+	}
+	if f.Usage != nil {
+		list = append(list, item{kind: "usage", message: f.Usage})
+	}
+	for _, flag := range []struct {
+		set  bool
+		kind string
+	}{{f.Pong, "pong"}, {f.Synced, "synced"}, {f.Stopped, "stopped"}} {
+		if flag.set {
+			list = append(list, item{kind: flag.kind})
+		}
+	}
+	return list
+}
+
 // client is a server's side of a stream, item by item.
 type client struct {
 	t      *testing.T
 	conn   *grpc.ClientConn
-	stream grpc.ClientStream
-	rest   []byte
+	stream grpc.BidiStreamingClient[workerpb.ServerFrame, workerpb.WorkerFrame]
+	rest   []item
 }
 
-func (g *rig) dial() *grpc.ClientConn {
+func (g *rig) dial() (*grpc.ClientConn, context.Context) {
 	g.t.Helper()
-	conn, err := grpc.Dial("passthrough:///worker", append(workerpb.DialOptions(),
+	conn, err := grpc.NewClient("passthrough:///worker", append(workerpb.DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return Dial(g.folder.Path) }))...)
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.t.Cleanup(func() { conn.Close() })
-	return conn
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	g.t.Cleanup(func() {
+		cancel()
+		conn.Close()
+	})
+	return conn, ctx
 }
 
-func (g *rig) open(method string) *client {
+// attach attaches, gives the worker 2 cores, and returns what kinds of items the worker said up
+// to "synced".
+func (g *rig) attach() (c *client, said []string) {
 	g.t.Helper()
-	c := &client{t: g.t, conn: g.dial()}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	g.t.Cleanup(cancel)
+	conn, ctx := g.dial()
+	c = &client{t: g.t, conn: conn}
 	var err error
-	if c.stream, err = workerpb.Open(ctx, c.conn, method); err != nil {
+	if c.stream, err = workerpb.NewWorkerClient(conn).Attach(ctx); err != nil {
 		g.t.Fatal(err)
 	}
-	return c
-}
-
-// attach attaches, gives the worker 2 cores, and returns after Synced the types of what
-// it said before.
-func (g *rig) attach() (c *client, said []workerpb.Type) {
-	g.t.Helper()
-	c = g.open(workerpb.AttachMethod)
-	for {
-		typ, _ := c.next()
-		if typ == workerpb.TypeSynced {
-			break
-		}
-		said = append(said, typ)
+	for i := c.next(); i.kind != "synced"; i = c.next() {
+		said = append(said, i.kind)
 	}
-	c.send(workerpb.AppendAmount(nil, workerpb.TypeCapacity, workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}))
+	c.send(func(f *workerpb.ServerFrame) { f.SetCapacity(workerpb.Amount{CPUMillis: 2000, MemoryBytes: 1 << 20}) })
 	return c, said
 }
 
-func (c *client) send(frame []byte) {
+// send sends a frame with what is added to it.
+func (c *client) send(add ...func(*workerpb.ServerFrame)) {
 	c.t.Helper()
-	if err := c.stream.SendMsg(&frame); err != nil {
+	f := new(workerpb.ServerFrame)
+	for _, a := range add {
+		a(f)
+	}
+	if err := c.stream.Send(f); err != nil {
 		c.t.Fatal(err)
 	}
 }
+
+// sendRaw sends bytes as a message.
+func sendRaw(t *testing.T, stream grpc.ClientStream, b []byte) {
+	t.Helper()
+	if err := stream.SendMsg(rawMessage(b)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rawMessage is encoded as it is.
+type rawMessage []byte
+
+func (m rawMessage) SizeVT() int                                    { return len(m) }
+func (m rawMessage) MarshalToSizedBufferVT(dst []byte) (int, error) { return copy(dst, m), nil }
+func (m rawMessage) UnmarshalVT([]byte) error                       { return nil }
 
 // next returns the next item.
-func (c *client) next() (workerpb.Type, []byte) {
+func (c *client) next() (i item) {
 	c.t.Helper()
 	for len(c.rest) == 0 {
-		if err := c.stream.RecvMsg(&c.rest); err != nil {
+		f, err := c.stream.Recv()
+		if err != nil {
 			c.t.Fatal(err)
 		}
+		c.rest = items(f)
 	}
-	typ, body, rest, err := workerpb.Next(c.rest)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.rest = rest
-	return typ, body
+	i, c.rest = c.rest[0], c.rest[1:]
+	return i
 }
 
-// want takes the next item, which must be of this type and key.
-func (c *client) want(typ workerpb.Type, key messages.AttemptKey) []byte {
+// want takes the next item, which must be of this kind and key.
+func (c *client) want(kind string, key messages.AttemptKey) item {
 	c.t.Helper()
-	got, body := c.next()
-	if k, err := workerpb.ParseKey(body); got != typ || err != nil || k != key {
-		c.t.Fatalf("item of type %d for %v, want %d for %v", got, k, typ, key)
+	i := c.next()
+	if i.kind != kind || i.key != key {
+		c.t.Fatalf("%s of %v, want %s of %v", i.kind, i.key, kind, key)
 	}
-	return body
+	return i
 }
 
-// of takes items up to one of this type.
-func (c *client) of(typ workerpb.Type) []byte {
+// of takes items up to one of this kind.
+func (c *client) of(kind string) item {
 	c.t.Helper()
 	for {
-		if got, body := c.next(); got == typ {
-			return body
+		if i := c.next(); i.kind == kind {
+			return i
 		}
 	}
 }
 
-// broken waits for the stream's end.
-func (c *client) broken() error {
-	c.t.Helper()
+// report decodes the end of "finished".
+func (i item) report(t *testing.T) executor.Report {
+	t.Helper()
+	report, err := workerpb.ParseFinished(i.end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// streamEnd waits for the end of a stream.
+func streamEnd(stream grpc.ClientStream) error {
 	for {
-		var frame []byte
-		if err := c.stream.RecvMsg(&frame); err != nil {
+		if err := stream.RecvMsg(rawMessage(nil)); err != nil {
 			return err
 		}
 	}
@@ -177,9 +242,28 @@ func (c *client) broken() error {
 
 func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: task, Attempt: 1} }
 
-func shell(task uint32, script string) []byte {
-	return workerpb.AppendOrder(nil, &executor.Order{Key: key(task), Shell: script, UseShell: true, CPUMillis: 1000})
+// shell orders a script.
+func shell(task uint32, script string) func(*workerpb.ServerFrame) {
+	return func(f *workerpb.ServerFrame) {
+		f.AddOrder(&executor.Order{Key: key(task), Shell: script, UseShell: true, CPUMillis: 1000})
+	}
 }
+
+func kill(task uint32, grace time.Duration) func(*workerpb.ServerFrame) {
+	return func(f *workerpb.ServerFrame) { f.AddKill(key(task), grace) }
+}
+
+func revoke(task uint32) func(*workerpb.ServerFrame) {
+	return func(f *workerpb.ServerFrame) { f.AddRevocation(key(task)) }
+}
+
+func acknowledge(task uint32) func(*workerpb.ServerFrame) {
+	return func(f *workerpb.ServerFrame) { f.AddAcknowledgement(key(task)) }
+}
+
+func drain(f *workerpb.ServerFrame) { f.Drain = true }
+func stop(f *workerpb.ServerFrame)  { f.Stop = true }
+func ping(f *workerpb.ServerFrame)  { f.Ping = true }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)

@@ -1,12 +1,13 @@
 package worker
 
 import (
+	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
-	"github.com/caravan-dag/caravan/messages"
 )
 
 // How long words that are not urgent wait for company, and from how many orders that
@@ -16,27 +17,40 @@ const (
 	ample  = 3
 )
 
-// flushAt is the size from which on a frame does not wait for more.
-const flushAt = 64 << 10
+// A frame with as many attempts, or with as many bytes of their ends, does not wait for more.
+const (
+	flushCount = 1000
+	flushBytes = 64 << 10
+)
 
-// session is one attached server. Its out is guarded by Worker.mu.
+// session is one attached server. Worker.mu guards out and the two sizes.
 type session struct {
-	out    []byte
-	some   chan struct{} // something is in out
-	urgent chan struct{} // and should go
-	over   chan struct{} // closed when another server attached, or the worker ends
+	out    *workerpb.WorkerFrame // what the server is to hear
+	count  int                   // of the attempts in out
+	bytes  int                   // of the ends in out
+	some   chan struct{}         // something is in out
+	urgent chan struct{}         // and should go
+	over   chan struct{}         // closed when another server attached, or the worker ends
 }
 
 func newSession() *session {
-	return &session{some: make(chan struct{}, 1), urgent: make(chan struct{}, 1), over: make(chan struct{})}
+	return &session{out: workerpb.WorkerFrameFromVTPool(),
+		some: make(chan struct{}, 1), urgent: make(chan struct{}, 1), over: make(chan struct{})}
 }
 
 // wake tells the sender that there is something to send. Worker.mu is held.
 func (s *session) wake(soon bool) {
-	if soon || len(s.out) > flushAt {
+	if soon || s.count >= flushCount || s.bytes >= flushBytes {
 		notify(s.urgent)
 	}
 	notify(s.some)
+}
+
+// takeFrame returns what is to be sent. Worker.mu is held.
+func (s *session) takeFrame() *workerpb.WorkerFrame {
+	frame := s.out
+	s.out, s.count, s.bytes = workerpb.WorkerFrameFromVTPool(), 0, 0
+	return frame
 }
 
 func notify(c chan struct{}) {
@@ -46,18 +60,21 @@ func notify(c chan struct{}) {
 	}
 }
 
-// Attach implements workerpb.Handler: it serves one server until that goes, or
-// another comes.
-func (w *Worker) Attach(stream grpc.ServerStream) error {
+// attachStream is the worker's side of a server's stream.
+type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.WorkerFrame]
+
+// Attach implements workerpb.WorkerServer: it serves one server until the server goes, or
+// another one comes.
+func (w *Worker) Attach(stream attachStream) error {
 	s := newSession()
-	s.out = workerpb.AppendHello(s.out, workerpb.Hello{Version: w.settings.Version, Name: w.folder.Name(), PID: w.pid})
+	s.out.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(w.pid)}
 	w.handling.Lock() // no frame of the server before is half carried out
 	w.mu.Lock()
 	if w.sess != nil {
 		close(w.sess.over)
 	}
 	w.sess = s
-	s.out = w.snapshot(s.out)
+	w.addSnapshot(s)
 	s.wake(true)
 	w.changed = true
 	w.mu.Unlock()
@@ -78,7 +95,7 @@ func (w *Worker) Attach(stream grpc.ServerStream) error {
 
 // send sends what gathers in s.out. What is in a frame has been written to the
 // journal before; an end that cannot be written is sent all the same.
-func (w *Worker) send(s *session, stream grpc.ServerStream, received <-chan error) error {
+func (w *Worker) send(s *session, stream attachStream, received <-chan error) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -103,46 +120,29 @@ func (w *Worker) send(s *session, stream grpc.ServerStream, received <-chan erro
 			}
 		}
 		w.mu.Lock()
-		frame := s.out
-		s.out = nil
+		frame := s.takeFrame()
 		w.mu.Unlock()
 		w.write()
-		if len(frame) == 0 {
+		if frame.IsEmpty() {
+			frame.ReturnToVTPool()
 			continue
 		}
-		for _, part := range split(frame) {
-			if err := stream.SendMsg(&part); err != nil {
+		for _, part := range frame.Split(workerpb.MaxFrame / 4) {
+			if err := stream.Send(part); err != nil {
 				return err
 			}
+			part.ReturnToVTPool()
 		}
 	}
-}
-
-// split cuts a frame between items, so that no message is beyond the limit: only a
-// server that was away for long has so much to hear.
-func split(frame []byte) (parts [][]byte) {
-	for len(frame) > workerpb.MaxFrame/2 {
-		rest, n := frame, 0
-		for n < workerpb.MaxFrame/4 {
-			var err error
-			if _, _, rest, err = workerpb.Next(rest); err != nil {
-				break
-			}
-			n = len(frame) - len(rest)
-		}
-		if n == 0 {
-			break
-		}
-		parts, frame = append(parts, frame[:n]), rest
-	}
-	return append(parts, frame)
 }
 
 // receive carries out the server's frames, until it goes or another one attached.
-func (w *Worker) receive(s *session, stream grpc.ServerStream) error {
+func (w *Worker) receive(s *session, stream attachStream) error {
+	frame := workerpb.ServerFrameFromVTPool()
+	defer frame.ReturnToVTPool()
 	for {
-		var frame []byte
-		if err := stream.RecvMsg(&frame); err != nil {
+		frame.ResetVT()
+		if err := stream.RecvMsg(frame); err != nil {
 			return err
 		}
 		if err := w.handle(s, frame); err != nil {
@@ -152,28 +152,48 @@ func (w *Worker) receive(s *session, stream grpc.ServerStream) error {
 	}
 }
 
-// handle carries out a frame. Items of unknown types are left out.
-func (w *Worker) handle(s *session, frame []byte) error {
+// handle carries out a frame, in the order that the protocol says.
+func (w *Worker) handle(s *session, frame *workerpb.ServerFrame) error {
 	w.handling.Lock()
 	defer w.handling.Unlock()
 	if !w.attached(s) {
 		return nil
 	}
-	for len(frame) > 0 {
-		typ, body, rest, err := workerpb.Next(frame)
-		if err == nil {
-			err = w.carryOut(s, typ, body)
+	if frame.Capacity != nil {
+		w.setCapacity(frame.Capacity.Amount())
+	}
+	if len(frame.Acknowledgements) > 0 {
+		w.acknowledge(frame.Acknowledgements)
+	}
+	for _, o := range frame.Orders {
+		if o.Attempt == 0 {
+			return fmt.Errorf("run %d: task %d: an order without the number of its attempt", o.Run, o.Task)
 		}
-		if err != nil {
-			return err
-		}
-		frame = rest
+		w.order(o.ToOrder())
+	}
+	for _, k := range frame.Kills {
+		w.process.Kill(workerpb.KeyOf(k), time.Duration(k.Grace))
+	}
+	for _, k := range frame.Revocations {
+		w.process.Revoke(workerpb.KeyOf(k))
+	}
+	if frame.Drain {
+		w.drain()
 	}
 	w.mu.Lock()
-	if w.sess == s && len(s.out) > 0 {
-		s.wake(false)
+	if frame.Release {
+		w.released = true
+	}
+	if w.sess == s {
+		s.out.Pong = s.out.Pong || frame.Ping
+		if !s.out.IsEmpty() {
+			s.wake(false)
+		}
 	}
 	w.mu.Unlock()
+	if frame.Stop {
+		w.stop()
+	}
 	return nil
 }
 
@@ -183,71 +203,40 @@ func (w *Worker) attached(s *session) bool {
 	return w.sess == s
 }
 
-func (w *Worker) carryOut(s *session, typ workerpb.Type, body []byte) error {
-	switch typ {
-	case workerpb.TypeOrder:
-		o, err := workerpb.ParseOrder(body)
-		if err != nil {
-			return err
-		}
-		w.mu.Lock()
-		start := w.sess != nil && w.order(&o)
-		w.changed = true
-		w.mu.Unlock()
-		if start {
-			w.process.Start(o)
-		}
-	case workerpb.TypeKill:
-		k, err := workerpb.ParseKill(body)
-		if err != nil {
-			return err
-		}
-		w.process.Kill(k.Key, k.Grace)
-	case workerpb.TypeRevoke, workerpb.TypeAck:
-		key, err := workerpb.ParseKey(body)
-		if err != nil {
-			return err
-		}
-		w.forget(typ, key)
-	case workerpb.TypeCapacity:
-		a, err := workerpb.ParseAmount(body)
-		if err != nil {
-			return err
-		}
-		w.mu.Lock()
-		fixed := w.draining || w.stopping
-		w.mu.Unlock()
-		if !fixed {
-			w.process.SetCapacity(a.CPUMillis, a.MemoryBytes)
-		}
-	case workerpb.TypeDrain:
-		w.drain()
-	case workerpb.TypePing:
-		w.mu.Lock()
-		if w.sess == s {
-			s.out = workerpb.AppendEmpty(s.out, workerpb.TypePong)
-		}
-		w.mu.Unlock()
-	case workerpb.TypeRelease:
-		w.mu.Lock()
-		w.released = true
-		w.mu.Unlock()
-	case workerpb.TypeStop:
-		w.stop()
+// setCapacity sets the slots that attempts may use. One that drains or stops starts nothing more.
+func (w *Worker) setCapacity(a workerpb.Amount) {
+	w.mu.Lock()
+	fixed := w.draining || w.stopping
+	w.mu.Unlock()
+	if !fixed {
+		w.process.SetCapacity(a.CPUMillis, a.MemoryBytes)
 	}
-	return nil
 }
 
-func (w *Worker) forget(typ workerpb.Type, key messages.AttemptKey) {
-	if typ == workerpb.TypeRevoke {
-		w.process.Revoke(key)
-		return
-	}
+// acknowledge forgets ends.
+func (w *Worker) acknowledge(keys []*workerpb.AttemptKey) {
 	w.mu.Lock()
-	w.acknowledge(key)
+	for _, k := range keys {
+		key := workerpb.KeyOf(k)
+		if h := w.book[key]; h != nil && h.stage == ended {
+			delete(w.book, key)
+			w.changed = true
+		}
+	}
 	drained := w.draining && len(w.book) == 0
 	w.mu.Unlock()
 	if drained {
 		notify(w.idle)
+	}
+}
+
+// order enters an order and starts its attempt if it is a new one.
+func (w *Worker) order(o executor.Order) {
+	w.mu.Lock()
+	start := w.sess != nil && w.enterOrder(&o)
+	w.changed = true
+	w.mu.Unlock()
+	if start {
+		w.process.Start(o)
 	}
 }

@@ -31,6 +31,8 @@ const farewell = 5 * time.Second
 
 // Worker is one worker process. See the package doc for its duties and locks.
 type Worker struct {
+	workerpb.UnimplementedWorkerServer
+
 	settings Settings
 	folder   *Folder
 	pid      int
@@ -127,7 +129,7 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	}
 	w.outputs.KeepFree(outputs.Reserve)
 	name := MarkValue(w.settings.Folder, folder.Name())
-	header.Mark = name
+	header.Mark = []byte(name)
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
 		Outputs: w.outputs, Sink: w.sink, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
@@ -268,7 +270,7 @@ func (w *Worker) stop() {
 		w.mu.Lock()
 		s := w.sess
 		if s != nil {
-			s.out = workerpb.AppendEmpty(s.out, workerpb.TypeStopped)
+			s.out.Stopped = true
 			s.wake(true)
 		}
 		w.mu.Unlock()

@@ -3,14 +3,16 @@ package worker
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
-	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/messages"
@@ -19,28 +21,28 @@ import (
 func TestAnEndIsRepeatedUntilItIsAcknowledged(t *testing.T) {
 	g := newRig(t)
 	c, said := g.attach()
-	if len(said) != 1 || said[0] != workerpb.TypeHello {
+	if len(said) != 1 || said[0] != "hello" {
 		t.Fatalf("a new worker said %v", said)
 	}
 	c.send(shell(1, "echo out"))
-	c.want(workerpb.TypeStarted, key(1))
-	first := bytes.Clone(c.want(workerpb.TypeFinished, key(1)))
+	c.want("started", key(1))
+	first := c.want("finished", key(1))
 	c.send(shell(1, "echo again")) // a repetition gets the answer that there is
-	if again := c.want(workerpb.TypeFinished, key(1)); !bytes.Equal(first, again) {
+	if again := c.want("finished", key(1)); !bytes.Equal(first.end, again.end) {
 		t.Errorf("the end changed")
 	}
-	rep, err := workerpb.ParseFinished(first)
-	if err != nil || rep.Record.Result != messages.AttemptSucceeded || string(rep.Record.Stdout.Inline) != "out\n" || rep.Record.Node != "here" {
-		t.Errorf("%+v, %v", rep, err)
+	rep := first.report(t)
+	if rep.Record.Result != messages.AttemptSucceeded || string(rep.Record.Stdout.Inline) != "out\n" || rep.Record.Node != "here" {
+		t.Errorf("%+v", rep)
 	}
 
 	c, said = g.attach()
-	if len(said) != 2 || said[1] != workerpb.TypeFinished {
+	if len(said) != 2 || said[1] != "finished" {
 		t.Fatalf("it said %v", said)
 	}
-	c.send(workerpb.AppendKey(nil, workerpb.TypeAck, key(1)))
+	c.send(acknowledge(1))
 	c.send(shell(1, "echo again"))
-	c.want(workerpb.TypeIgnored, key(1))
+	c.want("ignored", key(1))
 	if n := g.process.Stats().Starts; n != 1 {
 		t.Errorf("%d starts", n)
 	}
@@ -54,20 +56,20 @@ func TestWhatAnAttachedServerHears(t *testing.T) {
 	c, _ := g.attach()
 	for i := range uint32(2) { // one by one: those that begin together are told in any order
 		c.send(shell(i, "sleep 1000"))
-		c.want(workerpb.TypeStarted, key(i))
+		c.want("started", key(i))
 	}
 	c.send(shell(2, "sleep 1000"))
 	c.send(shell(2, "sleep 1000"))
-	c.want(workerpb.TypeQueued, key(2))
+	c.want("queued", key(2))
 	_, said := g.attach()
-	count := map[workerpb.Type]int{}
+	count := map[string]int{}
 	for _, typ := range said {
 		count[typ]++
 	}
-	if count[workerpb.TypeStarted] != 2 || count[workerpb.TypeQueued] != 1 {
+	if count["started"] != 2 || count["queued"] != 1 {
 		t.Errorf("it said %v", said)
 	}
-	if err := c.broken(); err == nil {
+	if err := streamEnd(c.stream); err == nil {
 		t.Error("the first server is still attached")
 	}
 }
@@ -77,10 +79,11 @@ func TestStaleFrames(t *testing.T) {
 	g := newRig(t)
 	g.attach()
 	old := newSession()
-	for _, frame := range [][]byte{shell(1, "true"), workerpb.AppendEmpty(nil, workerpb.TypeStop)} {
-		if err := g.handle(old, frame); err != nil {
-			t.Error(err)
-		}
+	frame := new(workerpb.ServerFrame)
+	shell(1, "true")(frame)
+	stop(frame)
+	if err := g.handle(old, frame); err != nil {
+		t.Error(err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -94,17 +97,17 @@ func TestKillAndRevoke(t *testing.T) {
 	c, _ := g.attach()
 	for i := range uint32(2) {
 		c.send(shell(i, "sleep 1000"))
-		c.want(workerpb.TypeStarted, key(i))
+		c.want("started", key(i))
 	}
-	c.send(append(shell(2, "sleep 1000"), shell(3, "sleep 1000")...))
-	c.send(workerpb.AppendKey(nil, workerpb.TypeRevoke, key(2)))
-	c.want(workerpb.TypeRevoked, key(2))
-	c.send(workerpb.AppendKill(nil, workerpb.Kill{Key: key(0), Grace: time.Second}))
-	rep, err := workerpb.ParseFinished(c.want(workerpb.TypeFinished, key(0)))
-	if err != nil || rep.Record.Result != messages.AttemptKilled {
-		t.Errorf("%+v, %v", rep, err)
+	c.send(shell(2, "sleep 1000"), shell(3, "sleep 1000"))
+	c.send(revoke(2))
+	c.want("revoked", key(2))
+	c.send(kill(0, time.Second))
+	rep := c.want("finished", key(0)).report(t)
+	if rep.Record.Result != messages.AttemptKilled {
+		t.Errorf("%+v", rep)
 	}
-	c.want(workerpb.TypeStarted, key(3))
+	c.want("started", key(3))
 }
 
 func TestDrain(t *testing.T) {
@@ -113,17 +116,15 @@ func TestDrain(t *testing.T) {
 	for i := range uint32(3) {
 		c.send(shell(i, "read x </dev/zero; sleep 1000"))
 	}
-	c.send(workerpb.AppendEmpty(nil, workerpb.TypeDrain))
-	usage := func() (a workerpb.Amount) {
+	c.send(drain)
+	usage := func() workerpb.Amount {
 		for {
-			if typ, body := c.next(); typ == workerpb.TypeUsage {
-				a, err := workerpb.ParseAmount(body)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return a
-			} else if k, _ := workerpb.ParseKey(body); typ == workerpb.TypeRevoked && k != key(2) {
-				t.Errorf("revoked: %v", k)
+			i := c.next()
+			if i.kind == "usage" {
+				return i.message.(*workerpb.Resources).Amount()
+			}
+			if i.kind == "revoked" && i.key != key(2) {
+				t.Errorf("revoked: %v", i.key)
 			}
 		}
 	}
@@ -131,15 +132,13 @@ func TestDrain(t *testing.T) {
 		t.Logf("usage %+v", a)
 	}
 	c.send(shell(9, "true"))
-	for typ, body := c.next(); typ != workerpb.TypeRevoked; typ, body = c.next() {
-		t.Logf("type %d: %v", typ, body)
-	}
-	c.send(workerpb.AppendKill(workerpb.AppendKill(nil, workerpb.Kill{Key: key(0)}), workerpb.Kill{Key: key(1)}))
+	c.of("revoked")
+	c.send(kill(0, 0), kill(1, 0))
 	for a := usage(); a.CPUMillis > 0; a = usage() {
 		t.Logf("usage %+v", a)
 	}
 	// It ends once all is acknowledged, and leaves nothing that it was not told to remove.
-	c.send(workerpb.AppendKey(workerpb.AppendKey(nil, workerpb.TypeAck, key(0)), workerpb.TypeAck, key(1)))
+	c.send(acknowledge(0), acknowledge(1))
 	if err := g.wait(); err != nil || !exists(g.folder.Path) {
 		t.Errorf("%v, folder there: %v", err, exists(g.folder.Path))
 	}
@@ -152,15 +151,13 @@ func TestStop(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
 	c.send(shell(1, "sleep 1000"))
-	c.want(workerpb.TypeStarted, key(1))
-	c.send(workerpb.AppendEmpty(workerpb.AppendEmpty(nil, workerpb.TypeStop), workerpb.TypeStop))
-	rep, err := workerpb.ParseFinished(c.want(workerpb.TypeFinished, key(1)))
-	if err != nil || rep.Record.Result != messages.AttemptLost {
-		t.Errorf("%+v, %v", rep, err)
+	c.want("started", key(1))
+	c.send(stop)
+	rep := c.want("finished", key(1)).report(t)
+	if rep.Record.Result != messages.AttemptLost {
+		t.Errorf("%+v", rep)
 	}
-	if typ, _ := c.next(); typ != workerpb.TypeStopped {
-		t.Errorf("item of type %d", typ)
-	}
+	c.want("stopped", messages.AttemptKey{})
 	c.conn.Close()
 	if err := g.wait(); err != nil {
 		t.Error(err)
@@ -191,7 +188,7 @@ func TestIdle(t *testing.T) {
 	g := newRig(t, func(s *Settings) { s.Idle = time.Second })
 	c, _ := g.attach()
 	c.send(shell(1, "sleep 1.5"))
-	c.want(workerpb.TypeStarted, key(1))
+	c.want("started", key(1))
 	c.conn.Close()
 	if err := g.wait(); err != nil {
 		t.Error(err)
@@ -207,78 +204,89 @@ func TestLog(t *testing.T) {
 	g := newRig(t, func(s *Settings) { s.MaxOutput = 8 })
 	c, _ := g.attach()
 	c.send(shell(1, "printf 0123456789abcdef; exec sleep 1000"))
-	c.want(workerpb.TypeStarted, key(1))
-	l := g.open(workerpb.LogMethod)
-	ask := func(frame []byte) workerpb.LogData {
+	c.want("started", key(1))
+	l := g.openLog()
+	ask := func(request *workerpb.LogRequest) *workerpb.LogReply {
 		t.Helper()
-		l.send(frame)
-		typ, body := l.next()
-		if typ != workerpb.TypeLogData {
-			t.Fatalf("item of type %d: %q", typ, body)
+		if err := l.Send(request); err != nil {
+			t.Fatal(err)
 		}
-		d, err := workerpb.ParseLogData(body)
+		reply, err := l.Recv()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return d
+		return reply
 	}
-	read := func(off int64, n int) workerpb.LogData {
+	read := func(off int64, n uint32) *workerpb.LogReply {
 		t.Helper()
-		return ask(workerpb.AppendLogRead(nil, workerpb.LogRead{Off: off, N: n}))
+		return ask(&workerpb.LogRequest{Offset: off, Length: n})
 	}
-	ask(workerpb.AppendLogOpen(nil, workerpb.LogOpen{Key: key(1)}))
+	open := &workerpb.LogRequest{Open: &workerpb.LogOpen{Run: 1, Task: 1, Attempt: 1}}
+	ask(open)
 	for d := read(0, 0); d.Size < 16 || d.Kept != 0; d = read(0, 0) {
 		t.Log(d)
 	}
 	for d := read(5, 0); d.Kept != 12; d = read(5, 0) { // the monitor cuts the middle
 	}
-	if d := read(0, 100); string(d.Data) != "0123" || d.EOF || !d.Live {
+	if d := read(0, 100); string(d.Data) != "0123" || d.Eof || !d.Live {
 		t.Errorf("%+v", d)
 	}
 	if d := read(5, 100); !d.Cut {
 		t.Errorf("%+v", d)
 	}
-	if d := read(12, 100); string(d.Data) != "cdef" || !d.EOF {
+	if d := read(12, 100); string(d.Data) != "cdef" || !d.Eof {
 		t.Errorf("%+v", d)
 	}
-	c.send(workerpb.AppendKill(nil, workerpb.Kill{Key: key(1)}))
-	c.want(workerpb.TypeFinished, key(1))
+	c.send(kill(1, 0))
+	c.want("finished", key(1))
 	if d := read(12, 100); d.Live || string(d.Data) != "cdef" {
 		t.Errorf("after the end: %+v", d)
 	}
 
-	l = g.open(workerpb.LogMethod)
-	l.send(workerpb.AppendLogOpen(nil, workerpb.LogOpen{Key: key(1)}))
-	typ, body := l.next()
-	if e, err := workerpb.ParseLogError(body); typ != workerpb.TypeLogError || err != nil || !e.NotLive {
-		t.Errorf("type %d, %+v, %v", typ, e, err)
+	l = g.openLog()
+	if reply := ask(open); !reply.GetError().GetNotLive() {
+		t.Errorf("a log of an attempt that has ended: %+v", reply)
 	}
-	for name, frame := range map[string][]byte{
-		"empty": {}, "read first": workerpb.AppendLogRead(nil, workerpb.LogRead{}), "other": workerpb.AppendEmpty(nil, workerpb.TypeSynced),
-		"torn open": {byte(workerpb.TypeLogOpen), 1, 0x80},
+	for name, request := range map[string][]byte{
+		"empty": {}, "read first": {0x10, 1}, "torn": {0x0a, 9, 1}, "opened twice": nil,
 	} {
-		l := g.open(workerpb.LogMethod)
-		l.send(frame)
-		if err := l.broken(); err == nil {
-			t.Errorf("%s: accepted", name)
+		l := g.openLog()
+		if request == nil {
+			if err := errors.Join(l.Send(open), l.Send(open), l.Send(open)); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			sendRaw(t, l, request)
+		}
+		if err := streamEnd(l); err == nil || name != "opened twice" && err == io.EOF {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
 func TestFramesThatAreNone(t *testing.T) {
 	for name, frame := range map[string][]byte{
-		"torn": {1, 9}, "order": {byte(workerpb.TypeOrder), 0}, "kill": {byte(workerpb.TypeKill), 0},
-		"ack": {byte(workerpb.TypeAck), 0}, "capacity": {byte(workerpb.TypeCapacity), 0},
+		"torn": {0x0a, 9}, "another wire type": {0x08, 1}, "order of no attempt": {0x1a, 2, 0x08, 1}, "number of 65 bits": {0x30, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
 	} {
 		g := newRig(t)
 		c, _ := g.attach()
-		c.send([]byte{250, 1, 7}) // of a type to come: left out
-		c.send(frame)
-		if err := c.broken(); err == nil {
+		sendRaw(t, c.stream, []byte{0xf8, 1, 7}) // field 31, of a version to come: left out
+		sendRaw(t, c.stream, frame)
+		if err := streamEnd(c.stream); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 		g.attach() // the worker goes on
 	}
+}
+
+func (g *rig) openLog() grpc.BidiStreamingClient[workerpb.LogRequest, workerpb.LogReply] {
+	g.t.Helper()
+	conn, ctx := g.dial()
+	stream, err := workerpb.NewWorkerClient(conn).Log(ctx)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return stream
 }
 
 // breakJournal has the next write of the journal fail, and with outage whatever else would
@@ -298,16 +306,16 @@ func TestJournalError(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
 	c.send(shell(1, "sleep 0.1"))
-	c.want(workerpb.TypeStarted, key(1))
+	c.want("started", key(1))
 	before, err := os.Stat(g.journal.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g.breakJournal(nil)
 	c.send(shell(2, "true"))
-	c.want(workerpb.TypeStarted, key(2))
-	c.want(workerpb.TypeFinished, key(2))
-	c.want(workerpb.TypeFinished, key(1))
+	c.want("started", key(2))
+	c.want("finished", key(2))
+	c.want("finished", key(1))
 	if after, err := os.Stat(g.journal.path); err != nil || os.SameFile(before, after) {
 		t.Errorf("the file that failed is in use still: %v", err)
 	}
@@ -331,19 +339,19 @@ func TestCompaction(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()
 	c.send(shell(1, "exec sleep 1000"))
-	c.want(workerpb.TypeStarted, key(1))
+	c.want("started", key(1))
 	c.send(shell(2, "true"))
-	c.want(workerpb.TypeStarted, key(2))
-	c.want(workerpb.TypeFinished, key(2))
+	c.want("started", key(2))
+	c.want("finished", key(2))
 	i := uint32(10)
 	for ; g.journalSize() < 3000; i++ {
 		c.send(shell(i, "true"))
-		c.want(workerpb.TypeStarted, key(i))
-		c.want(workerpb.TypeFinished, key(i))
-		c.send(workerpb.AppendKey(nil, workerpb.TypeAck, key(i)))
+		c.want("started", key(i))
+		c.want("finished", key(i))
+		c.send(acknowledge(i))
 	}
 	c.send(shell(i-1, "true")) // behind its acknowledgement
-	c.want(workerpb.TypeIgnored, key(i-1))
+	c.want("ignored", key(i-1))
 	g.journal.mu.Lock()
 	g.journal.next = 0
 	g.journal.mu.Unlock()
@@ -376,30 +384,6 @@ func (g *rig) journalSize() int64 {
 	return g.journal.size
 }
 
-func TestSplit(t *testing.T) {
-	if parts := split([]byte("abc")); len(parts) != 1 {
-		t.Errorf("%d parts", len(parts))
-	}
-	rep := executor.Report{Key: key(1), Stdout: make([]byte, workerpb.MaxFrame/8)}
-	var frame []byte
-	for range 9 {
-		frame = workerpb.AppendFinished(frame, &rep)
-	}
-	n := 0
-	for _, part := range split(frame) {
-		for len(part) > 0 {
-			var err error
-			if _, _, part, err = workerpb.Next(part); err != nil {
-				t.Fatal(err)
-			}
-			n++
-		}
-	}
-	if n != 9 {
-		t.Errorf("%d items came through", n)
-	}
-}
-
 func TestRunRefuses(t *testing.T) {
 	dir := t.TempDir()
 	if err := Run(context.Background(), Config{Dir: filepath.Join(dir, "none")}); err == nil {
@@ -423,20 +407,19 @@ func TestJournalCannotBeWritten(t *testing.T) {
 	ran := filepath.Join(g.dir, "ran")
 	repair := g.breakJournal(unix.EIO)
 	c.send(shell(1, "touch "+ran))
-	d, err := workerpb.ParseDeferred(c.of(workerpb.TypeDeferred))
-	if err != nil || d.Reason != "journal" || d.N != 1 {
-		t.Errorf("%+v, %v", d, err)
+	if d := c.of("postponed").message.(*workerpb.Postponed); d.Reason != "journal" || d.Count != 1 {
+		t.Errorf("%+v", d)
 	}
 	if exists(ran) {
 		t.Error("it ran")
 	}
-	c.send(workerpb.AppendEmpty(nil, workerpb.TypePing))
-	c.of(workerpb.TypePong)
+	c.send(ping)
+	c.of("pong")
 	repair()
-	c.of(workerpb.TypeStarted)
-	rep, err := workerpb.ParseFinished(c.of(workerpb.TypeFinished))
-	if err != nil || rep.Record.Result != messages.AttemptSucceeded || !exists(ran) {
-		t.Errorf("%+v, %v", rep, err)
+	c.of("started")
+	rep := c.of("finished").report(t)
+	if rep.Record.Result != messages.AttemptSucceeded || !exists(ran) {
+		t.Errorf("%+v", rep)
 	}
 }
 
@@ -446,8 +429,8 @@ func TestDrainInAShortage(t *testing.T) {
 	c, _ := g.attach()
 	repair := g.breakJournal(unix.ENOSPC)
 	c.send(shell(1, "true"))
-	c.of(workerpb.TypeDeferred)
-	c.send(workerpb.AppendEmpty(nil, workerpb.TypeDrain))
-	c.of(workerpb.TypeRevoked)
+	c.of("postponed")
+	c.send(drain)
+	c.of("revoked")
 	repair()
 }

@@ -1,25 +1,20 @@
-// Package workerpb is what a server and its worker say to each other, and the
-// records of the worker's journal: flat binary items (items.go, records.go), many of
-// them in one message of a bidirectional gRPC stream (service.go).
+// Package workerpb is what a server and its worker say to each other, and the records of the
+// worker's journal. worker.proto defines both and says what each field means; `go generate` makes
+// the code of it. Besides that code the package has
 //
-//	item  = type byte, uvarint length, body
-//	frame = item*
+//   - convert.go: the engine's orders and reports as messages, and back,
+//   - frame.go: how frames are filled,
+//   - grpc.go: the settings of both ends of a connection.
 //
-// A body is read field by field; what follows the fields that a reader knows is
-// skipped, and so is an item of unknown type: both may be added later. Whatever
-// changes a meaning needs a new Protocol, which is part of the stream's name, so that
-// two binaries that do not understand each other find out by the first call.
+// Rules:
 //
-// The end of an attempt is encoded once: the bytes that the journal keeps are those
-// that go to the server, again and again until it acknowledges them. That, and half
-// the cost, is why the items are not protobuf messages.
-//
-// Attach, the stream of all work. The worker speaks first:
-//
-//	worker: Hello, Queued*, Started*, Finished*, Usage, Synced   all that it knows and was not told to forget
-//	server: Capacity, Order, Kill, Revoke, Ack, Drain, Stop      in batches, as they come
-//	worker: Started, Finished, Revoked, Ignored, Usage, Stopped
-//
-// A new Attach ends the one before it. Log, one stream per open log: the server sends
-// LogOpen, then LogRead after LogRead, and gets a LogData or a LogError for each.
+//  1. Marshal and unmarshal with the methods that end in VT. They take a sixth to a third of the time of
+//     package proto, which gives the same bytes (TestCodecAgreesWithProtobuf).
+//  2. A frame comes from a pool (ServerFrameFromVTPool, WorkerFrameFromVTPool) and goes back with
+//     ReturnToVTPool, when nothing refers to it or its messages any more. So an attempt's start
+//     allocates nothing, and its order and end only what is kept.
+//  3. The end of an attempt is encoded once (AppendFinished). The journal and each frame that
+//     repeats it hold the same bytes.
 package workerpb
+
+//go:generate go -C ../../internal/protogen run . ../../executor/workerpb worker.proto

@@ -2,10 +2,15 @@ package workerpb
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
@@ -14,146 +19,400 @@ import (
 var (
 	key    = messages.AttemptKey{Run: 1 << 40, Task: 1<<32 - 1, Attempt: 3}
 	report = executor.Report{Key: key, Kind: executor.Finished, At: 7, GrantedAt: 12, Stdout: []byte{}, Record: messages.AttemptRecord{
-		Task: key.Task, Attempt: 3, Result: messages.AttemptRejected, RC: -1, Start: 5, Stop: 6, ExecutorLog: "why", Node: "here",
+		Task: key.Task, Attempt: 3, Result: messages.AttemptRejected, RC: -1, Start: 5, Stop: 6, ExecutorLog: "why \xff", Node: "here",
 		MaxRSSKB: 9, UserCPU: time.Second, SystemCPU: time.Minute,
 		Stdout: messages.Output{Size: 9, Head: 4, Tail: 4, Inline: []byte("12346789")},
 		Stderr: messages.Output{Size: 1 << 40, Head: 8 << 20, Tail: 8 << 20, Offset: 1 << 50},
 	}}
 	order = executor.Order{Key: key, Name: "n", Command: []string{"a", "", "c"}, Shell: "s", UseShell: true, Environment: []string{"K=V"},
-		Dir: "/", Timeout: time.Hour, CPUMillis: 1, MemoryBytes: 2, Capture: true, GrantedAt: 11}
+		Dir: "/\xff", Timeout: time.Hour, CPUMillis: 1, MemoryBytes: 2, Capture: true, GrantedAt: 11}
 )
 
-// samples holds, for each item, its encoding and how it is read.
-func samples() map[Type]struct {
-	item  []byte
-	want  any
-	parse func([]byte) (any, error)
+// fullServerFrame has all fields set.
+func fullServerFrame() *ServerFrame {
+	f := ServerFrameFromVTPool()
+	f.SetCapacity(Amount{CPUMillis: 1, MemoryBytes: 2})
+	f.AddAcknowledgement(key)
+	f.AddOrder(&order)
+	f.AddKill(key, time.Second)
+	f.AddRevocation(key)
+	f.Ping, f.Drain, f.Release, f.Stop = true, true, true, true
+	return f
+}
+
+// fullWorkerFrame has all fields set.
+func fullWorkerFrame() *WorkerFrame {
+	f := WorkerFrameFromVTPool()
+	f.Hello = &Hello{Version: []byte("v"), Name: []byte("n"), Pid: 3}
+	f.AddQueued(key, 1)
+	f.AddStarted(key, -3, 7, 8)
+	f.AddFinished(AppendFinished(nil, &report))
+	f.AddRevoked(key, 9)
+	f.AddIgnored(key)
+	f.AddPostponed("fork", errors.New("why \xff"))
+	f.SetUsage(Amount{CPUMillis: 1, MemoryBytes: 2})
+	f.Pong, f.Synced, f.Stopped = true, true, true
+	return f
+}
+
+// fullMessages has a message of each kind that is sent or stored, all fields set.
+func fullMessages() map[string]interface {
+	proto.Message
+	vtMessage
 } {
-	type sample = struct {
-		item  []byte
-		want  any
-		parse func([]byte) (any, error)
+	var finished Finished
+	if err := finished.UnmarshalVT(AppendFinished(nil, &report)); err != nil {
+		panic(err)
 	}
-	add := func(item []byte, want any, parse func([]byte) (any, error)) sample { return sample{item, want, parse} }
-	return map[Type]sample{
-		TypeOrder:    add(AppendOrder(nil, &order), order, as(ParseOrder)),
-		TypeKill:     add(AppendKill(nil, Kill{key, time.Second}), Kill{key, time.Second}, as(ParseKill)),
-		TypeAck:      add(AppendKey(nil, TypeAck, key), key, as(ParseKey)),
-		TypeStarted:  add(AppendStarted(nil, Started{key, -3, 7, 8}), Started{key, -3, 7, 8}, as(ParseStarted)),
-		TypeCapacity: add(AppendAmount(nil, TypeCapacity, Amount{1, 2}), Amount{1, 2}, as(ParseAmount)),
-		TypeDeferred: add(AppendDeferred(nil, Deferred{"fork", 3, "why"}), Deferred{"fork", 3, "why"}, as(ParseDeferred)),
-		TypeHello:    add(AppendHello(nil, Hello{"v", "n", 3}), Hello{"v", "n", 3}, as(ParseHello)),
-		TypeFinished: add(AppendFinished(nil, &report), report, as(ParseFinished)),
-		TypeHeader:   add(AppendHeader(nil, Header{"b", 1, 2, "m"}), Header{"b", 1, 2, "m"}, as(ParseHeader)),
-		TypeBorn:     add(AppendBorn(nil, Born{key, 1, 2}), Born{key, 1, 2}, as(ParseBorn)),
-		TypeLogOpen:  add(AppendLogOpen(nil, LogOpen{key, messages.Stderr}), LogOpen{key, messages.Stderr}, as(ParseLogOpen)),
-		TypeLogRead:  add(AppendLogRead(nil, LogRead{1, 2}), LogRead{1, 2}, as(ParseLogRead)),
-		TypeLogData: add(AppendLogData(nil, LogData{1, 2, true, true, true, []byte("x")}),
-			LogData{1, 2, true, true, true, []byte("x")}, as(ParseLogData)),
-		TypeLogError: add(AppendLogError(nil, LogError{true, "t"}), LogError{true, "t"}, as(ParseLogError)),
-	}
-}
-
-func as[T any](parse func([]byte) (T, error)) func([]byte) (any, error) {
-	return func(b []byte) (any, error) { return parse(b) }
-}
-
-func TestItemsSurviveTheWay(t *testing.T) {
-	var frame []byte
-	for want, s := range samples() {
-		got, body, rest, err := Next(append(s.item, "rest"...))
-		if err != nil || got != want || string(rest) != "rest" {
-			t.Fatalf("type %d: got %d, rest %q, %v", want, got, rest, err)
-		}
-		v, err := s.parse(body)
-		if err != nil || !reflect.DeepEqual(v, s.want) {
-			t.Errorf("type %d: %+v, want %+v; %v", want, v, s.want, err)
-		}
-		if longer, err := s.parse(append(append([]byte{}, body...), "later"...)); err != nil || !reflect.DeepEqual(longer, s.want) {
-			t.Errorf("type %d with fields of a later version: %+v, %v", want, longer, err)
-		}
-		for n := range body {
-			if v, err := s.parse(body[:n]); err == nil && want != TypeFinished {
-				t.Errorf("type %d cut to %d bytes: %+v", want, n, v)
-			}
-		}
-		frame = append(frame, s.item...)
-	}
-	frame = AppendEmpty(frame, TypeSynced)
-	for n := len(samples()) + 1; n > 0; n-- {
-		var err error
-		if _, _, frame, err = Next(frame); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(frame) != 0 {
-		t.Errorf("%d bytes are left of the frame", len(frame))
+	return map[string]interface {
+		proto.Message
+		vtMessage
+	}{
+		"server frame": fullServerFrame(),
+		"worker frame": fullWorkerFrame(),
+		"end":          &finished,
+		"log request":  &LogRequest{Open: &LogOpen{Run: 1, Task: 2, Attempt: 3, Stderr: true}, Offset: 4, Length: 5},
+		"log reply": &LogReply{Size: 1, Kept: 2, Live: true, Cut: true, Eof: true, Data: []byte("x"),
+			Error: &LogError{NotLive: true, Text: []byte("\xff")}},
+		"journal record": &JournalRecord{
+			Header:    &JournalHeader{Format: 1, BootId: "b", Pid: 2, StartTicks: 3, Mark: []byte("m")},
+			Intent:    &Intent{Run: 1, Task: 2, Attempt: 3, At: 4},
+			Withdrawn: &AttemptKey{Run: 1, Task: 2, Attempt: 3},
+			Forked:    &Forked{Run: 1, Task: 2, Attempt: 3, Pid: 4, At: 5},
+			Finished:  []byte("f"), Tail: true,
+		},
 	}
 }
 
-func TestLengthsOfItems(t *testing.T) {
-	for _, n := range []int{0, 1, 127, 128, 1<<14 - 1, 1 << 14, 1<<21 - 1, 1 << 21, 1 << 22} {
-		body := bytes.Repeat([]byte{7}, n)
-		item := AppendItem([]byte("x"), TypeOrder, func(dst []byte) []byte { return append(dst, body...) })
-		typ, got, rest, err := Next(item[1:])
-		if err != nil || typ != TypeOrder || !bytes.Equal(got, body) || len(rest) != 0 || item[0] != 'x' {
-			t.Errorf("%d bytes: type %d, %d bytes, %d left, %v", n, typ, len(got), len(rest), err)
+// requireAllSet fails if a field of the message, or of one inside it, is not set: a field that was
+// added has to be added to the samples.
+func requireAllSet(t *testing.T, name string, m protoreflect.Message) {
+	t.Helper()
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		field := fields.Get(i)
+		if !m.Has(field) {
+			t.Errorf("%s: the sample lacks %s", name, field.FullName())
+			continue
+		}
+		switch {
+		case field.Message() == nil:
+		case field.IsList():
+			requireAllSet(t, name, m.Get(field).List().Get(0).Message())
+		case m.Has(field):
+			requireAllSet(t, name, m.Get(field).Message())
 		}
 	}
 }
 
-func TestRefused(t *testing.T) {
-	for name, parse := range map[string]func() error{
-		"no frame":          func() error { _, _, _, err := Next(nil); return err },
-		"length beyond end": func() error { _, _, _, err := Next([]byte{1, 2, 0}); return err },
-		"huge list":         func() error { _, err := ParseOrder([]byte{1, 1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f}); return err },
-		"task of 33 bits":   func() error { _, err := ParseKey([]byte{1, 0xff, 0xff, 0xff, 0xff, 0x1f, 1}); return err },
-		"protocol":          func() error { _, err := ParseHeader([]byte{9, 0, 0, 0}); return err },
-		"result":            func() error { _, err := ParseFinished([]byte{1, 1, 1, 0, 99}); return err },
-		"marshal":           func() error { _, err := Codec{}.Marshal("x"); return err },
-		"unmarshal":         func() error { return Codec{}.Unmarshal(nil, "x") },
+// TestCodecAgreesWithProtobuf holds the generated fast methods against package proto.
+func TestCodecAgreesWithProtobuf(t *testing.T) {
+	for name, m := range fullMessages() {
+		if name != "end" { // a stream has an offset or is inline
+			requireAllSet(t, name, m.ProtoReflect())
+		}
+		want, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got := make([]byte, m.SizeVT())
+		if _, err := m.MarshalToSizedBufferVT(got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %x, package proto has %x; %v", name, got, want, err)
+		}
+		back := m.ProtoReflect().New().Interface()
+		if err := back.(vtMessage).UnmarshalVT(want); err != nil || !proto.Equal(back, m) {
+			t.Errorf("%s: came back as %v, %v", name, back, err)
+		}
+		// Field 2000 of a later version is kept apart.
+		later := append(bytes.Clone(want), 0x80, 0x7d, 1)
+		back = m.ProtoReflect().New().Interface()
+		if err := back.(vtMessage).UnmarshalVT(later); err != nil || len(back.ProtoReflect().GetUnknown()) != 3 {
+			t.Errorf("%s with a field of a later version: %v, %v", name, back, err)
+		}
+		for n := range want {
+			_ = m.ProtoReflect().New().Interface().(vtMessage).UnmarshalVT(want[:n]) // may be whole, must not panic
+		}
+	}
+}
+
+func TestOrderSurvivesTheWay(t *testing.T) {
+	got := fullServerFrame().Orders[0].ToOrder()
+	if !reflect.DeepEqual(got, order) {
+		t.Errorf("%+v, want %+v", got, order)
+	}
+	if empty := new(Order).ToOrder(); !reflect.DeepEqual(empty, executor.Order{}) {
+		t.Errorf("%+v", empty)
+	}
+}
+
+func TestEndSurvivesTheWay(t *testing.T) {
+	small := executor.Report{Key: key, Kind: executor.Finished, Record: messages.AttemptRecord{Task: key.Task, Attempt: 3}}
+	for _, want := range []executor.Report{report, small} {
+		got, err := ParseFinished(AppendFinished(nil, &want))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want %+v; %v", got, want, err)
+		}
+	}
+	if b := AppendFinished([]byte("x"), &small); b[0] != 'x' || !bytes.Equal(b[1:], AppendFinished(nil, &small)) {
+		t.Errorf("appended: %x", b)
+	}
+}
+
+// TestResultsHaveTheNumbersOfTheProtocol: a result that is added needs its value in worker.proto.
+func TestResultsHaveTheNumbersOfTheProtocol(t *testing.T) {
+	for result, want := range map[messages.AttemptResult]Result{
+		messages.AttemptSucceeded: Result_RESULT_SUCCEEDED, messages.AttemptFailed: Result_RESULT_FAILED,
+		messages.AttemptSignaled: Result_RESULT_SIGNALED, messages.AttemptTimedOut: Result_RESULT_TIMED_OUT,
+		messages.AttemptNotStarted: Result_RESULT_NOT_STARTED, messages.AttemptLost: Result_RESULT_LOST,
+		messages.AttemptKilled: Result_RESULT_KILLED, messages.AttemptRejected: Result_RESULT_REJECTED,
 	} {
-		if err := parse(); err == nil || strings.Contains(err.Error(), "failed") {
+		if Result(result) != want {
+			t.Errorf("result %d is %v in the protocol", result, want)
+		}
+	}
+}
+
+func TestBadMessagesAreRefused(t *testing.T) {
+	bad := func(err error) error { return err }
+	for name, err := range map[string]error{
+		"length beyond the end": bad(new(ServerFrame).UnmarshalVT([]byte{0x1a, 5, 0})),
+		"huge length":           bad(new(ServerFrame).UnmarshalVT([]byte{0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f})),
+		"wrong wire type":       bad(new(Order).UnmarshalVT([]byte{0x0a, 1, 0})),
+		"result": func() error {
+			_, err := ParseFinished([]byte{0x28, 99})
+			return err
+		}(),
+		"torn end": func() error {
+			_, err := ParseFinished([]byte{0x28})
+			return err
+		}(),
+		"marshal":   func() error { _, err := codec{}.Marshal("x"); return err }(),
+		"unmarshal": codec{}.Unmarshal(nil, "x"),
+	} {
+		if err == nil || strings.Contains(err.Error(), "failed") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-func FuzzFrame(f *testing.F) {
-	all := samples()
-	for _, s := range all {
-		f.Add(s.item)
+// TestCodecOfStreams passes small and large frames, in one buffer and in several.
+func TestCodecOfStreams(t *testing.T) {
+	if name := (codec{}).Name(); name != "proto" {
+		t.Errorf("name %q", name)
 	}
-	f.Add(append(AppendEmpty(nil, TypeSynced), 200, 1))
-	f.Fuzz(func(t *testing.T, frame []byte) {
-		for len(frame) > 0 {
-			typ, body, rest, err := Next(frame)
-			if err != nil {
-				return
+	for _, n := range []int{0, 1, 1 << 20} {
+		want := WorkerFrameFromVTPool()
+		want.AddFinished(bytes.Repeat([]byte{7}, n))
+		slice, err := codec{}.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := slice.Materialize()
+		parts := mem.BufferSlice{mem.SliceBuffer(b[:len(b)/2]), mem.SliceBuffer(b[len(b)/2:])}
+		for _, data := range []mem.BufferSlice{slice, parts} {
+			got := WorkerFrameFromVTPool()
+			if err := (codec{}).Unmarshal(data, got); err != nil || !proto.Equal(got, want) {
+				t.Errorf("%d bytes: %v", n, err)
 			}
-			if s, ok := all[typ]; ok {
-				_, _ = s.parse(body)
+			got.ReturnToVTPool()
+		}
+		slice.Free()
+	}
+}
+
+func TestEmptyFrames(t *testing.T) {
+	if !new(ServerFrame).IsEmpty() || !new(WorkerFrame).IsEmpty() {
+		t.Error("a new frame is not empty")
+	}
+	for _, full := range []interface {
+		proto.Message
+		IsEmpty() bool
+	}{fullServerFrame(), fullWorkerFrame()} {
+		fields := full.ProtoReflect().Descriptor().Fields()
+		for i := range fields.Len() {
+			one := full.ProtoReflect().New()
+			one.Set(fields.Get(i), full.ProtoReflect().Get(fields.Get(i)))
+			if one.Interface().(interface{ IsEmpty() bool }).IsEmpty() {
+				t.Errorf("a frame with %s is taken for an empty one", fields.Get(i).FullName())
 			}
-			if typ == TypeFinished {
-				if rep, err := ParseFinished(body); err == nil {
-					_, again, _, _ := Next(AppendFinished(nil, &rep))
-					if back, err := ParseFinished(again); err != nil || !reflect.DeepEqual(back, rep) {
-						t.Errorf("%+v came back as %+v, %v", rep, back, err)
-					}
+		}
+	}
+}
+
+// TestFrameOfThePoolIsEmpty: what a frame had before does not show when it is filled again.
+func TestFrameOfThePoolIsEmpty(t *testing.T) {
+	server, worker := fullServerFrame(), fullWorkerFrame()
+	server.ResetVT()
+	worker.ResetVT()
+	if !server.IsEmpty() || !worker.IsEmpty() {
+		t.Errorf("%v, %v", server, worker)
+	}
+	server.AddOrder(&executor.Order{Key: key})
+	want := &ServerFrame{Orders: []*Order{{Run: uint64(key.Run), Task: key.Task, Attempt: key.Attempt}}}
+	if !proto.Equal(server, want) {
+		t.Errorf("%v", server)
+	}
+}
+
+func TestSplitKeepsAllItemsInTheirOrder(t *testing.T) {
+	if whole := fullWorkerFrame(); len(whole.Split(1)) != 1 {
+		t.Error("a frame with one end is cut")
+	}
+	for ends := range 10 {
+		for _, size := range []int{1, 100, 300} {
+			f := fullWorkerFrame()
+			f.Finished = nil
+			for i := range ends {
+				f.AddFinished(bytes.Repeat([]byte{byte(i)}, size))
+			}
+			before := proto.Clone(f)
+			frames := f.Split(250)
+			joined := new(WorkerFrame)
+			for i, part := range frames {
+				bytes := 0
+				for _, end := range part.Finished {
+					bytes += len(end)
 				}
+				if bytes > 250 && len(part.Finished) > 1 {
+					t.Errorf("%d ends of %d bytes: frame %d has %d bytes", ends, size, i, bytes)
+				}
+				if last := i == len(frames)-1; part.Synced != last || part.Stopped != last || (part.Usage != nil) != last || (part.Hello != nil) != (i == 0) {
+					t.Errorf("%d ends of %d bytes: frame %d of %d has the wrong fields: %v", ends, size, i, len(frames), part)
+				}
+				proto.Merge(joined, part)
 			}
-			frame = rest
+			if !proto.Equal(joined, before) {
+				t.Errorf("%d ends of %d bytes: %v", ends, size, joined)
+			}
+			if size == 300 && ends > 1 && len(frames) != ends {
+				t.Errorf("%d large ends are in %d frames", ends, len(frames))
+			}
+		}
+	}
+}
+
+// FuzzFrames decodes any bytes as each message. What can be read comes back the same.
+func FuzzFrames(f *testing.F) {
+	for _, m := range fullMessages() {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte{0x1a, 0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, m := range map[string]vtMessage{
+			"server": new(ServerFrame), "worker": new(WorkerFrame), "request": new(LogRequest), "reply": new(LogReply), "record": new(JournalRecord),
+		} {
+			if m.UnmarshalVT(b) != nil {
+				continue
+			}
+			again := make([]byte, m.SizeVT())
+			if _, err := m.MarshalToSizedBufferVT(again); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if rep, err := ParseFinished(b); err == nil {
+			if back, err := ParseFinished(AppendFinished(nil, &rep)); err != nil || !reflect.DeepEqual(back, rep) {
+				t.Errorf("%+v came back as %+v, %v", rep, back, err)
+			}
 		}
 	})
 }
 
-func BenchmarkFinished(b *testing.B) {
-	dst := AppendFinished(nil, &report)
-	for b.Loop() {
-		dst = AppendFinished(dst[:0], &report)
-		_, body, _, _ := Next(dst)
-		if _, err := ParseFinished(body); err != nil {
+// framed is how many attempts a frame of the benchmarks has.
+const framed = 32
+
+// BenchmarkCodec encodes and decodes what an attempt needs of the protocol, in frames of 32
+// attempts. ns/attempt and allocs/op count.
+func BenchmarkCodec(b *testing.B) {
+	granted := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC).UnixNano()
+	key := messages.AttemptKey{Run: 12, Task: 4711, Attempt: 1}
+	order := executor.Order{Key: key, Name: "simulate_4711", Command: []string{"/bin/true"}, Environment: []string{"SEED=4711", "MODE=fast"},
+		Dir: "/var/lib/caravan/work", CPUMillis: 1000, MemoryBytes: 100 << 20, GrantedAt: granted}
+	end := executor.Report{Key: key, Kind: executor.Finished, At: granted + 5000, GrantedAt: granted, Record: messages.AttemptRecord{
+		Task: key.Task, Attempt: 1, Start: granted + 1000, Stop: granted + 5000, Node: "node-1",
+		UserCPU: 300 * time.Microsecond, SystemCPU: 200 * time.Microsecond}}
+	perAttempt := func(b *testing.B) {
+		b.ReportAllocs()
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/framed, "ns/attempt")
+	}
+	// way measures both ends of the way of a frame that add fills.
+	way := func(name string, fill func() (vtMessage, func()), take func([]byte)) {
+		m, _ := fill()
+		sent := make([]byte, m.SizeVT())
+		if _, err := m.MarshalToSizedBufferVT(sent); err != nil {
 			b.Fatal(err)
 		}
+		b.Run(name+"/encode", func(b *testing.B) {
+			for b.Loop() {
+				m, free := fill()
+				if n := m.SizeVT(); n != len(sent) {
+					b.Fatal(n)
+				}
+				if _, err := m.MarshalToSizedBufferVT(sent); err != nil {
+					b.Fatal(err)
+				}
+				free()
+			}
+			perAttempt(b)
+			b.ReportMetric(float64(len(sent))/framed, "bytes/attempt")
+		})
+		b.Run(name+"/decode", func(b *testing.B) {
+			for b.Loop() {
+				take(sent)
+			}
+			perAttempt(b)
+		})
 	}
+	way("order", func() (vtMessage, func()) {
+		f := ServerFrameFromVTPool()
+		for range framed {
+			f.AddOrder(&order)
+		}
+		return f, f.ReturnToVTPool
+	}, func(sent []byte) {
+		f := ServerFrameFromVTPool()
+		if err := f.UnmarshalVT(sent); err != nil {
+			b.Fatal(err)
+		}
+		for _, o := range f.Orders {
+			if o := o.ToOrder(); o.Key != key {
+				b.Fatal(o)
+			}
+		}
+		f.ReturnToVTPool()
+	})
+	way("start", func() (vtMessage, func()) {
+		f := WorkerFrameFromVTPool()
+		for range framed {
+			f.AddStarted(key, granted+1000, 90*time.Microsecond, granted)
+		}
+		return f, f.ReturnToVTPool
+	}, func(sent []byte) {
+		f := WorkerFrameFromVTPool()
+		if err := f.UnmarshalVT(sent); err != nil || len(f.Started) != framed {
+			b.Fatal(err)
+		}
+		f.ReturnToVTPool()
+	})
+	way("end", func() (vtMessage, func()) {
+		f := WorkerFrameFromVTPool()
+		for range framed {
+			f.AddFinished(AppendFinished(nil, &end))
+		}
+		return f, f.ReturnToVTPool
+	}, func(sent []byte) {
+		f := WorkerFrameFromVTPool()
+		if err := f.UnmarshalVT(sent); err != nil {
+			b.Fatal(err)
+		}
+		for _, end := range f.Finished {
+			if rep, err := ParseFinished(end); err != nil || rep.Key != key {
+				b.Fatal(rep, err)
+			}
+		}
+		f.ReturnToVTPool()
+	})
 }

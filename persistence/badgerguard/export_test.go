@@ -7,7 +7,7 @@ func ParseManifest(b []byte) (*Manifest, *Damage) { return parseManifest("MANIFE
 func DecodeInventory(b []byte) (*Inventory, *Damage) { return decodeInventory("INVENTORY", b) }
 
 // Between has fn called between the reads of inventory and manifest.
-func Between(o Options, fn func()) Options {
+func Between(o VerifyOptions, fn func()) VerifyOptions {
 	o.between = fn
 	return o
 }

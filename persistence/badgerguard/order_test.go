@@ -23,7 +23,7 @@ func TestInventoryIsReadFirst(t *testing.T) {
 	}
 	write(t, manifest, shorter)
 	write(t, inventory, before)
-	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Between(badgerguard.Options{}, func() {
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Between(badgerguard.VerifyOptions{}, func() {
 		write(t, manifest, longer)
 		write(t, inventory, text)
 	}))

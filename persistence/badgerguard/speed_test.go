@@ -45,7 +45,7 @@ func TestMemoryIsBounded(t *testing.T) {
 
 func verifyWith(t testing.TB, dir string, blocks bool) *badgerguard.Report {
 	t.Helper()
-	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Options{Blocks: blocks})
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.VerifyOptions{Blocks: blocks})
 	if err == nil {
 		err = r.Err()
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Options of Verify.
-type Options struct {
+// VerifyOptions of Verify.
+type VerifyOptions struct {
 	// Rate bounds what is read, in bytes a second; 0 = as fast as it goes, on all
 	// processors.
 	Rate int64
@@ -83,7 +83,7 @@ func (r *Report) Latest() (version uint64) {
 // decompression of everything. A table that the inventory knows was whole when it was
 // entered: it is read and compared with the checksum of the file, which costs a sixth. Only
 // when that differs its blocks are checked, to name those that are damaged.
-func Verify(ctx context.Context, dir string, o Options) (*Report, error) {
+func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 	r := &Report{}
 	var mu sync.Mutex
 	// wrongBy is the damage that an error means; nil when it means none.
@@ -183,7 +183,7 @@ func remains(files []fs.DirEntry) string {
 }
 
 // readTables reads the tables that the manifest names.
-func (r *Report) readTables(ctx context.Context, dir string, o Options, was *Inventory, report func(*Damage), mu *sync.Mutex) error {
+func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, was *Inventory, report func(*Damage), mu *sync.Mutex) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	workers := runtime.GOMAXPROCS(0)
@@ -300,7 +300,7 @@ func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerpr
 
 // pacer is called before so many bytes are read. It spreads reading over time, and ends it
 // with ctx.
-func pacer(ctx context.Context, o Options) func(bytes int) error {
+func pacer(ctx context.Context, o VerifyOptions) func(bytes int) error {
 	wait := o.Wait
 	if wait == nil {
 		wait = sleep

@@ -51,7 +51,7 @@ func makeFolder(t testing.TB, dir string, n int, rows int, seed uint64) {
 
 func verify(t testing.TB, dir string) *badgerguard.Report {
 	t.Helper()
-	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.Options{})
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.VerifyOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

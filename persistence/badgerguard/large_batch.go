@@ -1,0 +1,119 @@
+package badgerguard
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// Mutation sets or deletes one row.
+type Mutation struct {
+	Key, Value []byte
+	Delete     bool
+}
+
+// rowOverhead is what Badger counts for a row beyond key and value, rounded up, in bytes.
+const rowOverhead = 24
+
+// Size returns what the row takes of a transaction's limit, in bytes.
+func (m Mutation) Size() int64 { return int64(len(m.Key)+len(m.Value)) + rowOverhead }
+
+// A batch that is too large for one transaction is written down in parts before it is applied in
+// several transactions. The parts hold its mutations, encoded one after the other:
+//
+//	kind, key length, key [, value length, value]
+const (
+	encodedSet    = 0
+	encodedDelete = 1
+)
+
+// ErrEncodedMutations marks bytes that EncodeMutations did not write.
+var ErrEncodedMutations = errors.New("encoded mutations cannot be decoded")
+
+// SplitForTransaction returns how many of the mutations go into the first transaction, and their
+// size. Neighbours for which keepTogether is true are not separated, unless the transaction would
+// hold only such rows.
+func (l Limits) SplitForTransaction(mutations []Mutation, keepTogether func(Mutation) bool) (n int, size int64) {
+	for n < len(mutations) && (n == 0 || l.Fits(n+1, size+mutations[n].Size())) {
+		size += mutations[n].Size()
+		n++
+	}
+	if n == len(mutations) {
+		return n, size
+	}
+	whole, wholeSize := n, size
+	for whole > 0 && keepTogether(mutations[whole-1]) && keepTogether(mutations[whole]) {
+		whole--
+		wholeSize -= mutations[whole].Size()
+	}
+	if whole == 0 {
+		return n, size
+	}
+	return whole, wholeSize
+}
+
+// EncodeMutations encodes mutations into parts of partSize bytes; the last part may be shorter.
+// Each part has spare capacity of that many bytes, so that the caller can append a checksum.
+func EncodeMutations(mutations []Mutation, partSize, spare int) (parts [][]byte) {
+	var part []byte
+	flush := func() {
+		if len(part) > 0 {
+			parts = append(parts, part)
+			part = make([]byte, 0, partSize+spare)
+		}
+	}
+	write := func(p []byte) {
+		for len(p) > 0 {
+			n := min(len(p), partSize-len(part))
+			part = append(part, p[:n]...)
+			if p = p[n:]; len(part) == partSize {
+				flush()
+			}
+		}
+	}
+	var head []byte
+	for _, m := range mutations {
+		kind := byte(encodedSet)
+		if m.Delete {
+			kind = encodedDelete
+		}
+		head = append(binary.AppendUvarint(append(head[:0], kind), uint64(len(m.Key))), m.Key...)
+		if !m.Delete {
+			head = binary.AppendUvarint(head, uint64(len(m.Value)))
+		}
+		write(head)
+		write(m.Value)
+	}
+	flush()
+	return parts
+}
+
+// DecodeMutations is the inverse of EncodeMutations, on the joined parts. The mutations refer to b.
+func DecodeMutations(b []byte) (mutations []Mutation, err error) {
+	for len(b) > 0 {
+		kind := b[0]
+		m := Mutation{Delete: kind == encodedDelete}
+		if kind != encodedSet && kind != encodedDelete {
+			return nil, ErrEncodedMutations
+		}
+		var ok bool
+		if m.Key, b, ok = cutBytes(b[1:]); !ok || len(m.Key) == 0 {
+			return nil, ErrEncodedMutations
+		}
+		if !m.Delete {
+			if m.Value, b, ok = cutBytes(b); !ok {
+				return nil, ErrEncodedMutations
+			}
+		}
+		mutations = append(mutations, m)
+	}
+	return mutations, nil
+}
+
+func cutBytes(b []byte) (s, rest []byte, ok bool) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 || n > uint64(len(b)-size) {
+		return nil, nil, false
+	}
+	end := size + int(n)
+	return b[size:end:end], b[end:], true
+}
