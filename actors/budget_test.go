@@ -123,6 +123,78 @@ func BenchmarkBudgetActor(b *testing.B) {
 	}
 }
 
+// failing is a task whose attempts fail at once.
+type failing struct{}
+
+func (failing) Receive(ctx actor.Context) {
+	if _, ok := ctx.Message().(*messages.BeginAttempt); ok {
+		ctx.(actor.Supervisor).EscalateFailure(errDisk, nil)
+	}
+}
+
+// retrying supervises one failing task and gives it its next attempt, either to the restarted
+// actor or to a new one.
+type retrying struct {
+	props   *actor.Props
+	restart bool
+	left    int
+	names   uint64
+	done    chan struct{}
+}
+
+func (p *retrying) spawn(ctx actor.Context) *actor.PID {
+	p.names++
+	pid, err := ctx.SpawnNamed(p.props, strconv.FormatUint(p.names, 10))
+	if err != nil {
+		panic(err)
+	}
+	return pid
+}
+
+func (p *retrying) Receive(ctx actor.Context) {
+	if m, ok := ctx.Message().(int); ok {
+		p.left = m
+		ctx.Send(p.spawn(ctx), &messages.BeginAttempt{})
+	}
+}
+
+func (p *retrying) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, pid *actor.PID, _ *actor.RestartStatistics, _, _ any) {
+	ctx := supervisor.(actor.Context)
+	if p.left--; p.left == 0 {
+		ctx.Stop(pid)
+		p.done <- struct{}{}
+		return
+	}
+	if p.restart {
+		restartTaskActor(ctx, pid, &messages.BeginAttempt{})
+		return
+	}
+	ctx.Stop(pid)
+	ctx.Send(p.spawn(ctx), &messages.BeginAttempt{})
+}
+
+// BenchmarkBudgetRetry: from a failed attempt to the next one, by a restart of the task's actor
+// and by a new actor: the reason for restarts in supervision.go.
+func BenchmarkBudgetRetry(b *testing.B) {
+	for _, restart := range []bool{true, false} {
+		b.Run(map[bool]string{true: "restart", false: "spawn"}[restart], func(b *testing.B) {
+			n := budgetNode(b)
+			p := &retrying{restart: restart, done: make(chan struct{}), props: actor.PropsFromProducer(func() actor.Actor { return failing{} },
+				actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(n.env.pool))}
+			pid := n.env.root.Spawn(actor.PropsFromProducer(func() actor.Actor { return p }, actor.WithDispatcher(n.env.pool)))
+			b.ReportAllocs()
+			for b.Loop() {
+				n.env.root.Send(pid, portion)
+				<-p.done
+			}
+			perTask(b, portion)
+			if err := n.env.root.StopFuture(pid).Wait(); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+}
+
 // echo sends what it gets to another one, until that has come often enough.
 type echo struct {
 	other *actor.PID

@@ -12,10 +12,6 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// maxSuspended bounds the task actors of one run that wait for a retry. Further ones are
-// stopped, and spawned again for their next attempt.
-const maxSuspended = 4096
-
 // applyEffects is duty 3: all applied events are durable. The summary is published before
 // callers are answered, so that their next read sees the change.
 func (r *run) applyEffects(ctx actor.Context) {
@@ -46,13 +42,7 @@ func (r *run) applyEffects(ctx actor.Context) {
 				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
 			}
 		case dag.RetryAt:
-			r.env.timers.at(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
-			if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.startedEarly(e.Task) {
-				r.setWaiting(c, true)
-				if r.waiting > maxSuspended {
-					r.dropTask(ctx, e.Task)
-				}
-			}
+			r.awaitRetry(ctx, e)
 		case dag.TaskEnded:
 			r.env.metrics.ended(e.State)
 			if !r.startedEarly(e.Task) {
@@ -70,25 +60,6 @@ func (r *run) applyEffects(ctx actor.Context) {
 	if r.dag.State().Final() {
 		ctx.Send(ctx.Parent(), &messages.RunFinal{Run: r.id})
 	}
-}
-
-// beginAttempt gives an attempt to its task's actor: a new actor, or the restarted actor
-// of the failed attempt.
-func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
-	c := r.tasks[s.Task]
-	switch {
-	case c == nil:
-		c = &taskActor{pid: r.spawn(ctx, s.Task)}
-		r.tasks[s.Task] = c
-	case c.used:
-		r.setWaiting(c, false)
-		ctx.(actor.Supervisor).RestartChildren(c.pid)
-	}
-	c.attempt, c.granted, c.started, c.used, c.resumed = s.Attempt, now, 0, true, false
-	instant := r.isNoop(s.Task)
-	r.setQueued(c, !instant)
-	r.trackNoop(c, instant)
-	ctx.Send(c.pid, &messages.BeginAttempt{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now})
 }
 
 // spawn starts a task's actor, under the task's index and a number: no name is
@@ -168,33 +139,6 @@ func (r *run) dropTask(ctx actor.Context, task uint32) {
 	}
 	ctx.Stop(c.pid)
 	r.env.metrics.actors.Dec()
-}
-
-// recoverTaskActor restarts a task actor that panicked and attaches it to its attempt
-// again, with the message that it panicked on. A second panic counts as a lost attempt.
-func (r *run) recoverTaskActor(ctx actor.Context, supervisor actor.Supervisor, pid *actor.PID, message any) {
-	for task, c := range r.tasks {
-		if !c.pid.Equal(pid) {
-			continue
-		}
-		if _, twice := message.(*attachAttempt); twice { // it cannot go on: a new attempt may
-			if d := r.env.durable(r.dag.Plan(), task); d != nil {
-				d.Kill(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, r.env.killGrace)
-			}
-			r.dropTask(ctx, task)
-			r.tasks[task] = &taskActor{pid: pid, attempt: c.attempt, used: true}
-			r.env.metrics.actors.Inc()
-			r.enqueue(ctx, &messages.AttemptEnded{Record: messages.AttemptRecord{
-				Task: task, Attempt: c.attempt, Result: messages.AttemptLost, RC: -1, Stop: r.now(),
-				ExecutorLog: "lost: the engine's actor of this attempt panicked, see the server's log",
-			}})
-			return
-		}
-		supervisor.RestartChildren(pid)
-		ctx.Send(pid, &attachAttempt{key: messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, plan: r.dag.Plan(), last: message})
-		return
-	}
-	supervisor.StopChildren(pid)
 }
 
 // publishEvents gives the changes of the last commit to the run's followers, if it has any.

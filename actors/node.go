@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -337,13 +336,7 @@ type pendingKey struct {
 }
 
 func (a *nodeActor) Receive(ctx actor.Context) {
-	defer func() {
-		if p := recover(); p != nil { // nobody supervises the root: a restart would plant a second tree
-			a.env.metrics.panics.Inc()
-			a.env.log.Error("actor panicked", "actor", ctx.Self().Id, "panic", p, "stack", string(debug.Stack()))
-			a.node.fail(fmt.Errorf("node panicked: %v", p))
-		}
-	}()
+	defer a.failOnPanic(ctx)
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		a.plant(ctx)
@@ -358,13 +351,6 @@ func (a *nodeActor) Receive(ctx actor.Context) {
 			}
 		}
 	}
-}
-
-// HandleFailure supervises shards and dispatcher. A shard that panicked has lost
-// track of its runs and the dispatcher of its slots: the server cannot go on with
-// either, and it must not go on without.
-func (a *nodeActor) HandleFailure(_ *actor.ActorSystem, _ actor.Supervisor, child *actor.PID, _ *actor.RestartStatistics, reason, _ any) {
-	a.node.fail(fmt.Errorf("%s panicked: %v", child.Id, reason))
 }
 
 func (a *nodeActor) plant(ctx actor.Context) {
@@ -459,13 +445,4 @@ type nodeContext struct {
 
 	// queuedRecovery waits for the goroutine that adopts queued runs of a former server.
 	queuedRecovery sync.WaitGroup
-}
-
-// logPanic logs a panic of an actor with its stack and lets it go on to the supervisor.
-func (e *nodeContext) logPanic(ctx actor.Context) {
-	if p := recover(); p != nil {
-		e.metrics.panics.Inc()
-		e.log.Error("actor panicked", "actor", ctx.Self().Id, "panic", p, "stack", string(debug.Stack()))
-		panic(p)
-	}
 }

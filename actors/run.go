@@ -33,7 +33,7 @@ const (
 )
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
-// supervises its tasks. See the duties in the package doc.
+// supervises its tasks (supervision.go). See the duties in the package doc.
 type run struct {
 	env       *nodeContext
 	id        messages.RunID
@@ -110,9 +110,6 @@ type taskActor struct {
 	resumed bool  // its attempt was under way when the run was loaded
 }
 
-// taskFailed is a task actor's failure on its way through the run's own queue.
-type taskFailed struct{ messages.AttemptFailure }
-
 func (r *run) Receive(ctx actor.Context) {
 	defer r.env.logPanic(ctx)
 	if r.terminating { // messages still arrive while the children stop; their effects would be lost
@@ -157,23 +154,6 @@ func (r *run) Receive(ctx actor.Context) {
 	default:
 		r.enqueue(ctx, m)
 	}
-}
-
-// HandleFailure is the run as supervisor of its tasks: an attempt that failed is
-// an event like the others. Anything else is a bug of ours: the attempt goes on,
-// and the actor is given back to it.
-func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, pid *actor.PID, _ *actor.RestartStatistics, reason, message any) {
-	ctx := supervisor.(actor.Context)
-	defer r.env.logPanic(ctx)
-	if r.terminating {
-		return // the child is being stopped: restarting it would keep it, and us, for ever
-	}
-	if failure, ok := reason.(*messages.AttemptFailure); ok {
-		r.enqueue(ctx, &taskFailed{*failure})
-		return
-	}
-	r.env.log.Error("task actor restarted", "actor", pid.Id, "reason", reason)
-	r.recoverTaskActor(ctx, supervisor, pid, message)
 }
 
 // deliver passes reports on to their tasks. The tasks answer through the run's own
@@ -321,10 +301,7 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 // attemptEnded applies the end of an attempt that did not fail.
 func (r *run) attemptEnded(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 	rec := m.Record
-	if rec.Result == messages.AttemptKilled && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task) {
-		rec.Result = messages.AttemptLost
-		rec.ExecutorLog = "lost: the server was stopped while the attempt ran"
-	}
+	r.lostUnlessKilled(&rec)
 	switch {
 	case rec.Result == messages.AttemptLost:
 		if r.record(ctx, rec) {

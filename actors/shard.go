@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/actors/query"
@@ -217,23 +216,6 @@ func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
 			s.request(ctx, q)
 		}
 	}
-}
-
-// HandleFailure is the shard as supervisor of its runs. The panic has been logged, and the
-// run restarts from the durable state. A run that panics again and again is kept only to
-// refuse requests with the reason.
-func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason, _ any) {
-	const patience, within = 5, 10 * time.Second
-	rs.Fail()
-	if rs.NumberOfFailures(within) > patience {
-		s.env.log.Error("run given up: its actor panics again and again", "actor", child.Id, "reason", reason)
-		for _, r := range s.runs.All() {
-			if r.pid != nil && r.pid.Equal(child) {
-				r.broken.Store(true)
-			}
-		}
-	}
-	supervisor.RestartChildren(child)
 }
 
 // A queued run is not an actor until its first slot. Its shard asks for its slots; the

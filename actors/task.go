@@ -3,7 +3,6 @@ package actors
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/dag"
@@ -178,12 +177,6 @@ func (t *task) attemptOver(ctx actor.Context) {
 		t.env.attempts.remove(t.key, ctx.Self())
 		t.live = false
 	}
-}
-
-// failAttempt is the failure of this actor: its mailbox is suspended until the run
-// restarts or stops it.
-func (t *task) failAttempt(ctx actor.Context, rec messages.AttemptRecord, idle time.Duration) {
-	ctx.(actor.Supervisor).EscalateFailure(&messages.AttemptFailure{Record: rec, Idle: idle}, nil)
 }
 
 // rejectOutput turns a successful attempt into one whose output was refused.
