@@ -40,7 +40,7 @@ func TestShapes(t *testing.T) {
 			r.wrap = func(persistence.Store) persistence.Store { return store }
 			r.start()
 			begin := time.Now()
-			id := r.submit(string(dagtest.JSON(shape.Spec, true)))
+			id := r.submit(string(dagtest.SpecJSON(shape.Spec, true)))
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
 			s, err := r.node.Await(ctx, id, func(s *messages.Summary) bool { return s.State.Final() })
@@ -64,7 +64,7 @@ func inOrder(t *testing.T, r *rig, id messages.RunID, spec *dag.Spec) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := slices.Collect(order.Names)
+	names := slices.Collect(order.TaskNames)
 	view, err := r.node.View(t.Context(), id, 0, uint32(len(names))+1)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func inOrder(t *testing.T, r *rig, id messages.RunID, spec *dag.Spec) {
 			return false
 		}
 		began = append(began, a.Start)
-		if err := order.Completed(names[task], a.Stop); err != nil {
+		if err := order.MarkCompleted(names[task], a.Stop); err != nil {
 			t.Error(err)
 			return false
 		}
@@ -90,7 +90,7 @@ func inOrder(t *testing.T, r *rig, id messages.RunID, spec *dag.Spec) {
 		t.Fatal(err)
 	}
 	for task, at := range began {
-		since, ready, err := order.Since(names[task])
+		since, ready, err := order.ReadySince(names[task])
 		if err != nil || !ready || at < since {
 			t.Fatalf("%s began at %d; all its parents have ended: %v, the last one at %d (%v)", names[task], at, ready, since, err)
 		}

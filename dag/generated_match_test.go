@@ -15,7 +15,7 @@ func TestFoundScripts(t *testing.T) {
 		"a parent generated for a task whose attempt was revoked before": "0e0000e30000da00009b00000000fe000d8f0100000b00000330a80589470240f2",
 	} {
 		t.Run(what, func(t *testing.T) {
-			s, err := dagtest.Parse(text)
+			s, err := dagtest.ParseScript(text)
 			if err != nil {
 				t.Fatal(err)
 			}

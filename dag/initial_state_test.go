@@ -16,12 +16,12 @@ func TestInitialState(t *testing.T) {
 		specs[shape.Name] = shape.Spec
 	}
 	for i := range 500 {
-		src := &dagtest.Source{}
+		src := &dagtest.ChoiceSource{}
 		for k := range 64 {
 			src.Bytes = append(src.Bytes, byte(i*31+k*k*7+k*i))
 		}
 		name := string(src.Bytes)
-		specs[name] = dagtest.Spec(src)
+		specs[name] = dagtest.RandomSpec(src)
 	}
 	classes := 0
 	for name, spec := range specs {

@@ -17,17 +17,17 @@ var (
 )
 
 // play reports how a script fails, as small as it can be made.
-func play(t *testing.T, s dagtest.Script) *dagtest.Log {
+func play(t *testing.T, s dagtest.Script) *dagtest.PlayLog {
 	t.Helper()
-	log, err := dagtest.Play(s, true)
+	log, err := dagtest.PlayScript(s, true)
 	if err == nil {
 		return log
 	}
-	s = dagtest.Shrink(s, 10_000, func(s dagtest.Script) bool {
-		_, err := dagtest.Play(s, true)
+	s = dagtest.ShrinkScript(s, 10_000, func(s dagtest.Script) bool {
+		_, err := dagtest.PlayScript(s, true)
 		return err != nil
 	})
-	log, err = dagtest.Play(s, false)
+	log, err = dagtest.PlayScript(s, false)
 	t.Fatalf("%s\n=> %v\nagain: go test ./dag -run TestScript -dag.script=%s", strings.Join(log.Lines, "\n"), err, s)
 	return nil
 }
@@ -39,10 +39,10 @@ func TestRandomRuns(t *testing.T) {
 		budget = time.Second
 	}
 	begin, played, events := time.Now(), 0, 0
-	sum := dagtest.Log{}
+	sum := dagtest.PlayLog{}
 	finals := map[dag.RunState]int{}
 	for i := 0; i < *rounds || *rounds == 0 && time.Since(begin) < budget; i++ {
-		log := play(t, dagtest.Random(*seed+uint64(i), 20+i%10*30))
+		log := play(t, dagtest.RandomScript(*seed+uint64(i), 20+i%10*30))
 		played++
 		events += log.Events
 		sum.Sets += log.Sets
@@ -59,10 +59,10 @@ func TestRandomRuns(t *testing.T) {
 
 // TestScript plays the script of -dag.script; without it, one that does a bit of everything.
 func TestScript(t *testing.T) {
-	s := dagtest.Random(7, 200)
+	s := dagtest.RandomScript(7, 200)
 	if *script != "" {
 		var err error
-		if s, err = dagtest.Parse(*script); err != nil {
+		if s, err = dagtest.ParseScript(*script); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -72,7 +72,7 @@ func TestScript(t *testing.T) {
 // FuzzRun reads its bytes as a script.
 func FuzzRun(f *testing.F) {
 	for i := range uint64(20) {
-		f.Add(dagtest.Random(i, 10+int(i)*4).Encode())
+		f.Add(dagtest.RandomScript(i, 10+int(i)*4).Encode())
 	}
-	f.Fuzz(func(t *testing.T, b []byte) { play(t, dagtest.Decode(b)) })
+	f.Fuzz(func(t *testing.T, b []byte) { play(t, dagtest.DecodeScript(b)) })
 }

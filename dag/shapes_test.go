@@ -27,7 +27,7 @@ func TestShapes(t *testing.T) {
 				if n > 1_000 { // four failures in a row are rare: most go to their end
 					how.Failing *= 4
 				}
-				run, err := dagtest.Execute(shape.Spec, how)
+				run, err := dagtest.ExecuteSpec(shape.Spec, how)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -37,7 +37,7 @@ func TestShapes(t *testing.T) {
 				}
 				for how.Failing = range 4 {
 					how.Seed++
-					if _, err := dagtest.Execute(shape.Spec, how); err != nil {
+					if _, err := dagtest.ExecuteSpec(shape.Spec, how); err != nil {
 						t.Fatalf("%+v: %v", how, err)
 					}
 				}
@@ -55,7 +55,7 @@ func TestWideCrashes(t *testing.T) {
 	}
 	for i, shape := range dagtest.Shapes(6_000) {
 		t.Run(shape.Name, func(t *testing.T) {
-			if _, err := dagtest.Execute(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: crashes}); err != nil {
+			if _, err := dagtest.ExecuteSpec(shape.Spec, dagtest.Execution{Seed: uint64(i), Slots: 50, Failing: 10, Crashes: crashes}); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -8,8 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// words writes effects as text, sorted.
-func words(effects []dag.Effect) []string {
+// effectTexts writes effects as text, sorted.
+func effectTexts(effects []dag.Effect) []string {
 	var out []string
 	for _, e := range effects {
 		out = append(out, strings.TrimPrefix(fmt.Sprintf("%T%+v", e, e), "dag."))
@@ -18,20 +18,20 @@ func words(effects []dag.Effect) []string {
 	return out
 }
 
-// compare holds effects and state of the run against the oracle's, and keeps
-// the books of the driver's side.
-func (p *player) compare(want, got []dag.Effect) error {
-	if w, g := words(want), words(got); !slices.Equal(w, g) {
+// compareWithOracle compares effects and state of the run with those of the oracle, and updates the
+// bookkeeping of the driver.
+func (p *player) compareWithOracle(want, got []dag.Effect) error {
+	if w, g := effectTexts(want), effectTexts(got); !slices.Equal(w, g) {
 		return fmt.Errorf("effects\n got %s\nwant %s", strings.Join(g, "; "), strings.Join(w, "; "))
 	}
 	for i, e := range got {
 		switch e := e.(type) {
 		case dag.Signal:
-			p.asked[e.Task] = true
+			p.revocable[e.Task] = true
 		case dag.Cancel:
-			p.asked[e.Task] = true
+			p.revocable[e.Task] = true
 		case dag.Start:
-			delete(p.asked, e.Task)
+			delete(p.revocable, e.Task)
 		case dag.RunChanged:
 			if e.State >= dag.RunCompleted && i != len(got)-1 {
 				return fmt.Errorf("%+v is not the last effect", e)
@@ -75,7 +75,7 @@ func (p *player) compareState() error {
 		return fmt.Errorf("kill requested: %v", r.KillRequested())
 	}
 	for _, to := range []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunKilled} {
-		if err := r.Allowed(to); (err == nil) != o.Allowed(to) {
+		if err := r.Allowed(to); (err == nil) != o.IsAllowed(to) {
 			return fmt.Errorf("from %s to %s: %v", o.State, to, err)
 		}
 	}
@@ -94,7 +94,7 @@ func (p *player) compareState() error {
 		if got := r.Attempt(task); got != t.Attempt {
 			return fmt.Errorf("%s is at attempt %d, want %d", name, got, t.Attempt)
 		}
-		if t.live() {
+		if t.isLive() {
 			wantLive = append(wantLive, fmt.Sprint(task, t.Attempt, uint8(t.State), t.Killing))
 		}
 	}
@@ -107,9 +107,9 @@ func (p *player) compareState() error {
 	return nil
 }
 
-// promises checks what is promised to users, with no look at the oracle's
-// states: only its graph, the run's states before the event, and the effects.
-func (p *player) promises(e dag.Event, before []dag.TaskState, got []dag.Effect) error {
+// checkGuarantees checks the guarantees for users independently of the oracle's states. It uses only
+// the oracle's graph, the states of the run before the event, and the effects.
+func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.Effect) error {
 	r, o := p.run, p.oracle
 	for i, s := range before {
 		if s == dag.TaskCompleted && r.TaskState(uint32(i)) != s {
@@ -124,7 +124,7 @@ func (p *player) promises(e dag.Event, before []dag.TaskState, got []dag.Effect)
 		case dag.Release:
 			p.held[effect.Class] -= effect.N
 		case dag.Start:
-			t := o.at(effect.Task)
+			t := o.taskAt(effect.Task)
 			for parent := range t.Parents {
 				if s := before[slices.Index(o.Order, parent)]; s != dag.TaskCompleted {
 					return fmt.Errorf("%s starts, its parent %s is %s", t.Name, parent, s)
@@ -148,7 +148,7 @@ func (p *player) promises(e dag.Event, before []dag.TaskState, got []dag.Effect)
 	return nil
 }
 
-// comparePlans holds names, order and substitution against the oracle's.
+// comparePlans compares names, order and substitution with those of the oracle.
 func (p *player) comparePlans() error {
 	plan, g := p.run.Plan(), p.oracle.Graph
 	if int(plan.Tasks) != len(g.Order) {
@@ -172,7 +172,7 @@ func (p *player) comparePlans() error {
 	return nil
 }
 
-func describe(s *dag.Spec, c dag.Config, l dag.Limits) string {
+func describeSpec(s *dag.Spec, c dag.Config, l dag.Limits) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "LostLimit %d, MaxDepth %d, parameters %v", c.LostLimit, l.MaxDepth, s.Parameters)
 	if s.Defaults != nil {

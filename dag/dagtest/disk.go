@@ -8,19 +8,19 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// disk is what a driver has made durable: the spec, generated sets, and of the
-// run a header, chunks, and the records since the header was cut.
-type disk struct {
+// simulatedDisk is what a driver has made durable: the spec, generated sets, and of the run a
+// header, chunks, and the records since the header was taken.
+type simulatedDisk struct {
 	spec    *dag.Spec
 	limits  dag.Limits
 	config  dag.Config
-	sets    []set
+	sets    []generatedSet
 	header  []byte
 	chunks  map[uint32][]byte
 	records [][]byte
 
-	// A snapshot that is being written: its cut is after `from` records. Its
-	// header is taken then, or late, when todo is empty and it replaces the old one.
+	// A snapshot in progress begins after `from` records. Its header is taken at the beginning, or
+	// late: when todo is empty and it replaces the old one.
 	cutting bool
 	late    bool
 	next    []byte
@@ -29,21 +29,21 @@ type disk struct {
 	pace    int
 }
 
-// set is a generated set, as it was made durable.
-type set struct {
+// generatedSet is a generated set that was made durable.
+type generatedSet struct {
 	generator uint32
 	tasks     []dag.TaskSpec
 }
 
-func (d *disk) clone() *disk {
+func (d *simulatedDisk) clone() *simulatedDisk {
 	c := *d
 	c.sets, c.records, c.todo = slices.Clone(d.sets), slices.Clone(d.records), slices.Clone(d.todo)
 	c.chunks = maps.Clone(d.chunks)
 	return &c
 }
 
-// first writes the whole of a new run.
-func (d *disk) first(r *dag.Run) {
+// writeNewRun writes the whole of a new run.
+func (d *simulatedDisk) writeNewRun(r *dag.Run) {
 	r.TakeRecords(nil)
 	d.header = r.AppendHeader(nil)
 	for chunk := uint32(0); chunk*dag.ChunkTasks < r.Plan().Tasks; chunk++ {
@@ -52,8 +52,8 @@ func (d *disk) first(r *dag.Run) {
 	}
 }
 
-// cut begins a snapshot.
-func (d *disk) cut(r *dag.Run, pace int, late bool) {
+// beginSnapshot begins a snapshot.
+func (d *simulatedDisk) beginSnapshot(r *dag.Run, pace int, late bool) {
 	if d.cutting {
 		return
 	}
@@ -62,9 +62,9 @@ func (d *disk) cut(r *dag.Run, pace int, late bool) {
 	d.todo = r.DirtyChunks(1 << 20)
 }
 
-// commit makes what the run has written since the last time durable, in one
-// transaction with some chunks of a snapshot.
-func (d *disk) commit(r *dag.Run) {
+// commitBatch makes the changes of the run since the last commit durable, in one transaction with
+// some chunks of a snapshot.
+func (d *simulatedDisk) commitBatch(r *dag.Run) {
 	if rec := r.TakeRecords(nil); len(rec) > 0 {
 		d.records = append(d.records, rec)
 	}
@@ -85,9 +85,9 @@ func (d *disk) commit(r *dag.Run) {
 	}
 }
 
-// recover makes a run of what is there. A snapshot that was not finished is
-// forgotten; the chunks which it wrote stay.
-func (d *disk) recover() (*dag.Run, error) {
+// recoverRun makes a run from the durable state. It discards an unfinished snapshot and keeps the
+// chunks that the snapshot wrote.
+func (d *simulatedDisk) recoverRun() (*dag.Run, error) {
 	d.cutting, d.next, d.todo = false, nil, nil
 	p, problems := dag.NewPlan(d.spec, d.limits)
 	if len(problems) > 0 {
@@ -95,7 +95,7 @@ func (d *disk) recover() (*dag.Run, error) {
 	}
 	for _, s := range d.sets {
 		if p, problems = p.Extend(s.generator, s.tasks, func(int) bool { return false }); len(problems) > 0 {
-			return nil, fmt.Errorf("a set that was planned is refused at recovery: %w", problems)
+			return nil, fmt.Errorf("a planned set is refused at recovery: %w", problems)
 		}
 	}
 	return dag.Recover(p, d.config, d.header, func(i uint32) []byte { return d.chunks[i] }, d.records)

@@ -8,20 +8,19 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Execution says how a simulated executor behaves. One in n: 0 means never.
+// Execution describes a simulated executor. Rates are one in n; 0 means never.
 type Execution struct {
 	Seed    uint64
-	Slots   int // attempts at a time
+	Slots   int // attempts at one time
 	Failing int // one in so many attempts fails
-	Crashes int // after one in so many events the driver is killed and recovers
+	Crashes int // one in so many events kills the driver, which recovers
 }
 
-// Execute runs a spec to its end with a simulated executor; attempts end in
-// random order. It checks at each start that the parents are COMPLETED and the
-// attempt is the next one, after each recovery that nothing is changed, and at
-// the end that nothing was left that could have moved. It needs O(tasks)
-// memory, so it is for large graphs too.
-func Execute(s *dag.Spec, how Execution) (*dag.Run, error) {
+// ExecuteSpec runs a spec to its end with a simulated executor whose attempts end in random order.
+// It checks at each start that the parents are COMPLETED and the attempt number is the next one,
+// after each recovery that the state is the same, and at the end that all tasks that could make
+// progress have ended. It needs O(tasks) memory, so it suits large graphs.
+func ExecuteSpec(s *dag.Spec, how Execution) (*dag.Run, error) {
 	plan, problems := dag.NewPlan(s, dag.Limits{})
 	if len(problems) > 0 {
 		return nil, problems
@@ -30,7 +29,7 @@ func Execute(s *dag.Spec, how Execution) (*dag.Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := slices.Collect(order.Names)
+	names := slices.Collect(order.TaskNames)
 	for i, name := range names {
 		if i >= int(plan.Tasks) || plan.TaskName(uint32(i)) != name {
 			return nil, fmt.Errorf("task %d of %d should be %q", i, plan.Tasks, name)
@@ -41,108 +40,108 @@ func Execute(s *dag.Spec, how Execution) (*dag.Run, error) {
 	}
 	x := &execution{Execution: how, order: order, names: names, now: 1, free: how.Slots, want: map[int]int{}}
 	x.run = dag.NewRun(plan, dag.Config{}, 1)
-	x.tasks = make([]record, plan.Tasks)
+	x.tasks = make([]taskRecord, plan.Tasks)
 	x.rand = rand.New(rand.NewPCG(how.Seed, 3))
 	if how.Crashes > 0 {
-		x.disk = &disk{spec: s, chunks: map[uint32][]byte{}}
-		x.disk.first(x.run)
+		x.disk = &simulatedDisk{spec: s, chunks: map[uint32][]byte{}}
+		x.disk.writeNewRun(x.run)
 	}
-	err = x.take(x.run.Init())
+	err = x.applyEffects(x.run.Init())
 	for err == nil && x.final == 0 {
-		err = x.step()
+		err = x.nextStep()
 	}
 	if err != nil {
 		return nil, err
 	}
 	x.run.Check()
-	return x.run, x.ended()
+	return x.run, x.checkFinalState()
 }
 
-// execution is the driver's side of one run.
+// execution is the driver of one run.
 type execution struct {
 	Execution
 	rand    *rand.Rand
 	run     *dag.Run
 	order   *Order
 	names   []string
-	disk    *disk
+	disk    *simulatedDisk
 	now     int64
 	free    int
 	want    map[int]int
 	live    []dag.Start
 	retries []dag.RetryAt
-	tasks   []record
+	tasks   []taskRecord
 	final   dag.RunState
 }
 
-// record is what the executor knows of a task.
-type record struct {
+// taskRecord is what the executor knows about a task.
+type taskRecord struct {
 	attempts, failures, losses uint32
 	done                       bool
 }
 
-func (x *execution) one(n int) bool { return n > 0 && x.rand.IntN(n) == 0 }
+func (x *execution) oneIn(n int) bool { return n > 0 && x.rand.IntN(n) == 0 }
 
-// step lets one thing happen.
-func (x *execution) step() error {
+// nextStep applies one event.
+func (x *execution) nextStep() error {
 	x.now++
-	event, err := x.next()
+	event, err := x.chooseEvent()
 	if err != nil {
 		return err
 	}
 	if f, is := event.(dag.Finished); is && f.OK {
 		x.tasks[f.Task].done = true
-		if err := x.order.Completed(x.names[f.Task], x.now); err != nil {
+		if err := x.order.MarkCompleted(x.names[f.Task], x.now); err != nil {
 			return err
 		}
 	}
 	effects := x.run.Apply(event)
 	if x.disk != nil {
-		if x.one(300) {
-			x.disk.cut(x.run, 1+x.rand.IntN(16), x.one(2))
+		if x.oneIn(300) {
+			x.disk.beginSnapshot(x.run, 1+x.rand.IntN(16), x.oneIn(2))
 		}
-		x.disk.commit(x.run)
+		x.disk.commitBatch(x.run)
 	}
-	if err := x.take(effects); err != nil {
+	if err := x.applyEffects(effects); err != nil {
 		return err
 	}
-	if x.final == 0 && x.one(x.Crashes) {
-		return x.crash()
+	if x.final == 0 && x.oneIn(x.Crashes) {
+		return x.crashAndRecover()
 	}
 	return nil
 }
 
-// next chooses what happens next.
-func (x *execution) next() (dag.Event, error) {
+// chooseEvent chooses the next event.
+func (x *execution) chooseEvent() (dag.Event, error) {
 	for class := range len(x.run.Plan().Classes) {
-		if n := min(x.want[class], x.free); n > 0 && (len(x.live) == 0 || x.one(2)) {
+		if n := min(x.want[class], x.free); n > 0 && (len(x.live) == 0 || x.oneIn(2)) {
 			n = 1 + x.rand.IntN(n)
 			x.free -= n
 			return dag.Grant{Class: class, N: n, At: x.now}, nil
 		}
 	}
-	if n := len(x.retries); n > 0 && (len(x.live) == 0 || x.one(8)) {
+	if n := len(x.retries); n > 0 && (len(x.live) == 0 || x.oneIn(8)) {
 		due := x.retries[n-1]
 		x.retries = x.retries[:n-1]
 		x.now = max(x.now, due.Due)
 		return dag.RetryDue{Task: due.Task, Attempt: due.Attempt, At: x.now}, nil
 	}
 	if len(x.live) == 0 {
-		return nil, fmt.Errorf("nothing can move and the run is %s: %v", x.run.State(), x.run.Counts())
+		return nil, fmt.Errorf("all events are exhausted and the run is %s: %v", x.run.State(), x.run.Counts())
 	}
 	i := x.rand.IntN(len(x.live))
 	a := x.live[i]
 	x.live[i] = x.live[len(x.live)-1]
 	x.live = x.live[:len(x.live)-1]
-	ok := !x.one(x.Failing)
+	ok := !x.oneIn(x.Failing)
 	if !ok {
 		x.tasks[a.Task].failures++
 	}
 	return dag.Finished{Task: a.Task, Attempt: a.Attempt, OK: ok, At: x.now}, nil
 }
 
-// take carries effects out.
-func (x *execution) take(effects []dag.Effect) error {
+// applyEffects carries effects out.
+func (x *execution) applyEffects(effects []dag.Effect) error {
 	for _, e := range effects {
 		switch e := e.(type) {
 		case dag.Demand:
@@ -155,7 +154,7 @@ func (x *execution) take(effects []dag.Effect) error {
 				return fmt.Errorf("%s: attempt %d starts after %d, completed: %v", x.run.Plan().TaskName(e.Task), e.Attempt, t.attempts, t.done)
 			}
 			t.attempts++
-			if _, ready, err := x.order.Since(x.names[e.Task]); err != nil || !ready {
+			if _, ready, err := x.order.ReadySince(x.names[e.Task]); err != nil || !ready {
 				return fmt.Errorf("%s starts before its parents are COMPLETED (%v)", x.names[e.Task], err)
 			}
 			x.live = append(x.live, e)
@@ -170,12 +169,12 @@ func (x *execution) take(effects []dag.Effect) error {
 	return nil
 }
 
-// crash forgets the run and what is not on the disk, recovers, and gives half of
-// the live attempts up.
-func (x *execution) crash() error {
+// crashAndRecover discards the run and everything that is not on the disk, recovers, and loses half
+// of the live attempts.
+func (x *execution) crashAndRecover() error {
 	old := x.run
 	var err error
-	if x.run, err = x.disk.recover(); err != nil {
+	if x.run, err = x.disk.recoverRun(); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	x.run.Check()
@@ -189,34 +188,34 @@ func (x *execution) crash() error {
 	}
 	clear(x.want)
 	x.retries = x.retries[:0]
-	if err := x.take(x.run.Init()); err != nil {
+	if err := x.applyEffects(x.run.Init()); err != nil {
 		return err
 	}
 	live := x.live
 	x.live = nil
 	for _, a := range live {
-		if x.tasks[a.Task].losses == 5 || x.one(2) {
+		if x.tasks[a.Task].losses == 5 || x.oneIn(2) {
 			x.live = append(x.live, a)
 			continue
 		}
 		x.tasks[a.Task].losses++
 		effects := x.run.Apply(dag.Lost{Task: a.Task, Attempt: a.Attempt, At: x.now})
-		x.disk.commit(x.run)
-		if err := x.take(effects); err != nil {
+		x.disk.commitBatch(x.run)
+		if err := x.applyEffects(effects); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// ended checks what is left at the end.
-func (x *execution) ended() error {
+// checkFinalState checks the state at the end.
+func (x *execution) checkFinalState() error {
 	if x.free != x.Slots || len(x.live) > 0 {
 		return fmt.Errorf("%d of %d slots came back, %d attempts are live", x.free, x.Slots, len(x.live))
 	}
 	want := dag.RunCompleted
 	ready := func(i uint32) bool {
-		_, ready, err := x.order.Since(x.names[i])
+		_, ready, err := x.order.ReadySince(x.names[i])
 		return ready || err != nil
 	}
 	for i := range x.run.Plan().Tasks {

@@ -10,13 +10,13 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Graph is a spec with everything spelled out: all tasks, all edges. It is
-// immutable; Extend returns another one.
+// Graph is a spec in full detail: all tasks and all edges. It is immutable; Extend returns a new
+// one.
 type Graph struct {
 	params   []dag.Parameter
 	defaults *dag.Job
 	maxDepth int
-	defs     []*def
+	defs     []*definition
 	edges    []defEdge
 	Order    []string         // task names by index
 	Tasks    map[string]*Node // by name
@@ -27,7 +27,7 @@ type Node struct {
 	Name        string
 	Def         string            // the task as defined
 	Values      map[string]string // of the list parameters that it expands over
-	Parents     map[string]bool   // names of the tasks it waits for
+	Parents     map[string]bool   // names of the tasks that it waits for
 	Command     []string
 	Environment []string
 	Class       dag.Class
@@ -35,8 +35,8 @@ type Node struct {
 	Generator   bool
 }
 
-// def is one task as defined.
-type def struct {
+// definition is one task as defined.
+type definition struct {
 	name      string
 	job       dag.Job
 	retry     dag.RetryPolicy
@@ -50,22 +50,21 @@ type def struct {
 type defEdge struct {
 	parent, child string
 	match         []string // sorted; nil = all to all
-	only          string   // the generator's task that the child hangs on; "" = all tasks of parent
+	only          string   // the task of the generator that the child depends on; "" = all tasks of parent
 }
 
-// NewGraph expands a spec, or says why it is refused (one reason).
+// NewGraph expands a spec, or returns one reason for which it is invalid.
 func NewGraph(s *dag.Spec, l dag.Limits) (*Graph, error) {
 	g := &Graph{params: s.Parameters, defaults: s.Defaults, maxDepth: cmp.Or(l.MaxDepth, 16)}
-	if err := g.add(s.Tasks, 0); err != nil {
+	if err := g.addDefinitions(s.Tasks, 0); err != nil {
 		return nil, err
 	}
-	return g, g.connect()
+	return g, g.expandAll()
 }
 
-// Extend adds what a generator's task made. Started tells of a definition
-// whether any task of it was started.
+// Extend adds the tasks of a generator. started reports whether a task of a definition has started.
 func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def string) bool) (*Graph, error) {
-	made := g.def(g.Tasks[generator].Def)
+	made := g.findDefinition(g.Tasks[generator].Def)
 	next := &Graph{params: g.params, defaults: g.defaults, maxDepth: g.maxDepth}
 	next.defs = slices.Clone(g.defs)
 	next.edges = slices.Clone(g.edges)
@@ -73,7 +72,7 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 	if len(tasks) > 0 && made.depth+1 > g.maxDepth {
 		return nil, fmt.Errorf("generators are nested deeper than %d", g.maxDepth)
 	}
-	if err := next.add(tasks, made.depth+1); err != nil {
+	if err := next.addDefinitions(tasks, made.depth+1); err != nil {
 		return nil, err
 	}
 	isNew := map[string]bool{}
@@ -86,7 +85,7 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 			return nil, fmt.Errorf("edge into %q, which has started", e.child)
 		}
 	}
-	// The generator's children wait for all that it made.
+	// The children of the generator wait for all generated tasks.
 	for _, e := range g.edges {
 		if e.parent != made.name || e.only != "" {
 			continue
@@ -95,16 +94,16 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 			next.edges = append(next.edges, defEdge{parent: t.Name, child: e.child})
 		}
 	}
-	// Without parents of its own it hangs on the generator.
+	// A generated task without parents depends on the generator.
 	for _, t := range tasks {
 		if !slices.ContainsFunc(next.edges, func(e defEdge) bool { return e.child == t.Name }) {
 			next.edges = append(next.edges, defEdge{parent: made.name, child: t.Name, only: generator})
 		}
 	}
-	return next, next.connect()
+	return next, next.expandAll()
 }
 
-func (g *Graph) def(name string) *def {
+func (g *Graph) findDefinition(name string) *definition {
 	for _, d := range g.defs {
 		if d.name == name {
 			return d
@@ -113,8 +112,8 @@ func (g *Graph) def(name string) *def {
 	return nil
 }
 
-// Defs lists the names of the tasks as defined, in order.
-func (g *Graph) Defs() []string {
+// DefinitionNames lists the names of the tasks as defined, in order.
+func (g *Graph) DefinitionNames() []string {
 	var names []string
 	for _, d := range g.defs {
 		names = append(names, d.name)
@@ -123,20 +122,20 @@ func (g *Graph) Defs() []string {
 }
 
 // TasksOf lists the expanded names of one definition, in order.
-func (g *Graph) TasksOf(name string) []string { return g.def(name).tasks }
+func (g *Graph) TasksOf(name string) []string { return g.findDefinition(name).tasks }
 
-// IsGenerator tells it of one definition.
-func (g *Graph) IsGenerator(name string) bool { return g.def(name).generator }
+// IsGenerator reports whether a definition is a generator.
+func (g *Graph) IsGenerator(name string) bool { return g.findDefinition(name).generator }
 
-// add takes new definitions and the edges that they name.
-func (g *Graph) add(tasks []dag.TaskSpec, depth int) error {
+// addDefinitions adds definitions and the edges that they name.
+func (g *Graph) addDefinitions(tasks []dag.TaskSpec, depth int) error {
 	for _, t := range tasks {
-		if g.def(t.Name) != nil {
+		if g.findDefinition(t.Name) != nil {
 			return fmt.Errorf("%q is defined twice", t.Name)
 		}
-		d := &def{name: t.Name, job: g.effective(t.Job), retry: t.Retry, generator: t.Generator, depth: depth}
+		d := &definition{name: t.Name, job: g.effectiveJob(t.Job), retry: t.Retry, generator: t.Generator, depth: depth}
 		if d.generator && d.job.Executor == "noop" {
-			return fmt.Errorf("%q is a generator that runs nothing", t.Name)
+			return fmt.Errorf("%q is a generator without a process", t.Name)
 		}
 		text := strings.Join(append(slices.Concat(d.job.Command, d.job.Environment), d.job.CommandString, d.job.WorkDir), " ")
 		for _, p := range g.params {
@@ -149,17 +148,17 @@ func (g *Graph) add(tasks []dag.TaskSpec, depth int) error {
 	}
 	for _, t := range tasks {
 		for _, e := range t.Parents {
-			g.edge(e.Task, t.Name, e.Match)
+			g.addEdge(e.Task, t.Name, e.Match)
 		}
 		for _, e := range t.Children {
-			g.edge(t.Name, e.Task, e.Match)
+			g.addEdge(t.Name, e.Task, e.Match)
 		}
 	}
 	return nil
 }
 
-// edge adds an edge once; of a plain one and one with match, the latter holds.
-func (g *Graph) edge(parent, child string, match []string) {
+// addEdge adds an edge once. When only one of two equal edges has match, match holds.
+func (g *Graph) addEdge(parent, child string, match []string) {
 	match = slices.Compact(slices.Sorted(slices.Values(match)))
 	for i := range g.edges {
 		e := &g.edges[i]
@@ -173,7 +172,7 @@ func (g *Graph) edge(parent, child string, match []string) {
 	g.edges = append(g.edges, defEdge{parent: parent, child: child, match: match})
 }
 
-func (g *Graph) effective(j dag.Job) dag.Job {
+func (g *Graph) effectiveJob(j dag.Job) dag.Job {
 	d := g.defaults
 	if d == nil {
 		d = &dag.Job{}
@@ -197,17 +196,17 @@ func (g *Graph) effective(j dag.Job) dag.Job {
 	return j
 }
 
-// connect makes all tasks and all edges between them.
-func (g *Graph) connect() error {
+// expandAll makes all tasks and all edges between them.
+func (g *Graph) expandAll() error {
 	g.Order, g.Tasks = nil, map[string]*Node{}
 	for _, d := range g.defs {
-		if err := g.expand(d); err != nil {
+		if err := g.expandDefinition(d); err != nil {
 			return err
 		}
 	}
 	seen := map[[2]string]string{}
 	for _, e := range g.edges {
-		parent, child := g.def(e.parent), g.def(e.child)
+		parent, child := g.findDefinition(e.parent), g.findDefinition(e.child)
 		if parent == nil || child == nil {
 			return fmt.Errorf("edge %q -> %q: unknown task", e.parent, e.child)
 		}
@@ -225,22 +224,22 @@ func (g *Graph) connect() error {
 			if !slices.Contains(parent.axes, m) || !slices.Contains(child.axes, m) {
 				return fmt.Errorf("edge %q -> %q: no match over %q", e.parent, e.child, m)
 			}
-			if v := slices.Sorted(slices.Values(g.param(m).Values)); len(slices.Compact(v)) < len(g.param(m).Values) {
+			if v := slices.Sorted(slices.Values(g.parameter(m).Values)); len(slices.Compact(v)) < len(g.parameter(m).Values) {
 				return fmt.Errorf("edge %q -> %q: match over %q, which repeats a value", e.parent, e.child, m)
 			}
 		}
 		for _, c := range child.tasks {
 			for _, p := range parent.tasks {
-				if (e.only == "" || e.only == p) && same(g.Tasks[p], g.Tasks[c], e.match) {
+				if (e.only == "" || e.only == p) && sameValues(g.Tasks[p], g.Tasks[c], e.match) {
 					g.Tasks[c].Parents[p] = true
 				}
 			}
 		}
 	}
-	return g.cycle()
+	return g.checkAcyclic()
 }
 
-func same(a, b *Node, match []string) bool {
+func sameValues(a, b *Node, match []string) bool {
 	for _, m := range match {
 		if a.Values[m] != b.Values[m] {
 			return false
@@ -249,13 +248,13 @@ func same(a, b *Node, match []string) bool {
 	return true
 }
 
-func (g *Graph) expand(d *def) error {
+func (g *Graph) expandDefinition(d *definition) error {
 	d.tasks = nil
 	rows := []map[string]string{{}}
 	for _, axis := range d.axes {
 		var wider []map[string]string
 		for _, row := range rows {
-			for _, v := range g.param(axis).Values {
+			for _, v := range g.parameter(axis).Values {
 				r := maps.Clone(row)
 				r[axis] = v
 				wider = append(wider, r)
@@ -272,8 +271,8 @@ func (g *Graph) expand(d *def) error {
 			return fmt.Errorf("two tasks would be called %q", n.Name)
 		}
 		n.Class = dag.Class{Executor: d.job.Executor, CPUMillis: d.job.Cores.Milli, MemoryBytes: mebibytes(d.job.MemoryMB)}
-		n.Command = g.substitute(d.job.Command, row)
-		n.Environment = g.substitute(d.job.Environment, row)
+		n.Command = g.substituteAll(d.job.Command, row)
+		n.Environment = g.substituteAll(d.job.Environment, row)
 		g.Tasks[n.Name] = n
 		g.Order = append(g.Order, n.Name)
 		d.tasks = append(d.tasks, n.Name)
@@ -281,7 +280,7 @@ func (g *Graph) expand(d *def) error {
 	return nil
 }
 
-func (g *Graph) param(name string) dag.Parameter {
+func (g *Graph) parameter(name string) dag.Parameter {
 	for _, p := range g.params {
 		if p.Name == name {
 			return p
@@ -290,7 +289,7 @@ func (g *Graph) param(name string) dag.Parameter {
 	return dag.Parameter{}
 }
 
-func (g *Graph) substitute(words []string, row map[string]string) []string {
+func (g *Graph) substituteAll(words []string, row map[string]string) []string {
 	var out []string
 	for _, w := range words {
 		for _, p := range g.params {
@@ -305,8 +304,9 @@ func (g *Graph) substitute(words []string, row map[string]string) []string {
 	return out
 }
 
-// cycle finds one by taking away definitions whose parents are all gone.
-func (g *Graph) cycle() error {
+// checkAcyclic removes definitions whose parents are all removed, until only those of a cycle
+// remain.
+func (g *Graph) checkAcyclic() error {
 	gone := map[string]bool{}
 	for {
 		before := len(gone)
@@ -325,5 +325,5 @@ func (g *Graph) cycle() error {
 	}
 }
 
-// mebibytes is a quantity of MiB in bytes.
+// mebibytes converts a quantity of MiB into bytes.
 func mebibytes(q dag.Quantity) int64 { return int64(float64(q.Milli) / 1000 * (1 << 20)) }

@@ -9,26 +9,26 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Task is everything that is known of one task.
-type Task struct {
+// OracleTask is the full state of one task.
+type OracleTask struct {
 	*Node
 	State    dag.TaskState
 	Attempt  uint32 // of the newest attempt; 0 before the first
 	Failures uint32 // since the last restart
 	Losses   uint32 // since the last restart
 	Killing  bool   // a user's kill waits for the attempt's end
-	Due      int64  // of a task in RETRY, by a clock that stands still during a pause
-	AtOnce   bool   // in RETRY without an interval: it waits for a slot only
-	Granted  bool   // it was given a slot at least once
-	Start    int64  // of the live attempt; 0 = not known
+	Due      int64  // of a task in RETRY, by a clock that stops during a pause
+	AtOnce   bool   // in RETRY without an interval: waits only for a slot
+	Granted  bool   // has had a slot at least once
+	Start    int64  // of the live attempt; 0 = unknown
 }
 
-func (t *Task) live() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
+func (t *OracleTask) isLive() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
 
-// Oracle is one run.
+// Oracle is the state of one run.
 type Oracle struct {
 	*Graph
-	Tasks     map[string]*Task
+	Tasks     map[string]*OracleTask
 	State     dag.RunState
 	Changes   []dag.StateChange
 	Killing   bool
@@ -41,20 +41,19 @@ type Oracle struct {
 	now       int64
 }
 
-// NewOracle is a new run of g. Classes are the plan's: effects speak of them by
-// index.
+// NewOracle is a new run of g. classes are those of the plan, because effects name them by index.
 func NewOracle(g *Graph, classes []dag.Class, lostLimit uint32, now int64) *Oracle {
-	o := &Oracle{lostLimit: lostLimit, now: now, Tasks: map[string]*Task{}, wanted: map[int]int{}, ended: map[string]dag.Times{}}
+	o := &Oracle{lostLimit: lostLimit, now: now, Tasks: map[string]*OracleTask{}, wanted: map[int]int{}, ended: map[string]dag.Times{}}
 	o.Changes = []dag.StateChange{{At: now, State: dag.RunQueued}}
-	o.adopt(g, classes)
+	o.adoptGraph(g, classes)
 	return o
 }
 
-func (o *Oracle) adopt(g *Graph, classes []dag.Class) {
+func (o *Oracle) adoptGraph(g *Graph, classes []dag.Class) {
 	o.Graph, o.classes = g, classes
 	for name, n := range g.Tasks {
 		if o.Tasks[name] == nil {
-			o.Tasks[name] = &Task{}
+			o.Tasks[name] = &OracleTask{}
 		}
 		o.Tasks[name].Node = n
 	}
@@ -63,7 +62,7 @@ func (o *Oracle) adopt(g *Graph, classes []dag.Class) {
 // Clone is a deep copy.
 func (o *Oracle) Clone() *Oracle {
 	c := *o
-	c.Tasks = map[string]*Task{}
+	c.Tasks = map[string]*OracleTask{}
 	for name, t := range o.Tasks {
 		copied := *t
 		c.Tasks[name] = &copied
@@ -73,13 +72,13 @@ func (o *Oracle) Clone() *Oracle {
 	return &c
 }
 
-// Final tells whether the run has ended.
-func (o *Oracle) Final() bool {
+// IsFinal reports whether the run has ended.
+func (o *Oracle) IsFinal() bool {
 	return o.State == dag.RunCompleted || o.State == dag.RunErrored || o.State == dag.RunKilled
 }
 
-// Ready tells whether a task may start as far as its parents are concerned.
-func (o *Oracle) Ready(t *Task) bool {
+// IsReady reports whether the parents of a task permit its start.
+func (o *Oracle) IsReady(t *OracleTask) bool {
 	if t.State != dag.TaskQueued {
 		return t.State == dag.TaskRetry && t.AtOnce
 	}
@@ -91,9 +90,9 @@ func (o *Oracle) Ready(t *Task) bool {
 	return true
 }
 
-// Select lists the tasks of which is true, in order.
-func (o *Oracle) Select(is func(*Task) bool) []*Task {
-	var out []*Task
+// SelectTasks lists the tasks for which is returns true, in order.
+func (o *Oracle) SelectTasks(is func(*OracleTask) bool) []*OracleTask {
+	var out []*OracleTask
 	for _, name := range o.Order {
 		if t := o.Tasks[name]; is(t) {
 			out = append(out, t)
@@ -102,13 +101,13 @@ func (o *Oracle) Select(is func(*Task) bool) []*Task {
 	return out
 }
 
-// Live lists the tasks whose attempt has not ended, in order.
-func (o *Oracle) Live() []*Task { return o.Select((*Task).live) }
+// LiveTasks lists the tasks whose attempt has not ended, in order.
+func (o *Oracle) LiveTasks() []*OracleTask { return o.SelectTasks((*OracleTask).isLive) }
 
-// Started tells whether a task of the definition has started; never is true
-// when none of its tasks was ever given a slot. When both are false (its
-// attempts were all revoked) either answer is good.
-func (o *Oracle) Started(def string) (started, never bool) {
+// HasStarted reports whether a task of the definition has started. never is true when its tasks have
+// never had a slot. When both are false, because all attempts were revoked, either answer is
+// correct.
+func (o *Oracle) HasStarted(def string) (started, never bool) {
 	never = true
 	for _, name := range o.TasksOf(def) {
 		t := o.Tasks[name]
@@ -118,7 +117,7 @@ func (o *Oracle) Started(def string) (started, never bool) {
 	return started, never
 }
 
-// Counts counts the tasks by state.
+// Counts returns the number of tasks by state.
 func (o *Oracle) Counts() (c [dag.NumTaskStates]uint32) {
 	for _, t := range o.Tasks {
 		c[t.State]++
@@ -126,25 +125,25 @@ func (o *Oracle) Counts() (c [dag.NumTaskStates]uint32) {
 	return c
 }
 
-// Demand counts the slots that a class can use now.
-func (o *Oracle) Demand(class int) int {
-	if o.Final() || o.State == dag.RunPaused || o.Killing {
+// DemandOf returns how many slots a class can use now.
+func (o *Oracle) DemandOf(class int) int {
+	if o.IsFinal() || o.State == dag.RunPaused || o.Killing {
 		return 0
 	}
-	return len(o.Select(func(t *Task) bool { return o.class(t) == class && o.Ready(t) }))
+	return len(o.SelectTasks(func(t *OracleTask) bool { return o.classOf(t) == class && o.IsReady(t) }))
 }
 
-func (o *Oracle) class(t *Task) int { return slices.Index(o.classes, t.Class) }
+func (o *Oracle) classOf(t *OracleTask) int { return slices.Index(o.classes, t.Class) }
 
-// Init says what is asked for at first.
+// Init returns the effects of a new run.
 func (o *Oracle) Init() []dag.Effect {
 	o.effects = nil
-	o.demand()
+	o.emitDemand()
 	return o.effects
 }
 
-// Allowed tells whether a user may set the run's state.
-func (o *Oracle) Allowed(to dag.RunState) bool {
+// IsAllowed reports whether a user may set the state of the run.
+func (o *Oracle) IsAllowed(to dag.RunState) bool {
 	switch to {
 	case dag.RunQueued:
 		return !o.Killing && (o.State == dag.RunPaused || o.State == dag.RunErrored) || o.State == dag.RunKilled
@@ -158,129 +157,129 @@ func (o *Oracle) Allowed(to dag.RunState) bool {
 	return false
 }
 
-// Apply changes the run and gives the effects, in no particular order. Chosen
-// are the tasks, by index, that a Grant starts: the order of ready tasks is
-// free, and Apply refuses what is not ready. Next is what Generated adds.
+// Apply changes the run and returns the effects, in any order. chosen are the tasks, by index, that
+// a Grant starts: package dag may choose among ready tasks, and Apply refuses tasks that are not
+// ready. next is the graph that Generated adds.
 func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect, error) {
 	o.effects = nil
 	var err error
 	switch e := e.(type) {
 	case dag.Grant:
 		o.now = max(o.now, e.At)
-		err = o.grant(e, chosen)
+		err = o.grantSlots(e, chosen)
 	case dag.Started:
 		o.now = max(o.now, e.At)
-		if t := o.attempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
+		if t := o.liveAttempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
 			t.State = dag.TaskRunning
-			if t.Start == 0 { // else it is told again, after a crash
+			if t.Start == 0 { // otherwise the report is repeated after a crash
 				if t.Start = e.Start; t.Start == 0 {
 					t.Start = o.now
 				}
 			}
-			o.wake()
+			o.markRunning()
 		}
 	case dag.Finished:
 		o.now = max(o.now, e.At)
-		if t := o.attempt(e.Task, e.Attempt); t != nil {
-			o.ran(t, e.Start, e.Stop)
-			o.finished(t, e.OK)
+		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
+			o.recordTimes(t, e.Start, e.Stop)
+			o.finishAttempt(t, e.OK)
 		}
 	case dag.Generated:
 		o.now = max(o.now, e.At)
-		if t := o.attempt(e.Task, e.Attempt); t != nil {
-			o.ran(t, e.Start, e.Stop)
+		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
+			o.recordTimes(t, e.Start, e.Stop)
 			if !t.Killing && !o.Killing {
-				o.adopt(next, e.Next.Classes)
+				o.adoptGraph(next, e.Next.Classes)
 			}
-			o.finished(o.Tasks[t.Name], true)
+			o.finishAttempt(o.Tasks[t.Name], true)
 		}
 	case dag.Lost:
 		o.now = max(o.now, e.At)
-		if t := o.attempt(e.Task, e.Attempt); t != nil {
-			o.ran(t, e.Start, e.Stop)
-			o.lost(t)
+		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
+			o.recordTimes(t, e.Start, e.Stop)
+			o.loseAttempt(t)
 		}
 	case dag.Revoked:
 		o.now = max(o.now, e.At)
-		if t := o.attempt(e.Task, e.Attempt); t != nil {
+		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
 			t.Attempt--
 			if t.Killing {
-				o.end(t, dag.TaskKilled)
+				o.endAttempt(t, dag.TaskKilled)
 			} else {
-				o.end(t, dag.TaskQueued)
+				o.endAttempt(t, dag.TaskQueued)
 			}
 		}
 	case dag.RetryDue:
 		o.now = max(o.now, e.At)
-		t := o.at(e.Task)
+		t := o.taskAt(e.Task)
 		if t.State == dag.TaskRetry && !t.AtOnce && t.Attempt == e.Attempt && o.now >= t.Due && o.State != dag.RunPaused {
 			t.State = dag.TaskQueued
 		}
 	case dag.Kill:
 		o.now = max(o.now, e.At)
-		o.kill()
+		o.killRun()
 	case dag.KillTask:
 		o.now = max(o.now, e.At)
-		o.killTask(o.at(e.Task))
+		o.killTask(o.taskAt(e.Task))
 	case dag.Pause:
 		o.now = max(o.now, e.At)
-		o.change(dag.RunPaused)
-		o.PausedAt = o.changed()
-		for _, t := range o.Live() {
+		o.changeState(dag.RunPaused)
+		o.PausedAt = o.lastChangeTime()
+		for _, t := range o.LiveTasks() {
 			if t.State == dag.TaskGranted && !t.Killing {
-				o.emit(dag.Cancel{Task: o.index(t), Attempt: t.Attempt})
+				o.emitEffect(dag.Cancel{Task: o.indexOf(t), Attempt: t.Attempt})
 			}
 		}
 	case dag.Resume:
 		o.now = max(o.now, e.At)
-		o.resume()
+		o.resumeRun()
 	case dag.Restart:
 		o.now = max(o.now, e.At)
-		o.restart()
+		o.restartRun()
 	default:
 		panic(fmt.Sprintf("event %T", e))
 	}
 	if err == nil {
-		o.settle()
-		o.demand()
+		o.endIfStuck()
+		o.emitDemand()
 	}
 	return o.effects, err
 }
 
-func (o *Oracle) grant(e dag.Grant, chosen []uint32) error {
-	n := min(e.N, o.Demand(e.Class))
+func (o *Oracle) grantSlots(e dag.Grant, chosen []uint32) error {
+	n := min(e.N, o.DemandOf(e.Class))
 	if len(chosen) != n {
-		return fmt.Errorf("grant of %d to class %d starts %d tasks; %d are ready", e.N, e.Class, len(chosen), o.Demand(e.Class))
+		return fmt.Errorf("grant of %d to class %d starts %d tasks; %d are ready", e.N, e.Class, len(chosen), o.DemandOf(e.Class))
 	}
 	if n < e.N {
-		o.emit(dag.Release{Class: e.Class, N: e.N - n})
+		o.emitEffect(dag.Release{Class: e.Class, N: e.N - n})
 	}
 	if n > 0 && o.State == dag.RunQueued {
-		o.change(dag.RunRunning)
+		o.changeState(dag.RunRunning)
 	}
 	for _, i := range chosen {
-		t := o.at(i)
-		if !o.Ready(t) || o.class(t) != e.Class {
-			return fmt.Errorf("%s (%s, class %d) starts by a grant to class %d and is not ready", t.Name, t.State, o.class(t), e.Class)
+		t := o.taskAt(i)
+		if !o.IsReady(t) || o.classOf(t) != e.Class {
+			return fmt.Errorf("%s (%s, class %d) starts by a grant to class %d and is not ready", t.Name, t.State, o.classOf(t), e.Class)
 		}
 		t.State, t.Granted = dag.TaskGranted, true
 		t.Attempt++
-		o.emit(dag.Start{Task: i, Attempt: t.Attempt})
+		o.emitEffect(dag.Start{Task: i, Attempt: t.Attempt})
 	}
 	return nil
 }
 
-// end ends the live attempt of t.
-func (o *Oracle) end(t *Task, s dag.TaskState) {
+// endAttempt ends the live attempt of t.
+func (o *Oracle) endAttempt(t *OracleTask, s dag.TaskState) {
 	t.State, t.Killing, t.Start = s, false, 0
-	o.emit(dag.Release{Class: o.class(t), N: 1})
+	o.emitEffect(dag.Release{Class: o.classOf(t), N: 1})
 	if s != dag.TaskRetry {
-		o.emit(dag.TaskEnded{Task: o.index(t), State: s})
+		o.emitEffect(dag.TaskEnded{Task: o.indexOf(t), State: s})
 	}
 }
 
-// ran notes the times of an attempt that ends.
-func (o *Oracle) ran(t *Task, start, stop int64) {
+// recordTimes records the times of an attempt that ends.
+func (o *Oracle) recordTimes(t *OracleTask, start, stop int64) {
 	if stop == 0 {
 		stop = o.now
 	}
@@ -294,10 +293,10 @@ func (o *Oracle) ran(t *Task, start, stop int64) {
 	}
 }
 
-// Times are those of a definition's attempts, ended or not.
+// Times covers the attempts of a definition, ended or not.
 func (o *Oracle) Times(def string) dag.Times {
 	times := o.ended[def]
-	for _, t := range o.Live() {
+	for _, t := range o.LiveTasks() {
 		if t.Def == def && t.Start > 0 && (times.First == 0 || t.Start < times.First) {
 			times.First = t.Start
 		}
@@ -305,31 +304,32 @@ func (o *Oracle) Times(def string) dag.Times {
 	return times
 }
 
-// wake: an attempt that went on through a restart makes the run RUNNING.
-func (o *Oracle) wake() {
+// markRunning sets a QUEUED run RUNNING, because an attempt that survived a restart of the run has
+// reported.
+func (o *Oracle) markRunning() {
 	if o.State == dag.RunQueued && !o.Killing {
-		o.change(dag.RunRunning)
+		o.changeState(dag.RunRunning)
 	}
 }
 
-func (o *Oracle) finished(t *Task, ok bool) {
-	o.wake()
+func (o *Oracle) finishAttempt(t *OracleTask, ok bool) {
+	o.markRunning()
 	switch {
 	case o.Killing || t.Killing:
-		o.end(t, dag.TaskKilled)
+		o.endAttempt(t, dag.TaskKilled)
 	case ok:
-		o.end(t, dag.TaskCompleted)
+		o.endAttempt(t, dag.TaskCompleted)
 	default:
 		t.Failures++
 		if t.Failures > t.Retry.MaxRetries {
-			o.end(t, dag.TaskErrored)
+			o.endAttempt(t, dag.TaskErrored)
 			return
 		}
 		wait := float64(t.Retry.Interval) * math.Pow(max(t.Retry.Backoff, 1), float64(t.Failures-1))
 		if t.Retry.MaxInterval > 0 {
 			wait = min(wait, float64(t.Retry.MaxInterval))
 		}
-		o.end(t, dag.TaskRetry)
+		o.endAttempt(t, dag.TaskRetry)
 		if t.AtOnce = wait == 0; t.AtOnce {
 			return
 		}
@@ -337,66 +337,66 @@ func (o *Oracle) finished(t *Task, ok bool) {
 		if o.State == dag.RunPaused {
 			t.Due = o.PausedAt + int64(wait)
 		} else {
-			o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
+			o.emitEffect(dag.RetryAt{Task: o.indexOf(t), Attempt: t.Attempt, Due: t.Due})
 		}
 	}
 }
 
-func (o *Oracle) lost(t *Task) {
-	o.wake()
+func (o *Oracle) loseAttempt(t *OracleTask) {
+	o.markRunning()
 	if o.Killing || t.Killing {
-		o.end(t, dag.TaskKilled)
+		o.endAttempt(t, dag.TaskKilled)
 		return
 	}
 	t.Losses++
 	if t.Losses > o.lostLimit {
-		o.end(t, dag.TaskErrored)
+		o.endAttempt(t, dag.TaskErrored)
 	} else {
-		o.end(t, dag.TaskQueued)
+		o.endAttempt(t, dag.TaskQueued)
 	}
 }
 
-func (o *Oracle) signal(t *Task) {
-	o.emit(dag.Signal{Task: o.index(t), Attempt: t.Attempt})
+func (o *Oracle) emitSignal(t *OracleTask) {
+	o.emitEffect(dag.Signal{Task: o.indexOf(t), Attempt: t.Attempt})
 }
 
-func (o *Oracle) kill() {
-	if o.Final() {
+func (o *Oracle) killRun() {
+	if o.IsFinal() {
 		return
 	}
 	o.Killing = true
 	for _, t := range o.Tasks {
-		if t.live() {
-			o.signal(t)
+		if t.isLive() {
+			o.emitSignal(t)
 		} else if t.State == dag.TaskRetry {
 			t.State = dag.TaskKilled
-			o.emit(dag.TaskEnded{Task: o.index(t), State: dag.TaskKilled})
+			o.emitEffect(dag.TaskEnded{Task: o.indexOf(t), State: dag.TaskKilled})
 		}
 	}
 }
 
-func (o *Oracle) killTask(t *Task) {
-	if o.Final() {
+func (o *Oracle) killTask(t *OracleTask) {
+	if o.IsFinal() {
 		return
 	}
 	switch {
-	case t.live():
+	case t.isLive():
 		t.Killing = true
-		o.signal(t)
+		o.emitSignal(t)
 	case t.State == dag.TaskRetry || t.State == dag.TaskQueued:
 		t.State = dag.TaskKilled
-		o.emit(dag.TaskEnded{Task: o.index(t), State: dag.TaskKilled})
+		o.emitEffect(dag.TaskEnded{Task: o.indexOf(t), State: dag.TaskKilled})
 	}
 }
 
-func (o *Oracle) resume() {
-	o.change(dag.RunRunning)
+func (o *Oracle) resumeRun() {
+	o.changeState(dag.RunRunning)
 	for _, t := range o.Tasks {
 		if t.State == dag.TaskRetry && !t.AtOnce {
-			// What was left of its interval when the clock stood still is left now.
+			// The rest of the interval at the time of the pause remains.
 			if left := t.Due - o.PausedAt; left > 0 {
-				t.Due = o.changed() + left
-				o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
+				t.Due = o.lastChangeTime() + left
+				o.emitEffect(dag.RetryAt{Task: o.indexOf(t), Attempt: t.Attempt, Due: t.Due})
 			} else {
 				t.State = dag.TaskQueued
 			}
@@ -404,7 +404,7 @@ func (o *Oracle) resume() {
 	}
 }
 
-func (o *Oracle) restart() {
+func (o *Oracle) restartRun() {
 	o.Killing = false
 	for _, t := range o.Tasks {
 		t.Failures, t.Losses = 0, 0
@@ -413,83 +413,82 @@ func (o *Oracle) restart() {
 			t.State = dag.TaskQueued
 		case dag.TaskRetry:
 			t.State = dag.TaskQueued
-			o.emit(dag.TaskEnded{Task: o.index(t), State: dag.TaskQueued})
+			o.emitEffect(dag.TaskEnded{Task: o.indexOf(t), State: dag.TaskQueued})
 		}
 	}
-	o.change(dag.RunQueued)
+	o.changeState(dag.RunQueued)
 	if o.Counts()[dag.TaskRunning] > 0 {
-		o.change(dag.RunRunning)
+		o.changeState(dag.RunRunning)
 	}
 }
 
-// settle ends the run when nothing can move any more.
-func (o *Oracle) settle() {
-	if o.Final() || len(o.Live()) > 0 {
+// endIfStuck ends the run when all its tasks have ended or cannot start.
+func (o *Oracle) endIfStuck() {
+	if o.IsFinal() || len(o.LiveTasks()) > 0 {
 		return
 	}
 	c := o.Counts()
-	switch moving := c[dag.TaskRetry] > 0 || len(o.Select(o.Ready)) > 0; {
+	switch moving := c[dag.TaskRetry] > 0 || len(o.SelectTasks(o.IsReady)) > 0; {
 	case o.Killing:
-		o.change(dag.RunKilled)
+		o.changeState(dag.RunKilled)
 	case moving:
 		return
 	case c[dag.TaskErrored] > 0:
-		o.change(dag.RunErrored)
+		o.changeState(dag.RunErrored)
 	case c[dag.TaskKilled] > 0:
-		o.change(dag.RunKilled)
+		o.changeState(dag.RunKilled)
 	default:
-		o.change(dag.RunCompleted)
+		o.changeState(dag.RunCompleted)
 	}
 	o.Killing = false
 }
 
-func (o *Oracle) change(s dag.RunState) {
+func (o *Oracle) changeState(s dag.RunState) {
 	o.State = s
-	c := dag.StateChange{At: max(o.now, o.changed()+1), State: s}
+	c := dag.StateChange{At: max(o.now, o.lastChangeTime()+1), State: s}
 	o.Changes = append(o.Changes, c)
-	o.emit(dag.RunChanged{StateChange: c})
+	o.emitEffect(dag.RunChanged{StateChange: c})
 }
 
-func (o *Oracle) changed() int64 { return o.Changes[len(o.Changes)-1].At }
+func (o *Oracle) lastChangeTime() int64 { return o.Changes[len(o.Changes)-1].At }
 
-func (o *Oracle) demand() {
+func (o *Oracle) emitDemand() {
 	for class := range o.classes {
-		if want := o.Demand(class); want != o.wanted[class] {
+		if want := o.DemandOf(class); want != o.wanted[class] {
 			o.wanted[class] = want
-			o.emit(dag.Demand{Class: class, Want: want})
+			o.emitEffect(dag.Demand{Class: class, Want: want})
 		}
 	}
 }
 
-func (o *Oracle) emit(e dag.Effect) { o.effects = append(o.effects, e) }
+func (o *Oracle) emitEffect(e dag.Effect) { o.effects = append(o.effects, e) }
 
-func (o *Oracle) at(task uint32) *Task { return o.Tasks[o.Order[task]] }
+func (o *Oracle) taskAt(task uint32) *OracleTask { return o.Tasks[o.Order[task]] }
 
-func (o *Oracle) index(t *Task) uint32 { return uint32(slices.Index(o.Order, t.Name)) }
+func (o *Oracle) indexOf(t *OracleTask) uint32 { return uint32(slices.Index(o.Order, t.Name)) }
 
-// attempt finds a live attempt; nil when the event is stale.
-func (o *Oracle) attempt(task, attempt uint32) *Task {
-	if t := o.at(task); t.live() && t.Attempt == attempt {
+// liveAttempt finds a live attempt. It returns nil for a stale event.
+func (o *Oracle) liveAttempt(task, attempt uint32) *OracleTask {
+	if t := o.taskAt(task); t.isLive() && t.Attempt == attempt {
 		return t
 	}
 	return nil
 }
 
-// Recovered says what is asked for after a recovery: everything that the
-// driver has forgotten.
-func (o *Oracle) Recovered() []dag.Effect {
+// RecoveredEffects returns the effects after a recovery: everything that the driver has forgotten.
+func (o *Oracle) RecoveredEffects() []dag.Effect {
 	o.effects = nil
 	clear(o.wanted)
 	for _, t := range o.Tasks {
 		switch {
 		case t.State == dag.TaskRetry && !t.AtOnce && o.State != dag.RunPaused:
-			o.emit(dag.RetryAt{Task: o.index(t), Attempt: t.Attempt, Due: t.Due})
-		case t.live() && (o.Killing || t.Killing):
-			o.signal(t)
+			o.emitEffect(dag.RetryAt{Task: o.indexOf(t), Attempt: t.Attempt, Due: t.Due})
+		case t.isLive() && (o.Killing || t.Killing):
+			o.emitSignal(t)
 		case t.State == dag.TaskGranted && o.State == dag.RunPaused:
-			o.emit(dag.Cancel{Task: o.index(t), Attempt: t.Attempt})
+			o.emitEffect(dag.Cancel{Task: o.indexOf(t), Attempt: t.Attempt})
 		}
 	}
-	o.demand()
+	o.emitDemand()
 	return o.effects
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // sample is a new run of a -> b (by match) -> c.
-func sample(t *testing.T) *Oracle {
+func sampleRun(t *testing.T) *Oracle {
 	t.Helper()
 	s := &dag.Spec{
 		Parameters: []dag.Parameter{{Name: "A", List: true, Values: []string{"1", "2"}}, {Name: "B", List: true, Values: []string{"x", "y"}}},
@@ -28,8 +28,8 @@ func sample(t *testing.T) *Oracle {
 	return NewOracle(g, []dag.Class{{Executor: "process", CPUMillis: 1000}}, 5, 0)
 }
 
-func TestGraphSpellsOutEveryEdge(t *testing.T) {
-	o := sample(t)
+func TestGraphHasEveryEdge(t *testing.T) {
+	o := sampleRun(t)
 	if got, want := strings.Join(o.Order, " "), "c b_0 b_1 b_2 b_3 a_0 a_1"; got != want {
 		t.Errorf("tasks %s, want %s", got, want)
 	}
@@ -50,51 +50,51 @@ func TestGraphSpellsOutEveryEdge(t *testing.T) {
 }
 
 // step applies one event and expects these effects.
-func step(t *testing.T, o *Oracle, e dag.Event, starts []uint32, want ...string) {
+func expectEffects(t *testing.T, o *Oracle, e dag.Event, starts []uint32, want ...string) {
 	t.Helper()
 	got, err := o.Apply(e, starts, nil)
 	if err != nil {
 		t.Fatalf("%T%+v: %v", e, e, err)
 	}
 	slices.Sort(want)
-	if !slices.Equal(words(got), want) {
-		t.Fatalf("%T%+v:\n got %q\nwant %q", e, e, words(got), want)
+	if !slices.Equal(effectTexts(got), want) {
+		t.Fatalf("%T%+v:\n got %q\nwant %q", e, e, effectTexts(got), want)
 	}
 }
 
-func TestOracle(t *testing.T) {
-	o := sample(t)
-	if got := fmt.Sprint(words(o.Init())); got != "[Demand{Class:0 Want:2}]" {
+func TestOracleTransitions(t *testing.T) {
+	o := sampleRun(t)
+	if got := fmt.Sprint(effectTexts(o.Init())); got != "[Demand{Class:0 Want:2}]" {
 		t.Fatal(got)
 	}
 	changed := func(at int64, s dag.RunState) string {
-		return words([]dag.Effect{dag.RunChanged{StateChange: dag.StateChange{At: at, State: s}}})[0]
+		return effectTexts([]dag.Effect{dag.RunChanged{StateChange: dag.StateChange{At: at, State: s}}})[0]
 	}
 	ended := func(task uint32, s dag.TaskState) string {
-		return words([]dag.Effect{dag.TaskEnded{Task: task, State: s}})[0]
+		return effectTexts([]dag.Effect{dag.TaskEnded{Task: task, State: s}})[0]
 	}
 	const freed = "Release{Class:0 N:1}"
-	step(t, o, dag.Grant{N: 3, At: 1}, []uint32{5, 6}, changed(1, dag.RunRunning), "Start{Task:5 Attempt:1}", "Start{Task:6 Attempt:1}", freed, "Demand{Class:0 Want:0}")
-	step(t, o, dag.Finished{Task: 5, Attempt: 1, OK: true, At: 2}, nil, freed, ended(5, dag.TaskCompleted), "Demand{Class:0 Want:2}")
+	expectEffects(t, o, dag.Grant{N: 3, At: 1}, []uint32{5, 6}, changed(1, dag.RunRunning), "Start{Task:5 Attempt:1}", "Start{Task:6 Attempt:1}", freed, "Demand{Class:0 Want:0}")
+	expectEffects(t, o, dag.Finished{Task: 5, Attempt: 1, OK: true, At: 2}, nil, freed, ended(5, dag.TaskCompleted), "Demand{Class:0 Want:2}")
 	if _, err := o.Clone().Apply(dag.Grant{N: 1, At: 3}, []uint32{3}, nil); err == nil {
 		t.Fatal("a task may start before its parent is COMPLETED")
 	}
-	step(t, o, dag.Grant{N: 1, At: 3}, []uint32{2}, "Start{Task:2 Attempt:1}", "Demand{Class:0 Want:1}")
-	step(t, o, dag.Finished{Task: 2, Attempt: 1, At: 4}, nil, freed, "RetryAt{Task:2 Attempt:1 Due:1000000004}")
-	step(t, o.Clone(), dag.RetryDue{Task: 2, Attempt: 1, At: 1000000003}, nil)
-	step(t, o, dag.Pause{At: 10}, nil, changed(10, dag.RunPaused), "Cancel{Task:6 Attempt:1}", "Demand{Class:0 Want:0}")
-	step(t, o, dag.Revoked{Task: 6, Attempt: 1, At: 11}, nil, freed, ended(6, dag.TaskQueued))
-	step(t, o, dag.Resume{At: 110}, nil, changed(110, dag.RunRunning), "RetryAt{Task:2 Attempt:1 Due:1000000104}", "Demand{Class:0 Want:2}")
-	step(t, o, dag.KillTask{Task: 1, At: 111}, nil, ended(1, dag.TaskKilled), "Demand{Class:0 Want:1}")
-	step(t, o, dag.Grant{N: 1, At: 112}, []uint32{6}, "Start{Task:6 Attempt:1}", "Demand{Class:0 Want:0}")
-	step(t, o, dag.Kill{At: 113}, nil, "Signal{Task:6 Attempt:1}", ended(2, dag.TaskKilled))
-	step(t, o, dag.Finished{Task: 6, Attempt: 1, OK: true, At: 114}, nil, freed, ended(6, dag.TaskKilled), changed(114, dag.RunKilled))
-	step(t, o, dag.Kill{At: 115}, nil)
-	step(t, o, dag.Restart{At: 116}, nil, changed(116, dag.RunQueued), "Demand{Class:0 Want:3}")
+	expectEffects(t, o, dag.Grant{N: 1, At: 3}, []uint32{2}, "Start{Task:2 Attempt:1}", "Demand{Class:0 Want:1}")
+	expectEffects(t, o, dag.Finished{Task: 2, Attempt: 1, At: 4}, nil, freed, "RetryAt{Task:2 Attempt:1 Due:1000000004}")
+	expectEffects(t, o.Clone(), dag.RetryDue{Task: 2, Attempt: 1, At: 1000000003}, nil)
+	expectEffects(t, o, dag.Pause{At: 10}, nil, changed(10, dag.RunPaused), "Cancel{Task:6 Attempt:1}", "Demand{Class:0 Want:0}")
+	expectEffects(t, o, dag.Revoked{Task: 6, Attempt: 1, At: 11}, nil, freed, ended(6, dag.TaskQueued))
+	expectEffects(t, o, dag.Resume{At: 110}, nil, changed(110, dag.RunRunning), "RetryAt{Task:2 Attempt:1 Due:1000000104}", "Demand{Class:0 Want:2}")
+	expectEffects(t, o, dag.KillTask{Task: 1, At: 111}, nil, ended(1, dag.TaskKilled), "Demand{Class:0 Want:1}")
+	expectEffects(t, o, dag.Grant{N: 1, At: 112}, []uint32{6}, "Start{Task:6 Attempt:1}", "Demand{Class:0 Want:0}")
+	expectEffects(t, o, dag.Kill{At: 113}, nil, "Signal{Task:6 Attempt:1}", ended(2, dag.TaskKilled))
+	expectEffects(t, o, dag.Finished{Task: 6, Attempt: 1, OK: true, At: 114}, nil, freed, ended(6, dag.TaskKilled), changed(114, dag.RunKilled))
+	expectEffects(t, o, dag.Kill{At: 115}, nil)
+	expectEffects(t, o, dag.Restart{At: 116}, nil, changed(116, dag.RunQueued), "Demand{Class:0 Want:3}")
 }
 
-func TestShrink(t *testing.T) {
-	s := Shrink(Random(3, 100), 2000, func(s Script) bool {
+func TestShrinkScript(t *testing.T) {
+	s := ShrinkScript(RandomScript(3, 100), 2000, func(s Script) bool {
 		kills := 0
 		for _, op := range s.Ops {
 			if op.Kind == OpKill || op.Kind == OpOK {
@@ -106,11 +106,11 @@ func TestShrink(t *testing.T) {
 	if len(s.Ops) != 2 || len(s.Spec) != 0 || s.Ops[0].A != 0 {
 		t.Errorf("left over: %v %v", s.Spec, s.Ops)
 	}
-	again, err := Parse(s.String())
+	again, err := ParseScript(s.String())
 	if err != nil || !slices.Equal(again.Ops, s.Ops) {
 		t.Errorf("%v reads back as %v, %v", s, again, err)
 	}
-	if _, err := Parse("xyz"); err == nil {
-		t.Error("no hex, no error")
+	if _, err := ParseScript("xyz"); err == nil {
+		t.Error("ParseScript accepts text that is not hex")
 	}
 }

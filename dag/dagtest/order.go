@@ -9,10 +9,10 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Order says which task may start when, in linear time, for graphs of any size.
-// It knows a task by its name: the definition and, behind the last "_", the number
-// of its combination of values. The values follow from the number, and which parents
-// a task has from the values; so nothing is taken over from package dag.
+// Order tells which task may start when, in linear time, for graphs of any size. It identifies a
+// task by its name: the definition and, after the last "_", the number of its combination of values.
+// The values follow from the number, and the parents of a task from its values, so Order does not
+// use results of package dag.
 type Order struct {
 	defs  []orderDef
 	index map[string]int // of a definition
@@ -23,7 +23,7 @@ type Order struct {
 type orderDef struct {
 	name    string
 	axes    []axis // sorted by name; the last one varies fastest
-	tasks   int    // how many it expands to
+	tasks   int    // number of expanded tasks
 	in, out []int  // edges
 }
 
@@ -32,22 +32,22 @@ type axis struct {
 	values int
 }
 
-// orderEdge is an edge between two definitions. Tasks that have the same values of
-// what it matches are a group, by a number.
+// orderEdge is an edge between two definitions. Tasks with equal values of the matched parameters
+// form a group, which has a number.
 type orderEdge struct {
 	parent, child int
 	match         []string
-	parents       []uint32 // by group: how many there are
+	parents       []uint32 // number by group
 	completed     []uint32
-	newest        []int64 // by group: when the last of them completed
+	newest        []int64 // time of the last completion, by group
 }
 
-// NewOrder spells the edges of a spec out, group by group.
+// NewOrder resolves the edges of a spec, group by group.
 func NewOrder(s *dag.Spec) (*Order, error) {
 	o := &Order{index: map[string]int{}}
 	g := &Graph{defaults: s.Defaults}
 	for i, t := range s.Tasks {
-		job := g.effective(t.Job)
+		job := g.effectiveJob(t.Job)
 		text := strings.Join(append(slices.Concat(job.Command, job.Environment), job.CommandString, job.WorkDir), " ")
 		def := orderDef{name: t.Name, tasks: 1}
 		for _, p := range s.Parameters { // sorted by name
@@ -61,24 +61,24 @@ func NewOrder(s *dag.Spec) (*Order, error) {
 	known := map[[2]int]int{} // edges by their ends
 	for i, t := range s.Tasks {
 		for _, e := range t.Parents {
-			if err := o.connect(known, e.Task, o.defs[i].name, e.Match); err != nil {
+			if err := o.addEdge(known, e.Task, o.defs[i].name, e.Match); err != nil {
 				return nil, err
 			}
 		}
 		for _, e := range t.Children {
-			if err := o.connect(known, o.defs[i].name, e.Task, e.Match); err != nil {
+			if err := o.addEdge(known, o.defs[i].name, e.Task, e.Match); err != nil {
 				return nil, err
 			}
 		}
 	}
 	for i := range o.edges {
-		o.count(i)
+		o.countGroups(i)
 	}
 	return o, nil
 }
 
-// connect adds an edge once; of a plain one and one with match, the latter holds.
-func (o *Order) connect(known map[[2]int]int, from, to string, match []string) error {
+// addEdge adds an edge once. When only one of two equal edges has match, match holds.
+func (o *Order) addEdge(known map[[2]int]int, from, to string, match []string) error {
 	parent, ok := o.index[from]
 	child, also := o.index[to]
 	if !ok || !also {
@@ -97,8 +97,8 @@ func (o *Order) connect(known map[[2]int]int, from, to string, match []string) e
 	return nil
 }
 
-// count makes an edge's groups.
-func (o *Order) count(i int) {
+// countGroups makes the groups of an edge.
+func (o *Order) countGroups(i int) {
 	e := &o.edges[i]
 	parent, child := &o.defs[e.parent], &o.defs[e.child]
 	groups := 1
@@ -109,13 +109,13 @@ func (o *Order) count(i int) {
 	}
 	e.parents, e.completed, e.newest = make([]uint32, groups), make([]uint32, groups), make([]int64, groups)
 	for task := range parent.tasks {
-		e.parents[o.group(e, e.parent, task)]++
+		e.parents[o.groupOf(e, e.parent, task)]++
 	}
 	parent.out, child.in = append(parent.out, i), append(child.in, i)
 }
 
-// group numbers the values of what an edge matches that a task of one of its ends has.
-func (o *Order) group(e *orderEdge, def, task int) int {
+// groupOf numbers the matched values of a task at one end of an edge.
+func (o *Order) groupOf(e *orderEdge, def, task int) int {
 	if len(e.match) == 0 {
 		return 0
 	}
@@ -132,29 +132,29 @@ func (o *Order) group(e *orderEdge, def, task int) int {
 	return group
 }
 
-func (o *Order) expanded(def int) bool { return len(o.defs[def].axes) > 0 }
+func (o *Order) isExpanded(def int) bool { return len(o.defs[def].axes) > 0 }
 
-// find takes a name apart.
-func (o *Order) find(name string) (def, task int, err error) {
-	if def, ok := o.index[name]; ok && !o.expanded(def) {
+// findTask splits a name into the definition and the number.
+func (o *Order) findTask(name string) (def, task int, err error) {
+	if def, ok := o.index[name]; ok && !o.isExpanded(def) {
 		return def, 0, nil
 	}
 	if i := strings.LastIndexByte(name, '_'); i >= 0 {
 		def, ok := o.index[name[:i]]
 		task, err := strconv.Atoi(name[i+1:])
-		if ok && o.expanded(def) && err == nil && task >= 0 && task < o.defs[def].tasks {
+		if ok && o.isExpanded(def) && err == nil && task >= 0 && task < o.defs[def].tasks {
 			return def, task, nil
 		}
 	}
-	return 0, 0, fmt.Errorf("there is no task %q", name)
+	return 0, 0, fmt.Errorf("unknown task %q", name)
 }
 
-// Names yields the names of all tasks, definition by definition.
-func (o *Order) Names(yield func(string) bool) {
+// TaskNames yields the names of all tasks, definition by definition.
+func (o *Order) TaskNames(yield func(string) bool) {
 	for def, d := range o.defs {
 		for task := range d.tasks {
 			name := d.name
-			if o.expanded(def) {
+			if o.isExpanded(def) {
 				name += "_" + strconv.Itoa(task)
 			}
 			if !yield(name) {
@@ -164,15 +164,15 @@ func (o *Order) Names(yield func(string) bool) {
 	}
 }
 
-// Completed notes that a task has completed, at a time.
-func (o *Order) Completed(name string, at int64) error {
-	def, task, err := o.find(name)
+// MarkCompleted records that a task has completed, with the time.
+func (o *Order) MarkCompleted(name string, at int64) error {
+	def, task, err := o.findTask(name)
 	if err != nil {
 		return err
 	}
 	for _, i := range o.defs[def].out {
 		e := &o.edges[i]
-		group := o.group(e, def, task)
+		group := o.groupOf(e, def, task)
 		if e.completed[group]++; e.completed[group] > e.parents[group] {
 			return fmt.Errorf("%s completes a second time", name)
 		}
@@ -181,16 +181,16 @@ func (o *Order) Completed(name string, at int64) error {
 	return nil
 }
 
-// Since tells whether all parents of a task have completed, and when the last one
-// did: 0 without parents.
-func (o *Order) Since(name string) (at int64, ready bool, err error) {
-	def, task, err := o.find(name)
+// ReadySince reports whether all parents of a task have completed, and when the last one did: 0
+// without parents.
+func (o *Order) ReadySince(name string) (at int64, ready bool, err error) {
+	def, task, err := o.findTask(name)
 	if err != nil {
 		return 0, false, err
 	}
 	for _, i := range o.defs[def].in {
 		e := &o.edges[i]
-		group := o.group(e, def, task)
+		group := o.groupOf(e, def, task)
 		if e.completed[group] < e.parents[group] {
 			return 0, false, nil
 		}

@@ -8,9 +8,9 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// TestOrderIsTheGraph holds Order against the graph with every edge spelled out,
+// TestOrderMatchesGraph compares Order with the graph that has every edge,
 // while tasks complete in any order.
-func TestOrderIsTheGraph(t *testing.T) {
+func TestOrderMatchesGraph(t *testing.T) {
 	shapes := Shapes(60)
 	for i := range uint64(100) {
 		r := rand.New(rand.NewPCG(i, 1))
@@ -18,18 +18,18 @@ func TestOrderIsTheGraph(t *testing.T) {
 		for k := range choices {
 			choices[k] = byte(r.Uint32())
 		}
-		shapes = append(shapes, Shape{"made of bytes", Spec(&Source{choices})})
+		shapes = append(shapes, Shape{"made of bytes", RandomSpec(&ChoiceSource{choices})})
 	}
 	for _, shape := range shapes {
 		g, err := NewGraph(shape.Spec, dag.Limits{})
 		if err != nil {
-			continue // refused: no order
+			continue // an invalid spec
 		}
 		o, err := NewOrder(shape.Spec)
 		if err != nil {
 			t.Fatalf("%s: %v", shape.Name, err)
 		}
-		names := slices.Collect(o.Names)
+		names := slices.Collect(o.TaskNames)
 		if !slices.Equal(names, g.Order) {
 			t.Fatalf("%s: tasks %q, want %q", shape.Name, names, g.Order)
 		}
@@ -42,19 +42,19 @@ func TestOrderIsTheGraph(t *testing.T) {
 					ready = ready && done[p] > 0
 					want = max(want, done[p])
 				}
-				if at, may, err := o.Since(child); err != nil || may != ready || ready && at != want {
+				if at, may, err := o.ReadySince(child); err != nil || may != ready || ready && at != want {
 					t.Fatalf("%s: Since(%s) = %d, %v, %v; want %d, %v", shape.Name, child, at, may, err, want, ready)
 				}
 			}
 			done[name] = int64(i + 1)
-			if err := o.Completed(name, int64(i+1)); err != nil {
+			if err := o.MarkCompleted(name, int64(i+1)); err != nil {
 				t.Fatalf("%s: %v", shape.Name, err)
 			}
 		}
 	}
 }
 
-func TestOrderRefuses(t *testing.T) {
+func TestOrderRejectsUnknownTasks(t *testing.T) {
 	s := &dag.Spec{
 		Parameters: []dag.Parameter{{Name: "N", List: true, Values: []string{"x", "y"}}},
 		Tasks: []dag.TaskSpec{
@@ -67,20 +67,20 @@ func TestOrderRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", "a", "a_", "a_2", "a_-1", "a_x", "b_0", "c", "c_0"} {
-		if _, _, err := o.Since(name); err == nil {
+		if _, _, err := o.ReadySince(name); err == nil {
 			t.Errorf("Since(%q) knows it", name)
 		}
-		if o.Completed(name, 1) == nil {
+		if o.MarkCompleted(name, 1) == nil {
 			t.Errorf("Completed(%q) knows it", name)
 		}
 	}
-	if err := o.Completed("a_1", 1); err != nil {
+	if err := o.MarkCompleted("a_1", 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, ready, _ := o.Since("b"); ready {
+	if _, ready, _ := o.ReadySince("b"); ready {
 		t.Error("b may start before a_0 has completed")
 	}
-	if o.Completed("a_0", 2) != nil || o.Completed("a_1", 3) == nil {
+	if o.MarkCompleted("a_0", 2) != nil || o.MarkCompleted("a_1", 3) == nil {
 		t.Error("a_1 may complete twice")
 	}
 	s.Tasks[1].Parents[0].Task = "c"
@@ -89,7 +89,7 @@ func TestOrderRefuses(t *testing.T) {
 	}
 }
 
-func TestShapesAreMany(t *testing.T) {
+func TestShapesHaveTheirSize(t *testing.T) {
 	for _, n := range []int{40, 1_000, 20_000} {
 		have := map[string]bool{}
 		for _, s := range Shapes(n) {

@@ -11,72 +11,72 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Log tells what a script did.
-type Log struct {
+// PlayLog describes what a script did.
+type PlayLog struct {
 	Lines  []string // the spec, then each event with its effects
-	Events int      // how many were applied
+	Events int      // applied events
 	Kinds  [numKinds]int
-	Sets   int // generated sets that were taken
+	Sets   int // accepted generated sets
 	Final  dag.RunState
 }
 
 // player plays one script.
 type player struct {
-	Log
-	config dag.Config
-	limits dag.Limits
-	spec   *dag.Spec
-	run    *dag.Run
-	oracle *Oracle
-	disk   *disk
-	now    int64
-	last   int64           // the run's newest LastUpdate
-	asked  map[uint32]bool // live attempts that may answer Revoked
-	held   map[int]int     // slots by class
-	past   []dag.Event
-	undo   []moment // the newest events, oldest first; kept when the script has a crash
-	quiet  bool
+	PlayLog
+	config      dag.Config
+	limits      dag.Limits
+	spec        *dag.Spec
+	run         *dag.Run
+	oracle      *Oracle
+	disk        *simulatedDisk
+	now         int64
+	last        int64           // the run's newest LastUpdate
+	revocable   map[uint32]bool // live attempts that may answer Revoked
+	held        map[int]int     // slots by class
+	past        []dag.Event
+	checkpoints []checkpoint // before the newest events, oldest first; kept if the script has a crash
+	quiet       bool
 }
 
-// moment is what a crash may go back to.
-type moment struct {
+// checkpoint is a state to which a crash may return.
+type checkpoint struct {
 	oracle *Oracle
-	disk   *disk
+	disk   *simulatedDisk
 	past   int
 }
 
-// Play plays a script against dag.Run and the oracle, and compares them after
-// each event. With quiet set the log holds no lines. An error says how they differ.
-func Play(s Script, quiet bool) (l *Log, err error) {
-	p := &player{quiet: quiet, now: 1_000_000 * second, asked: map[uint32]bool{}, held: map[int]int{}}
+// PlayScript plays a script against dag.Run and the oracle, and compares them after each event. With
+// quiet set the log has no lines. The error describes the difference.
+func PlayScript(s Script, quiet bool) (l *PlayLog, err error) {
+	p := &player{quiet: quiet, now: 1_000_000 * second, revocable: map[uint32]bool{}, held: map[int]int{}}
 	defer func() {
-		l = &p.Log
+		l = &p.PlayLog
 		if e := recover(); e != nil {
-			err = fmt.Errorf("panic: %v\n%s", e, trace())
+			err = fmt.Errorf("panic: %v\n%s", e, panicTrace())
 		}
 	}()
-	src := &Source{s.Spec}
-	p.spec = Spec(src)
-	p.config = dag.Config{LostLimit: uint32(src.N(2)) * 2}
-	p.limits = dag.Limits{MaxDepth: 1 + src.N(3)}
-	return l, p.play(s.Ops)
+	src := &ChoiceSource{s.Spec}
+	p.spec = RandomSpec(src)
+	p.config = dag.Config{LostLimit: uint32(src.Choose(2)) * 2}
+	p.limits = dag.Limits{MaxDepth: 1 + src.Choose(3)}
+	return l, p.playOps(s.Ops)
 }
 
-func (p *player) play(ops []Op) error {
+func (p *player) playOps(ops []Op) error {
 	graph, refused := NewGraph(p.spec, p.limits)
 	plan, problems := dag.NewPlan(p.spec, p.limits)
-	p.note("%s", describe(p.spec, p.config, p.limits))
+	p.addLine("%s", describeSpec(p.spec, p.config, p.limits))
 	if (refused != nil) != (len(problems) > 0) {
-		return fmt.Errorf("the oracle's word on the spec is %v, NewPlan's is %v", refused, problems)
+		return fmt.Errorf("the oracle says of the spec: %v, NewPlan: %v", refused, problems)
 	}
 	if refused != nil {
 		return nil
 	}
 	p.oracle = NewOracle(graph, plan.Classes, cmp.Or(p.config.LostLimit, 5), p.now)
 	p.run = dag.NewRun(plan, p.config, p.now)
-	p.disk = &disk{spec: p.spec, limits: p.limits, config: p.config, chunks: map[uint32][]byte{}}
-	p.disk.first(p.run)
-	if err := p.compare(p.oracle.Init(), slices.Clone(p.run.Init())); err != nil {
+	p.disk = &simulatedDisk{spec: p.spec, limits: p.limits, config: p.config, chunks: map[uint32][]byte{}}
+	p.disk.writeNewRun(p.run)
+	if err := p.compareWithOracle(p.oracle.Init(), slices.Clone(p.run.Init())); err != nil {
 		return fmt.Errorf("Init: %w", err)
 	}
 	if err := p.comparePlans(); err != nil {
@@ -85,96 +85,98 @@ func (p *player) play(ops []Op) error {
 	crashes := slices.ContainsFunc(ops, func(op Op) bool { return op.Kind == OpCrash })
 	for _, op := range ops {
 		if crashes && op.Kind != OpCut && op.Kind != OpTick {
-			p.undo = append(p.undo, moment{p.oracle.Clone(), p.disk.clone(), len(p.past)})
-			p.undo = p.undo[max(0, len(p.undo)-3):]
+			p.checkpoints = append(p.checkpoints, checkpoint{p.oracle.Clone(), p.disk.clone(), len(p.past)})
+			p.checkpoints = p.checkpoints[max(0, len(p.checkpoints)-3):]
 		}
 		p.Kinds[op.Kind]++
-		if err := p.op(op); err != nil {
+		if err := p.playOp(op); err != nil {
 			return err
 		}
 	}
-	return p.drain()
+	return p.playToEnd()
 }
 
-func (p *player) note(format string, args ...any) {
+func (p *player) addLine(format string, args ...any) {
 	if !p.quiet {
 		p.Lines = append(p.Lines, fmt.Sprintf(format, args...))
 	}
 }
 
-// op does one operation, or passes over it.
-func (p *player) op(op Op) error {
+// playOp does one operation, or skips it if it is not possible.
+func (p *player) playOp(op Op) error {
 	p.now++
 	o, now := p.oracle, p.now
 	switch op.Kind {
 	case OpGrant:
-		if class := int(op.A) % len(o.classes); !o.Final() || op.B < 16 {
-			return p.apply(dag.Grant{Class: class, N: 1 + int(op.B)%6, At: now})
+		if class := int(op.A) % len(o.classes); !o.IsFinal() || op.B < 16 {
+			return p.applyEvent(dag.Grant{Class: class, N: 1 + int(op.B)%6, At: now})
 		}
 	case OpStarted:
-		if t := pick(o.Select(func(t *Task) bool { return t.State == dag.TaskGranted }), op.A); t != nil {
-			return p.apply(dag.Started{Task: o.index(t), Attempt: t.Attempt, At: now, Start: o.now * int64(op.B%2)})
+		if t := pickByIndex(o.SelectTasks(func(t *OracleTask) bool { return t.State == dag.TaskGranted }), op.A); t != nil {
+			return p.applyEvent(dag.Started{Task: o.indexOf(t), Attempt: t.Attempt, At: now, Start: o.now * int64(op.B%2)})
 		}
 	case OpOK:
-		return p.succeed(pick(o.Live(), op.A), op)
+		return p.succeedAttempt(pickByIndex(o.LiveTasks(), op.A), op)
 	case OpFail:
-		if t := pick(o.Live(), op.A); t != nil {
-			return p.apply(dag.Finished{Task: o.index(t), Attempt: t.Attempt, At: now, Start: p.began(t), Stop: now - 1})
+		if t := pickByIndex(o.LiveTasks(), op.A); t != nil {
+			return p.applyEvent(dag.Finished{Task: o.indexOf(t), Attempt: t.Attempt, At: now, Start: p.reportedStart(t), Stop: now - 1})
 		}
 	case OpLost:
-		if t := pick(o.Live(), op.A); t != nil {
-			return p.apply(dag.Lost{Task: o.index(t), Attempt: t.Attempt, At: now, Start: p.began(t), Stop: now})
+		if t := pickByIndex(o.LiveTasks(), op.A); t != nil {
+			return p.applyEvent(dag.Lost{Task: o.indexOf(t), Attempt: t.Attempt, At: now, Start: p.reportedStart(t), Stop: now})
 		}
 	case OpRevoked:
-		may := func(t *Task) bool { return t.State == dag.TaskGranted && p.asked[o.index(t)] && t.Start == 0 }
-		if t := pick(o.Select(may), op.A); t != nil {
-			return p.apply(dag.Revoked{Task: o.index(t), Attempt: t.Attempt, At: now})
+		may := func(t *OracleTask) bool {
+			return t.State == dag.TaskGranted && p.revocable[o.indexOf(t)] && t.Start == 0
+		}
+		if t := pickByIndex(o.SelectTasks(may), op.A); t != nil {
+			return p.applyEvent(dag.Revoked{Task: o.indexOf(t), Attempt: t.Attempt, At: now})
 		}
 	case OpDue:
-		if t := pick(o.Select(func(t *Task) bool { return t.State == dag.TaskRetry && !t.AtOnce }), op.A); t != nil {
+		if t := pickByIndex(o.SelectTasks(func(t *OracleTask) bool { return t.State == dag.TaskRetry && !t.AtOnce }), op.A); t != nil {
 			p.now = max(now, t.Due)
-			return p.apply(dag.RetryDue{Task: o.index(t), Attempt: t.Attempt, At: p.now})
+			return p.applyEvent(dag.RetryDue{Task: o.indexOf(t), Attempt: t.Attempt, At: p.now})
 		}
 	case OpEarly:
-		if t := pick(o.Select(func(t *Task) bool { return t.Attempt > 0 }), op.A); t != nil {
-			return p.apply(dag.RetryDue{Task: o.index(t), Attempt: max(1, t.Attempt-uint32(op.B%2)), At: now})
+		if t := pickByIndex(o.SelectTasks(func(t *OracleTask) bool { return t.Attempt > 0 }), op.A); t != nil {
+			return p.applyEvent(dag.RetryDue{Task: o.indexOf(t), Attempt: max(1, t.Attempt-uint32(op.B%2)), At: now})
 		}
 	case OpStale:
-		if e := pick(p.past, op.A); e != nil {
-			return p.again(e)
+		if e := pickByIndex(p.past, op.A); e != nil {
+			return p.repeatEvent(e)
 		}
 	case OpTick:
-		if op.B%4 == 3 { // it is set back
+		if op.B%4 == 3 { // the clock is set back
 			p.now -= int64(op.A) * second / 16
 			break
 		}
 		p.now += int64(op.A) * second / 64
 	case OpKillTask:
-		return p.apply(dag.KillTask{Task: uint32(int(op.A) % len(o.Order)), At: now})
+		return p.applyEvent(dag.KillTask{Task: uint32(int(op.A) % len(o.Order)), At: now})
 	case OpPause:
-		if o.Allowed(dag.RunPaused) {
-			return p.apply(dag.Pause{At: now})
+		if o.IsAllowed(dag.RunPaused) {
+			return p.applyEvent(dag.Pause{At: now})
 		}
 	case OpResume:
-		if o.Allowed(dag.RunRunning) {
-			return p.apply(dag.Resume{At: now})
+		if o.IsAllowed(dag.RunRunning) {
+			return p.applyEvent(dag.Resume{At: now})
 		}
 	case OpRestart:
-		if o.Allowed(dag.RunQueued) {
-			return p.apply(dag.Restart{At: now})
+		if o.IsAllowed(dag.RunQueued) {
+			return p.applyEvent(dag.Restart{At: now})
 		}
 	case OpKill:
-		return p.apply(dag.Kill{At: now})
+		return p.applyEvent(dag.Kill{At: now})
 	case OpCut:
-		p.disk.cut(p.run, 1+int(op.A)%4, op.B%2 == 1)
+		p.disk.beginSnapshot(p.run, 1+int(op.A)%4, op.B%2 == 1)
 	case OpCrash:
-		return p.crash(op)
+		return p.crashAndRecover(op)
 	}
 	return nil
 }
 
-// trace says where in package dag a panic came from.
-func trace() string {
+// panicTrace returns the lines of package dag in the stack of a panic.
+func panicTrace() string {
 	var lines []string
 	for line := range strings.Lines(string(debug.Stack())) {
 		if strings.Contains(line, "/dag/") && !strings.Contains(line, "/dagtest") && strings.HasPrefix(line, "\t") {
@@ -184,35 +186,35 @@ func trace() string {
 	return strings.Join(lines, "")
 }
 
-// began is when an attempt started, as its executor says at its end: now and then
-// it was not able to.
-func (p *player) began(t *Task) int64 {
+// reportedStart is the start of an attempt as its executor reports it with the end. Sometimes the
+// executor cannot tell.
+func (p *player) reportedStart(t *OracleTask) int64 {
 	if t.Start == 0 && p.now%3 > 0 {
 		return p.now - 2
 	}
 	return t.Start
 }
 
-func pick[T any](from []T, a uint8) (t T) {
+func pickByIndex[T any](from []T, a uint8) (t T) {
 	if len(from) == 0 {
 		return t
 	}
 	return from[int(a)%len(from)]
 }
 
-// succeed ends an attempt with rc 0; a generator's with what it made.
-func (p *player) succeed(t *Task, op Op) error {
+// succeedAttempt ends an attempt with rc 0. If the task is a generator, it adds generated tasks.
+func (p *player) succeedAttempt(t *OracleTask, op Op) error {
 	if t == nil {
 		return nil
 	}
-	o, i := p.oracle, p.oracle.index(t)
+	o, i := p.oracle, p.oracle.indexOf(t)
 	if !t.Generator || (o.Killing || t.Killing) && op.B%2 == 0 {
-		return p.apply(dag.Finished{Task: i, Attempt: t.Attempt, OK: true, At: p.now, Start: p.began(t), Stop: p.now - 1})
+		return p.applyEvent(dag.Finished{Task: i, Attempt: t.Attempt, OK: true, At: p.now, Start: p.reportedStart(t), Stop: p.now - 1})
 	}
 	plan := p.run.Plan()
 	for template := range plan.Templates {
 		name, is := plan.Templates[template].Name, p.run.Started(template)
-		if started, never := o.Started(name); is && never || !is && started {
+		if started, never := o.HasStarted(name); is && never || !is && started {
 			return fmt.Errorf("Started(%s) is %v", name, is)
 		}
 	}
@@ -222,13 +224,13 @@ func (p *player) succeed(t *Task, op Op) error {
 		for k := range choices {
 			choices[k] = byte(k*k*7) ^ op.A*byte(k+3) ^ op.B
 		}
-		tasks = Set(&Source{choices}, o.Graph, p.spec, plan.Sets)
+		tasks = RandomSet(&ChoiceSource{choices}, o.Graph, p.spec, plan.Sets)
 	}
-	return p.generate(t, tasks)
+	return p.generateTasks(t, tasks)
 }
 
-func (p *player) generate(t *Task, tasks []dag.TaskSpec) error {
-	o, i, plan := p.oracle, p.oracle.index(t), p.run.Plan()
+func (p *player) generateTasks(t *OracleTask, tasks []dag.TaskSpec) error {
+	o, i, plan := p.oracle, p.oracle.indexOf(t), p.run.Plan()
 	next, problems := plan.Extend(i, tasks, p.run.Started)
 	graph, refused := o.Extend(t.Name, tasks, func(def string) bool {
 		return p.run.Started(slices.IndexFunc(plan.Templates, func(t *dag.Template) bool { return t.Name == def }))
@@ -237,61 +239,61 @@ func (p *player) generate(t *Task, tasks []dag.TaskSpec) error {
 		return fmt.Errorf("of what %s made the oracle says %v, Extend %v:\n%s", t.Name, refused, problems, describeTasks(tasks))
 	}
 	if refused != nil {
-		p.note("%s made what is refused: %v", t.Name, refused)
-		return p.apply(dag.Finished{Task: i, Attempt: t.Attempt, At: p.now})
+		p.addLine("%s made invalid tasks: %v", t.Name, refused)
+		return p.applyEvent(dag.Finished{Task: i, Attempt: t.Attempt, At: p.now})
 	}
-	p.note("%s made:\n%s", t.Name, describeTasks(tasks))
-	if err := p.both(dag.Generated{Task: i, Attempt: t.Attempt, Next: next, At: p.now, Start: p.began(t), Stop: p.now - 1}, graph, &set{i, tasks}); err != nil {
+	p.addLine("%s made:\n%s", t.Name, describeTasks(tasks))
+	if err := p.applyToBoth(dag.Generated{Task: i, Attempt: t.Attempt, Next: next, At: p.now, Start: p.reportedStart(t), Stop: p.now - 1}, graph, &generatedSet{i, tasks}); err != nil {
 		return err
 	}
 	return p.comparePlans()
 }
 
-// again sends an event of an attempt once more, if that is stale by now.
-func (p *player) again(e dag.Event) error {
+// repeatEvent sends an event of an attempt once more, if it is stale by now.
+func (p *player) repeatEvent(e dag.Event) error {
 	task, attempt := reflect.ValueOf(e).FieldByName("Task"), reflect.ValueOf(e).FieldByName("Attempt")
 	if !task.IsValid() || !attempt.IsValid() {
 		return nil
 	}
-	t := p.oracle.at(uint32(task.Uint()))
+	t := p.oracle.taskAt(uint32(task.Uint()))
 	if due, is := e.(dag.RetryDue); is {
 		due.At = p.now
-		return p.apply(due)
+		return p.applyEvent(due)
 	}
-	if _, is := e.(dag.Started); t.live() && t.Attempt == uint32(attempt.Uint()) && !(is && t.State == dag.TaskRunning) {
+	if _, is := e.(dag.Started); t.isLive() && t.Attempt == uint32(attempt.Uint()) && !(is && t.State == dag.TaskRunning) {
 		return nil
 	}
 	if e, is := e.(dag.Generated); is {
-		// Its plan is an old one; the oracle needs none for what is stale.
-		return p.both(e, nil, nil)
+		// The plan of a stale event is an old one, and the oracle does not use it.
+		return p.applyToBoth(e, nil, nil)
 	}
 	copied := reflect.New(reflect.TypeOf(e)).Elem()
 	copied.Set(reflect.ValueOf(e))
 	copied.FieldByName("At").SetInt(p.now)
-	return p.apply(copied.Interface().(dag.Event))
+	return p.applyEvent(copied.Interface().(dag.Event))
 }
 
-func (p *player) apply(e dag.Event) error { return p.both(e, nil, nil) }
+func (p *player) applyEvent(e dag.Event) error { return p.applyToBoth(e, nil, nil) }
 
-// both applies an event to the run and to the oracle, and compares.
-func (p *player) both(e dag.Event, graph *Graph, made *set) error {
+// applyToBoth applies an event to the run and to the oracle, and compares them.
+func (p *player) applyToBoth(e dag.Event, graph *Graph, made *generatedSet) error {
 	p.Events++
 	p.past = append(p.past, e)
 	if g, is := e.(dag.Generated); is {
-		p.note("%s of %s", strings.TrimPrefix(fmt.Sprintf("%T", e), "dag."), p.run.Plan().TaskName(g.Task))
+		p.addLine("%s of %s", strings.TrimPrefix(fmt.Sprintf("%T", e), "dag."), p.run.Plan().TaskName(g.Task))
 	} else {
-		p.note("%s%+v", strings.TrimPrefix(fmt.Sprintf("%T", e), "dag."), e)
+		p.addLine("%s%+v", strings.TrimPrefix(fmt.Sprintf("%T", e), "dag."), e)
 	}
 	before := p.run.States(nil, 0, p.run.Plan().Tasks)
 	plan := p.run.Plan()
 	got := slices.Clone(p.run.Apply(e))
-	p.note("   %s", strings.Join(words(got), "; "))
+	p.addLine("   %s", strings.Join(effectTexts(got), "; "))
 	if made != nil && p.run.Plan() != plan {
 		p.disk.sets = append(p.disk.sets, *made)
 		p.Sets++
 	}
-	p.disk.commit(p.run)
-	if err := p.promises(e, before, got); err != nil {
+	p.disk.commitBatch(p.run)
+	if err := p.checkGuarantees(e, before, got); err != nil {
 		return err
 	}
 	var starts []uint32
@@ -304,96 +306,96 @@ func (p *player) both(e dag.Event, graph *Graph, made *set) error {
 	if err != nil {
 		return err
 	}
-	return p.compare(want, got)
+	return p.compareWithOracle(want, got)
 }
 
-// drain lets everything succeed until the run has ended, which it must.
-func (p *player) drain() error {
+// playToEnd lets every attempt succeed until the run has ended. A run that does not end is an error.
+func (p *player) playToEnd() error {
 	o := p.oracle
-	if o.Allowed(dag.RunRunning) {
-		if err := p.op(Op{Kind: OpResume}); err != nil {
+	if o.IsAllowed(dag.RunRunning) {
+		if err := p.playOp(Op{Kind: OpResume}); err != nil {
 			return err
 		}
 	}
 	for range 4 * (len(o.Order) + 300) {
 		o = p.oracle
-		if o.Final() {
+		if o.IsFinal() {
 			p.Final = o.State
 			return nil
 		}
 		op := Op{Kind: OpDue}
-		if len(o.Live()) > 0 {
+		if len(o.LiveTasks()) > 0 {
 			op.Kind = OpOK
 		}
 		for class := range o.classes {
-			if n := o.Demand(class); n > 0 {
+			if n := o.DemandOf(class); n > 0 {
 				op = Op{Kind: OpGrant, A: uint8(class), B: uint8(min(n, 6) - 1)}
 			}
 		}
-		if err := p.op(op); err != nil {
+		if err := p.playOp(op); err != nil {
 			return fmt.Errorf("%w (while everything succeeds)", err)
 		}
 	}
 	return fmt.Errorf("the run does not end: %s, %v", o.State, o.Counts())
 }
 
-// forget takes the starts of live attempts that a crash has lost from the oracle.
-func (p *player) forget(def string, got dag.Times) {
+// forgetLostStart removes from the oracle the starts of live attempts that a crash has lost.
+func (p *player) forgetLostStart(def string, got dag.Times) {
 	o := p.oracle
 	if got != o.ended[def] || got == o.Times(def) {
 		return
 	}
-	for _, t := range o.Live() {
+	for _, t := range o.LiveTasks() {
 		if t.Def == def {
 			t.Start = 0
 		}
 	}
 }
 
-// crash loses the newest events, recovers, and does as the driver does then:
-// each live attempt is adopted or lost.
-func (p *player) crash(op Op) error {
-	back := len(p.undo) - 1 - int(op.A)%3
+// crashAndRecover loses the newest events, recovers, and acts as the driver does then: each live
+// attempt is adopted or lost.
+func (p *player) crashAndRecover(op Op) error {
+	back := len(p.checkpoints) - 1 - int(op.A)%3
 	if back < 0 {
 		back = 0
 	}
-	m := p.undo[back]
+	m := p.checkpoints[back]
 	p.oracle, p.disk, p.past = m.oracle, m.disk, p.past[:m.past]
-	p.undo = nil
-	run, err := p.disk.recover()
+	p.checkpoints = nil
+	run, err := p.disk.recoverRun()
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	p.run = run
-	p.note("crash")
+	p.addLine("crash")
 	o := p.oracle
 	o.now, p.last = run.LastUpdate(), run.LastUpdate()
-	clear(p.asked)
+	clear(p.revocable)
 	clear(p.held)
-	for _, t := range o.Live() {
-		p.held[o.class(t)]++
-		// That an attempt has started is not made durable.
-		if s := run.TaskState(o.index(t)); s == dag.TaskGranted || s == dag.TaskRunning {
+	for _, t := range o.LiveTasks() {
+		p.held[o.classOf(t)]++
+		// The start of an attempt is not durable.
+		if s := run.TaskState(o.indexOf(t)); s == dag.TaskGranted || s == dag.TaskRunning {
 			t.State = s
 		}
 	}
 	for i, t := range run.Plan().Templates {
-		p.forget(t.Name, run.Times(i))
+		p.forgetLostStart(t.Name, run.Times(i))
 	}
 	init := slices.Clone(run.Init())
-	p.note("   %s", strings.Join(words(init), "; "))
-	if err := p.compare(o.Recovered(), init); err != nil {
+	p.addLine("   %s", strings.Join(effectTexts(init), "; "))
+	if err := p.compareWithOracle(o.RecoveredEffects(), init); err != nil {
 		return fmt.Errorf("after Recover: %w", err)
 	}
 	if err := p.comparePlans(); err != nil {
 		return err
 	}
-	for k, t := range o.Live() {
+	for k, t := range o.LiveTasks() {
 		if op.B>>(k%8)&1 == 1 {
 			continue
 		}
 		p.now++
-		if err := p.apply(dag.Lost{Task: o.index(t), Attempt: t.Attempt, At: p.now}); err != nil {
+		if err := p.applyEvent(dag.Lost{Task: o.indexOf(t), Attempt: t.Attempt, At: p.now}); err != nil {
 			return err
 		}
 	}

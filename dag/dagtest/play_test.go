@@ -7,10 +7,10 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-func TestPlay(t *testing.T) {
-	var sum Log
+func TestPlayComparesBoth(t *testing.T) {
+	var sum PlayLog
 	for seed := range uint64(150) {
-		log, err := Play(Random(seed, 120), seed%2 == 0)
+		log, err := PlayScript(RandomScript(seed, 120), seed%2 == 0)
 		if err != nil {
 			t.Fatalf("%s\n%v", strings.Join(log.Lines, "\n"), err)
 		}
@@ -25,7 +25,7 @@ func TestPlay(t *testing.T) {
 	}
 	for k, n := range sum.Kinds {
 		if n == 0 {
-			t.Errorf("no %s", Kind(k))
+			t.Errorf("the scripts have no operation %s", OpKind(k))
 		}
 	}
 	if sum.Events < 1000 || sum.Sets < 10 {
@@ -34,9 +34,9 @@ func TestPlay(t *testing.T) {
 }
 
 // started is a player of one task that has been granted.
-func started(t *testing.T) *player {
+func playerWithAttempt(t *testing.T) *player {
 	t.Helper()
-	p := &player{quiet: true, now: 1, asked: map[uint32]bool{}, held: map[int]int{}, spec: &dag.Spec{
+	p := &player{quiet: true, now: 1, revocable: map[uint32]bool{}, held: map[int]int{}, spec: &dag.Spec{
 		Tasks: []dag.TaskSpec{{Name: "b", Job: dag.Job{Command: []string{"b"}}, Parents: []dag.EdgeSpec{{Task: "a"}}}, {Name: "a", Job: dag.Job{Command: []string{"a"}}}}}}
 	graph, err := NewGraph(p.spec, p.limits)
 	if err != nil {
@@ -48,19 +48,19 @@ func started(t *testing.T) *player {
 	}
 	p.oracle = NewOracle(graph, plan.Classes, 5, 1)
 	p.run = dag.NewRun(plan, p.config, 1)
-	p.disk = &disk{spec: p.spec, chunks: map[uint32][]byte{}}
-	p.disk.first(p.run)
-	if err := p.compare(p.oracle.Init(), p.run.Init()); err != nil {
+	p.disk = &simulatedDisk{spec: p.spec, chunks: map[uint32][]byte{}}
+	p.disk.writeNewRun(p.run)
+	if err := p.compareWithOracle(p.oracle.Init(), p.run.Init()); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.apply(dag.Grant{N: 1, At: 2}); err != nil {
+	if err := p.applyEvent(dag.Grant{N: 1, At: 2}); err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-// TestDifferencesAreSeen: an oracle that is made to differ is contradicted.
-func TestDifferencesAreSeen(t *testing.T) {
+// TestDifferencesAreReported: each comparison reports an oracle that was made to differ.
+func TestDifferencesAreReported(t *testing.T) {
 	for want, spoil := range map[string]func(*player){
 		"the run is":      func(p *player) { p.oracle.State = dag.RunPaused },
 		"state changes":   func(p *player) { p.oracle.Changes[0].At++ },
@@ -83,28 +83,28 @@ func TestDifferencesAreSeen(t *testing.T) {
 		"after Recover":   func(p *player) { p.oracle.Tasks["a"].Killing = true },
 		"snapshot header": func(p *player) { p.disk.header = []byte{99} },
 	} {
-		p := started(t)
+		p := playerWithAttempt(t)
 		spoil(p)
 		var err error
 		switch want {
 		case "slots":
-			err = p.promises(dag.Started{}, nil, nil)
+			err = p.checkGuarantees(dag.Started{}, nil, nil)
 		case "was COMPLETED":
-			err = p.promises(dag.Started{}, []dag.TaskState{dag.TaskCompleted, 0}, nil)
+			err = p.checkGuarantees(dag.Started{}, []dag.TaskState{dag.TaskCompleted, 0}, nil)
 		case "its parent", "starts attempt":
 			p.held[0]++
-			err = p.promises(dag.Grant{}, []dag.TaskState{dag.TaskQueued, dag.TaskQueued}, []dag.Effect{dag.Start{Task: 0, Attempt: 1}})
+			err = p.checkGuarantees(dag.Grant{}, []dag.TaskState{dag.TaskQueued, dag.TaskQueued}, []dag.Effect{dag.Start{Task: 0, Attempt: 1}})
 		case "is called", "of class", "with []":
 			err = p.comparePlans()
 		case "does not end":
-			err = p.drain()
+			err = p.playToEnd()
 		case "are ready":
 			_, err = p.oracle.Apply(dag.Grant{N: 1, At: 3}, nil, nil)
 		case "after Recover", "snapshot header":
-			p.undo = []moment{{p.oracle, p.disk, 0}}
-			err = p.crash(Op{})
+			p.checkpoints = []checkpoint{{p.oracle, p.disk, 0}}
+			err = p.crashAndRecover(Op{})
 		case "effects":
-			err = p.apply(dag.Started{Task: 1, Attempt: 1, At: 3})
+			err = p.applyEvent(dag.Started{Task: 1, Attempt: 1, At: 3})
 		default:
 			err = p.compareState()
 		}
@@ -114,16 +114,16 @@ func TestDifferencesAreSeen(t *testing.T) {
 	}
 }
 
-func TestExecute(t *testing.T) {
+func TestExecuteSpec(t *testing.T) {
 	for i, shape := range Shapes(300) {
 		for _, how := range []Execution{{Slots: 3}, {Slots: 20, Failing: 3}, {Slots: 9, Failing: 9, Crashes: 40}} {
 			how.Seed = uint64(i)
-			if _, err := Execute(shape.Spec, how); err != nil {
+			if _, err := ExecuteSpec(shape.Spec, how); err != nil {
 				t.Errorf("%s, %+v: %v", shape.Name, how, err)
 			}
 		}
 	}
-	if _, err := Execute(&dag.Spec{}, Execution{Slots: 1}); err == nil {
+	if _, err := ExecuteSpec(&dag.Spec{}, Execution{Slots: 1}); err == nil {
 		t.Error("a spec without tasks is executed")
 	}
 }

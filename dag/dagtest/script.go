@@ -7,67 +7,67 @@ import (
 	"slices"
 )
 
-// Kind says what an operation does. Which task, how many slots: A and B choose,
-// modulo what is possible at that moment; what is not possible is passed over.
-type Kind uint8
+// OpKind is the kind of an operation. A and B choose the task or the number of slots, modulo what is
+// possible at that moment. An operation that is not possible is skipped.
+type OpKind uint8
 
 // The kinds of operations.
 const (
-	OpGrant    Kind = iota // A class, B slots
-	OpStarted              // A task
-	OpOK                   // A task; of a generator: A, B its output
-	OpFail                 // A task
-	OpLost                 // A task
-	OpRevoked              // A task, of those that may be
-	OpDue                  // A task; the clock goes to its due time
-	OpEarly                // A task; RetryDue before its time, or for another attempt
-	OpStale                // A one of the events so far, once more
-	OpTick                 // the clock goes on by A/64 s, or is set back by A/16 s (B)
-	OpKillTask             // A task
-	OpPause                //
-	OpResume               //
-	OpRestart              //
-	OpKill                 //
-	OpCut                  // a snapshot begins: A chunks are written with each event; B when its header is taken
-	OpCrash                // the newest A % 3 events are lost; then B: which live attempts are adopted
+	OpGrant    OpKind = iota // A class, B slots
+	OpStarted                // A task
+	OpOK                     // A task; of a generator: A, B its output
+	OpFail                   // A task
+	OpLost                   // A task
+	OpRevoked                // A task, of those that may answer so
+	OpDue                    // A task; the clock goes to its due time
+	OpEarly                  // A task; RetryDue before its time, or for another attempt
+	OpStale                  // A an earlier event, once more
+	OpTick                   // the clock advances by A/64 s, or is set back by A/16 s (B)
+	OpKillTask               // A task
+	OpPause                  //
+	OpResume                 //
+	OpRestart                //
+	OpKill                   //
+	OpCut                    // a snapshot begins; A: chunks written with each event, B: when its header is taken
+	OpCrash                  // loses the newest A % 3 events; B: which live attempts are adopted
 	numKinds
 )
 
 var kindNames = [numKinds]string{"grant", "started", "ok", "fail", "lost", "revoked", "due", "early", "stale",
 	"tick", "killtask", "pause", "resume", "restart", "kill", "cut", "crash"}
 
-// weights of the kinds in a random script.
-var weights = [numKinds]int{24, 16, 30, 14, 4, 8, 10, 2, 6, 8, 2, 2, 5, 5, 1, 2, 2}
+// kindWeights are the weights of the kinds in a random script.
+var kindWeights = [numKinds]int{24, 16, 30, 14, 4, 8, 10, 2, 6, 8, 2, 2, 5, 5, 1, 2, 2}
 
-func (k Kind) String() string { return kindNames[k] }
+func (k OpKind) String() string { return kindNames[k] }
 
 // Op is one operation of a script.
 type Op struct {
-	Kind Kind
+	Kind OpKind
 	A, B uint8
 }
 
-// mostOps bounds the time that one script takes.
-const mostOps = 400
+// maxOps bounds the time that one script takes.
+const maxOps = 400
 
 // Script is a whole test as data.
 type Script struct {
-	Spec []byte // see Source and Spec
+	Spec []byte // see ChoiceSource and RandomSpec
 	Ops  []Op
 }
 
-// Random makes a script. Each has its own mixture of operations, without some
-// and with much of others: so rare ones meet more often than in an even one.
-func Random(seed uint64, ops int) Script {
+// RandomScript makes a script. Each has its own mixture of operations, without some and with much of
+// others, so that rare operations meet more often than in a uniform mixture.
+func RandomScript(seed uint64, ops int) Script {
 	r := rand.New(rand.NewPCG(seed, 1))
 	s := Script{Spec: make([]byte, 120)}
 	for i := range s.Spec {
 		s.Spec[i] = byte(r.Uint32())
 	}
 	s.Spec = s.Spec[:len(s.Spec)>>r.IntN(3)]
-	kinds := []Kind{OpGrant, OpOK}
-	for k, w := range weights {
-		kinds = append(kinds, slices.Repeat([]Kind{Kind(k)}, w*[]int{0, 1, 1, 1, 4}[r.IntN(5)])...)
+	kinds := []OpKind{OpGrant, OpOK}
+	for k, w := range kindWeights {
+		kinds = append(kinds, slices.Repeat([]OpKind{OpKind(k)}, w*[]int{0, 1, 1, 1, 4}[r.IntN(5)])...)
 	}
 	for range ops {
 		s.Ops = append(s.Ops, Op{kinds[r.IntN(len(kinds))], byte(r.Uint32()), byte(r.Uint32())})
@@ -75,22 +75,22 @@ func Random(seed uint64, ops int) Script {
 	return s
 }
 
-// Decode reads a script from bytes; any bytes are one. The first byte is the
-// length of the spec's, then three bytes an operation, as far as mostOps.
-func Decode(b []byte) Script {
+// DecodeScript reads a script from bytes; any bytes are valid. The first byte is the length of the
+// spec. Three bytes per operation follow, up to maxOps.
+func DecodeScript(b []byte) Script {
 	var s Script
 	if len(b) == 0 {
 		return s
 	}
 	n := min(int(b[0]), len(b)-1)
 	s.Spec, b = b[1:1+n], b[1+n:]
-	for ; len(b) >= 3 && len(s.Ops) < mostOps; b = b[3:] {
-		s.Ops = append(s.Ops, Op{Kind(b[0]) % numKinds, b[1], b[2]})
+	for ; len(b) >= 3 && len(s.Ops) < maxOps; b = b[3:] {
+		s.Ops = append(s.Ops, Op{OpKind(b[0]) % numKinds, b[1], b[2]})
 	}
 	return s
 }
 
-// Encode is the reverse of Decode.
+// Encode is the reverse of DecodeScript.
 func (s Script) Encode() []byte {
 	b := append([]byte{byte(len(s.Spec))}, s.Spec...)
 	for _, op := range s.Ops {
@@ -102,19 +102,18 @@ func (s Script) Encode() []byte {
 // String is the script in hex, as the flag -dag.script takes it.
 func (s Script) String() string { return hex.EncodeToString(s.Encode()) }
 
-// Parse reads what String wrote.
-func Parse(text string) (Script, error) {
+// ParseScript reads what String wrote.
+func ParseScript(text string) (Script, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil {
 		return Script{}, fmt.Errorf("script: %w", err)
 	}
-	return Decode(b), nil
+	return DecodeScript(b), nil
 }
 
-// Shrink looks for a smaller script that still fails, by leaving out ever
-// smaller parts of the operations and of the spec, and by making bytes zero.
-// It plays at most the given number of scripts.
-func Shrink(s Script, plays int, fails func(Script) bool) Script {
+// ShrinkScript looks for a smaller script that still fails. It removes ever smaller parts of the
+// operations and of the spec, and sets bytes to zero. It plays at most the given number of scripts.
+func ShrinkScript(s Script, plays int, fails func(Script) bool) Script {
 	try := func(t Script) bool {
 		if plays == 0 {
 			return false

@@ -24,7 +24,7 @@ var plainPackages = []string{
 
 	"messages",
 
-	"bench",
+	"bench", "dag/dagtest",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.
