@@ -20,8 +20,8 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// writeBackup writes everything as of one moment. No output goes meanwhile, so what
-// the rows tell of is there.
+// writeBackup writes all rows and all output as of one moment. It holds back the deletion of
+// output, so that every file that a row refers to still exists when it is copied.
 func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
 	defer out.Hold()()
 	buffered := bufio.NewWriterSize(w, 256<<10)
@@ -37,7 +37,7 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 		}
 		err = out.Files(func(run messages.RunID) error {
 			known, err := m.HasRun(run)
-			if err != nil || !known { // of a later moment, or a deleted run's
+			if err != nil || !known { // the run was created later, or deleted
 				return err
 			}
 			return out.Read(run, func(size int64, r io.Reader) error { return b.File(uint64(run), size, r) })
@@ -94,8 +94,8 @@ func (m *Main) backupCommand() *cobra.Command {
 	return cmd
 }
 
-// checkOutsideDataFolders refuses a path in a data folder, whoever has that open: what belongs to one server
-// is nobody else's place.
+// checkOutsideDataFolders refuses a path inside any data folder. A data folder belongs to one
+// server, and other files in it would be taken for damage.
 func checkOutsideDataFolders(path string) error {
 	data, err := datafolder.Around(path)
 	if err != nil {
@@ -107,7 +107,8 @@ func checkOutsideDataFolders(path string) error {
 	return nil
 }
 
-// checkBackupTarget refuses what a backup must not replace.
+// checkBackupTarget refuses paths that a backup must not replace: devices, pipes and anything in a
+// data folder.
 func checkBackupTarget(path string) error {
 	if path == "-" {
 		return nil
@@ -124,7 +125,7 @@ func checkBackupTarget(path string) error {
 	return checkOutsideDataFolders(path)
 }
 
-// backupStoppedFolder writes a backup of the folder of a stopped server.
+// backupStoppedFolder writes a backup of the data folder of a stopped server.
 func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err error) {
 	look, err := datafolder.Inspect(data)
 	if err != nil {
@@ -153,7 +154,8 @@ func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err err
 	return err
 }
 
-// saveBackup puts what write writes into a file, verified and synced.
+// saveBackup calls write and puts its output in place as the file path, once it is verified and
+// synced. For "-" it goes to standard output.
 func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if path == "-" {
 		sum, err := verifyWhileWriting(m.Stdout, write)
@@ -194,14 +196,15 @@ func (m *Main) printBackupSummary(what string, s backup.Summary) {
 		printable(what), s.Rows, s.Files, s.Bytes, s.Header.Folder, s.Header.Created.Format(time.RFC3339))
 }
 
-// verifyWhileWriting passes what write writes on to w, and reads it as a backup on the way.
+// verifyWhileWriting passes the output of write on to w and verifies it as a backup at the same
+// time.
 func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
 	r, pipe := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
 		var err error
 		sum, err = backup.Read(r, withRestoreChecks(backup.Sink{}))
-		r.CloseWithError(err) // nil: a write behind the end fails all the same
+		r.CloseWithError(err) // with nil, a write after the end of the backup still fails
 		done <- err
 	}()
 	err = write(io.MultiWriter(w, pipe))
@@ -232,7 +235,8 @@ func (m *Main) restoreCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !only {
-			// Before the backup is read. That DATA is a data folder itself is told when it is opened.
+			// This comes before the backup is read. datafolder.Make refuses DATA itself when it is
+			// a data folder.
 			if err := checkOutsideDataFolders(args[1]); err != nil && !datafolder.Is(args[1]) {
 				return err
 			}
@@ -260,8 +264,8 @@ func (m *Main) restoreCommand() *cobra.Command {
 	return cmd
 }
 
-// withRestoreChecks adds to a sink what makes a backup one that can be restored: its format and ID,
-// each row, and that no file is there twice.
+// withRestoreChecks wraps a sink with the checks that make a backup restorable: the format and the
+// ID of the data folder, the form of each row, and one file at most for each run.
 func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{
@@ -297,7 +301,7 @@ func withRestoreChecks(to backup.Sink) backup.Sink {
 	}
 }
 
-// contextReader reads until a context ends.
+// contextReader is a reader that fails once its context ends.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -343,14 +347,14 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 			stored <- persistence.Restore(persistence.Config{Dir: d.DB()}, func(yield func(key, value []byte) error) error {
 				for row := range rows {
 					if err := yield(row[0], row[1]); err != nil {
-						for range rows { // the reader is not to block
+						for range rows { // drained, so that the reader does not block
 						}
 						return err
 					}
 				}
 				return nil
 			})
-			for range rows { // it may have failed before it took any
+			for range rows { // Restore may have failed before it took any
 			}
 		}()
 		return nil

@@ -24,7 +24,7 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-// finding is one thing that is wrong in a data folder.
+// finding is one defect in a data folder. File, Offset and Run are set where they are known.
 type finding struct {
 	Text   string  `json:"text"`
 	File   string  `json:"file,omitempty"`
@@ -32,12 +32,12 @@ type finding struct {
 	Run    *uint64 `json:"run,omitempty"`
 }
 
-// checkReport is what `caravan check` found, as it prints it.
+// checkReport is the result of `caravan check`, in the form that -o json prints.
 type checkReport struct {
 	Data     string    `json:"data"`
 	Whole    bool      `json:"whole"`
-	Bytes    int64     `json:"tableBytes"` // of whole tables
-	Runs     int       `json:"runs"`       // that are whole
+	Bytes    int64     `json:"tableBytes"` // of intact tables
+	Runs     int       `json:"runs"`       // intact runs
 	Damaged  []uint64  `json:"damagedRuns"`
 	Findings []finding `json:"findings"`
 }
@@ -70,8 +70,9 @@ func (c *checkReport) addFinding(err error, run *uint64) {
 	c.Findings = append(c.Findings, f)
 }
 
-// inspectFolder calls fn with a data folder that no server has open, damaged or not, and what
-// can be read of its store. Nothing of it is changed; temporary files go into scratch.
+// inspectFolder opens a data folder read-only, damaged or not, and calls fn with it and the
+// readable part of its store. It is an error if a server has the folder open. Temporary files go
+// into scratch.
 func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolder.Folder, *persistence.Offline) error) (err error) {
 	data, err := datafolder.Inspect(path)
 	if err != nil {
@@ -89,8 +90,8 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 	return fn(data, store)
 }
 
-// checkFolder proves a data folder whole, or lists what is not. whole is called for each
-// run that is. The folder is not changed.
+// checkFolder verifies a data folder and lists its defects. It calls whole for each intact run. It
+// changes nothing.
 func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checkReport, error) {
 	c := &checkReport{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
 	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.Check(data.Worker())) {
@@ -126,7 +127,7 @@ func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistenc
 	return c, nil
 }
 
-// checkRun checks one run, and its output.
+// checkRun verifies one run and its output.
 func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offline, id messages.RunID, complete bool,
 	bad map[messages.RunID]bool, blame func(messages.RunID, error), whole func(messages.RunID, dag.RunState) error) error {
 	switch {
@@ -136,7 +137,7 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 		blame(id, fmt.Errorf("run %d: rows of it may lie in what is damaged", id))
 	}
 	if bad[id] {
-		return nil // named already
+		return nil // already reported
 	}
 	var refs []outputs.Ref
 	add := func(a *messages.AttemptRecord, stream messages.Stream, out messages.Output) {
@@ -205,18 +206,18 @@ func (m *Main) printReport(c *checkReport) error {
 	return nil
 }
 
-// salvageMargin is how many run ids are passed over when it is not known which were in
-// use: more than a server takes in the minute for which its last note of them is good.
+// salvageMargin is how many run IDs are skipped when the highest used ID is unknown. A server
+// writes its highest ID down every minute, and takes fewer runs than this in a minute.
 const salvageMargin = 10_000_000
 
-// salvageReport is what `caravan salvage` did.
+// salvageReport is the result of `caravan salvage`, in the form that -o json prints.
 type salvageReport struct {
 	checkReport
 	Into    string   `json:"into"`
 	Kept    int      `json:"kept"`
-	LeftOut []uint64 `json:"leftOut"` // runs that are damaged, or not provably whole
+	LeftOut []uint64 `json:"leftOut"` // damaged runs, and runs whose rows may be missing
 	NextRun uint64   `json:"nextRun"`
-	// KeptKeys is how many idempotency keys of deleted runs were kept.
+	// KeptKeys counts the idempotency keys of deleted runs that were copied.
 	KeptKeys int `json:"keptKeys"`
 }
 
@@ -259,7 +260,7 @@ func salvage(ctx context.Context, from, into, scratch string) (s *salvageReport,
 	return s, err
 }
 
-// checkOutsideFolder refuses a path in a data folder, also one that leads there by links.
+// checkOutsideFolder refuses a path inside the data folder data, with all links resolved.
 func checkOutsideFolder(data, path string) error {
 	real, err := resolveLinks(path)
 	if err != nil {
@@ -271,7 +272,7 @@ func checkOutsideFolder(data, path string) error {
 	return nil
 }
 
-// resolveLinks is a path without links, as far as it exists.
+// resolveLinks returns an absolute path without links. The last elements of path may be missing.
 func resolveLinks(path string) (real string, err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return "", err
@@ -287,7 +288,7 @@ func resolveLinks(path string) (real string, err error) {
 	return real, err
 }
 
-// salvageInto makes the new folder.
+// salvageInto creates the folder into and fills it from old. A failure leaves into empty.
 func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, into string) (s *salvageReport, err error) {
 	if err := checkOutsideFolder(data.Path(), into); err != nil {
 		return nil, err
@@ -315,12 +316,12 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 	return s, draft.Close()
 }
 
-// copyWholeRuns copies what is whole.
+// copyWholeRuns copies all intact runs and the keys of deleted runs.
 func copyWholeRuns(ctx context.Context, data *datafolder.Folder, old *persistence.Offline, draft *datafolder.Draft, store *persistence.Badger) (*salvageReport, error) {
 	s := &salvageReport{Into: draft.Path(), LeftOut: []uint64{}}
 	c, err := checkFolder(ctx, data, old, func(id messages.RunID, state dag.RunState) error {
 		if old.UnboundedLoss && !state.Final() {
-			// Its newest rows may be among those that are missing.
+			// Its newest rows may be among the missing ones.
 			s.LeftOut = append(s.LeftOut, uint64(id))
 			return nil
 		}

@@ -19,14 +19,14 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Config is what a server can be told. Each member is one option: a flag, an
-// environment variable and a key of the configuration file; see options.
+// Config is the configuration of a server. Each member is one option: a flag, an environment
+// variable and a key of the configuration file. serverOptions lists them.
 type Config struct {
 	Listen         []string // addresses: host:port or unix:path
 	Data           string
 	CPUMillis      int64 // thousandths of a core
 	MemoryBytes    int64 // memory that tasks may ask for together
-	EnforceMemory  bool  // tasks get no more memory than they ask for
+	EnforceMemory  bool  // a task gets no more memory than it asks for
 	KillGrace      time.Duration
 	MaxTasks       int
 	MaxBody        int64 // bytes
@@ -34,22 +34,22 @@ type Config struct {
 	RetainRuns     int   // 0 = all
 	RetainAge      time.Duration
 	RetainKeys     time.Duration
-	Slurm          bool     // tasks may choose the executor slurm
-	SlurmPartition string   // partition of those that name none; "" = the cluster's default
-	SlurmJobs      int      // of them at one time
-	AllowHosts     []string // names that requests may ask for, besides those of the loopback addresses
-	CORSOrigins    []string // of web pages that may use the API
-	Paused         bool     // no task starts until somebody resumes the server
-	Resume         bool     // tasks start, even if the server was paused before
-	Unverified     bool     // stored data is not verified before it is used
+	Slurm          bool     // jobs may name the executor slurm
+	SlurmPartition string   // partition of jobs that name none; "" = the cluster's default
+	SlurmJobs      int      // jobs at a time
+	AllowHosts     []string // host names that requests may address, besides the loopback names
+	CORSOrigins    []string // origins of web pages that may use the API
+	Paused         bool     // no task starts until the server is resumed
+	Resume         bool     // tasks start, even if the data folder is paused
+	Unverified     bool     // skip the verification of stored data
 	TokenFile      string
 	TLSCert        string
 	TLSKey         string
-	TLSClientCA    string // certificates of clients must be signed by it
-	Insecure       bool   // nothing is asked of callers beyond the loopback address
+	TLSClientCA    string // authority that must have signed every client certificate
+	Insecure       bool   // allow listening beyond the loopback address without authentication
 	AuditLog       string
-	Umask          string // of tasks, octal: that of the server's launch; "" = this process's. No option
-	HeapFloor      int64  // the size of the heap from which garbage is collected, in bytes; 0 = by percent alone
+	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option
+	HeapFloor      int64  // heap size in bytes below which the collector stays idle; 0 = by percent alone
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }
@@ -57,14 +57,14 @@ type Config struct {
 const envConfig = "CARAVAN_CONFIG"
 
 // resolveConfig finds the value of every option: the flag, else the environment variable, else the
-// configuration file, else the default. Errors name the source, and are usage errors.
+// configuration file, else the default. Its errors are usage errors and name the source.
 func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
 	path := flags.Lookup("config").Value.String()
 	if v, ok := lookup(envConfig); ok && path == "" {
 		path = v
 	}
 	file := &configFile{path: path, options: all}
-	// From the weakest source to the strongest: each replaces what those before it have.
+	// From the weakest source to the strongest: each one replaces the values of those before it.
 	sources := []struct {
 		provider koanf.Provider
 		origin   func(o option) string
@@ -95,7 +95,7 @@ func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all
 	return c, nil
 }
 
-// defaultValues are the options' values where no source has another one.
+// defaultValues holds the value of each option that applies when no source sets it.
 func defaultValues(all []option) map[string]any {
 	values := map[string]any{}
 	for _, o := range all {
@@ -104,7 +104,8 @@ func defaultValues(all []option) map[string]any {
 	return values
 }
 
-// environmentValues holds the options that environment variables set; an empty variable sets none.
+// environmentValues holds the options that environment variables set. An empty variable counts as
+// unset.
 func environmentValues(lookup func(string) (string, bool), all []option) map[string]any {
 	values := map[string]any{}
 	for _, o := range all {
@@ -115,18 +116,18 @@ func environmentValues(lookup func(string) (string, bool), all []option) map[str
 	return values
 }
 
-// asText keeps the text of a flag: options are parsed after the sources are merged.
+// asText keeps a flag's value as text: options are parsed after the sources are merged.
 func asText(name, value string) (string, any) { return name, value }
 
 // configFile is a configuration file as a koanf.Provider: one YAML mapping of option names to
-// values. Read finds every mistake and names it with its line and column.
+// values. Read reports every mistake with its line and column.
 type configFile struct {
 	path      string // "" = no file
 	options   []option
-	positions map[string]string // by option, where its value begins
+	positions map[string]string // by option: where its value begins
 }
 
-// Read implements koanf.Provider. The values are strings, as a flag would have them.
+// Read implements koanf.Provider. Its values are strings, as flags would have them.
 func (f *configFile) Read() (map[string]any, error) {
 	if f.path == "" {
 		return nil, nil
@@ -142,17 +143,17 @@ func (f *configFile) Read() (map[string]any, error) {
 	return values, nil
 }
 
-// ReadBytes implements koanf.Provider, which asks for it only beside a koanf.Parser.
+// ReadBytes implements koanf.Provider. koanf calls it only for providers with a koanf.Parser.
 func (f *configFile) ReadBytes() ([]byte, error) {
 	return nil, errors.New("configuration: use Read")
 }
 
-// origin says where the value of an option stands, for errors.
+// origin says where the file sets an option, for errors.
 func (f *configFile) origin(name string) string {
 	return fmt.Sprintf("configuration %s: %s: %s", f.path, f.positions[name], name)
 }
 
-// parse reads the text of the file.
+// parse returns the entries of a configuration file.
 func (f *configFile) parse(text []byte) (map[string]any, error) {
 	f.positions = map[string]string{}
 	file, err := parser.ParseBytes(text, 0)
@@ -224,7 +225,8 @@ func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) erro
 	return nil
 }
 
-// scalarText is the text of a scalar as the file has it; false for null, collections and aliases.
+// scalarText returns the text of a scalar as written in the file. It returns false for null,
+// collections and aliases.
 func scalarText(node ast.Node) (string, bool) {
 	switch n := node.(type) {
 	case *ast.StringNode:
@@ -241,7 +243,7 @@ func scalarText(node ast.Node) (string, bool) {
 	return "", false
 }
 
-// documentToken is where a document begins.
+// documentToken returns the first token of a document, or nil for an empty one.
 func documentToken(doc *ast.DocumentNode) *token.Token {
 	switch {
 	case doc.Start != nil:

@@ -14,7 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// serverFlags holds the flags of a command that talks to a server.
+// serverFlags holds the flags with which a command finds its server and authenticates to it.
 type serverFlags struct {
 	main          *Main
 	server        string
@@ -32,8 +32,8 @@ const (
 	envKey    = "CARAVAN_KEY"
 )
 
-// addServerFlags gives cmd the flags that say which server, and who asks. A token is in a file or
-// in the environment: the command line is for everybody to see.
+// addServerFlags gives cmd the flags for the server's address and the caller's credentials. There
+// is no flag for the token itself, because other users can see the command line.
 func (m *Main) addServerFlags(cmd *cobra.Command) *serverFlags {
 	r := &serverFlags{main: m, cmd: cmd}
 	f := cmd.Flags()
@@ -46,12 +46,13 @@ func (m *Main) addServerFlags(cmd *cobra.Command) *serverFlags {
 	return r
 }
 
-// address is the server to talk to, and whether the user named one.
+// address returns the server's address, and whether the user named one.
 func (r *serverFlags) address() (server string, named bool) {
 	return r.flagOrEnv("server", r.server, envServer)
 }
 
-// flagOrEnv is that of a flag, else of an environment variable, else the flag's default.
+// flagOrEnv returns the value of a flag, else of the environment variable, else the flag's default.
+// named tells whether the user set either.
 func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) {
 	if r.cmd.Flags().Changed(flag) {
 		return value, true
@@ -62,10 +63,10 @@ func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) 
 	return value, false
 }
 
-// newClient connects to the server that the user named.
+// newClient returns a client of the server that the user named.
 func (r *serverFlags) newClient() (*client.Client, error) { return r.newClientWith(client.Config{}) }
 
-// newClientWith is client with further settings.
+// newClientWith is newClient with further settings.
 func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 	c.Server, _ = r.address()
 	c.UserAgent = "caravan/" + versionInfo().Version
@@ -87,7 +88,7 @@ func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 	return out, nil
 }
 
-// readToken is what is sent to the server; "" = none.
+// readToken returns the token to send, or "".
 func (r *serverFlags) readToken() (string, error) {
 	if r.tokenFile == "" {
 		v, _ := r.main.LookupEnv(envToken)
@@ -120,7 +121,7 @@ func (r *serverFlags) readToken() (string, error) {
 	return token, nil
 }
 
-// isReachable tells whether the server answers within a second, ready or not.
+// isReachable reports whether the server answers within a second, ready or not.
 func (r *serverFlags) isReachable(ctx context.Context) bool {
 	c, err := r.newClientWith(client.Config{Retries: -1})
 	if err != nil {

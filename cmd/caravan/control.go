@@ -36,7 +36,7 @@ func (m *Main) killCommand() *cobra.Command {
 	return cmd
 }
 
-// stateCommand is pause, resume or restart: one change of state.
+// stateCommand makes the commands pause, resume and restart: each asks for one change of state.
 func (m *Main) stateCommand(name, state string) *cobra.Command {
 	about := map[string]string{
 		client.Paused:  "Pause a run: no task starts, running ones finish",
@@ -66,7 +66,7 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 		}
 	}
 	from := map[string][]string{
-		client.Paused:  nil, // all that have not ended
+		client.Paused:  nil, // every unfinished run
 		client.Running: {client.Paused},
 		client.Queued:  {client.Errored, client.Killed, client.Paused},
 	}
@@ -88,7 +88,7 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 	return cmd
 }
 
-// formatOutcome is how the run came to its end, as a line: for people.
+// formatOutcome describes the end of a run in one line.
 func formatOutcome(s *client.Summary) string {
 	return fmt.Sprintf("run %d %s: %s, took %s", s.RunID, s.State, formatStateCounts(s.TaskCounts), formatDuration(runDuration(s)))
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// Exit codes. They are part of the interface; docs/cli.md lists them.
+// Exit codes are part of the interface. docs/cli.md lists them.
 const (
 	exitCompleted   = 0
 	exitInternal    = 1
@@ -24,8 +24,7 @@ const (
 	exitInterrupted = 130
 )
 
-// usageError is a mistake in the command line, the environment or the
-// configuration file.
+// usageError marks a mistake in the command line, the environment or the configuration file.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -35,7 +34,7 @@ func usageErrorf(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
-// invalidError is a document that would be refused.
+// invalidError is the error for a document that a server would refuse.
 type invalidError struct {
 	text     string
 	problems []client.Problem
@@ -43,8 +42,8 @@ type invalidError struct {
 
 func (e *invalidError) Error() string { return e.text }
 
-// runEndedError is a run that ended otherwise than COMPLETED. When the command has
-// told the user already, told is set.
+// runEndedError is the error for a run that ended in a state other than COMPLETED. reported means
+// that the command has already shown the outcome.
 type runEndedError struct {
 	run      uint64
 	state    string
@@ -53,12 +52,12 @@ type runEndedError struct {
 
 func (e *runEndedError) Error() string { return fmt.Sprintf("run %d: %s", e.run, e.state) }
 
-// timeoutError is a wait that took longer than --timeout.
+// timeoutError is the error for a wait that exceeded --timeout.
 type timeoutError struct{ text string }
 
 func (e *timeoutError) Error() string { return e.text }
 
-// exitCode is the exit code that err stands for.
+// exitCode maps an error to the exit code of the program.
 func exitCode(err error) int {
 	var (
 		usage   *usageError
@@ -99,7 +98,7 @@ func exitCode(err error) int {
 	return exitInternal
 }
 
-// problemsOf finds the problems of a refused document in err.
+// problemsOf returns the problems of the refused document that err is about.
 func problemsOf(err error) []client.Problem {
 	var invalid *invalidError
 	if errors.As(err, &invalid) {
@@ -112,14 +111,13 @@ func problemsOf(err error) []client.Problem {
 	return nil
 }
 
-// printError writes an error as `caravan: …`, followed by all problems of a refused
-// document.
+// printError writes an error as `caravan: …`, followed by all problems of a refused document.
 func (m *Main) printError(err error) {
 	var ended *runEndedError
 	if errors.As(err, &ended) && ended.reported {
 		return
 	}
-	// Joined errors come on lines of their own.
+	// errors.Join puts each error on a line of its own.
 	line := strings.ReplaceAll(err.Error(), "\n", "; ")
 	if errors.Is(err, client.ErrNoServer) {
 		line += "; `caravan serve` starts one, --server or " + envServer + " names another one"
@@ -127,7 +125,7 @@ func (m *Main) printError(err error) {
 	fmt.Fprintf(m.Stderr, "caravan: %s\n", printable(line))
 	problems := problemsOf(err)
 	if len(problems) == 1 && strings.Contains(line, problems[0].Pointer) && strings.Contains(line, problems[0].Message) {
-		return // the line above is all there is to say
+		return // the line above contains the only problem
 	}
 	for _, p := range problems {
 		fmt.Fprintf(m.Stderr, "  %s: %s\n", formatPointer(p.Pointer), printable(p.Message))

@@ -13,8 +13,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// engineClock is the machine's clock, with a wall clock that a test sets: by the duration
-// in the file that CARAVAN_FAULT_CLOCK names. Only binaries for tests are built with it.
+// engineClock returns the system clock with an adjustable wall clock, for tests: the file named by
+// CARAVAN_FAULT_CLOCK holds the duration to add.
 func engineClock() actors.Clock {
 	return faultyClock{actors.SystemClock(), os.Getenv("CARAVAN_FAULT_CLOCK")}
 }
@@ -24,7 +24,7 @@ type faultyClock struct {
 	path string
 }
 
-// Now is part of actors.Clock.
+// Now implements actors.Clock.
 func (c faultyClock) Now() (wall, monotonic int64) {
 	wall, monotonic = c.Clock.Now()
 	if text, err := os.ReadFile(c.path); err == nil {
@@ -34,9 +34,9 @@ func (c faultyClock) Now() (wall, monotonic int64) {
 	return wall, monotonic
 }
 
-// fileSystem is the machine's file system with the faults that a test writes into the script
-// DATA.faults. The server and its worker both follow the script: a worker gets a clean
-// environment, so a variable would not reach it. Only binaries for tests are built with it.
+// fileSystem returns the operating system's files with the faults that the script DATA.faults
+// describes. The server and its worker both follow the script. The script is a file, because an
+// environment variable would not reach the worker.
 func fileSystem(data string) vfs.FS {
 	if path, err := filepath.Abs(data); err == nil {
 		data = path

@@ -20,8 +20,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// listeners is what a server listens on, and what decides who is let in. As a listener
-// it is the first of its entrances.
+// listeners is the set of addresses that a server listens on, with its rules of access. As a
+// net.Listener it stands for the first of them.
 type listeners struct {
 	net.Listener
 	entrances    []net.Listener
@@ -31,8 +31,8 @@ type listeners struct {
 	log          *slog.Logger
 }
 
-// openListeners listens on all addresses. It refuses to listen beyond this machine when
-// nothing is asked of callers there.
+// openListeners listens on all addresses. It refuses addresses beyond the loopback interface when
+// callers there would need no credentials.
 func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	d := &listeners{log: log, auditDropped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "caravan_audit_lost_total", Help: "Entries that could not be written to the audit log.",
@@ -65,12 +65,12 @@ func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	return d, nil
 }
 
-// checkOutsideData refuses files of the server's that others write or rotate in a data folder: its own,
-// which may not exist yet, or any other one.
+// checkOutsideData refuses a token file or an audit log inside a data folder. The server's own data
+// folder may not exist yet.
 func checkOutsideData(c Config) error {
 	data, err := resolveLinks(c.Data)
 	if err != nil {
-		return nil // it cannot be opened either, which says why
+		return nil // opening the data folder reports the cause
 	}
 	for _, file := range []struct{ option, path string }{{"token-file", c.TokenFile}, {"audit-log", c.AuditLog}} {
 		if file.path == "" {
@@ -83,7 +83,7 @@ func checkOutsideData(c Config) error {
 	return nil
 }
 
-// loadAccess reads tokens, certificates and the like.
+// loadAccess reads origins, tokens and certificates, and opens the audit log.
 func (d *listeners) loadAccess(c Config) (err error) {
 	if len(c.CORSOrigins) > 0 {
 		if d.access.Origins, err = access.NewOrigins(c.CORSOrigins...); err != nil {
@@ -111,7 +111,7 @@ func (d *listeners) loadAccess(c Config) (err error) {
 	return err
 }
 
-// configureTCP sets up an entrance by TCP.
+// configureTCP sets the allowed hosts and TLS of a TCP listener.
 func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp *net.TCPAddr) (err error) {
 	names := c.AllowHosts
 	loopback := tcp.IP.IsLoopback()
@@ -144,7 +144,7 @@ func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp
 	return nil
 }
 
-// Close closes all entrances.
+// Close implements net.Listener. It closes all listeners.
 func (d *listeners) Close() error {
 	var errs []error
 	for _, l := range d.entrances {
@@ -155,7 +155,8 @@ func (d *listeners) Close() error {
 	return errors.Join(errs...)
 }
 
-// shutDown ends what Close leaves open: the audit log, which has to outlive service.
+// shutDown closes the listeners and the audit log, which must stay open as long as requests are
+// served.
 func (d *listeners) shutDown() {
 	_ = d.Close()
 	if err := d.access.Audit.Close(); err != nil {
@@ -163,13 +164,13 @@ func (d *listeners) shutDown() {
 	}
 }
 
-// isReloadable tells whether there is anything to reload.
+// isReloadable reports whether reload would do anything.
 func (d *listeners) isReloadable() bool {
 	return d.access.Keys != nil || d.access.Audit != nil || d.certificate != nil
 }
 
-// reload reads the token file again and opens the audit log again. What has a mistake
-// stays as it was.
+// reload reads the token file and the certificates again, and reopens the audit log. A file with a
+// mistake leaves the former content in force.
 func (d *listeners) reload() {
 	if d.access.Keys != nil {
 		if err := d.access.Keys.Reload(); err != nil {
@@ -190,7 +191,7 @@ func (d *listeners) reload() {
 	}
 }
 
-// logAddresses writes a line for each address, whatever the log's level.
+// logAddresses logs a line for each address, at every log level.
 func (d *listeners) logAddresses(c Config, log *slog.Logger) {
 	for i, l := range d.entrances {
 		address := l.Addr().String()
@@ -210,7 +211,7 @@ func (d *listeners) logAddresses(c Config, log *slog.Logger) {
 
 const unixPrefix = "unix:"
 
-// listenOn takes an address; one in use is said plainly.
+// listenOn listens on one address and explains why when the address is in use.
 func listenOn(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
 		return listenUnix(path)
@@ -225,7 +226,7 @@ func listenOn(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// addressCause drops what net repeats of the address.
+// addressCause strips the address, which the caller names, from an error of package net.
 func addressCause(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
@@ -234,19 +235,19 @@ func addressCause(err error) error {
 	return err
 }
 
-// maxSocketPath is the longest path of a unix socket that the kernel takes.
+// maxSocketPath is the longest path of a unix socket that the kernel accepts, in bytes.
 const maxSocketPath = 107
 
-// unixListener is a unix socket and the lock that says that its path is taken.
+// unixListener is a unix socket and the lock that reserves its path.
 type unixListener struct {
 	net.Listener
 	lock *os.File
 	once sync.Once
 }
 
-// listenUnix listens on a unix socket that only this user (and root) can connect to.
-// A lock beside the socket tells a server that lives from a socket that a killed one
-// has left: only the holder of the lock removes or makes the socket.
+// listenUnix listens on a unix socket that only this user and root can connect to. The lock beside
+// the socket tells a running server from the leftover socket of a killed one: only the holder of
+// the lock removes or creates the socket.
 func listenUnix(path string) (_ net.Listener, err error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("address unix:%s: the path is too long: at most %d bytes", path, maxSocketPath)
@@ -278,7 +279,8 @@ func listenUnix(path string) (_ net.Listener, err error) {
 			return nil, fmt.Errorf("address unix:%s: remove the socket that a former server has left: %w", path, err)
 		}
 	}
-	// Linux gives the socket's file the mode of the descriptor: it never has another one.
+	// Linux creates the socket's file with the mode of the descriptor, so the file is never
+	// accessible to others.
 	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); e != nil {
@@ -293,8 +295,8 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	return &unixListener{Listener: l, lock: lock}, nil
 }
 
-// Close removes the socket, then lets go of the lock. The file of the lock stays:
-// removing it could take it from under another server.
+// Close removes the socket and then releases the lock. The lock file stays: removing it could take
+// the lock away from another server.
 func (u *unixListener) Close() (err error) {
 	u.once.Do(func() { err = errors.Join(u.Listener.Close(), u.lock.Close()) })
 	return err

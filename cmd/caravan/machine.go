@@ -12,19 +12,18 @@ import (
 	"sync"
 )
 
-// machine is what tasks and the server have to share, limits of the container
-// included.
+// machine is the capacity that tasks and the server share, within the limits of the container.
 type machine struct {
 	cpus     int64 // whole cores, at least 1
-	memoryMB int64 // at least 1
+	memoryMB int64 // MiB, at least 1
 }
 
-// thisMachine asks the kernel. root is "/" but in tests.
+// thisMachine asks the kernel. root is "/" except in tests.
 func thisMachine(root string) machine {
 	m := machine{cpus: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
 	for _, dir := range cgroups(root) {
 		if quota, period, ok := cpuMax(dir); ok {
-			// A part of a core counts as one: tasks ask for one by default.
+			// A fraction of a core counts as a whole one: tasks ask for one core by default.
 			m.cpus = min(m.cpus, int64(math.Ceil(quota/period)))
 		}
 		for _, name := range []string{"memory.max", "memory.limit_in_bytes"} {
@@ -40,7 +39,7 @@ func thisMachine(root string) machine {
 func (m machine) coresText() string  { return strconv.FormatInt(m.cpus, 10) }
 func (m machine) memoryText() string { return strconv.FormatInt(m.memoryMB, 10) }
 
-// totalMemory is MemTotal in bytes; 1 GiB where it cannot be read.
+// totalMemory returns MemTotal in bytes, or 1 GiB if it cannot be read.
 func totalMemory(root string) int64 {
 	text, _ := os.ReadFile(path.Join(root, "proc/meminfo"))
 	for line := range strings.Lines(string(text)) {
@@ -54,8 +53,8 @@ func totalMemory(root string) int64 {
 	return 1 << 30
 }
 
-// cgroups lists the folders whose limits hold for this process: its own control
-// groups and all above them, version 2 and 1.
+// cgroups lists the directories whose limits apply to this process: its control groups and all
+// their ancestors, of versions 1 and 2.
 func cgroups(root string) []string {
 	text, _ := os.ReadFile(path.Join(root, "proc/self/cgroup"))
 	var dirs []string
@@ -64,8 +63,8 @@ func cgroups(root string) []string {
 		if len(f) != 3 {
 			continue
 		}
-		// Below the root of a controller; in a container the path may be seen from
-		// outside and not exist here: the root itself is always looked at.
+		// In a container the path may be the one that the host sees, which does not exist here. The
+		// root of the controller is always included.
 		for _, controller := range strings.Split(f[1], ",") {
 			top := path.Join(root, "sys/fs/cgroup", controller)
 			for p := path.Clean("/" + f[2]); ; p = path.Dir(p) {
@@ -79,7 +78,7 @@ func cgroups(root string) []string {
 	return dirs
 }
 
-// cpuMax reads a group's quota and period, in the same unit.
+// cpuMax returns the quota and the period of a group, in the same unit.
 func cpuMax(dir string) (quota, period float64, ok bool) {
 	if text, err := os.ReadFile(path.Join(dir, "cpu.max")); err == nil {
 		f := strings.Fields(string(text))
@@ -104,18 +103,18 @@ func readInt(name string) (int64, bool) {
 	return n, err == nil
 }
 
-// tuneRuntime fits Go's runtime to a server. GOMAXPROCS, GOMEMLIMIT and GOGC, where
-// they are set, prevail.
+// tuneRuntime adapts Go's runtime to a server. Values of GOMAXPROCS, GOMEMLIMIT and GOGC that the
+// user sets take precedence.
 //
-// It runs on twice as many Ps as there are cores: its threads hang in the kernel, most
-// of all in the commit's sync, and one that comes back finds a P at once. On as many as
-// cores it waits for the others, with every commit, and the runtime's monitor wakes
-// 50,000 times a second to take Ps from those that hang: together a third of the
-// submissions per second.
+// It sets GOMAXPROCS to twice the number of cores. The server's threads often block in the kernel,
+// mostly in the sync of a commit, and a thread that returns finds a free P at once. With as many Ps
+// as cores it would wait after every commit, and the runtime's monitor would wake 50,000 times a
+// second to retake Ps from blocked threads. Both together cost a third of the submissions per
+// second.
 //
-// The collector works harder before the server takes a quarter of the machine from its
-// tasks; never less than 512 MiB. The result is the size from which it works at all, in
-// bytes, for newCollector; 0 where the user decides.
+// The memory limit is a quarter of the machine's memory, at least 512 MiB, because the rest belongs
+// to the tasks. The result is the heap size in bytes below which the collector stays idle, for
+// newGCTuner; 0 where GOGC is set.
 func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64) {
 	set := func(name string) bool {
 		v, ok := lookup(name)
@@ -134,27 +133,27 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64
 	return heapFloor
 }
 
-// gcTuner fits the pace of Go's garbage collector to the server. It belongs to the process,
-// so there is one.
+// gcTuner adapts the pace of Go's garbage collector to the server. The collector belongs to the
+// process, so there is one tuner.
 //
-// A collection takes every request some milliseconds longer, and with a small heap there are
-// many of them: so the heap may grow to a floor before the first one, and each one after it.
-// While a long document is planned it is the other way round: the heap grows fast then, and
-// what garbage takes at other times would be more than the document.
+// A collection delays every request by some milliseconds, and a small heap has many collections.
+// Therefore the heap may grow to a floor before each of them. While a long document is planned the
+// opposite holds: the heap grows fast, and the usual share of garbage would exceed the document.
 type gcTuner struct {
-	floorBytes     int64 // the size from which garbage is collected, in bytes; 0 = by percent alone
-	defaultPercent int   // percent of what lives that garbage may take; negative: never collected
+	floorBytes     int64 // heap size in bytes below which the collector stays idle; 0 = by percent alone
+	defaultPercent int   // garbage as a percentage of the live heap; negative: no collections
 
 	mu             sync.Mutex
-	liveBytes      int64 // what lived at the last collection, in bytes; 0 = not known
-	holders        int   // of spare
-	currentPercent int   // percent
+	liveBytes      int64 // live heap after the last collection, in bytes; 0 = unknown
+	holders        int   // callers that hold the pressure low
+	currentPercent int   // what the runtime is set to
 }
 
-// pressurePercent is what garbage may take while somebody asks for it, in percent.
+// pressurePercent is the share of garbage, in percent of the live heap, while a caller holds the
+// pressure low.
 const pressurePercent = 25
 
-// newGCTuner goes out from the percent that is set.
+// newGCTuner starts from the percentage that the runtime has.
 func newGCTuner(floor int64) *gcTuner {
 	c := &gcTuner{floorBytes: floor, defaultPercent: debug.SetGCPercent(100)}
 	c.currentPercent = 100
@@ -167,7 +166,8 @@ func newGCTuner(floor int64) *gcTuner {
 	return c
 }
 
-// watchCollections has the collector look at what lives after each collection.
+// watchCollections calls onCollection after each collection: the finalizer of an unreachable object
+// runs then, and sets itself up again.
 func (c *gcTuner) watchCollections() {
 	type mark struct{ _ *byte }
 	var collected func(*mark)
@@ -180,7 +180,7 @@ func (c *gcTuner) watchCollections() {
 	runtime.SetFinalizer(new(mark), collected)
 }
 
-// onCollection notes what lives.
+// onCollection records the size of the live heap.
 func (c *gcTuner) onCollection(live int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -188,7 +188,7 @@ func (c *gcTuner) onCollection(live int64) {
 	c.apply()
 }
 
-// percent is what garbage may take now. c.mu is held.
+// percent returns the percentage that should apply now. The caller holds c.mu.
 func (c *gcTuner) percent() int {
 	switch {
 	case c.holders > 0 && (c.defaultPercent < 0 || c.defaultPercent > pressurePercent):
@@ -199,8 +199,8 @@ func (c *gcTuner) percent() int {
 	return c.defaultPercent
 }
 
-// apply tells the runtime, which stops everything for that: so small changes are passed over.
-// c.mu is held.
+// apply sets the runtime's percentage. Setting it stops the world, so small changes are skipped.
+// The caller holds c.mu.
 func (c *gcTuner) apply() {
 	if p := c.percent(); p != c.currentPercent && (p < c.currentPercent*9/10 || p > c.currentPercent*11/10 || p == c.defaultPercent) {
 		c.currentPercent = p
@@ -208,7 +208,7 @@ func (c *gcTuner) apply() {
 	}
 }
 
-// lowerPressure asks for less garbage, until end is called.
+// lowerPressure keeps garbage low until the caller calls end.
 func (c *gcTuner) lowerPressure() (end func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,9 +1,9 @@
-// Command caravan is the server and the command line of Caravan: `caravan serve`
-// runs graphs of tasks that are submitted over REST; the other commands talk to
-// such a server, or (`caravan run`) bring one of their own.
+// Command caravan is the server and the command line of Caravan: `caravan serve` runs graphs of
+// tasks that are submitted over REST. The other commands talk to such a server, or, like `caravan
+// run`, start one of their own.
 //
-// wiring.go puts the packages together; config.go is what a server can be told;
-// every command has a file of its own name.
+// Reading order: main.go runs one command line, root.go lists the commands, config.go and
+// options.go are the configuration of a server, wiring.go connects the packages.
 package main
 
 import (
@@ -19,40 +19,41 @@ import (
 	"golang.org/x/term"
 )
 
-// Set by the linker: -X main.version=… -X main.commit=… -X main.date=….
+// The linker sets these: -X main.version=… -X main.commit=… -X main.date=….
 var version, commit, date string
 
-// Main is one invocation of the program and all that it touches of its process.
+// Main is one invocation of the program, with everything that it uses of its process.
 type Main struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	LookupEnv      func(string) (string, bool)
-	// Umask is that of the launch, which tasks get.
+	// Umask is the umask of the launching shell. Tasks get it.
 	Umask int
-	// Zone is the time zone that times are shown in.
+	// Zone is the time zone for showing times.
 	Zone *time.Location
-	// Terminal tells whether a stream is a terminal.
+	// Terminal reports whether a stream is a terminal.
 	Terminal func(stream any) bool
-	// Signals delivers what asks the program to stop: the first signal politely,
-	// the second at once.
+	// Signals delivers the signals that ask the program to stop. The first one stops it gracefully,
+	// the second one at once.
 	Signals <-chan os.Signal
-	// Hangups delivers SIGHUP, until the function that it returns is called. Nil: never.
+	// Hangups starts delivering SIGHUP and returns the function that stops it. Nil: SIGHUP is not
+	// delivered.
 	Hangups func() (<-chan os.Signal, func())
-	// Open starts a server, for serve and run. Nil is the real one.
+	// OpenServer starts a server for serve and run. Nil: openServer.
 	OpenServer opener
 
-	// Exit ends the process when a second signal came and Run does not return. Nil: it is
-	// waited for.
+	// Exit ends the process after a second signal when Run does not return. Nil: the program waits
+	// for Run.
 	Exit func(code int)
-	// Catch has further signals delivered to Signals. Nil: they are not.
+	// CatchSignals delivers further signals to Signals. Nil: they are not delivered.
 	CatchSignals func(...os.Signal)
 
 	jsonOutput bool            // -o json
-	interrupt  func()          // does what the first signal does
-	forced     context.Context // ends with the second signal
+	interrupt  func()          // what the first signal does
+	forced     context.Context // ends at the second signal
 }
 
-// errInterrupted is the cause of a context that the first signal ended.
+// errInterrupted is the cause of a context that ended at the first signal.
 var errInterrupted = errors.New("interrupted")
 
 func main() {
@@ -66,7 +67,7 @@ func main() {
 	}
 	signals := make(chan os.Signal, 2)
 	notifyStopSignals(signals, os.Interrupt, syscall.SIGTERM)
-	// What tasks print, and tokens, and backups are for this user alone.
+	// Output of tasks, tokens and backups are for this user alone.
 	umask := syscall.Umask(0o077)
 	m := &Main{
 		Umask: umask,
@@ -92,8 +93,8 @@ func main() {
 	os.Exit(m.Run(context.Background(), os.Args[1:]))
 }
 
-// Run carries out one command line and returns the exit code. Errors are one line
-// on Stderr.
+// Run executes one command line and returns the exit code. It writes an error as one line to
+// Stderr.
 func (m *Main) Run(ctx context.Context, args []string) int {
 	if m.OpenServer == nil {
 		m.OpenServer = openServer
@@ -119,7 +120,7 @@ func (m *Main) Run(ctx context.Context, args []string) int {
 		return exitCompleted
 	}
 	if context.Cause(ctx) == errInterrupted && errors.Is(err, context.Canceled) {
-		err = errInterrupted // whatever it was doing
+		err = errInterrupted // whatever the command was doing
 	}
 	m.printError(err)
 	return exitCode(err)

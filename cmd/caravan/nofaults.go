@@ -7,8 +7,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// engineClock is the engine's clock: nil, the machine's.
+// engineClock returns nil: the engine uses the system clock.
 func engineClock() actors.Clock { return nil }
 
-// fileSystem is how the files of a data folder are read and written: the machine's.
+// fileSystem returns the files of the operating system.
 func fileSystem(string) vfs.FS { return vfs.OS{} }

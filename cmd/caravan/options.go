@@ -17,25 +17,25 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// option is one thing that a server can be told, under one name everywhere:
-// --kill-grace, CARAVAN_KILL_GRACE, `kill-grace:`.
+// option is one configurable setting. It has the same name everywhere: --kill-grace,
+// CARAVAN_KILL_GRACE, `kill-grace:`.
 type option struct {
 	name    string
-	value   string // what stands for the value in the help
+	value   string // placeholder of the value in the help
 	usage   string
-	initial string // the default, as a user would write it
+	initial string // the default, in the notation of a user
 	set     func(*Config, string) error
-	// ofMachine: the default depends on the machine.
+	// ofMachine means that the default depends on the machine.
 	ofMachine bool
 }
 
-// env is the environment variable of the option.
+// env returns the name of the option's environment variable.
 func (o option) env() string {
 	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
 }
 
-// serverOptions are all there are, in the order of the help. hw is the default for
-// cores and memory.
+// serverOptions lists all options in the order of the help. hw provides the defaults of cores and
+// memory.
 func serverOptions(hw machine) []option {
 	return []option{
 		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
@@ -101,21 +101,21 @@ func serverOptions(hw machine) []option {
 	}
 }
 
-// addOptionFlags gives a command the flag of every option, and --config.
+// addOptionFlags gives a command a flag for every option, and --config.
 func addOptionFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
 		flags.Var(&optionValue{value: o.initial, kind: o.value}, o.name, o.usage+" (environment: "+o.env()+")")
 		if o.value == "switch" {
-			flags.Lookup(o.name).NoOptDefVal = "on" // the name alone
+			flags.Lookup(o.name).NoOptDefVal = "on" // for the flag without a value
 		}
 		if o.ofMachine {
-			flags.Lookup(o.name).DefValue = "" // the help is the same on every machine
+			flags.Lookup(o.name).DefValue = "" // so that the help is the same on every machine
 		}
 	}
 }
 
-// optionValue is the value of an option's flag: it is judged later, with the other sources.
+// optionValue is the value of an option's flag. It is parsed later, with the other sources.
 type optionValue struct {
 	value, kind string
 	isSet       bool
@@ -124,7 +124,7 @@ type optionValue struct {
 func (t *optionValue) String() string { return t.value }
 func (t *optionValue) Type() string   { return t.kind }
 
-// Set takes a value. The flag of a list may be given more than once.
+// Set implements pflag.Value. The flag of a list may be repeated.
 func (t *optionValue) Set(s string) error {
 	if t.isSet && isList(t.kind) {
 		s = t.value + "," + s
@@ -133,8 +133,8 @@ func (t *optionValue) Set(s string) error {
 	return nil
 }
 
-// isList tells whether an option of this kind has several values: separated by
-// commas, or the flag repeated, or a sequence in the configuration file.
+// isList reports whether an option of this kind has several values: separated by commas, by
+// repeating the flag, or as a sequence in the configuration file.
 func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
 
 func optionNames(all []option) []string {
@@ -145,7 +145,7 @@ func optionNames(all []option) []string {
 	return names
 }
 
-// kindOf is the kind of value that an option has; "" for an unknown option.
+// kindOf returns the kind of an option's value, or "" for an unknown option.
 func kindOf(all []option, name string) string {
 	for _, o := range all {
 		if o.name == name {
@@ -155,7 +155,8 @@ func kindOf(all []option, name string) string {
 	return ""
 }
 
-// The values of options, as users write them. Each function names what is wrong.
+// The functions below parse the values of options in the notation of users. Their errors describe
+// the mistake; the caller adds the source.
 
 func parseNonEmpty(s string) (string, error) {
 	if strings.TrimSpace(s) == "" {
@@ -180,7 +181,7 @@ func parseListen(s string) ([]string, error) {
 	return addresses, nil
 }
 
-// checkAddress wants host:port or unix:path.
+// checkAddress accepts host:port and unix:path.
 func checkAddress(s string) error {
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
 		if path == "" {
@@ -200,7 +201,7 @@ func checkAddress(s string) error {
 	return nil
 }
 
-// parseThousandths reads a positive decimal number in thousandths.
+// parseThousandths parses a positive decimal number and returns it in thousandths.
 func parseThousandths(s string) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsNaN(f) || f < 0.001 || f > 1e12 {
@@ -209,7 +210,7 @@ func parseThousandths(s string) (int64, error) {
 	return int64(math.Round(f * 1000)), nil
 }
 
-// parseMiB reads a positive decimal number of MiB; the result is in bytes.
+// parseMiB parses a positive decimal number of MiB and returns bytes.
 func parseMiB(s string) (int64, error) {
 	milli, err := parseThousandths(s)
 	if err != nil {
@@ -229,7 +230,7 @@ func parseCount(s string, least, most int64) (int, error) {
 	return int(n), nil
 }
 
-// parseDuration reads what time.ParseDuration reads, days ("30d"), and 0.
+// parseDuration parses the format of time.ParseDuration, days ("30d"), and 0.
 func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		f, err := strconv.ParseFloat(days, 64)
@@ -245,7 +246,7 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// duration is the value of a flag that parseDuration reads.
+// duration is a pflag.Value that parseDuration reads.
 type duration time.Duration
 
 func (d *duration) Type() string { return "duration" }
@@ -262,10 +263,10 @@ func (d *duration) Set(s string) (err error) {
 	return err
 }
 
-// maxSize bounds what sizes may be.
+// maxSize is the largest size that an option may have, in bytes.
 const maxSize = 1 << 40
 
-// parseSize reads a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB).
+// parseSize parses a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB).
 func parseSize(s string) (int64, error) {
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n < 1 || n > maxSize {
@@ -285,7 +286,7 @@ func parseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
-// parseSwitch reads on and off, and what YAML and others write for them.
+// parseSwitch accepts on and off, and their synonyms in YAML and other tools.
 func parseSwitch(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "on", "true", "yes", "1":
@@ -303,7 +304,7 @@ func parseChoice(s string, choices ...string) (string, error) {
 	return s, nil
 }
 
-// parseList reads values that are separated by commas.
+// parseList splits a list at its commas.
 func parseList(s string) []string {
 	var out []string
 	for item := range strings.SplitSeq(s, ",") {

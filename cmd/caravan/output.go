@@ -18,16 +18,16 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// table prints rows in aligned columns. Rows come in batches: the widths of the
-// columns grow from batch to batch, so that a long list is printed as it arrives.
+// table prints rows in aligned columns. It prints in batches, so that a long list appears as it
+// arrives. The columns grow from batch to batch.
 type table struct {
 	w      io.Writer
-	paint  func(word string) string // colours a state; never changes its letters
+	paint  func(word string) string // adds colour to a state; keeps its text
 	widths []int
 	rows   [][]string
 }
 
-// batchRows is how many rows are aligned together.
+// batchRows is the number of rows that are aligned together.
 const batchRows = 1000
 
 func newTable(w io.Writer, paint func(string) string, heads ...string) *table {
@@ -65,14 +65,15 @@ func (t *table) flush() error {
 	return w.Flush()
 }
 
-// displayWidth is how many columns of a terminal s takes: the letters of some scripts take
-// two, accents that are written apart none.
+// displayWidth returns the number of terminal columns that s takes: letters of some scripts take
+// two, combining accents take none.
 func displayWidth(s string) int {
-	width := runewidth.Condition{StrictEmojiNeutral: true} // the same wherever it runs
+	width := runewidth.Condition{StrictEmojiNeutral: true} // independent of the locale
 	return width.StringWidth(s)
 }
 
-// statePainter colours states on a terminal, unless NO_COLOR is set or TERM is dumb.
+// statePainter returns a function that colours states on a terminal, unless NO_COLOR is set or TERM
+// is dumb.
 func (m *Main) statePainter(stream io.Writer) func(string) string {
 	plain := func(s string) string { return s }
 	if v, _ := m.LookupEnv("NO_COLOR"); v != "" || !m.Terminal(stream) {
@@ -93,7 +94,7 @@ func (m *Main) statePainter(stream io.Writer) func(string) string {
 	}
 }
 
-// printJSON writes v as an indented document.
+// printJSON prints v as an indented document.
 func (m *Main) printJSON(v any) error {
 	e := json.NewEncoder(m.Stdout)
 	e.SetEscapeHTML(false)
@@ -101,8 +102,8 @@ func (m *Main) printJSON(v any) error {
 	return e.Encode(v)
 }
 
-// printable shows control characters and broken UTF-8 as escapes: names and tags
-// are the users' own, and no business of the terminal's.
+// printable escapes control characters and broken UTF-8. Names and tags come from users and must
+// not control the terminal.
 func printable(s string) string {
 	clean := func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }
 	if strings.IndexFunc(s, clean) < 0 {
@@ -123,7 +124,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-// formatPointer shows a JSON pointer; the whole document has an empty one.
+// formatPointer returns a JSON pointer for printing, "/" for the whole document.
 func formatPointer(p string) string {
 	if p == "" {
 		return "/"
@@ -131,7 +132,7 @@ func formatPointer(p string) string {
 	return printable(p)
 }
 
-// formatTime shows a time to the second, in the user's zone.
+// formatTime formats a time to the second, in the user's time zone.
 func (m *Main) formatTime(n client.Nanos) string {
 	if n == 0 {
 		return "-"
@@ -139,7 +140,7 @@ func (m *Main) formatTime(n client.Nanos) string {
 	return n.Time().In(m.Zone).Format("2006-01-02 15:04:05")
 }
 
-// formatDuration shows a duration with about three digits.
+// formatDuration formats a duration with about three digits.
 func formatDuration(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -158,12 +159,12 @@ func formatDuration(d time.Duration) string {
 	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
 }
 
-// states in the order in which counts are shown.
+// taskStatesInOrder lists the states in the order in which counts are shown.
 func taskStatesInOrder() []string {
 	return []string{client.Completed, client.Running, client.Retry, client.Queued, client.Errored, client.Killed}
 }
 
-// formatStateCounts shows tasks by state: "11 COMPLETED, 14 RUNNING".
+// formatStateCounts formats the numbers of tasks by state: "11 COMPLETED, 14 RUNNING".
 func formatStateCounts(by map[string]int) string {
 	var parts []string
 	for _, s := range taskStatesInOrder() {
@@ -174,7 +175,7 @@ func formatStateCounts(by map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
-// pluralize is "1 task", "2 tasks".
+// pluralize formats a count: "1 task", "2 tasks".
 func pluralize(n int, word string) string {
 	if n == 1 {
 		return "1 " + word
@@ -182,8 +183,8 @@ func pluralize(n int, word string) string {
 	return fmt.Sprintf("%d %ss", n, word)
 }
 
-// progress shows a run while it goes on, on Stderr: a bar on a terminal, else a
-// line per change of state and at most one a second.
+// progress shows a run on Stderr while it goes on: a bar on a terminal, otherwise a line per change
+// of state and at most one a second.
 type progress struct {
 	w    io.Writer
 	run  uint64
@@ -192,11 +193,11 @@ type progress struct {
 	bar  *mpb.Bar
 
 	state        string
-	lastLine     string // the last one, without the rate
+	lastLine     string // the last printed line, without the rate
 	lastPrinted  time.Time
 	firstSeen    time.Time
-	endedAtFirst int                    // tasks that had ended at the first look
-	barText      atomic.Pointer[string] // what stands behind the bar
+	endedAtFirst int                    // tasks that had ended when the display started
+	barText      atomic.Pointer[string] // text behind the bar
 }
 
 func (m *Main) newProgress(run uint64) *progress {
@@ -207,7 +208,7 @@ func (m *Main) newProgress(run uint64) *progress {
 	return p
 }
 
-// pollInterval is how often it is worth looking.
+// pollInterval returns how often the display needs a new summary.
 func (p *progress) pollInterval() time.Duration {
 	if p.bars != nil {
 		return 100 * time.Millisecond
@@ -215,7 +216,7 @@ func (p *progress) pollInterval() time.Duration {
 	return 250 * time.Millisecond
 }
 
-// show takes a new summary. It is not for concurrent use.
+// show displays a new summary. It is not safe for concurrent use.
 func (p *progress) show(s *client.Summary) {
 	now := p.now()
 	if p.firstSeen.IsZero() {
@@ -240,7 +241,7 @@ func (p *progress) show(s *client.Summary) {
 	fmt.Fprintln(p.w, line)
 }
 
-// perSecond shows a rate; a slow one with a digit behind the point, for it is seldom 0.
+// perSecond formats a rate. A slow rate gets a decimal, because it is seldom zero.
 func perSecond(rate float64) string {
 	if rate > 0 && rate < 9.95 {
 		return fmt.Sprintf("%.1f tasks/s", rate)
@@ -248,8 +249,8 @@ func perSecond(rate float64) string {
 	return fmt.Sprintf("%.0f tasks/s", rate)
 }
 
-// drawBar moves the bar. Its decorator runs on another goroutine and gets the text
-// by an atomic pointer.
+// drawBar updates the bar. Its decorator runs on another goroutine and gets the text through an
+// atomic pointer.
 func (p *progress) drawBar(s *client.Summary, rate string) {
 	text := " " + s.State
 	if c := formatStateCounts(s.TaskCounts); c != "" {
@@ -268,7 +269,7 @@ func (p *progress) drawBar(s *client.Summary, rate string) {
 	p.bar.SetCurrent(int64(s.Ended()))
 }
 
-// close leaves the last picture on the screen.
+// close leaves the last state of the bar on the screen.
 func (p *progress) close() {
 	if p.bars == nil {
 		return

@@ -15,8 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// newRootCommand is the command tree. It is built anew for every invocation: nothing of it
-// is kept.
+// newRootCommand builds the command tree for one invocation.
 func (m *Main) newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caravan",
@@ -48,14 +47,14 @@ func (m *Main) newRootCommand() *cobra.Command {
 		m.backupCommand(), m.restoreCommand(),
 	)
 	for _, cmd := range root.Commands() {
-		if cmd.Use == cmd.Name() { // it takes no arguments, and so no files
+		if cmd.Use == cmd.Name() { // commands without arguments complete no file names
 			cmd.ValidArgsFunction = cobra.NoFileCompletions
 		}
 	}
 	return root
 }
 
-// argCount demands between least and most arguments; names says what they are.
+// argCount requires between least and most arguments. names describes them in the error.
 func argCount(least, most int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
@@ -72,7 +71,7 @@ func (m *Main) addOutputFlag(cmd *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// outputFormat is the value of --output; true is json.
+// outputFormat is the value of --output; true means json.
 type outputFormat bool
 
 func (f *outputFormat) String() string {
@@ -96,7 +95,7 @@ func (f *outputFormat) Set(s string) error {
 	return nil
 }
 
-// parseRunID reads a run's id from the command line.
+// parseRunID parses a run ID of the command line.
 func parseRunID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
@@ -105,7 +104,7 @@ func parseRunID(s string) (uint64, error) {
 	return id, nil
 }
 
-// readDocument reads a document from a file, or from Stdin for "-".
+// readDocument reads a file, or Stdin for "-".
 func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 	if path == "-" {
 		return readStdin(ctx, m.Stdin)
@@ -117,7 +116,8 @@ func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 	return b, nil
 }
 
-// readStdin reads to the end, or to the end of the context: a terminal may never end.
+// readStdin reads until the end of the stream or of the context: input from a terminal may never
+// end.
 func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	type result struct {
 		b   []byte
@@ -140,8 +140,7 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	}
 }
 
-// versionInfo is what this binary is: what the linker was told, else what the
-// build recorded.
+// versionInfo describes this binary by what the linker set, else by what the build recorded.
 func versionInfo() client.Version {
 	v := client.Version{Version: version, Commit: commit, Date: date, Go: runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -160,7 +159,7 @@ func versionInfo() client.Version {
 	return v
 }
 
-// versionCommand prints what this binary is, and the server too where one is named.
+// versionCommand prints the version of this binary, and of the server if the user names one.
 func (m *Main) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",

@@ -90,7 +90,7 @@ func (m *Main) runCommand() *cobra.Command {
 	return cmd
 }
 
-// changedOptions are the flags of options that the command line gives.
+// changedOptions lists the option flags of the command line.
 func changedOptions(flags *pflag.FlagSet, all []option) []string {
 	var given []string
 	for _, o := range all {
@@ -101,7 +101,7 @@ func changedOptions(flags *pflag.FlagSet, all []option) []string {
 	return given
 }
 
-// isLocalAddress tells whether a server's address is of this machine.
+// isLocalAddress reports whether a server's address belongs to this machine.
 func isLocalAddress(server string) bool {
 	if strings.HasPrefix(server, unixPrefix) {
 		return true
@@ -117,8 +117,8 @@ func isLocalAddress(server string) bool {
 	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// runEmbedded runs a graph on a server of the command's own. Nothing listens: the
-// client's connections are made in memory.
+// runEmbedded runs a graph on a server inside this process. The server does not listen on an
+// address: the client connects in memory.
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		var temporary *os.File
@@ -161,15 +161,15 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 	return m.runGraph(ctx, c, spec, strict)
 }
 
-// A command without --data has its data folder in a folder that it locks, so that the next one
-// removes what a command that was killed has left.
+// A command without --data keeps its data folder inside a temporary folder that it locks. The next
+// command removes what a killed one has left.
 const (
 	temporaryPrefix = "caravan-run-"
 	temporaryData   = "data"
 )
 
-// hasLiveWorker tells whether the worker of a command that was killed is still there: it ends soon
-// after its last task. Where that cannot be told it may be.
+// hasLiveWorker reports whether the worker of a killed command may still run. It exits soon after
+// its last task.
 func hasLiveWorker(temporary string) bool {
 	paths, err := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
 	return err != nil || slices.ContainsFunc(paths, func(path string) bool {
@@ -177,11 +177,11 @@ func hasLiveWorker(temporary string) bool {
 		if err == nil {
 			f.Release()
 		}
-		return err != nil && !errors.Is(err, fs.ErrNotExist) // it may have ended meanwhile
+		return err != nil && !errors.Is(err, fs.ErrNotExist) // ErrNotExist: the worker has exited by now
 	})
 }
 
-// runGraph submits a graph, waits for its end and says how it was.
+// runGraph submits a graph, waits for its end and reports the outcome.
 func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
 	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: keyOrRandom(""), Strict: strict, Warned: m.printWarnings})
 	if err != nil {
@@ -199,7 +199,7 @@ func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, stri
 	default:
 		return waitError(ctx, id, err)
 	}
-	// From here on everything is over but the telling, which an interrupt may end.
+	// The run has ended. Only the report is left, which an interrupt may cut short.
 	if s.State == client.Errored {
 		m.printFailures(m.forced, c, id)
 	}
@@ -214,8 +214,8 @@ func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, stri
 	return outcomeError(s)
 }
 
-// killAndWait kills a run after an interrupt and waits until it is dead, or for
-// the second interrupt.
+// killAndWait kills a run after an interrupt and waits until it has ended, or until the second
+// interrupt.
 func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error) {
 	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (once more: do not wait for it)\n", id)
 	if err := c.Kill(m.forced, id); err != nil {
@@ -228,11 +228,11 @@ func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error)
 	return s, err
 }
 
-// maxShownFailures is how many failed tasks are told of.
+// maxShownFailures is how many failed tasks are printed.
 const maxShownFailures = 5
 
-// printFailures says which tasks failed and what they said last. It is a courtesy:
-// when it goes wrong the run's end is told all the same.
+// printFailures prints the failed tasks with the last lines of their output. Its own errors are
+// ignored, because the outcome of the run follows anyway.
 func (m *Main) printFailures(ctx context.Context, c *client.Client, id uint64) {
 	page, err := c.Tasks(ctx, id, client.TaskOptions{States: []string{client.Errored}, Limit: maxShownFailures})
 	if err != nil {
@@ -257,7 +257,7 @@ func (m *Main) printFailures(ctx context.Context, c *client.Client, id uint64) {
 	}
 }
 
-// lastLines are the last n lines of s; none when s is empty.
+// lastLines returns the last n lines of s, or nil if s is empty.
 func lastLines(s string, n int) []string {
 	if s == "" {
 		return nil

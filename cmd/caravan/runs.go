@@ -89,7 +89,7 @@ func (m *Main) lsCommand() *cobra.Command {
 	return cmd
 }
 
-// runDuration is how long a run has been going on, or went on.
+// runDuration returns how long a run has taken so far, or took.
 func runDuration(s *client.Summary) time.Duration {
 	if client.Final(s.State) {
 		return time.Duration(s.LastUpdate - s.StartTime)
@@ -104,7 +104,7 @@ func orDash(s string) string {
 	return s
 }
 
-// runStateNames and taskWords are the states that there are.
+// runStateNames and taskStateNames list the valid states.
 func runStateNames() []string {
 	return []string{client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed}
 }
@@ -113,7 +113,7 @@ func taskStateNames() []string {
 	return []string{client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed}
 }
 
-// parseRunStates and taskStateNames check words that the user typed, in any case.
+// parseRunStates and parseTaskStates check states that the user typed, in any case.
 func parseRunStates(words []string) ([]string, error) { return parseStates(words, runStateNames()...) }
 
 func parseTaskStates(words []string) ([]string, error) {
@@ -135,7 +135,7 @@ next:
 	return out, nil
 }
 
-// limitSeq yields at most n values; all for 0.
+// limitSeq yields at most n values; n = 0 means all.
 func limitSeq[T any](seq iter.Seq2[T, error], n int) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		left := n
@@ -150,8 +150,8 @@ func limitSeq[T any](seq iter.Seq2[T, error], n int) iter.Seq2[T, error] {
 	}
 }
 
-// writeJSONArray prints what it is given as one JSON array, an element a line, as it
-// arrives. An error leaves the array open: the reader sees that it is not whole.
+// writeJSONArray prints seq as one JSON array, an element per line, as the elements arrive. After
+// an error the array stays open, so that a reader can tell that it is incomplete.
 func writeJSONArray[T any](m *Main, seq iter.Seq2[T, error]) error {
 	sep := "["
 	for v, err := range seq {
@@ -222,7 +222,7 @@ func (m *Main) getCommand() *cobra.Command {
 	return cmd
 }
 
-// printRawRun prints a run's record as it comes.
+// printRawRun prints the record of a run as the server streams it.
 func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) error {
 	body, err := c.GetRaw(ctx, id)
 	if err != nil {
@@ -252,7 +252,7 @@ func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o clie
 	fmt.Fprintf(m.Stdout, "tasks    %d: %s\n\n", s.Total(), formatStateCounts(s.TaskCounts))
 
 	if limit > 0 && limit < 1000 {
-		o.Limit = limit + 1 // one more tells whether there are more
+		o.Limit = limit + 1 // one more, to learn whether there are more
 	}
 	t := newTable(m.Stdout, paint, "TASK", "STATE", "ATTEMPTS", "RC", "TOOK")
 	n := 0
@@ -284,7 +284,7 @@ func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o clie
 	return nil
 }
 
-// attemptDuration is how long an attempt has been going on, or went on.
+// attemptDuration returns how long an attempt has taken so far, or took; -1 before its start.
 func attemptDuration(a client.Attempt) time.Duration {
 	switch {
 	case a.StartTime == 0:
@@ -295,7 +295,7 @@ func attemptDuration(a client.Attempt) time.Duration {
 	return time.Duration(a.StopTime - a.StartTime)
 }
 
-// printTask shows one task: its state and what it is.
+// printTask prints the state and the definition of one task.
 func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name string) error {
 	t, err := c.Task(ctx, id, name)
 	if err != nil {
@@ -344,7 +344,7 @@ func formatRetries(t *client.Task) string {
 	return s
 }
 
-// compactJSON shows a JSON value on one line.
+// compactJSON formats a JSON value on one line.
 func compactJSON(raw json.RawMessage) string {
 	var b bytes.Buffer
 	if json.Compact(&b, raw) != nil {

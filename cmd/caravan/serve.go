@@ -48,16 +48,16 @@ func (m *Main) serveCommand() *cobra.Command {
 		}
 		c.HeapFloor = tuneRuntime(hw, m.LookupEnv)
 		if m.CatchSignals != nil {
-			m.CatchSignals() // a log without a reader is lost, the server goes on
+			m.CatchSignals() // a broken log pipe must not end the server
 		}
 		return m.runServer(cmd.Context(), c)
 	}
 	return cmd
 }
 
-// runServer runs a server until a signal comes or it fails.
+// runServer runs a server until a signal arrives or the server fails.
 func (m *Main) runServer(ctx context.Context, c Config) error {
-	// The first line is written whatever the level: it is how others learn the port.
+	// The first line is written at every log level: it is how others learn the port.
 	log := newLogger(m.Stderr, c.LogFormat, c.LogLevel)
 	d, err := openListeners(c, log)
 	if err != nil {
@@ -89,7 +89,8 @@ func (m *Main) runServer(ctx context.Context, c Config) error {
 	return err
 }
 
-// reloadOnHangup reloads what can be reloaded at each SIGHUP, until stop is called.
+// reloadOnHangup reloads tokens, certificates and the audit log at each SIGHUP, until the caller
+// calls stop.
 func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 	if m.Hangups == nil || !d.isReloadable() {
 		return func() {}
@@ -110,10 +111,10 @@ func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 	return func() { ignore(); close(done); <-ended }
 }
 
-// errAtOnce: the second signal came.
+// errForcedStop means that a second signal arrived.
 var errForcedStop = errors.New("stopped at once by a second signal: what was running was left")
 
-// startServer starts a server; the second signal ends even that at once.
+// startServer starts a server. The second signal ends the start.
 func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (srv server, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -128,9 +129,9 @@ func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (srv serv
 	}
 }
 
-// stopServer ends a server, within limit; the second signal ends that at once.
+// stopServer stops a server within limit. The second signal ends the wait.
 func (m *Main) stopServer(end func(context.Context) error, limit time.Duration) error {
-	// A second is left for what does not heed the context at once.
+	// A second is reserved for steps that do not watch the context.
 	ctx, cancel := context.WithTimeout(m.forced, limit-time.Second)
 	defer cancel()
 	last := time.NewTimer(limit)
@@ -155,8 +156,8 @@ func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// escapingWriter escapes in JSON what a terminal would act on or hide: slog's handler leaves most
-// of that as it is. Its text handler quotes such values.
+// escapingWriter escapes characters of JSON log records that control a terminal or hide text.
+// slog's JSON handler leaves most of them; its text handler quotes such values.
 type escapingWriter struct{ to io.Writer }
 
 func (p escapingWriter) Write(record []byte) (int, error) {
@@ -164,7 +165,7 @@ func (p escapingWriter) Write(record []byte) (int, error) {
 	return len(record), err
 }
 
-// taskUmask is the umask of the launch as text.
+// taskUmask returns the umask of the launching shell as text.
 func (m *Main) taskUmask() (string, error) {
 	if m.Umask&0o700 != 0 {
 		return "", fmt.Errorf("umask %04o takes rights from the files' own user: start it with another one, such as 0022", m.Umask)
@@ -172,11 +173,11 @@ func (m *Main) taskUmask() (string, error) {
 	return fmt.Sprintf("%04o", m.Umask), nil
 }
 
-// workerFolder is where the workers of a data folder have theirs.
+// workerFolder returns the folder for the workers of a data folder.
 func workerFolder(data string) string { return filepath.Join(data, "worker") }
 
-// workerCommand is how a server starts the process that forks its tasks. It is not
-// for users: it takes over descriptors that the server opened.
+// workerCommand is the process that forks the tasks of a server. The server starts it and passes
+// descriptors to it, so users cannot run it.
 func (m *Main) workerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:    "worker",

@@ -10,9 +10,8 @@ import (
 	"time"
 )
 
-// notifyStopSignals has the signals that ask the program to stop delivered to c. One that was
-// ignored when the program was started, as SIGINT is in the background of a script, stays
-// so.
+// notifyStopSignals delivers the given signals to c, except those that were ignored when the
+// program was started, as SIGINT is in the background of a script.
 func notifyStopSignals(c chan<- os.Signal, signals ...os.Signal) {
 	for _, s := range signals {
 		if !signal.Ignored(s) {
@@ -21,15 +20,15 @@ func notifyStopSignals(c chan<- os.Signal, signals ...os.Signal) {
 	}
 }
 
-// ignoreSIGPIPE has a write to a closed pipe fail in place of killing the program: the
-// signal goes to a channel that is never read.
+// ignoreSIGPIPE makes a write to a closed pipe return an error instead of killing the program. The
+// channel is never read.
 func ignoreSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
-// signalDedupWindow is the time in which two signals are one: `timeout` and others signal
-// the process and then its whole group.
+// signalDedupWindow is the time within which two signals count as one: `timeout` and similar tools
+// signal the process and then its whole group.
 const signalDedupWindow = 100 * time.Millisecond
 
-// handleSignals carries out first at the first signal and second at the second.
+// handleSignals calls first at the first signal and second at the second one.
 func (m *Main) handleSignals(done <-chan struct{}, first, second func()) {
 	var at time.Time
 	for {
@@ -49,11 +48,11 @@ func (m *Main) handleSignals(done <-chan struct{}, first, second func()) {
 	}
 }
 
-// secondSignalGrace is how long the second signal leaves to what heeds it.
+// secondSignalGrace is the time that Run has to return after the second signal.
 const secondSignalGrace = 500 * time.Millisecond
 
-// exitUnlessDone ends the process unless Run returns: whatever it does then, as a read of a
-// file system that does not answer, does not heed signals.
+// exitUnlessDone ends the process if Run does not return in time. Run may hang in a call that no
+// signal interrupts, such as a read from an unresponsive file system.
 func (m *Main) exitUnlessDone(done <-chan struct{}) {
 	if m.Exit == nil {
 		return
@@ -61,7 +60,7 @@ func (m *Main) exitUnlessDone(done <-chan struct{}) {
 	select {
 	case <-done:
 	case <-time.After(secondSignalGrace):
-		// Standard error may be what does not answer.
+		// Standard error may be the stream that hangs.
 		go m.printError(errForcedStop)
 		select {
 		case <-done:
@@ -71,7 +70,7 @@ func (m *Main) exitUnlessDone(done <-chan struct{}) {
 	}
 }
 
-// pipeWriter is an output stream that tells when its reader has gone.
+// pipeWriter is an output stream that calls onBrokenPipe when its reader has gone.
 type pipeWriter struct {
 	io.Writer
 	onBrokenPipe func()
@@ -86,9 +85,8 @@ func (o *pipeWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// stopWithTerminal has the command stop, as at SIGTERM, when its terminal is closed
-// and when nobody reads any more what it writes: what it has started must not go on
-// without it.
+// stopWithTerminal stops the command, as SIGTERM does, when its terminal closes or the reader of
+// its output goes away. What the command started must not go on without it.
 func (m *Main) stopWithTerminal() {
 	if m.CatchSignals != nil {
 		m.CatchSignals(syscall.SIGHUP, syscall.SIGQUIT)

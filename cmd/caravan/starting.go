@@ -10,8 +10,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// startingEngine stands for the engine while it recovers, so that a starting server answers
-// every request: with 503, until open is called. Then it hands everything on.
+// startingEngine stands in for the engine while the engine recovers, so that a starting server
+// answers every request. It answers with 503 until setEngine is called, and forwards all calls from
+// then on.
 type startingEngine struct {
 	engine atomic.Pointer[http.Engine]
 }
@@ -20,7 +21,7 @@ var errStarting = errors.New("the server is starting: it recovers its runs")
 
 func (g *startingEngine) setEngine(e http.Engine) { g.engine.Store(&e) }
 
-// through is the engine, or why there is none yet.
+// current returns the engine, or the error for a server that is starting.
 func (g *startingEngine) current() (http.Engine, error) {
 	if e := g.engine.Load(); e != nil {
 		return *e, nil
@@ -76,7 +77,7 @@ func (g *startingEngine) SetPaused(ctx context.Context, reason string) error {
 	return e.SetPaused(ctx, reason)
 }
 
-// Paused is "" while it recovers: nothing is known yet.
+// Paused returns "" during recovery, when the reason for a pause is not known yet.
 func (g *startingEngine) Paused(ctx context.Context) string {
 	if e := g.engine.Load(); e != nil {
 		return (*e).Paused(ctx)
@@ -171,7 +172,7 @@ func (g *startingEngine) Ready(ctx context.Context) error {
 	return errStarting
 }
 
-// Damaged holds while it recovers, too.
+// Damaged returns nil during recovery.
 func (g *startingEngine) Damaged(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {
 		return (*e).Damaged(ctx)
@@ -179,7 +180,7 @@ func (g *startingEngine) Damaged(ctx context.Context) error {
 	return nil
 }
 
-// Healthy holds while it recovers: starting is no illness.
+// Healthy returns nil during recovery: a starting server is healthy.
 func (g *startingEngine) Healthy(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {
 		return (*e).Healthy(ctx)

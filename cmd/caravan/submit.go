@@ -63,8 +63,7 @@ func (m *Main) submitCommand() *cobra.Command {
 	return cmd
 }
 
-// submitLines sends a graph per line, and prints what became of each as it becomes
-// known.
+// submitLines submits a graph per line, and prints the result of each as soon as it is known.
 func (m *Main) submitLines(ctx context.Context, r *serverFlags, path string, o client.SubmitOptions) error {
 	in := m.Stdin
 	if path != "-" {
@@ -113,12 +112,12 @@ func (m *Main) submitLines(ctx context.Context, r *serverFlags, path string, o c
 	return nil
 }
 
-// runIDResult is a run's id as the API gives it.
+// runIDResult is the run ID in the form of the API.
 type runIDResult struct {
 	RunID uint64 `json:"runID"`
 }
 
-// keyOrRandom is the user's idempotency key, or one that nobody else has.
+// keyOrRandom returns the user's idempotency key, or a unique one.
 func keyOrRandom(key string) string {
 	if key != "" {
 		return key
@@ -184,7 +183,7 @@ func (m *Main) validateCommand() *cobra.Command {
 	return cmd
 }
 
-// checkSpecOffline judges a document as a server would, the limits of its machine aside.
+// checkSpecOffline checks a document as a server would, without the limits of the server's machine.
 func checkSpecOffline(doc []byte, strict bool) *client.Validation {
 	c := specjson.Check(doc, dag.Limits{})
 	if strict {
@@ -203,12 +202,12 @@ func toClientProblems(list dag.Problems) (out []client.Problem) {
 	return out
 }
 
-// addStrictFlag gives a command the flag that makes warnings errors.
+// addStrictFlag gives a command the flag that turns warnings into errors.
 func (m *Main) addStrictFlag(cmd *cobra.Command, strict *bool) {
 	cmd.Flags().BoolVar(strict, "strict", false, "members of jobs that are not known are errors, not warnings")
 }
 
-// printWarnings prints warnings about a graph that is taken all the same.
+// printWarnings prints the warnings about a graph that is accepted.
 func (m *Main) printWarnings(warnings []client.Problem) {
 	for _, w := range warnings {
 		text := printable(w.Message)

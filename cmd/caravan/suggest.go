@@ -138,15 +138,15 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// Completion of words in a shell. It asks the server, when there is one: for a second
-// at most, and for no more than a screen can show.
+// Shell completion asks the server, if it is reachable, for at most a second and for no more than a
+// screen shows.
 
 const (
 	completionTimeout = time.Second
 	maxCompletions    = 100
 )
 
-// completionCommand prints what makes a shell complete caravan's words.
+// completionCommand prints the completion script of a shell.
 func (m *Main) completionCommand() *cobra.Command {
 	shells := []cobra.Completion{"bash", "zsh", "fish", "powershell"}
 	cmd := &cobra.Command{
@@ -174,15 +174,15 @@ func (m *Main) completionCommand() *cobra.Command {
 	return cmd
 }
 
-// completeFlag completes a flag from a closed set.
+// completeFlag completes a flag with a fixed set of words.
 func completeFlag(cmd *cobra.Command, flag string, words ...cobra.Completion) {
 	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
-		panic(err) // cmd has no such flag
+		panic(err) // a programming error: cmd has no such flag
 	}
 }
 
-// completeOptions completes the server's options from a closed set.
+// completeOptions completes the server's options that have a fixed set of values.
 func completeOptions(cmd *cobra.Command) {
 	completeFlag(cmd, "log-level", "debug", "info", "warn", "error")
 	completeFlag(cmd, "log-format", "text", "json")
@@ -193,13 +193,14 @@ func completeOptions(cmd *cobra.Command) {
 	if cmd.Flags().Lookup("paused") != nil {
 		completeFlag(cmd, "paused", "on", "off")
 	}
-	if cmd.Flags().Lookup("insecure").Value.Type() == "switch" { // run's is another one
+	if cmd.Flags().Lookup("insecure").Value.Type() == "switch" { // --insecure of run is a boolean flag
 		completeFlag(cmd, "insecure", "on", "off")
 	}
 }
 
-// completeRunArgs completes the first argument with the runs in these states (none: those that
-// have not ended), and where withTask is set the second one with the run's tasks.
+// completeRunArgs completes the first argument with the IDs of runs in these states, or of all
+// unfinished runs if there are none. With withTask it completes the second argument with the tasks
+// of the run.
 func (r *serverFlags) completeRunArgs(withTask bool, states ...string) {
 	r.cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
@@ -226,11 +227,11 @@ func (r *serverFlags) completeTaskFlag(flag string) {
 		return r.taskCompletions(ctx, args[0], begun), cobra.ShellCompDirectiveNoFileComp
 	})
 	if err != nil {
-		panic(err) // cmd has no such flag
+		panic(err) // a programming error: cmd has no such flag
 	}
 }
 
-// runCompletions are ids that begin with begun; none when the server does not answer.
+// runCompletions returns the run IDs that begin with begun, or nil if the server does not answer.
 func (r *serverFlags) runCompletions(ctx context.Context, states []string, begun string) (found []cobra.Completion) {
 	c, err := r.newClient()
 	if err != nil {
@@ -247,7 +248,7 @@ func (r *serverFlags) runCompletions(ctx context.Context, states []string, begun
 	return found
 }
 
-// taskCompletions are names of a run's tasks that begin with begun.
+// taskCompletions returns the names of a run's tasks that begin with begun.
 func (r *serverFlags) taskCompletions(ctx context.Context, run, begun string) (found []cobra.Completion) {
 	id, err := parseRunID(run)
 	if err != nil {

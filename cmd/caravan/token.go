@@ -69,7 +69,7 @@ func (m *Main) tokenNewCommand() *cobra.Command {
 	return cmd
 }
 
-// addToken adds a line to a token file, if the file is sound with it.
+// addToken appends a line to a token file, if the file is valid with it.
 func addToken(path, line string) error {
 	text, err := access.ReadPrivateFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -63,11 +63,11 @@ func (m *Main) logsCommand() *cobra.Command {
 	return cmd
 }
 
-// startPollInterval is how often it is looked whether a task has begun.
+// startPollInterval is how often waitForStart asks for the state.
 const startPollInterval = 250 * time.Millisecond
 
-// waitForStart waits until a task is no longer QUEUED, or its run has ended without it.
-// It is an error when there is no such task.
+// waitForStart waits until a task has left QUEUED, or its run has ended. It returns an error for an
+// unknown task.
 func waitForStart(ctx context.Context, c *client.Client, run uint64, name string) error {
 	look := time.NewTicker(startPollInterval)
 	defer look.Stop()
@@ -139,7 +139,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 		if err != nil {
 			return waitError(cmd.Context(), id, err)
 		}
-		if last == nil { // there was nothing behind --after: it had ended
+		if last == nil { // the run had ended before the event --after
 			if last, err = c.Summary(cmd.Context(), id); err != nil {
 				return err
 			}
@@ -149,7 +149,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 	return cmd
 }
 
-// printEvents prints events as they come.
+// printEvents prints events as they arrive.
 func (m *Main) printEvents(events iter.Seq2[*client.Event, error]) error {
 	for e, err := range events {
 		if err == nil && m.jsonOutput {
@@ -220,7 +220,7 @@ func (m *Main) waitCommand() *cobra.Command {
 	return cmd
 }
 
-// waitAndReport shows a run's progress until it has ended, and says how it did on Stdout.
+// waitAndReport shows the progress of a run until its end, and prints the outcome on Stdout.
 func (m *Main) waitAndReport(ctx context.Context, c *client.Client, id uint64) error {
 	p := m.newProgress(id)
 	s, err := c.Wait(ctx, id, client.WaitOptions{Progress: p.show, Poll: p.pollInterval()})
@@ -239,7 +239,7 @@ func (m *Main) waitAndReport(ctx context.Context, c *client.Client, id uint64) e
 	return outcomeError(s)
 }
 
-// waitError explains a wait that ended before the run did.
+// waitError explains a wait that ended before the run.
 func waitError(ctx context.Context, id uint64, err error) error {
 	cause := context.Cause(ctx)
 	var timeout *timeoutError
@@ -252,8 +252,8 @@ func waitError(ctx context.Context, id uint64, err error) error {
 	return err
 }
 
-// outcomeError is nil for a run that is COMPLETED, else the error that gives the exit
-// code; the user has been told.
+// outcomeError returns nil for a COMPLETED run, else the error that carries the exit code. The
+// outcome is already printed.
 func outcomeError(s *client.Summary) error {
 	if s.State == client.Completed {
 		return nil

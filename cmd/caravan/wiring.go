@@ -26,28 +26,29 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// server is a started server as the commands see it.
+// server is a running server as the commands use it.
 type server interface {
-	// Failed is closed when it cannot go on; Err then says why.
+	// Failed is closed when the server cannot go on. Err then returns the cause.
 	Failed() <-chan struct{}
 	Err() error
-	// Close ends service: requests in flight are answered, attempts that run are
-	// ended, everything durable is closed. What is left when ctx ends is cut off.
+	// Close stops the server: requests in flight are answered, running attempts are killed, and
+	// everything durable is closed. It aborts what is left when ctx ends.
 	Close(ctx context.Context) error
-	// Detach is Close, but attempts that run go on in their worker: the next server
-	// of the data folder finds them.
+	// Detach is Close, but running attempts go on in their worker. The next server of the data
+	// folder finds them.
 	Detach(ctx context.Context) error
 }
 
-// maxGenerated bounds what a generator may print: with the journal's own needs it
-// must fit one transaction of the store.
+// maxGenerated bounds the output of a generator, in bytes: together with the journal's records it
+// must fit into one transaction of the store.
 const maxGenerated = 8 << 20
 
-// opener starts a server that answers on l, which it closes in the end. It returns
-// when the server is ready; until then requests are answered with 503.
+// opener starts a server that answers on l and closes l in the end. It returns when the server is
+// ready; until then requests are answered with 503.
 type opener func(c Config, l net.Listener, log *slog.Logger) (server, error)
 
-// localServer is the real server: one process, one data folder, everything wired.
+// localServer is the server of this process: one data folder, with the engine and the HTTP server
+// on it.
 type localServer struct {
 	folder    *datafolder.Folder
 	store     *persistence.Badger
@@ -55,8 +56,8 @@ type localServer struct {
 	engine    *actors.Node
 	http      *http.Server
 	log       *slog.Logger
-	serveDone chan struct{} // closed when Serve has returned
-	serveErr  error         // why; read it after served
+	serveDone chan struct{} // closed when serveHTTP has returned
+	serveErr  error         // result of serveHTTP; read it after serveDone
 	failed    chan struct{} // closed when err is set
 	err       error
 }
@@ -65,17 +66,17 @@ func openServer(c Config, l net.Listener, log *slog.Logger) (server, error) {
 	hideProcessFromTasks(log)
 	n, err := startLocalServer(c, l, log)
 	if err != nil {
-		return nil, err // not n: an interface around nil
+		return nil, err // a nil interface, not an interface around a nil pointer
 	}
 	return n, nil
 }
 
-// preparedThreads is how many threads a server has from its start where few processes and
-// threads are allowed: a Go program that cannot make one ends at once.
+// preparedThreads is how many threads a server creates at its start where few processes and threads
+// are allowed: a Go program that cannot create a thread crashes.
 const preparedThreads = 24
 
-// startLocalServer opens the data folder, starts the engine and serves. What it opened it
-// closes again when a later step goes wrong.
+// startLocalServer opens the data folder, starts the engine and serves. If a later step fails, it
+// closes what it opened.
 func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServer, err error) {
 	executor.ReserveThreads(preparedThreads)
 	n := &localServer{log: log, serveDone: make(chan struct{}), failed: make(chan struct{})}
@@ -106,7 +107,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		return nil, err
 	}
 	undo = append(undo, n.folder.Close)
-	data := n.folder.Path() // the worker is elsewhere
+	data := n.folder.Path() // absolute, because the worker has another working directory
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	limits := dag.Limits{
 		MaxTasks: c.MaxTasks, MaxCPUMillis: c.CPUMillis, MaxMemoryBytes: c.MemoryBytes,
@@ -115,14 +116,14 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	}
 	slurmLimits(c, &limits)
 
-	// Service comes first: whoever asks while runs are recovered is told so.
+	// The HTTP server starts first, so that callers get an answer while runs are recovered.
 	door, garbage := &startingEngine{}, newGCTuner(c.HeapFloor)
 	v := versionInfo()
 	n.http = http.New(http.Config{
 		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: garbage.lowerPressure,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
-		Backup: func(ctx context.Context, w io.Writer) error { // asked for once the engine is there
+		Backup: func(ctx context.Context, w io.Writer) error { // called only after the engine is set
 			sum, err := writeBackup(ctx, w, n.folder, n.store, n.outputs)
 			if err == nil {
 				log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "moment", sum.Header.Moment)
@@ -180,11 +181,11 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	return n, nil
 }
 
-// minFreeForRuns is how much of a disk is free at least where new runs are taken: as it fills,
-// these are refused first, then output is cut, and only then the store stops.
+// minFreeForRuns returns the free disk space below which new runs are refused. As a disk fills, new
+// runs are refused first, then output is cut, and the store stops last.
 func minFreeForRuns(total int64) int64 { return outputs.Reserve(total) / 8 * 9 }
 
-// closeOnceListener is a listener that may be closed more than once: by whoever stops first.
+// closeOnceListener is a listener that several owners may close.
 type closeOnceListener struct {
 	net.Listener
 	close sync.Once
@@ -195,7 +196,7 @@ func (o *closeOnceListener) Close() (err error) {
 	return err
 }
 
-// serveHTTP answers requests until the listeners close, or one of them fails.
+// serveHTTP answers requests until the listeners close or one of them fails.
 func (n *localServer) serveHTTP(entrances []net.Listener) {
 	defer close(n.serveDone)
 	ended := make(chan error, len(entrances))
@@ -212,14 +213,14 @@ func (n *localServer) serveHTTP(entrances []net.Listener) {
 
 func (n *localServer) stopServing() error {
 	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // nobody is worth waiting for
+	cancel() // do not wait for requests in flight
 	if err := n.http.Shutdown(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
 }
 
-// watchFailures turns the two ways of failing into one.
+// watchFailures merges the failures of the engine and of the HTTP server.
 func (n *localServer) watchFailures() {
 	select {
 	case <-n.engine.Failed():
@@ -236,14 +237,14 @@ func (n *localServer) watchFailures() {
 func (n *localServer) Failed() <-chan struct{} { return n.failed }
 func (n *localServer) Err() error              { return n.err }
 
-// drainTimeout is how long requests in flight may take when the server closes:
-// what is left of its time is for the attempts.
+// drainTimeout is how long requests in flight may take when the server closes. The rest of its time
+// is for the attempts.
 const drainTimeout = 3 * time.Second
 
-// Close goes from the outside in: no requests, no attempts, no storage.
+// Close implements server. It stops requests first, then attempts, then storage.
 func (n *localServer) Close(ctx context.Context) error { return n.shutDown(ctx, n.engine.Close) }
 
-// Detach goes the same way and leaves the attempts.
+// Detach implements server. It stops in the same order and leaves the attempts running.
 func (n *localServer) Detach(ctx context.Context) error { return n.shutDown(ctx, n.engine.Detach) }
 
 func (n *localServer) shutDown(ctx context.Context, engine func(context.Context) error) error {
@@ -251,7 +252,7 @@ func (n *localServer) shutDown(ctx context.Context, engine func(context.Context)
 	defer cancel()
 	served := n.http.Shutdown(drain)
 	if errors.Is(served, context.DeadlineExceeded) {
-		// A slow reader's fault: nothing that was promised is lost by it.
+		// A slow reader causes this. It breaks no promise.
 		n.log.Warn("requests in flight were cut off", "after", drainTimeout.String())
 		served = nil
 	}
@@ -271,10 +272,10 @@ func wrapClose(what string, err error) error {
 	return fmt.Errorf("close %s: %w", what, err)
 }
 
-// slurmExecutor is the name that jobs choose Slurm by.
+// slurmExecutor is the name by which jobs choose Slurm.
 const slurmExecutor = "slurm"
 
-// slurmLimits lets jobs choose Slurm, if the server has it.
+// slurmLimits allows jobs to choose Slurm, if the server has it.
 func slurmLimits(c Config, l *dag.Limits) {
 	if c.Slurm {
 		l.Executors = append(l.Executors, slurmExecutor)
@@ -282,8 +283,7 @@ func slurmLimits(c Config, l *dag.Limits) {
 	}
 }
 
-// withSlurm adds the executor whose attempts are jobs of a Slurm cluster, if the
-// server is to have it.
+// withSlurm adds the Slurm executor to the engine's configuration, if the server has it.
 func (n *localServer) withSlurm(c Config, engine actors.Config) actors.Config {
 	if !c.Slurm {
 		return engine
