@@ -59,13 +59,13 @@ func (m *Main) backupCommand() *cobra.Command {
 		Use:   "backup FILE",
 		Short: "Write a backup of a server's data folder",
 		Long: "Backup writes all runs and their output, as of one moment, into FILE (- for standard output), from a\n" +
-			"running server, which goes on meanwhile, or with --data from the folder of a stopped one. FILE is there\n" +
-			"whole or not at all; what was received is verified to its end before FILE is put in place.",
+			"running server, which goes on, or with --data from the folder of a stopped one. FILE appears\n" +
+			"complete or not at all: the backup is verified before FILE is put in place.",
 		Args: argCount(1, 1, "one FILE"),
 	}
 	r := m.addServerFlags(cmd)
 	var data string
-	cmd.Flags().StringVar(&data, "data", "", "the data `folder` of a server that is stopped")
+	cmd.Flags().StringVar(&data, "data", "", "the data `folder` of a stopped server")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		if err := checkBackupTarget(args[0]); err != nil {
@@ -73,7 +73,7 @@ func (m *Main) backupCommand() *cobra.Command {
 		}
 		if data != "" {
 			if cmd.Flags().Changed("server") {
-				return usageErrorf("--data is for a stopped server: it does not go with --server")
+				return usageErrorf("--data is for a stopped server and cannot be combined with --server")
 			}
 			return m.saveBackup(args[0], func(w io.Writer) error { return backupStoppedFolder(ctx, data, w) })
 		}
@@ -102,7 +102,7 @@ func checkOutsideDataFolders(path string) error {
 		return &usageError{err}
 	}
 	if data != "" {
-		return usageErrorf("%s lies in the data folder %s: name a path outside of it", path, data)
+		return usageErrorf("%s lies in the data folder %s: choose a path outside it", path, data)
 	}
 	return nil
 }
@@ -218,15 +218,15 @@ func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Su
 func (m *Main) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE DATA",
-		Short: "Make a data folder of a backup",
-		Long: "Restore makes the data folder DATA, which must be empty or not exist, of the backup in FILE (- for\n" +
-			"standard input). The folder is valid only once all of FILE was verified. A server on it starts no task\n" +
-			"until `caravan resume --all`, unless --resume is given. With --verify-only FILE is read and verified,\n" +
-			"and nothing is made.",
+		Short: "Create a data folder from a backup",
+		Long: "Restore creates the data folder DATA, which must be empty or not exist, from the backup in FILE (- for\n" +
+			"standard input). The folder becomes valid once all of FILE is verified. A server on it starts no task\n" +
+			"until `caravan resume --all`, unless --resume is given. With --verify-only it only reads and verifies\n" +
+			"FILE.",
 	}
 	var resume, only bool
 	cmd.Flags().BoolVar(&resume, "resume", false, "let a server on the folder start tasks at once")
-	cmd.Flags().BoolVar(&only, "verify-only", false, "verify FILE, make nothing")
+	cmd.Flags().BoolVar(&only, "verify-only", false, "only verify FILE")
 	cmd.Args = func(cmd *cobra.Command, given []string) error {
 		if only {
 			return argCount(1, 1, "one FILE with --verify-only")(cmd, given)
@@ -271,7 +271,7 @@ func withRestoreChecks(to backup.Sink) backup.Sink {
 	return backup.Sink{
 		Header: func(h backup.Header) error {
 			if h.Format != datafolder.Format {
-				return fmt.Errorf("data folder of format %d, this program reads format %d", h.Format, datafolder.Format)
+				return fmt.Errorf("the data folder has format %d; this program reads format %d", h.Format, datafolder.Format)
 			}
 			if _, err := datafolder.ParseID(h.Folder); err != nil || to.Header == nil {
 				return err
@@ -290,7 +290,7 @@ func withRestoreChecks(to backup.Sink) backup.Sink {
 		},
 		File: func(run uint64, size int64, r io.Reader) error {
 			if files[run] {
-				return fmt.Errorf("output of run %d: it is there twice", run)
+				return fmt.Errorf("output of run %d is contained twice", run)
 			}
 			files[run] = true
 			if to.File == nil {

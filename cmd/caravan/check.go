@@ -132,9 +132,9 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 	bad map[messages.RunID]bool, blame func(messages.RunID, error), whole func(messages.RunID, dag.RunState) error) error {
 	switch {
 	case !complete:
-		blame(id, fmt.Errorf("run %d: its summary is missing", id))
+		blame(id, fmt.Errorf("run %d: the summary is missing", id))
 	case store.MayHaveLost(id):
-		blame(id, fmt.Errorf("run %d: rows of it may lie in what is damaged", id))
+		blame(id, fmt.Errorf("run %d: its rows may lie in a damaged part", id))
 	}
 	if bad[id] {
 		return nil // already reported
@@ -165,11 +165,11 @@ func (c *checkReport) checkRun(data *datafolder.Folder, store *persistence.Offli
 func (m *Main) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check DATA",
-		Short: "Prove that a data folder is whole, or list what is damaged, file by file and run by run",
+		Short: "Verify a data folder and list the damage by file and run",
 		Long: "Check reads everything in the data folder DATA: tables, manifest and commit log with all checksums,\n" +
 			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output;\n" +
-			"and the journals of workers, unless they are of a former start of the machine.\n" +
-			"It changes nothing; no server may have the folder open. The exit code is 0 when all is whole, 1 when\n" +
+			"and the journals of workers, unless they are older than the last boot of the machine.\n" +
+			"It changes nothing; no server may have the folder open. The exit code is 0 if all is intact, 1 if\n" +
 			"something is damaged.",
 		Args: argCount(1, 1, "one data folder"),
 	}
@@ -224,10 +224,10 @@ type salvageReport struct {
 func (m *Main) salvageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "salvage DATA INTO",
-		Short: "Write a new data folder with all runs of a damaged one that are provably whole",
-		Long: "Salvage reads the data folder DATA as check does, and writes the folder INTO with the runs that are\n" +
-			"whole, their output, and the idempotency keys of deleted runs. DATA is not changed. INTO must be empty or not exist; it has an identity of\n" +
-			"its own and starts paused (serve --resume). What is left out is printed, with the reason.",
+		Short: "Copy all intact runs of a damaged data folder to a new one",
+		Long: "Salvage reads the data folder DATA as check does, and creates the folder INTO with the intact runs, their\n" +
+			"output, and the idempotency keys of deleted runs. DATA is not changed. INTO must be empty or not exist.\n" +
+			"It has its own identity and starts paused (serve --resume). Runs that are left out are printed with the reason.",
 		Args: argCount(2, 2, "a data folder and a new one"),
 	}
 	m.addOutputFlag(cmd)
@@ -267,7 +267,7 @@ func checkOutsideFolder(data, path string) error {
 		return err
 	}
 	if rel, err := filepath.Rel(data, real); err == nil && filepath.IsLocal(rel) {
-		return usageErrorf("%s lies in the data folder %s: name a path outside of it", path, data)
+		return usageErrorf("%s lies in the data folder %s: choose a path outside it", path, data)
 	}
 	return nil
 }

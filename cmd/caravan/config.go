@@ -164,7 +164,7 @@ func (f *configFile) parse(text []byte) (map[string]any, error) {
 	case err != nil:
 		return nil, err
 	case len(file.Docs) > 1:
-		return nil, fmt.Errorf("%s: a second document begins: a configuration is one", position(documentToken(file.Docs[1])))
+		return nil, fmt.Errorf("%s: a second document begins; a configuration is one document", position(documentToken(file.Docs[1])))
 	case len(file.Docs) == 0:
 		return nil, nil
 	}
@@ -194,7 +194,7 @@ func (f *configFile) parse(text []byte) (map[string]any, error) {
 func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) error {
 	name, isText := scalarText(key)
 	if !isText {
-		return errors.New("a key is a name, not a collection or an alias")
+		return errors.New("a key must be a name")
 	}
 	kind := kindOf(f.options, name)
 	if kind == "" {

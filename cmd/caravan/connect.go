@@ -42,7 +42,7 @@ func (m *Main) addServerFlags(cmd *cobra.Command) *serverFlags {
 	f.StringVar(&r.ca, "ca", "", "authority, PEM `file`, of the server's certificate (environment: "+envCA+")")
 	f.StringVar(&r.cert, "cert", "", "the client's certificate, PEM `file` (environment: "+envCert+")")
 	f.StringVar(&r.key, "key", "", "key of the client's certificate, PEM `file` (environment: "+envKey+")")
-	f.BoolVar(&r.insecure, "insecure", false, "send the token also where it travels unencrypted")
+	f.BoolVar(&r.insecure, "insecure", false, "send the token over unencrypted connections too")
 	return r
 }
 
@@ -104,7 +104,7 @@ func (r *serverFlags) readToken() (string, error) {
 		return "", fmt.Errorf("token file: %w", err)
 	}
 	if mode := info.Mode(); mode.IsRegular() && mode.Perm()&0o077 != 0 {
-		return "", fmt.Errorf("token file %s: others may read it (mode %04o): chmod 600 %s", r.tokenFile, mode.Perm(), r.tokenFile)
+		return "", fmt.Errorf("token file %s: other users can read it (mode %04o); run chmod 600 %s", r.tokenFile, mode.Perm(), r.tokenFile)
 	}
 	const longest = 4 << 10
 	text, err := io.ReadAll(io.LimitReader(f, longest))
@@ -116,7 +116,7 @@ func (r *serverFlags) readToken() (string, error) {
 		return "", fmt.Errorf("token file %s is empty", r.tokenFile)
 	}
 	if strings.ContainsAny(token, " \t\n") {
-		return "", fmt.Errorf("token file %s: want the token alone, as caravan token new prints it (the file of a server's tokens is another one)", r.tokenFile)
+		return "", fmt.Errorf("token file %s: must contain only the token, as `caravan token new` prints it; this is not the token file of a server", r.tokenFile)
 	}
 	return token, nil
 }

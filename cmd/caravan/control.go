@@ -13,7 +13,7 @@ func (m *Main) killCommand() *cobra.Command {
 		Use:        "kill ID [TASK]",
 		SuggestFor: []string{"cancel", "stop", "abort", "terminate", "delete", "rm"},
 		Short:      "Kill a run, or one of its tasks",
-		Long: "Kill returns when the wish is durable: the processes then get SIGTERM, and after the server's\n" +
+		Long: "Kill returns when the request is durable. The processes then get SIGTERM, and after the server's\n" +
 			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing what has ended changes nothing.",
 		Args: argCount(1, 2, "the ID of a run and perhaps the name of a TASK"),
 	}
@@ -57,7 +57,7 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 	var all bool
 	if state != client.Queued {
 		cmd.Use = name + " ID | --all"
-		cmd.Flags().BoolVar(&all, "all", false, "the server as a whole: while it is paused no task of any run starts")
+		cmd.Flags().BoolVar(&all, "all", false, "the whole server: while it is paused, no task of any run starts")
 		cmd.Args = func(cmd *cobra.Command, given []string) error {
 			if all {
 				return argCount(0, 0, "no ID with --all")(cmd, given)

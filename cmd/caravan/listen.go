@@ -97,7 +97,7 @@ func (d *listeners) loadAccess(c Config) (err error) {
 	}
 	switch {
 	case (c.TLSCert == "") != (c.TLSKey == ""):
-		return errors.New("--tls-cert and --tls-key go together")
+		return errors.New("--tls-cert and --tls-key must be given together")
 	case c.TLSClientCA != "" && c.TLSCert == "":
 		return errors.New("--tls-client-ca needs --tls-cert and --tls-key")
 	case c.TLSCert != "":
@@ -134,12 +134,12 @@ func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp
 	}
 	switch {
 	case d.access.Keys == nil && c.TLSClientCA == "" && !c.Insecure:
-		return usageErrorf("%s is beyond the loopback address, and whoever reaches the server can run commands as this user: "+
-			"give it --token-file (see caravan token new), or --tls-client-ca, or --insecure to let everybody in", address)
+		return usageErrorf("%s is not a loopback address, and every client that reaches it can run commands as this user: "+
+			"add --token-file (see `caravan token new`) or --tls-client-ca, or --insecure to allow every client", address)
 	case d.access.Keys == nil && c.TLSClientCA == "":
-		d.log.Warn("INSECURE: everybody who reaches the server can run commands as this user", "address", address)
+		d.log.Warn("INSECURE: every client that reaches the server can run commands as this user", "address", address)
 	case d.certificate == nil:
-		d.log.Warn("tokens and data travel unencrypted: --tls-cert and --tls-key turn on TLS", "address", address)
+		d.log.Warn("tokens and data are sent unencrypted; --tls-cert and --tls-key turn on TLS", "address", address)
 	}
 	return nil
 }
@@ -160,7 +160,7 @@ func (d *listeners) Close() error {
 func (d *listeners) shutDown() {
 	_ = d.Close()
 	if err := d.access.Audit.Close(); err != nil {
-		d.log.Error("the audit log cannot be closed", "err", err)
+		d.log.Error("cannot close the audit log", "err", err)
 	}
 }
 
@@ -174,16 +174,16 @@ func (d *listeners) isReloadable() bool {
 func (d *listeners) reload() {
 	if d.access.Keys != nil {
 		if err := d.access.Keys.Reload(); err != nil {
-			d.log.Error("the token file cannot be used; the former tokens stay in force", "err", err)
+			d.log.Error("cannot reload the token file; the former tokens stay in force", "err", err)
 		} else {
-			d.log.Info("token file read again")
+			d.log.Info("token file reloaded")
 		}
 	}
 	if d.access.Audit != nil {
 		if err := d.access.Audit.Reopen(); err != nil {
-			d.log.Error("the audit log cannot be opened again; the old file is used on", "err", err)
+			d.log.Error("cannot reopen the audit log; the old file stays in use", "err", err)
 		} else {
-			d.log.Info("audit log opened again")
+			d.log.Info("audit log reopened")
 		}
 	}
 	if d.certificate != nil {
@@ -218,7 +218,7 @@ func listenOn(address string) (net.Listener, error) {
 	}
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("address %s is in use: another server may be running; choose another one with --listen", address)
+		return nil, fmt.Errorf("address %s is in use: another server may be running; choose another address with --listen", address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("address %s: %w", address, addressCause(err))
@@ -263,7 +263,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	}()
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another one with --listen", path)
+		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another address with --listen", path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("address unix:%s: lock: %w", path, err)
@@ -273,10 +273,10 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	case err != nil:
 		return nil, fmt.Errorf("address unix:%s: %w", path, err)
 	case info.Mode()&os.ModeSocket == 0:
-		return nil, fmt.Errorf("address unix:%s: there is a file of that name, which is not a socket", path)
+		return nil, fmt.Errorf("address unix:%s: a file with this name exists and is not a socket", path)
 	default:
 		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("address unix:%s: remove the socket that a former server has left: %w", path, err)
+			return nil, fmt.Errorf("address unix:%s: remove the socket of a former server: %w", path, err)
 		}
 	}
 	// Linux creates the socket's file with the mode of the descriptor, so the file is never

@@ -40,13 +40,13 @@ func serverOptions(hw machine) []option {
 	return []option{
 		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
 			func(c *Config, s string) (err error) { c.Listen, err = parseListen(s); return err }, false},
-		{"data", "folder", "folder that holds everything durable; made when it is not there", "./caravan-data",
+		{"data", "folder", "folder for everything durable; created if it does not exist", "./caravan-data",
 			func(c *Config, s string) (err error) { c.Data, err = parseNonEmpty(s); return err }, false},
 		{"cores", "number", "cores that tasks may use together; default: this machine's", hw.coresText(),
 			func(c *Config, s string) (err error) { c.CPUMillis, err = parseThousandths(s); return err }, true},
-		{"memory-mb", "number", "memory that tasks may ask for together, in MB; default: this machine's", hw.memoryText(),
+		{"memory-mb", "number", "memory that tasks may ask for together, in MiB; default: this machine's", hw.memoryText(),
 			func(c *Config, s string) (err error) { c.MemoryBytes, err = parseMiB(s); return err }, true},
-		{"enforce-memory", "switch", "on: kill tasks that take more memory than their memoryMB, where the machine lets the server limit it", "off",
+		{"enforce-memory", "switch", "on: kill tasks that use more memory than their memoryMB, if the machine supports it", "off",
 			func(c *Config, s string) (err error) { c.EnforceMemory, err = parseSwitch(s); return err }, false},
 		{"kill-grace", "duration", "time between SIGTERM and SIGKILL when an attempt is killed", "5s",
 			func(c *Config, s string) (err error) { c.KillGrace, err = parseDuration(s); return err }, false},
@@ -62,13 +62,13 @@ func serverOptions(hw machine) []option {
 			func(c *Config, s string) (err error) { c.RetainAge, err = parseDuration(s); return err }, false},
 		{"retain-keys", "duration", "how long an idempotency key outlives its run", "24h",
 			func(c *Config, s string) (err error) { c.RetainKeys, err = parseDuration(s); return err }, false},
-		{"slurm", "switch", "on: tasks may choose the executor slurm, jobs of the Slurm cluster that this machine is set up for", "off",
+		{"slurm", "switch", "on: tasks may choose the executor slurm, which runs them in this machine's Slurm cluster", "off",
 			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
 		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",
 			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
-		{"slurm-jobs", "number", "tasks that are given to Slurm at one time", "1000",
+		{"slurm-jobs", "number", "tasks that Slurm has at one time", "1000",
 			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},
-		{"allow-host", "names", "names that requests may ask for besides localhost, as `Host` has them; with it, only these", "",
+		{"allow-host", "names", "names that the Host header of requests may have, besides localhost", "",
 			func(c *Config, s string) (err error) { c.AllowHosts, err = parseHosts(s); return err }, false},
 		{"cors-origin", "origins", "origins of web pages that may use the API, such as https://app.example", "",
 			func(c *Config, s string) (err error) { c.CORSOrigins, err = parseOrigins(s); return err }, false},
@@ -76,23 +76,23 @@ func serverOptions(hw machine) []option {
 			func(c *Config, s string) (err error) { c.Paused, err = parseSwitch(s); return err }, false},
 		{"resume", "switch", "on: start tasks, also from a copied or restored data folder, and after a pause", "off",
 			func(c *Config, s string) (err error) { c.Resume, err = parseSwitch(s); return err }, false},
-		{"verify", "how", "full: prove at the start that all stored tables are whole; off: do not, for emergencies", "full",
+		{"verify", "how", "full: verify all stored tables at the start; off: skip it, for emergencies", "full",
 			func(c *Config, s string) error {
 				s, err := parseChoice(s, "full", "off")
 				c.Unverified = s == "off"
 				return err
 			}, false},
-		{"token-file", "file", "tokens of callers, with their scopes; see caravan token new. Read again at SIGHUP", "",
+		{"token-file", "file", "tokens of clients, with their scopes; see caravan token new. Reloaded at SIGHUP", "",
 			func(c *Config, s string) error { c.TokenFile = s; return nil }, false},
-		{"tls-cert", "file", "certificate chain, PEM: speak TLS; read again when it changes", "",
+		{"tls-cert", "file", "certificate chain, PEM: turns on TLS; reloaded when it changes", "",
 			func(c *Config, s string) error { c.TLSCert = s; return nil }, false},
 		{"tls-key", "file", "key of the certificate, PEM", "",
 			func(c *Config, s string) error { c.TLSKey = s; return nil }, false},
-		{"tls-client-ca", "file", "authority, PEM, that the certificate of every client must be signed by", "",
+		{"tls-client-ca", "file", "authority, PEM, that must have signed the certificate of every client", "",
 			func(c *Config, s string) error { c.TLSClientCA = s; return nil }, false},
 		{"insecure", "switch", "on: listen beyond the loopback address without tokens or client certificates", "off",
 			func(c *Config, s string) (err error) { c.Insecure, err = parseSwitch(s); return err }, false},
-		{"audit-log", "file", "record who changed what, and who was refused, as JSON lines; opened again at SIGHUP", "",
+		{"audit-log", "file", "log of changes and refused requests, as JSON lines; reopened at SIGHUP", "",
 			func(c *Config, s string) error { c.AuditLog = s; return nil }, false},
 		{"log-level", "level", "debug, info, warn or error", "info",
 			func(c *Config, s string) (err error) { c.LogLevel, err = parseLevel(s); return err }, false},
@@ -160,7 +160,7 @@ func kindOf(all []option, name string) string {
 
 func parseNonEmpty(s string) (string, error) {
 	if strings.TrimSpace(s) == "" {
-		return "", errors.New("it must not be empty")
+		return "", errors.New("must not be empty")
 	}
 	return s, nil
 }
@@ -168,7 +168,7 @@ func parseNonEmpty(s string) (string, error) {
 func parseListen(s string) ([]string, error) {
 	addresses := parseList(s)
 	if len(addresses) == 0 {
-		return nil, errors.New("it must not be empty")
+		return nil, errors.New("must not be empty")
 	}
 	for i, address := range addresses {
 		if err := checkAddress(address); err != nil {
@@ -191,12 +191,12 @@ func checkAddress(s string) error {
 	}
 	_, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return fmt.Errorf("%q is no host:port", s)
+		return fmt.Errorf("%q is not host:port", s)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("%q: port %q is no number from 0 to 65535", s, port)
+		return fmt.Errorf("%q: port %q is not a number from 0 to 65535", s, port)
 	} else if strconv.FormatUint(n, 10) != port {
-		return fmt.Errorf("%q: port %q is not written plainly", s, port)
+		return fmt.Errorf("%q: port %q must be written without sign and leading zeros", s, port)
 	}
 	return nil
 }
@@ -205,7 +205,7 @@ func checkAddress(s string) error {
 func parseThousandths(s string) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsNaN(f) || f < 0.001 || f > 1e12 {
-		return 0, fmt.Errorf("%q is no positive number", s)
+		return 0, fmt.Errorf("%q is not a positive number", s)
 	}
 	return int64(math.Round(f * 1000)), nil
 }
@@ -225,7 +225,7 @@ func parseMiB(s string) (int64, error) {
 func parseCount(s string, least, most int64) (int, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < least || n > most {
-		return 0, fmt.Errorf("%q is no number from %d to %d", s, least, most)
+		return 0, fmt.Errorf("%q is not a number from %d to %d", s, least, most)
 	}
 	return int(n), nil
 }
@@ -235,13 +235,13 @@ func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		f, err := strconv.ParseFloat(days, 64)
 		if err != nil || !(f >= 0 && f <= 36500) {
-			return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+			return 0, fmt.Errorf("%q is not a duration such as 500ms, 5s, 10m, 2h or 30d", s)
 		}
 		return time.Duration(f * float64(24*time.Hour)), nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
-		return 0, fmt.Errorf("%q is no duration: write 500ms, 5s, 10m, 2h or 30d", s)
+		return 0, fmt.Errorf("%q is not a duration such as 500ms, 5s, 10m, 2h or 30d", s)
 	}
 	return d, nil
 }
@@ -270,7 +270,7 @@ const maxSize = 1 << 40
 func parseSize(s string) (int64, error) {
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n < 1 || n > maxSize {
-		return 0, fmt.Errorf("%q is no size: write 1048576, 512KiB or 64MiB", s)
+		return 0, fmt.Errorf("%q is not a size such as 1048576, 512KiB or 64MiB", s)
 	}
 	return int64(n), nil
 }
@@ -281,7 +281,7 @@ func parseLevel(s string) (slog.Level, error) {
 	}
 	l, ok := levels[strings.ToLower(s)]
 	if !ok {
-		return 0, fmt.Errorf("%q is none of debug, info, warn, error", s)
+		return 0, fmt.Errorf("%q must be one of debug, info, warn, error", s)
 	}
 	return l, nil
 }
@@ -294,12 +294,12 @@ func parseSwitch(s string) (bool, error) {
 	case "off", "false", "no", "0":
 		return false, nil
 	}
-	return false, fmt.Errorf("%q is none of on, off", s)
+	return false, fmt.Errorf("%q must be on or off", s)
 }
 
 func parseChoice(s string, choices ...string) (string, error) {
 	if !slices.Contains(choices, s) {
-		return "", fmt.Errorf("%q is none of %s", s, strings.Join(choices, ", "))
+		return "", fmt.Errorf("%q must be one of %s", s, strings.Join(choices, ", "))
 	}
 	return s, nil
 }

@@ -20,7 +20,7 @@ func (m *Main) newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caravan",
 		Short:         "Run graphs of tasks, durably",
-		Long:          "Caravan runs directed acyclic graphs of tasks: each task once, in order, retried, killable, seen.",
+		Long:          "Caravan runs directed acyclic graphs of tasks: each task once, in dependency order, with retries, cancellation and live status.",
 		Version:       formatVersion(versionInfo()),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -66,7 +66,7 @@ func argCount(least, most int, names string) cobra.PositionalArgs {
 
 // addOutputFlag gives cmd the flag -o/--output.
 func (m *Main) addOutputFlag(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().VarP((*outputFormat)(&m.jsonOutput), "output", "o", "`format` of what is printed: table or json")
+	cmd.Flags().VarP((*outputFormat)(&m.jsonOutput), "output", "o", "output `format`: table or json")
 	completeFlag(cmd, "output", "table", "json")
 	return cmd
 }
@@ -90,7 +90,7 @@ func (f *outputFormat) Set(s string) error {
 	case "table":
 		*f = false
 	default:
-		return fmt.Errorf("%q is neither table nor json", s)
+		return fmt.Errorf("%q must be table or json", s)
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (f *outputFormat) Set(s string) error {
 func parseRunID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, usageErrorf("%q is no run id: those are numbers from 0 upwards", s)
+		return 0, usageErrorf("invalid run ID %q: must be a non-negative integer", s)
 	}
 	return id, nil
 }

@@ -28,13 +28,13 @@ func (m *Main) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "run FILE",
 		SuggestFor: []string{"exec", "make"},
-		Short:      "Run a graph, show its progress, and exit by how it ended",
+		Short:      "Run a graph, show its progress, and exit by its outcome",
 		Long: "Run submits the graph in FILE (- for standard input) and waits for its end. It uses the server at\n" +
-			"--server when one answers there. Else, if that address is of this machine, it brings a server of its\n" +
-			"own, which lives as long as the command and listens nowhere; its data folder is a temporary one that\n" +
-			"is removed at the end, or the one of --data, which is kept and always means a server of its own.\n" +
-			"An interrupt kills the run, and waits for that; a second one does not wait. So do SIGTERM, SIGQUIT, the\n" +
-			"end of the terminal, and the end of whoever reads the output (caravan run FILE | head -n1).",
+			"--server if one answers there. Otherwise, if the address belongs to this machine, it starts a server of its\n" +
+			"own, which lives as long as the command and listens on no address. Its data folder is a temporary one that\n" +
+			"is removed at the end, or the one of --data, which is kept. --data always starts a separate server.\n" +
+			"An interrupt kills the run and waits for its end; a second one stops waiting. SIGTERM, SIGQUIT, the\n" +
+			"end of the terminal, and the end of the reader of the output (caravan run FILE | head -n1) do the same.",
 		Args: argCount(1, 1, "one FILE"),
 	}
 	r := m.addServerFlags(m.addOutputFlag(cmd))
@@ -53,7 +53,7 @@ func (m *Main) runCommand() *cobra.Command {
 	var data string
 	var strict bool
 	m.addStrictFlag(cmd, &strict)
-	cmd.Flags().StringVar(&data, "data", "", "bring a server of its own, with this data `folder`")
+	cmd.Flags().StringVar(&data, "data", "", "start a separate server, with this data `folder`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		m.stopWithTerminal()
 		ctx := cmd.Context()
@@ -62,7 +62,7 @@ func (m *Main) runCommand() *cobra.Command {
 			return err
 		}
 		if data != "" && cmd.Flags().Changed("server") {
-			return usageErrorf("--data means a server of its own: it does not go with --server")
+			return usageErrorf("--data starts a separate server and cannot be combined with --server")
 		}
 		c, err := r.newClient()
 		if err != nil {
@@ -71,7 +71,7 @@ func (m *Main) runCommand() *cobra.Command {
 		server, _ := r.address()
 		if data == "" && (r.isReachable(ctx) || !isLocalAddress(server)) {
 			if given := changedOptions(cmd.Flags(), all); len(given) > 0 {
-				fmt.Fprintf(m.Stderr, "caravan: %s: without effect, for the server at %s runs the graph; --data brings one of its own\n",
+				fmt.Fprintf(m.Stderr, "caravan: %s: no effect, because the server at %s runs the graph; --data starts a separate one\n",
 					strings.Join(given, ", "), c.Server())
 			}
 			return m.runGraph(ctx, c, spec, strict)
@@ -147,7 +147,7 @@ func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, stri
 		return err
 	}
 	if state, err := c.ServerState(ctx); err == nil && state.State == client.Paused {
-		return fmt.Errorf("data folder %s is paused: %s; run it with --resume", config.Data, state.Reason)
+		return fmt.Errorf("data folder %s is paused: %s; resume it with --resume", config.Data, state.Reason)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -217,13 +217,13 @@ func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, stri
 // killAndWait kills a run after an interrupt and waits until it has ended, or until the second
 // interrupt.
 func (m *Main) killAndWait(c *client.Client, id uint64) (*client.Summary, error) {
-	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (once more: do not wait for it)\n", id)
+	fmt.Fprintf(m.Stderr, "caravan: interrupted: killing run %d (interrupt again to stop waiting)\n", id)
 	if err := c.Kill(m.forced, id); err != nil {
 		return nil, err
 	}
 	s, err := c.Wait(m.forced, id, client.WaitOptions{Poll: 50 * time.Millisecond})
 	if m.forced.Err() != nil {
-		return nil, fmt.Errorf("%w twice: run %d was told to die", errInterrupted, id)
+		return nil, fmt.Errorf("%w twice: run %d is being killed", errInterrupted, id)
 	}
 	return s, err
 }

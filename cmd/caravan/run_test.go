@@ -46,7 +46,7 @@ func TestRunUsesARunningServer(t *testing.T) {
 	a = newAPI(t, runTable("COMPLETED"))
 	p = newProgram("{}")
 	if c := p.run("run", "-", "--server", a.URL, "--kill-grace", "1s", "--cores=1"); c != 0 ||
-		!strings.HasPrefix(p.errs.String(), "caravan: --cores, --kill-grace: without effect, for the server at "+a.URL+" runs the graph; --data brings one of its own\n") {
+		!strings.HasPrefix(p.errs.String(), "caravan: --cores, --kill-grace: no effect, because the server at "+a.URL+" runs the graph; --data starts a separate one\n") {
 		t.Errorf("exit %d: %s", c, p.errs)
 	}
 }
@@ -88,7 +88,7 @@ func TestRunRefusesWrongUsage(t *testing.T) {
 		want string
 		args []string
 	}{
-		{exitUsage, "--data means a server of its own", []string{"run", graph, "--data", "x", "--server", "http://127.0.0.1:1"}},
+		{exitUsage, "--data starts a separate server", []string{"run", graph, "--data", "x", "--server", "http://127.0.0.1:1"}},
 		{exitUsage, "no such file", []string{"run", "/no/such/file"}},
 		{exitUsage, "--cores", []string{"run", graph, "--data", "x", "--cores", "x"}},
 		{exitUsage, "one FILE", []string{"run"}},
@@ -133,7 +133,7 @@ func TestSecondInterruptDoesNotWait(t *testing.T) {
 		select {
 		case p.signals <- os.Interrupt:
 		case c = <-code:
-			if c != exitInterrupted || !strings.Contains(p.errs.String(), "run 7 was told to die") {
+			if c != exitInterrupted || !strings.Contains(p.errs.String(), "run 7 is being killed") {
 				t.Errorf("exit %d: %s", c, p.errs)
 			}
 		}

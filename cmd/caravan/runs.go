@@ -21,7 +21,7 @@ func (m *Main) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "ls",
 		SuggestFor: []string{"list", "ps", "runs", "jobs"},
-		Short:      "List the runs that have not ended, or with --all every run",
+		Short:      "List unfinished runs, or with --all every run",
 		Args:       argCount(0, 0, "no arguments"),
 	}
 	r := m.addServerFlags(m.addOutputFlag(cmd))
@@ -80,9 +80,9 @@ func (m *Main) lsCommand() *cobra.Command {
 			}
 		}
 		if none && !o.All && len(states) == 0 {
-			fmt.Fprintln(m.Stderr, "no unfinished run; --all lists finished ones, too")
+			fmt.Fprintln(m.Stderr, "no unfinished runs; --all lists finished runs too")
 		} else if none {
-			fmt.Fprintln(m.Stderr, "no such run")
+			fmt.Fprintln(m.Stderr, "no matching runs")
 		}
 		return errors.Join(append(damaged, t.flush())...)
 	}
@@ -130,7 +130,7 @@ next:
 				continue next
 			}
 		}
-		return nil, usageErrorf("%q is no state: those are %s", w, strings.Join(known, ", "))
+		return nil, usageErrorf("unknown state %q: must be one of %s", w, strings.Join(known, ", "))
 	}
 	return out, nil
 }
@@ -190,7 +190,7 @@ func (m *Main) getCommand() *cobra.Command {
 		states []string
 		limit  int
 	)
-	cmd.Flags().StringVar(&task, "task", "", "show just the task of this `name`")
+	cmd.Flags().StringVar(&task, "task", "", "show only the task with this `name`")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only tasks in this `state`; may be given more than once")
 	completeFlag(cmd, "state", taskStateNames()...)
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this `number` of tasks; 0 for all")

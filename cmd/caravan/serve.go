@@ -24,11 +24,11 @@ func (m *Main) serveCommand() *cobra.Command {
 		Use:        "serve",
 		SuggestFor: []string{"server", "start", "daemon", "up"},
 		Short:      "Run the server",
-		Long: "Serve runs the server: it takes graphs over REST and executes their tasks on this machine. It is\n" +
+		Long: "Serve runs the server: it accepts graphs over REST and executes their tasks on this machine. It is\n" +
 			"ready when GET /ready answers 200. SIGTERM or SIGINT stops it within 10 s; a second one at once.\n" +
-			"Tasks that run then go on: the next server of the same data folder finds them.\n\n" +
+			"Running tasks go on: the next server of the same data folder finds them.\n\n" +
 			"Each option is a flag, an environment variable and a key of the configuration file (the flag's name\n" +
-			"without the dashes); the flag prevails over the variable, and that over the file.",
+			"without the dashes). The flag takes precedence over the variable, and the variable over the file.",
 		Args: argCount(0, 0, "no arguments"),
 	}
 	hw := thisMachine("/")
@@ -44,7 +44,7 @@ func (m *Main) serveCommand() *cobra.Command {
 			return err
 		}
 		if c.Paused && c.Resume {
-			return usageErrorf("paused and resume: choose one of them")
+			return usageErrorf("--paused and --resume cannot be combined")
 		}
 		c.HeapFloor = tuneRuntime(hw, m.LookupEnv)
 		if m.CatchSignals != nil {
@@ -76,7 +76,7 @@ func (m *Main) runServer(ctx context.Context, c Config) error {
 	select {
 	case <-srv.Failed():
 		err = fmt.Errorf("the server cannot go on: %w", srv.Err())
-		log.Error("the server cannot go on", "error", srv.Err())
+		log.Error("the server cannot go on", "err", srv.Err())
 	case <-ctx.Done():
 		log.Info("stopping", "within", stopTimeout.String())
 	}
@@ -112,7 +112,7 @@ func (m *Main) reloadOnHangup(d *listeners) (stop func()) {
 }
 
 // errForcedStop means that a second signal arrived.
-var errForcedStop = errors.New("stopped at once by a second signal: what was running was left")
+var errForcedStop = errors.New("stopped at once by a second signal; running work was abandoned")
 
 // startServer starts a server. The second signal ends the start.
 func (m *Main) startServer(c Config, l net.Listener, log *slog.Logger) (srv server, err error) {
@@ -144,7 +144,7 @@ func (m *Main) stopServer(end func(context.Context) error, limit time.Duration) 
 	case <-m.forced.Done():
 		return errForcedStop
 	case <-last.C:
-		return fmt.Errorf("the server did not stop within %s: what was running was left", limit)
+		return fmt.Errorf("the server did not stop within %s; running work was abandoned", limit)
 	}
 }
 
@@ -168,7 +168,7 @@ func (p escapingWriter) Write(record []byte) (int, error) {
 // taskUmask returns the umask of the launching shell as text.
 func (m *Main) taskUmask() (string, error) {
 	if m.Umask&0o700 != 0 {
-		return "", fmt.Errorf("umask %04o takes rights from the files' own user: start it with another one, such as 0022", m.Umask)
+		return "", fmt.Errorf("umask %04o takes permissions from the owner of files; use another umask, such as 0022", m.Umask)
 	}
 	return fmt.Sprintf("%04o", m.Umask), nil
 }
@@ -189,7 +189,7 @@ func (m *Main) workerCommand() *cobra.Command {
 	name := cmd.Flags().String("name", "", "the worker's own folder in it")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *data == "" || *name == "" {
-			return usageErrorf("caravan worker is started by caravan serve and caravan run, not by hand")
+			return usageErrorf("`caravan serve` and `caravan run` start the worker; it cannot be started by hand")
 		}
 		return worker.Run(cmd.Context(), worker.Config{
 			Dir: workerFolder(*data), Name: *name, Logger: newLogger(m.Stderr, "text", slog.LevelInfo), FS: fileSystem(*data),

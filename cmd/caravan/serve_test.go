@@ -149,7 +149,7 @@ func TestServeReportsAFailedServer(t *testing.T) {
 		t.Errorf("exit %d", c)
 	}
 	same(t, "stderr", p.errs.String(), "~caravan: the server cannot go on: disk full\n")
-	same(t, "log", p.errs.String(), `~level=ERROR msg="the server cannot go on" error="disk full"`)
+	same(t, "log", p.errs.String(), `~level=ERROR msg="the server cannot go on" err="disk full"`)
 
 	p = newProgram("")
 	opens(p, newAPI(t, nil)).err = errors.New("data folder d: in use by another server")
@@ -175,7 +175,7 @@ func TestServeReportsAnUnusableAddress(t *testing.T) {
 	}
 	defer l.Close()
 	for addr, want := range map[string]string{
-		l.Addr().String(): "caravan: address " + l.Addr().String() + " is in use: another server may be running; choose another one with --listen\n",
+		l.Addr().String(): "caravan: address " + l.Addr().String() + " is in use: another server may be running; choose another address with --listen\n",
 		"192.0.2.1:1":     "~caravan: address 192.0.2.1:1: ",
 	} {
 		p := newProgram("")

@@ -17,7 +17,7 @@ type startingEngine struct {
 	engine atomic.Pointer[http.Engine]
 }
 
-var errStarting = errors.New("the server is starting: it recovers its runs")
+var errStarting = errors.New("the server is starting and recovers its runs")
 
 func (g *startingEngine) setEngine(e http.Engine) { g.engine.Store(&e) }
 

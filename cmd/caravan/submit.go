@@ -18,25 +18,25 @@ func (m *Main) submitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "submit FILE",
 		SuggestFor: []string{"trigger", "create", "apply", "post", "enqueue"},
-		Short:      "Submit a graph to a server and print the run's id",
-		Long: "Submit sends the graph in FILE (- for standard input) to a server and prints the id of its run.\n" +
-			"The run is durable by then. Every submission carries an idempotency key, so that one whose answer\n" +
-			"is lost is repeated safely; give your own to make the command itself safe to repeat.\n\n" +
-			"With --lines FILE has a graph per line, of which there may be any number: they are sent in one request.",
+		Short:      "Submit a graph to a server and print the run ID",
+		Long: "Submit sends the graph in FILE (- for standard input) to a server and prints the ID of its run.\n" +
+			"The run is durable by then. Every submission carries an idempotency key, so that it can be repeated\n" +
+			"safely when the answer is lost. With your own key the command itself is safe to repeat.\n\n" +
+			"With --lines FILE has a graph per line. They are sent in one request.",
 		Args: argCount(1, 1, "one FILE"),
 	}
 	r := m.addServerFlags(m.addOutputFlag(cmd))
 	var wait, lines, strict bool
 	m.addStrictFlag(cmd, &strict)
 	var key string
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the run has ended, and exit by how it did")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait for the end of the run, and exit by its outcome")
 	cmd.Flags().StringVar(&key, "idempotency-key", "", "the same `key` and document always give the same run")
-	cmd.Flags().BoolVar(&lines, "lines", false, "FILE has a graph per line: print an id per line, - for one that is refused")
+	cmd.Flags().BoolVar(&lines, "lines", false, "FILE has a graph per line: print an ID per line, or - for a refused one")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		if lines {
 			if wait {
-				return usageErrorf("--wait is for one graph: it does not go with --lines")
+				return usageErrorf("--wait is for one graph and cannot be combined with --lines")
 			}
 			return m.submitLines(ctx, r, args[0], client.SubmitOptions{IdempotencyKey: key, Strict: strict})
 		}
@@ -83,7 +83,7 @@ func (m *Main) submitLines(ctx context.Context, r *serverFlags, path string, o c
 	for s, err := range c.SubmitLines(ctx, in, o) {
 		line++
 		if err != nil {
-			return fmt.Errorf("line %d and what follows: %w", line, err)
+			return fmt.Errorf("line %d and the following lines: %w", line, err)
 		}
 		if s.Err != nil {
 			refused++
@@ -137,16 +137,16 @@ func (m *Main) validateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "validate FILE",
 		SuggestFor: []string{"lint", "verify"},
-		Short:      "Check a graph without running it, and list all that is wrong with it",
+		Short:      "Check a graph without running it, and list all its problems",
 		Long: "Validate asks the server whether it would accept the graph in FILE (- for standard input).\n" +
-			"Where no server answers at the default address, and with --offline, the graph is checked by this\n" +
-			"program: by the same rules, but without the limits of a server's machine.",
+			"If no server answers at the default address, or with --offline, this program checks the graph:\n" +
+			"by the same rules, but without the limits of a server's machine.",
 		Args: argCount(1, 1, "one FILE"),
 	}
 	r := m.addServerFlags(m.addOutputFlag(cmd))
 	var offline, strict bool
 	m.addStrictFlag(cmd, &strict)
-	cmd.Flags().BoolVar(&offline, "offline", false, "ask no server")
+	cmd.Flags().BoolVar(&offline, "offline", false, "do not ask a server")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
 		spec, err := m.readDocument(ctx, args[0])
@@ -204,7 +204,7 @@ func toClientProblems(list dag.Problems) (out []client.Problem) {
 
 // addStrictFlag gives a command the flag that turns warnings into errors.
 func (m *Main) addStrictFlag(cmd *cobra.Command, strict *bool) {
-	cmd.Flags().BoolVar(strict, "strict", false, "members of jobs that are not known are errors, not warnings")
+	cmd.Flags().BoolVar(strict, "strict", false, "unknown members of jobs are errors instead of warnings")
 }
 
 // printWarnings prints the warnings about a graph that is accepted.

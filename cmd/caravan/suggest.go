@@ -117,7 +117,7 @@ func maxMisspelled(word string) int { return min(2, len(word)/2) }
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
-		Short: "Say what a command does and which flags it has",
+		Short: "Explain a command and its flags",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, _, err := root.Find(args)
 			if err != nil || len(args) > 0 && about == root {
@@ -151,7 +151,7 @@ func (m *Main) completionCommand() *cobra.Command {
 	shells := []cobra.Completion{"bash", "zsh", "fish", "powershell"}
 	cmd := &cobra.Command{
 		Use:   "completion SHELL",
-		Short: "Print a script that makes a shell complete commands, flags, runs and tasks",
+		Short: "Print a script for shell completion of commands, flags, runs and tasks",
 		Long: "Completion prints a script for SHELL: " + strings.Join(shells, ", ") + ". For bash (with bash-completion):\n\n" +
 			"  source <(caravan completion bash)",
 		Args:              argCount(1, 1, "a SHELL"),
@@ -169,7 +169,7 @@ func (m *Main) completionCommand() *cobra.Command {
 		case "powershell":
 			return root.GenPowerShellCompletionWithDesc(m.Stdout)
 		}
-		return usageErrorf("%q is no shell known here: those are %s", args[0], strings.Join(shells, ", "))
+		return usageErrorf("unknown shell %q: must be one of %s", args[0], strings.Join(shells, ", "))
 	}
 	return cmd
 }

@@ -83,7 +83,7 @@ func TestShellCompletion(t *testing.T) {
 	})
 	const nothing, files = ":4\n", ":0\n" // cobra's directives
 	for _, tc := range []struct{ args, want string }{
-		{"val", "validate\tCheck a graph without running it, and list all that is wrong with it\n" + nothing},
+		{"val", "validate\tCheck a graph without running it, and list all its problems\n" + nothing},
 		{"help resu", "resume\tResume a run that is paused\n" + nothing},
 		{"wait ", "7\tRUNNING\n8\tPAUSED sweep\n" + nothing},
 		{"wait 8", "8\tPAUSED sweep\n" + nothing},
@@ -127,5 +127,5 @@ func TestShellCompletion(t *testing.T) {
 	if code := p.run("completion", "tcsh"); code != exitUsage {
 		t.Errorf("exit %d: %s", code, p.errs)
 	}
-	same(t, "stderr", p.errs.String(), "caravan: \"tcsh\" is no shell known here: those are bash, zsh, fish, powershell\n")
+	same(t, "stderr", p.errs.String(), "caravan: unknown shell \"tcsh\": must be one of bash, zsh, fish, powershell\n")
 }

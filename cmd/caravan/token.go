@@ -15,7 +15,7 @@ import (
 func (m *Main) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make tokens for the callers of a server",
+		Short: "Create tokens for clients of a server",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])
@@ -31,14 +31,14 @@ func (m *Main) tokenCommand() *cobra.Command {
 func (m *Main) tokenNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new NAME SCOPES",
-		Short: "Make a token and the line that lets a server know it",
-		Long: "New makes a token with SCOPES: read, submit, control, separated by commas. It prints the secret, which is\n" +
-			"not kept anywhere, and the line for the server's token file. With --token-file it adds the line to that\n" +
-			"file, which is made with mode 0600; a server that runs reads it again at SIGHUP.",
+		Short: "Create a token, and its line for the server's token file",
+		Long: "New creates a token with SCOPES: read, submit, control, separated by commas. It prints the secret, which is\n" +
+			"not stored, and the line for the server's token file. With --token-file it appends the line to that\n" +
+			"file, which it creates with mode 0600. A running server reloads the file at SIGHUP.",
 		Args: argCount(2, 2, "a NAME and SCOPES"),
 	}
 	var path string
-	cmd.Flags().StringVar(&path, "token-file", "", "add the line to this `file`")
+	cmd.Flags().StringVar(&path, "token-file", "", "append the line to this `file`")
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		if err := access.CheckTokenName(args[0]); err != nil {
@@ -62,7 +62,7 @@ func (m *Main) tokenNewCommand() *cobra.Command {
 		if path == "" {
 			fmt.Fprintf(m.Stderr, "The secret is shown this once. The line for the server's --token-file:\n%s\n", line)
 		} else {
-			fmt.Fprintf(m.Stderr, "The secret is shown this once. Its line is in %s: send SIGHUP to a server that runs.\n", path)
+			fmt.Fprintf(m.Stderr, "The secret is shown this once. Its line is in %s: send SIGHUP to a running server.\n", path)
 		}
 		return nil
 	}

@@ -18,15 +18,15 @@ func (m *Main) logsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "logs ID TASK",
 		SuggestFor: []string{"output", "tail", "cat"},
-		Short:      "Print what a task wrote",
+		Short:      "Print the output of a task",
 		Long: "Logs prints the raw output of one attempt of a task: standard output, or with --stream stderr\n" +
-			"standard error. With -f it waits until the task has begun, and goes on while the attempt runs.",
+			"standard error. With -f it waits for the start of the task, and goes on while the attempt runs.",
 		Args: argCount(2, 2, "the ID of a run and the name of a TASK"),
 	}
 	r := m.addServerFlags(cmd)
 	r.completeRunArgs(true)
 	o := client.LogOptions{Stream: client.Stdout}
-	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "wait until the task has begun, go on while the attempt runs")
+	cmd.Flags().BoolVarP(&o.Follow, "follow", "f", false, "wait for the start of the task, and go on while the attempt runs")
 	cmd.Flags().IntVar(&o.Attempt, "attempt", 0, "the `number` of the attempt, from 1; 0 for the latest")
 	cmd.Flags().StringVar(&o.Stream, "stream", client.Stdout, "stdout or stderr")
 	completeFlag(cmd, "stream", client.Stdout, client.Stderr)
@@ -38,7 +38,7 @@ func (m *Main) logsCommand() *cobra.Command {
 		case o.Attempt < 0:
 			return usageErrorf("--attempt must not be negative")
 		case o.Stream != client.Stdout && o.Stream != client.Stderr:
-			return usageErrorf("--stream %q is neither stdout nor stderr", o.Stream)
+			return usageErrorf("--stream %q must be stdout or stderr", o.Stream)
 		}
 		c, err := r.newClient()
 		if err != nil {
@@ -91,9 +91,9 @@ func (m *Main) eventsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "events [ID]",
 		SuggestFor: []string{"watch", "follow"},
-		Short:      "Tell what changes in a run, or which runs change, as it happens",
-		Long: "Events prints a line for each change of a run and of its tasks until the run has ended, and exits by\n" +
-			"how it did. Without an ID it prints a line for each run that changes, until it is interrupted. It\n" +
+		Short:      "Print the changes of a run, or which runs change, as they happen",
+		Long: "Events prints a line for each change of a run and of its tasks until the run ends, and exits by its\n" +
+			"outcome. Without an ID it prints a line for each run that changes, until it is interrupted. It\n" +
 			"survives a restart of the server that takes less than 30 s.",
 		Args: argCount(0, 1, "at most the ID of a run"),
 	}
@@ -101,7 +101,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 	r.completeRunArgs(false)
 	var o client.EventOptions
 	var tag string
-	cmd.Flags().StringVar(&o.After, "after", "", "begin behind the event with this `id`; 0 for a run's whole story")
+	cmd.Flags().StringVar(&o.After, "after", "", "begin after the event with this `id`; 0 for the whole history of a run")
 	cmd.Flags().StringVar(&tag, "tag", "", "without an ID: only runs with this `tag`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := r.newClient()
@@ -123,7 +123,7 @@ func (m *Main) eventsCommand() *cobra.Command {
 		case err != nil:
 			return err
 		case cmd.Flags().Changed("tag"):
-			return usageErrorf("--tag is for all runs: it does not go with an ID")
+			return usageErrorf("--tag is for all runs and cannot be combined with an ID")
 		}
 		var last *client.Summary
 		err = m.printEvents(func(yield func(*client.Event, error) bool) {
@@ -190,8 +190,8 @@ func (m *Main) printEvent(w io.Writer, e *client.Event) (err error) {
 func (m *Main) waitCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait ID",
-		Short: "Wait until a run has ended, and exit by how it did",
-		Long: "Wait shows the run's progress until it has ended. It survives a restart of the server that takes\n" +
+		Short: "Wait for the end of a run, and exit by its outcome",
+		Long: "Wait shows the progress of a run until its end. It survives a restart of the server that takes\n" +
 			"less than 30 s.",
 		Args: argCount(1, 1, "the ID of a run"),
 	}

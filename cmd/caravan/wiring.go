@@ -126,7 +126,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		Backup: func(ctx context.Context, w io.Writer) error { // called only after the engine is set
 			sum, err := writeBackup(ctx, w, n.folder, n.store, n.outputs)
 			if err == nil {
-				log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "moment", sum.Header.Moment)
+				log.Info("backup written", "rows", sum.Rows, "files", sum.Files, "commit", sum.Header.Moment)
 			}
 			return err
 		},
@@ -174,7 +174,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		return nil, err
 	}
 	if reason := n.engine.Paused(context.Background()); reason != "" {
-		log.Warn("paused: no task starts until `caravan resume --all`, or a start with --resume", "reason", reason)
+		log.Warn("paused: no task starts until `caravan resume --all` or a start with --resume", "reason", reason)
 	}
 	door.setEngine(n.engine)
 	go n.watchFailures()

@@ -149,7 +149,7 @@ func TestTokens(t *testing.T) {
 	if err := os.Rename(audit, audit+".1"); err != nil {
 		t.Fatal(err)
 	}
-	hangUp(strings.Split(string(text), "\n")[1], "audit log opened again")
+	hangUp(strings.Split(string(text), "\n")[1], "audit log reopened")
 	s.Want(401, "DELETE", "/v1/dagrun/0", "", "Authorization", "Bearer "+reader)
 	s.Want(200, "GET", "/v1/dagruns", "", "Authorization", "Bearer "+submitter)
 	if code, _, err := s.Stop(e2etest.Patience); code != 0 || err != nil {
