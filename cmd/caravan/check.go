@@ -169,7 +169,7 @@ func (m *Main) checkCommand() *cobra.Command {
 		Long: "Check reads everything in the data folder DATA: tables, manifest and commit log with all checksums,\n" +
 			"every row, and of every run the definition, the journal, the snapshot, the attempts and the output;\n" +
 			"and the journals of workers, unless they are older than the last boot of the machine.\n" +
-			"It changes nothing; no server may have the folder open. The exit code is 0 if all is intact, 1 if\n" +
+			"It does not modify the folder, which no server may have open. The exit code is 0 if all is intact, 1 if\n" +
 			"something is damaged.",
 		Args: argCount(1, 1, "one data folder"),
 	}

@@ -14,7 +14,7 @@ func (m *Main) killCommand() *cobra.Command {
 		SuggestFor: []string{"cancel", "stop", "abort", "terminate", "delete", "rm"},
 		Short:      "Kill a run, or one of its tasks",
 		Long: "Kill returns when the request is durable. The processes then get SIGTERM, and after the server's\n" +
-			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing what has ended changes nothing.",
+			"grace period SIGKILL. `caravan wait` tells when the run is KILLED. Killing a finished run has no effect.",
 		Args: argCount(1, 2, "the ID of a run and perhaps the name of a TASK"),
 	}
 	r := m.addServerFlags(cmd)

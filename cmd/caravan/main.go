@@ -61,7 +61,7 @@ func main() {
 	if isInitProcess() {
 		code, err := runAsInit(os.Args, os.Environ())
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "caravan: starting beside the first process of the container: %v\n", err)
+			fmt.Fprintf(os.Stderr, "caravan: start as a child of PID 1: %v\n", err)
 		}
 		os.Exit(code)
 	}

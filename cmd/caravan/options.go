@@ -64,7 +64,7 @@ func serverOptions(hw machine) []option {
 			func(c *Config, s string) (err error) { c.RetainKeys, err = parseDuration(s); return err }, false},
 		{"slurm", "switch", "on: tasks may choose the executor slurm, which runs them in this machine's Slurm cluster", "off",
 			func(c *Config, s string) (err error) { c.Slurm, err = parseSwitch(s); return err }, false},
-		{"slurm-partition", "name", "partition of Slurm jobs that name none; default: the cluster's", "",
+		{"slurm-partition", "name", "partition of Slurm jobs without a partition; default: the cluster's", "",
 			func(c *Config, s string) error { c.SlurmPartition = s; return nil }, false},
 		{"slurm-jobs", "number", "tasks that Slurm has at one time", "1000",
 			func(c *Config, s string) (err error) { c.SlurmJobs, err = parseCount(s, 1, 1<<20); return err }, false},

@@ -17,7 +17,7 @@ import (
 // plainPackages are the packages whose names, comments and texts follow the style of
 // CONTRIBUTING.md. The list only grows.
 var plainPackages = []string{
-	"actors", "actors/query", "actors/replay", "actors/scheduler", "actors/watch", "client", "dag", "dag/specjson",
+	"actors", "actors/query", "actors/replay", "actors/scheduler", "actors/watch", "client", "cmd/caravan", "dag", "dag/specjson",
 
 	"executor",
 	"internal/vfork",
