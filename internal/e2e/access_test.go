@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -12,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -59,9 +61,9 @@ func newToken(t *testing.T, file, name, scopes string) string {
 	return strings.TrimSpace(out)
 }
 
-// TestBeyondTheLoopbackAddress: the server does not start there when nothing is asked
+// TestNonLoopbackNeedsAccessControl: the server does not start there when nothing is asked
 // of callers, unless it is told to.
-func TestBeyondTheLoopbackAddress(t *testing.T) {
+func TestNonLoopbackNeedsAccessControl(t *testing.T) {
 	t.Parallel()
 	tokens := filepath.Join(t.TempDir(), "tokens")
 	secret := newToken(t, tokens, "all", "read,submit,control")
@@ -179,9 +181,9 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestUnixSocketOfTheServer: its mode, a socket that a killed server has left, a second
+// TestUnixSocketAccess: its mode, a socket that a killed server has left, a second
 // server, and other users.
-func TestUnixSocketOfTheServer(t *testing.T) {
+func TestUnixSocketAccess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
@@ -441,5 +443,181 @@ func TestClientCertificates(t *testing.T) {
 		if code != c.code {
 			t.Errorf("%s: exit %d, want %d: %s%s", c.what, code, c.code, out, errs)
 		}
+	}
+}
+
+// TestTasksCannotReadTheServer: neither the environment of a task's parent, nor its
+// command line and working folder, nor what it has open holds anything of the server's.
+func TestTasksCannotReadTheServer(t *testing.T) {
+	t.Parallel()
+	s := e2etest.Start(t, e2etest.Env("CARAVAN_TOKEN=secret-token", "AWS_SECRET_ACCESS_KEY=secret-key", "GOFLAGS=secret-flag"))
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"look": e2etest.Sh(
+		`tr '\0' '\n' </proc/$PPID/environ; tr '\0' ' ' </proc/$PPID/cmdline; ls -l /proc/$PPID/fd /proc/$PPID/cwd; env`)}))
+	s.Await(run, "COMPLETED")
+	out := s.Get(run).TaskAttempts["look"][0].OutputLog
+	if strings.Contains(out, "secret") {
+		t.Errorf("a task sees the server's secrets:\n%s", out)
+	}
+	allowed := []string{"PATH=", "HOME=", "LANG=", "TMPDIR=", "USER=", "GOGC=", "GOMAXPROCS=", "CARAVAN_WORKER="}
+	pids := servertest.Workers(s.Config().Data)
+	if len(pids) != 1 {
+		t.Fatalf("workers: %v", pids)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pids[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00") {
+		known := false
+		for _, a := range allowed {
+			known = known || strings.HasPrefix(entry, a)
+		}
+		if !known {
+			t.Errorf("the worker's environment holds %q", entry)
+		}
+	}
+	// A process that cannot be dumped belongs to root in /proc: tasks of the same user
+	// cannot read its environment and memory.
+	if os.Getuid() != 0 {
+		if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.PID())); !os.IsPermission(err) {
+			t.Errorf("a process of the same user can read the server's environment: %v", err)
+		}
+		return
+	}
+	t.Log("run as root, who can read everything: the server's environment is not tried")
+}
+
+// TestReloadEndsWaitingRequests: SIGHUP after a token was taken out of the file ends what was begun
+// with it, though nothing happens that could be told: a long poll is answered 401, events and a
+// followed log break off.
+func TestReloadEndsWaitingRequests(t *testing.T) {
+	t.Parallel()
+	tokens := filepath.Join(t.TempDir(), "tokens")
+	all, reader := newToken(t, tokens, "all", "read,submit,control"), newToken(t, tokens, "reader", "read")
+	s := e2etest.Start(t, e2etest.Args("--token-file", tokens))
+	s.Want(200, "POST", "/v1/dagrun", `{"tasks":{"a":{"job":{"command":["sleep","600"]}}}}`, "Authorization", "Bearer "+all)
+	e2etest.Eventually(t, "the task runs", func() bool {
+		return strings.Contains(string(s.Want(200, "GET", "/v1/dagrun/0/task/a/state", "", "Authorization", "Bearer "+all).Body), "RUNNING")
+	})
+	defer s.Want(200, "DELETE", "/v1/dagrun/0", "", "Authorization", "Bearer "+all)
+
+	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Patience/2)
+	defer cancel()
+	ask := func(path string) (*http.Response, error) {
+		req, err := http.NewRequestWithContext(ctx, "GET", s.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+reader)
+		return http.DefaultClient.Do(req)
+	}
+	polled := make(chan int, 1)
+	go func() {
+		resp, err := ask("/v1/dagrun/0/state?wait=60s&from=RUNNING")
+		if err != nil {
+			polled <- 0
+			return
+		}
+		resp.Body.Close()
+		polled <- resp.StatusCode
+	}()
+	streams := map[string]*http.Response{}
+	for _, path := range []string{"/v1/dagrun/0/events", "/v1/events", "/v1/dagrun/0/task/a/log?follow=1"} {
+		resp, err := ask(path)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatal(path, resp, err)
+		}
+		defer resp.Body.Close()
+		streams[path] = resp
+	}
+	e2etest.Eventually(t, "all four wait", func() bool {
+		return strings.Contains(string(s.Want(200, "GET", "/metrics", "", "Authorization", "Bearer "+all).Body), "\ncaravan_http_waiting_requests 4\n")
+	})
+	text, err := os.ReadFile(tokens)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, _, _ := strings.Cut(string(text), "reader ")
+	if err := os.WriteFile(tokens, []byte(kept), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-polled; status != 401 {
+		t.Errorf("the long poll: %d", status)
+	}
+	for path, resp := range streams {
+		if _, err := io.ReadAll(resp.Body); err == nil || ctx.Err() != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// touching is a graph whose task makes a file: the proof that a command ran.
+func touching(path string) string {
+	return fmt.Sprintf(`{"tasks":{"a":{"job":{"command":["touch",%q]}}}}`, path)
+}
+
+// say sends a request byte by byte as it is written and returns the answer's status.
+func say(t *testing.T, s *e2etest.Server, request string) int {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(e2etest.Patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte(request)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
+}
+
+// TestForeignWebPagesAreRefused sends what browsers send for pages of other origins,
+// and what programs send.
+func TestForeignWebPagesAreRefused(t *testing.T) {
+	t.Parallel()
+	s := e2etest.Start(t, e2etest.Args("--allow-host", "caravan.example", "--allow-host", "two.example,three.example"))
+	spec := touching(t.TempDir() + "/ran")
+	post := func(headers ...string) string {
+		return "POST /v1/dagrun HTTP/1.1\r\n" + strings.Join(headers, "\r\n") + fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n%s", len(spec), spec)
+	}
+	const host, typed = "Host: localhost:2503", "Content-Type: application/json"
+	for request, want := range map[string]int{
+		post(host): 415,
+		post(host, "Content-Type: text/plain;charset=UTF-8"):                                                       415,
+		post(host, "Content-Type: application/x-www-form-urlencoded"):                                              415,
+		post(host, "Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"):         403,
+		post(host, typed, "Origin: http://localhost:8000", "Sec-Fetch-Site: same-site"):                            403,
+		post(host, typed, "Origin: null"):                                                                          403,
+		post("Host: evil.example", typed):                                                                          421,
+		"GET /v1/dagruns?all=1 HTTP/1.1\r\nHost: evil.example\r\n\r\n":                                             421,
+		"DELETE /v1/dagrun/0 HTTP/1.1\r\nHost: evil.example:2503\r\n\r\n":                                          421,
+		"GET http://evil.example/v1/dagruns HTTP/1.1\r\nHost: localhost\r\n\r\n":                                   421,
+		"OPTIONS /v1/dagrun HTTP/1.1\r\n" + host + "\r\nOrigin: http://evil.example\r\n\r\n":                       403,
+		"GET /v1/dagruns HTTP/1.1\r\nHost: three.example\r\n\r\n":                                                  200,
+		"GET /v1/dagruns HTTP/1.1\r\nHost: CARAVAN.example.:443\r\n\r\n":                                           200,
+		"POST /v1/dagrun HTTP/1.1\r\n" + host + "\r\nOrigin: null\r\n" + typed + "\r\nContent-Length: 999\r\n\r\n": 403, // the body never comes
+	} {
+		if got := say(t, s, request); got != want {
+			t.Errorf("%d, want %d: %q", got, want, request)
+		}
+	}
+	if r := s.Want(200, "GET", "/v1/dagruns?all=1", ""); string(r.Body) != "[]" {
+		t.Fatalf("a refused submission is there: %s", r.Body)
+	}
+	if got := say(t, s, post(host, typed, "Origin: http://localhost:2503", "Sec-Fetch-Site: same-origin")); got != 200 {
+		t.Errorf("its own page: %d", got)
+	}
+	if got := say(t, s, post(host, "Content-Type: application/json; charset=utf-8", "User-Agent: Python-urllib/3.13")); got != 200 {
+		t.Errorf("a program: %d", got)
 	}
 }

@@ -30,9 +30,9 @@ func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Du
 	return e2etest.Start(t, e2etest.Faulty(t), e2etest.Env("CARAVAN_FAULT_CLOCK="+file), e2etest.Args(args...)), step
 }
 
-// TestClockIsSet: the machine's clock is set, back and forward, while a retry waits, while
+// TestClockChanges: the machine's clock is set, back and forward, while a retry waits, while
 // runs are retained, and over a kill -9 of the server.
-func TestClockIsSet(t *testing.T) {
+func TestClockChanges(t *testing.T) {
 	t.Parallel()
 	s, step := clocked(t, "--retain-age", "30d", "--retain-runs", "3")
 	const retry = `{"tasks":{"a":{"job":{"commandString":"test $CARAVAN_ATTEMPT -gt 1"},"maxRetries":1,"retryIntervalSeconds":1.5}}}`
@@ -59,9 +59,9 @@ func TestClockIsSet(t *testing.T) {
 	}
 }
 
-// TestRestartBesideARunningTaskOverACrash: a run with a RUNNING task is not QUEUED, its
+// TestRestartWithRunningTaskAcrossCrash: a run with a RUNNING task is not QUEUED, its
 // times ascend, and a reader of all events that comes back hears of it.
-func TestRestartBesideARunningTaskOverACrash(t *testing.T) {
+func TestRestartWithRunningTaskAcrossCrash(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(`{"tasks":{"a":{"job":{"command":["/bin/sleep","600"]}},"b":{"job":{"command":["/bin/true"]},"parents":["a"]}}}`)

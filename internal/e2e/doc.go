@@ -1,62 +1,49 @@
-// Package e2e holds the end-to-end tests: the real binary, started as a user
-// starts it, driven over REST and the command line, killed and started again. It
-// has no code of its own.
+// Package e2e holds the end-to-end tests. They start the real binary as a user does, drive it over
+// REST and the command line, and kill and restart it. The package has only tests.
 //
-//	contract_test.go   each row of the REST table, by field names, types and shapes
-//	record_test.go     where a job runs and what its attempts record, kills that outlive the server
-//	semantics_test.go  what runs, retries, generators, restarts, pauses mean
-//	kill_test.go       kills of runs and tasks
-//	crash_test.go      kill -9 of the server at random moments, and right after a 200
-//	worker_test.go     kill -9 and SIGSTOP of server and worker, in the middle of a run
-//	thousand_test.go   1,000 tasks with few descriptors, few processes, errors of the worker's disk
-//	atonce_test.go     very many processes at the same time
-//	diskerrors_test.go  errors of the disk under the server's log, the folder's identity and the output
-//	pause_test.go      SIGSTOP of server, worker and both under load
-//	groups_test.go     control groups that killed workers leave
-//	worker_shortage_test.go  tasks with few descriptors, few processes; a worker that hangs
-//	slow_test.go       programs and folders that hang, beside everything else
-//	secrets_test.go    what a task sees of the server
-//	adoption_test.go   SIGTERM, upgrade, and what holds for tasks that outlive their server
-//	backup_test.go     backup and restore, the drill of docs/operations.md too
-//	copies_test.go     a copied data folder beside its original
-//	damage_test.go     files of the data folder damaged at random
-//	powercut_test.go   power cuts of the device under the data folder
-//	damagedworker_test.go  damaged files of a worker that was killed
-//	disk_test.go       a full disk
-//	tables_test.go     damaged tables and manifests
-//	check_test.go      check and salvage
-//	folder_test.go     any path, the rights and the parts of a data folder
-//	hostile_test.go    malformed requests, slow and gone clients
-//	shutdown_test.go   SIGTERM while clients ask
-//	large_test.go      a run of 10,000 tasks answers while it runs
-//	scale_test.go      fairness, views and documents beside very large runs
-//	soak_test.go       a load that does not end: nothing grows
-//	views_test.go      what pages and tools watch large runs by
-//	metrics_test.go    what /metrics has is what the documents say
-//	clock_test.go      the clock of the machine is set; restarts beside running tasks; keys that outlive their runs
-//	door_test.go       what web pages may do
-//	access_test.go     tokens, unix sockets, TLS, the audit log
-//	cli_test.go        the command line: exit codes, logs -f
-//	examples_test.go   every file of examples/ runs to COMPLETED
-//	process_test.go    damaged output files, what tasks leave behind, odd commands, signals of the terminal
-//	slurm_test.go      tasks as jobs of a real Slurm (tag slurm; see make test-slurm)
+//	rest_contract_test.go     each row of the REST table: field names, types, shapes
+//	semantics_test.go         expansion, retries, generators, restarts, pauses, attempt records
+//	kill_test.go              kills of runs and tasks
+//	server_crash_test.go      kill -9 of the server at random moments, after a 200, during retention
+//	worker_test.go            kills, stops and upgrades of server and worker; adopted tasks
+//	control_groups_test.go    control groups that killed workers leave
+//	shortage_test.go          few descriptors, few processes, journal errors, many processes
+//	hanging_start_test.go     programs and folders on file systems that hang
+//	disk_full_test.go         a full disk
+//	disk_faults_test.go       failing calls of the file system, and power cuts
+//	random_damage_test.go     files of the data folder damaged at random
+//	damaged_files_test.go     damaged tables, logs, summaries and worker files
+//	check_test.go             check and salvage
+//	backup_test.go            backup and restore, and copies of data folders
+//	data_folder_test.go       paths, permissions and contents of data folders
+//	access_test.go            tokens, unix sockets, TLS, web pages, isolation of tasks
+//	hostile_requests_test.go  malformed requests, slow and disconnecting clients
+//	server_process_test.go    shutdown, signals, terminals, containers, unusual commands
+//	large_runs_test.go        fairness, views and documents of large runs
+//	views_test.go             long polls, state vectors, graphs, events, metrics
+//	clock_test.go             changes of the machine's clock
+//	cli_test.go               the command line: exit codes, logs -f
+//	examples_test.go          every file of examples/ runs to COMPLETED
+//	soak_test.go              constant load without growth
+//	slurm_test.go             tasks on a real Slurm (tag slurm; see make test-slurm)
+//	main_test.go              flags, and a client that writes raw requests
 //
-// Flags (after -args, or directly: go test ./internal/e2e -kills 100):
+// Flags (go test ./internal/e2e -kills 100):
 //
-//	-seed N     seed of everything random; it is printed by each test that uses it
-//	-kills N    kills of the random-moments test (20)
+//	-seed N     seed of all random choices; each test that uses it prints it
+//	-kills N    kills at random moments (20)
 //	-acked N    acknowledged submissions of the kill-after-200 test (1000)
-//	-rounds N   rounds of the tests in worker_test.go (2)
-//	-damages N  damaged data folders (40); cases of disk errors, a tenth of it of each test
+//	-rounds N   rounds of the tests that kill server and worker (2)
+//	-damages N  damaged data folders (40); a tenth of it are cases of disk errors of each test
 //	-cuts N     power cuts (3); they need root and an ext4 on a loop device
 //	-hostile N  malformed requests (10000)
-//	-sizes big  runs of 1,000,000 tasks in scale_test.go, 10,000 processes in atonce_test.go
-//	-copies N   copies in copies_test.go (2)
-//	-pause D    how long pause_test.go stops processes (3s); 65s is longer than the limit of a commit
-//	-soak D     how long soak_test.go keeps its load up (10s)
+//	-sizes big  runs of 1,000,000 tasks in large_runs_test.go, 10,000 concurrent processes
+//	-copies N   copies of a data folder (2)
+//	-pause D    how long worker_test.go stops processes (3s); 65s exceeds the limit of a commit
+//	-soak D     how long soak_test.go keeps its load (10s)
 //
-// Under the race detector all numbers are a tenth of that, and of the errors of a disk each
-// test has one case.
+// Under the race detector all numbers are a tenth of that, and each test of disk errors has one
+// case.
 //
-// CARAVAN_BINARY names a binary to test in place of one built from the tree.
+// CARAVAN_BINARY names a binary to test instead of one built from the tree.
 package e2e

@@ -102,9 +102,9 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true").Job("cores", 2)})) // all slots are back
 }
 
-// TestKillOfATaskThatIgnoresSIGTERM: SIGKILL follows after the grace, for the whole
+// TestKillEscalatesToSIGKILL: SIGKILL follows after the grace, for the whole
 // process group.
-func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
+func TestKillEscalatesToSIGKILL(t *testing.T) {
 	t.Parallel()
 	const grace = 400 * time.Millisecond
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", grace.String()))
@@ -134,8 +134,8 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	}
 }
 
-// TestKillOfATaskLetsOthersGoOn: the run ends KILLED when nothing else can move.
-func TestKillOfATaskLetsOthersGoOn(t *testing.T) {
+// TestKillTaskLeavesOthersRunning: the run ends KILLED when nothing else can move.
+func TestKillTaskLeavesOthersRunning(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{

@@ -3,17 +3,27 @@ package e2e
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
 // limited is a program that starts the binary under test under a limit of the shell's.
@@ -40,9 +50,9 @@ func dialAll(t *testing.T, s *e2etest.Server, n int, text string) {
 	}
 }
 
-// TestFewDescriptors: 300 connections meet a server that may have 256 descriptors. It
+// TestServerWithFewDescriptors: 300 connections meet a server that may have 256 descriptors. It
 // goes on, serves others, and runs 1,000 tasks.
-func TestFewDescriptors(t *testing.T) {
+func TestServerWithFewDescriptors(t *testing.T) {
 	s := e2etest.Start(t, e2etest.Program(limited(t, "-n 256")))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 0 # {{N}}")}).
 		With("parameters", map[string]any{"N": e2etest.Numbers(1000)}))
@@ -65,10 +75,10 @@ func TestFewDescriptors(t *testing.T) {
 	}
 }
 
-// TestClientsThatLeave: thousands of clients ask for a state that does not change and
+// TestLeavingClientsFreeTheirPlaces: thousands of clients ask for a state that does not change and
 // leave at once. Clients at another address are served all the while, and no place stays
 // taken.
-func TestClientsThatLeave(t *testing.T) {
+func TestLeavingClientsFreeTheirPlaces(t *testing.T) {
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
 	s.AwaitTask(run, "a", "RUNNING")
@@ -134,4 +144,406 @@ func nothingWaits(t *testing.T, s *e2etest.Server) {
 		}
 		pauseFor(10 * time.Millisecond)
 	}
+}
+
+// behindShell is the binary under test behind a line of shell.
+func behindShell(t *testing.T, line string) func(*servertest.Config) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "caravan")
+	text := fmt.Sprintf("#!/bin/sh\n%s || exit 9\nexec %q \"$@\"\n", line, e2etest.Binary())
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return e2etest.Program(path)
+}
+
+// eachOnce checks that every task of a run is COMPLETED after one attempt.
+func eachOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
+	t.Helper()
+	s.Await(run, "COMPLETED")
+	doc := s.Get(run)
+	if len(doc.TaskAttempts) != tasks {
+		t.Errorf("%d tasks have attempts, want %d", len(doc.TaskAttempts), tasks)
+	}
+	for name, attempts := range doc.TaskAttempts {
+		if len(attempts) != 1 || attempts[0].RC != 0 {
+			t.Errorf("%s: %+v", name, attempts)
+		}
+	}
+}
+
+// TestTasksWithFewDescriptors: 150 tasks that sleep, all of which the slots would take at once.
+func TestTasksWithFewDescriptors(t *testing.T) {
+	s := e2etest.Start(t, behindShell(t, "ulimit -n 256"))
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"t": e2etest.Sh(`: {{N}}; exec sleep 1`).Job("cores", "0.01"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(150)}))
+	eachOnce(t, s, run, 150)
+}
+
+// TestTasksWithFewProcesses: server, worker and tasks share 60 processes and threads.
+func TestTasksWithFewProcesses(t *testing.T) {
+	group := "/sys/fs/cgroup/pids/caravan-test-" + fmt.Sprint(os.Getpid())
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Skip("no control group for processes can be made here: ", err)
+	}
+	t.Cleanup(func() { e2etest.Eventually(t, "the group is empty", func() bool { return os.Remove(group) == nil }) })
+	if err := os.WriteFile(group+"/pids.max", []byte("60"), 0); err != nil {
+		t.Skip("the number of processes cannot be limited here: ", err)
+	}
+	s := e2etest.Start(t, behindShell(t, "echo $$ >"+group+"/cgroup.procs"))
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"t": e2etest.Sh(`: {{N}}; exec sleep 0.05`).Job("cores", "0.01"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(300)}))
+	eachOnce(t, s, run, 300)
+}
+
+// TestHungWorkerIsReported: a worker that hangs is noticed within 10 s, in the log, by /healthz
+// and a metric; a kill is answered meanwhile and carried out when it is back.
+func TestHungWorkerIsReported(t *testing.T) {
+	t.Parallel()
+	s := e2etest.Start(t)
+	dir := t.TempDir()
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"t": e2etest.Sh("exec sleep 1000").Job("workDir", dir)}))
+	s.AwaitTask(run, "t", "RUNNING")
+	pids := servertest.Workers(s.Config().Data)
+	if len(pids) != 1 {
+		t.Fatalf("workers: %v", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(pids[0], syscall.SIGCONT)
+	began := time.Now()
+	e2etest.Eventually(t, "/healthz says that the worker hangs", func() bool {
+		r := s.Do(http.MethodGet, "/healthz", "")
+		return r.Status == 503 && strings.Contains(string(r.Body), "has not answered for")
+	})
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("noticed after %v", took)
+	}
+	if v, err := s.Metric("caravan_worker_responding"); err != nil || v != 0 {
+		t.Errorf("caravan_worker_responding %v, %v", v, err)
+	}
+	e2etest.Eventually(t, "the log says that the worker hangs", func() bool {
+		return strings.Contains(s.Log(), "a worker does not answer")
+	})
+	s.Want(200, http.MethodDelete, fmt.Sprintf("/v1/dagrun/%d", run), "")
+	s.Submit(e2etest.Graph(map[string]e2etest.Task{"n": e2etest.Sh("true")})) // still taken
+	_ = syscall.Kill(pids[0], syscall.SIGCONT)
+	s.Await(run, "KILLED")
+	e2etest.Eventually(t, "/healthz is well again", func() bool { return s.Do(http.MethodGet, "/healthz", "").Status == 200 })
+	// The log says so with the next pulse, up to a second behind the answer.
+	e2etest.Eventually(t, "the log says that the worker is back", func() bool {
+		return strings.Contains(s.Log(), "a worker answers again")
+	})
+	// A pause of the server itself is no hang of the worker.
+	before := strings.Count(s.Log(), "a worker does not answer")
+	_ = s.Signal(syscall.SIGSTOP)
+	pauseFor(12 * time.Second)
+	_ = s.Signal(syscall.SIGCONT)
+	for range 30 {
+		if r := s.Do(http.MethodGet, "/healthz", ""); r.Status != 200 {
+			t.Fatalf("%+v", r)
+		}
+		pauseFor(100 * time.Millisecond)
+	}
+	if n := strings.Count(s.Log(), "a worker does not answer"); n != before {
+		t.Error("the server's own pause is taken for the worker's")
+	}
+}
+
+// thousand is a run of 1,000 processes. Each appends its name to dir/ran, which shows an
+// attempt that runs twice, whatever its number, and prints so much that the worker's
+// journal is compacted under way. script goes on after that.
+func thousand(dir, script string) e2etest.Doc {
+	return e2etest.Graph(map[string]e2etest.Task{
+		"t": e2etest.Sh(`echo "$CARAVAN_TASK" >>ran; printf '%02000d\n' {{N}}; `+script).Job("workDir", dir).Job("cores", "0.25"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(scaled(1000))})
+}
+
+// checkThousand waits for the run's end: every task is COMPLETED after its first attempt,
+// and each has run once.
+func checkThousand(t *testing.T, s *e2etest.Server, run uint64, dir string) {
+	t.Helper()
+	tasks := scaled(1000)
+	eachOnce(t, s, run, tasks)
+	text, err := os.ReadFile(filepath.Join(dir, "ran"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	times := map[string]int{}
+	for name := range strings.Lines(string(text)) {
+		times[name]++
+	}
+	for name, n := range times {
+		if n != 1 {
+			t.Errorf("%s ran %d times", strings.TrimSpace(name), n)
+		}
+	}
+	if len(times) != tasks {
+		t.Errorf("%d tasks ran, want %d", len(times), tasks)
+	}
+}
+
+// hitsOf are the calls that the script of a data folder has failed; there must be some.
+func hitsOf(t *testing.T, data string) []string {
+	t.Helper()
+	hits, err := faults.Hits(e2etest.Script(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(hits) == 0 {
+		t.Error("no call was failed: the test shows nothing")
+	}
+	return hits
+}
+
+// TestThousandTasksWithFewDescriptors: server, worker and tasks have 256 descriptors each, and
+// the slots would take 150 tasks at once.
+func TestThousandTasksWithFewDescriptors(t *testing.T) {
+	s := e2etest.Start(t, behindShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
+	for _, pid := range append(servertest.Workers(s.Config().Data), s.PID()) {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := strings.Fields(string(text[strings.Index(string(text), "Max open files"):])); f[3] != "256" || f[4] != "256" {
+			t.Fatalf("process %d may have %v open files", pid, f[3:5])
+		}
+	}
+	dir := t.TempDir()
+	checkThousand(t, s, s.Submit(thousand(dir, "exec sleep 0.1")), dir)
+}
+
+// TestThousandTasksWithFewProcesses: server, worker and tasks share a group of few processes.
+// When the run is under way another program takes all that are left for three seconds, so
+// that starts fail, and then gives them back. No task ends before that.
+func TestThousandTasksWithFewProcesses(t *testing.T) {
+	group := pidsGroup(t, 160)
+	s := e2etest.Start(t, behindShell(t, "echo $$ >"+group+"/cgroup.procs"), e2etest.Args("--cores", "10"))
+	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "gate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := s.Submit(thousand(dir, "[ -e eaten ] || read line <gate; exec sleep 0.05")) // and no further process
+	e2etest.Eventually(t, "the run is under way", func() bool { return ranIn(dir) > 20 })
+	eater := eatProcesses(t, group)
+	if err := os.WriteFile(filepath.Join(dir, "eaten"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer openGate(dir)()
+	e2etest.Eventually(t, "starts are deferred for want of processes", func() bool {
+		v, err := s.Metric("caravan_starts_deferred_total")
+		return err == nil && v > 0
+	})
+	pauseFor(eatFor)
+	before := ranIn(dir)
+	if before >= scaled(1000) {
+		t.Error("the run was over before the processes were given back: the test shows nothing")
+	}
+	eater()
+	t.Logf("%d tasks had begun when the processes were given back", before)
+	checkThousand(t, s, run, dir)
+}
+
+// openGate lets go whoever reads from dir/gate, and whoever comes to it later, until it
+// is stopped.
+func openGate(dir string) (stop func()) {
+	over := make(chan struct{})
+	var opener sync.WaitGroup
+	opener.Go(func() {
+		for !e2etest.Over(over) {
+			// Without a reader it cannot be opened.
+			if f, err := os.OpenFile(filepath.Join(dir, "gate"), os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+				f.Close()
+			}
+			pauseFor(10 * time.Millisecond)
+		}
+	})
+	return func() { close(over); opener.Wait() }
+}
+
+// eatFor is how long nothing can be started.
+const eatFor = 3 * time.Second
+
+// ranIn is how many attempts have begun.
+func ranIn(dir string) int {
+	text, _ := os.ReadFile(filepath.Join(dir, "ran"))
+	return strings.Count(string(text), "\n")
+}
+
+// pidsGroup makes a control group of at most so many processes and threads, or skips the test.
+func pidsGroup(t *testing.T, most int) string {
+	t.Helper()
+	var why error
+	for _, parent := range []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"} { // version 1, version 2
+		group := filepath.Join(parent, fmt.Sprint("caravan-test-", os.Getpid()))
+		if why = os.Mkdir(group, 0o755); why != nil {
+			continue
+		}
+		if why = os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(most)), 0); why != nil {
+			_ = os.Remove(group)
+			continue
+		}
+		t.Cleanup(func() { e2etest.Eventually(t, "the group is empty", func() bool { return os.Remove(group) == nil }) })
+		return group
+	}
+	t.Skip("the number of processes cannot be limited here by a control group (root is not bound by ulimit -u): ", why)
+	return ""
+}
+
+// eatProcesses moves so many processes into a group that nothing can be started there
+// until the returned function ends them.
+func eatProcesses(t *testing.T, group string) (giveBack func()) {
+	t.Helper()
+	limit, err := os.ReadFile(filepath.Join(group, "pids.max"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(limit)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var eaters []*exec.Cmd
+	giveBack = func() {
+		for _, c := range eaters {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+		eaters = nil
+	}
+	t.Cleanup(giveBack)
+	for range most {
+		c := exec.Command("/bin/sleep", "600")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eaters = append(eaters, c)
+		// The limit does not keep a process from being moved.
+		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(c.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return giveBack
+}
+
+// TestThousandTasksWithJournalErrors: the worker's journal fails in the middle of a run, at one
+// call or for a while. What has no intent in a journal does not start, what runs goes on,
+// and a new journal takes the old one's place.
+func TestThousandTasksWithJournalErrors(t *testing.T) {
+	t.Parallel()
+	rng := random(t)
+	once := func(op faults.Op, path string, first int) []faults.Fault {
+		return []faults.Fault{{Op: op, Path: path, First: first, Times: 1, Err: syscall.EIO}}
+	}
+	at := func() int { return 2 + rng.IntN(scaled(1000)/8) } // of some 250 writes: intents, and ends with what is between, of up to 8 attempts each
+	cases := map[string][]faults.Fault{
+		"the first write":          once(faults.Write, "journal", 1),
+		"a write":                  once(faults.Write, "journal*", at()),
+		"another write":            once(faults.Write, "journal*", at()),
+		"a torn write":             {{Op: faults.Write, Path: "journal*", First: at(), Times: 1, Err: syscall.EIO, Short: 1 + rng.IntN(100)}},
+		"a full disk for a write":  {{Op: faults.Write, Path: "journal*", First: at(), Times: 1, Err: syscall.ENOSPC, Short: 1 + rng.IntN(100)}},
+		"making the journal":       once(faults.Create, "journal", 1),
+		"making the next journal":  once(faults.Create, "journal.new", 1),
+		"the next journal's write": once(faults.Write, "journal.new", 1),
+		"the next journal's name":  once(faults.Rename, "journal.new", 1),
+		"a write, and what repairs it": {
+			{Op: faults.Write, Path: "journal*", First: at(), Times: 1, Err: syscall.EIO},
+			{Op: faults.Create, Path: "journal.new", Times: 1 + rng.IntN(10), Err: syscall.EIO},
+			{Op: faults.Rename, Path: "journal.new", Times: 1 + rng.IntN(10), Err: syscall.EIO},
+		},
+		"all calls for a while": {{Path: "journal*", First: at(), Times: 10 + rng.IntN(20), Err: syscall.EIO}},
+	}
+	if scaled(1000) < 1000 { // the journal stays so short that no next one is made
+		maps.DeleteFunc(cases, func(name string, _ []faults.Fault) bool { return strings.Contains(name, "next journal") })
+	}
+	for name, script := range some(rng, cases) {
+		t.Run(name, func(t *testing.T) {
+			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
+			t.Logf("%+v", script)
+			if err := faults.WriteScript(e2etest.Script(data), script...); err != nil {
+				t.Fatal(err)
+			}
+			s := e2etest.Start(t, e2etest.Faulty(t), e2etest.Data(data))
+			checkThousand(t, s, s.Submit(thousand(dir, "")), dir)
+			if failed := hitsOf(t, data); len(failed) > 0 {
+				t.Logf("%d calls failed, the first one: %s", len(failed), failed[0])
+			}
+		})
+	}
+}
+
+// some chooses -damages/10 of the cases at random, at least two; under the race detector
+// at least one.
+func some[T any](rng *rand.Rand, cases map[string]T) map[string]T {
+	names := slices.Sorted(maps.Keys(cases))
+	rng.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	for _, name := range names[min(max(scaled(2), scaled(*damagesFlag)/10), len(names)):] {
+		delete(cases, name)
+	}
+	return cases
+}
+
+// TestManyConcurrentProcesses: very many tasks of next to no cores run at the same time. They are
+// listed, a kill ends them all, and the memory of their worker stays small.
+func TestManyConcurrentProcesses(t *testing.T) {
+	tasks := scaled(1000)
+	if *sizesFlag == "big" {
+		tasks = 10_000
+	}
+	// The worker keeps 64 descriptors and takes 8 for each attempt.
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	if most := int(min(files.Max, 1<<30)-64) / 8; most < tasks {
+		t.Logf("%d descriptors are allowed here, so no more than %d attempts at once", files.Max, most)
+		tasks = most
+	}
+	const most = 100 << 20
+	s := e2etest.Start(t, e2etest.Args("--cores", "10"))
+	dir := t.TempDir()
+	begin := time.Now()
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"t": e2etest.Sh("echo {{N}} >>ran; exec sleep 600").Job("workDir", dir).Job("cores", "0.001"),
+	}).With("parameters", map[string]any{"N": e2etest.Numbers(tasks)}))
+	e2etest.Poll(5*time.Minute, func() bool { return ranIn(dir) == tasks })
+	started := time.Since(begin)
+	if got := len(inFolder(dir)); got != tasks {
+		t.Errorf("%d processes run, want %d", got, tasks)
+	}
+	e2etest.Eventually(t, "all are listed as running", func() bool { return statesOf(s, run)["RUNNING"] == tasks })
+	workers := servertest.Workers(s.Config().Data)
+	begin = time.Now()
+	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
+	if !e2etest.Poll(2*time.Minute, func() bool { return s.State(run) == "KILLED" }) {
+		t.Fatalf("after a kill the run is %s, its tasks %v", s.State(run), statesOf(s, run))
+	}
+	killed := time.Since(begin)
+	if left := inFolder(dir); len(left) > 0 {
+		t.Errorf("the run is KILLED, %d of its processes live: %s", len(left), left[0])
+	}
+	if got := statesOf(s, run)["KILLED"]; got != tasks {
+		t.Errorf("%d tasks are KILLED, want %d", got, tasks)
+	}
+	if len(workers) != 1 {
+		t.Fatalf("%d workers", len(workers))
+	}
+	peak := peakMemory(t, workers[0])
+	if peak > most && !e2etest.Race {
+		t.Errorf("the worker had %d MB of memory, want at most %d", peak>>20, most>>20)
+	}
+	t.Logf("%d processes at once after %v, all killed after %v; the worker had %d MB at most, the server %d MB",
+		tasks, started.Round(time.Millisecond), killed.Round(time.Millisecond), peak>>20, peakMemory(t, s.PID())>>20)
+	settled(t, s, dir)
+}
+
+// statesOf counts the tasks of a run by state.
+func statesOf(s *e2etest.Server, run uint64) map[string]int {
+	counts := map[string]int{}
+	for _, state := range s.Get(run).TaskStates {
+		counts[state]++
+	}
+	return counts
 }

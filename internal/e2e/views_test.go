@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -116,9 +117,9 @@ func timesAgree(t *testing.T, s *e2etest.Server, run uint64, templates []client.
 	}
 }
 
-// TestEventsOverACrash: a reader of events that comes back after kill -9 of the server
+// TestEventsResumeAfterCrash: a reader of events that comes back after kill -9 of the server
 // is told the rest, by the id that it had.
-func TestEventsOverACrash(t *testing.T) {
+func TestEventsResumeAfterCrash(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	gate := filepath.Join(t.TempDir(), "gate")
@@ -170,9 +171,9 @@ func TestEventsOverACrash(t *testing.T) {
 	}
 }
 
-// TestEventsOverManyCrashes: a reader of a large run's events, over several kill -9 of
+// TestEventsAcrossManyCrashes: a reader of a large run's events, over several kill -9 of
 // the server, is told of every task that ends, or that it has missed some.
-func TestEventsOverManyCrashes(t *testing.T) {
+func TestEventsAcrossManyCrashes(t *testing.T) {
 	t.Parallel()
 	const n, kills = 20_000, 3
 	s := e2etest.Start(t)
@@ -213,9 +214,9 @@ func TestEventsOverManyCrashes(t *testing.T) {
 	}
 }
 
-// TestBatchSurvivesACrash: graphs that were sent as lines and answered are runs after
+// TestBatchSurvivesCrash: graphs that were sent as lines and answered are runs after
 // kill -9; sent again with the same key they are the same runs.
-func TestBatchSurvivesACrash(t *testing.T) {
+func TestBatchSurvivesCrash(t *testing.T) {
 	t.Parallel()
 	const n = 3000
 	s := e2etest.Start(t)
@@ -260,5 +261,32 @@ func TestBatchSurvivesACrash(t *testing.T) {
 	}
 	if all := s.List("?all=1"); len(all) != n-1 {
 		t.Errorf("%d runs", len(all))
+	}
+}
+
+// TestMetricsAreDocumented: the table of metrics in docs/operations.md has all that a
+// server tells, and no others.
+func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written []string
+	for _, row := range regexp.MustCompile(`(?m)^\| `+"`"+`caravan_.*$`).FindAll(doc, -1) {
+		for _, m := range regexp.MustCompile("`(caravan_[a-z_]+)").FindAllSubmatch(row, -1) {
+			written = append(written, string(m[1]))
+		}
+	}
+	told := []string{"caravan_slots_external"} // only with an executor that has some
+	s := e2etest.Start(t)
+	s.Want(200, "GET", "/ready", "")
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (caravan_\S+) `).FindAllSubmatch(s.Do("GET", "/metrics", "").Body, -1) {
+		told = append(told, string(m[1]))
+	}
+	slices.Sort(written)
+	slices.Sort(told)
+	if !slices.Equal(written, told) {
+		t.Errorf("the document has\n%q, the server\n%q", written, told)
 	}
 }

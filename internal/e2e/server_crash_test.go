@@ -241,13 +241,13 @@ func checkRecord(t *testing.T, doc *e2etest.Run) {
 	}
 }
 
-// TestKillNineAfterAnAcknowledgement: rounds of 64 submitters that start together,
+// TestKillNineAfterAcknowledgement: rounds of 64 submitters that start together,
 // each with one submission on a connection of its own. A random number of answers
 // is awaited, then SIGKILL is sent at once. What counts is every 200 that was read
 // within the millisecond before the signal or after it, until there are -acked of
 // them; all acknowledged runs, counted or not, must be there after the restart, and
 // no id may have been given twice.
-func TestKillNineAfterAnAcknowledgement(t *testing.T) {
+func TestKillNineAfterAcknowledgement(t *testing.T) {
 	const submitters = 64
 	want := scaled(*ackedFlag)
 	rng := random(t)
@@ -332,4 +332,151 @@ func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n in
 		acks[i].before = killed.Sub(acks[i].at)
 	}
 	return acks
+}
+
+// TestMillionTaskRunRecovers: a run of 1,000,000 no-op tasks is killed with its server when
+// a quarter, half and three quarters of it are done. The next server is ready, and new
+// tasks of the run have ended, within a second of its start (the best of the three), and
+// the run loses nothing.
+func TestMillionTaskRunRecovers(t *testing.T) {
+	const limit = time.Second
+	width := 1000
+	if e2etest.Race {
+		width = 50
+	}
+	s := e2etest.Start(t)
+	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
+		"first": e2etest.Noop(""), "last": e2etest.Noop("").After("mid"),
+		"mid": e2etest.Task{"job": map[string]any{"executor": "noop", "command": []string{"noop", "{{M}}", "{{N}}"}}}.After("first"),
+	}).With("parameters", map[string]any{"M": e2etest.Numbers(1000), "N": e2etest.Numbers(width)}))
+	all := 1000*width + 2
+	completed := func() int {
+		for _, r := range s.List("?all=1") {
+			return r.TaskCounts["COMPLETED"]
+		}
+		return 0
+	}
+	best := time.Hour
+	for quarter := 1; quarter <= 3; quarter++ {
+		seen := 0
+		e2etest.Eventually(t, "the run makes progress", func() bool {
+			seen = completed()
+			return seen >= all*quarter/4
+		})
+		begin := time.Now()
+		s = s.Crash()
+		ready := time.Since(begin)
+		// What was under way and not seen yet is less than a window of no-op tasks.
+		e2etest.Eventually(t, "new tasks of the run end", func() bool { return completed() >= min(seen+2*1024, all) })
+		took := time.Since(begin)
+		t.Logf("%d of %d tasks were seen: ready after %v, new ones ended after %v", seen, all, ready, took)
+		best = min(best, took)
+	}
+	if best > limit && !e2etest.Race {
+		t.Errorf("the quickest recovery took %v, more than %v", best, limit)
+	}
+	s.Await(run, "COMPLETED")
+	if n := completed(); n != all {
+		t.Errorf("%d of %d tasks are COMPLETED", n, all)
+	}
+}
+
+// TestBacklogRecovers: runs that wait for their first slot wait on when the server was
+// killed, are answered for, and run once when their turn comes.
+func TestBacklogRecovers(t *testing.T) {
+	t.Parallel()
+	s := e2etest.Start(t, e2etest.Args("--cores", "1"))
+	holder := s.Submit(e2etest.Graph(map[string]e2etest.Task{"hold": e2etest.Sh("exec sleep 300")}))
+	s.AwaitTask(holder, "hold", "RUNNING")
+	var waiting []uint64
+	for range max(scaled(200), 20) {
+		waiting = append(waiting, s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true"), "b": e2etest.Sh("true").After("a")})))
+	}
+	killed, paused := waiting[0], waiting[1]
+	for range 2 {
+		s = s.Crash()
+		if n := len(s.List("")); n != len(waiting)+1 {
+			t.Fatalf("%d runs are unfinished, want %d", n, len(waiting)+1)
+		}
+	}
+	s.Want(200, "DELETE", e2etest.Path(killed, ""), "")
+	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
+	if state := s.TaskState(waiting[2], "b"); state != "QUEUED" {
+		t.Errorf("task b of a run that waits is %s", state)
+	}
+	s.Want(200, "DELETE", e2etest.Path(holder, ""), "")
+	s.Await(killed, "KILLED")
+	for _, run := range waiting[2:] {
+		s.Await(run, "COMPLETED")
+		for task, attempts := range s.Get(run).TaskAttempts {
+			if len(attempts) != 1 {
+				t.Errorf("run %d: task %s had %d attempts", run, task, len(attempts))
+			}
+		}
+	}
+	if state := s.State(paused); state != "PAUSED" {
+		t.Errorf("the paused run is %s", state)
+	}
+	s.Want(200, "PATCH", e2etest.Path(paused, "/state/RUNNING"), "")
+	s.Await(paused, "COMPLETED")
+}
+
+// TestKillNineDuringRetention kills the server again and again while it deletes finished
+// runs. What is retained stays, an old run that has not ended too; no list shows a run
+// twice or out of order, and no id comes back.
+func TestKillNineDuringRetention(t *testing.T) {
+	t.Parallel()
+	const retained = 100
+	runs := max(scaled(4000), 1000)
+	rng := random(t)
+	s := e2etest.Start(t, e2etest.Args("--retain-runs", "100"))
+	old := s.Submit(`{"tasks":{"a":{"job":{"command":["/bin/sleep","600"]}}}}`)
+	doc := `{"tag":"many","jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}` + "\n"
+	s.Want(200, "POST", "/v1/dagruns", strings.Repeat(doc, runs), "Content-Type", "application/x-ndjson")
+	ended := func() bool { return len(s.List("?limit=2")) == 1 }
+	if !e2etest.Poll(e2etest.Patience, ended) {
+		t.Fatal("the runs do not end")
+	}
+	last, left := old+uint64(runs), runs
+	kills := 0
+	for ; left > retained; kills++ {
+		if kills == 200 {
+			t.Fatalf("%d runs are left after %d kills", left, kills)
+		}
+		s = s.Crash() // a start looks for what is to be deleted at once
+		pauseFor(time.Duration(rng.IntN(20)+2*kills) * time.Millisecond)
+		left = checkRetained(t, s, rng, old, last, retained)
+	}
+	t.Logf("%d kills", kills)
+	s = s.Crash()
+	if left = checkRetained(t, s, rng, old, last, retained); left != retained {
+		t.Errorf("%d runs are left, want %d", left, retained)
+	}
+	if next := s.Submit(doc); next != last+1 {
+		t.Errorf("the next run is %d, want %d", next, last+1)
+	}
+}
+
+// checkRetained lists the runs in every way and returns how many have ended.
+func checkRetained(t *testing.T, s *e2etest.Server, rng *rand.Rand, old, last uint64, retained int) int {
+	t.Helper()
+	list := s.List("?all=1")
+	if len(list) == 0 || list[0].RunID != old || list[len(list)-1].RunID != last {
+		t.Fatalf("%d runs are listed, not from the old one to the last one", len(list))
+	}
+	for i := range list[1:] {
+		if list[i].RunID >= list[i+1].RunID {
+			t.Fatalf("run %d is listed behind run %d", list[i+1].RunID, list[i].RunID)
+		}
+	}
+	for i, run := range s.List("?tag=many&all=1&order=desc&limit=100") {
+		if want := last - uint64(i); run.RunID != want || run.State != "COMPLETED" {
+			t.Fatalf("the %d-th newest is run %d, %s; want run %d", i, run.RunID, run.State, want)
+		}
+	}
+	run := last - uint64(rng.IntN(retained))
+	if doc := s.Get(run); doc.TaskStates["a"] != "COMPLETED" {
+		t.Errorf("run %d, which is retained: %v", run, doc.TaskStates)
+	}
+	return len(list) - 1
 }

@@ -65,9 +65,9 @@ func hangingTasks(t *testing.T, graph e2etest.Doc) {
 	tasks["searched"] = e2etest.Task{"job": map[string]any{"command": []string{"true"}, "environment": map[string]string{"PATH": dir + ":/bin"}}}
 }
 
-// TestSlowStartsDelayNobody: programs whose exec hangs, and folders that cannot be entered,
+// TestHangingStartsDelayOnlyThemselves: programs whose exec hangs, and folders that cannot be entered,
 // delay no kill, no timeout, no end and no log of another task, and can be killed.
-func TestSlowStartsDelayNobody(t *testing.T) {
+func TestHangingStartsDelayOnlyThemselves(t *testing.T) {
 	const grace, late = time.Second, 300 * time.Millisecond
 	s := e2etest.Start(t, e2etest.Args("--cores", "20", "--kill-grace", grace.String()))
 	graph, leases := slowScripts(t, t.TempDir(), 8)
@@ -162,10 +162,10 @@ func ofSession(session int) (pids []int) {
 	return pids
 }
 
-// TestWorkerKilledBeforeTheExec kills the worker, and the server too, while the exec of its
+// TestWorkerKilledBeforeExec kills the worker, and the server too, while the exec of its
 // tasks hangs: what was on its way to its program is found and ended at once, and each
 // program runs once, in a new attempt.
-func TestWorkerKilledBeforeTheExec(t *testing.T) {
+func TestWorkerKilledBeforeExec(t *testing.T) {
 	for _, both := range []bool{false, true} {
 		t.Run(fmt.Sprint("server killed: ", both), func(t *testing.T) {
 			const tasks = 4
@@ -215,9 +215,9 @@ func TestWorkerKilledBeforeTheExec(t *testing.T) {
 	}
 }
 
-// TestHandoverWithSlowStarts: a server ends, and another one takes over, while an exec
+// TestHandoverWithHangingStarts: a server ends, and another one takes over, while an exec
 // hangs. Its task is not started again.
-func TestHandoverWithSlowStarts(t *testing.T) {
+func TestHandoverWithHangingStarts(t *testing.T) {
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Args("--cores", "20"))
 	graph, leases := slowScripts(t, dir, 4)

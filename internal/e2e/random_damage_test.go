@@ -19,12 +19,12 @@ import (
 	"github.com/caravan-dag/caravan/internal/servertest"
 )
 
-// TestDamage damages one file of a data folder and starts the server over it, -damages times.
+// TestRandomDamage damages one file of a data folder and starts the server over it, -damages times.
 // Half of the folders were left by SIGTERM, half by SIGKILL. The server must either refuse to
 // start and name the file, or serve each run exactly as it was or as an error that makes
 // /healthz fail. It must never serve or execute altered bytes, lose a run or an attempt without
 // a word, use an ID again, or start an attempt twice.
-func TestDamage(t *testing.T) {
+func TestRandomDamage(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
 	rng := random(t)

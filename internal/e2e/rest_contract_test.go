@@ -100,9 +100,9 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// TestContract goes through the rows of the REST table in the order in which a
+// TestRESTContract goes through the rows of the REST table in the order in which a
 // client meets them.
-func TestContract(t *testing.T) {
+func TestRESTContract(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	const task = `{children:[] isGenerator:bool job:{command:[string] cores:string environment:[] memoryMB:string} maxRetries:number parents:[] retryIntervalSeconds:number}`
@@ -194,7 +194,7 @@ func TestContract(t *testing.T) {
 	})
 }
 
-func TestErrors(t *testing.T) {
+func TestRESTErrors(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	s.Await(s.Submit(seedDAG), "COMPLETED")

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,9 +34,9 @@ func groupsOf(t *testing.T, data string) (groups []string) {
 	return groups
 }
 
-// TestGroupsOfDeadWorkers: the control groups of a worker that was killed are removed by
+// TestDeadWorkersControlGroupsAreRemoved: the control groups of a worker that was killed are removed by
 // the next one, also when the worker's folder is gone.
-func TestGroupsOfDeadWorkers(t *testing.T) {
+func TestDeadWorkersControlGroupsAreRemoved(t *testing.T) {
 	t.Parallel()
 	for _, removed := range []bool{false, true} {
 		s := e2etest.Start(t)
@@ -69,6 +71,44 @@ func TestGroupsOfDeadWorkers(t *testing.T) {
 		}
 		if now := groupsOf(t, data); len(now) != 1 || now[0] == first[0] && len(first) == 1 {
 			t.Errorf("groups are %v, they were %v", now, first)
+		}
+	}
+}
+
+// TestDocumentedGroupCleanup: the line of docs/operations.md that removes old control groups removes
+// those of every version that are empty, and nothing else.
+func TestDocumentedGroupCleanup(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^find /sys/fs/cgroup .*$`).FindString(string(page))
+	root := t.TempDir()
+	gone := []string{"caravan-0a1b2c3d-w-1/0", "caravan-0a1b2c3d-w-1", "memory/a.slice/caravan-0a1b2c3d-w-2/17", "a.slice/caravan-w-3/5", "a.slice/caravan-w-3"}
+	stays := []string{"a.slice/other", "caravan-x", "caravan.service/empty", "a.slice/caravan-0a1b2c3d-w-4/8/process", "a.slice"}
+	for _, dir := range append(gone, stays...) {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(root, stays[3])); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, stays[3]), nil, 0o600); err != nil { // it stands for a process
+		t.Fatal(err)
+	}
+	out, err := exec.Command("sh", "-c", strings.Replace(line, "/sys/fs/cgroup", root, 1)).CombinedOutput()
+	if line == "" || len(out) > 0 {
+		t.Errorf("%q: %s, %v", line, out, err) // rmdir fails where something lives
+	}
+	for _, dir := range gone {
+		if _, err := os.Lstat(filepath.Join(root, dir)); !os.IsNotExist(err) {
+			t.Errorf("%s is there: %v", dir, err)
+		}
+	}
+	for _, dir := range stays {
+		if _, err := os.Lstat(filepath.Join(root, dir)); err != nil {
+			t.Error(err)
 		}
 	}
 }
