@@ -53,7 +53,7 @@ func TestGrantToAFormerIncarnationIsIgnored(t *testing.T) {
 
 func TestPanicOfARunAnswersWhoWaits(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(o executor.Order) executortest.Step {
+	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		return executortest.Step{Begin: o.Key.Attempt == 1, End: messages.AttemptSucceeded}
 	})
 	r.store.Hold()
@@ -80,7 +80,7 @@ func TestPanicOfARunAnswersWhoWaits(t *testing.T) {
 	<-view.Reply
 	<-behind.Reply
 	r.awaitState(0, dag.RunCompleted)
-	r.fake.Play(nil)
+	r.fake.SetScript(nil)
 	r.finishes(wholeMachine)
 }
 
@@ -231,7 +231,7 @@ func TestBatchThatIsTooBigFailsItsRunOnly(t *testing.T) {
 	r.fake.HoldKills(false)
 	r.stop()
 	r.wrap = nil
-	r.fake.Play(succeed) // before the start: what is ordered meanwhile would be held
-	r.start()            // it goes on from what is durable
+	r.fake.SetScript(succeed) // before the start: what is ordered meanwhile would be held
+	r.start()                 // it goes on from what is durable
 	r.awaitState(id, dag.RunCompleted)
 }

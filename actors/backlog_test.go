@@ -78,7 +78,7 @@ func TestBacklogOutlivesACrash(t *testing.T) {
 		t.Errorf("expected to have attempts: %v", got)
 	}
 	again := len(r.fake.Orders())
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	r.fake.End(held, messages.AttemptSucceeded, 0)
 	r.awaitState(holder, dag.RunCompleted)
 	for i, id := range ids {
@@ -155,7 +155,7 @@ func TestRequestsOfTheBacklog(t *testing.T) {
 			if r.alive()[left] {
 				t.Error("nobody asked for it, and it has an actor")
 			}
-			r.fake.Play(succeed)
+			r.fake.SetScript(succeed)
 			r.fake.End(held, messages.AttemptSucceeded, 0)
 			r.awaitState(viewed, dag.RunCompleted)
 			r.awaitState(left, dag.RunCompleted)
@@ -208,7 +208,7 @@ func TestUnreadableRunOfTheBacklog(t *testing.T) {
 	if _, err := r.node.View(t.Context(), lost, 0, 1); err == nil || !strings.Contains(err.Error(), errDisk.Error()) {
 		t.Errorf("view: %v", err)
 	}
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	r.fake.End(held, messages.AttemptSucceeded, 0)
 	r.awaitState(next, dag.RunCompleted)
 }

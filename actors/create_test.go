@@ -25,7 +25,7 @@ func TestRequestOvertakesTheNewsOfTheSubmission(t *testing.T) {
 	for name, end := range map[string]dag.RunState{"kill": dag.RunKilled, "kill task": dag.RunKilled, "pause": dag.RunPaused} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 			r.store.Hold()
 			submitted, asked := make(chan error, 1), make(chan error, 1)
 			go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(chain))) }()
@@ -53,7 +53,7 @@ func TestRequestOvertakesTheNewsOfTheSubmission(t *testing.T) {
 			}
 			r.awaitState(0, end)
 			if end == dag.RunPaused {
-				r.fake.Play(succeed)
+				r.fake.SetScript(succeed)
 				for _, k := range r.fake.Live() {
 					r.fake.End(k, messages.AttemptSucceeded, 0)
 				}

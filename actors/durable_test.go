@@ -45,7 +45,7 @@ func TestACrashLeavesAttemptsRunning(t *testing.T) {
 	d.WaitAck(t, ended)
 	r.awaitTasks(id, dag.TaskRunning, 1)
 	r.awaitTasks(id, dag.TaskCompleted, 1)
-	if n := d.Acks(runs); n != 0 {
+	if n := d.AckCount(runs); n != 0 {
 		t.Errorf("acknowledged %d times while it runs", n)
 	}
 	// Their slots are counted: there is one, not two.
@@ -162,8 +162,8 @@ func TestARunThatCannotBeLoadedHoldsNobodyUp(t *testing.T) {
 	if err := r.node.Kill(t.Context(), bad); code(err) != messages.Internal {
 		t.Errorf("kill of what cannot be loaded: %v", err)
 	}
-	if r.fake.Kills(k) != 0 || d.Acks(k) != 0 {
-		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(k), d.Acks(k))
+	if r.fake.Kills(k) != 0 || d.AckCount(k) != 0 {
+		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(k), d.AckCount(k))
 	}
 	r.wrap = nil
 	r.fake.End(k, messages.AttemptSucceeded, 0)
@@ -221,7 +221,7 @@ func TestEveryEndIsAcknowledged(t *testing.T) {
 	r.store.Hold()
 	r.fake.End(a, messages.AttemptFailed, 1)
 	r.store.WaitPending(1)
-	if n := d.Acks(a); n != 0 {
+	if n := d.AckCount(a); n != 0 {
 		t.Errorf("%d acknowledgements before the end is durable", n)
 	}
 	r.store.Release()
@@ -236,7 +236,7 @@ func TestEveryEndIsAcknowledged(t *testing.T) {
 	say(a)
 	say(never)
 	d.WaitAck(t, never)
-	for d.Acks(a) < 2 {
+	for d.AckCount(a) < 2 {
 		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +250,7 @@ func TestEveryEndIsAcknowledged(t *testing.T) {
 	say(unknown)
 	d.WaitAck(t, unknown)
 	say(b)
-	for d.Acks(b) < 2 {
+	for d.AckCount(b) < 2 {
 		r.passed(id)
 	}
 	if a := r.attempts(id, "a"); len(a) != 2 || a[0].Result != messages.AttemptFailed {
@@ -273,12 +273,12 @@ func TestAStorageFailureLeavesAttemptsRunning(t *testing.T) {
 	r.fake.End(first, messages.AttemptFailed, 77)
 	for code(r.node.SetState(t.Context(), id, dag.RunRunning)) != messages.Internal {
 	}
-	if r.fake.Kills(other) != 0 || d.Acks(first) != 0 {
-		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(other), d.Acks(first))
+	if r.fake.Kills(other) != 0 || d.AckCount(first) != 0 {
+		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(other), d.AckCount(first))
 	}
 	r.fake.End(other, messages.AttemptSucceeded, 0) // nobody waits, and it must not be forgotten
 	r.passed(id)
-	if d.Acks(other) != 0 {
+	if d.AckCount(other) != 0 {
 		t.Error("acknowledged, though the run has stopped")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

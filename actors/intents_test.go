@@ -181,7 +181,7 @@ func TestEveryKindOfFailureIsRetried(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.fake.Play(func(o executor.Order) executortest.Step {
+			r.fake.SetScript(func(o executor.Order) executortest.Step {
 				if o.Key.Attempt == 2 {
 					return executortest.Step{End: messages.AttemptLost}
 				}
@@ -208,7 +208,7 @@ func TestEveryKindOfFailureIsRetried(t *testing.T) {
 // The changes of a run's state: each once, with its time, from its submission on.
 func TestChangesHaveTheirTimes(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	sub := r.plan(chain)
 	id, err := r.node.Submit(t.Context(), sub)
 	if err != nil {
@@ -246,7 +246,7 @@ func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
 	r.fake.Print(first, four)
 	r.fake.End(first, messages.AttemptSucceeded, 0)
 	r.awaitState(before, dag.RunErrored)
-	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Out: four} })
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Out: four} })
 	r.crash()
 	r.awaitState(after, dag.RunErrored)
 	for _, id := range []messages.RunID{before, after} {

@@ -19,7 +19,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 	for name, remove := range map[string]bool{"deleted": true, "not deleted": false} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.fake.Play(succeed)
+			r.fake.SetScript(succeed)
 			done := r.submit(single)
 			r.awaitState(done, dag.RunCompleted)
 			if _, err := r.node.View(t.Context(), done, 0, 0); err != nil { // its actor is gone
@@ -28,7 +28,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 			for range Shards - 1 {
 				r.awaitState(r.submit(single), dag.RunCompleted)
 			}
-			r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 			live := r.submit(single) // of the same shard
 			r.awaitTasks(live, dag.TaskRunning, 1)
 			m := &messages.Purge{Runs: []messages.RunID{done, live}, Reply: messages.NewReply[[]messages.RunID]()}
@@ -61,7 +61,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 // The janitor finds what has come since, and deletes no more once it is stopped.
 func TestJanitorSweepsAgain(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
 	var last messages.RunID
 	for range 3 {
@@ -95,7 +95,7 @@ func TestJanitorSweepsAgain(t *testing.T) {
 // Whoever waits for another state of a run that is deleted meanwhile learns that at once.
 func TestDeletionEndsAWait(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	run := r.submit(single)
 	r.awaitState(run, dag.RunCompleted)
 	waits, answer := make(chan struct{}), make(chan error, 1)

@@ -114,7 +114,7 @@ func TestCrashAtEveryCommit(t *testing.T) {
 			r := newRig(t)
 			var mu sync.Mutex
 			failed := map[string]bool{}
-			r.fake.Play(func(o executor.Order) executortest.Step {
+			r.fake.SetScript(func(o executor.Order) executortest.Step {
 				mu.Lock()
 				defer mu.Unlock()
 				if o.Name == "gen" {
@@ -363,11 +363,11 @@ func TestCloseKeepsWhatRanAsLost(t *testing.T) {
 
 func TestRetention(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	for range 5 {
 		r.awaitState(r.submit(single), dag.RunCompleted)
 	}
-	r.fake.Play(nil)
+	r.fake.SetScript(nil)
 	live := r.submit(single)
 	r.order(6)
 	for id := range live { // their actors must be gone

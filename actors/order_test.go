@@ -107,14 +107,14 @@ func TestSummaryOfARunThatWasKilledTwiceInOneBatch(t *testing.T) {
 
 func TestStartThatPanicsAgainAndAgainIsLostNotStuck(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Panic: "boom"} })
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Panic: "boom"} })
 	id := r.submit(single)
 	r.awaitState(id, dag.RunErrored)
 	recs := r.attempts(id, "a")
 	if len(recs) != 6 || recs[0].Result != messages.AttemptLost || !strings.Contains(recs[0].ExecutorLog, "panicked") {
 		t.Errorf("attempts %+v", recs)
 	}
-	r.fake.Play(nil)
+	r.fake.SetScript(nil)
 	r.finishes(wholeMachine)
 }
 
@@ -122,7 +122,7 @@ func TestTaskActorDoesAfterAPanicWhatWasBehindIt(t *testing.T) {
 	r := newRig(t)
 	release, entered := make(chan struct{}), make(chan struct{})
 	first := true
-	r.fake.Play(func(executor.Order) executortest.Step {
+	r.fake.SetScript(func(executor.Order) executortest.Step {
 		if !first {
 			return executortest.Step{Begin: true}
 		}

@@ -19,7 +19,7 @@ func (*bomb) Refuse(error)           {}
 func TestPanicOfATaskActorIsNotTheTasksFailure(t *testing.T) {
 	r := newRig(t)
 	first := true
-	r.fake.Play(func(o executor.Order) executortest.Step {
+	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		if first {
 			first = false
 			return executortest.Step{Panic: "boom"}

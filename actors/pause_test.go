@@ -51,7 +51,7 @@ func TestPausedServer(t *testing.T) {
 		t.Errorf("a change that cannot be stored: %v, paused %q", err, r.node.Paused(t.Context()))
 	}
 	fails = nil
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	if err := r.node.SetPaused(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}

@@ -220,7 +220,7 @@ func TestPauseTakesBackWhatHasNotStarted(t *testing.T) {
 	if err := r.node.SetState(t.Context(), id, dag.RunPaused); code(err) != messages.Conflict || !strings.Contains(err.Error(), "PAUSED") {
 		t.Errorf("pause twice: %v", err)
 	}
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	if err := r.node.SetState(t.Context(), id, dag.RunRunning); err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestPauseTakesBackWhatHasNotStarted(t *testing.T) {
 
 func TestRestartKeepsWhatIsCompleted(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(o executor.Order) executortest.Step {
+	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		if o.Name == "b" && o.Key.Attempt == 1 {
 			return executortest.Step{End: messages.AttemptFailed}
 		}
@@ -264,7 +264,7 @@ func TestRestartKeepsWhatIsCompleted(t *testing.T) {
 
 func TestGenerator(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(o executor.Order) executortest.Step {
+	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		if o.Name == "gen" {
 			if !o.Capture {
 				t.Error("a generator's output is not captured")
@@ -299,7 +299,7 @@ func TestGeneratedTasksThatCannotBe(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Out: out} })
+			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Out: out} })
 			id := r.submit(`{"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true,"maxRetries":1}}}`)
 			r.awaitState(id, dag.RunErrored)
 			recs := r.attempts(id, "gen")

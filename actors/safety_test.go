@@ -32,7 +32,7 @@ func within(t *testing.T, what string, c <-chan struct{}) {
 // The bound on suspended tasks: so many task actors wait for their retry, not more.
 func TestSuspendedTasksAreBounded(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{End: messages.AttemptFailed} })
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{End: messages.AttemptFailed} })
 	values := make([]string, maxSuspended+300)
 	for i := range values {
 		values[i] = strconv.Quote(strconv.Itoa(i))
@@ -52,7 +52,7 @@ func TestSuspendedTasksAreBounded(t *testing.T) {
 	if n := all[0].Metric[0].Gauge.GetValue(); n != maxSuspended {
 		t.Errorf("%v task actors wait for their retry, want %d", n, maxSuspended)
 	}
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	r.pass(2 * time.Hour)
 	r.awaitState(id, dag.RunCompleted)
 }
@@ -210,7 +210,7 @@ func TestUnclaimedEndsAreKeptUntilTheyAreDurable(t *testing.T) {
 	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // behind it
 		t.Fatal(err)
 	}
-	if n := d.Acks(k); n != 0 {
+	if n := d.AckCount(k); n != 0 {
 		t.Fatalf("the end of a live attempt was acknowledged %d times", n)
 	}
 	r.store.Hold()
@@ -218,7 +218,7 @@ func TestUnclaimedEndsAreKeptUntilTheyAreDurable(t *testing.T) {
 	r.store.WaitPending(1)
 	unclaim()
 	r.passed(id)
-	if n := d.Acks(k); n != 0 {
+	if n := d.AckCount(k); n != 0 {
 		t.Fatalf("an end that is not durable was acknowledged %d times", n)
 	}
 	r.store.Release()

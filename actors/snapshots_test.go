@@ -64,7 +64,7 @@ func TestCrashWhileSnapshotsRoll(t *testing.T) {
 			r := newRig(t, func(c *Config) { c.snapshotEvery = -27*27*27 + 50 })
 			var mu sync.Mutex
 			failed := false
-			r.fake.Play(func(o executor.Order) executortest.Step {
+			r.fake.SetScript(func(o executor.Order) executortest.Step {
 				mu.Lock()
 				defer mu.Unlock()
 				switch {

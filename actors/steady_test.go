@@ -148,7 +148,7 @@ func TestSteadyClock(t *testing.T) {
 // finished makes finished runs without actors.
 func (r *rig) finished(n int) (ids []messages.RunID) {
 	r.t.Helper()
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	for range n {
 		ids = append(ids, r.submit(single))
 	}
@@ -235,7 +235,7 @@ func TestRetentionDeletesAShareAtOnce(t *testing.T) {
 // key is free when its time is over.
 func TestIdempotencyKeyOutlivesItsRun(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	keyed := func(key, spec string) *messages.Submission {
 		sub := r.plan(spec)
 		sub.IdempotencyKey = key
@@ -311,7 +311,7 @@ func counted(t *testing.T, c prometheus.Counter) float64 {
 // Of too many keys the oldest go before their time, and are counted.
 func TestIdempotencyKeysAreBounded(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	j := &janitor{n: r.node, keep: 1, keysFor: time.Hour, mostKeys: 2, stop: make(chan struct{})}
 	sub := func(key string) *messages.Submission {
 		s := r.plan(single)
@@ -349,7 +349,7 @@ func TestIdempotencyKeysAreBounded(t *testing.T) {
 // though the machine's clock was set back and the server restarted.
 func TestListenersResumeThoughTheClockIsSet(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 	old, loud := r.submit(single), r.submit(single)
 	r.awaitTasks(loud, dag.TaskRunning, 1)
 	r.awaitTasks(old, dag.TaskRunning, 1)

@@ -50,7 +50,7 @@ func storm(t *testing.T, seed uint64, lives int, r *rig) {
 		defer mu.Unlock()
 		return rnd.IntN(n)
 	}
-	r.fake.Play(func(o executor.Order) executortest.Step {
+	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		if o.Capture {
 			return executortest.Step{Out: fmt.Sprintf(`{"x%d":{"job":{"command":["x"]}},"y%d":{"job":{"command":["y"]}}}`, o.Key.Task, dice(3))}
 		}
@@ -143,7 +143,7 @@ func endIfLive(f *executortest.Fake, k messages.AttemptKey) {
 
 func stormEnds(r *rig) {
 	t := r.t
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	next, err := r.store.NextRun()
 	if err != nil {
 		t.Fatal(err)

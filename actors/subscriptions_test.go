@@ -132,9 +132,9 @@ func TestEndOfAnAttemptCarriesItsStart(t *testing.T) {
 	}
 	defer f.Close()
 	go func() {
-		r.fake.EndAlone(r.order(1), messages.AttemptFailed, 3, time.Millisecond)
-		r.fake.EndAlone(r.order(2), messages.AttemptSucceeded, 0, time.Millisecond)
-		r.fake.EndAlone(r.order(3), messages.AttemptSucceeded, 0, time.Millisecond)
+		r.fake.EndWithoutStart(r.order(1), messages.AttemptFailed, 3, time.Millisecond)
+		r.fake.EndWithoutStart(r.order(2), messages.AttemptSucceeded, 0, time.Millisecond)
+		r.fake.EndWithoutStart(r.order(3), messages.AttemptSucceeded, 0, time.Millisecond)
 	}()
 	words, _ := r.read(f)
 	const want = "a:RUNNING.1 a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
@@ -239,7 +239,7 @@ func TestLogOfARunLivesWhileItHasFollowers(t *testing.T) {
 // Batches before a snapshot are dropped from the journal: the follower is told how many.
 func TestFollowerIsToldOfTruncatedJournal(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.snapshotEvery = 200 })
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	id := r.submit(fmt.Sprintf(`{"parameters":{"N":["%s"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`, strings.Repeat(`x","`, 500)+"x"))
 	r.awaitState(id, dag.RunCompleted)
 	r.settles()
@@ -277,7 +277,7 @@ func (r *rig) heard(f messages.RunListSubscription, until func(*messages.Summary
 
 func TestListenDeliversSelectedRuns(t *testing.T) {
 	r := newRig(t)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	tagged := func(tag string) string { return strings.Replace(single, "{", `{"tag":"`+tag+`",`, 1) }
 	all, err := r.node.Listen(t.Context(), messages.ListQuery{}, 0)
 	if err != nil {

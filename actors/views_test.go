@@ -39,7 +39,7 @@ func TestViewsOfACachedRunAreCurrent(t *testing.T) {
 	}
 	r.fake.End(r.order(1), messages.AttemptFailed, 1)
 	sees(dag.RunErrored)
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func TestWaitingRunsHaveNoActor(t *testing.T) {
 			t.Fatalf("run %d: %+v, %v", id, s, err)
 		}
 	}
-	r.fake.Play(succeed)
+	r.fake.SetScript(succeed)
 	r.fake.End(held, messages.AttemptSucceeded, 0)
 	r.awaitState(holder, dag.RunCompleted)
 	for i, id := range ids {
@@ -87,7 +87,7 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 			if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
 				t.Error(err)
 			}
-			r.fake.Play(succeed)
+			r.fake.SetScript(succeed)
 			r.fake.End(held, messages.AttemptSucceeded, 0)
 			r.awaitState(viewed, dag.RunCompleted)
 			r.awaitState(half, dag.RunKilled)
@@ -113,7 +113,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 	r := newRig(t)
 	var pids []string
 	note := func(pid *actor.PID) { pids = append(pids, pid.Id) }
-	r.fake.Play(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 	id := r.submit(single)
 	for n := 1; n <= 3; n++ {
 		k := r.order(2*n - 1)

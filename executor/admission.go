@@ -78,7 +78,7 @@ func (p *Process) admitQueued(since int64) {
 		p.queue.pop()
 		p.countTry()
 		p.slots.acquire(a)
-		p.startedKeys.add(a.order.Key)
+		p.startedKeys.Add(a.order.Key)
 		a.runnableSince, a.startUnderWay = since, true
 		p.startsUnderWay++
 		p.unfinished.Add(1)
@@ -228,7 +228,7 @@ func (p *Process) requeue(a *attempt, err error) *Report {
 	}
 	p.endStart(a)
 	p.slots.release(a)
-	p.startedKeys.remove(a.order.Key)
+	p.startedKeys.Remove(a.order.Key)
 	if a.postponements++; a.postponements <= triesInFront {
 		p.queue.pushFirst(a)
 	} else {

@@ -37,7 +37,7 @@ func benchmarkProcess(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer p.Close()
-	executortest.Measure(b, executortest.CPU, func() {
+	executortest.MeasureTasks(b, executortest.CPUTime, func() {
 		const ahead = 8
 		for i := range b.N + ahead {
 			if i >= ahead {

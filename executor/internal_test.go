@@ -41,28 +41,28 @@ func TestCheckFindsALostSlot(t *testing.T) {
 }
 
 func TestBegunSet(t *testing.T) {
-	b := startedKeys{limit: 3}
+	b := RecentKeys{limit: 3}
 	key := func(run messages.RunID, task, attempt uint32) messages.AttemptKey {
 		return messages.AttemptKey{Run: run, Task: task, Attempt: attempt}
 	}
 	for task := range uint32(128) { // two pages
-		b.add(key(1, task, 1))
+		b.Add(key(1, task, 1))
 	}
-	b.add(key(1, 0, 2))
+	b.Add(key(1, 0, 2))
 	for _, k := range []messages.AttemptKey{key(1, 0, 1), key(1, 63, 1), key(1, 64, 1), key(1, 0, 2)} {
-		if !b.has(k) {
+		if !b.Has(k) {
 			t.Errorf("%v is not known", k)
 		}
 	}
 	for _, k := range []messages.AttemptKey{key(2, 0, 1), key(1, 128, 1), key(1, 1, 2), key(1, 0, 3)} {
-		if b.has(k) {
+		if b.Has(k) {
 			t.Errorf("%v is known", k)
 		}
 	}
 	for run := range messages.RunID(10) { // the oldest go
-		b.add(key(10+run, 5, 1))
+		b.Add(key(10+run, 5, 1))
 	}
-	if len(b.pages) != 3 || len(b.ring) != 3 || b.has(key(1, 0, 1)) || !b.has(key(19, 5, 1)) || !b.has(key(17, 5, 1)) {
+	if len(b.pages) != 3 || len(b.ring) != 3 || b.Has(key(1, 0, 1)) || !b.Has(key(19, 5, 1)) || !b.Has(key(17, 5, 1)) {
 		t.Errorf("%d pages: %v", len(b.pages), b.pages)
 	}
 }

@@ -195,7 +195,7 @@ func readKept(from io.ReaderAt, o *messages.Output) []byte {
 
 // readPadded fills p. Bytes behind the end stay zero: a surviving child may have truncated the file.
 func readPadded(from io.ReaderAt, p []byte, off int64) error {
-	if _, err := from.ReadAt(p, off); err != nil && err != io.EOF {
+	if _, err := from.ReadAt(p, off); err != nil && err != io.EOF && len(p) > 0 {
 		return err
 	}
 	return nil

@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -85,7 +86,7 @@ type Process struct {
 	attempts       map[messages.AttemptKey]*attempt // from Start to the final report
 	queue          queue
 	slots          slots
-	startedKeys    startedKeys
+	startedKeys    RecentKeys
 	shortage       shortageState
 	startLimit     startLimits
 	startsUnderWay int // attempts that are being started
@@ -114,11 +115,11 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	if cfg.CPUMillis <= 0 || cfg.MemoryBytes < 0 {
 		return nil, fmt.Errorf("executor: invalid slots: %d thousandths of a core, %d bytes of memory", cfg.CPUMillis, cfg.MemoryBytes)
 	}
-	setDefault(&cfg.MaxOutput, 64<<20)
-	setDefault(&cfg.MaxCapture, 16<<20)
-	setDefault(&cfg.InlineMax, 4<<10)
-	setDefault(&cfg.Grace, 5*time.Second)
-	setDefault(&cfg.CloseGrace, time.Second)
+	cfg.MaxOutput = cmp.Or(max(cfg.MaxOutput, 0), 64<<20)
+	cfg.MaxCapture = cmp.Or(max(cfg.MaxCapture, 0), 16<<20)
+	cfg.InlineMax = cmp.Or(max(cfg.InlineMax, 0), 4<<10)
+	cfg.Grace = cmp.Or(max(cfg.Grace, 0), 5*time.Second)
+	cfg.CloseGrace = cmp.Or(max(cfg.CloseGrace, 0), time.Second)
 	if cfg.Now == nil {
 		cfg.Now = func() int64 { return time.Now().UnixNano() }
 	}
@@ -140,7 +141,6 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 		starter:        vfork.New(),
 		attempts:       map[messages.AttemptKey]*attempt{},
 		slots:          slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},
-		startedKeys:    startedKeys{limit: startedPages},
 		startLimit:     findStartLimit(),
 		explainSlots:   make(chan struct{}, maxExplaining),
 		leadersByPID:   map[int32]*attempt{},
@@ -163,13 +163,6 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	return p, nil
 }
 
-// setDefault sets *v to its default unless it is positive.
-func setDefault[T int | int64 | time.Duration](v *T, def T) {
-	if *v <= 0 {
-		*v = def
-	}
-}
-
 // Start implements Executor. An order that exceeds the machine ends as Finished with
 // AttemptNotStarted before Start returns. A key that is live, or was started before, is ignored.
 func (p *Process) Start(o Order) {
@@ -180,12 +173,12 @@ func (p *Process) Start(o Order) {
 		p.mu.Unlock()
 		p.reportRevoked(o.Key)
 		return
-	case p.attempts[o.Key] != nil || p.startedKeys.has(o.Key):
+	case p.attempts[o.Key] != nil || p.startedKeys.Has(o.Key):
 		p.mu.Unlock()
 		return
 	}
 	if err := o.ExceedsMachine(p.slots.maxCores, p.slots.maxMemory); err != nil {
-		p.startedKeys.add(o.Key)
+		p.startedKeys.Add(o.Key)
 		p.stats.NotStarted++
 		p.mu.Unlock()
 		p.cfg.Sink(*p.notStartedReport(&o, messages.AttemptNotStarted, err))
@@ -212,7 +205,7 @@ func (p *Process) SetCapacity(cpuMillis, memoryBytes int64) {
 func (p *Process) HasStarted(key messages.AttemptKey) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.startedKeys.has(key)
+	return p.startedKeys.Has(key)
 }
 
 // Kill implements Executor.

@@ -252,11 +252,11 @@ func TestProcessConforms(t *testing.T) {
 			}
 			return p
 		},
-		Quick: executor.Order{Name: "quick", Command: []string{"true"}, CPUMillis: 1000},
-		Block: &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CPUMillis: 1000},
-		Slots: 3,
-		Turns: true,
-		After: func(t testing.TB, e executor.Executor) {
+		Quick:         executor.Order{Name: "quick", Command: []string{"true"}, CPUMillis: 1000},
+		Block:         &executor.Order{Name: "block", Command: []string{"sleep", "1000"}, CPUMillis: 1000},
+		Slots:         3,
+		RunsTakeTurns: true,
+		AfterClose: func(t testing.TB, e executor.Executor) {
 			if err := e.(*executor.Process).CheckInvariants(); err != nil {
 				t.Error(err)
 			}

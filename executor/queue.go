@@ -1,6 +1,8 @@
 package executor
 
 import (
+	"cmp"
+
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -123,51 +125,59 @@ func (q *queue) removeRun(l *runQueue) {
 	q.spareRun = l
 }
 
-// startedPages bounds the memory of startedKeys: it holds at least the last 262,144 attempts, and 64
-// times as many when they are neighbours, in at most some 20 MB.
-const startedPages = 1 << 18
-
-// startedKeys remembers which keys were started, so that a repeated order starts no process. A page
-// holds 64 neighbouring tasks of a run. The oldest page is dropped first.
-type startedKeys struct {
-	limit int
-	pages map[startedPage]uint64
-	ring  []startedPage
+// RecentKeys remembers attempts, so that a repeated order is not started again. A page holds 64
+// neighbouring tasks of a run. The oldest page is dropped first. The zero value is empty.
+type RecentKeys struct {
+	limit int // pages; 0 = recentPages
+	pages map[recentPage]uint64
+	ring  []recentPage
 	next  int
 }
 
-type startedPage struct {
+// recentPages bounds the memory of RecentKeys: it holds at least the last 262,144 attempts, and 64
+// times as many when they are neighbours, in at most some 20 MB.
+const recentPages = 1 << 18
+
+type recentPage struct {
 	run     messages.RunID
 	attempt uint32
 	page    uint32
 }
 
-func (b *startedKeys) has(k messages.AttemptKey) bool {
-	return b.pages[startedPage{k.Run, k.Attempt, k.Task / 64}]>>(k.Task%64)&1 == 1
+// pageOf returns the page of a key and the key's bit in it.
+func pageOf(k messages.AttemptKey) (page recentPage, bit uint64) {
+	return recentPage{k.Run, k.Attempt, k.Task / 64}, 1 << (k.Task % 64)
 }
 
-// remove forgets a key whose start was undone. Its page stays.
-func (b *startedKeys) remove(k messages.AttemptKey) {
-	page := startedPage{k.Run, k.Attempt, k.Task / 64}
-	if bits, known := b.pages[page]; known {
-		b.pages[page] = bits &^ (1 << (k.Task % 64))
+// Has tells whether the key was added, as far as the memory reaches back.
+func (r *RecentKeys) Has(k messages.AttemptKey) bool {
+	page, bit := pageOf(k)
+	return r.pages[page]&bit != 0
+}
+
+// Remove forgets a key. Its page stays.
+func (r *RecentKeys) Remove(k messages.AttemptKey) {
+	page, bit := pageOf(k)
+	if bits, known := r.pages[page]; known {
+		r.pages[page] = bits &^ bit
 	}
 }
 
-func (b *startedKeys) add(k messages.AttemptKey) {
-	if b.pages == nil {
-		b.pages = map[startedPage]uint64{}
+// Add remembers a key.
+func (r *RecentKeys) Add(k messages.AttemptKey) {
+	if r.pages == nil {
+		r.pages = map[recentPage]uint64{}
 	}
-	page := startedPage{k.Run, k.Attempt, k.Task / 64}
-	bits, known := b.pages[page]
-	b.pages[page] = bits | 1<<(k.Task%64)
+	page, bit := pageOf(k)
+	bits, known := r.pages[page]
+	r.pages[page] = bits | bit
 	switch {
 	case known:
-	case len(b.ring) < b.limit:
-		b.ring = append(b.ring, page)
+	case len(r.ring) < cmp.Or(r.limit, recentPages):
+		r.ring = append(r.ring, page)
 	default:
-		delete(b.pages, b.ring[b.next])
-		b.ring[b.next] = page
-		b.next = (b.next + 1) % b.limit
+		delete(r.pages, r.ring[r.next])
+		r.ring[r.next] = page
+		r.next = (r.next + 1) % len(r.ring)
 	}
 }

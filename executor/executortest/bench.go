@@ -17,7 +17,7 @@ func BenchmarkBare(b *testing.B) {
 	}
 	defer null.Close()
 	attr := &syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Env: os.Environ()[:5]}
-	Measure(b, CPU, func() {
+	MeasureTasks(b, CPUTime, func() {
 		var wg sync.WaitGroup
 		for first := range 2 {
 			wg.Go(func() {
@@ -42,7 +42,7 @@ func BenchmarkBare(b *testing.B) {
 
 // Measure reports tasks/s of b.N tasks that run runs, and cpu-us/task, by what cpu says
 // before and after.
-func Measure(b *testing.B, cpu func() time.Duration, run func()) {
+func MeasureTasks(b *testing.B, cpu func() time.Duration, run func()) {
 	before := cpu()
 	b.ResetTimer()
 	run()
@@ -52,7 +52,7 @@ func Measure(b *testing.B, cpu func() time.Duration, run func()) {
 }
 
 // CPU is what this process and its ended children have used.
-func CPU() (sum time.Duration) {
+func CPUTime() (sum time.Duration) {
 	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
 		var u syscall.Rusage
 		if syscall.Getrusage(who, &u) == nil {

@@ -22,9 +22,9 @@ type Subject struct {
 	// Slots is how many Blocks run at once; 0 = any number.
 	Slots int
 	// Turns: orders wait in a queue of the executor's own, in which runs take turns.
-	Turns bool
+	RunsTakeTurns bool
 	// After is called when an executor was closed: nothing of it may be left. May be nil.
-	After func(t testing.TB, e executor.Executor)
+	AfterClose func(t testing.TB, e executor.Executor)
 }
 
 // Test holds an implementation to the rules of package executor.
@@ -43,7 +43,7 @@ func Test(t *testing.T, s Subject) {
 		t.Run("slots and order", s.slotsAndOrder)
 		t.Run("what waits is revoked", s.revokeWaiting)
 	}
-	if s.Turns {
+	if s.RunsTakeTurns {
 		t.Run("runs take turns", s.runsTakeTurns)
 	}
 }
@@ -60,8 +60,8 @@ func (s Subject) open(t *testing.T) (executor.Executor, *Recorder) {
 				t.Errorf("%v has no final report after Close", rep.Key)
 			}
 		}
-		if s.After != nil {
-			s.After(t, e)
+		if s.AfterClose != nil {
+			s.AfterClose(t, e)
 		}
 	})
 	return e, rec

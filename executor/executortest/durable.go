@@ -17,14 +17,14 @@ type Durable struct {
 	detached   bool
 	expected   []messages.RunID
 	resumeDone map[messages.RunID]int
-	acks       map[messages.AttemptKey]int
+	ackCounts  map[messages.AttemptKey]int
 }
 
 var _ executor.Durable = (*Durable)(nil)
 
 // NewDurable returns a Durable that holds every order until the test decides.
 func NewDurable() *Durable {
-	return &Durable{Fake: NewFake(), resumeDone: map[messages.RunID]int{}, acks: map[messages.AttemptKey]int{}}
+	return &Durable{Fake: NewFake(), resumeDone: map[messages.RunID]int{}, ackCounts: map[messages.AttemptKey]int{}}
 }
 
 // Bind gives it its sink and returns it: the shape that actors.Config wants. Binding
@@ -52,7 +52,7 @@ func (d *Durable) Start(o executor.Order) {
 		return
 	}
 	fo.unclaimed = false
-	d.taken = append(d.taken, o)
+	d.accepted = append(d.accepted, o)
 	d.changed.Broadcast()
 	if fo.begun != 0 {
 		d.post(executor.Report{Key: o.Key, Kind: executor.Started, At: fo.begun})
@@ -94,7 +94,7 @@ func (d *Durable) Acknowledge(keys ...messages.AttemptKey) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, k := range keys {
-		d.acks[k]++
+		d.ackCounts[k]++
 	}
 	d.changed.Broadcast()
 }
@@ -118,16 +118,16 @@ func (d *Durable) ExpectedRuns() []messages.RunID {
 }
 
 // Acks returns how often an end was acknowledged.
-func (d *Durable) Acks(key messages.AttemptKey) int {
+func (d *Durable) AckCount(key messages.AttemptKey) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.acks[key]
+	return d.ackCounts[key]
 }
 
 // WaitAck blocks until the end was acknowledged; the test fails when that takes too long.
 func (d *Durable) WaitAck(t testing.TB, key messages.AttemptKey) {
 	t.Helper()
-	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.acks[key] > 0 })
+	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.ackCounts[key] > 0 })
 }
 
 // WaitResumeDone blocks until the run was settled n times.

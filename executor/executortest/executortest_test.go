@@ -17,7 +17,7 @@ func TestFakeConforms(t *testing.T) {
 	Test(t, Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
 			f := NewFake()
-			f.Play(func(o executor.Order) Step { return Step{Begin: o.Name == "block"} })
+			f.SetScript(func(o executor.Order) Step { return Step{Begin: o.Name == "block"} })
 			e, err := f.Bind(sink)
 			if err != nil {
 				t.Fatal(err)
@@ -32,7 +32,7 @@ func TestFakeConforms(t *testing.T) {
 func TestFakeByHand(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)
-	f.Clock(func() int64 { return 42 })
+	f.SetClock(func() int64 { return 42 })
 	for i := range uint32(5) {
 		e.Start(executor.Order{Key: key(i, 1), Capture: i == 0})
 	}
@@ -109,7 +109,7 @@ func TestFakeRevokesWhatWaits(t *testing.T) {
 	}
 	// A script that is overtaken by a revoke starts nothing.
 	e, _ = f.Bind(rec.Sink)
-	f.Play(func(o executor.Order) Step {
+	f.SetScript(func(o executor.Order) Step {
 		e.Revoke(o.Key)
 		return Step{}
 	})
@@ -122,7 +122,7 @@ func TestFakeRevokesWhatWaits(t *testing.T) {
 func TestFakePanics(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)
-	f.Play(func(executor.Order) Step { return Step{Panic: "scripted"} })
+	f.SetScript(func(executor.Order) Step { return Step{Panic: "scripted"} })
 	for name, do := range map[string]func(){
 		"scripted": func() { e.Start(executor.Order{Key: key(1, 1)}) },
 		"begin":    func() { f.Begin(key(2, 1)) },

@@ -27,25 +27,25 @@ type Step struct {
 // It outlives the node that uses it, so that a recovered node can be bound to it
 // again. It is safe for concurrent use.
 type Fake struct {
-	mu      sync.Mutex
-	changed *sync.Cond
-	sink    executor.Sink
-	script  Script
-	now     func() int64
-	closed  bool
-	hold    bool
-	orders  map[messages.AttemptKey]*fakeOrder
-	taken   []executor.Order
-	starts  map[messages.AttemptKey]int
-	kills   map[messages.AttemptKey]int
-	revokes map[messages.AttemptKey]int
+	mu        sync.Mutex
+	changed   *sync.Cond
+	sink      executor.Sink
+	script    Script
+	now       func() int64
+	closed    bool
+	holdKills bool
+	orders    map[messages.AttemptKey]*fakeOrder
+	accepted  []executor.Order
+	starts    map[messages.AttemptKey]int
+	kills     map[messages.AttemptKey]int
+	revokes   map[messages.AttemptKey]int
 
 	// Reports leave through one door, so that they come in order.
-	outbox     []letter
+	outbox     []queuedReport
 	delivering bool
 }
 
-type letter struct {
+type queuedReport struct {
 	sink   executor.Sink
 	report executor.Report
 }
@@ -84,7 +84,7 @@ func (f *Fake) Bind(sink executor.Sink) (executor.Executor, error) {
 }
 
 // Play makes the Fake answer each later order by the script; nil holds them all.
-func (f *Fake) Play(s Script) {
+func (f *Fake) SetScript(s Script) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.script = s
@@ -94,11 +94,11 @@ func (f *Fake) Play(s Script) {
 func (f *Fake) HoldKills(hold bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.hold = hold
+	f.holdKills = hold
 }
 
 // Clock replaces the clock of the reports (ns since the epoch).
-func (f *Fake) Clock(now func() int64) {
+func (f *Fake) SetClock(now func() int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.now = now
@@ -119,7 +119,7 @@ func (f *Fake) Start(o executor.Order) {
 	}
 	fo := &fakeOrder{order: o}
 	f.orders[o.Key] = fo
-	f.taken = append(f.taken, o)
+	f.accepted = append(f.accepted, o)
 	f.changed.Broadcast()
 	script := f.script
 	f.mu.Unlock()
@@ -180,7 +180,7 @@ func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc in
 
 // EndAlone reports the order as Finished, its start and how long its slot was idle
 // included, without a Started before that. It panics when the order is not waiting.
-func (f *Fake) EndAlone(key messages.AttemptKey, result messages.AttemptResult, rc int32, idle time.Duration) {
+func (f *Fake) EndWithoutStart(key messages.AttemptKey, result messages.AttemptResult, rc int32, idle time.Duration) {
 	f.mu.Lock()
 	fo := f.orders[key]
 	if fo == nil || fo.begun != 0 || fo.ended {
@@ -199,7 +199,7 @@ func (f *Fake) post(r executor.Report) {
 	if fo := f.orders[r.Key]; fo != nil && fo.unclaimed {
 		return
 	}
-	f.outbox = append(f.outbox, letter{f.sink, r})
+	f.outbox = append(f.outbox, queuedReport{f.sink, r})
 }
 
 // flush delivers what is in the outbox, unless somebody is at it.
@@ -289,7 +289,7 @@ func (f *Fake) Kill(key messages.AttemptKey, _ time.Duration) {
 	case fo == nil || fo.ended:
 	case fo.begun == 0:
 		f.revoke(fo)
-	case !f.hold:
+	case !f.holdKills:
 		f.end(fo, messages.AttemptKilled, 0)
 	}
 	f.mu.Unlock()
@@ -324,7 +324,7 @@ func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (message
 func (f *Fake) Close() error {
 	f.mu.Lock()
 	f.closed = true
-	for _, o := range f.taken {
+	for _, o := range f.accepted {
 		switch fo := f.orders[o.Key]; {
 		case fo == nil || fo.ended:
 		case fo.begun == 0:
@@ -347,7 +347,7 @@ func (f *Fake) Close() error {
 func (f *Fake) Orders() []executor.Order {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]executor.Order(nil), f.taken...)
+	return append([]executor.Order(nil), f.accepted...)
 }
 
 // Starts returns how often the key was begun, since NewFake, over all bindings.
@@ -376,7 +376,7 @@ func (f *Fake) Live() []messages.AttemptKey {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var keys []messages.AttemptKey
-	for _, o := range f.taken {
+	for _, o := range f.accepted {
 		if fo := f.orders[o.Key]; fo != nil && !fo.ended {
 			keys = append(keys, o.Key)
 		}
@@ -388,7 +388,7 @@ func (f *Fake) Live() []messages.AttemptKey {
 // them all; the test fails when that takes too long.
 func (f *Fake) WaitOrders(t testing.TB, n int) []executor.Order {
 	t.Helper()
-	f.wait(t, fmt.Sprintf("%d orders", n), func() bool { return len(f.taken) >= n })
+	f.wait(t, fmt.Sprintf("%d orders", n), func() bool { return len(f.accepted) >= n })
 	return f.Orders()
 }
 

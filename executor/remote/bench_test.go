@@ -35,7 +35,7 @@ func BenchmarkTrue(b *testing.B) {
 				b.Fatal(err)
 			}
 			return p
-		}, executortest.CPU)
+		}, executortest.CPUTime)
 	})
 	b.Run("worker", func(b *testing.B) {
 		dir := filepath.Join(b.TempDir(), "worker")
@@ -46,7 +46,7 @@ func BenchmarkTrue(b *testing.B) {
 				b.Fatal(err)
 			}
 			return r
-		}, func() time.Duration { return executortest.CPU() + workerCPU(b, dir) })
+		}, func() time.Duration { return executortest.CPUTime() + workerCPU(b, dir) })
 	})
 }
 
@@ -85,7 +85,7 @@ func benchmarkExecutor(b *testing.B, open func(executor.Sink) executor.Executor,
 		}
 	}
 	run(20) // the worker is there
-	executortest.Measure(b, cpu, func() { run(b.N) })
+	executortest.MeasureTasks(b, cpu, func() { run(b.N) })
 }
 
 // workerCPU is what the worker of dir and its ended children have used.

@@ -19,9 +19,9 @@ func TestConformance(t *testing.T) {
 			}
 			return r
 		},
-		Quick: executor.Order{Command: []string{"true"}, CPUMillis: 1000},
-		Block: &block,
-		Slots: 2,
-		Turns: true,
+		Quick:         executor.Order{Command: []string{"true"}, CPUMillis: 1000},
+		Block:         &block,
+		Slots:         2,
+		RunsTakeTurns: true,
 	})
 }

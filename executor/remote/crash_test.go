@@ -24,7 +24,7 @@ const script = `echo "begin $CARAVAN_TASK $CARAVAN_ATTEMPT" >>lines; sleep 0.02;
 type storm struct {
 	*rig
 	tasks  int
-	stderr executortest.Log
+	stderr executortest.SyncBuffer
 	rng    *rand.Rand
 }
 

@@ -26,11 +26,11 @@ type rig struct {
 	t    *testing.T
 	data string
 	mark string // an entry of the environment of all that is started here
-	log  *executortest.Log
+	log  *executortest.SyncBuffer
 }
 
 func newRig(t *testing.T) *rig {
-	g := &rig{t: t, data: t.TempDir(), log: &executortest.Log{}}
+	g := &rig{t: t, data: t.TempDir(), log: &executortest.SyncBuffer{}}
 	g.mark = "CARAVAN_TEST_MARK=" + filepath.Base(filepath.Dir(g.data)) + strconv.Itoa(os.Getpid())
 	name, value, _ := strings.Cut(g.mark, "=")
 	t.Setenv(name, value)

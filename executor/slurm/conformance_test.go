@@ -15,7 +15,7 @@ func TestConformance(t *testing.T) {
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
 			g := newRig(t)
-			g.cluster.Slots(2)
+			g.cluster.SetSlots(2)
 			s, err := slurm.New(g.config(sink))
 			if err != nil {
 				t.Fatal(err)

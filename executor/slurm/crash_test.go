@@ -63,7 +63,7 @@ func TestCrash(t *testing.T) {
 	for round := range uint64(rounds) {
 		rng := rand.New(rand.NewPCG(round, 7))
 		g := newRig(t)
-		g.cluster.Slots(4)
+		g.cluster.SetSlots(4)
 		for kill := range kills {
 			cmd := exec.Command(self, "server", g.data, strconv.FormatBool(kill > 0))
 			cmd.Env = append(os.Environ(), g.cluster.Environment()...)

@@ -237,7 +237,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("task %d printed %q", i, r.Record.Stdout.Inline)
 		}
 	}
-	if n := g.cluster.Calls("sbatch"); n != 2 {
+	if n := g.cluster.CallCount("sbatch"); n != 2 {
 		t.Errorf("%d calls of sbatch", n)
 	}
 	for _, j := range g.cluster.Jobs() {
@@ -266,7 +266,7 @@ func TestOneLookForAll(t *testing.T) {
 		s.Start(g.order(i, "sleep 0.5"))
 	}
 	rec.WaitFinals(20)
-	if n, most := g.cluster.Calls("squeue"), int(time.Since(began)/(200*time.Millisecond))+2; n > most {
+	if n, most := g.cluster.CallCount("squeue"), int(time.Since(began)/(200*time.Millisecond))+2; n > most {
 		t.Errorf("%d calls of squeue, at most %d were due", n, most)
 	}
 }

@@ -29,14 +29,14 @@ func TestRefusals(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	g.cluster.Refuse("Invalid partition name specified")
+	g.cluster.RefuseSubmissions("Invalid partition name specified")
 	s.Start(g.order(1, "true"))
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "sbatch: Batch job submission failed: Invalid partition name specified")
 
-	g.cluster.Refuse("Slurm temporarily unable to accept job, sleeping and retrying")
+	g.cluster.RefuseSubmissions("Slurm temporarily unable to accept job, sleeping and retrying")
 	s.Start(g.order(2, "true"))
-	poll(t, "a second try", func() bool { return g.cluster.Calls("sbatch") >= 3 })
-	g.cluster.Refuse("")
+	poll(t, "a second try", func() bool { return g.cluster.CallCount("sbatch") >= 3 })
+	g.cluster.RefuseSubmissions("")
 	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 }
 
@@ -45,12 +45,12 @@ func TestArraysThatAreTooLarge(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Gather = 200 * time.Millisecond })
-	g.cluster.Refuse("Invalid job array specification")
+	g.cluster.RefuseSubmissions("Invalid job array specification")
 	for i := range uint32(8) {
 		s.Start(g.order(i, "true"))
 	}
-	poll(t, "a second try", func() bool { return g.cluster.Calls("sbatch") >= 2 })
-	g.cluster.Refuse("")
+	poll(t, "a second try", func() bool { return g.cluster.CallCount("sbatch") >= 2 })
+	g.cluster.RefuseSubmissions("")
 	rec.WaitFinals(8)
 	for i := range uint32(8) {
 		if r := rec.WaitFinal(key(i)); r.Record.Result == messages.AttemptNotStarted && !strings.Contains(r.Record.ExecutorLog, "Invalid job array") {
@@ -70,13 +70,13 @@ func TestUnknownFate(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	g.cluster.Mute("Socket timed out on send/recv operation")
+	g.cluster.BreakConnections("Socket timed out on send/recv operation")
 	s.Start(g.order(1, patient))
 	rec.WaitStarted(key(1))
 	g.release()
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
-	if g.starts() != 1 || g.cluster.Calls("sbatch") != 1 {
-		t.Errorf("%d starts, %d calls of sbatch", g.starts(), g.cluster.Calls("sbatch"))
+	if g.starts() != 1 || g.cluster.CallCount("sbatch") != 1 {
+		t.Errorf("%d starts, %d calls of sbatch", g.starts(), g.cluster.CallCount("sbatch"))
 	}
 }
 
@@ -87,14 +87,14 @@ func TestAway(t *testing.T) {
 	s := g.open(rec)
 	s.Start(g.order(1, patient))
 	rec.WaitStarted(key(1))
-	g.cluster.Away(true)
+	g.cluster.SetUnreachable(true)
 	s.Start(g.order(2, "true"))
 	poll(t, "the log to tell", func() bool { return strings.Contains(g.log.String(), "Slurm does not answer") })
 	g.release()
 	if n := len(rec.Reports(key(1))); n != 1 {
 		t.Errorf("%d reports while nothing is known", n)
 	}
-	g.cluster.Away(false)
+	g.cluster.SetUnreachable(false)
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
 	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 	if n := strings.Count(g.log.String(), "does not answer"); n != 1 {
@@ -111,7 +111,7 @@ func TestLost(t *testing.T) {
 		s.Start(g.order(1, patient))
 		rec.WaitStarted(key(1))
 		poll(t, "the task", func() bool { return g.starts() == 1 })
-		g.cluster.Lose(state)
+		g.cluster.LoseRunningJobs(state)
 		ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, rec.WaitFinal(key(1)).Record.RC, "ended as "+state)
 	}
 }
@@ -122,12 +122,12 @@ func TestForgottenJobs(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(1, "exit 4"))
 	g.submitted(1)
-	g.cluster.Forget(true)
+	g.cluster.ForgetJobs(true)
 	poll(t, "it to be submitted again", func() bool { return len(g.cluster.Jobs()) == 1 })
-	g.cluster.Hold(false)
+	g.cluster.HoldJobs(false)
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 4, "")
 }
 
@@ -140,7 +140,7 @@ func TestCancelledByOthers(t *testing.T) {
 	rec.WaitStarted(key(1))
 	g.scancel()
 	ended(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(2, patient))
 	g.submitted(2)
 	g.scancel()
@@ -169,13 +169,13 @@ func TestSharedFolder(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(1, "true"))
 	g.submitted(1)
 	if err := os.Rename(g.path(1, ""), g.dir()+"/hidden"); err != nil {
 		t.Fatal(err)
 	}
-	g.cluster.Hold(false)
+	g.cluster.HoldJobs(false)
 	poll(t, "the job's end", func() bool { return g.cluster.Jobs()[0].State == "FAILED" })
 	if err := os.Rename(g.dir()+"/hidden", g.path(1, "")); err != nil {
 		t.Fatal(err)
@@ -186,7 +186,7 @@ func TestSharedFolder(t *testing.T) {
 // TestWithoutJSON: an older Slurm is asked in its own words.
 func TestWithoutJSON(t *testing.T) {
 	g := newRig(t)
-	g.cluster.NoJSON()
+	g.cluster.DisableJSON()
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	s.Start(g.order(1, "exit 2"))
@@ -195,7 +195,7 @@ func TestWithoutJSON(t *testing.T) {
 	rec.WaitStarted(key(2))
 	s.Kill(key(2), time.Second)
 	ended(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
-	if n := g.cluster.Calls("squeue"); n != 1 {
+	if n := g.cluster.CallCount("squeue"); n != 1 {
 		t.Errorf("squeue was called %d times", n)
 	}
 }

@@ -25,9 +25,9 @@ const logFolder = "log"
 // Every task of this user, and whoever shares the folder, can write to these files. So no more
 // of them is read than there may be: a few words, or a verdict, whose inline output JSON makes
 // longer by a third.
-const largestNote = 64 << 10
+const maxNoteBytes = 64 << 10
 
-func (s *Slurm) largestVerdict() int64 { return 1<<20 + 4*int64(s.cfg.InlineMax) }
+func (s *Slurm) maxReportBytes() int64 { return 1<<20 + 4*int64(s.cfg.InlineMax) }
 
 // folder is an attempt's folder. See the package doc for what lies in it.
 type folder string
@@ -44,7 +44,7 @@ func folderName(key messages.AttemptKey) string {
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 
 // make makes the folder. It is fs.ErrExist when it is there.
-func (f folder) make() (err error) {
+func (f folder) create() (err error) {
 	for range 3 { // the run's folder may be removed meanwhile, with another attempt's
 		if err = os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
 			return err
@@ -64,32 +64,32 @@ func (f folder) remove() error {
 }
 
 // claim makes begun, so that the attempt can never begin. It is false when it has.
-func (f folder) claim() (bool, error) {
+func (f folder) claimUnstarted() (bool, error) {
 	file, err := os.OpenFile(f.path("begun"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
-		b, ok := f.begun()
+		b, ok := f.readStart()
 		return ok && b.byServer, nil
 	case err != nil:
 		return false, err
 	}
-	_, err = file.WriteString(claimed)
+	_, err = file.WriteString(serverClaim)
 	return true, errors.Join(err, file.Close())
 }
 
 // claimed is what the server writes into begun.
-const claimed = "- -\n"
+const serverClaim = "- -\n"
 
 // beginning is what begun tells.
-type beginning struct {
+type startNote struct {
 	byServer bool
 	job      string // "" when it is not written yet
 	node     string
 	at       int64
 }
 
-func (f folder) begun() (b beginning, ok bool) {
-	text, err := readAt(f.path("begun"), 0, largestNote)
+func (f folder) readStart() (b startNote, ok bool) {
+	text, err := readFileAt(f.path("begun"), 0, maxNoteBytes)
 	if err != nil {
 		return b, false
 	}
@@ -108,7 +108,7 @@ func (f folder) begun() (b beginning, ok bool) {
 }
 
 // outcome is what end tells.
-type outcome struct {
+type endNote struct {
 	rc           int32
 	at           int64
 	user, system time.Duration
@@ -116,8 +116,8 @@ type outcome struct {
 
 var cpuTimes = regexp.MustCompile(`(\d+)m([\d.]+)s\s+(\d+)m([\d.]+)s`)
 
-func (f folder) end() (e outcome, ok bool) {
-	text, err := readAt(f.path("end"), 0, largestNote)
+func (f folder) readEnd() (e endNote, ok bool) {
+	text, err := readFileAt(f.path("end"), 0, maxNoteBytes)
 	if err != nil {
 		return e, false
 	}
@@ -144,18 +144,18 @@ func cpuTime(minutes, seconds string) time.Duration {
 }
 
 // word is the only word in a file; "" when there is none.
-func (f folder) word(name string) string {
-	text, _ := readAt(f.path(name), 0, largestNote)
+func (f folder) readWord(name string) string {
+	text, _ := readFileAt(f.path(name), 0, maxNoteBytes)
 	return strings.TrimSpace(string(text))
 }
 
 // setJob notes the job that the attempt is about to be submitted as.
-func (f folder) setJob(name string, index int) error {
+func (f folder) writeJob(name string, index int) error {
 	return writeFile(f.path("job"), fmt.Appendf(nil, "%s %d\n", name, index))
 }
 
-func (f folder) job() (name string, index int, ok bool) {
-	words := strings.Fields(f.word("job"))
+func (f folder) readJob() (name string, index int, ok bool) {
+	words := strings.Fields(f.readWord("job"))
 	if len(words) != 2 {
 		return "", 0, false
 	}
@@ -164,26 +164,26 @@ func (f folder) job() (name string, index int, ok bool) {
 }
 
 // verdict is a final report as it is kept until it is acknowledged.
-type verdict struct {
+type savedReport struct {
 	At     int64
 	Record messages.AttemptRecord
 }
 
-func (f folder) setVerdict(r *executor.Report) error {
-	text, err := json.Marshal(verdict{r.At, r.Record})
+func (f folder) saveReport(r *executor.Report) error {
+	text, err := json.Marshal(savedReport{r.At, r.Record})
 	if err != nil {
 		return err
 	}
 	return writeFile(f.path("verdict"), text)
 }
 
-func (f folder) verdict(most int64) (v verdict, ok bool) {
-	text, err := readAt(f.path("verdict"), 0, most)
+func (f folder) readReport(most int64) (v savedReport, ok bool) {
+	text, err := readFileAt(f.path("verdict"), 0, most)
 	return v, err == nil && json.Unmarshal(text, &v) == nil
 }
 
 // readAt reads up to n bytes of a file from an offset on; from its end, if that is negative.
-func readAt(path string, offset, n int64) ([]byte, error) {
+func readFileAt(path string, offset, n int64) ([]byte, error) {
 	file, err := vfs.Open(path)
 	if err != nil {
 		return nil, err
@@ -213,7 +213,7 @@ func writeFile(path string, text []byte) error {
 }
 
 // attempts lists the attempts of some runs that have a folder.
-func (s *Slurm) attempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
+func (s *Slurm) listAttempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
 	runs, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {
 		return nil, err

@@ -20,18 +20,18 @@ func TestFilesAreReadWithABound(t *testing.T) {
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if b, ok := f.begun(); !ok || b.job != "7" {
+	if b, ok := f.readStart(); !ok || b.job != "7" {
 		t.Errorf("begun: %v, %+v", ok, b)
 	}
-	if e, ok := f.end(); !ok || e.rc != 3 {
+	if e, ok := f.readEnd(); !ok || e.rc != 3 {
 		t.Errorf("end: %v, %+v", ok, e)
 	}
-	f.job()
+	f.readJob()
 	s := &Slurm{cfg: Config{InlineMax: 4 << 10}}
-	if _, ok := f.verdict(s.largestVerdict()); ok {
+	if _, ok := f.readReport(s.maxReportBytes()); ok {
 		t.Error("a verdict with 32 MiB of zeros counts")
 	}
-	if tail, err := readAt(f.path("end"), -10, 10); err != nil || len(tail) != 10 {
+	if tail, err := readFileAt(f.path("end"), -10, 10); err != nil || len(tail) != 10 {
 		t.Errorf("its last bytes: %q, %v", tail, err)
 	}
 	runtime.ReadMemStats(&after)
@@ -42,7 +42,7 @@ func TestFilesAreReadWithABound(t *testing.T) {
 	if err := os.WriteFile(short, []byte("abc"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if tail, err := readAt(short, -10, 10); err != nil || string(tail) != "abc" {
+	if tail, err := readFileAt(short, -10, 10); err != nil || string(tail) != "abc" {
 		t.Errorf("all of a short file: %q, %v", tail, err)
 	}
 }

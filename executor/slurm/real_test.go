@@ -30,7 +30,7 @@ func real(t testing.TB, sink executor.Sink) slurm.Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	log := &executortest.Log{}
+	log := &executortest.SyncBuffer{}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log:\n%s", log)

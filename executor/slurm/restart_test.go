@@ -44,14 +44,14 @@ func TestReattach(t *testing.T) {
 	rec.WaitStarted(key(2))
 	s.Acknowledge(key(3))
 	poll(t, "the folder to go", func() bool { return !exists(g.path(3, "")) })
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(4, patient)) // waits in the cluster
 	g.submitted(4)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	g.cluster.Hold(false)
-	g.cluster.Forget(false)
+	g.cluster.HoldJobs(false)
+	g.cluster.ForgetJobs(false)
 	poll(t, "task 4", func() bool { return g.starts() == 2 })
 	before := len(rec.All())
 
@@ -101,7 +101,7 @@ func TestSettled(t *testing.T) {
 	s.Start(g.order(2, "true"))
 	rec.WaitStarted(key(1))
 	rec.WaitFinal(key(2))
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(3, patient))
 	g.submitted(3)
 	if err := s.Detach(); err != nil {
@@ -125,7 +125,7 @@ func TestSettled(t *testing.T) {
 	if n := len(rec.All()); n != 0 || g.starts() != 1 {
 		t.Errorf("%d reports, %d starts", n, g.starts())
 	}
-	g.cluster.Hold(false)
+	g.cluster.HoldJobs(false)
 	s.Start(g.order(5, "true"))
 	ended(t, rec.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
 }
@@ -180,7 +180,7 @@ func TestRunBeginsAnew(t *testing.T) {
 	s.Start(g.order(2, "exit 3"))
 	rec.WaitStarted(key(1))
 	rec.WaitFinal(key(2))
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	s.Start(g.order(3, patient))
 	g.submitted(3)
 	s.ExpectResume(1)
@@ -190,7 +190,7 @@ func TestRunBeginsAnew(t *testing.T) {
 		s.Start(resumed(g.order(task, patient)))
 	}
 	s.ResumeDone(1)
-	g.cluster.Hold(false)
+	g.cluster.HoldJobs(false)
 	fresh.WaitStarted(key(1))
 	ended(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")
 	fresh.WaitStarted(key(3))
@@ -231,8 +231,8 @@ func TestNobodyKnows(t *testing.T) {
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	g.cluster.Lose("NODE_FAIL")
-	g.cluster.Forget(false)
+	g.cluster.LoseRunningJobs("NODE_FAIL")
+	g.cluster.ForgetJobs(false)
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
 	s.Start(resumed(g.order(1, patient)))
@@ -245,7 +245,7 @@ func TestRevokedKeyIsFree(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	g.cluster.Hold(true)
+	g.cluster.HoldJobs(true)
 	for round := range 3 {
 		s.Start(g.order(1, patient))
 		poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == round+1 })
@@ -253,7 +253,7 @@ func TestRevokedKeyIsFree(t *testing.T) {
 		poll(t, "the order to be taken back", func() bool { return len(rec.Reports(key(1))) == round+1 })
 	}
 	s.Start(g.order(1, patient))
-	g.cluster.Hold(false)
+	g.cluster.HoldJobs(false)
 	rec.WaitStarted(key(1))
 	g.release()
 	poll(t, "the end", func() bool { return len(rec.Reports(key(1))) == 5 })

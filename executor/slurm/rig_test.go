@@ -23,11 +23,11 @@ type rig struct {
 	data    string
 	cluster *slurmtest.Cluster
 	outputs *outputs.Store
-	log     *executortest.Log
+	log     *executortest.SyncBuffer
 }
 
 func newRig(t testing.TB) *rig {
-	g := &rig{t: t, data: t.TempDir(), cluster: slurmtest.New(t), log: &executortest.Log{}}
+	g := &rig{t: t, data: t.TempDir(), cluster: slurmtest.New(t), log: &executortest.SyncBuffer{}}
 	var err error
 	if g.outputs, err = outputs.Open(filepath.Join(g.data, "output")); err != nil {
 		t.Fatal(err)

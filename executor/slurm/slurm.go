@@ -1,6 +1,7 @@
 package slurm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -41,39 +42,40 @@ const (
 	// closePatience is how long Close waits beyond the grace for jobs to end.
 	closePatience = 30 * time.Second
 	// collectors is how many ended attempts are collected at one time.
-	collectors = 4
+	maxCollecting = 4
 )
 
 // Slurm implements executor.Durable.
 type Slurm struct {
-	cfg      Config
-	programs programs
-	id       string   // in the names of all jobs of the folder
-	cwd      string   // where orders run that name no folder
-	baseEnv  []string // executor.BaseEnvironment
-	lock     *os.File
-	ctx      context.Context // until Close or Detach are done
-	cancel   context.CancelFunc
-	work     sync.WaitGroup // the clerk, and what works beside it
-	slots    chan struct{}  // of collectors
-	look     chan struct{}  // wakes the clerk
-	over     chan struct{}  // closed by the clerk when it has ended
-	clerk    clerk          // nobody's but the clerk's
+	cfg            Config
+	commands       commands
+	folderID       string   // in the names of all jobs of the folder
+	defaultDir     string   // where orders run that name no folder
+	baseEnv        []string // executor.BaseEnvironment
+	collector      executor.OutputCollector
+	lock           *os.File
+	ctx            context.Context // until Close or Detach are done
+	cancel         context.CancelFunc
+	goroutines     sync.WaitGroup // the clerk, and what works beside it
+	collectSlots   chan struct{}  // of collectors
+	wakeup         chan struct{}  // wakes the clerk
+	reconcilerDone chan struct{}  // closed by the clerk when it has ended
+	reconciler     reconciler     // nobody's but the clerk's
 
-	mu    sync.Mutex
-	state state
-	inbox []func()
-	live  map[messages.AttemptKey]*streams // attempts that have begun and not ended
+	mu         sync.Mutex
+	state      state
+	requests   []func()
+	liveOutput map[messages.AttemptKey]*attemptOutput // attempts that have begun and not ended
 }
 
 // state is how far a Slurm is in its life.
 type state uint8
 
 const (
-	open state = iota
-	closing
-	closed
-	detached
+	stateOpen state = iota
+	stateClosing
+	stateClosed
+	stateDetached
 )
 
 var _ executor.Durable = (*Slurm)(nil)
@@ -84,46 +86,42 @@ func New(cfg Config) (*Slurm, error) {
 	if cfg.Sink == nil || cfg.Outputs == nil || cfg.Dir == "" {
 		return nil, errors.New("slurm: a sink, a folder and an output store are required")
 	}
-	setDefault(&cfg.Poll, time.Second)
-	setDefault(&cfg.Gather, 25*time.Millisecond)
-	setDefault(&cfg.MaxOutput, 64<<20)
-	setDefault(&cfg.MaxCapture, 16<<20)
-	setDefault(&cfg.InlineMax, 4<<10)
-	setDefault(&cfg.Grace, 5*time.Second)
-	setDefault(&cfg.CloseGrace, time.Second)
+	cfg.Poll = cmp.Or(max(cfg.Poll, 0), time.Second)
+	cfg.Gather = cmp.Or(max(cfg.Gather, 0), 25*time.Millisecond)
+	cfg.MaxOutput = cmp.Or(max(cfg.MaxOutput, 0), 64<<20)
+	cfg.MaxCapture = cmp.Or(max(cfg.MaxCapture, 0), 16<<20)
+	cfg.InlineMax = cmp.Or(max(cfg.InlineMax, 0), 4<<10)
+	cfg.Grace = cmp.Or(max(cfg.Grace, 0), 5*time.Second)
+	cfg.CloseGrace = cmp.Or(max(cfg.CloseGrace, 0), time.Second)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
-	s := &Slurm{cfg: cfg, programs: newPrograms(cfg.Getenv), baseEnv: executor.BaseEnvironment(cfg.Getenv), slots: make(chan struct{}, collectors),
-		look: make(chan struct{}, 1), over: make(chan struct{}), live: map[messages.AttemptKey]*streams{}}
-	if err := s.programs.find(); err != nil {
+	s := &Slurm{cfg: cfg, commands: newCommands(cfg.Getenv), baseEnv: executor.BaseEnvironment(cfg.Getenv),
+		collector:    executor.OutputCollector{Store: cfg.Outputs, MaxOutput: cfg.MaxOutput, MaxCapture: cfg.MaxCapture, InlineMax: cfg.InlineMax, Logger: cfg.Logger},
+		collectSlots: make(chan struct{}, maxCollecting),
+		wakeup:       make(chan struct{}, 1), reconcilerDone: make(chan struct{}), liveOutput: map[messages.AttemptKey]*attemptOutput{}}
+	if err := s.commands.checkInstalled(); err != nil {
 		return nil, err
 	}
-	if err := s.prepare(); err != nil {
+	if err := s.openFolder(); err != nil {
 		return nil, fmt.Errorf("slurm folder %s: %w", cfg.Dir, err)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.clerk = newClerk(s)
-	s.work.Go(s.clerk.run)
+	s.reconciler = newReconciler(s)
+	s.goroutines.Go(s.reconciler.run)
 	return s, nil
 }
 
-func setDefault[T int | int64 | time.Duration](v *T, def T) {
-	if *v <= 0 {
-		*v = def
-	}
-}
-
 // prepare makes the folder, locks it and finds its name in the cluster.
-func (s *Slurm) prepare() (err error) {
+func (s *Slurm) openFolder() (err error) {
 	if s.cfg.Dir, err = filepath.Abs(s.cfg.Dir); err != nil {
 		return err
 	}
-	if s.cwd, err = os.Getwd(); err != nil {
-		s.cwd = "/"
+	if s.defaultDir, err = os.Getwd(); err != nil {
+		s.defaultDir = "/"
 	}
 	if err := os.MkdirAll(filepath.Join(s.cfg.Dir, logFolder), 0o700); err != nil {
 		return err
@@ -132,12 +130,12 @@ func (s *Slurm) prepare() (err error) {
 		return err
 	}
 	path := filepath.Join(s.cfg.Dir, "id")
-	text, err := readAt(path, 0, largestNote)
-	if s.id = strings.TrimSpace(string(text)); err != nil || s.id == "" {
+	text, err := readFileAt(path, 0, maxNoteBytes)
+	if s.folderID = strings.TrimSpace(string(text)); err != nil || s.folderID == "" {
 		var b [6]byte
 		rand.Read(b[:]) // never fails
-		s.id = hex.EncodeToString(b[:])
-		err = writeFile(path, []byte(s.id+"\n"))
+		s.folderID = hex.EncodeToString(b[:])
+		err = writeFile(path, []byte(s.folderID+"\n"))
 	}
 	if err != nil {
 		s.lock.Close()
@@ -146,35 +144,35 @@ func (s *Slurm) prepare() (err error) {
 }
 
 // ask has the clerk do something. It is false when there is no clerk any more.
-func (s *Slurm) ask(do func()) bool {
+func (s *Slurm) request(do func()) bool {
 	s.mu.Lock()
-	ok := s.state == open || s.state == closing
+	ok := s.state == stateOpen || s.state == stateClosing
 	if ok {
-		s.inbox = append(s.inbox, do)
+		s.requests = append(s.requests, do)
 	}
 	s.mu.Unlock()
-	s.wake()
+	s.wakeReconciler()
 	return ok
 }
 
-func (s *Slurm) wake() {
+func (s *Slurm) wakeReconciler() {
 	select {
-	case s.look <- struct{}{}:
+	case s.wakeup <- struct{}{}:
 	default:
 	}
 }
 
 // asked takes what was asked for. When nothing was and nothing is left to do the clerk
 // of a closing Slurm ends: more false.
-func (s *Slurm) asked(idle bool) (inbox []func(), more bool) {
+func (s *Slurm) nextRequests(idle bool) (inbox []func(), more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	inbox, s.inbox = s.inbox, nil
-	if s.state == detached {
+	inbox, s.requests = s.requests, nil
+	if s.state == stateDetached {
 		return nil, false
 	}
-	if s.state == closing && idle && len(inbox) == 0 {
-		s.state = closed
+	if s.state == stateClosing && idle && len(inbox) == 0 {
+		s.state = stateClosed
 		return nil, false
 	}
 	return inbox, true
@@ -182,31 +180,31 @@ func (s *Slurm) asked(idle bool) (inbox []func(), more bool) {
 
 // Start implements executor.Executor.
 func (s *Slurm) Start(o executor.Order) {
-	if s.ask(func() { s.clerk.order(&o) }) {
+	if s.request(func() { s.reconciler.startOrder(&o) }) {
 		return
 	}
 	s.mu.Lock()
-	gone := s.state == detached
+	gone := s.state == stateDetached
 	s.mu.Unlock()
 	if !gone {
-		s.cfg.Sink(refused(&o))
+		s.cfg.Sink(reportAfterClose(&o))
 	}
 }
 
 // Kill implements executor.Executor.
 func (s *Slurm) Kill(key messages.AttemptKey, grace time.Duration) {
-	s.ask(func() { s.clerk.kill(key, grace) })
+	s.request(func() { s.reconciler.kill(key, grace) })
 }
 
 // Revoke implements executor.Executor.
 func (s *Slurm) Revoke(key messages.AttemptKey) {
-	s.ask(func() { s.clerk.revoke(key) })
+	s.request(func() { s.reconciler.revoke(key) })
 }
 
 // Acknowledge implements executor.Durable.
 func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 	keys = slices.Clone(keys) // the caller's
-	s.ask(func() { s.clerk.acknowledge(keys) })
+	s.request(func() { s.reconciler.acknowledge(keys) })
 }
 
 // ExpectResume names the runs that will give their live attempts again, with Resume. It is
@@ -218,61 +216,61 @@ func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
 // Until it is called a Slurm leaves alone what it finds in its folder.
 func (s *Slurm) ExpectResume(runs ...messages.RunID) {
 	runs = slices.Clone(runs)
-	s.ask(func() { s.clerk.expect(runs) })
+	s.request(func() { s.reconciler.expectResume(runs) })
 }
 
 // ResumeDone says that the run has given all its live attempts again: what the folder
 // holds of it beside them is nobody's.
 func (s *Slurm) ResumeDone(run messages.RunID) {
-	s.ask(func() { s.clerk.disown(func(r messages.RunID) bool { return r == run }) })
+	s.request(func() { s.reconciler.discardOrphans(func(r messages.RunID) bool { return r == run }) })
 }
 
 // Detach implements executor.Durable. Nothing is reported from now on; jobs go on. An
 // order that was not submitted yet stays in the folder, for the next server.
 func (s *Slurm) Detach() error {
 	s.mu.Lock()
-	if s.state == open {
-		s.state = detached
+	if s.state == stateOpen {
+		s.state = stateDetached
 	}
 	s.mu.Unlock()
-	return s.finish()
+	return s.shutDown()
 }
 
 // Close implements executor.Executor. What has begun is ended and reported as lost,
 // what waits is revoked, and no job is left. The error says how many jobs do not end.
 func (s *Slurm) Close() error {
 	s.mu.Lock()
-	first := s.state == open
+	first := s.state == stateOpen
 	if first {
-		s.state = closing
-		s.inbox = append(s.inbox, s.clerk.close)
+		s.state = stateClosing
+		s.requests = append(s.requests, s.reconciler.close)
 	}
 	s.mu.Unlock()
 	if !first {
-		<-s.over
+		<-s.reconcilerDone
 		return nil
 	}
-	s.wake()
+	s.wakeReconciler()
 	patience := time.NewTimer(s.cfg.CloseGrace + closePatience)
 	defer patience.Stop()
 	var err error
 	select {
-	case <-s.over:
+	case <-s.reconcilerDone:
 	case <-patience.C:
 		s.mu.Lock()
-		s.state = closed
-		n := len(s.live)
+		s.state = stateClosed
+		n := len(s.liveOutput)
 		s.mu.Unlock()
 		err = fmt.Errorf("slurm: %d jobs do not end", n)
 	}
-	return errors.Join(err, s.finish())
+	return errors.Join(err, s.shutDown())
 }
 
 // finish ends all goroutines and gives the folder free.
-func (s *Slurm) finish() error {
+func (s *Slurm) shutDown() error {
 	s.cancel()
-	s.wake()
-	s.work.Wait()
+	s.wakeReconciler()
+	s.goroutines.Wait()
 	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
@@ -281,15 +279,15 @@ func (s *Slurm) finish() error {
 
 // refused is what becomes of an order that comes when the Slurm is closed. One that
 // may have begun before the server's restart is not for sure revoked.
-func refused(o *executor.Order) executor.Report {
+func reportAfterClose(o *executor.Order) executor.Report {
 	if o.Resume {
-		return unbegun(o, messages.AttemptLost, "lost: ended by the executor's shutdown")
+		return notStartedReport(o, messages.AttemptLost, "lost: ended by the executor's shutdown")
 	}
 	return executor.Report{Key: o.Key, Kind: executor.Revoked, At: time.Now().UnixNano()}
 }
 
 // unbegun is the final report of an order that never began.
-func unbegun(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
+func notStartedReport(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
 	now := time.Now().UnixNano()
 	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{
 		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: why,

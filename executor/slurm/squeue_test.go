@@ -35,13 +35,13 @@ func TestShapesOfJSON(t *testing.T) {
 			t.Errorf("%s: %d names", version, len(s))
 		}
 		failed, completing, waits := s.find("a.id1.x", 0), s.find("a.id1.x", 1), s.find("a.id1.x", 5)
-		if failed == nil || !failed.over() || failed.exit.ExitStatus() != 3 || failed.node != "n1" || failed.number(0) != "7_0" {
+		if failed == nil || !failed.hasEnded() || failed.exit.ExitStatus() != 3 || failed.node != "n1" || failed.id(0) != "7_0" {
 			t.Errorf("%s: %+v", version, failed)
 		}
-		if completing == nil || completing.over() || completing.pending() || completing.exit.Signal() != syscall.SIGKILL {
+		if completing == nil || completing.hasEnded() || completing.pending() || completing.exit.Signal() != syscall.SIGKILL {
 			t.Errorf("%s: %+v", version, completing)
 		}
-		if waits == nil || !waits.pending() || waits.number(5) != "7_5" {
+		if waits == nil || !waits.pending() || waits.id(5) != "7_5" {
 			t.Errorf("%s: %+v", version, waits)
 		}
 		if s.find("b.id1.x", 0) != nil {

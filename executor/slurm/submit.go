@@ -2,7 +2,9 @@ package slurm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,30 +15,30 @@ import (
 )
 
 // known are the members of a job that Slurm has an option of the same name for.
-var known = []string{"partition", "account", "qos", "constraint", "gres"}
+var jobOptions = []string{"partition", "account", "qos", "constraint", "gres"}
 
 const (
 	// longestHold is the most time between two tries while the cluster takes nothing.
-	longestHold = 30 * time.Second
+	maxHold = 30 * time.Second
 	// limitHold is how long a limit on submitted jobs is waited for.
 	limitHold = 5 * time.Second
 )
 
 // options are what sbatch is told of the order itself. The error says what is wrong
 // with it, in a sentence for the user.
-func (c *clerk) options(o *executor.Order) ([]string, error) {
-	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceil(o.CPUMillis, 1000)), 10)}
+func (c *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
+	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceilDiv(o.CPUMillis, 1000)), 10)}
 	if o.MemoryBytes > 0 {
-		opts = append(opts, fmt.Sprintf("--mem=%dM", ceil(o.MemoryBytes, 1<<20)))
+		opts = append(opts, fmt.Sprintf("--mem=%dM", ceilDiv(o.MemoryBytes, 1<<20)))
 	}
 	if o.Timeout > 0 {
 		// The script's own clock is exact; this is for the scheduler, and for a node that hangs.
-		minutes := ceil(int64(o.Timeout+c.s.cfg.Grace), int64(time.Minute)) + 1
+		minutes := ceilDiv(int64(o.Timeout+c.slurm.cfg.Grace), int64(time.Minute)) + 1
 		opts = append(opts, fmt.Sprintf("--time=%d", minutes))
 	}
-	partition := c.s.cfg.Partition
+	partition := c.slurm.cfg.Partition
 	for _, m := range o.ExtraMembers {
-		if !slices.Contains(known, m.Name) {
+		if !slices.Contains(jobOptions, m.Name) {
 			continue
 		}
 		var value string
@@ -55,63 +57,63 @@ func (c *clerk) options(o *executor.Order) ([]string, error) {
 	return opts, nil
 }
 
-func ceil(v, by int64) int64 { return (v + by - 1) / by }
+func ceilDiv(v, by int64) int64 { return (v + by - 1) / by }
 
 // shape is what orders must have in common to be of one array.
-type shape struct {
+type arrayShape struct {
 	run     messages.RunID
 	timeout time.Duration
 	options string
 }
 
-func (c *clerk) shape(o *executor.Order) (shape, []string) {
-	opts, _ := c.options(o) // it was sound when the order came
-	return shape{o.Key.Run, o.Timeout, strings.Join(opts, "\x00")}, opts
+func (c *reconciler) shapeOf(o *executor.Order) (arrayShape, []string) {
+	opts, _ := c.sbatchOptions(o) // it was sound when the order came
+	return arrayShape{o.Key.Run, o.Timeout, strings.Join(opts, "\x00")}, opts
 }
 
 // submit is duty 2.
-func (c *clerk) submit() {
+func (c *reconciler) submitNext() {
 	now := time.Now()
-	if c.submitting || len(c.waiting) == 0 || now.Before(c.hold) || now.Before(c.gather) && len(c.waiting) < c.maxArray {
+	if c.submitting || len(c.waiting) == 0 || now.Before(c.holdUntil) || now.Before(c.gatherUntil) && len(c.waiting) < c.maxArray {
 		return
 	}
-	batch, opts := c.batch()
+	batch, opts := c.nextBatch()
 	if len(batch) == 0 {
 		return
 	}
-	name := c.jobName(batch[0].order.Name)
+	name := c.newJobName(batch[0].order.Name)
 	folders := make([]string, len(batch))
 	for i, e := range batch {
 		folders[i] = folderName(e.key)
-		e.name, e.index, e.job, e.sending = name, i, "", true
-		c.move(e, submitted)
-		if err := e.folder.setJob(name, i); err != nil {
+		e.jobName, e.arrayIndex, e.jobID, e.submitting = name, i, "", true
+		c.setStage(e, stageSubmitted)
+		if err := e.folder.writeJob(name, i); err != nil {
 			// Its index finds that it cannot begin.
-			if taken, _ := e.folder.claim(); taken {
-				c.unbegun(e, messages.AttemptLost, "lost: its folder cannot be written: "+err.Error())
+			if taken, _ := e.folder.claimUnstarted(); taken {
+				c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be written: "+err.Error())
 			}
 		}
 	}
 	args := append([]string{"--parsable", "--array=0-" + strconv.Itoa(len(batch)-1), "--job-name=" + name, "--no-requeue",
 		"--nodes=1", "--ntasks=1", "--export=ALL", "--chdir=/", "--comment=Caravan run " + strconv.FormatUint(uint64(batch[0].key.Run), 10),
-		"--output=" + strings.ReplaceAll(c.s.cfg.Dir, "%", "%%") + "/" + logFolder + "/%A_%a"}, opts...)
-	script := arrayScript(c.s.cfg.Dir, folders, batch[0].order.Timeout, c.s.cfg.Grace)
+		"--output=" + strings.ReplaceAll(c.slurm.cfg.Dir, "%", "%%") + "/" + logFolder + "/%A_%a"}, opts...)
+	script := arrayScript(c.slurm.cfg.Dir, folders, batch[0].order.Timeout, c.slurm.cfg.Grace)
 	c.submitting = true
-	c.s.work.Go(func() {
-		out, err := c.s.programs.run(c.s.ctx, script, "sbatch", args...)
-		c.s.ask(func() { c.answered(batch, string(out), err) })
+	c.slurm.goroutines.Go(func() {
+		out, err := c.slurm.commands.run(c.slurm.ctx, script, "sbatch", args...)
+		c.slurm.request(func() { c.onSubmitted(batch, string(out), err) })
 	})
 }
 
 // batch takes from what waits the first order and all that may go with it.
-func (c *clerk) batch() (batch []*entry, opts []string) {
-	var with shape
+func (c *reconciler) nextBatch() (batch []*attempt, opts []string) {
+	var with arrayShape
 	left := c.waiting[:0]
 	for _, e := range c.waiting {
-		if e.stage != waits || c.entries[e.key] != e {
+		if e.stage != stageWaiting || c.attempts[e.key] != e {
 			continue // taken back meanwhile
 		}
-		s, o := c.shape(e.order)
+		s, o := c.shapeOf(e.order)
 		if len(batch) == 0 {
 			with, opts = s, o
 		}
@@ -128,7 +130,7 @@ func (c *clerk) batch() (batch []*entry, opts []string) {
 
 // jobName is a name that no other job has: the task's, as far as Slurm takes it, this
 // folder's, and the moment.
-func (c *clerk) jobName(task string) string {
+func (c *reconciler) newJobName(task string) string {
 	plain := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_', r == '-':
@@ -136,11 +138,11 @@ func (c *clerk) jobName(task string) string {
 		}
 		return '_'
 	}, task)
-	return plain[:min(len(plain), 40)] + "." + c.s.id + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return plain[:min(len(plain), 40)] + "." + c.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
 // answered is what sbatch said to a batch.
-func (c *clerk) answered(batch []*entry, out string, err error) {
+func (c *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	c.submitting = false
 	array, _, _ := strings.Cut(strings.TrimSpace(out), ";")
 	if err == nil {
@@ -149,82 +151,236 @@ func (c *clerk) answered(batch []*entry, out string, err error) {
 		}
 	}
 	now := time.Now()
-	var left []*entry // without those that were taken back meanwhile
+	var left []*attempt // without those that were taken back meanwhile
 	for _, e := range batch {
-		e.sending, e.from = false, now
-		if e.left { // who is given it again finds the job by its name
+		e.submitting, e.visibleFrom = false, now
+		if e.abandoned { // who is given it again finds the job by its name
 			continue
 		}
-		switch alive := e.stage < ending; {
+		switch alive := e.stage < stageCollecting; {
 		case err != nil && alive:
 			left = append(left, e)
 		case err != nil:
 		case alive:
-			e.tries++
-			if e.job == "" {
-				e.job = array + "_" + strconv.Itoa(e.index)
+			e.submissions++
+			if e.jobID == "" {
+				e.jobID = array + "_" + strconv.Itoa(e.arrayIndex)
 			}
 		default:
-			c.cancel = append(c.cancel, array+"_"+strconv.Itoa(e.index))
+			c.toCancel = append(c.toCancel, array+"_"+strconv.Itoa(e.arrayIndex))
 		}
 	}
-	if err == nil || !isPassing(err) {
-		c.heard(nil)
+	if err == nil || !isTransient(err) {
+		c.setReachable(nil)
 	} else {
-		c.heard(err)
+		c.setReachable(err)
 	}
 	if err != nil {
-		c.refused(batch, left, err)
+		c.onRefused(batch, left, err)
 	}
 }
 
 // refused decides what becomes of attempts that sbatch did not take, as it says.
-func (c *clerk) refused(batch, left []*entry, err error) {
+func (c *reconciler) onRefused(batch, left []*attempt, err error) {
 	switch {
 	case strings.Contains(err.Error(), "Invalid job array specification") && len(batch) > 1:
 		c.maxArray = len(batch) / 2
-		c.again(left, 0)
-	case isPassing(err):
+		c.requeue(left, 0)
+	case isTransient(err):
 		// It may have been taken: the next look finds them by their name, or submits them again.
-		c.patience = min(max(2*c.patience, time.Second), longestHold)
-		c.hold = time.Now().Add(c.patience)
-	case strings.Contains(err.Error(), "submit limit") && c.flying > len(left):
-		c.again(left, limitHold)
+		c.retryPause = min(max(2*c.retryPause, time.Second), maxHold)
+		c.holdUntil = time.Now().Add(c.retryPause)
+	case strings.Contains(err.Error(), "submit limit") && c.inFlight > len(left):
+		c.requeue(left, limitHold)
 	default:
 		for _, e := range left {
-			if e.stage == running {
+			if e.stage == stageRunning {
 				continue // an earlier job of it came through
 			}
-			if taken, _ := e.folder.claim(); taken {
-				c.unbegun(e, messages.AttemptNotStarted, "sbatch: "+err.Error())
+			if taken, _ := e.folder.claimUnstarted(); taken {
+				c.endNotStarted(e, messages.AttemptNotStarted, "sbatch: "+err.Error())
 			}
 		}
 	}
 }
 
 // again puts attempts in front of what waits.
-func (c *clerk) again(es []*entry, hold time.Duration) {
+func (c *reconciler) requeue(es []*attempt, hold time.Duration) {
 	rest := c.waiting
 	c.waiting = nil
 	for _, e := range es {
-		if e.stage == submitted {
+		if e.stage == stageSubmitted {
 			c.enqueue(e)
 		}
 	}
 	c.waiting = append(c.waiting, rest...)
-	c.hold = time.Now().Add(hold)
+	c.holdUntil = time.Now().Add(hold)
 }
 
 // heard notes, and logs once, whether the cluster answers.
-func (c *clerk) heard(err error) {
+func (c *reconciler) setReachable(err error) {
 	switch {
 	case err == nil:
-		if c.silent {
+		if c.unreachable {
 			c.log.Info("Slurm answers again")
 		}
-		c.silent, c.patience = false, 0
-	case !c.silent && c.s.ctx.Err() == nil:
-		c.silent = true
+		c.unreachable, c.retryPause = false, 0
+	case !c.unreachable && c.slurm.ctx.Err() == nil:
+		c.unreachable = true
 		c.log.Warn("Slurm does not answer; it is asked again and again", "err", err)
 	}
+}
+
+// invisible is the exit code of a job that does not find its attempt's folder.
+const exitFolderMissing = 75
+
+// jobScript is what Slurm runs for each index of an array: it takes the attempt, runs
+// it, ends it when told to, and writes how it ended. POSIX sh.
+//
+//   - A job that is not the one which the folder names was submitted in vain.
+//   - SIGTERM comes from Slurm, for the whole process group: the attempt's end is
+//     awaited, and written, all the same. A wait that a signal has interrupted tells
+//     nothing of the attempt, so it is done again; 127 is what it says when the end was
+//     known before.
+//   - SIGUSR1 comes from the server: the attempt is to be killed.
+//   - SIGALRM comes from the script's own clock: its time is over.
+const jobScript = `PATH=/usr/local/bin:/usr/bin:/bin
+caught= ending= before= task=
+end() {
+	caught=1 ending=1
+	[ -n "$task" ] || [ "$!" = "$before" ] || task=$!
+	( set -C; echo "$1" > "$dir/cause" ) 2>/dev/null
+	kill -TERM 0
+	kill -CONT 0
+	( trap '' TERM; sleep "$2"; kill -KILL 0 ) >/dev/null 2>&1 &
+}
+trap 'caught=1' TERM
+trap 'g=; read -r g < "$dir/grace"; end killed "${g:-$grace}"' USR1
+trap 'end "timed out" "$grace"' ALRM
+if [ ! -d "$dir" ]; then
+	echo "caravan: $dir is not to be seen on $SLURMD_NODENAME" >&2
+	exit 75
+fi
+name= index=
+read -r name index < "$dir/job"
+[ "$name $index" = "$SLURM_JOB_NAME $SLURM_ARRAY_TASK_ID" ] || exit 0
+( set -C; echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID $SLURMD_NODENAME" > "$dir/begun" ) 2>/dev/null || exit 0
+rc=143
+if [ -z "$ending" ]; then
+	if [ -n "$timeout" ]; then
+		( trap '' TERM; sleep "$timeout"; kill -ALRM $$ ) >/dev/null 2>&1 &
+	fi
+	before=$!
+	/bin/sh "$dir/run" "$dir" < /dev/null >> "$dir/out" 2>> "$dir/err" &
+	task=${task:-$!}
+	wait $task
+	rc=$?
+	while [ -n "$caught" ]; do
+		caught=
+		wait $task
+		again=$?
+		[ $again -eq 127 ] || rc=$again
+	done
+fi
+{ echo "$rc"; times; } > "$dir/end.new" && mv "$dir/end.new" "$dir/end"
+exit $rc
+`
+
+// arrayScript is the script of a job array whose index i runs the attempt of folders[i],
+// below dir.
+func arrayScript(dir string, folders []string, timeout, grace time.Duration) string {
+	var b strings.Builder
+	b.WriteString("#!/bin/sh\nset --")
+	for _, f := range folders {
+		b.WriteString(" " + f)
+	}
+	b.WriteString("\nshift \"$SLURM_ARRAY_TASK_ID\"\ndir=" + shellQuote(dir) + "/$1\n")
+	limit := ""
+	if timeout > 0 {
+		limit = formatSeconds(timeout)
+	}
+	b.WriteString("timeout=" + limit + "\ngrace=" + formatSeconds(grace) + "\n" + jobScript)
+	return b.String()
+}
+
+// seconds is a duration as sleep takes it.
+func formatSeconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
+
+// quote makes a string one word of sh.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// textFile is the file of an attempt's folder that holds a command string which is too
+// long for an argument.
+const textFile = "text"
+
+// attemptScript is how the attempt is started; $1 is its folder, which is folder here. The
+// error says what is wrong with the order, in a sentence for the user.
+func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (string, error) {
+	argv := o.Command
+	if o.UseShell {
+		argv = executor.ShellCommand(o.Shell, "")
+		if executor.ExceedsArgumentLimit(o.Shell) {
+			argv = executor.ShellCommand("", shellQuote(filepath.Join(folder, textFile)))
+		}
+	}
+	if len(argv) == 0 || argv[0] == "" {
+		return "", errors.New("the command is empty")
+	}
+	env, err := executor.TaskEnvironment(baseEnv, o)
+	if err != nil {
+		return "", err
+	}
+	dir := o.Dir
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(cwd, dir)
+	}
+	for _, s := range append(append([]string{dir}, argv...), env...) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return "", fmt.Errorf("command, environment or working folder hold a NUL byte: %q", s)
+		}
+	}
+	var b strings.Builder
+	b.WriteString("trap 'echo program > \"$1/unstarted\"' EXIT\nunset ENVIRONMENT SLURM_EXPORT_ENV CDPATH\n")
+	var odd []string // what no sh can name
+	for _, kv := range env {
+		name, value, _ := strings.Cut(kv, "=")
+		switch {
+		case !isShellName(name):
+			odd = append(odd, kv)
+		case name == "TMPDIR" && !setsVariable(o, name):
+			fmt.Fprintf(&b, "export TMPDIR=\"${TMPDIR:-%s}\"\n", strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`", "}", `\}`).Replace(value))
+		default:
+			fmt.Fprintf(&b, "export %s=%s\n", name, shellQuote(value))
+		}
+	}
+	fmt.Fprintf(&b, "cd %s || { trap - EXIT; echo folder > \"$1/unstarted\"; exit 126; }\nexec", shellQuote(dir))
+	if odd != nil {
+		argv = append(append([]string{"env"}, odd...), argv...)
+	}
+	for _, arg := range argv {
+		b.WriteString(" " + shellQuote(arg))
+	}
+	b.WriteString("\n")
+	return b.String(), nil
+}
+
+// own tells whether the order itself sets a variable.
+func setsVariable(o *executor.Order, name string) bool {
+	for _, kv := range o.Environment {
+		if strings.HasPrefix(kv, name+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+// identifier tells whether sh can have a variable of this name.
+func isShellName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != ""
 }

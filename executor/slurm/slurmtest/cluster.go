@@ -30,7 +30,7 @@ func New(t testing.TB) *Cluster {
 	for _, name := range []string{"sbatch", "squeue", "scontrol", "scancel", nodeName} {
 		if err == nil {
 			// Without the race detector's second at each exit, where it is linked.
-			script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec '%s' %s %s \"$@\"\n", self, called, name)
+			script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec '%s' %s %s \"$@\"\n", self, commandArgument, name)
 			err = os.WriteFile(filepath.Join(c.path, name), []byte(script), 0o700)
 		}
 	}
@@ -57,16 +57,16 @@ func (c *Cluster) Environment() []string {
 	return []string{"PATH=" + c.Getenv("PATH"), "SLURM_CONF=" + c.dir}
 }
 
-func (c *Cluster) change(f func(*state)) {
+func (c *Cluster) changeState(f func(*clusterState)) {
 	c.t.Helper()
-	if err := change(c.dir, f); err != nil {
+	if err := changeState(c.dir, f); err != nil {
 		c.t.Fatal(err)
 	}
 }
 
 // Jobs are all that the cluster remembers.
 func (c *Cluster) Jobs() (jobs []Job) {
-	c.change(func(s *state) {
+	c.changeState(func(s *clusterState) {
 		for _, j := range s.Jobs {
 			jobs = append(jobs, *j)
 		}
@@ -75,33 +75,35 @@ func (c *Cluster) Jobs() (jobs []Job) {
 }
 
 // Calls is how often a command was called.
-func (c *Cluster) Calls(command string) (n int) {
-	c.change(func(s *state) { n = s.Calls[command] })
+func (c *Cluster) CallCount(command string) (n int) {
+	c.changeState(func(s *clusterState) { n = s.Calls[command] })
 	return n
 }
 
 // Slots sets how many jobs run at one time.
-func (c *Cluster) Slots(n int) { c.change(func(s *state) { s.Slots = n }) }
+func (c *Cluster) SetSlots(n int) { c.changeState(func(s *clusterState) { s.Slots = n }) }
 
 // Hold lets no job begin, or lets them again.
-func (c *Cluster) Hold(held bool) { c.change(func(s *state) { s.Held = held }) }
+func (c *Cluster) HoldJobs(held bool) { c.changeState(func(s *clusterState) { s.Held = held }) }
 
 // Refuse has sbatch say why and take nothing; "" ends that.
-func (c *Cluster) Refuse(why string) { c.change(func(s *state) { s.Refusal = why }) }
+func (c *Cluster) RefuseSubmissions(why string) {
+	c.changeState(func(s *clusterState) { s.Refusal = why })
+}
 
 // Mute has sbatch take jobs and fail all the same, as when its connection breaks.
-func (c *Cluster) Mute(why string) { c.change(func(s *state) { s.Mute = why }) }
+func (c *Cluster) BreakConnections(why string) { c.changeState(func(s *clusterState) { s.Mute = why }) }
 
 // NoJSON makes squeue one that has no --json.
-func (c *Cluster) NoJSON() { c.change(func(s *state) { s.NoJSON = true }) }
+func (c *Cluster) DisableJSON() { c.changeState(func(s *clusterState) { s.NoJSON = true }) }
 
 // Away lets no command have an answer.
-func (c *Cluster) Away(away bool) { c.change(func(s *state) { s.Away = away }) }
+func (c *Cluster) SetUnreachable(away bool) { c.changeState(func(s *clusterState) { s.Away = away }) }
 
 // Lose ends all running jobs as this state, NODE_FAIL or PREEMPTED: at once, with all
 // their processes.
-func (c *Cluster) Lose(as string) {
-	c.change(func(s *state) {
+func (c *Cluster) LoseRunningJobs(as string) {
+	c.changeState(func(s *clusterState) {
 		for _, j := range s.Jobs {
 			if j.State == "RUNNING" {
 				j.State = as
@@ -112,8 +114,8 @@ func (c *Cluster) Lose(as string) {
 }
 
 // Forget drops the jobs that are over, and with pending those that wait.
-func (c *Cluster) Forget(pending bool) {
-	c.change(func(s *state) {
+func (c *Cluster) ForgetJobs(pending bool) {
+	c.changeState(func(s *clusterState) {
 		s.Jobs = slices.DeleteFunc(s.Jobs, func(j *Job) bool {
 			return j.State != "RUNNING" && (pending || j.State != "PENDING")
 		})
@@ -122,8 +124,8 @@ func (c *Cluster) Forget(pending bool) {
 
 // Resubmit starts a job again that the cluster has run, or has running, as a requeue does.
 func (c *Cluster) Resubmit(array, index int) {
-	c.change(func(s *state) {
-		j := *s.find(array, index)
+	c.changeState(func(s *clusterState) {
+		j := *s.findJob(array, index)
 		j.State, j.PID, j.Exit = "PENDING", 0, 0
 		s.Jobs = append(s.Jobs, &j)
 		startNode(s, c.dir, array, []int{index})
@@ -134,9 +136,9 @@ func (c *Cluster) Resubmit(array, index int) {
 func (c *Cluster) stop() {
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		alive := false
-		c.change(func(s *state) {
+		c.changeState(func(s *clusterState) {
 			for _, pid := range s.Nodes {
-				if unix.Kill(pid, unix.SIGKILL) == nil && !zombie(pid) {
+				if unix.Kill(pid, unix.SIGKILL) == nil && !hasEnded(pid) {
 					alive = true
 				}
 			}

@@ -19,28 +19,28 @@ import (
 const nodeName = "fake-slurmd"
 
 // killWait is how long a job that is cancelled has after SIGTERM.
-const killWait = time.Second
+const cancelGrace = time.Second
 
 // called is the first argument of a process that is a command of the cluster.
-const called = "slurmtest-command"
+const commandArgument = "slurmtest-command"
 
 // Main is the command that this process was called as. It returns when that is none of
 // the cluster's; else the process ends in it.
 func Main() {
-	if len(os.Args) < 3 || os.Args[1] != called {
+	if len(os.Args) < 3 || os.Args[1] != commandArgument {
 		return
 	}
 	dir, name, args := os.Getenv("SLURM_CONF"), os.Args[2], os.Args[3:]
 	command := map[string]func(string, []string) error{
-		"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "scancel": scancel, nodeName: node,
+		"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "scancel": scancel, nodeName: runNode,
 	}[name]
 	var away bool
-	err := change(dir, func(s *state) {
+	err := changeState(dir, func(s *clusterState) {
 		s.Calls[name]++
 		away = s.Away && name != nodeName
 	})
 	if away {
-		err = said("Unable to contact slurm controller (connect failure)")
+		err = slurmError("Unable to contact slurm controller (connect failure)")
 	}
 	if err == nil {
 		err = command(dir, args)
@@ -53,9 +53,9 @@ func Main() {
 }
 
 // said is an error in Slurm's own words.
-type said string
+type slurmError string
 
-func (s said) Error() string { return string(s) }
+func (s slurmError) Error() string { return string(s) }
 
 func sbatch(dir string, args []string) error {
 	script, err := io.ReadAll(os.Stdin)
@@ -63,9 +63,9 @@ func sbatch(dir string, args []string) error {
 		return err
 	}
 	var refusal error
-	err = change(dir, func(s *state) {
+	err = changeState(dir, func(s *clusterState) {
 		if s.Refusal != "" {
-			refusal = said("Batch job submission failed: " + s.Refusal)
+			refusal = slurmError("Batch job submission failed: " + s.Refusal)
 			return
 		}
 		j := Job{Array: s.Next, State: "PENDING", Options: args}
@@ -94,7 +94,7 @@ func sbatch(dir string, args []string) error {
 		}
 		startNode(s, dir, s.Next, all)
 		if s.Mute != "" {
-			refusal = said("Batch job submission failed: " + s.Mute)
+			refusal = slurmError("Batch job submission failed: " + s.Mute)
 		} else {
 			fmt.Println(s.Next)
 		}
@@ -107,7 +107,7 @@ func sbatch(dir string, args []string) error {
 }
 
 // startNode starts a process that runs the jobs.
-func startNode(s *state, dir string, array int, indexes []int) {
+func startNode(s *clusterState, dir string, array int, indexes []int) {
 	args := []string{strconv.Itoa(array)}
 	for _, i := range indexes {
 		args = append(args, strconv.Itoa(i))
@@ -122,11 +122,11 @@ func startNode(s *state, dir string, array int, indexes []int) {
 }
 
 // over is the states of jobs that are.
-var over = []string{"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"}
+var endedStates = []string{"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"}
 
 func squeue(dir string, args []string) error {
 	var failed error
-	err := change(dir, func(s *state) {
+	err := changeState(dir, func(s *clusterState) {
 		if s.NoJSON && slices.Contains(args, "--json") {
 			failed = fmt.Errorf("unrecognized option '--json'")
 			return
@@ -157,7 +157,7 @@ func scontrol(dir string, args []string) error {
 	if strings.Join(args, " ") != "show job -o" {
 		return fmt.Errorf("scontrol %v is not known here", args)
 	}
-	return change(dir, func(s *state) {
+	return changeState(dir, func(s *clusterState) {
 		for _, j := range s.Jobs {
 			fmt.Printf("JobId=%d ArrayJobId=%d ArrayTaskId=%d JobName=%s UserId=x(1) JobState=%s Reason=None ExitCode=%d:%d BatchHost=node1\n",
 				j.Array+j.Index, j.Array, j.Index, j.Name, j.State, j.Exit>>8, j.Exit&0x7f)
@@ -168,7 +168,7 @@ func scontrol(dir string, args []string) error {
 func scancel(dir string, args []string) error {
 	script := slices.Contains(args, "--signal=USR1") && slices.Contains(args, "--batch")
 	var failed error
-	err := change(dir, func(s *state) {
+	err := changeState(dir, func(s *clusterState) {
 		for _, a := range args {
 			if strings.HasPrefix(a, "--") {
 				continue
@@ -176,10 +176,10 @@ func scancel(dir string, args []string) error {
 			array, index, _ := strings.Cut(a, "_")
 			n, _ := strconv.Atoi(array)
 			i, _ := strconv.Atoi(index)
-			j := s.find(n, i)
+			j := s.findJob(n, i)
 			switch {
-			case j == nil || slices.Contains(over, j.State):
-				failed = said("Kill job error on job id " + a + ": Invalid job id specified")
+			case j == nil || slices.Contains(endedStates, j.State):
+				failed = slurmError("Kill job error on job id " + a + ": Invalid job id specified")
 			case script && j.PID != 0:
 				_ = unix.Kill(j.PID, unix.SIGUSR1)
 			case script:

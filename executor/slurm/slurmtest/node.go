@@ -16,7 +16,7 @@ import (
 )
 
 // running is a job's script.
-type running struct {
+type runningJob struct {
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when the script is, and its status known
 	kill  time.Time     // when what is left of a cancelled job is killed; zero = it is not
@@ -24,12 +24,12 @@ type running struct {
 
 // node runs jobs of one array, each in its turn, until they are over. It looks at the
 // state once for all of them.
-func node(dir string, args []string) error {
+func runNode(dir string, args []string) error {
 	array, err := strconv.Atoi(args[0])
 	if err != nil {
 		return err
 	}
-	jobs := map[int]*running{} // nil: it waits
+	jobs := map[int]*runningJob{} // nil: it waits
 	for _, a := range args[1:] {
 		index, err := strconv.Atoi(a)
 		if err != nil {
@@ -38,7 +38,7 @@ func node(dir string, args []string) error {
 		jobs[index] = nil
 	}
 	for ; len(jobs) > 0; time.Sleep(20 * time.Millisecond) {
-		if err := change(dir, func(s *state) { s.run(dir, array, jobs) }); err != nil {
+		if err := changeState(dir, func(s *clusterState) { s.runJobs(dir, array, jobs) }); err != nil {
 			return err
 		}
 	}
@@ -46,30 +46,30 @@ func node(dir string, args []string) error {
 }
 
 // run starts what may start and sees what has ended, in the order of the indexes.
-func (s *state) run(dir string, array int, jobs map[int]*running) {
+func (s *clusterState) runJobs(dir string, array int, jobs map[int]*runningJob) {
 	for _, index := range slices.Sorted(maps.Keys(jobs)) {
 		r := jobs[index]
 		if r != nil {
-			if s.finished(r) {
+			if s.checkEnd(r) {
 				delete(jobs, index)
 			}
 			continue
 		}
-		j := s.pending(array, index)
+		j := s.findPending(array, index)
 		if j == nil {
 			delete(jobs, index) // cancelled
 			continue
 		}
-		if !s.next(j) {
+		if !s.isNext(j) {
 			continue
 		}
-		cmd, err := start(dir, j)
+		cmd, err := startScript(dir, j)
 		if err != nil {
 			j.State, j.Exit = "FAILED", 1<<8
 			delete(jobs, index)
 			continue
 		}
-		r = &running{cmd: cmd, ended: make(chan struct{})}
+		r = &runningJob{cmd: cmd, ended: make(chan struct{})}
 		go func() {
 			_ = cmd.Wait() // its state tells how
 			close(r.ended)
@@ -80,7 +80,7 @@ func (s *state) run(dir string, array int, jobs map[int]*running) {
 }
 
 // finished looks after a script: whether it has ended, and what is to be ended.
-func (s *state) finished(r *running) bool {
+func (s *clusterState) checkEnd(r *runningJob) bool {
 	var job *Job
 	for _, j := range s.Jobs {
 		if j.PID == r.cmd.Process.Pid {
@@ -93,7 +93,7 @@ func (s *state) finished(r *running) bool {
 		switch {
 		case job == nil || !job.Cancelled:
 		case r.kill.IsZero():
-			r.kill = time.Now().Add(killWait)
+			r.kill = time.Now().Add(cancelGrace)
 		case time.Now().After(r.kill):
 			killGroup(r.cmd.Process.Pid, unix.SIGKILL)
 		}
@@ -118,7 +118,7 @@ func (s *state) finished(r *running) bool {
 }
 
 // pending finds a job that waits.
-func (s *state) pending(array, index int) *Job {
+func (s *clusterState) findPending(array, index int) *Job {
 	for _, j := range s.Jobs {
 		if j.Array == array && j.Index == index && j.State == "PENDING" {
 			return j
@@ -128,7 +128,7 @@ func (s *state) pending(array, index int) *Job {
 }
 
 // start starts a job's script in a group of its own, with Slurm's variables.
-func start(dir string, j *Job) (*exec.Cmd, error) {
+func startScript(dir string, j *Job) (*exec.Cmd, error) {
 	id := fmt.Sprintf("%d_%d", j.Array, j.Index)
 	out, err := os.Create(strings.NewReplacer("%A", strconv.Itoa(j.Array), "%a", strconv.Itoa(j.Index)).Replace(j.Output))
 	if err != nil {
@@ -144,7 +144,7 @@ func start(dir string, j *Job) (*exec.Cmd, error) {
 }
 
 // zombie tells whether a process has ended.
-func zombie(pid int) bool {
+func hasEnded(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return true

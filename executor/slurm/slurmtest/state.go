@@ -22,7 +22,7 @@ type Job struct {
 }
 
 // state is all that a cluster knows.
-type state struct {
+type clusterState struct {
 	Next  int // number of the next array
 	Slots int // jobs that run at one time
 	Held  bool
@@ -38,7 +38,7 @@ type state struct {
 }
 
 // change lets f see and change the state, alone.
-func change(dir string, f func(*state)) error {
+func changeState(dir string, f func(*clusterState)) error {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func change(dir string, f func(*state)) error {
 		return err
 	}
 	path := filepath.Join(dir, "state")
-	s := state{Next: 1, Slots: 1000, Calls: map[string]int{}}
+	s := clusterState{Next: 1, Slots: 1000, Calls: map[string]int{}}
 	text, err := os.ReadFile(path)
 	if err == nil {
 		err = json.Unmarshal(text, &s)
@@ -73,7 +73,7 @@ func change(dir string, f func(*state)) error {
 	return os.Rename(path+".new", path)
 }
 
-func (s *state) find(array, index int) *Job {
+func (s *clusterState) findJob(array, index int) *Job {
 	for _, j := range s.Jobs {
 		if j.Array == array && j.Index == index {
 			return j
@@ -83,7 +83,7 @@ func (s *state) find(array, index int) *Job {
 }
 
 // next tells whether it is this job's turn to run.
-func (s *state) next(j *Job) bool {
+func (s *clusterState) isNext(j *Job) bool {
 	if s.Held {
 		return false
 	}

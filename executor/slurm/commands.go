@@ -4,11 +4,135 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
+
+// patience is how long one of Slurm's commands may take.
+const commandTimeout = time.Minute
+
+// programs runs Slurm's commands, in an environment of their own: sbatch hands it on to
+// the job, and SBATCH_ variables would change what it does.
+type commands struct {
+	searchPath string
+	env        []string
+}
+
+func newCommands(getenv func(string) string) commands {
+	p := commands{searchPath: getenv("PATH")}
+	for _, name := range []string{"PATH", "HOME", "USER", "LOGNAME", "LANG", "SLURM_CONF"} {
+		if v := getenv(name); v != "" {
+			p.env = append(p.env, name+"="+v)
+		}
+	}
+	return p
+}
+
+// find returns an error that names the command which is not there.
+func (p *commands) checkInstalled() error {
+	for _, name := range []string{"sbatch", "squeue", "scancel"} {
+		if p.lookupCommand(name) == "" {
+			return fmt.Errorf("slurm: %s is not in PATH: Slurm's commands must be installed, and set up, where the server runs", name)
+		}
+	}
+	return nil
+}
+
+// lookup finds a command; "" when there is none.
+func (p *commands) lookupCommand(name string) string {
+	for _, dir := range filepath.SplitList(p.searchPath) {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil && filepath.IsAbs(path) {
+			return path
+		}
+	}
+	return ""
+}
+
+// commandError is a command that failed, with what it said.
+type commandError struct {
+	name   string
+	output string // "" when it said nothing
+	err    error
+}
+
+func (e *commandError) Error() string {
+	if e.output == "" {
+		return fmt.Sprintf("%s: %v", e.name, e.err)
+	}
+	return e.output
+}
+
+func (e *commandError) Unwrap() error { return e.err }
+
+// run runs a command to its end and returns what it printed.
+func (p *commands) run(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	path := p.lookupCommand(name)
+	if path == "" {
+		return nil, &commandError{name: name, err: errors.New("not in PATH")}
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env, cmd.Dir = p.env, "/"
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("no answer: %w", ctx.Err())
+		}
+		return out.Bytes(), &commandError{name: name, output: cleanOutput(name, said.String()), err: err}
+	}
+	return out.Bytes(), nil
+}
+
+// plain is what a command said, on one line and without the prefixes that it gives
+// each of its lines.
+func cleanOutput(name, said string) string {
+	var lines []string
+	for line := range strings.Lines(said) {
+		line = strings.TrimSpace(line)
+		line = strings.TrimPrefix(strings.TrimPrefix(line, name+": "), "error: ")
+		if line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// passing are parts of messages about what will be better later, or whose outcome is
+// not known: the controller is away or busy, or the credentials' daemon is.
+var transientMessages = []string{
+	"Unable to contact slurm controller", "temporarily unable", "temporarily unavailable", "Socket timed out",
+	"Connection refused", "Connection timed out", "Zero Bytes were transmitted", "Transport endpoint",
+	"uthentication", "Insane message length", "in standby", "Unexpected message received", "no answer", "Job submission disabled",
+}
+
+// isPassing tells whether it is worth while to try again. A command that did not even
+// run, or did not end, is.
+func isTransient(err error) bool {
+	var ce *commandError
+	if !errors.As(err, &ce) || ce.output == "" {
+		return true
+	}
+	return containsAny(ce.output, transientMessages)
+}
+
+func containsAny(s string, parts []string) bool {
+	for _, p := range parts {
+		if strings.Contains(s, p) {
+			return true
+		}
+	}
+	return false
+}
 
 // job is what Slurm says of one job, which is one index of an array.
 type job struct {
@@ -21,19 +145,19 @@ type job struct {
 
 // overStates are those of a job that is over. One that is COMPLETING is not: its
 // processes may be there yet.
-var overStates = map[string]bool{
+var endedStates = map[string]bool{
 	"BOOT_FAIL": true, "CANCELLED": true, "COMPLETED": true, "DEADLINE": true, "FAILED": true, "NODE_FAIL": true,
 	"OUT_OF_MEMORY": true, "PREEMPTED": true, "REVOKED": true, "TIMEOUT": true,
 }
 
 // number is what squeue and scancel call an index of the array.
-func (j *job) number(index int) string { return fmt.Sprintf("%d_%d", j.array, index) }
+func (j *job) id(index int) string { return fmt.Sprintf("%d_%d", j.array, index) }
 
-func (j *job) over() bool    { return overStates[j.state] }
-func (j *job) pending() bool { return j.state == "PENDING" || j.state == "CONFIGURING" }
+func (j *job) hasEnded() bool { return endedStates[j.state] }
+func (j *job) pending() bool  { return j.state == "PENDING" || j.state == "CONFIGURING" }
 
 // lost tells whether the cluster, and not the task, was the reason of the job's end.
-func (j *job) lost() bool {
+func (j *job) lostByCluster() bool {
 	switch j.state {
 	case "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED":
 		return true
@@ -45,14 +169,14 @@ func (j *job) lost() bool {
 // array that wait have one entry in common, at index rest.
 type snapshot map[string]map[int]*job
 
-const rest = -1
+const pendingRest = -1
 
 func (s snapshot) find(name string, index int) *job {
 	jobs := s[name]
 	if j := jobs[index]; j != nil {
 		return j
 	}
-	return jobs[rest]
+	return jobs[pendingRest]
 }
 
 func (s snapshot) add(name string, index int, j *job) {
@@ -63,13 +187,13 @@ func (s snapshot) add(name string, index int, j *job) {
 }
 
 // jobs asks for all jobs. Where squeue has no JSON, scontrol is asked, from then on.
-func (p *programs) jobs(ctx context.Context, id string, plainText *bool) (snapshot, error) {
+func (p *commands) queryJobs(ctx context.Context, id string, plainText *bool) (snapshot, error) {
 	if !*plainText {
 		out, err := p.run(ctx, "", "squeue", "--json", "--me", "--states=all")
 		if err == nil {
 			return parseJSON(out, id)
 		}
-		if ce, ok := err.(*commandError); !ok || !containsAny(ce.said, []string{"json", "JSON", "nrecognized option", "serializer"}) {
+		if ce, ok := err.(*commandError); !ok || !containsAny(ce.output, []string{"json", "JSON", "nrecognized option", "serializer"}) {
 			return nil, err
 		}
 		*plainText = true
@@ -161,7 +285,7 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 	s := snapshot{}
 	for i := range doc.Jobs {
 		d := &doc.Jobs[i]
-		if !ours(d.Name, id) {
+		if !isOurs(d.Name, id) {
 			continue
 		}
 		j := &job{array: d.ArrayJobID.value, exit: syscall.WaitStatus(d.ExitCode), reason: d.StateReason, node: d.BatchHost}
@@ -170,7 +294,7 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 				j.state = w
 			}
 		}
-		index := rest
+		index := pendingRest
 		if d.ArrayTaskID.set {
 			index = int(d.ArrayTaskID.value)
 		}
@@ -189,7 +313,7 @@ func parseText(out []byte, id string) snapshot {
 				f[k] = v
 			}
 		}
-		if !ours(f["JobName"], id) {
+		if !isOurs(f["JobName"], id) {
 			continue
 		}
 		j := &job{state: f["JobState"], reason: f["Reason"], node: f["BatchHost"]}
@@ -200,7 +324,7 @@ func parseText(out []byte, id string) snapshot {
 		j.array, _ = strconv.ParseInt(f["ArrayJobId"], 10, 64)
 		index, err := strconv.Atoi(f["ArrayTaskId"])
 		if err != nil {
-			index = rest
+			index = pendingRest
 		}
 		s.add(f["JobName"], index, j)
 	}
@@ -208,4 +332,4 @@ func parseText(out []byte, id string) snapshot {
 }
 
 // ours tells whether a job's name is one of this folder's; see jobName.
-func ours(name, id string) bool { return strings.Contains(name, "."+id+".") }
+func isOurs(name, id string) bool { return strings.Contains(name, "."+id+".") }

@@ -1,0 +1,345 @@
+package slurm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// streams are the two outputs of an attempt that has begun.
+type attemptOutput struct{ stdout, stderr *outputFile }
+
+// stream is a file that an attempt prints into. Beyond limit its middle is punched out:
+// the first and the last half stay. A file system that cannot do that keeps it all
+// until the attempt ends.
+type outputFile struct {
+	path        string
+	bounds      executor.OutputBounds
+	cannotPunch bool         // no hole can be punched, or none is wanted
+	final       atomic.Int64 // size at the end; -1 while the attempt runs
+}
+
+func newOutputFile(path string, limit int64) *outputFile {
+	s := &outputFile{path: path}
+	s.bounds.Limit = limit
+	s.final.Store(-1)
+	return s
+}
+
+// show makes an attempt's output readable.
+func (s *Slurm) publishOutput(e *attempt) *attemptOutput {
+	limit := s.cfg.MaxOutput
+	if e.order != nil && e.order.Capture {
+		limit = max(limit, s.cfg.MaxCapture)
+	}
+	st := &attemptOutput{newOutputFile(e.folder.path("out"), limit), newOutputFile(e.folder.path("err"), s.cfg.MaxOutput)}
+	s.mu.Lock()
+	s.liveOutput[e.key] = st
+	s.mu.Unlock()
+	return st
+}
+
+// hide ends that.
+func (s *Slurm) hideOutput(e *attempt) {
+	if e.output == nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.liveOutput, e.key)
+	s.mu.Unlock()
+	for _, st := range []*outputFile{e.output.stdout, e.output.stderr} {
+		st.final.CompareAndSwap(-1, 0) // of an attempt that nobody asked for
+	}
+}
+
+// bound frees the middle of a stream that has outgrown its limit, in steps of an eighth
+// of it. Only the clerk calls it, and never after freeze.
+func (st *outputFile) punchMiddle(log *slog.Logger) {
+	if st.cannotPunch {
+		return
+	}
+	info, err := os.Stat(st.path)
+	if err != nil {
+		return
+	}
+	from, to, ok := st.bounds.NextHole(info.Size())
+	if !ok {
+		return
+	}
+	f, err := vfs.OpenOwn(st.path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	// Readers look at hole after they read: it moves before the bytes go.
+	before := st.bounds.Hole.Swap(to)
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from); err != nil {
+		st.bounds.Hole.Store(before)
+		st.cannotPunch = true
+		log.Warn("output is not bounded while its task runs: the file system cannot punch holes", "file", st.path, "err", err)
+	}
+}
+
+// endedOutput is the output of an attempt that has ended. Later writes to it do not count.
+type endedOutput struct {
+	f       *os.File // nil if it cannot be opened
+	size    int64
+	problem error // why it cannot be opened
+}
+
+func (st *outputFile) freeze() *endedOutput {
+	z := &endedOutput{}
+	if z.f, z.problem = vfs.OpenOwn(st.path, os.O_RDONLY, 0); z.problem == nil {
+		if info, err := z.f.Stat(); err == nil {
+			z.size = info.Size()
+		}
+	}
+	st.final.Store(z.size)
+	return z
+}
+
+// Size implements executor.EndedOutput.
+func (z *endedOutput) Size() int64 { return z.size }
+
+// ReadAt implements executor.EndedOutput. Where the file was truncated it reads zeros, as from a hole.
+func (z *endedOutput) ReadAt(p []byte, off int64) (int, error) {
+	if z.f == nil {
+		return 0, z.problem
+	}
+	n, err := z.f.ReadAt(p, off)
+	if err == io.EOF {
+		clear(p[n:])
+		return len(p), nil
+	}
+	return n, err
+}
+
+func (z *endedOutput) close() {
+	if z.f != nil {
+		z.f.Close()
+	}
+}
+
+// OpenLog implements executor.Executor. On a network file system what a task prints
+// shows here when that has brought it.
+func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (messages.Log, error) {
+	s.mu.Lock()
+	st := s.liveOutput[key]
+	s.mu.Unlock()
+	if st == nil {
+		return nil, executor.ErrNotRunning
+	}
+	log := &liveFile{outputFile: st.stdout}
+	if which == messages.Stderr {
+		log.outputFile = st.stderr
+	}
+	// Right after the start the file may not exist yet.
+	if f, err := vfs.OpenOwn(log.path, os.O_RDONLY, 0); err == nil {
+		log.f = f
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return executor.NewLiveLog(log, log.close), nil
+}
+
+// liveFile implements executor.LiveOutput. It opens the file once it exists.
+type liveFile struct {
+	*outputFile
+	f *os.File // nil until it was opened
+}
+
+func (l *liveFile) open() *os.File {
+	if l.f == nil {
+		if f, err := vfs.OpenOwn(l.path, os.O_RDONLY, 0); err == nil {
+			l.f = f
+		}
+	}
+	return l.f
+}
+
+func (l *liveFile) close() error {
+	if l.f == nil {
+		return nil
+	}
+	return l.f.Close()
+}
+
+// Size implements executor.LiveOutput.
+func (l *liveFile) Size() int64 {
+	if n := l.final.Load(); n >= 0 {
+		return n
+	}
+	f := l.open()
+	if f == nil {
+		return 0
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// ReadAt implements executor.LiveOutput.
+func (l *liveFile) ReadAt(p []byte, off int64) (int, error) {
+	f := l.open()
+	if f == nil {
+		return 0, io.EOF
+	}
+	return f.ReadAt(p, off)
+}
+
+// Live implements executor.LiveOutput.
+func (l *liveFile) Live() bool { return l.final.Load() < 0 }
+
+// Bounds implements executor.LiveOutput.
+func (l *liveFile) Bounds() *executor.OutputBounds { return &l.bounds }
+
+// beside does something that takes a while beside the clerk, few at one time.
+func (s *Slurm) runAsync(do func()) {
+	s.goroutines.Go(func() {
+		s.collectSlots <- struct{}{}
+		defer func() { <-s.collectSlots }()
+		do()
+	})
+}
+
+// collect makes the final report of an attempt that has begun, keeps its output and
+// writes the verdict.
+func (s *Slurm) collectReport(e *attempt, end endNote, written bool) *executor.Report {
+	now := time.Now().UnixNano()
+	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: now}
+	rec := &r.Record
+	*rec = messages.AttemptRecord{Task: e.key.Task, Attempt: e.key.Attempt, Start: e.startedAt, Stop: now, Node: e.node}
+	if e.node == "" && e.endedJob != nil {
+		rec.Node = e.endedJob.node
+	}
+	if written {
+		rec.Stop, rec.UserCPU, rec.SystemCPU = max(end.at, e.startedAt), end.user, end.system
+	}
+	rec.Result, rec.RC, rec.ExecutorLog = attemptResult(e, end, written)
+	if rec.Result != messages.AttemptSucceeded && rec.Result != messages.AttemptKilled {
+		rec.ExecutorLog = executor.JoinTexts(rec.ExecutorLog, s.slurmMessages(e.jobID))
+	}
+	stdout, stderr := e.output.stdout.freeze(), e.output.stderr.freeze()
+	defer stdout.close()
+	defer stderr.close()
+	s.collector.Keep(r, stdout, stderr)
+	if e.order.Capture {
+		s.collector.Capture(r, stdout)
+	}
+	if err := e.folder.saveReport(r); err != nil {
+		s.cfg.Logger.Warn("the end of an attempt is not kept", "key", e.key, "err", err)
+	}
+	return r
+}
+
+// judge says how an attempt ended: by its script's word, and Slurm's.
+func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResult, int32, string) {
+	j, rc := e.endedJob, int32(-1)
+	switch {
+	case written:
+		rc = end.rc
+	case j != nil && j.exit.Signaled():
+		rc = 128 + int32(j.exit.Signal())
+	case j != nil && j.exit.ExitStatus() != 0:
+		rc = int32(j.exit.ExitStatus())
+	}
+	switch cause := e.folder.readWord("cause"); {
+	case cause == "killed" && e.endedByClose:
+		return messages.AttemptLost, rc, "ended by the executor's shutdown"
+	case cause == "killed":
+		return messages.AttemptKilled, orKilled(rc), "killed by the user"
+	case cause != "":
+		return messages.AttemptTimedOut, orKilled(rc), "timed out after " + e.order.Timeout.String()
+	case j != nil && j.lostByCluster() && rc != 0:
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s", e.jobID, j.state)
+	case written && rc == 0:
+		return messages.AttemptSucceeded, 0, ""
+	case e.folder.readWord("unstarted") == "folder":
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("working folder %q: not to be entered on node %s", e.order.Dir, e.node)
+	case e.folder.readWord("unstarted") != "":
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("start %q: not found, or not to be executed, on node %s", programName(e.order), e.node)
+	case j == nil && !written:
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: Slurm does not know job %s any more, and it has left no word of its end", e.jobID)
+	case rc < 0:
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s, and its end was not written", e.jobID, j.state)
+	}
+	if j != nil && j.state == "CANCELLED" && e.killed {
+		return messages.AttemptKilled, rc, "killed by the user"
+	}
+	log := ""
+	if j != nil && j.state != "FAILED" && j.state != "COMPLETED" {
+		log = fmt.Sprintf("job %s ended as %s", e.jobID, j.state)
+	}
+	switch {
+	case j != nil && j.state == "TIMEOUT":
+		return messages.AttemptTimedOut, rc, log
+	case rc > 128 && rc <= 128+64:
+		sig := syscall.Signal(rc - 128)
+		return messages.AttemptSignaled, rc, executor.JoinTexts(log, fmt.Sprintf("ended by signal %d (%s)", int(sig), sig))
+	}
+	return messages.AttemptFailed, rc, log
+}
+
+// orKilled is the exit code of what was ended and did not live to tell.
+func orKilled(rc int32) int32 {
+	if rc < 0 {
+		return 128 + int32(syscall.SIGKILL)
+	}
+	return rc
+}
+
+func programName(o *executor.Order) string {
+	if o.UseShell || len(o.Command) == 0 {
+		return "/bin/sh"
+	}
+	return o.Command[0]
+}
+
+// slurmSays is what Slurm itself wrote on a job that did not end well, at its end.
+func (s *Slurm) slurmMessages(job string) string {
+	if job == "" {
+		return ""
+	}
+	const most = 1 << 10
+	text, _ := readFileAt(filepath.Join(s.cfg.Dir, logFolder, job), -most, most)
+	var lines []string
+	for line := range strings.Lines(strings.ToValidUTF8(string(text), "")) {
+		if strings.Contains(line, "slurm") { // the script's shell speaks of signals there
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// repeat reports an end that was reported before and not acknowledged.
+func (s *Slurm) repeatReport(e *attempt, v savedReport) {
+	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: v.At, Record: v.Record}
+	if e.order != nil && e.order.Capture && r.Record.Result == messages.AttemptSucceeded {
+		stdout := newOutputFile(e.folder.path("out"), 0).freeze()
+		s.collector.Capture(r, stdout)
+		stdout.close()
+	}
+	if b, ok := e.folder.readStart(); ok && !b.byServer {
+		e.jobID = b.job
+	}
+	s.request(func() {
+		s.reconciler.reportStart(e)
+		s.reconciler.reportEnd(e, r)
+	})
+}
