@@ -319,13 +319,13 @@ func (s *Badger) Err() error {
 	return nil
 }
 
-// metrics are the committer's. A nil *metrics counts nothing.
+// metrics are those of the commit path and of verification. A nil *metrics counts nothing.
 type metrics struct {
 	reg     prometheus.Registerer
 	groups  prometheus.Histogram
 	seconds prometheus.Histogram
 	bytes   prometheus.Counter
-	// Of the keeper.
+	// Set by the tableVerifier.
 	verified prometheus.Gauge
 	damages  prometheus.Counter
 }
@@ -376,14 +376,14 @@ func (m *metrics) unregister() {
 	}
 }
 
-// group counts one commit group; deletions among its items count as one each.
-func (m *metrics) group(items int) {
+// observeGroup counts one commit group; each deletion in it counts as one batch.
+func (m *metrics) observeGroup(items int) {
 	if m != nil && items > 0 {
 		m.groups.Observe(float64(items))
 	}
 }
 
-func (m *metrics) commit(took time.Duration, size int64) {
+func (m *metrics) observeCommit(took time.Duration, size int64) {
 	if m != nil {
 		m.seconds.Observe(took.Seconds())
 		m.bytes.Add(float64(size))

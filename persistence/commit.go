@@ -6,21 +6,85 @@ import (
 	"time"
 )
 
+// This file is the commit pipeline: the way of a batch from Append to Done.
+//
+// # Stages
+//
+//	any goroutine   Append      pushes the batch to the queue; never waits for I/O
+//	committer       commitLoop  encodes batches into a group of rows, until the limit of a transaction,
+//	                            or until the writer is free and the queue is empty
+//	writer          writeLoop   checks the disk, appends the group to the commit log and syncs it
+//	committer       completeGroup  calls Done of each batch, in the order of Append
+//	writer, Badger  applyToBadger  gives Badger the same rows, unsynced
+//	Badger          publishCommit  makes the rows visible to reads
+//
+// Badger has no group commit: it syncs each transaction by itself. So batches are gathered here.
+// The committer and the writer are two goroutines, so that three groups are under way at a time:
+//
+//	committer   gather 1   gather 2           Done 1, gather 3      Done 2, gather 4
+//	writer                 append and sync 1  append and sync 2     append and sync 3
+//	Badger                                    takes 1               takes 2
+//
+// A group is gathered while the one before it is being synced, and Badger takes a group while the
+// next one is being synced. A group is as large as what comes during one sync, so latency stays
+// that of a sync when few batches come, and throughput grows with the load. A batch never waits for
+// others that may come.
+//
+// # What is durable when
+//
+//	after Append                    nothing: a crash loses the batch, all of it
+//	after commitlog.Log.Sync        the group survives kill -9 and power failure
+//	after Done(nil)                 the same; each read that begins now sees the batch
+//	after publishCommit             the same; Badger has the rows in memory, which counts for nothing
+//	when a table of Badger has it   the commit log may forget the group (localWAL.retireFlushed)
+//
+// Done comes before Badger has the rows. A read that begins after Done must see them nevertheless:
+// announce, before Done, tells readTimestamps the commit's number, and a read that begins waits
+// until that commit is published. A read never sees a row that is not durable.
+//
+// publishCommit has an order, too: the index of finished runs expects the rows before a read can
+// see them, and treats them as present only when every new read does (finishedIndex).
+//
+// # What may overlap
+//
+//   - Commits are strictly one after the other. wal.commit is called by the writer, or by the
+//     committer while the writer rests: when it has returned the result of its last group, and has
+//     not been given another one.
+//   - wal.commit of group n+1 returns only when Badger has taken group n. So the rows of group n may
+//     be reused once group n+1 is durable: completeGroup recycles the group before.
+//   - After it returned the result of group n, the writer gives that group to Badger, while the
+//     committer may already commit by itself. The token of localWAL puts the two in order.
+//   - Done runs on the committer's goroutine and must not block.
+//   - A batch that no transaction can hold is a group by itself, for which the writer rests
+//     (large_batch.go). A long document is written in parts before its batch (documents.go); other
+//     batches overtake it.
+//
+// The locks of this path are those of queue, timestamps and finishedIndex. Each is a leaf, and none
+// is held over I/O.
+//
+// # Failure
+//
+// After an error of the disk check, the log or Badger, the store has failed for good (Badger.fail):
+// the failed group and every later batch get ErrFailed, and neither the log nor Badger is written.
+// The kernel may have dropped what it could not write and report the next sync as a success, so the
+// group may or may not be found by the next open. Only ErrTooBig and a document that cannot be read
+// are faults of their batch alone.
+
 // pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
 type pendingBatch struct {
 	batch      *Batch
-	compressed chan []byte // the batch's document once it is compressed; nil when that is done while encoding, or taken
-	mutations  []mutation  // bare rows, few enough for one transaction; they stay until a later item is done
+	compressed chan []byte // the batch's document once it is compressed; nil when the encoder compresses it, or has taken it
+	mutations  []mutation  // bare rows, few enough for one transaction; they stay unchanged until a later entry is done
 	done       func(error)
 }
 
-// complete answers the item. The batch is the caller's again by that, so what still compresses
-// its document is waited for: it was not needed.
-func (it *pendingBatch) complete(err error) {
-	if it.compressed != nil {
-		<-it.compressed
+// complete calls Done. From then on the batch is the caller's again. So it waits for a goroutine
+// that still compresses the document of a batch that was refused.
+func (p *pendingBatch) complete(err error) {
+	if p.compressed != nil {
+		<-p.compressed
 	}
-	callDone(it.done, err)
+	callDone(p.done, err)
 }
 
 // commitQueue is what Append fills and the committer swaps out whole.
@@ -31,14 +95,14 @@ type commitQueue struct {
 	wake    chan struct{} // buffered, one
 }
 
-// push reports whether the queue still takes items.
-func (q *commitQueue) push(it *pendingBatch) bool {
+// push reports whether the queue still takes entries.
+func (q *commitQueue) push(p *pendingBatch) bool {
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
 		return false
 	}
-	q.pending = append(q.pending, it)
+	q.pending = append(q.pending, p)
 	first := len(q.pending) == 1
 	q.mu.Unlock()
 	if first {
@@ -50,20 +114,20 @@ func (q *commitQueue) push(it *pendingBatch) bool {
 	return true
 }
 
-// swap swaps the items for an empty slice.
-func (q *commitQueue) swap(empty []*pendingBatch) (items []*pendingBatch, closed bool) {
+// swap takes the entries and leaves an empty slice.
+func (q *commitQueue) swap(empty []*pendingBatch) (pending []*pendingBatch, closed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	items, q.pending = q.pending, empty[:0]
-	return items, q.closed
+	pending, q.pending = q.pending, empty[:0]
+	return pending, q.closed
 }
 
-// addProducer counts a goroutine that will push, unless the queue takes nothing any more.
-func (q *commitQueue) addProducer(all *sync.WaitGroup) bool {
+// addProducer counts a goroutine that will push, and reports whether the queue still takes entries.
+func (q *commitQueue) addProducer(producers *sync.WaitGroup) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if !q.closed {
-		all.Add(1)
+		producers.Add(1)
 	}
 	return !q.closed
 }
@@ -78,52 +142,46 @@ func (q *commitQueue) close() {
 	}
 }
 
-// compressAsyncFrom is the size from which a document is compressed by a goroutine of its
-// own, so that other batches do not wait for it longer than they must. In bytes.
+// compressAsyncFrom is the size from which a goroutine of its own compresses a document, so that
+// other batches do not wait for it. In bytes.
 const compressAsyncFrom = 64 << 10
 
-// Append queues a batch. After Close, and only then, Done is called by the caller
-// of Append.
+// Append queues a batch. After Close, and only then, the caller of Append runs Done.
 func (s *Badger) Append(b *Batch) {
 	if b.Create != nil && b.Create.Long != nil {
 		s.appendLong(b)
 		return
 	}
-	it := &pendingBatch{batch: b, done: b.Done}
+	p := &pendingBatch{batch: b, done: b.Done}
 	var doc []byte
 	switch {
-	case b.Create != nil && b.Set != nil: // never together; the committer compresses both
+	case b.Create != nil && b.Set != nil: // never together; the encoder compresses both
 	case b.Create != nil:
 		doc = b.Create.Definition
 	case b.Set != nil:
 		doc = b.Set.JSON
 	}
 	if len(doc) >= compressAsyncFrom {
-		it.compressed = make(chan []byte, 1)
+		p.compressed = make(chan []byte, 1)
 	}
-	packed := it.compressed
-	if !s.queue.push(it) {
+	compressed := p.compressed
+	if !s.queue.push(p) {
 		callDone(b.Done, ErrClosed)
 		return
 	}
-	if packed != nil {
-		go func() { packed <- s.encoder.packer.appendPacked(nil, doc) }()
+	if compressed != nil {
+		go func() { compressed <- s.encoder.packer.appendPacked(nil, doc) }()
 	}
 }
 
-// commitLoop gathers groups and answers them; writeLoop, beside it, commits one at a
-// time. So a group is gathered while the one before it is being synced, and answered
-// while the one behind it is. The duties of both, for each group:
-//
-//  1. Encode batches until the transaction's limit, or until the writer is free and
-//     nothing more is queued.
-//  2. See that there is room for it.
-//  3. Commit, synced.
-//  4. Answer each batch, in order; beside that, give the rows to Badger.
-//  5. Have the group before it used again: Badger has its rows.
-//
-// A batch beyond one transaction's limit is a group of its own (large_batch.go), for which
-// the writer rests.
+func callDone(done func(error), err error) {
+	if done != nil {
+		done(err)
+	}
+}
+
+// commitLoop is the committer's goroutine. It gathers groups, gives them to the writer, and answers
+// them, until the queue is closed and all is committed.
 func (s *Badger) commitLoop() {
 	defer close(s.committerDone)
 	c := newCommitter(s)
@@ -141,32 +199,32 @@ func (s *Badger) commitLoop() {
 		case c.nothingToCommit(), !c.closed && !c.writerFree():
 			continue
 		}
-		// Who can run now may have more for the group, or for the next batch of a run, and
-		// larger ones are cheaper. Where one comes after the other, as in a chain of tasks,
-		// nobody has: then what else can run does not hold up the group.
-		many := c.gathering.isLarge()
-		if c.lastWasLarge || many {
+		// Goroutines that are ready to run may have more for the group, or for the next batch of
+		// a run, and larger groups are cheaper. Where one commit follows the other, as in a chain
+		// of tasks, there are none, and a yield would hold up the group.
+		large := c.gathering.isLarge()
+		if c.lastWasLarge || large {
 			runtime.Gosched()
 			c.gatherQueued()
 		}
-		c.lastWasLarge = many || c.gathering.isLarge()
+		c.lastWasLarge = large || c.gathering.isLarge()
 		s.addTruncations(c.gathering)
 		c.sendGroup()
 	}
 }
 
-// committer is what commitLoop works with. It belongs to its goroutine.
+// committer is the state of commitLoop. It belongs to its goroutine.
 type committer struct {
 	s            *Badger
-	gathering    *writeGroup // is being gathered
-	writing      *writeGroup // is with the writer; nil = it rests
-	applying     *writeGroup // was written before; Badger may still read it
-	spare        *writeGroup
+	gathering    *writeGroup // takes batches
+	writing      *writeGroup // with the writer; nil while the writer rests
+	applying     *writeGroup // committed before; Badger may still read it
+	spare        *writeGroup // empty, for the next gathering
 	toWriter     chan *writeGroup
-	results      chan error
-	scratch      []*pendingBatch // scratch of gather
-	lastWasLarge bool            // much came together in the last group
-	closed       bool            // nothing more comes behind what was gathered
+	results      chan error      // of the group that is writing
+	scratch      []*pendingBatch // of gatherQueued
+	lastWasLarge bool            // the last group was large
+	closed       bool            // the queue is closed, and all of it was gathered
 }
 
 func newCommitter(s *Badger) *committer {
@@ -177,43 +235,41 @@ func newCommitter(s *Badger) *committer {
 
 func (c *committer) close() { close(c.toWriter) }
 
-// writeLoop commits the groups that come, until there are no more.
-func (s *Badger) writeLoop(todo <-chan *writeGroup, written chan<- error) {
-	for g := range todo {
+// writeLoop is the writer's goroutine. It commits the groups that come, until there are no more.
+func (s *Badger) writeLoop(groups <-chan *writeGroup, results chan<- error) {
+	for g := range groups {
 		err := s.Err()
 		if len(g.mutations) == 0 || err != nil {
-			written <- err // from here on somebody else may commit
+			results <- err // from here on the committer may commit by itself
 			continue
 		}
 		err = s.commitDurably(g.mutations, g.size)
-		many := g.isLarge()
-		written <- err
-		// Whoever waits for the commit does not wait for Badger. Where one commit comes after
-		// the other, as in a chain of tasks, the answer goes first; where many wait, a yield
-		// would hold up the next commit.
-		if !many {
+		large := g.isLarge()
+		results <- err
+		// Done does not wait for Badger. Where one commit follows the other, as in a chain of
+		// tasks, a yield lets Done run first; where many wait, it would hold up the next commit.
+		if !large {
 			runtime.Gosched()
 		}
 		s.wal.applyToBadger()
 	}
 }
 
-// nothingToCommit tells whether there is nothing to be committed.
 func (c *committer) nothingToCommit() bool {
 	return c.gathering.isEmpty() && c.s.truncator.isEmpty()
 }
 
-// gatherQueued joins what is queued.
+// gatherQueued adds what is queued to the group.
 func (c *committer) gatherQueued() {
 	c.scratch, c.closed = c.s.queue.swap(c.scratch)
-	for i, it := range c.scratch {
+	for i, p := range c.scratch {
 		c.scratch[i] = nil
-		c.addPending(it)
+		c.addPending(p)
 	}
 }
 
-// awaitWork returns when something may have been queued, or the queue was closed. What
-// the writer has done meanwhile is answered.
+// awaitWork returns when something may have been queued, or the queue was closed. It answers the
+// group that the writer finishes in the meantime.
 func (c *committer) awaitWork() {
 	if c.writing != nil {
 		select {
@@ -226,8 +282,8 @@ func (c *committer) awaitWork() {
 	<-c.s.queue.wake
 }
 
-// writerFree returns true when the writer is free for the group, false when more was
-// queued before that: it must be gathered, the signal has been taken.
+// writerFree waits and returns true when the writer is free for the group, false when more was
+// queued before that. Then the caller gathers again: the signal has been taken.
 func (c *committer) writerFree() bool {
 	if c.writing == nil {
 		return true
@@ -236,13 +292,12 @@ func (c *committer) writerFree() bool {
 	case <-c.s.queue.wake:
 		return false
 	case err := <-c.results:
-		c.results <- err // send takes it
+		c.results <- err // sendGroup takes it
 		return true
 	}
 }
 
-// sendGroup gives the group to the writer, when that is free, and then answers the group
-// that was written before.
+// sendGroup waits for the writer, gives it the group, and then answers the group before.
 func (c *committer) sendGroup() {
 	if c.gathering.isEmpty() {
 		return
@@ -262,7 +317,7 @@ func (c *committer) sendGroup() {
 	}
 }
 
-// drain has everything written and answered that was joined.
+// drain commits and answers all that was gathered. Then the writer rests.
 func (c *committer) drain() {
 	c.sendGroup()
 	if c.writing != nil {
@@ -270,33 +325,33 @@ func (c *committer) drain() {
 	}
 }
 
-// completeWritten answers the group that has been written. The writer rests.
+// completeWritten answers the group whose result the writer has returned. The writer rests.
 func (c *committer) completeWritten(err error) {
 	g := c.writing
 	c.writing = nil
 	c.completeGroup(g, err)
 }
 
-// completeGroup answers a group, and has the one before it used again.
+// completeGroup answers the batches of a group, and recycles the group before it.
 func (c *committer) completeGroup(g *writeGroup, err error) {
 	if len(g.mutations) > 0 && err == nil {
-		c.s.metrics.group(len(g.pending))
+		c.s.metrics.observeGroup(len(g.pending))
 	}
-	for _, it := range g.pending {
-		if err == nil && it.batch != nil {
-			c.s.truncator.noteBatch(it.batch)
+	for _, p := range g.pending {
+		if err == nil && p.batch != nil {
+			c.s.truncator.noteBatch(p.batch)
 		}
-		it.complete(err)
+		p.complete(err)
 	}
 	clear(g.pending)
 	g.pending = g.pending[:0]
 	switch {
 	case err != nil:
-		// Nobody knows what is still read.
+		// Badger may still read this group or the one before: neither is reused.
 	case len(g.mutations) == 0:
 		c.spare = g
 	default:
-		if c.applying != nil { // Badger has it, as g was written behind it
+		if c.applying != nil { // Badger has taken it, as g was committed after it
 			c.applying.reset()
 			c.spare = c.applying
 		}
@@ -304,112 +359,112 @@ func (c *committer) completeGroup(g *writeGroup, err error) {
 	}
 }
 
-// addPending adds an item to the group, sending the group off before when both together
-// are too much for one transaction.
-func (c *committer) addPending(it *pendingBatch) {
+// addPending adds an entry to the group. When both together are too much for one transaction, it
+// sends the group off before.
+func (c *committer) addPending(p *pendingBatch) {
 	s := c.s
 	if err := s.Err(); err != nil {
 		c.drain()
-		it.complete(err)
+		p.complete(err)
 		return
 	}
-	if it.compressed != nil && len(it.compressed) == 0 {
+	if p.compressed != nil && len(p.compressed) == 0 {
 		c.sendGroup() // the others do not wait for the compression
 	}
 	g := c.gathering
 	n, size := g.checkpoint()
-	if it.batch == nil {
-		for _, o := range it.mutations {
-			g.addMutation(o)
+	if p.batch == nil {
+		for _, m := range p.mutations {
+			g.addMutation(m)
 		}
-	} else if err := s.encoder.encodeBatch(g, it); err != nil {
+	} else if err := s.encoder.encodeBatch(g, p); err != nil {
 		g.rollBack(n, size)
 		c.drain() // answers stay in order
-		it.complete(err)
+		p.complete(err)
 		return
 	}
 	if s.limits.Fits(len(g.mutations), g.size) {
-		g.pending = append(g.pending, it)
+		g.pending = append(g.pending, p)
 		return
 	}
-	ops := append([]mutation(nil), g.mutations[n:]...)
-	opsSize := g.size - size
+	own := append([]mutation(nil), g.mutations[n:]...)
+	ownSize := g.size - size
 	g.rollBack(n, size)
-	g.arena = nil // ops refer to it: it must not be used again
-	if !s.limits.Fits(len(ops), opsSize) {
+	g.arena = nil // own refers to it: the group must not reuse it
+	if !s.limits.Fits(len(own), ownSize) {
 		c.drain()
-		s.commitStaged(ops, it)
+		s.commitStaged(own, p)
 		return
 	}
 	c.sendGroup()
-	for _, o := range ops {
-		c.gathering.addMutation(o)
+	for _, m := range own {
+		c.gathering.addMutation(m)
 	}
-	c.gathering.pending = append(c.gathering.pending, it)
+	c.gathering.pending = append(c.gathering.pending, p)
 }
 
-// commitAndApply is commit and apply, for those who write while the writer rests.
-func (s *Badger) commitAndApply(ops []mutation, size int64) error {
-	err := s.commitDurably(ops, size)
+// commitAndApply commits rows while the writer rests.
+func (s *Badger) commitAndApply(mutations []mutation, size int64) error {
+	err := s.commitDurably(mutations, size)
 	s.wal.applyToBadger()
 	return err
 }
 
-// commitDurably makes rows durable as one commit; s.commits.apply must come behind it. Any error fails
-// the store: after a failed commit nobody knows whether it is there.
-func (s *Badger) commitDurably(ops []mutation, size int64) error {
+// commitDurably makes rows durable as one commit. The caller then calls wal.applyToBadger. Any error
+// fails the store: after a failed commit it is unknown whether the rows are there.
+func (s *Badger) commitDurably(mutations []mutation, size int64) error {
 	if err := s.disk.CheckCommit(size); err != nil {
 		return s.fail(err)
 	}
 	start := time.Now()
 	s.stall.commitStarted()
-	at, err := s.wal.commit(ops, size)
+	number, err := s.wal.commit(mutations, size)
 	s.stall.commitEnded()
 	if err == nil {
-		s.timestamps.announce(at)
+		s.timestamps.announce(number)
 	}
-	s.metrics.commit(time.Since(start), size)
+	s.metrics.observeCommit(time.Since(start), size)
 	if err != nil {
 		return s.fail(err)
 	}
-	return s.Err() // the watch, or Badger's log, may have failed it meanwhile
+	return s.Err() // the watch, or Badger's log, may have failed the store in the meantime
 }
 
-// publishCommit is told of each commit that is durable and in Badger, in order.
-func (s *Badger) publishCommit(at uint64, ops []mutation) {
-	s.finished.expectCommit(ops)
-	s.db.SetDiscardTs(s.timestamps.publish(at, ops))
+// publishCommit is called for each commit that is durable and in Badger, in order.
+func (s *Badger) publishCommit(number uint64, mutations []mutation) {
+	s.finished.expectCommit(mutations)
+	s.db.SetDiscardTs(s.timestamps.publish(number, mutations))
 	s.finished.publishExpected()
 }
 
-// stallWatch alarms when a commit does not end. It counts seconds that this process saw
-// pass: a timer that comes much too late was late because the process, or its machine,
-// stood still (SIGSTOP, a suspended machine), and then the disk is not to blame.
+// stallWatch raises an alarm when a commit does not end. It counts the seconds in which this process
+// ran. A timer that comes much too late was late because the process, or its machine, stood still
+// (SIGSTOP, a suspended machine); then the disk is not to blame.
 type stallWatch struct {
 	alarm func(time.Duration)
 	now   func() time.Time            // monotonic
 	after func(time.Duration, func()) // time.AfterFunc
 
 	mu       sync.Mutex
-	commits  uint64        // counts begin and end: odd while a commit is under way
-	ticking  bool          // the timer runs: while there are commits, and for a tick behind the last one
-	elapsed  time.Duration // of the commit that was under way at the last tick
-	watched  uint64        // that one
-	lastTick time.Time     // when the last tick was
+	commits  uint64        // counts starts and ends: odd while a commit is under way
+	ticking  bool          // the timer runs: while there are commits, and for one tick after the last one
+	watched  uint64        // the commit that was under way at the last tick
+	elapsed  time.Duration // of the watched commit
+	lastTick time.Time
 }
 
 const (
 	stallLimit = time.Minute
 	stallTick  = time.Second
-	stallLate  = 2 * time.Second // a tick that takes longer is no sign of the disk
+	stallLate  = 2 * time.Second // a tick that takes longer says nothing about the disk
 )
 
 func newStallWatch(alarm func(time.Duration)) *stallWatch {
 	return &stallWatch{alarm: alarm, now: time.Now, after: func(d time.Duration, fn func()) { time.AfterFunc(d, fn) }}
 }
 
-// commitStarted notes that a commit begins; there is one at a time. There are thousands of them in a
-// second, so they share a timer: a commit is counted from its first tick on.
+// commitStarted notes that a commit starts; there is one at a time. All commits share a timer,
+// because there are thousands of them in a second: a commit is counted from its first tick on.
 func (w *stallWatch) commitStarted() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -420,7 +475,7 @@ func (w *stallWatch) commitStarted() {
 	}
 }
 
-// commitEnded notes that it has ended.
+// commitEnded notes that the commit has ended.
 func (w *stallWatch) commitEnded() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -150,12 +150,6 @@ func (s *Badger) appendLong(b *Batch) {
 	}()
 }
 
-func callDone(done func(error), err error) {
-	if done != nil {
-		done(err)
-	}
-}
-
 // writeLong writes the definition's parts, and takes them back when that does not
 // succeed.
 func (s *Badger) writeLong(b *Batch, doc io.Reader) error {

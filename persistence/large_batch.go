@@ -33,7 +33,7 @@ func (s *Badger) commitStaged(ops []mutation, it *pendingBatch) {
 	if err == nil {
 		s.truncator.noteBatch(it.batch)
 	}
-	s.metrics.group(1)
+	s.metrics.observeGroup(1)
 	it.complete(err)
 }
 

@@ -169,7 +169,7 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 	// The same, all in one group.
 	commit("all at once", slices.Concat(encode(2, dag.RunErrored, nil), encode(2, dag.RunQueued, nil), encode(2, dag.RunKilled, nil)),
 		" 0:QUEUED 1:RUNNING 2:KILLED")
-	if live := s.timestamps.unfinishedFrom(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
+	if live := s.timestamps.unfinished.firstFrom(0, 10); !slices.Equal(live, []messages.RunID{0, 1}) {
 		t.Errorf("unfinished are %d", live)
 	}
 }

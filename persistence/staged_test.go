@@ -83,7 +83,7 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 	if got, want := shown(t, s), " 1:QUEUED"; got != want {
 		t.Errorf("behind it:%s, want%s", got, want)
 	}
-	if n := s.timestamps.unfinished.Len(); n != 1 {
+	if n := s.timestamps.unfinished.rows.Len(); n != 1 {
 		t.Errorf("%d runs may be unfinished, want 1", n)
 	}
 	if err := end(1, 10, nil); err != nil {

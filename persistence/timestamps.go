@@ -7,152 +7,170 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// readTimestamps numbers the store's commits and gives each read the newest one that is
-// durable. Badger's own numbering would have a read wait for the commit that is
-// under way, and so for the disk; here a read never sees a row that is not durable yet,
-// and waits at most until Badger has, in memory, what was told to be durable before it
-// began: what anybody was told is read by whoever asks next.
+// readTimestamps gives each read the newest published commit as its read timestamp. With Badger's
+// own timestamps a read would wait for the commit that is under way, and so for the disk. Here a
+// read never sees a row that is not durable, and waits at most until Badger has, in memory, the
+// commits that were announced before the read began. So a caller whose batch was answered reads it.
 //
-// It knows, too, which runs may have a summary among those of unfinished runs. Each run
-// that finished has left a deleted row there, and a read without that knowledge passes
-// over all of them.
+// It also holds the index of unfinished runs, under the same lock: a list must get the timestamp and
+// the runs that may be unfinished at that timestamp in one step.
 type readTimestamps struct {
 	mu         sync.Mutex
-	changed    sync.Cond      // of durable and over
-	published  uint64         // of the newest commit that is durable and in Badger
-	announced  uint64         // of the newest commit that somebody may have been told of
-	closed     bool           // no commit comes any more
-	active     map[uint64]int // reads under way, by their moment
-	unfinished idtable.Table[rowState]
+	changed    sync.Cond      // of published and closed
+	published  uint64         // the newest commit that is durable and in Badger
+	announced  uint64         // the newest commit that a caller may know to be durable
+	closed     bool           // the store has failed: no further commit is published
+	active     map[uint64]int // reads under way, by their timestamps
+	unfinished unfinishedIndex
 }
-
-// rowState is what is known of a run's row among those of unfinished runs: whether the
-// newest batch leaves it there (bit 0), and how many deletions of it are not durable yet.
-// While it is not zero, a read may see the row.
-type rowState uint32
-
-const (
-	rowPresent  rowState = 1
-	rowDeletion rowState = 2
-)
 
 func newReadTimestamps() *readTimestamps {
-	m := &readTimestamps{active: make(map[uint64]int)}
-	m.changed.L = &m.mu
-	return m
+	t := &readTimestamps{active: make(map[uint64]int)}
+	t.changed.L = &t.mu
+	return t
 }
 
-// announce notes that whoever appended is about to be told that the commit of this number is
-// durable.
-func (m *readTimestamps) announce(at uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.announced = max(m.announced, at)
+// announce says that a caller is about to learn that this commit is durable.
+func (t *readTimestamps) announce(commit uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.announced = max(t.announced, commit)
 }
 
-// stopWaiting ends all waiting, as the store has failed.
-func (m *readTimestamps) stopWaiting() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.closed = true
-	m.changed.Broadcast()
+// stopWaiting ends all waiting: the store has failed.
+func (t *readTimestamps) stopWaiting() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	t.changed.Broadcast()
 }
 
-// acquireLocked returns the moment of a read that begins. m.mu is held.
-func (m *readTimestamps) acquireLocked() uint64 {
-	for least := m.announced; m.published < least && !m.closed; {
-		m.changed.Wait()
-	}
-	m.active[m.published]++
-	return m.published
-}
-
-// publish notes that the commit of this number, of these rows, is durable and in Badger. The result is
-// the oldest moment that anybody still reads, or this one: what was replaced before it
-// may go.
-func (m *readTimestamps) publish(to uint64, ops []mutation) (oldest uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.published, m.announced = to, max(m.announced, to)
-	m.changed.Broadcast()
-	for i := range ops {
-		if o := &ops[i]; o.Delete && o.Key[0] == typeUnfinished {
-			if l := m.unfinished.Get(uint64(runOfKey(o.Key))); l >= rowDeletion {
-				m.unfinished.Set(uint64(runOfKey(o.Key)), l-rowDeletion)
-			}
-		}
-	}
-	oldest = to
-	for at := range m.active {
+// publish says that a commit of these rows is durable and in Badger. It returns the oldest timestamp
+// that a read still uses, or this one: Badger may drop what was replaced before it.
+func (t *readTimestamps) publish(commit uint64, mutations []mutation) (oldest uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.published, t.announced = commit, max(t.announced, commit)
+	t.changed.Broadcast()
+	t.unfinished.publishDeletions(mutations)
+	oldest = commit
+	for at := range t.active {
 		oldest = min(oldest, at)
 	}
 	return oldest
 }
 
-// acquire gives a read its moment. Give it back by end.
-func (m *readTimestamps) acquire() uint64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.acquireLocked()
+// acquire returns the timestamp of a read that begins. Give it back with release.
+func (t *readTimestamps) acquire() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.acquireLocked()
 }
 
-func (m *readTimestamps) release(at uint64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.active[at]--; m.active[at] == 0 {
-		delete(m.active, at)
+// acquireLocked is acquire; mu is held.
+func (t *readTimestamps) acquireLocked() uint64 {
+	for least := t.announced; t.published < least && !t.closed; {
+		t.changed.Wait()
+	}
+	t.active[t.published]++
+	return t.published
+}
+
+func (t *readTimestamps) release(timestamp uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.active[timestamp]--; t.active[timestamp] == 0 {
+		delete(t.active, timestamp)
 	}
 }
 
-// addUnfinished notes that the batch which is being encoded makes a run an unfinished one, and
-// tells whether it was one.
-func (m *readTimestamps) addUnfinished(run messages.RunID) (was bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l := m.unfinished.Get(uint64(run))
-	if l&rowPresent == 0 {
-		m.unfinished.Set(uint64(run), l|rowPresent)
-	}
-	return l&rowPresent != 0
+// acquireWithUnfinished is acquire, together with the first n runs from a run on that may be
+// unfinished at that timestamp.
+func (t *readTimestamps) acquireWithUnfinished(from messages.RunID, n int) (timestamp uint64, runs []messages.RunID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	timestamp = t.acquireLocked()
+	return timestamp, t.unfinished.firstFrom(from, n)
 }
 
-// removeUnfinished notes that the batch which is being encoded makes a run a finished one. When it
-// was an unfinished one, the batch deletes its row.
-func (m *readTimestamps) removeUnfinished(run messages.RunID) (was bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l := m.unfinished.Get(uint64(run))
-	if l&rowPresent == 0 {
+// addUnfinished says that the batch which is being encoded makes a run unfinished, and reports
+// whether it was unfinished before.
+func (t *readTimestamps) addUnfinished(run messages.RunID) (was bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unfinished.add(run)
+}
+
+// removeUnfinished says that the batch which is being encoded makes a run finished, and reports
+// whether it was unfinished before. If so, the batch deletes its row.
+func (t *readTimestamps) removeUnfinished(run messages.RunID) (was bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unfinished.remove(run)
+}
+
+// isUnfinished reports whether the newest batch leaves a run unfinished.
+func (t *readTimestamps) isUnfinished(run messages.RunID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unfinished.rows.Get(uint64(run))&rowPresent != 0
+}
+
+// unfinishedIndex knows which runs may have a row among those of unfinished runs. Each run that
+// finished has left a tombstone there, and a read without this index would step over all of them.
+// The lock of readTimestamps guards it.
+type unfinishedIndex struct {
+	rows idtable.Table[rowState]
+}
+
+// rowState is what is known of a run's row: whether the newest batch leaves it there (bit 0), and
+// how many deletions of it are not yet published. A read may see the row while rowState is not zero.
+type rowState uint32
+
+const (
+	rowPresent  rowState = 1
+	rowDeletion rowState = 2 // one deletion that is not yet published
+)
+
+func (u *unfinishedIndex) add(run messages.RunID) (was bool) {
+	state := u.rows.Get(uint64(run))
+	if state&rowPresent == 0 {
+		u.rows.Set(uint64(run), state|rowPresent)
+	}
+	return state&rowPresent != 0
+}
+
+func (u *unfinishedIndex) remove(run messages.RunID) (was bool) {
+	state := u.rows.Get(uint64(run))
+	if state&rowPresent == 0 {
 		return false
 	}
-	m.unfinished.Set(uint64(run), l&^rowPresent+rowDeletion)
+	u.rows.Set(uint64(run), state&^rowPresent+rowDeletion)
 	return true
 }
 
-// isUnfinished tells whether the newest batch leaves a run an unfinished one.
-func (m *readTimestamps) isUnfinished(run messages.RunID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.unfinished.Get(uint64(run))&rowPresent != 0
+// publishDeletions says that reads which begin now see these mutations.
+func (u *unfinishedIndex) publishDeletions(mutations []mutation) {
+	for i := range mutations {
+		m := &mutations[i]
+		if !m.Delete || m.Key[0] != typeUnfinished {
+			continue
+		}
+		run := uint64(runOfKey(m.Key))
+		if state := u.rows.Get(run); state >= rowDeletion {
+			u.rows.Set(run, state-rowDeletion)
+		}
+	}
 }
 
-// unfinishedFrom are the first n runs from one on that may have a row among those of
-// unfinished runs, at the newest moment or one that is read.
-func (m *readTimestamps) unfinishedFrom(from messages.RunID, n int) (runs []messages.RunID) {
-	for id := range m.unfinished.From(uint64(from)) {
+// firstFrom returns the first n runs from a run on that may have a row, for the newest read or for
+// one that is under way.
+func (u *unfinishedIndex) firstFrom(from messages.RunID, n int) (runs []messages.RunID) {
+	for id := range u.rows.From(uint64(from)) {
 		if len(runs) == n {
 			break
 		}
 		runs = append(runs, messages.RunID(id))
 	}
 	return runs
-}
-
-// acquireWithUnfinished is begin, for a read of summaries from a run on, and unfinished of that
-// moment.
-func (m *readTimestamps) acquireWithUnfinished(from messages.RunID, n int) (at uint64, runs []messages.RunID) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	at = m.acquireLocked()
-	return at, m.unfinishedFrom(from, n)
 }

@@ -15,73 +15,79 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// writeAheadLog makes commits durable and gives each its number. The writer calls it, one
-// commit at a time.
+// writeAheadLog makes commits durable and numbers them. The writer calls it, one commit at a time.
 type writeAheadLog interface {
-	// commit makes the rows durable as one commit and returns its number, which is higher
-	// than that of the one before, when Badger has all earlier ones. After an error the log
-	// is not used any more; the rows may or may not be found by the next open.
-	commit(ops []mutation, size int64) (at uint64, err error)
-	// applyToBadger must be called behind each commit, before the next one. It gives Badger the rows
-	// and does not wait until Badger has them: then the log tells that they can be read.
-	// The rows must stay until the next commit has returned without an error.
+	// commit makes the rows durable as one commit, and waits until Badger has all earlier ones. It
+	// returns the commit's number, which is higher than that of the commit before. After an error
+	// the log is not used any more; the next open may or may not find the rows.
+	commit(mutations []mutation, size int64) (number uint64, err error)
+	// applyToBadger is called after each commit, and before the next one. It gives Badger the rows
+	// and does not wait until Badger has them; then onApplied is called. The rows must stay
+	// unchanged until the next commit has returned without an error.
 	applyToBadger()
 	// waitApplied waits until Badger has all that it was given.
 	waitApplied()
 }
 
-// localWAL is the log of a single machine: package commitlog in front of Badger. Its
+// localWAL is the write-ahead log of a single machine: package commitlog in front of Badger. Its
 // duties:
 //
-//  1. A commit is appended to the log and synced: then it has ended, and whoever appended
-//     is told. Then Badger gets the same rows, unsynced, one commit at a time. A read sees
-//     them when Badger has them, and waits for those whose ends were told before it began
-//     (timestamps.go).
-//  2. What Badger has in memory counts for nothing: it is lost with the process. Its own
-//     log files (*.mem) are never read; removeUnused deletes them before Badger opens.
-//     So nothing that happens to them, or to the value log, can lose or change a row.
-//  3. The log keeps a commit until a table of Badger's has it. Badger makes tables of its
-//     memtables in the order in which they were filled, and the rows of a commit are one
-//     request to Badger, so they lie in one memtable: when a table has a commit, tables
-//     have all before it. A table's content is synced before the manifest names it, and
-//     the manifest before DB.Tables shows it; its name in the folder is synced here.
-//     Of the newest commit that tables have they may have a part: one that is applied by
-//     an open on a smaller disk may be more than one request.
-//  4. The next open applies what tables may not have, each commit by its own number. Rows
-//     are absolute, and whatever is applied again is applied up to the newest commit, so
-//     the result is the same whatever the tables had of it.
+//  1. A commit is appended to the log and synced. Then it is durable, and its batches are answered.
+//     Then Badger gets the same rows, unsynced, one commit at a time. Reads see them when Badger has
+//     them, and wait for the commits that were announced before the read began (timestamps.go).
+//  2. What Badger has in memory counts for nothing: it is lost with the process. Badger's own log
+//     files (*.mem) are never read: badgerguard.RemoveUnsyncedFiles deletes them before Badger
+//     opens. So damage to them, or to the value log, cannot lose or change a row.
+//  3. The log keeps a commit until a table of Badger has it. Badger makes tables of its memtables in
+//     the order in which it filled them, and the rows of a commit are one request to Badger, so they
+//     lie in one memtable. Hence when a table has a commit, tables have all commits before it. A
+//     table's content is synced before the manifest names it, and the manifest before DB.Tables
+//     shows it; the table's name in the folder is synced here. Of the newest commit in tables they
+//     may have a part only: a commit that is applied by an open on a smaller disk may be more than
+//     one request.
+//  4. The next open applies what tables may not have, each commit with its own number. Rows are
+//     absolute, and a replay always ends with the newest commit. So the result does not depend on
+//     what tables had of it.
 //
-// The log keeps as much as Badger has in memtables, at most three of them and one that is
-// being made a table. When Badger cannot keep up, its commits wait, and so do ours.
+// The log keeps as much as Badger has in memtables: at most three of them, and one that is being
+// written to a table. When Badger cannot keep up, commits wait for it.
 type localWAL struct {
 	db  *badger.DB
 	log *commitlog.Log
 	dir string
 	fs  vfs.FS
-	// alarm fails the store: with the disk in doubt nothing goes on.
+	// alarm fails the store: nothing goes on while the disk is in doubt.
 	alarm func(error)
 
-	record     commitlog.Group
-	committed  durableCommit                   // what apply gives Badger; the writer's
-	entries    []badger.Entry                  // scratch
-	badgerIdle chan struct{}                   // holds a token while Badger has all that the log has
-	applyErr   error                           // why Badger did not take a commit; guarded by the token
-	onApplied  func(at uint64, ops []mutation) // a commit is durable, and Badger has it
+	record    commitlog.Group
+	committed durableCommit // what applyToBadger gives Badger; owned by the writer
+	entries   []badger.Entry
+	// badgerIdle holds a token while Badger has all that the log has. commit takes the token, and
+	// the call back of Badger returns it. It guards entries and applyErr.
+	badgerIdle chan struct{}
+	applyErr   error                                     // why Badger did not take a commit
+	onApplied  func(number uint64, mutations []mutation) // a commit is durable, and Badger has it
 	// writeRows is writeToBadger; tests put delays and errors in front of it.
-	writeRows func(ops []mutation, at uint64, done func(error))
+	writeRows func(mutations []mutation, number uint64, done func(error))
 
-	// recordTables writes down which tables there are. It comes before the log forgets what is in
-	// them: else a manifest that loses its end later would lose that in silence.
+	// recordTables writes the inventory of tables. It comes before the log forgets what they hold:
+	// else a manifest that loses its end later would lose those commits silently.
 	recordTables func() error
 
-	checkEvery int64 // bytes between two looks at the tables
+	checkEvery int64 // bytes between two checks of what tables have
 	sinceCheck int64 // bytes since the last one
 	checkNow   chan struct{}
 	goroutines sync.WaitGroup
 	stopOnce   sync.Once
 }
 
-// logFolder is where in the store's folder the commit log lies.
+// durableCommit is a commit that the log has.
+type durableCommit struct {
+	number    uint64
+	mutations []mutation
+}
+
+// logFolder is the folder of the commit log, within the store's folder.
 const logFolder = "log"
 
 func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
@@ -101,13 +107,13 @@ func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, er
 	return log, err
 }
 
-// segmentSize suits the memtables: the log keeps what they hold, and gives space back
-// segment by segment.
+// segmentSize returns the size of the log's segments, in bytes. The log keeps what memtables hold,
+// and gives space back segment by segment.
 func segmentSize(memTable int64) int64 { return memTable / 4 }
 
-func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, applied func(at uint64, ops []mutation), alarm func(error)) *localWAL {
+func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, onApplied func(number uint64, mutations []mutation), alarm func(error)) *localWAL {
 	l := &localWAL{db: db, log: log, dir: c.Dir, fs: c.FS, alarm: alarm, checkEvery: c.memTable / 8, checkNow: make(chan struct{}, 1),
-		onApplied: applied, badgerIdle: make(chan struct{}, 1)}
+		onApplied: onApplied, badgerIdle: make(chan struct{}, 1)}
 	l.badgerIdle <- struct{}{}
 	l.writeRows = l.writeToBadger
 	if l.fs == nil {
@@ -121,25 +127,25 @@ func newLocalWAL(db *badger.DB, log *commitlog.Log, c Config, applied func(at ui
 	return l
 }
 
-func (l *localWAL) commit(ops []mutation, size int64) (at uint64, err error) {
-	at = l.log.Last() + 1
+func (l *localWAL) commit(mutations []mutation, size int64) (number uint64, err error) {
+	number = l.log.Last() + 1
 	l.record.Reset()
 	l.record.Grow(int(size))
-	for i := range ops {
-		if o := &ops[i]; o.Delete {
-			l.record.Delete(o.Key)
+	for i := range mutations {
+		if m := &mutations[i]; m.Delete {
+			l.record.Delete(m.Key)
 		} else {
-			l.record.Set(o.Key, o.Value)
+			l.record.Set(m.Key, m.Value)
 		}
 	}
-	if err := l.log.Append(at, &l.record); err != nil {
+	if err := l.log.Append(number, &l.record); err != nil {
 		return 0, err
 	}
 	if err := l.log.Sync(); err != nil {
 		return 0, err
 	}
 	<-l.badgerIdle
-	l.committed = durableCommit{at, ops}
+	l.committed = durableCommit{number, mutations}
 	if l.sinceCheck += size; l.sinceCheck >= l.checkEvery {
 		l.sinceCheck = 0
 		select {
@@ -147,13 +153,7 @@ func (l *localWAL) commit(ops []mutation, size int64) (at uint64, err error) {
 		default:
 		}
 	}
-	return at, nil
-}
-
-// durableCommit is a commit that the log has.
-type durableCommit struct {
-	number    uint64
-	mutations []mutation
+	return number, nil
 }
 
 func (l *localWAL) waitApplied() {
@@ -161,8 +161,8 @@ func (l *localWAL) waitApplied() {
 	l.badgerIdle <- struct{}{}
 }
 
-// applyToBadger gives Badger nothing after a commit that it did not take: a table with a later one
-// would have the next open skip that (3 above).
+// applyToBadger gives Badger no commit after one that Badger did not take: a table with a later
+// commit would make the next open skip the missing one (duty 3).
 func (l *localWAL) applyToBadger() {
 	c := l.committed
 	if c.mutations == nil {
@@ -186,23 +186,23 @@ func (l *localWAL) applyToBadger() {
 }
 
 // writeToBadger gives the rows to Badger, which answers by a call of done. The rows must stay
-// until then. The caller has the token.
-func (l *localWAL) writeToBadger(ops []mutation, at uint64, done func(error)) {
-	txn := l.db.NewTransactionAt(at-1, true)
-	if cap(l.entries) < len(ops) {
-		l.entries = make([]badger.Entry, 2*len(ops))
+// unchanged until then. The caller holds the token.
+func (l *localWAL) writeToBadger(mutations []mutation, number uint64, done func(error)) {
+	txn := l.db.NewTransactionAt(number-1, true)
+	if cap(l.entries) < len(mutations) {
+		l.entries = make([]badger.Entry, 2*len(mutations))
 	}
-	l.entries = l.entries[:len(ops)]
-	for i, o := range ops {
+	l.entries = l.entries[:len(mutations)]
+	for i, m := range mutations {
 		var err error
-		if o.Delete {
-			if err = txn.Delete(o.Key); err != nil {
-				err = fmt.Errorf("delete of a row: %w", err)
+		if m.Delete {
+			if err = txn.Delete(m.Key); err != nil {
+				err = fmt.Errorf("delete a row: %w", err)
 			}
 		} else {
-			l.entries[i].Key, l.entries[i].Value = o.Key, o.Value
+			l.entries[i].Key, l.entries[i].Value = m.Key, m.Value
 			if err = txn.SetEntry(&l.entries[i]); err != nil {
-				err = fmt.Errorf("row of %d bytes, %d of %d: %w", len(o.Value), i, len(ops), err)
+				err = fmt.Errorf("set a row of %d bytes, %d of %d: %w", len(m.Value), i, len(mutations), err)
 			}
 		}
 		if err != nil {
@@ -211,41 +211,42 @@ func (l *localWAL) writeToBadger(ops []mutation, at uint64, done func(error)) {
 			return
 		}
 	}
-	if err := txn.CommitAt(at, done); err != nil {
+	if err := txn.CommitAt(number, done); err != nil {
 		done(err)
 	}
 }
 
-// retireFlushed lets the log forget what is in tables.
+// retireFlushed lets the log forget what tables have.
 func (l *localWAL) retireFlushed() {
-	at := min(max(badgerguard.NewestFlushed(l.db.Tables()), 1)-1, l.log.Last())
-	if at <= l.log.Applied() {
+	flushed := min(max(badgerguard.NewestFlushed(l.db.Tables()), 1)-1, l.log.Last())
+	if flushed <= l.log.Applied() {
 		return
 	}
 	err := l.fs.SyncDir(l.dir)
 	if err == nil && l.recordTables != nil && l.recordTables() != nil {
-		return // the manifest may be read while Badger appends to it: the next look comes
+		return // the manifest may be read while Badger appends to it: the next check comes
 	}
 	if err == nil {
-		err = l.log.Retire(at)
+		err = l.log.Retire(flushed)
 	}
 	if err != nil {
-		l.alarm(fmt.Errorf("what is in tables cannot be taken from the commit log: %w", err))
+		l.alarm(fmt.Errorf("retire flushed commits from the commit log: %w", err))
 	}
 }
 
-// catchUp applies what tables may not have of the log.
-func (l *localWAL) catchUp(limits badgerguard.Limits, test *uint64) error {
-	tables, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
+// catchUp applies the commits of the log that tables may not have. replayFrom, if set, applies all
+// commits behind this one.
+func (l *localWAL) catchUp(limits badgerguard.Limits, replayFrom *uint64) error {
+	flushed, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {
-	case tables == 0 && l.log.Applied() > 0:
+	case flushed == 0 && l.log.Applied() > 0:
 		return fmt.Errorf("there are no tables, and they had all commits up to %d", l.log.Applied())
-	case tables > last+1:
-		return fmt.Errorf("tables have commits up to %d, the commit log ends at %d", tables, last)
+	case flushed > last+1:
+		return fmt.Errorf("tables have commits up to %d, the commit log ends at %d", flushed, last)
 	}
-	from := max(tables, 1) - 1
-	if test != nil {
-		from = *test
+	from := max(flushed, 1) - 1
+	if replayFrom != nil {
+		from = *replayFrom
 	}
 	replay := replayer{db: l.db, limits: limits, flushed: make(chan error, 1)}
 	err := l.log.Replay(func(number uint64, rows []byte) error {
@@ -257,11 +258,11 @@ func (l *localWAL) catchUp(limits badgerguard.Limits, test *uint64) error {
 	if err = errors.Join(err, replay.finish()); err != nil {
 		return fmt.Errorf("apply the commit log: %w", err)
 	}
-	if tables == last+1 {
-		// Its rows came to Badger, and its record, which failed, did not reach the log. The
-		// number is used; nothing was acknowledged.
+	if flushed == last+1 {
+		// Badger got the rows of a commit whose record, which failed, did not reach the log. The
+		// number is used; the commit was never acknowledged.
 		l.record.Reset()
-		if err := errors.Join(l.log.Append(tables, &l.record), l.log.Sync()); err != nil {
+		if err := errors.Join(l.log.Append(flushed, &l.record), l.log.Sync()); err != nil {
 			return err
 		}
 	}
@@ -269,13 +270,13 @@ func (l *localWAL) catchUp(limits badgerguard.Limits, test *uint64) error {
 	return nil
 }
 
-// stopRetiring ends the looks at the tables. It may be called more than once.
+// stopRetiring ends the checks of what tables have. It may be called more than once.
 func (l *localWAL) stopRetiring() {
 	l.stopOnce.Do(func() { close(l.checkNow) })
 	l.goroutines.Wait()
 }
 
-// close closes the log, behind Badger. All is in tables when that went well.
+// close closes the log, after Badger. clean says that tables have all commits.
 func (l *localWAL) close(clean bool) error {
 	if clean {
 		if err := l.fs.SyncDir(l.dir); err != nil {
@@ -288,16 +289,16 @@ func (l *localWAL) close(clean bool) error {
 	return l.log.Close(clean)
 }
 
-// replayer applies commits to Badger, many at once. It parts the rows of one only
-// when they are too many for one request: see localLog, 3.
+// replayer applies commits to Badger, many in one request. It divides the rows of a commit only when
+// they are too many for one request (localWAL, duty 3).
 type replayer struct {
 	db       *badger.DB
 	limits   badgerguard.Limits
 	rows     []replayRow
-	size     int64
+	size     int64 // of rows, in bytes
 	flushed  chan error
-	flushing bool  // a flush is under way
-	failed   error // of the first flush that failed: Badger gets nothing after it, see localLog, 3
+	flushing bool
+	failed   error // of the first flush that failed: Badger gets no rows after it (localWAL, duty 3)
 }
 
 type replayRow struct {
@@ -329,7 +330,7 @@ func (r *replayer) addCommit(number uint64, rows []byte) error {
 	return nil
 }
 
-// flush gives rows to Badger when it has taken those before.
+// flush gives rows to Badger once Badger has taken the rows before.
 func (r *replayer) flush(rows []replayRow) error {
 	if r.flushing {
 		r.flushing = false
