@@ -11,26 +11,26 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A value of attempt records is the version byte and then the records, each told by how
-// it differs from the one before: most are of the next task, succeeded, on the same node.
+// A value of attempt records is the version byte and then the records, each as a difference to the
+// one before. Most records are of the next task, which succeeded, on the same node.
 //
 //	record = flags [task] [attempt] [result rc] start length [node] [usage] [log stdout stderr]
 //
-// task is the zigzag difference to what would be the next task, start (ns) that to the
-// start before; both are 0 before the first record.
+// task is the zigzag difference to the expected next task, start (ns) the difference to the start
+// before. Both are 0 before the first record.
 const (
-	attemptNext   = 1 << iota // it is of the next task: no task
-	attemptFirst              // its number is 1: no attempt
-	attemptOK                 // it succeeded with rc 0: no result, no rc
-	attemptSame               // on the node of the record before ("" before the first): no node
-	attemptFree               // no usage is known
+	attemptNext   = 1 << iota // of the next task: task is left out
+	attemptFirst              // its number is 1: attempt is left out
+	attemptOK                 // succeeded with rc 0: result and rc are left out
+	attemptSame               // on the node of the record before ("" before the first): node is left out
+	attemptFree               // usage is unknown, and left out
 	attemptSilent             // neither executor log nor output
 	attemptFlags  = 1<<iota - 1
 )
 
-// attemptCoder is what a record is told by. Its zero value is for the first one.
+// attemptCoder is what the next record is compared with. Its zero value is for the first record.
 type attemptCoder struct {
-	next  uint32 // task
+	next  uint32 // expected task
 	start int64
 	node  string
 }
@@ -79,7 +79,7 @@ func (c *attemptCoder) append(dst []byte, a *messages.AttemptRecord) []byte {
 	return dst
 }
 
-// decode reads what append wrote.
+// decode is the inverse of append.
 func (c *attemptCoder) decode(d *decoder) (a messages.AttemptRecord) {
 	flags := d.byte()
 	if flags > attemptFlags {
@@ -132,7 +132,7 @@ func decodeAttempts(dst []messages.AttemptRecord, v []byte) ([]messages.AttemptR
 }
 
 const (
-	outputEmpty  = iota // nothing was written
+	outputEmpty  = iota // the task wrote no output
 	outputInline        // whole or cut, in the record
 	outputFile          // in the run's output file
 )
@@ -176,11 +176,11 @@ func (d *decoder) output(o *messages.Output) {
 	}
 }
 
-// attemptPageBytes is how much of attempt records is read before some are handed out.
+// attemptPageBytes is how much of attempt records one transaction reads, in bytes.
 const attemptPageBytes = 256 << 10
 
-// Attempts yields the ended attempts of the tasks [first, first+n). It reads
-// chunk by chunk, and never calls yield within a transaction.
+// Attempts yields the ended attempts of the tasks [first, first+n). It reads chunk by chunk, and
+// never calls yield within a transaction.
 func (s *Badger) Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	end := uint64(first) + uint64(n)
 	if _, err := s.Summary(run); err != nil {
@@ -225,8 +225,8 @@ func checkContiguous(run messages.RunID, list []messages.AttemptRecord) error {
 	return nil
 }
 
-// readAttemptPage appends the records of whole chunks, from chunk on, and returns the
-// chunk to go on with, 0 when there is none.
+// readAttemptPage appends the records of whole chunks, from chunk on. It returns the chunk that
+// follows, 0 at the end.
 func (s *Badger) readAttemptPage(dst []messages.AttemptRecord, run messages.RunID, chunk uint32, end uint64) ([]messages.AttemptRecord, uint32, error) {
 	prefix := runKey(typeAttempts, run)
 	from := binary.BigEndian.AppendUint32(runKey(typeAttempts, run), chunk)

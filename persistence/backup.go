@@ -16,14 +16,14 @@ type ReadView struct {
 	at  uint64
 }
 
-// Backup calls fn with the newest durable moment. Commits go on meanwhile, and so does
-// every read, but the store cannot be closed before fn has returned.
+// Backup calls fn with a view of the newest published commit. Commits and reads go on, but the store
+// cannot be closed before fn has returned.
 func (s *Badger) Backup(fn func(*ReadView) error) error {
 	return s.view(func(txn *badger.Txn) error { return fn(&ReadView{txn, txn.ReadTs()}) })
 }
 
-// VerifyTables reads all tables beside the store's work. A damaged one may have looked
-// like the end of the rows to whoever read them.
+// VerifyTables reads all tables while the store works. A backup calls it, because readers take a
+// damaged block for the end of the rows.
 func (s *Badger) VerifyTables(ctx context.Context) error {
 	report, err := badgerguard.Verify(ctx, s.dir, badgerguard.VerifyOptions{Live: true})
 	if err != nil {
@@ -35,11 +35,11 @@ func (s *Badger) VerifyTables(ctx context.Context) error {
 	return nil
 }
 
-// CommitNumber is that of the newest commit of the moment.
+// CommitNumber returns the number of the newest commit in the view.
 func (m *ReadView) CommitNumber() uint64 { return m.at }
 
-// Rows yields all rows as they are stored, their checksums included and checked, by
-// ascending keys, until yield returns an error. Key and value are valid within the call.
+// Rows yields all rows as they are stored, with their verified checksums, by ascending keys, until
+// yield returns an error. Key and value are valid within the call.
 func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 	return scanTxn(m.txn, nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
 		err := item.Value(func(value []byte) error {
@@ -52,21 +52,21 @@ func (m *ReadView) Rows(yield func(key, value []byte) error) error {
 	})
 }
 
-// HasRun tells whether a run is known.
+// HasRun reports whether a run is known.
 func (m *ReadView) HasRun(run messages.RunID) (bool, error) {
 	sum, err := summaryTxn(m.txn, run)
 	return sum != nil, err
 }
 
-// Restore makes a store in c.Dir, which must be empty, of rows as ReadView.Rows yields them,
-// and opens it once to see that it can be. It is on the device when Restore returns.
+// Restore makes a store in c.Dir, which must be empty, of rows as ReadView.Rows yields them, and
+// opens it once to prove that it can be opened. The store is durable when Restore returns.
 func Restore(c Config, rows func(yield func(key, value []byte) error) error) error {
 	s, err := OpenBadger(c)
 	if err != nil {
 		return err
 	}
 	if err := s.restore(rows); err != nil {
-		_ = s.Close() // it is of no use
+		_ = s.Close() // the store is incomplete
 		return err
 	}
 	if err := s.Close(); err != nil {
@@ -78,7 +78,7 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 	return s.Close()
 }
 
-// restoreBytes is how much is committed at a time.
+// restoreBytes is how much one commit of a restore has, in bytes.
 const restoreBytes = 1 << 20
 
 func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) error {

@@ -10,23 +10,22 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// deleteRows is how many tombstones one step of a deletion writes, so that what
-// else is committed does not wait for it.
+// deleteRows is how many tombstones one step of a deletion writes, so that other batches do not wait
+// long for it.
 const deleteRows = 2000
 
 const deletingV1 = 1
 
-// Delete removes finished runs, in small batches of tombstones, and returns when
-// that is durable. A run whose rows do not fit one batch vanishes first (summary,
-// indexes), leaving a mark by which the next open goes on after a crash. Runs that
-// are unknown are passed over; an unfinished run is an error. Their idempotency keys
-// stay until keysUntil, see ExpireKeys.
+// Delete removes finished runs, in small batches of tombstones, and returns when that is durable. A
+// run whose rows do not fit one batch loses its summary and indexes first, and leaves a mark, so that
+// the next open can continue after a crash. Unknown runs are skipped; an unfinished run is an error.
+// Idempotency keys stay until keysUntil, see ExpireKeys.
 func (s *Badger) Delete(runs []messages.RunID, keysUntil int64) error {
 	return s.deleteRuns(runs, keysUntil, s.commitRows)
 }
 
 func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]mutation) error) error {
-	// One that began before another must not take that one's mark of the highest id back.
+	// Else a deletion that began earlier could lower the stored highest ID of a later one.
 	s.deleteMu.Lock()
 	defer s.deleteMu.Unlock()
 	next, err := s.NextRun()
@@ -35,7 +34,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 	}
 	high := metaRow("next", uint64(next))
 	batch := []mutation{high}
-	var vanishing []messages.RunID // with the batch
+	var vanishing []messages.RunID // runs that the batch makes unknown
 	do := func(rows []mutation) error {
 		rows, kept := s.withKeyCount(rows)
 		if err := step(rows); err != nil {
@@ -81,7 +80,7 @@ func (s *Badger) deleteRuns(runs []messages.RunID, keysUntil int64, step func([]
 	return do(batch)
 }
 
-// commitRows sends rows through the committer and waits for them.
+// commitRows commits rows through the committer, and waits for them.
 func (s *Badger) commitRows(rows []mutation) error {
 	for len(rows) > 0 {
 		n := min(len(rows), s.limits.Rows/2)
@@ -97,8 +96,8 @@ func (s *Badger) commitRows(rows []mutation) error {
 	return nil
 }
 
-// deletionsOf are the deletions of a run: those that make it unknown, none when it is unknown,
-// and up to deleteRows of its other rows.
+// deletionsOf returns the deletions of a run: index makes the run unknown, and is empty when it is
+// unknown; rows are up to deleteRows of its other rows.
 func (s *Badger) deletionsOf(run messages.RunID, keysUntil int64) (index, rows []mutation, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		if index, err = summaryDeletions(txn, run, keysUntil); err != nil || len(index) == 0 {
@@ -110,8 +109,8 @@ func (s *Badger) deletionsOf(run messages.RunID, keysUntil int64) (index, rows [
 	return index, rows, err
 }
 
-// summaryDeletions are the rows that make a run unknown, and those of its idempotency key; none
-// when it is unknown.
+// summaryDeletions returns the rows that make a run unknown, and those of its idempotency key. The
+// result is empty for an unknown run.
 func summaryDeletions(txn *badger.Txn, run messages.RunID, keysUntil int64) (rows []mutation, err error) {
 	sum, err := summaryTxn(txn, run)
 	if err != nil || sum == nil {
@@ -136,13 +135,13 @@ func summaryDeletions(txn *badger.Txn, run messages.RunID, keysUntil int64) (row
 	return append(rows, key...), err
 }
 
-// rowDeletions are up to limit deletions of a run's other rows. One iterator looks for all:
-// making one costs more than what most runs have. It shows what is deleted too, else it
-// would pass over what other runs have left on its way out of an empty range.
+// rowDeletions returns up to limit deletions of a run's other rows. One iterator serves all types:
+// making an iterator costs more than reading the rows of most runs. It shows tombstones, too, or it
+// would step over those of other runs on its way out of an empty range.
 func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutation) {
 	it := txn.NewIterator(badger.IteratorOptions{AllVersions: true})
 	defer it.Close()
-	var last []byte // of each row the newest version comes first, and counts
+	var last []byte // the newest version of a row comes first, and counts
 	for _, typ := range runTypes {
 		prefix := runKey(typ, run)
 		for it.Seek(prefix); it.ValidForPrefix(prefix) && len(rows) < limit; it.Next() {
@@ -159,7 +158,7 @@ func rowDeletions(txn *badger.Txn, run messages.RunID, limit int) (rows []mutati
 	return rows
 }
 
-// deleteMarked deletes the rows of a run that has vanished, then the mark.
+// deleteMarked deletes the rows of a run that was made unknown, then the mark.
 func (s *Badger) deleteMarked(run messages.RunID, step func([]mutation) error) error {
 	for {
 		var rows []mutation
@@ -175,7 +174,7 @@ func (s *Badger) deleteMarked(run messages.RunID, step func([]mutation) error) e
 	}
 }
 
-// recoverDeletions goes on with the deletions that a crash has interrupted.
+// recoverDeletions continues the deletions that a crash has interrupted.
 func (s *Badger) recoverDeletions() error {
 	var runs []messages.RunID
 	err := s.scanRows([]byte{typeDeleting}, nil, false, func(key []byte, _ *badger.Item) (bool, error) {
@@ -190,10 +189,10 @@ func (s *Badger) recoverDeletions() error {
 	return err
 }
 
-// journalTruncator are the journal records that a snapshot has made superfluous and that are
-// still there. They are deleted a few with each group, after the snapshot's header
-// became durable. Those that a crash leaves are found at the run's next cut;
-// readers never look below the cut. It belongs to the committer's goroutine.
+// journalTruncator knows the journal records that a snapshot has made superfluous and that still
+// exist. A few of them are deleted with each group, once the snapshot's header is durable. Records
+// that a crash leaves are found at the run's next snapshot; readers never read below the cut. It
+// belongs to the committer's goroutine.
 type journalTruncator struct {
 	due            []truncation
 	truncatedBelow map[messages.RunID]uint64 // records below this Seq are deleted
@@ -201,7 +200,7 @@ type journalTruncator struct {
 
 type truncation struct {
 	run   messages.RunID
-	below uint64 // records below it go
+	below uint64 // records below this Seq are to be deleted
 }
 
 // maxTruncatedRows is the number of records that are deleted with one group.
@@ -209,17 +208,17 @@ const maxTruncatedRows = 1000
 
 func (c *journalTruncator) isEmpty() bool { return len(c.due) == 0 }
 
-// noteBatch takes down what a durable batch has made superfluous.
+// noteBatch notes the records that a durable batch has made superfluous.
 func (c *journalTruncator) noteBatch(b *Batch) {
 	if b.Snapshot != nil && b.Snapshot.Header != nil && b.Snapshot.Cut > c.truncatedBelow[b.Run] {
 		c.due = append(c.due, truncation{b.Run, b.Snapshot.Cut})
 	}
 	if b.Summary != nil && isFinal(b.Summary.State) {
-		delete(c.truncatedBelow, b.Run) // a hint only: it bounds the search
+		delete(c.truncatedBelow, b.Run) // only a hint: it bounds the search
 	}
 }
 
-// addTruncations adds deletions to a group that has room for them.
+// addTruncations adds deletions to a group, as far as it has room.
 func (s *Badger) addTruncations(g *writeGroup) {
 	c := &s.truncator
 	if s.Err() != nil {
@@ -260,17 +259,17 @@ func (s *Badger) addTruncations(g *writeGroup) {
 	}
 }
 
-// An idempotency key outlives its run. The deletion of the run keeps the key's row, with
-// the time until which it stays, and adds a row to an index by that time. Sweeps go along
-// the index from its beginning: they look at no key that stays.
+// An idempotency key outlives its run. The deletion of the run keeps the key's row, with the time
+// until which it stays, and adds a row to an index by that time. ExpireKeys reads the index from its
+// beginning, so it never reads a key that stays.
 
 // keptKeys is what the store knows of the keys whose runs were deleted.
 type keptKeys struct {
-	count       atomic.Int64 // as the meta row "keys" has it
-	oldestUntil int64        // no expiry row below this time is left; under purging
+	count       atomic.Int64 // equals the meta row "keys"
+	oldestUntil int64        // no expiry row is below this time; guarded by deleteMu
 }
 
-// expiryKey is the index row of a key that stays until a time (ns) of its caller's clock.
+// expiryKey is the index row of a key that stays until a time (ns) of the caller's clock.
 func expiryKey(until int64, hash [32]byte) []byte {
 	return append(binary.BigEndian.AppendUint64([]byte{typeExpiry}, uint64(until)), hash[:]...)
 }
@@ -283,8 +282,8 @@ func parseExpiryKey(key []byte) (until int64, hash [32]byte, err error) {
 	return int64(binary.BigEndian.Uint64(key[1:])), hash, nil
 }
 
-// keyMutations are the rows that a run's deletion changes of its idempotency key: none when
-// it has none, or when the key belongs to another run by now.
+// keyMutations returns what the deletion of a run changes of its idempotency key. The result is empty
+// when the run has none, or when the key belongs to another run by now.
 func keyMutations(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]mutation, error) {
 	v, err := getRowTxn(txn, idempotencyKey(hash))
 	if err != nil || v == nil {
@@ -303,7 +302,7 @@ func keyMutations(txn *badger.Txn, run messages.RunID, hash [32]byte, until int6
 	}, nil
 }
 
-// keptKeyChange is how many keys rows keep, less those that they remove.
+// keptKeyChange returns how many keys the rows keep, less those that they remove.
 func keptKeyChange(rows []mutation) (n int64) {
 	for i := range rows {
 		switch {
@@ -317,7 +316,7 @@ func keptKeyChange(rows []mutation) (n int64) {
 	return n
 }
 
-// withKeyCount appends the row that says how many keys are kept when rows are durable.
+// withKeyCount appends the row that says how many keys are kept once the rows are durable.
 func (s *Badger) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 	if change = keptKeyChange(rows); change != 0 {
 		rows = append(rows, metaRow("keys", uint64(max(s.keptKeys.count.Load()+change, 0))))
@@ -325,11 +324,11 @@ func (s *Badger) withKeyCount(rows []mutation) (_ []mutation, change int64) {
 	return rows, change
 }
 
-// KeptKeyCount is how many keys of deleted runs are kept.
+// KeptKeyCount returns how many keys of deleted runs are kept.
 func (s *Badger) KeptKeyCount() int { return int(s.keptKeys.count.Load()) }
 
-// ExpireKeys removes up to limit keys of deleted runs, the oldest first: those that stay
-// until now or less, and those beyond the newest most. It returns how many.
+// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys that stay until now or
+// less, and keys beyond the newest most. It returns how many it removed.
 func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
 	s.deleteMu.Lock()
 	defer s.deleteMu.Unlock()
@@ -350,7 +349,7 @@ func (s *Badger) ExpireKeys(now int64, most, limit int) (int, error) {
 			if err != nil || v == nil {
 				return err == nil, err
 			}
-			// A run that was deleted later may have the key, or one that exists.
+			// A run that was deleted later may own the key, or a run that exists.
 			_, _, of, err := decodeKeyRow(v)
 			if err == nil && of == until {
 				rows = append(rows, mutation{Key: idempotencyKey(hash), Delete: true})

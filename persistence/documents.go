@@ -11,8 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxDocument bounds what a stored document may claim to be, so that a corrupt
-// length cannot take all memory.
+// maxDocument bounds the length that a stored document may claim, in bytes, so that a corrupt length
+// cannot take all memory.
 const maxDocument = 1 << 30
 
 // compressFrom is the size from which a document is compressed, in bytes.
@@ -47,7 +47,7 @@ func (p *packer) close() {
 	p.dec.Close()
 }
 
-// appendPacked appends codec, length and the document, compressed if that pays.
+// appendPacked appends codec, length and the document, compressed if that is shorter.
 func (p *packer) appendPacked(dst, doc []byte) []byte {
 	at := len(dst)
 	dst = append(dst, codecZstd)
@@ -63,7 +63,7 @@ func (p *packer) appendPacked(dst, doc []byte) []byte {
 	return append(dst, doc...)
 }
 
-// unpack reads what append wrote, to the end of d.
+// unpack is the inverse of appendPacked, to the end of d.
 func (p *packer) unpack(d *decoder) []byte {
 	codec, size := d.byte(), d.uint()
 	if d.err != nil {
@@ -92,8 +92,7 @@ func (p *packer) unpack(d *decoder) []byte {
 	return body
 }
 
-// decodeDefinition reads a definition's row: the document, and copies of the
-// records that lie with it.
+// decodeDefinition reads a definition's row: the document, and a copy of the first journal records.
 func (p *packer) decodeDefinition(run messages.RunID, v []byte) (doc, records []byte, err error) {
 	d := newDecoder(v, defV1)
 	c := decodeCreation(d)
@@ -114,12 +113,11 @@ func (p *packer) decodeSet(run messages.RunID, n int, v []byte) (GeneratedSet, e
 	return s, nil
 }
 
-// A long document is never whole in memory. Before its batch it is compressed as it is
-// read and written down in parts, which lie where they stay. First comes the mark of a
-// run that is being deleted; the batch takes it off together with making the run known.
-// So what a crash or an error leaves of it is deleted like any run: by the next open,
-// or at once. The parts go through the committer one by one, and what else is being
-// committed goes with them.
+// A long document is never whole in memory. Before its batch is queued, the document is compressed
+// while it is read, and written in parts to where they stay. The first part comes with the mark of a
+// run that is being deleted. The batch removes the mark when it makes the run known. So the next
+// open deletes what a crash has left of a document, like the rest of any deleted run; after an error
+// that happens at once. The parts go through the committer one by one, together with other batches.
 
 // longDocumentSize is the size from which a stored document is read as a stream, in bytes.
 const longDocumentSize = 4 << 20
@@ -150,8 +148,7 @@ func (s *Badger) appendLong(b *Batch) {
 	}()
 }
 
-// writeLong writes the definition's parts, and takes them back when that does not
-// succeed.
+// writeLong writes the definition's parts, and deletes them again after an error.
 func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
 	var first []byte
 	if b.Seq == 1 {
@@ -170,7 +167,7 @@ func (s *Badger) writeLong(b *Batch, doc io.Reader) error {
 	}
 	if err != nil && s.Err() == nil && w.part > 0 {
 		if undo := s.deleteMarked(b.Run, s.commitRows); undo != nil {
-			s.log.Debug("parts of a document are left to the next start", "run", b.Run, "error", undo)
+			s.log.Debug("parts of a document stay until the next start", "run", b.Run, "err", undo)
 		}
 	}
 	return err
@@ -193,15 +190,14 @@ func compressStream(w io.Writer, doc io.Reader, size int64) error {
 	return err
 }
 
-// partWriter cuts a definition into parts and commits them, one while the next is
-// being filled.
+// partWriter divides a definition into parts and commits them, one while the next is being filled.
 type partWriter struct {
 	s        *Badger
 	run      messages.RunID
 	part     int
 	buf      []byte
-	sent     []byte // is with the committer; nil when nothing is
-	applying []byte // is durable; Badger may still read it, until it takes the next one
+	sent     []byte // with the committer; nil when no part is
+	applying []byte // durable; Badger may still read it, until it takes the next one
 	spare    []byte
 	done     chan error
 }
@@ -223,8 +219,7 @@ func (w *partWriter) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// flushPart gives what there is to the committer, once that has written what it was given
-// before.
+// flushPart gives the buffer to the committer, once the part before it is durable.
 func (w *partWriter) flushPart() error {
 	if err := w.awaitPart(); err != nil {
 		return err
@@ -247,7 +242,7 @@ func (w *partWriter) flushPart() error {
 	return nil
 }
 
-// awaitPart waits for what is with the committer.
+// awaitPart waits until the part that the committer has is durable.
 func (w *partWriter) awaitPart() error {
 	if w.sent == nil {
 		return nil
@@ -265,8 +260,8 @@ type storedDocument struct {
 	skip int // bytes before the compressed document
 }
 
-// longDefinition looks at the first part of a definition. It is nil when the document
-// is not long.
+// longDefinition reads the beginning of a definition's first part. doc is nil when the document is
+// not long.
 func (s *Badger) longDefinition(run messages.RunID, v []byte) (doc *storedDocument, records []byte) {
 	d := newDecoder(v, defV1)
 	c := decodeCreation(d)
@@ -314,7 +309,7 @@ func (r *partReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// documentReader sees that the document is whole.
+// documentReader verifies that the document is whole.
 type documentReader struct {
 	*zstd.Decoder
 	left int64
@@ -334,8 +329,8 @@ func (r *documentReader) Close() error {
 	return nil
 }
 
-// definition reads a run's definition, or the beginning of a long one, and the first
-// journal records that lie with it.
+// definition reads a run's definition, or the beginning of a long one, and the first journal records
+// that lie with it.
 func (s *Badger) definition(txn *badger.Txn, run messages.RunID, st *Stored) (records []byte, err error) {
 	var value []byte
 	next := 0 // part

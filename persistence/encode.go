@@ -12,11 +12,11 @@ import (
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
-// mutation is one row to set, or to delete.
+// mutation sets or deletes one row.
 type mutation = badgerguard.Mutation
 
-// writeGroup is the rows of one transaction. Keys and values lie in one arena that is
-// used again for the next group.
+// writeGroup is the rows of one transaction, and the batches that they are of. Keys and values lie
+// in one arena, which the next group uses again.
 type writeGroup struct {
 	mutations []mutation
 	size      int64
@@ -24,7 +24,7 @@ type writeGroup struct {
 	pending   []*pendingBatch
 }
 
-// maxKeptArena is the largest arena that is kept for the next group, in bytes.
+// maxKeptArena is the largest arena that the next group uses again, in bytes.
 const maxKeptArena = 4 << 20
 
 func (g *writeGroup) reset() {
@@ -37,19 +37,19 @@ func (g *writeGroup) reset() {
 	g.arena = g.arena[:0]
 }
 
-// isLarge tells whether much has come together: several batches, or one of several attempts.
+// isLarge reports whether much has come together: several batches, or one of several attempts.
 func (g *writeGroup) isLarge() bool {
 	return len(g.pending) > 1 || len(g.pending) == 1 && g.pending[0].batch != nil && len(g.pending[0].batch.Attempts) > 2
 }
 
 func (g *writeGroup) isEmpty() bool { return len(g.pending) == 0 && len(g.mutations) == 0 }
 
-// checkpoint and cut take rows off again that were added after the mark.
+// checkpoint and rollBack remove the rows again that were added after the checkpoint.
 func (g *writeGroup) checkpoint() (n int, size int64) { return len(g.mutations), g.size }
 
 func (g *writeGroup) rollBack(n int, size int64) { g.mutations, g.size = g.mutations[:n], size }
 
-// arenaFrom moves what was appended to the arena from at on into a slice of its own.
+// arenaFrom returns what was appended to the arena from offset at on, as a slice of its own.
 func (g *writeGroup) arenaFrom(at int) []byte { return g.arena[at:len(g.arena):len(g.arena)] }
 
 func (g *writeGroup) addMutation(o mutation) {
@@ -61,7 +61,7 @@ func (g *writeGroup) setRow(key, val []byte) { g.addMutation(mutation{Key: key, 
 
 func (g *writeGroup) deleteRow(key []byte) { g.addMutation(mutation{Key: key, Delete: true}) }
 
-// newPartKey is key, with the two bytes of part 0.
+// newPartKey is newKey with two more bytes: the number of part 0.
 func (g *writeGroup) newPartKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	at := len(g.arena)
 	g.newKey(typ, run, numbers...)
@@ -69,7 +69,7 @@ func (g *writeGroup) newPartKey(typ byte, run messages.RunID, numbers ...uint32)
 	return g.arenaFrom(at)
 }
 
-// newKey makes a run's key: type, run, then the numbers in four bytes each.
+// newKey makes a run's key in the arena: type, run, then the numbers in four bytes each.
 func (g *writeGroup) newKey(typ byte, run messages.RunID, numbers ...uint32) []byte {
 	at := len(g.arena)
 	g.arena = appendRunKey(g.arena, typ, run)
@@ -82,21 +82,21 @@ func (g *writeGroup) newKey(typ byte, run messages.RunID, numbers ...uint32) []b
 // encoder turns batches into rows. It belongs to the committer's goroutine.
 type encoder struct {
 	packer       *packer
-	partSize     int   // bytes of a row's value at most
-	maxStaged    int64 // bytes of a batch's rows at most
+	partSize     int   // limit of a row's value, in bytes
+	maxStaged    int64 // limit of a batch's rows, in bytes
 	timestamps   *readTimestamps
 	nextRun      atomic.Uint64                                  // one more than the highest run that was ever created
-	snapshots    map[messages.RunID]*snapshotContents           // of unfinished runs that had one while the store is open
-	loadContents func(messages.RunID) (snapshotContents, error) // reads those of a run
+	snapshots    map[messages.RunID]*snapshotContents           // of the unfinished runs that have taken a snapshot since the store was opened
+	loadContents func(messages.RunID) (snapshotContents, error) // reads those of a run from the store
 	writeCount   uint64                                         // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
-// encodeBatch appends the rows of a batch, the summary (the commit marker) last. The
+// encodeBatch appends the rows of a batch; the summary, which is the commit marker, comes last. The
 // error is the batch's own fault: ErrTooBig.
 func (e *encoder) encodeBatch(g *writeGroup, it *pendingBatch) error {
 	err := e.encodeRows(g, it)
 	if err != nil {
-		delete(e.snapshots, it.batch.Run) // it may tell of chunks that will not be written
+		delete(e.snapshots, it.batch.Run) // it may name chunks that will not be written
 	}
 	return err
 }
@@ -116,7 +116,7 @@ func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 			g.arena = appendCreation(g.arena, c, first)
 			g.arena = e.appendDocument(g.arena, c.Definition, it)
 			g.sealParts(key, at, e.partSize)
-		} else { // it lies there already, with first
+		} else { // the definition was written before, with the first records
 			g.deleteRow(g.newKey(typeDeleting, b.Run))
 		}
 		if c.IdempotencyKey != "" {
@@ -152,8 +152,8 @@ func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 	return e.encodeSummary(g, b, before)
 }
 
-// appendDocument appends a document as the item's own goroutine compressed it, or
-// compresses it now when it is small.
+// appendDocument appends a document, as another goroutine has compressed it, or compresses a small
+// one now.
 func (e *encoder) appendDocument(dst, doc []byte, it *pendingBatch) []byte {
 	if it.compressed != nil {
 		packed := <-it.compressed
@@ -234,11 +234,10 @@ func (e *encoder) encodeSnapshot(g *writeGroup, b *Batch) error {
 	return nil
 }
 
-// encodeSummary keeps an unfinished run's summary and a finished one's under different
-// types: the first are the index of unfinished runs. Only finished runs are in the
-// index of tags and labels: a submission has fewer rows by that. It is where a batch is refused
-// last: what moments notes is not taken back. The group had so many bytes before the
-// batch.
+// encodeSummary stores the summaries of unfinished and of finished runs under different types: the
+// former are the index of unfinished runs. Only finished runs are in the index of tags and labels,
+// so that a submission has fewer rows. This is the last place that refuses a batch, because changes
+// of the unfinished index are never undone. before is the size of the group before the batch.
 func (e *encoder) encodeSummary(g *writeGroup, b *Batch, before int64) error {
 	if b.Summary == nil {
 		return e.checkSize(g, b, before)
@@ -259,7 +258,7 @@ func (e *encoder) encodeSummary(g *writeGroup, b *Batch, before int64) error {
 	if next := uint64(b.Run) + 1; next > e.nextRun.Load() {
 		e.nextRun.Store(next)
 	}
-	g.sealRow(key, at) // before a deletion moves the arena's end
+	g.sealRow(key, at) // before a deletion moves the end of the arena
 	if isFinal(b.Summary.State) {
 		if e.timestamps.removeUnfinished(b.Run) {
 			g.deleteRow(g.newKey(typeUnfinished, b.Run))
@@ -279,7 +278,7 @@ func (e *encoder) encodeSummary(g *writeGroup, b *Batch, before int64) error {
 	return nil
 }
 
-// checkSize refuses a batch that is too big to be staged.
+// checkSize refuses a batch that is too large to be staged.
 func (e *encoder) checkSize(g *writeGroup, b *Batch, before int64) error {
 	if size := g.size - before; size > e.maxStaged {
 		return fmt.Errorf("run %d: %d bytes: %w", b.Run, size, ErrTooBig)
@@ -291,14 +290,15 @@ func isFinal(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
 }
 
-// sealRow adds a row whose value lies at the arena's end, from at on. Its key was made before.
+// sealRow adds a row whose value lies at the end of the arena, from offset at on. Its key was made
+// before.
 func (g *writeGroup) sealRow(key []byte, at int) {
 	g.arena = binary.LittleEndian.AppendUint32(g.arena, rowChecksum(key, g.arena[at:]))
 	g.setRow(key, g.arenaFrom(at))
 }
 
-// sealParts is row for a value of any size: it is split into parts of partSize, with a
-// checksum each. The key ends with the two bytes of part 0.
+// sealParts is sealRow for a value of any size: it is split into parts of partSize, each with a
+// checksum. The key ends with the two bytes of part 0.
 func (g *writeGroup) sealParts(key []byte, at, partSize int) {
 	size := len(g.arena) - at
 	parts := max(1, (size+partSize-1)/partSize)

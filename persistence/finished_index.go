@@ -15,37 +15,37 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// finishedIndex holds, in memory, the ids of the finished runs whose summaries are stored, their
-// states, and bounds of when they last changed. It has two jobs.
+// finishedIndex holds, in memory, the IDs of the finished runs whose summaries are stored, their
+// states, and bounds on when they last changed. It has two jobs.
 //
 // It is the witness of damage. When a block of a table rots while the store is open, its rows
 // are missing for every reader: Badger's iterators take such a block for the end of the table.
-// A registered run without a row is reported as damaged, not as unknown.
+// An indexed run without a row is reported as damaged, not as unknown.
 //
 // It is the index of finished runs by state and by time (list.go): a list of ERRORED runs
 // reads no row of other runs, and retention reads no row of a run that is too young. It costs
 // no row on disk, and 40 bytes for 64 neighbouring runs.
 //
-// A run is registered once a read can see its summary, and is taken out before the first
-// read that cannot: see expect and learn. So a run that is registered both before and after
-// a read must be found by that read, be it as an unfinished one that was restarted.
+// A run is added once a read can see its summary, and removed before the first read that cannot:
+// see expectCommit and publishExpected. So a run that is indexed both before and after a read must be
+// found by that read, perhaps as an unfinished run that was restarted.
 type finishedIndex struct {
 	mu         sync.Mutex
-	words      idtable.Table[finishedWord]  // by run id / 64
-	blocks     idtable.Table[finishedBlock] // by run id / blockRuns: those that can be skipped
-	registered int                          // registered runs
-	expected   []finishedRun                // of the commit that reads begin to see at this moment
+	words      idtable.Table[finishedWord]  // by run ID / 64
+	blocks     idtable.Table[finishedBlock] // by run ID / blockRuns: lets a search skip blocks
+	registered int                          // number of indexed runs
+	expected   []finishedRun                // of the commit that reads are beginning to see
 
-	// Runs that finished before the store was opened are registered in the background:
-	// those of [unknownFrom, unknownTo) are not yet. Nothing is known before begin.
+	// Runs that finished before the store was opened are added in the background: those of
+	// [unknownFrom, unknownTo) are still missing. Until start all are.
 	started                bool
 	unknownFrom, unknownTo messages.RunID
 }
 
 // finishedWord is what is known of the finished ones among 64 neighbouring runs.
 type finishedWord struct {
-	states [finalStates]uint64 // a bit per run; of a run with a damaged summary in each of them
-	// Bounds of Summary.Changed (ns). Deletions and restarts leave them wider than needed.
+	states [finalStates]uint64 // a bit per run; a run with a damaged summary has it in each state
+	// Bounds on Summary.Changed (ns). Deletions and restarts leave them wider than needed.
 	oldest, newest int64
 }
 
@@ -70,7 +70,7 @@ type finishedBlock struct {
 	oldest, newest int64              // as those of a word
 }
 
-// stateSet is a set of final states: bit 0 is that of COMPLETED.
+// stateSet is a set of final states; bit 0 is COMPLETED.
 type stateSet uint8
 
 const (
@@ -80,15 +80,15 @@ const (
 
 func stateSetOf(s dag.RunState) stateSet { return 1 << (s - dag.RunCompleted) }
 
-// finishedRun is what the register learns of a run.
+// finishedRun is what the index learns of a run.
 type finishedRun struct {
 	run     messages.RunID
 	states  stateSet // more than one: the summary is damaged
 	changed int64
-	removed bool // it is no longer a finished run
+	removed bool // the run is no longer a finished one
 }
 
-// finishedRunOf reads what the register keeps out of a summary.
+// finishedRunOf extracts from a summary what the index keeps.
 func finishedRunOf(run messages.RunID, value []byte) finishedRun {
 	state, changed, err := summaryFacts(value)
 	if err != nil || !isFinal(state) {
@@ -97,22 +97,22 @@ func finishedRunOf(run messages.RunID, value []byte) finishedRun {
 	return finishedRun{run: run, states: stateSetOf(state), changed: changed}
 }
 
-// start is called when the store is open and ids from next on were never used.
+// start is called when the store is open. IDs from next on were never used.
 func (r *finishedIndex) start(next messages.RunID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.started, r.unknownTo = true, next
 }
 
-// setLoadedTo notes that all finished runs below a run are registered.
+// setLoadedTo says that all finished runs below a run are indexed.
 func (r *finishedIndex) setLoadedTo(run messages.RunID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unknownFrom = min(run, r.unknownTo)
 }
 
-// coverage tells whether all finished runs from one on, up to last, are registered. When they
-// are not, the same holds up to last.
+// coverage reports whether all finished runs from a run on, up to last, are indexed. If not, that
+// answer also holds up to last.
 func (r *finishedIndex) coverage(from messages.RunID) (known bool, last messages.RunID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,7 +128,7 @@ func (r *finishedIndex) coverage(from messages.RunID) (known bool, last messages
 	return false, r.unknownTo - 1
 }
 
-// count is how many finished runs there are; known is false while some are not registered yet.
+// count returns how many finished runs there are; known is false while some are not yet indexed.
 func (r *finishedIndex) count() (n int, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,7 +142,7 @@ func (r *finishedIndex) count() (n int, known bool) {
 	return n, r.started && r.unknownFrom == r.unknownTo
 }
 
-// setLocked registers a run, or takes it out. mu is held.
+// setLocked adds or removes a run. mu is held.
 func (r *finishedIndex) setLocked(f finishedRun) {
 	at, bit := uint64(f.run)/64, uint64(1)<<(f.run%64)
 	was := r.words.Get(at)
@@ -163,7 +163,7 @@ func (r *finishedIndex) setLocked(f finishedRun) {
 	switch {
 	case f.removed:
 	case f.states&(f.states-1) != 0:
-		w.newest = math.MaxInt64 // the time is unknown: lists by time show the damage, retention does not look
+		w.newest = math.MaxInt64 // the time is unknown: lists by time show the damage, retention does not read the run
 	default:
 		w.oldest, w.newest = min(w.oldest, f.changed), max(w.newest, f.changed)
 	}
@@ -179,7 +179,7 @@ func (r *finishedIndex) setLocked(f finishedRun) {
 	r.blocks.Set(uint64(f.run)/blockRuns, block)
 }
 
-// addIfUnknown registers a run as it was at an earlier moment, unless a later one is known.
+// addIfUnknown adds a run as it was at an earlier timestamp, unless a later state is known.
 func (r *finishedIndex) addIfUnknown(f finishedRun) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -194,8 +194,8 @@ func (r *finishedIndex) remove(run messages.RunID) {
 	r.setLocked(finishedRun{run: run, removed: true})
 }
 
-// expectCommit is called with the rows of a commit before any read can see it. Those that it
-// finishes are candidates of lists from here on; their rows need not be found yet.
+// expectCommit is called with the rows of a commit before any read can see them. From here on the
+// runs that the commit finishes are candidates of lists; their rows need not be found yet.
 func (r *finishedIndex) expectCommit(ops []mutation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -212,7 +212,7 @@ func (r *finishedIndex) expectCommit(ops []mutation) {
 	}
 }
 
-// publishExpected is called once each read that begins sees the rows that expect was told.
+// publishExpected is called once every new read sees the rows that expectCommit was called with.
 func (r *finishedIndex) publishExpected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -231,7 +231,7 @@ func (r *finishedIndex) contains(run messages.RunID) bool {
 	return w.anyState()&(1<<(run%64)) != 0
 }
 
-// appendBetween appends the runs from one to another, ascending.
+// appendBetween appends the indexed runs from one run to another, ascending.
 func (r *finishedIndex) appendBetween(dst []messages.RunID, from, to messages.RunID) []messages.RunID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,18 +249,17 @@ func (r *finishedIndex) appendBetween(dst []messages.RunID, from, to messages.Ru
 	return dst
 }
 
-// finishedFilter selects finished runs by what the register knows of them. It may let a run
-// pass that the summary rules out, never the reverse.
+// finishedFilter selects finished runs by what the index knows of them. It may let a run pass that
+// the summary rules out, never the reverse.
 type finishedFilter struct {
 	states                 stateSet
 	changedFrom, changedTo int64 // as in messages.ListQuery
 }
 
-// lockedWords is how many words are looked at under the lock at a time: a commit waits for
-// that, some 40 µs.
+// lockedWords is how many words a search examines under one lock: a commit waits for that, some 40 µs.
 const lockedWords = 8192
 
-// nextMatch is the first run from one on that the filter lets pass.
+// nextMatch returns the first run from a run on that the filter lets pass.
 func (r *finishedIndex) nextMatch(from messages.RunID, f finishedFilter) (run messages.RunID, ok bool) {
 	for more := true; more; {
 		run, ok, more = r.nextMatchStep(&from, f)
@@ -268,7 +267,7 @@ func (r *finishedIndex) nextMatch(from messages.RunID, f finishedFilter) (run me
 	return run, ok
 }
 
-// nextMatchStep is next for some words. more is set when it must go on, from where it has moved from.
+// nextMatchStep is nextMatch for some words. more says that the search goes on, at the advanced from.
 func (r *finishedIndex) nextMatchStep(from *messages.RunID, f finishedFilter) (run messages.RunID, ok, more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -314,7 +313,7 @@ func (r *finishedIndex) nextMatchStep(from *messages.RunID, f finishedFilter) (r
 	return run, ok, false
 }
 
-// mayMatchTime tells whether of runs that changed between these times some may pass.
+// mayMatchTime reports whether some of the runs that changed between these times may pass.
 func (f *finishedFilter) mayMatchTime(oldest, newest int64) bool {
 	return (f.changedFrom == 0 || newest >= f.changedFrom) && (f.changedTo == 0 || oldest <= f.changedTo)
 }
@@ -357,12 +356,12 @@ func (r *finishedIndex) tighten(run messages.RunID, was finishedWord, oldest int
 }
 
 const (
-	finishedPageRows  = 4096                  // rows that are looked at in one transaction
+	finishedPageRows  = 4096                  // rows that one transaction examines
 	finishedPagePause = 10 * time.Millisecond // between two of them, at most: the first lists do not compete with it
 )
 
-// loadFinishedIndex registers the runs that were finished when the store was opened: its tables
-// were just proven whole.
+// loadFinishedIndex adds the runs that were finished when the store was opened: its tables were just
+// verified.
 func (s *Badger) loadFinishedIndex(ctx context.Context) error {
 	next, more := messages.RunID(0), true
 	for more {
@@ -387,7 +386,7 @@ func (s *Badger) loadFinishedIndex(ctx context.Context) error {
 }
 
 func (s *Badger) loadFinishedPage(from messages.RunID) (next messages.RunID, more bool, err error) {
-	s.deleteMu.Lock() // what was deleted is not seen, and nothing is deleted meanwhile
+	s.deleteMu.Lock() // deleted runs are not seen, and runs are not deleted while this reads
 	defer s.deleteMu.Unlock()
 	n := 0
 	err = s.scanRows([]byte{typeFinished}, runKey(typeFinished, from), false, func(key []byte, item *badger.Item) (bool, error) {
@@ -403,7 +402,7 @@ func (s *Badger) loadFinishedPage(from messages.RunID) (next messages.RunID, mor
 			return nil
 		})
 		s.finished.addIfUnknown(f)
-		if s.timestamps.isUnfinished(run) { // it was restarted after this moment
+		if s.timestamps.isUnfinished(run) { // it was restarted after this timestamp
 			s.finished.remove(run)
 		}
 		return true, nil
@@ -411,21 +410,21 @@ func (s *Badger) loadFinishedPage(from messages.RunID) (next messages.RunID, mor
 	return next, more, err
 }
 
-// missingSummary is damage: a run is registered, and its summary is not there.
+// missingSummary is the damage of an indexed run whose summary is missing.
 func missingSummary(run messages.RunID) error {
 	return fmt.Errorf("run %d: summary: %w: missing", run, errCorrupt)
 }
 
-// explainAbsence tells why a read has found no summary of a run: it is unknown, or its summary is
-// missing. registered is what the register said of it before the read.
+// explainAbsence says why a read has found no summary of a run: the run is unknown, or its summary is
+// missing. registered says whether the index had the run before the read.
 func (s *Badger) explainAbsence(run messages.RunID, registered bool) error {
 	if registered && s.finished.contains(run) {
 		return s.reportRowDamage(missingSummary(run))
 	}
-	if !s.timestamps.isUnfinished(run) || s.queue.wake == nil { // a store that is only read creates nothing
+	if !s.timestamps.isUnfinished(run) || s.queue.wake == nil { // an offline store creates nothing
 		return unknownRun(run)
 	}
-	// It may be just being created: that is durable behind the barrier.
+	// The run may be just being created: its batch is durable after the barrier.
 	if err := s.waitDurable(); err != nil {
 		return err
 	}
@@ -440,11 +439,11 @@ func (s *Badger) explainAbsence(run messages.RunID, registered bool) error {
 	case sum == nil && s.timestamps.isUnfinished(run):
 		return s.reportRowDamage(missingSummary(run))
 	}
-	return unknownRun(run) // it was, at the moment of that read
+	return unknownRun(run) // it was unknown at the timestamp of the read
 }
 
-// confirmSuspected reads the summary of a run that a list should have come across. It is nil when the
-// run is no more, or was not finished at that moment.
+// confirmSuspected reads the summary of a run that a list should have found. It is nil when the run
+// was deleted, or was not finished at the timestamp of the list.
 func (s *Badger) confirmSuspected(run messages.RunID) (*messages.Summary, error) {
 	sum, err := s.Summary(run)
 	switch {
@@ -456,7 +455,7 @@ func (s *Badger) confirmSuspected(run messages.RunID) (*messages.Summary, error)
 	return sum, err
 }
 
-// damagedSummary stands for one that cannot be read.
+// damagedSummary stands for a summary that cannot be read.
 func damagedSummary(run messages.RunID, err error) *messages.Summary {
 	return &messages.Summary{ID: run, Damage: err.Error()}
 }

@@ -11,11 +11,10 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// A batch that is too big for one transaction is still atomic. Its rows are
-// written down in parts first (type x), then one row marks it as committed (type
-// y), then the rows are carried out in several transactions, and mark and parts
-// are deleted. A crash before the mark leaves parts that the next open deletes; a
-// crash after it leaves rows that the next open carries out (again).
+// A batch that is too large for one transaction is still atomic. Its rows are written down in parts
+// first (type x). Then one row marks it as committed (type y). Then its rows are applied in several
+// transactions, and mark and parts are deleted. A crash before the mark leaves parts that the next
+// open deletes; a crash after it leaves rows that the next open applies, perhaps again.
 
 const (
 	stagedV1 = 1
@@ -23,8 +22,8 @@ const (
 	maxStaged = 512 << 20
 )
 
-// commitStaged commits one batch by itself. After the writer's last commit has failed it writes
-// nothing: the writer may not have returned from that.
+// commitStaged commits one batch by itself, while the writer rests. In a failed store it writes
+// nothing: the writer may not have returned from its last commit.
 func (s *Badger) commitStaged(ops []mutation, it *pendingBatch) {
 	err := s.Err()
 	if err == nil {
@@ -51,12 +50,12 @@ func (s *Badger) stageAndApply(ops []mutation) error {
 	return s.applyStaged(ops, id, parts)
 }
 
-// stagedMark is the commit marker of a batch. It knows how many parts there are.
+// stagedMark is the commit marker of a batch. It holds the number of parts.
 func stagedMark(id uint64, parts int) mutation {
 	return sealRow(markKey(typeStaged, id), binary.AppendUvarint([]byte{stagedV1}, uint64(parts)))
 }
 
-// applyStaged commits the rows of a marked batch and then takes the mark off.
+// applyStaged commits the rows of a marked batch, and then deletes mark and parts.
 func (s *Badger) applyStaged(ops []mutation, id uint64, parts []mutation) error {
 	if err := s.commitSplit(ops); err != nil {
 		return err
@@ -80,12 +79,13 @@ func (s *Badger) commitSplit(ops []mutation) error {
 	return nil
 }
 
-// isSummaryRow tells whether a row is a summary, or its entry in the index of tags.
+// isSummaryRow reports whether a row is a summary, or its entry in the index of tags. These rows of
+// a batch are committed together: a list that reads between two transactions would miss the run.
 func isSummaryRow(o mutation) bool {
 	return o.Key[0] == typeUnfinished || o.Key[0] == typeFinished || o.Key[0] == typeTag
 }
 
-// stagedParts are the rows that hold a batch until it is applied.
+// stagedParts returns the rows that hold a batch until it is applied.
 func stagedParts(mutations []mutation, id uint64, partSize int) (parts []mutation) {
 	for i, part := range badgerguard.EncodeMutations(mutations, partSize, checksumSize) {
 		parts = append(parts, sealRow(stageKey(id, uint32(i)), part))
@@ -105,17 +105,17 @@ func decodeStaged(v []byte) ([]mutation, error) {
 // stagedBatch is a batch whose parts are stored.
 type stagedBatch struct {
 	id     uint64
-	marked bool   // it is committed
-	want   uint64 // parts that there must be, when it is marked
+	marked bool   // the batch is committed
+	want   uint64 // number of parts, when it is marked
 	parts  [][]byte
-	joined []byte // what the parts hold, when it is marked
+	joined []byte // content of the parts, when it is marked
 }
 
-// mutations are the rows of a batch that is marked.
+// mutations returns the rows of a marked batch.
 func (b *stagedBatch) mutations() ([]mutation, error) {
 	n := uint64(len(b.parts))
 	switch {
-	case n == 0: // the mark goes before the parts
+	case n == 0: // the mark is deleted before the parts
 		return nil, fmt.Errorf("staged batch %d: %w: none of %d parts", b.id, errCorrupt, b.want)
 	case n != b.want:
 		return nil, fmt.Errorf("staged batch %d: %w: %d of %d parts", b.id, errCorrupt, n, b.want)
@@ -135,7 +135,7 @@ func (b *stagedBatch) partDeletions() (ops []mutation) {
 	return ops
 }
 
-// markAndPartDeletions deletes what is left of a batch that was carried out.
+// markAndPartDeletions deletes what is left of a batch that was applied.
 func (b *stagedBatch) markAndPartDeletions() []mutation {
 	return append([]mutation{{Key: markKey(typeStaged, b.id), Delete: true}}, b.partDeletions()...)
 }
@@ -186,7 +186,7 @@ func (s *Badger) eachStaged(fn func(*stagedBatch) error) error {
 	return nil
 }
 
-// recoverStaged carries out what was marked and deletes what was not.
+// recoverStaged applies the batches that were marked and deletes the others.
 func (s *Badger) recoverStaged() error {
 	return s.eachStaged(func(b *stagedBatch) error {
 		if !b.marked {

@@ -13,7 +13,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending id.
+// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
 func (s *Badger) UnfinishedSummaries() ([]*messages.Summary, error) {
 	var runs []*messages.Summary
 	var damage error
@@ -31,7 +31,7 @@ func (s *Badger) UnfinishedSummaries() ([]*messages.Summary, error) {
 	return runs, nil
 }
 
-// unfinishedDamage is ErrDamaged of the summary of an unfinished run, with what to do.
+// unfinishedDamage is ErrDamaged for the summary of an unfinished run, and says what to do.
 type unfinishedDamage struct{ dir, damage string }
 
 func (e *unfinishedDamage) Error() string {
@@ -41,12 +41,12 @@ func (e *unfinishedDamage) Error() string {
 
 func (e *unfinishedDamage) Unwrap() error { return ErrDamaged }
 
-// pageRows is how many summaries are looked at in one transaction.
+// pageRows is how many summaries one transaction examines.
 const pageRows = 512
 
-// Summaries yields the runs that q selects, ascending. It reads page by page, and
-// never calls yield within a transaction. A list of finished runs alone goes by the indexes
-// (readFinished), any other list from row to row.
+// Summaries yields the runs that q selects, ascending. It reads page by page, and never calls yield
+// within a transaction. A list of finished runs alone reads through the indexes (readFinishedPage);
+// any other list reads row by row.
 func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	p := listPage{query: &q, includeFinished: q.All || slices.ContainsFunc(q.States, isFinal), states: finalStatesOnly(&q), last: q.Before - 1, more: true}
 	if q.HasAfter {
@@ -83,23 +83,23 @@ func (s *Badger) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	return nil
 }
 
-// suspected is the Damage of a run that a page has passed over: it is registered, and no row
-// of it was found. Whether that is damage is found out behind the page.
+// suspected is the Damage of a run that a page has missed: the index of finished runs has it, and its
+// row was not found. After the page it is decided whether that is damage.
 const suspected = "suspected"
 
 // listPage is what one transaction of a list reads.
 type listPage struct {
 	query           *messages.ListQuery
-	includeFinished bool     // finished runs too
-	states          stateSet // of finished runs, when the list is of these alone
+	includeFinished bool     // the list wants finished runs, too
+	states          stateSet // of finished runs; 0 unless the list wants these alone
 	runs            []*messages.Summary
-	next            messages.RunID // where the next page begins; it is not 0 when there may be one
+	next            messages.RunID // where the next page begins; not 0 when there may be one
 	last            messages.RunID // where the list ends
 	more            bool           // there may be a next page
-	examined        int            // rows that were looked at
+	examined        int            // number of examined rows
 }
 
-// readPage reads the next page: pageRows runs, of which those that are selected are kept.
+// readPage reads the next page: it examines pageRows runs and keeps those that match.
 func (s *Badger) readPage(p *listPage) error {
 	p.examined = 0
 	last := p.last
@@ -112,12 +112,12 @@ func (s *Badger) readPage(p *listPage) error {
 	return s.scanPage(p, last)
 }
 
-// scanPage reads a page, up to the run last, from row to row.
+// scanPage reads a page row by row, up to the run last.
 func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
 	return s.viewWithUnfinished(p.next, pageRows, func(txn *badger.Txn, live []messages.RunID) error {
 		kept, end := 0, last
 		if len(live) == pageRows {
-			end = min(end, live[pageRows-1]) // of those behind it nothing is known
+			end = min(end, live[pageRows-1]) // which of the later runs are unfinished is not known
 		}
 		if at, found := slices.BinarySearch(live, end); found {
 			live = live[:at+1]
@@ -145,10 +145,9 @@ func (s *Badger) scanPage(p *listPage, last messages.RunID) error {
 	})
 }
 
-// mergeRows calls visit for the unfinished runs and, when the list asks for them, the
-// finished ones, in ascending order, from one run to another, until it returns false. live
-// are those that may be unfinished. Of a row that is damaged, and of one that should be
-// there, visit is given the run all the same.
+// mergeRows calls visit for the unfinished runs and, if the list wants them, the finished ones, in
+// ascending order, until visit returns false. live are the runs that may be unfinished. A run whose
+// row is damaged or missing is visited, too, with its damage.
 func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) error {
 	unfinished := newSummaryLookup(txn, typeUnfinished)
 	defer unfinished.it.Close()
@@ -169,7 +168,7 @@ func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunI
 		case len(live) > 0 && (!ok || live[0] <= run):
 			run, live, ok = live[0], live[1:], false
 			if item = unfinished.find(run); item == nil {
-				continue // it is a finished one at this moment
+				continue // the run is finished at this timestamp
 			}
 		case ok:
 			item, err = finished.summaryRow()
@@ -194,9 +193,9 @@ func (s *Badger) mergeRows(txn *badger.Txn, p *listPage, from, end messages.RunI
 	}
 }
 
-// missingReporter returns a function that is told each run that a page comes across, ascending: it
-// calls visit for those before it, from the last one on, which are registered and were not
-// come across. It is false when visit was. live are those that may be unfinished.
+// missingReporter returns a function that is called with each run that a page finds, ascending. It
+// calls visit for the runs since its last call that the index of finished runs has and that the page
+// did not find. It returns false when visit does. live are the runs that may be unfinished.
 func (s *Badger) missingReporter(from messages.RunID, live []messages.RunID, visit func(*messages.Summary) bool) func(to messages.RunID) bool {
 	next := from
 	var between []messages.RunID
@@ -214,7 +213,8 @@ func (s *Badger) missingReporter(from messages.RunID, live []messages.RunID, vis
 	}
 }
 
-// decodeSummaryRow decodes a row, if err is nil. One that is damaged is not the error of a list.
+// decodeSummaryRow decodes a row, if err is nil. A damaged row is a damaged run, and no error of the
+// list.
 func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err error) (sum *messages.Summary, _ error) {
 	if err == nil {
 		err = itemValue(item, func(v []byte) (err error) {
@@ -222,7 +222,7 @@ func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err err
 			return err
 		})
 	}
-	if errors.Is(err, badger.ErrKeyNotFound) { // the index of a tag has it
+	if errors.Is(err, badger.ErrKeyNotFound) { // the index of a tag has the run
 		err = missingSummary(run)
 	}
 	if errors.Is(err, errCorrupt) {
@@ -234,7 +234,7 @@ func (s *Badger) decodeSummaryRow(run messages.RunID, item *badger.Item, err err
 func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	switch {
 	case s.Damage != "":
-		return true // nobody knows
+		return true // its state is unknown
 	case !all && isFinal(s.State), q.HasTag && s.Tag != q.Tag:
 		return false
 	case len(q.States) > 0 && !slices.Contains(q.States, s.State):
@@ -245,16 +245,15 @@ func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 	return !slices.ContainsFunc(q.Labels, func(l dag.Label) bool { return !slices.Contains(s.Tags, l) })
 }
 
-// A list of finished runs goes by the indexes that can tell something of it, together: the
-// register, in memory, has the states and bounds of the times; each tag and each label has
-// rows in the store. Each index is asked for its first run from a candidate on. The furthest
-// answer is the next candidate, and a run on which all agree is one whose summary is read. So
-// the most selective index sets the pace, whichever it is.
+// A list of finished runs uses all indexes that apply to it together: finishedIndex, in memory, has
+// the states and bounds of the times; each tag and each label has rows in the store. Each index is
+// asked for its first run from a candidate on. The furthest answer is the next candidate, and when all
+// agree on a run, its summary is read. So the most selective index sets the pace, whichever it is.
 //
-// The register says, too, which rows must be found: a run without one is damaged. Index rows
-// have no such witness: while any damage of the store is known, lists do without them.
+// finishedIndex also says which rows must exist: a run without one is damaged. Index rows have no such
+// witness: while any damage of the store is known, lists do without them.
 
-// finalStatesOnly returns the states that a list wants, when they are all final ones; else 0.
+// finalStatesOnly returns the states that a list wants, if all of them are final; else 0.
 func finalStatesOnly(q *messages.ListQuery) (states stateSet) {
 	for _, state := range q.States {
 		if !isFinal(state) {
@@ -265,7 +264,7 @@ func finalStatesOnly(q *messages.ListQuery) (states stateSet) {
 	return states
 }
 
-// indexPrefixes returns the prefixes of the index rows that all selected runs have.
+// indexPrefixes returns the prefixes of the index rows that all matching runs have.
 func indexPrefixes(q *messages.ListQuery) (prefixes [][]byte) {
 	if q.HasTag && q.Tag != "" {
 		prefixes = append(prefixes, tagPrefix(q.Tag))
@@ -287,8 +286,8 @@ func indexKeys(s *messages.Summary) (keys [][]byte) {
 	return keys
 }
 
-// readFinishedPage reads a page, up to the run last, by the indexes. All finished runs up to
-// there are registered.
+// readFinishedPage reads a page through the indexes, up to the run last. The index of finished runs
+// must be complete up to there.
 func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
 	filter := finishedFilter{states: p.states, changedFrom: p.query.ChangedFrom, changedTo: p.query.ChangedTo}
 	return s.view(func(txn *badger.Txn) error {
@@ -347,11 +346,11 @@ func (s *Badger) readFinishedPage(p *listPage, last messages.RunID) error {
 	})
 }
 
-// boundsTightener narrows the register's bounds of the times of runs that are read anyway: else a
-// sweep of the retention would read them again and again.
+// boundsTightener narrows the index's bounds on the times of runs that a list reads anyway. Without it
+// each sweep of the retention would read those runs again.
 type boundsTightener struct {
 	index  *finishedIndex // nil: it does nothing
-	word   uint64         // run id / 64
+	word   uint64         // run ID / 64
 	before finishedWord
 	seen   int
 	oldest int64
@@ -371,7 +370,7 @@ func (t *boundsTightener) observe(s *messages.Summary) {
 	}
 }
 
-// finishWord is called when no more runs of the word come.
+// finishWord is called after the last run of a word.
 func (t *boundsTightener) finishWord() {
 	if t.seen > 0 && t.seen == bits.OnesCount64(t.before.anyState()) {
 		t.index.tighten(messages.RunID(t.word*64), t.before, t.oldest)
@@ -379,10 +378,10 @@ func (t *boundsTightener) finishWord() {
 	t.seen = 0
 }
 
-// FinishedCount is how many finished runs there are. known is false while a store that was opened a
-// moment ago has not counted them.
+// FinishedCount returns how many finished runs there are. known is false while a store that was just
+// opened has not counted them.
 func (s *Badger) FinishedCount() (n int, known bool) {
-	err := s.view(func(*badger.Txn) error { // the register knows what the read sees
+	err := s.view(func(*badger.Txn) error { // the index has what the read sees
 		n, known = s.finished.count()
 		return nil
 	})

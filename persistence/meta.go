@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// formatVersion is the format of a data folder. It goes up with every change that a
-	// former program could not read. Since 4 finished runs are indexed by their labels.
+	// formatVersion is the format of a data folder. It goes up with every change that an older
+	// program cannot read. Since 4 finished runs are indexed by their labels.
 	formatVersion = 4
 	defaultShards = 16
 )
@@ -58,7 +58,7 @@ func (s *Badger) checkFormat(shards int) error {
 	return nil
 }
 
-// lacksChecksum tells whether the row of the format has no checksum, as before format 3.
+// lacksChecksum reports whether the row of the format has no checksum, as before format 3.
 func (s *Badger) lacksChecksum() bool {
 	bare := false
 	_ = s.scanRows(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {
@@ -70,7 +70,7 @@ func (s *Badger) lacksChecksum() bool {
 	return bare
 }
 
-// Shards is the number of shards the data folder was made for.
+// Shards returns the number of shards for which the data folder was made.
 func (s *Badger) Shards() int { return s.shards }
 
 const metaV1 = 1
@@ -79,7 +79,7 @@ func metaRow(name string, n uint64) mutation {
 	return sealRow(metaKey(name), binary.AppendUvarint([]byte{metaV1}, n))
 }
 
-// metaNumber reads a meta row; 0 when there is none.
+// metaNumber reads a meta row; 0 when it is missing.
 func (s *Badger) metaNumber(name string) (uint64, error) {
 	v, err := s.getRow(metaKey(name))
 	if err != nil || v == nil {
@@ -93,7 +93,7 @@ func (s *Badger) metaNumber(name string) (uint64, error) {
 	return n, nil
 }
 
-// NextRun is one more than the highest run id that was ever used.
+// NextRun returns one more than the highest run ID that was ever used.
 func (s *Badger) NextRun() (next messages.RunID, err error) {
 	err = s.view(func(*badger.Txn) error {
 		next = messages.RunID(s.encoder.nextRun.Load())
@@ -102,11 +102,10 @@ func (s *Badger) NextRun() (next messages.RunID, err error) {
 	return next, err
 }
 
-// loadIndex takes from what is stored which runs are unfinished, which ids are used, and
-// that none is below the first one. It passes over the deleted rows that Badger has not
-// compacted away, once.
+// loadIndex reads which runs are unfinished and which IDs were used, and notes that no run below
+// the first one exists. It steps once over the tombstones that Badger has not compacted away.
 func (s *Badger) loadIndex() error {
-	next, err := s.metaNumber("next") // the mark that deletions leave
+	next, err := s.metaNumber("next") // deletions of the highest runs leave this row
 	if err != nil {
 		return err
 	}
@@ -180,7 +179,7 @@ func (s *Badger) ClockMark() (m ClockMark, ok bool, err error) {
 	return m, true, nil
 }
 
-// SetClockMark keeps a mark and returns when it is durable.
+// SetClockMark stores a mark and returns when it is durable.
 func (s *Badger) SetClockMark(m ClockMark) error {
 	return s.commitRows([]mutation{sealRow(metaKey("mark"), appendMark(nil, m))})
 }

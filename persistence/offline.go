@@ -19,17 +19,16 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Offline is a store that no server has open, damaged or not, as it can be read without
-// changing anything: its whole tables are linked into a scratch folder (which the next one
-// removes if this process is killed), beside new tables
-// with what lies in the commit log and in the whole blocks of damaged tables. It is a
-// Reader; what is damaged is missing there.
+// Offline is a store that no server has open, damaged or not, as it can be read without changing it.
+// Its whole tables are linked into a scratch folder, next to new tables with the rows of the commit
+// log and of the whole blocks of damaged tables. (When this process is killed, the next one removes
+// the scratch folder.) It is a Reader; damaged rows are missing there.
 type Offline struct {
 	*Badger
-	// DamagedFiles is what is damaged in the store's files.
+	// DamagedFiles lists the damage in the store's files.
 	DamagedFiles []error
-	// UnboundedLoss is set when rows are missing and nobody can tell which: a table without its
-	// index, the manifest, or the commit log is damaged.
+	// UnboundedLoss says that rows are missing and their keys are unknown: a table without its index,
+	// the manifest, or the commit log is damaged.
 	UnboundedLoss bool
 	lost          []keyRange
 	scratch       string
@@ -40,11 +39,11 @@ type Offline struct {
 // offlineMemTable is the memtable size of the scratch stores, in bytes.
 const offlineMemTable = 16 << 20
 
-// keyRange is keys from from on, below to; nil is open.
+// keyRange is the keys at or after from and below to; nil is open.
 type keyRange struct{ from, to []byte }
 
-// OpenOffline reads the store in dir. It writes into a new folder below scratch ("" = the
-// system's), which Close removes. The error says when a server has the store.
+// OpenOffline reads the store in dir. It writes into a new folder below scratch ("" = the system's),
+// which Close removes. The error says when a server has the store open.
 func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, err
@@ -60,7 +59,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 	}
 	opened := false
 	defer func() {
-		if !opened { // also when something panics
+		if !opened { // also after a panic
 			err = errors.Join(err, os.RemoveAll(dirs.Name()), dirs.Close())
 		}
 	}()
@@ -82,7 +81,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		}
 	}
 	if r.Stale != nil && !errors.Is(r.Stale, fs.ErrNotExist) {
-		o.DamagedFiles = append(o.DamagedFiles, r.Stale) // the next start makes it anew
+		o.DamagedFiles = append(o.DamagedFiles, r.Stale) // the next start makes a new inventory
 	}
 	view, extra := filepath.Join(o.scratch, "view"), filepath.Join(o.scratch, "extra")
 	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(extra, 0o700)); err != nil {
@@ -143,8 +142,8 @@ func linkTables(view string, list []offlineTable, extra string) ([]offlineTable,
 	return list, all.Finish()
 }
 
-// applyStagedBatches opens the store again with the rows of the batches that were committed in
-// parts and not carried out yet, as the next start of a server has them.
+// applyStagedBatches opens the store again with the rows of the staged batches that were committed and
+// not yet applied, as the next start of a server would.
 func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	var rows []mutation
 	err := o.eachStaged(func(st *stagedBatch) error {
@@ -152,7 +151,7 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 			return nil
 		}
 		ops, err := st.mutations()
-		if errors.Is(err, errCorrupt) { // nobody can tell which rows it had
+		if errors.Is(err, errCorrupt) { // it is unknown which rows it had
 			o.DamagedFiles = append(o.DamagedFiles, err)
 			o.UnboundedLoss = true
 			return nil
@@ -160,7 +159,7 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 		rows = append(append(rows, ops...), st.markAndPartDeletions()...)
 		return err
 	})
-	if errors.Is(err, errCorrupt) { // Scan names the row
+	if errors.Is(err, errCorrupt) { // ScanRows names the row
 		o.UnboundedLoss, err = true, nil
 	}
 	if err != nil || len(rows) == 0 {
@@ -200,8 +199,8 @@ func (o *Offline) applyStagedBatches(list []offlineTable) error {
 	return o.openView(view)
 }
 
-// tablesToRead are the tables to read. Without a manifest these are all that lie there: older
-// rows may come back with them.
+// tablesToRead returns the tables of the manifest. Without a manifest it returns all tables in the
+// folder; these may bring older rows back.
 func (o *Offline) tablesToRead(dir string, r *badgerguard.Report, broken map[string]bool) (map[uint64]badgerguard.Entry, error) {
 	if r.Manifest != nil {
 		return r.Manifest.Tables, nil
@@ -247,7 +246,7 @@ func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Ent
 			return errors.Join(err, db.Close())
 		}
 	}
-	var failed error // to write
+	var failed error // error of writing
 	err = commitlog.Replay(vfs.OS{}, filepath.Join(dir, logFolder), func(number uint64, rows []byte) error {
 		return commitlog.Rows(rows, func(r commitlog.Row) error {
 			failed = set(r.Key, r.Value, r.Delete, number)
@@ -283,7 +282,7 @@ func (o *Offline) openView(view string) (err error) {
 	return nil
 }
 
-// checkNext compares the highest run id by the rows with that of the inventory.
+// checkNext compares the highest run ID in the rows with that in the inventory.
 func (o *Offline) checkNext(r *badgerguard.Report) {
 	if r.Inventory == nil {
 		return
@@ -295,16 +294,16 @@ func (o *Offline) checkNext(r *badgerguard.Report) {
 	}
 }
 
-// Close removes what was made.
+// Close removes the scratch folder.
 func (o *Offline) Close() error {
 	o.encoder.packer.close()
 	return errors.Join(o.db.Close(), os.RemoveAll(o.scratch), o.lock.Close())
 }
 
-// TableBytes is how much was read of tables.
+// TableBytes returns how much of tables was read, in bytes.
 func (o *Offline) TableBytes() int64 { return o.bytes }
 
-// MayHaveLost tells whether rows of a run may be among those that are damaged.
+// MayHaveLost reports whether rows of a run may be among the damaged ones.
 func (o *Offline) MayHaveLost(run messages.RunID) bool {
 	for _, typ := range append([]byte{typeUnfinished, typeFinished, typeDeleting}, runTypes[:]...) {
 		first, end := runKey(typ, run), append(runKey(typ, run), bytes.Repeat([]byte{0xff}, 24)...)
@@ -317,9 +316,9 @@ func (o *Offline) MayHaveLost(run messages.RunID) bool {
 	return false
 }
 
-// ScanRows reads every row once. It calls damaged for each row whose checksum is wrong, with
-// its run if it has one, and run for each run that has rows, ascending; complete tells
-// whether there is a summary.
+// ScanRows reads every row once. It calls damaged for each row whose checksum is wrong, with its run
+// if it has one, and run for each run that has rows, ascending; complete says that the run has a
+// summary.
 func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err error), run func(id messages.RunID, complete bool)) error {
 	runs := map[messages.RunID]bool{}
 	err := o.scanRows(nil, nil, false, func(key []byte, item *badger.Item) (bool, error) {
@@ -339,7 +338,7 @@ func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err erro
 	}
 	for _, id := range slices.Sorted(maps.Keys(runs)) {
 		if !runs[id] {
-			// It may be half deleted, or half written: then there is a mark.
+			// It may be half deleted, or half written: then it has a mark.
 			if mark, err := o.getRow(runKey(typeDeleting, id)); err == nil && mark != nil {
 				continue
 			}
@@ -349,7 +348,7 @@ func (o *Offline) ScanRows(damaged func(run messages.RunID, ofRun bool, err erro
 	return nil
 }
 
-// CopyRun writes all rows of a run into another store, as they are.
+// CopyRun writes all rows of a run into another store, unchanged.
 func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 	sum, err := o.Summary(run)
 	if err != nil {
@@ -379,7 +378,7 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 			}
 		}
 		if isFinal(sum.State) {
-			for _, key := range indexKeys(sum) { // a damaged one is made again
+			for _, key := range indexKeys(sum) { // a damaged index row is made again
 				rows = append(rows, sealRow(key, nil))
 			}
 		}
@@ -411,13 +410,13 @@ func (o *Offline) CopyRun(run messages.RunID, to *Badger) error {
 	return nil
 }
 
-// SetNextRun makes ids below next used. The store is to be opened again.
+// SetNextRun marks the IDs below next as used. The store must then be opened again.
 func (s *Badger) SetNextRun(next messages.RunID) error {
 	return s.commitRows([]mutation{metaRow("next", uint64(next))})
 }
 
-// CopyKeys writes the idempotency keys of deleted runs into another store, and the mark of
-// the server's own clock, by which they expire. Keys whose rows are damaged are left out.
+// CopyKeys writes the idempotency keys of deleted runs into another store, and the mark of the
+// server's own clock, by which they expire. It leaves out keys whose rows are damaged.
 func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
 	if mark, ok, err := o.ClockMark(); err == nil && ok {
 		if err := to.SetClockMark(mark); err != nil {
@@ -444,7 +443,7 @@ func (o *Offline) CopyKeys(to *Badger) (kept int, err error) {
 				return true, nil
 			}
 			run, bodyHash, of, err := decodeKeyRow(v)
-			if err != nil || of != until { // another run has the key by now
+			if err != nil || of != until { // another run owns the key by now
 				return true, nil
 			}
 			rows = append(rows, sealRow(idempotencyKey(hash), appendKeyRow(nil, run, bodyHash, until)), sealRow(expiryKey(until, hash), nil))

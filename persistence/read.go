@@ -10,13 +10,13 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// view runs fn in a read transaction, as of the newest durable commit. Reading ends
-// with the store.
+// view runs fn in a read transaction at the newest published commit. It fails once the store is
+// closed or has failed.
 func (s *Badger) view(fn func(*badger.Txn) error) error {
 	return s.viewAt(s.timestamps.acquire, fn)
 }
 
-// viewWithUnfinished is view, with the first n runs from one on that may be unfinished.
+// viewWithUnfinished is view, with the first n runs from a run on that may be unfinished.
 func (s *Badger) viewWithUnfinished(from messages.RunID, n int, fn func(txn *badger.Txn, live []messages.RunID) error) error {
 	var live []messages.RunID
 	begin := func() (at uint64) {
@@ -37,7 +37,7 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	}
 	at := begin()
 	defer s.timestamps.release(at)
-	if err := s.Err(); err != nil { // it may not have waited for what was told
+	if err := s.Err(); err != nil { // a failed store does not wait for announced commits
 		return err
 	}
 	txn := s.db.NewTransactionAt(at, false)
@@ -49,9 +49,8 @@ func (s *Badger) viewAt(begin func() uint64, fn func(*badger.Txn) error) error {
 	return err
 }
 
-// scanTxn calls fn for the rows whose keys begin with prefix, from the key from
-// on, until it returns false. Key and value are only valid within fn. Keys that no row has
-// are passed over, unless prefix is empty.
+// scanTxn calls fn for the rows whose keys begin with prefix, from the key from on, until fn returns
+// false. Key and item are valid within fn only. Malformed keys are skipped, unless prefix is empty.
 func scanTxn(txn *badger.Txn, prefix, from []byte, reverse bool, fn func(key []byte, item *badger.Item) (bool, error)) error {
 	it := txn.NewIterator(badger.IteratorOptions{Prefix: prefix, Reverse: reverse})
 	defer it.Close()
@@ -74,7 +73,7 @@ func (s *Badger) scanRows(prefix, from []byte, reverse bool, fn func(key []byte,
 	return s.view(func(txn *badger.Txn) error { return scanTxn(txn, prefix, from, reverse, fn) })
 }
 
-// getRow returns a copy of a row's value, nil when there is none.
+// getRow returns a copy of a row's value; nil when the row is missing.
 func (s *Badger) getRow(key []byte) (v []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		v, err = getRowTxn(txn, key)
@@ -98,8 +97,8 @@ func getRowTxn(txn *badger.Txn, key []byte) ([]byte, error) {
 	return unsealRow(key, stored)
 }
 
-// scanJoined calls fn for each value under prefix, its parts joined, with the key's
-// bytes between prefix and part number. A missing part is an error, but for the last ones.
+// scanJoined calls fn for each value under prefix, its parts joined, with the bytes of the key
+// between prefix and part number. A missing part is an error, unless it is one of the last.
 func scanJoined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte) error) error {
 	var name, value []byte
 	next := 0 // part
@@ -132,7 +131,7 @@ func scanJoined(txn *badger.Txn, prefix, from []byte, fn func(name, value []byte
 	return err
 }
 
-// summaryTxn reads a run's summary, nil when the run is unknown.
+// summaryTxn reads a run's summary; nil when the run is unknown.
 func summaryTxn(txn *badger.Txn, run messages.RunID) (*messages.Summary, error) {
 	sum, _, err := summaryRow(txn, run)
 	return sum, err
@@ -167,8 +166,8 @@ func (s *Badger) Summary(run messages.RunID) (sum *messages.Summary, err error) 
 	return sum, err
 }
 
-// Load returns everything of a run, as of one moment, and proves that it is: no journal
-// record, part, chunk or set is missing.
+// Load returns all of a run, at one read timestamp, and proves that it is whole: no journal record,
+// part, chunk or set is missing.
 func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	st := &Stored{NextSeq: 1}
 	registered := s.finished.contains(run)
@@ -213,8 +212,8 @@ func (s *Badger) Load(run messages.RunID) (*Stored, error) {
 	return st, nil
 }
 
-// DefinitionIfPristine returns the definition of a run of which nothing has been journaled beyond
-// its submission, unless it is long. What was journaled is a row of its own, or a snapshot.
+// DefinitionIfPristine returns the definition of a run that has journaled only its submission, unless
+// it is long. Anything else that was journaled is a row of its own, or a snapshot.
 func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		for _, typ := range [...]byte{typeJournal, typeHeader} {
@@ -238,13 +237,13 @@ func (s *Badger) DefinitionIfPristine(run messages.RunID) (doc []byte, err error
 		return err
 	})
 	if err == nil && doc == nil {
-		_, err = s.Summary(run) // unknown?
+		_, err = s.Summary(run) // is the run unknown?
 	}
 	return doc, err
 }
 
-// loadSnapshotAndJournal reads the snapshot and the journal after its cut. The journal begins
-// with what the definition's row holds of it.
+// loadSnapshotAndJournal reads the snapshot and the journal from its cut on. The journal begins with
+// first, the records in the definition's row.
 func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, st *Stored) error {
 	var cut uint64
 	var known snapshotContents
@@ -301,7 +300,7 @@ func loadSnapshotAndJournal(txn *badger.Txn, run messages.RunID, first []byte, s
 	})
 }
 
-// JournalRecords returns the journal records of a run behind one of them.
+// JournalRecords returns the journal records of a run that follow the one numbered after.
 func (s *Badger) JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	registered := s.finished.contains(run)
 	err = s.view(func(txn *badger.Txn) (err error) {
@@ -334,7 +333,7 @@ func journalRecordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uin
 	if err != nil {
 		return nil, 0, err
 	}
-	if first == 1 { // it may lie with the definition
+	if first == 1 { // the first record may lie with the definition
 		early, err := s.definition(txn, run, new(Stored))
 		if err != nil {
 			return nil, 0, err
@@ -362,7 +361,7 @@ func journalRecordsTxn(s *Badger, txn *badger.Txn, run messages.RunID, after uin
 	return records, first, err
 }
 
-// LookUpKey looks an idempotency key up.
+// LookUpKey looks up an idempotency key.
 func (s *Badger) LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error) {
 	v, err := s.getRow(idempotencyKey(hashKey(key)))
 	if err != nil || v == nil {

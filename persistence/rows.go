@@ -11,13 +11,13 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Keys are binary: one type byte, then numbers in big-endian, so that byte order
-// is numeric order. Every key of a run begins with its type and the run's id.
+// Keys are binary: one type byte, then numbers in big-endian, so that byte order is numeric order.
+// Every key of a run begins with its type and the run's ID.
 //
 //	m <name>                        meta: format version, shards, opens, next run
 //	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
 //	s <run>                         summary of a finished run
-//	d <run> <part>                  definition; part 0 begins with what the creation says, and the first journal records
+//	d <run> <part>                  definition; part 0 begins with data of the creation and the first journal records
 //	g <run> <n> <part>              n-th generated set
 //	j <run> <seq> <part>            journal record, from the second one on
 //	h <run> <part>                  snapshot header with its cut
@@ -26,7 +26,7 @@ import (
 //	t <hash> <run>                  index of finished runs by a tag, or by a label; empty value
 //	k <key hash>                    idempotency key
 //	e <until> <key hash>            index of the keys that outlive their runs; empty value
-//	x <write> <part>                parts of a batch that is too big for one transaction
+//	x <write> <part>                parts of a batch that is too large for one transaction
 //	y <write>                       commit marker of such a batch, until it is applied
 //	z <run>                         the run is being deleted, or its long document is still being written
 const (
@@ -47,8 +47,7 @@ const (
 	typeDeleting   = 'z'
 )
 
-// runTypes are the types whose keys go with a run, beside summary, tag and
-// idempotency key.
+// runTypes are the types of rows that belong to a run, besides summary, tag and idempotency key.
 var runTypes = [...]byte{typeDef, typeSet, typeJournal, typeHeader, typeChunk, typeAttempts}
 
 // attemptChunk is the number of neighbouring tasks whose attempt records share keys.
@@ -56,7 +55,7 @@ const attemptChunk = 1024
 
 func metaKey(name string) []byte { return append([]byte{typeMeta}, name...) }
 
-// runKey is the prefix of a run's keys of one type, and its summary's whole key.
+// runKey is the prefix of a run's keys of one type. For a summary it is the whole key.
 func runKey(typ byte, run messages.RunID) []byte {
 	return appendRunKey(make([]byte, 0, 24), typ, run)
 }
@@ -65,8 +64,8 @@ func appendRunKey(dst []byte, typ byte, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, typ), uint64(run))
 }
 
-// isWellFormedKey tells whether a key has the length that its type has. What parses keys sees no
-// other ones.
+// isWellFormedKey reports whether a key has the length of its type. Code that parses keys sees only
+// such keys.
 func isWellFormedKey(key []byte) bool {
 	n := len(key)
 	if n == 0 {
@@ -94,10 +93,10 @@ func isWellFormedKey(key []byte) bool {
 	case typeStage:
 		return n == 13
 	}
-	return true // nobody reads it
+	return true // a key of an unknown type, which is never parsed
 }
 
-// runOfKey is the run of a key that has one; 0 when it is too short.
+// runOfKey returns the run of a key that has one; 0 when the key is too short.
 func runOfKey(key []byte) messages.RunID {
 	if len(key) < 9 {
 		return 0
@@ -105,8 +104,8 @@ func runOfKey(key []byte) messages.RunID {
 	return messages.RunID(binary.BigEndian.Uint64(key[1:]))
 }
 
-// tagPrefix is the prefix of the index of one tag. Two tags may share it: a
-// reader compares the tag in the summary.
+// tagPrefix is the prefix of the index of one tag. Two tags may share it: a reader compares the tag
+// in the summary.
 func tagPrefix(tag string) []byte {
 	sum := sha256.Sum256([]byte(tag))
 	return append([]byte{typeTag}, sum[:8]...)
@@ -116,14 +115,14 @@ func tagKey(tag string, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(tagPrefix(tag), uint64(run))
 }
 
-// labelPrefix is tagPrefix of a label.
+// labelPrefix is the prefix of the index of one label.
 func labelPrefix(l dag.Label) []byte { return tagPrefix("\x00" + l.Name + "\x00" + l.Value) }
 
 func labelKey(l dag.Label, run messages.RunID) []byte {
 	return binary.BigEndian.AppendUint64(labelPrefix(l), uint64(run))
 }
 
-// hashKey is what is kept of an idempotency key.
+// hashKey returns the part of an idempotency key that is stored.
 func hashKey(key string) [32]byte { return sha256.Sum256([]byte(key)) }
 
 func idempotencyKey(hash [32]byte) []byte { return append([]byte{typeKey}, hash[:]...) }
@@ -136,11 +135,11 @@ func markKey(typ byte, n uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte{typ}, n)
 }
 
-// Every row's value ends with a checksum (CRC32C, little-endian) of its key and of what is
-// before it. It is checked whenever a value is read, so that what rots while the store is
-// open is an error of whom it concerns: also a whole value under another row's key. Rows
-// that are missing are found by what tells of them: the numbers of the journal's records,
-// the parts of a value, the stamps of a snapshot's chunks, the summary.
+// Every row's value ends with a checksum (CRC32C, little-endian) of its key and the rest of its
+// value. Each read of a value verifies it. So a value that rots while the store is open is an error
+// of its run, and so is a whole value under the key of another row. Missing rows are found by rows
+// that count them: the numbers of the journal's records, the parts of a value, the stamps of a
+// snapshot's chunks, the summary.
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -150,12 +149,12 @@ func rowChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-// sealRow makes a row of a key and a value. It may write behind the value, where that has room.
+// sealRow makes a row of a key and a value. It may write behind the value, within its capacity.
 func sealRow(key, value []byte) mutation {
 	return mutation{Key: key, Value: binary.LittleEndian.AppendUint32(value, rowChecksum(key, value))}
 }
 
-// unsealRow returns a row's value without its checksum.
+// unsealRow verifies a row's value and returns it without its checksum.
 func unsealRow(key, stored []byte) ([]byte, error) {
 	n := len(stored) - checksumSize
 	if n < 0 || binary.LittleEndian.Uint32(stored[n:]) != rowChecksum(key, stored[:n]) {
@@ -164,8 +163,8 @@ func unsealRow(key, stored []byte) ([]byte, error) {
 	return stored[:n:n], nil
 }
 
-// CheckRow sees whether a row as it is stored, of a backup or of a damaged store, can be
-// one: its key, its checksum, and what a server reads at its start.
+// CheckRow verifies a row as it is stored, of a backup or of a damaged store: its key, its checksum,
+// and values that a server reads at its start.
 func CheckRow(key, stored []byte) error {
 	v, err := unsealRow(key, stored)
 	switch {
@@ -179,7 +178,7 @@ func CheckRow(key, stored []byte) error {
 	return err
 }
 
-// itemValue calls fn with a row's checked value, which is valid within fn.
+// itemValue calls fn with a row's verified value, which is valid within fn.
 func itemValue(item *badger.Item, fn func(v []byte) error) error {
 	return item.Value(func(stored []byte) error {
 		v, err := unsealRow(item.Key(), stored)
@@ -190,7 +189,7 @@ func itemValue(item *badger.Item, fn func(v []byte) error) error {
 	})
 }
 
-// rowName tells whose row a key is, for errors.
+// rowName names a row by its key, for errors.
 func rowName(key []byte) string {
 	name := map[byte]string{
 		typeUnfinished: "summary", typeFinished: "summary", typeDef: "definition", typeSet: "generated set", typeJournal: "journal record",

@@ -8,15 +8,15 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Chunks of a snapshot are overwritten one by one, and a missing one is like one that was
-// never written. So each has a stamp, the number of the batch that brought it, and the
-// header knows the stamps of all chunks that were written before it: what it finds later
-// must be there, and as new or newer.
+// Chunks of a snapshot are overwritten one by one, and a lost chunk looks like one that was never
+// written. So each chunk has a stamp, the number of the batch that brought it, and the header holds
+// the stamps of all chunks that were written before it. Those chunks must exist, and be as new or
+// newer.
 
-// snapshotContents are what a header knows of other rows.
+// snapshotContents is what a header knows of other rows.
 type snapshotContents struct {
 	chunks chunkStamps
-	sets   int // generated sets that were there, or more
+	sets   int // at least so many generated sets exist
 }
 
 // chunkStamps are the stamps of a run's chunks, by index; 0 = never written.
@@ -29,7 +29,7 @@ func (c *chunkStamps) set(chunk uint32, stamp uint64) {
 	(*c)[chunk] = max((*c)[chunk], stamp, 1)
 }
 
-// appendTo encodes them: their number, then how each differs from the one before.
+// appendTo encodes the stamps: their number, then each one's difference to the one before.
 func (c chunkStamps) appendTo(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(c)))
 	before := uint64(0)
@@ -55,7 +55,7 @@ func decodeChunkStamps(d *decoder) chunkStamps {
 	return c
 }
 
-// verify tells whether a snapshot's chunks are those that its header knows.
+// verify compares a snapshot's chunks with those that its header knows.
 func (c chunkStamps) verify(run messages.RunID, found chunkStamps) error {
 	for i, want := range c {
 		got := uint64(0)
@@ -90,8 +90,8 @@ func decodeContents(d *decoder) (m snapshotContents) {
 	return m
 }
 
-// contentsOf are those of a run with a snapshot under way. They are read from the store once,
-// until the run is finished.
+// contentsOf returns the contents of a run's snapshot that is under way. They are read from the
+// store once, and forgotten when the run is finished.
 func (e *encoder) contentsOf(run messages.RunID) (*snapshotContents, error) {
 	if m := e.snapshots[run]; m != nil {
 		return m, nil
@@ -104,7 +104,7 @@ func (e *encoder) contentsOf(run messages.RunID) (*snapshotContents, error) {
 	return &m, nil
 }
 
-// loadSnapshotContents reads what a run's newest durable header knows, and how many sets there are.
+// loadSnapshotContents reads the contents of a run's newest durable header, and counts its sets.
 func (s *Badger) loadSnapshotContents(run messages.RunID) (m snapshotContents, err error) {
 	err = s.view(func(txn *badger.Txn) error {
 		err := scanJoined(txn, runKey(typeHeader, run), nil, func(_, v []byte) (err error) {
@@ -122,8 +122,8 @@ func (s *Badger) loadSnapshotContents(run messages.RunID) (m snapshotContents, e
 	return m, err
 }
 
-// appendHeader: cut, what it knows of other rows, length, then the header as dag wrote it. The
-// length tells which parts are of this header when an older one had more of them.
+// appendHeader makes the value of a header: cut, contents, length, then the header as dag wrote it.
+// The length says which parts are of this header, when an older one had more parts.
 func appendHeader(dst []byte, cut uint64, header []byte, m *snapshotContents) []byte {
 	dst = m.appendTo(binary.AppendUvarint(append(dst, headerV1), cut))
 	return appendString(dst, header)

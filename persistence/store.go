@@ -9,7 +9,7 @@ import (
 // Batch is one atomic write for one run. Every part is optional.
 type Batch struct {
 	Run   messages.RunID
-	Epoch uint64 // of the shard's owner, for a replicated implementation; those of one node do not look at it
+	Epoch uint64 // of the shard's owner, for a replicated implementation; a single node ignores it
 
 	Create   *Creation                // the submission: commit marker, definition, indexes
 	Seq      uint64                   // number of Records within the run: 1, 2, …
@@ -17,13 +17,13 @@ type Batch struct {
 	Attempts []messages.AttemptRecord // ended attempts
 	Set      *GeneratedSet            // a generated set
 	Snapshot *SnapshotPart
-	Summary  *messages.Summary // when the run's state changed; a final state takes the run off the unfinished index, any other puts it there
+	Summary  *messages.Summary // when the run's state changed. A final state removes the run from the index of unfinished runs, any other state adds it
 
-	// Done is called once, from the committer's goroutine; it must not block.
+	// Done is called once, on the committer's goroutine; it must not block.
 	Done func(error)
 }
 
-// Creation is a new run. Batch.Summary goes with it.
+// Creation is a new run. Batch.Summary comes with it.
 type Creation struct {
 	Definition     []byte            // the spec's JSON as submitted
 	Long           messages.Document // instead of Definition; opened by Append
@@ -31,16 +31,16 @@ type Creation struct {
 	BodyHash       [32]byte
 }
 
-// GeneratedSet is the N-th (1, 2, …) generated set of a run: the generator's output.
+// GeneratedSet is the N-th (1, 2, …) set of tasks that generators of a run have printed.
 type GeneratedSet struct {
 	N         int
 	Generator uint32 // task index
 	JSON      []byte
 }
 
-// SnapshotPart carries some chunks of a rolling snapshot. Chunks overwrite older
-// ones. Header, in the last part of a round, makes the journal records with
-// Seq < Cut superfluous; they are deleted with it.
+// SnapshotPart carries some chunks of a rolling snapshot. Chunks overwrite older ones. The last
+// part of a round has the Header, which makes the journal records with Seq < Cut superfluous. They
+// are deleted once it is durable.
 type SnapshotPart struct {
 	Chunks []Chunk
 	Header []byte
@@ -53,44 +53,43 @@ type Chunk struct {
 	Data  []byte
 }
 
-// Journal takes batches. Append never blocks on I/O; the batch and all it
-// refers to belong to the journal until Done.
+// Journal accepts batches. Append never blocks on I/O. The batch, and all that it refers to, belong
+// to the journal until Done.
 type Journal interface {
 	Append(*Batch)
-	// Failed is closed when the store has failed; Err then says why.
+	// Failed is closed when the store has failed; then Err says why.
 	Failed() <-chan struct{}
 	Err() error
 }
 
 // Reader reads what is durable. Errors wrap ErrNotFound where a run is unknown.
 type Reader interface {
-	// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending id.
+	// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
 	UnfinishedSummaries() ([]*messages.Summary, error)
-	// NextRun is one more than the highest run id that was ever used.
+	// NextRun returns one more than the highest run ID that was ever used.
 	NextRun() (messages.RunID, error)
-	// Load returns all that is needed to go on with a run, or to show it.
+	// Load returns all that is needed to continue a run, or to show it.
 	Load(messages.RunID) (*Stored, error)
-	// DefinitionIfPristine returns the definition of a run of which nothing has been journaled
-	// beyond its submission, and nil when something has, or when it is long. It is cheaper
-	// than Load.
+	// DefinitionIfPristine returns the definition of a run that has journaled only its submission.
+	// It returns nil for any other run, and for a long definition. It is cheaper than Load.
 	DefinitionIfPristine(messages.RunID) ([]byte, error)
-	// Summary returns the stored summary; that of a live run may be older than its actor's.
+	// Summary returns the stored summary. The actor of an unfinished run may have a newer one.
 	Summary(messages.RunID) (*messages.Summary, error)
-	// Summaries calls yield in ascending order of ids until it returns false. A run whose
-	// summary is damaged is yielded as such where it might be selected. The list ends with a
-	// *messages.ListPaused when q's budget is used up. A store need not look at the budget.
+	// Summaries calls yield by ascending run ID until it returns false. A run whose summary is
+	// damaged is yielded, with its damage, where it might match. The list ends with a
+	// *messages.ListPaused when q's budget is used up. A store may ignore the budget.
 	Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error
-	// FinishedCount is how many finished runs there are. known is false while a store that was
-	// opened a moment ago has not counted them.
+	// FinishedCount returns how many finished runs there are. known is false while a store that was
+	// just opened has not counted them.
 	FinishedCount() (n int, known bool)
-	// JournalRecords returns the journal records of a run behind the one that is numbered after, in
-	// order, and the number of the first one: a later one when those before it lie in a
-	// snapshot. It reads nothing else of the run.
+	// JournalRecords returns the journal records of a run that follow the one numbered after, in
+	// order, and the number of the first one. That is a later one when a snapshot has replaced those
+	// before it. It reads nothing else of the run.
 	JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error)
-	// Attempts calls yield for the ended attempts of the tasks [first, first+n),
-	// ordered by task and attempt. It holds few of them in memory at a time.
+	// Attempts calls yield for the ended attempts of the tasks [first, first+n), ordered by task and
+	// attempt. It holds few of them in memory at a time.
 	Attempts(run messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error
-	// LookUpKey looks an idempotency key up. The run may have been deleted.
+	// LookUpKey looks up an idempotency key. Its run may have been deleted.
 	LookUpKey(key string) (run messages.RunID, bodyHash [32]byte, ok bool, err error)
 }
 
@@ -98,11 +97,11 @@ type Reader interface {
 type Stored struct {
 	Summary    *messages.Summary
 	Definition []byte
-	Long       messages.Document // instead of Definition, when that is long
+	Long       messages.Document // instead of Definition, when the document is long
 	Sets       []GeneratedSet    // in order of N
-	Header     []byte            // snapshot header, nil when there is none
+	Header     []byte            // snapshot header; nil without a snapshot
 	Chunks     []Chunk           // ascending
-	Records    [][]byte          // journal records after the snapshot's cut, in order
+	Records    [][]byte          // journal records from the snapshot's cut on, in order
 	NextSeq    uint64            // the Seq for the next Batch
 }
 
@@ -110,20 +109,20 @@ type Stored struct {
 type Store interface {
 	Journal
 	Reader
-	// Delete removes finished runs, in small batches of tombstones; ids stay used. Their
-	// idempotency keys stay until keysUntil (ns, on the caller's clock): Key answers with
-	// the deleted run. 0 removes them with their runs.
+	// Delete removes finished runs, in small batches of tombstones; their IDs stay used. Their
+	// idempotency keys stay until keysUntil (ns, on the caller's clock): LookUpKey answers with the
+	// deleted run. 0 removes the keys with their runs.
 	Delete(runs []messages.RunID, keysUntil int64) error
-	// ExpireKeys removes up to limit keys of deleted runs, the oldest first: those whose
-	// keysUntil is not after now, and those beyond the newest most. It returns how many.
+	// ExpireKeys removes up to limit keys of deleted runs, the oldest first: keys whose keysUntil is
+	// not after now, and keys beyond the newest most. It returns how many it removed.
 	ExpireKeys(now int64, most, limit int) (int, error)
-	// KeptKeyCount is how many keys of deleted runs are kept.
+	// KeptKeyCount returns how many keys of deleted runs are kept.
 	KeptKeyCount() int
-	// ClockMark returns the mark that was set last; ok is false when none was.
+	// ClockMark returns the mark that was set last; ok is false before the first one.
 	ClockMark() (m ClockMark, ok bool, err error)
-	// SetClockMark keeps a mark and returns when it is durable.
+	// SetClockMark stores a mark and returns when it is durable.
 	SetClockMark(ClockMark) error
-	// CheckDiskSpace tells whether new work may be taken: nil, or why not (low disk).
+	// CheckDiskSpace returns nil when new work may be accepted, or says why not (low disk).
 	CheckDiskSpace() error
 	Close() error
 }
@@ -134,10 +133,10 @@ var (
 	ErrFailed   = errors.New("storage failed")
 	ErrTooBig   = errors.New("batch is too big for one transaction")
 	ErrClosed   = errors.New("storage is closed")
-	ErrDamaged  = errors.New("stored value is corrupt") // it is not what was written
+	ErrDamaged  = errors.New("stored value is corrupt") // the value is not what was written
 )
 
-// nextSeq is the number of the journal record behind a batch.
+// nextSeq returns the number of the journal record that follows the batch.
 func (b *Batch) nextSeq() uint64 {
 	if len(b.Records) > 0 {
 		return b.Seq + 1
@@ -145,12 +144,12 @@ func (b *Batch) nextSeq() uint64 {
 	return b.Seq
 }
 
-// ClockMark is where a server's own clock was, for the server that comes after it. The
-// store only keeps it.
+// ClockMark is where a server's own clock was, for the server that follows it. The store only keeps
+// it.
 type ClockMark struct {
-	Steady int64  // ns, on the server's own clock, which nobody can set
-	Wall   int64  // ns since the epoch: the wall clock at that moment
+	Steady int64  // ns, on the server's own clock, which is never set
+	Wall   int64  // ns since the epoch: the wall clock at that time
 	Boot   int64  // ns since the machine was started
-	BootID string // which start of the machine that was; "" = not known
-	Owed   bool   // Steady still lacks what passed up to Wall while the machine was off
+	BootID string // identifies that start of the machine; "" = unknown
+	Owed   bool   // Steady still lacks the time up to Wall during which the machine was off
 }

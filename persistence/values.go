@@ -11,14 +11,14 @@ import (
 // errCorrupt marks a stored value that cannot be read. It is never a user's fault.
 var errCorrupt = ErrDamaged
 
-// decoder reads a flat value front to back. After the first error everything it
-// returns is zero; err tells.
+// decoder reads a flat value front to back. After the first error all that it returns is zero; err
+// holds that error.
 type decoder struct {
 	b   []byte
 	err error
 }
 
-// newDecoder checks the version byte that leads every value.
+// newDecoder checks the version byte at the beginning of every value.
 func newDecoder(v []byte, version byte) *decoder {
 	if len(v) == 0 {
 		return &decoder{err: fmt.Errorf("%w: empty", errCorrupt)}
@@ -84,7 +84,7 @@ func (d *decoder) int32() int32 {
 	return int32(v)
 }
 
-// bytes returns a part of the value itself, to be copied if it is kept.
+// bytes returns a part of the value itself; a caller that keeps it copies it.
 func (d *decoder) bytes() []byte {
 	n := d.uint()
 	if n > uint64(len(d.b)) {
@@ -106,14 +106,14 @@ func (d *decoder) array(dst []byte) {
 	d.b = d.b[copy(dst, d.b):]
 }
 
-// rest returns a copy of what is left.
+// rest returns a copy of the remaining bytes.
 func (d *decoder) rest() []byte {
 	r := append([]byte{}, d.b...)
 	d.b = nil
 	return r
 }
 
-// end returns the first error, also when something is left over.
+// end returns the first error; bytes that are left over are an error, too.
 func (d *decoder) end() error {
 	if d.err == nil && len(d.b) > 0 {
 		d.fail("end")
@@ -125,7 +125,7 @@ func appendString[T string | []byte](dst []byte, s T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
-// Versions of the values, their first byte.
+// Versions of the values: their first byte.
 const (
 	summaryV1  = 1
 	attemptsV2 = 2
@@ -137,8 +137,8 @@ const (
 	chunkV1    = 1
 )
 
-// appendSummary makes the value of a summary. next is the number of the journal record
-// behind its batch: the journal must reach up to there.
+// appendSummary makes the value of a summary. next is the number of the journal record that follows
+// its batch: the journal must reach up to there.
 func appendSummary(dst []byte, s *messages.Summary, next uint64) []byte {
 	dst = append(dst, summaryV1, byte(s.State))
 	dst = appendString(dst, s.Tag)
@@ -188,8 +188,7 @@ func decodeSummary(run messages.RunID, v []byte) (s *messages.Summary, next uint
 	return s, next, nil
 }
 
-// summaryFacts reads state and time of the last change out of a summary, without what costs
-// memory.
+// summaryFacts reads state and time of the last change from a summary, without allocations.
 func summaryFacts(v []byte) (state dag.RunState, changed int64, err error) {
 	d := newDecoder(v, summaryV1)
 	state = dag.RunState(d.byte())
@@ -209,15 +208,15 @@ const (
 	defHasRecords             // the run's first journal records follow
 )
 
-// creation is what the definition's row holds beside the document.
+// creation is what the definition's row holds besides the document.
 type creation struct {
 	key     [32]byte // hash of the idempotency key
 	hasKey  bool
-	records []byte // the journal's first batch, Seq 1; nil when that lies in a row of its own
+	records []byte // the journal's first batch, Seq 1; nil when it lies in a row of its own
 }
 
-// appendCreation begins a definition's row; the packed document follows. The first
-// journal records lie here: a submission has a row less by that.
+// appendCreation begins a definition's row; the packed document follows. It holds the first journal
+// records, which saves a row for each submission.
 func appendCreation(dst []byte, c *Creation, records []byte) []byte {
 	at := len(dst) + 1
 	dst = append(dst, defV1, 0)
@@ -233,7 +232,7 @@ func appendCreation(dst []byte, c *Creation, records []byte) []byte {
 	return dst
 }
 
-// decodeCreation reads what appendCreation wrote. It refers to the value.
+// decodeCreation is the inverse of appendCreation. The result refers to the value.
 func decodeCreation(d *decoder) (c creation) {
 	flags := d.byte()
 	if flags&^(defHasKey|defHasRecords) != 0 {
@@ -255,8 +254,8 @@ func setHead(dst []byte, s *GeneratedSet) []byte {
 	return binary.AppendUvarint(append(dst, setV1), uint64(s.Generator))
 }
 
-// appendRecords makes the value of a journal record: version, flags, what they announce,
-// and what dag wrote.
+// appendRecords makes the value of a journal record: version, flags, the fields of the flags, and
+// the records as dag wrote them.
 func appendRecords(dst, records []byte, set *GeneratedSet, partSize int) []byte {
 	at := len(dst) + 1
 	dst = append(dst, recordsV2, 0)
@@ -274,11 +273,10 @@ func appendRecords(dst, records []byte, set *GeneratedSet, partSize int) []byte 
 // Flags of a journal record.
 const (
 	recordsSet   = 1 << iota // the number of the generated set that came with it follows
-	recordsParts             // it may be of several parts: its length follows, so that a missing last one is found
+	recordsParts             // it may have several parts: its length follows, so that a missing last part is found
 )
 
-// decodeRecords returns a copy of what appendRecords was given, and the set's number, 0
-// when there was none.
+// decodeRecords returns a copy of the records, and the number of the set, 0 without one.
 func decodeRecords(v []byte) (records []byte, set int, err error) {
 	d := newDecoder(v, recordsV2)
 	flags := d.byte()
@@ -298,8 +296,8 @@ func decodeRecords(v []byte) (records []byte, set int, err error) {
 	return d.rest(), set, d.err
 }
 
-// appendKeyRow appends what is kept of an idempotency key. Until is 0 while the run exists,
-// then the time until which the key outlives it.
+// appendKeyRow makes the value of an idempotency key. until is 0 while the run exists, and then the
+// time until which the key outlives it.
 func appendKeyRow(dst []byte, run messages.RunID, bodyHash [32]byte, until int64) []byte {
 	dst = binary.BigEndian.AppendUint64(append(dst, keyV1), uint64(run))
 	return binary.AppendUvarint(append(dst, bodyHash[:]...), uint64(until))

@@ -17,29 +17,29 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// tableVerifier proves Badger's tables whole (package tables): all of them before Badger opens
-// the folder, each new one within a minute, and all again once a day. It writes down what
-// it found, so that the next open sees what has gone meanwhile.
+// tableVerifier verifies Badger's tables (package badgerguard): all of them before Badger opens the
+// folder, each new one within a minute, and all again once a day. It writes an inventory of them, so
+// that the next open sees what has vanished since.
 //
-// A look comes once a minute. It reads the new tables and, while a pass over all tables is
-// under way, those that are left of it, as many as a minute takes. It reads beside Badger:
-// no lock is held meanwhile, and tables that Badger deletes are passed over.
+// It runs once a minute. A run reads the new tables and, during a pass over all tables, as many of the
+// remaining ones as a minute allows. It reads while Badger works: it holds no lock, and skips tables
+// that Badger deletes.
 type tableVerifier struct {
 	dir   string
 	clock verifyClock
 
 	writing sync.Mutex             // one inventory is made and written at a time
-	known   *badgerguard.Inventory // under writing: what is written down; nil before the first one
+	known   *badgerguard.Inventory // what is written down; nil before the first inventory; guarded by writing
 
-	pass tablePass // of the goroutine that looks
+	pass tablePass // owned by the verifier's goroutine
 
 	cancel  context.CancelFunc
 	done    chan struct{}
-	suspect atomic.Bool // a row was damaged: the next look begins a pass
+	suspect atomic.Bool // a row was damaged: the next run begins a pass
 
 	mu           sync.Mutex      // never held over I/O
-	notedDamage  map[string]bool // what was found while running
-	damage       error           // the first of it; that of a file rather than that of a row
+	notedDamage  map[string]bool // damage that was found since the store was opened
+	damage       error           // the first one; damage of a file replaces that of a row
 	damageOfFile bool            // damage is of a file
 
 	verified prometheus.Gauge
@@ -47,38 +47,37 @@ type tableVerifier struct {
 }
 
 const (
-	lookEvery   = time.Minute    // between two looks
+	lookEvery   = time.Minute    // between two runs
 	verifyEvery = 24 * time.Hour // between two passes over all tables
-	verifyRate  = 50 << 20       // bytes a second that a look reads
-	// lookBytes is what one look reads of a pass; what is left of the minute is for new tables.
+	verifyRate  = 50 << 20       // bytes that a run reads in a second
+	// lookBytes is what one run reads of a pass, in bytes; the rest of the minute is for new tables.
 	lookBytes = verifyRate * int64(lookEvery/time.Second) * 3 / 4
-	// maxNoted bounds how many damages are told apart; those behind them are not logged.
+	// maxNoted bounds how many damages are told apart; later ones are not logged.
 	maxNoted = 1000
 )
 
-// verifyClock is when the keeper looks and how it waits. Tests replace it.
+// verifyClock says when the verifier runs and how it waits. Tests replace it.
 type verifyClock struct {
-	ticks  <-chan time.Time                                        // nil = every keepEvery
+	ticks  <-chan time.Time                                        // nil = every lookEvery
 	wait   func(ctx context.Context, d time.Duration) error        // nil = by the machine's clock
-	looked func(whole bool, report *badgerguard.Report, err error) // after each look; whole: it ended a pass
-	bytes  int64                                                   // of a pass that one look reads; 0 = lookBytes
-	// unregistered leaves fillRegister out.
+	looked func(whole bool, report *badgerguard.Report, err error) // called after each run; whole: the run ended a pass
+	bytes  int64                                                   // that one run reads of a pass; 0 = lookBytes
+	// unregistered leaves loadFinishedIndex out.
 	unregistered bool
 }
 
 // tablePass is a pass over all tables.
 type tablePass struct {
-	left  []uint64 // ids of tables that are to be read
+	left  []uint64 // IDs of tables that remain
 	begin time.Time
-	read  badgerguard.Report // of the looks so far
-	whole bool               // nothing damaged was found
+	read  badgerguard.Report // of the runs so far
+	whole bool               // no damage was found
 }
 
 // errNextStep ends each refusal of damaged files.
 const errNextStep = "`caravan check` lists all damage (docs/operations.md, When the data folder is damaged)"
 
-// verifyBeforeOpen proves a folder whole before Badger opens it, and returns what was known
-// of it before.
+// verifyBeforeOpen verifies a folder before Badger opens it, and loads its inventory.
 func (s *Badger) verifyBeforeOpen(c Config) error {
 	s.verifier.dir, s.verifier.clock = c.Dir, c.clock
 	if c.Unverified {
@@ -110,14 +109,13 @@ func (s *Badger) verifyBeforeOpen(c Config) error {
 	return r.Inventory.Write(vfs.OS{}, c.Dir)
 }
 
-// readInventory takes what is known of a folder without a look at its tables: nothing when
-// the inventory is of no use.
+// readInventory loads the inventory of a folder that is not verified. A useless inventory is ignored.
 func (s *Badger) readInventory(dir string) {
 	known, err := badgerguard.ReadInventory(dir)
 	if err != nil {
 		return
 	}
-	// Badger may give the ids of tables that are gone to others.
+	// Badger may reuse the IDs of tables that no longer exist.
 	n := len(known.Tables)
 	err = known.SetManifest(dir)
 	if err == nil && len(known.Tables) < n {
@@ -130,8 +128,8 @@ func (s *Badger) readInventory(dir string) {
 	s.verifier.known = known
 }
 
-// checkNextRun compares the highest run id by the rows with that of the inventory. The rows
-// may be ahead; when they are behind, rows of acknowledged runs are missing.
+// checkNextRun compares the highest run ID in the rows with that in the inventory. The rows may be
+// ahead; when they are behind, rows of acknowledged runs are missing.
 func (s *Badger) checkNextRun() error {
 	k := &s.verifier
 	if k.known == nil || s.encoder.nextRun.Load() >= k.known.NextRun {
@@ -141,12 +139,12 @@ func (s *Badger) checkNextRun() error {
 		k.dir, k.known.NextRun, s.encoder.nextRun.Load(), errNextStep)
 }
 
-// startVerifier runs until the store closes.
+// startVerifier starts the verifier's goroutine, which runs until the store closes.
 func (s *Badger) startVerifier() {
 	k := &s.verifier
 	ctx, cancel := context.WithCancel(context.Background())
 	k.cancel, k.done = cancel, make(chan struct{})
-	next := time.Now().Add(verifyEvery) // pass
+	next := time.Now().Add(verifyEvery) // time of the next pass
 	go func() {
 		defer close(k.done)
 		if !k.clock.unregistered {
@@ -182,7 +180,7 @@ func (s *Badger) startVerifier() {
 	}()
 }
 
-// close ends what runs.
+// close ends the verifier's goroutine.
 func (k *tableVerifier) close() {
 	if k.cancel != nil {
 		k.cancel()
@@ -190,7 +188,7 @@ func (k *tableVerifier) close() {
 	}
 }
 
-// beginPass has the next looks read all tables.
+// beginPass makes the next runs read all tables.
 func (k *tableVerifier) beginPass() {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -200,7 +198,7 @@ func (k *tableVerifier) beginPass() {
 	}
 }
 
-// planLook says what the next look need not read, and what is left of the pass behind it.
+// planLook returns the tables that the next run need not read, and what remains of the pass after it.
 func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, left []uint64) {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -217,12 +215,12 @@ func (k *tableVerifier) planLook() (skip map[uint64]badgerguard.Fingerprint, lef
 	return skip, left
 }
 
-// verifyOpenTables is one look: it reads new tables, and those that are left of a pass, beside
-// Badger, and writes the inventory. whole tells whether that was the end of a pass.
+// verifyOpenTables is one run: it reads new tables, and the remaining ones of a pass, while Badger
+// works, and writes the inventory. whole says that this ended a pass.
 func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, whole bool, err error) {
 	k := &s.verifier
 	next := s.encoder.nextRun.Load()
-	if err := s.waitDurable(); err != nil { // all runs below next are durable
+	if err := s.waitDurable(); err != nil { // now all runs below next are durable
 		return nil, false, err
 	}
 	skip, left := k.planLook()
@@ -248,26 +246,26 @@ func (s *Badger) verifyOpenTables(ctx context.Context) (r *badgerguard.Report, w
 		}
 	}
 	if !manifest {
-		return r, whole, nil // what is damaged is not written down as what should be
+		return r, whole, nil // a damaged manifest must not become the expected one
 	}
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	v := r.Inventory
 	v.NextRun = max(next, v.NextRun)
-	if k.known != nil { // a damaged table stays what it should be
+	if k.known != nil { // of a damaged table the inventory keeps what it should be
 		for id, known := range k.known.Tables {
 			if _, found := v.Tables[id]; !found {
 				v.Tables[id] = known
 			}
 		}
 	}
-	if err := v.SetManifest(k.dir); err != nil { // it may have grown meanwhile, and been written down
+	if err := v.SetManifest(k.dir); err != nil { // it may have grown, and been written down, in the meantime
 		return r, whole, err
 	}
 	return r, whole, s.writeInventory(v)
 }
 
-// endPass says what a pass has found, when that is good.
+// endPass logs a pass that has found no damage.
 func (s *Badger) endPass() {
 	p := &s.verifier.pass
 	if p.whole {
@@ -279,8 +277,8 @@ func (s *Badger) endPass() {
 	*p = tablePass{}
 }
 
-// recordManifest writes the manifest's state down as it is now, with the tables that are
-// known already. It costs two syncs.
+// recordManifest writes an inventory of the manifest as it is now, with the tables that are already
+// known. It costs two syncs.
 func (s *Badger) recordManifest() error {
 	k := &s.verifier
 	k.writing.Lock()
@@ -295,7 +293,7 @@ func (s *Badger) recordManifest() error {
 	return s.writeInventory(v)
 }
 
-// writeInventory replaces the inventory when it differs. The caller holds writing.
+// writeInventory replaces the inventory if it differs. The caller holds writing.
 func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
 	k := &s.verifier
 	if k.known != nil && v.NextRun == k.known.NextRun && v.ManifestSum == k.known.ManifestSum && maps.Equal(v.Tables, k.known.Tables) {
@@ -308,7 +306,7 @@ func (s *Badger) writeInventory(v *badgerguard.Inventory) error {
 	return nil
 }
 
-// writeFinalInventory takes the inventory of a folder that Badger has closed.
+// writeFinalInventory writes the inventory of a folder that Badger has closed.
 func (s *Badger) writeFinalInventory() error {
 	k := &s.verifier
 	k.writing.Lock()
@@ -324,7 +322,7 @@ func (s *Badger) writeFinalInventory() error {
 	if err != nil {
 		return err
 	}
-	if s.Err() == nil { // else the newest may not be durable
+	if s.Err() == nil { // else the newest run may not be durable
 		r.Inventory.NextRun = max(s.encoder.nextRun.Load(), r.Inventory.NextRun)
 	}
 	return s.writeInventory(r.Inventory)
@@ -339,23 +337,23 @@ func (s *Badger) waitDurable() error {
 	return <-done
 }
 
-// reportDamage notes that something stored is not what was written, and logs it when it is
-// news. The store goes on: what is not damaged is served.
+// reportDamage notes that a stored value is not what was written, and logs it once. The store goes on
+// and serves what is whole.
 func (s *Badger) reportDamage(err error) {
 	if s.verifier.noteDamage(err) {
 		s.log.Error("stored data is damaged", "dir", s.verifier.dir, "err", err)
 	}
 }
 
-// reportRowDamage is damaged, for the error of a read. The result names the file too, when one
-// was found damaged.
+// reportRowDamage is reportDamage for the error of a read. The result also names the damaged file, if
+// one was found.
 func (s *Badger) reportRowDamage(err error) error {
 	err = s.verifier.withDamagedFile(err)
 	s.reportDamage(err)
 	return err
 }
 
-// noteDamage keeps a damage; news tells whether it was not known.
+// noteDamage keeps a damage; news says that it was unknown.
 func (k *tableVerifier) noteDamage(err error) (news bool) {
 	var file *badgerguard.Damage
 	ofFile := errors.As(err, &file)
@@ -376,12 +374,12 @@ func (k *tableVerifier) noteDamage(err error) (news bool) {
 		k.damage, k.damageOfFile = err, ofFile
 	}
 	if !ofFile {
-		k.suspect.Store(true) // which file is it?
+		k.suspect.Store(true) // the pass finds the file
 	}
 	return true
 }
 
-// withDamagedFile adds to the damage of a row the file that was found damaged, if one was.
+// withDamagedFile adds the damaged file that was found, if any, to the damage of a row.
 func (k *tableVerifier) withDamagedFile(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -391,9 +389,8 @@ func (k *tableVerifier) withDamagedFile(err error) error {
 	return fmt.Errorf("%w (damaged: %w)", err, k.damage)
 }
 
-// Damaged is the first damage to stored data that was found while the store is open, nil
-// when none was; that of a file comes before that of a row. It stays until the folder is
-// opened again.
+// Damaged returns the first damage that was found since the store was opened, nil without damage.
+// Damage of a file comes before that of a row.
 func (s *Badger) Damaged() error {
 	s.verifier.mu.Lock()
 	defer s.verifier.mu.Unlock()

@@ -25,6 +25,8 @@ var plainPackages = []string{
 	"messages",
 
 	"bench", "dag/dagtest",
+	"bench",
+	"persistence",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.
