@@ -319,7 +319,7 @@ func (s *Badger) Err() error {
 	return nil
 }
 
-// metrics are those of the commit path and of verification. A nil *metrics counts nothing.
+// metrics are those of the commit path and of verification. A nil *metrics is valid.
 type metrics struct {
 	reg     prometheus.Registerer
 	groups  prometheus.Histogram

@@ -18,7 +18,7 @@ import (
 //	writer, Badger  applyToBadger  gives Badger the same rows, unsynced
 //	Badger          publishCommit  makes the rows visible to reads
 //
-// Badger has no group commit: it syncs each transaction by itself. So batches are gathered here.
+// Badger syncs each transaction by itself, without a group commit. So batches are gathered here.
 // The committer and the writer are two goroutines, so that three groups are under way at a time:
 //
 //	committer   gather 1   gather 2           Done 1, gather 3      Done 2, gather 4
@@ -59,8 +59,8 @@ import (
 //     (large_batch.go). A long document is written in parts before its batch (documents.go); other
 //     batches overtake it.
 //
-// The locks of this path are those of queue, timestamps and finishedIndex. Each is a leaf, and none
-// is held over I/O.
+// The locks of this path are those of queue, timestamps and finishedIndex. Each is a leaf, and is
+// never held over I/O.
 //
 // # Failure
 //
@@ -201,7 +201,7 @@ func (s *Badger) commitLoop() {
 		}
 		// Goroutines that are ready to run may have more for the group, or for the next batch of
 		// a run, and larger groups are cheaper. Where one commit follows the other, as in a chain
-		// of tasks, there are none, and a yield would hold up the group.
+		// of tasks, a yield would only hold up the group.
 		large := c.gathering.isLarge()
 		if c.lastWasLarge || large {
 			runtime.Gosched()

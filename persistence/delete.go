@@ -283,7 +283,7 @@ func parseExpiryKey(key []byte) (until int64, hash [32]byte, err error) {
 }
 
 // keyMutations returns what the deletion of a run changes of its idempotency key. The result is empty
-// when the run has none, or when the key belongs to another run by now.
+// for a run without a key, and when the key belongs to another run by now.
 func keyMutations(txn *badger.Txn, run messages.RunID, hash [32]byte, until int64) ([]mutation, error) {
 	v, err := getRowTxn(txn, idempotencyKey(hash))
 	if err != nil || v == nil {

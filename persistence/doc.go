@@ -4,7 +4,7 @@
 //
 // Rules of the seam (package journaltest holds every implementation to them):
 //
-//  1. A batch is atomic: after a crash all of it is there, or none of it.
+//  1. A batch is atomic: a crash keeps all of it or loses all of it.
 //  2. Done(nil) is called only when the batch survives kill -9 and power failure.
 //  3. Batches become durable in the order of Append, and Done is called in that order. Only the
 //     creation of a run with a long document is overtaken by later batches.

@@ -20,7 +20,7 @@ func newSummaryLookup(txn *badger.Txn, typ byte) summaryLookup {
 	return summaryLookup{badgerguard.NewIterator(txn, []byte{typ})}
 }
 
-// find returns the row of a run, nil when it has none. The row is valid until the next call.
+// find returns the row of a run, nil when it is missing. The row is valid until the next call.
 func (l summaryLookup) find(run messages.RunID) *badger.Item {
 	if !l.it.SeekForward(uint64(run)) {
 		return nil
@@ -38,8 +38,8 @@ func newIndexCursor(txn *badger.Txn, prefix []byte) indexCursor {
 	return indexCursor{badgerguard.NewIterator(txn, prefix)}
 }
 
-// firstFrom returns run when the index has it, else a later run before which it has none; ok is
-// false when it has none at all. Runs must ascend.
+// firstFrom returns run when the index has it, else a later run; the index lacks all runs between.
+// ok is false at the end of the index. Runs must ascend.
 func (x indexCursor) firstFrom(run messages.RunID) (at messages.RunID, ok bool) {
 	if !x.it.SeekForward(uint64(run)) {
 		return 0, false
@@ -73,8 +73,8 @@ func (c *candidateReader) close() {
 	}
 }
 
-// nextInAllIndexes returns run when each index has it, else a later run before which there is none
-// that all have; ok is false when there is none at all.
+// nextInAllIndexes returns run when each index has it, else a later run; each run between is missing
+// in some index. ok is false at the end of an index.
 func (c *candidateReader) nextInAllIndexes(run messages.RunID) (at messages.RunID, ok bool) {
 	at = run
 	for _, x := range c.indexes {

@@ -22,8 +22,8 @@ const (
 	maxStaged = 512 << 20
 )
 
-// commitStaged commits one batch by itself, while the writer rests. In a failed store it writes
-// nothing: the writer may not have returned from its last commit.
+// commitStaged commits one batch by itself, while the writer rests. In a failed store it does
+// not write: the writer may not have returned from its last commit.
 func (s *Badger) commitStaged(ops []mutation, it *pendingBatch) {
 	err := s.Err()
 	if err == nil {
@@ -116,7 +116,7 @@ func (b *stagedBatch) mutations() ([]mutation, error) {
 	n := uint64(len(b.parts))
 	switch {
 	case n == 0: // the mark is deleted before the parts
-		return nil, fmt.Errorf("staged batch %d: %w: none of %d parts", b.id, errCorrupt, b.want)
+		return nil, fmt.Errorf("staged batch %d: %w: all %d parts are missing", b.id, errCorrupt, b.want)
 	case n != b.want:
 		return nil, fmt.Errorf("staged batch %d: %w: %d of %d parts", b.id, errCorrupt, n, b.want)
 	}

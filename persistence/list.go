@@ -250,7 +250,7 @@ func matchesQuery(q *messages.ListQuery, all bool, s *messages.Summary) bool {
 // asked for its first run from a candidate on. The furthest answer is the next candidate, and when all
 // agree on a run, its summary is read. So the most selective index sets the pace, whichever it is.
 //
-// finishedIndex also says which rows must exist: a run without one is damaged. Index rows have no such
+// finishedIndex also says which rows must exist: a run without one is damaged. Index rows lack such a
 // witness: while any damage of the store is known, lists do without them.
 
 // finalStatesOnly returns the states that a list wants, if all of them are final; else 0.

@@ -58,7 +58,7 @@ func (s *Badger) checkFormat(shards int) error {
 	return nil
 }
 
-// lacksChecksum reports whether the row of the format has no checksum, as before format 3.
+// lacksChecksum reports whether the row of the format is without a checksum, as before format 3.
 func (s *Badger) lacksChecksum() bool {
 	bare := false
 	_ = s.scanRows(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {

@@ -84,7 +84,7 @@ type Reader interface {
 	FinishedCount() (n int, known bool)
 	// JournalRecords returns the journal records of a run that follow the one numbered after, in
 	// order, and the number of the first one. That is a later one when a snapshot has replaced those
-	// before it. It reads nothing else of the run.
+	// before it. It reads only these rows of the run.
 	JournalRecords(run messages.RunID, after uint64) (records [][]byte, first uint64, err error)
 	// Attempts calls yield for the ended attempts of the tasks [first, first+n), ordered by task and
 	// attempt. It holds few of them in memory at a time.

@@ -99,7 +99,7 @@ func (s *Badger) verifyBeforeOpen(c Config) error {
 		return fmt.Errorf("damaged: %w; %s", err, errNextStep)
 	}
 	if r.Stale != nil && r.Inventory != nil && !errors.Is(r.Stale, fs.ErrNotExist) {
-		s.log.Warn("the inventory of tables is made anew", "reason", r.Stale)
+		s.log.Warn("the inventory of tables cannot be used and is rebuilt", "reason", r.Stale)
 	}
 	s.log.Debug("tables verified", "tables", r.Tables, "bytes", r.Bytes, "took", time.Since(begin))
 	s.verifier.known = r.Inventory

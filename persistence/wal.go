@@ -35,7 +35,7 @@ type writeAheadLog interface {
 //  1. A commit is appended to the log and synced. Then it is durable, and its batches are answered.
 //     Then Badger gets the same rows, unsynced, one commit at a time. Reads see them when Badger has
 //     them, and wait for the commits that were announced before the read began (timestamps.go).
-//  2. What Badger has in memory counts for nothing: it is lost with the process. Badger's own log
+//  2. What Badger has in memory does not count: it is lost with the process. Badger's own log
 //     files (*.mem) are never read: badgerguard.RemoveUnsyncedFiles deletes them before Badger
 //     opens. So damage to them, or to the value log, cannot lose or change a row.
 //  3. The log keeps a commit until a table of Badger has it. Badger makes tables of its memtables in
@@ -56,7 +56,7 @@ type localWAL struct {
 	log *commitlog.Log
 	dir string
 	fs  vfs.FS
-	// alarm fails the store: nothing goes on while the disk is in doubt.
+	// alarm fails the store: the store stops while the disk is in doubt.
 	alarm func(error)
 
 	record    commitlog.Group
@@ -240,7 +240,7 @@ func (l *localWAL) catchUp(limits badgerguard.Limits, replayFrom *uint64) error 
 	flushed, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {
 	case flushed == 0 && l.log.Applied() > 0:
-		return fmt.Errorf("there are no tables, and they had all commits up to %d", l.log.Applied())
+		return fmt.Errorf("all tables are missing, and they had all commits up to %d", l.log.Applied())
 	case flushed > last+1:
 		return fmt.Errorf("tables have commits up to %d, the commit log ends at %d", flushed, last)
 	}

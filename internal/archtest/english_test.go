@@ -25,7 +25,6 @@ var plainPackages = []string{
 	"messages",
 
 	"bench", "dag/dagtest",
-	"bench",
 	"persistence",
 }
 
