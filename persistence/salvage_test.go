@@ -62,7 +62,7 @@ func TestOfflineCarriesOutStagedBatches(t *testing.T) {
 				}
 			}
 			return nil
-		}, "staged batch 1: stored value is corrupt: none of", 16},
+		}, "staged batch 1: stored value is corrupt: all ", 16},
 		"a part is changed": {true, func(s *persistence.Badger) error {
 			return persistence.SetBare(s, []byte("x\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x01"), []byte("rotten"))
 		}, "wrong checksum", 16},
