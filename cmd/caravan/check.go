@@ -94,7 +94,7 @@ func inspectFolder(ctx context.Context, path, scratch string, fn func(*datafolde
 // changes nothing.
 func checkFolder(ctx context.Context, data *datafolder.Folder, store *persistence.Offline, whole func(messages.RunID, dag.RunState) error) (*checkReport, error) {
 	c := &checkReport{Data: data.Path(), Bytes: store.TableBytes(), Damaged: []uint64{}, Findings: []finding{}}
-	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.Check(data.Worker())) {
+	for _, err := range slices.Concat(data.Problems(), store.DamagedFiles, workers.CheckFolder(data.Worker())) {
 		c.addFinding(err, nil)
 	}
 	bad := map[messages.RunID]bool{}

@@ -171,9 +171,9 @@ const (
 // hasLiveWorker reports whether the worker of a killed command may still run. It exits soon after
 // its last task.
 func hasLiveWorker(temporary string) bool {
-	paths, err := worker.List(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
+	paths, err := worker.ListFolders(datafolder.WorkerIn(filepath.Join(temporary, temporaryData)))
 	return err != nil || slices.ContainsFunc(paths, func(path string) bool {
-		f, err := worker.Take(path)
+		f, err := worker.LockFolder(path)
 		if err == nil {
 			f.Release()
 		}

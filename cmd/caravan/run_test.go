@@ -229,7 +229,7 @@ func TestHasLiveWorker(t *testing.T) {
 			if err := os.Mkdir(workers+"/w-1", 0o700); err != nil {
 				return err
 			}
-			lives, err := worker.Take(workers + "/w-1")
+			lives, err := worker.LockFolder(workers + "/w-1")
 			if err == nil {
 				t.Cleanup(lives.Release)
 			}

@@ -159,7 +159,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 					Dir: n.folder.Worker(), Args: []string{"worker", "--data", data},
 					Sink: sink, CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes, Logger: log, FS: files,
 					Settings: worker.Settings{
-						Version: v.Version + " " + v.Commit, Folder: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
+						Version: v.Version + " " + v.Commit, DataFolderID: n.folder.ID().String(), Outputs: n.folder.Output(), Node: host,
 						MaxCapture: maxGenerated, Grace: c.KillGrace, EnforceMemory: c.EnforceMemory, Umask: c.Umask,
 					},
 				})

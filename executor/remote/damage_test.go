@@ -46,16 +46,16 @@ func TestDamagedMemory(t *testing.T) {
 		{"journal zeroed", "journal", change(func(b []byte) []byte { return make([]byte, len(b)) }), "offset 0"},
 		{"journal emptied", "journal", change(func([]byte) []byte { return nil }), "the file is empty"},
 		{"header flipped", "journal", flip(func(int) int { return 20 }), "record 0 at offset 0 is damaged"},
-		{"middle flipped", "journal", flip(func(n int) int { return n / 2 }), "is damaged, and good records follow"},
+		{"middle flipped", "journal", flip(func(n int) int { return n / 2 }), "is damaged, and intact records follow"},
 		{"journal cut in half", "journal", change(func(b []byte) []byte { return b[:len(b)/2] }), "offset"},
 		{"end torn", "journal", change(func(b []byte) []byte { return b[:len(b)-3] }), "the end is torn"},
 		{"lock deleted", "lock", os.Remove, ""},
 		{"socket deleted", "sock", os.Remove, ""},
 		{"settings deleted", "settings", os.Remove, ""},
-		{"folder deleted", "", os.RemoveAll, "a worker's folder is missing"},
+		{"folder deleted", "", os.RemoveAll, "the folder of a worker is missing"},
 		{"registry deleted", "../workers", os.Remove, "it is missing"},
 		{"registry flipped", "../workers", flip(func(n int) int { return n / 2 }), "the checksum of its"},
-		{"everything deleted", "..", func(path string) error { return os.RemoveAll(path) }, "processes of a worker without a folder are ended"},
+		{"everything deleted", "..", func(path string) error { return os.RemoveAll(path) }, "ending the processes of a worker without a folder"},
 	} {
 		if short := []string{"end torn", "folder deleted", "registry flipped"}; testing.Short() && !slices.Contains(short, c.name) {
 			continue
@@ -63,7 +63,7 @@ func TestDamagedMemory(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			g := newRig(t)
 			folder := func(cfg *remote.Config) {
-				cfg.Settings.Folder = "data" + filepath.Base(g.data) + t.Name()
+				cfg.Settings.DataFolderID = "data" + filepath.Base(g.data) + t.Name()
 				cfg.CPUMillis = 8000
 			}
 			rec := executortest.NewRecorder(t)

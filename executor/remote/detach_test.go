@@ -42,11 +42,11 @@ func TestDetachDelivers(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(g.data, "ran")); err != nil {
 		t.Errorf("the order was lost: %v", err)
 	}
-	left, _ := worker.List(g.dir())
+	left, _ := worker.ListFolders(g.dir())
 	if len(left) != 1 {
 		t.Fatalf("folders %v, want the one with the end of task 1", left)
 	}
-	f, err := worker.Take(left[0])
+	f, err := worker.LockFolder(left[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestEndsOutliveAnIdleWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.idled()
-	left, _ := worker.List(g.dir())
+	left, _ := worker.ListFolders(g.dir())
 	if len(left) != 1 {
 		t.Fatalf("folders %v, want the one with the ends", left)
 	}
@@ -83,13 +83,13 @@ func TestEndsOutliveAnIdleWorker(t *testing.T) {
 		t.Errorf("%+v", rep)
 	}
 	r.Acknowledge(key(0))
-	poll(t, "the folder to go", func() bool { now, _ := worker.List(g.dir()); return len(now) == 1 && now[0] != left[0] })
+	poll(t, "the folder to go", func() bool { now, _ := worker.ListFolders(g.dir()); return len(now) == 1 && now[0] != left[0] })
 	if n := len(rec.Reports(key(1))); n != 0 {
 		t.Errorf("%d reports of what nobody asked for", n)
 	}
 	r.Start(g.order(2, "true"))
 	rec.WaitFinal(key(2))
-	if text := g.log.String(); strings.Contains(text, "does not start") {
+	if text := g.log.String(); strings.Contains(text, "die before they serve") {
 		t.Error("the new worker had to wait for an old one's death")
 	}
 }

@@ -4,13 +4,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// doubts is the set of runs that may have attempts which began although no worker knows
-// them: a journal was damaged, a worker's folder was removed, or the machine was restarted.
-// A resumed order that no worker knows is lost if its run is in doubt. Otherwise the
-// attempt never began, and the order is given to a worker.
+// runDoubts is the set of runs that may have attempts which began although workers do not know them: a
+// journal was damaged, a worker's folder was removed, or the machine was restarted. A resumed order
+// that workers do not know is lost if its run is in doubt. Otherwise the attempt never began, and the
+// order is given to a worker.
 //
 // Times do not decide this. A grant carries the time of its run's own clock, which stays
 // ahead of the machine's clock when that is set back, so it cannot be compared with the
@@ -23,106 +24,106 @@ import (
 // attempt that never began may count as lost, but no attempt runs twice.
 //
 // Remote.mu guards it.
-type doubts struct {
-	all     bool                   // before ExpectResume: every run that there is then
-	runs    map[messages.RunID]int // attempts of each that are lost, or will be, and not acknowledged
-	changed bool                   // and not saved
-	saving  *time.Timer
+type runDoubts struct {
+	all       bool                   // before ExpectResume: every run that exists then
+	runs      map[messages.RunID]int // attempts of each that are lost, or will be, and not acknowledged
+	changed   bool                   // and not saved
+	saveTimer *time.Timer
 }
 
-// saveDoubtsWithin is how long the registry may still name a run that has left the set.
-const saveDoubtsWithin = time.Second
+// saveDoubtsDelay is how long the registry may still name a run that has left the set.
+const saveDoubtsDelay = time.Second
 
-// begin sets the doubts to those of the registry.
-func (d *doubts) begin(all bool, runs []messages.RunID) {
+// restore sets the doubts to those of the registry.
+func (d *runDoubts) restore(all bool, runs []messages.RunID) {
 	d.all, d.runs = all, make(map[messages.RunID]int, len(runs))
 	for _, run := range runs {
 		d.runs[run] = 0
 	}
 }
 
-// add puts a run in doubt.
-func (d *doubts) add(run messages.RunID) {
+// addRun puts a run in doubt.
+func (d *runDoubts) addRun(run messages.RunID) {
 	if _, in := d.runs[run]; !in {
 		d.runs[run] = 0
 		d.changed = true
 	}
 }
 
-// has tells whether a run is in doubt.
-func (d *doubts) has(run messages.RunID) bool {
+// includes reports whether a run is in doubt.
+func (d *runDoubts) includes(run messages.RunID) bool {
 	_, in := d.runs[run]
 	return d.all || in
 }
 
-// doubt marks an attempt that no worker knows as one that may have begun. mu is held.
-func (r *Remote) doubt(key messages.AttemptKey, e *entry) {
-	if !e.doubtful {
-		e.doubtful = true
-		r.doubts.add(key.Run)
+// markDoubtful marks an attempt that workers do not know as one that may have begun. mu is held.
+func (r *Remote) markDoubtful(key messages.AttemptKey, a *trackedAttempt) {
+	if !a.doubtful {
+		a.doubtful = true
+		r.doubts.addRun(key.Run)
 		r.doubts.runs[key.Run]++
 	}
 }
 
-// undoubt removes the mark: a worker knows the attempt, or its loss is durable. mu is held.
-func (r *Remote) undoubt(key messages.AttemptKey, e *entry) {
-	if e.doubtful {
-		e.doubtful = false
+// clearDoubtful removes the mark: a worker knows the attempt, or its loss is durable. mu is held.
+func (r *Remote) clearDoubtful(key messages.AttemptKey, a *trackedAttempt) {
+	if a.doubtful {
+		a.doubtful = false
 		r.doubts.runs[key.Run]--
-		r.trust(key.Run)
+		r.removeDoubt(key.Run)
 	}
 }
 
-// loseDoubtful reports an attempt as lost and keeps it until the loss is acknowledged.
-// mu is held.
-func (r *Remote) loseDoubtful(e *entry, why string) {
-	end := lost(e.order, why)
-	e.stage, e.peer, e.end = ended, nil, &end
-	r.report(end)
+// loseAttempt reports an attempt as lost and keeps it until the loss is acknowledged. mu is held.
+func (r *Remote) loseAttempt(a *trackedAttempt, why string) {
+	end := lostReport(a.order, why)
+	a.MoveTo(lifecycle.Ended)
+	a.peer, a.end = nil, &end
+	r.queueReport(end)
 }
 
-// lostMemory is called when a worker's journal is not whole. Every attempt that was granted
-// by a former server and is not found yet may be one of that worker's. mu is held.
-func (r *Remote) lostMemory() {
+// doubtUnheard is called when a worker's journal is incomplete. Every attempt that a former server
+// granted and that is not found yet may be one of that worker's. mu is held.
+func (r *Remote) doubtUnheard() {
 	r.doubts.changed = true
-	if r.expects == nil {
+	if r.expectedRuns == nil {
 		r.doubts.all = true
 	}
-	for run := range r.expects {
-		r.doubts.add(run)
+	for run := range r.expectedRuns {
+		r.doubts.addRun(run)
 	}
-	for key, e := range r.entries {
-		if e.order != nil && e.order.Resume && e.peer == nil && e.stage == unknown {
-			r.doubt(key, e)
+	for key, a := range r.attempts {
+		if a.order != nil && a.order.Resume && a.peer == nil && a.State() == lifecycle.Queued {
+			r.markDoubtful(key, a)
 		}
 	}
 }
 
-// expectInDoubt replaces doubts.all by the runs that exist. mu is held.
-func (r *Remote) expectInDoubt(runs []messages.RunID) {
+// doubtExpected replaces runDoubts.all by the runs that exist. mu is held.
+func (r *Remote) doubtExpected(runs []messages.RunID) {
 	if !r.doubts.all {
 		return
 	}
 	r.doubts.all, r.doubts.changed = false, true
 	for _, run := range runs {
-		r.doubts.add(run)
+		r.doubts.addRun(run)
 	}
-	r.wake()
+	r.requestReconcile()
 }
 
-// trust removes a run from the set if nothing keeps it there. mu is held.
-func (r *Remote) trust(run messages.RunID) {
+// removeDoubt removes a run from the set when its reasons are over. mu is held.
+func (r *Remote) removeDoubt(run messages.RunID) {
 	undecided, in := r.doubts.runs[run]
-	if _, expected := r.expects[run]; !in || undecided > 0 || expected || r.expects == nil || r.state != open {
+	if _, expected := r.expectedRuns[run]; !in || undecided > 0 || expected || r.expectedRuns == nil || r.phase != phaseOpen {
 		return
 	}
 	delete(r.doubts.runs, run)
-	if r.doubts.saving == nil {
-		r.doubts.saving = time.AfterFunc(saveDoubtsWithin, func() {
+	if r.doubts.saveTimer == nil {
+		r.doubts.saveTimer = time.AfterFunc(saveDoubtsDelay, func() {
 			r.mu.Lock()
-			defer r.unlock()
-			r.doubts.saving, r.doubts.changed = nil, true
-			r.wake()
+			defer r.unlockAndDeliver()
+			r.doubts.saveTimer, r.doubts.changed = nil, true
+			r.requestReconcile()
 		})
 	}
 }
@@ -131,7 +132,7 @@ func (r *Remote) trust(run messages.RunID) {
 func (r *Remote) saveDoubts() {
 	r.mu.Lock()
 	if !r.doubts.changed {
-		r.unlock()
+		r.unlockAndDeliver()
 		return
 	}
 	r.doubts.changed = false
@@ -139,7 +140,7 @@ func (r *Remote) saveDoubts() {
 	for run := range r.doubts.runs {
 		runs = append(runs, run)
 	}
-	r.unlock()
+	r.unlockAndDeliver()
 	slices.Sort(runs)
 	if err := r.registry.setDoubts(all, runs); err != nil {
 		// The registry holds the new set in memory and writes it with its next change, at the

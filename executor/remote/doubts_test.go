@@ -89,7 +89,7 @@ func TestLossesOutliveTheServer(t *testing.T) {
 			r.Start(o)
 			poll(t, "the task to run", func() bool { return read(filepath.Join(g.data, "ran")) != "" })
 			pid := g.worker()
-			paths, err := worker.List(g.dir())
+			paths, err := worker.ListFolders(g.dir())
 			if err != nil || len(paths) != 1 {
 				t.Fatal(paths, err)
 			}
@@ -152,17 +152,17 @@ func TestRegistryErrors(t *testing.T) {
 	r.Acknowledge(key(1))
 	r.Start(g.order(2, "true"))
 	poll(t, "errors to be logged", func() bool {
-		return strings.Contains(g.log.String(), "a dead worker stays in the registry") && strings.Contains(g.log.String(), "no worker")
+		return strings.Contains(g.log.String(), "dead worker not removed from the registry") && strings.Contains(g.log.String(), "worker not started")
 	})
 	if rec.Starts(key(2)) != 0 || len(g.workers()) != 0 {
 		t.Error("a worker was started")
 	}
-	if left, _ := worker.List(g.dir()); len(left) == 0 {
+	if left, _ := worker.ListFolders(g.dir()); len(left) == 0 {
 		t.Error("the folder was removed")
 	}
 	disk.Reset()
 	if rep := rec.WaitFinal(key(2)); rep.Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rep)
 	}
-	poll(t, "the folder to go", func() bool { left, _ := worker.List(g.dir()); return len(left) == 1 })
+	poll(t, "the folder to go", func() bool { left, _ := worker.ListFolders(g.dir()); return len(left) == 1 })
 }

@@ -26,7 +26,7 @@ func newLeaver(t *testing.T) *leaver {
 	t.Helper()
 	g := &leaver{rig: newRig(t), died: make(chan error, 1)}
 	folder := "data" + filepath.Base(g.data) + t.Name()
-	g.named = func(cfg *remote.Config) { cfg.Settings.Folder = folder }
+	g.named = func(cfg *remote.Config) { cfg.Settings.DataFolderID = folder }
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, g.named)
 	r.ResumeDone(1)
@@ -35,7 +35,7 @@ func newLeaver(t *testing.T) *leaver {
 		t.Fatal(err)
 	}
 	g.process = exec.Command("/bin/sleep", "1000")
-	g.process.Env = []string{worker.Mark + "=" + worker.MarkValue(folder, "w-leaving")}
+	g.process.Env = []string{worker.MarkVariable + "=" + worker.MarkValue(folder, "w-leaving")}
 	if err := g.process.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestWorkerThatDoesNotLeave(t *testing.T) {
 		t.Fatal("a stray process of this data folder goes on")
 	}
 	g.run(r, rec, 1)
-	if log := g.log.String(); !strings.Contains(log, "processes of a worker without a folder are ended") || !strings.Contains(log, "w-leaving") {
+	if log := g.log.String(); !strings.Contains(log, "ending the processes of a worker without a folder") || !strings.Contains(log, "w-leaving") {
 		t.Errorf("nobody is told:\n%s", log)
 	}
 }

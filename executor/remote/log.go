@@ -9,32 +9,33 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// readAhead is how much one read asks a worker for at most.
+// readAhead bounds what one request asks a worker for, in bytes.
 const readAhead = 1 << 20
 
-// remoteLog is an open log of an attempt in a worker: a stream of questions and
-// answers. When the stream breaks, its reads fail and it is not live.
+// remoteLog is an open log of an attempt in a worker: a stream of requests and replies. When the
+// stream breaks, its reads fail and it is not live.
 type remoteLog struct {
 	stream grpc.BidiStreamingClient[workerpb.LogRequest, workerpb.LogReply]
 	cancel context.CancelFunc
 
 	mu   sync.Mutex
-	last *workerpb.LogReply // the newest answer
-	err  error              // of the stream; stays
+	last *workerpb.LogReply // the newest one without an error
+	err  error              // stays
 }
 
 // OpenLog implements executor.Executor.
 func (r *Remote) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	r.mu.Lock()
 	var conn *grpc.ClientConn
-	if e := r.entries[key]; e != nil && e.stage == running && e.peer != nil {
-		conn = e.peer.conn
+	if a := r.attempts[key]; a != nil && a.State() == lifecycle.Running && a.peer != nil {
+		conn = a.peer.conn
 	}
-	r.unlock()
+	r.unlockAndDeliver()
 	if conn == nil {
 		return nil, executor.ErrNotRunning
 	}

@@ -15,152 +15,155 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// How long acknowledgements wait for company, and orders that the worker cannot begin yet; of how
-// many orders such ones come after (few). How long Detach waits for workers to have taken in what
-// was acknowledged, and the pace at which a worker that does not answer is asked again.
 const (
-	linger         = 20 * time.Millisecond
-	orderLinger    = 4 * time.Millisecond
-	few            = 8
-	detachPatience = time.Second
-	slowest        = 500 * time.Millisecond
+	// acknowledgementDelay is how long acknowledgements wait for other items of a frame.
+	acknowledgementDelay = 20 * time.Millisecond
+	// orderDelay is how long an order waits for others when the worker has more than fewPending orders
+	// and too few slots to begin it.
+	orderDelay = 4 * time.Millisecond
+	fewPending = 8
+	// detachTimeout bounds the wait of Detach for workers to take in the acknowledgements.
+	detachTimeout = time.Second
+	// maxRetryDelay bounds the delay between connections to a worker that does not answer.
+	maxRetryDelay = 500 * time.Millisecond
 )
 
-// peer is one worker, alive or dead, with its folder. Remote.mu guards what follows
-// the channels.
+// peer is one worker, alive or dead, with its folder. Remote.mu guards the fields after the channels.
 type peer struct {
-	r     *Remote
-	path  string
-	cmd   *exec.Cmd // of a worker that this process started
-	some  chan struct{}
-	leave chan struct{} // closed by Detach: send what is left, and go
-	over  chan struct{} // closed when run has returned
+	r          *Remote
+	path       string
+	cmd        *exec.Cmd // of a worker that this process started
+	wakeSender chan struct{}
+	leave      chan struct{} // closed by Detach: send what is left, then end
+	ended      chan struct{} // closed when run has returned
 
-	out      *workerpb.ServerFrame // to send
-	later    *time.Timer           // sends them; nil when that is not to come
-	due      time.Time             // when it does
-	ahead    ahead                 // orders on this connection that are not known to have begun
-	conn     *grpc.ClientConn      // while there is one
-	listed   map[messages.AttemptKey]bool
-	attached bool // it has said what it knows, on this connection
-	synced   bool // it has, once
-	version  string
-	pid      int
-	draining bool // it was told to
-	drained  bool // it takes nothing any more, and usage holds
-	usage    workerpb.Amount
-	capacity workerpb.Amount // told on this connection
+	outgoing  *workerpb.ServerFrame        // what the worker is to hear
+	sendTimer *time.Timer                  // wakes the sender; nil when it is not set
+	sendDue   time.Time                    // when the timer fires
+	pending   pendingOrders                // orders on this connection that are not known to have begun
+	conn      *grpc.ClientConn             // while there is one
+	listed    map[messages.AttemptKey]bool // attempts that it named on this connection; nil once attached
+	attached  bool                         // it has said what it knows, on this connection
+	synced    bool                         // it has said so once, on any connection
+	version   string
+	pid       int
+	draining  bool // it was told to
+	drained   bool // it accepts no more orders, and usage is valid
+	usage     workerpb.Amount
+	capacity  workerpb.Amount // told on this connection
 
-	heard   bool            // since the last pulse
-	asked   bool            // for a sign of life, and not heard since
-	silent  int             // pulses without one
-	mute    bool            // too many
-	process worker.Identity // the worker's own process; zero when it is not known
-	gone    bool            // the worker has ended
-	folder  *worker.Folder  // of a worker that has; nil when it is missing
-	dead    bool            // its estate was taken
-	kept    int             // ends in the estate that are not acknowledged
+	heard          bool                   // a frame came since the last heartbeat
+	pinged         bool                   // a ping was sent, and no frame came since
+	silentBeats    int                    // heartbeats without a frame
+	unresponsive   bool                   // too many of them
+	process        worker.ProcessIdentity // the worker's own process; zero when it is not known
+	workerGone     bool                   // the worker has ended
+	folder         *worker.Folder         // of a worker that has ended; nil when it is missing
+	recovered      bool                   // the state of the dead worker was adopted
+	unacknowledged int                    // ends of the dead worker's journal
 }
 
 func newPeer(r *Remote, path string) *peer {
-	return &peer{r: r, path: path, out: workerpb.ServerFrameFromVTPool(), some: make(chan struct{}, 1), leave: make(chan struct{}), over: make(chan struct{})}
+	return &peer{r: r, path: path, outgoing: workerpb.ServerFrameFromVTPool(),
+		wakeSender: make(chan struct{}, 1), leave: make(chan struct{}), ended: make(chan struct{})}
 }
 
-// push sends what is in out. mu is held.
-func (p *peer) push() {
+// requestSend wakes the sender. mu is held.
+func (p *peer) requestSend() {
 	select {
-	case p.some <- struct{}{}:
+	case p.wakeSender <- struct{}{}:
 	default:
 	}
 }
 
-// pushWithin sends what is in out, within a while. mu is held.
-func (p *peer) pushWithin(d time.Duration) {
+// requestSendWithin wakes the sender within a while. mu is held.
+func (p *peer) requestSendWithin(d time.Duration) {
 	due := time.Now().Add(d)
 	switch {
-	case p.later == nil:
-		p.later = time.AfterFunc(d, func() {
+	case p.sendTimer == nil:
+		p.sendTimer = time.AfterFunc(d, func() {
 			p.r.mu.Lock()
 			defer p.r.mu.Unlock()
-			p.later = nil
-			p.push()
+			p.sendTimer = nil
+			p.requestSend()
 		})
-	case due.Before(p.due):
-		p.later.Reset(d)
+	case due.Before(p.sendDue):
+		p.sendTimer.Reset(d)
 	default:
 		return
 	}
-	p.due = due
+	p.sendDue = due
 }
 
-// frame takes what is to be sent. mu is held.
-func (p *peer) frame() (frame *workerpb.ServerFrame) {
-	frame, p.out = p.out, workerpb.ServerFrameFromVTPool()
-	if p.later != nil {
-		p.later.Stop()
-		p.later = nil
+// takeFrame returns what is to be sent. mu is held.
+func (p *peer) takeFrame() (frame *workerpb.ServerFrame) {
+	frame, p.outgoing = p.outgoing, workerpb.ServerFrameFromVTPool()
+	if p.sendTimer != nil {
+		p.sendTimer.Stop()
+		p.sendTimer = nil
 	}
 	return frame
 }
 
-// ahead is an amount of orders.
-type ahead struct{ n, cores, memory int64 }
+// pendingOrders counts orders and adds up their slots.
+type pendingOrders struct{ count, cpuMillis, memoryBytes int64 }
 
-// add adds n times an order, which may be unknown (nil), but never gets below zero: what began on
-// a former connection was not added.
-func (a *ahead) add(o *executor.Order, n int64) {
-	a.n = max(a.n+n, 0)
+// add adds an order n times; the order may be unknown (nil). The result is never below zero, because
+// an order that was sent on a former connection was not added.
+func (p *pendingOrders) add(o *executor.Order, n int64) {
+	p.count = max(p.count+n, 0)
 	if o != nil {
-		a.cores = max(a.cores+n*o.CPUMillis, 0)
-		a.memory = max(a.memory+n*o.MemoryBytes, 0)
+		p.cpuMillis = max(p.cpuMillis+n*o.CPUMillis, 0)
+		p.memoryBytes = max(p.memoryBytes+n*o.MemoryBytes, 0)
 	}
-	if a.n == 0 {
-		*a = ahead{}
+	if p.count == 0 {
+		*p = pendingOrders{}
 	}
 }
 
-// order sends an order: at once, or within orderLinger when the worker has more than a few that
-// it cannot even begin. mu is held.
-func (p *peer) order(o *executor.Order) {
-	busy := p.ahead.n > few && (p.ahead.cores >= p.r.cfg.CPUMillis || p.ahead.memory >= p.r.cfg.MemoryBytes)
-	p.ahead.add(o, 1)
-	p.out.AddOrder(o)
+// sendOrder sends an order: at once, or within orderDelay when the worker cannot begin it yet. mu is
+// held.
+func (p *peer) sendOrder(o *executor.Order) {
+	busy := p.pending.count > fewPending && (p.pending.cpuMillis >= p.r.cfg.CPUMillis || p.pending.memoryBytes >= p.r.cfg.MemoryBytes)
+	p.pending.add(o, 1)
+	p.outgoing.AddOrder(o)
 	if busy {
-		p.pushWithin(orderLinger)
+		p.requestSendWithin(orderDelay)
 		return
 	}
-	p.push()
+	p.requestSend()
 }
 
-// answered takes off what is ahead an attempt of which the worker says for the first time what
-// became of it. mu is held.
-func (p *peer) answered(e *entry) {
-	if e.stage == unknown {
-		p.ahead.add(e.order, -1)
+// orderAnswered takes an order off the pending ones when the worker first says what became of it. mu
+// is held.
+func (p *peer) orderAnswered(a *trackedAttempt) {
+	if a.State() == lifecycle.Queued {
+		p.pending.add(a.order, -1)
 	}
 }
 
-// run talks to the worker until that has ended, or ctx has.
+// run talks to the worker until the worker or ctx has ended.
 func (p *peer) run() {
-	defer p.r.work.Done()
-	defer close(p.over)
+	defer p.r.goroutines.Done()
+	defer close(p.ended)
 	wait := time.Millisecond
 	for {
-		synced, _ := p.attach()
-		if p.r.ctx.Err() != nil || p.leaving() {
+		synced, _ := p.connect()
+		if p.r.ctx.Err() != nil || p.isLeaving() {
 			return
 		}
-		f, taken := worker.Take(p.path)
+		folder, err := worker.LockFolder(p.path)
 		switch {
-		case taken == nil && p.process.Lives():
-			f.Release() // somebody has removed its lock file
-		case taken == nil, errors.Is(taken, fs.ErrNotExist):
-			p.end(f)
+		case err == nil && p.process.IsAlive():
+			folder.Release() // its lock file was removed by somebody else
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+			p.workerEnded(folder)
 			return
 		}
 		if synced {
@@ -171,11 +174,12 @@ func (p *peer) run() {
 			return
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, slowest)
+		wait = min(2*wait, maxRetryDelay)
 	}
 }
 
-func (p *peer) leaving() bool {
+// isLeaving reports whether Detach has closed leave.
+func (p *peer) isLeaving() bool {
 	select {
 	case <-p.leave:
 		return true
@@ -184,30 +188,30 @@ func (p *peer) leaving() bool {
 	}
 }
 
-// end says that the worker is no more.
-func (p *peer) end(f *worker.Folder) {
+// workerEnded notes that the worker has ended; folder is nil when it is missing.
+func (p *peer) workerEnded(folder *worker.Folder) {
 	if p.cmd != nil {
-		_ = p.cmd.Wait() // it has let go of its lock: it is gone, or about to
+		_ = p.cmd.Wait() // it has released its lock: it has ended, or is about to
 	}
 	r := p.r
 	r.mu.Lock()
-	defer r.unlock()
-	p.gone, p.folder = true, f
+	defer r.unlockAndDeliver()
+	p.workerGone, p.folder = true, folder
 	if !p.synced && p.cmd != nil {
-		r.deaths++ // a folder that was found here says nothing of new workers
+		r.earlyDeaths++ // workers of a former server do not count
 	}
 	if r.active == p {
 		r.active = nil
 	}
-	if r.state == open && !p.drained {
-		r.log.Warn("a worker has ended", p.names()...)
+	if r.phase == phaseOpen && !p.drained {
+		r.log.Warn("a worker has ended", p.logFields()...)
 	}
-	r.wake()
+	r.requestReconcile()
 }
 
-// attach has one connection with the worker, and returns when it is over: whether the
-// worker had said all it knows, and what ended it.
-func (p *peer) attach() (synced bool, _ error) {
+// connect has one connection with the worker and returns when it is over. synced reports whether the
+// worker had said all that it knows.
+func (p *peer) connect() (synced bool, _ error) {
 	r := p.r
 	conn, err := grpc.NewClient("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -223,21 +227,21 @@ func (p *peer) attach() (synced bool, _ error) {
 		return false, err
 	}
 	r.mu.Lock()
-	p.frame().ReturnToVTPool() // what was for the former connection
-	p.conn, p.listed, p.ahead = conn, map[messages.AttemptKey]bool{}, ahead{}
-	p.capacity, p.asked = workerpb.Amount{}, false
-	r.unlock()
+	p.takeFrame().ReturnToVTPool() // items of the former connection
+	p.conn, p.listed, p.pending = conn, map[messages.AttemptKey]bool{}, pendingOrders{}
+	p.capacity, p.pinged = workerpb.Amount{}, false
+	r.unlockAndDeliver()
 
 	sender := make(chan struct{})
 	go func() {
 		defer close(sender)
-		p.send(ctx, stream)
+		p.sendFrames(ctx, stream)
 	}()
-	err = p.receive(stream)
+	err = p.receiveFrames(stream)
 	cancel()
 	<-sender
 	r.mu.Lock()
-	defer r.unlock()
+	defer r.unlockAndDeliver()
 	synced = p.attached
 	p.attached, p.conn, p.listed = false, nil, nil
 	return synced, err
@@ -246,22 +250,22 @@ func (p *peer) attach() (synced bool, _ error) {
 // attachStream is the server's side of the stream to a worker.
 type attachStream = grpc.BidiStreamingClient[workerpb.ServerFrame, workerpb.WorkerFrame]
 
-// send sends what gathers in p.out, until ctx ends or we leave. Then it only closes its
-// half of the stream: the worker ends the other one when it has carried out everything
-// before. A canceled stream would drop what has not been read at the other end.
-func (p *peer) send(ctx context.Context, stream attachStream) {
+// sendFrames sends what gathers in p.outgoing, until ctx ends or leave is closed. Then it only closes
+// its half of the stream: the worker ends the other half when it has carried out all frames. A canceled
+// stream would drop the frames that the worker has not read.
+func (p *peer) sendFrames(ctx context.Context, stream attachStream) {
 	for leaving := false; !leaving; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.leave:
 			leaving = true
-		case <-p.some:
+		case <-p.wakeSender:
 		}
-		// Whoever woke this one often has more to say at once.
+		// The goroutine that woke this one often adds more at once.
 		runtime.Gosched()
 		p.r.mu.Lock()
-		frame := p.frame()
+		frame := p.takeFrame()
 		p.r.mu.Unlock()
 		if !frame.IsEmpty() && stream.Send(frame) != nil {
 			return // receive learns why
@@ -271,10 +275,11 @@ func (p *peer) send(ctx context.Context, stream attachStream) {
 	_ = stream.CloseSend()
 }
 
-// errStopped: the worker has ended everything and waits for us to go.
+// errStopped says that the worker has ended all attempts and waits for the end of the connection.
 var errStopped = errors.New("worker has stopped")
 
-func (p *peer) receive(stream attachStream) error {
+// receiveFrames takes frames in until the stream ends.
+func (p *peer) receiveFrames(stream attachStream) error {
 	frame := workerpb.WorkerFrameFromVTPool()
 	defer frame.ReturnToVTPool()
 	for {
@@ -284,19 +289,19 @@ func (p *peer) receive(stream attachStream) error {
 		}
 		p.r.mu.Lock()
 		p.heard = true
-		err := p.handle(frame)
-		p.r.unlock()
+		err := p.handleFrame(frame)
+		p.r.unlockAndDeliver()
 		if err != nil {
 			if err != errStopped {
-				p.r.log.Error("a worker's frame is not understood", "folder", p.path, "err", err)
+				p.r.log.Error("invalid frame of a worker", "folder", p.path, "err", err)
 			}
 			return err
 		}
 	}
 }
 
-// handle takes a frame in, in the order that the protocol says. mu is held.
-func (p *peer) handle(frame *workerpb.WorkerFrame) error {
+// handleFrame takes a frame in, in the order that the protocol says. mu is held.
+func (p *peer) handleFrame(frame *workerpb.WorkerFrame) error {
 	r := p.r
 	if h := frame.Hello; h != nil {
 		if name := filepath.Base(p.path); string(h.Name) != name {
@@ -306,36 +311,36 @@ func (p *peer) handle(frame *workerpb.WorkerFrame) error {
 	}
 	for _, m := range frame.Queued {
 		key := workerpb.KeyOf(m)
-		p.list(key)
-		r.heardQueued(p, key, m.GrantedAt)
+		p.noteListed(key)
+		r.onQueued(p, key, m.GrantedAt)
 	}
 	for _, m := range frame.Started {
-		p.list(workerpb.KeyOf(m))
-		r.heardStarted(p, m)
+		p.noteListed(workerpb.KeyOf(m))
+		r.onStarted(p, m)
 	}
 	for _, end := range frame.Finished {
 		report, err := workerpb.ParseFinished(end)
 		if err != nil {
 			return err
 		}
-		p.list(report.Key)
-		r.heardFinished(p, report)
+		p.noteListed(report.Key)
+		r.onFinished(p, report)
 	}
 	for _, m := range frame.Revoked {
-		r.heardRevoked(p, workerpb.KeyOf(m), m.At)
+		r.onRevoked(p, workerpb.KeyOf(m), m.At)
 	}
 	for _, m := range frame.Ignored {
-		r.heardIgnored(p, workerpb.KeyOf(m))
+		r.onIgnored(p, workerpb.KeyOf(m))
 	}
 	for _, m := range frame.Postponed {
-		r.heardPostponed(p, m)
+		r.onPostponed(p, m)
 	}
 	if frame.Usage != nil {
 		p.usage, p.drained = frame.Usage.Amount(), true
-		r.wake()
+		r.requestReconcile()
 	}
 	if frame.Synced {
-		p.sync()
+		p.completeSync()
 	}
 	if frame.Stopped {
 		return errStopped
@@ -343,48 +348,49 @@ func (p *peer) handle(frame *workerpb.WorkerFrame) error {
 	return nil
 }
 
-func (p *peer) list(key messages.AttemptKey) {
+// noteListed notes that the worker has named the attempt on this connection. mu is held.
+func (p *peer) noteListed(key messages.AttemptKey) {
 	if p.listed != nil {
 		p.listed[key] = true
 	}
 }
 
-// sync compares what the worker knows with what it should, once it has said
-// everything, and sends what may have been lost on the way. mu is held.
-func (p *peer) sync() {
+// completeSync compares what the worker knows with what it should know, once the worker has said all,
+// and sends what may have been lost on the way. mu is held.
+func (p *peer) completeSync() {
 	r := p.r
-	var again []messages.AttemptKey
-	for key, e := range r.entries {
-		if e.peer != p || e.stage == ended {
+	var resend []messages.AttemptKey
+	for key, a := range r.attempts {
+		if a.peer != p || a.State() == lifecycle.Ended {
 			continue
 		}
 		switch {
 		case p.listed[key]:
-			if e.killed {
-				p.out.AddKill(key, e.grace)
+			if a.killed {
+				p.outgoing.AddKill(key, a.grace)
 			}
-			if e.revoked && e.stage == unknown {
-				p.out.AddRevocation(key)
+			if a.revoked && a.State() == lifecycle.Queued {
+				p.outgoing.AddRevocation(key)
 			}
-		case e.order == nil:
-			delete(r.entries, key)
-		case e.killed || e.revoked:
-			delete(r.entries, key)
-			r.report(revoked(key))
-		case p.draining || r.state != open:
-			e.peer = nil
+		case a.order == nil:
+			delete(r.attempts, key)
+		case a.killed || a.revoked:
+			delete(r.attempts, key)
+			r.queueReport(revokedReport(key))
+		case p.draining || r.phase != phaseOpen:
+			a.peer = nil
 		default:
-			again = append(again, key)
+			resend = append(resend, key)
 		}
 	}
-	r.sort(again)
-	for _, key := range again {
-		p.order(r.entries[key].order)
+	r.sortBySequence(resend)
+	for _, key := range resend {
+		p.sendOrder(r.attempts[key].order)
 	}
-	p.out.Drain = p.out.Drain || p.draining
-	p.out.Stop = p.out.Stop || r.state == closing
+	p.outgoing.Drain = p.outgoing.Drain || p.draining
+	p.outgoing.Stop = p.outgoing.Stop || r.phase == phaseClosing
 	p.listed, p.attached, p.synced = nil, true, true
-	r.deaths = 0
-	p.push()
-	r.wake()
+	r.earlyDeaths = 0
+	p.requestSend()
+	r.requestReconcile()
 }

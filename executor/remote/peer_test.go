@@ -11,7 +11,7 @@ import (
 // TestOrdersWaitForCompany: an order is sent at once until the worker has more than it can begin;
 // from then on orders go together, and so again at once when the worker has begun them.
 func TestOrdersWaitForCompany(t *testing.T) {
-	r := &Remote{cfg: Config{CPUMillis: 2000, MemoryBytes: 1 << 20}, entries: map[messages.AttemptKey]*entry{}}
+	r := &Remote{cfg: Config{CPUMillis: 2000, MemoryBytes: 1 << 20}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
 	p := newPeer(r, "x")
 	r.active = p
 	key := func(task int) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: uint32(task), Attempt: 1} }
@@ -20,13 +20,13 @@ func TestOrdersWaitForCompany(t *testing.T) {
 	order := func(cores int64) (woken bool) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		e := &entry{order: &executor.Order{Key: key(next), CPUMillis: cores}}
-		r.entries[key(next)] = e
+		e := &trackedAttempt{order: &executor.Order{Key: key(next), CPUMillis: cores}}
+		r.attempts[key(next)] = e
 		next++
-		r.assign(e.order.Key, e)
+		r.assignOrder(e.order.Key, e)
 		select {
-		case <-p.some:
-			p.frame()
+		case <-p.wakeSender:
+			p.takeFrame()
 			return true
 		default:
 			return false
@@ -37,37 +37,37 @@ func TestOrdersWaitForCompany(t *testing.T) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for range n {
-			r.heardStarted(p, &workerpb.Started{Run: 1, Task: uint32(started), Attempt: 1, At: 1})
+			r.onStarted(p, &workerpb.Started{Run: 1, Task: uint32(started), Attempt: 1, At: 1})
 			started++
 		}
 	}
-	for n := range few + 1 {
+	for n := range fewPending + 1 {
 		if !order(1000) {
 			t.Fatalf("order %d waits", n)
 		}
 	}
 	for n := range 3 {
 		if order(1000) {
-			t.Fatalf("order %d does not wait, though the worker has %d", few+1+n, few+1+n)
+			t.Fatalf("order %d does not wait, though the worker has %d", fewPending+1+n, fewPending+1+n)
 		}
 	}
 	r.mu.Lock()
-	waits := p.later != nil && !p.out.IsEmpty()
+	waits := p.sendTimer != nil && !p.outgoing.IsEmpty()
 	r.mu.Unlock()
 	if !waits {
 		t.Error("nothing sends the orders that wait")
 	}
-	<-p.some // within orderLinger
+	<-p.wakeSender // within orderLinger
 	begins(4)
 	if !order(1000) {
-		t.Errorf("an order waits, though the worker has %d", p.ahead.n)
+		t.Errorf("an order waits, though the worker has %d", p.pending.count)
 	}
 	begins(next - started)
-	if p.ahead != (ahead{}) {
-		t.Errorf("%+v are ahead of an idle worker", p.ahead)
+	if p.pending != (pendingOrders{}) {
+		t.Errorf("%+v are ahead of an idle worker", p.pending)
 	}
 	// Orders that fit beside each other all begin at once: they never wait.
-	for n := range 3 * few {
+	for n := range 3 * fewPending {
 		if !order(10) {
 			t.Fatalf("small order %d waits", n)
 		}
@@ -75,7 +75,7 @@ func TestOrdersWaitForCompany(t *testing.T) {
 	begins(next - started)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.answered(&entry{order: &executor.Order{CPUMillis: 1000}}); p.ahead != (ahead{}) {
-		t.Errorf("%+v: what was not ordered on this connection was taken off", p.ahead)
+	if p.orderAnswered(&trackedAttempt{order: &executor.Order{CPUMillis: 1000}}); p.pending != (pendingOrders{}) {
+		t.Errorf("%+v: what was not ordered on this connection was taken off", p.pending)
 	}
 }

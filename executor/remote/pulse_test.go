@@ -14,7 +14,7 @@ import (
 // TestHungWorkerIsNamed: the log and Healthy name the process of a worker that does not answer,
 // also when it has never said its number to this server; no process 0 is ever named.
 func TestHungWorkerIsNamed(t *testing.T) {
-	own, err := worker.Identify(os.Getpid())
+	own, err := worker.IdentifyProcess(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,22 +22,22 @@ func TestHungWorkerIsNamed(t *testing.T) {
 	reused.Ticks++ // another process had this number
 	pid := strconv.Itoa(own.PID)
 	for _, c := range []struct {
-		process     worker.Identity
+		process     worker.ProcessIdentity
 		said        int
 		log, health string
 	}{
 		{own, 0, "pid=" + pid, "(pid " + pid + ")"},
 		{own, 7, "pid=" + pid, "(pid " + pid + ")"},
-		{worker.Identity{}, 7, "pid=7", "(pid 7)"},
+		{worker.ProcessIdentity{}, 7, "pid=7", "(pid 7)"},
 		{reused, 0, "", "(pid not known)"},
-		{worker.Identity{}, 0, "", "(pid not known)"},
+		{worker.ProcessIdentity{}, 0, "", "(pid not known)"},
 	} {
 		var out bytes.Buffer
 		r := &Remote{log: slog.New(slog.NewTextHandler(&out, nil))}
 		p := newPeer(r, t.TempDir())
 		r.peers = []*peer{p}
-		p.process, p.pid, p.silent = c.process, c.said, silentPulses-1
-		p.beat()
+		p.process, p.pid, p.silentBeats = c.process, c.said, unresponsiveBeats-1
+		p.checkHeartbeat()
 		line := out.String()
 		if !strings.Contains(line, "does not answer") || !strings.Contains(line, c.log) || c.log == "" && strings.Contains(line, "pid=") {
 			t.Errorf("%+v: %s", c, line)

@@ -19,46 +19,46 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// registryFile is the registry's name in DATA/worker.
+// registryFile is the name of the registry in DATA/worker.
 const registryFile = "workers"
 
-// registry is what a server knows of the workers before it looks at their folders: which
-// workers there must be, and the runs of which some may have begun attempts that are in no
-// journal (doubts). A folder that the registry names and that is missing was removed by
-// somebody else, with what its journal knew.
+// registry is what a server knows of the workers before it looks at their folders: which workers must
+// exist, and the runs that may have attempts which began and are not in a journal (runDoubts). If a
+// folder that the registry names is missing, somebody else removed it and its journal.
 //
-// The file holds JSON and a line with its CRC-32C. Whatever is wrong with it, the answer is
-// a new registry that has all runs in doubt: an attempt of before that no worker knows
-// is lost then, and never started a second time.
+// The file holds JSON and a line with its CRC-32C. A damaged or missing file is replaced by a new one
+// that has all runs in doubt: an earlier attempt that workers do not know is lost then, and never
+// started a second time.
 type registry struct {
 	fs   vfs.FS
 	path string
 	mu   sync.Mutex // over changes of Workers and the doubts, and of the file
 
-	whole bool // it was read, and names all workers whose folders were not removed in order
+	whole bool // it was read, and names all workers that did not remove their folders
 
-	Boot     string           `json:"boot"`   // the kernel's boot id
+	Boot     string           `json:"boot"`   // the kernel's boot ID
 	Folder   string           `json:"folder"` // identity of the data folder
 	Workers  []registryWorker `json:"workers"`
-	DoubtAll bool             `json:"doubtAll"` // see doubts
+	DoubtAll bool             `json:"doubtAll"` // runDoubts.all
 	Doubts   []messages.RunID `json:"doubts"`
 }
 
 // registryWorker is a worker whose folder was made and not removed.
 type registryWorker struct {
 	Name  string `json:"name"`
-	PID   int    `json:"pid"` // 0: it is not known whether it was started
+	PID   int    `json:"pid"` // 0 before the start, or when it is not known
 	Ticks uint64 `json:"ticks"`
 }
 
-func (w *registryWorker) identity() worker.Identity {
-	return worker.Identity{PID: w.PID, Ticks: w.Ticks}
+// processIdentity returns the identity of the worker's process.
+func (w *registryWorker) processIdentity() worker.ProcessIdentity {
+	return worker.ProcessIdentity{PID: w.PID, Ticks: w.Ticks}
 }
 
-// openRegistry reads the registry of a folder, or begins a new one. folder is the identity
-// of the data folder; "" = that of the registry. fault says what was
-// wrong with a file that was there; "" when nothing was, or when it is of another boot.
-func openRegistry(files vfs.FS, dir, folder string) (g *registry, fault string, _ error) {
+// openRegistry reads the registry of a folder, or begins a new one. dataFolderID "" = the registry's
+// own. fault says what is wrong with the file; "" when it is intact, or was written before the machine
+// was started.
+func openRegistry(files vfs.FS, dir, dataFolderID string) (g *registry, fault string, _ error) {
 	boot, err := worker.BootID()
 	if err != nil {
 		return nil, "", err
@@ -70,9 +70,9 @@ func openRegistry(files vfs.FS, dir, folder string) (g *registry, fault string, 
 		if err := g.parse(text); err != nil {
 			fault = err.Error()
 			g.Folder, g.Workers = "", nil
-		} else if folder != "" && g.Folder != folder {
-			fault = "it is that of another data folder"
-			g.Workers = nil // they are not this folder's
+		} else if dataFolderID != "" && g.Folder != dataFolderID {
+			fault = "it belongs to another data folder"
+			g.Workers = nil // of the other data folder
 		} else if g.Boot == boot {
 			g.whole = true
 			return g, "", nil
@@ -80,35 +80,37 @@ func openRegistry(files vfs.FS, dir, folder string) (g *registry, fault string, 
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, "", err
 	default:
-		if left, _ := worker.List(dir); len(left) > 0 {
+		if left, _ := worker.ListFolders(dir); len(left) > 0 {
 			fault = "it is missing"
 		}
 	}
 	g.Boot = boot
-	if folder != "" {
-		g.Folder = folder
+	if dataFolderID != "" {
+		g.Folder = dataFolderID
 	} else if g.Folder == "" {
 		g.Folder = rand.Text()
 	}
 	return g, fault, g.setDoubts(true, nil)
 }
 
+// parse reads the text of the file.
 func (g *registry) parse(text []byte) error {
 	body, sum, ok := bytes.Cut(text, []byte("\n"))
 	if !ok {
-		return fmt.Errorf("the line of the checksum is missing after %d bytes", len(text))
+		return fmt.Errorf("the checksum line is missing after %d bytes", len(text))
 	}
 	if want := checksumLine(body); string(sum) != want {
-		return fmt.Errorf("the checksum of its %d bytes does not hold", len(body))
+		return fmt.Errorf("the checksum of its %d bytes does not match", len(body))
 	}
 	return json.Unmarshal(body, g)
 }
 
+// checksumLine returns the second line of the file.
 func checksumLine(body []byte) string {
 	return fmt.Sprintf("crc32c %08x\n", crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
 }
 
-// setDoubts keeps what is in doubt from now on.
+// setDoubts stores which runs are in doubt.
 func (g *registry) setDoubts(all bool, runs []messages.RunID) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -133,6 +135,7 @@ func (g *registry) write() error {
 	return g.fs.Rename(g.path+".new", g.path)
 }
 
+// read returns the text of the file.
 func (g *registry) read() ([]byte, error) {
 	f, err := g.fs.OpenFile(g.path, os.O_RDONLY, 0)
 	if err != nil {
@@ -146,9 +149,9 @@ func (g *registry) read() ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(f, 0, info.Size()))
 }
 
-// note enters a worker, or what is known of it by now.
-func (g *registry) note(name string, id worker.Identity) error {
-	return g.change(func(list []registryWorker, i int) []registryWorker {
+// setWorker enters a worker, or replaces its entry.
+func (g *registry) setWorker(name string, id worker.ProcessIdentity) error {
+	return g.changeWorkers(func(list []registryWorker, i int) []registryWorker {
 		entry := registryWorker{Name: name, PID: id.PID, Ticks: id.Ticks}
 		if i < 0 {
 			return append(list, entry)
@@ -158,9 +161,9 @@ func (g *registry) note(name string, id worker.Identity) error {
 	}, name)
 }
 
-// strike takes a worker out.
-func (g *registry) strike(name string) error {
-	return g.change(func(list []registryWorker, i int) []registryWorker {
+// removeWorker removes a worker's entry.
+func (g *registry) removeWorker(name string) error {
+	return g.changeWorkers(func(list []registryWorker, i int) []registryWorker {
 		if i < 0 {
 			return list
 		}
@@ -168,13 +171,13 @@ func (g *registry) strike(name string) error {
 	}, name)
 }
 
-// change changes a copy of Workers, in which the worker of this name is the i-th, or none.
-// After an error nothing has changed.
-func (g *registry) change(do func(list []registryWorker, i int) []registryWorker, name string) error {
+// changeWorkers changes a copy of Workers and stores it. i is the index of the worker of this name, or
+// -1. After an error Workers is what it was.
+func (g *registry) changeWorkers(change func(list []registryWorker, i int) []registryWorker, name string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	former := g.Workers
-	g.Workers = do(slices.Clone(former), g.index(name))
+	g.Workers = change(slices.Clone(former), g.indexOf(name))
 	err := g.write()
 	if err != nil {
 		g.Workers = former
@@ -182,6 +185,67 @@ func (g *registry) change(do func(list []registryWorker, i int) []registryWorker
 	return err
 }
 
-func (g *registry) index(name string) int {
+// indexOf returns the index of the worker of this name, or -1.
+func (g *registry) indexOf(name string) int {
 	return slices.IndexFunc(g.Workers, func(w registryWorker) bool { return w.Name == name })
+}
+
+// CheckFolder reads the registry and the journal of each worker, without any change, and returns what
+// is damaged or missing, each error with the file's name. Workers may live. Files of a former start of
+// the machine are not checked: the journals are not synced, and all attempts that ran then are lost
+// anyway.
+func CheckFolder(dir string) (found []error) {
+	path := filepath.Join(dir, registryFile)
+	g := &registry{}
+	text, err := vfs.ReadFile(path)
+	if err == nil {
+		err = g.parse(text)
+	}
+	folders, listErr := worker.ListFolders(dir)
+	if listErr != nil {
+		found = append(found, listErr)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && len(folders) == 0:
+		return found // no worker was ever started
+	case errors.Is(err, fs.ErrNotExist):
+		err = &RegistryError{path, "it is missing, and there is the worker folder " + filepath.Base(folders[0])}
+	case err != nil:
+		err = &RegistryError{path, err.Error()}
+	}
+	if err != nil {
+		found = append(found, err)
+		*g = registry{} // it is not trusted
+	}
+	if boot, err := worker.BootID(); err != nil || g.Boot != "" && g.Boot != boot {
+		return found
+	}
+	started := map[string]bool{} // a worker that was not started may lack its journal
+	for _, w := range g.Workers {
+		path := filepath.Join(dir, w.Name)
+		started[path] = w.PID != 0
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			found = append(found, &RegistryError{path, "the worker folder is missing, though the registry names it"})
+		}
+	}
+	for _, path := range folders {
+		err := worker.CheckJournal(path)
+		var damage *worker.JournalError
+		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.As(err, &damage) && damage.Missing && !started[path] {
+			continue
+		}
+		found = append(found, err)
+	}
+	return found
+}
+
+// RegistryError says that the registry of workers, or a folder that it names, is damaged or
+// missing.
+type RegistryError struct {
+	File  string
+	Fault string
+}
+
+func (e *RegistryError) Error() string {
+	return fmt.Sprintf("registry of workers: %s: %s", e.File, e.Fault)
 }

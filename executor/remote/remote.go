@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -24,68 +24,68 @@ type Config struct {
 	Args        []string      // its arguments, as {"worker", "--data", DATA}; "--name", NAME is added
 	Sink        executor.Sink // required
 	CPUMillis   int64         // slots, in thousandths of a core
-	MemoryBytes int64         // slots
-	// Settings are the worker's. Outputs is required. Version is made unique to the binary.
-	// Without a Folder the folder Dir has an identity of its own.
+	MemoryBytes int64         // slots, in bytes
+	// Settings are the worker's. Outputs is required. Version is made unique to the binary. If
+	// DataFolderID is "", the registry makes one.
 	Settings worker.Settings
 	Logger   *slog.Logger // default slog.Default()
 	FS       vfs.FS       // where the registry is written; nil = the machine's
 
-	leavingWithin time.Duration // tests; see leavingWithin
+	exitGrace time.Duration // for tests; 0 = defaultExitGrace
 }
 
-// defaultCloseGrace is from SIGTERM to SIGKILL at Close, and for what a dead worker left.
-const defaultCloseGrace = time.Second
-
-// closePatience is how long Close waits beyond the grace for workers to end.
-const closePatience = 30 * time.Second
-
-// lockPatience is how long New waits for a lock that another process holds.
-const lockPatience = 2 * time.Second
+const (
+	// defaultCloseGrace is the time from SIGTERM to SIGKILL at Close, and for processes of a dead worker.
+	defaultCloseGrace = time.Second
+	// closeTimeout bounds the wait of Close for workers to end, beyond the grace.
+	closeTimeout = 30 * time.Second
+	// lockTimeout bounds the wait of New for a lock that another process holds.
+	lockTimeout = 2 * time.Second
+)
 
 // Remote implements executor.Durable.
 type Remote struct {
-	cfg      Config
-	log      *slog.Logger
-	dir      string // where orders run that name no folder, or a relative one
-	lock     *os.File
-	ctx      context.Context // until Close or Detach are done
-	cancel   context.CancelFunc
-	work     sync.WaitGroup // the keeper and the peers
-	look     chan struct{}  // wakes the keeper
-	registry *registry
-	over     chan struct{} // closed by the keeper when it has ended
+	cfg            Config
+	log            *slog.Logger
+	workingDir     string // of orders without a folder; relative folders are below it
+	lock           *os.File
+	ctx            context.Context // until Close or Detach are done
+	cancel         context.CancelFunc
+	goroutines     sync.WaitGroup // the supervisor, the monitor and the peers
+	wakeSupervisor chan struct{}
+	registry       *registry
+	supervised     chan struct{} // closed when the supervisor has ended
 
-	mu      sync.Mutex
-	state   state
-	doubts  doubts
-	expects map[messages.RunID]struct{} // runs that have not given all their live attempts again; nil until ExpectResume
-	found   bool                        // every worker that was there at the beginning has said what it knows
-	entries map[messages.AttemptKey]*entry
-	seq     uint64
-	peers   []*peer
-	active  *peer // nil, or synced and taking orders
-	reports []executor.Report
-	telling bool // somebody delivers the reports
-	deaths  int  // of new workers in a row that never served
+	mu           sync.Mutex
+	phase        phase
+	doubts       runDoubts
+	expectedRuns map[messages.RunID]struct{} // runs before ResumeDone; nil before ExpectResume
+	allFound     bool                        // every worker of a former server has said what it knows
+	attempts     attemptTable
+	lastSequence uint64
+	peers        []*peer
+	active       *peer // nil, or synced and taking orders
+	undelivered  []executor.Report
+	delivering   bool // a goroutine delivers the reports
+	earlyDeaths  int  // new workers in a row that never served
 
-	deferred   map[string]uint64 // starts that had to wait, by reason
-	complained time.Time         // of one
+	postponedStarts map[string]uint64 // starts that had to wait, by reason
+	lastComplaint   time.Time         // about such a start
 }
 
-// state is how far the Remote is in its life.
-type state uint8
+// phase is how far the Remote is in its life.
+type phase uint8
 
 const (
-	open     state = iota
-	closing        // what runs is being ended
-	detached       // what runs is left
+	phaseOpen     phase = iota
+	phaseClosing        // attempts that run are being ended
+	phaseDetached       // attempts that run are left alone
 )
 
 var _ executor.Durable = (*Remote)(nil)
 
-// New finds the workers of the data folder, or starts one. It does not wait for them:
-// orders do. There is one Remote per folder at a time.
+// New finds the workers of the data folder, or starts one. It does not wait for them: orders do. A
+// folder has one Remote at a time.
 func New(cfg Config) (*Remote, error) {
 	if cfg.Sink == nil || cfg.Settings.Outputs == "" || cfg.Dir == "" {
 		return nil, errors.New("remote: a sink, a folder and an output folder are required")
@@ -102,42 +102,42 @@ func New(cfg Config) (*Remote, error) {
 	if cfg.Settings.CloseGrace <= 0 {
 		cfg.Settings.CloseGrace = defaultCloseGrace
 	}
-	if cfg.leavingWithin == 0 {
-		cfg.leavingWithin = leavingWithin
+	if cfg.exitGrace == 0 {
+		cfg.exitGrace = defaultExitGrace
 	}
-	r := &Remote{cfg: cfg, log: cfg.Logger, look: make(chan struct{}, 1), over: make(chan struct{}),
-		entries: map[messages.AttemptKey]*entry{}}
-	if err := r.prepare(); err != nil {
+	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
+		attempts: attemptTable{}}
+	if err := r.openFolder(); err != nil {
 		return nil, fmt.Errorf("worker folder %s: %w", cfg.Dir, err)
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.work.Add(2)
-	go r.keep()
-	go r.listen()
+	r.goroutines.Add(2)
+	go r.supervise()
+	go r.monitorWorkers()
 	return r, nil
 }
 
-// prepare makes paths absolute, takes the folder's lock and finds out which workers there
-// must be, and what is in doubt.
-func (r *Remote) prepare() (err error) {
+// openFolder makes paths absolute, locks the folder, and reads which workers there must be and which
+// runs are in doubt.
+func (r *Remote) openFolder() (err error) {
 	for _, path := range []*string{&r.cfg.Dir, &r.cfg.Settings.Outputs} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err
 		}
 	}
-	if r.dir, err = os.Getwd(); err != nil {
-		r.dir = "/"
+	if r.workingDir, err = os.Getwd(); err != nil {
+		r.workingDir = "/"
 	}
-	if r.cfg.Binary, err = program(r.cfg.Binary); err != nil {
+	if r.cfg.Binary, err = workerProgram(r.cfg.Binary); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	// A child of a killed server may hold the lock a little longer, between fork and exec.
+	// A child of a killed server may hold the lock a little longer, between its fork and its exec.
 	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE)
-		if !errors.Is(err, worker.ErrHeld) || time.Since(begin) > lockPatience {
+		if !errors.Is(err, worker.ErrLocked) || time.Since(begin) > lockTimeout {
 			break
 		}
 	}
@@ -145,15 +145,15 @@ func (r *Remote) prepare() (err error) {
 		return err
 	}
 	var fault string
-	if r.registry, fault, err = openRegistry(r.cfg.FS, r.cfg.Dir, r.cfg.Settings.Folder); err == nil {
+	if r.registry, fault, err = openRegistry(r.cfg.FS, r.cfg.Dir, r.cfg.Settings.DataFolderID); err == nil {
 		if fault != "" {
-			r.log.Error("the registry of workers is written anew: an attempt that no worker knows is lost, and runs again with a new attempt number",
+			r.log.Error("the registry of workers is damaged and was replaced: attempts that workers do not know are lost, and run again with a new attempt number",
 				"file", r.registry.path, "fault", fault)
 		}
-		r.cfg.Settings.Folder = r.registry.Folder
-		r.doubts.begin(r.registry.DoubtAll, r.registry.Doubts)
-		if r.cfg.Settings.Version, err = identity(r.cfg.Binary, r.cfg.Settings); err == nil {
-			err = r.discover()
+		r.cfg.Settings.DataFolderID = r.registry.Folder
+		r.doubts.restore(r.registry.DoubtAll, r.registry.Doubts)
+		if r.cfg.Settings.Version, err = workerVersion(r.cfg.Binary, r.cfg.Settings); err == nil {
+			err = r.discoverWorkers()
 		}
 	}
 	if err != nil {
@@ -162,112 +162,41 @@ func (r *Remote) prepare() (err error) {
 	return err
 }
 
-// discover lists the workers that there are, dead or alive, and those that there should
-// be: the registry names them.
-func (r *Remote) discover() error {
-	paths, err := worker.List(r.cfg.Dir)
-	if err != nil {
-		return err
-	}
-	for _, w := range r.registry.Workers {
-		if path := filepath.Join(r.cfg.Dir, w.Name); !slices.Contains(paths, path) {
-			r.log.Error("a worker's folder is missing: what it had begun is ended, and runs again with a new attempt number", "folder", path)
-			paths = append(paths, path)
-		}
-	}
-	for _, path := range paths {
-		p := newPeer(r, path)
-		if i := r.registry.index(filepath.Base(path)); i >= 0 {
-			p.process = r.registry.Workers[i].identity()
-		}
-		r.peers = append(r.peers, p)
-	}
-	return nil
-}
-
-// discoverStrays adds the workers of which there are only processes left: their mark
-// names this data folder, and no folder is there for them. They are treated as workers
-// that died.
-//
-// When the registry is whole it names each worker whose folder somebody else removed. A worker
-// that it does not name ended in order and removed its own folder: its process is about to end.
-func (r *Remote) discoverStrays() error {
-	strays, err := r.strays()
-	for began := time.Now(); err == nil && len(strays) > 0 && r.registry.whole && time.Since(began) < r.cfg.leavingWithin; {
-		select {
-		case <-time.After(10 * time.Millisecond):
-			strays, err = r.strays()
-		case <-r.ctx.Done():
-			return nil
-		}
-	}
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.unlock()
-	for _, path := range strays {
-		r.log.Error("processes of a worker without a folder are ended", "folder", path)
-		r.peers = append(r.peers, newPeer(r, path))
-	}
-	return nil
-}
-
-// leavingWithin is how long the process of a worker that has ended in order may still be there.
-const leavingWithin = 5 * time.Second
-
-// strays are the folders that workers should have of which there are processes.
-func (r *Remote) strays() (paths []string, err error) {
-	names, err := worker.Marked(r.cfg.Settings.Folder)
-	if err != nil {
-		return nil, err
-	}
-	r.mu.Lock()
-	defer r.unlock()
-	for _, name := range names {
-		path := filepath.Join(r.cfg.Dir, name)
-		if !slices.ContainsFunc(r.peers, func(p *peer) bool { return p.path == path }) {
-			paths = append(paths, path)
-		}
-	}
-	return paths, nil
-}
-
 // Start implements executor.Executor.
 func (r *Remote) Start(o executor.Order) {
 	if !filepath.IsAbs(o.Dir) {
-		o.Dir = filepath.Join(r.dir, o.Dir) // not below the worker's
+		o.Dir = filepath.Join(r.workingDir, o.Dir) // the worker has another working folder
 	}
 	o.CPUMillis, o.MemoryBytes = max(o.CPUMillis, 0), max(o.MemoryBytes, 0)
 	r.mu.Lock()
-	defer r.unlock()
-	e := r.entries[o.Key]
+	defer r.unlockAndDeliver()
+	a := r.attempts[o.Key]
 	switch {
-	case r.state == detached:
-	case r.state == closing && o.Resume:
-		r.report(lost(&o, "lost: ended by the executor's shutdown"))
-	case r.state == closing:
-		r.report(revoked(o.Key))
-	case e != nil && e.order != nil:
-	case e != nil:
-		r.claim(e, &o)
+	case r.phase == phaseDetached:
+	case r.phase == phaseClosing && o.Resume:
+		r.queueReport(lostReport(&o, "lost: ended by the executor's shutdown"))
+	case r.phase == phaseClosing:
+		r.queueReport(revokedReport(o.Key))
+	case a != nil && a.order != nil:
+	case a != nil:
+		r.attachOrder(a, &o)
 	default:
 		if err := o.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil {
 			if !o.Resume {
-				r.report(tooLarge(&o, err))
+				r.queueReport(tooLargeReport(&o, err))
 				return
 			}
 		}
-		r.seq++
-		e = &entry{order: &o, seq: r.seq}
-		r.entries[o.Key] = e
-		if o.Resume && r.doubts.has(o.Key.Run) {
-			r.doubt(o.Key, e)
+		r.lastSequence++
+		a = &trackedAttempt{order: &o, sequence: r.lastSequence}
+		r.attempts[o.Key] = a
+		if o.Resume && r.doubts.includes(o.Key.Run) {
+			r.markDoubtful(o.Key, a)
 		}
 		if r.active != nil && r.active.attached {
-			r.assign(o.Key, e)
+			r.assignOrder(o.Key, a)
 		} else if r.active == nil {
-			r.wake()
+			r.requestReconcile()
 		}
 	}
 }
@@ -275,236 +204,234 @@ func (r *Remote) Start(o executor.Order) {
 // Kill implements executor.Executor.
 func (r *Remote) Kill(key messages.AttemptKey, grace time.Duration) {
 	r.mu.Lock()
-	defer r.unlock()
-	e := r.entries[key]
-	if e == nil || e.order == nil || e.stage == ended || r.state == detached {
+	defer r.unlockAndDeliver()
+	a := r.attempts[key]
+	if a == nil || a.order == nil || a.State() == lifecycle.Ended || r.phase == phaseDetached {
 		return
 	}
-	if !e.killed || grace < e.grace {
-		e.killed, e.grace = true, grace
+	if !a.killed || grace < a.grace {
+		a.killed, a.grace = true, grace
 	}
-	if e.peer == nil {
-		r.withdraw(key, e)
+	if a.peer == nil {
+		r.revokeUnassigned(key, a)
 		return
 	}
-	e.peer.out.AddKill(key, grace)
-	e.peer.push()
+	a.peer.outgoing.AddKill(key, grace)
+	a.peer.requestSend()
 }
 
 // Revoke implements executor.Executor.
 func (r *Remote) Revoke(key messages.AttemptKey) {
 	r.mu.Lock()
-	defer r.unlock()
-	e := r.entries[key]
-	if e == nil || e.order == nil || e.stage >= running || r.state == detached {
+	defer r.unlockAndDeliver()
+	a := r.attempts[key]
+	if a == nil || a.order == nil || a.State() != lifecycle.Queued || r.phase == phaseDetached {
 		return
 	}
-	e.revoked = true
-	if e.peer == nil {
-		r.withdraw(key, e)
+	a.revoked = true
+	if a.peer == nil {
+		r.revokeUnassigned(key, a)
 		return
 	}
-	e.peer.out.AddRevocation(key)
-	e.peer.push()
+	a.peer.outgoing.AddRevocation(key)
+	a.peer.requestSend()
 }
 
-// withdraw revokes an order that no worker has. One that may have begun before the
-// server's restart waits until the workers have said what they know. mu is held.
-func (r *Remote) withdraw(key messages.AttemptKey, e *entry) {
+// revokeUnassigned revokes an order that is not assigned to a worker. An order that may have begun
+// before the server's restart waits until the workers have said what they know. mu is held.
+func (r *Remote) revokeUnassigned(key messages.AttemptKey, a *trackedAttempt) {
 	switch {
-	case e.order.Resume && !r.found:
-	case e.doubtful:
-		r.loseDoubtful(e, lostInDoubt)
+	case a.order.Resume && !r.allFound:
+	case a.doubtful:
+		r.loseAttempt(a, lostInDoubt)
 	default:
-		delete(r.entries, key)
-		r.report(revoked(key))
+		delete(r.attempts, key)
+		r.queueReport(revokedReport(key))
 	}
 }
 
 // Acknowledge implements executor.Durable.
 func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
 	r.mu.Lock()
-	defer r.unlock()
+	defer r.unlockAndDeliver()
 	for _, key := range keys {
-		if e := r.entries[key]; e != nil && e.stage == ended {
-			r.forget(key, e)
+		if a := r.attempts[key]; a != nil && a.State() == lifecycle.Ended {
+			r.forgetEnd(key, a)
 		}
 	}
 }
 
-// forget drops an ended attempt and tells who keeps its end. mu is held.
-func (r *Remote) forget(key messages.AttemptKey, e *entry) {
-	delete(r.entries, key)
-	r.undoubt(key, e)
-	p := e.peer
+// forgetEnd drops an ended attempt and tells the worker that keeps its end. mu is held.
+func (r *Remote) forgetEnd(key messages.AttemptKey, a *trackedAttempt) {
+	delete(r.attempts, key)
+	r.clearDoubtful(key, a)
+	p := a.peer
 	if p == nil {
 		return
 	}
-	if p.dead {
-		p.kept--
-		if p.kept == 0 {
-			r.wake() // the estate is settled
+	if p.recovered {
+		p.unacknowledged--
+		if p.unacknowledged == 0 {
+			r.requestReconcile() // removes the dead worker
 		}
 		return
 	}
-	p.out.AddAcknowledgement(key)
-	p.pushWithin(linger)
+	p.outgoing.AddAcknowledgement(key)
+	p.requestSendWithin(acknowledgementDelay)
 }
 
 // ExpectResume implements executor.Durable.
 func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	r.mu.Lock()
-	defer r.unlock()
-	if r.expects == nil {
-		r.expects = map[messages.RunID]struct{}{}
-		r.expectInDoubt(runs)
+	defer r.unlockAndDeliver()
+	if r.expectedRuns == nil {
+		r.expectedRuns = map[messages.RunID]struct{}{}
+		r.doubtExpected(runs)
 	}
-	anew := make(map[messages.RunID]struct{}, len(runs))
+	resuming := make(map[messages.RunID]struct{}, len(runs))
 	for _, run := range runs {
-		anew[run], r.expects[run] = struct{}{}, struct{}{}
+		resuming[run], r.expectedRuns[run] = struct{}{}, struct{}{}
 	}
-	for key, e := range r.entries {
-		if _, ok := anew[key.Run]; ok {
-			r.unclaim(key, e)
-		} else if e.order == nil && r.nobodys(key) {
-			r.disown(key, e)
+	for key, a := range r.attempts {
+		if _, ok := resuming[key.Run]; ok {
+			r.detachOrder(key, a)
+		} else if a.order == nil && r.isOrphan(key) {
+			r.discardOrphan(key, a)
 		}
 	}
 }
 
-// unclaim makes an attempt one that nobody has asked for yet. mu is held.
-func (r *Remote) unclaim(key messages.AttemptKey, e *entry) {
-	if e.peer == nil && e.stage == unknown {
-		delete(r.entries, key)
-		r.undoubt(key, e) // its run is expected, and stays in doubt
+// detachOrder makes an attempt one that is not asked for yet. mu is held.
+func (r *Remote) detachOrder(key messages.AttemptKey, a *trackedAttempt) {
+	if a.peer == nil && a.State() == lifecycle.Queued {
+		delete(r.attempts, key)
+		r.clearDoubtful(key, a) // its run is expected, and stays in doubt
 		return
 	}
-	e.order, e.told, e.killed, e.revoked = nil, false, false, false
+	a.order, a.startReported, a.killed, a.revoked = nil, false, false, false
 }
 
 // ResumeDone implements executor.Durable.
 func (r *Remote) ResumeDone(run messages.RunID) {
 	r.mu.Lock()
-	defer r.unlock()
-	delete(r.expects, run)
-	for key, e := range r.entries {
-		if key.Run == run && e.order == nil && r.nobodys(key) {
-			r.disown(key, e)
+	defer r.unlockAndDeliver()
+	delete(r.expectedRuns, run)
+	for key, a := range r.attempts {
+		if key.Run == run && a.order == nil && r.isOrphan(key) {
+			r.discardOrphan(key, a)
 		}
 	}
-	r.trust(run)
+	r.removeDoubt(run)
 }
 
-// nobodys tells whether an attempt that nobody has asked for will never be asked
-// for. mu is held.
-func (r *Remote) nobodys(key messages.AttemptKey) bool {
-	_, expected := r.expects[key.Run]
-	return r.expects != nil && !expected
+// isOrphan reports whether an attempt without an order will not get one any more. mu is held.
+func (r *Remote) isOrphan(key messages.AttemptKey) bool {
+	_, expected := r.expectedRuns[key.Run]
+	return r.expectedRuns != nil && !expected
 }
 
-// disown ends what nobody asked for. mu is held.
-func (r *Remote) disown(key messages.AttemptKey, e *entry) {
+// discardOrphan ends an attempt that runs will not ask for, or forgets its end. mu is held.
+func (r *Remote) discardOrphan(key messages.AttemptKey, a *trackedAttempt) {
 	switch {
-	case e.stage == ended:
-		r.forget(key, e)
-	case e.peer != nil && !e.peer.dead:
-		e.peer.out.AddKill(key, r.cfg.Settings.CloseGrace)
-		e.peer.push()
+	case a.State() == lifecycle.Ended:
+		r.forgetEnd(key, a)
+	case a.peer != nil && !a.peer.recovered:
+		a.peer.outgoing.AddKill(key, r.cfg.Settings.CloseGrace)
+		a.peer.requestSend()
 	}
 }
 
-// Detach implements executor.Durable. Nothing is reported from now on. Workers that
-// answer have taken in all that was acknowledged when it returns; one that does not has
-// it again from the next server. When there is nothing that a next server could want,
-// the workers end too.
+// Detach implements executor.Durable. The sink is not called any more. When it returns,
+// workers that answer have taken in all acknowledgements; other workers get them from the next server.
+// Workers without an attempt end too: the next server does not need them.
 func (r *Remote) Detach() error {
 	var leaving []*peer
 	r.mu.Lock()
-	if r.state == open {
-		r.state = detached
-		needless := r.found && len(r.entries) == 0
+	if r.phase == phaseOpen {
+		r.phase = phaseDetached
+		idle := r.allFound && len(r.attempts) == 0
 		for _, p := range r.peers {
 			if !p.attached {
 				continue
 			}
-			if needless {
-				err := r.registry.strike(filepath.Base(p.path))
-				p.out.Release = p.out.Release || err == nil
-				p.out.Stop = true
+			if idle {
+				err := r.registry.removeWorker(filepath.Base(p.path))
+				p.outgoing.Release = p.outgoing.Release || err == nil
+				p.outgoing.Stop = true
 			}
 			close(p.leave)
 			leaving = append(leaving, p)
 		}
 	}
-	r.unlock()
-	patience := time.After(detachPatience)
+	r.unlockAndDeliver()
+	timeout := time.After(detachTimeout)
 	for _, p := range leaving {
 		select {
-		case <-p.over:
+		case <-p.ended:
 			continue
-		case <-patience:
+		case <-timeout:
 		}
 		break
 	}
-	return r.finish()
+	return r.release()
 }
 
-// Close implements executor.Executor. What runs is ended and reported as lost, what
-// waits is revoked, and no worker is left. The error names workers that do not end.
+// Close implements executor.Executor. It ends the attempts that run, which are reported as lost,
+// revokes the orders that wait, and ends all workers. The error counts the workers that do not end.
 func (r *Remote) Close() error {
 	r.mu.Lock()
-	if r.state != open {
-		r.unlock()
-		<-r.over
+	if r.phase != phaseOpen {
+		r.unlockAndDeliver()
+		<-r.supervised
 		return nil
 	}
-	r.state = closing
-	for key, e := range r.entries {
+	r.phase = phaseClosing
+	for key, a := range r.attempts {
 		switch {
-		case e.peer != nil || e.order == nil || e.stage == ended:
-		case e.order.Resume && !r.found:
-			delete(r.entries, key)
-			r.report(lost(e.order, "lost: ended by the executor's shutdown"))
+		case a.peer != nil || a.order == nil || a.State() == lifecycle.Ended:
+		case a.order.Resume && !r.allFound:
+			delete(r.attempts, key)
+			r.queueReport(lostReport(a.order, "lost: ended by the executor's shutdown"))
 		default:
-			delete(r.entries, key)
-			r.report(revoked(key))
+			delete(r.attempts, key)
+			r.queueReport(revokedReport(key))
 		}
 	}
 	for _, p := range r.peers {
-		p.out.Stop = true
-		p.push()
+		p.outgoing.Stop = true
+		p.requestSend()
 	}
-	r.wake()
-	r.unlock()
+	r.requestReconcile()
+	r.unlockAndDeliver()
 	return r.awaitWorkers()
 }
 
-// awaitWorkers waits until the keeper has seen every worker end. One that does not
-// answer is killed, and what it leaves is ended as an estate.
+// awaitWorkers waits until the supervisor has seen every worker end. A worker that does not answer is
+// killed and recovered as a dead one.
 func (r *Remote) awaitWorkers() error {
-	force := time.NewTimer(r.cfg.Settings.CloseGrace + closePatience/3)
+	force := time.NewTimer(r.cfg.Settings.CloseGrace + closeTimeout/3)
 	defer force.Stop()
-	patience := time.NewTimer(r.cfg.Settings.CloseGrace + closePatience)
-	defer patience.Stop()
+	timeout := time.NewTimer(r.cfg.Settings.CloseGrace + closeTimeout)
+	defer timeout.Stop()
 	for {
 		select {
-		case <-r.over:
-			return r.finish()
+		case <-r.supervised:
+			return r.release()
 		case <-force.C:
 			r.killWorkers()
-		case <-patience.C:
+		case <-timeout.C:
 			r.mu.Lock()
 			n := len(r.peers)
 			r.mu.Unlock()
-			return errors.Join(fmt.Errorf("remote: %d workers do not end", n), r.finish())
+			return errors.Join(fmt.Errorf("remote: %d workers do not end", n), r.release())
 		}
 	}
 }
 
-// finish ends all goroutines and gives the folder free.
-func (r *Remote) finish() error {
+// release ends all goroutines and releases the folder.
+func (r *Remote) release() error {
 	r.cancel()
-	r.work.Wait()
+	r.goroutines.Wait()
 	r.saveDoubts()
 	r.mu.Lock()
 	for _, p := range r.peers {
@@ -513,42 +440,43 @@ func (r *Remote) finish() error {
 			p.folder = nil
 		}
 	}
-	r.unlock()
+	r.unlockAndDeliver()
 	if err := r.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
 	return nil
 }
 
-func (r *Remote) wake() {
+// requestReconcile wakes the supervisor.
+func (r *Remote) requestReconcile() {
 	select {
-	case r.look <- struct{}{}:
+	case r.wakeSupervisor <- struct{}{}:
 	default:
 	}
 }
 
-// report takes a report for delivery by unlock. mu is held.
-func (r *Remote) report(rep executor.Report) {
-	if r.state != detached {
-		r.reports = append(r.reports, rep)
+// queueReport queues a report for unlockAndDeliver. mu is held.
+func (r *Remote) queueReport(rep executor.Report) {
+	if r.phase != phaseDetached {
+		r.undelivered = append(r.undelivered, rep)
 	}
 }
 
-// unlock gives mu up and delivers the reports that were taken under it, unless
-// somebody is delivering already: then they go with those, so that the order stays.
-func (r *Remote) unlock() {
-	if r.telling {
+// unlockAndDeliver releases mu and delivers the reports that were queued. If another goroutine is
+// delivering already, it delivers these too, so that their order stays.
+func (r *Remote) unlockAndDeliver() {
+	if r.delivering {
 		r.mu.Unlock()
 		return
 	}
-	r.telling = true
-	for len(r.reports) > 0 {
-		batch := r.reports
-		r.reports = nil
+	r.delivering = true
+	for len(r.undelivered) > 0 {
+		batch := r.undelivered
+		r.undelivered = nil
 		r.mu.Unlock()
 		r.cfg.Sink(batch...)
 		r.mu.Lock()
 	}
-	r.telling = false
+	r.delivering = false
 	r.mu.Unlock()
 }

@@ -172,7 +172,7 @@ func TestSettled(t *testing.T) {
 	poll(t, "its end to be forgotten", func() bool { return r.Known() == 0 })
 	r.Detach()
 	g.idled()
-	if left, _ := worker.List(g.dir()); len(left) != 0 {
+	if left, _ := worker.ListFolders(g.dir()); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
 	for _, rep := range rec.All() {
@@ -236,7 +236,7 @@ func TestWorkerDies(t *testing.T) {
 	}
 	r.Acknowledge(key(0))
 	r.ExpectResume()
-	poll(t, "the estate to be settled", func() bool { left, _ := worker.List(g.dir()); return len(left) == 1 })
+	poll(t, "the estate to be settled", func() bool { left, _ := worker.ListFolders(g.dir()); return len(left) == 1 })
 }
 
 // TestWorkerTerminated: a worker that is told to end by a signal ends what runs.
@@ -309,7 +309,7 @@ func TestUpgrade(t *testing.T) {
 			t.Errorf("%s tasks in two slots", n)
 		}
 	}
-	poll(t, "its folder to go", func() bool { left, _ := worker.List(g.dir()); return len(left) == 1 })
+	poll(t, "its folder to go", func() bool { left, _ := worker.ListFolders(g.dir()); return len(left) == 1 })
 }
 
 // TestStoppedWorker: a worker that does not answer holds everything up, and nothing is
@@ -366,7 +366,7 @@ func TestIdleWorker(t *testing.T) {
 	t.Logf("resident: %d KB", kb)
 	r.Detach()
 	g.idled()
-	if left, _ := worker.List(g.dir()); len(left) != 0 {
+	if left, _ := worker.ListFolders(g.dir()); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -404,7 +404,7 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 	g.open(executortest.NewRecorder(t))
-	if _, err := remote.New(g.config(sink)); !errors.Is(err, worker.ErrHeld) {
+	if _, err := remote.New(g.config(sink)); !errors.Is(err, worker.ErrLocked) {
 		t.Errorf("two servers: %v", err)
 	}
 }
@@ -415,7 +415,7 @@ func TestBadProgram(t *testing.T) {
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, func(c *remote.Config) { c.Binary = "/bin/false" })
 	r.Start(g.order(1, "true"))
-	poll(t, "the log to say so", func() bool { return strings.Contains(g.log.String(), "the worker does not start") })
+	poll(t, "the log to say so", func() bool { return strings.Contains(g.log.String(), "new workers die before they serve") })
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}

@@ -9,10 +9,10 @@ import (
 // worker looked is not waited for.
 func TestFarewellOfAServerThatIsBack(t *testing.T) {
 	heard := newSession()
-	w := &Worker{sess: newSession()}
+	w := &Worker{session: newSession()}
 	begin := time.Now()
 	w.awaitFarewell(heard)
-	if took := time.Since(begin); took > farewell/2 {
+	if took := time.Since(begin); took > farewellTimeout/2 {
 		t.Errorf("the worker ended after %v", took)
 	}
 }

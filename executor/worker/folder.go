@@ -29,8 +29,8 @@ const (
 	logFile         = "log"
 )
 
-// prefix begins the names of workers' folders in DATA/worker.
-const prefix = "w-"
+// folderPrefix begins the names of workers' folders in DATA/worker.
+const folderPrefix = "w-"
 
 // Folder is a worker's folder whose lock this process holds.
 type Folder struct {
@@ -38,54 +38,57 @@ type Folder struct {
 	Lock *os.File
 }
 
-// Name is the last part of the path.
+// Name returns the last part of the path.
 func (f *Folder) Name() string { return filepath.Base(f.Path) }
 
-// LogPath is where the worker's own output goes.
+// LogPath returns where the worker's own output goes.
 func (f *Folder) LogPath() string { return filepath.Join(f.Path, logFile) }
 
-// cgroupName is the name of the control groups of a worker: no other one has it, in a copy
-// of the data folder either, whose identity is another one.
-func cgroupName(data, worker string) string { return strings.ReplaceAll(data, "/", "_") + "-" + worker }
+// cgroupName returns the name of the control groups of a worker. It is unique, because a copy of the
+// data folder has another identity.
+func cgroupName(dataFolderID, worker string) string {
+	return strings.ReplaceAll(dataFolderID, "/", "_") + "-" + worker
+}
 
-// removeCgroupsLeft removes the empty control groups that former workers of a data folder
-// have left. A worker whose folder is there lives, or Bury does it.
-func removeCgroupsLeft(dir, data string) error {
-	if data == "" {
+// removeStaleCgroups removes the empty control groups of former workers of a data folder. A worker
+// whose folder is there lives, or RecoverDeadWorker removes its groups.
+func removeStaleCgroups(dir, dataFolderID string) error {
+	if dataFolderID == "" {
 		return nil
 	}
-	paths, err := List(dir)
+	paths, err := ListFolders(dir)
 	if err != nil {
 		return err
 	}
-	executor.RemoveStaleCgroups(cgroupName(data, ""), func(worker string) bool {
+	executor.RemoveStaleCgroups(cgroupName(dataFolderID, ""), func(worker string) bool {
 		return slices.Contains(paths, filepath.Join(dir, worker))
 	})
 	return nil
 }
 
-// SocketPath is where the worker of a folder listens.
+// SocketPath returns where the worker of a folder listens.
 func SocketPath(path string) string { return filepath.Join(path, socketFile) }
 
-// Make makes a folder in dir for a worker to come, takes its lock and listens on its
-// socket. Both descriptors are to be inherited by the worker.
-func Make(dir string, s Settings) (*Folder, *net.UnixListener, error) {
+// CreateFolder makes a folder in dir for a new worker, locks it and listens on its socket. The worker
+// inherits both descriptors.
+func CreateFolder(dir string, s Settings) (*Folder, *net.UnixListener, error) {
 	var token [6]byte
 	rand.Read(token[:])
-	f := &Folder{Path: filepath.Join(dir, prefix+hex.EncodeToString(token[:]))}
+	f := &Folder{Path: filepath.Join(dir, folderPrefix+hex.EncodeToString(token[:]))}
 	if err := os.Mkdir(f.Path, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("worker's folder: %w", err)
+		return nil, nil, fmt.Errorf("worker folder: %w", err)
 	}
-	listener, err := f.fill(s)
+	listener, err := f.create(s)
 	if err != nil {
 		f.Remove()
-		return nil, nil, fmt.Errorf("worker's folder %s: %w", f.Path, err)
+		return nil, nil, fmt.Errorf("worker folder %s: %w", f.Path, err)
 	}
 	return f, listener, nil
 }
 
-func (f *Folder) fill(s Settings) (*net.UnixListener, error) {
-	text, err := json.Marshal(stored{settings(s), []byte(s.Outputs)})
+// create writes the files of a new folder.
+func (f *Folder) create(s Settings) (*net.UnixListener, error) {
+	text, err := json.Marshal(storedSettings{plainSettings(s), []byte(s.Outputs)})
 	if err != nil {
 		return nil, err
 	}
@@ -95,30 +98,30 @@ func (f *Folder) fill(s Settings) (*net.UnixListener, error) {
 	if err := os.WriteFile(filepath.Join(f.Path, settingsFile), text, 0o600); err != nil {
 		return nil, err
 	}
-	return listen(f.Path)
+	return listenIn(f.Path)
 }
 
-// Remove deletes the folder and gives the lock up.
+// Remove deletes the folder and releases its lock.
 func (f *Folder) Remove() error {
 	err := os.RemoveAll(f.Path)
 	f.Release()
 	return err
 }
 
-// Release gives the lock up.
+// Release releases the lock.
 func (f *Folder) Release() {
 	if f.Lock != nil {
 		f.Lock.Close()
 	}
 }
 
-// ErrHeld: another process holds the lock.
-var ErrHeld = errors.New("locked by another process")
+// ErrLocked says that another process holds the lock.
+var ErrLocked = errors.New("locked by another process")
 
-// Take takes the lock of a folder that was made before. ErrHeld when its worker lives,
-// fs.ErrNotExist when there is no such folder. A lock file that is missing is made again:
-// so the lock alone does not prove that the worker is dead.
-func Take(path string) (*Folder, error) {
+// LockFolder locks a folder that exists. The error wraps ErrLocked when its worker lives, and
+// fs.ErrNotExist when the folder is missing. A missing lock file is made again, so the lock alone does
+// not prove that the worker is dead.
+func LockFolder(path string) (*Folder, error) {
 	l, err := LockFile(filepath.Join(path, lockFile), os.O_CREATE)
 	if err != nil {
 		return nil, err
@@ -126,9 +129,9 @@ func Take(path string) (*Folder, error) {
 	return &Folder{Path: path, Lock: l}, nil
 }
 
-// LockFile opens a file, with os.O_CREATE makes it if need be, and locks it for as long
-// as it is open, in this process or in a child that has inherited it. ErrHeld when it is
-// locked.
+// LockFile opens a file, which os.O_CREATE makes if it is missing, and locks it for as long as it is
+// open, in this process or in a child that has inherited it. The error wraps ErrLocked when the file
+// is locked.
 func LockFile(path string, create int) (*os.File, error) {
 	f, err := vfs.OpenOwn(path, os.O_RDWR|create, 0o600)
 	if err != nil {
@@ -137,68 +140,71 @@ func LockFile(path string, create int) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
-			err = ErrHeld
+			err = ErrLocked
 		}
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
 }
 
-// List returns the paths of the workers' folders in dir, sorted.
-func List(dir string) (paths []string, _ error) {
+// ListFolders returns the paths of the workers' folders in dir, sorted.
+func ListFolders(dir string) (paths []string, _ error) {
 	list, err := os.ReadDir(dir)
-	if err != nil && !gone(err) {
+	if err != nil && !isMissing(err) {
 		return nil, err
 	}
 	for _, e := range list {
-		if strings.HasPrefix(e.Name(), prefix) {
+		if strings.HasPrefix(e.Name(), folderPrefix) {
 			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}
 	return paths, nil
 }
 
-func (s *Settings) load(path string) error {
+// loadFrom reads the settings of a folder.
+func (s *Settings) loadFrom(path string) error {
 	text, err := vfs.ReadFile(filepath.Join(path, settingsFile))
 	if err != nil {
 		return err
 	}
-	var as stored
+	var as storedSettings
 	if err := json.Unmarshal(text, &as); err != nil {
 		return err
 	}
-	*s = Settings(as.settings)
+	*s = Settings(as.plainSettings)
 	s.Outputs = string(as.Outputs)
 	return nil
 }
 
-// stored is how settings are written: a path may hold bytes that no JSON string can.
-type stored struct {
-	settings
+// storedSettings is how settings are written. A path is written as bytes, since it may hold some that
+// a JSON string cannot.
+type storedSettings struct {
+	plainSettings
 	Outputs []byte
 }
 
-type settings Settings
+// plainSettings are Settings without their methods.
+type plainSettings Settings
 
-// short returns a path of the folder's file that fits a socket's address, however
-// deep the folder lies. It holds while dir is open.
-func short(dir *os.File, name string) string {
+// shortPath returns a path of the folder's file that fits a socket's address, at any depth of the
+// folder. It is valid while dir is open.
+func shortPath(dir *os.File, name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
 }
 
-// listen makes the folder's socket. The folder's mode keeps others out until the
-// socket has its own.
-func listen(path string) (*net.UnixListener, error) {
+// listenIn makes the folder's socket. The mode of the folder keeps others out until the socket has its
+// own mode.
+func listenIn(path string) (*net.UnixListener, error) {
 	dir, err := vfs.OpenFolder(path)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: short(dir, socketFile)})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: shortPath(dir, socketFile)})
 	if err != nil {
 		return nil, err
 	}
-	l.SetUnlinkOnClose(false) // by a path that is no more then, or another's
+	l.SetUnlinkOnClose(false) // its path is not valid any more then
 	if err := os.Chmod(filepath.Join(path, socketFile), 0o600); err != nil {
 		l.Close()
 		return nil, err
@@ -206,26 +212,26 @@ func listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Dial connects to the worker of a folder. Whoever answers must be of this user.
+// Dial connects to the worker of a folder. The process at the other end must belong to this user.
 func Dial(path string) (net.Conn, error) {
 	dir, err := vfs.OpenFolder(path)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: short(dir, socketFile)})
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: shortPath(dir, socketFile)})
 	if err != nil {
 		return nil, err
 	}
-	if err := ofThisUser(c); err != nil {
+	if err := checkPeerUser(c); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-// ofThisUser looks at who is at the other end, as the kernel knows it.
-func ofThisUser(c *net.UnixConn) error {
+// checkPeerUser asks the kernel for the user of the process at the other end.
+func checkPeerUser(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
@@ -238,15 +244,16 @@ func ofThisUser(c *net.UnixConn) error {
 	if cerr != nil {
 		return cerr
 	}
-	return sameUser(int(cred.Uid), os.Geteuid())
+	return checkUser(int(cred.Uid), os.Geteuid())
 }
 
-func sameUser(peer, own int) error {
+// checkUser refuses another user.
+func checkUser(peer, own int) error {
 	if peer != own {
-		return fmt.Errorf("worker's socket: user %d at the other end, this is %d", peer, own)
+		return fmt.Errorf("worker socket: the other end belongs to user %d, this process to user %d", peer, own)
 	}
 	return nil
 }
 
-// gone tells whether the error says that a folder or its worker is no more.
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+// isMissing reports whether the error says that a file or folder does not exist.
+func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

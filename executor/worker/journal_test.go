@@ -58,21 +58,21 @@ func offsets(b []byte) (at []int) {
 // says no more than before.
 func TestCutJournal(t *testing.T) {
 	whole := sample("b", 1)
-	all := readJournal(whole)
-	if !all.whole || all.fault != "" || len(all.keys) != 3 {
+	all := parseJournal(whole)
+	if !all.complete || all.fault != "" || len(all.keys) != 3 {
 		t.Fatalf("%+v", all)
 	}
 	last := 0
 	for n := range whole {
-		p := readJournal(whole[:n])
+		p := parseJournal(whole[:n])
 		if len(p.keys) < last {
 			t.Fatalf("%d bytes: %d attempts, fewer than before", n, len(p.keys))
 		}
 		last = len(p.keys)
-		if p.whole || p.fault == "" {
+		if p.complete || p.fault == "" {
 			t.Fatalf("cut after %d bytes and taken for whole: %+v", n, p)
 		}
-		if strings.Contains(p.fault, "good records follow") {
+		if strings.Contains(p.fault, "intact records follow") {
 			t.Fatalf("cut after %d bytes: %s", n, p.fault)
 		}
 	}
@@ -88,16 +88,16 @@ func TestDamagedJournal(t *testing.T) {
 		for bit := range 8 {
 			bad := bytes.Clone(whole)
 			bad[i] ^= 1 << bit
-			p := readJournal(bad)
+			p := parseJournal(bad)
 			record := 0
 			for record+1 < len(begins) && begins[record+1] <= i {
 				record++
 			}
-			want := fmt.Sprintf("record %d at offset %d is damaged, and good records follow at offset %d", record, begins[record], begins[min(record+1, len(begins)-1)])
+			want := fmt.Sprintf("record %d at offset %d is damaged, and intact records follow at offset %d", record, begins[record], begins[min(record+1, len(begins)-1)])
 			if i >= tail {
-				want = fmt.Sprintf("the end is torn: %d bytes at offset %d are no record", len(whole)-tail, tail)
+				want = fmt.Sprintf("the end is torn: %d bytes at offset %d are not a record", len(whole)-tail, tail)
 			}
-			if p.whole || p.fault != want {
+			if p.complete || p.fault != want {
 				t.Fatalf("bit %d of byte %d: %q, want %q", bit, i, p.fault, want)
 			}
 			if len(p.keys) != 3 && record != 3 { // the third attempt has one record only
@@ -113,10 +113,10 @@ func TestDamagedJournal(t *testing.T) {
 		"the end is torn":         make([]byte, 500),
 		"it was cut off":          whole[:tail],
 		"bytes after the last":    append(bytes.Clone(whole), "more"...),
-		"is damaged, and good":    append(make([]byte, 40), whole[begins[1]:]...),
+		"is damaged, and intact":  append(make([]byte, 40), whole[begins[1]:]...),
 		"record 0 at offset 0 is": whole[begins[1]:],
 	} {
-		if p := readJournal(b); p.whole || !strings.Contains(p.fault, name) && !strings.HasPrefix(name, "record 0") {
+		if p := parseJournal(b); p.complete || !strings.Contains(p.fault, name) && !strings.HasPrefix(name, "record 0") {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
@@ -126,9 +126,9 @@ func FuzzJournal(f *testing.F) {
 	f.Add(sample("b", 1))
 	f.Add(sample("b", 1)[:40])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p := readJournal(b)
+		p := parseJournal(b)
 		for _, k := range p.keys {
-			if _, err := p.report(k, false); err != nil {
+			if _, err := p.reportOf(k, false); err != nil {
 				t.Error(err)
 			}
 		}
@@ -137,7 +137,7 @@ func FuzzJournal(f *testing.F) {
 
 func folder(t *testing.T, journal []byte) *Folder {
 	t.Helper()
-	f, l, err := Make(t.TempDir(), Settings{Folder: "data"})
+	f, l, err := CreateFolder(t.TempDir(), Settings{DataFolderID: "data"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func folder(t *testing.T, journal []byte) *Folder {
 }
 
 // dead is a worker that left f and nothing else.
-func dead(f *Folder) Dead { return Dead{Path: f.Path, Folder: f, Data: "data"} }
+func dead(f *Folder) DeadWorker { return DeadWorker{Path: f.Path, Folder: f, DataFolderID: "data"} }
 
 func TestEstate(t *testing.T) {
 	boot, err := BootID()
@@ -172,11 +172,11 @@ func TestEstate(t *testing.T) {
 		{"this boot", sample(boot, 1<<22+5), true, "lost: its worker (pid 4194309) died", 3},
 		{"boot before", sample("other", os.Getpid()), false, "lost: the machine was restarted", 3},
 	} {
-		e, err := Bury(context.Background(), dead(folder(t, c.journal)), 0, quiet())
+		e, err := RecoverDeadWorker(context.Background(), dead(folder(t, c.journal)), 0, quiet())
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
-		if e.Certain != c.certain || len(e.Ends) != c.ends {
+		if e.Complete != c.certain || len(e.Ends) != c.ends {
 			t.Errorf("%s: %+v", c.name, e)
 		}
 		for i, rep := range e.Ends {
@@ -191,7 +191,7 @@ func TestEstate(t *testing.T) {
 	}
 	f := folder(t, nil)
 	os.Mkdir(filepath.Join(f.Path, journalFileName), 0o700)
-	if _, err := Bury(context.Background(), dead(f), 0, quiet()); err == nil {
+	if _, err := RecoverDeadWorker(context.Background(), dead(f), 0, quiet()); err == nil {
 		t.Error("a journal that cannot be read")
 	}
 }
@@ -205,7 +205,7 @@ func TestLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	script := strings.NewReplacer("MARK", Mark+"="+MarkValue("data", f.Name()), "DIR", dir, "TEST", fmt.Sprint(os.Getpid())).Replace(`
+	script := strings.NewReplacer("MARK", MarkVariable+"="+MarkValue("data", f.Name()), "DIR", dir, "TEST", fmt.Sprint(os.Getpid())).Replace(`
 		MARK/1.0.1 sh -c 'echo $$ >DIR/ended; exec sleep 1000' &
 		MARK/1.1.1 sh -c 'trap "" TERM; echo $$ >DIR/stubborn; while kill -0 TEST; do sleep 1000; done' &
 		MARK/1.1.1 setsid sh -c 'echo $$ >DIR/left; exec sleep 1000' &
@@ -213,7 +213,7 @@ func TestLeftovers(t *testing.T) {
 		MARK/1.9.1 sh -c 'echo $$ >DIR/stranger; exec sleep 1000' &
 		MARK sh -c 'echo $$ >DIR/forked; exec sleep 1000' &
 		exec sleep 1000`)
-	before := bootNow()
+	before := sinceBoot()
 	cmd := exec.Command("sh", "-mc", script) // each in a group of its own, as a worker forks
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -223,9 +223,9 @@ func TestLeftovers(t *testing.T) {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		list, _ := processes()
+		list, _ := listProcesses()
 		for _, q := range list {
-			if _, has := marked(environ(q.pid), MarkValue("data", f.Name())); has || q.session == session {
+			if _, has := findMark(readEnvironment(q.pid), MarkValue("data", f.Name())); has || q.session == session {
 				q.signal(unix.SIGKILL)
 			}
 		}
@@ -253,8 +253,8 @@ func TestLeftovers(t *testing.T) {
 		b.addIntent(key(0), before)
 		b.addIntent(key(1), before)
 		b.addIntent(key(2), before)
-		b.addForked(key(0), pids["ended"], bootNow())
-		b.addForked(key(1), pids["stubborn"], bootNow())
+		b.addForked(key(0), pids["ended"], sinceBoot())
+		b.addForked(key(1), pids["stubborn"], sinceBoot())
 		b.addFinished(workerpb.AppendFinished(nil, &executor.Report{Key: key(0)}))
 	})
 	if err := os.WriteFile(filepath.Join(f.Path, journalFileName), j, 0o600); err != nil {
@@ -262,10 +262,10 @@ func TestLeftovers(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Bury(ctx, dead(f), time.Hour, quiet()); err != context.Canceled {
+	if _, err := RecoverDeadWorker(ctx, dead(f), time.Hour, quiet()); err != context.Canceled {
 		t.Errorf("interrupted: %v", err)
 	}
-	e, err := Bury(context.Background(), dead(f), 50*time.Millisecond, quiet())
+	e, err := RecoverDeadWorker(context.Background(), dead(f), 50*time.Millisecond, quiet())
 	if err != nil || len(e.Ends) != 3 {
 		t.Fatalf("%+v, %v", e, err)
 	}
@@ -301,19 +301,19 @@ func atoi(s string) (n int) {
 }
 
 func TestMarks(t *testing.T) {
-	own := mark("w-1", messages.AttemptKey{Run: 1 << 40, Task: 7, Attempt: 2})
+	own := taskMark("w-1", messages.AttemptKey{Run: 1 << 40, Task: 7, Attempt: 2})
 	for env, want := range map[string]*messages.AttemptKey{
 		"A=1\x00" + own + "\x00":       {Run: 1 << 40, Task: 7, Attempt: 2},
 		"CARAVAN_WORKER=w-1\x00B=2":    nil,
 		"CARAVAN_WORKER=w-1\x00" + own: nil,
 	} {
-		k, has := marked([]byte(env), "w-1")
+		k, has := findMark([]byte(env), "w-1")
 		if !has || (k == nil) != (want == nil) || k != nil && *k != *want {
 			t.Errorf("%q: %v, %v", env, k, has)
 		}
 	}
 	for _, env := range []string{"", "A=1", "CARAVAN_WORKER=w-12", "CARAVAN_WORKER=w-1/1.2", "CARAVAN_WORKER=w-1/1.2.3x", "X" + own} {
-		if k, has := marked([]byte(env), "w-1"); has {
+		if k, has := findMark([]byte(env), "w-1"); has {
 			t.Errorf("%q: %v", env, k)
 		}
 	}
@@ -321,14 +321,14 @@ func TestMarks(t *testing.T) {
 
 func TestParseProcess(t *testing.T) {
 	line := "42 (a) (b) S 1 43 44 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0"
-	if p, ok := parseProcess([]byte(line)); !ok || p != (process{pid: 42, group: 43, session: 44, ticks: 99}) {
+	if p, ok := parseStat([]byte(line)); !ok || p != (process{pid: 42, group: 43, session: 44, ticks: 99}) {
 		t.Errorf("%+v %v", p, ok)
 	}
-	if p, ok := parseProcess([]byte(strings.Replace(line, " S ", " Z ", 1))); !ok || !p.dead {
+	if p, ok := parseStat([]byte(strings.Replace(line, " S ", " Z ", 1))); !ok || !p.dead {
 		t.Errorf("%+v %v", p, ok)
 	}
 	for _, bad := range []string{"", "42 (a", "42 (a) S 1 2", strings.Replace(line, "43", "x", 1), strings.Replace(line, "42", "x", 1)} {
-		if p, ok := parseProcess([]byte(bad)); ok {
+		if p, ok := parseStat([]byte(bad)); ok {
 			t.Errorf("%q: %+v", bad, p)
 		}
 	}
@@ -342,12 +342,12 @@ func TestFolders(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f, l, err := Make(dir, Settings{Version: "v"})
+	f, l, err := CreateFolder(dir, Settings{Version: "v"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if paths, err := List(dir); err != nil || len(paths) != 1 || paths[0] != f.Path {
+	if paths, err := ListFolders(dir); err != nil || len(paths) != 1 || paths[0] != f.Path {
 		t.Errorf("%q, %v", paths, err)
 	}
 	st, err := os.Stat(filepath.Join(f.Path, socketFile))
@@ -362,19 +362,19 @@ func TestFolders(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	if _, err := Take(f.Path); err == nil || !strings.Contains(err.Error(), ErrHeld.Error()) {
+	if _, err := LockFolder(f.Path); err == nil || !strings.Contains(err.Error(), ErrLocked.Error()) {
 		t.Errorf("taken: %v", err)
 	}
 	if err := f.Remove(); err != nil {
 		t.Error(err)
 	}
-	if _, err := Take(f.Path); !gone(err) {
+	if _, err := LockFolder(f.Path); !isMissing(err) {
 		t.Errorf("a folder that is gone: %v", err)
 	}
-	if _, err := Dial(f.Path); !gone(err) {
+	if _, err := Dial(f.Path); !isMissing(err) {
 		t.Errorf("a folder that is gone: %v", err)
 	}
-	if sameUser(1, 2) == nil || sameUser(2, 2) != nil {
+	if checkUser(1, 2) == nil || checkUser(2, 2) != nil {
 		t.Error("users")
 	}
 }

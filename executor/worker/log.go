@@ -11,10 +11,10 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// maxRead bounds one read of a log.
-const maxRead = 1 << 20
+// maxLogRead bounds one read of a log, in bytes.
+const maxLogRead = 1 << 20
 
-// Log implements workerpb.WorkerServer: one open log of an attempt that runs.
+// Log implements workerpb.WorkerServer. Each stream reads one log of an attempt that runs.
 func (w *Worker) Log(stream grpc.BidiStreamingServer[workerpb.LogRequest, workerpb.LogReply]) error {
 	var log messages.Log
 	defer func() {
@@ -40,7 +40,7 @@ func (w *Worker) Log(stream grpc.BidiStreamingServer[workerpb.LogRequest, worker
 				which = messages.Stderr
 			}
 			if log, err = w.process.OpenLog(workerpb.KeyOf(open), which); err != nil {
-				log, reply = nil, logError(err)
+				log, reply = nil, errorReply(err)
 			}
 		}
 		switch {
@@ -60,7 +60,7 @@ func (w *Worker) Log(stream grpc.BidiStreamingServer[workerpb.LogRequest, worker
 func readLog(log messages.Log, offset int64, length int) *workerpb.LogReply {
 	reply := &workerpb.LogReply{Live: log.Live(), Kept: log.Kept(offset)}
 	if length > 0 {
-		buffer := make([]byte, min(length, maxRead))
+		buffer := make([]byte, min(length, maxLogRead))
 		n, err := log.ReadAt(buffer, offset)
 		reply.Data = buffer[:n]
 		switch {
@@ -69,13 +69,14 @@ func readLog(log messages.Log, offset int64, length int) *workerpb.LogReply {
 		case errors.Is(err, messages.ErrCut):
 			reply.Cut = true
 		case err != nil:
-			return logError(err)
+			return errorReply(err)
 		}
 	}
 	reply.Size = log.Size()
 	return reply
 }
 
-func logError(err error) *workerpb.LogReply {
+// errorReply answers a request with an error.
+func errorReply(err error) *workerpb.LogReply {
 	return &workerpb.LogReply{Error: &workerpb.LogError{NotLive: errors.Is(err, executor.ErrNotRunning), Text: []byte(err.Error())}}
 }

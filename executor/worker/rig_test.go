@@ -41,7 +41,7 @@ func newRig(t *testing.T, change ...func(*Settings)) *rig {
 	for _, c := range change {
 		c(&s)
 	}
-	folder, listener, err := Make(g.dir, s)
+	folder, listener, err := CreateFolder(g.dir, s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,53 +7,70 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
 )
 
-// How long words that are not urgent wait for company, and from how many orders that
-// wait for slots on an end is not urgent. A frame costs as much as a tenth of a fork.
+// frameDelay is how long items that are not urgent wait for others: a frame costs as much as a tenth
+// of a fork. From ampleQueue waiting orders on, an end is not urgent.
 const (
-	linger = 32 * time.Millisecond
-	ample  = 3
+	frameDelay = 32 * time.Millisecond
+	ampleQueue = 3
 )
 
 // A frame with as many attempts, or with as many bytes of their ends, does not wait for more.
 const (
-	flushCount = 1000
-	flushBytes = 64 << 10
+	maxFrameAttempts = 1000
+	maxFrameEndBytes = 64 << 10
 )
 
-// session is one attached server. Worker.mu guards out and the two sizes.
+// session is one attached server. Worker.mu guards outgoing and its two sizes.
 type session struct {
-	out    *workerpb.WorkerFrame // what the server is to hear
-	count  int                   // of the attempts in out
-	bytes  int                   // of the ends in out
-	some   chan struct{}         // something is in out
-	urgent chan struct{}         // and should go
-	over   chan struct{}         // closed when another server attached, or the worker ends
+	outgoing   *workerpb.WorkerFrame // what the server is to hear
+	attempts   int                   // in outgoing
+	endBytes   int                   // of the ends in outgoing
+	wakeSender chan struct{}         // outgoing is not empty
+	sendNow    chan struct{}         // outgoing is urgent
+	replaced   chan struct{}         // closed when another server attached, or the worker ends
 }
 
 func newSession() *session {
-	return &session{out: workerpb.WorkerFrameFromVTPool(),
-		some: make(chan struct{}, 1), urgent: make(chan struct{}, 1), over: make(chan struct{})}
+	return &session{outgoing: workerpb.WorkerFrameFromVTPool(),
+		wakeSender: make(chan struct{}, 1), sendNow: make(chan struct{}, 1), replaced: make(chan struct{})}
 }
 
-// wake tells the sender that there is something to send. Worker.mu is held.
-func (s *session) wake(soon bool) {
-	if soon || s.count >= flushCount || s.bytes >= flushBytes {
-		notify(s.urgent)
+// requestSend wakes the sender. Worker.mu is held.
+func (s *session) requestSend(urgent bool) {
+	if urgent || s.attempts >= maxFrameAttempts || s.endBytes >= maxFrameEndBytes {
+		wakeUp(s.sendNow)
 	}
-	notify(s.some)
+	wakeUp(s.wakeSender)
 }
 
 // takeFrame returns what is to be sent. Worker.mu is held.
 func (s *session) takeFrame() *workerpb.WorkerFrame {
-	frame := s.out
-	s.out, s.count, s.bytes = workerpb.WorkerFrameFromVTPool(), 0, 0
+	frame := s.outgoing
+	s.outgoing, s.attempts, s.endBytes = workerpb.WorkerFrameFromVTPool(), 0, 0
 	return frame
 }
 
-func notify(c chan struct{}) {
+// addAttempt adds what the server should know of the attempt. Worker.mu is held.
+func (s *session) addAttempt(key messages.AttemptKey, a *trackedAttempt) {
+	s.attempts++
+	switch a.State() {
+	case lifecycle.Ended:
+		s.outgoing.AddFinished(a.end)
+		s.endBytes += len(a.end)
+	case lifecycle.Running:
+		s.outgoing.AddStarted(key, a.StartedAt, a.StartDelay, a.GrantedAt)
+	default:
+		s.outgoing.AddQueued(key, a.GrantedAt)
+	}
+}
+
+// wakeUp wakes the receiver of a channel with room for one; one wake-up is enough.
+func wakeUp(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -63,66 +80,72 @@ func notify(c chan struct{}) {
 // attachStream is the worker's side of a server's stream.
 type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.WorkerFrame]
 
-// Attach implements workerpb.WorkerServer: it serves one server until the server goes, or
-// another one comes.
+// Attach implements workerpb.WorkerServer. It serves one server until the server goes, or another
+// one comes.
 func (w *Worker) Attach(stream attachStream) error {
 	s := newSession()
-	s.out.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(w.pid)}
-	w.handling.Lock() // no frame of the server before is half carried out
+	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(w.pid)}
+	w.frameMu.Lock() // no frame of the former server is half carried out
 	w.mu.Lock()
-	if w.sess != nil {
-		close(w.sess.over)
+	if w.session != nil {
+		close(w.session.replaced)
 	}
-	w.sess = s
-	w.addSnapshot(s)
-	s.wake(true)
-	w.changed = true
+	w.session = s
+	for key, a := range w.attempts {
+		s.addAttempt(key, a)
+	}
+	if w.draining {
+		w.setUsage(s.outgoing)
+	}
+	s.outgoing.Synced = true
+	s.requestSend(true)
+	w.wasBusy = true
 	w.mu.Unlock()
-	w.handling.Unlock()
+	w.frameMu.Unlock()
 
 	received := make(chan error, 1)
-	go func() { received <- w.receive(s, stream) }()
-	err := w.send(s, stream, received)
+	go func() { received <- w.receiveFrames(s, stream) }()
+	err := w.sendFrames(s, stream, received)
 	w.mu.Lock()
-	if w.sess == s {
-		w.sess = nil
-		w.changed = true
+	if w.session == s {
+		w.session = nil
+		w.wasBusy = true
 		w.wakeWriter()
 	}
 	w.mu.Unlock()
 	return err
 }
 
-// send sends what gathers in s.out. What is in a frame has been written to the
-// journal before; an end that cannot be written is sent all the same.
-func (w *Worker) send(s *session, stream attachStream, received <-chan error) error {
+// sendFrames sends what gathers in s.outgoing. The journal has what is in a frame before the frame
+// is sent. An end that cannot be written is sent all the same.
+func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan error) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
-		case <-s.some:
+		case <-s.wakeSender:
 		case err := <-received:
 			return err
-		case <-s.over:
+		case <-s.replaced:
 			return nil
 		}
 		select {
-		case <-s.urgent:
+		case <-s.sendNow:
 		default:
-			timer.Reset(linger)
+			timer.Reset(frameDelay)
 			select {
-			case <-s.urgent:
+			case <-s.sendNow:
 			case <-timer.C:
 			case err := <-received:
 				return err
-			case <-s.over:
+			case <-s.replaced:
 				return nil
 			}
 		}
 		w.mu.Lock()
 		frame := s.takeFrame()
 		w.mu.Unlock()
-		w.write()
+		w.writeJournal()
 		if frame.IsEmpty() {
 			frame.ReturnToVTPool()
 			continue
@@ -136,8 +159,8 @@ func (w *Worker) send(s *session, stream attachStream, received <-chan error) er
 	}
 }
 
-// receive carries out the server's frames, until it goes or another one attached.
-func (w *Worker) receive(s *session, stream attachStream) error {
+// receiveFrames carries out the server's frames, until the server goes or another one attached.
+func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 	frame := workerpb.ServerFrameFromVTPool()
 	defer frame.ReturnToVTPool()
 	for {
@@ -145,31 +168,31 @@ func (w *Worker) receive(s *session, stream attachStream) error {
 		if err := stream.RecvMsg(frame); err != nil {
 			return err
 		}
-		if err := w.handle(s, frame); err != nil {
+		if err := w.handleFrame(s, frame); err != nil {
 			w.log.Error("frame refused", "err", err)
 			return err
 		}
 	}
 }
 
-// handle carries out a frame, in the order that the protocol says.
-func (w *Worker) handle(s *session, frame *workerpb.ServerFrame) error {
-	w.handling.Lock()
-	defer w.handling.Unlock()
-	if !w.attached(s) {
+// handleFrame carries out a frame, in the order that the protocol says.
+func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
+	w.frameMu.Lock()
+	defer w.frameMu.Unlock()
+	if !w.isAttached(s) {
 		return nil
 	}
 	if frame.Capacity != nil {
 		w.setCapacity(frame.Capacity.Amount())
 	}
 	if len(frame.Acknowledgements) > 0 {
-		w.acknowledge(frame.Acknowledgements)
+		w.forgetEnds(frame.Acknowledgements)
 	}
 	for _, o := range frame.Orders {
 		if o.Attempt == 0 {
 			return fmt.Errorf("run %d: task %d: an order without the number of its attempt", o.Run, o.Task)
 		}
-		w.order(o.ToOrder())
+		w.startOrder(o.ToOrder())
 	}
 	for _, k := range frame.Kills {
 		w.process.Kill(workerpb.KeyOf(k), time.Duration(k.Grace))
@@ -178,32 +201,33 @@ func (w *Worker) handle(s *session, frame *workerpb.ServerFrame) error {
 		w.process.Revoke(workerpb.KeyOf(k))
 	}
 	if frame.Drain {
-		w.drain()
+		w.startDrain()
 	}
 	w.mu.Lock()
 	if frame.Release {
 		w.released = true
 	}
-	if w.sess == s {
-		s.out.Pong = s.out.Pong || frame.Ping
-		if !s.out.IsEmpty() {
-			s.wake(false)
+	if w.session == s {
+		s.outgoing.Pong = s.outgoing.Pong || frame.Ping
+		if !s.outgoing.IsEmpty() {
+			s.requestSend(false)
 		}
 	}
 	w.mu.Unlock()
 	if frame.Stop {
-		w.stop()
+		w.stopAttempts()
 	}
 	return nil
 }
 
-func (w *Worker) attached(s *session) bool {
+// isAttached reports whether s is the present session.
+func (w *Worker) isAttached(s *session) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.sess == s
+	return w.session == s
 }
 
-// setCapacity sets the slots that attempts may use. One that drains or stops starts nothing more.
+// setCapacity sets the slots of attempts. A worker that drains or stops starts no more.
 func (w *Worker) setCapacity(a workerpb.Amount) {
 	w.mu.Lock()
 	fixed := w.draining || w.stopping
@@ -213,28 +237,11 @@ func (w *Worker) setCapacity(a workerpb.Amount) {
 	}
 }
 
-// acknowledge forgets ends.
-func (w *Worker) acknowledge(keys []*workerpb.AttemptKey) {
+// startOrder enters an order, and starts its attempt if the order is new: duty 1.
+func (w *Worker) startOrder(o executor.Order) {
 	w.mu.Lock()
-	for _, k := range keys {
-		key := workerpb.KeyOf(k)
-		if h := w.book[key]; h != nil && h.stage == ended {
-			delete(w.book, key)
-			w.changed = true
-		}
-	}
-	drained := w.draining && len(w.book) == 0
-	w.mu.Unlock()
-	if drained {
-		notify(w.idle)
-	}
-}
-
-// order enters an order and starts its attempt if it is a new one.
-func (w *Worker) order(o executor.Order) {
-	w.mu.Lock()
-	start := w.sess != nil && w.enterOrder(&o)
-	w.changed = true
+	start := w.session != nil && w.enterOrder(&o)
+	w.wasBusy = true
 	w.mu.Unlock()
 	if start {
 		w.process.Start(o)

@@ -17,17 +17,19 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// defaultIdle is Settings.Idle when that is not set.
-const defaultIdle = 60 * time.Second
-
-// farewell is how long a worker that has stopped waits for its server to hear it.
-const farewell = 5 * time.Second
+const (
+	// defaultIdle is Settings.Idle when that is not set.
+	defaultIdle = 60 * time.Second
+	// farewellTimeout bounds the wait of a worker that has stopped for its server to hear it.
+	farewellTimeout = 5 * time.Second
+)
 
 // Worker is one worker process. See the package doc for its duties and locks.
 type Worker struct {
@@ -42,26 +44,26 @@ type Worker struct {
 	journal  *journal
 	server   *grpc.Server
 
-	idle    chan struct{} // look whether there is still something to do
-	pending chan struct{} // the journal has something to write, and no session does
-	stopped chan struct{} // closed when Stop has ended everything
+	checkIdle      chan struct{} // wakes awaitEnd
+	journalPending chan struct{} // the journal has something to write, and there is no session that does it
+	stopped        chan struct{} // closed when stopAttempts has ended everything
 
-	handling sync.Mutex
+	frameMu sync.Mutex // held while a server's frame is carried out
 
-	mu       sync.Mutex
-	book     map[messages.AttemptKey]*held
-	sess     *session // nil when no server is attached
-	draining bool
-	stopping bool
-	released bool // no server misses the folder
-	changed  bool // since the idler last looked
-	complain time.Time
-	repairAt time.Time // when a broken journal may be written anew again
+	mu            sync.Mutex
+	attempts      attemptTable
+	session       *session // nil when no server is attached
+	draining      bool
+	stopping      bool
+	released      bool // no server misses the folder
+	wasBusy       bool // since the last isBusy
+	lastComplaint time.Time
+	nextRepair    time.Time // before it a broken journal is left alone
 }
 
-// Run is the whole life of a worker process. It returns nil when the worker was
-// told to stop, was drained, has been idle for Settings.Idle, or ctx ended. In the
-// last case what ran was ended, and the next server finds that in the journal.
+// Run is the whole life of a worker process. It returns nil when the worker was told to stop, was
+// drained, has been idle for Settings.Idle, or ctx ended. When ctx ends, Run ends the attempts that
+// run, and the next server finds their ends in the journal.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -69,11 +71,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.FS == nil {
 		cfg.FS = vfs.OS{}
 	}
-	folder, listener, err := inherit(cfg)
+	folder, listener, err := inheritFolder(cfg)
 	if err != nil {
 		return err
 	}
-	ignoreEnds()
+	ignoreChildSignals()
 	w, err := newWorker(folder, cfg.FS, cfg.Logger)
 	if err != nil {
 		listener.Close()
@@ -83,10 +85,11 @@ func Run(ctx context.Context, cfg Config) error {
 	return w.run(ctx, listener)
 }
 
-// inherit takes over what whoever started the worker made for it, or makes it.
-func inherit(cfg Config) (*Folder, net.Listener, error) {
+// inheritFolder returns the folder and the socket that the parent process made for this worker, or
+// makes them.
+func inheritFolder(cfg Config) (*Folder, net.Listener, error) {
 	if cfg.Name == "" {
-		f, l, err := Make(cfg.Dir, cfg.Settings)
+		f, l, err := CreateFolder(cfg.Dir, cfg.Settings)
 		return f, l, err
 	}
 	for _, fd := range []int{LockFD, ListenFD} {
@@ -104,13 +107,14 @@ func inherit(cfg Config) (*Folder, net.Listener, error) {
 	return folder, l, nil
 }
 
+// newWorker makes a worker whose folder is locked, and begins its journal.
 func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err error) {
-	w = &Worker{folder: folder, pid: os.Getpid(), log: log, book: map[messages.AttemptKey]*held{},
-		idle: make(chan struct{}, 1), pending: make(chan struct{}, 1), stopped: make(chan struct{})}
-	if err := w.settings.load(folder.Path); err != nil {
+	w = &Worker{folder: folder, pid: os.Getpid(), log: log, attempts: attemptTable{},
+		checkIdle: make(chan struct{}, 1), journalPending: make(chan struct{}, 1), stopped: make(chan struct{})}
+	if err := w.settings.loadFrom(folder.Path); err != nil {
 		return nil, fmt.Errorf("worker's settings: %w", err)
 	}
-	if w.settings.Umask != "" { // what the worker makes itself has modes that no such mask changes
+	if w.settings.Umask != "" { // the mask changes the files of tasks only: the worker's own have narrow modes
 		mask, err := strconv.ParseUint(w.settings.Umask, 8, 9)
 		if err != nil {
 			return nil, fmt.Errorf("worker's settings: umask: %w", err)
@@ -120,7 +124,7 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	if w.settings.Idle <= 0 {
 		w.settings.Idle = defaultIdle
 	}
-	header, err := ownHeader()
+	header, err := newJournalHeader()
 	if err != nil {
 		return nil, err
 	}
@@ -128,19 +132,20 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 		return nil, err
 	}
 	w.outputs.KeepFree(outputs.Reserve)
-	name := MarkValue(w.settings.Folder, folder.Name())
+	name := MarkValue(w.settings.DataFolderID, folder.Name())
 	header.Mark = []byte(name)
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
-		Outputs: w.outputs, Sink: w.sink, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
+		Outputs: w.outputs, Sink: w.takeReports, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
 		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
 		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
-		CgroupName: cgroupName(w.settings.Folder, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
-		RecordIntents: w.begin, WithdrawIntent: w.unbegun, OnPostponed: w.postponed, OnStarted: w.born, AttemptMark: func(k messages.AttemptKey) string { return mark(name, k) },
+		CgroupName: cgroupName(w.settings.DataFolderID, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
+		RecordIntents: w.recordIntents, WithdrawIntent: w.withdrawIntent, OnPostponed: w.startPostponed, OnStarted: w.processStarted,
+		AttemptMark: func(k messages.AttemptKey) string { return taskMark(name, k) },
 	}); err != nil {
 		w.outputs.Close()
 		return nil, err
 	}
-	if err := removeCgroupsLeft(filepath.Dir(folder.Path), w.settings.Folder); err != nil {
+	if err := removeStaleCgroups(filepath.Dir(folder.Path), w.settings.DataFolderID); err != nil {
 		log.Warn("control groups of former workers stay", "err", err)
 	}
 	w.process.SetCapacity(0, 0) // until the server says what there is
@@ -150,112 +155,90 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	return w, nil
 }
 
-// run serves until there is nothing more to do.
+// run serves until awaitEnd gives a reason to end.
 func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server = workerpb.NewServer(w)
 	served := make(chan error, 1)
-	go func() { served <- w.server.Serve(&guarded{Listener: listener, log: w.log}) }()
+	go func() { served <- w.server.Serve(&userListener{Listener: listener, log: w.log}) }()
 	w.log.Info("worker serves", "pid", w.pid, "folder", w.folder.Path, "version", w.settings.Version)
 
-	why := w.wait(ctx, served)
+	why := w.awaitEnd(ctx, served)
 	w.mu.Lock()
 	w.stopping = true
-	if w.sess != nil {
-		close(w.sess.over)
-		w.sess = nil
+	if w.session != nil {
+		close(w.session.replaced)
+		w.session = nil
 	}
 	w.mu.Unlock()
 	w.server.Stop()
 	err := w.process.Close()
 	w.mu.Lock()
-	left := len(w.book) // ends that no server took
+	left := len(w.attempts) // ends that are not acknowledged
 	released := w.released
 	w.mu.Unlock()
 	if left == 0 && err == nil {
-		err = w.renewJournal()
+		err = w.rewriteJournal()
 	}
 	err = errors.Join(err, w.journal.close(), w.outputs.Close())
-	w.log.Info("worker ends", "why", why, "ends", left, "err", err)
+	w.log.Info("worker ends", "reason", why, "ends", left, "err", err)
 	if released && left == 0 && err == nil {
 		return w.folder.Remove()
 	}
-	// A server that misses a folder takes it for lost: it removes this one when it has read
-	// the journal.
+	// A folder that is missing is taken for lost, so this one stays: the next server reads its journal
+	// and removes it.
 	w.folder.Release()
 	return err
 }
 
-// wait returns why the worker is to end.
-func (w *Worker) wait(ctx context.Context, served <-chan error) string {
+// awaitEnd waits for a reason to end and returns it.
+func (w *Worker) awaitEnd(ctx context.Context, served <-chan error) string {
 	tick := time.NewTicker(min(max(w.settings.Idle/8, 10*time.Millisecond), 5*time.Second))
 	defer tick.Stop()
 	since := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
-			return "it was told to by a signal"
+			return "signal"
 		case err := <-served:
-			return fmt.Sprintf("it cannot serve: %v", err)
+			return fmt.Sprintf("cannot serve: %v", err)
 		case <-w.stopped:
-			return "its server told it to"
-		case <-w.pending:
-			w.write()
+			return "stopped by its server"
+		case <-w.journalPending:
+			w.writeJournal()
 			continue
-		case <-w.idle:
+		case <-w.checkIdle:
 		case <-tick.C:
 		}
-		busy, drained := w.busy()
+		busy, drained := w.isBusy()
 		switch {
 		case drained:
-			return "it was drained"
+			return "drained"
 		case busy:
 			since = time.Now()
 		case time.Since(since) >= w.settings.Idle:
-			return "it was idle"
+			return "idle"
 		}
 		w.outputs.Trim()
 	}
 }
 
-// busy tells whether the worker is needed, or was since the last call, and whether
-// it was drained and has nothing left.
-func (w *Worker) busy() (busy, drained bool) {
+// isBusy reports whether the worker is needed, or was since the last call, and whether it was drained
+// and is done.
+func (w *Worker) isBusy() (busy, drained bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	busy = w.changed || w.sess != nil
-	for _, h := range w.book {
-		// Ends that nobody took are in the journal, where the next server finds them.
-		busy = busy || h.stage != ended
+	busy = w.wasBusy || w.session != nil
+	for _, a := range w.attempts {
+		// The next server finds the ends in the journal: they need no process.
+		busy = busy || a.State() != lifecycle.Ended
 	}
-	w.changed = false
-	return busy, w.draining && len(w.book) == 0
+	w.wasBusy = false
+	return busy, w.draining && len(w.attempts) == 0
 }
 
-// write writes the journal, and compacts it when it is time.
-func (w *Worker) write() {
-	err := w.journal.flush()
-	if err != nil {
-		err = w.repairJournal()
-	}
-	if err != nil {
-		w.mu.Lock()
-		say := time.Since(w.complain) > time.Minute
-		if say {
-			w.complain = time.Now()
-		}
-		w.mu.Unlock()
-		if say {
-			w.log.Error("ends are kept in memory only", "err", err)
-		}
-	}
-	w.compact()
-}
-
-// wakeWriter has the journal written while no session's sender does. w.mu is held.
-func (w *Worker) wakeWriter() { notify(w.pending) }
-
-// stop ends everything, says so, and lets the worker end once the server has heard.
-func (w *Worker) stop() {
+// stopAttempts ends all attempts, tells the server, and lets the worker end once the server has heard
+// it. A second call is ignored.
+func (w *Worker) stopAttempts() {
 	w.mu.Lock()
 	again := w.stopping
 	w.stopping = true
@@ -265,13 +248,13 @@ func (w *Worker) stop() {
 	}
 	go func() {
 		if err := w.process.Close(); err != nil {
-			w.log.Error("stopping", "err", err)
+			w.log.Error("attempts not ended", "err", err)
 		}
 		w.mu.Lock()
-		s := w.sess
+		s := w.session
 		if s != nil {
-			s.out.Stopped = true
-			s.wake(true)
+			s.outgoing.Stopped = true
+			s.requestSend(true)
 		}
 		w.mu.Unlock()
 		w.awaitFarewell(s)
@@ -279,53 +262,44 @@ func (w *Worker) stop() {
 	}()
 }
 
-// awaitFarewell returns when the server that s serves has gone, as it does on Stopped. It may
-// be back at once, on a session that hears no Stopped any more.
+// awaitFarewell returns when the server of the session has gone, as it does when it hears stopped. The
+// server may be back at once, with a session that does not say stopped any more.
 func (w *Worker) awaitFarewell(s *session) {
 	if s == nil {
 		return
 	}
-	patience := time.NewTimer(farewell)
-	defer patience.Stop()
-	look := time.NewTicker(time.Millisecond)
-	defer look.Stop()
-	for w.serves(s) {
+	timeout := time.NewTimer(farewellTimeout)
+	defer timeout.Stop()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for w.isAttached(s) {
 		select {
-		case <-s.over:
+		case <-s.replaced:
 			return
-		case <-patience.C:
+		case <-timeout.C:
 			return
-		case <-look.C:
+		case <-tick.C:
 		}
 	}
 }
 
-// serves tells whether s is the session of the server.
-func (w *Worker) serves(s *session) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.sess == s
-}
-
-func (w *Worker) now() int64 { return time.Now().UnixNano() }
-
-// guarded lets only this user's processes in.
-type guarded struct {
+// userListener accepts connections of this user's processes only.
+type userListener struct {
 	net.Listener
 	log *slog.Logger
 }
 
 // Accept implements net.Listener.
-func (g *guarded) Accept() (net.Conn, error) {
+func (l *userListener) Accept() (net.Conn, error) {
 	for {
-		c, err := g.Listener.Accept()
+		c, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if err = ofThisUser(c.(*net.UnixConn)); err == nil {
+		if err = checkPeerUser(c.(*net.UnixConn)); err == nil {
 			return c, nil
 		}
-		g.log.Warn("connection refused", "err", err)
+		l.log.Warn("connection refused", "err", err)
 		c.Close()
 	}
 }

@@ -82,13 +82,13 @@ func TestStaleFrames(t *testing.T) {
 	frame := new(workerpb.ServerFrame)
 	shell(1, "true")(frame)
 	stop(frame)
-	if err := g.handle(old, frame); err != nil {
+	if err := g.handleFrame(old, frame); err != nil {
 		t.Error(err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.book) != 0 || g.stopping {
-		t.Errorf("book %v, stopping %v", g.book, g.stopping)
+	if len(g.attempts) != 0 || g.stopping {
+		t.Errorf("book %v, stopping %v", g.attempts, g.stopping)
 	}
 }
 
@@ -142,7 +142,7 @@ func TestDrain(t *testing.T) {
 	if err := g.wait(); err != nil || !exists(g.folder.Path) {
 		t.Errorf("%v, folder there: %v", err, exists(g.folder.Path))
 	}
-	if e := bury(t, g.folder.Path); len(e.Ends) != 0 || !e.Certain {
+	if e := bury(t, g.folder.Path); len(e.Ends) != 0 || !e.Complete {
 		t.Errorf("%+v", e)
 	}
 }
@@ -164,19 +164,19 @@ func TestStop(t *testing.T) {
 	}
 	// Nobody acknowledged the end: it stays for the next server.
 	e := bury(t, g.folder.Path)
-	if len(e.Ends) != 1 || e.Ends[0].Record.Result != messages.AttemptLost || !e.Certain {
+	if len(e.Ends) != 1 || e.Ends[0].Record.Result != messages.AttemptLost || !e.Complete {
 		t.Errorf("%+v", e)
 	}
 }
 
-func bury(t *testing.T, path string) *Estate {
+func bury(t *testing.T, path string) *DeadWorkerState {
 	t.Helper()
-	f, err := Take(path)
+	f, err := LockFolder(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.Release)
-	e, err := Bury(context.Background(), dead(f), 100*time.Millisecond, quiet())
+	e, err := RecoverDeadWorker(context.Background(), dead(f), 100*time.Millisecond, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +324,7 @@ func TestJournalError(t *testing.T) {
 		t.Error(err)
 	}
 	e := bury(t, g.folder.Path)
-	if len(e.Ends) != 2 || !e.Certain {
+	if len(e.Ends) != 2 || !e.Complete {
 		t.Errorf("%+v", e)
 	}
 	for _, rep := range e.Ends {
@@ -353,9 +353,9 @@ func TestCompaction(t *testing.T) {
 	c.send(shell(i-1, "true")) // behind its acknowledgement
 	c.want("ignored", key(i-1))
 	g.journal.mu.Lock()
-	g.journal.next = 0
+	g.journal.compactAt = 0
 	g.journal.mu.Unlock()
-	g.write()
+	g.writeJournal()
 	if n := g.journalSize(); n > 500 {
 		t.Errorf("%d bytes after compaction", n)
 	}
@@ -363,16 +363,16 @@ func TestCompaction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := readJournal(text)
-	if a := p.attempts[key(1)]; !p.whole || len(p.attempts) != 2 || a == nil || a.pid == 0 || a.end != nil || p.attempts[key(2)].end == nil {
+	p := parseJournal(text)
+	if a := p.attempts[key(1)]; !p.complete || len(p.attempts) != 2 || a == nil || a.pid == 0 || a.end != nil || p.attempts[key(2)].end == nil {
 		t.Errorf("%+v", p)
 	}
 	// A compaction that does not work leaves the old journal.
 	g.journal.mu.Lock()
-	g.journal.next = 0
+	g.journal.compactAt = 0
 	g.journal.path = "/nowhere/journal"
 	g.journal.mu.Unlock()
-	g.write()
+	g.writeJournal()
 	if again, _ := os.ReadFile(filepath.Join(g.folder.Path, journalFileName)); !bytes.Equal(again, text) {
 		t.Error("the journal changed")
 	}

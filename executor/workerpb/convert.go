@@ -69,7 +69,7 @@ func AppendFinished(dst []byte, report *executor.Report) []byte {
 	return dst
 }
 
-// set makes the message that of an output and returns it; nil when the task printed nothing.
+// set makes the message that of an output and returns it; nil for an empty output.
 func (m *Output) set(o *messages.Output) *Output {
 	if o.Size == 0 && o.Head == 0 && o.Tail == 0 && o.Offset == 0 && len(o.Inline) == 0 {
 		return nil
@@ -89,7 +89,7 @@ func (m *Output) toOutput() messages.Output {
 	return o
 }
 
-// ParseFinished reads the encoded end of an attempt. The report shares nothing with data.
+// ParseFinished reads the encoded end of an attempt. The report does not share memory with data.
 func ParseFinished(data []byte) (executor.Report, error) {
 	var m Finished
 	if err := m.UnmarshalVT(data); err != nil {

@@ -29,7 +29,7 @@ func addKey(list []*AttemptKey, key messages.AttemptKey) []*AttemptKey {
 	return list
 }
 
-// IsEmpty reports whether the frame says nothing.
+// IsEmpty reports whether all fields of the frame are unset.
 func (f *ServerFrame) IsEmpty() bool {
 	return f.Capacity == nil && len(f.Acknowledgements)+len(f.Orders)+len(f.Kills)+len(f.Revocations) == 0 &&
 		!f.Ping && !f.Drain && !f.Release && !f.Stop
@@ -62,7 +62,7 @@ func (f *ServerFrame) AddRevocation(key messages.AttemptKey) {
 	f.Revocations = addKey(f.Revocations, key)
 }
 
-// IsEmpty reports whether the frame says nothing.
+// IsEmpty reports whether all fields of the frame are unset.
 func (f *WorkerFrame) IsEmpty() bool {
 	return f.Hello == nil && f.Usage == nil && !f.Pong && !f.Synced && !f.Stopped &&
 		len(f.Queued)+len(f.Started)+len(f.Finished)+len(f.Revoked)+len(f.Ignored)+len(f.Postponed) == 0
@@ -76,10 +76,10 @@ func (f *WorkerFrame) AddQueued(key messages.AttemptKey, grantedAt int64) {
 }
 
 // AddStarted says that an attempt's process exists.
-func (f *WorkerFrame) AddStarted(key messages.AttemptKey, at int64, idle time.Duration, grantedAt int64) {
+func (f *WorkerFrame) AddStarted(key messages.AttemptKey, at int64, startDelay time.Duration, grantedAt int64) {
 	list, m := extend(f.Started)
 	m.Run, m.Task, m.Attempt = uint64(key.Run), key.Task, key.Attempt
-	m.At, m.Idle, m.GrantedAt = at, int64(idle), grantedAt
+	m.At, m.StartDelay, m.GrantedAt = at, int64(startDelay), grantedAt
 	f.Started = list
 }
 
@@ -107,8 +107,8 @@ func (f *WorkerFrame) AddPostponed(reason string, err error) {
 func (f *WorkerFrame) SetUsage(amount Amount) { f.Usage = amount.message() }
 
 // Split cuts a frame into frames with at most limit bytes of ends each, so that no message is too
-// large: a server that was away for long has much to hear. What comes before the ends stays in the
-// first frame, what comes after them goes into the last one. An end that is larger than the limit
+// large: a server that was away for long has much to hear. The fields before the ends stay in the
+// first frame, the fields after them go into the last one. An end that is larger than the limit
 // has a frame of its own.
 func (f *WorkerFrame) Split(limit int) (frames []*WorkerFrame) {
 	size, from := 0, 0

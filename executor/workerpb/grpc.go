@@ -50,7 +50,7 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	return mem.BufferSlice{mem.NewBuffer(buffer, pool)}, nil
 }
 
-// Unmarshal implements encoding.CodecV2. The message shares nothing with the buffers.
+// Unmarshal implements encoding.CodecV2. The message does not share memory with the buffers.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	m, ok := v.(vtMessage)
 	if !ok {

@@ -808,8 +808,8 @@ type Started struct {
 	Task          uint32                 `protobuf:"varint,2,opt,name=task,proto3" json:"task,omitempty"`
 	Attempt       uint32                 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	At            int64                  `protobuf:"fixed64,4,opt,name=at,proto3" json:"at,omitempty"`
-	Idle          int64                  `protobuf:"varint,5,opt,name=idle,proto3" json:"idle,omitempty"`                             // how long there had been both a free slot and the order; 0: not known
-	GrantedAt     int64                  `protobuf:"fixed64,6,opt,name=granted_at,json=grantedAt,proto3" json:"granted_at,omitempty"` // the order's
+	StartDelay    int64                  `protobuf:"varint,5,opt,name=start_delay,json=startDelay,proto3" json:"start_delay,omitempty"` // how long there had been both a free slot and the order; 0: not known
+	GrantedAt     int64                  `protobuf:"fixed64,6,opt,name=granted_at,json=grantedAt,proto3" json:"granted_at,omitempty"`   // the order's
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -872,9 +872,9 @@ func (x *Started) GetAt() int64 {
 	return 0
 }
 
-func (x *Started) GetIdle() int64 {
+func (x *Started) GetStartDelay() int64 {
 	if x != nil {
-		return x.Idle
+		return x.StartDelay
 	}
 	return 0
 }
@@ -1922,13 +1922,14 @@ const file_worker_proto_rawDesc = "" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x1d\n" +
 	"\n" +
-	"granted_at\x18\x04 \x01(\x10R\tgrantedAt\"\x8c\x01\n" +
+	"granted_at\x18\x04 \x01(\x10R\tgrantedAt\"\x99\x01\n" +
 	"\aStarted\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\x04R\x03run\x12\x12\n" +
 	"\x04task\x18\x02 \x01(\rR\x04task\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\x10R\x02at\x12\x12\n" +
-	"\x04idle\x18\x05 \x01(\x03R\x04idle\x12\x1d\n" +
+	"\x02at\x18\x04 \x01(\x10R\x02at\x12\x1f\n" +
+	"\vstart_delay\x18\x05 \x01(\x03R\n" +
+	"startDelay\x12\x1d\n" +
 	"\n" +
 	"granted_at\x18\x06 \x01(\x10R\tgrantedAt\"\x96\x04\n" +
 	"\bFinished\x12\x10\n" +

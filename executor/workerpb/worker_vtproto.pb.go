@@ -717,8 +717,8 @@ func (m *Started) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i--
 		dAtA[i] = 0x31
 	}
-	if m.Idle != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Idle))
+	if m.StartDelay != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.StartDelay))
 		i--
 		dAtA[i] = 0x28
 	}
@@ -1950,8 +1950,8 @@ func (m *Started) SizeVT() (n int) {
 	if m.At != 0 {
 		n += 9
 	}
-	if m.Idle != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.Idle))
+	if m.StartDelay != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.StartDelay))
 	}
 	if m.GrantedAt != 0 {
 		n += 9
@@ -4100,9 +4100,9 @@ func (m *Started) UnmarshalVT(dAtA []byte) error {
 			iNdEx += 8
 		case 5:
 			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Idle", wireType)
+				return fmt.Errorf("proto: wrong wireType = %d for field StartDelay", wireType)
 			}
-			m.Idle = 0
+			m.StartDelay = 0
 			for shift := uint(0); ; shift += 7 {
 				if shift >= 64 {
 					return protohelpers.ErrIntOverflow
@@ -4112,7 +4112,7 @@ func (m *Started) UnmarshalVT(dAtA []byte) error {
 				}
 				b := dAtA[iNdEx]
 				iNdEx++
-				m.Idle |= int64(b&0x7F) << shift
+				m.StartDelay |= int64(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}

@@ -19,7 +19,7 @@ import (
 var plainPackages = []string{
 	"actors", "actors/query", "actors/replay", "actors/scheduler", "actors/watch", "client", "cmd/caravan", "dag", "dag/specjson",
 
-	"executor",
+	"executor", "executor/lifecycle", "executor/remote", "executor/worker", "executor/workerpb",
 	"internal/vfork",
 
 	"messages",

@@ -1,0 +1,274 @@
+package remote
+
+import (
+	"slices"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// attemptTable holds every attempt from its order, or from the first word of a worker about it, to
+// the acknowledgement of its end. Remote.mu guards it.
+type attemptTable map[messages.AttemptKey]*trackedAttempt
+
+// trackedAttempt is an attempt of the table. Its StartDelay is set for an order of this server only.
+type trackedAttempt struct {
+	lifecycle.Attempt                 // GrantedAt is that of the attempt which a worker has
+	order             *executor.Order // nil: not asked for yet
+	sequence          uint64          // numbers the orders as they came
+	peer              *peer           // the worker that has it; nil while it waits for one
+	startReported     bool
+	end               *executor.Report // nil before it has ended
+	killed            bool             // the server wants it ended
+	grace             time.Duration    // of the kill
+	revoked           bool             // the server wants the order back
+	doubtful          bool             // it may have begun, though workers do not know it; see runDoubts
+}
+
+// attachOrder gives an order to the attempt that a worker spoke of before. mu is held.
+func (r *Remote) attachOrder(a *trackedAttempt, o *executor.Order) {
+	if a.isForeign(o) {
+		r.log.Error("a worker has an attempt of this number from another history of the data folder; the attempt is ended", keyFields(o.Key)...)
+		r.queueReport(lostReport(o, "lost: a worker has another attempt of this number, of a run that is not known any more"))
+		r.discardOrphan(o.Key, a)
+		return
+	}
+	r.lastSequence++
+	a.order, a.sequence = o, r.lastSequence
+	switch a.State() {
+	case lifecycle.Running:
+		r.reportStart(o.Key, a)
+	case lifecycle.Ended:
+		r.reportEnd(a, *a.end)
+	}
+}
+
+// isForeign reports whether the attempt that a worker has of this number is not the order's, but one
+// of a run that the store has lost, and whose number it gave again. A new order was never
+// begun. An order that is resumed knows the time of its grant, or an earlier one (dag.Run.GrantedAt).
+func (a *trackedAttempt) isForeign(o *executor.Order) bool {
+	switch {
+	case a.peer == nil || a.GrantedAt == 0 || a.GrantedAt == o.GrantedAt:
+		return false
+	case o.Resume:
+		return o.GrantedAt > a.GrantedAt
+	}
+	return true
+}
+
+// reportStart reports the start, once. mu is held.
+func (r *Remote) reportStart(key messages.AttemptKey, a *trackedAttempt) {
+	if !a.startReported && a.order != nil {
+		a.startReported = true
+		r.queueReport(executor.Report{Key: key, Kind: executor.Started, At: a.StartedAt, StartDelay: a.StartDelay})
+	}
+}
+
+// reportEnd reports an end, after its start if that was not reported. The end replaces a start that
+// was not delivered yet, as those of very short attempts are. mu is held.
+func (r *Remote) reportEnd(a *trackedAttempt, end executor.Report) {
+	for i := range r.undelivered {
+		if start := &r.undelivered[i]; start.Key == end.Key && start.Kind == executor.Started {
+			end.StartDelay = start.StartDelay
+			*start = end
+			return
+		}
+	}
+	if a.StartedAt == 0 {
+		a.StartedAt = end.Record.Start
+	}
+	if a.StartedAt != 0 {
+		r.reportStart(end.Key, a)
+	}
+	r.queueReport(end)
+}
+
+// assignOrder gives an order that waits to the active worker, unless the order is over already.
+// allFound holds, and there is an active worker. mu is held.
+func (r *Remote) assignOrder(key messages.AttemptKey, a *trackedAttempt) {
+	if a.doubtful {
+		r.loseAttempt(a, lostInDoubt)
+		return
+	}
+	if a.killed || a.revoked {
+		delete(r.attempts, key)
+		r.queueReport(revokedReport(key))
+		return
+	}
+	if err := a.order.ExceedsMachine(r.cfg.CPUMillis, r.cfg.MemoryBytes); err != nil {
+		delete(r.attempts, key)
+		r.queueReport(tooLargeReport(a.order, err))
+		return
+	}
+	a.peer = r.active
+	r.active.sendOrder(a.order)
+}
+
+// lostInDoubt is why an attempt is lost that no worker knows.
+const lostInDoubt = "lost: it is not known whether it had begun"
+
+// assignWaiting assigns all orders that wait, in the order in which they came. mu is held.
+func (r *Remote) assignWaiting() {
+	var keys []messages.AttemptKey
+	for key, a := range r.attempts {
+		if a.order != nil && a.peer == nil && a.State() != lifecycle.Ended {
+			keys = append(keys, key)
+		}
+	}
+	r.sortBySequence(keys)
+	for _, key := range keys {
+		r.assignOrder(key, r.attempts[key])
+	}
+}
+
+// sortBySequence sorts keys by the sequence of their orders. mu is held.
+func (r *Remote) sortBySequence(keys []messages.AttemptKey) {
+	slices.SortFunc(keys, func(a, b messages.AttemptKey) int {
+		if r.attempts[a].sequence < r.attempts[b].sequence {
+			return -1
+		}
+		return 1
+	})
+}
+
+// attemptOf returns the attempt that a worker speaks of. An attempt without an order is kept until
+// ResumeDone. The result is nil when another worker has the attempt. mu is held.
+func (r *Remote) attemptOf(p *peer, key messages.AttemptKey) *trackedAttempt {
+	a := r.attempts[key]
+	if a == nil {
+		a = &trackedAttempt{}
+		r.attempts[key] = a
+	}
+	if a.peer == nil {
+		a.peer = p
+		if a.State() != lifecycle.Ended {
+			r.clearDoubtful(key, a)
+		}
+	}
+	if a.peer != p {
+		return nil
+	}
+	return a
+}
+
+// onQueued takes in that an order waits in a worker. mu is held.
+func (r *Remote) onQueued(p *peer, key messages.AttemptKey, grantedAt int64) {
+	a := r.attemptOf(p, key)
+	if a == nil {
+		return
+	}
+	a.GrantedAt = grantedAt
+	p.pending.add(a.order, 1)
+	if a.order == nil && r.isOrphan(key) {
+		r.discardOrphan(key, a)
+	}
+}
+
+// onStarted takes in that an attempt's process exists. A worker says so again when the server
+// connects again. mu is held.
+func (r *Remote) onStarted(p *peer, m *workerpb.Started) {
+	key := workerpb.KeyOf(m)
+	a := r.attemptOf(p, key)
+	if a == nil || a.State() == lifecycle.Ended {
+		return
+	}
+	p.orderAnswered(a)
+	if a.State() != lifecycle.Running {
+		a.MoveTo(lifecycle.Running)
+	}
+	a.StartedAt, a.GrantedAt = m.At, m.GrantedAt
+	if a.order == nil && r.isOrphan(key) {
+		r.discardOrphan(key, a)
+	}
+	if a.order != nil && !a.order.Resume {
+		a.StartDelay = time.Duration(m.StartDelay)
+	}
+	r.reportStart(key, a)
+}
+
+// onFinished takes in an end. A worker repeats it until it is acknowledged. mu is held.
+func (r *Remote) onFinished(p *peer, end executor.Report) {
+	a := r.attemptOf(p, end.Key)
+	if a == nil || a.State() == lifecycle.Ended {
+		return
+	}
+	p.orderAnswered(a)
+	a.MoveTo(lifecycle.Ended)
+	a.end, a.GrantedAt = &end, end.GrantedAt
+	if p.recovered {
+		p.unacknowledged++
+	}
+	switch {
+	case a.order != nil:
+		r.reportEnd(a, end)
+	case r.isOrphan(end.Key):
+		r.forgetEnd(end.Key, a)
+	}
+}
+
+// onRevoked takes in that a worker gave an order back. If the server did not ask for that, the worker
+// accepts no more orders, and another one has to run the attempt. mu is held.
+func (r *Remote) onRevoked(p *peer, key messages.AttemptKey, at int64) {
+	a := r.attempts[key]
+	if a == nil || a.peer != p {
+		return
+	}
+	p.orderAnswered(a)
+	switch {
+	case a.State() != lifecycle.Queued:
+	case a.order == nil:
+		delete(r.attempts, key)
+	case a.killed || a.revoked || r.phase == phaseClosing:
+		delete(r.attempts, key)
+		r.queueReport(executor.Report{Key: key, Kind: executor.Revoked, At: at})
+	default:
+		a.peer = nil
+		r.requestReconcile()
+	}
+}
+
+// onIgnored takes in that the number has served before. The end of that attempt is acknowledged, or
+// belongs to another history. The order is over: a new number can begin. mu is held.
+func (r *Remote) onIgnored(p *peer, key messages.AttemptKey) {
+	a := r.attempts[key]
+	if a == nil || a.peer != p || a.State() != lifecycle.Queued {
+		return
+	}
+	p.orderAnswered(a)
+	delete(r.attempts, key)
+	r.log.Error("a worker refused an order: an attempt of this number has run before", keyFields(key)...)
+	if a.order != nil {
+		r.queueReport(lostReport(a.order, "lost: an attempt of this number has run before"))
+	}
+}
+
+// keyFields returns the attributes of a log line about an attempt.
+func keyFields(key messages.AttemptKey) []any {
+	return []any{"run", key.Run, "task", key.Task, "attempt", key.Attempt}
+}
+
+// revokedReport reports that an order is given back.
+func revokedReport(key messages.AttemptKey) executor.Report {
+	return executor.Report{Key: key, Kind: executor.Revoked, At: time.Now().UnixNano()}
+}
+
+// lostReport reports that an order's attempt is lost.
+func lostReport(o *executor.Order, reason string) executor.Report {
+	return notStartedReport(o, messages.AttemptLost, reason)
+}
+
+// tooLargeReport reports that an order needs more than the machine has.
+func tooLargeReport(o *executor.Order, err error) executor.Report {
+	return notStartedReport(o, messages.AttemptNotStarted, err.Error())
+}
+
+// notStartedReport reports the end of an attempt whose start is not known.
+func notStartedReport(o *executor.Order, result messages.AttemptResult, reason string) executor.Report {
+	now := time.Now().UnixNano()
+	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{
+		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: reason,
+	}}
+}

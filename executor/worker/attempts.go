@@ -1,0 +1,273 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// attemptTable holds every attempt from its order to the acknowledgement of its end. Worker.mu
+// guards it.
+type attemptTable map[messages.AttemptKey]*trackedAttempt
+
+// trackedAttempt is an attempt of the table.
+type trackedAttempt struct {
+	lifecycle.Attempt
+	intentAt int64  // of its intent, in ns since boot; 0 before
+	pid      int    // 0 until it is known
+	end      []byte // its end, encoded by workerpb.AppendFinished
+}
+
+// enterOrder enters an order and reports whether to start it. A known order gets the answer that it
+// had. An order whose key has served before, even in another history of the data folder, is ignored,
+// and the server is told so. w.mu is held.
+func (w *Worker) enterOrder(o *executor.Order) (start bool) {
+	key := o.Key
+	a := w.attempts[key]
+	switch {
+	case a != nil && a.GrantedAt == o.GrantedAt:
+		w.session.addAttempt(key, a)
+	case a != nil, w.process.HasStarted(key):
+		w.session.outgoing.AddIgnored(key)
+	case w.draining || w.stopping:
+		w.session.outgoing.AddRevoked(key, time.Now().UnixNano())
+	default:
+		w.attempts[key] = &trackedAttempt{Attempt: lifecycle.Attempt{GrantedAt: o.GrantedAt}}
+		return true
+	}
+	return false
+}
+
+// recordIntents is executor.ProcessConfig.RecordIntents: duty 2.
+func (w *Worker) recordIntents(orders []*executor.Order) error {
+	at := sinceBoot()
+	w.mu.Lock()
+	// From here on a compaction writes the intents, so that a new file has them too.
+	for _, o := range orders {
+		if a := w.attempts[o.Key]; a != nil {
+			a.MoveTo(lifecycle.Starting)
+			a.intentAt = at
+		}
+	}
+	w.mu.Unlock()
+	err := w.journal.writeIntents(orders, at)
+	if err != nil && w.repairJournal() == nil {
+		err = nil // the new file has the intents
+	}
+	return err
+}
+
+// withdrawIntent is executor.ProcessConfig.WithdrawIntent: the process was not forked.
+func (w *Worker) withdrawIntent(o *executor.Order) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.attempts[o.Key]; a != nil && a.State() == lifecycle.Starting {
+		a.MoveTo(lifecycle.Queued)
+		a.intentAt = 0
+		w.journal.addWithdrawn(o.Key)
+	}
+}
+
+// startPostponed is executor.ProcessConfig.OnPostponed.
+func (w *Worker) startPostponed(o *executor.Order, reason string, err error) {
+	w.mu.Lock()
+	draining := w.draining
+	if s := w.session; s != nil {
+		s.outgoing.AddPostponed(reason, err)
+		s.requestSend(false)
+	}
+	w.mu.Unlock()
+	if draining {
+		w.process.Revoke(o.Key) // startDrain did not see it in the queue
+	}
+}
+
+// processStarted is executor.ProcessConfig.OnStarted: duty 3.
+func (w *Worker) processStarted(o *executor.Order, pid int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.attempts[o.Key]; a != nil {
+		a.pid = pid
+		w.journal.addForked(o.Key, pid, a.intentAt)
+	}
+}
+
+// takeReports is the sink of the process: duty 4. The session's sender tells the server, after it
+// has written the journal.
+func (w *Worker) takeReports(reports ...executor.Report) {
+	ends := make([][]byte, len(reports))
+	for i := range reports {
+		if reports[i].Kind == executor.Finished {
+			ends[i] = workerpb.AppendFinished(nil, &reports[i])
+		}
+	}
+	// While enough orders wait here to keep the slots busy, an end is not urgent.
+	short := w.process.Stats().Queued < ampleQueue
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	urgent := false
+	for i := range reports {
+		urgent = w.enterReport(&reports[i], ends[i], short) || urgent
+	}
+	switch {
+	case w.session == nil:
+		w.wakeWriter()
+	case !w.session.outgoing.IsEmpty():
+		w.session.requestSend(urgent)
+	}
+}
+
+// enterReport enters a report; end is the encoded report if its kind is Finished. It reports whether
+// the server should hear of it at once. w.mu is held.
+func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent bool) {
+	a := w.attempts[r.Key]
+	if a == nil {
+		return false // not ordered by a server
+	}
+	switch r.Kind {
+	case executor.Started:
+		a.MoveTo(lifecycle.Running)
+		a.StartedAt, a.StartDelay = r.At, r.StartDelay
+	case executor.Finished:
+		a.MoveTo(lifecycle.Ended)
+		a.end = end
+		w.journal.addFinished(end)
+		urgent = w.draining || short
+	case executor.Revoked:
+		delete(w.attempts, r.Key)
+		urgent = true
+	}
+	w.wasBusy = true
+	s := w.session
+	if s == nil {
+		return urgent
+	}
+	if r.Kind == executor.Revoked {
+		s.outgoing.AddRevoked(r.Key, r.At)
+	} else {
+		s.addAttempt(r.Key, a)
+	}
+	if w.draining {
+		w.setUsage(s.outgoing)
+	}
+	return urgent
+}
+
+// forgetEnds removes acknowledged ends from the table.
+func (w *Worker) forgetEnds(keys []*workerpb.AttemptKey) {
+	w.mu.Lock()
+	for _, k := range keys {
+		key := workerpb.KeyOf(k)
+		if a := w.attempts[key]; a != nil && a.State() == lifecycle.Ended {
+			delete(w.attempts, key)
+			w.wasBusy = true
+		}
+	}
+	drained := w.draining && len(w.attempts) == 0
+	w.mu.Unlock()
+	if drained {
+		wakeUp(w.checkIdle)
+	}
+}
+
+// startDrain gives back the orders that wait; enterOrder accepts no more. w.frameMu is held.
+func (w *Worker) startDrain() {
+	w.process.SetCapacity(0, 0) // so that no attempt begins while the queue is given back
+	w.mu.Lock()
+	w.draining = true
+	var queued []messages.AttemptKey
+	for key, a := range w.attempts {
+		if a.State() == lifecycle.Queued {
+			queued = append(queued, key)
+		}
+	}
+	w.mu.Unlock()
+	for _, key := range queued {
+		w.process.Revoke(key)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.session != nil {
+		w.setUsage(w.session.outgoing)
+		w.session.requestSend(true)
+	}
+}
+
+// setUsage tells the slots in use. w.mu is held, so that an older figure never replaces a newer one.
+func (w *Worker) setUsage(frame *workerpb.WorkerFrame) {
+	s := w.process.Stats()
+	frame.SetUsage(workerpb.Amount{CPUMillis: s.CPUMillisUsed, MemoryBytes: s.MemoryBytesUsed})
+}
+
+// writeJournal writes what was added to the journal, and compacts it when it has grown.
+func (w *Worker) writeJournal() {
+	err := w.journal.flush()
+	if err != nil {
+		err = w.repairJournal()
+	}
+	if err != nil {
+		w.mu.Lock()
+		complain := time.Since(w.lastComplaint) > time.Minute
+		if complain {
+			w.lastComplaint = time.Now()
+		}
+		w.mu.Unlock()
+		if complain {
+			w.log.Error("ends are kept in memory only", "err", err)
+		}
+	}
+	if w.journal.needsCompaction() {
+		if err := w.rewriteJournal(); err != nil {
+			w.log.Warn("journal not compacted", "err", err)
+		}
+	}
+}
+
+// wakeWriter has the journal written when the sender of a session cannot do it. w.mu is held.
+func (w *Worker) wakeWriter() { wakeUp(w.journalPending) }
+
+// repairDelay is how long a broken journal is left alone after an attempt to replace it.
+const repairDelay = 50 * time.Millisecond
+
+// repairJournal replaces a broken journal. The device may have failed for one write only, or be full
+// for a while; the file that saw the error is not trusted.
+func (w *Worker) repairJournal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.journal.failure(); err == nil || time.Now().Before(w.nextRepair) {
+		return err
+	}
+	if err := w.rewriteLocked(); err != nil {
+		w.nextRepair = time.Now().Add(repairDelay)
+		return err
+	}
+	w.log.Warn("the journal was replaced after an error")
+	return nil
+}
+
+// rewriteJournal writes what the table says to a new file, which replaces the journal.
+func (w *Worker) rewriteJournal() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rewriteLocked()
+}
+
+// rewriteLocked is rewriteJournal. w.mu is held.
+func (w *Worker) rewriteLocked() error {
+	return w.journal.rewrite(func(records *recordBuffer) {
+		for key, a := range w.attempts {
+			switch a.State() {
+			case lifecycle.Ended:
+				records.addFinished(a.end)
+			case lifecycle.Starting, lifecycle.Running:
+				records.addIntent(key, a.intentAt)
+				if a.pid != 0 {
+					records.addForked(key, a.pid, a.intentAt)
+				}
+			}
+		}
+	})
+}

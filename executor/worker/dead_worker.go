@@ -1,0 +1,274 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/vfs"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+// DeadWorkerState is what a dead worker leaves. Every process of its attempts without an end has
+// ended. The folder and its lock belong to the receiver; the folder must stay until every end is
+// acknowledged.
+type DeadWorkerState struct {
+	Folder *Folder           // nil when it is missing
+	Ends   []executor.Report // ended and lost attempts, in the order of their intents
+	// Complete reports that the worker never began an attempt that Ends lacks. It is false after a
+	// restart of the machine, which may lose the last part of the journal, and when the journal is
+	// missing, damaged or cut.
+	Complete bool
+}
+
+// DeadWorker is what a server knows of a worker that is dead, or lives on without its folder.
+type DeadWorker struct {
+	Path         string  // of its folder
+	Folder       *Folder // nil when the folder is missing
+	DataFolderID string  // Settings.DataFolderID
+	// Process is the worker's own process, if it is known from elsewhere than its journal.
+	Process ProcessIdentity
+	// NeverServed is set for a worker that never served: its journal may be missing.
+	NeverServed bool
+}
+
+// RecoverDeadWorker reads what a dead worker leaves. It ends the processes of its attempts that had
+// not ended (SIGTERM, after grace SIGKILL), and the worker itself if that lives on without its folder. It
+// returns when they are proven dead, or ctx ends.
+func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, log *slog.Logger) (*DeadWorkerState, error) {
+	boot, err := BootID()
+	if err != nil {
+		return nil, fmt.Errorf("dead worker: boot ID: %w", err)
+	}
+	p, err := d.readJournal(log)
+	if err != nil {
+		return nil, err
+	}
+	restarted := p.header.BootId != "" && p.header.BootId != boot
+	if !restarted {
+		s := processSearch{journalContents: p, mark: MarkValue(d.DataFolderID, filepath.Base(d.Path)), worker: d.Process}
+		if string(p.header.Mark) == s.mark { // else the journal came here with a copy of its folder
+			s.worker = ProcessIdentity{PID: int(p.header.Pid), Ticks: p.header.StartTicks}
+		}
+		if err := s.endProcesses(ctx, grace, log); err != nil {
+			return nil, err
+		}
+		executor.RemoveCgroups(cgroupName(d.DataFolderID, filepath.Base(d.Path)))
+	}
+	e := &DeadWorkerState{Folder: d.Folder, Complete: p.complete && !restarted}
+	for _, k := range p.keys {
+		rep, err := p.reportOf(k, restarted)
+		if err != nil {
+			return nil, fmt.Errorf("dead worker's journal: %w", err)
+		}
+		e.Ends = append(e.Ends, rep)
+	}
+	return e, nil
+}
+
+// readJournal reads the dead worker's journal, and logs what is wrong with it.
+func (d *DeadWorker) readJournal(log *slog.Logger) (journalContents, error) {
+	path := filepath.Join(d.Path, journalFileName)
+	text, err := vfs.ReadFile(path)
+	switch {
+	case err == nil:
+	case !isMissing(err):
+		return journalContents{}, fmt.Errorf("dead worker's journal: %w", err)
+	case d.NeverServed:
+		return journalContents{header: &workerpb.JournalHeader{}, attempts: map[messages.AttemptKey]*journalAttempt{}, complete: true}, nil
+	}
+	p := parseJournal(text)
+	if err != nil {
+		p.fault = "the file is missing"
+	}
+	if !p.complete {
+		log.Error("the journal of a dead worker is incomplete: attempts that it does not prove are lost, and run again with a new attempt number",
+			"file", path, "fault", p.fault, "attempts", len(p.keys))
+	}
+	return p, nil
+}
+
+// reportOf returns the attempt's end as it was, or the report of its loss.
+func (p *journalContents) reportOf(k messages.AttemptKey, restarted bool) (executor.Report, error) {
+	a := p.attempts[k]
+	if a.end != nil {
+		return workerpb.ParseFinished(a.end)
+	}
+	now := time.Now().UnixNano()
+	rec := messages.AttemptRecord{Task: k.Task, Attempt: k.Attempt, Result: messages.AttemptLost, RC: -1, Stop: now}
+	switch {
+	case restarted:
+		rec.ExecutorLog = "lost: the machine was restarted"
+	case p.header.Pid == 0:
+		rec.ExecutorLog = "lost: its worker died, and its journal is damaged"
+	default:
+		rec.ExecutorLog = fmt.Sprintf("lost: its worker (pid %d) died", p.header.Pid)
+	}
+	if !restarted && a.intentAt != 0 {
+		rec.Start = now - max(sinceBoot()-a.intentAt, 0)
+	}
+	return executor.Report{Key: k, Kind: executor.Finished, At: now, Record: rec}, nil
+}
+
+// processSearch finds the processes of a dead worker.
+type processSearch struct {
+	journalContents
+	mark   string          // the value of the worker's own mark
+	worker ProcessIdentity // zero when it is not known
+}
+
+// endProcesses ends the processes of attempts without an end. It returns when they have left the
+// list of all processes of the machine.
+func (s *processSearch) endProcesses(ctx context.Context, grace time.Duration, log *slog.Logger) error {
+	open := !s.complete || s.worker.IsAlive()
+	for _, a := range s.attempts {
+		open = open || a.end == nil
+	}
+	if !open {
+		return nil
+	}
+	return endUntilGone(ctx, s.orphanedProcesses, grace, log)
+}
+
+// endUntilGone ends the processes that find returns, again and again, until find returns an empty list.
+func endUntilGone(ctx context.Context, find func() ([]process, error), grace time.Duration, log *slog.Logger) error {
+	began, warned := time.Now(), false
+	terminated := map[int]bool{} // got SIGTERM
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		found, err := find()
+		if err != nil {
+			return fmt.Errorf("dead worker's processes: %w", err)
+		}
+		if len(found) == 0 {
+			return nil
+		}
+		for _, p := range found {
+			switch {
+			case time.Since(began) >= grace:
+				p.signal(unix.SIGKILL)
+			case !terminated[p.pid]:
+				terminated[p.pid] = true
+				p.signal(unix.SIGTERM)
+				p.signal(unix.SIGCONT) // a stopped process does not handle SIGTERM
+			}
+		}
+		if !warned && time.Since(began) > grace+10*time.Second {
+			warned = true
+			log.Warn("a dead worker's processes survive SIGKILL", "pid", found[0].pid, "processes", len(found))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// orphanedProcesses finds the living processes of attempts that had not ended.
+//
+// A process is the worker's if it belongs to the worker's session, which it does from its first
+// moment, or has the worker's mark, which stays when it leaves the session. The mark names the
+// attempt. A process with the worker's own mark is the worker, or was being forked by it. A process
+// without a mark is judged by its process group. Descendants of attempts that ended by themselves
+// are left alone; where the journal is incomplete, only those whose end it proves.
+func (s *processSearch) orphanedProcesses() (orphans []process, _ error) {
+	list, err := listProcesses()
+	if err != nil {
+		return nil, err
+	}
+	inSession := s.worker.PID != 0
+	var orphanedSessions map[int]bool
+	if !inSession {
+		orphanedSessions = s.orphanedSessions(list)
+	}
+	for _, p := range list {
+		// Another process has the worker's number. The number is not free while the session has a
+		// member, so the session is over.
+		if p.pid == s.worker.PID && p.ticks != s.worker.Ticks {
+			inSession = false
+		}
+	}
+	groups := map[int]*journalAttempt{}
+	var firstUnknown int64 // the earliest intent of an attempt whose process is not known
+	for _, a := range s.attempts {
+		switch {
+		case a.pid != 0:
+			// A number may have served twice. Then the group of the first attempt is no more.
+			if b := groups[a.pid]; b == nil || b.startedAt < a.startedAt {
+				groups[a.pid] = a
+			}
+		case a.end == nil && (firstUnknown == 0 || a.intentAt < firstUnknown):
+			firstUnknown = max(a.intentAt, 1)
+		}
+	}
+	for _, p := range list {
+		if p.dead || p.pid == os.Getpid() || p.ticks+1 < s.worker.Ticks {
+			continue
+		}
+		key, hasMark := findMark(readEnvironment(p.pid), s.mark)
+		isMember := inSession && p.session == s.worker.PID || orphanedSessions[p.session]
+		orphan := false
+		switch {
+		case !isMember && !hasMark:
+		case key != nil:
+			a := s.attempts[*key]
+			orphan = a != nil && a.end == nil || a == nil && !s.complete
+		case hasMark, p.pid == s.worker.PID:
+			orphan = true
+		case groups[p.group] != nil:
+			orphan = groups[p.group].end == nil
+		default:
+			orphan = !s.complete || firstUnknown != 0 && int64(p.ticks+1)*clockTick >= firstUnknown
+		}
+		if orphan {
+			orphans = append(orphans, p)
+		}
+	}
+	return orphans, nil
+}
+
+// orphanedSessions finds the sessions that have a marked process and a dead leader. One of them is
+// the worker's, when its number is not known.
+func (s *processSearch) orphanedSessions(list []process) map[int]bool {
+	leads := map[int]bool{}
+	for _, p := range list {
+		leads[p.pid] = !p.dead
+	}
+	orphaned := map[int]bool{}
+	for _, p := range list {
+		if p.dead || leads[p.session] || orphaned[p.session] || p.session == 0 {
+			continue
+		}
+		if _, has := findMark(readEnvironment(p.pid), s.mark); has {
+			orphaned[p.session] = true
+		}
+	}
+	return orphaned
+}
+
+// MarkedWorkers returns the names of the workers whose mark a living process carries, sorted. Only
+// workers of this data folder count.
+func MarkedWorkers(dataFolderID string) (names []string, _ error) {
+	list, err := listProcesses()
+	if err != nil {
+		return nil, fmt.Errorf("marked processes: %w", err)
+	}
+	for _, p := range list {
+		if p.dead || p.pid == os.Getpid() {
+			continue
+		}
+		if name, has := findWorkerMark(readEnvironment(p.pid), dataFolderID); has && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
