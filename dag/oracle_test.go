@@ -76,3 +76,20 @@ func FuzzRun(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { play(t, dagtest.DecodeScript(b)) })
 }
+
+// TestFoundScripts plays scripts that once told a run from its oracle.
+func TestFoundScripts(t *testing.T) {
+	for what, text := range map[string]string{
+		"a generated task matched with parents that were COMPLETED":      "6100be3a0000c90000000000000000000000000000000000690000000000000000000000000000000000e7efc6004b000000000039e2000000a4867700000000000091000000000000006e00ce000065000000dd0000000000003200002600000013000000020000001ac402000002000002000000282102f81602584502a1f1024386",
+		"a generated parent matched with what waits for the generator":   "5c027d000000fb25ba000000000000a50038000000000000000000b32700000000b100000000000000000000000000000000000000000000000000b3000000000000000000000000d7000000000000000000000000490000000000007400c63f030000020000020000030000009c2f020000025ee8",
+		"a parent generated for a task whose attempt was revoked before": "0e0000e30000da00009b00000000fe000d8f0100000b00000330a80589470240f2",
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, err := dagtest.ParseScript(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			play(t, s)
+		})
+	}
+}

@@ -5,6 +5,18 @@ import (
 	"strings"
 )
 
+// Problem is one mistake in a submitted document.
+type Problem struct {
+	Pointer string // JSON pointer (RFC 6901) to the place, "" for the whole document
+	Message string // one sentence that names the thing, without the place
+	// Limit is set when the document is sound but too large (HTTP 422).
+	Limit bool
+}
+
+// Problems lists all mistakes in a document, in the order of the document where that
+// is known. It is an error when it is not empty.
+type Problems []Problem
+
 // Bounds on the problems of one document.
 const (
 	maxProblems    = 1_000 // entries; one more says how many were left out

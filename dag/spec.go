@@ -2,6 +2,8 @@ package dag
 
 import (
 	"math"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -99,14 +101,161 @@ type RetryPolicy struct {
 	MaxInterval time.Duration // cap of the interval; 0 = none
 }
 
-// Problem is one mistake in a submitted document.
-type Problem struct {
-	Pointer string // JSON pointer (RFC 6901) to the place, "" for the whole document
-	Message string // one sentence that names the thing, without the place
-	// Limit is set when the document is sound but too large (HTTP 422).
-	Limit bool
+// Delay returns how long a task waits before its n-th retry (1, 2, …):
+// Interval * Backoff^(n-1), at most MaxInterval where that is set. It never
+// overflows and is never negative.
+func (p RetryPolicy) Delay(n uint32) time.Duration {
+	if p.Interval <= 0 || n == 0 {
+		return 0
+	}
+	delay := p.Interval
+	if p.Backoff > 1 && n > 1 {
+		f := float64(p.Interval) * math.Pow(p.Backoff, float64(n-1))
+		delay = math.MaxInt64
+		if f < math.MaxInt64 {
+			delay = time.Duration(f)
+		}
+	}
+	if p.MaxInterval > 0 {
+		delay = min(delay, p.MaxInterval)
+	}
+	return delay
 }
 
-// Problems lists all mistakes in a document, in the order of the document where that
-// is known. It is an error when it is not empty.
-type Problems []Problem
+// addSaturated adds a duration (ns, not negative) to a time without overflow.
+func addSaturated(at, d int64) int64 {
+	if at > math.MaxInt64-d {
+		return math.MaxInt64
+	}
+	return at + d
+}
+
+// withDefaults returns the effective job: the members that j gives, and those of d for
+// the rest. A member is taken as a whole; command and commandString count as one.
+func (j *Job) withDefaults(d *Job) Job {
+	e := *j
+	if !j.hasCommand() {
+		e.Command, e.CommandString, e.HasString = d.Command, d.CommandString, d.HasString
+	}
+	if !j.HasEnv {
+		e.Environment, e.HasEnv, e.EnvObject = d.Environment, d.HasEnv, d.EnvObject
+	}
+	if e.WorkDir == "" {
+		e.WorkDir = d.WorkDir
+	}
+	if e.Executor == "" {
+		e.Executor = d.Executor
+	}
+	if e.Timeout == 0 {
+		e.Timeout = d.Timeout
+	}
+	if e.Cores.Raw == "" {
+		e.Cores = d.Cores
+	}
+	if e.MemoryMB.Raw == "" {
+		e.MemoryMB = d.MemoryMB
+	}
+	e.Other = mergeMembers(j.Other, d.Other)
+	return e
+}
+
+// maxMerged bounds the members that tasks and jobDefaults have together where a
+// task has its own: those are copied for each such task. 32 bytes each.
+const maxMerged = 4_000_000
+
+// mergeMembers is own, followed by those defaults that own does not have.
+func mergeMembers(own, defaults []Member) []Member {
+	if len(own) == 0 {
+		return defaults
+	}
+	if len(defaults) == 0 {
+		return own
+	}
+	names := make(map[string]struct{}, len(own))
+	for _, m := range own {
+		names[m.Name] = struct{}{}
+	}
+	merged := append(make([]Member, 0, len(own)+len(defaults)), own...)
+	for _, m := range defaults {
+		if _, ok := names[m.Name]; !ok {
+			merged = append(merged, m)
+		}
+	}
+	return merged
+}
+
+// Job returns the effective job of a template: jobDefaults applied, tokens not
+// substituted. A job of a TaskList is unpacked into scratch and valid until scratch is
+// used again; any other job belongs to the plan. Do not change either.
+func (p *Plan) Job(t *Template, scratch *Scratch) *Job {
+	if t.job != nil {
+		return t.job
+	}
+	p.list.unpackTask(t.Index, &scratch.spec)
+	if p.defaults == nil {
+		return &scratch.spec.Job
+	}
+	scratch.job = scratch.spec.Job.withDefaults(p.defaults)
+	return &scratch.job
+}
+
+// Scratch is the buffer that a job of a TaskList is unpacked into. Its zero value is
+// ready. It is for one goroutine.
+type Scratch struct {
+	spec TaskSpec
+	job  Job // with the defaults: apart, for spec's slices are written to again
+}
+
+func (j *Job) hasCommand() bool { return j.Command != nil || j.HasString }
+
+// ownsText tells whether a text of the effective job is j's own, and not from the defaults.
+func (j *Job) ownsText(effective *Job, field int) bool {
+	if j == effective {
+		return true
+	}
+	switch n := len(effective.Command); {
+	case field <= n:
+		return j.hasCommand()
+	case field <= n+len(effective.Environment):
+		return j.HasEnv
+	default:
+		return j.WorkDir != ""
+	}
+}
+
+// pointerOf is the place of a text of the effective job, below the job's own.
+func (j *Job) pointerOf(effective *Job, field int) string {
+	if field < len(effective.Command) {
+		return "/command/" + strconv.Itoa(field)
+	}
+	field -= len(effective.Command)
+	if field == 0 {
+		return "/commandString"
+	}
+	field--
+	if field == len(effective.Environment) {
+		return "/workDir"
+	}
+	if j.EnvObject {
+		name, _, _ := strings.Cut(j.Environment[field], "=")
+		return "/environment/" + EscapePointer(name)
+	}
+	return "/environment/" + strconv.Itoa(field)
+}
+
+func (j *Job) texts() int { return len(j.Command) + len(j.Environment) + 2 }
+
+func (j *Job) text(field int) string {
+	if field < len(j.Command) {
+		return j.Command[field]
+	}
+	field -= len(j.Command)
+	if field == 0 {
+		return j.CommandString
+	}
+	field--
+	if field < len(j.Environment) {
+		return j.Environment[field]
+	}
+	return j.WorkDir
+}

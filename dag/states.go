@@ -1,6 +1,43 @@
 package dag
 
-import "fmt"
+import (
+	"fmt"
+)
+
+// TaskState is the state of one task, one byte. Its String is the word users see.
+type TaskState uint8
+
+// The order is part of the storage format: only append.
+const (
+	TaskQueued    TaskState = iota // waits for its parents or for a slot
+	TaskGranted                    // has a slot, its attempt is not known to have started; users see QUEUED
+	TaskRunning                    // its attempt runs
+	TaskRetry                      // failed, waits for its next attempt
+	TaskCompleted                  // final
+	TaskErrored                    // out of attempts
+	TaskKilled                     // killed by the user
+	NumTaskStates                  // how many there are
+)
+
+// RunState is the state of a run. Its String is the word users see.
+type RunState uint8
+
+// The order is part of the storage format: only append.
+const (
+	RunQueued RunState = iota
+	RunRunning
+	RunPaused
+	RunCompleted
+	RunErrored
+	RunKilled
+	numRunStates
+)
+
+// StateChange is one entry of dagStateChanges. At is in ns since the epoch.
+type StateChange struct {
+	At    int64
+	State RunState
+}
 
 var taskNames = [NumTaskStates]string{"QUEUED", "GRANTED", "RUNNING", "RETRY", "COMPLETED", "ERRORED", "KILLED"}
 
@@ -94,3 +131,126 @@ func mustMoveRun(from, to RunState) {
 		panic(fmt.Sprintf("run: illegal move %s -> %s", from, to))
 	}
 }
+
+// Event is what happened to a run. All times are ns since the epoch.
+type Event interface{ isEvent() }
+
+type (
+	// Grant: the dispatcher gave N slots of a class. A slot that the run cannot use
+	// comes back as a Release effect.
+	Grant struct {
+		Class, N int
+		At       int64
+	}
+	// Started: the attempt's process exists. It is not journaled. Start is when it
+	// began (0: At), which may be long ago when the driver was away.
+	Started struct {
+		Task, Attempt uint32
+		At            int64
+		Start         int64
+	}
+	// Finished: the attempt ended (its process is proven dead), or could not be
+	// started. OK means rc 0. A Granted task may finish without a Started. Start and
+	// Stop are the attempt's own times. 0 means unknown: it never started, or it ended
+	// at At. The same holds for Generated and Lost.
+	Finished struct {
+		Task, Attempt uint32
+		OK            bool
+		At            int64
+		Start, Stop   int64
+	}
+	// Generated: a generator's attempt succeeded and its output was planned:
+	// Next is the present plan's Extend. It stands in place of Finished.
+	Generated struct {
+		Task, Attempt uint32
+		Next          *Plan
+		At            int64
+		Start, Stop   int64
+	}
+	// Lost: the attempt was lost to the infrastructure.
+	Lost struct {
+		Task, Attempt uint32
+		At            int64
+		Start, Stop   int64
+	}
+	// Revoked: the attempt is proven never to have started (answer to a Cancel or
+	// Signal). Its number will be used again, so the event must not be sent twice.
+	Revoked struct {
+		Task, Attempt uint32
+		At            int64
+	}
+	// RetryDue: the interval of a task in RETRY is over. Attempt is the number
+	// of the failed attempt; a stale or early event is ignored.
+	RetryDue struct {
+		Task, Attempt uint32
+		At            int64
+	}
+	// Kill: the user kills the run.
+	Kill struct{ At int64 }
+	// KillTask: the user kills one task.
+	KillTask struct {
+		Task uint32
+		At   int64
+	}
+	// Pause, Resume and Restart: PATCH state. See Run.Allowed.
+	Pause   struct{ At int64 }
+	Resume  struct{ At int64 }
+	Restart struct{ At int64 }
+)
+
+// Effect is an action for the driver, once the event's records are durable. Effects
+// must be applied in their order.
+type Effect interface{ isEffect() }
+
+type (
+	// Demand: the run wants slots for Want tasks of Class, in all, now.
+	Demand struct{ Class, Want int }
+	// Release: N slots of Class come back.
+	Release struct{ Class, N int }
+	// Start: begin this attempt; it holds a slot of its class.
+	Start struct{ Task, Attempt uint32 }
+	// Signal: end this attempt's process (SIGTERM, grace, SIGKILL). It ends as
+	// Finished, or as Revoked when it had not started. A second Kill or KillTask
+	// gives it once more.
+	Signal struct{ Task, Attempt uint32 }
+	// Cancel: take this attempt back if it has not started (pause). It ends as
+	// Revoked, or goes on if it had started.
+	Cancel struct{ Task, Attempt uint32 }
+	// RetryAt: send RetryDue{Task, Attempt} at Due (ns since the epoch). A retry
+	// without an interval needs no timer: the task is in RETRY, and ready, until a
+	// grant. While the run is paused RetryAt is held back until the resume.
+	RetryAt struct {
+		Task, Attempt uint32
+		Due           int64
+	}
+	// TaskEnded: the task is COMPLETED, ERRORED or KILLED, or went back to the
+	// queue without a retry to wait for: its actor may be stopped.
+	TaskEnded struct {
+		Task  uint32
+		State TaskState
+	}
+	// RunChanged: the run's state changed. A final state is the last effect.
+	RunChanged struct{ StateChange }
+)
+
+func (Grant) isEvent()     {}
+func (Started) isEvent()   {}
+func (Finished) isEvent()  {}
+func (Generated) isEvent() {}
+func (Lost) isEvent()      {}
+func (Revoked) isEvent()   {}
+func (RetryDue) isEvent()  {}
+func (Kill) isEvent()      {}
+func (KillTask) isEvent()  {}
+func (Pause) isEvent()     {}
+func (Resume) isEvent()    {}
+func (Restart) isEvent()   {}
+
+func (Demand) isEffect()     {}
+func (Release) isEffect()    {}
+func (Start) isEffect()      {}
+func (Signal) isEffect()     {}
+func (Cancel) isEffect()     {}
+func (RetryAt) isEffect()    {}
+func (TaskEnded) isEffect()  {}
+func (RunChanged) isEffect() {}

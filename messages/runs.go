@@ -1,6 +1,8 @@
 package messages
 
-import "github.com/caravan-dag/caravan/dag"
+import (
+	"github.com/caravan-dag/caravan/dag"
+)
 
 // Messages from the node to a shard, and from a shard to its runs. Requests that
 // name a run are always sent to its shard, never to the run itself: the shard
@@ -105,3 +107,24 @@ type (
 	Passivated       struct{ Run RunID }
 	PassivateRefused struct{ Run RunID }
 )
+
+// Result is an answer or the error in its place.
+type Result[T any] struct {
+	Value T
+	Err   error
+}
+
+// Reply is the way back to a caller outside the actors: a channel with room for
+// the one answer, so that the actor never waits for the caller.
+type Reply[T any] chan Result[T]
+
+// NewReply returns an empty reply.
+func NewReply[T any]() Reply[T] { return make(Reply[T], 1) }
+
+// Send answers. A second answer is dropped: the first one counts.
+func (r Reply[T]) Send(v T, err error) {
+	select {
+	case r <- Result[T]{v, err}:
+	default:
+	}
+}

@@ -3,7 +3,6 @@ package messages
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/caravan-dag/caravan/dag"
 )
@@ -13,13 +12,6 @@ type RunID uint64
 
 // Member is a member of a job that the engine does not know, its value as raw JSON.
 type Member = dag.Member
-
-// AttemptKey names one attempt of one task; attempts count from 1.
-type AttemptKey struct {
-	Run     RunID
-	Task    uint32
-	Attempt uint32
-}
 
 // Counts holds the number of tasks per dag.TaskState.
 type Counts [dag.NumTaskStates]uint32
@@ -51,77 +43,6 @@ type View struct {
 	Changes []dag.StateChange
 	Times   []dag.Times   // by template; of a view of all tasks only
 	Live    []LiveAttempt // attempts that run now, of the viewed tasks, sorted by task
-}
-
-// LiveAttempt is an attempt that has started and not ended.
-type LiveAttempt struct {
-	Task    uint32
-	Attempt uint32
-	Start   int64 // ns since the epoch
-}
-
-// AttemptResult says how an attempt ended. The order is part of the storage format.
-type AttemptResult uint8
-
-// Results of an attempt.
-const (
-	AttemptSucceeded  AttemptResult = iota // rc 0
-	AttemptFailed                          // rc != 0
-	AttemptSignaled                        // ended by a signal
-	AttemptTimedOut                        // ended by its timeout
-	AttemptNotStarted                      // could not be started
-	AttemptLost                            // lost to the infrastructure
-	AttemptKilled                          // ended by a user's kill
-	AttemptRejected                        // a generator's output was refused
-)
-
-// AttemptRecord is everything that is kept of an ended attempt.
-type AttemptRecord struct {
-	Task        uint32
-	Attempt     uint32
-	Result      AttemptResult
-	RC          int32  // exit code; 128 + signal; -1 when it never started
-	Start       int64  // ns since the epoch; 0 when it never started
-	Stop        int64  // ns since the epoch
-	ExecutorLog string // the engine's own words on the attempt
-	Node        string
-	MaxRSSKB    int64
-	UserCPU     time.Duration
-	SystemCPU   time.Duration
-	Stdout      Output
-	Stderr      Output
-}
-
-// Output is what an attempt wrote to one stream, as it is kept: the first and
-// the last bytes when it was longer than the limit. Short output is Inline,
-// longer output lies in the run's output file.
-type Output struct {
-	Size   int64  // bytes that the task wrote
-	Head   int64  // kept bytes from the beginning; Size when nothing was cut
-	Tail   int64  // kept bytes from the end; 0 when nothing was cut
-	Inline []byte // Head+Tail bytes, when they are few; else nil
-	Offset int64  // where the section with the Head+Tail bytes begins in the run's output file
-}
-
-// Stream is one of the two output streams of an attempt.
-type Stream uint8
-
-// The streams.
-const (
-	Stdout Stream = iota
-	Stderr
-)
-
-// Submission is a planned spec on its way into the engine.
-type Submission struct {
-	Plan *dag.Plan
-	Body []byte   // the spec's JSON as submitted; owned by the engine from here on
-	Long Document // instead of Body, when that is long
-	At   int64    // ns since the epoch
-	// IdempotencyKey is "" or the client's key; BodyHash is compared when it was
-	// seen before.
-	IdempotencyKey string
-	BodyHash       [32]byte
 }
 
 // ListQuery selects runs. The zero value selects unfinished runs.

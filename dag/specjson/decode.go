@@ -1,6 +1,7 @@
 package specjson
 
 import (
+	"errors"
 	"io"
 	"strconv"
 
@@ -116,4 +117,31 @@ func planSpec(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Pl
 		return plan, more
 	}
 	return nil, dag.JoinProblems(problems, more)
+}
+
+// Bounds on the parts of a spec, in bytes of UTF-8 unless said otherwise. Tags and
+// labels are in memory for as long as their run is not finished, and in every list;
+// a name is part of a task's environment and of the addresses of the REST API. A longer
+// text is a problem, reported before the document is stored.
+const (
+	MaxNameBytes      = 1024     // name of a task or a parameter
+	MaxTagBytes       = 1024     // tag
+	MaxLabels         = 64       // members of tags, a number
+	MaxLabelNameBytes = 256      // name of one
+	MaxLabelBytes     = 1024     // value of one
+	MaxParameterBytes = 1 << 20  // one value of a parameter
+	MaxValueBytes     = 8 << 20  // any other text, and a member of a job that is only kept, as JSON
+	maxOpenBytes      = 16 << 20 // of one value of a streamed document, held in memory
+)
+
+// errLongValue: a value of a streamed document is longer than maxOpenBytes.
+var errLongValue = errors.New("a value is too long")
+
+// checkLength reports a text that is longer than limit bytes.
+func (d *reader) checkLength(what, text string, limit int) bool {
+	if len(text) <= limit {
+		return true
+	}
+	d.problem(what + " has " + strconv.Itoa(len(text)) + " bytes, at most " + strconv.Itoa(limit) + " are allowed")
+	return false
 }

@@ -1,15 +1,13 @@
 // Package specjson decodes submitted specs and generated sets from JSON: strictly,
 // and with all problems of a document at once, each with its JSON pointer.
 //
-// The files:
+// Reading order:
 //
-//	decode.go   Decode, DecodeTasks, Plan, PlanFrom: the entries
-//	spec.go     the members of a spec and of a task
-//	job.go      the members of a job; warnings about unknown ones are in warnings.go
-//	number.go   decimals in thousandths and in nanoseconds
-//	bounds.go   bounds of texts and their checks
-//	reader.go   reads JSON, also after a problem; the pointer of a problem
-//	window.go   the part of a document that is in memory; its byte order mark
+//	decode.go    Decode, DecodeTasks, Check, Plan and their streamed forms; bounds of texts
+//	spec.go      the members of a spec, a task, an edge and a job
+//	number.go    decimals in thousandths and in nanoseconds
+//	reader.go    reads JSON, also after a problem; the part of a document that is in memory
+//	warnings.go  members that are allowed but probably mistakes
 //
 // Rules that hold everywhere in a document:
 //

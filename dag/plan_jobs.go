@@ -1,9 +1,191 @@
 package dag
 
 import (
+	"cmp"
+	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
+
+// The executors that every node offers.
+const (
+	executorProcess = "process"
+	executorNoop    = "noop"
+)
+
+// defaultCPUMillis is what a task takes that does not say how many cores.
+const defaultCPUMillis = 1000
+
+// scanTokens fills b.scratch with a job's tokens. A wrong token is reported at the
+// pointer that place returns for its field.
+func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, report bool)) {
+	b.scratch = b.scratch[:0]
+	for field := range j.texts() {
+		text := j.text(field)
+		end := 0
+		for {
+			start, next, ok := nextToken(text, end)
+			if !ok {
+				break
+			}
+			end = next
+			name := text[start+2 : end-2]
+			param := findParameter(b.plan.Parameters, name)
+			mistake := ""
+			switch {
+			case param < 0 && !looksLikeName(name):
+				continue
+			case param < 0:
+				mistake = "unknown parameter " + Quote(name)
+			case len(b.plan.Parameters[param].Values) == 0:
+				mistake = "parameter " + Quote(name) + " is an empty list"
+			default:
+				k := paramToken{field: int32(field), start: int32(start), end: int32(end), param: int32(param), size: 1, stride: 1}
+				if b.plan.Parameters[param].List {
+					k.size = uint32(len(b.plan.Parameters[param].Values))
+				}
+				b.scratch = append(b.scratch, k)
+				continue
+			}
+			if pointer, report := place(field); report {
+				b.addProblem(pointer, mistake)
+			}
+		}
+	}
+}
+
+// checkDefaults validates jobDefaults, once for all tasks.
+func (b *planner) checkDefaults(d *Job) {
+	b.checkGiven(jobDefaultsIndex, d)
+	place := func(field int) (string, bool) { return b.jobPointer(jobDefaultsIndex) + d.pointerOf(d, field), true }
+	b.scanTokens(d, place)
+	b.checkTexts(d, place)
+	if d.startsProcess() {
+		b.checkStart(d, place)
+	}
+}
+
+// jobDefaultsIndex stands for a template where jobDefaults is meant.
+const jobDefaultsIndex = -1
+
+// jobPointer is the pointer of a new template's job.
+func (b *planner) jobPointer(template int) string {
+	if template == jobDefaultsIndex {
+		return "/jobDefaults"
+	}
+	return b.templatePointer(template) + "/job"
+}
+
+// checkGiven validates the members that the job of a template gives itself.
+func (b *planner) checkGiven(template int, j *Job) {
+	limits := &b.plan.limits
+	if j.Command != nil && j.HasString {
+		b.addProblem(b.jobPointer(template), "both command and commandString are given")
+	}
+	if j.Executor != "" && !limits.knowsExecutor(j.Executor) {
+		b.addProblem(b.jobPointer(template)+"/executor", "unknown executor "+Quote(j.Executor))
+	}
+	if j.Cores.Raw != "" && j.Cores.Milli <= 0 {
+		b.addProblem(b.jobPointer(template)+"/cores", "cores must be more than 0")
+	}
+	if j.MemoryMB.Raw != "" && j.MemoryMB.Milli < 0 {
+		b.addProblem(b.jobPointer(template)+"/memoryMB", "memoryMB must not be negative")
+	}
+	cores, has := j.Cores, limits.MaxCPUMillis
+	if cores.Raw != "" && has > 0 && cores.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(formatMilli(cores.Milli), formatMilli(has), "cores"))
+	}
+	memory, has := j.MemoryMB, limits.MaxMemoryBytes
+	if memory.Raw != "" && has > 0 && memory.bytes() > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachine(formatMilli(memory.Milli), formatMiB(has), "MB of memory"))
+	}
+}
+
+// runsLocally tells whether a new template's tasks run on this machine. For jobDefaults
+// it tells whether this is true of any template that does not set the member itself.
+func (b *planner) runsLocally(template int, own func(*Job) bool) bool {
+	limits := &b.plan.limits
+	if len(limits.ExternalExecutors) == 0 {
+		return true
+	}
+	if template != jobDefaultsIndex {
+		return !limits.runsExternally(b.job.Executor)
+	}
+	for i := range b.templateCount() {
+		j := &b.taskSpec(i).Job
+		if !own(j) && !limits.runsExternally(cmp.Or(j.Executor, b.plan.defaults.Executor)) {
+			return true
+		}
+	}
+	return false
+}
+
+// exceedsMachine says what the machine does not have.
+func exceedsMachine(asked, has, unit string) string {
+	return "asks for " + asked + " " + unit + ", the machine has " + has
+}
+
+// formatMilli is a number of thousandths, without trailing zeros.
+func formatMilli(milli int64) string {
+	return strconv.FormatFloat(float64(milli)/1000, 'f', -1, 64)
+}
+
+// formatMiB is a number of bytes in MiB, to a thousandth, without trailing zeros.
+func formatMiB(bytes int64) string {
+	return strconv.FormatFloat(math.Round(float64(bytes)/(1<<20)*1000)/1000, 'f', -1, 64)
+}
+
+// checkJob validates a template's job, and sets its class.
+func (b *planner) checkJob(t *Template, spec *TaskSpec) {
+	j := b.job
+	b.checkGiven(t.Index, &spec.Job)
+	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryBytes: j.MemoryMB.bytes()}
+	if class.Executor == "" {
+		class.Executor = executorProcess
+	}
+	if !j.hasCommand() && class.Executor != executorNoop && !spec.HasDecodeErrors {
+		b.addProblem(b.jobPointer(t.Index), "neither command nor commandString is given")
+	}
+	if spec.Generator && class.Executor == executorNoop {
+		b.addProblem(b.templatePointer(t.Index)+"/isGenerator", "a generator must print tasks, and executor \"noop\" does not run a command")
+	}
+	if j.Cores.Raw == "" {
+		class.CPUMillis = defaultCPUMillis
+		if has := b.plan.limits.MaxCPUMillis; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
+			b.addProblem(b.jobPointer(t.Index), exceedsMachine(formatMilli(defaultCPUMillis), formatMilli(has), "cores"))
+		}
+	}
+	t.Class = b.classIndex(class)
+}
+
+// maxLinearClasses is how many classes are looked through one by one.
+const maxLinearClasses = 8
+
+// classIndex is the index of a class in the plan.
+func (b *planner) classIndex(c Class) int {
+	p := b.plan
+	if len(p.Classes) <= maxLinearClasses {
+		if i := slices.Index(p.Classes, c); i >= 0 {
+			return i
+		}
+		p.Classes = append(p.Classes, c)
+		return len(p.Classes) - 1
+	}
+	if b.classes == nil {
+		b.classes = make(map[Class]int, 2*len(p.Classes))
+		for i, known := range p.Classes {
+			b.classes[known] = i
+		}
+	}
+	i, ok := b.classes[c]
+	if !ok {
+		i = len(p.Classes)
+		p.Classes = append(p.Classes, c)
+		b.classes[c] = i
+	}
+	return i
+}
 
 // checkTexts reports texts of a job that are wrong for some value of a parameter: the
 // name of an environment variable that contains "=" or is empty, or an empty program

@@ -1,6 +1,8 @@
 package dag
 
-import "math/bits"
+import (
+	"math/bits"
+)
 
 // bitmap is a set of small numbers. Iteration in ascending order skips its gaps: bit i
 // of a level is set when word i of the level below is not zero. The set takes little
@@ -94,4 +96,58 @@ func (b *bitmap) members() []uint32 {
 	list := make([]uint32, 0, b.count)
 	b.each(func(i uint32) { list = append(list, i) })
 	return list
+}
+
+// taskRange is a range of n tasks.
+type taskRange struct{ first, n uint32 }
+
+// rangeQueue is a queue of ranges, first in, first out. Neighbours that are pushed one
+// after the other become one range.
+type rangeQueue struct {
+	list []taskRange
+	head int
+}
+
+func (q *rangeQueue) push(first, n uint32) {
+	if last := len(q.list) - 1; last >= q.head && q.list[last].first+q.list[last].n == first {
+		q.list[last].n += n
+		return
+	}
+	q.list = append(q.list, taskRange{first, n})
+}
+
+func (q *rangeQueue) empty() bool { return q.head == len(q.list) }
+
+// pop takes the first task of the first range.
+func (q *rangeQueue) pop() uint32 {
+	s := &q.list[q.head]
+	task := s.first
+	s.first++
+	s.n--
+	if s.n == 0 {
+		q.head++
+		if q.head*2 >= len(q.list) { // moves each range at most once per pop of a range
+			q.list = q.list[:copy(q.list, q.list[q.head:])]
+			q.head = 0
+		}
+	}
+	return task
+}
+
+// removeRange removes the tasks [first, first+n).
+func (q *rangeQueue) removeRange(first, n uint32) {
+	end := first + n
+	kept := make([]taskRange, 0, len(q.list)-q.head)
+	for _, s := range q.list[q.head:] {
+		if last := s.first + s.n; s.first < first && last > first {
+			kept = append(kept, taskRange{s.first, first - s.first})
+		}
+		if s.first >= end || s.first+s.n <= first {
+			kept = append(kept, s)
+		}
+		if last := s.first + s.n; s.first < end && last > end {
+			kept = append(kept, taskRange{end, last - end})
+		}
+	}
+	*q = rangeQueue{list: kept}
 }
