@@ -13,10 +13,10 @@ import (
 // attempts knows which task actor waits for the report of which attempt. It is
 // the executors' way into the tree.
 type attempts struct {
-	// unclaimed is told of an end without a waiting task actor, and by which
-	// executor. It is set once the tree exists.
-	unclaimed atomic.Pointer[func(executor string, key messages.AttemptKey)]
-	parts     [64]struct {
+	// onOrphanedEnd is called for an end without a waiting task actor, with the name of the
+	// executor that reports it. It is set once the tree exists.
+	onOrphanedEnd atomic.Pointer[func(executor string, key messages.AttemptKey)]
+	parts         [64]struct {
 		mu      sync.Mutex
 		waiting map[messages.AttemptKey]recipient
 	}
@@ -69,7 +69,7 @@ type reports struct {
 
 // sink returns the function by which an executor reports. Several reports that come together
 // become one message to each run; a single one goes to its task. A report without a recipient
-// is dropped; when it is an end, unclaimed is called.
+// is dropped; when it is an end, onOrphanedEnd is called.
 func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 	return func(list ...executor.Report) {
 		if len(list) == 1 {
@@ -91,8 +91,8 @@ func (a *attempts) sink(root *actor.RootContext, name string) executor.Sink {
 // recipientOf is find, for a report that an executor gives.
 func (a *attempts) recipientOf(r *executor.Report, name string) recipient {
 	to := a.find(r.Key)
-	if unclaimed := a.unclaimed.Load(); to.task == nil && r.Kind == executor.Finished && unclaimed != nil {
-		(*unclaimed)(name, r.Key)
+	if orphaned := a.onOrphanedEnd.Load(); to.task == nil && r.Kind == executor.Finished && orphaned != nil {
+		(*orphaned)(name, r.Key)
 	}
 	return to
 }
@@ -218,7 +218,7 @@ type orphanedEnd struct {
 // orphanedEnd acknowledges the end for a run that is finished or unknown: such a run never
 // asks for it.
 func (s *shard) orphanedEnd(ctx actor.Context, m *orphanedEnd) {
-	if r := s.run(m.key.Run); r != nil && !r.retiring && r.pid != nil {
+	if r := s.run(m.key.Run); r != nil && !r.holdsRequests && r.pid != nil {
 		ctx.Send(r.pid, m)
 		return
 	}

@@ -158,20 +158,20 @@ func (s *steadyClock) readClocks() (now clockReading, bootID string) {
 
 // compare makes up for what the monotonic clock does not count, and says when the wall
 // clock was set. It returns the present moment, and whether the mark must be written.
-func (s *steadyClock) compare() (now clockReading, news bool) {
+func (s *steadyClock) compare() (now clockReading, mustWrite bool) {
 	now, _ = s.readClocks()
 	if asleep := (now.boot - s.began.boot) - (now.monotonic - s.began.monotonic); asleep >= minClockStep {
 		s.ahead.Add(asleep)
 		s.began.boot += asleep // it is counted
 		s.began.wall += asleep
 		s.wallThen += asleep
-		news = true
+		mustWrite = true
 	}
 	passed := now.monotonic - s.began.monotonic
 	if step := now.wall - s.began.wall - passed; step >= minClockStep || step <= -minClockStep {
 		s.log.Warn("the machine's clock was set", "by", time.Duration(step).String())
 		s.began.wall += step
-		news = true
+		mustWrite = true
 	}
 	if s.owed && passed >= int64(trustWallClockAfter) {
 		s.owed = false
@@ -179,9 +179,9 @@ func (s *steadyClock) compare() (now clockReading, news bool) {
 			s.log.Info("the time that the machine was off is counted", "time", time.Duration(off).String())
 			s.ahead.Add(off)
 		}
-		news = true
+		mustWrite = true
 	}
-	return now, news
+	return now, mustWrite
 }
 
 // mark is what the next server needs.
@@ -212,11 +212,11 @@ func (n *Node) keepTime() {
 	}
 }
 
-// syncClocks compares the clocks, and writes the mark when it is due or must be.
-func (n *Node) syncClocks(must bool) {
+// syncClocks compares the clocks, and writes the mark when it is due, after a change, or by force.
+func (n *Node) syncClocks(force bool) {
 	s := &n.env.steadyClock
-	now, news := s.compare()
-	if !must && !news && now.monotonic < s.due {
+	now, mustWrite := s.compare()
+	if !force && !mustWrite && now.monotonic < s.due {
 		return
 	}
 	s.due = now.monotonic + int64(markInterval)

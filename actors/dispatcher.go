@@ -64,7 +64,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		d.sched.RemoveRun(m.Run)
 		delete(d.awaited, m.Run) // it cannot be loaded
 	case newRunsAvailable:
-		d.arrived()
+		d.addNewRuns()
 	case wake:
 		d.ageing = false
 	case *halt:
@@ -82,8 +82,8 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	}
 }
 
-// arrived adds the new runs.
-func (d *dispatcher) arrived() {
+// addNewRuns requests the slots of new runs.
+func (d *dispatcher) addNewRuns() {
 	list := d.env.newRuns.drain()
 	for i := range list {
 		a := &list[i]

@@ -20,7 +20,7 @@ func (r *run) applyEffects(ctx actor.Context) {
 	effects := r.effects
 	if r.changed {
 		summary := r.summary()
-		r.entry.Publish(summary)
+		r.indexEntry.Publish(summary)
 		r.publishEvents(summary)
 		r.changed = false
 	}
@@ -143,7 +143,7 @@ func (r *run) dropTask(ctx actor.Context, task uint32) {
 
 // publishEvents gives the changes of the last commit to the run's followers, if it has any.
 func (r *run) publishEvents(summary *messages.Summary) {
-	log := r.entry.Log()
+	log := r.indexEntry.Log()
 	if log.Followed() {
 		c := watch.Commit{Seq: r.seq - 1, Starts: r.startedAttempts, Plan: r.dag.Plan(), Summary: summary}
 		if b := r.written; b != nil {

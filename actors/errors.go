@@ -29,8 +29,8 @@ func notCreated(err error) error {
 	return query.StorageFailed(err)
 }
 
-// beganAnew answers the callers that waited for a run's actor when it panicked.
-func beganAnew(id messages.RunID) error {
+// runRestarted answers the callers that waited for a run's actor when it panicked.
+func runRestarted(id messages.RunID) error {
 	return &messages.Error{Code: messages.Unavailable,
 		Text: fmt.Sprintf("run %d had to be loaded again: check its state and repeat the request", id)}
 }
@@ -38,7 +38,7 @@ func beganAnew(id messages.RunID) error {
 // stillLoading answers a request beyond those that a run queues while it is loaded.
 func stillLoading(id messages.RunID) error {
 	return &messages.Error{Code: messages.Unavailable,
-		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: ask again", id, maxQueuedRequests)}
+		Text: fmt.Sprintf("run %d is being loaded and %d requests wait for it: repeat the request later", id, maxQueuedRequests)}
 }
 
 func conflict(id messages.RunID, from, to dag.RunState, why error) error {

@@ -42,7 +42,7 @@ func startJanitor(n *Node, c Config) *janitor {
 		defer tick.Stop()
 		for {
 			if err := j.sweep(); err != nil && !j.stopped() {
-				n.env.log.Error("retention", "error", err)
+				n.env.log.Error("retention", "err", err)
 			}
 			select {
 			case <-tick.C:

@@ -107,7 +107,7 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 	if m.err != nil {
 		// Its attempts in a durable executor are left alone: they were not given again,
 		// and it is never reported by ResumeDone. Another server may be able to load it.
-		r.env.log.Error("run cannot be loaded", "run", r.id, "error", m.err)
+		r.env.log.Error("run cannot be loaded", "run", r.id, "err", m.err)
 		ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf("run %d cannot be loaded: %v", r.id, m.err)}
 		r.refuseAll(r.failed)
@@ -117,7 +117,7 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 		r.head = messages.Summary{ID: r.id, Tag: sum.Tag, Tags: sum.Tags, Start: sum.Start}
 		r.flushed = r.env.steady()
 		r.offset = sum.LastUpdate - sum.Changed
-		r.entry = r.env.index.Insert(r.summary())
+		r.indexEntry = r.env.index.Insert(r.summary())
 		r.initialize(ctx)
 		r.drainDeferred(ctx)
 	}

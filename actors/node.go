@@ -14,7 +14,6 @@ import (
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/actors/query"
-	"github.com/caravan-dag/caravan/actors/replay"
 	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -103,30 +102,13 @@ func Start(c Config) (*Node, error) {
 	n.pauses.save = c.SavePaused
 	n.pauses.reason.Store(&c.Paused)
 	n.waits.rotate()
-	e := &nodeContext{
-		store: c.Store, outputs: c.Outputs, index: query.NewIndex(), attempts: newAttempts(),
-		executors: make(map[string]executor.Executor), root: system.Root,
-		closing: &n.closing, paused: n.pauses.current, stopped: n.stopped, killGrace: c.KillGrace, limits: c.Limits, clock: c.Clock, log: c.Logger,
-		plans: &replay.LongPlans{LowerGCPressure: c.LowerGCPressure},
-	}
-	if e.snapshotEvery = c.snapshotEvery; e.snapshotEvery == 0 {
-		e.snapshotEvery = snapshotEvery
-	}
-	e.reads = &query.Reader{
-		Index: e.index, Store: c.Store, Outputs: c.Outputs, Limits: c.Limits, Plans: e.plans, Stopped: n.stopped,
-		NextID: func() messages.RunID { return messages.RunID(n.ids.Load()) },
-	}
-	n.env = e
+	e := newNodeContext(c, n, system.Root)
 	e.steadyClock.begin(c.Clock, c.Logger, mark, marked)
-	e.pool, e.standing, e.loader = newPool(), newPool(), newLoadLimiter()
-	e.metrics = newMetrics(c.Registerer, e)
-	e.timers = newTimers(e.monotonic, func(pid *actor.PID, m any) { system.Root.Send(pid, m) })
-	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
-		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))
+	n.env = e
 	if err := n.makeExecutors(c.Executors); err != nil {
 		e.timers.close()
 		e.pool.close()
-		e.standing.close()
+		e.standingPool.close()
 		return nil, err
 	}
 	if c.Registerer != nil {
@@ -186,7 +168,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) err
 			e.root.Send(n.shard(key.Run), &orphanedEnd{key, d})
 		}
 	}
-	e.attempts.unclaimed.Store(&tell)
+	e.attempts.onOrphanedEnd.Store(&tell)
 	for _, id := range going {
 		e.root.Send(n.shard(id), &messages.Recover{Run: id})
 	}
@@ -200,7 +182,7 @@ func (n *Node) plant(sched *slotScheduler, awaited map[messages.RunID]struct{}) 
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
 		return &nodeActor{env: e, node: n, sched: sched, awaited: awaited, ready: ready, keys: make(map[string]*pendingKey)}
-	}, actor.WithDispatcher(e.standing))
+	}, actor.WithDispatcher(e.standingPool))
 	pid, err := e.root.SpawnNamed(props, "node")
 	if err != nil {
 		return fmt.Errorf("spawning the node: %w", err)
@@ -227,7 +209,7 @@ func (n *Node) Err() error {
 // fail makes the node one that has failed. The first reason counts.
 func (n *Node) fail(err error) {
 	if n.failure.CompareAndSwap(nil, &err) {
-		n.env.log.Error("the engine has failed", "error", err)
+		n.env.log.Error("the engine has failed", "err", err)
 		close(n.failed)
 	}
 }
@@ -280,7 +262,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 	case <-n.Failed():
 		err = n.Err()
 	case <-ctx.Done():
-		err = fmt.Errorf("closing: attempts did not settle: %w", ctx.Err())
+		err = fmt.Errorf("closing: attempts did not end: %w", ctx.Err())
 	}
 	close(n.stopped)
 	n.env.queuedRecovery.Wait()
@@ -292,7 +274,7 @@ func (n *Node) end(ctx context.Context, detach bool) error {
 	n.env.loader.all.Wait()
 	n.env.timers.close()
 	n.env.pool.close()
-	n.env.standing.close()
+	n.env.standingPool.close()
 	return err
 }
 
@@ -306,7 +288,7 @@ func (n *Node) endExecutors(detach bool) {
 		}
 		all.Go(func() {
 			if err := end(); err != nil {
-				n.env.log.Error("closing an executor", "error", err)
+				n.env.log.Error("closing an executor", "err", err)
 			}
 		})
 	}
@@ -358,7 +340,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		return &dispatcher{
 			env: a.env, sched: a.sched, awaited: a.awaited, paused: a.node.pauses.current() != "",
 		}
-	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standing)), "dispatcher")
+	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standingPool)), "dispatcher")
 	if err != nil {
 		panic(err)
 	}
@@ -367,7 +349,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 			return &shard{env: a.env}
-		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.standing)), name)
+		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.standingPool)), name)
 		if err != nil {
 			panic(err)
 		}
@@ -406,43 +388,4 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 func keyReused(key string, run messages.RunID) error {
 	return &messages.Error{Code: messages.KeyReused,
 		Text: fmt.Sprintf("idempotency key %q was used for run %d with another body", key, run)}
-}
-
-// nodeContext is shared by the actors of one node. It is complete before the first actor
-// is spawned and does not change afterwards.
-type nodeContext struct {
-	store         persistence.Store
-	outputs       *outputs.Store
-	executors     map[string]executor.Executor
-	durables      []executor.Durable // those of executors that are, by their names' order
-	index         *query.Index
-	reads         *query.Reader
-	newRuns       newRunQueue
-	timers        *timers
-	pool          *pool // runs and tasks
-	loader        *loadLimiter
-	standing      *pool // node, shards and dispatcher
-	metrics       *metrics
-	root          *actor.RootContext
-	dispatcher    *actor.PID
-	node          *actor.PID
-	attempts      *attempts
-	taskProps     *actor.Props
-	killGrace     time.Duration
-	limits        dag.Limits
-	plans         *replay.LongPlans
-	clock         Clock
-	steadyClock   steadyClock
-	snapshotEvery int
-	epochs        atomic.Uint64   // of run actors
-	spawned       atomic.Uint64   // task actors so far
-	stopped       <-chan struct{} // closed when callers are no longer answered by actors
-	paused        func() string   // why no task starts
-	closing       *atomic.Bool    // the node is being closed: running attempts are left alone
-	log           *slog.Logger
-
-	timekeeping sync.WaitGroup // Node.keepTime
-
-	// queuedRecovery waits for the goroutine that adopts queued runs of a former server.
-	queuedRecovery sync.WaitGroup
 }

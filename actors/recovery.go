@@ -55,7 +55,7 @@ func (r *run) setClock() {
 	r.clock.begin(now, monotonic, r.dag.LastUpdate())
 }
 
-// resolveLiveAttempts settles the attempts that were under way when the server stopped, or the
+// resolveLiveAttempts decides on the attempts that were under way when the server stopped, or the
 // run's actor panicked. Attempts of a durable executor continue and are returned. An
 // attempt inside the server leaves no trace and counts as never started. The
 // processes of any other executor are not ours any more.

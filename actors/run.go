@@ -43,14 +43,14 @@ type run struct {
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool
 
-	dag     *dag.Run         // nil until start: to be loaded from the store
-	head    messages.Summary // ID, Tag, Tags, Start: what does not change
-	seq     uint64           // of the next batch
-	stored  dag.RunState     // as in the last summary that was written
-	entry   *query.Entry
-	clock   runClock
-	flushed int64 // ns, on the server's own clock: when the newest batch was made, or it was loaded
-	offset  int64 // of a run that was loaded: its time less the server's own clock, as they were
+	dag        *dag.Run         // nil until start: to be loaded from the store
+	head       messages.Summary // ID, Tag, Tags, Start: what does not change
+	seq        uint64           // of the next batch
+	stored     dag.RunState     // as in the last summary that was written
+	indexEntry *query.Entry
+	clock      runClock
+	flushed    int64 // ns, on the server's own clock: when the newest batch was made, or it was loaded
+	offset     int64 // of a run that was loaded: its time less the server's own clock, as they were
 
 	// Duty 1 fills these, duty 2 writes them, duty 3 empties them.
 	pending pendingBatch
@@ -67,7 +67,7 @@ type run struct {
 	startedAttempts []watch.AttemptStart
 
 	loading            bool   // what is stored is being read: all but requests is deferred
-	passivateRequested bool   // Retire came meanwhile
+	passivateRequested bool   // Passivate came while the run was loading
 	flushing           bool   // a Flush is on its way
 	flushDelayed       bool   // a Flush is on its way, by the timers
 	batched            bool   // reports have come together: they have waited for each other already
@@ -106,7 +106,7 @@ type taskActor struct {
 	used    bool  // it has had an attempt: restart it before the next one
 	waiting bool  // it is among run.waiting
 	queued  bool  // it is among run.queued
-	noop    bool  // it is among run.instants
+	noop    bool  // it is among run.noops
 	resumed bool  // its attempt was under way when the run was loaded
 }
 
@@ -123,14 +123,14 @@ func (r *run) Receive(ctx actor.Context) {
 		r.start(ctx)
 	case *actor.Restarting:
 		r.env.metrics.restarts.Inc()
-		r.terminate(beganAnew(r.id))
+		r.terminate(runRestarted(r.id))
 	case *actor.Stopping:
 		r.terminating = true
 		r.refuseAll(messages.ErrStopping)
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
 	case *loaded:
-		if m.epoch == r.epoch { // else a former incarnation has asked for it
+		if m.epoch == r.epoch { // else a former incarnation asked for it
 			r.finishLoading(ctx, m)
 		}
 	case *messages.Flush:
@@ -293,7 +293,7 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 	c.started = at
 	r.setQueued(c, false)
 	r.env.metrics.dispatch(c, idle)
-	if r.entry.Log().Followed() {
+	if r.indexEntry.Log().Followed() {
 		r.startedAttempts = append(r.startedAttempts, watch.AttemptStart{Task: task, Attempt: attempt, At: at})
 	}
 }
@@ -433,7 +433,7 @@ func (r *run) flush(ctx actor.Context) {
 		b.Summary = r.summary()
 		r.stored = s
 	}
-	if len(records) > 0 && r.entry.Log().Followed() {
+	if len(records) > 0 && r.indexEntry.Log().Followed() {
 		r.written = b
 	}
 	r.committing = true
@@ -519,7 +519,7 @@ func (r *run) failRun(ctx actor.Context, err error) {
 		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
 			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}
 	}
-	r.env.log.Error("run has stopped", "run", r.id, "error", err)
+	r.env.log.Error("run has stopped", "run", r.id, "err", err)
 	clear(r.effects)
 	r.effects = r.effects[:0]
 	r.pending = pendingBatch{}

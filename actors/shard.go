@@ -28,20 +28,20 @@ type shard struct {
 
 // runEntry is a run that is not finished.
 type runEntry struct {
-	pid      *actor.PID  // nil until its actor is spawned
-	creation createState // of its submission
-	retiring bool        // Passivate was sent: requests must wait
-	backlog  []messages.Request
-	broken   atomic.Bool // its actor panics again and again: it may only refuse
+	pid           *actor.PID  // nil until its actor is spawned
+	creation      createState // of its submission
+	holdsRequests bool        // Passivate was sent, or the run is being deleted: requests must wait
+	backlog       []messages.Request
+	broken        atomic.Bool // its actor panics again and again: it may only refuse
 
 	// While the run is queued without an actor:
-	epoch uint64    // under which its slots are asked for
-	plan  *dag.Plan // nil: to be loaded from the store
-	entry *query.Entry
+	epoch      uint64    // under which its slots are asked for
+	plan       *dag.Plan // nil: to be loaded from the store
+	indexEntry *query.Entry
 }
 
 // deleting tells whether the run is finished and being deleted.
-func (r *runEntry) deleting() bool { return r.retiring && r.pid == nil }
+func (r *runEntry) deleting() bool { return r.holdsRequests && r.pid == nil }
 
 // run returns one of the shard's runs, or nil when it is finished or unknown.
 func (s *shard) run(id messages.RunID) *runEntry { return s.runs.Get(uint64(id) / Shards) }
@@ -72,8 +72,8 @@ func (s *shard) Receive(ctx actor.Context) {
 			ctx.Send(r.pid, m)
 		}
 	case *messages.RunFinal:
-		if r := s.run(m.Run); r != nil && !r.retiring {
-			r.retiring = true
+		if r := s.run(m.Run); r != nil && !r.holdsRequests {
+			r.holdsRequests = true
 			ctx.Send(r.pid, &messages.Passivate{})
 		}
 	case *messages.Passivated:
@@ -134,7 +134,7 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 func (s *shard) request(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {
-		if r.retiring || len(r.backlog) > 0 || r.creation.isAwaited() {
+		if r.holdsRequests || len(r.backlog) > 0 || r.creation.isAwaited() {
 			r.backlog = append(r.backlog, m)
 			return
 		}
@@ -180,7 +180,7 @@ func (s *shard) passivateRefused(ctx actor.Context, id messages.RunID) {
 	if r == nil {
 		return
 	}
-	r.retiring = false
+	r.holdsRequests = false
 	for _, m := range r.backlog {
 		ctx.Send(r.pid, m)
 	}
@@ -193,7 +193,7 @@ func (s *shard) purge(m *messages.Purge) {
 	held := make([]messages.RunID, 0, len(m.Runs))
 	for _, id := range m.Runs {
 		if s.run(id) == nil {
-			r := &runEntry{retiring: true}
+			r := &runEntry{holdsRequests: true}
 			r.creation.markDurable()
 			s.runs.Set(uint64(id)/Shards, r)
 			held = append(held, id)
@@ -245,9 +245,9 @@ func (p *planCache) add(r *runEntry) {
 func (s *shard) activate(ctx actor.Context, id messages.RunID, r *runEntry) {
 	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
 	if r.plan != nil {
-		first.initNew(r.plan, r.entry)
+		first.initNew(r.plan, r.indexEntry)
 	}
-	r.plan, r.entry = nil, nil
+	r.plan, r.indexEntry = nil, nil
 	s.spawn(ctx, r, first)
 }
 
@@ -258,7 +258,7 @@ func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
 	r.flushed = accepted.Changed
 	r.dag = dag.NewRun(plan, dag.Config{}, accepted.Start)
 	r.dag.TakeRecords(nil) // these were written with the submission
-	r.seq, r.stored, r.entry = 2, r.dag.State(), entry
+	r.seq, r.stored, r.indexEntry = 2, r.dag.State(), entry
 }
 
 // deliverGrant passes on a grant to a run that was queued without an actor.
@@ -298,7 +298,7 @@ func (b *createState) markDurable() (requests bool) {
 type pendingCreate struct {
 	s      *shard
 	create *messages.Create
-	member *runEntry
+	entry  *runEntry
 	wants  []dag.Demand
 	batch  persistence.Batch
 	spec   persistence.Creation
@@ -313,26 +313,26 @@ type createDone struct {
 // create makes a submission durable. Its run is queued once it is durable.
 func (s *shard) create(m *messages.Create) {
 	sub := m.Submission
-	opening := sub.Plan.InitialState(sub.At)
+	initial := sub.Plan.InitialState(sub.At)
 	// One allocation holds all that a queued run needs.
 	r := &struct {
 		runEntry
-		notice  query.Entry
+		indexed query.Entry
 		summary messages.Summary
 	}{
 		runEntry: runEntry{epoch: s.env.epochs.Add(1), plan: sub.Plan},
 		summary: messages.Summary{
 			ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
-			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steady(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(opening.Counts),
+			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steady(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(initial.Counts),
 		},
 	}
-	r.runEntry.entry = &r.notice
+	r.runEntry.indexEntry = &r.indexed
 	s.runs.Set(uint64(m.Run)/Shards, &r.runEntry)
 	s.plans.add(&r.runEntry)
 	c := &pendingCreate{
-		s: s, create: m, member: &r.runEntry, wants: opening.Demands,
+		s: s, create: m, entry: &r.runEntry, wants: initial.Demands,
 		spec:  persistence.Creation{Definition: sub.Body, Long: sub.Long, IdempotencyKey: sub.IdempotencyKey, BodyHash: sub.BodyHash},
-		batch: persistence.Batch{Run: m.Run, Summary: &r.summary, Seq: 1, Records: opening.Records},
+		batch: persistence.Batch{Run: m.Run, Summary: &r.summary, Seq: 1, Records: initial.Records},
 	}
 	c.batch.Create, c.batch.Done = &c.spec, c.onDurable
 	s.env.store.Append(&c.batch)
@@ -342,12 +342,12 @@ func (s *shard) create(m *messages.Create) {
 // knows the run before the run is visible, and the run is visible before the caller is
 // answered.
 func (c *pendingCreate) onDurable(err error) {
-	e, m, r := c.s.env, c.create, c.member
+	e, m, r := c.s.env, c.create, c.entry
 	if err != nil {
 		err = notCreated(err)
 		e.root.Send(c.s.self, &createDone{m.Run, err})
 	} else {
-		e.index.InsertEntry(r.entry, c.batch.Summary)
+		e.index.InsertEntry(r.indexEntry, c.batch.Summary)
 		if e.newRuns.add(newRun{m.Run, r.epoch, c.s.self, m.Submission.Plan, c.wants}) {
 			e.root.Send(e.dispatcher, newRunsAvailable{})
 		}

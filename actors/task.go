@@ -50,7 +50,7 @@ func (t *task) Receive(ctx actor.Context) {
 			t.exec.Kill(t.key, t.env.killGrace)
 		}
 	case *messages.KillAttempt, *messages.RevokeAttempt, *executor.Report:
-		if t.exec == nil { // it has panicked: what was behind that is still to be done
+		if t.exec == nil { // it has panicked: the messages after the panic are still to be handled
 			t.stashed = append(t.stashed, m)
 			return
 		}

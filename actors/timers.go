@@ -10,8 +10,8 @@ import (
 )
 
 // timers sends messages when they are due: one heap and one goroutine for the
-// whole node, which an alarm does not wake before it is due. A message may find its actor gone, or come late: the receiver
-// checks that it still holds.
+// whole node, which sleeps until the first alarm is due. A message may find its actor stopped,
+// or come late: the receiver checks that it still holds.
 type timers struct {
 	send func(*actor.PID, any)
 	now  func() int64 // the monotonic clock: setting the wall clock moves no alarm

@@ -46,6 +46,6 @@ type (
 		ID, N int
 	}
 	// ForgetRun drops all that a run holds and wants, what is on its way to it included:
-	// its actor goes, or begins anew.
+	// its actor stops, or is restarted.
 	ForgetRun struct{ Run RunID }
 )

@@ -18,7 +18,7 @@ type (
 		GrantedAt int64
 	}
 	// KillAttempt ends the attempt's process; RevokeAttempt takes it back if it has
-	// not started. Both pass through the task's mailbox, behind its Begin.
+	// not started. Both pass through the task's mailbox, after its BeginAttempt.
 	KillAttempt   struct{ Attempt uint32 }
 	RevokeAttempt struct{ Attempt uint32 }
 
