@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"github.com/asynkron/protoactor-go/actor"
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // An attempt that was revoked gives its number back: the next one of that number
 // has another actor, and may begin before the former one has stopped.
-func TestFormerActorDoesNotTakeItsSuccessorsReports(t *testing.T) {
+func TestFormerActorDoesNotUnregisterItsSuccessor(t *testing.T) {
 	a := newAttempts()
 	key := messages.AttemptKey{Run: 3, Task: 70, Attempt: 1}
 	run, former, next := actor.NewPID("x", "run"), actor.NewPID("x", "former"), actor.NewPID("x", "next")
@@ -19,18 +20,18 @@ func TestFormerActorDoesNotTakeItsSuccessorsReports(t *testing.T) {
 	a.add(key, next, run)
 	a.remove(key, former)
 	if a.find(key).task != next {
-		t.Fatal("the report of the next attempt finds nobody")
+		t.Fatal("the report of the next attempt has no recipient")
 	}
 	a.remove(key, next)
 	if a.find(key).task != nil {
 		t.Error("still there")
 	}
-	a.sink(nil, "x")(executor.Report{Key: key}) // nobody waits: dropped
+	a.sink(nil, "x")(executor.Report{Key: key}) // without a recipient: dropped
 }
 
-// TestReportsOfOneRunTakeNoMap: what is allocated for the reports of one run that come together
+// TestReportsOfOneRunNeedNoMap: what is allocated for the reports of one run that come together
 // does not grow with their number.
-func TestReportsOfOneRunTakeNoMap(t *testing.T) {
+func TestReportsOfOneRunNeedNoMap(t *testing.T) {
 	a := newAttempts()
 	run, task := actor.NewPID("x", "run"), actor.NewPID("x", "task")
 	list := make([]executor.Report, 1000)
@@ -62,4 +63,33 @@ func BenchmarkReportsByRun(b *testing.B) {
 			}
 		})
 	}
+}
+
+// An end that came when no task actor waited for it is acknowledged, so that its
+// executor forgets it, when it is history and that is durable; not while its attempt is live.
+func TestOrphanedEndsAreAcknowledgedOnceDurable(t *testing.T) {
+	r, d := durable(t)
+	id := r.submit(single)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	unclaim := func() { r.node.env.root.Send(r.node.shard(id), &orphanedEnd{k, r.node.env.durables[0]}) }
+	unclaim()
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // behind it
+		t.Fatal(err)
+	}
+	if n := d.AckCount(k); n != 0 {
+		t.Fatalf("the end of a live attempt was acknowledged %d times", n)
+	}
+	r.store.Hold()
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	r.store.WaitPending(1)
+	unclaim()
+	r.drainShard(id)
+	if n := d.AckCount(k); n != 0 {
+		t.Fatalf("an end that is not durable was acknowledged %d times", n)
+	}
+	r.store.Release()
+	d.WaitAck(t, k)
+	r.awaitState(id, dag.RunCompleted)
 }

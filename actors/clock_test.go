@@ -10,7 +10,7 @@ import (
 )
 
 // A retry waits for its interval as it passes, whichever way the wall clock is set.
-func TestRetryWaitsThoughTheClockIsSet(t *testing.T) {
+func TestRetryIntervalIgnoresTheWallClock(t *testing.T) {
 	for name, step := range map[string]time.Duration{"back": -time.Hour, "forward": time.Hour} {
 		for how, disturb := range map[string]func(*rig, messages.RunID){
 			"running": func(*rig, messages.RunID) {},
@@ -140,7 +140,7 @@ func TestTimesFollowTheClockForwards(t *testing.T) {
 }
 
 // A run that was paused and is set to QUEUED while a task runs is RUNNING, also for the
-// server that finds it, and its times say when it was told.
+// next server, and its state change has the time of the request.
 func TestRestartBesideARunningTask(t *testing.T) {
 	r, _ := durable(t)
 	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]}},"b":{"job":{"command":["b"]},"parents":["a"]}}}`)

@@ -2,6 +2,7 @@ package actors
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -13,7 +14,27 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Who asks for a run that is being deleted is answered when that is done; a run that
+// TestRetentionReadsDueRunsOnly: a sweep reads no summary of a run that stays, neither for their
+// number nor for their age.
+func TestRetentionReadsDueRunsOnly(t *testing.T) {
+	r, count := newCountedRig(t)
+	const runs = 20
+	for range runs {
+		r.passivated(r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`))
+	}
+	j := &janitor{n: r.node, keep: runs - 3, age: time.Hour, stop: make(chan struct{})}
+	due, err := j.due()
+	if got := count.summaries.Load(); err != nil || fmt.Sprint(due) != "[0 1 2]" || got != 3 {
+		t.Errorf("due are %v by %d summaries, %v", due, got, err)
+	}
+	count.summaries.Store(0)
+	j.keep, j.age = 0, 1
+	if due, err = j.due(); err != nil || len(due) != runs {
+		t.Errorf("due are %v, %v", due, err)
+	}
+}
+
+// A request for a run that is being deleted is answered after the deletion; a run that
 // lives is not held.
 func TestRequestsDuringADeletion(t *testing.T) {
 	for name, remove := range map[string]bool{"deleted": true, "not deleted": false} {
@@ -59,7 +80,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 }
 
 // The janitor finds what has come since, and deletes no more once it is stopped.
-func TestJanitorSweepsAgain(t *testing.T) {
+func TestJanitorRetriesAfterAnError(t *testing.T) {
 	r := newRig(t)
 	r.fake.SetScript(succeed)
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
@@ -127,5 +148,210 @@ func TestDeletionEndsAWait(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("the wait goes on")
+	}
+}
+
+func TestRetention(t *testing.T) {
+	r := newRig(t)
+	r.fake.SetScript(succeed)
+	for range 5 {
+		r.awaitState(r.submit(single), dag.RunCompleted)
+	}
+	r.fake.SetScript(nil)
+	live := r.submit(single)
+	r.order(6)
+	for id := range live { // their actors must be gone
+		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left []messages.RunID
+	for deadline := time.Now().Add(patience); len(left) != 3 && time.Now().Before(deadline); { // runs that are being passivated stay until the next sweep
+		if err := (&janitor{n: r.node, keep: 2, stop: make(chan struct{})}).sweep(); err != nil {
+			t.Fatal(err)
+		}
+		left = nil
+		_ = r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
+	}
+	if !slices.Equal(left, []messages.RunID{3, 4, live}) {
+		t.Errorf("left %v", left)
+	}
+	r.pass(2 * time.Hour)
+	if err := (&janitor{n: r.node, age: time.Hour, stop: make(chan struct{})}).sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.node.Summary(t.Context(), 3); code(err) != messages.NotFound {
+		t.Errorf("an old run: %v", err)
+	}
+	if s, err := r.node.Summary(t.Context(), live); err != nil || s.State.Final() {
+		t.Errorf("the live run: %+v, %v", s, err)
+	}
+	if id := r.submit(single); id != live+1 {
+		t.Errorf("ids go on at %d", id)
+	}
+}
+
+// A run is as old as the server's own clock says, whatever happens to the machine's.
+func TestRetentionCountsElapsedTime(t *testing.T) {
+	const month = 30 * 24 * time.Hour
+	r := newRig(t)
+	ids := r.finished(3)
+	sweep := func(what string, want []messages.RunID) {
+		t.Helper()
+		j := &janitor{n: r.node, age: month, stop: make(chan struct{})}
+		if err := j.sweep(); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.left(); !slices.Equal(got, want) {
+			t.Errorf("%s: left %v, want %v", what, got, want)
+		}
+	}
+	r.step(2 * month)
+	sweep("the clock was set forward", ids)
+	r.step(-4 * month)
+	r.crash()
+	sweep("it was set back while the server was off", ids)
+	r.step(8 * month)
+	r.crash()
+	sweep("and forward", ids)
+	young := r.finished(1)
+	r.stop()
+	r.reboot(2 * month)
+	r.start()
+	sweep("the machine was off", append(ids, young...))
+	r.pass(trustWallClockAfter)
+	r.node.env.steadyClock.compare()
+	sweep("and a while later", nil)
+}
+
+// However old runs are, a sweep deletes only so many for their age.
+func TestRetentionDeletesAShareAtATime(t *testing.T) {
+	r := newRig(t)
+	ids := r.finished(sweepStep + 100)
+	r.pass(1000 * time.Hour)
+	j := &janitor{n: r.node, age: time.Hour, stop: make(chan struct{})}
+	for _, want := range [][]messages.RunID{ids[sweepStep:], nil} {
+		if err := j.sweep(); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.left(); !slices.Equal(got, want) {
+			t.Fatalf("%d runs are left, want %d", len(got), len(want))
+		}
+	}
+	for _, c := range []struct {
+		age      time.Duration
+		finished int
+		want     int
+	}{
+		{30 * 24 * time.Hour, 1_000_000, 10_000},
+		{time.Hour, 1_000_000, 4 * 1_000_000 / 360},
+		{time.Second, 1_000_000, 1_000_000},
+		{time.Hour, 1000, sweepStep},
+	} {
+		if got := (&janitor{age: c.age}).share(c.finished); got != c.want {
+			t.Errorf("of %d runs that are kept for %v: %d at once, want %d", c.finished, c.age, got, c.want)
+		}
+	}
+}
+
+// A repeated submission gets the first one's id when that run is deleted already; the
+// key is free when its time is over.
+func TestIdempotencyKeyOutlivesItsRun(t *testing.T) {
+	r := newRig(t)
+	r.fake.SetScript(succeed)
+	keyed := func(key, spec string) *messages.Submission {
+		sub := r.plan(spec)
+		sub.IdempotencyKey = key
+		return sub
+	}
+	one := func(sub *messages.Submission) (messages.RunID, error) { return r.node.Submit(t.Context(), sub) }
+	batch := func(sub *messages.Submission) (messages.RunID, error) {
+		results, err := r.node.SubmitAll(t.Context(), []*messages.Submission{sub})
+		if err != nil {
+			return 0, err
+		}
+		return results[0].Value, results[0].Err
+	}
+	id, err := r.node.Submit(t.Context(), keyed("night", single))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.awaitState(id, dag.RunCompleted)
+	r.passivated(id)
+	last := r.finished(1)[0]
+	j := &janitor{n: r.node, keep: 1, keysFor: 24 * time.Hour, mostKeys: mostKeys, stop: make(chan struct{})}
+	sweep := func() {
+		t.Helper()
+		if err := j.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep()
+	if got := r.left(); !slices.Equal(got, []messages.RunID{last}) {
+		t.Fatalf("left %v", got)
+	}
+	again := func(what string) {
+		t.Helper()
+		for name, submit := range map[string]func(*messages.Submission) (messages.RunID, error){"alone": one, "in a batch": batch} {
+			if got, err := submit(keyed("night", single)); got != id || err != nil {
+				t.Errorf("%s, %s: run %d, %v; want %d", what, name, got, err, id)
+			}
+			if _, err := submit(keyed("night", chain)); code(err) != messages.KeyReused {
+				t.Errorf("%s, %s: another body: %v", what, name, err)
+			}
+		}
+	}
+	again("deleted")
+	if _, err := r.node.Summary(t.Context(), id); code(err) != messages.NotFound {
+		t.Errorf("the deleted run: %v", err)
+	}
+	r.crash()
+	j.n = r.node
+	r.step(1000 * time.Hour)
+	r.pass(23 * time.Hour)
+	sweep()
+	again("after 23 hours")
+	r.pass(2 * time.Hour)
+	sweep()
+	next, err := r.node.Submit(t.Context(), keyed("night", chain))
+	if err != nil || next <= last {
+		t.Errorf("after 25 hours: run %d, %v", next, err)
+	}
+}
+
+// Of too many keys the oldest go before their time, and are counted.
+func TestIdempotencyKeysAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.fake.SetScript(succeed)
+	j := &janitor{n: r.node, keep: 1, keysFor: time.Hour, mostKeys: 2, stop: make(chan struct{})}
+	sub := func(key string) *messages.Submission {
+		s := r.plan(single)
+		s.IdempotencyKey = key
+		return s
+	}
+	ids := make(map[string]messages.RunID)
+	for _, key := range []string{"a", "b", "c", "d"} {
+		id, err := r.node.Submit(t.Context(), sub(key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[key] = id
+		r.awaitState(id, dag.RunCompleted)
+		r.passivated(id)
+		r.pass(time.Minute)
+		if err := j.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := r.node.env.store.KeptKeyCount(); n != 2 {
+		t.Errorf("%d keys are kept", n)
+	}
+	if n := counted(t, r.node.env.metrics.keysDropped); n != 1 {
+		t.Errorf("%v keys were dropped", n)
+	}
+	for key, known := range map[string]bool{"a": false, "b": true, "c": true, "d": true} {
+		if id, err := r.node.Submit(t.Context(), sub(key)); err != nil || (id == ids[key]) != known {
+			t.Errorf("key %s of run %d: run %d, %v", key, ids[key], id, err)
+		}
 	}
 }

@@ -53,8 +53,8 @@ func (s *slowLoads) Load(id messages.RunID) (*persistence.Stored, error) {
 	return s.Store.Load(id)
 }
 
-// slowed makes the rig's store one that is slow to load some runs, from the next start on.
-func (r *rig) slowed(slow ...messages.RunID) *slowLoads {
+// withSlowLoads makes the rig's store one that is slow to load some runs, from the next start on.
+func (r *rig) withSlowLoads(slow ...messages.RunID) *slowLoads {
 	s := newSlowLoads(slow...)
 	r.wrap = func(inner persistence.Store) persistence.Store {
 		s.Store = inner
@@ -65,7 +65,7 @@ func (r *rig) slowed(slow ...messages.RunID) *slowLoads {
 
 // However many runs are being loaded, others go on; what is asked of one that is being
 // loaded waits, a kill first.
-func TestLoadsHoldNobodyUp(t *testing.T) {
+func TestLoadsDoNotDelayOtherRuns(t *testing.T) {
 	r, _ := durable(t)
 	many := messages.RunID(8 * runtime.GOMAXPROCS(0))
 	var ids []messages.RunID
@@ -75,7 +75,7 @@ func TestLoadsHoldNobodyUp(t *testing.T) {
 		ids = append(ids, id)
 		r.fake.WaitOrders(t, 2*len(ids)) // its second task is under way
 	}
-	store := r.slowed(ids...)
+	store := r.withSlowLoads(ids...)
 	r.crash()
 	for range runtime.GOMAXPROCS(0) {
 		<-store.begun
@@ -124,13 +124,13 @@ func TestLoadThatFails(t *testing.T) {
 			r.order(1)
 			other := r.submit(single)
 			r.order(2)
-			store := r.slowed(0)
+			store := r.withSlowLoads(0)
 			how(store)
 			r.crash()
 			<-store.begun
 			asked := &messages.SetState{Run: 0, To: dag.RunKilled, Reply: messages.NewReply[struct{}]()}
 			r.node.env.root.Send(r.node.shard(0), asked)
-			r.passed(0)
+			r.drainShard(0)
 			close(store.proceed)
 			for range 2 {
 				a := <-asked.Reply
@@ -159,7 +159,7 @@ func TestRequestsDuringALoadAreBounded(t *testing.T) {
 	r, _ := durable(t)
 	id := r.submit(single)
 	r.order(1)
-	store := r.slowed(id)
+	store := r.withSlowLoads(id)
 	r.crash()
 	<-store.begun
 	replies := make(messages.Reply[*messages.View], maxQueuedRequests+2)

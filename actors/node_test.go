@@ -1,14 +1,12 @@
 package actors
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/executor"
@@ -16,7 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-func TestIdsCountUpFromZeroAndGoOn(t *testing.T) {
+func TestRunIDsAscendAcrossRestarts(t *testing.T) {
 	r := newRig(t)
 	for want := range messages.RunID(20) {
 		if id := r.submit(single); id != want {
@@ -68,7 +66,7 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 }
 
-func TestCrashLosesNothingThatWasAnswered(t *testing.T) {
+func TestCrashLosesNoAnsweredRequest(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(`{"parameters":{"N":["1","2","3","4"]},"tasks":{"a":{"job":{"command":["{{N}}"]},"children":["z"]},"z":{"job":{"command":["z"]}}}}`)
 	first, second := r.order(1), r.order(2)
@@ -169,7 +167,7 @@ func TestCrashAtEveryCommit(t *testing.T) {
 	}
 }
 
-func TestStorageFailureIsSaid(t *testing.T) {
+func TestStorageFailureIsReported(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(chain)
 	k := r.order(1)
@@ -192,8 +190,6 @@ func TestStorageFailureIsSaid(t *testing.T) {
 		t.Error("a child started on a parent whose end was not durable")
 	}
 }
-
-func second[T any](_ T, err error) error { return err }
 
 func TestLowDiskRefusesNewRunsOnly(t *testing.T) {
 	r := newRig(t)
@@ -226,118 +222,7 @@ func TestUnknownRuns(t *testing.T) {
 	}
 }
 
-func TestLists(t *testing.T) {
-	r := newRig(t)
-	tagged := `{"tag":"x","tags":{"team":"a"},"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`
-	for range 3 {
-		r.awaitState(r.submit(tagged), dag.RunCompleted)
-	}
-	live := r.submit(single)
-	r.order(1)
-	list := func(q messages.ListQuery) (ids []messages.RunID) {
-		t.Helper()
-		if err := r.node.Summaries(t.Context(), q, func(s *messages.Summary) bool { ids = append(ids, s.ID); return true }); err != nil {
-			t.Fatal(err)
-		}
-		return ids
-	}
-	for _, c := range []struct {
-		name string
-		q    messages.ListQuery
-		want []messages.RunID
-	}{
-		{"unfinished", messages.ListQuery{}, []messages.RunID{live}},
-		{"all", messages.ListQuery{All: true}, []messages.RunID{0, 1, 2, live}},
-		{"tag", messages.ListQuery{All: true, Tag: "x", HasTag: true}, []messages.RunID{0, 1, 2}},
-		{"empty tag", messages.ListQuery{All: true, HasTag: true}, []messages.RunID{live}},
-		{"label", messages.ListQuery{All: true, Labels: []dag.Label{{Name: "team", Value: "a"}}}, []messages.RunID{0, 1, 2}},
-		{"no such label", messages.ListQuery{All: true, Labels: []dag.Label{{Name: "team", Value: "b"}}}, nil},
-		{"state", messages.ListQuery{States: []dag.RunState{dag.RunCompleted}}, []messages.RunID{0, 1, 2}},
-		{"running", messages.ListQuery{States: []dag.RunState{dag.RunRunning}}, []messages.RunID{live}},
-		{"page", messages.ListQuery{All: true, HasAfter: true, After: 0, Limit: 2}, []messages.RunID{1, 2}},
-		{"live page", messages.ListQuery{HasAfter: true, After: live, Limit: 2}, nil},
-		{"newest first", messages.ListQuery{All: true, Desc: true}, []messages.RunID{live, 2, 1, 0}},
-		{"newest first, unfinished", messages.ListQuery{Desc: true}, []messages.RunID{live}},
-		{"newest first, tag and page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2}, []messages.RunID{2, 1}},
-		{"newest first, next page", messages.ListQuery{All: true, Tag: "x", HasTag: true, Desc: true, Limit: 2, HasAfter: true, After: 1}, []messages.RunID{0}},
-		{"newest first, after the last page", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 0}, nil},
-		{"newest first, from beyond", messages.ListQuery{All: true, Desc: true, HasAfter: true, After: 1000, Limit: 1}, []messages.RunID{live}},
-	} {
-		if got := list(c.q); !slices.Equal(got, c.want) {
-			t.Errorf("%s: %v, want %v", c.name, got, c.want)
-		}
-	}
-}
-
-func TestLogs(t *testing.T) {
-	r := newRig(t)
-	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1}}}`)
-	if _, err := r.node.OpenLog(t.Context(), id, "a", 0, messages.Stdout); code(err) != messages.NotFound {
-		t.Errorf("before any attempt: %v", err)
-	}
-	read := func(attempt uint32) string {
-		t.Helper()
-		l, err := r.node.OpenLog(t.Context(), id, "a", attempt, messages.Stdout)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		b, err := io.ReadAll(io.NewSectionReader(l, 0, l.Size()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
-	k := r.order(1)
-	r.fake.Begin(k)
-	r.fake.Print(k, "one")
-	r.awaitTasks(id, dag.TaskRunning, 1)
-	if got := read(0); got != "one" {
-		t.Errorf("live: %q", got)
-	}
-	r.fake.End(k, messages.AttemptFailed, 1)
-	k = r.order(2)
-	r.fake.Begin(k)
-	r.fake.Print(k, "two")
-	r.awaitTasks(id, dag.TaskRunning, 1)
-	if got := read(1); got != "one" {
-		t.Errorf("the first attempt: %q", got)
-	}
-	if got := read(2); got != "two" {
-		t.Errorf("the second attempt: %q", got)
-	}
-	r.fake.End(k, messages.AttemptSucceeded, 0)
-	r.awaitState(id, dag.RunCompleted)
-	if got := read(0); got != "two" {
-		t.Errorf("finished: %q", got)
-	}
-	if _, err := r.node.OpenLog(t.Context(), id, "a", 3, messages.Stdout); code(err) != messages.NotFound {
-		t.Errorf("no such attempt: %v", err)
-	}
-}
-
-func TestViewShowsWhatRuns(t *testing.T) {
-	r := newRig(t)
-	id := r.submit(chain)
-	k := r.order(1)
-	r.fake.Begin(k)
-	r.awaitTasks(id, dag.TaskRunning, 1)
-	v, err := r.node.View(t.Context(), id, 0, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(v.States) != 2 || v.States[0] != dag.TaskRunning || len(v.Live) != 1 || v.Live[0].Attempt != 1 || v.Live[0].Start == 0 {
-		t.Errorf("view %+v", v)
-	}
-	if v, _ := r.node.View(t.Context(), id, 1, 10); len(v.States) != 1 || v.First != 1 || len(v.Live) != 0 {
-		t.Errorf("the second half: %+v", v)
-	}
-	if v, _ := r.node.View(t.Context(), id, 9, 10); len(v.States) != 0 {
-		t.Errorf("beyond the end: %+v", v)
-	}
-}
-
-func TestCloseKeepsWhatRanAsLost(t *testing.T) {
+func TestCloseRecordsRunningAttemptsAsLost(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(single)
 	r.fake.Begin(r.order(1))
@@ -361,79 +246,21 @@ func TestCloseKeepsWhatRanAsLost(t *testing.T) {
 	}
 }
 
-func TestRetention(t *testing.T) {
+func TestErrorsOfAFailedStoreNameTheStorage(t *testing.T) {
 	r := newRig(t)
-	r.fake.SetScript(succeed)
-	for range 5 {
-		r.awaitState(r.submit(single), dag.RunCompleted)
+	id := r.submit(`{"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}`)
+	r.awaitState(id, dag.RunCompleted)
+	for r.node.env.index.Summary(id) != nil {
+		runtime.Gosched()
 	}
-	r.fake.SetScript(nil)
-	live := r.submit(single)
-	r.order(6)
-	for id := range live { // their actors must be gone
-		if _, err := r.node.View(t.Context(), id, 0, 0); err != nil {
-			t.Fatal(err)
+	r.store.Fail(errors.New("disk is gone"))
+	for name, err := range map[string]error{
+		"summary": second(r.node.Summary(t.Context(), id)),
+		"view":    second(r.node.View(t.Context(), id, 0, 1)),
+		"list":    r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(*messages.Summary) bool { return true }),
+	} {
+		if code(err) != messages.Unavailable || strings.Count(err.Error(), "storage failed") != 1 {
+			t.Errorf("%s: %v", name, err)
 		}
-	}
-	var left []messages.RunID
-	for deadline := time.Now().Add(patience); len(left) != 3 && time.Now().Before(deadline); { // those that retire just now stay for the next look
-		if err := (&janitor{n: r.node, keep: 2, stop: make(chan struct{})}).sweep(); err != nil {
-			t.Fatal(err)
-		}
-		left = nil
-		_ = r.node.Summaries(t.Context(), messages.ListQuery{All: true}, func(s *messages.Summary) bool { left = append(left, s.ID); return true })
-	}
-	if !slices.Equal(left, []messages.RunID{3, 4, live}) {
-		t.Errorf("left %v", left)
-	}
-	r.pass(2 * time.Hour)
-	if err := (&janitor{n: r.node, age: time.Hour, stop: make(chan struct{})}).sweep(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.node.Summary(t.Context(), 3); code(err) != messages.NotFound {
-		t.Errorf("an old run: %v", err)
-	}
-	if s, err := r.node.Summary(t.Context(), live); err != nil || s.State.Final() {
-		t.Errorf("the live run: %+v, %v", s, err)
-	}
-	if id := r.submit(single); id != live+1 {
-		t.Errorf("ids go on at %d", id)
-	}
-}
-
-func TestAwaitEndsWithItsContext(t *testing.T) {
-	r := newRig(t)
-	id := r.submit(single)
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := r.node.Await(ctx, id, func(*messages.Summary) bool { return false }); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestLogOfAnAttemptThatHasJustEnded(t *testing.T) {
-	r := newRig(t)
-	id := r.submit(single)
-	k := r.order(1)
-	r.fake.Begin(k)
-	r.fake.Print(k, "one")
-	r.awaitTasks(id, dag.TaskRunning, 1)
-	r.store.Hold()
-	r.fake.End(k, messages.AttemptSucceeded, 0)
-	r.store.WaitPending(1) // the record is on its way
-	text := make(chan string)
-	go func() {
-		l, err := r.node.endedLog(t.Context(), id, messages.LiveAttempt{Task: 0, Attempt: 1}, "a", messages.Stdout)
-		if err != nil {
-			text <- err.Error()
-			return
-		}
-		defer l.Close()
-		b, _ := io.ReadAll(io.NewSectionReader(l, 0, l.Size()))
-		text <- string(b)
-	}()
-	r.store.Release()
-	if got := <-text; got != "one" {
-		t.Errorf("got %q", got)
 	}
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/executor"
@@ -21,6 +23,60 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 )
+
+// runActor is the actor of a run, in its first life.
+func (r *rig) runActor(id messages.RunID) *actor.PID {
+	return actor.NewPID(r.node.root.Address, fmt.Sprintf("node/shard-%d/run-%d", id%Shards, id))
+}
+
+// runToCompletion submits a run that needs the whole machine and sees it through.
+func (r *rig) runToCompletion(spec string) {
+	r.t.Helper()
+	before := len(r.fake.Orders())
+	id := r.submit(spec)
+	r.fake.End(r.order(before+1), messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+}
+
+// readCounter is a store that counts what is read of it.
+type readCounter struct {
+	persistence.Store
+	*readCounts
+}
+
+// readCounts are the reads of all stores that a rig has opened one after the other.
+type readCounts struct{ summaries, loads atomic.Int64 }
+
+func (c *readCounter) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	return c.Store.Summaries(q, func(s *messages.Summary) bool {
+		c.summaries.Add(1)
+		return yield(s)
+	})
+}
+
+func (c *readCounter) Load(run messages.RunID) (*persistence.Stored, error) {
+	c.loads.Add(1)
+	return c.Store.Load(run)
+}
+
+func newCountedRig(t *testing.T) (*rig, *readCounts) {
+	r := newRig(t)
+	r.stop()
+	count := new(readCounts)
+	r.wrap = func(s persistence.Store) persistence.Store { return &readCounter{s, count} }
+	r.start()
+	return r, count
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// bomb is a message that a run does not know: it panics.
+type bomb struct{}
+
+// Target and Refuse make the shard pass it on.
+func (*bomb) Target() messages.RunID { return 0 }
+
+func (*bomb) Refuse(error) {}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
@@ -59,7 +115,7 @@ func (c *testClock) SinceBoot() (elapsed int64, boot string) {
 }
 
 // reboot stops the machine for a while: the time since boot begins again. The monotonic
-// clock goes on, which nobody compares over a restart.
+// clock goes on; it is not compared over a restart.
 func (r *rig) reboot(d time.Duration) {
 	elapsed, _ := r.clock.SinceBoot()
 	r.clock.off.Add(-elapsed)
@@ -143,7 +199,7 @@ func (r *rig) stop() {
 	}
 }
 
-// crash loses what is not durable and starts anew, as after kill -9.
+// crash loses what is not durable and starts again, as after kill -9.
 func (r *rig) crash() {
 	r.t.Helper()
 	store := r.store.Crash()
@@ -204,8 +260,8 @@ func (r *rig) awaitTasks(id messages.RunID, state dag.TaskState, n uint32) *mess
 	return r.await(id, state.String(), func(s *messages.Summary) bool { return s.Counts[state] == n })
 }
 
-// retired returns when a finished run has no actor any more.
-func (r *rig) retired(id messages.RunID) {
+// passivated returns when a finished run has no actor any more.
+func (r *rig) passivated(id messages.RunID) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -219,7 +275,7 @@ func (r *rig) retired(id messages.RunID) {
 		case <-changed:
 			leave()
 		case <-ctx.Done():
-			r.t.Fatalf("run %d does not retire", id)
+			r.t.Fatalf("run %d is not passivated", id)
 		}
 	}
 }
@@ -239,8 +295,8 @@ func (r *rig) pendingOrFinal(id messages.RunID) bool {
 	return false
 }
 
-// passed returns when the run's shard has passed on what it was sent before.
-func (r *rig) passed(id messages.RunID) {
+// drainShard returns when the run's shard has passed on what it was sent before.
+func (r *rig) drainShard(id messages.RunID) {
 	r.t.Helper()
 	if err := r.node.Kill(context.Background(), id+1000*Shards); code(err) != messages.NotFound {
 		r.t.Fatal(err)
@@ -302,3 +358,36 @@ func code(err error) messages.Code {
 var _ persistence.Store = (*journaltest.Memory)(nil)
 
 var errDisk = errors.New("disk is gone")
+
+func within(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(soon):
+		t.Fatalf("%s: not within %v", what, soon)
+	}
+}
+
+// counted is what a counter has come to.
+func counted(t *testing.T, c prometheus.Counter) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c)
+	all, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all[0].Metric[0].Counter.GetValue()
+}
+
+// bombFor makes the actor of a run panic.
+type bombFor struct{ run messages.RunID }
+
+func (b *bombFor) Target() messages.RunID { return b.run }
+
+func (*bombFor) Refuse(error) {}
+
+// runAnother runs something to its end, so that what ended before is at rest.
+func (r *rig) runAnother() {
+	r.awaitState(r.submit(single), dag.RunCompleted)
+}

@@ -2,7 +2,9 @@ package actors
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +14,139 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
+
+func TestBatchThatIsTooBigFailsOnlyItsRun(t *testing.T) {
+	r := newRig(t, func(c *Config) {})
+	r.stop()
+	r.wrap = func(s persistence.Store) persistence.Store {
+		return &refusing{s, func(b *persistence.Batch) bool {
+			return len(b.Attempts) > 0 && b.Attempts[0].RC == 77 || b.Create != nil && len(b.Create.Definition) > 1000
+		}}
+	}
+	r.start()
+	id := r.submit(`{"parameters":{"N":["1","2"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
+	first, other := r.order(1), r.order(2)
+	r.fake.Begin(other)
+	r.fake.HoldKills(true)
+	r.fake.End(first, messages.AttemptFailed, 77)
+	r.fake.WaitKill(t, other)
+	for name, err := range map[string]error{
+		"pause": r.node.SetState(t.Context(), id, dag.RunPaused),
+		"kill":  r.node.Kill(t.Context(), id),
+		"view":  second(r.node.View(t.Context(), id, 0, 1)),
+	} {
+		if code(err) != messages.Internal || strings.Contains(err.Error(), "storage failed") || !strings.Contains(err.Error(), "run "+strconv.Itoa(int(id))) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := r.node.Submit(t.Context(), r.plan(`{"tag":"`+strings.Repeat("x", 1000)+`","tasks":{"a":{"job":{"command":["a"]}}}}`)); code(err) != messages.TooLarge {
+		t.Errorf("a submission that is too big: %v", err)
+	}
+	if err := r.node.Healthy(t.Context()); err != nil {
+		t.Errorf("the node: %v", err)
+	}
+	r.runToCompletion(wholeMachine) // its slots are free
+	r.fake.HoldKills(false)
+	r.stop()
+	r.wrap = nil
+	r.fake.SetScript(succeed) // before the start: what is ordered meanwhile would be held
+	r.start()                 // it goes on from what is durable
+	r.awaitState(id, dag.RunCompleted)
+}
+
+func TestKillOvertakesEventsThatWaitForTheJournal(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(chain)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	r.store.Hold()
+	resumed := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), resumed)
+	r.store.WaitPending(1)
+	r.fake.HoldKills(true)
+	r.fake.End(k, messages.AttemptSucceeded, 0) // waits behind the pause
+	killed := &messages.SetState{Run: id, To: dag.RunKilled, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), killed)
+	r.drainShard(id)
+	r.store.Release()
+	if a := <-killed.Reply; a.Err != nil {
+		t.Fatal(a.Err)
+	}
+	if s := r.awaitState(id, dag.RunKilled); s.Counts[dag.TaskKilled] != 1 {
+		t.Errorf("counts %v", s.Counts)
+	}
+	if recs := r.attempts(id, "a"); len(recs) != 1 || recs[0].Result != messages.AttemptSucceeded {
+		t.Errorf("the late success: %+v", recs)
+	}
+}
+
+func TestRetryIsDueAfterTheClockSteppedBack(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(`{"tasks":{"a":{"job":{"command":["a"]},"maxRetries":1,"retryIntervalSeconds":3600}}}`)
+	r.fake.End(r.order(1), messages.AttemptFailed, 1)
+	r.awaitTasks(id, dag.TaskRetry, 1)
+	now := r.now()
+	due := &messages.RetryDue{Run: id, Attempt: 1, Due: now + int64(time.Minute)}
+	r.node.env.root.Send(r.node.shard(id), due) // of an earlier wait: too soon
+	if s := r.state(id, "a"); s != dag.TaskRetry {
+		t.Fatalf("state %v", s)
+	}
+	due = &messages.RetryDue{Run: id, Attempt: 1, Due: now + int64(2*time.Hour)}
+	r.node.env.root.Send(r.node.shard(id), due)
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+}
+
+// A no-op task is begun before its grant is durable. What else is carried out
+// with that batch may be about its former end, and must not stop it.
+func TestNoopStartedEarlyOutlivesItsFormerEnd(t *testing.T) {
+	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{}), closed: true}
+	r := newRig(t, func(c *Config) { c.Clock = g })
+	id := r.submit(`{"parameters":{"N":["1","2"]},"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
+	<-g.reached
+	r.store.Hold()
+	shard, send := r.node.shard(id), r.node.env.root.Send
+	kill0 := &messages.KillTask{Run: id, Task: "a_0", Reply: messages.NewReply[struct{}]()}
+	kill1 := &messages.KillTask{Run: id, Task: "a_1", Reply: messages.NewReply[struct{}]()}
+	again := &messages.SetState{Run: id, To: dag.RunQueued, Reply: messages.NewReply[struct{}]()}
+	send(shard, kill0)
+	r.store.WaitPending(1)
+	send(shard, kill1)
+	send(shard, again)
+	r.drainShard(id)
+	close(g.open)
+	for r.node.env.metrics.held.noops.Load() != 2 { // both were granted, before the dispatcher knew
+		runtime.Gosched()
+	}
+	r.store.Release()
+	if a := <-again.Reply; a.Err != nil {
+		t.Fatal(a.Err)
+	}
+	r.awaitState(id, dag.RunCompleted)
+}
+
+func TestSummaryOfARunThatWasKilledTwiceInOneBatch(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(chain)
+	r.order(1)
+	if err := r.node.Kill(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.awaitState(id, dag.RunKilled); s.Counts[dag.TaskQueued] != 2 && s.Counts[dag.TaskKilled] != 1 {
+		t.Fatalf("counts %v", s.Counts)
+	}
+	v, err := r.node.View(t.Context(), id, 0, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := r.store.Summary(id)
+	if err != nil || stored.Counts != v.Counts {
+		t.Errorf("stored %v, viewed %v, %v", stored.Counts, v.Counts, err)
+	}
+}
 
 const (
 	chain   = `{"tasks":{"a":{"job":{"command":["a"]},"children":["b"]},"b":{"job":{"command":["b"]},"parents":["a"]}}}`
@@ -63,7 +197,7 @@ func TestNoopRunCompletes(t *testing.T) {
 	}
 }
 
-func TestNothingStartsBeforeItsGrantIsDurable(t *testing.T) {
+func TestNoAttemptStartsBeforeItsGrantIsDurable(t *testing.T) {
 	r := newRig(t)
 	r.store.Hold()
 	done := make(chan messages.RunID, 1)
@@ -205,7 +339,7 @@ func TestKillTask(t *testing.T) {
 	}
 }
 
-func TestPauseTakesBackWhatHasNotStarted(t *testing.T) {
+func TestPauseRevokesAttemptsNotStarted(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(`{"parameters":{"N":["1","2","3"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
 	first, second := r.order(1), r.order(2)
@@ -232,7 +366,7 @@ func TestPauseTakesBackWhatHasNotStarted(t *testing.T) {
 	}
 }
 
-func TestRestartKeepsWhatIsCompleted(t *testing.T) {
+func TestRestartKeepsCompletedTasks(t *testing.T) {
 	r := newRig(t)
 	r.fake.SetScript(func(o executor.Order) executortest.Step {
 		if o.Name == "b" && o.Key.Attempt == 1 {
@@ -287,7 +421,7 @@ func TestGenerator(t *testing.T) {
 	}
 }
 
-func TestGeneratedTasksThatCannotBe(t *testing.T) {
+func TestInvalidGeneratedTasks(t *testing.T) {
 	for name, out := range map[string]string{
 		"no tasks":    `hello`,
 		"name clash":  `{"gen":{"job":{"command":["x"]}}}`,

@@ -14,7 +14,7 @@ import (
 
 // A round may begin with a batch that has no records: the next batch with records
 // then has the number that this one would have had, and must not be cut.
-func TestRoundThatBeginsWithoutRecordsCutsNothingOfTheNextBatch(t *testing.T) {
+func TestSnapshotWithoutRecordsKeepsTheNextBatch(t *testing.T) {
 	r := newRig(t)
 	d := dag.NewRun(r.plan(single).Plan, dag.Config{}, 1)
 	s := snapshots{every: 1}
@@ -28,7 +28,7 @@ func TestRoundThatBeginsWithoutRecordsCutsNothingOfTheNextBatch(t *testing.T) {
 }
 
 // The next round waits for the longer, the more the last header had to say.
-func TestRoundsFollowTheHeader(t *testing.T) {
+func TestSnapshotIntervalGrowsWithTheHeader(t *testing.T) {
 	r := newRig(t)
 	d := dag.NewRun(r.plan(single).Plan, dag.Config{}, 1)
 	s := snapshots{every: 100}

@@ -11,9 +11,102 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/prometheus/client_golang/prometheus"
 )
+
+// TestResumedFollowerDoesNotLoadTheRun: for an unfinished run only the journal is read, and for a
+// finished one at most its last batch.
+func TestResumedFollowerDoesNotLoadTheRun(t *testing.T) {
+	r, count := newCountedRig(t)
+	id := r.submit(retried)
+	k := r.order(1)
+	r.fake.Begin(k)
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	loads := count.loads.Load()
+	f, err := r.node.Follow(t.Context(), id, 1)
+	if err != nil || f == nil {
+		t.Fatalf("%v, %v", f, err)
+	}
+	f.Close()
+	if n := count.loads.Load() - loads; n != 0 {
+		t.Errorf("a live run was loaded %d times", n)
+	}
+	r.fake.End(k, messages.AttemptFailed, 3)
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.fake.End(r.order(3), messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+	r.passivated(id)
+	_, end := r.story(id, 0)
+	r.crash() // and started again: nothing of the run is in memory
+	loads = count.loads.Load()
+	if f, err := r.node.Follow(t.Context(), id, end.Seq); f != nil || err != nil {
+		t.Errorf("behind the end: %v, %v", f, err)
+	}
+	if n := count.loads.Load() - loads; n != 0 {
+		t.Errorf("a run that has ended was loaded %d times", n)
+	}
+}
+
+// A listener that resumes at its last position gets every change since then,
+// though the machine's clock was set back and the server restarted.
+func TestListenersResumeAfterTheClockIsSet(t *testing.T) {
+	r := newRig(t)
+	r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+	old, loud := r.submit(single), r.submit(single)
+	r.awaitTasks(loud, dag.TaskRunning, 1)
+	r.awaitTasks(old, dag.TaskRunning, 1)
+	r.pass(time.Minute)
+	first, err := r.node.Listen(t.Context(), messages.ListQuery{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	news, err := first.Next(context.Background())
+	if err != nil || news.ResumeAt == 0 {
+		t.Fatalf("%+v, %v", news, err)
+	}
+	first.Close()
+	r.pass(time.Minute)
+	at := news.ResumeAt
+	for _, restart := range []bool{false, true} {
+		r.step(-time.Hour)
+		if restart {
+			r.crash()
+		}
+		for _, to := range []dag.RunState{dag.RunPaused, dag.RunRunning} {
+			if err := r.node.SetState(t.Context(), loud, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fresh := r.submit(single)
+		again, err := r.node.Listen(t.Context(), messages.ListQuery{}, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[messages.RunID]bool{}
+		for !seen[loud] || !seen[fresh] {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			news, err := again.Next(ctx)
+			cancel()
+			if err != nil {
+				t.Fatalf("got %v, not runs %d and %d: %v", seen, loud, fresh, err)
+			}
+			for _, s := range news.Summaries {
+				seen[s.ID] = true
+			}
+			if news.ResumeAt > 0 && (!seen[loud] || !seen[fresh]) {
+				t.Fatalf("restart %v: got %v, not runs %d and %d", restart, seen, loud, fresh)
+			}
+		}
+		if !restart && seen[old] {
+			t.Errorf("run %d has not changed", old)
+		}
+		again.Close()
+		r.pass(time.Minute)
+	}
+}
 
 // story follows a run to its end and returns the events in words: "a:RUNNING.1",
 // "a:ERRORED.1=3", "COMPLETED" for the run, "-2" for two dropped batches.
@@ -37,15 +130,15 @@ func (r *rig) read(f messages.Subscription) (words []string, last *messages.RunE
 			r.t.Fatalf("after %q: %v", words, err)
 		}
 		if last != nil && news.Seq < last.Seq {
-			r.t.Errorf("%d is told after %d", news.Seq, last.Seq)
+			r.t.Errorf("batch %d comes after %d", news.Seq, last.Seq)
 		}
 		last = news
-		words = append(words, told(news)...)
+		words = append(words, changeWords(news)...)
 	}
 	return words, last
 }
 
-func told(news *messages.RunEvents) (words []string) {
+func changeWords(news *messages.RunEvents) (words []string) {
 	if news.Dropped > 0 {
 		words = append(words, fmt.Sprint(-int64(news.Dropped)))
 	}
@@ -90,13 +183,13 @@ func TestFollowDeliversTheWholeRun(t *testing.T) {
 	live := strings.Join(words, " ")
 	const want = "a:RUNNING.1 a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
 	if !strings.HasSuffix(live, want) {
-		t.Errorf("told\n%s\nwant\n%s", live, want)
+		t.Errorf("got\n%s\nwant\n%s", live, want)
 	}
 	if last.Summary.Counts[dag.TaskCompleted] != 2 {
 		t.Errorf("the last summary is %+v", last.Summary)
 	}
 	const journal = "QUEUED RUNNING a:RETRY.1=3 a:QUEUED.2 a:COMPLETED.2=0 b:COMPLETED.1=0 COMPLETED"
-	r.finishes(wholeMachine)
+	r.runToCompletion(wholeMachine)
 	for _, server := range []string{"this", "another"} {
 		if words, end := r.story(id, 0); strings.Join(words, " ") != journal || end.Seq != last.Seq {
 			t.Errorf("%s server tells\n%s to %d, want\n%s to %d", server, strings.Join(words, " "), end.Seq, journal, last.Seq)
@@ -139,7 +232,7 @@ func TestEndOfAnAttemptCarriesItsStart(t *testing.T) {
 	words, _ := r.read(f)
 	const want = "a:RUNNING.1 a:RETRY.1=3 a:QUEUED.2 a:RUNNING.2 a:COMPLETED.2=0 b:RUNNING.1 b:COMPLETED.1=0 COMPLETED"
 	if live := strings.Join(words, " "); !strings.HasSuffix(live, want) {
-		t.Errorf("told\n%s\nwant\n%s", live, want)
+		t.Errorf("got\n%s\nwant\n%s", live, want)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(r.node.env.metrics.idle, r.node.env.metrics.toStart)
@@ -232,7 +325,7 @@ func TestLogOfARunLivesWhileItHasFollowers(t *testing.T) {
 	}
 	words, _ := r.read(f)
 	if story := strings.Join(words, " "); !strings.Contains(story, "a:QUEUED.1=-1") || !strings.HasSuffix(story, "b:COMPLETED.1=0 COMPLETED") {
-		t.Errorf("told %s", story)
+		t.Errorf("got %s", story)
 	}
 }
 
@@ -242,24 +335,19 @@ func TestFollowerIsToldOfTruncatedJournal(t *testing.T) {
 	r.fake.SetScript(succeed)
 	id := r.submit(fmt.Sprintf(`{"parameters":{"N":["%s"]},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`, strings.Repeat(`x","`, 500)+"x"))
 	r.awaitState(id, dag.RunCompleted)
-	r.settles()
+	r.runAnother()
 	words, last := r.story(id, 0)
 	// The last snapshot may have left nothing of the journal.
 	if len(words) == 0 || !strings.HasPrefix(words[0], "-") || len(words) > 1 && words[len(words)-1] != "COMPLETED" {
-		t.Fatalf("told %q", words)
+		t.Fatalf("got %q", words)
 	}
 	if last.Summary.Counts[dag.TaskCompleted] != 501 {
 		t.Errorf("summary %+v", last.Summary)
 	}
 }
 
-// settles runs something to its end, so that what ended before is at rest.
-func (r *rig) settles() {
-	r.awaitState(r.submit(single), dag.RunCompleted)
-}
-
-// heard reads a subscription to all runs until a summary is as wanted.
-func (r *rig) heard(f messages.RunListSubscription, until func(*messages.Summary) bool) (list []*messages.Summary, at int64) {
+// listenUntil reads a subscription to all runs until a summary is as wanted.
+func (r *rig) listenUntil(f messages.RunListSubscription, until func(*messages.Summary) bool) (list []*messages.Summary, at int64) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -298,13 +386,13 @@ func TestListenDeliversSelectedRuns(t *testing.T) {
 	for _, id := range ids {
 		r.awaitState(id, dag.RunCompleted)
 	}
-	list, _ := r.heard(all, ends(ids[2]))
+	list, _ := r.listenUntil(all, ends(ids[2]))
 	if !slices.ContainsFunc(list, func(s *messages.Summary) bool { return s.ID == ids[1] }) {
-		t.Errorf("run %d is not told of", ids[1])
+		t.Errorf("run %d is not delivered", ids[1])
 	}
-	list, at := r.heard(some, ends(ids[2]))
+	list, at := r.listenUntil(some, ends(ids[2]))
 	if at == 0 || slices.ContainsFunc(list, func(s *messages.Summary) bool { return s.Tag != "x" }) {
-		t.Errorf("told %+v at %d", list, at)
+		t.Errorf("got %+v at %d", list, at)
 	}
 	some.Close()
 	some.Close()
@@ -316,10 +404,10 @@ func TestListenDeliversSelectedRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	list, _ = r.heard(again, ends(later))
+	list, _ = r.listenUntil(again, ends(later))
 	for _, id := range []messages.RunID{ids[0], ids[2]} {
 		if !slices.ContainsFunc(list, ends(id)) {
-			t.Errorf("run %d changed within the five seconds before, and is not told again", id)
+			t.Errorf("run %d changed within the five seconds before, and is not delivered again", id)
 		}
 	}
 	r.pass(time.Minute)

@@ -50,7 +50,7 @@ func TestNewestFirstOverManyWindows(t *testing.T) {
 
 // A list that is newest first skips ids of deleted runs: its cost is that of the runs that are
 // there.
-func TestNewestFirstJumpsOverGaps(t *testing.T) {
+func TestNewestFirstSkipsGaps(t *testing.T) {
 	at := func(ids ...messages.RunID) *listed {
 		store := new(listed)
 		for _, id := range ids {

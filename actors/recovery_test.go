@@ -31,7 +31,7 @@ func (r *rig) backlog(ids ...messages.RunID) {
 	r.t.Helper()
 	r.node.env.queuedRecovery.Wait()
 	for _, id := range ids {
-		r.passed(id)
+		r.drainShard(id)
 	}
 }
 
@@ -39,7 +39,7 @@ const two = `{"tasks":{"a":{"job":{"command":["a"]}},"b":{"job":{"command":["b"]
 
 // What waited for its first slot before a crash waits on without an actor; nothing else
 // does. When its turn comes it runs as it was submitted.
-func TestBacklogOutlivesACrash(t *testing.T) {
+func TestQueuedRunsSurviveACrash(t *testing.T) {
 	r, d := durable(t)
 	holder := r.submit(wholeMachine)
 	held := r.order(1)
@@ -120,7 +120,7 @@ func (s *untold) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 
 // What users ask of a run that was left waiting is answered and done, before it is known
 // what the run wants and after.
-func TestRequestsOfTheBacklog(t *testing.T) {
+func TestRequestsForQueuedRunsAfterARestart(t *testing.T) {
 	for _, known := range []bool{false, true} {
 		t.Run(fmt.Sprint("demand known: ", known), func(t *testing.T) {
 			r, _ := durable(t)
@@ -153,7 +153,7 @@ func TestRequestsOfTheBacklog(t *testing.T) {
 				r.backlog(viewed, killed, half, paused, left)
 			}
 			if r.alive()[left] {
-				t.Error("nobody asked for it, and it has an actor")
+				t.Error("it has an actor without a request for it")
 			}
 			r.fake.SetScript(succeed)
 			r.fake.End(held, messages.AttemptSucceeded, 0)
@@ -197,7 +197,7 @@ func (s *unreadable) Load(id messages.RunID) (*persistence.Stored, error) {
 }
 
 // A run that cannot be read says so, and those behind it go on.
-func TestUnreadableRunOfTheBacklog(t *testing.T) {
+func TestUnreadableQueuedRun(t *testing.T) {
 	r, _ := durable(t)
 	r.submit(wholeMachine)
 	held := r.order(1)

@@ -2,12 +2,75 @@ package actors
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
+
+func TestGrantToAFormerIncarnationIsIgnored(t *testing.T) {
+	r := newRig(t)
+	id := r.submit(single)
+	r.fake.Begin(r.order(1))
+	r.node.env.root.Send(r.node.shard(id), &bomb{})
+	again := r.order(2)
+	r.node.env.root.Send(r.runActor(id), &messages.Granted{ID: 0, N: 1})
+	r.fake.End(again, messages.AttemptSucceeded, 0)
+	r.awaitState(id, dag.RunCompleted)
+	r.runToCompletion(wholeMachine)
+	if err := r.node.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestGrantToAStoppedRunIsReturned(t *testing.T) {
+	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{})}
+	r := newRig(t, func(c *Config) { c.Clock = g })
+	first := r.submit(wholeMachine)
+	k := r.order(1)
+	waits := r.submit(single)
+	if _, err := r.node.View(t.Context(), waits, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	third := r.submit(wholeMachine) // behind it: what it wants comes to the dispatcher later
+	if _, err := r.node.View(t.Context(), third, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	r.fake.End(k, messages.AttemptSucceeded, 0)
+	<-g.reached // the dispatcher is about to grant, and the run goes
+	if err := r.node.Kill(t.Context(), waits); err != nil {
+		t.Fatal(err)
+	}
+	for r.node.env.index.Summary(waits) != nil {
+		if _, err := r.node.View(t.Context(), waits, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(g.open)
+	r.awaitState(first, dag.RunCompleted)
+	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
+	r.awaitState(third, dag.RunCompleted)
+}
+
+// TestGrantsOfARunAreOneAllotment: slots that runs get in turn are one allotment for each of them.
+func TestGrantsOfARunAreOneAllotment(t *testing.T) {
+	var list []allotment
+	for n := range 12 {
+		list = addAllotment(list, messages.RunID(n%3), 0, 1)
+		list = addAllotment(list, messages.RunID(n%3), 1, 1)
+	}
+	list = addAllotment(list, 9, 0, 128)
+	list = addAllotment(list, 9, 0, 128)
+	want := []allotment{{0, 0, 4}, {0, 1, 4}, {1, 0, 4}, {1, 1, 4}, {2, 0, 4}, {2, 1, 4}, {9, 0, 128}, {9, 0, 128}}
+	if !slices.Equal(list, want) {
+		t.Errorf("%v, want %v", list, want)
+	}
+}
 
 // TestPausedServer: a paused server starts nothing, of any executor, and takes what comes;
 // what ran goes on.

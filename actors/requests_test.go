@@ -11,6 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // fresh counts the orders for attempts that were not there before a restart.
@@ -30,7 +31,7 @@ func (r *rig) durably(id messages.RunID, ask func() error) {
 	answered := make(chan error, 1)
 	go func() { answered <- ask() }()
 	r.store.WaitPending(1)
-	r.passed(id)
+	r.drainShard(id)
 	select {
 	case err := <-answered:
 		r.t.Fatalf("answered before it was durable: %v", err)
@@ -206,7 +207,7 @@ func TestEveryKindOfFailureIsRetried(t *testing.T) {
 }
 
 // The changes of a run's state: each once, with its time, from its submission on.
-func TestChangesHaveTheirTimes(t *testing.T) {
+func TestChangesHaveTimes(t *testing.T) {
 	r := newRig(t)
 	r.fake.SetScript(succeed)
 	sub := r.plan(chain)
@@ -230,7 +231,7 @@ func TestChangesHaveTheirTimes(t *testing.T) {
 }
 
 // The limits of the node hold for what is generated, before a crash and after it.
-func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
+func TestLimitsHoldForGeneratedTasks(t *testing.T) {
 	const spec = `{"parameters":{"N":["1","2","3"]},"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true}}}`
 	r := newRig(t, func(c *Config) { c.Limits = dag.Limits{MaxTasks: 3} })
 	sub := r.plan(spec)
@@ -256,4 +257,65 @@ func TestLimitsHoldForWhatIsGenerated(t *testing.T) {
 			t.Errorf("run %d: %+v", id, recs)
 		}
 	}
+}
+
+// Publish, then answer: whoever is answered reads what it has written.
+func TestAnsweredCallerSeesTheChange(t *testing.T) {
+	g := &gate{where: "(*run).applyEffects", reached: make(chan struct{}), open: make(chan struct{})}
+	r := newRig(t, func(c *Config) { c.Clock = g })
+	id := r.submit(single)
+	r.fake.Begin(r.order(1))
+	r.awaitTasks(id, dag.TaskRunning, 1)
+	if _, err := r.node.View(t.Context(), id, 0, 1); err != nil { // all effects are carried out
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	paused := &messages.SetState{Run: id, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(id), paused)
+	within(t, "the pause", g.reached) // the effects are about to be carried out
+	if s, err := r.node.Summary(t.Context(), id); err != nil || s.State != dag.RunPaused || len(paused.Reply) > 0 {
+		t.Errorf("before the answer the run is %v, %v; %d answers", s.State, err, len(paused.Reply))
+	}
+	close(g.open)
+	if a := <-paused.Reply; a.Err != nil {
+		t.Error(a.Err)
+	}
+}
+
+// incCounter calls a function when it is incremented.
+type incCounter struct {
+	prometheus.Counter
+	inc func()
+}
+
+func (c incCounter) Inc() { c.inc() }
+
+// A submitted run is in the index before the caller gets its id.
+func TestSubmittedRunIsVisibleToItsCaller(t *testing.T) {
+	r := newRig(t)
+	r.store.Hold()
+	m := &messages.Create{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
+	counted := make(chan struct{})
+	metrics := r.node.env.metrics
+	metrics.submissions = incCounter{metrics.submissions, func() { // between the index and the answer
+		if r.node.env.index.Summary(m.Run) == nil {
+			t.Error("the submission is counted before the run is in the index")
+		}
+		if len(m.Reply) > 0 {
+			t.Error("the submission is counted after the caller has its id")
+		}
+		close(counted)
+	}}
+	r.node.env.root.Send(r.node.shard(m.Run), m)
+	r.store.WaitPending(1)
+	if r.node.env.index.Summary(m.Run) != nil {
+		t.Error("the run is in the index before it is durable")
+	}
+	r.store.Release()
+	if a := <-m.Reply; a.Err != nil || r.node.env.index.Summary(m.Run) == nil {
+		t.Errorf("%v, %v", a, r.node.env.index.Summary(m.Run))
+	}
+	<-counted
 }

@@ -108,9 +108,9 @@ func (s *loading) Load(id messages.RunID) (*persistence.Stored, error) {
 	return s.Store.Load(id)
 }
 
-// TestNothingIsGrantedBeforeAllHaveSaidWhatTheyHold: a run that loads slowly holds the
+// TestNoSlotIsGrantedBeforeRunsReportHeldSlots: a run that loads slowly holds the
 // whole machine; one that is back at once gets nothing until that is known.
-func TestNothingIsGrantedBeforeAllHaveSaidWhatTheyHold(t *testing.T) {
+func TestNoSlotIsGrantedBeforeRunsReportHeldSlots(t *testing.T) {
 	r, _ := durable(t)
 	slow := r.submit(wholeMachine)
 	k := r.order(1)
@@ -138,8 +138,8 @@ func TestNothingIsGrantedBeforeAllHaveSaidWhatTheyHold(t *testing.T) {
 	r.awaitState(quick, dag.RunCompleted)
 }
 
-// TestARunThatCannotBeLoadedHoldsNobodyUp: its attempts are left alone.
-func TestARunThatCannotBeLoadedHoldsNobodyUp(t *testing.T) {
+// TestUnloadableRunDoesNotDelayOthers: its attempts are left alone.
+func TestUnloadableRunDoesNotDelayOthers(t *testing.T) {
 	r, d := durable(t)
 	bad := r.submit(single)
 	k := r.order(1)
@@ -202,7 +202,7 @@ func TestPanicOfARunKeepsItsAttempts(t *testing.T) {
 	}
 }
 
-// TestEveryEndIsAcknowledged: once what it made durable is, and also when nobody asked.
+// TestEveryEndIsAcknowledged: an end is acknowledged once it is durable, also one that no actor waits for.
 func TestEveryEndIsAcknowledged(t *testing.T) {
 	var sink atomic.Pointer[executor.Sink]
 	d := executortest.NewDurable()
@@ -251,14 +251,14 @@ func TestEveryEndIsAcknowledged(t *testing.T) {
 	d.WaitAck(t, unknown)
 	say(b)
 	for d.AckCount(b) < 2 {
-		r.passed(id)
+		r.drainShard(id)
 	}
 	if a := r.attempts(id, "a"); len(a) != 2 || a[0].Result != messages.AttemptFailed {
 		t.Errorf("attempts: %+v", a)
 	}
 }
 
-// TestAStorageFailureLeavesAttemptsRunning: what could not be written is told again to
+// TestAStorageFailureLeavesAttemptsRunning: an end that could not be written is repeated to
 // the next server.
 func TestAStorageFailureLeavesAttemptsRunning(t *testing.T) {
 	r, d := durable(t)
@@ -276,8 +276,8 @@ func TestAStorageFailureLeavesAttemptsRunning(t *testing.T) {
 	if r.fake.Kills(other) != 0 || d.AckCount(first) != 0 {
 		t.Errorf("%d kills, %d acknowledgements", r.fake.Kills(other), d.AckCount(first))
 	}
-	r.fake.End(other, messages.AttemptSucceeded, 0) // nobody waits, and it must not be forgotten
-	r.passed(id)
+	r.fake.End(other, messages.AttemptSucceeded, 0) // no actor waits for it, and it must be acknowledged
+	r.drainShard(id)
 	if d.AckCount(other) != 0 {
 		t.Error("acknowledged, though the run has stopped")
 	}

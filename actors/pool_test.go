@@ -10,9 +10,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestCrewGathers: what is scheduled between gather and perform runs in perform, in order, with
+// TestCrewGathersMailboxes: what is scheduled between gather and perform runs in perform, in order, with
 // what that schedules; all else runs in the pool.
-func TestCrewGathers(t *testing.T) {
+func TestCrewGathersMailboxes(t *testing.T) {
 	p := newPool()
 	defer p.close()
 	c := crew{pool: p}
@@ -67,9 +67,9 @@ func TestCrewGathers(t *testing.T) {
 	}
 }
 
-// TestReportsComeTogether: however many reports come at once, each run gets one message, with
+// TestReportsAreDeliveredInBatches: however many reports come at once, each run gets one message, with
 // those of its tasks in order.
-func TestReportsComeTogether(t *testing.T) {
+func TestReportsAreDeliveredInBatches(t *testing.T) {
 	system := actor.NewActorSystem(actor.WithLoggerFactory(func(*actor.ActorSystem) *slog.Logger { return slog.New(slog.DiscardHandler) }))
 	defer system.Shutdown()
 	got := make(chan *reports, 10)
@@ -91,7 +91,7 @@ func TestReportsComeTogether(t *testing.T) {
 		list = append(list, executor.Report{Key: k, Kind: executor.Started})
 	}
 	list = append(list, executor.Report{Key: messages.AttemptKey{Run: 0, Task: 3, Attempt: 1}, Kind: executor.Finished})
-	list = append(list, executor.Report{Key: messages.AttemptKey{Run: 7}, Kind: executor.Started}) // which nobody waits for
+	list = append(list, executor.Report{Key: messages.AttemptKey{Run: 7}, Kind: executor.Started}) // without a recipient
 	a.sink(system.Root, "x")(list...)
 	for range runs {
 		m := <-got
@@ -128,17 +128,24 @@ func TestReportsComeTogether(t *testing.T) {
 	}
 }
 
-// TestAllotments: slots that runs get in turn are one allotment for each of them.
-func TestAllotments(t *testing.T) {
-	var list []allotment
-	for n := range 12 {
-		list = addAllotment(list, messages.RunID(n%3), 0, 1)
-		list = addAllotment(list, messages.RunID(n%3), 1, 1)
+// The pool's overflow: what is scheduled runs when all goroutines wait for something
+// and the queue is full.
+func TestFullPoolStartsGoroutines(t *testing.T) {
+	p := newPool()
+	gate, last := make(chan struct{}), make(chan struct{})
+	for range p.size {
+		p.Schedule(func() { <-gate })
 	}
-	list = addAllotment(list, 9, 0, 128)
-	list = addAllotment(list, 9, 0, 128)
-	want := []allotment{{0, 0, 4}, {0, 1, 4}, {1, 0, 4}, {1, 1, 4}, {2, 0, 4}, {2, 1, 4}, {9, 0, 128}, {9, 0, 128}}
-	if !slices.Equal(list, want) {
-		t.Errorf("%v, want %v", list, want)
-	}
+	scheduled := make(chan struct{})
+	go func() {
+		defer close(scheduled)
+		for range poolQueue + p.size {
+			p.Schedule(func() { <-gate })
+		}
+		p.Schedule(func() { close(last) })
+	}()
+	within(t, "scheduling", scheduled)
+	within(t, "what was scheduled last", last)
+	close(gate)
+	p.close()
 }

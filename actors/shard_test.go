@@ -16,6 +16,86 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// blocking is a request that keeps a shard busy until it is released.
+type blocking struct{ entered, release chan struct{} }
+
+func (b *blocking) Target() messages.RunID {
+	close(b.entered)
+	<-b.release
+	return 1 << 40
+}
+
+func (*blocking) Refuse(error) {}
+
+// A submission is in the store a little before its shard knows. A request for
+// the run in between must find it, and must not start a second actor.
+func TestRequestBeforeItsRunIsKnownToBeDurable(t *testing.T) {
+	for name, end := range map[string]dag.RunState{"kill": dag.RunKilled, "kill task": dag.RunKilled, "pause": dag.RunPaused} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
+			r.store.Hold()
+			submitted, asked := make(chan error, 1), make(chan error, 1)
+			go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(chain))) }()
+			r.store.WaitPending(1)
+			block := &blocking{make(chan struct{}), make(chan struct{})}
+			r.node.env.root.Send(r.node.shard(0), block)
+			<-block.entered
+			m := &messages.SetState{To: end, Reply: messages.NewReply[struct{}]()}
+			if name != "kill task" {
+				r.node.env.root.Send(r.node.shard(0), m) // before the news
+			}
+			r.store.Step(1)
+			r.store.Release()
+			if name == "kill task" {
+				go func() { asked <- r.node.KillTask(t.Context(), 0, "a") }()
+			} else {
+				go func() { asked <- (<-m.Reply).Err }()
+			}
+			close(block.release)
+			if err := <-submitted; err != nil {
+				t.Fatal(err)
+			}
+			if err := <-asked; err != nil {
+				t.Fatal(err)
+			}
+			r.awaitState(0, end)
+			if end == dag.RunPaused {
+				r.fake.SetScript(succeed)
+				for _, k := range r.fake.Live() {
+					r.fake.End(k, messages.AttemptSucceeded, 0)
+				}
+				if err := r.node.SetState(t.Context(), 0, dag.RunRunning); err != nil {
+					t.Fatal(err)
+				}
+				r.awaitState(0, dag.RunCompleted)
+			}
+			if n := len(r.fake.Orders()); n > 2 {
+				t.Errorf("%d orders for two tasks", n)
+			}
+		})
+	}
+}
+
+// A submission that could not be stored leaves nothing behind.
+func TestRequestForASubmissionThatFails(t *testing.T) {
+	r := newRig(t)
+	r.store.Hold()
+	submitted := make(chan error, 1)
+	go func() { submitted <- second(r.node.Submit(t.Context(), r.plan(chain))) }()
+	r.store.WaitPending(1)
+	m := &messages.SetState{To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
+	r.node.env.root.Send(r.node.shard(0), m)
+	r.drainShard(0)
+	r.store.Fail(errDisk)
+	if err := <-submitted; code(err) != messages.Unavailable {
+		t.Errorf("submit: %v", err)
+	}
+	if a := <-m.Reply; a.Err == nil {
+		t.Error("pause of what is not there")
+	}
+}
+
 // hasActor tells whether a run has the actor of its first life.
 func (r *rig) hasActor(id messages.RunID) bool {
 	_, ok := r.node.system.ProcessRegistry.GetLocal(fmt.Sprintf("node/shard-%d/run-%d", id%Shards, id))
@@ -24,7 +104,7 @@ func (r *rig) hasActor(id messages.RunID) bool {
 
 // A run that waits for its first slot has no actor; when its turn comes it runs as
 // it was submitted, whether its plan was kept or has to be loaded again.
-func TestWaitingRunsHaveNoActor(t *testing.T) {
+func TestQueuedRunsHaveNoActor(t *testing.T) {
 	r := newRig(t)
 	holder := r.submit(wholeMachine)
 	held := r.order(1)
@@ -61,7 +141,7 @@ func TestWaitingRunsHaveNoActor(t *testing.T) {
 }
 
 // What users ask of a run that waits is answered, and done.
-func TestRequestsOfWaitingRuns(t *testing.T) {
+func TestRequestsForQueuedRuns(t *testing.T) {
 	for _, kept := range []bool{true, false} {
 		t.Run(fmt.Sprint("plan kept: ", kept), func(t *testing.T) {
 			r := newRig(t)
@@ -107,9 +187,9 @@ func TestRequestsOfWaitingRuns(t *testing.T) {
 	}
 }
 
-// A PID is never given twice: who still has that of a former actor (an executor with
-// a report, the dispatcher with a grant) must not reach a later one by it.
-func TestNoNameIsGivenTwice(t *testing.T) {
+// A PID is never given twice: an executor with a report, or the dispatcher with a grant, may
+// still have the PID of a former actor, and must not reach a later one by it.
+func TestActorNamesAreUnique(t *testing.T) {
 	r := newRig(t)
 	var pids []string
 	note := func(pid *actor.PID) { pids = append(pids, pid.Id) }
@@ -123,8 +203,8 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 		note(actor.NewPID(pid.Address, pid.Id[:strings.LastIndexByte(pid.Id, '/')]))
 		r.fake.End(k, messages.AttemptFailed, 1)
 		r.awaitState(id, dag.RunErrored)
-		r.retired(id)
-		r.finishes(wholeMachine)
+		r.passivated(id)
+		r.runToCompletion(wholeMachine)
 		if n < 3 {
 			if err := r.node.SetState(t.Context(), id, dag.RunQueued); err != nil {
 				t.Fatal(err)
@@ -140,7 +220,7 @@ func TestNoNameIsGivenTwice(t *testing.T) {
 
 // A no-op that is granted while the node is being closed comes back unstarted. Its run
 // must not wait for its end.
-func TestNoopThatIsGivenBack(t *testing.T) {
+func TestNoopThatIsRevoked(t *testing.T) {
 	r := newRig(t)
 	if err := r.node.env.executors[scheduler.NoopExecutor].Close(); err != nil {
 		t.Fatal(err)
