@@ -116,7 +116,7 @@ func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) error {
 	return nil
 }
 
-// checkScope refuses a caller that has none of the scopes.
+// checkScope refuses a caller without any of the scopes.
 func checkScope(who *access.Caller, scope access.Scopes) error {
 	if who.Scopes&scope != 0 {
 		return nil
@@ -283,7 +283,7 @@ const (
 	loginPath    = "/login"
 	logoutPath   = "/logout"
 	formType     = "application/x-www-form-urlencoded"
-	maxLoginForm = 4 << 10 // bytes of a form, at most
+	maxLoginForm = 4 << 10 // bytes
 )
 
 // Logins of one address: loginBurst at once, then one per interval.
@@ -293,7 +293,8 @@ const (
 )
 
 const (
-	loginPolicy = "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+	loginPolicy = "default-src " + cspNone + "; form-action 'self'; frame-ancestors " + cspNone + "; base-uri " + cspNone
+	cspNone     = "'none'"
 	loginHead   = `<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Caravan</title></head><body><h1>Caravan</h1>`
 	loginFields = `<form method="post" action="/login" autocomplete="off"><label>Token <input type="password" name="token" required autofocus></label> <button>Log in</button></form>`
 	logoutField = `<form method="post" action="/logout"><button>Log out</button></form>`

@@ -9,7 +9,7 @@ import (
 
 // TestBackup: one at a time; one that fails breaks off; without any it is 404.
 func TestBackup(t *testing.T) {
-	refusedWith(t, serve(t, &fakeEngine{}).get("/v1/backup"), 404, "makes no backups")
+	refusedWith(t, serve(t, &fakeEngine{}).get("/v1/backup"), 404, "does not make backups")
 	begun, goOn := make(chan struct{}), make(chan error)
 	s := serve(t, &fakeEngine{}, func(c *Config) {
 		c.Backup = func(ctx context.Context, w io.Writer) error {
@@ -23,7 +23,7 @@ func TestBackup(t *testing.T) {
 	first := make(chan reply, 1)
 	go func() { first <- s.get("/v1/backup") }()
 	<-begun
-	refusedWith(t, s.get("/v1/backup"), 503, "one at a time")
+	refusedWith(t, s.get("/v1/backup"), 503, "another backup")
 	goOn <- nil
 	if r := <-first; r.status != 200 || len(r.body) != 100_000 {
 		t.Errorf("%d, %d bytes", r.status, len(r.body))
@@ -74,7 +74,7 @@ func TestNoPageMakesABrowserSaveABackup(t *testing.T) {
 		t.Errorf("only these are files: %v", bulk)
 	}
 	made = 0
-	refusedWith(t, s.do("GET", "/v1/backup", "", "Accept: text/html,application/xhtml+xml,*/*;q=0.8"), 403, "does not say which page")
+	refusedWith(t, s.do("GET", "/v1/backup", "", "Accept: text/html,application/xhtml+xml,*/*;q=0.8"), 403, "does not name the page")
 	if made != 0 {
 		t.Error("a backup was made")
 	}

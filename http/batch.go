@@ -24,13 +24,13 @@ import (
 const (
 	batchPath = "/v1/dagruns"
 	linesType = "application/x-ndjson"
-	// A line may begin with what some editors put in front of UTF-8.
+	// Some editors put a byte order mark at the start of a line of UTF-8.
 	byteOrderMark = "\xEF\xBB\xBF"
 )
 
-// submitBatch is POST /v1/dagruns: a spec per line, an answer per line in the same
-// order. Lines are submitted as they come, those that came together share what they
-// wait for; each is durable, or refused, when its answer is sent.
+// submitBatch is POST /v1/dagruns: a spec per line, and an answer per line in the same order.
+// Lines are submitted as they arrive. Lines that arrive together share their commits. Each line is
+// durable, or refused, when its answer is sent.
 func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	h := &ctx.Request.Header
 	key, err := idempotencyKey(h)
@@ -62,7 +62,7 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	case !more:
 		closeProducer(b)
 		if b.lines.readErr != io.EOF {
-			ctx.SetConnectionClose() // what follows was not read
+			ctx.SetConnectionClose() // the rest of the body was not read
 		}
 		if len(dst) == 0 {
 			return invalid("the body is empty: want a spec as JSON per line")
@@ -76,17 +76,17 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// maxRefusedLines is how many lines of a request may be refused: then nothing more is read.
-// A sound line costs its run; one that is refused costs an answer that may be longer
-// than the line, and compressed a few bits.
+// maxRefusedLines is how many lines of a request may be refused before reading stops. An accepted
+// line costs a run. A refused line only costs an answer, which may be longer than the line, and
+// the line takes a few bits when it is compressed.
 const maxRefusedLines = 10_000
 
-var errTooManyRefused = errors.New("too many lines are refused")
+var errTooManyRefused = errors.New("too many lines were refused")
 
-// lineLimit bounds a line, in bytes: lines are in memory as a whole.
+// lineLimit bounds a line, in bytes: a line is in memory as a whole.
 func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLineBytes) }
 
-// openBody begins to read the body. What is announced and short is read at once.
+// openBody begins to read the body. A short body with a known length is read at once.
 func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
 	stream, announced := bodyStream(ctx), ctx.Request.Header.ContentLength()
 	if stream == nil {
@@ -128,38 +128,38 @@ func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// batch produces the answers to the lines of a request, while these come.
+// batch produces the answers to the lines of a request while they arrive.
 type batch struct {
 	ctx          context.Context // of the engine's calls
 	s            *Server
-	key          string                                // of the request: with a line's number it is that line's
+	key          string                                // of the request; with the number of a line it is the line's key
 	coding       string                                // of the body
 	strict       bool                                  // warnings are errors
-	warnings     map[*messages.Submission]dag.Problems // of the lines at hand
+	warnings     map[*messages.Submission]dag.Problems // of the present lines
 	body         *bodyReader
 	lines        *lineReader
-	linesRead    int           // how many were read
-	linesRefused int           // how many of them were refused
-	lineBudget   budgetShare   // of the budget, for lines
-	windowBudget budgetShare   // and for what they are decompressed by
-	auditEntry   *access.Entry // for the audit log; nil = not kept
-	permit       *permit       // asked again before lines are submitted
+	linesRead    int           // in total
+	linesRefused int           // of linesRead
+	lineBudget   budgetShare   // for lines
+	windowBudget budgetShare   // for the decompression window
+	auditEntry   *access.Entry // nil = no audit log
+	permit       *permit       // checked again before lines are submitted
 }
 
-// next answers the lines that have come, waiting for one at least.
+// next answers the lines that have arrived. It waits for at least one.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	b.body.beginLine()
 	clear(b.warnings)
 	lines, err := b.lines.next()
-	if !b.permit.isValid() { // it may have taken long until these lines came
+	if !b.permit.isValid() { // the wait for these lines may have been long
 		if b.linesRead > 0 {
 			return dst, true, errStreamBroken
 		}
-		return dst, true, &refusal{fasthttp.StatusUnauthorized, "the token is no longer one of this server's"}
+		return dst, true, &refusal{fasthttp.StatusUnauthorized, "the token is no longer in this server's token file"}
 	}
 	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))
-	subs, at := make([]*messages.Submission, 0, len(lines)), make([]int, 0, len(lines)) // those that are sound; where in lines
+	subs, at := make([]*messages.Submission, 0, len(lines)), make([]int, 0, len(lines)) // the valid ones, and their places in lines
 	now := time.Now().UnixNano()
 	for i, line := range lines {
 		b.linesRead++
@@ -189,14 +189,14 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		dst = append(dst, '\n')
 	}
 	if (err != nil && err != io.EOF || b.linesRefused >= maxRefusedLines) && b.body.conn != nil {
-		b.body.conn.drainOnClose = true // the client is still sending, and has to see the answers
+		b.body.conn.drainOnClose = true // the client is still sending, and must get the answers
 	}
 	full := errors.Is(err, errBudgetSpent) || errors.Is(err, errClientBudgetSpent)
 	switch {
 	case err == nil && b.linesRefused >= maxRefusedLines:
 		b.lines.readErr = errTooManyRefused
 		dst = appendProblem(dst, problem{status: fasthttp.StatusBadRequest,
-			detail: strconv.Itoa(b.linesRefused) + " lines were refused: what is behind line " + strconv.Itoa(b.linesRead) + " is not read"})
+			detail: strconv.Itoa(b.linesRefused) + " lines were refused: the lines after line " + strconv.Itoa(b.linesRead) + " are not read"})
 		return append(dst, '\n'), false, nil
 	case err == nil:
 		return dst, true, nil
@@ -204,24 +204,24 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		return dst, true, b.s.overBudget(err)
 	case full:
 		p := b.s.overBudget(err)
-		dst = appendProblem(dst, problem{status: p.status, detail: "line " + strconv.Itoa(b.linesRead+1) + ": " + p.detail + "; it and what is behind it is not read"})
+		dst = appendProblem(dst, problem{status: p.status, detail: "line " + strconv.Itoa(b.linesRead+1) + ": " + p.detail + "; reading stops before it"})
 		return append(dst, '\n'), false, nil
 	case err == io.EOF:
 		return dst, false, nil
 	case errors.Is(err, errLongLine):
 		dst = appendProblem(dst, problem{status: fasthttp.StatusRequestEntityTooLarge,
-			detail: "line " + strconv.Itoa(b.linesRead+1) + " is too long: at most " + strconv.FormatInt(b.s.lineLimit(), 10) + " bytes; it and what is behind it is not read"})
+			detail: "line " + strconv.Itoa(b.linesRead+1) + " is too long: at most " + strconv.FormatInt(b.s.lineLimit(), 10) + " bytes; reading stops before it"})
 		return append(dst, '\n'), false, nil
 	case len(lines) > 0:
-		b.lines.readErr = err // behind the answers
+		b.lines.readErr = err // after the answers
 		return dst, true, nil
 	default:
 		return dst, true, b.readError(err)
 	}
 }
 
-// readError is why a body could not be read to its end. A stream of answers can only
-// break off then.
+// readError returns why a body could not be read completely. After the first answer, the stream
+// can only break off.
 func (b *batch) readError(err error) error {
 	if b.linesRead > 0 {
 		return errStreamBroken
@@ -230,13 +230,13 @@ func (b *batch) readError(err error) error {
 		return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 	}
 	if b.body.err == nil {
-		return invalid("the body is no " + b.coding + ": " + err.Error())
+		return invalid("the body is not valid " + b.coding + ": " + err.Error())
 	}
 	p := readProblem(err)
 	return &refusal{p.status, p.detail}
 }
 
-// parseLine makes one of a line. The line is the engine's from here on.
+// parseLine makes a submission of a line. The engine owns the line from here on.
 func (b *batch) parseLine(sub *messages.Submission, line []byte) error {
 	doc, key := bytes.TrimRight(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
 	if len(doc) == 0 {
@@ -278,7 +278,7 @@ func (b *batch) Close() error {
 	return nil
 }
 
-// isWrappedLine tells whether a line is {"idempotencyKey": …, "spec": …}: a spec has no
+// isWrappedLine tells whether a line is {"idempotencyKey": …, "spec": …}. A spec does not have
 // such members.
 func isWrappedLine(line []byte) bool {
 	const space = " \t\r\n"
@@ -287,11 +287,11 @@ func isWrappedLine(line []byte) bool {
 	return ok && (bytes.HasPrefix(rest, []byte(`"idempotencyKey"`)) || bytes.HasPrefix(rest, []byte(`"spec"`)))
 }
 
-// unwrapLine takes a wrapped line apart.
+// unwrapLine returns the two members of a wrapped line.
 func unwrapLine(line []byte) (doc []byte, key string, err error) {
 	d := jsontext.NewDecoder(bytes.NewReader(line))
 	bad := func(err error) ([]byte, string, error) {
-		return nil, "", invalid("the line is no object of idempotencyKey and spec: " + err.Error())
+		return nil, "", invalid("the line is not an object of idempotencyKey and spec: " + err.Error())
 	}
 	if _, err := d.ReadToken(); err != nil {
 		return bad(err)
@@ -314,21 +314,21 @@ func unwrapLine(line []byte) (doc []byte, key string, err error) {
 			case err != nil:
 				return bad(err)
 			case value.Kind() != '"':
-				return nil, "", invalid("idempotencyKey: want a string")
+				return nil, "", invalid("idempotencyKey: must be a string")
 			}
 			key = value.String()
 			if err := checkIdempotencyKey("idempotencyKey", key); err != nil {
 				return nil, "", err
 			}
 		default:
-			return nil, "", invalid("unknown member " + quoteInput(member) + " beside idempotencyKey and spec")
+			return nil, "", invalid("unknown member " + quoteInput(member) + ": the members are idempotencyKey and spec")
 		}
 	}
 	if _, err := d.ReadToken(); err != nil {
 		return bad(err)
 	}
 	if _, err := d.ReadToken(); err != io.EOF {
-		return bad(errors.Join(err, errors.New("something follows it")))
+		return bad(errors.Join(err, errors.New("text follows the object")))
 	}
 	if doc == nil {
 		return nil, "", invalid("spec is missing")
@@ -337,28 +337,28 @@ func unwrapLine(line []byte) (doc []byte, key string, err error) {
 }
 
 const (
-	lineBuffer     = 64 << 10 // what is read at a time, of lines that are short
-	maxLinesAtOnce = 1024     // that are handed out at a time
+	lineBuffer     = 64 << 10 // read at a time while lines are short
+	maxLinesAtOnce = 1024     // returned at a time
 )
 
 // errLongLine: a line is longer than the limit.
-var errLongLine = errors.New("line is too long")
+var errLongLine = errors.New("the line is too long")
 
-// lineReader cuts what it reads into lines, and hands them out as they come.
+// lineReader splits what it reads into lines, and returns them as they arrive.
 type lineReader struct {
 	source    io.Reader
 	close     func()
-	limit     int64               // bytes of a line
-	wholeBody int                 // length of the body when that is to be read at once, before anything is handed out
-	reserve   func(n int64) error // asked before so many bytes are held, or why they may not be
+	limit     int64               // of a line, in bytes
+	wholeBody int                 // length of the body if it is read at once, before the first line is returned; else 0
+	reserve   func(n int64) error // reserves memory for n bytes, or returns why that is refused
 	unread    []byte
-	readErr   error // comes behind rest
+	readErr   error // comes after unread
 }
 
-// next returns lines, without their ends: those that have come, at least one, and
-// at most maxLines. The caller owns them. With the last of them io.EOF comes.
+// next returns the lines that have arrived, without their ends: at least one, and at most
+// maxLinesAtOnce. The caller owns them. io.EOF comes with the last of them.
 func (l *lineReader) next() (lines [][]byte, err error) {
-	searched := 0 // of rest: holds no end of a line
+	searched := 0 // bytes of unread without the end of a line
 	for {
 		for len(lines) < maxLinesAtOnce {
 			i := bytes.IndexByte(l.unread[searched:], '\n')
@@ -391,8 +391,7 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 	}
 }
 
-// fill reads some more into memory of its own: lines that were handed out are not
-// this reader's any more.
+// fill reads some more into new memory: the caller owns the memory of lines that were returned.
 func (l *lineReader) fill() {
 	if l.wholeBody > 0 {
 		if err := l.reserve(memoryPerByte * int64(l.wholeBody)); err != nil {
@@ -413,7 +412,7 @@ func (l *lineReader) fill() {
 		}
 		size := max(2*len(l.unread), lineBuffer)
 		if most := l.limit + lineBuffer; int64(size)+lineBuffer >= l.limit && int64(len(l.unread)) < l.limit {
-			size = int(most) // all that a line may have: it is refused before it grows again
+			size = int(most) // the longest line fits: a longer one is refused before this grows again
 		}
 		l.unread = append(make([]byte, 0, size), l.unread...)
 	}
@@ -421,24 +420,23 @@ func (l *lineReader) fill() {
 	l.unread, l.readErr = l.unread[:len(l.unread)+n], err
 }
 
-// bodyReader reads a body for as long as some of it comes, each read under a
-// deadline of its own. At shutdown it gives up.
+// bodyReader reads a body as long as some of it arrives. Each read has its own deadline. Reading
+// ends at shutdown.
 type bodyReader struct {
 	source         io.Reader
 	conn           *conn
 	timeout        time.Duration
 	serviceContext context.Context
 	stop           func()
-	unreadBytes    int   // announced and not read; negative when it comes in chunks
-	err            error // that reading ended with, but io.EOF
+	unreadBytes    int   // announced and not read; negative for a chunked body
+	err            error // the error that ended reading, except io.EOF
 
-	// Of the line that is coming: one that comes in drops must not take its memory for
-	// ever.
-	lineBegan time.Time // when its first bytes came; zero before
-	lineBytes int       // bytes since then
+	// The present line: a line that arrives in tiny parts must not hold its memory for ever.
+	lineBegan time.Time // when its first bytes arrived; zero before
+	lineBytes int       // bytes since lineBegan
 
 	mu      sync.Mutex // of the connection's deadline, and of
-	revoked bool       // nothing more may be read
+	revoked bool       // reading has ended for good
 }
 
 func (p *bodyReader) Read(b []byte) (int, error) {
@@ -482,10 +480,10 @@ func (p *bodyReader) renewDeadline() error {
 	return p.conn.SetReadDeadline(deadline)
 }
 
-// beginLine is called when a line is whole: the next one has all its time.
+// beginLine is called after a complete line: the next line has the full time.
 func (p *bodyReader) beginLine() { p.lineBegan, p.lineBytes = time.Time{}, 0 }
 
-// revoke ends reading for good: the caller's token or session has gone.
+// revoke ends reading for good: the caller's token or session is no longer valid.
 func (p *bodyReader) revoke() {
 	p.mu.Lock()
 	p.revoked = true
@@ -500,8 +498,8 @@ func (p *bodyReader) interrupt() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_ = p.conn.SetReadDeadline(time.Unix(1, 0)) // of a connection that is closed it fails
+	_ = p.conn.SetReadDeadline(time.Unix(1, 0)) // an error means that the connection is closed
 }
 
-// Close lets go of the server; the body stays the request's.
+// Close ends the reader. The body still belongs to the request.
 func (p *bodyReader) Close() { p.stop() }

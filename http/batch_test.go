@@ -51,8 +51,8 @@ func TestBatch(t *testing.T) {
 		`{"runID":0}`, `"status":400`, "the line is empty", `{"runID":1}`, `"pointer":"/tasks/a/job/commandString"`,
 		`{"runID":2}`, `{"runID":3}`,
 		`{"runID":3}`, `"status":422`,
-		"spec is missing", `unknown member \"more\"`, "tasks is missing", "idempotencyKey: want a string", "want visible ASCII only",
-		"something follows", `"status":400`, `"status":400`, `"status":400`, `{"runID":4}`,
+		"spec is missing", `unknown member \"more\"`, "tasks is missing", "idempotencyKey: must be a string", "must be visible ASCII characters",
+		"text follows", `"status":400`, `"status":400`, `"status":400`, `{"runID":4}`,
 	}
 	if len(got) != len(want) {
 		t.Fatalf("%d answers, want %d: %q", len(got), len(want), got)
@@ -96,8 +96,8 @@ func TestBatchIsRefused(t *testing.T) {
 	refusedWith(t, s.do("POST", batchPath, "", asLines), 400, "the body is empty")
 	refusedWith(t, s.do("POST", batchPath, specOf("x")), 415, "send application/x-ndjson")
 	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: br"), 415, `"br"`)
-	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: gzip"), 400, "the body is no gzip")
-	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: zstd"), 400, "the body is no zstd")
+	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: gzip"), 400, "the body is not valid gzip")
+	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Content-Encoding: zstd"), 400, "the body is not valid zstd")
 	refusedWith(t, s.do("POST", batchPath, specOf("x"), asLines, "Idempotency-Key: a b"), 400, "Idempotency-Key")
 	refusedWith(t, s.do("DELETE", batchPath, ""), 405, "is not allowed")
 	e.ready = errors.New("starting")

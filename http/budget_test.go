@@ -126,7 +126,7 @@ func TestBytesOfOneClient(t *testing.T) {
 	}
 	for _, header := range []string{"Content-Type: application/json", "Content-Type: " + linesType} {
 		target := map[bool]string{true: batchPath, false: "/v1/dagrun"}[strings.Contains(header, linesType)]
-		refusedWith(t, s.do("POST", target, big, header), 429, "of this client's requests")
+		refusedWith(t, s.do("POST", target, big, header), 429, "requests of this client")
 	}
 	post := "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(big)) + "\r\n\r\n" + big
 	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
@@ -162,7 +162,7 @@ func TestRefusedLinesAreBounded(t *testing.T) {
 	if r.status != 200 || r.err != nil || len(answers) < maxRefusedLines || len(answers) > maxRefusedLines+maxLinesAtOnce {
 		t.Errorf("status %d, %d answers, %v", r.status, len(answers), r.err)
 	}
-	if last := answers[len(answers)-1]; !strings.Contains(last, "is not read") || !strings.Contains(last, strconv.Itoa(len(answers)-1)+" lines were refused") {
+	if last := answers[len(answers)-1]; !strings.Contains(last, "are not read") || !strings.Contains(last, strconv.Itoa(len(answers)-1)+" lines were refused") {
 		t.Errorf("the last answer: %s", last)
 	}
 }

@@ -17,11 +17,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// A request that waits holds a connection and little else, but it may do so for a
-// minute or for ever: a long poll, a stream of events, a log that is followed, a long
-// document whose turn has not come. So such requests are bounded, in all and for each
-// client, below the bounds of connections, which leaves some for everybody else; and
-// the place of a client that leaves is free at once.
+// A request that waits holds a connection and little else, but it may do so for a minute or
+// without end: a long poll, a stream of events, a log that is followed, a long document that waits
+// for its turn. Such requests are bounded, in total and for each client. The bounds are lower than
+// those of connections, so that other requests are still served. The place of a client that leaves
+// is free at once.
 
 // waitSet counts the requests that wait.
 type waitSet struct {
@@ -33,15 +33,16 @@ type waitSet struct {
 const (
 	tooManyWaits         = "too many requests wait"
 	tooManyWaitsOfClient = "too many requests of this client wait"
-	cannotWait           = "the request cannot wait: nothing would show that its client leaves"
+	cannotWait           = "the request cannot wait: the server could not detect that its client leaves"
 )
 
-// maxWaits is how many of so many connections may wait.
+// maxWaits returns how many requests may wait on the given number of connections.
 func maxWaits(conns int) int { return max(1, conns-conns/4) }
 
-// beginWait takes a place for a request that is about to wait. The context ends when the
-// client leaves (closing only its sending side counts as leaving), when its token or
-// session goes, or when the server begins to shut down. Call end when the wait is over; more than once does no harm.
+// beginWait takes a place for a request that is about to wait. The context ends when the client
+// leaves (closing only its sending side counts as leaving), when its token or session is no longer
+// valid, or when the server begins to shut down. Call end when the wait is over, once or
+// more often.
 func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end func(), err error) {
 	c := connOf(ctx)
 	var who clientKey
@@ -61,7 +62,7 @@ func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end
 	}
 	w.mu.Unlock()
 	if err != nil {
-		ctx.SetConnectionClose() // its place is needed
+		ctx.SetConnectionClose() // another client needs the connection
 		s.metrics.waitsRefused.Inc()
 		return nil, nil, err
 	}
@@ -117,7 +118,7 @@ type requestContext struct {
 	context.Context
 	conn      *conn
 	cancel    context.CancelCauseFunc
-	principal messages.Principal // of the present request
+	principal messages.Principal // of the current request
 }
 
 // Causes of the end of a requestContext.
@@ -145,8 +146,8 @@ func (r *requestContext) Value(key any) any {
 	return r.Context.Value(key)
 }
 
-// Done is called when the engine is about to wait. It notes when that was, so that the client
-// of a long wait is watched.
+// Done is called when the engine is about to wait. It records the time, so that the client of a
+// long wait is watched.
 func (r *requestContext) Done() <-chan struct{} {
 	if c := r.conn; c != nil && c.waitingSince.Load() != isStreaming {
 		c.waitingSince.Store(c.s.ticks.Load())
@@ -154,8 +155,8 @@ func (r *requestContext) Done() <-chan struct{} {
 	return r.Context.Done()
 }
 
-// contextOf returns the context of the engine's calls for a request. Neither the context nor
-// what it holds may be kept when the request is answered.
+// contextOf returns the context of the engine's calls for a request. Neither the context nor its
+// values may be kept after the request is answered.
 func contextOf(ctx *fasthttp.RequestCtx) context.Context {
 	if c := connOf(ctx); c != nil {
 		return c.request.Load()
@@ -163,15 +164,15 @@ func contextOf(ctx *fasthttp.RequestCtx) context.Context {
 	return context.Background()
 }
 
-// setPrincipal notes on whose behalf the request's calls of the engine are made.
+// setPrincipal sets the principal of the request's calls of the engine.
 func setPrincipal(ctx *fasthttp.RequestCtx, p *messages.Principal) {
 	if c := connOf(ctx); c != nil {
 		c.request.Load().principal = *p
 	}
 }
 
-// beginRequest readies the connection's context for the next request. A client that closed
-// only its sending side may have sent further requests before.
+// beginRequest prepares the connection's context for the next request. A client that closed only
+// its sending side may have sent further requests before.
 func (c *conn) beginRequest() {
 	c.waitingSince.Store(notWaiting)
 	r := c.request.Load()
@@ -182,20 +183,20 @@ func (c *conn) beginRequest() {
 	r.principal = messages.Principal{Address: c.address, UID: c.uid}
 }
 
-// Values of conn.waitingSince that are not a time.
+// Values of conn.waitingSince that are not ticks.
 const (
 	notWaiting  = -1 // the request does not wait in the engine
 	isStreaming = -2 // the answer has begun: a failed write shows that the client has left
 )
 
-// clientWatch says whether the server's peerWatch has the connection.
+// clientWatch is the registration of a connection with the server's clientWatcher.
 type clientWatch struct {
 	mu   sync.Mutex
-	stop func() // nil: it has not
+	stop func() // nil: not registered
 }
 
-// watchClient has the connection's context end when the client leaves. Closing only its
-// sending side counts as leaving. The watch lasts until unwatchClient.
+// watchClient has the connection's context end when the client leaves. Closing only its sending
+// side counts as leaving. The watch lasts until unwatchClient.
 func (c *conn) watchClient() error {
 	peers := c.s.clientWatcher.Load()
 	if peers == nil {
@@ -229,26 +230,26 @@ func (c *conn) unwatchClient() {
 	c.watched.Store(false)
 }
 
-// clientWatcher notices when clients close their side while their requests wait: nothing is
-// written then, so nothing else would show it. One goroutine watches them all through
-// an epoll of its own. A connection is in it only while its request waits.
+// clientWatcher detects that clients close their side while their requests wait. The server does
+// not write then, so a failed write cannot show it. One goroutine watches all of them through its
+// own epoll instance. A connection is registered only while its request waits.
 type clientWatcher struct {
 	file    *os.File
 	rawFile syscall.RawConn
 	done    chan struct{} // closed when the goroutine has returned
 
 	mu        sync.Mutex
-	lastToken uint64            // token that was given out
-	callbacks map[uint64]func() // what to call, by token
+	lastToken uint64            // the last token that was assigned
+	callbacks map[uint64]func() // by token
 }
 
-// newClientWatcher starts a watch. Close it.
+// newClientWatcher starts a watcher. The caller closes it.
 func newClientWatcher() (*clientWatcher, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // so that the runtime polls it
+	if err := unix.SetNonblock(fd, true); err != nil { // so that the Go runtime polls it
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
@@ -261,10 +262,10 @@ func newClientWatcher() (*clientWatcher, error) {
 	return w, nil
 }
 
-// watch calls left, once, when the client at the other end of nc closes the connection
-// or its side of it. Stop ends that; left may be under way then. A connection without a
-// socket is not watched. An error means that the socket cannot be watched: it is closed,
-// or the kernel has no room for another watch.
+// watch calls left, once, when the client at the other end of nc closes the connection or its side
+// of it. stop ends the watch; a call of left may still be running then. A connection without a
+// socket is not watched. An error means that the socket cannot be watched: it is closed, or the
+// kernel cannot register more.
 func (w *clientWatcher) watch(nc net.Conn, left func()) (stop func(), err error) {
 	w.mu.Lock()
 	w.lastToken++
@@ -288,14 +289,14 @@ func (w *clientWatcher) watch(nc net.Conn, left func()) (stop func(), err error)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	return func() {
-		// The socket is still open, or the kernel has taken it out by itself: its
-		// number cannot be another one's here.
+		// The socket is still open, or the kernel has removed it already: its number cannot belong
+		// to another socket here.
 		_ = withSocket(nc, func(fd int) error { return w.changeEpoll(unix.EPOLL_CTL_DEL, fd, nil) })
 		forget()
 	}, nil
 }
 
-// changeEpoll changes what is watched.
+// changeEpoll registers or removes a socket.
 func (w *clientWatcher) changeEpoll(op, socket int, event *unix.EpollEvent) error {
 	var err error
 	return cmp.Or(w.rawFile.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), op, socket, event) }), err)
@@ -332,7 +333,7 @@ func (w *clientWatcher) Close() {
 	<-w.done
 }
 
-// watchClients begins to notice clients that leave.
+// watchClients starts the server's clientWatcher.
 func (s *Server) watchClients() {
 	w, err := newClientWatcher()
 	if err != nil {
@@ -367,8 +368,8 @@ func (s *Server) watchLongCalls(stop <-chan struct{}) {
 	}
 }
 
-// waitingSince returns the connections whose requests have waited in the engine since a tick
-// before the given one.
+// waitingSince returns the connections whose requests have waited in the engine since before the
+// given tick.
 func (cs *connSet) waitingSince(tick int64) (waiting []*conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()

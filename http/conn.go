@@ -13,24 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is a client's connection. It renews its write deadline as it writes, so
-// that an answer may take as long as it likes while a stalled client is cut off.
+// conn is a client's connection. It renews its write deadline while it writes: an answer may take
+// any time, but a client that stops reading is cut off.
 type conn struct {
 	net.Conn
 	s             *Server
 	client        clientKey
 	state         atomic.Int32 // fasthttp.ConnState
-	stateSince    atomic.Int64 // when it became so; ns since the server's epoch
+	stateSince    atomic.Int64 // when state changed; ns since Server.startedAt
 	use           atomic.Int32 // unused, occupied or evicted
 	closed        atomic.Bool
-	refusal       connRefusal // accepted beyond a limit: to be told so
+	refusal       connRefusal // not notRefused: accepted beyond a limit
 	drainOnClose  bool        // the client may still be sending: see Close
-	deadlineSetAt time.Time   // of the write deadline; only the writer uses it
+	deadlineSetAt time.Time   // the write deadline; only the writer uses it
 	chunks        chunkMeter
 
 	entrance *Entrance
-	belowTLS net.Conn // under TLS; nil without it
-	uid      int      // of the process at the other end of a unix socket, else -1
+	belowTLS net.Conn // the connection under TLS; nil without TLS
+	uid      int      // user at the other end of a unix socket; -1 = unknown
 	address  string   // of the client, for logs: HOST:PORT or "unix"
 
 	request      atomic.Pointer[requestContext]
@@ -39,17 +39,16 @@ type conn struct {
 	watch        clientWatch
 }
 
-// What a connection is used for. A request occupies its connection until it is answered.
-// An unused connection may be evicted: closed in favour of others. Both begin with a
-// compare-and-swap from unused, so that a request never runs on an evicted connection:
-// nothing would tell it that its client is gone.
+// Uses of a connection. A request occupies its connection until it is answered. An unused
+// connection may be evicted: closed in favour of others. Both begin with a compare-and-swap from
+// unused, so a request never runs on an evicted connection.
 const (
 	unused int32 = iota
 	occupied
 	evicted
 )
 
-// occupy is called when a request begins; it is false when the connection was evicted.
+// occupy is called when a request begins. It returns false when the connection was evicted.
 func (c *conn) occupy() bool {
 	return c.use.CompareAndSwap(unused, occupied) || c.use.Load() == occupied
 }
@@ -61,13 +60,14 @@ func (c *conn) vacate() {
 	c.use.CompareAndSwap(occupied, unused)
 }
 
-// evict takes the connection from its client; it is false when a request occupies it.
+// evict takes the connection from its client. It returns false when a request occupies it.
 func (c *conn) evict() bool { return c.use.CompareAndSwap(unused, evicted) }
 
-// writePiece is written under one deadline: a slow client gets on, a dead one does not.
+// writePiece is the number of bytes written under one deadline: a slow client gets along with
+// that, a dead one does not.
 const writePiece = 64 << 10
 
-// Write is for the connection's own goroutine.
+// Write is called by the connection's own goroutine only.
 func (c *conn) Write(p []byte) (int, error) {
 	n := 0
 	for {
@@ -87,12 +87,12 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-// drainTime is how long a connection is read on before it is closed; see Close.
+// drainTime is how long a connection is read from before it is closed; see Close.
 const drainTime = time.Second
 
-// Close closes. After a request that was refused before it was read, it first
-// reads on for a while, however much comes: closing before the client has sent it all
-// would reset the connection, and the client might never see why.
+// Close closes the connection. After a request that was refused before it was read, it first reads
+// on for drainTime. Closing while the client is still sending would reset the connection, and the
+// client might not receive the answer.
 func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
@@ -110,19 +110,19 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// trackState notes what fasthttp says of a connection.
+// trackState records the state of a connection that fasthttp reports.
 func trackState(nc net.Conn, state fasthttp.ConnState) {
 	if c, ok := nc.(*conn); ok {
 		c.state.Store(int32(state))
 		if state == fasthttp.StateIdle {
-			c.chunks.active = false // what comes is the next request
+			c.chunks.active = false // the next request begins
 			c.stateSince.Store(int64(time.Since(c.s.startedAt)))
 			c.vacate()
 		}
 	}
 }
 
-// connOf is the connection of a request, nil when it did not come from Serve.
+// connOf returns the connection of a request; nil when the request did not come from Serve.
 func connOf(ctx *fasthttp.RequestCtx) *conn {
 	c, _ := ctx.Conn().(*conn)
 	return c
@@ -135,33 +135,33 @@ func (c *conn) resetOnClose() {
 	})
 }
 
-// A body in chunks costs more than its content: a length and an extension for each chunk,
-// and a trailer. fasthttp passes over extensions however long they are, within one Read of
-// the body. So the bytes that come from the connection are counted, too.
+// A chunked body takes more bytes than its content: a length and possibly an extension for each
+// chunk, and a trailer. fasthttp skips extensions of any length within one Read of the body. So
+// the bytes that arrive from the connection are counted as well.
 
 const (
-	// maxFraming is how many bytes beside its content a chunked body may have, and
-	// framingRate how many more for each byte of content: chunks of one byte cost five.
-	maxFraming     = maxDrainedBody + 64<<10 // fasthttp drains longUnread of a body that nobody wants
+	// maxFraming is how many bytes a chunked body may have in addition to its content, and
+	// framingPerByte how many more for each byte of content: a chunk of one byte takes five more.
+	maxFraming     = maxDrainedBody + 64<<10 // fasthttp drains maxDrainedBody of a body that the handler did not read
 	framingPerByte = 16
-	// maxExtension is how many bytes may come within one Read of the body, beside what is
+	// maxExtension is how many bytes may arrive within one Read of the body in addition to what is
 	// read: fasthttp's buffer, and an extension.
 	maxExtension = 2 * maxHeader
 )
 
-// errFraming: a chunked body is more framing than content.
+// errFraming: the framing of a chunked body is longer than allowed.
 var errFraming = errors.New("the chunks of the body have extensions that are too long")
 
-// chunkMeter counts what a chunked body takes. It is for the connection's goroutine.
+// chunkMeter counts the bytes of a chunked body. Only the connection's goroutine uses it.
 type chunkMeter struct {
 	active       bool
-	exceeded     bool  // a limit was passed
-	wireBytes    int64 // bytes that came from the connection
-	contentBytes int64 // of them, bytes that the body's reader was given
-	wireLimit    int64 // of wire, until the present Read of the body has ended
+	exceeded     bool  // a limit was exceeded
+	wireBytes    int64 // bytes that arrived from the connection
+	contentBytes int64 // bytes that the reader of the body got
+	wireLimit    int64 // wireBytes may not exceed it before the present Read of the body ends
 }
 
-// start begins to count, where the body is in chunks.
+// start begins to count if the body is chunked.
 func (m *chunkMeter) start(h *fasthttp.RequestHeader) {
 	*m = chunkMeter{active: h.ContentLength() == -1, wireLimit: maxFraming}
 }
@@ -174,7 +174,7 @@ func (m *chunkMeter) withinLimits() bool {
 	return !m.exceeded
 }
 
-// Read is for the connection's own goroutine.
+// Read is called by the connection's own goroutine only.
 func (c *conn) Read(p []byte) (int, error) {
 	if !c.chunks.active {
 		return c.Conn.Read(p)
@@ -187,7 +187,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// bodyStream is the body of a request as it comes; nil when fasthttp has read it already.
+// bodyStream returns the body of a request as a stream; nil when fasthttp has read it already.
 func bodyStream(ctx *fasthttp.RequestCtx) io.Reader {
 	stream := ctx.RequestBodyStream()
 	if c := connOf(ctx); stream != nil && c != nil && c.chunks.active {
@@ -196,7 +196,7 @@ func bodyStream(ctx *fasthttp.RequestCtx) io.Reader {
 	return stream
 }
 
-// chunkReader reads a body in chunks.
+// chunkReader reads a chunked body.
 type chunkReader struct {
 	stream io.Reader
 	meter  *chunkMeter
@@ -208,22 +208,22 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 	m.wireLimit = m.wireBytes + int64(len(p)) + maxExtension
 	n, err := r.stream.Read(p)
 	m.contentBytes += int64(n)
-	m.wireLimit = m.wireBytes + maxFraming // for what fasthttp drains
+	m.wireLimit = m.wireBytes + maxFraming // fasthttp may drain the rest
 	if m.exceeded && err != nil && err != io.EOF {
-		err = errFraming // fasthttp does not say why
+		err = errFraming // fasthttp does not return it
 	}
 	return n, err
 }
 
-// clientKey is who a connection is counted for: an IPv4 address, the /64 network of an
-// IPv6 address, or the user at the other end of a Unix socket. The zero value is
-// everybody who cannot be told apart.
+// clientKey identifies a client for limits: an IPv4 address, the /64 network of an IPv6 address,
+// or the user at the other end of a unix socket. The zero value is shared by all clients that
+// cannot be told apart.
 type clientKey struct {
 	addr netip.Addr
-	uid  uint32 // plus one; of a Unix socket
+	uid  uint32 // of a unix socket, plus one
 }
 
-// clientKeyOf tells who is at the other end.
+// clientKeyOf returns the key of the client at the other end.
 func clientKeyOf(nc net.Conn) clientKey {
 	switch a := nc.RemoteAddr().(type) {
 	case *net.TCPAddr:
@@ -248,12 +248,12 @@ func clientKeyOf(nc net.Conn) clientKey {
 	return clientKey{}
 }
 
-// errNoSocket: a connection is not one of the kernel's.
+// errNoSocket: a connection is not a socket of the kernel.
 var errNoSocket = errors.New("the connection has no socket")
 
-// withSocket calls f with the descriptor of a connection's socket, below TLS and
-// other layers; the socket stays open meanwhile. It returns f's error, or why f was not
-// called: errNoSocket, or the socket is closed.
+// withSocket calls f with the descriptor of a connection's socket, below TLS and other layers. The
+// socket stays open during the call. It returns f's error, or why f was not called: errNoSocket,
+// or the socket is closed.
 func withSocket(nc net.Conn, f func(fd int) error) error {
 	for {
 		below, ok := nc.(interface{ NetConn() net.Conn })

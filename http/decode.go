@@ -3,6 +3,7 @@ package http
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -12,51 +13,24 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// pathParameter is a path parameter, unescaped exactly once: the router hands out the
-// segment as the client wrote it. The string is valid while the request is.
+// pathParameter returns a path parameter, unescaped exactly once: the router passes the segment as
+// the client wrote it. The string is valid as long as the request.
 func pathParameter(ctx *fasthttp.RequestCtx, name string) (string, error) {
 	raw, _ := ctx.UserValue(name).(string)
 	return unescape(raw)
 }
 
-// unescape decodes %XX. A plus sign is a plus sign, an escaped slash a slash.
+// unescape decodes %XX. A plus sign stays a plus sign, and an escaped slash becomes a slash.
 func unescape(raw string) (string, error) {
-	first := strings.IndexByte(raw, '%')
-	if first < 0 {
-		return raw, nil
+	text, err := url.PathUnescape(raw)
+	if err != nil {
+		return "", invalid("invalid escape in " + quoteInput(raw))
 	}
-	out := append(make([]byte, 0, len(raw)), raw[:first]...)
-	for i := first; i < len(raw); i++ {
-		if raw[i] != '%' {
-			out = append(out, raw[i])
-			continue
-		}
-		if i+2 >= len(raw) {
-			return "", invalid("bad escape in " + quoteInput(raw))
-		}
-		hi, lo := unhex(raw[i+1]), unhex(raw[i+2])
-		if hi > 15 || lo > 15 {
-			return "", invalid("bad escape in " + quoteInput(raw))
-		}
-		out = append(out, hi<<4|lo)
-		i += 2
-	}
-	return string(out), nil
+	return text, nil
 }
 
-func unhex(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10
-	}
-	return 255
-}
-
-// runParameter is the run that the path names. What is no id names no run: 404.
+// runParameter returns the run in the path. Text that is not a run ID gives 404: it cannot name a
+// run.
 func runParameter(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
 	text, err := pathParameter(ctx, "run")
 	if err != nil {
@@ -69,7 +43,7 @@ func runParameter(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
 	return messages.RunID(id), nil
 }
 
-// taskParameter is the run and the expanded task that the path names.
+// taskParameter returns the run and the expanded task in the path.
 func taskParameter(ctx *fasthttp.RequestCtx) (messages.RunID, string, error) {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -83,28 +57,28 @@ func invalid(text string) *messages.Error {
 	return &messages.Error{Code: messages.Invalid, Text: text}
 }
 
-// parseRunState is the run state of a word.
+// parseRunState returns the run state with this name.
 func parseRunState(word string) (dag.RunState, error) {
 	for s := dag.RunQueued; s <= dag.RunKilled; s++ {
 		if s.String() == word {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quoteInput(word) + ": a run's is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED")
+	return 0, invalid("unknown state " + quoteInput(word) + ": a run is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED")
 }
 
-// parseTaskState is the task state of a word. GRANTED is QUEUED to users.
+// parseTaskState returns the task state with this name. Users see TaskGranted as QUEUED.
 func parseTaskState(word string) (dag.TaskState, error) {
 	for s := dag.TaskQueued; s < dag.NumTaskStates; s++ {
 		if s.String() == word {
 			return s, nil
 		}
 	}
-	return 0, invalid("unknown state " + quoteInput(word) + ": a task's is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED")
+	return 0, invalid("unknown state " + quoteInput(word) + ": a task is QUEUED, RUNNING, RETRY, COMPLETED, ERRORED or KILLED")
 }
 
-// eachParameter walks the members of the query string, in their order, unescaped. It
-// stops at the first error.
+// eachParameter yields the parameters of the query string, unescaped, in their order. It stops at
+// the first error.
 func eachParameter(ctx *fasthttp.RequestCtx, each func(name, value string) error) error {
 	return eachQueryMember(string(ctx.URI().QueryString()), each)
 }
@@ -116,14 +90,14 @@ func eachQueryMember(q string, each func(name, value string) error) error {
 		if member == "" {
 			continue
 		}
-		rawName, rawValue, _ := strings.Cut(strings.ReplaceAll(member, "+", " "), "=")
-		name, err := unescape(rawName)
+		rawName, rawValue, _ := strings.Cut(member, "=")
+		name, err := url.QueryUnescape(rawName)
 		if err != nil {
-			return err
+			return invalid("invalid escape in " + quoteInput(rawName))
 		}
-		value, err := unescape(rawValue)
+		value, err := url.QueryUnescape(rawValue)
 		if err != nil {
-			return err
+			return invalid("invalid escape in " + quoteInput(rawValue))
 		}
 		if err := each(name, value); err != nil {
 			return err
@@ -136,7 +110,7 @@ func unknownParameter(name string) error {
 	return invalid("unknown query parameter " + quoteInput(name))
 }
 
-// parseSwitch is the value of a query parameter that is a switch: all=1, or just all.
+// parseSwitch returns the value of a query parameter that is a switch: all=1, or just all.
 func parseSwitch(name, value string) (bool, error) {
 	switch value {
 	case "", "1", "true":
@@ -144,10 +118,10 @@ func parseSwitch(name, value string) (bool, error) {
 	case "0", "false":
 		return false, nil
 	}
-	return false, invalid("query parameter " + name + ": " + quoteInput(value) + " is neither 1 nor 0")
+	return false, invalid("query parameter " + name + ": " + quoteInput(value) + " must be 1 or 0")
 }
 
-// Pages.
+// Sizes of pages, in entries.
 const (
 	defaultPageSize = 1000
 	maxPageSize     = 10_000
@@ -156,12 +130,13 @@ const (
 func parseLimit(value string) (int, error) {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 || n > maxPageSize {
-		return 0, invalid("query parameter limit: " + quoteInput(value) + " is no number from 1 to " + strconv.Itoa(maxPageSize))
+		return 0, invalid("query parameter limit: " + quoteInput(value) + " must be a number from 1 to " + strconv.Itoa(maxPageSize))
 	}
 	return n, nil
 }
 
-// Cursors are opaque to clients: the kind of list, and where the next page begins.
+// Kinds of cursors. A cursor is opaque to clients: it holds the kind of list, and where the next
+// page begins.
 const (
 	runCursor  = 'r' // the last run of this page
 	taskCursor = 't' // the first task of the next page
@@ -178,7 +153,7 @@ func parseCursor(kind byte, text string) (uint64, error) {
 			return at, nil
 		}
 	}
-	return 0, invalid("query parameter cursor: " + quoteInput(text) + " is none that was handed out here")
+	return 0, invalid("query parameter cursor: " + quoteInput(text) + " is not a cursor of this list")
 }
 
 // setNextPage tells the client where to go on: the same query with another cursor.
@@ -187,7 +162,7 @@ func setNextPage(ctx *fasthttp.RequestCtx, cursor string) {
 	sep := byte('?')
 	for member := range strings.SplitSeq(string(ctx.URI().QueryString()), "&") {
 		name, _, _ := strings.Cut(member, "=")
-		if name, err := unescape(name); member == "" || err != nil || name == "cursor" {
+		if name, err := url.QueryUnescape(name); member == "" || err != nil || name == "cursor" {
 			continue
 		}
 		link = append(link, sep)

@@ -32,7 +32,7 @@
 //  3. Answer, or return an error. The client sees a *messages.Error or a refusal. Every other
 //     error goes to the log, and the client sees 500.
 //
-// A producer renders a long document in pieces while it is sent. It holds nothing of the engine
-// between two pieces. When a piece fails, the connection ends without the end of the answer: a
-// broken answer never looks complete.
+// A producer renders a long document in pieces while it is sent. It releases the engine between
+// two pieces. When a piece fails, the connection ends without the end of the answer: a broken
+// answer never looks complete.
 package http

@@ -35,7 +35,7 @@ type Commands interface {
 	SetPaused(ctx context.Context, reason string) error
 }
 
-// Views read runs. What they return is immutable and was durable.
+// Views read runs. Their results are immutable and were durable.
 type Views interface {
 	// Summary costs the same for every run, however large.
 	Summary(ctx context.Context, run messages.RunID) (*messages.Summary, error)
@@ -53,15 +53,16 @@ type Views interface {
 // Changes report runs as they change.
 type Changes interface {
 	// Await returns the run's summary as soon as done holds for it. When ctx ends first, or
-	// the engine does, it returns the present summary and the reason. It costs nothing
-	// between changes.
+	// the engine does, it returns the present summary and the reason. It is free of
+	// cost between changes.
 	Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error)
-	// Follow subscribes to the changes of a run: those after the batch of number after, or
-	// the present summary first for messages.FromNow. It returns nil when the run has ended
-	// and has no change after that batch.
+	// Follow subscribes to the changes of a run: those after the batch of number after, or the
+	// present summary first for messages.FromNow. It returns nil when the run has ended with that
+	// batch.
 	Follow(ctx context.Context, run messages.RunID, after uint64) (messages.Subscription, error)
 	// Listen subscribes to changes of the runs that q selects by tag and labels. Runs that
-	// have changed after since (ns since the epoch; 0 = none) come first.
+	// have changed after since (ns since the epoch; 0 = only new changes) come
+	// first.
 	Listen(ctx context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error)
 }
 

@@ -32,7 +32,7 @@ func statusOf(c messages.Code) int {
 	}
 }
 
-// refusal is an error of HTTP itself, of which the domain knows nothing.
+// refusal is an error of HTTP itself, unknown to the domain.
 type refusal struct {
 	status int
 	detail string
@@ -40,9 +40,9 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.detail }
 
-// problem is an error's body: the members of RFC 9457 and, for clients that do
-// not know these, `error`. With document, it speaks of a spec: `valid` is false
-// and `errors` lists what is wrong.
+// problem is the body of an error: the members of RFC 9457, and `error` for clients that do not
+// know them. The problem of a spec (isSpecProblem) also has `valid`, which is false, and `errors`,
+// the list of its mistakes.
 type problem struct {
 	status        int
 	detail        string
@@ -50,10 +50,10 @@ type problem struct {
 	errors        []messages.Problem
 }
 
-// internalProblem says nothing of the cause: the log does.
+// internalProblem hides the cause: the log has it.
 var internalProblem = problem{status: fasthttp.StatusInternalServerError, detail: "internal error: see the server's log"}
 
-// maxListedErrors bounds `errors`; the sentence counts them all.
+// maxListedErrors bounds `errors`; the text of the problem has the full count.
 const maxListedErrors = 1000
 
 // writeError answers with an error.
@@ -65,8 +65,8 @@ func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 	writeProblem(ctx, p)
 }
 
-// problemOf is what a client is shown of an error. One that it must not see is
-// logged.
+// problemOf returns what a client is shown of an error. It logs an error that the client must not
+// see.
 func (s *Server) problemOf(err error, method, path []byte) problem {
 	var (
 		r *refusal
@@ -83,12 +83,12 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 	case errors.As(err, &m) && m.Code != messages.Internal:
 		return problem{status: statusOf(m.Code), detail: m.Text, isSpecProblem: m.Problems != nil, errors: m.Problems}
 	default:
-		s.log.Error("http: internal error", "method", string(method), "path", string(path), "error", err)
+		s.log.Error("http: internal error", "method", string(method), "path", string(path), "err", err)
 		return internalProblem
 	}
 }
 
-// writeProblem sets the response; headers that were set before stay.
+// writeProblem sets the response. Headers that were set before remain.
 func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	ctx.Response.ResetBody()
 	ctx.SetStatusCode(p.status)
@@ -133,8 +133,8 @@ func appendProblem(dst []byte, p problem) []byte {
 	return append(dst, '}')
 }
 
-// invalidSpec is the error for a document with problems: over a limit when that is
-// all that is wrong, invalid otherwise.
+// invalidSpec is the error for a document with problems: TooLarge when all of them are exceeded
+// limits, else Invalid.
 func invalidSpec(ps dag.Problems) *messages.Error {
 	e := &messages.Error{Code: messages.TooLarge, Text: ps.Error()}
 	for _, p := range ps {
@@ -148,9 +148,9 @@ func invalidSpec(ps dag.Problems) *messages.Error {
 
 func isHTTP1(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) == "HTTP/1.0" }
 
-// hasTwoFramings tells whether raw header lines hold both a Content-Length and a
-// Transfer-Encoding: who is in front of this server might believe the other one.
-// By then fasthttp has followed the encoding and marked the connection to be closed.
+// hasTwoFramings tells whether raw header lines have both a Content-Length and a
+// Transfer-Encoding: a proxy in front of this server may use the other one. fasthttp has followed
+// the encoding by now, and marked the connection to be closed.
 func hasTwoFramings(raw []byte) bool {
 	return hasHeaderLine(raw, fasthttp.HeaderContentLength) && hasHeaderLine(raw, fasthttp.HeaderTransferEncoding)
 }
@@ -161,7 +161,7 @@ func hasNoFraming(h *fasthttp.RequestHeader) bool {
 	return n == 0 || n == -2
 }
 
-// hasHeaderLine tells whether raw header lines hold a header.
+// hasHeaderLine tells whether raw header lines have a header.
 func hasHeaderLine(raw []byte, header string) bool {
 	for line := range bytes.Lines(raw) {
 		name, _, _ := bytes.Cut(line, []byte{':'})
@@ -172,7 +172,7 @@ func hasHeaderLine(raw []byte, header string) bool {
 	return false
 }
 
-// answerMalformed answers what could not be read as a request. The connection closes.
+// answerMalformed answers input that is not a request. The connection closes.
 func (s *Server) answerMalformed(ctx *fasthttp.RequestCtx, err error) {
 	drainOnClose(ctx)
 	s.setSecurityHeaders(ctx)
@@ -181,7 +181,7 @@ func (s *Server) answerMalformed(ctx *fasthttp.RequestCtx, err error) {
 	writeProblem(ctx, p)
 }
 
-// readProblem is what is wrong with a request that could not be read to its end.
+// readProblem is the problem of a request that could not be read completely.
 func readProblem(err error) problem {
 	var (
 		small  *fasthttp.ErrSmallBuffer
@@ -200,7 +200,7 @@ func readProblem(err error) problem {
 	}
 }
 
-// bodyTooLarge refuses a body that is not read to its end.
+// bodyTooLarge refuses a body before it is read completely.
 func (s *Server) bodyTooLarge(ctx *fasthttp.RequestCtx) error {
 	drainOnClose(ctx)
 	ctx.SetConnectionClose()
@@ -215,8 +215,8 @@ func drainOnClose(ctx *fasthttp.RequestCtx) {
 	}
 }
 
-// maxDrainedBody is the length from which fasthttp closes a connection rather than
-// read the rest of a body that no handler wanted.
+// maxDrainedBody is the length from which fasthttp closes a connection instead of reading the rest
+// of a body that the handler did not read.
 const maxDrainedBody = 256 << 10
 
 func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int64 {
@@ -229,7 +229,7 @@ func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int64 {
 	return s.cfg.MaxBody
 }
 
-// quoteInput shows what a client sent, bounded, in a sentence.
+// quoteInput quotes what a client sent, truncated, for an error text.
 func quoteInput[T string | []byte](s T) string {
 	const most = 200
 	if len(s) > most {

@@ -17,15 +17,15 @@ import (
 // Server-sent events.
 const (
 	eventStream = "text/event-stream"
-	// minPieceInterval is the shortest time between two pieces of a stream: under load news come
-	// together.
+	// minPieceInterval is the shortest time between two pieces of a stream, which gathers events
+	// under load.
 	minPieceInterval = 10 * time.Millisecond
-	// maxTasksPerEvent is how many tasks one event is about at most.
+	// maxTasksPerEvent is the highest number of tasks in one event.
 	maxTasksPerEvent = 1000
 )
 
-// runEvents is GET /v1/dagrun/{run}/events: what changes in a run, as it becomes
-// durable, to its end.
+// runEvents is GET /v1/dagrun/{run}/events: the changes of a run, each when it is durable, until
+// the run ends.
 func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -44,7 +44,7 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	if feed == nil {
-		ctx.SetStatusCode(fasthttp.StatusNoContent) // which tells an EventSource to stop
+		ctx.SetStatusCode(fasthttp.StatusNoContent) // tells an EventSource to stop
 		return nil
 	}
 	return s.streamEvents(ctx, &runEventSource{subscription: feed, withTasks: q.withTasks})
@@ -63,7 +63,7 @@ func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	return s.streamEvents(ctx, &listEventSource{subscription: feed})
 }
 
-// eventQuery says what to tell of, and where to resume.
+// eventQuery selects the events, and where to resume.
 type eventQuery struct {
 	resumes     bool
 	resumeAfter uint64
@@ -71,8 +71,8 @@ type eventQuery struct {
 	list        messages.ListQuery
 }
 
-// decode reads the query and the Last-Event-ID, which an EventSource sends when it
-// connects again by the same address: it goes first.
+// decode reads the query and the Last-Event-ID header. An EventSource sends the header when it
+// connects again to the same address, so the header prevails.
 func (q *eventQuery) decode(ctx *fasthttp.RequestCtx, parameter func(name, value string) error) error {
 	err := eachParameter(ctx, func(name, value string) error {
 		if name == "after" {
@@ -88,7 +88,7 @@ func (q *eventQuery) decode(ctx *fasthttp.RequestCtx, parameter func(name, value
 
 func (q *eventQuery) setResume(what, id string) (err error) {
 	if q.resumeAfter, err = strconv.ParseUint(id, 10, 63); err != nil {
-		return invalid(what + ": " + quoteInput(id) + " is no id of an event")
+		return invalid(what + ": " + quoteInput(id) + " is not the id of an event")
 	}
 	q.resumes = true
 	return nil
@@ -114,9 +114,9 @@ func (q *eventQuery) setListParameter(name, value string) error {
 	return nil
 }
 
-// eventSource renders news as events.
+// eventSource renders changes as events.
 type eventSource interface {
-	// appendEvents waits for news and appends them; done tells that they were the last.
+	// appendEvents waits for changes and appends them; done tells that they were the last ones.
 	appendEvents(ctx context.Context, dst []byte) (out []byte, done bool, err error)
 	Close()
 }
@@ -129,20 +129,20 @@ func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) erro
 	}
 	h := &ctx.Response.Header
 	h.Set(fasthttp.HeaderCacheControl, "no-store")
-	h.Set("X-Accel-Buffering", "no") // a proxy must not gather them
+	h.Set("X-Accel-Buffering", "no") // tells a proxy not to buffer events
 	ctx.Response.ImmediateHeaderFlush = true
 	s.stream(ctx, eventStream, &eventProducer{s: s, source: source, ctx: until, endWait: end}, nil, -1)
 	return nil
 }
 
-// eventProducer streams events until there are no more, the client is gone or the
-// server shuts down.
+// eventProducer streams events until the last one, or until the client leaves or the server shuts
+// down.
 type eventProducer struct {
 	s         *Server
 	source    eventSource
-	ctx       context.Context // ends when the client leaves, or the server
-	endWait   func()          // of the wait
-	lastPiece time.Time       // when there was something
+	ctx       context.Context // ends when the client leaves, or at shutdown
+	endWait   func()          // ends the place of the wait
+	lastPiece time.Time       // time of the last piece
 }
 
 func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
@@ -165,7 +165,7 @@ func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 	case context.Cause(p.ctx) == errClientGone, context.Cause(p.ctx) == errRevoked:
 		return dst, true, errStreamBroken
 	case p.s.serviceContext.Err() != nil, errors.Is(err, io.EOF), errors.As(err, &m) && m.Code == messages.Unavailable:
-		return dst, false, nil // who wants more connects again
+		return dst, false, nil // the client connects again for more
 	case errors.Is(err, context.DeadlineExceeded):
 		return append(dst, ": nothing new\n\n"...), true, nil
 	default:
@@ -179,7 +179,7 @@ func (p *eventProducer) Close() error {
 	return nil
 }
 
-// appendEvent begins an event: its data follows, and endEvent.
+// appendEvent begins an event. Its data follows, and then eventEnd.
 func appendEvent(dst []byte, kind string) []byte {
 	dst = append(dst, "event: "...)
 	dst = append(dst, kind...)
@@ -188,8 +188,7 @@ func appendEvent(dst []byte, kind string) []byte {
 
 const eventEnd = "\n\n"
 
-// appendID sets the id to resume from. With nothing behind it, it is a block of its
-// own, which is no event.
+// appendID sets the id to resume from. A block of an id alone is not an event.
 func appendID(dst []byte, id uint64) []byte {
 	dst = append(dst, "id: "...)
 	dst = strconv.AppendUint(dst, id, 10)
@@ -203,12 +202,12 @@ func appendGap(dst []byte, missed uint64) []byte {
 	return append(dst, '}', '\n', '\n')
 }
 
-// runEventSource renders the changes of one run. The id goes with the last event of a
-// piece: who is cut off before it is told the piece again.
+// runEventSource renders the changes of one run. The id is that of the last event of a piece: a
+// client that was cut off before the id gets the piece again.
 type runEventSource struct {
 	subscription messages.Subscription
 	withTasks    bool
-	openTasks    int // tasks in the event that is being rendered
+	openTasks    int // in the event that is being rendered
 	name         []byte
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// runGraph is GET /v1/dagrun/{run}/graph: templates and edges, and how far each
-// template is. It grows with what was submitted, not with what that expands to.
+// runGraph is GET /v1/dagrun/{run}/graph: templates and edges, with the progress of each template.
+// Its size is that of the submitted spec, not of its expansion.
 func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -32,9 +32,9 @@ func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
 type graphDocument struct {
 	view          *messages.View
 	opened        bool
-	templatesDone bool // the templates are done
-	anyEdge       bool // there was an edge
-	nextTemplate  int  // template
+	templatesDone bool // all templates are rendered
+	anyEdge       bool // an edge was rendered
+	nextTemplate  int  // the next template of the present list
 }
 
 func (g *graphDocument) next(dst []byte) ([]byte, bool, error) {
@@ -135,15 +135,15 @@ func (g *graphDocument) appendEdgesTo(dst []byte, t *dag.Template) []byte {
 	return dst
 }
 
-// stateLetters are the bytes of a state vector. They are part of the API; a task
-// that has been granted a slot is QUEUED to users.
+// stateLetters are the bytes of a state vector, which are part of the API. A task that was granted
+// a slot is QUEUED to users.
 var stateLetters = [dag.NumTaskStates]byte{
 	dag.TaskQueued: 'Q', dag.TaskGranted: 'Q', dag.TaskRunning: 'R', dag.TaskRetry: 'T',
 	dag.TaskCompleted: 'C', dag.TaskErrored: 'E', dag.TaskKilled: 'K',
 }
 
-// taskStates is GET /v1/dagrun/{run}/states: a byte per task, in the order of the
-// plan, all of one durable moment.
+// taskStates is GET /v1/dagrun/{run}/states: a byte per task, in the order of the plan, all of one
+// durable moment.
 func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	for i, state := range view.States {
 		vector[i] = stateLetters[state]
 	}
-	// Starts change states, but not the time of the last update: the sum tells.
+	// A start changes a state but not the time of the last update, so the tag has a checksum, too.
 	tag := `W/"` + strconv.FormatInt(view.LastUpdate, 36) + "-" +
 		strconv.FormatUint(uint64(crc32.Checksum(vector, crc32.MakeTable(crc32.Castagnoli))), 36) + `"`
 	h := &ctx.Response.Header
@@ -174,7 +174,7 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	h.Set(fasthttp.HeaderXContentTypeOptions, "nosniff")
 	if len(vector) >= minGzipBytes && acceptsGzip(ctx.Request.Header.Peek(fasthttp.HeaderAcceptEncoding)) {
 		var packed bytes.Buffer
-		w, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed) // the level is known
+		w, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed) // only an invalid level is an error
 		if _, err := w.Write(vector); err != nil {
 			return err
 		}
@@ -191,7 +191,7 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 // minGzipBytes is the length from which a state vector is compressed.
 const minGzipBytes = 1 << 10
 
-// etagMatches tells whether an If-None-Match header holds a tag, weakly compared.
+// etagMatches tells whether an If-None-Match header has a tag, by weak comparison.
 func etagMatches(header []byte, tag string) bool {
 	for member := range strings.SplitSeq(string(header), ",") {
 		member = strings.TrimSpace(member)
@@ -202,7 +202,7 @@ func etagMatches(header []byte, tag string) bool {
 	return false
 }
 
-// acceptsGzip tells whether an Accept-Encoding header admits gzip.
+// acceptsGzip tells whether an Accept-Encoding header allows gzip.
 func acceptsGzip(header []byte) bool {
 	takes := false
 	for member := range strings.SplitSeq(string(header), ",") {
@@ -216,7 +216,7 @@ func acceptsGzip(header []byte) bool {
 		q, err := strconv.ParseFloat(quality, 64)
 		takes = !given || err == nil && q > 0
 		if named {
-			return takes // what * says does not count
+			return takes // a named coding prevails over *
 		}
 	}
 	return takes

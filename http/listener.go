@@ -21,26 +21,26 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// listener accepts connections for fasthttp, which ends its service at the first
-// error of Accept that is not a timeout. So this listener keeps every error to itself
-// that can pass: a shortage of descriptors or memory, a client that left before it was
-// accepted. It returns an error only when the listener below it is closed or broken.
+// listener accepts connections for fasthttp, which stops serving at the first error of Accept that
+// is not a timeout. So this listener retries after errors that can pass: a shortage of descriptors
+// or memory, or a client that left before it was accepted. It returns an error only when the
+// underlying listener is closed or broken.
 type listener struct {
 	*Entrance
 	s          *Server
 	retryDelay time.Duration // before the next attempt; 0 after a success
-	loggedAt   time.Time     // when an error was logged last
+	loggedAt   time.Time     // when an error was last logged
 	unlogged   int           // errors since then
 }
 
-// Bounds of the pause between two attempts to accept, and of how often they are logged.
+// Bounds of the delay between two attempts to accept, and the interval of log lines about them.
 const (
 	minAcceptDelay = 5 * time.Millisecond
 	maxAcceptDelay = time.Second
 	acceptLogEvery = 10 * time.Second
 )
 
-// Accept waits for the next connection that is to be served.
+// Accept returns the next connection to serve.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()
@@ -57,8 +57,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// retry reports an error of Accept and waits a little; it is false when the listener
-// is closed, or is not a listening socket any more.
+// retry reports an error of Accept and waits a little. It returns false when the listener is
+// closed, or is no longer a listening socket.
 func (l *listener) retry(err error) bool {
 	if l.s.listenersClosed.Load() {
 		return false
@@ -91,7 +91,7 @@ func (l *listener) retry(err error) bool {
 	return true
 }
 
-// connRefusal says why a connection is answered only that it is one too many.
+// connRefusal is why every request of a connection is refused.
 type connRefusal int8
 
 const (
@@ -100,25 +100,24 @@ const (
 	clientFull             // this client has
 )
 
-// connSet holds the open connections, and which client has how many.
+// connSet holds the open connections and counts them by client.
 type connSet struct {
 	mu      sync.Mutex
 	open    map[*conn]struct{}
 	clients map[clientKey]int
 }
 
-// evictBatch is how many connections one scan closes at most: the scan looks at all.
+// evictBatch is how many connections one scan closes at most. A scan visits all connections.
 const evictBatch = 16
 
-// evictableAfter is how long a connection may be without a whole request before it may be
-// closed in favour of a new one. A connection between two requests may be closed at once.
+// evictableAfter is how long a connection may lack a complete request before it may be closed in
+// favour of a new one. A connection between two requests may be closed immediately.
 const evictableAfter = time.Second
 
-// accept makes a connection of the server's from one that was accepted. Beyond the
-// limit of all connections, or of this client's, the oldest idle ones are closed for
-// it. Where none is idle it is taken all the same, to be answered 503 or 429 (see
-// Server.admit); where too many of those are there already, it is told so here and
-// closed: the result is nil.
+// accept adds an accepted connection. Beyond the limit of all connections, or of this client's, it
+// closes the oldest idle ones first. When all are busy, the connection is kept, and its requests
+// are answered 503 or 429 (see the admission middleware). When extraConns of those are open
+// already, accept answers and closes it at once, and returns nil.
 func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	c := &conn{Conn: nc, s: s, client: clientKeyOf(nc)}
 	e.accept(c)
@@ -147,7 +146,7 @@ func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	}
 	cs.mu.Unlock()
 	if c.refusal != notRefused {
-		s.metrics.crowded.Inc()
+		s.metrics.connsRefused.Inc()
 	}
 	if refused {
 		rejectConn(c.Conn, c.refusal)
@@ -156,19 +155,18 @@ func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	return c
 }
 
-// extraConns is how many connections above a limit are kept open to be told why they are
-// not served.
+// extraConns is how many connections above a limit are kept open to answer why they are refused.
 func extraConns(limit int) int { return min(maxExtraConns, max(1, limit/4)) }
 
-// evictSome closes the oldest idle connections: the process has no descriptor left.
+// evictSome closes the oldest idle connections when the process is out of descriptors.
 func (cs *connSet) evictSome(s *Server) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.evictOldest(s, evictBatch, nil)
 }
 
-// evictOldest closes at least n of the connections that wait for a request, if there are so
-// many, the oldest first; of one client unless that is nil. The caller holds mu.
+// evictOldest closes at least n idle connections, the oldest first, or all of them if there are
+// fewer. With a client it only closes that client's connections. The caller holds mu.
 func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 	now := int64(time.Since(s.startedAt))
 	var idle []*conn
@@ -184,7 +182,7 @@ func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 		return
 	}
 	slices.SortFunc(idle, func(a, b *conn) int { return cmp.Compare(a.stateSince.Load(), b.stateSince.Load()) })
-	// A few more than needed, but never most of them: the next connections find room
+	// Close a few more than needed, but never most of them: the next connections find space
 	// without another scan.
 	n = max(n, min(evictBatch, len(idle)/8))
 	for _, c := range idle {
@@ -201,7 +199,7 @@ func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 	}
 }
 
-// remove takes a connection out, if it is still there.
+// remove takes a connection out of the set.
 func (cs *connSet) remove(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -224,7 +222,7 @@ func (cs *connSet) len() int {
 	return len(cs.open)
 }
 
-// close closes the connections that wait for a request, or all of them.
+// close closes the idle connections, or all of them.
 func (cs *connSet) close(all bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -235,8 +233,8 @@ func (cs *connSet) close(all bool) {
 	}
 }
 
-// rejectConn answers a connection without reading from it, and closes it. It never
-// waits: what is said fits the socket's buffer, or is not said.
+// rejectConn answers a connection without reading from it, and closes it. It never waits: an
+// answer that does not fit the socket's buffer is lost.
 func rejectConn(nc net.Conn, why connRefusal) {
 	if _, encrypted := nc.(interface{ NetConn() net.Conn }); !encrypted && nc.SetWriteDeadline(time.Now().Add(time.Millisecond)) == nil {
 		p := problem{status: fasthttp.StatusServiceUnavailable, detail: tooManyConns}
@@ -256,7 +254,7 @@ const (
 	tooManyConnsOfClient = "too many connections of this client"
 )
 
-// lazyFormat formats when it is logged, and not before.
+// lazyFormat formats a log message only when it is logged.
 type lazyFormat struct {
 	format string
 	args   []any
@@ -264,20 +262,20 @@ type lazyFormat struct {
 
 func (f lazyFormat) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf(f.format, f.args...)) }
 
-// Entrance is a listener and what is asked of those who come in by it. The zero
-// value of every other member asks for nothing.
+// Entrance is a listener with its requirements for clients. The zero value of every other member
+// admits everyone.
 type Entrance struct {
 	net.Listener
-	// Hosts are the names that a request may ask for; nil = any.
+	// Hosts are the host names that a request may have; nil = any.
 	Hosts *access.Hosts
-	// TLS is spoken when it is given.
+	// TLS is the TLS configuration; nil = plain HTTP.
 	TLS *tls.Config
-	// Local callers are known by their user, which must be this process's or root:
-	// the listener is a unix socket. They need no token.
+	// Local says that the listener is a unix socket. Its clients need no token: they are
+	// identified by their user, which must be the user of this process or root.
 	Local bool
 }
 
-// accept makes a connection one of this entrance.
+// accept sets the parts of a connection that depend on the entrance.
 func (e *Entrance) accept(c *conn) {
 	c.entrance, c.uid, c.address = e, -1, c.RemoteAddr().String()
 	if e.Local {
@@ -291,8 +289,8 @@ func (e *Entrance) accept(c *conn) {
 	}
 }
 
-// closeNow closes a connection at once: the end of TLS is not announced, which might wait
-// for a client that does not read.
+// closeNow closes a connection without the closing message of TLS, which might wait for a client
+// that does not read. Calls of the engine for its request end.
 func (c *conn) closeNow() {
 	c.request.Load().cancel(errConnClosed)
 	if c.belowTLS != nil {
@@ -302,13 +300,12 @@ func (c *conn) closeNow() {
 	_ = c.Conn.Close()
 }
 
-// isForeignUser tells whether a connection by a unix socket is of a user who has no
-// business there.
+// isForeignUser tells whether the client of a unix socket is a user who may not use it.
 func (c *conn) isForeignUser() bool {
 	return c.entrance.Local && c.uid != 0 && c.uid != os.Geteuid()
 }
 
-// clientCertificate is the client's certificate, which was verified; nil = none.
+// clientCertificate returns the verified certificate of the client, or nil.
 func (c *conn) clientCertificate() *x509.Certificate {
 	t, ok := c.Conn.(*tls.Conn)
 	if !ok || c.entrance.TLS == nil {

@@ -17,8 +17,8 @@ import (
 
 const octetStream = "application/octet-stream"
 
-// taskLog is GET /v1/dagrun/{run}/task/{task}/log: what an attempt wrote, raw.
-// Bytes that are not kept show as a marker line, except in a range.
+// taskLog is GET /v1/dagrun/{run}/task/{task}/log: the raw output of an attempt. A marker line
+// replaces bytes that are not kept, except in a range.
 func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 	run, name, err := taskParameter(ctx)
 	if err != nil {
@@ -52,8 +52,7 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 			return s.logRange(ctx, log, from, to, size)
 		}
 	}
-	// What is damaged is refused before the first byte: once the answer has begun, only
-	// breaking it off is left.
+	// Refuse damaged output before the first byte: an answer that has begun can only break off.
 	if kept, ok := log.(interface{ Verify(from int64) error }); ok && size-q.offset > pieceBytes {
 		if err := kept.Verify(q.offset); err != nil {
 			log.Close()
@@ -63,7 +62,7 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, octetStream, &logReader{log, q.offset, size})
 }
 
-// logQuery says what to read.
+// logQuery selects the output to read.
 type logQuery struct {
 	attempt uint32 // 0 = the latest
 	stream  messages.Stream
@@ -76,7 +75,7 @@ func (q *logQuery) setParameter(name, value string) (err error) {
 	case "attempt":
 		n, err := strconv.ParseUint(value, 10, 32)
 		if err != nil || n == 0 {
-			return invalid("query parameter attempt: " + quoteInput(value) + " is no number from 1 up")
+			return invalid("query parameter attempt: " + quoteInput(value) + " must be a number from 1")
 		}
 		q.attempt = uint32(n)
 	case "stream":
@@ -86,14 +85,14 @@ func (q *logQuery) setParameter(name, value string) (err error) {
 		case "stderr":
 			q.stream = messages.Stderr
 		default:
-			return invalid("query parameter stream: " + quoteInput(value) + " is neither stdout nor stderr")
+			return invalid("query parameter stream: " + quoteInput(value) + " must be stdout or stderr")
 		}
 	case "follow":
 		q.follow, err = parseSwitch(name, value)
 	case "offset":
 		n, err := strconv.ParseUint(value, 10, 63)
 		if err != nil {
-			return invalid("query parameter offset: " + quoteInput(value) + " is no number")
+			return invalid("query parameter offset: " + quoteInput(value) + " must be a number from 0")
 		}
 		q.offset = int64(n)
 	default:
@@ -102,9 +101,10 @@ func (q *logQuery) setParameter(name, value string) (err error) {
 	return err
 }
 
-// parseRange decodes a Range header of one range: the bytes [from, to) of size. An
-// unsatisfiable one has from >= to. What else the header may hold is not ok: the
-// server ignores it, as it may.
+// parseRange decodes a Range header of one range: the bytes [from, to) of size. An unsatisfiable
+// range has from >= to. Any other header is not ok: the server ignores it, as RFC 9110 allows.
+// (fasthttp.ParseByteRange does not tell an unsatisfiable range, which is answered 416, from a
+// malformed one.)
 func parseRange(header string, size int64) (from, to int64, ok bool) {
 	first, last, ok := strings.Cut(strings.TrimPrefix(header, "bytes="), "-")
 	if !ok || !strings.HasPrefix(header, "bytes=") {
@@ -128,11 +128,10 @@ func parseRange(header string, size int64) (from, to int64, ok bool) {
 	return int64(a), min(int64(b), size-1) + 1, true
 }
 
-// logRange answers 206. Offsets are those of the stream as the task wrote it; a
-// range ends early where bytes were cut, and begins behind the cut when it would
-// begin in it, as Content-Range then says.
+// logRange answers 206. Offsets are those of the stream as the task wrote it. A range ends before
+// a cut, and a range that would begin in a cut begins after it; Content-Range has the result.
 func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, size int64) error {
-	total := "*" // it grows
+	total := "*" // it is still growing
 	if !log.Live() {
 		total = strconv.FormatInt(size, 10)
 	}
@@ -142,13 +141,13 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 	if from >= to {
 		log.Close()
 		ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(size, 10))
-		return &refusal{fasthttp.StatusRequestedRangeNotSatisfiable, "the output has no bytes in that range: it has " + strconv.FormatInt(size, 10)}
+		return &refusal{fasthttp.StatusRequestedRangeNotSatisfiable, "the output has only " + strconv.FormatInt(size, 10) + " bytes: the range is outside of it"}
 	}
 	to, err := contiguousEnd(log, from, to)
 	if err != nil || to == from {
 		log.Close()
 		ctx.Response.Header.Del(fasthttp.HeaderAcceptRanges)
-		return cmp.Or(err, errors.New("http: kept output is not there"))
+		return cmp.Or(err, errors.New("http: kept output is missing"))
 	}
 	ctx.SetStatusCode(fasthttp.StatusPartialContent)
 	ctx.Response.Header.Set(fasthttp.HeaderContentRange,
@@ -157,7 +156,7 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 	return nil
 }
 
-// contiguousEnd is how far from `from` on towards `to` the log can be read without a gap.
+// contiguousEnd returns how far the log can be read without a cut, from `from` to `to` at most.
 func contiguousEnd(log messages.Log, from, to int64) (int64, error) {
 	buf := make([]byte, pieceBytes)
 	for from < to {
@@ -209,14 +208,14 @@ func (r *logReader) next(dst []byte) ([]byte, bool, error) {
 
 func (r *logReader) Close() error { return r.log.Close() }
 
-// logFollower goes on until the attempt has ended, the client or its right to the log is
-// gone, or the server shuts down. Only the first ends the answer properly.
+// logFollower produces a log until the attempt has ended, the client has left or lost its right to
+// the log, or the server shuts down. Only the first ends the answer properly.
 type logFollower struct {
 	logReader
-	ctx          context.Context // ends when the client leaves, or the server
-	endWait      func()          // of the wait
-	pollInterval time.Duration   // since there was something
-	permit       *permit         // sessions end by themselves
+	ctx          context.Context // ends when the client leaves, or at shutdown
+	endWait      func()          // ends the place of the wait
+	pollInterval time.Duration   // the last one; 0 after output
+	permit       *permit         // checked at each poll: sessions expire by themselves
 }
 
 func (f *logFollower) Close() error {
@@ -224,7 +223,7 @@ func (f *logFollower) Close() error {
 	return f.logReader.Close()
 }
 
-// How often a follower looks: often at first, then less.
+// Bounds of pollInterval, which doubles while the log does not grow.
 const (
 	minPollInterval = 10 * time.Millisecond
 	maxPollInterval = 250 * time.Millisecond
@@ -232,7 +231,7 @@ const (
 
 func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 	for {
-		live := f.log.Live() // before reading: what it wrote last is read, too
+		live := f.log.Live() // before reading, so that the last output is read as well
 		before := len(dst)
 		dst, _, err := f.logReader.next(dst)
 		if err != nil || len(dst) > before {

@@ -110,7 +110,7 @@ func TestLogRanges(t *testing.T) {
 				t.Errorf("%s: %d bytes, want %d", c.asked, len(r.body), len(c.body))
 			}
 		case 416:
-			refusedWith(t, r, 416, "it has 400000")
+			refusedWith(t, r, 416, "only 400000 bytes")
 		default:
 			if !strings.Contains(r.body, "bytes cut") {
 				t.Errorf("%s: not the whole log", c.asked)

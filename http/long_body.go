@@ -20,42 +20,41 @@ import (
 	"github.com/caravan-dag/caravan/dag/specjson"
 )
 
-// A long body is not held in memory. It is written to a file without a name as it
-// comes, which may take its time and costs nothing but disk; a crash leaves nothing of
-// it. Once it is there it is planned as it is read from the file, and stored as it is
-// read again. That is done for one at a time: of several that come together each waits
-// for its turn.
+// A long body is not held in memory. It is written to an unnamed file as it arrives, which may
+// take long and only costs disk; a crash removes it. The complete body is planned while
+// it is read from the file, and stored while it is read again. One body is planned and stored at a
+// time; others wait for their turn.
 
 const (
-	longBodyBytes         = 4 << 20  // a document of more bytes is long
-	maxLongBodies         = 32       // long bodies that are being received or wait for their turn
-	maxLongBodiesOfClient = 8        // those of one client: they may come slowly
-	copyBuffer            = 64 << 10 // of each while it comes
-	diskCheckBytes        = 1 << 20  // so much is written between two looks at the free disk
-	maxLineBytes          = 64 << 20 // of a document that is a line of many: those are held in memory
-	maxZstdWindow         = 8 << 20  // window
+	longBodyBytes         = 4 << 20  // a longer document is a long body
+	maxLongBodies         = 32       // being received, or waiting for their turn
+	maxLongBodiesOfClient = 8        // of those; they may arrive slowly
+	copyBuffer            = 64 << 10 // of each body while it arrives
+	diskCheckBytes        = 1 << 20  // bytes written between two checks of the free disk
+	maxLineBytes          = 64 << 20 // of a line of a batch, which is in memory as a whole
+	maxZstdWindow         = 8 << 20  // the window of zstd
 )
 
-// longBody is a long body as it was sent. It is a messages.Document: that of what it
-// decompresses to.
+// longBody is a long body as it was sent. As a messages.Document it is what the body decompresses
+// to.
 type longBody struct {
 	coding    string // "" = none
-	inMemory  []byte // or
+	inMemory  []byte // the body, or nil and
 	file      *os.File
 	fileBytes int64 // bytes in file
-	size      int64 // of the document; known once it was read
+	size      int64 // of the document; known after it was read
 	sum       [sha256.Size]byte
 
 	mu         sync.Mutex
 	references int
-	close      func() // after the last one; nil = nothing
+	close      func() // called after the last release; nil = nothing
 }
 
 var errBodyReleased = errors.New("the request is over")
 
 func (b *longBody) Size() int64 { return b.size }
 
-// Open fails once the request is over and all readers are closed.
+// Open fails after the request has ended and all readers are closed.
 func (b *longBody) Open() (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -69,7 +68,7 @@ func (b *longBody) Open() (io.ReadCloser, error) {
 	return &longReader{body: b, in: io.NewSectionReader(b.file, 0, b.fileBytes)}, nil
 }
 
-// release ends one use.
+// release drops one reference.
 func (b *longBody) release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -82,7 +81,7 @@ func (b *longBody) release() {
 type longReader struct {
 	body   *longBody
 	in     io.Reader
-	out    io.Reader // what in decompresses to
+	out    io.Reader // in, decompressed
 	end    func()
 	failed error
 }
@@ -131,7 +130,7 @@ type longBodySet struct {
 	clients map[clientKey]int
 }
 
-// add takes a place, or says why there is none.
+// add takes a place, or returns why all are taken.
 func (ss *longBodySet) add(who clientKey) error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
@@ -146,7 +145,7 @@ func (ss *longBodySet) add(who clientKey) error {
 	return nil
 }
 
-// remove gives the place back.
+// remove frees a place.
 func (ss *longBodySet) remove(who clientKey) {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
@@ -162,7 +161,7 @@ func (ss *longBodySet) len() int {
 	return ss.all
 }
 
-// receiveLongBody takes a body that turns out to be long: what of it was read, and the rest.
+// receiveLongBody receives a long body: the part that was already read, and the rest.
 func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int) (*longBody, error) {
 	var who clientKey
 	if c := connOf(ctx); c != nil {
@@ -180,7 +179,7 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 		return nil, s.cannotStoreBody(err)
 	}
 	b := &longBody{file: f, references: 1, close: func() {
-		_ = f.Close() // there is nothing to be kept
+		_ = f.Close() // the file needs no sync
 		s.longBodies.remove(who)
 	}}
 	if err := s.writeLongBody(ctx, b, begun, rest, announced); err != nil {
@@ -192,7 +191,7 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 	return b, nil
 }
 
-// writeLongBody writes a body to its file, to the body's end.
+// writeLongBody writes a complete body to its file.
 func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int) error {
 	piece, looked := begun, int64(0)
 	room := make([]byte, copyBuffer)
@@ -200,7 +199,7 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 		if b.fileBytes+int64(len(piece)) > s.cfg.MaxBody {
 			return s.bodyTooLarge(ctx)
 		}
-		if b.fileBytes >= looked { // what is spooled must not take the room that the engine needs
+		if b.fileBytes >= looked { // bodies must not take the disk space that the engine needs
 			looked = b.fileBytes + diskCheckBytes
 			if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 				return &refusal{fasthttp.StatusServiceUnavailable, err.Error()}
@@ -231,10 +230,10 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 
 func (s *Server) cannotStoreBody(err error) error {
 	s.log.Warn("http: a large body cannot be received", "error", err)
-	return &refusal{fasthttp.StatusServiceUnavailable, "the server has no room for a large body"}
+	return &refusal{fasthttp.StatusServiceUnavailable, "the server cannot store a large body now"}
 }
 
-// createUnnamed makes a file that goes with its last descriptor.
+// createUnnamed creates a file that is deleted with its last descriptor.
 func createUnnamed(dir string) (*os.File, error) {
 	if dir == "" {
 		dir = os.TempDir()
@@ -249,12 +248,12 @@ func createUnnamed(dir string) (*os.File, error) {
 	return f, os.Remove(f.Name())
 }
 
-// planLong plans a long body when its turn comes, which lasts until done is called.
+// planLong plans a long body when its turn comes. The turn lasts until done is called.
 func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed, strict bool) (plan *dag.Plan, warnings dag.Problems, done func(), err error) {
 	if err := s.awaitPlanningTurn(ctx); err != nil {
 		return nil, nil, nil, err
 	}
-	back := s.cfg.Sparing()
+	back := s.cfg.LowerGCPressure()
 	done = func() { back(); <-s.planningTurn }
 	if plan, warnings, err = s.planFromFile(b, hashed, strict); err != nil {
 		done()
@@ -263,8 +262,8 @@ func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed, strict 
 	return plan, warnings, done, nil
 }
 
-// awaitPlanningTurn waits until no other long body is being planned and stored. A client that
-// leaves meanwhile, or closes its side, is taken at its word: its document is dropped.
+// awaitPlanningTurn waits until the other long bodies are planned and stored. When the client
+// leaves during the wait, or closes its side, its document is dropped.
 func (s *Server) awaitPlanningTurn(ctx *fasthttp.RequestCtx) error {
 	select {
 	case s.planningTurn <- struct{}{}:
@@ -286,12 +285,12 @@ func (s *Server) awaitPlanningTurn(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	if context.Cause(until) == errClientGone {
-		return &refusal{fasthttp.StatusServiceUnavailable, errClientGone.Error() + " before the turn of its document had come: it was not taken"}
+		return &refusal{fasthttp.StatusServiceUnavailable, errClientGone.Error() + " before its document was planned: the document was dropped"}
 	}
 	return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 }
 
-// planFromFile plans a long body, and finds its size and hash.
+// planFromFile plans a long body, and sets its size and hash.
 func (s *Server) planFromFile(b *longBody, hashed, strict bool) (*dag.Plan, dag.Problems, error) {
 	doc, err := b.Open()
 	if err != nil {
@@ -318,14 +317,14 @@ func (s *Server) planFromFile(b *longBody, hashed, strict bool) (*dag.Plan, dag.
 }
 
 // errTooLong: a document is longer than the limit.
-var errTooLong = errors.New("document is too long")
+var errTooLong = errors.New("the document is too long")
 
-// limitedHasher counts what is read, to a limit, and hashes it.
+// limitedHasher counts the bytes that are read, up to a limit, and hashes them.
 type limitedHasher struct {
 	r     io.Reader
 	n     int64
 	limit int64
-	hash  hash.Hash // nil = not needed
+	hash  hash.Hash // nil = no hash
 }
 
 func (m *limitedHasher) Read(p []byte) (int, error) {

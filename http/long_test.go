@@ -44,7 +44,7 @@ func TestLongBodies(t *testing.T) {
 	e := &fakeEngine{}
 	spared := 0
 	s := serveLong(t, e, func(c *Config) {
-		c.Sparing = func() func() { spared++; return func() { spared-- } }
+		c.LowerGCPressure = func() func() { spared++; return func() { spared-- } }
 	})
 	doc := longSpec(longBodyBytes + 1)
 	zw, err := zstd.NewWriter(nil, zstd.WithWindowSize(1<<20))
@@ -102,7 +102,7 @@ func TestLongBodiesThatAreRefused(t *testing.T) {
 		{400, strings.Replace(sound, `"last"`, `"last"x`, 1), "invalid JSON at line", nil},
 		{413, tooLong, "at most 6291456 bytes", nil},
 		{413, packed(t, tooLong), "at most 6291456 bytes when decompressed", []string{"Content-Encoding: gzip"}},
-		{400, packed(t, sound)[:40_000], "the body is no gzip", []string{"Content-Encoding: gzip"}},
+		{400, packed(t, sound)[:40_000], "the body is not valid gzip", []string{"Content-Encoding: gzip"}},
 		{415, sound, "is not supported", []string{"Content-Encoding: br"}},
 	} {
 		paths := []string{"/v1/dagrun", "/v1/dagrun/validate"}

@@ -18,7 +18,7 @@ import (
 type handler func(ctx *fasthttp.RequestCtx) error
 
 // middleware wraps the handler of a route in one concern. It is called once for each route,
-// when the server is made, so what it looks up there costs a request nothing.
+// when the server is made, so lookups there are not repeated for each request.
 type middleware func(s *Server, rt *route, next handler) handler
 
 // middlewares are around the handler of every route, the outermost first. Everything up to
@@ -286,8 +286,8 @@ func (s *Server) recordAudit(ctx *fasthttp.RequestCtx, rt *route) {
 // maxAuditedPath bounds the path in the audit log.
 const maxAuditedPath = 1 << 10
 
-// newAuditEntry returns the audit entry of a request, without its result. The entry keeps
-// nothing of the request.
+// newAuditEntry returns the audit entry of a request, without its result. The entry outlives the
+// request.
 func (s *Server) newAuditEntry(ctx *fasthttp.RequestCtx, routePath string) *access.Entry {
 	path, who := ctx.URI().PathOriginal(), messages.Principal{UID: -1}
 	c := connOf(ctx)

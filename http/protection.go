@@ -108,7 +108,8 @@ func fetchMetadata(h *fasthttp.RequestHeader) access.Fetch {
 }
 
 // checkType refuses bodies of another media type, or with a charset other than UTF-8. A page of
-// another origin can send a POST without a preflight if it has no type or that of a form.
+// another origin can send a POST without a preflight if it has the type of a form, or is without a
+// type.
 func checkType(h *fasthttp.RequestHeader, kind bodyKind) error {
 	given, want := h.ContentType(), kind.mediaType()
 	if string(given) == want {

@@ -3,61 +3,26 @@ package http
 import (
 	"strconv"
 	"time"
-	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// What is rendered here is appended by hand: documents have millions of tasks,
-// and their members stand in a fixed order.
+// JSON is appended by hand here: documents have millions of tasks, and the order of members is
+// part of the API.
 
 const jsonType = "application/json"
 
-// appendString appends s as a JSON string. What is not UTF-8 becomes U+FFFD.
+// appendString appends s as a JSON string. Each byte that is not UTF-8 becomes U+FFFD.
 func appendString[T string | []byte](dst []byte, s T) []byte {
-	const hex = "0123456789abcdef"
-	dst = append(dst, '"')
-	from := 0
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c < utf8.RuneSelf {
-			if c >= 0x20 && c != '"' && c != '\\' {
-				i++
-				continue
-			}
-			dst = append(dst, s[from:i]...)
-			switch c {
-			case '"', '\\':
-				dst = append(dst, '\\', c)
-			case '\n':
-				dst = append(dst, '\\', 'n')
-			case '\r':
-				dst = append(dst, '\\', 'r')
-			case '\t':
-				dst = append(dst, '\\', 't')
-			default:
-				dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-			}
-			i++
-			from = i
-			continue
-		}
-		r, n := utf8.DecodeRuneInString(string(s[i:min(i+utf8.UTFMax, len(s))]))
-		if r == utf8.RuneError && n == 1 {
-			dst = append(dst, s[from:i]...)
-			dst = append(dst, "\uFFFD"...)
-			from = i + 1
-		}
-		i += n
-	}
-	dst = append(dst, s[from:]...)
-	return append(dst, '"')
+	dst, _ = jsontext.AppendQuote(dst, s) // the error only says that bytes were replaced
+	return dst
 }
 
-// appendNanos appends ns since the epoch the way clients know it: as a string.
+// appendNanos appends ns since the epoch as a string, which is the form of the API.
 func appendNanos(dst []byte, ns int64) []byte {
 	dst = append(dst, '"')
 	dst = strconv.AppendInt(dst, ns, 10)
@@ -80,7 +45,7 @@ func appendStrings(dst []byte, list []string) []byte {
 	return append(dst, ']')
 }
 
-// appendRunHead appends the members that a run's document and its summary begin with.
+// appendRunHead appends the members at the start of a run's document and of its summary.
 func appendRunHead(dst []byte, s *messages.Summary) []byte {
 	dst = append(dst, `{"runID":`...)
 	dst = strconv.AppendUint(dst, uint64(s.ID), 10)
@@ -103,7 +68,7 @@ func appendRunHead(dst []byte, s *messages.Summary) []byte {
 
 // appendSummary appends an entry of the list of runs, without its closing brace.
 func appendSummary(dst []byte, s *messages.Summary) []byte {
-	if s.Damage != "" { // nothing else is known of it
+	if s.Damage != "" { // the other members are unknown
 		dst = append(dst, `{"runID":`...)
 		dst = strconv.AppendUint(dst, uint64(s.ID), 10)
 		dst = append(dst, `,"error":`...)
@@ -120,8 +85,8 @@ func appendSummary(dst []byte, s *messages.Summary) []byte {
 	return appendCounts(dst, &s.Counts)
 }
 
-// appendCounts appends the numbers of tasks by the states that users see, sorted
-// by word, without those that are zero. A task that was granted a slot is QUEUED.
+// appendCounts appends the numbers of tasks by the states that users see, sorted by name, without
+// those that are zero. A task that was granted a slot is QUEUED.
 func appendCounts(dst []byte, c *messages.Counts) []byte {
 	queued := c[dag.TaskQueued] + c[dag.TaskGranted]
 	sep := byte('{')
@@ -171,7 +136,7 @@ func answerState(ctx *fasthttp.RequestCtx, word string) {
 	ctx.Response.AppendBodyString(`"}`)
 }
 
-// answerRun answers {"runID": n}, and the task's name when there is one.
+// answerRun answers {"runID": n}, and the task's name if there is one.
 func answerRun(ctx *fasthttp.RequestCtx, run messages.RunID, task string) {
 	dst := append(make([]byte, 0, 64), `{"runID":`...)
 	dst = strconv.AppendUint(dst, uint64(run), 10)
@@ -182,7 +147,7 @@ func answerRun(ctx *fasthttp.RequestCtx, run messages.RunID, task string) {
 	answerJSON(ctx, append(dst, '}'))
 }
 
-// answerJSON answers with JSON, which it keeps.
+// answerJSON answers with JSON. It keeps body.
 func answerJSON(ctx *fasthttp.RequestCtx, body []byte) {
 	ctx.Response.Header.SetContentType(jsonType)
 	ctx.Response.SetBodyRaw(body)

@@ -11,12 +11,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// taskEncoder renders tasks. What is the same for all tasks of a template is
-// rendered once.
+// taskEncoder renders tasks. The parts that all tasks of a template share are rendered once.
 type taskEncoder struct {
 	template            *dag.Template
-	beforeJob, afterJob []byte // around the job
-	jobEnd              []byte // the job's members that hold no token
+	beforeJob, afterJob []byte // rendered members of the task before and after its job
+	jobEnd              []byte // rendered members of the job without tokens
 	task                dag.Task
 	job                 *dag.Job // of template
 	scratch             dag.Scratch
@@ -96,7 +95,8 @@ func (e *taskEncoder) beginTemplate(p *dag.Plan, t *dag.Template) {
 	e.afterJob = append(dst, '}')
 }
 
-// appendEdges appends the other ends' names as defined, or name and match.
+// appendEdges appends the names of the templates at the other ends, as defined. An edge with a
+// match is an object of name and match.
 func appendEdges(dst []byte, p *dag.Plan, edges []dag.Edge) []byte {
 	dst = append(dst, '[')
 	for i, edge := range edges {
@@ -117,13 +117,13 @@ func appendEdges(dst []byte, p *dag.Plan, edges []dag.Edge) []byte {
 	return append(dst, ']')
 }
 
-// runDocument renders a run's full document, in several passes over its tasks.
-// States and changes are those of one durable moment; attempts may be newer.
+// runDocument renders a run's full document, in several passes over its tasks. States and changes
+// are those of one durable moment; attempts may be newer.
 type runDocument struct {
 	view       *messages.View
 	pass       int
-	passOpened bool   // the pass
-	task       uint32 // next one of this pass
+	passOpened bool   // of the pass
+	task       uint32 // the next task of this pass
 	name       []byte
 	tasks      taskEncoder
 	attempts   attemptEncoder
@@ -133,7 +133,7 @@ func newRunDocument(ctx context.Context, engine Engine, v *messages.View) *runDo
 	return &runDocument{view: v, attempts: attemptEncoder{ctx: ctx, engine: engine, run: v.ID, plan: v.Plan, live: v.Live}}
 }
 
-// documentPasses are the members that hold one entry per task, in their order.
+// documentPasses is the number of members that have one entry for each task.
 const documentPasses = 3
 
 func (d *runDocument) next(dst []byte) (out []byte, more bool, err error) {
@@ -162,7 +162,7 @@ func (d *runDocument) next(dst []byte) (out []byte, more bool, err error) {
 	return append(dst, '}'), false, nil
 }
 
-// appendEntries appends entries of this pass, as far as a piece goes.
+// appendEntries appends entries of this pass until a piece is full.
 func (d *runDocument) appendEntries(dst []byte) ([]byte, bool, error) {
 	end := uint32(len(d.view.States))
 	if d.pass == 2 {
@@ -201,10 +201,10 @@ func (d *runDocument) appendName(dst []byte, task uint32) []byte {
 	return append(appendString(dst, d.name), ':')
 }
 
-// attemptEncoder renders the attempts of tasks, for whom a caller opens and
-// closes entries. It asks the engine for ranges of tasks, and stops and goes on
-// between any two attempts: neither a task with many attempts nor a client that
-// reads slowly holds memory or a transaction of the engine.
+// attemptEncoder renders the attempts of tasks, between the opening and closing parts that its
+// caller appends. It reads ranges of tasks from the engine, and can stop and continue between any
+// two attempts. So neither a task with many attempts nor a slow client holds memory or a
+// transaction of the engine.
 type attemptEncoder struct {
 	ctx    context.Context // of the engine's calls
 	engine Engine
@@ -213,19 +213,19 @@ type attemptEncoder struct {
 	live   []messages.LiveAttempt // sorted by task
 	output outputEncoder
 
-	task     uint32 // present one
-	rendered uint32 // its newest attempt that is rendered
-	opened   bool   // its entry
+	task     uint32 // the present task
+	rendered uint32 // its newest rendered attempt
+	opened   bool   // its entry has begun
 }
 
-// tasksPerRead is how many tasks the engine is asked about at a time.
+// tasksPerRead is how many tasks are read from the engine at a time.
 const tasksPerRead = 1024
 
-// appendEntryPart appends what stands before (begin) or behind a task's attempts.
+// appendEntryPart appends the text before (begin) or after a task's attempts.
 type appendEntryPart func(dst []byte, task uint32, begin bool) []byte
 
-// appendTasks renders the tasks from e.task to end, as far as a piece goes; more tells
-// whether any is left.
+// appendTasks renders the tasks from e.task to end until a piece is full; more tells whether some
+// are left.
 func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryPart) (out []byte, more bool, err error) {
 	for e.task < end {
 		upTo := min(end, e.task+tasksPerRead)
@@ -234,7 +234,7 @@ func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryP
 				dst = e.closeTask(dst, around)
 			}
 			if rec.Task < e.task || rec.Attempt <= e.rendered {
-				return true // rendered before the break
+				return true // rendered in the piece before
 			}
 			dst = e.openAttempt(dst, around)
 			dst = e.appendRecord(dst, rec)
@@ -266,11 +266,11 @@ func (e *attemptEncoder) openAttempt(dst []byte, around appendEntryPart) []byte 
 	return dst
 }
 
-// closeTask ends the task's entry, with the attempt that runs now if there is one,
-// and goes to the next task.
+// closeTask ends the task's entry, with its running attempt if there is one, and goes to the next
+// task.
 func (e *attemptEncoder) closeTask(dst []byte, around appendEntryPart) []byte {
 	for len(e.live) > 0 && e.live[0].Task <= e.task {
-		// It may have ended since the view was taken: then it has been rendered.
+		// An attempt that has ended since the view was made is already rendered.
 		if l := e.live[0]; l.Task == e.task && l.Attempt > e.rendered {
 			dst = e.openAttempt(dst, around)
 			dst = e.appendLive(dst, l)
@@ -319,7 +319,7 @@ func (e *attemptEncoder) appendRecord(dst []byte, rec *messages.AttemptRecord) [
 	return append(dst, '}')
 }
 
-// appendLive appends an attempt that runs: it has no stopTime and no rc yet.
+// appendLive appends a running attempt, which does not have a stopTime and rc yet.
 func (e *attemptEncoder) appendLive(dst []byte, l messages.LiveAttempt) []byte {
 	name := e.plan.TaskName(l.Task)
 	dst = append(dst, `{"startTime":`...)
@@ -334,8 +334,8 @@ func (e *attemptEncoder) appendLive(dst []byte, l messages.LiveAttempt) []byte {
 	return append(dst, '}')
 }
 
-// appendOutput appends a stream of an ended attempt, without opening it when the
-// record holds all of it.
+// appendOutput appends a stream of an ended attempt. It does not open the stream if the record has
+// all of it.
 func (e *attemptEncoder) appendOutput(dst []byte, rec *messages.AttemptRecord, stream messages.Stream, o *messages.Output) []byte {
 	if o.Size == int64(len(o.Inline)) && o.Size <= 2*inlineOutput {
 		return appendString(dst, o.Inline)
@@ -344,14 +344,14 @@ func (e *attemptEncoder) appendOutput(dst []byte, rec *messages.AttemptRecord, s
 	return e.output.appendOutput(dst, log, err)
 }
 
-// inlineOutput is how much of a stream a document shows from each of its ends.
+// inlineOutput is how many bytes a document shows of each end of a stream.
 const inlineOutput = 64 << 10
 
-// outputEncoder renders output as text, cut to its head and tail.
+// outputEncoder renders output as text, reduced to its head and tail.
 type outputEncoder struct{ head, tail []byte }
 
-// appendOutput appends log as a JSON string, and closes it. A log that cannot be
-// opened or read shows as a marker: it must not take the document with it.
+// appendOutput appends log as a JSON string, and closes it. A log that cannot be opened or read
+// becomes a marker: the rest of the document is still rendered.
 func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []byte {
 	if err != nil {
 		return appendUnreadable(dst, err)
@@ -384,8 +384,8 @@ func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []
 	return appendString(dst, text)
 }
 
-// appendUnreadable appends a marker that stands for output which cannot be shown. It
-// names the file when that is damaged.
+// appendUnreadable appends a marker in place of output that cannot be read. It names a damaged
+// file.
 func appendUnreadable(dst []byte, err error) []byte {
 	var m *messages.Error
 	if errors.As(err, &m) && m.Code == messages.Damaged {
@@ -394,7 +394,7 @@ func appendUnreadable(dst []byte, err error) []byte {
 	return append(dst, `"[caravan: output not readable]"`...)
 }
 
-// appendLog appends the bytes [off, end) of log, up to a cut.
+// appendLog appends the bytes [off, end) of log, up to the first cut.
 func appendLog(dst []byte, log messages.Log, off, end int64) ([]byte, error) {
 	for off < end {
 		if len(dst) == cap(dst) {
@@ -415,14 +415,14 @@ func appendLog(dst []byte, log messages.Log, off, end int64) ([]byte, error) {
 	return dst, nil
 }
 
-// appendMarker appends the line that stands for n bytes that are not shown.
+// appendMarker appends the line that replaces n bytes of output.
 func appendMarker(dst []byte, n int64) []byte {
 	dst = append(dst, "\n[caravan: "...)
 	dst = strconv.AppendInt(dst, n, 10)
 	return append(dst, " bytes cut]\n"...)
 }
 
-// trimPartialEnd drops the beginning of a character that the cut went through.
+// trimPartialEnd drops a character at the end that the cut went through.
 func trimPartialEnd(b []byte) []byte {
 	for i := 1; i < utf8.UTFMax && i <= len(b); i++ {
 		if tail := b[len(b)-i:]; utf8.RuneStart(tail[0]) {
@@ -435,7 +435,7 @@ func trimPartialEnd(b []byte) []byte {
 	return b
 }
 
-// trimPartialStart drops the end of a character that the cut went through.
+// trimPartialStart drops the rest of a character at the start that the cut went through.
 func trimPartialStart(b []byte) []byte {
 	for i := range min(utf8.UTFMax, len(b)) {
 		if utf8.RuneStart(b[i]) {

@@ -31,8 +31,8 @@ func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// runSummary is GET /v1/dagrun/{run}/summary: the run's entry in the list, and
-// the number of its tasks.
+// runSummary is GET /v1/dagrun/{run}/summary: the run's entry in the list, and the number of its
+// tasks.
 func (s *Server) runSummary(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -83,7 +83,7 @@ func (s *Server) killRun(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// runDocument is GET /v1/dagrun/{run}: everything there is on a run.
+// runDocument is GET /v1/dagrun/{run}: everything about a run.
 func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -96,7 +96,7 @@ func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, jsonType, newRunDocument(contextOf(ctx), s.engine, view))
 }
 
-// listRuns is GET /v1/dagruns: the seed's array, ascending by id unless asked otherwise.
+// listRuns is GET /v1/dagruns: an array of runs, by ascending id by default.
 func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	q, err := listQuery(ctx)
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	}
 	l := &runList{ctx: contextOf(ctx), engine: s.engine, query: q}
 	if q.Limit > 0 {
-		// One more than the page tells whether there is a next one.
+		// One entry more than the page tells whether there is a next page.
 		next, err := l.renderPage()
 		if err != nil {
 			return err
@@ -138,7 +138,7 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 			}
 		case name == "order":
 			if value != "asc" && value != "desc" {
-				return invalid("query parameter order: " + quoteInput(value) + " is neither asc nor desc")
+				return invalid("query parameter order: " + quoteInput(value) + " must be asc or desc")
 			}
 			q.Desc = value == "desc"
 		case name == "limit":
@@ -157,22 +157,22 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 	return q, err
 }
 
-// runList renders runs, a page of the engine's at a time: nothing of the engine
-// is held while a client reads slowly.
+// runList renders runs, one page of the engine at a time: between pages a slow client
+// does not hold the engine.
 type runList struct {
 	ctx        context.Context // of the engine's calls
 	engine     Views
 	query      messages.ListQuery
-	pageBuffer []byte // of page
+	pageBuffer []byte // for renderPage
 	begun      bool
 }
 
-// maxRunsPerPage is how many stored runs are looked at for one page. What an index can tell costs
-// nothing of it.
+// maxRunsPerPage is how many stored runs are read for one page. Runs that an index excludes do not
+// count.
 const maxRunsPerPage = 4096
 
-// renderPage renders a whole page of q.Limit entries, without the closing bracket, and
-// tells whether there are more. It has fewer entries when pageBudget is used up before.
+// renderPage renders a whole page of query.Limit entries, without the closing bracket, and tells
+// whether there are more. The page has fewer entries when maxRunsPerPage is exceeded first.
 func (l *runList) renderPage() (more bool, err error) {
 	q, budget := l.query, maxRunsPerPage+l.query.Limit
 	q.Budget = &budget
@@ -221,13 +221,13 @@ func (l *runList) next(dst []byte) ([]byte, bool, error) {
 	return dst, full, err
 }
 
-// maxWaitForState bounds how long a state is waited for: less than what proxies and
-// clients take for a connection that hangs.
+// maxWaitForState bounds the wait for a state. It is shorter than the usual timeout of proxies and
+// clients for a connection that hangs.
 const maxWaitForState = time.Minute
 
-// awaitState is the long poll of a run's state: it returns the run's summary once
-// the state is not what it was, at the end of the wait, when the client closes its side
-// (it may still read), or when the server shuts down.
+// awaitState is the long poll of a run's state. It returns the run's summary once the state
+// differs from q.leftState, at the end of the wait, when the client closes its side (it may still
+// read), or when the server shuts down.
 func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*messages.Summary, error) {
 	q := stateQuery{leftState: sum.State}
 	if err := eachParameter(ctx, q.setParameter); err != nil {
@@ -245,7 +245,7 @@ func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*m
 	defer cancel()
 	latest, err := s.engine.Await(within, sum.ID, func(sum *messages.Summary) bool { return sum.State != q.leftState })
 	if err := s.permitOf(ctx).check(); err != nil {
-		return nil, err // the token or session went meanwhile
+		return nil, err // the token or session became invalid during the wait
 	}
 	if latest != nil {
 		return latest, nil // also at the end of the wait
@@ -253,7 +253,7 @@ func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*m
 	return nil, err
 }
 
-// stateQuery says how long to wait for another state than which.
+// stateQuery is the state to leave and the longest time to wait for that.
 type stateQuery struct {
 	wait      time.Duration
 	leftState dag.RunState
@@ -264,7 +264,7 @@ func (q *stateQuery) setParameter(name, value string) (err error) {
 	case "wait":
 		q.wait, err = time.ParseDuration(value)
 		if err != nil || q.wait < 0 || q.wait > maxWaitForState {
-			return invalid("query parameter wait: " + quoteInput(value) + " is no duration from 0s to 60s")
+			return invalid("query parameter wait: " + quoteInput(value) + " must be a duration from 0s to 60s")
 		}
 	case "from":
 		q.leftState, err = parseRunState(value)
@@ -295,7 +295,7 @@ func (s *Server) taskState(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// viewOfTask is the view of the task that the path names.
+// viewOfTask returns the view of the task in the path.
 func (s *Server) viewOfTask(ctx *fasthttp.RequestCtx) (*messages.View, error) {
 	run, name, err := taskParameter(ctx)
 	if err != nil {
@@ -317,11 +317,11 @@ func (s *Server) killTask(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// tasksPerView is how many tasks are viewed at a time when a run is searched.
+// tasksPerView is how many tasks are in one view while a run is searched.
 const tasksPerView = 1 << 16
 
-// listTasks is GET /v1/dagrun/{run}/tasks: a page of tasks, in the order of the
-// plan, each with its state and attempts.
+// listTasks is GET /v1/dagrun/{run}/tasks: a page of tasks, in the order of the plan, each with
+// its state and attempts.
 func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -361,7 +361,7 @@ func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
 // taskQuery selects tasks of a run.
 type taskQuery struct {
 	states    [dag.NumTaskStates]bool
-	anyState  bool // states are given
+	anyState  bool // states has the selected ones
 	limit     int
 	firstTask uint32
 }
@@ -403,10 +403,10 @@ type listedTask struct {
 // taskList renders a page of tasks.
 type taskList struct {
 	tasks              []listedTask
-	cursor             string // of the next page; "" when there is none
+	cursor             string // of the next page; "" on the last page
 	attempts           attemptEncoder
 	begun              bool
-	nextTask, rangeEnd int // in tasks: the neighbours that are being rendered
+	nextTask, rangeEnd int // the neighbours in tasks that are being rendered
 }
 
 func (l *taskList) next(dst []byte) ([]byte, bool, error) {

@@ -26,98 +26,95 @@ type VersionInfo struct {
 	Go      string // toolchain
 }
 
-// Config says what a Server serves. Engine is required; every zero member means
-// its default.
+// Config configures a Server. Engine is required; every other zero member means its default.
 type Config struct {
 	Engine  Engine
 	Limits  dag.Limits
 	Version VersionInfo
-	// Gatherer is what GET /metrics shows, Registerer takes this package's own
-	// metrics. Both nil: only those are shown.
+	// Gatherer is what GET /metrics shows. Registerer takes this package's own metrics. With
+	// neither, only those are shown.
 	Gatherer   prometheus.Gatherer
 	Registerer prometheus.Registerer
-	// MaxBody bounds the body of a submission or validation, in bytes, before and
-	// after decompression; default 256 MiB. A line of many is bounded by 64 MiB, too,
-	// every other body by 1 MiB.
+	// MaxBody bounds the body of a submission or validation, in bytes, before and after
+	// decompression; default 256 MiB. A line of a batch is also bounded by 64 MiB, and every other
+	// body by 1 MiB.
 	MaxBody int64
 	Logger  *slog.Logger // default slog.Default()
-	// Spool is the folder that long bodies are received in, in files without a name;
-	// default the system's for temporary files.
+	// Spool is the folder for long bodies, which are received into files without a name; default
+	// the folder of the system for temporary files.
 	Spool string
-	// Backup writes a backup of everything; nil = there are none. It ends soon after ctx.
+	// Backup writes a backup of everything; nil = no backups. It returns soon after ctx ends.
 	Backup func(ctx context.Context, w io.Writer) error
-	// Sparing is called when a long document is about to be planned: garbage costs most
-	// then. What it returns is called when that is over; one at a time. Nil = nothing.
-	Sparing func() (back func())
+	// LowerGCPressure is called before a long document is planned, when garbage costs most memory,
+	// and the function that it returns is called after that; it may be nil. Calls do not overlap.
+	LowerGCPressure func() (back func())
 
-	// ReadTimeout bounds the reading of one request (header and body; a large body
-	// gets more in proportion to its length), WriteTimeout one write to the client,
-	// IdleTimeout the wait for the next request of a connection. Defaults 30 s,
-	// 30 s, 2 min.
+	// ReadTimeout bounds the time to read one request (header and body; a large body gets more in
+	// proportion to its length), WriteTimeout the time of one write to the client, and IdleTimeout
+	// the wait for the next request of a connection. Defaults 30 s, 30 s, 2 min.
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
-	// heartbeat is how often a stream of events says that it is there; default 15 s.
+	// heartbeat is the longest time between two pieces of a stream of events; default 15 s.
 	heartbeat time.Duration
 	// watchAfter is how long a request waits in one call of the engine before its client is
 	// watched; default 1 s.
 	watchAfter time.Duration
-	// MaxConns bounds the open connections: beyond it the oldest that waits for a
-	// request is closed, or the new one is answered 503. Default, and at
-	// most, 8,192.
+	// MaxConns bounds the open connections. Beyond it the oldest idle one is closed, or the new
+	// one is answered 503. Default, and at most, 8,192.
 	MaxConns int
 	// MaxPerClient bounds the connections of one client (an address, or the user of a
 	// Unix socket); beyond it requests are answered 429. Default half of MaxConns.
 	MaxPerClient int
-	// Access says who is let in.
+	// Access says which requests are served.
 	Access Access
 }
 
 const (
 	defaultMaxBody  = 256 << 20
 	defaultMaxConns = 8192
-	maxOtherBody    = 1 << 20  // limit of every body but a spec's
+	maxOtherBody    = 1 << 20  // limit of every body except specs
 	maxHeader       = 8 << 10  // request line and headers
-	maxExtraConns   = 256      // above MaxConns, at most: those that are told so
-	closingConns    = 1024     // connections that are closed, and whose goroutine does not know yet
-	minBodyRate     = 64 << 10 // bytes/s that a large body has to make at least
+	maxExtraConns   = 256      // open at most above MaxConns, to answer why they are refused
+	closingConns    = 1024     // allowance for connections that are closed, but whose goroutine has not returned yet
+	minBodyRate     = 64 << 10 // bytes/s: a large body that arrives more slowly is given up
 )
 
-// Server serves the REST API of one engine. Its methods may be called from any
-// goroutine; after Shutdown it cannot be used again.
+// Server serves the REST API of one engine. Its methods may be called from any goroutine. It
+// cannot be used after Shutdown.
 type Server struct {
 	cfg      Config
 	engine   Engine
 	log      *slog.Logger
-	dispatch fasthttp.RequestHandler // by the table of routes
+	dispatch fasthttp.RequestHandler // routes a request
 	metrics  *metrics
 
 	sessions      *access.Sessions // nil without tokens
 	logins        *access.Rate
 	backupRunning atomic.Bool // a backup is being made
 
-	planningTurn    chan struct{} // of the one long body that is being planned and stored
-	longBodies      longBodySet   // long bodies that are being received or wait for their turn
-	startedAt       time.Time     // what conn.since counts from
+	planningTurn    chan struct{} // held by the one long body that is being planned and stored
+	longBodies      longBodySet   // being received, or waiting for planningTurn
+	startedAt       time.Time     // conn.stateSince counts from here
 	conns           connSet
 	waits           waitSet
-	permits         permitSet // of what waits
+	permits         permitSet // of requests that wait
 	bodies          *bodyBudget
-	decompressSlots chan struct{}                 // of the bodies that are being decompressed in memory
+	decompressSlots chan struct{}                 // one for each body that is being decompressed in memory
 	clientWatcher   atomic.Pointer[clientWatcher] // made by Serve; nil: clients that leave are not noticed
 	ticks           atomic.Int64                  // of watchLongCalls
-	inflight        atomic.Int64                  // requests that have been taken and not yet answered to the end
+	inflight        atomic.Int64                  // requests whose answers are not complete
 	drained         chan struct{}                 // signalled when inflight falls to 0 while draining
 	draining        atomic.Bool
-	listenersClosed atomic.Bool     // the listener is closed by this server
-	serviceContext  context.Context // ends when Shutdown begins: what waits or is followed ends
+	listenersClosed atomic.Bool     // by this server
+	serviceContext  context.Context // ends when Shutdown begins: requests that wait or follow end
 	endService      context.CancelFunc
 
-	mu           sync.Mutex // of what follows, and of draining's beginning
+	mu           sync.Mutex // of what follows, and of the change of draining
 	entrances    []*Entrance
 	httpServers  []*fasthttp.Server // one per entrance
 	closeWatcher sync.Once
 }
 
-// New makes a server. It panics when its metrics are registered already.
+// New returns a server. It panics when its metrics are already registered.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
@@ -143,7 +140,7 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// newHTTPServer makes what reads and writes HTTP at an entrance.
+// newHTTPServer returns the server that reads and writes HTTP at an entrance.
 func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 	return &fasthttp.Server{
 		Handler:                      s.dispatch,
@@ -151,12 +148,12 @@ func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 		HeaderReceived:               func(h *fasthttp.RequestHeader) fasthttp.RequestConfig { return s.requestLimits(e, h) },
 		ExpectHandler:                s.answerExpect,
 		ConnState:                    trackState,
-		Concurrency:                  s.cfg.MaxConns + maxExtraConns + closingConns, // the listener bounds them
+		Concurrency:                  s.cfg.MaxConns + maxExtraConns + closingConns, // the listener has its own, lower limit
 		ReadBufferSize:               maxHeader,
 		ReadTimeout:                  s.cfg.ReadTimeout,
 		IdleTimeout:                  s.cfg.IdleTimeout,
-		MaxRequestBodySize:           maxOtherBody, // not held by fasthttp for streams: see admit and readBody
-		StreamRequestBody:            true,         // else it makes room for whatever length a client announces
+		MaxRequestBodySize:           maxOtherBody, // not applied by fasthttp to streams: see limits and readBody
+		StreamRequestBody:            true,         // else a body takes memory of the length that its client announces
 		DisablePreParseMultipartForm: true,
 		NoDefaultServerHeader:        true,
 		NoDefaultContentType:         true,
@@ -177,8 +174,8 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	if c.Sparing == nil {
-		c.Sparing = func() func() { return func() {} }
+	if c.LowerGCPressure == nil {
+		c.LowerGCPressure = func() func() { return func() {} }
 	}
 	if c.ReadTimeout <= 0 {
 		c.ReadTimeout = 30 * time.Second
@@ -204,9 +201,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Serve answers requests that come in on l until Shutdown, then returns nil. It
-// closes l. It may be called for several listeners at a time; one that is an
-// *Entrance says what it asks of its callers.
+// Serve answers requests from l until Shutdown, then returns nil. It closes l. It may be called
+// for several listeners at a time. A listener that is an *Entrance has its own requirements for
+// clients.
 func (s *Server) Serve(l net.Listener) error {
 	e, ok := l.(*Entrance)
 	if !ok {
@@ -226,10 +223,10 @@ func (s *Server) Serve(l net.Listener) error {
 	return fast.Serve(&listener{Entrance: e, s: s})
 }
 
-// Shutdown ends service. Requests in flight are answered, those that wait at once;
-// logs that are followed break off; new requests get 503 until the last one is answered, then the
-// listener closes. When ctx ends first, what is left is cut off and its error
-// returned.
+// Shutdown ends service. Requests in flight are answered, and requests that wait are answered at
+// once. Logs that are followed break off. New requests get 503 until the last answer is complete.
+// Then the listener closes. When ctx ends first, Shutdown closes the remaining connections and
+// returns the error of ctx.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {
@@ -243,7 +240,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.closeListeners(ctx, false)
 }
 
-// awaitDrained returns when nothing is in flight.
+// awaitDrained returns when the last request in flight is answered, or ctx ends.
 func (s *Server) awaitDrained(ctx context.Context) error {
 	for s.inflight.Load() != 0 {
 		select {
@@ -252,7 +249,7 @@ func (s *Server) awaitDrained(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	s.signalDrained() // for another Shutdown that waits
+	s.signalDrained() // another call of Shutdown may wait
 	return nil
 }
 
@@ -263,13 +260,13 @@ func (s *Server) signalDrained() {
 	}
 }
 
-// closeListeners closes the listener and the connections that wait for a request, or all of
-// them, and waits for their goroutines.
+// closeListeners closes the listeners and the idle connections, or all connections, and waits for
+// their goroutines.
 func (s *Server) closeListeners(ctx context.Context, all bool) error {
 	s.mu.Lock()
 	s.listenersClosed.Store(true)
 	for _, e := range s.entrances {
-		// Also when fasthttp has not begun to accept from it.
+		// fasthttp may not have accepted from it yet.
 		_ = e.Close()
 	}
 	fasts := s.httpServers
@@ -292,7 +289,7 @@ func (s *Server) closeListeners(ctx context.Context, all bool) error {
 	return errors.Join(errs...)
 }
 
-// beginWork and leave bracket whatever Shutdown has to wait for.
+// beginWork and endWork bracket work that Shutdown waits for.
 func (s *Server) beginWork() {
 	s.inflight.Add(1)
 	s.metrics.inflight.Inc()
@@ -305,14 +302,14 @@ func (s *Server) endWork() {
 	}
 }
 
-// requestLimits is asked once the header is there: how long may the body take. One that
-// is announced as too large is not waited for.
+// requestLimits is called after the header of a request was read. It sets how long the body may
+// take. A body that is announced as too large is not waited for.
 func (s *Server) requestLimits(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
 	n := int64(h.ContentLength())
 	if n > 0 && s.willBeRefused(e, h) {
-		// fasthttp waits for the first bytes of a body before it calls a handler, but
-		// not if the client waits for permission to send them: see expect.
+		// fasthttp waits for the first bytes of a body before it calls a handler, except when the
+		// client waits for permission to send them: see answerExpect.
 		h.Set(fasthttp.HeaderExpect, "100-continue")
 	}
 	switch {
@@ -324,8 +321,8 @@ func (s *Server) requestLimits(e *Entrance, h *fasthttp.RequestHeader) fasthttp.
 	return c
 }
 
-// connLogger takes what fasthttp says on broken connections: a client's doing, which
-// must not fill the log.
+// connLogger logs fasthttp's messages about broken connections at level Debug: clients cause them,
+// and must not be able to fill the log.
 type connLogger struct{ log *slog.Logger }
 
 func (q connLogger) Printf(format string, args ...any) {

@@ -13,17 +13,17 @@ import (
 
 // producer renders a document piece by piece.
 type producer interface {
-	// next appends some more to dst; more tells whether there is any left. An
-	// error breaks the answer off.
+	// next appends the next piece to dst; more tells whether others follow. An error breaks the
+	// answer off.
 	next(dst []byte) (out []byte, more bool, err error)
 }
 
-// pieceBytes is what a producer appends at a time, roughly.
+// pieceBytes is the approximate size of a piece.
 const pieceBytes = 32 << 10
 
-// send answers with what p produces: whole when it is short, else as a stream
-// that is rendered as fast as the client reads, in little memory. An error of the
-// first piece is returned and leaves the response alone.
+// send answers with the document of p. A short document is sent whole. A longer one is a stream
+// that is rendered as fast as the client reads, in little memory. An error of the first piece is
+// returned, and leaves the response alone.
 func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) error {
 	buf := make([]byte, 0, 4<<10)
 	for {
@@ -47,8 +47,8 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 	return nil
 }
 
-// stream answers with what p produces, behind buf. Size is the length of it all,
-// -1 when that is not known. The stream counts as in flight until it is closed.
+// stream answers with buf and then the pieces of p. size is the total length; -1 = unknown. The
+// stream counts as in flight until it is closed.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
 	s.beginWork()
 	if c := connOf(ctx); c != nil {
@@ -63,20 +63,20 @@ func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer
 	ctx.Response.SetBodyStream(b, size)
 }
 
-// streamUntilClose answers a client of HTTP/1.0, which does not know chunks: the body ends
-// with the connection. One that breaks off ends with a reset, so that a client can
-// tell. fasthttp knows no such answers, so the connection is taken from it.
+// streamUntilClose answers an HTTP/1.0 client, which does not know chunks: the body ends with the
+// connection. A broken body ends with a reset, so that the client can tell. fasthttp does not have
+// such answers, so the connection is hijacked.
 func (s *Server) streamUntilClose(ctx *fasthttp.RequestCtx, b *streamBody) {
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(nc net.Conn) {
 		defer b.Close()
 		c := connOf(ctx)
 		if c != nil {
-			nc, c.deadlineSetAt = c, time.Time{} // fasthttp has taken the deadlines away
+			nc, c.deadlineSetAt = c, time.Time{} // fasthttp has cleared the deadlines
 		}
-		// The context is this function's until it returns.
+		// The context belongs to this function until it returns.
 		h := &ctx.Response.Header
-		h.SetContentLength(-2) // neither a length nor chunks: Connection: close
+		h.SetContentLength(-2) // neither Content-Length nor chunks: Connection: close
 		if _, err := nc.Write(h.Header()); err != nil || ctx.IsHead() {
 			return
 		}
@@ -101,15 +101,15 @@ func (s *Server) streamUntilClose(ctx *fasthttp.RequestCtx, b *streamBody) {
 	})
 }
 
-// streamBody is a producer as the reader that fasthttp wants. It is read in the
-// connection's goroutine, each Read followed by a flush. An error ends the
-// connection without the end of the body, so that a client can tell.
+// streamBody is the io.Reader that fasthttp reads a producer from. It is read in the connection's
+// goroutine, and flushed after each Read. An error ends the connection without the end of the
+// body, so that the client can tell.
 type streamBody struct {
 	s        *Server
 	producer producer
-	permit   *permit // asked again for each piece
-	buf      []byte  // produced
-	read     int     // of it, read
+	permit   *permit // checked again for each piece
+	buf      []byte  // the present piece
+	read     int     // bytes of buf that were read
 	more     bool
 	closed   bool
 	path     string
@@ -144,7 +144,7 @@ func (b *streamBody) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Close is called once the answer was sent or given up, possibly twice.
+// Close is called when the answer is complete or given up, possibly twice.
 func (b *streamBody) Close() error {
 	if b.closed {
 		return nil
@@ -155,12 +155,12 @@ func (b *streamBody) Close() error {
 	return nil
 }
 
-// closeProducer lets go of what p has open. What it read has been read.
+// closeProducer releases what p has open. p was only read from, so an error does not matter.
 func closeProducer(p producer) {
 	if c, ok := p.(io.Closer); ok {
 		_ = c.Close()
 	}
 }
 
-// errStreamBroken ends a stream that has no more reader, or at shutdown.
-var errStreamBroken = errors.New("broken off")
+// errStreamBroken ends a stream without a reader, or at shutdown.
+var errStreamBroken = errors.New("the stream is broken off")

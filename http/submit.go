@@ -67,8 +67,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// strictParameter tells whether ?strict makes warnings errors. What else the query holds
-// has no meaning here.
+// strictParameter tells whether ?strict makes warnings errors. Other parameters are ignored.
 func strictParameter(ctx *fasthttp.RequestCtx) (strict bool, err error) {
 	err = eachParameter(ctx, func(name, value string) (err error) {
 		if name == "strict" {
@@ -84,7 +83,7 @@ func appendRunID(dst []byte, run messages.RunID) []byte {
 	return strconv.AppendUint(append(dst, `{"runID":`...), uint64(run), 10)
 }
 
-// appendWarnings appends the member of an answer that holds warnings, if there are any.
+// appendWarnings appends the member of an answer with the warnings, if there are any.
 func appendWarnings(dst []byte, warnings dag.Problems) []byte {
 	for i, w := range warnings {
 		if i == 0 {
@@ -104,7 +103,7 @@ func appendWarnings(dst []byte, warnings dag.Problems) []byte {
 	return dst
 }
 
-// validate is POST /v1/dagrun/validate: what submit would say, and nothing runs.
+// validate is POST /v1/dagrun/validate: the answer of a submission, without a run.
 func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 	strict, err := strictParameter(ctx)
 	if err != nil {
@@ -137,7 +136,7 @@ func (s *Server) plan(doc []byte, strict bool) (plan *dag.Plan, warnings dag.Pro
 	return planResult(specjson.Check(doc, s.cfg.Limits), strict)
 }
 
-// planResult is what came of a document.
+// planResult returns the plan and warnings of a checked document, or its problems as an error.
 func planResult(c specjson.Checked, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
 	if strict {
 		c.Strict()
@@ -148,8 +147,8 @@ func planResult(c specjson.Checked, strict bool) (plan *dag.Plan, warnings dag.P
 	return c.Plan, c.Warnings, nil
 }
 
-// document is the body as JSON text, owned by the caller: it outlives the request. A
-// long one is no text: it is the caller's to release.
+// document reads the body as JSON text, which the caller owns: it outlives the request. A long
+// body is returned as a longBody instead, which the caller releases.
 func (s *Server) document(ctx *fasthttp.RequestCtx, held *budgetShare) (doc []byte, long *longBody, err error) {
 	h := &ctx.Request.Header
 	coding := ""
@@ -185,8 +184,8 @@ func (s *Server) document(ctx *fasthttp.RequestCtx, held *budgetShare) (doc []by
 	return doc, nil, nil
 }
 
-// readBody reads the body, into memory that grows with what has come and not with
-// what was announced, or into a file when it is long. It may be called once.
+// readBody reads the body, either into memory, which grows with what has arrived and not with the
+// announced length, or into a file if the body is long. It may be called once.
 func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, *longBody, error) {
 	stream := bodyStream(ctx)
 	if stream == nil {
@@ -197,7 +196,7 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 	if announced >= 0 {
 		first = min(announced, maxOtherBody)
 	}
-	doc := make([]byte, 0, first+1) // one more, to find the end without growing
+	doc := make([]byte, 0, first+1) // one byte more, to find the end without growing
 	for {
 		n, err := stream.Read(doc[len(doc):cap(doc)])
 		doc = doc[:len(doc)+n]
@@ -231,15 +230,16 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 
 func unsupportedCoding(coding string) error {
 	return &refusal{fasthttp.StatusUnsupportedMediaType,
-		"Content-Encoding " + quoteInput(coding) + " is not supported: use gzip, zstd or none"}
+		"Content-Encoding " + quoteInput(coding) + " is not supported: use gzip, zstd or identity"}
 }
 
-// memoryPerByte is how much memory a document takes while it is planned and stored, of its
-// length.
+// memoryPerByte is how many bytes of memory a byte of a document takes while it is planned and
+// stored.
 const memoryPerByte = 3
 
-// decompress undoes a Content-Encoding in memory, to at most limit bytes: beyond is
-// errLong. A few are at it at a time, each with its window.
+// decompress undoes a Content-Encoding in memory, to at most limit bytes: a longer document is
+// errTooLong. decompressSlots bounds how many bodies are decompressed at a time, each with its
+// window.
 func (s *Server) decompress(coding string, body []byte, limit int64) ([]byte, error) {
 	s.decompressSlots <- struct{}{}
 	defer func() { <-s.decompressSlots }()
@@ -255,7 +255,7 @@ func (s *Server) decompress(coding string, body []byte, limit int64) ([]byte, er
 	return doc, err
 }
 
-// decompressionError says why a body could not be decompressed.
+// decompressionError returns why a body could not be decompressed.
 func decompressionError(coding string, err error, limit int64) error {
 	var known *refusal
 	switch {
@@ -269,10 +269,10 @@ func decompressionError(coding string, err error, limit int64) error {
 	case coding == "":
 		return err
 	}
-	return invalid("the body is no " + strings.ToLower(coding) + ": " + err.Error())
+	return invalid("the body is not valid " + strings.ToLower(coding) + ": " + err.Error())
 }
 
-// idempotencyKey is the request's Idempotency-Key, "" when it has none.
+// idempotencyKey returns the request's Idempotency-Key; "" without one.
 func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
 	const name = "Idempotency-Key"
 	if h.Peek(name) == nil {
@@ -280,66 +280,67 @@ func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
 	}
 	keys := h.PeekAll(name)
 	if len(keys) != 1 {
-		return "", invalid(name + ": want one")
+		return "", invalid("more than one " + name + " header")
 	}
 	key := string(keys[0])
 	return key, checkIdempotencyKey(name, key)
 }
 
-// checkIdempotencyKey wants what an idempotency key may be.
+// checkIdempotencyKey returns what is wrong with an idempotency key.
 func checkIdempotencyKey(what, key string) error {
 	if len(key) == 0 || len(key) > 255 {
-		return invalid(what + ": want 1 to 255 characters")
+		return invalid(what + ": must have 1 to 255 characters")
 	}
 	for _, c := range []byte(key) {
 		if c < '!' || c > '~' {
-			return invalid(what + " " + quoteInput(key) + ": want visible ASCII only")
+			return invalid(what + " " + quoteInput(key) + ": must be visible ASCII characters")
 		}
 	}
 	return nil
 }
 
-// bodyBudget bounds what bodies take in memory over all connections, while they are
-// received, decompressed, decoded and stored. A body beyond it is refused: with 429 when
-// its client has enough under way already, else with 503.
+// bodyBudget bounds the memory that bodies take over all connections, while they are received,
+// decompressed, decoded and stored. A body beyond it is refused: with 429 when its client has used
+// its part, else with 503.
 type bodyBudget struct {
 	limit     int64
-	perClient int64 // of it, the bodies of one client
+	perClient int64 // of limit: for the bodies of one client
 
 	mu      sync.Mutex
 	used    int64
-	clients map[clientKey]int64 // those that have some of it
+	clients map[clientKey]int64 // of used: by clients that have some
 }
 
 const (
-	totalBodyBytes = 256 << 20 // of all bodies together
-	uncountedBytes = 16 << 10  // of each body is not counted: the connections are bounded
-	// largeBodyBytes is from where on a body may not take the last quarter: that is left for
-	// small ones, so that a few large ones which come slowly do not keep everybody out.
+	totalBodyBytes = 256 << 20 // for all bodies together
+	uncountedBytes = 16 << 10  // of each body are not counted: the number of connections is bounded
+	// largeBodyBytes is the size from which a body may not take the last quarter of the budget.
+	// That is left for small bodies, so that a few large ones that arrive slowly do not block all
+	// others.
 	largeBodyBytes = 1 << 20
 )
 
-// newBodyBudget gives each client a half, and more where a client may have more than half of
-// the connections: then all come by way of one.
+// newBodyBudget gives each client half of the budget, or more where one client may have more than
+// half of the connections: then all clients may use the same proxy.
 func newBodyBudget(limit int64, conns, ofClient int) *bodyBudget {
 	return &bodyBudget{limit: limit, perClient: max(limit/2, limit/int64(conns)*int64(ofClient)), clients: map[clientKey]int64{}}
 }
 
-// Why there is no room for a body.
+// Reasons why a body does not fit the budget.
 var (
-	errBudgetSpent       = errors.New("no room for a body")
-	errClientBudgetSpent = errors.New("no room for a further body of this client")
+	errBudgetSpent       = errors.New("the memory for bodies is in use")
+	errClientBudgetSpent = errors.New("the memory for bodies of this client is in use")
 )
 
-// budgetShare is what one request has of the budget. It is for one goroutine.
+// budgetShare is the part of the budget that one request has. Only its goroutine may use it.
 type budgetShare struct {
 	budget *bodyBudget
 	client clientKey
 	bytes  int64
 }
 
-// resize makes the share n bytes. The error is errNoRoom or errOwnRoom, and nothing has
-// changed, when there is no room for them.
+// resize changes the share to n bytes. It returns errBudgetSpent or errClientBudgetSpent, without
+// a change, if the budget does not have them.
 func (h *budgetShare) resize(n int64) error {
 	b := h.budget
 	limit := b.limit
@@ -370,16 +371,16 @@ func (h *budgetShare) resize(n int64) error {
 }
 
 // release gives the share back.
-func (h *budgetShare) release() { _ = h.resize(0) } // giving back is never refused
+func (h *budgetShare) release() { _ = h.resize(0) } // shrinking cannot fail
 
-// inUse is how many bytes are taken.
+// inUse returns how many bytes are in use.
 func (b *bodyBudget) inUse() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.used
 }
 
-// newBudgetShare is the share of a request, which has nothing yet.
+// newBudgetShare returns the empty share of a request.
 func (s *Server) newBudgetShare(ctx *fasthttp.RequestCtx) budgetShare {
 	h := budgetShare{budget: s.bodies}
 	if c := connOf(ctx); c != nil {
@@ -388,11 +389,11 @@ func (s *Server) newBudgetShare(ctx *fasthttp.RequestCtx) budgetShare {
 	return h
 }
 
-// overBudget refuses a body for which the budget has no room.
+// overBudget refuses a body that does not fit the budget.
 func (s *Server) overBudget(why error) *refusal {
 	s.metrics.bodiesRefused.Inc()
 	if errors.Is(why, errClientBudgetSpent) {
-		return &refusal{fasthttp.StatusTooManyRequests, "too many bytes of this client's requests are under way: send it again later"}
+		return &refusal{fasthttp.StatusTooManyRequests, "requests of this client have too many bytes in progress: try again later"}
 	}
-	return &refusal{fasthttp.StatusServiceUnavailable, "too many bytes of requests are under way: send it again later"}
+	return &refusal{fasthttp.StatusServiceUnavailable, "requests have too many bytes in progress: try again later"}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// ready is GET /ready: may requests be sent here?
+// ready is GET /ready: 200 while requests are served.
 func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
@@ -24,7 +24,7 @@ func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// healthz is GET /healthz: is anything wrong?
+// healthz is GET /healthz: 200 while everything works.
 func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
@@ -40,7 +40,7 @@ func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// serverState is GET /v1/server/state: do tasks start?
+// serverState is GET /v1/server/state: PAUSED while no task starts.
 func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
@@ -65,7 +65,7 @@ func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 	case dag.RunPaused.String():
 		reason = "a request has paused the server"
 	default:
-		return &refusal{fasthttp.StatusBadRequest, quoteInput([]byte(word)) + " is no state of the server: use PAUSED or RUNNING"}
+		return &refusal{fasthttp.StatusBadRequest, quoteInput([]byte(word)) + " is not a state of the server: use PAUSED or RUNNING"}
 	}
 	if err := s.engine.SetPaused(contextOf(ctx), reason); err != nil {
 		return err
@@ -90,14 +90,14 @@ func (s *Server) version(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// backup is GET /v1/backup: everything as of one moment, as one stream. An answer that
-// breaks off has no trailer, which the reader of a backup demands.
+// backup is GET /v1/backup: a stream of everything as of one moment. An answer that breaks off
+// lacks the trailer, which readers of a backup require.
 func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	if s.cfg.Backup == nil {
-		return &refusal{fasthttp.StatusNotFound, "this server makes no backups"}
+		return &refusal{fasthttp.StatusNotFound, "this server does not make backups"}
 	}
 	if looksLikeNavigation(&ctx.Request.Header) {
-		return &refusal{fasthttp.StatusForbidden, "cross-site request: a browser asks for a backup and does not say which page made it: use `caravan backup` or another program"}
+		return &refusal{fasthttp.StatusForbidden, "cross-site request: the browser does not name the page that asks for a backup: use `caravan backup` or another program"}
 	}
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
@@ -107,7 +107,7 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 		return nil
 	}
 	if !s.backupRunning.CompareAndSwap(false, true) {
-		return &refusal{fasthttp.StatusServiceUnavailable, "a backup is being made: one at a time"}
+		return &refusal{fasthttp.StatusServiceUnavailable, "another backup is in progress"}
 	}
 	r, w := io.Pipe()
 	until, cancel := context.WithCancel(s.serviceContext)
@@ -117,7 +117,7 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 		defer cancel()
 		err := s.cfg.Backup(until, w)
 		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
-			s.log.Error("backup", "err", err)
+			s.log.Error("http: the backup broke off", "err", err)
 		}
 		w.CloseWithError(err)
 	}()
@@ -125,9 +125,9 @@ func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// looksLikeNavigation tells whether a request looks like a browser's that opens an address, and does
-// not say which page made it do so: browsers leave that out for http: addresses of other
-// machines. Programs do not ask for HTML here.
+// looksLikeNavigation tells whether a browser opens an address without naming the page that caused
+// it: browsers leave that out for http: addresses of other machines. Programs do not ask for HTML
+// here.
 func looksLikeNavigation(h *fasthttp.RequestHeader) bool {
 	return len(h.Peek("Sec-Fetch-Site")) == 0 && len(h.Peek(fasthttp.HeaderOrigin)) == 0 &&
 		bytes.Contains(bytes.ToLower(h.Peek(fasthttp.HeaderAccept)), []byte("text/html"))
@@ -135,7 +135,7 @@ func looksLikeNavigation(h *fasthttp.RequestHeader) bool {
 
 var errShuttingDown = errors.New("the server is stopping")
 
-// pipeProducer is a producer of what is written into a pipe.
+// pipeProducer produces what is written into a pipe.
 type pipeProducer struct {
 	r      *io.PipeReader
 	cancel context.CancelFunc
@@ -151,35 +151,35 @@ func (p *pipeProducer) next(dst []byte) ([]byte, bool, error) {
 	return dst, true, err
 }
 
-// Close ends the backup, when the client has gone.
+// Close ends the backup when the client has left.
 func (p *pipeProducer) Close() error {
 	p.cancel()
 	return p.r.Close()
 }
 
-// metrics are this package's own. Everything that a request touches was looked
-// up beforehand.
+// metrics are this package's own metrics. The metrics that a request updates are looked up in
+// advance.
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	inflight prometheus.Gauge
 	conns    prometheus.GaugeFunc
 	waits    prometheus.GaugeFunc
-	// Of connections: errors of accept, those told that there are too many, those closed
-	// while they waited for a request to make room for others.
-	acceptErrors, crowded, evicted prometheus.Counter
-	waitsRefused, bodiesRefused    prometheus.Counter
-	malformed                      *routeMetrics
+	// Connections: failed accepts, those refused beyond a limit, and idle ones closed to make
+	// space for others.
+	acceptErrors, connsRefused, evicted prometheus.Counter
+	waitsRefused, bodiesRefused         prometheus.Counter
+	malformed                           *routeMetrics
 }
 
-// routeMetrics are those of one route: requests by class of status, durations.
+// routeMetrics are the metrics of one route: requests by class of status, and durations.
 type routeMetrics struct {
 	byClass [6]prometheus.Counter // by status / 100
-	seconds prometheus.Observer   // nil: not timed
+	seconds prometheus.Observer   // nil: not measured
 }
 
-// newMetrics makes and registers them; conns counts the open connections,
-// waits the requests that wait.
+// newMetrics creates and registers the metrics; conns counts the open connections, waits the
+// requests that wait.
 func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
@@ -204,18 +204,18 @@ func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 		}, func() float64 { return float64(conns()) }),
 		waits: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "caravan_http_waiting_requests",
-			Help: "Requests that wait for something to happen: long polls, events, logs that are followed.",
+			Help: "Requests that wait for a change: long polls, events, logs that are followed.",
 		}, func() float64 { return float64(waits()) }),
-		bodiesRefused: counter("caravan_http_bodies_refused_total", "Bodies that were refused because too many bytes were under way."),
-		waitsRefused:  counter("caravan_http_waiting_refused_total", "Requests that were refused because too many wait."),
-		acceptErrors:  counter("caravan_http_accept_errors_total", "Connections that could not be accepted, for want of descriptors or memory."),
-		crowded:       counter("caravan_http_connections_refused_total", "Connections that were told that there are too many."),
-		evicted:       counter("caravan_http_connections_evicted_total", "Connections that were closed between requests to make room for new ones."),
+		bodiesRefused: counter("caravan_http_bodies_refused_total", "Bodies refused because bodies took too much memory."),
+		waitsRefused:  counter("caravan_http_waiting_refused_total", "Requests refused because too many requests wait."),
+		acceptErrors:  counter("caravan_http_accept_errors_total", "Connections not accepted for lack of descriptors or memory."),
+		connsRefused:  counter("caravan_http_connections_refused_total", "Connections refused beyond the limits on connections."),
+		evicted:       counter("caravan_http_connections_evicted_total", "Idle connections closed in favour of new ones."),
 	}
 	m.malformed = m.route("malformed")
 	m.malformed.seconds = nil
 	if r != nil {
-		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.bodiesRefused, m.acceptErrors, m.crowded, m.evicted)
+		r.MustRegister(m.requests, m.seconds, m.inflight, m.conns, m.waits, m.waitsRefused, m.bodiesRefused, m.acceptErrors, m.connsRefused, m.evicted)
 	}
 	return m
 }
@@ -242,12 +242,12 @@ func (rm *routeMetrics) observe(status int, took time.Duration) {
 // showMetrics is GET /metrics, in Prometheus' text format.
 func (s *Server) showMetrics(ctx *fasthttp.RequestCtx) error {
 	if s.cfg.Gatherer == nil {
-		return &refusal{fasthttp.StatusNotFound, "this server gathers no metrics"}
+		return &refusal{fasthttp.StatusNotFound, "this server has no metrics"}
 	}
 	families, err := s.cfg.Gatherer.Gather()
 	if err != nil {
-		// What could be gathered is shown; the rest is the log's.
-		s.log.Warn("http: metrics", "error", err)
+		// The metrics that could be gathered are shown in spite of the error.
+		s.log.Warn("http: some metrics cannot be shown", "err", err)
 	}
 	format := expfmt.NewFormat(expfmt.TypeTextPlain)
 	ctx.SetContentType(string(format))

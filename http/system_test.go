@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("content type %s", r.header.Get("Content-Type"))
 	}
 	none := serve(t, &fakeEngine{}, func(c *Config) { c.Registerer = prometheus.NewRegistry() })
-	refusedWith(t, none.get("/metrics"), 404, "gathers no metrics")
+	refusedWith(t, none.get("/metrics"), 404, "has no metrics")
 	if r := serve(t, &fakeEngine{}).get("/metrics"); !strings.Contains(r.body, "caravan_http_requests_in_flight 1") {
 		t.Error("without a registry the server shows its own metrics")
 	}
@@ -77,7 +77,7 @@ func TestServerState(t *testing.T) {
 	}
 	wants("/v1/server/state", `{"state":"PAUSED","reason":"a request has paused the server"}`)
 	wants("/healthz", `{"status":"ok","paused":"a request has paused the server"}`)
-	refusedWith(t, s.do("PATCH", "/v1/server/state/KILLED", ""), 400, `"KILLED" is no state of the server`)
+	refusedWith(t, s.do("PATCH", "/v1/server/state/KILLED", ""), 400, `"KILLED" is not a state of the server`)
 	if r := s.do("PATCH", "/v1/server/state/RUNNING", ""); r.status != 200 || r.body != `{"state":"RUNNING"}` {
 		t.Errorf("resumed: %d %s", r.status, r.body)
 	}

@@ -46,7 +46,7 @@ func TestStateIsNotWaitedForInVain(t *testing.T) {
 	refusedWith(t, s.get("/v1/dagrun/9/state?wait=60s"), 404, "unknown run 9")
 	for query, text := range map[string]string{
 		"?wait=61s": `wait: "61s"`, "?wait=-1s": `wait: "-1s"`, "?wait=30": `wait: "30"`, "?wait=": `wait: ""`,
-		"?from=RETRY": `unknown state "RETRY"`, "?wiat=1s": `unknown query parameter "wiat"`, "?wait=%zz": "bad escape",
+		"?from=RETRY": `unknown state "RETRY"`, "?wiat=1s": `unknown query parameter "wiat"`, "?wait=%zz": "invalid escape",
 	} {
 		refusedWith(t, s.get("/v1/dagrun/0/state"+query), 400, text)
 	}

@@ -26,7 +26,7 @@ func TestWarnings(t *testing.T) {
 		{"/v1/dagrun", slip, `{"runID":2,` + told, "maxRetries, outside the job", 200},
 		{"/v1/dagrun?strict=0", slip, `{"runID":3,` + told, "", 200},
 		{"/v1/dagrun?strict=1", slip, `{"valid":false,`, refusal, 400},
-		{"/v1/dagrun?strict=x", slip, `{`, "neither 1 nor 0", 400},
+		{"/v1/dagrun?strict=x", slip, `{`, "must be 1 or 0", 400},
 		{"/v1/dagrun/validate", sound, `{"valid":true}`, "", 200},
 		{"/v1/dagrun/validate", slip, `{"valid":true,` + told, "", 200},
 		{"/v1/dagrun/validate?strict", slip, `{"valid":false,`, refusal, 400},

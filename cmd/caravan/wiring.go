@@ -120,7 +120,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 	door, garbage := &startingEngine{}, newGCTuner(c.HeapFloor)
 	v := versionInfo()
 	n.http = http.New(http.Config{
-		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, Sparing: garbage.lowerPressure,
+		Engine: door, Limits: limits, MaxBody: c.MaxBody, Logger: log, Spool: data, LowerGCPressure: garbage.lowerPressure,
 		Version:  http.VersionInfo{Version: v.Version, Commit: v.Commit, Date: v.Date, Go: v.Go},
 		Gatherer: registry, Registerer: registry, Access: who,
 		Backup: func(ctx context.Context, w io.Writer) error { // called only after the engine is set

@@ -23,18 +23,18 @@ type Entry struct {
 	Path        string    `json:"path,omitempty"` // without its query
 	Run         *uint64   `json:"run,omitempty"`
 	Task        string    `json:"task,omitempty"`
-	Accepted    int       `json:"accepted,omitempty"` // runs, of many submitted at once; Run is the first
-	Rejected    int       `json:"rejected,omitempty"` // and lines that were refused
+	Accepted    int       `json:"accepted,omitempty"` // number of runs, for many submitted at once; Run is the first
+	Rejected    int       `json:"rejected,omitempty"` // number of refused lines
 	Token       string    `json:"token,omitempty"`
 	Session     bool      `json:"session,omitempty"`
 	Certificate string    `json:"certificate,omitempty"`
 	UID         *int      `json:"uid,omitempty"`
 	Address     string    `json:"address"`
 	Error       string    `json:"error,omitempty"`
-	Suppressed  int       `json:"suppressed,omitempty"` // refusals before this one that have no line
+	Suppressed  int       `json:"suppressed,omitempty"` // number of refusals before this entry that were not recorded
 }
 
-// Count counts one of many runs that are submitted at once. A nil entry counts nothing.
+// Count counts one of many runs that are submitted at once. A nil entry ignores it.
 func (e *Entry) Count(run *uint64, accepted bool) {
 	switch {
 	case e == nil:
@@ -49,14 +49,15 @@ func (e *Entry) Count(run *uint64, accepted bool) {
 }
 
 const (
-	// maxAuditBuffer bounds what waits for the disk; beyond it entries are lost, and counted.
+	// maxAuditBuffer bounds the entries that wait for the disk, in bytes. Entries beyond it are
+	// lost and counted.
 	maxAuditBuffer = 8 << 20
 	// auditFlushDelay is the longest time that an entry waits in memory.
 	auditFlushDelay = 100 * time.Millisecond
-	// maxUnknownRefusals bounds the lines of a second about refused requests of callers without
-	// a valid token or certificate: of each user of a unix socket, and of all others
-	// together. knownRefusals bounds those of each known caller. A flood of strangers thus
-	// hides nothing that a known caller tries.
+	// maxUnknownRefusals bounds the entries per second about refused requests of callers without a
+	// valid token or certificate: for each user of a unix socket, and for all others together.
+	// maxKnownRefusals is the bound for each known caller. So a flood of unknown callers cannot
+	// hide the attempts of a known one.
 	maxUnknownRefusals = 100
 	maxKnownRefusals   = 1000
 )
@@ -65,7 +66,7 @@ const (
 type Audit struct {
 	path      string
 	log       *slog.Logger
-	countLost func(n int) // counts entries that were not written
+	countLost func(n int) // is called with the number of entries that were not written
 
 	mu              sync.Mutex // of what follows
 	buf             []byte
@@ -74,22 +75,23 @@ type Audit struct {
 	refusals        map[refusalKey]int // in that second
 	suppressed      int
 
-	file           *os.File // of run, as is the next
-	writeFailing   bool     // the last write failed, which was logged
+	file           *os.File // of writeLoop, as is the next field
+	writeFailing   bool     // the last write failed, and that was logged
 	wakeWriter     chan struct{}
 	reopenRequests chan chan error
 	stop           chan struct{}
 	exited         chan struct{}
 }
 
-// refusalKey is who is counted for refusals. The zero value is all strangers by TCP together.
+// refusalKey identifies a caller whose refusals are counted. The zero value stands for all unknown
+// callers over TCP.
 type refusalKey struct {
 	token, certificate string
-	uid                int // plus one; of a unix socket
+	uid                int // of a unix socket, plus one
 }
 
-// OpenAudit opens a log, which is made with mode 0600. lost is told of entries that
-// could not be written.
+// OpenAudit opens a log, and creates it with mode 0600. countLost is called with the number of
+// entries that could not be written.
 func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) {
 	f, err := openAuditFile(path)
 	if err != nil {
@@ -124,7 +126,7 @@ func openAuditFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Record notes an entry. A nil Audit records nothing.
+// Record adds an entry. A nil Audit ignores it.
 func (a *Audit) Record(e Entry) {
 	if a == nil {
 		return
@@ -148,7 +150,7 @@ func (a *Audit) Record(e Entry) {
 	}
 }
 
-// admitRefusal bounds the lines on refusals: anybody can cause those. mu is held.
+// admitRefusal bounds the entries about refusals, which everyone can cause. mu is held.
 func (a *Audit) admitRefusal(e *Entry) bool {
 	if now := e.Time.Unix(); now != a.refusalSecond {
 		a.refusalSecond = now
@@ -180,7 +182,7 @@ func (a *Audit) Reopen() error {
 	}
 }
 
-// Close writes what is left.
+// Close writes the remaining entries and closes the file.
 func (a *Audit) Close() error {
 	if a == nil {
 		return nil
@@ -198,7 +200,7 @@ func (a *Audit) writeLoop() {
 		select {
 		case <-a.wakeWriter:
 			timer := time.NewTimer(auditFlushDelay)
-			select { // for company
+			select { // more entries may follow
 			case <-timer.C:
 			case <-a.stop:
 			}
@@ -219,7 +221,7 @@ func (a *Audit) writeLoop() {
 	}
 }
 
-// flush writes what waits. It returns the buffer for its next use.
+// flush writes the buffered entries. It returns the buffer for its next use.
 func (a *Audit) flush(spare []byte) []byte {
 	a.mu.Lock()
 	buf, n := a.buf, a.bufferedEntries
@@ -244,13 +246,13 @@ func (a *Audit) flush(spare []byte) []byte {
 	return buf
 }
 
-// AppendPrintable appends the JSON text to dst and escapes what a terminal would act on or
-// hide: control and format characters (Cc, Cf), line and paragraph separators (Zl, Zp), and
-// bytes that are not UTF-8. encoding/json and log/slog escape only those below U+0020. The
-// value of the text stays the same, because such characters can stand only inside its
-// strings. Line feeds stay: they separate documents.
+// AppendPrintable appends the JSON text to dst, and escapes what a terminal would interpret or
+// hide: control and format characters (Cc, Cf), line and paragraph separators (Zl, Zp), and bytes
+// that are not UTF-8. encoding/json and log/slog only escape those below U+0020. The value of the
+// text stays the same, because such characters can only occur in its strings. Line feeds stay:
+// they separate documents.
 func AppendPrintable(dst, text []byte) []byte {
-	begin := 0 // of what is not yet in dst
+	begin := 0 // of the part that is not in dst yet
 	for i := 0; i < len(text); {
 		if c := text[i]; c >= ' ' && c < 0x7f || c == '\n' {
 			i++

@@ -14,5 +14,5 @@
 //
 //  1. Secrets are kept as SHA-256 hashes, compared in constant time, and never logged.
 //  2. A reload is all or nothing: after a mistake in a file, the former content stays valid.
-//  3. What is not allowed by name is refused.
+//  3. Requests that are not allowed by name are refused.
 package access

@@ -9,16 +9,15 @@ import (
 	"strings"
 )
 
-// Hosts is the set of names that a request may ask a server for. A web page can make
-// its own name resolve to a loopback address (DNS rebinding), but it cannot change
-// the name in the Host header. A nil *Hosts allows every name.
+// Hosts is the set of host names that a server accepts. A web page can make its own name resolve
+// to a loopback address (DNS rebinding), but it cannot change the name in the Host header. A nil
+// *Hosts accepts every name.
 type Hosts struct{ hostNames map[string]struct{} }
 
-// LoopbackHosts are the names of a server that listens on a loopback address.
+// LoopbackHosts returns the names of a server that listens on a loopback address.
 func LoopbackHosts() []string { return []string{"localhost", "127.0.0.1", "::1"} }
 
-// NewHosts returns the set of names. Each is a host name or an IP address, without
-// a port.
+// NewHosts returns a set of names. Each is a host name or an IP address, without a port.
 func NewHosts(names ...string) (*Hosts, error) {
 	h := &Hosts{hostNames: make(map[string]struct{}, len(names))}
 	for _, name := range names {
@@ -55,7 +54,7 @@ func ParseHostName(name string) (string, error) {
 	return bare, nil
 }
 
-// maxHostName is the longest host name that DNS has.
+// maxHostName is the longest host name in DNS.
 const maxHostName = 253
 
 func isHostName(name string) bool {
@@ -70,9 +69,9 @@ func isHostName(name string) bool {
 	return true
 }
 
-// Allows tells whether a request may have this Host, or this authority in its
-// target. Ports are not compared: a tunnel (ssh -L) may use another one, and a
-// rebound name is refused on any port. It allocates nothing for names in the set.
+// Allows tells whether a request may have this Host, or this authority in its target. Ports are
+// not compared: a tunnel (ssh -L) may use another port, and a rebound name is refused on any port.
+// Names in the set do not allocate.
 func (h *Hosts) Allows(host []byte) bool {
 	if h == nil {
 		return true
@@ -97,7 +96,7 @@ func (h *Hosts) Allows(host []byte) bool {
 		if _, ok := h.hostNames[string(lower)]; ok {
 			return bytes.IndexByte(lower, ':') >= 0 // brackets are for IPv6
 		}
-		ip, err := netip.ParseAddr(string(lower)) // written in another way
+		ip, err := netip.ParseAddr(string(lower)) // in another notation
 		if err != nil || ip.Zone() != "" || !ip.Is6() {
 			return false
 		}
@@ -108,7 +107,7 @@ func (h *Hosts) Allows(host []byte) bool {
 	return ok && bytes.IndexByte(lower, ':') < 0 // an IPv6 address needs its brackets
 }
 
-// trimPort takes the port, which may be empty, off a Host.
+// trimPort removes the port, which may be empty, from a Host.
 func trimPort(host []byte) (name []byte, ok bool) {
 	end := len(host)
 	for end > 0 && host[end-1] >= '0' && host[end-1] <= '9' {
@@ -116,7 +115,7 @@ func trimPort(host []byte) (name []byte, ok bool) {
 	}
 	switch {
 	case end == 0 || host[end-1] != ':':
-		name = host // it has no port
+		name = host // without a port
 	case len(host)-end > 5:
 		return nil, false
 	default:
@@ -131,9 +130,9 @@ func trimPort(host []byte) (name []byte, ok bool) {
 	return name, true
 }
 
-// Fetch is what a browser tells of a request that it sends. Programs other than
-// browsers send none of it, and web pages cannot set it. Each member is the value
-// of one header, empty when that header is absent.
+// Fetch holds the headers by which a browser describes a request. Other programs do not send them,
+// and web pages cannot set them. Each member is the value of one header; empty = the header is
+// absent.
 type Fetch struct {
 	Host   []byte
 	Origin []byte
@@ -141,17 +140,17 @@ type Fetch struct {
 	Mode   []byte // Sec-Fetch-Mode
 	Dest   []byte // Sec-Fetch-Dest
 	Safe   bool   // the method is GET, HEAD or OPTIONS
-	// Bulk says that the answer is no document to look at: a browser saves it as a file,
-	// or reads it without end.
+	// Bulk says that the answer is not a document: a browser saves it as a file, or reads it
+	// without end.
 	Bulk bool
 }
 
-// Origins is a set of web origins whose pages may use the API, apart from the
-// server's own origin.
+// Origins is a set of web origins whose pages may use the API, in addition to the server's own
+// origin.
 type Origins struct{ origins map[string]struct{} }
 
-// NewOrigins returns the set. Each origin is written as browsers write it:
-// scheme://host, with the port unless it is the scheme's default.
+// NewOrigins returns a set of origins. Each is written as browsers write it: scheme://host, with
+// the port unless that is the scheme's default.
 func NewOrigins(origins ...string) (*Origins, error) {
 	o := &Origins{origins: make(map[string]struct{}, len(origins))}
 	for _, origin := range origins {
@@ -177,14 +176,13 @@ func (o *Origins) Has(origin []byte) bool {
 	return ok
 }
 
-// ErrCrossSite is the cause of every refusal by Check.
+// ErrCrossSite is the cause of all errors of Check.
 var ErrCrossSite = errors.New("cross-site request")
 
-// Check refuses a request that a page of another origin causes. Such a page cannot
-// read the answer, but the request would have its effect. A navigation of the
-// whole window by a link is allowed, where the method is safe and the answer a document: any
-// page can navigate, and must not make the server send all that it has, nor the browser
-// save it.
+// Check refuses a request that a page of another origin causes. Such a page cannot read the
+// answer, but the request would take effect. A navigation of the whole window by a link is allowed
+// if the method is safe and the answer is a document. Pages must not be able to make the server
+// send everything it has, or the browser save it.
 func (o *Origins) Check(f Fetch) error {
 	if len(f.Origin) > 0 {
 		if o.Has(f.Origin) {
@@ -205,8 +203,8 @@ func (o *Origins) Check(f Fetch) error {
 	return fmt.Errorf("%w: Sec-Fetch-Site is %q", ErrCrossSite, truncateInput(f.Site))
 }
 
-// SameOrigin tells whether a browser sent the request from a page of this server,
-// or did not say where it came from.
+// SameOrigin tells whether a browser sent the request from a page of this server, or did not name
+// the page.
 func (f Fetch) SameOrigin() bool {
 	if len(f.Origin) > 0 && !sameOrigin(f.Origin, f.Host) {
 		return false
@@ -218,12 +216,12 @@ func (f Fetch) SameOrigin() bool {
 	return false
 }
 
-// sameOrigin compares an Origin with the Host of the same request. The scheme is not
-// compared: a proxy may have ended TLS.
+// sameOrigin compares an Origin with the Host of the same request. The scheme is not compared: a
+// proxy may have ended TLS.
 func sameOrigin(origin, host []byte) bool {
 	scheme, authority, ok := bytes.Cut(origin, []byte("://"))
 	if !ok {
-		return false // "null", too
+		return false // also "null"
 	}
 	port := defaultPort(string(scheme))
 	if port == "" {
@@ -233,8 +231,7 @@ func sameOrigin(origin, host []byte) bool {
 		bytes.EqualFold(bytes.TrimSuffix(authority, []byte(port)), bytes.TrimSuffix(host, []byte(port)))
 }
 
-// defaultPort is the port of a web scheme as it stands behind a host; "" for any
-// other scheme.
+// defaultPort returns the default port of a web scheme, with its colon; "" for any other scheme.
 func defaultPort(scheme string) string {
 	switch scheme {
 	case "http":
@@ -245,7 +242,7 @@ func defaultPort(scheme string) string {
 	return ""
 }
 
-// truncateInput bounds what a client sent for a sentence.
+// truncateInput truncates what a client sent, for an error text.
 func truncateInput(b []byte) []byte {
 	const most = 100
 	return b[:min(len(b), most)]

@@ -14,13 +14,12 @@ import (
 const (
 	// SessionTime is how long a browser stays logged in.
 	SessionTime = 12 * time.Hour
-	// maxSessions bounds the sessions; beyond it the one that ends first gives way.
+	// maxSessions bounds the sessions. Beyond it, the session that expires first is deleted.
 	maxSessions = 1000
 )
 
-// Sessions are the browsers that have logged in. They live in memory: a restart of
-// the server ends them. A session is good only while the token file has the token
-// that it was begun with.
+// Sessions are the browsers that have logged in. They are in memory: a restart of the server ends
+// them. A session is only valid while the token file has the token that it was started with.
 type Sessions struct {
 	keys     *Keys
 	mu       sync.Mutex
@@ -32,13 +31,13 @@ type session struct {
 	expires   time.Time
 }
 
-// NewSessions returns no sessions yet.
+// NewSessions returns an empty set.
 func NewSessions(keys *Keys) *Sessions {
 	return &Sessions{keys: keys, byCookie: map[[sha256.Size]byte]session{}}
 }
 
-// Begin begins a session for the holder of a secret and returns the value of its
-// cookie, which is random.
+// Begin starts a session for the holder of a secret. It returns the random value of the session's
+// cookie.
 func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Caller, ok bool) {
 	if who, ok = s.keys.Secret(secret); !ok {
 		return "", who, false
@@ -54,7 +53,7 @@ func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Calle
 	return cookie, who, true
 }
 
-// evict forgets sessions that are over, and the next to end if all are full.
+// evict deletes expired sessions, and the one that expires first if all places are still taken.
 func (s *Sessions) evict(now time.Time) {
 	if len(s.byCookie) < maxSessions {
 		return
@@ -73,8 +72,8 @@ func (s *Sessions) evict(now time.Time) {
 	}
 }
 
-// Find returns whose session a cookie is. It looks the hash of the cookie up, so the
-// time that it takes says nothing of the cookies that are good.
+// Find returns the caller that a cookie stands for. It looks up the hash of the cookie, so the
+// time that it takes does not depend on the valid cookies.
 func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 	id := sha256.Sum256(cookie)
 	s.mu.Lock()
@@ -98,31 +97,31 @@ func (s *Sessions) End(cookie []byte) {
 	delete(s.byCookie, sha256.Sum256(cookie))
 }
 
-// Rate bounds attempts: so many at once, and one more per interval. Each address has
-// its own bound; an IPv6 network of 64 bits counts as one address.
+// Rate limits attempts: burst attempts at once, and one more per interval. Each address has its
+// own limit; an IPv6 network of 64 bits counts as one address.
 type Rate struct {
 	burst      int
 	interval   time.Duration
 	mu         sync.Mutex
 	perAddress map[netip.Addr]attempts
-	lastPruned time.Time // when all addresses were looked through last
+	lastPruned time.Time // when prune last visited all addresses
 }
 
-// attempts is how many attempts an address had used up at a moment.
+// attempts is how many attempts an address had used up at a time.
 type attempts struct {
 	count float64
 	at    time.Time
 }
 
-// maxAddresses bounds what is remembered; beyond it all other addresses share one bound.
+// maxAddresses bounds the addresses in memory. Beyond it all other addresses share one limit.
 const maxAddresses = 10_000
 
-// NewRate returns a bound of burst attempts at once and one per interval.
+// NewRate returns a limit of burst attempts at once and one per interval.
 func NewRate(burst int, interval time.Duration) *Rate {
 	return &Rate{burst: burst, interval: interval, perAddress: map[netip.Addr]attempts{}}
 }
 
-// Allow counts an attempt, and tells whether it is within the bound.
+// Allow counts an attempt, and tells whether it is within the limit.
 func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
 	if from = from.Unmap().WithZone(""); from.Is6() {
 		if network, err := from.Prefix(64); err == nil {
@@ -148,12 +147,12 @@ func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
 	return allowed
 }
 
-// remaining is what still counts of former attempts.
+// remaining returns how many of the earlier attempts still count at a time.
 func (r *Rate) remaining(u attempts, now time.Time) float64 {
 	return max(0, u.count-float64(now.Sub(u.at))/float64(r.interval))
 }
 
-// prune drops addresses whose attempts no longer count, at most once per interval.
+// prune deletes addresses whose attempts no longer count, at most once per interval.
 func (r *Rate) prune(now time.Time) {
 	if now.Sub(r.lastPruned) < r.interval {
 		return

@@ -14,26 +14,26 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Certificate is the TLS side of a server: a certificate with its key, and the
-// authority that client certificates must be signed by. The files are looked at
-// again when clients connect, at most once a second; new ones take effect for new
-// connections, and files with a mistake leave the old ones in force.
+// Certificate is the TLS configuration of a server: a certificate with its key, and the authority
+// that must have signed client certificates. The files are checked again when clients connect, at
+// most once a second. New files take effect for new connections. After a mistake in a file, the
+// old files remain in use.
 type Certificate struct {
-	files      []string // certificate, key and, where clients need one, their authority
+	files      []string // certificate, key and, if clients need certificates, their authority
 	log        *slog.Logger
 	mu         sync.Mutex
 	current    *tls.Config
-	fileStamps []fileStamp // of the files as they were read last
+	fileStamps []fileStamp // of the files when they were last read
 	checked    time.Time
 }
 
-// fileStamp tells one version of a file from another.
+// fileStamp distinguishes the versions of a file.
 type fileStamp struct {
 	modified time.Time
 	size     int64
 }
 
-// minCheckInterval is the shortest time between two looks at the files.
+// minCheckInterval is the shortest time between two checks of the files.
 const minCheckInterval = time.Second
 
 // OpenCertificate reads the files. Clients need a certificate if clientCA is given.
@@ -48,7 +48,7 @@ func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate
 	return c, err
 }
 
-// Config is what a listener is wrapped with.
+// Config returns the TLS configuration for a listener.
 func (c *Certificate) Config() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -58,7 +58,7 @@ func (c *Certificate) Config() *tls.Config {
 	}
 }
 
-// Reload looks at the files now.
+// Reload checks the files now.
 func (c *Certificate) Reload() {
 	c.mu.Lock()
 	c.checked = time.Time{}
@@ -83,10 +83,10 @@ func (c *Certificate) configAt(now time.Time) *tls.Config {
 	}
 	c.fileStamps = stamps
 	if next, err := c.load(); err != nil {
-		c.log.Error("the new TLS files cannot be used; the old ones stay in force", "err", err)
+		c.log.Error("the new TLS files are not valid; the old ones remain in use", "err", err)
 	} else {
 		c.current = next
-		c.log.Info("TLS files read again", "certificate", c.files[0])
+		c.log.Info("the TLS files were read again", "certificate", c.files[0])
 	}
 	return c.current
 }
@@ -116,8 +116,8 @@ func (c *Certificate) load() (*tls.Config, error) {
 	return out, nil
 }
 
-// ReadAuthority reads the certificates of authorities, PEM. One that is malformed is an
-// error: without it, fewer clients would get in than the file says.
+// ReadAuthority reads the PEM certificates of authorities. A malformed certificate is an error:
+// without it, some clients of the file's owner would be refused.
 func ReadAuthority(path string) (*x509.CertPool, error) {
 	text, err := vfs.ReadGiven(path)
 	if err != nil {
@@ -134,7 +134,7 @@ func ReadAuthority(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readCertificate reads a certificate, with those that link it to its authority, and its key.
+// readCertificate reads a certificate with its chain, and its key.
 func readCertificate(cert, key string) (tls.Certificate, error) {
 	text, err := vfs.ReadGiven(cert)
 	if err != nil {
@@ -152,12 +152,11 @@ func readCertificate(cert, key string) (tls.Certificate, error) {
 	return pair, err
 }
 
-// pemBoundary are the lines that stand around a certificate, also those that no PEM reader
-// takes for them.
+// pemBoundary matches the lines around a certificate, including those that PEM decoders ignore.
 var pemBoundary = regexp.MustCompile(`(?m)^.*(BEGIN|END)( [A-Z0-9]+)* CERTIFICATE.*$`)
 
-// parseCertificates returns the certificates in text, of which there is one or more. What
-// is no PEM is a comment, and blocks of another type are passed over.
+// parseCertificates returns the certificates in text, at least one. Text outside of PEM blocks is
+// a comment, and blocks of other types are skipped.
 func parseCertificates(text []byte) (list []*x509.Certificate, err error) {
 	found := len(pemBoundary.FindAll(text, -1))
 	for {
@@ -179,9 +178,9 @@ func parseCertificates(text []byte) (list []*x509.Certificate, err error) {
 	}
 	switch {
 	case len(list) == 0:
-		return nil, fmt.Errorf("no PEM certificate in it")
+		return nil, fmt.Errorf("the file does not have a PEM certificate")
 	case found != 2*len(list):
-		return nil, fmt.Errorf("a malformed PEM certificate: %d of them are whole, with %d lines BEGIN and END", len(list), found)
+		return nil, fmt.Errorf("malformed PEM certificate: %d certificates are complete, with %d lines BEGIN and END", len(list), found)
 	}
 	return list, nil
 }

@@ -20,8 +20,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Scopes is a set of things that a caller may do. They are independent: Submit does
-// not include Read.
+// Scopes is a set of permissions of a caller. They are independent: Submit does not include Read.
 type Scopes uint8
 
 const (
@@ -34,7 +33,7 @@ const (
 
 func scopeNames() []string { return []string{"read", "submit", "control"} }
 
-// ParseScopes reads scopes that are separated by commas.
+// ParseScopes parses scopes that are separated by commas.
 func ParseScopes(s string) (Scopes, error) {
 	var out Scopes
 	for word := range strings.SplitSeq(s, ",") {
@@ -55,7 +54,7 @@ func ParseScopes(s string) (Scopes, error) {
 	return out, nil
 }
 
-// String is what ParseScopes reads.
+// String returns the text that ParseScopes parses.
 func (s Scopes) String() string {
 	var words []string
 	for i, name := range scopeNames() {
@@ -72,17 +71,17 @@ type Caller struct {
 	Scopes Scopes
 }
 
-// TokenPrefix begins every secret, so that scanners find those that leaked.
+// TokenPrefix begins every secret, so that scanners find leaked secrets.
 const TokenPrefix = "caravan_"
 
-// NewSecret returns a fresh secret of 256 random bits.
+// NewSecret returns a new secret of 256 random bits.
 func NewSecret() string {
 	var b [32]byte
 	rand.Read(b[:]) // never fails
 	return TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// TokenLine is the line of a token file that stands for a secret.
+// TokenLine returns the line of a token file for a secret.
 func TokenLine(name string, scopes Scopes, secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return fmt.Sprintf("%s %s sha256:%s", name, scopes, hex.EncodeToString(sum[:]))
@@ -98,18 +97,18 @@ type token struct {
 	hash   [sha256.Size]byte // of the secret
 }
 
-// Tokens is what a token file says. It does not change.
+// Tokens is the content of a token file. It is immutable.
 type Tokens struct {
 	tokens       []token
 	certificates map[string]token // by common name
 }
 
-// ParseTokens reads the text of a token file. Each line is
+// ParseTokens parses the text of a token file. Each line is
 //
 //	NAME SCOPE[,SCOPE] sha256:HEX
 //	NAME SCOPE[,SCOPE] cert:COMMON-NAME
 //
-// Empty lines and lines that begin with # are comments. An error names the line.
+// Empty lines and lines that begin with # are comments. An error names its line.
 func ParseTokens(text []byte) (*Tokens, error) {
 	t := &Tokens{certificates: map[string]token{}}
 	named := map[string]int{}
@@ -159,7 +158,7 @@ func parseToken(line string) (tok token, common string, err error) {
 	if tok.scopes, err = ParseScopes(fields[1]); err != nil {
 		return tok, "", err
 	}
-	kind, value, _ := strings.Cut(strings.Join(fields[2:], " "), ":") // a common name may have blanks
+	kind, value, _ := strings.Cut(strings.Join(fields[2:], " "), ":") // a common name may have spaces
 	switch {
 	case kind == "cert" && value != "":
 		return tok, value, nil
@@ -168,7 +167,7 @@ func parseToken(line string) (tok token, common string, err error) {
 	}
 	sum, err := hex.DecodeString(value)
 	if err != nil || len(sum) != len(tok.hash) {
-		return tok, "", fmt.Errorf("token %q: sha256: must be followed by 64 hexadecimal digits", tok.name) // it may be the secret itself
+		return tok, "", fmt.Errorf("token %q: sha256: must be followed by 64 hexadecimal digits", tok.name) // without the value: it may be the secret itself
 	}
 	copy(tok.hash[:], sum)
 	if tok.hash == sha256.Sum256(nil) || tok.hash == sha256.Sum256([]byte("\n")) {
@@ -177,7 +176,7 @@ func parseToken(line string) (tok token, common string, err error) {
 	return tok, "", nil
 }
 
-// CheckTokenName tells what is wrong with the name of a token.
+// CheckTokenName returns what is wrong with the name of a token.
 func CheckTokenName(name string) error {
 	const most = 64
 	if name == "" || len(name) > most || strings.HasPrefix(name, TokenPrefix) {
@@ -191,8 +190,8 @@ func CheckTokenName(name string) error {
 	return nil
 }
 
-// byHash returns the token with this hash. It compares with every token and takes the
-// same time whether, and where, one matches.
+// byHash returns the token with this hash. It compares with every token, so it takes the same time
+// whichever of them matches.
 func (t *Tokens) byHash(sum *[sha256.Size]byte) (found *token) {
 	at := -1
 	for i := range t.tokens {
@@ -205,7 +204,7 @@ func (t *Tokens) byHash(sum *[sha256.Size]byte) (found *token) {
 	return &t.tokens[at]
 }
 
-// Keys is the token file in force. Its methods may be called from any goroutine.
+// Keys is the token file in use. Its methods may be called from any goroutine.
 type Keys struct {
 	path    string
 	current atomic.Pointer[Tokens]
@@ -220,8 +219,7 @@ func OpenKeys(path string) (*Keys, error) {
 	return k, k.Reload()
 }
 
-// Reload reads the file again. When it has a mistake, what was read before stays in
-// force.
+// Reload reads the file again. After a mistake in the file, the former tokens remain valid.
 func (k *Keys) Reload() error {
 	text, err := ReadPrivateFile(k.path)
 	if err != nil {
@@ -241,18 +239,18 @@ func (k *Keys) Reload() error {
 	return nil
 }
 
-// OnReload has each later Reload that puts a file in force call fn before it returns.
+// OnReload has fn called by each later successful Reload, before it returns.
 func (k *Keys) OnReload(fn func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.onReload = append(k.onReload, fn)
 }
 
-// InForce is the token file as it was read last. Two calls return the same pointer
-// unless a Reload came between them.
+// InForce returns the token file as it was last read. Two calls return the same pointer unless
+// there was a Reload in between.
 func (k *Keys) InForce() *Tokens { return k.current.Load() }
 
-// Secret returns who holds a secret.
+// Secret returns the caller with a secret.
 func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)
 	tok := k.current.Load().byHash(&sum)
@@ -262,15 +260,15 @@ func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	return Caller{Principal: messages.Principal{Token: tok.name}, Scopes: tok.scopes}, true
 }
 
-// Certificate returns what the holder of a client certificate may do.
+// Certificate returns the scopes of the client certificate with this common name.
 func (k *Keys) Certificate(commonName string) (Scopes, bool) {
 	tok, ok := k.current.Load().certificates[commonName]
 	return tok.scopes, ok
 }
 
-// ReadPrivateFile reads a file that only its owner may read or write. The owner must
-// be this process's user or root, and a symbolic link must stay within the file's
-// folder: whoever can replace the file can let themselves in.
+// ReadPrivateFile reads a file that only its owner may read or write. The owner must be this
+// process's user or root, and a symbolic link must stay within the file's folder: whoever can
+// replace the file can grant themselves access.
 func ReadPrivateFile(path string) ([]byte, error) {
 	if err := checkSymlink(path); err != nil {
 		return nil, err
@@ -299,8 +297,8 @@ func ReadPrivateFile(path string) ([]byte, error) {
 	return text, err
 }
 
-// checkSymlink refuses a symbolic link that leads out of the folder that it lies in.
-// (Kubernetes mounts secrets as links within one folder.)
+// checkSymlink refuses a symbolic link that leads out of its folder. (Kubernetes mounts secrets as
+// links within one folder.)
 func checkSymlink(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&os.ModeSymlink == 0 {
@@ -309,7 +307,7 @@ func checkSymlink(path string) error {
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		if target, err := os.Stat(path); err == nil && !target.Mode().IsRegular() {
-			return nil // a pipe of the shell: it is refused as it is opened
+			return nil // a pipe of the shell: opening it is refused
 		}
 		return err
 	}

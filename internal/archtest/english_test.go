@@ -22,7 +22,7 @@ var plainPackages = []string{
 	"executor", "executor/lifecycle", "executor/remote", "executor/worker", "executor/workerpb",
 	"internal/vfork",
 
-	"messages",
+	"http", "http/access", "messages",
 
 	"bench", "dag/dagtest",
 	"persistence",

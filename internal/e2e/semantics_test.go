@@ -454,7 +454,7 @@ func TestErrorTextsNameTheirSubject(t *testing.T) {
 		{404, "GET", "/v1/dagrun/seven/state", "", `unknown run "seven"`, nil},
 		{404, "DELETE", "/v1/dagrun/0/task/none", "", `run 0: unknown task "none"`, nil},
 		{404, "GET", "/v1/dagrun/0/task/simple_0/log?attempt=2", "", `run 0: task "simple_0" has no attempt 2`, nil},
-		{400, "PATCH", "/v1/dagrun/0/state/ASLEEP", "", `unknown state "ASLEEP": a run's is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED`, nil},
+		{400, "PATCH", "/v1/dagrun/0/state/ASLEEP", "", `unknown state "ASLEEP": a run is QUEUED, RUNNING, PAUSED, COMPLETED, ERRORED or KILLED`, nil},
 		{409, "PATCH", "/v1/dagrun/0/state/PAUSED", "", `run 0: a run that is COMPLETED cannot be set to PAUSED`, nil},
 		{409, "PATCH", "/v1/dagrun/0/state/ERRORED", "", `run 0: a run that is COMPLETED cannot be set to ERRORED`, nil},
 		{400, "POST", "/v1/dagrun", `{"tasks":{"a":{"job":{"command":["x"]},"parents":["b"]}}}`, `/tasks/a/parents/0: unknown task "b"`, nil},
