@@ -177,7 +177,7 @@ func TestReplayEndsWithTheFirstError(t *testing.T) {
 	keys := []string{"!badger!refused", "second", "third", "fourth"}
 	var first error
 	for i, key := range keys {
-		var g commitlog.Group
+		var g commitlog.RecordBuilder
 		g.Reset()
 		g.Set([]byte(key), []byte("value"))
 		if first = r.addCommit(uint64(i+1), g.Bytes()); first != nil {

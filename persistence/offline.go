@@ -133,7 +133,7 @@ func linkTables(view string, list []offlineTable, extra string) ([]offlineTable,
 	for _, id := range slices.Sorted(maps.Keys(found)) {
 		list = append(list, offlineTable{badgerguard.Path(extra, id), found[id]})
 	}
-	all := badgerguard.NewCollect(view)
+	all := badgerguard.NewCollection(view)
 	for _, t := range list {
 		if err := all.Add(t.path, t.entry); err != nil {
 			return nil, err

@@ -59,7 +59,7 @@ type localWAL struct {
 	// alarm fails the store: the store stops while the disk is in doubt.
 	alarm func(error)
 
-	record    commitlog.Group
+	record    commitlog.RecordBuilder
 	committed durableCommit // what applyToBadger gives Badger; owned by the writer
 	entries   []badger.Entry
 	// badgerIdle holds a token while Badger has all that the log has. commit takes the token, and

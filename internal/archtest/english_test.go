@@ -25,7 +25,7 @@ var plainPackages = []string{
 	"http", "http/access", "messages",
 
 	"bench", "dag/dagtest",
-	"persistence",
+	"persistence", "persistence/badgerguard", "persistence/commitlog",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.

@@ -12,11 +12,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Rows calls fn for the rows of a table that lie in whole blocks, and returns what is
-// damaged: also a file that cannot be opened. The rows are those that verification accepts;
-// each is valid until fn returns. The error is that of fn, or of a file that is missing.
+// Rows calls fn for the rows of a table that lie in whole blocks, and returns the damage; a file that
+// cannot be opened is a damage, too. The rows are those that verification accepts; each is valid until
+// fn returns. The error is that of fn, or of a missing file.
 func Rows(path string, e Entry, fn func(Row) error) ([]*Damage, error) {
-	t := &table{rowFn: fn}
+	t := &tableReader{rowFn: fn}
 	_, found, err := t.verifyFile(path, e, Fingerprint{})
 	if wrong := unreadable(err); wrong != nil {
 		found, err = append(found, wrong), nil
@@ -24,26 +24,26 @@ func Rows(path string, e Entry, fn func(Row) error) ([]*Damage, error) {
 	return found, err
 }
 
-// ID is the id of the table whose file has this path; ok is false when it is none.
+// ID returns the ID of the table whose file has this path; ok is false for another file.
 func ID(path string) (id uint64, ok bool) { return tableID(filepath.Base(path)) }
 
-// Path is a table's file.
+// Path returns the path of a table's file.
 func Path(dir string, id uint64) string { return filepath.Join(dir, tableName(id)) }
 
-// Collect fills the empty folder into with symbolic links to tables of other folders, and
-// a manifest that names them all, so that Badger can open it read-only. Level 0 holds the
-// tables from whose folder the manifest is not known.
-type Collect struct {
+// Collection fills an empty folder with symbolic links to tables of other folders, and a manifest that
+// names them all, so that Badger can open it read-only. Tables from a folder without a manifest are on
+// level 0.
+type Collection struct {
 	into string
 	set  pb.ManifestChangeSet
 	next uint64
 }
 
-// NewCollect begins with an empty folder.
-func NewCollect(into string) *Collect { return &Collect{into: into, next: 1} }
+// NewCollection starts with the empty folder into.
+func NewCollection(into string) *Collection { return &Collection{into: into, next: 1} }
 
 // Add links a table.
-func (c *Collect) Add(path string, e Entry) error {
+func (c *Collection) Add(path string, e Entry) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func (c *Collect) Add(path string, e Entry) error {
 }
 
 // Finish writes the manifest.
-func (c *Collect) Finish() error {
+func (c *Collection) Finish() error {
 	body, err := proto.Marshal(&c.set)
 	if err != nil {
 		return err
@@ -65,8 +65,8 @@ func (c *Collect) Finish() error {
 	return os.WriteFile(filepath.Join(c.into, badger.ManifestFilename), append(b, body...), 0o600)
 }
 
-// Found are the tables that lie in a folder, whatever the manifest says: on level 0 and
-// packed, as this program has them written.
+// Found returns the tables that lie in a folder, whatever its manifest says: on level 0 and with the
+// compression that this program uses.
 func Found(dir string) (map[uint64]Entry, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {

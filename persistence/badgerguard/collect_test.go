@@ -9,7 +9,7 @@ import (
 // and finds the rows of each.
 func TestCollectedTablesOpen(t *testing.T) {
 	view := t.TempDir()
-	all := NewCollect(view)
+	all := NewCollection(view)
 	for id := range uint64(3) {
 		dir := t.TempDir()
 		db := openManaged(t, Options(dir, 1<<20))

@@ -11,10 +11,10 @@ import (
 // Damage is one thing that is wrong in a folder.
 type Damage struct {
 	File   string // path
-	Offset int64  // in the file, in bytes; -1 when the file as a whole is meant
+	Offset int64  // in the file, in bytes; -1 means the file as a whole
 	What   string
-	// From and To bound the keys that may be lost with it: from From on, below To. Nil is
-	// open on that side. Only damage to a block has bounds.
+	// From and To bound the keys that may be lost: at or after From and below To. Nil is open. Only
+	// damage of a block has bounds.
 	From, To []byte
 }
 
@@ -25,16 +25,16 @@ func (d *Damage) Error() string {
 	return fmt.Sprintf("%s: at offset %d: %s", d.File, d.Offset, d.What)
 }
 
-// unreadable makes a damage of an error of opening or reading a file; nil when it is not
-// one, or is that of a file that is missing.
+// unreadable turns an error of opening or reading a file into a damage; nil for any other error, and
+// for a missing file.
 func unreadable(err error) *Damage {
 	var file *fs.PathError
 	if errors.Is(err, fs.ErrNotExist) || !vfs.OfFile(err) || !errors.As(err, &file) {
 		return nil
 	}
-	return damaged(file.Path, -1, "it cannot be read: %s: %v", file.Op, file.Err)
+	return newDamage(file.Path, -1, "it cannot be read: %s: %v", file.Op, file.Err)
 }
 
-func damaged(file string, offset int64, format string, args ...any) *Damage {
+func newDamage(file string, offset int64, format string, args ...any) *Damage {
 	return &Damage{File: file, Offset: offset, What: fmt.Sprintf(format, args...)}
 }

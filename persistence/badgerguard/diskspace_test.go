@@ -139,7 +139,7 @@ func manyTables(tb testing.TB, n int) *badger.DB {
 	id, _ := ID(paths[0])
 	e := m.Tables[id]
 	e.Level = 0
-	all := NewCollect(view)
+	all := NewCollection(view)
 	for range n {
 		if err := all.Add(paths[0], e); err != nil {
 			tb.Fatal(err)

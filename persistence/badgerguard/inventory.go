@@ -14,21 +14,21 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// inventoryName is the file that is ours among Badger's.
+// inventoryName is the one file in Badger's folder that is ours.
 const inventoryName = "INVENTORY"
 
-// Inventory is what was known to be in a folder at one moment. It is a second place for
-// what only the manifest knows: without it a manifest that lost its end looks like one
-// that was never longer, and a table that is exchanged for another whole one like itself.
+// Inventory is what a folder held at one time. It stores for a second time what only the manifest
+// knows. Without it a manifest that has lost its end looks like one that was never longer, and a table
+// that was replaced by another whole one looks like itself.
 //
-// It is older than the folder when the process was killed. So it is compared in one
-// direction: the manifest may have grown since (it only grows, until Badger rewrites it
-// whole), and tables may have come and gone by what the manifest says.
+// It is older than the folder after a killed process. So it is compared in one direction: the manifest
+// may have grown since (it only grows, until Badger rewrites it whole), and tables may have come and
+// gone as the manifest says.
 type Inventory struct {
 	ManifestSize int64
-	ManifestSum  uint32 // of the manifest up to there
+	ManifestSum  uint32 // of the first ManifestSize bytes of the manifest
 	First        [recordHead]byte
-	NextRun      uint64 // one more than the highest run id in use at that moment
+	NextRun      uint64 // one more than the highest run ID in use at that time
 	Tables       map[uint64]Fingerprint
 }
 
@@ -54,7 +54,7 @@ func (v *Inventory) encode() []byte {
 	return b.Bytes()
 }
 
-// decodeInventory accepts what encode writes and nothing else.
+// decodeInventory accepts exactly what encode writes.
 func decodeInventory(path string, b []byte) (*Inventory, *Damage) {
 	v := &Inventory{Tables: map[uint64]Fingerprint{}}
 	off := 0
@@ -65,7 +65,7 @@ func decodeInventory(path string, b []byte) (*Inventory, *Damage) {
 		switch {
 		case n == 0:
 			if string(line) != inventoryHead {
-				return nil, damaged(path, 0, "not an inventory of this format")
+				return nil, newDamage(path, 0, "not an inventory of this format")
 			}
 		case n == 1:
 			fmt.Sscanf(string(line), "manifest %d %x %s\n", &v.ManifestSize, &v.ManifestSum, &first)
@@ -88,11 +88,11 @@ func decodeInventory(path string, b []byte) (*Inventory, *Damage) {
 			break
 		}
 	}
-	return nil, damaged(path, int64(off), "its checksum is not that of its lines")
+	return nil, newDamage(path, int64(off), "its checksum is not that of its lines")
 }
 
-// ReadInventory reads the inventory of a folder. The error is a *Damage, or wraps
-// fs.ErrNotExist when the file is missing.
+// ReadInventory reads the inventory of a folder. The error is a *Damage, or wraps fs.ErrNotExist when
+// the file is missing.
 func ReadInventory(dir string) (*Inventory, error) {
 	path := filepath.Join(dir, inventoryName)
 	b, err := vfs.ReadFile(path)
@@ -106,8 +106,8 @@ func ReadInventory(dir string) (*Inventory, error) {
 	return v, nil
 }
 
-// Write puts the inventory where the former one is, durably and in one step. What it
-// tells of must be durable already, but for the manifest, which is synced here.
+// Write replaces the inventory, durably and in one step. All that it describes must be durable
+// already, except the manifest, which is synced here.
 func (v *Inventory) Write(fsys vfs.FS, dir string) (err error) {
 	manifest, err := fsys.OpenFile(filepath.Join(dir, manifestName), os.O_RDONLY, 0)
 	if err != nil {
@@ -145,29 +145,29 @@ func (v *Inventory) SetManifest(dir string) error {
 	return nil
 }
 
-// compare says what an inventory knows of a folder that is not so.
-func (v *Inventory) compare(dir string, m *Manifest, report func(*Damage)) {
+// compareManifest reports how a manifest differs from the one that the inventory knows.
+func (v *Inventory) compareManifest(dir string, m *Manifest, report func(*Damage)) {
 	path := filepath.Join(dir, manifestName)
 	if m.First == v.First {
 		switch {
 		case m.Size < v.ManifestSize:
-			report(damaged(path, m.Size, "its records end here, and once ended at %d (%s)", v.ManifestSize, inventoryName))
+			report(newDamage(path, m.Size, "its records end here, and once ended at %d (%s)", v.ManifestSize, inventoryName))
 			return
 		case crc32.Checksum(m.whole[:v.ManifestSize], castagnoli) != v.ManifestSum:
-			report(damaged(path, -1, "its first %d bytes are not what they once were (%s)", v.ManifestSize, inventoryName))
+			report(newDamage(path, -1, "its first %d bytes are not what they once were (%s)", v.ManifestSize, inventoryName))
 			return
 		}
 	}
-	// Rewritten since: what it does not name may have been deleted before that.
+	// Rewritten since: tables that it does not name may have been deleted before that.
 }
 
-// compareTable says how a table differs from the one that an inventory knows; nil when it
-// does not.
+// compareTable returns how a table differs from the one that the inventory knows; nil when it is the
+// same.
 func (v *Inventory) compareTable(path string, id uint64, is Fingerprint) *Damage {
 	was, known := v.Tables[id]
 	if !known || was == is {
 		return nil
 	}
-	return damaged(path, -1, "not the table that was here: %d bytes, checksum %08x, up to commit %d; it had %d bytes, checksum %08x, up to commit %d (%s)",
+	return newDamage(path, -1, "not the table that was here: %d bytes, checksum %08x, up to commit %d; it had %d bytes, checksum %08x, up to commit %d (%s)",
 		is.Size, is.Sum, is.Latest, was.Size, was.Sum, was.Latest, inventoryName)
 }

@@ -25,14 +25,13 @@ const (
 	recordHead      = 8 // length, checksum
 )
 
-// Manifest is what Badger's MANIFEST says: which tables there are.
+// Manifest is the content of Badger's MANIFEST: which tables exist.
 type Manifest struct {
 	Tables  map[uint64]Entry
-	Deleted map[uint64]bool // were named once, and are not any more
-	// Size is the end of the last whole record. What is behind it is a torn tail of Torn
-	// bytes, which Badger cuts.
+	Deleted map[uint64]bool // tables that were named once, and then deleted
+	// Size is the end of the last whole record. A torn tail of Torn bytes follows, which Badger cuts.
 	Size, Torn int64
-	// First is the head of the first record: another one after each rewrite.
+	// First is the head of the first record. Each rewrite changes it.
 	First [recordHead]byte
 	whole []byte // the file up to Size
 }
@@ -43,12 +42,12 @@ type Entry struct {
 	Compression options.CompressionType
 }
 
-// maxManifest bounds what is read of a manifest, in bytes. Badger rewrites it when it has
-// 10,000 deletions; a record of a table takes some 12 bytes.
+// maxManifest bounds the size of a manifest, in bytes. Badger rewrites it when it has 10,000
+// deletions; a record of a table takes some 12 bytes.
 const maxManifest = 256 << 20
 
-// ReadManifest reads the manifest of a folder. The error is a *Damage, or wraps
-// fs.ErrNotExist when the file is missing.
+// ReadManifest reads the manifest of a folder. The error is a *Damage, or wraps fs.ErrNotExist when
+// the file is missing.
 func ReadManifest(dir string) (*Manifest, error) {
 	path := filepath.Join(dir, manifestName)
 	info, err := os.Stat(path)
@@ -56,7 +55,7 @@ func ReadManifest(dir string) (*Manifest, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxManifest {
-		return nil, damaged(path, -1, "not a manifest: %v, %d bytes", info.Mode().Type(), info.Size())
+		return nil, newDamage(path, -1, "not a manifest: %v, %d bytes", info.Mode().Type(), info.Size())
 	}
 	b, err := vfs.ReadFile(path)
 	if err != nil {
@@ -71,12 +70,12 @@ func ReadManifest(dir string) (*Manifest, error) {
 
 func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 	if len(b) < manifestHead+recordHead {
-		return nil, damaged(path, int64(len(b)), "the file ends here: a manifest has %d bytes or more", manifestHead+recordHead)
+		return nil, newDamage(path, int64(len(b)), "the file ends here: a manifest has %d bytes or more", manifestHead+recordHead)
 	}
 	head := binary.BigEndian.AppendUint32([]byte("Bdgr"), manifestVersion)
 	for i, c := range head {
 		if b[i] != c {
-			return nil, damaged(path, int64(i), "not a manifest: its first bytes are %x, not %x", b[:manifestHead], head)
+			return nil, newDamage(path, int64(i), "not a manifest: its first bytes are %x, not %x", b[:manifestHead], head)
 		}
 	}
 	m := &Manifest{Tables: map[uint64]Entry{}, Deleted: map[uint64]bool{}}
@@ -84,7 +83,7 @@ func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 	off := manifestHead
 	for off < len(b) {
 		rest := b[off:]
-		// An empty record is the first one of a new folder, and never another one.
+		// Only the first record of a new folder is empty.
 		if off > manifestHead && len(bytes.Trim(rest, "\x00")) == 0 {
 			break // a torn tail of zeros
 		}
@@ -96,23 +95,23 @@ func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 		body := rest[recordHead:]
 		if size > int64(len(body)) {
 			if off == manifestHead {
-				return nil, damaged(path, int64(len(b)), "the first record ends here, after %d of %d bytes", len(body), size)
+				return nil, newDamage(path, int64(len(b)), "the first record ends here, after %d of %d bytes", len(body), size)
 			}
-			// It may be torn; or its length is wrong, and a whole one lies here.
-			if n := sumOfPrefix(body, sum); n >= 0 {
-				return nil, damaged(path, int64(off), "a record has the length %d, its checksum is that of %d bytes", size, n)
+			// The record may be torn; or its length is wrong, and a whole record lies here.
+			if n := prefixWithSum(body, sum); n >= 0 {
+				return nil, newDamage(path, int64(off), "a record has the length %d, its checksum is that of %d bytes", size, n)
 			}
 			break
 		}
 		body = body[:size]
 		if got := crc32.Checksum(body, castagnoli); got != sum {
-			return nil, damaged(path, int64(off), "a record of %d bytes has the checksum %08x, not %08x", size, got, sum)
+			return nil, newDamage(path, int64(off), "a record of %d bytes has the checksum %08x, not %08x", size, got, sum)
 		}
 		if size == 0 && off > manifestHead {
-			return nil, damaged(path, int64(off), "an empty record")
+			return nil, newDamage(path, int64(off), "an empty record")
 		}
 		if what := m.apply(body); what != "" {
-			return nil, damaged(path, int64(off), "%s", what)
+			return nil, newDamage(path, int64(off), "%s", what)
 		}
 		off += recordHead + int(size)
 	}
@@ -120,8 +119,8 @@ func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 	return m, nil
 }
 
-// sumOfPrefix is the length of a beginning of b that has a checksum, -1 when none has.
-func sumOfPrefix(b []byte, sum uint32) int {
+// prefixWithSum returns the length of the prefix of b that has a checksum, -1 without one.
+func prefixWithSum(b []byte, sum uint32) int {
 	got := uint32(0)
 	for n := range b {
 		got = crc32.Update(got, castagnoli, b[n:n+1])
@@ -132,14 +131,14 @@ func sumOfPrefix(b []byte, sum uint32) int {
 	return -1
 }
 
-// maxLevel is above every level of Badger's, which has 7 by default.
+// maxLevel is above every level of Badger, which has 7 by default.
 const maxLevel = 16
 
-// apply carries out a record; the result says what is wrong with it.
+// apply applies a record; wrong says what is wrong with it.
 func (m *Manifest) apply(body []byte) (wrong string) {
 	var set pb.ManifestChangeSet
 	if err := proto.Unmarshal(body, &set); err != nil {
-		return "a record is no set of changes: " + err.Error()
+		return "a record is not a set of changes: " + err.Error()
 	}
 	for _, c := range set.Changes {
 		switch {
@@ -168,11 +167,11 @@ func (m *Manifest) apply(body []byte) (wrong string) {
 const (
 	registryName = badger.KeyRegistryFileName
 	registrySize = 28
-	registryText = "Hello Badger" // behind 16 bytes that mean nothing without encryption
+	registryText = "Hello Badger" // after 16 bytes that are meaningless without encryption
 )
 
-// checkRegistry checks KEYREGISTRY. There is nothing in it without encryption, and Badger
-// makes a missing one anew.
+// checkRegistry verifies KEYREGISTRY. It has no content without encryption, and Badger replaces a
+// missing one.
 func checkRegistry(dir string) error {
 	path := filepath.Join(dir, registryName)
 	b, err := vfs.ReadFile(path)
@@ -182,11 +181,11 @@ func checkRegistry(dir string) error {
 	case err != nil:
 		return err
 	case len(b) != registrySize:
-		return damaged(path, min(int64(len(b)), registrySize), "the file has %d bytes, not %d", len(b), registrySize)
+		return newDamage(path, min(int64(len(b)), registrySize), "the file has %d bytes, not %d", len(b), registrySize)
 	}
 	for i, c := range []byte(registryText) {
 		if at := registrySize - len(registryText) + i; b[at] != c {
-			return damaged(path, int64(at), "not a registry without encryption")
+			return newDamage(path, int64(at), "not a registry without encryption")
 		}
 	}
 	return nil

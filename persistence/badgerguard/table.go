@@ -23,7 +23,7 @@ const tableSuffix = ".sst"
 // tableName is the name of a table's file.
 func tableName(id uint64) string { return fmt.Sprintf("%06d%s", id, tableSuffix) }
 
-// tableID is the id of a table by its file's name.
+// tableID returns the ID of a table by the name of its file.
 func tableID(name string) (id uint64, ok bool) {
 	digits, ok := strings.CutSuffix(name, tableSuffix)
 	if !ok {
@@ -33,43 +33,42 @@ func tableID(name string) (id uint64, ok bool) {
 	return id, err == nil && tableName(id) == name
 }
 
-// A table is blocks, index, size of the index, checksum, size of the checksum. A block
-// is rows, where each begins, how many there are, checksum, size of the checksum. Sizes
-// are 32 bits, big-endian.
+// A table is blocks, index, size of the index, checksum, size of the checksum. A block is rows, the
+// offset of each, their number, checksum, size of the checksum. Sizes are 32 bits, big-endian.
 const (
-	maxChecksum = 24 // bytes of an encoded checksum, at most
+	maxChecksum = 24 // limit of an encoded checksum, in bytes
 	footerRoom  = 4 + maxChecksum + 4
 )
 
-// table reads table files, one after the other. It holds the index, a window of the file
-// and one block, in buffers that serve all of them.
-type table struct {
-	path   string
-	entry  Entry
-	size   int64
-	file   io.ReaderAt
-	pause  func(bytes int) error // before so many bytes are read
-	sum    uint32                // checksum of the whole file, once verified
-	latest uint64                // newest version in it
-	equal  bool                  // it was compared as a whole
+// tableReader reads table files, one after the other. It holds the index, a window of the file and one
+// block, in buffers that serve all of them.
+type tableReader struct {
+	path             string
+	entry            Entry
+	size             int64
+	file             io.ReaderAt
+	pause            func(bytes int) error // called before so many bytes are read
+	checksum         uint32                // checksum of the whole file, once verified
+	newestVersion    uint64                // newest version in it
+	matchesInventory bool                  // its checksum as a whole is the expected one
 
 	window     []byte
-	at         int64 // of window
+	windowAt   int64 // offset of the window
 	indexBytes []byte
 	spanList   []span
 	decoded    []byte
-	rowFn      func(r Row) error // nil = rows are not looked at
+	rowFn      func(r Row) error // nil = rows are not decoded
 }
 
-// windowSize is how much of a table is read at once, in bytes. It fits the cache of a
-// processor, so that the checksum does not fetch what was read from memory again.
+// windowSize is how much of a table is read at once, in bytes. It fits the cache of a processor, so
+// that the checksum need not fetch the bytes from memory again.
 const windowSize = 256 << 10
 
-// maxIndex bounds the index that is read of a table, in bytes. A table of 64 MiB with rows
-// of 16 bytes has one of 7 MiB.
+// maxIndex bounds the index of a table, in bytes. A table of 64 MiB with rows of 16 bytes has one of
+// 7 MiB.
 const maxIndex = 64 << 20
 
-// Row is one row of a table, as Badger keeps it. It is valid until the next one.
+// Row is one row of a table, as Badger stores it. It is valid until the next one.
 type Row struct {
 	Key     []byte
 	Version uint64
@@ -82,15 +81,15 @@ const (
 	badgerPointer = 1 << 1
 )
 
-// span is where the blocks of a table lie, and the first key of each with its version.
+// span is the place of one block, with its first key and that key's version.
 type span struct {
 	offset, size int64
 	key          []byte
 }
 
-// readSum reads the whole file and returns its checksum. It stops at the first window that
-// cannot be read.
-func (t *table) readSum() (sum uint32, err error) {
+// readChecksum reads the whole file and returns its checksum. It stops at the first window that cannot
+// be read.
+func (t *tableReader) readChecksum() (sum uint32, err error) {
 	for off := int64(0); off < t.size; off += windowSize {
 		b, err := t.read(off, min(windowSize, t.size-off))
 		if err != nil {
@@ -101,10 +100,10 @@ func (t *table) readSum() (sum uint32, err error) {
 	return sum, nil
 }
 
-// verify reads the whole table. Each block that is damaged is reported, and the others
-// are read all the same. The error is one of reading, not of what was read.
-func (t *table) verify(report func(*Damage)) error {
-	index, wrong, err := t.index()
+// verify reads the whole table. It reports each damaged block and reads the others all the same. The
+// error is one of reading.
+func (t *tableReader) verify(report func(*Damage)) error {
+	index, wrong, err := t.readIndex()
 	if err != nil {
 		return err
 	}
@@ -112,24 +111,24 @@ func (t *table) verify(report func(*Damage)) error {
 		report(wrong)
 		return nil
 	}
-	spans, wrong := t.spans(index)
+	spans, wrong := t.blockSpans(index)
 	if wrong != nil {
 		report(wrong)
 		return nil
 	}
-	t.sum = 0
+	t.checksum = 0
 	for i, s := range spans {
 		b, err := t.read(s.offset, s.size)
 		if err != nil {
 			return err
 		}
-		t.sum = crc32.Update(t.sum, castagnoli, b)
-		what, err := t.block(b, s)
+		t.checksum = crc32.Update(t.checksum, castagnoli, b)
+		what, err := t.verifyBlock(b, s)
 		if err != nil {
 			return err
 		}
 		if what != "" {
-			d := damaged(t.path, s.offset, "block %d of %d bytes: %s", i, s.size, what)
+			d := newDamage(t.path, s.offset, "block %d of %d bytes: %s", i, s.size, what)
 			from, _ := splitKey(s.key)
 			d.From = bytes.Clone(from)
 			if i+1 < len(spans) {
@@ -145,7 +144,7 @@ func (t *table) verify(report func(*Damage)) error {
 		if err != nil {
 			return err
 		}
-		t.sum = crc32.Update(t.sum, castagnoli, b)
+		t.checksum = crc32.Update(t.checksum, castagnoli, b)
 	}
 	return nil
 }
@@ -155,10 +154,10 @@ type tableIndex struct {
 	*fb.TableIndex
 }
 
-// index reads the table's end and checks it.
-func (t *table) index() (index tableIndex, wrong *Damage, err error) {
+// readIndex reads the end of the table and verifies it.
+func (t *tableReader) readIndex() (index tableIndex, wrong *Damage, err error) {
 	if t.size < footerRoom {
-		return index, damaged(t.path, t.size, "the file ends here: too short for a table"), nil
+		return index, newDamage(t.path, t.size, "the file ends here: too short for a table"), nil
 	}
 	foot := make([]byte, footerRoom)
 	if _, err := t.file.ReadAt(foot, t.size-footerRoom); err != nil {
@@ -166,16 +165,16 @@ func (t *table) index() (index tableIndex, wrong *Damage, err error) {
 	}
 	sumSize := int64(binary.BigEndian.Uint32(foot[footerRoom-4:]))
 	if sumSize > maxChecksum {
-		return index, damaged(t.path, t.size-4, "the checksum of the index has %d bytes", sumSize), nil
+		return index, newDamage(t.path, t.size-4, "the checksum of the index has %d bytes", sumSize), nil
 	}
 	sum, what := decodeChecksum(foot[footerRoom-4-sumSize : footerRoom-4])
 	if what != "" {
-		return index, damaged(t.path, t.size-4-sumSize, "the checksum of the index: %s", what), nil
+		return index, newDamage(t.path, t.size-4-sumSize, "the checksum of the index: %s", what), nil
 	}
-	end := t.size - 4 - sumSize - 4 // of the index
+	end := t.size - 4 - sumSize - 4 // end of the index
 	size := int64(binary.BigEndian.Uint32(foot[footerRoom-4-sumSize-4:]))
 	if size > end || size < 8 || size > maxIndex {
-		return index, damaged(t.path, end, "the index has %d bytes", size), nil
+		return index, newDamage(t.path, end, "the index has %d bytes", size), nil
 	}
 	if t.pause != nil {
 		if err := t.pause(int(size)); err != nil {
@@ -189,24 +188,24 @@ func (t *table) index() (index tableIndex, wrong *Damage, err error) {
 		return index, nil, t.readError(err, index.start)
 	}
 	if got := crc32.Checksum(b, castagnoli); got != sum {
-		return index, damaged(t.path, index.start, "the index of %d bytes has the checksum %08x, not %08x", size, got, sum), nil
+		return index, newDamage(t.path, index.start, "the index of %d bytes has the checksum %08x, not %08x", size, got, sum), nil
 	}
 	index.TableIndex = fb.GetRootAsTableIndex(b, 0)
 	return index, nil, nil
 }
 
-// spans are the table's blocks. They must fill it up to the index, with ascending keys.
-// The index has the right checksum; a panic in here would be that of a made-up file.
-func (t *table) spans(index tableIndex) (spans []span, wrong *Damage) {
+// blockSpans returns the table's blocks. They must fill it up to the index, with ascending keys. The
+// index has the right checksum, so only a made-up file can cause a panic in here.
+func (t *tableReader) blockSpans(index tableIndex) (spans []span, wrong *Damage) {
 	defer func() {
 		if r := recover(); r != nil {
-			spans, wrong = nil, damaged(t.path, index.start, "the index cannot be read: %v", r)
+			spans, wrong = nil, newDamage(t.path, index.start, "the index cannot be read: %v", r)
 		}
 	}()
-	t.latest = index.MaxVersion()
+	t.newestVersion = index.MaxVersion()
 	n := index.OffsetsLength()
 	if n == 0 || int64(n) > index.start {
-		return nil, damaged(t.path, index.start, "the index is of %d blocks", n)
+		return nil, newDamage(t.path, index.start, "the index is of %d blocks", n)
 	}
 	spans = slices.Grow(t.spanList[:0], n)[:n]
 	t.spanList = spans
@@ -214,27 +213,27 @@ func (t *table) spans(index tableIndex) (spans []span, wrong *Damage) {
 	for i := range spans {
 		var o fb.BlockOffset
 		if !index.Offsets(&o, i) {
-			return nil, damaged(t.path, index.start, "the index ends before block %d", i)
+			return nil, newDamage(t.path, index.start, "the index ends before block %d", i)
 		}
 		s := span{offset: int64(o.Offset()), size: int64(o.Len()), key: o.KeyBytes()}
 		if s.offset != at || s.size == 0 || s.size > index.start-at || len(s.key) < 8 {
-			return nil, damaged(t.path, index.start, "the index has block %d at %d with %d bytes, expected at %d", i, s.offset, s.size, at)
+			return nil, newDamage(t.path, index.start, "the index has block %d at %d with %d bytes, expected at %d", i, s.offset, s.size, at)
 		}
 		spans[i] = s
 		at += s.size
 	}
 	if at != index.start {
-		return nil, damaged(t.path, at, "%d bytes between the last block and the index", index.start-at)
+		return nil, newDamage(t.path, at, "%d bytes between the last block and the index", index.start-at)
 	}
 	return spans, nil
 }
 
 // read returns a part of the file, valid until the next call.
-func (t *table) read(off, size int64) ([]byte, error) {
-	if off < t.at || off+size > t.at+int64(len(t.window)) {
+func (t *tableReader) read(off, size int64) ([]byte, error) {
+	if off < t.windowAt || off+size > t.windowAt+int64(len(t.window)) {
 		want := min(max(size, windowSize), t.size-off)
 		if want < size {
-			return nil, errGone
+			return nil, errTableDeleted
 		}
 		if t.pause != nil {
 			if err := t.pause(int(want)); err != nil {
@@ -244,32 +243,32 @@ func (t *table) read(off, size int64) ([]byte, error) {
 		if int64(cap(t.window)) < want {
 			t.window = make([]byte, want)
 		}
-		t.window, t.at = t.window[:want], off
+		t.window, t.windowAt = t.window[:want], off
 		if _, err := t.file.ReadAt(t.window, off); err != nil {
 			t.window = t.window[:0]
 			return nil, t.readError(err, off)
 		}
 	}
-	return t.window[off-t.at:][:size], nil
+	return t.window[off-t.windowAt:][:size], nil
 }
 
-// readError tells a file that has shrunk, and so a table that is gone, from a device that
-// cannot be read.
-func (t *table) readError(err error, off int64) error {
+// readError tells a file that has shrunk, whose table is being deleted, from a device that cannot be
+// read.
+func (t *tableReader) readError(err error, off int64) error {
 	if errors.Is(err, io.EOF) {
-		return errGone
+		return errTableDeleted
 	}
-	return damaged(t.path, off, "%v", err)
+	return newDamage(t.path, off, "%v", err)
 }
 
-// errGone: the table is being deleted.
-var errGone = fmt.Errorf("table is gone: %w", os.ErrNotExist)
+// errTableDeleted means that Badger is deleting the table.
+var errTableDeleted = fmt.Errorf("table is gone: %w", os.ErrNotExist)
 
-// maxRatio is above what Snappy makes of a byte: a copy of 64 bytes takes 3.
+// maxRatio is above the best compression of Snappy: a copy of 64 bytes takes 3.
 const maxRatio = 32
 
-// block checks a block and hands its rows out.
-func (t *table) block(b []byte, s span) (wrong string, err error) {
+// verifyBlock verifies a block and yields its rows.
+func (t *tableReader) verifyBlock(b []byte, s span) (wrong string, err error) {
 	if t.entry.Compression == options.Snappy {
 		n, err := snappy.DecodedLen(b)
 		if err != nil || n > maxRatio*len(b) {
@@ -298,12 +297,12 @@ func (t *table) block(b []byte, s span) (wrong string, err error) {
 	if got := crc32.Checksum(b, castagnoli); got != sum {
 		return fmt.Sprintf("its checksum is %08x, not %08x", got, sum), nil
 	}
-	return t.rows(b, s)
+	return t.verifyRows(b, s)
 }
 
-// rows checks the rows of a block: Badger indexes them without a look at their bounds.
-func (t *table) rows(b []byte, s span) (wrong string, err error) {
-	const head = 4 // of a row: bytes of the key shared with the first one's, bytes of its own
+// verifyRows verifies the rows of a block: Badger indexes them without a look at their bounds.
+func (t *tableReader) verifyRows(b []byte, s span) (wrong string, err error) {
+	const head = 4 // of a row: length of the prefix shared with the first key, length of the rest
 	n := int64(binary.BigEndian.Uint32(b[len(b)-4:]))
 	if n == 0 || n > int64(len(b)-4)/4 {
 		return fmt.Sprintf("it has %d rows", n), nil
@@ -351,24 +350,24 @@ func (t *table) rows(b []byte, s span) (wrong string, err error) {
 	return "", nil
 }
 
-// splitKey parts a key of Badger's into the row's and its version.
+// splitKey splits a key of Badger into the row's key and its version.
 func splitKey(key []byte) (name []byte, version uint64) {
 	n := len(key) - 8
 	return key[:n:n], ^binary.BigEndian.Uint64(key[n:])
 }
 
-// sumTag begins an encoded checksum: field 2 of pb.Checksum, a varint. Field 1 is the
-// algorithm, and left out for CRC32C.
-const sumTag = 2 << 3
+// checksumTag begins an encoded checksum: field 2 of pb.Checksum, a varint. Field 1 is the algorithm,
+// and is left out for CRC32C.
+const checksumTag = 2 << 3
 
-// decodeChecksum reads a CRC32C as Badger encodes it, and only so: another encoding of
-// the same would be a changed bit that is not found.
+// decodeChecksum reads a CRC32C exactly as Badger encodes it. Another encoding of the same value would
+// be a changed bit that stays undetected.
 func decodeChecksum(b []byte) (sum uint32, wrong string) {
 	if len(b) == 0 {
 		return 0, "" // the sum is 0
 	}
 	n, size := binary.Uvarint(b[1:])
-	if b[0] != sumTag || n == 0 || n > 1<<32-1 || size != len(b)-1 || size != (bits.Len64(n)+6)/7 {
+	if b[0] != checksumTag || n == 0 || n > 1<<32-1 || size != len(b)-1 || size != (bits.Len64(n)+6)/7 {
 		return 0, "not a CRC32C"
 	}
 	return uint32(n), ""

@@ -19,41 +19,39 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// VerifyOptions of Verify.
+// VerifyOptions are the options of Verify.
 type VerifyOptions struct {
-	// Rate bounds what is read, in bytes a second; 0 = as fast as it goes, on all
-	// processors.
+	// Rate bounds the reads, in bytes a second; 0 = as fast as possible, on all processors.
 	Rate int64
-	// Live: Badger has the folder open. Tables that are deleted meanwhile are passed over.
+	// Live: Badger has the folder open. Tables that Badger deletes in the meantime are skipped.
 	Live bool
 	// Known are tables that need not be read again.
 	Known map[uint64]Fingerprint
-	// Blocks: each block is checked, also of a table that the inventory knows.
+	// Blocks: each block is verified, also of a table that the inventory knows.
 	Blocks bool
-	// Unreadable: a file that cannot be opened or read is a damage too, and the others are
-	// read all the same.
+	// Unreadable: a file that cannot be opened or read is a damage, too, and the others are read all
+	// the same.
 	Unreadable bool
-	// Wait is how a Rate is kept: it returns after d, or with the cause when ctx ends.
-	// Nil = by the machine's clock.
+	// Wait keeps the Rate: it returns after d, or with the cause when ctx ends. Nil waits by the
+	// machine's clock.
 	Wait func(ctx context.Context, d time.Duration) error
 
-	between func() // the reads of inventory and manifest; nil = nothing
+	between func() // called between the reads of inventory and manifest; tests set it
 }
 
-// Report is what Verify found.
+// Report is the result of Verify.
 type Report struct {
-	Tables int      // that were read, and are whole
-	Equal  int      // of these, the ones that were compared with the inventory as a whole
-	Bytes  int64    // of these Tables
-	Damage []Damage // by file and offset
-	// Inventory is of the folder as it was found, without the tables that are damaged. Nil
-	// when there is no manifest.
+	Tables         int      // number of tables that were read and are whole
+	MatchInventory int      // of these, the tables whose checksum as a whole is that of the inventory
+	Bytes          int64    // of these Tables
+	Damage         []Damage // by file and offset
+	// Inventory describes the folder as it was found, without damaged tables. Nil without a manifest.
 	Inventory *Inventory
-	Stale     error // why the inventory that lies there was of no use; nil when it was
+	Stale     error // why the stored inventory was of no use; nil when it was used
 	Manifest  *Manifest
 }
 
-// Err is nil when nothing is damaged; else it names the first damage and counts the others.
+// Err returns nil for a whole folder; else it names the first damage and counts the others.
 func (r *Report) Err() error {
 	switch n := len(r.Damage); n {
 	case 0:
@@ -65,7 +63,7 @@ func (r *Report) Err() error {
 	}
 }
 
-// Latest is the newest version in any table.
+// Latest returns the newest version in any table.
 func (r *Report) Latest() (version uint64) {
 	if r.Inventory != nil {
 		for _, t := range r.Inventory.Tables {
@@ -75,19 +73,19 @@ func (r *Report) Latest() (version uint64) {
 	return version
 }
 
-// Verify reads a folder of Badger's whole and says what is wrong in it. The error is that
-// of a folder that cannot be read, or of ctx. It needs the index of one table, a window and
-// a block for each processor, whatever the folder holds.
+// Verify reads a folder of Badger and reports all damage in it. The error is that of a folder that
+// cannot be read, or of ctx. It needs memory for the index of one table, a window and a block for each
+// processor, whatever the folder holds.
 //
-// Badger's checksums are of blocks as they are before compression, so they cost a
-// decompression of everything. A table that the inventory knows was whole when it was
-// entered: it is read and compared with the checksum of the file, which costs a sixth. Only
-// when that differs its blocks are checked, to name those that are damaged.
+// Badger's checksums are of blocks before compression, so verifying them decompresses everything. A
+// table that the inventory knows was whole when it was entered. It is read and compared with the
+// checksum of the file, which costs a sixth. Only when that differs its blocks are verified, to name
+// the damaged ones.
 func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 	r := &Report{}
 	var mu sync.Mutex
-	// wrongBy is the damage that an error means; nil when it means none.
-	wrongBy := func(err error) (d *Damage) {
+	// damageOf returns the damage that an error means; nil when it is not a damage.
+	damageOf := func(err error) (d *Damage) {
 		if !errors.As(err, &d) && o.Unreadable {
 			d = unreadable(err)
 		}
@@ -106,7 +104,7 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 		return nil, err
 	}
 	if err := checkRegistry(dir); err != nil {
-		wrong := wrongBy(err)
+		wrong := damageOf(err)
 		if wrong == nil {
 			return nil, err
 		}
@@ -114,7 +112,7 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 	}
 	for _, f := range files {
 		if ext := filepath.Ext(f.Name()); !o.Unreadable || ext != ".vlog" && ext != ".mem" && f.Name() != "DISCARD" {
-			continue // Badger opens these and writes nothing of ours into them
+			continue // Badger opens these, and they hold no row of ours
 		}
 		f, err := vfs.Open(filepath.Join(dir, f.Name()))
 		if err == nil {
@@ -125,21 +123,21 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 			return nil, err
 		}
 	}
-	// The inventory first: what it knows of the manifest must not be newer than the manifest
+	// The inventory is read first: its knowledge of the manifest must not be newer than the manifest
 	// that it is compared with.
-	was, stale := ReadInventory(dir)
+	known, stale := ReadInventory(dir)
 	if o.between != nil {
 		o.between()
 	}
 	r.Manifest, err = ReadManifest(dir)
-	wrong := wrongBy(err)
+	wrong := damageOf(err)
 	switch {
 	case wrong != nil:
 		report(wrong)
 		return r, nil
 	case errors.Is(err, fs.ErrNotExist):
-		if name := remains(files); name != "" {
-			report(damaged(filepath.Join(dir, manifestName), -1, "missing beside %s: it says which tables there are", name))
+		if name := leftoverFile(files); name != "" {
+			report(newDamage(filepath.Join(dir, manifestName), -1, "missing, and %s exists: the manifest says which tables exist", name))
 		}
 		return r, nil
 	case err != nil:
@@ -147,28 +145,28 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (*Report, error) {
 	}
 	m := r.Manifest
 	if stale != nil {
-		r.Stale, was = stale, &Inventory{}
-		if wrong := wrongBy(stale); wrong != nil {
+		r.Stale, known = stale, &Inventory{}
+		if wrong := damageOf(stale); wrong != nil {
 			r.Stale = wrong
 		} else if !errors.Is(stale, fs.ErrNotExist) {
 			return nil, stale
 		}
 	} else {
-		was.compare(dir, m, report)
+		known.compareManifest(dir, m, report)
 	}
 	r.Inventory = &Inventory{
 		ManifestSize: m.Size, ManifestSum: crc32.Checksum(m.whole, castagnoli), First: m.First,
-		NextRun: was.NextRun, Tables: map[uint64]Fingerprint{},
+		NextRun: known.NextRun, Tables: map[uint64]Fingerprint{},
 	}
-	err = r.readTables(ctx, dir, o, was, report, &mu)
+	err = r.readTables(ctx, dir, o, known, report, &mu)
 	slices.SortFunc(r.Damage, func(a, b Damage) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Offset, b.Offset))
 	})
 	return r, err
 }
 
-// remains names a file that Badger makes only after its manifest; "" when there is none.
-func remains(files []fs.DirEntry) string {
+// leftoverFile names a file that Badger makes only after its manifest; "" without one.
+func leftoverFile(files []fs.DirEntry) string {
 	for _, f := range files {
 		name := f.Name()
 		if name == inventoryName || name == registryName {
@@ -194,7 +192,7 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 	var wg sync.WaitGroup
 	for range min(workers, len(r.Manifest.Tables)) {
 		wg.Go(func() {
-			t := &table{pause: pacer(ctx, o)}
+			t := &tableReader{pause: newPacer(ctx, o)}
 			for id := range ids {
 				path := filepath.Join(dir, tableName(id))
 				known, expect := was.Tables[id]
@@ -202,11 +200,11 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 					known = Fingerprint{}
 				}
 				is, found, err := t.verifyFile(path, r.Manifest.Tables[id], known)
-				if o.Live && (err != nil || len(found) > 0) && gone(dir, id) {
+				if o.Live && (err != nil || len(found) > 0) && isDeleted(dir, id) {
 					continue
 				}
 				if errors.Is(err, fs.ErrNotExist) {
-					found, err = append(found, damaged(path, -1, "missing: %s names it", manifestName)), nil
+					found, err = append(found, newDamage(path, -1, "missing: %s names it", manifestName)), nil
 				}
 				if err != nil && o.Unreadable {
 					if wrong := unreadable(err); wrong != nil {
@@ -229,8 +227,8 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 				}
 				mu.Lock()
 				r.Tables++
-				if t.equal {
-					r.Equal++
+				if t.matchesInventory {
+					r.MatchInventory++
 				}
 				r.Bytes += is.Size
 				r.Inventory.Tables[id] = is
@@ -255,8 +253,8 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 	return context.Cause(ctx)
 }
 
-// gone tells whether Badger has given a table up since the manifest was read.
-func gone(dir string, id uint64) bool {
+// isDeleted reports whether Badger has deleted a table since the manifest was read.
+func isDeleted(dir string, id uint64) bool {
 	m, err := ReadManifest(dir)
 	if err != nil {
 		return false
@@ -265,12 +263,12 @@ func gone(dir string, id uint64) bool {
 	return !named
 }
 
-// verifyFile reads a table. known is what it must be as a whole; the zero Fingerprint when
-// that is not known, and for each block to be checked.
-func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerprint, found []*Damage, err error) {
+// verifyFile reads a table. known is the expected fingerprint; the zero Fingerprint means that it is
+// unknown, or that each block must be verified.
+func (t *tableReader) verifyFile(path string, e Entry, known Fingerprint) (is Fingerprint, found []*Damage, err error) {
 	f, err := vfs.Open(path)
 	if errors.Is(err, vfs.ErrNotRegular) {
-		return is, []*Damage{damaged(path, -1, "not a regular file")}, nil
+		return is, []*Damage{newDamage(path, -1, "not a regular file")}, nil
 	}
 	if err != nil {
 		return is, nil, err
@@ -280,27 +278,27 @@ func (t *table) verifyFile(path string, e Entry, known Fingerprint) (is Fingerpr
 	if err != nil {
 		return is, nil, err
 	}
-	t.path, t.entry, t.file, t.size, t.equal = path, e, f, info.Size(), false
-	t.window, t.at = t.window[:0], 0
+	t.path, t.entry, t.file, t.size, t.matchesInventory = path, e, f, info.Size(), false
+	t.window, t.windowAt = t.window[:0], 0
 	if known != (Fingerprint{}) && known.Size == t.size {
-		// An error is met again below, which names the block.
-		if sum, err := t.readSum(); err == nil && sum == known.Sum {
-			t.equal = true
+		// The reads below meet the same error, and name the block.
+		if sum, err := t.readChecksum(); err == nil && sum == known.Sum {
+			t.matchesInventory = true
 			return known, nil, nil
 		}
-		t.window, t.at = t.window[:0], 0
+		t.window, t.windowAt = t.window[:0], 0
 	}
 	err = t.verify(func(d *Damage) { found = append(found, d) })
 	var wrong *Damage
 	if errors.As(err, &wrong) { // the device cannot read it
 		found, err = append(found, wrong), nil
 	}
-	return Fingerprint{Size: t.size, Sum: t.sum, Latest: t.latest}, found, err
+	return Fingerprint{Size: t.size, Sum: t.checksum, Latest: t.newestVersion}, found, err
 }
 
-// pacer is called before so many bytes are read. It spreads reading over time, and ends it
-// with ctx.
-func pacer(ctx context.Context, o VerifyOptions) func(bytes int) error {
+// newPacer returns a function that is called before so many bytes are read. It spreads reads over
+// time, and ends them with ctx.
+func newPacer(ctx context.Context, o VerifyOptions) func(bytes int) error {
 	wait := o.Wait
 	if wait == nil {
 		wait = sleep

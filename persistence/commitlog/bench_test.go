@@ -18,7 +18,7 @@ func BenchmarkAppend(b *testing.B) {
 	}
 	defer l.Close(false)
 	contents(b, l)
-	var g commitlog.Group
+	var g commitlog.RecordBuilder
 	value := make([]byte, 180)
 	var took []time.Duration
 	var before, after unix.Rusage

@@ -27,8 +27,8 @@ func copyOf(t testing.TB, dir string) string {
 	return to
 }
 
-// read opens what may be damaged, and returns what it has, or the error.
-func read(t testing.TB, dir string) ([]uint64, error) {
+// scanLog opens what may be damaged, and returns what it has, or the error.
+func scanLog(t testing.TB, dir string) ([]uint64, error) {
 	t.Helper()
 	l, err := commitlog.Open(dir, small(nil))
 	if err != nil {
@@ -61,7 +61,7 @@ func made(t testing.TB, last, applied uint64, clean bool) string {
 func TestEveryByte(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		dir := made(t, 40, 30, clean)
-		want, err := read(t, copyOf(t, dir))
+		want, err := scanLog(t, copyOf(t, dir))
 		if err != nil || !slices.Equal(want, numbers(31, 40)) {
 			t.Fatalf("%v, %v", want, err)
 		}
@@ -145,7 +145,7 @@ func TestDamageOfSectors(t *testing.T) {
 			b = b[:at]
 		}
 		must(t, os.WriteFile(path, b, 0o600))
-		got, err := read(t, to)
+		got, err := scanLog(t, to)
 		var found *commitlog.DamageError
 		switch {
 		case errors.As(err, &found):
@@ -173,7 +173,7 @@ func TestMissingAndForeignFiles(t *testing.T) {
 		t.Helper()
 		to := copyOf(t, dir)
 		must(t, change(to))
-		_, err := read(t, to)
+		_, err := scanLog(t, to)
 		var found *commitlog.DamageError
 		if !errors.As(err, &found) || filepath.Base(found.File) != path {
 			t.Errorf("%s: %v", what, err)
@@ -327,7 +327,7 @@ func TestTornTail(t *testing.T) {
 		b := slices.Clone(whole)
 		clear(b[end-cut : end])
 		must(t, os.WriteFile(filepath.Join(to, name), b, 0o600))
-		got, err := read(t, to)
+		got, err := scanLog(t, to)
 		if err != nil || !slices.Equal(got, numbers(1, 20)) && !slices.Equal(got, numbers(1, 21)) {
 			t.Fatalf("%d bytes are missing: %v, %v", cut, got, err)
 		}
@@ -335,7 +335,7 @@ func TestTornTail(t *testing.T) {
 		contents(t, l)
 		fill(t, l, 30)
 		must(t, l.Close(false))
-		if got, err := read(t, to); err != nil || !slices.Equal(got, numbers(1, 30)) {
+		if got, err := scanLog(t, to); err != nil || !slices.Equal(got, numbers(1, 30)) {
 			t.Fatalf("behind a cut of %d bytes: %v, %v", cut, got, err)
 		}
 	}
@@ -356,7 +356,7 @@ func FuzzOpen(f *testing.F) {
 		must(t, err)
 		changed := copy(b[int(at)%len(b):], change)
 		must(t, os.WriteFile(path, b, 0o600))
-		got, err := read(t, to)
+		got, err := scanLog(t, to)
 		if err == nil && !slices.Equal(got, numbers(1, 25)) {
 			t.Errorf("%d bytes at %d of %s: %v", changed, at, path, got)
 		}
@@ -386,7 +386,7 @@ func TestOnlySegmentIsMissing(t *testing.T) {
 			dir = made(t, last, 0, clean)
 		}
 		must(t, os.Remove(filepath.Join(dir, "0000000001.log")))
-		_, err := read(t, dir)
+		_, err := scanLog(t, dir)
 		var damage *commitlog.DamageError
 		if !errors.As(err, &damage) || filepath.Base(damage.File) != "0000000001.log" || !strings.Contains(err.Error(), "0000000002.log") {
 			t.Errorf("%d records, closed cleanly %v: %v", last, clean, err)

@@ -17,67 +17,65 @@ import (
 // Options of a log.
 type Options struct {
 	FS vfs.FS // nil = the machine's
-	// SegmentSize is the size of a segment, in bytes. The first ones of a new log are
-	// smaller: 1/16, then 1/4.
+	// SegmentSize is the size of a segment, in bytes. The first ones of a new log are smaller: 1/16,
+	// then 1/4.
 	SegmentSize int64
-	// MaxRows is the most that the rows of one record take, in bytes.
+	// MaxRows is the limit of the rows of one record, in bytes.
 	MaxRows int
-	// Alarm is called, at most once and from any goroutine, when the log fails while
-	// nobody waits for it.
+	// Alarm is called, at most once and from any goroutine, when the log fails outside of a call.
 	Alarm func(error)
 }
 
-// Log is an open log. Append and Sync belong to one goroutine, the writer. Retire, Close
-// and the rest may be called from others beside it.
+// Log is an open log. Append and Sync belong to one goroutine, the writer. Other goroutines may call
+// Retire, Close and the rest at the same time.
 type Log struct {
 	fs   vfs.FS
 	dir  string
 	opts Options
 	lock io.Closer
 
-	// The writer's.
-	current *segment
-	page    []byte // what lies in the page where the next record goes, before it
-	written uint64 // number of the newest record
-	asked   bool   // the segment behind the current one was asked for
+	// Owned by the writer.
+	currentSegment *segment
+	pageHead       []byte // the bytes before the next record in its page
+	written        uint64 // number of the newest record
+	requested      bool   // the segment after the current one was requested
 
 	synced atomic.Uint64 // number of the newest synced record
 	failed atomic.Pointer[error]
 	state  *stateFile
 
 	wanted   chan int64    // sizes of segments to prepare; closed by Close
-	prepared chan *segment // at most one; closed when preparing has ended
-	sequence uint64        // of the newest file; the preparer's
+	prepared chan *segment // at most one; closed when the preparer has ended
+	sequence uint64        // of the newest file; owned by the preparer
 	pacer    pacer
 
-	keeping sync.Mutex // one goroutine at a time changes the folder's files; never the writer
-	spares  []string   // under keeping: files to be used again
+	filesMu sync.Mutex // one goroutine at a time changes the folder's files; never the writer
+	spares  []string   // files to reuse; guarded by filesMu
 
-	mu   sync.Mutex   // never held over I/O
-	full []*segment   // under mu, ascending: behind them is the current one
-	live atomic.Int64 // bytes of records in full and current
+	segmentsMu   sync.Mutex   // never held over I/O
+	fullSegments []*segment   // ascending, without the current one; guarded by segmentsMu
+	liveBytes    atomic.Int64 // bytes of records in full and current
 
-	found    *scan     // until Replay
-	longest  int       // of found
-	once     sync.Once // of Alarm
-	closing  sync.Once
-	closeErr error
+	scanned   *scan     // result of the scan, until Replay
+	longest   int       // rows of the longest record to replay, in bytes
+	alarmOnce sync.Once // for Alarm
+	closeOnce sync.Once
+	closeErr  error
 }
 
 const (
-	spareSuffix = ".spare" // was a segment and will be one
+	spareSuffix = ".spare" // a former segment that waits to be reused
 	newSuffix   = ".new"   // is being made
-	maxSpares   = 5        // as many as become free at once, and one: see segmentSize of package persistence
+	maxSpares   = 5        // as many as become free at once, and one more: see segmentSize of package persistence
 	lockName    = "LOCK"
 )
 
-// ErrFailed is wrapped by every error behind the first one.
+// ErrFailed is wrapped by every error after the first one.
 var ErrFailed = errors.New("the commit log has failed")
 
-// Open opens the log in dir, or makes a new one, and proves that it is whole. A torn tail
-// is cut. The error is a *DamageError when a file is not what was written, and wraps
-// vfs.ErrLocked when another process has the log. The caller replays what lies behind
-// Applied before it appends.
+// Open opens the log in dir, or makes a new one, and proves that it is whole. It cuts a torn tail. The
+// error is a *DamageError when a file is not what was written, and wraps vfs.ErrLocked when another
+// process has the log. The caller replays the records after Applied before it appends.
 func Open(dir string, o Options) (l *Log, err error) {
 	if o.FS == nil {
 		o.FS = vfs.OS{}
@@ -95,20 +93,20 @@ func Open(dir string, o Options) (l *Log, err error) {
 	if l.lock, err = l.fs.Lock(filepath.Join(dir, lockName)); err != nil {
 		return nil, err
 	}
-	if err := l.open(); err != nil {
-		return nil, errors.Join(err, l.release())
+	if err := l.openFiles(); err != nil {
+		return nil, errors.Join(err, l.closeUnfinished())
 	}
 	go l.prepareLoop()
 	return l, nil
 }
 
-func (l *Log) open() error {
-	sc, err := read(l.fs, l.dir, os.O_RDWR, nil)
-	l.found = sc
-	l.full = sc.segments
+func (l *Log) openFiles() error {
+	sc, err := scanLog(l.fs, l.dir, os.O_RDWR, nil)
+	l.scanned = sc
+	l.fullSegments = sc.segments
 	l.longest = sc.longest
 	if errors.Is(err, iofs.ErrNotExist) {
-		if err = l.create(); err == nil {
+		if err = l.createState(); err == nil {
 			sc.state, _, err = readState(l.fs, l.dir)
 		}
 	}
@@ -118,7 +116,7 @@ func (l *Log) open() error {
 	if l.state, err = openStateFile(l.fs, l.dir, sc.state); err != nil {
 		return err
 	}
-	// Both slots and both copies of the witness are whole from here on.
+	// From here on both slots and both copies of the witness are whole.
 	for range 2 {
 		if err := l.state.write(func(st *state) { st.closed = false }); err != nil {
 			return err
@@ -129,24 +127,24 @@ func (l *Log) open() error {
 	if err := l.findSpares(); err != nil {
 		return err
 	}
-	if len(l.full) == 0 {
+	if len(l.fullSegments) == 0 {
 		size := max(l.opts.SegmentSize/16/pageSize*pageSize, 4*pageSize)
 		l.sequence = 1
-		if l.current, err = l.makeSegment(1, size); err != nil {
+		if l.currentSegment, err = l.makeSegment(1, size); err != nil {
 			return err
 		}
-		l.found.segments = []*segment{l.current}
-		return l.state.witness(l.written)
+		l.scanned.segments = []*segment{l.currentSegment}
+		return l.state.writeWitness(l.written)
 	}
-	l.sequence = l.full[len(l.full)-1].sequence
-	if err := l.resume(sc.tail); err != nil {
+	l.sequence = l.fullSegments[len(l.fullSegments)-1].sequence
+	if err := l.resumeAfterLast(sc.tail); err != nil {
 		return err
 	}
-	return l.state.witness(l.written)
+	return l.state.writeWitness(l.written)
 }
 
-// create makes the state of a new log. The folder's own name is synced too.
-func (l *Log) create() error {
+// createState makes the state file of a new log. It syncs the folder's own name, too.
+func (l *Log) createState() error {
 	if err := l.fs.SyncDir(filepath.Dir(l.dir)); err != nil {
 		return err
 	}
@@ -157,20 +155,20 @@ func (l *Log) create() error {
 	return createState(l.fs, l.dir, st)
 }
 
-// resume goes on behind the last record. That one may have been written and never synced,
-// or its sync may have failed and the kernel forgotten that: it is written again. What a
-// crash left of one behind it is overwritten by zeros.
-func (l *Log) resume(tail int) error {
-	l.current = l.full[tail]
-	behind := l.full[tail+1:]
-	l.full = l.full[:tail:tail]
-	s := l.current
-	w := window{s: s}
+// resumeAfterLast continues after the last record. That record may have been written and never synced, or its
+// sync may have failed and the kernel forgotten that: it is written again. Zeros overwrite what a crash
+// has left of the record after it.
+func (l *Log) resumeAfterLast(tail int) error {
+	l.currentSegment = l.fullSegments[tail]
+	behind := l.fullSegments[tail+1:]
+	l.fullSegments = l.fullSegments[:tail:tail]
+	s := l.currentSegment
+	w := segmentReader{s: s}
 	from := s.end / pageSize * pageSize
 	if s.last != 0 {
 		from = s.lastAt / pageSize * pageSize
 	}
-	torn, ok, err := w.claims(s.end, l.written+1)
+	torn, ok, err := w.looksLikeRecord(s.end, l.written+1)
 	if err != nil {
 		return err
 	}
@@ -178,7 +176,7 @@ func (l *Log) resume(tail int) error {
 		torn = 0
 	}
 	end := min((s.end+max(torn, 1)+pageSize-1)/pageSize*pageSize, s.size)
-	b, err := w.bytes(from, s.end-from)
+	b, err := w.readAt(from, s.end-from)
 	if err != nil {
 		return err
 	}
@@ -192,13 +190,13 @@ func (l *Log) resume(tail int) error {
 	if err := s.file.Sync(); err != nil {
 		return err
 	}
-	l.page = append(make([]byte, 0, pageSize), again[:s.end-from][max(0, s.end/pageSize*pageSize-from):]...)
-	for _, f := range l.full {
-		l.live.Add(f.end - pageSize)
+	l.pageHead = append(make([]byte, 0, pageSize), again[:s.end-from][max(0, s.end/pageSize*pageSize-from):]...)
+	for _, f := range l.fullSegments {
+		l.liveBytes.Add(f.end - pageSize)
 	}
-	l.live.Add(s.end - pageSize)
+	l.liveBytes.Add(s.end - pageSize)
 	if len(behind) > 1 {
-		if err := l.drop(behind[1:]); err != nil {
+		if err := l.dropEmptySegments(behind[1:]); err != nil {
 			return err
 		}
 		behind = behind[:1]
@@ -213,15 +211,14 @@ func (l *Log) resume(tail int) error {
 		}
 		next.end = pageSize
 		l.prepared <- next
-		l.asked = true
+		l.requested = true
 	}
 	return nil
 }
 
-// drop removes segments at the end of the log, the last one first. None has a record: the
-// power failed while the first record of a segment was being synced, and the segment
-// behind it was there already.
-func (l *Log) drop(empty []*segment) error {
+// dropEmptySegments removes empty segments at the end of the log, the last one first. They exist when the power
+// failed while the first record of a segment was being synced, and the next segment was already there.
+func (l *Log) dropEmptySegments(empty []*segment) error {
 	for i := len(empty) - 1; i >= 0; i-- {
 		if err := errors.Join(empty[i].file.Close(), l.fs.Remove(empty[i].path), l.fs.SyncDir(l.dir)); err != nil {
 			return err
@@ -230,10 +227,10 @@ func (l *Log) drop(empty []*segment) error {
 	return nil
 }
 
-// release gives up what an unfinished Open has.
-func (l *Log) release() error {
-	if l.found != nil {
-		l.found.close()
+// closeUnfinished closes what an unfinished Open has opened.
+func (l *Log) closeUnfinished() error {
+	if l.scanned != nil {
+		l.scanned.close()
 	}
 	if l.state != nil && l.state.file != nil {
 		l.state.file.Close()
@@ -241,25 +238,25 @@ func (l *Log) release() error {
 	return l.lock.Close()
 }
 
-// Replay calls fn for the records behind Applied, in order: all that the last process may
-// not have kept elsewhere. It is called once, before the first Append. Rows are read by
-// the function Rows; they are valid until fn returns.
+// Replay calls fn for the records after Applied, in order: all that the last process may not have
+// stored elsewhere. It is called once, before the first Append. The function Rows reads the rows; they
+// are valid until fn returns.
 func (l *Log) Replay(fn func(number uint64, rows []byte) error) error {
-	sc := l.found
-	l.found = nil
+	sc := l.scanned
+	l.scanned = nil
 	if sc == nil {
 		panic("commitlog: Replay was called before")
 	}
-	w := window{}
+	w := segmentReader{}
 	for _, s := range sc.segments {
 		if s.last <= sc.state.applied {
 			continue
 		}
-		w = window{s: s, buf: w.buf}
+		w = segmentReader{s: s, buf: w.buf}
 		for off := int64(pageSize); off < s.end; {
-			number, rows, err := w.record(off)
+			number, rows, err := w.readRecord(off)
 			if err == nil && number == 0 {
-				err = damaged(s.path, off, "a record has changed since it was checked")
+				err = newDamage(s.path, off, "a record has changed since it was checked")
 			}
 			if err == nil && number > sc.state.applied {
 				err = fn(number, rows)
@@ -273,71 +270,71 @@ func (l *Log) Replay(fn func(number uint64, rows []byte) error) error {
 	return nil
 }
 
-// Longest is the bytes of rows of the longest record that Replay gives.
+// Longest returns the size of the rows of the longest record to replay, in bytes.
 func (l *Log) Longest() int { return l.longest }
 
-// Last is the number of the newest record that is durable; 0 when there is none.
+// Last returns the number of the newest durable record; 0 for an empty log.
 func (l *Log) Last() uint64 { return l.synced.Load() }
 
-// Applied is the number up to which Retire was called.
+// Applied returns the number up to which records were retired.
 func (l *Log) Applied() uint64 {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	l.filesMu.Lock()
+	defer l.filesMu.Unlock()
 	return l.state.state.applied
 }
 
-// LiveBytes is the size of the records that the log keeps, in bytes.
-func (l *Log) LiveBytes() int64 { return l.live.Load() }
+// LiveBytes returns the size of the records that the log keeps, in bytes.
+func (l *Log) LiveBytes() int64 { return l.liveBytes.Load() }
 
 // Identity tells this log from all others.
 func (l *Log) Identity() Identity { return l.state.identity }
 
-// Append writes a record, which is durable when Sync has returned nil. Its number is one
-// more than that of the record before; anything else is a mistake of the caller.
-func (l *Log) Append(number uint64, g *Group) error {
+// Append writes a record, which is durable when Sync has returned nil. Its number must be one more than
+// that of the record before.
+func (l *Log) Append(number uint64, g *RecordBuilder) error {
 	if err := l.Err(); err != nil {
 		return err
 	}
 	if number != l.written+1 || l.written != l.synced.Load() {
-		panic(fmt.Sprintf("commitlog: record %d behind %d, of which %d are synced", number, l.written, l.synced.Load()))
+		panic(fmt.Sprintf("commitlog: record %d after record %d, of which %d are synced", number, l.written, l.synced.Load()))
 	}
-	n := len(g.buf) - groupHead
+	n := len(g.buf) - builderHead
 	if n < 0 || n > l.opts.MaxRows {
 		return fmt.Errorf("a record of %d bytes; %d are the limit", n, l.opts.MaxRows)
 	}
-	for l.current.size-l.current.end < recordSize(n) {
+	for l.currentSegment.size-l.currentSegment.end < recordSize(n) {
 		if err := l.rotate(); err != nil {
 			return l.fail(err)
 		}
 	}
-	s := l.current
+	s := l.currentSegment
 	putHead(g.buf[pageSize:], s.sum, s.end, number)
-	begin := pageSize - len(l.page)
-	copy(g.buf[begin:], l.page)
+	begin := pageSize - len(l.pageHead)
+	copy(g.buf[begin:], l.pageHead)
 	used := len(g.buf) + int(recordSize(n)) - recordHead - n
-	whole := min((used-begin+pageSize-1)/pageSize*pageSize, int(s.size-s.end)+len(l.page)) // bytes to write
+	whole := min((used-begin+pageSize-1)/pageSize*pageSize, int(s.size-s.end)+len(l.pageHead)) // bytes to write
 	g.buf = zeroExtend(g.buf, begin+whole)
-	if _, err := s.file.WriteAt(g.buf[begin:begin+whole], s.end-int64(len(l.page))); err != nil {
+	if _, err := s.file.WriteAt(g.buf[begin:begin+whole], s.end-int64(len(l.pageHead))); err != nil {
 		return l.fail(err)
 	}
 	last := (used - begin) / pageSize * pageSize
-	l.page = append(l.page[:0], g.buf[begin+last:used]...)
+	l.pageHead = append(l.pageHead[:0], g.buf[begin+last:used]...)
 	if s.first == 0 {
 		s.first = number
 	}
 	s.last = number
 	s.end += recordSize(n)
-	l.live.Add(recordSize(n))
+	l.liveBytes.Add(recordSize(n))
 	l.written = number
-	if !l.asked && s.end > s.size/4 {
-		l.ask()
+	if !l.requested && s.end > s.size/4 {
+		l.requestSegment()
 	} else {
 		l.pacer.advance(s.end)
 	}
 	return nil
 }
 
-// zeroExtend makes b longer, by zeros.
+// zeroExtend extends b with zeros.
 func zeroExtend(b []byte, n int) []byte {
 	if n <= len(b) {
 		return b
@@ -351,23 +348,23 @@ func zeroExtend(b []byte, n int) []byte {
 	return b
 }
 
-// Sync makes the record durable that was appended.
+// Sync makes the appended record durable.
 func (l *Log) Sync() error {
 	if err := l.Err(); err != nil {
 		return err
 	}
-	if err := l.current.file.Sync(); err != nil {
+	if err := l.currentSegment.file.Sync(); err != nil {
 		return l.fail(err)
 	}
-	if err := l.state.witness(l.written); err != nil {
+	if err := l.state.writeWitness(l.written); err != nil {
 		return l.fail(err)
 	}
 	l.synced.Store(l.written)
 	return nil
 }
 
-// fail makes the log failed for good: what the device has of a file whose sync or write
-// failed is not known, and the kernel may call the next sync a success.
+// fail makes the log failed for good. After a failed write or sync it is unknown what the device has of
+// the file, and the kernel may report the next sync as a success.
 func (l *Log) fail(err error) error {
 	err = fmt.Errorf("%w: %w", ErrFailed, err)
 	if l.failed.CompareAndSwap(nil, &err) {
@@ -376,7 +373,7 @@ func (l *Log) fail(err error) error {
 	return l.Err()
 }
 
-// Err says why the log has failed, or nil.
+// Err returns why the log has failed, or nil.
 func (l *Log) Err() error {
 	if err := l.failed.Load(); err != nil {
 		return *err
@@ -384,35 +381,35 @@ func (l *Log) Err() error {
 	return nil
 }
 
-// alarm is fail, for a goroutine that nobody waits for.
+// alarm is fail for a goroutine whose errors are not returned to a caller.
 func (l *Log) alarm(err error) {
 	err = l.fail(err)
 	if l.opts.Alarm != nil {
-		l.once.Do(func() { l.opts.Alarm(err) })
+		l.alarmOnce.Do(func() { l.opts.Alarm(err) })
 	}
 }
 
-// Close closes the files. When clean is true, and the log has not failed, it notes what
-// the last record is, so that whatever happens to it later is found. Append and Sync
-// must have ended. A second call does nothing.
+// Close closes the files. If clean is true, and the log has not failed, it stores the number of the
+// last record, so that any later damage is found. Append and Sync must have ended. A second call has
+// no effect.
 func (l *Log) Close(clean bool) error {
-	l.closing.Do(func() { l.closeErr = l.close(clean) })
+	l.closeOnce.Do(func() { l.closeErr = l.closeFiles(clean) })
 	return l.closeErr
 }
 
-func (l *Log) close(clean bool) (err error) {
+func (l *Log) closeFiles(clean bool) (err error) {
 	close(l.wanted)
 	l.pacer.hasten()
 	for next := range l.prepared {
 		err = errors.Join(err, next.file.Close())
 	}
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
-	// Without any record nothing tells the next open where the log ends.
-	if last := l.synced.Load(); clean && l.Err() == nil && (last == 0 || l.live.Load() > 0) {
+	l.filesMu.Lock()
+	defer l.filesMu.Unlock()
+	// An empty log without a record cannot tell the next open where it ends.
+	if last := l.synced.Load(); clean && l.Err() == nil && (last == 0 || l.liveBytes.Load() > 0) {
 		err = errors.Join(err, l.state.write(func(st *state) { st.closed, st.last = true, last }))
 	}
-	for _, s := range append(l.full, l.current) {
+	for _, s := range append(l.fullSegments, l.currentSegment) {
 		err = errors.Join(err, s.file.Close())
 	}
 	return errors.Join(err, l.state.file.Close(), l.lock.Close())

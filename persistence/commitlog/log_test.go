@@ -34,9 +34,9 @@ func open(t testing.TB, dir string, fs vfs.FS) *commitlog.Log {
 }
 
 // rows is the content of record n: a few rows of up to maxRows bytes in all.
-func rows(n uint64) *commitlog.Group {
+func rows(n uint64) *commitlog.RecordBuilder {
 	rng := rand.New(rand.NewPCG(n, 7))
-	g := new(commitlog.Group)
+	g := new(commitlog.RecordBuilder)
 	g.Reset()
 	for range 1 + rng.IntN(3) {
 		key := fmt.Appendf(nil, "key %d", rng.IntN(20))
@@ -201,7 +201,7 @@ func TestASegmentIsMadeAsTheOneBeforeIsFilled(t *testing.T) {
 	l, err := commitlog.Open(dir, commitlog.Options{SegmentSize: segment, MaxRows: 64 << 10})
 	must(t, err)
 	const first, next = segment / 16, segment / 4
-	g := new(commitlog.Group)
+	g := new(commitlog.RecordBuilder)
 	filled, seen := 0, int64(0)
 	for n := uint64(1); filled < first*3/4; n++ {
 		g.Reset()
@@ -345,7 +345,7 @@ func TestMistakesPanic(t *testing.T) {
 	l := open(t, filepath.Join(t.TempDir(), "log"), nil)
 	contents(t, l)
 	fill(t, l, 3)
-	if err := l.Append(4, func() *commitlog.Group {
+	if err := l.Append(4, func() *commitlog.RecordBuilder {
 		g := rows(4)
 		g.Set([]byte("k"), make([]byte, maxRows))
 		return g
@@ -370,7 +370,7 @@ func TestMistakesPanic(t *testing.T) {
 }
 
 func TestRows(t *testing.T) {
-	var g commitlog.Group
+	var g commitlog.RecordBuilder
 	if g.Bytes() != nil {
 		t.Error("an empty group has rows")
 	}

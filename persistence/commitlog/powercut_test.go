@@ -15,8 +15,8 @@ import (
 // being synced. Whether what came before was retired meanwhile, or the record is so long
 // that the segment behind it is wanted, the log opens with all that was acknowledged.
 func TestPowerFailureInANewSegment(t *testing.T) {
-	row := func(n uint64) *commitlog.Group {
-		g := new(commitlog.Group)
+	row := func(n uint64) *commitlog.RecordBuilder {
+		g := new(commitlog.RecordBuilder)
 		g.Reset()
 		g.Set([]byte("key"), bytes.Repeat([]byte{byte(n)}, 11_000))
 		return g

@@ -2,6 +2,7 @@ package commitlog
 
 import (
 	"errors"
+	"fmt"
 	iofs "io/fs"
 	"os"
 	"path/filepath"
@@ -9,7 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// scan is what reading all segments has found.
+// scan is the result of reading all segments.
 type scan struct {
 	dir      string
 	state    state
@@ -17,8 +18,8 @@ type scan struct {
 	segments []*segment // ascending, open
 	last     uint64     // number of the last record
 	records  int
-	longest  int // bytes of the rows of the longest record behind Applied
-	tail     int // of segments: where the last record lies, or would
+	longest  int // rows of the longest record after Applied, in bytes
+	tail     int // index in segments: the place of the last record, or of the first one
 }
 
 func (sc *scan) close() {
@@ -27,8 +28,8 @@ func (sc *scan) close() {
 	}
 }
 
-// sequences are the sequences of the segments in a folder, ascending.
-func sequences(fsys vfs.FS, dir string) ([]uint64, error) {
+// segmentSequences returns the sequences of the segments in a folder, ascending.
+func segmentSequences(fsys vfs.FS, dir string) ([]uint64, error) {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -42,24 +43,24 @@ func sequences(fsys vfs.FS, dir string) ([]uint64, error) {
 	return all, nil
 }
 
-// read reads the log in dir and proves that it is whole. fn, when not nil, is called for
-// each record. The caller closes the scan, also after an error.
-func read(fsys vfs.FS, dir string, flag int, fn func(number uint64, rows []byte) error) (sc *scan, err error) {
+// scanLog reads the log in dir and proves that it is whole. fn, when not nil, is called for each
+// record. The caller closes the scan, also after an error.
+func scanLog(fsys vfs.FS, dir string, flag int, fn func(number uint64, rows []byte) error) (sc *scan, err error) {
 	sc = &scan{dir: dir}
-	all, err := sequences(fsys, dir)
+	all, err := segmentSequences(fsys, dir)
 	if err != nil {
 		return sc, err
 	}
 	sc.state, sc.witness, err = readState(fsys, dir)
 	if errors.Is(err, iofs.ErrNotExist) && len(all) > 0 {
-		return sc, damaged(statePath(dir), 0, "the file is missing, and there are segments")
+		return sc, newDamage(statePath(dir), 0, "the file is missing, and there are segments")
 	}
 	if err != nil {
 		return sc, err
 	}
 	for i, n := range all {
 		if i > 0 && n != all[i-1]+1 {
-			return sc, damaged(segmentPath(dir, all[i-1]+1), 0, "the file is missing")
+			return sc, newDamage(segmentPath(dir, all[i-1]+1), 0, "the file is missing")
 		}
 		s, err := openSegment(fsys, dir, sc.state.identity, n, flag)
 		if err != nil {
@@ -72,18 +73,18 @@ func read(fsys vfs.FS, dir string, flag int, fn func(number uint64, rows []byte)
 
 // readRecords reads the records of all segments.
 func (sc *scan) readRecords(fn func(number uint64, rows []byte) error) error {
-	w := window{}
+	w := segmentReader{}
 	for i, s := range sc.segments {
-		w = window{s: s, buf: w.buf}
+		w = segmentReader{s: s, buf: w.buf}
 		for {
-			number, rows, err := w.record(s.end)
+			number, rows, err := w.readRecord(s.end)
 			if err != nil {
 				return err
 			}
 			if number == 0 {
 				break
 			}
-			if err := sc.follows(i, number); err != nil {
+			if err := sc.checkNumber(i, number); err != nil {
 				return err
 			}
 			if fn != nil {
@@ -106,33 +107,33 @@ func (sc *scan) readRecords(fn func(number uint64, rows []byte) error) error {
 	return sc.checkEnd(w.buf)
 }
 
-// follows sees that a record that was found in segment i has the number that must come.
-func (sc *scan) follows(i int, number uint64) error {
+// checkNumber checks that a record that was found in segment i has the next number.
+func (sc *scan) checkNumber(i int, number uint64) error {
 	s := sc.segments[i]
 	switch {
 	case sc.records > 0 && number == sc.last+1:
 		return nil
 	case sc.records > 0 && number <= sc.last:
-		return damaged(s.path, s.end, "record %d lies behind record %d", number, sc.last)
+		return newDamage(s.path, s.end, "record %d follows record %d", number, sc.last)
 	case sc.records == 0 && number <= sc.state.applied+1:
 		return nil
 	case sc.records == 0 && i == 0 && s.end == pageSize:
-		return damaged(segmentPath(sc.dir, s.sequence-1), 0, "records %d to %d are missing: is this file?", sc.state.applied+1, number-1)
+		return newDamage(segmentPath(sc.dir, s.sequence-1), 0, "records %d to %d are missing, perhaps with this file", sc.state.applied+1, number-1)
 	}
-	// What is missing lies at the end of what came before, or at the front of this one.
+	// The gap is at the end of the segment before, or at the beginning of this one.
 	of, next := sc.segments[max(0, i-1)], sc.last+1
 	if sc.records == 0 {
 		next = sc.state.applied + 1
 	}
-	return damaged(of.path, of.end, "record %d is damaged; record %d lies behind it, in %s", next, number, filepath.Base(s.path))
+	return newDamage(of.path, of.end, "record %d is damaged; record %d follows it, in %s", next, number, filepath.Base(s.path))
 }
 
-// checkEnd tells a torn tail from damage. The tail is torn when no whole record lies
-// behind it and no record behind it was acknowledged.
+// checkEnd tells a torn tail from damage. The tail is torn when it is followed by no whole record, and
+// when no record from there on was acknowledged.
 func (sc *scan) checkEnd(buf []byte) error {
 	if len(sc.segments) == 0 {
 		if sc.witness > 0 || sc.state.applied > 0 {
-			return damaged(segmentPath(sc.dir, 1), 0, "all segments are missing, and record %d was acknowledged", max(sc.witness, sc.state.applied))
+			return newDamage(segmentPath(sc.dir, 1), 0, "all segments are missing, and record %d was acknowledged", max(sc.witness, sc.state.applied))
 		}
 		return nil
 	}
@@ -145,15 +146,15 @@ func (sc *scan) checkEnd(buf []byte) error {
 	}
 	for i, s := range sc.segments {
 		if i < sc.tail && s.last != 0 || s.size-s.end < recordHead {
-			continue // its end was seen: the next segment goes on with the next number
+			continue // its end is known: the next segment continues with the next number
 		}
-		w := window{s: s, buf: buf}
-		at, number, err := w.search(s.end, sc.last, limit)
+		w := segmentReader{s: s, buf: buf}
+		at, number, err := w.findRecord(s.end, sc.last, limit)
 		if err != nil {
 			return err
 		}
 		if number != 0 {
-			return damaged(s.path, s.end, "record %d is damaged; record %d lies behind it, at offset %d", sc.last+1, number, at)
+			return newDamage(s.path, s.end, "record %d is damaged; record %d follows it, at offset %d", sc.last+1, number, at)
 		}
 		buf = w.buf
 	}
@@ -161,13 +162,13 @@ func (sc *scan) checkEnd(buf []byte) error {
 	if sc.state.closed {
 		known = max(known, sc.state.last)
 	} else if sc.records == 0 && known == sc.state.applied {
-		return nil // what came before was retired while the first record of this segment was being synced
+		return nil // the records before were retired while the first record of this segment was being synced
 	}
 	if sc.last < known {
 		s := sc.segments[sc.tail]
 		for _, behind := range sc.segments[sc.tail+1:] {
-			w := window{s: behind, buf: buf}
-			if _, ok, err := w.claims(behind.end, sc.last+1); err != nil {
+			w := segmentReader{s: behind, buf: buf}
+			if _, ok, err := w.looksLikeRecord(behind.end, sc.last+1); err != nil {
 				return err
 			} else if ok {
 				s = behind
@@ -175,31 +176,31 @@ func (sc *scan) checkEnd(buf []byte) error {
 		}
 		next := max(sc.last, sc.state.applied) + 1
 		if first := sc.segments[0]; sc.records == 0 && s == first && s.sequence > 1 {
-			return damaged(segmentPath(sc.dir, s.sequence-1), 0, "the file is missing, or record %d is damaged at offset %d of %s; the log was acknowledged up to record %d",
+			return newDamage(segmentPath(sc.dir, s.sequence-1), 0, "the file is missing, or record %d is damaged at offset %d of %s; the log was acknowledged up to record %d",
 				next, s.end, filepath.Base(s.path), known)
 		}
-		return damaged(s.path, s.end, "record %d is damaged or missing; the log was acknowledged up to record %d", next, known)
+		return newDamage(s.path, s.end, "record %d is damaged or missing; the log was acknowledged up to record %d", next, known)
 	}
 	return nil
 }
 
-// Report is what Verify has found.
+// Report is the result of Verify.
 type Report struct {
 	Identity     Identity
-	Records      int    // in the segments
-	First, Last  uint64 // their numbers; 0 when there are none
-	Applied      uint64 // all up to this number is kept elsewhere
+	Records      int    // number of records in the segments
+	First, Last  uint64 // their numbers; 0 for an empty log
+	Applied      uint64 // all records up to this number are durable elsewhere
 	Acknowledged uint64 // the newest number that is known to have been synced
 	Closed       bool   // the log was closed cleanly
 	Segments     int
 	Bytes        int64 // of records
 }
 
-// Verify reads the log in dir and proves that it is whole, without changing anything. A
-// torn tail is no damage. The error is a *DamageError when a file is not what was
-// written, and wraps fs.ErrNotExist when there is no log. The log must not be in use.
+// Verify reads the log in dir and proves that it is whole, without changing it. A torn tail is not
+// damage. The error is a *DamageError when a file is not what was written, and wraps fs.ErrNotExist for
+// a missing log. The log must not be in use.
 func Verify(fsys vfs.FS, dir string) (Report, error) {
-	sc, err := read(fsys, dir, os.O_RDONLY, nil)
+	sc, err := scanLog(fsys, dir, os.O_RDONLY, nil)
 	defer sc.close()
 	return sc.report(), err
 }
@@ -216,11 +217,26 @@ func (sc *scan) report() Report {
 	return r
 }
 
-// Replay calls fn for each whole record, in order, without changing anything. On a
-// damaged log it calls fn for what lies before the damage, and returns the error that
-// Verify returns. Rows are read by Rows; they are valid until fn returns.
+// Replay calls fn for each whole record, in order, without changing the log. On a damaged log it calls
+// fn for the records before the damage, and returns the error that Verify returns. The function Rows
+// reads the rows; they are valid until fn returns.
 func Replay(fsys vfs.FS, dir string, fn func(number uint64, rows []byte) error) error {
-	sc, err := read(fsys, dir, os.O_RDONLY, fn)
+	sc, err := scanLog(fsys, dir, os.O_RDONLY, fn)
 	sc.close()
 	return err
+}
+
+// DamageError says that a file of the log is not what was written.
+type DamageError struct {
+	File   string
+	Offset int64 // where the damage begins, in bytes
+	What   string
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("commit log: %s: damaged at offset %d: %s", e.File, e.Offset, e.What)
+}
+
+func newDamage(file string, offset int64, format string, args ...any) error {
+	return &DamageError{File: file, Offset: offset, What: fmt.Sprintf(format, args...)}
 }

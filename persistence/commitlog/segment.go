@@ -14,12 +14,12 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// A segment begins with a page that says what it is:
+// A segment begins with a page that identifies it:
 //
 //	magic [8], format u32, 0 u32, sequence u64, size u64, identity [16], zeros, checksum u32 of all before it
 //
-// Its records follow, one behind the other. What lies behind the last one is zeros or
-// what the file held before; neither passes for a record.
+// Its records follow without gaps. After the last one come zeros, or what the file held before; neither
+// passes for a record.
 const (
 	segmentMagic  = "CARVNSEG"
 	format        = 1
@@ -31,11 +31,11 @@ type segment struct {
 	path     string
 	sequence uint64
 	size     int64
-	sum      uint32 // of segmentSum
-	first    uint64 // number of its first record; 0 when it has none
+	sum      uint32 // checksum of identity and sequence, see segmentSum
+	first    uint64 // number of its first record; 0 for an empty segment
 	last     uint64
-	lastAt   int64 // where its last record lies
-	end      int64 // where the next record would lie
+	lastAt   int64 // offset of its last record
+	end      int64 // offset of the next record
 	file     vfs.File
 }
 
@@ -43,7 +43,7 @@ func segmentPath(dir string, sequence uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%010d%s", sequence, segmentSuffix))
 }
 
-// segmentSequence is the sequence in a file's name.
+// segmentSequence returns the sequence in a file's name.
 func segmentSequence(name string) (uint64, bool) {
 	digits, ok := strings.CutSuffix(name, segmentSuffix)
 	if !ok || len(digits) != 10 {
@@ -65,7 +65,7 @@ func segmentHeader(id Identity, sequence uint64, size int64) []byte {
 	return binary.LittleEndian.AppendUint32(h, crc32.Checksum(h, castagnoli))
 }
 
-// checkHeader compares a segment's first page with what it must be.
+// checkHeader compares a segment's first page with the expected one.
 func checkHeader(h []byte, path string, id Identity, sequence uint64, size int64) error {
 	want := segmentHeader(id, sequence, size)
 	if bytes.Equal(h, want) {
@@ -77,18 +77,18 @@ func checkHeader(h []byte, path string, id Identity, sequence uint64, size int64
 		for at < pageSize-1 && h[at] == want[at] {
 			at++
 		}
-		return damaged(path, int64(at), "its header is not that of a segment")
+		return newDamage(path, int64(at), "its header is not that of a segment")
 	}
 	if n := binary.LittleEndian.Uint32(h[8:]); n != format {
 		return fmt.Errorf("commit log: %s: format %d, this program reads format %d", path, n, format)
 	}
 	if !bytes.Equal(h[32:48], id[:]) {
-		return damaged(path, 32, "it belongs to another commit log (%x, not %v)", h[32:48], id)
+		return newDamage(path, 32, "it belongs to another commit log (%x, not %v)", h[32:48], id)
 	}
 	if n := binary.LittleEndian.Uint64(h[16:]); n != sequence {
-		return damaged(path, 16, "it is segment %d by its header", n)
+		return newDamage(path, 16, "it is segment %d by its header", n)
 	}
-	return damaged(path, 24, "it has %d bytes, not %d as its header says", size, binary.LittleEndian.Uint64(h[24:]))
+	return newDamage(path, 24, "it has %d bytes, not %d as its header says", size, binary.LittleEndian.Uint64(h[24:]))
 }
 
 // openSegment opens a segment and checks its header.
@@ -104,7 +104,7 @@ func openSegment(fs vfs.FS, dir string, id Identity, sequence uint64, flag int) 
 		s.size = info.Size()
 		h := make([]byte, pageSize)
 		if _, err = f.ReadAt(h, 0); err == io.EOF {
-			err = damaged(path, s.size, "it has %d bytes, less than its header", s.size)
+			err = newDamage(path, s.size, "it has %d bytes, less than its header", s.size)
 		} else if err == nil {
 			err = checkHeader(h, path, id, sequence, s.size)
 		}
@@ -116,18 +116,18 @@ func openSegment(fs vfs.FS, dir string, id Identity, sequence uint64, flag int) 
 	return s, nil
 }
 
-// window reads a segment front to back.
-type window struct {
+// segmentReader reads a segment front to back.
+type segmentReader struct {
 	s   *segment
 	buf []byte
 	off int64 // of buf[0]
-	n   int   // bytes of buf that were read
+	n   int   // number of bytes of buf that were read
 }
 
 const windowSize = 256 << 10
 
-// bytes are n bytes at an offset, which does not fall; less at the end of the segment.
-func (w *window) bytes(off, n int64) ([]byte, error) {
+// readAt returns n bytes at an offset, fewer at the end of the segment. Offsets must not descend.
+func (w *segmentReader) readAt(off, n int64) ([]byte, error) {
 	n = min(n, w.s.size-off)
 	if n <= 0 {
 		return nil, nil
@@ -141,7 +141,7 @@ func (w *window) bytes(off, n int64) ([]byte, error) {
 		m, err := w.s.file.ReadAt(w.buf, off)
 		if err != nil && (err != io.EOF || int64(m) < want) {
 			if err == io.EOF {
-				return nil, damaged(w.s.path, off+int64(m), "the file ends here, at %d of %d bytes", off+int64(m), w.s.size)
+				return nil, newDamage(w.s.path, off+int64(m), "the file ends here, at %d of %d bytes", off+int64(m), w.s.size)
 			}
 			return nil, err
 		}
@@ -151,9 +151,9 @@ func (w *window) bytes(off, n int64) ([]byte, error) {
 	return w.buf[at : at+n : at+n], nil
 }
 
-// record is the record at an offset; nil when there is none.
-func (w *window) record(off int64) (number uint64, rows []byte, err error) {
-	head, err := w.bytes(off, recordHead)
+// readRecord returns the record at an offset; number is 0 without one.
+func (w *segmentReader) readRecord(off int64) (number uint64, rows []byte, err error) {
+	head, err := w.readAt(off, recordHead)
 	if err != nil || len(head) < recordHead {
 		return 0, nil, err
 	}
@@ -162,18 +162,18 @@ func (w *window) record(off int64) (number uint64, rows []byte, err error) {
 		return 0, nil, nil
 	}
 	sum := binary.LittleEndian.Uint32(head)
-	whole, err := w.bytes(off, recordHead+n)
+	whole, err := w.readAt(off, recordHead+n)
 	if err != nil || recordSum(w.s.sum, off, whole[4:]) != sum {
 		return 0, nil, err
 	}
 	return number, whole[recordHead:], nil
 }
 
-// search looks for a whole record from an offset on, of a number above last and up to
-// limit. The number is 0 when there is none.
-func (w *window) search(off int64, last, limit uint64) (at int64, number uint64, err error) {
+// findRecord looks for a whole record from an offset on, whose number is above last and at most limit. The
+// number is 0 without one.
+func (w *segmentReader) findRecord(off int64, last, limit uint64) (at int64, number uint64, err error) {
 	for off+recordHead <= w.s.size {
-		b, err := w.bytes(off, windowSize)
+		b, err := w.readAt(off, windowSize)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -183,12 +183,12 @@ func (w *window) search(off int64, last, limit uint64) (at int64, number uint64,
 			if n <= last || n > limit {
 				continue
 			}
-			number, _, err := w.record(off + i)
+			number, _, err := w.readRecord(off + i)
 			if err != nil || number != 0 {
 				return off + i, number, err
 			}
 			// The window may have moved.
-			if b, err = w.bytes(off, windowSize); err != nil {
+			if b, err = w.readAt(off, windowSize); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -197,9 +197,9 @@ func (w *window) search(off int64, last, limit uint64) (at int64, number uint64,
 	return 0, 0, nil
 }
 
-// claims tells whether the bytes at an offset look like the beginning of a record.
-func (w *window) claims(off int64, number uint64) (size int64, ok bool, err error) {
-	b, err := w.bytes(off, recordHead)
+// looksLikeRecord reports whether the bytes at an offset look like the beginning of this record.
+func (w *segmentReader) looksLikeRecord(off int64, number uint64) (size int64, ok bool, err error) {
+	b, err := w.readAt(off, recordHead)
 	if err != nil || len(b) < recordHead {
 		return 0, false, err
 	}
@@ -210,12 +210,11 @@ func (w *window) claims(off int64, number uint64) (size int64, ok bool, err erro
 	return min(recordSize(int(n)), w.s.size-off), true, nil
 }
 
-// zero makes a file of zeros and syncs it. It writes page by page: the kernel keeps what
-// is written at once in one large folio, and each later write into that costs time in
-// proportion to its size (some 10 us for 1 MiB, on ext4 in Linux 6.18); its sync writes all
-// of the folio to the device, 128 KiB for a record of 100 bytes. Before each slice
-// it calls pace with what is done.
-func zero(f vfs.File, size int64, pace func(done int64)) error {
+// writeZeros fills a file with zeros and syncs it. It writes page by page: the kernel keeps each write
+// in one large folio, and each later write into a folio costs time in proportion to its size (some
+// 10 us for 1 MiB, on ext4 in Linux 6.18); a sync writes the whole folio to the device, 128 KiB for a
+// record of 100 bytes. Before each slice it calls pace with the bytes that are done.
+func writeZeros(f vfs.File, size int64, pace func(done int64)) error {
 	var page [pageSize]byte
 	for off := int64(0); off < size; {
 		pace(off)
@@ -232,7 +231,7 @@ func zero(f vfs.File, size int64, pace func(done int64)) error {
 	return f.Sync()
 }
 
-// zeroSlice is how much is written to the device at once: a commit beside it waits so long.
+// zeroSlice is how much goes to the device at once, in bytes: a concurrent commit waits that long.
 const zeroSlice = 128 << 10
 
 const createFlags = os.O_RDWR | os.O_CREATE | os.O_EXCL

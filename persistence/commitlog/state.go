@@ -13,17 +13,16 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// The file "state" says what the log is and how far it was used:
+// The file "state" identifies the log and says how far it was used:
 //
 //	at 0 and 4096   a slot: magic [8], format u32, flags u32, generation u64, identity [16],
 //	                applied u64, last u64, checksum u32
 //	at 8192         the witness, twice: number u64, checksum u32, 0 u32
 //
-// The slots are written in turn and synced; the whole one of the higher generation counts.
-// The witness is the number of the newest record that was synced. It is written after
-// each sync and not synced itself: it costs no wait, survives a killed process, and
-// after a power failure it is at worst too old. A log that ends before its witness has
-// lost a record that was acknowledged.
+// The slots are written in turn and synced; the whole slot with the higher generation counts. The
+// witness is the number of the newest record that was synced. It is written after each sync and not
+// synced itself. So it costs no wait and survives a killed process; after a power failure it is at
+// worst too old. A log that ends before its witness has lost a record that was acknowledged.
 const (
 	stateName   = "state"
 	stateMagic  = "CARVNLOG"
@@ -34,12 +33,12 @@ const (
 	flagClosed  = 1
 )
 
-// state is what a slot holds.
+// state is the content of a slot.
 type state struct {
 	generation uint64
 	identity   Identity
 	closed     bool   // the log was closed cleanly, and last is the number of its last record
-	applied    uint64 // all up to this record is kept elsewhere
+	applied    uint64 // all records up to this one are durable elsewhere
 	last       uint64
 }
 
@@ -58,7 +57,7 @@ func (s *state) encode() []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// decode reads a slot, and tells whether it is whole.
+// decode reads a slot, and reports whether it is whole.
 func (s *state) decode(b []byte) bool {
 	if binary.LittleEndian.Uint32(b[slotSize-4:]) != crc32.Checksum(b[:slotSize-4], castagnoli) || string(b[:8]) != stateMagic {
 		return false
@@ -107,7 +106,7 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	defer f.Close()
 	b := make([]byte, stateSize)
 	if n, err := f.ReadAt(b, 0); errors.Is(err, io.EOF) {
-		return st, 0, damaged(path, int64(n), "it has %d bytes, not %d", n, stateSize)
+		return st, 0, newDamage(path, int64(n), "it has %d bytes, not %d", n, stateSize)
 	} else if err != nil {
 		return st, 0, err
 	}
@@ -116,11 +115,11 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	switch {
 	case !first && !second:
 		if n := binary.LittleEndian.Uint32(b[8:]); string(b[:8]) == stateMagic && n != format && bytes.Equal(b[8:12], b[pageSize+8:pageSize+12]) {
-			return st, 0, damaged(path, 8, "format %d, this program reads format %d", n, format)
+			return st, 0, newDamage(path, 8, "format %d, this program reads format %d", n, format)
 		}
-		return st, 0, damaged(path, 0, "neither of its two slots is whole")
+		return st, 0, newDamage(path, 0, "neither of its two slots is whole")
 	case first && second && slots[0].identity != slots[1].identity:
-		return st, 0, damaged(path, 24, "its slots are of two logs, %v and %v", slots[0].identity, slots[1].identity)
+		return st, 0, newDamage(path, 24, "its slots are of two logs, %v and %v", slots[0].identity, slots[1].identity)
 	case !second || first && slots[0].generation > slots[1].generation:
 		st = slots[0]
 	default:
@@ -128,7 +127,7 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	}
 	witness, ok := decodeWitness(b[witnessAt:], st.identity)
 	if !ok {
-		return st, 0, damaged(path, witnessAt, "neither copy of the number of the last record is whole")
+		return st, 0, newDamage(path, witnessAt, "neither copy of the number of the last record is whole")
 	}
 	return st, witness, nil
 }
@@ -165,8 +164,8 @@ func createState(fsys vfs.FS, dir string, st state) error {
 type stateFile struct {
 	file     vfs.File
 	identity Identity
-	state    state  // one goroutine at a time
-	scratch  []byte // the writer's
+	state    state  // one goroutine at a time changes it
+	scratch  []byte // owned by the writer
 }
 
 func openStateFile(fsys vfs.FS, dir string, st state) (*stateFile, error) {
@@ -189,8 +188,8 @@ func (s *stateFile) write(change func(*state)) error {
 	return nil
 }
 
-// witness notes the newest synced record.
-func (s *stateFile) witness(number uint64) error {
+// writeWitness stores the number of the newest synced record.
+func (s *stateFile) writeWitness(number uint64) error {
 	s.scratch = appendWitness(s.scratch[:0], s.identity, number)
 	_, err := s.file.WriteAt(s.scratch, witnessAt)
 	return err

@@ -12,49 +12,48 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// The writer never waits for a file to be made: the segment behind the current one is
-// prepared while that is being filled. Its file is one that was used before, or a new one
-// that is filled with zeros: writing into blocks that were written before changes nothing
-// but data, so its sync needs no commit of the file system's journal. Under its name
-// stands only what is whole and synced, and the writer gets it when the name is, too.
+// The writer never waits for a file to be made: the next segment is prepared while the current one is
+// being filled. The file was used before, or is new and filled with zeros. A write into blocks that were
+// written before changes only data, so its sync needs no commit of the file system's journal. A file
+// gets the name of a segment when its content is whole and synced, and the writer gets it when the name
+// is synced, too.
 
-// ask has the next segment prepared.
-func (l *Log) ask() {
-	l.asked = true
-	l.pacer.begin(l.current.end, l.current.size)
-	l.wanted <- min(4*l.current.size, l.opts.SegmentSize)
+// requestSegment makes the preparer make the next segment.
+func (l *Log) requestSegment() {
+	l.requested = true
+	l.pacer.start(l.currentSegment.end, l.currentSegment.size)
+	l.wanted <- min(4*l.currentSegment.size, l.opts.SegmentSize)
 }
 
-// pacer spreads the making of a segment over the filling of the one before it: zeros that
-// go to the device at once hold up the commits that are synced beside them, by tens of
-// milliseconds.
+// pacer spreads the making of a segment over the filling of the one before it. Zeros that go to the
+// device at once would hold up the commits that are synced at the same time, by tens of milliseconds.
 type pacer struct {
-	mu     sync.Mutex
-	moved  sync.Cond // of written and hurry
-	first  int64     // where the writer was when it asked
-	full   int64     // where it will be when the segment should be there
-	end    int64     // where it is
-	hurry  bool      // the writer waits, or the log is being closed
-	paused bool      // somebody waits for moved
-	until  int64     // where the writer is to be for that
+	mu       sync.Mutex
+	moved    sync.Cond // signals changes of end and hurry
+	from     int64     // offset of the writer when it made the request
+	due      int64     // offset of the writer at which the segment should be ready
+	end      int64     // offset of the writer
+	hurry    bool      // the writer waits, or the log is being closed
+	paused   bool      // the preparer waits for moved
+	resumeAt int64     // offset of the writer that ends the pause
 }
 
-func (p *pacer) begin(end, size int64) {
+func (p *pacer) start(end, size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.first, p.end, p.full, p.hurry = end, end, end+(size-end)*3/4, false
+	p.from, p.end, p.due, p.hurry = end, end, end+(size-end)*3/4, false
 }
 
-// advance tells where the writer is.
+// advance sets the offset of the writer.
 func (p *pacer) advance(end int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.end = end; p.paused && end >= p.until {
+	if p.end = end; p.paused && end >= p.resumeAt {
 		p.moved.Signal()
 	}
 }
 
-// hasten ends all pauses until the next begin.
+// hasten ends all pauses until the next request.
 func (p *pacer) hasten() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,12 +61,13 @@ func (p *pacer) hasten() {
 	p.moved.Signal()
 }
 
-// await waits until done bytes of size are no more than what the writer has filled asks for.
+// await waits until the share of the segment that is done, of size bytes, is due by the writer's
+// progress.
 func (p *pacer) await(done, size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !p.hurry && p.end < p.full && done*(p.full-p.first) > (p.end-p.first)*size {
-		p.paused, p.until = true, min(p.first+done*(p.full-p.first)/size, p.full)
+	for !p.hurry && p.end < p.due && done*(p.due-p.from) > (p.end-p.from)*size {
+		p.paused, p.resumeAt = true, min(p.from+done*(p.due-p.from)/size, p.due)
 		p.moved.Wait()
 		p.paused = false
 	}
@@ -75,18 +75,18 @@ func (p *pacer) await(done, size int64) {
 
 // rotate goes on with the next segment. The old one is synced: each record was.
 func (l *Log) rotate() error {
-	if !l.asked {
-		l.ask()
+	if !l.requested {
+		l.requestSegment()
 	}
 	l.pacer.hasten()
 	next, ok := <-l.prepared
 	if !ok {
 		return errors.New("no segment was prepared")
 	}
-	l.mu.Lock()
-	l.full = append(l.full, l.current)
-	l.mu.Unlock()
-	l.current, l.page, l.asked = next, l.page[:0], false
+	l.segmentsMu.Lock()
+	l.fullSegments = append(l.fullSegments, l.currentSegment)
+	l.segmentsMu.Unlock()
+	l.currentSegment, l.pageHead, l.requested = next, l.pageHead[:0], false
 	return nil
 }
 
@@ -94,9 +94,9 @@ func (l *Log) prepareLoop() {
 	defer close(l.prepared)
 	for size := range l.wanted {
 		if l.Err() != nil {
-			return // a writer that waits for the segment sees that none comes
+			return // the channel closes, so a writer that waits for the segment returns
 		}
-		// A record that is longer than the next segment would be waits for the one behind.
+		// A record that is longer than the next segment must fit the one after.
 		size = max(size, min(recordSize(l.opts.MaxRows)+2*pageSize, l.opts.SegmentSize))
 		l.sequence++
 		s, err := l.makeSegment(l.sequence, size/pageSize*pageSize)
@@ -119,8 +119,8 @@ func (l *Log) makeSegment(sequence uint64, size int64) (s *segment, err error) {
 		if f, err = l.fs.OpenFile(path, createFlags, 0o600); err != nil {
 			return nil, err
 		}
-		// Not under keeping: this lasts until the writer has come as far.
-		err = zero(f, size, func(done int64) { l.pacer.await(done, size) })
+		// Without filesMu: this lasts until the writer has caught up.
+		err = writeZeros(f, size, func(done int64) { l.pacer.await(done, size) })
 	}
 	if err == nil {
 		s, err = l.nameSegment(f, path, sequence, size)
@@ -131,10 +131,10 @@ func (l *Log) makeSegment(sequence uint64, size int64) (s *segment, err error) {
 	return s, err
 }
 
-// openSpare opens a file to be used again; nil when there is none.
+// openSpare opens a file to reuse; nil without one.
 func (l *Log) openSpare(size int64) (path string, f vfs.File, err error) {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	l.filesMu.Lock()
+	defer l.filesMu.Unlock()
 	n := len(l.spares)
 	if n == 0 || size != l.opts.SegmentSize {
 		return "", nil, nil
@@ -145,10 +145,10 @@ func (l *Log) openSpare(size int64) (path string, f vfs.File, err error) {
 	return path, f, err
 }
 
-// nameSegment gives a file that is filled its header and its name.
+// nameSegment gives a filled file its header and its name.
 func (l *Log) nameSegment(f vfs.File, path string, sequence uint64, size int64) (*segment, error) {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	l.filesMu.Lock()
+	defer l.filesMu.Unlock()
 	id := l.state.identity
 	if _, err := f.WriteAt(segmentHeader(id, sequence, size), 0); err != nil {
 		return nil, err
@@ -163,8 +163,7 @@ func (l *Log) nameSegment(f vfs.File, path string, sequence uint64, size int64) 
 	return s, l.fs.SyncDir(l.dir)
 }
 
-// findSpares takes the files that may be used again, and removes what an end between two
-// steps has left.
+// findSpares collects the files to reuse, and removes what a crash between two steps has left.
 func (l *Log) findSpares() error {
 	entries, err := l.fs.ReadDir(l.dir)
 	if err != nil {
@@ -193,14 +192,14 @@ func (l *Log) findSpares() error {
 	return nil
 }
 
-// Retire says that all up to this record is kept elsewhere and durable there. Segments
-// that hold nothing newer are used again. A smaller number than before changes nothing.
+// Retire says that all records up to this one are durable elsewhere. Segments without a newer record
+// are reused. A smaller number than before is ignored.
 func (l *Log) Retire(applied uint64) error {
 	if err := l.Err(); err != nil {
 		return err
 	}
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	l.filesMu.Lock()
+	defer l.filesMu.Unlock()
 	if last := l.synced.Load(); applied > last {
 		panic(fmt.Sprintf("commitlog: record %d is retired, %d is the last one", applied, last))
 	}
@@ -211,32 +210,32 @@ func (l *Log) Retire(applied uint64) error {
 		return l.fail(err)
 	}
 	for {
-		s := l.oldest(applied)
+		s := l.popRetired(applied)
 		if s == nil {
 			return nil
 		}
-		if err := l.retire(s); err != nil {
+		if err := l.retireSegment(s); err != nil {
 			return l.fail(err)
 		}
 	}
 }
 
-// oldest takes the oldest segment off the list, when it holds nothing newer.
-func (l *Log) oldest(applied uint64) *segment {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.full) == 0 || l.full[0].last > applied {
+// popRetired takes the oldest segment off the list, if it holds only retired records.
+func (l *Log) popRetired(applied uint64) *segment {
+	l.segmentsMu.Lock()
+	defer l.segmentsMu.Unlock()
+	if len(l.fullSegments) == 0 || l.fullSegments[0].last > applied {
 		return nil
 	}
-	s := l.full[0]
-	l.full = l.full[1:]
+	s := l.fullSegments[0]
+	l.fullSegments = l.fullSegments[1:]
 	return s
 }
 
-// retire takes the oldest segment out of the log. Its name goes before its content does:
-// else a power failure could leave the name of the one with the content of another.
-func (l *Log) retire(s *segment) error {
-	l.live.Add(pageSize - s.end)
+// retireSegment takes the oldest segment out of the log. It removes the name before the content
+// changes: else a power failure could leave the old name with the content of another segment.
+func (l *Log) retireSegment(s *segment) error {
+	l.liveBytes.Add(pageSize - s.end)
 	if err := s.file.Close(); err != nil {
 		return err
 	}
