@@ -194,14 +194,14 @@ func TestStorageFailureIsReported(t *testing.T) {
 func TestLowDiskRefusesNewRunsOnly(t *testing.T) {
 	r := newRig(t)
 	id := r.submit(chain)
-	r.store.SetRoom(errors.New("disk is nearly full: 3 MB free"))
+	r.store.SetDiskSpaceError(errors.New("disk is nearly full: 3 MB free"))
 	if _, err := r.node.Submit(t.Context(), r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit: %v", err)
 	}
 	r.fake.End(r.order(1), messages.AttemptSucceeded, 0)
 	r.fake.End(r.order(2), messages.AttemptSucceeded, 0)
 	r.awaitState(id, dag.RunCompleted)
-	r.store.SetRoom(nil)
+	r.store.SetDiskSpaceError(nil)
 	r.submit(single)
 }
 

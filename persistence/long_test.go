@@ -41,7 +41,7 @@ func TestCrashInALongDocument(t *testing.T) {
 		if _, err := w.Write(noise(messages.RunID(size>>16), 64<<10)); err != nil || size > 8<<20 {
 			t.Fatalf("%v, after %d bytes", err, size)
 		}
-		journaltest.Must(t, s, &persistence.Batch{}) // a commit of somebody else
+		journaltest.MustAppend(t, s, &persistence.Batch{}) // a commit of somebody else
 	}
 	crashed := open(t, copied(t, s.dir)).(opened)
 	for _, typ := range []byte("dzusj") {

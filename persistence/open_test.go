@@ -152,7 +152,7 @@ func TestOpenDeleting(t *testing.T) {
 		}
 		done := journaltest.NewRun(1, "tag", "spec")
 		done.Summary.State = dag.RunCompleted
-		journaltest.Must(t, s, append(batches, done)...)
+		journaltest.MustAppend(t, s, append(batches, done)...)
 		err := persistence.HalfDelete(s, steps, 1)
 		if steps < 4 && err == nil {
 			t.Errorf("the deletion took %d steps", steps)
@@ -190,26 +190,26 @@ func TestOpenDeleting(t *testing.T) {
 func TestCutRows(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
-	journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", ""))
 	for seq := uint64(0); seq < 3000; {
 		var batches []*persistence.Batch
 		for range 1500 {
 			seq++
 			batches = append(batches, &persistence.Batch{Run: 1, Seq: seq, Records: []byte("r")})
 		}
-		journaltest.Must(t, s, append(batches, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: seq - 4}})...)
+		journaltest.MustAppend(t, s, append(batches, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: seq - 4}})...)
 		s = badgerAt(t, copied(t, dir)) // whatever was deleted by now
 		dir = t.TempDir()
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		s = badgerAt(t, dir)
-		journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+		journaltest.MustAppend(t, s, journaltest.NewRun(1, "", ""))
 	}
-	journaltest.Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r")}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("r")},
+	journaltest.MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r")}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("r")},
 		&persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
-	journaltest.Must(t, s, journaltest.NewRun(2, "", "")) // the deletions ride on the next groups
-	journaltest.Must(t, s, journaltest.NewRun(3, "", ""))
+	journaltest.MustAppend(t, s, journaltest.NewRun(2, "", "")) // the deletions ride on the next groups
+	journaltest.MustAppend(t, s, journaltest.NewRun(3, "", ""))
 	if n, err := persistence.Rows(s, 'j'); n != 1 || err != nil {
 		t.Errorf("%d journal rows, %v", n, err)
 	}
@@ -227,7 +227,7 @@ func TestTooBig(t *testing.T) {
 			t.Errorf("run %d: %v", b.Run, err)
 		}
 	}
-	journaltest.Must(t, s, journaltest.NewRun(4, "", ""))
+	journaltest.MustAppend(t, s, journaltest.NewRun(4, "", ""))
 	equalRuns(t, s, 1)
 	if s.Err() != nil {
 		t.Errorf("the store failed: %v", s.Err())
@@ -242,7 +242,7 @@ func TestMetrics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		journaltest.Must(t, s, journaltest.NewRun(1, "", ""))
+		journaltest.MustAppend(t, s, journaltest.NewRun(1, "", ""))
 		families, err := reg.Gather()
 		if err != nil {
 			t.Fatal(err)
@@ -286,7 +286,7 @@ func TestLog(t *testing.T) {
 func TestOpenLeftovers(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
-	journaltest.Must(t, s, journaltest.NewRun(1, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "spec"))
 	dir = copied(t, dir)
 	for _, name := range []string{"00001.mem", "00009.mem", "00000.mem", "000009.vlog", "000001.vlog", "DISCARD"} {
 		for _, content := range []string{"", "nonsense"} {

@@ -28,7 +28,7 @@ func BenchmarkOpenAfterKill(b *testing.B) {
 				Attempts: []messages.AttemptRecord{{Task: 0, Attempt: 1}}}
 			batches = append(batches, created, ended)
 		}
-		journaltest.Must(b, s, batches...)
+		journaltest.MustAppend(b, s, batches...)
 	}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -196,7 +196,7 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	for run := range messages.RunID(20) {
-		journaltest.Must(t, s, journaltest.NewRun(run, "", string(noise(run, 3000))))
+		journaltest.MustAppend(t, s, journaltest.NewRun(run, "", string(noise(run, 3000))))
 	}
 	killed := copied(t, dir)
 	path := filepath.Join(killed, "log", "0000000001.log")
@@ -226,7 +226,7 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 func TestTablesWithoutManifest(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
-	journaltest.Must(t, s, journaltest.NewRun(1, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "spec"))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestFailedCommit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
+		journaltest.MustAppend(t, s, journaltest.NewRun(0, "", "spec"))
 		f.Add(rule)
 		if err := journaltest.Append(t, s, journaltest.NewRun(1, "", "spec")); !errors.Is(err, persistence.ErrFailed) {
 			t.Errorf("%v: %v", rule.Path, err)
@@ -352,7 +352,7 @@ func TestFailedCommit(t *testing.T) {
 				t.Fatal(next, err)
 			}
 			equalRuns(t, s, int(next))
-			journaltest.Must(t, s, journaltest.NewRun(next, "", "spec"))
+			journaltest.MustAppend(t, s, journaltest.NewRun(next, "", "spec"))
 			equalRuns(t, s, int(next)+1)
 			if err := s.Close(); err != nil {
 				t.Error(err)

@@ -22,8 +22,8 @@ import (
 // finish makes a finished run.
 func finish(t *testing.T, s persistence.Store, run messages.RunID, tag string) {
 	t.Helper()
-	journaltest.Must(t, s, journaltest.NewRun(run, tag, "spec"))
-	journaltest.Must(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, tag, dag.RunCompleted)})
+	journaltest.MustAppend(t, s, journaltest.NewRun(run, tag, "spec"))
+	journaltest.MustAppend(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, tag, dag.RunCompleted)})
 }
 
 // listed is what a list shows: "3" for a whole run, "3!" for a damaged one.
@@ -61,7 +61,7 @@ func TestDamagedSummariesInLists(t *testing.T) {
 		if run%2 == 0 {
 			finish(t, s, run, []string{"a", "b"}[run/4])
 		} else {
-			journaltest.Must(t, s, journaltest.NewRun(run, "a", "spec"))
+			journaltest.MustAppend(t, s, journaltest.NewRun(run, "a", "spec"))
 		}
 	}
 	change := func(key []byte) {
@@ -122,7 +122,7 @@ func TestLostUnfinishedRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"), journaltest.NewRun(1, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(0, "", "spec"), journaltest.NewRun(1, "", "spec"))
 	if err := persistence.DeleteRow(s, persistence.LiveKey(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -162,12 +162,12 @@ func TestRegister(t *testing.T) {
 		<-time.After(time.Millisecond)
 	}
 	finish(t, s, 300, "")
-	journaltest.Must(t, s, journaltest.NewRun(301, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(301, "", "spec"))
 	// A restart, and one that finishes again.
 	for _, run := range []messages.RunID{7, 8} {
-		journaltest.Must(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, "", dag.RunQueued)})
+		journaltest.MustAppend(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, "", dag.RunQueued)})
 	}
-	journaltest.Must(t, s, &persistence.Batch{Run: 8, Summary: journaltest.NewSummary(8, "", dag.RunErrored)})
+	journaltest.MustAppend(t, s, &persistence.Batch{Run: 8, Summary: journaltest.NewSummary(8, "", dag.RunErrored)})
 	if err := s.Delete([]messages.RunID{100, 101, 102}, 0); err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func TestRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	persistence.FailFastOnFullDisk(s)
-	journaltest.Must(t, s, journaltest.NewRun(0, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(0, "", "spec"))
 	if err := s.CheckDiskSpace(); err != nil {
 		t.Error(err)
 	}
@@ -39,7 +39,7 @@ func TestRoom(t *testing.T) {
 	if err := s.CheckDiskSpace(); err == nil || errors.Is(err, persistence.ErrFailed) || !strings.Contains(err.Error(), "90 MiB free") || !strings.Contains(err.Error(), dir) {
 		t.Errorf("below the soft mark: %v", err)
 	}
-	journaltest.Must(t, s, journaltest.NewRun(1, "", "runs go on"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "runs go on"))
 	free.Store(150 << 20)
 	persistence.ForgetDiskSpace(s)
 	if err := s.CheckDiskSpace(); err != nil {
@@ -241,7 +241,7 @@ func TestTinyDisk(t *testing.T) {
 			if err := s.CheckDiskSpace(); err != nil {
 				t.Error(err)
 			}
-			journaltest.Must(t, s, incompressible(round*15+i))
+			journaltest.MustAppend(t, s, incompressible(round*15+i))
 		}
 		equalRuns(t, s, int(round+1)*15)
 		if err := s.Close(); err != nil {

@@ -29,7 +29,7 @@ func fullRun(t *testing.T, s persistence.Store, run messages.RunID, state dag.Ru
 		return &messages.Summary{ID: run, Tag: fmt.Sprint("tag", run), State: state, Tasks: 3000, Counts: messages.Counts{3000}}
 	}
 	chunk := func(i uint32) persistence.Chunk { return persistence.Chunk{Index: i, Data: random(40)} }
-	journaltest.Must(t, s,
+	journaltest.MustAppend(t, s,
 		&persistence.Batch{Run: run, Seq: 1, Records: random(10), Summary: sum(dag.RunQueued),
 			Create: &persistence.Creation{Definition: random(500 << 10), IdempotencyKey: fmt.Sprint("key", run), BodyHash: [32]byte{1}}},
 		&persistence.Batch{Run: run, Seq: 2, Records: random(20), Set: &persistence.GeneratedSet{N: 1, JSON: random(300 << 10)}, Summary: sum(dag.RunRunning),
@@ -157,7 +157,7 @@ func TestOlderChunk(t *testing.T) {
 	fullRun(t, s, 1, dag.RunPaused)
 	key := []byte("c\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x02")
 	old := persistence.Row(s, key)
-	journaltest.Must(t, s, &persistence.Batch{Run: 1, Seq: 8, Records: []byte("r"), Snapshot: &persistence.SnapshotPart{
+	journaltest.MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 8, Records: []byte("r"), Snapshot: &persistence.SnapshotPart{
 		Chunks: []persistence.Chunk{{Index: 2, Data: []byte("newer")}}, Header: []byte("h"), Cut: 9}})
 	if _, err := see(s, 1); err != nil {
 		t.Fatal(err)

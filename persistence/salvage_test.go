@@ -70,7 +70,7 @@ func TestOfflineCarriesOutStagedBatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := badgerAt(t, dir)
-			journaltest.Must(t, s, journaltest.NewRun(1, "", "spec"))
+			journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "spec"))
 			if err := persistence.HalfStage(s, c.marked); err != nil {
 				t.Fatal(err)
 			}
@@ -110,7 +110,7 @@ func TestSalvageKeepsKeysAndClock(t *testing.T) {
 		b := journaltest.NewRun(run, "", "spec")
 		b.Create.IdempotencyKey = fmt.Sprint("key", run)
 		b.Summary.State = dag.RunCompleted
-		journaltest.Must(t, s, b)
+		journaltest.MustAppend(t, s, b)
 		ids = append(ids, run)
 	}
 	for i, run := range ids[:runs-1] { // the last one stays

@@ -32,7 +32,7 @@ func TestAcknowledgedIsOnTheDevice(t *testing.T) {
 	}
 	s := badgerAt(t, dir)
 	for run := range messages.RunID(20) {
-		journaltest.Must(t, s, journaltest.NewRun(run, "tag", fmt.Sprint("definition ", run)))
+		journaltest.MustAppend(t, s, journaltest.NewRun(run, "tag", fmt.Sprint("definition ", run)))
 		unmap := mapFiles(t, filepath.Join(dir, "log"), ".log")
 		files, dirty := dirtyPages(t, filepath.Join(dir, "log", "*.log"))
 		unmap()

@@ -135,11 +135,11 @@ func makeTables(t *testing.T, dir string, n int) {
 			t.Fatal(err)
 		}
 		run := messages.RunID(i + 1)
-		journaltest.Must(t, s, journaltest.NewRun(run, "", noisyDefinition(run)))
+		journaltest.MustAppend(t, s, journaltest.NewRun(run, "", noisyDefinition(run)))
 		// Between it and the rows that an open reads, and may keep in memory, lies another block.
-		journaltest.Must(t, s, journaltest.NewRun(500+run, "", noisyDefinition(500+run)))
+		journaltest.MustAppend(t, s, journaltest.NewRun(500+run, "", noisyDefinition(500+run)))
 		// The last commit is applied again by the next open.
-		journaltest.Must(t, s, journaltest.NewRun(1000+run, "", "spec"))
+		journaltest.MustAppend(t, s, journaltest.NewRun(1000+run, "", "spec"))
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -216,7 +216,7 @@ func TestRotIsFoundInTheBackground(t *testing.T) {
 			t.Errorf("run %d: %v", run, err)
 		}
 	}
-	journaltest.Must(t, s, journaltest.NewRun(4, "", "spec"))
+	journaltest.MustAppend(t, s, journaltest.NewRun(4, "", "spec"))
 	if l := s.look(t, persistence.VerifyEvery+2*time.Hour); l.err != nil { // new tables are written down all the same
 		t.Error(l.err)
 	}
@@ -339,7 +339,7 @@ func TestPassEndsWithTheStore(t *testing.T) {
 	s.tick(t, persistence.VerifyEvery+time.Minute)
 	<-reading
 	for run := range messages.RunID(20) {
-		journaltest.Must(t, s, journaltest.NewRun(10+run, "", "spec"))
+		journaltest.MustAppend(t, s, journaltest.NewRun(10+run, "", "spec"))
 		if _, err := s.Load(10 + run); err != nil {
 			t.Fatal(err)
 		}

@@ -25,7 +25,7 @@ var plainPackages = []string{
 	"http", "http/access", "messages",
 
 	"bench", "dag/dagtest",
-	"persistence", "persistence/badgerguard", "persistence/commitlog",
+	"persistence", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.

@@ -96,7 +96,7 @@ func TestHoldDuringAnAnswer(t *testing.T) {
 func TestMemoryFail(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	cause := errors.New("cause")
-	m.SetRoom(cause)
+	m.SetDiskSpaceError(cause)
 	if m.CheckDiskSpace() != cause {
 		t.Error("room")
 	}
@@ -173,7 +173,7 @@ func TestFailRead(t *testing.T) {
 	f := journaltest.NewFailing(closing(t, journaltest.NewMemory()))
 	done := journaltest.NewRun(1, "", "")
 	done.Summary.State = dag.RunCompleted
-	journaltest.Must(t, f, done)
+	journaltest.MustAppend(t, f, done)
 	calls := []func() error{
 		func() error { _, err := f.UnfinishedSummaries(); return err },
 		func() error { _, err := f.NextRun(); return err },

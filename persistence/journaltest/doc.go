@@ -1,5 +1,4 @@
-// Package journaltest holds what tests of a persistence.Store, and tests that
-// need one, have in common:
+// Package journaltest holds what tests of a persistence.Store, and tests that need a Store, share:
 //
 //	Run       one conformance suite for every implementation
 //	Memory    a Store in memory that a test can hold back, fail and crash

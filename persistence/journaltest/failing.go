@@ -12,39 +12,39 @@ import (
 // ErrInjected is the cause of every failure that Failing makes up.
 var ErrInjected = errors.New("injected by the test")
 
-// Failing is a Store around another that fails at a given call. Its answers come
-// in the order of Append, as the seam demands, whichever side they come from.
+// Failing is a Store around another that fails at a given call. It calls Done in the order of Append, as
+// the seam demands, whichever of the two stores answers.
 type Failing struct {
 	persistence.Store
 
 	mu       sync.Mutex
-	failAt   int // the n-th Append from now is not written; 0 = none
+	failAt   int // the n-th Append from now is not written; 0 = no failure
 	tearAt   int // the n-th Append from now is written and answered as failed
-	readAt   int // the n-th read from now fails; 0 = none
+	readAt   int // the n-th read from now fails; 0 = no failure
 	err      error
 	failed   chan struct{}
-	inner    int // batches that the inner store has not answered
+	inner    int // batches that the inner store has not yet answered
 	refused  []*persistence.Batch
 	draining bool
 }
 
 var _ persistence.Store = (*Failing)(nil)
 
-// NewFailing wraps s; nothing fails until it is asked to.
+// NewFailing wraps s. It fails only when it is asked to.
 func NewFailing(s persistence.Store) *Failing {
 	return &Failing{Store: s, failed: make(chan struct{})}
 }
 
-// FailAppend makes the n-th batch from now (1 = the next) and all after it fail
-// without being written.
+// FailAppend makes the n-th batch from now (1 = the next) and all later ones fail without being
+// written.
 func (f *Failing) FailAppend(n int) {
 	f.mu.Lock()
 	f.failAt = n
 	f.mu.Unlock()
 }
 
-// TearAppend makes the n-th batch from now durable but answers it as failed, as a
-// sync whose error came too late; all after it fail without being written.
+// TearAppend makes the n-th batch from now durable but answers it as failed, like a sync whose error
+// comes too late. All later batches fail without being written.
 func (f *Failing) TearAppend(n int) {
 	f.mu.Lock()
 	f.tearAt = n
@@ -58,15 +58,15 @@ func (f *Failing) FailRead(n int) {
 	f.mu.Unlock()
 }
 
-// Append hands the batch on, or fails it.
+// Append passes the batch on, or fails it.
 func (f *Failing) Append(b *persistence.Batch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	torn := f.count(&f.tearAt)
-	if f.count(&f.failAt) || f.err != nil {
+	torn := f.countDown(&f.tearAt)
+	if f.countDown(&f.failAt) || f.err != nil {
 		f.fail()
 		f.refused = append(f.refused, b)
-		f.drain()
+		f.answerRefused()
 		return
 	}
 	f.inner++
@@ -81,17 +81,17 @@ func (f *Failing) Append(b *persistence.Batch) {
 		answer(b, err)
 		f.mu.Lock()
 		f.inner--
-		f.drain()
+		f.answerRefused()
 		f.mu.Unlock()
 	}
 	if torn {
-		f.failAt = 1 // those appended from here on
+		f.failAt = 1 // all later batches fail
 	}
 	f.Store.Append(&passed)
 }
 
-// count counts down to the call that is to fail; the caller holds mu.
-func (f *Failing) count(n *int) bool {
+// countDown counts down to the call that must fail; the caller holds mu.
+func (f *Failing) countDown(n *int) bool {
 	if *n == 0 {
 		return false
 	}
@@ -106,8 +106,8 @@ func (f *Failing) fail() {
 	}
 }
 
-// drain answers the refused batches once all before them were answered.
-func (f *Failing) drain() {
+// answerRefused answers the refused batches once all before them were answered.
+func (f *Failing) answerRefused() {
 	if f.draining || f.inner > 0 || len(f.refused) == 0 {
 		return
 	}
@@ -127,8 +127,7 @@ func (f *Failing) drain() {
 	}()
 }
 
-// Failed is closed when a failure was injected; the inner store's own failures
-// show in Err.
+// Failed is closed when a failure was injected; failures of the inner store show in Err.
 func (f *Failing) Failed() <-chan struct{} { return f.failed }
 
 // Err says why the store has failed.
@@ -153,7 +152,7 @@ func (f *Failing) CheckDiskSpace() error {
 func (f *Failing) read() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.count(&f.readAt) {
+	if f.countDown(&f.readAt) {
 		return ErrInjected
 	}
 	return f.err

@@ -9,20 +9,19 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// Memory is a persistence.Store in memory. What it calls durable is gone with
-// the process, but a test decides when a batch becomes durable (Hold, Step,
-// Release), whether it does (Fail, FailAt), and what a crash leaves (Crash).
-// It is safe for concurrent use. Close it, or its goroutine stays.
+// Memory is a persistence.Store in memory. Its data ends with the process, but a test decides when a
+// batch becomes durable (Hold, Step, Release), whether it does (Fail, FailAt), and what a crash leaves
+// (Crash). It is safe for concurrent use. Close it, or its goroutine leaks.
 type Memory struct {
-	mu   sync.Mutex
-	wake sync.Cond // anything below changed
+	mu      sync.Mutex
+	changed sync.Cond // signals any change of the fields below
 
 	data     *memData
 	queue    []*persistence.Batch
 	calling  int // batches taken from the queue whose Done has not returned
 	hold     bool
-	steps    int // batches that may pass although hold is set
-	failAt   int // the n-th batch from now fails; 0 = none
+	steps    int // batches that may pass while hold is set
+	failAt   int // the n-th batch from now fails; 0 = no failure
 	failWith error
 	room     error
 
@@ -40,8 +39,8 @@ func NewMemory() *Memory { return newMemory(newMemData()) }
 
 func newMemory(data *memData) *Memory {
 	m := &Memory{data: data, failed: make(chan struct{}), ended: make(chan struct{})}
-	m.wake.L = &m.mu
-	go m.commit()
+	m.changed.L = &m.mu
+	go m.commitLoop()
 	return m
 }
 
@@ -49,7 +48,7 @@ func newMemory(data *memData) *Memory {
 func (m *Memory) Append(b *persistence.Batch) {
 	if b.Create != nil && b.Create.Long != nil {
 		var err error
-		if b, err = read(b); err != nil {
+		if b, err = readLong(b); err != nil {
 			answer(b, err)
 			return
 		}
@@ -61,12 +60,12 @@ func (m *Memory) Append(b *persistence.Batch) {
 		return
 	}
 	m.queue = append(m.queue, b)
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	m.mu.Unlock()
 }
 
-// read is a batch with its long document in memory.
-func read(b *persistence.Batch) (*persistence.Batch, error) {
+// readLong returns a batch with its long document in memory.
+func readLong(b *persistence.Batch) (*persistence.Batch, error) {
 	r, err := b.Create.Long.Open()
 	if err != nil {
 		return b, err
@@ -82,14 +81,14 @@ func read(b *persistence.Batch) (*persistence.Batch, error) {
 	return &whole, nil
 }
 
-// Hold keeps every batch that is not durable yet from becoming so. It waits for a
-// Done that is being called: what is pending afterwards is held back.
+// Hold keeps every batch that is not yet durable from becoming so. It waits for a Done that is being
+// called: what is pending afterwards is held back.
 func (m *Memory) Hold() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.hold, m.steps = true, 0
 	for m.calling > 0 {
-		m.wake.Wait()
+		m.changed.Wait()
 	}
 }
 
@@ -97,32 +96,32 @@ func (m *Memory) Hold() {
 func (m *Memory) Release() {
 	m.mu.Lock()
 	m.hold, m.steps = false, 0
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	m.mu.Unlock()
 }
 
-// Step lets the n oldest batches that are held back through, waiting for them to
-// be appended if need be, and returns when their Done has returned.
+// Step lets the n oldest batches through that are held back. It waits for them to be appended if need
+// be, and returns when their Done has returned.
 func (m *Memory) Step(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.steps += n
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	for m.hold && !m.closing && (m.steps > 0 || m.calling > 0) {
-		m.wake.Wait()
+		m.changed.Wait()
 	}
 }
 
-// Flush returns when no batch is left (all were answered).
+// Flush returns when all batches were answered.
 func (m *Memory) Flush() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for (len(m.queue) > 0 || m.calling > 0) && !m.crashed {
-		m.wake.Wait()
+		m.changed.Wait()
 	}
 }
 
-// Pending is the number of batches that were appended and not answered.
+// Pending returns the number of batches that were appended and not yet answered.
 func (m *Memory) Pending() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -134,41 +133,41 @@ func (m *Memory) WaitPending(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for len(m.queue)+m.calling < n && !m.closing {
-		m.wake.Wait()
+		m.changed.Wait()
 	}
 }
 
-// FailAt makes the n-th batch from now (1 = the next one to become durable) fail
-// with err, and the store with it.
+// FailAt makes the n-th batch from now (1 = the next one to become durable) fail with err, and the
+// store with it.
 func (m *Memory) FailAt(n int, err error) {
 	m.mu.Lock()
 	m.failAt, m.failWith = n, err
 	m.mu.Unlock()
 }
 
-// Fail makes the store fail now: what is pending gets ErrFailed.
+// Fail makes the store fail now: pending batches get ErrFailed.
 func (m *Memory) Fail(err error) {
 	m.mu.Lock()
 	m.fail(err)
 	m.hold = false
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	m.mu.Unlock()
 }
 
-// SetRoom makes Room return err.
-func (m *Memory) SetRoom(err error) {
+// SetDiskSpaceError makes CheckDiskSpace return err.
+func (m *Memory) SetDiskSpaceError(err error) {
 	m.mu.Lock()
 	m.room = err
 	m.mu.Unlock()
 }
 
-// Crash is a power failure: what is not durable is gone and never answered, this
-// store answers nothing any more, and the one returned begins with what was
-// durable. It waits for a Done that is being called.
+// Crash is a power failure: batches that are not durable are lost and never answered, this store
+// answers no calls any more, and the returned store holds what was durable. It waits for a Done that is
+// being called.
 func (m *Memory) Crash() *Memory {
 	m.mu.Lock()
 	m.crashed, m.closing = true, true
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	m.mu.Unlock()
 	<-m.ended
 	m.mu.Lock()
@@ -183,11 +182,11 @@ func (m *Memory) Reopen() *Memory {
 	return newMemory(m.data.clone())
 }
 
-// Close makes durable what is pending, held back or not, and ends the store.
+// Close makes the pending batches durable, held back or not, and ends the store.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	m.closing = true
-	m.wake.Broadcast()
+	m.changed.Broadcast()
 	m.mu.Unlock()
 	<-m.ended
 	return nil
@@ -203,7 +202,7 @@ func (m *Memory) Err() error {
 	return m.err
 }
 
-// CheckDiskSpace returns what SetRoom was given, or that the store has failed.
+// CheckDiskSpace returns the error that the test has set, or that the store has failed.
 func (m *Memory) CheckDiskSpace() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -213,17 +212,17 @@ func (m *Memory) CheckDiskSpace() error {
 	return m.room
 }
 
-// commit makes batches durable one by one, in order, until the store is closed.
-func (m *Memory) commit() {
+// commitLoop makes batches durable one by one, in order, until the store is closed.
+func (m *Memory) commitLoop() {
 	defer close(m.ended)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
 		for !m.crashed && !m.closing && (len(m.queue) == 0 || m.hold && m.steps == 0 && m.err == nil) {
-			m.wake.Wait()
+			m.changed.Wait()
 		}
 		if m.crashed || len(m.queue) == 0 {
-			m.wake.Broadcast()
+			m.changed.Broadcast()
 			return
 		}
 		b := m.queue[0]
@@ -239,7 +238,7 @@ func (m *Memory) commit() {
 		if step {
 			m.steps = max(m.steps-1, 0)
 		}
-		m.wake.Broadcast()
+		m.changed.Broadcast()
 	}
 }
 
@@ -266,11 +265,11 @@ func (m *Memory) fail(err error) {
 	close(m.failed)
 }
 
-// Delete removes finished runs at once; it is not subject to Hold.
+// Delete removes finished runs at once; Hold does not delay it.
 func (m *Memory) Delete(runs []messages.RunID, keysUntil int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return err
 	}
 	for _, run := range runs {
@@ -282,8 +281,8 @@ func (m *Memory) Delete(runs []messages.RunID, keysUntil int64) error {
 	return nil
 }
 
-// readable is nil, or why nothing can be read or changed.
-func (m *Memory) readable() error {
+// checkOpen returns nil, or why the store cannot be read or changed.
+func (m *Memory) checkOpen() error {
 	switch {
 	case m.err != nil:
 		return m.err

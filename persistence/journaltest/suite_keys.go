@@ -9,20 +9,20 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// finished makes finished runs with the idempotency keys "key N", N being the run.
-func finished(t testing.TB, s persistence.Store, first, n messages.RunID) (runs []messages.RunID) {
+// finishedRuns makes finished runs with the idempotency keys "key N", where N is the run.
+func finishedRuns(t testing.TB, s persistence.Store, first, n messages.RunID) (runs []messages.RunID) {
 	t.Helper()
 	for run := first; run < first+n; run++ {
 		b := NewRun(run, "tag", "spec")
 		b.Create.IdempotencyKey, b.Create.BodyHash = fmt.Sprint("key ", run), [32]byte{byte(run), 7}
-		Must(t, s, b, summaryBatch(run, "tag", dag.RunCompleted))
+		MustAppend(t, s, b, summaryBatch(run, "tag", dag.RunCompleted))
 		runs = append(runs, run)
 	}
 	return runs
 }
 
-// keys are the runs below n whose key is known.
-func keys(t testing.TB, s persistence.Store, n messages.RunID) (known []messages.RunID) {
+// runsWithKey returns the runs below n whose key is known.
+func runsWithKey(t testing.TB, s persistence.Store, n messages.RunID) (known []messages.RunID) {
 	t.Helper()
 	for run := range n {
 		of, hash, ok, err := s.LookUpKey(fmt.Sprint("key ", run))
@@ -45,12 +45,12 @@ func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
 	return n
 }
 
-// testKeptKeys: a key outlives its run until its time, and no longer than there is room.
+// testKeptKeys: a key outlives its run until its time, within the limit of kept keys.
 func testKeptKeys(t *testing.T, b Backend) {
 	const many = 1 << 30
 	s := b.Open(t)
-	runs := finished(t, s, 0, 12)
-	equal(t, "none is kept", s.KeptKeyCount(), 0)
+	runs := finishedRuns(t, s, 0, 12)
+	equal(t, "kept keys of existing runs", s.KeptKeyCount(), 0)
 	for i, part := range [][]messages.RunID{runs[:4], runs[4:8], runs[8:10]} {
 		if err := s.Delete(part, int64(100*(i+1))); err != nil {
 			t.Fatal(err)
@@ -58,21 +58,21 @@ func testKeptKeys(t *testing.T, b Backend) {
 	}
 	for range 2 {
 		equal(t, "runs", list(t, s, messages.ListQuery{All: true}), runs[10:])
-		equal(t, "keys", keys(t, s, 12), runs)
+		equal(t, "keys", runsWithKey(t, s, 12), runs)
 		equal(t, "kept", s.KeptKeyCount(), 10)
 		s = b.Crash(t, s)
 	}
 	equal(t, "expired before their time", expire(t, s, 99, many, many), 0)
 	equal(t, "expired, few at a time", expire(t, s, 100, many, 3), 3)
 	equal(t, "expired, the rest", expire(t, s, 100, many, 3), 1)
-	equal(t, "keys", keys(t, s, 12), runs[4:])
+	equal(t, "keys", runsWithKey(t, s, 12), runs[4:])
 	equal(t, "kept", s.KeptKeyCount(), 6)
 
 	// The key is free for another run, whose own deletion then counts.
-	again := finished(t, s, 20, 1)
+	again := finishedRuns(t, s, 20, 1)
 	first := NewRun(21, "", "spec")
 	first.Create.IdempotencyKey, first.Create.BodyHash = "key 0", [32]byte{0, 9}
-	Must(t, s, first)
+	MustAppend(t, s, first)
 	if run, _, ok, err := s.LookUpKey("key 0"); run != 21 || !ok || err != nil {
 		t.Errorf("a key that is used again: %d, %v, %v", run, ok, err)
 	}
@@ -95,7 +95,7 @@ func testKeptKeys(t *testing.T, b Backend) {
 	}
 }
 
-func testMark(t *testing.T, b Backend) {
+func testClockMark(t *testing.T, b Backend) {
 	s := b.Open(t)
 	if _, ok, err := s.ClockMark(); ok || err != nil {
 		t.Fatalf("a new store has a mark: %v, %v", ok, err)

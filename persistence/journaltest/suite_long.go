@@ -13,17 +13,17 @@ import (
 
 // longDocument is a messages.Document in memory.
 type longDocument struct {
-	doc  []byte
-	size int64
-	err  error // what reading ends with, instead of io.EOF
-	gone error // of Open
+	doc     []byte
+	size    int64
+	err     error // the error that ends reading, instead of io.EOF
+	openErr error // the error of Open
 }
 
 func (d *longDocument) Size() int64 { return d.size }
 
 func (d *longDocument) Open() (io.ReadCloser, error) {
-	if d.gone != nil {
-		return nil, d.gone
+	if d.openErr != nil {
+		return nil, d.openErr
 	}
 	end := io.Reader(strings.NewReader(""))
 	if d.err != nil {
@@ -36,8 +36,8 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// newLong is the batch that creates a run with a long document.
-func newLong(run messages.RunID, doc []byte) *persistence.Batch {
+// newLongRun returns the batch that creates a run with a long document.
+func newLongRun(run messages.RunID, doc []byte) *persistence.Batch {
 	b := NewRun(run, "long", "")
 	b.Create.Definition, b.Create.Long = nil, &longDocument{doc: doc, size: int64(len(doc))}
 	b.Create.IdempotencyKey = "key of a long one"
@@ -45,8 +45,8 @@ func newLong(run messages.RunID, doc []byte) *persistence.Batch {
 	return b
 }
 
-// definition is a run's document, however it comes.
-func definition(t testing.TB, st *persistence.Stored) []byte {
+// documentOf returns a run's document, long or not.
+func documentOf(t testing.TB, st *persistence.Stored) []byte {
 	t.Helper()
 	if st.Long == nil {
 		return st.Definition
@@ -63,15 +63,15 @@ func definition(t testing.TB, st *persistence.Stored) []byte {
 	return doc
 }
 
-// testLong: long documents come back, and are deleted with their runs.
-func testLong(t *testing.T, b Backend) {
+// testLongDocuments: long documents come back, and are deleted with their runs.
+func testLongDocuments(t *testing.T, b Backend) {
 	s := b.Open(t)
-	docs := [][]byte{nil, []byte("short"), random(6 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<20)}
+	docs := [][]byte{nil, []byte("short"), incompressible(6 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<20)}
 	check := func(s persistence.Store) {
 		t.Helper()
 		for i, doc := range docs {
 			st := load(t, s, messages.RunID(i))
-			if got := definition(t, st); !bytes.Equal(got, doc) {
+			if got := documentOf(t, st); !bytes.Equal(got, doc) {
 				t.Errorf("document %d: %d bytes of %d came back", i, len(got), len(doc))
 			}
 			equal(t, "records", st.Records, [][]byte{[]byte("first")})
@@ -79,7 +79,7 @@ func testLong(t *testing.T, b Backend) {
 		}
 	}
 	for i, doc := range docs {
-		Must(t, s, newLong(messages.RunID(i), doc))
+		MustAppend(t, s, newLongRun(messages.RunID(i), doc))
 	}
 	check(s)
 	s = b.Crash(t, s)
@@ -89,7 +89,7 @@ func testLong(t *testing.T, b Backend) {
 		t.Errorf("the key is that of run %d, %v, %v", run, ok, err)
 	}
 	for i := range docs {
-		Must(t, s, summaryBatch(messages.RunID(i), "long", 3))
+		MustAppend(t, s, summaryBatch(messages.RunID(i), "long", 3))
 	}
 	if err := s.Delete([]messages.RunID{0, 1, 2, 3}, 0); err != nil {
 		t.Fatal(err)
@@ -100,17 +100,17 @@ func testLong(t *testing.T, b Backend) {
 	}
 }
 
-// testLongFails: a document that cannot be read to its end makes no run and does no
-// other harm; its id may be used again.
-func testLongFails(t *testing.T, b Backend) {
+// testBrokenLongDocument: a document that cannot be read to its end makes no run and has no other effect; its ID
+// may be used again.
+func testBrokenLongDocument(t *testing.T, b Backend) {
 	s := b.Open(t)
 	broken := errors.New("broken")
 	for what, doc := range map[string]*longDocument{
-		"cannot be opened": {gone: broken},
-		"breaks off":       {doc: random(3 << 20), size: 4 << 20, err: broken},
+		"cannot be opened": {openErr: broken},
+		"breaks off":       {doc: incompressible(3 << 20), size: 4 << 20, err: broken},
 		"at once":          {size: 4 << 20, err: broken},
 	} {
-		batch := newLong(5, nil)
+		batch := newLongRun(5, nil)
 		batch.Create.Long = doc
 		if err := Append(t, s, batch, NewRun(6, "", "other")); !errors.Is(err, broken) || errors.Is(err, persistence.ErrFailed) {
 			t.Errorf("%s: %v", what, err)
@@ -120,9 +120,9 @@ func testLongFails(t *testing.T, b Backend) {
 		}
 	}
 	equal(t, "definition of another run", string(load(t, s, 6).Definition), "other")
-	whole := random(5 << 20)
-	Must(t, s, newLong(5, whole))
-	if got := definition(t, load(t, b.Crash(t, s), 5)); !bytes.Equal(got, whole) {
+	whole := incompressible(5 << 20)
+	MustAppend(t, s, newLongRun(5, whole))
+	if got := documentOf(t, load(t, b.Crash(t, s), 5)); !bytes.Equal(got, whole) {
 		t.Errorf("%d bytes of %d came back", len(got), len(whole))
 	}
 }

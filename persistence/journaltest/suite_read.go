@@ -28,7 +28,7 @@ func attempt(task, n uint32) messages.AttemptRecord {
 
 func testAttempts(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "spec"), NewRun(2, "", "spec"))
+	MustAppend(t, s, NewRun(1, "", "spec"), NewRun(2, "", "spec"))
 	const tasks = 5000
 	r := rand.New(rand.NewPCG(1, 2))
 	var want []messages.AttemptRecord
@@ -47,7 +47,7 @@ func testAttempts(t *testing.T, b Backend) {
 		batches = append(batches, &persistence.Batch{Run: 1, Attempts: part})
 	}
 	batches = append(batches, &persistence.Batch{Run: 2, Attempts: []messages.AttemptRecord{attempt(9, 1)}})
-	Must(t, s, batches...)
+	MustAppend(t, s, batches...)
 	s = b.Reopen(t, s)
 	for _, c := range []struct{ first, n uint32 }{{0, tasks}, {0, 1<<32 - 1}, {10, 1<<32 - 1}, {0, 1}, {1023, 2}, {2048, 1024}, {2047, 1026}, {4000, 0}, {4999, 10}, {1<<32 - 1, 1<<32 - 1}} {
 		var in []messages.AttemptRecord
@@ -68,8 +68,8 @@ func testAttempts(t *testing.T, b Backend) {
 // testAttemptOutput: a batch of 1,000 attempts with 8 KiB of output each.
 func testAttemptOutput(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "spec"))
-	noise := random(16 << 10)
+	MustAppend(t, s, NewRun(1, "", "spec"))
+	noise := incompressible(16 << 10)
 	var want []messages.AttemptRecord
 	for task := range uint32(1000) {
 		a := attempt(task, 1)
@@ -77,7 +77,7 @@ func testAttemptOutput(t *testing.T, b Backend) {
 		a.Stderr = messages.Output{Size: 4096, Head: 4096, Inline: noise[task+5000 : task+5000+4096]}
 		want = append(want, a)
 	}
-	Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r"), Attempts: want}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("s")})
+	MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: []byte("r"), Attempts: want}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("s")})
 	s = b.Crash(t, s)
 	got := attempts(t, s, 1, 0, 2000)
 	equal(t, "attempts", len(got), len(want))
@@ -103,9 +103,9 @@ func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 	return ids
 }
 
-// testUntouched: a run is untouched until something of it is journaled, and is not so
-// again when a snapshot has made that superfluous.
-func testUntouched(t *testing.T, b Backend) {
+// testDefinitionIfPristine: a run is pristine until it journals something, and stays touched when a snapshot has
+// made that record superfluous.
+func testDefinitionIfPristine(t *testing.T, b Backend) {
 	s := b.Open(t)
 	untouched := func() (which []string) {
 		for run := range messages.RunID(3) {
@@ -116,13 +116,13 @@ func testUntouched(t *testing.T, b Backend) {
 		return which
 	}
 	big := strings.Repeat("a long definition, in parts ", 1<<16)
-	Must(t, s, NewRun(0, "", "d0"), NewRun(1, "", big), NewRun(2, "", "d2"))
+	MustAppend(t, s, NewRun(0, "", "d0"), NewRun(1, "", big), NewRun(2, "", "d2"))
 	equal(t, "new", untouched(), []string{"d0", big, "d2"})
 	s = b.Crash(t, s)
 	equal(t, "after a crash", untouched(), []string{"d0", big, "d2"})
-	Must(t, s, &persistence.Batch{Run: 0, Seq: 2, Records: []byte("r")}, summaryBatch(1, "", dag.RunQueued))
+	MustAppend(t, s, &persistence.Batch{Run: 0, Seq: 2, Records: []byte("r")}, summaryBatch(1, "", dag.RunQueued))
 	equal(t, "one is touched", untouched(), []string{"", big, "d2"})
-	Must(t, s, &persistence.Batch{Run: 0, Seq: 3, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 3}})
+	MustAppend(t, s, &persistence.Batch{Run: 0, Seq: 3, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 3}})
 	s = b.Reopen(t, s)
 	equal(t, "one is touched, and its journal cut", untouched(), []string{"", big, "d2"})
 	if _, err := s.DefinitionIfPristine(9); !errors.Is(err, persistence.ErrNotFound) {
@@ -130,22 +130,22 @@ func testUntouched(t *testing.T, b Backend) {
 	}
 }
 
-// testUnfinished follows runs through every kind of change, a restart too.
+// testUnfinished follows runs through every kind of change, including a restart.
 func testUnfinished(t *testing.T, b Backend) {
 	s := b.Open(t)
 	equal(t, "empty", len(unfinished(t, s)), 0)
-	Must(t, s, NewRun(300, "", ""), NewRun(2, "", ""), NewRun(1, "", ""))
+	MustAppend(t, s, NewRun(300, "", ""), NewRun(2, "", ""), NewRun(1, "", ""))
 	equal(t, "new", unfinished(t, s), []messages.RunID{1, 2, 300})
 	for _, state := range []dag.RunState{dag.RunRunning, dag.RunPaused, dag.RunRunning} {
-		Must(t, s, summaryBatch(2, "", state))
+		MustAppend(t, s, summaryBatch(2, "", state))
 		equal(t, "going", unfinished(t, s), []messages.RunID{1, 2, 300})
 	}
 	for _, state := range []dag.RunState{dag.RunCompleted, dag.RunErrored, dag.RunKilled} {
-		Must(t, s, summaryBatch(2, "", state))
+		MustAppend(t, s, summaryBatch(2, "", state))
 		equal(t, "ended", unfinished(t, s), []messages.RunID{1, 300})
 		s = b.Reopen(t, s)
 		equal(t, "ended, reopened", unfinished(t, s), []messages.RunID{1, 300})
-		Must(t, s, summaryBatch(2, "", dag.RunQueued))
+		MustAppend(t, s, summaryBatch(2, "", dag.RunQueued))
 		equal(t, "restarted", unfinished(t, s), []messages.RunID{1, 2, 300})
 		equal(t, "list", list(t, s, messages.ListQuery{All: true}), []messages.RunID{1, 2, 300})
 		sum, err := s.Summary(2)
@@ -153,14 +153,14 @@ func testUnfinished(t *testing.T, b Backend) {
 		equal(t, "state", sum.State, dag.RunQueued)
 	}
 	created := NewRun(4, "", "")
-	Must(t, s, created, summaryBatch(4, "", dag.RunRunning), summaryBatch(4, "", dag.RunCompleted))
+	MustAppend(t, s, created, summaryBatch(4, "", dag.RunRunning), summaryBatch(4, "", dag.RunCompleted))
 	equal(t, "created and ended at once", unfinished(t, s), []messages.RunID{1, 2, 300})
 	next, err := s.NextRun()
 	equal(t, "error", err, nil)
 	equal(t, "next run", next, 301)
 }
 
-// testSummaries compares every combination of filters with the words of ListQuery.
+// testSummaries compares every combination of filters with the text of ListQuery.
 func testSummaries(t *testing.T, b Backend) {
 	s := b.Open(t)
 	states := []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunCompleted, dag.RunErrored, dag.RunKilled}
@@ -169,7 +169,7 @@ func testSummaries(t *testing.T, b Backend) {
 	for i := range 60 {
 		run := messages.RunID(i * 3)
 		sum := NewSummary(run, tags[i%4], states[(i/2)%6])
-		Must(t, s, NewRun(run, sum.Tag, ""), &persistence.Batch{Run: run, Summary: sum})
+		MustAppend(t, s, NewRun(run, sum.Tag, ""), &persistence.Batch{Run: run, Summary: sum})
 		all = append(all, sum)
 	}
 	var queries []messages.ListQuery
@@ -225,8 +225,7 @@ func matches(q messages.ListQuery, s *messages.Summary) bool {
 	return ok
 }
 
-// testManySummaries: more than are read at once, and a caller that writes while it
-// is yielded to.
+// testManySummaries: a list is longer than one page, and its caller writes while it reads.
 func testManySummaries(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const n = 1500
@@ -237,7 +236,7 @@ func testManySummaries(t *testing.T, b Backend) {
 			batches = append(batches, summaryBatch(messages.RunID(i), "many", dag.RunCompleted))
 		}
 	}
-	Must(t, s, batches...)
+	MustAppend(t, s, batches...)
 	for _, q := range []messages.ListQuery{{All: true}, {All: true, HasTag: true, Tag: "many"}, {All: true, Labels: []dag.Label{{Name: "owner", Value: "ops"}}}} {
 		ids := list(t, s, q)
 		equal(t, "runs", len(ids), n)
@@ -249,7 +248,7 @@ func testManySummaries(t *testing.T, b Backend) {
 	err := s.Summaries(messages.ListQuery{}, func(sum *messages.Summary) bool {
 		seen++
 		if seen%100 == 0 {
-			Must(t, s, summaryBatch(sum.ID, "many", dag.RunKilled))
+			MustAppend(t, s, summaryBatch(sum.ID, "many", dag.RunKilled))
 		}
 		return true
 	})
@@ -257,8 +256,8 @@ func testManySummaries(t *testing.T, b Backend) {
 	equal(t, "seen while changing", seen, n/2)
 }
 
-// testListsWhileRunsChange: a list has each run once, in order, and none that was deleted
-// before, whatever becomes of the runs meanwhile.
+// testListsWhileRunsChange: a list has each run once, in order, and never one that was deleted before,
+// whatever happens to the runs at the same time.
 func testListsWhileRunsChange(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const n, step = 1800, 20
@@ -270,9 +269,9 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 	for i := range n {
 		batches = append(batches, NewRun(messages.RunID(i), "many", ""), summaryBatch(messages.RunID(i), "many", dag.RunCompleted))
 	}
-	Must(t, s, batches...)
+	MustAppend(t, s, batches...)
 	done, changed := make(chan struct{}), make(chan error, 1)
-	var gone atomic.Int64 // the runs below are deleted
+	var gone atomic.Int64 // the runs below this one are deleted
 	go func() {
 		state := [...]dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunErrored}
 		for round := 0; ; round++ {
@@ -288,7 +287,7 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 				batches = append(batches, summaryBatch(messages.RunID(i), "many", state[round/7%3]))
 			}
 			err := Append(t, s, batches...)
-			if err == nil && round%21 == 20 && low < n/2 { // all are finished
+			if err == nil && round%21 == 20 && low < n/2 { // all of them are finished
 				var runs []messages.RunID
 				for i := low; i < low+step; i++ {
 					runs = append(runs, messages.RunID(i))
@@ -324,7 +323,7 @@ func testKeys(t *testing.T, b Backend) {
 	first.Create.IdempotencyKey, first.Create.BodyHash = "key", [32]byte{1, 2, 3}
 	second := NewRun(2, "", "")
 	second.Create.IdempotencyKey = "Key"
-	Must(t, s, first, second)
+	MustAppend(t, s, first, second)
 	s = b.Reopen(t, s)
 	run, hash, ok, err := s.LookUpKey("key")
 	if run != 1 || hash != [32]byte{1, 2, 3} || !ok || err != nil {
@@ -336,7 +335,7 @@ func testKeys(t *testing.T, b Backend) {
 	if _, _, ok, err := s.LookUpKey(""); ok || err != nil {
 		t.Errorf("the empty key: %v, %v", ok, err)
 	}
-	Must(t, s, summaryBatch(1, "", dag.RunCompleted))
+	MustAppend(t, s, summaryBatch(1, "", dag.RunCompleted))
 	if err := s.Delete([]messages.RunID{1}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -353,12 +352,12 @@ func testDelete(t *testing.T, b Backend) {
 		batch := NewRun(run, "tag", "spec")
 		batch.Attempts = []messages.AttemptRecord{attempt(1, 1)}
 		batch.Seq, batch.Records = 1, []byte("r")
-		Must(t, s, batch, summaryBatch(run, "tag", dag.RunErrored))
+		MustAppend(t, s, batch, summaryBatch(run, "tag", dag.RunErrored))
 		runs = append(runs, run)
 	}
 	live := NewRun(20, "tag", "again")
 	live.Create = nil
-	Must(t, s, live) // restarted
+	MustAppend(t, s, live) // restarted
 	if err := s.Delete([]messages.RunID{20}, 0); err == nil {
 		t.Error("an unfinished run was deleted")
 	}
@@ -385,7 +384,7 @@ func testDelete(t *testing.T, b Backend) {
 
 func testDeleteBig(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "small"), NewRun(2, "", string(random(3<<20))), NewRun(3, "", "small"))
+	MustAppend(t, s, NewRun(1, "", "small"), NewRun(2, "", string(incompressible(3<<20))), NewRun(3, "", "small"))
 	var batches []*persistence.Batch
 	for i := range 7000 {
 		batches = append(batches, &persistence.Batch{Run: 2, Seq: uint64(i + 1), Records: []byte("record")})
@@ -393,7 +392,7 @@ func testDeleteBig(t *testing.T, b Backend) {
 	for run := range messages.RunID(3) {
 		batches = append(batches, summaryBatch(run+1, "", dag.RunCompleted))
 	}
-	Must(t, s, batches...)
+	MustAppend(t, s, batches...)
 	if err := s.Delete([]messages.RunID{1, 2, 3}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -402,4 +401,61 @@ func testDeleteBig(t *testing.T, b Backend) {
 	next, err := s.NextRun()
 	equal(t, "error", err, nil)
 	equal(t, "next run", next, 4)
+}
+
+// testFinishedRuns: finished runs are counted, and listed by the time of their last change and by bounds of
+// their IDs.
+func testFinishedRuns(t *testing.T, b Backend) {
+	s := b.Open(t)
+	for i := range 20 {
+		run := messages.RunID(i)
+		sum := NewSummary(run, "tag", dag.RunErrored)
+		sum.Changed = int64(1000 - i)
+		MustAppend(t, s, NewRun(run, "tag", ""))
+		if i%4 != 3 {
+			MustAppend(t, s, &persistence.Batch{Run: run, Summary: sum})
+		}
+	}
+	if n, known := s.FinishedCount(); n != 15 || !known {
+		t.Errorf("%d finished runs, %v", n, known)
+	}
+	errored := []dag.RunState{dag.RunErrored}
+	equal(t, "changed early", list(t, s, messages.ListQuery{States: errored, ChangedTo: 982}), []messages.RunID{18})
+	equal(t, "changed late", list(t, s, messages.ListQuery{States: errored, ChangedFrom: 998}), []messages.RunID{0, 1, 2})
+	equal(t, "between", list(t, s, messages.ListQuery{States: errored, ChangedFrom: 990, ChangedTo: 992}), []messages.RunID{8, 9, 10})
+	equal(t, "before", list(t, s, messages.ListQuery{States: errored, Before: 4}), []messages.RunID{0, 1, 2})
+	equal(t, "runs of another state", len(list(t, s, messages.ListQuery{States: []dag.RunState{dag.RunKilled}})), 0)
+	if err := s.Delete([]messages.RunID{0, 1}, 0); err != nil {
+		t.Fatal(err)
+	}
+	MustAppend(t, s, summaryBatch(2, "tag", dag.RunQueued))
+	if n, known := s.FinishedCount(); n != 12 || !known {
+		t.Errorf("later: %d finished runs, %v", n, known)
+	}
+}
+
+// testJournalRecords: the journal can be read without the rest of the run.
+func testJournalRecords(t *testing.T, b Backend) {
+	s := b.Open(t)
+	first := NewRun(1, "", "spec")
+	first.Seq, first.Records = 1, []byte("1")
+	MustAppend(t, s, first)
+	for seq := uint64(2); seq < 6; seq++ {
+		MustAppend(t, s, &persistence.Batch{Run: 1, Seq: seq, Records: fmt.Append(nil, seq)})
+	}
+	check := func(after uint64, want string, wantFirst uint64) {
+		t.Helper()
+		records, from, err := s.JournalRecords(1, after)
+		equal(t, "error", err, nil)
+		equal(t, fmt.Sprintf("behind %d", after), fmt.Sprintf("%s", records), want)
+		equal(t, fmt.Sprintf("first behind %d", after), from, wantFirst)
+	}
+	check(0, "[1 2 3 4 5]", 1)
+	check(3, "[4 5]", 4)
+	check(5, "[]", 6)
+	MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 6, Records: []byte("6"), Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 4}})
+	check(0, "[4 5 6]", 4)
+	if _, _, err := s.JournalRecords(2, 0); err == nil {
+		t.Error("an unknown run has records")
+	}
 }

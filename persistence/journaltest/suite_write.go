@@ -17,7 +17,7 @@ func testCreation(t *testing.T, b Backend) {
 	s := b.Open(t)
 	batch := NewRun(7, "a tag", `{"tasks":{}}`)
 	batch.Seq, batch.Records = 1, []byte("first")
-	Must(t, s, batch, &persistence.Batch{Run: 7, Seq: 2, Records: []byte("second")})
+	MustAppend(t, s, batch, &persistence.Batch{Run: 7, Seq: 2, Records: []byte("second")})
 	check := func(s persistence.Store) {
 		st := load(t, s, 7)
 		equal(t, "summary", st.Summary, NewSummary(7, "a tag", dag.RunQueued))
@@ -62,8 +62,8 @@ func testUnknown(t *testing.T, b Backend) {
 	}
 }
 
-// random is incompressible and the same in every run.
-func random(n int) []byte {
+// incompressible returns bytes that do not compress, the same in every run.
+func incompressible(n int) []byte {
 	r := rand.NewChaCha8([32]byte{1})
 	p := make([]byte, n)
 	_, _ = r.Read(p)
@@ -79,7 +79,7 @@ func testBigDocuments(t *testing.T, b Backend) {
 	var wg sync.WaitGroup
 	run := messages.RunID(0)
 	for _, size := range sizes {
-		for _, doc := range [][]byte{random(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
+		for _, doc := range [][]byte{incompressible(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
 			batch, id := NewRun(run, "", string(doc)), run
 			wg.Add(1)
 			batch.Done = func(err error) {
@@ -101,8 +101,8 @@ func testBigDocuments(t *testing.T, b Backend) {
 	}
 	s = b.Crash(t, s)
 	for i, size := range sizes {
-		for j, doc := range [][]byte{random(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
-			if got := definition(t, load(t, s, messages.RunID(3*i+j))); !bytes.Equal(got, doc) {
+		for j, doc := range [][]byte{incompressible(size), bytes.Repeat([]byte("x"), size), []byte("small")} {
+			if got := documentOf(t, load(t, s, messages.RunID(3*i+j))); !bytes.Equal(got, doc) {
 				t.Errorf("%d bytes: %d came back", len(doc), len(got))
 			}
 		}
@@ -113,7 +113,7 @@ func testBigDocuments(t *testing.T, b Backend) {
 func testOrder(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const callers, each = 8, 200
-	var mu sync.Mutex // makes "the order of Append" well defined
+	var mu sync.Mutex // defines "the order of Append"
 	var done []int
 	n := 0
 	var all, wg sync.WaitGroup
@@ -142,8 +142,8 @@ func testOrder(t *testing.T, b Backend) {
 	}
 }
 
-// testCrash: rules 1, 2 and 3: what was acknowledged is there, whole, and what was
-// not is there whole or not at all, and nothing is there without all before it.
+// testCrash: rules 1, 2 and 3. An acknowledged batch is there, whole. Any other batch is there whole or
+// not at all, and only together with all batches before it.
 func testCrash(t *testing.T, b Backend) {
 	s := b.Open(t)
 	for round := range 3 {
@@ -153,7 +153,7 @@ func testCrash(t *testing.T, b Backend) {
 			batch.Create.IdempotencyKey = fmt.Sprint("key ", run)
 			batch.Seq, batch.Records = 1, []byte("r")
 			batch.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}}
-			Must(t, s, batch)
+			MustAppend(t, s, batch)
 		}
 		s = b.Crash(t, s)
 		next, err := s.NextRun()
@@ -173,14 +173,14 @@ func testCrash(t *testing.T, b Backend) {
 
 func testSets(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "spec"))
-	big := random(1 << 20)
+	MustAppend(t, s, NewRun(1, "", "spec"))
+	big := incompressible(1 << 20)
 	for n := 1; n <= 12; n++ {
 		doc := fmt.Appendf(nil, `{"n":%d}`, n)
 		if n == 5 {
 			doc = big
 		}
-		Must(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
+		MustAppend(t, s, &persistence.Batch{Run: 1, Seq: uint64(n), Records: []byte{byte(n)},
 			Set: &persistence.GeneratedSet{N: n, Generator: uint32(n * 100), JSON: doc}})
 	}
 	s = b.Reopen(t, s)
@@ -195,10 +195,10 @@ func testSets(t *testing.T, b Backend) {
 	}
 }
 
-// testCut: records below the cut are gone with the header, not earlier.
-func testCut(t *testing.T, b Backend) {
+// testTruncation: records below the cut are deleted with the header, not earlier.
+func testTruncation(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "spec"), NewRun(2, "", "other"), &persistence.Batch{Run: 2, Seq: 1, Records: []byte("kept")})
+	MustAppend(t, s, NewRun(1, "", "spec"), NewRun(2, "", "other"), &persistence.Batch{Run: 2, Seq: 1, Records: []byte("kept")})
 	seq := uint64(0)
 	write := func(n int) {
 		var batches []*persistence.Batch
@@ -206,19 +206,19 @@ func testCut(t *testing.T, b Backend) {
 			seq++
 			batches = append(batches, &persistence.Batch{Run: 1, Seq: seq, Records: fmt.Appendf(nil, "r%d", seq)})
 		}
-		Must(t, s, batches...)
+		MustAppend(t, s, batches...)
 	}
 	for round := range 3 {
 		write(2500)
 		cut := seq - 9
-		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
+		MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
 			Chunks: []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 300, Data: []byte("c300")}}}})
 		before := load(t, s, 1)
 		if round == 0 {
 			equal(t, "records before the header", len(before.Records), 2500)
 			equal(t, "header", before.Header, nil)
 		}
-		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
+		MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{
 			Chunks: []persistence.Chunk{{Index: 7, Data: []byte("c7")}}, Header: fmt.Appendf(nil, "h%d", round), Cut: cut}})
 		for _, crash := range []bool{false, true} {
 			if crash {
@@ -233,8 +233,8 @@ func testCut(t *testing.T, b Backend) {
 			equal(t, "chunks", st.Chunks, []persistence.Chunk{{Index: 0, Data: fmt.Appendf(nil, "c0 %d", round)}, {Index: 7, Data: []byte("c7")}, {Index: 300, Data: []byte("c300")}})
 		}
 	}
-	// Everything cut: the numbers go on.
-	Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("all"), Cut: seq + 1}})
+	// A snapshot of all: the numbers continue.
+	MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("all"), Cut: seq + 1}})
 	s = b.Reopen(t, s)
 	st := load(t, s, 1)
 	equal(t, "records", len(st.Records), 0)
@@ -245,28 +245,28 @@ func testCut(t *testing.T, b Backend) {
 // testHeaderParts: a small header after one of several parts, and a large record.
 func testHeaderParts(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "spec"))
+	MustAppend(t, s, NewRun(1, "", "spec"))
 	for _, size := range []int{2 << 20, 10, 700 << 10, 1} {
-		header := random(size)
-		Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: header, Cut: 1}})
+		header := incompressible(size)
+		MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: header, Cut: 1}})
 		if got := load(t, s, 1).Header; !bytes.Equal(got, header) {
 			t.Fatalf("header of %d bytes: %d came back", size, len(got))
 		}
 	}
-	record := random(3 << 20)
-	Must(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: record}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("x")})
+	record := incompressible(3 << 20)
+	MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 1, Records: record}, &persistence.Batch{Run: 1, Seq: 2, Records: []byte("x")})
 	st := load(t, s, 1)
 	if len(st.Records) != 2 || !bytes.Equal(st.Records[0], record) || st.NextSeq != 3 {
 		t.Fatalf("%d records, next seq %d", len(st.Records), st.NextSeq)
 	}
-	Must(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
+	MustAppend(t, s, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
 	equal(t, "records", load(t, s, 1).Records, [][]byte{[]byte("x")})
 }
 
-// testFailure: rule 4.
-func testFailure(t *testing.T, b Backend) {
+// testFailedStore: rule 4.
+func testFailedStore(t *testing.T, b Backend) {
 	s := b.Open(t)
-	Must(t, s, NewRun(1, "", "before"))
+	MustAppend(t, s, NewRun(1, "", "before"))
 	b.Fail(t, s)
 	if err := Append(t, s, NewRun(2, "", "at")); !errors.Is(err, persistence.ErrFailed) {
 		t.Fatalf("got %v, want ErrFailed", err)
@@ -296,7 +296,7 @@ func testFailure(t *testing.T, b Backend) {
 	}
 }
 
-// testClose: everything appended is answered, nothing is taken afterwards.
+// testClose: all that was appended is answered, and later batches are refused.
 func testClose(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const n = 500

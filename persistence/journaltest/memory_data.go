@@ -12,7 +12,7 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// memData is what is durable in a Memory: plain maps, no encoding.
+// memData is the durable content of a Memory: plain maps without encoding.
 type memData struct {
 	runs map[messages.RunID]*memRun
 	keys map[string]memKey
@@ -20,7 +20,7 @@ type memData struct {
 	mark *persistence.ClockMark
 }
 
-// memKey is an idempotency key. Until is 0 while its run exists.
+// memKey is an idempotency key. Its until is 0 while its run exists.
 type memKey struct {
 	run      messages.RunID
 	bodyHash [32]byte
@@ -45,7 +45,7 @@ func newMemData() *memData {
 	return &memData{runs: map[messages.RunID]*memRun{}, keys: map[string]memKey{}}
 }
 
-// clone shares the immutable leaves.
+// clone returns a copy that shares the immutable leaves.
 func (d *memData) clone() *memData {
 	c := &memData{runs: make(map[messages.RunID]*memRun, len(d.runs)), keys: maps.Clone(d.keys), next: d.next, mark: d.mark}
 	for id, r := range d.runs {
@@ -57,7 +57,7 @@ func (d *memData) clone() *memData {
 	return c
 }
 
-// apply takes a copy of everything in the batch, which belongs to its caller again after Done.
+// apply copies the whole batch, which belongs to its caller again after Done.
 func (d *memData) apply(b *persistence.Batch) {
 	r := d.runs[b.Run]
 	if r == nil {
@@ -123,7 +123,7 @@ func (d *memData) remove(run messages.RunID, keysUntil int64) {
 func (m *Memory) UnfinishedSummaries() ([]*messages.Summary, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return nil, err
 	}
 	var runs []*messages.Summary
@@ -140,16 +140,16 @@ func final(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
 }
 
-// NextRun is one more than the highest id ever used.
+// NextRun returns one more than the highest ID that was ever used.
 func (m *Memory) NextRun() (messages.RunID, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.data.next, m.readable()
+	return m.data.next, m.checkOpen()
 }
 
 // run finds a durable run; the caller holds mu.
 func (m *Memory) run(id messages.RunID) (*memRun, error) {
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return nil, err
 	}
 	r := m.data.runs[id]
@@ -159,8 +159,7 @@ func (m *Memory) run(id messages.RunID) (*memRun, error) {
 	return r, nil
 }
 
-// DefinitionIfPristine returns the definition of a run of which nothing has been journaled beyond
-// its submission.
+// DefinitionIfPristine returns the definition of a run that has journaled only its submission.
 func (m *Memory) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -171,7 +170,7 @@ func (m *Memory) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	return r.definition, nil
 }
 
-// Load returns everything of a run.
+// Load returns all of a run.
 func (m *Memory) Load(id messages.RunID) (*persistence.Stored, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -206,7 +205,7 @@ func (m *Memory) Summary(id messages.RunID) (*messages.Summary, error) {
 // Summaries yields the runs that q selects.
 func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	m.mu.Lock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		m.mu.Unlock()
 		return err
 	}
@@ -237,7 +236,7 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	return nil
 }
 
-// FinishedCount is how many finished runs there are.
+// FinishedCount returns how many finished runs there are.
 func (m *Memory) FinishedCount() (n int, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -249,7 +248,7 @@ func (m *Memory) FinishedCount() (n int, known bool) {
 	return n, true
 }
 
-// JournalRecords returns the journal records of a run behind one of them.
+// JournalRecords returns the journal records of a run that follow the one numbered after.
 func (m *Memory) JournalRecords(id messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	st, err := m.Load(id)
 	if err != nil {
@@ -289,11 +288,11 @@ func (m *Memory) Attempts(id messages.RunID, first, n uint32, yield func(*messag
 	return nil
 }
 
-// LookUpKey looks an idempotency key up.
+// LookUpKey looks up an idempotency key.
 func (m *Memory) LookUpKey(key string) (messages.RunID, [32]byte, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return 0, [32]byte{}, false, err
 	}
 	k, ok := m.data.keys[key]
@@ -304,10 +303,10 @@ func (m *Memory) LookUpKey(key string) (messages.RunID, [32]byte, bool, error) {
 func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return 0, err
 	}
-	kept := m.data.kept()
+	kept := m.data.keysOfDeletedRuns()
 	slices.SortFunc(kept, func(a, b string) int { return cmp.Compare(m.data.keys[a].until, m.data.keys[b].until) })
 	for i, key := range kept {
 		if i == limit || m.data.keys[key].until > now && i >= len(kept)-most {
@@ -319,8 +318,8 @@ func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error)
 	return removed, nil
 }
 
-// kept are the keys of deleted runs.
-func (d *memData) kept() (keys []string) {
+// keysOfDeletedRuns returns the keys of deleted runs, by their time.
+func (d *memData) keysOfDeletedRuns() (keys []string) {
 	for key, k := range d.keys {
 		if k.until > 0 {
 			keys = append(keys, key)
@@ -329,11 +328,11 @@ func (d *memData) kept() (keys []string) {
 	return keys
 }
 
-// KeptKeyCount is how many keys of deleted runs are kept.
+// KeptKeyCount returns how many keys of deleted runs are kept.
 func (m *Memory) KeptKeyCount() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.data.kept())
+	return len(m.data.keysOfDeletedRuns())
 }
 
 // ClockMark returns the mark that was set last.
@@ -341,16 +340,16 @@ func (m *Memory) ClockMark() (persistence.ClockMark, bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.data.mark == nil {
-		return persistence.ClockMark{}, false, m.readable()
+		return persistence.ClockMark{}, false, m.checkOpen()
 	}
-	return *m.data.mark, true, m.readable()
+	return *m.data.mark, true, m.checkOpen()
 }
 
-// SetClockMark keeps a mark at once; it is not subject to Hold.
+// SetClockMark stores a mark at once; Hold does not delay it.
 func (m *Memory) SetClockMark(mark persistence.ClockMark) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.readable(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return err
 	}
 	m.data.mark = &mark
