@@ -87,7 +87,7 @@ func (c *runClock) monotonic(at int64) int64 { return at - c.ahead }
 // time on the run's clock as it is: while there is one, the clock stays with it.
 func (r *run) now() int64 {
 	wall, monotonic := r.env.clock.Now()
-	return r.clock.now(wall, monotonic, !r.dag.Waiting())
+	return r.clock.now(wall, monotonic, !r.dag.HasTasksInRetry())
 }
 
 // steadyClock is the server's own clock, over all servers on its data folder. It began

@@ -48,7 +48,7 @@ func (r *run) initialize(ctx actor.Context) {
 // setClock begins the run's time.
 func (r *run) setClock() {
 	now, monotonic := r.env.clock.Now()
-	if r.dag.Waiting() {
+	if r.dag.HasTasksInRetry() {
 		// The server's own clock cannot be set, so the run's times still fit it.
 		now = r.env.steady() + r.offset
 	}
@@ -62,7 +62,7 @@ func (r *run) setClock() {
 func (r *run) resolveLiveAttempts() (live []messages.AttemptKey) {
 	now := r.now()
 	var lost, revoked []messages.AttemptKey
-	r.dag.Live(func(task, attempt uint32, _ dag.TaskState) {
+	r.dag.EachLiveTask(func(task, attempt uint32, _ dag.TaskState) {
 		key := messages.AttemptKey{Run: r.id, Task: task, Attempt: attempt}
 		switch {
 		case r.env.durable(r.dag.Plan(), task) != nil:

@@ -393,7 +393,7 @@ func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
 }
 
 func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
-	task, ok := r.dag.Plan().Find(m.Task)
+	task, ok := r.dag.Plan().FindTask(m.Task)
 	if !ok {
 		m.Refuse(query.UnknownTask(r.id, m.Task))
 		return

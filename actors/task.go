@@ -105,7 +105,7 @@ func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Or
 		CPUMillis:    class.CPUMillis,
 		MemoryBytes:  class.MemoryBytes,
 		Capture:      tmpl.Generator,
-		ExtraMembers: plan.Job(tmpl, new(dag.Scratch)).Other,
+		ExtraMembers: plan.Job(tmpl, new(dag.JobBuffer)).Other,
 		GrantedAt:    grantedAt,
 	}
 }

@@ -18,7 +18,7 @@ func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, 
 		return
 	}
 	v := query.NewView(r.dag, *r.summary(), r.seq-1, first, n)
-	r.dag.Live(func(task, attempt uint32, s dag.TaskState) {
+	r.dag.EachLiveTask(func(task, attempt uint32, s dag.TaskState) {
 		if c := r.tasks[task]; s == dag.TaskRunning && task >= first && task-first < uint32(len(v.States)) && c != nil {
 			v.Live = append(v.Live, messages.LiveAttempt{Task: task, Attempt: attempt, Start: c.started})
 		}
@@ -31,7 +31,7 @@ func (r *run) answerTask(m *messages.GetTask, err error) {
 		m.Refuse(err)
 		return
 	}
-	task, ok := r.dag.Plan().Find(m.Name)
+	task, ok := r.dag.Plan().FindTask(m.Name)
 	if !ok {
 		m.Refuse(query.UnknownTask(r.id, m.Name))
 		return

@@ -50,8 +50,8 @@ func TestAcceptanceCostsTheTemplates(t *testing.T) {
 		t.Errorf("%d bytes of records", len(records))
 	}
 	child := &r.templates[1]
-	if child.pending != 1 || child.waits != nil || len(r.plan.Matches) != 0 {
-		t.Errorf("b waits for %d templates, each of its tasks for %d more", child.pending, len(child.waits))
+	if child.pendingParents != 1 || child.openGroups != nil || len(r.plan.Matches) != 0 {
+		t.Errorf("b waits for %d templates, each of its tasks for %d more", child.pendingParents, len(child.openGroups))
 	}
 }
 

@@ -1,6 +1,7 @@
 package dag
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -19,18 +20,18 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 	job := tm.job
 	if job == nil {
 		if t.scratch == nil {
-			t.scratch = new(Scratch)
+			t.scratch = new(JobBuffer)
 		}
 		job = p.Job(tm, t.scratch)
 	}
-	s := textBuilder{parameters: p.Parameters, tm: tm, job: job, rest: tm.tokens, local: task - tm.Base}
+	s := textBuilder{parameters: p.Parameters, template: tm, job: job, tokensLeft: tm.tokens, local: task - tm.Base}
 
 	t.Index, t.Template, t.Name = task, tm, tm.Name
-	if size := s.size(); size > 0 {
+	if size := s.textBytes(); size > 0 {
 		s.text.Grow(size)
 	}
 	if tm.Expanded {
-		t.Name = s.name()
+		t.Name = s.taskName()
 	}
 	field := int32(0)
 	if len(job.Command) == 0 {
@@ -56,32 +57,32 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 // textBuilder builds the texts of one task in one buffer.
 type textBuilder struct {
 	parameters []Parameter
-	tm         *Template
+	template   *Template
 	job        *Job
 	local      uint32
-	rest       []paramToken // of the fields to come
+	tokensLeft []paramToken // of the fields to come
 	text       strings.Builder
 }
 
 // size is how many bytes the task's own texts have.
-func (s *textBuilder) size() int {
+func (s *textBuilder) textBytes() int {
 	n := 0
-	if s.tm.Expanded {
-		n = len(s.tm.Name) + len("_4294967295")
+	if s.template.Expanded {
+		n = len(s.template.Name) + len("_4294967295")
 	}
 	field := int32(-1)
-	for i := range s.rest {
-		k := &s.rest[i]
+	for i := range s.tokensLeft {
+		k := &s.tokensLeft[i]
 		if k.field != field {
 			field = k.field
-			n += len(s.job.text(int(field)))
+			n += len(s.job.textAt(int(field)))
 		}
-		n += len(s.value(k)) - int(k.end-k.start)
+		n += len(s.tokenValue(k)) - int(k.end-k.start)
 	}
 	return n
 }
 
-func (s *textBuilder) value(k *paramToken) string {
+func (s *textBuilder) tokenValue(k *paramToken) string {
 	values := s.parameters[k.param].Values
 	if k.size == 1 {
 		return values[0]
@@ -89,29 +90,29 @@ func (s *textBuilder) value(k *paramToken) string {
 	return values[s.local/k.stride%k.size]
 }
 
-func (s *textBuilder) name() string {
+func (s *textBuilder) taskName() string {
 	var digits [64]byte
 	start := s.text.Len()
-	if len(s.tm.Name) > len(digits)-11 {
-		s.text.Write(s.tm.appendName(nil, s.local))
+	if len(s.template.Name) > len(digits)-11 {
+		s.text.Write(s.template.appendName(nil, s.local))
 	} else {
-		s.text.Write(s.tm.appendName(digits[:0], s.local))
+		s.text.Write(s.template.appendName(digits[:0], s.local))
 	}
 	return s.text.String()[start:]
 }
 
 // substitute returns the text of a field. Fields must be asked for in ascending order.
 func (s *textBuilder) substitute(text string, field int32) string {
-	if len(s.rest) == 0 || s.rest[0].field != field {
+	if len(s.tokensLeft) == 0 || s.tokensLeft[0].field != field {
 		return text
 	}
 	start, done := s.text.Len(), int32(0)
-	for len(s.rest) > 0 && s.rest[0].field == field {
-		k := &s.rest[0]
+	for len(s.tokensLeft) > 0 && s.tokensLeft[0].field == field {
+		k := &s.tokensLeft[0]
 		s.text.WriteString(text[done:k.start])
-		s.text.WriteString(s.value(k))
+		s.text.WriteString(s.tokenValue(k))
 		done = k.end
-		s.rest = s.rest[1:]
+		s.tokensLeft = s.tokensLeft[1:]
 	}
 	s.text.WriteString(text[done:])
 	return s.text.String()[start:]
@@ -154,9 +155,6 @@ type paramToken struct {
 	size       uint32 // of a list: the value is local / stride % size; 1 for a string
 }
 
-// A job's texts, those that may have tokens, are numbered: the arguments of
-// command, commandString, the environment, workDir.
-
 // findParameter is the index of a parameter, or -1.
 func findParameter(parameters []Parameter, name string) int {
 	low, high := 0, len(parameters)
@@ -184,11 +182,11 @@ type Match struct {
 	Groups        uint32   // combinations of their values
 	Parent, Child int      // templates, as indexes into Plan.Templates
 
-	perGroup   uint32 // tasks of the parent in a group
-	parent     []axisDigit
-	child      []axisDigit
-	free       []axisDigit // the child's axes left of the last matched one that are not matched: EachChild's loop
-	neighbours uint32      // the child's tasks that are neighbours in a group
+	parentsPerGroup uint32 // tasks of the parent in a group
+	parentAxes      []axisDigit
+	childAxes       []axisDigit
+	freeAxes        []axisDigit // the child's axes left of the last matched one that are not matched: EachChild's loop
+	rangeLength     uint32      // the child's tasks that are neighbours in a group
 }
 
 // axisDigit is one axis of a template's tasks, seen as the digits of the task's
@@ -201,7 +199,7 @@ type axisDigit struct {
 // newMatch lays out a match over params, indexes into parameters in ascending
 // order, all of which both ends expand over.
 func newMatch(parameters []Parameter, parent, child *Template, params []int) *Match {
-	m := &Match{Groups: 1, Parent: parent.Index, Child: child.Index, perGroup: parent.Count, neighbours: 1}
+	m := &Match{Groups: 1, Parent: parent.Index, Child: child.Index, parentsPerGroup: parent.Count, rangeLength: 1}
 	weights := make([]uint32, len(params))
 	for i := len(params) - 1; i >= 0; i-- {
 		weights[i] = m.Groups
@@ -210,17 +208,17 @@ func newMatch(parameters []Parameter, parent, child *Template, params []int) *Ma
 	for _, i := range params {
 		m.Names = append(m.Names, parameters[i].Name)
 	}
-	m.perGroup /= m.Groups
-	m.parent, _ = splitAxes(parameters, parent.Axes, params, weights)
-	m.child, m.free = splitAxes(parameters, child.Axes, params, weights)
+	m.parentsPerGroup /= m.Groups
+	m.parentAxes, _ = splitAxes(parameters, parent.Axes, params, weights)
+	m.childAxes, m.freeAxes = splitAxes(parameters, child.Axes, params, weights)
 	// A free axis right of every matched one makes neighbours.
 	last := child.Count
-	if n := len(m.child); n > 0 {
-		last = m.child[n-1].stride
+	if n := len(m.childAxes); n > 0 {
+		last = m.childAxes[n-1].stride
 	}
-	m.neighbours = last
-	for n := len(m.free); n > 0 && m.free[n-1].stride < last; n-- {
-		m.free = m.free[:n-1]
+	m.rangeLength = last
+	for n := len(m.freeAxes); n > 0 && m.freeAxes[n-1].stride < last; n-- {
+		m.freeAxes = m.freeAxes[:n-1]
 	}
 	return m
 }
@@ -247,24 +245,18 @@ func splitAxes(parameters []Parameter, axes, params []int, weights []uint32) (ma
 			free = append(free, d)
 		}
 	}
-	reverse(matched)
-	reverse(free)
+	slices.Reverse(matched)
+	slices.Reverse(free)
 	return matched, free
-}
-
-func reverse(d []axisDigit) {
-	for i, j := 0, len(d)-1; i < j; i, j = i+1, j-1 {
-		d[i], d[j] = d[j], d[i]
-	}
 }
 
 // GroupOfParent is the group of a task of the parent. Local counts from the
 // template's Base.
-func (m *Match) GroupOfParent(local uint32) uint32 { return groupNumber(m.parent, local) }
+func (m *Match) GroupOfParent(local uint32) uint32 { return groupNumber(m.parentAxes, local) }
 
 // GroupOfChild is the group of a task of the child. Local counts from the
 // template's Base.
-func (m *Match) GroupOfChild(local uint32) uint32 { return groupNumber(m.child, local) }
+func (m *Match) GroupOfChild(local uint32) uint32 { return groupNumber(m.childAxes, local) }
 
 func groupNumber(axes []axisDigit, local uint32) uint32 {
 	var g uint32
@@ -275,25 +267,25 @@ func groupNumber(axes []axisDigit, local uint32) uint32 {
 }
 
 // ParentsPerGroup is how many tasks of the parent every group has.
-func (m *Match) ParentsPerGroup() uint32 { return m.perGroup }
+func (m *Match) ParentsPerGroup() uint32 { return m.parentsPerGroup }
 
 // EachChild yields the child's tasks in a group as maximal ranges of
 // neighbours, ascending: n tasks from firstLocal on.
 func (m *Match) EachChild(group uint32, yield func(firstLocal, n uint32)) {
 	var first uint32
-	for _, d := range m.child {
+	for _, d := range m.childAxes {
 		first += group / d.weight % d.size * d.stride
 	}
 	total := uint32(1)
-	for _, d := range m.free {
+	for _, d := range m.freeAxes {
 		total *= d.size
 	}
 	for i := uint32(0); i < total; i++ {
 		at, rest := first, i
-		for k := len(m.free) - 1; k >= 0; k-- {
-			at += rest % m.free[k].size * m.free[k].stride
-			rest /= m.free[k].size
+		for k := len(m.freeAxes) - 1; k >= 0; k-- {
+			at += rest % m.freeAxes[k].size * m.freeAxes[k].stride
+			rest /= m.freeAxes[k].size
 		}
-		yield(at, m.neighbours)
+		yield(at, m.rangeLength)
 	}
 }

@@ -27,7 +27,7 @@ func nothingStarted(int) bool { return false }
 
 func extend(t testing.TB, p *dag.Plan, generator string, tasks ...string) *dag.Plan {
 	t.Helper()
-	task, ok := p.Find(generator)
+	task, ok := p.FindTask(generator)
 	if !ok {
 		t.Fatalf("no task %q", generator)
 	}
@@ -81,7 +81,7 @@ func TestExtend(t *testing.T) {
 				}
 			}
 			for i := range next.Tasks {
-				if at, ok := next.Find(next.TaskName(i)); !ok || at != i {
+				if at, ok := next.FindTask(next.TaskName(i)); !ok || at != i {
 					t.Errorf("%s is found as %d %v", next.TaskName(i), at, ok)
 				}
 			}
@@ -112,7 +112,7 @@ func TestExtendProblems(t *testing.T) {
 			`/n/parents/0/match/0: task "g" does not expand over "L"`}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g, _ := p.Find("g")
+			g, _ := p.FindTask("g")
 			next, problems := p.Extend(g, set(t, c.tasks...), started)
 			if next != nil {
 				t.Error("there is a plan")
@@ -206,7 +206,7 @@ func TestManySets(t *testing.T) {
 			{next, fmt.Sprint("m", i), true}, {other, fmt.Sprint("m", i), false}, {p, fmt.Sprint("m", i), false},
 			{next, fmt.Sprintf("n%d_1", i/2), true}, {next, "g", true},
 		} {
-			if at, ok := c.plan.Find(c.name); ok != c.found || ok && c.plan.TaskName(at) != c.name {
+			if at, ok := c.plan.FindTask(c.name); ok != c.found || ok && c.plan.TaskName(at) != c.name {
 				t.Fatalf("set %d: %q: %d %v", i, c.name, at, ok)
 			}
 		}

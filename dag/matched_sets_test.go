@@ -42,7 +42,7 @@ func TestGeneratedMatchOfCompleted(t *testing.T) {
 	want := dag.Demand{Class: 0, Want: 1} // young_0
 	for _, e := range r.Apply(dag.Generated{Task: 0, Attempt: 1, Next: next, At: 3}) {
 		if e == want {
-			r.Check()
+			r.CheckInvariants()
 			return
 		}
 	}

@@ -34,7 +34,7 @@ type Plan struct {
 	Tasks      uint32      // tasks in all
 	Sets       int         // generated sets that were added by Extend
 	names      nameIndex
-	list       *TaskList // jobs of the submitted templates, when they were listed; nil otherwise
+	taskList   *TaskList // jobs of the submitted templates, when they were listed; nil otherwise
 	edges      int       // how many there are
 	limits     Limits    // defaults applied
 	defaults   *Job      // jobDefaults, for what is generated or listed
@@ -101,7 +101,7 @@ type Task struct {
 	Environment   []string
 	WorkDir       string
 	Timeout       time.Duration
-	scratch       *Scratch // reused to unpack a task of a TaskList
+	scratch       *JobBuffer // reused to unpack a task of a TaskList
 }
 
 // WithLimits returns the plan with other limits for future generated sets. Tasks that
@@ -224,9 +224,9 @@ func (t *Template) appendName(dst []byte, local uint32) []byte {
 	return dst
 }
 
-// Find returns the task with this expanded name. Only the canonical form of a number
+// FindTask returns the task with this expanded name. Only the canonical form of a number
 // matches: "a_1", not "a_01".
-func (p *Plan) Find(name string) (task uint32, ok bool) {
+func (p *Plan) FindTask(name string) (task uint32, ok bool) {
 	if i := p.names.lookup(name); i >= 0 && !p.Templates[i].Expanded {
 		return p.Templates[i].Base, true
 	}

@@ -44,7 +44,7 @@ func (b *planner) collectEdges() {
 
 // addEdges adds what the i-th new template mentions.
 func (b *planner) addEdges(i int, parents, children []EdgeSpec) {
-	owner := int32(b.first + i)
+	owner := int32(b.firstNew + i)
 	for k, end := range parents {
 		b.addEdge(edgeMention{child: owner, owner: owner, at: int32(k)}, end)
 	}
@@ -68,7 +68,7 @@ func (b *planner) checkEdgeLimit(n int) bool {
 
 // addEdge adds an edge whose other end has only a name yet.
 func (b *planner) addEdge(e edgeMention, end EdgeSpec) {
-	if end.Task == "" && b.taskSpec(int(e.owner)-b.first).HasDecodeErrors {
+	if end.Task == "" && b.taskSpec(int(e.owner)-b.firstNew).HasDecodeErrors {
 		return // reported by the decoder
 	}
 	other := b.plan.names.lookup(end.Task)
@@ -81,7 +81,7 @@ func (b *planner) addEdge(e edgeMention, end EdgeSpec) {
 	} else {
 		e.child = int32(other)
 	}
-	if other < b.first && e.at < 0 && b.hasStarted(other) {
+	if other < b.firstNew && e.at < 0 && b.hasStarted(other) {
 		b.addProblem(b.edgePointer(e), "task "+Quote(end.Task)+" has already started")
 		return
 	}
@@ -91,8 +91,8 @@ func (b *planner) addEdge(e edgeMention, end EdgeSpec) {
 		if !ok {
 			return
 		}
-		e.match = int32(len(b.matched))
-		b.matched = append(b.matched, names)
+		e.match = int32(len(b.matchParams))
+		b.matchParams = append(b.matchParams, names)
 	}
 	b.edges = append(b.edges, e)
 }
@@ -124,7 +124,7 @@ func (b *planner) resolveMatch(e edgeMention, names []string) (params []int, ok 
 		b.addProblem(b.edgePointer(e), "generator "+Quote(parent.Name)+" cannot be matched one to one: its children wait for everything that it generates")
 	}
 	for i, name := range names {
-		if mistake := b.cannotMatch(parent, child, name); mistake != "" {
+		if mistake := b.matchMistake(parent, child, name); mistake != "" {
 			b.addProblem(b.edgePointer(e)+"/match/"+strconv.Itoa(i), mistake)
 		} else {
 			params = append(params, findParameter(b.plan.Parameters, name))
@@ -134,9 +134,9 @@ func (b *planner) resolveMatch(e edgeMention, names []string) (params []int, ok 
 	return slices.Compact(params), b.Len() == before
 }
 
-// cannotMatch says why the tasks of two templates cannot be matched by the values
+// matchMistake says why the tasks of two templates cannot be matched by the values
 // of a parameter; "" when they can.
-func (b *planner) cannotMatch(parent, child *Template, name string) string {
+func (b *planner) matchMistake(parent, child *Template, name string) string {
 	i := findParameter(b.plan.Parameters, name)
 	if i < 0 {
 		return "unknown parameter " + Quote(name)
@@ -157,7 +157,7 @@ func (b *planner) cannotMatch(parent, child *Template, name string) string {
 
 // repeatedValue returns a value that a list parameter has more than once.
 func (b *planner) repeatedValue(param int) (value string, ok bool) {
-	if answer, known := b.repeats[param]; known {
+	if answer, known := b.repeatedValues[param]; known {
 		return answer.value, answer.ok
 	}
 	values := b.plan.Parameters[param].Values
@@ -169,15 +169,15 @@ func (b *planner) repeatedValue(param int) (value string, ok bool) {
 		}
 		seen[v] = struct{}{}
 	}
-	if b.repeats == nil {
-		b.repeats = make(map[int]repeatedAnswer)
+	if b.repeatedValues == nil {
+		b.repeatedValues = make(map[int]repeatedValueResult)
 	}
-	b.repeats[param] = repeatedAnswer{value, ok}
+	b.repeatedValues[param] = repeatedValueResult{value, ok}
 	return value, ok
 }
 
-// repeatedAnswer is the answer of planner.repeated.
-type repeatedAnswer struct {
+// repeatedValueResult is the answer of planner.repeated.
+type repeatedValueResult struct {
 	value string
 	ok    bool
 }
@@ -186,16 +186,16 @@ type repeatedAnswer struct {
 // new template without parents, and from every new template to the templates that wait
 // for the generator.
 func (b *planner) attachGenerated(g *Template) {
-	n := len(b.plan.Templates) - b.first
+	n := len(b.plan.Templates) - b.firstNew
 	hasParent := make([]bool, n)
 	for _, e := range b.edges {
-		if int(e.child) >= b.first {
-			hasParent[int(e.child)-b.first] = true
+		if int(e.child) >= b.firstNew {
+			hasParent[int(e.child)-b.firstNew] = true
 		}
 	}
 	for i, has := range hasParent {
 		if !has {
-			b.edges = append(b.edges, edgeMention{parent: int32(g.Index), child: int32(b.first + i), match: allToAll, owner: fromGenerator})
+			b.edges = append(b.edges, edgeMention{parent: int32(g.Index), child: int32(b.firstNew + i), match: allToAll, owner: fromGenerator})
 		}
 	}
 	if !b.checkEdgeLimit(len(b.edges) + n*len(g.Children)) {
@@ -206,7 +206,7 @@ func (b *planner) attachGenerated(g *Template) {
 			continue // an earlier set of this generator does not wait for the generator
 		}
 		for i := range n {
-			b.edges = append(b.edges, edgeMention{parent: int32(b.first + i), child: int32(waiting.Template), match: allToAll, owner: fromGenerator})
+			b.edges = append(b.edges, edgeMention{parent: int32(b.firstNew + i), child: int32(waiting.Template), match: allToAll, owner: fromGenerator})
 		}
 	}
 }
@@ -238,7 +238,7 @@ func (b *planner) dedupeEdges() {
 		case e.match == allToAll:
 		case same.match == allToAll:
 			same.match = e.match
-		case !slices.Equal(b.matched[same.match], b.matched[e.match]):
+		case !slices.Equal(b.matchParams[same.match], b.matchParams[e.match]):
 			b.addProblem(b.edgePointer(e), "the edge from "+Quote(b.plan.Templates[e.parent].Name)+" to "+
 				Quote(b.plan.Templates[e.child].Name)+" is matched by other parameters elsewhere")
 		}
@@ -304,7 +304,7 @@ func (b *planner) layOutEdges() {
 		if children[i] == 0 && parents[i] == 0 {
 			continue
 		}
-		if i < b.first {
+		if i < b.firstNew {
 			changed := *t
 			t = &changed
 			p.Templates[i] = t
@@ -315,7 +315,7 @@ func (b *planner) layOutEdges() {
 	for _, e := range b.edges {
 		parent, child := p.Templates[e.parent], p.Templates[e.child]
 		match := b.layOutMatch(e, parent, child)
-		hangs := e.owner == fromGenerator && child.Index >= b.first && parent.Index < b.first
+		hangs := e.owner == fromGenerator && child.Index >= b.firstNew && parent.Index < b.firstNew
 		parent.Children = append(parent.Children, Edge{Template: child.Index, Match: match, ViaGenerator: hangs})
 		child.Parents = append(child.Parents, Edge{Template: parent.Index, Match: match, ViaGenerator: hangs})
 	}
@@ -324,10 +324,10 @@ func (b *planner) layOutEdges() {
 // layOutMatch lays out the match of an edge. It returns nil for an all-to-all edge, and
 // when the plan already has problems.
 func (b *planner) layOutMatch(e edgeMention, parent, child *Template) *Match {
-	if e.match == allToAll || b.Len() > 0 || b.total > maxTaskIndex {
+	if e.match == allToAll || b.Len() > 0 || b.taskCount > maxTaskIndex {
 		return nil
 	}
-	m := newMatch(b.plan.Parameters, parent, child, b.matched[e.match])
+	m := newMatch(b.plan.Parameters, parent, child, b.matchParams[e.match])
 	m.ID = len(b.plan.Matches)
 	b.plan.Matches = append(b.plan.Matches, m)
 	return m
@@ -343,14 +343,14 @@ func (b *planner) checkCycle() {
 	if len(b.edges) == 0 {
 		return
 	}
-	cycle := findCycle(b.plan.Templates, b.first)
+	cycle := findCycle(b.plan.Templates, b.firstNew)
 	if cycle == nil {
 		return
 	}
 	// The path begins at the first new template of it: that one is in the document.
 	start := 0
 	for i, t := range cycle {
-		if t >= b.first && (cycle[start] < b.first || t < cycle[start]) {
+		if t >= b.firstNew && (cycle[start] < b.firstNew || t < cycle[start]) {
 			start = i
 		}
 	}

@@ -17,12 +17,12 @@ const (
 // defaultCPUMillis is what a task takes that does not say how many cores.
 const defaultCPUMillis = 1000
 
-// scanTokens fills b.scratch with a job's tokens. A wrong token is reported at the
+// scanTokens fills b.tokens with a job's tokens. A wrong token is reported at the
 // pointer that place returns for its field.
-func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, report bool)) {
-	b.scratch = b.scratch[:0]
-	for field := range j.texts() {
-		text := j.text(field)
+func (b *planner) scanTokens(j *Job, locate func(field int) (pointer string, report bool)) {
+	b.tokens = b.tokens[:0]
+	for field := range j.textCount() {
+		text := j.textAt(field)
 		end := 0
 		for {
 			start, next, ok := nextToken(text, end)
@@ -45,10 +45,10 @@ func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, repo
 				if b.plan.Parameters[param].List {
 					k.size = uint32(len(b.plan.Parameters[param].Values))
 				}
-				b.scratch = append(b.scratch, k)
+				b.tokens = append(b.tokens, k)
 				continue
 			}
-			if pointer, report := place(field); report {
+			if pointer, report := locate(field); report {
 				b.addProblem(pointer, mistake)
 			}
 		}
@@ -58,11 +58,11 @@ func (b *planner) scanTokens(j *Job, place func(field int) (pointer string, repo
 // checkDefaults validates jobDefaults, once for all tasks.
 func (b *planner) checkDefaults(d *Job) {
 	b.checkGiven(jobDefaultsIndex, d)
-	place := func(field int) (string, bool) { return b.jobPointer(jobDefaultsIndex) + d.pointerOf(d, field), true }
-	b.scanTokens(d, place)
-	b.checkTexts(d, place)
+	locate := func(field int) (string, bool) { return b.jobPointer(jobDefaultsIndex) + d.pointerOf(d, field), true }
+	b.scanTokens(d, locate)
+	b.checkTexts(d, locate)
 	if d.startsProcess() {
-		b.checkStart(d, place)
+		b.checkStart(d, locate)
 	}
 }
 
@@ -94,11 +94,11 @@ func (b *planner) checkGiven(template int, j *Job) {
 	}
 	cores, has := j.Cores, limits.MaxCPUMillis
 	if cores.Raw != "" && has > 0 && cores.Milli > has && b.runsLocally(template, func(j *Job) bool { return j.Cores.Raw != "" }) {
-		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachine(formatMilli(cores.Milli), formatMilli(has), "cores"))
+		b.addProblem(b.jobPointer(template)+"/cores", exceedsMachineText(formatMilli(cores.Milli), formatMilli(has), "cores"))
 	}
 	memory, has := j.MemoryMB, limits.MaxMemoryBytes
-	if memory.Raw != "" && has > 0 && memory.bytes() > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
-		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachine(formatMilli(memory.Milli), formatMiB(has), "MB of memory"))
+	if memory.Raw != "" && has > 0 && memory.bytesOfMiB() > has && b.runsLocally(template, func(j *Job) bool { return j.MemoryMB.Raw != "" }) {
+		b.addProblem(b.jobPointer(template)+"/memoryMB", exceedsMachineText(formatMilli(memory.Milli), formatMiB(has), "MB of memory"))
 	}
 }
 
@@ -121,8 +121,8 @@ func (b *planner) runsLocally(template int, own func(*Job) bool) bool {
 	return false
 }
 
-// exceedsMachine says what the machine does not have.
-func exceedsMachine(asked, has, unit string) string {
+// exceedsMachineText says what the machine does not have.
+func exceedsMachineText(asked, has, unit string) string {
 	return "asks for " + asked + " " + unit + ", the machine has " + has
 }
 
@@ -140,7 +140,7 @@ func formatMiB(bytes int64) string {
 func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	j := b.job
 	b.checkGiven(t.Index, &spec.Job)
-	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryBytes: j.MemoryMB.bytes()}
+	class := Class{Executor: j.Executor, CPUMillis: j.Cores.Milli, MemoryBytes: j.MemoryMB.bytesOfMiB()}
 	if class.Executor == "" {
 		class.Executor = executorProcess
 	}
@@ -153,7 +153,7 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	if j.Cores.Raw == "" {
 		class.CPUMillis = defaultCPUMillis
 		if has := b.plan.limits.MaxCPUMillis; has > 0 && has < defaultCPUMillis && !b.plan.limits.runsExternally(class.Executor) {
-			b.addProblem(b.jobPointer(t.Index), exceedsMachine(formatMilli(defaultCPUMillis), formatMilli(has), "cores"))
+			b.addProblem(b.jobPointer(t.Index), exceedsMachineText(formatMilli(defaultCPUMillis), formatMilli(has), "cores"))
 		}
 	}
 	t.Class = b.classIndex(class)
@@ -190,9 +190,9 @@ func (b *planner) classIndex(c Class) int {
 // checkTexts reports texts of a job that are wrong for some value of a parameter: the
 // name of an environment variable that contains "=" or is empty, or an empty program
 // name. It looks at each token once and at the values of each parameter once, never at a
-// task. b.scratch holds the job's tokens.
-func (b *planner) checkTexts(j *Job, place func(field int) (pointer string, report bool)) {
-	for rest := b.scratch; len(rest) > 0; {
+// task. b.tokens holds the job's tokens.
+func (b *planner) checkTexts(j *Job, locate func(field int) (pointer string, report bool)) {
+	for rest := b.tokens; len(rest) > 0; {
 		field := rest[0].field
 		n := 1
 		for n < len(rest) && rest[n].field == field {
@@ -203,16 +203,16 @@ func (b *planner) checkTexts(j *Job, place func(field int) (pointer string, repo
 		mistake := ""
 		switch at := int(field); {
 		case at == 0 && len(j.Command) > 0:
-			if b.mayBeEmpty(j.text(at), tokens) {
-				mistake = "the program of command is empty when " + b.emptyValues(tokens)
+			if b.mayBeEmpty(j.textAt(at), tokens) {
+				mistake = "the program of command is empty when " + b.describeEmptyValues(tokens)
 			}
-		case at > len(j.Command) && at < j.texts()-1:
-			mistake = b.variableName(j.text(at), tokens)
+		case at > len(j.Command) && at < j.textCount()-1:
+			mistake = b.variableNameMistake(j.textAt(at), tokens)
 		}
 		if mistake == "" {
 			continue
 		}
-		if pointer, report := place(int(field)); report {
+		if pointer, report := locate(int(field)); report {
 			b.addProblem(pointer, mistake)
 		}
 	}
@@ -220,7 +220,7 @@ func (b *planner) checkTexts(j *Job, place func(field int) (pointer string, repo
 
 // variableName returns the mistake in the name of an environment variable, K=V, for some
 // value of its tokens; "" when every value is right.
-func (b *planner) variableName(entry string, tokens []paramToken) string {
+func (b *planner) variableNameMistake(entry string, tokens []paramToken) string {
 	end := nameEnd(entry, tokens)
 	inName := 0
 	for inName < len(tokens) && int(tokens[inName].end) <= end {
@@ -228,12 +228,12 @@ func (b *planner) variableName(entry string, tokens []paramToken) string {
 	}
 	tokens = tokens[:inName]
 	for _, k := range tokens {
-		if trait := &b.valueTraits()[k.param]; trait.hasAssigned {
+		if trait := &b.propertiesOfValues()[k.param]; trait.hasAssigned {
 			return "the name of an environment variable has \"=\" when " + Quote(b.plan.Parameters[k.param].Name) + " is " + Quote(trait.assigned)
 		}
 	}
 	if b.mayBeEmpty(entry[:end], tokens) {
-		return "the name of an environment variable is empty when " + b.emptyValues(tokens)
+		return "the name of an environment variable is empty when " + b.describeEmptyValues(tokens)
 	}
 	return ""
 }
@@ -257,7 +257,7 @@ func nameEnd(entry string, tokens []paramToken) int {
 func (b *planner) mayBeEmpty(text string, tokens []paramToken) bool {
 	literal := len(text)
 	for _, k := range tokens {
-		if !b.valueTraits()[k.param].empty {
+		if !b.propertiesOfValues()[k.param].empty {
 			return false
 		}
 		literal -= int(k.end - k.start)
@@ -265,8 +265,8 @@ func (b *planner) mayBeEmpty(text string, tokens []paramToken) bool {
 	return literal == 0 && len(tokens) > 0
 }
 
-// emptyValues names the parameters of tokens whose values are empty.
-func (b *planner) emptyValues(tokens []paramToken) string {
+// describeEmptyValues names the parameters of tokens whose values are empty.
+func (b *planner) describeEmptyValues(tokens []paramToken) string {
 	text := Quote(b.plan.Parameters[tokens[0].param].Name)
 	if len(tokens) > 1 {
 		return text + " and others are empty"
@@ -274,19 +274,19 @@ func (b *planner) emptyValues(tokens []paramToken) string {
 	return text + " is empty"
 }
 
-// valueTrait holds the properties of a parameter's values that checks need.
-type valueTrait struct {
+// valueProperties holds the properties of a parameter's values that checks need.
+type valueProperties struct {
 	empty       bool   // one is empty
 	hasAssigned bool   // one has "="
 	assigned    string // the first of those
 }
 
-// valueTraits are those of all parameters, made once.
-func (b *planner) valueTraits() []valueTrait {
-	if b.traits == nil {
-		b.traits = make([]valueTrait, len(b.plan.Parameters))
+// propertiesOfValues are those of all parameters, made once.
+func (b *planner) propertiesOfValues() []valueProperties {
+	if b.properties == nil {
+		b.properties = make([]valueProperties, len(b.plan.Parameters))
 		for i, p := range b.plan.Parameters {
-			trait := &b.traits[i]
+			trait := &b.properties[i]
 			for _, v := range p.Values {
 				trait.empty = trait.empty || v == ""
 				if !trait.hasAssigned && strings.IndexByte(v, '=') >= 0 {
@@ -295,7 +295,7 @@ func (b *planner) valueTraits() []valueTrait {
 			}
 		}
 	}
-	return b.traits
+	return b.properties
 }
 
 // Limits of the Linux kernel on starting a process. They do not apply to a command
@@ -311,12 +311,12 @@ const (
 )
 
 // checkStart reports each text that is too long to start a process with, assuming the
-// longest values of the parameters. b.scratch holds the job's tokens. It returns the
+// longest values of the parameters. b.tokens holds the job's tokens. It returns the
 // bytes that the kernel counts for all texts together.
-func (b *planner) checkStart(j *Job, place func(field int) (pointer string, report bool)) (total int) {
-	tokens := b.scratch
-	for field := range j.texts() {
-		size, substituted := len(j.text(field)), false
+func (b *planner) checkStart(j *Job, locate func(field int) (pointer string, report bool)) (total int) {
+	tokens := b.tokens
+	for field := range j.textCount() {
+		size, substituted := len(j.textAt(field)), false
 		for len(tokens) > 0 && int(tokens[0].field) == field {
 			size += b.longestValues()[tokens[0].param] - int(tokens[0].end-tokens[0].start)
 			tokens, substituted = tokens[1:], true
@@ -327,7 +327,7 @@ func (b *planner) checkStart(j *Job, place func(field int) (pointer string, repo
 		case field == n: // the command string
 			total += min(size, MaxArgumentBytes)
 			continue
-		case field == j.texts()-1:
+		case field == j.textCount()-1:
 			limit, what = MaxPathBytes, "the name of a folder"
 		default:
 			what = "an entry of the environment"
@@ -338,8 +338,8 @@ func (b *planner) checkStart(j *Job, place func(field int) (pointer string, repo
 		if size <= limit {
 			continue
 		}
-		if pointer, report := place(field); report {
-			b.addProblem(pointer, sizeText(size, substituted)+", the kernel takes at most "+strconv.Itoa(limit)+" in "+what)
+		if pointer, report := locate(field); report {
+			b.addProblem(pointer, describeSize(size, substituted)+", the kernel takes at most "+strconv.Itoa(limit)+" in "+what)
 		}
 	}
 	return total
@@ -350,7 +350,7 @@ func (b *planner) checkStart(j *Job, place func(field int) (pointer string, repo
 func (b *planner) checkStartTotal(t *Template, total int) {
 	limit := b.plan.limits.MaxStartBytes
 	if limit > 0 && total > limit && !b.plan.limits.runsExternally(b.job.Executor) {
-		b.addProblem(b.jobPointer(t.Index), sizeText(total, len(b.scratch) > 0)+
+		b.addProblem(b.jobPointer(t.Index), describeSize(total, len(b.tokens) > 0)+
 			" in its command and environment, the kernel takes at most "+strconv.Itoa(limit)+" of a process on this machine")
 	}
 }
@@ -358,7 +358,7 @@ func (b *planner) checkStartTotal(t *Template, total int) {
 // startsProcess tells whether the job's tasks are processes.
 func (j *Job) startsProcess() bool { return j.Executor != executorNoop }
 
-func sizeText(size int, substituted bool) string {
+func describeSize(size int, substituted bool) string {
 	text := "has " + strconv.Itoa(size) + " bytes"
 	if substituted {
 		text += " when the longest values are substituted"
@@ -368,13 +368,13 @@ func sizeText(size int, substituted bool) string {
 
 // longestValues are the lengths of the parameters' longest values.
 func (b *planner) longestValues() []int {
-	if b.lengths == nil {
-		b.lengths = make([]int, len(b.plan.Parameters))
+	if b.valueLengths == nil {
+		b.valueLengths = make([]int, len(b.plan.Parameters))
 		for i, p := range b.plan.Parameters {
 			for _, v := range p.Values {
-				b.lengths[i] = max(b.lengths[i], len(v))
+				b.valueLengths[i] = max(b.valueLengths[i], len(v))
 			}
 		}
 	}
-	return b.lengths
+	return b.valueLengths
 }

@@ -47,24 +47,24 @@ func (l *Limits) runsExternally(executor string) bool {
 
 // planner makes a plan, or the list of all problems.
 type planner struct {
-	Collector
-	plan       *Plan
-	prefix     string       // JSON pointer of the object that holds the tasks
-	first      int          // plan.Templates[first:] are new
-	specs      []TaskSpec   // of the new templates
-	list       *TaskList    // instead of specs
-	packed     *packedTasks // of list
-	job        *Job         // the effective one of the template that is being added
-	total      uint64       // tasks, saturated
-	edges      []edgeMention
-	matched    [][]int // parameters of one-to-one edges; edge.match indexes it
-	classes    map[Class]int
-	scratch    []paramToken
-	merged     int                     // members of jobs, where defaults were merged in
-	lengths    []int                   // of the parameters' longest values
-	traits     []valueTrait            // of the parameters
-	hasStarted func(template int) bool // of templates that were there before
-	repeats    map[int]repeatedAnswer  // answers of repeated
+	ProblemCollector
+	plan           *Plan
+	prefix         string       // JSON pointer of the object that holds the tasks
+	firstNew       int          // plan.Templates[first:] are new
+	specs          []TaskSpec   // of the new templates
+	list           *TaskList    // instead of specs
+	packed         *packedTasks // of list
+	job            *Job         // the effective one of the template that is being added
+	taskCount      uint64       // tasks, saturated
+	edges          []edgeMention
+	matchParams    [][]int // parameters of one-to-one edges; edge.match indexes it
+	classes        map[Class]int
+	tokens         []paramToken
+	mergedMembers  int                         // members of jobs, where defaults were merged in
+	valueLengths   []int                       // of the parameters' longest values
+	properties     []valueProperties           // of the parameters
+	hasStarted     func(template int) bool     // of templates that were there before
+	repeatedValues map[int]repeatedValueResult // answers of repeated
 }
 
 // NewPlan validates a spec as a graph and lays out its templates. It reports all
@@ -77,7 +77,7 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 		list:   s.TaskList,
 		plan: &Plan{
 			Tag: s.Tag, Tags: s.Tags, Parameters: s.Parameters,
-			limits: l.withDefaults(), defaults: s.Defaults, list: s.TaskList,
+			limits: l.withDefaults(), defaults: s.Defaults, taskList: s.TaskList,
 		},
 	}
 	if b.list != nil {
@@ -91,7 +91,7 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	}
 	b.addTemplates(-1)
 	b.collectEdges()
-	return b.finish()
+	return b.finishPlan()
 }
 
 // Extend adds what a task of a generator generated: a new plan, p is unchanged.
@@ -112,8 +112,8 @@ func (p *Plan) Extend(generator uint32, tasks []TaskSpec, started func(template 
 	next := *p
 	next.Sets++
 	b := planner{
-		plan: &next, first: len(p.Templates), specs: tasks,
-		total: uint64(p.Tasks), hasStarted: started,
+		plan: &next, firstNew: len(p.Templates), specs: tasks,
+		taskCount: uint64(p.Tasks), hasStarted: started,
 	}
 	if depth := g.Depth + 1; depth > p.limits.MaxDepth && len(tasks) > 0 {
 		b.addProblem("", fmt.Sprintf("generators are nested %d deep, the limit is %d", depth, p.limits.MaxDepth))
@@ -121,10 +121,10 @@ func (p *Plan) Extend(generator uint32, tasks []TaskSpec, started func(template 
 	b.addTemplates(g.Index)
 	b.collectEdges()
 	b.attachGenerated(g)
-	return b.finish()
+	return b.finishPlan()
 }
 
-func (b *planner) finish() (*Plan, Problems) {
+func (b *planner) finishPlan() (*Plan, Problems) {
 	b.dedupeEdges()
 	b.layOutEdges()
 	b.checkCycle()
@@ -132,7 +132,7 @@ func (b *planner) finish() (*Plan, Problems) {
 	if b.Len() > 0 {
 		return nil, b.Problems()
 	}
-	b.plan.Tasks = uint32(b.total)
+	b.plan.Tasks = uint32(b.taskCount)
 	b.plan.edges += len(b.edges)
 	return b.plan, nil
 }
@@ -169,8 +169,8 @@ func (b *planner) templatePointer(template int) string {
 func (b *planner) addTemplates(origin int) {
 	p := b.plan
 	n := b.templateCount()
-	p.Templates = append(make([]*Template, 0, b.first+n), p.Templates...)
-	p.bases = append(make([]uint32, 0, b.first+n), p.bases...)
+	p.Templates = append(make([]*Template, 0, b.firstNew+n), p.Templates...)
+	p.bases = append(make([]uint32, 0, b.firstNew+n), p.bases...)
 	p.Classes = slices.Clip(p.Classes)
 	p.Matches = slices.Clip(p.Matches)
 	var jobs []Job // effective ones, where there are defaults
@@ -185,11 +185,11 @@ func (b *planner) addTemplates(origin int) {
 	if origin >= 0 {
 		depth = p.Templates[origin].Depth + 1
 	}
-	seats := b.allocTemplates(n)
+	newTemplate := b.allocTemplates(n)
 	for i := range n {
-		spec, t := b.taskSpec(i), seats(i)
+		spec, t := b.taskSpec(i), newTemplate(i)
 		b.job = &spec.Job
-		t.Index, t.Name, t.Base = b.first+i, spec.Name, uint32(b.total)
+		t.Index, t.Name, t.Base = b.firstNew+i, spec.Name, uint32(b.taskCount)
 		*t.Traits = Traits{Retry: spec.Retry, Generator: spec.Generator, Depth: depth, Set: p.Sets, Origin: origin}
 		p.Templates = append(p.Templates, t)
 		p.bases = append(p.bases, t.Base)
@@ -206,7 +206,7 @@ func (b *planner) addTemplates(origin int) {
 		}
 	}
 	b.job = nil
-	p.names = p.names.extended(p.Templates, b.first, b.list)
+	p.names = p.names.extended(p.Templates, b.firstNew, b.list)
 	b.checkNames()
 }
 
@@ -279,31 +279,31 @@ func (b *planner) checkMergeLimit(j *Job) bool {
 	if len(j.Other) == 0 || len(b.plan.defaults.Other) == 0 {
 		return true
 	}
-	before := b.merged
-	b.merged += len(j.Other) + len(b.plan.defaults.Other)
-	if b.merged > maxMerged && before <= maxMerged {
+	before := b.mergedMembers
+	b.mergedMembers += len(j.Other) + len(b.plan.defaults.Other)
+	if b.mergedMembers > maxMerged && before <= maxMerged {
 		b.Add(Problem{
 			Pointer: b.prefix,
 			Message: "the tasks have more than " + strconv.Itoa(maxMerged) + " job members in all, with those of jobDefaults",
 			Limit:   true,
 		})
 	}
-	return b.merged <= maxMerged
+	return b.mergedMembers <= maxMerged
 }
 
 // expandTemplate finds a template's tokens and axes and counts its tasks. own is the job
 // without defaults: checkDefaults has reported the problems of the defaults.
 func (b *planner) expandTemplate(t *Template, own *Job) {
-	place := func(field int) (string, bool) {
+	locate := func(field int) (string, bool) {
 		if !own.ownsText(b.job, field) {
 			return "", false
 		}
 		return b.jobPointer(t.Index) + own.pointerOf(b.job, field), true
 	}
-	b.scanTokens(b.job, place)
+	b.scanTokens(b.job, locate)
 	count, tooLong := uint64(1), false
-	if len(b.scratch) > 0 {
-		t.tokens = slices.Clone(b.scratch)
+	if len(b.tokens) > 0 {
+		t.tokens = slices.Clone(b.tokens)
 		t.Axes, count = b.listAxes(t.tokens)
 		t.Expanded = len(t.Axes) > 0
 		if size := b.longestTexts(t); size > maxTaskBytes {
@@ -311,16 +311,16 @@ func (b *planner) expandTemplate(t *Template, own *Job) {
 			b.addProblem(b.jobPointer(t.Index), "the job has "+strconv.Itoa(size)+" bytes when the longest values are substituted, the limit is "+strconv.Itoa(maxTaskBytes))
 		}
 	}
-	b.checkTexts(b.job, place)
+	b.checkTexts(b.job, locate)
 	if b.job.startsProcess() && !tooLong {
-		b.checkStartTotal(t, b.checkStart(b.job, place))
+		b.checkStartTotal(t, b.checkStart(b.job, locate))
 	}
 	t.Count = uint32(min(count, maxTaskIndex))
-	sum, carry := bits.Add64(b.total, count, 0)
+	sum, carry := bits.Add64(b.taskCount, count, 0)
 	if carry != 0 {
 		sum = math.MaxUint64
 	}
-	b.total = sum
+	b.taskCount = sum
 }
 
 // longestTexts is an upper bound, in bytes, of the texts with tokens of any task of t.
@@ -329,7 +329,7 @@ func (b *planner) longestTexts(t *Template) int {
 	for _, k := range t.tokens {
 		if k.field != field {
 			field = k.field
-			size += len(b.job.text(int(field)))
+			size += len(b.job.textAt(int(field)))
 		}
 		size += b.longestValues()[k.param] - int(k.end-k.start)
 	}
@@ -380,9 +380,9 @@ func (b *planner) listAxes(tokens []paramToken) ([]int, uint64) {
 func (b *planner) checkNames() {
 	p := b.plan
 	expanded := false
-	for _, t := range p.Templates[b.first:] {
+	for _, t := range p.Templates[b.firstNew:] {
 		expanded = expanded || t.Expanded
-		if at := p.names.lookup(t.Name); at < b.first {
+		if at := p.names.lookup(t.Name); at < b.firstNew {
 			b.addProblem(b.templatePointer(t.Index), "task "+Quote(t.Name)+" is already defined")
 		} else if at != t.Index {
 			b.addProblem(b.templatePointer(t.Index), "task "+Quote(t.Name)+" is defined twice")
@@ -394,8 +394,8 @@ func (b *planner) checkNames() {
 	if !expanded {
 		return
 	}
-	for _, t := range p.Templates[:b.first] {
-		if other := b.expandsTo(t); other != nil && other.Index >= b.first {
+	for _, t := range p.Templates[:b.firstNew] {
+		if other := b.expandsTo(t); other != nil && other.Index >= b.firstNew {
 			b.addProblem(b.templatePointer(other.Index), "task "+Quote(other.Name)+" expands to a name that is defined, "+Quote(t.Name))
 		}
 	}
@@ -417,11 +417,11 @@ func (b *planner) expandsTo(t *Template) *Template {
 // checkTotal compares the number of tasks with the limit.
 func (b *planner) checkTotal() {
 	limit := uint64(b.plan.limits.MaxTasks)
-	if b.total <= limit {
+	if b.taskCount <= limit {
 		return
 	}
-	number := strconv.FormatUint(b.total, 10)
-	if b.total == math.MaxUint64 {
+	number := strconv.FormatUint(b.taskCount, 10)
+	if b.taskCount == math.MaxUint64 {
 		number = "more than " + number
 	}
 	b.Add(Problem{

@@ -53,15 +53,15 @@ func pointerInLine(pointer string) string {
 	return pointer
 }
 
-// Collector gathers problems in the order in which they are found. It keeps
+// ProblemCollector gathers problems in the order in which they are found. It keeps
 // 1,000; a last entry says how many more there are. The zero value is ready.
-type Collector struct {
+type ProblemCollector struct {
 	found   Problems
 	dropped int
 }
 
 // Add adds a problem, unless it is the one that was added last.
-func (c *Collector) Add(p Problem) {
+func (c *ProblemCollector) Add(p Problem) {
 	n := len(c.found)
 	if n >= maxProblems {
 		c.dropped++
@@ -78,13 +78,13 @@ func (c *Collector) Add(p Problem) {
 
 // Full tells that a further problem would only be counted, so that its message
 // need not be made.
-func (c *Collector) Full() bool { return len(c.found) >= maxProblems }
+func (c *ProblemCollector) Full() bool { return len(c.found) >= maxProblems }
 
 // Len is how many problems were added.
-func (c *Collector) Len() int { return len(c.found) + c.dropped }
+func (c *ProblemCollector) Len() int { return len(c.found) + c.dropped }
 
 // Problems returns all problems that were added, or nil.
-func (c *Collector) Problems() Problems {
+func (c *ProblemCollector) Problems() Problems {
 	if c.dropped == 0 {
 		return c.found
 	}
@@ -97,7 +97,7 @@ func JoinProblems(first, second Problems) Problems {
 	if len(first) > maxProblems {
 		return first
 	}
-	c := Collector{found: first[:len(first):len(first)]}
+	c := ProblemCollector{found: first[:len(first):len(first)]}
 	for _, p := range second {
 		c.Add(p)
 	}
@@ -115,7 +115,7 @@ func Quote(name string) string {
 }
 
 // EscapePointer returns a member's name as a segment of a JSON pointer (RFC 6901). A
-// name longer than MaxPointerBytes is truncated: a Collector drops that segment anyway.
+// name longer than MaxPointerBytes is truncated: a ProblemCollector drops that segment anyway.
 func EscapePointer(name string) string {
 	name = name[:min(len(name), MaxPointerBytes)]
 	if !strings.ContainsAny(name, "~/") {

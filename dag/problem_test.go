@@ -26,7 +26,7 @@ func TestProblemsError(t *testing.T) {
 }
 
 func TestCollectorIsBounded(t *testing.T) {
-	var c dag.Collector
+	var c dag.ProblemCollector
 	for i := range 5000 {
 		c.Add(dag.Problem{Pointer: "/" + strings.Repeat("x", i%7)})
 	}
@@ -44,7 +44,7 @@ func TestCollectorIsBounded(t *testing.T) {
 }
 
 func TestCollectorLeavesOutWhatWasJustSaid(t *testing.T) {
-	var c dag.Collector
+	var c dag.ProblemCollector
 	for _, m := range []string{"a", "a", "b", "a"} {
 		c.Add(dag.Problem{Message: m})
 	}
@@ -54,7 +54,7 @@ func TestCollectorLeavesOutWhatWasJustSaid(t *testing.T) {
 }
 
 func TestLongPointersAreCutAtAMember(t *testing.T) {
-	var c dag.Collector
+	var c dag.ProblemCollector
 	c.Add(dag.Problem{Pointer: "/a/b~1/" + strings.Repeat("x", dag.MaxPointerBytes)})
 	if got := c.Problems()[0].Pointer; got != "/a/b~1" {
 		t.Errorf("%q", got)

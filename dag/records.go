@@ -39,50 +39,50 @@ type recordKind uint8
 
 // The order is part of the storage format: only append.
 const (
-	recordGranted recordKind = iota + 1
-	recordQueued
-	recordRetry
-	recordCompleted
-	recordErrored
-	recordKilled
-	recordKillTask
-	recordRunState
-	recordKillRun
-	recordTimes
+	kindGranted recordKind = iota + 1
+	kindQueued
+	kindRetry
+	kindCompleted
+	kindErrored
+	kindKilled
+	kindKillTask
+	kindRunState
+	kindKillRun
+	kindTimes
 )
 
 const (
-	recordKindMask   = 0x0f
-	recordNext       = 0x10 // task is the one after the record before
-	recordAt         = 0x20 // at follows
-	recordAttempt    = 0x40 // attempt follows
-	recordRetryState = 0x80 // failures and lost follow
+	kindMask       = 0x0f
+	flagNext       = 0x10 // task is the one after the record before
+	flagAt         = 0x20 // at follows
+	flagAttempt    = 0x40 // attempt follows
+	flagRetryState = 0x80 // failures and lost follow
 )
 
-// recordOf maps a task's state to the kind of record that sets it.
-var recordOf = [NumTaskStates]recordKind{
-	TaskQueued:    recordQueued,
-	TaskGranted:   recordGranted,
-	TaskRetry:     recordRetry,
-	TaskCompleted: recordCompleted,
-	TaskErrored:   recordErrored,
-	TaskKilled:    recordKilled,
+// kindOfState maps a task's state to the kind of record that sets it.
+var kindOfState = [NumTaskStates]recordKind{
+	TaskQueued:    kindQueued,
+	TaskGranted:   kindGranted,
+	TaskRetry:     kindRetry,
+	TaskCompleted: kindCompleted,
+	TaskErrored:   kindErrored,
+	TaskKilled:    kindKilled,
 }
 
 // recordBuffer collects encoded records.
 type recordBuffer struct {
-	buf     []byte
-	at      int64     // of the last record
-	next    uint32    // one after the task of the last record
-	grants  taskRange // granted tasks that are not in buf yet
-	attempt uint32    // of all of grants
-	granted int64     // time of grants
+	buf          []byte
+	at           int64     // of the last record
+	next         uint32    // one after the task of the last record
+	grants       taskRange // granted tasks that are not in buf yet
+	grantAttempt uint32    // of all of grants
+	grantTime    int64     // time of grants
 }
 
 // TakeRecords appends the records since the last call to dst, as one batch. Without
 // new records dst is returned as it is. The batches must become durable in this order.
 func (r *Run) TakeRecords(dst []byte) []byte {
-	j := &r.journal
+	j := &r.records
 	j.flushGrants()
 	if len(j.buf) == 0 {
 		return dst
@@ -97,26 +97,26 @@ func (r *Run) TakeRecords(dst []byte) []byte {
 	return dst
 }
 
-// Dirty tells whether there are records to take.
-func (r *Run) Dirty() bool { return len(r.journal.buf) > 0 || r.journal.grants.n > 0 }
+// HasRecords tells whether there are records to take.
+func (r *Run) HasRecords() bool { return len(r.records.buf) > 0 || r.records.grants.n > 0 }
 
 // recordGrant records that a task got its next attempt.
 func (r *Run) recordGrant(task uint32) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
-	j, attempt := &r.journal, r.attempts[task]
-	if j.grants.n > 0 && task == j.grants.first+j.grants.n && attempt == j.attempt && r.now == j.granted {
+	j, attempt := &r.records, r.attempts[task]
+	if j.grants.n > 0 && task == j.grants.first+j.grants.n && attempt == j.grantAttempt && r.now == j.grantTime {
 		j.grants.n++
 		return
 	}
 	j.flushGrants()
-	j.grants, j.attempt, j.granted = taskRange{task, 1}, attempt, r.now
+	j.grants, j.grantAttempt, j.grantTime = taskRange{task, 1}, attempt, r.now
 }
 
 // flushGrants encodes the granted tasks.
 func (j *recordBuffer) flushGrants() {
 	if g := j.grants; g.n > 0 {
 		j.grants.n = 0
-		j.appendHead(recordGranted, j.granted, g.first, j.attempt, false)
+		j.appendHead(kindGranted, j.grantTime, g.first, j.grantAttempt, false)
 		j.uint(uint64(g.n - 1))
 		j.next = g.first + g.n
 	}
@@ -125,15 +125,15 @@ func (j *recordBuffer) flushGrants() {
 // recordTask records a task's state, its attempts, and its retry state.
 func (r *Run) recordTask(task uint32, s TaskState) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
-	j := &r.journal
+	j := &r.records
 	j.flushGrants()
 	var tr retryState
 	if s == TaskQueued || s == TaskRetry {
 		tr = r.retries[task]
 	}
-	troubled := tr.failures|tr.lost != 0
-	j.appendHead(recordOf[s], r.now, task, r.attempts[task], troubled)
-	if troubled {
+	hasRetryState := tr.failures|tr.lost != 0
+	j.appendHead(kindOfState[s], r.now, task, r.attempts[task], hasRetryState)
+	if hasRetryState {
 		j.uint(uint64(tr.failures))
 		j.uint(uint64(tr.lost))
 	}
@@ -148,48 +148,48 @@ func (r *Run) recordTask(task uint32, s TaskState) {
 	}
 }
 
-// recordKillTask records that a live task was killed.
+// kindKillTask records that a live task was killed.
 func (r *Run) recordKillTask(task uint32) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
-	r.journal.flushGrants()
-	r.journal.appendHead(recordKillTask, r.now, task, 1, false)
+	r.records.flushGrants()
+	r.records.appendHead(kindKillTask, r.now, task, 1, false)
 }
 
 // recordState records the run's newest state.
 func (r *Run) recordState() {
 	at := r.lastStateChange()
 	r.lastUpdate = max(r.lastUpdate, at)
-	j := &r.journal
+	j := &r.records
 	j.flushGrants()
-	j.appendHead(recordRunState, at, j.next, 1, false)
+	j.appendHead(kindRunState, at, j.next, 1, false)
 	j.next--
-	j.uint(uint64(len(r.changes) - 1))
-	j.buf = append(j.buf, byte(r.changes[len(r.changes)-1].State))
+	j.uint(uint64(len(r.stateChanges) - 1))
+	j.buf = append(j.buf, byte(r.stateChanges[len(r.stateChanges)-1].State))
 }
 
 // recordKill records that the run was killed.
 func (r *Run) recordKill() {
 	r.lastUpdate = max(r.lastUpdate, r.now)
-	j := &r.journal
+	j := &r.records
 	j.flushGrants()
-	j.appendHead(recordKillRun, r.now, j.next, 1, false)
+	j.appendHead(kindKillRun, r.now, j.next, 1, false)
 	j.next--
 }
 
 // appendHead encodes the head of a record.
-func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint32, troubled bool) {
+func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint32, hasRetryState bool) {
 	op := byte(kind)
 	if task == j.next {
-		op |= recordNext
+		op |= flagNext
 	}
 	if at != j.at {
-		op |= recordAt
+		op |= flagAt
 	}
 	if attempt != 1 {
-		op |= recordAttempt
+		op |= flagAttempt
 	}
-	if troubled {
-		op |= recordRetryState
+	if hasRetryState {
+		op |= flagRetryState
 	}
 	j.buf = append(j.buf, op)
 	if at != j.at {
@@ -207,23 +207,23 @@ func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint3
 
 func (j *recordBuffer) uint(v uint64) { j.buf = binary.AppendUvarint(j.buf, v) }
 
-// cursor reads encoded values. After the first error it returns zeroes; err names
+// recordReader reads encoded values. After the first error it returns zeroes; err names
 // the offset.
-type cursor struct {
+type recordReader struct {
 	data []byte
 	off  int
 	err  error
 }
 
-func (c *cursor) more() bool { return c.err == nil && c.off < len(c.data) }
+func (c *recordReader) more() bool { return c.err == nil && c.off < len(c.data) }
 
-func (c *cursor) fail(format string, args ...any) {
+func (c *recordReader) fail(format string, args ...any) {
 	if c.err == nil {
 		c.err = fmt.Errorf("offset %d: %s", c.off, fmt.Sprintf(format, args...))
 	}
 }
 
-func (c *cursor) byte(what string) byte {
+func (c *recordReader) byte(what string) byte {
 	if c.err != nil || c.off >= len(c.data) {
 		c.fail("%s is missing", what)
 		return 0
@@ -233,7 +233,7 @@ func (c *cursor) byte(what string) byte {
 }
 
 // version reads a version byte, from 1 to newest.
-func (c *cursor) version(newest byte) (v byte) {
+func (c *recordReader) version(newest byte) (v byte) {
 	if v = c.byte("version"); c.err == nil && (v < 1 || v > newest) {
 		c.fail("version %d is not known, this build reads up to %d", v, newest)
 	}
@@ -241,7 +241,7 @@ func (c *cursor) version(newest byte) (v byte) {
 }
 
 // uint reads an unsigned varint that is at most limit.
-func (c *cursor) uint(what string, limit uint64) uint64 {
+func (c *recordReader) uint(what string, limit uint64) uint64 {
 	if c.err != nil {
 		return 0
 	}
@@ -259,10 +259,10 @@ func (c *cursor) uint(what string, limit uint64) uint64 {
 }
 
 // attempts reads a number of attempts. The limit leaves room for further attempts.
-func (c *cursor) attempts(what string) uint32 { return uint32(c.uint(what, math.MaxInt32)) }
+func (c *recordReader) attempts(what string) uint32 { return uint32(c.uint(what, math.MaxInt32)) }
 
 // int reads a signed varint.
-func (c *cursor) int(what string) int64 {
+func (c *recordReader) int(what string) int64 {
 	if c.err != nil {
 		return 0
 	}
@@ -292,38 +292,38 @@ type Transition struct {
 // the run moves many tasks at once and yields only the change of the run's state. Starts are
 // not recorded.
 func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
-	c := &cursor{data: batch}
+	c := &recordReader{data: batch}
 	c.version(recordVersion)
 	var at, next int64
 	for c.more() {
 		op := c.byte("record")
-		kind := recordKind(op & recordKindMask)
-		if op&recordAt != 0 {
+		kind := recordKind(op & kindMask)
+		if op&flagAt != 0 {
 			at += c.int("time")
 		}
 		t := Transition{At: at, Attempt: 1}
 		task := next
-		if op&recordNext == 0 {
+		if op&flagNext == 0 {
 			task += c.int("task")
 		}
-		if op&recordAttempt != 0 {
+		if op&flagAttempt != 0 {
 			t.Attempt = c.attempts("attempt")
 		}
-		if op&recordRetryState != 0 {
+		if op&flagRetryState != 0 {
 			c.attempts("failures")
 			c.attempts("lost attempts")
 		}
 		switch kind { // records without a task do not change next
-		case recordRunState:
+		case kindRunState:
 			c.uint("number of the change", math.MaxUint32)
 			t.OfRun, t.Run = true, RunState(c.byte("state"))
 			if c.err == nil {
 				yield(t)
 			}
 			continue
-		case recordKillRun:
+		case kindKillRun:
 			continue
-		case recordTimes:
+		case kindTimes:
 			c.uint("template", math.MaxUint32)
 			c.times(Times{}, at)
 			continue
@@ -334,7 +334,7 @@ func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 		}
 		t.Task, next = uint32(task), task+1
 		switch kind {
-		case recordGranted:
+		case kindGranted:
 			n := uint32(c.uint("tasks", uint64(tasks-t.Task-1))) + 1
 			next = task + int64(n)
 			t.Granted = true
@@ -343,19 +343,19 @@ func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 				t.Task++
 			}
 			continue
-		case recordRetry:
+		case kindRetry:
 			t.State = TaskRetry
 			if c.byte("wait") != byte(waitSlot) {
 				c.uint("time", math.MaxInt64)
 			}
-		case recordQueued:
-		case recordCompleted:
+		case kindQueued:
+		case kindCompleted:
 			t.State = TaskCompleted
-		case recordErrored:
+		case kindErrored:
 			t.State = TaskErrored
-		case recordKilled:
+		case kindKilled:
 			t.State = TaskKilled
-		case recordKillTask:
+		case kindKillTask:
 			continue
 		default:
 			c.fail("record kind %d is not known", kind)

@@ -49,19 +49,19 @@ func TestRecordBytes(t *testing.T) {
 	} {
 		if step.event != nil {
 			r.Apply(step.event)
-			r.Check()
+			r.CheckInvariants()
 		}
 		if step.want == "" && !strings.Contains(step.what, "no record") {
 			continue
 		}
-		if dirty := step.want != ""; r.Dirty() != dirty {
-			t.Errorf("%s: Dirty() = %v", step.what, !dirty)
+		if dirty := step.want != ""; r.HasRecords() != dirty {
+			t.Errorf("%s: HasRecords() = %v", step.what, !dirty)
 		}
 		want := strings.ReplaceAll(step.want, " ", "")
 		if got := hex.EncodeToString(r.TakeRecords(nil)); got != want {
 			t.Errorf("%s: %s, want %s", step.what, got, want)
 		}
-		if r.Dirty() || r.TakeRecords(nil) != nil {
+		if r.HasRecords() || r.TakeRecords(nil) != nil {
 			t.Errorf("%s: records are given twice", step.what)
 		}
 	}
@@ -253,7 +253,7 @@ func TestManyAttempts(t *testing.T) {
 		Retry: RetryPolicy{MaxRetries: math.MaxUint32, Interval: math.MaxInt64}}}})
 	r := NewRun(p, Config{LostLimit: math.MaxUint32}, math.MaxInt64-1)
 	r.attempts[0] = math.MaxInt32 - 1
-	r.templates[0].started = 1
+	r.templates[0].startedTasks = 1
 	r.retries[0] = retryState{failures: math.MaxInt32 - 1, lost: math.MaxInt32}
 	r.Apply(Grant{0, 1, math.MaxInt64})
 	r.Apply(Finished{0, math.MaxInt32, false, math.MaxInt64, 0, 0})
@@ -317,7 +317,7 @@ func finishAll(r *Run) {
 		for class := range r.classes {
 			r.Apply(Grant{class, 9, r.lastUpdate})
 		}
-		r.Live(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.lastUpdate, 0, 0}) })
+		r.EachLiveTask(func(task, attempt uint32, _ TaskState) { r.Apply(Finished{task, attempt, true, r.lastUpdate, 0, 0}) })
 		for _, task := range r.tasksInRetry(waitDue) {
 			r.Apply(RetryDue{task, r.attempts[task], math.MaxInt64})
 		}

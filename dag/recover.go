@@ -44,7 +44,7 @@ func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, reco
 	if err := r.rebuildCounters(); err != nil {
 		return nil, err
 	}
-	r.timeGrants()
+	r.collectGrantTimes()
 	r.now = r.lastUpdate
 	return r.Run, nil
 }
@@ -53,10 +53,10 @@ func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, reco
 // the run, and returns an error for an impossible state.
 func (r *Run) rebuildCounters() error {
 	p := r.plan
-	if len(r.changes) == 0 {
+	if len(r.stateChanges) == 0 {
 		return fmt.Errorf("the record of the run's first state is missing")
 	}
-	r.state = r.changes[len(r.changes)-1].State
+	r.state = r.stateChanges[len(r.stateChanges)-1].State
 	for i, t := range p.Templates {
 		ts := &r.templates[i]
 		ended := false // an attempt of its tasks
@@ -70,7 +70,7 @@ func (r *Run) rebuildCounters() error {
 				ts.remaining++
 			}
 			if r.attempts[task] > 0 {
-				ts.started++
+				ts.startedTasks++
 				ended = ended || r.attempts[task] > 1 || !state.Live()
 			} else if state != TaskQueued && state != TaskKilled {
 				return fmt.Errorf("task %d is %s without an attempt", task, taskNames[state])
@@ -79,7 +79,7 @@ func (r *Run) rebuildCounters() error {
 				return fmt.Errorf("task %d is in RETRY without a wait kind", task)
 			}
 		}
-		ts.untimed = ended && ts.times.Last == 0
+		ts.timesUnknown = ended && ts.times.Last == 0
 	}
 	for task, tr := range r.retries {
 		switch {
@@ -97,10 +97,10 @@ func (r *Run) rebuildCounters() error {
 		}
 	}
 	r.rebuildQueues()
-	idle := r.live.count == 0 && (r.killing || r.ready == 0 && r.counts[TaskRetry] == 0)
+	idle := r.live.count == 0 && (r.killing || r.readyTasks == 0 && r.counts[TaskRetry] == 0)
 	if !r.state.Final() && idle || r.state.Final() && (r.live.count > 0 || r.counts[TaskRetry] > 0 || r.killing) {
 		return fmt.Errorf("the run is %s with %d live and %d ready tasks and %d in RETRY",
-			r.state, r.live.count, r.ready, r.counts[TaskRetry])
+			r.state, r.live.count, r.readyTasks, r.counts[TaskRetry])
 	}
 	return nil
 }
@@ -108,13 +108,13 @@ func (r *Run) rebuildCounters() error {
 // checkStarted finds a task that had an attempt before its parents were COMPLETED.
 func (r *Run) checkStarted(i int) error {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	if ts.started == 0 || ts.pending == 0 && ts.waits == nil {
+	if ts.startedTasks == 0 || ts.pendingParents == 0 && ts.openGroups == nil {
 		return nil
 	}
 	for local := range t.Count {
-		open := ts.pending
-		if ts.waits != nil {
-			open += ts.waits[local]
+		open := ts.pendingParents
+		if ts.openGroups != nil {
+			open += ts.openGroups[local]
 		}
 		if task := t.Base + local; open > 0 && r.attempts[task] > 0 {
 			return fmt.Errorf("task %d had an attempt, but it waits for %d parents", task, open)
@@ -139,34 +139,34 @@ type grantSpan struct {
 
 // applyBatch applies one batch of records.
 func (p *replayer) applyBatch(data []byte) error {
-	c := &cursor{data: data}
+	c := &recordReader{data: data}
 	c.version(recordVersion)
 	var at int64
 	var next uint32
 	for c.more() {
 		begin := c.off
 		op := c.byte("record")
-		if op&recordAt != 0 {
+		if op&flagAt != 0 {
 			at += c.int("time")
 		}
 		task := int64(next)
-		if op&recordNext == 0 {
+		if op&flagNext == 0 {
 			task += c.int("task")
 		}
 		attempt := uint32(1)
-		if op&recordAttempt != 0 {
+		if op&flagAttempt != 0 {
 			attempt = c.attempts("attempt")
 		}
 		if c.err != nil {
 			break
 		}
 		p.lastUpdate = max(p.lastUpdate, at)
-		kind := recordKind(op & recordKindMask)
+		kind := recordKind(op & kindMask)
 		switch kind {
-		case recordRunState, recordKillRun:
+		case kindRunState, kindKillRun:
 			p.applyRunRecord(c, kind, at)
 			continue
-		case recordTimes:
+		case kindTimes:
 			p.applyTimesRecord(c, at)
 			continue
 		}
@@ -181,14 +181,14 @@ func (p *replayer) applyBatch(data []byte) error {
 }
 
 // applyTaskRecord applies a record of a task, or of n tasks.
-func (p *replayer) applyTaskRecord(c *cursor, op byte, at int64, task, attempt uint32) (n uint32) {
+func (p *replayer) applyTaskRecord(c *recordReader, op byte, at int64, task, attempt uint32) (n uint32) {
 	var tr retryState
-	if op&recordRetryState != 0 {
+	if op&flagRetryState != 0 {
 		tr.failures, tr.lost = c.attempts("failures"), c.attempts("lost attempts")
 	}
-	kind := recordKind(op & recordKindMask)
+	kind := recordKind(op & kindMask)
 	switch kind {
-	case recordGranted:
+	case kindGranted:
 		n := uint32(c.uint("tasks", uint64(p.plan.Tasks-task-1))) + 1
 		p.grants = append(p.grants, grantSpan{taskRange{task, n}, at})
 		for i := task; c.err == nil && i < task+n; i++ {
@@ -199,10 +199,10 @@ func (p *replayer) applyTaskRecord(c *cursor, op byte, at int64, task, attempt u
 			}
 		}
 		return n
-	case recordQueued:
+	case kindQueued:
 		p.setTask(task, TaskQueued, attempt)
 		p.setRetryState(task, tr)
-	case recordRetry:
+	case kindRetry:
 		switch tr.wait = waitKind(c.byte("wait")); tr.wait {
 		case waitSlot:
 		case waitDue:
@@ -214,18 +214,18 @@ func (p *replayer) applyTaskRecord(c *cursor, op byte, at int64, task, attempt u
 		}
 		p.setTask(task, TaskRetry, attempt)
 		p.setRetryState(task, tr)
-	case recordCompleted:
+	case kindCompleted:
 		p.setTask(task, TaskCompleted, attempt)
 		p.setRetryState(task, retryState{})
-	case recordErrored:
+	case kindErrored:
 		p.setTask(task, TaskErrored, attempt)
 		p.setRetryState(task, retryState{})
-	case recordKilled:
+	case kindKilled:
 		p.setTask(task, TaskKilled, attempt)
 		p.setRetryState(task, retryState{})
-	case recordKillTask:
+	case kindKillTask:
 		if p.TaskState(task).Live() {
-			p.tasks[task] |= killBit
+			p.stateBytes[task] |= killBit
 			p.dirty.add(task / ChunkTasks)
 		}
 	default:
@@ -234,23 +234,23 @@ func (p *replayer) applyTaskRecord(c *cursor, op byte, at int64, task, attempt u
 	return 1
 }
 
-// timeGrants keeps the times at which the live tasks were granted: O(live tasks +
+// collectGrantTimes keeps the times at which the live tasks were granted: O(live tasks +
 // records).
-func (p *replayer) timeGrants() {
+func (p *replayer) collectGrantTimes() {
 	if p.live.count == 0 {
 		return
 	}
-	p.granted = make(map[uint32]int64, p.live.count)
+	p.grantTimes = make(map[uint32]int64, p.live.count)
 	for _, g := range p.grants {
 		for task, ok := p.live.next(g.first); ok && task < g.first+g.n; task, ok = p.live.next(task + 1) {
-			p.granted[task] = g.at
+			p.grantTimes[task] = g.at
 		}
 	}
 }
 
 // setTask writes a task's state and attempts.
 func (p *replayer) setTask(task uint32, s TaskState, attempt uint32) {
-	p.tasks[task], p.attempts[task] = uint8(s), attempt
+	p.stateBytes[task], p.attempts[task] = uint8(s), attempt
 	p.dirty.add(task / ChunkTasks)
 }
 
@@ -265,10 +265,10 @@ func (p *replayer) setRetryState(task uint32, tr retryState) {
 }
 
 // applyRunRecord applies a record of the run as a whole.
-func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
-	if kind == recordKillRun {
+func (p *replayer) applyRunRecord(c *recordReader, kind recordKind, at int64) {
+	if kind == kindKillRun {
 		p.killing = true
-		p.setAll(TaskKilled, 1<<TaskRetry)
+		p.moveAll(TaskKilled, 1<<TaskRetry)
 		for task, tr := range p.retries { // also where a newer chunk says KILLED already
 			if tr.wait != waitNone {
 				delete(p.retries, task)
@@ -276,7 +276,7 @@ func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
 		}
 		return
 	}
-	index := int(c.uint("number of the change", uint64(len(p.changes))))
+	index := int(c.uint("number of the change", uint64(len(p.stateChanges))))
 	state := RunState(c.byte("state"))
 	if state >= numRunStates {
 		c.fail("run state %d is not known", uint8(state))
@@ -284,10 +284,10 @@ func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
 	if c.err != nil {
 		return
 	}
-	if index == len(p.changes) {
-		p.changes = append(p.changes, StateChange{})
+	if index == len(p.stateChanges) {
+		p.stateChanges = append(p.stateChanges, StateChange{})
 	}
-	p.changes[index] = StateChange{At: at, State: state}
+	p.stateChanges[index] = StateChange{At: at, State: state}
 	// The intervals in the header already reflect the changes before it.
 	only := p.fromRecords
 	if index >= p.headerChanges {
@@ -301,7 +301,7 @@ func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
 	case RunQueued:
 		if index > 0 {
 			p.killing = false
-			p.setAll(TaskQueued, 1<<TaskErrored|1<<TaskKilled|1<<TaskRetry)
+			p.moveAll(TaskQueued, 1<<TaskErrored|1<<TaskKilled|1<<TaskRetry)
 			clear(p.retries)
 		}
 	default:
@@ -309,9 +309,9 @@ func (p *replayer) applyRunRecord(c *cursor, kind recordKind, at int64) {
 	}
 }
 
-// setAll moves all tasks in one of the states of the mask.
-func (p *replayer) setAll(to TaskState, from uint16) {
-	for task, b := range p.tasks {
+// moveAll moves all tasks in one of the states of the mask.
+func (p *replayer) moveAll(to TaskState, from uint16) {
+	for task, b := range p.stateBytes {
 		if from>>(b&^killBit)&1 != 0 {
 			p.setTask(uint32(task), to, p.attempts[task])
 			p.setRetryState(uint32(task), retryState{})
@@ -319,11 +319,11 @@ func (p *replayer) setAll(to TaskState, from uint16) {
 	}
 }
 
-// Check compares everything that is counted with the states of the tasks, and
+// CheckInvariants compares everything that is counted with the states of the tasks, and
 // panics with both numbers where they differ. It is for tests: O(tasks).
-func (r *Run) Check() {
-	want := &Run{plan: r.plan, config: r.config, state: r.state, killing: r.killing, changes: r.changes,
-		tasks: r.tasks, attempts: r.attempts, retries: r.retries}
+func (r *Run) CheckInvariants() {
+	want := &Run{plan: r.plan, config: r.config, state: r.state, killing: r.killing, stateChanges: r.stateChanges,
+		stateBytes: r.stateBytes, attempts: r.attempts, retries: r.retries}
 	want.unblock = want.unblockTasks
 	want.growToPlan()
 	if err := want.rebuildCounters(); err != nil {
@@ -331,32 +331,32 @@ func (r *Run) Check() {
 	}
 	mustEqual("tasks per state", r.counts, want.counts)
 	mustEqualList("live tasks", r.live.members(), want.live.members())
-	mustEqual("ready tasks", r.ready, want.ready)
+	mustEqual("ready tasks", r.readyTasks, want.readyTasks)
 	for i := range r.classes {
 		got, want := &r.classes[i], &want.classes[i]
 		where := fmt.Sprintf("class %d: ", i)
-		mustEqual(where+"ready tasks", got.ready, want.ready)
+		mustEqual(where+"ready tasks", got.readyTasks, want.readyTasks)
 		mustEqualList(where+"queue", r.grantableRanges(got.requeued, got.firstAttempts), r.grantableRanges(want.requeued, want.firstAttempts))
 		if !got.demandMarked {
 			wanted := 0
 			if r.acceptsSlots() {
-				wanted = got.ready
+				wanted = got.readyTasks
 			}
-			mustEqual(where+"wanted", got.wanted, wanted)
+			mustEqual(where+"last demand", got.lastDemand, wanted)
 		}
 	}
 	for i := range r.templates {
 		got, want := &r.templates[i], &want.templates[i]
 		where := fmt.Sprintf("template %q: ", r.plan.Templates[i].Name)
 		mustEqual(where+"remaining", got.remaining, want.remaining)
-		mustEqual(where+"pending", got.pending, want.pending)
-		mustEqual(where+"started", got.started, want.started)
-		mustEqualList(where+"waits", got.waits, want.waits)
-		mustEqual(where+"holding", got.blockedCount, want.blockedCount)
-		mustEqualList(where+"held", r.grantableRanges(got.blocked), r.grantableRanges(want.blocked))
+		mustEqual(where+"pending parents", got.pendingParents, want.pendingParents)
+		mustEqual(where+"started", got.startedTasks, want.startedTasks)
+		mustEqualList(where+"open groups", got.openGroups, want.openGroups)
+		mustEqual(where+"blocked count", got.blockedCount, want.blockedCount)
+		mustEqualList(where+"blocked tasks", r.grantableRanges(got.blocked), r.grantableRanges(want.blocked))
 	}
-	for i := range r.groups {
-		mustEqualList(fmt.Sprintf("match %d: groups", i), r.groups[i], want.groups[i])
+	for i := range r.openParents {
+		mustEqualList(fmt.Sprintf("match %d: open parents", i), r.openParents[i], want.openParents[i])
 	}
 }
 
@@ -380,7 +380,7 @@ func (r *Run) grantableRanges(queues ...rangeQueue) []taskRange {
 	for _, q := range queues {
 		for _, s := range q.list[q.head:] {
 			for task := s.first; task < s.first+s.n; task++ {
-				if r.grantable(task) {
+				if r.isGrantable(task) {
 					found.push(task, 1)
 				}
 			}

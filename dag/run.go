@@ -18,29 +18,29 @@ const defaultLostLimit = 5
 // event costs O(1 + edges), except Restart and Recover (all tasks) and Kill (tasks that
 // are live or in RETRY).
 type Run struct {
-	plan       *Plan
-	config     Config
-	state      RunState
-	killing    bool // the user killed the run and a task is still live
-	changes    []StateChange
-	lastUpdate int64 // time of the newest record; never falls
-	now        int64 // time of the event that is being applied; never falls
+	plan         *Plan
+	config       Config
+	state        RunState
+	killing      bool // the user killed the run and a task is still live
+	stateChanges []StateChange
+	lastUpdate   int64 // time of the newest record; never falls
+	now          int64 // time of the event that is being applied; never falls
 
-	tasks    []uint8  // TaskState, and killBit
-	attempts []uint32 // attempts made so far, the live one included
-	counts   [NumTaskStates]uint32
-	live     bitmap                // tasks that are GRANTED or RUNNING
-	retries  map[uint32]retryState // tasks that failed or were lost since the last (re)start
-	granted  map[uint32]int64      // of tasks that were live when the run was recovered, where the records say; see GrantedAt
+	stateBytes []uint8  // TaskState, and killBit
+	attempts   []uint32 // attempts made so far, the live one included
+	counts     [NumTaskStates]uint32
+	live       bitmap                // tasks that are GRANTED or RUNNING
+	retries    map[uint32]retryState // tasks that failed or were lost since the last (re)start
+	grantTimes map[uint32]int64      // of tasks that were live when the run was recovered, where the records say; see GrantedAt
 
-	templates []templateState
-	groups    [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
-	classes   []classState
-	ready     int // tasks that could be granted now, in all classes
+	templates   []templateState
+	openParents [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
+	classes     []classState
+	readyTasks  int // tasks that could be granted now, in all classes
 
 	effects         []Effect
 	changedClasses  []int // classes whose Demand may have changed
-	journal         recordBuffer
+	records         recordBuffer
 	timesPending    []int  // templates whose times have no record yet
 	dirty           bitmap // chunks that changed since they were last taken
 	lastTemplate    int    // the template that was looked up last
@@ -72,16 +72,16 @@ const (
 
 // templateState is what a run counts per template.
 type templateState struct {
-	remaining     uint32     // tasks that are not COMPLETED
-	pending       uint32     // all-to-all parents with tasks that are not COMPLETED
-	started       uint32     // tasks with an attempt
-	waits         []uint32   // per task: one-to-one parents' groups that are not COMPLETED; nil without such parents
-	blocked       rangeQueue // tasks that wait only for pending; some may have been killed
-	blockedCount  uint32     // how many tasks in blocked are QUEUED
-	oneToOne      bool       // it has children that match
-	times         Times
-	timesToRecord timesChanged // the times that have no record yet
-	untimed       bool         // its history is older than the records of times: the times are unknown
+	remaining          uint32     // tasks that are not COMPLETED
+	pendingParents     uint32     // all-to-all parents with tasks that are not COMPLETED
+	startedTasks       uint32     // tasks with an attempt
+	openGroups         []uint32   // per task: one-to-one parents' groups that are not COMPLETED; nil without such parents
+	blocked            rangeQueue // tasks that wait only for pending; some may have been killed
+	blockedCount       uint32     // how many tasks in blocked are QUEUED
+	hasMatchedChildren bool       // it has children that match
+	times              Times
+	timesToRecord      timesChanged // the times that have no record yet
+	timesUnknown       bool         // its history is older than the records of times: the times are unknown
 }
 
 // NewRun begins a run of p: QUEUED, at now (ns since the epoch). This first state
@@ -97,7 +97,7 @@ func NewRun(p *Plan, c Config, now int64) *Run {
 		r.enqueueNewTemplate(i)
 	}
 	r.counts[TaskQueued] = p.Tasks
-	r.changes = append(r.changes, StateChange{At: now, State: RunQueued})
+	r.stateChanges = append(r.stateChanges, StateChange{At: now, State: RunQueued})
 	r.recordState()
 	return r
 }
@@ -117,10 +117,10 @@ func newRun(p *Plan, c Config) *Run {
 func (r *Run) growToPlan() {
 	p := r.plan
 	n := int(p.Tasks)
-	if r.tasks == nil {
-		r.tasks, r.attempts = make([]uint8, n), make([]uint32, n)
+	if r.stateBytes == nil {
+		r.stateBytes, r.attempts = make([]uint8, n), make([]uint32, n)
 	} else {
-		r.tasks = append(r.tasks, make([]uint8, n-len(r.tasks))...)
+		r.stateBytes = append(r.stateBytes, make([]uint8, n-len(r.stateBytes))...)
 		r.attempts = append(r.attempts, make([]uint32, n-len(r.attempts))...)
 	}
 	r.live.grow(n)
@@ -129,9 +129,9 @@ func (r *Run) growToPlan() {
 	for i := len(r.classes); i < len(p.Classes); i++ {
 		r.classes = append(r.classes, classState{release: Release{Class: i, N: 1}})
 	}
-	r.groups = append(r.groups, make([][]uint32, len(p.Matches)-len(r.groups))...)
+	r.openParents = append(r.openParents, make([][]uint32, len(p.Matches)-len(r.openParents))...)
 	for _, m := range p.Matches {
-		r.templates[m.Parent].oneToOne = true
+		r.templates[m.Parent].hasMatchedChildren = true
 	}
 }
 
@@ -155,7 +155,7 @@ func (r *Run) Init() []Effect {
 		r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: r.retries[task].at})
 	}
 	for i := range r.classes {
-		r.classes[i].wanted = 0
+		r.classes[i].lastDemand = 0
 	}
 	r.markAllDemand()
 	r.emitDemand()
@@ -239,7 +239,7 @@ func (r *Run) finishIfIdle() {
 	switch {
 	case r.killing:
 		r.setState(RunKilled)
-	case r.ready > 0 || r.counts[TaskRetry] > 0:
+	case r.readyTasks > 0 || r.counts[TaskRetry] > 0:
 	case r.counts[TaskCompleted] == r.plan.Tasks:
 		r.setState(RunCompleted)
 	case r.counts[TaskErrored] > 0:
@@ -260,7 +260,7 @@ func (r *Run) setState(to RunState) {
 		r.killing = false
 	}
 	c := StateChange{At: max(r.now, r.lastStateChange()+1), State: to}
-	r.changes = append(r.changes, c)
+	r.stateChanges = append(r.stateChanges, c)
 	r.recordState()
 	r.markAllDemand()
 	r.emit(RunChanged{c})
@@ -272,7 +272,7 @@ func (r *Run) setState(to RunState) {
 func (r *Run) advanceClock(at int64) { r.now = max(r.now, at) }
 
 // lastStateChange is the time of the newest change of the run's state.
-func (r *Run) lastStateChange() int64 { return r.changes[len(r.changes)-1].At }
+func (r *Run) lastStateChange() int64 { return r.stateChanges[len(r.stateChanges)-1].At }
 
 // acceptsSlots tells whether the run takes slots.
 func (r *Run) acceptsSlots() bool {
@@ -291,7 +291,7 @@ type InitialState struct {
 
 // InitialState returns the state of NewRun(p, …, now).
 func (p *Plan) InitialState(now int64) InitialState {
-	r := Run{now: now, changes: []StateChange{{At: now, State: RunQueued}}}
+	r := Run{now: now, stateChanges: []StateChange{{At: now, State: RunQueued}}}
 	r.recordState()
 	ready := make([]int, len(p.Classes))
 	for _, t := range p.Templates {
@@ -315,8 +315,8 @@ func (r *Run) Plan() *Plan { return r.plan }
 // State returns the run's state.
 func (r *Run) State() RunState { return r.state }
 
-// Changes returns a copy of the run's states so far, the first QUEUED included.
-func (r *Run) Changes() []StateChange { return slices.Clone(r.changes) }
+// StateChanges returns a copy of the run's states so far, the first QUEUED included.
+func (r *Run) StateChanges() []StateChange { return slices.Clone(r.stateChanges) }
 
 // Counts returns how many tasks are in each state; users see GRANTED as QUEUED.
 func (r *Run) Counts() [NumTaskStates]uint32 { return r.counts }
@@ -325,7 +325,7 @@ func (r *Run) Counts() [NumTaskStates]uint32 { return r.counts }
 func (r *Run) LastUpdate() int64 { return r.lastUpdate }
 
 // TaskState returns the state of a task.
-func (r *Run) TaskState(task uint32) TaskState { return TaskState(r.tasks[task] &^ killBit) }
+func (r *Run) TaskState(task uint32) TaskState { return TaskState(r.stateBytes[task] &^ killBit) }
 
 // Attempt returns the number of attempts that a task has had, the live one
 // included: the number of its newest attempt, 0 before the first.
@@ -334,20 +334,20 @@ func (r *Run) Attempt(task uint32) uint32 { return r.attempts[task] }
 // States appends the states of the tasks [first, first+n).
 func (r *Run) States(dst []TaskState, first, n uint32) []TaskState {
 	dst = slices.Grow(dst, int(n))
-	for _, b := range r.tasks[first : first+n] {
+	for _, b := range r.stateBytes[first : first+n] {
 		dst = append(dst, TaskState(b&^killBit))
 	}
 	return dst
 }
 
 // Started tells whether a task of a template has had an attempt.
-func (r *Run) Started(template int) bool { return r.templates[template].started > 0 }
+func (r *Run) Started(template int) bool { return r.templates[template].startedTasks > 0 }
 
-// Waiting tells whether a task is in RETRY.
-func (r *Run) Waiting() bool { return r.counts[TaskRetry] > 0 }
+// HasTasksInRetry tells whether a task is in RETRY.
+func (r *Run) HasTasksInRetry() bool { return r.counts[TaskRetry] > 0 }
 
-// Live yields the tasks that are GRANTED or RUNNING, ascending.
-func (r *Run) Live(yield func(task, attempt uint32, s TaskState)) {
+// EachLiveTask yields the tasks that are GRANTED or RUNNING, ascending.
+func (r *Run) EachLiveTask(yield func(task, attempt uint32, s TaskState)) {
 	r.live.each(func(task uint32) { yield(task, r.attempts[task], r.TaskState(task)) })
 }
 
@@ -356,14 +356,14 @@ func (r *Run) Live(yield func(task, attempt uint32, s TaskState)) {
 // records after the newest snapshot have it, else the time of the run's first state,
 // which is a lower bound.
 func (r *Run) GrantedAt(task uint32) int64 {
-	if at, ok := r.granted[task]; ok {
+	if at, ok := r.grantTimes[task]; ok {
 		return at
 	}
-	return r.changes[0].At
+	return r.stateChanges[0].At
 }
 
 // KillRequested tells whether the run is being killed.
 func (r *Run) KillRequested() bool { return r.killing }
 
 // TaskKillRequested tells whether the task is live and is being killed by itself.
-func (r *Run) TaskKillRequested(task uint32) bool { return r.tasks[task]&killBit != 0 }
+func (r *Run) TaskKillRequested(task uint32) bool { return r.stateBytes[task]&killBit != 0 }

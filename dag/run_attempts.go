@@ -7,15 +7,15 @@ func (r *Run) grantSlots(class, n int) {
 	if class < 0 || class >= len(r.classes) || n < 0 {
 		panic(fmt.Sprintf("run: grant of %d slots of class %d, it has %d classes", n, class, len(r.classes)))
 	}
-	if c := &r.classes[class]; r.acceptsSlots() && c.ready > 0 && n > 0 {
+	if c := &r.classes[class]; r.acceptsSlots() && c.readyTasks > 0 && n > 0 {
 		if r.state == RunQueued {
 			r.setState(RunRunning)
 		}
-		taken := min(n, c.ready)
+		taken := min(n, c.readyTasks)
 		n -= taken
 		r.addReady(class, -taken)
 		for taken > 0 {
-			if task := c.popTask(); r.grantable(task) {
+			if task := c.popTask(); r.isGrantable(task) {
 				r.beginAttempt(task)
 				taken--
 			}
@@ -26,22 +26,22 @@ func (r *Run) grantSlots(class, n int) {
 	}
 }
 
-// grantable is false for tasks that were killed after they had become ready.
-func (r *Run) grantable(task uint32) bool {
-	state := TaskState(r.tasks[task])
+// isGrantable is false for tasks that were killed after they had become ready.
+func (r *Run) isGrantable(task uint32) bool {
+	state := TaskState(r.stateBytes[task])
 	return state == TaskQueued || state == TaskRetry
 }
 
 // beginAttempt gives a ready task its slot and its next attempt.
 func (r *Run) beginAttempt(task uint32) {
-	if TaskState(r.tasks[task]) == TaskRetry {
+	if TaskState(r.stateBytes[task]) == TaskRetry {
 		tr := r.retries[task]
 		tr.wait = waitNone
 		r.retries[task] = tr
 	}
 	r.moveTask(task, TaskGranted)
 	if r.attempts[task] == 0 {
-		r.templates[r.templateOf(task)].started++
+		r.templates[r.templateOf(task)].startedTasks++
 	}
 	r.attempts[task]++
 	r.recordGrant(task)
@@ -110,7 +110,7 @@ func (r *Run) finishAttempt(task, attempt uint32, ok bool, next *Plan, at Times)
 }
 
 // killRequested tells whether a live task has to end KILLED, however its attempt ends.
-func (r *Run) killRequested(task uint32) bool { return r.killing || r.tasks[task]&killBit != 0 }
+func (r *Run) killRequested(task uint32) bool { return r.killing || r.stateBytes[task]&killBit != 0 }
 
 // releaseSlot gives the slot of a live task back.
 func (r *Run) releaseSlot(task uint32) {
@@ -153,11 +153,11 @@ func (r *Run) retryDue(task, attempt uint32) {
 	if attempt != r.attempts[task] || tr.wait != waitDue || r.now < tr.at {
 		return
 	}
-	r.requeue(task)
+	r.requeueFromRetry(task)
 }
 
 // requeue takes a task out of RETRY; it now waits for a slot only.
-func (r *Run) requeue(task uint32) {
+func (r *Run) requeueFromRetry(task uint32) {
 	tr := r.retries[task]
 	tr.wait, tr.at = waitNone, 0
 	r.retries[task] = tr
@@ -198,10 +198,10 @@ func (r *Run) revokeAttempt(task, attempt uint32) {
 	}
 	r.attempts[task]--
 	if r.attempts[task] == 0 {
-		r.templates[r.templateOf(task)].started--
+		r.templates[r.templateOf(task)].startedTasks--
 	}
 	r.releaseSlot(task)
-	if r.tasks[task]&killBit != 0 {
+	if r.stateBytes[task]&killBit != 0 {
 		r.endTask(task, TaskKilled)
 		return
 	}
@@ -233,15 +233,15 @@ func (r *Run) moveToFinal(task uint32, to TaskState) {
 
 // moveTask is the one place where a task's state changes.
 func (r *Run) moveTask(task uint32, to TaskState) {
-	old := r.tasks[task]
+	old := r.stateBytes[task]
 	from := TaskState(old &^ killBit)
 	mustMoveTask(task, from, to)
 	r.counts[from]--
 	r.counts[to]++
-	r.tasks[task] = uint8(to)
+	r.stateBytes[task] = uint8(to)
 	switch to {
 	case TaskRunning: // a chunk stores it as GRANTED
-		r.tasks[task] |= old & killBit
+		r.stateBytes[task] |= old & killBit
 		return
 	case TaskGranted:
 		r.live.add(task)

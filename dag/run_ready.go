@@ -21,25 +21,25 @@ func (r *Run) templateOf(task uint32) int {
 func (r *Run) initDeps(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	r.initAllToAllDeps(i)
-	ts.waits = nil
+	ts.openGroups = nil
 	for _, e := range t.Parents {
 		if e.Match == nil {
 			continue
 		}
-		if ts.waits == nil {
-			ts.waits = make([]uint32, t.Count)
+		if ts.openGroups == nil {
+			ts.openGroups = make([]uint32, t.Count)
 		}
-		r.initMatchedDeps(e.Match, ts.waits)
+		r.initMatchedDeps(e.Match, ts.openGroups)
 	}
 }
 
 // initAllToAllDeps is initDeps for the all-to-all parents.
 func (r *Run) initAllToAllDeps(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.pending = 0
+	ts.pendingParents = 0
 	for _, e := range t.Parents {
 		if e.Match == nil && r.templates[e.Template].remaining > 0 && !e.ViaGenerator {
-			ts.pending++
+			ts.pendingParents++
 		}
 	}
 }
@@ -58,7 +58,7 @@ func (r *Run) initMatchedDeps(m *Match, waits []uint32) {
 		}
 	} else {
 		for local := range parent.Count {
-			if TaskState(r.tasks[parent.Base+local]) != TaskCompleted {
+			if TaskState(r.stateBytes[parent.Base+local]) != TaskCompleted {
 				open[m.GroupOfParent(local)]++
 			}
 		}
@@ -73,7 +73,7 @@ func (r *Run) initMatchedDeps(m *Match, waits []uint32) {
 		}
 	}
 	if per > 1 {
-		r.groups[m.ID] = open
+		r.openParents[m.ID] = open
 	}
 }
 
@@ -83,14 +83,14 @@ func (r *Run) completeTask(task uint32) {
 	i := r.templateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	ts.remaining--
-	if ts.remaining > 0 && !ts.oneToOne {
+	if ts.remaining > 0 && !ts.hasMatchedChildren {
 		return
 	}
 	for _, e := range t.Children {
 		switch {
 		case e.Match != nil:
 			g := e.Match.GroupOfParent(task - t.Base)
-			if open := r.groups[e.Match.ID]; open != nil {
+			if open := r.openParents[e.Match.ID]; open != nil {
 				if open[g]--; open[g] > 0 {
 					continue
 				}
@@ -98,16 +98,16 @@ func (r *Run) completeTask(task uint32) {
 			r.unblockTemplate = e.Template
 			e.Match.EachChild(g, r.unblock)
 		case ts.remaining == 0 && !e.ViaGenerator:
-			r.parentDone(e.Template)
+			r.removePendingParent(e.Template)
 		}
 	}
 }
 
-// parentDone takes one all-to-all parent off what template i waits for.
-func (r *Run) parentDone(i int) {
+// removePendingParent takes one all-to-all parent off what template i waits for.
+func (r *Run) removePendingParent(i int) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	ts.pending--
-	if ts.pending > 0 {
+	ts.pendingParents--
+	if ts.pendingParents > 0 {
 		return
 	}
 	fresh := &r.classes[t.Class].firstAttempts
@@ -122,8 +122,8 @@ func (r *Run) parentDone(i int) {
 func (r *Run) unblockTasks(first, n uint32) {
 	t, ts := r.plan.Templates[r.unblockTemplate], &r.templates[r.unblockTemplate]
 	for local := first; local < first+n; local++ {
-		ts.waits[local]--
-		if task := t.Base + local; ts.waits[local] == 0 && TaskState(r.tasks[task]) == TaskQueued {
+		ts.openGroups[local]--
+		if task := t.Base + local; ts.openGroups[local] == 0 && TaskState(r.stateBytes[task]) == TaskQueued {
 			r.enqueueReady(t, ts, task, 1)
 		}
 	}
@@ -132,7 +132,7 @@ func (r *Run) unblockTasks(first, n uint32) {
 // enqueueReady queues n QUEUED tasks whose matched parents are done. While all-to-all
 // parents are pending, the tasks are blocked.
 func (r *Run) enqueueReady(t *Template, ts *templateState, first, n uint32) {
-	if ts.pending > 0 {
+	if ts.pendingParents > 0 {
 		ts.blocked.push(first, n)
 		ts.blockedCount += n
 		return
@@ -143,7 +143,7 @@ func (r *Run) enqueueReady(t *Template, ts *templateState, first, n uint32) {
 
 // enqueueNewTemplate is enqueueReady for all tasks of a new template.
 func (r *Run) enqueueNewTemplate(i int) {
-	if t, ts := r.plan.Templates[i], &r.templates[i]; ts.waits == nil {
+	if t, ts := r.plan.Templates[i], &r.templates[i]; ts.openGroups == nil {
 		r.enqueueReady(t, ts, t.Base, t.Count)
 	}
 }
@@ -154,8 +154,8 @@ func (r *Run) enqueueTemplate(i int) {
 	ts.blocked, ts.blockedCount = rangeQueue{}, 0
 	begin := t.Base // of the range that is being collected
 	for task := t.Base; task < t.Base+t.Count; task++ {
-		state := TaskState(r.tasks[task])
-		if state == TaskQueued && (ts.waits == nil || ts.waits[task-t.Base] == 0) {
+		state := TaskState(r.stateBytes[task])
+		if state == TaskQueued && (ts.openGroups == nil || ts.openGroups[task-t.Base] == 0) {
 			continue
 		}
 		if begin < task {
@@ -175,7 +175,7 @@ func (r *Run) enqueueTemplate(i int) {
 func (r *Run) rebuildQueues() {
 	for i := range r.classes {
 		c := &r.classes[i]
-		r.addReady(i, -c.ready)
+		r.addReady(i, -c.readyTasks)
 		c.requeued, c.firstAttempts = rangeQueue{}, rangeQueue{}
 	}
 	for i := range r.templates {
@@ -217,17 +217,17 @@ func (r *Run) extendPlan(generator uint32, next *Plan) {
 // new parents.
 func (r *Run) addParents(i int, oneToOne bool) {
 	t, ts := r.plan.Templates[i], &r.templates[i]
-	if ts.started > 0 {
-		panic(fmt.Sprintf("template %q: a parent was added after %d of its tasks had started", t.Name, ts.started))
+	if ts.startedTasks > 0 {
+		panic(fmt.Sprintf("template %q: a parent was added after %d of its tasks had started", t.Name, ts.startedTasks))
 	}
-	if ts.pending > 0 && !oneToOne { // the usual case: it waits for the generator
+	if ts.pendingParents > 0 && !oneToOne { // the usual case: it waits for the generator
 		r.initAllToAllDeps(i)
 		return
 	}
-	if ts.pending == 0 {
+	if ts.pendingParents == 0 {
 		ready := 0
 		for task := t.Base; task < t.Base+t.Count; task++ {
-			if TaskState(r.tasks[task]) == TaskQueued && (ts.waits == nil || ts.waits[task-t.Base] == 0) {
+			if TaskState(r.stateBytes[task]) == TaskQueued && (ts.openGroups == nil || ts.openGroups[task-t.Base] == 0) {
 				ready++
 			}
 		}
@@ -244,8 +244,8 @@ func (r *Run) addParents(i int, oneToOne bool) {
 type classState struct {
 	requeued      rangeQueue // tasks that have had an attempt: served before firstAttempts
 	firstAttempts rangeQueue
-	ready         int // tasks in both that can be granted
-	wanted        int // of the last Demand
+	readyTasks    int // tasks in both that can be granted
+	lastDemand    int // of the last Demand
 	demandMarked  bool
 	release       Effect // Release of one slot, made once
 }
@@ -261,10 +261,10 @@ func (c *classState) popTask() uint32 {
 // addReady counts n more (or fewer) ready tasks of a class.
 func (r *Run) addReady(class, n int) {
 	c := &r.classes[class]
-	c.ready += n
-	r.ready += n
-	if c.ready < 0 {
-		panic(fmt.Sprintf("run: class %d has %d ready tasks", class, c.ready))
+	c.readyTasks += n
+	r.readyTasks += n
+	if c.readyTasks < 0 {
+		panic(fmt.Sprintf("run: class %d has %d ready tasks", class, c.readyTasks))
 	}
 	r.markDemand(class)
 }
@@ -287,7 +287,7 @@ func (r *Run) markDemand(class int) {
 // markAllDemand follows a change of the run's state, which its demand depends on.
 func (r *Run) markAllDemand() {
 	for i := range r.classes {
-		if r.classes[i].ready != 0 || r.classes[i].wanted != 0 {
+		if r.classes[i].readyTasks != 0 || r.classes[i].lastDemand != 0 {
 			r.markDemand(i)
 		}
 	}
@@ -303,10 +303,10 @@ func (r *Run) emitDemand() {
 		c.demandMarked = false
 		want := 0
 		if r.acceptsSlots() {
-			want = c.ready
+			want = c.readyTasks
 		}
-		if want != c.wanted {
-			c.wanted = want
+		if want != c.lastDemand {
+			c.lastDemand = want
 			r.emit(Demand{Class: class, Want: want})
 		}
 	}

@@ -71,17 +71,17 @@ func TestCheckFinds(t *testing.T) {
 	for what, spoil := range map[string]func(r *Run){
 		"tasks per state":            func(r *Run) { r.counts[TaskQueued]++ },
 		"live tasks":                 func(r *Run) { r.live.remove(2) },
-		"run: ready tasks":           func(r *Run) { r.ready++ },
-		"class 0: ready tasks":       func(r *Run) { r.classes[0].ready++ },
+		"run: ready tasks":           func(r *Run) { r.readyTasks++ },
+		"class 0: ready tasks":       func(r *Run) { r.classes[0].readyTasks++ },
 		"class 0: queue":             func(r *Run) { r.classes[0].firstAttempts.pop() },
-		"class 0: wanted":            func(r *Run) { r.classes[0].wanted++ },
+		"class 0: last demand":       func(r *Run) { r.classes[0].lastDemand++ },
 		"queued twice":               func(r *Run) { r.classes[0].requeued.push(4, 1) },
 		`"a": remaining`:             func(r *Run) { r.templates[0].remaining-- },
-		`"a": started`:               func(r *Run) { r.templates[0].started-- },
-		`"b": pending`:               func(r *Run) { r.templates[1].pending++ },
-		`"b": holding`:               func(r *Run) { r.templates[1].blockedCount-- },
-		`"b": held`:                  func(r *Run) { r.templates[1].blocked = rangeQueue{} },
-		"task 4 is COMPLETED witho":  func(r *Run) { r.tasks[4] = uint8(TaskCompleted) },
+		`"a": started`:               func(r *Run) { r.templates[0].startedTasks-- },
+		`"b": pending parents`:       func(r *Run) { r.templates[1].pendingParents++ },
+		`"b": blocked count`:         func(r *Run) { r.templates[1].blockedCount-- },
+		`"b": blocked tasks`:         func(r *Run) { r.templates[1].blocked = rangeQueue{} },
+		"task 4 is COMPLETED witho":  func(r *Run) { r.stateBytes[4] = uint8(TaskCompleted) },
 		"task 1 is in RETRY without": func(r *Run) { delete(r.retries, 1) },
 		"task 2 waits for its retr":  func(r *Run) { r.retries[2] = retryState{wait: waitDue} },
 		"task 1 waits for its retr":  func(r *Run) { r.retries[1] = retryState{wait: waitFrozen} },
@@ -91,9 +91,9 @@ func TestCheckFinds(t *testing.T) {
 		r.Apply(Grant{0, 3, 1})
 		r.Apply(Finished{0, 1, true, 2, 0, 0})
 		r.Apply(Finished{1, 1, false, 2, 0, 0})
-		r.Check()
+		r.CheckInvariants()
 		spoil(r)
-		if got := panics(t, r.Check); !strings.Contains(got, what) {
+		if got := panics(t, r.CheckInvariants); !strings.Contains(got, what) {
 			t.Errorf("%q is not in %q", what, got)
 		}
 	}
@@ -102,7 +102,7 @@ func TestCheckFinds(t *testing.T) {
 		t.Error(got)
 	}
 	r = NewRun(smallPlan(t), Config{}, 0)
-	r.ready = 0
+	r.readyTasks = 0
 	if got := panics(t, r.finishIfIdle); got != "run: 6 tasks are QUEUED, 0 of 6 COMPLETED, and no task can move" {
 		t.Error(got)
 	}
@@ -111,11 +111,11 @@ func TestCheckFinds(t *testing.T) {
 // TestViews: what is handed out does not change with the run.
 func TestViews(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 7)
-	changes := r.Changes()
+	changes := r.StateChanges()
 	r.Apply(Grant{0, 2, 8})
 	r.Apply(Started{Task: 1, Attempt: 1, At: 9})
-	if r.Plan() != r.plan || len(changes) != 1 || len(r.Changes()) != 2 || r.Changes()[1] != (StateChange{8, RunRunning}) {
-		t.Errorf("changes %v, then %v", changes, r.Changes())
+	if r.Plan() != r.plan || len(changes) != 1 || len(r.StateChanges()) != 2 || r.StateChanges()[1] != (StateChange{8, RunRunning}) {
+		t.Errorf("changes %v, then %v", changes, r.StateChanges())
 	}
 	if r.LastUpdate() != 8 { // a start is not durable
 		t.Errorf("last update %d", r.LastUpdate())
@@ -174,11 +174,11 @@ func TestMemoryPerTask(t *testing.T) {
 	spec.Tasks[2].Job.Command = append(spec.Tasks[2].Job.Command, "{{N}}")
 	spec.Tasks[2].Parents[0].Match = []string{"N"}
 	r := NewRun(mustPlan(t, spec), Config{}, 0)
-	held := cap(r.tasks) + 4*cap(r.attempts)
+	held := cap(r.stateBytes) + 4*cap(r.attempts)
 	for i := range r.templates {
-		held += 4*cap(r.templates[i].waits) + 8*cap(r.templates[i].blocked.list)
+		held += 4*cap(r.templates[i].openGroups) + 8*cap(r.templates[i].blocked.list)
 	}
-	for _, groups := range r.groups {
+	for _, groups := range r.openParents {
 		held += 4 * cap(groups)
 	}
 	for _, c := range r.classes {
@@ -235,7 +235,7 @@ func TestRecoverAnywhere(t *testing.T) {
 				w.recover(t)
 			}
 		}
-		w.run.Check()
+		w.run.CheckInvariants()
 		w.recover(t)
 	}
 }

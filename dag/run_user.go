@@ -61,8 +61,8 @@ func (r *Run) killTask(task uint32) {
 	switch {
 	case r.state.Final() || state.Final():
 	case state.Live():
-		if r.tasks[task]&killBit == 0 {
-			r.tasks[task] |= killBit
+		if r.stateBytes[task]&killBit == 0 {
+			r.stateBytes[task] |= killBit
 			r.dirty.add(task / ChunkTasks)
 			r.recordKillTask(task)
 		}
@@ -79,12 +79,12 @@ func (r *Run) removeFromReady(task uint32) {
 	i := r.templateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	switch {
-	case TaskState(r.tasks[task]) == TaskRetry:
+	case TaskState(r.stateBytes[task]) == TaskRetry:
 		if r.retries[task].wait == waitSlot {
 			r.addReady(t.Class, -1)
 		}
-	case ts.waits != nil && ts.waits[task-t.Base] > 0:
-	case ts.pending > 0:
+	case ts.openGroups != nil && ts.openGroups[task-t.Base] > 0:
+	case ts.pendingParents > 0:
 		ts.blockedCount--
 	default:
 		r.addReady(t.Class, -1)
@@ -138,7 +138,7 @@ func (r *Run) resume() {
 		if due := r.retries[task].at; due > r.lastStateChange() {
 			r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: due})
 		} else {
-			r.requeue(task)
+			r.requeueFromRetry(task)
 		}
 	}
 }
@@ -161,7 +161,7 @@ func (r *Run) restart() {
 // requeueAll moves the tasks of a restart to QUEUED. rebuildQueues restores their order.
 func (r *Run) requeueAll() {
 	clear(r.retries)
-	for task, b := range r.tasks {
+	for task, b := range r.stateBytes {
 		if s := TaskState(b &^ killBit); s == TaskErrored || s == TaskKilled || s == TaskRetry {
 			r.moveTask(uint32(task), TaskQueued)
 		}

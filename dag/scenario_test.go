@@ -92,7 +92,7 @@ func playScenario(t *testing.T, file, text string) string {
 		}
 		out.WriteString("----\n" + result)
 		if s.run != nil {
-			s.run.Check()
+			s.run.CheckInvariants()
 			s.records = append(s.records, s.run.TakeRecords(nil))
 			if len(s.records[len(s.records)-1]) == 0 {
 				s.records = s.records[:len(s.records)-1]
@@ -172,7 +172,7 @@ func (s *scenario) event(words, lines []string) (Event, error) {
 	if words[0] == "kill" && len(words) == 1 {
 		return Kill{s.now}, nil
 	}
-	task, ok := s.run.plan.Find(words[1])
+	task, ok := s.run.plan.FindTask(words[1])
 	if !ok {
 		return nil, fmt.Errorf("no task %q", words[1])
 	}
@@ -349,7 +349,7 @@ func scenarioEdges(value string) []EdgeSpec {
 // mustMatch compares a recovered run with the one that goes on.
 func mustMatch(t testing.TB, got, want *Run) {
 	t.Helper()
-	got.Check()
+	got.CheckInvariants()
 	if g, w := fingerprint(got), fingerprint(want); !bytes.Equal(g, w) {
 		t.Fatalf("recovered:\n%s\nwas:\n%s", g, w)
 	}
@@ -358,13 +358,13 @@ func mustMatch(t testing.TB, got, want *Run) {
 // fingerprint is everything that a recovery keeps.
 func fingerprint(r *Run) []byte {
 	var b bytes.Buffer
-	fmt.Fprintln(&b, r.State(), r.KillRequested(), r.LastUpdate(), r.Changes(), r.plan.Tasks, r.ready, r.live.members())
+	fmt.Fprintln(&b, r.State(), r.KillRequested(), r.LastUpdate(), r.StateChanges(), r.plan.Tasks, r.readyTasks, r.live.members())
 	counts := r.Counts()
 	counts[TaskGranted] += counts[TaskRunning]
 	counts[TaskRunning] = 0
 	fmt.Fprintln(&b, counts)
 	for task := range r.plan.Tasks {
-		fmt.Fprint(&b, " ", storedState(r.tasks[task]), "#", r.attempts[task])
+		fmt.Fprint(&b, " ", storedState(r.stateBytes[task]), "#", r.attempts[task])
 		if tr, ok := r.retries[task]; ok {
 			fmt.Fprint(&b, tr)
 		}

@@ -40,9 +40,9 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 		killing = 1
 	}
 	dst = append(dst, killing)
-	dst = binary.AppendUvarint(dst, uint64(len(r.changes)))
+	dst = binary.AppendUvarint(dst, uint64(len(r.stateChanges)))
 	at := int64(0)
-	for _, c := range r.changes {
+	for _, c := range r.stateChanges {
 		dst = append(dst, byte(c.State))
 		dst = binary.AppendVarint(dst, c.At-at)
 		at = c.At
@@ -63,7 +63,7 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 
 // readHeader reads what AppendHeader wrote.
 func (p *replayer) readHeader(data []byte) error {
-	c := &cursor{data: data}
+	c := &recordReader{data: data}
 	c.version(headerVersion)
 	tasks := c.uint("number of tasks", uint64(p.plan.Tasks))
 	p.lastUpdate = c.int("last update")
@@ -75,7 +75,7 @@ func (p *replayer) readHeader(data []byte) error {
 		if state >= numRunStates {
 			c.fail("run state %d is not known", uint8(state))
 		}
-		p.changes = append(p.changes, StateChange{At: at, State: state})
+		p.stateChanges = append(p.stateChanges, StateChange{At: at, State: state})
 	}
 	next := uint64(0)
 	for n := c.uint("number of failed tasks", tasks); n > 0 && c.err == nil; n-- {
@@ -95,7 +95,7 @@ func (p *replayer) readHeader(data []byte) error {
 	if c.more() {
 		c.fail("%d bytes too many", len(data)-c.off)
 	}
-	p.headerChanges = len(p.changes)
+	p.headerChanges = len(p.stateChanges)
 	return c.err
 }
 
@@ -120,8 +120,8 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	}
 	dst = binary.AppendUvarint(dst, uint64(n))
 	for i := uint32(0); i < n; {
-		b, from := storedState(r.tasks[first+i]), i
-		for i++; i < n && storedState(r.tasks[first+i]) == b; i++ {
+		b, from := storedState(r.stateBytes[first+i]), i
+		for i++; i < n && storedState(r.stateBytes[first+i]) == b; i++ {
 		}
 		dst = binary.AppendUvarint(append(dst, b), uint64(i-from-1))
 	}
@@ -132,7 +132,7 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 		dst = binary.AppendUvarint(binary.AppendUvarint(dst, uint64(attempts)), uint64(i-from-1))
 	}
 	if len(timed) > 0 {
-		dst = r.appendTimes(dst, timed, first)
+		dst = r.appendChunkTimes(dst, timed, first)
 	}
 	return dst
 }
@@ -148,7 +148,7 @@ func storedState(b uint8) uint8 {
 // readChunk reads what AppendChunk wrote, perhaps when the run had fewer tasks.
 func (p *replayer) readChunk(chunk uint32, data []byte) error {
 	first, room := p.chunkRange(chunk)
-	c := &cursor{data: data}
+	c := &recordReader{data: data}
 	version := c.version(chunkVersion)
 	n := uint32(c.uint("number of tasks", uint64(room)))
 	for i := uint32(0); i < n && c.err == nil; {
@@ -158,7 +158,7 @@ func (p *replayer) readChunk(chunk uint32, data []byte) error {
 			c.fail("task state %#x is not known", b)
 		}
 		for k := c.uint("run of states", uint64(n-i-1)) + 1; k > 0; k-- {
-			p.tasks[first+i] = b
+			p.stateBytes[first+i] = b
 			i++
 		}
 	}

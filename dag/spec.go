@@ -83,7 +83,7 @@ type Quantity struct {
 
 // bytes converts a quantity of MiB, the unit of memoryMB, to bytes. It rounds down,
 // and stops at the largest int64.
-func (q Quantity) bytes() int64 {
+func (q Quantity) bytesOfMiB() int64 {
 	if q.Milli >= math.MaxInt64>>20 {
 		return math.MaxInt64
 	}
@@ -187,11 +187,11 @@ func mergeMembers(own, defaults []Member) []Member {
 // Job returns the effective job of a template: jobDefaults applied, tokens not
 // substituted. A job of a TaskList is unpacked into scratch and valid until scratch is
 // used again; any other job belongs to the plan. Do not change either.
-func (p *Plan) Job(t *Template, scratch *Scratch) *Job {
+func (p *Plan) Job(t *Template, scratch *JobBuffer) *Job {
 	if t.job != nil {
 		return t.job
 	}
-	p.list.unpackTask(t.Index, &scratch.spec)
+	p.taskList.unpackTask(t.Index, &scratch.spec)
 	if p.defaults == nil {
 		return &scratch.spec.Job
 	}
@@ -199,9 +199,9 @@ func (p *Plan) Job(t *Template, scratch *Scratch) *Job {
 	return &scratch.job
 }
 
-// Scratch is the buffer that a job of a TaskList is unpacked into. Its zero value is
+// JobBuffer is the buffer that a job of a TaskList is unpacked into. Its zero value is
 // ready. It is for one goroutine.
-type Scratch struct {
+type JobBuffer struct {
 	spec TaskSpec
 	job  Job // with the defaults: apart, for spec's slices are written to again
 }
@@ -243,9 +243,9 @@ func (j *Job) pointerOf(effective *Job, field int) string {
 	return "/environment/" + strconv.Itoa(field)
 }
 
-func (j *Job) texts() int { return len(j.Command) + len(j.Environment) + 2 }
+func (j *Job) textCount() int { return len(j.Command) + len(j.Environment) + 2 }
 
-func (j *Job) text(field int) string {
+func (j *Job) textAt(field int) string {
 	if field < len(j.Command) {
 		return j.Command[field]
 	}

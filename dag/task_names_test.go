@@ -17,7 +17,7 @@ func TestFind(t *testing.T) {
 		p := planOf(t, graph(tasks...))
 		for i := range p.Tasks {
 			name := p.TaskName(i)
-			if got, ok := p.Find(name); !ok || got != i {
+			if got, ok := p.FindTask(name); !ok || got != i {
 				t.Errorf("%q is %d %v, want %d", name, got, ok, i)
 			}
 			if got := string(p.AppendTaskName([]byte("pre-"), i)); got != "pre-"+name {
@@ -29,7 +29,7 @@ func TestFind(t *testing.T) {
 		}
 		for _, name := range []string{"", "a", "a_2", "a_00", "a_01", "a_-1", "a_+1", "a_ 1", "a_0x1", "a_1_", "a_", "b_0", "a_b", "a_b_1", "_0x", "_", "__2",
 			"x", "x_0", "7", "_7", "A_0", "a_4294967296", "a_4294967297", "a_18446744073709551616", "big", "a/b~c", "a/b~c_3"} {
-			if i, ok := p.Find(name); ok {
+			if i, ok := p.FindTask(name); ok {
 				t.Errorf("%q is found as %d, %q", name, i, p.TaskName(i))
 			}
 		}

@@ -9,94 +9,100 @@ import (
 	"time"
 )
 
-// TaskList holds tasks as defined, packed: each takes the bytes of its texts and a
-// few more, where a TaskSpec takes hundreds. Long documents are read into it (see
-// Spec.TaskList). Tasks are appended in the order of the document. A list that a plan
-// was made of must not be appended to.
+// TaskList holds tasks as defined, packed: each takes the bytes of its texts and a few more, where
+// a TaskSpec takes hundreds. Long documents are read into it (see Spec.TaskList). Tasks are appended
+// in the order of the document, by one goroutine. A plan that is made of a list takes it over: after
+// NewPlan the list must not be appended to, and any number of goroutines may read it.
 //
-//	record = name flags [command] [commandString] [environment] [workDir] [executor]
-//	         [timeout] [cores] [memoryMB] [other] [retry]
+// A list is memory of one process and is never stored, so its format may change at any time:
 //
-// Only parts whose flag is set take space. A text is its length and its bytes; a list is
-// its length and its texts. Records are stored side by side in chunks and never cross
-// chunks. Edges are stored apart, for NewPlan alone, and dropped after it.
+//	entry = name flags [command] [commandString] [environment] [workDir] [executor]
+//	        [timeout] [cores] [memoryMB] [other] [retry]
+//
+// Only parts whose flag is set take space. A text is its length and its bytes; a list is its length
+// and its texts. Entries are stored side by side in slabs and never cross slabs, so a text is cut
+// out of a slab without a copy. The edges of a task are an entry of their own in edgeEntries, for
+// tasks that have any: only NewPlan needs them, and drops them all at once.
 type TaskList struct {
-	records         recordChunks
-	edges           recordChunks
-	edgeTasks       []uint32 // tasks with edges, ascending
+	entries         packedEntries
+	edgeEntries     packedEntries
+	edgeTasks       []uint32 // tasks with edges, ascending; edgeEntries has as many entries
 	edgeCount       int      // how many edges are mentioned
-	names           []uint32 // open addressing: 1 + a task; a power of two
+	nameSlots       []uint32 // hash table with open addressing: 1 + a task, 0 = empty; a power of two
 	seed            maphash.Seed
-	hasDecodeErrors bool
-	buf             []byte // of the record that is being written
+	hasDecodeErrors bool   // of every task
+	buf             []byte // of the entry that is being written
 }
 
-// chunkBytes is the size of a chunk. A larger record gets a chunk of its own.
-const chunkBytes = 256 << 10
+// slabBytes is the size of a slab. A larger entry gets a slab of its own.
+const slabBytes = 256 << 10
 
-// recordChunks are records one after the other.
-type recordChunks struct {
-	texts []string
-	first []uint32 // the first record of each chunk
-	at    []uint32 // where each record begins in its chunk
-	open  strings.Builder
+// packedEntries holds packed tasks one after the other, in slabs. A slab is written through a
+// strings.Builder: the strings that are cut from it while it is still being filled share its memory,
+// because it never grows beyond the capacity that it began with.
+type packedEntries struct {
+	slabs      []string
+	firstEntry []uint32 // the first entry of each slab
+	offsets    []uint32 // where each entry begins in its slab
+	openSlab   strings.Builder
 }
 
-// add appends a record.
-func (c *recordChunks) add(record []byte) {
-	if len(c.texts) == 0 || c.open.Len()+len(record) > c.open.Cap() {
-		c.open = strings.Builder{}
-		c.open.Grow(max(chunkBytes, len(record)))
-		c.texts = append(c.texts, "")
-		c.first = append(c.first, uint32(len(c.at)))
+// add appends an entry.
+func (c *packedEntries) add(entry []byte) {
+	if len(c.slabs) == 0 || c.openSlab.Len()+len(entry) > c.openSlab.Cap() {
+		c.openSlab = strings.Builder{}
+		c.openSlab.Grow(max(slabBytes, len(entry)))
+		c.slabs = append(c.slabs, "")
+		c.firstEntry = append(c.firstEntry, uint32(len(c.offsets)))
 	}
-	c.at = append(c.at, uint32(c.open.Len()))
-	c.open.Write(record)
-	c.texts[len(c.texts)-1] = c.open.String()
+	c.offsets = append(c.offsets, uint32(c.openSlab.Len()))
+	c.openSlab.Write(entry)
+	c.slabs[len(c.slabs)-1] = c.openSlab.String()
 }
 
-// record is the i-th record, and what follows it in its chunk.
-func (c *recordChunks) record(i int) string {
-	k := len(c.first) - 1
-	if uint32(i) < c.first[k] {
-		k = sort.Search(k, func(k int) bool { return c.first[k] > uint32(i) }) - 1
+// entry returns the i-th entry, followed by the rest of its slab: an entry knows its own end. The
+// newest slab, and so a list of one slab, needs no search.
+func (c *packedEntries) entry(i int) string {
+	k := len(c.firstEntry) - 1
+	if uint32(i) < c.firstEntry[k] {
+		k = sort.Search(k, func(k int) bool { return c.firstEntry[k] > uint32(i) }) - 1
 	}
-	return c.texts[k][c.at[i]:]
+	return c.slabs[k][c.offsets[i]:]
 }
 
-// Flags of a record.
+// Flags of an entry: which of its parts are there.
 const (
-	listedFaulty = 1 << iota
-	listedGenerator
-	listedCommand
-	listedString
-	listedEnv
-	listedEnvObject
-	listedWorkDir
-	listedExecutor
-	listedTimeout
-	listedCores
-	listedMemory
-	listedOther
-	listedRetry
+	entryDecodeErrors = 1 << iota
+	entryGenerator
+	entryCommand
+	entryString
+	entryEnv
+	entryEnvObject
+	entryWorkDir
+	entryExecutor
+	entryTimeout
+	entryCores
+	entryMemory
+	entryOther
+	entryRetry
 )
 
-// MarkAllFaulty sets HasDecodeErrors on every task.
-func (l *TaskList) MarkAllFaulty() { l.hasDecodeErrors = true }
+// MarkDecodeErrors sets HasDecodeErrors on every task.
+func (l *TaskList) MarkDecodeErrors() { l.hasDecodeErrors = true }
 
 // Len is the number of tasks.
-func (l *TaskList) Len() int { return len(l.records.at) }
+func (l *TaskList) Len() int { return len(l.entries.offsets) }
 
 // Append packs a task and keeps no reference to it. The name must be new to the list.
 func (l *TaskList) Append(t *TaskSpec) {
 	i := uint32(l.Len())
-	l.records.add(l.packTask(t))
+	l.entries.add(l.packTask(t))
 	l.indexName(t.Name, i)
 	if len(t.Parents)+len(t.Children) > 0 {
 		l.edgeTasks = append(l.edgeTasks, i)
 		l.edgeCount += len(t.Parents) + len(t.Children)
 		l.buf = appendEnds(appendEnds(l.buf[:0], t.Parents), t.Children)
-		l.edges.add(l.buf)
+		l.edgeEntries.add(l.buf)
 	}
 }
 
@@ -107,10 +113,10 @@ func (l *TaskList) packTask(t *TaskSpec) []byte {
 		set  bool
 		flag int
 	}{
-		{t.HasDecodeErrors, listedFaulty}, {t.Generator, listedGenerator}, {j.Command != nil, listedCommand}, {j.HasString, listedString},
-		{j.HasEnv, listedEnv}, {j.EnvObject, listedEnvObject}, {j.WorkDir != "", listedWorkDir}, {j.Executor != "", listedExecutor},
-		{j.Timeout != 0, listedTimeout}, {j.Cores.Raw != "", listedCores}, {j.MemoryMB.Raw != "", listedMemory},
-		{len(j.Other) > 0, listedOther}, {t.Retry != RetryPolicy{}, listedRetry},
+		{t.HasDecodeErrors, entryDecodeErrors}, {t.Generator, entryGenerator}, {j.Command != nil, entryCommand}, {j.HasString, entryString},
+		{j.HasEnv, entryEnv}, {j.EnvObject, entryEnvObject}, {j.WorkDir != "", entryWorkDir}, {j.Executor != "", entryExecutor},
+		{j.Timeout != 0, entryTimeout}, {j.Cores.Raw != "", entryCores}, {j.MemoryMB.Raw != "", entryMemory},
+		{len(j.Other) > 0, entryOther}, {t.Retry != RetryPolicy{}, entryRetry},
 	} {
 		if f.set {
 			flags |= f.flag
@@ -179,22 +185,22 @@ func appendEnds(b []byte, ends []EdgeSpec) []byte {
 
 // taskName is the name of a task.
 func (l *TaskList) taskName(i int) string {
-	r := recordReader{l.records.record(i)}
+	r := entryReader{l.entries.entry(i)}
 	return r.text()
 }
 
 // unpackTask unpacks a task without its edges. It reuses the slices of t; the strings
 // belong to the list.
 func (l *TaskList) unpackTask(i int, t *TaskSpec) {
-	r := recordReader{l.records.record(i)}
+	r := entryReader{l.entries.entry(i)}
 	j := &t.Job
 	command, environment, other := j.Command[:0], j.Environment[:0], j.Other[:0]
 	*t = TaskSpec{Name: r.text()}
 	flags := r.uint()
 	has := func(flag uint64) bool { return flags&flag != 0 }
-	t.HasDecodeErrors, t.Generator = l.hasDecodeErrors || has(listedFaulty), has(listedGenerator)
-	j.HasString, j.HasEnv, j.EnvObject = has(listedString), has(listedEnv), has(listedEnvObject)
-	if has(listedCommand) {
+	t.HasDecodeErrors, t.Generator = l.hasDecodeErrors || has(entryDecodeErrors), has(entryGenerator)
+	j.HasString, j.HasEnv, j.EnvObject = has(entryString), has(entryEnv), has(entryEnvObject)
+	if has(entryCommand) {
 		if command == nil {
 			command = []string{}
 		}
@@ -206,28 +212,28 @@ func (l *TaskList) unpackTask(i int, t *TaskSpec) {
 	if j.HasEnv {
 		j.Environment = r.texts(environment)
 	}
-	if has(listedWorkDir) {
+	if has(entryWorkDir) {
 		j.WorkDir = r.text()
 	}
-	if has(listedExecutor) {
+	if has(entryExecutor) {
 		j.Executor = r.text()
 	}
-	if has(listedTimeout) {
+	if has(entryTimeout) {
 		j.Timeout = time.Duration(r.int())
 	}
-	if has(listedCores) {
+	if has(entryCores) {
 		j.Cores = Quantity{Raw: r.text(), Milli: r.int()}
 	}
-	if has(listedMemory) {
+	if has(entryMemory) {
 		j.MemoryMB = Quantity{Raw: r.text(), Milli: r.int()}
 	}
-	if has(listedOther) {
+	if has(entryOther) {
 		for range r.uint() {
 			other = append(other, Member{Name: r.text(), Raw: r.text()})
 		}
 		j.Other = other
 	}
-	if has(listedRetry) {
+	if has(entryRetry) {
 		t.Retry = RetryPolicy{MaxRetries: uint32(r.uint()), Interval: time.Duration(r.int()),
 			Backoff: math.Float64frombits(r.fixed()), MaxInterval: time.Duration(r.int())}
 	}
@@ -238,7 +244,7 @@ func (l *TaskList) unpackTask(i int, t *TaskSpec) {
 func (l *TaskList) eachMention(yield func(task int, parents, children []EdgeSpec)) {
 	var parents, children []EdgeSpec
 	for k, task := range l.edgeTasks {
-		r := recordReader{l.edges.record(k)}
+		r := entryReader{l.edgeEntries.entry(k)}
 		parents = r.ends(parents[:0])
 		children = r.ends(children[:0])
 		yield(int(task), parents, children)
@@ -247,7 +253,7 @@ func (l *TaskList) eachMention(yield func(task int, parents, children []EdgeSpec
 
 // dropEdges forgets the edges: the plan has them.
 func (l *TaskList) dropEdges() {
-	l.edges, l.edgeTasks, l.edgeCount, l.buf = recordChunks{}, nil, 0, nil
+	l.edgeEntries, l.edgeTasks, l.edgeCount, l.buf = packedEntries{}, nil, 0, nil
 }
 
 // Has tells whether there is a task of a name.
@@ -255,12 +261,12 @@ func (l *TaskList) Has(name string) bool { return l.lookup(name) >= 0 }
 
 // lookup is the task of a name, or -1.
 func (l *TaskList) lookup(name string) int {
-	if len(l.names) == 0 {
+	if len(l.nameSlots) == 0 {
 		return -1
 	}
-	mask := uint64(len(l.names) - 1)
-	for at := maphash.String(l.seed, name) & mask; l.names[at] != 0; at = (at + 1) & mask {
-		if i := int(l.names[at] - 1); l.taskName(i) == name {
+	mask := uint64(len(l.nameSlots) - 1)
+	for at := maphash.String(l.seed, name) & mask; l.nameSlots[at] != 0; at = (at + 1) & mask {
+		if i := int(l.nameSlots[at] - 1); l.taskName(i) == name {
 			return i
 		}
 	}
@@ -269,22 +275,22 @@ func (l *TaskList) lookup(name string) int {
 
 // indexName adds a name that is not in the index yet.
 func (l *TaskList) indexName(name string, task uint32) {
-	if l.names == nil {
+	if l.nameSlots == nil {
 		l.seed = maphash.MakeSeed()
 	}
-	if 3*l.Len() > 2*len(l.names) {
-		grown := make([]uint32, max(64, 2*len(l.names)))
-		for _, entry := range l.names {
+	if 3*l.Len() > 2*len(l.nameSlots) {
+		grown := make([]uint32, max(64, 2*len(l.nameSlots)))
+		for _, entry := range l.nameSlots {
 			if entry != 0 {
-				insertSlot(grown, maphash.String(l.seed, l.taskName(int(entry-1))), entry)
+				insertName(grown, maphash.String(l.seed, l.taskName(int(entry-1))), entry)
 			}
 		}
-		l.names = grown
+		l.nameSlots = grown
 	}
-	insertSlot(l.names, maphash.String(l.seed, name), task+1)
+	insertName(l.nameSlots, maphash.String(l.seed, name), task+1)
 }
 
-func insertSlot(names []uint32, hash uint64, entry uint32) {
+func insertName(names []uint32, hash uint64, entry uint32) {
 	mask := uint64(len(names) - 1)
 	at := hash & mask
 	for names[at] != 0 {
@@ -293,10 +299,11 @@ func insertSlot(names []uint32, hash uint64, entry uint32) {
 	names[at] = entry
 }
 
-// recordReader reads what packTask wrote. This process wrote it, so it needs no checks.
-type recordReader struct{ rest string }
+// entryReader reads what packTask wrote. This process wrote it, so it checks nothing: a
+// wrong entry is a bug and panics with an index out of range.
+type entryReader struct{ rest string }
 
-func (r *recordReader) uint() uint64 {
+func (r *entryReader) uint() uint64 {
 	var v uint64
 	for i, shift := 0, 0; ; i, shift = i+1, shift+7 {
 		c := r.rest[i]
@@ -308,32 +315,32 @@ func (r *recordReader) uint() uint64 {
 	}
 }
 
-func (r *recordReader) int() int64 {
+func (r *entryReader) int() int64 {
 	v := r.uint()
 	return int64(v>>1) ^ -int64(v&1)
 }
 
-func (r *recordReader) fixed() uint64 {
+func (r *entryReader) fixed() uint64 {
 	v := binary.BigEndian.Uint64([]byte(r.rest[:8]))
 	r.rest = r.rest[8:]
 	return v
 }
 
-func (r *recordReader) text() string {
+func (r *entryReader) text() string {
 	n := r.uint()
 	s := r.rest[:n]
 	r.rest = r.rest[n:]
 	return s
 }
 
-func (r *recordReader) texts(dst []string) []string {
+func (r *entryReader) texts(dst []string) []string {
 	for range r.uint() {
 		dst = append(dst, r.text())
 	}
 	return dst
 }
 
-func (r *recordReader) ends(dst []EdgeSpec) []EdgeSpec {
+func (r *entryReader) ends(dst []EdgeSpec) []EdgeSpec {
 	for range r.uint() {
 		e := EdgeSpec{Task: r.text()}
 		if n := r.uint(); n > 0 {

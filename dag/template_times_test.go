@@ -17,7 +17,7 @@ func recovered(t *testing.T, r *Run, header []byte, chunks bool, records ...[]by
 	if err != nil {
 		t.Fatal(err)
 	}
-	again.Check()
+	again.CheckInvariants()
 	return again
 }
 
@@ -126,7 +126,7 @@ func TestLateStart(t *testing.T) {
 	for _, e := range []Event{Grant{0, 1, 2000}, Pause{3000}, Restart{4000}, Started{Task: 0, Attempt: 1, At: 9000, Start: 2100}} {
 		r.Apply(e)
 	}
-	changes := r.Changes()
+	changes := r.StateChanges()
 	if c := changes[len(changes)-1]; c != (StateChange{9000, RunRunning}) || r.LastUpdate() != 9000 {
 		t.Errorf("changes %v, last update %d", changes, r.LastUpdate())
 	}

@@ -29,7 +29,7 @@ func (r *Run) Times(template int) Times { return r.templates[template].times }
 // recordStart records the start of an attempt of template i.
 func (r *Run) recordStart(i int, at int64) {
 	ts := &r.templates[i]
-	if at > 0 && !ts.untimed && (ts.times.First == 0 || at < ts.times.First) {
+	if at > 0 && !ts.timesUnknown && (ts.times.First == 0 || at < ts.times.First) {
 		ts.times.First = at
 		r.markTimesChanged(i, firstChanged)
 	}
@@ -42,7 +42,7 @@ func (r *Run) recordEnd(task uint32, at Times) {
 	}
 	i := r.templateOf(task)
 	r.recordStart(i, at.First)
-	if ts := &r.templates[i]; !ts.untimed && at.Last > ts.times.Last {
+	if ts := &r.templates[i]; !ts.timesUnknown && at.Last > ts.times.Last {
 		ts.times.Last = at.Last
 		r.markTimesChanged(i, lastChanged)
 	}
@@ -56,13 +56,13 @@ func (r *Run) markTimesChanged(i int, what timesChanged) {
 	ts.timesToRecord |= what
 }
 
-// recordTimes appends the changed times, after all other records of a batch, and marks
+// kindTimes appends the changed times, after all other records of a batch, and marks
 // their chunks dirty.
 func (r *Run) recordTimes() {
-	j := &r.journal
+	j := &r.records
 	for _, i := range r.timesPending {
 		ts := &r.templates[i]
-		j.appendHead(recordTimes, j.at, j.next, 1, false)
+		j.appendHead(kindTimes, j.at, j.next, 1, false)
 		j.next--
 		j.uint(uint64(i))
 		j.buf = appendTimes(j.buf, ts.times, ts.timesToRecord, j.at)
@@ -84,7 +84,7 @@ func appendTimes(dst []byte, t Times, what timesChanged, at int64) []byte {
 }
 
 // times reads what appendTimes wrote, over what was known before.
-func (c *cursor) times(t Times, at int64) Times {
+func (c *recordReader) times(t Times, at int64) Times {
 	what := timesChanged(c.byte("times"))
 	if what == 0 || what&^(firstChanged|lastChanged) != 0 {
 		c.fail("times %d are not known", what)
@@ -102,7 +102,7 @@ func (c *cursor) times(t Times, at int64) Times {
 }
 
 // applyTimesRecord applies a record of times.
-func (p *replayer) applyTimesRecord(c *cursor, at int64) {
+func (p *replayer) applyTimesRecord(c *recordReader, at int64) {
 	i := c.uint("template", uint64(len(p.templates)-1))
 	if c.err != nil {
 		return
@@ -134,7 +134,7 @@ func (r *Run) templatesWithTimes(first, n uint32) (timed []int) {
 
 // appendTimes appends those of templates that begin in the chunk whose first task is
 // first.
-func (r *Run) appendTimes(dst []byte, timed []int, first uint32) []byte {
+func (r *Run) appendChunkTimes(dst []byte, timed []int, first uint32) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(timed)))
 	next, at := r.firstTemplateFrom(first), int64(0)
 	for _, i := range timed {
@@ -155,7 +155,7 @@ func (r *Run) appendTimes(dst []byte, timed []int, first uint32) []byte {
 
 // readChunkTimes reads what appendTimes wrote of the chunk whose tasks are [first,
 // first+n).
-func (p *replayer) readChunkTimes(c *cursor, first, n uint32) {
+func (p *replayer) readChunkTimes(c *recordReader, first, n uint32) {
 	next, at := p.firstTemplateFrom(first), int64(0)
 	for left := c.uint("number of times", uint64(n)); left > 0 && c.err == nil; left-- {
 		next += int(c.uint("template", uint64(n)))

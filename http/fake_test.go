@@ -101,7 +101,7 @@ func (e *fakeEngine) task(id messages.RunID, name string) (*fakeRun, uint32, err
 	if err != nil {
 		return nil, 0, err
 	}
-	task, ok := r.view.Plan.Find(name)
+	task, ok := r.view.Plan.FindTask(name)
 	if !ok {
 		return nil, 0, &messages.Error{Code: messages.NotFound, Text: fmt.Sprintf("run %d: unknown task %q", id, name)}
 	}

@@ -18,7 +18,7 @@ type taskEncoder struct {
 	jobEnd              []byte // rendered members of the job without tokens
 	task                dag.Task
 	job                 *dag.Job // of template
-	scratch             dag.Scratch
+	scratch             dag.JobBuffer
 }
 
 // appendTask appends the object of one expanded task.

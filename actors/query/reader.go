@@ -82,7 +82,7 @@ func (r *Reader) FinishedTask(ctx context.Context, id messages.RunID, name strin
 	if err != nil {
 		return nil, err
 	}
-	task, ok := f.run.Plan().Find(name)
+	task, ok := f.run.Plan().FindTask(name)
 	if !ok {
 		return nil, UnknownTask(id, name)
 	}
@@ -123,7 +123,7 @@ func NewView(d *dag.Run, s messages.Summary, seq uint64, first, count uint32) *m
 		Plan:    d.Plan(),
 		First:   first,
 		States:  d.States(make([]dag.TaskState, 0, count), first, count),
-		Changes: append([]dag.StateChange(nil), d.Changes()...),
+		Changes: append([]dag.StateChange(nil), d.StateChanges()...),
 	}
 	if count == total {
 		v.Times = make([]dag.Times, len(d.Plan().Templates))

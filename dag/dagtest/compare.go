@@ -43,15 +43,15 @@ func (p *player) compareWithOracle(want, got []dag.Effect) error {
 
 func (p *player) compareState() error {
 	r, o := p.run, p.oracle
-	r.Check()
+	r.CheckInvariants()
 	if got, want := int(r.Plan().Tasks), len(o.Order); got != want {
 		return fmt.Errorf("%d tasks, want %d", got, want)
 	}
 	if r.State() != o.State {
 		return fmt.Errorf("the run is %s, want %s", r.State(), o.State)
 	}
-	if !slices.Equal(r.Changes(), o.Changes) {
-		return fmt.Errorf("state changes %v, want %v", r.Changes(), o.Changes)
+	if !slices.Equal(r.StateChanges(), o.Changes) {
+		return fmt.Errorf("state changes %v, want %v", r.StateChanges(), o.Changes)
 	}
 	if r.Counts() != o.Counts() {
 		return fmt.Errorf("counts %v, want %v", r.Counts(), o.Counts())
@@ -63,13 +63,13 @@ func (p *player) compareState() error {
 		return fmt.Errorf("the last update falls from %d to %d", p.last, r.LastUpdate())
 	}
 	p.last = r.LastUpdate()
-	for i, c := range r.Changes() {
-		if i > 0 && c.At <= r.Changes()[i-1].At {
-			return fmt.Errorf("the times of state changes do not ascend: %v", r.Changes())
+	for i, c := range r.StateChanges() {
+		if i > 0 && c.At <= r.StateChanges()[i-1].At {
+			return fmt.Errorf("the times of state changes do not ascend: %v", r.StateChanges())
 		}
 	}
-	if n := len(r.Changes()); r.LastUpdate() < r.Changes()[n-1].At {
-		return fmt.Errorf("the last update %d is older than the last change of %v", r.LastUpdate(), r.Changes())
+	if n := len(r.StateChanges()); r.LastUpdate() < r.StateChanges()[n-1].At {
+		return fmt.Errorf("the last update %d is older than the last change of %v", r.LastUpdate(), r.StateChanges())
 	}
 	if r.KillRequested() != o.Killing {
 		return fmt.Errorf("kill requested: %v", r.KillRequested())
@@ -98,7 +98,7 @@ func (p *player) compareState() error {
 			wantLive = append(wantLive, fmt.Sprint(task, t.Attempt, uint8(t.State), t.Killing))
 		}
 	}
-	r.Live(func(task, attempt uint32, s dag.TaskState) {
+	r.EachLiveTask(func(task, attempt uint32, s dag.TaskState) {
 		live = append(live, fmt.Sprint(task, attempt, uint8(s), r.TaskKillRequested(task)))
 	})
 	if !slices.Equal(live, wantLive) {
@@ -139,7 +139,7 @@ func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.
 		}
 	}
 	live := map[int]int{}
-	r.Live(func(task, _ uint32, _ dag.TaskState) { live[r.Plan().TemplateOf(task).Class]++ })
+	r.EachLiveTask(func(task, _ uint32, _ dag.TaskState) { live[r.Plan().TemplateOf(task).Class]++ })
 	for class, n := range p.held {
 		if n != live[class] {
 			return fmt.Errorf("%d slots of class %d are held, %d attempts are live", n, class, live[class])
@@ -159,7 +159,7 @@ func (p *player) comparePlans() error {
 		if task.Name != name {
 			return fmt.Errorf("task %d is called %q, want %q", i, task.Name, name)
 		}
-		if found, ok := plan.Find(name); !ok || found != uint32(i) {
+		if found, ok := plan.FindTask(name); !ok || found != uint32(i) {
 			return fmt.Errorf("Find(%q) = %d, %v; want %d", name, found, ok, i)
 		}
 		if n := g.Tasks[name]; !slices.Equal(task.Command, n.Command) || !slices.Equal(task.Environment, n.Environment) {

@@ -53,7 +53,7 @@ func ExecuteSpec(s *dag.Spec, how Execution) (*dag.Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	x.run.Check()
+	x.run.CheckInvariants()
 	return x.run, x.checkFinalState()
 }
 
@@ -177,8 +177,8 @@ func (x *execution) crashAndRecover() error {
 	if x.run, err = x.disk.recoverRun(); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	x.run.Check()
-	if x.run.State() != old.State() || !slices.Equal(x.run.Changes(), old.Changes()) || x.run.Counts() != old.Counts() {
+	x.run.CheckInvariants()
+	if x.run.State() != old.State() || !slices.Equal(x.run.StateChanges(), old.StateChanges()) || x.run.Counts() != old.Counts() {
 		return fmt.Errorf("recovered %s %v, was %s %v", x.run.State(), x.run.Counts(), old.State(), old.Counts())
 	}
 	for i := range old.Plan().Tasks {

@@ -146,11 +146,11 @@ func checkPlan(t *testing.T, p *dag.Plan) {
 	var task dag.Task
 	for i := range p.Tasks {
 		p.TaskInto(&task, i)
-		if at, ok := p.Find(task.Name); !ok || at != i || names[task.Name] {
+		if at, ok := p.FindTask(task.Name); !ok || at != i || names[task.Name] {
 			t.Fatalf("task %d, %q, is found as %d %v", i, task.Name, at, ok)
 		}
 		names[task.Name] = true
-		if j := p.Job(task.Template, new(dag.Scratch)); len(task.Command) != len(j.Command) || len(task.Environment) != len(j.Environment) {
+		if j := p.Job(task.Template, new(dag.JobBuffer)); len(task.Command) != len(j.Command) || len(task.Environment) != len(j.Environment) {
 			t.Fatalf("task %+v", task)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // reader reads a document token by token. After a problem it reads on. After a syntax
 // error it stops: peek then returns 0.
 type reader struct {
-	dag.Collector
+	dag.ProblemCollector
 	decoder *jsontext.Decoder
 	doc     *bytes.Buffer // source of in for a document in memory
 	stream  bool          // the source of in is text: the document may be long

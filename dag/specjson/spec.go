@@ -47,7 +47,7 @@ func (d *reader) spec(s *dag.Spec) bool {
 			s.Tasks[i].HasDecodeErrors = true
 		}
 		if s.TaskList != nil {
-			s.TaskList.MarkAllFaulty()
+			s.TaskList.MarkDecodeErrors()
 		}
 	}
 	return hasTasks

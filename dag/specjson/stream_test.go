@@ -47,7 +47,7 @@ func checkStream(t *testing.T, doc []byte, limits dag.Limits) {
 func planText(p *dag.Plan) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %q %v %v %d tasks, %d sets\n", p.Tag, p.Tags, p.Parameters, p.Classes, p.Tasks, p.Sets)
-	var scratch dag.Scratch
+	var scratch dag.JobBuffer
 	for _, t := range p.Templates {
 		fmt.Fprintf(&b, "%d %q %d %d %+v", t.Index, t.Name, t.Base, t.Count, *t.Traits)
 		for _, list := range [][]dag.Edge{t.Parents, t.Children} {
@@ -65,7 +65,7 @@ func planText(p *dag.Plan) string {
 	var task dag.Task
 	for i := range p.Tasks {
 		p.TaskInto(&task, i)
-		at, ok := p.Find(task.Name)
+		at, ok := p.FindTask(task.Name)
 		fmt.Fprintf(&b, "%d %q %q %q %q %q %v %d %v\n", i, task.Name, task.Command, task.CommandString, task.Environment, task.WorkDir, task.Timeout, at, ok)
 	}
 	return b.String()
