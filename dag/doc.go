@@ -49,8 +49,8 @@
 //
 //   - A user's mistake is a Problem with a JSON pointer. A broken invariant is a bug of the driver or
 //     of this package, and panics with both names or numbers. Damaged storage is an error of Recover.
-//   - An event costs O(1 + edges of its template), never O(tasks); only Kill, Restart, Pause, Resume
-//     and Recover may cost more (see Run). A task that is not live has no structure of its own.
+//   - An event costs O(1 + edges of its template), never O(tasks), with few exceptions (see Run). A
+//     task that is not live has no structure of its own.
 //   - Nothing that is stored changes its meaning: enumerations only grow at their end, and a changed
 //     record or chunk gets a new version.
 //   - Maps are never ranged over to make effects or records, except in sorted order.

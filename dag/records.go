@@ -148,7 +148,7 @@ func (r *Run) recordTask(task uint32, s TaskState) {
 	}
 }
 
-// kindKillTask records that a live task was killed.
+// recordKillTask records that a live task was killed.
 func (r *Run) recordKillTask(task uint32) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
 	r.records.flushGrants()

@@ -12,16 +12,43 @@ type Config struct {
 
 const defaultLostLimit = 5
 
-// Run is the state machine of one run. It is for one goroutine. Per task
-// it holds a byte of state and an attempt count. Retry states, which few tasks have, are
-// in a map; dependencies are counted per template; ready work is a queue of ranges. An
-// event costs O(1 + edges), except Restart and Recover (all tasks) and Kill (tasks that
-// are live or in RETRY).
+// Run is the state machine of one run. It is for one goroutine at a time.
+//
+// Per task it holds a state byte and an attempt count. Everything else is kept per template, per
+// class, or per task that is out of the ordinary: the live ones are in a bitmap, those that failed
+// in a map. What an event would otherwise have to search for is counted:
+//
+//	counts[s]                    tasks in state s; their sum is plan.Tasks
+//	live.count                   = counts[GRANTED] + counts[RUNNING]
+//	templates[t].remaining       tasks of t that are not COMPLETED
+//	templates[t].pendingParents  all-to-all parents of t with remaining > 0, except ViaGenerator
+//	templates[t].openGroups[i]   groups of matched parents that task i waits for
+//	openParents[m][g]            tasks in group g of match m's parent that are not COMPLETED
+//	classes[c].readyTasks        tasks that a grant of class c would take
+//	readyTasks                   their sum over all classes
+//
+// CheckInvariants derives all of them again from the state bytes. They also say where a task is
+// queued, which is at most one place:
+//
+//	QUEUED, openGroups > 0                      nowhere; completeTask finds it by its group
+//	QUEUED, openGroups 0, pendingParents > 0    blocked, of its template
+//	QUEUED, both 0                              a queue of its class
+//	RETRY without an interval (waitSlot)        the requeued of its class
+//	RETRY otherwise                             nowhere; the driver's timer sends RetryDue
+//	any other state                             nowhere
+//
+// A kill does not search the queues: the killed task stays in its queue, is not counted, and is
+// skipped when its turn comes.
+//
+// So an event costs O(1 + edges of its template), a Grant that much for each task that it starts,
+// and the end of a matched parent O(tasks that wait for its group). More is needed for Kill (live
+// tasks and those in RETRY), Pause and Resume (live tasks and retry states), Generated (the new
+// tasks, and those of templates that get parents), Restart and Recover (all tasks).
 type Run struct {
 	plan         *Plan
 	config       Config
 	state        RunState
-	killing      bool // the user killed the run and a task is still live
+	killing      bool // the user killed the run and a task is still live; no task starts
 	stateChanges []StateChange
 	lastUpdate   int64 // time of the newest record; never falls
 	now          int64 // time of the event that is being applied; never falls
@@ -51,7 +78,8 @@ type Run struct {
 // killBit is set in a live task's state byte when the user has killed it.
 const killBit = 0x80
 
-// retryState is kept for a task that failed or was lost.
+// retryState is kept for a task that failed or was lost, until it is final or the run is restarted.
+// It outlives RETRY itself: the next failure counts on. Few tasks fail, so it is in a map.
 type retryState struct {
 	failures, lost uint32 // attempts since the last (re)start of the run
 	wait           waitKind
@@ -76,7 +104,7 @@ type templateState struct {
 	pendingParents     uint32     // all-to-all parents with tasks that are not COMPLETED
 	startedTasks       uint32     // tasks with an attempt
 	openGroups         []uint32   // per task: one-to-one parents' groups that are not COMPLETED; nil without such parents
-	blocked            rangeQueue // tasks that wait only for pending; some may have been killed
+	blocked            rangeQueue // tasks that wait for pendingParents only; some may have been killed
 	blockedCount       uint32     // how many tasks in blocked are QUEUED
 	hasMatchedChildren bool       // it has children that match
 	times              Times
@@ -84,8 +112,9 @@ type templateState struct {
 	timesUnknown       bool         // its history is older than the records of times: the times are unknown
 }
 
-// NewRun begins a run of p: QUEUED, at now (ns since the epoch). This first state
-// is a record too: take it along with the submission.
+// NewRun begins a run of p: QUEUED, at now (ns since the epoch). This first state is a record too:
+// the caller takes it (TakeRecords) and stores it together with the submission. It costs O(templates)
+// time, 5 bytes per task, and 4 more per task that has matched parents. The effects of Init follow.
 func NewRun(p *Plan, c Config, now int64) *Run {
 	r := newRun(p, c)
 	r.now = now
@@ -102,7 +131,8 @@ func NewRun(p *Plan, c Config, now int64) *Run {
 	return r
 }
 
-// newRun makes a run without counters.
+// newRun makes a run whose counters are all 0 and whose tasks are all QUEUED. unblock is bound once
+// here, because a method value made for each event would be an allocation for each event.
 func newRun(p *Plan, c Config) *Run {
 	if c.LostLimit == 0 {
 		c.LostLimit = defaultLostLimit
@@ -113,7 +143,9 @@ func newRun(p *Plan, c Config) *Run {
 	return r
 }
 
-// growToPlan allocates the state of all tasks, templates and classes of the plan.
+// growToPlan allocates the state of all tasks, templates and classes of the plan that have none yet:
+// of all of them for a new run, of a generated set's after extendPlan. Indexes never change, so what
+// is there stays where it is.
 func (r *Run) growToPlan() {
 	p := r.plan
 	n := int(p.Tasks)
@@ -135,9 +167,10 @@ func (r *Run) growToPlan() {
 	}
 }
 
-// Init returns the effects that start a run: Demand, and after Recover also RetryAt,
-// and Signal and Cancel for attempts that were to be killed or revoked.
-// The slice is reused by the next Apply.
+// Init returns the effects that start a run: Demand, and after Recover also RetryAt, and Signal and
+// Cancel for attempts that were to be killed or revoked. Those effects may have been carried out by
+// the driver before the crash: repeating them is harmless. It returns nil for a final run. Call it
+// once, before any grant; it writes no records. The slice is reused by the next Apply.
 func (r *Run) Init() []Effect {
 	r.effects = r.effects[:0]
 	if r.state.Final() {
@@ -223,6 +256,8 @@ func (r *Run) Apply(e Event) []Effect {
 	default:
 		panic("run: unknown type of event") // naming it would put every event on the heap
 	}
+	// Demand comes before the final state, which must be the last effect. It is then 0 in every
+	// class, because a run with ready tasks ends only when it is being killed.
 	r.emitDemand()
 	r.finishIfIdle()
 	if len(r.effects) == 0 {
@@ -231,7 +266,12 @@ func (r *Run) Apply(e Event) []Effect {
 	return r.effects
 }
 
-// finishIfIdle sets the run's final state once no task can move any more.
+// finishIfIdle sets the run's final state once no task can move any more: no attempt is live, no task
+// is ready and none waits for its retry. QUEUED tasks may be left, behind a parent that is ERRORED or
+// KILLED; they stay QUEUED. A run with an ERRORED task is ERRORED, whatever else was killed.
+//
+// A run that is being killed ends as soon as nothing is live, whatever is ready. The default case
+// would be a run that waits for ever: a counter is wrong, so it panics with the numbers.
 func (r *Run) finishIfIdle() {
 	if r.state.Final() || r.live.count > 0 {
 		return
@@ -252,7 +292,9 @@ func (r *Run) finishIfIdle() {
 	}
 }
 
-// setState changes the run's state.
+// setState changes the run's state, records it, and updates what depends on it: the demand, which is
+// 0 unless the run accepts slots. The time is at least 1 ns after that of the change before, so that
+// changes are ordered by their times alone.
 func (r *Run) setState(to RunState) {
 	mustMoveRun(r.state, to)
 	r.state = to
@@ -271,31 +313,36 @@ func (r *Run) setState(to RunState) {
 // the one before happens at the same time as that one.
 func (r *Run) advanceClock(at int64) { r.now = max(r.now, at) }
 
-// lastStateChange is the time of the newest change of the run's state.
+// lastStateChange is the time (ns) of the newest change of the run's state. It may be later than now,
+// where several changes share one event.
 func (r *Run) lastStateChange() int64 { return r.stateChanges[len(r.stateChanges)-1].At }
 
-// acceptsSlots tells whether the run takes slots.
+// acceptsSlots tells whether the run takes slots. A run that is QUEUED does: its first grant makes it
+// RUNNING.
 func (r *Run) acceptsSlots() bool {
 	return (r.state == RunQueued || r.state == RunRunning) && !r.killing
 }
 
 func (r *Run) emit(e Effect) { r.effects = append(r.effects, e) }
 
-// InitialState is the state of a new run before its first event. It costs O(templates),
-// not O(tasks), so that a queued run needs no Run.
+// InitialState is the state of a new run before its first event. It costs O(templates), not O(tasks),
+// so that a run in a backlog needs no Run: its shard asks for slots by Demands and makes the Run
+// when the first slot is granted.
 type InitialState struct {
 	Records []byte   // of TakeRecords after NewRun
 	Demands []Demand // of Init after NewRun
 	Counts  [NumTaskStates]uint32
 }
 
-// InitialState returns the state of NewRun(p, …, now).
+// InitialState returns what NewRun(p, …, now) and then Init would give, byte for byte. A template
+// without parents is ready as a whole; every other one waits, because each parent has at least one
+// task.
 func (p *Plan) InitialState(now int64) InitialState {
 	r := Run{now: now, stateChanges: []StateChange{{At: now, State: RunQueued}}}
 	r.recordState()
 	ready := make([]int, len(p.Classes))
 	for _, t := range p.Templates {
-		if len(t.Parents) == 0 { // every parent has at least one task to wait for
+		if len(t.Parents) == 0 {
 			ready[t.Class] += int(t.Count)
 		}
 	}
@@ -309,7 +356,8 @@ func (p *Plan) InitialState(now int64) InitialState {
 	return o
 }
 
-// Plan returns the present plan: the one of the submission, or the last Next.
+// Plan returns the present plan: the one of the submission, or the Next of the last Generated that was
+// taken.
 func (r *Run) Plan() *Plan { return r.plan }
 
 // State returns the run's state.
@@ -331,7 +379,8 @@ func (r *Run) TaskState(task uint32) TaskState { return TaskState(r.stateBytes[t
 // included: the number of its newest attempt, 0 before the first.
 func (r *Run) Attempt(task uint32) uint32 { return r.attempts[task] }
 
-// States appends the states of the tasks [first, first+n).
+// States appends the states of the tasks [first, first+n) to dst. A range that the plan does not have
+// panics.
 func (r *Run) States(dst []TaskState, first, n uint32) []TaskState {
 	dst = slices.Grow(dst, int(n))
 	for _, b := range r.stateBytes[first : first+n] {
@@ -340,13 +389,15 @@ func (r *Run) States(dst []TaskState, first, n uint32) []TaskState {
 	return dst
 }
 
-// Started tells whether a task of a template has had an attempt.
+// Started tells whether a task of a template has had an attempt. Plan.Extend asks it, because such a
+// template cannot get new parents any more: they could not be waited for.
 func (r *Run) Started(template int) bool { return r.templates[template].startedTasks > 0 }
 
-// HasTasksInRetry tells whether a task is in RETRY.
+// HasTasksInRetry tells whether any task is in RETRY, with or without an interval.
 func (r *Run) HasTasksInRetry() bool { return r.counts[TaskRetry] > 0 }
 
-// EachLiveTask yields the tasks that are GRANTED or RUNNING, ascending.
+// EachLiveTask yields the tasks that are GRANTED or RUNNING, ascending, in O(live tasks). An event
+// that is applied while it runs may end the task that was yielded last, and no other.
 func (r *Run) EachLiveTask(yield func(task, attempt uint32, s TaskState)) {
 	r.live.each(func(task uint32) { yield(task, r.attempts[task], r.TaskState(task)) })
 }
@@ -362,7 +413,8 @@ func (r *Run) GrantedAt(task uint32) int64 {
 	return r.stateChanges[0].At
 }
 
-// KillRequested tells whether the run is being killed.
+// KillRequested tells whether the run is being killed: the intent is recorded and attempts are still
+// live. It is false again once the run is final.
 func (r *Run) KillRequested() bool { return r.killing }
 
 // TaskKillRequested tells whether the task is live and is being killed by itself.

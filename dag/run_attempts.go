@@ -156,7 +156,7 @@ func (r *Run) retryDue(task, attempt uint32) {
 	r.requeueFromRetry(task)
 }
 
-// requeue takes a task out of RETRY; it now waits for a slot only.
+// requeueFromRetry takes a task out of RETRY, once its interval is over: it now waits for a slot only.
 func (r *Run) requeueFromRetry(task uint32) {
 	tr := r.retries[task]
 	tr.wait, tr.at = waitNone, 0

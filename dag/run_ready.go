@@ -118,7 +118,7 @@ func (r *Run) removePendingParent(i int) {
 	ts.blocked, ts.blockedCount = rangeQueue{}, 0
 }
 
-// unblockTasks takes one group of parents off what n tasks of r.matching wait for.
+// unblockTasks takes one group of parents off what n tasks of unblockTemplate wait for.
 func (r *Run) unblockTasks(first, n uint32) {
 	t, ts := r.plan.Templates[r.unblockTemplate], &r.templates[r.unblockTemplate]
 	for local := first; local < first+n; local++ {

@@ -43,7 +43,42 @@ var taskNames = [NumTaskStates]string{"QUEUED", "GRANTED", "RUNNING", "RETRY", "
 
 var runNames = [numRunStates]string{"QUEUED", "RUNNING", "PAUSED", "COMPLETED", "ERRORED", "KILLED"}
 
-// The transition tables: bit `to` of entry `from` is set where the move is allowed.
+// The transition tables: bit `to` of entry `from` is set where the move is allowed. mustMoveTask and
+// mustMoveRun hold every move against them, so a driver or a change that breaks the state machine
+// panics at the move, and not later at a wrong count. A task moves like this:
+//
+//	QUEUED     GRANTED    Grant
+//	           KILLED     KillTask
+//	GRANTED    RUNNING    Started
+//	           QUEUED     Revoked; Lost, within the limit
+//	           RETRY      Finished, not OK, with retries left
+//	           COMPLETED  Finished, OK; Generated
+//	           ERRORED    Finished, not OK, without retries; Lost, beyond the limit
+//	           KILLED     any end of an attempt that was to be killed
+//	RUNNING    as GRANTED, except Revoked: an attempt that started cannot be taken back
+//	RETRY      GRANTED    Grant: there was no interval to wait for
+//	           QUEUED     RetryDue or Resume: the interval is over; Restart
+//	           KILLED     Kill, KillTask
+//	ERRORED    QUEUED     Restart
+//	KILLED     QUEUED     Restart
+//
+// COMPLETED has no way out: a completed task never runs again. A Kill of the run leaves QUEUED tasks
+// QUEUED. The run itself moves like this:
+//
+//	QUEUED     RUNNING    the first grant; after a restart also the first sign of life of an
+//	                      attempt that the restart found
+//	           PAUSED     Pause
+//	           KILLED     Kill, or KillTask of all that could move
+//	RUNNING    PAUSED     Pause
+//	           COMPLETED, ERRORED, KILLED: no task can move any more (finishIfIdle)
+//	PAUSED     RUNNING    Resume
+//	           QUEUED     Restart
+//	           COMPLETED, ERRORED, KILLED: what still ran when it was paused was the last
+//	ERRORED    QUEUED     Restart
+//	KILLED     QUEUED     Restart
+//
+// QUEUED does not move to COMPLETED or ERRORED, because the end of an attempt sets the run to
+// RUNNING first.
 const (
 	taskLive  = 1<<TaskGranted | 1<<TaskRunning
 	taskFinal = 1<<TaskCompleted | 1<<TaskErrored | 1<<TaskKilled
@@ -132,12 +167,14 @@ func mustMoveRun(from, to RunState) {
 	}
 }
 
-// Event is what happened to a run. All times are ns since the epoch.
+// Event is what happened to a run. All times are ns since the epoch, by the driver's clock; At is
+// when the driver learned of the event. The set is closed. Apply says which events may come late,
+// twice or not at all.
 type Event interface{ isEvent() }
 
 type (
-	// Grant: the dispatcher gave N slots of a class. A slot that the run cannot use
-	// comes back as a Release effect.
+	// Grant: the dispatcher gave N slots of a class. A slot that the run cannot use comes back as
+	// a Release effect, so a grant may cross a change of the run's demand.
 	Grant struct {
 		Class, N int
 		At       int64
@@ -167,7 +204,9 @@ type (
 		At            int64
 		Start, Stop   int64
 	}
-	// Lost: the attempt was lost to the infrastructure.
+	// Lost: the attempt was lost to the infrastructure (a worker or a machine is gone), and is
+	// proven not to run any more: the next attempt may start at once. It does not use up a retry,
+	// but Config.LostLimit bounds how often a task may be lost.
 	Lost struct {
 		Task, Attempt uint32
 		At            int64
@@ -198,12 +237,13 @@ type (
 	Restart struct{ At int64 }
 )
 
-// Effect is an action for the driver, once the event's records are durable. Effects
-// must be applied in their order.
+// Effect is an action for the driver, once the event's records are durable. Effects must be carried
+// out in their order; a final RunChanged comes last, after all slots were released. The set is closed.
 type Effect interface{ isEffect() }
 
 type (
-	// Demand: the run wants slots for Want tasks of Class, in all, now.
+	// Demand: the run wants slots for Want tasks of Class, in all, now. It is absolute, not a
+	// difference, and is emitted only where it differs from the last one.
 	Demand struct{ Class, Want int }
 	// Release: N slots of Class come back.
 	Release struct{ Class, N int }
