@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// BenchmarkBare runs /bin/true, two at a time, as a bare fork/exec and wait: what an
-// executor's benchmark is to be compared with.
+// BenchmarkBare runs /bin/true, two at a time, by a bare fork/exec and wait: the reference for an
+// executor's benchmark.
 func BenchmarkBare(b *testing.B) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -40,8 +40,8 @@ func BenchmarkBare(b *testing.B) {
 	})
 }
 
-// Measure reports tasks/s of b.N tasks that run runs, and cpu-us/task, by what cpu says
-// before and after.
+// MeasureTasks calls run, which runs b.N tasks, and reports tasks/s and cpu-us/task by the
+// difference of cpu.
 func MeasureTasks(b *testing.B, cpu func() time.Duration, run func()) {
 	before := cpu()
 	b.ResetTimer()
@@ -51,7 +51,7 @@ func MeasureTasks(b *testing.B, cpu func() time.Duration, run func()) {
 	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-us/task")
 }
 
-// CPU is what this process and its ended children have used.
+// CPUTime is what this process and its ended children have used.
 func CPUTime() (sum time.Duration) {
 	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
 		var u syscall.Rusage

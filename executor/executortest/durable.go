@@ -8,8 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Durable is a Fake whose orders outlive the node: what it was ordered by one node it
-// reports to the next one that orders it again. It is an executor.Durable.
+// Durable is a Fake whose orders outlive the node: it reports the orders of one node to the next
+// node that orders them again. It is an executor.Durable.
 type Durable struct {
 	*Fake
 
@@ -27,8 +27,8 @@ func NewDurable() *Durable {
 	return &Durable{Fake: NewFake(), resumeDone: map[messages.RunID]int{}, ackCounts: map[messages.AttemptKey]int{}}
 }
 
-// Bind gives it its sink and returns it: the shape that actors.Config wants. Binding
-// again is a new server: orders go on, and wait to be claimed by it.
+// Bind sets the sink and returns the Durable, in the form that actors.Config wants. Binding again
+// means a new server: orders go on, and wait to be claimed by it.
 func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -39,7 +39,7 @@ func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
 	return d, nil
 }
 
-// Start implements executor.Executor: an order that is given again is claimed.
+// Start implements executor.Executor. It claims an order that is given again.
 func (d *Durable) Start(o executor.Order) {
 	d.mu.Lock()
 	fo := d.orders[o.Key]
@@ -76,7 +76,7 @@ func (d *Durable) ExpectResume(runs ...messages.RunID) {
 	}
 }
 
-// ResumeDone implements executor.Durable: what nobody claimed is ended and forgotten.
+// ResumeDone implements executor.Durable. It forgets the orders that were not claimed.
 func (d *Durable) ResumeDone(run messages.RunID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -99,7 +99,7 @@ func (d *Durable) Acknowledge(keys ...messages.AttemptKey) {
 	d.changed.Broadcast()
 }
 
-// Detach implements executor.Durable: nothing is reported any more.
+// Detach implements executor.Durable. It stops all reports.
 func (d *Durable) Detach() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -110,14 +110,14 @@ func (d *Durable) Detach() error {
 	return nil
 }
 
-// ExpectedRuns returns all runs that were expected so far, in order.
+// ExpectedRuns returns all runs that ExpectResume has named so far, in order.
 func (d *Durable) ExpectedRuns() []messages.RunID {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return append([]messages.RunID(nil), d.expected...)
 }
 
-// Acks returns how often an end was acknowledged.
+// AckCount returns how often an end was acknowledged.
 func (d *Durable) AckCount(key messages.AttemptKey) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -130,7 +130,7 @@ func (d *Durable) WaitAck(t testing.TB, key messages.AttemptKey) {
 	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.ackCounts[key] > 0 })
 }
 
-// WaitResumeDone blocks until the run was settled n times.
+// WaitResumeDone blocks until ResumeDone was called n times for the run.
 func (d *Durable) WaitResumeDone(t testing.TB, run messages.RunID, n int) {
 	t.Helper()
 	d.wait(t, fmt.Sprintf("run %d to be settled", run), func() bool { return d.resumeDone[run] >= n })

@@ -10,22 +10,21 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Script says what a Fake does with an order as soon as it is taken over.
+// Script says what a Fake does with an order as soon as it accepts it.
 type Script func(executor.Order) Step
 
 // Step is one answer of a Script.
 type Step struct {
-	Hold  bool                   // do nothing: the test begins and ends the order itself
+	Hold  bool                   // leave the order to the test
 	Begin bool                   // report Started and leave it running
-	End   messages.AttemptResult // else: report Started (unless NotStarted) and Finished with this result
-	RC    int32                  // 0 = the usual one of the result
+	End   messages.AttemptResult // otherwise: report Started (unless NotStarted) and Finished with this result
+	RC    int32                  // 0 = the result's usual code
 	Out   string                 // stdout: of the record and, with Order.Capture, of the report
 	Panic any                    // not nil: Start panics with it
 }
 
-// Fake is an Executor without processes whose every step is the test's decision.
-// It outlives the node that uses it, so that a recovered node can be bound to it
-// again. It is safe for concurrent use.
+// Fake is an Executor without processes whose every step the test decides. It outlives the node that
+// uses it, so that a recovered node can be bound to it. It is safe for concurrent use.
 type Fake struct {
 	mu        sync.Mutex
 	changed   *sync.Cond
@@ -40,7 +39,7 @@ type Fake struct {
 	kills     map[messages.AttemptKey]int
 	revokes   map[messages.AttemptKey]int
 
-	// Reports leave through one door, so that they come in order.
+	// All reports pass through the outbox, so that they come in order.
 	outbox     []queuedReport
 	delivering bool
 }
@@ -73,8 +72,8 @@ func NewFake() *Fake {
 	return f
 }
 
-// Bind gives the Fake its sink and returns it: the shape that actors.Config wants.
-// Binding again reopens a closed Fake; orders that were live are forgotten.
+// Bind sets the sink and returns the Fake, in the form that actors.Config wants. Binding again
+// reopens a closed Fake; live orders are forgotten.
 func (f *Fake) Bind(sink executor.Sink) (executor.Executor, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,7 +82,7 @@ func (f *Fake) Bind(sink executor.Sink) (executor.Executor, error) {
 	return f, nil
 }
 
-// Play makes the Fake answer each later order by the script; nil holds them all.
+// SetScript makes the Fake answer each later order by the script; nil holds all orders.
 func (f *Fake) SetScript(s Script) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -97,7 +96,7 @@ func (f *Fake) HoldKills(hold bool) {
 	f.holdKills = hold
 }
 
-// Clock replaces the clock of the reports (ns since the epoch).
+// SetClock replaces the clock of the reports (ns since the epoch).
 func (f *Fake) SetClock(now func() int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -133,7 +132,7 @@ func (f *Fake) Start(o executor.Order) {
 		f.mu.Unlock()
 		panic(step.Panic)
 	}
-	// It may have been revoked while the script thought.
+	// The order may have been revoked while the script ran.
 	if f.orders[o.Key] == fo && !fo.ended && !step.Hold {
 		fo.out = step.Out
 		if fo.begun == 0 && (step.Begin || step.End != messages.AttemptNotStarted) {
@@ -160,9 +159,9 @@ func (f *Fake) Begin(key messages.AttemptKey) {
 	f.flush()
 }
 
-// End reports the order as Finished with the result, and as Started before that
-// when it had not begun (unless the result is NotStarted). rc 0 stands for the
-// result's usual code. It panics when the order is unknown or has ended.
+// End reports the order as Finished with the result. It reports Started before that if the order had
+// not begun (unless the result is NotStarted). rc 0 stands for the result's usual code. It panics
+// when the order is unknown or has ended.
 func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc int32) {
 	f.mu.Lock()
 	fo := f.orders[key]
@@ -178,8 +177,8 @@ func (f *Fake) End(key messages.AttemptKey, result messages.AttemptResult, rc in
 	f.flush()
 }
 
-// EndAlone reports the order as Finished, its start and how long its slot was idle
-// included, without a Started before that. It panics when the order is not waiting.
+// EndWithoutStart reports the order as Finished, including its start and start delay, without a
+// Started before. It panics when the order is not waiting.
 func (f *Fake) EndWithoutStart(key messages.AttemptKey, result messages.AttemptResult, rc int32, idle time.Duration) {
 	f.mu.Lock()
 	fo := f.orders[key]
@@ -194,7 +193,7 @@ func (f *Fake) EndWithoutStart(key messages.AttemptKey, result messages.AttemptR
 	f.flush()
 }
 
-// post puts a report into the outbox. f.mu is held; flush follows without it.
+// post puts a report into the outbox. f.mu is held. flush must follow, without f.mu.
 func (f *Fake) post(r executor.Report) {
 	if fo := f.orders[r.Key]; fo != nil && fo.unclaimed {
 		return
@@ -202,7 +201,7 @@ func (f *Fake) post(r executor.Report) {
 	f.outbox = append(f.outbox, queuedReport{f.sink, r})
 }
 
-// flush delivers what is in the outbox, unless somebody is at it.
+// flush delivers the outbox, unless another goroutine is delivering it.
 func (f *Fake) flush() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -279,8 +278,8 @@ func (f *Fake) Print(key messages.AttemptKey, s string) {
 	}
 }
 
-// Kill implements executor.Executor: an attempt that runs ends as Killed at once,
-// unless HoldKills is set.
+// Kill implements executor.Executor. A running attempt ends as Killed at once, unless HoldKills is
+// set.
 func (f *Fake) Kill(key messages.AttemptKey, _ time.Duration) {
 	f.mu.Lock()
 	f.kills[key]++
@@ -308,7 +307,7 @@ func (f *Fake) Revoke(key messages.AttemptKey) {
 	f.flush()
 }
 
-// OpenLog implements executor.Executor: the stdout that was given so far.
+// OpenLog implements executor.Executor. It reads what was printed so far to stdout.
 func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (messages.Log, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -319,8 +318,8 @@ func (f *Fake) OpenLog(key messages.AttemptKey, stream messages.Stream) (message
 	return &fakeLog{f: f, fo: fo, empty: stream != messages.Stdout}, nil
 }
 
-// Close implements executor.Executor: what runs is lost, what waits is revoked. It
-// must not be called from the sink.
+// Close implements executor.Executor. Running attempts are lost, waiting orders are revoked. It must
+// not be called from the sink.
 func (f *Fake) Close() error {
 	f.mu.Lock()
 	f.closed = true
@@ -343,7 +342,7 @@ func (f *Fake) Close() error {
 	return nil
 }
 
-// Orders returns what was taken over so far, in order, since NewFake.
+// Orders returns the orders that were accepted since NewFake, in order.
 func (f *Fake) Orders() []executor.Order {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -384,8 +383,8 @@ func (f *Fake) Live() []messages.AttemptKey {
 	return keys
 }
 
-// WaitOrders blocks until n orders have been taken over since NewFake and returns
-// them all; the test fails when that takes too long.
+// WaitOrders blocks until n orders have been accepted since NewFake and returns them all. The test
+// fails when that takes too long.
 func (f *Fake) WaitOrders(t testing.TB, n int) []executor.Order {
 	t.Helper()
 	f.wait(t, fmt.Sprintf("%d orders", n), func() bool { return len(f.accepted) >= n })

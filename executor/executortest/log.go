@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Log is a log that may be written and read by anybody, at any time.
+// SyncBuffer is a buffer for logs. It may be written and read concurrently.
 type SyncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -18,7 +18,7 @@ func (l *SyncBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// String is all that has been written.
+// String returns all that was written.
 func (l *SyncBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,11 +10,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// patience is how long a Recorder or a Fake waits before it fails the test.
-const patience = time.Minute
+// waitLimit is how long a Recorder or a Fake waits before it fails the test.
+const waitLimit = time.Minute
 
-// Recorder is a Sink that keeps every report and fails the test as soon as one
-// breaks the rules: a second final report, a report after it, a second Started.
+// Recorder is a Sink that keeps every report. It fails the test as soon as a report breaks the
+// rules: a second final report, a report after it, or a second Started.
 type Recorder struct {
 	t       testing.TB
 	mu      sync.Mutex
@@ -36,12 +36,12 @@ func (r *Recorder) Sink(reports ...executor.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, rep := range reports {
-		r.take(rep)
+		r.add(rep)
 	}
 }
 
-// take takes one report. r.mu is held.
-func (r *Recorder) take(rep executor.Report) {
+// add checks and keeps one report. r.mu is held.
+func (r *Recorder) add(rep executor.Report) {
 	for _, old := range r.reports[rep.Key] {
 		switch {
 		case old.Kind == executor.Revoked && rep.Kind != executor.Revoked:
@@ -85,8 +85,8 @@ func (r *Recorder) All() []executor.Report {
 	return append([]executor.Report(nil), r.order...)
 }
 
-// Starts returns how often the key has started: how many Started reports it has, or 1 when
-// its end alone tells of a start.
+// Starts returns how often the key has started: the number of its Started reports, or 1 when only
+// its end tells of a start.
 func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
 	for _, rep := range r.Reports(key) {
 		if rep.Kind == executor.Started || n == 0 && rep.Record.Start != 0 {
@@ -134,11 +134,11 @@ func (r *Recorder) wait(what func() string, done func() bool) {
 	waitCond(r.t, &r.mu, r.changed, what, done)
 }
 
-// waitCond blocks until done, which is asked under mu whenever changed is signalled.
+// waitCond blocks until done returns true. It calls done under mu, whenever changed is signalled.
 func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() string, done func() bool) {
 	t.Helper()
 	late := false
-	timer := time.AfterFunc(patience, func() {
+	timer := time.AfterFunc(waitLimit, func() {
 		mu.Lock()
 		defer mu.Unlock()
 		late = true
@@ -155,6 +155,6 @@ func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() stri
 	}
 	mu.Unlock()
 	if missing != "" {
-		t.Fatalf("waited %v for %s", patience, missing)
+		t.Fatalf("waited %v for %s", waitLimit, missing)
 	}
 }

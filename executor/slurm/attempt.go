@@ -11,32 +11,32 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// entry is an attempt from its order, or from its folder's being found, until its end
-// is acknowledged.
+// attempt is one attempt, from its order, or from the recovery of its folder, until its end is
+// acknowledged.
 type attempt struct {
 	key           messages.AttemptKey
-	sequence      uint64          // order of the orders
-	order         *executor.Order // nil: nobody asks for it, and it is being ended
+	sequence      uint64          // in which orders came
+	order         *executor.Order // nil: an orphan, which is being ended
 	folder        folder
 	stage         stage
-	jobName       string // of its job
-	arrayIndex    int    // in the job's array
-	jobID         string // as squeue and scancel have it; "" = not known
-	submitting    bool   // its sbatch runs
+	jobName       string // name of its job
+	arrayIndex    int    // index in the job's array
+	jobID         string // as squeue and scancel print it; "" = unknown
+	submitting    bool   // its sbatch is running
 	submissions   int
-	visibleFrom   time.Time // looks that began earlier cannot show the job
-	endedJob      *job      // as it was when it was over
+	visibleFrom   time.Time // polls that began earlier cannot show the job
+	endedJob      *job      // its final state
 	node          string
-	startedAt     int64 // its start, ns since the epoch
+	startedAt     int64 // ns since the epoch
 	startReported bool  // Started was reported
-	abandoned     bool  // it is to be given again: this entry counts no more
+	abandoned     bool  // its run orders it again, so this entry no longer counts
 	killed        bool
 	revoked       bool
-	endedByClose  bool // killed by Close
+	endedByClose  bool // Close killed it
 	killGrace     time.Duration
-	terminateSent bool      // its script was told
-	cancelAt      time.Time // when Slurm is to end it
-	endDeadline   time.Time // how long its end is awaited after its job's
+	terminateSent bool      // its script was told to end it
+	cancelAt      time.Time // when Slurm is told to end the job
+	endDeadline   time.Time // how long to wait for its end after the end of its job
 	output        *attemptOutput
 }
 
@@ -45,25 +45,25 @@ type stage uint8
 
 const (
 	stageWaiting    stage = iota // to be submitted
-	stageSubmitted               // or about to be
-	stageRunning                 // begun
-	stageCollecting              // over, and being collected
+	stageSubmitted               // submitted, or about to be
+	stageRunning                 // has begun
+	stageCollecting              // over; its report is being made
 	stageEnded
 )
 
 const (
-	// maxTries is how often an attempt is submitted whose job disappears.
+	// maxSubmissions is how often an attempt is submitted whose job disappears.
 	maxSubmissions = 5
-	// endPatience is how many intervals the end of an attempt may take to show in its
-	// folder after its job is over: network file systems are not in step.
+	// endPolls is how many poll intervals the end of an attempt may take to show in its folder after
+	// its job is over, because network file systems lag.
 	endPolls = 10
-	// forceAfter is how long a job may take beyond the grace before Slurm ends it.
+	// cancelDelay is how long a job may take beyond the grace before Slurm ends it.
 	cancelDelay = 10 * time.Second
-	// idle is how long the clerk sleeps when there is nothing to do.
+	// idleSleep is how long the reconciler sleeps when it has no duties.
 	idleSleep = time.Hour
 )
 
-// move brings an attempt to a stage.
+// setStage moves an attempt to a stage and keeps inFlight.
 func (c *reconciler) setStage(e *attempt, to stage) {
 	if e.stage == stageSubmitted || e.stage == stageRunning {
 		c.inFlight--
@@ -74,7 +74,7 @@ func (c *reconciler) setStage(e *attempt, to stage) {
 	e.stage = to
 }
 
-// order takes an order, or finds out what became of it before.
+// startOrder accepts an order, or finds out what became of it before a restart.
 func (c *reconciler) startOrder(o *executor.Order) {
 	e := c.attempts[o.Key]
 	switch {
@@ -116,7 +116,7 @@ func (c *reconciler) startOrder(o *executor.Order) {
 		}
 	}
 	if err != nil {
-		c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be made: "+err.Error())
+		c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be created: "+err.Error())
 		return
 	}
 	c.enqueue(e)
@@ -137,8 +137,8 @@ func (c *reconciler) enqueue(e *attempt) {
 	c.waiting = append(c.waiting, e)
 }
 
-// adopt takes an attempt over whose folder is there. It is false when it was never
-// submitted.
+// recoverAttempt takes over an attempt whose folder exists. It returns false when the attempt was
+// never submitted.
 func (c *reconciler) recoverAttempt(e *attempt) bool {
 	if v, ok := e.folder.readReport(c.slurm.maxReportBytes()); ok {
 		e.startedAt = v.Record.Start
@@ -147,7 +147,7 @@ func (c *reconciler) recoverAttempt(e *attempt) bool {
 		return true
 	}
 	if b, ok := e.folder.readStart(); ok && b.byServer {
-		// A former server took it back, and did not live to have it known.
+		// A former server withdrew it, and ended before it reported that.
 		_ = os.Remove(e.folder.path("begun"))
 	}
 	name, index, ok := e.folder.readJob()
@@ -161,7 +161,7 @@ func (c *reconciler) recoverAttempt(e *attempt) bool {
 	return true
 }
 
-// kill is what Slurm.Kill asks for.
+// kill serves Slurm.Kill.
 func (c *reconciler) kill(key messages.AttemptKey, grace time.Duration) {
 	e := c.attempts[key]
 	if e == nil || e.stage >= stageCollecting {
@@ -175,7 +175,7 @@ func (c *reconciler) kill(key messages.AttemptKey, grace time.Duration) {
 	}
 }
 
-// revoke is what Slurm.Revoke asks for.
+// revoke serves Slurm.Revoke.
 func (c *reconciler) revoke(key messages.AttemptKey) {
 	if e := c.attempts[key]; e != nil && e.stage < stageRunning {
 		e.revoked = true
@@ -183,15 +183,15 @@ func (c *reconciler) revoke(key messages.AttemptKey) {
 	}
 }
 
-// withdraw takes an attempt back that has not begun. It is false when it has, or when
-// that is not to be found out now: then the next look does.
+// withdraw withdraws an attempt that has not begun. It returns false when the attempt has begun, or
+// when that cannot be decided now: then the next poll decides.
 func (c *reconciler) withdraw(e *attempt) bool {
 	if e.stage >= stageRunning {
 		return false
 	}
 	taken, err := e.folder.claimUnstarted()
 	if err != nil {
-		c.log.Warn("an attempt cannot be taken back yet", "key", e.key, "err", err)
+		c.log.Warn("cannot withdraw an attempt; retrying", executor.LogKey(e.key), "err", err)
 		return false
 	}
 	if !taken {
@@ -208,20 +208,20 @@ func (c *reconciler) withdraw(e *attempt) bool {
 	return true
 }
 
-// signal has an attempt's own script end it, once its job is known.
+// requestTermination has an attempt's own script end it, once its job is known.
 func (c *reconciler) requestTermination(e *attempt) {
 	if e.stage != stageRunning || e.jobID == "" || e.terminateSent {
 		return
 	}
 	if err := writeFile(e.folder.path("grace"), []byte(formatSeconds(e.killGrace)+"\n")); err != nil {
-		c.log.Warn("an attempt is killed with the default grace", "key", e.key, "err", err)
+		c.log.Warn("an attempt is killed with the default grace", executor.LogKey(e.key), "err", err)
 	}
 	e.terminateSent = true
 	e.cancelAt = time.Now().Add(e.killGrace + cancelDelay)
 	c.toTerminate = append(c.toTerminate, e.jobID)
 }
 
-// close is what Slurm.Close asks for.
+// close serves Slurm.Close.
 func (c *reconciler) close() {
 	c.closing = true
 	for key, e := range c.attempts {
@@ -232,7 +232,7 @@ func (c *reconciler) close() {
 	}
 }
 
-// acknowledge forgets ends that are durable elsewhere.
+// acknowledge forgets ends that are durable in the server.
 func (c *reconciler) acknowledge(keys []messages.AttemptKey) {
 	for _, key := range keys {
 		if e := c.attempts[key]; e != nil && e.stage == stageEnded {
@@ -247,20 +247,20 @@ func (c *reconciler) forget(e *attempt) {
 	c.removeFolder(e)
 }
 
-// remove deletes the attempt's folder, and what Slurm said of its job.
+// removeFolder deletes the attempt's folder and Slurm's messages on its job.
 func (c *reconciler) removeFolder(e *attempt) {
 	dir, job := e.folder, e.jobID
 	c.slurm.runAsync(func() {
 		if err := dir.remove(); err != nil {
-			c.log.Warn("an attempt's folder stays", "folder", dir, "err", err)
+			c.log.Warn("cannot remove an attempt's folder", "folder", dir, "err", err)
 		}
 		if job != "" {
-			_ = os.Remove(filepath.Join(c.slurm.cfg.Dir, logFolder, job)) // there is none if it said nothing
+			_ = os.Remove(filepath.Join(c.slurm.cfg.Dir, logFolder, job)) // missing if Slurm had no messages
 		}
 	})
 }
 
-// expect is what Slurm.ExpectResume asks for.
+// expectResume serves Slurm.ExpectResume.
 func (c *reconciler) expectResume(runs []messages.RunID) {
 	expected := map[messages.RunID]bool{}
 	for _, run := range runs {
@@ -277,7 +277,7 @@ func (c *reconciler) expectResume(runs []messages.RunID) {
 	}
 }
 
-// leave forgets an attempt that its run gives again: all that counts is in its folder.
+// abandon forgets an attempt that its run orders again. Its folder holds all that counts.
 func (c *reconciler) abandon(e *attempt) {
 	if e.stage != stageEnded {
 		c.unfinished--
@@ -288,11 +288,11 @@ func (c *reconciler) abandon(e *attempt) {
 	delete(c.attempts, e.key)
 }
 
-// disown ends and forgets what the folder holds of some runs and nobody has asked for.
+// discardOrphans ends and forgets the attempts of these runs that have a folder but no order.
 func (c *reconciler) discardOrphans(of func(messages.RunID) bool) {
 	keys, err := c.slurm.listAttempts(of)
 	if err != nil {
-		c.log.Error("what was left in the folder is not looked after", "err", err)
+		c.log.Error("cannot list the attempts in the folder; orphans are not ended", "err", err)
 		return
 	}
 	for _, key := range keys {
@@ -309,7 +309,7 @@ func (c *reconciler) discardOrphans(of func(messages.RunID) bool) {
 	}
 }
 
-// seeBeginning notes that an attempt has begun, if it has.
+// noteStart reads from the folder whether the attempt has begun.
 func (c *reconciler) noteStart(e *attempt) {
 	b, ok := e.folder.readStart()
 	if !ok || b.byServer || e.stage > stageRunning {
@@ -336,7 +336,7 @@ func (c *reconciler) reportStart(e *attempt) {
 	}
 }
 
-// unbegun ends an attempt that has not begun, and never will.
+// endNotStarted ends an attempt that will never begin.
 func (c *reconciler) endNotStarted(e *attempt, result messages.AttemptResult, why string) {
 	if e.order == nil {
 		c.reportEnd(e, nil)
@@ -344,7 +344,7 @@ func (c *reconciler) endNotStarted(e *attempt, result messages.AttemptResult, wh
 	}
 	r := notStartedReport(e.order, result, why)
 	if err := e.folder.saveReport(&r); err != nil {
-		c.log.Warn("the end of an attempt is not kept", "key", e.key, "err", err)
+		c.log.Warn("cannot save the final report of an attempt", executor.LogKey(e.key), "err", err)
 	}
 	c.reportEnd(e, &r)
 }
@@ -353,8 +353,8 @@ func (c *reconciler) endRevoked(e *attempt) {
 	c.reportEnd(e, &executor.Report{Key: e.key, Kind: executor.Revoked, At: time.Now().UnixNano()})
 }
 
-// end makes the final report. What was only revoked leaves nothing behind, and its key
-// is free; nor does what nobody asked for.
+// reportEnd makes the final report. Revoked attempts and orphans leave no trace, so that their keys
+// are free.
 func (c *reconciler) reportEnd(e *attempt, r *executor.Report) {
 	if e.abandoned {
 		return
@@ -364,8 +364,8 @@ func (c *reconciler) reportEnd(e *attempt, r *executor.Report) {
 	c.slurm.hideOutput(e)
 	if r == nil || e.order == nil || r.Kind == executor.Revoked {
 		delete(c.attempts, e.key)
-		if err := e.folder.remove(); err != nil { // at once: its key may come again
-			c.log.Warn("an attempt's folder stays", "folder", e.folder, "err", err)
+		if err := e.folder.remove(); err != nil { // now, not async: its key may come again
+			c.log.Warn("cannot remove an attempt's folder", "folder", e.folder, "err", err)
 		}
 	}
 	if r != nil && e.order != nil {

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// patience is how long one of Slurm's commands may take.
+// commandTimeout is how long one of Slurm's commands may take.
 const commandTimeout = time.Minute
 
-// programs runs Slurm's commands, in an environment of their own: sbatch hands it on to
-// the job, and SBATCH_ variables would change what it does.
+// commands runs Slurm's commands in an environment of their own, because sbatch passes its
+// environment on to the job, and SBATCH_ variables would change its behaviour.
 type commands struct {
 	searchPath string
 	env        []string
@@ -34,17 +34,17 @@ func newCommands(getenv func(string) string) commands {
 	return p
 }
 
-// find returns an error that names the command which is not there.
+// checkInstalled returns an error that names a missing command.
 func (p *commands) checkInstalled() error {
 	for _, name := range []string{"sbatch", "squeue", "scancel"} {
 		if p.lookupCommand(name) == "" {
-			return fmt.Errorf("slurm: %s is not in PATH: Slurm's commands must be installed, and set up, where the server runs", name)
+			return fmt.Errorf("slurm: %s is not in PATH: Slurm's commands must be installed and configured where the server runs", name)
 		}
 	}
 	return nil
 }
 
-// lookup finds a command; "" when there is none.
+// lookupCommand returns the path of a command, or "".
 func (p *commands) lookupCommand(name string) string {
 	for _, dir := range filepath.SplitList(p.searchPath) {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil && filepath.IsAbs(path) {
@@ -54,10 +54,10 @@ func (p *commands) lookupCommand(name string) string {
 	return ""
 }
 
-// commandError is a command that failed, with what it said.
+// commandError is the failure of a command, with its output.
 type commandError struct {
 	name   string
-	output string // "" when it said nothing
+	output string // may be ""
 	err    error
 }
 
@@ -70,7 +70,7 @@ func (e *commandError) Error() string {
 
 func (e *commandError) Unwrap() error { return e.err }
 
-// run runs a command to its end and returns what it printed.
+// run runs a command to its end and returns its stdout.
 func (p *commands) run(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -93,8 +93,7 @@ func (p *commands) run(ctx context.Context, stdin, name string, args ...string) 
 	return out.Bytes(), nil
 }
 
-// plain is what a command said, on one line and without the prefixes that it gives
-// each of its lines.
+// cleanOutput joins a command's messages to one line, without the prefix of each.
 func cleanOutput(name, said string) string {
 	var lines []string
 	for line := range strings.Lines(said) {
@@ -107,16 +106,16 @@ func cleanOutput(name, said string) string {
 	return strings.Join(lines, "; ")
 }
 
-// passing are parts of messages about what will be better later, or whose outcome is
-// not known: the controller is away or busy, or the credentials' daemon is.
+// transientMessages are parts of messages about failures that pass, or whose outcome is unknown: the
+// controller, or the credentials' daemon, is away or busy.
 var transientMessages = []string{
 	"Unable to contact slurm controller", "temporarily unable", "temporarily unavailable", "Socket timed out",
 	"Connection refused", "Connection timed out", "Zero Bytes were transmitted", "Transport endpoint",
 	"uthentication", "Insane message length", "in standby", "Unexpected message received", "no answer", "Job submission disabled",
 }
 
-// isPassing tells whether it is worth while to try again. A command that did not even
-// run, or did not end, is.
+// isTransient tells whether a retry may succeed. It may after a command that did not run, or did not
+// end.
 func isTransient(err error) bool {
 	var ce *commandError
 	if !errors.As(err, &ce) || ce.output == "" {
@@ -134,7 +133,7 @@ func containsAny(s string, parts []string) bool {
 	return false
 }
 
-// job is what Slurm says of one job, which is one index of an array.
+// job is Slurm's state of one job, which is one index of an array.
 type job struct {
 	array  int64  // number of its array
 	state  string // PENDING, RUNNING, COMPLETED, …
@@ -143,20 +142,20 @@ type job struct {
 	node   string
 }
 
-// overStates are those of a job that is over. One that is COMPLETING is not: its
-// processes may be there yet.
+// endedStates are the states of a job that is over. COMPLETING is not one of them: its processes may
+// still run.
 var endedStates = map[string]bool{
 	"BOOT_FAIL": true, "CANCELLED": true, "COMPLETED": true, "DEADLINE": true, "FAILED": true, "NODE_FAIL": true,
 	"OUT_OF_MEMORY": true, "PREEMPTED": true, "REVOKED": true, "TIMEOUT": true,
 }
 
-// number is what squeue and scancel call an index of the array.
+// id is the job's name in squeue and scancel.
 func (j *job) id(index int) string { return fmt.Sprintf("%d_%d", j.array, index) }
 
 func (j *job) hasEnded() bool { return endedStates[j.state] }
 func (j *job) pending() bool  { return j.state == "PENDING" || j.state == "CONFIGURING" }
 
-// lost tells whether the cluster, and not the task, was the reason of the job's end.
+// lostByCluster tells whether the cluster, and not the task, caused the job's end.
 func (j *job) lostByCluster() bool {
 	switch j.state {
 	case "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED":
@@ -165,8 +164,8 @@ func (j *job) lostByCluster() bool {
 	return false
 }
 
-// snapshot is all jobs of this folder at one moment, by name and index. Those of an
-// array that wait have one entry in common, at index rest.
+// snapshot holds all jobs of this folder at one moment, by name and index. The waiting jobs of an
+// array share one entry, at index pendingRest.
 type snapshot map[string]map[int]*job
 
 const pendingRest = -1
@@ -186,7 +185,8 @@ func (s snapshot) add(name string, index int, j *job) {
 	s[name][index] = j
 }
 
-// jobs asks for all jobs. Where squeue has no JSON, scontrol is asked, from then on.
+// queryJobs asks Slurm for all jobs. Where squeue lacks JSON it sets plainText and uses scontrol
+// from then on.
 func (p *commands) queryJobs(ctx context.Context, id string, plainText *bool) (snapshot, error) {
 	if !*plainText {
 		out, err := p.run(ctx, "", "squeue", "--json", "--me", "--states=all")
@@ -205,8 +205,8 @@ func (p *commands) queryJobs(ctx context.Context, id string, plainText *bool) (s
 	return parseText(out, id), nil
 }
 
-// number reads numbers as the versions of Slurm write them: 5, null, or
-// {"set": true, "infinite": false, "number": 5}.
+// number reads numbers as the versions of Slurm write them: 5, null, or {"set": true, "infinite":
+// false, "number": 5}.
 type number struct {
 	value int64
 	set   bool
@@ -231,7 +231,7 @@ func (n *number) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// words reads a string, or a list of them.
+// words reads a string, or a list of strings.
 type words []string
 
 func (w *words) UnmarshalJSON(b []byte) error {
@@ -244,7 +244,7 @@ func (w *words) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// exitCode reads a raw wait status, or the parts that later versions give.
+// exitCode reads a raw wait status, or the object that later versions write.
 type exitCode syscall.WaitStatus
 
 func (e *exitCode) UnmarshalJSON(b []byte) error {
@@ -266,7 +266,7 @@ func (e *exitCode) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// parseJSON reads what squeue --json prints: jobs of others too, in some versions.
+// parseJSON reads the output of squeue --json, which includes other users' jobs in some versions.
 func parseJSON(out []byte, id string) (snapshot, error) {
 	var doc struct {
 		Jobs []struct {
@@ -289,7 +289,7 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 			continue
 		}
 		j := &job{array: d.ArrayJobID.value, exit: syscall.WaitStatus(d.ExitCode), reason: d.StateReason, node: d.BatchHost}
-		for _, w := range d.JobState { // COMPLETING stands beside what the job will be
+		for _, w := range d.JobState { // COMPLETING comes in addition to the final state
 			if j.state == "" || w == "COMPLETING" {
 				j.state = w
 			}
@@ -303,7 +303,7 @@ func parseJSON(out []byte, id string) (snapshot, error) {
 	return s, nil
 }
 
-// parseText reads what scontrol show job -o prints: a line per job of KEY=VALUE words.
+// parseText reads the output of scontrol show job -o: one line of KEY=VALUE words per job.
 func parseText(out []byte, id string) snapshot {
 	s := snapshot{}
 	for line := range bytes.Lines(out) {
@@ -331,5 +331,5 @@ func parseText(out []byte, id string) snapshot {
 	return s
 }
 
-// ours tells whether a job's name is one of this folder's; see jobName.
+// isOurs tells whether a job belongs to this folder, by its name. See newJobName.
 func isOurs(name, id string) bool { return strings.Contains(name, "."+id+".") }

@@ -56,7 +56,7 @@ func TestEnds(t *testing.T) {
 		{g.order(2, "kill -SEGV $$"), messages.AttemptSignaled, 139, "ended by signal 11 (segmentation fault)", "", ""},
 		{limited(program(3, "sleep", "1000"), 200*time.Millisecond), messages.AttemptTimedOut, 143, "timed out after 200ms", "", ""},
 		{limited(g.order(4, `trap "" TERM; while :; do sleep 0.05; done`), 200*time.Millisecond), messages.AttemptTimedOut, 137, "timed out", "", ""},
-		{program(5, "no-such-program"), messages.AttemptNotStarted, -1, `start "no-such-program": not found, or not to be executed, on node node1`, "", "?"},
+		{program(5, "no-such-program"), messages.AttemptNotStarted, -1, `start "no-such-program": not found, or not executable, on node node1`, "", "?"},
 		{in(g.order(6, "true"), "/no/such/folder"), messages.AttemptNotStarted, -1, `working folder "/no/such/folder"`, "", "?"},
 		{program(7), messages.AttemptNotStarted, -1, "the command is empty", "", ""},
 		{with(g.order(8, "true"), "=x"), messages.AttemptNotStarted, -1, "not of the form K=V", "", ""},

@@ -22,30 +22,30 @@ import (
 
 const logFolder = "log"
 
-// Every task of this user, and whoever shares the folder, can write to these files. So no more
-// of them is read than there may be: a few words, or a verdict, whose inline output JSON makes
-// longer by a third.
+// Every task of this user, and every user who shares the folder, can write to these files. So reads
+// are bounded by what the files may hold: a few words, or a saved report, whose inline output grows
+// by a third in JSON.
 const maxNoteBytes = 64 << 10
 
 func (s *Slurm) maxReportBytes() int64 { return 1<<20 + 4*int64(s.cfg.InlineMax) }
 
-// folder is an attempt's folder. See the package doc for what lies in it.
+// folder is an attempt's folder. See the package doc for its files.
 type folder string
 
 func (s *Slurm) folder(key messages.AttemptKey) folder {
 	return folder(filepath.Join(s.cfg.Dir, folderName(key)))
 }
 
-// folderName is the attempt's folder below Config.Dir: digits, '/' and '.' alone.
+// folderName is the attempt's folder below Config.Dir. It consists of digits, '/' and '.'.
 func folderName(key messages.AttemptKey) string {
 	return fmt.Sprintf("%d/%d.%d", key.Run, key.Task, key.Attempt)
 }
 
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 
-// make makes the folder. It is fs.ErrExist when it is there.
+// create creates the folder. The error is fs.ErrExist when it exists.
 func (f folder) create() (err error) {
-	for range 3 { // the run's folder may be removed meanwhile, with another attempt's
+	for range 3 { // another attempt may remove the run's folder between the two calls
 		if err = os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
 			return err
 		}
@@ -56,14 +56,15 @@ func (f folder) create() (err error) {
 	return err
 }
 
-// remove deletes the folder, and its run's when it was the last.
+// remove deletes the folder, and its run's folder when that is empty.
 func (f folder) remove() error {
 	err := os.RemoveAll(string(f))
-	_ = os.Remove(filepath.Dir(string(f))) // fails while others are in it
+	_ = os.Remove(filepath.Dir(string(f))) // fails while it holds other attempts
 	return err
 }
 
-// claim makes begun, so that the attempt can never begin. It is false when it has.
+// claimUnstarted creates begun, so that the attempt can never begin. It returns false when the
+// attempt has begun.
 func (f folder) claimUnstarted() (bool, error) {
 	file, err := os.OpenFile(f.path("begun"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
@@ -77,10 +78,10 @@ func (f folder) claimUnstarted() (bool, error) {
 	return true, errors.Join(err, file.Close())
 }
 
-// claimed is what the server writes into begun.
+// serverClaim is what the server writes into begun.
 const serverClaim = "- -\n"
 
-// beginning is what begun tells.
+// startNote is the content of begun.
 type startNote struct {
 	byServer bool
 	job      string // "" when it is not written yet
@@ -107,7 +108,7 @@ func (f folder) readStart() (b startNote, ok bool) {
 	return b, true
 }
 
-// outcome is what end tells.
+// endNote is the content of end.
 type endNote struct {
 	rc           int32
 	at           int64
@@ -127,7 +128,7 @@ func (f folder) readEnd() (e endNote, ok bool) {
 		return e, false
 	}
 	e.rc = int32(rc)
-	// Of the script itself, and of what it ran.
+	// The first line of times is of the script itself, the second of its children.
 	if m := cpuTimes.FindAllStringSubmatch(times, 2); len(m) == 2 {
 		e.user, e.system = cpuTime(m[1][1], m[1][2]), cpuTime(m[1][3], m[1][4])
 	}
@@ -143,13 +144,13 @@ func cpuTime(minutes, seconds string) time.Duration {
 	return time.Duration(m)*time.Minute + time.Duration(s*float64(time.Second))
 }
 
-// word is the only word in a file; "" when there is none.
+// readWord returns the only word in a file; "" without one.
 func (f folder) readWord(name string) string {
 	text, _ := readFileAt(f.path(name), 0, maxNoteBytes)
 	return strings.TrimSpace(string(text))
 }
 
-// setJob notes the job that the attempt is about to be submitted as.
+// writeJob notes the job that the attempt is about to be submitted as.
 func (f folder) writeJob(name string, index int) error {
 	return writeFile(f.path("job"), fmt.Appendf(nil, "%s %d\n", name, index))
 }
@@ -163,7 +164,7 @@ func (f folder) readJob() (name string, index int, ok bool) {
 	return words[0], index, err == nil
 }
 
-// verdict is a final report as it is kept until it is acknowledged.
+// savedReport is a final report, kept until it is acknowledged.
 type savedReport struct {
 	At     int64
 	Record messages.AttemptRecord
@@ -182,7 +183,7 @@ func (f folder) readReport(most int64) (v savedReport, ok bool) {
 	return v, err == nil && json.Unmarshal(text, &v) == nil
 }
 
-// readAt reads up to n bytes of a file from an offset on; from its end, if that is negative.
+// readFileAt reads up to n bytes of a file from an offset. A negative offset counts from the end.
 func readFileAt(path string, offset, n int64) ([]byte, error) {
 	file, err := vfs.Open(path)
 	if err != nil {
@@ -199,7 +200,7 @@ func readFileAt(path string, offset, n int64) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(file, offset, n))
 }
 
-// writeFile writes a file that is there whole or not at all.
+// writeFile writes a file atomically.
 func writeFile(path string, text []byte) error {
 	f, err := vfs.OpenOwn(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -212,7 +213,7 @@ func writeFile(path string, text []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-// attempts lists the attempts of some runs that have a folder.
+// listAttempts lists the attempts of some runs that have a folder.
 func (s *Slurm) listAttempts(of func(messages.RunID) bool) (keys []messages.AttemptKey, err error) {
 	runs, err := os.ReadDir(s.cfg.Dir)
 	if err != nil {

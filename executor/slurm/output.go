@@ -20,16 +20,15 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// streams are the two outputs of an attempt that has begun.
+// attemptOutput are the two output files of an attempt that has begun.
 type attemptOutput struct{ stdout, stderr *outputFile }
 
-// stream is a file that an attempt prints into. Beyond limit its middle is punched out:
-// the first and the last half stay. A file system that cannot do that keeps it all
-// until the attempt ends.
+// outputFile is a file that an attempt prints into. Beyond the limit its middle is punched out. On a
+// file system that cannot punch holes the file stays whole until the attempt ends.
 type outputFile struct {
 	path        string
 	bounds      executor.OutputBounds
-	cannotPunch bool         // no hole can be punched, or none is wanted
+	cannotPunch bool         // the file system cannot punch holes
 	final       atomic.Int64 // size at the end; -1 while the attempt runs
 }
 
@@ -40,7 +39,7 @@ func newOutputFile(path string, limit int64) *outputFile {
 	return s
 }
 
-// show makes an attempt's output readable.
+// publishOutput makes an attempt's output readable by OpenLog.
 func (s *Slurm) publishOutput(e *attempt) *attemptOutput {
 	limit := s.cfg.MaxOutput
 	if e.order != nil && e.order.Capture {
@@ -53,7 +52,7 @@ func (s *Slurm) publishOutput(e *attempt) *attemptOutput {
 	return st
 }
 
-// hide ends that.
+// hideOutput undoes publishOutput.
 func (s *Slurm) hideOutput(e *attempt) {
 	if e.output == nil {
 		return
@@ -62,12 +61,12 @@ func (s *Slurm) hideOutput(e *attempt) {
 	delete(s.liveOutput, e.key)
 	s.mu.Unlock()
 	for _, st := range []*outputFile{e.output.stdout, e.output.stderr} {
-		st.final.CompareAndSwap(-1, 0) // of an attempt that nobody asked for
+		st.final.CompareAndSwap(-1, 0) // an orphan, whose output was never frozen
 	}
 }
 
-// bound frees the middle of a stream that has outgrown its limit, in steps of an eighth
-// of it. Only the clerk calls it, and never after freeze.
+// punchMiddle frees the middle of a file that has outgrown its limit, in steps of an eighth of the
+// limit. Only the reconciler calls it, and never after freeze.
 func (st *outputFile) punchMiddle(log *slog.Logger) {
 	if st.cannotPunch {
 		return
@@ -85,7 +84,7 @@ func (st *outputFile) punchMiddle(log *slog.Logger) {
 		return
 	}
 	defer f.Close()
-	// Readers look at hole after they read: it moves before the bytes go.
+	// Readers look at Hole after they read, so it moves before the bytes go.
 	before := st.bounds.Hole.Swap(to)
 	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from); err != nil {
 		st.bounds.Hole.Store(before)
@@ -115,7 +114,8 @@ func (st *outputFile) freeze() *endedOutput {
 // Size implements executor.EndedOutput.
 func (z *endedOutput) Size() int64 { return z.size }
 
-// ReadAt implements executor.EndedOutput. Where the file was truncated it reads zeros, as from a hole.
+// ReadAt implements executor.EndedOutput. Where the file was truncated it reads zeros, as from a
+// hole.
 func (z *endedOutput) ReadAt(p []byte, off int64) (int, error) {
 	if z.f == nil {
 		return 0, z.problem
@@ -134,8 +134,8 @@ func (z *endedOutput) close() {
 	}
 }
 
-// OpenLog implements executor.Executor. On a network file system what a task prints
-// shows here when that has brought it.
+// OpenLog implements executor.Executor. On a network file system the output of a task appears with
+// the delay of that file system.
 func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (messages.Log, error) {
 	s.mu.Lock()
 	st := s.liveOutput[key]
@@ -209,7 +209,7 @@ func (l *liveFile) Live() bool { return l.final.Load() < 0 }
 // Bounds implements executor.LiveOutput.
 func (l *liveFile) Bounds() *executor.OutputBounds { return &l.bounds }
 
-// beside does something that takes a while beside the clerk, few at one time.
+// runAsync calls do outside the reconciler's goroutine, a few at a time.
 func (s *Slurm) runAsync(do func()) {
 	s.goroutines.Go(func() {
 		s.collectSlots <- struct{}{}
@@ -218,8 +218,8 @@ func (s *Slurm) runAsync(do func()) {
 	})
 }
 
-// collect makes the final report of an attempt that has begun, keeps its output and
-// writes the verdict.
+// collectReport makes the final report of an attempt that has begun, keeps its output and saves the
+// report in the folder.
 func (s *Slurm) collectReport(e *attempt, end endNote, written bool) *executor.Report {
 	now := time.Now().UnixNano()
 	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: now}
@@ -243,12 +243,12 @@ func (s *Slurm) collectReport(e *attempt, end endNote, written bool) *executor.R
 		s.collector.Capture(r, stdout)
 	}
 	if err := e.folder.saveReport(r); err != nil {
-		s.cfg.Logger.Warn("the end of an attempt is not kept", "key", e.key, "err", err)
+		s.cfg.Logger.Warn("cannot save the final report of an attempt", executor.LogKey(e.key), "err", err)
 	}
 	return r
 }
 
-// judge says how an attempt ended: by its script's word, and Slurm's.
+// attemptResult says how an attempt ended, according to its script and to Slurm.
 func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResult, int32, string) {
 	j, rc := e.endedJob, int32(-1)
 	switch {
@@ -271,11 +271,11 @@ func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResul
 	case written && rc == 0:
 		return messages.AttemptSucceeded, 0, ""
 	case e.folder.readWord("unstarted") == "folder":
-		return messages.AttemptNotStarted, -1, fmt.Sprintf("working folder %q: not to be entered on node %s", e.order.Dir, e.node)
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("working folder %q: cannot be entered on node %s", e.order.Dir, e.node)
 	case e.folder.readWord("unstarted") != "":
-		return messages.AttemptNotStarted, -1, fmt.Sprintf("start %q: not found, or not to be executed, on node %s", programName(e.order), e.node)
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("start %q: not found, or not executable, on node %s", programName(e.order), e.node)
 	case j == nil && !written:
-		return messages.AttemptLost, rc, fmt.Sprintf("lost: Slurm does not know job %s any more, and it has left no word of its end", e.jobID)
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: Slurm no longer knows job %s, which did not write its end", e.jobID)
 	case rc < 0:
 		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s, and its end was not written", e.jobID, j.state)
 	}
@@ -296,7 +296,7 @@ func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResul
 	return messages.AttemptFailed, rc, log
 }
 
-// orKilled is the exit code of what was ended and did not live to tell.
+// orKilled is the exit code of an attempt that was ended before it could write one.
 func orKilled(rc int32) int32 {
 	if rc < 0 {
 		return 128 + int32(syscall.SIGKILL)
@@ -311,7 +311,7 @@ func programName(o *executor.Order) string {
 	return o.Command[0]
 }
 
-// slurmSays is what Slurm itself wrote on a job that did not end well, at its end.
+// slurmMessages is what Slurm wrote last about a job that did not end well.
 func (s *Slurm) slurmMessages(job string) string {
 	if job == "" {
 		return ""
@@ -320,14 +320,14 @@ func (s *Slurm) slurmMessages(job string) string {
 	text, _ := readFileAt(filepath.Join(s.cfg.Dir, logFolder, job), -most, most)
 	var lines []string
 	for line := range strings.Lines(strings.ToValidUTF8(string(text), "")) {
-		if strings.Contains(line, "slurm") { // the script's shell speaks of signals there
+		if strings.Contains(line, "slurm") { // other lines are the shell's, about signals
 			lines = append(lines, strings.TrimSpace(line))
 		}
 	}
 	return strings.Join(lines, "; ")
 }
 
-// repeat reports an end that was reported before and not acknowledged.
+// repeatReport repeats an end that was reported before and not acknowledged.
 func (s *Slurm) repeatReport(e *attempt, v savedReport) {
 	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: v.At, Record: v.Record}
 	if e.order != nil && e.order.Capture && r.Record.Result == messages.AttemptSucceeded {

@@ -10,34 +10,34 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// clerk knows the attempts. All of it belongs to one goroutine, which runs run.
+// reconciler owns all that is known of attempts. Only its own goroutine, which runs run, uses it.
 type reconciler struct {
 	slurm        *Slurm
 	log          *slog.Logger
 	attempts     map[messages.AttemptKey]*attempt
-	unfinished   int // entries that have not ended
-	inFlight     int // entries whose job is to be looked after
+	unfinished   int // attempts that have not ended
+	inFlight     int // attempts whose job is being watched
 	lastSequence uint64
 	recent       executor.RecentKeys
 
-	waiting     []*attempt // to be submitted, in the order in which they came; some are not any more
+	waiting     []*attempt // to be submitted, in the order in which they came; may hold attempts that were withdrawn
 	gatherUntil time.Time
-	holdUntil   time.Time // nothing is submitted before
+	holdUntil   time.Time // submissions pause until then
 	retryPause  time.Duration
-	submitting  bool // an sbatch runs
+	submitting  bool // an sbatch is running
 	maxArray    int
 
-	nextPoll       time.Time // the next look at the jobs
-	useScontrol    bool      // squeue has no JSON
+	nextPoll       time.Time // when the jobs are polled next
+	useScontrol    bool      // squeue lacks JSON
 	unreachable    bool      // the cluster does not answer, and that was logged
-	toTerminate    []string  // jobs whose script is to end its attempt
-	toCancel       []string  // jobs that Slurm is to end
+	toTerminate    []string  // jobs whose script is told to end its attempt
+	toCancel       []string  // jobs that Slurm is told to end
 	orphans        []orphanJob
 	resumeExpected bool // ExpectResume was called
 	closing        bool
 }
 
-// stray is a job that nobody needs any more, and whose number is not known.
+// orphanJob is a job that is no longer needed, and whose number is unknown.
 type orphanJob struct {
 	name  string
 	index int
@@ -47,7 +47,7 @@ func newReconciler(s *Slurm) reconciler {
 	return reconciler{slurm: s, log: s.cfg.Logger, attempts: map[messages.AttemptKey]*attempt{}, maxArray: 1000}
 }
 
-// run does the clerk's duties, as the package doc has them.
+// run performs the reconciler's duties. See the package doc.
 func (c *reconciler) run() {
 	defer close(c.slurm.reconcilerDone)
 	timer := time.NewTimer(0)
@@ -79,7 +79,7 @@ func (c *reconciler) run() {
 	}
 }
 
-// next is how long there is nothing to do.
+// untilNextDuty is how long the reconciler may sleep.
 func (c *reconciler) untilNextDuty() time.Duration {
 	now := time.Now()
 	due := now.Add(idleSleep)
@@ -101,20 +101,20 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// watches tells whether there are jobs to look for.
+// hasJobs tells whether there are jobs to poll.
 func (c *reconciler) hasJobs() bool { return c.inFlight > 0 || len(c.orphans) > 0 }
 
-// longestPoll is the most time between two looks, however long one takes.
+// maxPollInterval bounds the time between two polls, however long a poll takes.
 const maxPollInterval = 10 * time.Second
 
-// lookAround is duty 3.
+// pollJobs is duty 3.
 func (c *reconciler) pollJobs() {
 	began := time.Now()
 	if !c.hasJobs() || began.Before(c.nextPoll) {
 		return
 	}
 	jobs, err := c.slurm.commands.queryJobs(c.slurm.ctx, c.slurm.folderID, &c.useScontrol)
-	// A cluster with many jobs is not to be kept busy by being asked.
+	// Polls must not keep a cluster with many jobs busy.
 	c.nextPoll = time.Now().Add(max(c.slurm.cfg.Poll, min(4*time.Since(began), maxPollInterval)))
 	if c.setReachable(err); err != nil {
 		return
@@ -142,7 +142,7 @@ func (c *reconciler) pollJobs() {
 	c.orphans = nil
 }
 
-// consider is what a look tells of one attempt.
+// reconcileAttempt compares one attempt with a poll that began at that time.
 func (c *reconciler) reconcileAttempt(e *attempt, jobs snapshot, began time.Time) {
 	j := jobs.find(e.jobName, e.arrayIndex)
 	switch {
@@ -179,8 +179,8 @@ func (c *reconciler) reconcileAttempt(e *attempt, jobs snapshot, began time.Time
 	}
 }
 
-// disappeared: Slurm does not know the attempt's job. It may have been over for so long,
-// or it never came to be.
+// jobDisappeared handles an attempt whose job Slurm does not know. The job ended long ago, or was
+// never created.
 func (c *reconciler) jobDisappeared(e *attempt) {
 	c.noteStart(e)
 	switch {
@@ -197,7 +197,7 @@ func (c *reconciler) jobDisappeared(e *attempt) {
 	}
 }
 
-// jobOver: the attempt has ended, or it never will begin.
+// jobEnded handles an attempt whose job is over. The attempt has ended, or will never begin.
 func (c *reconciler) jobEnded(e *attempt, j *job) {
 	e.endedJob = j
 	if e.jobID == "" {
@@ -211,7 +211,7 @@ func (c *reconciler) jobEnded(e *attempt, j *job) {
 	taken, err := e.folder.claimUnstarted()
 	switch {
 	case err != nil:
-		c.log.Warn("what became of an attempt is not known yet", "key", e.key, "err", err)
+		c.log.Warn("the fate of an attempt is unknown; retrying", executor.LogKey(e.key), "err", err)
 	case taken && (e.killed || e.revoked):
 		c.endRevoked(e)
 	case taken:
@@ -222,20 +222,20 @@ func (c *reconciler) jobEnded(e *attempt, j *job) {
 	}
 }
 
-// neverBegan says what a job's end means that has not begun its attempt.
+// notStartedReason says what it means that a job ended before its attempt began.
 func notStartedReason(e *attempt, j *job, dir string) (messages.AttemptResult, string) {
 	switch {
 	case j.exit.Exited() && j.exit.ExitStatus() == exitFolderMissing:
 		return messages.AttemptNotStarted, fmt.Sprintf(
-			"the folder %s is not to be seen on node %s: it must be on a file system that the server and the nodes share", dir, j.node)
+			"the folder %s is not visible on node %s: it must be on a file system that the server and the nodes share", dir, j.node)
 	case j.state == "CANCELLED", j.state == "DEADLINE":
 		return messages.AttemptNotStarted, fmt.Sprintf("job %s ended as %s before it began (%s)", e.jobID, j.state, j.reason)
 	}
 	return messages.AttemptLost, fmt.Sprintf("lost: job %s ended as %s before it began (%s)", e.jobID, j.state, j.reason)
 }
 
-// finish has an attempt collected that has begun, and whose job is over. Its end may
-// take a while to show; a script that was killed writes none.
+// collectAttempt collects an attempt that has begun and whose job is over. Its end may take a while
+// to show in the folder. A script that was killed writes none.
 func (c *reconciler) collectAttempt(e *attempt) {
 	if e.order == nil {
 		c.reportEnd(e, nil)
@@ -258,18 +258,17 @@ func (c *reconciler) collectAttempt(e *attempt) {
 	})
 }
 
-// scancel is duty 4.
+// cancelJobs is duty 4.
 func (c *reconciler) cancelJobs() {
-	c.toCancel = c.runScancel(c.toCancel) // what waits comes first: it would begin where others end
+	c.toCancel = c.runScancel(c.toCancel) // waiting jobs first: they would begin in the place of jobs that end
 	c.toTerminate = c.runScancel(c.toTerminate, "--batch", "--signal=USR1")
 }
 
-// mostArgs is how many jobs one scancel is told of.
+// maxCancelArgs is how many jobs one scancel gets.
 const maxCancelArgs = 200
 
-// tell calls scancel for all of the jobs. That one of them is over already is no
-// error of ours, and makes no difference to the others; what is not ended is seen
-// at the next look.
+// runScancel calls scancel for all of the jobs. An error for a job that is over already is expected
+// and does not affect the others. The next poll shows the jobs that still run.
 func (c *reconciler) runScancel(jobs []string, options ...string) []string {
 	for part := range slices.Chunk(jobs, maxCancelArgs) {
 		if _, err := c.slurm.commands.run(c.slurm.ctx, "", "scancel", append(slices.Clone(options), part...)...); err != nil {

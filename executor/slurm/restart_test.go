@@ -236,7 +236,7 @@ func TestNobodyKnows(t *testing.T) {
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
 	s.Start(resumed(g.order(1, patient)))
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, -1, "Slurm does not know job")
+	ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, -1, "Slurm no longer knows job")
 }
 
 // TestRevokedKeyIsFree: an order that was taken back while its job waited may come

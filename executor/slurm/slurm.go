@@ -20,28 +20,28 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Config configures a Slurm. A zero member means the default.
+// Config configures a Slurm. A zero field has its default.
 type Config struct {
-	Dir        string              // folder of the attempts, on a file system that the nodes share; required, made if there is none
+	Dir        string              // folder of the attempts, on a file system that the nodes share; required, created if missing
 	Outputs    *outputs.Store      // where long output goes; required
 	Sink       executor.Sink       // required
-	Partition  string              // of jobs that name none; "" = the cluster's default
-	Poll       time.Duration       // between two looks at the jobs; default 1 s, more when a look takes long
-	Gather     time.Duration       // how long orders are awaited that may go with the first; default 25 ms
+	Partition  string              // of jobs that do not name one; "" = the cluster's default
+	Poll       time.Duration       // interval of polls; default 1 s, longer when a poll takes long
+	Gather     time.Duration       // how long to wait for orders that may be submitted with the first one; default 25 ms
 	MaxOutput  int64               // bytes kept per stream, half from each end; default 64 MiB
 	MaxCapture int64               // bytes of Report.Stdout; default 16 MiB
 	InlineMax  int                 // output up to this many bytes is kept in the record; default 4 KiB
-	Grace      time.Duration       // SIGTERM to SIGKILL after a timeout; default 5 s
+	Grace      time.Duration       // from SIGTERM to SIGKILL after a timeout; default 5 s
 	CloseGrace time.Duration       // the same at Close; default 1 s
-	Umask      string              // of tasks, octal; "" = as Slurm has it, from this process
+	Umask      string              // of tasks, octal; "" = as Slurm takes it from this process
 	Logger     *slog.Logger        // default slog.Default()
-	Getenv     func(string) string // PATH of the commands, SLURM_CONF and the clean set of tasks; default os.Getenv
+	Getenv     func(string) string // PATH of the commands, SLURM_CONF and the base environment of tasks; default os.Getenv
 }
 
 const (
-	// closePatience is how long Close waits beyond the grace for jobs to end.
+	// closePatience is how long Close waits, in addition to the grace, for jobs to end.
 	closePatience = 30 * time.Second
-	// collectors is how many ended attempts are collected at one time.
+	// maxCollecting is how many ended attempts are collected at once.
 	maxCollecting = 4
 )
 
@@ -49,26 +49,26 @@ const (
 type Slurm struct {
 	cfg            Config
 	commands       commands
-	folderID       string   // in the names of all jobs of the folder
-	defaultDir     string   // where orders run that name no folder
+	folderID       string   // part of the names of all jobs of the folder
+	defaultDir     string   // working folder of orders that name none
 	baseEnv        []string // executor.BaseEnvironment
 	collector      executor.OutputCollector
 	lock           *os.File
-	ctx            context.Context // until Close or Detach are done
+	ctx            context.Context // ends with Close or Detach
 	cancel         context.CancelFunc
-	goroutines     sync.WaitGroup // the clerk, and what works beside it
-	collectSlots   chan struct{}  // of collectors
-	wakeup         chan struct{}  // wakes the clerk
-	reconcilerDone chan struct{}  // closed by the clerk when it has ended
-	reconciler     reconciler     // nobody's but the clerk's
+	goroutines     sync.WaitGroup // the reconciler and all that runAsync runs
+	collectSlots   chan struct{}  // holds one entry for each runAsync under way
+	wakeup         chan struct{}  // wakes the reconciler
+	reconcilerDone chan struct{}  // closed when the reconciler has ended
+	reconciler     reconciler     // used by its own goroutine only
 
 	mu         sync.Mutex
 	state      state
 	requests   []func()
-	liveOutput map[messages.AttemptKey]*attemptOutput // attempts that have begun and not ended
+	liveOutput map[messages.AttemptKey]*attemptOutput // of attempts that have begun and not ended
 }
 
-// state is how far a Slurm is in its life.
+// state is the stage of a Slurm's life.
 type state uint8
 
 const (
@@ -80,8 +80,8 @@ const (
 
 var _ executor.Durable = (*Slurm)(nil)
 
-// New takes the folder over. It fails when Slurm's commands are not there; that the
-// cluster answers is not needed: orders wait. There is one Slurm per folder at a time.
+// New takes over the folder, which only one Slurm at a time can do. It fails when Slurm's commands
+// are not installed. While the cluster does not answer, orders wait.
 func New(cfg Config) (*Slurm, error) {
 	if cfg.Sink == nil || cfg.Outputs == nil || cfg.Dir == "" {
 		return nil, errors.New("slurm: a sink, a folder and an output store are required")
@@ -115,7 +115,7 @@ func New(cfg Config) (*Slurm, error) {
 	return s, nil
 }
 
-// prepare makes the folder, locks it and finds its name in the cluster.
+// openFolder creates the folder if it is missing, locks it and reads its name in the cluster.
 func (s *Slurm) openFolder() (err error) {
 	if s.cfg.Dir, err = filepath.Abs(s.cfg.Dir); err != nil {
 		return err
@@ -143,7 +143,7 @@ func (s *Slurm) openFolder() (err error) {
 	return err
 }
 
-// ask has the clerk do something. It is false when there is no clerk any more.
+// request has the reconciler call do. It returns false once the reconciler has ended.
 func (s *Slurm) request(do func()) bool {
 	s.mu.Lock()
 	ok := s.state == stateOpen || s.state == stateClosing
@@ -162,8 +162,8 @@ func (s *Slurm) wakeReconciler() {
 	}
 }
 
-// asked takes what was asked for. When nothing was and nothing is left to do the clerk
-// of a closing Slurm ends: more false.
+// nextRequests returns the requests that came since the last call. more is false when the reconciler
+// must end: the Slurm is detached, or closing and idle.
 func (s *Slurm) nextRequests(idle bool) (inbox []func(), more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,30 +203,30 @@ func (s *Slurm) Revoke(key messages.AttemptKey) {
 
 // Acknowledge implements executor.Durable.
 func (s *Slurm) Acknowledge(keys ...messages.AttemptKey) {
-	keys = slices.Clone(keys) // the caller's
+	keys = slices.Clone(keys) // the slice is the caller's
 	s.request(func() { s.reconciler.acknowledge(keys) })
 }
 
-// ExpectResume names the runs that will give their live attempts again, with Resume. It is
-// called once at the start of the server, with all that may have any: what the folder
-// holds of any other run is nobody's, its ends are forgotten, and what runs is ended.
-// It is called again with a run whose actor begins anew: what was given of that one
-// counts no more, and nothing is reported of it until it is given again.
+// ExpectResume names the runs that will order their live attempts again, with Resume. It is called
+// once when the server starts, with all runs that may have such attempts. Attempts in the folder of
+// any other run are orphans: their ends are forgotten, and those that run are ended. It is called
+// again with a run whose actor is rebuilt: former orders of that run no longer count, and its
+// attempts are not reported until they are ordered again.
 //
-// Until it is called a Slurm leaves alone what it finds in its folder.
+// Until the first call a Slurm leaves the attempts in its folder alone.
 func (s *Slurm) ExpectResume(runs ...messages.RunID) {
 	runs = slices.Clone(runs)
 	s.request(func() { s.reconciler.expectResume(runs) })
 }
 
-// ResumeDone says that the run has given all its live attempts again: what the folder
-// holds of it beside them is nobody's.
+// ResumeDone says that the run has ordered all its live attempts again. Other attempts of that run
+// in the folder are orphans.
 func (s *Slurm) ResumeDone(run messages.RunID) {
 	s.request(func() { s.reconciler.discardOrphans(func(r messages.RunID) bool { return r == run }) })
 }
 
-// Detach implements executor.Durable. Nothing is reported from now on; jobs go on. An
-// order that was not submitted yet stays in the folder, for the next server.
+// Detach implements executor.Durable. Reports stop, and jobs go on. An order that was not submitted
+// yet stays in the folder, for the next server.
 func (s *Slurm) Detach() error {
 	s.mu.Lock()
 	if s.state == stateOpen {
@@ -236,8 +236,8 @@ func (s *Slurm) Detach() error {
 	return s.shutDown()
 }
 
-// Close implements executor.Executor. What has begun is ended and reported as lost,
-// what waits is revoked, and no job is left. The error says how many jobs do not end.
+// Close implements executor.Executor. Attempts that have begun are ended and reported as lost,
+// waiting ones are revoked, and all jobs end. The error says how many jobs do not end.
 func (s *Slurm) Close() error {
 	s.mu.Lock()
 	first := s.state == stateOpen
@@ -266,7 +266,7 @@ func (s *Slurm) Close() error {
 	return errors.Join(err, s.shutDown())
 }
 
-// finish ends all goroutines and gives the folder free.
+// shutDown ends all goroutines and releases the folder.
 func (s *Slurm) shutDown() error {
 	s.cancel()
 	s.wakeReconciler()
@@ -277,8 +277,8 @@ func (s *Slurm) shutDown() error {
 	return nil
 }
 
-// refused is what becomes of an order that comes when the Slurm is closed. One that
-// may have begun before the server's restart is not for sure revoked.
+// reportAfterClose is the final report of an order that comes after Close. An order that may have
+// begun before the server's restart cannot be reported as revoked.
 func reportAfterClose(o *executor.Order) executor.Report {
 	if o.Resume {
 		return notStartedReport(o, messages.AttemptLost, "lost: ended by the executor's shutdown")
@@ -286,7 +286,7 @@ func reportAfterClose(o *executor.Order) executor.Report {
 	return executor.Report{Key: o.Key, Kind: executor.Revoked, At: time.Now().UnixNano()}
 }
 
-// unbegun is the final report of an order that never began.
+// notStartedReport is the final report of an order that never began.
 func notStartedReport(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
 	now := time.Now().UnixNano()
 	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{

@@ -14,25 +14,26 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// known are the members of a job that Slurm has an option of the same name for.
+// jobOptions are the job members for which sbatch has an option of the same name.
 var jobOptions = []string{"partition", "account", "qos", "constraint", "gres"}
 
 const (
-	// longestHold is the most time between two tries while the cluster takes nothing.
+	// maxHold bounds the time between two submissions while the cluster refuses them.
 	maxHold = 30 * time.Second
-	// limitHold is how long a limit on submitted jobs is waited for.
+	// limitHold is the pause after a submission that exceeded a limit on submitted jobs.
 	limitHold = 5 * time.Second
 )
 
-// options are what sbatch is told of the order itself. The error says what is wrong
-// with it, in a sentence for the user.
+// sbatchOptions are the sbatch options of an order. The error is a sentence for the user that says
+// what is wrong with the order.
 func (c *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceilDiv(o.CPUMillis, 1000)), 10)}
 	if o.MemoryBytes > 0 {
 		opts = append(opts, fmt.Sprintf("--mem=%dM", ceilDiv(o.MemoryBytes, 1<<20)))
 	}
 	if o.Timeout > 0 {
-		// The script's own clock is exact; this is for the scheduler, and for a node that hangs.
+		// The script's own clock is exact. This limit is for the scheduler, and for a node that
+		// hangs.
 		minutes := ceilDiv(int64(o.Timeout+c.slurm.cfg.Grace), int64(time.Minute)) + 1
 		opts = append(opts, fmt.Sprintf("--time=%d", minutes))
 	}
@@ -59,7 +60,7 @@ func (c *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 
 func ceilDiv(v, by int64) int64 { return (v + by - 1) / by }
 
-// shape is what orders must have in common to be of one array.
+// arrayShape is what orders must have in common to share an array.
 type arrayShape struct {
 	run     messages.RunID
 	timeout time.Duration
@@ -67,11 +68,11 @@ type arrayShape struct {
 }
 
 func (c *reconciler) shapeOf(o *executor.Order) (arrayShape, []string) {
-	opts, _ := c.sbatchOptions(o) // it was sound when the order came
+	opts, _ := c.sbatchOptions(o) // cannot fail: startOrder has checked it
 	return arrayShape{o.Key.Run, o.Timeout, strings.Join(opts, "\x00")}, opts
 }
 
-// submit is duty 2.
+// submitNext is duty 2.
 func (c *reconciler) submitNext() {
 	now := time.Now()
 	if c.submitting || len(c.waiting) == 0 || now.Before(c.holdUntil) || now.Before(c.gatherUntil) && len(c.waiting) < c.maxArray {
@@ -88,7 +89,7 @@ func (c *reconciler) submitNext() {
 		e.jobName, e.arrayIndex, e.jobID, e.submitting = name, i, "", true
 		c.setStage(e, stageSubmitted)
 		if err := e.folder.writeJob(name, i); err != nil {
-			// Its index finds that it cannot begin.
+			// Without this file the job of its index cannot begin the attempt.
 			if taken, _ := e.folder.claimUnstarted(); taken {
 				c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be written: "+err.Error())
 			}
@@ -105,13 +106,13 @@ func (c *reconciler) submitNext() {
 	})
 }
 
-// batch takes from what waits the first order and all that may go with it.
+// nextBatch takes the first waiting attempt and all that may share its array.
 func (c *reconciler) nextBatch() (batch []*attempt, opts []string) {
 	var with arrayShape
 	left := c.waiting[:0]
 	for _, e := range c.waiting {
 		if e.stage != stageWaiting || c.attempts[e.key] != e {
-			continue // taken back meanwhile
+			continue // it was withdrawn
 		}
 		s, o := c.shapeOf(e.order)
 		if len(batch) == 0 {
@@ -128,8 +129,8 @@ func (c *reconciler) nextBatch() (batch []*attempt, opts []string) {
 	return batch, opts
 }
 
-// jobName is a name that no other job has: the task's, as far as Slurm takes it, this
-// folder's, and the moment.
+// newJobName returns a unique job name, made of the task's name as far as Slurm accepts it, this
+// folder's name and the time.
 func (c *reconciler) newJobName(task string) string {
 	plain := strings.Map(func(r rune) rune {
 		switch {
@@ -141,20 +142,20 @@ func (c *reconciler) newJobName(task string) string {
 	return plain[:min(len(plain), 40)] + "." + c.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
-// answered is what sbatch said to a batch.
+// onSubmitted handles sbatch's answer to a batch.
 func (c *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	c.submitting = false
 	array, _, _ := strings.Cut(strings.TrimSpace(out), ";")
 	if err == nil {
 		if _, bad := strconv.ParseInt(array, 10, 64); bad != nil {
-			err = &commandError{name: "sbatch", err: fmt.Errorf("%q is no job number", array)}
+			err = &commandError{name: "sbatch", err: fmt.Errorf("%q is not a job number", array)}
 		}
 	}
 	now := time.Now()
-	var left []*attempt // without those that were taken back meanwhile
+	var left []*attempt // without those that were withdrawn since
 	for _, e := range batch {
 		e.submitting, e.visibleFrom = false, now
-		if e.abandoned { // who is given it again finds the job by its name
+		if e.abandoned { // the attempt that replaced it finds the job by its name
 			continue
 		}
 		switch alive := e.stage < stageCollecting; {
@@ -180,14 +181,15 @@ func (c *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	}
 }
 
-// refused decides what becomes of attempts that sbatch did not take, as it says.
+// onRefused decides what becomes of attempts that sbatch refused, by its error.
 func (c *reconciler) onRefused(batch, left []*attempt, err error) {
 	switch {
 	case strings.Contains(err.Error(), "Invalid job array specification") && len(batch) > 1:
 		c.maxArray = len(batch) / 2
 		c.requeue(left, 0)
 	case isTransient(err):
-		// It may have been taken: the next look finds them by their name, or submits them again.
+		// Slurm may have accepted it. The next poll finds the jobs by name, or the attempts are
+		// submitted again.
 		c.retryPause = min(max(2*c.retryPause, time.Second), maxHold)
 		c.holdUntil = time.Now().Add(c.retryPause)
 	case strings.Contains(err.Error(), "submit limit") && c.inFlight > len(left):
@@ -195,7 +197,7 @@ func (c *reconciler) onRefused(batch, left []*attempt, err error) {
 	default:
 		for _, e := range left {
 			if e.stage == stageRunning {
-				continue // an earlier job of it came through
+				continue // an earlier job has begun it
 			}
 			if taken, _ := e.folder.claimUnstarted(); taken {
 				c.endNotStarted(e, messages.AttemptNotStarted, "sbatch: "+err.Error())
@@ -204,7 +206,7 @@ func (c *reconciler) onRefused(batch, left []*attempt, err error) {
 	}
 }
 
-// again puts attempts in front of what waits.
+// requeue puts attempts in front of those that wait.
 func (c *reconciler) requeue(es []*attempt, hold time.Duration) {
 	rest := c.waiting
 	c.waiting = nil
@@ -217,7 +219,7 @@ func (c *reconciler) requeue(es []*attempt, hold time.Duration) {
 	c.holdUntil = time.Now().Add(hold)
 }
 
-// heard notes, and logs once, whether the cluster answers.
+// setReachable notes, and logs once, whether the cluster answers.
 func (c *reconciler) setReachable(err error) {
 	switch {
 	case err == nil:
@@ -227,23 +229,22 @@ func (c *reconciler) setReachable(err error) {
 		c.unreachable, c.retryPause = false, 0
 	case !c.unreachable && c.slurm.ctx.Err() == nil:
 		c.unreachable = true
-		c.log.Warn("Slurm does not answer; it is asked again and again", "err", err)
+		c.log.Warn("Slurm does not answer; retrying", "err", err)
 	}
 }
 
-// invisible is the exit code of a job that does not find its attempt's folder.
+// exitFolderMissing is the exit code of a job that does not find its attempt's folder.
 const exitFolderMissing = 75
 
-// jobScript is what Slurm runs for each index of an array: it takes the attempt, runs
-// it, ends it when told to, and writes how it ended. POSIX sh.
+// jobScript is what Slurm runs for each index of an array. It claims the attempt, runs it, ends it
+// when told to, and writes how it ended. It is POSIX sh.
 //
-//   - A job that is not the one which the folder names was submitted in vain.
-//   - SIGTERM comes from Slurm, for the whole process group: the attempt's end is
-//     awaited, and written, all the same. A wait that a signal has interrupted tells
-//     nothing of the attempt, so it is done again; 127 is what it says when the end was
-//     known before.
+//   - A job that differs from the one in the folder is surplus and exits.
+//   - SIGTERM comes from Slurm, for the whole process group. The script still waits for the attempt's
+//     end and writes it. A wait that was interrupted by a signal says nothing about the attempt, so it
+//     is repeated. It returns 127 when the end was known before.
 //   - SIGUSR1 comes from the server: the attempt is to be killed.
-//   - SIGALRM comes from the script's own clock: its time is over.
+//   - SIGALRM comes from the script's own clock: the attempt has timed out.
 const jobScript = `PATH=/usr/local/bin:/usr/bin:/bin
 caught= ending= before= task=
 end() {
@@ -258,7 +259,7 @@ trap 'caught=1' TERM
 trap 'g=; read -r g < "$dir/grace"; end killed "${g:-$grace}"' USR1
 trap 'end "timed out" "$grace"' ALRM
 if [ ! -d "$dir" ]; then
-	echo "caravan: $dir is not to be seen on $SLURMD_NODENAME" >&2
+	echo "caravan: $dir is not visible on $SLURMD_NODENAME" >&2
 	exit 75
 fi
 name= index=
@@ -286,8 +287,7 @@ fi
 exit $rc
 `
 
-// arrayScript is the script of a job array whose index i runs the attempt of folders[i],
-// below dir.
+// arrayScript is the script of a job array whose index i runs the attempt of folders[i], below dir.
 func arrayScript(dir string, folders []string, timeout, grace time.Duration) string {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\nset --")
@@ -303,18 +303,18 @@ func arrayScript(dir string, folders []string, timeout, grace time.Duration) str
 	return b.String()
 }
 
-// seconds is a duration as sleep takes it.
+// formatSeconds formats a duration for sleep.
 func formatSeconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
-// quote makes a string one word of sh.
+// shellQuote makes a string one word of sh.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// textFile is the file of an attempt's folder that holds a command string which is too
-// long for an argument.
+// textFile is the file in an attempt's folder with a command string that is too long for an
+// argument.
 const textFile = "text"
 
-// attemptScript is how the attempt is started; $1 is its folder, which is folder here. The
-// error says what is wrong with the order, in a sentence for the user.
+// attemptScript is the script that starts the attempt. Its $1 is the attempt's folder, which is
+// folder here. The error is a sentence for the user that says what is wrong with the order.
 func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (string, error) {
 	argv := o.Command
 	if o.UseShell {
@@ -341,7 +341,7 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 	}
 	var b strings.Builder
 	b.WriteString("trap 'echo program > \"$1/unstarted\"' EXIT\nunset ENVIRONMENT SLURM_EXPORT_ENV CDPATH\n")
-	var odd []string // what no sh can name
+	var odd []string // variables whose names sh does not accept
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
 		switch {
@@ -364,7 +364,7 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 	return b.String(), nil
 }
 
-// own tells whether the order itself sets a variable.
+// setsVariable tells whether the order itself sets a variable.
 func setsVariable(o *executor.Order, name string) bool {
 	for _, kv := range o.Environment {
 		if strings.HasPrefix(kv, name+"=") {
@@ -374,7 +374,7 @@ func setsVariable(o *executor.Order, name string) bool {
 	return false
 }
 
-// identifier tells whether sh can have a variable of this name.
+// isShellName tells whether sh accepts a variable of this name.
 func isShellName(s string) bool {
 	for i := range len(s) {
 		c := s[i]

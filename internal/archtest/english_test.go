@@ -20,6 +20,7 @@ var plainPackages = []string{
 	"actors", "actors/query", "actors/replay", "actors/scheduler", "actors/watch", "client", "cmd/caravan", "dag", "dag/specjson",
 
 	"executor", "executor/lifecycle", "executor/remote", "executor/worker", "executor/workerpb",
+	"executor/executortest", "executor/slurm", "executor/slurm/slurmtest",
 	"internal/vfork",
 
 	"http", "http/access", "messages",

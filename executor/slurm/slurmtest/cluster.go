@@ -18,7 +18,7 @@ type Cluster struct {
 	path string
 }
 
-// New makes a cluster. Its commands lie in a folder of their own; see Getenv.
+// New makes a cluster. Its commands are in a folder of their own; see Getenv.
 func New(t testing.TB) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, dir: t.TempDir()}
@@ -29,7 +29,7 @@ func New(t testing.TB) *Cluster {
 	}
 	for _, name := range []string{"sbatch", "squeue", "scontrol", "scancel", nodeName} {
 		if err == nil {
-			// Without the race detector's second at each exit, where it is linked.
+			// The race detector, where it is linked, would wait a second at each exit.
 			script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 exec '%s' %s %s \"$@\"\n", self, commandArgument, name)
 			err = os.WriteFile(filepath.Join(c.path, name), []byte(script), 0o700)
 		}
@@ -41,7 +41,7 @@ func New(t testing.TB) *Cluster {
 	return c
 }
 
-// Getenv is os.Getenv for who uses the cluster.
+// Getenv is os.Getenv for users of the cluster.
 func (c *Cluster) Getenv(name string) string {
 	switch name {
 	case "PATH":
@@ -52,7 +52,7 @@ func (c *Cluster) Getenv(name string) string {
 	return os.Getenv(name)
 }
 
-// Environment is Getenv as entries K=V for a process.
+// Environment is Getenv as K=V entries for a process.
 func (c *Cluster) Environment() []string {
 	return []string{"PATH=" + c.Getenv("PATH"), "SLURM_CONF=" + c.dir}
 }
@@ -64,7 +64,7 @@ func (c *Cluster) changeState(f func(*clusterState)) {
 	}
 }
 
-// Jobs are all that the cluster remembers.
+// Jobs returns all jobs that the cluster remembers.
 func (c *Cluster) Jobs() (jobs []Job) {
 	c.changeState(func(s *clusterState) {
 		for _, j := range s.Jobs {
@@ -74,34 +74,35 @@ func (c *Cluster) Jobs() (jobs []Job) {
 	return jobs
 }
 
-// Calls is how often a command was called.
+// CallCount is how often a command was called.
 func (c *Cluster) CallCount(command string) (n int) {
 	c.changeState(func(s *clusterState) { n = s.Calls[command] })
 	return n
 }
 
-// Slots sets how many jobs run at one time.
+// SetSlots sets how many jobs run at once.
 func (c *Cluster) SetSlots(n int) { c.changeState(func(s *clusterState) { s.Slots = n }) }
 
-// Hold lets no job begin, or lets them again.
+// HoldJobs keeps jobs from starting, or releases them.
 func (c *Cluster) HoldJobs(held bool) { c.changeState(func(s *clusterState) { s.Held = held }) }
 
-// Refuse has sbatch say why and take nothing; "" ends that.
+// RefuseSubmissions makes sbatch refuse all jobs with this message; "" ends that.
 func (c *Cluster) RefuseSubmissions(why string) {
 	c.changeState(func(s *clusterState) { s.Refusal = why })
 }
 
-// Mute has sbatch take jobs and fail all the same, as when its connection breaks.
+// BreakConnections makes sbatch accept jobs and fail with this message, as when its connection
+// breaks.
 func (c *Cluster) BreakConnections(why string) { c.changeState(func(s *clusterState) { s.Mute = why }) }
 
-// NoJSON makes squeue one that has no --json.
+// DisableJSON makes squeue reject --json.
 func (c *Cluster) DisableJSON() { c.changeState(func(s *clusterState) { s.NoJSON = true }) }
 
-// Away lets no command have an answer.
+// SetUnreachable makes all commands fail, as when the controller is away.
 func (c *Cluster) SetUnreachable(away bool) { c.changeState(func(s *clusterState) { s.Away = away }) }
 
-// Lose ends all running jobs as this state, NODE_FAIL or PREEMPTED: at once, with all
-// their processes.
+// LoseRunningJobs ends all running jobs in this state, NODE_FAIL or PREEMPTED, and kills all their
+// processes.
 func (c *Cluster) LoseRunningJobs(as string) {
 	c.changeState(func(s *clusterState) {
 		for _, j := range s.Jobs {
@@ -113,7 +114,7 @@ func (c *Cluster) LoseRunningJobs(as string) {
 	})
 }
 
-// Forget drops the jobs that are over, and with pending those that wait.
+// ForgetJobs drops the jobs that are over, and with pending also those that wait.
 func (c *Cluster) ForgetJobs(pending bool) {
 	c.changeState(func(s *clusterState) {
 		s.Jobs = slices.DeleteFunc(s.Jobs, func(j *Job) bool {
@@ -122,7 +123,7 @@ func (c *Cluster) ForgetJobs(pending bool) {
 	})
 }
 
-// Resubmit starts a job again that the cluster has run, or has running, as a requeue does.
+// Resubmit starts a job again that runs or has run, as a requeue does.
 func (c *Cluster) Resubmit(array, index int) {
 	c.changeState(func(s *clusterState) {
 		j := *s.findJob(array, index)
@@ -132,7 +133,7 @@ func (c *Cluster) Resubmit(array, index int) {
 	})
 }
 
-// stop ends everything.
+// stop ends all processes of the cluster.
 func (c *Cluster) stop() {
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		alive := false

@@ -18,14 +18,14 @@ import (
 // nodeName is the command that runs jobs.
 const nodeName = "fake-slurmd"
 
-// killWait is how long a job that is cancelled has after SIGTERM.
+// cancelGrace is how long a cancelled job has after SIGTERM.
 const cancelGrace = time.Second
 
-// called is the first argument of a process that is a command of the cluster.
+// commandArgument is the first argument of a process that is a command of the cluster.
 const commandArgument = "slurmtest-command"
 
-// Main is the command that this process was called as. It returns when that is none of
-// the cluster's; else the process ends in it.
+// Main runs the command that this process was called as, and ends the process. It returns when the
+// process is not a command of the cluster.
 func Main() {
 	if len(os.Args) < 3 || os.Args[1] != commandArgument {
 		return
@@ -52,7 +52,7 @@ func Main() {
 	os.Exit(0)
 }
 
-// said is an error in Slurm's own words.
+// slurmError is an error in Slurm's own words.
 type slurmError string
 
 func (s slurmError) Error() string { return string(s) }
@@ -117,11 +117,11 @@ func startNode(s *clusterState, dir string, array int, indexes []int) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if cmd.Start() == nil {
 		s.Nodes = append(s.Nodes, cmd.Process.Pid)
-		go func() { _ = cmd.Wait() }() // where this process lives on
+		go func() { _ = cmd.Wait() }() // this process may live on and must reap it
 	}
 }
 
-// over is the states of jobs that are.
+// endedStates are the states of jobs that are over.
 var endedStates = []string{"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"}
 
 func squeue(dir string, args []string) error {
@@ -136,7 +136,7 @@ func squeue(dir string, args []string) error {
 		for _, j := range s.Jobs {
 			m := map[string]any{"name": j.Name, "job_state": j.State, "exit_code": j.Exit, "array_job_id": j.Array,
 				"array_task_id": j.Index, "state_reason": "None", "batch_host": "node1"}
-			if j.State == "PENDING" { // those of an array have one entry in common
+			if j.State == "PENDING" { // the waiting jobs of an array share one entry
 				if rest[j.Array] {
 					continue
 				}

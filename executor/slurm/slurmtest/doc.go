@@ -1,7 +1,7 @@
 // Package slurmtest is a cluster without Slurm: sbatch, squeue, scontrol and scancel as
 // far as package slurm uses them, with jobs that are processes of this machine.
 //
-// The test's own binary is all of the commands: its TestMain calls Main first, and New
-// makes scripts that call it. What the cluster knows lies in one file, so that each command is a
-// process of its own, as with Slurm.
+// The test's own binary serves as all of the commands: its TestMain calls Main first, and New makes
+// scripts that call it. One file holds the cluster's state, so that each command is a process of
+// its own, as with Slurm.
 package slurmtest

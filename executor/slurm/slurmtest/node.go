@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// running is a job's script.
+// runningJob is a job's script.
 type runningJob struct {
 	cmd   *exec.Cmd
-	ended chan struct{} // closed when the script is, and its status known
-	kill  time.Time     // when what is left of a cancelled job is killed; zero = it is not
+	ended chan struct{} // closed when the script has ended and its status is known
+	kill  time.Time     // when the rest of a cancelled job is killed; zero = never
 }
 
-// node runs jobs of one array, each in its turn, until they are over. It looks at the
-// state once for all of them.
+// runNode runs jobs of one array, each in its turn, until they are over. It reads the state once for
+// all of them.
 func runNode(dir string, args []string) error {
 	array, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -45,7 +45,7 @@ func runNode(dir string, args []string) error {
 	return nil
 }
 
-// run starts what may start and sees what has ended, in the order of the indexes.
+// runJobs starts jobs and handles ended ones, in the order of their indexes.
 func (s *clusterState) runJobs(dir string, array int, jobs map[int]*runningJob) {
 	for _, index := range slices.Sorted(maps.Keys(jobs)) {
 		r := jobs[index]
@@ -71,7 +71,7 @@ func (s *clusterState) runJobs(dir string, array int, jobs map[int]*runningJob) 
 		}
 		r = &runningJob{cmd: cmd, ended: make(chan struct{})}
 		go func() {
-			_ = cmd.Wait() // its state tells how
+			_ = cmd.Wait() // its state holds the result
 			close(r.ended)
 		}()
 		j.State, j.PID = "RUNNING", cmd.Process.Pid
@@ -79,7 +79,7 @@ func (s *clusterState) runJobs(dir string, array int, jobs map[int]*runningJob) 
 	}
 }
 
-// finished looks after a script: whether it has ended, and what is to be ended.
+// checkEnd tells whether a script has ended, and kills the rest of a cancelled job.
 func (s *clusterState) checkEnd(r *runningJob) bool {
 	var job *Job
 	for _, j := range s.Jobs {
@@ -117,7 +117,7 @@ func (s *clusterState) checkEnd(r *runningJob) bool {
 	return true
 }
 
-// pending finds a job that waits.
+// findPending finds a waiting job.
 func (s *clusterState) findPending(array, index int) *Job {
 	for _, j := range s.Jobs {
 		if j.Array == array && j.Index == index && j.State == "PENDING" {
@@ -127,7 +127,7 @@ func (s *clusterState) findPending(array, index int) *Job {
 	return nil
 }
 
-// start starts a job's script in a group of its own, with Slurm's variables.
+// startScript starts a job's script in a group of its own, with Slurm's variables.
 func startScript(dir string, j *Job) (*exec.Cmd, error) {
 	id := fmt.Sprintf("%d_%d", j.Array, j.Index)
 	out, err := os.Create(strings.NewReplacer("%A", strconv.Itoa(j.Array), "%a", strconv.Itoa(j.Index)).Replace(j.Output))
@@ -143,7 +143,7 @@ func startScript(dir string, j *Job) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// zombie tells whether a process has ended.
+// hasEnded tells whether the process has ended, reaped or not.
 func hasEnded(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -17,27 +17,27 @@ type Job struct {
 	Exit         int    // raw wait status
 	PID          int    // of its script, which leads its process group; 0 before and after
 	Cancelled    bool
-	Options      []string // what sbatch was told
-	Output       string   // what Slurm says goes there
+	Options      []string // arguments of sbatch
+	Output       string   // file of Slurm's own messages
 }
 
-// state is all that a cluster knows.
+// clusterState is all that a cluster knows.
 type clusterState struct {
 	Next  int // number of the next array
-	Slots int // jobs that run at one time
+	Slots int // jobs that run at once
 	Held  bool
 	Jobs  []*Job
-	Calls map[string]int // of commands, by name
-	Nodes []int          // processes that run jobs
+	Calls map[string]int // calls of each command
+	Nodes []int          // process ids of nodes
 
-	// What goes wrong.
-	Refusal string // sbatch says this and takes nothing
-	Mute    string // sbatch takes the job, says this and fails
-	NoJSON  bool   // squeue has no --json
-	Away    bool   // nothing answers
+	// Faults that tests set.
+	Refusal string // sbatch refuses with this message
+	Mute    string // sbatch accepts the job and fails with this message
+	NoJSON  bool   // squeue lacks --json
+	Away    bool   // all commands fail
 }
 
-// change lets f see and change the state, alone.
+// changeState lets f read and change the state under its lock.
 func changeState(dir string, f func(*clusterState)) error {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -82,7 +82,7 @@ func (s *clusterState) findJob(array, index int) *Job {
 	return nil
 }
 
-// next tells whether it is this job's turn to run.
+// isNext tells whether it is this job's turn to run.
 func (s *clusterState) isNext(j *Job) bool {
 	if s.Held {
 		return false
