@@ -17,7 +17,7 @@ import (
 
 // fakeMachine is a root folder with a /proc of its own. What it says is mounted are
 // plain folders.
-func fakeMachine(t *testing.T, mountinfo, cgroup string) string {
+func newFakeMachine(t *testing.T, mountinfo, cgroup string) string {
 	t.Helper()
 	root := t.TempDir()
 	for name, text := range map[string]string{"proc/self/mountinfo": mountinfo, "proc/self/cgroup": cgroup} {
@@ -34,13 +34,13 @@ func fakeMachine(t *testing.T, mountinfo, cgroup string) string {
 
 const bothVersions = "30 23 0:27 / /cg/unified rw - cgroup2 cgroup2 rw\n31 23 0:28 / /cg/memory rw - cgroup cgroup rw,memory\n"
 
-func TestMachinesWithoutControlGroups(t *testing.T) {
+func TestMachinesWithoutCgroups(t *testing.T) {
 	for name, c := range map[string]struct{ mounts, own, folder, want string }{
 		"nothing is mounted": {"", "0::/\n", "", "not mounted"},
 		"ours is not there":  {bothVersions, "0::/x/y\n", "cg/unified", "no such file"},
 		"no cgroup.kill":     {bothVersions, "0::/\n", "cg/unified", "cgroup.kill"},
 	} {
-		root := fakeMachine(t, c.mounts, c.own)
+		root := newFakeMachine(t, c.mounts, c.own)
 		if err := os.MkdirAll(filepath.Join(root, c.folder), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -65,8 +65,8 @@ func TestMachinesWithoutControlGroups(t *testing.T) {
 	none.close()
 }
 
-func TestMemoryOfVersion1(t *testing.T) {
-	root := fakeMachine(t, bothVersions, "4:memory:/mine\n0::/\n")
+func TestMemoryLimitOfVersion1(t *testing.T) {
+	root := newFakeMachine(t, bothVersions, "4:memory:/mine\n0::/\n")
 	home := filepath.Join(root, "cg/memory/mine")
 	if err := os.MkdirAll(home, 0o755); err != nil {
 		t.Fatal(err)
@@ -89,15 +89,15 @@ func TestMemoryOfVersion1(t *testing.T) {
 
 // fakeGroups are groups in plain folders: the test says which have members, and what
 // cannot be made. A folder with members is not removed.
-type fakeGroups struct {
+type fakeCgroups struct {
 	*cgroupPool
 	t      *testing.T
 	log    strings.Builder
 	refuse error // of mkdir
 }
 
-func newFakeGroups(t *testing.T) *fakeGroups {
-	f := &fakeGroups{t: t}
+func newFakeCgroups(t *testing.T) *fakeCgroups {
+	f := &fakeCgroups{t: t}
 	f.cgroupPool = newCgroupPool(slog.New(slog.NewTextHandler(&f.log, nil)))
 	f.dir = filepath.Join(t.TempDir(), "caravan-n")
 	f.memoryDir = f.dir
@@ -119,7 +119,7 @@ func newFakeGroups(t *testing.T) *fakeGroups {
 	return f
 }
 
-func (f *fakeGroups) must(limit int64) *cgroup {
+func (f *fakeCgroups) mustAcquire(limit int64) *cgroup {
 	f.t.Helper()
 	g, err := f.acquire(limit)
 	if g == nil || err != nil {
@@ -136,7 +136,7 @@ func populate(t *testing.T, g *cgroup, members string) {
 }
 
 // folders are the groups that there are.
-func (f *fakeGroups) folders() (names []string) {
+func (f *fakeCgroups) groupFolders() (names []string) {
 	entries, _ := os.ReadDir(f.dir)
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -144,18 +144,18 @@ func (f *fakeGroups) folders() (names []string) {
 	return names
 }
 
-// TestGroupsOfSurvivors: one that stays does not keep those of others, nor a descriptor.
-func TestGroupsOfSurvivors(t *testing.T) {
-	f := newFakeGroups(t)
+// TestSurvivorDoesNotKeepOtherCgroups: one that stays does not keep those of others, nor a descriptor.
+func TestSurvivorDoesNotKeepOtherCgroups(t *testing.T) {
+	f := newFakeCgroups(t)
 	defer f.close()
 	before := countDescriptors(t)
-	first := f.must(0)
+	first := f.mustAcquire(0)
 	populate(t, first, "1")
 	if !f.release(first) {
 		t.Error("a survivor was not seen")
 	}
 	for range 150 {
-		g := f.must(0)
+		g := f.mustAcquire(0)
 		populate(t, g, "1")
 		path := g.dir.Name()
 		f.release(g)
@@ -166,7 +166,7 @@ func TestGroupsOfSurvivors(t *testing.T) {
 	if n := countDescriptors(t); n > before {
 		t.Errorf("%d descriptors, %d before", n, before)
 	}
-	eventually(t, func() bool { return len(f.folders()) == 1 }, func() string { return strings.Join(f.folders(), " ") })
+	eventually(t, func() bool { return len(f.groupFolders()) == 1 }, func() string { return strings.Join(f.groupFolders(), " ") })
 	f.slow.Lock()
 	left := slices.Clone(f.leftovers)
 	f.slow.Unlock()
@@ -175,27 +175,27 @@ func TestGroupsOfSurvivors(t *testing.T) {
 	}
 }
 
-// TestGroupsAreUsedAgain: empty ones without a limit, and no more than a few wait.
-func TestGroupsAreUsedAgain(t *testing.T) {
-	f := newFakeGroups(t)
-	a := f.must(0)
+// TestEmptyCgroupsAreReused: empty ones without a limit, and no more than a few wait.
+func TestEmptyCgroupsAreReused(t *testing.T) {
+	f := newFakeCgroups(t)
+	a := f.mustAcquire(0)
 	f.release(a)
-	if b := f.must(0); b != a {
+	if b := f.mustAcquire(0); b != a {
 		t.Error("an empty group was not used again")
 	} else {
 		f.release(b)
 	}
 	var many []*cgroup
 	for range 3 * maxFreeGroups {
-		many = append(many, f.must(0))
+		many = append(many, f.mustAcquire(0))
 	}
 	for _, g := range many {
 		f.release(g)
 	}
-	if n := len(f.folders()); n != maxFreeGroups {
+	if n := len(f.groupFolders()); n != maxFreeGroups {
 		t.Errorf("%d groups wait", n)
 	}
-	limited := f.must(20 << 20)
+	limited := f.mustAcquire(20 << 20)
 	if text, _ := os.ReadFile(filepath.Join(limited.memoryDir, "memory.max")); string(text) != "20971520" {
 		t.Errorf("limit %q", text)
 	}
@@ -204,20 +204,20 @@ func TestGroupsAreUsedAgain(t *testing.T) {
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Error("a group with a limit is kept, and with it what is charged to it")
 	}
-	if again := f.must(20 << 20); again.dir.Name() == path {
+	if again := f.mustAcquire(20 << 20); again.dir.Name() == path {
 		t.Error("it was used again")
 	} else {
 		f.release(again)
 	}
 	f.close()
 	if _, err := os.Stat(f.dir); !os.IsNotExist(err) {
-		t.Errorf("left behind: %v", f.folders())
+		t.Errorf("left behind: %v", f.groupFolders())
 	}
 }
 
-// TestGroupsThatCannotBeMade: a failure concerns one attempt.
-func TestGroupsThatCannotBeMade(t *testing.T) {
-	f := newFakeGroups(t)
+// TestFailedCgroupConcernsOneAttempt: a failure concerns one attempt.
+func TestFailedCgroupConcernsOneAttempt(t *testing.T) {
+	f := newFakeCgroups(t)
 	defer f.close()
 	f.refuse = unix.EAGAIN // as many descendants as the group may have
 	for range 3 {
@@ -234,10 +234,10 @@ func TestGroupsThatCannotBeMade(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	f.refuse = nil
-	f.release(f.must(0))
+	f.release(f.mustAcquire(0))
 
 	// What is empty meanwhile makes room at once.
-	survivor := f.must(0)
+	survivor := f.mustAcquire(0)
 	populate(t, survivor, "1")
 	f.release(survivor)
 	populate(t, survivor, "0")
@@ -248,14 +248,14 @@ func TestGroupsThatCannotBeMade(t *testing.T) {
 		}
 		return mkdir(dir)
 	}
-	held := f.must(0) // the free one
-	f.release(f.must(0))
+	held := f.mustAcquire(0) // the free one
+	f.release(f.mustAcquire(0))
 	f.release(held)
 }
 
-// TestStartsInGroupsThatAreRefused: they are left out for a while, and tried again.
-func TestStartsInGroupsThatAreRefused(t *testing.T) {
-	f := newFakeGroups(t)
+// TestRefusedStartSuspendsCgroups: they are left out for a while, and tried again.
+func TestRefusedStartSuspendsCgroups(t *testing.T) {
+	f := newFakeCgroups(t)
 	defer f.close()
 	f.suspend(errors.New("refused by the kernel"))
 	f.suspend(errors.New("refused by the kernel"))
@@ -266,14 +266,14 @@ func TestStartsInGroupsThatAreRefused(t *testing.T) {
 		t.Errorf("logged %d times", n)
 	}
 	f.suspendedUntil = time.Now()
-	g := f.must(0)
+	g := f.mustAcquire(0)
 	f.release(g)
 	f.suspend(errors.New("again"))
 	if f.suspension != 2*suspendFirst {
 		t.Errorf("for %v", f.suspension)
 	}
 	f.suspendedUntil = time.Now()
-	g = f.must(0)
+	g = f.mustAcquire(0)
 	g.startAccepted()
 	if f.suspension != 0 {
 		t.Error("not forgotten")
@@ -281,10 +281,10 @@ func TestStartsInGroupsThatAreRefused(t *testing.T) {
 	f.release(g)
 }
 
-// TestLimitThatCannotBeSet: the attempt does not start without it.
-func TestLimitThatCannotBeSet(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
-	f := newFakeGroups(t)
+// TestAttemptDoesNotStartWithoutItsLimit: the attempt does not start without it.
+func TestAttemptDoesNotStartWithoutItsLimit(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
+	f := newFakeCgroups(t)
 	p.cgroups = f.cgroupPool
 	mkdir := f.mkdir
 	f.mkdir = func(dir string) error {
@@ -302,8 +302,8 @@ func TestLimitThatCannotBeSet(t *testing.T) {
 	}
 }
 
-// TestMegabytes: limits are told as they were asked for.
-func TestMegabytes(t *testing.T) {
+// TestMemoryLimitsAreShownAsSubmitted: limits are told as they were asked for.
+func TestMemoryLimitsAreShownAsSubmitted(t *testing.T) {
 	for milli, want := range map[int64]string{1: "0.001", 500: "0.5", 999: "0.999", 1_000: "1", 1_500: "1.5", 32_000: "32", 2_048_500: "2048.5", 1_000_000_000: "1000000"} {
 		if got := formatRounded(milli<<20/1000, 1<<20); got != want {
 			t.Errorf("%d: %s, want %s", milli, got, want)
@@ -333,10 +333,10 @@ func countDescriptors(t *testing.T) int {
 	return len(list)
 }
 
-// TestGroupsOfFormerProcesses: empty groups of a prefix go, in both versions and wherever
+// TestStaleCgroupsAreRemoved: empty groups of a prefix go, in both versions and wherever
 // this process would look for some. Groups that are kept, or not empty, and those of others stay.
-func TestGroupsOfFormerProcesses(t *testing.T) {
-	root := fakeMachine(t, bothVersions, "0::/a/b\n1:memory:/m\n")
+func TestStaleCgroupsAreRemoved(t *testing.T) {
+	root := newFakeMachine(t, bothVersions, "0::/a/b\n1:memory:/m\n")
 	folders := map[string]bool{ // whether it goes
 		"cg/unified/a/b/caravan-id-w-1/0":  true,
 		"cg/unified/a/b/caravan-id-w-1/1":  true,
@@ -356,7 +356,7 @@ func TestGroupsOfFormerProcesses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "cg/unified/a/b/caravan-id-w-5/0/process"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	removeCgroups(root, staleNames("id-", func(rest string) bool { return rest == "w-4" }))
+	removeCgroups(root, "id-", func(rest string) bool { return rest == "w-4" })
 	for name, goes := range folders {
 		if _, err := os.Stat(filepath.Join(root, name)); (err != nil) != goes {
 			t.Errorf("%s: %v", name, err)

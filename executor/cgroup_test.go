@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,7 +17,7 @@ import (
 
 // grouped is a rig whose attempts run in control groups, if the machine lets us make
 // some; has tells that, and limits whether memory can be limited.
-func grouped(t *testing.T) (r *rig, has, limits bool) {
+func newCgroupRig(t *testing.T) (r *rig, has, limits bool) {
 	t.Helper()
 	var log strings.Builder
 	name := fmt.Sprintf("test-%d-%d", os.Getpid(), marks.Add(1))
@@ -37,12 +39,12 @@ func grouped(t *testing.T) (r *rig, has, limits bool) {
 	return r, has, limits
 }
 
-// TestKillReachesASessionOfItsOwn: where there are control groups.
-func TestKillReachesASessionOfItsOwn(t *testing.T) {
-	r, has, _ := grouped(t)
+// TestKillReachesOtherSessions: where there are control groups.
+func TestKillReachesOtherSessions(t *testing.T) {
+	r, has, _ := newCgroupRig(t)
 	for task := range uint32(3) { // the second and third one in the group of the first
 		pid := filepath.Join(r.dir, fmt.Sprint("pid", task))
-		k := r.sh(task, "setsid sh -c 'echo $$ >"+pid+".new; mv "+pid+".new "+pid+"; exec sleep 1000' & exec sleep 1000")
+		k := r.startShell(task, "setsid sh -c 'echo $$ >"+pid+".new; mv "+pid+".new "+pid+"; exec sleep 1000' & exec sleep 1000")
 		poll(t, func() string {
 			if _, err := os.Stat(pid); err != nil {
 				return fmt.Sprintf("the grandchild has not begun: %+v", r.Reports(k))
@@ -59,35 +61,234 @@ func TestKillReachesASessionOfItsOwn(t *testing.T) {
 			t.Errorf("the grandchild is gone: %v; control groups: %v", gone, has)
 		}
 	}
-	end(t, r.mark) // where there are none
+	killMarked(t, r.mark) // where there are none
 }
 
-// TestWhatATaskLeavesBehindLives: a task that ends by itself is not its descendants' end.
-func TestWhatATaskLeavesBehindLives(t *testing.T) {
-	r, _, _ := grouped(t)
-	if rep := r.run("sleep 1000 & echo $!"); rep.Record.Result != messages.AttemptSucceeded {
+// TestDescendantsOutliveATaskThatEnds: a task that ends by itself is not its descendants' end.
+func TestDescendantsOutliveATaskThatEnds(t *testing.T) {
+	r, _, _ := newCgroupRig(t)
+	if rep := r.runShell("sleep 1000 & echo $!"); rep.Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rep)
-	} else if _, err := os.Stat("/proc/" + strings.TrimSpace(r.text(rep.Record.Stdout))); err != nil {
+	} else if _, err := os.Stat("/proc/" + strings.TrimSpace(r.readOutput(rep.Record.Stdout))); err != nil {
 		t.Errorf("its child: %v", err)
 	}
-	r.run("true")
-	end(t, r.mark)
-	r.run("true") // in the group that is empty now
+	r.runShell("true")
+	killMarked(t, r.mark)
+	r.runShell("true") // in the group that is empty now
 }
 
-// TestMemoryLimit: what is beyond it is killed, and said; where memory can be limited.
-func TestMemoryLimit(t *testing.T) {
-	r, _, limits := grouped(t)
+// TestMemoryLimitKills: what is beyond it is killed, and said; where memory can be limited.
+func TestMemoryLimitKills(t *testing.T) {
+	r, _, limits := newCgroupRig(t)
 	small := func(o *executor.Order) { o.MemoryBytes = 20 << 20 }
-	rec := r.run("head -c 100M /dev/zero | tail", small).Record
+	rec := r.runShell("head -c 100M /dev/zero | tail", small).Record
 	if said := strings.Contains(rec.ExecutorLog, "out of memory: the kernel killed a process of the task, which exceeded the 20 MB"); said != limits {
 		t.Errorf("limits %v: %+v", limits, rec)
 	}
-	rec = r.run("head -c 100M /dev/zero | tail | wc -c").Record // the same group without a limit
-	if rec.ExecutorLog != "" || r.text(rec.Stdout) != "104857600\n" {
+	rec = r.runShell("head -c 100M /dev/zero | tail | wc -c").Record // the same group without a limit
+	if rec.ExecutorLog != "" || r.readOutput(rec.Stdout) != "104857600\n" {
 		t.Errorf("%+v", rec)
 	}
-	if rec = r.run("exec tail -c 1 /dev/null", small).Record; rec.Result != messages.AttemptSucceeded || rec.ExecutorLog != "" {
+	if rec = r.runShell("exec tail -c 1 /dev/null", small).Record; rec.Result != messages.AttemptSucceeded || rec.ExecutorLog != "" {
 		t.Errorf("%+v", rec)
 	}
+}
+
+// TestSurvivorCannotPrint: after the attempt's end it is refused, and neither that nor
+// what was printed before takes memory any more. With control groups and without, and
+// while somebody reads what the attempt printed.
+func TestSurvivorCannotPrint(t *testing.T) {
+	for _, name := range []string{"without groups", "with groups", "with a reader"} {
+		t.Run(name, func(t *testing.T) {
+			var r *rig
+			if name == "with groups" {
+				r, _, _ = newCgroupRig(t)
+			} else {
+				r = newRig(t, nil)
+			}
+			file := func(name string) string { return filepath.Join(r.dir, name) }
+			k := r.startShell(1, `until [ -e `+file("opened")+` ]; do sleep 0.01; done; head -c 10000000 /dev/zero; echo "begin" >&2
+				setsid sh -c 'echo $$ > `+file("pid")+`; until [ -e `+file("go")+` ]; do sleep 0.01; done
+					head -c 1000000000 /dev/zero; echo $? > `+file("rc.new")+`
+					echo x >&2; dd if=/dev/zero of=/proc/self/fd/1 bs=1M count=5 conv=notrunc
+					mv `+file("rc.new")+` `+file("rc")+`; exec sleep 1000' &
+				until [ -s `+file("pid")+` ]; do sleep 0.01; done`)
+			r.WaitStarted(k)
+			kept := int64(0) // of memory
+			if name == "with a reader" {
+				log, err := r.OpenLog(k, messages.Stdout)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer log.Close()
+				kept = 10_000_000 + 64<<10
+			}
+			if err := os.WriteFile(file("opened"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			rec := r.WaitFinal(k).Record
+			if rec.Result != messages.AttemptSucceeded || rec.Stdout.Size != 10_000_000 || r.readOutput(rec.Stderr) != "begin\n" {
+				t.Fatalf("%+v", rec)
+			}
+			pid := readFile(t, file("pid"))
+			held := func() (size, memory int64) {
+				var st syscall.Stat_t
+				if err := syscall.Stat("/proc/"+pid+"/fd/1", &st); err != nil {
+					t.Fatal(err)
+				}
+				return st.Size, st.Blocks * 512
+			}
+			poll(t, func() string {
+				if _, memory := held(); memory > kept {
+					return fmt.Sprintf("what was printed still takes %d bytes", memory)
+				}
+				return ""
+			})
+			if err := os.WriteFile(file("go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			poll(t, func() string {
+				if _, err := os.Stat(file("rc")); err != nil {
+					return "the survivor still prints"
+				}
+				return ""
+			})
+			if size, memory := held(); size != 10_000_000 || memory > kept || readFile(t, file("rc")) == "0" {
+				t.Errorf("%d bytes of output take %d of memory; head ended with %s", size, memory, readFile(t, file("rc")))
+			}
+			killMarked(t, r.mark)
+		})
+	}
+}
+
+// TestSurvivorKeepsOnlyItsOwnCgroup: what a task leaves behind keeps its own group, and no other one.
+func TestSurvivorKeepsOnlyItsOwnCgroup(t *testing.T) {
+	r, has, _ := newCgroupRig(t)
+	if !has {
+		t.Skip("no control groups can be made here")
+	}
+	r.runShell("true")
+	before := countDescriptors(t)
+	r.runShell("setsid sleep 300 & exit 0")
+	for range 60 {
+		var keys []messages.AttemptKey
+		for range 5 {
+			keys = append(keys, r.startShell(1000+uint32(marks.Add(1)), "(sleep 0.05 &)", func(o *executor.Order) { o.CPUMillis = 0 }))
+		}
+		for _, k := range keys {
+			r.WaitFinal(k)
+		}
+	}
+	poll(t, func() string {
+		groups := cgroupsOf(t, r.groups)
+		// The survivor's, and what waits for the next attempt: two descriptors each.
+		if after := countDescriptors(t); len(groups) > 12 || after > before+2*len(groups) {
+			return fmt.Sprintf("%d groups, %d descriptors, %d before", len(groups), after, before)
+		}
+		return ""
+	})
+	killMarked(t, r.mark)
+	poll(t, func() string { // the survivor's goes with it
+		for _, g := range cgroupsOf(t, r.groups) {
+			if text, _ := os.ReadFile(filepath.Join(g, "cgroup.events")); strings.Contains(string(text), "populated 1") {
+				return g + " has members"
+			}
+		}
+		return ""
+	})
+	if rec := r.runShell("true").Record; rec.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", rec)
+	}
+}
+
+// groupsOf lists the control groups that a Process of a name has.
+func cgroupsOf(t *testing.T, name string) (found []string) {
+	t.Helper()
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		names, err := filepath.Glob(filepath.Join(root, "caravan-"+name, "[0-9]*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, names...)
+	}
+	return found
+}
+
+// TestMemoryLimitExcludesOutputAndLeftovers: what it prints is not charged to it, nor what an attempt
+// before it has left behind; and a small limit holds behind a large one.
+func TestMemoryLimitExcludesOutputAndLeftovers(t *testing.T) {
+	r, _, limits := newCgroupRig(t)
+	if !limits {
+		t.Skip("memory cannot be limited here: no memory controller is given to this process")
+	}
+	memory := func(mb int64) func(*executor.Order) { return func(o *executor.Order) { o.MemoryBytes = mb << 20 } }
+	rec := r.runShell("head -c 60000000 /dev/zero; head -c 60000000 /dev/zero >&2; echo end", memory(32)).Record
+	if rec.Result != messages.AttemptSucceeded || rec.Stdout.Size != 60_000_004 || rec.Stderr.Size != 60_000_000 || rec.ExecutorLog != "" {
+		t.Errorf("printed 120 MB: %+v", rec)
+	}
+	shared := "/dev/shm/caravan-test-" + strconv.Itoa(os.Getpid())
+	defer os.Remove(shared)
+	for _, mb := range []int64{60, 90} {
+		if rec = r.runShell(fmt.Sprintf("head -c %d /dev/zero > %s", (mb-20)<<20, shared), memory(mb)).Record; rec.Result != messages.AttemptSucceeded {
+			t.Errorf("filled /dev/shm: %+v", rec)
+		}
+		if rec = r.runShell("head -c 10M /dev/zero | tail | wc -c", memory(32)).Record; rec.Result != messages.AttemptSucceeded || r.readOutput(rec.Stdout) != "10485760\n" {
+			t.Errorf("after one that filled /dev/shm: %+v", rec)
+		}
+	}
+	if rec = r.runShell("head -c 80M /dev/zero | tail", memory(32)).Record; !strings.Contains(rec.ExecutorLog, "out of memory") {
+		t.Errorf("32 MB after 90: %+v", rec)
+	}
+}
+
+// TestOutputThroughAPipeIsTheSame: with a memory limit, output is what it is without one: whole,
+// in order, readable while the task runs, cut in the middle, and the survivors' no more
+// than what was there at the end.
+func TestOutputThroughAPipeIsTheSame(t *testing.T) {
+	r, _, limits := newCgroupRig(t)
+	if !limits {
+		t.Skip("memory cannot be limited here: no memory controller is given to this process")
+	}
+	small := func(o *executor.Order) { o.MemoryBytes = 64 << 20 }
+	rec := r.runShell("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo again > /dev/stderr; echo more >> /dev/stderr", small).Record
+	lines := strings.Split(strings.TrimSpace(r.readOutput(rec.Stdout)), "\n")
+	if len(lines) != 3000 || lines[2999] != "line 2999" || r.readOutput(rec.Stderr) != "again\nmore\n" {
+		t.Errorf("%d lines: %+v", len(lines), rec)
+	}
+	if rec = r.runShell("head -c 200000000 /dev/zero; echo end", small).Record; rec.Stdout.Size != 200_000_004 || rec.Stdout.Head+rec.Stdout.Tail != 64<<20 {
+		t.Errorf("%+v", rec)
+	}
+	k := r.startShell(7, "echo now; sleep 1000", small)
+	r.WaitStarted(k)
+	log, err := r.OpenLog(k, messages.Stdout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() string {
+		if log.Size() != 4 {
+			return "nothing is to be read"
+		}
+		return ""
+	})
+	log.Close()
+	r.Kill(k, 0)
+	r.WaitFinal(k)
+	if rec = r.runShell("setsid yes & sleep 0.1; exit 0", small).Record; rec.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", rec)
+	}
+	poll(t, func() string { // its pipe has no reader
+		if pids := markedProcesses(r.mark); len(pids) > 0 {
+			return fmt.Sprint(pids, " still print")
+		}
+		return ""
+	})
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
 }

@@ -30,7 +30,7 @@
 // Start, Kill, Revoke, SetCapacity and the deadlines of attempts (scheduleDeadline) change the
 // queue, the slots and the attempts under Process.mu in their own goroutine. They wake the loop if
 // it waits and has work. Reading order: process.go, queue.go, admission.go, loop_linux.go,
-// start_linux.go, kill_linux.go, finish.go.
+// start_linux.go, kill_linux.go, attempt.go.
 //
 // The loop itself waits only for the journal and the sink. Work that may take longer is done by a
 // helper, a goroutine of its own, which hands the attempt back or handles it to its end:

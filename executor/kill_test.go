@@ -19,24 +19,24 @@ func timeout(d time.Duration) func(*executor.Order) {
 	return func(o *executor.Order) { o.Timeout = d }
 }
 
-func TestTimeout(t *testing.T) {
+func TestTimeoutEndsTheAttempt(t *testing.T) {
 	r := newRig(t, nil)
 	began := time.Now()
-	rec := r.run("sleep 1000", timeout(150*time.Millisecond)).Record
+	rec := r.runShell("sleep 1000", timeout(150*time.Millisecond)).Record
 	if rec.Result != messages.AttemptTimedOut || rec.RC != 143 || rec.ExecutorLog != "timed out after 150ms" {
 		t.Errorf("%+v", rec)
 	}
 	if took := time.Since(began); took < 150*time.Millisecond {
 		t.Errorf("took %v", took)
 	}
-	if rec := r.run("true", timeout(time.Hour)).Record; rec.Result != messages.AttemptSucceeded {
+	if rec := r.runShell("true", timeout(time.Hour)).Record; rec.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rec)
 	}
 }
 
-func TestTimeoutOfATaskThatIgnoresSIGTERM(t *testing.T) {
+func TestTimeoutForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.Grace = 200 * time.Millisecond })
-	rec := r.run("trap '' TERM; sleep 1000", timeout(100*time.Millisecond)).Record
+	rec := r.runShell("trap '' TERM; sleep 1000", timeout(100*time.Millisecond)).Record
 	if rec.Result != messages.AttemptTimedOut || rec.RC != 137 {
 		t.Errorf("%+v", rec)
 	}
@@ -45,24 +45,24 @@ func TestTimeoutOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	}
 }
 
-func TestKillGivesTheGrace(t *testing.T) {
+func TestKillGrantsTheGrace(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `trap 'echo bye; exit 0' TERM; echo ready; while `+tested()+`; do sleep 0.01; done`)
-	r.printed(key, "ready")
+	key := r.startShell(1, `trap 'echo bye; exit 0' TERM; echo ready; while `+whileTestRuns()+`; do sleep 0.01; done`)
+	r.waitPrinted(key, "ready")
 	r.Kill(key, 10*time.Second)
 	rec := r.WaitFinal(key).Record
 	if rec.Result != messages.AttemptKilled || rec.RC != 0 || rec.ExecutorLog != "killed by the user" {
 		t.Errorf("%+v", rec)
 	}
-	if out := r.text(rec.Stdout); out != "ready\nbye\n" {
+	if out := r.readOutput(rec.Stdout); out != "ready\nbye\n" {
 		t.Errorf("printed %q", out)
 	}
 }
 
-func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
+func TestKillForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `trap '' TERM; echo ready; sleep 1000`)
-	r.printed(key, "ready")
+	key := r.startShell(1, `trap '' TERM; echo ready; sleep 1000`)
+	r.waitPrinted(key, "ready")
 	began := time.Now()
 	r.Kill(key, time.Hour)
 	r.Kill(key, 200*time.Millisecond) // only an earlier SIGKILL counts
@@ -76,10 +76,10 @@ func TestKillOfATaskThatIgnoresSIGTERM(t *testing.T) {
 	}
 }
 
-func TestKillOfAStoppedTask(t *testing.T) {
+func TestKillReachesAStoppedTask(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `trap 'echo woken; exit 5' TERM; echo ready; while `+tested()+`; do kill -STOP $$; done`)
-	r.printed(key, "ready")
+	key := r.startShell(1, `trap 'echo woken; exit 5' TERM; echo ready; while `+whileTestRuns()+`; do kill -STOP $$; done`)
+	r.waitPrinted(key, "ready")
 	r.Kill(key, 10*time.Second)
 	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 5 {
 		t.Errorf("%+v", rec)
@@ -90,8 +90,8 @@ func TestKillOfAStoppedTask(t *testing.T) {
 func TestKillWaitsForTheGroup(t *testing.T) {
 	r := newRig(t, nil)
 	done := filepath.Join(r.dir, "done")
-	key := r.sh(1, fmt.Sprintf(`(trap 'sleep 0.3; echo x > %s; exit' TERM; echo ready; while %s; do sleep 0.01; done) & exec sleep 1000`, done, tested()))
-	r.printed(key, "ready")
+	key := r.startShell(1, fmt.Sprintf(`(trap 'sleep 0.3; echo x > %s; exit' TERM; echo ready; while %s; do sleep 0.01; done) & exec sleep 1000`, done, whileTestRuns()))
+	r.waitPrinted(key, "ready")
 	r.Kill(key, 20*time.Second)
 	rec := r.WaitFinal(key).Record
 	if rec.Result != messages.AttemptKilled {
@@ -100,59 +100,59 @@ func TestKillWaitsForTheGroup(t *testing.T) {
 	if _, err := os.Stat(done); err != nil {
 		t.Errorf("reported before the group had ended: %v", err)
 	}
-	if pids := marked(r.mark); len(pids) != 0 {
+	if pids := markedProcesses(r.mark); len(pids) != 0 {
 		t.Errorf("%v live on after the report", pids)
 	}
 }
 
 func TestKillForcesTheGroup(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, `(trap '' TERM; echo ready; sleep 1000; sleep 1000) & sleep 1000`)
-	r.printed(key, "ready")
+	key := r.startShell(1, `(trap '' TERM; echo ready; sleep 1000; sleep 1000) & sleep 1000`)
+	r.waitPrinted(key, "ready")
 	r.Kill(key, 200*time.Millisecond)
 	if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled || rec.RC != 143 {
 		t.Errorf("%+v", rec)
 	}
-	if pids := marked(r.mark); len(pids) != 0 {
+	if pids := markedProcesses(r.mark); len(pids) != 0 {
 		t.Errorf("%v live on after the report", pids)
 	}
 }
 
 // A timeout ends the background children too, but a task that ends by itself
 // leaves them alone, holds no slot, and its output is what there was.
-func TestBackgroundChildren(t *testing.T) {
+func TestTimeoutEndsBackgroundChildren(t *testing.T) {
 	r := newRig(t, nil)
 	all := func(o *executor.Order) { o.CPUMillis = 4000 }
 	for _, script := range []string{
 		`sleep 1000 & echo $! >&2`,
 		`setsid sleep 1000 & echo $! >&2`,
-		`setsid sh -c 'while ` + tested() + `; do echo later; sleep 0.01; done' & echo $! >&2`,
+		`setsid sh -c 'while ` + whileTestRuns() + `; do echo later; sleep 0.01; done' & echo $! >&2`,
 	} {
-		rec := r.run(script, all).Record
+		rec := r.runShell(script, all).Record
 		if rec.Result != messages.AttemptSucceeded {
 			t.Errorf("%q: %+v", script, rec)
 		}
 		var pid int
-		if _, err := fmt.Sscan(r.text(rec.Stderr), &pid); err != nil {
-			t.Fatalf("%q printed %q", script, r.text(rec.Stderr))
+		if _, err := fmt.Sscan(r.readOutput(rec.Stderr), &pid); err != nil {
+			t.Fatalf("%q printed %q", script, r.readOutput(rec.Stderr))
 		}
-		r.idle()
+		r.checkIdle()
 		if syscall.Kill(pid, 0) != nil {
 			t.Errorf("%q: the child is gone", script)
 		}
 	}
-	end(t, r.mark)
-	rec := r.run(`sleep 1000 & sleep 1000`, all, timeout(100*time.Millisecond)).Record
-	if rec.Result != messages.AttemptTimedOut || len(marked(r.mark)) != 0 {
-		t.Errorf("%+v, and %v live on", rec, marked(r.mark))
+	killMarked(t, r.mark)
+	rec := r.runShell(`sleep 1000 & sleep 1000`, all, timeout(100*time.Millisecond)).Record
+	if rec.Result != messages.AttemptTimedOut || len(markedProcesses(r.mark)) != 0 {
+		t.Errorf("%+v, and %v live on", rec, markedProcesses(r.mark))
 	}
 }
 
-func TestKillAll(t *testing.T) {
+func TestKillOfManyAttemptsAtOnce(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 40
 	for i := range uint32(n) {
-		r.sh(i, "sleep 1000", func(o *executor.Order) { o.CPUMillis = 100 })
+		r.startShell(i, "sleep 1000", func(o *executor.Order) { o.CPUMillis = 100 })
 	}
 	for i := range uint32(n) {
 		r.WaitStarted(id(i))
@@ -165,10 +165,10 @@ func TestKillAll(t *testing.T) {
 
 func TestCloseEndsEverything(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.CloseGrace = 100 * time.Millisecond })
-	stubborn := r.sh(1, `trap '' TERM; echo ready; sleep 1000`)
-	r.sh(2, "sleep 1000 & sleep 1000")
-	waiting := r.sh(3, "true", func(o *executor.Order) { o.CPUMillis = 4000 })
-	r.printed(stubborn, "ready")
+	stubborn := r.startShell(1, `trap '' TERM; echo ready; sleep 1000`)
+	r.startShell(2, "sleep 1000 & sleep 1000")
+	waiting := r.startShell(3, "true", func(o *executor.Order) { o.CPUMillis = 4000 })
+	r.waitPrinted(stubborn, "ready")
 	r.WaitStarted(id(2))
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	if rep := r.WaitFinal(waiting); rep.Kind != executor.Revoked {
 		t.Errorf("%+v", rep)
 	}
-	if pids := marked(r.mark); len(pids) != 0 {
+	if pids := markedProcesses(r.mark); len(pids) != 0 {
 		t.Errorf("%v live on after Close", pids)
 	}
 }
@@ -197,7 +197,7 @@ func TestKillsRaceWithExits(t *testing.T) {
 	for i := range uint32(n) {
 		s := rng.IntN(len(scripts))
 		expected = append(expected, s != len(scripts)-1)
-		key := r.sh(i, scripts[s], func(o *executor.Order) {
+		key := r.startShell(i, scripts[s], func(o *executor.Order) {
 			o.CPUMillis = 500 + 500*rng.Int64N(3)
 			if rng.IntN(8) == 0 {
 				o.Timeout = time.Duration(1+rng.IntN(10)) * time.Millisecond
@@ -208,14 +208,14 @@ func TestKillsRaceWithExits(t *testing.T) {
 		}
 	}
 	r.WaitFinals(n)
-	r.idle()
+	r.checkIdle()
 	for i := range uint32(n) {
 		if finals := len(r.Reports(id(i))) - r.Starts(id(i)); finals != 1 {
 			t.Errorf("task %d: %d final reports", i, finals)
 		}
 	}
 	// Whoever forked a child and ended by itself left it alone; it ends soon.
-	poll(t, func() string { return strings.Join(marked(r.mark), " ") })
+	poll(t, func() string { return strings.Join(markedProcesses(r.mark), " ") })
 	poll(t, func() string {
 		if now := runtime.NumGoroutine(); now > threads {
 			return fmt.Sprintf("%d goroutines before, %d after", threads, now)

@@ -24,17 +24,17 @@ import (
 // The loop keeps a processor of Go's while it waits. The collector, which stops the world,
 // waits for it at most for keepProcessor, also where Go sends no signals to preempt: while
 // attempts end all the time, and while none does.
-func TestCollectorBesideTheLoop(t *testing.T) {
+func TestCollectorDoesNotWaitForTheLoop(t *testing.T) {
 	if os.Getenv("LOOP_TEST") == "" {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a world that stays stopped has no timers
 		defer cancel()
-		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestCollectorBesideTheLoop$")
+		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestCollectorDoesNotWaitForTheLoop$")
 		cmd.Env = append(os.Environ(), "LOOP_TEST=1", "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=2")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	}
-	p, reports := internalRig(t, ProcessConfig{})
+	p, reports := newInternalRig(t, ProcessConfig{})
 	const rounds = 100
 	end := make(chan struct{})
 	go func() { // the loop has an end to reap every few milliseconds
@@ -82,7 +82,7 @@ func runTogether(p *Process, reports <-chan Report, attempts uint32, cpuMillis i
 
 // Ends are reported before the next starts are made known to the journal, and all starts that
 // are due at once with one call.
-func TestEndsComeBeforeIntents(t *testing.T) {
+func TestEndsAreReportedBeforeNextIntents(t *testing.T) {
 	const tasks = 20
 	running, batches := 0, 0
 	var p *Process
@@ -93,7 +93,7 @@ func TestEndsComeBeforeIntents(t *testing.T) {
 		default:
 		}
 	}
-	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		batches++
 		if running += len(orders); running > 4 {
 			complain("a start is known before the end that made room for it")
@@ -121,7 +121,7 @@ func TestEndsComeBeforeIntents(t *testing.T) {
 }
 
 // A process whose end a debugger keeps for itself is waited for beside the loop.
-func TestEndThatADebuggerHas(t *testing.T) {
+func TestExitHeldByADebugger(t *testing.T) {
 	if pid, err := strconv.Atoi(os.Getenv("LOOP_TEST_TRACE")); err == nil {
 		runtime.LockOSThread()
 		if err := unix.PtraceSeize(pid); err != nil {
@@ -132,7 +132,7 @@ func TestEndThatADebuggerHas(t *testing.T) {
 		_, _ = io.ReadAll(os.Stdin)
 		return
 	}
-	p, reports := internalRig(t, ProcessConfig{})
+	p, reports := newInternalRig(t, ProcessConfig{})
 	key := messages.AttemptKey{Task: 1}
 	p.Start(Order{Key: key, Command: []string{"/bin/sleep", "1000"}})
 	if r := <-reports; r.Kind != Started {
@@ -141,7 +141,7 @@ func TestEndThatADebuggerHas(t *testing.T) {
 	p.mu.Lock()
 	pid := p.attempts[key].pid
 	p.mu.Unlock()
-	debugger := exec.Command(os.Args[0], "-test.run=^TestEndThatADebuggerHas$")
+	debugger := exec.Command(os.Args[0], "-test.run=^TestExitHeldByADebugger$")
 	debugger.Env = append(os.Environ(), fmt.Sprint("LOOP_TEST_TRACE=", pid))
 	in, err := debugger.StdinPipe()
 	if err != nil {
@@ -178,14 +178,14 @@ func TestEndThatADebuggerHas(t *testing.T) {
 }
 
 // While orders come without an end, what has ended is reported all the same.
-func TestOrdersDoNotHideEnds(t *testing.T) {
+func TestFloodOfOrdersDoesNotDelayEnds(t *testing.T) {
 	const most = 400
 	var p *Process
 	var seen atomic.Int32
 	ready := make(chan struct{})
 	begun, next := 0, uint32(1) // the loop's
 	done := make(chan struct{})
-	p, _ = internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, _ = newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		<-ready
 		begun += len(orders)
 		if seen.Load() == 0 && next < most {
@@ -208,11 +208,11 @@ func TestOrdersDoNotHideEnds(t *testing.T) {
 }
 
 // Attempts whose intents could not be written begin in their order when they can.
-func TestOrderAfterAFailedIntent(t *testing.T) {
+func TestOrderIsKeptAfterAFailedIntent(t *testing.T) {
 	const tasks = 3
 	var order []uint32 // the loop's, until all have ended
 	failed := false
-	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		if !failed && len(orders) == tasks {
 			failed = true
 			return errors.New("no room")
@@ -230,7 +230,7 @@ func TestOrderAfterAFailedIntent(t *testing.T) {
 
 // A launch whose pidfd the loop cannot watch is reported as any other: its start before its end,
 // and a program that is not there as no start.
-func TestLaunchThatCannotBeWatched(t *testing.T) {
+func TestLaunchWithoutAWatchedPidfd(t *testing.T) {
 	for program, want := range map[string][]ReportKind{
 		"/bin/true":    {Started, Finished},
 		"/no/such/one": {Finished},
@@ -239,7 +239,7 @@ func TestLaunchThatCannotBeWatched(t *testing.T) {
 		var p *Process
 		var a *attempt // the loop's
 		unwatched := make(chan struct{}, 1)
-		p, reports := internalRig(t, ProcessConfig{
+		p, reports := newInternalRig(t, ProcessConfig{
 			RecordIntents: func([]*Order) error {
 				p.mu.Lock()
 				a = p.attempts[key]
@@ -277,10 +277,10 @@ func awaitExit(pid int) {
 }
 
 // Timeouts and kills are carried out in time while the loop waits for the journal.
-func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
+func TestDeadlinesFireWhileTheLoopWaits(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
-	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		p.mu.Lock()
 		a := p.attempts[first]
 		p.mu.Unlock()
@@ -311,10 +311,10 @@ func TestDeadlinesWhileTheLoopWaits(t *testing.T) {
 
 // A process that has ended in time did so, though its timeout is looked at before its start was
 // noticed: the loop waits for the journal meanwhile.
-func TestEndBeforeALateTimeout(t *testing.T) {
+func TestExitBeforeATimeoutWins(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
-	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		switch orders[0].Key {
 		case first:
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
@@ -343,11 +343,11 @@ func TestEndBeforeALateTimeout(t *testing.T) {
 
 // What a process has left in its group is not killed with it when it has ended before the kill,
 // though its start was not noticed yet.
-func TestBackgroundChildBeforeALateKill(t *testing.T) {
+func TestLateKillSparesBackgroundChildren(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
 	pid := 0 // the loop's, until all have ended
-	p, reports := internalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
+	p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func(orders []*Order) error {
 		switch orders[0].Key {
 		case first:
 			p.Start(Order{Key: second, Command: []string{"/bin/true"}})
@@ -376,8 +376,8 @@ func TestBackgroundChildBeforeALateKill(t *testing.T) {
 
 // An attempt that waits again, after its program could not be executed for a shortage, is
 // watched like any other when it runs.
-func TestMonitorAfterAFailedExec(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+func TestMonitorWatchesARetriedAttempt(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})
 	p.mu.Lock()
 	a.exitSeen = true           // as collect leaves it
@@ -403,7 +403,7 @@ func TestMonitorAfterAFailedExec(t *testing.T) {
 }
 
 // A start that hangs is looked at less and less often.
-func TestRecheckOfAStartThatHangs(t *testing.T) {
+func TestHangingStartIsRecheckedLessOften(t *testing.T) {
 	var p Process
 	hangs := &turn{starting: []*attempt{nil}, recheck: recheckFirst}
 	var waits []int

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,27 +17,27 @@ import (
 
 func TestShortOutputIsInline(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.InlineMax = 8 })
-	rec := r.run(`printf 12345678; printf 123456789 >&2`).Record
+	rec := r.runShell(`printf 12345678; printf 123456789 >&2`).Record
 	if string(rec.Stdout.Inline) != "12345678" || rec.Stdout.Size != 8 || rec.Stdout.Head != 8 {
 		t.Errorf("%+v", rec.Stdout)
 	}
-	if rec.Stderr.Inline != nil || rec.Stderr.Size != 9 || r.text(rec.Stderr) != "123456789" {
+	if rec.Stderr.Inline != nil || rec.Stderr.Size != 9 || r.readOutput(rec.Stderr) != "123456789" {
 		t.Errorf("%+v", rec.Stderr)
 	}
-	if empty := r.run("true").Record; empty.Stdout.Inline != nil || empty.Stdout.Size != 0 || r.text(empty.Stdout) != "" {
+	if empty := r.runShell("true").Record; empty.Stdout.Inline != nil || empty.Stdout.Size != 0 || r.readOutput(empty.Stdout) != "" {
 		t.Errorf("%+v", empty.Stdout)
 	}
 }
 
-func TestLongOutputOfSeveralAttempts(t *testing.T) {
+func TestLongOutputGoesToTheRunsFile(t *testing.T) {
 	r := newRig(t, nil)
 	for i := range uint32(8) {
-		r.sh(i, fmt.Sprintf(`i=0; while [ $i -lt 2000 ]; do echo out-%d-$i; echo err-%d-$i >&2; i=$((i+1)); done`, i, i))
+		r.startShell(i, fmt.Sprintf(`i=0; while [ $i -lt 2000 ]; do echo out-%d-$i; echo err-%d-$i >&2; i=$((i+1)); done`, i, i))
 	}
 	r.WaitFinals(8)
 	for i := range uint32(8) {
 		rec := r.WaitFinal(id(i)).Record
-		out, errs := r.text(rec.Stdout), r.text(rec.Stderr)
+		out, errs := r.readOutput(rec.Stdout), r.readOutput(rec.Stderr)
 		if strings.Count(out, fmt.Sprintf("out-%d-", i)) != 2000 || strings.Count(out, "\n") != 2000 || !strings.HasSuffix(out, "-1999\n") {
 			t.Errorf("task %d: stdout of %d bytes", i, len(out))
 		}
@@ -52,8 +53,8 @@ func TestOutputIsBounded(t *testing.T) {
 	const limit, lines = 1 << 20, 6 << 20
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = limit })
 	const size = lines * 9
-	key := r.sh(1, fmt.Sprintf(`yes 12345678 | head -c %d; echo ready; cat /proc/$$/fd/1 >/dev/null; while [ ! -e %s/go ]; do sleep 0.01; done`, size, r.dir))
-	r.printed(key, "ready")
+	key := r.startShell(1, fmt.Sprintf(`yes 12345678 | head -c %d; echo ready; cat /proc/$$/fd/1 >/dev/null; while [ ! -e %s/go ]; do sleep 0.01; done`, size, r.dir))
+	r.waitPrinted(key, "ready")
 	l, err := r.OpenLog(key, messages.Stdout)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +78,7 @@ func TestOutputIsBounded(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 	whole := strings.Repeat("12345678\n", lines) + "ready\n"
-	if got, want := r.text(o), whole[:limit/2]+"<cut>"+whole[len(whole)-limit/2:]; got != want {
+	if got, want := r.readOutput(o), whole[:limit/2]+"<cut>"+whole[len(whole)-limit/2:]; got != want {
 		t.Errorf("kept %d bytes, not the first and last %d", len(got), limit/2)
 	}
 	if n := diskUse(t, r.dir); n > limit+64<<10 {
@@ -98,7 +99,7 @@ func memfdBlocks() (most int64) {
 	for _, n := range names {
 		path := "/proc/self/fd/" + n.Name()
 		if to, err := os.Readlink(path); err == nil && strings.Contains(to, "caravan-output") {
-			most = max(most, blocks(path))
+			most = max(most, allocatedBytes(path))
 		}
 	}
 	return most
@@ -108,7 +109,7 @@ func diskUse(t *testing.T, dir string) (n int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
-			n += blocks(path)
+			n += allocatedBytes(path)
 		}
 		return err
 	})
@@ -118,10 +119,10 @@ func diskUse(t *testing.T, dir string) (n int64) {
 	return n
 }
 
-func TestLiveLog(t *testing.T) {
+func TestLiveLogFollowsARunningTask(t *testing.T) {
 	r := newRig(t, nil)
-	key := r.sh(1, fmt.Sprintf(`echo one; echo bad >&2; while [ ! -e %s/go ]; do sleep 0.01; done; echo two`, r.dir))
-	r.printed(key, "one\n")
+	key := r.startShell(1, fmt.Sprintf(`echo one; echo bad >&2; while [ ! -e %s/go ]; do sleep 0.01; done; echo two`, r.dir))
+	r.waitPrinted(key, "one\n")
 	l, err := r.OpenLog(key, messages.Stdout)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +168,7 @@ func TestReadersRaceWithTheEnd(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 40
 	for i := range uint32(n) {
-		r.sh(i, "echo some output; sleep 0.01", func(o *executor.Order) { o.CPUMillis = 500 })
+		r.startShell(i, "echo some output; sleep 0.01", func(o *executor.Order) { o.CPUMillis = 500 })
 	}
 	for done := false; !done; {
 		done = true
@@ -183,51 +184,51 @@ func TestReadersRaceWithTheEnd(t *testing.T) {
 	}
 }
 
-func TestCapture(t *testing.T) {
+func TestCaptureReportsAllOfStdout(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput, c.MaxCapture = 1000, 20_000 })
 	capture := func(o *executor.Order) { o.Capture = true }
-	rep := r.run(`head -c 20000 /dev/zero | tr '\0' x`, capture)
+	rep := r.runShell(`head -c 20000 /dev/zero | tr '\0' x`, capture)
 	if string(rep.Stdout) != strings.Repeat("x", 20_000) || rep.Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%d bytes, %+v", len(rep.Stdout), rep.Record)
 	}
 	if o := rep.Record.Stdout; o.Size != 20_000 || o.Head != 500 || o.Tail != 500 {
 		t.Errorf("%+v", o)
 	}
-	rep = r.run(`head -c 20001 /dev/zero`, capture)
+	rep = r.runShell(`head -c 20001 /dev/zero`, capture)
 	want := "20001 bytes of output are more than the 20000 that a generator may print"
 	if rep.Stdout != nil || rep.Record.Result != messages.AttemptRejected || rep.Record.ExecutorLog != want || rep.Record.RC != 0 {
 		t.Errorf("%+v", rep)
 	}
-	rep = r.run(`head -c 20001 /dev/zero; exit 2`, capture)
+	rep = r.runShell(`head -c 20001 /dev/zero; exit 2`, capture)
 	if rep.Stdout != nil || rep.Record.Result != messages.AttemptFailed || rep.Record.ExecutorLog != want {
 		t.Errorf("%+v", rep.Record)
 	}
-	if rep = r.run("true", capture); len(rep.Stdout) != 0 || rep.Record.Result != messages.AttemptSucceeded {
+	if rep = r.runShell("true", capture); len(rep.Stdout) != 0 || rep.Record.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rep)
 	}
 }
 
 // A task may truncate its own output by opening it anew; nothing hangs or is
 // filled with zeros.
-func TestTaskOpensItsOutputAnew(t *testing.T) {
+func TestTaskMayReopenItsOutput(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = 64 << 10 })
-	if out := r.text(r.run(`echo first; echo second >> /dev/stdout; echo third`).Record.Stdout); out != "first\nsecond\nthird\n" {
+	if out := r.readOutput(r.runShell(`echo first; echo second >> /dev/stdout; echo third`).Record.Stdout); out != "first\nsecond\nthird\n" {
 		t.Errorf("%q", out)
 	}
-	if out := r.text(r.run(`echo lost; echo second > /dev/stdout; echo third`).Record.Stdout); out != "second\nthird\n" {
+	if out := r.readOutput(r.runShell(`echo lost; echo second > /dev/stdout; echo third`).Record.Stdout); out != "second\nthird\n" {
 		t.Errorf("%q", out)
 	}
-	key := r.sh(1, `head -c 1000000 /dev/zero; echo ready; sleep 0.1; echo x > /dev/stdout; sleep 0.1; echo y`)
-	if out := r.text(r.WaitFinal(key).Record.Stdout); out != "x\ny\n" {
+	key := r.startShell(1, `head -c 1000000 /dev/zero; echo ready; sleep 0.1; echo x > /dev/stdout; sleep 0.1; echo y`)
+	if out := r.readOutput(r.WaitFinal(key).Record.Stdout); out != "x\ny\n" {
 		t.Errorf("%q", out)
 	}
 }
 
 // When the output cannot be written the result and the beginning of the output stay.
-func TestOutputThatCannotBeKept(t *testing.T) {
+func TestResultStandsWhenOutputCannotBeKept(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.InlineMax = 10 })
 	r.store.Close()
-	rec := r.run(`echo 1234567890abcdef; echo short >&2`).Record
+	rec := r.runShell(`echo 1234567890abcdef; echo short >&2`).Record
 	if rec.Result != messages.AttemptSucceeded || rec.ExecutorLog != "output cut to 10 bytes: output store is closed" {
 		t.Errorf("%+v", rec)
 	}
@@ -241,10 +242,10 @@ func TestOutputThatCannotBeKept(t *testing.T) {
 
 // A fast writer is held to its limit and not slowed much: 400 to 1,000 MB/s on two
 // cores. The bound leaves room for a machine that does ten other things.
-func TestFastWriter(t *testing.T) {
+func TestFastWriterIsBoundedAndNotSlowed(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = 8 << 20 })
 	const size = 1 << 30
-	key := r.sh(1, fmt.Sprintf(`dd if=/dev/zero bs=1M count=%d 2>/dev/null`, size>>20))
+	key := r.startShell(1, fmt.Sprintf(`dd if=/dev/zero bs=1M count=%d 2>/dev/null`, size>>20))
 	var peak int64
 	for len(r.Reports(key)) < 2 {
 		peak = max(peak, memfdBlocks())
@@ -261,4 +262,13 @@ func TestFastWriter(t *testing.T) {
 	if peak > size/4 {
 		t.Errorf("held %d bytes in memory", peak)
 	}
+}
+
+// blocks is how many bytes of storage a file takes.
+func allocatedBytes(path string) int64 {
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
 }

@@ -2,6 +2,7 @@ package executor_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -51,7 +53,7 @@ var marks atomic.Int64
 func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 	t.Helper()
 	runtime.GC() // descriptors of earlier tests' garbage
-	before := descriptors(t)
+	before := countDescriptors(t)
 	r := &rig{Recorder: executortest.NewRecorder(t), t: t, dir: t.TempDir()}
 	r.mark = fmt.Sprintf("CARAVAN_TEST_MARK=%d-%d", os.Getpid(), marks.Add(1))
 	var err error
@@ -68,18 +70,18 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 	if r.Process, err = executor.NewProcess(cfg); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { end(t, r.mark) })
+	t.Cleanup(func() { killMarked(t, r.mark) })
 	t.Cleanup(func() {
 		if err := r.Process.Close(); err != nil {
 			t.Error(err)
 		}
-		r.idle()
+		r.checkIdle()
 		r.store.Close()
-		if pids := marked(r.mark); len(pids) > 0 {
+		if pids := markedProcesses(r.mark); len(pids) > 0 {
 			t.Errorf("processes left behind: %v", pids)
 		}
 		poll(t, func() string {
-			if after := descriptors(t); after > before {
+			if after := countDescriptors(t); after > before {
 				return fmt.Sprintf("%d descriptors before, %d after", before, after)
 			}
 			return ""
@@ -89,7 +91,7 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 }
 
 // idle checks that nothing runs and no slot is taken.
-func (r *rig) idle() {
+func (r *rig) checkIdle() {
 	r.t.Helper()
 	if err := r.CheckInvariants(); err != nil {
 		r.t.Error(err)
@@ -104,7 +106,7 @@ func id(task uint32) messages.AttemptKey {
 }
 
 // sh starts a shell script as the task; it costs one core.
-func (r *rig) sh(task uint32, script string, change ...func(*executor.Order)) messages.AttemptKey {
+func (r *rig) startShell(task uint32, script string, change ...func(*executor.Order)) messages.AttemptKey {
 	o := executor.Order{
 		Key: id(task), Name: fmt.Sprintf("task_%d", task), UseShell: true, Shell: script,
 		CPUMillis: 1000, Environment: []string{r.mark},
@@ -117,15 +119,15 @@ func (r *rig) sh(task uint32, script string, change ...func(*executor.Order)) me
 }
 
 // run starts the script and returns its final report.
-func (r *rig) run(script string, change ...func(*executor.Order)) executor.Report {
+func (r *rig) runShell(script string, change ...func(*executor.Order)) executor.Report {
 	r.t.Helper()
-	return r.WaitFinal(r.sh(1000+uint32(marks.Add(1)), script, change...)) // tests number theirs from 0
+	return r.WaitFinal(r.startShell(1000+uint32(marks.Add(1)), script, change...)) // tests number theirs from 0
 }
 
 // text is an ended attempt's output as it can be read, "<cut>" for the gap.
-func (r *rig) text(o messages.Output) string {
+func (r *rig) readOutput(o messages.Output) string {
 	r.t.Helper()
-	l, err := r.store.Log(r.idOf(o), o)
+	l, err := r.store.Log(r.outputID(o), o)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -134,7 +136,7 @@ func (r *rig) text(o messages.Output) string {
 }
 
 // idOf finds whose output it is.
-func (r *rig) idOf(o messages.Output) outputs.ID {
+func (r *rig) outputID(o messages.Output) outputs.ID {
 	for _, rep := range r.All() {
 		for stream, out := range []messages.Output{rep.Record.Stdout, rep.Record.Stderr} {
 			if rep.Kind == executor.Finished && out.Size == o.Size && out.Offset == o.Offset && bytes.Equal(out.Inline, o.Inline) {
@@ -167,7 +169,7 @@ func readAll(t *testing.T, l messages.Log) string {
 }
 
 // printed waits until a running attempt's stdout holds want.
-func (r *rig) printed(key messages.AttemptKey, want string) {
+func (r *rig) waitPrinted(key messages.AttemptKey, want string) {
 	r.t.Helper()
 	r.WaitStarted(key)
 	l, err := r.OpenLog(key, messages.Stdout)
@@ -199,7 +201,7 @@ func poll(t *testing.T, missing func() string) {
 	}
 }
 
-func descriptors(t *testing.T) int {
+func countDescriptors(t *testing.T) int {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -209,7 +211,7 @@ func descriptors(t *testing.T) int {
 }
 
 // marked lists the living processes with the entry in their environment.
-func marked(entry string) (pids []string) {
+func markedProcesses(entry string) (pids []string) {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, f := range files {
 		if env, err := os.ReadFile(f); err == nil && bytes.Contains(env, []byte(entry)) {
@@ -221,10 +223,10 @@ func marked(entry string) (pids []string) {
 
 // end kills the processes with the entry in their environment, and what those start
 // meanwhile.
-func end(t *testing.T, entry string) {
+func killMarked(t *testing.T, entry string) {
 	t.Helper()
 	poll(t, func() string {
-		pids := marked(entry)
+		pids := markedProcesses(entry)
 		for _, pid := range pids {
 			if n, err := strconv.Atoi(pid); err == nil {
 				_ = syscall.Kill(n, syscall.SIGKILL)
@@ -236,7 +238,7 @@ func end(t *testing.T, entry string) {
 
 // tested is a shell condition: the test still runs. No loop outlives one that was
 // interrupted.
-func tested() string { return fmt.Sprintf("kill -0 %d 2>/dev/null", os.Getpid()) }
+func whileTestRuns() string { return fmt.Sprintf("kill -0 %d 2>/dev/null", os.Getpid()) }
 
 func TestProcessConforms(t *testing.T) {
 	executortest.Test(t, executortest.Subject{
@@ -288,7 +290,7 @@ func TestNoopAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestBadConfig(t *testing.T) {
+func TestInvalidConfigIsRefused(t *testing.T) {
 	store, err := outputs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -304,5 +306,105 @@ func TestBadConfig(t *testing.T) {
 		if _, err := executor.NewProcess(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)
 		}
+	}
+}
+
+func TestHooksSeeEachStartInOrder(t *testing.T) {
+	var mu sync.Mutex
+	var said []string
+	refused := false
+	say := func(s string) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, s)
+	}
+	r := newRig(t, func(c *executor.ProcessConfig) {
+		c.RecordIntents = func(orders []*executor.Order) error {
+			for _, o := range orders {
+				say("begin " + o.Name)
+				if o.Name == "refused" && !refused {
+					refused = true
+					return errors.New("no room to remember it")
+				}
+			}
+			return nil
+		}
+		c.OnStarted = func(o *executor.Order, pid int) { say("born " + o.Name) }
+		c.AttemptMark = func(k messages.AttemptKey) string { return "MARK=it" }
+	})
+	rec := r.runShell(`echo "$MARK"`, func(o *executor.Order) { o.Name, o.Environment = "one", append(o.Environment, "MARK=mine") }).Record
+	if rec.Result != messages.AttemptSucceeded || string(rec.Stdout.Inline) != "it\n" {
+		t.Errorf("%+v", rec)
+	}
+	rec = r.runShell("true", func(o *executor.Order) { o.Name = "refused" }).Record
+	if rec.Result != messages.AttemptSucceeded || rec.ExecutorLog != "" {
+		t.Errorf("%+v", rec)
+	}
+	if got := strings.Join(said, ", "); got != "begin one, born one, begin refused, begin refused, born refused" {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestSetCapacityBoundsTheSlots(t *testing.T) {
+	r := newRig(t, nil)
+	r.SetCapacity(0, 0)
+	r.startShell(1, "exec sleep 1000")
+	r.startShell(2, "exec sleep 1000")
+	if s := r.Stats(); s.Queued != 2 || s.Running != 0 {
+		t.Errorf("%+v", s)
+	}
+	r.SetCapacity(1_000_000, 1_000_000) // at most what was configured
+	r.WaitStarted(id(1))
+	r.WaitStarted(id(2))
+	r.SetCapacity(1000, 0)
+	r.startShell(3, "true")
+	r.Kill(id(1), 0)
+	r.WaitFinal(id(1))
+	if s := r.Stats(); s.Queued != 1 || !r.HasStarted(id(1)) || r.HasStarted(id(3)) {
+		t.Errorf("%+v", s)
+	}
+	r.Kill(id(2), 0)
+	r.WaitFinal(id(3))
+	if err := r.CheckInvariants(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A commandString is run by /bin/sh; a task without a folder of its own runs in
+// the executor's.
+func TestCommandStringRunsInTheDefaultFolder(t *testing.T) {
+	r := newRig(t, nil)
+	shell, err := filepath.EvalSymlinks("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := r.readOutput(r.runShell(`readlink /proc/$$/exe; readlink /proc/$$/cwd; tr '\0' ' ' </proc/$$/cmdline`).Record.Stdout)
+	lines := strings.SplitN(out, "\n", 3)
+	if len(lines) != 3 || lines[0] != shell || lines[1] != own || !strings.Contains(lines[2], " -c readlink ") {
+		t.Errorf("printed %q, want the shell %s in the folder %s", out, shell, own)
+	}
+	dir := t.TempDir()
+	if out := r.readOutput(r.runShell("pwd", func(o *executor.Order) { o.Dir = dir }).Record.Stdout); out != dir+"\n" {
+		t.Errorf("in %q, want %s", out, dir)
+	}
+}
+
+// Without a limit of one's own 64 MiB of a stream are kept, half from each end.
+func TestDefaultOutputLimitKeepsBothEnds(t *testing.T) {
+	r := newRig(t, nil)
+	const limit = 64 << 20
+	rec := r.runShell(`head -c 67108864 /dev/zero; head -c 67108865 /dev/zero >&2`).Record
+	if rec.Result != messages.AttemptSucceeded {
+		t.Fatalf("%+v", rec)
+	}
+	if o := rec.Stdout; o.Size != limit || o.Head+o.Tail != limit {
+		t.Errorf("64 MiB: %+v", o)
+	}
+	if o := rec.Stderr; o.Size != limit+1 || o.Head != limit/2 || o.Tail != limit/2 {
+		t.Errorf("64 MiB and a byte: %+v", o)
 	}
 }

@@ -12,14 +12,14 @@ import (
 )
 
 // scarce has Begin fail as the machine does that has room for most attempts at a time.
-type scarce struct {
+type shortage struct {
 	mu        sync.Mutex
 	most      int
 	begun     int
 	postponed int
 }
 
-func (s *scarce) configure(c *executor.ProcessConfig) {
+func (s *shortage) configure(c *executor.ProcessConfig) {
 	c.CPUMillis = 1_000_000
 	c.RecordIntents = func(orders []*executor.Order) error {
 		s.mu.Lock()
@@ -46,14 +46,14 @@ func (s *scarce) configure(c *executor.ProcessConfig) {
 	}
 }
 
-// TestShortagePasses: what cannot start now starts when others have ended. No attempt is
+// TestOrdersWaitForTheEndOfAShortage: what cannot start now starts when others have ended. No attempt is
 // lost, and none is tried in a busy loop.
-func TestShortagePasses(t *testing.T) {
+func TestOrdersWaitForTheEndOfAShortage(t *testing.T) {
 	const tasks = 200
-	s := &scarce{most: 5}
+	s := &shortage{most: 5}
 	r := newRig(t, s.configure)
 	for i := range uint32(tasks) {
-		r.sh(i, "exec sleep 0.02")
+		r.startShell(i, "exec sleep 0.02")
 	}
 	for i := range uint32(tasks) {
 		rep := r.WaitFinal(id(i))
@@ -71,13 +71,13 @@ func TestShortagePasses(t *testing.T) {
 	}
 }
 
-// TestKillInAShortage: an attempt that waits for the end of a shortage is revoked like
+// TestKillDuringAShortageRevokes: an attempt that waits for the end of a shortage is revoked like
 // any other that waits, and so it is when the executor closes.
-func TestKillInAShortage(t *testing.T) {
-	s := &scarce{}
+func TestKillDuringAShortageRevokes(t *testing.T) {
+	s := &shortage{}
 	r := newRig(t, s.configure)
 	for i := range uint32(20) {
-		r.sh(i, "true")
+		r.startShell(i, "true")
 	}
 	<-time.After(30 * time.Millisecond) // some are being tried
 	for i := range uint32(10) {

@@ -18,7 +18,7 @@ import (
 func TestRecordOfASuccess(t *testing.T) {
 	r := newRig(t, nil)
 	before := time.Now().UnixNano()
-	rep := r.run("echo out; echo err >&2")
+	rep := r.runShell("echo out; echo err >&2")
 	rec := rep.Record
 	if rec.Result != messages.AttemptSucceeded || rec.RC != 0 || rec.ExecutorLog != "" || rec.Node != "here" {
 		t.Errorf("%+v", rec)
@@ -26,7 +26,7 @@ func TestRecordOfASuccess(t *testing.T) {
 	if rec.Start < before || rec.Stop < rec.Start || rep.At != rec.Stop {
 		t.Errorf("from %d to %d, reported at %d", rec.Start, rec.Stop, rep.At)
 	}
-	if r.text(rec.Stdout) != "out\n" || r.text(rec.Stderr) != "err\n" || rec.Stdout.Inline == nil {
+	if r.readOutput(rec.Stdout) != "out\n" || r.readOutput(rec.Stderr) != "err\n" || rec.Stdout.Inline == nil {
 		t.Errorf("%+v %+v", rec.Stdout, rec.Stderr)
 	}
 	if started := r.WaitStarted(rep.Key); started.At != rec.Start {
@@ -34,10 +34,10 @@ func TestRecordOfASuccess(t *testing.T) {
 	}
 }
 
-// TestIdle: a slot is idle from the end of one attempt to the process of the next.
-func TestIdle(t *testing.T) {
+// TestStartDelayCountsFromTheFreeSlot: a slot is idle from the end of one attempt to the process of the next.
+func TestStartDelayCountsFromTheFreeSlot(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.CPUMillis = 1000 })
-	first, second := r.sh(1, "exec sleep 0.05"), r.sh(2, "true")
+	first, second := r.startShell(1, "exec sleep 0.05"), r.startShell(2, "true")
 	started := r.WaitStarted(second)
 	stop := r.WaitFinal(first).Record.Stop
 	if gap := started.At - stop; started.StartDelay <= 0 || gap < 0 || int64(started.StartDelay) < gap {
@@ -48,9 +48,9 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-func TestUsage(t *testing.T) {
+func TestRecordHasCPUTime(t *testing.T) {
 	r := newRig(t, nil)
-	rec := r.run(`i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done`).Record
+	rec := r.runShell(`i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done`).Record
 	if rec.UserCPU < 5*time.Millisecond || rec.UserCPU > 20*time.Second || rec.SystemCPU < 0 {
 		t.Errorf("user %v system %v", rec.UserCPU, rec.SystemCPU)
 	}
@@ -58,9 +58,9 @@ func TestUsage(t *testing.T) {
 
 // Memory is reported when it exceeds what the forking process had itself, which the
 // kernel counts in.
-func TestPeakMemory(t *testing.T) {
+func TestRecordHasPeakMemory(t *testing.T) {
 	r := newRig(t, nil)
-	if rec := r.run("true").Record; rec.MaxRSSKB != 0 {
+	if rec := r.runShell("true").Record; rec.MaxRSSKB != 0 {
 		t.Errorf("true took %d KB", rec.MaxRSSKB)
 	}
 	var own syscall.Rusage
@@ -69,7 +69,7 @@ func TestPeakMemory(t *testing.T) {
 	}
 	want := own.Maxrss + own.Maxrss/8 + 32<<10
 	// tail keeps a line that never ends in memory.
-	rec := r.run(fmt.Sprintf("head -c %d /dev/zero | tail -n 1 | wc -c", want<<10)).Record
+	rec := r.runShell(fmt.Sprintf("head -c %d /dev/zero | tail -n 1 | wc -c", want<<10)).Record
 	if rec.MaxRSSKB < want || rec.MaxRSSKB > 3*want {
 		t.Errorf("%d KB, want about %d", rec.MaxRSSKB, want)
 	}
@@ -88,22 +88,22 @@ func TestExitCodesAndSignals(t *testing.T) {
 		{"kill -KILL $$", messages.AttemptSignaled, 137, "ended by signal 9 (killed)"},
 		{"kill -TERM $$", messages.AttemptSignaled, 143, "ended by signal 15 (terminated)"},
 	} {
-		if rec := r.run(c.script).Record; rec.Result != c.result || rec.RC != c.rc || rec.ExecutorLog != c.log {
+		if rec := r.runShell(c.script).Record; rec.Result != c.result || rec.RC != c.rc || rec.ExecutorLog != c.log {
 			t.Errorf("%q: %+v", c.script, rec)
 		}
 	}
 }
 
-func TestCleanEnvironment(t *testing.T) {
+func TestTaskEnvironmentIsClean(t *testing.T) {
 	t.Setenv("CARAVAN_SECRET", "hunter2")
 	t.Setenv("HOME", "/home/of/server")
 	t.Setenv("LANG", "")
 	r := newRig(t, nil)
-	rep := r.run("env", func(o *executor.Order) {
+	rep := r.runShell("env", func(o *executor.Order) {
 		o.Environment = append(o.Environment, "A=1", "B=x=y", "A=2", "USER=me", "EMPTY=", "CARAVAN_ATTEMPT=mine")
 		o.Name = "build 7"
 	})
-	env := strings.Split(strings.TrimSpace(r.text(rep.Record.Stdout)), "\n")
+	env := strings.Split(strings.TrimSpace(r.readOutput(rep.Record.Stdout)), "\n")
 	for _, want := range []string{"A=2", "B=x=y", "USER=me", "EMPTY=", "CARAVAN_ATTEMPT=mine", "CARAVAN_RUN_ID=12",
 		"CARAVAN_TASK=build 7", "HOME=/home/of/server", "LANG=C.UTF-8", "PATH=" + os.Getenv("PATH")} {
 		if !slices.Contains(env, want) {
@@ -119,11 +119,11 @@ func TestCleanEnvironment(t *testing.T) {
 	}
 }
 
-func TestDescriptorsAndStdin(t *testing.T) {
+func TestTaskHasOnlyStandardDescriptors(t *testing.T) {
 	r := newRig(t, nil)
 	// The shell's own words only: a pipe or the pattern's folder would show up too.
-	rep := r.run(`readlink /proc/$$/fd/0; for f in /proc/$$/fd/*; do [ -L $f ] && echo ${f##*/}; done; cat`)
-	lines := strings.SplitN(r.text(rep.Record.Stdout), "\n", 2)
+	rep := r.runShell(`readlink /proc/$$/fd/0; for f in /proc/$$/fd/*; do [ -L $f ] && echo ${f##*/}; done; cat`)
+	lines := strings.SplitN(r.readOutput(rep.Record.Stdout), "\n", 2)
 	if lines[0] != "/dev/null" {
 		t.Errorf("stdin is %s", lines[0])
 	}
@@ -138,9 +138,9 @@ func TestDescriptorsAndStdin(t *testing.T) {
 	}
 }
 
-func TestOwnProcessGroup(t *testing.T) {
+func TestTaskLeadsItsProcessGroup(t *testing.T) {
 	r := newRig(t, nil)
-	out := strings.Fields(r.text(r.run(`echo $$; cut -d' ' -f5 /proc/$$/stat`).Record.Stdout))
+	out := strings.Fields(r.readOutput(r.runShell(`echo $$; cut -d' ' -f5 /proc/$$/stat`).Record.Stdout))
 	if len(out) != 2 || out[0] != out[1] {
 		t.Errorf("pid and group %v", out)
 	}
@@ -179,13 +179,13 @@ func TestProgramIsFoundByTheTasksPath(t *testing.T) {
 		{"plain", bin, "", `start "plain": "` + bin + `/plain": permission denied: the file is not executable for user ` + strconv.Itoa(os.Geteuid()) + ` (mode 0644)`},
 	} {
 		rec := start(c.command, c.path, c.dir)
-		if rec.ExecutorLog != c.log || (c.log == "") != (r.text(rec.Stdout) == "mine\n") {
+		if rec.ExecutorLog != c.log || (c.log == "") != (r.readOutput(rec.Stdout) == "mine\n") {
 			t.Errorf("%s in PATH %s and folder %q: %+v", c.command, c.path, c.dir, rec)
 		}
 	}
 }
 
-func TestNotStarted(t *testing.T) {
+func TestOrdersThatCannotStart(t *testing.T) {
 	r := newRig(t, nil)
 	file := filepath.Join(r.dir, "file")
 	if err := os.WriteFile(file, []byte("no program"), 0o755); err != nil {
@@ -227,7 +227,7 @@ func TestNotStarted(t *testing.T) {
 		}
 	}
 	// Each of them gave its slots back.
-	if rec := r.run("true", func(o *executor.Order) { o.CPUMillis = 4000 }).Record; rec.Result != messages.AttemptSucceeded {
+	if rec := r.runShell("true", func(o *executor.Order) { o.CPUMillis = 4000 }).Record; rec.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rec)
 	}
 	if s := r.Stats(); s.NotStarted != 16 || s.Starts != 1 {
@@ -237,13 +237,13 @@ func TestNotStarted(t *testing.T) {
 
 // An order that does not fit yet keeps smaller ones behind it waiting, and a
 // revoked one lets them go.
-func TestStrictOrder(t *testing.T) {
+func TestQueueIsStrict(t *testing.T) {
 	r := newRig(t, nil)
 	cores := func(n int64) func(*executor.Order) { return func(o *executor.Order) { o.CPUMillis = n } }
-	first := r.sh(1, "sleep 1000", cores(3000))
+	first := r.startShell(1, "sleep 1000", cores(3000))
 	r.WaitStarted(first)
-	large := r.sh(2, "true", cores(4000))
-	small := r.sh(3, "sleep 1000", cores(1000))
+	large := r.startShell(2, "true", cores(4000))
+	small := r.startShell(3, "sleep 1000", cores(1000))
 	if s := r.Stats(); s.Running != 1 || s.Queued != 2 || s.CPUMillisUsed != 3000 {
 		t.Errorf("%+v", s)
 	}
@@ -254,12 +254,12 @@ func TestStrictOrder(t *testing.T) {
 	r.WaitFinals(3)
 }
 
-func TestOrdersWithoutCores(t *testing.T) {
+func TestOrdersWithoutCoresNeedNoSlot(t *testing.T) {
 	r := newRig(t, nil)
 	free := func(o *executor.Order) { o.CPUMillis, o.MemoryBytes = 0, -5 }
-	r.WaitStarted(r.sh(1, "sleep 1000", func(o *executor.Order) { o.CPUMillis, o.MemoryBytes = 4000, 100<<20 }))
+	r.WaitStarted(r.startShell(1, "sleep 1000", func(o *executor.Order) { o.CPUMillis, o.MemoryBytes = 4000, 100<<20 }))
 	for i := range uint32(20) {
-		r.WaitStarted(r.sh(10+i, "sleep 1000", free))
+		r.WaitStarted(r.startShell(10+i, "sleep 1000", free))
 	}
 	if s := r.Stats(); s.Running != 21 || s.CPUMillisUsed != 4000 || s.MemoryBytesUsed != 100<<20 {
 		t.Errorf("%+v", s)

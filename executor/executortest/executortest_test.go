@@ -29,7 +29,7 @@ func TestFakeConforms(t *testing.T) {
 	})
 }
 
-func TestFakeByHand(t *testing.T) {
+func TestFakeFollowsTheTest(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)
 	f.SetClock(func() int64 { return 42 })
@@ -92,7 +92,7 @@ func TestFakeByHand(t *testing.T) {
 	e.Close()
 }
 
-func TestFakeRevokesWhatWaits(t *testing.T) {
+func TestFakeRevokesWaitingOrders(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)
 	for i := range uint32(3) {
@@ -119,7 +119,7 @@ func TestFakeRevokesWhatWaits(t *testing.T) {
 	}
 }
 
-func TestFakePanics(t *testing.T) {
+func TestFakePanicsOnMisuse(t *testing.T) {
 	f, rec := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(rec.Sink)
 	f.SetScript(func(executor.Order) Step { return Step{Panic: "scripted"} })
@@ -139,7 +139,7 @@ func TestFakePanics(t *testing.T) {
 	}
 }
 
-func TestFakeOutlivesItsNode(t *testing.T) {
+func TestDurableOutlivesItsNode(t *testing.T) {
 	f, first := NewFake(), NewRecorder(t)
 	e, _ := f.Bind(first.Sink)
 	e.Start(executor.Order{Key: key(1, 1)})

@@ -1,6 +1,7 @@
 package executortest
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"testing"
@@ -157,4 +158,24 @@ func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() stri
 	if missing != "" {
 		t.Fatalf("waited %v for %s", waitLimit, missing)
 	}
+}
+
+// SyncBuffer is a buffer for logs. It may be written and read concurrently.
+type SyncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write appends p.
+func (l *SyncBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// String returns all that was written.
+func (l *SyncBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestEnds: how attempts end, and what their records say.
-func TestEnds(t *testing.T) {
+// TestRecordsOfEnds: how attempts end, and what their records say.
+func TestRecordsOfEnds(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Grace = 300 * time.Millisecond })
@@ -76,7 +76,7 @@ func TestEnds(t *testing.T) {
 	}
 	for _, c := range cases {
 		r := rec.WaitFinal(c.order.Key)
-		ended(t, r, c.result, c.rc, c.log)
+		checkEnd(t, r, c.result, c.rc, c.log)
 		for _, o := range []struct{ got, want string }{{string(r.Record.Stdout.Inline), c.out}, {string(r.Record.Stderr.Inline), c.err}} {
 			if part, any := strings.CutPrefix(o.want, "?"); any && strings.Contains(o.got, part) {
 				continue
@@ -91,8 +91,8 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-// TestNothingOfTheServersEnvironmentIsSeen: neither by the task nor by its job.
-func TestNothingOfTheServersEnvironmentIsSeen(t *testing.T) {
+// TestServerEnvironmentStaysHidden: neither by the task nor by its job.
+func TestServerEnvironmentStaysHidden(t *testing.T) {
 	g := newRig(t)
 	t.Setenv("API_TOKEN", "secret")
 	t.Setenv("SBATCH_PARTITION", "elsewhere")
@@ -109,8 +109,8 @@ func TestNothingOfTheServersEnvironmentIsSeen(t *testing.T) {
 	}
 }
 
-// TestUsage: what CPU time the attempt took is in its record.
-func TestUsage(t *testing.T) {
+// TestRecordHasCPUTime: what CPU time the attempt took is in its record.
+func TestRecordHasCPUTime(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	g.open(rec).Start(g.order(1, "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"))
@@ -119,9 +119,9 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// TestLongOutput is kept in the run's file, its head and tail when it is too long; while
+// TestLongOutputKeepsBothEnds is kept in the run's file, its head and tail when it is too long; while
 // the task runs its middle is not kept either.
-func TestLongOutput(t *testing.T) {
+func TestLongOutputKeepsBothEnds(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	const limit = 1 << 20
@@ -165,8 +165,8 @@ func TestLongOutput(t *testing.T) {
 	}
 }
 
-// TestFollow: output is read as it comes.
-func TestFollow(t *testing.T) {
+// TestLogFollowsARunningTask: output is read as it comes.
+func TestLogFollowsARunningTask(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
@@ -193,8 +193,8 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestCapture: a generator's output comes with the report, unless it is too long.
-func TestCapture(t *testing.T) {
+// TestCaptureReportsAllOfStdout: a generator's output comes with the report, unless it is too long.
+func TestCaptureReportsAllOfStdout(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.MaxCapture = 10_000 })
@@ -207,7 +207,7 @@ func TestCapture(t *testing.T) {
 		t.Errorf("%d bytes, %+v", len(r.Stdout), r.Record)
 	}
 	r := rec.WaitFinal(key(1))
-	ended(t, r, messages.AttemptRejected, 0, "10001 bytes of output are more than the 10000")
+	checkEnd(t, r, messages.AttemptRejected, 0, "10001 bytes of output are more than the 10000")
 	if r.Stdout != nil {
 		t.Errorf("%d bytes", len(r.Stdout))
 	}
@@ -219,8 +219,8 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-// TestOptions: what a job asks for, as sbatch is told; alike orders go together.
-func TestOptions(t *testing.T) {
+// TestJobOptionsReachSbatch: what a job asks for, as sbatch is told; alike orders go together.
+func TestJobOptionsReachSbatch(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Partition, c.Gather = "main", 300*time.Millisecond })
@@ -256,8 +256,8 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestOneLookForAll: however many jobs there are, the cluster is asked once an interval.
-func TestOneLookForAll(t *testing.T) {
+// TestOnePollForAllJobs: however many jobs there are, the cluster is asked once an interval.
+func TestOnePollForAllJobs(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Poll = 200 * time.Millisecond })

@@ -14,34 +14,34 @@ import (
 )
 
 // patient waits as a task does: until the file is there; each start is a line in another.
-const patient = `echo "$CARAVAN_TASK" >> "$DATA/starts"; while [ ! -e "$DATA/go" ]; do sleep 0.02; done`
+const waitingScript = `echo "$CARAVAN_TASK" >> "$DATA/starts"; while [ ! -e "$DATA/go" ]; do sleep 0.02; done`
 
-func (g *rig) release() {
+func (g *rig) releaseTasks() {
 	if err := os.WriteFile(filepath.Join(g.data, "go"), nil, 0o600); err != nil {
 		g.t.Fatal(err)
 	}
 }
 
-func (g *rig) starts() int { return count(filepath.Join(g.data, "starts")) }
+func (g *rig) countStarts() int { return countLines(filepath.Join(g.data, "starts")) }
 
-// TestRefusals: what sbatch will never take fails; what it may take later waits.
-func TestRefusals(t *testing.T) {
+// TestRefusedSubmissions: what sbatch will never take fails; what it may take later waits.
+func TestRefusedSubmissions(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	g.cluster.RefuseSubmissions("Invalid partition name specified")
 	s.Start(g.order(1, "true"))
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "sbatch: Batch job submission failed: Invalid partition name specified")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "sbatch: Batch job submission failed: Invalid partition name specified")
 
 	g.cluster.RefuseSubmissions("Slurm temporarily unable to accept job, sleeping and retrying")
 	s.Start(g.order(2, "true"))
 	poll(t, "a second try", func() bool { return g.cluster.CallCount("sbatch") >= 3 })
 	g.cluster.RefuseSubmissions("")
-	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 }
 
-// TestArraysThatAreTooLarge are made smaller.
-func TestArraysThatAreTooLarge(t *testing.T) {
+// TestTooLargeArraysAreSplit are made smaller.
+func TestTooLargeArraysAreSplit(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec, func(c *slurm.Config) { c.Gather = 200 * time.Millisecond })
@@ -64,114 +64,114 @@ func TestArraysThatAreTooLarge(t *testing.T) {
 	}
 }
 
-// TestUnknownFate: sbatch fails, and the job has been taken all the same: it is found by
+// TestAcceptedJobIsNotResubmitted: sbatch fails, and the job has been taken all the same: it is found by
 // its name, and not submitted again.
-func TestUnknownFate(t *testing.T) {
+func TestAcceptedJobIsNotResubmitted(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	g.cluster.BreakConnections("Socket timed out on send/recv operation")
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
-	g.release()
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
-	if g.starts() != 1 || g.cluster.CallCount("sbatch") != 1 {
-		t.Errorf("%d starts, %d calls of sbatch", g.starts(), g.cluster.CallCount("sbatch"))
+	g.releaseTasks()
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	if g.countStarts() != 1 || g.cluster.CallCount("sbatch") != 1 {
+		t.Errorf("%d starts, %d calls of sbatch", g.countStarts(), g.cluster.CallCount("sbatch"))
 	}
 }
 
-// TestAway: a cluster that does not answer is waited for; what runs there goes on.
-func TestAway(t *testing.T) {
+// TestUnreachableClusterIsAwaited: a cluster that does not answer is waited for; what runs there goes on.
+func TestUnreachableClusterIsAwaited(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
 	g.cluster.SetUnreachable(true)
 	s.Start(g.order(2, "true"))
 	poll(t, "the log to tell", func() bool { return strings.Contains(g.log.String(), "Slurm does not answer") })
-	g.release()
+	g.releaseTasks()
 	if n := len(rec.Reports(key(1))); n != 1 {
 		t.Errorf("%d reports while nothing is known", n)
 	}
 	g.cluster.SetUnreachable(false)
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
-	ended(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 	if n := strings.Count(g.log.String(), "does not answer"); n != 1 {
 		t.Errorf("%d lines on one absence", n)
 	}
 }
 
-// TestLost: the node's failure and preemption are no failures of the task.
-func TestLost(t *testing.T) {
+// TestNodeFailureLosesTheAttempt: the node's failure and preemption are no failures of the task.
+func TestNodeFailureLosesTheAttempt(t *testing.T) {
 	for _, state := range []string{"NODE_FAIL", "PREEMPTED"} {
 		g := newRig(t)
 		rec := executortest.NewRecorder(t)
 		s := g.open(rec)
-		s.Start(g.order(1, patient))
+		s.Start(g.order(1, waitingScript))
 		rec.WaitStarted(key(1))
-		poll(t, "the task", func() bool { return g.starts() == 1 })
+		poll(t, "the task", func() bool { return g.countStarts() == 1 })
 		g.cluster.LoseRunningJobs(state)
-		ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, rec.WaitFinal(key(1)).Record.RC, "ended as "+state)
+		checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptLost, rec.WaitFinal(key(1)).Record.RC, "ended as "+state)
 	}
 }
 
-// TestForgottenJobs: Slurm forgets what is over; the folder tells how it ended. What
+// TestForgottenJobsAreDecidedByTheFolder: Slurm forgets what is over; the folder tells how it ended. What
 // has disappeared before it began is submitted again.
-func TestForgottenJobs(t *testing.T) {
+func TestForgottenJobsAreDecidedByTheFolder(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	g.cluster.HoldJobs(true)
 	s.Start(g.order(1, "exit 4"))
-	g.submitted(1)
+	g.waitSubmitted(1)
 	g.cluster.ForgetJobs(true)
 	poll(t, "it to be submitted again", func() bool { return len(g.cluster.Jobs()) == 1 })
 	g.cluster.HoldJobs(false)
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 4, "")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 4, "")
 }
 
-// TestCancelledByOthers: that is a failure, told as what it is.
-func TestCancelledByOthers(t *testing.T) {
+// TestJobCancelledByAnAdministrator: that is a failure, told as what it is.
+func TestJobCancelledByAnAdministrator(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
-	g.scancel()
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
+	g.cancelAllJobs()
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSignaled, 143, "ended as CANCELLED")
 	g.cluster.HoldJobs(true)
-	s.Start(g.order(2, patient))
-	g.submitted(2)
-	g.scancel()
-	ended(t, rec.WaitFinal(key(2)), messages.AttemptNotStarted, -1, "ended as CANCELLED before it began")
+	s.Start(g.order(2, waitingScript))
+	g.waitSubmitted(2)
+	g.cancelAllJobs()
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptNotStarted, -1, "ended as CANCELLED before it began")
 }
 
-// TestRequeue: a job that the cluster runs twice runs its attempt once.
-func TestRequeue(t *testing.T) {
+// TestRequeuedJobRunsItsAttemptOnce: a job that the cluster runs twice runs its attempt once.
+func TestRequeuedJobRunsItsAttemptOnce(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
 	j := g.cluster.Jobs()[0]
 	g.cluster.Resubmit(j.Array, j.Index)
 	poll(t, "the second one to end", func() bool { return g.cluster.Jobs()[1].State == "COMPLETED" })
-	g.release()
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
-	if g.starts() != 1 {
-		t.Errorf("%d starts", g.starts())
+	g.releaseTasks()
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	if g.countStarts() != 1 {
+		t.Errorf("%d starts", g.countStarts())
 	}
 }
 
-// TestSharedFolder: a node that does not see the folder is told of.
-func TestSharedFolder(t *testing.T) {
+// TestFolderMissingOnANodeIsNamed: a node that does not see the folder is told of.
+func TestFolderMissingOnANodeIsNamed(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	g.cluster.HoldJobs(true)
 	s.Start(g.order(1, "true"))
-	g.submitted(1)
+	g.waitSubmitted(1)
 	if err := os.Rename(g.path(1, ""), g.dir()+"/hidden"); err != nil {
 		t.Fatal(err)
 	}
@@ -180,28 +180,28 @@ func TestSharedFolder(t *testing.T) {
 	if err := os.Rename(g.dir()+"/hidden", g.path(1, "")); err != nil {
 		t.Fatal(err)
 	}
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "must be on a file system that the server and the nodes share")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "must be on a file system that the server and the nodes share")
 }
 
-// TestWithoutJSON: an older Slurm is asked in its own words.
-func TestWithoutJSON(t *testing.T) {
+// TestOldSlurmWithoutJSON: an older Slurm is asked in its own words.
+func TestOldSlurmWithoutJSON(t *testing.T) {
 	g := newRig(t)
 	g.cluster.DisableJSON()
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	s.Start(g.order(1, "exit 2"))
-	s.Start(g.order(2, patient))
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 2, "")
+	s.Start(g.order(2, waitingScript))
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 2, "")
 	rec.WaitStarted(key(2))
 	s.Kill(key(2), time.Second)
-	ended(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptKilled, 143, "killed by the user")
 	if n := g.cluster.CallCount("squeue"); n != 1 {
 		t.Errorf("squeue was called %d times", n)
 	}
 }
 
-// TestKillOfWhatDoesNotHeed: after its grace it is ended by force.
-func TestKillOfWhatDoesNotHeed(t *testing.T) {
+// TestKillForcesATaskThatIgnoresSIGTERM: after its grace it is ended by force.
+func TestKillForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
@@ -212,13 +212,13 @@ func TestKillOfWhatDoesNotHeed(t *testing.T) {
 	s.Kill(key(1), time.Minute)
 	s.Kill(key(1), 100*time.Millisecond) // is brought forward
 	s.Kill(key(2), 0)
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptKilled, 137, "killed by the user")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptKilled, 137, "killed by the user")
 	if r := rec.WaitFinal(key(2)); r.Record.Result != messages.AttemptKilled || r.Record.RC != 137 && r.Record.RC != 143 {
 		t.Errorf("%+v", r.Record)
 	}
 }
 
-func TestNew(t *testing.T) {
+func TestNewChecksItsConfig(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	for name, change := range map[string]func(*slurm.Config){

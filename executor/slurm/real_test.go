@@ -20,7 +20,7 @@ import (
 // The tests of this file want the cluster of cluster.sh.
 
 // real is a data folder for the cluster that there is.
-func real(t testing.TB, sink executor.Sink) slurm.Config {
+func realConfig(t testing.TB, sink executor.Sink) slurm.Config {
 	if os.Getenv("SLURM_CONF") == "" {
 		t.Fatal("no cluster: run this by cluster.sh")
 	}
@@ -44,7 +44,7 @@ func TestRealConformance(t *testing.T) {
 	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000, MemoryBytes: 10 << 20}
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
-			s, err := slurm.New(real(t, sink))
+			s, err := slurm.New(realConfig(t, sink))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +58,7 @@ func TestRealConformance(t *testing.T) {
 // TestRealEnds: the ends whose telling depends on what Slurm says and does.
 func TestRealEnds(t *testing.T) {
 	rec := executortest.NewRecorder(t)
-	cfg := real(t, rec.Sink)
+	cfg := realConfig(t, rec.Sink)
 	cfg.Grace = 500 * time.Millisecond
 	s, err := slurm.New(cfg)
 	if err != nil {
@@ -83,22 +83,22 @@ func TestRealEnds(t *testing.T) {
 		order(7, "sleep 1000 & sleep 1000"), order(8, "kill -KILL $PPID; sleep 1000")} {
 		s.Start(o)
 	}
-	ended(t, rec.WaitFinal(key(0)), messages.AttemptSucceeded, 0, "")
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 7, "")
-	ended(t, rec.WaitFinal(key(2)), messages.AttemptSignaled, 137, "signal 9")
-	ended(t, rec.WaitFinal(key(3)), messages.AttemptTimedOut, 137, "timed out after 1s")
+	checkEnd(t, rec.WaitFinal(key(0)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 7, "")
+	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSignaled, 137, "signal 9")
+	checkEnd(t, rec.WaitFinal(key(3)), messages.AttemptTimedOut, 137, "timed out after 1s")
 	r := rec.WaitFinal(key(4))
-	ended(t, r, messages.AttemptSucceeded, 0, "")
+	checkEnd(t, r, messages.AttemptSucceeded, 0, "")
 	if out := string(r.Record.Stdout.Inline); out != "other 3 70\n" {
 		t.Errorf("it ran with %q", out)
 	}
-	ended(t, rec.WaitFinal(key(5)), messages.AttemptNotStarted, -1, "invalid partition")
-	ended(t, rec.WaitFinal(key(6)), messages.AttemptNotStarted, -1, "Requested node configuration is not available")
+	checkEnd(t, rec.WaitFinal(key(5)), messages.AttemptNotStarted, -1, "invalid partition")
+	checkEnd(t, rec.WaitFinal(key(6)), messages.AttemptNotStarted, -1, "Requested node configuration is not available")
 	rec.WaitStarted(key(7))
 	s.Kill(key(7), 2*time.Second)
-	ended(t, rec.WaitFinal(key(7)), messages.AttemptKilled, rec.WaitFinal(key(7)).Record.RC, "killed by the user")
+	checkEnd(t, rec.WaitFinal(key(7)), messages.AttemptKilled, rec.WaitFinal(key(7)).Record.RC, "killed by the user")
 	// The job's own script was killed: Slurm alone tells how it ended.
-	ended(t, rec.WaitFinal(key(8)), messages.AttemptSignaled, 137, "signal 9")
+	checkEnd(t, rec.WaitFinal(key(8)), messages.AttemptSignaled, 137, "signal 9")
 	for task := range uint32(4) {
 		if r := rec.WaitFinal(key(task)).Record; r.Node == "" || r.Stop < r.Start || r.Start == 0 {
 			t.Errorf("%+v", r)
@@ -109,7 +109,7 @@ func TestRealEnds(t *testing.T) {
 // TestRealRestart: what runs and what waits is found again, and nothing starts twice.
 func TestRealRestart(t *testing.T) {
 	rec := executortest.NewRecorder(t)
-	cfg := real(t, rec.Sink)
+	cfg := realConfig(t, rec.Sink)
 	s, err := slurm.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestRealRestart(t *testing.T) {
 	g := &rig{t: t, data: filepath.Dir(cfg.Dir)}
 	const n = 12 // more than the node's cores
 	order := func(task uint32) executor.Order {
-		o := g.order(task, patient+"; echo done")
+		o := g.order(task, waitingScript+"; echo done")
 		o.MemoryBytes = 10 << 20
 		return o
 	}
@@ -138,19 +138,19 @@ func TestRealRestart(t *testing.T) {
 	defer s.Close()
 	s.ExpectResume(1)
 	for task := range uint32(n) {
-		s.Start(resumed(order(task)))
+		s.Start(asResumed(order(task)))
 	}
 	s.ResumeDone(1)
-	g.release()
+	g.releaseTasks()
 	rec.WaitFinals(n)
 	for task := range uint32(n) {
 		r := rec.WaitFinal(key(task))
-		ended(t, r, messages.AttemptSucceeded, 0, "")
+		checkEnd(t, r, messages.AttemptSucceeded, 0, "")
 		if !strings.HasSuffix(string(r.Record.Stdout.Inline), "done\n") {
 			t.Errorf("%+v", r.Record)
 		}
 	}
-	if g.starts() != n {
-		t.Errorf("%d starts of %d attempts", g.starts(), n)
+	if g.countStarts() != n {
+		t.Errorf("%d starts of %d attempts", g.countStarts(), n)
 	}
 }

@@ -1,21 +1,28 @@
 package slurm_test
 
 import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
+	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // scancel ends all jobs, as an administrator would.
-func (g *rig) scancel() {
+func (g *rig) cancelAllJobs() {
 	g.t.Helper()
 	var ids []string
 	for _, j := range g.cluster.Jobs() {
@@ -30,41 +37,41 @@ func (g *rig) scancel() {
 	}
 }
 
-// TestReattach: the next server goes on with what ran, learns what ended meanwhile, and
+// TestNextServerResumesAttempts: the next server goes on with what ran, learns what ended meanwhile, and
 // hears again what was not acknowledged; nothing is started twice.
-func TestReattach(t *testing.T) {
+func TestNextServerResumesAttempts(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	s.Start(g.order(1, "echo first; exit 3")) // ends before
-	s.Start(g.order(2, patient+"; echo second"))
+	s.Start(g.order(2, waitingScript+"; echo second"))
 	s.Start(g.order(3, "exit 5")) // ends before, and is acknowledged
 	rec.WaitFinal(key(1))
 	rec.WaitFinal(key(3))
 	rec.WaitStarted(key(2))
 	s.Acknowledge(key(3))
-	poll(t, "the folder to go", func() bool { return !exists(g.path(3, "")) })
+	poll(t, "the folder to go", func() bool { return !fileExists(g.path(3, "")) })
 	g.cluster.HoldJobs(true)
-	s.Start(g.order(4, patient)) // waits in the cluster
-	g.submitted(4)
+	s.Start(g.order(4, waitingScript)) // waits in the cluster
+	g.waitSubmitted(4)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
 	g.cluster.HoldJobs(false)
 	g.cluster.ForgetJobs(false)
-	poll(t, "task 4", func() bool { return g.starts() == 2 })
+	poll(t, "task 4", func() bool { return g.countStarts() == 2 })
 	before := len(rec.All())
 
 	rec2 := executortest.NewRecorder(t)
 	s = g.open(rec2)
 	s.ExpectResume(1)
 	for _, task := range []uint32{1, 2, 4} {
-		s.Start(resumed(g.order(task, "echo never")))
+		s.Start(asResumed(g.order(task, "echo never")))
 	}
-	fresh := resumed(g.order(5, patient)) // was granted, and the server died before it was ordered
+	fresh := asResumed(g.order(5, waitingScript)) // was granted, and the server died before it was ordered
 	s.Start(fresh)
 	s.ResumeDone(1)
-	ended(t, rec2.WaitFinal(key(1)), messages.AttemptFailed, 3, "")
+	checkEnd(t, rec2.WaitFinal(key(1)), messages.AttemptFailed, 3, "")
 	for _, task := range []uint32{2, 4, 5} {
 		rec2.WaitStarted(key(task))
 	}
@@ -74,36 +81,36 @@ func TestReattach(t *testing.T) {
 	}
 	l.Close()
 	s.Kill(key(4), time.Second)
-	ended(t, rec2.WaitFinal(key(4)), messages.AttemptKilled, 143, "")
-	g.release()
+	checkEnd(t, rec2.WaitFinal(key(4)), messages.AttemptKilled, 143, "")
+	g.releaseTasks()
 	r := rec2.WaitFinal(key(2))
-	ended(t, r, messages.AttemptSucceeded, 0, "")
+	checkEnd(t, r, messages.AttemptSucceeded, 0, "")
 	if string(r.Record.Stdout.Inline) != "second\n" || rec2.Starts(key(1)) != 1 {
 		t.Errorf("printed %q; the first has %d starts", r.Record.Stdout.Inline, rec2.Starts(key(1)))
 	}
-	ended(t, rec2.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
-	if g.starts() != 3 {
-		t.Errorf("%d starts, want 3", g.starts())
+	checkEnd(t, rec2.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
+	if g.countStarts() != 3 {
+		t.Errorf("%d starts, want 3", g.countStarts())
 	}
 	if n := len(rec.All()); n != before {
 		t.Errorf("%d reports after Detach", n-before)
 	}
 	s.Acknowledge(key(1), key(2), key(4), key(5))
-	poll(t, "the folders to go", func() bool { return !exists(filepath.Join(g.dir(), "1")) })
+	poll(t, "the folders to go", func() bool { return !fileExists(filepath.Join(g.dir(), "1")) })
 }
 
-// TestSettled: what nobody asked for is ended and forgotten.
-func TestSettled(t *testing.T) {
+// TestUnexpectedAttemptsAreDiscarded: what nobody asked for is ended and forgotten.
+func TestUnexpectedAttemptsAreDiscarded(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	s.Start(g.order(2, "true"))
 	rec.WaitStarted(key(1))
 	rec.WaitFinal(key(2))
 	g.cluster.HoldJobs(true)
-	s.Start(g.order(3, patient))
-	g.submitted(3)
+	s.Start(g.order(3, waitingScript))
+	g.waitSubmitted(3)
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +120,7 @@ func TestSettled(t *testing.T) {
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
 	s.ExpectResume(2, 3)
-	poll(t, "the folders to go", func() bool { return !exists(filepath.Join(g.dir(), "1")) })
+	poll(t, "the folders to go", func() bool { return !fileExists(filepath.Join(g.dir(), "1")) })
 	poll(t, "the jobs to end", func() bool {
 		for _, j := range g.cluster.Jobs() {
 			if j.State == "PENDING" || j.State == "RUNNING" {
@@ -122,22 +129,22 @@ func TestSettled(t *testing.T) {
 		}
 		return true
 	})
-	if n := len(rec.All()); n != 0 || g.starts() != 1 {
-		t.Errorf("%d reports, %d starts", n, g.starts())
+	if n := len(rec.All()); n != 0 || g.countStarts() != 1 {
+		t.Errorf("%d reports, %d starts", n, g.countStarts())
 	}
 	g.cluster.HoldJobs(false)
 	s.Start(g.order(5, "true"))
-	ended(t, rec.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, rec.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
 }
 
-// TestSettledRun: of a run that has given all it wants the rest is ended; what a run has
+// TestResumeDoneEndsOrphansOfItsRun: of a run that has given all it wants the rest is ended; what a run has
 // that has not, stays.
-func TestSettledRun(t *testing.T) {
+func TestResumeDoneEndsOrphansOfItsRun(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
 	for task := range uint32(3) {
-		o := g.order(task, patient)
+		o := g.order(task, waitingScript)
 		o.Key.Run = messages.RunID(task)
 		s.Start(o)
 		rec.WaitStarted(o.Key)
@@ -148,25 +155,25 @@ func TestSettledRun(t *testing.T) {
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
 	s.ExpectResume(0, 1, 2)
-	again := resumed(g.order(2, patient))
+	again := asResumed(g.order(2, waitingScript))
 	again.Key.Run = 2
 	s.Start(again)
 	rec.WaitStarted(again.Key)
 	s.ResumeDone(0)
 	s.ResumeDone(2)
-	poll(t, "the run to go", func() bool { return !exists(filepath.Join(g.dir(), "0")) })
-	if !exists(filepath.Join(g.dir(), "1/1.1/begun")) || !exists(filepath.Join(g.dir(), "2/2.1/begun")) {
+	poll(t, "the run to go", func() bool { return !fileExists(filepath.Join(g.dir(), "0")) })
+	if !fileExists(filepath.Join(g.dir(), "1/1.1/begun")) || !fileExists(filepath.Join(g.dir(), "2/2.1/begun")) {
 		t.Error("another run's attempts are gone")
 	}
-	g.release()
-	ended(t, rec.WaitFinal(again.Key), messages.AttemptSucceeded, 0, "")
-	if n := len(rec.All()); n != 2 || g.starts() != 3 {
-		t.Errorf("%d reports, %d starts", n, g.starts())
+	g.releaseTasks()
+	checkEnd(t, rec.WaitFinal(again.Key), messages.AttemptSucceeded, 0, "")
+	if n := len(rec.All()); n != 2 || g.countStarts() != 3 {
+		t.Errorf("%d reports, %d starts", n, g.countStarts())
 	}
 }
 
-// TestRunBeginsAnew: what a run had given counts no more, until it gives it again.
-func TestRunBeginsAnew(t *testing.T) {
+// TestRebuiltRunMustOrderAgain: what a run had given counts no more, until it gives it again.
+func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	log := &reports{rec: rec}
@@ -176,29 +183,29 @@ func TestRunBeginsAnew(t *testing.T) {
 	}
 	defer s.Close()
 	s.ExpectResume()
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	s.Start(g.order(2, "exit 3"))
 	rec.WaitStarted(key(1))
 	rec.WaitFinal(key(2))
 	g.cluster.HoldJobs(true)
-	s.Start(g.order(3, patient))
-	g.submitted(3)
+	s.Start(g.order(3, waitingScript))
+	g.waitSubmitted(3)
 	s.ExpectResume(1)
 	fresh := executortest.NewRecorder(t)
 	log.use(fresh)
 	for _, task := range []uint32{1, 2, 3} {
-		s.Start(resumed(g.order(task, patient)))
+		s.Start(asResumed(g.order(task, waitingScript)))
 	}
 	s.ResumeDone(1)
 	g.cluster.HoldJobs(false)
 	fresh.WaitStarted(key(1))
-	ended(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")
+	checkEnd(t, fresh.WaitFinal(key(2)), messages.AttemptFailed, 3, "")
 	fresh.WaitStarted(key(3))
-	g.release()
-	ended(t, fresh.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
-	ended(t, fresh.WaitFinal(key(3)), messages.AttemptSucceeded, 0, "")
-	if g.starts() != 2 {
-		t.Errorf("%d starts", g.starts())
+	g.releaseTasks()
+	checkEnd(t, fresh.WaitFinal(key(1)), messages.AttemptSucceeded, 0, "")
+	checkEnd(t, fresh.WaitFinal(key(3)), messages.AttemptSucceeded, 0, "")
+	if g.countStarts() != 2 {
+		t.Errorf("%d starts", g.countStarts())
 	}
 }
 
@@ -220,13 +227,13 @@ func (r *reports) sink(list ...executor.Report) {
 	r.rec.Sink(list...)
 }
 
-// TestNobodyKnows: a job that was killed with its node while no server looked, and that
+// TestAttemptUnknownToSlurmIsLost: a job that was killed with its node while no server looked, and that
 // Slurm has forgotten, is lost.
-func TestNobodyKnows(t *testing.T) {
+func TestAttemptUnknownToSlurmIsLost(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	s := g.open(rec)
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	rec.WaitStarted(key(1))
 	if err := s.Detach(); err != nil {
 		t.Fatal(err)
@@ -235,8 +242,8 @@ func TestNobodyKnows(t *testing.T) {
 	g.cluster.ForgetJobs(false)
 	rec = executortest.NewRecorder(t)
 	s = g.open(rec)
-	s.Start(resumed(g.order(1, patient)))
-	ended(t, rec.WaitFinal(key(1)), messages.AttemptLost, -1, "Slurm no longer knows job")
+	s.Start(asResumed(g.order(1, waitingScript)))
+	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptLost, -1, "Slurm no longer knows job")
 }
 
 // TestRevokedKeyIsFree: an order that was taken back while its job waited may come
@@ -247,17 +254,101 @@ func TestRevokedKeyIsFree(t *testing.T) {
 	s := g.open(rec)
 	g.cluster.HoldJobs(true)
 	for round := range 3 {
-		s.Start(g.order(1, patient))
+		s.Start(g.order(1, waitingScript))
 		poll(t, "a job", func() bool { return len(g.cluster.Jobs()) == round+1 })
 		s.Revoke(key(1))
 		poll(t, "the order to be taken back", func() bool { return len(rec.Reports(key(1))) == round+1 })
 	}
-	s.Start(g.order(1, patient))
+	s.Start(g.order(1, waitingScript))
 	g.cluster.HoldJobs(false)
 	rec.WaitStarted(key(1))
-	g.release()
+	g.releaseTasks()
 	poll(t, "the end", func() bool { return len(rec.Reports(key(1))) == 5 })
-	if g.starts() != 1 {
-		t.Errorf("%d starts", g.starts())
+	if g.countStarts() != 1 {
+		t.Errorf("%d starts", g.countStarts())
+	}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// crashTasks is how many attempts a server of TestEachAttemptStartsOnceAcrossCrashes orders.
+const crashTasks = 12
+
+func crashOrder(data string, task uint32) executor.Order {
+	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: fmt.Sprintf(`echo %d >> "$DATA/starts"; sleep 0.1`, task),
+		UseShell: true, CPUMillis: 1000, Environment: []string{"DATA=" + data}, Dir: data}
+}
+
+// crashServer orders all tasks, as a server does, and is killed while it does. A server
+// that is started again says Resume.
+func crashServer(data string, again bool) int {
+	store, err := outputs.Open(filepath.Join(data, "output"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	s, err := slurm.New(slurm.Config{Dir: filepath.Join(data, "slurm"), Outputs: store, Sink: func(...executor.Report) {},
+		Poll: 20 * time.Millisecond, Gather: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println("open")
+	for task := range uint32(crashTasks) {
+		o := crashOrder(data, task)
+		o.Resume = again
+		s.Start(o)
+	}
+	select {}
+}
+
+// TestEachAttemptStartsOnceAcrossCrashes kills a server at random moments, again and again: in the end every attempt
+// has been started exactly once.
+func TestEachAttemptStartsOnceAcrossCrashes(t *testing.T) {
+	const rounds, kills = 3, 4
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range uint64(rounds) {
+		rng := rand.New(rand.NewPCG(round, 7))
+		g := newRig(t)
+		g.cluster.SetSlots(4)
+		for kill := range kills {
+			cmd := exec.Command(self, "server", g.data, strconv.FormatBool(kill > 0))
+			cmd.Env = append(os.Environ(), g.cluster.Environment()...)
+			cmd.Stderr = g.log
+			out, err := cmd.StdoutPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 16)); err != nil {
+				t.Fatalf("the server does not open: %v\n%s", err, g.log)
+			}
+			after := time.NewTimer(time.Duration(rng.IntN(300)) * time.Millisecond)
+			<-after.C
+			_ = cmd.Process.Signal(unix.SIGKILL)
+			_ = cmd.Wait() // it was killed
+		}
+		rec := executortest.NewRecorder(t)
+		s := g.open(rec)
+		s.ExpectResume(1)
+		for task := range uint32(crashTasks) {
+			s.Start(asResumed(crashOrder(g.data, task)))
+		}
+		s.ResumeDone(1)
+		rec.WaitFinals(crashTasks)
+		if n := g.countStarts(); n != crashTasks {
+			t.Errorf("round %d: %d starts, want %d", round, n, crashTasks)
+		}
+		for task := range uint32(crashTasks) {
+			checkEnd(t, rec.WaitFinal(key(task)), 0, 0, "")
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

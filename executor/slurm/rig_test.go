@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/slurm"
@@ -16,6 +18,16 @@ import (
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
+
+// TestMain makes the test's binary the cluster's commands too, and the server that
+// TestEachAttemptStartsOnceAcrossCrashes kills.
+func TestMain(m *testing.M) {
+	slurmtest.Main()
+	if len(os.Args) == 4 && os.Args[1] == "server" {
+		os.Exit(crashServer(os.Args[2], os.Args[3] == "true"))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // rig is a data folder, and the cluster that is used with it.
 type rig struct {
@@ -74,7 +86,7 @@ func (g *rig) order(task uint32, script string) executor.Order {
 }
 
 // submitted waits until the cluster has n jobs.
-func (g *rig) submitted(n int) {
+func (g *rig) waitSubmitted(n int) {
 	g.t.Helper()
 	poll(g.t, fmt.Sprint(n, " jobs"), func() bool { return len(g.cluster.Jobs()) == n })
 }
@@ -86,7 +98,7 @@ func (g *rig) path(task uint32, name string) string {
 
 func key(task uint32) messages.AttemptKey { return messages.AttemptKey{Run: 1, Task: task, Attempt: 1} }
 
-func resumed(o executor.Order) executor.Order {
+func asResumed(o executor.Order) executor.Order {
 	o.Resume = true
 	return o
 }
@@ -101,24 +113,44 @@ func poll(t testing.TB, what string, done func() bool) {
 	}
 }
 
-func read(path string) string {
+func readFile(path string) string {
 	b, _ := os.ReadFile(path)
 	return string(b)
 }
 
 // count is how many lines a file has.
-func count(path string) int { return strings.Count(read(path), "\n") }
+func countLines(path string) int { return strings.Count(readFile(path), "\n") }
 
-func exists(path string) bool {
+func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
 
 // ended checks an end's result, exit code and a part of what the executor says of it.
-func ended(t testing.TB, r executor.Report, result messages.AttemptResult, rc int32, log string) {
+func checkEnd(t testing.TB, r executor.Report, result messages.AttemptResult, rc int32, log string) {
 	t.Helper()
 	if r.Kind != executor.Finished || r.Record.Result != result || r.Record.RC != rc || !strings.Contains(r.Record.ExecutorLog, log) {
 		t.Errorf("kind %d, result %d, rc %d, %q; want result %d, rc %d, %q",
 			r.Kind, r.Record.Result, r.Record.RC, r.Record.ExecutorLog, result, rc, log)
 	}
+}
+
+// TestSlurmConforms: the cluster has two slots, which are not the executor's: what waits
+// for them is in the queue of the cluster, and can be taken back.
+func TestSlurmConforms(t *testing.T) {
+	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000}
+	executortest.Test(t, executortest.Subject{
+		Open: func(t testing.TB, sink executor.Sink) executor.Executor {
+			g := newRig(t)
+			g.cluster.SetSlots(2)
+			s, err := slurm.New(g.config(sink))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		},
+		Quick: executor.Order{Command: []string{"true"}, CPUMillis: 1000},
+		Block: &block,
+		Slots: 2,
+	})
 }

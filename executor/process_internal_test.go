@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,69 +13,6 @@ import (
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
-
-func TestSlotsPanicOnMisuse(t *testing.T) {
-	for name, do := range map[string]func(s *slots, a *attempt){
-		"taken twice":        func(s *slots, a *attempt) { s.acquire(a); s.acquire(a) },
-		"given twice":        func(s *slots, a *attempt) { s.acquire(a); s.release(a); s.release(a) },
-		"given, not taken":   func(s *slots, a *attempt) { s.release(a) },
-		"more than there is": func(s *slots, a *attempt) { a.order.CPUMillis = 11; s.acquire(a) },
-	} {
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("%s: no panic", name)
-				}
-			}()
-			do(&slots{cores: 10, memory: 10}, newAttempt(Order{CPUMillis: 3}))
-		}()
-	}
-}
-
-func TestCheckFindsALostSlot(t *testing.T) {
-	p := &Process{slots: slots{cores: 10, usedCores: 1}}
-	if p.CheckInvariants() == nil {
-		t.Error("a core is in use and nobody holds it")
-	}
-}
-
-func TestBegunSet(t *testing.T) {
-	b := RecentKeys{limit: 3}
-	key := func(run messages.RunID, task, attempt uint32) messages.AttemptKey {
-		return messages.AttemptKey{Run: run, Task: task, Attempt: attempt}
-	}
-	for task := range uint32(128) { // two pages
-		b.Add(key(1, task, 1))
-	}
-	b.Add(key(1, 0, 2))
-	for _, k := range []messages.AttemptKey{key(1, 0, 1), key(1, 63, 1), key(1, 64, 1), key(1, 0, 2)} {
-		if !b.Has(k) {
-			t.Errorf("%v is not known", k)
-		}
-	}
-	for _, k := range []messages.AttemptKey{key(2, 0, 1), key(1, 128, 1), key(1, 1, 2), key(1, 0, 3)} {
-		if b.Has(k) {
-			t.Errorf("%v is known", k)
-		}
-	}
-	for run := range messages.RunID(10) { // the oldest go
-		b.Add(key(10+run, 5, 1))
-	}
-	if len(b.pages) != 3 || len(b.ring) != 3 || b.Has(key(1, 0, 1)) || !b.Has(key(19, 5, 1)) || !b.Has(key(17, 5, 1)) {
-		t.Errorf("%d pages: %v", len(b.pages), b.pages)
-	}
-}
-
-func TestShortage(t *testing.T) {
-	for err, want := range map[error]bool{
-		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
-		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
-	} {
-		if _, is := shortageOf(fmt.Errorf("start: %w", err)); is != want {
-			t.Errorf("%v: want %t", err, want)
-		}
-	}
-}
 
 func TestLivingGroup(t *testing.T) {
 	stat := func(name, state string, pgrp, threads int) string {
@@ -113,7 +49,7 @@ func FuzzLivingGroup(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line []byte) { livingGroup(line) })
 }
 
-func TestGroupsWithoutProc(t *testing.T) {
+func TestProcessGroupsWithoutProc(t *testing.T) {
 	if live, ok := liveGroups(t.TempDir()); ok {
 		t.Errorf("an empty folder tells %v", live)
 	}
@@ -127,7 +63,7 @@ func TestGroupsWithoutProc(t *testing.T) {
 }
 
 // internalRig is a Process whose reports come through a channel.
-func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
+func newInternalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	store, err := outputs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +86,7 @@ func internalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 
 // startedAlone is an attempt whose process the loop knows nothing of, as where the kernel
 // has no pidfd.
-func startedAlone(t *testing.T, p *Process, o Order) *attempt {
+func startUnwatched(t *testing.T, p *Process, o Order) *attempt {
 	t.Helper()
 	o.CPUMillis = 10
 	a := newAttempt(o)
@@ -176,19 +112,19 @@ func startedAlone(t *testing.T, p *Process, o Order) *attempt {
 	return a
 }
 
-func (p *Process) watchAlone(a *attempt) {
+func (p *Process) awaitUnwatched(a *attempt) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.watchExit(a)
 }
 
 // A kernel without pidfd: the wait blocks a thread instead.
-func TestWithoutPidfd(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+func TestAttemptWithoutPidfd(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
 	for i, script := range []string{"exit 3", "sleep 0.02; exit 3"} {
-		a := startedAlone(t, p, Order{Key: messages.AttemptKey{Task: uint32(i)}, Command: []string{"/bin/sh", "-c", script}})
+		a := startUnwatched(t, p, Order{Key: messages.AttemptKey{Task: uint32(i)}, Command: []string{"/bin/sh", "-c", script}})
 		<-reports
-		p.watchAlone(a)
+		p.awaitUnwatched(a)
 		if r := <-reports; r.Record.Result != messages.AttemptFailed || r.Record.RC != 3 || a.phase != phaseReaped {
 			t.Errorf("%+v, phase %d", r, a.phase)
 		}
@@ -200,11 +136,11 @@ func TestWithoutPidfd(t *testing.T) {
 }
 
 // What is killed between the queue and the fork is not forked.
-func TestKillBeforeBirth(t *testing.T) {
+func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		key := messages.AttemptKey{Task: 1}
 		var p *Process
-		p, reports := internalRig(t, ProcessConfig{RecordIntents: func([]*Order) error {
+		p, reports := newInternalRig(t, ProcessConfig{RecordIntents: func([]*Order) error {
 			p.Kill(key, time.Hour)
 			p.Kill(key, grace)
 			if _, err := p.OpenLog(key, messages.Stdout); err != ErrNotRunning {
@@ -220,15 +156,15 @@ func TestKillBeforeBirth(t *testing.T) {
 }
 
 // A kill of what has ended by itself, before anybody looked, comes too late.
-func TestKillAfterTheEnd(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
-	a := startedAlone(t, p, Order{Command: []string{"/bin/true"}})
+func TestKillAfterTheExitHasNoEffect(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
+	a := startUnwatched(t, p, Order{Command: []string{"/bin/true"}})
 	<-reports
 	if err := unix.Waitid(unix.P_PID, a.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
 	p.Kill(a.order.Key, 0)
-	p.watchAlone(a)
+	p.awaitUnwatched(a)
 	if r := <-reports; r.Record.Result != messages.AttemptSucceeded || r.Record.RC != 0 {
 		t.Errorf("%+v", r)
 	}
@@ -240,7 +176,7 @@ func TestKillAfterTheEnd(t *testing.T) {
 	}
 }
 
-func TestMonitorTakesTurns(t *testing.T) {
+func TestMonitorChecksInRotation(t *testing.T) {
 	var m outputMonitor
 	for range 3 * checksPerTick {
 		m.attempts = append(m.attempts, &monitoredAttempt{})
@@ -261,13 +197,13 @@ func TestMonitorTakesTurns(t *testing.T) {
 	}
 }
 
-func TestNoDescriptorsLeft(t *testing.T) {
+func TestStartWithoutDescriptorsWaits(t *testing.T) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
 	postponed := make(chan string, 10000)
-	p, reports := internalRig(t, ProcessConfig{OnPostponed: func(_ *Order, reason string, _ error) { postponed <- reason }})
+	p, reports := newInternalRig(t, ProcessConfig{OnPostponed: func(_ *Order, reason string, _ error) { postponed <- reason }})
 	names, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)

@@ -14,9 +14,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestCommandStrings: whatever its first bytes and its length, a command string is the
+// TestCommandStringIsPassedUnchanged: whatever its first bytes and its length, a command string is the
 // text of /bin/sh -c.
-func TestCommandStrings(t *testing.T) {
+func TestCommandStringIsPassedUnchanged(t *testing.T) {
 	r := newRig(t, nil)
 	long := "#" + strings.Repeat("x", 143<<10) + "\n"
 	descriptors := `for f in /proc/$$/fd/*; do n=${f##*/}; [ -L $f ] && [ $n -ge 3 ] && [ $n -le 9 ] && echo "open: $n"; done; :`
@@ -39,16 +39,16 @@ func TestCommandStrings(t *testing.T) {
 		{"long, ended by an error", long + "set -e; false; echo no", 1, "", ""},
 		{"long, with a trap", long + "trap 'echo bye' EXIT; exit 3", 3, "bye\n", ""},
 	} {
-		rec := r.run(c.text).Record
-		if rec.RC != c.rc || r.text(rec.Stdout) != c.out || !strings.Contains(r.text(rec.Stderr), c.errOut) {
-			t.Errorf("%s: rc %d, %q, %q: %s; want rc %d, %q, %q", c.name, rec.RC, r.text(rec.Stdout), r.text(rec.Stderr), rec.ExecutorLog, c.rc, c.out, c.errOut)
+		rec := r.runShell(c.text).Record
+		if rec.RC != c.rc || r.readOutput(rec.Stdout) != c.out || !strings.Contains(r.readOutput(rec.Stderr), c.errOut) {
+			t.Errorf("%s: rc %d, %q, %q: %s; want rc %d, %q, %q", c.name, rec.RC, r.readOutput(rec.Stdout), r.readOutput(rec.Stderr), rec.ExecutorLog, c.rc, c.out, c.errOut)
 		}
 	}
 }
 
-// TestWhyItDoesNotStart: the log names the real cause, which the kernel's errno alone
+// TestStartFailureNamesItsCause: the log names the real cause, which the kernel's errno alone
 // does not.
-func TestWhyItDoesNotStart(t *testing.T) {
+func TestStartFailureNamesItsCause(t *testing.T) {
 	r := newRig(t, nil)
 	write := func(name, text string, mode os.FileMode) string {
 		path := filepath.Join(r.dir, name)
@@ -104,8 +104,8 @@ func TestWhyItDoesNotStart(t *testing.T) {
 	}
 }
 
-// TestBusyProgram: a program that somebody still writes is tried for a moment.
-func TestBusyProgram(t *testing.T) {
+// TestBusyProgramIsRetried: a program that somebody still writes is tried for a moment.
+func TestBusyProgramIsRetried(t *testing.T) {
 	r := newRig(t, nil)
 	text, err := os.ReadFile("/bin/true")
 	if err != nil {
@@ -133,8 +133,8 @@ func TestBusyProgram(t *testing.T) {
 	}
 }
 
-// TestNoExecMount: the mount is named. It needs the right to mount.
-func TestNoExecMount(t *testing.T) {
+// TestNoExecMountIsNamed: the mount is named. It needs the right to mount.
+func TestNoExecMountIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", unix.MS_NOEXEC, ""); err != nil {
 		t.Skip("cannot mount here: ", err)

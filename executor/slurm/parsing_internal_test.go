@@ -1,12 +1,14 @@
 package slurm
 
 import (
+	"os"
+	"runtime"
 	"syscall"
 	"testing"
 )
 
-// TestShapesOfJSON: what squeue --json prints, as versions 22.05 and 24.05 write it.
-func TestShapesOfJSON(t *testing.T) {
+// TestParseJSONOfSlurmVersions: what squeue --json prints, as versions 22.05 and 24.05 write it.
+func TestParseJSONOfSlurmVersions(t *testing.T) {
 	const older = `{"meta": {}, "errors": [], "jobs": [
 		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": 0, "array_task_string": "", "job_state": "FAILED", "exit_code": 768, "state_reason": "NonZeroExitCode", "batch_host": "n1"},
 		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": 1, "job_state": "COMPLETING", "exit_code": 9, "state_reason": "None", "batch_host": "n1"},
@@ -50,5 +52,46 @@ func TestShapesOfJSON(t *testing.T) {
 	}
 	if _, err := parseJSON([]byte("slurm says no"), "id1"); err == nil {
 		t.Error("text was taken for JSON")
+	}
+}
+
+// TestNotesAreReadWithABound: tasks can write to the files of their attempt's folder. However
+// long these are, little of them is read, and what they begin with counts.
+func TestNotesAreReadWithABound(t *testing.T) {
+	f := folder(t.TempDir())
+	for name, text := range map[string]string{"begun": "7 node1\n", "end": "3\n", "job": "name 4\n", "verdict": "{}"} {
+		if err := os.WriteFile(f.path(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(f.path(name), 32<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if b, ok := f.readStart(); !ok || b.job != "7" {
+		t.Errorf("begun: %v, %+v", ok, b)
+	}
+	if e, ok := f.readEnd(); !ok || e.rc != 3 {
+		t.Errorf("end: %v, %+v", ok, e)
+	}
+	f.readJob()
+	s := &Slurm{cfg: Config{InlineMax: 4 << 10}}
+	if _, ok := f.readReport(s.maxReportBytes()); ok {
+		t.Error("a verdict with 32 MiB of zeros counts")
+	}
+	if tail, err := readFileAt(f.path("end"), -10, 10); err != nil || len(tail) != 10 {
+		t.Errorf("its last bytes: %q, %v", tail, err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 {
+		t.Errorf("%d bytes were read or copied", n)
+	}
+	short := f.path("short")
+	if err := os.WriteFile(short, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if tail, err := readFileAt(short, -10, 10); err != nil || string(tail) != "abc" {
+		t.Errorf("all of a short file: %q, %v", tail, err)
 	}
 }

@@ -20,7 +20,7 @@ const late = 300 * time.Millisecond
 
 // onTime holds that something takes from least to most, once in three times. None of them
 // may take less.
-func onTime(t *testing.T, what string, least, most time.Duration, measure func() time.Duration) {
+func requireDuration(t *testing.T, what string, least, most time.Duration, measure func() time.Duration) {
 	t.Helper()
 	var took []time.Duration
 	for range 3 {
@@ -39,7 +39,7 @@ func onTime(t *testing.T, what string, least, most time.Duration, measure func()
 const slowPrograms = 8
 
 // slow starts programs, from a task number on, whose exec waits until the test is over.
-func (r *rig) slow(first uint32, change ...func(*executor.Order)) (keys []messages.AttemptKey, leases []*faults.Lease) {
+func (r *rig) startSlow(first uint32, change ...func(*executor.Order)) (keys []messages.AttemptKey, leases []*faults.Lease) {
 	r.t.Helper()
 	for i := range uint32(slowPrograms) {
 		path := filepath.Join(r.dir, fmt.Sprint("slow", first+i))
@@ -71,7 +71,7 @@ func (r *rig) slow(first uint32, change ...func(*executor.Order)) (keys []messag
 }
 
 // unhindered holds that what goes on beside starts that hang is on time.
-func (r *rig) unhindered() {
+func (r *rig) requireNoDelay() {
 	r.t.Helper()
 	collected := make(chan struct{})
 	go func() {
@@ -82,9 +82,9 @@ func (r *rig) unhindered() {
 	}()
 	task := uint32(100)
 	next := func() uint32 { task++; return task }
-	sleep := r.sh(next(), "echo begins; exec sleep 1000")
-	r.printed(sleep, "begins")
-	onTime(r.t, "a log", 0, 100*time.Millisecond, func() time.Duration {
+	sleep := r.startShell(next(), "echo begins; exec sleep 1000")
+	r.waitPrinted(sleep, "begins")
+	requireDuration(r.t, "a log", 0, 100*time.Millisecond, func() time.Duration {
 		asked := time.Now()
 		log, err := r.OpenLog(sleep, messages.Stdout)
 		if err != nil {
@@ -100,9 +100,9 @@ func (r *rig) unhindered() {
 	r.Kill(sleep, 0)
 	r.WaitFinal(sleep)
 	const grace, limit, length = 200 * time.Millisecond, 300 * time.Millisecond, 500 * time.Millisecond
-	onTime(r.t, "a kill", grace, grace+late, func() time.Duration {
-		key := r.sh(next(), "trap '' TERM; echo ready; sleep 1000")
-		r.printed(key, "ready")
+	requireDuration(r.t, "a kill", grace, grace+late, func() time.Duration {
+		key := r.startShell(next(), "trap '' TERM; echo ready; sleep 1000")
+		r.waitPrinted(key, "ready")
 		asked := time.Now()
 		r.Kill(key, grace)
 		if rec := r.WaitFinal(key).Record; rec.Result != messages.AttemptKilled {
@@ -110,16 +110,16 @@ func (r *rig) unhindered() {
 		}
 		return time.Since(asked)
 	})
-	onTime(r.t, "a timeout", limit, limit+late, func() time.Duration {
-		rec := r.WaitFinal(r.sh(next(), "exec sleep 1000", timeout(limit))).Record
+	requireDuration(r.t, "a timeout", limit, limit+late, func() time.Duration {
+		rec := r.WaitFinal(r.startShell(next(), "exec sleep 1000", timeout(limit))).Record
 		if rec.Result != messages.AttemptTimedOut {
 			r.t.Errorf("%+v", rec)
 		}
 		return time.Duration(rec.Stop - rec.Start)
 	})
-	onTime(r.t, "a sleep", length, length+late, func() time.Duration {
+	requireDuration(r.t, "a sleep", length, length+late, func() time.Duration {
 		began := time.Now()
-		if rec := r.WaitFinal(r.sh(next(), "exec sleep 0.5")).Record; rec.Result != messages.AttemptSucceeded {
+		if rec := r.WaitFinal(r.startShell(next(), "exec sleep 0.5")).Record; rec.Result != messages.AttemptSucceeded {
 			r.t.Errorf("%+v", rec)
 		}
 		return time.Since(began)
@@ -133,19 +133,19 @@ func (r *rig) unhindered() {
 
 func manyCores(c *executor.ProcessConfig) { c.CPUMillis = 20_000 }
 
-// TestSlowExec: programs whose exec hangs delay nothing else, and end when they should.
-func TestSlowExec(t *testing.T) {
+// TestSlowExecDelaysOnlyItself: programs whose exec hangs delay nothing else, and end when they should.
+func TestSlowExecDelaysOnlyItself(t *testing.T) {
 	r := newRig(t, manyCores)
-	keys, leases := r.slow(0)
-	r.unhindered()
+	keys, leases := r.startSlow(0)
+	r.requireNoDelay()
 	if _, err := r.OpenLog(keys[0], messages.Stdout); err != executor.ErrNotRunning {
 		t.Errorf("the log of what has not begun: %v", err)
 	}
 	next := 1
-	onTime(t, "a kill before the exec", 0, late, func() time.Duration {
+	requireDuration(t, "a kill before the exec", 0, late, func() time.Duration {
 		asked := time.Now()
 		r.Kill(keys[next], []time.Duration{0, 10 * time.Second}[next%2]) // no program is there to use the grace
-		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || r.text(rec.Stdout) != "" || !leases[next].Waits() {
+		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || r.readOutput(rec.Stdout) != "" || !leases[next].Waits() {
 			t.Errorf("%+v", rec)
 		}
 		next++
@@ -158,16 +158,16 @@ func TestSlowExec(t *testing.T) {
 		}
 	}
 	leases[0].Release()
-	if rec := r.WaitFinal(keys[0]).Record; rec.Result != messages.AttemptSucceeded || r.text(rec.Stdout) != "ran\n" {
+	if rec := r.WaitFinal(keys[0]).Record; rec.Result != messages.AttemptSucceeded || r.readOutput(rec.Stdout) != "ran\n" {
 		t.Errorf("%+v", rec)
 	}
 }
 
-// TestTimeoutOfASlowExec: the time runs from the moment when the process is made.
-func TestTimeoutOfASlowExec(t *testing.T) {
+// TestTimeoutIncludesTheExec: the time runs from the moment when the process is made.
+func TestTimeoutIncludesTheExec(t *testing.T) {
 	r := newRig(t, manyCores)
 	const limit = 2 * time.Second // so that all wait before
-	keys, leases := r.slow(0, timeout(limit))
+	keys, leases := r.startSlow(0, timeout(limit))
 	best := time.Hour
 	for i, key := range keys {
 		rec := r.WaitFinal(key).Record
@@ -182,10 +182,10 @@ func TestTimeoutOfASlowExec(t *testing.T) {
 	}
 }
 
-// TestCloseWithSlowExecs: an executor ends what is on its way to its program.
-func TestCloseWithSlowExecs(t *testing.T) {
+// TestCloseEndsSlowExecs: an executor ends what is on its way to its program.
+func TestCloseEndsSlowExecs(t *testing.T) {
 	r := newRig(t, manyCores)
-	keys, _ := r.slow(0)
+	keys, _ := r.startSlow(0)
 	asked := time.Now()
 	if err := r.Process.Close(); err != nil {
 		t.Fatal(err)
@@ -200,9 +200,9 @@ func TestCloseWithSlowExecs(t *testing.T) {
 	}
 }
 
-// TestHangingFolder: a folder that hangs does so for what is to run in it, or to be looked
+// TestHangingFolderDelaysOnlyItself: a folder that hangs does so for what is to run in it, or to be looked
 // up in it, alone.
-func TestHangingFolder(t *testing.T) {
+func TestHangingFolderDelaysOnlyItself(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
 	if err != nil {
@@ -229,7 +229,7 @@ func TestHangingFolder(t *testing.T) {
 		}
 		r.Start(o)
 	}
-	r.unhindered()
+	r.requireNoDelay()
 	asked := time.Now()
 	for i := range uint32(slowPrograms - 1) {
 		r.Kill(id(i), 100*time.Millisecond)
@@ -253,11 +253,11 @@ func TestHangingFolder(t *testing.T) {
 	}
 }
 
-// TestMemoryLimitBelowTheArguments: when the memory of its group does not hold a task's own
+// TestMemoryLimitBelowTheArgumentsIsReported: when the memory of its group does not hold a task's own
 // arguments it does not start. Until its exec the child shares the memory of this process,
 // which the kernel would kill with it, were it not a child of vfork.
-func TestMemoryLimitBelowTheArguments(t *testing.T) {
-	r, _, limits := grouped(t)
+func TestMemoryLimitBelowTheArgumentsIsReported(t *testing.T) {
+	r, _, limits := newCgroupRig(t)
 	if !limits {
 		t.Skip("memory cannot be limited here")
 	}
@@ -273,7 +273,7 @@ func TestMemoryLimitBelowTheArguments(t *testing.T) {
 			t.Logf("%v: %s", rec.Result, rec.ExecutorLog)
 		}
 	}
-	if rec := r.run("true").Record; rec.Result != messages.AttemptSucceeded {
+	if rec := r.runShell("true").Record; rec.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rec)
 	}
 }

@@ -1,15 +1,19 @@
 package executor
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // Orders of one run keep their order; runs take turns, and who comes anew comes last.
-func TestRunsTakeTurns(t *testing.T) {
+func TestQueueRotatesRuns(t *testing.T) {
 	var q queue
 	order := func(run messages.RunID, task uint32) *attempt {
 		a := newAttempt(Order{Key: messages.AttemptKey{Run: run, Task: task}})
@@ -40,7 +44,7 @@ func TestRunsTakeTurns(t *testing.T) {
 }
 
 // The queue does what a list of lists does, whatever is put in, taken and killed.
-func TestQueueAgainstLists(t *testing.T) {
+func TestQueueMatchesAListModel(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 200 {
 		var q queue
@@ -93,6 +97,69 @@ func TestQueueAgainstLists(t *testing.T) {
 			if q.head() != want || q.len != n || len(q.runs) != len(lists) {
 				t.Fatalf("head %p, %d orders of %d runs; want %p, %d, %d", q.head(), q.len, len(q.runs), want, n, len(lists))
 			}
+		}
+	}
+}
+
+func TestSlotsPanicOnMisuse(t *testing.T) {
+	for name, do := range map[string]func(s *slots, a *attempt){
+		"taken twice":        func(s *slots, a *attempt) { s.acquire(a); s.acquire(a) },
+		"given twice":        func(s *slots, a *attempt) { s.acquire(a); s.release(a); s.release(a) },
+		"given, not taken":   func(s *slots, a *attempt) { s.release(a) },
+		"more than there is": func(s *slots, a *attempt) { a.order.CPUMillis = 11; s.acquire(a) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			do(&slots{cores: 10, memory: 10}, newAttempt(Order{CPUMillis: 3}))
+		}()
+	}
+}
+
+func TestCheckInvariantsFindsALostSlot(t *testing.T) {
+	p := &Process{slots: slots{cores: 10, usedCores: 1}}
+	if p.CheckInvariants() == nil {
+		t.Error("a core is in use and nobody holds it")
+	}
+}
+
+func TestRecentKeysDropsTheOldestPage(t *testing.T) {
+	b := RecentKeys{limit: 3}
+	key := func(run messages.RunID, task, attempt uint32) messages.AttemptKey {
+		return messages.AttemptKey{Run: run, Task: task, Attempt: attempt}
+	}
+	for task := range uint32(128) { // two pages
+		b.Add(key(1, task, 1))
+	}
+	b.Add(key(1, 0, 2))
+	for _, k := range []messages.AttemptKey{key(1, 0, 1), key(1, 63, 1), key(1, 64, 1), key(1, 0, 2)} {
+		if !b.Has(k) {
+			t.Errorf("%v is not known", k)
+		}
+	}
+	for _, k := range []messages.AttemptKey{key(2, 0, 1), key(1, 128, 1), key(1, 1, 2), key(1, 0, 3)} {
+		if b.Has(k) {
+			t.Errorf("%v is known", k)
+		}
+	}
+	for run := range messages.RunID(10) { // the oldest go
+		b.Add(key(10+run, 5, 1))
+	}
+	if len(b.pages) != 3 || len(b.ring) != 3 || b.Has(key(1, 0, 1)) || !b.Has(key(19, 5, 1)) || !b.Has(key(17, 5, 1)) {
+		t.Errorf("%d pages: %v", len(b.pages), b.pages)
+	}
+}
+
+func TestShortageOfRecognizesErrors(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
+		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
+	} {
+		if _, is := shortageOf(fmt.Errorf("start: %w", err)); is != want {
+			t.Errorf("%v: want %t", err, want)
 		}
 	}
 }

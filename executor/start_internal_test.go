@@ -14,7 +14,7 @@ import (
 
 // busyProgram is a script that is open for writing, so that each try to execute it fails
 // with ETXTBSY.
-func busyProgram(t *testing.T, text string) (path string, f *os.File) {
+func newBusyProgram(t *testing.T, text string) (path string, f *os.File) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "busy")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o755)
@@ -31,11 +31,11 @@ func busyProgram(t *testing.T, text string) (path string, f *os.File) {
 // A start that fails while as many as may be are under way makes room for one from the
 // queue, which runs.
 func TestFailedStartMakesRoom(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+	p, reports := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()
 	p.startsUnderWay = p.startLimit.starting - 1
 	p.mu.Unlock()
-	path, _ := busyProgram(t, "true")
+	path, _ := newBusyProgram(t, "true")
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{path}})
 	p.Start(Order{Key: messages.AttemptKey{Task: 2}, Command: []string{"/bin/true"}})
 	deadline := time.After(10 * time.Second)
@@ -53,8 +53,8 @@ func TestFailedStartMakesRoom(t *testing.T) {
 
 // A kill that comes while a start has timed out is not forgotten when the start fails for
 // a shortage; the timeout is.
-func TestCauseOfAFailedStart(t *testing.T) {
-	p, _ := internalRig(t, ProcessConfig{})
+func TestKillOutlivesAFailedStart(t *testing.T) {
+	p, _ := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range []endCause{causeTimeout, causeKill, causeClose} {
@@ -78,8 +78,8 @@ func TestCauseOfAFailedStart(t *testing.T) {
 }
 
 // The killer and the timeout of a start that failed do not reach the next one.
-func TestTimersOfAFormerStart(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+func TestTimersOfAFailedStartAreStopped(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "0.5"}})
 	p.mu.Lock()
 	p.beginStart(a)
@@ -97,10 +97,10 @@ func TestTimersOfAFormerStart(t *testing.T) {
 }
 
 // Whenever a kill without grace comes between the tries of a start, none of them runs on.
-func TestKillBetweenTries(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+func TestKillBetweenTriesIsNotLost(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
 	for i := range uint32(30) {
-		path, f := busyProgram(t, "exec sleep 5")
+		path, f := newBusyProgram(t, "exec sleep 5")
 		key := messages.AttemptKey{Task: i}
 		began := time.Now()
 		p.Start(Order{Key: key, Command: []string{path}})
@@ -132,14 +132,14 @@ func TestKillBetweenTries(t *testing.T) {
 
 // A start that fails while the attempt is being killed is killed, and nobody looks for
 // another reason.
-func TestNoExplanationBesideAKill(t *testing.T) {
+func TestKilledStartIsNotExplained(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
 	if err != nil {
 		t.Skip(err)
 	}
 	defer folder.Close()
-	p, _ := internalRig(t, ProcessConfig{})
+	p, _ := newInternalRig(t, ProcessConfig{})
 	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
 	a := newAttempt(Order{})
 	p.mu.Lock()
@@ -158,8 +158,8 @@ func TestNoExplanationBesideAKill(t *testing.T) {
 }
 
 // A start that fails by itself after its timeout is told of with both.
-func TestStartThatTimedOutAndFailed(t *testing.T) {
-	p, reports := internalRig(t, ProcessConfig{})
+func TestFailedStartReportsItsTimeout(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/no/such/program"}, Timeout: 3 * time.Second})
 	a.command = command{path: a.order.Command[0], argv: a.order.Command}
 	p.mu.Lock()
@@ -178,7 +178,7 @@ func TestStartThatTimedOutAndFailed(t *testing.T) {
 }
 
 // A folder of PATH whose file server is dead is passed over.
-func TestDeadFolderInPath(t *testing.T) {
+func TestDeadFolderInPathIsSkipped(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
 	if err != nil {
@@ -186,7 +186,7 @@ func TestDeadFolderInPath(t *testing.T) {
 	}
 	defer folder.Close()
 	folder.Abort()
-	p, reports := internalRig(t, ProcessConfig{})
+	p, reports := newInternalRig(t, ProcessConfig{})
 	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"true"}, Environment: []string{"PATH=" + dir + "/bin:/bin"}})
 	for r := range reports {
 		if r.Kind == Finished {
@@ -199,10 +199,77 @@ func TestDeadFolderInPath(t *testing.T) {
 }
 
 // Starts leave room for threads where processes are limited.
-func TestStartsWithin(t *testing.T) {
+func TestStartsLeaveRoomForThreads(t *testing.T) {
 	for room, want := range map[int]int{0: 1, 7: 1, 100: 32, 1024: 340, 4096: 1364} {
 		if got := startsWithin(room); got != want {
 			t.Errorf("%d: %d, want %d", room, got, want)
 		}
+	}
+}
+
+// A look at files that hang, to explain a failed start, ends with its patience, or when the
+// attempt is to be ended; and there are not too many of them.
+func TestHangingExplanationIsCutShort(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := faults.MountHanging(dir)
+	if err != nil {
+		t.Skip(err)
+	}
+	p, _ := newInternalRig(t, ProcessConfig{})
+	c := command{path: "tool", argv: []string{"tool"}, dir: dir}
+	const want = `start "tool": no such file or directory`
+	explain := func(a *attempt) (took time.Duration) {
+		asked := time.Now()
+		if err := p.explain(a, &c, unix.ENOENT); err.Error() != want {
+			t.Errorf("%v", err)
+		}
+		return time.Since(asked)
+	}
+	if took := explain(newAttempt(Order{})); took < explainPatience {
+		t.Errorf("it did not hang: it took %v", took)
+	}
+	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}})
+	time.AfterFunc(50*time.Millisecond, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.endAttempt(a, causeKill, 0)
+	})
+	if took := explain(a); took > time.Second {
+		t.Errorf("%v beside a kill", took)
+	}
+	others := maxExplaining - len(p.explainSlots)
+	for range others {
+		p.explainSlots <- struct{}{}
+	}
+	if took := explain(newAttempt(Order{})); took > time.Second {
+		t.Errorf("one too many took %v", took)
+	}
+	folder.Close()
+	for range others {
+		<-p.explainSlots
+	}
+}
+
+// More starts than may be wait in the queue, and are taken from there.
+func TestExcessStartsWaitInTheQueue(t *testing.T) {
+	p, reports := newInternalRig(t, ProcessConfig{})
+	p.mu.Lock()
+	p.startsUnderWay = p.startLimit.starting
+	p.mu.Unlock()
+	p.Start(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/true"}})
+	if s := p.Stats(); s.Queued != 1 || s.Running != 0 {
+		t.Errorf("%+v", s)
+	}
+	p.mu.Lock()
+	p.endStart(&attempt{startUnderWay: true})
+	p.mu.Unlock()
+	<-reports
+	if r := <-reports; r.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", r)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.startsUnderWay != p.startLimit.starting-1 {
+		t.Errorf("%d starts", p.startsUnderWay-p.startLimit.starting+1)
 	}
 }
