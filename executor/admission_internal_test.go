@@ -12,7 +12,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Orders of one run keep their order; runs take turns, and who comes anew comes last.
+// Orders of one run keep their sequence. Runs take turns, and a new run comes last.
 func TestQueueRotatesRuns(t *testing.T) {
 	var q queue
 	order := func(run messages.RunID, task uint32) *attempt {
@@ -43,7 +43,7 @@ func TestQueueRotatesRuns(t *testing.T) {
 	}
 }
 
-// The queue does what a list of lists does, whatever is put in, taken and killed.
+// The queue behaves like a list of lists under random pushes, pops and removals.
 func TestQueueMatchesAListModel(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 200 {

@@ -11,8 +11,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// BenchmarkTrue runs /bin/true, two at a time, through a Process with orders sent
-// ahead, and as a bare fork/exec and wait. Compare tasks/s and cpu-us/task of one run.
+// BenchmarkTrue runs /bin/true, two at a time, through a Process with orders sent ahead, and by a
+// bare fork/exec and wait. Compare tasks/s and cpu-us/task of one run.
 func BenchmarkTrue(b *testing.B) {
 	b.Run("bare", executortest.BenchmarkBare)
 	b.Run("process", benchmarkProcess)

@@ -15,8 +15,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// fakeMachine is a root folder with a /proc of its own. What it says is mounted are
-// plain folders.
+// newFakeMachine makes a root folder with a /proc of its own. The mounts that it lists are plain
+// folders.
 func newFakeMachine(t *testing.T, mountinfo, cgroup string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -87,8 +87,8 @@ func TestMemoryLimitOfVersion1(t *testing.T) {
 	}
 }
 
-// fakeGroups are groups in plain folders: the test says which have members, and what
-// cannot be made. A folder with members is not removed.
+// fakeCgroups is a pool of groups in plain folders. The test says which groups have members, and
+// which calls fail. A folder with members cannot be removed.
 type fakeCgroups struct {
 	*cgroupPool
 	t      *testing.T
@@ -135,7 +135,7 @@ func populate(t *testing.T, g *cgroup, members string) {
 	}
 }
 
-// folders are the groups that there are.
+// groupFolders lists the folders of all groups.
 func (f *fakeCgroups) groupFolders() (names []string) {
 	entries, _ := os.ReadDir(f.dir)
 	for _, e := range entries {
@@ -144,7 +144,7 @@ func (f *fakeCgroups) groupFolders() (names []string) {
 	return names
 }
 
-// TestSurvivorDoesNotKeepOtherCgroups: one that stays does not keep those of others, nor a descriptor.
+// A survivor keeps only its own group, and no descriptor.
 func TestSurvivorDoesNotKeepOtherCgroups(t *testing.T) {
 	f := newFakeCgroups(t)
 	defer f.close()
@@ -175,7 +175,7 @@ func TestSurvivorDoesNotKeepOtherCgroups(t *testing.T) {
 	}
 }
 
-// TestEmptyCgroupsAreReused: empty ones without a limit, and no more than a few wait.
+// Empty groups without a limit are reused, and a bounded number is kept.
 func TestEmptyCgroupsAreReused(t *testing.T) {
 	f := newFakeCgroups(t)
 	a := f.mustAcquire(0)
@@ -215,7 +215,7 @@ func TestEmptyCgroupsAreReused(t *testing.T) {
 	}
 }
 
-// TestFailedCgroupConcernsOneAttempt: a failure concerns one attempt.
+// A failure to make a group concerns one attempt.
 func TestFailedCgroupConcernsOneAttempt(t *testing.T) {
 	f := newFakeCgroups(t)
 	defer f.close()
@@ -236,7 +236,7 @@ func TestFailedCgroupConcernsOneAttempt(t *testing.T) {
 	f.refuse = nil
 	f.release(f.mustAcquire(0))
 
-	// What is empty meanwhile makes room at once.
+	// Groups that have become empty make room at once.
 	survivor := f.mustAcquire(0)
 	populate(t, survivor, "1")
 	f.release(survivor)
@@ -253,7 +253,7 @@ func TestFailedCgroupConcernsOneAttempt(t *testing.T) {
 	f.release(held)
 }
 
-// TestRefusedStartSuspendsCgroups: they are left out for a while, and tried again.
+// After a refused start groups are suspended for a while, and then tried again.
 func TestRefusedStartSuspendsCgroups(t *testing.T) {
 	f := newFakeCgroups(t)
 	defer f.close()
@@ -281,7 +281,7 @@ func TestRefusedStartSuspendsCgroups(t *testing.T) {
 	f.release(g)
 }
 
-// TestAttemptDoesNotStartWithoutItsLimit: the attempt does not start without it.
+// An attempt whose limit cannot be set does not start.
 func TestAttemptDoesNotStartWithoutItsLimit(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	f := newFakeCgroups(t)
@@ -302,7 +302,7 @@ func TestAttemptDoesNotStartWithoutItsLimit(t *testing.T) {
 	}
 }
 
-// TestMemoryLimitsAreShownAsSubmitted: limits are told as they were asked for.
+// Limits are shown as they were submitted.
 func TestMemoryLimitsAreShownAsSubmitted(t *testing.T) {
 	for milli, want := range map[int64]string{1: "0.001", 500: "0.5", 999: "0.999", 1_000: "1", 1_500: "1.5", 32_000: "32", 2_048_500: "2048.5", 1_000_000_000: "1000000"} {
 		if got := formatRounded(milli<<20/1000, 1<<20); got != want {
@@ -333,8 +333,8 @@ func countDescriptors(t *testing.T) int {
 	return len(list)
 }
 
-// TestStaleCgroupsAreRemoved: empty groups of a prefix go, in both versions and wherever
-// this process would look for some. Groups that are kept, or not empty, and those of others stay.
+// Empty groups of a prefix are removed, in both versions and wherever this process would make some.
+// Groups that are kept or not empty stay, as do those of other prefixes.
 func TestStaleCgroupsAreRemoved(t *testing.T) {
 	root := newFakeMachine(t, bothVersions, "0::/a/b\n1:memory:/m\n")
 	folders := map[string]bool{ // whether it goes

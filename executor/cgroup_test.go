@@ -15,8 +15,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// grouped is a rig whose attempts run in control groups, if the machine lets us make
-// some; has tells that, and limits whether memory can be limited.
+// newCgroupRig makes a rig whose attempts run in control groups, if the machine allows them. has
+// tells that, and limits whether memory can be limited.
 func newCgroupRig(t *testing.T) (r *rig, has, limits bool) {
 	t.Helper()
 	var log strings.Builder
@@ -39,7 +39,7 @@ func newCgroupRig(t *testing.T) (r *rig, has, limits bool) {
 	return r, has, limits
 }
 
-// TestKillReachesOtherSessions: where there are control groups.
+// Where control groups are available, a kill reaches processes in other sessions.
 func TestKillReachesOtherSessions(t *testing.T) {
 	r, has, _ := newCgroupRig(t)
 	for task := range uint32(3) { // the second and third one in the group of the first
@@ -64,7 +64,7 @@ func TestKillReachesOtherSessions(t *testing.T) {
 	killMarked(t, r.mark) // where there are none
 }
 
-// TestDescendantsOutliveATaskThatEnds: a task that ends by itself is not its descendants' end.
+// The descendants of a task that ends by itself go on.
 func TestDescendantsOutliveATaskThatEnds(t *testing.T) {
 	r, _, _ := newCgroupRig(t)
 	if rep := r.runShell("sleep 1000 & echo $!"); rep.Record.Result != messages.AttemptSucceeded {
@@ -77,7 +77,8 @@ func TestDescendantsOutliveATaskThatEnds(t *testing.T) {
 	r.runShell("true") // in the group that is empty now
 }
 
-// TestMemoryLimitKills: what is beyond it is killed, and said; where memory can be limited.
+// Where memory can be limited, the kernel kills a task that exceeds its limit, and the record says
+// so.
 func TestMemoryLimitKills(t *testing.T) {
 	r, _, limits := newCgroupRig(t)
 	small := func(o *executor.Order) { o.MemoryBytes = 20 << 20 }
@@ -94,9 +95,8 @@ func TestMemoryLimitKills(t *testing.T) {
 	}
 }
 
-// TestSurvivorCannotPrint: after the attempt's end it is refused, and neither that nor
-// what was printed before takes memory any more. With control groups and without, and
-// while somebody reads what the attempt printed.
+// After the attempt's end a survivor's writes are refused. Its file takes no memory any more, with
+// control groups and without, and while a reader has the attempt's output open.
 func TestSurvivorCannotPrint(t *testing.T) {
 	for _, name := range []string{"without groups", "with groups", "with a reader"} {
 		t.Run(name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestSurvivorCannotPrint(t *testing.T) {
 	}
 }
 
-// TestSurvivorKeepsOnlyItsOwnCgroup: what a task leaves behind keeps its own group, and no other one.
+// A survivor keeps only its own group.
 func TestSurvivorKeepsOnlyItsOwnCgroup(t *testing.T) {
 	r, has, _ := newCgroupRig(t)
 	if !has {
@@ -181,7 +181,7 @@ func TestSurvivorKeepsOnlyItsOwnCgroup(t *testing.T) {
 	}
 	poll(t, func() string {
 		groups := cgroupsOf(t, r.groups)
-		// The survivor's, and what waits for the next attempt: two descriptors each.
+		// The survivor's group and the free ones have two descriptors each.
 		if after := countDescriptors(t); len(groups) > 12 || after > before+2*len(groups) {
 			return fmt.Sprintf("%d groups, %d descriptors, %d before", len(groups), after, before)
 		}
@@ -201,7 +201,7 @@ func TestSurvivorKeepsOnlyItsOwnCgroup(t *testing.T) {
 	}
 }
 
-// groupsOf lists the control groups that a Process of a name has.
+// cgroupsOf lists the control groups of a Process with this name.
 func cgroupsOf(t *testing.T, name string) (found []string) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
@@ -214,8 +214,8 @@ func cgroupsOf(t *testing.T, name string) (found []string) {
 	return found
 }
 
-// TestMemoryLimitExcludesOutputAndLeftovers: what it prints is not charged to it, nor what an attempt
-// before it has left behind; and a small limit holds behind a large one.
+// A task's memory limit includes neither its output nor what an attempt before it left behind. A
+// small limit also holds after a large one.
 func TestMemoryLimitExcludesOutputAndLeftovers(t *testing.T) {
 	r, _, limits := newCgroupRig(t)
 	if !limits {
@@ -241,9 +241,8 @@ func TestMemoryLimitExcludesOutputAndLeftovers(t *testing.T) {
 	}
 }
 
-// TestOutputThroughAPipeIsTheSame: with a memory limit, output is what it is without one: whole,
-// in order, readable while the task runs, cut in the middle, and the survivors' no more
-// than what was there at the end.
+// With a memory limit, output is the same as without one: whole, in order, readable while the task
+// runs, and cut in the middle. Output of survivors after the end is dropped.
 func TestOutputThroughAPipeIsTheSame(t *testing.T) {
 	r, _, limits := newCgroupRig(t)
 	if !limits {

@@ -14,8 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestCommandStringIsPassedUnchanged: whatever its first bytes and its length, a command string is the
-// text of /bin/sh -c.
+// A command string is the text of /bin/sh -c, whatever its first bytes and its length.
 func TestCommandStringIsPassedUnchanged(t *testing.T) {
 	r := newRig(t, nil)
 	long := "#" + strings.Repeat("x", 143<<10) + "\n"
@@ -46,8 +45,7 @@ func TestCommandStringIsPassedUnchanged(t *testing.T) {
 	}
 }
 
-// TestStartFailureNamesItsCause: the log names the real cause, which the kernel's errno alone
-// does not.
+// The log names the real cause, which the kernel's errno does not.
 func TestStartFailureNamesItsCause(t *testing.T) {
 	r := newRig(t, nil)
 	write := func(name, text string, mode os.FileMode) string {
@@ -104,7 +102,7 @@ func TestStartFailureNamesItsCause(t *testing.T) {
 	}
 }
 
-// TestBusyProgramIsRetried: a program that somebody still writes is tried for a moment.
+// A program that is still being written is tried again for a moment.
 func TestBusyProgramIsRetried(t *testing.T) {
 	r := newRig(t, nil)
 	text, err := os.ReadFile("/bin/true")
@@ -133,7 +131,7 @@ func TestBusyProgramIsRetried(t *testing.T) {
 	}
 }
 
-// TestNoExecMountIsNamed: the mount is named. It needs the right to mount.
+// The error names the mount. The test needs the right to mount.
 func TestNoExecMountIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", unix.MS_NOEXEC, ""); err != nil {
@@ -151,7 +149,7 @@ func TestNoExecMountIsNamed(t *testing.T) {
 	}
 }
 
-// elfFor is the header of a program for a machine (EM_AARCH64 is 0xB7).
+// elfFor returns the header of a program for a machine (EM_AARCH64 is 0xB7).
 func elfFor(machine byte) []byte {
 	b := make([]byte, 64)
 	copy(b, "\x7fELF\x02\x01\x01")
@@ -159,7 +157,7 @@ func elfFor(machine byte) []byte {
 	return b
 }
 
-// elfWithLoader is this machine's /bin/true, with another loader's name.
+// elfWithLoader returns this machine's /bin/true, with the name of another loader.
 func elfWithLoader(t *testing.T, loader string) []byte {
 	t.Helper()
 	text, err := os.ReadFile("/bin/true")

@@ -86,7 +86,7 @@ func TestKillReachesAStoppedTask(t *testing.T) {
 	}
 }
 
-// The leader obeys at once, a member of its group cleans up: it has the grace.
+// The leader obeys at once, while a member of its group uses the grace to clean up.
 func TestKillWaitsForTheGroup(t *testing.T) {
 	r := newRig(t, nil)
 	done := filepath.Join(r.dir, "done")
@@ -118,8 +118,8 @@ func TestKillForcesTheGroup(t *testing.T) {
 	}
 }
 
-// A timeout ends the background children too, but a task that ends by itself
-// leaves them alone, holds no slot, and its output is what there was.
+// A timeout ends the background children too. A task that ends by itself leaves them alone, frees
+// its slot, and keeps the output printed so far.
 func TestTimeoutEndsBackgroundChildren(t *testing.T) {
 	r := newRig(t, nil)
 	all := func(o *executor.Order) { o.CPUMillis = 4000 }
@@ -186,7 +186,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 }
 
-// 200 attempts end by themselves while kills at random moments race with that.
+// 200 attempts end by themselves while kills come at random moments.
 func TestKillsRaceWithExits(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 200
@@ -214,7 +214,7 @@ func TestKillsRaceWithExits(t *testing.T) {
 			t.Errorf("task %d: %d final reports", i, finals)
 		}
 	}
-	// Whoever forked a child and ended by itself left it alone; it ends soon.
+	// Tasks that ended by themselves left their children alone; these end soon.
 	poll(t, func() string { return strings.Join(markedProcesses(r.mark), " ") })
 	poll(t, func() string {
 		if now := runtime.NumGoroutine(); now > threads {

@@ -21,9 +21,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// The loop keeps a processor of Go's while it waits. The collector, which stops the world,
-// waits for it at most for keepProcessor, also where Go sends no signals to preempt: while
-// attempts end all the time, and while none does.
+// The loop keeps a Go processor while it waits. The collector, which stops the world, waits for it
+// no longer than keepProcessorMillis, even where Go sends no signals to preempt: both while attempts
+// end all the time, and while the loop is idle.
 func TestCollectorDoesNotWaitForTheLoop(t *testing.T) {
 	if os.Getenv("LOOP_TEST") == "" {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a world that stays stopped has no timers
@@ -67,8 +67,8 @@ func TestCollectorDoesNotWaitForTheLoop(t *testing.T) {
 	<-reports
 }
 
-// runTogether starts attempts that wait for slots, makes the slots free, and returns when all
-// have ended.
+// runTogether starts attempts that wait for slots, then frees the slots, and returns when all
+// attempts have ended.
 func runTogether(p *Process, reports <-chan Report, attempts uint32, cpuMillis int64) {
 	p.SetCapacity(0, 0)
 	for i := range attempts {
@@ -80,8 +80,8 @@ func runTogether(p *Process, reports <-chan Report, attempts uint32, cpuMillis i
 	}
 }
 
-// Ends are reported before the next starts are made known to the journal, and all starts that
-// are due at once with one call.
+// Ends are reported before the next intents are written. All starts that are due at once share one
+// call.
 func TestEndsAreReportedBeforeNextIntents(t *testing.T) {
 	const tasks = 20
 	running, batches := 0, 0
@@ -120,7 +120,7 @@ func TestEndsAreReportedBeforeNextIntents(t *testing.T) {
 	}
 }
 
-// A process whose end a debugger keeps for itself is waited for beside the loop.
+// A process whose end a debugger withholds does not delay the loop.
 func TestExitHeldByADebugger(t *testing.T) {
 	if pid, err := strconv.Atoi(os.Getenv("LOOP_TEST_TRACE")); err == nil {
 		runtime.LockOSThread()
@@ -177,7 +177,7 @@ func TestExitHeldByADebugger(t *testing.T) {
 	}
 }
 
-// While orders come without an end, what has ended is reported all the same.
+// While orders come without pause, ended attempts are still reported.
 func TestFloodOfOrdersDoesNotDelayEnds(t *testing.T) {
 	const most = 400
 	var p *Process
@@ -207,7 +207,7 @@ func TestFloodOfOrdersDoesNotDelayEnds(t *testing.T) {
 	<-done
 }
 
-// Attempts whose intents could not be written begin in their order when they can.
+// Attempts whose intents could not be written start later, in their order.
 func TestOrderIsKeptAfterAFailedIntent(t *testing.T) {
 	const tasks = 3
 	var order []uint32 // the loop's, until all have ended
@@ -228,8 +228,8 @@ func TestOrderIsKeptAfterAFailedIntent(t *testing.T) {
 	}
 }
 
-// A launch whose pidfd the loop cannot watch is reported as any other: its start before its end,
-// and a program that is not there as no start.
+// A launch whose pidfd the loop cannot watch is reported like any other: its start before its end,
+// and a missing program as not started.
 func TestLaunchWithoutAWatchedPidfd(t *testing.T) {
 	for program, want := range map[string][]ReportKind{
 		"/bin/true":    {Started, Finished},
@@ -248,7 +248,7 @@ func TestLaunchWithoutAWatchedPidfd(t *testing.T) {
 			},
 			Now: func() int64 { // called between the launch and the watch too
 				if a != nil && a.pidfd >= 0 {
-					// What is watched already cannot be added.
+					// A descriptor that is watched already cannot be added.
 					_ = unix.EpollCtl(p.epollFD, unix.EPOLL_CTL_ADD, a.pidfd, &unix.EpollEvent{Fd: 1 << 30})
 					a = nil
 					unwatched <- struct{}{}
@@ -270,13 +270,13 @@ func TestLaunchWithoutAWatchedPidfd(t *testing.T) {
 	}
 }
 
-// awaitExit returns when a child has exited, and leaves it to be reaped.
+// awaitExit returns when a child has exited, and leaves it unreaped.
 func awaitExit(pid int) {
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
 }
 
-// Timeouts and kills are carried out in time while the loop waits for the journal.
+// Timeouts and kills take effect in time while the loop waits for the journal.
 func TestDeadlinesFireWhileTheLoopWaits(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
@@ -309,8 +309,8 @@ func TestDeadlinesFireWhileTheLoopWaits(t *testing.T) {
 	}
 }
 
-// A process that has ended in time did so, though its timeout is looked at before its start was
-// noticed: the loop waits for the journal meanwhile.
+// A process that ended in time counts as such, even if its timeout fires before the loop, which
+// waits for the journal, has noticed its start.
 func TestExitBeforeATimeoutWins(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
@@ -331,7 +331,7 @@ func TestExitBeforeATimeoutWins(t *testing.T) {
 		}
 		return nil
 	}})
-	// It takes some ms until the child comes to its program.
+	// The child needs some ms until it finds its program.
 	path := "PATH=" + strings.Repeat("/nowhere:", 5000) + "/bin"
 	p.Start(Order{Key: first, Command: []string{"true"}, Environment: []string{path}, Timeout: 1500 * time.Millisecond})
 	for range 4 {
@@ -341,8 +341,8 @@ func TestExitBeforeATimeoutWins(t *testing.T) {
 	}
 }
 
-// What a process has left in its group is not killed with it when it has ended before the kill,
-// though its start was not noticed yet.
+// A kill after the process has ended spares its background children, even if its start was not
+// noticed yet.
 func TestLateKillSparesBackgroundChildren(t *testing.T) {
 	first, second := messages.AttemptKey{Task: 1}, messages.AttemptKey{Task: 2}
 	var p *Process
@@ -360,7 +360,7 @@ func TestLateKillSparesBackgroundChildren(t *testing.T) {
 		}
 		return nil
 	}})
-	// It takes some ms until the child comes to its program.
+	// The child needs some ms until it finds its program.
 	path := "PATH=" + strings.Repeat("/nowhere:", 5000) + "/bin"
 	p.Start(Order{Key: first, Command: []string{"sh", "-c", "/bin/sleep 1000 & exit 0"}, Environment: []string{path}})
 	for range 4 {
@@ -374,8 +374,7 @@ func TestLateKillSparesBackgroundChildren(t *testing.T) {
 	_ = unix.Kill(-pid, unix.SIGKILL)
 }
 
-// An attempt that waits again, after its program could not be executed for a shortage, is
-// watched like any other when it runs.
+// The monitor watches an attempt that runs after a shortage made its first exec fail.
 func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})
@@ -402,7 +401,7 @@ func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	<-reports
 }
 
-// A start that hangs is looked at less and less often.
+// The loop checks a start that hangs less and less often.
 func TestHangingStartIsRecheckedLessOften(t *testing.T) {
 	var p Process
 	hangs := &turn{starting: []*attempt{nil}, recheck: recheckFirst}

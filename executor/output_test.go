@@ -47,8 +47,8 @@ func TestLongOutputGoesToTheRunsFile(t *testing.T) {
 	}
 }
 
-// Far more output than the limit: the ends are kept, exactly, and neither memory
-// nor disk hold the middle.
+// Of output far beyond the limit both ends are kept, exactly. Neither memory nor disk holds the
+// middle.
 func TestOutputIsBounded(t *testing.T) {
 	const limit, lines = 1 << 20, 6 << 20
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = limit })
@@ -84,7 +84,7 @@ func TestOutputIsBounded(t *testing.T) {
 	if n := diskUse(t, r.dir); n > limit+64<<10 {
 		t.Errorf("%d bytes on disk", n)
 	}
-	// The reader that was open while it ran sees the final state.
+	// A reader that was open during the run sees the final state.
 	if l.Live() || l.Size() != o.Size || l.Kept(limit) != o.Size-limit/2 {
 		t.Errorf("live %t, size %d, kept from %d", l.Live(), l.Size(), l.Kept(limit))
 	}
@@ -93,7 +93,7 @@ func TestOutputIsBounded(t *testing.T) {
 	}
 }
 
-// memfdBlocks is the most that one of this process's output streams holds, in bytes.
+// memfdBlocks is the most storage, in bytes, that one of this process's output streams takes.
 func memfdBlocks() (most int64) {
 	names, _ := os.ReadDir("/proc/self/fd")
 	for _, n := range names {
@@ -163,7 +163,7 @@ func TestLiveLogFollowsARunningTask(t *testing.T) {
 	}
 }
 
-// Readers come and go while attempts end.
+// Readers open and close logs while attempts end.
 func TestReadersRaceWithTheEnd(t *testing.T) {
 	r := newRig(t, nil)
 	const n = 40
@@ -208,8 +208,7 @@ func TestCaptureReportsAllOfStdout(t *testing.T) {
 	}
 }
 
-// A task may truncate its own output by opening it anew; nothing hangs or is
-// filled with zeros.
+// A task that reopens its output may truncate it. The rest has no gaps of zeros, and no task hangs.
 func TestTaskMayReopenItsOutput(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = 64 << 10 })
 	if out := r.readOutput(r.runShell(`echo first; echo second >> /dev/stdout; echo third`).Record.Stdout); out != "first\nsecond\nthird\n" {
@@ -224,7 +223,7 @@ func TestTaskMayReopenItsOutput(t *testing.T) {
 	}
 }
 
-// When the output cannot be written the result and the beginning of the output stay.
+// When the output cannot be written, the result and the beginning of the output are kept.
 func TestResultStandsWhenOutputCannotBeKept(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.InlineMax = 10 })
 	r.store.Close()
@@ -240,8 +239,8 @@ func TestResultStandsWhenOutputCannotBeKept(t *testing.T) {
 	}
 }
 
-// A fast writer is held to its limit and not slowed much: 400 to 1,000 MB/s on two
-// cores. The bound leaves room for a machine that does ten other things.
+// A fast writer stays within its limit and is hardly slowed: 400 to 1,000 MB/s on two cores. The
+// bound leaves room for a busy machine.
 func TestFastWriterIsBoundedAndNotSlowed(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.MaxOutput = 8 << 20 })
 	const size = 1 << 30
@@ -264,7 +263,7 @@ func TestFastWriterIsBoundedAndNotSlowed(t *testing.T) {
 	}
 }
 
-// blocks is how many bytes of storage a file takes.
+// allocatedBytes is how much storage a file takes.
 func allocatedBytes(path string) int64 {
 	var st syscall.Stat_t
 	if syscall.Stat(path, &st) != nil {

@@ -62,7 +62,7 @@ func TestProcessGroupsWithoutProc(t *testing.T) {
 	}
 }
 
-// internalRig is a Process whose reports come through a channel.
+// newInternalRig makes a Process whose reports come through a channel.
 func newInternalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	store, err := outputs.Open(t.TempDir())
 	if err != nil {
@@ -84,8 +84,8 @@ func newInternalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {
 	return p, reports
 }
 
-// startedAlone is an attempt whose process the loop knows nothing of, as where the kernel
-// has no pidfd.
+// startUnwatched starts an attempt whose process the loop does not watch, as on a kernel without
+// pidfds.
 func startUnwatched(t *testing.T, p *Process, o Order) *attempt {
 	t.Helper()
 	o.CPUMillis = 10
@@ -118,7 +118,7 @@ func (p *Process) awaitUnwatched(a *attempt) {
 	p.watchExit(a)
 }
 
-// A kernel without pidfd: the wait blocks a thread instead.
+// On a kernel without pidfds a thread waits for the process.
 func TestAttemptWithoutPidfd(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	for i, script := range []string{"exit 3", "sleep 0.02; exit 3"} {
@@ -135,7 +135,8 @@ func TestAttemptWithoutPidfd(t *testing.T) {
 	}
 }
 
-// What is killed between the queue and the fork is not forked.
+// An attempt that is killed between the queue and the fork is not forked. Its only report is the
+// end, without a start.
 func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		key := messages.AttemptKey{Task: 1}
@@ -144,7 +145,7 @@ func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 			p.Kill(key, time.Hour)
 			p.Kill(key, grace)
 			if _, err := p.OpenLog(key, messages.Stdout); err != ErrNotRunning {
-				t.Errorf("log of an unborn attempt: %v", err)
+				t.Errorf("log of an attempt that has not started: %v", err)
 			}
 			return nil
 		}})
@@ -155,7 +156,7 @@ func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 	}
 }
 
-// A kill of what has ended by itself, before anybody looked, comes too late.
+// A kill after the process has ended by itself has no effect, even if its end was not noticed yet.
 func TestKillAfterTheExitHasNoEffect(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := startUnwatched(t, p, Order{Command: []string{"/bin/true"}})

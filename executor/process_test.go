@@ -28,14 +28,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// As the program does: what whoever runs the tests has open is not for tasks.
+	// As the program does: descriptors that the caller of the tests left open are not for tasks.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fmt.Fprintln(os.Stderr, "descriptors that were inherited reach the tasks:", err)
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// rig is a Process with what a test watches around it.
+// rig is a Process with the means to observe it.
 type rig struct {
 	*executor.Process
 	*executortest.Recorder
@@ -48,8 +48,8 @@ type rig struct {
 
 var marks atomic.Int64
 
-// newRig makes a Process with 4 cores and 100 MB. When the test is over it must have
-// ended everything, hold no slot, and leave no process and no descriptor behind.
+// newRig makes a Process with 4 cores and 100 MB. At the end of the test all its attempts and slots
+// must be gone, and it must leave no process and no descriptor behind.
 func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 	t.Helper()
 	runtime.GC() // descriptors of earlier tests' garbage
@@ -90,7 +90,7 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 	return r
 }
 
-// idle checks that nothing runs and no slot is taken.
+// checkIdle checks that no attempt runs and all slots are free.
 func (r *rig) checkIdle() {
 	r.t.Helper()
 	if err := r.CheckInvariants(); err != nil {
@@ -105,7 +105,7 @@ func id(task uint32) messages.AttemptKey {
 	return messages.AttemptKey{Run: 12, Task: task, Attempt: 1}
 }
 
-// sh starts a shell script as the task; it costs one core.
+// startShell starts a shell script as the task; it costs one core.
 func (r *rig) startShell(task uint32, script string, change ...func(*executor.Order)) messages.AttemptKey {
 	o := executor.Order{
 		Key: id(task), Name: fmt.Sprintf("task_%d", task), UseShell: true, Shell: script,
@@ -118,13 +118,13 @@ func (r *rig) startShell(task uint32, script string, change ...func(*executor.Or
 	return o.Key
 }
 
-// run starts the script and returns its final report.
+// runShell runs the script and returns its final report.
 func (r *rig) runShell(script string, change ...func(*executor.Order)) executor.Report {
 	r.t.Helper()
 	return r.WaitFinal(r.startShell(1000+uint32(marks.Add(1)), script, change...)) // tests number theirs from 0
 }
 
-// text is an ended attempt's output as it can be read, "<cut>" for the gap.
+// readOutput returns an ended attempt's output, with "<cut>" for the gap.
 func (r *rig) readOutput(o messages.Output) string {
 	r.t.Helper()
 	l, err := r.store.Log(r.outputID(o), o)
@@ -135,7 +135,7 @@ func (r *rig) readOutput(o messages.Output) string {
 	return readAll(r.t, l)
 }
 
-// idOf finds whose output it is.
+// outputID finds the attempt with this output.
 func (r *rig) outputID(o messages.Output) outputs.ID {
 	for _, rep := range r.All() {
 		for stream, out := range []messages.Output{rep.Record.Stdout, rep.Record.Stderr} {
@@ -168,7 +168,7 @@ func readAll(t *testing.T, l messages.Log) string {
 	}
 }
 
-// printed waits until a running attempt's stdout holds want.
+// waitPrinted waits until a running attempt's stdout holds want.
 func (r *rig) waitPrinted(key messages.AttemptKey, want string) {
 	r.t.Helper()
 	r.WaitStarted(key)
@@ -185,7 +185,7 @@ func (r *rig) waitPrinted(key messages.AttemptKey, want string) {
 	})
 }
 
-// poll waits for the state of a real process, which nothing signals.
+// poll waits for a state of a real process that sends no signal.
 func poll(t *testing.T, missing func() string) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
@@ -210,7 +210,7 @@ func countDescriptors(t *testing.T) int {
 	return len(names)
 }
 
-// marked lists the living processes with the entry in their environment.
+// markedProcesses lists the living processes with the entry in their environment.
 func markedProcesses(entry string) (pids []string) {
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, f := range files {
@@ -221,8 +221,7 @@ func markedProcesses(entry string) (pids []string) {
 	return pids
 }
 
-// end kills the processes with the entry in their environment, and what those start
-// meanwhile.
+// killMarked kills the processes with the entry in their environment, and their children.
 func killMarked(t *testing.T, entry string) {
 	t.Helper()
 	poll(t, func() string {
@@ -236,8 +235,8 @@ func killMarked(t *testing.T, entry string) {
 	})
 }
 
-// tested is a shell condition: the test still runs. No loop outlives one that was
-// interrupted.
+// whileTestRuns is a shell condition that is false once the test has ended, so that loops end with
+// an interrupted test.
 func whileTestRuns() string { return fmt.Sprintf("kill -0 %d 2>/dev/null", os.Getpid()) }
 
 func TestProcessConforms(t *testing.T) {
@@ -321,7 +320,7 @@ func TestHooksSeeEachStartInOrder(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) {
 		c.RecordIntents = func(orders []*executor.Order) error {
 			for _, o := range orders {
-				say("begin " + o.Name)
+				say("intent " + o.Name)
 				if o.Name == "refused" && !refused {
 					refused = true
 					return errors.New("no room to remember it")
@@ -329,7 +328,7 @@ func TestHooksSeeEachStartInOrder(t *testing.T) {
 			}
 			return nil
 		}
-		c.OnStarted = func(o *executor.Order, pid int) { say("born " + o.Name) }
+		c.OnStarted = func(o *executor.Order, pid int) { say("started " + o.Name) }
 		c.AttemptMark = func(k messages.AttemptKey) string { return "MARK=it" }
 	})
 	rec := r.runShell(`echo "$MARK"`, func(o *executor.Order) { o.Name, o.Environment = "one", append(o.Environment, "MARK=mine") }).Record
@@ -340,7 +339,7 @@ func TestHooksSeeEachStartInOrder(t *testing.T) {
 	if rec.Result != messages.AttemptSucceeded || rec.ExecutorLog != "" {
 		t.Errorf("%+v", rec)
 	}
-	if got := strings.Join(said, ", "); got != "begin one, born one, begin refused, begin refused, born refused" {
+	if got := strings.Join(said, ", "); got != "intent one, started one, intent refused, intent refused, started refused" {
 		t.Errorf("%s", got)
 	}
 }
@@ -370,8 +369,7 @@ func TestSetCapacityBoundsTheSlots(t *testing.T) {
 	}
 }
 
-// A commandString is run by /bin/sh; a task without a folder of its own runs in
-// the executor's.
+// A commandString is run by /bin/sh. A task without a working folder runs in the executor's.
 func TestCommandStringRunsInTheDefaultFolder(t *testing.T) {
 	r := newRig(t, nil)
 	shell, err := filepath.EvalSymlinks("/bin/sh")
@@ -393,7 +391,7 @@ func TestCommandStringRunsInTheDefaultFolder(t *testing.T) {
 	}
 }
 
-// Without a limit of one's own 64 MiB of a stream are kept, half from each end.
+// By default 64 MiB of a stream are kept, half from each end.
 func TestDefaultOutputLimitKeepsBothEnds(t *testing.T) {
 	r := newRig(t, nil)
 	const limit = 64 << 20

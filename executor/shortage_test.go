@@ -11,7 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// scarce has Begin fail as the machine does that has room for most attempts at a time.
+// shortage makes RecordIntents fail like a machine that has room for few attempts at a time.
 type shortage struct {
 	mu        sync.Mutex
 	most      int
@@ -46,8 +46,8 @@ func (s *shortage) configure(c *executor.ProcessConfig) {
 	}
 }
 
-// TestOrdersWaitForTheEndOfAShortage: what cannot start now starts when others have ended. No attempt is
-// lost, and none is tried in a busy loop.
+// An order that cannot start now starts when others have ended. All attempts run, and tries are
+// paced.
 func TestOrdersWaitForTheEndOfAShortage(t *testing.T) {
 	const tasks = 200
 	s := &shortage{most: 5}
@@ -71,8 +71,8 @@ func TestOrdersWaitForTheEndOfAShortage(t *testing.T) {
 	}
 }
 
-// TestKillDuringAShortageRevokes: an attempt that waits for the end of a shortage is revoked like
-// any other that waits, and so it is when the executor closes.
+// An attempt that waits for the end of a shortage is revoked like any other that waits, by a kill or
+// by Close.
 func TestKillDuringAShortageRevokes(t *testing.T) {
 	s := &shortage{}
 	r := newRig(t, s.configure)

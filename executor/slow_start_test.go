@@ -14,12 +14,12 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// late is by how much what has a time may be late. The machine may be busy with something
-// else: the best of some tries counts.
+// late is how late a timed event may be. The best of some tries counts, since the machine may be
+// busy.
 const late = 300 * time.Millisecond
 
-// onTime holds that something takes from least to most, once in three times. None of them
-// may take less.
+// requireDuration requires that measure takes from least to most in one of three tries. No try may
+// take less.
 func requireDuration(t *testing.T, what string, least, most time.Duration, measure func() time.Duration) {
 	t.Helper()
 	var took []time.Duration
@@ -35,10 +35,10 @@ func requireDuration(t *testing.T, what string, least, most time.Duration, measu
 	t.Errorf("%s: %v, want %v to %v", what, took, least, most)
 }
 
-// slowPrograms is how many programs are slow at once: more than this machine's processors.
+// slowPrograms is how many programs are slow at once: more than this machine has processors.
 const slowPrograms = 8
 
-// slow starts programs, from a task number on, whose exec waits until the test is over.
+// startSlow starts programs, from a task number on, whose exec waits until the test is over.
 func (r *rig) startSlow(first uint32, change ...func(*executor.Order)) (keys []messages.AttemptKey, leases []*faults.Lease) {
 	r.t.Helper()
 	for i := range uint32(slowPrograms) {
@@ -70,7 +70,7 @@ func (r *rig) startSlow(first uint32, change ...func(*executor.Order)) (keys []m
 	return keys, leases
 }
 
-// unhindered holds that what goes on beside starts that hang is on time.
+// requireNoDelay requires that other attempts are on time while starts hang.
 func (r *rig) requireNoDelay() {
 	r.t.Helper()
 	collected := make(chan struct{})
@@ -133,7 +133,7 @@ func (r *rig) requireNoDelay() {
 
 func manyCores(c *executor.ProcessConfig) { c.CPUMillis = 20_000 }
 
-// TestSlowExecDelaysOnlyItself: programs whose exec hangs delay nothing else, and end when they should.
+// Programs whose exec hangs delay only themselves, and end in time.
 func TestSlowExecDelaysOnlyItself(t *testing.T) {
 	r := newRig(t, manyCores)
 	keys, leases := r.startSlow(0)
@@ -163,7 +163,7 @@ func TestSlowExecDelaysOnlyItself(t *testing.T) {
 	}
 }
 
-// TestTimeoutIncludesTheExec: the time runs from the moment when the process is made.
+// The timeout runs from the moment when the process is made.
 func TestTimeoutIncludesTheExec(t *testing.T) {
 	r := newRig(t, manyCores)
 	const limit = 2 * time.Second // so that all wait before
@@ -182,7 +182,7 @@ func TestTimeoutIncludesTheExec(t *testing.T) {
 	}
 }
 
-// TestCloseEndsSlowExecs: an executor ends what is on its way to its program.
+// Close ends attempts that have not executed their program yet.
 func TestCloseEndsSlowExecs(t *testing.T) {
 	r := newRig(t, manyCores)
 	keys, _ := r.startSlow(0)
@@ -200,8 +200,7 @@ func TestCloseEndsSlowExecs(t *testing.T) {
 	}
 }
 
-// TestHangingFolderDelaysOnlyItself: a folder that hangs does so for what is to run in it, or to be looked
-// up in it, alone.
+// A folder that hangs delays only the tasks that run in it, or whose program is looked up in it.
 func TestHangingFolderDelaysOnlyItself(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
@@ -221,8 +220,8 @@ func TestHangingFolderDelaysOnlyItself(t *testing.T) {
 		case 0:
 			o.Dir = dir
 		case 1:
-			// Names of their own: what waits for another's look-up of the same name is
-			// where no signal reaches it.
+			// Each task has its own name: a look-up waits, unreachable by signals, for another
+			// look-up of the same name.
 			o.Environment = append(o.Environment, fmt.Sprintf("PATH=%s/bin%d:/bin", dir, i))
 		case 2:
 			o.UseShell, o.Shell, o.Dir = true, "#"+strings.Repeat("x", 200<<10)+"\ntrue", dir
@@ -253,9 +252,9 @@ func TestHangingFolderDelaysOnlyItself(t *testing.T) {
 	}
 }
 
-// TestMemoryLimitBelowTheArgumentsIsReported: when the memory of its group does not hold a task's own
-// arguments it does not start. Until its exec the child shares the memory of this process,
-// which the kernel would kill with it, were it not a child of vfork.
+// A task whose group has too little memory for its own arguments does not start. Until its exec the
+// child shares the memory of this process, which the kernel would also kill if the child were not a
+// child of vfork.
 func TestMemoryLimitBelowTheArgumentsIsReported(t *testing.T) {
 	r, _, limits := newCgroupRig(t)
 	if !limits {

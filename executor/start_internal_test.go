@@ -12,8 +12,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// busyProgram is a script that is open for writing, so that each try to execute it fails
-// with ETXTBSY.
+// newBusyProgram makes a script that is open for writing, so that each exec of it fails with
+// ETXTBSY.
 func newBusyProgram(t *testing.T, text string) (path string, f *os.File) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "busy")
@@ -28,8 +28,8 @@ func newBusyProgram(t *testing.T, text string) (path string, f *os.File) {
 	return path, f
 }
 
-// A start that fails while as many as may be are under way makes room for one from the
-// queue, which runs.
+// When as many starts as allowed are under way and one fails, an order from the queue takes its
+// place and runs.
 func TestFailedStartMakesRoom(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()
@@ -51,8 +51,8 @@ func TestFailedStartMakesRoom(t *testing.T) {
 	}
 }
 
-// A kill that comes while a start has timed out is not forgotten when the start fails for
-// a shortage; the timeout is.
+// A kill of a start that has timed out is remembered when that start fails for a shortage; the
+// timeout is not.
 func TestKillOutlivesAFailedStart(t *testing.T) {
 	p, _ := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()
@@ -77,7 +77,7 @@ func TestKillOutlivesAFailedStart(t *testing.T) {
 	}
 }
 
-// The killer and the timeout of a start that failed do not reach the next one.
+// The deadlines of a failed start do not end the next one.
 func TestTimersOfAFailedStartAreStopped(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "0.5"}})
@@ -96,7 +96,7 @@ func TestTimersOfAFailedStartAreStopped(t *testing.T) {
 	}
 }
 
-// Whenever a kill without grace comes between the tries of a start, none of them runs on.
+// A kill without grace between the tries of a start ends the attempt, whenever it comes.
 func TestKillBetweenTriesIsNotLost(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	for i := range uint32(30) {
@@ -130,8 +130,8 @@ func TestKillBetweenTriesIsNotLost(t *testing.T) {
 	}
 }
 
-// A start that fails while the attempt is being killed is killed, and nobody looks for
-// another reason.
+// A start that fails while the attempt is being killed counts as killed, and its failure is not
+// explained.
 func TestKilledStartIsNotExplained(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
@@ -157,7 +157,7 @@ func TestKilledStartIsNotExplained(t *testing.T) {
 	}
 }
 
-// A start that fails by itself after its timeout is told of with both.
+// The record of a start that fails by itself after its timeout has both.
 func TestFailedStartReportsItsTimeout(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/no/such/program"}, Timeout: 3 * time.Second})
@@ -177,7 +177,7 @@ func TestFailedStartReportsItsTimeout(t *testing.T) {
 	}
 }
 
-// A folder of PATH whose file server is dead is passed over.
+// A folder of PATH whose file server is dead is skipped.
 func TestDeadFolderInPathIsSkipped(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
@@ -207,8 +207,8 @@ func TestStartsLeaveRoomForThreads(t *testing.T) {
 	}
 }
 
-// A look at files that hang, to explain a failed start, ends with its patience, or when the
-// attempt is to be ended; and there are not too many of them.
+// The explanation of a failed start, whose files hang, ends after explainPatience, or when the
+// attempt is being ended. The number of explanations at once is bounded.
 func TestHangingExplanationIsCutShort(t *testing.T) {
 	dir := t.TempDir()
 	folder, err := faults.MountHanging(dir)
@@ -250,7 +250,7 @@ func TestHangingExplanationIsCutShort(t *testing.T) {
 	}
 }
 
-// More starts than may be wait in the queue, and are taken from there.
+// Starts beyond the limit wait in the queue, and are taken from there.
 func TestExcessStartsWaitInTheQueue(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()

@@ -34,7 +34,7 @@ func TestRecordOfASuccess(t *testing.T) {
 	}
 }
 
-// TestStartDelayCountsFromTheFreeSlot: a slot is idle from the end of one attempt to the process of the next.
+// The start delay counts from the end of one attempt to the process of the next.
 func TestStartDelayCountsFromTheFreeSlot(t *testing.T) {
 	r := newRig(t, func(c *executor.ProcessConfig) { c.CPUMillis = 1000 })
 	first, second := r.startShell(1, "exec sleep 0.05"), r.startShell(2, "true")
@@ -56,8 +56,7 @@ func TestRecordHasCPUTime(t *testing.T) {
 	}
 }
 
-// Memory is reported when it exceeds what the forking process had itself, which the
-// kernel counts in.
+// Peak memory is reported when it exceeds that of the forking process, which the kernel includes.
 func TestRecordHasPeakMemory(t *testing.T) {
 	r := newRig(t, nil)
 	if rec := r.runShell("true").Record; rec.MaxRSSKB != 0 {
@@ -68,7 +67,7 @@ func TestRecordHasPeakMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := own.Maxrss + own.Maxrss/8 + 32<<10
-	// tail keeps a line that never ends in memory.
+	// tail holds a line without an end in memory.
 	rec := r.runShell(fmt.Sprintf("head -c %d /dev/zero | tail -n 1 | wc -c", want<<10)).Record
 	if rec.MaxRSSKB < want || rec.MaxRSSKB > 3*want {
 		t.Errorf("%d KB, want about %d", rec.MaxRSSKB, want)
@@ -121,7 +120,7 @@ func TestTaskEnvironmentIsClean(t *testing.T) {
 
 func TestTaskHasOnlyStandardDescriptors(t *testing.T) {
 	r := newRig(t, nil)
-	// The shell's own words only: a pipe or the pattern's folder would show up too.
+	// The script uses only builtins of the shell, because a pipe or a glob would show up too.
 	rep := r.runShell(`readlink /proc/$$/fd/0; for f in /proc/$$/fd/*; do [ -L $f ] && echo ${f##*/}; done; cat`)
 	lines := strings.SplitN(r.readOutput(rep.Record.Stdout), "\n", 2)
 	if lines[0] != "/dev/null" {
@@ -131,7 +130,7 @@ func TestTaskHasOnlyStandardDescriptors(t *testing.T) {
 		t.Fatalf("listed %q", lines[1])
 	}
 	for _, fd := range strings.Fields(lines[1]) {
-		// 10 and above is where shells keep their own.
+		// Shells keep their own descriptors at 10 and above.
 		if len(fd) == 1 && fd > "2" {
 			t.Errorf("descriptor %s is open in the task", fd)
 		}
@@ -226,7 +225,7 @@ func TestOrdersThatCannotStart(t *testing.T) {
 			t.Errorf("%q: reported as started", c.log)
 		}
 	}
-	// Each of them gave its slots back.
+	// All of them have freed their slots.
 	if rec := r.runShell("true", func(o *executor.Order) { o.CPUMillis = 4000 }).Record; rec.Result != messages.AttemptSucceeded {
 		t.Errorf("%+v", rec)
 	}
@@ -235,8 +234,7 @@ func TestOrdersThatCannotStart(t *testing.T) {
 	}
 }
 
-// An order that does not fit yet keeps smaller ones behind it waiting, and a
-// revoked one lets them go.
+// An order that does not fit keeps smaller ones after it waiting. When it is revoked they start.
 func TestQueueIsStrict(t *testing.T) {
 	r := newRig(t, nil)
 	cores := func(n int64) func(*executor.Order) { return func(o *executor.Order) { o.CPUMillis = n } }

@@ -107,7 +107,7 @@ func TestFakeRevokesWaitingOrders(t *testing.T) {
 			t.Errorf("%+v", rep)
 		}
 	}
-	// A script that is overtaken by a revoke starts nothing.
+	// A script that is overtaken by a revoke starts no attempt.
 	e, _ = f.Bind(rec.Sink)
 	f.SetScript(func(o executor.Order) Step {
 		e.Revoke(o.Key)

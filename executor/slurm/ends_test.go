@@ -18,7 +18,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestRecordsOfEnds: how attempts end, and what their records say.
+// Records say how attempts ended, for each way to end.
 func TestRecordsOfEnds(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -91,7 +91,7 @@ func TestRecordsOfEnds(t *testing.T) {
 	}
 }
 
-// TestServerEnvironmentStaysHidden: neither by the task nor by its job.
+// Neither a task nor its job sees the server's environment.
 func TestServerEnvironmentStaysHidden(t *testing.T) {
 	g := newRig(t)
 	t.Setenv("API_TOKEN", "secret")
@@ -109,7 +109,7 @@ func TestServerEnvironmentStaysHidden(t *testing.T) {
 	}
 }
 
-// TestRecordHasCPUTime: what CPU time the attempt took is in its record.
+// The attempt's CPU time is in its record.
 func TestRecordHasCPUTime(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -119,8 +119,8 @@ func TestRecordHasCPUTime(t *testing.T) {
 	}
 }
 
-// TestLongOutputKeepsBothEnds is kept in the run's file, its head and tail when it is too long; while
-// the task runs its middle is not kept either.
+// Long output is kept in the run's file, only its head and tail beyond the limit. The middle is also
+// dropped while the task runs.
 func TestLongOutputKeepsBothEnds(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -165,7 +165,7 @@ func TestLongOutputKeepsBothEnds(t *testing.T) {
 	}
 }
 
-// TestLogFollowsARunningTask: output is read as it comes.
+// A log can be read while the task prints.
 func TestLogFollowsARunningTask(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -193,7 +193,7 @@ func TestLogFollowsARunningTask(t *testing.T) {
 	}
 }
 
-// TestCaptureReportsAllOfStdout: a generator's output comes with the report, unless it is too long.
+// A generator's output comes with the report, unless it is too long.
 func TestCaptureReportsAllOfStdout(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -219,7 +219,7 @@ func TestCaptureReportsAllOfStdout(t *testing.T) {
 	}
 }
 
-// TestJobOptionsReachSbatch: what a job asks for, as sbatch is told; alike orders go together.
+// The job's members become options of sbatch. Similar orders share an array.
 func TestJobOptionsReachSbatch(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -256,7 +256,7 @@ func TestJobOptionsReachSbatch(t *testing.T) {
 	}
 }
 
-// TestOnePollForAllJobs: however many jobs there are, the cluster is asked once an interval.
+// The cluster is polled once per interval, for any number of jobs.
 func TestOnePollForAllJobs(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)

@@ -13,7 +13,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// patient waits as a task does: until the file is there; each start is a line in another.
+// waitingScript appends a line to a file at its start, and ends when another file exists.
 const waitingScript = `echo "$CARAVAN_TASK" >> "$DATA/starts"; while [ ! -e "$DATA/go" ]; do sleep 0.02; done`
 
 func (g *rig) releaseTasks() {
@@ -24,7 +24,7 @@ func (g *rig) releaseTasks() {
 
 func (g *rig) countStarts() int { return countLines(filepath.Join(g.data, "starts")) }
 
-// TestRefusedSubmissions: what sbatch will never take fails; what it may take later waits.
+// An order that sbatch will never accept fails; one that it may accept later waits.
 func TestRefusedSubmissions(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -40,7 +40,7 @@ func TestRefusedSubmissions(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptSucceeded, 0, "")
 }
 
-// TestTooLargeArraysAreSplit are made smaller.
+// Arrays that exceed the cluster's limit are split.
 func TestTooLargeArraysAreSplit(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -64,8 +64,7 @@ func TestTooLargeArraysAreSplit(t *testing.T) {
 	}
 }
 
-// TestAcceptedJobIsNotResubmitted: sbatch fails, and the job has been taken all the same: it is found by
-// its name, and not submitted again.
+// When sbatch accepts a job and fails, the job is found by its name and not submitted again.
 func TestAcceptedJobIsNotResubmitted(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -80,7 +79,7 @@ func TestAcceptedJobIsNotResubmitted(t *testing.T) {
 	}
 }
 
-// TestUnreachableClusterIsAwaited: a cluster that does not answer is waited for; what runs there goes on.
+// An order waits for a cluster that does not answer. Jobs that run there go on.
 func TestUnreachableClusterIsAwaited(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -102,7 +101,7 @@ func TestUnreachableClusterIsAwaited(t *testing.T) {
 	}
 }
 
-// TestNodeFailureLosesTheAttempt: the node's failure and preemption are no failures of the task.
+// Attempts that end by a failure of their node, or by preemption, are lost and have not failed.
 func TestNodeFailureLosesTheAttempt(t *testing.T) {
 	for _, state := range []string{"NODE_FAIL", "PREEMPTED"} {
 		g := newRig(t)
@@ -116,8 +115,8 @@ func TestNodeFailureLosesTheAttempt(t *testing.T) {
 	}
 }
 
-// TestForgottenJobsAreDecidedByTheFolder: Slurm forgets what is over; the folder tells how it ended. What
-// has disappeared before it began is submitted again.
+// When Slurm has forgotten a job, the folder tells how the attempt ended. An attempt that had not
+// begun is submitted again.
 func TestForgottenJobsAreDecidedByTheFolder(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -131,7 +130,7 @@ func TestForgottenJobsAreDecidedByTheFolder(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptFailed, 4, "")
 }
 
-// TestJobCancelledByAnAdministrator: that is a failure, told as what it is.
+// A job that an administrator cancels is a failed attempt, whose record names the cause.
 func TestJobCancelledByAnAdministrator(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -147,7 +146,7 @@ func TestJobCancelledByAnAdministrator(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(2)), messages.AttemptNotStarted, -1, "ended as CANCELLED before it began")
 }
 
-// TestRequeuedJobRunsItsAttemptOnce: a job that the cluster runs twice runs its attempt once.
+// A job that the cluster runs twice runs its attempt once.
 func TestRequeuedJobRunsItsAttemptOnce(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -164,7 +163,7 @@ func TestRequeuedJobRunsItsAttemptOnce(t *testing.T) {
 	}
 }
 
-// TestFolderMissingOnANodeIsNamed: a node that does not see the folder is told of.
+// The record names a node that does not see the folder.
 func TestFolderMissingOnANodeIsNamed(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -183,7 +182,7 @@ func TestFolderMissingOnANodeIsNamed(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptNotStarted, -1, "must be on a file system that the server and the nodes share")
 }
 
-// TestOldSlurmWithoutJSON: an older Slurm is asked in its own words.
+// A Slurm without JSON is asked by scontrol.
 func TestOldSlurmWithoutJSON(t *testing.T) {
 	g := newRig(t)
 	g.cluster.DisableJSON()
@@ -200,7 +199,7 @@ func TestOldSlurmWithoutJSON(t *testing.T) {
 	}
 }
 
-// TestKillForcesATaskThatIgnoresSIGTERM: after its grace it is ended by force.
+// A task that ignores SIGTERM is killed after its grace.
 func TestKillForcesATaskThatIgnoresSIGTERM(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)

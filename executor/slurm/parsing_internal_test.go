@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestParseJSONOfSlurmVersions: what squeue --json prints, as versions 22.05 and 24.05 write it.
+// squeue --json is read in the forms of versions 22.05 and 24.05.
 func TestParseJSONOfSlurmVersions(t *testing.T) {
 	const older = `{"meta": {}, "errors": [], "jobs": [
 		{"name": "a.id1.x", "array_job_id": 7, "array_task_id": 0, "array_task_string": "", "job_state": "FAILED", "exit_code": 768, "state_reason": "NonZeroExitCode", "batch_host": "n1"},
@@ -55,8 +55,8 @@ func TestParseJSONOfSlurmVersions(t *testing.T) {
 	}
 }
 
-// TestNotesAreReadWithABound: tasks can write to the files of their attempt's folder. However
-// long these are, little of them is read, and what they begin with counts.
+// Tasks can write to the files of their attempt's folder. Only the beginning of a long file is read
+// and counts.
 func TestNotesAreReadWithABound(t *testing.T) {
 	f := folder(t.TempDir())
 	for name, text := range map[string]string{"begun": "7 node1\n", "end": "3\n", "job": "name 4\n", "verdict": "{}"} {

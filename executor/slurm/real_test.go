@@ -17,9 +17,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// The tests of this file want the cluster of cluster.sh.
+// These tests need the cluster of cluster.sh.
 
-// real is a data folder for the cluster that there is.
+// realConfig is a Config with a data folder for the real cluster.
 func realConfig(t testing.TB, sink executor.Sink) slurm.Config {
 	if os.Getenv("SLURM_CONF") == "" {
 		t.Fatal("no cluster: run this by cluster.sh")
@@ -55,7 +55,7 @@ func TestRealConformance(t *testing.T) {
 	})
 }
 
-// TestRealEnds: the ends whose telling depends on what Slurm says and does.
+// The records of those ends that depend on the real Slurm.
 func TestRealEnds(t *testing.T) {
 	rec := executortest.NewRecorder(t)
 	cfg := realConfig(t, rec.Sink)
@@ -97,7 +97,7 @@ func TestRealEnds(t *testing.T) {
 	rec.WaitStarted(key(7))
 	s.Kill(key(7), 2*time.Second)
 	checkEnd(t, rec.WaitFinal(key(7)), messages.AttemptKilled, rec.WaitFinal(key(7)).Record.RC, "killed by the user")
-	// The job's own script was killed: Slurm alone tells how it ended.
+	// The job's own script was killed, so only Slurm tells how it ended.
 	checkEnd(t, rec.WaitFinal(key(8)), messages.AttemptSignaled, 137, "signal 9")
 	for task := range uint32(4) {
 		if r := rec.WaitFinal(key(task)).Record; r.Node == "" || r.Stop < r.Start || r.Start == 0 {
@@ -106,7 +106,7 @@ func TestRealEnds(t *testing.T) {
 	}
 }
 
-// TestRealRestart: what runs and what waits is found again, and nothing starts twice.
+// Running and waiting attempts are found again, and none starts twice.
 func TestRealRestart(t *testing.T) {
 	rec := executortest.NewRecorder(t)
 	cfg := realConfig(t, rec.Sink)

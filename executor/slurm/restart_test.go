@@ -21,7 +21,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// scancel ends all jobs, as an administrator would.
+// cancelAllJobs ends all jobs, as an administrator would.
 func (g *rig) cancelAllJobs() {
 	g.t.Helper()
 	var ids []string
@@ -37,8 +37,8 @@ func (g *rig) cancelAllJobs() {
 	}
 }
 
-// TestNextServerResumesAttempts: the next server goes on with what ran, learns what ended meanwhile, and
-// hears again what was not acknowledged; nothing is started twice.
+// The next server continues with running attempts, learns which have ended, and repeats ends that
+// were not acknowledged. No attempt starts twice.
 func TestNextServerResumesAttempts(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -99,7 +99,7 @@ func TestNextServerResumesAttempts(t *testing.T) {
 	poll(t, "the folders to go", func() bool { return !fileExists(filepath.Join(g.dir(), "1")) })
 }
 
-// TestUnexpectedAttemptsAreDiscarded: what nobody asked for is ended and forgotten.
+// Attempts of runs that were not expected are ended and forgotten.
 func TestUnexpectedAttemptsAreDiscarded(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -137,8 +137,7 @@ func TestUnexpectedAttemptsAreDiscarded(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(5)), messages.AttemptSucceeded, 0, "")
 }
 
-// TestResumeDoneEndsOrphansOfItsRun: of a run that has given all it wants the rest is ended; what a run has
-// that has not, stays.
+// ResumeDone ends the attempts that its run did not order again. Attempts of other runs stay.
 func TestResumeDoneEndsOrphansOfItsRun(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -172,7 +171,7 @@ func TestResumeDoneEndsOrphansOfItsRun(t *testing.T) {
 	}
 }
 
-// TestRebuiltRunMustOrderAgain: what a run had given counts no more, until it gives it again.
+// Orders of a run whose actor is rebuilt do not count until they are given again.
 func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -209,7 +208,7 @@ func TestRebuiltRunMustOrderAgain(t *testing.T) {
 	}
 }
 
-// reports goes to one Recorder after another.
+// reports passes reports to one Recorder after another.
 type reports struct {
 	mu  sync.Mutex
 	rec *executortest.Recorder
@@ -227,8 +226,7 @@ func (r *reports) sink(list ...executor.Report) {
 	r.rec.Sink(list...)
 }
 
-// TestAttemptUnknownToSlurmIsLost: a job that was killed with its node while no server looked, and that
-// Slurm has forgotten, is lost.
+// A job that was killed with its node while no server ran, and that Slurm has forgotten, is lost.
 func TestAttemptUnknownToSlurmIsLost(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -246,8 +244,7 @@ func TestAttemptUnknownToSlurmIsLost(t *testing.T) {
 	checkEnd(t, rec.WaitFinal(key(1)), messages.AttemptLost, -1, "Slurm no longer knows job")
 }
 
-// TestRevokedKeyIsFree: an order that was taken back while its job waited may come
-// again, and begins once.
+// An order that was revoked while its job waited may come again, and then starts once.
 func TestRevokedKeyIsFree(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -271,7 +268,7 @@ func TestRevokedKeyIsFree(t *testing.T) {
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// crashTasks is how many attempts a server of TestEachAttemptStartsOnceAcrossCrashes orders.
+// crashTasks is how many attempts each server orders.
 const crashTasks = 12
 
 func crashOrder(data string, task uint32) executor.Order {
@@ -279,8 +276,8 @@ func crashOrder(data string, task uint32) executor.Order {
 		UseShell: true, CPUMillis: 1000, Environment: []string{"DATA=" + data}, Dir: data}
 }
 
-// crashServer orders all tasks, as a server does, and is killed while it does. A server
-// that is started again says Resume.
+// crashServer orders all tasks, as a server does, and is killed while it does. again: it is a
+// restarted server, which sets Resume.
 func crashServer(data string, again bool) int {
 	store, err := outputs.Open(filepath.Join(data, "output"))
 	if err != nil {
@@ -302,8 +299,8 @@ func crashServer(data string, again bool) int {
 	select {}
 }
 
-// TestEachAttemptStartsOnceAcrossCrashes kills a server at random moments, again and again: in the end every attempt
-// has been started exactly once.
+// A server is killed at random moments, several times. In the end every attempt has started exactly
+// once.
 func TestEachAttemptStartsOnceAcrossCrashes(t *testing.T) {
 	const rounds, kills = 3, 4
 	self, err := os.Executable()

@@ -19,7 +19,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestMain makes the test's binary the cluster's commands too, and the server that
+// TestMain makes the test's binary serve as the commands of the cluster, and as the server that
 // TestEachAttemptStartsOnceAcrossCrashes kills.
 func TestMain(m *testing.M) {
 	slurmtest.Main()
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// rig is a data folder, and the cluster that is used with it.
+// rig is a data folder with its cluster.
 type rig struct {
 	t       testing.TB
 	data    string
@@ -79,13 +79,13 @@ func (g *rig) open(rec *executortest.Recorder, change ...func(*slurm.Config)) *s
 	return s
 }
 
-// order is a shell script as an order of one core.
+// order returns a shell script as an order of one core.
 func (g *rig) order(task uint32, script string) executor.Order {
 	return executor.Order{Key: key(task), Name: fmt.Sprint("t_", task), Shell: script, UseShell: true, CPUMillis: 1000,
 		Environment: []string{"DATA=" + g.data}, Dir: g.data, GrantedAt: time.Now().UnixNano()}
 }
 
-// submitted waits until the cluster has n jobs.
+// waitSubmitted waits until the cluster has n jobs.
 func (g *rig) waitSubmitted(n int) {
 	g.t.Helper()
 	poll(g.t, fmt.Sprint(n, " jobs"), func() bool { return len(g.cluster.Jobs()) == n })
@@ -103,7 +103,7 @@ func asResumed(o executor.Order) executor.Order {
 	return o
 }
 
-// poll waits for something that another process does.
+// poll waits for an effect of another process.
 func poll(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
@@ -118,7 +118,7 @@ func readFile(path string) string {
 	return string(b)
 }
 
-// count is how many lines a file has.
+// countLines counts the lines of a file.
 func countLines(path string) int { return strings.Count(readFile(path), "\n") }
 
 func fileExists(path string) bool {
@@ -126,7 +126,7 @@ func fileExists(path string) bool {
 	return err == nil
 }
 
-// ended checks an end's result, exit code and a part of what the executor says of it.
+// checkEnd checks an end's result, exit code and a part of its executorLog.
 func checkEnd(t testing.TB, r executor.Report, result messages.AttemptResult, rc int32, log string) {
 	t.Helper()
 	if r.Kind != executor.Finished || r.Record.Result != result || r.Record.RC != rc || !strings.Contains(r.Record.ExecutorLog, log) {
@@ -135,8 +135,8 @@ func checkEnd(t testing.TB, r executor.Report, result messages.AttemptResult, rc
 	}
 }
 
-// TestSlurmConforms: the cluster has two slots, which are not the executor's: what waits
-// for them is in the queue of the cluster, and can be taken back.
+// The cluster has two slots, unlike the executor, so waiting jobs are in the cluster's queue and can
+// be withdrawn.
 func TestSlurmConforms(t *testing.T) {
 	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000}
 	executortest.Test(t, executortest.Subject{
