@@ -149,9 +149,9 @@ func TestWorkerKilled(t *testing.T) {
 	}
 }
 
-// TestEverybodyKilled kills server and worker in random order at random moments, some
+// TestServerAndWorkerKilled kills server and worker in random order at random moments, some
 // of them stopped before, so that what they were doing is done late or never.
-func TestEverybodyKilled(t *testing.T) {
+func TestServerAndWorkerKilled(t *testing.T) {
 	for round := range rounds(12) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			s := newStorm(t, 40, uint64(1000+round))

@@ -17,12 +17,12 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestDamagedMemory kills a worker and the server's side of it with six attempts
+// TestDamageNeverStartsAnAttemptTwice kills a worker and the server's side of it with six attempts
 // running, damages what the next server could know of them, and has that server start
 // the same attempts again: none runs twice at once, each is lost, and nothing of the first
 // ones lives when the next attempt begins. With -short it is done to the journal's end, to
 // the folder and to the registry.
-func TestDamagedMemory(t *testing.T) {
+func TestDamageNeverStartsAnAttemptTwice(t *testing.T) {
 	const tasks = 6
 	change := func(f func(b []byte) []byte) func(path string) error {
 		return func(path string) error {
@@ -163,41 +163,4 @@ func TestLockDeletedUnderALivingWorker(t *testing.T) {
 	if rep := rec.WaitFinal(key(1)); rep.Record.RC != 3 {
 		t.Errorf("%+v", rep)
 	}
-}
-
-// TestReissuedNumber: a store that lost its end gives numbers again that a worker still
-// has attempts of. The former are ended, the new ones are told that they cannot be.
-func TestReissuedNumber(t *testing.T) {
-	g := newRig(t)
-	rec := executortest.NewRecorder(t)
-	r := g.open(rec)
-	r.Start(g.order(1, "exec sleep 1000"))
-	r.Start(g.order(2, "exit 4"))
-	rec.WaitStarted(key(1))
-	rec.WaitFinal(key(2))
-	r.Detach()
-
-	rec = executortest.NewRecorder(t)
-	r = g.open(rec)
-	r.ExpectResume() // no run is known
-	r.Start(g.order(0, "true"))
-	rec.WaitFinal(key(0)) // the worker has been heard
-	for i := range uint32(2) {
-		o := g.order(i+1, "touch ran"+fmt.Sprint(i+1))
-		r.Start(o)
-		if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptLost && rep.Record.Result != messages.AttemptSucceeded {
-			t.Errorf("%+v", rep)
-		} else if rep.Record.RC == 4 || rep.Record.Start != 0 && rep.Record.Start < o.GrantedAt {
-			t.Errorf("the end of the former attempt: %+v", rep)
-		}
-		r.Acknowledge(o.Key)
-		o.Key.Attempt = 2
-		r.Start(o)
-		if rep := rec.WaitFinal(o.Key); rep.Record.Result != messages.AttemptSucceeded {
-			t.Errorf("%+v", rep)
-		}
-		r.Acknowledge(o.Key)
-	}
-	r.Acknowledge(key(0))
-	poll(t, "the former attempt to be ended and forgotten", func() bool { return r.Known() == 0 })
 }

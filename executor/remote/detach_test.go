@@ -18,9 +18,9 @@ import (
 
 func shortlyIdle(c *remote.Config) { c.Settings.Idle = 300 * time.Millisecond }
 
-// TestDetachDelivers: what was ordered and acknowledged before Detach has reached the
-// worker when that returns, however slow it is, and however much there was to send.
-func TestDetachDelivers(t *testing.T) {
+// TestDetachDeliversWhatWasSent detaches from a slow worker with much to send: all orders and
+// acknowledgements have reached it when Detach returns.
+func TestDetachDeliversWhatWasSent(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, shortlyIdle)
@@ -56,9 +56,9 @@ func TestDetachDelivers(t *testing.T) {
 	}
 }
 
-// TestEndsOutliveAnIdleWorker: the folder of a worker that ended idle stays for the
-// ends that nobody took. The next server tells those it is asked for, forgets the others,
-// and removes the folder; it starts its own worker at once.
+// TestEndsOutliveAnIdleWorker lets a worker end idle with ends that are not acknowledged. The next
+// server reports those that it is asked for, forgets the others, removes the folder, and starts its
+// own worker at once.
 func TestEndsOutliveAnIdleWorker(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
@@ -85,7 +85,7 @@ func TestEndsOutliveAnIdleWorker(t *testing.T) {
 	r.Acknowledge(key(0))
 	poll(t, "the folder to go", func() bool { now, _ := worker.ListFolders(g.dir()); return len(now) == 1 && now[0] != left[0] })
 	if n := len(rec.Reports(key(1))); n != 0 {
-		t.Errorf("%d reports of what nobody asked for", n)
+		t.Errorf("%d reports of an orphan", n)
 	}
 	r.Start(g.order(2, "true"))
 	rec.WaitFinal(key(2))

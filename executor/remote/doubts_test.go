@@ -20,10 +20,10 @@ import (
 // steps are by how much the machine's clock is set after the memory of workers was lost.
 var steps = []time.Duration{0, -time.Hour, time.Hour}
 
-// TestResumeOfTheUnknown: an attempt that no worker knows is lost when it was granted before
-// there was a memory of workers, and when that was lost; else it never began, and begins.
-// The clock of the machine may be set in between: the grant's time does not decide.
-func TestResumeOfTheUnknown(t *testing.T) {
+// TestResumeOfAnUnknownAttempt resumes an attempt that workers do not know. It is lost when it was
+// granted before the memory of workers began, or before that memory was lost; else it never began,
+// and begins. The machine's clock may be set in between: the time of the grant does not decide.
+func TestResumeOfAnUnknownAttempt(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
 			g := newRig(t)
@@ -53,7 +53,7 @@ func TestResumeOfTheUnknown(t *testing.T) {
 			r.Acknowledge(key(1))
 			poll(t, "the registry to have no doubts", func() bool { return strings.Contains(read(filepath.Join(g.dir(), "workers")), `"doubts":[]`) })
 			r.Detach()
-			g.idled() // the worker, which nobody needs, has removed its folder
+			g.idled() // the worker is not needed and has removed its folder
 
 			rec, r = open()
 			r.Start(resumed(later)) // never arrived
@@ -74,9 +74,8 @@ func TestResumeOfTheUnknown(t *testing.T) {
 	}
 }
 
-// TestLossesOutliveTheServer: attempts that are lost with a worker whose journal was damaged
-// are lost for the next server too, when the former one could not make that durable, and
-// the worker's folder is gone.
+// TestLossesOutliveTheServer damages a journal and kills the server before the losses are durable.
+// The next server reports the same losses, though the worker's folder is gone.
 func TestLossesOutliveTheServer(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
@@ -118,9 +117,9 @@ func TestLossesOutliveTheServer(t *testing.T) {
 	}
 }
 
-// TestKillOfTheDoubtful: an attempt that may have run is not called one that never began
-// because it is killed.
-func TestKillOfTheDoubtful(t *testing.T) {
+// TestKilledDoubtfulAttemptIsLost kills an attempt that may have run: it is reported as lost, not as
+// revoked.
+func TestKilledDoubtfulAttemptIsLost(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec)
@@ -132,10 +131,10 @@ func TestKillOfTheDoubtful(t *testing.T) {
 	}
 }
 
-// TestRegistryErrors: the registry cannot be written for a while. No worker is started
-// whose name it does not have, no folder is removed that it names, and all goes on
-// when it can.
-func TestRegistryErrors(t *testing.T) {
+// TestRegistryThatCannotBeWritten fails the writes of the registry for a while. A worker is not
+// started before the registry names it, a folder that the registry names stays, and all goes on once
+// writes work.
+func TestRegistryThatCannotBeWritten(t *testing.T) {
 	g := newRig(t)
 	disk := faults.New(vfs.OS{})
 	onDisk := func(c *remote.Config) { c.FS = disk }

@@ -2,11 +2,11 @@ package remote
 
 import "time"
 
-// LeavingWithin sets how long the process of a worker that ended in order may still be there.
-func LeavingWithin(c *Config, d time.Duration) { c.exitGrace = d }
+// SetExitGrace sets how long the process of a worker that ended in order may still be there.
+func SetExitGrace(c *Config, d time.Duration) { c.exitGrace = d }
 
-// Known is how many attempts have not been forgotten.
-func (r *Remote) Known() int {
+// TrackedAttempts returns how many attempts have not been forgotten.
+func (r *Remote) TrackedAttempts() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.attempts)

@@ -8,9 +8,10 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestOrdersWaitForCompany: an order is sent at once until the worker has more than it can begin;
-// from then on orders go together, and so again at once when the worker has begun them.
-func TestOrdersWaitForCompany(t *testing.T) {
+// TestOrdersWaitForOthersWhenTheyCannotBegin sends an order at once until the worker has more orders
+// than it can begin. From then on orders go together, and again at once when the worker has begun
+// them.
+func TestOrdersWaitForOthersWhenTheyCannotBegin(t *testing.T) {
 	r := &Remote{cfg: Config{CPUMillis: 2000, MemoryBytes: 1 << 20}, attempts: map[messages.AttemptKey]*trackedAttempt{}}
 	p := newPeer(r, "x")
 	r.active = p

@@ -36,7 +36,7 @@ func newRig(t *testing.T) *rig {
 	t.Setenv(name, value)
 	t.Cleanup(g.end)
 	t.Cleanup(func() {
-		if !t.Failed() { // else nobody may be there who ends them
+		if !t.Failed() { // else a server that would end them may be missing
 			poll(t, "processes to end", func() bool { return len(g.processes()) == 0 }, func() {
 				for _, pid := range g.processes() {
 					cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -56,7 +56,7 @@ func newRig(t *testing.T) *rig {
 	return g
 }
 
-// end kills what is left, and what that starts meanwhile.
+// end kills the processes that are left, also those that they start while it does.
 func (g *rig) end() {
 	poll(g.t, "killed processes to end", func() bool {
 		pids := g.processes()

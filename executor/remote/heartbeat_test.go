@@ -11,8 +11,8 @@ import (
 	"github.com/caravan-dag/caravan/executor/worker"
 )
 
-// TestHungWorkerIsNamed: the log and Healthy name the process of a worker that does not answer,
-// also when it has never said its number to this server; no process 0 is ever named.
+// TestHungWorkerIsNamed names the process of a worker that does not answer, in the log and in
+// Healthy, also when the worker has never told this server its number. Process 0 is never named.
 func TestHungWorkerIsNamed(t *testing.T) {
 	own, err := worker.IdentifyProcess(os.Getpid())
 	if err != nil {

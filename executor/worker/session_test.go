@@ -1,0 +1,121 @@
+package worker
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/messages"
+)
+
+func TestAnEndIsRepeatedUntilItIsAcknowledged(t *testing.T) {
+	g := newRig(t)
+	c, said := g.attach()
+	if len(said) != 1 || said[0] != "hello" {
+		t.Fatalf("a new worker said %v", said)
+	}
+	c.send(shell(1, "echo out"))
+	c.want("started", key(1))
+	first := c.want("finished", key(1))
+	c.send(shell(1, "echo again")) // a repetition gets the answer that there is
+	if again := c.want("finished", key(1)); !bytes.Equal(first.end, again.end) {
+		t.Errorf("the end changed")
+	}
+	rep := first.report(t)
+	if rep.Record.Result != messages.AttemptSucceeded || string(rep.Record.Stdout.Inline) != "out\n" || rep.Record.Node != "here" {
+		t.Errorf("%+v", rep)
+	}
+
+	c, said = g.attach()
+	if len(said) != 2 || said[1] != "finished" {
+		t.Fatalf("it said %v", said)
+	}
+	c.send(acknowledge(1))
+	c.send(shell(1, "echo again"))
+	c.want("ignored", key(1))
+	if n := g.process.Stats().Starts; n != 1 {
+		t.Errorf("%d starts", n)
+	}
+	if _, said = g.attach(); len(said) != 1 {
+		t.Errorf("after the acknowledgement it said %v", said)
+	}
+}
+
+// TestAttachTellsAllAttempts attaches a second server, which hears of every attempt in its state;
+// the first one is detached.
+func TestAttachTellsAllAttempts(t *testing.T) {
+	g := newRig(t)
+	c, _ := g.attach()
+	for i := range uint32(2) { // one by one: those that begin together are told in any order
+		c.send(shell(i, "sleep 1000"))
+		c.want("started", key(i))
+	}
+	c.send(shell(2, "sleep 1000"))
+	c.send(shell(2, "sleep 1000"))
+	c.want("queued", key(2))
+	_, said := g.attach()
+	count := map[string]int{}
+	for _, typ := range said {
+		count[typ]++
+	}
+	if count["started"] != 2 || count["queued"] != 1 {
+		t.Errorf("it said %v", said)
+	}
+	if err := streamEnd(c.stream); err == nil {
+		t.Error("the first server is still attached")
+	}
+}
+
+// TestFramesOfAReplacedServerAreIgnored gives the worker a frame that a replaced server had sent.
+func TestFramesOfAReplacedServerAreIgnored(t *testing.T) {
+	g := newRig(t)
+	g.attach()
+	old := newSession()
+	frame := new(workerpb.ServerFrame)
+	shell(1, "true")(frame)
+	stop(frame)
+	if err := g.handleFrame(old, frame); err != nil {
+		t.Error(err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.attempts) != 0 || g.stopping {
+		t.Errorf("book %v, stopping %v", g.attempts, g.stopping)
+	}
+}
+
+func TestKillAndRevoke(t *testing.T) {
+	g := newRig(t)
+	c, _ := g.attach()
+	for i := range uint32(2) {
+		c.send(shell(i, "sleep 1000"))
+		c.want("started", key(i))
+	}
+	c.send(shell(2, "sleep 1000"), shell(3, "sleep 1000"))
+	c.send(revoke(2))
+	c.want("revoked", key(2))
+	c.send(kill(0, time.Second))
+	rep := c.want("finished", key(0)).report(t)
+	if rep.Record.Result != messages.AttemptKilled {
+		t.Errorf("%+v", rep)
+	}
+	c.want("started", key(3))
+}
+
+// TestInvalidFramesEndTheStream sends bytes that cannot be decoded, and an order without an attempt.
+// The worker goes on.
+func TestInvalidFramesEndTheStream(t *testing.T) {
+	for name, frame := range map[string][]byte{
+		"torn": {0x0a, 9}, "another wire type": {0x08, 1}, "order of no attempt": {0x1a, 2, 0x08, 1}, "number of 65 bits": {0x30, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1},
+	} {
+		g := newRig(t)
+		c, _ := g.attach()
+		sendRaw(t, c.stream, []byte{0xf8, 1, 7}) // field 31, of a version to come: left out
+		sendRaw(t, c.stream, frame)
+		if err := streamEnd(c.stream); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+		g.attach() // the worker goes on
+	}
+}
