@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -58,7 +62,7 @@ func New(c Config) (*Client, error) {
 	if c.Server == "" {
 		c.Server = DefaultServer
 	}
-	base, socket, err := address(c.Server)
+	base, socket, err := parseAddress(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -78,11 +82,11 @@ func New(c Config) (*Client, error) {
 		cl.server = unixPrefix + socket
 	}
 	if cl.http == nil {
-		cl.http = &http.Client{Transport: c.transport(socket)}
+		cl.http = &http.Client{Transport: c.newTransport(socket)}
 	}
 	if cl.token != "" {
 		own := *cl.http
-		own.CheckRedirect = keepToken(own.CheckRedirect)
+		own.CheckRedirect = withholdToken(own.CheckRedirect)
 		cl.http = &own
 	}
 	switch {
@@ -108,26 +112,26 @@ func (c *Client) CloseIdle() { c.http.CloseIdleConnections() }
 
 // call is one request of the API.
 type call struct {
-	method string
-	path   string // escaped, with query
-	header http.Header
-	body   []byte // nil = none; kept, so that it can be sent again
-	again  bool   // repeating it does no harm
+	method       string
+	path         string // escaped, with query
+	header       http.Header
+	body         []byte // nil = none; kept, so that it can be sent again
+	isRepeatable bool   // repeating it does no harm
 	// answered is called with the header of each answer with a status of 2xx.
 	answered func(http.Header)
 }
 
 func (k *call) String() string { return k.method + " " + k.path }
 
-// retry carries fn out until it succeeds, the call may not be repeated, the
-// retries are used up or the context ends.
-func (c *Client) retry(ctx context.Context, k *call, fn func() error) error {
+// callWithRetries calls fn until it succeeds, its error may not be retried, the retries are used up
+// or the context ends.
+func (c *Client) callWithRetries(ctx context.Context, k *call, fn func() error) error {
 	for try := 0; ; try++ {
 		err := fn()
-		if err == nil || ctx.Err() != nil || try >= c.retries || !worthwhile(k, err) {
+		if err == nil || ctx.Err() != nil || try >= c.retries || !isRetryable(k, err) {
 			return err
 		}
-		if err := sleep(ctx, c.pause(try, err)); err != nil {
+		if err := sleep(ctx, c.retryDelay(try, err)); err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
 	}
@@ -136,15 +140,15 @@ func (c *Client) retry(ctx context.Context, k *call, fn func() error) error {
 // do sends the call, with retries, and returns the answer when its status is 2xx;
 // any other status comes back as *Error. The caller closes the body.
 func (c *Client) do(ctx context.Context, k *call) (resp *http.Response, err error) {
-	err = c.retry(ctx, k, func() error {
-		resp, err = c.once(ctx, k)
+	err = c.callWithRetries(ctx, k, func() error {
+		resp, err = c.sendOnce(ctx, k)
 		return err
 	})
 	return resp, err
 }
 
-// once sends the call once.
-func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
+// sendOnce sends the call once.
+func (c *Client) sendOnce(ctx context.Context, k *call) (*http.Response, error) {
 	var body io.Reader
 	if k.body != nil {
 		body = bytes.NewReader(k.body)
@@ -156,7 +160,7 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 	for name, values := range k.header {
 		req.Header[name] = values
 	}
-	c.sign(req)
+	c.addToken(req)
 	if k.body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -166,7 +170,7 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		defer resp.Body.Close()
-		return nil, problemOf(k, resp)
+		return nil, readRefusal(k, resp)
 	}
 	if k.answered != nil {
 		k.answered(resp.Header)
@@ -174,33 +178,33 @@ func (c *Client) once(ctx context.Context, k *call) (*http.Response, error) {
 	return resp, nil
 }
 
-// sign says who sends a request.
-func (c *Client) sign(req *http.Request) {
+// addToken adds the headers that identify the sender.
+func (c *Client) addToken(req *http.Request) {
 	req.Header.Set("User-Agent", c.agent)
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 }
 
-// json sends the call and decodes the answer into out (nil = it is read and
+// callJSON sends the call and decodes the answer into out (nil = it is read and
 // dropped). An answer that breaks off counts as no answer: it is retried like one.
-func (c *Client) json(ctx context.Context, k *call, out any) error {
-	return c.retry(ctx, k, func() error {
-		resp, err := c.once(ctx, k)
+func (c *Client) callJSON(ctx context.Context, k *call, out any) error {
+	return c.callWithRetries(ctx, k, func() error {
+		resp, err := c.sendOnce(ctx, k)
 		if err != nil {
 			return err
 		}
-		return c.decode(ctx, k, resp, out)
+		return c.decodeAnswer(ctx, k, resp, out)
 	})
 }
 
-func (c *Client) decode(ctx context.Context, k *call, resp *http.Response, out any) error {
+func (c *Client) decodeAnswer(ctx context.Context, k *call, resp *http.Response, out any) error {
 	defer resp.Body.Close()
 	r := &faultReader{r: resp.Body}
 	if out == nil {
 		_, _ = io.Copy(io.Discard, r)
 	} else if err := json.NewDecoder(r).Decode(out); err != nil && r.err == nil {
-		return fmt.Errorf("%s: the answer is not what was expected: %w", k, err)
+		return fmt.Errorf("%s: the answer has an unexpected form: %w", k, err)
 	} else {
 		// Read the rest of the body, so that the connection can be used again.
 		_, _ = io.Copy(io.Discard, io.LimitReader(r, 1<<16))
@@ -225,8 +229,8 @@ func (f *faultReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pause is the wait before retry number try (0, 1, …) after err.
-func (c *Client) pause(try int, err error) time.Duration {
+// retryDelay is the wait before retry number try (0, 1, …) after err.
+func (c *Client) retryDelay(try int, err error) time.Duration {
 	const most = 5 * time.Second
 	var e *Error
 	if errors.As(err, &e) && e.RetryAfter > 0 {
@@ -253,16 +257,171 @@ func runPath(run uint64, parts ...string) string {
 	b.WriteString(strconv.FormatUint(run, 10))
 	for _, p := range parts {
 		b.WriteByte('/')
-		b.WriteString(escape(p))
+		b.WriteString(escapePath(p))
 	}
 	return b.String()
 }
 
-// escape makes one path segment of s. Dots are escaped too: "." and ".." are names
+// escapePath makes one path segment of s. Dots are escaped too: "." and ".." are names
 // that a task may have, and no proxy or server may take them for directions.
-func escape(s string) string {
+func escapePath(s string) string {
 	if s == "." || s == ".." {
 		return strings.ReplaceAll(s, ".", "%2E")
 	}
 	return url.PathEscape(s)
+}
+
+// unixPrefix begins the address of a server behind a unix socket: unix:/path.
+const unixPrefix = "unix:"
+
+// parseAddress returns the base URL of a server's address, and the path of a unix socket.
+func parseAddress(server string) (base, socket string, err error) {
+	if path, ok := strings.CutPrefix(server, unixPrefix); ok {
+		path = strings.TrimPrefix(path, "//") // unix:///path
+		if path == "" {
+			return "", "", fmt.Errorf("server %q does not name a socket: write unix:/path", server)
+		}
+		return "http://localhost", path, nil
+	}
+	full := server
+	if !strings.Contains(full, "://") {
+		full = "http://" + full
+	}
+	u, err := url.Parse(full)
+	switch {
+	case err != nil:
+		return "", "", fmt.Errorf("server %q is not a URL: %w", server, err)
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "", "", fmt.Errorf("server %q: scheme %q must be http or https", server, u.Scheme)
+	case u.Host == "":
+		return "", "", fmt.Errorf("server %q has no host", server)
+	case u.User != nil:
+		return "", "", fmt.Errorf("server %q has a user or password: use a token instead", u.Redacted())
+	case u.RawQuery != "" || u.Fragment != "":
+		return "", "", fmt.Errorf("server %q has a query or a fragment", server)
+	}
+	return strings.TrimRight(u.String(), "/"), "", nil
+}
+
+// checkToken refuses a token that would travel unencrypted, or that no header can
+// hold.
+func (c Config) checkToken(base, socket string) error {
+	if c.Token == "" {
+		return nil
+	}
+	for _, b := range []byte(c.Token) {
+		if b <= ' ' || b > '~' {
+			return fmt.Errorf("the token holds a blank, a control character or a letter that is not ASCII")
+		}
+	}
+	u, err := url.Parse(base)
+	if err != nil {
+		return err
+	}
+	ip := net.ParseIP(u.Hostname())
+	local := socket != "" || strings.EqualFold(u.Hostname(), "localhost") || ip != nil && ip.IsLoopback()
+	if u.Scheme == "http" && !local && !c.Insecure {
+		return fmt.Errorf("the token would travel unencrypted to %s: use https, or allow it (Insecure; on the command line --insecure)", base)
+	}
+	return nil
+}
+
+// newTransport is the default way to the server.
+func (c Config) newTransport(socket string) *http.Transport {
+	d := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           d.DialContext,
+		TLSClientConfig:       c.TLS,
+		TLSHandshakeTimeout:   5 * time.Second,
+		ResponseHeaderTimeout: 2 * time.Minute,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       90 * time.Second,
+	}
+	if socket != "" {
+		t.Proxy = nil
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }
+	}
+	return t
+}
+
+// withholdToken removes the token from a request that a redirect sends to another server. The
+// standard library does so only for another host name, but not for another port, or for a
+// connection that is not encrypted.
+func withholdToken(next func(*http.Request, []*http.Request) error) func(*http.Request, []*http.Request) error {
+	return func(req *http.Request, via []*http.Request) error {
+		if first := via[0].URL; req.URL.Host != first.Host || req.URL.Scheme != first.Scheme {
+			req.Header.Del("Authorization")
+		}
+		if next != nil {
+			return next(req, via)
+		}
+		if len(via) >= 10 {
+			return fmt.Errorf("more than 10 redirects")
+		}
+		return nil
+	}
+}
+
+func readAuthority(path string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("authority: %w", err)
+	}
+	pool, err := parseAuthorities(text)
+	if err != nil {
+		return nil, fmt.Errorf("authority %s: %w", path, err)
+	}
+	return pool, nil
+}
+
+// parseAuthorities reads PEM certificates. A malformed certificate is an error.
+func parseAuthorities(text []byte) (*x509.CertPool, error) {
+	pool, whole := x509.NewCertPool(), 0
+	marks := bytes.Count(text, []byte("BEGIN CERTIFICATE")) + bytes.Count(text, []byte("END CERTIFICATE"))
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", whole+1, err)
+		}
+		pool.AddCert(c)
+		whole++
+	}
+	switch {
+	case whole == 0:
+		return nil, errors.New("the file does not have a PEM certificate")
+	case marks != 2*whole:
+		return nil, fmt.Errorf("malformed PEM certificate: %d certificates are complete, with %d lines BEGIN and END", whole, marks)
+	}
+	return pool, nil
+}
+
+// LoadTLS reads what https needs beyond the authorities of the system: the authority
+// that the server's certificate is signed by, and the client's own certificate with
+// its key. Each path may be empty.
+func LoadTLS(ca, cert, key string) (*tls.Config, error) {
+	if ca == "" && cert == "" && key == "" {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca != "" {
+		var err error
+		if config.RootCAs, err = readAuthority(ca); err != nil {
+			return nil, err
+		}
+	}
+	if (cert == "") != (key == "") {
+		return nil, fmt.Errorf("a client certificate and its key go together")
+	}
+	if cert != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return nil, fmt.Errorf("client certificate %s with key %s: %w", cert, key, err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
 }

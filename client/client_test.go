@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestNewRefusesWhatIsNoServer(t *testing.T) {
+func TestNewRefusesInvalidServerURLs(t *testing.T) {
 	for server, want := range map[string]string{
 		"ftp://x":         `scheme "ftp"`,
 		"http://":         "no host",
@@ -127,7 +127,7 @@ func TestGetReadsTheWholeRecord(t *testing.T) {
 	}
 }
 
-func TestErrorsHaveTheirKind(t *testing.T) {
+func TestErrorsAreClassified(t *testing.T) {
 	for status, kinds := range map[int][]error{
 		400: {ErrInvalid}, 404: {ErrNotFound}, 409: {ErrConflict}, 413: {ErrInvalid, ErrTooLarge}, 415: {ErrInvalid},
 		422: {ErrInvalid, ErrTooLarge}, 500: nil, 503: {ErrUnavailable}, 504: {ErrUnavailable},
@@ -150,7 +150,7 @@ func TestErrorsHaveTheirKind(t *testing.T) {
 	}
 }
 
-func TestAProblemDocumentKeepsAllProblems(t *testing.T) {
+func TestProblemDocumentKeepsAllProblems(t *testing.T) {
 	body := `{"valid":false,"error":"task \"b\": unknown task \"x\" (and 1 more)","errors":[
 		{"pointer":"/tasks/b/parents/0","message":"unknown task \"x\""},{"pointer":"","message":"no"}]}`
 	_, c := newFake(t, says(400, body))
@@ -165,7 +165,7 @@ func TestAProblemDocumentKeepsAllProblems(t *testing.T) {
 	}
 }
 
-func TestAnErrorWithoutADocumentSaysTheStatus(t *testing.T) {
+func TestErrorWithoutADocumentNamesTheStatus(t *testing.T) {
 	_, c := newFake(t, says(418, "<html>"))
 	if err := c.Ready(context.Background()); err == nil || err.Error() != "GET /ready: 418 i'm a teapot" {
 		t.Errorf("got %v", err)
@@ -175,7 +175,7 @@ func TestAnErrorWithoutADocumentSaysTheStatus(t *testing.T) {
 func TestAnswersThatAreNotJSON(t *testing.T) {
 	f, c := newFake(t, says(200, "<html>"))
 	_, err := c.Summary(context.Background(), 1)
-	if err == nil || !strings.Contains(err.Error(), "not what was expected") || errors.Is(err, ErrUnreachable) {
+	if err == nil || !strings.Contains(err.Error(), "unexpected form") || errors.Is(err, ErrUnreachable) {
 		t.Errorf("got %v", err)
 	}
 	if n := len(f.seen()); n != 1 {
@@ -241,9 +241,9 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// TestNobodyThere: a connection that was refused is tried again even for a
+// TestUnreachableServer: a connection that was refused is tried again even for a
 // submission, and then is unreachable.
-func TestNobodyThere(t *testing.T) {
+func TestUnreachableServer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -294,11 +294,11 @@ func TestAContextEndsACallAndItsRetries(t *testing.T) {
 func TestPause(t *testing.T) {
 	c := &Client{backoff: 50 * time.Millisecond}
 	for try, want := range map[int]time.Duration{0: 50 * time.Millisecond, 2: 200 * time.Millisecond, 40: 5 * time.Second} {
-		if got := c.pause(try, ErrUnreachable); got != want {
+		if got := c.retryDelay(try, ErrUnreachable); got != want {
 			t.Errorf("pause %d is %v, want %v", try, got, want)
 		}
 	}
-	if got := c.pause(0, &Error{RetryAfter: time.Hour}); got != 5*time.Second {
+	if got := c.retryDelay(0, &Error{RetryAfter: time.Hour}); got != 5*time.Second {
 		t.Errorf("got %v", got)
 	}
 }

@@ -68,7 +68,7 @@ func TestAllTasksWalksAllPagesAndEndsWithAnError(t *testing.T) {
 	}
 }
 
-func TestGetRawStreamsAndTellsOfACut(t *testing.T) {
+func TestGetRawStreamsAndReportsABreak(t *testing.T) {
 	_, c := newFake(t, says(200, `{"runID":1}`), cuts(`{"runID":1`))
 	body, err := c.GetRaw(context.Background(), 1)
 	if err != nil {

@@ -1,8 +1,11 @@
 package client
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net/http"
@@ -21,13 +24,13 @@ type SubmitOptions struct {
 	IdempotencyKey string
 	// Strict makes warnings errors: a document that gives any is refused.
 	Strict bool
-	// Warned is called with the warnings of a submission that was taken, if there are
-	// any; nil = they are dropped. Not by SubmitLines: see Submitted.
+	// Warned is called with the warnings of an accepted submission, if there are any; nil =
+	// they are dropped. SubmitLines does not call it: see Submitted.
 	Warned func([]Problem)
 }
 
-// path is a path with what the options ask for.
-func (o SubmitOptions) path(path string) string {
+// pathWithOptions adds the query of the options to a path.
+func (o SubmitOptions) pathWithOptions(path string) string {
 	if o.Strict {
 		path += "?strict=1"
 	}
@@ -37,16 +40,16 @@ func (o SubmitOptions) path(path string) string {
 // Submit sends a graph to be run and returns the run's id. The run is durable by
 // then. A refused document gives an *Error with every Problem.
 func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint64, error) {
-	k := &call{method: http.MethodPost, path: o.path("/v1/dagrun"), body: notNil(spec)}
+	k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagrun"), body: nonNilBody(spec)}
 	if o.IdempotencyKey != "" {
 		k.header = http.Header{"Idempotency-Key": {o.IdempotencyKey}}
-		k.again = true
+		k.isRepeatable = true
 	}
 	var out struct {
 		RunID    *uint64   `json:"runID"`
 		Warnings []Problem `json:"warnings"`
 	}
-	if err := c.json(ctx, k, &out); err != nil {
+	if err := c.callJSON(ctx, k, &out); err != nil {
 		return 0, err
 	}
 	if o.Warned != nil && len(out.Warnings) > 0 {
@@ -61,9 +64,9 @@ func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint
 // Validate asks whether a graph would be accepted. A refused document is a
 // Validation, not an error. Only the option Strict applies.
 func (c *Client) Validate(ctx context.Context, spec []byte, o SubmitOptions) (*Validation, error) {
-	k := &call{method: http.MethodPost, path: o.path("/v1/dagrun/validate"), body: notNil(spec), again: true}
+	k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagrun/validate"), body: nonNilBody(spec), isRepeatable: true}
 	v := new(Validation)
-	err := c.json(ctx, k, v)
+	err := c.callJSON(ctx, k, v)
 	var e *Error
 	if errors.As(err, &e) && (e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity) {
 		return &Validation{Error: e.Error(), Errors: e.Problems}, nil
@@ -74,9 +77,9 @@ func (c *Client) Validate(ctx context.Context, spec []byte, o SubmitOptions) (*V
 	return v, nil
 }
 
-// notNil makes an empty body a body: a POST without one would be answered about
+// nonNilBody makes an empty body a body: a POST without one would be answered about
 // its Content-Type, rather than about its content.
-func notNil(b []byte) []byte {
+func nonNilBody(b []byte) []byte {
 	if b == nil {
 		return []byte{}
 	}
@@ -90,8 +93,8 @@ type ListOptions struct {
 	Tags   map[string]string // all of these among the run's tags
 	States []string          // any of these; empty = all. A final state finds finished runs
 	Newest bool              // newest first; else ascending by id
-	Limit  int               // at most so many a page, up to 10,000; 0 = all in one
-	Cursor string            // Next of the page before
+	Limit  int               // size of a page, up to 10,000; 0 = all in one page
+	Cursor string            // Next of the previous page
 }
 
 // RunPage is a page of the list of runs, in the order that was asked for.
@@ -115,18 +118,18 @@ func (c *Client) List(ctx context.Context, o ListOptions) (*RunPage, error) {
 	if o.Newest {
 		q.Set("order", "desc")
 	}
-	setPage(q, o.States, o.Limit, o.Cursor)
+	setPageParameters(q, o.States, o.Limit, o.Cursor)
 	page := new(RunPage)
-	k := &call{method: http.MethodGet, path: "/v1/dagruns" + query(q), again: true}
+	k := &call{method: http.MethodGet, path: "/v1/dagruns" + encodeQuery(q), isRepeatable: true}
 	k.answered = func(h http.Header) { page.Next = h.Get("X-Next-Cursor") }
-	if err := c.json(ctx, k, &page.Runs); err != nil {
+	if err := c.callJSON(ctx, k, &page.Runs); err != nil {
 		return nil, err
 	}
 	return page, nil
 }
 
-// setPage adds the members that both lists know.
-func setPage(q url.Values, states []string, limit int, cursor string) {
+// setPageParameters adds the members that both lists know.
+func setPageParameters(q url.Values, states []string, limit int, cursor string) {
 	if len(states) > 0 {
 		q.Set("state", strings.Join(states, ","))
 	}
@@ -141,8 +144,8 @@ func setPage(q url.Values, states []string, limit int, cursor string) {
 // pageSize is asked for when all pages are walked.
 const pageSize = 1000
 
-// Runs walks the list of runs, page by page; o.Limit is the size of a page. An
-// error is the last thing that it yields.
+// Runs yields the list of runs, page by page; o.Limit is the size of a page. An error is the
+// last value.
 func (c *Client) Runs(ctx context.Context, o ListOptions) iter.Seq2[*Summary, error] {
 	if o.Limit == 0 {
 		o.Limit = pageSize
@@ -170,7 +173,7 @@ func (c *Client) Runs(ctx context.Context, o ListOptions) iter.Seq2[*Summary, er
 // Get returns the full record of a run.
 func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
 	out := new(Run)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run), again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run), isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -179,19 +182,19 @@ func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
 // GetRaw returns the full record of a run as the server streams it; the caller
 // closes it.
 func (c *Client) GetRaw(ctx context.Context, run uint64) (io.ReadCloser, error) {
-	k := &call{method: http.MethodGet, path: runPath(run), again: true}
+	k := &call{method: http.MethodGet, path: runPath(run), isRepeatable: true}
 	resp, err := c.do(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	return &stream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
+	return &errorStream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
 }
 
-// Summary returns a run at a glance; it costs the server the same whatever the
-// size of the run.
+// Summary returns the summary of a run. It costs the server the same for every run, however
+// large.
 func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
 	out := new(Summary)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "summary"), again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run, "summary"), isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -200,7 +203,7 @@ func (c *Client) Summary(ctx context.Context, run uint64) (*Summary, error) {
 // Graph returns the templates and edges of a run, and how far each template is.
 func (c *Client) Graph(ctx context.Context, run uint64) (*Graph, error) {
 	out := new(Graph)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "graph"), again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run, "graph"), isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -208,7 +211,7 @@ func (c *Client) Graph(ctx context.Context, run uint64) (*Graph, error) {
 
 // State returns the state of a run.
 func (c *Client) State(ctx context.Context, run uint64) (string, error) {
-	return c.state(ctx, runPath(run, "state"))
+	return c.getState(ctx, runPath(run, "state"))
 }
 
 // MaxStateWait is how long AwaitState may let the server wait.
@@ -219,14 +222,14 @@ const MaxStateWait = time.Minute
 // that is too old to wait answers at once.
 func (c *Client) AwaitState(ctx context.Context, run uint64, from string, wait time.Duration) (string, error) {
 	q := url.Values{"from": {from}, "wait": {wait.String()}}
-	return c.state(ctx, runPath(run, "state")+query(q))
+	return c.getState(ctx, runPath(run, "state")+encodeQuery(q))
 }
 
-func (c *Client) state(ctx context.Context, path string) (string, error) {
+func (c *Client) getState(ctx context.Context, path string) (string, error) {
 	var out struct {
 		State string `json:"state"`
 	}
-	err := c.json(ctx, &call{method: http.MethodGet, path: path, again: true}, &out)
+	err := c.callJSON(ctx, &call{method: http.MethodGet, path: path, isRepeatable: true}, &out)
 	return out.State, err
 }
 
@@ -243,14 +246,14 @@ type TaskStates struct {
 // TaskStates returns the states of all tasks of a run, a byte each. With the Tag of
 // the previous call it returns nil while the states are unchanged.
 func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskStates, error) {
-	k := &call{method: http.MethodGet, path: runPath(run, "states"), again: true}
+	k := &call{method: http.MethodGet, path: runPath(run, "states"), isRepeatable: true}
 	if tag != "" {
 		k.header = http.Header{"If-None-Match": {tag}}
 	}
 	out := new(TaskStates)
 	k.answered = func(h http.Header) { out.State, out.Tag = h.Get("X-State"), h.Get("ETag") }
-	err := c.retry(ctx, k, func() error {
-		resp, err := c.once(ctx, k)
+	err := c.callWithRetries(ctx, k, func() error {
+		resp, err := c.sendOnce(ctx, k)
 		if err != nil {
 			return err
 		}
@@ -274,13 +277,13 @@ func (c *Client) TaskStates(ctx context.Context, run uint64, tag string) (*TaskS
 // KILLED or PAUSED, PAUSED pauses, RUNNING resumes, KILLED kills. A change that the
 // present state does not allow is an ErrConflict. It returns when the change is durable.
 func (c *Client) SetState(ctx context.Context, run uint64, state string) error {
-	return c.json(ctx, &call{method: http.MethodPatch, path: runPath(run, "state", state)}, nil)
+	return c.callJSON(ctx, &call{method: http.MethodPatch, path: runPath(run, "state", state)}, nil)
 }
 
 // Kill kills a run. It returns when the intent is durable; the run is KILLED when
 // the last of its processes is dead. Killing a run that has ended has no effect.
 func (c *Client) Kill(ctx context.Context, run uint64) error {
-	return c.json(ctx, &call{method: http.MethodDelete, path: runPath(run), again: true}, nil)
+	return c.callJSON(ctx, &call{method: http.MethodDelete, path: runPath(run), isRepeatable: true}, nil)
 }
 
 // ServerState is whether a server starts tasks.
@@ -292,7 +295,7 @@ type ServerState struct {
 // ServerState tells whether the server starts tasks, of any run.
 func (c *Client) ServerState(ctx context.Context) (*ServerState, error) {
 	s := new(ServerState)
-	if err := c.json(ctx, &call{method: "GET", path: "/v1/server/state", again: true}, s); err != nil {
+	if err := c.callJSON(ctx, &call{method: "GET", path: "/v1/server/state", isRepeatable: true}, s); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -301,13 +304,13 @@ func (c *Client) ServerState(ctx context.Context) (*ServerState, error) {
 // SetServerState pauses all runs at once (Paused), or has them go on (Running). A pause
 // does not affect tasks that run, and those that were about to start.
 func (c *Client) SetServerState(ctx context.Context, state string) error {
-	return c.json(ctx, &call{method: "PATCH", path: "/v1/server/state/" + url.PathEscape(state), again: true}, nil)
+	return c.callJSON(ctx, &call{method: "PATCH", path: "/v1/server/state/" + url.PathEscape(state), isRepeatable: true}, nil)
 }
 
 // Backup returns a backup of everything on the server, as of one moment. A stream that
 // breaks off is an error of Read. The caller closes it.
 func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
-	resp, err := c.do(ctx, &call{method: "GET", path: "/v1/backup", again: true})
+	resp, err := c.do(ctx, &call{method: "GET", path: "/v1/backup", isRepeatable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -316,35 +319,35 @@ func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
 
 // Ready is nil when the server serves requests.
 func (c *Client) Ready(ctx context.Context) error {
-	return c.json(ctx, &call{method: http.MethodGet, path: "/ready", again: true}, nil)
+	return c.callJSON(ctx, &call{method: http.MethodGet, path: "/ready", isRepeatable: true}, nil)
 }
 
-// Version asks the server what it is.
+// Version returns the version of the server.
 func (c *Client) Version(ctx context.Context) (*Version, error) {
 	out := new(Version)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: "/version", again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: "/version", isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-// query returns "?" and the encoded values, or "" without values.
-func query(q url.Values) string {
+// encodeQuery returns "?" and the encoded values, or "" without values.
+func encodeQuery(q url.Values) string {
 	if len(q) == 0 {
 		return ""
 	}
 	return "?" + q.Encode()
 }
 
-// stream is a body whose reader hears of a broken connection as ErrUnreachable.
-type stream struct {
+// errorStream is a body that reports a broken connection as ErrUnreachable.
+type errorStream struct {
 	c    *Client
 	ctx  context.Context
 	k    *call
 	body io.ReadCloser
 }
 
-func (s *stream) Read(p []byte) (int, error) {
+func (s *errorStream) Read(p []byte) (int, error) {
 	n, err := s.body.Read(p)
 	if err != nil && err != io.EOF {
 		err = s.c.transportError(s.ctx, s.k, err)
@@ -352,4 +355,74 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (s *stream) Close() error { return s.body.Close() }
+func (s *errorStream) Close() error { return s.body.Close() }
+
+// Submitted is the result of one line of SubmitLines.
+type Submitted struct {
+	RunID    uint64
+	Err      *Error    // nil when the line is a run now
+	Warnings []Problem // about members that are allowed but probably not meant
+}
+
+// SubmitLines submits many graphs, a spec per line of r, and yields the result of
+// each, in their order, while r is still being read. A yielded run is durable. The other
+// lines go on after a refused one. An error is the last value: the results of later lines
+// are then unknown. SubmitLines never retries; with an idempotency key (line n gets
+// key#n) the caller may.
+func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
+	return func(yield func(Submitted, error) bool) {
+		k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagruns")}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel() // also of the sending
+		req, err := http.NewRequestWithContext(ctx, k.method, c.base+k.path, struct{ io.Reader }{r})
+		if err != nil {
+			yield(Submitted{}, fmt.Errorf("%s: %w", k, err))
+			return
+		}
+		req.Header.Set("Content-Type", "application/x-ndjson")
+		c.addToken(req)
+		if o.IdempotencyKey != "" {
+			req.Header.Set("Idempotency-Key", o.IdempotencyKey)
+		}
+		resp, err := c.http.Do(req)
+		if err != nil {
+			yield(Submitted{}, c.transportError(ctx, k, err))
+			return
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			yield(Submitted{}, readRefusal(k, resp))
+			return
+		}
+		body := &faultReader{r: resp.Body}
+		lines := bufio.NewScanner(body)
+		lines.Buffer(nil, maxProblem)
+		for lines.Scan() {
+			var line struct {
+				RunID    *uint64   `json:"runID"`
+				Warnings []Problem `json:"warnings"`
+				problemDocument
+			}
+			if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+				yield(Submitted{}, fmt.Errorf("%s: the answer has an unexpected form: %w", k, err))
+				return
+			}
+			var s Submitted
+			if line.RunID != nil {
+				s.RunID, s.Warnings = *line.RunID, line.Warnings
+			} else {
+				s.Err = &Error{Method: k.method, Path: k.path, Status: line.Status}
+				line.into(s.Err)
+			}
+			if !yield(s, nil) {
+				return
+			}
+		}
+		switch {
+		case body.err != nil:
+			yield(Submitted{}, c.transportError(ctx, k, body.err))
+		case lines.Err() != nil:
+			yield(Submitted{}, fmt.Errorf("%s: %w", k, lines.Err()))
+		}
+	}
+}

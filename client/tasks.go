@@ -12,7 +12,7 @@ import (
 // Task returns the definition of one expanded task.
 func (c *Client) Task(ctx context.Context, run uint64, name string) (*Task, error) {
 	out := new(Task)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "task", name), again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run, "task", name), isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -20,19 +20,19 @@ func (c *Client) Task(ctx context.Context, run uint64, name string) (*Task, erro
 
 // TaskState returns the state of one task.
 func (c *Client) TaskState(ctx context.Context, run uint64, name string) (string, error) {
-	return c.state(ctx, runPath(run, "task", name, "state"))
+	return c.getState(ctx, runPath(run, "task", name, "state"))
 }
 
 // KillTask kills one task. It returns when the intent is durable.
 func (c *Client) KillTask(ctx context.Context, run uint64, name string) error {
-	return c.json(ctx, &call{method: http.MethodDelete, path: runPath(run, "task", name), again: true}, nil)
+	return c.callJSON(ctx, &call{method: http.MethodDelete, path: runPath(run, "task", name), isRepeatable: true}, nil)
 }
 
 // TaskOptions select tasks of a run.
 type TaskOptions struct {
 	States []string // any of these; empty = all
-	Limit  int      // at most so many a page, up to 10,000; 0 = the server's choice
-	Cursor string   // Next of the page before
+	Limit  int      // size of a page, up to 10,000; 0 = the server's default
+	Cursor string   // Next of the previous page
 }
 
 // TaskStatus is one task in a page: its state and its attempts.
@@ -51,16 +51,16 @@ type TaskPage struct {
 // Tasks returns a page of a run's tasks.
 func (c *Client) Tasks(ctx context.Context, run uint64, o TaskOptions) (*TaskPage, error) {
 	q := url.Values{}
-	setPage(q, o.States, o.Limit, o.Cursor)
+	setPageParameters(q, o.States, o.Limit, o.Cursor)
 	out := new(TaskPage)
-	if err := c.json(ctx, &call{method: http.MethodGet, path: runPath(run, "tasks") + query(q), again: true}, out); err != nil {
+	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run, "tasks") + encodeQuery(q), isRepeatable: true}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-// AllTasks walks the tasks of a run, page by page; o.Limit is the size of a page.
-// An error is the last thing that it yields.
+// AllTasks yields the tasks of a run, page by page; o.Limit is the size of a page. An error is
+// the last value.
 func (c *Client) AllTasks(ctx context.Context, run uint64, o TaskOptions) iter.Seq2[*TaskStatus, error] {
 	if o.Limit == 0 {
 		o.Limit = pageSize
@@ -99,9 +99,9 @@ type LogOptions struct {
 	Offset  int64  // where to begin, counted in what the task wrote
 }
 
-// Log reads the output of an attempt, raw; where bytes were not kept there is a
-// line that says so. With Follow it ends when the attempt does, or with the
-// context; a server that stops meanwhile is an ErrUnreachable. The caller closes it.
+// Log returns the raw output of an attempt. A marker line replaces bytes that were not kept. With
+// Follow it ends when the attempt ends, or with the context. A server that stops during that is
+// an ErrUnreachable. The caller closes it.
 func (c *Client) Log(ctx context.Context, run uint64, name string, o LogOptions) (io.ReadCloser, error) {
 	q := url.Values{}
 	if o.Attempt > 0 {
@@ -116,10 +116,10 @@ func (c *Client) Log(ctx context.Context, run uint64, name string, o LogOptions)
 	if o.Offset > 0 {
 		q.Set("offset", strconv.FormatInt(o.Offset, 10))
 	}
-	k := &call{method: http.MethodGet, path: runPath(run, "task", name, "log") + query(q), again: true}
+	k := &call{method: http.MethodGet, path: runPath(run, "task", name, "log") + encodeQuery(q), isRepeatable: true}
 	resp, err := c.do(ctx, k)
 	if err != nil {
 		return nil, err
 	}
-	return &stream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
+	return &errorStream{c: c, ctx: ctx, k: k, body: resp.Body}, nil
 }

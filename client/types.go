@@ -1,8 +1,16 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -66,14 +74,14 @@ type Summary struct {
 	State      string            `json:"state"`
 	StartTime  Nanos             `json:"startTime"`       // when it was accepted
 	LastUpdate Nanos             `json:"lastUpdate"`      // the newest durable event
-	TaskCounts map[string]int    `json:"taskCounts"`      // tasks by state; those without any are left out
-	Tasks      int               `json:"tasks,omitempty"` // in all; only from Client.Summary, see Total
-	// Error says that what is stored of the run is damaged, and how: of such an entry of a
-	// list only RunID is known.
+	TaskCounts map[string]int    `json:"taskCounts"`      // tasks by state, without zeros
+	Tasks      int               `json:"tasks,omitempty"` // total; only from Client.Summary, see Total
+	// Error describes the damage of a run whose stored data is damaged. Such an entry of a
+	// list only has the RunID.
 	Error string `json:"error,omitempty"`
 }
 
-// Total is the number of tasks in all.
+// Total is the total number of tasks.
 func (s *Summary) Total() int {
 	if s.Tasks > 0 {
 		return s.Tasks
@@ -190,10 +198,151 @@ type Validation struct {
 	Warnings []Problem `json:"warnings,omitempty"`
 }
 
-// Version is what a server says about itself.
+// Version is the version of a server.
 type Version struct {
 	Version string `json:"version"`
 	Commit  string `json:"commit,omitempty"`
 	Date    string `json:"date,omitempty"`
 	Go      string `json:"go,omitempty"`
+}
+
+// Kinds of errors, for errors.Is.
+var (
+	ErrInvalid     = errors.New("invalid")     // 400, 413, 415, 422
+	ErrDenied      = errors.New("denied")      // 401, 403, 421: the caller may not do this
+	ErrNotFound    = errors.New("not found")   // 404
+	ErrConflict    = errors.New("conflict")    // 409
+	ErrTooLarge    = errors.New("too large")   // 413, 422
+	ErrUnavailable = errors.New("unavailable") // 502, 503, 504
+	ErrUnreachable = errors.New("unreachable") // no connection, or it broke
+	ErrNoServer    = errors.New("no server")   // no connection: the part of ErrUnreachable that did not reach a server
+)
+
+// Problem is one mistake in a submitted document.
+type Problem struct {
+	Pointer string `json:"pointer"` // JSON pointer to the place
+	Message string `json:"message"`
+}
+
+// Error is a refusal by the server: its status and problem document (RFC 9457).
+type Error struct {
+	Method, Path string // of the request
+	Status       int    // HTTP status
+	Type         string
+	Title        string
+	Detail       string
+	Text         string    // one sentence
+	Problems     []Problem // all mistakes of a refused document
+	RetryAfter   time.Duration
+}
+
+// Error returns the server's sentence, or the status without one.
+func (e *Error) Error() string {
+	for _, s := range []string{e.Text, e.Detail, e.Title} {
+		if s != "" {
+			return s
+		}
+	}
+	return fmt.Sprintf("%s %s: %d %s", e.Method, e.Path, e.Status, strings.ToLower(http.StatusText(e.Status)))
+}
+
+// Is tells whether the status is of the kind that target names.
+func (e *Error) Is(target error) bool {
+	switch e.Status {
+	case http.StatusBadRequest, http.StatusUnsupportedMediaType:
+		return target == ErrInvalid
+	case http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		return target == ErrInvalid || target == ErrTooLarge
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMisdirectedRequest:
+		return target == ErrDenied
+	case http.StatusNotFound:
+		return target == ErrNotFound
+	case http.StatusConflict:
+		return target == ErrConflict
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return target == ErrUnavailable
+	}
+	return false
+}
+
+// maxProblem bounds what is read of an error's body.
+const maxProblem = 8 << 20
+
+// problemDocument is a problem document.
+type problemDocument struct {
+	Type, Title, Detail, Error string
+	Status                     int
+	Errors                     []Problem
+}
+
+func (p *problemDocument) into(e *Error) {
+	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
+}
+
+// problemOf reads the refusal in resp. It keeps only the status of a response whose body has
+// another format, such as that of a proxy.
+func readRefusal(k *call, resp *http.Response) *Error {
+	e := &Error{Method: k.method, Path: k.path, Status: resp.StatusCode}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	var doc problemDocument
+	if json.Unmarshal(body, &doc) == nil {
+		doc.into(e)
+	}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+		e.RetryAfter = time.Duration(min(s, 3600)) * time.Second
+	}
+	return e
+}
+
+// noAnswerError is an answer that did not arrive, or not completely.
+type noAnswerError struct {
+	call    string
+	server  string
+	notSent bool // no connection was made: the request did not reach the server
+	err     error
+}
+
+func (e *noAnswerError) Error() string {
+	if e.notSent {
+		return fmt.Sprintf("no server answers at %s: %v", e.server, rootCause(e.err))
+	}
+	return fmt.Sprintf("%s: the connection to %s broke: %v", e.call, e.server, rootCause(e.err))
+}
+
+func (e *noAnswerError) Unwrap() error { return e.err }
+
+func (e *noAnswerError) Is(target error) bool {
+	return target == ErrUnreachable || e.notSent && target == ErrNoServer
+}
+
+// rootCause drops the wrapping that repeats the address and the method.
+func rootCause(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	return err
+}
+
+// transportError tells a broken connection from an ended context.
+func (c *Client) transportError(ctx context.Context, k *call, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", k, ctx.Err())
+	}
+	var op *net.OpError
+	dial := errors.As(err, &op) && op.Op == "dial"
+	return &noAnswerError{call: k.String(), server: c.server, notSent: dial, err: err}
+}
+
+// isRetryable tells whether the call may and should be tried again after err.
+func isRetryable(k *call, err error) bool {
+	var lost *noAnswerError
+	if errors.As(err, &lost) {
+		return lost.notSent || k.isRepeatable
+	}
+	return k.isRepeatable && errors.Is(err, ErrUnavailable)
 }

@@ -47,7 +47,7 @@ func audited(t *testing.T) (option func(*Config), lines func(s *service) []strin
 // TestControlCharactersInTheAuditLog: an unknown caller cannot write to the terminal of whoever
 // reads the log.
 func TestControlCharactersInTheAuditLog(t *testing.T) {
-	lock, secret, _ := lock(t)
+	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
 	s := serve(t, seedEngine(t), lock, option)
 	_, r := s.raw("GET /\xc2\x9b31mX\xe2\x80\xae\xff HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -69,7 +69,7 @@ func TestControlCharactersInTheAuditLog(t *testing.T) {
 // TestAuditNamesTheUser: each line about a unix socket has the user at its other end, whatever
 // the request was refused for.
 func TestAuditNamesTheUser(t *testing.T) {
-	lock, secret, _ := lock(t)
+	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
 	s := serve(t, seedEngine(t), lock, option)
 	l, err := net.Listen("unix", "@"+t.Name()+filepath.Base(t.TempDir())+secret[access.Read][:12])
@@ -148,7 +148,7 @@ func asUser(t *testing.T, uid uintptr, f func()) {
 // TestFloodDoesNotHideRefusals: what a known token is refused is recorded while strangers
 // send more than may be recorded of theirs.
 func TestFloodDoesNotHideRefusals(t *testing.T) {
-	lock, secret, _ := lock(t)
+	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
 	s := serve(t, seedEngine(t), lock, option)
 	flood := strings.Repeat("GET /v1/dagruns HTTP/1.1\r\nHost: x\r\n\r\n", 300)

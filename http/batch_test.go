@@ -36,8 +36,8 @@ func (s *service) batch(body string, header ...string) []string {
 	return strings.Split(strings.TrimSuffix(r.body, "\n"), "\n")
 }
 
-// TestBatch: each line has its answer, in its place.
-func TestBatch(t *testing.T) {
+// TestBatchAnswersEachLine: each line has its answer, in its place.
+func TestBatchAnswersEachLine(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
 	got := s.batch(strings.Join([]string{
@@ -89,8 +89,8 @@ func TestBatchWithAKey(t *testing.T) {
 	}
 }
 
-// TestBatchIsRefused as a whole before its first line.
-func TestBatchIsRefused(t *testing.T) {
+// TestInvalidBatchIsRefused as a whole before its first line.
+func TestInvalidBatchIsRefused(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
 	refusedWith(t, s.do("POST", batchPath, "", asLines), 400, "the body is empty")
@@ -182,9 +182,9 @@ func TestBatchWithALongLine(t *testing.T) {
 	}
 }
 
-// TestBatchAnswersWhileItComes: who waits for each answer before the next line gets
+// TestBatchAnswersLinesAsTheyArrive: who waits for each answer before the next line gets
 // it. When the body breaks off, what came is kept, and the part of a line is none.
-func TestBatchAnswersWhileItComes(t *testing.T) {
+func TestBatchAnswersLinesAsTheyArrive(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
 	c, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -219,8 +219,8 @@ func TestBatchAnswersWhileItComes(t *testing.T) {
 	}
 }
 
-// TestBatchThatStopsComing is cut off, by its time and by a shutdown.
-func TestBatchThatStopsComing(t *testing.T) {
+// TestStalledBatchTimesOut is cut off, by its time and by a shutdown.
+func TestStalledBatchTimesOut(t *testing.T) {
 	for _, by := range []string{"time", "shutdown"} {
 		e := &fakeEngine{}
 		s := serve(t, e, func(c *Config) {
@@ -255,8 +255,8 @@ func TestBatchThatStopsComing(t *testing.T) {
 	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 }
 
-// TestLines: whatever pieces a body comes in, its lines are the same.
-func TestLines(t *testing.T) {
+// TestLineReader: whatever pieces a body comes in, its lines are the same.
+func TestLineReader(t *testing.T) {
 	var want []string
 	var body strings.Builder
 	for i := range 3000 {

@@ -33,9 +33,9 @@ func handle(s *Server, ctx *fasthttp.RequestCtx, method, target string) {
 	s.dispatch(ctx)
 }
 
-// TestStateIsCheap: clients poll it in tight loops. The router's copies of the
+// TestStateAllocatesLittle: clients poll it in tight loops. The router's copies of the
 // run's id are all that it allocates.
-func TestStateIsCheap(t *testing.T) {
+func TestStateAllocatesLittle(t *testing.T) {
 	s := New(Config{Engine: seedEngine(t)})
 	ctx := requestOn(t, s)
 	if n := testing.AllocsPerRun(100, func() { handle(s, ctx, "GET", "/v1/dagrun/0/state") }); n > 3 {

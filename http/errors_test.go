@@ -185,8 +185,8 @@ func TestUnreadBodies(t *testing.T) {
 	}
 }
 
-// TestMethods: 405 names the methods that there are, whatever the variant.
-func TestMethods(t *testing.T) {
+// TestMethodsOfEachPath: 405 names the methods that there are, whatever the variant.
+func TestMethodsOfEachPath(t *testing.T) {
 	s := serve(t, seedEngine(t))
 	for _, c := range []struct{ method, path, allow string }{
 		{"POST", "/ready", "GET, HEAD, OPTIONS"},

@@ -152,9 +152,9 @@ func TestEventsOfAllRuns(t *testing.T) {
 	}
 }
 
-// TestEventsBeat: a stream without news says that it is there, and notices when its
-// reader has gone.
-func TestEventsBeat(t *testing.T) {
+// TestIdleEventStreamHasHeartbeats: a stream without news says that it is there, and notices when
+// its reader has gone.
+func TestIdleEventStreamHasHeartbeats(t *testing.T) {
 	e := seedEngine(t)
 	e.feed = newFakeFeed()
 	s := serve(t, e, func(c *Config) { c.heartbeat = 5 * time.Millisecond })

@@ -132,7 +132,7 @@ func TestLogRanges(t *testing.T) {
 	}
 }
 
-func TestLogNotReadable(t *testing.T) {
+func TestUnreadableLog(t *testing.T) {
 	log := &fakeLog{data: []byte("x"), err: errors.New("bad sector")}
 	s := serve(t, logEngine(t, log))
 	refusedWith(t, s.get(logPath), 500, "internal error")
@@ -194,8 +194,8 @@ func TestFollow(t *testing.T) {
 	eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 && s.inflight.Load() == 0 })
 }
 
-// TestGoneClientEndsTheStream, though the task never writes another byte.
-func TestGoneClientEndsTheStream(t *testing.T) {
+// TestDepartureEndsAFollowedLog, though the task never writes another byte.
+func TestDepartureEndsAFollowedLog(t *testing.T) {
 	log := &fakeLog{live: true, data: []byte("x\n")}
 	s := serve(t, logEngine(t, log))
 	c, r := s.raw("GET " + logPath + "?follow=1 HTTP/1.1\r\nHost: c\r\n\r\n")

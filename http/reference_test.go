@@ -10,8 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/dag/specjson"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -107,4 +109,104 @@ func TestReferenceIsComplete(t *testing.T) {
 			t.Errorf("the table has no %d", status)
 		}
 	}
+}
+
+// TestBoundsOfTheOperationsPage: the numbers in docs/operations.md are those of the code.
+func TestBoundsOfTheOperationsPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	thousands := func(n int) string {
+		if n < 1000 {
+			return fmt.Sprint(n)
+		}
+		return fmt.Sprintf("%d,%03d", n/1000, n%1000)
+	}
+	s := New(Config{Engine: &fakeEngine{}})
+	cfg := s.cfg
+	for _, row := range []string{
+		"| open connections | " + thousands(cfg.MaxConns) + ";",
+		"three quarters of the connections, " + thousands(maxWaits(cfg.MaxConns)) + " |",
+		"three quarters of its connections, " + thousands(maxWaits(cfg.MaxPerClient)) + " |",
+		fmt.Sprintf("| %d MiB; a body of more than %d MiB may not take the last quarter. The first %d KiB of each", totalBodyBytes>>20, largeBodyBytes>>20, uncountedBytes>>10),
+		fmt.Sprintf("| those of one client | half of them, %d MiB;", s.bodies.perClient>>20),
+		fmt.Sprintf("| %d KiB, and %d times the content; some 40 KiB at a time |", maxFraming>>10, framingPerByte),
+		fmt.Sprintf("| trailers of a body in chunks | %d KiB |", maxHeader>>10),
+		fmt.Sprintf("| bodies of more than %d MiB that are received or wait | %d,", longBodyBytes>>20, maxLongBodies),
+		fmt.Sprintf("| a document, before and after decompression | %d MiB |", cfg.MaxBody>>20),
+		fmt.Sprintf("| window of a zstd body | %d MiB |", maxZstdWindow>>20),
+		fmt.Sprintf("| a line of many | %d MiB,", maxLineBytes>>20),
+		fmt.Sprintf("| time for a line, from its first byte | %.0f s, and 1 s for each %d KiB |", cfg.ReadTimeout.Seconds(), minBodyRate>>10),
+		"| refused lines of a request | " + thousands(maxRefusedLines) + " |",
+		fmt.Sprintf("| other bodies | %d MiB |", maxOtherBody>>20),
+		fmt.Sprintf("| request line and headers | %d KiB |", maxHeader>>10),
+		"| `tag` | " + thousands(specjson.MaxTagBytes) + " bytes |",
+		fmt.Sprintf("| `tags` | %d, names of %d bytes, values of %s bytes |", specjson.MaxLabels, specjson.MaxLabelNameBytes, thousands(specjson.MaxLabelBytes)),
+		"| names of tasks and parameters | " + thousands(specjson.MaxNameBytes) + " bytes |",
+		fmt.Sprintf("| a value of a parameter | %d MiB |", specjson.MaxParameterBytes>>20),
+		fmt.Sprintf("| any other text, or member of a job that is only kept | %d MiB as JSON |", specjson.MaxValueBytes>>20),
+		"| `errors` of one document | " + thousands(maxListedErrors) + ";",
+		"| `warnings` of one document | " + thousands(specjson.MaxWarnings) + ";",
+		"| entries of a page | " + thousands(maxPageSize) + "; " + thousands(defaultPageSize) + " unless asked |",
+		fmt.Sprintf("| `state?wait=` | %.0f s |", maxWaitForState.Seconds()),
+		fmt.Sprintf("%d KiB of its head and tail in documents", inlineOutput>>10),
+	} {
+		if !strings.Contains(string(page), row) {
+			t.Errorf("the page does not say: %s", row)
+		}
+	}
+}
+
+// TestLimitsOfTheReference: the numbers in docs/rest.md are the server's defaults.
+func TestLimitsOfTheReference(t *testing.T) {
+	page, err := os.ReadFile(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := New(Config{Engine: &fakeEngine{}}).cfg
+	for _, sentence := range []string{
+		fmt.Sprintf("the request did not arrive in time (%d s; a large body has more, at %d KiB/s)", cfg.ReadTimeout/time.Second, minBodyRate>>10),
+		fmt.Sprintf("the body is longer than its limit: %d MiB (`--max-body`) for a spec, before and after decompression; %d MiB for a line of many; %d MiB for anything else", cfg.MaxBody>>20, maxLineBytes>>20, maxOtherBody>>20),
+		fmt.Sprintf("request line and headers are longer than %d KiB", maxHeader>>10),
+		fmt.Sprintf("too many connections (%d,%03d)", cfg.MaxConns/1000, cfg.MaxConns%1000),
+		fmt.Sprintf("at most so many, 1 to %d,%03d; without it, all", maxPageSize/1000, maxPageSize%1000),
+		fmt.Sprintf("at most so many, 1 to %d,%03d; default %d,%03d", maxPageSize/1000, maxPageSize%1000, defaultPageSize/1000, defaultPageSize%1000),
+		fmt.Sprintf("(at most %d,%03d; the sentence says how many more there are)", maxListedErrors/1000, maxListedErrors%1000),
+		fmt.Sprintf("A log longer than %d KiB shows its first and last %d KiB", 2*inlineOutput>>10, inlineOutput>>10),
+	} {
+		if !strings.Contains(string(page), sentence) {
+			t.Errorf("the reference does not say: %s", sentence)
+		}
+	}
+}
+
+// TestStatesOfARun: each word of a run's state reaches the engine, which decides;
+// a query has no meaning there.
+func TestStatesOfARun(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	var want []string
+	for _, word := range []string{"QUEUED", "RUNNING", "PAUSED", "COMPLETED", "ERRORED", "KILLED"} {
+		r := s.do("PATCH", "/v1/dagrun/2/state/"+word+"?force=1", "")
+		if r.status != 200 || r.body != `{"runID":2}` {
+			t.Errorf("%s: %d %s", word, r.status, r.body)
+		}
+		want = append(want, "2 "+word)
+	}
+	if got := strings.Join(e.patched, ", "); got != strings.Join(want, ", ") {
+		t.Errorf("the engine was asked for %s", got)
+	}
+}
+
+// TestMembersThatAreNeverLeftOut: what is empty is there all the same.
+func TestMembersThatAreNeverLeftOut(t *testing.T) {
+	e := &fakeEngine{}
+	e.add(t, `{"tasks":{"a":{"job":{"command":["x"]}}}}`, dag.RunQueued, dag.TaskQueued, 5, 6)
+	e.runs[0].view.Changes = []dag.StateChange{{At: 5, State: dag.RunQueued}}
+	s := serve(t, e)
+	sameJSON(t, s.get("/v1/dagrun/0").body, `{"runID":0,"tag":"",
+		"tasks":{"a":{"maxRetries":0,"retryIntervalSeconds":0,"job":{"environment":[],"command":["x"]},"children":[],"parents":[],"isGenerator":false}},
+		"taskStates":{"a":"QUEUED"},"taskAttempts":{"a":[]},"dagStateChanges":[{"time":"5","state":"QUEUED"}]}`)
+	sameJSON(t, s.get("/v1/dagruns").body, `[{"runID":0,"tag":"","state":"QUEUED","startTime":"5","lastUpdate":"6","taskCounts":{"QUEUED":1}}]`)
 }

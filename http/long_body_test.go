@@ -211,7 +211,7 @@ func TestLongBodiesTakeTurns(t *testing.T) {
 	}
 }
 
-func TestUnnamedFiles(t *testing.T) {
+func TestCreateUnnamed(t *testing.T) {
 	dir := t.TempDir()
 	f, err := createUnnamed(dir)
 	if err != nil {

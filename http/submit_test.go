@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func TestShare(t *testing.T) {
+func TestBudgetShare(t *testing.T) {
 	b := &bodyBudget{limit: 8 << 20, perClient: 8 << 20, clients: map[clientKey]int64{}}
 	large, small, tiny := budgetShare{budget: b}, budgetShare{budget: b}, budgetShare{budget: b}
 	if large.resize(6<<20+1) != errBudgetSpent || b.inUse() != 0 {
@@ -40,8 +40,8 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// TestSharesOfClients: half for each, more where one may have most connections.
-func TestSharesOfClients(t *testing.T) {
+// TestBudgetOfOneClient: half for each, more where one may have most connections.
+func TestBudgetOfOneClient(t *testing.T) {
 	b := newBodyBudget(8<<20, 100, 50)
 	one, more, other := budgetShare{budget: b, client: clientKey{uid: 1}}, budgetShare{budget: b, client: clientKey{uid: 1}}, budgetShare{budget: b, client: clientKey{uid: 2}}
 	if one.resize(3<<20) != nil || more.resize(1<<20) != nil || more.resize(1<<20+1) != errClientBudgetSpent || one.resize(3<<20+1) != errClientBudgetSpent {
@@ -74,9 +74,9 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-// TestBytesUnderWay: bodies that come slowly take no more memory than there is for all;
-// small ones are served all the while, and what was taken comes back.
-func TestBytesUnderWay(t *testing.T) {
+// TestBodiesBeyondTheBudgetAreRefused: bodies that come slowly take no more memory than there is
+// for all; small ones are served all the while, and what was taken comes back.
+func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	s.bodies.limit, s.bodies.perClient = 24<<20, 24<<20
@@ -113,9 +113,9 @@ func TestBytesUnderWay(t *testing.T) {
 	}
 }
 
-// TestBytesOfOneClient: what one client has under way leaves room for the others, and those
-// are served; in a batch the line says so.
-func TestBytesOfOneClient(t *testing.T) {
+// TestBodiesOfOneClientBeyondItsBudgetAreRefused: what one client has under way leaves room for
+// the others, and those are served; in a batch the line says so.
+func TestBodiesOfOneClientBeyondItsBudgetAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	s.bodies.limit, s.bodies.perClient = 64<<20, 16<<20
@@ -164,5 +164,50 @@ func TestRefusedLinesAreBounded(t *testing.T) {
 	}
 	if last := answers[len(answers)-1]; !strings.Contains(last, "are not read") || !strings.Contains(last, strconv.Itoa(len(answers)-1)+" lines were refused") {
 		t.Errorf("the last answer: %s", last)
+	}
+}
+
+// TestWarnings: a member that is not known is told of by submission, batch and
+// validation, and refused where the query is strict. Without one the answers are as ever.
+func TestWarnings(t *testing.T) {
+	const (
+		slip    = `{"tasks":{"a":{"job":{"commandString":"true","timeout":3,"retries":2}}}}`
+		sound   = `{"tasks":{"a":{"job":{"commandString":"true"}}}}`
+		told    = `"warnings":[{"pointer":"/tasks/a/job/timeout","message":"unknown member \"timeout\" is kept and has no effect: did you mean timeoutSeconds?"},`
+		refusal = `"errors":[{"pointer":"/tasks/a/job/timeout","message":"unknown member \"timeout\"`
+	)
+	long := strings.Replace(slip, `"timeout"`, `"pad":"`+strings.Repeat("x", longBodyBytes)+`","timeout"`, 1)
+	e := seedEngine(t)
+	s := serve(t, e)
+	for _, c := range []struct {
+		target, body, begins, has string
+		status                    int
+	}{
+		{"/v1/dagrun", sound, `{"runID":0}`, "", 200},
+		{"/v1/dagrun?strict=1", sound, `{"runID":1}`, "", 200},
+		{"/v1/dagrun", slip, `{"runID":2,` + told, "maxRetries, outside the job", 200},
+		{"/v1/dagrun?strict=0", slip, `{"runID":3,` + told, "", 200},
+		{"/v1/dagrun?strict=1", slip, `{"valid":false,`, refusal, 400},
+		{"/v1/dagrun?strict=x", slip, `{`, "must be 1 or 0", 400},
+		{"/v1/dagrun/validate", sound, `{"valid":true}`, "", 200},
+		{"/v1/dagrun/validate", slip, `{"valid":true,` + told, "", 200},
+		{"/v1/dagrun/validate?strict", slip, `{"valid":false,`, refusal, 400},
+		{"/v1/dagrun/validate", long, `{"valid":true,"warnings":[{"pointer":"/tasks/a/job/pad"`, "did you mean timeoutSeconds?", 200},
+		{"/v1/dagrun/validate?strict", long, `{"valid":false,`, "did you mean timeoutSeconds?", 400},
+	} {
+		r := s.do("POST", c.target, c.body)
+		if r.status != c.status || !strings.HasPrefix(r.body, c.begins) || !strings.Contains(r.body, c.has) || c.has == "" && !strings.Contains(c.begins, "warn") && r.body != c.begins {
+			t.Errorf("%s: %d %.300s", c.target, r.status, r.body)
+		}
+	}
+	lines := func(target string) []string {
+		r := s.do("POST", target, sound+"\n"+slip+"\n"+sound+"\n", "Content-Type: "+linesType)
+		return strings.Split(strings.TrimSpace(r.body), "\n")
+	}
+	if got := lines("/v1/dagruns"); len(got) != 3 || got[0] != `{"runID":4}` || !strings.HasPrefix(got[1], `{"runID":5,`+told) || got[2] != `{"runID":6}` {
+		t.Errorf("lines: %q", got)
+	}
+	if got := lines("/v1/dagruns?strict=1"); len(got) != 3 || got[0] != `{"runID":7}` || !strings.Contains(got[1], refusal) || got[2] != `{"runID":8}` {
+		t.Errorf("lines, strictly: %q", got)
 	}
 }

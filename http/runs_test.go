@@ -10,7 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-func TestStateIsWaitedFor(t *testing.T) {
+func TestLongPollAnswersAtAChange(t *testing.T) {
 	e := seedEngine(t)
 	e.moves = true
 	s := serve(t, e)
@@ -32,7 +32,7 @@ func TestStateIsWaitedFor(t *testing.T) {
 	all.Wait()
 }
 
-func TestStateIsNotWaitedForInVain(t *testing.T) {
+func TestLongPollAnswersAtOnceOrAtItsEnd(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	for _, query := range []string{"?wait=60s&from=RUNNING", "?wait=0s", "?wait=1ms", "?from=COMPLETED", "?wait=10ms&from=COMPLETED", "?"} {
@@ -54,8 +54,8 @@ func TestStateIsNotWaitedForInVain(t *testing.T) {
 	refusedWith(t, s.get("/v1/dagrun/0/state?wait=60s"), 503, "no")
 }
 
-// TestShutdownAnswersWhoWaits with the present state.
-func TestShutdownAnswersWhoWaits(t *testing.T) {
+// TestShutdownAnswersLongPolls with the present state.
+func TestShutdownAnswersLongPolls(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	answered := make(chan reply, 1)
@@ -68,5 +68,38 @@ func TestShutdownAnswersWhoWaits(t *testing.T) {
 	}
 	if r := <-answered; r.status != 200 || r.body != `{"state":"RUNNING"}` {
 		t.Errorf("%d %s", r.status, r.body)
+	}
+}
+
+// pausingEngine has lists that look at one run at a time.
+type pausingEngine struct{ *fakeEngine }
+
+func (e *pausingEngine) Summaries(ctx context.Context, q messages.ListQuery, yield func(*messages.Summary) bool) error {
+	if q.Budget == nil {
+		return e.fakeEngine.Summaries(ctx, q, yield)
+	}
+	at := messages.RunID(0)
+	if q.HasAfter {
+		at = q.After + 1
+	}
+	if at%3 == 0 { // the others are not selected
+		yield(&e.runs[at].view.Summary)
+	}
+	if int(at) == len(e.runs)-1 {
+		return nil
+	}
+	return &messages.ListPaused{After: at}
+}
+
+// TestPagesEndWhenTheirBudgetIsUsed: a page whose budget is used up has fewer entries, or none,
+// and the address of the next one.
+func TestPagesEndWhenTheirBudgetIsUsed(t *testing.T) {
+	e := &fakeEngine{}
+	for range 8 {
+		e.add(t, seedSpec, dag.RunQueued, dag.TaskQueued)
+	}
+	s := serve(t, &pausingEngine{e})
+	if list, pages := walk(t, s, "/v1/dagruns?limit=5"); list != "0 3 6" || pages != 8 {
+		t.Errorf("%s on %d pages", list, pages)
 	}
 }

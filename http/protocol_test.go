@@ -2,14 +2,20 @@ package http
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caravan-dag/caravan/dag"
 )
 
 // TestMalformed sends what no client library would. Each is answered and its
@@ -259,5 +265,187 @@ func TestHTTP10(t *testing.T) {
 	text, err := io.ReadAll(bufio.NewReader(r))
 	if err != nil || !strings.HasSuffix(string(text), `{"state":"COMPLETED"}`) {
 		t.Errorf("%q %v", text, err)
+	}
+}
+
+// TestHTTP10Streams: a client of HTTP/1.0 gets every answer without chunks, a streamed one
+// ends with the connection; it is the same answer as that of HTTP/1.1.
+func TestHTTP10Streams(t *testing.T) {
+	e := seedEngine(t)
+	long := messagesRun(t, e)
+	s := serve(t, e)
+	lines := strings.Repeat(`{"tasks":{"a":{"job":{"command":["x"]}}}}`+"\n", 5000)
+	for _, c := range []struct{ method, target, body, kind string }{
+		{"GET", long, "", ""},
+		{"GET", long + "/tasks?limit=3000", "", ""},
+		{"GET", long + "/events?tasks=0", "", ""},
+		{"GET", "/v1/dagruns?all=1", "", ""},
+		{"GET", "/v1/dagrun/0", "", ""},
+		{"GET", "/metrics", "", ""},
+		{"POST", "/v1/dagruns", lines, linesType},
+		{"GET", "/v1/dagrun/99", "", ""},
+		{"HEAD", long, "", ""},
+	} {
+		ask := func(version string) (reply, string) {
+			text := c.method + " " + c.target + " HTTP/" + version + "\r\nHost: c\r\n"
+			if c.body != "" {
+				text += "Content-Type: " + c.kind + "\r\nContent-Length: " + strconv.Itoa(len(c.body)) + "\r\n"
+			}
+			if version == "1.1" {
+				text += "Connection: close\r\n"
+			}
+			_, r := s.raw(text + "\r\n" + c.body)
+			all, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(all)), &http.Request{Method: c.method})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			head, _, _ := strings.Cut(string(all), "\r\n\r\n")
+			return reply{resp.StatusCode, resp.Header, string(b), err, resp.Close}, head
+		}
+		old, head := ask("1.0")
+		now, _ := ask("1.1")
+		if c.target != "/metrics" && c.method != "POST" && old.body != now.body || old.status != now.status || old.err != nil {
+			t.Errorf("%s %s: %d bytes with status %d (%v), by HTTP/1.1 %d with %d", c.method, c.target, len(old.body), old.status, old.err, len(now.body), now.status)
+		}
+		if c.method == "POST" && strings.Count(old.body, `{"runID":`) != 5000 {
+			t.Errorf("the answer to 5,000 lines: %.200q…", old.body)
+		}
+		if strings.Contains(strings.ToLower(head), "transfer-encoding") || !old.close {
+			t.Errorf("%s %s: the connection stays or the answer is in chunks:\n%s", c.method, c.target, head)
+		}
+		if ct := old.header.Get("Content-Type"); ct != now.header.Get("Content-Type") || ct == "" || old.header.Get("Date") == "" {
+			t.Errorf("%s %s: %v", c.method, c.target, old.header)
+		}
+	}
+	_, r := s.raw("GET /ready HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /ready HTTP/1.0\r\n\r\n")
+	if got := s.answerTo(r); got.status != 200 || got.header.Get("Connection") != "keep-alive" {
+		t.Errorf("keep-alive: %d %v", got.status, got.header)
+	}
+	if got := s.answerTo(r); got.status != 200 || !got.close {
+		t.Errorf("and then: %d %v", got.status, got.header)
+	}
+}
+
+// messagesRun adds a run whose document is streamed, and returns its path.
+func messagesRun(t *testing.T, e *fakeEngine) string {
+	e.add(t, manySpec(3000), dag.RunCompleted, dag.TaskCompleted)
+	return "/v1/dagrun/" + strconv.Itoa(len(e.runs)-1)
+}
+
+// TestHTTP10BreaksOff: a plain body that breaks off ends with a reset, not as if it
+// were whole.
+func TestHTTP10BreaksOff(t *testing.T) {
+	e := seedEngine(t)
+	long := messagesRun(t, e)
+	e.fail = map[string]error{"Attempts": errors.New("storage failed")}
+	s := serve(t, e)
+	_, r := s.raw("GET " + long + " HTTP/1.0\r\n\r\n")
+	all, err := io.ReadAll(r)
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%d bytes, then %v", len(all), err)
+	}
+}
+
+const chunked = " HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\nContent-Type: "
+
+// inChunks sends text in chunks of so many bytes, each with an extension.
+func inChunks(text string, size int, extension string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		n := min(size, len(text))
+		fmt.Fprintf(&b, "%x%s\r\n%s\r\n", n, extension, text[:n])
+		text = text[n:]
+	}
+	return b.String() + "0\r\n"
+}
+
+// TestChunkedBodiesAreAccepted, in whatever pieces they come, with what a chunk may have.
+func TestChunkedBodiesAreAccepted(t *testing.T) {
+	e := seedEngine(t)
+	s := serve(t, e)
+	sum := 0
+	for name, body := range map[string]string{
+		"one":             inChunks(seedSpec, len(seedSpec), ""),
+		"bytes":           inChunks(seedSpec, 1, ""),
+		"extensions":      inChunks(seedSpec, 64, ";name=value;other=\"quoted\""),
+		"bytes, extended": inChunks(seedSpec, 1, ";a=b"),
+		"a long one":      inChunks(seedSpec, len(seedSpec), ";a="+strings.Repeat("x", 4<<10)),
+	} {
+		sum++
+		_, r := s.raw("POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + body + "X-Sum: x\r\n\r\n" + getRequest("/ready"))
+		if got := s.answerTo(r); got.status != 200 || got.close {
+			t.Errorf("%s: %d %s", name, got.status, got.body)
+		}
+		if got := s.answerTo(r); got.status != 200 {
+			t.Errorf("%s: the next request: %d %s", name, got.status, got.body)
+		}
+	}
+	large := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", 6<<20) + `"}}}}`
+	for _, size := range []int{16, 1 << 20, len(large)} {
+		sum++
+		_, r := s.raw("POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(large, size, ";x") + "\r\n")
+		if got := s.answerTo(r); got.status != 200 {
+			t.Errorf("6 MiB in chunks of %d: %d %s", size, got.status, got.body)
+		}
+	}
+	if len(e.submitted) != sum {
+		t.Errorf("%d runs, want %d", len(e.submitted), sum)
+	}
+}
+
+// TestFramingIsBounded: a body with more framing than content is not read on, whoever reads it:
+// long extensions, many of them, and trailers. Nothing of it is taken.
+func TestFramingIsBounded(t *testing.T) {
+	endless := strings.Repeat("x", 1<<20)
+	for name, c := range map[string]struct {
+		begin, on string
+		status    int
+	}{
+		"an extension": {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n1;x=", endless, 400},
+		"an extension behind content": {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" +
+			fmt.Sprintf("%x\r\n%s\r\n1;x=", 256<<10, strings.Repeat(" ", 256<<10)), endless, 400},
+		"extensions":                   {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n", strings.Repeat("1;x="+strings.Repeat("y", 2000)+"\r\n \r\n", 500), 400},
+		"an extension in lines":        {"POST /v1/dagruns" + chunked + linesType + "\r\n\r\n1;x=", endless, 400},
+		"extensions in lines":          {"POST /v1/dagruns" + chunked + linesType + "\r\n\r\n", strings.Repeat("1;x="+strings.Repeat("y", 2000)+"\r\n \r\n", 500), 400},
+		"an extension nobody reads":    {"POST /v1/dagrun" + chunked + "text/plain\r\n\r\n1;x=", endless, 415},
+		"an extension of nothing":      {"DELETE /v1/dagrun/9" + chunked + "application/json\r\n\r\n1;x=", endless, 404},
+		"a trailer":                    {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, "") + "X: ", endless, 431},
+		"trailers":                     {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, ""), strings.Repeat("X: y\r\n", 200_000), 431},
+		"a trailer that is no trailer": {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, "") + "Authorization: Bearer x\r\n\r\n", "", 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := seedEngine(t)
+			s := serve(t, e, func(c *Config) { c.ReadTimeout = 10 * time.Second })
+			nc, r := s.raw(c.begin)
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				for n := 0; n < 64 && c.on != ""; n++ { // then it waits for its answer in vain
+					if _, err := io.WriteString(nc, c.on); err != nil {
+						return
+					}
+				}
+			}()
+			got := s.answerTo(r)
+			text := ""
+			if c.status == 400 && c.on != "" {
+				text = "extensions that are too long"
+			}
+			refusedWith(t, got, c.status, text)
+			if rest, _ := io.ReadAll(r); len(rest) != 0 {
+				t.Errorf("then came %.100q", rest)
+			}
+			nc.Close()
+			<-sent
+			if len(e.submitted) != 0 {
+				t.Errorf("%d runs", len(e.submitted))
+			}
+		})
 	}
 }

@@ -19,9 +19,9 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// lock is an option of serve: tokens are needed. It returns the secret of each scope,
+// withTokenFile is an option of serve: tokens are needed. It returns the secret of each scope,
 // and the path of the token file.
-func lock(t *testing.T) (option func(*Config), secret map[access.Scopes]string, path string) {
+func withTokenFile(t *testing.T) (option func(*Config), secret map[access.Scopes]string, path string) {
 	t.Helper()
 	secret = map[access.Scopes]string{}
 	var lines strings.Builder
@@ -57,7 +57,7 @@ func TestScopesOfRoutes(t *testing.T) {
 		"GET /v1/server/state": r, "GET /v1/backup": c, "PATCH /v1/server/state/{state}": c,
 		"DELETE /v1/dagrun/{run}": c, "DELETE /v1/dagrun/{run}/task/{task}": c, "PATCH /v1/dagrun/{run}/state/{state}": c,
 	}
-	option, secret, _ := lock(t)
+	option, secret, _ := withTokenFile(t)
 	e := seedEngine(t)
 	s := serve(t, e, option)
 	for _, rt := range s.routes() {
@@ -110,7 +110,7 @@ func TestScopesOfRoutes(t *testing.T) {
 }
 
 func TestWrongTokens(t *testing.T) {
-	option, secret, path := lock(t)
+	option, secret, path := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
 	good := secret[access.All]
 	for _, line := range []string{
@@ -154,7 +154,7 @@ func (s *service) loginTo(path, token string, header ...string) reply {
 }
 
 func TestLogin(t *testing.T) {
-	option, secret, path := lock(t)
+	option, secret, path := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
 	page := s.get("/login")
 	if page.status != 200 || !strings.Contains(page.body, `<form method="post" action="/login"`) || !strings.HasPrefix(page.header.Get("Content-Security-Policy"), "default-src 'none'") ||
@@ -217,7 +217,7 @@ func TestLogin(t *testing.T) {
 // TestCookieByTLS: by TLS, only the cookie counts that other hosts and unencrypted pages cannot
 // set.
 func TestCookieByTLS(t *testing.T) {
-	option, secret, _ := lock(t)
+	option, secret, _ := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
 	value, _, ok := s.sessions.Begin([]byte(secret[access.All]), time.Now())
 	if !ok {
@@ -238,7 +238,7 @@ func TestCookieByTLS(t *testing.T) {
 }
 
 func TestLoginsAreRefused(t *testing.T) {
-	option, secret, _ := lock(t)
+	option, secret, _ := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
 	refusedWith(t, s.do("POST", "/login", "token="+secret[access.All], "Content-Type: application/x-www-form-urlencoded"), 403, "must come from a page of this server")
 	refusedWith(t, s.loginTo("/login", secret[access.All], "Origin: http://evil.example"), 403, "cross-site")
@@ -273,7 +273,7 @@ func TestLoginsAreRefused(t *testing.T) {
 // TestUnixSocket: who is at the other end of a unix socket needs no token; a token
 // that is sent counts all the same.
 func TestUnixSocket(t *testing.T) {
-	option, secret, _ := lock(t)
+	option, secret, _ := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -310,7 +310,7 @@ func TestUnixSocket(t *testing.T) {
 
 // TestAuditLog: a line for each change and each refusal, none for what is read.
 func TestAuditLog(t *testing.T) {
-	option, secret, _ := lock(t)
+	option, secret, _ := withTokenFile(t)
 	path := filepath.Join(t.TempDir(), "audit")
 	var audit *access.Audit
 	e := seedEngine(t)

@@ -3,6 +3,7 @@ package http
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // failingListener fails before it accepts, with each of its errors in turn.
@@ -31,8 +33,8 @@ func (f *failingListener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", err)}
 }
 
-// TestAcceptErrors: an error of accept that can pass does not end the service.
-func TestAcceptErrors(t *testing.T) {
+// TestAcceptRetriesAfterPassingErrors: an error of accept that can pass does not end the service.
+func TestAcceptRetriesAfterPassingErrors(t *testing.T) {
 	passing := []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EPROTO, syscall.EINTR,
 		errors.New("something else")}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,8 +53,8 @@ func TestAcceptErrors(t *testing.T) {
 	}
 }
 
-// TestBrokenListener: one that cannot accept any more ends the service.
-func TestBrokenListener(t *testing.T) {
+// TestServeEndsWithABrokenListener: one that cannot accept any more ends the service.
+func TestServeEndsWithABrokenListener(t *testing.T) {
 	s := New(Config{Engine: seedEngine(t), Logger: slog.New(slog.DiscardHandler)})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -73,9 +75,9 @@ func (s *service) busy() *bufio.Reader {
 	return r
 }
 
-// TestCrowd: beyond MaxConns the oldest connection that waits for a request makes
-// room; where none waits the new one is told so.
-func TestCrowd(t *testing.T) {
+// TestConnectionsBeyondTheLimitAreRefused: beyond MaxConns the oldest connection that waits for a
+// request makes room; where none waits the new one is told so.
+func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 3, 3 })
 	const ask = "GET /ready HTTP/1.1\r\nHost: c\r\n\r\n"
@@ -116,9 +118,9 @@ func TestCrowd(t *testing.T) {
 	s.conns.close(true)
 }
 
-// TestCrowdOfOneClient: a client that has too many connections does not take the
-// others' places.
-func TestCrowdOfOneClient(t *testing.T) {
+// TestConnectionsOfOneClientBeyondItsLimitAreRefused: a client that has too many connections does
+// not take the others' places.
+func TestConnectionsOfOneClientBeyondItsLimitAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 100, 2 })
 	for range 2 {
@@ -146,7 +148,7 @@ func TestCrowdOfOneClient(t *testing.T) {
 	s.conns.close(true)
 }
 
-func TestClientOf(t *testing.T) {
+func TestClientKeyOf(t *testing.T) {
 	at := func(ip string) clientKey {
 		return clientKeyOf(addressed{addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 7}})
 	}
@@ -184,3 +186,95 @@ type addressed struct {
 }
 
 func (a addressed) RemoteAddr() net.Addr { return a.addr }
+
+// readHook accepts connections that call a function after each read that brings something.
+type readHook struct {
+	net.Listener
+	read func()
+}
+
+type hookedConn struct {
+	*net.TCPConn
+	read func()
+}
+
+func (l *readHook) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &hookedConn{c.(*net.TCPConn), l.read}, nil
+}
+
+func (c *hookedConn) Read(p []byte) (int, error) {
+	n, err := c.TCPConn.Read(p)
+	if n > 0 {
+		c.read()
+	}
+	return n, err
+}
+
+// TestEvictedConnectionRunsNoRequest: a connection is evicted when its request has been read
+// and has not begun. The request does not wait for a client whose leaving nothing would
+// show, and changes nothing.
+func TestEvictedConnectionRunsNoRequest(t *testing.T) {
+	e := seedEngine(t)
+	requests := map[string]string{}
+	for kind, path := range requestsThatWait(t, e) {
+		requests[kind] = getRequest(path)
+	}
+	const doc = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
+	requests["a submission"] = fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(doc), doc)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newService(t, e, func(c *Config) { c.heartbeat = time.Hour })
+	s.start(&readHook{l, func() {
+		s.conns.mu.Lock()
+		for c := range s.conns.open {
+			c.stateSince.Store(-int64(time.Hour)) // it is no new connection
+		}
+		s.conns.mu.Unlock()
+		s.conns.evictSome(s.Server)
+	}})
+	for kind, text := range requests {
+		_, r := s.raw(text)
+		if answer, _ := io.ReadAll(r); len(answer) != 0 {
+			t.Errorf("%s: the connection was not evicted: %q", kind, answer)
+		}
+		began := time.Now()
+		eventually(t, kind+" is over", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
+		if took := time.Since(began); took > patience/2 { // a long poll ends by itself
+			t.Errorf("%s: it waited for %v", kind, took)
+		}
+	}
+	if len(e.submitted) != 0 {
+		t.Error("a document was taken whose client cannot be told")
+	}
+}
+
+// TestConnectionIsOccupiedOrEvicted: of a request and an eviction that come at once only one gets
+// the connection.
+func TestConnectionIsOccupiedOrEvicted(t *testing.T) {
+	var c conn
+	for range 2 { // the headers of a request, and its body
+		if !c.occupy() {
+			t.Error("a request does not get its connection")
+		}
+	}
+	if c.evict() {
+		t.Error("a request does not keep its connection")
+	}
+	c.vacate()
+	if !c.evict() {
+		t.Error("an idle connection is not evicted")
+	}
+	if c.evict() || c.occupy() {
+		t.Error("an evicted connection is used")
+	}
+	c.vacate() // it is closed
+	if c.occupy() {
+		t.Error("an evicted connection is used after it was closed")
+	}
+}
