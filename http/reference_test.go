@@ -166,13 +166,13 @@ func TestLimitsOfTheReference(t *testing.T) {
 	}
 	cfg := New(Config{Engine: &fakeEngine{}}).cfg
 	for _, sentence := range []string{
-		fmt.Sprintf("the request did not arrive in time (%d s; a large body has more, at %d KiB/s)", cfg.ReadTimeout/time.Second, minBodyRate>>10),
-		fmt.Sprintf("the body is longer than its limit: %d MiB (`--max-body`) for a spec, before and after decompression; %d MiB for a line of many; %d MiB for anything else", cfg.MaxBody>>20, maxLineBytes>>20, maxOtherBody>>20),
+		fmt.Sprintf("the request did not arrive in time (%d s; more for a large body, at %d KiB/s)", cfg.ReadTimeout/time.Second, minBodyRate>>10),
+		fmt.Sprintf("the body is longer than its limit: %d MiB (`--max-body`) for a spec, before and after decompression; %d MiB for a line of a batch; %d MiB for any other body", cfg.MaxBody>>20, maxLineBytes>>20, maxOtherBody>>20),
 		fmt.Sprintf("request line and headers are longer than %d KiB", maxHeader>>10),
-		fmt.Sprintf("too many connections (%d,%03d)", cfg.MaxConns/1000, cfg.MaxConns%1000),
-		fmt.Sprintf("at most so many, 1 to %d,%03d; without it, all", maxPageSize/1000, maxPageSize%1000),
-		fmt.Sprintf("at most so many, 1 to %d,%03d; default %d,%03d", maxPageSize/1000, maxPageSize%1000, defaultPageSize/1000, defaultPageSize%1000),
-		fmt.Sprintf("(at most %d,%03d; the sentence says how many more there are)", maxListedErrors/1000, maxListedErrors%1000),
+		fmt.Sprintf("a limit for all clients is reached: connections (%d,%03d)", cfg.MaxConns/1000, cfg.MaxConns%1000),
+		fmt.Sprintf("size of the page, 1 to %d,%03d; default: all", maxPageSize/1000, maxPageSize%1000),
+		fmt.Sprintf("size of the page, 1 to %d,%03d; default %d,%03d", maxPageSize/1000, maxPageSize%1000, defaultPageSize/1000, defaultPageSize%1000),
+		fmt.Sprintf("(at most %d,%03d; the\nsentence has the number of all)", maxListedErrors/1000, maxListedErrors%1000),
 		fmt.Sprintf("A log longer than %d KiB shows its first and last %d KiB", 2*inlineOutput>>10, inlineOutput>>10),
 	} {
 		if !strings.Contains(string(page), sentence) {
