@@ -18,8 +18,8 @@ func appendAttempts(list []messages.AttemptRecord) []byte {
 	return v
 }
 
-// strange are records that differ from each other as much as they can.
-func strange() []messages.AttemptRecord {
+// unlikeAttempts are records that differ from each other as much as they can.
+func unlikeAttempts() []messages.AttemptRecord {
 	return []messages.AttemptRecord{
 		{},
 		{Task: math.MaxUint32, Attempt: math.MaxUint32, Result: messages.AttemptRejected, RC: math.MinInt32, Start: math.MaxInt64, Stop: math.MinInt64,
@@ -32,7 +32,7 @@ func strange() []messages.AttemptRecord {
 }
 
 func TestAttemptsRoundTrip(t *testing.T) {
-	want := strange()
+	want := unlikeAttempts()
 	v := appendAttempts(want)
 	got, err := decodeAttempts(nil, v)
 	if err != nil || !reflect.DeepEqual(got, want) {

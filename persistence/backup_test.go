@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// filled is a store with n rows of round 0.
-func filled(t *testing.T, n int) (s *Badger, round func(int)) {
+// openFilled is a store with n rows of round 0.
+func openFilled(t *testing.T, n int) (s *Badger, round func(int)) {
 	t.Helper()
 	s, err := OpenBadger(Config{Dir: filepath.Join(t.TempDir(), "db"), memTable: 4 << 20})
 	if err != nil {
@@ -32,14 +32,14 @@ func filled(t *testing.T, n int) (s *Badger, round func(int)) {
 	return s, round
 }
 
-// TestBackupIsOneMoment: what is committed while rows are read is not among them, and a
+// TestBackupIsOneCommit: what is committed while rows are read is not among them, and a
 // store that is restored of them has the same rows.
-func TestBackupIsOneMoment(t *testing.T) {
+func TestBackupIsOneCommit(t *testing.T) {
 	n := 10_000
 	if testing.Short() {
 		n = 3000
 	}
-	s, round := filled(t, n)
+	s, round := openFilled(t, n)
 	want, err := Dump(s)
 	if err != nil {
 		t.Fatal(err)
@@ -76,9 +76,9 @@ func TestBackupIsOneMoment(t *testing.T) {
 	}
 }
 
-// TestBackupOfADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
-func TestBackupOfADamagedRow(t *testing.T) {
-	s, _ := filled(t, 10)
+// TestBackupRefusesADamagedRow: a row whose checksum is wrong ends a backup, and a restore.
+func TestBackupRefusesADamagedRow(t *testing.T) {
+	s, _ := openFilled(t, 10)
 	bad := mutation{Key: []byte("?00003"), Value: []byte("something else")}
 	if err := s.commitRows([]mutation{bad}); err != nil {
 		t.Fatal(err)

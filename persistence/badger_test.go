@@ -21,7 +21,7 @@ type opened struct {
 
 func open(t testing.TB, dir string) persistence.Store {
 	t.Helper()
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,14 +33,14 @@ func open(t testing.TB, dir string) persistence.Store {
 	return opened{s, dir}
 }
 
-// copied is a copy of a folder as a kill -9 at this moment would leave it: the
+// copyFolder is a copy of a folder as a kill -9 at this moment would leave it: the
 // kernel's view of its files. A copy is not made in one moment, so it is made again
 // when Badger has changed the set of files meanwhile.
-func copied(t testing.TB, dir string) string {
+func copyFolder(t testing.TB, dir string) string {
 	t.Helper()
 	for range 100 {
 		to := t.TempDir()
-		before := listing(t, dir)
+		before := fileSizes(t, dir)
 		if err := os.Mkdir(filepath.Join(to, "log"), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func copied(t testing.TB, dir string) string {
 				t.Fatal(err)
 			}
 		}
-		if maps.Equal(before, listing(t, dir)) {
+		if maps.Equal(before, fileSizes(t, dir)) {
 			return to
 		}
 	}
@@ -57,9 +57,9 @@ func copied(t testing.TB, dir string) string {
 	return ""
 }
 
-// listing is the files of a folder, and of the commit log in it, and their sizes; the
+// fileSizes is the files of a folder, and of the commit log in it, and their sizes; the
 // manifest only grows.
-func listing(t testing.TB, dir string) map[string]int64 {
+func fileSizes(t testing.TB, dir string) map[string]int64 {
 	t.Helper()
 	files := map[string]int64{}
 	for _, folder := range []string{"", "log"} {
@@ -90,7 +90,7 @@ func copyFile(to, from string) error {
 	return errors.Join(err, out.Close())
 }
 
-func TestBadger(t *testing.T) {
+func TestBadgerConforms(t *testing.T) {
 	journaltest.Run(t, journaltest.Backend{
 		Open: func(t testing.TB) persistence.Store { return open(t, t.TempDir()) },
 		Reopen: func(t testing.TB, s persistence.Store) persistence.Store {
@@ -100,7 +100,7 @@ func TestBadger(t *testing.T) {
 			return open(t, s.(opened).dir)
 		},
 		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
-			return open(t, copied(t, s.(opened).dir))
+			return open(t, copyFolder(t, s.(opened).dir))
 		},
 		Fail: func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
 	})

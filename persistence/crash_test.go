@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 // write is the process to be killed: it prints "run N" once run N is acknowledged.
 // Every 17th run is too big for one transaction; every run is one batch.
 func write(dir string) {
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -75,7 +75,7 @@ func write(dir string) {
 func crashBatch(run messages.RunID) *persistence.Batch {
 	b := journaltest.NewRun(run, "crash", fmt.Sprint("definition ", run))
 	if run%17 == 3 {
-		b.Create.Definition = noise(run, 700<<10)
+		b.Create.Definition = incompressibleBytes(run, 700<<10)
 	}
 	b.Create.IdempotencyKey = fmt.Sprint("key ", run)
 	b.Seq, b.Records = 1, []byte("records")
@@ -88,15 +88,15 @@ func crashBatch(run messages.RunID) *persistence.Batch {
 	return b
 }
 
-func noise(run messages.RunID, n int) []byte {
+func incompressibleBytes(run messages.RunID, n int) []byte {
 	p := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{byte(run), byte(run >> 8)}).Read(p)
 	return p
 }
 
-// TestKill: SIGKILL at random moments; what was acknowledged is there, and every
+// TestAcknowledgedRunsSurviveKill: SIGKILL at random moments; what was acknowledged is there, and every
 // batch is there whole or not at all.
-func TestKill(t *testing.T) {
+func TestAcknowledgedRunsSurviveKill(t *testing.T) {
 	dir := t.TempDir()
 	acknowledged := map[messages.RunID]bool{}
 	checked := messages.RunID(0)
@@ -120,7 +120,7 @@ func TestKill(t *testing.T) {
 			checked = 0 // all of them once more
 		}
 		for run := checked; run < next; run++ {
-			whole(t, s, run)
+			checkRunIsWhole(t, s, run)
 		}
 		checked = next
 		if err := s.Close(); err != nil {
@@ -162,9 +162,9 @@ func kill(t *testing.T, dir string, acknowledged map[messages.RunID]bool, n int)
 	_ = cmd.Wait()
 }
 
-// whole checks that a run has everything that its batch brought. Ids have no gaps,
+// checkRunIsWhole checks that a run has everything that its batch brought. Ids have no gaps,
 // since batches become durable in order.
-func whole(t *testing.T, s persistence.Store, run messages.RunID) {
+func checkRunIsWhole(t *testing.T, s persistence.Store, run messages.RunID) {
 	t.Helper()
 	want := crashBatch(run)
 	st, err := s.Load(run)

@@ -24,14 +24,14 @@ func (s *Badger) FailNext() {
 	})
 }
 
-// Small makes memtables and transactions as small as on the smallest disks.
-func Small(c Config) Config {
+// WithSmallMemtables makes memtables and transactions as small as on the smallest disks.
+func WithSmallMemtables(c Config) Config {
 	c.memTable = 4 << 20
 	return c
 }
 
-// Tiny is Small, as on a disk of 60 MB.
-func Tiny(c Config) Config {
+// WithTinyMemtables is Small, as on a disk of 60 MB.
+func WithTinyMemtables(c Config) Config {
 	c.memTable = 1 << 20
 	return c
 }
@@ -54,11 +54,11 @@ func write(s *Badger, ops []mutation, at uint64) error {
 	return <-applied
 }
 
-// Flatten has Badger compact all levels into one.
-func Flatten(s *Badger) error { return s.db.Flatten(2) }
+// CompactAll has Badger compact all levels into one.
+func CompactAll(s *Badger) error { return s.db.Flatten(2) }
 
-// Flushed tells up to which commit tables have all, and which one is the last.
-func Flushed(s *Badger) (tables, last uint64) {
+// FlushedAndLast tells up to which commit tables have all, and which one is the last.
+func FlushedAndLast(s *Badger) (tables, last uint64) {
 	return badgerguard.NewestFlushed(s.db.Tables()), s.localWAL.log.Last()
 }
 
@@ -75,23 +75,23 @@ func Dump(s *Badger) (rows []string, err error) {
 	return rows, err
 }
 
-// KeepLog has the commit log keep what tables have, too.
-func KeepLog(s *Badger) { s.localWAL.checkEvery = 1 << 60 }
+// KeepWholeLog has the commit log keep what tables have, too.
+func KeepWholeLog(s *Badger) { s.localWAL.checkEvery = 1 << 60 }
 
-// ReplayFrom has the log applied behind a commit, as if tables had no more.
-func ReplayFrom(c Config, from uint64) Config {
+// WithReplayFrom has the log applied behind a commit, as if tables had no more.
+func WithReplayFrom(c Config, from uint64) Config {
 	c.replayFrom = &from
 	return c
 }
 
-// OnFS has the commit log on a file system of the test's.
-func OnFS(c Config, fs vfs.FS) Config {
+// WithFS has the commit log on a file system of the test's.
+func WithFS(c Config, fs vfs.FS) Config {
 	c.FS = fs
 	return c
 }
 
-// Looks is when the store looks at its tables: at each tick. wait is how it keeps its rate.
-type Looks struct {
+// VerifierSchedule is when the store looks at its tables: at each tick. wait is how it keeps its rate.
+type VerifierSchedule struct {
 	Ticks  chan time.Time
 	Wait   func(ctx context.Context, d time.Duration) error
 	Looked func(whole bool, report *badgerguard.Report, err error)
@@ -100,8 +100,8 @@ type Looks struct {
 	Unregistered bool
 }
 
-// WithLooks has the store look at its tables when the test says so.
-func WithLooks(c Config, l Looks) Config {
+// WithVerifierSchedule has the store look at its tables when the test says so.
+func WithVerifierSchedule(c Config, l VerifierSchedule) Config {
 	c.clock = verifyClock{ticks: l.Ticks, wait: l.Wait, looked: l.Looked, bytes: l.Bytes, unregistered: l.Unregistered}
 	return c
 }
@@ -127,10 +127,10 @@ func SetMeta(s *Badger, name string, n uint64) error {
 // Meta reads a meta row.
 func Meta(s *Badger, name string) (uint64, error) { return s.metaNumber(name) }
 
-// HalfStage leaves what a crash would leave of a batch that is too big for one
+// StageWithoutApplying leaves what a crash would leave of a batch that is too big for one
 // transaction: its parts, and when marked the mark too. The batch's rows set the
 // shards row to 99.
-func HalfStage(s *Badger, marked bool) error {
+func StageWithoutApplying(s *Badger, marked bool) error {
 	rows := stagedParts([]mutation{metaRow("shards", 99)}, 1, 4)
 	if marked {
 		rows = append(rows, stagedMark(1, len(rows)))
@@ -138,8 +138,8 @@ func HalfStage(s *Badger, marked bool) error {
 	return s.commitRows(rows)
 }
 
-// HalfDelete begins the deletion of runs and ends it after n steps, as a crash would.
-func HalfDelete(s *Badger, n int, runs ...messages.RunID) error {
+// InterruptDelete begins the deletion of runs and ends it after n steps, as a crash would.
+func InterruptDelete(s *Badger, n int, runs ...messages.RunID) error {
 	return s.deleteRuns(runs, 0, func(rows []mutation) error {
 		if n--; n < 0 {
 			return errors.New("crash")
@@ -148,8 +148,8 @@ func HalfDelete(s *Badger, n int, runs ...messages.RunID) error {
 	})
 }
 
-// Rows counts the rows of a type.
-func Rows(s *Badger, typ byte) (n int, err error) {
+// CountRows counts the rows of a type.
+func CountRows(s *Badger, typ byte) (n int, err error) {
 	err = s.scanRows([]byte{typ}, nil, false, func([]byte, *badger.Item) (bool, error) {
 		n++
 		return true, nil
@@ -157,8 +157,8 @@ func Rows(s *Badger, typ byte) (n int, err error) {
 	return n, err
 }
 
-// SetBare writes a row whose value is exactly this.
-func SetBare(s *Badger, key, value []byte) error {
+// SetRawRow writes a row whose value is exactly this.
+func SetRawRow(s *Badger, key, value []byte) error {
 	return s.commitRows([]mutation{{Key: key, Value: value}})
 }
 
@@ -167,35 +167,35 @@ func DeleteRow(s *Badger, key []byte) error {
 	return s.commitRows([]mutation{{Key: key, Delete: true}})
 }
 
-// Lose is DeleteRow, behind the store's back, of the summary of a finished run.
-func Lose(s *Badger, run messages.RunID) error {
+// LoseSummary is DeleteRow, behind the store's back, of the summary of a finished run.
+func LoseSummary(s *Badger, run messages.RunID) error {
 	err := DeleteRow(s, runKey(typeFinished, run))
 	s.localWAL.waitApplied()
 	s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	return err
 }
 
-// Register has the store know that runs are finished.
-func Register(s *Badger, runs ...messages.RunID) {
+// AddToFinishedIndex has the store know that runs are finished.
+func AddToFinishedIndex(s *Badger, runs ...messages.RunID) {
 	for _, run := range runs {
 		s.finished.addIfUnknown(finishedRun{run: run, states: anyFinal})
 	}
 }
 
-// Registered are the runs that the store knows to be finished.
-func Registered(s *Badger) []messages.RunID {
+// FinishedIndexRuns are the runs that the store knows to be finished.
+func FinishedIndexRuns(s *Badger) []messages.RunID {
 	s.localWAL.waitApplied()
 	return s.finished.appendBetween(nil, 0, 1<<64-1)
 }
 
-// FinalKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
-func FinalKey(run messages.RunID) []byte { return runKey(typeFinished, run) }
+// FinishedKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
+func FinishedKey(run messages.RunID) []byte { return runKey(typeFinished, run) }
 
-// LiveKey is the key of an unfinished run's summary.
-func LiveKey(run messages.RunID) []byte { return runKey(typeUnfinished, run) }
+// UnfinishedKey is the key of an unfinished run's summary.
+func UnfinishedKey(run messages.RunID) []byte { return runKey(typeUnfinished, run) }
 
-// Row returns a row as it is stored, with its checksum; nil when there is none.
-func Row(s *Badger, key []byte) (v []byte) {
+// RawRow returns a row as it is stored, with its checksum; nil when there is none.
+func RawRow(s *Badger, key []byte) (v []byte) {
 	_ = s.scanRows(key, nil, false, func(k []byte, item *badger.Item) (bool, error) {
 		if string(k) == string(key) {
 			v, _ = item.ValueCopy(nil)
@@ -205,8 +205,8 @@ func Row(s *Badger, key []byte) (v []byte) {
 	return v
 }
 
-// Keys lists all rows' keys.
-func Keys(s *Badger) (keys [][]byte) {
+// AllKeys lists all rows' keys.
+func AllKeys(s *Badger) (keys [][]byte) {
 	_ = s.scanRows(nil, nil, false, func(k []byte, _ *badger.Item) (bool, error) {
 		keys = append(keys, append([]byte(nil), k...))
 		return true, nil

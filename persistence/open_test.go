@@ -20,7 +20,7 @@ import (
 
 func openError(t *testing.T, c persistence.Config, words ...string) {
 	t.Helper()
-	s, err := persistence.OpenBadger(persistence.Small(c))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(c))
 	if err == nil {
 		t.Errorf("opened, want an error with %q", words)
 		_ = s.Close()
@@ -35,7 +35,7 @@ func openError(t *testing.T, c persistence.Config, words ...string) {
 
 func badgerAt(t *testing.T, dir string) *persistence.Badger { return open(t, dir).(opened).Badger }
 
-func TestOpenInUse(t *testing.T) {
+func TestOpenRefusesAFolderInUse(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	openError(t, persistence.Config{Dir: dir}, "in use by another server", fmt.Sprint(os.Getpid()))
@@ -44,12 +44,12 @@ func TestOpenInUse(t *testing.T) {
 	}
 }
 
-func TestOpenFormat(t *testing.T) {
+func TestOpenRefusesOtherFormats(t *testing.T) {
 	for want, set := range map[string]func(*persistence.Badger) error{
 		"format 9, this program reads format 4":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
-		"of a format before 4, this program reads format 4": func(s *persistence.Badger) error { return persistence.SetBare(s, []byte("mformat"), []byte{1, 2}) },
+		"of a format before 4, this program reads format 4": func(s *persistence.Badger) error { return persistence.SetRawRow(s, []byte("mformat"), []byte{1, 2}) },
 		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.Badger) error {
-			return persistence.SetBare(s, []byte("mformat"), []byte("\x01\x03sumd"))
+			return persistence.SetRawRow(s, []byte("mformat"), []byte("\x01\x03sumd"))
 		},
 		"meta row opens: stored value is corrupt: missing":  func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mopens")) },
 		"meta row shards: stored value is corrupt: missing": func(s *persistence.Badger) error { return persistence.DeleteRow(s, []byte("mshards")) },
@@ -67,9 +67,9 @@ func TestOpenFormat(t *testing.T) {
 	}
 }
 
-func TestOpenShards(t *testing.T) {
+func TestOpenKeepsTheNumberOfShards(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir, Shards: 4}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Shards: 4}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestOpenShards(t *testing.T) {
 	}
 }
 
-func TestOpenForeign(t *testing.T) {
+func TestOpenRefusesForeignData(t *testing.T) {
 	dir := t.TempDir()
 	db, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil))
 	if err != nil {
@@ -97,7 +97,7 @@ func TestOpenForeign(t *testing.T) {
 	openError(t, persistence.Config{Dir: dir}, "not written by this program")
 }
 
-func TestOpenCorrupt(t *testing.T) {
+func TestOpenRefusesACorruptManifest(t *testing.T) {
 	dir := t.TempDir()
 	if err := badgerAt(t, dir).Close(); err != nil {
 		t.Fatal(err)
@@ -113,12 +113,12 @@ func TestOpenCorrupt(t *testing.T) {
 	openError(t, persistence.Config{Dir: file})
 }
 
-// TestOpenStaged: parts without a mark vanish, with a mark they are carried out.
-func TestOpenStaged(t *testing.T) {
+// TestOpenFinishesStagedBatches: parts without a mark vanish, with a mark they are carried out.
+func TestOpenFinishesStagedBatches(t *testing.T) {
 	for _, marked := range []bool{false, true} {
 		dir := t.TempDir()
 		s := badgerAt(t, dir)
-		if err := persistence.HalfStage(s, marked); err != nil {
+		if err := persistence.StageWithoutApplying(s, marked); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Close(); err != nil {
@@ -127,7 +127,7 @@ func TestOpenStaged(t *testing.T) {
 		for range 2 { // the rows are read at the next open
 			s = badgerAt(t, dir)
 			for _, typ := range []byte("xy") {
-				if n, err := persistence.Rows(s, typ); n != 0 || err != nil {
+				if n, err := persistence.CountRows(s, typ); n != 0 || err != nil {
 					t.Errorf("marked %v: %d rows of type %c, %v", marked, n, typ, err)
 				}
 			}
@@ -141,8 +141,8 @@ func TestOpenStaged(t *testing.T) {
 	}
 }
 
-// TestOpenDeleting: a deletion goes on after a crash at each of its steps.
-func TestOpenDeleting(t *testing.T) {
+// TestOpenFinishesDeletions: a deletion goes on after a crash at each of its steps.
+func TestOpenFinishesDeletions(t *testing.T) {
 	for steps := range 5 {
 		dir := t.TempDir()
 		s := badgerAt(t, dir)
@@ -153,7 +153,7 @@ func TestOpenDeleting(t *testing.T) {
 		done := journaltest.NewRun(1, "tag", "spec")
 		done.Summary.State = dag.RunCompleted
 		journaltest.MustAppend(t, s, append(batches, done)...)
-		err := persistence.HalfDelete(s, steps, 1)
+		err := persistence.InterruptDelete(s, steps, 1)
 		if steps < 4 && err == nil {
 			t.Errorf("the deletion took %d steps", steps)
 		}
@@ -164,7 +164,7 @@ func TestOpenDeleting(t *testing.T) {
 		_, err = s.Load(1)
 		left := 0
 		for _, typ := range []byte("usdjtz") {
-			n, err := persistence.Rows(s, typ)
+			n, err := persistence.CountRows(s, typ)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -185,9 +185,9 @@ func TestOpenDeleting(t *testing.T) {
 	}
 }
 
-// TestCutRows: what a snapshot makes superfluous is deleted, also when a crash
+// TestSnapshotTruncatesTheJournal: what a snapshot makes superfluous is deleted, also when a crash
 // came between.
-func TestCutRows(t *testing.T) {
+func TestSnapshotTruncatesTheJournal(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", ""))
@@ -198,7 +198,7 @@ func TestCutRows(t *testing.T) {
 			batches = append(batches, &persistence.Batch{Run: 1, Seq: seq, Records: []byte("r")})
 		}
 		journaltest.MustAppend(t, s, append(batches, &persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: seq - 4}})...)
-		s = badgerAt(t, copied(t, dir)) // whatever was deleted by now
+		s = badgerAt(t, copyFolder(t, dir)) // whatever was deleted by now
 		dir = t.TempDir()
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -210,18 +210,18 @@ func TestCutRows(t *testing.T) {
 		&persistence.Batch{Run: 1, Snapshot: &persistence.SnapshotPart{Header: []byte("h"), Cut: 2}})
 	journaltest.MustAppend(t, s, journaltest.NewRun(2, "", "")) // the deletions ride on the next groups
 	journaltest.MustAppend(t, s, journaltest.NewRun(3, "", ""))
-	if n, err := persistence.Rows(s, 'j'); n != 1 || err != nil {
+	if n, err := persistence.CountRows(s, 'j'); n != 1 || err != nil {
 		t.Errorf("%d journal rows, %v", n, err)
 	}
 }
 
-func TestTooBig(t *testing.T) {
+func TestTooLargeValuesAreRefused(t *testing.T) {
 	s := badgerAt(t, t.TempDir())
-	tag := journaltest.NewRun(1, string(noise(1, 300<<10)), "")
+	tag := journaltest.NewRun(1, string(incompressibleBytes(1, 300<<10)), "")
 	log := journaltest.NewRun(2, "", "")
-	log.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}, {Task: 2, Attempt: 1, ExecutorLog: string(noise(1, 300<<10))}}
+	log.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}, {Task: 2, Attempt: 1, ExecutorLog: string(incompressibleBytes(1, 300<<10))}}
 	chunk := journaltest.NewRun(3, "", "")
-	chunk.Snapshot = &persistence.SnapshotPart{Chunks: []persistence.Chunk{{Data: noise(1, 300<<10)}}}
+	chunk.Snapshot = &persistence.SnapshotPart{Chunks: []persistence.Chunk{{Data: incompressibleBytes(1, 300<<10)}}}
 	for _, b := range []*persistence.Batch{tag, log, chunk} {
 		if err := journaltest.Append(t, s, b); !errors.Is(err, persistence.ErrTooBig) {
 			t.Errorf("run %d: %v", b.Run, err)
@@ -234,9 +234,9 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
-func TestMetrics(t *testing.T) {
+func TestCommitMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	c := persistence.Small(persistence.Config{Dir: t.TempDir(), Registerer: reg})
+	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir(), Registerer: reg})
 	for range 2 {
 		s, err := persistence.OpenBadger(c)
 		if err != nil {
@@ -266,10 +266,10 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-func TestLog(t *testing.T) {
+func TestFailureIsLogged(t *testing.T) {
 	var out bytes.Buffer
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,13 +281,13 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestOpenLeftovers: log files of Badger's as a kill -9 between two of its steps leaves
+// TestOpenIgnoresBadgersLogFiles: log files of Badger's as a kill -9 between two of its steps leaves
 // them, and damaged ones, do not matter.
-func TestOpenLeftovers(t *testing.T) {
+func TestOpenIgnoresBadgersLogFiles(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "spec"))
-	dir = copied(t, dir)
+	dir = copyFolder(t, dir)
 	for _, name := range []string{"00001.mem", "00009.mem", "00000.mem", "000009.vlog", "000001.vlog", "DISCARD"} {
 		for _, content := range []string{"", "nonsense"} {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

@@ -1,6 +1,8 @@
 package persistence_test
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,6 +20,7 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 	"github.com/caravan-dag/caravan/persistence/journaltest"
+	"golang.org/x/sys/unix"
 )
 
 // dump is what a folder holds once it was opened.
@@ -52,7 +55,7 @@ func (b *busy) step() error {
 	case kind < 3 || len(unfinished) == 0:
 		b.runs++
 		batch = journaltest.NewRun(b.runs, fmt.Sprint("tag ", b.rng.IntN(3)), "")
-		batch.Create.Definition = noise(b.runs, b.rng.IntN(20<<10))
+		batch.Create.Definition = incompressibleBytes(b.runs, b.rng.IntN(20<<10))
 		b.seq[b.runs] = 1
 	case kind < 5:
 		run := unfinished[b.rng.IntN(len(unfinished))]
@@ -67,7 +70,7 @@ func (b *busy) step() error {
 		}
 	default:
 		run := unfinished[b.rng.IntN(len(unfinished))]
-		batch = &persistence.Batch{Run: run, Seq: b.seq[run], Records: noise(run, b.rng.IntN(30<<10))}
+		batch = &persistence.Batch{Run: run, Seq: b.seq[run], Records: incompressibleBytes(run, b.rng.IntN(30<<10))}
 		b.seq[run]++
 	}
 	return journaltest.Append(b.t, b.s, batch)
@@ -83,7 +86,7 @@ func TestPowerFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := faults.New(disk)
-	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +110,7 @@ func TestPowerFailure(t *testing.T) {
 			rng = source
 		}
 		cutPower(t, disk, dir, left, rng)
-		after, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: left}))
+		after, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: left}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +121,7 @@ func TestPowerFailure(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if tables, last := persistence.Flushed(s); tables == 0 {
+	if tables, last := persistence.FlushedAndLast(s); tables == 0 {
 		t.Errorf("%d commits, and no table was made", last)
 	}
 }
@@ -133,7 +136,7 @@ func cutPower(t testing.TB, disk *faults.Disk, dir, left string, rng *rand.Rand)
 	if err := copyFile(filepath.Join(left, "MANIFEST"), filepath.Join(dir, "MANIFEST")); err != nil {
 		t.Fatal(err)
 	}
-	for name := range listing(t, dir) {
+	for name := range fileSizes(t, dir) {
 		if !strings.HasSuffix(name, ".sst") {
 			continue
 		}
@@ -155,7 +158,7 @@ func TestBadgerLogsDoNotCount(t *testing.T) {
 		}
 	}
 	want := dump(t, s)
-	killed := copied(t, dir)
+	killed := copyFolder(t, dir)
 	damage := map[string]func(path string) error{
 		"as they are": func(string) error { return nil },
 		"deleted":     os.Remove,
@@ -176,7 +179,7 @@ func TestBadgerLogsDoNotCount(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := 0
-		for name := range listing(t, to) {
+		for name := range fileSizes(t, to) {
 			if strings.HasSuffix(name, ".mem") || strings.HasSuffix(name, ".vlog") {
 				n++
 				if err := change(filepath.Join(to, name)); err != nil {
@@ -196,9 +199,9 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	for run := range messages.RunID(20) {
-		journaltest.MustAppend(t, s, journaltest.NewRun(run, "", string(noise(run, 3000))))
+		journaltest.MustAppend(t, s, journaltest.NewRun(run, "", string(incompressibleBytes(run, 3000))))
 	}
-	killed := copied(t, dir)
+	killed := copyFolder(t, dir)
 	path := filepath.Join(killed, "log", "0000000001.log")
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -210,7 +213,7 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: killed}))
+		_, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: killed}))
 		var found *commitlog.DamageError
 		if !errors.As(err, &found) || found.File != path || found.Offset > int64(at) {
 			t.Errorf("byte %d: %v", at, err)
@@ -222,8 +225,8 @@ func TestDamagedLogIsNotOpened(t *testing.T) {
 	equalRuns(t, badgerAt(t, killed), 20)
 }
 
-// TestTablesWithoutManifest: Badger would take them for leftovers and delete them.
-func TestTablesWithoutManifest(t *testing.T) {
+// TestTablesWithoutManifestAreRefused: Badger would take them for leftovers and delete them.
+func TestTablesWithoutManifestAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
 	journaltest.MustAppend(t, s, journaltest.NewRun(1, "", "spec"))
@@ -254,7 +257,7 @@ func TestTablesWithoutManifest(t *testing.T) {
 func TestReplayOverNewerTables(t *testing.T) {
 	dir := t.TempDir()
 	s := badgerAt(t, dir)
-	persistence.KeepLog(s)
+	persistence.KeepWholeLog(s)
 	b := newBusy(t, s, 11)
 	steps := 1200
 	if testing.Short() {
@@ -265,12 +268,12 @@ func TestReplayOverNewerTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := persistence.Flatten(s); err != nil {
+	if err := persistence.CompactAll(s); err != nil {
 		t.Fatal(err)
 	}
 	want := dump(t, s)
-	tables, last := persistence.Flushed(s)
-	killed := copied(t, dir)
+	tables, last := persistence.FlushedAndLast(s)
+	killed := copyFolder(t, dir)
 	r, err := commitlog.Verify(vfs.OS{}, filepath.Join(killed, "log"))
 	if err != nil || r.First != 1 || r.Last != last || tables < last/4 {
 		t.Fatalf("%+v, %v; tables have %d", r, err, tables)
@@ -280,14 +283,14 @@ func TestReplayOverNewerTables(t *testing.T) {
 		if err := os.CopyFS(to, os.DirFS(killed)); err != nil {
 			t.Fatal(err)
 		}
-		after, err := persistence.OpenBadger(persistence.ReplayFrom(persistence.Small(persistence.Config{Dir: to}), from))
+		after, err := persistence.OpenBadger(persistence.WithReplayFrom(persistence.WithSmallMemtables(persistence.Config{Dir: to}), from))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := dump(t, after); !slices.Equal(got, want) {
 			t.Errorf("from %d of %d on: %d rows, want %d", from, last, len(got), len(want))
 		}
-		if err := persistence.Flatten(after); err != nil {
+		if err := persistence.CompactAll(after); err != nil {
 			t.Fatal(err)
 		}
 		if got := dump(t, after); !slices.Equal(got, want) {
@@ -299,12 +302,12 @@ func TestReplayOverNewerTables(t *testing.T) {
 	}
 }
 
-// TestFolderThatCannotBeSynced: the log may forget what is in a table only when the
+// TestUnsyncedFolderFailsTheStore: the log may forget what is in a table only when the
 // table's name is durable; when that cannot be had, the store fails.
-func TestFolderThatCannotBeSynced(t *testing.T) {
+func TestUnsyncedFolderFailsTheStore(t *testing.T) {
 	dir := t.TempDir()
 	f := faults.New(vfs.OS{})
-	s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+	s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,9 +326,9 @@ func TestFolderThatCannotBeSynced(t *testing.T) {
 	badgerAt(t, dir)
 }
 
-// TestFailedCommit: a commit whose record did not reach the log may be there or not after
+// TestFailedCommitIsWholeOrAbsent: a commit whose record did not reach the log may be there or not after
 // the next open, whole, and the store goes on.
-func TestFailedCommit(t *testing.T) {
+func TestFailedCommitIsWholeOrAbsent(t *testing.T) {
 	for _, rule := range []faults.Rule{
 		{Op: faults.Sync, Path: "0000000001.new"},
 		{Op: faults.Write, Path: "0000000001.new", Err: errors.New("no device"), Short: 512},
@@ -333,7 +336,7 @@ func TestFailedCommit(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		f := faults.New(vfs.OS{})
-		s, err := persistence.OpenBadger(persistence.OnFS(persistence.Small(persistence.Config{Dir: dir}), f))
+		s, err := persistence.OpenBadger(persistence.WithFS(persistence.WithSmallMemtables(persistence.Config{Dir: dir}), f))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,18 +364,18 @@ func TestFailedCommit(t *testing.T) {
 	}
 }
 
-// TestSmallerDisk: what the commit log keeps of a store on a larger disk is applied on a
+// TestLogOfALargerDiskIsReplayed: what the commit log keeps of a store on a larger disk is applied on a
 // smaller one, whose memtables hold less. Nothing of it goes anywhere but into tables.
-func TestSmallerDisk(t *testing.T) {
+func TestLogOfALargerDiskIsReplayed(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	for run := range messages.RunID(5) {
 		b := journaltest.NewRun(run, "", "")
-		b.Create.Definition = noise(run, 400<<10)
+		b.Create.Definition = incompressibleBytes(run, 400<<10)
 		if err := journaltest.Append(t, s, b); err != nil {
 			t.Fatal(err)
 		}
@@ -383,7 +386,7 @@ func TestSmallerDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	for round := range 3 {
-		after, err := persistence.OpenBadger(persistence.Tiny(persistence.Config{Dir: left}))
+		after, err := persistence.OpenBadger(persistence.WithTinyMemtables(persistence.Config{Dir: left}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -391,7 +394,7 @@ func TestSmallerDisk(t *testing.T) {
 			t.Errorf("open %d: %d rows, want %d", round, len(got), len(want))
 		}
 		for run := range messages.RunID(5) {
-			if st, err := after.Load(run); err != nil || !slices.Equal(st.Definition, noise(run, 400<<10)) {
+			if st, err := after.Load(run); err != nil || !slices.Equal(st.Definition, incompressibleBytes(run, 400<<10)) {
 				t.Errorf("open %d: run %d: %v", round, run, err)
 			}
 		}
@@ -399,4 +402,139 @@ func TestSmallerDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkOpenAfterKill opens a folder of 100,000 finished runs as a kill -9 leaves it: most
+// of their rows lie in the commit log alone, and are applied again.
+func BenchmarkOpenAfterKill(b *testing.B) {
+	dir := b.TempDir()
+	s, err := persistence.OpenBadger(persistence.Config{Dir: dir})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	const runs, together = 100_000, 1000
+	for first := 0; first < runs; first += together {
+		var batches []*persistence.Batch
+		for i := range together {
+			run := messages.RunID(first + i)
+			created := journaltest.NewRun(run, "tag", `{"tag":"open","tasks":{"a":{"job":{"executor":"noop"}}}}`)
+			ended := &persistence.Batch{Run: run, Seq: 1, Records: []byte("records"), Summary: journaltest.NewSummary(run, "tag", dag.RunCompleted),
+				Attempts: []messages.AttemptRecord{{Task: 0, Attempt: 1}}}
+			batches = append(batches, created, ended)
+		}
+		journaltest.MustAppend(b, s, batches...)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		left := copyFolder(b, dir)
+		b.StartTimer()
+		s, err := persistence.OpenBadger(persistence.Config{Dir: left})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// TestAcknowledgedIsOnTheDevice asks the kernel: when a batch is acknowledged, no page of
+// the commit log waits to be written to the device. What a power failure leaves is
+// TestPowerFailure's subject, which needs no device.
+func TestAcknowledgedIsOnTheDevice(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir()) // as the kernel tells it
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC {
+		t.Skipf("%s is in memTable: it has no device", dir)
+	}
+	s := badgerAt(t, dir)
+	for run := range messages.RunID(20) {
+		journaltest.MustAppend(t, s, journaltest.NewRun(run, "tag", fmt.Sprint("definition ", run)))
+		unmap := mapFiles(t, filepath.Join(dir, "log"), ".log")
+		files, dirty := dirtyPages(t, filepath.Join(dir, "log", "*.log"))
+		unmap()
+		if files == 0 || dirty != 0 {
+			t.Fatalf("run %d was acknowledged: %d KB of %d segments wait to be written", run, dirty, files)
+		}
+	}
+}
+
+// mapFiles maps files and touches their pages, so that the kernel tells about them.
+func mapFiles(t *testing.T, dir, suffix string) (unmap func()) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var maps [][]byte
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), suffix) {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := unix.Mmap(int(f.Fd()), 0, len(b), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(m, b) { // reads each page
+			t.Fatalf("%s changes", e.Name())
+		}
+		maps = append(maps, m)
+	}
+	return func() {
+		for _, m := range maps {
+			if err := unix.Munmap(m); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// dirtyPages is how many files that match are mapped by this process, and how many
+// KB of them were written in memory and not to the device.
+func dirtyPages(t *testing.T, pattern string) (files, kb int) {
+	t.Helper()
+	f, err := os.Open("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	matches := false
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		switch {
+		case !strings.HasSuffix(fields[0], ":"): // the head of a mapping
+			if matches, err = filepath.Match(pattern, fields[len(fields)-1]); err != nil {
+				t.Fatal(err)
+			}
+			if matches {
+				files++
+			}
+		case matches && (fields[0] == "Shared_Dirty:" || fields[0] == "Private_Dirty:"):
+			n := 0
+			if _, err := fmt.Sscan(fields[1], &n); err != nil {
+				t.Fatal(err)
+			}
+			kb += n
+		}
+	}
+	return files, kb
 }

@@ -3,7 +3,9 @@ package persistence_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -42,8 +44,8 @@ func fullRun(t *testing.T, s persistence.Store, run messages.RunID, state dag.Ru
 	)
 }
 
-// see reads all that is stored of a run.
-func see(s persistence.Store, run messages.RunID) (string, error) {
+// describeRun reads all that is stored of a run.
+func describeRun(s persistence.Store, run messages.RunID) (string, error) {
 	st, err := s.Load(run)
 	if err != nil {
 		return "", err
@@ -67,34 +69,34 @@ func see(s persistence.Store, run messages.RunID) (string, error) {
 	return text + fmt.Sprint(of, ok), err
 }
 
-// TestEveryRow damages each row of a run: no reader ever gets anything else than what was
+// TestDamageOfEveryRowIsFound damages each row of a run: no reader ever gets anything else than what was
 // written, and the error names the run.
-func TestEveryRow(t *testing.T) {
+func TestDamageOfEveryRowIsFound(t *testing.T) {
 	states := []dag.RunState{dag.RunPaused, dag.RunCompleted}
 	if testing.Short() {
 		states = states[:1]
 	}
 	for _, state := range states {
-		s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+		s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
 		fullRun(t, s, 1, state)
 		fullRun(t, s, 2, state)
-		whole, err := see(s, 1)
+		whole, err := describeRun(s, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		other, err := see(s, 2)
+		other, err := describeRun(s, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
 		keys := map[string][]byte{}
 		kinds := map[byte]int{}
-		for _, k := range persistence.Keys(s) {
+		for _, k := range persistence.AllKeys(s) {
 			if len(k) >= 9 && k[0] != 'm' && bytes.Equal(k[1:9], []byte{0, 0, 0, 0, 0, 0, 0, 1}) {
-				keys[string(k)] = persistence.Row(s, k)
+				keys[string(k)] = persistence.RawRow(s, k)
 				kinds[k[0]]++
 			}
 		}
@@ -106,7 +108,7 @@ func TestEveryRow(t *testing.T) {
 				if err := do(); err != nil {
 					t.Fatal(err)
 				}
-				got, err := see(s, 1)
+				got, err := describeRun(s, 1)
 				switch {
 				case err == nil && got != whole:
 					t.Errorf("%s, %q %s: something else is read", state, k, what)
@@ -117,10 +119,10 @@ func TestEveryRow(t *testing.T) {
 				case err != nil && s.Damaged() == nil && k[0] != 'u' && k[0] != 's':
 					t.Errorf("%s, %q %s: nobody is told", state, k, what)
 				}
-				if got, err := see(s, 2); err != nil || got != other {
+				if got, err := describeRun(s, 2); err != nil || got != other {
 					t.Errorf("%s, %q %s: the other run: %v", state, k, what, err)
 				}
-				if err := persistence.SetBare(s, []byte(k), v); err != nil {
+				if err := persistence.SetRawRow(s, []byte(k), v); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -128,7 +130,7 @@ func TestEveryRow(t *testing.T) {
 				try(fmt.Sprintf("changed at %d", at), func() error {
 					b := bytes.Clone(v)
 					b[at] ^= 4
-					return persistence.SetBare(s, []byte(k), b)
+					return persistence.SetRawRow(s, []byte(k), b)
 				})
 			}
 			if k[0] != 'a' && (k[0] != 'j' || state == dag.RunCompleted) { // the last ones: see docs
@@ -136,36 +138,96 @@ func TestEveryRow(t *testing.T) {
 			}
 			for k2, v2 := range keys {
 				if k2 != k && k2[0] == k[0] {
-					try("exchanged", func() error { return persistence.SetBare(s, []byte(k), v2) })
+					try("exchanged", func() error { return persistence.SetRawRow(s, []byte(k), v2) })
 					break
 				}
 			}
 		}
-		if got, err := see(s, 1); err != nil || got != whole {
+		if got, err := describeRun(s, 1); err != nil || got != whole {
 			t.Errorf("put right again: %v", err)
 		}
 	}
 }
 
-// TestOlderChunk: a chunk as it was before it was written again is not taken for the newest.
-func TestOlderChunk(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+// TestOlderSnapshotChunkIsFound: a chunk as it was before it was written again is not taken for the newest.
+func TestOlderSnapshotChunkIsFound(t *testing.T) {
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	fullRun(t, s, 1, dag.RunPaused)
 	key := []byte("c\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x02")
-	old := persistence.Row(s, key)
+	old := persistence.RawRow(s, key)
 	journaltest.MustAppend(t, s, &persistence.Batch{Run: 1, Seq: 8, Records: []byte("r"), Snapshot: &persistence.SnapshotPart{
 		Chunks: []persistence.Chunk{{Index: 2, Data: []byte("newer")}}, Header: []byte("h"), Cut: 9}})
-	if _, err := see(s, 1); err != nil {
+	if _, err := describeRun(s, 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := persistence.SetBare(s, key, old); err != nil {
+	if err := persistence.SetRawRow(s, key, old); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := see(s, 1); err == nil || !strings.Contains(err.Error(), "run 1: snapshot chunk 2") {
+	if _, err := describeRun(s, 1); err == nil || !strings.Contains(err.Error(), "run 1: snapshot chunk 2") {
 		t.Error(err)
 	}
+}
+
+// stored is a value as a row of this key has it, with its checksum.
+func stored(key, value []byte) []byte {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return binary.LittleEndian.AppendUint32(value, crc32.Update(crc32.Checksum(key, table), table, value))
+}
+
+// TestRestoreRefusesMalformedKeys: rows whose keys are too short for what they say, with right
+// checksums, are refused by their names.
+func TestRestoreRefusesMalformedKeys(t *testing.T) {
+	for _, key := range []string{"u", "ux", "s", "sx", "x", "y", "z", "zzzz", "e", "t12345678", "k", "m"} {
+		err := persistence.Restore(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}), func(yield func(key, value []byte) error) error {
+			return yield([]byte(key), stored([]byte(key), nil))
+		})
+		if err == nil || !strings.Contains(err.Error(), `row "`+key+`"`) {
+			t.Errorf("key %q: %v", key, err)
+		}
+	}
+}
+
+// TestRestoreChecksTheClockMark: a mark of the clock with which no server starts is found, and refused by
+// a restore.
+func TestRestoreChecksTheClockMark(t *testing.T) {
+	for _, value := range []string{"", "\xff", "\x01"} {
+		if err := persistence.CheckRow([]byte("mmark"), stored([]byte("mmark"), []byte(value))); err == nil || !strings.Contains(err.Error(), "meta row mark") {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+	dir := t.TempDir()
+	s := badgerAt(t, dir)
+	if err := persistence.SetRawRow(s, []byte("mmark"), stored([]byte("mmark"), []byte("\xff"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.ClockMark(); err == nil || !strings.Contains(err.Error(), "caravan check") {
+		t.Errorf("the server does not say what to do: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if text := findings(t, offline(t, dir)); !strings.Contains(text, "meta row mark") {
+		t.Errorf("the findings: %s", text)
+	}
+}
+
+// FuzzMalformedKeys: a store that holds a row of any key, of right checksum, opens again, and
+// what reads rows takes it; a check names it.
+func FuzzMalformedKeys(f *testing.F) {
+	for _, typ := range "muⱯsdgjhcatkexyz" {
+		f.Add([]byte(string(typ)))
+		f.Add([]byte(string(typ) + "1234567"))
+		f.Add([]byte(string(typ) + "1234567890"))
+	}
+	f.Fuzz(func(t *testing.T, key []byte) {
+		if len(key) == 0 || len(key) > 100 {
+			return
+		}
+		_ = persistence.CheckRow(key, stored(key, nil))
+		persistence.ParseKeys(key)
+	})
 }

@@ -28,8 +28,8 @@ type look struct {
 	err    error
 }
 
-// looker is a store whose looks at its tables the test orders.
-type looker struct {
+// verifiedStore is a store whose looks at its tables the test orders.
+type verifiedStore struct {
 	*persistence.Badger
 	dir   string
 	ticks chan time.Time
@@ -58,16 +58,16 @@ func (l *logBuffer) String() string {
 
 const lookPatience = 10 * time.Second
 
-func openLooker(t *testing.T, dir string, l persistence.Looks) *looker {
+func openVerified(t *testing.T, dir string, l persistence.VerifierSchedule) *verifiedStore {
 	t.Helper()
-	k := &looker{dir: dir, ticks: make(chan time.Time), looks: make(chan look, 100), reg: prometheus.NewRegistry(), log: &logBuffer{}}
+	k := &verifiedStore{dir: dir, ticks: make(chan time.Time), looks: make(chan look, 100), reg: prometheus.NewRegistry(), log: &logBuffer{}}
 	l.Ticks = k.ticks
 	if l.Wait == nil {
 		l.Wait = func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }
 	}
 	l.Looked = func(whole bool, report *badgerguard.Report, err error) { k.looks <- look{whole, report, err} }
-	c := persistence.Small(persistence.Config{Dir: dir, Registerer: k.reg, Logger: slog.New(slog.NewTextHandler(k.log, nil))})
-	s, err := persistence.OpenBadger(persistence.WithLooks(c, l))
+	c := persistence.WithSmallMemtables(persistence.Config{Dir: dir, Registerer: k.reg, Logger: slog.New(slog.NewTextHandler(k.log, nil))})
+	s, err := persistence.OpenBadger(persistence.WithVerifierSchedule(c, l))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func openLooker(t *testing.T, dir string, l persistence.Looks) *looker {
 }
 
 // tick has the store look, as if after has passed since it was opened.
-func (k *looker) tick(t *testing.T, after time.Duration) {
+func (k *verifiedStore) tick(t *testing.T, after time.Duration) {
 	t.Helper()
 	select {
 	case k.ticks <- time.Now().Add(after):
@@ -90,7 +90,7 @@ func (k *looker) tick(t *testing.T, after time.Duration) {
 	}
 }
 
-func (k *looker) await(t *testing.T) look {
+func (k *verifiedStore) await(t *testing.T) look {
 	t.Helper()
 	select {
 	case l := <-k.looks:
@@ -102,13 +102,13 @@ func (k *looker) await(t *testing.T) look {
 }
 
 // look orders a look and waits for its end.
-func (k *looker) look(t *testing.T, after time.Duration) look {
+func (k *verifiedStore) look(t *testing.T, after time.Duration) look {
 	t.Helper()
 	k.tick(t, after)
 	return k.await(t)
 }
 
-func (k *looker) metric(t *testing.T, name string) float64 {
+func (k *verifiedStore) metric(t *testing.T, name string) float64 {
 	t.Helper()
 	families, err := k.reg.Gather()
 	if err != nil {
@@ -124,13 +124,13 @@ func (k *looker) metric(t *testing.T, name string) float64 {
 }
 
 // noisyDefinition is a definition that compression leaves as it is, in a block of its own.
-func noisyDefinition(run messages.RunID) string { return string(noise(run, 30<<10)) }
+func noisyDefinition(run messages.RunID) string { return string(incompressibleBytes(run, 30<<10)) }
 
 // makeTables makes a folder with n tables, in which run i has its definition in the i-th.
 func makeTables(t *testing.T, dir string, n int) {
 	t.Helper()
 	for i := range n {
-		s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+		s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,8 +146,8 @@ func makeTables(t *testing.T, dir string, n int) {
 	}
 }
 
-// rot changes one bit of a run's definition in its table, and returns the table's path.
-func rot(t *testing.T, dir string, run messages.RunID) (path string) {
+// flipTableBit changes one bit of a run's definition in its table, and returns the table's path.
+func flipTableBit(t *testing.T, dir string, run messages.RunID) (path string) {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(dir, "*.sst"))
 	if err != nil {
@@ -181,17 +181,17 @@ const (
 	verifiedTime = "caravan_storage_verified_timestamp_seconds"
 )
 
-// TestRotIsFoundInTheBackground: a block that rots while the store is open is found by the
+// TestRottenTableIsFoundInTheBackground: a block that rots while the store is open is found by the
 // pass that comes once a day, and named with its file. Its run is an error that names the
 // file; the others are served, commits go on, and the next open refuses the folder.
-func TestRotIsFoundInTheBackground(t *testing.T) {
+func TestRottenTableIsFoundInTheBackground(t *testing.T) {
 	dir := t.TempDir()
 	makeTables(t, dir, 3)
-	s := openLooker(t, dir, persistence.Looks{})
+	s := openVerified(t, dir, persistence.VerifierSchedule{})
 	if l := s.look(t, time.Minute); l.err != nil || l.whole || l.report.Tables > 1 {
 		t.Fatalf("a look at what is new: %+v", l)
 	}
-	path := rot(t, dir, 2)
+	path := flipTableBit(t, dir, 2)
 	if l := s.look(t, 2*time.Minute); l.err != nil || s.Damaged() != nil {
 		t.Fatalf("a look at what is new read all: %+v, %v", l, s.Damaged())
 	}
@@ -229,12 +229,12 @@ func TestRotIsFoundInTheBackground(t *testing.T) {
 	openError(t, persistence.Config{Dir: dir}, "damaged", path)
 }
 
-// TestDamagedRowBeginsAPass: a row that cannot be read has the next look find the file.
-func TestDamagedRowBeginsAPass(t *testing.T) {
+// TestDamagedRowStartsAPass: a row that cannot be read has the next look find the file.
+func TestDamagedRowStartsAPass(t *testing.T) {
 	dir := t.TempDir()
 	makeTables(t, dir, 2)
-	s := openLooker(t, dir, persistence.Looks{})
-	path := rot(t, dir, 1)
+	s := openVerified(t, dir, persistence.VerifierSchedule{})
+	path := flipTableBit(t, dir, 1)
 	if _, err := s.Load(1); err == nil || !strings.Contains(err.Error(), "run 1") {
 		t.Fatalf("the run that is hit: %v", err)
 	}
@@ -251,7 +251,7 @@ func TestWholeFolderIsVerifiedOnceADay(t *testing.T) {
 	dir := t.TempDir()
 	makeTables(t, dir, 4)
 	var asked time.Duration
-	s := openLooker(t, dir, persistence.Looks{Bytes: 1, Wait: func(ctx context.Context, d time.Duration) error {
+	s := openVerified(t, dir, persistence.VerifierSchedule{Bytes: 1, Wait: func(ctx context.Context, d time.Duration) error {
 		asked += d
 		return context.Cause(ctx)
 	}})
@@ -294,19 +294,19 @@ func TestCompactionDuringAPass(t *testing.T) {
 		t.Run(fmt.Sprint(after), func(t *testing.T) {
 			dir := t.TempDir()
 			makeTables(t, dir, 5)
-			var s *looker
+			var s *verifiedStore
 			n, compact := 0, false
-			s = openLooker(t, dir, persistence.Looks{Wait: func(ctx context.Context, _ time.Duration) error {
+			s = openVerified(t, dir, persistence.VerifierSchedule{Wait: func(ctx context.Context, _ time.Duration) error {
 				if n++; compact && n > after {
 					compact = false
-					if err := persistence.Flatten(s.Badger); err != nil {
+					if err := persistence.CompactAll(s.Badger); err != nil {
 						return err
 					}
 				}
 				return context.Cause(ctx)
 			}})
 			s.look(t, time.Minute)
-			before := listing(t, dir)
+			before := fileSizes(t, dir)
 			n, compact = 0, true
 			l := s.look(t, persistence.VerifyEvery+time.Minute)
 			if l.err != nil || !l.whole || len(l.report.Damage) > 0 || s.Damaged() != nil {
@@ -331,7 +331,7 @@ func TestPassEndsWithTheStore(t *testing.T) {
 	makeTables(t, dir, 2)
 	reading := make(chan struct{})
 	var once sync.Once
-	s := openLooker(t, dir, persistence.Looks{Wait: func(ctx context.Context, _ time.Duration) error {
+	s := openVerified(t, dir, persistence.VerifierSchedule{Wait: func(ctx context.Context, _ time.Duration) error {
 		once.Do(func() { close(reading) })
 		<-ctx.Done()
 		return context.Cause(ctx)

@@ -2,28 +2,43 @@
 // around Badger, so that package persistence can use Badger as an ordered set of rows that are
 // whole, and so that another engine could do without this package.
 //
-// Each part exists for one reason, relies on certain properties of Badger v4.9.6, and has a test
-// that fails when a new Badger lacks one of them:
+// Each part exists for one reason, relies on certain properties of Badger v4.9.6, and has a test that
+// fails when a new Badger lacks one of them:
 //
-//	part             why it exists                          relies on                                test
-//	verify.go        Badger opens damaged folders           file names, layouts of table/builder.go  TestOwnFolders,
-//	table.go         and serves what is left of them        and manifest.go, CRC32C, Snappy or       TestEveryBit
-//	manifest.go                                             plain, no encryption
-//	inventory.go     a lost end of the manifest looks       the manifest grows until it is           TestOwnFolders,
-//	                 like a shorter manifest                rewritten whole, under another name      TestCrashes
-//	collect.go       Badger cannot open a part of a         a manifest may name any table, also      TestCollectedTablesOpen
-//	                 folder                                 behind a symbolic link
-//	folder.go        its log files are mapped, not          a table is durable before the manifest   TestTablesHoldRowsWithoutBadgersLogs,
-//	                 trustworthy, and not needed behind     names it; tables come in the order of    TestLockIsBadgers
-//	                 the commit log                         commits; flock on the folder
-//	options.go       values outside of the tree are not     the limits of transactions, the value    TestBadgerAcceptsTheLimits,
-//	                 verified                               threshold                                TestNoValueGoesToTheValueLog
-//	large_batch.go   a transaction is limited               the same limits                          TestBadgerAcceptsTheLimits
-//	diskspace.go     a full disk is SIGBUS, not an error    sizes of memtables and compactions,      TestTablesReportTheirSizes; TestFullDisk
-//	                                                        DB.Tables                                of package persistence
-//	iterator.go      a hidden iterator step passes over     AllVersions shows tombstones, newest     TestIteratorShowsTombstones
-//	deleted_ids.go   any number of tombstones               version first
-//	logger.go        a failed flush is only logged          the texts of two lines                   TestBadgerStillLogsTheseLines
+//	verify.go, table.go, manifest.go
+//	    why       Badger opens damaged folders and serves what is left of them
+//	    relies on file names, the layouts of table/builder.go and manifest.go, CRC32C, blocks in
+//	              Snappy or plain, no encryption
+//	    tests     TestFoldersOfThisBadgerVerify, TestEveryFlippedBitIsFound
+//	inventory.go
+//	    why       a manifest that has lost its end looks like one that was never longer
+//	    relies on the manifest grows until it is rewritten whole, under another name
+//	    tests     TestFoldersOfThisBadgerVerify, TestCrashesAreNotDamage
+//	collect.go
+//	    why       Badger cannot open a part of a folder
+//	    relies on a manifest may name any table, also one behind a symbolic link
+//	    tests     TestCollectedTablesOpen
+//	folder.go
+//	    why       Badger's log files are mapped and not trustworthy, and the commit log replaces them
+//	    relies on tables come in the order of commits; a table is durable before the manifest names
+//	              it; flock on the folder
+//	    tests     TestTablesHoldRowsWithoutBadgersLogs, TestLockIsBadgers
+//	options.go, large_batch.go
+//	    why       transactions are limited, and values outside of the tree are not verified
+//	    relies on the limits of transactions, the value threshold
+//	    tests     TestBadgerAcceptsTheLimits, TestNoValueGoesToTheValueLog
+//	diskspace.go
+//	    why       a full disk is SIGBUS, not an error
+//	    relies on the sizes of memtables and of the output of compactions, DB.Tables
+//	    tests     TestTablesReportTheirSizes, TestFullDisk of package persistence
+//	iterator.go, deleted_ids.go
+//	    why       one step of Badger's iterator passes over any number of tombstones
+//	    relies on AllVersions shows tombstones, the newest version first
+//	    tests     TestIteratorShowsTombstones, TestSeekForwardAgreesWithAScan
+//	logger.go
+//	    why       a failed flush is only logged, and retried for ever
+//	    relies on the texts of two lines
+//	    tests     TestBadgerStillLogsTheseLines
 //
 // # Verification
 //

@@ -6,8 +6,8 @@ func ParseManifest(b []byte) (*Manifest, *Damage) { return parseManifest("MANIFE
 // DecodeInventory parses the bytes of an inventory.
 func DecodeInventory(b []byte) (*Inventory, *Damage) { return decodeInventory("INVENTORY", b) }
 
-// Between has fn called between the reads of inventory and manifest.
-func Between(o VerifyOptions, fn func()) VerifyOptions {
+// WithHookBetweenReads has fn called between the reads of inventory and manifest.
+func WithHookBetweenReads(o VerifyOptions, fn func()) VerifyOptions {
 	o.between = fn
 	return o
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 )
 
-// TestMemoryIsBounded: a folder of many times the size takes no more memory, and a table
+// TestVerifyMemoryIsBounded: a folder of many times the size takes no more memory, and a table
 // not more than its name and fingerprint.
-func TestMemoryIsBounded(t *testing.T) {
+func TestVerifyMemoryIsBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("large folders, to measure memory")
 	}
@@ -22,7 +22,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		used := func(n int) (bytes int64, tablesRead int, allocated uint64) {
 			dir := t.TempDir()
 			makeFolder(t, dir, n, 20_000, 1)
-			take(t, dir)
+			writeInventory(t, dir)
 			verifyWith(t, dir, blocks) // what is allocated once
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
@@ -55,15 +55,15 @@ func verifyWith(t testing.TB, dir string, blocks bool) *badgerguard.Report {
 	return r
 }
 
-// TestKnownTablesAreCompared: what the inventory knows is compared as a whole, and a table
+// TestKnownTablesAreComparedAsAWhole: what the inventory knows is compared as a whole, and a table
 // that differs is searched for the block.
-func TestKnownTablesAreCompared(t *testing.T) {
+func TestKnownTablesAreComparedAsAWhole(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 5000, 1)
 	if r := verify(t, dir); r.MatchInventory != 0 || r.Tables == 0 {
 		t.Errorf("%d of %d tables are known without an inventory", r.MatchInventory, r.Tables)
 	}
-	take(t, dir)
+	writeInventory(t, dir)
 	whole := verify(t, dir)
 	if whole.MatchInventory != whole.Tables || whole.Tables == 0 {
 		t.Errorf("%d of %d tables are known", whole.MatchInventory, whole.Tables)
@@ -81,8 +81,8 @@ func TestKnownTablesAreCompared(t *testing.T) {
 	}
 }
 
-// TestHugeIndex: a table's end that tells of an index of GiB is damage, and takes no memory.
-func TestHugeIndex(t *testing.T) {
+// TestHugeIndexIsRefused: a table's end that tells of an index of GiB is damage, and takes no memory.
+func TestHugeIndexIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 1, 100, 1)
 	path := files(t, dir, "*.sst")[0]
@@ -146,7 +146,7 @@ func BenchmarkVerify(b *testing.B) {
 		}
 	})
 	run("unknown", func() { verifyWith(b, dir, false) })
-	take(b, dir)
+	writeInventory(b, dir)
 	run("known", func() { verifyWith(b, dir, false) })
 }
 

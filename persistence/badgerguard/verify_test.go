@@ -11,11 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
-
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 )
 
 // makeFolder makes a folder of Badger's, closed cleanly, with n tables or more. The rows
@@ -58,8 +57,8 @@ func verify(t testing.TB, dir string) *badgerguard.Report {
 	return r
 }
 
-// take writes the inventory of a whole folder.
-func take(t testing.TB, dir string) {
+// writeInventory writes the inventory of a whole folder.
+func writeInventory(t testing.TB, dir string) {
 	t.Helper()
 	r := verify(t, dir)
 	if err := r.Err(); err != nil {
@@ -103,8 +102,8 @@ func sample(n int) int {
 	return 1
 }
 
-// TestOwnFolders fails when Badger writes what this package does not know.
-func TestOwnFolders(t *testing.T) {
+// TestFoldersOfThisBadgerVerify fails when Badger writes what this package does not know.
+func TestFoldersOfThisBadgerVerify(t *testing.T) {
 	dir := t.TempDir()
 	if r := verify(t, dir); r.Err() != nil || r.Inventory != nil {
 		t.Fatalf("an empty folder: %v", r.Err())
@@ -133,19 +132,19 @@ func TestOwnFolders(t *testing.T) {
 	if len(n) != 20_000 {
 		t.Errorf("%d keys", len(n))
 	}
-	take(t, dir)
+	writeInventory(t, dir)
 	makeFolder(t, dir, 1, 1000, 2) // it may grow
 	if r := verify(t, dir); r.Err() != nil || r.Stale != nil {
 		t.Error(r.Err(), r.Stale)
 	}
 }
 
-// TestEveryBit flips each bit of each file (with -short some of them): it is found, under
+// TestEveryFlippedBitIsFound flips each bit of each file (with -short some of them): it is found, under
 // the file's name, or changes nothing.
-func TestEveryBit(t *testing.T) {
+func TestEveryFlippedBitIsFound(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 12, 1)
-	take(t, dir)
+	writeInventory(t, dir)
 	manifest := verify(t, dir).Manifest
 	rows := func(path string, e badgerguard.Entry) (all []byte) {
 		_, err := badgerguard.Rows(path, e, func(r badgerguard.Row) error {
@@ -197,11 +196,11 @@ func TestEveryBit(t *testing.T) {
 	}
 }
 
-// TestTruncatedAndZeroed cuts and zeroes each file at many places.
-func TestTruncatedAndZeroed(t *testing.T) {
+// TestTruncatedAndZeroedFilesAreFound cuts and zeroes each file at many places.
+func TestTruncatedAndZeroedFilesAreFound(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 3, 2000, 1)
-	take(t, dir)
+	writeInventory(t, dir)
 	for _, path := range slices.Concat(files(t, dir, "*.sst"), files(t, dir, "MANIFEST"), files(t, dir, "KEYREGISTRY")) {
 		name := filepath.Base(path)
 		whole := read(t, path)
@@ -232,12 +231,12 @@ func TestTruncatedAndZeroed(t *testing.T) {
 	}
 }
 
-// TestExchanged: whole files in the wrong place, and missing ones.
-func TestExchanged(t *testing.T) {
+// TestReplacedFilesAreFound: whole files in the wrong place, and missing ones.
+func TestReplacedFilesAreFound(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	makeFolder(t, dir, 2, 500, 1)
 	makeFolder(t, other, 2, 500, 2)
-	take(t, dir)
+	writeInventory(t, dir)
 	ssts := files(t, dir, "*.sst")
 	a, b := ssts[0], ssts[1]
 	wantNamed := func(what, path string) {
@@ -273,11 +272,11 @@ func TestExchanged(t *testing.T) {
 	}
 }
 
-// TestCrashes: what a process that was killed, or a power failure, may leave.
-func TestCrashes(t *testing.T) {
+// TestCrashesAreNotDamage: what a process that was killed, or a power failure, may leave.
+func TestCrashesAreNotDamage(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 500, 1)
-	take(t, dir)
+	writeInventory(t, dir)
 	manifest := filepath.Join(dir, "MANIFEST")
 	whole := read(t, manifest)
 	write(t, manifest, append(bytes.Clone(whole), 0, 0, 0, 12, 1, 2, 3, 4, 5, 6))
@@ -296,11 +295,11 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// TestInventoryBits flips each bit of an inventory: none is believed.
-func TestInventoryBits(t *testing.T) {
+// TestEveryFlippedInventoryBitIsFound flips each bit of an inventory: none is believed.
+func TestEveryFlippedInventoryBitIsFound(t *testing.T) {
 	dir := t.TempDir()
 	makeFolder(t, dir, 2, 50, 1)
-	take(t, dir)
+	writeInventory(t, dir)
 	whole := read(t, filepath.Join(dir, "INVENTORY"))
 	if v, d := badgerguard.DecodeInventory(whole); d != nil || len(v.Tables) != len(files(t, dir, "*.sst")) {
 		t.Fatal(d)
@@ -352,4 +351,32 @@ func FuzzManifest(f *testing.F) {
 func FuzzInventory(f *testing.F) {
 	f.Add([]byte("caravan inventory 1\nmanifest 1 2 3\nnext 4\ntable 1 2 3 4\nend 5\n"))
 	f.Fuzz(func(t *testing.T, b []byte) { badgerguard.DecodeInventory(b) })
+}
+
+// TestInventoryIsReadFirst: a manifest that grows while a live folder is verified, and an
+// inventory that is written of it, are not taken for a manifest that has lost its end.
+func TestInventoryIsReadFirst(t *testing.T) {
+	dir := t.TempDir()
+	makeFolder(t, dir, 1, 500, 1)
+	writeInventory(t, dir)
+	manifest, inventory := filepath.Join(dir, "MANIFEST"), filepath.Join(dir, "INVENTORY")
+	shorter, before := read(t, manifest), read(t, inventory)
+	makeFolder(t, dir, 1, 500, 2)
+	writeInventory(t, dir)
+	longer, text := read(t, manifest), read(t, inventory)
+	if len(longer) <= len(shorter) {
+		t.Fatalf("the manifest had %d bytes and has %d", len(shorter), len(longer))
+	}
+	write(t, manifest, shorter)
+	write(t, inventory, before)
+	r, err := badgerguard.Verify(t.Context(), dir, badgerguard.WithHookBetweenReads(badgerguard.VerifyOptions{}, func() {
+		write(t, manifest, longer)
+		write(t, inventory, text)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Err(); err != nil || r.Stale != nil {
+		t.Errorf("a manifest that has grown: %v, %v", err, r.Stale)
+	}
 }

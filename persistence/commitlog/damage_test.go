@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/faults"
@@ -38,15 +36,15 @@ func scanLog(t testing.TB, dir string) ([]uint64, error) {
 	return contents(t, l), nil
 }
 
-// made is a log of a few segments, some of them used again, with records 1..last of
+// makeLog is a log of a few segments, some of them used again, with records 1..last of
 // which those behind applied must be there.
-func made(t testing.TB, last, applied uint64, clean bool) string {
+func makeLog(t testing.TB, last, applied uint64, clean bool) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "log")
 	l := open(t, dir, nil)
 	contents(t, l)
 	for n := uint64(1); n <= last; n++ {
-		must(t, put(l, n))
+		must(t, appendAndSync(l, n))
 		if n%10 == 0 && n <= applied {
 			must(t, l.Retire(n))
 		}
@@ -55,12 +53,12 @@ func made(t testing.TB, last, applied uint64, clean bool) string {
 	return dir
 }
 
-// TestEveryByte damages each byte of a small log (with -short some of them) in turn. Each damage is refused, with the
+// TestEveryDamagedByteIsFound damages each byte of a small log (with -short some of them) in turn. Each damage is refused, with the
 // file and an offset that is not behind it, or nothing is lost. Of a log whose process was
 // killed that holds too, as what it acknowledged is known.
-func TestEveryByte(t *testing.T) {
+func TestEveryDamagedByteIsFound(t *testing.T) {
 	for _, clean := range []bool{true, false} {
-		dir := made(t, 40, 30, clean)
+		dir := makeLog(t, 40, 30, clean)
 		want, err := scanLog(t, copyOf(t, dir))
 		if err != nil || !slices.Equal(want, numbers(31, 40)) {
 			t.Fatalf("%v, %v", want, err)
@@ -121,9 +119,9 @@ func sample(n int) int {
 	return 1
 }
 
-// TestDamageOfSectors: zeroed and strange sectors, and cut files.
-func TestDamageOfSectors(t *testing.T) {
-	dir := made(t, 200, 0, false)
+// TestDamagedSectorsAreFound: zeroed and strange sectors, and cut files.
+func TestDamagedSectorsAreFound(t *testing.T) {
+	dir := makeLog(t, 200, 0, false)
 	rng := rand.New(rand.NewPCG(3, 4))
 	names := append(files(t, dir, "*.log"), "state")
 	refused := 0
@@ -162,9 +160,9 @@ func TestDamageOfSectors(t *testing.T) {
 	}
 }
 
-func TestMissingAndForeignFiles(t *testing.T) {
-	dir := made(t, 200, 0, false)
-	other := made(t, 200, 0, false)
+func TestMissingAndForeignFilesAreFound(t *testing.T) {
+	dir := makeLog(t, 200, 0, false)
+	other := makeLog(t, 200, 0, false)
 	names := files(t, dir, "*.log")
 	if len(names) < 4 {
 		t.Fatalf("%d segments", len(names))
@@ -210,9 +208,9 @@ func TestMissingAndForeignFiles(t *testing.T) {
 	}
 }
 
-// TestReplayBeforeDamage: what lies before the damage can be had.
-func TestReplayBeforeDamage(t *testing.T) {
-	dir := made(t, 100, 0, false)
+// TestReplayGivesRecordsBeforeDamage: what lies before the damage can be had.
+func TestReplayGivesRecordsBeforeDamage(t *testing.T) {
+	dir := makeLog(t, 100, 0, false)
 	name := filepath.Join(dir, files(t, dir, "*.log")[1])
 	b, err := os.ReadFile(name)
 	must(t, err)
@@ -226,83 +224,16 @@ func TestReplayBeforeDamage(t *testing.T) {
 	}
 }
 
-// TestPowerFailure cuts the power at each operation of a log's life. What was synced is
-// there, and nothing else but perhaps the record that was under way.
-func TestPowerFailure(t *testing.T) {
-	for seed := range uint64(3 / sample(3)) {
-		root := t.TempDir()
-		disk, err := faults.NewDisk(root)
-		must(t, err)
-		f := faults.New(disk)
-		dir := filepath.Join(root, "log")
-		rng := rand.New(rand.NewPCG(seed, 1))
-		var acknowledged, applied atomic.Uint64
-		cuts, torn := 0, 0
-		var mu sync.Mutex // files are prepared by a goroutine of the log
-		f.Add(faults.Rule{Do: func(c faults.Call) {
-			switch c.Op {
-			case faults.Write, faults.Sync, faults.SyncDir, faults.Rename, faults.Remove, faults.Create:
-			default:
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if rng.IntN(3) != 0 {
-				return
-			}
-			cuts++
-			least := acknowledged.Load()
-			source := rng
-			if rng.IntN(3) == 0 {
-				source = nil
-			}
-			left := filepath.Join(t.TempDir(), "left")
-			must(t, disk.PowerCut(left, source))
-			l, err := commitlog.Open(filepath.Join(left, "log"), small(nil))
-			if err != nil {
-				t.Errorf("seed %d, at %+v, %d acknowledged: %v", seed, c, least, err)
-				return
-			}
-			defer l.Close(false)
-			if l.Applied() > applied.Load() {
-				t.Errorf("%d is applied, %d was", l.Applied(), applied.Load())
-			}
-			got := contents(t, l)
-			want := numbers(l.Applied()+1, max(least, l.Last()))
-			if !slices.Equal(got, want) || l.Last() > acknowledged.Load()+1 {
-				t.Errorf("seed %d, at %+v: %v, want up to %d", seed, c, got, least)
-			}
-			if l.Last() > least {
-				torn++
-			}
-			must(t, put(l, l.Last()+1)) // it goes on
-		}})
-		l, err := commitlog.Open(dir, small(f))
-		must(t, err)
-		contents(t, l)
-		for n := uint64(1); n <= 120 && !t.Failed(); n++ {
-			must(t, put(l, n))
-			acknowledged.Store(n)
-			if n%15 == 0 {
-				applied.Store(n - 4)
-				must(t, l.Retire(n-4))
-			}
-		}
-		must(t, l.Close(true))
-		t.Logf("seed %d: %d power failures, %d times the record under way was left", seed, cuts, torn)
-	}
-}
-
-// TestTornTail: each way to cut the record that was under way is a torn tail, and what
+// TestTornTailIsCut: each way to cut the record that was under way is a torn tail, and what
 // comes later is written over it.
-func TestTornTail(t *testing.T) {
+func TestTornTailIsCut(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	f := faults.New(vfs.OS{})
 	l := open(t, dir, f)
 	contents(t, l)
 	fill(t, l, 20)
 	f.Add(faults.Rule{Op: faults.Sync, Path: "0000*.new"})
-	if err := put(l, 21); err == nil {
+	if err := appendAndSync(l, 21); err == nil {
 		t.Fatal("no failure")
 	}
 	l.Close(false)
@@ -322,7 +253,7 @@ func TestTornTail(t *testing.T) {
 	for whole[end-1] == 0 {
 		end--
 	}
-	for cut := 1; cut < len(rows(21).Bytes()); cut += 41 {
+	for cut := 1; cut < len(recordOf(21).Bytes()); cut += 41 {
 		to := copyOf(t, dir)
 		b := slices.Clone(whole)
 		clear(b[end-cut : end])
@@ -344,7 +275,7 @@ func TestTornTail(t *testing.T) {
 // FuzzOpen: whatever lies in the files, opening ends, and what it takes is what was
 // written.
 func FuzzOpen(f *testing.F) {
-	dir := made(f, 25, 0, false)
+	dir := makeLog(f, 25, 0, false)
 	names := append(files(f, dir, "*.log"), "state")
 	f.Add(uint8(0), uint16(4096), []byte("bytes"))
 	f.Add(uint8(1), uint16(4100), []byte{0, 0, 0, 0})
@@ -365,7 +296,7 @@ func FuzzOpen(f *testing.F) {
 
 // FuzzRows: whatever is given, decoding ends.
 func FuzzRows(f *testing.F) {
-	f.Add(rows(1).Bytes())
+	f.Add(recordOf(1).Bytes())
 	f.Add([]byte{1, 1, 'k', 200})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
@@ -375,15 +306,15 @@ func FuzzRows(f *testing.F) {
 	})
 }
 
-// TestOnlySegmentIsMissing: the file that had all records is gone, and the prepared one behind
+// TestMissingOnlySegmentIsFound: the file that had all records is gone, and the prepared one behind
 // it is there: the refusal names the one that is gone.
-func TestOnlySegmentIsMissing(t *testing.T) {
+func TestMissingOnlySegmentIsFound(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		last := uint64(1)
-		dir := made(t, last, 0, clean)
+		dir := makeLog(t, last, 0, clean)
 		for len(files(t, dir, "*.log")) < 2 { // until a second one is prepared
 			last++
-			dir = made(t, last, 0, clean)
+			dir = makeLog(t, last, 0, clean)
 		}
 		must(t, os.Remove(filepath.Join(dir, "0000000001.log")))
 		_, err := scanLog(t, dir)

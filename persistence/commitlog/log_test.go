@@ -33,8 +33,8 @@ func open(t testing.TB, dir string, fs vfs.FS) *commitlog.Log {
 	return l
 }
 
-// rows is the content of record n: a few rows of up to maxRows bytes in all.
-func rows(n uint64) *commitlog.RecordBuilder {
+// recordOf is the content of record n: a few rows of up to maxRows bytes in all.
+func recordOf(n uint64) *commitlog.RecordBuilder {
 	rng := rand.New(rand.NewPCG(n, 7))
 	g := new(commitlog.RecordBuilder)
 	g.Reset()
@@ -49,8 +49,8 @@ func rows(n uint64) *commitlog.RecordBuilder {
 	return g
 }
 
-func put(l *commitlog.Log, n uint64) error {
-	if err := l.Append(n, rows(n)); err != nil {
+func appendAndSync(l *commitlog.Log, n uint64) error {
+	if err := l.Append(n, recordOf(n)); err != nil {
 		return err
 	}
 	return l.Sync()
@@ -59,7 +59,7 @@ func put(l *commitlog.Log, n uint64) error {
 func fill(t testing.TB, l *commitlog.Log, upto uint64) {
 	t.Helper()
 	for n := l.Last() + 1; n <= upto; n++ {
-		if err := put(l, n); err != nil {
+		if err := appendAndSync(l, n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,7 +69,7 @@ func fill(t testing.TB, l *commitlog.Log, upto uint64) {
 func contents(t testing.TB, l *commitlog.Log) (numbers []uint64) {
 	t.Helper()
 	if err := l.Replay(func(n uint64, b []byte) error {
-		if !bytes.Equal(b, rows(n).Bytes()) {
+		if !bytes.Equal(b, recordOf(n).Bytes()) {
 			return fmt.Errorf("record %d has other rows", n)
 		}
 		numbers = append(numbers, n)
@@ -109,9 +109,9 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestReplay: what was appended comes back, behind what was retired, over many segments,
+// TestReplayGivesUnretiredRecords: what was appended comes back, behind what was retired, over many segments,
 // closed cleanly or not.
-func TestReplay(t *testing.T) {
+func TestReplayGivesUnretiredRecords(t *testing.T) {
 	for _, clean := range []bool{false, true} {
 		dir := filepath.Join(t.TempDir(), "log")
 		want := uint64(0)
@@ -134,16 +134,16 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestSegmentsAreUsedAgain: a log that is retired does not grow, and its files are
+// TestSegmentsAreReused: a log that is retired does not grow, and its files are
 // written over.
-func TestSegmentsAreUsedAgain(t *testing.T) {
+func TestSegmentsAreReused(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	f := faults.New(vfs.OS{})
 	l := open(t, dir, f)
 	contents(t, l)
 	most := 0
 	for n := uint64(1); n <= 3000; n++ {
-		must(t, put(l, n))
+		must(t, appendAndSync(l, n))
 		if n == 1000 {
 			f.Reset()
 		}
@@ -177,7 +177,7 @@ func TestSparesAreBounded(t *testing.T) {
 	last := uint64(0)
 	for len(files(t, dir, "*.log")) < most+6 { // the first is smaller, the last two are in use
 		last++
-		must(t, put(l, last))
+		must(t, appendAndSync(l, last))
 	}
 	must(t, l.Retire(last))
 	if n := len(files(t, dir, "*.spare")); n != most {
@@ -193,9 +193,9 @@ func TestSparesAreBounded(t *testing.T) {
 	}
 }
 
-// TestASegmentIsMadeAsTheOneBeforeIsFilled: zeros that went to the device at once would hold
+// TestSegmentIsMadeWhileTheLastIsFilled: zeros that went to the device at once would hold
 // up the commits beside them. Retire and Close do not wait for that.
-func TestASegmentIsMadeAsTheOneBeforeIsFilled(t *testing.T) {
+func TestSegmentIsMadeWhileTheLastIsFilled(t *testing.T) {
 	dir := t.TempDir()
 	const segment, slice = 8 << 20, 128 << 10
 	l, err := commitlog.Open(dir, commitlog.Options{SegmentSize: segment, MaxRows: 64 << 10})
@@ -235,7 +235,7 @@ func TestFilesAreSyncedBeforeUse(t *testing.T) {
 	l := open(t, dir, f)
 	contents(t, l)
 	for n := uint64(1); n <= 500; n++ {
-		must(t, put(l, n))
+		must(t, appendAndSync(l, n))
 		if n%20 == 0 {
 			must(t, l.Retire(n-5))
 		}
@@ -274,8 +274,8 @@ func TestFilesAreSyncedBeforeUse(t *testing.T) {
 	}
 }
 
-// TestFailureStays: after a failed write or sync nothing is tried again.
-func TestFailureStays(t *testing.T) {
+// TestFailureIsFinal: after a failed write or sync nothing is tried again.
+func TestFailureIsFinal(t *testing.T) {
 	for _, rule := range []faults.Rule{
 		{Op: faults.Sync, Path: "*.new", N: 5},
 		{Op: faults.Write, Path: "*.new", N: 9, Err: os.ErrDeadlineExceeded, Short: 100},
@@ -295,7 +295,7 @@ func TestFailureStays(t *testing.T) {
 		contents(t, l)
 		n := uint64(1)
 		for ; err == nil && n < 1000; n++ {
-			err = put(l, n)
+			err = appendAndSync(l, n)
 		}
 		if !errors.Is(err, commitlog.ErrFailed) {
 			t.Fatalf("%+v: no failure: %v", rule, err)
@@ -306,7 +306,7 @@ func TestFailureStays(t *testing.T) {
 		if err := l.Sync(); !errors.Is(err, commitlog.ErrFailed) {
 			t.Errorf("%+v: a sync behind it: %v", rule, err)
 		}
-		if err := l.Append(n, rows(n)); !errors.Is(err, commitlog.ErrFailed) {
+		if err := l.Append(n, recordOf(n)); !errors.Is(err, commitlog.ErrFailed) {
 			t.Errorf("%+v: an append behind it: %v", rule, err)
 		}
 		if err := l.Retire(1); !errors.Is(err, commitlog.ErrFailed) {
@@ -333,7 +333,7 @@ func TestFailureStays(t *testing.T) {
 	}
 }
 
-func TestInUse(t *testing.T) {
+func TestOpenRefusesALogInUse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	open(t, dir, nil)
 	if _, err := commitlog.Open(dir, small(nil)); !errors.Is(err, vfs.ErrLocked) {
@@ -341,12 +341,12 @@ func TestInUse(t *testing.T) {
 	}
 }
 
-func TestMistakesPanic(t *testing.T) {
+func TestMisusePanics(t *testing.T) {
 	l := open(t, filepath.Join(t.TempDir(), "log"), nil)
 	contents(t, l)
 	fill(t, l, 3)
 	if err := l.Append(4, func() *commitlog.RecordBuilder {
-		g := rows(4)
+		g := recordOf(4)
 		g.Set([]byte("k"), make([]byte, maxRows))
 		return g
 	}()); err == nil || errors.Is(err, commitlog.ErrFailed) {
@@ -361,15 +361,15 @@ func TestMistakesPanic(t *testing.T) {
 		}()
 		fn()
 	}
-	panics("a gap", func() { _ = l.Append(5, rows(5)) })
-	panics("the same again", func() { _ = l.Append(3, rows(3)) })
+	panics("a gap", func() { _ = l.Append(5, recordOf(5)) })
+	panics("the same again", func() { _ = l.Append(3, recordOf(3)) })
 	panics("a second replay", func() { contents(t, l) })
 	panics("what is not there is retired", func() { _ = l.Retire(9) })
-	must(t, l.Append(4, rows(4)))
-	panics("two that are not synced", func() { _ = l.Append(5, rows(5)) })
+	must(t, l.Append(4, recordOf(4)))
+	panics("two that are not synced", func() { _ = l.Append(5, recordOf(5)) })
 }
 
-func TestRows(t *testing.T) {
+func TestRowsRoundTrip(t *testing.T) {
 	var g commitlog.RecordBuilder
 	if g.Bytes() != nil {
 		t.Error("an empty group has rows")

@@ -27,7 +27,7 @@ func runs(t *testing.T, s persistence.Store) int {
 	return len(ids)
 }
 
-func TestHold(t *testing.T) {
+func TestHeldBatchesWaitForTheirStep(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	m.Hold()
 	first, second, third := send(m, 0), send(m, 1), send(m, 2)
@@ -63,7 +63,7 @@ func TestHold(t *testing.T) {
 
 // A batch that is being answered when Hold comes is none of those that are held
 // back, and takes no step from them.
-func TestHoldDuringAnAnswer(t *testing.T) {
+func TestHoldWaitsForARunningAnswer(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	for run := range messages.RunID(50) {
 		entered, proceed, held := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -93,7 +93,7 @@ func TestHoldDuringAnAnswer(t *testing.T) {
 	}
 }
 
-func TestMemoryFail(t *testing.T) {
+func TestFailedMemoryRefusesAll(t *testing.T) {
 	m := closing(t, journaltest.NewMemory())
 	cause := errors.New("cause")
 	m.SetDiskSpaceError(cause)
@@ -124,7 +124,7 @@ func TestMemoryFail(t *testing.T) {
 	}
 }
 
-func TestFailing(t *testing.T) {
+func TestFailingAnswersInOrder(t *testing.T) {
 	for _, torn := range []bool{false, true} {
 		m := closing(t, journaltest.NewMemory())
 		f := journaltest.NewFailing(m)
@@ -169,7 +169,7 @@ func TestFailing(t *testing.T) {
 	}
 }
 
-func TestFailRead(t *testing.T) {
+func TestFailReadFailsOnce(t *testing.T) {
 	f := journaltest.NewFailing(closing(t, journaltest.NewMemory()))
 	done := journaltest.NewRun(1, "", "")
 	done.Summary.State = dag.RunCompleted

@@ -20,7 +20,7 @@ func closing(t testing.TB, m *journaltest.Memory) *journaltest.Memory {
 	return m
 }
 
-func TestMemory(t *testing.T) {
+func TestMemoryConforms(t *testing.T) {
 	crash := func(t testing.TB, s persistence.Store) persistence.Store {
 		return closing(t, s.(*journaltest.Memory).Crash())
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // What was deleted before the store was opened is passed over by one list, and known then.
-func TestAListLearnsWhatIsGone(t *testing.T) {
+func TestListLearnsDeletedRuns(t *testing.T) {
 	dir := t.TempDir()
 	s, put := openAt(t, dir)
 	var runs []messages.RunID
@@ -33,7 +33,7 @@ func TestAListLearnsWhatIsGone(t *testing.T) {
 	}
 	s, put = openAt(t, dir)
 	want := " 0:QUEUED 10:QUEUED 30:KILLED 31:KILLED 32:KILLED 33:KILLED 34:KILLED 35:QUEUED 36:KILLED 37:KILLED 38:KILLED 39:KILLED"
-	if got := shown(t, s); got != want {
+	if got := listedByTag(t, s); got != want {
 		t.Errorf("%s, want%s", got, want)
 	}
 	if got := s.deletedIDs.String(); got != "[{1 9} {11 29}]" {
@@ -42,7 +42,7 @@ func TestAListLearnsWhatIsGone(t *testing.T) {
 	finish(t, put, 10)
 	finish(t, put, 35)
 	want = " 0:QUEUED 10:KILLED 30:KILLED 31:KILLED 32:KILLED 33:KILLED 34:KILLED 35:KILLED 36:KILLED 37:KILLED 38:KILLED 39:KILLED"
-	if got := shown(t, s); got != want {
+	if got := listedByTag(t, s); got != want {
 		t.Errorf("later:%s, want%s", got, want)
 	}
 }
@@ -86,7 +86,7 @@ func TestListsAgreeWithAModel(t *testing.T) {
 				n++
 			}
 		}
-		if got := selected(t, s, q); got != want {
+		if got := listedRuns(t, s, q); got != want {
 			t.Fatalf("%+v:\n%s, want\n%s", q, got, want)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// random is n bytes that do not compress.
-func random(n int) []byte {
+// randomBytes is n bytes that do not compress.
+func randomBytes(n int) []byte {
 	rng := rand.New(rand.NewPCG(1, 2))
 	b := make([]byte, n)
 	for i := range b {
@@ -47,13 +47,13 @@ func openAt(t *testing.T, dir string) (s *Badger, put func(*Batch) error) {
 	}
 }
 
-// shown is what a list of a tag shows.
-func shown(t *testing.T, s *Badger) string {
+// listedByTag is what a list of a tag shows.
+func listedByTag(t *testing.T, s *Badger) string {
 	t.Helper()
-	return selected(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
+	return listedRuns(t, s, messages.ListQuery{All: true, HasTag: true, Tag: "t"})
 }
 
-func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
+func listedRuns(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
 	t.Helper()
 	err := s.Summaries(q, func(sum *messages.Summary) bool {
 		runs += fmt.Sprintf(" %d:%s", sum.ID, sum.State)
@@ -66,21 +66,21 @@ func selected(t *testing.T, s *Badger, q messages.ListQuery) (runs string) {
 }
 
 // A batch that is refused as too big changes nothing of what is known of its run.
-func TestABatchTooBigToBeStaged(t *testing.T) {
+func TestRefusedBatchChangesNoIndex(t *testing.T) {
 	s, put := openSmall(t, 1)
 	s.encoder.maxStaged = 2 << 20
 	end := func(run messages.RunID, size int, c *Creation) error {
-		return put(&Batch{Run: run, Create: c, Seq: 2, Records: random(size),
+		return put(&Batch{Run: run, Create: c, Seq: 2, Records: randomBytes(size),
 			Summary: &messages.Summary{ID: run, Tag: "t", State: dag.RunKilled}})
 	}
 	if err := end(1, 3<<20, nil); !errors.Is(err, ErrTooBig) {
 		t.Fatalf("an end of 3 MiB: %v", err)
 	}
-	if err := put(&Batch{Run: 2, Create: &Creation{Definition: random(3 << 20)},
+	if err := put(&Batch{Run: 2, Create: &Creation{Definition: randomBytes(3 << 20)},
 		Summary: &messages.Summary{ID: 2, Tag: "t", State: dag.RunQueued}}); !errors.Is(err, ErrTooBig) {
 		t.Fatalf("a creation of 3 MiB: %v", err)
 	}
-	if got, want := shown(t, s), " 1:QUEUED"; got != want {
+	if got, want := listedByTag(t, s), " 1:QUEUED"; got != want {
 		t.Errorf("behind it:%s, want%s", got, want)
 	}
 	if n := s.timestamps.unfinished.rows.Len(); n != 1 {
@@ -89,13 +89,13 @@ func TestABatchTooBigToBeStaged(t *testing.T) {
 	if err := end(1, 10, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := shown(t, s), " 1:KILLED"; got != want {
+	if got, want := listedByTag(t, s), " 1:KILLED"; got != want {
 		t.Errorf("once it has ended:%s, want%s", got, want)
 	}
 }
 
 // Wherever a large batch is cut into transactions, a list shows its run, and once.
-func TestAStagedBatchMovesItsRunAtOnce(t *testing.T) {
+func TestStagedBatchMovesItsRunAtOnce(t *testing.T) {
 	s, _ := openSmall(t)
 	for last := range 5 {
 		rows := []mutation{

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/faults"
@@ -77,5 +80,72 @@ func TestPowerFailureInANewSegment(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestPowerFailure cuts the power at each operation of a log's life. What was synced is
+// there, and nothing else but perhaps the record that was under way.
+func TestPowerFailure(t *testing.T) {
+	for seed := range uint64(3 / sample(3)) {
+		root := t.TempDir()
+		disk, err := faults.NewDisk(root)
+		must(t, err)
+		f := faults.New(disk)
+		dir := filepath.Join(root, "log")
+		rng := rand.New(rand.NewPCG(seed, 1))
+		var acknowledged, applied atomic.Uint64
+		cuts, torn := 0, 0
+		var mu sync.Mutex // files are prepared by a goroutine of the log
+		f.Add(faults.Rule{Do: func(c faults.Call) {
+			switch c.Op {
+			case faults.Write, faults.Sync, faults.SyncDir, faults.Rename, faults.Remove, faults.Create:
+			default:
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if rng.IntN(3) != 0 {
+				return
+			}
+			cuts++
+			least := acknowledged.Load()
+			source := rng
+			if rng.IntN(3) == 0 {
+				source = nil
+			}
+			left := filepath.Join(t.TempDir(), "left")
+			must(t, disk.PowerCut(left, source))
+			l, err := commitlog.Open(filepath.Join(left, "log"), small(nil))
+			if err != nil {
+				t.Errorf("seed %d, at %+v, %d acknowledged: %v", seed, c, least, err)
+				return
+			}
+			defer l.Close(false)
+			if l.Applied() > applied.Load() {
+				t.Errorf("%d is applied, %d was", l.Applied(), applied.Load())
+			}
+			got := contents(t, l)
+			want := numbers(l.Applied()+1, max(least, l.Last()))
+			if !slices.Equal(got, want) || l.Last() > acknowledged.Load()+1 {
+				t.Errorf("seed %d, at %+v: %v, want up to %d", seed, c, got, least)
+			}
+			if l.Last() > least {
+				torn++
+			}
+			must(t, appendAndSync(l, l.Last()+1)) // it goes on
+		}})
+		l, err := commitlog.Open(dir, small(f))
+		must(t, err)
+		contents(t, l)
+		for n := uint64(1); n <= 120 && !t.Failed(); n++ {
+			must(t, appendAndSync(l, n))
+			acknowledged.Store(n)
+			if n%15 == 0 {
+				applied.Store(n - 4)
+				must(t, l.Retire(n-4))
+			}
+		}
+		must(t, l.Close(true))
+		t.Logf("seed %d: %d power failures, %d times the record under way was left", seed, cuts, torn)
 	}
 }

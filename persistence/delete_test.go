@@ -10,7 +10,7 @@ import (
 
 // A deletion that began before the highest run was created, and ends behind that one's,
 // does not give its id free.
-func TestDeletionsDoNotCross(t *testing.T) {
+func TestConcurrentDeletionsKeepTheHighestID(t *testing.T) {
 	s, put := openSmall(t, 1)
 	end := func(run messages.RunID) {
 		t.Helper()

@@ -18,12 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRoom drives the watermarks with a made-up disk.
-func TestRoom(t *testing.T) {
+// TestDiskSpaceWatermarks drives the watermarks with a made-up disk.
+func TestDiskSpaceWatermarks(t *testing.T) {
 	var free atomic.Int64
 	free.Store(200 << 20)
 	dir := t.TempDir()
-	c := persistence.Small(persistence.Config{Dir: dir, SoftFreeBytes: 100 << 20, HardFreeBytes: 50 << 20})
+	c := persistence.WithSmallMemtables(persistence.Config{Dir: dir, SoftFreeBytes: 100 << 20, HardFreeBytes: 50 << 20})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return free.Load(), 200 << 20, nil })
 	s, err := persistence.OpenBadger(c)
 	if err != nil {
@@ -54,7 +54,7 @@ func TestRoom(t *testing.T) {
 	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("close on a full disk: %v", err)
 	}
-	if _, err := persistence.OpenBadger(persistence.WithDisk(persistence.Small(persistence.Config{Dir: t.TempDir()}),
+	if _, err := persistence.OpenBadger(persistence.WithDisk(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}),
 		func(string) (int64, int64, error) { return 1 << 20, 200 << 20, nil })); err == nil || !strings.Contains(err.Error(), "nearly full") {
 		t.Errorf("open on a full disk: %v", err)
 	}
@@ -65,10 +65,10 @@ func TestRoom(t *testing.T) {
 	equalRuns(t, open(t, dir), 2)
 }
 
-// TestRoomIsAskedWhileItCommits is for the race detector: the floor is computed from the
+// TestDiskSpaceIsCheckedDuringCommits is for the race detector: the floor is computed from the
 // size of the disk, which commits read anew.
-func TestRoomIsAskedWhileItCommits(t *testing.T) {
-	c := persistence.Small(persistence.Config{Dir: t.TempDir(), SoftFreeFloor: func(total int64) int64 { return total / 2 }})
+func TestDiskSpaceIsCheckedDuringCommits(t *testing.T) {
+	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir(), SoftFreeFloor: func(total int64) int64 { return total / 2 }})
 	c = persistence.WithDisk(c, func(string) (int64, int64, error) { return 4 << 30, 4 << 30, nil })
 	s, err := persistence.OpenBadger(c)
 	if err != nil {
@@ -220,8 +220,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestTinyDisk: a store works on 20 MiB.
-func TestTinyDisk(t *testing.T) {
+// TestStoreWorksOnATinyDisk: a store works on 20 MiB.
+func TestStoreWorksOnATinyDisk(t *testing.T) {
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=20m", "caravan-test", dir).CombinedOutput(); err != nil {
 		t.Skipf("no tmpfs may be mounted (%v: %s)", err, out)
@@ -252,7 +252,7 @@ func TestTinyDisk(t *testing.T) {
 
 func incompressible(run messages.RunID) *persistence.Batch {
 	b := journaltest.NewRun(run, "", "")
-	b.Create.Definition = noise(run, 64<<10)
+	b.Create.Definition = incompressibleBytes(run, 64<<10)
 	b.Summary.State = dag.RunCompleted
 	return b
 }

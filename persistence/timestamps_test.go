@@ -47,7 +47,7 @@ func next(s *Badger) uint64 {
 
 // What a read that is under way sees stays, whatever is written and compacted
 // meanwhile.
-func TestAReadKeepsItsMoment(t *testing.T) {
+func TestReadKeepsItsTimestamp(t *testing.T) {
 	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestAReadKeepsItsMoment(t *testing.T) {
 	}
 }
 
-func TestMoments(t *testing.T) {
+func TestPublishReturnsTheOldestTimestamp(t *testing.T) {
 	m := newReadTimestamps()
 	m.publish(7, nil)
 	a := m.acquire()
@@ -174,9 +174,9 @@ func TestListsDoNotWaitForCommits(t *testing.T) {
 	}
 }
 
-// TestAReadSeesWhatWasTold: a read that begins when somebody was told of a commit waits until
+// TestReadSeesAnnouncedCommits: a read that begins when somebody was told of a commit waits until
 // that can be read; one that began before does not. When the store has failed nobody waits.
-func TestAReadSeesWhatWasTold(t *testing.T) {
+func TestReadSeesAnnouncedCommits(t *testing.T) {
 	m := newReadTimestamps()
 	m.publish(1, nil)
 	m.announce(2)
@@ -199,9 +199,9 @@ func TestAReadSeesWhatWasTold(t *testing.T) {
 	}
 }
 
-// TestBadgerIsBehind: an append is answered when the log has it, although it cannot be read
+// TestReadWaitsForBadger: an append is answered when the log has it, although it cannot be read
 // yet; who was answered reads it nevertheless.
-func TestBadgerIsBehind(t *testing.T) {
+func TestReadWaitsForBadger(t *testing.T) {
 	s, err := OpenBadger(Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)

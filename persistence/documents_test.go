@@ -17,7 +17,8 @@ type pipeDocument struct {
 	r    *io.PipeReader
 }
 
-func (d pipeDocument) Size() int64                  { return d.size }
+func (d pipeDocument) Size() int64 { return d.size }
+
 func (d pipeDocument) Open() (io.ReadCloser, error) { return d.r, nil }
 
 // appendLong begins run 0 with a document of 8 MiB, to be written to w; done gets the answer.
@@ -34,16 +35,16 @@ func appendLong(t *testing.T, s opened) (w *io.PipeWriter, done <-chan error) {
 
 // While a long document is being written others commit; a crash in the middle of it
 // leaves rows, and the next open none.
-func TestCrashInALongDocument(t *testing.T) {
+func TestCrashDuringALongDocument(t *testing.T) {
 	s := open(t, t.TempDir()).(opened)
 	w, done := appendLong(t, s)
 	for size := 0; rows(t, s, 'd') < 3; size += 64 << 10 { // what is incompressible comes out in parts
-		if _, err := w.Write(noise(messages.RunID(size>>16), 64<<10)); err != nil || size > 8<<20 {
+		if _, err := w.Write(incompressibleBytes(messages.RunID(size>>16), 64<<10)); err != nil || size > 8<<20 {
 			t.Fatalf("%v, after %d bytes", err, size)
 		}
 		journaltest.MustAppend(t, s, &persistence.Batch{}) // a commit of somebody else
 	}
-	crashed := open(t, copied(t, s.dir)).(opened)
+	crashed := open(t, copyFolder(t, s.dir)).(opened)
 	for _, typ := range []byte("dzusj") {
 		if n := rows(t, crashed, typ); n != 0 {
 			t.Errorf("%d rows of type %c are left", n, typ)
@@ -62,7 +63,7 @@ func TestCrashInALongDocument(t *testing.T) {
 }
 
 // A store that is closed while a document comes answers.
-func TestCloseInALongDocument(t *testing.T) {
+func TestCloseDuringALongDocument(t *testing.T) {
 	s := open(t, t.TempDir()).(opened)
 	w, done := appendLong(t, s)
 	if _, err := w.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {
@@ -72,7 +73,7 @@ func TestCloseInALongDocument(t *testing.T) {
 	go func() { closed <- s.Close() }()
 	go func() {
 		for i := messages.RunID(0); ; i++ {
-			if _, err := w.Write(noise(i, 64<<10)); err != nil {
+			if _, err := w.Write(incompressibleBytes(i, 64<<10)); err != nil {
 				return
 			}
 		}
@@ -87,7 +88,7 @@ func TestCloseInALongDocument(t *testing.T) {
 
 func rows(t *testing.T, s opened, typ byte) int {
 	t.Helper()
-	n, err := persistence.Rows(s.Badger, typ)
+	n, err := persistence.CountRows(s.Badger, typ)
 	if err != nil {
 		t.Fatal(err)
 	}

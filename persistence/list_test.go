@@ -102,7 +102,7 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 			finished++
 		}
 	}
-	registered(t, s)
+	waitIndexed(t, s)
 	if n, known := s.FinishedCount(); n != finished || !known {
 		t.Errorf("%d finished runs, %v; want %d", n, known, finished)
 	}
@@ -111,8 +111,8 @@ func TestFinishedListsAgreeWithAScan(t *testing.T) {
 	}
 }
 
-// registered waits until the finished runs of a store that was opened are registered.
-func registered(t testing.TB, s *Badger) {
+// waitIndexed waits until the finished runs of a store that was opened are registered.
+func waitIndexed(t testing.TB, s *Badger) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Minute); ; <-time.After(time.Millisecond) {
 		if _, known := s.FinishedCount(); known {
@@ -169,9 +169,9 @@ func fillFinished(t testing.TB, s *Badger, runs int) {
 	}
 }
 
-// TestFinishedListsLookAtFewRows: a list reads the rows that its indexes agree on, and ends
+// TestFinishedListsExamineFewRows: a list reads the rows that its indexes agree on, and ends
 // with its budget where they do not.
-func TestFinishedListsLookAtFewRows(t *testing.T) {
+func TestFinishedListsExamineFewRows(t *testing.T) {
 	s, err := OpenBadger(Config{Dir: t.TempDir(), memTable: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -227,8 +227,8 @@ func TestFinishedListsLookAtFewRows(t *testing.T) {
 	}
 }
 
-// TestRegisterBoundsFollowRetention: words whose old runs were deleted are not read again.
-func TestRegisterBoundsFollowRetention(t *testing.T) {
+// TestRetentionTightensTimeBounds: words whose old runs were deleted are not read again.
+func TestRetentionTightensTimeBounds(t *testing.T) {
 	s, put := openAt(t, t.TempDir())
 	for run := range messages.RunID(64) {
 		changed := int64(1000)
@@ -256,9 +256,9 @@ func TestRegisterBoundsFollowRetention(t *testing.T) {
 	}
 }
 
-// TestListsDoWithoutADamagedIndex: once damage is known, runs whose index rows are missing are
+// TestListsIgnoreADamagedIndex: once damage is known, runs whose index rows are missing are
 // found by their summaries.
-func TestListsDoWithoutADamagedIndex(t *testing.T) {
+func TestListsIgnoreADamagedIndex(t *testing.T) {
 	s, put := openAt(t, t.TempDir())
 	for run := range messages.RunID(10) {
 		create(t, put, run)
@@ -275,7 +275,7 @@ func TestListsDoWithoutADamagedIndex(t *testing.T) {
 	if got := len(idsOf(t, s, q)); got != 10 {
 		t.Errorf("%d runs, want 10", got)
 	}
-	if err := Lose(s, 6); err != nil {
+	if err := LoseSummary(s, 6); err != nil {
 		t.Fatal(err)
 	}
 	damaged := 0
@@ -289,9 +289,9 @@ func TestListsDoWithoutADamagedIndex(t *testing.T) {
 	}
 }
 
-// TestIndexRowsOfAStagedEnd: a crash between the mark of a large batch and its rows leaves an
+// TestStagedEndWritesIndexRows: a crash between the mark of a large batch and its rows leaves an
 // index that agrees with the summaries.
-func TestIndexRowsOfAStagedEnd(t *testing.T) {
+func TestStagedEndWritesIndexRows(t *testing.T) {
 	dir := t.TempDir()
 	s, put := openAt(t, dir)
 	create(t, put, 1)
@@ -318,13 +318,13 @@ func TestIndexRowsOfAStagedEnd(t *testing.T) {
 	if err := s.Delete([]messages.RunID{1}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := Rows(s, typeTag); n != 0 || err != nil {
+	if n, err := CountRows(s, typeTag); n != 0 || err != nil {
 		t.Errorf("%d index rows are left, %v", n, err)
 	}
 }
 
-// TestRecords: they are those that Load has, without the rest.
-func TestRecords(t *testing.T) {
+// TestJournalRecordsAreThoseOfLoad: they are those that Load has, without the rest.
+func TestJournalRecordsAreThoseOfLoad(t *testing.T) {
 	s, put := openAt(t, t.TempDir())
 	if err := put(&Batch{Run: 1, Seq: 1, Records: []byte("1"), Create: &Creation{Definition: []byte("spec")},
 		Summary: &messages.Summary{ID: 1, State: dag.RunQueued}}); err != nil {
@@ -381,7 +381,7 @@ func BenchmarkFinishedLists(b *testing.B) {
 	}
 	defer s.Close()
 	begin := time.Now()
-	registered(b, s)
+	waitIndexed(b, s)
 	b.Logf("%d runs are registered %v after the start", *finishedBench, time.Since(begin).Round(time.Millisecond))
 	last := int64(*finishedBench) * int64(time.Second)
 	errored := []dag.RunState{dag.RunErrored}

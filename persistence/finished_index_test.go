@@ -26,8 +26,8 @@ func finish(t *testing.T, s persistence.Store, run messages.RunID, tag string) {
 	journaltest.MustAppend(t, s, &persistence.Batch{Run: run, Summary: journaltest.NewSummary(run, tag, dag.RunCompleted)})
 }
 
-// listed is what a list shows: "3" for a whole run, "3!" for a damaged one.
-func listed(t *testing.T, s persistence.Store, q messages.ListQuery) string {
+// describeList is what a list shows: "3" for a whole run, "3!" for a damaged one.
+func describeList(t *testing.T, s persistence.Store, q messages.ListQuery) string {
 	t.Helper()
 	var runs []string
 	err := s.Summaries(q, func(sum *messages.Summary) bool {
@@ -52,7 +52,7 @@ func listed(t *testing.T, s persistence.Store, q messages.ListQuery) string {
 // TestDamagedSummariesInLists: a summary that cannot be read does not keep the others from
 // being listed, and is told of in each list that might have it.
 func TestDamagedSummariesInLists(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,15 +65,15 @@ func TestDamagedSummariesInLists(t *testing.T) {
 		}
 	}
 	change := func(key []byte) {
-		v := persistence.Row(s, key)
+		v := persistence.RawRow(s, key)
 		v[1] ^= 4
-		if err := persistence.SetBare(s, key, v); err != nil {
+		if err := persistence.SetRawRow(s, key, v); err != nil {
 			t.Fatal(err)
 		}
 	}
-	change(persistence.FinalKey(2))
-	change(persistence.LiveKey(5))
-	if err := persistence.Lose(s, 6); err != nil {
+	change(persistence.FinishedKey(2))
+	change(persistence.UnfinishedKey(5))
+	if err := persistence.LoseSummary(s, 6); err != nil {
 		t.Fatal(err)
 	}
 	all := messages.ListQuery{All: true}
@@ -94,7 +94,7 @@ func TestDamagedSummariesInLists(t *testing.T) {
 		"the last":   {last, "6! 7"},
 		"three":      {some, "0 1 2!"},
 	} {
-		if got := listed(t, s, c.q); got != c.want {
+		if got := describeList(t, s, c.q); got != c.want {
 			t.Errorf("%s: %s, want %s", what, got, c.want)
 		}
 	}
@@ -115,15 +115,15 @@ func TestDamagedSummariesInLists(t *testing.T) {
 	}
 }
 
-// TestLostUnfinishedRun: also the summary of an unfinished run is missed.
-func TestLostUnfinishedRun(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+// TestLostUnfinishedRunIsReported: also the summary of an unfinished run is missed.
+func TestLostUnfinishedRunIsReported(t *testing.T) {
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	journaltest.MustAppend(t, s, journaltest.NewRun(0, "", "spec"), journaltest.NewRun(1, "", "spec"))
-	if err := persistence.DeleteRow(s, persistence.LiveKey(1)); err != nil {
+	if err := persistence.DeleteRow(s, persistence.UnfinishedKey(1)); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.Summary(1)
@@ -141,9 +141,9 @@ func TestLostUnfinishedRun(t *testing.T) {
 	}
 }
 
-// TestRegister: it has the finished runs, those of before too, and only those.
-func TestRegister(t *testing.T) {
-	c := persistence.Small(persistence.Config{Dir: t.TempDir()})
+// TestFinishedIndexFollowsCommits: it has the finished runs, those of before too, and only those.
+func TestFinishedIndexFollowsCommits(t *testing.T) {
+	c := persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()})
 	s, err := persistence.OpenBadger(c)
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +158,7 @@ func TestRegister(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for deadline := time.Now().Add(10 * time.Second); len(persistence.Registered(s)) < 200 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(10 * time.Second); len(persistence.FinishedIndexRuns(s)) < 200 && time.Now().Before(deadline); {
 		<-time.After(time.Millisecond)
 	}
 	finish(t, s, 300, "")
@@ -171,7 +171,7 @@ func TestRegister(t *testing.T) {
 	if err := s.Delete([]messages.RunID{100, 101, 102}, 0); err != nil {
 		t.Fatal(err)
 	}
-	got := persistence.Registered(s)
+	got := persistence.FinishedIndexRuns(s)
 	for run := range messages.RunID(302) {
 		want := run < 200 && run != 7 && (run < 100 || run > 102) || run == 300
 		if slices.Contains(got, run) != want {
@@ -191,7 +191,7 @@ func TestRegister(t *testing.T) {
 // TestListsWhileRunsComeAndGo: a run that finishes, is restarted or is deleted while it is
 // looked for is never taken for damage.
 func TestListsWhileRunsComeAndGo(t *testing.T) {
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: t.TempDir()}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,22 +259,22 @@ func TestListsWhileRunsComeAndGo(t *testing.T) {
 	if err := s.Damaged(); err != nil {
 		t.Error(err)
 	}
-	if got := len(persistence.Registered(s)); got != runs-2*runs/5 {
+	if got := len(persistence.FinishedIndexRuns(s)); got != runs-2*runs/5 {
 		t.Errorf("%d runs are registered, %d are there", got, runs-2*runs/5)
 	}
 	t.Logf("%d lists", lists)
 }
 
-// TestRottenBlockOfSummaries: the runs whose summaries lay in a block that rots while the store
+// TestRottenBlockIsDamageNotAbsence: the runs whose summaries lay in a block that rots while the store
 // is open are in the list, as damaged, and the others are as they were.
-func TestRottenBlockOfSummaries(t *testing.T) {
+func TestRottenBlockIsDamageNotAbsence(t *testing.T) {
 	dir := t.TempDir()
-	s, err := persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir}))
+	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	const runs = 40
-	tag := func(run messages.RunID) string { return string(noise(run, 3000)) }
+	tag := func(run messages.RunID) string { return string(incompressibleBytes(run, 3000)) }
 	var ids []messages.RunID
 	for run := range messages.RunID(runs) {
 		ids = append(ids, run)
@@ -283,14 +283,14 @@ func TestRottenBlockOfSummaries(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = persistence.OpenBadger(persistence.Small(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
+	if s, err = persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir})); err != nil { // the tail of the log into tables
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	k := openLooker(t, dir, persistence.Looks{Unregistered: true, Wait: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }})
-	persistence.Register(k.Badger, ids...)
+	k := openVerified(t, dir, persistence.VerifierSchedule{Unregistered: true, Wait: func(ctx context.Context, _ time.Duration) error { return context.Cause(ctx) }})
+	persistence.AddToFinishedIndex(k.Badger, ids...)
 	rotBytes(t, dir, []byte(tag(20)[1000:1064]))
 	var damaged, whole int
 	err = k.Summaries(messages.ListQuery{All: true}, func(sum *messages.Summary) bool {

@@ -55,7 +55,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 	}
 }
 
-func TestStagedRoundTrip(t *testing.T) {
+func TestStagedPartsRoundTrip(t *testing.T) {
 	ops := []mutation{
 		{Key: []byte("a"), Value: bytes.Repeat([]byte("v"), 1000)},
 		{Key: []byte("b"), Delete: true},

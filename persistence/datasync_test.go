@@ -1,9 +1,0 @@
-package persistence
-
-import (
-	"os"
-
-	"golang.org/x/sys/unix"
-)
-
-func datasync(f *os.File) error { return unix.Fdatasync(int(f.Fd())) }
