@@ -59,6 +59,13 @@ type Report struct {
 	Stdout     []byte // with Order.Capture: all of stdout; nil when it exceeded the limit (then Record.Result says so)
 }
 
+// NotStartedReport returns the final report of an order that never started.
+func (o *Order) NotStartedReport(now int64, result messages.AttemptResult, reason string) Report {
+	return Report{Key: o.Key, Kind: Finished, At: now, GrantedAt: o.GrantedAt, Record: messages.AttemptRecord{
+		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: reason,
+	}}
+}
+
 // Sink takes reports in the order in which they were made, one or several at a time. It may keep
 // the slice. See rule 5.
 type Sink func(...Report)

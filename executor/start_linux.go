@@ -355,9 +355,7 @@ func (p *Process) endUnstarted(a *attempt, r *Report, lacking error) {
 }
 
 func (p *Process) notStartedReport(o *Order, result messages.AttemptResult, reason error) *Report {
-	now := p.cfg.Now()
-	return &Report{Key: o.Key, Kind: Finished, At: now, GrantedAt: o.GrantedAt, Record: messages.AttemptRecord{
-		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1,
-		Stop: now, ExecutorLog: reason.Error(), Node: p.cfg.Node,
-	}}
+	r := o.NotStartedReport(p.cfg.Now(), result, reason.Error())
+	r.Record.Node = p.cfg.Node
+	return &r
 }

@@ -64,311 +64,311 @@ const (
 )
 
 // setStage moves an attempt to a stage and keeps inFlight.
-func (c *reconciler) setStage(e *attempt, to stage) {
-	if e.stage == stageSubmitted || e.stage == stageRunning {
-		c.inFlight--
+func (r *reconciler) setStage(a *attempt, to stage) {
+	if a.stage == stageSubmitted || a.stage == stageRunning {
+		r.inFlight--
 	}
 	if to == stageSubmitted || to == stageRunning {
-		c.inFlight++
+		r.inFlight++
 	}
-	e.stage = to
+	a.stage = to
 }
 
 // startOrder accepts an order, or finds out what became of it before a restart.
-func (c *reconciler) startOrder(o *executor.Order) {
-	e := c.attempts[o.Key]
+func (r *reconciler) startOrder(o *executor.Order) {
+	a := r.attempts[o.Key]
 	switch {
-	case c.closing:
-		c.slurm.cfg.Sink(reportAfterClose(o))
+	case r.closing:
+		r.slurm.cfg.Sink(reportAfterClose(o))
 		return
-	case e != nil && e.order != nil, e == nil && c.recent.Has(o.Key):
+	case a != nil && a.order != nil, a == nil && r.recent.Has(o.Key):
 		return
-	case e != nil:
-		e.order = o
-		c.reportStart(e)
+	case a != nil:
+		a.order = o
+		r.reportStart(a)
 		return
 	}
-	e = &attempt{key: o.Key, order: o, folder: c.slurm.folder(o.Key)}
-	script, err := attemptScript(o, c.slurm.baseEnv, c.slurm.defaultDir, string(e.folder))
-	if mask := c.slurm.cfg.Umask; mask != "" {
+	a = &attempt{key: o.Key, order: o, folder: r.slurm.folder(o.Key)}
+	script, err := attemptScript(o, r.slurm.baseEnv, r.slurm.defaultDir, string(a.folder))
+	if mask := r.slurm.cfg.Umask; mask != "" {
 		script = "umask " + mask + "\n" + script
 	}
 	if err == nil {
-		_, err = c.sbatchOptions(o)
+		_, err = r.sbatchOptions(o)
 	}
 	if err != nil {
-		c.recent.Add(o.Key)
-		c.slurm.cfg.Sink(notStartedReport(o, messages.AttemptNotStarted, err.Error()))
+		r.recent.Add(o.Key)
+		r.slurm.cfg.Sink(o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error()))
 		return
 	}
-	c.track(e)
-	err = e.folder.create()
+	r.track(a)
+	err = a.folder.create()
 	if errors.Is(err, fs.ErrExist) {
-		if c.recoverAttempt(e) {
+		if r.recoverAttempt(a) {
 			return
 		}
 		err = nil
 	}
 	if err == nil {
-		err = writeFile(e.folder.path("run"), []byte(script))
+		err = writeFile(a.folder.path("run"), []byte(script))
 		if o.UseShell && executor.ExceedsArgumentLimit(o.Shell) {
-			err = errors.Join(err, writeFile(e.folder.path(textFile), []byte(o.Shell)))
+			err = errors.Join(err, writeFile(a.folder.path(textFile), []byte(o.Shell)))
 		}
 	}
 	if err != nil {
-		c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be created: "+err.Error())
+		r.endNotStarted(a, messages.AttemptLost, "lost: its folder cannot be created: "+err.Error())
 		return
 	}
-	c.enqueue(e)
+	r.enqueue(a)
 }
 
-func (c *reconciler) track(e *attempt) {
-	c.lastSequence++
-	e.sequence = c.lastSequence
-	c.attempts[e.key] = e
-	c.unfinished++
+func (r *reconciler) track(a *attempt) {
+	r.lastSequence++
+	a.sequence = r.lastSequence
+	r.attempts[a.key] = a
+	r.unfinished++
 }
 
-func (c *reconciler) enqueue(e *attempt) {
-	if len(c.waiting) == 0 {
-		c.gatherUntil = time.Now().Add(c.slurm.cfg.Gather)
+func (r *reconciler) enqueue(a *attempt) {
+	if len(r.waiting) == 0 {
+		r.gatherUntil = time.Now().Add(r.slurm.cfg.Gather)
 	}
-	c.setStage(e, stageWaiting)
-	c.waiting = append(c.waiting, e)
+	r.setStage(a, stageWaiting)
+	r.waiting = append(r.waiting, a)
 }
 
 // recoverAttempt takes over an attempt whose folder exists. It returns false when the attempt was
 // never submitted.
-func (c *reconciler) recoverAttempt(e *attempt) bool {
-	if v, ok := e.folder.readReport(c.slurm.maxReportBytes()); ok {
-		e.startedAt = v.Record.Start
-		c.setStage(e, stageCollecting)
-		c.slurm.runAsync(func() { c.slurm.repeatReport(e, v) })
+func (r *reconciler) recoverAttempt(a *attempt) bool {
+	if v, ok := a.folder.readReport(r.slurm.maxReportBytes()); ok {
+		a.startedAt = v.Record.Start
+		r.setStage(a, stageCollecting)
+		r.slurm.runAsync(func() { r.slurm.repeatReport(a, v) })
 		return true
 	}
-	if b, ok := e.folder.readStart(); ok && b.byServer {
+	if b, ok := a.folder.readStart(); ok && b.byServer {
 		// A former server withdrew it, and ended before it reported that.
-		_ = os.Remove(e.folder.path("begun"))
+		_ = os.Remove(a.folder.path("begun"))
 	}
-	name, index, ok := e.folder.readJob()
+	name, index, ok := a.folder.readJob()
 	if !ok {
 		return false
 	}
-	c.setStage(e, stageSubmitted)
-	e.jobName, e.arrayIndex = name, index
-	c.noteStart(e)
-	c.nextPoll = time.Time{}
+	r.setStage(a, stageSubmitted)
+	a.jobName, a.arrayIndex = name, index
+	r.noteStart(a)
+	r.nextPoll = time.Time{}
 	return true
 }
 
 // kill serves Slurm.Kill.
-func (c *reconciler) kill(key messages.AttemptKey, grace time.Duration) {
-	e := c.attempts[key]
-	if e == nil || e.stage >= stageCollecting {
+func (r *reconciler) kill(key messages.AttemptKey, grace time.Duration) {
+	a := r.attempts[key]
+	if a == nil || a.stage >= stageCollecting {
 		return
 	}
-	if !e.killed || grace < e.killGrace {
-		e.killed, e.killGrace, e.terminateSent = true, max(grace, 0), false
+	if !a.killed || grace < a.killGrace {
+		a.killed, a.killGrace, a.terminateSent = true, max(grace, 0), false
 	}
-	if !c.withdraw(e) {
-		c.requestTermination(e)
+	if !r.withdraw(a) {
+		r.requestTermination(a)
 	}
 }
 
 // revoke serves Slurm.Revoke.
-func (c *reconciler) revoke(key messages.AttemptKey) {
-	if e := c.attempts[key]; e != nil && e.stage < stageRunning {
-		e.revoked = true
-		c.withdraw(e)
+func (r *reconciler) revoke(key messages.AttemptKey) {
+	if a := r.attempts[key]; a != nil && a.stage < stageRunning {
+		a.revoked = true
+		r.withdraw(a)
 	}
 }
 
 // withdraw withdraws an attempt that has not begun. It returns false when the attempt has begun, or
 // when that cannot be decided now: then the next poll decides.
-func (c *reconciler) withdraw(e *attempt) bool {
-	if e.stage >= stageRunning {
+func (r *reconciler) withdraw(a *attempt) bool {
+	if a.stage >= stageRunning {
 		return false
 	}
-	taken, err := e.folder.claimUnstarted()
+	taken, err := a.folder.claimUnstarted()
 	if err != nil {
-		c.log.Warn("cannot withdraw an attempt; retrying", executor.LogKey(e.key), "err", err)
+		r.log.Warn("cannot withdraw an attempt; retrying", executor.LogKey(a.key), "err", err)
 		return false
 	}
 	if !taken {
-		c.noteStart(e)
+		r.noteStart(a)
 		return false
 	}
 	switch {
-	case e.jobID != "":
-		c.toCancel = append(c.toCancel, e.jobID)
-	case e.stage == stageSubmitted && !e.submitting:
-		c.orphans = append(c.orphans, orphanJob{e.jobName, e.arrayIndex})
+	case a.jobID != "":
+		r.toCancel = append(r.toCancel, a.jobID)
+	case a.stage == stageSubmitted && !a.submitting:
+		r.orphans = append(r.orphans, orphanJob{a.jobName, a.arrayIndex})
 	}
-	c.endRevoked(e)
+	r.endRevoked(a)
 	return true
 }
 
 // requestTermination has an attempt's own script end it, once its job is known.
-func (c *reconciler) requestTermination(e *attempt) {
-	if e.stage != stageRunning || e.jobID == "" || e.terminateSent {
+func (r *reconciler) requestTermination(a *attempt) {
+	if a.stage != stageRunning || a.jobID == "" || a.terminateSent {
 		return
 	}
-	if err := writeFile(e.folder.path("grace"), []byte(formatSeconds(e.killGrace)+"\n")); err != nil {
-		c.log.Warn("an attempt is killed with the default grace", executor.LogKey(e.key), "err", err)
+	if err := writeFile(a.folder.path("grace"), []byte(formatSeconds(a.killGrace)+"\n")); err != nil {
+		r.log.Warn("an attempt is killed with the default grace", executor.LogKey(a.key), "err", err)
 	}
-	e.terminateSent = true
-	e.cancelAt = time.Now().Add(e.killGrace + cancelDelay)
-	c.toTerminate = append(c.toTerminate, e.jobID)
+	a.terminateSent = true
+	a.cancelAt = time.Now().Add(a.killGrace + cancelDelay)
+	r.toTerminate = append(r.toTerminate, a.jobID)
 }
 
 // close serves Slurm.Close.
-func (c *reconciler) close() {
-	c.closing = true
-	for key, e := range c.attempts {
-		if e.stage < stageCollecting {
-			e.endedByClose = !e.killed
-			c.kill(key, c.slurm.cfg.CloseGrace)
+func (r *reconciler) close() {
+	r.closing = true
+	for key, a := range r.attempts {
+		if a.stage < stageCollecting {
+			a.endedByClose = !a.killed
+			r.kill(key, r.slurm.cfg.CloseGrace)
 		}
 	}
 }
 
 // acknowledge forgets ends that are durable in the server.
-func (c *reconciler) acknowledge(keys []messages.AttemptKey) {
+func (r *reconciler) acknowledge(keys []messages.AttemptKey) {
 	for _, key := range keys {
-		if e := c.attempts[key]; e != nil && e.stage == stageEnded {
-			c.forget(e)
+		if a := r.attempts[key]; a != nil && a.stage == stageEnded {
+			r.forget(a)
 		}
 	}
 }
 
-func (c *reconciler) forget(e *attempt) {
-	delete(c.attempts, e.key)
-	c.recent.Add(e.key)
-	c.removeFolder(e)
+func (r *reconciler) forget(a *attempt) {
+	delete(r.attempts, a.key)
+	r.recent.Add(a.key)
+	r.removeFolder(a)
 }
 
 // removeFolder deletes the attempt's folder and Slurm's messages on its job.
-func (c *reconciler) removeFolder(e *attempt) {
-	dir, job := e.folder, e.jobID
-	c.slurm.runAsync(func() {
+func (r *reconciler) removeFolder(a *attempt) {
+	dir, job := a.folder, a.jobID
+	r.slurm.runAsync(func() {
 		if err := dir.remove(); err != nil {
-			c.log.Warn("cannot remove an attempt's folder", "folder", dir, "err", err)
+			r.log.Warn("cannot remove an attempt's folder", "folder", dir, "err", err)
 		}
 		if job != "" {
-			_ = os.Remove(filepath.Join(c.slurm.cfg.Dir, logFolder, job)) // missing if Slurm had no messages
+			_ = os.Remove(filepath.Join(r.slurm.cfg.Dir, logFolder, job)) // missing if Slurm had no messages
 		}
 	})
 }
 
 // expectResume serves Slurm.ExpectResume.
-func (c *reconciler) expectResume(runs []messages.RunID) {
+func (r *reconciler) expectResume(runs []messages.RunID) {
 	expected := map[messages.RunID]bool{}
 	for _, run := range runs {
 		expected[run] = true
 	}
-	for key, e := range c.attempts {
+	for key, a := range r.attempts {
 		if expected[key.Run] {
-			c.abandon(e)
+			r.abandon(a)
 		}
 	}
-	if !c.resumeExpected {
-		c.resumeExpected = true
-		c.discardOrphans(func(run messages.RunID) bool { return !expected[run] })
+	if !r.resumeExpected {
+		r.resumeExpected = true
+		r.discardOrphans(func(run messages.RunID) bool { return !expected[run] })
 	}
 }
 
 // abandon forgets an attempt that its run orders again. Its folder holds all that counts.
-func (c *reconciler) abandon(e *attempt) {
-	if e.stage != stageEnded {
-		c.unfinished--
+func (r *reconciler) abandon(a *attempt) {
+	if a.stage != stageEnded {
+		r.unfinished--
 	}
-	c.setStage(e, stageEnded)
-	e.abandoned = true
-	c.slurm.hideOutput(e)
-	delete(c.attempts, e.key)
+	r.setStage(a, stageEnded)
+	a.abandoned = true
+	r.slurm.hideOutput(a)
+	delete(r.attempts, a.key)
 }
 
 // discardOrphans ends and forgets the attempts of these runs that have a folder but no order.
-func (c *reconciler) discardOrphans(of func(messages.RunID) bool) {
-	keys, err := c.slurm.listAttempts(of)
+func (r *reconciler) discardOrphans(of func(messages.RunID) bool) {
+	keys, err := r.slurm.listAttempts(of)
 	if err != nil {
-		c.log.Error("cannot list the attempts in the folder; orphans are not ended", "err", err)
+		r.log.Error("cannot list the attempts in the folder; orphans are not ended", "err", err)
 		return
 	}
 	for _, key := range keys {
-		if c.attempts[key] != nil {
+		if r.attempts[key] != nil {
 			continue
 		}
-		e := &attempt{key: key, folder: c.slurm.folder(key), startReported: true}
-		c.track(e)
-		if c.recoverAttempt(e) {
-			c.kill(key, c.slurm.cfg.CloseGrace)
+		a := &attempt{key: key, folder: r.slurm.folder(key), startReported: true}
+		r.track(a)
+		if r.recoverAttempt(a) {
+			r.kill(key, r.slurm.cfg.CloseGrace)
 		} else {
-			c.reportEnd(e, nil)
+			r.reportEnd(a, nil)
 		}
 	}
 }
 
 // noteStart reads from the folder whether the attempt has begun.
-func (c *reconciler) noteStart(e *attempt) {
-	b, ok := e.folder.readStart()
-	if !ok || b.byServer || e.stage > stageRunning {
+func (r *reconciler) noteStart(a *attempt) {
+	b, ok := a.folder.readStart()
+	if !ok || b.byServer || a.stage > stageRunning {
 		return
 	}
 	if b.job != "" {
-		e.jobID, e.node = b.job, b.node
+		a.jobID, a.node = b.job, b.node
 	}
-	if e.stage < stageRunning {
-		c.setStage(e, stageRunning)
-		e.startedAt = b.at
-		e.output = c.slurm.publishOutput(e)
+	if a.stage < stageRunning {
+		r.setStage(a, stageRunning)
+		a.startedAt = b.at
+		a.output = r.slurm.publishOutput(a)
 	}
-	c.reportStart(e)
-	if e.killed {
-		c.requestTermination(e)
+	r.reportStart(a)
+	if a.killed {
+		r.requestTermination(a)
 	}
 }
 
-func (c *reconciler) reportStart(e *attempt) {
-	if !e.startReported && e.order != nil && e.startedAt != 0 {
-		e.startReported = true
-		c.slurm.cfg.Sink(executor.Report{Key: e.key, Kind: executor.Started, At: e.startedAt})
+func (r *reconciler) reportStart(a *attempt) {
+	if !a.startReported && a.order != nil && a.startedAt != 0 {
+		a.startReported = true
+		r.slurm.cfg.Sink(executor.Report{Key: a.key, Kind: executor.Started, At: a.startedAt})
 	}
 }
 
 // endNotStarted ends an attempt that will never begin.
-func (c *reconciler) endNotStarted(e *attempt, result messages.AttemptResult, why string) {
-	if e.order == nil {
-		c.reportEnd(e, nil)
+func (r *reconciler) endNotStarted(a *attempt, result messages.AttemptResult, why string) {
+	if a.order == nil {
+		r.reportEnd(a, nil)
 		return
 	}
-	r := notStartedReport(e.order, result, why)
-	if err := e.folder.saveReport(&r); err != nil {
-		c.log.Warn("cannot save the final report of an attempt", executor.LogKey(e.key), "err", err)
+	report := a.order.NotStartedReport(time.Now().UnixNano(), result, why)
+	if err := a.folder.saveReport(&report); err != nil {
+		r.log.Warn("cannot save the final report of an attempt", executor.LogKey(a.key), "err", err)
 	}
-	c.reportEnd(e, &r)
+	r.reportEnd(a, &report)
 }
 
-func (c *reconciler) endRevoked(e *attempt) {
-	c.reportEnd(e, &executor.Report{Key: e.key, Kind: executor.Revoked, At: time.Now().UnixNano()})
+func (r *reconciler) endRevoked(a *attempt) {
+	r.reportEnd(a, &executor.Report{Key: a.key, Kind: executor.Revoked, At: time.Now().UnixNano()})
 }
 
 // reportEnd makes the final report. Revoked attempts and orphans leave no trace, so that their keys
 // are free.
-func (c *reconciler) reportEnd(e *attempt, r *executor.Report) {
-	if e.abandoned {
+func (r *reconciler) reportEnd(a *attempt, report *executor.Report) {
+	if a.abandoned {
 		return
 	}
-	c.setStage(e, stageEnded)
-	c.unfinished--
-	c.slurm.hideOutput(e)
-	if r == nil || e.order == nil || r.Kind == executor.Revoked {
-		delete(c.attempts, e.key)
-		if err := e.folder.remove(); err != nil { // now, not async: its key may come again
-			c.log.Warn("cannot remove an attempt's folder", "folder", e.folder, "err", err)
+	r.setStage(a, stageEnded)
+	r.unfinished--
+	r.slurm.hideOutput(a)
+	if report == nil || a.order == nil || report.Kind == executor.Revoked {
+		delete(r.attempts, a.key)
+		if err := a.folder.remove(); err != nil { // now, not async: its key may come again
+			r.log.Warn("cannot remove an attempt's folder", "folder", a.folder, "err", err)
 		}
 	}
-	if r != nil && e.order != nil {
-		c.slurm.cfg.Sink(*r)
+	if report != nil && a.order != nil {
+		r.slurm.cfg.Sink(*report)
 	}
 }

@@ -40,27 +40,27 @@ func newOutputFile(path string, limit int64) *outputFile {
 }
 
 // publishOutput makes an attempt's output readable by OpenLog.
-func (s *Slurm) publishOutput(e *attempt) *attemptOutput {
+func (s *Slurm) publishOutput(a *attempt) *attemptOutput {
 	limit := s.cfg.MaxOutput
-	if e.order != nil && e.order.Capture {
+	if a.order != nil && a.order.Capture {
 		limit = max(limit, s.cfg.MaxCapture)
 	}
-	st := &attemptOutput{newOutputFile(e.folder.path("out"), limit), newOutputFile(e.folder.path("err"), s.cfg.MaxOutput)}
+	st := &attemptOutput{newOutputFile(a.folder.path("out"), limit), newOutputFile(a.folder.path("err"), s.cfg.MaxOutput)}
 	s.mu.Lock()
-	s.liveOutput[e.key] = st
+	s.liveOutput[a.key] = st
 	s.mu.Unlock()
 	return st
 }
 
 // hideOutput undoes publishOutput.
-func (s *Slurm) hideOutput(e *attempt) {
-	if e.output == nil {
+func (s *Slurm) hideOutput(a *attempt) {
+	if a.output == nil {
 		return
 	}
 	s.mu.Lock()
-	delete(s.liveOutput, e.key)
+	delete(s.liveOutput, a.key)
 	s.mu.Unlock()
-	for _, st := range []*outputFile{e.output.stdout, e.output.stderr} {
+	for _, st := range []*outputFile{a.output.stdout, a.output.stderr} {
 		st.final.CompareAndSwap(-1, 0) // an orphan, whose output was never frozen
 	}
 }
@@ -220,37 +220,37 @@ func (s *Slurm) runAsync(do func()) {
 
 // collectReport makes the final report of an attempt that has begun, keeps its output and saves the
 // report in the folder.
-func (s *Slurm) collectReport(e *attempt, end endNote, written bool) *executor.Report {
+func (s *Slurm) collectReport(a *attempt, end endNote, written bool) *executor.Report {
 	now := time.Now().UnixNano()
-	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: now}
-	rec := &r.Record
-	*rec = messages.AttemptRecord{Task: e.key.Task, Attempt: e.key.Attempt, Start: e.startedAt, Stop: now, Node: e.node}
-	if e.node == "" && e.endedJob != nil {
-		rec.Node = e.endedJob.node
+	report := &executor.Report{Key: a.key, Kind: executor.Finished, At: now}
+	rec := &report.Record
+	*rec = messages.AttemptRecord{Task: a.key.Task, Attempt: a.key.Attempt, Start: a.startedAt, Stop: now, Node: a.node}
+	if a.node == "" && a.endedJob != nil {
+		rec.Node = a.endedJob.node
 	}
 	if written {
-		rec.Stop, rec.UserCPU, rec.SystemCPU = max(end.at, e.startedAt), end.user, end.system
+		rec.Stop, rec.UserCPU, rec.SystemCPU = max(end.at, a.startedAt), end.user, end.system
 	}
-	rec.Result, rec.RC, rec.ExecutorLog = attemptResult(e, end, written)
+	rec.Result, rec.RC, rec.ExecutorLog = attemptResult(a, end, written)
 	if rec.Result != messages.AttemptSucceeded && rec.Result != messages.AttemptKilled {
-		rec.ExecutorLog = executor.JoinTexts(rec.ExecutorLog, s.slurmMessages(e.jobID))
+		rec.ExecutorLog = executor.JoinTexts(rec.ExecutorLog, s.slurmMessages(a.jobID))
 	}
-	stdout, stderr := e.output.stdout.freeze(), e.output.stderr.freeze()
+	stdout, stderr := a.output.stdout.freeze(), a.output.stderr.freeze()
 	defer stdout.close()
 	defer stderr.close()
-	s.collector.Keep(r, stdout, stderr)
-	if e.order.Capture {
-		s.collector.Capture(r, stdout)
+	s.collector.Keep(report, stdout, stderr)
+	if a.order.Capture {
+		s.collector.Capture(report, stdout)
 	}
-	if err := e.folder.saveReport(r); err != nil {
-		s.cfg.Logger.Warn("cannot save the final report of an attempt", executor.LogKey(e.key), "err", err)
+	if err := a.folder.saveReport(report); err != nil {
+		s.cfg.Logger.Warn("cannot save the final report of an attempt", executor.LogKey(a.key), "err", err)
 	}
-	return r
+	return report
 }
 
 // attemptResult says how an attempt ended, according to its script and to Slurm.
-func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResult, int32, string) {
-	j, rc := e.endedJob, int32(-1)
+func attemptResult(a *attempt, end endNote, written bool) (messages.AttemptResult, int32, string) {
+	j, rc := a.endedJob, int32(-1)
 	switch {
 	case written:
 		rc = end.rc
@@ -259,32 +259,32 @@ func attemptResult(e *attempt, end endNote, written bool) (messages.AttemptResul
 	case j != nil && j.exit.ExitStatus() != 0:
 		rc = int32(j.exit.ExitStatus())
 	}
-	switch cause := e.folder.readWord("cause"); {
-	case cause == "killed" && e.endedByClose:
+	switch cause := a.folder.readWord("cause"); {
+	case cause == "killed" && a.endedByClose:
 		return messages.AttemptLost, rc, "ended by the executor's shutdown"
 	case cause == "killed":
 		return messages.AttemptKilled, orKilled(rc), "killed by the user"
 	case cause != "":
-		return messages.AttemptTimedOut, orKilled(rc), "timed out after " + e.order.Timeout.String()
+		return messages.AttemptTimedOut, orKilled(rc), "timed out after " + a.order.Timeout.String()
 	case j != nil && j.lostByCluster() && rc != 0:
-		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s", e.jobID, j.state)
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s", a.jobID, j.state)
 	case written && rc == 0:
 		return messages.AttemptSucceeded, 0, ""
-	case e.folder.readWord("unstarted") == "folder":
-		return messages.AttemptNotStarted, -1, fmt.Sprintf("working folder %q: cannot be entered on node %s", e.order.Dir, e.node)
-	case e.folder.readWord("unstarted") != "":
-		return messages.AttemptNotStarted, -1, fmt.Sprintf("start %q: not found, or not executable, on node %s", programName(e.order), e.node)
+	case a.folder.readWord("unstarted") == "folder":
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("working folder %q: cannot be entered on node %s", a.order.Dir, a.node)
+	case a.folder.readWord("unstarted") != "":
+		return messages.AttemptNotStarted, -1, fmt.Sprintf("start %q: not found, or not executable, on node %s", programName(a.order), a.node)
 	case j == nil && !written:
-		return messages.AttemptLost, rc, fmt.Sprintf("lost: Slurm no longer knows job %s, which did not write its end", e.jobID)
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: Slurm no longer knows job %s, which did not write its end", a.jobID)
 	case rc < 0:
-		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s, and its end was not written", e.jobID, j.state)
+		return messages.AttemptLost, rc, fmt.Sprintf("lost: job %s ended as %s, and its end was not written", a.jobID, j.state)
 	}
-	if j != nil && j.state == "CANCELLED" && e.killed {
+	if j != nil && j.state == "CANCELLED" && a.killed {
 		return messages.AttemptKilled, rc, "killed by the user"
 	}
 	log := ""
 	if j != nil && j.state != "FAILED" && j.state != "COMPLETED" {
-		log = fmt.Sprintf("job %s ended as %s", e.jobID, j.state)
+		log = fmt.Sprintf("job %s ended as %s", a.jobID, j.state)
 	}
 	switch {
 	case j != nil && j.state == "TIMEOUT":
@@ -328,18 +328,18 @@ func (s *Slurm) slurmMessages(job string) string {
 }
 
 // repeatReport repeats an end that was reported before and not acknowledged.
-func (s *Slurm) repeatReport(e *attempt, v savedReport) {
-	r := &executor.Report{Key: e.key, Kind: executor.Finished, At: v.At, Record: v.Record}
-	if e.order != nil && e.order.Capture && r.Record.Result == messages.AttemptSucceeded {
-		stdout := newOutputFile(e.folder.path("out"), 0).freeze()
-		s.collector.Capture(r, stdout)
+func (s *Slurm) repeatReport(a *attempt, v savedReport) {
+	report := &executor.Report{Key: a.key, Kind: executor.Finished, At: v.At, Record: v.Record}
+	if a.order != nil && a.order.Capture && report.Record.Result == messages.AttemptSucceeded {
+		stdout := newOutputFile(a.folder.path("out"), 0).freeze()
+		s.collector.Capture(report, stdout)
 		stdout.close()
 	}
-	if b, ok := e.folder.readStart(); ok && !b.byServer {
-		e.jobID = b.job
+	if b, ok := a.folder.readStart(); ok && !b.byServer {
+		a.jobID = b.job
 	}
 	s.request(func() {
-		s.reconciler.reportStart(e)
-		s.reconciler.reportEnd(e, r)
+		s.reconciler.reportStart(a)
+		s.reconciler.reportEnd(a, report)
 	})
 }

@@ -48,18 +48,18 @@ func newReconciler(s *Slurm) reconciler {
 }
 
 // run performs the reconciler's duties. See the package doc.
-func (c *reconciler) run() {
-	defer close(c.slurm.reconcilerDone)
+func (r *reconciler) run() {
+	defer close(r.slurm.reconcilerDone)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
-		case <-c.slurm.wakeup:
+		case <-r.slurm.wakeup:
 		case <-timer.C:
 		}
 		for {
-			inbox, more := c.slurm.nextRequests(c.unfinished == 0 && !c.submitting)
-			if !more || c.slurm.ctx.Err() != nil {
+			inbox, more := r.slurm.nextRequests(r.unfinished == 0 && !r.submitting)
+			if !more || r.slurm.ctx.Err() != nil {
 				return
 			}
 			if len(inbox) == 0 {
@@ -69,25 +69,25 @@ func (c *reconciler) run() {
 				do()
 			}
 		}
-		c.submitNext()
-		c.pollJobs()
-		c.cancelJobs()
-		if c.closing && c.unfinished == 0 {
-			c.slurm.wakeReconciler()
+		r.submitNext()
+		r.pollJobs()
+		r.cancelJobs()
+		if r.closing && r.unfinished == 0 {
+			r.slurm.wakeReconciler()
 		}
-		timer.Reset(c.untilNextDuty())
+		timer.Reset(r.untilNextDuty())
 	}
 }
 
 // untilNextDuty is how long the reconciler may sleep.
-func (c *reconciler) untilNextDuty() time.Duration {
+func (r *reconciler) untilNextDuty() time.Duration {
 	now := time.Now()
 	due := now.Add(idleSleep)
-	if c.hasJobs() && c.nextPoll.Before(due) {
-		due = c.nextPoll
+	if r.hasJobs() && r.nextPoll.Before(due) {
+		due = r.nextPoll
 	}
-	if len(c.waiting) > 0 && !c.submitting {
-		if at := latest(c.gatherUntil, c.holdUntil); at.Before(due) {
+	if len(r.waiting) > 0 && !r.submitting {
+		if at := latest(r.gatherUntil, r.holdUntil); at.Before(due) {
 			due = at
 		}
 	}
@@ -102,27 +102,27 @@ func latest(a, b time.Time) time.Time {
 }
 
 // hasJobs tells whether there are jobs to poll.
-func (c *reconciler) hasJobs() bool { return c.inFlight > 0 || len(c.orphans) > 0 }
+func (r *reconciler) hasJobs() bool { return r.inFlight > 0 || len(r.orphans) > 0 }
 
 // maxPollInterval bounds the time between two polls, however long a poll takes.
 const maxPollInterval = 10 * time.Second
 
 // pollJobs is duty 3.
-func (c *reconciler) pollJobs() {
+func (r *reconciler) pollJobs() {
 	began := time.Now()
-	if !c.hasJobs() || began.Before(c.nextPoll) {
+	if !r.hasJobs() || began.Before(r.nextPoll) {
 		return
 	}
-	jobs, err := c.slurm.commands.queryJobs(c.slurm.ctx, c.slurm.folderID, &c.useScontrol)
+	jobs, err := r.slurm.commands.queryJobs(r.slurm.ctx, r.slurm.folderID, &r.useScontrol)
 	// Polls must not keep a cluster with many jobs busy.
-	c.nextPoll = time.Now().Add(max(c.slurm.cfg.Poll, min(4*time.Since(began), maxPollInterval)))
-	if c.setReachable(err); err != nil {
+	r.nextPoll = time.Now().Add(max(r.slurm.cfg.Poll, min(4*time.Since(began), maxPollInterval)))
+	if r.setReachable(err); err != nil {
 		return
 	}
 	var flying []*attempt
-	for _, e := range c.attempts {
-		if e.stage == stageSubmitted || e.stage == stageRunning {
-			flying = append(flying, e)
+	for _, a := range r.attempts {
+		if a.stage == stageSubmitted || a.stage == stageRunning {
+			flying = append(flying, a)
 		}
 	}
 	slices.SortFunc(flying, func(a, b *attempt) int {
@@ -131,137 +131,137 @@ func (c *reconciler) pollJobs() {
 		}
 		return 1
 	})
-	for _, e := range flying {
-		c.reconcileAttempt(e, jobs, began)
+	for _, a := range flying {
+		r.reconcileAttempt(a, jobs, began)
 	}
-	for _, s := range c.orphans {
+	for _, s := range r.orphans {
 		if j := jobs.find(s.name, s.index); j != nil && !j.hasEnded() {
-			c.toCancel = append(c.toCancel, j.id(s.index))
+			r.toCancel = append(r.toCancel, j.id(s.index))
 		}
 	}
-	c.orphans = nil
+	r.orphans = nil
 }
 
 // reconcileAttempt compares one attempt with a poll that began at that time.
-func (c *reconciler) reconcileAttempt(e *attempt, jobs snapshot, began time.Time) {
-	j := jobs.find(e.jobName, e.arrayIndex)
+func (r *reconciler) reconcileAttempt(a *attempt, jobs snapshot, began time.Time) {
+	j := jobs.find(a.jobName, a.arrayIndex)
 	switch {
-	case e.submitting:
-	case j == nil && e.endedJob != nil:
-		c.collectAttempt(e)
-	case j == nil && e.visibleFrom.Before(began):
-		c.jobDisappeared(e)
+	case a.submitting:
+	case j == nil && a.endedJob != nil:
+		r.collectAttempt(a)
+	case j == nil && a.visibleFrom.Before(began):
+		r.jobDisappeared(a)
 	case j == nil:
 	case j.hasEnded():
-		c.jobEnded(e, j)
+		r.jobEnded(a, j)
 	default:
-		if e.jobID == "" {
-			e.jobID = j.id(e.arrayIndex)
+		if a.jobID == "" {
+			a.jobID = j.id(a.arrayIndex)
 		}
 		if !j.pending() {
-			c.noteStart(e)
+			r.noteStart(a)
 		}
-		if e.killed || e.revoked {
-			c.withdraw(e)
+		if a.killed || a.revoked {
+			r.withdraw(a)
 		}
 	}
-	if e.stage != stageRunning {
+	if a.stage != stageRunning {
 		return
 	}
-	e.output.stdout.punchMiddle(c.log)
-	e.output.stderr.punchMiddle(c.log)
-	if e.killed {
-		c.requestTermination(e)
-		if now := time.Now(); e.terminateSent && now.After(e.cancelAt) {
-			e.cancelAt = now.Add(cancelDelay)
-			c.toCancel = append(c.toCancel, e.jobID)
+	a.output.stdout.punchMiddle(r.log)
+	a.output.stderr.punchMiddle(r.log)
+	if a.killed {
+		r.requestTermination(a)
+		if now := time.Now(); a.terminateSent && now.After(a.cancelAt) {
+			a.cancelAt = now.Add(cancelDelay)
+			r.toCancel = append(r.toCancel, a.jobID)
 		}
 	}
 }
 
 // jobDisappeared handles an attempt whose job Slurm does not know. The job ended long ago, or was
 // never created.
-func (c *reconciler) jobDisappeared(e *attempt) {
-	c.noteStart(e)
+func (r *reconciler) jobDisappeared(a *attempt) {
+	r.noteStart(a)
 	switch {
-	case e.stage == stageRunning:
-		c.collectAttempt(e)
-	case e.killed || e.revoked:
-		c.withdraw(e)
-	case e.submissions < maxSubmissions:
-		c.enqueue(e)
+	case a.stage == stageRunning:
+		r.collectAttempt(a)
+	case a.killed || a.revoked:
+		r.withdraw(a)
+	case a.submissions < maxSubmissions:
+		r.enqueue(a)
 	default:
-		if taken, _ := e.folder.claimUnstarted(); taken {
-			c.endNotStarted(e, messages.AttemptLost, fmt.Sprintf("lost: Slurm forgot its job before it began, %d times", e.submissions))
+		if taken, _ := a.folder.claimUnstarted(); taken {
+			r.endNotStarted(a, messages.AttemptLost, fmt.Sprintf("lost: Slurm forgot its job before it began, %d times", a.submissions))
 		}
 	}
 }
 
 // jobEnded handles an attempt whose job is over. The attempt has ended, or will never begin.
-func (c *reconciler) jobEnded(e *attempt, j *job) {
-	e.endedJob = j
-	if e.jobID == "" {
-		e.jobID = j.id(e.arrayIndex)
+func (r *reconciler) jobEnded(a *attempt, j *job) {
+	a.endedJob = j
+	if a.jobID == "" {
+		a.jobID = j.id(a.arrayIndex)
 	}
-	c.noteStart(e)
-	if e.stage == stageRunning {
-		c.collectAttempt(e)
+	r.noteStart(a)
+	if a.stage == stageRunning {
+		r.collectAttempt(a)
 		return
 	}
-	taken, err := e.folder.claimUnstarted()
+	taken, err := a.folder.claimUnstarted()
 	switch {
 	case err != nil:
-		c.log.Warn("the fate of an attempt is unknown; retrying", executor.LogKey(e.key), "err", err)
-	case taken && (e.killed || e.revoked):
-		c.endRevoked(e)
+		r.log.Warn("the fate of an attempt is unknown; retrying", executor.LogKey(a.key), "err", err)
+	case taken && (a.killed || a.revoked):
+		r.endRevoked(a)
 	case taken:
-		result, why := notStartedReason(e, j, c.slurm.cfg.Dir)
-		c.endNotStarted(e, result, why)
+		result, why := notStartedReason(a, j, r.slurm.cfg.Dir)
+		r.endNotStarted(a, result, why)
 	default:
-		c.noteStart(e)
+		r.noteStart(a)
 	}
 }
 
 // notStartedReason says what it means that a job ended before its attempt began.
-func notStartedReason(e *attempt, j *job, dir string) (messages.AttemptResult, string) {
+func notStartedReason(a *attempt, j *job, dir string) (messages.AttemptResult, string) {
 	switch {
 	case j.exit.Exited() && j.exit.ExitStatus() == exitFolderMissing:
 		return messages.AttemptNotStarted, fmt.Sprintf(
 			"the folder %s is not visible on node %s: it must be on a file system that the server and the nodes share", dir, j.node)
 	case j.state == "CANCELLED", j.state == "DEADLINE":
-		return messages.AttemptNotStarted, fmt.Sprintf("job %s ended as %s before it began (%s)", e.jobID, j.state, j.reason)
+		return messages.AttemptNotStarted, fmt.Sprintf("job %s ended as %s before it began (%s)", a.jobID, j.state, j.reason)
 	}
-	return messages.AttemptLost, fmt.Sprintf("lost: job %s ended as %s before it began (%s)", e.jobID, j.state, j.reason)
+	return messages.AttemptLost, fmt.Sprintf("lost: job %s ended as %s before it began (%s)", a.jobID, j.state, j.reason)
 }
 
 // collectAttempt collects an attempt that has begun and whose job is over. Its end may take a while
 // to show in the folder. A script that was killed writes none.
-func (c *reconciler) collectAttempt(e *attempt) {
-	if e.order == nil {
-		c.reportEnd(e, nil)
+func (r *reconciler) collectAttempt(a *attempt) {
+	if a.order == nil {
+		r.reportEnd(a, nil)
 		return
 	}
-	end, written := e.folder.readEnd()
-	if now := time.Now(); !written && !(e.endedJob != nil && e.endedJob.exit.Signaled()) {
-		if e.endDeadline.IsZero() {
-			e.endDeadline = now.Add(endPolls * c.slurm.cfg.Poll)
+	end, written := a.folder.readEnd()
+	if now := time.Now(); !written && !(a.endedJob != nil && a.endedJob.exit.Signaled()) {
+		if a.endDeadline.IsZero() {
+			a.endDeadline = now.Add(endPolls * r.slurm.cfg.Poll)
 		}
-		if now.Before(e.endDeadline) {
+		if now.Before(a.endDeadline) {
 			return
 		}
 	}
-	c.setStage(e, stageCollecting)
-	x := *e
-	c.slurm.runAsync(func() {
-		r := c.slurm.collectReport(&x, end, written)
-		c.slurm.request(func() { c.reportEnd(e, r) })
+	r.setStage(a, stageCollecting)
+	x := *a
+	r.slurm.runAsync(func() {
+		report := r.slurm.collectReport(&x, end, written)
+		r.slurm.request(func() { r.reportEnd(a, report) })
 	})
 }
 
 // cancelJobs is duty 4.
-func (c *reconciler) cancelJobs() {
-	c.toCancel = c.runScancel(c.toCancel) // waiting jobs first: they would begin in the place of jobs that end
-	c.toTerminate = c.runScancel(c.toTerminate, "--batch", "--signal=USR1")
+func (r *reconciler) cancelJobs() {
+	r.toCancel = r.runScancel(r.toCancel) // waiting jobs first: they would begin in the place of jobs that end
+	r.toTerminate = r.runScancel(r.toTerminate, "--batch", "--signal=USR1")
 }
 
 // maxCancelArgs is how many jobs one scancel gets.
@@ -269,10 +269,10 @@ const maxCancelArgs = 200
 
 // runScancel calls scancel for all of the jobs. An error for a job that is over already is expected
 // and does not affect the others. The next poll shows the jobs that still run.
-func (c *reconciler) runScancel(jobs []string, options ...string) []string {
+func (r *reconciler) runScancel(jobs []string, options ...string) []string {
 	for part := range slices.Chunk(jobs, maxCancelArgs) {
-		if _, err := c.slurm.commands.run(c.slurm.ctx, "", "scancel", append(slices.Clone(options), part...)...); err != nil {
-			c.log.Debug("scancel", "err", err)
+		if _, err := r.slurm.commands.run(r.slurm.ctx, "", "scancel", append(slices.Clone(options), part...)...); err != nil {
+			r.log.Debug("scancel", "err", err)
 		}
 	}
 	return jobs[:0]

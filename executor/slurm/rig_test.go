@@ -137,7 +137,7 @@ func checkEnd(t testing.TB, r executor.Report, result messages.AttemptResult, rc
 
 // The cluster has two slots, unlike the executor, so waiting jobs are in the cluster's queue and can
 // be withdrawn.
-func TestSlurmConforms(t *testing.T) {
+func TestConformsWithFakeCluster(t *testing.T) {
 	block := executor.Order{Command: []string{"sleep", "1000"}, CPUMillis: 1000}
 	executortest.Test(t, executortest.Subject{
 		Open: func(t testing.TB, sink executor.Sink) executor.Executor {

@@ -281,15 +281,7 @@ func (s *Slurm) shutDown() error {
 // begun before the server's restart cannot be reported as revoked.
 func reportAfterClose(o *executor.Order) executor.Report {
 	if o.Resume {
-		return notStartedReport(o, messages.AttemptLost, "lost: ended by the executor's shutdown")
+		return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptLost, "lost: ended by the executor's shutdown")
 	}
 	return executor.Report{Key: o.Key, Kind: executor.Revoked, At: time.Now().UnixNano()}
-}
-
-// notStartedReport is the final report of an order that never began.
-func notStartedReport(o *executor.Order, result messages.AttemptResult, why string) executor.Report {
-	now := time.Now().UnixNano()
-	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{
-		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: why,
-	}}
 }

@@ -26,7 +26,7 @@ const (
 
 // sbatchOptions are the sbatch options of an order. The error is a sentence for the user that says
 // what is wrong with the order.
-func (c *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
+func (r *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 	opts := []string{"--cpus-per-task=" + strconv.FormatInt(max(1, ceilDiv(o.CPUMillis, 1000)), 10)}
 	if o.MemoryBytes > 0 {
 		opts = append(opts, fmt.Sprintf("--mem=%dM", ceilDiv(o.MemoryBytes, 1<<20)))
@@ -34,10 +34,10 @@ func (c *reconciler) sbatchOptions(o *executor.Order) ([]string, error) {
 	if o.Timeout > 0 {
 		// The script's own clock is exact. This limit is for the scheduler, and for a node that
 		// hangs.
-		minutes := ceilDiv(int64(o.Timeout+c.slurm.cfg.Grace), int64(time.Minute)) + 1
+		minutes := ceilDiv(int64(o.Timeout+r.slurm.cfg.Grace), int64(time.Minute)) + 1
 		opts = append(opts, fmt.Sprintf("--time=%d", minutes))
 	}
-	partition := c.slurm.cfg.Partition
+	partition := r.slurm.cfg.Partition
 	for _, m := range o.ExtraMembers {
 		if !slices.Contains(jobOptions, m.Name) {
 			continue
@@ -67,71 +67,71 @@ type arrayShape struct {
 	options string
 }
 
-func (c *reconciler) shapeOf(o *executor.Order) (arrayShape, []string) {
-	opts, _ := c.sbatchOptions(o) // cannot fail: startOrder has checked it
+func (r *reconciler) shapeOf(o *executor.Order) (arrayShape, []string) {
+	opts, _ := r.sbatchOptions(o) // cannot fail: startOrder has checked it
 	return arrayShape{o.Key.Run, o.Timeout, strings.Join(opts, "\x00")}, opts
 }
 
 // submitNext is duty 2.
-func (c *reconciler) submitNext() {
+func (r *reconciler) submitNext() {
 	now := time.Now()
-	if c.submitting || len(c.waiting) == 0 || now.Before(c.holdUntil) || now.Before(c.gatherUntil) && len(c.waiting) < c.maxArray {
+	if r.submitting || len(r.waiting) == 0 || now.Before(r.holdUntil) || now.Before(r.gatherUntil) && len(r.waiting) < r.maxArray {
 		return
 	}
-	batch, opts := c.nextBatch()
+	batch, opts := r.nextBatch()
 	if len(batch) == 0 {
 		return
 	}
-	name := c.newJobName(batch[0].order.Name)
+	name := r.newJobName(batch[0].order.Name)
 	folders := make([]string, len(batch))
-	for i, e := range batch {
-		folders[i] = folderName(e.key)
-		e.jobName, e.arrayIndex, e.jobID, e.submitting = name, i, "", true
-		c.setStage(e, stageSubmitted)
-		if err := e.folder.writeJob(name, i); err != nil {
+	for i, a := range batch {
+		folders[i] = folderName(a.key)
+		a.jobName, a.arrayIndex, a.jobID, a.submitting = name, i, "", true
+		r.setStage(a, stageSubmitted)
+		if err := a.folder.writeJob(name, i); err != nil {
 			// Without this file the job of its index cannot begin the attempt.
-			if taken, _ := e.folder.claimUnstarted(); taken {
-				c.endNotStarted(e, messages.AttemptLost, "lost: its folder cannot be written: "+err.Error())
+			if taken, _ := a.folder.claimUnstarted(); taken {
+				r.endNotStarted(a, messages.AttemptLost, "lost: its folder cannot be written: "+err.Error())
 			}
 		}
 	}
 	args := append([]string{"--parsable", "--array=0-" + strconv.Itoa(len(batch)-1), "--job-name=" + name, "--no-requeue",
 		"--nodes=1", "--ntasks=1", "--export=ALL", "--chdir=/", "--comment=Caravan run " + strconv.FormatUint(uint64(batch[0].key.Run), 10),
-		"--output=" + strings.ReplaceAll(c.slurm.cfg.Dir, "%", "%%") + "/" + logFolder + "/%A_%a"}, opts...)
-	script := arrayScript(c.slurm.cfg.Dir, folders, batch[0].order.Timeout, c.slurm.cfg.Grace)
-	c.submitting = true
-	c.slurm.goroutines.Go(func() {
-		out, err := c.slurm.commands.run(c.slurm.ctx, script, "sbatch", args...)
-		c.slurm.request(func() { c.onSubmitted(batch, string(out), err) })
+		"--output=" + strings.ReplaceAll(r.slurm.cfg.Dir, "%", "%%") + "/" + logFolder + "/%A_%a"}, opts...)
+	script := arrayScript(r.slurm.cfg.Dir, folders, batch[0].order.Timeout, r.slurm.cfg.Grace)
+	r.submitting = true
+	r.slurm.goroutines.Go(func() {
+		out, err := r.slurm.commands.run(r.slurm.ctx, script, "sbatch", args...)
+		r.slurm.request(func() { r.onSubmitted(batch, string(out), err) })
 	})
 }
 
 // nextBatch takes the first waiting attempt and all that may share its array.
-func (c *reconciler) nextBatch() (batch []*attempt, opts []string) {
+func (r *reconciler) nextBatch() (batch []*attempt, opts []string) {
 	var with arrayShape
-	left := c.waiting[:0]
-	for _, e := range c.waiting {
-		if e.stage != stageWaiting || c.attempts[e.key] != e {
+	left := r.waiting[:0]
+	for _, a := range r.waiting {
+		if a.stage != stageWaiting || r.attempts[a.key] != a {
 			continue // it was withdrawn
 		}
-		s, o := c.shapeOf(e.order)
+		s, o := r.shapeOf(a.order)
 		if len(batch) == 0 {
 			with, opts = s, o
 		}
-		if s == with && len(batch) < c.maxArray {
-			batch = append(batch, e)
+		if s == with && len(batch) < r.maxArray {
+			batch = append(batch, a)
 		} else {
-			left = append(left, e)
+			left = append(left, a)
 		}
 	}
-	clear(c.waiting[len(left):])
-	c.waiting = left
+	clear(r.waiting[len(left):])
+	r.waiting = left
 	return batch, opts
 }
 
 // newJobName returns a unique job name, made of the task's name as far as Slurm accepts it, this
 // folder's name and the time.
-func (c *reconciler) newJobName(task string) string {
+func (r *reconciler) newJobName(task string) string {
 	plain := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_', r == '-':
@@ -139,12 +139,12 @@ func (c *reconciler) newJobName(task string) string {
 		}
 		return '_'
 	}, task)
-	return plain[:min(len(plain), 40)] + "." + c.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
+	return plain[:min(len(plain), 40)] + "." + r.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
 // onSubmitted handles sbatch's answer to a batch.
-func (c *reconciler) onSubmitted(batch []*attempt, out string, err error) {
-	c.submitting = false
+func (r *reconciler) onSubmitted(batch []*attempt, out string, err error) {
+	r.submitting = false
 	array, _, _ := strings.Cut(strings.TrimSpace(out), ";")
 	if err == nil {
 		if _, bad := strconv.ParseInt(array, 10, 64); bad != nil {
@@ -153,83 +153,83 @@ func (c *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	}
 	now := time.Now()
 	var left []*attempt // without those that were withdrawn since
-	for _, e := range batch {
-		e.submitting, e.visibleFrom = false, now
-		if e.abandoned { // the attempt that replaced it finds the job by its name
+	for _, a := range batch {
+		a.submitting, a.visibleFrom = false, now
+		if a.abandoned { // the attempt that replaced it finds the job by its name
 			continue
 		}
-		switch alive := e.stage < stageCollecting; {
+		switch alive := a.stage < stageCollecting; {
 		case err != nil && alive:
-			left = append(left, e)
+			left = append(left, a)
 		case err != nil:
 		case alive:
-			e.submissions++
-			if e.jobID == "" {
-				e.jobID = array + "_" + strconv.Itoa(e.arrayIndex)
+			a.submissions++
+			if a.jobID == "" {
+				a.jobID = array + "_" + strconv.Itoa(a.arrayIndex)
 			}
 		default:
-			c.toCancel = append(c.toCancel, array+"_"+strconv.Itoa(e.arrayIndex))
+			r.toCancel = append(r.toCancel, array+"_"+strconv.Itoa(a.arrayIndex))
 		}
 	}
 	if err == nil || !isTransient(err) {
-		c.setReachable(nil)
+		r.setReachable(nil)
 	} else {
-		c.setReachable(err)
+		r.setReachable(err)
 	}
 	if err != nil {
-		c.onRefused(batch, left, err)
+		r.onRefused(batch, left, err)
 	}
 }
 
 // onRefused decides what becomes of attempts that sbatch refused, by its error.
-func (c *reconciler) onRefused(batch, left []*attempt, err error) {
+func (r *reconciler) onRefused(batch, left []*attempt, err error) {
 	switch {
 	case strings.Contains(err.Error(), "Invalid job array specification") && len(batch) > 1:
-		c.maxArray = len(batch) / 2
-		c.requeue(left, 0)
+		r.maxArray = len(batch) / 2
+		r.requeue(left, 0)
 	case isTransient(err):
 		// Slurm may have accepted it. The next poll finds the jobs by name, or the attempts are
 		// submitted again.
-		c.retryPause = min(max(2*c.retryPause, time.Second), maxHold)
-		c.holdUntil = time.Now().Add(c.retryPause)
-	case strings.Contains(err.Error(), "submit limit") && c.inFlight > len(left):
-		c.requeue(left, limitHold)
+		r.retryPause = min(max(2*r.retryPause, time.Second), maxHold)
+		r.holdUntil = time.Now().Add(r.retryPause)
+	case strings.Contains(err.Error(), "submit limit") && r.inFlight > len(left):
+		r.requeue(left, limitHold)
 	default:
-		for _, e := range left {
-			if e.stage == stageRunning {
+		for _, a := range left {
+			if a.stage == stageRunning {
 				continue // an earlier job has begun it
 			}
-			if taken, _ := e.folder.claimUnstarted(); taken {
-				c.endNotStarted(e, messages.AttemptNotStarted, "sbatch: "+err.Error())
+			if taken, _ := a.folder.claimUnstarted(); taken {
+				r.endNotStarted(a, messages.AttemptNotStarted, "sbatch: "+err.Error())
 			}
 		}
 	}
 }
 
 // requeue puts attempts in front of those that wait.
-func (c *reconciler) requeue(es []*attempt, hold time.Duration) {
-	rest := c.waiting
-	c.waiting = nil
-	for _, e := range es {
-		if e.stage == stageSubmitted {
-			c.enqueue(e)
+func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
+	rest := r.waiting
+	r.waiting = nil
+	for _, a := range es {
+		if a.stage == stageSubmitted {
+			r.enqueue(a)
 		}
 	}
-	c.waiting = append(c.waiting, rest...)
-	c.holdUntil = time.Now().Add(hold)
+	r.waiting = append(r.waiting, rest...)
+	r.holdUntil = time.Now().Add(hold)
 }
 
 // setReachable notes, and logs once, whether the cluster answers.
-func (c *reconciler) setReachable(err error) {
+func (r *reconciler) setReachable(err error) {
 	switch {
 	case err == nil:
-		if c.unreachable {
-			c.log.Info("Slurm answers again")
+		if r.unreachable {
+			r.log.Info("Slurm answers again")
 		}
-		c.unreachable, c.retryPause = false, 0
-	case !c.unreachable && c.slurm.ctx.Err() == nil:
-		c.unreachable = true
-		c.log.Warn("Slurm does not answer; retrying", "err", err)
+		r.unreachable, r.retryPause = false, 0
+	case !r.unreachable && r.slurm.ctx.Err() == nil:
+		r.unreachable = true
+		r.log.Warn("Slurm does not answer; retrying", "err", err)
 	}
 }
 
