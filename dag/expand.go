@@ -6,15 +6,22 @@ import (
 	"unicode"
 )
 
-// Task is one expanded task, all its tokens substituted.
+// This file derives what a task is from its index, when it is needed. The tasks of a template are
+// the product of the lists that its job refers to: a task's local number (index - Base) is a number
+// in mixed radix, with a digit per list (its axes, the last one fastest), and a digit is a place in
+// the list. So a product of a million tasks takes the memory of its lists, and the values of a task take a
+// division each. One-to-one edges are numbers too: see Match.
+
+// Task is one expanded task, all its tokens substituted. A task that the plan does not have panics.
 func (p *Plan) Task(task uint32) Task {
 	var t Task
 	p.TaskInto(&t, task)
 	return t
 }
 
-// TaskInto is Task without new slices: it reuses those of t, which never belong to the
-// template. The strings share at most one new allocation.
+// TaskInto is Task without new slices: it reuses those of t, which never belong to the template. The
+// strings share at most one new allocation; texts without tokens are those of the plan. t must not be
+// copied while it is reused.
 func (p *Plan) TaskInto(t *Task, task uint32) {
 	tm := p.TemplateOf(task)
 	job := tm.job
@@ -54,7 +61,8 @@ func (p *Plan) TaskInto(t *Task, task uint32) {
 	t.Timeout = job.Timeout
 }
 
-// textBuilder builds the texts of one task in one buffer.
+// textBuilder builds the texts of one task in one buffer. Tokens are sorted by field and place, and
+// fields are asked for in ascending order, so each token is looked at once.
 type textBuilder struct {
 	parameters []Parameter
 	template   *Template
@@ -64,7 +72,8 @@ type textBuilder struct {
 	text       strings.Builder
 }
 
-// size is how many bytes the task's own texts have.
+// textBytes is how many bytes the task's own texts have at most: the buffer is allocated once, for all
+// of them.
 func (s *textBuilder) textBytes() int {
 	n := 0
 	if s.template.Expanded {
@@ -118,8 +127,9 @@ func (s *textBuilder) substitute(text string, field int32) string {
 	return s.text.String()[start:]
 }
 
-// nextToken finds the next {{NAME}} in s from an offset on, of any NAME without
-// braces: s[start:end], or ok false.
+// nextToken finds the next {{NAME}} in s from an offset on, of any NAME without braces:
+// s[start:end], or ok false. It looks for the closing braces and from there for the nearest opening
+// ones, so that the inner pairs of "{{{A}}}" are the token. It is linear in s.
 func nextToken(s string, from int) (start, end int, ok bool) {
 	for {
 		closing := strings.Index(s[from:], "}}")
@@ -172,10 +182,14 @@ func findParameter(parameters []Parameter, name string) int {
 	return -1
 }
 
-// Match is a one-to-one edge: a task of the child waits for those tasks of the
-// parent that have the same values of the named parameters. The tasks of either
-// end fall into the same number of groups, one per combination of values; a
-// child's group waits for the parent's group of the same number. It is immutable.
+// Match is a one-to-one edge: a task of the child waits for those tasks of the parent that have the
+// same values of the named parameters. The tasks of either end fall into the same number of groups,
+// one per combination of values; a child's group waits for the parent's group of the same number.
+// It is immutable.
+//
+// A group's number is the matched digits of a task, read as a number in mixed radix of their own. Both
+// directions are arithmetic: from a task to its group (a division per matched axis), and from a group
+// to the child's tasks (EachChild). So an edge takes O(axes) memory, whatever the product is.
 type Match struct {
 	ID            int      // in Plan.Matches
 	Names         []string // the parameters, sorted, each once
@@ -185,8 +199,10 @@ type Match struct {
 	parentsPerGroup uint32 // tasks of the parent in a group
 	parentAxes      []axisDigit
 	childAxes       []axisDigit
-	freeAxes        []axisDigit // the child's axes left of the last matched one that are not matched: EachChild's loop
-	rangeLength     uint32      // the child's tasks that are neighbours in a group
+	// freeAxes are the child's axes that are not matched and slower than the last matched one:
+	// EachChild loops over them. Faster ones make neighbours, in ranges of rangeLength tasks.
+	freeAxes    []axisDigit
+	rangeLength uint32
 }
 
 // axisDigit is one axis of a template's tasks, seen as the digits of the task's
@@ -223,8 +239,9 @@ func newMatch(parameters []Parameter, parent, child *Template, params []int) *Ma
 	return m
 }
 
-// splitAxes are the matched and the free axes of a template, slowest first. An axis
-// of one value is left out: all tasks share that value.
+// splitAxes are the matched and the free axes of a template, slowest first. axes and params are
+// indexes of parameters, ascending; weights belong to params. An axis of one value is left out: all
+// tasks share that value.
 func splitAxes(parameters []Parameter, axes, params []int, weights []uint32) (matched, free []axisDigit) {
 	stride := uint32(1)
 	k := len(params) - 1
@@ -269,8 +286,9 @@ func groupNumber(axes []axisDigit, local uint32) uint32 {
 // ParentsPerGroup is how many tasks of the parent every group has.
 func (m *Match) ParentsPerGroup() uint32 { return m.parentsPerGroup }
 
-// EachChild yields the child's tasks in a group as maximal ranges of
-// neighbours, ascending: n tasks from firstLocal on.
+// EachChild yields the child's tasks in a group as maximal ranges of neighbours, ascending: n tasks
+// from firstLocal on, counted from the child's Base. It costs O(ranges), and allocates only what
+// yield does.
 func (m *Match) EachChild(group uint32, yield func(firstLocal, n uint32)) {
 	var first uint32
 	for _, d := range m.childAxes {

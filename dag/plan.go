@@ -20,10 +20,12 @@ type Limits struct {
 	ExternalExecutors []string
 }
 
-// Plan is a validated graph: templates (tasks as defined), each with a
-// contiguous range of task indexes. It is immutable: Extend returns a new one.
-// It holds no data per task: names, commands and environments are derived from a
-// task's index on demand.
+// Plan is a validated graph: templates (tasks as defined), each with a contiguous range of task
+// indexes. It is immutable and free for any number of goroutines: Extend returns a new one.
+//
+// It holds data per template only: names, commands and environments of tasks are derived from a task's
+// index on demand. Indexes are dense, count from 0 in the order of definition, and never change: what
+// Extend adds comes after all that was there. They are what events, records and chunks name tasks by.
 type Plan struct {
 	Tag        string
 	Tags       []Label
@@ -41,8 +43,8 @@ type Plan struct {
 	bases      []uint32  // Template.Base, side by side
 }
 
-// Template is one task as defined. It is immutable. There may be a million of them,
-// so equal parts are shared.
+// Template is one task as defined. It is immutable. Its tasks are [Base, Base+Count). There may be a
+// million templates, so equal parts are shared: about 115 bytes are left for each.
 type Template struct {
 	Index int    // in Plan.Templates
 	Name  string // as defined
@@ -54,7 +56,8 @@ type Template struct {
 	tokens []paramToken
 }
 
-// Traits are what templates often have in common.
+// Traits are what templates often have in common. Do not change them through a template: the templates
+// of a TaskList share one value.
 type Traits struct {
 	Expanded  bool  // it refers to a list: its tasks are Name_0, Name_1, …
 	Axes      []int // the list parameters it refers to, as indexes into Plan.Parameters, sorted by name; the last one varies fastest
@@ -72,8 +75,8 @@ type Edges struct {
 	Children []Edge
 }
 
-// Edge is one end of a dependency between two templates. Match is nil when
-// every task of the child waits for every task of the parent.
+// Edge is one end of a dependency between two templates; the other template has the other end.
+// Match is nil when every task of the child waits for every task of the parent.
 type Edge struct {
 	Template int // index of the template at the other end
 	Match    *Match
@@ -112,14 +115,15 @@ func (p *Plan) WithLimits(l Limits) *Plan {
 	return &q
 }
 
-// maxLinearNames is the number of templates up to which a linear search is used. It is
-// faster than a map there, and takes no memory.
+// maxLinearNames is the number of templates up to which a linear search is used. It is faster than a
+// map there, and saves its memory: most runs of a backlog are small.
 const maxLinearNames = 8
 
-// nameIndex finds templates by their names as defined. It is immutable: extended
-// returns a new one that shares the older layers. Layers are merged like those
-// of a log-structured tree, so there are O(log templates) of them and a name is
-// copied O(log templates) times, however many sets are generated.
+// nameIndex finds templates by their names as defined. It is immutable, like the plan that it belongs
+// to: extended returns a new one that shares the older layers, so a plan of the past keeps its own
+// index and a generated set does not copy all names. Layers are merged like those of a log-structured
+// tree, so there are O(log templates) of them and a name is copied O(log templates) times, however
+// many sets are generated.
 type nameIndex struct {
 	layers []map[string]int32
 	linear []*Template // instead of layers, while there are few
@@ -200,7 +204,7 @@ func (p *Plan) TemplateOf(task uint32) *Template {
 	return p.Templates[low]
 }
 
-// TaskName is the name of an expanded task.
+// TaskName is the name of an expanded task, in one allocation where the template expands.
 func (p *Plan) TaskName(task uint32) string {
 	t := p.TemplateOf(task)
 	if !t.Expanded {

@@ -10,8 +10,8 @@ import (
 // one edge; dedupeEdges leaves one.
 type edgeMention struct {
 	parent, child int32
-	match         int32 // index into planner.matched; plain for all to all
-	owner         int32 // the template that mentions it; implied for a generator's
+	match         int32 // index into planner.matchParams, or allToAll
+	owner         int32 // the template that mentions it, or fromGenerator: implied by a generated set
 	at            int32 // its place in the owner's parents, or ^place in its children
 }
 
@@ -66,7 +66,8 @@ func (b *planner) checkEdgeLimit(n int) bool {
 	return false
 }
 
-// addEdge adds an edge whose other end has only a name yet.
+// addEdge adds an edge whose other end has only a name yet. An edge with a problem is left out, so
+// that later steps see only edges between templates that exist.
 func (b *planner) addEdge(e edgeMention, end EdgeSpec) {
 	if end.Task == "" && b.taskSpec(int(e.owner)-b.firstNew).HasDecodeErrors {
 		return // reported by the decoder
@@ -116,7 +117,9 @@ func (b *planner) edgePointer(e edgeMention) string {
 	return b.templatePointer(int(e.owner)) + "/parents/" + strconv.Itoa(int(e.at))
 }
 
-// resolveMatch is the parameters of a one-to-one edge, sorted, each once.
+// resolveMatch is the parameters of a one-to-one edge, as indexes, sorted, each once. A generator
+// cannot be matched: its children wait for all that it generates, and it does not know yet over
+// what that expands.
 func (b *planner) resolveMatch(e edgeMention, names []string) (params []int, ok bool) {
 	parent, child := b.plan.Templates[e.parent], b.plan.Templates[e.child]
 	before := b.Len()
@@ -134,8 +137,9 @@ func (b *planner) resolveMatch(e edgeMention, names []string) (params []int, ok 
 	return slices.Compact(params), b.Len() == before
 }
 
-// matchMistake says why the tasks of two templates cannot be matched by the values
-// of a parameter; "" when they can.
+// matchMistake says why the tasks of two templates cannot be matched by the values of a parameter; ""
+// when they can. Both must expand over it, and its values must be distinct: groups are numbered by the
+// places of values in the list, and equal values at two places would be two groups.
 func (b *planner) matchMistake(parent, child *Template, name string) string {
 	i := findParameter(b.plan.Parameters, name)
 	if i < 0 {
@@ -155,7 +159,8 @@ func (b *planner) matchMistake(parent, child *Template, name string) string {
 	return ""
 }
 
-// repeatedValue returns a value that a list parameter has more than once.
+// repeatedValue returns a value that a list parameter has more than once. The answer is kept: many
+// edges may match by one long list.
 func (b *planner) repeatedValue(param int) (value string, ok bool) {
 	if answer, known := b.repeatedValues[param]; known {
 		return answer.value, answer.ok
@@ -211,8 +216,11 @@ func (b *planner) attachGenerated(g *Template) {
 	}
 }
 
-// dedupeEdges sorts the edges by child, in the order of their mention, and leaves
-// one of each. Both ends may say match; two that differ are a problem.
+// dedupeEdges sorts the edges by child, in the order of their mention, and leaves one of each: an
+// edge that both ends mention must be counted once. Either end may say match; two that differ are a
+// problem. It is linear: a stable counting sort by child, then one array by parent that finds the
+// edge of the same two ends among the child's. An entry of that array from an earlier child is
+// below group, so the array is never cleared.
 func (b *planner) dedupeEdges() {
 	if len(b.edges) == 0 {
 		return
@@ -268,8 +276,9 @@ func (b *planner) sortByChild() {
 	b.edges = out
 }
 
-// layOutEdges gives the templates their edges. Templates that were there before
-// and get some are copied.
+// layOutEdges gives the templates their edges. Templates that were there before and get some are
+// copied, because the plan before still has them. The lists of all templates are cut from one
+// allocation.
 func (b *planner) layOutEdges() {
 	if len(b.edges) == 0 {
 		return
@@ -337,8 +346,10 @@ func (b *planner) layOutMatch(e edgeMention, parent, child *Template) *Match {
 // one the last is named too.
 const maxPathTasks = 20
 
-// checkCycle reports the first cycle. A cycle that did not exist before goes through a
-// new template, so the search starts there: O(templates + edges), without recursion.
+// checkCycle reports the first cycle. A cycle that did not exist before goes through a new
+// template, so the search starts there: O(templates + edges), without recursion, because a chain of
+// a million tasks would exhaust the stack. Cycles of templates are cycles of tasks, as every
+// template has a task and matched edges connect each task of the child.
 func (b *planner) checkCycle() {
 	if len(b.edges) == 0 {
 		return
@@ -381,9 +392,12 @@ func formatPathName(name string) string {
 	return quoted
 }
 
-// findCycle returns a cycle among the templates that are reachable from
-// templates[first:]: each template once, parents before children. It returns nil when
-// the graph is acyclic.
+// findCycle returns a cycle among the templates that are reachable from templates[first:]: each
+// template once, parents before children. It returns nil when the graph is acyclic.
+//
+// This is Kahn's algorithm, restricted to what is reachable: count the parents of each template
+// that was reached, then remove templates without parents as long as there are any. The rest, if
+// any, has a cycle.
 func findCycle(templates []*Template, first int) []int {
 	const unseen = -1
 	waits := make([]int32, len(templates)) // for how many seen parents

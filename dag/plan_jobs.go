@@ -17,8 +17,9 @@ const (
 // defaultCPUMillis is what a task takes that does not say how many cores.
 const defaultCPUMillis = 1000
 
-// scanTokens fills b.tokens with a job's tokens. A wrong token is reported at the
-// pointer that place returns for its field.
+// scanTokens fills b.tokens with a job's tokens, in the order of fields and of places in them. A wrong
+// token is reported at the pointer that locate returns for its field, unless locate says that it was
+// reported elsewhere: a text that a task takes from jobDefaults is reported there, once for all tasks.
 func (b *planner) scanTokens(j *Job, locate func(field int) (pointer string, report bool)) {
 	b.tokens = b.tokens[:0]
 	for field := range j.textCount() {
@@ -55,7 +56,8 @@ func (b *planner) scanTokens(j *Job, locate func(field int) (pointer string, rep
 	}
 }
 
-// checkDefaults validates jobDefaults, once for all tasks.
+// checkDefaults validates jobDefaults, once for all tasks. It is checked even where each task sets
+// its own members: a mistake in it would show when the next task is added.
 func (b *planner) checkDefaults(d *Job) {
 	b.checkGiven(jobDefaultsIndex, d)
 	locate := func(field int) (string, bool) { return b.jobPointer(jobDefaultsIndex) + d.pointerOf(d, field), true }
@@ -102,8 +104,9 @@ func (b *planner) checkGiven(template int, j *Job) {
 	}
 }
 
-// runsLocally tells whether a new template's tasks run on this machine. For jobDefaults
-// it tells whether this is true of any template that does not set the member itself.
+// runsLocally tells whether a new template's tasks run on this machine: only then are its resources
+// compared with what the machine has. For jobDefaults it tells whether this is true of any template
+// that does not set the member itself (own): O(templates), when there are external executors.
 func (b *planner) runsLocally(template int, own func(*Job) bool) bool {
 	limits := &b.plan.limits
 	if len(limits.ExternalExecutors) == 0 {
@@ -159,10 +162,11 @@ func (b *planner) checkJob(t *Template, spec *TaskSpec) {
 	t.Class = b.classIndex(class)
 }
 
-// maxLinearClasses is how many classes are looked through one by one.
+// maxLinearClasses is how many classes are looked through one by one: most runs have one or two.
 const maxLinearClasses = 8
 
-// classIndex is the index of a class in the plan.
+// classIndex is the index of a class in the plan, which gets it when it is new. Classes only grow:
+// the dispatcher knows them by their indexes.
 func (b *planner) classIndex(c Class) int {
 	p := b.plan
 	if len(p.Classes) <= maxLinearClasses {
@@ -187,10 +191,10 @@ func (b *planner) classIndex(c Class) int {
 	return i
 }
 
-// checkTexts reports texts of a job that are wrong for some value of a parameter: the
-// name of an environment variable that contains "=" or is empty, or an empty program
-// name. It looks at each token once and at the values of each parameter once, never at a
-// task. b.tokens holds the job's tokens.
+// checkTexts reports texts of a job that are wrong for some value of a parameter: the name of an
+// environment variable that contains "=" or is empty, or an empty program name. Such a task could only
+// fail, long after the submission was accepted. It looks at each token once and at the values of each
+// parameter once, never at a task. b.tokens holds the job's tokens.
 func (b *planner) checkTexts(j *Job, locate func(field int) (pointer string, report bool)) {
 	for rest := b.tokens; len(rest) > 0; {
 		field := rest[0].field
@@ -281,7 +285,7 @@ type valueProperties struct {
 	assigned    string // the first of those
 }
 
-// propertiesOfValues are those of all parameters, made once.
+// propertiesOfValues are those of all parameters, by index, made when the first check needs them.
 func (b *planner) propertiesOfValues() []valueProperties {
 	if b.properties == nil {
 		b.properties = make([]valueProperties, len(b.plan.Parameters))
@@ -310,9 +314,10 @@ const (
 	pointerBytes = 1 + 8
 )
 
-// checkStart reports each text that is too long to start a process with, assuming the
-// longest values of the parameters. b.tokens holds the job's tokens. It returns the
-// bytes that the kernel counts for all texts together.
+// checkStart reports each text that is too long to start a process with, assuming the longest
+// values of the parameters. Some task has all of these at once, because tasks are the product of
+// the lists. b.tokens holds the job's tokens. It returns the bytes that the kernel counts for all
+// texts together, the NUL and the pointer of each included.
 func (b *planner) checkStart(j *Job, locate func(field int) (pointer string, report bool)) (total int) {
 	tokens := b.tokens
 	for field := range j.textCount() {

@@ -45,7 +45,15 @@ func (l *Limits) runsExternally(executor string) bool {
 	return slices.Contains(l.ExternalExecutors, executor)
 }
 
-// planner makes a plan, or the list of all problems.
+// planner makes a plan, or the list of all problems. It lives for one call of NewPlan or Extend.
+//
+// It goes on after a problem, so that one answer lists all of them. Therefore each step must bear what
+// an earlier one has found wrong: edges to unknown tasks are left out, a total that overflows is
+// saturated, and what would need a right plan (matches) is left out once there are problems.
+//
+// Its time and memory are linear in the document, whatever the product of the parameters is: it
+// looks at tokens, edges and values of parameters, never at tasks. The bounds maxEdges, maxTaskBytes
+// and maxMergedMembers are there for the three places where a small document could ask for more.
 type planner struct {
 	ProblemCollector
 	plan           *Plan
@@ -67,9 +75,12 @@ type planner struct {
 	repeatedValues map[int]repeatedValueResult // answers of repeated
 }
 
-// NewPlan validates a spec as a graph and lays out its templates. It reports all
-// problems, and then the plan is nil. Problem.Limit is set where the document is sound
-// but too large.
+// NewPlan validates a spec as a graph and lays out its templates. It reports all problems, and then
+// the plan is nil. Problem.Limit is set where the document is sound but too large.
+//
+// The plan keeps the strings and slices of the spec, and takes over its TaskList: neither may be
+// changed afterwards. The result depends on the spec and the limits alone, so a stored document gives
+// the same indexes at each load. It costs O(templates + edges + tokens + values of parameters).
 func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	b := planner{
 		prefix: "/tasks",
@@ -94,10 +105,10 @@ func NewPlan(s *Spec, l Limits) (*Plan, Problems) {
 	return b.finishPlan()
 }
 
-// Extend adds what a task of a generator generated: a new plan, p is unchanged.
-// The templates that get edges are new values, the others are shared. Started
-// tells whether any task of a template was ever granted a slot: such a template
-// gets no new parents. Pointers of problems are those of the generator's output.
+// Extend adds what a task of a generator generated: a new plan, p is unchanged. The templates that get
+// edges are new values, the others are shared. Started tells whether any task of a template was ever
+// granted a slot: such a template gets no new parents. Pointers of problems are those of the
+// generator's output. It costs O(templates + new edges), because the list of templates is copied.
 //
 // The set keeps its own edges. A new template without parents becomes a child of the
 // generator's template. The templates that wait for the generator wait for every new
@@ -124,6 +135,8 @@ func (p *Plan) Extend(generator uint32, tasks []TaskSpec, started func(template 
 	return b.finishPlan()
 }
 
+// finishPlan lays out the edges that were found, does the checks that need all of them, and returns
+// the plan or the problems.
 func (b *planner) finishPlan() (*Plan, Problems) {
 	b.dedupeEdges()
 	b.layOutEdges()
@@ -164,8 +177,9 @@ func (b *planner) templatePointer(template int) string {
 	return b.prefix + "/" + EscapePointer(b.plan.Templates[template].Name)
 }
 
-// addTemplates appends the new templates to the plan, and validates each of them and
-// their names.
+// addTemplates appends the new templates to the plan, and validates each of them and their names.
+// origin is the generator's template, or -1. Lists that Extend shares with the plan before (templates,
+// classes, matches) are copied or clipped first, so that an append never writes into that plan.
 func (b *planner) addTemplates(origin int) {
 	p := b.plan
 	n := b.templateCount()
@@ -248,7 +262,9 @@ type traitsKey struct {
 	generator bool
 }
 
-// sharedTraits returns a value equal to l.traits that several templates may share.
+// sharedTraits returns a value equal to l.traits that several templates may share. Neighbours in a
+// document are mostly alike, so the last one is tried first, and the map is made only for the second
+// kind. Traits with axes are not shared: they are few, and the key would need a slice.
 func (l *packedTasks) sharedTraits() *Traits {
 	own := &l.traits
 	if own.Axes != nil {
@@ -274,21 +290,21 @@ func (l *packedTasks) sharedTraits() *Traits {
 }
 
 // checkMergeLimit counts the members of a job merged with the defaults. It is false
-// beyond maxMerged.
+// beyond maxMergedMembers.
 func (b *planner) checkMergeLimit(j *Job) bool {
 	if len(j.Other) == 0 || len(b.plan.defaults.Other) == 0 {
 		return true
 	}
 	before := b.mergedMembers
 	b.mergedMembers += len(j.Other) + len(b.plan.defaults.Other)
-	if b.mergedMembers > maxMerged && before <= maxMerged {
+	if b.mergedMembers > maxMergedMembers && before <= maxMergedMembers {
 		b.Add(Problem{
 			Pointer: b.prefix,
-			Message: "the tasks have more than " + strconv.Itoa(maxMerged) + " job members in all, with those of jobDefaults",
+			Message: "the tasks have more than " + strconv.Itoa(maxMergedMembers) + " job members in all, with those of jobDefaults",
 			Limit:   true,
 		})
 	}
-	return b.mergedMembers <= maxMerged
+	return b.mergedMembers <= maxMergedMembers
 }
 
 // expandTemplate finds a template's tokens and axes and counts its tasks. own is the job
@@ -336,8 +352,9 @@ func (b *planner) longestTexts(t *Template) int {
 	return size
 }
 
-// listAxes are the list parameters among tokens, whose strides it sets, and the
-// product of their lengths, saturated.
+// listAxes are the list parameters among tokens, sorted by name, and the product of their lengths,
+// saturated. It sets the strides of the tokens: the axes are the digits of a task's local number, the
+// last one fastest, so the value of an axis is local / stride % size.
 func (b *planner) listAxes(tokens []paramToken) ([]int, uint64) {
 	lists := 0
 	for i := range tokens {
@@ -401,7 +418,8 @@ func (b *planner) checkNames() {
 	}
 }
 
-// expandsTo returns the template that expands to the name of t, or nil.
+// expandsTo returns the template that expands to the name of t, or nil. It takes the name apart in
+// place of making the names that others expand to, so it costs O(1) whatever their product is.
 func (b *planner) expandsTo(t *Template) *Template {
 	base, local, ok := splitName(t.Name)
 	if !ok || t.Expanded {

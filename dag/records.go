@@ -6,9 +6,16 @@ import (
 	"math"
 )
 
-// The records of a run are a redo log of absolute values, so that replaying one
-// again, or one that is older than what a snapshot says, does no harm as long as
-// all later ones follow. TakeRecords hands them out in batches:
+// The records of a run are a redo log of absolute values: "task 7 is COMPLETED after 2 attempts", not
+// "task 7 ended". So it does no harm to replay a record again, or one that is older than what a
+// snapshot says, as long as all later ones follow; a snapshot can be taken in parts while the run goes
+// on. A record says what a task became, and not what follows from it: counters, queues and ready
+// tasks are derived once, at the end of a recovery.
+//
+// Records are small, because every transition writes one: most take one to three bytes. Each is coded
+// as the difference to the one before, and neighbours that are granted together share one.
+//
+// TakeRecords hands them out in batches:
 //
 //	batch  = version record*
 //	record = op [at] [task] [attempt] …
@@ -28,10 +35,12 @@ import (
 //	killRun    RETRY -> KILLED
 //	times      template, timesChanged, [first - at], [last - at]: see Times
 //
-// A start is not recorded: after a restart the driver asks the executor.
+// Differences begin again in each batch, so a batch is read without those before it. A start is not
+// recorded: after a crash the driver asks the executor. The records of the run (state, killRun, times)
+// come without a task and leave the task before as it is.
 //
-// Version 2 adds times, as the last records of a batch. A batch without times is
-// written as version 1.
+// Version 2 adds times, as the last records of a batch. A batch without times is written as version
+// 1, which older builds can read. TestRecordBytes holds the format byte by byte.
 const recordVersion = 2
 
 // recordKind is the kind of a record.
@@ -69,7 +78,9 @@ var kindOfState = [NumTaskStates]recordKind{
 	TaskKilled:    kindKilled,
 }
 
-// recordBuffer collects encoded records.
+// recordBuffer collects encoded records between two calls of TakeRecords. Grants are held back in
+// grants, so that a further neighbour makes the record longer in place of adding one; every other
+// record flushes them first, which keeps the order.
 type recordBuffer struct {
 	buf          []byte
 	at           int64     // of the last record
@@ -79,8 +90,9 @@ type recordBuffer struct {
 	grantTime    int64     // time of grants
 }
 
-// TakeRecords appends the records since the last call to dst, as one batch. Without
-// new records dst is returned as it is. The batches must become durable in this order.
+// TakeRecords appends the records since the last call to dst, as one batch. Without new records dst is
+// returned as it is. The caller must make the batches durable in this order, each as a whole, and
+// must not drop one: the run does not keep them. It allocates only where dst is too small.
 func (r *Run) TakeRecords(dst []byte) []byte {
 	j := &r.records
 	j.flushGrants()
@@ -100,7 +112,8 @@ func (r *Run) TakeRecords(dst []byte) []byte {
 // HasRecords tells whether there are records to take.
 func (r *Run) HasRecords() bool { return len(r.records.buf) > 0 || r.records.grants.n > 0 }
 
-// recordGrant records that a task got its next attempt.
+// recordGrant records that a task got its next attempt. A neighbour with the same attempt number at
+// the same time joins the record that is held back.
 func (r *Run) recordGrant(task uint32) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
 	j, attempt := &r.records, r.attempts[task]
@@ -122,7 +135,8 @@ func (j *recordBuffer) flushGrants() {
 	}
 }
 
-// recordTask records a task's state, its attempts, and its retry state.
+// recordTask records a task's state, its attempts, and its retry state where the state has one. The
+// other states imply that the retry state is gone.
 func (r *Run) recordTask(task uint32, s TaskState) {
 	r.lastUpdate = max(r.lastUpdate, r.now)
 	j := &r.records
@@ -155,7 +169,9 @@ func (r *Run) recordKillTask(task uint32) {
 	r.records.appendHead(kindKillTask, r.now, task, 1, false)
 }
 
-// recordState records the run's newest state.
+// recordState records the run's newest state, with its index among all changes: a replay that knows
+// the change from a newer snapshot writes it again and does not add it. appendHead counts its task
+// as the one after the last, which is taken back: a record of the run does not move on to a task.
 func (r *Run) recordState() {
 	at := r.lastStateChange()
 	r.lastUpdate = max(r.lastUpdate, at)
@@ -176,7 +192,8 @@ func (r *Run) recordKill() {
 	j.next--
 }
 
-// appendHead encodes the head of a record.
+// appendHead encodes the head of a record: what differs from the record before. A record for the next
+// task, at the same time, after its first attempt, is the op byte alone.
 func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint32, hasRetryState bool) {
 	op := byte(kind)
 	if task == j.next {
@@ -207,8 +224,9 @@ func (j *recordBuffer) appendHead(kind recordKind, at int64, task, attempt uint3
 
 func (j *recordBuffer) uint(v uint64) { j.buf = binary.AppendUvarint(j.buf, v) }
 
-// recordReader reads encoded values. After the first error it returns zeroes; err names
-// the offset.
+// recordReader reads encoded values: of records, headers and chunks. They come from storage, so
+// everything is checked. After the first error every call returns zero and err keeps naming the
+// offset of that error, so a caller may read on and look at err before it uses what it has read.
 type recordReader struct {
 	data []byte
 	off  int
@@ -232,7 +250,8 @@ func (c *recordReader) byte(what string) byte {
 	return c.data[c.off-1]
 }
 
-// version reads a version byte, from 1 to newest.
+// version reads a version byte, from 1 to newest. 0 is never a version: zeros from a hole in a file
+// are an error.
 func (c *recordReader) version(newest byte) (v byte) {
 	if v = c.byte("version"); c.err == nil && (v < 1 || v > newest) {
 		c.fail("version %d is not known, this build reads up to %d", v, newest)
@@ -240,7 +259,8 @@ func (c *recordReader) version(newest byte) (v byte) {
 	return v
 }
 
-// uint reads an unsigned varint that is at most limit.
+// uint reads an unsigned varint that is at most limit. The limit keeps a damaged number from becoming
+// an index out of range, a huge allocation or a long loop.
 func (c *recordReader) uint(what string, limit uint64) uint64 {
 	if c.err != nil {
 		return 0
@@ -275,7 +295,7 @@ func (c *recordReader) int(what string) int64 {
 	return v
 }
 
-// Transition is one change in a batch of records that users see.
+// Transition is one change in a batch of records that users see: what followers of a run are sent.
 type Transition struct {
 	At      int64 // ns since the epoch
 	OfRun   bool  // Run is the run's new state; else State is the task's
@@ -286,11 +306,13 @@ type Transition struct {
 	Granted bool // it is QUEUED for this attempt, and was in RETRY
 }
 
-// Transitions yields the changes in a batch of records, in their order. It needs the
-// number of tasks, but no Run. Grants are left out, except those of tasks that had an
-// attempt before: these were in RETRY, and are QUEUED to users. A kill or a restart of
-// the run moves many tasks at once and yields only the change of the run's state. Starts are
-// not recorded.
+// Transitions yields the changes in a batch of records, in their order. It needs the number of tasks,
+// but no Run, so the goroutine of a subscription decodes what was committed without asking the run's
+// actor. Grants are left out, except those of tasks that had an attempt before: these were in RETRY,
+// and are QUEUED to users. A kill or a restart of the run moves many tasks at once and yields only
+// the change of the run's state. Starts are not recorded.
+//
+// An error means that the batch is damaged; the changes before the damage were yielded by then.
 func Transitions(batch []byte, tasks uint32, yield func(Transition)) error {
 	c := &recordReader{data: batch}
 	c.version(recordVersion)

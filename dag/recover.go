@@ -7,19 +7,23 @@ import (
 	"slices"
 )
 
-// Recover makes a run from what is durable: its plan with all generated sets
-// (Extend, with nothing started), the header of its newest snapshot (nil when
-// there is none), the chunks (nil or empty: never written), and all batches of
-// records from the header's cut on, in order. The chunks may be newer than the
-// header or the records, and the header newer than the records.
+// Recover makes a run from what is durable: its plan with all generated sets (Extend, with nothing
+// started), the header of its newest snapshot (nil when there is none), the chunks (nil or empty:
+// never written), and all batches of records from the header's cut on, in order. The chunks may be
+// newer than the header or the records, and the header newer than the records.
 //
-// The run is as it was, with three differences: a RUNNING task is GRANTED (starts are
-// not recorded; Started, Lost or Revoked follow), ready tasks are in ascending order,
-// and all chunks that the records touched are dirty. Apply Lost for attempts that no
-// longer exist before Init: Init returns the first effects.
+// The run is as it was, with three differences: a RUNNING task is GRANTED (starts are not recorded;
+// Started, Lost or Revoked follow), ready tasks are in ascending order, and all chunks that the
+// records touched are dirty. Apply Lost for attempts that no longer exist before Init: Init returns
+// the first effects.
 //
-// The error names the part and the offset. It means that the storage is damaged or of
-// another version.
+// It works in three passes: read the header and the chunks into the state bytes, replay the records
+// over them, and then derive every counter and queue once. Until the last pass no counter is right,
+// so a replay never uses one. It costs O(tasks + records).
+//
+// The error names the part and the offset. It means that the storage is damaged or of another
+// version: whatever the bytes are, the result is a run that can go on, or an error. FuzzRecover
+// holds this.
 func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, records [][]byte) (*Run, error) {
 	r := &replayer{Run: newRun(p, c), fromRecords: map[uint32]struct{}{}}
 	if header != nil {
@@ -49,8 +53,10 @@ func Recover(p *Plan, c Config, header []byte, chunk func(i uint32) []byte, reco
 	return r.Run, nil
 }
 
-// rebuildCounters derives all counters and queues from the states of the tasks and of
-// the run, and returns an error for an impossible state.
+// rebuildCounters derives all counters and queues from the states of the tasks and of the run, and
+// returns an error for a state that no sequence of events leads to. Such an error is the last
+// defence against damage that checksums let through: a run that is served or executed with a
+// contradiction in it would panic later, or run a task before its parents.
 func (r *Run) rebuildCounters() error {
 	p := r.plan
 	if len(r.stateChanges) == 0 {
@@ -105,7 +111,8 @@ func (r *Run) rebuildCounters() error {
 	return nil
 }
 
-// checkStarted finds a task that had an attempt before its parents were COMPLETED.
+// checkStarted finds a task of template i that had an attempt before its parents were COMPLETED. The
+// dependencies of the template must have been counted.
 func (r *Run) checkStarted(i int) error {
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	if ts.startedTasks == 0 || ts.pendingParents == 0 && ts.openGroups == nil {
@@ -124,20 +131,26 @@ func (r *Run) checkStarted(i int) error {
 }
 
 // replayer applies records to a run whose counters are not made yet.
+//
+// A change of the run's state freezes or thaws the retry intervals of all tasks, without a record for
+// each. The header may be newer than such a change: its intervals then reflect it already, and must
+// not be frozen or thawed again. An interval that a record has set in this replay does not reflect it.
+// So a change that the header covers (its index is below headerChanges) concerns only the tasks
+// in fromRecords.
 type replayer struct {
 	*Run
 	headerChanges int                 // number of state changes in the header
 	fromRecords   map[uint32]struct{} // tasks whose retry state was set by a record, not by the header
-	grants        []grantSpan
+	grants        []grantSpan         // of all records, for collectGrantTimes
 }
 
-// grantSpan is a record of grants.
+// grantSpan is a record of grants: the tasks, and when (ns).
 type grantSpan struct {
 	taskRange
 	at int64
 }
 
-// applyBatch applies one batch of records.
+// applyBatch applies one batch of records. An error leaves the run half replayed: it must be dropped.
 func (p *replayer) applyBatch(data []byte) error {
 	c := &recordReader{data: data}
 	c.version(recordVersion)
@@ -180,7 +193,8 @@ func (p *replayer) applyBatch(data []byte) error {
 	return c.err
 }
 
-// applyTaskRecord applies a record of a task, or of n tasks.
+// applyTaskRecord applies a record of a task, or of n tasks from it on, and returns n. It sets what
+// the record says, whatever the task was before.
 func (p *replayer) applyTaskRecord(c *recordReader, op byte, at int64, task, attempt uint32) (n uint32) {
 	var tr retryState
 	if op&flagRetryState != 0 {
@@ -234,8 +248,8 @@ func (p *replayer) applyTaskRecord(c *recordReader, op byte, at int64, task, att
 	return 1
 }
 
-// collectGrantTimes keeps the times at which the live tasks were granted: O(live tasks +
-// records).
+// collectGrantTimes keeps the times at which the live tasks were granted: O(live tasks + records). A
+// later record overwrites an earlier one. Only live tasks are looked at, not all that were granted.
 func (p *replayer) collectGrantTimes() {
 	if p.live.count == 0 {
 		return
@@ -248,7 +262,7 @@ func (p *replayer) collectGrantTimes() {
 	}
 }
 
-// setTask writes a task's state and attempts.
+// setTask writes a task's state and attempts. The next snapshot takes its chunk again.
 func (p *replayer) setTask(task uint32, s TaskState, attempt uint32) {
 	p.stateBytes[task], p.attempts[task] = uint8(s), attempt
 	p.dirty.add(task / ChunkTasks)
@@ -264,7 +278,8 @@ func (p *replayer) setRetryState(task uint32, tr retryState) {
 	p.fromRecords[task] = struct{}{}
 }
 
-// applyRunRecord applies a record of the run as a whole.
+// applyRunRecord applies a record of the run as a whole, and what it implies for tasks: a kill ends
+// those in RETRY, a restart queues all that are not COMPLETED or live, a pause freezes intervals.
 func (p *replayer) applyRunRecord(c *recordReader, kind recordKind, at int64) {
 	if kind == kindKillRun {
 		p.killing = true
@@ -288,7 +303,6 @@ func (p *replayer) applyRunRecord(c *recordReader, kind recordKind, at int64) {
 		p.stateChanges = append(p.stateChanges, StateChange{})
 	}
 	p.stateChanges[index] = StateChange{At: at, State: state}
-	// The intervals in the header already reflect the changes before it.
 	only := p.fromRecords
 	if index >= p.headerChanges {
 		only = nil
@@ -309,7 +323,8 @@ func (p *replayer) applyRunRecord(c *recordReader, kind recordKind, at int64) {
 	}
 }
 
-// moveAll moves all tasks in one of the states of the mask.
+// moveAll moves all tasks in one of the states of the mask from (bit s: state s), and drops their
+// retry states: O(tasks), once for each kill or restart of the run.
 func (p *replayer) moveAll(to TaskState, from uint16) {
 	for task, b := range p.stateBytes {
 		if from>>(b&^killBit)&1 != 0 {

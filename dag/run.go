@@ -16,7 +16,7 @@ const defaultLostLimit = 5
 //
 // Per task it holds a state byte and an attempt count. Everything else is kept per template, per
 // class, or per task that is out of the ordinary: the live ones are in a bitmap, those that failed
-// in a map. What an event would otherwise have to search for is counted:
+// in a map. Counters replace what an event would otherwise have to search for:
 //
 //	counts[s]                    tasks in state s; their sum is plan.Tasks
 //	live.count                   = counts[GRANTED] + counts[RUNNING]
@@ -143,8 +143,8 @@ func newRun(p *Plan, c Config) *Run {
 	return r
 }
 
-// growToPlan allocates the state of all tasks, templates and classes of the plan that have none yet:
-// of all of them for a new run, of a generated set's after extendPlan. Indexes never change, so what
+// growToPlan allocates the state of those tasks, templates and classes of the plan that lack it:
+// all of them in a new run, those of a generated set in extendPlan. Indexes never change, so what
 // is there stays where it is.
 func (r *Run) growToPlan() {
 	p := r.plan
@@ -168,8 +168,8 @@ func (r *Run) growToPlan() {
 }
 
 // Init returns the effects that start a run: Demand, and after Recover also RetryAt, and Signal and
-// Cancel for attempts that were to be killed or revoked. Those effects may have been carried out by
-// the driver before the crash: repeating them is harmless. It returns nil for a final run. Call it
+// Cancel for attempts that were to be killed or revoked. The driver may have carried them out
+// before the crash: repeating them is harmless. It returns nil for a final run. Call it
 // once, before any grant; it writes no records. The slice is reused by the next Apply.
 func (r *Run) Init() []Effect {
 	r.effects = r.effects[:0]
@@ -266,11 +266,11 @@ func (r *Run) Apply(e Event) []Effect {
 	return r.effects
 }
 
-// finishIfIdle sets the run's final state once no task can move any more: no attempt is live, no task
-// is ready and none waits for its retry. QUEUED tasks may be left, behind a parent that is ERRORED or
+// finishIfIdle sets the run's final state once no task can move any more: no attempt is live, and no
+// task is ready or waits for its retry. QUEUED tasks may be left, behind a parent that is ERRORED or
 // KILLED; they stay QUEUED. A run with an ERRORED task is ERRORED, whatever else was killed.
 //
-// A run that is being killed ends as soon as nothing is live, whatever is ready. The default case
+// A run that is being killed ends with its last live attempt, whatever is ready. The default case
 // would be a run that waits for ever: a counter is wrong, so it panics with the numbers.
 func (r *Run) finishIfIdle() {
 	if r.state.Final() || r.live.count > 0 {

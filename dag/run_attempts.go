@@ -2,7 +2,11 @@ package dag
 
 import "fmt"
 
-// grantSlots gives slots to ready tasks.
+// grantSlots gives up to n slots of a class to its ready tasks, and releases the rest. The first grant
+// of a QUEUED run makes it RUNNING.
+//
+// The loop ends: at most readyTasks slots are given, and that many tasks of the queues can be granted.
+// Each killed task is skipped once, so a grant costs O(tasks granted and skipped).
 func (r *Run) grantSlots(class, n int) {
 	if class < 0 || class >= len(r.classes) || n < 0 {
 		panic(fmt.Sprintf("run: grant of %d slots of class %d, it has %d classes", n, class, len(r.classes)))
@@ -26,13 +30,15 @@ func (r *Run) grantSlots(class, n int) {
 	}
 }
 
-// isGrantable is false for tasks that were killed after they had become ready.
+// isGrantable tells whether a task from a queue may start. It is false for a task that was killed
+// after it had become ready, the only one that a queue keeps without counting it.
 func (r *Run) isGrantable(task uint32) bool {
 	state := TaskState(r.stateBytes[task])
 	return state == TaskQueued || state == TaskRetry
 }
 
-// beginAttempt gives a ready task its slot and its next attempt.
+// beginAttempt gives a ready task its slot and its next attempt. Attempts count from 1. The
+// failures of a task in RETRY are kept, for the next failure.
 func (r *Run) beginAttempt(task uint32) {
 	if TaskState(r.stateBytes[task]) == TaskRetry {
 		tr := r.retries[task]
@@ -48,7 +54,9 @@ func (r *Run) beginAttempt(task uint32) {
 	r.emit(Start{Task: task, Attempt: r.attempts[task]})
 }
 
-// holdsSlot tells whether this attempt holds a slot. An ended attempt does not.
+// holdsSlot tells whether this attempt holds a slot. A report of an attempt that has ended, or of an
+// older one, may come late or twice: it is false then, and the caller ignores the event. A task or an
+// attempt that never existed is a bug of the driver and panics; what says what the driver claims.
 func (r *Run) holdsSlot(task, attempt uint32, what string) bool {
 	r.mustKnowTask(task, what)
 	made := r.attempts[task]
@@ -65,7 +73,9 @@ func (r *Run) mustKnowTask(task uint32, what string) {
 	}
 }
 
-// startAttempt records that an attempt's process exists since at (0: since now).
+// startAttempt notes that an attempt's process exists since at (ns; 0: since now). A start is not a
+// record: after a crash the executor tells again which of its attempts run, so a write for each start
+// would be wasted. Only the time of a template's first start is recorded, with other records.
 func (r *Run) startAttempt(task, attempt uint32, at int64) {
 	if !r.holdsSlot(task, attempt, "started") || r.TaskState(task) == TaskRunning {
 		return
@@ -78,16 +88,17 @@ func (r *Run) startAttempt(task, attempt uint32, at int64) {
 	r.recordStart(r.templateOf(task), at)
 }
 
-// resumeRunning sets a restarted run to RUNNING at the first sign of life of an attempt
-// from before the restart.
+// resumeRunning sets a restarted run to RUNNING at the first sign of life of an attempt from before
+// the restart: a run with a RUNNING task is never shown as QUEUED, and only a RUNNING run may end.
 func (r *Run) resumeRunning() {
 	if r.state == RunQueued && !r.killing {
 		r.setState(RunRunning)
 	}
 }
 
-// finishAttempt ends an attempt that was executed. next is a generator's new plan; at
-// holds the attempt's own times.
+// finishAttempt ends an attempt that was executed. next is a generator's new plan, else nil; at holds
+// the attempt's own times. A kill wins over any outcome: the success of an attempt that was to be
+// killed is seen on the attempt only, and a set that it generated is dropped.
 func (r *Run) finishAttempt(task, attempt uint32, ok bool, next *Plan, at Times) {
 	if !r.holdsSlot(task, attempt, "finished") {
 		return
@@ -109,15 +120,20 @@ func (r *Run) finishAttempt(task, attempt uint32, ok bool, next *Plan, at Times)
 	}
 }
 
-// killRequested tells whether a live task has to end KILLED, however its attempt ends.
+// killRequested tells whether a live task has to end KILLED, however its attempt ends: the user has
+// killed the run or this task.
 func (r *Run) killRequested(task uint32) bool { return r.killing || r.stateBytes[task]&killBit != 0 }
 
-// releaseSlot gives the slot of a live task back.
+// releaseSlot gives the slot of a live task back. It is called once for each attempt, before the
+// task's state changes.
 func (r *Run) releaseSlot(task uint32) {
 	r.emit(r.classes[r.plan.Templates[r.templateOf(task)].Class].release)
 }
 
-// failAttempt moves a task to RETRY after a failed attempt, or to ERRORED.
+// failAttempt moves a task to RETRY after a failed attempt, or to ERRORED after the last one. The
+// interval counts from the event, not from the attempt's own end. While the run is paused it does
+// not begin to run: resume turns what is left of it into a time. A task without an interval is
+// ready at once, in RETRY, and its slot may be granted again without a timer.
 func (r *Run) failAttempt(task uint32) {
 	tr := r.retries[task]
 	tr.failures++
@@ -146,7 +162,8 @@ func (r *Run) failAttempt(task uint32) {
 	}
 }
 
-// retryDue queues a task whose interval is over.
+// retryDue queues a task whose interval is over. A timer that fires early, for an older attempt, or
+// for a task that was killed, restarted or frozen in the meantime, is ignored.
 func (r *Run) retryDue(task, attempt uint32) {
 	r.holdsSlot(task, attempt, "is due again")
 	tr := r.retries[task]
@@ -166,7 +183,8 @@ func (r *Run) requeueFromRetry(task uint32) {
 	r.requeueFirst(task)
 }
 
-// loseAttempt ends an attempt that was lost to the infrastructure.
+// loseAttempt ends an attempt that was lost to the infrastructure. It does not use up a retry. A task
+// that is lost too often is ERRORED: it may be what kills the workers.
 func (r *Run) loseAttempt(task, attempt uint32, at Times) {
 	if !r.holdsSlot(task, attempt, "was lost") {
 		return
@@ -188,7 +206,9 @@ func (r *Run) loseAttempt(task, attempt uint32, at Times) {
 	r.requeueUnfinished(task)
 }
 
-// revokeAttempt takes back an attempt that never started.
+// revokeAttempt takes back an attempt that never started: its number is free again, so that attempts
+// stay without gaps. A task that the user has killed is KILLED. When the whole run is being killed,
+// the task is QUEUED again, as if it had never been granted.
 func (r *Run) revokeAttempt(task, attempt uint32) {
 	if !r.holdsSlot(task, attempt, "was revoked") {
 		return
@@ -208,7 +228,8 @@ func (r *Run) revokeAttempt(task, attempt uint32) {
 	r.requeueUnfinished(task)
 }
 
-// requeueUnfinished queues a task whose attempt was lost or revoked.
+// requeueUnfinished queues a task whose attempt was lost or revoked, ahead of first attempts. Its
+// actor may go: the next attempt is a new start.
 func (r *Run) requeueUnfinished(task uint32) {
 	r.moveTask(task, TaskQueued)
 	r.recordTask(task, TaskQueued)
@@ -216,13 +237,14 @@ func (r *Run) requeueUnfinished(task uint32) {
 	r.emit(TaskEnded{Task: task, State: TaskQueued})
 }
 
-// endTask moves a task to a final state.
+// endTask moves a task to a final state and records it.
 func (r *Run) endTask(task uint32, to TaskState) {
 	r.moveToFinal(task, to)
 	r.recordTask(task, to)
 }
 
-// moveToFinal is endTask without a record of the task: a record of the run covers it.
+// moveToFinal is endTask without a record of the task, for a kill of the run: its one record implies
+// what becomes of every task in RETRY, so that a kill of a million tasks writes a few bytes.
 func (r *Run) moveToFinal(task uint32, to TaskState) {
 	r.moveTask(task, to)
 	if len(r.retries) > 0 {
@@ -231,7 +253,9 @@ func (r *Run) moveToFinal(task uint32, to TaskState) {
 	r.emit(TaskEnded{Task: task, State: to})
 }
 
-// moveTask is the one place where a task's state changes.
+// moveTask is the one place where a task's state changes: it checks the move, and keeps counts, live
+// and dirty right. The caller counts what depends on the move (queues, remaining) and records it. A
+// new state loses the kill bit, except RUNNING, which goes on with the attempt that is to be killed.
 func (r *Run) moveTask(task uint32, to TaskState) {
 	old := r.stateBytes[task]
 	from := TaskState(old &^ killBit)

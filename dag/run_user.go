@@ -5,9 +5,10 @@ import (
 	"slices"
 )
 
-// Allowed tells whether the user may ask for this state now: nil, or an error
-// that names the present state and the wish. RunQueued is a restart, RunRunning
-// a resume. RunKilled is always allowed; a final run ignores it.
+// Allowed tells whether the user may ask for this state now: nil, or an error that names the present
+// state and the wish. RunQueued is a restart, RunRunning a resume. RunKilled is always allowed; a
+// final run ignores it. The driver must ask before it applies Pause, Resume or Restart, which panic
+// where Allowed says no. While a run is being killed, only another kill is allowed.
 func (r *Run) Allowed(to RunState) error {
 	var from uint16
 	switch to {
@@ -35,8 +36,10 @@ func (r *Run) mustAllow(to RunState) {
 	}
 }
 
-// kill ends all live tasks. A task in RETRY is KILLED at once, a QUEUED task stays
-// QUEUED. A second kill only repeats the signals.
+// kill ends all live tasks. A task in RETRY is KILLED at once, a QUEUED task stays QUEUED. The run is
+// KILLED when the last attempt has ended (finishIfIdle). A second kill only repeats the signals, for
+// a process that ignored the first. The demand is withdrawn before the signals, so that no slot is
+// granted while they are carried out.
 func (r *Run) kill() {
 	if r.state.Final() {
 		return
@@ -54,7 +57,8 @@ func (r *Run) kill() {
 	r.live.each(func(task uint32) { r.emit(Signal{Task: task, Attempt: r.attempts[task]}) })
 }
 
-// killTask ends one task.
+// killTask ends one task. A live one is marked by a bit of its state byte, which is recorded, and is
+// KILLED when its attempt has ended; any other is KILLED at once. A final task or run ignores it.
 func (r *Run) killTask(task uint32) {
 	r.mustKnowTask(task, "killed")
 	state := r.TaskState(task)
@@ -73,8 +77,9 @@ func (r *Run) killTask(task uint32) {
 	}
 }
 
-// removeFromReady subtracts a task that is QUEUED or in RETRY from the ready or blocked
-// count. The task stays in its queue, where it is skipped.
+// removeFromReady subtracts a task that is QUEUED or in RETRY from the ready or blocked count, before
+// it is KILLED. The task stays in its queue, where it is skipped: finding it would cost a search. The
+// cases are those of Run's table of where a task is queued.
 func (r *Run) removeFromReady(task uint32) {
 	i := r.templateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
@@ -91,7 +96,8 @@ func (r *Run) removeFromReady(task uint32) {
 	}
 }
 
-// pause stops the run from taking slots and its retry timers from running.
+// pause stops the run from taking slots and its retry timers from running. Attempts that have started
+// go on; those that are granted only are taken back, where that is still possible.
 func (r *Run) pause() {
 	r.mustAllow(RunPaused)
 	r.setState(RunPaused)
@@ -104,7 +110,9 @@ func (r *Run) pause() {
 	})
 }
 
-// freezeIntervals keeps the rest of the retry intervals of the tasks in only (nil: all).
+// freezeIntervals keeps the rest (ns, at least 0) of the retry intervals of the tasks in only (nil:
+// all), at the time of the pause. The record of the pause implies it, so tasks need no records
+// of their own; a replay calls it too. Order does not matter: each task is changed by itself.
 func (r *Run) freezeIntervals(at int64, only map[uint32]struct{}) {
 	for task, tr := range r.retries {
 		if tr.wait == waitDue && isSelected(only, task) {
@@ -114,7 +122,8 @@ func (r *Run) freezeIntervals(at int64, only map[uint32]struct{}) {
 	}
 }
 
-// thawIntervals lets the frozen intervals continue.
+// thawIntervals lets the frozen intervals continue from the time of the resume, as freezeIntervals
+// does in reverse.
 func (r *Run) thawIntervals(at int64, only map[uint32]struct{}) {
 	for task, tr := range r.retries {
 		if tr.wait == waitFrozen && isSelected(only, task) {
@@ -129,7 +138,8 @@ func isSelected(only map[uint32]struct{}, task uint32) bool {
 	return ok || only == nil
 }
 
-// resume goes on after a pause.
+// resume goes on after a pause. An interval that was over at the pause ends at once; each
+// other one gets its timer again.
 func (r *Run) resume() {
 	r.mustAllow(RunRunning)
 	r.setState(RunRunning)
@@ -143,8 +153,12 @@ func (r *Run) resume() {
 	}
 }
 
-// restart queues all tasks that are neither COMPLETED nor live, with fresh retry
-// budgets. A run with a RUNNING task moves on to RUNNING in the same event.
+// restart queues all tasks that are neither COMPLETED nor live, with fresh retry budgets. Attempt
+// numbers go on. Live attempts, which only a PAUSED run has, go on too. A run with a RUNNING task
+// moves on to RUNNING in the same event: it is never shown as QUEUED.
+//
+// Its one record (a change to QUEUED) implies the moves of all tasks, so it costs O(tasks) time but
+// a few bytes of journal.
 func (r *Run) restart() {
 	r.mustAllow(RunQueued)
 	r.setState(RunQueued)
@@ -158,7 +172,8 @@ func (r *Run) restart() {
 	}
 }
 
-// requeueAll moves the tasks of a restart to QUEUED. rebuildQueues restores their order.
+// requeueAll moves the tasks of a restart to QUEUED, without records and queues: rebuildQueues
+// follows.
 func (r *Run) requeueAll() {
 	clear(r.retries)
 	for task, b := range r.stateBytes {

@@ -8,12 +8,22 @@ import (
 	"slices"
 )
 
-// A snapshot of a run is a header and chunks of 1,024 tasks, each encoded by
-// itself, so that only chunks that changed have to be written. To take one while
-// the run goes on: note the number of the next batch of records (the cut), take
-// what DirtyChunks gives over any number of events (AppendChunk, then ClearDirty),
-// and when all those are durable write the header. Records from the cut on must be
-// kept; older ones may go.
+// A snapshot of a run is a header and chunks of 1,024 tasks, each encoded by itself, so that only
+// chunks that changed have to be written. It need not be of one moment: records hold absolute values,
+// and replaying those from the cut on makes any mixture of newer and older parts right. The caller
+// takes one while the run goes on:
+//
+//  1. Note the number of the next batch of records: the cut.
+//  2. Take the chunks that DirtyChunks lists (AppendChunk, then ClearDirty), over any number of
+//     events. Write each together with the records of the events before it, or later: a chunk must
+//     not be durable before the events that it shows.
+//  3. When all of them are durable, or together with the last of them, write the header with the
+//     cut. AppendHeader may make it at any time since the cut.
+//  4. Now delete the records before the cut. Keep those from the cut on.
+//
+// A chunk that changes after it was taken is dirty again: the next snapshot has it, and the records
+// since the cut cover it until then. The state of tasks in RETRY is in the header, not in chunks,
+// because few tasks have one.
 //
 //	header = version, tasks, last update, killing, changes, retry states
 //	chunk  = version, tasks, (state run)*, (attempts run)*, [number times*]
@@ -29,8 +39,9 @@ const (
 	chunkVersion  = 2
 )
 
-// AppendHeader appends the part of a snapshot about the run as a whole and the retry
-// states: O(state changes + tasks with a retry state).
+// AppendHeader appends to dst the part of a snapshot about the run as a whole and the retry states:
+// O(n log n) for the n tasks with a retry state, and O(state changes). It is made at once, so it is
+// what may keep a run with many failed tasks busy: some 0.3 µs and 11 bytes for each.
 func (r *Run) AppendHeader(dst []byte) []byte {
 	dst = append(dst, headerVersion)
 	dst = binary.AppendUvarint(dst, uint64(r.plan.Tasks))
@@ -61,7 +72,8 @@ func (r *Run) AppendHeader(dst []byte) []byte {
 	return dst
 }
 
-// readHeader reads what AppendHeader wrote.
+// readHeader reads what AppendHeader wrote, perhaps when the run had fewer tasks. It notes how many
+// changes of the run's state the header covers: see replayer.headerChanges.
 func (p *replayer) readHeader(data []byte) error {
 	c := &recordReader{data: data}
 	c.version(headerVersion)
@@ -99,7 +111,7 @@ func (p *replayer) readHeader(data []byte) error {
 	return c.err
 }
 
-// chunkRange is the tasks of a chunk.
+// chunkRange is the range of a chunk's tasks in the present plan. Beyond the plan it panics.
 func (r *Run) chunkRange(chunk uint32) (first, n uint32) {
 	first = chunk * ChunkTasks
 	if first >= r.plan.Tasks {
@@ -108,8 +120,10 @@ func (r *Run) chunkRange(chunk uint32) (first, n uint32) {
 	return first, min(ChunkTasks, r.plan.Tasks-first)
 }
 
-// AppendChunk appends the snapshot of the tasks [chunk*ChunkTasks,
-// (chunk+1)*ChunkTasks): a few bytes when the tasks are alike.
+// AppendChunk appends to dst the snapshot of the tasks [chunk*ChunkTasks, (chunk+1)*ChunkTasks), as
+// far as the plan has them: a few bytes when the tasks are alike, and at most 8 for each, without
+// times. States and attempts are two lists of runs, since neighbours often share one and differ in
+// the other.
 func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	first, n := r.chunkRange(chunk)
 	timed := r.templatesWithTimes(first, n)
@@ -137,7 +151,8 @@ func (r *Run) AppendChunk(dst []byte, chunk uint32) []byte {
 	return dst
 }
 
-// storedState is a state byte as it is kept: a start is not.
+// storedState is a state byte as it is stored: RUNNING is stored as GRANTED, because a start is not
+// durable. So a start does not make a chunk dirty.
 func storedState(b uint8) uint8 {
 	if TaskState(b&^killBit) == TaskRunning {
 		return b&killBit | uint8(TaskGranted)
@@ -145,7 +160,8 @@ func storedState(b uint8) uint8 {
 	return b
 }
 
-// readChunk reads what AppendChunk wrote, perhaps when the run had fewer tasks.
+// readChunk reads what AppendChunk wrote, perhaps when the run had fewer tasks: the last chunk may
+// have been shorter then. Tasks that the chunk does not have stay QUEUED without attempts.
 func (p *replayer) readChunk(chunk uint32, data []byte) error {
 	first, room := p.chunkRange(chunk)
 	c := &recordReader{data: data}
@@ -178,9 +194,8 @@ func (p *replayer) readChunk(chunk uint32, data []byte) error {
 	return c.err
 }
 
-// DirtyChunks returns the chunks that changed since they were last taken (at
-// first: since they were all QUEUED without attempts), ascending, at most limit
-// of them; 0 means all.
+// DirtyChunks returns the chunks that changed since they were last taken (at first: since they were
+// all QUEUED without attempts), ascending, at most limit of them; 0 means all. It costs O(result).
 func (r *Run) DirtyChunks(limit int) []uint32 {
 	if limit <= 0 || limit > r.dirty.count {
 		limit = r.dirty.count
@@ -192,5 +207,6 @@ func (r *Run) DirtyChunks(limit int) []uint32 {
 	return chunks
 }
 
-// ClearDirty says that a chunk, as it is now, has been taken.
+// ClearDirty says that a chunk, as it is now, has been taken. The caller must call it before the next
+// event and must not lose what it took: DirtyChunks lists the chunk again only after a further change.
 func (r *Run) ClearDirty(chunk uint32) { r.dirty.remove(chunk) }

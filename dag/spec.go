@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Spec is a submitted graph, decoded and syntactically sound, not yet validated
-// as a graph (see NewPlan). It is immutable.
+// Spec is a submitted graph, decoded and syntactically sound, not yet validated as a graph (see
+// NewPlan). It is immutable, except for the TaskList, which NewPlan takes over. Package specjson
+// makes it from JSON; a Spec from elsewhere must be sorted as its comments say.
 type Spec struct {
 	Tag        string
 	Tags       []Label     // sorted by name
@@ -122,7 +123,8 @@ func (p RetryPolicy) Delay(n uint32) time.Duration {
 	return delay
 }
 
-// addSaturated adds a duration (ns, not negative) to a time without overflow.
+// addSaturated adds a duration (ns, not negative) to a time without overflow: a retry after 292
+// years is the latest time that there is.
 func addSaturated(at, d int64) int64 {
 	if at > math.MaxInt64-d {
 		return math.MaxInt64
@@ -159,9 +161,9 @@ func (j *Job) withDefaults(d *Job) Job {
 	return e
 }
 
-// maxMerged bounds the members that tasks and jobDefaults have together where a
+// maxMergedMembers bounds the members that tasks and jobDefaults have together where a
 // task has its own: those are copied for each such task. 32 bytes each.
-const maxMerged = 4_000_000
+const maxMergedMembers = 4_000_000
 
 // mergeMembers is own, followed by those defaults that own does not have.
 func mergeMembers(own, defaults []Member) []Member {

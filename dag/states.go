@@ -62,7 +62,7 @@ var runNames = [numRunStates]string{"QUEUED", "RUNNING", "PAUSED", "COMPLETED", 
 //	ERRORED    QUEUED     Restart
 //	KILLED     QUEUED     Restart
 //
-// COMPLETED has no way out: a completed task never runs again. A Kill of the run leaves QUEUED tasks
+// COMPLETED is the end: a completed task never runs again. A Kill of the run leaves QUEUED tasks
 // QUEUED. The run itself moves like this:
 //
 //	QUEUED     RUNNING    the first grant; after a restart also the first sign of life of an

@@ -299,7 +299,7 @@ func insertName(names []uint32, hash uint64, entry uint32) {
 	names[at] = entry
 }
 
-// entryReader reads what packTask wrote. This process wrote it, so it checks nothing: a
+// entryReader reads what packTask wrote. This process wrote it, so it needs no checks: a
 // wrong entry is a bug and panics with an index out of range.
 type entryReader struct{ rest string }
 

@@ -4,23 +4,28 @@ import (
 	"math/bits"
 )
 
-// bitmap is a set of small numbers. Iteration in ascending order skips its gaps: bit i
-// of a level is set when word i of the level below is not zero. The set takes little
-// more than one bit per possible member.
+// This file has the two sets of tasks of a run: the bitmap for sets with members anywhere (live
+// tasks, changed chunks), and the rangeQueue for ready work, which comes in long ranges.
+
+// bitmap is a set of the numbers 0 … size-1. Bit i of a level is set when word i of the level below
+// is not 0, so that iteration in ascending order skips gaps: each of a few members among 10,000,000 is
+// found in a few steps. has costs O(1), add, remove and next O(levels), at most 6. The set takes 1.02
+// bits per possible member, whatever its members are. A number beyond size panics.
 type bitmap struct {
-	levels [][]uint64 // the last one is a single word
-	size   int
-	count  int
+	levels [][]uint64 // levels[0] has a bit for each number; the last one is a single word
+	size   int        // possible members
+	count  int        // members
 }
 
-// grow makes room for the members 0 … n-1.
+// grow makes room for the members 0 … n-1 and keeps the present ones. A set that has been used
+// grows by a quarter at least: growth copies all levels, and each small generated set asks for it.
 func (b *bitmap) grow(n int) {
 	if n <= b.size {
 		return
 	}
 	old := *b
 	if old.size > 0 {
-		n = max(n, old.size+old.size/4) // a run may grow by many small sets
+		n = max(n, old.size+old.size/4)
 	}
 	*b = bitmap{size: n}
 	for words := n; ; {
@@ -83,8 +88,8 @@ func (b *bitmap) next(i uint32) (uint32, bool) {
 	return 0, false
 }
 
-// each yields the members, ascending. While it runs, only the member that was
-// yielded last may be removed.
+// each yields the members, ascending. While it runs, only the member that was yielded last may be
+// removed, and only greater ones may be added.
 func (b *bitmap) each(yield func(uint32)) {
 	for i, ok := b.next(0); ok; i, ok = b.next(i + 1) {
 		yield(i)
@@ -101,12 +106,15 @@ func (b *bitmap) members() []uint32 {
 // taskRange is a range of n tasks.
 type taskRange struct{ first, n uint32 }
 
-// rangeQueue is a queue of ranges, first in, first out. Neighbours that are pushed one
-// after the other become one range.
+// rangeQueue is a queue of tasks as ranges, first in, first out. Neighbours that are pushed one after
+// the other become one range, so a template of a million ready tasks takes 8 bytes. The tasks of a
+// queue are distinct, as far as they can be granted; killed tasks stay in it.
 type rangeQueue struct {
-	list []taskRange
+	list []taskRange // list[head:] are queued
 	head int
 }
+
+// push appends the tasks [first, first+n).
 
 func (q *rangeQueue) push(first, n uint32) {
 	if last := len(q.list) - 1; last >= q.head && q.list[last].first+q.list[last].n == first {
@@ -134,7 +142,7 @@ func (q *rangeQueue) pop() uint32 {
 	return task
 }
 
-// removeRange removes the tasks [first, first+n).
+// removeRange removes the tasks [first, first+n), wherever they are: O(ranges).
 func (q *rangeQueue) removeRange(first, n uint32) {
 	end := first + n
 	kept := make([]taskRange, 0, len(q.list)-q.head)

@@ -9,10 +9,13 @@ import (
 // ns since the epoch. 0 means that it has not happened, or is unknown. A restart of the
 // run keeps them.
 //
-// They are durable with the ends of attempts; a start alone may be forgotten by a
-// crash, and comes again with its attempt's end at the latest. In a run with
-// records of a version without times, the times of templates with ended attempts are
-// unknown.
+// They are durable with the ends of attempts; a start alone may be forgotten by a crash, and comes
+// again with its attempt's end at the latest. In a run with records of a version without times, the
+// times of templates with ended attempts are unknown.
+//
+// They are kept per template, not per task, to say when each step of a run began and ended without
+// reading a record of each attempt. Like all that is stored they are absolute: a record holds the
+// newest values, and a template has at most one in each batch.
 type Times struct{ First, Last int64 }
 
 // timesChanged says which of the two times follow.
@@ -26,7 +29,8 @@ const (
 // Times returns the times of a template.
 func (r *Run) Times(template int) Times { return r.templates[template].times }
 
-// recordStart records the start of an attempt of template i.
+// recordStart counts the start of an attempt (ns; 0: unknown) of template i. Only the first one
+// changes anything, so most starts cost a comparison.
 func (r *Run) recordStart(i int, at int64) {
 	ts := &r.templates[i]
 	if at > 0 && !ts.timesUnknown && (ts.times.First == 0 || at < ts.times.First) {
@@ -35,7 +39,7 @@ func (r *Run) recordStart(i int, at int64) {
 	}
 }
 
-// recordEnd records the times of an attempt that has ended.
+// recordEnd counts the times of an attempt that has ended; an unknown end is now.
 func (r *Run) recordEnd(task uint32, at Times) {
 	if at.Last <= 0 {
 		at.Last = r.now
@@ -56,8 +60,8 @@ func (r *Run) markTimesChanged(i int, what timesChanged) {
 	ts.timesToRecord |= what
 }
 
-// kindTimes appends the changed times, after all other records of a batch, and marks
-// their chunks dirty.
+// recordTimes appends the changed times, after all other records of a batch, and marks the chunks
+// dirty in which their templates begin. Many ends of one template in a batch are one record here.
 func (r *Run) recordTimes() {
 	j := &r.records
 	for _, i := range r.timesPending {
@@ -101,7 +105,8 @@ func (c *recordReader) times(t Times, at int64) Times {
 	return t
 }
 
-// applyTimesRecord applies a record of times.
+// applyTimesRecord applies a record of times. Times only move apart, the first start down and the last
+// end up, so a chunk that is newer than the record keeps its values.
 func (p *replayer) applyTimesRecord(c *recordReader, at int64) {
 	i := c.uint("template", uint64(len(p.templates)-1))
 	if c.err != nil {
@@ -109,7 +114,7 @@ func (p *replayer) applyTimesRecord(c *recordReader, at int64) {
 	}
 	ts := &p.templates[i]
 	t := c.times(ts.times, at)
-	if ts.times.First > 0 { // the chunk may be newer
+	if ts.times.First > 0 {
 		t.First = min(t.First, ts.times.First)
 	}
 	t.Last = max(t.Last, ts.times.Last)
