@@ -137,7 +137,7 @@ func (s *Server) plan(doc []byte, strict bool) (plan *dag.Plan, warnings dag.Pro
 }
 
 // planResult returns the plan and warnings of a checked document, or its problems as an error.
-func planResult(c specjson.Checked, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
+func planResult(c specjson.CheckResult, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
 	if strict {
 		c.Strict()
 	}

@@ -15,13 +15,13 @@ import (
 func Decode(doc []byte) (*dag.Spec, dag.Problems) {
 	d := newReader(doc)
 	defer d.release()
-	return d.document()
+	return d.readDocument()
 }
 
-// document reads a spec.
-func (d *reader) document() (*dag.Spec, dag.Problems) {
+// readDocument reads a spec.
+func (d *reader) readDocument() (*dag.Spec, dag.Problems) {
 	s := new(dag.Spec)
-	if !d.expect('{', "the spec") || !d.spec(s) {
+	if !d.expectKind('{', "the spec") || !d.readSpec(s) {
 		s = nil
 	}
 	if problems := d.checkEnd(); d.syntax != nil {
@@ -36,8 +36,8 @@ func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 	d := newReader(doc)
 	defer d.release()
 	var tasks []dag.TaskSpec
-	if d.expect('{', "a generator's output") {
-		tasks = d.tasks()
+	if d.expectKind('{', "a generator's output") {
+		tasks = d.readTasks()
 	}
 	if problems := d.checkEnd(); d.syntax != nil {
 		return nil, problems
@@ -45,30 +45,34 @@ func DecodeTasks(doc []byte) ([]dag.TaskSpec, dag.Problems) {
 	return tasks, d.Problems()
 }
 
-// Checked is the result of Check: the plan of a document or its problems, and warnings
+// CheckResult is the result of Check: the plan of a document or its problems, and warnings
 // about members that are allowed but probably mistakes.
-type Checked struct {
+type CheckResult struct {
 	Plan     *dag.Plan // nil when there are problems
 	Problems dag.Problems
 	Warnings dag.Problems
 }
 
-// Strict turns warnings into problems.
-func (c *Checked) Strict() {
+// Strict turns warnings into problems, for a caller that wants unknown members of jobs refused. The
+// plan is then nil.
+func (c *CheckResult) Strict() {
 	if len(c.Warnings) > 0 {
 		c.Plan, c.Problems, c.Warnings = nil, dag.JoinProblems(c.Problems, c.Warnings), nil
 	}
 }
 
-// Check decodes and plans a spec. It reports the problems of Decode together with those
-// that dag.NewPlan finds in the rest.
-func Check(doc []byte, limits dag.Limits) Checked { return check(doc, limits, true) }
+// Check decodes and plans a spec. It reports the problems of Decode together with those that
+// dag.NewPlan finds in the rest, so that one answer lists all that the author has to mend. The plan
+// shares one copy of the document's text; doc itself is not kept.
+func Check(doc []byte, limits dag.Limits) CheckResult { return check(doc, limits, true) }
 
-func check(doc []byte, limits dag.Limits, warn bool) (c Checked) {
+// check is Check, and Plan when warn is false: a stored document had its warnings when it was
+// submitted.
+func check(doc []byte, limits dag.Limits, warn bool) (c CheckResult) {
 	d := newReader(doc)
 	defer d.release()
 	d.warn = warn
-	spec, problems := d.document()
+	spec, problems := d.readDocument()
 	c.Plan, c.Problems = planSpec(spec, problems, limits)
 	c.Warnings = d.allWarnings()
 	return c
@@ -76,17 +80,19 @@ func check(doc []byte, limits dag.Limits, warn bool) (c Checked) {
 
 // CheckFrom is Check for a long document that is read from r. It takes only the memory
 // of the plan: about the bytes of its texts, plus 150 bytes per task. Check is faster for
-// a short document. An error is that of r, and Checked is then empty.
-func CheckFrom(r io.Reader, limits dag.Limits) (Checked, error) { return checkFrom(r, limits, true) }
+// a short document. An error is that of r, and the result is then empty.
+func CheckFrom(r io.Reader, limits dag.Limits) (CheckResult, error) {
+	return checkFrom(r, limits, true)
+}
 
-func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c Checked, err error) {
+func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c CheckResult, err error) {
 	d := newStream(r)
 	d.warn = warn
-	spec, problems := d.document()
+	spec, problems := d.readDocument()
 	switch err := d.text.readErr; err {
 	case nil, io.EOF:
 	case errLongValue:
-		c.Problems = dag.Problems{{Message: "the value at " + d.text.place(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}
+		c.Problems = dag.Problems{{Message: "the value at " + d.text.describeOffset(d.text.done) + " is longer than " + strconv.Itoa(maxOpenBytes) + " bytes"}}
 		return c, nil
 	default:
 		return c, err
@@ -102,12 +108,13 @@ func Plan(doc []byte, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	return c.Plan, c.Problems
 }
 
-// PlanFrom is CheckFrom without warnings.
+// PlanFrom is CheckFrom without warnings. It is what loads a long document from the store.
 func PlanFrom(r io.Reader, limits dag.Limits) (*dag.Plan, dag.Problems, error) {
 	c, err := checkFrom(r, limits, false)
 	return c.Plan, c.Problems, err
 }
 
+// planSpec plans a decoded spec. A spec with problems is planned too, only to find more of them.
 func planSpec(spec *dag.Spec, problems dag.Problems, limits dag.Limits) (*dag.Plan, dag.Problems) {
 	if spec == nil {
 		return nil, problems
@@ -142,6 +149,6 @@ func (d *reader) checkLength(what, text string, limit int) bool {
 	if len(text) <= limit {
 		return true
 	}
-	d.problem(what + " has " + strconv.Itoa(len(text)) + " bytes, at most " + strconv.Itoa(limit) + " are allowed")
+	d.addProblem(what + " has " + strconv.Itoa(len(text)) + " bytes, at most " + strconv.Itoa(limit) + " are allowed")
 	return false
 }

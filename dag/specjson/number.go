@@ -16,14 +16,14 @@ const (
 	maxBackoff  = 1_000_000
 )
 
-// quantity reads a number that may be given as a string, and rounds it up to
+// readQuantity reads a number that may be given as a string, and rounds it up to
 // thousandths. After a problem it returns the zero Quantity.
-func (d *reader) quantity(what string) dag.Quantity {
-	raw, ok := d.numeric(what)
+func (d *reader) readQuantity(what string) dag.Quantity {
+	raw, ok := d.readNumeric(what)
 	if !ok {
 		return dag.Quantity{}
 	}
-	milli, ok := d.decimal(what, strings.Trim(raw, `"`), 3, maxQuantity)
+	milli, ok := d.checkDecimal(what, strings.Trim(raw, `"`), 3, maxQuantity)
 	if !ok {
 		return dag.Quantity{}
 	}
@@ -33,77 +33,77 @@ func (d *reader) quantity(what string) dag.Quantity {
 // readTimeout reads timeoutSeconds, a number that may be given as a string, and returns
 // its JSON text.
 func (d *reader) readTimeout(j *dag.Job) string {
-	raw, ok := d.numeric("timeoutSeconds")
+	raw, ok := d.readNumeric("timeoutSeconds")
 	if !ok {
 		return raw
 	}
-	ns, ok := d.decimal("timeoutSeconds", strings.Trim(raw, `"`), 9, maxSeconds)
+	ns, ok := d.checkDecimal("timeoutSeconds", strings.Trim(raw, `"`), 9, maxSeconds)
 	if ok && ns == 0 {
-		d.problem("timeoutSeconds must be more than 0")
+		d.addProblem("timeoutSeconds must be more than 0")
 	}
 	j.Timeout = time.Duration(ns)
 	return raw
 }
 
-// numeric reads a number or a string as JSON text.
-func (d *reader) numeric(what string) (raw string, ok bool) {
-	if d.peek() == '"' {
-		raw = d.raw()
+// readNumeric reads a number or a string as JSON text.
+func (d *reader) readNumeric(what string) (raw string, ok bool) {
+	if d.peekKind() == '"' {
+		raw = d.readRaw()
 		d.unquote(raw)
 		return raw, d.syntax == nil
 	}
-	if !d.expect('0', what+", unless it is a string,") {
+	if !d.expectKind('0', what+", unless it is a string,") {
 		return "", false
 	}
-	return d.raw(), d.syntax == nil
+	return d.readRaw(), d.syntax == nil
 }
 
-// seconds reads a number of seconds.
-func (d *reader) seconds(what string) time.Duration {
-	if !d.expect('0', what) {
+// readSeconds reads a number of seconds.
+func (d *reader) readSeconds(what string) time.Duration {
+	if !d.expectKind('0', what) {
 		return 0
 	}
-	ns, _ := d.decimal(what, d.raw(), 9, maxSeconds)
+	ns, _ := d.checkDecimal(what, d.readRaw(), 9, maxSeconds)
 	return time.Duration(ns)
 }
 
 // readMaxRetries reads a whole number.
 func (d *reader) readMaxRetries() uint32 {
-	if !d.expect('0', "maxRetries") {
+	if !d.expectKind('0', "maxRetries") {
 		return 0
 	}
-	milli, ok := d.decimal("maxRetries", d.raw(), 3, maxRetries)
+	milli, ok := d.checkDecimal("maxRetries", d.readRaw(), 3, maxRetries)
 	if ok && milli%1000 != 0 {
-		d.problem("maxRetries must be a whole number")
+		d.addProblem("maxRetries must be a whole number")
 	}
 	return uint32(milli / 1000)
 }
 
 // readBackoff reads retryBackoff.
 func (d *reader) readBackoff() float64 {
-	if !d.expect('0', "retryBackoff") {
+	if !d.expectKind('0', "retryBackoff") {
 		return 0
 	}
-	raw := d.raw()
+	raw := d.readRaw()
 	f, err := strconv.ParseFloat(raw, 64)
 	if err != nil || f < 1 || f > maxBackoff {
-		d.problem("retryBackoff must be at least 1 and at most " + strconv.Itoa(maxBackoff) + ", it is " + dag.Quote(raw))
+		d.addProblem("retryBackoff must be at least 1 and at most " + strconv.Itoa(maxBackoff) + ", it is " + dag.Quote(raw))
 		return 0
 	}
 	return f
 }
 
-// decimal returns a number in units of 10^-places, rounded up. At most limit whole ones
+// checkDecimal returns a number in units of 10^-places, rounded up. At most limit whole ones
 // are allowed.
-func (d *reader) decimal(what, text string, places int, limit int64) (int64, bool) {
+func (d *reader) checkDecimal(what, text string, places int, limit int64) (int64, bool) {
 	n, v := parseDecimal(text, places, limit)
 	switch {
 	case d.syntax != nil:
 		return 0, false
 	case v == notNumber:
-		d.problem(what + " must be a number, it is " + dag.Quote(text))
+		d.addProblem(what + " must be a number, it is " + dag.Quote(text))
 	case v == outOfRange:
-		d.problem(what + " must be at least 0 and at most " + strconv.FormatInt(limit, 10) + ", it is " + dag.Quote(text))
+		d.addProblem(what + " must be at least 0 and at most " + strconv.FormatInt(limit, 10) + ", it is " + dag.Quote(text))
 	}
 	return n, v == isNumber
 }
@@ -117,8 +117,10 @@ const (
 	outOfRange
 )
 
-// parseDecimal reads a number of JSON's grammar exactly: in units of 10^-places,
-// rounded up, from 0 to limit whole ones (limit * 10^places fits in an int64).
+// parseDecimal reads a number of JSON's grammar exactly: in units of 10^-places, rounded up, from 0
+// to limit whole ones (limit * 10^places must fit in an int64). It works on digits, because a
+// float64 holds neither 0.1 nor a large number of nanoseconds exactly. Rounding up keeps a small
+// request from becoming 0. Leading zeros, a bare point and an empty exponent are not numbers.
 func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	digits, negative := strings.CutPrefix(text, "-")
 	digits, exponent, ok := cutExponent(digits)
@@ -129,7 +131,9 @@ func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	for range places {
 		limit *= 10
 	}
-	// integerDigits of all digits, read as one number, stand before the unit's point.
+	// The first left digits of all, read as one number, count whole units; any other digit that is
+	// not 0 rounds up. A large exponent makes left larger than the number of digits: zeros are
+	// appended.
 	left := len(whole) + places + exponent
 	n, rest := int64(0), false
 	for i := range len(whole) + len(fraction) {
@@ -163,7 +167,9 @@ func parseDecimal(text string, places int, limit int64) (int64, parseResult) {
 	return n, isNumber
 }
 
-// cutExponent splits off the exponent of a number. A huge exponent saturates at 2^40.
+// cutExponent splits off the exponent of a number. A huge exponent saturates at 2^40: large enough
+// for out of range, small enough to be added to without overflow. ok is false unless the exponent
+// has digits, and only digits.
 func cutExponent(text string) (digits string, exponent int, ok bool) {
 	i := strings.IndexAny(text, "eE")
 	if i < 0 {

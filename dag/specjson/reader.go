@@ -13,8 +13,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// reader reads a document token by token. After a problem it reads on. After a syntax
-// error it stops: peek then returns 0.
+// reader reads a document token by token. After a problem it reads on. After a syntax error it stops:
+// peekKind then returns 0, which ends every loop over members or elements, so that no caller has to
+// check an error after each token.
+//
+// The decoder checks the grammar; reader checks duplicate names and UTF-8 itself (the decoder is told
+// to allow both), because the decoder would stop at the first one, and a document with two should have
+// both reported. Strings are cut out of text without a copy, except those with escapes.
 type reader struct {
 	dag.ProblemCollector
 	decoder *jsontext.Decoder
@@ -22,7 +27,7 @@ type reader struct {
 	stream  bool          // the source of in is text: the document may be long
 	text    window        // strings are cut from it
 	valid   bool          // the document is valid UTF-8: only escapes may be wrong
-	path    []segment
+	path    []pathSegment
 	syntax  error
 	// Warnings about unknown members of jobs, and how many were found.
 	warn     bool // collect warnings
@@ -33,8 +38,8 @@ type reader struct {
 	ends []dag.EdgeSpec
 }
 
-// segment is one segment of the pointer to the current value.
-type segment struct {
+// pathSegment is one segment of the pointer to the current value.
+type pathSegment struct {
 	name  string
 	index int // of an array's element; inObject for a member
 }
@@ -44,7 +49,8 @@ const inObject = -1
 // readers is a pool of readers: allocating one costs more than a small document.
 var readers = sync.Pool{New: func() any { return &reader{decoder: new(jsontext.Decoder), doc: new(bytes.Buffer)} }}
 
-// newReader takes a reader from the pool. release gives it back.
+// newReader takes a reader of a document in memory from the pool. The caller must release it, and not
+// use it afterwards. It copies doc once: all strings are parts of that copy.
 func newReader(doc []byte) *reader {
 	d := readers.Get().(*reader)
 	doc = trimByteOrderMark(doc)
@@ -55,7 +61,8 @@ func newReader(doc []byte) *reader {
 	return d
 }
 
-// newStream makes a reader of a document that is read from r. It is not released.
+// newStream makes a reader of a document that is read from r. It is not released: compared with a long
+// document it costs little, and the pool would keep its buffers.
 func newStream(r io.Reader) *reader {
 	d := &reader{stream: true, text: window{source: &byteOrderMarkReader{r: r}}}
 	d.decoder = jsontext.NewDecoder(&d.text, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
@@ -65,7 +72,8 @@ func newStream(r io.Reader) *reader {
 // keptScratch bounds the capacity of the lists of a pooled reader, in elements.
 const keptScratch = 256
 
-// release returns the reader to the pool, without references to what it has read.
+// release returns the reader to the pool, without references to what it has read: a string of the
+// document would keep all of it alive.
 func (d *reader) release() {
 	*d = reader{decoder: d.decoder, doc: d.doc, path: d.path[:0], list: d.list[:0], ends: d.ends[:0]}
 	if cap(d.path)+cap(d.list)+cap(d.ends) > keptScratch {
@@ -85,11 +93,11 @@ func (d *reader) checkEnd() dag.Problems {
 	if d.syntax == nil {
 		end := d.decoder.InputOffset()
 		if _, err := d.decoder.ReadToken(); err != io.EOF {
-			d.problem("there is more after the end of the document, at " + d.text.place(int(end)))
+			d.addProblem("there is more after the end of the document, at " + d.text.describeOffset(int(end)))
 		}
 		return nil
 	}
-	offset, what := int64(d.text.end()), "the document is empty"
+	offset, what := int64(d.text.endOffset()), "the document is empty"
 	var syntactic *jsontext.SyntacticError
 	if errors.As(d.syntax, &syntactic) {
 		offset, what = syntactic.ByteOffset, syntactic.Err.Error()
@@ -97,21 +105,22 @@ func (d *reader) checkEnd() dag.Problems {
 			what = "the document ends too early"
 		}
 	}
-	return dag.Problems{{Message: "invalid JSON at " + d.text.place(int(offset)) + ": " + what}}
+	return dag.Problems{{Message: "invalid JSON at " + d.text.describeOffset(int(offset)) + ": " + what}}
 }
 
-// problem reports a problem with the current value.
-func (d *reader) problem(message string) {
+// addProblem reports a problem with the current value. Once the list is full, its pointer is not
+// made: a document of a million mistakes would spend its time on pointers that are dropped.
+func (d *reader) addProblem(message string) {
 	pointer := ""
 	if !d.Full() {
-		pointer = d.pointer()
+		pointer = d.currentPointer()
 	}
 	d.Add(dag.Problem{Pointer: pointer, Message: message})
 }
 
-// pointer returns the pointer to the current value, truncated soon after
+// currentPointer returns the pointer to the current value, truncated soon after
 // dag.MaxPointerBytes.
-func (d *reader) pointer() string {
+func (d *reader) currentPointer() string {
 	var b strings.Builder
 	for _, s := range d.path {
 		name := s.name
@@ -127,12 +136,14 @@ func (d *reader) pointer() string {
 	return b.String()
 }
 
-func (d *reader) push(name string) { d.path = append(d.path, segment{name: name, index: inObject}) }
-func (d *reader) pushIndex(i int)  { d.path = append(d.path, segment{index: i}) }
-func (d *reader) pop()             { d.path = d.path[:len(d.path)-1] }
+func (d *reader) pushMember(name string) {
+	d.path = append(d.path, pathSegment{name: name, index: inObject})
+}
+func (d *reader) pushIndex(i int) { d.path = append(d.path, pathSegment{index: i}) }
+func (d *reader) popSegment()     { d.path = d.path[:len(d.path)-1] }
 
-// peek returns the kind of the next token; 0 after a syntax error.
-func (d *reader) peek() jsontext.Kind {
+// peekKind returns the kind of the next token; 0 after a syntax error.
+func (d *reader) peekKind() jsontext.Kind {
 	if d.syntax != nil {
 		return 0
 	}
@@ -143,16 +154,16 @@ func (d *reader) peek() jsontext.Kind {
 	return k
 }
 
-// delimiter reads one of { } [ ].
-func (d *reader) delimiter() {
+// readDelimiter reads one of { } [ ].
+func (d *reader) readDelimiter() {
 	if d.syntax == nil {
 		_, d.syntax = d.decoder.ReadToken()
 		d.text.done = int(d.decoder.InputOffset())
 	}
 }
 
-// raw reads a string, a number, a literal or a whole value, and returns its JSON text.
-func (d *reader) raw() string {
+// readRaw reads a string, a number, a literal or a whole value, and returns its JSON text.
+func (d *reader) readRaw() string {
 	if d.syntax != nil {
 		return ""
 	}
@@ -163,19 +174,20 @@ func (d *reader) raw() string {
 	}
 	end := int(d.decoder.InputOffset())
 	d.text.done = end
-	return d.text.cut(end-len(v), end)
+	return d.text.slice(end-len(v), end)
 }
 
-// expect tells whether the next value is of a kind. A value of another kind is reported
-// and skipped.
-func (d *reader) expect(want jsontext.Kind, what string) bool {
-	got := d.peek()
+// expectKind tells whether the next value is of a kind ('t' for true or false). A value of another
+// kind is reported and skipped, so the caller reads on after it. what names the value in the
+// report.
+func (d *reader) expectKind(want jsontext.Kind, what string) bool {
+	got := d.peekKind()
 	if got == want || want == 't' && got == 'f' {
 		return true
 	}
 	if got != 0 {
-		d.problem(what + " must be " + kindName(want) + ", it is " + kindName(got))
-		d.skip()
+		d.addProblem(what + " must be " + kindName(want) + ", it is " + kindName(got))
+		d.skipValue()
 	}
 	return false
 }
@@ -197,62 +209,64 @@ func kindName(k jsontext.Kind) string {
 	}
 }
 
-// object reads an object that is next. Member is called with each name, and must
+// readObject reads an object that is next. Member is called with each name, and must
 // read the value.
-func (d *reader) object(member func(name string)) {
+func (d *reader) readObject(member func(name string)) {
 	var seen nameSet
-	d.members(&seen, member)
+	d.readMembers(&seen, member)
 }
 
-// members is object with the set that collects its names.
-func (d *reader) members(seen *nameSet, member func(name string)) {
-	d.delimiter()
-	for k := d.peek(); k != '}' && k != 0; k = d.peek() {
-		name := d.unquote(d.raw())
-		d.push(name)
+// readMembers is readObject with the set that collects its names.
+func (d *reader) readMembers(seen *nameSet, member func(name string)) {
+	d.readDelimiter()
+	for k := d.peekKind(); k != '}' && k != 0; k = d.peekKind() {
+		name := d.unquote(d.readRaw())
+		d.pushMember(name)
 		if seen.add(name) {
 			member(name)
 		} else {
-			d.problem("duplicate member")
-			d.skip()
+			d.addProblem("duplicate member")
+			d.skipValue()
 		}
-		d.pop()
+		d.popSegment()
 	}
-	d.delimiter()
+	d.readDelimiter()
 }
 
-// array reads an array that is next. Element is called for each one, and must read
+// readArray reads an array that is next. Element is called for each one, and must read
 // it.
-func (d *reader) array(element func(i int)) {
-	d.delimiter()
+func (d *reader) readArray(element func(i int)) {
+	d.readDelimiter()
 	i := 0
-	for k := d.peek(); k != ']' && k != 0; k = d.peek() {
+	for k := d.peekKind(); k != ']' && k != 0; k = d.peekKind() {
 		d.pushIndex(i)
 		element(i)
-		d.pop()
+		d.popSegment()
 		i++
 	}
-	d.delimiter()
+	d.readDelimiter()
 }
 
-// skip reads a value, checks only the general rules, and returns its JSON text. Its
+// skipValue reads a value, checks only the general rules, and returns its JSON text. Its
 // recursion is bounded by the nesting that jsontext accepts.
-func (d *reader) skip() string {
-	switch d.peek() {
+func (d *reader) skipValue() string {
+	switch d.peekKind() {
 	case '{':
-		return d.textOf(func() { d.object(func(string) { d.skip() }) })
+		return d.textOf(func() { d.readObject(func(string) { d.skipValue() }) })
 	case '[':
-		return d.textOf(func() { d.array(func(int) { d.skip() }) })
+		return d.textOf(func() { d.readArray(func(int) { d.skipValue() }) })
 	case '"':
-		raw := d.raw()
+		raw := d.readRaw()
 		d.unquote(raw)
 		return raw
 	default:
-		return d.raw()
+		return d.readRaw()
 	}
 }
 
-// textOf returns the JSON text of the object or array that read reads.
+// textOf returns the JSON text of the object or array that read reads, as it was written. In a
+// stream it keeps the window open from the beginning of the value, since it is cut out only at its
+// end.
 func (d *reader) textOf(read func()) string {
 	d.text.openValues++
 	// Between the last token and this one may be space, a comma or a colon.
@@ -262,11 +276,11 @@ func (d *reader) textOf(read func()) string {
 	if d.syntax != nil {
 		return ""
 	}
-	return strings.TrimLeft(d.text.cut(start, d.text.done), ",: \t\r\n")
+	return strings.TrimLeft(d.text.slice(start, d.text.done), ",: \t\r\n")
 }
 
-// unquote returns a JSON string's value. Invalid UTF-8 is reported and replaced by
-// U+FFFD.
+// unquote returns a JSON string's value. Invalid UTF-8 is reported and replaced by U+FFFD. A string
+// without escapes, in valid UTF-8, is a part of the document; any other one is a copy.
 func (d *reader) unquote(raw string) string {
 	if len(raw) < 2 {
 		return "" // after a syntax error
@@ -277,7 +291,7 @@ func (d *reader) unquote(raw string) string {
 	}
 	value, err := jsontext.AppendUnquote(nil, raw)
 	if err != nil {
-		d.problem("invalid UTF-8")
+		d.addProblem("invalid UTF-8")
 	}
 	return string(value)
 }
@@ -285,7 +299,8 @@ func (d *reader) unquote(raw string) string {
 // maxLinearNames is how many names a nameSet compares one by one.
 const maxLinearNames = 8
 
-// nameSet holds the names of one object.
+// nameSet holds the names of one object, to find duplicates. Most objects have few members, so the
+// first ones are compared one by one, without an allocation.
 type nameSet struct {
 	list *dag.TaskList // has the names already; replaces the other members
 	few  [maxLinearNames]string
@@ -322,8 +337,9 @@ func (s *nameSet) add(name string) bool {
 // partBytes is how much of a document is read at a time.
 const partBytes = 256 << 10
 
-// window is the part of a document that strings can still be cut from: all of a
-// document in memory, or the newest parts of a streamed one.
+// window is the part of a document that strings can still be cut from: all of a document in memory, or
+// the newest parts of a streamed one. Offsets are those of the decoder, in bytes from the beginning
+// (after a byte order mark).
 //
 // A streamed document is read by the decoder through the window. The window drops a part
 // once the decoder is past it and every value that began there is complete. Strings that
@@ -349,8 +365,9 @@ func (w *window) setWhole(text string) {
 	w.parts = w.one[:]
 }
 
-// cut is a piece of the document, which must be in the window.
-func (w *window) cut(from, to int) string {
+// slice is the piece [from, to) of the document, which must be in the window; "" when from is
+// beyond it. A piece within one part shares the memory of that part, any other one is copied.
+func (w *window) slice(from, to int) string {
 	at := w.base
 	for i, p := range w.parts {
 		if from < at+len(p) {
@@ -370,17 +387,18 @@ func (w *window) cut(from, to int) string {
 	return ""
 }
 
-// Read is for the decoder.
+// Read is for the decoder. It reads a part when the decoder has all that is there, and keeps the
+// part for slice: the decoder's own buffer is reused, so strings cannot be cut from it.
 func (w *window) Read(dst []byte) (int, error) {
-	end := w.end()
+	end := w.endOffset()
 	if w.served == end {
 		if w.readErr != nil {
 			return 0, w.readErr
 		}
-		if w.readPart(); w.served == w.end() {
+		if w.readPart(); w.served == w.endOffset() {
 			return 0, w.readErr
 		}
-		end = w.end()
+		end = w.endOffset()
 	}
 	last := w.parts[len(w.parts)-1]
 	n := copy(dst, last[len(last)-(end-w.served):])
@@ -388,7 +406,8 @@ func (w *window) Read(dst []byte) (int, error) {
 	return n, nil
 }
 
-// readPart reads a part.
+// readPart drops the parts that are done with, and reads the next one. The bound on what is kept,
+// maxOpenBytes, is what makes the memory of a stream independent of its length.
 func (w *window) readPart() {
 	for w.openValues == 0 && len(w.parts) > 0 && w.base+len(w.parts[0]) <= w.done {
 		p := w.parts[0]
@@ -400,7 +419,7 @@ func (w *window) readPart() {
 		w.parts[0] = ""
 		w.parts = w.parts[1:]
 	}
-	if w.end()-w.done > maxOpenBytes || w.openValues > 0 && w.end()-w.base > maxOpenBytes {
+	if w.endOffset()-w.done > maxOpenBytes || w.openValues > 0 && w.endOffset()-w.base > maxOpenBytes {
 		w.readErr = errLongValue
 		return
 	}
@@ -417,7 +436,7 @@ func (w *window) readPart() {
 	}
 }
 
-func (w *window) end() int {
+func (w *window) endOffset() int {
 	end := w.base
 	for _, p := range w.parts {
 		end += len(p)
@@ -425,9 +444,9 @@ func (w *window) end() int {
 	return end
 }
 
-// place describes an offset. All offsets in dropped parts map to the start of the window.
-func (w *window) place(offset int) string {
-	before := w.cut(w.base, max(w.base, min(offset, w.end())))
+// describeOffset describes an offset. All offsets in dropped parts map to the start of the window.
+func (w *window) describeOffset(offset int) string {
+	before := w.slice(w.base, max(w.base, min(offset, w.endOffset())))
 	line := 1 + w.lines + strings.Count(before, "\n")
 	start := w.lineAt
 	if i := strings.LastIndexByte(before, '\n'); i >= 0 {

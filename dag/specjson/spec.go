@@ -8,41 +8,45 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// spec reads a spec. It returns false when the spec has no object of tasks to plan.
-func (d *reader) spec(s *dag.Spec) bool {
+// readSpec reads a spec. It returns false when the spec lacks an object of tasks, so that planning
+// it would only report the lack again.
+//
+// Members come in any order, so jobDefaults may follow the tasks that use it. A mistake in it must not
+// be reported once for each task that lacks a command: HasDecodeErrors then keeps planning from it.
+func (d *reader) readSpec(s *dag.Spec) bool {
 	given, hasTasks, sound := false, false, true
-	d.object(func(name string) {
+	d.readObject(func(name string) {
 		switch name {
 		case "tag":
-			s.Tag = d.tag()
+			s.Tag = d.readTag()
 		case "tags":
-			s.Tags = d.labels()
+			s.Tags = d.readTags()
 		case "parameters":
-			s.Parameters = d.parameters()
+			s.Parameters = d.readParameters()
 		case "jobDefaults":
 			s.Defaults = new(dag.Job)
 			before := d.Len()
-			if d.expect('{', "jobDefaults") {
-				d.job(s.Defaults)
+			if d.expectKind('{', "jobDefaults") {
+				d.readJob(s.Defaults)
 			}
 			sound = d.Len() == before
 		case "tasks":
 			given = true
-			if hasTasks = d.expect('{', "tasks"); hasTasks {
+			if hasTasks = d.expectKind('{', "tasks"); hasTasks {
 				if d.stream {
-					s.TaskList = d.taskList()
+					s.TaskList = d.readTaskList()
 				} else {
-					s.Tasks = d.tasks()
+					s.Tasks = d.readTasks()
 				}
 			}
 		default:
-			d.unknown(name, specMembers)
+			d.rejectUnknownMember(name, specMembers)
 		}
 	})
 	if !given {
-		d.problem("tasks is missing")
+		d.addProblem("tasks is missing")
 	}
-	if !sound { // a member that a task takes from the defaults may be missing
+	if !sound {
 		for i := range s.Tasks {
 			s.Tasks[i].HasDecodeErrors = true
 		}
@@ -61,77 +65,85 @@ const (
 	edgeMembers = "an edge has task, match"
 )
 
-// unknown reports a member that does not belong here, with the members that do.
-func (d *reader) unknown(name, members string) {
-	d.problem("unknown member " + dag.Quote(name) + ": " + members)
-	d.skip()
+// rejectUnknownMember reports a member that does not belong here, with the members that do.
+func (d *reader) rejectUnknownMember(name, members string) {
+	d.addProblem("unknown member " + dag.Quote(name) + ": " + members)
+	d.skipValue()
 }
 
-// string reads a string.
-func (d *reader) string(what string) (value string, ok bool) {
-	if !d.expect('"', what) {
+// readString reads a string. what names it in a problem, as in "what must be a string". ok is false
+// after a problem, which is reported here.
+func (d *reader) readString(what string) (value string, ok bool) {
+	if !d.expectKind('"', what) {
 		return "", false
 	}
-	value = d.unquote(d.raw())
+	value = d.unquote(d.readRaw())
 	return value, d.checkLength(what, value, MaxValueBytes)
 }
 
-// execString reads a string that reaches execve.
-func (d *reader) execString(what string) (value string, ok bool) {
-	value, ok = d.string(what)
+// readExecString reads a string that reaches execve: its arguments end at a NUL byte, so the rest
+// of the text would be lost without a trace.
+func (d *reader) readExecString(what string) (value string, ok bool) {
+	value, ok = d.readString(what)
 	if ok && strings.IndexByte(value, 0) >= 0 {
-		d.problem(what + " must not have a NUL byte")
+		d.addProblem(what + " must not have a NUL byte")
 		return value, false
 	}
 	return value, ok
 }
 
-// name checks the name of a task or a parameter.
-func (d *reader) name(what, name string) bool {
+// checkName checks the name of a task or a parameter. Any text is allowed that an environment variable
+// can hold (CARAVAN_TASK); paths of the REST API escape it.
+func (d *reader) checkName(what, name string) bool {
 	switch {
 	case name == "":
-		d.problem("the name of " + what + " is empty")
+		d.addProblem("the name of " + what + " is empty")
 	case strings.IndexByte(name, 0) >= 0:
-		d.problem("the name of " + what + " must not have a NUL byte")
+		d.addProblem("the name of " + what + " must not have a NUL byte")
 	default:
 		return d.checkLength("the name of "+what, name, MaxNameBytes)
 	}
 	return false
 }
 
-func (d *reader) labels() (labels []dag.Label) {
-	if !d.expect('{', "tags") {
+// readTags reads the spec's tags, sorted by name. The plan, and every list of runs, has them in
+// this order.
+func (d *reader) readTags() (labels []dag.Label) {
+	if !d.expectKind('{', "tags") {
 		return nil
 	}
-	d.object(func(name string) {
-		labels = d.label(labels, name)
+	d.readObject(func(name string) {
+		labels = d.addTag(labels, name)
 	})
 	slices.SortFunc(labels, func(a, b dag.Label) int { return strings.Compare(a.Name, b.Name) })
 	return labels
 }
 
-func (d *reader) parameters() (parameters []dag.Parameter) {
-	if !d.expect('{', "parameters") {
+// readParameters reads the parameters, sorted by name: the axes of a task are in this order. A
+// parameter of a wrong type is kept with an empty value, so that its tokens are not reported as
+// unknown too.
+func (d *reader) readParameters() (parameters []dag.Parameter) {
+	if !d.expectKind('{', "parameters") {
 		return nil
 	}
-	d.object(func(name string) {
-		if d.name("a parameter", name) && strings.ContainsAny(name, "{}") {
-			d.problem("the name of a parameter must not have braces")
+	d.readObject(func(name string) {
+		if d.checkName("a parameter", name) && strings.ContainsAny(name, "{}") {
+			d.addProblem("the name of a parameter must not have braces")
 		}
 		p := dag.Parameter{Name: name}
-		switch d.peek() {
+		switch d.peekKind() {
 		case '[':
 			p.List = true
 			d.list = d.list[:0]
-			d.array(func(int) {
-				d.list = append(d.list, d.parameterValue("a value"))
+			d.readArray(func(int) {
+				d.list = append(d.list, d.readParameterValue("a value"))
 			})
 			p.Values = slices.Clone(d.list)
 		case '"':
-			p.Values = []string{d.parameterValue("a parameter")}
+			p.Values = []string{d.readParameterValue("a parameter")}
 		default:
-			d.expect('"', "a parameter, unless it is a list of strings,")
-			p.Values = []string{""} // so that its tokens are not reported as unknown
+			d.expectKind('"', "a parameter, unless it is a list of strings,")
+			p.Values = []string{""}
 		}
 		parameters = append(parameters, p)
 	})
@@ -139,14 +151,15 @@ func (d *reader) parameters() (parameters []dag.Parameter) {
 	return parameters
 }
 
-// tasks reads an object of tasks.
-func (d *reader) tasks() []dag.TaskSpec {
+// readTasks reads an object of tasks, in the order of the document, which gives them their indexes.
+// A task with problems stays in the list, marked, so that edges to it are not unknown.
+func (d *reader) readTasks() []dag.TaskSpec {
 	var tasks []dag.TaskSpec
-	d.object(func(name string) {
+	d.readObject(func(name string) {
 		t := dag.TaskSpec{Name: name}
-		d.name("a task", name)
-		if d.expect('{', "a task") {
-			d.task(&t)
+		d.checkName("a task", name)
+		if d.expectKind('{', "a task") {
+			d.readTask(&t)
 		} else {
 			t.HasDecodeErrors = true
 		}
@@ -155,15 +168,17 @@ func (d *reader) tasks() []dag.TaskSpec {
 	return tasks
 }
 
-// taskList reads an object of tasks of any number into a packed list.
-func (d *reader) taskList() *dag.TaskList {
+// readTaskList reads an object of tasks of any number into a packed list. One TaskSpec is used for
+// all of them; the list's own index of names finds duplicates, in place of a second set of a
+// million names.
+func (d *reader) readTaskList() *dag.TaskList {
 	tasks := new(dag.TaskList)
 	var t dag.TaskSpec
-	d.members(&nameSet{list: tasks}, func(name string) {
+	d.readMembers(&nameSet{list: tasks}, func(name string) {
 		t = dag.TaskSpec{Name: name}
-		d.name("a task", name)
-		if d.expect('{', "a task") {
-			d.task(&t)
+		d.checkName("a task", name)
+		if d.expectKind('{', "a task") {
+			d.readTask(&t)
 		} else {
 			t.HasDecodeErrors = true
 		}
@@ -180,203 +195,213 @@ func (d *reader) growTasks(tasks []dag.TaskSpec) []dag.TaskSpec {
 		return tasks
 	}
 	done := int(d.decoder.InputOffset())
-	rest := float64(d.text.end()-done) / float64(done)
+	rest := float64(d.text.endOffset()-done) / float64(done)
 	return slices.Grow(tasks, n/8+int(float64(n)*min(rest*1.1, 16)))
 }
 
-func (d *reader) task(t *dag.TaskSpec) {
-	d.object(func(name string) {
+// readTask reads the members of a task, an object that is next. Problems in a job or in edges leave
+// parts of it out, so they mark the task; a wrong number is zero, which planning accepts.
+func (d *reader) readTask(t *dag.TaskSpec) {
+	d.readObject(func(name string) {
 		before := d.Len()
 		switch name {
 		case "job":
-			if d.expect('{', "job") {
-				d.job(&t.Job)
+			if d.expectKind('{', "job") {
+				d.readJob(&t.Job)
 			}
 			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "parents":
-			t.Parents = d.edges("parents")
+			t.Parents = d.readEdges("parents")
 			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "children":
-			t.Children = d.edges("children")
+			t.Children = d.readEdges("children")
 			t.HasDecodeErrors = t.HasDecodeErrors || d.Len() > before
 		case "maxRetries":
 			t.Retry.MaxRetries = d.readMaxRetries()
 		case "retryIntervalSeconds":
-			t.Retry.Interval = d.seconds("retryIntervalSeconds")
+			t.Retry.Interval = d.readSeconds("retryIntervalSeconds")
 		case "retryMaxIntervalSeconds":
-			t.Retry.MaxInterval = d.seconds("retryMaxIntervalSeconds")
+			t.Retry.MaxInterval = d.readSeconds("retryMaxIntervalSeconds")
 		case "retryBackoff":
 			t.Retry.Backoff = d.readBackoff()
 		case "isGenerator":
-			if d.expect('t', "isGenerator") {
-				t.Generator = d.raw() == "true"
+			if d.expectKind('t', "isGenerator") {
+				t.Generator = d.readRaw() == "true"
 			}
 		default:
-			d.unknown(name, taskMembers)
+			d.rejectUnknownMember(name, taskMembers)
 		}
 	})
 }
 
-// edges reads a list of edges: names of tasks, or objects with a task and its match.
-func (d *reader) edges(what string) []dag.EdgeSpec {
-	if !d.expect('[', what) {
+// readEdges reads a list of edges: names of tasks, or objects with a task and its match. A wrong
+// edge is an empty one: it keeps its place, so that planning reports later edges at their own
+// indexes.
+func (d *reader) readEdges(what string) []dag.EdgeSpec {
+	if !d.expectKind('[', what) {
 		return nil
 	}
 	d.ends = d.ends[:0]
-	d.array(func(int) {
+	d.readArray(func(int) {
 		var e dag.EdgeSpec
 		before := d.Len()
-		if d.peek() == '{' {
-			d.edge(&e)
-		} else if e.Task, _ = d.string("the task of an edge"); e.Task == "" && d.Len() == before {
-			d.problem("the name of a task is empty")
+		if d.peekKind() == '{' {
+			d.readEdge(&e)
+		} else if e.Task, _ = d.readString("the task of an edge"); e.Task == "" && d.Len() == before {
+			d.addProblem("the name of a task is empty")
 		}
 		if d.Len() > before {
-			e = dag.EdgeSpec{} // keeps the indexes of later edges
+			e = dag.EdgeSpec{}
 		}
 		d.ends = append(d.ends, e)
 	})
 	return slices.Clone(d.ends)
 }
 
-func (d *reader) edge(e *dag.EdgeSpec) {
+// readEdge reads an edge that is given as an object, which is next.
+func (d *reader) readEdge(e *dag.EdgeSpec) {
 	hasTask := false
-	d.object(func(name string) {
+	d.readObject(func(name string) {
 		switch name {
 		case "task":
 			hasTask = true
-			if task, ok := d.string("the task of an edge"); ok && d.name("a task", task) {
+			if task, ok := d.readString("the task of an edge"); ok && d.checkName("a task", task) {
 				e.Task = task
 			}
 		case "match":
-			if d.expect('[', "match") {
-				d.array(func(int) {
-					if p, ok := d.string("a parameter's name"); ok {
+			if d.expectKind('[', "match") {
+				d.readArray(func(int) {
+					if p, ok := d.readString("a parameter's name"); ok {
 						e.Match = append(e.Match, p)
 					}
 				})
 			}
 		default:
-			d.unknown(name, edgeMembers)
+			d.rejectUnknownMember(name, edgeMembers)
 		}
 	})
 	if !hasTask {
-		d.problem("the task of an edge is missing")
+		d.addProblem("the task of an edge is missing")
 	}
 }
 
-// tag reads the spec's tag.
-func (d *reader) tag() string {
-	tag, ok := d.string("tag")
+// readTag reads the spec's tag.
+func (d *reader) readTag() string {
+	tag, ok := d.readString("tag")
 	if !ok || !d.checkLength("tag", tag, MaxTagBytes) {
 		return ""
 	}
 	return strings.Clone(tag) // does not keep the whole document alive
 }
 
-// label reads the value of a label.
-func (d *reader) label(labels []dag.Label, name string) []dag.Label {
-	value, ok := d.string("a tag")
+// addTag reads the value of a member of tags and appends it to labels.
+func (d *reader) addTag(labels []dag.Label, name string) []dag.Label {
+	value, ok := d.readString("a tag")
 	switch {
 	case !ok:
 	case !d.checkLength("the name of a tag", name, MaxLabelNameBytes), !d.checkLength("a tag", value, MaxLabelBytes):
 	case len(labels) == MaxLabels:
-		d.problem("there are more than " + strconv.Itoa(MaxLabels) + " tags")
+		d.addProblem("there are more than " + strconv.Itoa(MaxLabels) + " tags")
 	default:
 		labels = append(labels, dag.Label{Name: strings.Clone(name), Value: strings.Clone(value)})
 	}
 	return labels
 }
 
-// parameterValue reads one value of a parameter.
-func (d *reader) parameterValue(what string) string {
-	value, ok := d.execString(what)
+// readParameterValue reads one value of a parameter.
+func (d *reader) readParameterValue(what string) string {
+	value, ok := d.readExecString(what)
 	if ok && !d.checkLength(what, value, MaxParameterBytes) {
 		return ""
 	}
 	return value
 }
 
-// job reads a job or jobDefaults, an object that is next.
-func (d *reader) job(j *dag.Job) {
-	d.object(func(name string) {
+// readJob reads a job or jobDefaults, an object that is next. Members that the engine does not know
+// are kept as they were written: other executors may use them. timeoutSeconds is kept in that way
+// too, so that it is echoed as it was submitted, "1e1" as "1e1".
+func (d *reader) readJob(j *dag.Job) {
+	d.readObject(func(name string) {
 		switch name {
 		case "command":
-			d.command(j)
+			d.readCommand(j)
 		case "commandString":
 			j.HasString = true
-			j.CommandString, _ = d.execString("commandString")
+			j.CommandString, _ = d.readExecString("commandString")
 		case "environment":
-			d.environment(j)
+			d.readEnvironment(j)
 		case "workDir":
-			j.WorkDir, _ = d.execString("workDir")
+			j.WorkDir, _ = d.readExecString("workDir")
 		case "executor":
-			if executor, ok := d.string("executor"); ok && executor == "" {
-				d.problem("executor is empty")
+			if executor, ok := d.readString("executor"); ok && executor == "" {
+				d.addProblem("executor is empty")
 			} else {
 				j.Executor = executor
 			}
 		case "cores":
-			j.Cores = d.quantity("cores")
+			j.Cores = d.readQuantity("cores")
 		case "memoryMB":
-			j.MemoryMB = d.quantity("memoryMB")
+			j.MemoryMB = d.readQuantity("memoryMB")
 		case "timeoutSeconds":
 			raw := d.readTimeout(j)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		default:
 			d.warnUnknownMember(name)
-			raw := d.skip()
+			raw := d.skipValue()
 			d.checkLength("the member", raw, MaxValueBytes)
 			j.Other = append(j.Other, dag.Member{Name: name, Raw: raw})
 		}
 	})
 }
 
-func (d *reader) command(j *dag.Job) {
-	if !d.expect('[', "command") {
+// readCommand reads an argv list. It is never nil afterwards, even when it is wrong: a task with a
+// wrong command has one, and does not take that of jobDefaults.
+func (d *reader) readCommand(j *dag.Job) {
+	if !d.expectKind('[', "command") {
 		return
 	}
 	d.list = d.list[:0]
-	d.array(func(i int) {
-		arg, ok := d.execString("an argument of command")
+	d.readArray(func(i int) {
+		arg, ok := d.readExecString("an argument of command")
 		if ok && i == 0 && arg == "" {
-			d.problem("the program of command is empty")
+			d.addProblem("the program of command is empty")
 		}
 		d.list = append(d.list, arg)
 	})
 	j.Command = append([]string{}, d.list...)
 	if len(j.Command) == 0 && d.syntax == nil {
-		d.problem("command is empty")
+		d.addProblem("command is empty")
 	}
 }
 
-// environment reads a list of K=V, or an object.
-func (d *reader) environment(j *dag.Job) {
+// readEnvironment reads a list of K=V, or an object of names and values, which becomes such a list
+// in the order of the document. EnvObject remembers the form, for the pointers of problems.
+func (d *reader) readEnvironment(j *dag.Job) {
 	j.HasEnv = true
 	d.list = d.list[:0]
-	switch d.peek() {
+	switch d.peekKind() {
 	case '{':
 		j.EnvObject = true
-		d.object(func(name string) {
+		d.readObject(func(name string) {
 			switch {
 			case name == "":
-				d.problem("the name of an environment variable is empty")
+				d.addProblem("the name of an environment variable is empty")
 			case strings.ContainsAny(name, "=\x00"):
-				d.problem("the name of an environment variable must not have \"=\" or a NUL byte")
+				d.addProblem("the name of an environment variable must not have \"=\" or a NUL byte")
 			}
-			value, _ := d.execString("the value of an environment variable")
+			value, _ := d.readExecString("the value of an environment variable")
 			d.list = append(d.list, name+"="+value)
 		})
 	case '[':
-		d.array(func(int) {
-			entry, ok := d.execString("an entry of environment")
+		d.readArray(func(int) {
+			entry, ok := d.readExecString("an entry of environment")
 			if ok && strings.IndexByte(entry, '=') <= 0 {
-				d.problem("environment entry " + dag.Quote(entry) + " is not of the form K=V")
+				d.addProblem("environment entry " + dag.Quote(entry) + " is not of the form K=V")
 			}
 			d.list = append(d.list, entry)
 		})
 	default:
-		d.expect('[', "environment, unless it is an object,")
+		d.expectKind('[', "environment, unless it is an object,")
 	}
 	j.Environment = slices.Clone(d.list)
 }

@@ -18,7 +18,7 @@ import (
 func planInParts(doc []byte, limits dag.Limits, part int) (*dag.Plan, dag.Problems) {
 	d := newStream(strings.NewReader(string(doc)))
 	d.text.buf = make([]byte, part)
-	spec, problems := d.document()
+	spec, problems := d.readDocument()
 	return planSpec(spec, problems, limits)
 }
 

@@ -39,7 +39,7 @@ func (d *reader) warnUnknownMember(name string) {
 	} else if meant != "" {
 		message += ": did you mean " + meant + "?"
 	}
-	d.warnings = append(d.warnings, dag.Problem{Pointer: d.pointer(), Message: message})
+	d.warnings = append(d.warnings, dag.Problem{Pointer: d.currentPointer(), Message: message})
 }
 
 // allWarnings returns the warnings, with an entry for those beyond the bound.
@@ -53,14 +53,16 @@ func (d *reader) allWarnings() dag.Problems {
 // maxSuggestedName bounds the names, in bytes, for which a suggestion is searched.
 const maxSuggestedName = 40
 
-// suggestMember returns the member that was probably meant by an unknown name, or "", and
-// whether it belongs to the task.
+// suggestMember returns the member that was probably meant by an unknown name, or "", and whether
+// it belongs to the task. Names of other tools come first: they mean the same without looking
+// alike, as "env" and "environment" do. Then comes the member with the fewest wrong letters, at
+// most two.
 func suggestMember(name string) (meant string, ofTask bool) {
 	if len(name) > maxSuggestedName {
 		return "", false
 	}
 	plain := plainName(name)
-	meant = alias(plain)
+	meant = memberOfAlias(plain)
 	if meant == "" {
 		least := 3
 		for member := range strings.SplitSeq(jobMembers+" "+taskOnly, " ") {
@@ -86,8 +88,8 @@ func plainName(name string) string {
 	}, name)
 }
 
-// alias returns the member for a name that other tools use.
-func alias(plain string) string {
+// memberOfAlias returns the member for a name that other tools use.
+func memberOfAlias(plain string) string {
 	switch plain {
 	case "timeout", "timeoutsec", "timeoutsecs", "timeouts", "timelimit", "walltime", "maxruntime", "maxtime", "deadline", "activedeadlineseconds", "startdeadlineseconds":
 		return "timeoutSeconds"
@@ -121,8 +123,10 @@ func alias(plain string) string {
 	return ""
 }
 
-// editDistance counts the letters that were left out, added, changed or swapped with
-// their neighbour. Distances above 2 are returned as 3.
+// editDistance counts the letters that were left out, added, changed or swapped with their
+// neighbour: the optimal string alignment distance, in three rows of its table. It compares bytes,
+// because all known members are ASCII. Lengths that differ by more than 2 are answered at once,
+// with 3.
 func editDistance(a, b string) int {
 	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
 		return 3 // callers accept at most 2
