@@ -87,11 +87,11 @@ func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.R
 	reply := messages.NewReply[messages.RunID]()
 	return callWithin(ctx, n, limit, reply, func() {
 		if sub.IdempotencyKey != "" {
-			n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: reply})
+			n.env.root.Send(n.root, &messages.SubmitRun{Submission: sub, Reply: reply})
 			return
 		}
 		id := n.nextID()
-		n.env.root.Send(n.shard(id), &messages.Create{Run: id, Submission: sub, Reply: reply})
+		n.env.root.Send(n.shard(id), &messages.CreateRun{Run: id, Submission: sub, Reply: reply})
 	})
 }
 
@@ -114,14 +114,14 @@ func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]me
 			keyed = make(map[int]messages.Reply[messages.RunID])
 		}
 		keyed[i] = messages.NewReply[messages.RunID]()
-		n.env.root.Send(n.root, &messages.Submit{Submission: sub, Reply: keyed[i]})
+		n.env.root.Send(n.root, &messages.SubmitRun{Submission: sub, Reply: keyed[i]})
 	}
 	// One channel has room for all answers: they name the id that is given here.
 	reply := make(messages.Reply[messages.RunID], len(plain))
 	first := messages.RunID(n.ids.Add(uint64(len(plain)))) - messages.RunID(len(plain))
-	creates := make([]messages.Create, len(plain))
+	creates := make([]messages.CreateRun, len(plain))
 	for k, i := range plain {
-		creates[k] = messages.Create{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
+		creates[k] = messages.CreateRun{Run: first + messages.RunID(k), Submission: subs[i], Reply: reply}
 		n.env.root.Send(n.shard(creates[k].Run), &creates[k])
 	}
 	for range plain {

@@ -135,7 +135,7 @@ func (d *dispatcher) grant(ctx actor.Context) {
 	d.sched.Grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
 	for _, p := range allotments {
 		c := d.sched.Target(p.run)
-		ctx.Send(c.pid, &messages.Granted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
+		ctx.Send(c.pid, &messages.SlotsGranted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
 	}
 	d.allotments = allotments[:0]
 	if due := d.sched.NextAging(now); due != 0 && !d.ageing {

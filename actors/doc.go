@@ -16,11 +16,11 @@
 //  1. Apply the event to dag.Run and keep its effects.
 //  2. When the mailbox has been drained (a Flush that the run sends to itself),
 //     append one batch to the journal: transitions, attempt records, generated tasks.
-//  3. When the batch is Committed, apply the effects: publish the summary,
+//  3. When the batch is committed (BatchCommitted), apply the effects: publish the summary,
 //     start and stop tasks, ask for slots, answer callers.
 //
 // While a batch is being written further events wait, so that at the moment of
-// Committed the state in memory is exactly the durable one: that is when views
+// BatchCommitted the state in memory is exactly the durable one: that is when views
 // are taken. Users see only durable states.
 //
 // A task actor fails by EscalateFailure when its attempt failed; the run restarts

@@ -179,9 +179,9 @@ func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
 		if len(list) == 0 {
 			continue
 		}
-		m := &messages.Purge{Runs: list, Reply: messages.NewReply[[]messages.RunID]()}
+		m := &messages.PurgeRuns{Runs: list, Reply: messages.NewReply[[]messages.RunID]()}
 		held, err := call(context.Background(), n, m.Reply, func() { n.env.root.Send(n.shards[i], m) })
-		defer n.env.root.Send(n.shards[i], &messages.Purged{Runs: list}) // also when it answers too late
+		defer n.env.root.Send(n.shards[i], &messages.RunsPurged{Runs: list}) // also when it answers too late
 		if err != nil {
 			return 0, err
 		}

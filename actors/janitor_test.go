@@ -52,7 +52,7 @@ func TestRequestsDuringADeletion(t *testing.T) {
 			r.fake.SetScript(func(executor.Order) executortest.Step { return executortest.Step{Begin: true} })
 			live := r.submit(single) // of the same shard
 			r.awaitTasks(live, dag.TaskRunning, 1)
-			m := &messages.Purge{Runs: []messages.RunID{done, live}, Reply: messages.NewReply[[]messages.RunID]()}
+			m := &messages.PurgeRuns{Runs: []messages.RunID{done, live}, Reply: messages.NewReply[[]messages.RunID]()}
 			held, err := call(t.Context(), r.node, m.Reply, func() { r.node.env.root.Send(r.node.shard(done), m) })
 			if err != nil || !slices.Equal(held, []messages.RunID{done}) {
 				t.Fatalf("held %v, %v", held, err)
@@ -70,9 +70,9 @@ func TestRequestsDuringADeletion(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r.node.env.root.Send(r.node.shard(done), &messages.Purged{Runs: m.Runs}) // of which one lives
+			r.node.env.root.Send(r.node.shard(done), &messages.RunsPurged{Runs: m.Runs}) // of which one lives
 			_, err = call(t.Context(), r.node, restart.Reply, func() {})
-			if want := map[bool]messages.Code{true: messages.NotFound, false: messages.Conflict}[remove]; code(err) != want {
+			if want := map[bool]messages.ErrorCode{true: messages.NotFound, false: messages.Conflict}[remove]; code(err) != want {
 				t.Errorf("restart: %v, want %v", err, want) // a run that is COMPLETED cannot be restarted
 			}
 		})

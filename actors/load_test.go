@@ -173,7 +173,7 @@ func TestRequestsDuringALoadAreBounded(t *testing.T) {
 	}
 	// What a former incarnation has sent to itself finds nothing to be flushed.
 	name := fmt.Sprintf("node/shard-%d/run-%d.%d", id%Shards, id, r.node.env.epochs.Load())
-	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Flush{})
+	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.FlushBatch{})
 	r.node.env.root.Send(actor.NewPID(r.node.root.Address, name), &messages.Passivate{})
 	close(store.proceed)
 	for range maxQueuedRequests {

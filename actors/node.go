@@ -170,7 +170,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) err
 	}
 	e.attempts.onOrphanedEnd.Store(&tell)
 	for _, id := range going {
-		e.root.Send(n.shard(id), &messages.Recover{Run: id})
+		e.root.Send(n.shard(id), &messages.RecoverRun{Run: id})
 	}
 	n.adoptQueued(waiting)
 	return nil
@@ -322,7 +322,7 @@ func (a *nodeActor) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		a.plant(ctx)
-	case *messages.Submit:
+	case *messages.SubmitRun:
 		a.submit(ctx, m)
 	case *messages.KeyResolved:
 		k := a.keys[m.Key]
@@ -358,7 +358,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 	close(a.ready)
 }
 
-func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
+func (a *nodeActor) submit(ctx actor.Context, m *messages.SubmitRun) {
 	sub, key := m.Submission, m.Submission.IdempotencyKey
 	if k := a.keys[key]; k != nil {
 		if k.hash != sub.BodyHash {
@@ -382,7 +382,7 @@ func (a *nodeActor) submit(ctx actor.Context, m *messages.Submit) {
 	}
 	id := a.node.nextID()
 	a.keys[key] = &pendingKey{run: id, hash: sub.BodyHash}
-	ctx.Send(a.node.shard(id), &messages.Create{Run: id, Submission: sub, Reply: m.Reply})
+	ctx.Send(a.node.shard(id), &messages.CreateRun{Run: id, Submission: sub, Reply: m.Reply})
 }
 
 func keyReused(key string, run messages.RunID) error {

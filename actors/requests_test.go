@@ -296,7 +296,7 @@ func (c incCounter) Inc() { c.inc() }
 func TestSubmittedRunIsVisibleToItsCaller(t *testing.T) {
 	r := newRig(t)
 	r.store.Hold()
-	m := &messages.Create{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
+	m := &messages.CreateRun{Run: r.node.nextID(), Submission: r.plan(single), Reply: messages.NewReply[messages.RunID]()}
 	counted := make(chan struct{})
 	metrics := r.node.env.metrics
 	metrics.submissions = incCounter{metrics.submissions, func() { // between the index and the answer

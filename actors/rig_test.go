@@ -348,7 +348,7 @@ func (r *rig) changes(id messages.RunID) (words []string) {
 	return words
 }
 
-func code(err error) messages.Code {
+func code(err error) messages.ErrorCode {
 	if e, ok := err.(*messages.Error); ok {
 		return e.Code
 	}

@@ -133,13 +133,13 @@ func (r *run) Receive(ctx actor.Context) {
 		if m.epoch == r.epoch { // else a former incarnation asked for it
 			r.finishLoading(ctx, m)
 		}
-	case *messages.Flush:
+	case *messages.FlushBatch:
 		if !r.committing && !r.loading && (r.flushDelayed || !m.Lingered) { // it may be late, or that of a former incarnation
 			r.flush(ctx)
 		}
 	case *reports:
 		r.deliver(ctx, m)
-	case *messages.Committed:
+	case *messages.BatchCommitted:
 		if m.Epoch == r.epoch { // that of a former incarnation was waited for when this one began
 			r.committed(ctx, m.Err)
 		}
@@ -147,7 +147,7 @@ func (r *run) Receive(ctx actor.Context) {
 		if r.passivateRequested = r.loading; !r.loading {
 			r.passivate(ctx)
 		}
-	case *messages.Granted:
+	case *messages.SlotsGranted:
 		if m.Epoch == r.epoch { // else the dispatcher has taken it back already
 			r.enqueue(ctx, m)
 		}
@@ -194,7 +194,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 	}
 	now := r.now()
 	switch m := m.(type) {
-	case *messages.Granted:
+	case *messages.SlotsGranted:
 		r.applyGrant(ctx, m, now)
 	case *messages.AttemptStarted:
 		r.attemptStarted(m.Task, m.Attempt, m.At, m.Idle)
@@ -245,10 +245,10 @@ func (r *run) schedule(ctx actor.Context) {
 		r.awaitingNoops = true // their ends come here
 	case r.queued < minLingerQueued || r.batched || len(r.answers) > 0 || r.pending.weight >= maxBatch:
 		r.flushing = true
-		ctx.Send(ctx.Self(), &messages.Flush{})
+		ctx.Send(ctx.Self(), &messages.FlushBatch{})
 	case !r.flushDelayed:
 		r.flushDelayed = true
-		r.env.timers.at(r.env.monotonic()+int64(flushDelay), ctx.Self(), &messages.Flush{Lingered: true})
+		r.env.timers.at(r.env.monotonic()+int64(flushDelay), ctx.Self(), &messages.FlushBatch{Lingered: true})
 	}
 }
 
@@ -269,7 +269,7 @@ func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 
 // applyGrant applies a grant. No-op attempts start at once: they leave no trace outside
 // the journal, so their grant need not be durable first.
-func (r *run) applyGrant(ctx actor.Context, m *messages.Granted, now int64) {
+func (r *run) applyGrant(ctx actor.Context, m *messages.SlotsGranted, now int64) {
 	r.changed = true
 	effects := r.dag.Apply(dag.Grant{Class: m.ID, N: m.N, At: now})
 	inProcess := r.dag.Plan().Classes[m.ID].Executor == scheduler.NoopExecutor
@@ -438,7 +438,7 @@ func (r *run) flush(ctx actor.Context) {
 	}
 	r.committing = true
 	self, root, epoch := ctx.Self(), r.env.root, r.epoch
-	b.Done = func(err error) { root.Send(self, &messages.Committed{Epoch: epoch, Err: err}) }
+	b.Done = func(err error) { root.Send(self, &messages.BatchCommitted{Epoch: epoch, Err: err}) }
 	r.env.store.Append(b)
 }
 

@@ -51,17 +51,17 @@ func (s *shard) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
 		s.self = ctx.Self()
-	case *messages.Create:
+	case *messages.CreateRun:
 		s.create(m)
 	case *createDone:
 		s.createDone(ctx, m)
-	case *messages.Recover:
+	case *messages.RecoverRun:
 		s.ensureActor(ctx, m.Run, nil)
 	case *adoptQueued:
 		s.adoptQueued(m)
 	case *queuedDemand:
 		s.requestQueued(ctx, m)
-	case *messages.Granted:
+	case *messages.SlotsGranted:
 		s.deliverGrant(ctx, m)
 	case messages.Request:
 		s.request(ctx, m)
@@ -80,9 +80,9 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.passivated(ctx, m.Run)
 	case *messages.PassivateRefused:
 		s.passivateRefused(ctx, m.Run)
-	case *messages.Purge:
+	case *messages.PurgeRuns:
 		s.purge(m)
-	case *messages.Purged:
+	case *messages.RunsPurged:
 		s.purged(ctx, m)
 	}
 }
@@ -189,7 +189,7 @@ func (s *shard) passivateRefused(ctx actor.Context, id messages.RunID) {
 
 // purge holds finished runs until they are deleted: requests for them wait. It skips a run
 // that has an actor again.
-func (s *shard) purge(m *messages.Purge) {
+func (s *shard) purge(m *messages.PurgeRuns) {
 	held := make([]messages.RunID, 0, len(m.Runs))
 	for _, id := range m.Runs {
 		if s.run(id) == nil {
@@ -203,7 +203,7 @@ func (s *shard) purge(m *messages.Purge) {
 }
 
 // purged releases those of the runs that are held.
-func (s *shard) purged(ctx actor.Context, m *messages.Purged) {
+func (s *shard) purged(ctx actor.Context, m *messages.RunsPurged) {
 	for _, id := range m.Runs {
 		r := s.run(id)
 		if r == nil || !r.deleting() {
@@ -262,7 +262,7 @@ func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
 }
 
 // deliverGrant passes on a grant to a run that was queued without an actor.
-func (s *shard) deliverGrant(ctx actor.Context, m *messages.Granted) {
+func (s *shard) deliverGrant(ctx actor.Context, m *messages.SlotsGranted) {
 	r := s.run(m.Run)
 	if r == nil {
 		return // the run has ended, and the dispatcher has taken the grant back
@@ -297,7 +297,7 @@ func (b *createState) markDurable() (requests bool) {
 // pendingCreate is a submission on its way to the journal.
 type pendingCreate struct {
 	s      *shard
-	create *messages.Create
+	create *messages.CreateRun
 	entry  *runEntry
 	wants  []dag.Demand
 	batch  persistence.Batch
@@ -311,7 +311,7 @@ type createDone struct {
 }
 
 // create makes a submission durable. Its run is queued once it is durable.
-func (s *shard) create(m *messages.Create) {
+func (s *shard) create(m *messages.CreateRun) {
 	sub := m.Submission
 	initial := sub.Plan.InitialState(sub.At)
 	// One allocation holds all that a queued run needs.

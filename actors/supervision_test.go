@@ -180,7 +180,7 @@ func TestPanickedTaskActorHandlesLaterMessages(t *testing.T) {
 func TestPanicOfAShardAnswersRequestsAtOnce(t *testing.T) {
 	r := newRig(t)
 	waits := &messages.SetState{Run: 3, To: dag.RunPaused, Reply: messages.NewReply[struct{}]()}
-	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
+	r.node.env.root.Send(r.node.shard(3), &messages.CreateRun{Run: 3}) // of a submission that is nil
 	begun := time.Now()
 	_, err := call(t.Context(), r.node, waits.Reply, func() { r.node.env.root.Send(r.node.shard(3), waits) })
 	if code(err) != messages.Unavailable && code(err) != messages.NotFound || time.Since(begun) > callTimeout/2 {
@@ -194,7 +194,7 @@ func TestPanicOfAShardAnswersRequestsAtOnce(t *testing.T) {
 
 func TestPanicOfTheNodeActorFailsTheNode(t *testing.T) {
 	r := newRig(t)
-	r.node.env.root.Send(r.node.root, &messages.Submit{}) // a submission that is nil
+	r.node.env.root.Send(r.node.root, &messages.SubmitRun{}) // a submission that is nil
 	<-r.node.Failed()
 	if _, err := r.node.Submit(t.Context(), r.plan(single)); code(err) != messages.Unavailable {
 		t.Errorf("submit: %v", err)
@@ -259,7 +259,7 @@ func TestRunThatKeepsPanickingIsGivenUp(t *testing.T) {
 
 func TestPanicOfAShardFailsTheNode(t *testing.T) {
 	r := newRig(t)
-	r.node.env.root.Send(r.node.shard(3), &messages.Create{Run: 3}) // of a submission that is nil
+	r.node.env.root.Send(r.node.shard(3), &messages.CreateRun{Run: 3}) // of a submission that is nil
 	<-r.node.Failed()
 	if err := r.node.Healthy(t.Context()); code(err) != messages.Unavailable {
 		t.Errorf("healthy: %v", err)
@@ -344,7 +344,7 @@ func TestRestartedRunContinuesFromTheLastBatch(t *testing.T) {
 func TestCommitOfAFormerIncarnationIsIgnored(t *testing.T) {
 	r := newRig(t)
 	id, paused := r.pauseHeld()
-	r.node.env.root.Send(r.runActor(id), &messages.Committed{Epoch: r.node.env.epochs.Load() + 1})
+	r.node.env.root.Send(r.runActor(id), &messages.BatchCommitted{Epoch: r.node.env.epochs.Load() + 1})
 	select {
 	case a := <-paused.Reply:
 		t.Fatalf("answered before its batch is durable: %v", a.Err)

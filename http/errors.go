@@ -15,7 +15,7 @@ import (
 )
 
 // statusOf is the one place where the domain's codes become HTTP statuses.
-func statusOf(c messages.Code) int {
+func statusOf(c messages.ErrorCode) int {
 	switch c {
 	case messages.Invalid:
 		return fasthttp.StatusBadRequest

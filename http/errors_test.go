@@ -249,9 +249,9 @@ func TestEngineErrors(t *testing.T) {
 		{"Task", "GET", "/v1/dagrun/0/task/simple_0/state", ""},
 		{"OpenLog", "GET", "/v1/dagrun/0/task/simple_0/log", ""},
 	}
-	for code, status := range map[messages.Code]int{
+	for code, status := range map[messages.ErrorCode]int{
 		messages.Invalid: 400, messages.NotFound: 404, messages.Conflict: 409, messages.TooLarge: 422,
-		messages.KeyReused: 422, messages.Unavailable: 503, messages.Internal: 500, messages.Code(99): 500,
+		messages.KeyReused: 422, messages.Unavailable: 503, messages.Internal: 500, messages.ErrorCode(99): 500,
 	} {
 		for _, c := range calls {
 			e.fail = map[string]error{c.engine: fmt.Errorf("wrapped: %w", &messages.Error{Code: code, Text: "run 7: the very thing"})}

@@ -235,7 +235,7 @@ func (r *runEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, 
 	return append(dst, eventEnd...), news.Summary.State.Final(), nil
 }
 
-func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.Change) []byte {
+func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.VisibleChange) []byte {
 	switch {
 	case c.OfRun:
 		dst = r.closeTasks(dst)

@@ -46,15 +46,15 @@ func nextBlock(t *testing.T, r *bufio.Reader, want string) {
 	}
 }
 
-func changed(task uint32, state dag.TaskState, attempt uint32) messages.Change {
-	return messages.Change{Transition: dag.Transition{At: 7, Task: task, State: state, Attempt: attempt}}
+func changed(task uint32, state dag.TaskState, attempt uint32) messages.VisibleChange {
+	return messages.VisibleChange{Transition: dag.Transition{At: 7, Task: task, State: state, Attempt: attempt}}
 }
 
 func TestRunEvents(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	plan, sum := e.runs[2].view.Plan, e.runs[2].view.Summary
-	failed, moved := changed(0, dag.TaskErrored, 2), messages.Change{Transition: dag.Transition{At: 8, OfRun: true, Run: dag.RunErrored}}
+	failed, moved := changed(0, dag.TaskErrored, 2), messages.VisibleChange{Transition: dag.Transition{At: 8, OfRun: true, Run: dag.RunErrored}}
 	failed.Ended, failed.RC = true, 3
 	end := sum
 	end.State = dag.RunErrored
@@ -83,8 +83,8 @@ func TestRunEvents(t *testing.T) {
 			"id: 9\nevent: summary\ndata: " + strings.Replace(summary, "RUNNING", "ERRORED", 1),
 		},
 	} {
-		e.feed.news <- &messages.RunEvents{Seq: 5, Plan: plan, Changes: []messages.Change{changed(1, dag.TaskRunning, 1), changed(0, dag.TaskGranted, 2)}}
-		e.feed.news <- &messages.RunEvents{Seq: 9, Dropped: 3, Plan: plan, Changes: []messages.Change{failed, moved}, Summary: &end}
+		e.feed.news <- &messages.RunEvents{Seq: 5, Plan: plan, Changes: []messages.VisibleChange{changed(1, dag.TaskRunning, 1), changed(0, dag.TaskGranted, 2)}}
+		e.feed.news <- &messages.RunEvents{Seq: 9, Dropped: 3, Plan: plan, Changes: []messages.VisibleChange{failed, moved}, Summary: &end}
 		_, r := s.listen(path)
 		for _, block := range want {
 			nextBlock(t, r, block)

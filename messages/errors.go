@@ -1,24 +1,24 @@
 package messages
 
-// Code classes an error for whoever must answer a user. There is one switch
-// from Code to an HTTP status, in package http.
-type Code uint8
+// ErrorCode classes an error for whoever must answer a user. There is one switch
+// from ErrorCode to an HTTP status, in package http.
+type ErrorCode uint8
 
 // Codes.
 const (
-	Internal    Code = iota // a bug or an unexpected failure
-	Invalid                 // the request is wrong in itself
-	NotFound                // no such run, task, attempt
-	Conflict                // not allowed in the present state
-	TooLarge                // sound, but beyond a limit
-	KeyReused               // idempotency key seen with another body
-	Unavailable             // overloaded, shutting down, storage failed
-	Damaged                 // what was stored is not what is there
+	Internal    ErrorCode = iota // a bug or an unexpected failure
+	Invalid                      // the request is wrong in itself
+	NotFound                     // no such run, task, attempt
+	Conflict                     // not allowed in the present state
+	TooLarge                     // sound, but beyond a limit
+	KeyReused                    // idempotency key seen with another body
+	Unavailable                  // overloaded, shutting down, storage failed
+	Damaged                      // what was stored is not what is there
 )
 
 // Error is an error that a user sees. Text is one sentence that names the thing.
 type Error struct {
-	Code Code
+	Code ErrorCode
 	Text string
 	// Problems lists what is wrong with a document (Code Invalid or TooLarge).
 	Problems []Problem

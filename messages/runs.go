@@ -8,14 +8,14 @@ import (
 // name a run are always sent to its shard, never to the run itself: the shard
 // knows whether the run has an actor, so no request is lost when that actor stops.
 type (
-	// Submit is a submission with an idempotency key, for the node's actor: it passes
-	// it on as Create, once.
-	Submit struct {
+	// SubmitRun is a submission with an idempotency key, for the node's actor: it passes
+	// it on as CreateRun, once.
+	SubmitRun struct {
 		Submission *Submission
 		Reply      Reply[RunID]
 	}
-	// Create is a submission with its id, for the shard that owns the id.
-	Create struct {
+	// CreateRun is a submission with its id, for the shard that owns the id.
+	CreateRun struct {
 		Run        RunID
 		Submission *Submission
 		Reply      Reply[RunID]
@@ -27,16 +27,16 @@ type (
 		Run RunID
 		Err error
 	}
-	// Recover tells a shard to go on with an unfinished run that has had slots.
-	Recover struct{ Run RunID }
-	// Purge asks a shard to hold finished runs, which are to be deleted. It answers with
-	// those that it holds until Purged: one that lives is left alone.
-	Purge struct {
+	// RecoverRun tells a shard to go on with an unfinished run that has had slots.
+	RecoverRun struct{ Run RunID }
+	// PurgeRuns asks a shard to hold finished runs, which are to be deleted. It answers with
+	// those that it holds until RunsPurged: one that lives is left alone.
+	PurgeRuns struct {
 		Runs  []RunID
 		Reply Reply[[]RunID]
 	}
-	// Purged tells a shard that runs which it holds are deleted, or will not be.
-	Purged struct{ Runs []RunID }
+	// RunsPurged tells a shard that runs which it holds are deleted, or will not be.
+	RunsPurged struct{ Runs []RunID }
 )
 
 // Request is a request on one run, which its shard hands to the run's actor.

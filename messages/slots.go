@@ -9,7 +9,7 @@ type (
 	// request: grants go to its sender.
 	SlotRequest struct {
 		Run   RunID
-		Epoch uint64 // of the run's actor, to be given back in Granted
+		Epoch uint64 // of the run's actor, to be given back in SlotsGranted
 		// Recovered: the run has been loaded. Earlier knowledge about
 		// it is void: it holds exactly Held.
 		Recovered bool
@@ -26,7 +26,7 @@ type (
 	// WantedSlots: the run wants N slots of this class in addition to those it holds. N replaces
 	// the former number.
 	WantedSlots struct {
-		ID    int // the run's own number of the class, for Granted
+		ID    int // the run's own number of the class, for SlotsGranted
 		Class dag.Class
 		N     int
 	}
@@ -37,10 +37,10 @@ type (
 		N     int
 		Busy  int64
 	}
-	// Granted gives a run N slots of its class ID, by way of its shard while it is
+	// SlotsGranted gives a run N slots of its class ID, by way of its shard while it is
 	// without an actor. A grant with another Epoch was meant for a former incarnation;
 	// the dispatcher has taken it back already.
-	Granted struct {
+	SlotsGranted struct {
 		Run   RunID
 		Epoch uint64
 		ID, N int

@@ -18,13 +18,13 @@ type RunEvents struct {
 	Seq uint64
 	// Dropped is how many batches before were left out; Summary includes their result.
 	Dropped uint64
-	Changes []Change // in their order; a start is sent once, and not after a resume
+	Changes []VisibleChange // in their order; a start is sent once, and not after a resume
 	Plan    *dag.Plan
 	Summary *Summary // at Seq; nil while older batches are sent
 }
 
-// Change is a change that users see: of the run's state, or of a task's.
-type Change struct {
+// VisibleChange is a change that users see: of the run's state, or of a task's.
+type VisibleChange struct {
 	dag.Transition
 	Ended bool  // an attempt has ended by it
 	RC    int32 // of that attempt

@@ -56,13 +56,13 @@ type AttemptFailure struct {
 
 func (e *AttemptFailure) Error() string { return e.Record.ExecutorLog }
 
-// Flush tells a run that all messages before it have been handled: what they
-// changed is written as one batch. Committed answers the batch.
+// FlushBatch tells a run that all messages before it have been handled: what they
+// changed is written as one batch. BatchCommitted answers it.
 //
 // A flush that Lingered comes from the timers: all pending writes could wait.
 type (
-	Flush     struct{ Lingered bool }
-	Committed struct {
+	FlushBatch     struct{ Lingered bool }
+	BatchCommitted struct {
 		Epoch uint64 // of the incarnation that wrote it
 		Err   error
 	}

@@ -201,7 +201,7 @@ func (f *runSubscription) eventsFrom(commits []Commit) (*messages.RunEvents, err
 		}
 		f.seq = c.Seq
 		for _, s := range c.Starts {
-			events.Changes = append(events.Changes, messages.Change{Transition: dag.Transition{
+			events.Changes = append(events.Changes, messages.VisibleChange{Transition: dag.Transition{
 				At: s.At, Task: s.Task, Attempt: s.Attempt, State: dag.TaskRunning,
 			}})
 		}
@@ -229,7 +229,7 @@ func (f *runSubscription) appendChanges(events *messages.RunEvents, records []by
 		return nil
 	}
 	err := dag.Transitions(records, events.Plan.Tasks, func(t dag.Transition) {
-		c := messages.Change{Transition: t}
+		c := messages.VisibleChange{Transition: t}
 		switch {
 		case t.OfRun, t.Granted:
 		case t.State == dag.TaskCompleted:
