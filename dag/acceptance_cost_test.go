@@ -21,10 +21,10 @@ func grid(n int) *Spec {
 	}
 }
 
-// TestAcceptanceCostsTheTemplates: neither the plan of a run nor its first demand is
+// TestAcceptanceCostsTemplatesOnly: neither the plan of a run nor its first demand is
 // made task by task. 2,000,000 tasks, with 10^12 pairs of parent and child between
 // them, take as many allocations as 200, and a state byte and a count for each.
-func TestAcceptanceCostsTheTemplates(t *testing.T) {
+func TestAcceptanceCostsTemplatesOnly(t *testing.T) {
 	allocations := func(n int) float64 {
 		spec := grid(n)
 		return testing.AllocsPerRun(3, func() {
@@ -52,24 +52,5 @@ func TestAcceptanceCostsTheTemplates(t *testing.T) {
 	child := &r.templates[1]
 	if child.pendingParents != 1 || child.openGroups != nil || len(r.plan.Matches) != 0 {
 		t.Errorf("b waits for %d templates, each of its tasks for %d more", child.pendingParents, len(child.openGroups))
-	}
-}
-
-// TestGeneratorsNestSixteenDeep: the default limit, to the word.
-func TestGeneratorsNestSixteenDeep(t *testing.T) {
-	generator := func(depth int) TaskSpec {
-		return TaskSpec{Name: "g" + strconv.Itoa(depth), Generator: true, Job: Job{Command: []string{"g"}}}
-	}
-	p := mustPlan(t, &Spec{Tasks: []TaskSpec{generator(0)}})
-	for depth := 1; depth <= 16; depth++ {
-		next, problems := p.Extend(uint32(depth-1), []TaskSpec{generator(depth)}, func(int) bool { return false })
-		if problems != nil {
-			t.Fatalf("depth %d: %v", depth, problems)
-		}
-		p = next
-	}
-	_, problems := p.Extend(16, []TaskSpec{generator(17)}, func(int) bool { return false })
-	if len(problems) != 1 || problems[0].Message != "generators are nested 17 deep, the limit is 16" {
-		t.Errorf("depth 17: %v", problems)
 	}
 }

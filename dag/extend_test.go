@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -117,7 +118,7 @@ func TestExtendProblems(t *testing.T) {
 			if next != nil {
 				t.Error("there is a plan")
 			}
-			mustEqual(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, problemLines(problems), c.want)
 		})
 	}
 }
@@ -128,7 +129,7 @@ func TestExtendLimits(t *testing.T) {
 		t.Fatal(problems)
 	}
 	_, problems = p.Extend(0, set(t, `x {{L}}`, `y {{M}}`), nothingStarted)
-	mustEqual(t, "too many", told(problems), []string{`! : the run has 6 tasks, the limit is 5`})
+	mustEqual(t, "too many", problemLines(problems), []string{`! : the run has 6 tasks, the limit is 5`})
 
 	p = extend(t, p, "g", `h - "isGenerator": true`)
 	p = extend(t, p, "h", `i - "isGenerator": true`)
@@ -136,7 +137,7 @@ func TestExtendLimits(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 	_, problems = p.Extend(2, set(t, `j -`), nothingStarted)
-	mustEqual(t, "too deep", told(problems), []string{`: generators are nested 3 deep, the limit is 2`})
+	mustEqual(t, "too deep", problemLines(problems), []string{`: generators are nested 3 deep, the limit is 2`})
 	if _, problems = p.Extend(2, nil, nothingStarted); problems != nil {
 		t.Errorf("nothing is too deep: %v", problems)
 	}
@@ -157,17 +158,17 @@ func TestEdgesAreBounded(t *testing.T) {
 		t.Fatal(problems)
 	}
 	_, problems = p.Extend(0, made, nothingStarted)
-	mustEqual(t, "problems", told(problems), []string{fmt.Sprintf("! : the tasks have %d edges, the limit is 10000000", n+n+n*n)})
+	mustEqual(t, "problems", problemLines(problems), []string{fmt.Sprintf("! : the tasks have %d edges, the limit is 10000000", n+n+n*n)})
 	parents := make([]dag.EdgeSpec, 5_000_001)
 	for i := range parents {
 		parents[i].Task = "g"
 	}
 	spec.Tasks = append(spec.Tasks[:1], dag.TaskSpec{Name: "a", Job: dag.Job{HasString: true}, Parents: parents, Children: parents})
 	_, problems = dag.NewPlan(spec, dag.Limits{})
-	mustEqual(t, "problems", told(problems), []string{"! /tasks: the tasks have 10000002 edges, the limit is 10000000"})
+	mustEqual(t, "problems", problemLines(problems), []string{"! /tasks: the tasks have 10000002 edges, the limit is 10000000"})
 }
 
-func TestDefaultsHoldForWhatIsGenerated(t *testing.T) {
+func TestDefaultsApplyToGeneratedTasks(t *testing.T) {
 	p := planOf(t, `{"parameters": {"L": ["1", "2"]}, "jobDefaults": {"command": ["d", "{{L}}"], "cores": 3}, "tasks": {"g": {"isGenerator": true, "job": {"command": ["x"]}}}}`)
 	next, problems := p.Extend(0, []dag.TaskSpec{{Name: "n"}}, nothingStarted)
 	if problems != nil {
@@ -217,7 +218,7 @@ func TestManySets(t *testing.T) {
 	}
 }
 
-func TestExtendByNoGeneratorPanics(t *testing.T) {
+func TestExtendRequiresAGenerator(t *testing.T) {
 	defer func() {
 		if got := fmt.Sprint(recover()); got != `dag: extended by task 0 of "a", which is not a generator` {
 			t.Errorf("panic %v", got)
@@ -228,7 +229,7 @@ func TestExtendByNoGeneratorPanics(t *testing.T) {
 
 // However many templates there are (the index of names changes its form with
 // their number), a generated set cannot define a name again.
-func TestExtendRefusesEveryNameThatIsThere(t *testing.T) {
+func TestExtendRefusesDefinedNames(t *testing.T) {
 	for n := 1; n < 40; n++ {
 		var doc strings.Builder
 		doc.WriteString(`{"tasks":{"gen":{"job":{"command":["g"]},"isGenerator":true}`)
@@ -251,5 +252,27 @@ func TestExtendRefusesEveryNameThatIsThere(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestGeneratorsNestSixteenDeep holds the default limit and its message.
+func TestGeneratorsNestSixteenDeep(t *testing.T) {
+	generator := func(depth int) dag.TaskSpec {
+		return dag.TaskSpec{Name: "g" + strconv.Itoa(depth), Generator: true, Job: dag.Job{Command: []string{"g"}}}
+	}
+	p, problems := dag.NewPlan(&dag.Spec{Tasks: []dag.TaskSpec{generator(0)}}, dag.Limits{})
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	for depth := 1; depth <= 16; depth++ {
+		next, problems := p.Extend(uint32(depth-1), []dag.TaskSpec{generator(depth)}, nothingStarted)
+		if problems != nil {
+			t.Fatalf("depth %d: %v", depth, problems)
+		}
+		p = next
+	}
+	_, problems = p.Extend(16, []dag.TaskSpec{generator(17)}, nothingStarted)
+	if len(problems) != 1 || problems[0].Message != "generators are nested 17 deep, the limit is 16" {
+		t.Errorf("depth 17: %v", problems)
 	}
 }

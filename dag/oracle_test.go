@@ -16,8 +16,8 @@ var (
 	script = flag.String("dag.script", "", "one script to play, as a failure printed it")
 )
 
-// play reports how a script fails, as small as it can be made.
-func play(t *testing.T, s dagtest.Script) *dagtest.PlayLog {
+// playScript plays a script. A script that fails is made as small as possible before it is reported.
+func playScript(t *testing.T, s dagtest.Script) *dagtest.PlayLog {
 	t.Helper()
 	log, err := dagtest.PlayScript(s, true)
 	if err == nil {
@@ -42,7 +42,7 @@ func TestRandomRuns(t *testing.T) {
 	sum := dagtest.PlayLog{}
 	finals := map[dag.RunState]int{}
 	for i := 0; i < *rounds || *rounds == 0 && time.Since(begin) < budget; i++ {
-		log := play(t, dagtest.RandomScript(*seed+uint64(i), 20+i%10*30))
+		log := playScript(t, dagtest.RandomScript(*seed+uint64(i), 20+i%10*30))
 		played++
 		events += log.Events
 		sum.Sets += log.Sets
@@ -66,7 +66,7 @@ func TestScript(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	play(t, s)
+	playScript(t, s)
 }
 
 // FuzzRun reads its bytes as a script.
@@ -74,11 +74,11 @@ func FuzzRun(f *testing.F) {
 	for i := range uint64(20) {
 		f.Add(dagtest.RandomScript(i, 10+int(i)*4).Encode())
 	}
-	f.Fuzz(func(t *testing.T, b []byte) { play(t, dagtest.DecodeScript(b)) })
+	f.Fuzz(func(t *testing.T, b []byte) { playScript(t, dagtest.DecodeScript(b)) })
 }
 
-// TestFoundScripts plays scripts that once told a run from its oracle.
-func TestFoundScripts(t *testing.T) {
+// TestScriptsThatOnceFailed plays scripts that once told a run from its oracle.
+func TestScriptsThatOnceFailed(t *testing.T) {
 	for what, text := range map[string]string{
 		"a generated task matched with parents that were COMPLETED":      "6100be3a0000c90000000000000000000000000000000000690000000000000000000000000000000000e7efc6004b000000000039e2000000a4867700000000000091000000000000006e00ce000065000000dd0000000000003200002600000013000000020000001ac402000002000002000000282102f81602584502a1f1024386",
 		"a generated parent matched with what waits for the generator":   "5c027d000000fb25ba000000000000a50038000000000000000000b32700000000b100000000000000000000000000000000000000000000000000b3000000000000000000000000d7000000000000000000000000490000000000007400c63f030000020000020000030000009c2f020000025ee8",
@@ -89,7 +89,7 @@ func TestFoundScripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			play(t, s)
+			playScript(t, s)
 		})
 	}
 }

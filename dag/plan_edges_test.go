@@ -76,7 +76,7 @@ func TestEdgeProblems(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), dag.Limits{})
-			mustEqual(t, c.doc, told(problems), c.want)
+			mustEqual(t, c.doc, problemLines(problems), c.want)
 		})
 	}
 }

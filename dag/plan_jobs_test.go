@@ -49,8 +49,8 @@ func TestTextsThatCanOnlyFail(t *testing.T) {
 	checkOne(t, problems, "/jobDefaults", `/environment/0: the name of an environment variable has "=" when "A" is "x=y"`)
 }
 
-// TestGeneratorThatRunsNothing is refused, also when the executor is a default.
-func TestGeneratorThatRunsNothing(t *testing.T) {
+// TestGeneratorsNeedACommand is refused, also when the executor is a default.
+func TestGeneratorsNeedACommand(t *testing.T) {
 	const want = `/isGenerator: a generator must print tasks, and executor "noop" does not run a command`
 	_, problems := NewPlan(&Spec{Tasks: []TaskSpec{{Name: "t", Generator: true, Job: Job{Executor: "noop"}}}}, Limits{})
 	checkOne(t, problems, "/tasks/t", want)

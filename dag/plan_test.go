@@ -21,8 +21,8 @@ func planOf(t testing.TB, doc string) *dag.Plan {
 	return p
 }
 
-// told is what is wrong with a spec, as "pointer: message", a limit marked by "!".
-func told(problems dag.Problems) []string {
+// problemLines is what is wrong with a spec, as "pointer: message", a limit marked by "!".
+func problemLines(problems dag.Problems) []string {
 	var lines []string
 	for _, p := range problems {
 		line := p.Pointer + ": " + p.Message
@@ -208,7 +208,7 @@ func TestSpecProblems(t *testing.T) {
 			if p != nil {
 				t.Error("there is a plan")
 			}
-			mustEqual(t, c.doc, told(problems), c.want)
+			mustEqual(t, c.doc, problemLines(problems), c.want)
 		})
 	}
 }
@@ -256,14 +256,14 @@ func TestLimits(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), c.limits)
-			mustEqual(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, problemLines(problems), c.want)
 		})
 	}
 }
 
 // What the kernel cannot start a process with is refused with its limit, the longest
 // values substituted. A command string goes through a file and has no such limit.
-func TestWhatNoProcessStartsWith(t *testing.T) {
+func TestTextsTooLongForTheKernel(t *testing.T) {
 	text := func(n int) string { return strings.Repeat("x", n) }
 	parameters := `"parameters": {"S": "` + text(1000) + `", "L": ["a", "` + text(100_000) + `"]}, `
 	for _, c := range []struct {
@@ -291,7 +291,7 @@ func TestWhatNoProcessStartsWith(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, problems := specjson.Plan([]byte(c.doc), dag.Limits{MaxStartBytes: c.limit})
-			mustEqual(t, c.name, told(problems), c.want)
+			mustEqual(t, c.name, problemLines(problems), c.want)
 		})
 	}
 }
@@ -340,7 +340,7 @@ func TestDefaultsWithoutOtherMembers(t *testing.T) {
 	}
 	_, problems := specjson.Plan([]byte(`{"jobDefaults": {"command": ["x"], "workDir": "/w"}, "tasks": {"a": {"job": {"environment": ["A={{Q}}"]}},
 		"b": {"job": {"commandString": "{{Q}}"}}}}`), dag.Limits{})
-	mustEqual(t, "own texts", told(problems), []string{`/tasks/a/job/environment/0: unknown parameter "Q"`, `/tasks/b/job/commandString: unknown parameter "Q"`})
+	mustEqual(t, "own texts", problemLines(problems), []string{`/tasks/a/job/environment/0: unknown parameter "Q"`, `/tasks/b/job/commandString: unknown parameter "Q"`})
 }
 
 func TestDefaultsOfATask(t *testing.T) {
@@ -372,7 +372,7 @@ func TestManyClasses(t *testing.T) {
 	}
 }
 
-func TestDefaultsAreNotMultipliedWithoutBound(t *testing.T) {
+func TestMergedDefaultsAreBounded(t *testing.T) {
 	const members, tasks = 3000, 1500
 	s := &dag.Spec{Defaults: &dag.Job{HasString: true}}
 	for i := range members {
@@ -382,7 +382,7 @@ func TestDefaultsAreNotMultipliedWithoutBound(t *testing.T) {
 		s.Tasks = append(s.Tasks, dag.TaskSpec{Name: fmt.Sprint("t", i), Job: dag.Job{Other: []dag.Member{{Name: "own", Raw: "1"}}}, HasDecodeErrors: true})
 	}
 	_, problems := dag.NewPlan(s, dag.Limits{})
-	mustEqual(t, "problems", told(problems), []string{`! /tasks: the tasks have more than 4000000 job members in all, with those of jobDefaults`})
+	mustEqual(t, "problems", problemLines(problems), []string{`! /tasks: the tasks have more than 4000000 job members in all, with those of jobDefaults`})
 	s.Tasks = s.Tasks[:tasks/2]
 	if _, problems = dag.NewPlan(s, dag.Limits{}); problems != nil {
 		t.Error(problems)
@@ -394,15 +394,15 @@ func TestSubstitutionIsBounded(t *testing.T) {
 	const tokens, value = 50_000, 100_000
 	doc := `{"parameters": {"P": ["", "` + strings.Repeat("p", value) + `"]}, "tasks": {"a": {"job": {"command": ["x", "` + strings.Repeat("{{P}}", tokens) + `"]}}}}`
 	_, problems := specjson.Plan([]byte(doc), dag.Limits{})
-	mustEqual(t, "problems", told(problems), []string{fmt.Sprintf(
+	mustEqual(t, "problems", problemLines(problems), []string{fmt.Sprintf(
 		"/tasks/a/job: the job has %d bytes when the longest values are substituted, the limit is 4194304", tokens*value)})
 }
 
-func TestSpecsThatNoDecoderMakes(t *testing.T) {
+func TestSpecsFromElsewhere(t *testing.T) {
 	_, problems := dag.NewPlan(&dag.Spec{Tasks: []dag.TaskSpec{
 		{Name: "a", Job: dag.Job{HasString: true, MemoryMB: dag.Quantity{Raw: "-1", Milli: -1000}}},
 		{Name: "a", Job: dag.Job{HasString: true, Cores: dag.Quantity{Raw: "-1", Milli: -1000}}},
 	}}, dag.Limits{})
-	mustEqual(t, "problems", told(problems), []string{`/tasks/a/job/memoryMB: memoryMB must not be negative`,
+	mustEqual(t, "problems", problemLines(problems), []string{`/tasks/a/job/memoryMB: memoryMB must not be negative`,
 		`/tasks/a/job/cores: cores must be more than 0`, `/tasks/a: task "a" is defined twice`})
 }

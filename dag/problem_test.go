@@ -43,7 +43,7 @@ func TestCollectorIsBounded(t *testing.T) {
 	}
 }
 
-func TestCollectorLeavesOutWhatWasJustSaid(t *testing.T) {
+func TestCollectorDropsRepeats(t *testing.T) {
 	var c dag.ProblemCollector
 	for _, m := range []string{"a", "a", "b", "a"} {
 		c.Add(dag.Problem{Message: m})

@@ -67,9 +67,9 @@ func TestRecordBytes(t *testing.T) {
 	}
 }
 
-// TestGrantsJoin: neighbours that are granted at one moment are one record, and
+// TestNeighbouringGrantsAreOneRecord: neighbours that are granted at one moment are one record, and
 // only those.
-func TestGrantsJoin(t *testing.T) {
+func TestNeighbouringGrantsAreOneRecord(t *testing.T) {
 	r := NewRun(mustPlan(t, fanSpec(10)), Config{}, 0)
 	finishFirst(r)
 	r.TakeRecords(nil)
@@ -157,13 +157,13 @@ func TestDirtyChunks(t *testing.T) {
 	if got := r.DirtyChunks(0); len(got) != 2 || got[1] != 2 {
 		t.Errorf("after a kill that is not done %v", got)
 	}
-	if got := panics(t, func() { r.AppendChunk(nil, 5) }); got != "run: chunk 5 of 5002 tasks" {
+	if got := panicText(t, func() { r.AppendChunk(nil, 5) }); got != "run: chunk 5 of 5002 tasks" {
 		t.Error(got)
 	}
 }
 
-// TestDamage: what cannot be read is an error that says where; nothing panics.
-func TestDamage(t *testing.T) {
+// TestDamagedStorageIsAnError: what cannot be read is an error that says where; nothing panics.
+func TestDamagedStorageIsAnError(t *testing.T) {
 	p := smallPlan(t)
 	r := NewRun(p, Config{}, 1000)
 	first := r.TakeRecords(nil)
@@ -247,8 +247,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestManyAttempts: the greatest numbers go through records, header and chunk.
-func TestManyAttempts(t *testing.T) {
+// TestLargestNumbersAreStored: the greatest numbers go through records, header and chunk.
+func TestLargestNumbersAreStored(t *testing.T) {
 	p := mustPlan(t, &Spec{Tasks: []TaskSpec{{Name: "a", Job: Job{Command: []string{"a"}},
 		Retry: RetryPolicy{MaxRetries: math.MaxUint32, Interval: math.MaxInt64}}}})
 	r := NewRun(p, Config{LostLimit: math.MaxUint32}, math.MaxInt64-1)
@@ -324,9 +324,9 @@ func finishAll(r *Run) {
 	}
 }
 
-// TestGrantedAt: a recovered run knows when what is live was granted, from the records
+// TestGrantTimesAfterRecovery: a recovered run knows when what is live was granted, from the records
 // that it has; what they do not reach is as old as the run.
-func TestGrantedAt(t *testing.T) {
+func TestGrantTimesAfterRecovery(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 7)
 	var records [][]byte
 	apply := func(e Event) {
@@ -359,9 +359,9 @@ func TestGrantedAt(t *testing.T) {
 	}
 }
 
-// words are the transitions of a batch as text: "3:RETRY.1" is task 3 after one
+// transitionWords are the transitions of a batch as text: "3:RETRY.1" is task 3 after one
 // attempt, "RUNNING" the run.
-func words(t *testing.T, batch []byte, tasks uint32) string {
+func transitionWords(t *testing.T, batch []byte, tasks uint32) string {
 	t.Helper()
 	var out []string
 	err := Transitions(batch, tasks, func(tr Transition) {
@@ -404,7 +404,7 @@ func TestTransitions(t *testing.T) {
 		if batch == nil && step.want == "" {
 			continue
 		}
-		if got := words(t, batch, r.plan.Tasks); got != step.want {
+		if got := transitionWords(t, batch, r.plan.Tasks); got != step.want {
 			t.Errorf("%+v\n got %s\nwant %s", step.events, got, step.want)
 		}
 		for n := range batch {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestDelay(t *testing.T) {
+func TestRetryDelay(t *testing.T) {
 	const most = time.Duration(math.MaxInt64)
 	for _, c := range []struct {
 		name   string
@@ -37,7 +37,7 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-func TestLater(t *testing.T) {
+func TestAddSaturated(t *testing.T) {
 	for _, c := range [][3]int64{
 		{1, 2, 3},
 		{math.MaxInt64 - 1, 1, math.MaxInt64},
@@ -46,7 +46,7 @@ func TestLater(t *testing.T) {
 		{-5, math.MaxInt64, math.MaxInt64 - 5},
 	} {
 		if got := addSaturated(c[0], c[1]); got != c[2] {
-			t.Errorf("later(%d, %d) = %d, want %d", c[0], c[1], got, c[2])
+			t.Errorf("addSaturated(%d, %d) = %d, want %d", c[0], c[1], got, c[2])
 		}
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestDriverBugs: what cannot be panics, with the numbers.
-func TestDriverBugs(t *testing.T) {
+// TestDriverBugsPanic: what cannot be panics, with the numbers.
+func TestDriverBugsPanic(t *testing.T) {
 	generator := func(name string) *Spec {
 		return &Spec{Tasks: []TaskSpec{{Name: name, Generator: true, Job: Job{Command: []string{"g"}}}, {Name: "other", Job: Job{Command: []string{"o"}}}}}
 	}
@@ -36,15 +36,15 @@ func TestDriverBugs(t *testing.T) {
 		r := NewRun(mustPlan(t, generator("g")), Config{}, 0)
 		r.Apply(Grant{0, 1, 1})
 		r.Apply(Started{Task: 0, Attempt: 1, At: 2})
-		if got := panics(t, func() { r.Apply(c.event) }); got != c.want {
+		if got := panicText(t, func() { r.Apply(c.event) }); got != c.want {
 			t.Errorf("%#v panics with %q, want %q", c.event, got, c.want)
 		}
 	}
 }
 
-// TestEdgeIntoStarted: Extend refuses such an edge when it is asked with Started;
+// TestStartedTemplatesGetNoParents: Extend refuses such an edge when it is asked with Started;
 // a driver that does not ask gets a panic.
-func TestEdgeIntoStarted(t *testing.T) {
+func TestStartedTemplatesGetNoParents(t *testing.T) {
 	p := mustPlan(t, &Spec{Tasks: []TaskSpec{
 		{Name: "g", Generator: true, Job: Job{Command: []string{"g"}}}, {Name: "other", Job: Job{Command: []string{"o"}}}}})
 	r := NewRun(p, Config{}, 0)
@@ -61,13 +61,13 @@ func TestEdgeIntoStarted(t *testing.T) {
 		t.Fatal(problems)
 	}
 	want := `template "other": a parent was added after 1 of its tasks had started`
-	if got := panics(t, func() { r.Apply(Generated{0, 1, next, 2, 0, 0}) }); got != want {
+	if got := panicText(t, func() { r.Apply(Generated{0, 1, next, 2, 0, 0}) }); got != want {
 		t.Errorf("panic %q, want %q", got, want)
 	}
 }
 
-// TestCheckFinds: Check is worth something.
-func TestCheckFinds(t *testing.T) {
+// TestCheckInvariantsFindsWrongCounters: Check is worth something.
+func TestCheckInvariantsFindsWrongCounters(t *testing.T) {
 	for what, spoil := range map[string]func(r *Run){
 		"tasks per state":            func(r *Run) { r.counts[TaskQueued]++ },
 		"live tasks":                 func(r *Run) { r.live.remove(2) },
@@ -93,23 +93,23 @@ func TestCheckFinds(t *testing.T) {
 		r.Apply(Finished{1, 1, false, 2, 0, 0})
 		r.CheckInvariants()
 		spoil(r)
-		if got := panics(t, r.CheckInvariants); !strings.Contains(got, what) {
+		if got := panicText(t, r.CheckInvariants); !strings.Contains(got, what) {
 			t.Errorf("%q is not in %q", what, got)
 		}
 	}
 	r := NewRun(smallPlan(t), Config{}, 0)
-	if got := panics(t, func() { r.addReady(0, -6) }); got != "run: class 0 has -1 ready tasks" {
+	if got := panicText(t, func() { r.addReady(0, -6) }); got != "run: class 0 has -1 ready tasks" {
 		t.Error(got)
 	}
 	r = NewRun(smallPlan(t), Config{}, 0)
 	r.readyTasks = 0
-	if got := panics(t, r.finishIfIdle); got != "run: 6 tasks are QUEUED, 0 of 6 COMPLETED, and no task can move" {
+	if got := panicText(t, r.finishIfIdle); got != "run: 6 tasks are QUEUED, 0 of 6 COMPLETED, and no task can move" {
 		t.Error(got)
 	}
 }
 
-// TestViews: what is handed out does not change with the run.
-func TestViews(t *testing.T) {
+// TestViewsDoNotChangeWithTheRun: what is handed out does not change with the run.
+func TestViewsDoNotChangeWithTheRun(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 7)
 	changes := r.StateChanges()
 	r.Apply(Grant{0, 2, 8})
@@ -146,8 +146,8 @@ func TestViews(t *testing.T) {
 	}
 }
 
-// TestApplyAllocates: an event of a large run costs no memory but the effects.
-func TestApplyAllocates(t *testing.T) {
+// TestApplyAllocatesOnlyEffects: an event of a large run costs no memory but the effects.
+func TestApplyAllocatesOnlyEffects(t *testing.T) {
 	r := NewRun(mustPlan(t, fanSpec(100_000)), Config{}, 0)
 	finishFirst(r)
 	next, at := uint32(1), int64(3)
@@ -166,9 +166,9 @@ func TestApplyAllocates(t *testing.T) {
 	}
 }
 
-// TestMemoryPerTask: what is held of a queued task is the state, the attempts and,
+// TestMemoryOfAQueuedTask: what is held of a queued task is the state, the attempts and,
 // under a one-to-one parent, what it waits for.
-func TestMemoryPerTask(t *testing.T) {
+func TestMemoryOfAQueuedTask(t *testing.T) {
 	const n = 1_000_000
 	spec := fanSpec(n)
 	spec.Tasks[2].Job.Command = append(spec.Tasks[2].Job.Command, "{{N}}")
@@ -214,10 +214,10 @@ func mixedSpec() *Spec {
 	}
 }
 
-// TestRecoverAnywhere drives a run by random events and recovers it again and
+// TestRecoverAfterRandomEvents drives a run by random events and recovers it again and
 // again: from records alone, and from a rolling snapshot whose header is taken
 // before, between or after its chunks.
-func TestRecoverAnywhere(t *testing.T) {
+func TestRecoverAfterRandomEvents(t *testing.T) {
 	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 15
@@ -225,7 +225,7 @@ func TestRecoverAnywhere(t *testing.T) {
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 9))
 		p := mustPlan(t, mixedSpec())
-		w := &wanderer{rnd: rnd, run: NewRun(p, Config{LostLimit: 2}, 0), chunks: map[uint32][]byte{}}
+		w := &randomDriver{rnd: rnd, run: NewRun(p, Config{LostLimit: 2}, 0), chunks: map[uint32][]byte{}}
 		w.records = append(w.records, w.run.TakeRecords(nil))
 		w.run.Init()
 		for range 400 {
@@ -240,8 +240,8 @@ func TestRecoverAnywhere(t *testing.T) {
 	}
 }
 
-// wanderer drives a run without aim.
-type wanderer struct {
+// randomDriver drives a run without aim.
+type randomDriver struct {
 	rnd     *rand.Rand
 	run     *Run
 	now     int64
@@ -257,7 +257,7 @@ type wanderer struct {
 	sets    int
 }
 
-func (w *wanderer) step(t *testing.T) {
+func (w *randomDriver) step(t *testing.T) {
 	w.now += int64(w.rnd.IntN(3)) * int64(time.Second)
 	if rec := w.run.TakeRecords(nil); len(rec) > 0 {
 		t.Fatal("records are left")
@@ -319,7 +319,7 @@ func (w *wanderer) step(t *testing.T) {
 }
 
 // finished is the success of a task; some of the generators' have a set.
-func (w *wanderer) finished(task, attempt uint32) Event {
+func (w *randomDriver) finished(task, attempt uint32) Event {
 	r := w.run
 	if !r.plan.TemplateOf(task).Generator || !r.live.has(task) {
 		return Finished{task, attempt, true, w.now, 0, 0}
@@ -339,7 +339,7 @@ func (w *wanderer) finished(task, attempt uint32) Event {
 }
 
 // snapshot goes on with a rolling snapshot, or begins one.
-func (w *wanderer) snapshot() {
+func (w *randomDriver) snapshot() {
 	r := w.run
 	if !w.round {
 		if w.rnd.IntN(10) == 0 {
@@ -366,7 +366,7 @@ func (w *wanderer) snapshot() {
 }
 
 // recover compares; half the time the run goes on as the recovered one.
-func (w *wanderer) recover(t *testing.T) {
+func (w *randomDriver) recover(t *testing.T) {
 	r := w.run
 	again, err := Recover(r.plan, r.config, nil, nil, w.records)
 	if err != nil {

@@ -46,9 +46,9 @@ func TestShapes(t *testing.T) {
 	}
 }
 
-// TestWideCrashes kills and recovers runs of several chunks while snapshots of
+// TestCrashesWhileSnapshotsAreTaken kills and recovers runs of several chunks while snapshots of
 // them are being written.
-func TestWideCrashes(t *testing.T) {
+func TestCrashesWhileSnapshotsAreTaken(t *testing.T) {
 	crashes := 400
 	if testing.Short() {
 		crashes = 100

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// panics returns what f panics with.
-func panics(t *testing.T, f func()) (text string) {
+// panicText returns what f panics with.
+func panicText(t *testing.T, f func()) (text string) {
 	t.Helper()
 	defer func() {
 		if text = fmt.Sprint(recover()); text == "<nil>" {
@@ -18,8 +18,8 @@ func panics(t *testing.T, f func()) (text string) {
 	return ""
 }
 
-// TestMoves spells both transition tables out: what is not there panics with both names.
-func TestMoves(t *testing.T) {
+// TestTransitionTables spells both transition tables out: what is not there panics with both names.
+func TestTransitionTables(t *testing.T) {
 	tasks := map[string]string{
 		"QUEUED":    "GRANTED KILLED",
 		"GRANTED":   "QUEUED RUNNING RETRY COMPLETED ERRORED KILLED",
@@ -37,7 +37,7 @@ func TestMoves(t *testing.T) {
 				continue
 			}
 			want := fmt.Sprintf("task 7: illegal move %s -> %s", taskNames[from], taskNames[to])
-			if got := panics(t, move); got != want {
+			if got := panicText(t, move); got != want {
 				t.Errorf("panic %q, want %q", got, want)
 			}
 		}
@@ -58,7 +58,7 @@ func TestMoves(t *testing.T) {
 				continue
 			}
 			want := fmt.Sprintf("run: illegal move %s -> %s", from, to)
-			if got := panics(t, move); got != want {
+			if got := panicText(t, move); got != want {
 				t.Errorf("panic %q, want %q", got, want)
 			}
 		}

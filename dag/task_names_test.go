@@ -8,7 +8,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-func TestFind(t *testing.T) {
+func TestFindTask(t *testing.T) {
 	for _, more := range []int{0, 20} { // few names and many are found in different ways
 		tasks := []string{`a {{L}}`, `b -`, `a_b {{N}}`, `a_7 -`, `_ {{L}}`, `x_00 -`, `a/b~c {{M}}`, `big_99999999999 -`}
 		for i := range more {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestSpans holds the queue of ranges against a plain list.
-func TestSpans(t *testing.T) {
+// TestRangeQueueAgainstAList holds the queue of ranges against a plain list.
+func TestRangeQueueAgainstAList(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var q rangeQueue
 	var list []uint32
@@ -50,8 +50,8 @@ func TestSpans(t *testing.T) {
 	}
 }
 
-// TestSpansJoin: a million neighbours are one range.
-func TestSpansJoin(t *testing.T) {
+// TestNeighboursAreOneRange: a million neighbours are one range.
+func TestNeighboursAreOneRange(t *testing.T) {
 	var q rangeQueue
 	for i := range uint32(1_000_000) {
 		q.push(i, 1)
@@ -61,8 +61,8 @@ func TestSpansJoin(t *testing.T) {
 	}
 }
 
-// TestBitmap holds the set against a map.
-func TestBitmap(t *testing.T) {
+// TestBitmapAgainstAMap holds the set against a map.
+func TestBitmapAgainstAMap(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	var b bitmap
 	set := map[uint32]bool{}

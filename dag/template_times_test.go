@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// recovered is r after everything of it was written, by chunks or by records.
-func recovered(t *testing.T, r *Run, header []byte, chunks bool, records ...[]byte) *Run {
+// mustRecover is r after everything of it was written, by chunks or by records.
+func mustRecover(t *testing.T, r *Run, header []byte, chunks bool, records ...[]byte) *Run {
 	t.Helper()
 	chunk := func(uint32) []byte { return nil }
 	if chunks {
@@ -21,9 +21,9 @@ func recovered(t *testing.T, r *Run, header []byte, chunks bool, records ...[]by
 	return again
 }
 
-// TestTimes: of a template the first start and the newest end, whatever order the
+// TestTemplateTimes: of a template the first start and the newest end, whatever order the
 // attempts are told of in, by records and by chunks alike.
-func TestTimes(t *testing.T) {
+func TestTemplateTimes(t *testing.T) {
 	r := NewRun(smallPlan(t), Config{}, 1000)
 	records := [][]byte{r.TakeRecords(nil)}
 	step := func(what string, want Times, events ...Event) {
@@ -49,13 +49,13 @@ func TestTimes(t *testing.T) {
 	if got := r.Times(1); got != (Times{}) {
 		t.Errorf("b: %v", got)
 	}
-	if got := recovered(t, r, nil, false, records...).Times(0); got != (Times{2010, 3003}) {
+	if got := mustRecover(t, r, nil, false, records...).Times(0); got != (Times{2010, 3003}) {
 		t.Errorf("by records: %v", got)
 	}
-	if got := recovered(t, r, r.AppendHeader(nil), true).Times(0); got != (Times{2010, 3003}) {
+	if got := mustRecover(t, r, r.AppendHeader(nil), true).Times(0); got != (Times{2010, 3003}) {
 		t.Errorf("by chunks: %v", got)
 	}
-	if got := recovered(t, r, r.AppendHeader(nil), true, records[2:]...).Times(0); got != (Times{2010, 3003}) {
+	if got := mustRecover(t, r, r.AppendHeader(nil), true, records[2:]...).Times(0); got != (Times{2010, 3003}) {
 		t.Errorf("by chunks that are newer than the records: %v", got)
 	}
 }
@@ -72,7 +72,7 @@ func TestTimesOfManyTemplates(t *testing.T) {
 		r.Apply(Finished{task, 1, true, int64(10 * task), int64(task) + 20, int64(3*task) + 50})
 	}
 	r.TakeRecords(nil)
-	again := recovered(t, r, r.AppendHeader(nil), true)
+	again := mustRecover(t, r, r.AppendHeader(nil), true)
 	for i := range 2500 {
 		want := Times{}
 		if i%7 == 0 {
@@ -95,7 +95,7 @@ func TestTimesOfVersion1(t *testing.T) {
 		}
 		records = append(records, b)
 	}
-	r := recovered(t, NewRun(smallPlan(t), Config{}, 1000), nil, false, records...)
+	r := mustRecover(t, NewRun(smallPlan(t), Config{}, 1000), nil, false, records...)
 	if r.TaskState(0) != TaskCompleted || r.TaskState(1) != TaskGranted {
 		t.Fatalf("%s, %s", r.TaskState(0), r.TaskState(1))
 	}
@@ -107,12 +107,12 @@ func TestTimesOfVersion1(t *testing.T) {
 	r.Apply(Grant{0, 1, 8000})
 	r.Apply(Finished{5, 1, true, 9000, 8000, 9000})
 	records = append(records, r.TakeRecords(nil))
-	for _, r := range []*Run{r, recovered(t, r, nil, false, records...), recovered(t, r, r.AppendHeader(nil), true)} {
+	for _, r := range []*Run{r, mustRecover(t, r, nil, false, records...), mustRecover(t, r, r.AppendHeader(nil), true)} {
 		if a, b := r.Times(0), r.Times(1); a != (Times{}) || b != (Times{8000, 9000}) {
 			t.Errorf("a %v, b %v", a, b)
 		}
 	}
-	granted := recovered(t, NewRun(smallPlan(t), Config{}, 1000), nil, false, records[:2]...)
+	granted := mustRecover(t, NewRun(smallPlan(t), Config{}, 1000), nil, false, records[:2]...)
 	granted.Apply(Finished{0, 1, true, 5000, 2500, 3000})
 	if got := granted.Times(0); got != (Times{2500, 3000}) {
 		t.Errorf("nothing had ended: %v", got)

@@ -12,8 +12,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// told is problems as "pointer: message".
-func told(problems dag.Problems) []string {
+// problemLines is problems as "pointer: message".
+func problemLines(problems dag.Problems) []string {
 	var lines []string
 	for _, p := range problems {
 		lines = append(lines, p.Pointer+": "+p.Message)
@@ -84,7 +84,7 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-func TestDecodeKeepsNothingOfTheDocument(t *testing.T) {
+func TestDecodeDoesNotKeepTheDocument(t *testing.T) {
 	doc := []byte(`{"tag": "keep", "tasks": {"a": {"job": {"command": ["echo"], "x": {"y": 1}}}}}`)
 	s, problems := Decode(doc)
 	if problems != nil {
@@ -112,7 +112,7 @@ func TestSyntaxErrors(t *testing.T) {
 		{strings.Repeat(`{"a":`, 20_000), "invalid JSON at line 1, column 50001 (offset 50000): exceeded max depth"},
 	} {
 		s, problems := Decode([]byte(c.doc))
-		same(t, c.doc, told(problems), []string{": " + c.want})
+		same(t, c.doc, problemLines(problems), []string{": " + c.want})
 		if s != nil {
 			t.Errorf("%.50s: there is a spec", c.doc)
 		}
@@ -154,7 +154,7 @@ func TestProblemsOfASpec(t *testing.T) {
 				"/tasks/b: a task must be an object, it is a number", "/tasks/c: a task must be an object, it is null"}},
 	} {
 		_, problems := Decode([]byte(c.doc))
-		same(t, c.doc, told(problems), c.want)
+		same(t, c.doc, problemLines(problems), c.want)
 	}
 }
 
@@ -188,7 +188,7 @@ func TestProblemsOfATask(t *testing.T) {
 		for i := range c.want {
 			c.want[i] = "/t" + c.want[i]
 		}
-		same(t, doc, told(problems), c.want)
+		same(t, doc, problemLines(problems), c.want)
 		if faulty := strings.Contains(c.task, `"job"`) || strings.Contains(c.task, `"parents"`); len(tasks) != 1 || tasks[0].HasDecodeErrors != faulty {
 			t.Errorf("%s: %+v", doc, tasks)
 		}
@@ -229,7 +229,7 @@ func TestProblemsOfAJob(t *testing.T) {
 		for i := range c.want {
 			c.want[i] = "/a~1b/job" + c.want[i]
 		}
-		same(t, doc, told(problems), c.want)
+		same(t, doc, problemLines(problems), c.want)
 	}
 }
 
@@ -246,7 +246,7 @@ func TestInvalidUTF8(t *testing.T) {
 		{"{\"tag\": \"\ufffd\", \"tasks\": {\"é\": {}}}", nil},
 	} {
 		_, problems := Decode([]byte(c.doc))
-		same(t, c.doc, told(problems), c.want)
+		same(t, c.doc, problemLines(problems), c.want)
 	}
 }
 
@@ -259,13 +259,13 @@ func TestDecodeTasks(t *testing.T) {
 		t.Errorf("%+v, %v", tasks, problems)
 	}
 	_, problems = DecodeTasks([]byte(`[{}] x`))
-	same(t, "a list", told(problems), []string{": a generator's output must be an object, it is a list",
+	same(t, "a list", problemLines(problems), []string{": a generator's output must be an object, it is a list",
 		": there is more after the end of the document, at line 1, column 5 (offset 4)"})
 }
 
-func TestDefaultsThatAreFaultyAreNotMissed(t *testing.T) {
+func TestWrongDefaultsAreReportedOnce(t *testing.T) {
 	_, problems := Plan([]byte(`{"jobDefaults": {"command": "x"}, "tasks": {"a": {}, "b": {"parents": ["q"]}}}`), dag.Limits{})
-	same(t, "defaults", told(problems), []string{"/jobDefaults/command: command must be a list, it is a string", `/tasks/b/parents/0: unknown task "q"`})
+	same(t, "defaults", problemLines(problems), []string{"/jobDefaults/command: command must be a list, it is a string", `/tasks/b/parents/0: unknown task "q"`})
 }
 
 // A hostile document must not make answers that are much larger than itself.
@@ -297,7 +297,7 @@ func TestManyMembers(t *testing.T) {
 	}
 	doc.WriteString(`"t7": {}, "t999": {}, "last": {}}}`)
 	s, problems := Decode([]byte(doc.String()))
-	same(t, "many", told(problems), []string{"/tasks/t7: duplicate member", "/tasks/t999: duplicate member"})
+	same(t, "many", problemLines(problems), []string{"/tasks/t7: duplicate member", "/tasks/t999: duplicate member"})
 	for i, task := range s.Tasks[:1000] {
 		if task.Name != fmt.Sprint("t", i) || task.Retry.MaxRetries != uint32(i) {
 			t.Fatalf("task %d: %+v", i, task)
@@ -308,8 +308,8 @@ func TestManyMembers(t *testing.T) {
 	}
 }
 
-// TestTagsDoNotHoldTheText: a run's tags are kept for as long as it is not finished.
-func TestTagsDoNotHoldTheText(t *testing.T) {
+// TestTagsDoNotKeepTheDocument: a run's tags are kept for as long as it is not finished.
+func TestTagsDoNotKeepTheDocument(t *testing.T) {
 	doc := []byte(`{"tag":"the tag","tags":{"team":"x y"},"tasks":{"a":{"job":{"command":["a"]}}}}`)
 	s, problems := Decode(doc)
 	if len(problems) > 0 {
@@ -325,13 +325,13 @@ func TestTagsDoNotHoldTheText(t *testing.T) {
 	}
 }
 
-// TestMembersThatAreToldOf: what an error lists is what is read.
-func TestMembersThatAreToldOf(t *testing.T) {
+// TestErrorsListValidMembers: what an error lists is what is read.
+func TestErrorsListValidMembers(t *testing.T) {
 	for list, doc := range map[string]string{specMembers: `{%q: 1}`, taskMembers: `{"tasks": {"a": {%q: {}}}}`, edgeMembers: `{"tasks": {"a": {"parents": [{%q: 1}]}}}`} {
 		_, members, _ := strings.Cut(list, " has ")
 		for _, name := range strings.Split(members, ", ") {
 			_, problems := Decode([]byte(fmt.Sprintf(doc, name)))
-			for _, p := range told(problems) {
+			for _, p := range problemLines(problems) {
 				if strings.Contains(p, "unknown member") {
 					t.Errorf("%s: %s", name, p)
 				}

@@ -68,7 +68,7 @@ func TestWarningsAreBounded(t *testing.T) {
 	}
 }
 
-func FuzzLikely(f *testing.F) {
+func FuzzSuggestMember(f *testing.F) {
 	for _, name := range []string{"timeout", "workdir", "", "ü", "retry_interval"} {
 		f.Add(name)
 	}
