@@ -77,7 +77,7 @@ func FuzzRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { playScript(t, dagtest.DecodeScript(b)) })
 }
 
-// TestScriptsThatOnceFailed plays scripts that once told a run from its oracle.
+// TestScriptsThatOnceFailed plays scripts in which a run once differed from its oracle.
 func TestScriptsThatOnceFailed(t *testing.T) {
 	for what, text := range map[string]string{
 		"a generated task matched with parents that were COMPLETED":      "6100be3a0000c90000000000000000000000000000000000690000000000000000000000000000000000e7efc6004b000000000039e2000000a4867700000000000091000000000000006e00ce000065000000dd0000000000003200002600000013000000020000001ac402000002000002000000282102f81602584502a1f1024386",

@@ -181,7 +181,7 @@ func (b *planner) repeatedValue(param int) (value string, ok bool) {
 	return value, ok
 }
 
-// repeatedValueResult is the answer of planner.repeated.
+// repeatedValueResult is what repeatedValue found.
 type repeatedValueResult struct {
 	value string
 	ok    bool

@@ -72,7 +72,7 @@ type planner struct {
 	valueLengths   []int                       // of the parameters' longest values
 	properties     []valueProperties           // of the parameters
 	hasStarted     func(template int) bool     // of templates that were there before
-	repeatedValues map[int]repeatedValueResult // answers of repeated
+	repeatedValues map[int]repeatedValueResult // answers of repeatedValue, by parameter
 }
 
 // NewPlan validates a spec as a graph and lays out its templates. It reports all problems, and then

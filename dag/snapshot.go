@@ -22,8 +22,8 @@ import (
 //  4. Now delete the records before the cut. Keep those from the cut on.
 //
 // A chunk that changes after it was taken is dirty again: the next snapshot has it, and the records
-// since the cut cover it until then. The state of tasks in RETRY is in the header, not in chunks,
-// because few tasks have one.
+// since the cut cover it until then. Retry states are in the header, not in chunks, because few
+// tasks have one.
 //
 //	header = version, tasks, last update, killing, changes, retry states
 //	chunk  = version, tasks, (state run)*, (attempts run)*, [number times*]

@@ -179,7 +179,7 @@ type (
 		Class, N int
 		At       int64
 	}
-	// Started: the attempt's process exists. It is not journaled. Start is when it
+	// Started: the attempt's process exists. It is not recorded. Start is when it
 	// began (0: At), which may be long ago when the driver was away.
 	Started struct {
 		Task, Attempt uint32
