@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/client"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
@@ -288,5 +291,22 @@ func TestMetricsAreDocumented(t *testing.T) {
 	slices.Sort(told)
 	if !slices.Equal(written, told) {
 		t.Errorf("the document has\n%q, the server\n%q", written, told)
+	}
+}
+
+// TestMetricsFollowTheConventions checks what promtool checks: base units in names, _total on counters
+// only, a help text for each. The collectors of Go and of the process have names of their own.
+func TestMetricsFollowTheConventions(t *testing.T) {
+	t.Parallel()
+	s := e2etest.Start(t)
+	s.Want(200, "GET", "/ready", "")
+	problems, err := promlint.New(bytes.NewReader(s.Do("GET", "/metrics", "").Body)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "caravan_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
 	}
 }
