@@ -12,20 +12,20 @@ import (
 	"math"
 )
 
-// Sink takes what Read reads, in order. Slices are valid within the call. A nil member
-// is passed over.
+// Sink receives the content of a backup in order. Slices are valid during the call. Nil members are
+// skipped.
 type Sink struct {
 	Header func(Header) error
 	Row    func(key, value []byte) error
-	// File takes a run's file. It need not read r to its end.
+	// File receives the file of a run. It need not read r to its end.
 	File func(run uint64, size int64, r io.Reader) error
 }
 
-// ErrDamaged: the stream is not a whole backup.
-var ErrDamaged = errors.New("not a whole backup")
+// ErrDamaged means that the stream is not a complete backup.
+var ErrDamaged = errors.New("not a complete backup")
 
-// Read reads a backup to its end and checks all of it. What the sink was given counts
-// only once Read has returned without an error.
+// Read reads a backup to its end and verifies all of it. What the sink received counts only if Read
+// returns without an error.
 func Read(r io.Reader, s Sink) (Summary, error) {
 	d := &decoder{r: r, hash: sha256.New(), sink: s}
 	if err := d.read(); err != nil {
@@ -41,16 +41,16 @@ type decoder struct {
 	offset int64
 	number uint64
 	buf    []byte
-	last   []byte // key
+	last   []byte // for the order of keys
 	sum    Summary
-	rows   bool // rows may still come
+	rows   bool // rows may still follow
 }
 
 func (d *decoder) damaged(format string, a ...any) error {
 	return fmt.Errorf("%w: at offset %d: %s", ErrDamaged, d.offset, fmt.Sprintf(format, a...))
 }
 
-// cut turns an end in the middle into what it means.
+// truncatedError turns an early EOF into an error about the backup.
 func (d *decoder) cut(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return d.damaged("it ends before its trailer")
@@ -64,7 +64,7 @@ func (d *decoder) read() error {
 		return d.cut(err)
 	}
 	if string(head) != magic {
-		return d.damaged("it does not begin as a backup does")
+		return d.damaged("it does not start like a backup")
 	}
 	d.hash.Write(head)
 	d.offset += int64(len(head))
@@ -95,7 +95,7 @@ func (d *decoder) read() error {
 	}
 }
 
-// chunk reads the next chunk. The payload is valid until the next call.
+// readChunk reads the next chunk. The payload is valid until the next call.
 func (d *decoder) chunk() (kind, []byte, error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(d.r, head[:]); err != nil {
@@ -147,7 +147,7 @@ func (d *decoder) readRows(b []byte) error {
 			value, b, ok = cutBytes(b)
 		}
 		if !ok {
-			return d.damaged("row is cut")
+			return d.damaged("row is truncated")
 		}
 		if d.sum.Rows > 0 && bytes.Compare(d.last, key) >= 0 {
 			return d.damaged("keys do not ascend")
@@ -174,7 +174,7 @@ func cutBytes(b []byte) (head, rest []byte, ok bool) {
 
 func (d *decoder) readFile(payload []byte) error {
 	if len(payload) != 16 {
-		return d.damaged("beginning of a file of %d bytes", len(payload))
+		return d.damaged("file header of %d bytes", len(payload))
 	}
 	run, size := binary.LittleEndian.Uint64(payload), binary.LittleEndian.Uint64(payload[8:])
 	if size > math.MaxInt64 {
@@ -184,7 +184,7 @@ func (d *decoder) readFile(payload []byte) error {
 	if d.sink.File != nil {
 		if err := d.sink.File(run, int64(size), f); err != nil {
 			if f.err != nil {
-				err = f.err // what the sink has made of it says less
+				err = f.err // the cause; the error of the sink may hide it
 			}
 			return err
 		}
@@ -200,8 +200,8 @@ func (d *decoder) readFile(payload []byte) error {
 // fileReader reads the chunks of one file.
 type fileReader struct {
 	d       *decoder
-	left    int64  // not yet read from the stream
-	pending []byte // read from the stream
+	left    int64  // bytes of the file that are still in the stream
+	pending []byte // read from the stream but not returned
 	err     error
 }
 
@@ -218,7 +218,7 @@ func (f *fileReader) Read(p []byte) (int, error) {
 		case err != nil:
 			f.err = err
 		case k != kindData || len(payload) == 0 || int64(len(payload)) > f.left:
-			f.err = f.d.damaged("file is cut")
+			f.err = f.d.damaged("file is truncated")
 		}
 		if f.err != nil {
 			return 0, f.err
@@ -233,12 +233,12 @@ func (f *fileReader) Read(p []byte) (int, error) {
 
 func (d *decoder) readTrailer(payload, digest []byte) error {
 	if !bytes.Equal(payload, appendTrailer(nil, &d.sum, digest)) {
-		return d.damaged("the trailer does not match what is before it")
+		return d.damaged("the trailer does not match the content")
 	}
 	var more [1]byte
 	switch _, err := io.ReadFull(d.r, more[:]); {
 	case err == nil:
-		return d.damaged("something follows the trailer")
+		return d.damaged("there is data after the trailer")
 	case err != io.EOF:
 		return err
 	}

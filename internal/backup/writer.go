@@ -14,9 +14,9 @@ import (
 const magic = "CARAVAN BACKUP 1\n"
 
 const (
-	// maxChunk bounds a chunk's payload, in bytes. A row's value is smaller by far.
+	// maxChunk bounds the payload of a chunk, in bytes. A row is much smaller.
 	maxChunk = 4 << 20
-	// fullChunk is the size from which on a chunk of rows is written.
+	// fullChunk is the size at which a chunk of rows is written, in bytes.
 	fullChunk = 256 << 10
 	headSize  = 1 + 4 + 4
 )
@@ -41,16 +41,16 @@ func chunkSum(number uint64, k kind, payload []byte) uint32 {
 	return crc32.Update(crc32.Checksum(head[:], castagnoli), castagnoli, payload)
 }
 
-// Header says what a backup is of.
+// Header describes the origin of a backup.
 type Header struct {
 	Folder  string    `json:"folder"`  // ID of the data folder
 	Format  int       `json:"format"`  // of the data folder
 	Version string    `json:"version"` // of the program
 	Created time.Time `json:"created"`
-	Moment  uint64    `json:"moment"` // the newest commit in it
+	Moment  uint64    `json:"moment"` // number of the newest commit in it
 }
 
-// Summary is how much a backup holds.
+// Summary counts the content of a backup.
 type Summary struct {
 	Header Header
 	Rows   uint64
@@ -63,11 +63,11 @@ type Writer struct {
 	w      io.Writer
 	hash   hash.Hash
 	number uint64
-	rows   []byte // of the chunk that is being filled
+	rows   []byte // of the unfinished chunk
 	sum    Summary
 }
 
-// NewWriter begins a backup.
+// NewWriter starts a backup.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	b := &Writer{w: w, hash: sha256.New(), sum: Summary{Header: h}}
 	text, err := json.Marshal(h)
@@ -98,7 +98,7 @@ func (b *Writer) chunk(k kind, payload []byte) error {
 	return b.write(payload)
 }
 
-// Row adds a row. Rows come by ascending keys, and before all files.
+// Row adds a row. Rows must come in ascending order of keys, and before all files.
 func (b *Writer) Row(key, value []byte) error {
 	if len(key)+len(value)+2*binary.MaxVarintLen32 > maxChunk-fullChunk {
 		return fmt.Errorf("row of %d bytes: too big for a backup", len(key)+len(value))
@@ -121,7 +121,7 @@ func (b *Writer) flush() error {
 	return err
 }
 
-// File adds a run's file: the first size bytes of r.
+// File adds the file of a run: the first size bytes of r.
 func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 	if err := b.flush(); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 	return nil
 }
 
-// Close writes the trailer. A backup without it is no backup.
+// Close writes the trailer, which makes the backup complete.
 func (b *Writer) Close() (Summary, error) {
 	if err := b.flush(); err != nil {
 		return Summary{}, err

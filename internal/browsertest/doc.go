@@ -1,4 +1,3 @@
-// Package browsertest holds tests with a real browser (build tag browser; see
-// make test-browser): what web pages can make Chromium send to a server. It has no
-// code of its own.
+// Package browsertest contains tests with a real browser (build tag browser; see make test-browser):
+// which requests web pages can make Chromium send to a server. It has only test files.
 package browsertest

@@ -1,5 +1,5 @@
-// Command covercheck reads a coverage profile, prints the coverage of every
-// package of the binary and exits 1 when one is below its floor.
+// Command covercheck reads a coverage profile, prints the coverage of every package of the binary
+// and exits with 1 if a package is below its floor.
 //
 //	go run ./internal/covercheck -floor 80 -of dag=95 cover.out
 package main
@@ -28,7 +28,7 @@ func main() {
 	}
 }
 
-// tally counts statements.
+// statementCount counts the statements of a package.
 type tally struct{ all, covered int }
 
 func (t tally) percent() float64 {
@@ -38,7 +38,7 @@ func (t tally) percent() float64 {
 	return 100 * float64(t.covered) / float64(t.all)
 }
 
-// run does all of it; linked are the import paths of the binary's packages.
+// run is the program; linked lists the import paths of the binary's packages.
 func run(args, linked []string, out io.Writer) error {
 	flags := flag.NewFlagSet("covercheck", flag.ContinueOnError)
 	floor := flags.Float64("floor", 80, "least `percentage` of any package")
@@ -47,7 +47,7 @@ func run(args, linked []string, out io.Writer) error {
 		name, value, ok := strings.Cut(s, "=")
 		p, err := strconv.ParseFloat(value, 64)
 		if !ok || err != nil {
-			return fmt.Errorf("%q is no package=percentage", s)
+			return fmt.Errorf("%q must be package=percentage", s)
 		}
 		special[name] = p
 		return nil
@@ -56,7 +56,7 @@ func run(args, linked []string, out io.Writer) error {
 		return err
 	}
 	if flags.NArg() != 1 {
-		return errors.New("give one profile")
+		return errors.New("usage: covercheck [flags] PROFILE")
 	}
 	text, err := os.ReadFile(flags.Arg(0))
 	if err != nil {
@@ -97,8 +97,8 @@ func run(args, linked []string, out io.Writer) error {
 	return nil
 }
 
-// read tallies a profile's blocks by package, without the code that protobuf's generators wrote. A block that is there more than once
-// counts once, as covered when any of them is.
+// parseProfile counts the statements of a profile by package. A block that occurs several times
+// counts once, as covered if any occurrence is.
 func read(profile string) (map[string]tally, error) {
 	type block struct {
 		statements int
@@ -124,7 +124,7 @@ func read(profile string) (map[string]tally, error) {
 	for place, b := range blocks {
 		file, _, ok := strings.Cut(place, ":")
 		if !ok {
-			return nil, fmt.Errorf("%q names no place", place)
+			return nil, fmt.Errorf("%q has no position", place)
 		}
 		if strings.HasSuffix(file, ".pb.go") {
 			continue // generated

@@ -12,9 +12,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Around returns the data folder that a path lies in, or is; "" when there is none. Links
-// are followed, and what of the path does not exist counts as it would be made. A folder
-// that is damaged, or that a restore has not finished, is one too.
+// FindEnclosing returns the data folder that contains path, or path itself if it is one, or "" if
+// there is none. It follows links. Missing elements of the path count as if they were created. A
+// damaged folder and the folder of an unfinished restore count as data folders.
 func Around(path string) (data string, err error) {
 	path, err = filepath.Abs(path)
 	if err != nil {
@@ -23,7 +23,7 @@ func Around(path string) (data string, err error) {
 	at := path
 	real, err := filepath.EvalSymlinks(at)
 	for errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at) {
-		if link, lerr := os.Readlink(at); lerr == nil { // to what does not exist
+		if link, lerr := os.Readlink(at); lerr == nil { // a link to a missing file
 			if !filepath.IsAbs(link) {
 				link = filepath.Join(filepath.Dir(at), link)
 			}
@@ -45,21 +45,22 @@ func Around(path string) (data string, err error) {
 	}
 }
 
-// Is tells whether a path is a data folder's own, by way of links too.
+// IsDataFolder reports whether path is a data folder, with links resolved.
 func Is(path string) bool {
 	real, err := filepath.EvalSymlinks(path)
 	return err == nil && isDataFolder(real)
 }
 
-// checkPlace refuses a place in a data folder for another one.
+// checkNotNested refuses a path inside another data folder.
 func checkPlace(path string) error {
 	if around, err := Around(path); err == nil && around != "" {
-		return fmt.Errorf("it lies in the data folder %s: name a folder outside of it", around)
+		return fmt.Errorf("it lies in the data folder %s; choose a folder outside it", around)
 	}
 	return nil
 }
 
-// isDataFolder tells a data folder by an identity file, or, where both are lost, by its parts.
+// looksLikeDataFolder recognizes a data folder by an identity file, or by its parts if both
+// identity files are lost.
 func isDataFolder(dir string) bool {
 	for _, name := range []string{identityName, copyName} {
 		f, err := vfs.OpenOwn(filepath.Join(dir, name), os.O_RDONLY, 0)

@@ -12,23 +12,23 @@ import (
 	"syscall"
 )
 
-// checkOwner refuses what is not this user's own, and what others may write to. name is
-// the path below DATA.
+// checkOwner refuses files that belong to another user or are writable by others. name is the path
+// below DATA.
 func checkOwner(name string, info fs.FileInfo) error {
 	if owner, own := ownedBy(info), os.Geteuid(); owner != own {
-		return fmt.Errorf("%s belongs to %s, this process is %s: run it as that user, or give it the folder with chown -R",
+		return fmt.Errorf("%s belongs to %s and this process is %s; run it as that user, or change the owner with chown -R",
 			name, userName(owner), userName(own))
 	}
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
-		return fmt.Errorf("%s is a symbolic link: none is followed inside a data folder", name)
+		return fmt.Errorf("%s is a symbolic link, which a data folder must not contain", name)
 	case info.Mode()&fs.ModeSocket == 0 && info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s may be written by others (mode %04o): take that right away with chmod -R go-w", name, info.Mode().Perm())
+		return fmt.Errorf("%s is writable by others (mode %04o); remove the permission with chmod -R go-w", name, info.Mode().Perm())
 	}
 	return nil
 }
 
-// ownedBy returns the user ID of a file's owner.
+// ownerUID returns the user ID of a file's owner.
 func ownedBy(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
 
 func userName(uid int) string {
@@ -38,8 +38,8 @@ func userName(uid int) string {
 	return "user " + strconv.Itoa(uid)
 }
 
-// deep says how many levels below a folder of DATA are looked at. Output has a file for
-// each run, which is looked at when it is opened.
+// checkedDepth returns how many levels below a folder of DATA are checked. The output folder has a
+// file for each run; those are checked when they are opened.
 func deep(name string) int {
 	switch name {
 	case dbName, workerName:
@@ -50,7 +50,7 @@ func deep(name string) int {
 	return 0
 }
 
-// checkAll is checkOwner for DATA and what lies in it.
+// checkOwners calls checkOwner for DATA and its content.
 func (f *Folder) checkAll() error {
 	info, err := f.dir.Stat()
 	if err != nil {
@@ -70,7 +70,7 @@ func (f *Folder) checkBelow(below string, levels int) error {
 	for _, e := range list {
 		name := filepath.Join(below, e.Name())
 		if below == "" && !known(e.Name()) {
-			continue // somebody else's
+			continue // not part of the data folder
 		}
 		info, err := e.Info()
 		if err != nil {
@@ -96,8 +96,8 @@ func (f *Folder) checkBelow(below string, levels int) error {
 	return nil
 }
 
-// notGone drops the error of a file that went while the folder was being looked at, as
-// those of living workers do.
+// ignoreNotExist drops the error for a file that disappeared during the check, as files of running
+// workers do.
 func notGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -105,7 +105,7 @@ func notGone(err error) error {
 	return err
 }
 
-// known tells whether DATA/name is a data folder's own.
+// isKnownName reports whether DATA/name is part of a data folder.
 func known(name string) bool {
 	switch strings.TrimSuffix(name, newSuffix) {
 	case identityName, copyName, dbName, outputName, workerName, slurmName, asideName:
@@ -114,26 +114,26 @@ func known(name string) bool {
 	return false
 }
 
-// missing is the error for a part of a used folder that is not there.
+// missingPartError is the error for a missing part of a used folder.
 func missing(name string) error {
 	switch name {
 	case dbName:
 		return fmt.Errorf("%s/ is missing: it held all runs. Put it back, or restore a backup into a new folder", name)
 	case outputName:
-		return fmt.Errorf("%s/ is missing: it held what tasks printed. Put it back; if it is lost, make an empty one to go on without", name)
+		return fmt.Errorf("%s/ is missing: it held the output of tasks. Put it back; if it is lost, create an empty one to continue without it", name)
 	}
-	return fmt.Errorf("%s/ is missing: it told which tasks run. Put it back; if it is lost, end the tasks that still run and make an empty one: "+
+	return fmt.Errorf("%s/ is missing: it recorded the running tasks. Put it back; if it is lost, end the tasks that still run and create an empty one: "+
 		"their attempts count as lost", name)
 }
 
-// checkComplete refuses a used folder of which a part is missing or no folder.
+// checkComplete refuses a used folder with a missing part.
 func (f *Folder) checkComplete(copied bool) error {
 	for _, name := range []string{dbName, outputName, workerName} {
 		info, err := os.Lstat(f.in(name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			if name == workerName && copied {
-				continue // it is not used
+				continue // a copy does not use it
 			}
 			return missing(name)
 		case err != nil:
@@ -149,8 +149,8 @@ func (f *Folder) checkComplete(copied bool) error {
 	return err
 }
 
-// checkNew tells what keeps a folder without an identity from being a new one: it holds
-// anything but what a crash leaves of a folder that was just being made.
+// checkNew refuses a folder without an identity if it contains more than a crash during the
+// creation of a data folder leaves.
 func (f *Folder) checkNew() error {
 	if err := checkPlace(filepath.Dir(f.path)); err != nil {
 		return err
@@ -168,12 +168,12 @@ func (f *Folder) checkNew() error {
 				return err
 			}
 			if len(inside) > 0 {
-				return fmt.Errorf("%s/ holds data but %s is missing: it is not of this version, or the file was lost. "+
+				return fmt.Errorf("%s/ has data but %s is missing: the folder has another version, or the file was lost. "+
 					"Put %s or %s back, or restore a backup into a new folder", name, identityName, identityName, copyName)
 			}
 		case "lost+found", identityName + newSuffix, copyName + newSuffix:
 		default:
-			return fmt.Errorf("it is not a data folder: it holds %q. Name an empty folder, or one that does not exist", name)
+			return fmt.Errorf("it is not a data folder: it holds %q. Choose an empty folder or a new path", name)
 		}
 	}
 	return nil

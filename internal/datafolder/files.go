@@ -8,8 +8,8 @@ import (
 	"os"
 )
 
-// readIdentity reads both identity files into f.own. found is false when there is none.
-// One that is damaged, or older, does no harm beside the other one.
+// readIdentity reads both identity files into f.identity. found is false if there is none. A
+// damaged or outdated file is ignored if the other one is valid.
 func (f *Folder) readIdentity() (found bool, _ error) {
 	var errs []error
 	var behind bool
@@ -30,7 +30,7 @@ func (f *Folder) readIdentity() (found bool, _ error) {
 			behind = true
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		case found && i.revision == f.own.revision && i != f.own:
-			return false, fmt.Errorf("%s and %s are of two folders: remove the one that does not belong here", identityName, copyName)
+			return false, fmt.Errorf("%s and %s belong to different folders; remove the wrong one", identityName, copyName)
 		default:
 			behind = behind || n > 0 && found && i.revision != f.own.revision
 			if i.revision > f.own.revision {
@@ -43,7 +43,7 @@ func (f *Folder) readIdentity() (found bool, _ error) {
 		return false, fmt.Errorf("%w: put one of the two files back, or restore a backup into a new folder", errors.Join(errs...))
 	}
 	if len(errs) > 0 {
-		f.log.Warn("one of the two identity files is damaged: the other one counts", "data", f.path, "err", errs[0])
+		f.log.Warn("an identity file is damaged; the other one is used", "data", f.path, "err", errs[0])
 	}
 	f.stale = found && behind
 	return found, nil
@@ -58,7 +58,7 @@ func (f *Folder) readFile(name string) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(file, 0, maxIdentity+1))
 }
 
-// write makes next what both files say.
+// writeIdentity stores next in both files.
 func (f *Folder) write(next identity) error {
 	next.revision++
 	text := next.encode()
@@ -71,7 +71,7 @@ func (f *Folder) write(next identity) error {
 	return nil
 }
 
-// replace writes a file that is there whole or not at all.
+// replaceFile writes a file atomically: it has either the old or the new content.
 func (f *Folder) replace(name string, text []byte) error {
 	temporary := f.in(name + newSuffix)
 	file, err := f.fs.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

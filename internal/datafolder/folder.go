@@ -15,7 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Names in DATA.
+// These are the names in DATA.
 const (
 	identityName = "identity"
 	copyName     = "identity.copy"
@@ -27,17 +27,17 @@ const (
 	asideName    = "aside"
 )
 
-// Options say how a folder is opened.
+// Options control how a folder is opened.
 type Options struct {
 	Logger *slog.Logger // nil = discard
-	// Resume takes a pause away. Pause, if it is not "", is why the folder is paused
-	// from now on. A copy is paused without being told so, unless Resume is set.
+	// Resume ends a pause. Pause, if not "", is the reason why the folder is paused from now on. A
+	// copy is paused without it, unless Resume is set.
 	Resume bool
 	Pause  string
-	// FS is where the identity files are written; nil = the machine's.
+	// FS is the file system for the identity files; nil = the operating system's.
 	FS vfs.FS
 
-	home func(*os.File) (home, error) // tests
+	home func(*os.File) (home, error) // for tests
 }
 
 func (o *Options) defaults() {
@@ -52,23 +52,23 @@ func (o *Options) defaults() {
 	}
 }
 
-// Folder is an open, locked data folder. Its methods may be called from any goroutine.
+// Folder is an open, locked data folder. Its methods are safe for concurrent use.
 type Folder struct {
 	path   string // absolute, without symbolic links
 	dir    *os.File
 	fs     vfs.FS
 	log    *slog.Logger
 	copied bool
-	stale  bool    // one of the identity files has to be written again
-	found  []error // what Inspect found
+	stale  bool    // an identity file must be rewritten
+	found  []error // by Inspect
 
-	mu sync.Mutex // of own
-	// own is what the identity files say; none has been read when its revision is 0.
+	mu sync.Mutex // guards identity
+	// identity is the content of the identity files. Its revision is 0 before it is read.
 	own identity
 }
 
-// Open opens a data folder for a server, and makes a new one where none is. The error
-// names the folder and what to do.
+// Open opens a data folder for a server, and creates a new one if there is none. Its error names
+// the folder and the remedy.
 func Open(path string, o Options) (*Folder, error) {
 	f, err := open(path, unix.LOCK_EX, true, &o)
 	if err != nil {
@@ -80,9 +80,8 @@ func Open(path string, o Options) (*Folder, error) {
 	return f, nil
 }
 
-// Inspect opens a data folder to look at it. The folder is not changed, by this or any
-// other method. What is wrong with its identity, its rights and its parts does not
-// keep it from being opened: Problems tells.
+// Inspect opens a data folder read-only. Neither Inspect nor the methods change the folder. Defects
+// of the identity, the permissions and the parts do not prevent opening: Problems returns them.
 func Inspect(path string) (*Folder, error) {
 	var o Options
 	f, err := open(path, unix.LOCK_SH, false, &o)
@@ -112,7 +111,7 @@ func Inspect(path string) (*Folder, error) {
 	return f, nil
 }
 
-// open opens and locks the folder, whatever it holds.
+// openLocked opens and locks the folder, whatever its content.
 func open(path string, how int, create bool, o *Options) (*Folder, error) {
 	o.defaults()
 	wrap := func(err error) error { return fmt.Errorf("data folder %s: %w", path, err) }
@@ -148,7 +147,8 @@ func (f *Folder) wrap(err error) error { return fmt.Errorf("data folder %s: %w",
 
 func (f *Folder) in(name string) string { return filepath.Join(f.path, name) }
 
-// admit checks the folder, and makes it this server's own.
+// prepare checks the folder and adapts it to this server: it creates a new folder and adopts a
+// copy.
 func (f *Folder) admit(o *Options) error {
 	info, err := f.dir.Stat()
 	if err != nil {
@@ -162,7 +162,7 @@ func (f *Folder) admit(o *Options) error {
 		if err := f.checkNew(); err != nil {
 			return err
 		}
-		if ownedBy(info) == os.Geteuid() { // else it is refused below
+		if ownedBy(info) == os.Geteuid() { // otherwise checkOwners refuses it
 			if err := f.dir.Chmod(0o700); err != nil {
 				return err
 			}
@@ -211,10 +211,10 @@ func (f *Folder) admit(o *Options) error {
 	return f.write(next)
 }
 
-// errPartial: Make's folder was not finished.
-var errPartial = errors.New("a restore into it was interrupted: remove it and begin again")
+// errPartial means that the draft in the folder was never finished.
+var errPartial = errors.New("a restore into it was interrupted; remove it and start again")
 
-// makeParts makes the folders in DATA, and has their names on the device.
+// createParts creates the folders in DATA and makes their names durable.
 func (f *Folder) makeParts() error {
 	for _, name := range []string{dbName, outputName, workerName} {
 		if err := os.Mkdir(f.in(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -227,8 +227,8 @@ func (f *Folder) makeParts() error {
 	return f.fs.SyncDir(f.path)
 }
 
-// remake begins again with a folder in which nothing was acknowledged: what a crash left
-// of its database goes.
+// resetUnused restarts a folder that has not acknowledged anything: it removes the database that a
+// crash has left.
 func (f *Folder) remake() error {
 	if err := f.makeParts(); err != nil {
 		return err
@@ -245,7 +245,7 @@ func (f *Folder) remake() error {
 	return nil
 }
 
-// adoptCopy makes a copy a folder of its own.
+// adoptCopy turns a copy into a data folder of its own.
 func (f *Folder) adoptCopy(next *identity) error {
 	if f.own.state == stateUsed {
 		if err := f.checkComplete(true); err != nil {
@@ -270,72 +270,71 @@ func (f *Folder) adoptCopy(next *identity) error {
 	}
 	next.paused = fmt.Sprintf("copied from data folder %s", next.origin)
 	f.copied = true
-	f.log.Warn("this data folder is a copy: it has a new identity, and leaves what runs of the original alone",
+	f.log.Warn("this data folder is a copy: it gets a new identity and leaves the running tasks of the original alone",
 		"data", f.path, "id", next.id.String(), "origin", next.origin.String())
 	return nil
 }
 
-// Path returns the folder's absolute path, without symbolic links.
+// Path returns the absolute path of the folder, without symbolic links.
 func (f *Folder) Path() string { return f.path }
 
-// DB returns the path of the folder of rows.
+// DB returns the path of the store.
 func (f *Folder) DB() string { return f.in(dbName) }
 
-// Output returns the path of the folder of what tasks printed.
+// Output returns the path of the output of tasks.
 func (f *Folder) Output() string { return f.in(outputName) }
 
 // Worker returns the path of the folder of all workers.
 func (f *Folder) Worker() string { return f.in(workerName) }
 
-// WorkerIn is Worker of a data folder that is not open.
+// WorkerIn is Worker for a data folder that is not open.
 func WorkerIn(data string) string { return filepath.Join(data, workerName) }
 
-// Slurm returns the path of the folder of Slurm's attempts, which may be missing.
+// Slurm returns the path of the folder of the Slurm executor, which may be missing.
 func (f *Folder) Slurm() string { return f.in(slurmName) }
 
-// Copied tells whether the folder was found to be a copy as it was opened.
+// IsCopy reports whether the folder was a copy when it was opened.
 func (f *Folder) Copied() bool { return f.copied }
 
-// Problems returns what Inspect found wrong.
+// Problems returns the defects that Inspect found.
 func (f *Folder) Problems() []error { return f.found }
 
-// ID returns the folder's name. A copy has another one.
+// ID returns the identity of the folder. A copy has another one.
 func (f *Folder) ID() ID {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.own.id
 }
 
-// Origin returns the ID of the folder that this one was copied or restored from; ok is
-// false when it was made anew.
+// Origin returns the ID of the folder that this one was copied or restored from. ok is false for an
+// original folder.
 func (f *Folder) Origin() (id ID, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.own.origin, f.own.origin != ID{}
 }
 
-// Used tells whether anything may have been acknowledged from this folder.
+// IsUsed reports whether the folder may have acknowledged anything.
 func (f *Folder) Used() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.own.state == stateUsed
 }
 
-// Paused returns why no task is started; "" when tasks are.
+// Paused returns why no task is started, or "" if the folder is not paused.
 func (f *Folder) Paused() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.own.paused
 }
 
-// SetPaused pauses the folder for a reason, or with "" resumes it. It is durable when it
+// SetPaused pauses the folder for a reason, or resumes it with "". The change is durable when it
 // returns.
 func (f *Folder) SetPaused(reason string) error {
 	return f.change(func(i *identity) { i.paused = reason })
 }
 
-// Begin says that from now on something may be acknowledged. It is durable when it
-// returns.
+// MarkUsed records that acknowledgements may follow. The record is durable when it returns.
 func (f *Folder) Begin() error {
 	return f.change(func(i *identity) { i.state = stateUsed })
 }
@@ -353,5 +352,5 @@ func (f *Folder) change(do func(*identity)) error {
 	return nil
 }
 
-// Close gives the folder up.
+// Close releases the lock.
 func (f *Folder) Close() error { return f.dir.Close() }

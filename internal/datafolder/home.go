@@ -7,15 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// home is where a folder lies, as the kernel knows it.
+// location identifies a folder to the kernel.
 type home struct {
 	inode  uint64
-	born   int64  // ns since the epoch; 0 = the file system does not tell
-	device uint64 // good for one boot of the machine only
+	born   int64  // ns since the epoch; 0 = unknown to the file system
+	device uint64 // valid for one boot of the machine only
 	boot   string // the kernel's boot ID; "" = unknown
 }
 
-// is tells whether a folder that was at h and is at now may be the same folder.
+// matches reports whether a folder that was at h and is at now may be the same folder.
 func (h home) is(now home) bool {
 	if h.inode != now.inode || h.born != 0 && now.born != 0 && h.born != now.born {
 		return false
@@ -23,7 +23,7 @@ func (h home) is(now home) bool {
 	return h.boot == "" || h.boot != now.boot || h.device == now.device
 }
 
-// homeOf looks at an open folder.
+// locationOf returns the location of an open folder.
 func homeOf(dir *os.File) (h home, err error) {
 	var st unix.Statx_t
 	err = unix.Statx(int(dir.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st)

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Format is the version of a data folder as a whole. It goes up with every change that
-// an older program could not read.
+// Format is the version of the data folder as a whole. Every change that an older program cannot
+// read increments it.
 const Format = 3
 
-// ID names a data folder: 128 random bits.
+// ID identifies a data folder by 128 random bits.
 type ID [16]byte
 
 // String returns the ID in hexadecimal digits.
@@ -38,23 +38,23 @@ func newID() (id ID) {
 	return id
 }
 
-// state is how far a folder is.
+// state is the stage in the life of a folder.
 type state string
 
 const (
-	stateNew     state = "new"     // nothing was acknowledged yet
-	statePartial state = "partial" // a restore or a salvage is writing it
+	stateNew     state = "new"     // has not acknowledged anything
+	statePartial state = "partial" // a restore or a salvage writes it
 	stateUsed    state = "used"
 )
 
-// identity is what the file identity holds.
+// identity is the content of an identity file.
 type identity struct {
-	revision uint64 // one more with each write
+	revision uint64 // incremented by each write
 	id       ID
 	origin   ID // of the folder that this one was copied or restored from; zero = none
 	created  time.Time
 	state    state
-	paused   string // why nothing is started; "" = it is not paused
+	paused   string // why no task is started; "" = not paused
 	home     home
 }
 
@@ -68,8 +68,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encode returns the file's text: a line per member, always the same ones in the same
-// order, then the CRC-32C of the lines before it.
+// encode returns the text of the file: a line per member, always in the same order, then the
+// CRC-32C of the lines before.
 func (i *identity) encode() []byte {
 	reason := i.paused
 	if len(reason) > maxReason {
@@ -86,11 +86,11 @@ func appendSum(body []byte) []byte {
 	return fmt.Appendf(body, "crc32c %08x\n", crc32.Checksum(body, castagnoli))
 }
 
-// errDamaged: an identity file is not what was written.
+// errDamaged means that an identity file differs from what was written.
 var errDamaged = errors.New("damaged")
 
-// parseIdentity reads what encode wrote. The error is errDamaged, or says that the
-// format is another one.
+// parseIdentity is the inverse of encode. Its error is errDamaged, or says that the format is
+// another one.
 func parseIdentity(text []byte) (i identity, err error) {
 	damaged := func(what string) (identity, error) { return identity{}, fmt.Errorf("%w: %s", errDamaged, what) }
 	if len(text) > maxIdentity {
@@ -109,7 +109,7 @@ func parseIdentity(text []byte) (i identity, err error) {
 		return damaged("it is not a data folder's identity")
 	}
 	if lines[1] != fmt.Sprintf("format %d", Format) {
-		return i, fmt.Errorf("%q, this program reads format %d", lines[1], Format)
+		return i, fmt.Errorf("%q; this program reads format %d", lines[1], Format)
 	}
 	names := []string{"revision", "id", "origin", "created", "state", "paused", "inode", "born", "device", "boot"}
 	if len(lines) != 2+len(names) {

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrInUse: another process holds the folder's lock.
+// ErrInUse means that another process holds the lock of the folder.
 var ErrInUse = errors.New("in use by another server or command")
 
-// lock takes the lock of a folder, with unix.LOCK_EX or LOCK_SH. It waits a moment:
-// a child of a killed server may hold it a little longer, between fork and exec.
+// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH. It waits a moment, because a child of a
+// killed server may hold the lock a little longer, between fork and exec.
 func lock(dir *os.File, how int) error {
 	const patience, pause = 2 * time.Second, 20 * time.Millisecond
 	for begin := time.Now(); ; time.Sleep(pause) {
@@ -36,8 +36,8 @@ func lock(dir *os.File, how int) error {
 	}
 }
 
-// holder finds a process that holds a lock on the folder; 0 when the kernel does not
-// tell, as from within a container.
+// lockHolder returns a process that holds a lock on the folder, or 0 if the kernel does not tell,
+// as in a container.
 func holder(dir *os.File) int {
 	var st unix.Stat_t
 	if unix.Fstat(int(dir.Fd()), &st) != nil {

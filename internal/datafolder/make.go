@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Draft is a data folder that is being written, as by a restore. No server opens it
-// until Finish has returned.
+// Draft is a data folder that a restore or a salvage fills. No server opens it before Finish has
+// returned.
 type Draft struct {
 	*Folder
 }
 
-// Make makes a data folder to be filled. path must be an empty folder, or not exist.
-// origin is the folder that its content is of.
+// CreateDraft creates a data folder to be filled. path must be an empty folder, or not exist.
+// origin is the folder that the content comes from.
 func Make(path string, origin ID) (*Draft, error) {
 	if err := checkPlace(path); err != nil && !Is(path) {
 		return nil, fmt.Errorf("data folder %s: %w", path, err)
@@ -40,7 +40,7 @@ func (d *Draft) begin(origin ID, o *Options) error {
 	}
 	for _, e := range list {
 		if e.Name() != "lost+found" {
-			return fmt.Errorf("it is not empty: it holds %q. Name an empty folder, or one that does not exist", e.Name())
+			return fmt.Errorf("it is not empty: it holds %q. Choose an empty folder or a new path", e.Name())
 		}
 	}
 	if err := d.dir.Chmod(0o700); err != nil {
@@ -53,20 +53,20 @@ func (d *Draft) begin(origin ID, o *Options) error {
 	if next.home, err = o.home(d.dir); err != nil {
 		return err
 	}
-	// The state comes first: what a crash leaves must not be taken for a folder.
+	// The state is written first, so that the remains of a crash cannot pass for a data folder.
 	if err := d.write(next); err != nil {
 		return err
 	}
 	return d.makeParts()
 }
 
-// Finish makes the folder valid, and paused if reason is not "". What was written into
-// it must be on the device. The folder stays open.
+// Finish makes the folder valid, and pauses it if reason is not "". Its content must be durable
+// before. The folder stays open.
 func (d *Draft) Finish(reason string) error {
 	return d.change(func(i *identity) { i.state, i.paused = stateUsed, reason })
 }
 
-// Discard removes what was written, and closes the folder. An empty folder stays.
+// Discard removes the content and closes the folder. An empty folder stays.
 func (d *Draft) Discard() error {
 	var errs []error
 	for _, name := range []string{dbName, outputName, workerName, identityName, copyName} {

@@ -159,11 +159,11 @@ func TestDamagedBackupIsRefused(t *testing.T) {
 		if err := os.WriteFile(file, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, code := invoke(t, nil, "restore", "--verify-only", file); code != 1 || !strings.Contains(out, "not a whole backup") {
+		if out, code := invoke(t, nil, "restore", "--verify-only", file); code != 1 || !strings.Contains(out, "not a complete backup") {
 			t.Errorf("verified: %d %s", code, out)
 		}
 		data := filepath.Join(t.TempDir(), "restored")
-		if out, code := invoke(t, nil, "restore", file, data); code != 1 || !strings.Contains(out, "not a whole backup") {
+		if out, code := invoke(t, nil, "restore", file, data); code != 1 || !strings.Contains(out, "not a complete backup") {
 			t.Errorf("restored: %d %s", code, out)
 		}
 		if list, err := os.ReadDir(data); err == nil && len(list) > 0 {

@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// Damage does to a file one of the things that disks do: it flips a bit, zeroes a page,
-// cuts the file, or deletes it. It says what it did. An empty file is deleted.
+// Damage damages a file as disks do: it flips a bit, zeroes a page, truncates the file, or deletes
+// it. It returns a description. An empty file is deleted.
 func Damage(rng *rand.Rand, path string) (what string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -14,32 +14,32 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// sector is what a device writes whole, in bytes.
+// sectorBytes is the size that a device writes atomically.
 const sector = 512
 
-// Disk is the file system of the machine below one folder, together with what a power
-// failure would leave there. What goes past it (a library that opens files itself) it
-// does not see: such files are in no PowerCut.
+// Disk is the operating system's file system below one folder, and a model of what a power failure
+// would leave there. The model does not see files that a library opens itself: PowerCut leaves them
+// out.
 type Disk struct {
 	root string
 
 	mu   sync.Mutex
-	dirs map[string]*directory // by path relative to root, "." first
+	dirs map[string]*directory // by path relative to root, starting with "."
 }
 
-// directory is a folder: its names as the process sees them, and as of the last SyncDir.
+// directory holds the names of a folder, as the process sees them and as of the last SyncDir.
 type directory struct {
 	now, synced map[string]*node
 }
 
-// node is a file, or a folder when dir is set.
+// inode is a file, or a folder if dir is set.
 type node struct {
 	dir     bool
 	synced  []byte
 	pending []change // since the last Sync
 }
 
-// change is a write, or a truncation when data is nil.
+// change is a write, or a truncation if data is nil.
 type change struct {
 	off  int64
 	data []byte
@@ -63,7 +63,7 @@ func resize(content []byte, size int64) []byte {
 	return append(content, make([]byte, size-int64(len(content)))...)
 }
 
-// NewDisk takes an existing folder. What lies there counts as synced.
+// NewDisk returns the model of an existing folder. Its content counts as synced.
 func NewDisk(root string) (*Disk, error) {
 	d := &Disk{root: filepath.Clean(root), dirs: map[string]*directory{}}
 	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
@@ -93,12 +93,12 @@ func (d *Disk) relative(path string) string {
 	return rel
 }
 
-// parent is the folder of a path; nil when it is not below the root.
+// parent returns the folder of a path, or nil outside the root.
 func (d *Disk) parent(path string) *directory { return d.dirs[d.relative(filepath.Dir(path))] }
 
-// PowerCut makes the folder into and fills it with what a power failure at this moment
-// leaves. Without a source of randomness that is what was synced and nothing else; with
-// one, of what was not synced each sector, and the names of each folder, may be there.
+// PowerCut creates the folder into with what a power failure at this moment leaves. With rng = nil
+// that is exactly what was synced. With a source of randomness each unsynced sector, and the
+// unsynced names of each folder, may be there too.
 func (d *Disk) PowerCut(into string, rng *rand.Rand) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -133,7 +133,7 @@ func (d *Disk) cut(rel, into string, rng *rand.Rand) error {
 	return nil
 }
 
-// tear applies some of the changes, sector by sector.
+// applySome applies a random selection of the changes, sector by sector.
 func tear(content []byte, pending []change, rng *rand.Rand) []byte {
 	all := rng.IntN(4)
 	for _, c := range pending {
@@ -162,7 +162,7 @@ func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, erro
 	}
 	parent := d.parent(name)
 	if parent == nil {
-		return nil, errors.Join(errors.New(name+": its folder is not on the disk of the test"), f.Close())
+		return nil, errors.Join(errors.New(name+": its folder is outside the disk of the test"), f.Close())
 	}
 	n := parent.now[filepath.Base(name)]
 	if n == nil {
@@ -199,7 +199,7 @@ func (d *Disk) Remove(name string) error {
 	return nil
 }
 
-// MkdirAll makes folders.
+// MkdirAll creates folders.
 func (d *Disk) MkdirAll(dir string, perm fs.FileMode) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -219,7 +219,7 @@ func (d *Disk) ReadDir(dir string) ([]fs.DirEntry, error) { return vfs.OS{}.Read
 // Stat describes a file.
 func (d *Disk) Stat(name string) (fs.FileInfo, error) { return vfs.OS{}.Stat(name) }
 
-// SyncDir syncs a folder's names.
+// SyncDir syncs the names in a folder.
 func (d *Disk) SyncDir(dir string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -232,7 +232,7 @@ func (d *Disk) SyncDir(dir string) error {
 	return nil
 }
 
-// Lock locks a file, which is in no PowerCut.
+// Lock locks a file. PowerCut leaves lock files out.
 func (d *Disk) Lock(name string) (io.Closer, error) { return vfs.OS{}.Lock(name) }
 
 type diskFile struct {
@@ -261,7 +261,7 @@ func (f *diskFile) Truncate(size int64) error {
 	return err
 }
 
-// Sync does not sync the real file: the model is what counts, and it is quicker.
+// Sync updates the model only and skips the real file, to be faster.
 func (f *diskFile) Sync() error {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()

@@ -1,13 +1,13 @@
-// Package faults has file systems that go wrong, for tests.
+// Package faults provides failing file systems for tests.
 //
-//   - FS passes calls on to another file system, records them, and fails, delays or
-//     stops at the calls that a Rule chooses. One that Follows a script takes its rules
-//     from a file instead: so a test reaches the processes of a binary (tag faults).
-//   - Disk keeps beside a real folder what a power failure would leave of it: of each
-//     file the content as of its last Sync, of each folder the names as of its last
-//     SyncDir. PowerCut writes that down as another folder.
-//   - Damage changes a file as a disk may.
+//   - FS passes calls on to another file system, records them, and fails, delays or blocks the calls
+//     that a Rule selects. With FollowScript it takes its rules from a file, so that a test reaches
+//     the processes of a binary with the tag faults.
+//   - Disk models what a power failure would leave of a real folder: the content of each file as of
+//     its last Sync, the names of each folder as of its last SyncDir. PowerCut writes the model to
+//     another folder.
+//   - Damage damages a file as a disk may.
 //   - Lease and HangingFolder are a program and a folder that do not answer.
 //
-// To cut the power at each sync: FS over Disk, with a Rule whose Do calls PowerCut.
+// To cut the power at each sync, use an FS over a Disk, with a Rule whose Do calls PowerCut.
 package faults

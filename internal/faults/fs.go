@@ -12,10 +12,11 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Op is what a call does.
+// Op is the operation of a call.
 type Op string
 
-// The operations. Create is an OpenFile that may make the file.
+// Create is an OpenFile that may create the file; the other operations have the names of the
+// methods.
 const (
 	Open     Op = "open"
 	Create   Op = "create"
@@ -33,27 +34,27 @@ const (
 	Close    Op = "close"
 )
 
-// Call is one call.
+// Call is one recorded call.
 type Call struct {
 	Op   Op
-	Path string // of a Rename the old one
-	To   string // of a Rename
-	Off  int64  // of Read and Write; the size of a Truncate
-	Len  int    // of Read and Write
+	Path string // for Rename the old path
+	To   string // for Rename
+	Off  int64  // for Read and Write; for Truncate the size
+	Len  int    // for Read and Write
 }
 
-// ErrInjected is the error of a Rule that names none.
+// ErrInjected is the error of a Rule without Err.
 var ErrInjected = errors.New("injected by the test")
 
-// Rule chooses calls and says what happens at them.
+// Rule selects calls and their failure.
 type Rule struct {
 	Op   Op     // "" = any
-	Path string // pattern of filepath.Match for the path's last element, or for the whole path; "" = any
-	N    int    // the n-th call that matches, from 1; 0 = each
-	Err  error  // is returned in place of the call
-	// Short, with Err, is how many bytes of a Write are written nevertheless.
+	Path string // pattern of filepath.Match for the last element or the whole path; "" = any
+	N    int    // the n-th matching call, from 1; 0 = each
+	Err  error  // returned in place of the call
+	// Short is how many bytes a Write with Err still writes.
 	Short int
-	// Do is called before the call goes on. It may block: that delays the call.
+	// Do is called before the call goes on. It may block to delay the call.
 	Do func(Call)
 
 	seen int
@@ -77,10 +78,10 @@ func (r *Rule) matches(c Call) bool {
 	return false
 }
 
-// FS passes calls on to another file system.
+// FS passes calls on to another file system, records them, and fails those that a Rule selects.
 type FS struct {
 	base   vfs.FS
-	script *script // of Follow; else nil
+	script *script // nil unless FollowScript made it
 
 	mu    sync.Mutex
 	calls []Call
@@ -90,28 +91,28 @@ type FS struct {
 // New returns an FS without rules.
 func New(base vfs.FS) *FS { return &FS{base: base} }
 
-// Add adds a rule. Those that were added first decide first.
+// Add adds a rule. The first matching rule with an error decides.
 func (f *FS) Add(r Rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rules = append(f.rules, &r)
 }
 
-// Reset takes all rules away and forgets the calls.
+// Reset removes all rules and recorded calls.
 func (f *FS) Reset() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls, f.rules = nil, nil
 }
 
-// Calls are the calls so far, in the order in which they began.
+// Calls returns the calls so far, in the order of their start.
 func (f *FS) Calls() []Call {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.calls)
 }
 
-// before records a call, and returns the error of the first rule that has one for it.
+// intercept records a call and returns the error of the first rule that fails it.
 func (f *FS) before(c Call) (short int, err error) {
 	if f.script != nil {
 		return f.script.before(c)
@@ -146,7 +147,7 @@ func (f *FS) before(c Call) (short int, err error) {
 	return short, err
 }
 
-// OpenFile opens a file whose calls are recorded too.
+// OpenFile opens a file and records its calls too.
 func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
 	op := Open
 	if flag&os.O_CREATE != 0 {
@@ -166,7 +167,7 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error)
 	return r, nil
 }
 
-// descriptor is a file that lies in the machine's own file system, where it can be locked.
+// fdFile is a file of the operating system, which has a descriptor and can be locked.
 type descriptor interface{ Fd() uintptr }
 
 type described struct {
@@ -190,7 +191,7 @@ func (f *FS) Remove(name string) error {
 	return f.base.Remove(name)
 }
 
-// MkdirAll makes folders.
+// MkdirAll creates folders.
 func (f *FS) MkdirAll(dir string, perm fs.FileMode) error {
 	if _, err := f.before(Call{Op: MkdirAll, Path: dir}); err != nil {
 		return err

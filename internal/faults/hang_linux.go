@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lease makes every open of a file wait, an exec's too, for as long as it is held, at most
-// /proc/sys/fs/lease-break-time seconds (45 by default). It stands in for a program on a
-// network file system that does not answer.
+// Lease blocks every open of a file, including that of an exec, while it is held, for at most
+// /proc/sys/fs/lease-break-time seconds (45 by default). It simulates a program on an unresponsive
+// network file system.
 type Lease struct{ f *os.File }
 
-// HoldLease takes a lease on a file of this user's that nobody has open. A process that is
-// being forked may have it open for a moment, which is waited for.
+// HoldLease takes a lease on a file of this user that is not open. It waits for a process between
+// fork and exec that has the file open for a moment.
 func HoldLease(path string) (*Lease, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -34,23 +34,23 @@ func HoldLease(path string) (*Lease, error) {
 	return nil, fmt.Errorf("lease on %s: %w", path, err)
 }
 
-// Waits tells whether an open of the file waits.
+// HasWaiter reports whether an open of the file is blocked.
 func (l *Lease) Waits() bool {
 	kind, err := unix.FcntlInt(l.f.Fd(), unix.F_GETLEASE, 0)
 	return err == nil && kind != unix.F_WRLCK
 }
 
-// Release lets the opens go on. It may be called again.
+// Release unblocks the opens. It may be called twice.
 func (l *Lease) Release() { l.f.Close() }
 
-// HangingFolder is a mounted file system that never answers: what enters it hangs until it
-// is killed, or Close is called. It stands in for a dead server of a network file system.
+// HangingFolder is a mounted file system that never answers. A process that enters it hangs until
+// it is killed, or until Close. It simulates a dead server of a network file system.
 type HangingFolder struct {
 	dir    string
 	device *os.File
 }
 
-// opInit is the FUSE request that is answered, the only one.
+// opInit is the only FUSE request that is answered.
 const opInit = 26
 
 // MountHanging mounts such a file system on an empty folder. It needs root and FUSE.
@@ -72,7 +72,8 @@ func MountHanging(dir string) (*HangingFolder, error) {
 	return h, nil
 }
 
-// init answers the kernel's greeting, without which the file system fails all requests.
+// init answers the initial request of the kernel. Without it the file system would fail all
+// requests.
 func (h *HangingFolder) init() error {
 	request := make([]byte, 64<<10)
 	n, err := unix.Read(int(h.device.Fd()), request)
@@ -80,25 +81,25 @@ func (h *HangingFolder) init() error {
 		return err
 	}
 	if op := binary.NativeEndian.Uint32(request[4:]); n < 40 || op != opInit {
-		return fmt.Errorf("request %d of %d bytes comes first", op, n)
+		return fmt.Errorf("unexpected first request %d of %d bytes", op, n)
 	}
-	// struct fuse_out_header and struct fuse_init_out
+	// The answer consists of struct fuse_out_header and struct fuse_init_out.
 	answer := make([]byte, 16+64)
 	binary.NativeEndian.PutUint32(answer, uint32(len(answer)))
 	copy(answer[8:16], request[8:16])                   // unique
 	binary.NativeEndian.PutUint32(answer[16:], 7)       // major
 	binary.NativeEndian.PutUint32(answer[20:], 31)      // minor
-	binary.NativeEndian.PutUint32(answer[28:], 1<<18)   // parallel look-ups: none waits where no signal reaches it
+	binary.NativeEndian.PutUint32(answer[28:], 1<<18)   // parallel look-ups, so that each can be interrupted
 	binary.NativeEndian.PutUint32(answer[36:], 128<<10) // max_write
 	_, err = unix.Write(int(h.device.Fd()), answer)
 	return err
 }
 
-// Close has all that hang fail, and unmounts the file system.
+// Close fails all hanging calls and unmounts the file system.
 func (h *HangingFolder) Close() error {
 	h.Abort()
 	return unix.Unmount(h.dir, unix.MNT_DETACH)
 }
 
-// Abort is the death of the server: what comes from now on fails with ENOTCONN.
+// Abort simulates the death of the server: all later calls fail with ENOTCONN.
 func (h *HangingFolder) Abort() { h.device.Close() }

@@ -13,20 +13,20 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Fault is a rule that a test gives to other processes, in a file.
+// Fault is a rule that a test gives to other processes in a file.
 type Fault struct {
 	Op   Op     // "" = any
 	Path string // as Rule.Path
-	// First is the first call that fails, counted in each process from 1; 0 = 1.
+	// First is the number of the first failing call, counted in each process from 1; 0 = 1.
 	First int
-	// Times is how many calls fail, in all processes together; 0 = all of them.
+	// Times is how many calls fail, in all processes together; 0 = all.
 	Times int
 	Err   syscall.Errno
 	Short int // as Rule.Short
 }
 
-// WriteScript makes faults what file systems fail by that Follow the path, from their
-// next call on. It forgets the former faults, and which calls they failed.
+// WriteScript sets the faults of all file systems that follow the path, from their next call on. It
+// resets the counters of the former faults.
 func WriteScript(path string, faults ...Fault) error {
 	text, err := json.Marshal(faults)
 	if err != nil {
@@ -41,8 +41,8 @@ func WriteScript(path string, faults ...Fault) error {
 	return os.Rename(path+".new", path)
 }
 
-// Hits returns the calls that the faults of a script have failed, one a line: the number
-// of the fault in the script, the process, the operation and the path.
+// ScriptHits returns the calls that the faults of a script have failed, one per line: index of the
+// fault in the script, process, operation and path.
 func Hits(path string) ([]string, error) {
 	text, err := os.ReadFile(hits(path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -53,23 +53,23 @@ func Hits(path string) ([]string, error) {
 
 func hits(path string) string { return path + ".hits" }
 
-// Follow returns a file system that fails calls as the script at a path says, which may
-// be replaced at any time (WriteScript). Without a script it fails none. It keeps no calls.
+// FollowScript returns a file system that fails calls as the script at path says. WriteScript may
+// replace the script at any time. Without a script no call fails. It does not record calls.
 func Follow(base vfs.FS, path string) *FS {
 	return &FS{base: base, script: &script{path: path}}
 }
 
-// script is a script as a process follows it.
+// script is the state of a script in one process.
 type script struct {
 	path string
 
 	mu     sync.Mutex
-	read   fs.FileInfo // of what was read; nil when there is none
+	read   fs.FileInfo // of the version that was read; nil if there is none
 	faults []Fault
 	seen   []int
 }
 
-// before returns the error of the first fault that a call meets.
+// intercept returns the error of the first fault that applies to a call.
 func (s *script) before(c Call) (short int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +92,7 @@ func (s *script) before(c Call) (short int, err error) {
 	return 0, nil
 }
 
-// refresh reads the script when it is another one than before.
+// reload reads the script if it has changed.
 func (s *script) refresh() error {
 	info, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -114,7 +114,7 @@ func (s *script) refresh() error {
 	return nil
 }
 
-// failed counts the calls that a fault has failed, in all processes.
+// countHits counts the calls that a fault has failed, in all processes.
 func (s *script) failed(i int) (n int) {
 	lines, _ := Hits(s.path)
 	for _, line := range lines {

@@ -1,7 +1,7 @@
-// Package idtable is a map from ids that are given out in ascending order, of which
-// those in use lie close together: neighbours share a page. It costs about a word
-// per id where a Go map costs several, a look-up finds the newest ids in the
-// processor's cache, and growing moves nothing.
+// Package idtable provides a map for IDs that are assigned in ascending order, of which the used
+// ones are close together. Neighbouring IDs share a page. It costs about a word per ID where a Go
+// map costs several, a look-up finds the newest IDs in the processor's cache, and growth does not
+// move entries.
 package idtable
 
 import (
@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// pageSize is a power of two. Of ids that are left over, each alone on its page, a
-// page is what each costs.
+// pageSize is the number of IDs of a page, a power of two. A single ID that remains on its page
+// costs the whole page.
 const pageSize = 64
 
 type page[V comparable] struct {
@@ -18,19 +18,18 @@ type page[V comparable] struct {
 	values [pageSize]V
 }
 
-// Table maps ids to values. The zero value of V is that of an id that is not there.
-// The zero Table is empty and ready for use; it is not safe for concurrent use, but
-// for readers alone.
+// Table maps IDs to values. The zero value of V means that the ID is absent. The zero Table is
+// empty and ready for use. Concurrent reads are safe, other concurrent use is not.
 type Table[V comparable] struct {
 	pages map[uint64]*page[V]
-	order []uint64 // the numbers of the pages, ascending
+	order []uint64 // ascending
 	n     int
 }
 
-// Len returns how many ids are there.
+// Len returns the number of IDs.
 func (t *Table[V]) Len() int { return t.n }
 
-// Get returns the value of an id, or the zero value.
+// Get returns the value of an ID, or the zero value.
 func (t *Table[V]) Get(id uint64) (v V) {
 	if p := t.pages[id/pageSize]; p != nil {
 		v = p.values[id%pageSize]
@@ -38,7 +37,7 @@ func (t *Table[V]) Get(id uint64) (v V) {
 	return v
 }
 
-// Set gives an id its value; the zero value takes the id out.
+// Set sets the value of an ID; the zero value removes the ID.
 func (t *Table[V]) Set(id uint64, v V) {
 	var none V
 	p := t.pages[id/pageSize]
@@ -72,18 +71,17 @@ func (t *Table[V]) Set(id uint64, v V) {
 	}
 }
 
-// Delete takes an id out, if it is there.
+// Delete removes an ID.
 func (t *Table[V]) Delete(id uint64) {
 	var none V
 	t.Set(id, none)
 }
 
-// All yields the ids that are there and their values, in ascending order. The table
-// must not be changed meanwhile.
+// All yields the IDs with their values, in ascending order. The table must not change during the
+// iteration.
 func (t *Table[V]) All() iter.Seq2[uint64, V] { return t.From(0) }
 
-// From is All from an id on. To find the first one takes the logarithm of how many
-// there are.
+// From is All starting at id. It finds the first ID in logarithmic time.
 func (t *Table[V]) From(id uint64) iter.Seq2[uint64, V] {
 	return func(yield func(uint64, V) bool) {
 		var none V

@@ -13,7 +13,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Hold keeps all files until release is called: what is removed meanwhile goes then.
+// HoldRemovals defers the removal of files until the caller calls release.
 func (s *Store) Hold() (release func()) {
 	s.mu.Lock()
 	s.holds++
@@ -26,13 +26,13 @@ func (s *Store) Hold() (release func()) {
 		}
 		s.mu.Unlock()
 		for _, run := range due {
-			// It stays behind then, as after a crash.
+			// After an error the file stays, as after a crash.
 			_ = s.Remove(run)
 		}
 	}
 }
 
-// Files yields the runs that have a file, in no order, until yield returns an error.
+// ForEachRun yields the runs that have a file, in arbitrary order, until yield returns an error.
 func (s *Store) Files(yield func(messages.RunID) error) error {
 	folders, err := s.fs.ReadDir(s.dir)
 	if err != nil {
@@ -60,7 +60,8 @@ func (s *Store) Files(yield func(messages.RunID) error) error {
 	return nil
 }
 
-// Read calls fn with a run's file as it is now. A run without one is passed over.
+// ReadRun calls fn with the present content of a run's file. It does nothing for a run without a
+// file.
 func (s *Store) Read(run messages.RunID, fn func(size int64, r io.Reader) error) error {
 	f, err := s.acquire(run, false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,7 +78,7 @@ func (s *Store) Read(run messages.RunID, fn func(size int64, r io.Reader) error)
 	return fn(size, io.NewSectionReader(f.f, 0, size))
 }
 
-// Write makes a run's file of size bytes. It is on the device when Write returns.
+// ImportRun creates the file of a run with size bytes. It is durable when ImportRun returns.
 func (s *Store) Write(run messages.RunID, size int64, r io.Reader) (err error) {
 	defer func() {
 		if err != nil {

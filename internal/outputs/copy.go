@@ -11,8 +11,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// CopyRun copies a run's file, if it has one, from one output folder to another, which has
-// none of it. It returns when the copy is durable.
+// CopyRun copies the file of a run, if it has one, to an output folder that does not have it yet.
+// It returns when the copy is durable.
 func CopyRun(from, to string, run messages.RunID) (err error) {
 	in, err := vfs.OS{}.OpenFile(path(from, run), os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {

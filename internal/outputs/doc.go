@@ -1,21 +1,21 @@
-// Package outputs keeps the long output of attempts: one append-only file per run.
+// Package outputs stores the long output of attempts: one append-only file per run.
 //
 //	DIR/<run/1000>/<run>.out        mode 0600
 //
-// An attempt's bytes are written once, after it ended, and are durable before Append
-// returns, with the names that lead to them; only then does anybody learn their offset.
-// Whatever lies in a file without a record that names it is the rest of an append which a
-// crash or a full disk cut short, and does no harm.
+// The output of an attempt is written once, after its end. It is durable before Append returns,
+// including the names of its file and folder; only then is its offset recorded. Bytes of a file that
+// no record refers to are the rest of an append that a crash or a full disk interrupted. They are
+// harmless.
 //
-// A file is a row of sections, one for each stream of an attempt (section.go). A section
-// says whose it is, and carries a checksum for each 64 KiB. Reading checks a block before
-// it gives out a byte of it: what does not match is a *DamageError that names the file
-// and the place in it. Verify does that for all records of a run.
+// A file is a sequence of sections, one for each stream of an attempt (section.go). A section names
+// its attempt and has a checksum for each 64 KiB. A read verifies a block before it returns any byte
+// of it. A mismatch is a *DamageError with the file and the position. Verify checks all records of a
+// run.
 //
-// Several processes may append to one file, each through a Store of its own, as workers
-// of two versions do: the file's size, changed under flock, says where an append begins.
+// Several processes may append to one file, each through its own Store, as workers of two versions
+// do. The size of the file, changed under flock, determines where an append begins.
 //
-// Locks: Store.mu guards the table of open files and is held over no I/O but
-// opening; file.mu guards one file's size and its state of syncing, and is held
-// over no I/O but the change of its size.
+// Locks: Store.mu guards the table of open files and is held during no I/O except opening a file.
+// file.mu guards the size and the sync state of one file and is held during no I/O except a change
+// of the size.
 package outputs

@@ -15,27 +15,27 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// file is a run's open output file.
+// file is the open output file of a run.
 type file struct {
 	f vfs.File
 
-	// Guarded by Store.mu.
+	// Store.mu guards these.
 	run     messages.RunID
 	refs    int
-	idle    *list.Element // set when refs is 0
+	idle    *list.Element // set while refs is 0
 	removed bool
 
 	mu      sync.Mutex
-	fresh   bool // nothing was synced since it was opened: its name may not be durable
+	fresh   bool // not synced since it was opened: its name may not be durable
 	syncing bool
-	begun   uint64 // syncs begun
+	begun   uint64 // number of syncs started
 	synced  *sync.Cond
-	done    uint64 // the newest sync that ended
-	bad     error  // of a sync; stays: what the kernel dropped is not known
+	done    uint64 // number of the latest finished sync
+	bad     error  // first error of a sync; final, because the kernel may have dropped pages
 }
 
-// acquire returns the run's file, opened if need be, for the caller to release. Without create a run that has
-// no file is an error that is fs.ErrNotExist.
+// acquire returns the file of a run and opens it if necessary. The caller releases it. Without
+// create, a missing file is an error that matches fs.ErrNotExist.
 func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,13 +77,13 @@ func (s *Store) release(f *file) {
 	}
 }
 
-// evict closes unused files until at most keep are open, or no unused one is left.
-// s.mu is held.
+// evictIdle closes idle files until at most keep files are open, or no idle one is left. The caller
+// holds s.mu.
 func (s *Store) evict(keep int) {
 	for len(s.files) > keep && s.idle.Len() > 0 {
 		f := s.idle.Remove(s.idle.Front()).(*file)
 		delete(s.files, f.run)
-		f.f.Close() // nothing is unsynced that anybody was promised
+		f.f.Close() // all acknowledged bytes are synced
 	}
 }
 
@@ -103,7 +103,7 @@ func openFile(fsys vfs.FS, path string, create bool) (vfs.File, error) {
 	return f, err
 }
 
-// syncName makes the file's name durable, and its folder's, which may be as new.
+// syncNames makes the names of the file and of its folder durable. Both may be new.
 func syncName(fsys vfs.FS, path string) error {
 	dir := filepath.Dir(path)
 	if err := fsys.SyncDir(dir); err != nil {
@@ -112,8 +112,8 @@ func syncName(fsys vfs.FS, path string) error {
 	return fsys.SyncDir(filepath.Dir(dir))
 }
 
-// reserve takes the next n bytes of the file: it grows by them at once, so that its
-// size tells other processes too where the next append begins.
+// reserveSpace extends the file by n bytes and returns their offset. The size of the file tells
+// other processes where the next append begins.
 func (f *file) reserve(n int64) (off int64, err error) {
 	err = f.locked(func() (err error) {
 		if off, err = f.size(); err != nil {
@@ -124,10 +124,10 @@ func (f *file) reserve(n int64) (off int64, err error) {
 	return off, err
 }
 
-// giveBack undoes a reservation whose bytes did not get written, if nothing follows
-// it: on a full disk the room is wanted. In between it stays a gap.
+// releaseSpace undoes a reservation whose bytes were not written, if it is still at the end of the
+// file: a full disk needs the space. Elsewhere it stays as a gap.
 func (f *file) giveBack(off, n int64) {
-	// Without it the file is a little longer.
+	// After an error the file stays a little longer than necessary.
 	_ = f.locked(func() error {
 		end, err := f.size()
 		if err != nil || end != off+n {
@@ -137,8 +137,8 @@ func (f *file) giveBack(off, n int64) {
 	})
 }
 
-// locked calls do while no other append, of this process or another one, changes the
-// file's size.
+// withFileLock calls do while no other append, of this or another process, changes the size of the
+// file.
 func (f *file) locked(do func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -151,7 +151,7 @@ func (f *file) locked(do func() error) error {
 func (f *file) flock(how int) error {
 	descriptor, ok := f.f.(interface{ Fd() uintptr })
 	if !ok {
-		return nil // a file system of a test, in one process
+		return nil // a test's file system, in one process
 	}
 	for {
 		err := unix.Flock(int(descriptor.Fd()), how)
@@ -169,9 +169,8 @@ func (f *file) size() (int64, error) {
 	return st.Size(), nil
 }
 
-// sync returns when everything written before the call is on disk. Appends that
-// wait at the same time share one fdatasync: it counts for those who asked before
-// it began.
+// sync returns when everything written before the call is on disk. Concurrent appends share one
+// fdatasync: it covers the callers that asked before it began.
 func (f *file) sync(fsys vfs.FS) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -12,16 +12,16 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// endedLog reads the kept bytes of an ended attempt's stream. It is for one goroutine.
+// endedLog reads the kept bytes of an ended attempt's stream. It is not safe for concurrent use.
 type endedLog struct {
 	out   messages.Output
 	kept  io.ReaderAt // Head+Tail bytes, from 0
 	close func()
 }
 
-// Log opens an ended attempt's stream, from its record or from the run's file. What it
-// reads from the file is checked before it is given out. Damage, a missing file among
-// it, is a *DamageError, from here or from ReadAt.
+// Log opens the stream of an ended attempt, from its record or from the run's file. Bytes of the
+// file are verified before they are returned. Damage, including a missing file, is a *DamageError
+// from Log or from ReadAt.
 func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	length := out.Head + out.Tail
 	if length == 0 || out.Inline != nil {
@@ -48,23 +48,23 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	return &endedLog{out: out, kept: section, close: closeAll}, nil
 }
 
-// sectionReader reads the kept bytes of a section, each block once for the reads that
-// follow each other.
+// sectionReader reads the kept bytes of a section. It keeps one block, so that consecutive reads
+// load a block once.
 type sectionReader struct {
 	f       io.ReaderAt
 	id      ID
 	length  int64
 	offset  int64
-	loaded  int64 // which block lies in block; -1 = none
+	loaded  int64 // number of the block in block; -1 = none
 	block   *block
 	buffers *sync.Pool
-	found   func(*DamageError) // is told of damage; may be nil
+	found   func(*DamageError) // called with damage; may be nil
 }
 
 // block is a block with its checksum.
 type block [blockBytes + sumBytes]byte
 
-// checkHeader tells whether the section is the one that the record means.
+// checkHeader checks that the section is the one that the record refers to.
 func (r *sectionReader) checkHeader() error {
 	var b, want [headerBytes]byte
 	n, err := r.f.ReadAt(b[:], r.offset)
@@ -83,7 +83,7 @@ func (r *sectionReader) checkHeader() error {
 	case id != r.id:
 		return r.damage(r.offset, "the bytes are "+id.String())
 	}
-	return r.damage(r.offset, fmt.Sprintf("the header tells of %d bytes at offset %d, the record of %d", length, offset, r.length))
+	return r.damage(r.offset, fmt.Sprintf("the header has %d bytes at offset %d, the record has %d", length, offset, r.length))
 }
 
 func (r *sectionReader) damage(at int64, reason string) error {
@@ -113,7 +113,7 @@ func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// load reads a block and checks it.
+// loadBlock reads and verifies a block.
 func (r *sectionReader) load(number int64) error {
 	if r.loaded == number {
 		return nil
@@ -138,7 +138,7 @@ func (r *sectionReader) load(number int64) error {
 	return nil
 }
 
-// release gives the block's memory back.
+// release returns the block to the pool.
 func (r *sectionReader) release() {
 	if r.block != nil {
 		r.buffers.Put(r.block)
@@ -146,8 +146,7 @@ func (r *sectionReader) release() {
 	}
 }
 
-// Verify reads the kept bytes from the stream's offset off on, and returns the first
-// damage.
+// Verify verifies the kept bytes from offset off of the stream, and returns the first damage.
 func (l *endedLog) Verify(off int64) error {
 	r, ok := l.kept.(*sectionReader)
 	if !ok {
@@ -160,7 +159,7 @@ func (l *endedLog) Verify(off int64) error {
 	return r.verify(at)
 }
 
-// verify checks the blocks from the one that holds a kept byte on.
+// verifyFrom verifies the blocks from the one with kept byte from.
 func (r *sectionReader) verify(from int64) error {
 	for number := from / blockBytes; number*blockBytes < r.length; number++ {
 		if err := r.load(number); err != nil {
@@ -170,7 +169,7 @@ func (r *sectionReader) verify(from int64) error {
 	return nil
 }
 
-// tailAt is the stream offset from which on the kept tail lies.
+// tailOffset returns the offset in the stream where the kept tail begins.
 func (l *endedLog) tailAt() int64 { return max(l.out.Size-l.out.Tail, l.out.Head) }
 
 // ReadAt implements messages.Log.
@@ -189,7 +188,7 @@ func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
 	n, err := l.kept.ReadAt(want, at)
 	switch {
 	case n < len(want) && (err == nil || err == io.EOF):
-		return n, io.ErrUnexpectedEOF // the record holds less than it says
+		return n, io.ErrUnexpectedEOF // the record promises more bytes
 	case n < len(want):
 		return n, err
 	case n < len(p) && off+int64(n) >= l.out.Size:

@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoRoom: the disk is nearly full, and what is left is the journal's.
+// ErrDiskNearlyFull means that the rest of the disk is reserved for the journal.
 var ErrNoRoom = errors.New("the disk is nearly full")
 
-// Reserve is how much of a disk of so many bytes output leaves free, for the journal: with
-// that, what runs can still end and be recorded. It is more than the store may need at
-// once, which follows from the size of the disk, too, and less than what it has free
-// when it refuses new runs: that comes first.
+// JournalReserve returns how many bytes of a disk of total bytes output leaves free for the
+// journal, so that runs can still end and be recorded. It exceeds the space that the store may need
+// at once, which also depends on the size of the disk. It is smaller than the free space below
+// which the store refuses new runs: that happens first.
 func Reserve(total int64) int64 {
 	const most = 1280 << 20
 	least := int64(40 << 20)
@@ -23,17 +23,17 @@ func Reserve(total int64) int64 {
 	return max(min(total/4, most), least)
 }
 
-// KeepFree makes Append refuse with ErrNoRoom what would leave less free than
-// reserve says of the disk's size. Call it before the first Append.
+// KeepFree makes Append refuse, with ErrDiskNearlyFull, to leave less free space than reserve
+// returns for the size of the disk. It must be called before the first Append.
 func (s *Store) KeepFree(reserve func(total int64) int64) { s.reserve = reserve }
 
-// admit takes room on the disk for an append; leave gives it back, once it is written.
+// admitAppend accounts for an append that is not yet written. The caller calls leave after writing.
 func (s *Store) admit(bytes int64) (leave func(), err error) {
 	if s.reserve == nil {
 		return func() {}, nil
 	}
 	leave = func() { s.pending.Add(-bytes) }
-	pending := s.pending.Add(bytes) // of others, too: it may not be written yet
+	pending := s.pending.Add(bytes) // includes other appends that may not be written yet
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		leave()
@@ -42,7 +42,7 @@ func (s *Store) admit(bytes int64) (leave func(), err error) {
 	free, reserve := int64(st.Bavail)*st.Bsize, s.reserve(int64(st.Blocks)*st.Bsize)
 	if free-pending < reserve {
 		leave()
-		return nil, fmt.Errorf("%w: %d MiB are free, and %d MiB of them are the journal's", ErrNoRoom, free>>20, reserve>>20)
+		return nil, fmt.Errorf("%w: %d MiB are free and %d MiB are reserved for the journal", ErrNoRoom, free>>20, reserve>>20)
 	}
 	return leave, nil
 }

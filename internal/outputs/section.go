@@ -9,13 +9,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// ID names a stream of an attempt.
+// ID identifies a stream of an attempt.
 type ID struct {
 	Key    messages.AttemptKey
 	Stream messages.Stream
 }
 
-// String names the stream as errors do.
+// String names the stream for errors.
 func (id ID) String() string {
 	name := "stdout"
 	if id.Stream == messages.Stderr {
@@ -24,15 +24,15 @@ func (id ID) String() string {
 	return fmt.Sprintf("%s of run %d, task %d, attempt %d", name, id.Key.Run, id.Key.Task, id.Key.Attempt)
 }
 
-// A section is what a file holds of one stream: a header, which says whose it is and
-// where it lies, and then the kept bytes in blocks, each followed by its checksum.
+// A section holds one stream in a file. It consists of a header, which names the attempt and the
+// position, and of the kept bytes in blocks, each followed by its checksum.
 //
 //	header  magic "CVO1" | stream 1 | 0 3 | run 8 | task 4 | attempt 4 | length 8 | offset 8 | checksum 4
 //	block   up to 64 KiB of the kept bytes | checksum 4
 //
-// Numbers are little endian. The header's checksum is CRC-32C of what precedes it; a
-// block's is CRC-32C of the header's checksum, the block's number and its bytes. So a
-// block that belongs to another attempt, stream or place does not pass for this one.
+// Numbers are little-endian. The checksum of the header is the CRC-32C of the bytes before it. The
+// checksum of a block is the CRC-32C of the header's checksum, the number of the block and its bytes.
+// So a block of another attempt, stream or position is not accepted.
 const (
 	magic       = "CVO1"
 	headerBytes = 44
@@ -40,22 +40,22 @@ const (
 	sumBytes    = 4
 )
 
-// sums returns the table of CRC-32C, which package hash/crc32 makes once.
+// castagnoliTable returns the table of CRC-32C, which package hash/crc32 computes once.
 func sums() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
-// sectionBytes is how many bytes of the file a section takes.
+// sectionBytes returns the size of a section in the file.
 func sectionBytes(length int64) int64 {
 	blocks := (length + blockBytes - 1) / blockBytes
 	return headerBytes + length + blocks*sumBytes
 }
 
-// blockAt is where the block of a section that begins at offset lies in the file.
+// blockAt returns the offset in the file of a block, for a section at offset.
 func blockAt(offset, block int64) int64 { return offset + headerBytes + block*(blockBytes+sumBytes) }
 
-// blockLen is how many of length kept bytes the block holds.
+// blockLen returns the number of bytes in a block, for a section of length bytes.
 func blockLen(length, block int64) int64 { return min(length-block*blockBytes, blockBytes) }
 
-// appendHeader appends a section's header.
+// appendHeader appends the header of a section.
 func appendHeader(dst []byte, id ID, length, offset int64) []byte {
 	start := len(dst)
 	dst = append(dst, magic...)
@@ -68,7 +68,7 @@ func appendHeader(dst []byte, id ID, length, offset int64) []byte {
 	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], sums()))
 }
 
-// parseHeader reads a header back. ok is false when it is not one, or is damaged.
+// parseHeader parses a header. ok is false if it is damaged.
 func parseHeader(b []byte) (id ID, length, offset int64, ok bool) {
 	if len(b) < headerBytes || string(b[:4]) != magic ||
 		binary.LittleEndian.Uint32(b[headerBytes-sumBytes:]) != crc32.Checksum(b[:headerBytes-sumBytes], sums()) {
@@ -81,32 +81,32 @@ func parseHeader(b []byte) (id ID, length, offset int64, ok bool) {
 	return id, int64(binary.LittleEndian.Uint64(b[24:])), int64(binary.LittleEndian.Uint64(b[32:])), true
 }
 
-// headerSum is the checksum that a section's header has.
+// headerSum returns the checksum of a section's header.
 func headerSum(id ID, length, offset int64) uint32 {
 	var b [headerBytes]byte
 	return binary.LittleEndian.Uint32(appendHeader(b[:0], id, length, offset)[headerBytes-sumBytes:])
 }
 
-// blockSum is the checksum of a block.
+// blockSum returns the checksum of a block.
 func blockSum(header uint32, block int64, data []byte) uint32 {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(block))
 	return crc32.Update(crc32.Update(header, sums(), b[:]), sums(), data)
 }
 
-// sectionBuffer holds a few blocks with their checksums, so that a write is large.
+// sectionBuffer holds a few blocks with their checksums, so that writes are large.
 type sectionBuffer [4 * (blockBytes + sumBytes)]byte
 
-// sectionWriter writes sections one after the other.
+// sectionWriter writes consecutive sections.
 type sectionWriter struct {
 	w   io.WriterAt
-	at  int64 // where buf goes
+	at  int64 // offset in the file of buf
 	buf []byte
 	n   int
 }
 
-// write writes a section of length bytes of from, whose place is offset. A source that
-// is shorter is an error, a longer one is cut.
+// writeSection writes a section of length bytes from a reader, for the given offset. A shorter
+// source is an error; a longer one is truncated.
 func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error {
 	if err := s.room(headerBytes); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error
 	return nil
 }
 
-// shorter is the error of a source that ends too early.
+// truncatedError turns an early EOF into io.ErrUnexpectedEOF.
 func shorter(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -138,7 +138,7 @@ func shorter(err error) error {
 	return err
 }
 
-// room makes room for n bytes in the buffer.
+// ensureSpace flushes the buffer if it lacks space for n bytes.
 func (s *sectionWriter) room(n int) error {
 	if len(s.buf)-s.n >= n {
 		return nil
@@ -153,12 +153,12 @@ func (s *sectionWriter) flush() error {
 	return err
 }
 
-// DamageError says that a file does not hold what was written there: bytes that do not
-// match their checksum, another attempt's bytes, too few of them, or no file at all.
+// DamageError means that a file differs from what was written: a checksum does not match, bytes
+// belong to another attempt, bytes are missing, or the whole file is.
 type DamageError struct {
 	File   string
-	Offset int64 // in the file; -1: the file is missing, or cannot be read
-	ID     ID    // without an attempt: all that the file holds is meant
+	Offset int64 // in the file; -1: the file is missing or unreadable
+	ID     ID    // without an attempt: the whole file
 	Reason string
 }
 
@@ -173,7 +173,7 @@ func (e *DamageError) Error() string {
 	return fmt.Sprintf("output file %s is damaged at offset %d: %s (%s)", e.File, e.Offset, e.Reason, e.ID)
 }
 
-// As makes it an error that a user sees.
+// As converts it to an error for users.
 func (e *DamageError) As(target any) bool {
 	seen, ok := target.(**messages.Error)
 	if ok {

@@ -15,7 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// maxOpen is how many files stay open while nobody uses them.
+// maxOpen is the number of files that stay open while they are idle.
 const maxOpen = 64
 
 // Store keeps the output files of runs. It is safe for concurrent use.
@@ -24,25 +24,25 @@ type Store struct {
 	dir     string
 	buffers sync.Pool               // of *sectionBuffer
 	blocks  sync.Pool               // of *block
-	reserve func(total int64) int64 // see KeepFree; nil = nothing is left free
-	pending atomic.Int64            // bytes of appends that are under way
+	reserve func(total int64) int64 // set by KeepFree; nil = no reserve
+	pending atomic.Int64            // bytes of unfinished appends
 
 	mu     sync.Mutex
 	closed bool
-	damage *DamageError // the first one that was found
+	damage *DamageError // the first one
 	files  map[messages.RunID]*file
-	holds  int              // calls of Hold that are not released
-	due    []messages.RunID // removed meanwhile
-	idle   *list.List       // of *file nobody uses; the one unused longest is in front
+	holds  int              // unreleased calls of HoldRemovals
+	due    []messages.RunID // removals to do at the last release
+	idle   *list.List       // of *file without users, the longest idle first
 }
 
-// ErrClosed: the store was closed.
+// ErrClosed means that the store is closed.
 var ErrClosed = errors.New("output store is closed")
 
-// Open opens the output folder and makes it if there is none.
+// Open opens an output folder and creates it if necessary.
 func Open(dir string) (*Store, error) { return OpenOn(vfs.OS{}, dir) }
 
-// OpenOn is Open on a file system of the caller's.
+// OpenFS is Open on a given file system.
 func OpenOn(fs vfs.FS, dir string) (*Store, error) {
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("output folder: %w", err)
@@ -65,7 +65,7 @@ func (s *Store) Damaged() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.damage == nil {
-		return nil // not s.damage: an interface around nil
+		return nil // a nil interface, not an interface around a nil pointer
 	}
 	return s.damage
 }
@@ -85,18 +85,17 @@ func path(dir string, run messages.RunID) string {
 	return filepath.Join(dir, strconv.FormatUint(uint64(run/1000), 10), strconv.FormatUint(uint64(run), 10)+".out")
 }
 
-// Part is the kept bytes of one stream, Length of them.
+// Part is Length kept bytes of one stream.
 type Part struct {
 	Stream messages.Stream
 	Body   io.Reader
 	Length int64
 }
 
-// Append writes parts of an attempt's output to the run's file and returns where each
-// lies (messages.Output.Offset). They are durable when it returns, the name of a new file
-// too. Several appends, to one run too, go on at the same time. A part that turns out
-// shorter than its length is an error, a longer one is cut: no append writes into
-// another's place.
+// Append writes parts of an attempt's output to the run's file and returns their offsets
+// (messages.Output.Offset). The parts are durable when it returns, including the name of a new
+// file. Appends run concurrently, also those to the same file. A part shorter than its length is an
+// error, a longer one is truncated, so that appends never overlap.
 func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64, err error) {
 	total := int64(0)
 	offsets = make([]int64, len(parts))
@@ -131,7 +130,7 @@ func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64,
 	return offsets, nil
 }
 
-// write writes the parts' sections, which follow each other.
+// writeParts writes the sections of the parts, one after the other.
 func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []int64) error {
 	if len(parts) == 0 {
 		return nil
@@ -147,8 +146,7 @@ func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []
 	return w.flush()
 }
 
-// Remove deletes the run's file. Whoever reads it can read on until it closes its
-// Log. A run without a file is no error.
+// Remove deletes the file of a run. Open Logs stay readable. A missing file is not an error.
 func (s *Store) Remove(run messages.RunID) error {
 	s.mu.Lock()
 	if s.holds > 0 {
@@ -171,16 +169,16 @@ func (s *Store) Remove(run messages.RunID) error {
 	return nil
 }
 
-// Trim closes the files that nobody uses. A process that only appends calls it now
-// and then, so that the room of files which another one removes is given back.
+// CloseIdle closes idle files. A process that only appends must call it regularly, so that the disk
+// space of files that another process has removed is freed.
 func (s *Store) Trim() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.evict(0)
 }
 
-// Close closes what nobody uses; the rest is closed by its last user. Append and
-// Log return ErrClosed from now on.
+// Close closes idle files; the last user closes each other file. Append and Log return ErrClosed
+// from now on.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

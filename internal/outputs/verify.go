@@ -15,15 +15,15 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Ref is a stream as the record of its attempt has it.
+// Ref is a stream as the record of its attempt describes it.
 type Ref struct {
 	ID     ID
 	Output messages.Output
 }
 
-// Verify reads everything that records of a run say is in its file below dir, the output
-// folder, and calls report with each damage; a damaged stream is reported once. It opens
-// nothing for writing, and returns an error when it cannot read.
+// Verify reads all bytes that the records of a run refer to in its file, below the output folder
+// dir, and calls report with each damage, once for each stream. It opens files read-only. It
+// returns an error if it cannot read for another reason than damage.
 func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*DamageError)) error {
 	name := path(dir, run)
 	f, err := vfs.OS{}.OpenFile(name, os.O_RDONLY, 0)
@@ -67,8 +67,8 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 	return nil
 }
 
-// Files lists what lies in the output folder: the runs that have a file, and the paths of
-// what is no output file or not in its place. A missing folder is empty.
+// ListFiles lists the content of an output folder: the runs that have a file, and the paths of all
+// other entries. A missing folder is empty.
 func Files(dir string) (runs []messages.RunID, strangers []string, _ error) {
 	thousands, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -8,13 +8,12 @@ import (
 	"strings"
 )
 
-// Build builds the binary into dir and returns its path. It is linked with the
-// race detector when race is set (that needs a C compiler), and made without one
-// otherwise. The module is found from the present folder.
+// Build builds the binary into dir and returns its path. With race it has the race detector, which
+// needs a C compiler. The module is the one of the working directory.
 func Build(dir string, race bool) (string, error) { return BuildAs(dir, race, "") }
 
-// BuildAs is Build for a binary that says it is of another version; "" means its own. Tags
-// are build tags: "faults" makes a binary that a test can disturb.
+// BuildAs is Build for a binary with another version number ("" = its own) and build tags. The tag
+// "faults" makes a binary that a test can disturb.
 func BuildAs(dir string, race bool, version string, tags ...string) (string, error) {
 	root, err := Root()
 	if err != nil {
@@ -40,7 +39,7 @@ func BuildAs(dir string, race bool, version string, tags ...string) (string, err
 	return bin, nil
 }
 
-// Root is the folder of the module that the present folder lies in.
+// Root returns the folder of the module that contains the working directory.
 func Root() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
@@ -48,7 +47,7 @@ func Root() (string, error) {
 	}
 	mod := strings.TrimSpace(string(out))
 	if filepath.Base(mod) != "go.mod" {
-		return "", fmt.Errorf("the present folder is in no module")
+		return "", fmt.Errorf("the working directory is not in a module")
 	}
 	return filepath.Dir(mod), nil
 }

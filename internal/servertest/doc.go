@@ -1,5 +1,4 @@
-// Package servertest builds the real binary and runs it as a process: on a port
-// of its own, with a data folder of its own, to be watched, killed and started
-// again. The end-to-end tests and the benchmarks stand on it; it knows nothing
-// of package testing and returns errors.
+// Package servertest builds the real binary and runs it as a process, on its own port and with its
+// own data folder, so that callers can watch, kill and restart it. The end-to-end tests and the
+// benchmarks use it. It returns errors and does not import package testing.
 package servertest

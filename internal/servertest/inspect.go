@@ -23,7 +23,7 @@ func (s *Server) FDs() (int, error) {
 	return len(entries), nil
 }
 
-// Memory returns the resident set now and at its peak, in bytes.
+// Memory returns the resident set, at present and at its peak, in bytes.
 func (s *Server) Memory() (now, peak int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Server) Memory() (now, peak int64, err error) {
 	return now, peak, nil
 }
 
-// ResetPeak makes the present resident set the peak that Memory counts from.
+// ResetPeak resets the peak of Memory to the present resident set.
 func (s *Server) ResetPeak() error {
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.PID()), []byte("5"), 0); err != nil {
 		return fmt.Errorf("reset the peak of memory: %w", err)
@@ -53,8 +53,8 @@ func (s *Server) ResetPeak() error {
 	return nil
 }
 
-// Written returns the bytes that the server itself has sent to block devices, less
-// those that were taken back before they got there.
+// Written returns the bytes that the server itself has sent to block devices, minus those that were
+// cancelled before.
 func (s *Server) Written() (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", s.PID()))
 	if err != nil {
@@ -77,17 +77,17 @@ func (s *Server) Written() (int64, error) {
 // clockTick is the unit of CPU times in /proc, fixed by the kernel's interface.
 const clockTick = 10 * time.Millisecond
 
-// CPU returns the CPU time that the server itself has used, and that of its ended
-// and waited-for children, user and system together.
+// CPU returns the CPU time of the server itself, and of its children that have exited, user and
+// system together.
 func (s *Server) CPU() (own, children time.Duration, err error) { return CPU(s.PID()) }
 
-// CPU is Server.CPU of any process.
+// CPU is Server.CPU for any process.
 func CPU(pid int) (own, children time.Duration, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("read CPU time: %w", err)
 	}
-	// The command's name is in parentheses and may hold anything.
+	// The name of the command is in parentheses and may contain anything.
 	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	if len(f) < 15 {
 		return 0, 0, fmt.Errorf("read CPU time: %q is too short", text)
@@ -101,9 +101,9 @@ func CPU(pid int) (own, children time.Duration, err error) {
 	return time.Duration(ticks[0]+ticks[1]) * clockTick, time.Duration(ticks[2]+ticks[3]) * clockTick, nil
 }
 
-// ContextSwitches is how often the kernel has taken a processor from the threads of a process,
-// voluntarily (they waited) or not. Threads that have ended are left out: the Go runtime keeps its
-// own. A process that has ended counts until it is waited for, if it had one thread.
+// ContextSwitches counts the voluntary and involuntary context switches of the living threads of a
+// process. The Go runtime keeps its threads, so few are missed. A single-threaded process counts
+// after its exit too, until its parent waits for it.
 func ContextSwitches(pid int) (n int64, err error) {
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
@@ -112,7 +112,7 @@ func ContextSwitches(pid int) (n int64, err error) {
 	for _, t := range threads {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, t.Name()))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue // it has just ended
+			continue // it has just exited
 		}
 		if err != nil {
 			return 0, fmt.Errorf("read context switches: %w", err)
@@ -132,8 +132,8 @@ func ContextSwitches(pid int) (n int64, err error) {
 	return n, nil
 }
 
-// Quantile estimates a quantile (0 to 1) of a histogram without labels, by its full
-// name: linear within its bucket.
+// Quantile estimates a quantile (0 to 1) of a histogram without labels, by its full name, linearly
+// within a bucket.
 func (s *Server) Quantile(name string, q float64) (float64, error) {
 	type bucket struct{ le, n float64 }
 	var buckets []bucket
@@ -152,7 +152,7 @@ func (s *Server) Quantile(name string, q float64) (float64, error) {
 		return 0, err
 	}
 	if len(buckets) == 0 || buckets[len(buckets)-1].n == 0 {
-		return 0, fmt.Errorf("there is nothing in a histogram %s", name)
+		return 0, fmt.Errorf("histogram %s is missing or empty", name)
 	}
 	want := q * buckets[len(buckets)-1].n
 	var below bucket
@@ -200,7 +200,7 @@ func (s *Server) Metric(name string) (float64, error) {
 		return err
 	})
 	if err == nil && !found {
-		err = fmt.Errorf("there is no metric %s", name)
+		err = fmt.Errorf("metric %s is missing", name)
 	}
 	return sum, err
 }

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// logBuffer keeps what a process writes.
+// logBuffer collects the output of a process.
 type logBuffer struct {
 	mu   sync.Mutex
 	text []byte
-	end  chan struct{} // closed when all is read
+	end  chan struct{} // closed at the end of the output
 }
 
 func newLogBuffer() *logBuffer { return &logBuffer{end: make(chan struct{})} }
@@ -31,8 +31,8 @@ func (l *logBuffer) readFrom(r *os.File) {
 	}
 }
 
-// settle waits until all is read that an ended process wrote; not for long: a
-// process that it started may hold the pipe open.
+// settle waits a second at most for the rest of the output of a process that has exited. A process
+// that it started may keep the pipe open.
 func (l *logBuffer) settle() {
 	timer := time.NewTimer(time.Second)
 	defer timer.Stop()

@@ -14,32 +14,32 @@ import (
 	"time"
 )
 
-// Config says how a server is started. A zero member means the default.
+// Config says how a server is started. Zero members have defaults.
 type Config struct {
 	Binary string
 	Data   string        // its data folder; required
 	Listen string        // address; default 127.0.0.1:0
-	Dir    string        // its working folder; default the present one
+	Dir    string        // its working directory; default: this process's
 	Args   []string      // further arguments of `caravan serve`
-	Env    []string      // added to this process's own environment
+	Env    []string      // added to the environment of this process
 	Ready  time.Duration // deadline for the first answer of /ready; default 30 s
 }
 
-// Server is a running (or ended) server process.
+// Server is a server process, running or exited.
 type Server struct {
 	URL string // http://127.0.0.1:port
 	cfg Config
 	cmd *exec.Cmd
 	log *logBuffer
 
-	ended chan struct{} // closed when the process has been waited for
-	err   error         // of Wait; read it after ended
+	ended chan struct{} // closed when the process has exited
+	err   error         // result of Wait; read it after ended
 }
 
-// address is how a server says where it listens.
+// address matches the address in the first lines of a server's log.
 var address = regexp.MustCompile(`(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]*`)
 
-// Start starts a server and returns once it answers /ready with 200.
+// Start starts a server and returns when /ready answers 200.
 func Start(cfg Config) (*Server, error) {
 	s, err := Launch(cfg)
 	if err != nil {
@@ -64,13 +64,14 @@ func Launch(cfg Config) (*Server, error) {
 	args := append([]string{"serve", "--listen", cfg.Listen, "--data", cfg.Data}, cfg.Args...)
 	s.cmd = exec.Command(cfg.Binary, args...)
 	s.cmd.Dir = cfg.Dir
-	// The options of whoever runs this are no business of the server's.
+	// Variables of this process that are options of a server do not apply.
 	s.cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CARAVAN_") })
 	s.cmd.Env = append(s.cmd.Env, cfg.Env...)
-	// A group of its own: a ^C at the terminal of a test run is not the server's.
+	// It gets a process group of its own, so that ^C at the terminal of a test run does not reach
+	// it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	// One pipe, read to its end by one goroutine: exec's own copying would make
-	// Wait hang for as long as a task that inherited the pipe lives.
+	// It gets one pipe, which one goroutine reads to its end. With the copying of package exec,
+	// Wait would hang as long as a task that inherited the pipe lives.
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the server: %w", err)
@@ -88,8 +89,8 @@ func Launch(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// own starts the process and waits for it on one thread: the parent-death signal
-// is sent when the thread ends that started the child.
+// own starts the process and waits for it on one thread, because the kernel sends the parent-death
+// signal when the thread that started the child exits.
 func (s *Server) own(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -103,14 +104,14 @@ func (s *Server) own(started chan<- error) {
 	close(s.ended)
 }
 
-// AwaitReady waits for the address in the server's output and for /ready.
+// AwaitReady waits for the address in the log and for /ready.
 func (s *Server) AwaitReady() error {
 	deadline := time.NewTimer(s.cfg.Ready)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	client := &http.Client{Timeout: s.cfg.Ready, Transport: &http.Transport{DisableKeepAlives: true}}
-	last := errors.New("it has not said where it listens")
+	last := errors.New("its log does not have the address yet")
 	for {
 		if s.URL == "" {
 			if a := address.FindString(s.Log()); a != "" {
@@ -130,7 +131,7 @@ func (s *Server) AwaitReady() error {
 		}
 		select {
 		case <-s.ended:
-			return fmt.Errorf("the server ended before it was ready: %v\n%s", s.err, s.Log())
+			return fmt.Errorf("the server exited before it was ready: %v\n%s", s.err, s.Log())
 		case <-deadline.C:
 			return fmt.Errorf("the server is not ready after %v: %w\n%s", s.cfg.Ready, last, s.Log())
 		case <-tick.C:
@@ -138,8 +139,7 @@ func (s *Server) AwaitReady() error {
 	}
 }
 
-// Again starts a new server with the same configuration, as a restart does. The
-// old one must have ended.
+// Again starts a new server with the same configuration. The old one must have exited.
 func (s *Server) Again() (*Server, error) {
 	select {
 	case <-s.ended:
@@ -149,34 +149,33 @@ func (s *Server) Again() (*Server, error) {
 	}
 }
 
-// Config returns what the server was started with.
+// Config returns the configuration of the server.
 func (s *Server) Config() Config { return s.cfg }
 
-// PID is the process id of the server.
+// PID returns the process ID of the server.
 func (s *Server) PID() int { return s.cmd.Process.Pid }
 
-// Log is what the server has written so far, both streams.
+// Log returns the output of the server so far, both streams.
 func (s *Server) Log() string { return s.log.String() }
 
-// Ended is closed when the process is gone.
+// Ended is closed when the process has exited.
 func (s *Server) Ended() <-chan struct{} { return s.ended }
 
 // Signal sends a signal to the server process alone.
 func (s *Server) Signal(sig syscall.Signal) error { return s.cmd.Process.Signal(sig) }
 
-// Kill sends SIGKILL and waits until the process is gone.
+// Kill sends SIGKILL and waits for the exit of the process.
 func (s *Server) Kill() {
-	// It may be gone already; what counts is that it has ended.
+	// An error means that it has exited already.
 	_ = s.cmd.Process.Kill()
 	<-s.ended
 }
 
-// Stop sends SIGTERM and waits until the process is gone, at most limit. It
-// returns the exit code and how long that took; beyond limit the server is killed
-// and an error is returned.
+// Stop sends SIGTERM and waits for the exit of the process. It returns the exit code and the time
+// that it took. After limit it kills the server and returns an error.
 func (s *Server) Stop(limit time.Duration) (code int, took time.Duration, err error) {
 	begin := time.Now()
-	// As in Kill: a server that ended by itself is judged by its exit code.
+	// As in Kill.
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -189,7 +188,7 @@ func (s *Server) Stop(limit time.Duration) (code int, took time.Duration, err er
 	}
 }
 
-// ExitCode is the exit code of an ended server; -1 when a signal ended it.
+// ExitCode returns the exit code of a server that has exited; -1 if a signal ended it.
 func (s *Server) ExitCode() int {
 	<-s.ended
 	return s.cmd.ProcessState.ExitCode()

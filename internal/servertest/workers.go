@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Workers lists the living worker processes of a data folder. A child that has been
-// forked and has not yet become its task looks like one: it is left out.
+// Workers lists the running worker processes of a data folder. It leaves out children of a worker
+// between fork and exec, which look like workers.
 func Workers(data string) (pids []int) {
 	if abs, err := filepath.Abs(data); err == nil {
 		data = abs
@@ -21,7 +21,7 @@ func Workers(data string) (pids []int) {
 	for _, dir := range dirs {
 		text, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil {
-			continue // it is gone
+			continue // it has exited
 		}
 		args := bytes.Split(text, []byte{0})
 		if len(args) > 3 && string(args[1]) == "worker" && string(args[2]) == "--data" && string(args[3]) == data {
@@ -34,7 +34,7 @@ func Workers(data string) (pids []int) {
 	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parent(pid)) })
 }
 
-// parent is the process that a living one is a child of, else 0.
+// parent returns the parent of a running process, or 0.
 func parent(pid int) int {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
@@ -48,8 +48,8 @@ func parent(pid int) int {
 	return ppid
 }
 
-// EndWorkers ends the workers of a data folder, with what they run: SIGTERM, and
-// SIGKILL when that does not help within limit. It returns when they are gone.
+// EndWorkers ends the workers of a data folder with their tasks: by SIGTERM, and after limit by
+// SIGKILL. It returns when they have exited.
 func EndWorkers(data string, limit time.Duration) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

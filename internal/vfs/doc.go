@@ -1,16 +1,16 @@
-// Package vfs is the file system as a seam: code that must not lose what it wrote
-// takes an FS, so that a test can record each sync, fail it, or cut the power
-// (package internal/faults).
+// Package vfs makes the file system replaceable. Code whose writes must survive takes an FS, so that
+// a test can record each sync, fail it, or cut the power (package internal/faults).
 //
-// The seam says what a POSIX file system promises, and no more:
+// An FS promises what a POSIX file system promises:
 //
-//  1. What was written is on the device once File.Sync has returned nil. After an error
-//     of Sync nobody knows what is there: the kernel may have dropped the pages and may
-//     call the next Sync a success. Do not use that file any more.
-//  2. A name (of a new file, of a renamed one, that one is gone) is on the device once
-//     SyncDir of its folder has returned nil. The sync of a new file is not enough.
-//  3. Rename replaces the target in one step.
+//  1. Written content is durable once File.Sync has returned nil. After an error of Sync the content
+//     is unknown: the kernel may have dropped the pages and may report success for the next Sync.
+//     Such a file must not be used any more.
+//  2. A change of names (a new, renamed or removed file) is durable once SyncDir of the folder has
+//     returned nil. Syncing the new file itself is not enough.
+//  3. Rename replaces the target atomically.
 //
-// Its opens, and Open, OpenOwn, ReadFile and ReadGiven for those that need no seam, take regular
-// files only: a FIFO in place of a file makes nobody wait.
+// All functions that open a file accept regular files only, so that a FIFO in place of a file does
+// not block the caller. Open, OpenNoFollow, ReadFile and ReadUserFile are for code that does not need
+// an FS.
 package vfs

@@ -10,26 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenOwn is os.OpenFile for regular files: a FIFO, a device, a socket, a folder and a
-// symbolic link at the end of the path are errors that say so. It never waits for the
-// other end of a FIFO.
+// OpenNoFollow is os.OpenFile for regular files. A FIFO, a device, a socket, a folder and a
+// symbolic link as the last element are errors that say so. It never waits for the other end of a
+// FIFO.
 func OpenOwn(name string, flag int, perm fs.FileMode) (*os.File, error) {
 	return openRegular(name, flag|unix.O_NOFOLLOW|unix.O_NOCTTY, perm, 0)
 }
 
-// OpenGiven is OpenOwn for reading, for paths that the user names: a symbolic link may lead to the file.
+// OpenUserFile opens a file for reading whose path a user names. Unlike OpenNoFollow it follows a
+// symbolic link.
 func OpenGiven(name string) (*os.File, error) {
 	return openRegular(name, os.O_RDONLY|unix.O_NOCTTY, 0, 0)
 }
 
-// explain says of a file that cannot be opened what it is, where that is why.
+// explainOpenError adds the type of a file to an error of opening it, if the type is the cause.
 func explain(name string, flag int, err error) error {
 	var info fs.FileInfo
 	var serr error
 	switch {
 	case errors.Is(err, unix.ELOOP) && flag&unix.O_NOFOLLOW != 0:
 		info, serr = os.Lstat(name)
-	case errors.Is(err, unix.ENXIO): // a socket, or a FIFO that nobody reads
+	case errors.Is(err, unix.ENXIO): // a socket, or a FIFO without a reader
 		info, serr = os.Stat(name)
 	default:
 		return err
@@ -60,10 +61,10 @@ func kind(mode fs.FileMode) string {
 	return "something else"
 }
 
-// LargestGiven bounds the files that configure a server: settings, tokens, certificates.
+// MaxUserFileBytes bounds the files that configure a server: settings, tokens, certificates.
 const LargestGiven = 1 << 20
 
-// ReadGiven reads a regular file that the user names, of at most LargestGiven bytes.
+// ReadUserFile reads a regular file that a user names, of at most MaxUserFileBytes bytes.
 func ReadGiven(name string) ([]byte, error) {
 	f, err := OpenGiven(name)
 	if err != nil {
@@ -72,7 +73,7 @@ func ReadGiven(name string) ([]byte, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, LargestGiven+1))
 	if err == nil && len(text) > LargestGiven {
-		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("too large: at most %d bytes are read", LargestGiven)}
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("larger than %d bytes", LargestGiven)}
 	}
 	if err != nil {
 		return nil, err
@@ -80,12 +81,12 @@ func ReadGiven(name string) ([]byte, error) {
 	return text, nil
 }
 
-// OpenFolder opens a folder, and nothing else.
+// OpenFolder opens a folder. Anything else is an error.
 func OpenFolder(name string) (*os.File, error) {
 	return os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
-// CheckFolder refuses a folder in which something is neither a regular file nor a folder.
+// CheckRegularFiles refuses a folder that contains anything but regular files and folders.
 func CheckFolder(dir string) error {
 	list, err := os.ReadDir(dir)
 	if err != nil {

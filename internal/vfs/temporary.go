@@ -12,14 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Temporary files and folders whose names begin with a prefix of their own are locked as long
-// as their maker lives. So the next maker in the same folder can remove what one that was
-// killed has left.
+// Temporary files and folders with a prefix are locked while their creator lives. Therefore the
+// next creator in the same folder can remove those of killed processes.
 
-// MakeFolder makes a folder in dir ("" = the system's for temporary files), and removes those
-// with this prefix that processes of this user have left. used, if not nil, tells whether such a
-// folder is still used by another process than its maker; then it stays. The caller removes
-// the folder, then closes what is returned.
+// CreateTempFolder creates a folder in dir ("" = the system's folder for temporary files), and
+// removes folders with this prefix that killed processes of this user have left. used, if not nil,
+// reports whether another process than its creator still uses such a folder, which then stays. The
+// caller removes the folder, and closes the returned file after that.
 func MakeFolder(dir, prefix string, used func(path string) bool) (*os.File, error) {
 	return makeLocked(dir, prefix, true, used, func(dir string) (*os.File, error) {
 		path, err := os.MkdirTemp(dir, prefix+"*")
@@ -30,7 +29,7 @@ func MakeFolder(dir, prefix string, used func(path string) bool) (*os.File, erro
 	})
 }
 
-// MakeFile is MakeFolder for a file that is open for reading and writing.
+// CreateTempFile is CreateTempFolder for a file that is open for reading and writing.
 func MakeFile(dir, prefix string) (*os.File, error) {
 	return makeLocked(dir, prefix, false, nil, func(dir string) (*os.File, error) { return os.CreateTemp(dir, prefix+"*") })
 }
@@ -44,31 +43,32 @@ func makeLocked(dir, prefix string, folder bool, used func(path string) bool, cr
 		f, err := create(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			if _, derr := os.Stat(dir); derr == nil {
-				continue // removed between two steps of making it
+				continue // another process removed it between two steps of the creation
 			}
 		}
 		if err != nil {
 			return nil, err
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		// Another one may have taken it for left behind before it was locked. Where nothing
-		// can be locked, nobody removes anything.
+		// Another process may have removed the file before it was locked. On a file system without
+		// locks no process removes anything.
 		if isStill(f) && !errors.Is(err, unix.EWOULDBLOCK) {
 			return f, nil
 		}
 		f.Close()
 	}
-	return nil, fmt.Errorf("%s: whatever is made there is removed by somebody else", filepath.Join(dir, prefix+"*"))
+	return nil, fmt.Errorf("%s: other processes remove everything that is created", filepath.Join(dir, prefix+"*"))
 }
 
-// isStill tells whether an open file is what lies under its name.
+// isSameFile reports whether an open file still has its name.
 func isStill(f *os.File) bool {
 	info, err := f.Stat()
 	named, nerr := os.Lstat(f.Name())
 	return err == nil && nerr == nil && os.SameFile(info, named)
 }
 
-// removeLeft removes what is of this user, not locked and not used. What cannot be removed stays.
+// removeAbandoned removes files of this user that are neither locked nor used. Files that cannot be
+// removed stay.
 func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -91,7 +91,7 @@ func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
 		if err == nil && (info.IsDir() || info.Mode().IsRegular()) && ownFile(info) &&
 			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isStill(f) &&
 			(used == nil || !used(path)) {
-			_ = os.RemoveAll(path) // what stays is tried again
+			_ = os.RemoveAll(path) // the next call retries
 		}
 		f.Close()
 	}

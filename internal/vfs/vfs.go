@@ -13,25 +13,25 @@ import (
 
 // FS is a file system. Its errors are those of package os.
 type FS interface {
-	// OpenFile is os.OpenFile. A symbolic link at the end of the path is an error, and so is
-	// a folder or a pipe: nobody waits for the pipe's other end.
+	// OpenFile is os.OpenFile. A symbolic link as the last element, a folder and a pipe are errors;
+	// it never waits for the other end of a pipe.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	Rename(from, to string) error
 	Remove(name string) error
-	// MkdirAll makes a folder and those above it. It does not sync their names.
+	// MkdirAll creates a folder and its parents. It does not sync their names.
 	MkdirAll(dir string, perm fs.FileMode) error
 	// ReadDir lists a folder by ascending names.
 	ReadDir(dir string) ([]fs.DirEntry, error)
 	Stat(name string) (fs.FileInfo, error)
-	// SyncDir has the names in a folder written to the device.
+	// SyncDir makes the names in a folder durable.
 	SyncDir(dir string) error
-	// Lock takes a file for this process, and makes it when it is missing. The error is
-	// ErrLocked when another holder has it. Closing gives it back, and so does the end
-	// of the process.
+	// Lock locks a file for this process, and creates it if necessary. The error is ErrLocked if
+	// another process holds the lock. Closing releases the lock, and so does the end of the
+	// process.
 	Lock(name string) (io.Closer, error)
 }
 
-// File is an open file. Its offset is the caller's business.
+// File is an open file without an offset of its own.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
@@ -39,18 +39,17 @@ type File interface {
 	Name() string
 	Stat() (fs.FileInfo, error)
 	Truncate(size int64) error
-	// Sync has the content written to the device, and of the metadata what it takes to
-	// read the content (fdatasync).
+	// Sync makes the content durable, with the metadata that is needed to read it (fdatasync).
 	Sync() error
-	// WriteOut has n bytes of the content written to the device, and waits for that. It
-	// leaves less to the next Sync, and promises nothing itself.
+	// WriteOut writes n bytes of the content to the device and waits for that. It shortens the next
+	// Sync and guarantees nothing by itself.
 	WriteOut(off, n int64) error
 }
 
-// ErrLocked says that a file is locked by another holder.
+// ErrLocked means that another process holds the lock.
 var ErrLocked = errors.New("locked by another process")
 
-// OS is the file system of the machine.
+// OS is the file system of the operating system.
 type OS struct{}
 
 var _ FS = OS{}
@@ -59,12 +58,12 @@ var _ FS = OS{}
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 	f, err := openRegular(name, flag|unix.O_NOFOLLOW, perm, fs.ModeCharDevice)
 	if err != nil {
-		return nil, err // not a File that holds a nil pointer
+		return nil, err // a nil interface, not a File around a nil pointer
 	}
 	return file{f}, nil
 }
 
-// ErrNotRegular: a folder, a pipe or a device lies where a file must be.
+// ErrNotRegular means that the path leads to a folder, a pipe or a device.
 var ErrNotRegular = errors.New("not a regular file")
 
 // openRegular opens a regular file, or one whose type has a bit of also.
@@ -84,11 +83,10 @@ func openRegular(name string, flag int, perm, also fs.FileMode) (*os.File, error
 	return f, nil
 }
 
-// Open opens a file of the machine to read it. Links are followed; what is no regular file
-// is an error.
+// Open opens a regular file for reading. It follows links.
 func Open(name string) (*os.File, error) { return openRegular(name, os.O_RDONLY, 0, 0) }
 
-// ReadFile reads all of a file that Open opens.
+// ReadFile reads a whole file that Open opens.
 func ReadFile(name string) ([]byte, error) {
 	f, err := Open(name)
 	if err != nil {
@@ -98,14 +96,14 @@ func ReadFile(name string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// OfFile tells whether an error concerns the file that it names.
+// IsFileError reports whether an error concerns the file that it names.
 func OfFile(err error) bool {
 	var file *fs.PathError
 	return errors.As(err, &file) && !Exhausted(err)
 }
 
-// Exhausted tells whether an error means that no descriptors or no memory are left: it says
-// nothing of the file that it names.
+// IsResourceExhausted reports whether an error means that descriptors or memory ran out, which
+// tells nothing about the file.
 func Exhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
@@ -116,13 +114,13 @@ func (OS) Rename(from, to string) error { return os.Rename(from, to) }
 // Remove removes a file or an empty folder.
 func (OS) Remove(name string) error { return os.Remove(name) }
 
-// MkdirAll makes a folder and those above it.
+// MkdirAll creates a folder and its parents.
 func (OS) MkdirAll(dir string, perm fs.FileMode) error { return os.MkdirAll(dir, perm) }
 
 // ReadDir lists a folder.
 func (OS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) }
 
-// Stat describes what a path leads to.
+// Stat describes the target of a path.
 func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
 // SyncDir syncs a folder.
