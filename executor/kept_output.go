@@ -144,7 +144,7 @@ func (c *OutputCollector) Keep(r *Report, stdout, stderr EndedOutput) {
 	}
 	offsets, err := c.Store.Append(r.Key, parts...)
 	if err != nil {
-		if !errors.Is(err, outputs.ErrNoRoom) { // a full disk would log every attempt
+		if !errors.Is(err, outputs.ErrDiskNearlyFull) { // a full disk would log every attempt
 			c.Logger.Error("output not kept", LogKey(r.Key), "err", err)
 		}
 		rec.ExecutorLog = JoinTexts(rec.ExecutorLog, fmt.Sprintf("output cut to %d bytes: %v", c.InlineMax, err))

@@ -61,7 +61,7 @@ func (r *rig) startSlow(first uint32, change ...func(*executor.Order)) (keys []m
 	}
 	for i, lease := range leases {
 		poll(r.t, func() string {
-			if !lease.Waits() {
+			if !lease.HasWaiter() {
 				return fmt.Sprintf("slow program %d is not executed: %+v", i, r.Reports(keys[i]))
 			}
 			return ""
@@ -145,7 +145,7 @@ func TestSlowExecDelaysOnlyItself(t *testing.T) {
 	requireDuration(t, "a kill before the exec", 0, late, func() time.Duration {
 		asked := time.Now()
 		r.Kill(keys[next], []time.Duration{0, 10 * time.Second}[next%2]) // no program is there to use the grace
-		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || r.readOutput(rec.Stdout) != "" || !leases[next].Waits() {
+		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || r.readOutput(rec.Stdout) != "" || !leases[next].HasWaiter() {
 			t.Errorf("%+v", rec)
 		}
 		next++
@@ -153,7 +153,7 @@ func TestSlowExecDelaysOnlyItself(t *testing.T) {
 	})
 	for ; next < slowPrograms; next++ {
 		r.Kill(keys[next], []time.Duration{0, 10 * time.Second}[next%2])
-		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || !leases[next].Waits() {
+		if rec := r.WaitFinal(keys[next]).Record; rec.Result != messages.AttemptKilled || !leases[next].HasWaiter() {
 			t.Errorf("%+v", rec)
 		}
 	}
@@ -172,7 +172,7 @@ func TestTimeoutIncludesTheExec(t *testing.T) {
 	for i, key := range keys {
 		rec := r.WaitFinal(key).Record
 		took := time.Duration(rec.Stop - rec.Start)
-		if rec.Result != messages.AttemptTimedOut || took < limit || !leases[i].Waits() {
+		if rec.Result != messages.AttemptTimedOut || took < limit || !leases[i].HasWaiter() {
 			t.Errorf("after %v: %+v", took, rec)
 		}
 		best = min(best, took)

@@ -116,7 +116,7 @@ func openBadger(c Config) (*Badger, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := vfs.CheckFolder(c.Dir); err != nil {
+	if err := vfs.CheckRegularFiles(c.Dir); err != nil {
 		return nil, err // Badger would wait for the other end of a FIFO
 	}
 	_, total, err := c.statfs(c.Dir)

@@ -53,7 +53,7 @@ func OpenOffline(ctx context.Context, dir, scratch string) (o *Offline, err erro
 		return nil, err
 	}
 	defer unlock()
-	dirs, err := vfs.MakeFolder(scratch, "caravan-offline-", nil)
+	dirs, err := vfs.CreateTempFolder(scratch, "caravan-offline-", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +253,7 @@ func (o *Offline) gatherRows(dir, extra string, named map[uint64]badgerguard.Ent
 			return failed
 		})
 	})
-	if err != nil && failed == nil && !vfs.Exhausted(err) {
+	if err != nil && failed == nil && !vfs.IsResourceExhausted(err) {
 		o.DamagedFiles = append(o.DamagedFiles, err)
 		o.UnboundedLoss, err = true, nil
 	}

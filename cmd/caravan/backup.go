@@ -23,7 +23,7 @@ import (
 // writeBackup writes all rows and all output as of one moment. It holds back the deletion of
 // output, so that every file that a row refers to still exists when it is copied.
 func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
-	defer out.Hold()()
+	defer out.HoldRemovals()()
 	buffered := bufio.NewWriterSize(w, 256<<10)
 	err = store.Backup(func(m *persistence.ReadView) error {
 		b, err := backup.NewWriter(buffered, backup.Header{
@@ -35,12 +35,12 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 		if err := m.Rows(b.Row); err != nil {
 			return err
 		}
-		err = out.Files(func(run messages.RunID) error {
+		err = out.ForEachRun(func(run messages.RunID) error {
 			known, err := m.HasRun(run)
 			if err != nil || !known { // the run was created later, or deleted
 				return err
 			}
-			return out.Read(run, func(size int64, r io.Reader) error { return b.File(uint64(run), size, r) })
+			return out.ReadRun(run, func(size int64, r io.Reader) error { return b.File(uint64(run), size, r) })
 		})
 		if err != nil {
 			return err
@@ -97,7 +97,7 @@ func (m *Main) backupCommand() *cobra.Command {
 // checkOutsideDataFolders refuses a path inside any data folder. A data folder belongs to one
 // server, and other files in it would be taken for damage.
 func checkOutsideDataFolders(path string) error {
-	data, err := datafolder.Around(path)
+	data, err := datafolder.FindEnclosing(path)
 	if err != nil {
 		return &usageError{err}
 	}
@@ -114,7 +114,7 @@ func checkBackupTarget(path string) error {
 		return nil
 	}
 	if _, err := os.Stat(path); err == nil {
-		f, err := vfs.OpenGiven(path)
+		f, err := vfs.OpenUserFile(path)
 		if errors.Is(err, vfs.ErrNotRegular) {
 			return &usageError{err}
 		}
@@ -164,7 +164,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 		}
 		return err
 	}
-	temporary, err := vfs.MakeFile(filepath.Dir(path), ".caravan-backup-")
+	temporary, err := vfs.CreateTempFile(filepath.Dir(path), ".caravan-backup-")
 	if err != nil {
 		return &usageError{err}
 	}
@@ -175,7 +175,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if err == nil {
 		err = os.Rename(temporary.Name(), path)
 	}
-	if err = errors.Join(err, temporary.Close()); err != nil { // closed last: see vfs.MakeFile
+	if err = errors.Join(err, temporary.Close()); err != nil { // closed last: see vfs.CreateTempFile
 		_ = os.Remove(temporary.Name()) // it may have been renamed
 		return err
 	}
@@ -235,9 +235,9 @@ func (m *Main) restoreCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !only {
-			// This comes before the backup is read. datafolder.Make refuses DATA itself when it is
+			// This comes before the backup is read. datafolder.CreateDraft refuses DATA itself when it is
 			// a data folder.
-			if err := checkOutsideDataFolders(args[1]); err != nil && !datafolder.Is(args[1]) {
+			if err := checkOutsideDataFolders(args[1]); err != nil && !datafolder.IsDataFolder(args[1]) {
 				return err
 			}
 		}
@@ -337,7 +337,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		if origin, err = datafolder.ParseID(h.Folder); err != nil {
 			return err
 		}
-		if d, err = datafolder.Make(data, origin); err != nil {
+		if d, err = datafolder.CreateDraft(data, origin); err != nil {
 			return err
 		}
 		if out, err = outputs.Open(d.Output()); err != nil {
@@ -365,7 +365,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 			rows <- [2][]byte{append([]byte(nil), key...), append([]byte(nil), value...)}
 			return nil
 		},
-		File: func(run uint64, size int64, r io.Reader) error { return out.Write(messages.RunID(run), size, r) },
+		File: func(run uint64, size int64, r io.Reader) error { return out.ImportRun(messages.RunID(run), size, r) },
 	}))
 	if d == nil {
 		return withName(name, err)

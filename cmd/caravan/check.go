@@ -293,7 +293,7 @@ func salvageInto(ctx context.Context, data *datafolder.Folder, old *persistence.
 	if err := checkOutsideFolder(data.Path(), into); err != nil {
 		return nil, err
 	}
-	draft, err := datafolder.Make(into, data.ID())
+	draft, err := datafolder.CreateDraft(into, data.ID())
 	if err != nil {
 		return nil, err
 	}

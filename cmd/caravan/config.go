@@ -132,7 +132,7 @@ func (f *configFile) Read() (map[string]any, error) {
 	if f.path == "" {
 		return nil, nil
 	}
-	text, err := vfs.ReadGiven(f.path)
+	text, err := vfs.ReadUserFile(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}

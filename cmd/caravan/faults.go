@@ -41,5 +41,5 @@ func fileSystem(data string) vfs.FS {
 	if path, err := filepath.Abs(data); err == nil {
 		data = path
 	}
-	return faults.Follow(vfs.OS{}, data+".faults")
+	return faults.FollowScript(vfs.OS{}, data+".faults")
 }

@@ -252,7 +252,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("address unix:%s: the path is too long: at most %d bytes", path, maxSocketPath)
 	}
-	lock, err := vfs.OpenOwn(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := vfs.OpenNoFollow(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("address unix:%s: %w", path, err)
 	}

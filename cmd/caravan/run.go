@@ -122,7 +122,7 @@ func isLocalAddress(server string) bool {
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		var temporary *os.File
-		if temporary, err = vfs.MakeFolder("", temporaryPrefix, hasLiveWorker); err != nil {
+		if temporary, err = vfs.CreateTempFolder("", temporaryPrefix, hasLiveWorker); err != nil {
 			return fmt.Errorf("temporary data folder: %w", err)
 		}
 		config.Data = filepath.Join(temporary.Name(), temporaryData)

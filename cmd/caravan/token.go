@@ -82,7 +82,7 @@ func addToken(path, line string) error {
 	if _, err := access.ParseTokens(append(text, line...)); err != nil {
 		return fmt.Errorf("token file %s: %w", path, err)
 	}
-	f, err := vfs.OpenOwn(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := vfs.OpenNoFollow(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("token file: %w", err)
 	}

@@ -141,12 +141,12 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 		return nil, err
 	}
 	undo = append(undo, n.store.Close)
-	if n.outputs, err = outputs.OpenOn(files, n.folder.Output()); err != nil {
+	if n.outputs, err = outputs.OpenFS(files, n.folder.Output()); err != nil {
 		return nil, fmt.Errorf("data folder %s: %w", data, err)
 	}
-	n.outputs.KeepFree(outputs.Reserve)
+	n.outputs.KeepFree(outputs.JournalReserve)
 	undo = append(undo, n.outputs.Close)
-	if err := n.folder.Begin(); err != nil {
+	if err := n.folder.MarkUsed(); err != nil {
 		return nil, err
 	}
 
@@ -183,7 +183,7 @@ func startLocalServer(c Config, l net.Listener, log *slog.Logger) (_ *localServe
 
 // minFreeForRuns returns the free disk space below which new runs are refused. As a disk fills, new
 // runs are refused first, then output is cut, and the store stops last.
-func minFreeForRuns(total int64) int64 { return outputs.Reserve(total) / 8 * 9 }
+func minFreeForRuns(total int64) int64 { return outputs.JournalReserve(total) / 8 * 9 }
 
 // closeOnceListener is a listener that several owners may close.
 type closeOnceListener struct {

@@ -73,7 +73,7 @@ func (r *Remote) spawnWorker() (*peer, error) {
 			return err
 		}
 		defer socket.Close()
-		log, err := vfs.OpenOwn(f.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		log, err := vfs.OpenNoFollow(f.LogPath(), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return err
 		}

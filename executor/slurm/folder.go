@@ -202,7 +202,7 @@ func readFileAt(path string, offset, n int64) ([]byte, error) {
 
 // writeFile writes a file atomically.
 func writeFile(path string, text []byte) error {
-	f, err := vfs.OpenOwn(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := vfs.OpenNoFollow(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (s *Slurm) listAttempts(of func(messages.RunID) bool) (keys []messages.Atte
 
 // lockFile takes a lock that ends with this process.
 func lockFile(path string) (*os.File, error) {
-	f, err := vfs.OpenOwn(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := vfs.OpenNoFollow(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

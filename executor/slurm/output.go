@@ -79,7 +79,7 @@ func (st *outputFile) punchMiddle(log *slog.Logger) {
 	if !ok {
 		return
 	}
-	f, err := vfs.OpenOwn(st.path, os.O_RDWR, 0)
+	f, err := vfs.OpenNoFollow(st.path, os.O_RDWR, 0)
 	if err != nil {
 		return
 	}
@@ -102,7 +102,7 @@ type endedOutput struct {
 
 func (st *outputFile) freeze() *endedOutput {
 	z := &endedOutput{}
-	if z.f, z.problem = vfs.OpenOwn(st.path, os.O_RDONLY, 0); z.problem == nil {
+	if z.f, z.problem = vfs.OpenNoFollow(st.path, os.O_RDONLY, 0); z.problem == nil {
 		if info, err := z.f.Stat(); err == nil {
 			z.size = info.Size()
 		}
@@ -148,7 +148,7 @@ func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (message
 		log.outputFile = st.stderr
 	}
 	// Right after the start the file may not exist yet.
-	if f, err := vfs.OpenOwn(log.path, os.O_RDONLY, 0); err == nil {
+	if f, err := vfs.OpenNoFollow(log.path, os.O_RDONLY, 0); err == nil {
 		log.f = f
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -164,7 +164,7 @@ type liveFile struct {
 
 func (l *liveFile) open() *os.File {
 	if l.f == nil {
-		if f, err := vfs.OpenOwn(l.path, os.O_RDONLY, 0); err == nil {
+		if f, err := vfs.OpenNoFollow(l.path, os.O_RDONLY, 0); err == nil {
 			l.f = f
 		}
 	}

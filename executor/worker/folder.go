@@ -133,7 +133,7 @@ func LockFolder(path string) (*Folder, error) {
 // open, in this process or in a child that has inherited it. The error wraps ErrLocked when the file
 // is locked.
 func LockFile(path string, create int) (*os.File, error) {
-	f, err := vfs.OpenOwn(path, os.O_RDWR|create, 0o600)
+	f, err := vfs.OpenNoFollow(path, os.O_RDWR|create, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -128,10 +128,10 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	if err != nil {
 		return nil, err
 	}
-	if w.outputs, err = outputs.OpenOn(fs, w.settings.Outputs); err != nil {
+	if w.outputs, err = outputs.OpenFS(fs, w.settings.Outputs); err != nil {
 		return nil, err
 	}
-	w.outputs.KeepFree(outputs.Reserve)
+	w.outputs.KeepFree(outputs.JournalReserve)
 	name := MarkValue(w.settings.DataFolderID, folder.Name())
 	header.Mark = []byte(name)
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
@@ -218,7 +218,7 @@ func (w *Worker) awaitEnd(ctx context.Context, served <-chan error) string {
 		case time.Since(since) >= w.settings.Idle:
 			return "idle"
 		}
-		w.outputs.Trim()
+		w.outputs.CloseIdle()
 	}
 }
 

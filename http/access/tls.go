@@ -119,7 +119,7 @@ func (c *Certificate) load() (*tls.Config, error) {
 // ReadAuthority reads the PEM certificates of authorities. A malformed certificate is an error:
 // without it, some clients of the file's owner would be refused.
 func ReadAuthority(path string) (*x509.CertPool, error) {
-	text, err := vfs.ReadGiven(path)
+	text, err := vfs.ReadUserFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("TLS authority: %w", err)
 	}
@@ -136,11 +136,11 @@ func ReadAuthority(path string) (*x509.CertPool, error) {
 
 // readCertificate reads a certificate with its chain, and its key.
 func readCertificate(cert, key string) (tls.Certificate, error) {
-	text, err := vfs.ReadGiven(cert)
+	text, err := vfs.ReadUserFile(cert)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	secret, err := vfs.ReadGiven(key)
+	secret, err := vfs.ReadUserFile(key)
 	if err != nil {
 		return tls.Certificate{}, err
 	}

@@ -273,7 +273,7 @@ func ReadPrivateFile(path string) ([]byte, error) {
 	if err := checkSymlink(path); err != nil {
 		return nil, err
 	}
-	f, err := vfs.OpenGiven(path)
+	f, err := vfs.OpenUserFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -290,9 +290,9 @@ func ReadPrivateFile(path string) ([]byte, error) {
 			return nil, fmt.Errorf("%s belongs to user %d: it must belong to this one (%d) or to root", path, owner.Uid, os.Geteuid())
 		}
 	}
-	text, err := io.ReadAll(io.LimitReader(f, vfs.LargestGiven+1))
-	if err == nil && len(text) > vfs.LargestGiven {
-		err = fmt.Errorf("%s is too large: at most %d bytes", path, vfs.LargestGiven)
+	text, err := io.ReadAll(io.LimitReader(f, vfs.MaxUserFileBytes+1))
+	if err == nil && len(text) > vfs.MaxUserFileBytes {
+		err = fmt.Errorf("%s is too large: at most %d bytes", path, vfs.MaxUserFileBytes)
 	}
 	return text, err
 }

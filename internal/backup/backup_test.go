@@ -64,7 +64,7 @@ func content(stream []byte) (string, error) {
 	return text.String(), err
 }
 
-func TestRoundTrip(t *testing.T) {
+func TestReadReturnsWhatWasWritten(t *testing.T) {
 	stream, want := sample(t, 20_000)
 	if got, err := content(stream); err != nil || got != want {
 		t.Errorf("%v; %d bytes of text, want %d", err, len(got), len(want))
@@ -79,9 +79,9 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestDamage: no change of any byte, no cut, no chunk that is lost, repeated or moved
+// TestEveryDamageIsDetected: no change of any byte, no cut, no chunk that is lost, repeated or moved
 // goes unnoticed.
-func TestDamage(t *testing.T) {
+func TestEveryDamageIsDetected(t *testing.T) {
 	stream, _ := sample(t, 50)
 	damaged := func(what string, at int, b []byte) {
 		t.Helper()
@@ -110,7 +110,7 @@ func TestDamage(t *testing.T) {
 	damaged("repeated chunk", i, append(slices.Clone(stream[:i+chunk]), stream[i:]...))
 }
 
-func TestSinkEndsIt(t *testing.T) {
+func TestErrorOfTheSinkEndsTheRead(t *testing.T) {
 	stream, _ := sample(t, 50)
 	full := errors.New("no space left")
 	for name, s := range map[string]backup.Sink{
@@ -124,7 +124,7 @@ func TestSinkEndsIt(t *testing.T) {
 	}
 }
 
-func TestWriterRefuses(t *testing.T) {
+func TestWriterRefusesOversizedRows(t *testing.T) {
 	w, err := backup.NewWriter(io.Discard, about)
 	if err != nil {
 		t.Fatal(err)

@@ -24,70 +24,70 @@ type Sink struct {
 // ErrDamaged means that the stream is not a complete backup.
 var ErrDamaged = errors.New("not a complete backup")
 
-// Read reads a backup to its end and verifies all of it. What the sink received counts only if Read
+// Read reads a backup to its end and verifies all of it. The content in the sink is valid only if Read
 // returns without an error.
 func Read(r io.Reader, s Sink) (Summary, error) {
 	d := &decoder{r: r, hash: sha256.New(), sink: s}
-	if err := d.read(); err != nil {
+	if err := d.readAll(); err != nil {
 		return Summary{}, err
 	}
 	return d.sum, nil
 }
 
 type decoder struct {
-	r      io.Reader
-	hash   hash.Hash
-	sink   Sink
-	offset int64
-	number uint64
-	buf    []byte
-	last   []byte // for the order of keys
-	sum    Summary
-	rows   bool // rows may still follow
+	r           io.Reader
+	hash        hash.Hash
+	sink        Sink
+	offset      int64
+	chunkNumber uint64
+	buf         []byte
+	lastKey     []byte // for the order of keys
+	sum         Summary
+	rowsAllowed bool // rows may still follow
 }
 
-func (d *decoder) damaged(format string, a ...any) error {
+func (d *decoder) damagedError(format string, a ...any) error {
 	return fmt.Errorf("%w: at offset %d: %s", ErrDamaged, d.offset, fmt.Sprintf(format, a...))
 }
 
 // truncatedError turns an early EOF into an error about the backup.
-func (d *decoder) cut(err error) error {
+func (d *decoder) truncatedError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return d.damaged("it ends before its trailer")
+		return d.damagedError("it ends before its trailer")
 	}
 	return err
 }
 
-func (d *decoder) read() error {
+func (d *decoder) readAll() error {
 	head := make([]byte, len(magic))
 	if _, err := io.ReadFull(d.r, head); err != nil {
-		return d.cut(err)
+		return d.truncatedError(err)
 	}
 	if string(head) != magic {
-		return d.damaged("it does not start like a backup")
+		return d.damagedError("it does not start like a backup")
 	}
 	d.hash.Write(head)
 	d.offset += int64(len(head))
-	if err := d.header(); err != nil {
+	if err := d.readHeader(); err != nil {
 		return err
 	}
-	d.rows = true
+	d.rowsAllowed = true
 	for {
 		digest := d.hash.Sum(nil)
-		k, payload, err := d.chunk()
+		k, payload, err := d.readChunk()
 		if err != nil {
 			return err
 		}
 		switch {
-		case k == kindRows && d.rows:
+		case k == kindRows && d.rowsAllowed:
 			err = d.readRows(payload)
 		case k == kindFile:
-			d.rows = false
+			d.rowsAllowed = false
 			err = d.readFile(payload)
 		case k == kindTrailer:
 			return d.readTrailer(payload, digest)
 		default:
-			err = d.damaged("chunk of kind %q out of place", byte(k))
+			err = d.damagedError("chunk of kind %q out of place", byte(k))
 		}
 		if err != nil {
 			return err
@@ -96,42 +96,42 @@ func (d *decoder) read() error {
 }
 
 // readChunk reads the next chunk. The payload is valid until the next call.
-func (d *decoder) chunk() (kind, []byte, error) {
+func (d *decoder) readChunk() (chunkKind, []byte, error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(d.r, head[:]); err != nil {
-		return 0, nil, d.cut(err)
+		return 0, nil, d.truncatedError(err)
 	}
-	k, n := kind(head[0]), binary.LittleEndian.Uint32(head[1:])
+	k, n := chunkKind(head[0]), binary.LittleEndian.Uint32(head[1:])
 	if n > maxChunk {
-		return 0, nil, d.damaged("chunk of %d bytes", n)
+		return 0, nil, d.damagedError("chunk of %d bytes", n)
 	}
 	if cap(d.buf) < int(n) {
 		d.buf = make([]byte, n)
 	}
 	payload := d.buf[:n]
 	if _, err := io.ReadFull(d.r, payload); err != nil {
-		return 0, nil, d.cut(err)
+		return 0, nil, d.truncatedError(err)
 	}
-	if binary.LittleEndian.Uint32(head[5:]) != chunkSum(d.number, k, payload) {
-		return 0, nil, d.damaged("chunk %d: wrong checksum", d.number)
+	if binary.LittleEndian.Uint32(head[5:]) != chunkSum(d.chunkNumber, k, payload) {
+		return 0, nil, d.damagedError("chunk %d: wrong checksum", d.chunkNumber)
 	}
 	d.hash.Write(head[:])
 	d.hash.Write(payload)
-	d.number++
+	d.chunkNumber++
 	d.offset += headSize + int64(n)
 	return k, payload, nil
 }
 
-func (d *decoder) header() error {
-	k, payload, err := d.chunk()
+func (d *decoder) readHeader() error {
+	k, payload, err := d.readChunk()
 	if err != nil {
 		return err
 	}
 	if k != kindHeader {
-		return d.damaged("it has no header")
+		return d.damagedError("it has no header")
 	}
 	if err := json.Unmarshal(payload, &d.sum.Header); err != nil {
-		return d.damaged("header: %v", err)
+		return d.damagedError("header: %v", err)
 	}
 	if d.sink.Header == nil {
 		return nil
@@ -143,16 +143,16 @@ func (d *decoder) readRows(b []byte) error {
 	for len(b) > 0 {
 		var key, value []byte
 		var ok bool
-		if key, b, ok = cutBytes(b); ok {
-			value, b, ok = cutBytes(b)
+		if key, b, ok = splitBytes(b); ok {
+			value, b, ok = splitBytes(b)
 		}
 		if !ok {
-			return d.damaged("row is truncated")
+			return d.damagedError("row is truncated")
 		}
-		if d.sum.Rows > 0 && bytes.Compare(d.last, key) >= 0 {
-			return d.damaged("keys do not ascend")
+		if d.sum.Rows > 0 && bytes.Compare(d.lastKey, key) >= 0 {
+			return d.damagedError("keys do not ascend")
 		}
-		d.last = append(d.last[:0], key...)
+		d.lastKey = append(d.lastKey[:0], key...)
 		d.sum.Rows++
 		if d.sink.Row == nil {
 			continue
@@ -164,7 +164,7 @@ func (d *decoder) readRows(b []byte) error {
 	return nil
 }
 
-func cutBytes(b []byte) (head, rest []byte, ok bool) {
+func splitBytes(b []byte) (head, rest []byte, ok bool) {
 	n, w := binary.Uvarint(b)
 	if w <= 0 || n > uint64(len(b)-w) {
 		return nil, b, false
@@ -174,13 +174,13 @@ func cutBytes(b []byte) (head, rest []byte, ok bool) {
 
 func (d *decoder) readFile(payload []byte) error {
 	if len(payload) != 16 {
-		return d.damaged("file header of %d bytes", len(payload))
+		return d.damagedError("file header of %d bytes", len(payload))
 	}
 	run, size := binary.LittleEndian.Uint64(payload), binary.LittleEndian.Uint64(payload[8:])
 	if size > math.MaxInt64 {
-		return d.damaged("file of %d bytes", size)
+		return d.damagedError("file of %d bytes", size)
 	}
-	f := &fileReader{d: d, left: int64(size)}
+	f := &fileReader{d: d, unread: int64(size)}
 	if d.sink.File != nil {
 		if err := d.sink.File(run, int64(size), f); err != nil {
 			if f.err != nil {
@@ -200,7 +200,7 @@ func (d *decoder) readFile(payload []byte) error {
 // fileReader reads the chunks of one file.
 type fileReader struct {
 	d       *decoder
-	left    int64  // bytes of the file that are still in the stream
+	unread  int64  // bytes of the file that are still in the stream
 	pending []byte // read from the stream but not returned
 	err     error
 }
@@ -210,21 +210,21 @@ func (f *fileReader) Read(p []byte) (int, error) {
 		return 0, f.err
 	}
 	if len(f.pending) == 0 {
-		if f.left == 0 {
+		if f.unread == 0 {
 			return 0, io.EOF
 		}
-		k, payload, err := f.d.chunk()
+		k, payload, err := f.d.readChunk()
 		switch {
 		case err != nil:
 			f.err = err
-		case k != kindData || len(payload) == 0 || int64(len(payload)) > f.left:
-			f.err = f.d.damaged("file is truncated")
+		case k != kindData || len(payload) == 0 || int64(len(payload)) > f.unread:
+			f.err = f.d.damagedError("file is truncated")
 		}
 		if f.err != nil {
 			return 0, f.err
 		}
 		f.pending = payload
-		f.left -= int64(len(payload))
+		f.unread -= int64(len(payload))
 	}
 	n := copy(p, f.pending)
 	f.pending = f.pending[n:]
@@ -233,12 +233,12 @@ func (f *fileReader) Read(p []byte) (int, error) {
 
 func (d *decoder) readTrailer(payload, digest []byte) error {
 	if !bytes.Equal(payload, appendTrailer(nil, &d.sum, digest)) {
-		return d.damaged("the trailer does not match the content")
+		return d.damagedError("the trailer does not match the content")
 	}
 	var more [1]byte
 	switch _, err := io.ReadFull(d.r, more[:]); {
 	case err == nil:
-		return d.damaged("there is data after the trailer")
+		return d.damagedError("there is data after the trailer")
 	case err != io.EOF:
 		return err
 	}

@@ -21,19 +21,19 @@ const (
 	headSize  = 1 + 4 + 4
 )
 
-type kind byte
+type chunkKind byte
 
 const (
-	kindHeader  kind = 'H'
-	kindRows    kind = 'R'
-	kindFile    kind = 'F'
-	kindData    kind = 'D'
-	kindTrailer kind = 'Z'
+	kindHeader  chunkKind = 'H'
+	kindRows    chunkKind = 'R'
+	kindFile    chunkKind = 'F'
+	kindData    chunkKind = 'D'
+	kindTrailer chunkKind = 'Z'
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func chunkSum(number uint64, k kind, payload []byte) uint32 {
+func chunkSum(number uint64, k chunkKind, payload []byte) uint32 {
 	var head [13]byte
 	binary.LittleEndian.PutUint64(head[:], number)
 	head[8] = byte(k)
@@ -60,11 +60,11 @@ type Summary struct {
 
 // Writer writes a backup.
 type Writer struct {
-	w      io.Writer
-	hash   hash.Hash
-	number uint64
-	rows   []byte // of the unfinished chunk
-	sum    Summary
+	w           io.Writer
+	hash        hash.Hash
+	chunkNumber uint64
+	pendingRows []byte // of the unfinished chunk
+	sum         Summary
 }
 
 // NewWriter starts a backup.
@@ -74,28 +74,28 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.write([]byte(magic)); err != nil {
+	if err := b.writeHashed([]byte(magic)); err != nil {
 		return nil, err
 	}
-	return b, b.chunk(kindHeader, text)
+	return b, b.writeChunk(kindHeader, text)
 }
 
-func (b *Writer) write(p []byte) error {
+func (b *Writer) writeHashed(p []byte) error {
 	b.hash.Write(p)
 	_, err := b.w.Write(p)
 	return err
 }
 
-func (b *Writer) chunk(k kind, payload []byte) error {
+func (b *Writer) writeChunk(k chunkKind, payload []byte) error {
 	var head [headSize]byte
 	head[0] = byte(k)
 	binary.LittleEndian.PutUint32(head[1:], uint32(len(payload)))
-	binary.LittleEndian.PutUint32(head[5:], chunkSum(b.number, k, payload))
-	b.number++
-	if err := b.write(head[:]); err != nil {
+	binary.LittleEndian.PutUint32(head[5:], chunkSum(b.chunkNumber, k, payload))
+	b.chunkNumber++
+	if err := b.writeHashed(head[:]); err != nil {
 		return err
 	}
-	return b.write(payload)
+	return b.writeHashed(payload)
 }
 
 // Row adds a row. Rows must come in ascending order of keys, and before all files.
@@ -103,31 +103,31 @@ func (b *Writer) Row(key, value []byte) error {
 	if len(key)+len(value)+2*binary.MaxVarintLen32 > maxChunk-fullChunk {
 		return fmt.Errorf("row of %d bytes: too big for a backup", len(key)+len(value))
 	}
-	b.rows = append(binary.AppendUvarint(b.rows, uint64(len(key))), key...)
-	b.rows = append(binary.AppendUvarint(b.rows, uint64(len(value))), value...)
+	b.pendingRows = append(binary.AppendUvarint(b.pendingRows, uint64(len(key))), key...)
+	b.pendingRows = append(binary.AppendUvarint(b.pendingRows, uint64(len(value))), value...)
 	b.sum.Rows++
-	if len(b.rows) < fullChunk {
+	if len(b.pendingRows) < fullChunk {
 		return nil
 	}
-	return b.flush()
+	return b.flushRows()
 }
 
-func (b *Writer) flush() error {
-	if len(b.rows) == 0 {
+func (b *Writer) flushRows() error {
+	if len(b.pendingRows) == 0 {
 		return nil
 	}
-	err := b.chunk(kindRows, b.rows)
-	b.rows = b.rows[:0]
+	err := b.writeChunk(kindRows, b.pendingRows)
+	b.pendingRows = b.pendingRows[:0]
 	return err
 }
 
 // File adds the file of a run: the first size bytes of r.
 func (b *Writer) File(run uint64, size int64, r io.Reader) error {
-	if err := b.flush(); err != nil {
+	if err := b.flushRows(); err != nil {
 		return err
 	}
 	begin := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, run), uint64(size))
-	if err := b.chunk(kindFile, begin); err != nil {
+	if err := b.writeChunk(kindFile, begin); err != nil {
 		return err
 	}
 	buf := make([]byte, min(size, fullChunk))
@@ -136,7 +136,7 @@ func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 		if _, err := io.ReadFull(r, part); err != nil {
 			return fmt.Errorf("output of run %d: %w", run, err)
 		}
-		if err := b.chunk(kindData, part); err != nil {
+		if err := b.writeChunk(kindData, part); err != nil {
 			return err
 		}
 		left -= int64(len(part))
@@ -148,10 +148,10 @@ func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 
 // Close writes the trailer, which makes the backup complete.
 func (b *Writer) Close() (Summary, error) {
-	if err := b.flush(); err != nil {
+	if err := b.flushRows(); err != nil {
 		return Summary{}, err
 	}
-	return b.sum, b.chunk(kindTrailer, appendTrailer(nil, &b.sum, b.hash.Sum(nil)))
+	return b.sum, b.writeChunk(kindTrailer, appendTrailer(nil, &b.sum, b.hash.Sum(nil)))
 }
 
 func appendTrailer(dst []byte, s *Summary, digest []byte) []byte {

@@ -99,9 +99,9 @@ func eval[T any](ctx context.Context, t *testing.T, expression string) T {
 	return do(ctx, t, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 }
 
-// TestPagesOfOtherOrigins: whatever a page of another origin sends, no command runs and
+// TestOtherOriginsCannotUseTheAPI: whatever a page of another origin sends, no command runs and
 // nothing can be read.
-func TestPagesOfOtherOrigins(t *testing.T) {
+func TestOtherOriginsCannotUseTheAPI(t *testing.T) {
 	ctx := browser(t)
 	s := e2etest.Start(t)
 	ran := filepath.Join(t.TempDir(), "ran")
@@ -138,9 +138,9 @@ func TestPagesOfOtherOrigins(t *testing.T) {
 	nothingRan(t, s, ran)
 }
 
-// TestNoPageDownloadsABackup: a page can have its window open any address, and so would have the
+// TestPagesCannotDownloadABackup: a page can have its window open any address, and so would have the
 // browser save everything. Who types the address gets it.
-func TestNoPageDownloadsABackup(t *testing.T) {
+func TestPagesCannotDownloadABackup(t *testing.T) {
 	ctx := browser(t)
 	s := e2etest.Start(t)
 	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -176,9 +176,9 @@ func TestNoPageDownloadsABackup(t *testing.T) {
 	e2etest.Eventually(t, "typed, it is there", func() bool { return counted("2xx", 1) })
 }
 
-// TestReboundNames: a page whose name was let point to this machine is of the same
+// TestDNSRebindingIsRefused: a page whose name was let point to this machine is of the same
 // origin as the server, to the browser. Its name gives it away.
-func TestReboundNames(t *testing.T) {
+func TestDNSRebindingIsRefused(t *testing.T) {
 	ctx := browser(t)
 	s := e2etest.Start(t)
 	_, own, err := net.SplitHostPort(strings.TrimPrefix(s.URL, "http://"))
@@ -204,8 +204,8 @@ func TestReboundNames(t *testing.T) {
 	e2etest.Eventually(t, "the command has run", func() bool { _, err := os.Stat(ran); return err == nil })
 }
 
-// TestLogin: a token by the form, a change from a page of the server, and the end.
-func TestLogin(t *testing.T) {
+// TestLoginPageStartsASession: a token by the form, a change from a page of the server, and the end.
+func TestLoginPageStartsASession(t *testing.T) {
 	ctx := browser(t)
 	tokens := filepath.Join(t.TempDir(), "tokens")
 	secret, err := exec.Command(e2etest.Binary(), "token", "new", "me", "read,submit,control", "--token-file", tokens).Output()

@@ -29,9 +29,9 @@ func main() {
 }
 
 // statementCount counts the statements of a package.
-type tally struct{ all, covered int }
+type statementCount struct{ all, covered int }
 
-func (t tally) percent() float64 {
+func (t statementCount) percent() float64 {
 	if t.all == 0 {
 		return 100
 	}
@@ -62,7 +62,7 @@ func run(args, linked []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	tallies, err := read(string(text))
+	tallies, err := parseProfile(string(text))
 	if err != nil {
 		return fmt.Errorf("%s: %w", flags.Arg(0), err)
 	}
@@ -99,7 +99,7 @@ func run(args, linked []string, out io.Writer) error {
 
 // parseProfile counts the statements of a profile by package. A block that occurs several times
 // counts once, as covered if any occurrence is.
-func read(profile string) (map[string]tally, error) {
+func parseProfile(profile string) (map[string]statementCount, error) {
 	type block struct {
 		statements int
 		covered    bool
@@ -120,7 +120,7 @@ func read(profile string) (map[string]tally, error) {
 		}
 		blocks[f[0]] = block{statements, blocks[f[0]].covered || count > 0}
 	}
-	tallies := map[string]tally{}
+	tallies := map[string]statementCount{}
 	for place, b := range blocks {
 		file, _, ok := strings.Cut(place, ":")
 		if !ok {

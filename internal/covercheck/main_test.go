@@ -16,7 +16,7 @@ m/http/b.go:5.1,6.2 1 0
 m/bench/c.go:1.1,2.2 1 0
 `
 
-func TestFloors(t *testing.T) {
+func TestPackagesBelowTheirFloorFail(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cover.out")
 	if err := os.WriteFile(file, []byte(profile), 0o600); err != nil {
 		t.Fatal(err)
@@ -42,9 +42,9 @@ func TestFloors(t *testing.T) {
 	}
 }
 
-func TestBrokenProfiles(t *testing.T) {
+func TestBrokenProfilesAreErrors(t *testing.T) {
 	for _, text := range []string{"", "mode: set\nx", "mode: set\na.go:1.1,2.2 x 1", "mode: set\nplace 1 1"} {
-		if _, err := read(text); err == nil {
+		if _, err := parseProfile(text); err == nil {
 			t.Errorf("%q was read", text)
 		}
 	}

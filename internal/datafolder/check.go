@@ -1,8 +1,10 @@
 package datafolder
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/user"
@@ -10,12 +12,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 // checkOwner refuses files that belong to another user or are writable by others. name is the path
 // below DATA.
 func checkOwner(name string, info fs.FileInfo) error {
-	if owner, own := ownedBy(info), os.Geteuid(); owner != own {
+	if owner, own := ownerUID(info), os.Geteuid(); owner != own {
 		return fmt.Errorf("%s belongs to %s and this process is %s; run it as that user, or change the owner with chown -R",
 			name, userName(owner), userName(own))
 	}
@@ -29,7 +33,7 @@ func checkOwner(name string, info fs.FileInfo) error {
 }
 
 // ownerUID returns the user ID of a file's owner.
-func ownedBy(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+func ownerUID(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
 
 func userName(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
@@ -40,7 +44,7 @@ func userName(uid int) string {
 
 // checkedDepth returns how many levels below a folder of DATA are checked. The output folder has a
 // file for each run; those are checked when they are opened.
-func deep(name string) int {
+func checkedDepth(name string) int {
 	switch name {
 	case dbName, workerName:
 		return 3
@@ -51,7 +55,7 @@ func deep(name string) int {
 }
 
 // checkOwners calls checkOwner for DATA and its content.
-func (f *Folder) checkAll() error {
+func (f *Folder) checkOwners() error {
 	info, err := f.dir.Stat()
 	if err != nil {
 		return err
@@ -59,22 +63,22 @@ func (f *Folder) checkAll() error {
 	if err := checkOwner("the folder", info); err != nil {
 		return err
 	}
-	return f.checkBelow("", 0)
+	return f.checkOwnersBelow("", 0)
 }
 
-func (f *Folder) checkBelow(below string, levels int) error {
+func (f *Folder) checkOwnersBelow(below string, levels int) error {
 	list, err := os.ReadDir(filepath.Join(f.path, below))
 	if err != nil {
-		return notGone(err)
+		return ignoreNotExist(err)
 	}
 	for _, e := range list {
 		name := filepath.Join(below, e.Name())
-		if below == "" && !known(e.Name()) {
+		if below == "" && !isKnownName(e.Name()) {
 			continue // not part of the data folder
 		}
 		info, err := e.Info()
 		if err != nil {
-			if err = notGone(err); err != nil {
+			if err = ignoreNotExist(err); err != nil {
 				return err
 			}
 			continue
@@ -84,12 +88,12 @@ func (f *Folder) checkBelow(below string, levels int) error {
 		}
 		more := levels - 1
 		if below == "" {
-			more = deep(e.Name())
+			more = checkedDepth(e.Name())
 		}
 		if !info.IsDir() || more <= 0 {
 			continue
 		}
-		if err := f.checkBelow(name, more); err != nil {
+		if err := f.checkOwnersBelow(name, more); err != nil {
 			return err
 		}
 	}
@@ -98,7 +102,7 @@ func (f *Folder) checkBelow(below string, levels int) error {
 
 // ignoreNotExist drops the error for a file that disappeared during the check, as files of running
 // workers do.
-func notGone(err error) error {
+func ignoreNotExist(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -106,7 +110,7 @@ func notGone(err error) error {
 }
 
 // isKnownName reports whether DATA/name is part of a data folder.
-func known(name string) bool {
+func isKnownName(name string) bool {
 	switch strings.TrimSuffix(name, newSuffix) {
 	case identityName, copyName, dbName, outputName, workerName, slurmName, asideName:
 		return true
@@ -115,7 +119,7 @@ func known(name string) bool {
 }
 
 // missingPartError is the error for a missing part of a used folder.
-func missing(name string) error {
+func missingPartError(name string) error {
 	switch name {
 	case dbName:
 		return fmt.Errorf("%s/ is missing: it held all runs. Put it back, or restore a backup into a new folder", name)
@@ -129,20 +133,20 @@ func missing(name string) error {
 // checkComplete refuses a used folder with a missing part.
 func (f *Folder) checkComplete(copied bool) error {
 	for _, name := range []string{dbName, outputName, workerName} {
-		info, err := os.Lstat(f.in(name))
+		info, err := os.Lstat(f.pathOf(name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			if name == workerName && copied {
 				continue // a copy does not use it
 			}
-			return missing(name)
+			return missingPartError(name)
 		case err != nil:
 			return err
 		case !info.IsDir():
 			return fmt.Errorf("%s is not a folder", name)
 		}
 	}
-	list, err := os.ReadDir(f.in(dbName))
+	list, err := os.ReadDir(f.pathOf(dbName))
 	if err == nil && len(list) == 0 {
 		err = fmt.Errorf("%s/ is empty: it held all runs. Put it back, or restore a backup into a new folder", dbName)
 	}
@@ -152,7 +156,7 @@ func (f *Folder) checkComplete(copied bool) error {
 // checkNew refuses a folder without an identity if it contains more than a crash during the
 // creation of a data folder leaves.
 func (f *Folder) checkNew() error {
-	if err := checkPlace(filepath.Dir(f.path)); err != nil {
+	if err := checkNotNested(filepath.Dir(f.path)); err != nil {
 		return err
 	}
 	list, err := os.ReadDir(f.path)
@@ -163,7 +167,7 @@ func (f *Folder) checkNew() error {
 		name := e.Name()
 		switch name {
 		case dbName, outputName, workerName:
-			inside, err := os.ReadDir(f.in(name))
+			inside, err := os.ReadDir(f.pathOf(name))
 			if err != nil {
 				return err
 			}
@@ -177,4 +181,74 @@ func (f *Folder) checkNew() error {
 		}
 	}
 	return nil
+}
+
+// FindEnclosing returns the data folder that contains path, or path itself if it is one, or "" if
+// there is none. It follows links. Missing elements of the path count as if they were created. A
+// damaged folder and the folder of an unfinished restore count as data folders.
+func FindEnclosing(path string) (data string, err error) {
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	at := path
+	real, err := filepath.EvalSymlinks(at)
+	for errors.Is(err, fs.ErrNotExist) && at != filepath.Dir(at) {
+		if link, lerr := os.Readlink(at); lerr == nil { // a link to a missing file
+			if !filepath.IsAbs(link) {
+				link = filepath.Join(filepath.Dir(at), link)
+			}
+			return FindEnclosing(link)
+		}
+		at = filepath.Dir(at)
+		real, err = filepath.EvalSymlinks(at)
+	}
+	if err != nil {
+		return "", err
+	}
+	for dir := real; ; dir = filepath.Dir(dir) {
+		if looksLikeDataFolder(dir) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", nil
+		}
+	}
+}
+
+// IsDataFolder reports whether path is a data folder, with links resolved.
+func IsDataFolder(path string) bool {
+	real, err := filepath.EvalSymlinks(path)
+	return err == nil && looksLikeDataFolder(real)
+}
+
+// checkNotNested refuses a path inside another data folder.
+func checkNotNested(path string) error {
+	if around, err := FindEnclosing(path); err == nil && around != "" {
+		return fmt.Errorf("it lies in the data folder %s; choose a folder outside it", around)
+	}
+	return nil
+}
+
+// looksLikeDataFolder recognizes a data folder by an identity file, or by its parts if both
+// identity files are lost.
+func looksLikeDataFolder(dir string) bool {
+	for _, name := range []string{identityName, copyName} {
+		f, err := vfs.OpenNoFollow(filepath.Join(dir, name), os.O_RDONLY, 0)
+		if err != nil {
+			continue
+		}
+		head := make([]byte, len(magic)+1)
+		n, _ := io.ReadFull(f, head)
+		f.Close()
+		if bytes.Equal(head[:n], []byte(magic+"\n")) {
+			return true
+		}
+	}
+	for _, name := range []string{filepath.Join(dbName, "log"), outputName, workerName} {
+		if info, err := os.Lstat(filepath.Join(dir, name)); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	return true
 }

@@ -30,7 +30,7 @@ func used(t *testing.T) string {
 	path := filepath.Join(t.TempDir(), "data")
 	f := opened(t, path, datafolder.Options{})
 	write(t, filepath.Join(f.DB(), "rows"), "1")
-	if err := errors.Join(f.Begin(), f.Close()); err != nil {
+	if err := errors.Join(f.MarkUsed(), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -67,15 +67,15 @@ func TestSameFolderKeepsItsIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	f = opened(t, link, datafolder.Options{})
-	if f.ID() != id || f.Copied() || f.Paused() != "" || f.Path() != moved {
-		t.Errorf("after mv: id %v, was %v; copied %v, paused %q, path %s", f.ID(), id, f.Copied(), f.Paused(), f.Path())
+	if f.ID() != id || f.IsCopy() || f.Paused() != "" || f.Path() != moved {
+		t.Errorf("after mv: id %v, was %v; copied %v, paused %q, path %s", f.ID(), id, f.IsCopy(), f.Paused(), f.Path())
 	}
 	if _, ok := f.Origin(); ok {
 		t.Error("a folder that was made anew has an origin")
 	}
 }
 
-func TestCopyIsRecognised(t *testing.T) {
+func TestCopyGetsANewIdentity(t *testing.T) {
 	path := used(t)
 	if err := os.Mkdir(filepath.Join(path, "worker", "w-1"), 0o700); err != nil {
 		t.Fatal(err)
@@ -87,8 +87,8 @@ func TestCopyIsRecognised(t *testing.T) {
 	original := opened(t, path, datafolder.Options{})
 	other := copyOf(t, path)
 	f := opened(t, other, datafolder.Options{}) // beside the original: the lock is not copied
-	if !f.Copied() || f.ID() == original.ID() || !strings.Contains(f.Paused(), original.ID().String()) {
-		t.Errorf("copied %v, id %v, original's %v, paused %q", f.Copied(), f.ID(), original.ID(), f.Paused())
+	if !f.IsCopy() || f.ID() == original.ID() || !strings.Contains(f.Paused(), original.ID().String()) {
+		t.Errorf("copied %v, id %v, original's %v, paused %q", f.IsCopy(), f.ID(), original.ID(), f.Paused())
 	}
 	if origin, ok := f.Origin(); !ok || origin != original.ID() {
 		t.Errorf("origin %v, %v", origin, ok)
@@ -106,20 +106,20 @@ func TestCopyIsRecognised(t *testing.T) {
 	id := f.ID()
 	f.Close()
 	f = opened(t, other, datafolder.Options{})
-	if f.Copied() || f.ID() != id || f.Paused() == "" {
-		t.Errorf("opened again: copied %v, id %v, was %v, paused %q", f.Copied(), f.ID(), id, f.Paused())
+	if f.IsCopy() || f.ID() != id || f.Paused() == "" {
+		t.Errorf("opened again: copied %v, id %v, was %v, paused %q", f.IsCopy(), f.ID(), id, f.Paused())
 	}
 	f.Close()
 	f = opened(t, other, datafolder.Options{Resume: true})
 	if f.Paused() != "" {
 		t.Errorf("paused %q although it was resumed", f.Paused())
 	}
-	if f := opened(t, copyOf(t, path), datafolder.Options{Resume: true}); f.Paused() != "" || !f.Copied() {
-		t.Errorf("a copy that is resumed at once: copied %v, paused %q", f.Copied(), f.Paused())
+	if f := opened(t, copyOf(t, path), datafolder.Options{Resume: true}); f.Paused() != "" || !f.IsCopy() {
+		t.Errorf("a copy that is resumed at once: copied %v, paused %q", f.IsCopy(), f.Paused())
 	}
 }
 
-func TestPauseIsKept(t *testing.T) {
+func TestPauseSurvivesReopening(t *testing.T) {
 	path := used(t)
 	f := opened(t, path, datafolder.Options{Pause: "to look first"})
 	f.Close()
@@ -136,7 +136,7 @@ func TestPauseIsKept(t *testing.T) {
 	}
 }
 
-func TestOneServerAtATime(t *testing.T) {
+func TestLockAllowsOneServer(t *testing.T) {
 	path := used(t)
 	f := opened(t, path, datafolder.Options{})
 	if _, err := datafolder.Open(path, datafolder.Options{}); !errors.Is(err, datafolder.ErrInUse) || !strings.Contains(err.Error(), path) {
@@ -158,8 +158,8 @@ func TestOneServerAtATime(t *testing.T) {
 	}
 }
 
-// TestRefused: what must not be opened, and that the error says why.
-func TestRefused(t *testing.T) {
+// TestOpenRefusesDamagedOrForeignFolders: what must not be opened, and that the error says why.
+func TestOpenRefusesDamagedOrForeignFolders(t *testing.T) {
 	remove := func(name string) func(*testing.T, string) {
 		return func(t *testing.T, path string) {
 			if err := os.RemoveAll(filepath.Join(path, name)); err != nil {
@@ -233,13 +233,13 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-func TestForeignFolderIsLeftAlone(t *testing.T) {
+func TestRefusedFolderIsNotChanged(t *testing.T) {
 	path := t.TempDir()
 	write(t, filepath.Join(path, "thesis.tex"), "")
 	if _, err := datafolder.Open(path, datafolder.Options{}); err == nil || !strings.Contains(err.Error(), `"thesis.tex"`) {
 		t.Fatalf("error %v", err)
 	}
-	if _, err := datafolder.Make(path, datafolder.ID{}); err == nil || !strings.Contains(err.Error(), `"thesis.tex"`) {
+	if _, err := datafolder.CreateDraft(path, datafolder.ID{}); err == nil || !strings.Contains(err.Error(), `"thesis.tex"`) {
 		t.Fatalf("error %v", err)
 	}
 	if list, _ := os.ReadDir(path); len(list) != 1 {
@@ -255,7 +255,7 @@ func TestForeignFolderIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestHalfMadeFolderGoesOn(t *testing.T) {
+func TestOpenContinuesAnInterruptedCreation(t *testing.T) {
 	path := t.TempDir()
 	if err := os.Mkdir(filepath.Join(path, "db"), 0o700); err != nil { // a crash before the identity
 		t.Fatal(err)
@@ -265,14 +265,14 @@ func TestHalfMadeFolderGoesOn(t *testing.T) {
 	write(t, filepath.Join(f.DB(), "half"), "a row") // a crash before Begin
 	f.Close()
 	f = opened(t, path, datafolder.Options{})
-	if list, err := os.ReadDir(f.DB()); err != nil || len(list) != 0 || f.ID() != id || f.Used() {
-		t.Errorf("db holds %v, %v; id %v, was %v; used %v", list, err, f.ID(), id, f.Used())
+	if list, err := os.ReadDir(f.DB()); err != nil || len(list) != 0 || f.ID() != id || f.IsUsed() {
+		t.Errorf("db holds %v, %v; id %v, was %v; used %v", list, err, f.ID(), id, f.IsUsed())
 	}
 }
 
-// TestDamagedIdentity: one damaged file is repaired from the other one; two are refused,
+// TestOneIdentityFileIsEnough: one damaged file is repaired from the other one; two are refused,
 // and named.
-func TestDamagedIdentity(t *testing.T) {
+func TestOneIdentityFileIsEnough(t *testing.T) {
 	path := used(t)
 	files := []string{filepath.Join(path, "identity"), filepath.Join(path, "identity.copy")}
 	good, err := os.ReadFile(files[0])
@@ -303,9 +303,9 @@ func TestDamagedIdentity(t *testing.T) {
 	}
 }
 
-func TestDraft(t *testing.T) {
+func TestDraftIsValidOnceFinished(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "restored")
-	d, err := datafolder.Make(path, datafolder.ID{1})
+	d, err := datafolder.CreateDraft(path, datafolder.ID{1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,11 +314,11 @@ func TestDraft(t *testing.T) {
 	if _, err := datafolder.Open(path, datafolder.Options{}); err == nil || !strings.Contains(err.Error(), "interrupted") {
 		t.Errorf("a half restored folder: %v", err)
 	}
-	if _, err := datafolder.Make(path, datafolder.ID{1}); err == nil {
+	if _, err := datafolder.CreateDraft(path, datafolder.ID{1}); err == nil {
 		t.Error("a half restored folder is overwritten")
 	}
 	path = filepath.Join(t.TempDir(), "restored")
-	if d, err = datafolder.Make(path, datafolder.ID{1}); err != nil {
+	if d, err = datafolder.CreateDraft(path, datafolder.ID{1}); err != nil {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(d.DB(), "rows"), "1")
@@ -326,22 +326,22 @@ func TestDraft(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := opened(t, path, datafolder.Options{})
-	if origin, _ := f.Origin(); f.Paused() != "restored" || f.Copied() || origin != (datafolder.ID{1}) {
-		t.Errorf("paused %q, copied %v, origin %v", f.Paused(), f.Copied(), origin)
+	if origin, _ := f.Origin(); f.Paused() != "restored" || f.IsCopy() || origin != (datafolder.ID{1}) {
+		t.Errorf("paused %q, copied %v, origin %v", f.Paused(), f.IsCopy(), origin)
 	}
 }
 
-// TestAnyPath: every path that the kernel takes is a data folder's.
-func TestAnyPath(t *testing.T) {
+// TestUnusualPathsAreAccepted: every path that the kernel takes is a data folder's.
+func TestUnusualPathsAreAccepted(t *testing.T) {
 	root := t.TempDir()
 	for _, name := range []string{"q[1]", "a b", "new\nline", `quo"te'`, "%41%", "-dash", "b\xffd", "*?\\", strings.Repeat("x", 255)} {
 		path := filepath.Join(root, name)
 		f := opened(t, path, datafolder.Options{})
 		write(t, filepath.Join(f.DB(), "rows"), "1")
-		if err := errors.Join(f.Begin(), f.Close()); err != nil {
+		if err := errors.Join(f.MarkUsed(), f.Close()); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
-		if f = opened(t, path, datafolder.Options{}); f.Copied() {
+		if f = opened(t, path, datafolder.Options{}); f.IsCopy() {
 			t.Errorf("%q: taken for a copy", name)
 		}
 	}
@@ -351,8 +351,8 @@ func TestAnyPath(t *testing.T) {
 	}
 }
 
-// TestModes: modes are the folder's own, whatever the process's umask.
-func TestModes(t *testing.T) {
+// TestFolderIsPrivate: modes are the folder's own, whatever the process's umask.
+func TestFolderIsPrivate(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
 	path := used(t)

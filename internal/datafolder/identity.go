@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -55,7 +58,7 @@ type identity struct {
 	created  time.Time
 	state    state
 	paused   string // why no task is started; "" = not paused
-	home     home
+	location location
 }
 
 const (
@@ -78,11 +81,11 @@ func (i *identity) encode() []byte {
 	var b []byte
 	b = fmt.Appendf(b, "%s\nformat %d\nrevision %d\nid %s\norigin %s\ncreated %s\nstate %s\npaused %s\n",
 		magic, Format, i.revision, i.id, i.origin, i.created.UTC().Format(time.RFC3339Nano), i.state, strconv.QuoteToASCII(reason))
-	b = fmt.Appendf(b, "inode %d\nborn %d\ndevice %d\nboot %q\n", i.home.inode, i.home.born, i.home.device, i.home.boot)
-	return appendSum(b)
+	b = fmt.Appendf(b, "inode %d\nborn %d\ndevice %d\nboot %q\n", i.location.inode, i.location.birthTime, i.location.device, i.location.boot)
+	return appendChecksum(b)
 }
 
-func appendSum(body []byte) []byte {
+func appendChecksum(body []byte) []byte {
 	return fmt.Appendf(body, "crc32c %08x\n", crc32.Checksum(body, castagnoli))
 }
 
@@ -101,7 +104,7 @@ func parseIdentity(text []byte) (i identity, err error) {
 		return damaged("it has no checksum")
 	}
 	body := text[:at:at]
-	if !bytes.Equal(appendSum(body), text) {
+	if !bytes.Equal(appendChecksum(body), text) {
 		return damaged("its checksum is wrong")
 	}
 	lines := strings.Split(strings.TrimSuffix(string(body), "\n"), "\n")
@@ -120,14 +123,14 @@ func parseIdentity(text []byte) (i identity, err error) {
 		if !ok {
 			return damaged(fmt.Sprintf("line %d is not %q", 3+n, name))
 		}
-		if err := i.set(name, value); err != nil {
+		if err := i.setField(name, value); err != nil {
 			return damaged(fmt.Sprintf("%s: %v", name, err))
 		}
 	}
 	return i, nil
 }
 
-func (i *identity) set(name, value string) (err error) {
+func (i *identity) setField(name, value string) (err error) {
 	switch name {
 	case "revision":
 		i.revision, err = strconv.ParseUint(value, 10, 64)
@@ -145,13 +148,13 @@ func (i *identity) set(name, value string) (err error) {
 	case "paused":
 		i.paused, err = strconv.Unquote(value)
 	case "inode":
-		i.home.inode, err = strconv.ParseUint(value, 10, 64)
+		i.location.inode, err = strconv.ParseUint(value, 10, 64)
 	case "born":
-		i.home.born, err = strconv.ParseInt(value, 10, 64)
+		i.location.birthTime, err = strconv.ParseInt(value, 10, 64)
 	case "device":
-		i.home.device, err = strconv.ParseUint(value, 10, 64)
+		i.location.device, err = strconv.ParseUint(value, 10, 64)
 	case "boot":
-		i.home.boot, err = strconv.Unquote(value)
+		i.location.boot, err = strconv.Unquote(value)
 	}
 	return err
 }
@@ -165,4 +168,87 @@ func (id *ID) parse(text string) error {
 		copy(id[:], b)
 	}
 	return err
+}
+
+// readIdentity reads both identity files into f.identity. found is false if both are missing. A
+// damaged or outdated file is ignored if the other one is valid.
+func (f *Folder) readIdentity() (found bool, _ error) {
+	var errs []error
+	var behind bool
+	for n, name := range []string{identityName, copyName} {
+		text, err := f.readFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			behind = true
+			continue
+		}
+		var i identity
+		if err == nil {
+			i, err = parseIdentity(text)
+		}
+		switch {
+		case err != nil && !errors.Is(err, errDamaged):
+			return false, fmt.Errorf("%s: %w", name, err)
+		case err != nil:
+			behind = true
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		case found && i.revision == f.identity.revision && i != f.identity:
+			return false, fmt.Errorf("%s and %s belong to different folders; remove the wrong one", identityName, copyName)
+		default:
+			behind = behind || n > 0 && found && i.revision != f.identity.revision
+			if i.revision > f.identity.revision {
+				f.identity = i
+			}
+			found = true
+		}
+	}
+	if !found && len(errs) > 0 {
+		return false, fmt.Errorf("%w: put one of the two files back, or restore a backup into a new folder", errors.Join(errs...))
+	}
+	if len(errs) > 0 {
+		f.log.Warn("an identity file is damaged; the other one is used", "data", f.path, "err", errs[0])
+	}
+	f.identityStale = found && behind
+	return found, nil
+}
+
+func (f *Folder) readFile(name string) ([]byte, error) {
+	file, err := f.fs.OpenFile(f.pathOf(name), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.NewSectionReader(file, 0, maxIdentity+1))
+}
+
+// writeIdentity stores next in both files.
+func (f *Folder) writeIdentity(next identity) error {
+	next.revision++
+	text := next.encode()
+	for _, name := range []string{identityName, copyName} {
+		if err := f.replaceFile(name, text); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	f.identity, f.identityStale = next, false
+	return nil
+}
+
+// replaceFile writes a file atomically: it has either the old or the new content.
+func (f *Folder) replaceFile(name string, text []byte) error {
+	temporary := f.pathOf(name + newSuffix)
+	file, err := f.fs.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteAt(text, 0)
+	if err == nil {
+		err = file.Sync()
+	}
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	if err := f.fs.Rename(temporary, f.pathOf(name)); err != nil {
+		return err
+	}
+	return f.fs.SyncDir(f.path)
 }

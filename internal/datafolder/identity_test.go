@@ -17,7 +17,7 @@ import (
 func sample() identity {
 	return identity{
 		revision: 7, id: ID{1, 2, 3}, origin: ID{9}, created: time.Unix(1764400000, 5).UTC(), state: stateUsed,
-		paused: "copied\nfrom \"x\"", home: home{inode: 12, born: 99, device: 2049, boot: "b-1"},
+		paused: "copied\nfrom \"x\"", location: location{inode: 12, birthTime: 99, device: 2049, boot: "b-1"},
 	}
 }
 
@@ -33,7 +33,7 @@ func TestIdentityRoundTrip(t *testing.T) {
 	}
 }
 
-func TestOtherFormat(t *testing.T) {
+func TestOtherFormatIsRefused(t *testing.T) {
 	i := sample()
 	text := bytes.Replace(i.encode(), []byte("format 3"), []byte("format 9"), 1)
 	if _, err := parseIdentity(text); !errors.Is(err, errDamaged) {
@@ -56,7 +56,7 @@ func FuzzIdentity(f *testing.F) {
 				continue
 			}
 			again, err := parseIdentity(i.encode())
-			if err != nil || !again.created.Equal(i.created) || again.id != i.id || again.home != i.home {
+			if err != nil || !again.created.Equal(i.created) || again.id != i.id || again.location != i.location {
 				t.Fatalf("%+v is read again as %+v: %v", i, again, err)
 			}
 		}
@@ -66,40 +66,40 @@ func FuzzIdentity(f *testing.F) {
 // resum gives a text the checksum that it should have.
 func resum(text []byte) []byte {
 	at := bytes.LastIndex(text, []byte("\ncrc32c ")) + 1
-	return appendSum(bytes.Clone(text[:at]))
+	return appendChecksum(bytes.Clone(text[:at]))
 }
 
-func TestHome(t *testing.T) {
-	was := home{inode: 2, born: 5, device: 8, boot: "a"}
+func TestLocationMatches(t *testing.T) {
+	was := location{inode: 2, birthTime: 5, device: 8, boot: "a"}
 	for name, c := range map[string]struct {
-		now  home
+		now  location
 		same bool
 	}{
 		"as it was":                      {was, true},
-		"another inode":                  {home{3, 5, 8, "a"}, false},
-		"another birth":                  {home{2, 6, 8, "a"}, false},
-		"another device":                 {home{2, 5, 9, "a"}, false},
-		"another device after a restart": {home{2, 5, 9, "b"}, true},
-		"another birth after a restart":  {home{2, 6, 8, "b"}, false},
-		"no birth known":                 {home{2, 0, 8, "a"}, true},
-		"no boot known":                  {home{2, 5, 9, ""}, true},
+		"another inode":                  {location{3, 5, 8, "a"}, false},
+		"another birth":                  {location{2, 6, 8, "a"}, false},
+		"another device":                 {location{2, 5, 9, "a"}, false},
+		"another device after a restart": {location{2, 5, 9, "b"}, true},
+		"another birth after a restart":  {location{2, 6, 8, "b"}, false},
+		"no birth known":                 {location{2, 0, 8, "a"}, true},
+		"no boot known":                  {location{2, 5, 9, ""}, true},
 	} {
-		if got := was.is(c.now); got != c.same {
+		if got := was.matches(c.now); got != c.same {
 			t.Errorf("%s: same %v, want %v", name, got, c.same)
 		}
 	}
 }
 
-// TestPowerCut cuts the power at each sync of the identity's writes: afterwards the
+// TestIdentitySurvivesAPowerCut cuts the power at each sync of the identity's writes: afterwards the
 // folder is the old one or the new one.
-func TestPowerCut(t *testing.T) {
+func TestIdentitySurvivesAPowerCut(t *testing.T) {
 	for at := 0; ; at++ {
 		path := filepath.Join(t.TempDir(), "data")
 		f, err := Open(path, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(os.WriteFile(filepath.Join(f.DB(), "rows"), nil, 0o600), f.Begin(), f.Close()); err != nil {
+		if err := errors.Join(os.WriteFile(filepath.Join(f.DB(), "rows"), nil, 0o600), f.MarkUsed(), f.Close()); err != nil {
 			t.Fatal(err)
 		}
 		disk, err := faults.NewDisk(path)
@@ -127,7 +127,7 @@ func TestPowerCut(t *testing.T) {
 		if n <= at {
 			return
 		}
-		again, err := Open(cut, Options{home: f.homeAsWas})
+		again, err := Open(cut, Options{locate: f.homeAsWas})
 		if err != nil {
 			t.Fatalf("power cut at step %d: %v", at, err)
 		}
@@ -139,10 +139,10 @@ func TestPowerCut(t *testing.T) {
 }
 
 // homeAsWas is where f is.
-func (f *Folder) homeAsWas(*os.File) (home, error) { return f.own.home, nil }
+func (f *Folder) homeAsWas(*os.File) (location, error) { return f.identity.location, nil }
 
-// TestSyncs: what was promised has reached the device.
-func TestSyncs(t *testing.T) {
+// TestIdentityWritesAreSynced: what was promised has reached the device.
+func TestIdentityWritesAreSynced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	f, err := Open(path, Options{})
 	if err != nil {

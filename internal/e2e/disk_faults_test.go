@@ -117,7 +117,7 @@ func TestDiskErrorsAtStart(t *testing.T) {
 		}
 		what := fmt.Sprintf("%s of %s, from call %d on, used before: %v", fault.Op, fault.Path, fault.First, used)
 		s, err := e2etest.TryStart(t, e2etest.Faulty(t), e2etest.Data(data))
-		failed, herr := faults.Hits(e2etest.Script(data))
+		failed, herr := faults.ScriptHits(e2etest.Script(data))
 		if err := errors.Join(herr, faults.WriteScript(e2etest.Script(data))); err != nil {
 			t.Fatal(err)
 		}

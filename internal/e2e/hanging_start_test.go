@@ -40,7 +40,7 @@ func slowScripts(t *testing.T, dir string, n int) (graph e2etest.Doc, leases []*
 func awaitExecs(t *testing.T, leases []*faults.Lease) {
 	t.Helper()
 	for _, lease := range leases {
-		e2etest.Eventually(t, "the program is being executed", lease.Waits)
+		e2etest.Eventually(t, "the program is being executed", lease.HasWaiter)
 	}
 }
 

@@ -289,7 +289,7 @@ func checkThousand(t *testing.T, s *e2etest.Server, run uint64, dir string) {
 // hitsOf are the calls that the script of a data folder has failed; there must be some.
 func hitsOf(t *testing.T, data string) []string {
 	t.Helper()
-	hits, err := faults.Hits(e2etest.Script(data))
+	hits, err := faults.ScriptHits(e2etest.Script(data))
 	if err != nil {
 		t.Fatal(err)
 	}

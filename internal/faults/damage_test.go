@@ -11,7 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/faults"
 )
 
-func TestDamage(t *testing.T) {
+func TestDamageChangesTheFile(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	path := filepath.Join(t.TempDir(), "file")
 	whole := bytes.Repeat([]byte{0xa5}, 10_000)

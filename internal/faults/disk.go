@@ -2,6 +2,7 @@ package faults
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -15,7 +16,7 @@ import (
 )
 
 // sectorBytes is the size that a device writes atomically.
-const sector = 512
+const sectorBytes = 512
 
 // Disk is the operating system's file system below one folder, and a model of what a power failure
 // would leave there. The model does not see files that a library opens itself: PowerCut leaves them
@@ -29,11 +30,11 @@ type Disk struct {
 
 // directory holds the names of a folder, as the process sees them and as of the last SyncDir.
 type directory struct {
-	now, synced map[string]*node
+	current, synced map[string]*inode
 }
 
 // inode is a file, or a folder if dir is set.
-type node struct {
+type inode struct {
 	dir     bool
 	synced  []byte
 	pending []change // since the last Sync
@@ -70,15 +71,15 @@ func NewDisk(root string) (*Disk, error) {
 		if err != nil {
 			return err
 		}
-		n := &node{dir: e.IsDir()}
+		n := &inode{dir: e.IsDir()}
 		if n.dir {
-			d.dirs[d.relative(path)] = &directory{now: map[string]*node{}, synced: map[string]*node{}}
+			d.dirs[d.relative(path)] = &directory{current: map[string]*inode{}, synced: map[string]*inode{}}
 		} else if n.synced, err = os.ReadFile(path); err != nil {
 			return err
 		}
 		if path != d.root {
 			parent := d.dirs[d.relative(filepath.Dir(path))]
-			parent.now[e.Name()], parent.synced[e.Name()] = n, n
+			parent.current[e.Name()], parent.synced[e.Name()] = n, n
 		}
 		return nil
 	})
@@ -102,29 +103,29 @@ func (d *Disk) parent(path string) *directory { return d.dirs[d.relative(filepat
 func (d *Disk) PowerCut(into string, rng *rand.Rand) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.cut(".", into, rng)
+	return d.writeFolder(".", into, rng)
 }
 
-func (d *Disk) cut(rel, into string, rng *rand.Rand) error {
+func (d *Disk) writeFolder(rel, into string, rng *rand.Rand) error {
 	if err := os.MkdirAll(into, 0o700); err != nil {
 		return err
 	}
 	names := d.dirs[rel].synced
 	if rng != nil && rng.IntN(2) == 0 {
-		names = d.dirs[rel].now
+		names = d.dirs[rel].current
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		n := names[name]
 		to := filepath.Join(into, name)
 		if n.dir {
-			if err := d.cut(filepath.Join(rel, name), to, rng); err != nil {
+			if err := d.writeFolder(filepath.Join(rel, name), to, rng); err != nil {
 				return err
 			}
 			continue
 		}
 		content := slices.Clone(n.synced)
 		if rng != nil {
-			content = tear(content, n.pending, rng)
+			content = applySome(content, n.pending, rng)
 		}
 		if err := os.WriteFile(to, content, 0o600); err != nil {
 			return err
@@ -134,7 +135,7 @@ func (d *Disk) cut(rel, into string, rng *rand.Rand) error {
 }
 
 // applySome applies a random selection of the changes, sector by sector.
-func tear(content []byte, pending []change, rng *rand.Rand) []byte {
+func applySome(content []byte, pending []change, rng *rand.Rand) []byte {
 	all := rng.IntN(4)
 	for _, c := range pending {
 		if c.data == nil || all == 0 {
@@ -142,7 +143,7 @@ func tear(content []byte, pending []change, rng *rand.Rand) []byte {
 			continue
 		}
 		for off := c.off; off < c.off+int64(len(c.data)); {
-			end := min((off/sector+1)*sector, c.off+int64(len(c.data)))
+			end := min((off/sectorBytes+1)*sectorBytes, c.off+int64(len(c.data)))
 			if rng.IntN(2) == 0 {
 				content = change{off, c.data[off-c.off : end-c.off]}.apply(content)
 			}
@@ -164,10 +165,10 @@ func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, erro
 	if parent == nil {
 		return nil, errors.Join(errors.New(name+": its folder is outside the disk of the test"), f.Close())
 	}
-	n := parent.now[filepath.Base(name)]
+	n := parent.current[filepath.Base(name)]
 	if n == nil {
-		n = &node{}
-		parent.now[filepath.Base(name)] = n
+		n = &inode{}
+		parent.current[filepath.Base(name)] = n
 	}
 	if flag&os.O_TRUNC != 0 {
 		n.pending = append(n.pending, change{})
@@ -182,9 +183,9 @@ func (d *Disk) Rename(from, to string) error {
 	if err := (vfs.OS{}).Rename(from, to); err != nil {
 		return err
 	}
-	n := d.parent(from).now[filepath.Base(from)]
-	delete(d.parent(from).now, filepath.Base(from))
-	d.parent(to).now[filepath.Base(to)] = n
+	n := d.parent(from).current[filepath.Base(from)]
+	delete(d.parent(from).current, filepath.Base(from))
+	d.parent(to).current[filepath.Base(to)] = n
 	return nil
 }
 
@@ -195,7 +196,7 @@ func (d *Disk) Remove(name string) error {
 	if err := (vfs.OS{}).Remove(name); err != nil {
 		return err
 	}
-	delete(d.parent(name).now, filepath.Base(name))
+	delete(d.parent(name).current, filepath.Base(name))
 	return nil
 }
 
@@ -207,8 +208,8 @@ func (d *Disk) MkdirAll(dir string, perm fs.FileMode) error {
 		return err
 	}
 	for rel := d.relative(dir); d.dirs[rel] == nil; rel = filepath.Dir(rel) {
-		d.dirs[rel] = &directory{now: map[string]*node{}, synced: map[string]*node{}}
-		defer func() { d.dirs[filepath.Dir(rel)].now[filepath.Base(rel)] = &node{dir: true} }()
+		d.dirs[rel] = &directory{current: map[string]*inode{}, synced: map[string]*inode{}}
+		defer func() { d.dirs[filepath.Dir(rel)].current[filepath.Base(rel)] = &inode{dir: true} }()
 	}
 	return nil
 }
@@ -227,7 +228,7 @@ func (d *Disk) SyncDir(dir string) error {
 		return err
 	}
 	if of := d.dirs[d.relative(dir)]; of != nil {
-		of.synced = maps.Clone(of.now)
+		of.synced = maps.Clone(of.current)
 	}
 	return nil
 }
@@ -238,7 +239,7 @@ func (d *Disk) Lock(name string) (io.Closer, error) { return vfs.OS{}.Lock(name)
 type diskFile struct {
 	vfs.File
 	d *Disk
-	n *node
+	n *inode
 }
 
 func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
@@ -270,4 +271,47 @@ func (f *diskFile) Sync() error {
 	}
 	f.n.pending = nil
 	return nil
+}
+
+// Damage damages a file as disks do: it flips a bit, zeroes a page, truncates the file, or deletes
+// it. It returns a description. An empty file is deleted.
+func Damage(rng *rand.Rand, path string) (what string, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	size := info.Size()
+	kind := rng.IntN(10)
+	if size == 0 || kind == 9 {
+		return "deleted", os.Remove(path)
+	}
+	at := rng.Int64N(size)
+	if kind == 8 {
+		return fmt.Sprintf("cut at %d of %d", at, size), os.Truncate(path, at)
+	}
+	n := int64(1)
+	if kind >= 6 {
+		const page = 4096
+		at = at / page * page
+		n = min(page, size-at)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, at); err != nil {
+		return "", err
+	}
+	if n == 1 {
+		bit := rng.IntN(8)
+		b[0] ^= 1 << bit
+		what = fmt.Sprintf("bit %d flipped at %d of %d", bit, at, size)
+	} else {
+		clear(b)
+		what = fmt.Sprintf("%d bytes zeroed at %d of %d", n, at, size)
+	}
+	_, err = f.WriteAt(b, at)
+	return what, err
 }

@@ -32,7 +32,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func TestRules(t *testing.T) {
+func TestRulesFailSelectedCalls(t *testing.T) {
 	dir := t.TempDir()
 	f := faults.New(vfs.OS{})
 	var told []faults.Call
@@ -84,8 +84,8 @@ func left(t *testing.T, d *faults.Disk, rng *rand.Rand) string {
 	return strings.Join(all, " ")
 }
 
-// TestPowerCut: what was synced is left, content and names each by their own sync.
-func TestPowerCut(t *testing.T) {
+// TestPowerCutLeavesWhatWasSynced: what was synced is left, content and names each by their own sync.
+func TestPowerCutLeavesWhatWasSynced(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "old"), []byte("before"), 0o600))
 	d, err := faults.NewDisk(dir)
@@ -124,8 +124,8 @@ func TestPowerCut(t *testing.T) {
 	check("b=o x/y/c=deep")
 }
 
-// TestTornWrites: with randomness some sectors of what was not synced are left.
-func TestTornWrites(t *testing.T) {
+// TestPowerCutTearsUnsyncedWrites: with randomness some sectors of what was not synced are left.
+func TestPowerCutTearsUnsyncedWrites(t *testing.T) {
 	dir := t.TempDir()
 	d, err := faults.NewDisk(dir)
 	must(t, err)

@@ -113,9 +113,9 @@ func (f *FS) Calls() []Call {
 }
 
 // intercept records a call and returns the error of the first rule that fails it.
-func (f *FS) before(c Call) (short int, err error) {
+func (f *FS) intercept(c Call) (short int, err error) {
 	if f.script != nil {
-		return f.script.before(c)
+		return f.script.intercept(c)
 	}
 	f.mu.Lock()
 	f.calls = append(f.calls, c)
@@ -153,31 +153,31 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error)
 	if flag&os.O_CREATE != 0 {
 		op = Create
 	}
-	if _, err := f.before(Call{Op: op, Path: name}); err != nil {
+	if _, err := f.intercept(Call{Op: op, Path: name}); err != nil {
 		return nil, err
 	}
 	file, err := f.base.OpenFile(name, flag, perm)
 	if err != nil {
 		return nil, err
 	}
-	r := &recorded{File: file, fs: f}
-	if d, ok := file.(descriptor); ok {
-		return &described{recorded: r, descriptor: d}, nil
+	r := &recordingFile{File: file, fs: f}
+	if d, ok := file.(fdFile); ok {
+		return &recordingFDFile{recordingFile: r, fdFile: d}, nil
 	}
 	return r, nil
 }
 
 // fdFile is a file of the operating system, which has a descriptor and can be locked.
-type descriptor interface{ Fd() uintptr }
+type fdFile interface{ Fd() uintptr }
 
-type described struct {
-	*recorded
-	descriptor
+type recordingFDFile struct {
+	*recordingFile
+	fdFile
 }
 
 // Rename renames a file.
 func (f *FS) Rename(from, to string) error {
-	if _, err := f.before(Call{Op: Rename, Path: from, To: to}); err != nil {
+	if _, err := f.intercept(Call{Op: Rename, Path: from, To: to}); err != nil {
 		return err
 	}
 	return f.base.Rename(from, to)
@@ -185,7 +185,7 @@ func (f *FS) Rename(from, to string) error {
 
 // Remove removes a file.
 func (f *FS) Remove(name string) error {
-	if _, err := f.before(Call{Op: Remove, Path: name}); err != nil {
+	if _, err := f.intercept(Call{Op: Remove, Path: name}); err != nil {
 		return err
 	}
 	return f.base.Remove(name)
@@ -193,7 +193,7 @@ func (f *FS) Remove(name string) error {
 
 // MkdirAll creates folders.
 func (f *FS) MkdirAll(dir string, perm fs.FileMode) error {
-	if _, err := f.before(Call{Op: MkdirAll, Path: dir}); err != nil {
+	if _, err := f.intercept(Call{Op: MkdirAll, Path: dir}); err != nil {
 		return err
 	}
 	return f.base.MkdirAll(dir, perm)
@@ -201,7 +201,7 @@ func (f *FS) MkdirAll(dir string, perm fs.FileMode) error {
 
 // ReadDir lists a folder.
 func (f *FS) ReadDir(dir string) ([]fs.DirEntry, error) {
-	if _, err := f.before(Call{Op: ReadDir, Path: dir}); err != nil {
+	if _, err := f.intercept(Call{Op: ReadDir, Path: dir}); err != nil {
 		return nil, err
 	}
 	return f.base.ReadDir(dir)
@@ -209,7 +209,7 @@ func (f *FS) ReadDir(dir string) ([]fs.DirEntry, error) {
 
 // Stat describes a file.
 func (f *FS) Stat(name string) (fs.FileInfo, error) {
-	if _, err := f.before(Call{Op: Stat, Path: name}); err != nil {
+	if _, err := f.intercept(Call{Op: Stat, Path: name}); err != nil {
 		return nil, err
 	}
 	return f.base.Stat(name)
@@ -217,7 +217,7 @@ func (f *FS) Stat(name string) (fs.FileInfo, error) {
 
 // SyncDir syncs a folder.
 func (f *FS) SyncDir(dir string) error {
-	if _, err := f.before(Call{Op: SyncDir, Path: dir}); err != nil {
+	if _, err := f.intercept(Call{Op: SyncDir, Path: dir}); err != nil {
 		return err
 	}
 	return f.base.SyncDir(dir)
@@ -225,26 +225,26 @@ func (f *FS) SyncDir(dir string) error {
 
 // Lock locks a file.
 func (f *FS) Lock(name string) (io.Closer, error) {
-	if _, err := f.before(Call{Op: Lock, Path: name}); err != nil {
+	if _, err := f.intercept(Call{Op: Lock, Path: name}); err != nil {
 		return nil, err
 	}
 	return f.base.Lock(name)
 }
 
-type recorded struct {
+type recordingFile struct {
 	vfs.File
 	fs *FS
 }
 
-func (r *recorded) ReadAt(p []byte, off int64) (int, error) {
-	if _, err := r.fs.before(Call{Op: Read, Path: r.Name(), Off: off, Len: len(p)}); err != nil {
+func (r *recordingFile) ReadAt(p []byte, off int64) (int, error) {
+	if _, err := r.fs.intercept(Call{Op: Read, Path: r.Name(), Off: off, Len: len(p)}); err != nil {
 		return 0, err
 	}
 	return r.File.ReadAt(p, off)
 }
 
-func (r *recorded) WriteAt(p []byte, off int64) (int, error) {
-	short, err := r.fs.before(Call{Op: Write, Path: r.Name(), Off: off, Len: len(p)})
+func (r *recordingFile) WriteAt(p []byte, off int64) (int, error) {
+	short, err := r.fs.intercept(Call{Op: Write, Path: r.Name(), Off: off, Len: len(p)})
 	if err != nil {
 		n, _ := r.File.WriteAt(p[:min(short, len(p))], off)
 		return n, err
@@ -252,22 +252,22 @@ func (r *recorded) WriteAt(p []byte, off int64) (int, error) {
 	return r.File.WriteAt(p, off)
 }
 
-func (r *recorded) Truncate(size int64) error {
-	if _, err := r.fs.before(Call{Op: Truncate, Path: r.Name(), Off: size}); err != nil {
+func (r *recordingFile) Truncate(size int64) error {
+	if _, err := r.fs.intercept(Call{Op: Truncate, Path: r.Name(), Off: size}); err != nil {
 		return err
 	}
 	return r.File.Truncate(size)
 }
 
-func (r *recorded) Sync() error {
-	if _, err := r.fs.before(Call{Op: Sync, Path: r.Name()}); err != nil {
+func (r *recordingFile) Sync() error {
+	if _, err := r.fs.intercept(Call{Op: Sync, Path: r.Name()}); err != nil {
 		return err
 	}
 	return r.File.Sync()
 }
 
-func (r *recorded) Close() error {
-	if _, err := r.fs.before(Call{Op: Close, Path: r.Name()}); err != nil {
+func (r *recordingFile) Close() error {
+	if _, err := r.fs.intercept(Call{Op: Close, Path: r.Name()}); err != nil {
 		r.File.Close()
 		return err
 	}

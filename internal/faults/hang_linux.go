@@ -35,7 +35,7 @@ func HoldLease(path string) (*Lease, error) {
 }
 
 // HasWaiter reports whether an open of the file is blocked.
-func (l *Lease) Waits() bool {
+func (l *Lease) HasWaiter() bool {
 	kind, err := unix.FcntlInt(l.f.Fd(), unix.F_GETLEASE, 0)
 	return err == nil && kind != unix.F_WRLCK
 }

@@ -35,7 +35,7 @@ func WriteScript(path string, faults ...Fault) error {
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return err
 	}
-	if err := os.Remove(hits(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(hitsPath(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(path+".new", path)
@@ -43,19 +43,19 @@ func WriteScript(path string, faults ...Fault) error {
 
 // ScriptHits returns the calls that the faults of a script have failed, one per line: index of the
 // fault in the script, process, operation and path.
-func Hits(path string) ([]string, error) {
-	text, err := os.ReadFile(hits(path))
+func ScriptHits(path string) ([]string, error) {
+	text, err := os.ReadFile(hitsPath(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	return strings.FieldsFunc(string(text), func(r rune) bool { return r == '\n' }), err
 }
 
-func hits(path string) string { return path + ".hits" }
+func hitsPath(path string) string { return path + ".hits" }
 
 // FollowScript returns a file system that fails calls as the script at path says. WriteScript may
 // replace the script at any time. Without a script no call fails. It does not record calls.
-func Follow(base vfs.FS, path string) *FS {
+func FollowScript(base vfs.FS, path string) *FS {
 	return &FS{base: base, script: &script{path: path}}
 }
 
@@ -63,17 +63,17 @@ func Follow(base vfs.FS, path string) *FS {
 type script struct {
 	path string
 
-	mu     sync.Mutex
-	read   fs.FileInfo // of the version that was read; nil if there is none
-	faults []Fault
-	seen   []int
+	mu       sync.Mutex
+	lastRead fs.FileInfo // of the version that was read; nil if there is none
+	faults   []Fault
+	seen     []int
 }
 
 // intercept returns the error of the first fault that applies to a call.
-func (s *script) before(c Call) (short int, err error) {
+func (s *script) intercept(c Call) (short int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.refresh(); err != nil {
+	if err := s.reload(); err != nil {
 		return 0, fmt.Errorf("script of faults: %w", err)
 	}
 	for i, f := range s.faults {
@@ -81,10 +81,10 @@ func (s *script) before(c Call) (short int, err error) {
 		if !rule.matches(c) {
 			continue
 		}
-		if s.seen[i]++; s.seen[i] < f.First || f.Times > 0 && s.failed(i) >= f.Times {
+		if s.seen[i]++; s.seen[i] < f.First || f.Times > 0 && s.countHits(i) >= f.Times {
 			continue
 		}
-		if err := s.note(i, c); err != nil {
+		if err := s.recordHit(i, c); err != nil {
 			return 0, fmt.Errorf("script of faults: %w", err)
 		}
 		return f.Short, &fs.PathError{Op: string(c.Op), Path: c.Path, Err: f.Err}
@@ -93,13 +93,13 @@ func (s *script) before(c Call) (short int, err error) {
 }
 
 // reload reads the script if it has changed.
-func (s *script) refresh() error {
+func (s *script) reload() error {
 	info, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		s.read, s.faults = nil, nil
+		s.lastRead, s.faults = nil, nil
 		return nil
 	}
-	if err != nil || s.read != nil && os.SameFile(info, s.read) && info.ModTime().Equal(s.read.ModTime()) {
+	if err != nil || s.lastRead != nil && os.SameFile(info, s.lastRead) && info.ModTime().Equal(s.lastRead.ModTime()) {
 		return err
 	}
 	text, err := os.ReadFile(s.path)
@@ -110,13 +110,13 @@ func (s *script) refresh() error {
 	if err := json.Unmarshal(text, &s.faults); err != nil {
 		return err
 	}
-	s.read, s.seen = info, make([]int, len(s.faults))
+	s.lastRead, s.seen = info, make([]int, len(s.faults))
 	return nil
 }
 
 // countHits counts the calls that a fault has failed, in all processes.
-func (s *script) failed(i int) (n int) {
-	lines, _ := Hits(s.path)
+func (s *script) countHits(i int) (n int) {
+	lines, _ := ScriptHits(s.path)
 	for _, line := range lines {
 		if strings.HasPrefix(line, fmt.Sprintf("%d ", i)) {
 			n++
@@ -125,8 +125,8 @@ func (s *script) failed(i int) (n int) {
 	return n
 }
 
-func (s *script) note(i int, c Call) error {
-	f, err := os.OpenFile(hits(s.path), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+func (s *script) recordHit(i int, c Call) error {
+	f, err := os.OpenFile(hitsPath(s.path), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}

@@ -14,12 +14,12 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// TestScript: several processes follow a script, of which each counts its own calls, and all
+// TestScriptIsSharedByProcesses: several processes follow a script, of which each counts its own calls, and all
 // together those that fail. It may be replaced at any time.
-func TestScript(t *testing.T) {
+func TestScriptIsSharedByProcesses(t *testing.T) {
 	dir := t.TempDir()
 	script := filepath.Join(dir, "script")
-	one, two := faults.Follow(vfs.OS{}, script), faults.Follow(vfs.OS{}, script)
+	one, two := faults.FollowScript(vfs.OS{}, script), faults.FollowScript(vfs.OS{}, script)
 	f := create(t, one, filepath.Join(dir, "a.log"), "text")
 	must(t, f.Sync())
 	must(t, faults.WriteScript(script,
@@ -39,7 +39,7 @@ func TestScript(t *testing.T) {
 			t.Errorf("sync %d: %v", i, err)
 		}
 	}
-	hits, err := faults.Hits(script)
+	hits, err := faults.ScriptHits(script)
 	pid := os.Getpid()
 	want := []string{fmt.Sprintf("1 %d write %s", pid, f.Name()), fmt.Sprintf("0 %d sync %s", pid, f.Name()), fmt.Sprintf("0 %d sync %s", pid, g.Name())}
 	if err != nil || !slices.Equal(hits, want) {
@@ -47,7 +47,7 @@ func TestScript(t *testing.T) {
 	}
 	must(t, faults.WriteScript(script))
 	must(t, f.Sync())
-	if hits, err := faults.Hits(script); err != nil || len(hits) > 0 {
+	if hits, err := faults.ScriptHits(script); err != nil || len(hits) > 0 {
 		t.Errorf("%v, %q after the script was replaced", err, hits)
 	}
 	must(t, os.WriteFile(script, []byte("no script"), 0o600))

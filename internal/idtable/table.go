@@ -21,13 +21,13 @@ type page[V comparable] struct {
 // Table maps IDs to values. The zero value of V means that the ID is absent. The zero Table is
 // empty and ready for use. Concurrent reads are safe, other concurrent use is not.
 type Table[V comparable] struct {
-	pages map[uint64]*page[V]
-	order []uint64 // ascending
-	n     int
+	pages       map[uint64]*page[V]
+	pageNumbers []uint64 // ascending
+	count       int
 }
 
 // Len returns the number of IDs.
-func (t *Table[V]) Len() int { return t.n }
+func (t *Table[V]) Len() int { return t.count }
 
 // Get returns the value of an ID, or the zero value.
 func (t *Table[V]) Get(id uint64) (v V) {
@@ -50,8 +50,8 @@ func (t *Table[V]) Set(id uint64, v V) {
 		}
 		p = new(page[V])
 		t.pages[id/pageSize] = p
-		at, _ := slices.BinarySearch(t.order, id/pageSize)
-		t.order = slices.Insert(t.order, at, id/pageSize)
+		at, _ := slices.BinarySearch(t.pageNumbers, id/pageSize)
+		t.pageNumbers = slices.Insert(t.pageNumbers, at, id/pageSize)
 	}
 	at := &p.values[id%pageSize]
 	grows, shrinks := *at == none && v != none, *at != none && v == none
@@ -59,14 +59,14 @@ func (t *Table[V]) Set(id uint64, v V) {
 	switch {
 	case grows:
 		p.used++
-		t.n++
+		t.count++
 	case shrinks:
 		p.used--
-		t.n--
+		t.count--
 		if p.used == 0 {
 			delete(t.pages, id/pageSize)
-			at, _ := slices.BinarySearch(t.order, id/pageSize)
-			t.order = slices.Delete(t.order, at, at+1)
+			at, _ := slices.BinarySearch(t.pageNumbers, id/pageSize)
+			t.pageNumbers = slices.Delete(t.pageNumbers, at, at+1)
 		}
 	}
 }
@@ -85,8 +85,8 @@ func (t *Table[V]) All() iter.Seq2[uint64, V] { return t.From(0) }
 func (t *Table[V]) From(id uint64) iter.Seq2[uint64, V] {
 	return func(yield func(uint64, V) bool) {
 		var none V
-		begin, _ := slices.BinarySearch(t.order, id/pageSize)
-		for _, n := range t.order[begin:] {
+		begin, _ := slices.BinarySearch(t.pageNumbers, id/pageSize)
+		for _, n := range t.pageNumbers[begin:] {
 			for i, v := range t.pages[n].values {
 				if at := n*pageSize + uint64(i); v != none && at >= id && !yield(at, v) {
 					return

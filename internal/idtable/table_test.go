@@ -66,12 +66,12 @@ func TestTableIsAMap(t *testing.T) {
 	for _, id := range want {
 		table.Delete(id)
 	}
-	if table.Len() != 0 || len(table.pages) != 0 || len(table.order) != 0 {
-		t.Errorf("%d ids and %d pages are left of nothing, %d in order", table.Len(), len(table.pages), len(table.order))
+	if table.Len() != 0 || len(table.pages) != 0 || len(table.pageNumbers) != 0 {
+		t.Errorf("%d ids and %d pages are left of nothing, %d in order", table.Len(), len(table.pages), len(table.pageNumbers))
 	}
 }
 
-func TestEmptyTable(t *testing.T) {
+func TestZeroTableIsEmpty(t *testing.T) {
 	var table Table[*int]
 	table.Delete(7)
 	table.Set(7, nil)
@@ -84,7 +84,7 @@ func TestEmptyTable(t *testing.T) {
 }
 
 // What came in order and went in order, as runs do, leaves no page behind.
-func TestPassingIDs(t *testing.T) {
+func TestFullyDeletedPagesAreFreed(t *testing.T) {
 	var table Table[bool]
 	const window = 1000
 	for id := range uint64(100_000) {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/faults"
@@ -39,10 +40,10 @@ func (s *Store) tryRead(id ID, out messages.Output, off int64) ([]byte, error) {
 	}
 }
 
-// TestEveryBitCounts: whichever bit of an output file changes, no read returns bytes that
+// TestEveryFlippedBitIsDetected: whichever bit of an output file changes, no read returns bytes that
 // were not written. The streams that hold the bit are errors which name the file and a
 // place in it; the others are as they were.
-func TestEveryBitCounts(t *testing.T) {
+func TestEveryFlippedBitIsDetected(t *testing.T) {
 	s := open(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	text := make([]byte, 3*blockBytes/2)
@@ -98,9 +99,9 @@ func TestEveryBitCounts(t *testing.T) {
 	}
 }
 
-// TestDamageIsWhereItIs: what lies in other blocks is read, also with a cut, and Verify
+// TestDamageAffectsOnlyItsBlock: what lies in other blocks is read, also with a cut, and Verify
 // finds what a later read would.
-func TestDamageIsWhereItIs(t *testing.T) {
+func TestDamageAffectsOnlyItsBlock(t *testing.T) {
 	s := open(t)
 	kept := strings.Repeat("0123456789abcdef", 3*blockBytes/16)
 	at, err := s.Append(one(1).Key, part(kept))
@@ -147,9 +148,9 @@ func TestDamageIsWhereItIs(t *testing.T) {
 	}
 }
 
-// TestForeignBytes: a file or a section in another one's place is named, though all its
+// TestSectionsOfOtherAttemptsAreRefused: a file or a section in another one's place is named, though all its
 // checksums are right.
-func TestForeignBytes(t *testing.T) {
+func TestSectionsOfOtherAttemptsAreRefused(t *testing.T) {
 	s := open(t)
 	mine := s.put(t, 1, "mine")
 	s.put(t, 2, "else")
@@ -168,7 +169,7 @@ func TestForeignBytes(t *testing.T) {
 	}{
 		{one(1), mine, "is damaged at offset 0: the bytes are stdout of run 2, task 3, attempt 2 (stdout of run 1, task 3, attempt 2)"},
 		{ID{one(2).Key, messages.Stderr}, mine, "the bytes are stdout of run 2"},
-		{one(2), messages.Output{Size: 3, Head: 3}, "the header tells of 4 bytes at offset 0, the record of 3"},
+		{one(2), messages.Output{Size: 3, Head: 3}, "the header has 4 bytes at offset 0, the record has 3"},
 		{one(2), messages.Output{Size: 4, Head: 4, Offset: 10}, "is damaged at offset 10: the header does not match its checksum"},
 		{one(2), messages.Output{Size: 4, Head: 4, Offset: 1000}, "is damaged at offset 1000: the file is too short"},
 	} {
@@ -182,7 +183,7 @@ func TestForeignBytes(t *testing.T) {
 	}
 }
 
-func TestShortFile(t *testing.T) {
+func TestTruncatedFileIsDamage(t *testing.T) {
 	s := open(t)
 	for i, size := range []int64{0, 10, headerBytes, headerBytes + 100, blockAt(0, 1), blockAt(0, 1) + blockBytes} {
 		run := messages.RunID(i)
@@ -197,7 +198,7 @@ func TestShortFile(t *testing.T) {
 	}
 }
 
-func TestVerifyAndFiles(t *testing.T) {
+func TestVerifyAndListFiles(t *testing.T) {
 	s := open(t)
 	long := strings.Repeat("y", 2*blockBytes)
 	refs := []Ref{{one(1), s.put(t, 1, long)}, {one(1), s.put(t, 1, "good")}, {one(1), messages.Output{Size: 2, Head: 2, Inline: []byte("in")}}, {one(1), messages.Output{}}}
@@ -233,7 +234,7 @@ func TestVerifyAndFiles(t *testing.T) {
 		}
 	}
 	s.put(t, 1000, "x")
-	runs, strangers, err := Files(s.dir)
+	runs, strangers, err := ListFiles(s.dir)
 	want := []string{"0/01.out", "0/1.txt", "0/1000.out", "stray"}
 	for i := range want {
 		want[i] = filepath.Join(s.dir, want[i])
@@ -241,7 +242,7 @@ func TestVerifyAndFiles(t *testing.T) {
 	if err != nil || !slices.Equal(runs, []messages.RunID{1, 1000}) || !slices.Equal(strangers, want) {
 		t.Errorf("%v %v %v", runs, strangers, err)
 	}
-	if runs, strangers, err := Files(filepath.Join(s.dir, "none")); runs != nil || strangers != nil || err != nil {
+	if runs, strangers, err := ListFiles(filepath.Join(s.dir, "none")); runs != nil || strangers != nil || err != nil {
 		t.Errorf("a folder that is missing: %v %v %v", runs, strangers, err)
 	}
 }
@@ -254,7 +255,7 @@ func TestPowerFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := OpenOn(disk, filepath.Join(data, "output"))
+	s, err := OpenFS(disk, filepath.Join(data, "output"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,11 +278,11 @@ func TestPowerFailure(t *testing.T) {
 	}
 }
 
-// TestFailedSyncOfTheName: without it no output may be referred to.
-func TestFailedSyncOfTheName(t *testing.T) {
+// TestFailedSyncOfTheNameFailsTheAppend: without it no output may be referred to.
+func TestFailedSyncOfTheNameFailsTheAppend(t *testing.T) {
 	for n := range 2 { // the file's folder, and the folder's
 		disk := faults.New(vfs.OS{})
-		s, err := OpenOn(disk, filepath.Join(t.TempDir(), "output"))
+		s, err := OpenFS(disk, filepath.Join(t.TempDir(), "output"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,5 +291,30 @@ func TestFailedSyncOfTheName(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		s.Close()
+	}
+}
+
+// TestVerifyReportsUnreadableFiles: an output file that cannot be opened is damage that names it.
+func TestVerifyReportsUnreadableFiles(t *testing.T) {
+	for kind, spoil := range map[string]func(path string) error{
+		"folder": func(path string) error { return os.Mkdir(path, 0o700) },
+		"pipe":   func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"link":   func(path string) error { return os.Symlink("/etc/passwd", path) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "0", "7.out")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := spoil(path); err != nil {
+				t.Fatal(err)
+			}
+			var found []*DamageError
+			err := Verify(dir, 7, slices.Values[[]Ref](nil), func(d *DamageError) { found = append(found, d) })
+			if err != nil || len(found) != 1 || found[0].File != path || !strings.Contains(found[0].Error(), "(run 7)") {
+				t.Errorf("%v, %v", found, err)
+			}
+		})
 	}
 }

@@ -25,13 +25,13 @@ type file struct {
 	idle    *list.Element // set while refs is 0
 	removed bool
 
-	mu      sync.Mutex
-	fresh   bool // not synced since it was opened: its name may not be durable
-	syncing bool
-	begun   uint64 // number of syncs started
-	synced  *sync.Cond
-	done    uint64 // number of the latest finished sync
-	bad     error  // first error of a sync; final, because the kernel may have dropped pages
+	mu           sync.Mutex
+	nameUnsynced bool // not synced since it was opened: its name may not be durable
+	syncing      bool
+	syncsStarted uint64 // number of syncs started
+	synced       *sync.Cond
+	syncsDone    uint64 // number of the latest finished sync
+	syncErr      error  // first error of a sync; final, because the kernel may have dropped pages
 }
 
 // acquire returns the file of a run and opens it if necessary. The caller releases it. Without
@@ -48,10 +48,10 @@ func (s *Store) acquire(run messages.RunID, create bool) (*file, error) {
 		if err != nil {
 			return nil, fmt.Errorf("output of run %d: %w", run, err)
 		}
-		f = &file{f: osf, run: run, fresh: true}
+		f = &file{f: osf, run: run, nameUnsynced: true}
 		f.synced = sync.NewCond(&f.mu)
 		s.files[run] = f
-		s.evict(maxOpen)
+		s.evictIdle(maxOpen)
 	} else if f.refs == 0 {
 		s.idle.Remove(f.idle)
 	}
@@ -70,16 +70,16 @@ func (s *Store) release(f *file) {
 	default:
 		f.idle = s.idle.PushBack(f)
 		if s.closed {
-			s.evict(0)
+			s.evictIdle(0)
 		} else {
-			s.evict(maxOpen)
+			s.evictIdle(maxOpen)
 		}
 	}
 }
 
 // evictIdle closes idle files until at most keep files are open, or no idle one is left. The caller
 // holds s.mu.
-func (s *Store) evict(keep int) {
+func (s *Store) evictIdle(keep int) {
 	for len(s.files) > keep && s.idle.Len() > 0 {
 		f := s.idle.Remove(s.idle.Front()).(*file)
 		delete(s.files, f.run)
@@ -104,7 +104,7 @@ func openFile(fsys vfs.FS, path string, create bool) (vfs.File, error) {
 }
 
 // syncNames makes the names of the file and of its folder durable. Both may be new.
-func syncName(fsys vfs.FS, path string) error {
+func syncNames(fsys vfs.FS, path string) error {
 	dir := filepath.Dir(path)
 	if err := fsys.SyncDir(dir); err != nil {
 		return err
@@ -114,8 +114,8 @@ func syncName(fsys vfs.FS, path string) error {
 
 // reserveSpace extends the file by n bytes and returns their offset. The size of the file tells
 // other processes where the next append begins.
-func (f *file) reserve(n int64) (off int64, err error) {
-	err = f.locked(func() (err error) {
+func (f *file) reserveSpace(n int64) (off int64, err error) {
+	err = f.withFileLock(func() (err error) {
 		if off, err = f.size(); err != nil {
 			return err
 		}
@@ -126,9 +126,9 @@ func (f *file) reserve(n int64) (off int64, err error) {
 
 // releaseSpace undoes a reservation whose bytes were not written, if it is still at the end of the
 // file: a full disk needs the space. Elsewhere it stays as a gap.
-func (f *file) giveBack(off, n int64) {
+func (f *file) releaseSpace(off, n int64) {
 	// After an error the file stays a little longer than necessary.
-	_ = f.locked(func() error {
+	_ = f.withFileLock(func() error {
 		end, err := f.size()
 		if err != nil || end != off+n {
 			return err
@@ -139,7 +139,7 @@ func (f *file) giveBack(off, n int64) {
 
 // withFileLock calls do while no other append, of this or another process, changes the size of the
 // file.
-func (f *file) locked(do func() error) error {
+func (f *file) withFileLock(do func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.flock(unix.LOCK_EX); err != nil {
@@ -174,27 +174,27 @@ func (f *file) size() (int64, error) {
 func (f *file) sync(fsys vfs.FS) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	want := f.begun + 1
-	for f.done < want {
+	want := f.syncsStarted + 1
+	for f.syncsDone < want {
 		if f.syncing {
 			f.synced.Wait()
 			continue
 		}
 		f.syncing = true
-		f.begun++
-		mine, fresh := f.begun, f.fresh
+		f.syncsStarted++
+		mine, fresh := f.syncsStarted, f.nameUnsynced
 		f.mu.Unlock()
 		err := f.f.Sync()
 		if fresh && err == nil {
-			err = syncName(fsys, f.f.Name())
+			err = syncNames(fsys, f.f.Name())
 		}
 		f.mu.Lock()
-		f.syncing, f.done = false, mine
-		f.fresh = f.fresh && err != nil
-		if f.bad == nil {
-			f.bad = err
+		f.syncing, f.syncsDone = false, mine
+		f.nameUnsynced = f.nameUnsynced && err != nil
+		if f.syncErr == nil {
+			f.syncErr = err
 		}
 		f.synced.Broadcast()
 	}
-	return f.bad
+	return f.syncErr
 }

@@ -30,13 +30,13 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	f, err := s.acquire(id.Key.Run, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		missing := &DamageError{File: s.path(id.Key.Run), Offset: -1, ID: id, Reason: "the file is missing"}
-		s.noteDamage(missing)
+		s.recordDamage(missing)
 		return nil, missing
 	}
 	if err != nil {
 		return nil, err
 	}
-	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks, found: s.noteDamage}
+	section := &sectionReader{f: f.f, id: id, length: length, offset: out.Offset, loaded: -1, buffers: &s.blocks, onDamage: s.recordDamage}
 	closeAll := sync.OnceFunc(func() {
 		section.release()
 		s.release(f)
@@ -51,14 +51,14 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 // sectionReader reads the kept bytes of a section. It keeps one block, so that consecutive reads
 // load a block once.
 type sectionReader struct {
-	f       io.ReaderAt
-	id      ID
-	length  int64
-	offset  int64
-	loaded  int64 // number of the block in block; -1 = none
-	block   *block
-	buffers *sync.Pool
-	found   func(*DamageError) // called with damage; may be nil
+	f        io.ReaderAt
+	id       ID
+	length   int64
+	offset   int64
+	loaded   int64 // number of the block in block; -1 = none
+	block    *block
+	buffers  *sync.Pool
+	onDamage func(*DamageError) // called with damage; may be nil
 }
 
 // block is a block with its checksum.
@@ -70,7 +70,7 @@ func (r *sectionReader) checkHeader() error {
 	n, err := r.f.ReadAt(b[:], r.offset)
 	switch appendHeader(want[:0], r.id, r.length, r.offset); {
 	case n < headerBytes && (err == nil || err == io.EOF):
-		return r.damage(r.offset+int64(n), "the file is too short")
+		return r.damageError(r.offset+int64(n), "the file is too short")
 	case n < headerBytes:
 		return err
 	case b == want:
@@ -79,20 +79,20 @@ func (r *sectionReader) checkHeader() error {
 	id, length, offset, ok := parseHeader(b[:])
 	switch {
 	case !ok:
-		return r.damage(r.offset, "the header does not match its checksum")
+		return r.damageError(r.offset, "the header does not match its checksum")
 	case id != r.id:
-		return r.damage(r.offset, "the bytes are "+id.String())
+		return r.damageError(r.offset, "the bytes are "+id.String())
 	}
-	return r.damage(r.offset, fmt.Sprintf("the header has %d bytes at offset %d, the record has %d", length, offset, r.length))
+	return r.damageError(r.offset, fmt.Sprintf("the header has %d bytes at offset %d, the record has %d", length, offset, r.length))
 }
 
-func (r *sectionReader) damage(at int64, reason string) error {
+func (r *sectionReader) damageError(at int64, reason string) error {
 	e := &DamageError{Offset: at, ID: r.id, Reason: reason}
 	if f, ok := r.f.(interface{ Name() string }); ok {
 		e.File = f.Name()
 	}
-	if r.found != nil {
-		r.found(e)
+	if r.onDamage != nil {
+		r.onDamage(e)
 	}
 	return e
 }
@@ -101,7 +101,7 @@ func (r *sectionReader) damage(at int64, reason string) error {
 func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) && off < r.length {
 		number := off / blockBytes
-		if err := r.load(number); err != nil {
+		if err := r.loadBlock(number); err != nil {
 			return n, err
 		}
 		copied := copy(p[n:], r.block[off%blockBytes:blockLen(r.length, number)])
@@ -114,7 +114,7 @@ func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // loadBlock reads and verifies a block.
-func (r *sectionReader) load(number int64) error {
+func (r *sectionReader) loadBlock(number int64) error {
 	if r.loaded == number {
 		return nil
 	}
@@ -127,12 +127,12 @@ func (r *sectionReader) load(number int64) error {
 	n, err := r.f.ReadAt(b, at)
 	switch {
 	case n < len(b) && (err == nil || err == io.EOF):
-		return r.damage(at+int64(n), "the file is too short")
+		return r.damageError(at+int64(n), "the file is too short")
 	case n < len(b):
 		return err
 	}
 	if binary.LittleEndian.Uint32(b[size:]) != blockSum(headerSum(r.id, r.length, r.offset), number, b[:size]) {
-		return r.damage(at, fmt.Sprintf("block %d of %d bytes does not match its checksum", number, size))
+		return r.damageError(at, fmt.Sprintf("block %d of %d bytes does not match its checksum", number, size))
 	}
 	r.loaded = number
 	return nil
@@ -154,15 +154,15 @@ func (l *endedLog) Verify(off int64) error {
 	}
 	at := off
 	if off >= l.out.Head {
-		at = l.out.Head + max(off-l.tailAt(), 0)
+		at = l.out.Head + max(off-l.tailOffset(), 0)
 	}
-	return r.verify(at)
+	return r.verifyFrom(at)
 }
 
 // verifyFrom verifies the blocks from the one with kept byte from.
-func (r *sectionReader) verify(from int64) error {
+func (r *sectionReader) verifyFrom(from int64) error {
 	for number := from / blockBytes; number*blockBytes < r.length; number++ {
-		if err := r.load(number); err != nil {
+		if err := r.loadBlock(number); err != nil {
 			return err
 		}
 	}
@@ -170,7 +170,7 @@ func (r *sectionReader) verify(from int64) error {
 }
 
 // tailOffset returns the offset in the stream where the kept tail begins.
-func (l *endedLog) tailAt() int64 { return max(l.out.Size-l.out.Tail, l.out.Head) }
+func (l *endedLog) tailOffset() int64 { return max(l.out.Size-l.out.Tail, l.out.Head) }
 
 // ReadAt implements messages.Log.
 func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
@@ -179,10 +179,10 @@ func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
 	case off >= l.out.Size:
 		return 0, io.EOF
 	case off < l.out.Head:
-	case off < l.tailAt():
+	case off < l.tailOffset():
 		return 0, messages.ErrCut
 	default:
-		at, end = l.out.Head+off-l.tailAt(), l.out.Head+l.out.Tail
+		at, end = l.out.Head+off-l.tailOffset(), l.out.Head+l.out.Tail
 	}
 	want := p[:min(int64(len(p)), end-at)]
 	n, err := l.kept.ReadAt(want, at)
@@ -203,8 +203,8 @@ func (l *endedLog) Size() int64 { return l.out.Size }
 // Kept implements messages.Log.
 func (l *endedLog) Kept(off int64) int64 {
 	off = max(off, 0)
-	if off >= l.out.Head && off < l.tailAt() {
-		off = l.tailAt()
+	if off >= l.out.Head && off < l.tailOffset() {
+		off = l.tailOffset()
 	}
 	return min(off, l.out.Size)
 }

@@ -41,7 +41,7 @@ const (
 )
 
 // castagnoliTable returns the table of CRC-32C, which package hash/crc32 computes once.
-func sums() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
+func castagnoliTable() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // sectionBytes returns the size of a section in the file.
 func sectionBytes(length int64) int64 {
@@ -65,13 +65,13 @@ func appendHeader(dst []byte, id ID, length, offset int64) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, id.Key.Attempt)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(length))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(offset))
-	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], sums()))
+	return binary.LittleEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoliTable()))
 }
 
 // parseHeader parses a header. ok is false if it is damaged.
 func parseHeader(b []byte) (id ID, length, offset int64, ok bool) {
 	if len(b) < headerBytes || string(b[:4]) != magic ||
-		binary.LittleEndian.Uint32(b[headerBytes-sumBytes:]) != crc32.Checksum(b[:headerBytes-sumBytes], sums()) {
+		binary.LittleEndian.Uint32(b[headerBytes-sumBytes:]) != crc32.Checksum(b[:headerBytes-sumBytes], castagnoliTable()) {
 		return id, 0, 0, false
 	}
 	id.Stream = messages.Stream(b[4])
@@ -91,7 +91,7 @@ func headerSum(id ID, length, offset int64) uint32 {
 func blockSum(header uint32, block int64, data []byte) uint32 {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(block))
-	return crc32.Update(crc32.Update(header, sums(), b[:]), sums(), data)
+	return crc32.Update(crc32.Update(header, castagnoliTable(), b[:]), castagnoliTable(), data)
 }
 
 // sectionBuffer holds a few blocks with their checksums, so that writes are large.
@@ -107,8 +107,8 @@ type sectionWriter struct {
 
 // writeSection writes a section of length bytes from a reader, for the given offset. A shorter
 // source is an error; a longer one is truncated.
-func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error {
-	if err := s.room(headerBytes); err != nil {
+func (s *sectionWriter) writeSection(id ID, from io.Reader, length, offset int64) error {
+	if err := s.ensureSpace(headerBytes); err != nil {
 		return err
 	}
 	appendHeader(s.buf[s.n:s.n], id, length, offset)
@@ -116,12 +116,12 @@ func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error
 	sum := headerSum(id, length, offset)
 	for block := int64(0); block*blockBytes < length; block++ {
 		n := int(blockLen(length, block))
-		if err := s.room(n + sumBytes); err != nil {
+		if err := s.ensureSpace(n + sumBytes); err != nil {
 			return err
 		}
 		data := s.buf[s.n : s.n+n]
 		if _, err := io.ReadFull(from, data); err != nil {
-			return shorter(err)
+			return truncatedError(err)
 		}
 		s.n += n
 		binary.LittleEndian.PutUint32(s.buf[s.n:], blockSum(sum, block, data))
@@ -131,7 +131,7 @@ func (s *sectionWriter) write(id ID, from io.Reader, length, offset int64) error
 }
 
 // truncatedError turns an early EOF into io.ErrUnexpectedEOF.
-func shorter(err error) error {
+func truncatedError(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
 	}
@@ -139,7 +139,7 @@ func shorter(err error) error {
 }
 
 // ensureSpace flushes the buffer if it lacks space for n bytes.
-func (s *sectionWriter) room(n int) error {
+func (s *sectionWriter) ensureSpace(n int) error {
 	if len(s.buf)-s.n >= n {
 		return nil
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -27,23 +29,23 @@ type Store struct {
 	reserve func(total int64) int64 // set by KeepFree; nil = no reserve
 	pending atomic.Int64            // bytes of unfinished appends
 
-	mu     sync.Mutex
-	closed bool
-	damage *DamageError // the first one
-	files  map[messages.RunID]*file
-	holds  int              // unreleased calls of HoldRemovals
-	due    []messages.RunID // removals to do at the last release
-	idle   *list.List       // of *file without users, the longest idle first
+	mu               sync.Mutex
+	closed           bool
+	firstDamage      *DamageError // the first one
+	files            map[messages.RunID]*file
+	removalHolds     int              // unreleased calls of HoldRemovals
+	deferredRemovals []messages.RunID // removals to do at the last release
+	idle             *list.List       // of *file without users, the longest idle first
 }
 
 // ErrClosed means that the store is closed.
 var ErrClosed = errors.New("output store is closed")
 
 // Open opens an output folder and creates it if necessary.
-func Open(dir string) (*Store, error) { return OpenOn(vfs.OS{}, dir) }
+func Open(dir string) (*Store, error) { return OpenFS(vfs.OS{}, dir) }
 
 // OpenFS is Open on a given file system.
-func OpenOn(fs vfs.FS, dir string) (*Store, error) {
+func OpenFS(fs vfs.FS, dir string) (*Store, error) {
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("output folder: %w", err)
 	}
@@ -64,24 +66,24 @@ func OpenOn(fs vfs.FS, dir string) (*Store, error) {
 func (s *Store) Damaged() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.damage == nil {
+	if s.firstDamage == nil {
 		return nil // a nil interface, not an interface around a nil pointer
 	}
-	return s.damage
+	return s.firstDamage
 }
 
-func (s *Store) noteDamage(e *DamageError) {
+func (s *Store) recordDamage(e *DamageError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.damage == nil {
-		s.damage = e
+	if s.firstDamage == nil {
+		s.firstDamage = e
 	}
 }
 
 // path is DIR/<run/1000>/<run>.out.
-func (s *Store) path(run messages.RunID) string { return path(s.dir, run) }
+func (s *Store) path(run messages.RunID) string { return runPath(s.dir, run) }
 
-func path(dir string, run messages.RunID) string {
+func runPath(dir string, run messages.RunID) string {
 	return filepath.Join(dir, strconv.FormatUint(uint64(run/1000), 10), strconv.FormatUint(uint64(run), 10)+".out")
 }
 
@@ -103,7 +105,7 @@ func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64,
 		offsets[i] = total
 		total += sectionBytes(p.Length)
 	}
-	leave, err := s.admit(total)
+	leave, err := s.admitAppend(total)
 	if err != nil {
 		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
 	}
@@ -113,25 +115,25 @@ func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64,
 		return nil, err
 	}
 	defer s.release(f)
-	base, err := f.reserve(total)
+	base, err := f.reserveSpace(total)
 	if err != nil {
 		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
 	}
 	for i := range offsets {
 		offsets[i] += base
 	}
-	if err = s.write(f, key, parts, offsets); err == nil {
+	if err = s.writeParts(f, key, parts, offsets); err == nil {
 		err = f.sync(s.fs)
 	}
 	if err != nil {
-		f.giveBack(base, total)
+		f.releaseSpace(base, total)
 		return nil, fmt.Errorf("output of run %d: %w", key.Run, err)
 	}
 	return offsets, nil
 }
 
 // writeParts writes the sections of the parts, one after the other.
-func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []int64) error {
+func (s *Store) writeParts(f *file, key messages.AttemptKey, parts []Part, offsets []int64) error {
 	if len(parts) == 0 {
 		return nil
 	}
@@ -139,7 +141,7 @@ func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []
 	defer s.buffers.Put(buf)
 	w := sectionWriter{w: f.f, at: offsets[0], buf: buf[:]}
 	for i, p := range parts {
-		if err := w.write(ID{key, p.Stream}, p.Body, p.Length, offsets[i]); err != nil {
+		if err := w.writeSection(ID{key, p.Stream}, p.Body, p.Length, offsets[i]); err != nil {
 			return err
 		}
 	}
@@ -149,8 +151,8 @@ func (s *Store) write(f *file, key messages.AttemptKey, parts []Part, offsets []
 // Remove deletes the file of a run. Open Logs stay readable. A missing file is not an error.
 func (s *Store) Remove(run messages.RunID) error {
 	s.mu.Lock()
-	if s.holds > 0 {
-		s.due = append(s.due, run)
+	if s.removalHolds > 0 {
+		s.deferredRemovals = append(s.deferredRemovals, run)
 		s.mu.Unlock()
 		return nil
 	}
@@ -171,10 +173,10 @@ func (s *Store) Remove(run messages.RunID) error {
 
 // CloseIdle closes idle files. A process that only appends must call it regularly, so that the disk
 // space of files that another process has removed is freed.
-func (s *Store) Trim() {
+func (s *Store) CloseIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.evict(0)
+	s.evictIdle(0)
 }
 
 // Close closes idle files; the last user closes each other file. Append and Log return ErrClosed
@@ -183,6 +185,46 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.evict(0)
+	s.evictIdle(0)
 	return nil
+}
+
+// ErrDiskNearlyFull means that the rest of the disk is reserved for the journal.
+var ErrDiskNearlyFull = errors.New("the disk is nearly full")
+
+// JournalReserve returns how many bytes of a disk of total bytes output leaves free for the
+// journal, so that runs can still end and be recorded. It exceeds the space that the store may need
+// at once, which also depends on the size of the disk. It is smaller than the free space below
+// which the store refuses new runs: that happens first.
+func JournalReserve(total int64) int64 {
+	const most = 1280 << 20
+	least := int64(40 << 20)
+	if total < 64<<20 {
+		least = 10 << 20
+	}
+	return max(min(total/4, most), least)
+}
+
+// KeepFree makes Append refuse, with ErrDiskNearlyFull, to leave less free space than reserve
+// returns for the size of the disk. It must be called before the first Append.
+func (s *Store) KeepFree(reserve func(total int64) int64) { s.reserve = reserve }
+
+// admitAppend accounts for an append that is not yet written. The caller calls leave after writing.
+func (s *Store) admitAppend(bytes int64) (leave func(), err error) {
+	if s.reserve == nil {
+		return func() {}, nil
+	}
+	leave = func() { s.pending.Add(-bytes) }
+	pending := s.pending.Add(bytes) // includes other appends that may not be written yet
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		leave()
+		return nil, fmt.Errorf("statfs %s: %w", s.dir, err)
+	}
+	free, reserve := int64(st.Bavail)*st.Bsize, s.reserve(int64(st.Blocks)*st.Bsize)
+	if free-pending < reserve {
+		leave()
+		return nil, fmt.Errorf("%w: %d MiB are free and %d MiB are reserved for the journal", ErrDiskNearlyFull, free>>20, reserve>>20)
+	}
+	return leave, nil
 }

@@ -86,7 +86,7 @@ func (s *Store) get(t testing.TB, run messages.RunID, out messages.Output, piece
 	}
 }
 
-func TestAppendAndRead(t *testing.T) {
+func TestAppendedPartsAreReadBack(t *testing.T) {
 	s := open(t)
 	a := s.put(t, 12345, "first")
 	b := s.put(t, 12345, "second")
@@ -114,7 +114,7 @@ func TestAppendAndRead(t *testing.T) {
 	}
 }
 
-func TestReopenGoesOnAtTheEnd(t *testing.T) {
+func TestReopenedStoreAppendsAtTheEnd(t *testing.T) {
 	s := open(t)
 	a := s.put(t, 1, "before")
 	if err := s.Close(); err != nil {
@@ -131,7 +131,7 @@ func TestReopenGoesOnAtTheEnd(t *testing.T) {
 	}
 }
 
-func TestLogOfCutOutput(t *testing.T) {
+func TestLogOfTruncatedOutput(t *testing.T) {
 	s := open(t)
 	at, err := s.Append(one(1).Key, part("HEADtail!"))
 	if err != nil {
@@ -193,7 +193,7 @@ func TestLogWithoutBytes(t *testing.T) {
 
 // Many appends at once, to few runs and to more runs than files stay open: each
 // reads back what it wrote.
-func TestConcurrentAppends(t *testing.T) {
+func TestConcurrentAppendsDoNotOverlap(t *testing.T) {
 	s := open(t)
 	const writers, each = 8, 30
 	var wg sync.WaitGroup
@@ -219,7 +219,7 @@ func TestConcurrentAppends(t *testing.T) {
 	}
 }
 
-func TestLongAppend(t *testing.T) {
+func TestAppendOfManyBlocks(t *testing.T) {
 	s := open(t)
 	text := bytes.Repeat([]byte("0123456789abcde\n"), len(sectionBuffer{})/8)
 	at, err := s.Append(one(1).Key, Part{Length: int64(len(text)), Body: io.MultiReader(
@@ -232,7 +232,7 @@ func TestLongAppend(t *testing.T) {
 	}
 }
 
-func TestPartsThatMisstateTheirLength(t *testing.T) {
+func TestPartsWithAWrongLength(t *testing.T) {
 	s := open(t)
 	short := part("short")
 	short.Length = 100
@@ -256,7 +256,7 @@ func TestPartsThatMisstateTheirLength(t *testing.T) {
 	}
 }
 
-func TestRemove(t *testing.T) {
+func TestRemoveLeavesOpenLogsReadable(t *testing.T) {
 	s := open(t)
 	out := s.put(t, 1, "text")
 	l, err := s.Log(one(1), out)
@@ -285,7 +285,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-func TestClose(t *testing.T) {
+func TestClosedStoreRefusesWork(t *testing.T) {
 	s := open(t)
 	out := s.put(t, 1, "text")
 	l, err := s.Log(one(1), out)
@@ -312,7 +312,7 @@ func TestClose(t *testing.T) {
 }
 
 // Where nothing can be written Append says so, and goes on once it can.
-func TestUnwritable(t *testing.T) {
+func TestUnwritableFolderIsAnError(t *testing.T) {
 	s := open(t)
 	if err := os.WriteFile(filepath.Join(s.dir, "0"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -351,9 +351,9 @@ func TestUnwritable(t *testing.T) {
 
 // A file whose sync has failed once takes nothing any more: what the kernel dropped is
 // not known.
-func TestFailedSyncStays(t *testing.T) {
+func TestFailedSyncIsFinal(t *testing.T) {
 	disk := faults.New(vfs.OS{})
-	s, err := OpenOn(disk, filepath.Join(t.TempDir(), "output"))
+	s, err := OpenFS(disk, filepath.Join(t.TempDir(), "output"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,5 +363,107 @@ func TestFailedSyncStays(t *testing.T) {
 		if _, err := s.Append(one(1).Key, part("x")); !errors.Is(err, unix.EIO) {
 			t.Errorf("%v", err)
 		}
+	}
+}
+
+// TestKeepFreeRefusesAppends: what would leave less than the reserve is refused before anything is
+// written, also by appends that are under way together.
+func TestKeepFreeRefusesAppends(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	free := int64(st.Bavail) * st.Bsize
+	key := messages.AttemptKey{Run: 1, Task: 1, Attempt: 1}
+	part := func() Part { return Part{Stream: messages.Stdout, Length: 5, Body: strings.NewReader("hello")} }
+	s.KeepFree(func(int64) int64 { return 2 * free })
+	if _, err := s.Append(key, part()); !errors.Is(err, ErrDiskNearlyFull) {
+		t.Errorf("append: %v, want ErrNoRoom", err)
+	}
+	if _, err := s.fs.Stat(s.path(1)); err == nil {
+		t.Error("a file was made")
+	}
+	s.KeepFree(func(int64) int64 { return free / 2 })
+	if _, err := s.Append(key, part()); err != nil {
+		t.Error(err)
+	}
+	leave, err := s.admitAppend(free / 2) // more than is free beside the reserve, with a little more
+	if err == nil {
+		defer leave()
+		if _, err := s.admitAppend(free / 4); !errors.Is(err, ErrDiskNearlyFull) {
+			t.Errorf("two at a time: %v", err)
+		}
+	}
+	if n := s.pending.Load(); err != nil && n != 0 {
+		t.Errorf("%d bytes are pending", n)
+	}
+}
+
+// TestJournalReserveGrowsWithTheDisk: it leaves what the store may need at once, which is some seven times its
+// memtable of 1, 4, 16 or 32 MiB and a segment, also on a small disk.
+func TestJournalReserveGrowsWithTheDisk(t *testing.T) {
+	for total, want := range map[int64]int64{20 << 20: 10 << 20, 64 << 20: 40 << 20, 400 << 20: 100 << 20, 4 << 30: 1 << 30, 1 << 40: 1280 << 20} {
+		if got := JournalReserve(total); got != want {
+			t.Errorf("of %d MiB: %d MiB, want %d", total>>20, got>>20, want>>20)
+		}
+	}
+}
+
+// TestTwoStoresAppendToOneFile is two processes as far as the kernel's locks go: each
+// store has its own open file.
+func TestTwoStoresAppendToOneFile(t *testing.T) {
+	dir := t.TempDir()
+	type kept struct {
+		at   int64
+		body []byte
+	}
+	var mu sync.Mutex
+	var all []kept
+	var wg sync.WaitGroup
+	for writer := range 4 {
+		s, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		wg.Go(func() {
+			for i := range 20 {
+				body := bytes.Repeat([]byte{byte('a' + writer)}, 1000+i*writer)
+				at, err := s.Append(one(1).Key, Part{Body: bytes.NewReader(body), Length: int64(len(body))})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				all = append(all, kept{at[0], body})
+				mu.Unlock()
+				if i%5 == 0 {
+					s.CloseIdle()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, k := range all {
+		log, err := s.Log(one(1), messages.Output{Size: int64(len(k.body)), Head: int64(len(k.body)), Offset: k.at})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(k.body))
+		if _, err := log.ReadAt(got, 0); err != nil && err.Error() != "EOF" || !bytes.Equal(got, k.body) {
+			t.Errorf("at %d: %d bytes of %q are not what was written: %v", k.at, len(k.body), k.body[0], err)
+		}
+		log.Close()
 	}
 }

@@ -25,11 +25,11 @@ type Ref struct {
 // dir, and calls report with each damage, once for each stream. It opens files read-only. It
 // returns an error if it cannot read for another reason than damage.
 func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*DamageError)) error {
-	name := path(dir, run)
+	name := runPath(dir, run)
 	f, err := vfs.OS{}.OpenFile(name, os.O_RDONLY, 0)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		if !vfs.OfFile(err) {
+		if !vfs.IsFileError(err) {
 			return fmt.Errorf("output of run %d: %w", run, err)
 		}
 		report(&DamageError{File: name, Offset: -1, ID: ID{Key: messages.AttemptKey{Run: run}}, Reason: fmt.Sprintf("it cannot be read: %v", err)})
@@ -51,14 +51,14 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 		r := &sectionReader{f: f, id: ref.ID, length: length, offset: ref.Output.Offset, loaded: -1, buffers: buffers}
 		err := r.checkHeader()
 		if err == nil {
-			err = r.verify(0)
+			err = r.verifyFrom(0)
 		}
 		r.release()
 		var damage *DamageError
 		switch {
 		case errors.As(err, &damage):
 			report(damage)
-		case vfs.OfFile(err):
+		case vfs.IsFileError(err):
 			report(&DamageError{File: name, Offset: -1, ID: ref.ID, Reason: fmt.Sprintf("it cannot be read: %v", err)})
 		case err != nil:
 			return fmt.Errorf("output of run %d: %w", run, err)
@@ -69,7 +69,7 @@ func Verify(dir string, run messages.RunID, refs iter.Seq[Ref], report func(*Dam
 
 // ListFiles lists the content of an output folder: the runs that have a file, and the paths of all
 // other entries. A missing folder is empty.
-func Files(dir string) (runs []messages.RunID, strangers []string, _ error) {
+func ListFiles(dir string) (runs []messages.RunID, strangers []string, _ error) {
 	thousands, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("output folder: %w", err)
@@ -88,7 +88,7 @@ func Files(dir string) (runs []messages.RunID, strangers []string, _ error) {
 			name := filepath.Join(folder, file.Name())
 			digits, _ := strings.CutSuffix(file.Name(), ".out")
 			run, err := strconv.ParseUint(digits, 10, 64)
-			if err != nil || !file.Type().IsRegular() || path(dir, messages.RunID(run)) != name {
+			if err != nil || !file.Type().IsRegular() || runPath(dir, messages.RunID(run)) != name {
 				strangers = append(strangers, name)
 				continue
 			}

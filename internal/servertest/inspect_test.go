@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestContextSwitches: what is read of a process with many threads is what the kernel tells the
+// TestContextSwitchesMatchTheKernel: what is read of a process with many threads is what the kernel tells the
 // process itself.
-func TestContextSwitches(t *testing.T) {
+func TestContextSwitchesMatchTheKernel(t *testing.T) {
 	own := func() int64 {
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -100,7 +101,7 @@ func (s *Server) own(started chan<- error) {
 		return
 	}
 	s.err = s.cmd.Wait()
-	s.log.settle()
+	s.log.waitForEnd()
 	close(s.ended)
 }
 
@@ -192,4 +193,46 @@ func (s *Server) Stop(limit time.Duration) (code int, took time.Duration, err er
 func (s *Server) ExitCode() int {
 	<-s.ended
 	return s.cmd.ProcessState.ExitCode()
+}
+
+// logBuffer collects the output of a process.
+type logBuffer struct {
+	mu   sync.Mutex
+	text []byte
+	end  chan struct{} // closed at the end of the output
+}
+
+func newLogBuffer() *logBuffer { return &logBuffer{end: make(chan struct{})} }
+
+// readFrom reads r to its end and closes it.
+func (l *logBuffer) readFrom(r *os.File) {
+	defer close(l.end)
+	defer r.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		l.mu.Lock()
+		l.text = append(l.text, buf[:n]...)
+		l.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// waitForEnd waits a second at most for the rest of the output of a process that has exited. A process
+// that it started may keep the pipe open.
+func (l *logBuffer) waitForEnd() {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-l.end:
+	case <-timer.C:
+	}
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.text)
 }

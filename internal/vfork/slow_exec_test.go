@@ -81,13 +81,13 @@ func startSlowChildren(t *testing.T, spec Spec, waits func() bool) (children []*
 // Programs whose exec hangs hold neither Go's processors nor its collector, and can be ended.
 func TestSlowExecHoldsNoProcessor(t *testing.T) {
 	path, lease := newSlowScript(t)
-	children, over := startSlowChildren(t, Spec{Path: path}, lease.Waits)
+	children, over := startSlowChildren(t, Spec{Path: path}, lease.HasWaiter)
 	requireCollections(t)
 	for _, c := range children {
 		c.Signal(unix.SIGTERM)
 	}
 	over.Wait()
-	if !lease.Waits() {
+	if !lease.HasWaiter() {
 		t.Error("the exec did not wait to the end")
 	}
 }
@@ -141,7 +141,7 @@ func TestSlowExecHoldsNoDescriptor(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
-	children, over := startSlowChildren(t, Spec{Path: path}, lease.Waits)
+	children, over := startSlowChildren(t, Spec{Path: path}, lease.HasWaiter)
 	lock.Close()
 	other, err := os.Open(name)
 	if err != nil {
@@ -165,7 +165,7 @@ func TestSlowExecRunsOnceReleased(t *testing.T) {
 	defer null.Close()
 	fd := int(null.Fd())
 	go func() {
-		for !lease.Waits() {
+		for !lease.HasWaiter() {
 			time.Sleep(time.Millisecond)
 		}
 		lease.Release()
@@ -259,7 +259,7 @@ func TestLaunchReturnsBeforeASlowExec(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it returned after %v", took)
 	}
-	eventually(t, "the child waits", lease.Waits)
+	eventually(t, "the child waits", lease.HasWaiter)
 	if over, _ := l.ExecDone(); over {
 		t.Error("its exec is over")
 	}

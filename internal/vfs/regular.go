@@ -13,18 +13,18 @@ import (
 // OpenNoFollow is os.OpenFile for regular files. A FIFO, a device, a socket, a folder and a
 // symbolic link as the last element are errors that say so. It never waits for the other end of a
 // FIFO.
-func OpenOwn(name string, flag int, perm fs.FileMode) (*os.File, error) {
+func OpenNoFollow(name string, flag int, perm fs.FileMode) (*os.File, error) {
 	return openRegular(name, flag|unix.O_NOFOLLOW|unix.O_NOCTTY, perm, 0)
 }
 
 // OpenUserFile opens a file for reading whose path a user names. Unlike OpenNoFollow it follows a
 // symbolic link.
-func OpenGiven(name string) (*os.File, error) {
+func OpenUserFile(name string) (*os.File, error) {
 	return openRegular(name, os.O_RDONLY|unix.O_NOCTTY, 0, 0)
 }
 
 // explainOpenError adds the type of a file to an error of opening it, if the type is the cause.
-func explain(name string, flag int, err error) error {
+func explainOpenError(name string, flag int, err error) error {
 	var info fs.FileInfo
 	var serr error
 	switch {
@@ -38,14 +38,14 @@ func explain(name string, flag int, err error) error {
 	if serr != nil || info.Mode().IsRegular() {
 		return err
 	}
-	return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("it is %s, %w (%w)", kind(info.Mode()), ErrNotRegular, errors.Unwrap(err))}
+	return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("it is %s, %w (%w)", describeMode(info.Mode()), ErrNotRegular, errors.Unwrap(err))}
 }
 
-func irregular(name string, mode fs.FileMode) error {
-	return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("it is %s, %w", kind(mode), ErrNotRegular)}
+func irregularError(name string, mode fs.FileMode) error {
+	return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("it is %s, %w", describeMode(mode), ErrNotRegular)}
 }
 
-func kind(mode fs.FileMode) string {
+func describeMode(mode fs.FileMode) string {
 	switch {
 	case mode.IsDir():
 		return "a folder"
@@ -62,18 +62,18 @@ func kind(mode fs.FileMode) string {
 }
 
 // MaxUserFileBytes bounds the files that configure a server: settings, tokens, certificates.
-const LargestGiven = 1 << 20
+const MaxUserFileBytes = 1 << 20
 
 // ReadUserFile reads a regular file that a user names, of at most MaxUserFileBytes bytes.
-func ReadGiven(name string) ([]byte, error) {
-	f, err := OpenGiven(name)
+func ReadUserFile(name string) ([]byte, error) {
+	f, err := OpenUserFile(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, LargestGiven+1))
-	if err == nil && len(text) > LargestGiven {
-		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("larger than %d bytes", LargestGiven)}
+	text, err := io.ReadAll(io.LimitReader(f, MaxUserFileBytes+1))
+	if err == nil && len(text) > MaxUserFileBytes {
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("too large: at most %d bytes are allowed", MaxUserFileBytes)}
 	}
 	if err != nil {
 		return nil, err
@@ -87,14 +87,14 @@ func OpenFolder(name string) (*os.File, error) {
 }
 
 // CheckRegularFiles refuses a folder that contains anything but regular files and folders.
-func CheckFolder(dir string) error {
+func CheckRegularFiles(dir string) error {
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range list {
 		if !e.IsDir() && !e.Type().IsRegular() {
-			return irregular(dir+"/"+e.Name(), e.Type())
+			return irregularError(dir+"/"+e.Name(), e.Type())
 		}
 	}
 	return nil

@@ -41,7 +41,7 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 	}
 	for path, is := range what {
 		for _, flag := range []int{os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_CREATE | os.O_APPEND} {
-			f, err := vfs.OpenOwn(path, flag, 0o600)
+			f, err := vfs.OpenNoFollow(path, flag, 0o600)
 			if err == nil || f != nil || !strings.Contains(err.Error(), path+": it is "+is) {
 				t.Errorf("%s with flags %#x: %v", path, flag, err)
 			}
@@ -50,19 +50,19 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 	what[in("tofifo")], what[in("folder")] = "a FIFO", "a folder"
 	delete(what, in("link"))
 	for path, is := range what {
-		if _, err := vfs.ReadGiven(path); err == nil || !strings.Contains(err.Error(), path+": it is "+is) {
+		if _, err := vfs.ReadUserFile(path); err == nil || !strings.Contains(err.Error(), path+": it is "+is) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
 	for _, name := range []string{"file", "link"} {
-		if text, err := vfs.ReadGiven(in(name)); err != nil || string(text) != "text" {
+		if text, err := vfs.ReadUserFile(in(name)); err != nil || string(text) != "text" {
 			t.Errorf("%s: %q, %v", name, text, err)
 		}
 	}
-	if err := os.Truncate(in("file"), vfs.LargestGiven+1); err != nil {
+	if err := os.Truncate(in("file"), vfs.MaxUserFileBytes+1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := vfs.ReadGiven(in("file")); err == nil || !strings.Contains(err.Error(), "at most 1048576 bytes") {
+	if _, err := vfs.ReadUserFile(in("file")); err == nil || !strings.Contains(err.Error(), "at most 1048576 bytes") {
 		t.Error(err)
 	}
 	if f, err := vfs.OpenFolder(in("fifo")); err == nil {
@@ -71,10 +71,10 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 	if _, err := (vfs.OS{}).Lock(in("fifo")); err == nil {
 		t.Error("a FIFO was locked")
 	}
-	if err := vfs.CheckFolder(dir); err == nil || !strings.Contains(err.Error(), "fifo: it is a FIFO") {
+	if err := vfs.CheckRegularFiles(dir); err == nil || !strings.Contains(err.Error(), "fifo: it is a FIFO") {
 		t.Error(err)
 	}
-	if err := vfs.CheckFolder(in("folder")); err != nil {
+	if err := vfs.CheckRegularFiles(in("folder")); err != nil {
 		t.Error(err)
 	}
 }

@@ -19,8 +19,8 @@ import (
 // removes folders with this prefix that killed processes of this user have left. used, if not nil,
 // reports whether another process than its creator still uses such a folder, which then stays. The
 // caller removes the folder, and closes the returned file after that.
-func MakeFolder(dir, prefix string, used func(path string) bool) (*os.File, error) {
-	return makeLocked(dir, prefix, true, used, func(dir string) (*os.File, error) {
+func CreateTempFolder(dir, prefix string, used func(path string) bool) (*os.File, error) {
+	return createLocked(dir, prefix, true, used, func(dir string) (*os.File, error) {
 		path, err := os.MkdirTemp(dir, prefix+"*")
 		if err != nil {
 			return nil, err
@@ -30,15 +30,15 @@ func MakeFolder(dir, prefix string, used func(path string) bool) (*os.File, erro
 }
 
 // CreateTempFile is CreateTempFolder for a file that is open for reading and writing.
-func MakeFile(dir, prefix string) (*os.File, error) {
-	return makeLocked(dir, prefix, false, nil, func(dir string) (*os.File, error) { return os.CreateTemp(dir, prefix+"*") })
+func CreateTempFile(dir, prefix string) (*os.File, error) {
+	return createLocked(dir, prefix, false, nil, func(dir string) (*os.File, error) { return os.CreateTemp(dir, prefix+"*") })
 }
 
-func makeLocked(dir, prefix string, folder bool, used func(path string) bool, create func(dir string) (*os.File, error)) (*os.File, error) {
+func createLocked(dir, prefix string, folder bool, used func(path string) bool, create func(dir string) (*os.File, error)) (*os.File, error) {
 	if dir == "" {
 		dir = os.TempDir()
 	}
-	removeLeft(dir, prefix, folder, used)
+	removeAbandoned(dir, prefix, folder, used)
 	for range 100 {
 		f, err := create(dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -52,7 +52,7 @@ func makeLocked(dir, prefix string, folder bool, used func(path string) bool, cr
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		// Another process may have removed the file before it was locked. On a file system without
 		// locks no process removes anything.
-		if isStill(f) && !errors.Is(err, unix.EWOULDBLOCK) {
+		if isSameFile(f) && !errors.Is(err, unix.EWOULDBLOCK) {
 			return f, nil
 		}
 		f.Close()
@@ -61,7 +61,7 @@ func makeLocked(dir, prefix string, folder bool, used func(path string) bool, cr
 }
 
 // isSameFile reports whether an open file still has its name.
-func isStill(f *os.File) bool {
+func isSameFile(f *os.File) bool {
 	info, err := f.Stat()
 	named, nerr := os.Lstat(f.Name())
 	return err == nil && nerr == nil && os.SameFile(info, named)
@@ -69,7 +69,7 @@ func isStill(f *os.File) bool {
 
 // removeAbandoned removes files of this user that are neither locked nor used. Files that cannot be
 // removed stay.
-func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
+func removeAbandoned(dir, prefix string, folder bool, used func(path string) bool) {
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		return
@@ -88,8 +88,8 @@ func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
 			continue
 		}
 		info, err := f.Stat()
-		if err == nil && (info.IsDir() || info.Mode().IsRegular()) && ownFile(info) &&
-			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isStill(f) &&
+		if err == nil && (info.IsDir() || info.Mode().IsRegular()) && isOwnFile(info) &&
+			unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && isSameFile(f) &&
 			(used == nil || !used(path)) {
 			_ = os.RemoveAll(path) // the next call retries
 		}
@@ -97,7 +97,7 @@ func removeLeft(dir, prefix string, folder bool, used func(path string) bool) {
 	}
 }
 
-func ownFile(info fs.FileInfo) bool {
+func isOwnFile(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(st.Uid) == os.Geteuid()
 }

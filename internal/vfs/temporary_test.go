@@ -10,22 +10,22 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// TestTemporariesLeftBehind: what nobody holds any more is removed by the next maker, and
+// TestAbandonedTemporariesAreRemoved: what nobody holds any more is removed by the next maker, and
 // nothing else is.
-func TestTemporariesLeftBehind(t *testing.T) {
+func TestAbandonedTemporariesAreRemoved(t *testing.T) {
 	for kind, c := range map[string]struct {
 		make func(dir, prefix string) (*os.File, error)
 		left func(path string) error
 	}{
 		"folders": {func(dir, prefix string) (*os.File, error) {
-			return vfs.MakeFolder(dir, prefix, func(path string) bool { return filepath.Base(path) == "work-used" })
+			return vfs.CreateTempFolder(dir, prefix, func(path string) bool { return filepath.Base(path) == "work-used" })
 		}, func(path string) error {
 			if err := os.MkdirAll(filepath.Join(path, "view"), 0o700); err != nil {
 				return err
 			}
 			return os.WriteFile(filepath.Join(path, "view", "000001.sst"), []byte("x"), 0o600)
 		}},
-		"files": {vfs.MakeFile, func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) }},
+		"files": {vfs.CreateTempFile, func(path string) error { return os.WriteFile(path, []byte("x"), 0o600) }},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			dir := t.TempDir()
@@ -79,7 +79,7 @@ func TestTemporariesLeftBehind(t *testing.T) {
 			}
 		})
 	}
-	if _, err := vfs.MakeFolder(filepath.Join(t.TempDir(), "none"), "work-", nil); !os.IsNotExist(err) {
+	if _, err := vfs.CreateTempFolder(filepath.Join(t.TempDir(), "none"), "work-", nil); !os.IsNotExist(err) {
 		t.Error(err)
 	}
 }

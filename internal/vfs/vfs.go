@@ -42,7 +42,7 @@ type File interface {
 	// Sync makes the content durable, with the metadata that is needed to read it (fdatasync).
 	Sync() error
 	// WriteOut writes n bytes of the content to the device and waits for that. It shortens the next
-	// Sync and guarantees nothing by itself.
+	// Sync and does not replace it.
 	WriteOut(off, n int64) error
 }
 
@@ -70,11 +70,11 @@ var ErrNotRegular = errors.New("not a regular file")
 func openRegular(name string, flag int, perm, also fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(name, flag|unix.O_NONBLOCK, perm)
 	if err != nil {
-		return nil, explain(name, flag, err)
+		return nil, explainOpenError(name, flag, err)
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() && info.Mode()&also == 0 {
-		err = irregular(name, info.Mode())
+		err = irregularError(name, info.Mode())
 	}
 	if err != nil {
 		f.Close()
@@ -97,14 +97,14 @@ func ReadFile(name string) ([]byte, error) {
 }
 
 // IsFileError reports whether an error concerns the file that it names.
-func OfFile(err error) bool {
+func IsFileError(err error) bool {
 	var file *fs.PathError
-	return errors.As(err, &file) && !Exhausted(err)
+	return errors.As(err, &file) && !IsResourceExhausted(err)
 }
 
-// IsResourceExhausted reports whether an error means that descriptors or memory ran out, which
-// tells nothing about the file.
-func Exhausted(err error) bool {
+// IsResourceExhausted reports whether an error means that descriptors or memory ran out, and so is
+// independent of the file that it names.
+func IsResourceExhausted(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
@@ -138,7 +138,7 @@ func (OS) SyncDir(dir string) error {
 
 // Lock locks a file.
 func (OS) Lock(name string) (io.Closer, error) {
-	f, err := OpenOwn(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := OpenNoFollow(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

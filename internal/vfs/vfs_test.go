@@ -10,7 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-func TestOS(t *testing.T) {
+func TestOSReadsWritesAndRenames(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "a")
 	f, err := vfs.OS{}.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -57,7 +57,7 @@ func TestOpenFollowsNoLink(t *testing.T) {
 	}
 }
 
-func TestLock(t *testing.T) {
+func TestLockHasOneHolder(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "lock")
 	first, err := vfs.OS{}.Lock(name)
 	if err != nil {

@@ -29,7 +29,7 @@ func (d *Damage) Error() string {
 // for a missing file.
 func unreadable(err error) *Damage {
 	var file *fs.PathError
-	if errors.Is(err, fs.ErrNotExist) || !vfs.OfFile(err) || !errors.As(err, &file) {
+	if errors.Is(err, fs.ErrNotExist) || !vfs.IsFileError(err) || !errors.As(err, &file) {
 		return nil
 	}
 	return newDamage(file.Path, -1, "it cannot be read: %s: %v", file.Op, file.Err)

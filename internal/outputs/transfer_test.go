@@ -10,9 +10,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// TestHold: what is removed while files are held can be read until they are released, by
+// TestHoldDefersRemovals: what is removed while files are held can be read until they are released, by
 // the last of those who hold them.
-func TestHold(t *testing.T) {
+func TestHoldDefersRemovals(t *testing.T) {
 	s, err := outputs.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -20,13 +20,13 @@ func TestHold(t *testing.T) {
 	defer s.Close()
 	body := bytes.Repeat([]byte("x"), 5000)
 	for run := range messages.RunID(3) {
-		if err := s.Write(run, int64(len(body)), bytes.NewReader(body)); err != nil {
+		if err := s.ImportRun(run, int64(len(body)), bytes.NewReader(body)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	found := func() (runs []messages.RunID) {
-		err := s.Files(func(run messages.RunID) error {
-			return s.Read(run, func(size int64, r io.Reader) error {
+		err := s.ForEachRun(func(run messages.RunID) error {
+			return s.ReadRun(run, func(size int64, r io.Reader) error {
 				if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, body) || size != int64(len(body)) {
 					t.Errorf("run %d: %d bytes, %v", run, len(got), err)
 				}
@@ -39,7 +39,7 @@ func TestHold(t *testing.T) {
 		}
 		return runs
 	}
-	first, second := s.Hold(), s.Hold()
+	first, second := s.HoldRemovals(), s.HoldRemovals()
 	if err := s.Remove(1); err != nil {
 		t.Fatal(err)
 	}
@@ -51,10 +51,10 @@ func TestHold(t *testing.T) {
 	if got := found(); len(got) != 2 {
 		t.Errorf("released, and there are %v", got)
 	}
-	if err := s.Write(0, 1, bytes.NewReader(body)); err == nil {
+	if err := s.ImportRun(0, 1, bytes.NewReader(body)); err == nil {
 		t.Error("a file is overwritten")
 	}
-	if err := s.Write(9, 6000, bytes.NewReader(body)); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := s.ImportRun(9, 6000, bytes.NewReader(body)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a file that is shorter than announced: %v", err)
 	}
 }

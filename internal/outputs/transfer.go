@@ -10,19 +10,20 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // HoldRemovals defers the removal of files until the caller calls release.
-func (s *Store) Hold() (release func()) {
+func (s *Store) HoldRemovals() (release func()) {
 	s.mu.Lock()
-	s.holds++
+	s.removalHolds++
 	s.mu.Unlock()
 	return func() {
 		s.mu.Lock()
 		var due []messages.RunID
-		if s.holds--; s.holds == 0 {
-			due, s.due = s.due, nil
+		if s.removalHolds--; s.removalHolds == 0 {
+			due, s.deferredRemovals = s.deferredRemovals, nil
 		}
 		s.mu.Unlock()
 		for _, run := range due {
@@ -33,7 +34,7 @@ func (s *Store) Hold() (release func()) {
 }
 
 // ForEachRun yields the runs that have a file, in arbitrary order, until yield returns an error.
-func (s *Store) Files(yield func(messages.RunID) error) error {
+func (s *Store) ForEachRun(yield func(messages.RunID) error) error {
 	folders, err := s.fs.ReadDir(s.dir)
 	if err != nil {
 		return fmt.Errorf("output folder: %w", err)
@@ -62,7 +63,7 @@ func (s *Store) Files(yield func(messages.RunID) error) error {
 
 // ReadRun calls fn with the present content of a run's file. It does nothing for a run without a
 // file.
-func (s *Store) Read(run messages.RunID, fn func(size int64, r io.Reader) error) error {
+func (s *Store) ReadRun(run messages.RunID, fn func(size int64, r io.Reader) error) error {
 	f, err := s.acquire(run, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -79,7 +80,7 @@ func (s *Store) Read(run messages.RunID, fn func(size int64, r io.Reader) error)
 }
 
 // ImportRun creates the file of a run with size bytes. It is durable when ImportRun returns.
-func (s *Store) Write(run messages.RunID, size int64, r io.Reader) (err error) {
+func (s *Store) ImportRun(run messages.RunID, size int64, r io.Reader) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("output of run %d: %w", run, err)
@@ -104,4 +105,37 @@ func (s *Store) Write(run messages.RunID, size int64, r io.Reader) (err error) {
 		return err
 	}
 	return errors.Join(s.fs.SyncDir(filepath.Dir(path)), s.fs.SyncDir(s.dir))
+}
+
+// CopyRun copies the file of a run, if it has one, to an output folder that does not have it yet.
+// It returns when the copy is durable.
+func CopyRun(from, to string, run messages.RunID) (err error) {
+	in, err := vfs.OS{}.OpenFile(runPath(from, run), os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	name := runPath(to, run)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	out, err := vfs.OS{}.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.NewOffsetWriter(out, 0), io.NewSectionReader(in, 0, info.Size()))
+	if err == nil {
+		err = out.Sync()
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	return errors.Join(vfs.OS{}.SyncDir(filepath.Dir(name)), vfs.OS{}.SyncDir(to))
 }

@@ -17,23 +17,23 @@ type Draft struct {
 
 // CreateDraft creates a data folder to be filled. path must be an empty folder, or not exist.
 // origin is the folder that the content comes from.
-func Make(path string, origin ID) (*Draft, error) {
-	if err := checkPlace(path); err != nil && !Is(path) {
+func CreateDraft(path string, origin ID) (*Draft, error) {
+	if err := checkNotNested(path); err != nil && !IsDataFolder(path) {
 		return nil, fmt.Errorf("data folder %s: %w", path, err)
 	}
 	var o Options
-	f, err := open(path, unix.LOCK_EX, true, &o)
+	f, err := openLocked(path, unix.LOCK_EX, true, &o)
 	if err != nil {
 		return nil, err
 	}
 	d := &Draft{Folder: f}
-	if err := d.begin(origin, &o); err != nil {
-		return nil, errors.Join(f.wrap(err), f.Close())
+	if err := d.initialize(origin, &o); err != nil {
+		return nil, errors.Join(f.wrapError(err), f.Close())
 	}
 	return d, nil
 }
 
-func (d *Draft) begin(origin ID, o *Options) error {
+func (d *Draft) initialize(origin ID, o *Options) error {
 	list, err := os.ReadDir(d.path)
 	if err != nil {
 		return err
@@ -46,31 +46,31 @@ func (d *Draft) begin(origin ID, o *Options) error {
 	if err := d.dir.Chmod(0o700); err != nil {
 		return err
 	}
-	if err := d.checkAll(); err != nil {
+	if err := d.checkOwners(); err != nil {
 		return err
 	}
 	next := identity{id: newID(), origin: origin, created: time.Now(), state: statePartial}
-	if next.home, err = o.home(d.dir); err != nil {
+	if next.location, err = o.locate(d.dir); err != nil {
 		return err
 	}
 	// The state is written first, so that the remains of a crash cannot pass for a data folder.
-	if err := d.write(next); err != nil {
+	if err := d.writeIdentity(next); err != nil {
 		return err
 	}
-	return d.makeParts()
+	return d.createParts()
 }
 
 // Finish makes the folder valid, and pauses it if reason is not "". Its content must be durable
 // before. The folder stays open.
 func (d *Draft) Finish(reason string) error {
-	return d.change(func(i *identity) { i.state, i.paused = stateUsed, reason })
+	return d.updateIdentity(func(i *identity) { i.state, i.paused = stateUsed, reason })
 }
 
 // Discard removes the content and closes the folder. An empty folder stays.
 func (d *Draft) Discard() error {
 	var errs []error
 	for _, name := range []string{dbName, outputName, workerName, identityName, copyName} {
-		errs = append(errs, os.RemoveAll(d.in(name)))
+		errs = append(errs, os.RemoveAll(d.pathOf(name)))
 	}
 	return errors.Join(append(errs, d.Close())...)
 }

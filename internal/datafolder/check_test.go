@@ -9,9 +9,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/datafolder"
 )
 
-// TestAround finds the data folder that a path lies in, by whatever way it leads there, and
+// TestFindEnclosing finds the data folder that a path lies in, by whatever way it leads there, and
 // though one identity file, or both, are lost.
-func TestAround(t *testing.T) {
+func TestFindEnclosing(t *testing.T) {
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -40,12 +40,12 @@ func TestAround(t *testing.T) {
 	look := func(when string) {
 		t.Helper()
 		for _, path := range []string{"data", "data/x", "data/own", "data/db/000001.sst", "data/output/new/deeper", "link", "link/x", "other/deep/x", "other/dangling", "other/dangling/x"} {
-			if got, err := datafolder.Around(in(path)); got != in("data") || err != nil {
+			if got, err := datafolder.FindEnclosing(in(path)); got != in("data") || err != nil {
 				t.Errorf("%s: %s: %q, %v", when, path, got, err)
 			}
 		}
 		for _, path := range []string{".", "other", "other/x", "data2", "data/../x", "data/out", "data/out/x", "none/at/all"} {
-			if got, err := datafolder.Around(in(path)); got != "" || err != nil {
+			if got, err := datafolder.FindEnclosing(in(path)); got != "" || err != nil {
 				t.Errorf("%s: %s: %q, %v", when, path, got, err)
 			}
 		}
@@ -59,8 +59,8 @@ func TestAround(t *testing.T) {
 	}
 }
 
-// TestNoFolderInAnother: neither a server nor a restore makes one there.
-func TestNoFolderInAnother(t *testing.T) {
+// TestNestedDataFoldersAreRefused: neither a server nor a restore makes one there.
+func TestNestedDataFoldersAreRefused(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	f, err := datafolder.Open(data, datafolder.Options{})
 	if err != nil {
@@ -71,7 +71,7 @@ func TestNoFolderInAnother(t *testing.T) {
 	if _, err := datafolder.Open(data+"/worker/new", datafolder.Options{}); err == nil || !strings.Contains(err.Error(), want) {
 		t.Error(err)
 	}
-	if _, err := datafolder.Make(data+"/output/new", f.ID()); err == nil || !strings.Contains(err.Error(), want) {
+	if _, err := datafolder.CreateDraft(data+"/output/new", f.ID()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Error(err)
 	}
 	if err := os.Mkdir(data+"/worker/empty", 0o700); err != nil {
