@@ -99,7 +99,7 @@ func TestUmask(t *testing.T) {
 	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e2etest.TryStart(t, e2etest.Program(script)); err == nil || !strings.Contains(err.Error(), "umask 0277 takes rights") {
+	if _, err := e2etest.TryStart(t, e2etest.Program(script)); err == nil || !strings.Contains(err.Error(), "umask 0277 takes permissions") {
 		t.Errorf("a umask that locks the user out: %v", err)
 	}
 }
