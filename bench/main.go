@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func main() {
@@ -65,7 +65,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 		return err
 	}
 	if reporting && o.report == "" {
-		root, err := servertest.Root()
+		root, err := testenv.Root()
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	defer os.RemoveAll(dir)
 	if o.binary == "" {
 		fmt.Fprintln(diag, "building")
-		if o.binary, err = servertest.Build(dir, false); err != nil {
+		if o.binary, err = testenv.Build(dir, false); err != nil {
 			return err
 		}
 	}

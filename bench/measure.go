@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // benchEnv is the environment of all measurements.
@@ -142,24 +142,24 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 }
 
 // startServer starts a server on fresh data.
-func (e *benchEnv) startServer(args ...string) (*servertest.Server, error) {
+func (e *benchEnv) startServer(args ...string) (*testenv.Server, error) {
 	dir, err := e.newFolder()
 	if err != nil {
 		return nil, err
 	}
-	return servertest.Start(servertest.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
+	return testenv.Start(testenv.Config{Binary: e.binary, Data: filepath.Join(dir, "data"),
 		Args: append([]string{"--cores", "2", "--memory-mb", "100000", "--max-tasks", "20000000", "--log-level", "warn"}, args...)})
 }
 
 // finishServer stops a server, ends its worker together with running tasks, which would disturb the
 // next round, and removes the data. It returns err, or the first error of the cleanup.
-func (e *benchEnv) finishServer(s *servertest.Server, err error) error {
+func (e *benchEnv) finishServer(s *testenv.Server, err error) error {
 	data := s.Config().Data
 	defer os.RemoveAll(filepath.Dir(data))
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil {
 		err = stopErr
 	}
-	if endErr := servertest.EndWorkers(data, 30*time.Second); err == nil {
+	if endErr := testenv.EndWorkers(data, 30*time.Second); err == nil {
 		err = endErr
 	}
 	if err != nil {
@@ -169,7 +169,7 @@ func (e *benchEnv) finishServer(s *servertest.Server, err error) error {
 }
 
 // withServer runs f with a fresh server on fresh data.
-func (e *benchEnv) withServer(f func(*servertest.Server) error, args ...string) error {
+func (e *benchEnv) withServer(f func(*testenv.Server) error, args ...string) error {
 	s, err := e.startServer(args...)
 	if err != nil {
 		return err
@@ -178,8 +178,8 @@ func (e *benchEnv) withServer(f func(*servertest.Server) error, args ...string) 
 }
 
 // withRunner runs f with a fresh server and a client of it.
-func (e *benchEnv) withRunner(f func(*servertest.Server, runClient) error, args ...string) error {
-	return e.withServer(func(s *servertest.Server) error {
+func (e *benchEnv) withRunner(f func(*testenv.Server, runClient) error, args ...string) error {
+	return e.withServer(func(s *testenv.Server) error {
 		r, err := newRunner(s.URL)
 		if err != nil {
 			return err

@@ -5,7 +5,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // trueProgram runs without an argument: an argument doubles its work.
@@ -113,7 +113,7 @@ func measureProcesses(e *benchEnv) (map[string]float64, error) {
 		values[taskSwitches+part] = float64(c.switches) / float64(tasks)
 	}
 	err = withOrphans(func() error {
-		return e.withRunner(func(s *servertest.Server, r runClient) error {
+		return e.withRunner(func(s *testenv.Server, r runClient) error {
 			if _, err := r.timeRun(e.ctx, warm, 5*time.Millisecond); err != nil {
 				return err
 			}
@@ -228,7 +228,7 @@ const caravan = "Caravan"
 // measureGranularity is metg.
 func measureGranularity(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
-	err := e.withRunner(func(s *servertest.Server, r runClient) error {
+	err := e.withRunner(func(s *testenv.Server, r runClient) error {
 		for _, sch := range e.comparedSystems(r) {
 			curve, err := e.measureEfficiencies(sch)
 			if isAbsent(err) {

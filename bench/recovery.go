@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // lineFile is a file to which tasks append a line with their name. It shows which tasks ran,
@@ -187,7 +187,7 @@ func measureRecovery(e *benchEnv) (map[string]float64, error) {
 }
 
 // submitOnce submits a graph over a connection of its own.
-func submitOnce(s *servertest.Server, doc []byte) (run uint64, err error) {
+func submitOnce(s *testenv.Server, doc []byte) (run uint64, err error) {
 	r, err := newRunner(s.URL)
 	if err != nil {
 		return 0, err
@@ -197,7 +197,7 @@ func submitOnce(s *servertest.Server, doc []byte) (run uint64, err error) {
 }
 
 // awaitCompleted returns once n tasks of a run are COMPLETED, with their number.
-func (e *benchEnv) awaitCompleted(s *servertest.Server, run uint64, n int) (got int, err error) {
+func (e *benchEnv) awaitCompleted(s *testenv.Server, run uint64, n int) (got int, err error) {
 	r, err := newRunner(s.URL)
 	if err != nil {
 		return 0, err
@@ -223,7 +223,7 @@ const (
 // dataFolder is a data folder that a server opens.
 type dataFolder struct {
 	name string // in the table, with the full size
-	fill func(e *benchEnv, s *servertest.Server) error
+	fill func(e *benchEnv, s *testenv.Server) error
 }
 
 const (
@@ -312,9 +312,9 @@ func (f dataFolder) measureOpening(e *benchEnv, values map[string]float64) (err 
 }
 
 // startTimed starts a server and returns when it is ready, with the processor time that it has used.
-func startTimed(c servertest.Config, s **servertest.Server) (took, cpu time.Duration, err error) {
+func startTimed(c testenv.Config, s **testenv.Server) (took, cpu time.Duration, err error) {
 	begin := time.Now()
-	next, err := servertest.Start(c)
+	next, err := testenv.Start(c)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -324,7 +324,7 @@ func startTimed(c servertest.Config, s **servertest.Server) (took, cpu time.Dura
 	return took, cpu, err
 }
 
-func stopServer(s *servertest.Server) error {
+func stopServer(s *testenv.Server) error {
 	_, _, err := s.Stop(60 * time.Second)
 	return err
 }
@@ -365,7 +365,7 @@ func readTables(data string) (size int64, took time.Duration, err error) {
 }
 
 // fillTasks runs one large run to its end.
-func fillTasks(e *benchEnv, s *servertest.Server) error {
+func fillTasks(e *benchEnv, s *testenv.Server) error {
 	doc, err := fanGraph(e.scaledSize(1_000_000, 100_000))
 	if err != nil {
 		return err
@@ -380,7 +380,7 @@ func fillTasks(e *benchEnv, s *servertest.Server) error {
 }
 
 // fillWaiting submits runs that wait for a slot.
-func fillWaiting(e *benchEnv, s *servertest.Server) error {
+func fillWaiting(e *benchEnv, s *testenv.Server) error {
 	r, err := newRunner(s.URL)
 	if err != nil {
 		return err
@@ -393,7 +393,7 @@ func fillWaiting(e *benchEnv, s *servertest.Server) error {
 }
 
 // fillRuns runs small runs to their ends.
-func fillRuns(e *benchEnv, s *servertest.Server) error {
+func fillRuns(e *benchEnv, s *testenv.Server) error {
 	n := e.scaledSize(1_000_000, 50_000)
 	if err := submitMany(e, s, `{"tag":"open","tasks":{"a":{"job":{"executor":"noop"}}}}`, n); err != nil {
 		return err
@@ -405,7 +405,7 @@ func fillRuns(e *benchEnv, s *servertest.Server) error {
 }
 
 // submitMany submits a graph n times, in batches.
-func submitMany(e *benchEnv, s *servertest.Server, graph string, n int) error {
+func submitMany(e *benchEnv, s *testenv.Server, graph string, n int) error {
 	const lines = 1000
 	req := newRequest("POST", "/v1/dagruns", "application/x-ndjson", bytes.Repeat([]byte(graph+"\n"), lines))
 	for range n / lines {

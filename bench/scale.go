@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // measureMemory returns the size of a queued task. It takes the difference between two servers with
@@ -44,7 +44,7 @@ func (e *benchEnv) measureWaitingRun(n int) (f serverFootprint, err error) {
 	if err != nil {
 		return f, err
 	}
-	err = e.withServer(func(s *servertest.Server) error {
+	err = e.withServer(func(s *testenv.Server) error {
 		run, err := submitOnce(s, doc)
 		if err != nil {
 			return err
@@ -171,7 +171,7 @@ func (e *benchEnv) measureBehindLargeRun(values map[string]float64, kind string,
 	if err != nil {
 		return err
 	}
-	return e.withRunner(func(s *servertest.Server, r runClient) error {
+	return e.withRunner(func(s *testenv.Server, r runClient) error {
 		var idle []time.Duration
 		for range 20 {
 			took, err := r.timeRun(e.ctx, small, pollInterval)
@@ -224,7 +224,7 @@ func (e *benchEnv) measureAmongManyRuns(values map[string]float64) error {
 	if err != nil {
 		return err
 	}
-	return e.withRunner(func(s *servertest.Server, r runClient) error {
+	return e.withRunner(func(s *testenv.Server, r runClient) error {
 		client := &http.Client{Timeout: time.Minute}
 		defer client.CloseIdleConnections()
 		begin := time.Now()
@@ -310,7 +310,7 @@ func measureViews(e *benchEnv) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{}
-	err = e.withServer(func(s *servertest.Server) error {
+	err = e.withServer(func(s *testenv.Server) error {
 		run, err := submitOnce(s, doc)
 		if err != nil {
 			return err

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // measureFan is w1, a fan-out of no-ops at a size that the references can handle, too.
@@ -47,7 +47,7 @@ func (e *benchEnv) runFanOut(n int) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{}
-	err = e.withRunner(func(s *servertest.Server, r runClient) error {
+	err = e.withRunner(func(s *testenv.Server, r runClient) error {
 		if _, err := r.timeRun(e.ctx, warm, pollInterval); err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func measureEmptyRun(e *benchEnv) (map[string]float64, error) {
 		return nil, err
 	}
 	var whole, submission []time.Duration
-	err = e.withRunner(func(s *servertest.Server, r runClient) error {
+	err = e.withRunner(func(s *testenv.Server, r runClient) error {
 		for i := range n + n/10 {
 			begin := time.Now()
 			run, err := r.submit(doc)
@@ -203,7 +203,7 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 
 	// GET /ready is measured before and after the submissions, on the same server.
-	withReady := func(s *servertest.Server, metric, job string) error {
+	withReady := func(s *testenv.Server, metric, job string) error {
 		before, err := closedLoop(s.URL, connections, during/2, ready)
 		if err != nil {
 			return err
@@ -227,7 +227,7 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	}
 	const job = `"command":["/usr/bin/python3","script.py","{{JOBNO}}"]`
 	// holdSlots submits a task that takes all slots, so that later submissions wait.
-	holdSlots := func(s *servertest.Server) error {
+	holdSlots := func(s *testenv.Server) error {
 		r, err := newRunner(s.URL)
 		if err != nil {
 			return err
@@ -236,7 +236,7 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 		_, err = r.submit([]byte(`{"tasks":{"holder":{"job":{"command":["sleep","300"],"cores":2}}}}`))
 		return err
 	}
-	err := e.withServer(func(s *servertest.Server) error {
+	err := e.withServer(func(s *testenv.Server) error {
 		if err := holdSlots(s); err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = e.withServer(func(s *servertest.Server) error {
+	err = e.withServer(func(s *testenv.Server) error {
 		if err := holdSlots(s); err != nil {
 			return err
 		}
@@ -270,7 +270,7 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 		"while no-op runs run": `"executor":"noop","command":["/usr/bin/python3","script.py","{{JOBNO}}"]`,
 		"while /bin/true runs": `"command":["/bin/true","script.py","{{JOBNO}}"]`,
 	} {
-		if err := e.withServer(func(s *servertest.Server) error { return withReady(s, metric, job) }); err != nil {
+		if err := e.withServer(func(s *testenv.Server) error { return withReady(s, metric, job) }); err != nil {
 			return nil, err
 		}
 	}
@@ -307,7 +307,7 @@ func measureOutput(e *benchEnv) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{}
-	took, err := e.timeOnFreshServer(warm, doc, 5*time.Millisecond, func(s *servertest.Server) error {
+	took, err := e.timeOnFreshServer(warm, doc, 5*time.Millisecond, func(s *testenv.Server) error {
 		kept, err := folderSize(filepath.Join(s.Config().Data, "output"))
 		values[outputKept] = float64(kept) / 1e6
 		return err

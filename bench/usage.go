@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // resourceCost is the processor time of a process, user and system, and its number of context
@@ -38,8 +38,8 @@ type serverUsage struct {
 // totalCPU is the processor time of all of them.
 func (u serverUsage) totalCPU() time.Duration { return u.server.cpu + u.worker.cpu + u.children }
 
-func (e *benchEnv) measureUsage(s *servertest.Server) (u serverUsage, err error) {
-	for _, pid := range servertest.Workers(s.Config().Data) {
+func (e *benchEnv) measureUsage(s *testenv.Server) (u serverUsage, err error) {
+	for _, pid := range testenv.Workers(s.Config().Data) {
 		own, children, err := costOf(pid)
 		if err != nil {
 			return u, err
@@ -62,10 +62,10 @@ func (e *benchEnv) measureUsage(s *servertest.Server) (u serverUsage, err error)
 // costOf returns what a process itself has used so far, and the CPU of its ended children. An ended
 // process can be measured until it is waited for.
 func costOf(pid int) (own resourceCost, children time.Duration, err error) {
-	if own.cpu, children, err = servertest.CPU(pid); err != nil {
+	if own.cpu, children, err = testenv.CPU(pid); err != nil {
 		return own, 0, err
 	}
-	own.switches, err = servertest.ContextSwitches(pid)
+	own.switches, err = testenv.ContextSwitches(pid)
 	return own, children, err
 }
 
@@ -127,15 +127,15 @@ func withOrphans(f func() error) error {
 // endWorker ends a server and its worker and returns the context switches of the worker's children.
 // The kernel reports them only to the parent that waits for the worker: after the end of the server
 // this is this process (withOrphans).
-func (e *benchEnv) endWorker(s *servertest.Server) (switches int64, err error) {
-	pids := servertest.Workers(s.Config().Data)
+func (e *benchEnv) endWorker(s *testenv.Server) (switches int64, err error) {
+	pids := testenv.Workers(s.Config().Data)
 	if len(pids) != 1 {
 		return 0, fmt.Errorf("%d workers, want 1", len(pids))
 	}
 	s.Kill() // a clean stop would end the worker, and might wait for it
-	own, err := servertest.ContextSwitches(pids[0])
+	own, err := testenv.ContextSwitches(pids[0])
 	if err == nil {
-		err = servertest.EndWorkers(s.Config().Data, 30*time.Second)
+		err = testenv.EndWorkers(s.Config().Data, 30*time.Second)
 	}
 	if err != nil {
 		return 0, err

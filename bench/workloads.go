@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // The no-op workloads have two references: make with a recipe that starts the cheapest possible
@@ -192,8 +192,8 @@ func allWorkloads() []workload {
 
 // timeOnFreshServer runs one graph on a fresh server, after a small graph of the same kind has
 // warmed it up. Then it calls inspect, if not nil.
-func (e *benchEnv) timeOnFreshServer(warm, doc []byte, interval time.Duration, inspect func(*servertest.Server) error) (took time.Duration, err error) {
-	err = e.withRunner(func(s *servertest.Server, r runClient) error {
+func (e *benchEnv) timeOnFreshServer(warm, doc []byte, interval time.Duration, inspect func(*testenv.Server) error) (took time.Duration, err error) {
+	err = e.withRunner(func(s *testenv.Server, r runClient) error {
 		if _, err = r.timeRun(e.ctx, warm, interval); err != nil {
 			return err
 		}

@@ -3,14 +3,7 @@ package http
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		// The process-wide clock of fasthttp.
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
-		// A stopped worker pool notices within ten seconds.
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
-	)
-}
+func TestMain(m *testing.M) { testenv.VerifyNoLeaks(m) }

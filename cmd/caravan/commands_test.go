@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // The seed's example of a finished run, at a glance.
@@ -265,7 +267,7 @@ func TestInterruptedWaitLeavesTheRun(t *testing.T) {
 	go func() { done <- p.run("wait", "7", "--server", a.URL) }()
 	p.errs.await(t, "run 7 RUNNING")
 	p.signals <- nil
-	if code := <-done; code != exitInterrupted || !strings.Contains(p.errs.String(), "caravan: interrupted: run 7 goes on\n") {
+	if code := testenv.Receive(t, "exit code", done); code != exitInterrupted || !strings.Contains(p.errs.String(), "caravan: interrupted: run 7 goes on\n") {
 		t.Errorf("exit %d: %s", code, p.errs)
 	}
 	if slices.Contains(a.called(), "DELETE /v1/dagrun/7") {

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestMain makes the test's binary its own worker.
@@ -24,11 +24,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		main()
 	}
-	goleak.VerifyTestMain(m,
-		// fasthttp's own: they sleep for up to 10 s, and look up only then.
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"),
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
-	)
+	testenv.VerifyNoLeaks(m)
 }
 
 // buffer is a writer that may be read while it is written.
@@ -60,11 +56,13 @@ func (b *buffer) String() string {
 // await waits until the buffer contains text.
 func (b *buffer) await(t *testing.T, text string) {
 	t.Helper()
+	deadline := time.NewTimer(testenv.Patience)
+	defer deadline.Stop()
 	for !strings.Contains(b.String(), text) {
 		select {
 		case <-b.wrote:
-		case <-t.Context().Done():
-			t.Fatalf("never wrote %q, but %q", text, b.String())
+		case <-deadline.C:
+			t.Fatalf("%q is not written within %v, but %q", text, testenv.Patience, b.String())
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/datafolder"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func runTable(end string) map[string]string {
@@ -113,7 +114,7 @@ func TestInterruptKillsTheRun(t *testing.T) {
 	p.signals <- os.Interrupt
 	p.errs.await(t, "killing run 7")
 	a.set("GET /v1/dagrun/7/summary", state("KILLED"))
-	if c := <-code; c != exitKilled {
+	if c := testenv.Receive(t, "exit code", code); c != exitKilled {
 		t.Errorf("exit %d: %s", c, p.errs)
 	}
 	same(t, "stdout", p.out.String(), "~run 7 KILLED")
@@ -147,7 +148,7 @@ func TestRunReportsAFailedServer(t *testing.T) {
 	code := p.start("run", file(t, "g.json", "{}"), "--data", t.TempDir())
 	p.errs.await(t, "run 7 RUNNING")
 	close(s.failed)
-	if c := <-code; c != exitInternal || !strings.Contains(p.errs.String(), "disk full") {
+	if c := testenv.Receive(t, "exit code", code); c != exitInternal || !strings.Contains(p.errs.String(), "disk full") {
 		t.Errorf("exit %d: %s", c, p.errs)
 	}
 }
@@ -203,7 +204,7 @@ func TestRunWithTheRealServer(t *testing.T) {
 		t.Errorf("exit %d: %s%s", c, cli.out, cli.errs)
 	}
 	p.signals <- os.Interrupt
-	if c := <-code; c != 0 {
+	if c := testenv.Receive(t, "exit code", code); c != 0 {
 		t.Errorf("exit %d: %s", c, p.errs)
 	}
 

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // stub is a server that is none: it answers from an api's table.
@@ -90,7 +92,7 @@ func TestServeStopsAtASignal(t *testing.T) {
 		}
 		resp.Body.Close()
 		p.signals <- os.Interrupt
-		if c := <-code; c != 0 {
+		if c := testenv.Receive(t, "exit code", code); c != 0 {
 			t.Errorf("exit %d: %s", c, p.errs)
 		}
 		if s.config.CPUMillis != 3000 || s.config.Data != "/nowhere" {
@@ -119,7 +121,7 @@ func TestServeStopsAtOnceAtTheSecondSignal(t *testing.T) {
 	address(t, p)
 	p.signals <- os.Interrupt
 	p.signals <- os.Interrupt // the same one, sent to process and group: counts once
-	<-closing
+	testenv.Receive(t, "close", closing)
 	select {
 	case c := <-code:
 		t.Fatalf("two signals at once ended it with %d", c)
@@ -137,7 +139,7 @@ func TestServeStopsAtOnceAtTheSecondSignal(t *testing.T) {
 			p.signals <- os.Interrupt
 		}
 	}
-	<-ended
+	testenv.Receive(t, "end", ended)
 	same(t, "stderr", p.errs.String(), "~caravan: ")
 }
 
@@ -163,7 +165,7 @@ func TestServeReportsAFailedServer(t *testing.T) {
 	code := p.start("serve", "--listen", "127.0.0.1:0")
 	p.errs.await(t, "msg=ready")
 	p.signals <- os.Interrupt
-	if c := <-code; c != exitInternal {
+	if c := testenv.Receive(t, "exit code", code); c != exitInternal {
 		t.Errorf("exit %d", c)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // shut is a stream whose reader has gone.
@@ -93,7 +95,7 @@ func TestSecondSignalExitsAHangingCommand(t *testing.T) {
 			t.Error("it goes on")
 		}
 		close(free)
-		<-ended
+		testenv.Receive(t, "end", ended)
 	})
 }
 

@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func TestEventsOfOneRunAndOfAllRuns(t *testing.T) {
@@ -40,7 +42,7 @@ func TestEventsOfOneRunAndOfAllRuns(t *testing.T) {
 	code := p.start("events", "--tag", "x", "--server", a.URL)
 	p.out.await(t, "run 7 QUEUED")
 	p.signals <- os.Interrupt
-	if c := <-code; c != exitInterrupted || p.errs.String() != "caravan: interrupted\n" {
+	if c := testenv.Receive(t, "exit code", code); c != exitInterrupted || p.errs.String() != "caravan: interrupted\n" {
 		t.Errorf("interrupted: exit %d: %s", c, p.errs)
 	}
 	for _, args := range [][]string{{"events", "x"}, {"events", "7", "--tag", "x"}, {"events", "1", "2"}} {

@@ -22,7 +22,7 @@ var plainPackages = []string{
 	"executor", "executor/lifecycle", "executor/remote", "executor/worker", "executor/workerpb",
 	"executor/executortest", "executor/slurm", "executor/slurm/slurmtest",
 	"internal/backup", "internal/browsertest", "internal/covercheck", "internal/datafolder", "internal/faults",
-	"internal/idtable", "internal/outputs", "internal/servertest", "internal/vfork", "internal/vfs",
+	"internal/idtable", "internal/outputs", "internal/testenv", "internal/vfork", "internal/vfs",
 
 	"http", "http/access", "messages",
 

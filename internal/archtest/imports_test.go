@@ -41,12 +41,12 @@ var may = map[string][]string{
 	"persistence/commitlog": {"internal/vfs"},
 
 	// Not part of the binary.
-	"bench":               {"client", "internal/servertest"},
+	"bench":               {"client", "internal/testenv"},
 	"internal/archtest":   {},
 	"internal/covercheck": {},
 	"internal/faults":     {"internal/vfs"},
-	"internal/e2e":        {"client", "internal/servertest", "internal/e2e/e2etest"},
-	"internal/servertest": {},
+	"internal/e2e":        {"client", "internal/testenv", "internal/e2e/e2etest"},
+	"internal/testenv":    {},
 }
 
 // outside says which modules a package imports. A package that is not here
@@ -81,10 +81,10 @@ var pure = []string{
 	"slices", "sort", "strconv", "strings", "time", "unicode", "unicode/utf8",
 }
 
-// helper tells whether a package is a test helper (…test), which may import what
+// helper reports whether a package is a test helper (…test, internal/testenv), which may import what
 // it tests and the testing packages.
 func helper(short string) bool {
-	return strings.HasSuffix(short, "test") && short != "internal/archtest"
+	return strings.HasSuffix(short, "test") && short != "internal/archtest" || short == "internal/testenv"
 }
 
 func TestImportsOfTheModule(t *testing.T) {

@@ -26,7 +26,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // runBinary runs the binary and returns what it printed and its exit code.
@@ -75,7 +75,7 @@ func TestNonLoopbackNeedsAccessControl(t *testing.T) {
 	}
 	// The first address is for the harness, which knows only the loopback one.
 	both := "127.0.0.1:0,0.0.0.0:0"
-	listen := func(c *servertest.Config) { c.Listen = both }
+	listen := func(c *testenv.Config) { c.Listen = both }
 	s := e2etest.Start(t, listen, e2etest.Args("--insecure"))
 	if log := s.Log(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "INSECURE") {
 		t.Errorf("no warning: %s", log)
@@ -187,7 +187,7 @@ func TestUnixSocketAccess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s")
-	listen := func(c *servertest.Config) { c.Listen = "127.0.0.1:0,unix:" + path }
+	listen := func(c *testenv.Config) { c.Listen = "127.0.0.1:0,unix:" + path }
 	s := e2etest.Start(t, listen)
 	if info, err := os.Stat(path); err != nil || info.Mode() != os.ModeSocket|0o600 {
 		t.Fatal(info.Mode(), err)
@@ -321,9 +321,9 @@ func expired(c *x509.Certificate) {
 }
 
 // launchTLS starts a server that the harness cannot ask, and returns its https address.
-func launchTLS(t *testing.T, args ...string) (*servertest.Server, string) {
+func launchTLS(t *testing.T, args ...string) (*testenv.Server, string) {
 	t.Helper()
-	s, err := servertest.Launch(servertest.Config{Binary: e2etest.Binary(), Data: t.TempDir(), Args: append([]string{"--cores", "2", "--memory-mb", "1000"}, args...)})
+	s, err := testenv.Launch(testenv.Config{Binary: e2etest.Binary(), Data: t.TempDir(), Args: append([]string{"--cores", "2", "--memory-mb", "1000"}, args...)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,7 @@ func launchTLS(t *testing.T, args ...string) (*servertest.Server, string) {
 		if _, _, err := s.Stop(e2etest.Patience); err != nil {
 			t.Error(err)
 		}
-		if err := servertest.EndWorkers(s.Config().Data, e2etest.Patience); err != nil {
+		if err := testenv.EndWorkers(s.Config().Data, e2etest.Patience); err != nil {
 			t.Error(err)
 		}
 	})
@@ -459,7 +459,7 @@ func TestTasksCannotReadTheServer(t *testing.T) {
 		t.Errorf("a task sees the server's secrets:\n%s", out)
 	}
 	allowed := []string{"PATH=", "HOME=", "LANG=", "TMPDIR=", "USER=", "GOGC=", "GOMAXPROCS=", "CARAVAN_WORKER="}
-	pids := servertest.Workers(s.Config().Data)
+	pids := testenv.Workers(s.Config().Data)
 	if len(pids) != 1 {
 		t.Fatalf("workers: %v", pids)
 	}

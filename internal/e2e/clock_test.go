@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // clocked starts a server whose wall clock step sets.
@@ -51,7 +52,7 @@ func TestClockChanges(t *testing.T) {
 	}
 	step(960 * time.Hour)
 	s = s.Crash() // a start looks for what is to be deleted at once
-	if !e2etest.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) < len(runs) }) {
+	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) < len(runs) }) {
 		t.Fatal("nothing was swept")
 	}
 	if list := s.List("?all=1"); len(list) != 3 || list[0].RunID != runs[1] {
@@ -167,11 +168,11 @@ func TestKeysOutliveRetention(t *testing.T) {
 		return string(s.Want(200, "POST", "/v1/dagruns", strings.Repeat(doc, lines), "Content-Type", "application/x-ndjson", "Idempotency-Key", "night").Body)
 	}
 	first := submit()
-	if !e2etest.Poll(e2etest.Patience, func() bool { return len(s.List("?limit=1")) == 0 }) {
+	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?limit=1")) == 0 }) {
 		t.Fatal("the runs do not end")
 	}
 	s = s.Crash() // a start looks for what is to be deleted at once
-	if !e2etest.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) == 3 }) {
+	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) == 3 }) {
 		t.Fatalf("%d runs are left", len(s.List("?all=1")))
 	}
 	if again := submit(); again != first {

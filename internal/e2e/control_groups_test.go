@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // groupsOf lists the control groups of a data folder's workers, by the folder's identity.
@@ -47,12 +47,12 @@ func TestDeadWorkersControlGroupsAreRemoved(t *testing.T) {
 		if len(first) == 0 {
 			t.Skip("no control groups can be made here")
 		}
-		workers := servertest.Workers(data)
+		workers := testenv.Workers(data)
 		s.Kill()
 		for _, pid := range workers {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		e2etest.Eventually(t, "the worker is gone", func() bool { return len(servertest.Workers(data)) == 0 })
+		e2etest.Eventually(t, "the worker is gone", func() bool { return len(testenv.Workers(data)) == 0 })
 		if removed {
 			if err := os.RemoveAll(filepath.Join(data, "worker")); err != nil {
 				t.Fatal(err)

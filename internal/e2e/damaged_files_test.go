@@ -16,7 +16,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // marked is a table of a data folder in which a text stands, and where.
@@ -329,14 +329,14 @@ func TestDamagedWorkerFiles(t *testing.T) {
 		run := s.Submit(aloneDoc(dir, 6))
 		e2etest.Eventually(t, "six tasks run", func() bool { return strings.Count(linesOf(t, dir), "start ") == 6 })
 		killed := "server"
-		workers := servertest.Workers(data)
+		workers := testenv.Workers(data)
 		s.Kill()
 		if rng.IntN(3) > 0 {
 			killed = "both"
 			for _, pid := range workers {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
-			e2etest.Eventually(t, "the worker is gone", func() bool { return len(servertest.Workers(data)) == 0 })
+			e2etest.Eventually(t, "the worker is gone", func() bool { return len(testenv.Workers(data)) == 0 })
 		}
 		var files []string
 		err := filepath.WalkDir(filepath.Join(data, "worker"), func(path string, e fs.DirEntry, err error) error {
@@ -429,7 +429,7 @@ func endRunning(t *testing.T, s *e2etest.Server, dir string) {
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Error(err)
 	}
-	if err := servertest.EndWorkers(s.Config().Data, e2etest.Patience); err != nil {
+	if err := testenv.EndWorkers(s.Config().Data, e2etest.Patience); err != nil {
 		t.Error(err)
 	}
 	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(inFolder(dir)) == 0 })

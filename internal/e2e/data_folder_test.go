@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestAnyDataFolderPath: a server works in, and comes back to, whatever folder the kernel takes,
@@ -59,7 +59,7 @@ func TestAnyDataFolderPath(t *testing.T) {
 			if _, _, err := s.Stop(e2etest.Patience); err != nil {
 				t.Error(err)
 			}
-			if err := servertest.EndWorkers(data, e2etest.Patience); err != nil {
+			if err := testenv.EndWorkers(data, e2etest.Patience); err != nil {
 				t.Error(err)
 			}
 		})
@@ -330,7 +330,7 @@ func TestFIFOsInDataFolderAreRefused(t *testing.T) {
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
-	if err := servertest.EndWorkers(data, e2etest.Patience); err != nil {
+	if err := testenv.EndWorkers(data, e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
 	both := []string{"db/log/state", "db/KEYREGISTRY", "db/MANIFEST"}
@@ -511,7 +511,7 @@ func TestLeftoversOfKilledRunAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range left() { // else it ends after a minute
-		if err := servertest.EndWorkers(filepath.Join(path, "data"), e2etest.Patience); err != nil {
+		if err := testenv.EndWorkers(filepath.Join(path, "data"), e2etest.Patience); err != nil {
 			t.Fatal(err)
 		}
 	}

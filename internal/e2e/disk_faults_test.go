@@ -17,7 +17,7 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 	"github.com/caravan-dag/caravan/internal/faults"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestCommitLogErrors: the server's log cannot be written, or not be synced, at some call
@@ -288,7 +288,7 @@ func TestPowerCut(t *testing.T) {
 	for cut := range scaled(*cutsFlag) {
 		acked := loadUntilCut(t, s, disk, fmt.Sprint("cut-", cut), lines, 20+rng.IntN(300), completed)
 		s.Kill()
-		for _, pid := range servertest.Workers(s.Config().Data) {
+		for _, pid := range testenv.Workers(s.Config().Data) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		disk.again(t)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // diskSize is that of the file system which the full-disk tests fill.
@@ -184,7 +185,7 @@ func roomAgain(t *testing.T, s *e2etest.Server) *e2etest.Server {
 			return false
 		}
 	}
-	if e2etest.Poll(e2etest.Patience, func() bool { return gone() || takes() }) && !gone() {
+	if testenv.Poll(e2etest.Patience, func() bool { return gone() || takes() }) && !gone() {
 		t.Log("the server went on by itself")
 		return s
 	}

@@ -8,12 +8,12 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func examples(t *testing.T) string {
 	t.Helper()
-	root, err := servertest.Root()
+	root, err := testenv.Root()
 	if err != nil {
 		t.Fatal(err)
 	}

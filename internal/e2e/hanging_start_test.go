@@ -12,7 +12,7 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 	"github.com/caravan-dag/caravan/internal/faults"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // slowScripts makes n scripts whose exec waits as long as their lease is held. Each appends
@@ -174,7 +174,7 @@ func TestWorkerKilledBeforeExec(t *testing.T) {
 			graph, leases := slowScripts(t, dir, tasks)
 			run := s.Submit(graph)
 			awaitExecs(t, leases)
-			workers := servertest.Workers(s.Config().Data)
+			workers := testenv.Workers(s.Config().Data)
 			if len(workers) != 1 {
 				t.Fatalf("workers: %v", workers)
 			}

@@ -24,6 +24,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // attack is one malformed or hostile request.
@@ -287,7 +288,7 @@ func TestHostileRequests(t *testing.T) {
 	}
 
 	var after [2]int
-	if !e2etest.Poll(2*e2etest.Patience, func() bool {
+	if !testenv.Poll(2*e2etest.Patience, func() bool {
 		after = level(t, s)
 		return after[0] <= before[0]+3 && after[1] <= before[1]+3
 	}) {
@@ -439,7 +440,7 @@ func TestDisconnectingClients(t *testing.T) {
 		c.Close()
 	}
 	var after [2]int
-	if !e2etest.Poll(2*e2etest.Patience, func() bool {
+	if !testenv.Poll(2*e2etest.Patience, func() bool {
 		after = level(t, s)
 		return after[0] <= before[0]+3 && after[1] <= before[1]+3
 	}) {

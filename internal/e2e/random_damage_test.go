@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestRandomDamage damages one file of a data folder and starts the server over it, -damages times.
@@ -118,7 +118,7 @@ func newHistory(t *testing.T, stop string) *history {
 	} else {
 		s.Kill()
 	}
-	if err := servertest.EndWorkers(h.data, e2etest.Patience); err != nil {
+	if err := testenv.EndWorkers(h.data, e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
 	var err error
@@ -302,7 +302,7 @@ func (h *history) check(t *testing.T, d damage) string {
 	}
 	defer func() {
 		s.Kill()
-		if err := servertest.EndWorkers(h.data, e2etest.Patience); err != nil {
+		if err := testenv.EndWorkers(h.data, e2etest.Patience); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -398,7 +398,7 @@ func (h *history) restartAll(t *testing.T, s *e2etest.Server) (bad []string) {
 			continue
 		}
 		var last e2etest.Response
-		ok := e2etest.Poll(20*time.Second, func() bool {
+		ok := testenv.Poll(20*time.Second, func() bool {
 			var got struct{ State string }
 			last = s.Do("GET", e2etest.Path(id, "/state"), "")
 			return last.Status >= 500 || json.Unmarshal(last.Body, &got) == nil && e2etest.Final(got.State)

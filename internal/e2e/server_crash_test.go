@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // The run of the crash test: 1 + 300 + 1 generator + 99 generated + 1 + 98 = 500
@@ -99,7 +100,7 @@ func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) {
 		done := ended(readLines(t, dir))
 		step := max(1, (crashTasks-150-done)/(kills-killed)) // tasks go on while the server is away
 		target := done + rng.IntN(step)
-		e2etest.Poll(e2etest.Patience, func() bool {
+		testenv.Poll(e2etest.Patience, func() bool {
 			return ended(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
 		})
 		note(t, s.Get(run), seen)
@@ -434,7 +435,7 @@ func TestKillNineDuringRetention(t *testing.T) {
 	doc := `{"tag":"many","jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}` + "\n"
 	s.Want(200, "POST", "/v1/dagruns", strings.Repeat(doc, runs), "Content-Type", "application/x-ndjson")
 	ended := func() bool { return len(s.List("?limit=2")) == 1 }
-	if !e2etest.Poll(e2etest.Patience, ended) {
+	if !testenv.Poll(e2etest.Patience, ended) {
 		t.Fatal("the runs do not end")
 	}
 	last, left := old+uint64(runs), runs

@@ -18,7 +18,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestShutdownUnderLoad: the server is told to end while clients ask for all kinds of
@@ -223,7 +223,7 @@ func TestServerOutlivesItsLogReader(t *testing.T) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer servertest.EndWorkers(data, e2etest.Patience)
+	defer testenv.EndWorkers(data, e2etest.Patience)
 	defer command.Process.Kill()
 	line, err := bufio.NewReader(log).ReadString('\n')
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 	"github.com/caravan-dag/caravan/internal/faults"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // limited is a program that starts the binary under test under a limit of the shell's.
@@ -147,7 +147,7 @@ func nothingWaits(t *testing.T, s *e2etest.Server) {
 }
 
 // behindShell is the binary under test behind a line of shell.
-func behindShell(t *testing.T, line string) func(*servertest.Config) {
+func behindShell(t *testing.T, line string) func(*testenv.Config) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "caravan")
 	text := fmt.Sprintf("#!/bin/sh\n%s || exit 9\nexec %q \"$@\"\n", line, e2etest.Binary())
@@ -206,7 +206,7 @@ func TestHungWorkerIsReported(t *testing.T) {
 	dir := t.TempDir()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"t": e2etest.Sh("exec sleep 1000").Job("workDir", dir)}))
 	s.AwaitTask(run, "t", "RUNNING")
-	pids := servertest.Workers(s.Config().Data)
+	pids := testenv.Workers(s.Config().Data)
 	if len(pids) != 1 {
 		t.Fatalf("workers: %v", pids)
 	}
@@ -303,7 +303,7 @@ func hitsOf(t *testing.T, data string) []string {
 // the slots would take 150 tasks at once.
 func TestThousandTasksWithFewDescriptors(t *testing.T) {
 	s := e2etest.Start(t, behindShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
-	for _, pid := range append(servertest.Workers(s.Config().Data), s.PID()) {
+	for _, pid := range append(testenv.Workers(s.Config().Data), s.PID()) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 		if err != nil {
 			t.Fatal(err)
@@ -508,16 +508,16 @@ func TestManyConcurrentProcesses(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh("echo {{N}} >>ran; exec sleep 600").Job("workDir", dir).Job("cores", "0.001"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(tasks)}))
-	e2etest.Poll(5*time.Minute, func() bool { return ranIn(dir) == tasks })
+	testenv.Poll(5*time.Minute, func() bool { return ranIn(dir) == tasks })
 	started := time.Since(begin)
 	if got := len(inFolder(dir)); got != tasks {
 		t.Errorf("%d processes run, want %d", got, tasks)
 	}
 	e2etest.Eventually(t, "all are listed as running", func() bool { return statesOf(s, run)["RUNNING"] == tasks })
-	workers := servertest.Workers(s.Config().Data)
+	workers := testenv.Workers(s.Config().Data)
 	begin = time.Now()
 	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
-	if !e2etest.Poll(2*time.Minute, func() bool { return s.State(run) == "KILLED" }) {
+	if !testenv.Poll(2*time.Minute, func() bool { return s.State(run) == "KILLED" }) {
 		t.Fatalf("after a kill the run is %s, its tasks %v", s.State(run), statesOf(s, run))
 	}
 	killed := time.Since(begin)

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // The tests of this file want the cluster of executor/slurm/cluster.sh.
@@ -22,7 +22,7 @@ func startSlurm(t *testing.T) *e2etest.Server {
 	if conf == "" {
 		t.Fatal("no cluster: run this by executor/slurm/cluster.sh")
 	}
-	return e2etest.Start(t, func(c *servertest.Config) {
+	return e2etest.Start(t, func(c *testenv.Config) {
 		c.Args = []string{"--cores", "1", "--memory-mb", "500", "--kill-grace", "1s", "--slurm", "--slurm-jobs", "16"}
 	})
 }

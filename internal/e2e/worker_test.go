@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // fan is a run of n tasks that each take a while and append "start NAME ATTEMPT"
@@ -68,7 +68,7 @@ func TestServerKilledThreeTimes(t *testing.T) {
 		run := s.Submit(fan(dir, tasks, "0.1"))
 		for kill := range 3 {
 			target := rng.IntN(tasks/4) + kill*tasks/4
-			e2etest.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
+			testenv.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
 			pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 			s = s.Crash()
 		}
@@ -112,7 +112,7 @@ func TestWorkerAndServerKilled(t *testing.T) {
 		deaths := 0
 		for kill := range kills {
 			target := rng.IntN(tasks/kills/2) + kill*tasks/kills
-			e2etest.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
+			testenv.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
 			pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 			var died int
 			s, died = disturb(t, s, rng, data)
@@ -134,7 +134,7 @@ func disturb(t *testing.T, s *e2etest.Server, rng *rand.Rand, data string) (*e2e
 	t.Helper()
 	const worker, server = 1, 2
 	victims := 1 + rng.IntN(3)
-	workers := servertest.Workers(data)
+	workers := testenv.Workers(data)
 	signal := func(sig syscall.Signal) {
 		for _, pid := range workers {
 			_ = syscall.Kill(pid, sig) // it may have ended
@@ -320,7 +320,7 @@ func TestAdoptedTasksCanBeControlled(t *testing.T) {
 // runs goes on in the worker of the old one, which then ends.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
-	bin, err := servertest.BuildAs(t.TempDir(), e2etest.Race, "upgraded")
+	bin, err := testenv.BuildAs(t.TempDir(), e2etest.Race, "upgraded")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestUpgrade(t *testing.T) {
 	const tasks = 60
 	run := s.Submit(fan(dir, tasks, "0.1"))
 	e2etest.Eventually(t, "some tasks have ended", func() bool { return ended(readLines(t, dir)) >= tasks/4 })
-	old := servertest.Workers(data)
+	old := testenv.Workers(data)
 	if _, _, err := s.Stop(10 * time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestUpgrade(t *testing.T) {
 	s.Await(run, "COMPLETED")
 	checkAttempts(t, 0, s.Get(run), readLines(t, dir), tasks, 0)
 	e2etest.Eventually(t, "the old worker is gone, the new one there", func() bool {
-		now := servertest.Workers(data)
+		now := testenv.Workers(data)
 		return len(old) == 1 && len(now) == 1 && now[0] != old[0]
 	})
 	settled(t, s, dir)
@@ -381,13 +381,13 @@ func TestCleanEndLeavesNoProcessesOrFiles(t *testing.T) {
 	s := e2etest.Start(t)
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true")}))
 	data := s.Config().Data
-	if len(servertest.Workers(data)) != 1 {
-		t.Errorf("workers: %v", servertest.Workers(data))
+	if len(testenv.Workers(data)) != 1 {
+		t.Errorf("workers: %v", testenv.Workers(data))
 	}
 	if _, _, err := s.Stop(10 * time.Second); err != nil {
 		t.Fatal(err)
 	}
-	e2etest.Eventually(t, "the worker has ended", func() bool { return len(servertest.Workers(data)) == 0 })
+	e2etest.Eventually(t, "the worker has ended", func() bool { return len(testenv.Workers(data)) == 0 })
 
 	for name, script := range map[string]string{"ends": "exit 3", "interrupted": "touch there; exec sleep 300"} {
 		t.Run(name, func(t *testing.T) {
@@ -441,7 +441,7 @@ func TestStoppedProcessesContinue(t *testing.T) {
 			s := e2etest.Start(t)
 			run := s.Submit(thousand(dir, "exec sleep 0.02"))
 			e2etest.Eventually(t, "the run is under way", func() bool { return ranIn(dir) > 20 })
-			workers := servertest.Workers(s.Config().Data)
+			workers := testenv.Workers(s.Config().Data)
 			if len(workers) != 1 {
 				t.Fatalf("workers: %v", workers)
 			}
@@ -493,7 +493,7 @@ func TestStoppedProcessesContinue(t *testing.T) {
 			load.Wait()
 			checkThousand(t, s, run, dir)
 			e2etest.Eventually(t, "/healthz is well", func() bool { return s.Do(http.MethodGet, "/healthz", "").Status == http.StatusOK })
-			if now := servertest.Workers(s.Config().Data); len(now) != 1 || now[0] != workers[0] {
+			if now := testenv.Workers(s.Config().Data); len(now) != 1 || now[0] != workers[0] {
 				t.Errorf("the worker was %d, now there are %v", workers[0], now)
 			}
 			for _, word := range []string{"cannot go on", "has not ended after", "a worker has ended"} {

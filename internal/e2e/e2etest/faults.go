@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // faulty builds the binary with the tag faults, when the first test asks for it.
@@ -15,12 +15,12 @@ var faulty = sync.OnceValues(func() (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	return servertest.BuildAs(dir, Race, "", "faults")
+	return testenv.BuildAs(dir, Race, "", "faults")
 })
 
 // Faulty is an option of Start: the binary whose file system fails as the script says
 // (internal/faults) that lies beside the data folder, Script of it.
-func Faulty(t testing.TB) func(*servertest.Config) {
+func Faulty(t testing.TB) func(*testenv.Config) {
 	t.Helper()
 	bin, err := faulty()
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // BinaryVariable names the environment variable that holds the path of the
@@ -27,7 +27,7 @@ func Main(m *testing.M) int {
 	}
 	if err == nil && os.Getenv(BinaryVariable) == "" {
 		var bin string
-		if bin, err = servertest.Build(dir, Race); err == nil {
+		if bin, err = testenv.Build(dir, Race); err == nil {
 			err = os.Setenv(BinaryVariable, bin)
 		}
 	}

@@ -6,7 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
-	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // Run is a run's document.
@@ -142,7 +143,7 @@ func Final(state string) bool {
 func (s *Server) Await(run uint64, want string) {
 	s.t.Helper()
 	var state string
-	ok := Poll(2*Patience, func() bool {
+	ok := testenv.Poll(2*Patience, func() bool {
 		state = s.State(run)
 		return state == want || Final(state)
 	})
@@ -156,7 +157,7 @@ func (s *Server) Await(run uint64, want string) {
 func (s *Server) AwaitTask(run uint64, task, want string) {
 	s.t.Helper()
 	var state string
-	if !Poll(Patience, func() bool { state = s.TaskState(run, task); return state == want }) {
+	if !testenv.Poll(Patience, func() bool { state = s.TaskState(run, task); return state == want }) {
 		s.t.Fatalf("run %d: task %s is %s, want %s", run, task, state, want)
 	}
 }
@@ -169,29 +170,8 @@ func (s *Server) Complete(doc any) *Run {
 	return s.Get(run)
 }
 
-// Poll calls cond every few milliseconds until it holds (true) or the limit is
-// over (false).
-func Poll(limit time.Duration, cond func() bool) bool {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if cond() {
-			return true
-		}
-		select {
-		case <-deadline.C:
-			return cond()
-		case <-tick.C:
-		}
-	}
-}
-
-// Eventually ends the test when cond does not hold within Patience.
+// Eventually ends the test if cond does not hold within Patience.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	if !Poll(Patience, cond) {
-		t.Fatalf("after %v still not: %s", Patience, what)
-	}
+	testenv.EventuallyWithin(t, Patience, what, cond)
 }

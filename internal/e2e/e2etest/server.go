@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/servertest"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // Patience is the deadline for everything that should happen at once but waits
@@ -20,7 +20,7 @@ const Patience = 30 * time.Second
 
 // Server is a server process that belongs to a test.
 type Server struct {
-	*servertest.Server
+	*testenv.Server
 	t      testing.TB
 	client *http.Client
 }
@@ -28,7 +28,7 @@ type Server struct {
 // Start starts a server with a data folder of the test's own, two cores and 4,000 MB
 // for its tasks. It is stopped at the test's end; then its log must hold neither a
 // panic nor a data race.
-func Start(t testing.TB, options ...func(*servertest.Config)) *Server {
+func Start(t testing.TB, options ...func(*testenv.Config)) *Server {
 	t.Helper()
 	s, err := TryStart(t, options...)
 	if err != nil {
@@ -38,14 +38,14 @@ func Start(t testing.TB, options ...func(*servertest.Config)) *Server {
 }
 
 // TryStart is Start where starting may fail.
-func TryStart(t testing.TB, options ...func(*servertest.Config)) (*Server, error) {
+func TryStart(t testing.TB, options ...func(*testenv.Config)) (*Server, error) {
 	t.Helper()
-	cfg := servertest.Config{Binary: Binary(), Data: t.TempDir()}
+	cfg := testenv.Config{Binary: Binary(), Data: t.TempDir()}
 	cfg.Args = []string{"--cores", "2", "--memory-mb", "4000"}
 	for _, o := range options {
 		o(&cfg)
 	}
-	p, err := servertest.Start(cfg)
+	p, err := testenv.Start(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -53,31 +53,31 @@ func TryStart(t testing.TB, options ...func(*servertest.Config)) (*Server, error
 }
 
 // Program is an option of Start: the program in place of the binary under test.
-func Program(path string) func(*servertest.Config) {
-	return func(c *servertest.Config) { c.Binary = path }
+func Program(path string) func(*testenv.Config) {
+	return func(c *testenv.Config) { c.Binary = path }
 }
 
 // Args is an option of Start: further arguments of `caravan serve`.
-func Args(args ...string) func(*servertest.Config) {
-	return func(c *servertest.Config) { c.Args = append(c.Args, args...) }
+func Args(args ...string) func(*testenv.Config) {
+	return func(c *testenv.Config) { c.Args = append(c.Args, args...) }
 }
 
 // Env is an option of Start: further variables of the server's environment.
-func Env(env ...string) func(*servertest.Config) {
-	return func(c *servertest.Config) { c.Env = append(c.Env, env...) }
+func Env(env ...string) func(*testenv.Config) {
+	return func(c *testenv.Config) { c.Env = append(c.Env, env...) }
 }
 
 // Data is an option of Start: the data folder.
-func Data(dir string) func(*servertest.Config) {
-	return func(c *servertest.Config) { c.Data = dir }
+func Data(dir string) func(*testenv.Config) {
+	return func(c *testenv.Config) { c.Data = dir }
 }
 
 // Dir is an option of Start: the server's working folder.
-func Dir(dir string) func(*servertest.Config) {
-	return func(c *servertest.Config) { c.Dir = dir }
+func Dir(dir string) func(*testenv.Config) {
+	return func(c *testenv.Config) { c.Dir = dir }
 }
 
-func adopt(t testing.TB, p *servertest.Server) *Server {
+func adopt(t testing.TB, p *testenv.Server) *Server {
 	s := &Server{Server: p, t: t, client: newHTTPClient()}
 	t.Cleanup(s.close)
 	return s
@@ -99,7 +99,7 @@ func (s *Server) close() {
 			s.t.Error(err)
 		}
 	}
-	if err := servertest.EndWorkers(s.Config().Data, Patience); err != nil {
+	if err := testenv.EndWorkers(s.Config().Data, Patience); err != nil {
 		s.t.Error(err)
 	}
 	s.CheckLog()

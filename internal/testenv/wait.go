@@ -1,0 +1,62 @@
+package testenv
+
+import "time"
+
+// Patience is the deadline for what happens at once if it happens at all.
+const Patience = 10 * time.Second
+
+// pollInterval is the time between two looks at a state that has no signal.
+const pollInterval = 2 * time.Millisecond
+
+// TB is the part of testing.TB that the functions of this package need.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
+// Receive returns the next value of a channel, or the zero value of a closed one. It ends the test
+// if the channel stays silent for Patience.
+func Receive[T any](t TB, what string, c <-chan T) (value T) {
+	t.Helper()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
+	select {
+	case value = <-c:
+	case <-timer.C:
+		t.Fatalf("%s: not within %v", what, Patience)
+	}
+	return value
+}
+
+// Eventually waits for a condition that another goroutine or the kernel brings about without a
+// signal. It ends the test if the condition does not hold within Patience.
+func Eventually(t TB, what string, condition func() bool) {
+	t.Helper()
+	EventuallyWithin(t, Patience, what, condition)
+}
+
+// EventuallyWithin is Eventually with another deadline, for real processes on a busy machine.
+func EventuallyWithin(t TB, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	if !Poll(limit, condition) {
+		t.Fatalf("not within %v: %s", limit, what)
+	}
+}
+
+// Poll reports whether a condition holds within limit.
+func Poll(limit time.Duration, condition func() bool) bool {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		if condition() {
+			return true
+		}
+		select {
+		case <-deadline.C:
+			return condition()
+		case <-tick.C:
+		}
+	}
+}
