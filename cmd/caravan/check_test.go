@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestPathsInsideADataFolderAreRefused: a salvage into its own data folder is refused, also by way of a link.
+// Both direct paths and links into the data folder are refused.
 func TestPathsInsideADataFolderAreRefused(t *testing.T) {
 	data, other := filepath.Join(t.TempDir(), "data"), t.TempDir()
 	if err := os.MkdirAll(filepath.Join(data, "in"), 0o700); err != nil {

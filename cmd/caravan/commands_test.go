@@ -8,7 +8,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// The seed's example of a finished run, at a glance.
+// doneRun is the summary of the finished run in the API's example.
 const doneRun = `{"runID":0,"tag":"mediumtest","state":"COMPLETED","startTime":"1645112245996647771",` +
 	`"lastUpdate":"1645112265427198113","taskCounts":{"COMPLETED":25},"tasks":25}`
 
@@ -57,9 +57,9 @@ func TestCommands(t *testing.T) {
 		name string
 		args string
 		code int
-		out  string // "~" before: contained
+		out  string // with "~" before: a part of it
 		errs string
-		call string // the last one; "" = not looked at
+		call string // the last call; "" = any
 	}{
 		{"version", "version", 0, "~caravan dev", "", ""},
 		{"version by a flag", "--version", 0, "~caravan dev", "", ""},
@@ -159,7 +159,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// same compares; "~text" means that it is contained.
+// same compares two texts. With "~" before, want is a part of got.
 func same(t *testing.T, what, got, want string) {
 	t.Helper()
 	if part, ok := strings.CutPrefix(want, "~"); ok && !strings.Contains(got, part) || !ok && got != want {
@@ -196,7 +196,7 @@ func TestInvalidGraphListsAllProblems(t *testing.T) {
 	if code := p.run("validate", "-", "-o", "json", "--server", a.URL); code != exitInvalid || !strings.Contains(p.out.String(), `"pointer": "/tasks/b/parents/0"`) {
 		t.Errorf("exit %d: %s", code, p.out)
 	}
-	// One problem is not said twice, unless its place was not said.
+	// A single problem is not repeated, unless the error does not name its position.
 	for refusal, want := range map[string]string{
 		`{"error":"no JSON","errors":[{"pointer":"","message":"no JSON"}]}`: "caravan: no JSON\n",
 		`{"error":"/a: no","errors":[{"pointer":"/a","message":"no"}]}`:     "caravan: /a: no\n",

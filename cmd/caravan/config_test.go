@@ -32,7 +32,7 @@ func TestDefaultConfiguration(t *testing.T) {
 	}
 }
 
-// TestConfigurationPrecedence: flag, environment, file, default, for every option.
+// For every option the flag comes before the environment, the file and the default.
 func TestConfigurationPrecedence(t *testing.T) {
 	values := map[string][3]string{ // by flag, environment, file
 		"listen": {"a:1", "b:2,unix:/x", "[c:3, d:4]"}, "data": {"f", "e", "c"}, "cores": {"1", "2", "3"}, "memory-mb": {"10", "20", "30"},
@@ -162,13 +162,13 @@ func FuzzConfigFile(f *testing.F) {
 		var c Config
 		for name, v := range values {
 			if kindOf(all, name) == "" {
-				t.Errorf("%q: %q is no option", text, name)
+				t.Errorf("%q: unknown option %q", text, name)
 			}
 			for _, o := range all {
 				if o.name != name {
 					continue
 				}
-				// What is taken stays within its bounds.
+				// Accepted values stay within their bounds.
 				if err := o.set(&c, v.(string)); err == nil && (c.CPUMillis < 0 || c.MemoryBytes < 0 || c.KillGrace < 0 ||
 					c.MaxTasks < 0 || c.MaxBody < 0 || c.RetainRuns < 0 || c.RetainAge < 0 || c.RetainKeys < 0) {
 					t.Errorf("%s: %q gives %+v", name, v, c)

@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestCommandsAreDocumented keeps docs/cli.md in step with the program: every command has its
-// section, every section names exactly the flags that there are, the options of
-// the server stand with their variables and defaults, and every exit code is told.
+// TestCommandsAreDocumented keeps docs/cli.md in step with the program: every command has a section
+// with exactly its flags, the options of the server have their variables and defaults, and every
+// exit code is listed.
 func TestCommandsAreDocumented(t *testing.T) {
 	raw, err := os.ReadFile("../../docs/cli.md")
 	if err != nil {
@@ -56,7 +56,7 @@ func TestCommandsAreDocumented(t *testing.T) {
 			delete(written, name)
 		}
 		for name := range written {
-			t.Errorf("the section on %s tells of %s, which is no flag of it", cmd.Name(), name)
+			t.Errorf("the section on %s tells of %s, which it does not have", cmd.Name(), name)
 		}
 		if cmd.Name() == "serve" {
 			for _, o := range serverOptions(eight) {
@@ -74,22 +74,22 @@ func TestCommandsAreDocumented(t *testing.T) {
 		}
 	}
 	for name := range sections {
-		t.Errorf("a section is on %q, which is no command", name)
+		t.Errorf("section on the unknown command %q", name)
 	}
 	for _, code := range []int{exitCompleted, exitInternal, exitUsage, exitErrored, exitKilled, exitInvalid, exitNotFound,
 		exitUnreachable, exitTimeout, exitDenied, exitInterrupted} {
 		if !strings.Contains(common, fmt.Sprintf("\n| %d | ", code)) {
-			t.Errorf("exit code %d is not told of", code)
+			t.Errorf("exit code %d is missing", code)
 		}
 	}
 	for _, name := range []string{envServer, "NO_COLOR"} {
 		if !strings.Contains(common, name) {
-			t.Errorf("%s is not told of", name)
+			t.Errorf("%s is missing", name)
 		}
 	}
 }
 
-// flagsOf are a command's own flags, with their dashes, short ones too.
+// flagsOf lists a command's own flags with their dashes, including short ones.
 func flagsOf(cmd *cobra.Command) []string {
 	var names []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {

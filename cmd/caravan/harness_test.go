@@ -19,7 +19,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// TestMain makes the test's binary its own worker.
+// TestMain also makes the test binary its own worker.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		main()
@@ -27,11 +27,11 @@ func TestMain(m *testing.M) {
 	testenv.VerifyNoLeaks(m)
 }
 
-// buffer is a writer that may be read while it is written.
+// buffer is a writer that is safe for concurrent reads.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
-	// wrote is told of each write; never blocks.
+	// wrote signals each write and never blocks the writer.
 	wrote chan struct{}
 }
 
@@ -87,20 +87,20 @@ func newProgram(stdin string) *program {
 			return nil, fmt.Errorf("no server is to be opened here")
 		},
 	}
-	// As if the user had set them: tests change nothing of the process.
+	// As if the user had set them, so that tests do not change the process.
 	p.env["GOMEMLIMIT"], p.env["GOMAXPROCS"] = "1GiB", "2"
 	return p
 }
 
 func (p *program) run(args ...string) int { return p.Main.Run(context.Background(), args) }
 
-// api is a server that answers from a table of "METHOD path" to bodies; what is
-// not there is 404. An answer may begin with a status: "409 {…}".
+// api is a server that answers from a table of "METHOD path" to bodies, and with 404 otherwise. An
+// answer may begin with a status: "409 {…}".
 type api struct {
 	*httptest.Server
 	mu    sync.Mutex
 	calls []string
-	table map[string][]string // the last answer stays
+	table map[string][]string // the last answer repeats
 }
 
 func newAPI(t *testing.T, table map[string]string) *api {
@@ -153,7 +153,7 @@ func (a *api) called() []string {
 	return append([]string(nil), a.calls...)
 }
 
-// nowhere is an address at which nothing answers.
+// nowhere returns an address without a server.
 func nowhere(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -163,7 +163,7 @@ func nowhere(t *testing.T) string {
 	return "http://" + l.Addr().String()
 }
 
-// file writes a file of the test's own and returns its name.
+// file writes a file for the test and returns its name.
 func file(t *testing.T, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)

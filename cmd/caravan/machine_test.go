@@ -78,7 +78,7 @@ func TestTuneRuntime(t *testing.T) {
 	}
 }
 
-// percent is what the runtime's collector is set to.
+// percent returns the setting of the runtime's collector.
 func percent() int {
 	p := debug.SetGCPercent(100)
 	debug.SetGCPercent(p)
@@ -112,7 +112,7 @@ func TestGCTunerLowersPressureWhileHeld(t *testing.T) {
 	}
 }
 
-// TestGCTunerKeepsTheHeapFloor: a small heap grows to the floor, a large one by percent.
+// A small heap grows to the floor, a large one by percent.
 func TestGCTunerKeepsTheHeapFloor(t *testing.T) {
 	own := debug.SetGCPercent(150)
 	t.Cleanup(func() { debug.SetGCPercent(own) })
@@ -136,7 +136,7 @@ func TestGCTunerKeepsTheHeapFloor(t *testing.T) {
 	}
 }
 
-// TestGCTunerWatchesCollections: it learns what lives from the runtime, after each collection.
+// It learns the size of the live heap from the runtime, after each collection.
 func TestGCTunerWatchesCollections(t *testing.T) {
 	own := debug.SetGCPercent(150)
 	t.Cleanup(func() { debug.SetGCPercent(own) })

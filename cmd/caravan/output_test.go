@@ -12,7 +12,7 @@ func summary(state string, completed, queued int) *client.Summary {
 	return &client.Summary{RunID: 3, State: state, TaskCounts: map[string]int{client.Completed: completed, client.Queued: queued}}
 }
 
-// TestProgressLinesWithoutATerminal: a line per change of state, else at most one a second.
+// There is a line per change of state, otherwise at most one a second.
 func TestProgressLinesWithoutATerminal(t *testing.T) {
 	p := newProgram("")
 	at := time.Unix(0, 0)
@@ -55,7 +55,7 @@ func TestProgressBarOnATerminal(t *testing.T) {
 			t.Errorf("%q is not in %q", part, p.errs)
 		}
 	}
-	// A run that was never seen has no bar.
+	// A run without a summary has no bar.
 	p.newProgress(4).close()
 }
 
@@ -99,7 +99,7 @@ func TestTableColumnsGrowBetweenBatches(t *testing.T) {
 	}
 }
 
-// TestTablesAlignWideCharacters: columns are aligned as a terminal shows them.
+// Columns are aligned as a terminal shows them.
 func TestTablesAlignWideCharacters(t *testing.T) {
 	b := newBuffer()
 	tab := newTable(b, func(s string) string { return s }, "TASK", "STATE")

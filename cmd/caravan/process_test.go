@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestReapUntilTheChildExits: others are waited for on the way, and the exit code is the child's.
+// Other processes are reaped on the way, and the exit code is the child's.
 func TestReapUntilTheChildExits(t *testing.T) {
 	for script, want := range map[string]int{"exit 7": 7, "kill -TERM $$": 143, "exit 0": 0} {
 		other := exec.Command("/bin/sh", "-c", "exit 3")

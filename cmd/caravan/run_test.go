@@ -43,7 +43,7 @@ func TestRunUsesARunningServer(t *testing.T) {
 	if c := p.run("run", "-", "-o", "json", "--server", a.URL); c != 0 || p.out.String() != `{"runID":7,"tasks":{}}`+"\n" {
 		t.Errorf("exit %d: %s", c, p.out)
 	}
-	// What is for a server of its own is not passed over in silence.
+	// The command names the flags for a separate server that have no effect.
 	a = newAPI(t, runTable("COMPLETED"))
 	p = newProgram("{}")
 	if c := p.run("run", "-", "--server", a.URL, "--kill-grace", "1s", "--cores=1"); c != 0 ||
@@ -68,7 +68,7 @@ func TestRunStartsItsOwnServer(t *testing.T) {
 		t.Errorf("the temporary folder is there: %v", err)
 	}
 
-	// A data folder of the user's own is kept, and means no other server.
+	// The user's own data folder is kept, and another server is not used.
 	data := t.TempDir()
 	p = newProgram("")
 	s = opens(p, newAPI(t, runTable("ERRORED")))
@@ -104,7 +104,7 @@ func TestRunRefusesWrongUsage(t *testing.T) {
 	}
 }
 
-// TestInterruptKillsTheRun: and says so, and waits until it is dead.
+// The command says so and waits until the run has ended.
 func TestInterruptKillsTheRun(t *testing.T) {
 	table := runTable("RUNNING")
 	a := newAPI(t, table)
@@ -177,7 +177,7 @@ func TestRunWithTheRealServer(t *testing.T) {
 		t.Errorf("data folder: %v, %v", info.Mode(), err)
 	}
 
-	// A folder with other things in it is left alone.
+	// A folder with other content is left alone.
 	mixed := t.TempDir()
 	if err := os.WriteFile(mixed+"/notes", nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -208,7 +208,7 @@ func TestRunWithTheRealServer(t *testing.T) {
 		t.Errorf("exit %d: %s", c, p.errs)
 	}
 
-	// A folder that cannot be made.
+	// The data folder cannot be created.
 	p = newProgram("")
 	p.OpenServer = openServer
 	if c := p.run("serve", "--listen", "127.0.0.1:0", "--data", file(t, "f", "")+"/below"); c != exitInternal || !strings.Contains(p.errs.String(), "data folder ") {
@@ -216,8 +216,7 @@ func TestRunWithTheRealServer(t *testing.T) {
 	}
 }
 
-// TestHasLiveWorker: what a killed command left is in use while its worker lives, and where that cannot
-// be told.
+// The folder of a killed command is in use while its worker lives, and if that is unknown.
 func TestHasLiveWorker(t *testing.T) {
 	for name, tt := range map[string]struct {
 		left func(t *testing.T, workers string) error

@@ -17,17 +17,17 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// stub is a server that is none: it answers from an api's table.
+// stub stands in for a server and answers from the table of an api.
 type stub struct {
 	config Config
 	http   *http.Server
 	failed chan struct{}
 	err    error
-	// closing is called by Close.
+	// Close calls closing.
 	closing func(context.Context) error
 }
 
-// opens gives the program a stub, which it returns.
+// opens gives the program a stub and returns the stub.
 func opens(p *program, a *api) *stub {
 	s := &stub{failed: make(chan struct{})}
 	p.OpenServer = func(c Config, l net.Listener, _ *slog.Logger) (server, error) {
@@ -54,7 +54,7 @@ func (s *stub) Close(ctx context.Context) error {
 	return err
 }
 
-// start runs a command line on a goroutine of its own.
+// start runs a command line on its own goroutine.
 func (p *program) start(args ...string) <-chan int {
 	code := make(chan int, 1)
 	go func() { code <- p.run(args...) }()
@@ -80,7 +80,7 @@ func TestServeStopsAtASignal(t *testing.T) {
 		p := newProgram("")
 		s := opens(p, a)
 		p.env["CARAVAN_CORES"] = "3"
-		// The first line comes whatever the level.
+		// The first line is written at every log level.
 		code := p.start("serve", "--listen", "127.0.0.1:0", "--data", "/nowhere", "--log-format", format, "--log-level", "error")
 		where := address(t, p)
 		if strings.HasSuffix(where, ":0") {
@@ -120,7 +120,7 @@ func TestServeStopsAtOnceAtTheSecondSignal(t *testing.T) {
 	code := p.start("serve", "--listen", "127.0.0.1:0")
 	address(t, p)
 	p.signals <- os.Interrupt
-	p.signals <- os.Interrupt // the same one, sent to process and group: counts once
+	p.signals <- os.Interrupt // the same signal, sent to the process and its group, counts once
 	testenv.Receive(t, "close", closing)
 	select {
 	case c := <-code:
@@ -220,7 +220,7 @@ func mustListen(t *testing.T) net.Listener {
 	return l
 }
 
-// TestJSONLogEscapesControlCharacters: what clients send reaches the log, and must not act on a terminal.
+// Text from clients in the log must not control a terminal.
 func TestJSONLogEscapesControlCharacters(t *testing.T) {
 	const evil = "\x1b[2K\x7f\u009b31m\u202e\u2028\U000e0041\xff"
 	for _, format := range []string{"text", "json"} {

@@ -20,8 +20,7 @@ func (shut) Write([]byte) (int, error) {
 	return 0, &os.PathError{Op: "write", Path: "|1", Err: syscall.EPIPE}
 }
 
-// TestRunStopsWhenItsReaderIsGone: a run whose progress nobody reads any more is killed, as at an
-// interrupt.
+// A run without a reader of its progress is killed, as at an interrupt.
 func TestRunStopsWhenItsReaderIsGone(t *testing.T) {
 	for _, stream := range []string{"stdout", "stderr"} {
 		a := newAPI(t, map[string]string{
@@ -48,7 +47,7 @@ func TestRunStopsWhenItsReaderIsGone(t *testing.T) {
 	}
 }
 
-// TestPipeWriterKeepsTheTerminal: what a stream is does not change when its end is watched.
+// Watching the end of a stream does not change whether it is a terminal.
 func TestPipeWriterKeepsTheTerminal(t *testing.T) {
 	p := newProgram("")
 	p.Terminal = func(stream any) bool { return stream == p.errs }
@@ -63,14 +62,14 @@ func TestPipeWriterKeepsTheTerminal(t *testing.T) {
 	}
 }
 
-// stuck is a stream that heeds nothing until it is freed.
+// stuck is a stream that blocks until it is closed.
 type stuck chan struct{}
 
 func (s stuck) Write(p []byte) (int, error) { <-s; return len(p), nil }
 
 var _ io.Writer = stuck(nil)
 
-// TestSecondSignalExitsAHangingCommand: also what heeds no signal.
+// The command hangs in a call that does not react to signals.
 func TestSecondSignalExitsAHangingCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProgram("")
@@ -83,9 +82,9 @@ func TestSecondSignalExitsAHangingCommand(t *testing.T) {
 		ended := make(chan int)
 		go func() { ended <- p.run("version") }()
 		signals <- syscall.SIGTERM
-		<-time.After(2 * signalDedupWindow) // of the test's own clock
+		<-time.After(2 * signalDedupWindow) // the program measures real time
 		signals <- syscall.SIGTERM
-		<-time.After(time.Second) // of the test's own clock
+		<-time.After(time.Second) // the program measures real time
 		select {
 		case code := <-exited:
 			if code != exitInterrupted || !strings.Contains(p.errs.String(), "stopped at once by a second signal") {
@@ -99,16 +98,16 @@ func TestSecondSignalExitsAHangingCommand(t *testing.T) {
 	})
 }
 
-// TestSecondSignalLetsTheCommandReturn: what heeds signals ends by itself.
+// A command that reacts to signals returns by itself.
 func TestSecondSignalLetsTheCommandReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProgram("")
 		p.Exit = func(code int) { t.Errorf("ended from without: %d", code) }
 		done := make(chan struct{})
 		go p.exitUnlessDone(done)
-		<-time.After(secondSignalGrace / 2) // of the test's own clock
+		<-time.After(secondSignalGrace / 2) // the program measures real time
 		close(done)
 		synctest.Wait()
-		<-time.After(time.Second) // of the test's own clock
+		<-time.After(time.Second) // the program measures real time
 	})
 }

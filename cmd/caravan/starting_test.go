@@ -10,7 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// countingEngine is an engine whose every answer says that it was asked.
+// countingEngine is an engine that counts its calls and returns errAsked.
 type countingEngine struct{ n int }
 
 var errAsked = errors.New("marked")
@@ -78,8 +78,7 @@ func (m *countingEngine) Ready(context.Context) error   { m.n++; return errAsked
 func (m *countingEngine) Healthy(context.Context) error { m.n++; return errAsked }
 func (m *countingEngine) Damaged(context.Context) error { m.n++; return errAsked }
 
-// TestStartingEngineRefusesUntilTheEngineIsSet: every method of the engine answers "unavailable" before the gate
-// opens, and comes from the engine after.
+// Every method answers "unavailable" before, and with the engine's result after.
 func TestStartingEngineRefusesUntilTheEngineIsSet(t *testing.T) {
 	g := &startingEngine{}
 	call := func(i int) error {
@@ -97,7 +96,7 @@ func TestStartingEngineRefusesUntilTheEngineIsSet(t *testing.T) {
 	}
 	methods := reflect.TypeOf(g).NumMethod()
 	if methods != 20 {
-		t.Errorf("the gate has %d methods", methods)
+		t.Errorf("the engine has %d methods", methods)
 	}
 	for i := range methods {
 		name, err := reflect.TypeOf(g).Method(i).Name, call(i)
@@ -105,7 +104,7 @@ func TestStartingEngineRefusesUntilTheEngineIsSet(t *testing.T) {
 		switch {
 		case name == "Healthy", name == "Damaged", name == "Paused":
 			if err != nil {
-				t.Errorf("starting is no illness: %v", err)
+				t.Errorf("a starting server is healthy: %v", err)
 			}
 		case name == "Ready":
 			if err != errStarting {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestWarningsAreShownAndStrictRefusesThem: what the server, or the check without one, warns of is shown, and the
-// graph is taken; with --strict it is refused.
+// Warnings of the server, or of the offline check, are printed and the graph is accepted; with
+// --strict it is refused.
 func TestWarningsAreShownAndStrictRefusesThem(t *testing.T) {
 	const (
 		warnings = `"warnings":[{"pointer":"/tasks/a/job/timeout","message":"did you mean timeoutSeconds?"}]}`

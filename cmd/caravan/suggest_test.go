@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestUnknownCommandsAndFlagsSuggestSimilarOnes: what is no command and no flag is refused with what may be meant.
+// Unknown commands and flags are errors that name similar ones.
 func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 	for args, want := range map[string]string{
 		"status":                   "caravan: unknown command \"status\": did you mean get?\n",
@@ -14,7 +14,7 @@ func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 		"List":                     "caravan: unknown command \"List\": did you mean ls?\n",
 		"cancel":                   "caravan: unknown command \"cancel\": did you mean kill?\n",
 		"valid":                    "caravan: unknown command \"valid\": did you mean validate?\n",
-		"wrker":                    "caravan: unknown command \"wrker\"; `caravan help` lists them\n", // nothing for users
+		"wrker":                    "caravan: unknown command \"wrker\"; `caravan help` lists them\n", // hidden
 		"xyzzy":                    "caravan: unknown command \"xyzzy\"; `caravan help` lists them\n",
 		"help":                     "",
 		"help ls":                  "",
@@ -24,7 +24,7 @@ func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 		"serve --kill-grce 5s":     "caravan: serve: unknown flag: --kill-grce: did you mean --kill-grace?\n",
 		"ls --xyzzy":               "caravan: ls: unknown flag: --xyzzy\n",
 		"ls -x":                    "caravan: ls: unknown shorthand flag: 'x' in -x\n",
-		"--sever http://127.0.0.1": "caravan: unknown flag: --sever\n", // the commands have it
+		"--sever http://127.0.0.1": "caravan: unknown flag: --sever\n", // a flag of the commands
 		"get":                      "caravan: get takes the ID of a run, not 0 arguments: caravan get ID\n",
 		"logs 7":                   "caravan: logs takes the ID of a run and the name of a TASK, not 1 argument: caravan logs ID TASK\n",
 		"ls 7":                     "caravan: ls takes no arguments, not 1 argument: caravan ls\n",
@@ -38,7 +38,7 @@ func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 	}
 }
 
-// TestUnknownTasksSuggestSimilarOnes: a task that the run has not is refused with the one that may be meant.
+// An unknown task is an error that names a similar one.
 func TestUnknownTasksSuggestSimilarOnes(t *testing.T) {
 	a := newAPI(t, map[string]string{
 		"GET /v1/dagrun/7/tasks?limit=1000": `{"tasks":[{"name":"build_0"},{"name":"build_1"},{"name":"Collect"},{"name":"s_0"}],"next":""}`,
@@ -49,7 +49,7 @@ func TestUnknownTasksSuggestSimilarOnes(t *testing.T) {
 		"get 7 --task s":       "task/s: did you mean s_0?\n",
 		"kill 7 buld_1":        "task/buld_1: did you mean build_1?\n",
 		"kill 7 xyzzy":         "task/xyzzy\n",
-		"logs 7 s_0":           "task/s_0/log\n", // it is there: its attempt is not
+		"logs 7 s_0":           "task/s_0/log\n", // the task exists, its attempt does not
 		"logs 8 build":         "task/build/log\n",
 		"logs 7 x --attempt 9": "task/x/log\n",
 	} {
@@ -74,7 +74,7 @@ func TestNearestWord(t *testing.T) {
 	}
 }
 
-// TestShellCompletion: what a shell is offered behind a command line that has been begun.
+// A shell gets the words that can follow a command line.
 func TestShellCompletion(t *testing.T) {
 	a := newAPI(t, map[string]string{
 		"GET /v1/dagruns?limit=100":                                 `[` + state("RUNNING") + `,{"runID":8,"tag":"sweep","state":"PAUSED"}]`,
@@ -96,7 +96,7 @@ func TestShellCompletion(t *testing.T) {
 		{"logs 9 ", nothing},
 		{"get 7 --task b", "build_0\tRUNNING\n" + nothing},
 		{"ls ", nothing},
-		{"ls -o j", "table\njson\n" + nothing}, // the shell picks
+		{"ls -o j", "table\njson\n" + nothing}, // the shell selects
 		{"ls --state ", "QUEUED\nRUNNING\nPAUSED\nCOMPLETED\nERRORED\nKILLED\n" + nothing},
 		{"get 7 --state ", "QUEUED\nRUNNING\nRETRY\nCOMPLETED\nERRORED\nKILLED\n" + nothing},
 		{"logs 7 test --stream std", "stdout\nstderr\n" + nothing},

@@ -52,7 +52,7 @@ func TestEventsOfOneRunAndOfAllRuns(t *testing.T) {
 	}
 }
 
-// TestLogsFollowWaitsForTheTaskToStart: -f waits for it, as long as it can begin.
+// With -f the command waits as long as the task may start.
 func TestLogsFollowWaitsForTheTaskToStart(t *testing.T) {
 	const log, none = "GET /v1/dagrun/7/task/a/log?follow=1&stream=stdout", `404 {"error":"run 7: task \"a\" has no attempt yet"}`
 	a := newAPI(t, map[string]string{
@@ -69,9 +69,9 @@ func TestLogsFollowWaitsForTheTaskToStart(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"logs", "-f", "8", "a"},                   // the run has ended
-		{"logs", "7", "b"},                         // nothing is followed
-		{"logs", "-f", "7", "b", "--attempt", "2"}, // which may never come
-		{"logs", "-f", "7", "zz"},                  // there is none
+		{"logs", "7", "b"},                         // without -f
+		{"logs", "-f", "7", "b", "--attempt", "2"}, // the attempt may never come
+		{"logs", "-f", "7", "zz"},                  // an unknown task
 	} {
 		p := newProgram("")
 		if code := p.run(append(args, "--server", a.URL)...); code != exitNotFound {
