@@ -65,7 +65,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 		return err
 	}
 	if reporting && o.report == "" {
-		root, err := testenv.Root()
+		root, err := testenv.ModuleRoot()
 		if err != nil {
 			return err
 		}

@@ -210,7 +210,7 @@ func runPeerProgram(cmd *exec.Cmd) (got map[string]float64, err error) {
 func (e *benchEnv) runRiver(database, work string, n int, command []string) (map[string]float64, error) {
 	binary := filepath.Join(e.dir, "river")
 	if _, err := os.Stat(binary); err != nil {
-		root, err := testenv.Root()
+		root, err := testenv.ModuleRoot()
 		if err != nil {
 			return nil, absentError("River is built from the source tree: " + err.Error())
 		}

@@ -13,7 +13,7 @@ import (
 
 func examples(t *testing.T) string {
 	t.Helper()
-	root, err := testenv.Root()
+	root, err := testenv.ModuleRoot()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ func Build(dir string, race bool) (string, error) { return BuildAs(dir, race, ""
 // BuildAs is Build for a binary with another version number ("" = its own) and build tags. The tag
 // "faults" makes a binary that a test can disturb.
 func BuildAs(dir string, race bool, version string, tags ...string) (string, error) {
-	root, err := Root()
+	root, err := ModuleRoot()
 	if err != nil {
 		return "", err
 	}
@@ -39,8 +39,8 @@ func BuildAs(dir string, race bool, version string, tags ...string) (string, err
 	return bin, nil
 }
 
-// Root returns the folder of the module that contains the working directory.
-func Root() (string, error) {
+// ModuleRoot returns the folder of the module that contains the working directory.
+func ModuleRoot() (string, error) {
 	out, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		return "", fmt.Errorf("go env GOMOD: %w", err)

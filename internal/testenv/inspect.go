@@ -137,7 +137,7 @@ func ContextSwitches(pid int) (n int64, err error) {
 func (s *Server) Quantile(name string, q float64) (float64, error) {
 	type bucket struct{ le, n float64 }
 	var buckets []bucket
-	err := s.metrics(func(line string) error {
+	err := s.eachMetricLine(func(line string) error {
 		rest, ok := strings.CutPrefix(line, name+`_bucket{le="`)
 		bound, count, cut := strings.Cut(rest, `"} `)
 		if !ok || !cut {
@@ -167,8 +167,8 @@ func (s *Server) Quantile(name string, q float64) (float64, error) {
 	return below.le, nil // or more
 }
 
-// metrics yields the lines of /metrics.
-func (s *Server) metrics(yield func(string) error) error {
+// eachMetricLine yields the lines of /metrics.
+func (s *Server) eachMetricLine(yield func(string) error) error {
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(s.URL + "/metrics")
 	if err != nil {
@@ -190,7 +190,7 @@ func (s *Server) metrics(yield func(string) error) error {
 // Metric returns the sum of all series of a metric, by its full name.
 func (s *Server) Metric(name string) (float64, error) {
 	sum, found := 0.0, false
-	err := s.metrics(func(line string) error {
+	err := s.eachMetricLine(func(line string) error {
 		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
 			return nil

@@ -37,8 +37,8 @@ type Server struct {
 	err   error         // result of Wait; read it after ended
 }
 
-// address matches the address in the first lines of a server's log.
-var address = regexp.MustCompile(`(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]*`)
+// addressPattern matches the address in the first lines of a server's log.
+var addressPattern = regexp.MustCompile(`(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]*`)
 
 // Start starts a server and returns when /ready answers 200.
 func Start(cfg Config) (*Server, error) {
@@ -79,7 +79,7 @@ func Launch(cfg Config) (*Server, error) {
 	}
 	s.cmd.Stdout, s.cmd.Stderr = w, w
 	started := make(chan error)
-	go s.own(started)
+	go s.runProcess(started)
 	err = <-started
 	w.Close()
 	if err != nil {
@@ -90,9 +90,9 @@ func Launch(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// own starts the process and waits for it on one thread, because the kernel sends the parent-death
+// runProcess starts the process and waits for it on one thread, because the kernel sends the parent-death
 // signal when the thread that started the child exits.
-func (s *Server) own(started chan<- error) {
+func (s *Server) runProcess(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := s.cmd.Start()
@@ -115,7 +115,7 @@ func (s *Server) AwaitReady() error {
 	last := errors.New("its log does not have the address yet")
 	for {
 		if s.URL == "" {
-			if a := address.FindString(s.Log()); a != "" {
+			if a := addressPattern.FindString(s.Log()); a != "" {
 				s.URL = "http://" + a
 			}
 		}

@@ -31,11 +31,11 @@ func Workers(data string) (pids []int) {
 		}
 	}
 	found := slices.Clone(pids)
-	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parent(pid)) })
+	return slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(found, parentPID(pid)) })
 }
 
-// parent returns the parent of a running process, or 0.
-func parent(pid int) int {
+// parentPID returns the parent of a running process, or 0.
+func parentPID(pid int) int {
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0
