@@ -385,7 +385,7 @@ func TestTLS(t *testing.T) {
 	if err := os.WriteFile(ours.path("server"), []byte("nonsense"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e2etest.Eventually(t, "the log tells of the mistake", func() bool { return subject() == "second" && strings.Contains(s.Log(), "the old ones stay in force") })
+	e2etest.Eventually(t, "the log tells of the mistake", func() bool { return subject() == "second" && strings.Contains(s.Log(), "the old ones remain in use") })
 	ours.server("third", expired)
 	e2etest.Eventually(t, "clients refuse an expired one", func() bool { return strings.Contains(subject(), "expired") })
 	ours.server("fourth", func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = []string{"elsewhere.example"}, nil })
