@@ -34,7 +34,17 @@ const (
 	maxRetryDelay = 500 * time.Millisecond
 )
 
-// peer is one worker, alive or dead, with its folder. Remote.mu guards the fields after the channels.
+// peer is one worker, alive or dead, with its folder. Its goroutine (run) connects again and again,
+// until the lock of the folder shows that the worker has ended. In the course of its life
+//
+//	attached        it has said what it knows, on the present connection: orders may be sent
+//	synced          it has done so once: the supervisor knows its attempts
+//	draining        it was told to give back its orders and accept no more
+//	drained         it has confirmed that, and usage is valid
+//	workerGone      it has ended; the supervisor recovers its state next
+//	recovered       its state was adopted; its folder stays until all ends are acknowledged
+//
+// Remote.mu guards the fields after the channels.
 type peer struct {
 	r          *Remote
 	path       string
@@ -210,7 +220,8 @@ func (p *peer) workerEnded(folder *worker.Folder) {
 }
 
 // connect has one connection with the worker and returns when it is over. synced reports whether the
-// worker had said all that it knows.
+// worker had said all that it knows. Items that were to be sent on a former connection are dropped:
+// completeSync sends what the worker lacks.
 func (p *peer) connect() (synced bool, _ error) {
 	r := p.r
 	conn, err := grpc.NewClient("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
@@ -356,7 +367,9 @@ func (p *peer) noteListed(key messages.AttemptKey) {
 }
 
 // completeSync compares what the worker knows with what it should know, once the worker has said all,
-// and sends what may have been lost on the way. mu is held.
+// and sends what may have been lost with a former connection: kills and revocations of attempts that the
+// worker has, and orders that it does not have. An order that it does not have and that is not wanted
+// any more never began. mu is held.
 func (p *peer) completeSync() {
 	r := p.r
 	var resend []messages.AttemptKey

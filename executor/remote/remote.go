@@ -162,7 +162,9 @@ func (r *Remote) openFolder() (err error) {
 	return err
 }
 
-// Start implements executor.Executor.
+// Start implements executor.Executor. An order goes to the active worker at once, or waits until the
+// supervisor has one. A resumed order may find its attempt, of which a worker has spoken already. An
+// order whose key has an order is a repetition, which is ignored (rule 4 of package executor).
 func (r *Remote) Start(o executor.Order) {
 	if !filepath.IsAbs(o.Dir) {
 		o.Dir = filepath.Join(r.workingDir, o.Dir) // the worker has another working folder
@@ -237,7 +239,7 @@ func (r *Remote) Revoke(key messages.AttemptKey) {
 	a.peer.requestSend()
 }
 
-// revokeUnassigned revokes an order that is not assigned to a worker. An order that may have begun
+// revokeUnassigned ends the wait of an order: it revokes an order that is not assigned to a worker. An order that may have begun
 // before the server's restart waits until the workers have said what they know. mu is held.
 func (r *Remote) revokeUnassigned(key messages.AttemptKey, a *trackedAttempt) {
 	switch {
@@ -462,8 +464,9 @@ func (r *Remote) queueReport(rep executor.Report) {
 	}
 }
 
-// unlockAndDeliver releases mu and delivers the reports that were queued. If another goroutine is
-// delivering already, it delivers these too, so that their order stays.
+// unlockAndDeliver releases mu and delivers the reports that were queued. The sink is called without the
+// lock, since it may call Start or Kill. If another goroutine is delivering already, it delivers these
+// reports too: so only one goroutine delivers at a time, and the reports of an attempt stay in order.
 func (r *Remote) unlockAndDeliver() {
 	if r.delivering {
 		r.mu.Unlock()

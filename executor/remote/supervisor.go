@@ -111,8 +111,10 @@ func (r *Remote) unlistedPaths() (paths []string, err error) {
 	return paths, nil
 }
 
-// reconcileOnce carries out the supervisor's duties of the package doc, as far as it can now. It
-// returns false when all duties are done.
+// reconcileOnce carries out the supervisor's duties of the package doc, as far as it can now. It stops
+// at the first duty that has to wait for a worker: the frame or the end of that worker wakes the
+// supervisor, which begins again with the first duty. So each duty looks at the present state only, and
+// a wake-up that was not needed costs no more than the look. It returns false when all duties are done.
 func (r *Remote) reconcileOnce() (goOn bool) {
 	r.recoverDeadWorkers()
 	r.saveDoubts()
@@ -160,7 +162,8 @@ func (r *Remote) allSynced() bool {
 }
 
 // electActive makes a worker of this binary and these settings the active one, and drains the others.
-// It returns false while one of them has not confirmed that. mu is held.
+// It returns false while one of them has not confirmed that, because the slots that it still uses are
+// not known before, and the active worker would use them a second time. mu is held.
 func (r *Remote) electActive() (confirmed bool) {
 	confirmed = true
 	for _, p := range r.peers {
@@ -199,8 +202,9 @@ func (r *Remote) distributeCapacity() {
 	}
 }
 
-// startWorker starts a worker, after a delay if the last ones died before they served. mu is held, but
-// released during the start.
+// startWorker starts a worker, after a delay if the last ones died before they served: 100 ms after the
+// first death, twice as long after each further one, at most 5 s. mu is held, but released during the
+// start.
 func (r *Remote) startWorker() {
 	if r.earlyDeaths > 0 {
 		wait := min(50*time.Millisecond<<min(r.earlyDeaths, 10), 5*time.Second)
@@ -231,7 +235,8 @@ func (r *Remote) startWorker() {
 	go p.run()
 }
 
-// recoverDeadWorkers recovers the state of the workers that have died.
+// recoverDeadWorkers recovers the state of the workers that have died. mu is not held: their processes
+// have the grace to end.
 func (r *Remote) recoverDeadWorkers() {
 	r.mu.Lock()
 	var dead []*peer
@@ -258,7 +263,9 @@ func (r *Remote) recoverDeadWorkers() {
 	}
 }
 
-// adoptState takes over what a dead worker left. mu is held.
+// adoptState takes over what a dead worker left. Ends of its journal are reported as if the worker had
+// said them. An attempt without an end is lost if it may have begun, else its order waits for another
+// worker. mu is held.
 func (r *Remote) adoptState(p *peer, state *worker.DeadWorkerState) {
 	p.recovered = true
 	for _, end := range state.Ends {
@@ -292,7 +299,9 @@ func (r *Remote) adoptState(p *peer, state *worker.DeadWorkerState) {
 	r.requestReconcile()
 }
 
-// removeRecovered deletes the folders of dead workers whose ends are all acknowledged.
+// removeRecovered deletes the folders of dead workers whose ends are all acknowledged. The registry
+// forgets a worker before its folder is removed: the other way round, a crash in between would look as
+// if somebody else had removed the folder, and put all runs in doubt.
 func (r *Remote) removeRecovered() {
 	r.mu.Lock()
 	var finished []*peer

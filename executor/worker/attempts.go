@@ -41,7 +41,9 @@ func (w *Worker) enterOrder(o *executor.Order) (start bool) {
 	return false
 }
 
-// recordIntents is executor.ProcessConfig.RecordIntents: duty 2.
+// recordIntents is executor.ProcessConfig.RecordIntents: duty 2. The intents of all attempts that start
+// together are one append to the journal. If that fails and the journal cannot be replaced either, the
+// attempts wait as in any shortage, since a process without an intent could not be found after a crash.
 func (w *Worker) recordIntents(orders []*executor.Order) error {
 	at := sinceBoot()
 	w.mu.Lock()
@@ -85,7 +87,8 @@ func (w *Worker) startPostponed(o *executor.Order, reason string, err error) {
 	}
 }
 
-// processStarted is executor.ProcessConfig.OnStarted: duty 3.
+// processStarted is executor.ProcessConfig.OnStarted: duty 3. The record is written with the next write:
+// a crash before that costs the pid only, and the mark in the environment finds the process too.
 func (w *Worker) processStarted(o *executor.Order, pid int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -95,7 +98,7 @@ func (w *Worker) processStarted(o *executor.Order, pid int) {
 	}
 }
 
-// takeReports is the sink of the process: duty 4. The session's sender tells the server, after it
+// takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The session's sender tells the server, after it
 // has written the journal.
 func (w *Worker) takeReports(reports ...executor.Report) {
 	ends := make([][]byte, len(reports))
@@ -173,7 +176,7 @@ func (w *Worker) forgetEnds(keys []*workerpb.AttemptKey) {
 	}
 }
 
-// startDrain gives back the orders that wait; enterOrder accepts no more. w.frameMu is held.
+// startDrain begins to drain the worker. It gives back the orders that wait; enterOrder accepts no more. w.frameMu is held.
 func (w *Worker) startDrain() {
 	w.process.SetCapacity(0, 0) // so that no attempt begins while the queue is given back
 	w.mu.Lock()

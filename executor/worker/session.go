@@ -25,7 +25,10 @@ const (
 	maxFrameEndBytes = 64 << 10
 )
 
-// session is one attached server. Worker.mu guards outgoing and its two sizes.
+// session is one attached server. Every goroutine that has something to say adds it to outgoing, and
+// the session's sender takes the frame as a whole. wakeSender says that outgoing has items. sendNow
+// says that they are urgent: the sender skips the wait for others. Worker.mu guards outgoing and its
+// two sizes.
 type session struct {
 	outgoing   *workerpb.WorkerFrame // what the server is to hear
 	attempts   int                   // in outgoing
@@ -85,7 +88,8 @@ type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.Work
 func (w *Worker) Attach(stream attachStream) error {
 	s := newSession()
 	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(w.pid)}
-	w.frameMu.Lock() // no frame of the former server is half carried out
+	// A frame of the former server is carried out completely before the table is told to the new one.
+	w.frameMu.Lock()
 	w.mu.Lock()
 	if w.session != nil {
 		close(w.session.replaced)
@@ -116,8 +120,9 @@ func (w *Worker) Attach(stream attachStream) error {
 	return err
 }
 
-// sendFrames sends what gathers in s.outgoing. The journal has what is in a frame before the frame
-// is sent. An end that cannot be written is sent all the same.
+// sendFrames sends what gathers in s.outgoing. It waits for an item, then up to frameDelay for others.
+// It writes the journal between taking a frame and sending it, so the journal has each end that a server
+// has heard. An end that cannot be written is sent all the same: the server makes it durable itself.
 func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan error) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -150,6 +155,7 @@ func (w *Worker) sendFrames(s *session, stream attachStream, received <-chan err
 			frame.ReturnToVTPool()
 			continue
 		}
+		// A quarter leaves room for the other fields, and for one large end on top.
 		for _, part := range frame.Split(workerpb.MaxFrame / 4) {
 			if err := stream.Send(part); err != nil {
 				return err
@@ -175,7 +181,8 @@ func (w *Worker) receiveFrames(s *session, stream attachStream) error {
 	}
 }
 
-// handleFrame carries out a frame, in the order that the protocol says.
+// handleFrame carries out a frame, in the order that the protocol says. A frame of a session that was
+// replaced is dropped: the new server may have heard of another state since.
 func (w *Worker) handleFrame(s *session, frame *workerpb.ServerFrame) error {
 	w.frameMu.Lock()
 	defer w.frameMu.Unlock()

@@ -148,14 +148,17 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	if err := removeStaleCgroups(filepath.Dir(folder.Path), w.settings.DataFolderID); err != nil {
 		log.Warn("control groups of former workers stay", "err", err)
 	}
-	w.process.SetCapacity(0, 0) // until the server says what there is
+	// The server tells the capacity once it knows which slots other workers still use.
+	w.process.SetCapacity(0, 0)
 	if w.journal, err = createJournal(fs, folder.Path, header); err != nil {
 		return nil, errors.Join(err, w.process.Close(), w.outputs.Close())
 	}
 	return w, nil
 }
 
-// run serves until awaitEnd gives a reason to end.
+// run serves until awaitEnd gives a reason to end. Then it ends in this order: the session, which
+// handles its frames no longer; the attempts that run, whose ends go to the table and the journal; the
+// journal. The folder goes last: it stays while it has an end that a server did not acknowledge.
 func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server = workerpb.NewServer(w)
 	served := make(chan error, 1)
@@ -177,7 +180,7 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	released := w.released
 	w.mu.Unlock()
 	if left == 0 && err == nil {
-		err = w.rewriteJournal()
+		err = w.rewriteJournal() // the journal forgets all ends too: the next server has less to read
 	}
 	err = errors.Join(err, w.journal.close(), w.outputs.Close())
 	w.log.Info("worker ends", "reason", why, "ends", left, "err", err)
@@ -190,7 +193,9 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	return err
 }
 
-// awaitEnd waits for a reason to end and returns it.
+// awaitEnd waits for a reason to end and returns it. An idle worker does not end at once: another
+// server usually comes, and finds the worker ready. While it waits it writes the journal while a
+// session is missing.
 func (w *Worker) awaitEnd(ctx context.Context, served <-chan error) string {
 	tick := time.NewTicker(min(max(w.settings.Idle/8, 10*time.Millisecond), 5*time.Second))
 	defer tick.Stop()
