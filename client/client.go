@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// DefaultServer is where a server listens unless it was told otherwise.
+// DefaultServer is where a server listens by default.
 const DefaultServer = "http://127.0.0.1:2503"
 
 // Config says where the server is. A zero member means the default.
@@ -271,7 +271,7 @@ func escapePath(s string) string {
 	return url.PathEscape(s)
 }
 
-// unixPrefix begins the address of a server behind a unix socket: unix:/path.
+// unixPrefix begins the address of a server on a unix socket: unix:/path.
 const unixPrefix = "unix:"
 
 // parseAddress returns the base URL of a server's address, and the path of a unix socket.

@@ -22,7 +22,7 @@ type fake struct {
 	mu       sync.Mutex
 	requests []request
 	script   []http.HandlerFunc
-	state    http.HandlerFunc // answers who asks for a state, beside the script; nil = the script does
+	state    http.HandlerFunc // answers requests for a state instead of the script; nil = the script answers
 }
 
 type request struct {

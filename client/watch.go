@@ -76,10 +76,10 @@ func (c *Client) events(ctx context.Context, path string, o EventOptions) iter.S
 	}
 	return func(yield func(*Event, error) bool) {
 		id := o.After
-		heard := time.Now()
+		lastEvent := time.Now()
 		for pause := c.backoff; ; pause = min(2*pause, time.Second) {
 			err := c.readStream(ctx, path, &id, func(e *Event) bool {
-				heard, pause = time.Now(), c.backoff
+				lastEvent, pause = time.Now(), c.backoff
 				return yield(e, nil)
 			})
 			switch {
@@ -89,7 +89,7 @@ func (c *Client) events(ctx context.Context, path string, o EventOptions) iter.S
 				yield(nil, fmt.Errorf("GET %s: %w", path, context.Cause(ctx)))
 				return
 			case err != nil && !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUnavailable),
-				err != nil && time.Since(heard) >= o.Outage:
+				err != nil && time.Since(lastEvent) >= o.Outage:
 				yield(nil, err)
 				return
 			}

@@ -66,7 +66,7 @@ func TestRunEvents(t *testing.T) {
 		if err != nil || e.Summary.State != Completed {
 			t.Fatal(e, err)
 		}
-		if n++; n == 2 { // it comes again: nothing ends it but the reader
+		if n++; n == 2 { // sent again: only the reader ends it
 			break
 		}
 	}
@@ -134,7 +134,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestFollow: what was written arrives before the end, and the end is told from
+// TestFollow: output arrives before the end, and the end is distinguished from
 // a server that went away.
 func TestFollow(t *testing.T) {
 	more, read := make(chan string), make(chan struct{})

@@ -44,7 +44,7 @@ func audited(t *testing.T) (option func(*Config), lines func(s *service) []strin
 	}
 }
 
-// TestControlCharactersInTheAuditLog: an unknown caller cannot write to the terminal of whoever
+// TestControlCharactersInTheAuditLog: an unknown caller cannot write to the terminal of a user who
 // reads the log.
 func TestControlCharactersInTheAuditLog(t *testing.T) {
 	lock, secret, _ := withTokenFile(t)

@@ -90,7 +90,7 @@ func TestScopesOfRoutes(t *testing.T) {
 			refusedWith(t, got, 403, "this needs "+scopeAlternatives(rt.scope))
 		}
 	}
-	for _, target := range []string{"/nowhere", "/v1/dagrun"} { // 404 and 405 are for those who are known
+	for _, target := range []string{"/nowhere", "/v1/dagrun"} { // 404 and 405 are only for known callers
 		refusedWith(t, s.get(target), 401, "a token is needed")
 		if got := s.do("GET", target, "", bearer(secret[sub])); got.status != 404 && got.status != 405 {
 			t.Errorf("%s: %d", target, got.status)
@@ -270,8 +270,8 @@ func TestLoginsAreRefused(t *testing.T) {
 	}
 }
 
-// TestUnixSocket: who is at the other end of a unix socket needs no token; a token
-// that is sent counts all the same.
+// TestUnixSocket: the client of a unix socket does not need a token, but a token that it sends
+// counts.
 func TestUnixSocket(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
 	s := serve(t, seedEngine(t), option)
@@ -308,7 +308,7 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
-// TestAuditLog: a line for each change and each refusal, none for what is read.
+// TestAuditLog: a line for each change and each refusal, but not for reads.
 func TestAuditLog(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
 	path := filepath.Join(t.TempDir(), "audit")

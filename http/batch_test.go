@@ -118,7 +118,7 @@ func TestInvalidBatchIsRefused(t *testing.T) {
 	}
 }
 
-// TestBatchOfManyLines is longer than any limit of a body, however it comes.
+// TestBatchOfManyLines: a batch may be longer than any limit of a body, in one part or in many.
 func TestBatchOfManyLines(t *testing.T) {
 	const n = 20_000
 	var body bytes.Buffer
@@ -182,8 +182,9 @@ func TestBatchWithALongLine(t *testing.T) {
 	}
 }
 
-// TestBatchAnswersLinesAsTheyArrive: who waits for each answer before the next line gets
-// it. When the body breaks off, what came is kept, and the part of a line is none.
+// TestBatchAnswersLinesAsTheyArrive: a client that waits for each answer before it sends the next
+// line gets the answer. When the body breaks off, complete lines are kept, and a part of a line is
+// dropped.
 func TestBatchAnswersLinesAsTheyArrive(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
@@ -255,7 +256,7 @@ func TestStalledBatchTimesOut(t *testing.T) {
 	refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
 }
 
-// TestLineReader: whatever pieces a body comes in, its lines are the same.
+// TestLineReader: the lines of a body do not depend on the pieces in which it arrives.
 func TestLineReader(t *testing.T) {
 	var want []string
 	var body strings.Builder

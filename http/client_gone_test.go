@@ -213,7 +213,7 @@ func requestsThatWait(t *testing.T, e *fakeEngine) map[string]string {
 func getRequest(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: c\r\n\r\n" }
 
 // TestPlaceOfADepartedClientIsFree: the place of a client that leaves while its request waits is
-// free at once, whatever it waits for. One that closes only its sending side gets the present
+// free at once, for every kind of wait. A client that closes only its sending side gets the present
 // state as the answer to its long poll.
 func TestPlaceOfADepartedClientIsFree(t *testing.T) {
 	e := seedEngine(t)
@@ -247,7 +247,7 @@ func TestWaitsAreBounded(t *testing.T) {
 		paths := requestsThatWait(t, e)
 		s := newService(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = limit[0], limit[1] })
 		if status == 503 {
-			s.cfg.MaxPerClient = 100 // else the client's own bound would come first
+			s.cfg.MaxPerClient = 100 // else the client's own bound would apply first
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -323,7 +323,8 @@ func TestRequestThatCannotBeWatchedDoesNotWait(t *testing.T) {
 	eventually(t, "no place is taken", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
 }
 
-// TestClientWatcher: only the one that leaves is told of, once; what it has sent stays.
+// TestClientWatcher: only the client that leaves is reported, once; the bytes that it has sent
+// stay readable.
 func TestClientWatcher(t *testing.T) {
 	w, err := newClientWatcher()
 	if err != nil {

@@ -174,7 +174,7 @@ func TestLargeBodiesAreOwned(t *testing.T) {
 	}
 }
 
-// TestUnreadBodies: who is refused before the body was read hears of it, however
+// TestUnreadBodies: a client that is refused before its body is read gets the answer, however
 // long the body is.
 func TestUnreadBodies(t *testing.T) {
 	s := serve(t, seedEngine(t))

@@ -39,15 +39,15 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 	if q.resumes {
 		after = q.resumeAfter
 	}
-	feed, err := s.engine.Follow(contextOf(ctx), run, after)
+	subscription, err := s.engine.Follow(contextOf(ctx), run, after)
 	if err != nil {
 		return err
 	}
-	if feed == nil {
+	if subscription == nil {
 		ctx.SetStatusCode(fasthttp.StatusNoContent) // tells an EventSource to stop
 		return nil
 	}
-	return s.streamEvents(ctx, &runEventSource{subscription: feed, withTasks: q.withTasks})
+	return s.streamEvents(ctx, &runEventSource{subscription: subscription, withTasks: q.withTasks})
 }
 
 // events is GET /v1/events: the runs that change.
@@ -56,11 +56,11 @@ func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	if err := q.decode(ctx, q.setListParameter); err != nil {
 		return err
 	}
-	feed, err := s.engine.Listen(contextOf(ctx), q.list, int64(q.resumeAfter&(1<<63-1)))
+	subscription, err := s.engine.Listen(contextOf(ctx), q.list, int64(q.resumeAfter&(1<<63-1)))
 	if err != nil {
 		return err
 	}
-	return s.streamEvents(ctx, &listEventSource{subscription: feed})
+	return s.streamEvents(ctx, &listEventSource{subscription: subscription})
 }
 
 // eventQuery selects the events, and where to resume.
@@ -212,27 +212,27 @@ type runEventSource struct {
 }
 
 func (r *runEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {
-	news, err := r.subscription.Next(ctx)
+	update, err := r.subscription.Next(ctx)
 	if err != nil {
 		return dst, false, err
 	}
-	if news.Dropped > 0 {
-		dst = appendGap(dst, news.Dropped)
+	if update.Dropped > 0 {
+		dst = appendGap(dst, update.Dropped)
 	}
-	for i := range news.Changes {
-		dst = r.appendChange(dst, news.Plan, &news.Changes[i])
+	for i := range update.Changes {
+		dst = r.appendChange(dst, update.Plan, &update.Changes[i])
 	}
 	dst = r.closeTasks(dst)
-	dst = appendID(dst, news.Seq)
-	if news.Summary == nil {
+	dst = appendID(dst, update.Seq)
+	if update.Summary == nil {
 		return append(dst, '\n'), false, nil
 	}
 	dst = appendEvent(dst, "summary")
-	dst = appendSummary(dst, news.Summary)
+	dst = appendSummary(dst, update.Summary)
 	dst = append(dst, `,"tasks":`...)
-	dst = strconv.AppendUint(dst, uint64(news.Summary.Tasks), 10)
+	dst = strconv.AppendUint(dst, uint64(update.Summary.Tasks), 10)
 	dst = append(dst, '}')
-	return append(dst, eventEnd...), news.Summary.State.Final(), nil
+	return append(dst, eventEnd...), update.Summary.State.Final(), nil
 }
 
 func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.VisibleChange) []byte {
@@ -289,16 +289,16 @@ func (r *runEventSource) Close() { r.subscription.Close() }
 type listEventSource struct{ subscription messages.RunListSubscription }
 
 func (r *listEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {
-	news, err := r.subscription.Next(ctx)
+	update, err := r.subscription.Next(ctx)
 	if err != nil {
 		return dst, false, err
 	}
-	if news.Dropped > 0 {
-		dst = appendGap(dst, news.Dropped)
+	if update.Dropped > 0 {
+		dst = appendGap(dst, update.Dropped)
 	}
-	for i, sum := range news.Summaries {
-		if i == len(news.Summaries)-1 && news.ResumeAt > 0 {
-			dst = appendID(dst, uint64(news.ResumeAt))
+	for i, sum := range update.Summaries {
+		if i == len(update.Summaries)-1 && update.ResumeAt > 0 {
+			dst = appendID(dst, uint64(update.ResumeAt))
 		}
 		dst = appendEvent(dst, "run")
 		dst = appendSummary(dst, sum)
@@ -307,8 +307,8 @@ func (r *listEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte,
 		dst = append(dst, '}')
 		dst = append(dst, eventEnd...)
 	}
-	if len(news.Summaries) == 0 && news.ResumeAt > 0 {
-		dst = append(appendID(dst, uint64(news.ResumeAt)), '\n')
+	if len(update.Summaries) == 0 && update.ResumeAt > 0 {
+		dst = append(appendID(dst, uint64(update.ResumeAt)), '\n')
 	}
 	return dst, false, nil
 }

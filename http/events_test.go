@@ -99,8 +99,8 @@ func TestRunEvents(t *testing.T) {
 	eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 })
 }
 
-// TestEventsAreResumed by the id that an EventSource sends; where there is nothing
-// left to tell it is told to stop.
+// TestEventsAreResumed by the ID that an EventSource sends. It is told to stop when all events
+// were sent.
 func TestEventsAreResumed(t *testing.T) {
 	e := seedEngine(t)
 	e.runs[0].view.Seq = 12

@@ -31,7 +31,7 @@ type fakeEngine struct {
 	ready, healthy error
 	paused         string
 	moves          bool          // move will be called
-	moved          chan struct{} // closed by move; nil when nobody waits
+	moved          chan struct{} // closed by move; nil without waiting calls
 	waiting        int           // calls of Await that wait
 	feed           *fakeFeed     // what Follow and Listen return; nil = Follow has only the present summary
 	follows        []uint64      // after of each Follow, since of each Listen
@@ -314,7 +314,7 @@ func (f fakeRunsFeed) Next(ctx context.Context) (*messages.RunListEvents, error)
 	}
 }
 
-// move puts a run into another state and wakes who waits.
+// move puts a run into another state and wakes the waiting calls.
 func (e *fakeEngine) move(id messages.RunID, to dag.RunState) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -464,7 +464,7 @@ func (e *fakeEngine) SetPaused(ctx context.Context, reason string) error {
 
 func (e *fakeEngine) Damaged(ctx context.Context) error { return nil }
 
-// fakeLog is a stream that may grow, and of which [cut, cutEnd) is not kept.
+// fakeLog is a stream that may grow, without the bytes [cut, cutEnd).
 type fakeLog struct {
 	mu          sync.Mutex
 	data        []byte
@@ -562,7 +562,7 @@ func (l *openLog) Close() error {
 	return nil
 }
 
-// cutLog is a stream of n bytes of which the middle is gone.
+// cutLog is a stream of n bytes without its middle.
 func cutLog(n, head, tail int) *fakeLog {
 	data := bytes.Repeat([]byte("0123456789abcdef"), n/16+1)[:n]
 	return &fakeLog{data: data, cut: int64(head), cutEnd: int64(n - tail)}

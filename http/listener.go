@@ -194,7 +194,7 @@ func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 		}
 		n--
 		cs.removeLocked(c)
-		c.closeNow() // wakes whoever reads from it
+		c.closeNow() // wakes the goroutine that reads from it
 		s.metrics.evicted.Inc()
 	}
 }

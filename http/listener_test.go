@@ -76,7 +76,7 @@ func (s *service) busy() *bufio.Reader {
 }
 
 // TestConnectionsBeyondTheLimitAreRefused: beyond MaxConns the oldest connection that waits for a
-// request makes room; where none waits the new one is told so.
+// request makes room; if all are busy the new one is refused.
 func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 3, 3 })
@@ -110,7 +110,7 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 		t.Errorf("close %v, %v", got.close, got.header)
 	}
 	var turnedAway reply
-	s.raw("") // takes the place of one that is told so
+	s.raw("") // takes the place of a refused one
 	eventually(t, "all places are taken", func() bool { return s.connections() == 4 })
 	_, r = s.raw("")
 	turnedAway = s.answerTo(r)
@@ -179,7 +179,7 @@ func TestClientKeyOf(t *testing.T) {
 	}
 }
 
-// addressed is a connection that has nothing but an address.
+// addressed is a connection with an address only.
 type addressed struct {
 	net.Conn
 	addr net.Addr
@@ -214,9 +214,9 @@ func (c *hookedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestEvictedConnectionRunsNoRequest: a connection is evicted when its request has been read
-// and has not begun. The request does not wait for a client whose leaving nothing would
-// show, and changes nothing.
+// TestEvictedConnectionRunsNoRequest: a connection is evicted when its request has been read and
+// has not begun. The request does not wait for a client whose departure could not be detected, and
+// does not change anything.
 func TestEvictedConnectionRunsNoRequest(t *testing.T) {
 	e := seedEngine(t)
 	requests := map[string]string{}
@@ -254,7 +254,7 @@ func TestEvictedConnectionRunsNoRequest(t *testing.T) {
 	}
 }
 
-// TestConnectionIsOccupiedOrEvicted: of a request and an eviction that come at once only one gets
+// TestConnectionIsOccupiedOrEvicted: when a request and an eviction coincide, only one gets
 // the connection.
 func TestConnectionIsOccupiedOrEvicted(t *testing.T) {
 	var c conn

@@ -78,13 +78,13 @@ func TestLongBodies(t *testing.T) {
 	if len(e.submitted) != 4 || spared != 0 {
 		t.Errorf("%d submitted, spared %d times too often", len(e.submitted), spared)
 	}
-	// What has been answered cannot be opened again.
+	// An answered document cannot be opened again.
 	if _, err := e.submitted[0].Long.Open(); !errors.Is(err, errBodyReleased) {
 		t.Errorf("opened afterwards: %v", err)
 	}
 }
 
-// TestLongBodiesThatAreRefused leave nothing, and the next one is taken.
+// TestLongBodiesThatAreRefused: a refused body is removed, and the next one is accepted.
 func TestLongBodiesThatAreRefused(t *testing.T) {
 	e := &fakeEngine{}
 	limit := int64(longBodyBytes + 2<<20)
@@ -124,7 +124,7 @@ func TestLongBodiesThatAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	refusedWith(t, s.answerTo(r), 400, "incomplete")
-	_, r = s.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n{", limit+1)) // of which one byte has come
+	_, r = s.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n{", limit+1)) // one byte of it has arrived
 	refusedWith(t, s.answerTo(r), 413, "at most 6291456 bytes")
 	e.mu.Lock()
 	e.healthy = errors.New("disk is nearly full")
@@ -140,7 +140,7 @@ func TestLongBodiesThatAreRefused(t *testing.T) {
 	}
 }
 
-// TestSlowLongBodies: those that come slowly hold no memory, and nobody up; beyond a
+// TestSlowLongBodies: slow bodies neither hold memory nor delay others; beyond a
 // number of them they are refused.
 func TestSlowLongBodies(t *testing.T) {
 	s := serveLong(t, &fakeEngine{})
@@ -160,7 +160,7 @@ func TestSlowLongBodies(t *testing.T) {
 	for i := range maxLongBodies {
 		begin(byte(2 + i/maxLongBodiesOfClient))
 		eventually(t, "it is being received", func() bool { return s.longBodies.len() == i+1 })
-		if i == maxLongBodiesOfClient-1 { // this client's share, and no more
+		if i == maxLongBodiesOfClient-1 { // all that this client may have
 			begin(2)
 			refusedWith(t, s.answerTo(bufio.NewReader(conns[len(conns)-1])), 429, "too many large bodies of this client at a time: at most 8")
 		}

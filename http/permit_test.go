@@ -27,7 +27,7 @@ func (s *service) rewrite(path, text string) {
 	}
 }
 
-// TestRevokedTokensEndStreams: a stream tells nothing more once its caller's token or
+// TestRevokedTokensEndStreams: a stream ends once its caller's token or
 // scope is gone from the token file, and goes on as long as the token is there.
 func TestRevokedTokensEndStreams(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -86,7 +86,7 @@ func TestLogoutEndsStreams(t *testing.T) {
 	}
 }
 
-// TestRevokedTokensEndBatches: lines that come after the token is gone are not taken.
+// TestRevokedTokensEndBatches: lines that arrive after the token was removed are refused.
 func TestRevokedTokensEndBatches(t *testing.T) {
 	option, secret, path := withTokenFile(t)
 	e := seedEngine(t)
@@ -141,7 +141,7 @@ func TestRepeatedHeaders(t *testing.T) {
 }
 
 // TestReloadEndsWaits: what waits ends with the reload that takes its caller's token, scope or
-// session away, though there is nothing new to tell; what others wait for goes on.
+// session away, also without news; the waits of others continue.
 func TestReloadEndsWaits(t *testing.T) {
 	for name, c := range map[string]struct {
 		left    func(read string) string // the token file afterwards

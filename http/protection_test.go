@@ -101,7 +101,7 @@ func TestHostsOfALoopbackListener(t *testing.T) {
 	}
 }
 
-// TestRefusedBodiesAreNotAwaited: the answer to a request that may not come in does
+// TestRefusedBodiesAreNotAwaited: the answer to a refused request does
 // not wait for its body, nor does it ask for the body.
 func TestRefusedBodiesAreNotAwaited(t *testing.T) {
 	e := seedEngine(t)

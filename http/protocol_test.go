@@ -19,7 +19,7 @@ import (
 )
 
 // TestMalformed sends what no client library would. Each is answered and its
-// connection closed, so that nothing after it is taken for a request.
+// connection closed, so that the bytes after it are not taken for a request.
 func TestMalformed(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
@@ -136,8 +136,8 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	}
 }
 
-// TestPartialRequests: who stops in mid-request, or announces more than comes,
-// is answered when it closed its side and leaves nothing behind.
+// TestPartialRequests: a client that stops in the middle of a request, or announces more than it
+// sends, is answered when it closes its side, and its connection is released.
 func TestPartialRequests(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
@@ -152,7 +152,7 @@ func TestPartialRequests(t *testing.T) {
 			t.Fatalf("after %d bytes: %q, %v", cut, answer, err)
 		}
 	}
-	// Half-closed behind a whole request: answered.
+	// A half-close after a complete request: answered.
 	c, r := s.raw("GET /v1/dagrun/0 HTTP/1.1\r\nHost: c\r\n\r\n")
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestPartialRequests(t *testing.T) {
 	eventually(t, "the connections are gone", func() bool { return s.connections() == 0 })
 }
 
-// TestSlowRequests: neither header nor body may take for ever.
+// TestSlowRequests: header and body must arrive in time.
 func TestSlowRequests(t *testing.T) {
 	s := serve(t, seedEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	for _, text := range []string{
@@ -194,7 +194,7 @@ func TestIdleConnectionEnds(t *testing.T) {
 	}
 }
 
-// TestIdleConnections: a thousand connections that say nothing harm nobody.
+// TestIdleConnections: a thousand silent connections do not harm others.
 func TestIdleConnections(t *testing.T) {
 	s := serve(t, seedEngine(t))
 	for range 300 {
@@ -365,7 +365,7 @@ func inChunks(text string, size int, extension string) string {
 	return b.String() + "0\r\n"
 }
 
-// TestChunkedBodiesAreAccepted, in whatever pieces they come, with what a chunk may have.
+// TestChunkedBodiesAreAccepted in any pieces, with extensions and trailers.
 func TestChunkedBodiesAreAccepted(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
@@ -399,7 +399,7 @@ func TestChunkedBodiesAreAccepted(t *testing.T) {
 	}
 }
 
-// TestFramingIsBounded: a body with more framing than content is not read on, whoever reads it:
+// TestFramingIsBounded: reading stops at a body with more framing than content, in every reader:
 // long extensions, many of them, and trailers. Nothing of it is taken.
 func TestFramingIsBounded(t *testing.T) {
 	endless := strings.Repeat("x", 1<<20)

@@ -199,7 +199,7 @@ func TestStatesOfARun(t *testing.T) {
 	}
 }
 
-// TestMembersThatAreNeverLeftOut: what is empty is there all the same.
+// TestMembersThatAreNeverLeftOut: empty members are present.
 func TestMembersThatAreNeverLeftOut(t *testing.T) {
 	e := &fakeEngine{}
 	e.add(t, `{"tasks":{"a":{"job":{"command":["x"]}}}}`, dag.RunQueued, dag.TaskQueued, 5, 6)

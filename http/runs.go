@@ -195,7 +195,7 @@ func (l *runList) renderPage() (more bool, err error) {
 	return more, err
 }
 
-// appendEntry appends one entry and moves the cursor behind it.
+// appendEntry appends one entry and moves the cursor after it.
 func (l *runList) appendEntry(dst []byte, sum *messages.Summary) []byte {
 	if l.begun {
 		dst = append(dst, ',')

@@ -46,7 +46,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// patience is how long anything may take that should happen at once: the machine
+// patience bounds the wait for events that should be immediate: the machine
 // may be busy with something else.
 const patience = time.Minute
 

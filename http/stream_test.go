@@ -114,7 +114,7 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// produce reads p to its end, each piece behind so many bytes.
+// produce reads p to its end, and appends each piece to so many bytes.
 func produce(t *testing.T, p producer, before int) string {
 	t.Helper()
 	var out strings.Builder
@@ -291,7 +291,7 @@ func TestTaskPages(t *testing.T) {
 }
 
 // TestShutdown: what is in flight is answered, a followed log breaks off, what
-// comes anew is told to come back, and then all is closed.
+// is new is asked to come back, and then all is closed.
 func TestShutdown(t *testing.T) {
 	log := &fakeLog{live: true, data: []byte("x\n")}
 	e := logEngine(t, log)
@@ -422,7 +422,7 @@ func TestShutdownIsCutShort(t *testing.T) {
 	eventually(t, "the stream ends", func() bool { return s.inflight.Load() == 0 })
 }
 
-// TestStalledClient: who stops reading loses the connection.
+// TestStalledClient: a client that stops reading loses the connection.
 func TestStalledClient(t *testing.T) {
 	e := &fakeEngine{}
 	e.add(t, manySpec(60_000), dag.RunRunning, dag.TaskCompleted)

@@ -39,13 +39,13 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	sub := &messages.Submission{Body: doc, IdempotencyKey: key}
 	if long != nil {
 		defer long.release()
-		plan, told, done, err := s.planLong(ctx, long, key != "", strict)
+		plan, longWarnings, done, err := s.planLong(ctx, long, key != "", strict)
 		if err != nil {
 			return err
 		}
 		defer done()
 		sub.Plan, sub.Long, sub.BodyHash = plan, long, long.sum
-		warnings = told
+		warnings = longWarnings
 	} else {
 		if sub.Plan, warnings, err = s.plan(doc, strict); err != nil {
 			return err
@@ -118,12 +118,12 @@ func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 	var warnings dag.Problems
 	if long != nil {
 		defer long.release()
-		_, told, done, err := s.planLong(ctx, long, false, strict)
+		_, longWarnings, done, err := s.planLong(ctx, long, false, strict)
 		if err != nil {
 			return err
 		}
 		done()
-		warnings = told
+		warnings = longWarnings
 	} else if _, warnings, err = s.plan(doc, strict); err != nil {
 		return err
 	}

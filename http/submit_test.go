@@ -59,7 +59,7 @@ func TestBudgetOfOneClient(t *testing.T) {
 			t.Errorf("with %d of 100 connections it has %d", ofClient, b.perClient)
 		}
 	}
-	// One line as long as may be is received by a client that has nothing else.
+	// A client without other bodies may send one line of the maximum length.
 	size, most := int64(0), int64(0)
 	l := &lineReader{source: zeros{}, limit: maxLineBytes, reserve: func(n int64) error { most = max(most, n); return nil }}
 	for ; size <= maxLineBytes && l.readErr == nil; size = int64(len(l.unread)) {
@@ -74,8 +74,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-// TestBodiesBeyondTheBudgetAreRefused: bodies that come slowly take no more memory than there is
-// for all; small ones are served all the while, and what was taken comes back.
+// TestBodiesBeyondTheBudgetAreRefused: bodies that arrive slowly stay within the memory for all
+// bodies. Small ones are still served, and all memory is given back.
 func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
@@ -148,7 +148,7 @@ func TestBodiesOfOneClientBeyondItsBudgetAreRefused(t *testing.T) {
 	eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
 }
 
-// TestRefusedLinesAreBounded: a request with nothing but bad lines is not read to its end.
+// TestRefusedLinesAreBounded: reading stops in a request of invalid lines.
 func TestRefusedLinesAreBounded(t *testing.T) {
 	s := serve(t, seedEngine(t))
 	var b bytes.Buffer
@@ -167,7 +167,7 @@ func TestRefusedLinesAreBounded(t *testing.T) {
 	}
 }
 
-// TestWarnings: a member that is not known is told of by submission, batch and
+// TestWarnings: an unknown member is reported by submission, batch and
 // validation, and refused where the query is strict. Without one the answers are as ever.
 func TestWarnings(t *testing.T) {
 	const (

@@ -104,7 +104,7 @@ func TestRefusalsInTheAuditLogAreBounded(t *testing.T) {
 }
 
 // TestUnknownCallersDoNotHideKnownOnes: a flood of refusals without a token takes no line away
-// from what known callers are refused, and one known caller takes none away from another.
+// from the refusals of known callers, and one known caller does not take lines from another.
 func TestUnknownCallersDoNotHideKnownOnes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit")
 	a, _ := auditOf(t, path, new(bytes.Buffer))

@@ -58,7 +58,7 @@ func TestParseHostName(t *testing.T) {
 	}
 }
 
-// FuzzHosts: what is allowed names one of the set, and nothing more.
+// FuzzHosts: an allowed host names a member of the set.
 func FuzzHosts(f *testing.F) {
 	for _, s := range []string{"localhost", "[::1]:2503", "LOCALHOST.:1", "evil.example", "[::1%25a]", "127.0.0.1:", ":", "[", "]:1"} {
 		f.Add(s)

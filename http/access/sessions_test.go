@@ -30,7 +30,7 @@ func TestRate(t *testing.T) {
 	if r.Allow(netip.AddrFrom16([16]byte{0x20, 1, 15: 9}), now) {
 		t.Error("addresses of one IPv6 network share a bound")
 	}
-	// An attacker with many addresses gets no more than one bound beyond what is remembered.
+	// Beyond the remembered addresses, an attacker with many addresses gets a single bound.
 	allowed := 0
 	for i := range 20_000 {
 		var ip [4]byte
