@@ -29,7 +29,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// runBinary runs the binary and returns what it printed and its exit code.
+// runBinary runs the binary and returns its output and exit code.
 func runBinary(t *testing.T, env []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Patience)
@@ -39,13 +39,13 @@ func runBinary(t *testing.T, env []string, args ...string) (stdout, stderr strin
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); err != nil && !asExit(err, &exit) {
+	if exit := (*exec.ExitError)(nil); err != nil && !asExitError(err, &exit) {
 		t.Fatalf("%q: %v", args, err)
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-func asExit(err error, exit **exec.ExitError) bool {
+func asExitError(err error, exit **exec.ExitError) bool {
 	e, ok := err.(*exec.ExitError)
 	*exit = e
 	return ok
@@ -61,8 +61,8 @@ func newToken(t *testing.T, file, name, scopes string) string {
 	return strings.TrimSpace(out)
 }
 
-// TestNonLoopbackNeedsAccessControl: the server does not start there when nothing is asked
-// of callers, unless it is told to.
+// TestNonLoopbackNeedsAccessControl: beyond loopback addresses the server refuses to start without
+// access control, unless --insecure is given.
 func TestNonLoopbackNeedsAccessControl(t *testing.T) {
 	t.Parallel()
 	tokens := filepath.Join(t.TempDir(), "tokens")
@@ -73,7 +73,7 @@ func TestNonLoopbackNeedsAccessControl(t *testing.T) {
 			t.Errorf("%s: exit %d: %s", address, code, errs)
 		}
 	}
-	// The first address is for the harness, which knows only the loopback one.
+	// The first address is for the harness, which uses only the loopback one.
 	both := "127.0.0.1:0,0.0.0.0:0"
 	listen := func(c *testenv.Config) { c.Listen = both }
 	s := e2etest.Start(t, listen, e2etest.Args("--insecure"))
@@ -89,7 +89,7 @@ func TestNonLoopbackNeedsAccessControl(t *testing.T) {
 	s.Want(200, "GET", "/v1/dagruns", "", "Authorization", "Bearer "+secret)
 }
 
-// TestTokens: a token file from its first line to its reload, by command line and curl.
+// TestTokens follows a token file from its first line to its reload, by command line and curl.
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -130,7 +130,7 @@ func TestTokens(t *testing.T) {
 		t.Errorf("exit %d: %s", code, errs)
 	}
 
-	// A file with a mistake leaves the tokens, a sound one takes effect.
+	// A file with a mistake keeps the old tokens; a valid one takes effect.
 	text, err := os.ReadFile(tokens)
 	if err != nil {
 		t.Fatal(err)
@@ -181,8 +181,8 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestUnixSocketAccess: its mode, a socket that a killed server has left, a second
-// server, and other users.
+// TestUnixSocketAccess covers the mode of the socket, a socket that a killed server has left, a
+// second server, and other users.
 func TestUnixSocketAccess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -212,7 +212,7 @@ func TestUnixSocketAccess(t *testing.T) {
 	if _, errs, code := runBinary(t, nil, "serve", "--data", t.TempDir(), "--listen", "unix:/tmp/"+strings.Repeat("x", 120)); code != 1 || !strings.Contains(errs, "too long") {
 		t.Errorf("exit %d: %s", code, errs)
 	}
-	t.Run("other users", func(t *testing.T) { asAnotherUser(t, path) })
+	t.Run("other users", func(t *testing.T) { dialAsAnotherUser(t, path) })
 	if code, _, err := s.Stop(e2etest.Patience); code != 0 || err != nil {
 		t.Fatal(code, err)
 	}
@@ -221,9 +221,9 @@ func TestUnixSocketAccess(t *testing.T) {
 	}
 }
 
-// asAnotherUser opens the socket to everybody, which only its owner can do, and lets
-// another user knock.
-func asAnotherUser(t *testing.T, path string) {
+// dialAsAnotherUser opens the socket to everybody, which only its owner can do, and connects as
+// another user.
+func dialAsAnotherUser(t *testing.T, path string) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can be another user")
 	}
@@ -237,7 +237,7 @@ func asAnotherUser(t *testing.T, path string) {
 	}
 	curl, err := exec.LookPath("curl")
 	if err != nil {
-		t.Skip("there is no curl")
+		t.Skip("curl is not installed")
 	}
 	cmd := exec.Command(curl, "-s", "--unix-socket", path, "http://localhost/v1/dagruns")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -320,7 +320,7 @@ func expired(c *x509.Certificate) {
 	c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 }
 
-// launchTLS starts a server that the harness cannot ask, and returns its https address.
+// launchTLS starts a server that the harness cannot query, and returns its https address.
 func launchTLS(t *testing.T, args ...string) (*testenv.Server, string) {
 	t.Helper()
 	s, err := testenv.Launch(testenv.Config{Binary: e2etest.Binary(), Data: t.TempDir(), Args: append([]string{"--cores", "2", "--memory-mb", "1000"}, args...)})
@@ -446,8 +446,8 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
-// TestTasksCannotReadTheServer: neither the environment of a task's parent, nor its
-// command line and working folder, nor what it has open holds anything of the server's.
+// TestTasksCannotReadTheServer: the environment, command line, working folder and open files of the
+// process that is a task's parent reveal nothing of the server.
 func TestTasksCannotReadTheServer(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Env("CARAVAN_TOKEN=secret-token", "AWS_SECRET_ACCESS_KEY=secret-key", "GOFLAGS=secret-flag"))
@@ -476,7 +476,7 @@ func TestTasksCannotReadTheServer(t *testing.T) {
 			t.Errorf("the worker's environment holds %q", entry)
 		}
 	}
-	// A process that cannot be dumped belongs to root in /proc: tasks of the same user
+	// A process that is not dumpable belongs to root in /proc: tasks of the same user
 	// cannot read its environment and memory.
 	if os.Getuid() != 0 {
 		if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.PID())); !os.IsPermission(err) {
@@ -487,9 +487,9 @@ func TestTasksCannotReadTheServer(t *testing.T) {
 	t.Log("run as root, who can read everything: the server's environment is not tried")
 }
 
-// TestReloadEndsWaitingRequests: SIGHUP after a token was taken out of the file ends what was begun
-// with it, though nothing happens that could be told: a long poll is answered 401, events and a
-// followed log break off.
+// TestReloadEndsWaitingRequests: SIGHUP after a token was removed from the file ends the requests of
+// that token, even while the server is idle: a long poll is answered 401, events and a followed log
+// break off.
 func TestReloadEndsWaitingRequests(t *testing.T) {
 	t.Parallel()
 	tokens := filepath.Join(t.TempDir(), "tokens")
@@ -554,13 +554,13 @@ func TestReloadEndsWaitingRequests(t *testing.T) {
 	}
 }
 
-// touching is a graph whose task makes a file: the proof that a command ran.
-func touching(path string) string {
+// markerGraph is a graph whose task makes a file: the proof that a command ran.
+func markerGraph(path string) string {
 	return fmt.Sprintf(`{"tasks":{"a":{"job":{"command":["touch",%q]}}}}`, path)
 }
 
-// say sends a request byte by byte as it is written and returns the answer's status.
-func say(t *testing.T, s *e2etest.Server, request string) int {
+// sendRaw sends a request unchanged and returns the status of the response.
+func sendRaw(t *testing.T, s *e2etest.Server, request string) int {
 	t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
 	if err != nil {
@@ -581,12 +581,12 @@ func say(t *testing.T, s *e2etest.Server, request string) int {
 	return resp.StatusCode
 }
 
-// TestForeignWebPagesAreRefused sends what browsers send for pages of other origins,
-// and what programs send.
+// TestForeignWebPagesAreRefused sends what browsers send for pages of other origins, and what
+// programs send.
 func TestForeignWebPagesAreRefused(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--allow-host", "caravan.example", "--allow-host", "two.example,three.example"))
-	spec := touching(t.TempDir() + "/ran")
+	spec := markerGraph(t.TempDir() + "/ran")
 	post := func(headers ...string) string {
 		return "POST /v1/dagrun HTTP/1.1\r\n" + strings.Join(headers, "\r\n") + fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n%s", len(spec), spec)
 	}
@@ -605,19 +605,19 @@ func TestForeignWebPagesAreRefused(t *testing.T) {
 		"OPTIONS /v1/dagrun HTTP/1.1\r\n" + host + "\r\nOrigin: http://evil.example\r\n\r\n":                       403,
 		"GET /v1/dagruns HTTP/1.1\r\nHost: three.example\r\n\r\n":                                                  200,
 		"GET /v1/dagruns HTTP/1.1\r\nHost: CARAVAN.example.:443\r\n\r\n":                                           200,
-		"POST /v1/dagrun HTTP/1.1\r\n" + host + "\r\nOrigin: null\r\n" + typed + "\r\nContent-Length: 999\r\n\r\n": 403, // the body never comes
+		"POST /v1/dagrun HTTP/1.1\r\n" + host + "\r\nOrigin: null\r\n" + typed + "\r\nContent-Length: 999\r\n\r\n": 403, // the body never arrives
 	} {
-		if got := say(t, s, request); got != want {
+		if got := sendRaw(t, s, request); got != want {
 			t.Errorf("%d, want %d: %q", got, want, request)
 		}
 	}
 	if r := s.Want(200, "GET", "/v1/dagruns?all=1", ""); string(r.Body) != "[]" {
 		t.Fatalf("a refused submission is there: %s", r.Body)
 	}
-	if got := say(t, s, post(host, typed, "Origin: http://localhost:2503", "Sec-Fetch-Site: same-origin")); got != 200 {
+	if got := sendRaw(t, s, post(host, typed, "Origin: http://localhost:2503", "Sec-Fetch-Site: same-origin")); got != 200 {
 		t.Errorf("its own page: %d", got)
 	}
-	if got := say(t, s, post(host, "Content-Type: application/json; charset=utf-8", "User-Agent: Python-urllib/3.13")); got != 200 {
+	if got := sendRaw(t, s, post(host, "Content-Type: application/json; charset=utf-8", "User-Agent: Python-urllib/3.13")); got != 200 {
 		t.Errorf("a program: %d", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// invoke runs a command of the binary, and returns what it printed.
+// invoke runs a command of the binary against a server and returns its output.
 func invoke(t *testing.T, s *e2etest.Server, args ...string) (out string, code int) {
 	t.Helper()
 	cmd := exec.Command(e2etest.Binary(), args...)
@@ -25,16 +25,16 @@ func invoke(t *testing.T, s *e2etest.Server, args ...string) (out string, code i
 	return string(text), cmd.ProcessState.ExitCode()
 }
 
-// records is what must be the same of all runs in a restored folder: their documents.
-func records(s *e2etest.Server, runs ...uint64) (docs []string) {
+// runDocuments returns the documents of runs, which a restore must reproduce.
+func runDocuments(s *e2etest.Server, runs ...uint64) (docs []string) {
 	for _, run := range runs {
 		docs = append(docs, string(s.Want(200, "GET", e2etest.Path(run, ""), "").Body))
 	}
 	return docs
 }
 
-// TestBackupOfRunningServer takes backups while runs are submitted, run, and are deleted.
-// Each is of one moment: it is restored whole, with the output of each attempt in it.
+// TestBackupOfRunningServer takes backups while runs are submitted, execute and are deleted. Each
+// backup shows one moment: it is restored whole, with the output of each of its attempts.
 func TestBackupOfRunningServer(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "20"))
@@ -84,7 +84,7 @@ func TestBackupOfRunningServer(t *testing.T) {
 	busy.Wait()
 }
 
-// TestBackupDrill runs the commands that docs/operations.md shows, in its order.
+// TestBackupDrill runs the commands in docs/operations.md, in their order.
 func TestBackupDrill(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
@@ -101,7 +101,7 @@ func TestBackupDrill(t *testing.T) {
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 50000 /dev/zero; echo done")})).RunID
 	waiting := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300"), "b": e2etest.Sh("true").After("a")}))
 	s.AwaitTask(waiting, "a", "RUNNING")
-	want := records(s, uint64(run))
+	want := runDocuments(s, uint64(run))
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o700); err != nil {
@@ -117,7 +117,7 @@ func TestBackupDrill(t *testing.T) {
 		t.Fatalf("the drill: %v\n%s", err, out)
 	}
 	r := e2etest.Start(t, e2etest.Data(filepath.Join(dir, "restored")))
-	if got := records(r, uint64(run)); got[0] != want[0] {
+	if got := runDocuments(r, uint64(run)); got[0] != want[0] {
 		t.Errorf("restored: %s\nwas: %s", got[0], want[0])
 	}
 	e2etest.Eventually(t, "what ran is queued again", func() bool { return r.TaskState(waiting, "a") == "QUEUED" })
@@ -134,7 +134,7 @@ func TestBackupDrill(t *testing.T) {
 	s.Want(200, "DELETE", e2etest.Path(waiting, ""), "")
 }
 
-// TestDamagedBackupIsRefused: what is cut or changed is refused, and leaves no folder behind.
+// TestDamagedBackupIsRefused: a backup that was cut or changed is refused, and leaves no folder.
 func TestDamagedBackupIsRefused(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
@@ -148,7 +148,7 @@ func TestDamagedBackupIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rng := random(t)
+	rng := seededRandom(t)
 	for i := range 10 {
 		bad := bytes.Clone(whole)
 		if i%2 == 0 {
@@ -185,12 +185,12 @@ func TestDamagedBackupIsRefused(t *testing.T) {
 	}
 }
 
-// TestBackupOfStoppedServer is of the folder alone, by way of a pipe.
+// TestBackupOfStoppedServer reads the folder alone, and pipes the backup.
 func TestBackupOfStoppedServer(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
 	run := uint64(s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo hello")})).RunID)
-	want := records(s, run)
+	want := runDocuments(s, run)
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestBackupOfStoppedServer(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	r := e2etest.Start(t, e2etest.Data(data))
-	if got := records(r, run); got[0] != want[0] {
+	if got := runDocuments(r, run); got[0] != want[0] {
 		t.Errorf("restored: %s\nwas: %s", got[0], want[0])
 	}
 	var state struct{ State string }
@@ -210,9 +210,9 @@ func TestBackupOfStoppedServer(t *testing.T) {
 	r.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))
 }
 
-// TestCopyNextToItsOriginal starts servers on copies of a data folder whose own server
-// runs tasks. Those tasks are not disturbed, the copies start nothing until they are
-// resumed, and then each ends its runs with attempts of its own.
+// TestCopyNextToItsOriginal starts servers on copies of a data folder whose own server runs tasks.
+// Those tasks are not disturbed. The copies start tasks only when they are resumed, and then each
+// completes its runs with its own attempts.
 func TestCopyNextToItsOriginal(t *testing.T) {
 	t.Parallel()
 	const tasks = 4
@@ -248,14 +248,14 @@ while ! test -e go; do sleep 0.02; done; echo done`).Job("workDir", dir),
 			t.Errorf("copy %d: %+v", i, state)
 		}
 		e2etest.Eventually(t, "the copy counts its attempts as lost", func() bool { return c.TaskState(run, "t_0") == "QUEUED" })
-		if i%2 == 1 { // a restart changes nothing
+		if i%2 == 1 { // a restart does not change the tasks
 			if copies[i] = c.Crash(); !strings.Contains(string(copies[i].Want(200, "GET", "/healthz", "").Body), "copied from") {
 				t.Errorf("copy %d: not paused after a restart", i)
 			}
 		}
 	}
 	if got := printed(); got != began {
-		t.Errorf("beside the copies the tasks printed %q, want %q", got, began)
+		t.Errorf("next to the copies the tasks printed %q, want %q", got, began)
 	}
 	if got := s.State(run); got != "RUNNING" {
 		t.Errorf("the original's run is %s", got)

@@ -14,8 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// report is what check and salvage print as JSON.
-type report struct {
+// checkReport is the JSON output of check and salvage.
+type checkReport struct {
 	Whole    bool     `json:"whole"`
 	Runs     int      `json:"runs"`
 	Damaged  []uint64 `json:"damagedRuns"`
@@ -28,8 +28,8 @@ type report struct {
 	} `json:"findings"`
 }
 
-// offline runs a command that reads a data folder.
-func offline(t *testing.T, args ...string) (r report, code int, text string) {
+// runOffline runs a command that reads a data folder.
+func runOffline(t *testing.T, args ...string) (r checkReport, code int, text string) {
 	t.Helper()
 	cmd := exec.Command(e2etest.Binary(), append(args, "-o", "json")...)
 	var out, errs bytes.Buffer
@@ -49,8 +49,8 @@ func offline(t *testing.T, args ...string) (r report, code int, text string) {
 	return r, code, out.String() + errs.String()
 }
 
-// TestCheckAndSalvage: a whole folder is called so; of a damaged one the file and the runs are
-// named, and the others are saved under their ids, with what they printed.
+// TestCheckAndSalvage: check accepts an intact folder. For a damaged one it names the file and the
+// runs; salvage keeps the other runs under their ids, with their output.
 func TestCheckAndSalvage(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
@@ -58,13 +58,13 @@ func TestCheckAndSalvage(t *testing.T) {
 	data := s.Config().Data
 	good := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("head -c 20000 /dev/zero | tr '\\0' 'y'")}))
 	bad := s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo qzjxkvwpfbvmhg")}))
-	if _, code, text := offline(t, "check", data); code != 1 || !strings.Contains(text, "in use") && !strings.Contains(text, "server") {
-		t.Errorf("check beside a server: %d, %s", code, text)
+	if _, code, text := runOffline(t, "check", data); code != 1 || !strings.Contains(text, "in use") && !strings.Contains(text, "server") {
+		t.Errorf("check next to a server: %d, %s", code, text)
 	}
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
-	if r, code, text := offline(t, "check", data); code != 0 || !r.Whole || r.Runs != 2 {
+	if r, code, text := runOffline(t, "check", data); code != 0 || !r.Whole || r.Runs != 2 {
 		t.Fatalf("check of a whole folder: %d, %s", code, text)
 	}
 	var outputs []string
@@ -77,12 +77,12 @@ func TestCheckAndSalvage(t *testing.T) {
 	if len(outputs) != 1 {
 		t.Fatalf("output files: %v", outputs)
 	}
-	flip(t, outputs[0], 9000)
-	r, code, text := offline(t, "check", data)
+	flipBit(t, outputs[0], 9000)
+	r, code, text := runOffline(t, "check", data)
 	if code != 1 || r.Whole || r.Runs != 1 || fmt.Sprint(r.Damaged) != fmt.Sprintf("[%v]", good.RunID) || r.Findings[0].File != outputs[0] {
 		t.Errorf("check of damaged output: %d, %s", code, text)
 	}
-	flip(t, outputs[0], 9000)
+	flipBit(t, outputs[0], 9000)
 
 	manifest := filepath.Join(data, "db", "MANIFEST")
 	whole, err := os.ReadFile(manifest)
@@ -92,11 +92,11 @@ func TestCheckAndSalvage(t *testing.T) {
 	if err := os.Remove(manifest); err != nil {
 		t.Fatal(err)
 	}
-	if r, code, text = offline(t, "check", data); code != 1 || r.Whole || !strings.Contains(text, manifest) {
+	if r, code, text = runOffline(t, "check", data); code != 1 || r.Whole || !strings.Contains(text, manifest) {
 		t.Errorf("check without a manifest: %d, %s", code, text)
 	}
 	into := filepath.Join(t.TempDir(), "saved")
-	if r, code, text = offline(t, "salvage", data, into); code != 0 || r.Kept != 2 || r.NextRun < 2 {
+	if r, code, text = runOffline(t, "salvage", data, into); code != 0 || r.Kept != 2 || r.NextRun < 2 {
 		t.Fatalf("salvage without a manifest: %d, %s", code, text)
 	}
 	if err := os.WriteFile(manifest, whole, 0o600); err != nil {
@@ -115,16 +115,16 @@ func TestCheckAndSalvage(t *testing.T) {
 		t.Errorf("the next run is %d, want %d or more", next, r.NextRun)
 	}
 
-	path, at := marked(t, data, "qzjxkvwpfbvmhg")
-	flip(t, path, at)
-	if r, code, text = offline(t, "check", data); code != 1 || r.Whole || len(r.Damaged) == 0 || r.Findings[0].File != path {
+	path, at := findInTables(t, data, "qzjxkvwpfbvmhg")
+	flipBit(t, path, at)
+	if r, code, text = runOffline(t, "check", data); code != 1 || r.Whole || len(r.Damaged) == 0 || r.Findings[0].File != path {
 		t.Errorf("check of a damaged table: %d, %s", code, text)
 	}
 }
 
-// TestCheckReadsWorkerJournals: check of a folder whose server was killed while a task runs
-// reads the registry of workers and the journal of the one that lives. What is damaged there
-// is named; nothing is changed by the look.
+// TestCheckReadsWorkerJournals checks a folder whose server was killed while a task runs. The check
+// reads the registry of workers and the journal of the living worker, names damage there, and
+// changes nothing.
 func TestCheckReadsWorkerJournals(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
@@ -138,8 +138,8 @@ func TestCheckReadsWorkerJournals(t *testing.T) {
 		t.Fatalf("journals: %v, %v", journals, err)
 	}
 	journal, registry := journals[0], filepath.Join(data, "worker", "workers")
-	if r, code, text := offline(t, "check", data); code != 0 || !r.Whole {
-		t.Errorf("beside a living worker: %d, %s", code, text)
+	if r, code, text := runOffline(t, "check", data); code != 0 || !r.Whole {
+		t.Errorf("next to a living worker: %d, %s", code, text)
 	}
 	for _, file := range []string{journal, registry} {
 		whole, err := os.ReadFile(file)
@@ -147,7 +147,7 @@ func TestCheckReadsWorkerJournals(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, damage := range map[string]func() error{
-			"one bit":  func() error { flip(t, file, int64(len(whole)/2)); return nil },
+			"one bit":  func() error { flipBit(t, file, int64(len(whole)/2)); return nil },
 			"cut":      func() error { return os.Truncate(file, int64(len(whole)-3)) },
 			"missing":  func() error { return os.Rename(file, file+".away") },
 			"all zero": func() error { return os.WriteFile(file, make([]byte, len(whole)), 0o600) },
@@ -155,7 +155,7 @@ func TestCheckReadsWorkerJournals(t *testing.T) {
 			if err := damage(); err != nil {
 				t.Fatal(err)
 			}
-			r, code, text := offline(t, "check", data)
+			r, code, text := runOffline(t, "check", data)
 			if code != 1 || r.Whole || len(r.Findings) != 1 || r.Findings[0].File != file || len(r.Damaged) != 0 {
 				t.Errorf("%s, %s: %d, %s", filepath.Base(file), what, code, text)
 			}
@@ -169,7 +169,7 @@ func TestCheckReadsWorkerJournals(t *testing.T) {
 			}
 		}
 	}
-	if _, code, text := offline(t, "check", data); code != 0 || strings.Contains(text, "worker") {
+	if _, code, text := runOffline(t, "check", data); code != 0 || strings.Contains(text, "worker") {
 		t.Errorf("put right again: %d, %s", code, text)
 	}
 	again := s.Restart()

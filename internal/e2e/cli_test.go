@@ -15,7 +15,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// command is the binary's command line against a server.
+// command is the command line of the binary against a server.
 func command(s *e2etest.Server, args ...string) *exec.Cmd {
 	cmd := exec.Command(e2etest.Binary(), args...)
 	cmd.Env = append(os.Environ(), "CARAVAN_SERVER="+s.URL)
@@ -36,8 +36,8 @@ func caravan(t *testing.T, s *e2etest.Server, args ...string) (code int, stdout,
 	return cmd.ProcessState.ExitCode(), out.String(), diag.String()
 }
 
-// document writes a graph to a file and returns its path.
-func document(t *testing.T, doc any) string {
+// documentFile writes a graph to a file and returns its path.
+func documentFile(t *testing.T, doc any) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "graph.json")
 	if err := os.WriteFile(name, []byte(e2etest.Body(t, doc)), 0o600); err != nil {
@@ -46,14 +46,15 @@ func document(t *testing.T, doc any) string {
 	return name
 }
 
+// TestExitCodes checks exit code and output of the commands.
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
 	s := e2etest.Start(t)
-	good := document(t, seedDAG)
-	failing := document(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 3")}))
-	slow := document(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
-	broken := document(t, `{"tasks":{"a":{"job":{"commandString":"x"},"parents":["nobody"]}}}`)
+	good := documentFile(t, seedDAG)
+	failing := documentFile(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 3")}))
+	slow := documentFile(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
+	broken := documentFile(t, `{"tasks":{"a":{"job":{"commandString":"x"},"parents":["nobody"]}}}`)
 
 	for _, c := range []struct {
 		code int
@@ -126,8 +127,7 @@ func TestExitCodes(t *testing.T) {
 	})
 }
 
-// TestLogsFollow: each line is printed while the task runs, and the command ends
-// with the attempt.
+// TestLogsFollow: each line is printed while the task runs, and the command ends with the attempt.
 func TestLogsFollow(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -145,7 +145,7 @@ func TestLogsFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	deadline := time.AfterFunc(e2etest.Patience, func() {
-		// The reads below end with it.
+		// Its end also ends the reads below.
 		_ = cmd.Process.Kill()
 	})
 	defer deadline.Stop()
@@ -169,7 +169,7 @@ func TestLogsFollow(t *testing.T) {
 	}
 }
 
-// TestInterruptedWait: ^C ends the wait with 130, the run goes on.
+// TestInterruptedWait: ^C ends the wait with 130, and the run goes on.
 func TestInterruptedWait(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -183,7 +183,7 @@ func TestInterruptedWait(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// Its first line of progress tells that it waits.
+	// Its first line of progress shows that it waits.
 	first, err := bufio.NewReader(diag).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +191,7 @@ func TestInterruptedWait(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait() // its exit code is what counts
+	_ = cmd.Wait() // only its exit code matters
 	if code := cmd.ProcessState.ExitCode(); code != 130 {
 		t.Errorf("exit code %d after %q, want 130", code, first)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// clocked starts a server whose wall clock step sets.
-func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Duration)) {
+// startWithClock starts a server whose wall clock the returned function sets.
+func startWithClock(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Duration)) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "clock")
 	step = func(d time.Duration) {
@@ -31,11 +31,11 @@ func clocked(t *testing.T, args ...string) (s *e2etest.Server, step func(time.Du
 	return e2etest.Start(t, e2etest.Faulty(t), e2etest.Env("CARAVAN_FAULT_CLOCK="+file), e2etest.Args(args...)), step
 }
 
-// TestClockChanges: the machine's clock is set, back and forward, while a retry waits, while
-// runs are retained, and over a kill -9 of the server.
+// TestClockChanges sets the machine's clock back and forward while a retry waits, while runs are
+// retained, and across a kill -9 of the server.
 func TestClockChanges(t *testing.T) {
 	t.Parallel()
-	s, step := clocked(t, "--retain-age", "30d", "--retain-runs", "3")
+	s, step := startWithClock(t, "--retain-age", "30d", "--retain-runs", "3")
 	const retry = `{"tasks":{"a":{"job":{"commandString":"test $CARAVAN_ATTEMPT -gt 1"},"maxRetries":1,"retryIntervalSeconds":1.5}}}`
 	var runs []uint64
 	for _, d := range []time.Duration{-time.Hour, time.Hour, 960 * time.Hour, -time.Hour} {
@@ -51,7 +51,7 @@ func TestClockChanges(t *testing.T) {
 		runs = append(runs, run)
 	}
 	step(960 * time.Hour)
-	s = s.Crash() // a start looks for what is to be deleted at once
+	s = s.Crash() // a start begins a sweep at once
 	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) < len(runs) }) {
 		t.Fatal("nothing was swept")
 	}
@@ -60,8 +60,8 @@ func TestClockChanges(t *testing.T) {
 	}
 }
 
-// TestRestartWithRunningTaskAcrossCrash: a run with a RUNNING task is not QUEUED, its
-// times ascend, and a reader of all events that comes back hears of it.
+// TestRestartWithRunningTaskAcrossCrash: a run with a RUNNING task is not QUEUED, its times ascend,
+// and a reader of all events that reconnects receives its changes.
 func TestRestartWithRunningTaskAcrossCrash(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -77,7 +77,7 @@ func TestRestartWithRunningTaskAcrossCrash(t *testing.T) {
 		s.AwaitTask(run, "a", "RUNNING")
 		doc := s.Get(run)
 		if s.State(run) != "RUNNING" {
-			t.Errorf("%s: the run is %s beside a RUNNING task", what, s.State(run))
+			t.Errorf("%s: the run is %s with a RUNNING task", what, s.State(run))
 		}
 		changes := doc.DagStateChanges
 		for i := range changes[1:] {
@@ -106,13 +106,13 @@ func TestRestartWithRunningTaskAcrossCrash(t *testing.T) {
 		return !told
 	})
 	if !told {
-		t.Error("a reader that comes back is not told of the run")
+		t.Error("a reader that reconnects does not receive the run")
 	}
 	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 	s.Await(run, "KILLED")
 }
 
-// readEvents reads /v1/events behind an id until yield returns false, or for long enough.
+// readEvents reads /v1/events after an id until yield returns false or the time is over.
 func readEvents(t *testing.T, s *e2etest.Server, after string, yield func(event, data string) bool) {
 	t.Helper()
 	req, err := http.NewRequest("GET", s.URL+"/v1/events", nil)
@@ -145,7 +145,7 @@ func readEvents(t *testing.T, s *e2etest.Server, after string, yield func(event,
 	}
 }
 
-// firstEventID is where the events begin that are told from now on.
+// firstEventID is the position from which new events are sent.
 func firstEventID(t *testing.T, s *e2etest.Server) (id string) {
 	t.Helper()
 	readEvents(t, s, "", func(event, data string) bool {
@@ -155,8 +155,8 @@ func firstEventID(t *testing.T, s *e2etest.Server) (id string) {
 	return id
 }
 
-// TestKeysOutliveRetention: a request that is repeated after its runs were deleted starts
-// nothing.
+// TestKeysOutliveRetention: a request that is repeated after retention deleted its runs does not
+// start new ones.
 func TestKeysOutliveRetention(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "3"))
@@ -171,7 +171,7 @@ func TestKeysOutliveRetention(t *testing.T) {
 	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?limit=1")) == 0 }) {
 		t.Fatal("the runs do not end")
 	}
-	s = s.Crash() // a start looks for what is to be deleted at once
+	s = s.Crash() // a start begins a sweep at once
 	if !testenv.Poll(e2etest.Patience, func() bool { return len(s.List("?all=1")) == 3 }) {
 		t.Fatalf("%d runs are left", len(s.List("?all=1")))
 	}
@@ -183,7 +183,7 @@ func TestKeysOutliveRetention(t *testing.T) {
 	if body := string(s.Want(200, "POST", "/v1/dagruns", other, "Content-Type", "application/x-ndjson", "Idempotency-Key", "night").Body); strings.Count(body, `"status":422`) != lines {
 		t.Errorf("another body: %s", body)
 	}
-	s.Complete(`{"tasks":{"a":{"job":{"command":["/bin/true"]}}}}`) // what came before it has run
+	s.Complete(`{"tasks":{"a":{"job":{"command":["/bin/true"]}}}}`) // earlier runs have ended by then
 	if text, err := os.ReadFile(out); err != nil || strings.Count(string(text), "ran") != lines {
 		t.Errorf("%d commands ran, %v", strings.Count(string(text), "ran"), err)
 	}

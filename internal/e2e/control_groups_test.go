@@ -13,8 +13,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// groupsOf lists the control groups of a data folder's workers, by the folder's identity.
-func groupsOf(t *testing.T, data string) (groups []string) {
+// controlGroupsOf lists the control groups of the workers of a data folder, by the identity of the
+// folder.
+func controlGroupsOf(t *testing.T, data string) (groups []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(data, "identity"))
 	if err != nil {
@@ -26,7 +27,7 @@ func groupsOf(t *testing.T, data string) (groups []string) {
 		if err == nil && e.IsDir() && strings.HasPrefix(e.Name(), "caravan-"+id+"-w-") {
 			groups = append(groups, path)
 		}
-		return nil // what went meanwhile is not there
+		return nil // removed during the walk
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -34,8 +35,8 @@ func groupsOf(t *testing.T, data string) (groups []string) {
 	return groups
 }
 
-// TestDeadWorkersControlGroupsAreRemoved: the control groups of a worker that was killed are removed by
-// the next one, also when the worker's folder is gone.
+// TestDeadWorkersControlGroupsAreRemoved: the next worker removes the control groups of a killed
+// one, even without the folder of the killed worker.
 func TestDeadWorkersControlGroupsAreRemoved(t *testing.T) {
 	t.Parallel()
 	for _, removed := range []bool{false, true} {
@@ -43,7 +44,7 @@ func TestDeadWorkersControlGroupsAreRemoved(t *testing.T) {
 		data := s.Config().Data
 		tasks := e2etest.Graph(map[string]e2etest.Task{"t": e2etest.Sh("true # {{N}}")}).With("parameters", map[string]any{"N": e2etest.Numbers(20)})
 		s.Complete(tasks)
-		first := groupsOf(t, data)
+		first := controlGroupsOf(t, data)
 		if len(first) == 0 {
 			t.Skip("no control groups can be made here")
 		}
@@ -61,22 +62,22 @@ func TestDeadWorkersControlGroupsAreRemoved(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if left := groupsOf(t, data); len(left) == 0 {
-			t.Error("a killed worker leaves no groups: the test shows nothing")
+		if left := controlGroupsOf(t, data); len(left) == 0 {
+			t.Error("a killed worker leaves no groups, so the test is void")
 		}
 		s = s.Restart()
 		s.Complete(tasks)
 		for _, path := range first {
 			e2etest.Eventually(t, path+" is removed", func() bool { _, err := os.Stat(path); return err != nil })
 		}
-		if now := groupsOf(t, data); len(now) != 1 || now[0] == first[0] && len(first) == 1 {
+		if now := controlGroupsOf(t, data); len(now) != 1 || now[0] == first[0] && len(first) == 1 {
 			t.Errorf("groups are %v, they were %v", now, first)
 		}
 	}
 }
 
-// TestDocumentedGroupCleanup: the line of docs/operations.md that removes old control groups removes
-// those of every version that are empty, and nothing else.
+// TestDocumentedGroupCleanup: the command in docs/operations.md removes the empty control groups of
+// every version, and no others.
 func TestDocumentedGroupCleanup(t *testing.T) {
 	page, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
@@ -94,12 +95,12 @@ func TestDocumentedGroupCleanup(t *testing.T) {
 	if err := os.Remove(filepath.Join(root, stays[3])); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, stays[3]), nil, 0o600); err != nil { // it stands for a process
+	if err := os.WriteFile(filepath.Join(root, stays[3]), nil, 0o600); err != nil { // a file in place of a process
 		t.Fatal(err)
 	}
 	out, err := exec.Command("sh", "-c", strings.Replace(line, "/sys/fs/cgroup", root, 1)).CombinedOutput()
 	if line == "" || len(out) > 0 {
-		t.Errorf("%q: %s, %v", line, out, err) // rmdir fails where something lives
+		t.Errorf("%q: %s, %v", line, out, err) // rmdir fails for a group with a process
 	}
 	for _, dir := range gone {
 		if _, err := os.Lstat(filepath.Join(root, dir)); !os.IsNotExist(err) {

@@ -19,8 +19,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// marked is a table of a data folder in which a text stands, and where.
-func marked(t *testing.T, data, text string) (path string, at int64) {
+// findInTables returns the table of a data folder that contains a text, and the offset.
+func findInTables(t *testing.T, data, text string) (path string, at int64) {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(data, "db", "*.sst"))
 	if err != nil {
@@ -39,8 +39,8 @@ func marked(t *testing.T, data, text string) (path string, at int64) {
 	return "", 0
 }
 
-// flip changes one bit of a file.
-func flip(t *testing.T, path string, at int64) {
+// flipBit changes one bit of a file.
+func flipBit(t *testing.T, path string, at int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
@@ -57,9 +57,9 @@ func flip(t *testing.T, path string, at int64) {
 	}
 }
 
-// stopped is a data folder, stopped cleanly, with a paused run whose command writes a file
-// that must not come to be.
-func stopped(t *testing.T, command string) (s *e2etest.Server, run uint64) {
+// stoppedFolder is a data folder, stopped cleanly, with a paused run whose command would create a
+// file.
+func stoppedFolder(t *testing.T, command string) (s *e2etest.Server, run uint64) {
 	t.Helper()
 	s = e2etest.Start(t)
 	run = s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -72,28 +72,28 @@ func stopped(t *testing.T, command string) (s *e2etest.Server, run uint64) {
 	return s, run
 }
 
-// TestDamagedTableIsRefused: one bit in a command's text, in a table. The server refuses to start and
-// names the file; nothing is executed.
+// TestDamagedTableIsRefused flips one bit in the text of a command in a table. The server refuses to
+// start and names the file, and the command does not run.
 func TestDamagedTableIsRefused(t *testing.T) {
 	t.Parallel()
 	touched := filepath.Join(t.TempDir(), "touched")
-	s, _ := stopped(t, "echo qzjxkvwpfbvmhg; touch "+touched)
+	s, _ := stoppedFolder(t, "echo qzjxkvwpfbvmhg; touch "+touched)
 	data := s.Config().Data
-	path, at := marked(t, data, "qzjxkvwpfbvmhg")
-	flip(t, path, at+3)
+	path, at := findInTables(t, data, "qzjxkvwpfbvmhg")
+	flipBit(t, path, at+3)
 	_, err := e2etest.TryStart(t, e2etest.Data(data))
 	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "at offset") {
 		t.Fatalf("start on a damaged table: %v", err)
 	}
-	flip(t, path, at+3)
+	flipBit(t, path, at+3)
 	again := e2etest.Start(t, e2etest.Data(data))
 	again.Want(200, "GET", "/healthz", "")
 }
 
-// TestMissingManifestIsRefused: Badger alone would delete all tables.
+// TestMissingManifestIsRefused: without the check, Badger would delete all tables.
 func TestMissingManifestIsRefused(t *testing.T) {
 	t.Parallel()
-	s, run := stopped(t, "echo qzjxkvwpfbvmhg")
+	s, run := stoppedFolder(t, "echo qzjxkvwpfbvmhg")
 	data := s.Config().Data
 	manifest := filepath.Join(data, "db", "MANIFEST")
 	whole, err := os.ReadFile(manifest)
@@ -122,18 +122,18 @@ func TestMissingManifestIsRefused(t *testing.T) {
 	}
 }
 
-// TestVerifyOff starts without a look at the tables, and says so.
+// TestVerifyOff starts without verifying the tables, and the log says so.
 func TestVerifyOff(t *testing.T) {
 	t.Parallel()
-	s, _ := stopped(t, "true")
+	s, _ := stoppedFolder(t, "true")
 	again := e2etest.Start(t, e2etest.Data(s.Config().Data), e2etest.Args("--verify", "off"))
 	if !strings.Contains(again.Log(), "not verified") {
 		t.Error("no warning in the log")
 	}
 }
 
-// TestDamageWhileRunning overwrites a command in a table while the server has it open. Its run is
-// an error from then on, and no other command; the server says so, and goes on.
+// TestDamageWhileRunning overwrites a command in a table while the server has it open. Its run
+// becomes an error instead of another command; the server reports the damage and goes on.
 func TestDamageWhileRunning(t *testing.T) {
 	t.Parallel()
 	touched := filepath.Join(t.TempDir(), "touched")
@@ -142,7 +142,7 @@ func TestDamageWhileRunning(t *testing.T) {
 		return e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh(script)})
 	}
 	var run uint64
-	for i := range 100 { // its row is in a block of its own, which nothing reads at the start
+	for i := range 100 { // so that its row is in a block that the start does not read
 		if i == 50 {
 			run = first.Submit(graph("touch " + touched + "; exit 3 # qzjxkvwpfbvmhg"))
 			first.Await(run, "ERRORED")
@@ -157,7 +157,7 @@ func TestDamageWhileRunning(t *testing.T) {
 	}
 	data := first.Config().Data
 	s := e2etest.Start(t, e2etest.Data(data))
-	path, at := marked(t, data, "qzjxkvwpfbvmhg")
+	path, at := findInTables(t, data, "qzjxkvwpfbvmhg")
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -182,9 +182,9 @@ func TestDamageWhileRunning(t *testing.T) {
 	}
 }
 
-// killed is a data folder whose server was killed: a run has ended, another one is paused
-// with a command that marks a file when it runs.
-func killed(t *testing.T) (data string, ended, paused uint64, ran func() int) {
+// killedFolder is a data folder whose server was killed. One run has ended; another one is paused
+// with a command that would mark a file.
+func killedFolder(t *testing.T) (data string, ended, paused uint64, ran func() int) {
 	t.Helper()
 	lines := filepath.Join(t.TempDir(), "lines")
 	s := e2etest.Start(t)
@@ -202,18 +202,18 @@ func killed(t *testing.T) (data string, ended, paused uint64, ran func() int) {
 	}
 }
 
-// TestDamagedBadgerLogIsIgnored: after a kill -9 a bit in the middle of Badger's own log changes
-// nothing: all that was acknowledged is there, nothing runs twice, and ids go on.
+// TestDamagedBadgerLogIsIgnored: after a kill -9, a flipped bit in the middle of Badger's own log
+// has no effect. All acknowledged runs are there, tasks run once, and ids continue.
 func TestDamagedBadgerLogIsIgnored(t *testing.T) {
 	t.Parallel()
-	data, ended, paused, ran := killed(t)
+	data, ended, paused, ran := killedFolder(t)
 	names, err := filepath.Glob(filepath.Join(data, "db", "*.mem"))
 	if err != nil || len(names) == 0 {
 		t.Fatalf("log files of Badger's: %v, %v", names, err)
 	}
 	for _, name := range names {
 		for _, at := range []int64{0, 30, 200, 700} {
-			flip(t, name, at)
+			flipBit(t, name, at)
 		}
 	}
 	s := e2etest.Start(t, e2etest.Data(data))
@@ -233,10 +233,10 @@ func TestDamagedBadgerLogIsIgnored(t *testing.T) {
 	}
 }
 
-// TestDamagedCommitLogIsRefused: a bit in what was acknowledged last. The server refuses to start
-// and names file and place; with the bit put right it goes on.
+// TestDamagedCommitLogIsRefused flips a bit in the newest acknowledged record. The server refuses to
+// start and names file and place. It starts again when the bit is restored.
 func TestDamagedCommitLogIsRefused(t *testing.T) {
-	data, ended, paused, ran := killed(t)
+	data, ended, paused, ran := killedFolder(t)
 	segment := filepath.Join(data, "db", "log", "0000000001.log")
 	content, err := os.ReadFile(segment)
 	if err != nil {
@@ -244,12 +244,12 @@ func TestDamagedCommitLogIsRefused(t *testing.T) {
 	}
 	end := len(strings.TrimRight(string(content), "\x00"))
 	for what, at := range map[string]int{"the header": 17, "the first record": 4100, "the middle": (4096 + end) / 2, "the last record": end - 3} {
-		flip(t, segment, int64(at))
+		flipBit(t, segment, int64(at))
 		_, err := e2etest.TryStart(t, e2etest.Data(data))
 		if err == nil || !strings.Contains(err.Error(), segment) || !strings.Contains(err.Error(), "damaged at offset") {
 			t.Errorf("%s: %v", what, err)
 		}
-		flip(t, segment, int64(at))
+		flipBit(t, segment, int64(at))
 	}
 	s := e2etest.Start(t, e2etest.Data(data))
 	if a, b := s.State(ended), s.State(paused); a != "COMPLETED" || b != "PAUSED" || ran() != 1 {
@@ -257,35 +257,35 @@ func TestDamagedCommitLogIsRefused(t *testing.T) {
 	}
 }
 
-// TestDamagedSummaryOfUnfinishedRun: tables are whole, and a run that is paused has a summary
-// that is not. The server refuses to start; it names the folder and the run, and says what to do,
-// which helps.
+// TestDamagedSummaryOfUnfinishedRun: tables are intact, and the summary of a paused run is damaged.
+// The server refuses to start, names the folder and the run, and recommends steps that help.
 func TestDamagedSummaryOfUnfinishedRun(t *testing.T) {
 	t.Parallel()
-	s, run := stopped(t, "true")
+	s, run := stoppedFolder(t, "true")
 	data := s.Config().Data
 	db := filepath.Join(data, "db")
-	rotSummary(t, db, run)
+	damageSummary(t, db, run)
 	_, errs, code := runBinary(t, nil, "serve", "--listen", "127.0.0.1:0", "--data", data)
 	for _, want := range []string{"data folder " + db, fmt.Sprintf("run %d: summary: stored value is corrupt", run), "`caravan check`", "`caravan salvage`"} {
 		if code != 1 || !strings.Contains(errs, want) {
 			t.Errorf("exit %d, without %q: %s", code, want, errs)
 		}
 	}
-	if r, code, text := offline(t, "check", data); code != 1 || !slices.Equal(r.Damaged, []uint64{run}) {
+	if r, code, text := runOffline(t, "check", data); code != 1 || !slices.Equal(r.Damaged, []uint64{run}) {
 		t.Errorf("check: %d, %s", code, text)
 	}
 	into := filepath.Join(t.TempDir(), "into")
-	if r, code, text := offline(t, "salvage", data, into); code != 0 || !slices.Equal(r.LeftOut, []uint64{run}) {
+	if r, code, text := runOffline(t, "salvage", data, into); code != 0 || !slices.Equal(r.LeftOut, []uint64{run}) {
 		t.Errorf("salvage: %d, %s", code, text)
 	}
-	if r, code, text := offline(t, "check", into); code != 0 || !r.Whole {
+	if r, code, text := runOffline(t, "check", into); code != 0 || !r.Whole {
 		t.Errorf("check of what was salvaged: %d, %s", code, text)
 	}
 }
 
-// rotSummary changes a bit in the summary of an unfinished run, in a table that is whole.
-func rotSummary(t *testing.T, dir string, run uint64) {
+// damageSummary changes a bit in the summary of an unfinished run, in a table with correct
+// checksums.
+func damageSummary(t *testing.T, dir string, run uint64) {
 	t.Helper()
 	db, err := badger.OpenManaged(badger.DefaultOptions(dir).WithLogger(nil).WithMemTableSize(1 << 20).WithValueLogFileSize(1 << 20).WithValueThreshold(1 << 10))
 	if err != nil {
@@ -315,18 +315,18 @@ func rotSummary(t *testing.T, dir string, run uint64) {
 }
 
 // TestDamagedWorkerFiles kills server and worker while six tasks run, damages one of the worker's
-// files and starts the server again, -damages/4 times. No attempt starts twice, no attempt starts
-// beside a living one of the same task, and the run completes, unless the server refuses to start
-// and names the file.
+// files and starts the server again, -damages/4 times. Attempts start at most once, an attempt never
+// starts while another one of its task is alive, and the run completes, unless the server refuses to
+// start and names the file.
 func TestDamagedWorkerFiles(t *testing.T) {
 	t.Parallel()
-	rng := random(t)
+	rng := seededRandom(t)
 	outcomes := map[string]int{}
 	for range max(1, scaled(*damagesFlag)/4) {
 		dir := t.TempDir()
 		s := e2etest.Start(t, e2etest.Args("--cores", "6"))
 		data := s.Config().Data
-		run := s.Submit(aloneDoc(dir, 6))
+		run := s.Submit(exclusiveDoc(dir, 6))
 		e2etest.Eventually(t, "six tasks run", func() bool { return strings.Count(linesOf(t, dir), "start ") == 6 })
 		killed := "server"
 		workers := testenv.Workers(data)
@@ -364,21 +364,21 @@ func TestDamagedWorkerFiles(t *testing.T) {
 		default:
 			outcome = "refused"
 		}
-		checkAlone(t, linesOf(t, dir))
+		checkExclusive(t, linesOf(t, dir))
 		outcomes[fmt.Sprintf("%s of %s, killed %s: %s", what.kind, filepath.Base(what.file), killed, outcome)]++
 		if t.Failed() {
 			t.Fatalf("%s, killed %s", what, killed)
 		}
-		endRunning(t, s2, dir)
+		stopServerAndTasks(t, s2, dir)
 	}
 	for _, k := range slices.Sorted(mapKeys(outcomes)) {
 		t.Logf("%3d %s", outcomes[k], k)
 	}
 }
 
-// aloneDoc is a run of n tasks of a second each. An attempt appends "start TASK ATTEMPT" to
+// exclusiveDoc is a run of n tasks of a second each. An attempt appends "start TASK ATTEMPT" to
 // dir/lines, and "beside TASK ATTEMPT" when the process of an earlier attempt is still alive.
-func aloneDoc(dir string, n int) e2etest.Doc {
+func exclusiveDoc(dir string, n int) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines; test -n x{{N}}
 for p in pid-$CARAVAN_TASK-*; do
@@ -403,7 +403,7 @@ func linesOf(t *testing.T, dir string) string {
 	return string(text)
 }
 
-func checkAlone(t *testing.T, lines string) {
+func checkExclusive(t *testing.T, lines string) {
 	t.Helper()
 	seen := map[string]bool{}
 	for l := range strings.Lines(lines) {
@@ -417,11 +417,11 @@ func checkAlone(t *testing.T, lines string) {
 	}
 }
 
-// endRunning stops the server and waits until no process of a task is left.
-func endRunning(t *testing.T, s *e2etest.Server, dir string) {
+// stopServerAndTasks stops the server and waits until all processes of tasks have ended.
+func stopServerAndTasks(t *testing.T, s *e2etest.Server, dir string) {
 	t.Helper()
 	if s == nil {
-		for _, pid := range pidsIn(dir) {
+		for _, pid := range pidsInFolder(dir) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		return
@@ -432,12 +432,12 @@ func endRunning(t *testing.T, s *e2etest.Server, dir string) {
 	if err := testenv.EndWorkers(s.Config().Data, e2etest.Patience); err != nil {
 		t.Error(err)
 	}
-	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(inFolder(dir)) == 0 })
+	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(processesIn(dir)) == 0 })
 }
 
-// pidsIn lists the processes whose working folder is dir.
-func pidsIn(dir string) (pids []int) {
-	for _, p := range inFolder(dir) {
+// pidsInFolder lists the processes whose working folder is dir.
+func pidsInFolder(dir string) (pids []int) {
+	for _, p := range processesIn(dir) {
 		var pid int
 		if _, err := fmt.Sscan(p, &pid); err == nil {
 			pids = append(pids, pid)

@@ -17,8 +17,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// TestAnyDataFolderPath: a server works in, and comes back to, whatever folder the kernel takes,
-// beside neighbours that a pattern would match.
+// TestAnyDataFolderPath: a server works in, and restarts on, any folder name that the kernel
+// accepts, next to folders that a glob pattern would match.
 func TestAnyDataFolderPath(t *testing.T) {
 	e2etest.OneByOne(t)
 	t.Parallel()
@@ -66,8 +66,8 @@ func TestAnyDataFolderPath(t *testing.T) {
 	}
 }
 
-// TestUmask: what a server and its worker make is their user's alone, whatever the umask
-// of the launch; tasks get that one.
+// TestUmask: the files of a server and its worker are accessible to their user alone, whatever the
+// umask. Tasks get the umask of the launch.
 func TestUmask(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "launch")
 	for _, mask := range []string{"0000", "0027"} {
@@ -104,8 +104,8 @@ func TestUmask(t *testing.T) {
 	}
 }
 
-// TestIncompleteFolderIsRefused: a folder of which a part is gone, or is another's, is refused with
-// what to do, and nothing in it is changed. What runs is left alone.
+// TestIncompleteFolderIsRefused: a folder with a missing part, or a part of another user, is refused
+// with advice and stays unchanged. Running tasks are left alone.
 func TestIncompleteFolderIsRefused(t *testing.T) {
 	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
@@ -176,8 +176,8 @@ func TestIncompleteFolderIsRefused(t *testing.T) {
 	}
 }
 
-// files is the names of all that lies in a folder.
-func files(t *testing.T, dir string) string {
+// fileNames lists the names of all files in a folder.
+func fileNames(t *testing.T, dir string) string {
 	t.Helper()
 	var all []string
 	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
@@ -191,8 +191,8 @@ func files(t *testing.T, dir string) string {
 }
 
 // TestCommandsRefuseToWriteIntoDataFolders: a backup, a restore, a salvage, their temporary files
-// and another server's folder are refused inside the folder of a server that runs, by its name,
-// whatever way leads there; and so is a restore into a folder that holds anything.
+// and the folder of another server are refused inside the folder of a running server, with its name,
+// on any path that leads there. A restore into a folder with content is refused, too.
 func TestCommandsRefuseToWriteIntoDataFolders(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -213,7 +213,7 @@ func TestCommandsRefuseToWriteIntoDataFolders(t *testing.T) {
 	if err := os.Symlink(data, link); err != nil {
 		t.Fatal(err)
 	}
-	before := files(t, data)
+	before := fileNames(t, data)
 	for _, into := range []string{data, data + "/new", data + "/output/new", data + "/db", link, link + "/worker/new", data + "/../" + filepath.Base(data) + "/x"} {
 		for _, args := range [][]string{
 			{"restore", good, into}, {"restore", good, into, "--resume"}, {"backup", into, "--server", s.URL}, {"backup", into, "--data", stopped},
@@ -234,7 +234,7 @@ func TestCommandsRefuseToWriteIntoDataFolders(t *testing.T) {
 	if _, errs, code := runBinary(t, nil, "serve", "--listen", "127.0.0.1:0", "--data", data+"/worker/new"); code == 0 || !strings.Contains(errs, "lies in the data folder "+real) {
 		t.Errorf("serve: exit %d: %s", code, errs)
 	}
-	if after := files(t, data); after != before {
+	if after := fileNames(t, data); after != before {
 		t.Errorf("the folder has changed:\n%s\n---\n%s", before, after)
 	}
 	if err := os.WriteFile(filepath.Join(other, "letter"), []byte("mine"), 0o600); err != nil {
@@ -254,8 +254,8 @@ func TestCommandsRefuseToWriteIntoDataFolders(t *testing.T) {
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("true")}))
 }
 
-// TestLeftoversOfKilledCheckAreRemoved is removed by the next one, and what a living one has is not; so
-// with backups.
+// TestLeftoversOfKilledCheckAreRemoved: the next check removes the files of a killed one and keeps
+// those of a living one. The same holds for backups.
 func TestLeftoversOfKilledCheckAreRemoved(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -264,7 +264,7 @@ func TestLeftoversOfKilledCheckAreRemoved(t *testing.T) {
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
-	// As a killed check leaves it: nobody has a lock on it.
+	// A killed check leaves it like this: without a lock.
 	killed := filepath.Join(scratch, "caravan-offline-1", "view")
 	if err := os.MkdirAll(killed, 0o700); err != nil {
 		t.Fatal(err)
@@ -304,8 +304,8 @@ func TestLeftoversOfKilledCheckAreRemoved(t *testing.T) {
 	}
 }
 
-// swap puts a FIFO where a file is; the function that it returns puts the file back.
-func swap(t *testing.T, path string) (back func()) {
+// replaceByFIFO puts a FIFO in place of a file. The returned function restores the file.
+func replaceByFIFO(t *testing.T, path string) (back func()) {
 	t.Helper()
 	if err := os.Rename(path, path+".kept"); err != nil {
 		t.Fatal(err)
@@ -320,8 +320,8 @@ func swap(t *testing.T, path string) (back func()) {
 	}
 }
 
-// TestFIFOsInDataFolderAreRefused: a FIFO in place of any file is named, by a server and by the
-// commands that read the folder; nothing waits for its other end.
+// TestFIFOsInDataFolderAreRefused: a server and the commands that read the folder name a FIFO in
+// place of any file, and never wait for its other end.
 func TestFIFOsInDataFolderAreRefused(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -340,7 +340,7 @@ func TestFIFOsInDataFolderAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		back := swap(t, path)
+		back := replaceByFIFO(t, path)
 		_, errs, code := runBinary(t, nil, "check", data)
 		out, _, _ := runBinary(t, nil, "check", data, "-o", "json")
 		if code == 0 && name != "identity" || !strings.Contains(errs+out, filepath.Base(name)) {
@@ -359,7 +359,7 @@ func TestFIFOsInDataFolderAreRefused(t *testing.T) {
 	}
 }
 
-// TestConfigurationMustBeRegularFile: nothing else is read, and nothing without a bound.
+// TestConfigurationMustBeRegularFile: other kinds of files are refused, and reads are bounded.
 func TestConfigurationMustBeRegularFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -388,8 +388,8 @@ func TestConfigurationMustBeRegularFile(t *testing.T) {
 	}
 }
 
-// TestInvalidTLSFilesKeepTheOldOnes: a FIFO in place of a TLS file, and an authority that is
-// malformed, leave the old ones in force.
+// TestInvalidTLSFilesKeepTheOldOnes: a FIFO in place of a TLS file, and a malformed authority, leave
+// the old files in force.
 func TestInvalidTLSFilesKeepTheOldOnes(t *testing.T) {
 	t.Parallel()
 	ours := newAuthority(t, "ours")
@@ -410,7 +410,7 @@ func TestInvalidTLSFilesKeepTheOldOnes(t *testing.T) {
 	}
 	for _, name := range []string{"server", "server-key", "ca"} {
 		before := strings.Count(s.Log(), "it is a FIFO")
-		back := swap(t, ours.path(name))
+		back := replaceByFIFO(t, ours.path(name))
 		e2etest.Eventually(t, name+": the log says so", func() bool {
 			_, code := ls(ca)
 			return code == 0 && strings.Count(s.Log(), "it is a FIFO") > before
@@ -431,10 +431,10 @@ func TestInvalidTLSFilesKeepTheOldOnes(t *testing.T) {
 }
 
 // TestServerFilesStayOutsideDataFolders: a token file and an audit log in a data folder are refused
-// by name: in the server's own, which need not exist yet, and in that of another one.
+// by name: in the server's own, which need not exist yet, and in that of another server.
 func TestServerFilesStayOutsideDataFolders(t *testing.T) {
 	t.Parallel()
-	other, _ := stopped(t, "true")
+	other, _ := stoppedFolder(t, "true")
 	data := filepath.Join(t.TempDir(), "data")
 	for _, option := range []string{"--token-file", "--audit-log"} {
 		for _, folder := range []string{data, other.Config().Data} {
@@ -454,8 +454,8 @@ func TestServerFilesStayOutsideDataFolders(t *testing.T) {
 	}
 }
 
-// TestLeftoversOfKilledRunAreRemoved: the temporary folder of a `caravan run` that was killed stays as long
-// as its tasks run, and then the next `caravan run` removes it. That of one that lives stays.
+// TestLeftoversOfKilledRunAreRemoved: the temporary folder of a killed `caravan run` stays as long
+// as its tasks run. Then the next `caravan run` removes it. The folder of a living one stays.
 func TestLeftoversOfKilledRunAreRemoved(t *testing.T) {
 	t.Parallel()
 	temporary, work := t.TempDir(), t.TempDir()
@@ -497,7 +497,7 @@ func TestLeftoversOfKilledRunAreRemoved(t *testing.T) {
 	}
 	next("beside")
 	if n := len(left()); n != 1 {
-		t.Errorf("%d folders are there beside a command that lives, want its own", n)
+		t.Errorf("%d folders exist next to a living command, want its own", n)
 	}
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -510,7 +510,7 @@ func TestLeftoversOfKilledRunAreRemoved(t *testing.T) {
 	if err := os.WriteFile(end, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range left() { // else it ends after a minute
+	for _, path := range left() { // otherwise it ends after a minute
 		if err := testenv.EndWorkers(filepath.Join(path, "data"), e2etest.Patience); err != nil {
 			t.Fatal(err)
 		}

@@ -20,14 +20,14 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// TestCommitLogErrors: the server's log cannot be written, or not be synced, at some call
-// under load. The server ends and says why; what it had acknowledged is there when it
-// starts again, and every task runs once.
+// TestCommitLogErrors: a write or sync of the server's log fails at some call under load. The server
+// ends and gives the reason. All acknowledged runs are there when it starts again, and every task
+// runs once.
 func TestCommitLogErrors(t *testing.T) {
 	t.Parallel()
-	rng := random(t)
+	rng := seededRandom(t)
 	at := func() int { return 1 + rng.IntN(100) }
-	for name, fault := range some(rng, map[string]faults.Fault{
+	for name, fault := range sampleCases(rng, map[string]faults.Fault{
 		"a record":               {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO},
 		"a torn record":          {Op: faults.Write, Path: "0*", First: at(), Err: syscall.EIO, Short: 1 + rng.IntN(2000)},
 		"a sync":                 {Op: faults.Sync, Path: "0*", First: at(), Err: syscall.EIO},
@@ -39,7 +39,7 @@ func TestCommitLogErrors(t *testing.T) {
 			t.Logf("%+v", fault)
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
 			s := e2etest.Start(t, e2etest.Faulty(t), e2etest.Data(data))
-			run := s.Submit(thousand(dir, "exec sleep 0.01"))
+			run := s.Submit(thousandTasks(dir, "exec sleep 0.01"))
 			s.AwaitTask(run, "t_0", "COMPLETED")
 			if err := faults.WriteScript(e2etest.Script(data), fault); err != nil {
 				t.Fatal(err)
@@ -47,7 +47,7 @@ func TestCommitLogErrors(t *testing.T) {
 			var acknowledged []uint64
 			for began := time.Now(); !e2etest.Over(s.Ended()); {
 				if time.Since(began) > e2etest.Patience {
-					t.Fatalf("the server does not end; failed: %v", hitsOf(t, data))
+					t.Fatalf("the server does not end; failed: %v", faultHits(t, data))
 				}
 				small := fmt.Sprintf(`{"tag":"%d","tasks":{"a":{"job":{"commandString":"echo small >>%s/small"}}}}`, len(acknowledged), dir)
 				r, err := s.Try("POST", "/v1/dagrun", small)
@@ -64,7 +64,7 @@ func TestCommitLogErrors(t *testing.T) {
 			if s.ExitCode() == 0 || !strings.Contains(s.Log(), "the server cannot go on") || !strings.Contains(s.Log(), "input/output error") {
 				t.Errorf("it ended with code %d", s.ExitCode())
 			}
-			hitsOf(t, data)
+			faultHits(t, data)
 			if err := faults.WriteScript(e2etest.Script(data)); err != nil {
 				t.Fatal(err)
 			}
@@ -77,7 +77,7 @@ func TestCommitLogErrors(t *testing.T) {
 			}
 			checkThousand(t, s, run, dir)
 			text, _ := os.ReadFile(filepath.Join(dir, "small"))
-			// One more may have been stored whose answer did not come.
+			// One more may have been stored without an answer.
 			if n := strings.Count(string(text), "small"); n != len(acknowledged) && n != len(acknowledged)+1 {
 				t.Errorf("%d small runs were acknowledged, %d have run", len(acknowledged), n)
 			}
@@ -85,12 +85,12 @@ func TestCommitLogErrors(t *testing.T) {
 	}
 }
 
-// TestDiskErrorsAtStart: a call fails while a server begins, on a new folder or on one that
-// was used, -damages/4 times. The server refuses to start, or ends, and says why, or goes on
-// when the disk does; and the next one takes the folder as it is.
+// TestDiskErrorsAtStart: a call fails while a server starts, on a new folder or on a used one,
+// -damages/4 times. The server refuses to start or ends and gives the reason, or goes on when the
+// disk does. The next server accepts the folder.
 func TestDiskErrorsAtStart(t *testing.T) {
 	t.Parallel()
-	rng := random(t)
+	rng := seededRandom(t)
 	write := []faults.Op{faults.Create, faults.Write, faults.Sync, faults.Rename}
 	places := []struct {
 		path string
@@ -153,14 +153,14 @@ func TestDiskErrorsAtStart(t *testing.T) {
 	t.Log(outcomes)
 }
 
-// TestOutputErrors: what tasks print cannot be kept. Each task's result stands, its output
-// is whole or says that it was cut, and no other bytes are served.
+// TestOutputErrors: the output of tasks cannot be kept. The result of each task stands. Its output
+// is whole or says that it was cut, and other bytes are never served.
 func TestOutputErrors(t *testing.T) {
 	t.Parallel()
-	rng := random(t)
+	rng := seededRandom(t)
 	const tasks = 60
 	at := func() int { return 1 + rng.IntN(tasks/2) }
-	for name, fault := range some(rng, map[string]faults.Fault{
+	for name, fault := range sampleCases(rng, map[string]faults.Fault{
 		"the file":      {Op: faults.Create, Path: "*.out", Times: 3, Err: syscall.EIO},
 		"a write":       {Op: faults.Write, Path: "*.out", First: at(), Times: 3, Err: syscall.EIO},
 		"a torn write":  {Op: faults.Write, Path: "*.out", First: at(), Times: 3, Err: syscall.EIO, Short: 1 + rng.IntN(9000)},
@@ -184,7 +184,7 @@ func TestOutputErrors(t *testing.T) {
 			}
 			run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"t": e2etest.Sh("printf '%010000d' {{N}}")}).
 				With("parameters", map[string]any{"N": e2etest.Numbers(tasks)}))
-			eachOnce(t, s, run, tasks)
+			checkEachRanOnce(t, s, run, tasks)
 			if fault.Op == faults.Read {
 				arm()
 			}
@@ -202,7 +202,7 @@ func TestOutputErrors(t *testing.T) {
 				switch body := string(r.Body); {
 				case r.Status == http.StatusOK && body == want:
 				case r.Status == http.StatusInternalServerError && fault.Op == faults.Read:
-					cut++ // and the next one reads it
+					cut++ // and the next attempt reads it
 					e2etest.Eventually(t, task+" is read", func() bool {
 						r := s.Do("GET", e2etest.Path(run, "/task/"+task+"/log"), "")
 						return r.Status == http.StatusOK && string(r.Body) == want
@@ -216,7 +216,7 @@ func TestOutputErrors(t *testing.T) {
 					t.Errorf("%s: %d, %d bytes: %.200s", task, r.Status, len(body), body)
 				}
 			}
-			t.Logf("%d of %d outputs were cut or not read; %d calls failed", cut, tasks, len(hitsOf(t, data)))
+			t.Logf("%d of %d outputs were cut or not read; %d calls failed", cut, tasks, len(faultHits(t, data)))
 			if cut == 0 {
 				t.Error("nothing was cut")
 			}
@@ -251,8 +251,8 @@ func newPowerDisk(t *testing.T) *powerDisk {
 	return d
 }
 
-// cut stops all writes to the device at once: what was not synced is lost.
-func (d *powerDisk) cut(t *testing.T) {
+// cutPower stops all writes to the device at once. Data that was not synced is lost.
+func (d *powerDisk) cutPower(t *testing.T) {
 	t.Helper()
 	f, err := os.Open(d.dir)
 	if err != nil {
@@ -266,8 +266,8 @@ func (d *powerDisk) cut(t *testing.T) {
 	}
 }
 
-// again mounts the file system as it is on the device. No process may have a file open on it.
-func (d *powerDisk) again(t *testing.T) {
+// remount mounts the file system as it is on the device. All files on it must be closed.
+func (d *powerDisk) remount(t *testing.T) {
 	t.Helper()
 	e2etest.Eventually(t, "the file system is unmounted", func() bool { return syscall.Unmount(d.dir, 0) == nil })
 	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
@@ -275,11 +275,11 @@ func (d *powerDisk) again(t *testing.T) {
 	}
 }
 
-// TestPowerCut cuts the power of the data folder's device under load, -cuts times, and kills
-// server, worker and tasks with it. Every acknowledged run is there afterwards, each run that
-// was seen COMPLETED still is, no ID is given twice, and no attempt is started twice.
+// TestPowerCut cuts the power of the data folder's device under load, -cuts times, and kills server,
+// worker and tasks with it. Every acknowledged run is there afterwards, each run that was seen
+// COMPLETED still is, and ids and attempts are unique.
 func TestPowerCut(t *testing.T) {
-	rng := random(t)
+	rng := seededRandom(t)
 	disk := newPowerDisk(t)
 	lines := filepath.Join(t.TempDir(), "lines")
 	s := e2etest.Start(t, e2etest.Data(filepath.Join(disk.dir, "data")))
@@ -291,7 +291,7 @@ func TestPowerCut(t *testing.T) {
 		for _, pid := range testenv.Workers(s.Config().Data) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		disk.again(t)
+		disk.remount(t)
 		s = s.Restart()
 		for id, tag := range acked {
 			if other, ok := tags[id]; ok {
@@ -325,14 +325,14 @@ func TestPowerCut(t *testing.T) {
 		seen[l] = true
 	}
 	t.Logf("%d runs acknowledged, %d seen COMPLETED before a cut, %d attempts of processes", len(tags), len(completed), len(seen))
-	// The server must be gone before its device is unmounted.
+	// The server must have ended before its device is unmounted.
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Error(err)
 	}
 }
 
-// loadUntilCut submits from several connections and cuts the power after n answers. It returns
-// the acknowledged runs, and adds the runs that were seen COMPLETED.
+// loadUntilCut submits from several connections and cuts the power after n answers. It returns the
+// acknowledged runs, and adds the runs that were seen COMPLETED.
 func loadUntilCut(t *testing.T, s *e2etest.Server, disk *powerDisk, tag, lines string, n int, completed map[uint64]bool) map[uint64]string {
 	t.Helper()
 	var mu sync.Mutex
@@ -381,9 +381,9 @@ func loadUntilCut(t *testing.T, s *e2etest.Server, disk *powerDisk, tag, lines s
 	for range n {
 		<-answers
 	}
-	disk.cut(t)
+	disk.cutPower(t)
 	close(stopped)
-	// A server whose disk is gone refuses or ends; a client must not wait for it.
+	// A server without its disk refuses or ends; a client must not wait for it.
 	s.Kill()
 	all.Wait()
 	return acked

@@ -13,11 +13,11 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// diskSize is that of the file system which the full-disk tests fill.
+// diskSize is the size of the file system that the full-disk tests fill.
 const diskSize = "400m"
 
-// smallDisk mounts a tmpfs of diskSize. Without the right to mount (not root) the
-// same is tried on a limit of the size of files: see fillWithoutMount.
+// smallDisk mounts a tmpfs of diskSize. Without the right to mount (not root) the test uses a limit
+// on the size of files instead: see fillWithoutMount.
 func smallDisk(t *testing.T) (dir string, ok bool) {
 	dir = t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+diskSize); err != nil {
@@ -33,8 +33,8 @@ func smallDisk(t *testing.T) (dir string, ok bool) {
 	return dir, true
 }
 
-// ballast fills the file system with a file until it is full but for leave bytes.
-func ballast(t *testing.T, dir string, leave int64) (remove func()) {
+// fillDisk fills the file system with a file, except for leave bytes.
+func fillDisk(t *testing.T, dir string, leave int64) (remove func()) {
 	t.Helper()
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
@@ -62,10 +62,9 @@ func ballast(t *testing.T, dir string, leave int64) (remove func()) {
 	}
 }
 
-// TestFullDisk fills the disk while submissions come in: slowly (a little room is
-// left), or at once (nothing is left, and a run goes on writing). What is not taken
-// is refused with 503, or the server stops; either way it says why. Whatever was
-// acknowledged is there once there is room again, and goes on.
+// TestFullDisk fills the disk while submissions arrive: slowly (a little room is left), or at once
+// (the disk is full, and a run goes on writing). Submissions are refused with 503, or the server
+// stops; both give the reason. All acknowledged runs are there once there is room again, and go on.
 func TestFullDisk(t *testing.T) {
 	for name, c := range map[string]struct {
 		leave   int64
@@ -83,7 +82,7 @@ func TestFullDisk(t *testing.T) {
 			s := e2etest.Start(t, e2etest.Data(filepath.Join(dir, "data")))
 			acked := map[uint64]string{}
 			for _, n := range e2etest.Numbers(20) {
-				acked[s.Submit(bulky("before-"+n))] = "before-" + n
+				acked[s.Submit(largeDoc("before-"+n))] = "before-" + n
 			}
 			if c.running {
 				run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("echo {{N}}; sleep 0.02")}).
@@ -91,19 +90,19 @@ func TestFullDisk(t *testing.T) {
 				s.AwaitTask(run, "a_0", "COMPLETED")
 				acked[run] = "running"
 			}
-			remove := ballast(t, dir, c.leave)
+			remove := fillDisk(t, dir, c.leave)
 			refused := submitUntilRefused(t, s, acked)
 			t.Logf("%d submissions were acknowledged, then: %s", len(acked), refused)
-			saysSo(t, s, refused)
+			checkReason(t, s, refused)
 			remove()
-			s = roomAgain(t, s)
+			s = awaitRecovery(t, s)
 			for run, tag := range acked {
 				if got := s.Get(run).Tag; got != tag {
 					t.Errorf("run %d is %q, was acknowledged as %q", run, got, tag)
 				}
 				s.Await(run, "COMPLETED")
 			}
-			next := s.Submit(bulky("after"))
+			next := s.Submit(largeDoc("after"))
 			if _, ok := acked[next]; ok {
 				t.Errorf("run %d was given twice", next)
 			}
@@ -112,8 +111,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// bulky is a document of some 100 KB that does not compress well.
-func bulky(tag string) e2etest.Doc {
+// largeDoc is a document of some 100 KB that does not compress well.
+func largeDoc(tag string) e2etest.Doc {
 	var noise strings.Builder
 	x := uint64(len(tag)) + 88172645463325252
 	for noise.Len() < 100<<10 {
@@ -126,11 +125,11 @@ func bulky(tag string) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("").Job("environment", []string{"NOISE=" + text})}).With("tag", tag)
 }
 
-// submitUntilRefused submits until the server refuses or is gone, and returns how.
+// submitUntilRefused submits until the server refuses or has ended, and returns which.
 func submitUntilRefused(t *testing.T, s *e2etest.Server, acked map[uint64]string) string {
 	t.Helper()
 	for range 20_000 {
-		r, err := s.Try("POST", "/v1/dagrun", e2etest.Body(t, bulky("filling")))
+		r, err := s.Try("POST", "/v1/dagrun", e2etest.Body(t, largeDoc("filling")))
 		if err != nil {
 			return "no answer: " + err.Error()
 		}
@@ -152,12 +151,11 @@ func submitUntilRefused(t *testing.T, s *e2etest.Server, acked map[uint64]string
 	return ""
 }
 
-// saysSo: the refusal or the log names the trouble, and a server that goes on is
-// not healthy.
-func saysSo(t *testing.T, s *e2etest.Server, refusal string) {
+// checkReason: the refusal or the log names the problem, and a server that goes on is not healthy.
+func checkReason(t *testing.T, s *e2etest.Server, refusal string) {
 	t.Helper()
 	names := func(text string) bool {
-		// The data folder's own name does not count.
+		// The name of the data folder does not count.
 		text = strings.ToLower(strings.ReplaceAll(text, filepath.Dir(s.Config().Data), ""))
 		return strings.Contains(text, "disk") || strings.Contains(text, "no space") || strings.Contains(text, "storage")
 	}
@@ -169,9 +167,9 @@ func saysSo(t *testing.T, s *e2etest.Server, refusal string) {
 	}
 }
 
-// roomAgain waits until the server takes work, and starts it again when it has
-// stopped (which must have been with exit code 1) or does not recover by itself.
-func roomAgain(t *testing.T, s *e2etest.Server) *e2etest.Server {
+// awaitRecovery waits until the server accepts work. It restarts a server that has stopped (which
+// must have been with exit code 1) or does not recover by itself.
+func awaitRecovery(t *testing.T, s *e2etest.Server) *e2etest.Server {
 	t.Helper()
 	takes := func() bool {
 		r, err := s.Try("POST", "/v1/dagrun", e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")})))
@@ -199,9 +197,9 @@ func roomAgain(t *testing.T, s *e2etest.Server) *e2etest.Server {
 	return s.Restart()
 }
 
-// fillWithoutMount stands in for a full disk where nothing can be mounted: the
-// data folder's own file system cannot be filled, so the server runs under a limit
-// on the size of its files, which makes writes fail as a full disk does.
+// fillWithoutMount replaces a full disk where mounting is not possible: the file system of the data
+// folder cannot be filled, so the server runs under a limit on the size of its files, which makes
+// writes fail as a full disk does.
 func fillWithoutMount(t *testing.T) {
 	script := filepath.Join(t.TempDir(), "limited")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit -f 4096\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
@@ -210,7 +208,7 @@ func fillWithoutMount(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	acked := map[uint64]string{}
 	first := e2etest.Start(t, e2etest.Data(data)) // makes the folder without the limit
-	acked[first.Submit(bulky("before"))] = "before"
+	acked[first.Submit(largeDoc("before"))] = "before"
 	if _, _, err := first.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
@@ -229,9 +227,9 @@ func fillWithoutMount(t *testing.T) {
 	}
 }
 
-// TestOutputFillsTheDisk: tasks print more than the disk takes. First new runs are
-// refused, then output is cut; the server does not stop, and every task ends and is
-// recorded, also those that began when the disk was full.
+// TestOutputFillsTheDisk: tasks print more than the disk holds. First new runs are refused, then
+// output is cut. The server does not stop, and every task ends and is recorded, including those that
+// began when the disk was full.
 func TestOutputFillsTheDisk(t *testing.T) {
 	e2etest.DiskErrors(t)
 	dir, ok := smallDisk(t)
@@ -271,12 +269,12 @@ func TestOutputFillsTheDisk(t *testing.T) {
 	if cut == 0 || cut == printers || free < 64 {
 		t.Errorf("%d were cut, %d MiB are free", cut, free)
 	}
-	// What others fill beside it is not cut.
+	// Room that other files take does not cut output.
 	sleeper := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("until [ -e go ]; do sleep 0.05; done; head -c 100000 /dev/zero").Job("workDir", dir)}))
 	s.AwaitTask(sleeper, "a", "RUNNING")
-	remove := ballast(t, dir, 80<<20)
+	remove := fillDisk(t, dir, 80<<20)
 	defer remove()
-	// What is known of the disk may be a tenth of a second old.
+	// The server's view of the disk may be a tenth of a second old.
 	e2etest.Eventually(t, "/healthz tells of the disk", func() bool {
 		r, err := s.Try("GET", "/healthz", "")
 		return err == nil && r.Status == 503 && strings.Contains(string(r.Body), "disk")
@@ -290,7 +288,7 @@ func TestOutputFillsTheDisk(t *testing.T) {
 	}
 	s.Await(sleeper, "COMPLETED")
 	if a := s.Get(sleeper).TaskAttempts["a"]; len(a) != 1 || !strings.Contains(a[0].ExecutorLog, "disk is nearly full") {
-		t.Errorf("what ran meanwhile: %+v", a)
+		t.Errorf("the run during that time: %+v", a)
 	}
 	select {
 	case <-s.Ended():

@@ -29,8 +29,7 @@ func example(t *testing.T, name string) string {
 	return string(text)
 }
 
-// TestExamples runs every file of examples/ to COMPLETED and looks for what it is
-// there to show.
+// TestExamples runs every file of examples/ to COMPLETED and checks its purpose.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Dir(examples(t)))
@@ -38,7 +37,7 @@ func TestExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of each example: the number of its tasks, a task, and what that has written.
+	// For each example: the number of its tasks, a task, and the output of that task.
 	shows := map[string]struct {
 		tasks        int
 		task, output string
@@ -61,7 +60,7 @@ func TestExamples(t *testing.T) {
 			}
 			text := example(t, name)
 			if name == "seed.json" {
-				text = withPython(t, text)
+				text = substitutePython(t, text)
 			}
 			s.Want(200, "POST", "/v1/dagrun/validate", text)
 			run := s.Complete(text)
@@ -79,9 +78,9 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// withPython leaves the seed's example as it is where its Python is there. Where it
-// is not, a program that says the same takes its place.
-func withPython(t *testing.T, text string) string {
+// substitutePython keeps the seed example unchanged where its Python is installed. Elsewhere it
+// substitutes a program with the same output.
+func substitutePython(t *testing.T, text string) string {
 	if _, err := os.Stat("/usr/bin/python3"); err == nil {
 		return text
 	}
@@ -94,8 +93,8 @@ func withPython(t *testing.T, text string) string {
 	return strings.Replace(text, "/usr/bin/python3", script, 1)
 }
 
-// TestDemo runs the demo's script: it shows the run's end and its record, and
-// leaves neither a process nor a file.
+// TestDemo runs the script of the demo. It shows the end of the run and its record, and leaves no
+// process or file.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	tmp := t.TempDir()
@@ -119,7 +118,7 @@ func TestDemo(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range processes {
-		// A process may be gone by now.
+		// The process may have ended.
 		if text, err := os.ReadFile(p); err == nil && strings.Contains(string(text), tmp) {
 			t.Errorf("the demo left a process: %q", text)
 		}

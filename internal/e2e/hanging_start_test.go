@@ -15,9 +15,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// slowScripts makes n scripts whose exec waits as long as their lease is held. Each appends
-// the number of its attempt to dir/ran. The graph has a task for each: t0, t1, …
-func slowScripts(t *testing.T, dir string, n int) (graph e2etest.Doc, leases []*faults.Lease) {
+// hangingScripts makes n scripts whose exec waits as long as their lease is held. Each appends the
+// number of its attempt to dir/ran. The graph has a task for each: t0, t1, …
+func hangingScripts(t *testing.T, dir string, n int) (graph e2etest.Doc, leases []*faults.Lease) {
 	t.Helper()
 	tasks := map[string]e2etest.Task{}
 	for i := range n {
@@ -44,8 +44,8 @@ func awaitExecs(t *testing.T, leases []*faults.Lease) {
 	}
 }
 
-// hangingTasks adds tasks to a graph whose folder, or program, is on a file system that
-// does not answer, where one can be mounted.
+// hangingTasks adds tasks whose folder, or program, is on a file system that does not answer, where
+// one can be mounted.
 func hangingTasks(t *testing.T, graph e2etest.Doc) {
 	t.Helper()
 	dir := t.TempDir()
@@ -65,17 +65,17 @@ func hangingTasks(t *testing.T, graph e2etest.Doc) {
 	tasks["searched"] = e2etest.Task{"job": map[string]any{"command": []string{"true"}, "environment": map[string]string{"PATH": dir + ":/bin"}}}
 }
 
-// TestHangingStartsDelayOnlyThemselves: programs whose exec hangs, and folders that cannot be entered,
-// delay no kill, no timeout, no end and no log of another task, and can be killed.
+// TestHangingStartsDelayOnlyThemselves: programs whose exec hangs, and folders that cannot be
+// entered, do not delay the kills, timeouts, ends and logs of other tasks, and can be killed.
 func TestHangingStartsDelayOnlyThemselves(t *testing.T) {
 	const grace, late = time.Second, 300 * time.Millisecond
 	s := e2etest.Start(t, e2etest.Args("--cores", "20", "--kill-grace", grace.String()))
-	graph, leases := slowScripts(t, t.TempDir(), 8)
+	graph, leases := hangingScripts(t, t.TempDir(), 8)
 	hangingTasks(t, graph)
 	hung := s.Submit(graph)
 	awaitExecs(t, leases)
 
-	// best is for a machine that is busy with something else.
+	// best tolerates a machine that is busy with other work.
 	best := func(what string, least, most time.Duration, measure func() time.Duration) {
 		t.Helper()
 		var took time.Duration
@@ -132,7 +132,7 @@ func TestHangingStartsDelayOnlyThemselves(t *testing.T) {
 	})
 	s.Want(200, "DELETE", e2etest.Path(id, ""), "")
 	s.Await(id, "KILLED")
-	// Enough for the worker's collector to run.
+	// Enough tasks to make the worker's garbage collector run.
 	many := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(": {{N}}"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(1000)}))
@@ -142,14 +142,14 @@ func TestHangingStartsDelayOnlyThemselves(t *testing.T) {
 	asked := time.Now()
 	s.Want(200, "DELETE", e2etest.Path(hung, ""), "")
 	s.Await(hung, "KILLED")
-	if took := time.Since(asked); took > grace+e2etest.Patience/3 { // they would stay for ever
+	if took := time.Since(asked); took > grace+e2etest.Patience/3 { // otherwise they would stay for ever
 		t.Errorf("the slow ones are killed after %v", took)
 	}
 	awaitExecs(t, leases)
 }
 
-// ofSession lists the living processes of a session but its leader.
-func ofSession(session int) (pids []int) {
+// sessionProcesses lists the living processes of a session except its leader.
+func sessionProcesses(session int) (pids []int) {
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range stats {
 		text, _ := os.ReadFile(path)
@@ -162,16 +162,16 @@ func ofSession(session int) (pids []int) {
 	return pids
 }
 
-// TestWorkerKilledBeforeExec kills the worker, and the server too, while the exec of its
-// tasks hangs: what was on its way to its program is found and ended at once, and each
-// program runs once, in a new attempt.
+// TestWorkerKilledBeforeExec kills the worker, and the server too, while the exec of its tasks
+// hangs. Processes before their exec are found and ended at once, and each program runs once, in a
+// new attempt.
 func TestWorkerKilledBeforeExec(t *testing.T) {
 	for _, both := range []bool{false, true} {
 		t.Run(fmt.Sprint("server killed: ", both), func(t *testing.T) {
 			const tasks = 4
 			dir := t.TempDir()
 			s := e2etest.Start(t, e2etest.Args("--cores", "20"))
-			graph, leases := slowScripts(t, dir, tasks)
+			graph, leases := hangingScripts(t, dir, tasks)
 			run := s.Submit(graph)
 			awaitExecs(t, leases)
 			workers := testenv.Workers(s.Config().Data)
@@ -180,7 +180,7 @@ func TestWorkerKilledBeforeExec(t *testing.T) {
 			}
 			var children []int
 			e2etest.Eventually(t, "the worker has its children", func() bool {
-				children = ofSession(workers[0])
+				children = sessionProcesses(workers[0])
 				return len(children) == tasks
 			})
 			if both {
@@ -191,7 +191,7 @@ func TestWorkerKilledBeforeExec(t *testing.T) {
 				s = s.Restart()
 			}
 			killed := time.Now()
-			e2etest.Eventually(t, "no child of the dead worker is left", func() bool { return len(ofSession(workers[0])) == 0 })
+			e2etest.Eventually(t, "no child of the dead worker is left", func() bool { return len(sessionProcesses(workers[0])) == 0 })
 			if took := time.Since(killed); took > e2etest.Patience/3 {
 				t.Errorf("the dead worker's children were ended after %v", took)
 			}
@@ -215,19 +215,19 @@ func TestWorkerKilledBeforeExec(t *testing.T) {
 	}
 }
 
-// TestHandoverWithHangingStarts: a server ends, and another one takes over, while an exec
-// hangs. Its task is not started again.
+// TestHandoverWithHangingStarts: a server ends, and another one takes over, while an exec hangs. Its
+// task is not started again.
 func TestHandoverWithHangingStarts(t *testing.T) {
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Args("--cores", "20"))
-	graph, leases := slowScripts(t, dir, 4)
+	graph, leases := hangingScripts(t, dir, 4)
 	run := s.Submit(graph)
 	awaitExecs(t, leases)
 	asked := time.Now()
 	if _, _, err := s.Stop(e2etest.Patience); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(asked); took > 8*time.Second { // of the 10 s after which it ends anyhow
+	if took := time.Since(asked); took > 8*time.Second { // below the 10 s after which it ends in any case
 		t.Errorf("the server ended after %v", took)
 	}
 	s = s.Restart()

@@ -30,25 +30,25 @@ import (
 // attack is one malformed or hostile request.
 type attack struct {
 	kind   string
-	text   string // what is said on a fresh connection
+	text   string // sent on a fresh connection
 	method string
 	half   bool // the client closes its side after the request
 	leave  bool // the client leaves without waiting for the answer
-	// want are the statuses that are right; 0 means that the connection may be
-	// closed without an answer.
+	// want are the correct statuses; 0 means that the connection may be closed without an
+	// answer.
 	want []int
 }
 
-// attacks are the kinds of requests, each made anew at random.
+// attacks are the kinds of requests. Each call makes a random one.
 var attacks = []func(*rand.Rand) attack{
-	fuzzedJSON, deepNesting, hugeNumber, rawBytes, hostilePath, wrongMethod, wrongID, protocol, halfClosed, slowBody,
+	fuzzedJSON, deepNesting, hugeNumber, rawBytes, hostilePath, wrongMethod, wrongID, protocolAttack, halfClosed, slowBody,
 }
 
-func post(kind, path, body string, want ...int) attack {
-	return attack{kind: kind, method: "POST", text: request("POST", path, body), want: want}
+func postAttack(kind, path, body string, want ...int) attack {
+	return attack{kind: kind, method: "POST", text: rawRequest("POST", path, body), want: want}
 }
 
-// submitOrValidate picks one of the two paths that take a document.
+// submitOrValidate picks one of the two paths that accept a document.
 func submitOrValidate(rng *rand.Rand) string {
 	return []string{"/v1/dagrun", "/v1/dagrun/validate"}[rng.IntN(2)]
 }
@@ -59,8 +59,7 @@ const soundJSON = `{"tag":"x","tags":{"a":"b"},"parameters":{"N":["1","2"],"S":"
 	`"b":{"job":{"commandString":"{{S}} {{N}}","timeoutSeconds":9},"parents":[{"task":"a","match":["N"]}],"children":["c"]},` +
 	`"c":{"job":{"command":["x"],"other":[1.5e3,{"y":null}]},"isGenerator":false}}}`
 
-// fuzzedJSON mutates a sound document. Where the result is no JSON at all, 400 is
-// the only right answer.
+// fuzzedJSON mutates a valid document. When the result is not JSON, 400 is the only correct answer.
 func fuzzedJSON(rng *rand.Rand) attack {
 	doc := []byte(soundJSON)
 	const bytes = "{}[]\",:0123456789eE+-.tfn\\/ \t\n\x00\xff\u00e9{{}}"
@@ -73,7 +72,7 @@ func fuzzedJSON(rng *rand.Rand) attack {
 			doc = slices.Insert(doc, at, bytes[rng.IntN(len(bytes))])
 		case 2:
 			doc = slices.Delete(doc, at, min(len(doc), at+1+rng.IntN(12)))
-		case 3: // a part twice
+		case 3: // a repeated part
 			end := min(len(doc), at+rng.IntN(60))
 			doc = slices.Insert(doc, end, slices.Clone(doc[at:end])...)
 		case 4:
@@ -87,7 +86,7 @@ func fuzzedJSON(rng *rand.Rand) attack {
 	if json.Valid(doc) {
 		want = []int{200, 400, 422}
 	}
-	return post("fuzzed JSON", submitOrValidate(rng), string(doc), want...)
+	return postAttack("fuzzed JSON", submitOrValidate(rng), string(doc), want...)
 }
 
 func deepNesting(rng *rand.Rand) attack {
@@ -97,10 +96,10 @@ func deepNesting(rng *rand.Rand) attack {
 		open, shut = `{"a":`, "}"
 	}
 	body := strings.Repeat(open, n) + "1" + strings.Repeat(shut, n)
-	if rng.IntN(2) == 0 { // inside of a member that is kept as it is
-		return post("deep nesting", submitOrValidate(rng), `{"tasks":{"a":{"job":{"executor":"noop","x":`+body+`}}}}`, 200, 400)
+	if rng.IntN(2) == 0 { // inside a member that is kept unchanged
+		return postAttack("deep nesting", submitOrValidate(rng), `{"tasks":{"a":{"job":{"executor":"noop","x":`+body+`}}}}`, 200, 400)
 	}
-	return post("deep nesting", submitOrValidate(rng), body, 400)
+	return postAttack("deep nesting", submitOrValidate(rng), body, 400)
 }
 
 func hugeNumber(rng *rand.Rand) attack {
@@ -118,10 +117,10 @@ func hugeNumber(rng *rand.Rand) attack {
 	}
 	body := fmt.Sprintf(tasks[rng.IntN(len(tasks))], number)
 	want := []int{400}
-	if number == "1.5" || number == "1e-400" { // some members may be fractions
+	if number == "1.5" || number == "1e-400" { // some members accept fractions
 		want = []int{200, 400}
 	}
-	return post("huge number", submitOrValidate(rng), body, want...)
+	return postAttack("huge number", submitOrValidate(rng), body, want...)
 }
 
 func rawBytes(rng *rand.Rand) attack {
@@ -139,7 +138,7 @@ func rawBytes(rng *rand.Rand) attack {
 		`{"tasks":{"":{"job":{"executor":"noop"}}}}`, `{"tasks":{}}`, `null`, `""`, `[]`, `7`,
 		"\xef\xbb\xbf{}", `{"tasks":{"a":null}}`, `{"tasks":null}`, "",
 	}
-	return post("raw bytes", submitOrValidate(rng), bodies[rng.IntN(len(bodies))], 400)
+	return postAttack("raw bytes", submitOrValidate(rng), bodies[rng.IntN(len(bodies))], 400)
 }
 
 func hostilePath(rng *rand.Rand) attack {
@@ -162,10 +161,10 @@ func wrongMethod(rng *rand.Rand) attack {
 	paths := []string{"/ready", "/v1/dagruns", "/v1/dagrun/0/state", "/v1/dagrun/0", "/v1/dagrun/0/task/a", "/metrics"}
 	method, path := methods[rng.IntN(len(methods))], paths[rng.IntN(len(paths))]
 	want := []int{405, 400, 501}
-	if method == "POST" && path == "/v1/dagruns" { // that one there is, for lines
+	if method == "POST" && path == "/v1/dagruns" { // this one exists, for lines
 		want = []int{415}
 	}
-	return attack{kind: "wrong method", method: method, text: request(method, path, "{}"), want: want}
+	return attack{kind: "wrong method", method: method, text: rawRequest(method, path, "{}"), want: want}
 }
 
 func wrongID(rng *rand.Rand) attack {
@@ -177,8 +176,8 @@ func wrongID(rng *rand.Rand) attack {
 	return attack{kind: "wrong id", method: method, text: line + " HTTP/1.1\r\nHost: localhost\r\n\r\n", want: []int{404, 400}}
 }
 
-// protocol breaks HTTP itself.
-func protocol(rng *rand.Rand) attack {
+// protocolAttack violates HTTP itself.
+func protocolAttack(rng *rand.Rand) attack {
 	const doc = `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
 	texts := []string{
 		"GET\r\n\r\n", "\r\n\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET /ready\r\n\r\n", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
@@ -198,7 +197,7 @@ func protocol(rng *rand.Rand) attack {
 	}
 	text := texts[rng.IntN(len(texts))]
 	method, _, _ := strings.Cut(text, " ")
-	// A lenient parser may overlook a slip on /ready; submissions it may not.
+	// A lenient parser may accept a violation on /ready, but not in submissions.
 	want := []int{400, 404, 405, 408, 411, 413, 415, 431, 501, 505, 0}
 	if strings.Contains(text, "/ready") {
 		want = append(want, 200)
@@ -206,8 +205,8 @@ func protocol(rng *rand.Rand) attack {
 	return attack{kind: "protocol", method: method, text: text, half: true, want: want}
 }
 
-// halfClosed is a sound request whose client closes its own side at once: it waits
-// for the answer all the same.
+// halfClosed is a valid request whose client closes its sending side at once and still waits for the
+// answer.
 func halfClosed(rng *rand.Rand) attack {
 	paths := []string{"/ready", "/v1/dagruns?all=1&limit=3", "/v1/dagrun/0", "/v1/dagrun/0/state", "/metrics"}
 	return attack{kind: "half-closed", method: "GET", half: true, want: []int{200},
@@ -216,15 +215,14 @@ func halfClosed(rng *rand.Rand) attack {
 
 // slowBody announces more than it sends, and leaves.
 func slowBody(rng *rand.Rand) attack {
-	whole := request("POST", "/v1/dagrun", `{"tag":"never whole","tasks":{"a":{"job":{"executor":"noop"}}}}`)
+	whole := rawRequest("POST", "/v1/dagrun", `{"tag":"never whole","tasks":{"a":{"job":{"executor":"noop"}}}}`)
 	return attack{kind: "slow body", method: "POST", text: whole[:1+rng.IntN(len(whole)-1)], leave: true}
 }
 
-// TestHostileRequests makes -hostile (10,000) requests of all kinds, from 16
-// clients at a time, while 1,000 idle connections are open. Each gets a right
-// status, 20 submissions whose body comes one byte at a time are taken all the same,
-// nothing that was cut off is taken as a submission, and afterwards the server has
-// the goroutines and descriptors that it had before.
+// TestHostileRequests makes -hostile (10,000) requests of all kinds, from 16 clients at a time,
+// while 1,000 idle connections are open. Each gets a correct status. 20 submissions whose body
+// arrives one byte at a time succeed, truncated ones are never accepted, and afterwards the server
+// has its former numbers of goroutines and descriptors.
 func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	const clients, idle = 16, 1000
@@ -232,28 +230,28 @@ func TestHostileRequests(t *testing.T) {
 	s.Complete(seedDAG)
 	s.Want(200, "POST", "/v1/dagrun/validate", soundJSON)
 	hold := raiseFileLimit(t, 4096)
-	before := level(t, s)
+	before := resourceLevel(t, s)
 
 	conns := make([]*rawConn, min(idle, hold/2))
 	for i := range conns {
-		c, err := dial(s.URL)
+		c, err := dialRaw(s.URL)
 		if err != nil {
 			t.Fatalf("idle connection %d: %v", i, err)
 		}
 		defer c.Close()
 		conns[i] = c
-		if i%2 == 0 { // half of them in the midst of a request
-			if err := c.say("GET /ready HTTP/1.1\r\nHo"); err != nil {
+		if i%2 == 0 { // half of them in the middle of a request
+			if err := c.send("GET /ready HTTP/1.1\r\nHo"); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 
-	seed := random(t).Uint64()
+	seed := seededRandom(t).Uint64()
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			if err := drip(s.URL, fmt.Sprintf(`{"tag":"drop %d","tasks":{"a":{"job":{"executor":"noop"}}}}`, i)); err != nil {
+			if err := submitByteByByte(s.URL, fmt.Sprintf(`{"tag":"drop %d","tasks":{"a":{"job":{"executor":"noop"}}}}`, i)); err != nil {
 				t.Errorf("a slow submission: %v", err)
 			}
 		})
@@ -265,18 +263,18 @@ func TestHostileRequests(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, uint64(client)))
 			for i := client; i < scaled(*hostileFlag); i += clients {
 				a := attacks[i/clients%len(attacks)](rng)
-				status, body, err := a.run(s.URL)
+				status, body, err := a.send(s.URL)
 				mu.Lock()
 				tally[fmt.Sprintf("%-12s %d", a.kind, status)]++
 				mu.Unlock()
-				if problem := a.judge(status, body, err); problem != "" {
+				if problem := a.verdict(status, body, err); problem != "" {
 					t.Errorf("%s: %s\nrequest %.300q\nanswer %.300q", a.kind, problem, a.text, body)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	for _, line := range sorted(tally) {
+	for _, line := range sortedCounts(tally) {
 		t.Logf("%s: %d", line, tally[line])
 	}
 	s.Want(200, "GET", "/ready", "")
@@ -289,7 +287,7 @@ func TestHostileRequests(t *testing.T) {
 
 	var after [2]int
 	if !testenv.Poll(2*e2etest.Patience, func() bool {
-		after = level(t, s)
+		after = resourceLevel(t, s)
 		return after[0] <= before[0]+3 && after[1] <= before[1]+3
 	}) {
 		t.Errorf("goroutines and descriptors: %v before, %v after", before, after)
@@ -298,8 +296,8 @@ func TestHostileRequests(t *testing.T) {
 	s.CheckLog()
 }
 
-// drip submits a document one byte at a time.
-func drip(url, doc string) error {
+// submitByteByByte submits a document one byte at a time.
+func submitByteByByte(url, doc string) error {
 	c, err := dialSubmitter(url)
 	if err != nil {
 		return err
@@ -307,28 +305,28 @@ func drip(url, doc string) error {
 	defer c.Close()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	whole := request("POST", "/v1/dagrun", doc)
+	whole := rawRequest("POST", "/v1/dagrun", doc)
 	for i := range len(whole) - 1 {
-		if err := c.say(whole[i : i+1]); err != nil {
+		if err := c.send(whole[i : i+1]); err != nil {
 			return err
 		}
 		<-tick.C
 	}
-	if err := c.say(whole[len(whole)-1:]); err != nil {
+	if err := c.send(whole[len(whole)-1:]); err != nil {
 		return err
 	}
-	_, err = c.readRun()
+	_, err = c.readRunID()
 	return err
 }
 
-// run makes the request; status 0 means that no answer came.
-func (a attack) run(url string) (status int, body []byte, err error) {
-	c, err := dial(url)
+// send makes the request. Status 0 means that the connection ended without an answer.
+func (a attack) send(url string) (status int, body []byte, err error) {
+	c, err := dialRaw(url)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer c.Close()
-	if err := c.say(a.text); err != nil {
+	if err := c.send(a.text); err != nil {
 		return 0, nil, nil //nolint:nilerr // the server closed early: an answer may have been lost with it
 	}
 	if a.leave {
@@ -339,15 +337,15 @@ func (a attack) run(url string) (status int, body []byte, err error) {
 			return 0, nil, nil //nolint:nilerr // as above
 		}
 	}
-	status, body, err = c.answer(a.method)
+	status, body, err = c.readResponse(a.method)
 	if err != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)) {
 		return status, body, nil
 	}
 	return status, body, err
 }
 
-// judge tells what is wrong with an answer, "" for nothing.
-func (a attack) judge(status int, body []byte, err error) string {
+// verdict describes the error in an answer; it is empty for a correct one.
+func (a attack) verdict(status int, body []byte, err error) string {
 	switch {
 	case err != nil:
 		return err.Error()
@@ -356,15 +354,14 @@ func (a attack) judge(status int, body []byte, err error) string {
 	case !slices.Contains(a.want, status):
 		return fmt.Sprintf("status %d, want one of %v", status, a.want)
 	case status >= 400 && a.method != "HEAD" && !json.Valid(body):
-		return fmt.Sprintf("the body of a %d is no JSON", status)
+		return fmt.Sprintf("the body of a %d is not JSON", status)
 	}
 	return ""
 }
 
-// level is the number of goroutines and of descriptors of the server, when it has
-// no connection but those of the test. Descriptors of storage come and go: the
-// caller allows for a few.
-func level(t *testing.T, s *e2etest.Server) (n [2]int) {
+// resourceLevel is the number of goroutines and of descriptors of the server when only the test is
+// connected. Descriptors of storage come and go: the caller allows for a few.
+func resourceLevel(t *testing.T, s *e2etest.Server) (n [2]int) {
 	t.Helper()
 	goroutines, err := s.Metric("go_goroutines")
 	if err != nil {
@@ -377,7 +374,7 @@ func level(t *testing.T, s *e2etest.Server) (n [2]int) {
 	return [2]int{int(goroutines), fds}
 }
 
-// raiseFileLimit asks for n open files for this process and returns how many it has.
+// raiseFileLimit requests n open files for this process and returns the resulting limit.
 func raiseFileLimit(t *testing.T, n uint64) int {
 	t.Helper()
 	var limit syscall.Rlimit
@@ -393,7 +390,7 @@ func raiseFileLimit(t *testing.T, n uint64) int {
 	return int(min(limit.Cur, 1<<20))
 }
 
-func sorted(m map[string]int) []string {
+func sortedCounts(m map[string]int) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
 		keys = append(keys, k)
@@ -402,8 +399,8 @@ func sorted(m map[string]int) []string {
 	return keys
 }
 
-// TestDisconnectingClients: clients that leave in the midst of a followed log or of a large
-// answer leave nothing behind, and a client that reads slowly holds up nobody.
+// TestDisconnectingClients: clients that leave during a followed log or a large answer free all
+// resources, and a slow reader does not delay others.
 func TestDisconnectingClients(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -411,20 +408,20 @@ func TestDisconnectingClients(t *testing.T) {
 		With("parameters", map[string]any{"N": e2etest.Numbers(5000)})).RunID
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"talk": e2etest.Sh("while :; do echo line; sleep 0.05; done")}))
 	s.AwaitTask(run, "talk", "RUNNING")
-	before := level(t, s)
+	before := resourceLevel(t, s)
 
 	var conns []*rawConn
 	for i := range 100 {
-		c, err := dial(s.URL)
+		c, err := dialRaw(s.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		path := e2etest.Path(run, "/task/talk/log?follow=1")
 		if i%2 == 0 {
-			path = e2etest.Path(big, "") // some 2 MB of which nothing but the first line is read
+			path = e2etest.Path(big, "") // some 2 MB; only the first line is read
 		}
-		if err := c.say("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		if err := c.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		if line, err := c.r.ReadString('\n'); err != nil || !strings.Contains(line, " 200 ") {
@@ -432,16 +429,16 @@ func TestDisconnectingClients(t *testing.T) {
 		}
 		conns = append(conns, c)
 	}
-	s.Complete(seedDAG) // they hold up nobody
+	s.Complete(seedDAG) // they do not delay others
 	for _, c := range conns {
-		if err := c.SetLinger(0); err != nil { // a reset rather than a close
+		if err := c.SetLinger(0); err != nil { // a reset instead of a close
 			t.Fatal(err)
 		}
 		c.Close()
 	}
 	var after [2]int
 	if !testenv.Poll(2*e2etest.Patience, func() bool {
-		after = level(t, s)
+		after = resourceLevel(t, s)
 		return after[0] <= before[0]+3 && after[1] <= before[1]+3
 	}) {
 		t.Errorf("goroutines and descriptors: %v before, %v after", before, after)
@@ -450,20 +447,20 @@ func TestDisconnectingClients(t *testing.T) {
 	s.Await(run, "KILLED")
 }
 
-// TestHostileLoad does to one server, at once, what used to take gigabytes: compressed
-// documents that are one huge text, lines without an end, compressed empty lines whose
-// answers are not read, thousands of watchers, and clients that leave. Clients at
-// another address are served all the while, and the server stays below 1 GB.
+// TestHostileLoad combines attacks on one server that could take gigabytes: compressed documents of
+// one huge text, endless lines, compressed empty lines whose answers are not read, thousands of
+// watchers, and clients that leave. Clients at another address are served throughout, and the server
+// stays below 1 GB.
 func TestHostileLoad(t *testing.T) {
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
 	s.AwaitTask(run, "a", "RUNNING")
 	address := strings.TrimPrefix(s.URL, "http://")
 	least := scaled(100)
-	bomb := packed(t, "zstd", `{"tag":"`, 'x', scaled(255)<<20, `","tasks":{"a":{"job":{"executor":"noop"}}}}`)
-	newlines := packed(t, "gzip", "", '\n', scaled(30)<<20, "")
+	bomb := compressedText(t, "zstd", `{"tag":"`, 'x', scaled(255)<<20, `","tasks":{"a":{"job":{"executor":"noop"}}}}`)
+	newlines := compressedText(t, "gzip", "", '\n', scaled(30)<<20, "")
 	t.Logf("bombs of %d and %d bytes", len(bomb), len(newlines))
-	// On a slow machine it lasts for longer: until the honest clients have their answers.
+	// On a slow machine it lasts longer: until the honest clients have their answers.
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var hostile sync.WaitGroup
@@ -533,7 +530,7 @@ func TestHostileLoad(t *testing.T) {
 		})
 	}
 	began := time.Now()
-	took := honest(t, s, least, time.Duration(max(3, scaled(12)))*time.Second)
+	took := honestClient(t, s, least, time.Duration(max(3, scaled(12)))*time.Second)
 	cancel()
 	hostile.Wait()
 	if len(took) < least {
@@ -543,15 +540,15 @@ func TestHostileLoad(t *testing.T) {
 	peak := peakMemory(t, s.PID())
 	t.Logf("%d requests of honest clients, p50 %v, p99 %v; the server took %d MB at the peak",
 		len(took), took[len(took)/2], took[len(took)*99/100], peak>>20)
-	if peak >= 1<<30 && !e2etest.Race { // the race detector takes several times as much itself
+	if peak >= 1<<30 && !e2etest.Race { // the race detector multiplies the memory
 		t.Errorf("the server took %d MB at the peak, want less than 1 GB", peak>>20)
 	}
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Noop("")}))
 }
 
-// honest submits and looks at runs from another address, for some time and until it has
-// got some answers, but not for ever. It returns how long each request took.
-func honest(t *testing.T, s *e2etest.Server, answers int, atLeast time.Duration) (took []time.Duration) {
+// honestClient submits and reads runs from another address, for some time and until it has some
+// answers, within a limit. It returns how long each request took.
+func honestClient(t *testing.T, s *e2etest.Server, answers int, atLeast time.Duration) (took []time.Duration) {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	transport := &http.Transport{DialContext: dialer.DialContext}
 	defer transport.CloseIdleConnections()
@@ -586,8 +583,8 @@ func honest(t *testing.T, s *e2etest.Server, answers int, atLeast time.Duration)
 	return took
 }
 
-// packed is text, n times a byte, and more text, compressed.
-func packed(t *testing.T, coding, before string, fill byte, n int, after string) []byte {
+// compressedText is text, n times a byte, and more text, compressed.
+func compressedText(t *testing.T, coding, before string, fill byte, n int, after string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	var w io.WriteCloser = gzip.NewWriter(&b)
@@ -609,7 +606,7 @@ func packed(t *testing.T, coding, before string, fill byte, n int, after string)
 	return b.Bytes()
 }
 
-// peakMemory is the most memory that a process has had, in bytes.
+// peakMemory is the peak memory of a process, in bytes.
 func peakMemory(t *testing.T, pid int) int64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

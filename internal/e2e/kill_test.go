@@ -13,8 +13,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// alive tells whether the process exists and is no zombie.
-func alive(pid int) bool {
+// isAlive reports whether the process exists and is not a zombie.
+func isAlive(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return false
@@ -23,8 +23,8 @@ func alive(pid int) bool {
 	return !strings.HasPrefix(strings.TrimSpace(rest), "Z")
 }
 
-// pids reads the files that tasks wrote their process ids to.
-func pids(t *testing.T, dir string) []int {
+// readPIDs reads the files to which tasks wrote their process ids.
+func readPIDs(t *testing.T, dir string) []int {
 	t.Helper()
 	files, err := filepath.Glob(dir + "/pid-*")
 	if err != nil {
@@ -47,35 +47,35 @@ func pids(t *testing.T, dir string) []int {
 	return list
 }
 
-// endLeftovers ends what a test's tasks left behind when the server was killed.
+// endLeftovers ends the tasks that remain when a test has killed its server.
 func endLeftovers(t *testing.T, dir string) {
 	t.Cleanup(func() {
-		for _, pid := range pids(t, dir) {
-			if alive(pid) {
-				// It may end by itself at this moment.
+		for _, pid := range readPIDs(t, dir) {
+			if isAlive(pid) {
+				// The process may end by itself at this moment.
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
 	})
 }
 
-// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms, with
-// 200 tasks queued behind the two that hold all slots.
+// TestKillWithAllSlotsBusy: from the request to KILLED in less than 200 ms, with 200 tasks queued
+// behind the two that hold all slots.
 func TestKillWithAllSlotsBusy(t *testing.T) {
 	s := e2etest.Start(t)
 	dir := t.TempDir()
 	var best time.Duration
-	for try := range 10 { // the machine may be busy with something else
+	for try := range 10 { // the machine may be busy with other work
 		run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 			"busy": e2etest.Sh("echo $$ > "+dir+"/pid-{{N}}; exec sleep 300").With("maxRetries", 3),
 		}).With("parameters", map[string]any{"N": e2etest.Numbers(202)}))
-		e2etest.Eventually(t, "two tasks have written their pid", func() bool { return len(pids(t, dir)) == 2 })
+		e2etest.Eventually(t, "two tasks have written their pid", func() bool { return len(readPIDs(t, dir)) == 2 })
 		begin := time.Now()
 		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 		s.Await(run, "KILLED")
 		took := time.Since(begin)
-		for _, pid := range pids(t, dir) {
-			if alive(pid) {
+		for _, pid := range readPIDs(t, dir) {
+			if isAlive(pid) {
 				t.Errorf("the run is KILLED, its process %d lives", pid)
 			}
 		}
@@ -99,11 +99,11 @@ func TestKillWithAllSlotsBusy(t *testing.T) {
 	if best >= 200*time.Millisecond {
 		t.Errorf("a kill with all slots busy took %v, want less than 200ms", best)
 	}
-	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true").Job("cores", 2)})) // all slots are back
+	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("true").Job("cores", 2)})) // all slots are free again
 }
 
-// TestKillEscalatesToSIGKILL: SIGKILL follows after the grace, for the whole
-// process group.
+// TestKillEscalatesToSIGKILL: a task ignores SIGTERM. SIGKILL follows after the grace period, for
+// the whole process group.
 func TestKillEscalatesToSIGKILL(t *testing.T) {
 	t.Parallel()
 	const grace = 400 * time.Millisecond
@@ -115,7 +115,7 @@ func TestKillEscalatesToSIGKILL(t *testing.T) {
 			With("maxRetries", 5),
 		"after": e2etest.Sh("true").After("deaf"),
 	}))
-	e2etest.Eventually(t, "the task has written its pids", func() bool { return len(pids(t, dir)) == 2 })
+	e2etest.Eventually(t, "the task has written its pids", func() bool { return len(readPIDs(t, dir)) == 2 })
 	begin := time.Now()
 	s.Want(200, "DELETE", e2etest.Path(run, "/task/deaf"), "")
 	s.Want(200, "DELETE", e2etest.Path(run, "/task/deaf"), "")
@@ -123,8 +123,8 @@ func TestKillEscalatesToSIGKILL(t *testing.T) {
 	if took := time.Since(begin); took < grace || took > time.Minute {
 		t.Errorf("killed after %v, want %v and little more", took, grace)
 	}
-	for _, pid := range pids(t, dir) {
-		if alive(pid) {
+	for _, pid := range readPIDs(t, dir) {
+		if isAlive(pid) {
 			t.Errorf("the task is KILLED, its process %d lives", pid)
 		}
 	}
@@ -134,7 +134,7 @@ func TestKillEscalatesToSIGKILL(t *testing.T) {
 	}
 }
 
-// TestKillTaskLeavesOthersRunning: the run ends KILLED when nothing else can move.
+// TestKillTaskLeavesOthersRunning: the run ends KILLED when no other task can make progress.
 func TestKillTaskLeavesOthersRunning(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -149,7 +149,7 @@ func TestKillTaskLeavesOthersRunning(t *testing.T) {
 	if got := s.Get(run).TaskStates; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("states %v, want %v", got, want)
 	}
-	s.Want(200, "DELETE", e2etest.Path(run, ""), "") // finished: nothing changes
+	s.Want(200, "DELETE", e2etest.Path(run, ""), "") // a finished run ignores it
 	if got := s.State(run); got != "KILLED" {
 		t.Errorf("after a kill of the finished run it is %s", got)
 	}

@@ -18,14 +18,14 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// many is a graph of n no-op tasks, n a multiple of 1000.
-func many(t *testing.T, n int) string {
+// noopFan is a graph of n no-op tasks, n a multiple of 1000.
+func noopFan(t *testing.T, n int) string {
 	return e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
 		"a": {"job": map[string]any{"executor": "noop", "command": []string{"{{M}}", "{{N}}"}}},
 	}).With("parameters", map[string]any{"M": e2etest.Numbers(n / 1000), "N": e2etest.Numbers(1000)}))
 }
 
-// atScale is a number of tasks that CI has time for, scaled, or 1,000,000 with -sizes big.
+// atScale is a number of tasks that suits CI, scaled, or 1,000,000 with -sizes big.
 func atScale(n int) int {
 	if *sizesFlag == "big" {
 		return 1_000_000
@@ -33,9 +33,9 @@ func atScale(n int) int {
 	return scaled(n)
 }
 
-// ends submits a graph and waits for COMPLETED by a long poll; it returns how long
-// both took.
-func ends(t *testing.T, s *e2etest.Server, doc string) time.Duration {
+// timeToCompletion submits a graph, waits for COMPLETED by a long poll, and returns how long both
+// took.
+func timeToCompletion(t *testing.T, s *e2etest.Server, doc string) time.Duration {
 	t.Helper()
 	begin := time.Now()
 	awaitEnd(t, s, s.Submit(doc))
@@ -55,20 +55,20 @@ func awaitEnd(t *testing.T, s *e2etest.Server, run uint64) {
 	}
 }
 
-// TestSmallRunAfterLargeRun: a run of 1,000 tasks that comes behind a very large one
-// takes at most 100 ms longer than on an idle server.
+// TestSmallRunAfterLargeRun: a run of 1,000 tasks that is submitted after a very large one takes at
+// most 100 ms longer than on an idle server.
 func TestSmallRunAfterLargeRun(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	s := e2etest.Start(t)
-	small, large := many(t, 1000), many(t, atScale(300_000))
-	for try := 1; ; try++ { // the machine may be busy with something else
-		idle := ends(t, s, small)
+	small, large := noopFan(t, 1000), noopFan(t, atScale(300_000))
+	for try := 1; ; try++ { // the machine may be busy with other work
+		idle := timeToCompletion(t, s, small)
 		for range 4 {
-			idle = min(idle, ends(t, s, small))
+			idle = min(idle, timeToCompletion(t, s, small))
 		}
 		run := s.Submit(large)
-		e2etest.Eventually(t, "the large run makes progress", func() bool { return completed(t, s, run) > 0 })
-		behind := ends(t, s, small) // the first one that comes behind it
+		e2etest.Eventually(t, "the large run makes progress", func() bool { return completedTasks(t, s, run) > 0 })
+		behind := timeToCompletion(t, s, small) // the first one submitted after it
 		still := s.State(run) == "RUNNING"
 		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 		s.Await(run, map[bool]string{true: "KILLED", false: "COMPLETED"}[still])
@@ -82,20 +82,19 @@ func TestSmallRunAfterLargeRun(t *testing.T) {
 	}
 }
 
-func completed(t *testing.T, s *e2etest.Server, run uint64) int {
+func completedTasks(t *testing.T, s *e2etest.Server, run uint64) int {
 	t.Helper()
 	var got e2etest.Summary
 	s.Want(200, "GET", e2etest.Path(run, "/summary"), "").Decode(t, &got)
 	return got.TaskCounts["COMPLETED"]
 }
 
-// TestManyRunsShareSlots: of many runs that come at once, none has to wait until others are
-// through. Each gets its first task before the first run has ended, or soon after, and
-// all end.
+// TestManyRunsShareSlots: many runs are submitted together. Each gets its first task before the
+// first run has ended, or soon after, and all end.
 func TestManyRunsShareSlots(t *testing.T) {
 	runs := atScale(100_000) / 1000
 	s := e2etest.Start(t)
-	line := many(t, 1000)
+	line := noopFan(t, 1000)
 	if strings.Contains(line, "\n") {
 		t.Fatal("a document has several lines")
 	}
@@ -129,17 +128,17 @@ func TestManyRunsShareSlots(t *testing.T) {
 	}
 }
 
-// TestLargeRunViews: while a very large run runs, its state, its summary and the list
-// answer within 20 ms (99 of 100). Its pages and tasks are answered by its actor between
-// two commits, and so depend on the disk: they have 250 ms here.
+// TestLargeRunViews: while a very large run executes, its state, its summary and the list answer
+// within 20 ms (99 of 100). Its actor serves its pages and tasks between two commits, which depend
+// on the disk: they have 250 ms here.
 func TestLargeRunViews(t *testing.T) {
 	const atOnce, behindACommit = 20 * time.Millisecond, 250 * time.Millisecond
 	s := e2etest.Start(t)
-	doc := many(t, atScale(500_000))
+	doc := noopFan(t, atScale(500_000))
 	best := map[string]time.Duration{}
-	for try := 1; ; try++ { // the machine may be busy with something else
+	for try := 1; ; try++ { // the machine may be busy with other work
 		run := s.Submit(doc)
-		e2etest.Eventually(t, "the run makes progress", func() bool { return completed(t, s, run) > 0 })
+		e2etest.Eventually(t, "the run makes progress", func() bool { return completedTasks(t, s, run) > 0 })
 		slow := 0
 		for _, view := range []struct {
 			path  string
@@ -149,7 +148,7 @@ func TestLargeRunViews(t *testing.T) {
 			{"/v1/dagruns", atOnce}, {"/v1/dagruns?all=1&limit=100", atOnce},
 			{e2etest.Path(run, "/tasks?limit=100"), behindACommit}, {e2etest.Path(run, "/task/a_4711/state"), behindACommit},
 		} {
-			p50, p99 := latency(s, view.path, scaled(100))
+			p50, p99 := requestLatency(s, view.path, scaled(100))
 			t.Logf("GET %s: p50 %v, p99 %v", view.path, p50, p99)
 			if s.State(run) != "RUNNING" {
 				t.Logf("the run had ended by then")
@@ -175,13 +174,13 @@ func TestLargeRunViews(t *testing.T) {
 	}
 }
 
-// TestLargeRunDocument: the whole document of a very large run is streamed: the
-// server's memory does not grow with it, and it has every task.
+// TestLargeRunDocument: the whole document of a very large run is streamed. It has every task, and
+// the memory of the server does not grow with it.
 func TestLargeRunDocument(t *testing.T) {
 	const most = 96 << 20
 	n := atScale(200_000)
 	s := e2etest.Start(t)
-	run := s.Submit(many(t, n))
+	run := s.Submit(noopFan(t, n))
 	awaitEnd(t, s, run)
 	read := func() (grown int64, size int64) {
 		before, _, err := s.Memory()
@@ -198,7 +197,7 @@ func TestLargeRunDocument(t *testing.T) {
 		for buf := make([]byte, 1<<20); ; {
 			k, err := in.Read(buf)
 			size += int64(k)
-			tasks += bytes.Count(buf[:k], []byte(`"startTime"`)) // a read may cut one in two
+			tasks += bytes.Count(buf[:k], []byte(`"startTime"`)) // a read may split one
 			if err == io.EOF {
 				break
 			}
@@ -218,9 +217,9 @@ func TestLargeRunDocument(t *testing.T) {
 		}
 		return peak - before, size
 	}
-	read() // what is cached once is no growth
+	read() // fills the cache before memory is compared
 	grown, size := read()
-	t.Logf("%d MB were streamed; the server grew by %d MB meanwhile", size>>20, grown>>20)
+	t.Logf("%d MB were streamed, and the server grew by %d MB", size>>20, grown>>20)
 	if grown > most && !e2etest.Race {
 		t.Errorf("the server grew by %d MB while it sent %d MB", grown>>20, size>>20)
 	}
@@ -229,20 +228,20 @@ func TestLargeRunDocument(t *testing.T) {
 	}
 }
 
-// TestLargeRunStaysResponsive: while a run of 10,002 tasks runs, its state, its summary and
-// the list of runs answer within 20 ms (99 of 100).
+// TestLargeRunStaysResponsive: while a run of 10,002 tasks executes, its state, its summary and the
+// list of runs answer within 20 ms (99 of 100).
 func TestLargeRunStaysResponsive(t *testing.T) {
 	const limit = 20 * time.Millisecond
 	s := e2etest.Start(t)
-	for try := 1; !largeRunAnswers(t, s, limit); try++ { // the machine may be busy with something else
+	for try := 1; !largeRunAnswers(t, s, limit); try++ { // the machine may be busy with other work
 		if try == 5 {
 			t.Fatalf("in none of %d runs all p99 were under %v", try, limit)
 		}
 	}
 }
 
-// largeRunAnswers submits the run, asks while it runs, and tells whether the answers
-// came within the limit. Under the race detector none is held to it.
+// largeRunAnswers submits the run, queries it while it executes, and reports whether the answers met
+// the limit. Under the race detector the limit does not apply.
 func largeRunAnswers(t *testing.T, s *e2etest.Server, limit time.Duration) (quick bool) {
 	begin := time.Now()
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -257,7 +256,7 @@ func largeRunAnswers(t *testing.T, s *e2etest.Server, limit time.Duration) (quic
 	})
 	quick = true
 	for _, path := range []string{e2etest.Path(run, "/state"), e2etest.Path(run, "/summary"), "/v1/dagruns", "/v1/dagruns?all=1"} {
-		p50, p99 := latency(s, path, scaled(300))
+		p50, p99 := requestLatency(s, path, scaled(300))
 		t.Logf("GET %s: p50 %v, p99 %v", path, p50, p99)
 		quick = quick && (p99 < limit || e2etest.Race)
 	}
@@ -270,8 +269,8 @@ func largeRunAnswers(t *testing.T, s *e2etest.Server, limit time.Duration) (quic
 	return quick
 }
 
-// latency asks n times and returns the median and the 99th percentile.
-func latency(s *e2etest.Server, path string, n int) (p50, p99 time.Duration) {
+// requestLatency sends n requests and returns the median and the 99th percentile.
+func requestLatency(s *e2etest.Server, path string, n int) (p50, p99 time.Duration) {
 	took := make([]time.Duration, n)
 	for i := range took {
 		begin := time.Now()
@@ -282,8 +281,8 @@ func latency(s *e2etest.Server, path string, n int) (p50, p99 time.Duration) {
 	return took[n/2], took[n*99/100]
 }
 
-// TestLargeRunIsComplete: 10,002 noop tasks end, in order, and the whole document
-// can be read; pages of tasks cover them all, each once.
+// TestLargeRunIsComplete: 10,002 no-op tasks end in order. The whole document can be read, and pages
+// of tasks cover each task once.
 func TestLargeRunIsComplete(t *testing.T) {
 	s := e2etest.Start(t)
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
@@ -303,14 +302,14 @@ func TestLargeRunIsComplete(t *testing.T) {
 	}
 }
 
-// TestMillionTasksAreAcceptedFast: a document of some 12 KB that means 1,000,000 tasks is
-// accepted in milliseconds, and takes no time to be killed.
+// TestMillionTasksAreAcceptedFast: a document of some 12 KB that expands to 1,000,000 tasks is
+// accepted in milliseconds, and killed as fast.
 func TestMillionTasksAreAcceptedFast(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	s := e2etest.Start(t)
 	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exec sleep 300; : {{M}} {{N}}")}).
 		With("parameters", map[string]any{"M": e2etest.Numbers(1000), "N": e2etest.Numbers(1000)}))
-	for try := 1; ; try++ { // the machine may be busy with something else
+	for try := 1; ; try++ { // the machine may be busy with other work
 		begin := time.Now()
 		run := s.Submit(doc)
 		took := time.Since(begin)
@@ -330,8 +329,8 @@ func TestMillionTasksAreAcceptedFast(t *testing.T) {
 	}
 }
 
-// listedDoc is a document of n different no-op tasks, of some 200 bytes each; every
-// tenth waits for the one before it.
+// listedDoc is a document of n different no-op tasks, of some 200 bytes each. Every tenth waits for
+// the one before it.
 func listedDoc(n int) string {
 	var b strings.Builder
 	b.WriteString(`{"tag":"listed","tasks":{`)
@@ -350,8 +349,8 @@ func listedDoc(n int) string {
 	return b.String()
 }
 
-// TestLargeDocumentOfListedTasks: a document of 20 MB that lists 100,000 tasks is taken with at most
-// three times its size in memory, beside a memtable of the store; the run survives a
+// TestLargeDocumentOfListedTasks: a document of 20 MB that lists 100,000 tasks is accepted with at
+// most three times its size in memory, in addition to a memtable of the store. The run survives a
 // kill -9 in the middle and completes.
 func TestLargeDocumentOfListedTasks(t *testing.T) {
 	const memtable = 40 << 20
@@ -377,7 +376,7 @@ func TestLargeDocumentOfListedTasks(t *testing.T) {
 	if grown > 3*int64(len(doc))+memtable && !e2etest.Race {
 		t.Errorf("the server has grown by %d MiB for a document of %d", grown>>20, len(doc)>>20)
 	}
-	s.Do("PATCH", e2etest.Path(run, "/state/PAUSED"), "") // it may be done already
+	s.Do("PATCH", e2etest.Path(run, "/state/PAUSED"), "") // it may have ended already
 	state := s.State(run)
 	s = s.Crash()
 	if got := s.State(run); got != state {
@@ -396,9 +395,8 @@ func TestLargeDocumentOfListedTasks(t *testing.T) {
 	}
 }
 
-// TestKillDuringLongSubmission: whenever the server is killed while a long document
-// comes, is planned or is stored, afterwards there is the whole run or nothing of it;
-// an answer that was given holds.
+// TestKillDuringLongSubmission: the server is killed while a long document arrives, is planned or is
+// stored. Afterwards the run is there completely or not at all, and an answer that was given holds.
 func TestKillDuringLongSubmission(t *testing.T) {
 	dir := t.TempDir()
 	s := e2etest.Start(t, e2etest.Data(dir))
@@ -437,7 +435,7 @@ func TestKillDuringLongSubmission(t *testing.T) {
 		if len(list) < runs || len(list) > runs+1 {
 			t.Fatalf("round %d: %d runs, %d were acknowledged", round, len(list), runs)
 		}
-		runs = len(list) // one may have become durable whose answer was lost
+		runs = len(list) // one may be durable although its answer was lost
 		for _, r := range list {
 			s.Await(r.RunID, "COMPLETED")
 		}

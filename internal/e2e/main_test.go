@@ -17,19 +17,19 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// What the flags of the package doc set.
+// The flags of the package documentation.
 var (
-	seedFlag    = flag.Uint64("seed", 0, "seed of everything random; 0 = from the clock")
+	seedFlag    = flag.Uint64("seed", 0, "seed of all random choices; 0 = from the clock")
 	killsFlag   = flag.Int("kills", 20, "kills of the random-moments test")
 	ackedFlag   = flag.Int("acked", 1000, "acknowledged submissions of the kill-after-200 test")
 	roundsFlag  = flag.Int("rounds", 2, "rounds of the tests that kill server and worker")
 	hostileFlag = flag.Int("hostile", 10_000, "malformed requests")
-	sizesFlag   = flag.String("sizes", "", "big: the tests in scale_test.go have runs of 1,000,000 tasks, 10,000 processes run at once")
-	copiesFlag  = flag.Int("copies", 2, "copies of a data folder that are started beside its own server")
+	sizesFlag   = flag.String("sizes", "", "big: runs of 1,000,000 tasks in large_runs_test.go, 10,000 concurrent processes")
+	copiesFlag  = flag.Int("copies", 2, "copies of a data folder with servers next to the original")
 	damagesFlag = flag.Int("damages", 40, "damaged data folders")
 	cutsFlag    = flag.Int("cuts", 3, "power cuts")
-	pauseFlag   = flag.Duration("pause", 3*time.Second, "how long processes are stopped in pause_test.go")
-	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load up")
+	pauseFlag   = flag.Duration("pause", 3*time.Second, "how long worker_test.go stops processes")
+	soakFlag    = flag.Duration("soak", 10*time.Second, "how long the soak keeps its load")
 )
 
 func TestMain(m *testing.M) {
@@ -37,8 +37,8 @@ func TestMain(m *testing.M) {
 	os.Exit(e2etest.Main(m))
 }
 
-// random is a generator whose seed the test's log shows.
-func random(t *testing.T) *rand.Rand {
+// seededRandom is a generator whose seed is in the log of the test.
+func seededRandom(t *testing.T) *rand.Rand {
 	seed := *seedFlag
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
@@ -55,15 +55,15 @@ func scaled(n int) int {
 	return n
 }
 
-// rawConn is a connection to the server on which anything can be said.
+// rawConn is a connection to the server that can send any bytes.
 type rawConn struct {
 	*net.TCPConn
 	r *bufio.Reader
 }
 
-// dial connects to the server at a URL; everything on the connection has to
-// happen within Patience.
-func dial(url string) (*rawConn, error) {
+// dialRaw connects to the server at a URL. Everything on the connection has to happen within
+// Patience.
+func dialRaw(url string) (*rawConn, error) {
 	c, err := net.DialTimeout("tcp", strings.TrimPrefix(url, "http://"), e2etest.Patience)
 	if err != nil {
 		return nil, err
@@ -75,14 +75,14 @@ func dial(url string) (*rawConn, error) {
 	return &rawConn{tcp, bufio.NewReader(tcp)}, nil
 }
 
-// say writes text as it is.
-func (c *rawConn) say(text string) error {
+// send writes text unchanged.
+func (c *rawConn) send(text string) error {
 	_, err := io.WriteString(c, text)
 	return err
 }
 
-// answer reads one response to its end. method is that of the request.
-func (c *rawConn) answer(method string) (status int, body []byte, err error) {
+// readResponse reads one response to its end. method is that of the request.
+func (c *rawConn) readResponse(method string) (status int, body []byte, err error) {
 	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
 	if err != nil {
 		return 0, nil, err
@@ -96,22 +96,22 @@ func (c *rawConn) answer(method string) (status int, body []byte, err error) {
 type submitter struct{ *rawConn }
 
 func dialSubmitter(url string) (submitter, error) {
-	c, err := dial(url)
+	c, err := dialRaw(url)
 	return submitter{c}, err
 }
 
-// submit submits a document and returns the id of its run. An error means that no
-// whole answer 200 came.
+// submit submits a document and returns the id of its run. An error means that a complete answer 200
+// did not arrive.
 func (c submitter) submit(doc string) (uint64, error) {
-	if err := c.say(request("POST", "/v1/dagrun", doc)); err != nil {
+	if err := c.send(rawRequest("POST", "/v1/dagrun", doc)); err != nil {
 		return 0, err
 	}
-	return c.readRun()
+	return c.readRunID()
 }
 
-// readRun reads the answer to a submission.
-func (c submitter) readRun() (uint64, error) {
-	status, body, err := c.answer("POST")
+// readRunID reads the answer to a submission.
+func (c submitter) readRunID() (uint64, error) {
+	status, body, err := c.readResponse("POST")
 	if err != nil {
 		return 0, err
 	}
@@ -124,8 +124,8 @@ func (c submitter) readRun() (uint64, error) {
 	return *got.RunID, nil
 }
 
-// request is a sound request with a body; path and body go in as they are.
-func request(method, path, body string) string {
+// rawRequest is a valid request with a body; path and body are used unchanged.
+func rawRequest(method, path, body string) string {
 	return fmt.Sprintf("%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
 		method, path, len(body), body)
 }

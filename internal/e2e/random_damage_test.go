@@ -19,15 +19,15 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// TestRandomDamage damages one file of a data folder and starts the server over it, -damages times.
-// Half of the folders were left by SIGTERM, half by SIGKILL. The server must either refuse to
-// start and name the file, or serve each run exactly as it was or as an error that makes
-// /healthz fail. It must never serve or execute altered bytes, lose a run or an attempt without
-// a word, use an ID again, or start an attempt twice.
+// TestRandomDamage damages one file of a data folder and starts the server on it, -damages times.
+// SIGTERM stopped half of the folders, SIGKILL the other half. The server must either refuse to
+// start and name the file, or serve each run exactly as it was or as an error that makes /healthz
+// fail. It must never serve or execute altered bytes, lose a run or an attempt silently, use an ID
+// again, or start an attempt twice.
 func TestRandomDamage(t *testing.T) {
 	t.Parallel()
 	e2etest.OneByOne(t)
-	rng := random(t)
+	rng := seededRandom(t)
 	outcomes := map[string]int{}
 	for i, stop := range []string{"SIGTERM", "SIGKILL"} {
 		h := newHistory(t, stop)
@@ -35,7 +35,7 @@ func TestRandomDamage(t *testing.T) {
 		for range n {
 			h.restore(t)
 			what := damageFile(t, rng, h.data, pickFile(t, rng, h.data))
-			outcome := h.check(t, what)
+			outcome := h.checkServed(t, what)
 			outcomes[what.kind+" "+filepath.Dir(what.file)+": "+outcome]++
 			if t.Failed() {
 				t.Fatalf("%s, stopped by %s: %s", what, stop, outcome)
@@ -57,8 +57,8 @@ func mapKeys[V any](m map[string]V) func(func(string) bool) {
 	}
 }
 
-// history is a data folder with runs of every kind, and what they must look like after any
-// damage that the server does not report.
+// history is a data folder with runs of every kind, and their expected state after any damage that
+// the server does not report.
 type history struct {
 	data, pristine string            // the folder, and a copy of it as the server left it
 	lines          string            // the file that tasks append their names to
@@ -70,8 +70,8 @@ type history struct {
 	last           uint64            // the highest run ID
 }
 
-// note is a script that appends "TASK TEXT ATTEMPT" to the file of lines.
-func (h *history) note(task, text string) string {
+// noteScript is a script that appends "TASK TEXT ATTEMPT" to the file of lines.
+func (h *history) noteScript(task, text string) string {
 	h.allowed[task+" "+text] = true
 	return `echo "$CARAVAN_TASK ` + text + ` $CARAVAN_ATTEMPT" >> ` + h.lines
 }
@@ -103,7 +103,7 @@ func newHistory(t *testing.T, stop string) *history {
 				path := e2etest.Path(id, "/task/"+task+"/log?stream="+stream)
 				r := s.Do("GET", path, "")
 				if r.Status == 200 && len(r.Body) == 0 {
-					empty++ // a few of them say as much as hundreds, and each costs a read of the run
+					empty++ // a few are enough, and each costs a read of the run
 				}
 				if r.Status == 200 && (len(r.Body) > 0 || empty <= 10) {
 					h.logs[path] = r.Body
@@ -135,8 +135,8 @@ func (h *history) submitFinished(t *testing.T, s *e2etest.Server) {
 	t.Helper()
 	for i := range 3 {
 		s.Complete(e2etest.Graph(map[string]e2etest.Task{
-			"a": e2etest.Sh(h.note("a", fmt.Sprint("small-", i)) + "; echo out; echo err >&2"),
-			"b": e2etest.Sh(h.note("b", fmt.Sprint("small-", i))).After("a"),
+			"a": e2etest.Sh(h.noteScript("a", fmt.Sprint("small-", i)) + "; echo out; echo err >&2"),
+			"b": e2etest.Sh(h.noteScript("b", fmt.Sprint("small-", i))).After("a"),
 		}).With("tag", fmt.Sprint("small-", i)))
 	}
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"long": e2etest.Sh("seq 1 40000; seq 1 30000 >&2")}))
@@ -157,22 +157,22 @@ func (h *history) submitFinished(t *testing.T, s *e2etest.Server) {
 func (h *history) submitRestartable(t *testing.T, s *e2etest.Server) {
 	t.Helper()
 	errored := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"fails": e2etest.Sh(h.note("fails", "errored")+"; exit 3").With("maxRetries", 2),
-		"waits": e2etest.Sh(h.note("waits", "errored")).After("fails"),
+		"fails": e2etest.Sh(h.noteScript("fails", "errored")+"; exit 3").With("maxRetries", 2),
+		"waits": e2etest.Sh(h.noteScript("waits", "errored")).After("fails"),
 	}))
 	s.Await(errored, "ERRORED")
 	h.restartable[errored] = "QUEUED"
 	killed := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"done":  e2etest.Sh(h.note("done", "killed")),
-		"sleep": e2etest.Sh(h.note("sleep", "killed") + "; [ $CARAVAN_ATTEMPT -gt 1 ] || exec sleep 60").After("done"),
+		"done":  e2etest.Sh(h.noteScript("done", "killed")),
+		"sleep": e2etest.Sh(h.noteScript("sleep", "killed") + "; [ $CARAVAN_ATTEMPT -gt 1 ] || exec sleep 60").After("done"),
 	}))
 	s.AwaitTask(killed, "sleep", "RUNNING")
 	s.Want(200, "DELETE", e2etest.Path(killed, ""), "")
 	s.Await(killed, "KILLED")
 	h.restartable[killed] = "QUEUED"
 	paused := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		"first": e2etest.Sh(h.note("first", "paused") + "; sleep 0.2"),
-		"then":  e2etest.Sh(h.note("then_0", "paused") + "; test -n x{{N}}").After("first"),
+		"first": e2etest.Sh(h.noteScript("first", "paused") + "; sleep 0.2"),
+		"then":  e2etest.Sh(h.noteScript("then_0", "paused") + "; test -n x{{N}}").After("first"),
 	}).With("parameters", map[string]any{"N": []string{"only"}}))
 	s.AwaitTask(paused, "first", "RUNNING")
 	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
@@ -180,8 +180,8 @@ func (h *history) submitRestartable(t *testing.T, s *e2etest.Server) {
 	h.restartable[paused] = "RUNNING"
 }
 
-// restore puts the folder's content back as the server left it. The folder itself stays: it
-// is the same one, no copy.
+// restore puts the content of the folder back as the server left it. The folder itself stays, so
+// that it does not become a copy.
 func (h *history) restore(t *testing.T) {
 	t.Helper()
 	inside, err := os.ReadDir(h.data)
@@ -214,8 +214,8 @@ type damage struct {
 
 func (d damage) String() string { return fmt.Sprintf("%s of %s at %d", d.kind, d.file, d.offset) }
 
-// pickFile picks a folder at random, then a file in it: a folder of few files counts as much as
-// one of many.
+// pickFile picks a folder at random, then a file in it, so that a folder of few files counts as much
+// as one of many.
 func pickFile(t *testing.T, rng *rand.Rand, data string) string {
 	t.Helper()
 	byFolder := map[string][]string{}
@@ -224,7 +224,7 @@ func pickFile(t *testing.T, rng *rand.Rand, data string) string {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
-		// The tables, the manifest and the rest of Badger's files lie in one folder.
+		// The tables, the manifest and Badger's other files are in one folder.
 		dir := filepath.Dir(path) + " " + filepath.Ext(path)
 		if byFolder[dir] == nil {
 			folders = append(folders, dir)
@@ -289,9 +289,9 @@ func damageFile(t *testing.T, rng *rand.Rand, data, path string) damage {
 	return d
 }
 
-// check starts a server over the damaged folder and holds what it serves against the history.
+// checkServed starts a server on the damaged folder and compares what it serves with the history.
 // The result is "refused", "reported" or "whole".
-func (h *history) check(t *testing.T, d damage) string {
+func (h *history) checkServed(t *testing.T, d damage) string {
 	t.Helper()
 	s, err := e2etest.TryStart(t, e2etest.Data(h.data))
 	if err != nil {
@@ -317,13 +317,13 @@ func (h *history) check(t *testing.T, d damage) string {
 	} else {
 		bad = append(bad, fmt.Sprintf("submission: %d %s", next.Status, next.Body))
 	}
-	bad = append(bad, h.restartAll(t, s)...)
+	bad = append(bad, h.continueAll(t, s)...)
 	h.checkLines(t)
 	if len(bad) == 0 {
 		return "whole"
 	}
 	if r := s.Do("GET", "/healthz", ""); r.Status == 200 {
-		t.Errorf("/healthz is ok beside %q", bad)
+		t.Errorf("/healthz is ok despite %q", bad)
 	}
 	return "reported"
 }
@@ -336,7 +336,7 @@ func (h *history) checkReads(t *testing.T, s *e2etest.Server) (bad []string) {
 		switch r := s.Do("GET", e2etest.Path(id, ""), ""); {
 		case r.Status >= 500:
 			bad, broken[id] = append(bad, fmt.Sprintf("run %d: %d %s", id, r.Status, r.Body)), true
-		case r.Status == 200 && bytes.Contains(r.Body, []byte("[caravan: output not readable: ")) && h.sameBut(r.Body, want):
+		case r.Status == 200 && bytes.Contains(r.Body, []byte("[caravan: output not readable: ")) && h.equalExceptOutputs(r.Body, want):
 			bad = append(bad, fmt.Sprintf("run %d: an output is not readable", id))
 		case r.Status != 200 || !bytes.Equal(r.Body, want):
 			t.Errorf("run %d: %d %.3000s\nwant %.3000s", id, r.Status, r.Body, want)
@@ -344,7 +344,7 @@ func (h *history) checkReads(t *testing.T, s *e2etest.Server) (bad []string) {
 	}
 	for path, want := range h.logs {
 		switch r, err := s.Try("GET", path, ""); {
-		case err != nil: // the answer breaks off where the bytes are damaged
+		case err != nil: // the answer breaks off at the damage
 			bad = append(bad, err.Error())
 		case r.Status >= 500:
 			bad = append(bad, fmt.Sprintf("%s: %d %s", path, r.Status, r.Body))
@@ -370,8 +370,8 @@ func (h *history) checkReads(t *testing.T, s *e2etest.Server) (bad []string) {
 	return bad
 }
 
-// sameBut tells whether two documents are the same but for the outputs of attempts.
-func (h *history) sameBut(got, want []byte) bool {
+// equalExceptOutputs reports whether two documents are equal except for the outputs of attempts.
+func (h *history) equalExceptOutputs(got, want []byte) bool {
 	var g, w e2etest.Run
 	if json.Unmarshal(got, &g) != nil || json.Unmarshal(want, &w) != nil {
 		return false
@@ -386,8 +386,8 @@ func (h *history) sameBut(got, want []byte) bool {
 	return reflect.DeepEqual(g, w)
 }
 
-// restartAll continues the runs that can be continued and waits until they stand still.
-func (h *history) restartAll(t *testing.T, s *e2etest.Server) (bad []string) {
+// continueAll continues the runs that can be continued and waits until they stand still.
+func (h *history) continueAll(t *testing.T, s *e2etest.Server) (bad []string) {
 	t.Helper()
 	for id, state := range h.restartable {
 		if r := s.Do("PATCH", e2etest.Path(id, "/state/"+state), ""); r.Status >= 500 {
@@ -413,7 +413,7 @@ func (h *history) restartAll(t *testing.T, s *e2etest.Server) (bad []string) {
 	return bad
 }
 
-// checkLines: only commands that were submitted ran, and each attempt once.
+// checkLines: only submitted commands ran, and each attempt once.
 func (h *history) checkLines(t *testing.T) {
 	t.Helper()
 	text, err := os.ReadFile(h.lines)
@@ -424,11 +424,11 @@ func (h *history) checkLines(t *testing.T) {
 	for l := range strings.Lines(string(text)) {
 		f := strings.Fields(l)
 		if len(f) != 3 || !h.allowed[f[0]+" "+f[1]] {
-			t.Errorf("a command that nobody submitted ran: %q", l)
+			t.Errorf("a command that was not submitted ran: %q", l)
 			continue
 		}
 		count[l]++
-		// The small runs were made twice, before and after the first stop.
+		// The small runs were submitted twice, before and after the first stop.
 		if limit := map[bool]int{true: 2, false: 1}[strings.HasPrefix(f[1], "small-")]; count[l] > limit {
 			t.Errorf("%q ran %d times", l, count[l])
 		}

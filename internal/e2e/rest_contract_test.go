@@ -10,8 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// seedDAG is the API's own example, its interpreter replaced by one that is
-// everywhere.
+// seedDAG is the example of the API, with an interpreter that every machine has.
 const seedDAG = `{
   "tag": "mediumtest",
   "parameters": { "JOBNO": [ "1", "2" ] },
@@ -22,9 +21,9 @@ const seedDAG = `{
   }
 }`
 
-// shape shows the types of a JSON value: {"a":number,"b":[string]}. Of an array it
-// shows the distinct shapes of its elements, of an object its members by name.
-func shape(v any) string {
+// jsonShape shows the types of a JSON value: {"a":number,"b":[string]}. For an array it shows the
+// distinct shapes of its elements, for an object its members by name.
+func jsonShape(v any) string {
 	switch v := v.(type) {
 	case map[string]any:
 		names := make([]string, 0, len(v))
@@ -33,14 +32,14 @@ func shape(v any) string {
 		}
 		sort.Strings(names)
 		for i, name := range names {
-			names[i] = fmt.Sprintf("%s:%s", name, shape(v[name]))
+			names[i] = fmt.Sprintf("%s:%s", name, jsonShape(v[name]))
 		}
 		return "{" + strings.Join(names, " ") + "}"
 	case []any:
 		seen := map[string]bool{}
 		var shapes []string
 		for _, e := range v {
-			if s := shape(e); !seen[s] {
+			if s := jsonShape(e); !seen[s] {
 				seen[s] = true
 				shapes = append(shapes, s)
 			}
@@ -59,7 +58,7 @@ func shape(v any) string {
 	return "null"
 }
 
-func decode(t *testing.T, body []byte) any {
+func decodeJSON(t *testing.T, body []byte) any {
 	t.Helper()
 	var v any
 	if err := json.Unmarshal(body, &v); err != nil {
@@ -70,18 +69,18 @@ func decode(t *testing.T, body []byte) any {
 
 func wantShape(t *testing.T, body []byte, want string) {
 	t.Helper()
-	if got := shape(decode(t, body)); got != want {
+	if got := jsonShape(decodeJSON(t, body)); got != want {
 		t.Errorf("shape\n got %s\nwant %s\nof %s", got, want, body)
 	}
 }
 
 func wantJSON(t *testing.T, body []byte, want string) {
 	t.Helper()
-	got, err := json.Marshal(decode(t, body))
+	got, err := json.Marshal(decodeJSON(t, body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	exp, err := json.Marshal(decode(t, []byte(want)))
+	exp, err := json.Marshal(decodeJSON(t, []byte(want)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +99,7 @@ func TestReady(t *testing.T) {
 	}
 }
 
-// TestRESTContract goes through the rows of the REST table in the order in which a
-// client meets them.
+// TestRESTContract follows the rows of the REST table in the order in which a client uses them.
 func TestRESTContract(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -136,13 +134,13 @@ func TestRESTContract(t *testing.T) {
 	wantJSON(t, s.Want(200, "GET", "/v1/dagrun/0/task/simple_0/state", "").Body, `{ "state": "COMPLETED" }`)
 
 	t.Run("the run's document", func(t *testing.T) {
-		doc, ok := decode(t, s.Want(200, "GET", "/v1/dagrun/0", "").Body).(map[string]any)
+		doc, ok := decodeJSON(t, s.Want(200, "GET", "/v1/dagrun/0", "").Body).(map[string]any)
 		if !ok {
 			t.Fatal("no object")
 		}
 		part := func(name, want string) {
 			t.Helper()
-			if got := shape(doc[name]); got != want {
+			if got := jsonShape(doc[name]); got != want {
 				t.Errorf("%s\n got %s\nwant %s", name, got, want)
 			}
 		}
@@ -161,7 +159,7 @@ func TestRESTContract(t *testing.T) {
 				"startTime": "nanoseconds", "stopTime": "nanoseconds", "rc": "number",
 				"outputLog": "string", "errorLog": "string", "executorLog": "string", "attempt": "number",
 			} {
-				if got := shape(a[member]); got != want {
+				if got := jsonShape(a[member]); got != want {
 					t.Errorf("%s: %s is a %s, want %s", name, member, got, want)
 				}
 			}

@@ -36,8 +36,8 @@ func TestExpansionNamesAndOrder(t *testing.T) {
 	}
 }
 
-// TestParentsCompleteFirst: parents given from the child's end, the parent's end and both, and one
-// to one by match; each task looks at what its parents have left.
+// TestParentsCompleteFirst: parents given from the child's end, from the parent's end and from both,
+// and one to one by match. Each task checks the files of its parents.
 func TestParentsCompleteFirst(t *testing.T) {
 	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
@@ -97,8 +97,7 @@ func TestErroredTaskLeavesOtherBranchesRunning(t *testing.T) {
 		"bad":    e2etest.Sh("exit 7").With("maxRetries", 1).With("retryIntervalSeconds", 0),
 		"never":  e2etest.Sh("true").After("bad"),
 		"branch": e2etest.Sh("true"), "leaf": e2etest.Sh("true").After("branch"),
-		// After the last attempt there is no wait: an interval of an hour that is
-		// never used.
+		// The interval of an hour is never used: the last attempt ends the task at once.
 		"once":   e2etest.Sh("exit 1").With("retryIntervalSeconds", 3600),
 		"killed": e2etest.Sh("kill -9 $$"),
 		"absent": e2etest.Task{"job": map[string]any{"command": []string{"/no/such/program"}}},
@@ -231,12 +230,12 @@ func TestPauseAndResume(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.AwaitTask(run, "a", "COMPLETED") // what runs may finish
-	s = s.Crash()                      // a pause survives
+	s.AwaitTask(run, "a", "COMPLETED") // running tasks may finish
+	s = s.Crash()                      // a pause survives a crash
 	if got := s.State(run); got != "PAUSED" {
 		t.Errorf("after a crash the paused run is %s", got)
 	}
-	// Another run takes its way meanwhile, longer than the retry's three seconds.
+	// During the pause another run executes for longer than the three seconds of the retry.
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Sh("sleep 3.2")}))
 	doc := s.Get(run)
 	if doc.TaskStates["b"] != "QUEUED" || doc.TaskStates["r"] != "RETRY" {
@@ -292,14 +291,14 @@ func TestTooLargeTaskIsRefused(t *testing.T) {
 			t.Errorf("the refusal does not name %s: %s", n, r.Body)
 		}
 	}
-	// Two cores: the two-core task waits for both of the others and is not starved.
+	// Two cores: the two-core task waits for both other tasks and is not starved.
 	s.Complete(e2etest.Graph(map[string]e2etest.Task{
 		"small": e2etest.Sh("echo {{N}}").Job("cores", 1), "large": e2etest.Sh("true").Job("cores", 2).Job("memoryMB", 4000),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(50)}))
 }
 
-// TestWorkingFolderAndInput: by /bin/sh, in the server's folder when it names none, with
-// an empty standard input; jobDefaults hold for it, and an object of variables.
+// TestWorkingFolderAndInput: a command runs by /bin/sh, in the server's folder unless it names
+// another, with empty standard input. jobDefaults and an object of variables apply.
 func TestWorkingFolderAndInput(t *testing.T) {
 	t.Parallel()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -326,12 +325,12 @@ func TestWorkingFolderAndInput(t *testing.T) {
 	}
 }
 
-// TestAttemptResourceUsage: node and usage are in the record of a command that used
-// something; memory is known from an amount on.
+// TestAttemptResourceUsage: node and usage are in the record of a command. Memory is known above a
+// minimum.
 func TestAttemptResourceUsage(t *testing.T) {
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
-		// tail keeps a line that never ends in memory: 256 MiB.
+		// tail keeps an endless line in memory: 256 MiB.
 		"busy": e2etest.Sh("head -c 268435456 /dev/zero | tail -n 1 | wc -c; printf 'a\\377b' >&2"),
 	}))
 	s.Await(run, "COMPLETED")
@@ -365,8 +364,8 @@ func TestAttemptResourceUsage(t *testing.T) {
 	}
 }
 
-// TestTimeoutAndGeneratorFailures: a timeout uses up a retry; a generator that prints
-// too much fails, and so does one that prints no tasks.
+// TestTimeoutAndGeneratorFailures: a timeout uses up a retry. A generator fails when it prints too
+// much, or does not print tasks.
 func TestTimeoutAndGeneratorFailures(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
@@ -389,8 +388,8 @@ func TestTimeoutAndGeneratorFailures(t *testing.T) {
 	}
 }
 
-// TestKillSurvivesServerCrash: the server is killed as soon as it has answered a kill.
-// When it is back, what was to be killed is, and nothing of it is started anew.
+// TestKillSurvivesServerCrash: the server is killed as soon as it has answered a kill. When it is
+// back, the kill takes effect and killed tasks are not started again.
 func TestKillSurvivesServerCrash(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
@@ -401,7 +400,7 @@ func TestKillSurvivesServerCrash(t *testing.T) {
 	}
 	whole := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": stubborn("a"), "after": e2etest.Sh("true").After("a")}))
 	part := s.Submit(e2etest.Graph(map[string]e2etest.Task{"b": stubborn("b"), "after": e2etest.Sh("true").After("b")}))
-	e2etest.Eventually(t, "both tasks have written their pid", func() bool { return len(pids(t, dir)) == 2 })
+	e2etest.Eventually(t, "both tasks have written their pid", func() bool { return len(readPIDs(t, dir)) == 2 })
 	s.Want(200, "PATCH", e2etest.Path(whole, "/state/KILLED"), "")
 	s.Want(200, "DELETE", e2etest.Path(part, "/task/b"), "")
 	s = s.Crash()
@@ -413,7 +412,7 @@ func TestKillSurvivesServerCrash(t *testing.T) {
 		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(text) != "x\n" {
 			t.Errorf("%s ran %d times (%v)", name, strings.Count(string(text), "x"), err)
 		}
-		// To kill it once more is no error, and changes nothing.
+		// A repeated kill succeeds without an effect.
 		before := s.Want(200, "GET", e2etest.Path(run, ""), "").Body
 		s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 		s.Want(200, "PATCH", e2etest.Path(run, "/state/KILLED"), "")
@@ -424,8 +423,8 @@ func TestKillSurvivesServerCrash(t *testing.T) {
 	}
 }
 
-// TestTasksInheritNoDescriptors: what whoever started the server had open (`flock FILE
-// caravan serve`) does not reach its tasks, which may outlive it.
+// TestTasksInheritNoDescriptors: files that the parent of the server left open (`flock FILE caravan
+// serve`) do not reach its tasks, which may outlive it.
 func TestTasksInheritNoDescriptors(t *testing.T) {
 	dir := t.TempDir()
 	script := filepath.Join(dir, "locked")
@@ -439,7 +438,7 @@ func TestTasksInheritNoDescriptors(t *testing.T) {
 	}
 }
 
-// TestErrorTextsNameTheirSubject: one sentence each, by the engine behind the real server.
+// TestErrorTextsNameTheirSubject: one sentence each, by the engine of the real server.
 func TestErrorTextsNameTheirSubject(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)

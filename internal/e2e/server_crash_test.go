@@ -32,7 +32,7 @@ func crashDoc(t *testing.T, dir string) e2etest.Doc {
 			` && echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> ` + dir + `/lines; code=$?; echo out-$CARAVAN_TASK; exit $code`)
 	}
 	set := e2etest.Body(t, map[string]e2etest.Task{"made": step("test -n x{{MADE}} && sleep 0.03")})
-	// The set goes through a file: its tokens are not the generator's own.
+	// The set is in a file, so that its tokens do not expand the generator.
 	if err := os.WriteFile(filepath.Join(dir, "set"), []byte(set), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -49,39 +49,39 @@ func crashDoc(t *testing.T, dir string) e2etest.Doc {
 	}).With("tag", "crash")
 }
 
-// line is one line of the tasks' file.
-type line struct {
+// taskLine is one line of the tasks' file.
+type taskLine struct {
 	what, task string
 	attempt    int
 }
 
-func readLines(t *testing.T, dir string) []line {
+func readLines(t *testing.T, dir string) []taskLine {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, "lines"))
 	if err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
-	var lines []line
+	var lines []taskLine
 	for l := range strings.Lines(string(text)) {
 		f := strings.Fields(l)
 		if len(f) != 3 || !strings.HasSuffix(l, "\n") {
-			continue // a line whose writer was killed in the midst of it
+			continue // its writer was killed in the middle of the line
 		}
 		attempt, err := strconv.Atoi(f[2])
 		if err != nil {
 			t.Fatalf("line %q: %v", l, err)
 		}
-		lines = append(lines, line{f[0], f[1], attempt})
+		lines = append(lines, taskLine{f[0], f[1], attempt})
 	}
 	return lines
 }
 
-// TestKillNineAtRandomMoments kills the server while a run of 500 tasks with
-// retries and a generator goes on. The moments are spread over the run: each is a
-// random number of ended tasks and then a random part of 20 ms.
+// TestKillNineAtRandomMoments kills the server during a run of 500 tasks with retries and a
+// generator. The moments are spread over the run: each is a random number of ended tasks and then a
+// random part of 20 ms.
 func TestKillNineAtRandomMoments(t *testing.T) {
-	rng := random(t)
-	// One run lasts for some forty kills.
+	rng := seededRandom(t)
+	// One run is long enough for some forty kills.
 	for left := scaled(*killsFlag); left > 0; left -= 20 {
 		killAtRandomMoments(t, rng, min(left, 20))
 	}
@@ -95,19 +95,18 @@ func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) {
 	seen := map[string]int{} // COMPLETED tasks and the attempt that completed them
 	killed := 0
 	for killed < kills && s.State(run) != "COMPLETED" {
-		// What is left of the run, but for its very end, is shared among the kills that
-		// are left.
-		done := ended(readLines(t, dir))
-		step := max(1, (crashTasks-150-done)/(kills-killed)) // tasks go on while the server is away
+		// The rest of the run, except its very end, is divided among the remaining kills.
+		done := countEnded(readLines(t, dir))
+		step := max(1, (crashTasks-150-done)/(kills-killed)) // tasks go on while the server is down
 		target := done + rng.IntN(step)
 		testenv.Poll(e2etest.Patience, func() bool {
-			return ended(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
+			return countEnded(readLines(t, dir)) >= target || s.State(run) == "COMPLETED"
 		})
-		note(t, s.Get(run), seen)
-		pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
+		checkCompletedStays(t, s.Get(run), seen)
+		waitRandomly(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 		s = s.Crash()
 		killed++
-		note(t, s.Get(run), seen)
+		checkCompletedStays(t, s.Get(run), seen)
 		if next := s.Submit(e2etest.Graph(map[string]e2etest.Task{"x": e2etest.Noop("")})); next != run+uint64(killed) {
 			t.Fatalf("after kill %d the next run is %d, want %d", killed, next, run+uint64(killed))
 		}
@@ -115,7 +114,7 @@ func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) {
 	s.Await(run, "COMPLETED")
 	s = s.Crash() // the record of a finished run is durable too
 	doc := s.Get(run)
-	note(t, doc, seen)
+	checkCompletedStays(t, doc, seen)
 	t.Logf("%d kills; %d tasks; %d lines", killed, len(doc.TaskStates), len(readLines(t, dir)))
 	if killed < kills {
 		t.Errorf("the run was over after %d kills of %d", killed, kills)
@@ -125,8 +124,8 @@ func killAtRandomMoments(t *testing.T, rng *rand.Rand, kills int) {
 	s.Stop(e2etest.Patience)
 }
 
-// ended counts the tasks that have ended.
-func ended(lines []line) int {
+// countEnded counts the ended tasks.
+func countEnded(lines []taskLine) int {
 	tasks := map[string]bool{}
 	for _, l := range lines {
 		if l.what == "end" {
@@ -136,15 +135,15 @@ func ended(lines []line) int {
 	return len(tasks)
 }
 
-// pauseFor lets a random part of the time go by; nothing is awaited here.
-func pauseFor(d time.Duration) {
+// waitRandomly waits for a random part of the time. It is a delay, not a wait for an event.
+func waitRandomly(d time.Duration) {
 	timer := time.NewTimer(d)
 	<-timer.C
 }
 
-// note remembers the tasks that the document shows as COMPLETED, and checks that
-// none that was COMPLETED before is anything else now.
-func note(t *testing.T, doc *e2etest.Run, seen map[string]int) {
+// checkCompletedStays remembers the tasks that the document shows as COMPLETED, and checks that
+// former ones still are.
+func checkCompletedStays(t *testing.T, doc *e2etest.Run, seen map[string]int) {
 	t.Helper()
 	for task := range seen {
 		if doc.TaskStates[task] != "COMPLETED" {
@@ -168,14 +167,14 @@ func note(t *testing.T, doc *e2etest.Run, seen map[string]int) {
 	}
 }
 
-// checkLines: no attempt after the one that completed a task, no attempt twice, and
-// no task before all its parents had ended.
-func checkLines(t *testing.T, lines []line, completed map[string]int) {
+// checkLines: the attempt that completes a task is its last, attempts are unique, and a task starts
+// after all its parents have ended.
+func checkLines(t *testing.T, lines []taskLine, completed map[string]int) {
 	t.Helper()
 	if len(completed) != crashTasks {
 		t.Errorf("%d tasks are COMPLETED, want %d", len(completed), crashTasks)
 	}
-	starts := map[line]int{}
+	starts := map[taskLine]int{}
 	ended := map[string]int{}   // tasks that ended, per template
 	byTask := map[string]bool{} // that ended
 	for _, l := range lines {
@@ -206,7 +205,7 @@ func checkLines(t *testing.T, lines []line, completed map[string]int) {
 	}
 }
 
-// checkRecord: every task with all its attempts, numbered, in order, with output.
+// checkRecord: every task has all its attempts, numbered, in order, with output.
 func checkRecord(t *testing.T, doc *e2etest.Run) {
 	t.Helper()
 	if len(doc.Tasks) != crashTasks || len(doc.TaskStates) != crashTasks || len(doc.TaskAttempts) != crashTasks {
@@ -242,16 +241,15 @@ func checkRecord(t *testing.T, doc *e2etest.Run) {
 	}
 }
 
-// TestKillNineAfterAcknowledgement: rounds of 64 submitters that start together,
-// each with one submission on a connection of its own. A random number of answers
-// is awaited, then SIGKILL is sent at once. What counts is every 200 that was read
-// within the millisecond before the signal or after it, until there are -acked of
-// them; all acknowledged runs, counted or not, must be there after the restart, and
-// no id may have been given twice.
+// TestKillNineAfterAcknowledgement: rounds of 64 submitters that start together, each with one
+// submission on its own connection. The server gets SIGKILL right after a random number of answers.
+// Every 200 that was read within the millisecond before the signal or after it counts, until there
+// are -acked of them. All acknowledged runs, counted or not, must be there after the restart, and
+// ids must be unique.
 func TestKillNineAfterAcknowledgement(t *testing.T) {
 	const submitters = 64
 	want := scaled(*ackedFlag)
-	rng := random(t)
+	rng := seededRandom(t)
 	s := e2etest.Start(t)
 	tags := map[uint64]string{} // every acknowledged run
 	counted, rounds := 0, 0
@@ -275,7 +273,7 @@ func TestKillNineAfterAcknowledgement(t *testing.T) {
 	if counted < want {
 		t.Errorf("only %d submissions were acknowledged within 1 ms before a kill, want %d", counted, want)
 	}
-	for run, tag := range tags { // none of them is lost by a later crash either
+	for run, tag := range tags { // later crashes do not lose them either
 		s.Await(run, "COMPLETED")
 		if got := s.Get(run).Tag; got != tag {
 			t.Fatalf("run %d is %q, want %q", run, got, tag)
@@ -283,20 +281,20 @@ func TestKillNineAfterAcknowledgement(t *testing.T) {
 	}
 }
 
-// ack is an answer 200 to a submission.
-type ack struct {
+// acknowledgement is an answer 200 to a submission.
+type acknowledgement struct {
 	run    uint64
 	tag    string
 	at     time.Time
-	before time.Duration // that it was read before the kill; negative after it
+	before time.Duration // time from the read to the kill; negative if it was read after it
 }
 
-// killDuringSubmissions kills the server among the answers to n submissions and
-// returns those that were acknowledged.
-func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n int, round string) []ack {
+// killDuringSubmissions kills the server among the answers to n submissions and returns the
+// acknowledged ones.
+func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n int, round string) []acknowledgement {
 	t.Helper()
 	start := make(chan struct{})
-	answers := make(chan *ack, n)
+	answers := make(chan *acknowledgement, n)
 	for i := range n {
 		c, err := dialSubmitter(s.URL)
 		if err != nil {
@@ -311,11 +309,11 @@ func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n in
 				answers <- nil // the server was killed before it answered
 				return
 			}
-			answers <- &ack{run: run, tag: tag, at: time.Now()}
+			answers <- &acknowledgement{run: run, tag: tag, at: time.Now()}
 		}()
 	}
 	close(start)
-	var acks []ack
+	var acks []acknowledgement
 	for kill := 1 + rng.IntN(n); kill > 0; kill-- {
 		if a := <-answers; a != nil {
 			acks = append(acks, *a)
@@ -335,10 +333,9 @@ func killDuringSubmissions(t *testing.T, s *e2etest.Server, rng *rand.Rand, n in
 	return acks
 }
 
-// TestMillionTaskRunRecovers: a run of 1,000,000 no-op tasks is killed with its server when
-// a quarter, half and three quarters of it are done. The next server is ready, and new
-// tasks of the run have ended, within a second of its start (the best of the three), and
-// the run loses nothing.
+// TestMillionTaskRunRecovers kills the server of a run of 1,000,000 no-op tasks when a quarter, half
+// and three quarters of it are done. The next server is ready, and new tasks of the run have ended,
+// within a second of its start (the best of the three). The run is complete at its end.
 func TestMillionTaskRunRecovers(t *testing.T) {
 	const limit = time.Second
 	width := 1000
@@ -367,7 +364,7 @@ func TestMillionTaskRunRecovers(t *testing.T) {
 		begin := time.Now()
 		s = s.Crash()
 		ready := time.Since(begin)
-		// What was under way and not seen yet is less than a window of no-op tasks.
+		// The ends that were not seen yet are fewer than a window of no-op tasks.
 		e2etest.Eventually(t, "new tasks of the run end", func() bool { return completed() >= min(seen+2*1024, all) })
 		took := time.Since(begin)
 		t.Logf("%d of %d tasks were seen: ready after %v, new ones ended after %v", seen, all, ready, took)
@@ -382,8 +379,8 @@ func TestMillionTaskRunRecovers(t *testing.T) {
 	}
 }
 
-// TestBacklogRecovers: runs that wait for their first slot wait on when the server was
-// killed, are answered for, and run once when their turn comes.
+// TestBacklogRecovers: runs that wait for their first slot stay queued across a kill of the server,
+// can be queried, and run once when their turn comes.
 func TestBacklogRecovers(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--cores", "1"))
@@ -422,14 +419,14 @@ func TestBacklogRecovers(t *testing.T) {
 	s.Await(paused, "COMPLETED")
 }
 
-// TestKillNineDuringRetention kills the server again and again while it deletes finished
-// runs. What is retained stays, an old run that has not ended too; no list shows a run
-// twice or out of order, and no id comes back.
+// TestKillNineDuringRetention kills the server repeatedly while it deletes finished runs. Retained
+// runs stay, and so does an old unfinished run. Lists show each run once, in order, and ids are not
+// reused.
 func TestKillNineDuringRetention(t *testing.T) {
 	t.Parallel()
 	const retained = 100
 	runs := max(scaled(4000), 1000)
-	rng := random(t)
+	rng := seededRandom(t)
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "100"))
 	old := s.Submit(`{"tasks":{"a":{"job":{"command":["/bin/sleep","600"]}}}}`)
 	doc := `{"tag":"many","jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{}}}}` + "\n"
@@ -444,8 +441,8 @@ func TestKillNineDuringRetention(t *testing.T) {
 		if kills == 200 {
 			t.Fatalf("%d runs are left after %d kills", left, kills)
 		}
-		s = s.Crash() // a start looks for what is to be deleted at once
-		pauseFor(time.Duration(rng.IntN(20)+2*kills) * time.Millisecond)
+		s = s.Crash() // a start begins a sweep at once
+		waitRandomly(time.Duration(rng.IntN(20)+2*kills) * time.Millisecond)
 		left = checkRetained(t, s, rng, old, last, retained)
 	}
 	t.Logf("%d kills", kills)

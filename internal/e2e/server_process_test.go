@@ -21,9 +21,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// TestShutdownUnderLoad: the server is told to end while clients ask for all kinds of
-// things. What is answered is answered properly, to the last one; whatever was
-// acknowledged is there when the server is back, and goes on.
+// TestShutdownUnderLoad: the server is told to end while clients send all kinds of requests. Every
+// answer is correct to the last one. All acknowledged runs are there when the server is back, and go
+// on.
 func TestShutdownUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t, e2etest.Args("--kill-grace", "200ms"))
@@ -35,7 +35,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 	var (
 		mu    sync.Mutex
 		acked []uint64
-		late  int // answers that say to come back
+		late  int // answers with Retry-After
 	)
 	busy := make(chan struct{}, 1000)
 	var clients sync.WaitGroup
@@ -50,7 +50,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 				}
 				r, err := s.Try(method, path, body)
 				if err != nil {
-					return // the connection is closed: the server has gone
+					return // the server has closed the connection and ended
 				}
 				var answer struct {
 					RunID *uint64
@@ -98,8 +98,8 @@ func TestShutdownUnderLoad(t *testing.T) {
 	}
 }
 
-// TestDamagedOutputIsFound: one bit in an output file is found by every way of reading it. The
-// other attempt's output in that file is served.
+// TestDamagedOutputIsFound: every way of reading finds one flipped bit in an output file. The output
+// of the other attempt in that file is served.
 func TestDamagedOutputIsFound(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -148,8 +148,8 @@ func TestDamagedOutputIsFound(t *testing.T) {
 	}
 }
 
-// TestRunEndsWithItsTerminal: whatever ends `caravan run`, its tasks end with it and its
-// temporary folder is removed: a reader that goes away, and the signals of a terminal.
+// TestRunEndsWithItsTerminal: the end of `caravan run`, by any cause, ends its tasks and removes its
+// temporary folder. The causes are a reader that goes away, and the signals of a terminal.
 func TestRunEndsWithItsTerminal(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"reader", "SIGHUP", "SIGQUIT", "SIGTERM"} {
@@ -240,7 +240,7 @@ func TestServerOutlivesItsLogReader(t *testing.T) {
 		r.Body.Close()
 		return r.StatusCode == 200
 	}
-	e2etest.Eventually(t, "the server is ready", ready) // its word on that finds no reader
+	e2etest.Eventually(t, "the server is ready", ready) // its log line about that finds no reader
 	if err := command.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -249,8 +249,8 @@ func TestServerOutlivesItsLogReader(t *testing.T) {
 	}
 }
 
-// TestContainerInit: orphans leave no zombies, signals reach the server, and
-// the exit code is its own.
+// TestContainerInit: as process 1 the binary reaps orphans, passes signals on to the server, and
+// ends with its exit code.
 func TestContainerInit(t *testing.T) {
 	if text, err := exec.Command("unshare", "-pf", "--mount-proc", "true").CombinedOutput(); err != nil {
 		t.Skipf("no namespace of processes can be made here: %v: %s", err, text)
@@ -281,7 +281,7 @@ func TestContainerInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Kill(first, syscall.SIGKILL) // and with it the namespace
+	defer syscall.Kill(first, syscall.SIGKILL) // and with it all processes of the namespace
 
 	const zombies = `zombies() { cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; }; `
 	doc := e2etest.Body(t, e2etest.Graph(map[string]e2etest.Task{
@@ -309,8 +309,8 @@ func TestContainerInit(t *testing.T) {
 	}
 }
 
-// TestUnusualCommands: long and dashed command strings run, what the kernel cannot start is
-// refused with its limit, and a start that fails names the real cause.
+// TestUnusualCommands: long command strings and those that begin with a dash run. Commands that the
+// kernel cannot start are refused with the limit, and a failed start names its real cause.
 func TestUnusualCommands(t *testing.T) {
 	s := e2etest.Start(t)
 	script := filepath.Join(t.TempDir(), "crlf")

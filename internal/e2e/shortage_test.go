@@ -26,8 +26,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// limited is a program that starts the binary under test under a limit of the shell's.
-func limited(t *testing.T, ulimit string) string {
+// withShellLimit is a program that starts the binary under test under a limit of the shell.
+func withShellLimit(t *testing.T, ulimit string) string {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "limited")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\nulimit "+ulimit+"\nexec "+e2etest.Binary()+" \"$@\"\n"), 0o700); err != nil {
@@ -36,8 +36,8 @@ func limited(t *testing.T, ulimit string) string {
 	return script
 }
 
-// dialAll opens n connections to a server and says something on each.
-func dialAll(t *testing.T, s *e2etest.Server, n int, text string) {
+// dialMany opens n connections to a server and sends some bytes on each.
+func dialMany(t *testing.T, s *e2etest.Server, n int, text string) {
 	t.Helper()
 	for range n {
 		c, err := net.DialTimeout("tcp", strings.TrimPrefix(s.URL, "http://"), e2etest.Patience)
@@ -45,19 +45,19 @@ func dialAll(t *testing.T, s *e2etest.Server, n int, text string) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		// One that is turned away may be closed already.
+		// A refused connection may be closed already.
 		_, _ = io.WriteString(c, text)
 	}
 }
 
-// TestServerWithFewDescriptors: 300 connections meet a server that may have 256 descriptors. It
-// goes on, serves others, and runs 1,000 tasks.
+// TestServerWithFewDescriptors: a server with 256 descriptors gets 300 connections. It goes on,
+// serves others, and runs 1,000 tasks.
 func TestServerWithFewDescriptors(t *testing.T) {
-	s := e2etest.Start(t, e2etest.Program(limited(t, "-n 256")))
+	s := e2etest.Start(t, e2etest.Program(withShellLimit(t, "-n 256")))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("exit 0 # {{N}}")}).
 		With("parameters", map[string]any{"N": e2etest.Numbers(1000)}))
 	for _, text := range []string{"", "GET /ready HTTP/1.1\r\nHos", "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
-		dialAll(t, s, 100, text)
+		dialMany(t, s, 100, text)
 	}
 	began := time.Now()
 	for i := range 50 {
@@ -66,7 +66,7 @@ func TestServerWithFewDescriptors(t *testing.T) {
 			return err == nil && r.Status == 200
 		})
 	}
-	t.Logf("50 requests beside 300 connections took %v", time.Since(began))
+	t.Logf("50 requests next to 300 connections took %v", time.Since(began))
 	s.Await(run, "COMPLETED")
 	for name, attempts := range s.Get(run).TaskAttempts {
 		if len(attempts) != 1 {
@@ -75,9 +75,8 @@ func TestServerWithFewDescriptors(t *testing.T) {
 	}
 }
 
-// TestLeavingClientsFreeTheirPlaces: thousands of clients ask for a state that does not change and
-// leave at once. Clients at another address are served all the while, and no place stays
-// taken.
+// TestLeavingClientsFreeTheirPlaces: thousands of clients wait for a state that does not change and
+// leave at once. Clients at another address are served throughout, and all places become free.
 func TestLeavingClientsFreeTheirPlaces(t *testing.T) {
 	s := e2etest.Start(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{"a": e2etest.Sh("sleep 300")}))
@@ -111,15 +110,15 @@ func TestLeavingClientsFreeTheirPlaces(t *testing.T) {
 		}
 		s.Want(200, "GET", fmt.Sprintf("/v1/dagrun/%d/state", run), "")
 	}
-	t.Logf("%d requests were served meanwhile", served)
-	nothingWaits(t, s)
+	t.Logf("%d requests were served during that time", served)
+	awaitIdleWaiters(t, s)
 	s.Want(200, "DELETE", fmt.Sprintf("/v1/dagrun/%d", run), "")
 }
 
-// nothingWaits waits until no request waits, for as long as the server goes on beginning and
-// ending requests for a state: on a slow machine many are still in the queue of its socket.
-// A wait that nothing ends would end by itself after a minute, which is too late here.
-func nothingWaits(t *testing.T, s *e2etest.Server) {
+// awaitIdleWaiters waits until the server has no waiting requests, as long as it goes on beginning
+// and ending requests for a state: on a slow machine many are still in the queue of its socket. A
+// wait without an event ends by itself after a minute, which is too late here.
+func awaitIdleWaiters(t *testing.T, s *e2etest.Server) {
 	t.Helper()
 	const still = 15 * time.Second
 	least, most, since := math.MaxInt, 0, time.Now()
@@ -142,12 +141,12 @@ func nothingWaits(t *testing.T, s *e2etest.Server) {
 		case time.Since(since) > still:
 			t.Fatalf("%d requests wait, and none has begun or ended for %v", waiting, still)
 		}
-		pauseFor(10 * time.Millisecond)
+		waitRandomly(10 * time.Millisecond)
 	}
 }
 
-// behindShell is the binary under test behind a line of shell.
-func behindShell(t *testing.T, line string) func(*testenv.Config) {
+// viaShell is the binary under test, started by a line of shell.
+func viaShell(t *testing.T, line string) func(*testenv.Config) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "caravan")
 	text := fmt.Sprintf("#!/bin/sh\n%s || exit 9\nexec %q \"$@\"\n", line, e2etest.Binary())
@@ -157,8 +156,8 @@ func behindShell(t *testing.T, line string) func(*testenv.Config) {
 	return e2etest.Program(path)
 }
 
-// eachOnce checks that every task of a run is COMPLETED after one attempt.
-func eachOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
+// checkEachRanOnce checks that every task of a run is COMPLETED after one attempt.
+func checkEachRanOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
 	t.Helper()
 	s.Await(run, "COMPLETED")
 	doc := s.Get(run)
@@ -172,13 +171,13 @@ func eachOnce(t *testing.T, s *e2etest.Server, run uint64, tasks int) {
 	}
 }
 
-// TestTasksWithFewDescriptors: 150 tasks that sleep, all of which the slots would take at once.
+// TestTasksWithFewDescriptors: 150 tasks that sleep, all of which the slots would start at once.
 func TestTasksWithFewDescriptors(t *testing.T) {
-	s := e2etest.Start(t, behindShell(t, "ulimit -n 256"))
+	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`: {{N}}; exec sleep 1`).Job("cores", "0.01"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(150)}))
-	eachOnce(t, s, run, 150)
+	checkEachRanOnce(t, s, run, 150)
 }
 
 // TestTasksWithFewProcesses: server, worker and tasks share 60 processes and threads.
@@ -191,15 +190,15 @@ func TestTasksWithFewProcesses(t *testing.T) {
 	if err := os.WriteFile(group+"/pids.max", []byte("60"), 0); err != nil {
 		t.Skip("the number of processes cannot be limited here: ", err)
 	}
-	s := e2etest.Start(t, behindShell(t, "echo $$ >"+group+"/cgroup.procs"))
+	s := e2etest.Start(t, viaShell(t, "echo $$ >"+group+"/cgroup.procs"))
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`: {{N}}; exec sleep 0.05`).Job("cores", "0.01"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(300)}))
-	eachOnce(t, s, run, 300)
+	checkEachRanOnce(t, s, run, 300)
 }
 
-// TestHungWorkerIsReported: a worker that hangs is noticed within 10 s, in the log, by /healthz
-// and a metric; a kill is answered meanwhile and carried out when it is back.
+// TestHungWorkerIsReported: the log, /healthz and a metric report a hanging worker within 10 s. A
+// kill is answered during the hang and takes effect when the worker is back.
 func TestHungWorkerIsReported(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -229,45 +228,45 @@ func TestHungWorkerIsReported(t *testing.T) {
 		return strings.Contains(s.Log(), "a worker does not answer")
 	})
 	s.Want(200, http.MethodDelete, fmt.Sprintf("/v1/dagrun/%d", run), "")
-	s.Submit(e2etest.Graph(map[string]e2etest.Task{"n": e2etest.Sh("true")})) // still taken
+	s.Submit(e2etest.Graph(map[string]e2etest.Task{"n": e2etest.Sh("true")})) // still accepted
 	_ = syscall.Kill(pids[0], syscall.SIGCONT)
 	s.Await(run, "KILLED")
 	e2etest.Eventually(t, "/healthz is well again", func() bool { return s.Do(http.MethodGet, "/healthz", "").Status == 200 })
-	// The log says so with the next pulse, up to a second behind the answer.
+	// The log says so with the next pulse, up to a second after the answer.
 	e2etest.Eventually(t, "the log says that the worker is back", func() bool {
 		return strings.Contains(s.Log(), "a worker answers again")
 	})
-	// A pause of the server itself is no hang of the worker.
+	// A pause of the server itself does not count as a hang of the worker.
 	before := strings.Count(s.Log(), "a worker does not answer")
 	_ = s.Signal(syscall.SIGSTOP)
-	pauseFor(12 * time.Second)
+	waitRandomly(12 * time.Second)
 	_ = s.Signal(syscall.SIGCONT)
 	for range 30 {
 		if r := s.Do(http.MethodGet, "/healthz", ""); r.Status != 200 {
 			t.Fatalf("%+v", r)
 		}
-		pauseFor(100 * time.Millisecond)
+		waitRandomly(100 * time.Millisecond)
 	}
 	if n := strings.Count(s.Log(), "a worker does not answer"); n != before {
 		t.Error("the server's own pause is taken for the worker's")
 	}
 }
 
-// thousand is a run of 1,000 processes. Each appends its name to dir/ran, which shows an
-// attempt that runs twice, whatever its number, and prints so much that the worker's
-// journal is compacted under way. script goes on after that.
-func thousand(dir, script string) e2etest.Doc {
+// thousandTasks is a run of 1,000 processes. Each appends its name to dir/ran, which shows repeated
+// starts whatever the attempt number, and prints enough for the worker's journal to be compacted.
+// script follows.
+func thousandTasks(dir, script string) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`echo "$CARAVAN_TASK" >>ran; printf '%02000d\n' {{N}}; `+script).Job("workDir", dir).Job("cores", "0.25"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(scaled(1000))})
 }
 
-// checkThousand waits for the run's end: every task is COMPLETED after its first attempt,
-// and each has run once.
+// checkThousand waits for the end of the run: every task is COMPLETED after its first attempt, and
+// each has run once.
 func checkThousand(t *testing.T, s *e2etest.Server, run uint64, dir string) {
 	t.Helper()
 	tasks := scaled(1000)
-	eachOnce(t, s, run, tasks)
+	checkEachRanOnce(t, s, run, tasks)
 	text, err := os.ReadFile(filepath.Join(dir, "ran"))
 	if err != nil {
 		t.Fatal(err)
@@ -286,23 +285,23 @@ func checkThousand(t *testing.T, s *e2etest.Server, run uint64, dir string) {
 	}
 }
 
-// hitsOf are the calls that the script of a data folder has failed; there must be some.
-func hitsOf(t *testing.T, data string) []string {
+// faultHits returns the calls that the script of a data folder has failed, at least one.
+func faultHits(t *testing.T, data string) []string {
 	t.Helper()
 	hits, err := faults.ScriptHits(e2etest.Script(data))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(hits) == 0 {
-		t.Error("no call was failed: the test shows nothing")
+		t.Error("the script failed no call, so the test is void")
 	}
 	return hits
 }
 
-// TestThousandTasksWithFewDescriptors: server, worker and tasks have 256 descriptors each, and
-// the slots would take 150 tasks at once.
+// TestThousandTasksWithFewDescriptors: server, worker and tasks have 256 descriptors each, and slots
+// for 150 tasks.
 func TestThousandTasksWithFewDescriptors(t *testing.T) {
-	s := e2etest.Start(t, behindShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
+	s := e2etest.Start(t, viaShell(t, "ulimit -n 256"), e2etest.Args("--cores", "40"))
 	for _, pid := range append(testenv.Workers(s.Config().Data), s.PID()) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 		if err != nil {
@@ -313,22 +312,22 @@ func TestThousandTasksWithFewDescriptors(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	checkThousand(t, s, s.Submit(thousand(dir, "exec sleep 0.1")), dir)
+	checkThousand(t, s, s.Submit(thousandTasks(dir, "exec sleep 0.1")), dir)
 }
 
-// TestThousandTasksWithFewProcesses: server, worker and tasks share a group of few processes.
-// When the run is under way another program takes all that are left for three seconds, so
-// that starts fail, and then gives them back. No task ends before that.
+// TestThousandTasksWithFewProcesses: server, worker and tasks share a group of few processes. During
+// the run another program takes all remaining processes for three seconds, so that starts fail, and
+// then frees them. Tasks end after that.
 func TestThousandTasksWithFewProcesses(t *testing.T) {
 	group := pidsGroup(t, 160)
-	s := e2etest.Start(t, behindShell(t, "echo $$ >"+group+"/cgroup.procs"), e2etest.Args("--cores", "10"))
+	s := e2etest.Start(t, viaShell(t, "echo $$ >"+group+"/cgroup.procs"), e2etest.Args("--cores", "10"))
 	dir := t.TempDir()
 	if err := syscall.Mkfifo(filepath.Join(dir, "gate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run := s.Submit(thousand(dir, "[ -e eaten ] || read line <gate; exec sleep 0.05")) // and no further process
-	e2etest.Eventually(t, "the run is under way", func() bool { return ranIn(dir) > 20 })
-	eater := eatProcesses(t, group)
+	run := s.Submit(thousandTasks(dir, "[ -e eaten ] || read line <gate; exec sleep 0.05")) // without a further process
+	e2etest.Eventually(t, "the run is under way", func() bool { return countStarts(dir) > 20 })
+	eater := exhaustProcesses(t, group)
 	if err := os.WriteFile(filepath.Join(dir, "eaten"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -337,43 +336,42 @@ func TestThousandTasksWithFewProcesses(t *testing.T) {
 		v, err := s.Metric("caravan_starts_deferred_total")
 		return err == nil && v > 0
 	})
-	pauseFor(eatFor)
-	before := ranIn(dir)
+	waitRandomly(exhaustedFor)
+	before := countStarts(dir)
 	if before >= scaled(1000) {
-		t.Error("the run was over before the processes were given back: the test shows nothing")
+		t.Error("the run ended before the processes were freed, so the test is void")
 	}
 	eater()
 	t.Logf("%d tasks had begun when the processes were given back", before)
 	checkThousand(t, s, run, dir)
 }
 
-// openGate lets go whoever reads from dir/gate, and whoever comes to it later, until it
-// is stopped.
+// openGate releases the readers of dir/gate, and later ones, until it is stopped.
 func openGate(dir string) (stop func()) {
 	over := make(chan struct{})
 	var opener sync.WaitGroup
 	opener.Go(func() {
 		for !e2etest.Over(over) {
-			// Without a reader it cannot be opened.
+			// It can be opened only while it has a reader.
 			if f, err := os.OpenFile(filepath.Join(dir, "gate"), os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
 				f.Close()
 			}
-			pauseFor(10 * time.Millisecond)
+			waitRandomly(10 * time.Millisecond)
 		}
 	})
 	return func() { close(over); opener.Wait() }
 }
 
-// eatFor is how long nothing can be started.
-const eatFor = 3 * time.Second
+// exhaustedFor is how long starts are impossible.
+const exhaustedFor = 3 * time.Second
 
-// ranIn is how many attempts have begun.
-func ranIn(dir string) int {
+// countStarts returns how many attempts have begun.
+func countStarts(dir string) int {
 	text, _ := os.ReadFile(filepath.Join(dir, "ran"))
 	return strings.Count(string(text), "\n")
 }
 
-// pidsGroup makes a control group of at most so many processes and threads, or skips the test.
+// pidsGroup makes a control group of at most n processes and threads, or skips the test.
 func pidsGroup(t *testing.T, most int) string {
 	t.Helper()
 	var why error
@@ -393,9 +391,9 @@ func pidsGroup(t *testing.T, most int) string {
 	return ""
 }
 
-// eatProcesses moves so many processes into a group that nothing can be started there
-// until the returned function ends them.
-func eatProcesses(t *testing.T, group string) (giveBack func()) {
+// exhaustProcesses moves processes into a group until starts are impossible there. The returned
+// function ends them.
+func exhaustProcesses(t *testing.T, group string) (giveBack func()) {
 	t.Helper()
 	limit, err := os.ReadFile(filepath.Join(group, "pids.max"))
 	if err != nil {
@@ -420,7 +418,7 @@ func eatProcesses(t *testing.T, group string) (giveBack func()) {
 			t.Fatal(err)
 		}
 		eaters = append(eaters, c)
-		// The limit does not keep a process from being moved.
+		// The limit does not prevent that a process is moved.
 		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(c.Process.Pid)), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -428,12 +426,12 @@ func eatProcesses(t *testing.T, group string) (giveBack func()) {
 	return giveBack
 }
 
-// TestThousandTasksWithJournalErrors: the worker's journal fails in the middle of a run, at one
-// call or for a while. What has no intent in a journal does not start, what runs goes on,
-// and a new journal takes the old one's place.
+// TestThousandTasksWithJournalErrors: the worker's journal fails in the middle of a run, at one call
+// or for a while. A task without an intent in a journal does not start, running tasks go on, and a
+// new journal replaces the old one.
 func TestThousandTasksWithJournalErrors(t *testing.T) {
 	t.Parallel()
-	rng := random(t)
+	rng := seededRandom(t)
 	once := func(op faults.Op, path string, first int) []faults.Fault {
 		return []faults.Fault{{Op: op, Path: path, First: first, Times: 1, Err: syscall.EIO}}
 	}
@@ -455,10 +453,10 @@ func TestThousandTasksWithJournalErrors(t *testing.T) {
 		},
 		"all calls for a while": {{Path: "journal*", First: at(), Times: 10 + rng.IntN(20), Err: syscall.EIO}},
 	}
-	if scaled(1000) < 1000 { // the journal stays so short that no next one is made
+	if scaled(1000) < 1000 { // the journal is too short for a second one
 		maps.DeleteFunc(cases, func(name string, _ []faults.Fault) bool { return strings.Contains(name, "next journal") })
 	}
-	for name, script := range some(rng, cases) {
+	for name, script := range sampleCases(rng, cases) {
 		t.Run(name, func(t *testing.T) {
 			data, dir := filepath.Join(t.TempDir(), "data"), t.TempDir()
 			t.Logf("%+v", script)
@@ -466,17 +464,17 @@ func TestThousandTasksWithJournalErrors(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := e2etest.Start(t, e2etest.Faulty(t), e2etest.Data(data))
-			checkThousand(t, s, s.Submit(thousand(dir, "")), dir)
-			if failed := hitsOf(t, data); len(failed) > 0 {
+			checkThousand(t, s, s.Submit(thousandTasks(dir, "")), dir)
+			if failed := faultHits(t, data); len(failed) > 0 {
 				t.Logf("%d calls failed, the first one: %s", len(failed), failed[0])
 			}
 		})
 	}
 }
 
-// some chooses -damages/10 of the cases at random, at least two; under the race detector
-// at least one.
-func some[T any](rng *rand.Rand, cases map[string]T) map[string]T {
+// sampleCases chooses -damages/10 of the cases at random, at least two; under the race detector at
+// least one.
+func sampleCases[T any](rng *rand.Rand, cases map[string]T) map[string]T {
 	names := slices.Sorted(maps.Keys(cases))
 	rng.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	for _, name := range names[min(max(scaled(2), scaled(*damagesFlag)/10), len(names)):] {
@@ -485,8 +483,8 @@ func some[T any](rng *rand.Rand, cases map[string]T) map[string]T {
 	return cases
 }
 
-// TestManyConcurrentProcesses: very many tasks of next to no cores run at the same time. They are
-// listed, a kill ends them all, and the memory of their worker stays small.
+// TestManyConcurrentProcesses: very many tasks with tiny core requests run at the same time. Lists
+// show them, a kill ends them all, and the memory of their worker stays small.
 func TestManyConcurrentProcesses(t *testing.T) {
 	tasks := scaled(1000)
 	if *sizesFlag == "big" {
@@ -508,23 +506,23 @@ func TestManyConcurrentProcesses(t *testing.T) {
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh("echo {{N}} >>ran; exec sleep 600").Job("workDir", dir).Job("cores", "0.001"),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(tasks)}))
-	testenv.Poll(5*time.Minute, func() bool { return ranIn(dir) == tasks })
+	testenv.Poll(5*time.Minute, func() bool { return countStarts(dir) == tasks })
 	started := time.Since(begin)
-	if got := len(inFolder(dir)); got != tasks {
+	if got := len(processesIn(dir)); got != tasks {
 		t.Errorf("%d processes run, want %d", got, tasks)
 	}
-	e2etest.Eventually(t, "all are listed as running", func() bool { return statesOf(s, run)["RUNNING"] == tasks })
+	e2etest.Eventually(t, "all are listed as running", func() bool { return taskStates(s, run)["RUNNING"] == tasks })
 	workers := testenv.Workers(s.Config().Data)
 	begin = time.Now()
 	s.Want(200, "DELETE", e2etest.Path(run, ""), "")
 	if !testenv.Poll(2*time.Minute, func() bool { return s.State(run) == "KILLED" }) {
-		t.Fatalf("after a kill the run is %s, its tasks %v", s.State(run), statesOf(s, run))
+		t.Fatalf("after a kill the run is %s, its tasks %v", s.State(run), taskStates(s, run))
 	}
 	killed := time.Since(begin)
-	if left := inFolder(dir); len(left) > 0 {
+	if left := processesIn(dir); len(left) > 0 {
 		t.Errorf("the run is KILLED, %d of its processes live: %s", len(left), left[0])
 	}
-	if got := statesOf(s, run)["KILLED"]; got != tasks {
+	if got := taskStates(s, run)["KILLED"]; got != tasks {
 		t.Errorf("%d tasks are KILLED, want %d", got, tasks)
 	}
 	if len(workers) != 1 {
@@ -536,11 +534,11 @@ func TestManyConcurrentProcesses(t *testing.T) {
 	}
 	t.Logf("%d processes at once after %v, all killed after %v; the worker had %d MB at most, the server %d MB",
 		tasks, started.Round(time.Millisecond), killed.Round(time.Millisecond), peak>>20, peakMemory(t, s.PID())>>20)
-	settled(t, s, dir)
+	checkSettled(t, s, dir)
 }
 
-// statesOf counts the tasks of a run by state.
-func statesOf(s *e2etest.Server, run uint64) map[string]int {
+// taskStates counts the tasks of a run by state.
+func taskStates(s *e2etest.Server, run uint64) map[string]int {
 	counts := map[string]int{}
 	for _, state := range s.Get(run).TaskStates {
 		counts[state]++

@@ -14,9 +14,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// The tests of this file want the cluster of executor/slurm/cluster.sh.
+// The tests of this file need the cluster of executor/slurm/cluster.sh.
 
-// startSlurm starts a server with one core of its own, whose tasks may go to Slurm.
+// startSlurm starts a server with one core, whose tasks may run on Slurm.
 func startSlurm(t *testing.T) *e2etest.Server {
 	conf := os.Getenv("SLURM_CONF")
 	if conf == "" {
@@ -27,13 +27,13 @@ func startSlurm(t *testing.T) *e2etest.Server {
 	})
 }
 
-// far is a task of the cluster.
+// far is a task for the cluster.
 func far(script string) e2etest.Task {
 	return e2etest.Sh(script).Job("executor", "slurm").Job("memoryMB", 10)
 }
 
-// started waits until n tasks have written their numbers into a file and returns them:
-// the node has 8 cores, and which tasks come first is not told.
+// started waits until n tasks have written their numbers into a file and returns them: the node has
+// 8 cores, and any tasks may come first.
 func started(t *testing.T, dir string, n int) (numbers []string) {
 	t.Helper()
 	e2etest.Eventually(t, fmt.Sprint(n, " tasks to start"), func() bool {
@@ -44,8 +44,8 @@ func started(t *testing.T, dir string, n int) (numbers []string) {
 	return numbers
 }
 
-// TestSlurmFanOut: more tasks than the cluster's node has cores and the server's window
-// places, between two tasks of this machine.
+// TestSlurmFanOut: more tasks than the node has cores and the server's window has places, between two
+// tasks of this machine.
 func TestSlurmFanOut(t *testing.T) {
 	s := startSlurm(t)
 	run := s.Complete(e2etest.Graph(map[string]e2etest.Task{
@@ -68,8 +68,8 @@ func TestSlurmFanOut(t *testing.T) {
 	}
 }
 
-// TestSlurmEnds: exit codes, signals, timeouts, retries, and a job that is larger than
-// the server's machine.
+// TestSlurmEnds: exit codes, signals, timeouts, retries, and a job that is larger than the machine of
+// the server.
 func TestSlurmEnds(t *testing.T) {
 	s := startSlurm(t)
 	run := s.Submit(e2etest.Graph(map[string]e2etest.Task{
@@ -104,8 +104,8 @@ func TestSlurmEnds(t *testing.T) {
 	}
 }
 
-// TestSlurmKill: a run's jobs, those that run and those that wait, end with it; what a
-// task prints is read while it runs.
+// TestSlurmKill: a kill of the run ends its running and its pending jobs. The output of a task can be
+// read while it runs.
 func TestSlurmKill(t *testing.T) {
 	s := startSlurm(t)
 	dir := t.TempDir()
@@ -129,8 +129,8 @@ func TestSlurmKill(t *testing.T) {
 	}
 }
 
-// TestSlurmRestart: a server that is killed, and one that is stopped, while jobs run and
-// wait, are followed by one that goes on with them: nothing is started twice or lost.
+// TestSlurmRestart: a server is killed, and another one stopped, while jobs run and wait. The next
+// server continues with them: each job is started exactly once.
 func TestSlurmRestart(t *testing.T) {
 	s := startSlurm(t)
 	dir := t.TempDir()

@@ -13,21 +13,22 @@ import (
 	"github.com/caravan-dag/caravan/internal/e2e/e2etest"
 )
 
-// soakDoc is the graph that the soak submits: a chain and a fan of no-op tasks.
+// soakDoc is the graph of the soak: a chain and a fan of no-op tasks.
 const soakDoc = `{"tag":"soak","parameters":{"N":["0","1","2","3","4","5","6","7"]},"jobDefaults":{"executor":"noop"},"tasks":{
 	"a":{"job":{}},"b":{"job":{"command":["{{N}}"]},"parents":["a"]},"c":{"job":{},"parents":["b"]}}}`
 
-// sample is what a server takes at one moment, and how it answered before that.
-type sample struct {
+// resourceSample is the resource usage of a server at one moment, and its response times before
+// that.
+type resourceSample struct {
 	rss, disk       int64
 	fds, goroutines int
 	runs            int64
 	p50, p99        time.Duration
 }
 
-// TestSoak keeps up 80 % of the rate at which the server takes graphs from eight
-// connections. After the first half nothing may grow by more than a quarter: memory,
-// goroutines, descriptors, disk (with retention on) and the time of a submission.
+// TestSoak keeps up 80 % of the rate at which the server accepts graphs from eight connections. In
+// the second half memory, goroutines, descriptors, disk (with retention on) and the time of a
+// submission may grow by at most a quarter.
 func TestSoak(t *testing.T) {
 	const clients, parts = 8, 10
 	long := *soakFlag
@@ -35,20 +36,20 @@ func TestSoak(t *testing.T) {
 		long = min(long, 3*time.Second)
 	}
 	s := e2etest.Start(t, e2etest.Args("--retain-runs", "2000"))
-	most := soak(t, s, clients, 2*time.Second, 0)
+	most := applyLoad(t, s, clients, 2*time.Second, 0)
 	rate := float64(most.runs) / 2 * 0.8
 	t.Logf("%.0f submissions a second at most, of 10 tasks each; 80 %% of it for %v", float64(most.runs)/2, long)
-	var series []sample
+	var series []resourceSample
 	for range parts {
-		p := soak(t, s, clients, long/parts, rate)
+		p := applyLoad(t, s, clients, long/parts, rate)
 		series = append(series, p)
 		t.Logf("%6d runs, p50 %8v, p99 %8v, RSS %4d MB, disk %4d MB, %3d descriptors, %3d goroutines",
 			p.runs, p.p50.Round(time.Microsecond), p.p99.Round(time.Microsecond), p.rss>>20, p.disk>>20, p.fds, p.goroutines)
 	}
 	if long < time.Minute {
-		return // retention and Badger's compaction have hardly begun: there is no plateau yet
+		return // too early for a plateau: retention and Badger's compaction have hardly begun
 	}
-	early, late := worst(series[3:parts/2+2]), worst(series[parts/2+2:])
+	early, late := maximum(series[3:parts/2+2]), maximum(series[parts/2+2:])
 	for what, v := range map[string][2]int64{
 		"RSS":         {early.rss, late.rss - 32<<20},
 		"disk":        {early.disk, late.disk - 64<<20},
@@ -62,8 +63,8 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// worst is the most of everything.
-func worst(series []sample) (w sample) {
+// maximum is the largest value of each figure.
+func maximum(series []resourceSample) (w resourceSample) {
 	for _, p := range series {
 		w.rss, w.disk, w.p99 = max(w.rss, p.rss), max(w.disk, p.disk), max(w.p99, p.p99)
 		w.fds, w.goroutines = max(w.fds, p.fds), max(w.goroutines, p.goroutines)
@@ -71,9 +72,9 @@ func worst(series []sample) (w sample) {
 	return w
 }
 
-// soak submits graphs for a while, so many a second in all (0: as many as can be), and
-// says what the server takes at the end of it.
-func soak(t *testing.T, s *e2etest.Server, clients int, long time.Duration, rate float64) (p sample) {
+// applyLoad submits graphs for a period, at a rate per second (0: as fast as possible), and returns
+// the resource usage at its end.
+func applyLoad(t *testing.T, s *e2etest.Server, clients int, long time.Duration, rate float64) (p resourceSample) {
 	t.Helper()
 	var mu sync.Mutex
 	var took []time.Duration
@@ -83,7 +84,7 @@ func soak(t *testing.T, s *e2etest.Server, clients int, long time.Duration, rate
 	for range clients {
 		wg.Go(func() {
 			for {
-				at := begin // of this submission, by the plan
+				at := begin // the planned time of this submission
 				if rate > 0 {
 					at = begin.Add(time.Duration(float64(next.Add(1)) / rate * float64(time.Second)))
 				}
@@ -120,19 +121,19 @@ func soak(t *testing.T, s *e2etest.Server, clients int, long time.Duration, rate
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.goroutines, p.disk = int(goroutines), diskOf(t, s.Config().Data)
+	p.goroutines, p.disk = int(goroutines), diskUsage(t, s.Config().Data)
 	return p
 }
 
-// diskOf sums the files of a folder, some of which may go away meanwhile.
-func diskOf(t *testing.T, dir string) (sum int64) {
+// diskUsage sums the files of a folder, some of which may disappear during the walk.
+func diskUsage(t *testing.T, dir string) (sum int64) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil
 		}
 		if info, err := d.Info(); err == nil {
-			sum += info.Sys().(*syscall.Stat_t).Blocks * 512 // files are mapped larger than they are
+			sum += info.Sys().(*syscall.Stat_t).Blocks * 512 // mapped files are larger than their content
 		}
 		return nil
 	})

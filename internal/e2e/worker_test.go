@@ -19,17 +19,17 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// fan is a run of n tasks that each take a while and append "start NAME ATTEMPT"
-// before it and "end NAME ATTEMPT" behind it to dir/lines.
-func fan(dir string, n int, seconds string) e2etest.Doc {
+// timedFan is a run of n tasks that each take some time. A task appends "start NAME ATTEMPT" to
+// dir/lines before that, and "end NAME ATTEMPT" after it.
+func timedFan(dir string, n int, seconds string) e2etest.Doc {
 	return e2etest.Graph(map[string]e2etest.Task{
 		"t": e2etest.Sh(`echo "start $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines; test -n x{{N}}; sleep `+seconds+
 			`; echo "end $CARAVAN_TASK $CARAVAN_ATTEMPT" >> lines; echo out-$CARAVAN_TASK`).Job("workDir", dir),
 	}).With("parameters", map[string]any{"N": e2etest.Numbers(n)})
 }
 
-// inFolder lists the living processes whose working folder is dir.
-func inFolder(dir string) (found []string) {
+// processesIn lists the living processes whose working folder is dir.
+func processesIn(dir string) (found []string) {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range links {
 		if at, err := os.Readlink(link); err == nil && at == dir {
@@ -40,11 +40,10 @@ func inFolder(dir string) (found []string) {
 	return found
 }
 
-// settled checks what must hold when nothing runs any more: no process of a task, no
-// slot taken, nothing that wants one.
-func settled(t *testing.T, s *e2etest.Server, dir string) {
+// checkSettled checks an idle server: task processes, held slots and slot requests are all zero.
+func checkSettled(t *testing.T, s *e2etest.Server, dir string) {
 	t.Helper()
-	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(inFolder(dir)) == 0 })
+	e2etest.Eventually(t, "no process of a task is left", func() bool { return len(processesIn(dir)) == 0 })
 	for _, name := range []string{"caravan_slots_cores", "caravan_slots_memory_bytes", "caravan_slots_noop", "caravan_slot_requests"} {
 		e2etest.Eventually(t, name+" is back at 0", func() bool {
 			v, err := s.Metric(name)
@@ -56,23 +55,23 @@ func settled(t *testing.T, s *e2etest.Server, dir string) {
 	}
 }
 
-// TestServerKilledThreeTimes: 300 tasks of 100 ms each, the server killed three times
-// at random moments: each task is started exactly once.
+// TestServerKilledThreeTimes: 300 tasks of 100 ms each, and a server killed three times at random
+// moments. Each task is started exactly once.
 func TestServerKilledThreeTimes(t *testing.T) {
 	t.Parallel()
 	const tasks, cores = 300, 8
-	rng := random(t)
+	rng := seededRandom(t)
 	for round := range *roundsFlag {
 		dir := t.TempDir()
 		s := e2etest.Start(t, e2etest.Args("--cores", fmt.Sprint(cores)))
-		run := s.Submit(fan(dir, tasks, "0.1"))
+		run := s.Submit(timedFan(dir, tasks, "0.1"))
 		for kill := range 3 {
 			target := rng.IntN(tasks/4) + kill*tasks/4
-			testenv.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
-			pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
+			testenv.Poll(e2etest.Patience, func() bool { return countEnded(readLines(t, dir)) >= target })
+			waitRandomly(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 			s = s.Crash()
 		}
-		if done := ended(readLines(t, dir)); done == tasks {
+		if done := countEnded(readLines(t, dir)); done == tasks {
 			t.Errorf("round %d: the run was over before the last kill", round)
 		}
 		s.Await(run, "COMPLETED")
@@ -90,37 +89,37 @@ func TestServerKilledThreeTimes(t *testing.T) {
 				t.Errorf("round %d: %s was started %d times; attempts %+v", round, name, starts[name], a)
 			}
 		}
-		settled(t, s, dir)
+		checkSettled(t, s, dir)
 		if _, _, err := s.Stop(e2etest.Patience); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// TestWorkerAndServerKilled kills the worker, the server or both at random moments,
-// some of them stopped before, so that what they were doing is done late or never.
-// Nothing is lost, and what runs again was running when a worker died.
+// TestWorkerAndServerKilled kills the worker, the server or both at random moments, some of them
+// after SIGSTOP, so that their work happens late or not at all. All tasks complete, and only tasks
+// that were running when a worker died run again.
 func TestWorkerAndServerKilled(t *testing.T) {
 	t.Parallel()
 	const tasks, cores, kills = 120, 4, 4
-	rng := random(t)
+	rng := seededRandom(t)
 	for round := range *roundsFlag {
 		dir := t.TempDir()
 		s := e2etest.Start(t, e2etest.Args("--cores", fmt.Sprint(cores)))
 		data := s.Config().Data
-		run := s.Submit(fan(dir, tasks, "0.05"))
+		run := s.Submit(timedFan(dir, tasks, "0.05"))
 		deaths := 0
 		for kill := range kills {
 			target := rng.IntN(tasks/kills/2) + kill*tasks/kills
-			testenv.Poll(e2etest.Patience, func() bool { return ended(readLines(t, dir)) >= target })
-			pauseFor(time.Duration(rng.IntN(20_000)) * time.Microsecond)
+			testenv.Poll(e2etest.Patience, func() bool { return countEnded(readLines(t, dir)) >= target })
+			waitRandomly(time.Duration(rng.IntN(20_000)) * time.Microsecond)
 			var died int
-			s, died = disturb(t, s, rng, data)
+			s, died = killSome(t, s, rng, data)
 			deaths += died
 		}
 		s.Await(run, "COMPLETED")
 		checkAttempts(t, round, s.Get(run), readLines(t, dir), tasks, deaths*cores)
-		settled(t, s, dir)
+		checkSettled(t, s, dir)
 		t.Logf("round %d: %d workers killed", round, deaths)
 		if _, _, err := s.Stop(e2etest.Patience); err != nil {
 			t.Error(err)
@@ -128,9 +127,9 @@ func TestWorkerAndServerKilled(t *testing.T) {
 	}
 }
 
-// disturb kills some of server and worker, and starts the server again if it was one
-// of them. It returns how many workers may have died.
-func disturb(t *testing.T, s *e2etest.Server, rng *rand.Rand, data string) (*e2etest.Server, int) {
+// killSome kills some of server and worker, and starts the server again if it was one of them. It
+// returns how many workers may have died.
+func killSome(t *testing.T, s *e2etest.Server, rng *rand.Rand, data string) (*e2etest.Server, int) {
 	t.Helper()
 	const worker, server = 1, 2
 	victims := 1 + rng.IntN(3)
@@ -142,11 +141,11 @@ func disturb(t *testing.T, s *e2etest.Server, rng *rand.Rand, data string) (*e2e
 	}
 	if rng.IntN(2) == 0 {
 		signal(syscall.SIGSTOP)
-		pauseFor(time.Duration(rng.IntN(50)) * time.Millisecond)
+		waitRandomly(time.Duration(rng.IntN(50)) * time.Millisecond)
 	}
 	if rng.IntN(3) == 0 {
 		_ = s.Signal(syscall.SIGSTOP)
-		pauseFor(time.Duration(rng.IntN(20)) * time.Millisecond)
+		waitRandomly(time.Duration(rng.IntN(20)) * time.Millisecond)
 	}
 	deaths := 0
 	if victims&worker != 0 {
@@ -163,11 +162,11 @@ func disturb(t *testing.T, s *e2etest.Server, rng *rand.Rand, data string) (*e2e
 	return s, deaths
 }
 
-// checkAttempts: every task ended well, by its last attempt; attempts are numbered,
-// none began twice, those that were lost say so, and there are no more than extra.
-func checkAttempts(t *testing.T, round int, doc *e2etest.Run, lines []line, tasks, extra int) {
+// checkAttempts: every task succeeded by its last attempt. Attempts are numbered and start once,
+// lost ones say so, and there are at most extra of them.
+func checkAttempts(t *testing.T, round int, doc *e2etest.Run, lines []taskLine, tasks, extra int) {
 	t.Helper()
-	begun := map[line]int{}
+	begun := map[taskLine]int{}
 	starts := 0
 	for _, l := range lines {
 		if l.what == "start" {
@@ -198,8 +197,8 @@ func checkAttempts(t *testing.T, round int, doc *e2etest.Run, lines []line, task
 	}
 }
 
-// TestSIGTERMLeavesTasksRunning: the server ends within 10 s though tasks run, which go on; the next
-// server adopts them: it shows, follows and kills them.
+// TestSIGTERMLeavesTasksRunning: the server ends within 10 s although tasks run, and the tasks go
+// on. The next server adopts them: it shows, follows and kills them.
 func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
@@ -216,7 +215,7 @@ func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 		t.Fatalf("exit code %d, %v:\n%s", code, err, s.Log())
 	}
 	t.Logf("stopped after %v", took)
-	if n := len(inFolder(dir)); n < 2 {
+	if n := len(processesIn(dir)); n < 2 {
 		t.Errorf("%d processes go on, want those of two tasks", n)
 	}
 
@@ -226,9 +225,9 @@ func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 	if a, b := before.TaskAttempts["deaf"], s.Get(run).TaskAttempts["deaf"]; len(a) != 1 || len(b) != 1 || a[0].StartTime != b[0].StartTime {
 		t.Errorf("attempts before %+v, and after %+v", a, b)
 	}
-	// Both slots are taken: nothing else starts.
+	// Both slots are taken: other tasks do not start.
 	third := s.Submit(e2etest.Graph(map[string]e2etest.Task{"third": e2etest.Sh("true")}))
-	follower := follow(t, s, run, "deaf")
+	follower := followOutput(t, s, run, "deaf")
 	if l := follower(); !strings.HasPrefix(l, "begin ") {
 		t.Errorf("the log begins with %q", l)
 	}
@@ -248,11 +247,11 @@ func TestSIGTERMLeavesTasksRunning(t *testing.T) {
 	if a := s.Get(run).TaskAttempts["deaf"]; len(a) != 1 || a[0].RC != 0 || strings.Count(a[0].OutputLog, "\n") != 2 {
 		t.Errorf("attempts: %+v", a)
 	}
-	settled(t, s, dir)
+	checkSettled(t, s, dir)
 }
 
-// follow follows the output of a task, line by line.
-func follow(t *testing.T, s *e2etest.Server, run uint64, task string) func() string {
+// followOutput follows the output of a task, line by line.
+func followOutput(t *testing.T, s *e2etest.Server, run uint64, task string) func() string {
 	t.Helper()
 	c := &http.Client{Timeout: e2etest.Patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get(s.URL + e2etest.Path(run, "/task/"+task+"/log?follow=true"))
@@ -270,8 +269,8 @@ func follow(t *testing.T, s *e2etest.Server, run uint64, task string) func() str
 	}
 }
 
-// TestAdoptedTasksCanBeControlled: what was asked for before a crash and after it holds for the
-// tasks that lived through it.
+// TestAdoptedTasksCanBeControlled: requests before and after a crash apply to the tasks that
+// survived it.
 func TestAdoptedTasksCanBeControlled(t *testing.T) {
 	t.Parallel()
 	s, dir := e2etest.Start(t, e2etest.Args("--kill-grace", "100ms")), t.TempDir()
@@ -292,7 +291,7 @@ func TestAdoptedTasksCanBeControlled(t *testing.T) {
 	}
 	s.Want(200, "PATCH", e2etest.Path(paused, "/state/PAUSED"), "")
 	s = s.Crash()
-	s.Want(200, "DELETE", e2etest.Path(one, "/task/victim"), "") // perhaps before the worker has been heard
+	s.Want(200, "DELETE", e2etest.Path(one, "/task/victim"), "") // perhaps before the worker has reported
 	s.AwaitTask(one, "victim", "KILLED")
 	s.AwaitTask(one, "other", "RUNNING")
 	s.AwaitTask(paused, "a", "RUNNING")
@@ -307,17 +306,17 @@ func TestAdoptedTasksCanBeControlled(t *testing.T) {
 	}
 	s.Want(200, "PATCH", e2etest.Path(paused, "/state/RUNNING"), "")
 	s.Await(paused, "COMPLETED")
-	s.Await(late, "ERRORED") // by its timeout
+	s.Await(late, "ERRORED") // its timeout ends it
 	for run, task := range map[uint64]string{paused: "a", one: "victim", late: "slow"} {
 		if a := s.Get(run).TaskAttempts[task]; len(a) != 1 {
 			t.Errorf("%s: attempts %+v", task, a)
 		}
 	}
-	settled(t, s, dir)
+	checkSettled(t, s, dir)
 }
 
-// TestUpgrade: another build of the binary takes over in the middle of a run. What
-// runs goes on in the worker of the old one, which then ends.
+// TestUpgrade: another build of the binary takes over in the middle of a run. Running tasks go on in
+// the old worker, which then ends.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	bin, err := testenv.BuildAs(t.TempDir(), e2etest.Race, "upgraded")
@@ -327,8 +326,8 @@ func TestUpgrade(t *testing.T) {
 	s, dir := e2etest.Start(t), t.TempDir()
 	data := s.Config().Data
 	const tasks = 60
-	run := s.Submit(fan(dir, tasks, "0.1"))
-	e2etest.Eventually(t, "some tasks have ended", func() bool { return ended(readLines(t, dir)) >= tasks/4 })
+	run := s.Submit(timedFan(dir, tasks, "0.1"))
+	e2etest.Eventually(t, "some tasks have ended", func() bool { return countEnded(readLines(t, dir)) >= tasks/4 })
 	old := testenv.Workers(data)
 	if _, _, err := s.Stop(10 * time.Second); err != nil {
 		t.Fatal(err)
@@ -345,16 +344,17 @@ func TestUpgrade(t *testing.T) {
 		now := testenv.Workers(data)
 		return len(old) == 1 && len(now) == 1 && now[0] != old[0]
 	})
-	settled(t, s, dir)
+	checkSettled(t, s, dir)
 }
 
-// TestGrandchildInOwnSessionDoesNotBlockTask: a task that leaves one behind has ended when it
-// ends: its slot is free, its output complete, and nobody waits for the grandchild.
+// TestGrandchildInOwnSessionDoesNotBlockTask: a task that leaves a process in another session ends
+// when its own process ends: its slot is free, its output complete, and the grandchild is not waited
+// for.
 func TestGrandchildInOwnSessionDoesNotBlockTask(t *testing.T) {
 	t.Parallel()
 	s, dir := e2etest.Start(t), t.TempDir()
 	t.Cleanup(func() {
-		for _, p := range inFolder(dir) {
+		for _, p := range processesIn(dir) {
 			_ = exec.Command("kill", "-9", strings.Fields(p)[0]).Run()
 		}
 	})
@@ -374,8 +374,8 @@ func TestGrandchildInOwnSessionDoesNotBlockTask(t *testing.T) {
 	}
 }
 
-// TestCleanEndLeavesNoProcessesOrFiles: by a server that stops when nothing runs, and by a run with
-// a server of its own, whether it ends or is interrupted.
+// TestCleanEndLeavesNoProcessesOrFiles: an idle server that stops leaves no processes, and neither
+// does a run with a server of its own, whether it ends or is interrupted.
 func TestCleanEndLeavesNoProcessesOrFiles(t *testing.T) {
 	t.Parallel()
 	s := e2etest.Start(t)
@@ -412,7 +412,7 @@ func TestCleanEndLeavesNoProcessesOrFiles(t *testing.T) {
 			if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
-			left := inFolder(dir)
+			left := processesIn(dir)
 			for _, link := range globs("/proc/[0-9]*/cmdline") {
 				if text, err := os.ReadFile(link); err == nil && strings.Contains(string(text), tmp) {
 					left = append(left, fmt.Sprintf("%s %q", link, text))
@@ -430,17 +430,17 @@ func globs(pattern string) []string {
 	return list
 }
 
-// TestStoppedProcessesContinue stops the server, its worker, and both with SIGSTOP for -pause, under a load
-// of submissions and of tasks. Nobody takes that for a disk that hangs or for a worker
-// that died: all go on, and every task runs once.
+// TestStoppedProcessesContinue stops the server, its worker, and both with SIGSTOP for -pause, under
+// a load of submissions and of tasks. The others do not mistake this for a disk that hangs or for a
+// worker that died: all go on, and every task runs once.
 func TestStoppedProcessesContinue(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"server", "worker", "both"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := e2etest.Start(t)
-			run := s.Submit(thousand(dir, "exec sleep 0.02"))
-			e2etest.Eventually(t, "the run is under way", func() bool { return ranIn(dir) > 20 })
+			run := s.Submit(thousandTasks(dir, "exec sleep 0.02"))
+			e2etest.Eventually(t, "the run is under way", func() bool { return countStarts(dir) > 20 })
 			workers := testenv.Workers(s.Config().Data)
 			if len(workers) != 1 {
 				t.Fatalf("workers: %v", workers)
@@ -453,7 +453,7 @@ func TestStoppedProcessesContinue(t *testing.T) {
 				stop = append(stop, workers[0])
 			}
 
-			// Durable commits are under way all the while.
+			// Commits are in progress throughout.
 			var load sync.WaitGroup
 			over := make(chan struct{})
 			var acknowledged atomic.Int64
@@ -465,11 +465,11 @@ func TestStoppedProcessesContinue(t *testing.T) {
 							return
 						default:
 						}
-						// While the server stands an answer may come later than a client waits.
+						// While the server is stopped, an answer may exceed the patience of a client.
 						if r, err := s.Try("POST", "/v1/dagrun", `{"tasks":{"n":{"job":{"executor":"noop"}}}}`); err == nil && r.Status == http.StatusOK {
 							acknowledged.Add(1)
 						}
-						pauseFor(2 * time.Millisecond)
+						waitRandomly(2 * time.Millisecond)
 					}
 				})
 			}
@@ -480,7 +480,7 @@ func TestStoppedProcessesContinue(t *testing.T) {
 				}
 			}
 			began := time.Now()
-			pauseFor(*pauseFlag)
+			waitRandomly(*pauseFlag)
 			for _, pid := range stop {
 				if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 					t.Fatal(err)

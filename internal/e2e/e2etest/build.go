@@ -2,7 +2,7 @@ package e2etest
 
 import "strconv"
 
-// Doc is a graph under construction, as its JSON.
+// Doc is a graph under construction, in the form of its JSON.
 type Doc map[string]any
 
 // Task is a task under construction.

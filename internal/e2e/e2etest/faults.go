@@ -9,7 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// faulty builds the binary with the tag faults, when the first test asks for it.
+// faulty builds the binary with the tag faults, when the first test needs it.
 var faulty = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(os.Getenv(folderVariable), "faults")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -18,8 +18,8 @@ var faulty = sync.OnceValues(func() (string, error) {
 	return testenv.BuildAs(dir, Race, "", "faults")
 })
 
-// Faulty is an option of Start: the binary whose file system fails as the script says
-// (internal/faults) that lies beside the data folder, Script of it.
+// Faulty is an option of Start: the binary whose file system fails according to a script
+// (internal/faults) next to the data folder, at the path Script.
 func Faulty(t testing.TB) func(*testenv.Config) {
 	t.Helper()
 	bin, err := faulty()
@@ -29,10 +29,10 @@ func Faulty(t testing.TB) func(*testenv.Config) {
 	return Program(bin)
 }
 
-// Script is where the script of faults of a data folder lies.
+// Script is the path of the script of faults of a data folder.
 func Script(data string) string { return data + ".faults" }
 
-// Over tells whether a channel is closed.
+// Over reports whether a channel is closed.
 func Over(c <-chan struct{}) bool {
 	select {
 	case <-c:

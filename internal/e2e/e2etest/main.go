@@ -14,7 +14,7 @@ import (
 // binary under test.
 const BinaryVariable = "CARAVAN_BINARY"
 
-// folderVariable names the one that holds a folder for what this process builds.
+// folderVariable names the environment variable that holds a folder for the binaries of this process.
 const folderVariable = "CARAVAN_E2E_FOLDER"
 
 // Main builds the binary, unless BinaryVariable names one, runs the tests and
@@ -41,8 +41,8 @@ func Main(m *testing.M) int {
 // Binary is the path of the binary under test.
 func Binary() string { return os.Getenv(BinaryVariable) }
 
-// DiskErrors skips a test under the race detector that has the disk fail, or full, once
-// more: the detector sees one case of each kind, and make test all of them.
+// DiskErrors skips a further case of a failing or full disk under the race detector: the detector
+// sees one case of each kind, and make test all of them.
 func DiskErrors(t *testing.T) {
 	t.Helper()
 	if Race {
@@ -50,12 +50,11 @@ func DiskErrors(t *testing.T) {
 	}
 }
 
-// OneByOne skips a test under the race detector that has programs do one thing after the
-// other, many times: each would start ten times slower, and the tests of the packages have
-// shown the detector what it could find here.
+// OneByOne skips a test under the race detector that starts many programs one after the other: each
+// would start ten times slower, and the tests of the packages cover the same code.
 func OneByOne(t *testing.T) {
 	t.Helper()
 	if Race {
-		t.Skip("one thing after the other: nothing for the race detector")
+		t.Skip("one step after the other, which the race detector need not see")
 	}
 }

@@ -2,6 +2,6 @@
 
 package e2etest
 
-// Race tells whether the race detector is on: everything takes many times longer,
-// so the tests do less of it.
+// Race reports whether the race detector is on. Tests do less then, because everything takes many
+// times longer.
 const Race = true

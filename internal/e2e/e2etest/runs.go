@@ -95,7 +95,7 @@ func Body(t testing.TB, doc any) string {
 	return string(data)
 }
 
-// Path is the path of a run, or of what is below it.
+// Path is the path of a run, or of a resource below it.
 func Path(run uint64, below string) string { return fmt.Sprintf("/v1/dagrun/%d%s", run, below) }
 
 // State asks for the run's state.
@@ -133,7 +133,7 @@ func (s *Server) List(query string) []Summary {
 	return l
 }
 
-// Final tells whether a run's state is one that it does not leave by itself.
+// Final reports whether a run stays in the state by itself.
 func Final(state string) bool {
 	return slices.Contains([]string{"COMPLETED", "ERRORED", "KILLED"}, state)
 }

@@ -52,7 +52,7 @@ func TryStart(t testing.TB, options ...func(*testenv.Config)) (*Server, error) {
 	return adopt(t, p), nil
 }
 
-// Program is an option of Start: the program in place of the binary under test.
+// Program is an option of Start: a program to start instead of the binary under test.
 func Program(path string) func(*testenv.Config) {
 	return func(c *testenv.Config) { c.Binary = path }
 }
@@ -83,7 +83,7 @@ func adopt(t testing.TB, p *testenv.Server) *Server {
 	return s
 }
 
-// newHTTPClient returns a client that keeps its connections and gives up late.
+// newHTTPClient returns a client that keeps its connections, with a long timeout.
 func newHTTPClient() *http.Client {
 	return &http.Client{Timeout: 2 * Patience, Transport: &http.Transport{
 		DialContext: (&net.Dialer{Timeout: Patience}).DialContext, MaxIdleConnsPerHost: 128,
@@ -108,8 +108,8 @@ func (s *Server) close() {
 	}
 }
 
-// eventful tells whether a log says more than that the server came up: a server
-// that is killed twenty times need not say so twenty times.
+// eventful reports whether a log has more than the lines of a start, which would repeat for a server
+// that is killed twenty times.
 func eventful(log string) bool {
 	for line := range strings.Lines(log) {
 		if !strings.Contains(line, "msg=listening") && !strings.Contains(line, "msg=ready") {
@@ -156,8 +156,7 @@ type Response struct {
 	Body   []byte
 }
 
-// Try sends a request and returns its answer, or why there is none. header holds
-// pairs of names and values.
+// Try sends a request and returns its answer, or the error. header holds pairs of names and values.
 func (s *Server) Try(method, path, body string, header ...string) (Response, error) {
 	var r io.Reader
 	if body != "" {
@@ -185,7 +184,7 @@ func (s *Server) Try(method, path, body string, header ...string) (Response, err
 	return Response{Status: resp.StatusCode, Header: resp.Header, Body: data}, nil
 }
 
-// Do is Try; the test ends when no answer comes.
+// Do is Try, and ends the test without an answer.
 func (s *Server) Do(method, path, body string, header ...string) Response {
 	s.t.Helper()
 	r, err := s.Try(method, path, body, header...)
@@ -195,7 +194,7 @@ func (s *Server) Do(method, path, body string, header ...string) Response {
 	return r
 }
 
-// Want is Do with a status that must come back.
+// Want is Do with the expected status.
 func (s *Server) Want(status int, method, path, body string, header ...string) Response {
 	s.t.Helper()
 	r := s.Do(method, path, body, header...)
