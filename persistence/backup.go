@@ -82,28 +82,28 @@ func Restore(c Config, rows func(yield func(key, value []byte) error) error) err
 const restoreBytes = 1 << 20
 
 func (s *Badger) restore(rows func(yield func(key, value []byte) error) error) error {
-	var ops []mutation
+	var mutations []mutation
 	size := int64(0)
 	flush := func() error {
-		err := s.commitRows(ops)
-		ops, size = ops[:0], 0
+		err := s.commitRows(mutations)
+		mutations, size = mutations[:0], 0
 		return err
 	}
 	err := rows(func(key, value []byte) error {
 		if err := CheckRow(key, value); err != nil {
 			return err
 		}
-		o := mutation{Key: slices.Clone(key), Value: slices.Clone(value)}
-		if o.Size() > s.limits.Bytes {
-			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), o.Size(), s.limits.Bytes)
+		m := mutation{Key: slices.Clone(key), Value: slices.Clone(value)}
+		if m.Size() > s.limits.Bytes {
+			return fmt.Errorf("%s: %d bytes: the backup is of a larger disk; rows here may have %d bytes", rowName(key), m.Size(), s.limits.Bytes)
 		}
-		if size += o.Size(); size > min(restoreBytes, s.limits.Bytes/2) && len(ops) > 0 {
+		if size += m.Size(); size > min(restoreBytes, s.limits.Bytes/2) && len(mutations) > 0 {
 			if err := flush(); err != nil {
 				return err
 			}
-			size = o.Size()
+			size = m.Size()
 		}
-		ops = append(ops, o)
+		mutations = append(mutations, m)
 		return nil
 	})
 	if err != nil {

@@ -40,7 +40,7 @@ type Config struct {
 	statfs     func(dir string) (free, total int64, err error)
 	memTable   int64           // Badger's MemTableSize, in bytes; 0 = by the size of the disk
 	clock      verifyClock     // when tables are verified
-	replayFrom *uint64         // the log is applied behind this commit, whatever tables have
+	replayFrom *uint64         // the log is applied from the commit after this one, whatever tables have
 	onWAL      func(*localWAL) // called before the first commit
 }
 

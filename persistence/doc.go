@@ -30,6 +30,6 @@
 //	timestamps.go      read timestamps and the index of unfinished runs
 //	read.go, list.go, iterators.go, finished_index.go   reading runs and lists of runs
 //	documents.go, large_batch.go   documents and batches that are too large for one transaction
-//	delete.go          deletion of runs, of journal records behind a snapshot, of expired keys
+//	delete.go          deletion of runs, of journal records before a snapshot, of expired keys
 //	verify.go, backup.go, offline.go   verification, backup, and reading a damaged folder
 package persistence

@@ -138,12 +138,12 @@ func (s *Badger) appendLong(b *Batch) {
 			err = s.writeLong(b, doc)
 			doc.Close()
 		}
-		it := &pendingBatch{batch: b, done: b.Done}
+		p := &pendingBatch{batch: b, done: b.Done}
 		if err != nil {
-			it = &pendingBatch{done: func(error) { callDone(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
+			p = &pendingBatch{done: func(error) { callDone(b.Done, fmt.Errorf("run %d: its document: %w", b.Run, err)) }}
 		}
-		if !s.queue.push(it) {
-			it.complete(ErrClosed)
+		if !s.queue.push(p) {
+			p.complete(ErrClosed)
 		}
 	}()
 }

@@ -52,9 +52,9 @@ func (g *writeGroup) rollBack(n int, size int64) { g.mutations, g.size = g.mutat
 // arenaFrom returns what was appended to the arena from offset at on, as a slice of its own.
 func (g *writeGroup) arenaFrom(at int) []byte { return g.arena[at:len(g.arena):len(g.arena)] }
 
-func (g *writeGroup) addMutation(o mutation) {
-	g.mutations = append(g.mutations, o)
-	g.size += o.Size()
+func (g *writeGroup) addMutation(m mutation) {
+	g.mutations = append(g.mutations, m)
+	g.size += m.Size()
 }
 
 func (g *writeGroup) setRow(key, val []byte) { g.addMutation(mutation{Key: key, Value: val}) }
@@ -93,16 +93,16 @@ type encoder struct {
 
 // encodeBatch appends the rows of a batch; the summary, which is the commit marker, comes last. The
 // error is the batch's own fault: ErrTooBig.
-func (e *encoder) encodeBatch(g *writeGroup, it *pendingBatch) error {
-	err := e.encodeRows(g, it)
+func (e *encoder) encodeBatch(g *writeGroup, p *pendingBatch) error {
+	err := e.encodeRows(g, p)
 	if err != nil {
-		delete(e.snapshots, it.batch.Run) // it may name chunks that will not be written
+		delete(e.snapshots, p.batch.Run) // it may name chunks that will not be written
 	}
 	return err
 }
 
-func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
-	b := it.batch
+func (e *encoder) encodeRows(g *writeGroup, p *pendingBatch) error {
+	b := p.batch
 	_, before := g.checkpoint()
 	records := b.Records
 	if c := b.Create; c != nil {
@@ -114,7 +114,7 @@ func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 			key := g.newPartKey(typeDef, b.Run)
 			at := len(g.arena)
 			g.arena = appendCreation(g.arena, c, first)
-			g.arena = e.appendDocument(g.arena, c.Definition, it)
+			g.arena = e.appendDocument(g.arena, c.Definition, p)
 			g.sealParts(key, at, e.partSize)
 		} else { // the definition was written before, with the first records
 			g.deleteRow(g.newKey(typeDeleting, b.Run))
@@ -138,7 +138,7 @@ func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 		key := g.newPartKey(typeSet, b.Run, uint32(b.Set.N))
 		at := len(g.arena)
 		g.arena = setHead(g.arena, b.Set)
-		g.arena = e.appendDocument(g.arena, b.Set.JSON, it)
+		g.arena = e.appendDocument(g.arena, b.Set.JSON, p)
 		g.sealParts(key, at, e.partSize)
 		known, err := e.contentsOf(b.Run)
 		if err != nil {
@@ -154,10 +154,10 @@ func (e *encoder) encodeRows(g *writeGroup, it *pendingBatch) error {
 
 // appendDocument appends a document, as another goroutine has compressed it, or compresses a small
 // one now.
-func (e *encoder) appendDocument(dst, doc []byte, it *pendingBatch) []byte {
-	if it.compressed != nil {
-		packed := <-it.compressed
-		it.compressed = nil
+func (e *encoder) appendDocument(dst, doc []byte, p *pendingBatch) []byte {
+	if p.compressed != nil {
+		packed := <-p.compressed
+		p.compressed = nil
 		return append(dst, packed...)
 	}
 	return e.packer.appendPacked(dst, doc)

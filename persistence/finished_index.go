@@ -201,13 +201,13 @@ func (r *finishedIndex) expectCommit(ops []mutation) {
 	defer r.mu.Unlock()
 	r.expected = r.expected[:0]
 	for i := range ops {
-		switch o := &ops[i]; {
-		case !ofFinal(o.Key):
-		case o.Delete:
-			r.setLocked(finishedRun{run: runOfKey(o.Key), removed: true})
-			r.expected = append(r.expected, finishedRun{run: runOfKey(o.Key), removed: true})
+		switch m := &ops[i]; {
+		case !ofFinal(m.Key):
+		case m.Delete:
+			r.setLocked(finishedRun{run: runOfKey(m.Key), removed: true})
+			r.expected = append(r.expected, finishedRun{run: runOfKey(m.Key), removed: true})
 		default:
-			r.expected = append(r.expected, finishedRunOf(runOfKey(o.Key), o.Value[:max(0, len(o.Value)-checksumSize)]))
+			r.expected = append(r.expected, finishedRunOf(runOfKey(m.Key), m.Value[:max(0, len(m.Value)-checksumSize)]))
 		}
 	}
 }

@@ -177,7 +177,7 @@ func (f *finishedIterator) flushFound() {
 	f.found = false
 }
 
-// skipRun moves behind a run, and behind the deleted runs that follow it.
+// skipRun moves past a run, and past the deleted runs that follow it.
 func (f *finishedIterator) skipRun(run messages.RunID) {
 	if next := uint64(run) + 1; next > 0 {
 		if to := f.deleted.NextExisting(next); to > next {
@@ -188,7 +188,7 @@ func (f *finishedIterator) skipRun(run messages.RunID) {
 	f.it.Next()
 }
 
-// run returns the current run; ok is false behind the last one.
+// run returns the current run; ok is false past the last one.
 func (f *finishedIterator) run() (run messages.RunID, ok bool) {
 	if f.it == nil {
 		return 0, false

@@ -24,22 +24,22 @@ const (
 
 // commitStaged commits one batch by itself, while the writer rests. In a failed store it does
 // not write: the writer may not have returned from its last commit.
-func (s *Badger) commitStaged(ops []mutation, it *pendingBatch) {
+func (s *Badger) commitStaged(mutations []mutation, p *pendingBatch) {
 	err := s.Err()
 	if err == nil {
-		err = s.stageAndApply(ops)
+		err = s.stageAndApply(mutations)
 	}
 	if err == nil {
-		s.truncator.noteBatch(it.batch)
+		s.truncator.noteBatch(p.batch)
 	}
 	s.metrics.observeGroup(1)
-	it.complete(err)
+	p.complete(err)
 }
 
-func (s *Badger) stageAndApply(ops []mutation) error {
+func (s *Badger) stageAndApply(mutations []mutation) error {
 	s.encoder.writeCount++
 	id := s.encoder.writeCount
-	parts := stagedParts(ops, id, s.encoder.partSize)
+	parts := stagedParts(mutations, id, s.encoder.partSize)
 	if err := s.commitSplit(parts); err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (s *Badger) stageAndApply(ops []mutation) error {
 	if err := s.commitAndApply([]mutation{mark}, mark.Size()); err != nil {
 		return err
 	}
-	return s.applyStaged(ops, id, parts)
+	return s.applyStaged(mutations, id, parts)
 }
 
 // stagedMark is the commit marker of a batch. It holds the number of parts.
@@ -56,8 +56,8 @@ func stagedMark(id uint64, parts int) mutation {
 }
 
 // applyStaged commits the rows of a marked batch, and then deletes mark and parts.
-func (s *Badger) applyStaged(ops []mutation, id uint64, parts []mutation) error {
-	if err := s.commitSplit(ops); err != nil {
+func (s *Badger) applyStaged(mutations []mutation, id uint64, parts []mutation) error {
+	if err := s.commitSplit(mutations); err != nil {
 		return err
 	}
 	end := []mutation{{Key: markKey(typeStaged, id), Delete: true}}
@@ -68,21 +68,21 @@ func (s *Badger) applyStaged(ops []mutation, id uint64, parts []mutation) error 
 }
 
 // commitSplit commits rows in as many transactions as they take, in order.
-func (s *Badger) commitSplit(ops []mutation) error {
-	for len(ops) > 0 {
-		n, size := s.limits.SplitForTransaction(ops, isSummaryRow)
-		if err := s.commitAndApply(ops[:n], size); err != nil {
+func (s *Badger) commitSplit(mutations []mutation) error {
+	for len(mutations) > 0 {
+		n, size := s.limits.SplitForTransaction(mutations, isSummaryRow)
+		if err := s.commitAndApply(mutations[:n], size); err != nil {
 			return err
 		}
-		ops = ops[n:]
+		mutations = mutations[n:]
 	}
 	return nil
 }
 
 // isSummaryRow reports whether a row is a summary, or its entry in the index of tags. These rows of
 // a batch are committed together: a list that reads between two transactions would miss the run.
-func isSummaryRow(o mutation) bool {
-	return o.Key[0] == typeUnfinished || o.Key[0] == typeFinished || o.Key[0] == typeTag
+func isSummaryRow(m mutation) bool {
+	return m.Key[0] == typeUnfinished || m.Key[0] == typeFinished || m.Key[0] == typeTag
 }
 
 // stagedParts returns the rows that hold a batch until it is applied.
@@ -120,19 +120,19 @@ func (b *stagedBatch) mutations() ([]mutation, error) {
 	case n != b.want:
 		return nil, fmt.Errorf("staged batch %d: %w: %d of %d parts", b.id, errCorrupt, n, b.want)
 	}
-	ops, err := decodeStaged(b.joined)
+	mutations, err := decodeStaged(b.joined)
 	if err != nil {
 		return nil, fmt.Errorf("staged batch %d: %w", b.id, err)
 	}
-	return ops, nil
+	return mutations, nil
 }
 
 // partDeletions delete the parts.
-func (b *stagedBatch) partDeletions() (ops []mutation) {
+func (b *stagedBatch) partDeletions() (deletions []mutation) {
 	for _, key := range b.parts {
-		ops = append(ops, mutation{Key: key, Delete: true})
+		deletions = append(deletions, mutation{Key: key, Delete: true})
 	}
-	return ops
+	return deletions
 }
 
 // markAndPartDeletions deletes what is left of a batch that was applied.
@@ -192,10 +192,10 @@ func (s *Badger) recoverStaged() error {
 		if !b.marked {
 			return s.commitSplit(b.partDeletions())
 		}
-		ops, err := b.mutations()
+		mutations, err := b.mutations()
 		if err != nil {
 			return err
 		}
-		return s.applyStaged(ops, b.id, b.partDeletions())
+		return s.applyStaged(mutations, b.id, b.partDeletions())
 	})
 }

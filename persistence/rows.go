@@ -149,7 +149,7 @@ func rowChecksum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-// sealRow makes a row of a key and a value. It may write behind the value, within its capacity.
+// sealRow makes a row of a key and a value. It may write past the end of the value, within its capacity.
 func sealRow(key, value []byte) mutation {
 	return mutation{Key: key, Value: binary.LittleEndian.AppendUint32(value, rowChecksum(key, value))}
 }

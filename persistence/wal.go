@@ -235,7 +235,7 @@ func (l *localWAL) retireFlushed() {
 }
 
 // catchUp applies the commits of the log that tables may not have. replayFrom, if set, applies all
-// commits behind this one.
+// commits after this one.
 func (l *localWAL) catchUp(limits badgerguard.Limits, replayFrom *uint64) error {
 	flushed, last := badgerguard.NewestFlushed(l.db.Tables()), l.log.Last()
 	switch {

@@ -55,7 +55,7 @@ func (i *Iterator) Seek(id uint64) {
 	i.started = true
 }
 
-// ID returns the ID of the current row, or tombstone; ok is false behind the last one. Keys of
+// ID returns the ID of the current row, or tombstone; ok is false past the last one. Keys of
 // another length are skipped: a damaged store may hold them.
 func (i *Iterator) ID() (id uint64, ok bool) {
 	for i.it.Valid() && len(i.it.Item().Key()) != len(i.prefix)+8 {
@@ -74,7 +74,7 @@ func (i *Iterator) Deleted() bool { return i.it.Item().IsDeletedOrExpired() }
 // Item returns the current row, valid until the iterator moves.
 func (i *Iterator) Item() *badger.Item { return i.it.Item() }
 
-// Next moves behind all versions of the current row.
+// Next moves past all versions of the current row.
 func (i *Iterator) Next() {
 	current, ok := i.ID()
 	for id := current; ok && id == current; id, ok = i.ID() {
