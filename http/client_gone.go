@@ -337,7 +337,7 @@ func (w *clientWatcher) Close() {
 func (s *Server) watchClients() {
 	w, err := newClientWatcher()
 	if err != nil {
-		s.log.Warn("clients that leave while their requests wait are noticed late", "err", err)
+		s.log.Warn("http: clients that leave while their requests wait are noticed late", "err", err)
 		return
 	}
 	s.clientWatcher.Store(w)

@@ -78,7 +78,7 @@ func (s *Server) problemOf(err error, method, path []byte) problem {
 	case isDeparture(err):
 		return problem{status: fasthttp.StatusServiceUnavailable, detail: err.Error() + " before the answer: the request may still take effect"}
 	case errors.As(err, &m) && m.Code == messages.Damaged:
-		s.log.Error("http: damaged", "method", string(method), "path", string(path), "err", err)
+		s.log.Error("http: stored data is damaged", "method", string(method), "path", string(path), "err", err)
 		return problem{status: fasthttp.StatusInternalServerError, detail: m.Text}
 	case errors.As(err, &m) && m.Code != messages.Internal:
 		return problem{status: statusOf(m.Code), detail: m.Text, isSpecProblem: m.Problems != nil, errors: m.Problems}

@@ -71,7 +71,7 @@ func (l *listener) retry(err error) bool {
 	l.s.metrics.acceptErrors.Inc()
 	l.unlogged++
 	if now := time.Now(); l.loggedAt.IsZero() || now.Sub(l.loggedAt) >= acceptLogEvery {
-		l.s.log.Warn("cannot accept a connection; retrying", "err", err, "errors", l.unlogged)
+		l.s.log.Warn("http: cannot accept a connection; retrying", "err", err, "errors", l.unlogged)
 		l.loggedAt, l.unlogged = now, 0
 	}
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {

@@ -229,7 +229,7 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 }
 
 func (s *Server) cannotStoreBody(err error) error {
-	s.log.Warn("http: a large body cannot be received", "error", err)
+	s.log.Warn("http: a large body cannot be stored", "err", err)
 	return &refusal{fasthttp.StatusServiceUnavailable, "the server cannot store a large body now"}
 }
 
