@@ -7,8 +7,21 @@
 //	 │         └─ <index>.n  a task, from its first slot until it is terminal
 //	 └─ dispatcher           owns the slots: package scheduler decides, grants go out in batches
 //
-// Beside the tree stand two services without state of their own: the journal
+// Outside the tree are two services without state of their own: the journal
 // (persistence.Store) and the timers (one heap per node).
+//
+// What is an actor, and when:
+//
+//   - a run: from its first grant, or the first request that needs its tasks or changes it,
+//     until it is passivated after its end (passivation.go). A queued run without requests is
+//     an entry in its shard (shard.go).
+//   - a task: while it is GRANTED, RUNNING or in RETRY (supervision.go). A task that is QUEUED
+//     or final is a byte in its run. Of a run, at most 4,096 tasks in RETRY have an actor.
+//   - shards, dispatcher and node: always.
+//
+// Reads of states, summaries, lists and finished runs, and all subscriptions, go around the
+// actors (packages query and watch): they are frequent, and as messages they would wait behind
+// the work of a run. Only the tasks of an unfinished run are read through its actor (views.go).
 //
 // The duties of a run actor, in this order. Effects are applied only once the batch is
 // durable:
@@ -26,7 +39,7 @@
 // A task actor fails by EscalateFailure when its attempt failed; the run restarts
 // it when dag's retry policy has given it another attempt and the dispatcher a
 // slot. A panic arrives the same way, is logged with its stack, and is not the
-// task's failure.
+// task's failure. supervision.go has the whole way.
 //
 // Attempts whose executor is durable outlive the server and the run's actor. A run that
 // is loaded resumes its attempts, and acknowledges an end once the end is durable.
@@ -37,7 +50,7 @@
 // Times: clock.go has the machine's clocks, a run's time and its guarantees, and the
 // server's own clock, which retention and resumed subscriptions use.
 //
-// Reading order: run.go, effects.go, task.go, attempts.go, shard.go, recovery.go,
-// dispatcher.go (and package scheduler), node.go; for readers of runs summary_index.go, views.go,
-// event_log.go, subscriptions.go.
+// Reading order: run.go, requests.go, supervision.go, task.go, attempts.go, shard.go,
+// passivation.go, recovery.go and load.go, dispatcher.go (and package scheduler), node.go. For
+// readers of runs: package query, views.go, package watch.
 package actors

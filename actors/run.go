@@ -97,19 +97,6 @@ type pendingBatch struct {
 	set      *persistence.GeneratedSet
 }
 
-// taskActor is the run's state of a task that has an actor.
-type taskActor struct {
-	pid     *actor.PID
-	attempt uint32
-	granted int64 // ns; when its attempt was given to it
-	started int64 // ns; 0 until the attempt has started
-	used    bool  // it has had an attempt: restart it before the next one
-	waiting bool  // it is among run.waiting
-	queued  bool  // it is among run.queued
-	noop    bool  // it is among run.noops
-	resumed bool  // its attempt was under way when the run was loaded
-}
-
 func (r *run) Receive(ctx actor.Context) {
 	defer r.env.logPanic(ctx)
 	if r.terminating { // messages still arrive while the children stop; their effects would be lost
@@ -368,42 +355,6 @@ func (r *run) record(ctx actor.Context, rec messages.AttemptRecord) bool {
 	return true
 }
 
-func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
-	var e dag.Event
-	switch m.To {
-	case dag.RunKilled:
-		if r.dag.State().Final() {
-			r.whenDurable(ctx, func(err error) { m.Reply.Send(struct{}{}, err) })
-			return
-		}
-		e = dag.Kill{At: now}
-	case dag.RunPaused:
-		e = dag.Pause{At: now}
-	case dag.RunRunning:
-		e = dag.Resume{At: now}
-	case dag.RunQueued:
-		e = dag.Restart{At: now}
-	}
-	if err := r.dag.Allowed(m.To); err != nil && m.To != dag.RunKilled || e == nil {
-		m.Refuse(conflict(r.id, r.dag.State(), m.To, err))
-		return
-	}
-	r.answers = append(r.answers, func(err error) { m.Reply.Send(struct{}{}, err) })
-	r.apply(ctx, e)
-}
-
-func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
-	task, ok := r.dag.Plan().FindTask(m.Task)
-	if !ok {
-		m.Refuse(query.UnknownTask(r.id, m.Task))
-		return
-	}
-	if !r.dag.State().Final() {
-		r.apply(ctx, dag.KillTask{Task: task, At: now})
-	}
-	r.whenDurable(ctx, func(err error) { m.Reply.Send(struct{}{}, err) })
-}
-
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
 	r.flushing, r.flushDelayed, r.awaitingNoops, r.batched = false, false, false, false
@@ -455,6 +406,95 @@ func (r *run) committed(ctx actor.Context, err error) {
 	if r.snapshot.rolling() {
 		r.schedule(ctx)
 	}
+}
+
+// applyEffects is duty 3: all applied events are durable. The summary is published before
+// callers are answered, so that their next read sees the change.
+func (r *run) applyEffects(ctx actor.Context) {
+	r.crew.gather()
+	defer r.crew.runGathered() // last, so that the dispatcher grants meanwhile
+	effects := r.effects
+	if r.changed {
+		summary := r.summary()
+		r.indexEntry.Publish(summary)
+		r.publishEvents(summary)
+		r.changed = false
+	}
+	now := r.env.wall()
+	for _, e := range effects {
+		switch e := e.(type) {
+		case dag.Demand:
+			r.wantSlots(e)
+		case dag.Release:
+			r.releaseSlots(e)
+		case dag.Start:
+			r.beginAttempt(ctx, e, now)
+		case dag.Signal:
+			if c := r.tasks[e.Task]; c != nil {
+				ctx.Send(c.pid, &messages.KillAttempt{Attempt: e.Attempt})
+			}
+		case dag.Cancel:
+			if c := r.tasks[e.Task]; c != nil {
+				ctx.Send(c.pid, &messages.RevokeAttempt{Attempt: e.Attempt})
+			}
+		case dag.RetryAt:
+			r.awaitRetry(ctx, e)
+		case dag.TaskEnded:
+			r.env.metrics.ended(e.State)
+			if !r.startedEarly(e.Task) {
+				r.dropTask(ctx, e.Task)
+			}
+		case dag.RunChanged:
+			r.env.metrics.run(e.State)
+			r.env.log.Debug("run changed", "run", r.id, "state", e.State.String())
+		}
+	}
+	clear(effects)
+	r.effects = effects[:0]
+	r.sendSlots(ctx)
+	r.answerAll(nil)
+	if r.dag.State().Final() {
+		ctx.Send(ctx.Parent(), &messages.RunFinal{Run: r.id})
+	}
+}
+
+func (r *run) wantSlots(e dag.Demand) {
+	class := r.dag.Plan().Classes[e.Class]
+	for i := range r.slots.Wanted {
+		if r.slots.Wanted[i].ID == e.Class {
+			r.slots.Wanted[i].N = e.Want
+			return
+		}
+	}
+	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ID: e.Class, Class: class, N: e.Want})
+}
+
+func (r *run) releaseSlots(e dag.Release) {
+	for i := range r.slots.Released {
+		if r.slots.Released[i].ID == e.Class {
+			r.slots.Released[i].N += e.N
+			return
+		}
+	}
+	class := r.dag.Plan().Classes[e.Class]
+	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ID: e.Class, Class: class, N: e.N})
+}
+
+// sendSlots tells the dispatcher what the run gives back and wants, in one message.
+func (r *run) sendSlots(ctx actor.Context) {
+	if len(r.slots.Wanted) == 0 && len(r.slots.Released) == 0 {
+		return
+	}
+	for i := range r.slots.Released {
+		rel := &r.slots.Released[i]
+		if rel.ID < len(r.busy) {
+			rel.Busy, r.busy[rel.ID] = r.busy[rel.ID], 0
+		}
+	}
+	m := r.slots
+	m.Run, m.Epoch = r.id, r.epoch
+	r.slots = messages.SlotRequest{}
+	ctx.Request(r.env.dispatcher, &m)
 }
 
 // drainDeferred handles what came while the batch was being written.
@@ -528,22 +568,6 @@ func (r *run) failRun(ctx actor.Context, err error) {
 		r.dropTask(ctx, task)
 	}
 	ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
-}
-
-// passivate stops the actor of a finished run, unless the run was restarted.
-func (r *run) passivate(ctx actor.Context) {
-	if r.failed == nil && (!r.dag.State().Final() || !r.isDurable() || len(r.queuedRequests) > 0 || len(r.deferred) > 0) {
-		ctx.Send(ctx.Parent(), &messages.PassivateRefused{Run: r.id})
-		if r.dag.State().Final() && !r.committing && !r.flushing {
-			r.schedule(ctx)
-		}
-		return
-	}
-	// A grant may be on its way to an actor that no longer exists.
-	ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
-	ctx.Send(ctx.Parent(), &messages.Passivated{Run: r.id})
-	r.terminating = true
-	ctx.Stop(ctx.Self())
 }
 
 // summary is the run at a glance, as it is in memory now.

@@ -162,62 +162,6 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 	ctx.Send(s.ensureActor(ctx, id, summary).pid, m)
 }
 
-func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
-	r := s.run(id)
-	if r == nil {
-		return
-	}
-	s.runs.Delete(uint64(id) / Shards)
-	s.env.reads.Invalidate(id)
-	s.env.index.Remove(id)
-	for _, m := range r.backlog {
-		s.request(ctx, m)
-	}
-}
-
-func (s *shard) passivateRefused(ctx actor.Context, id messages.RunID) {
-	r := s.run(id)
-	if r == nil {
-		return
-	}
-	r.holdsRequests = false
-	for _, m := range r.backlog {
-		ctx.Send(r.pid, m)
-	}
-	r.backlog = nil
-}
-
-// purge holds finished runs until they are deleted: requests for them wait. It skips a run
-// that has an actor again.
-func (s *shard) purge(m *messages.PurgeRuns) {
-	held := make([]messages.RunID, 0, len(m.Runs))
-	for _, id := range m.Runs {
-		if s.run(id) == nil {
-			r := &runEntry{holdsRequests: true}
-			r.creation.markDurable()
-			s.runs.Set(uint64(id)/Shards, r)
-			held = append(held, id)
-		}
-	}
-	m.Reply.Send(held, nil)
-}
-
-// purged releases those of the runs that are held.
-func (s *shard) purged(ctx actor.Context, m *messages.RunsPurged) {
-	for _, id := range m.Runs {
-		r := s.run(id)
-		if r == nil || !r.deleting() {
-			continue
-		}
-		s.runs.Delete(uint64(id) / Shards)
-		s.env.reads.Invalidate(id)
-		s.env.index.WakeDeleted(id)
-		for _, q := range r.backlog {
-			s.request(ctx, q)
-		}
-	}
-}
-
 // A queued run is not an actor until its first slot. Its shard asks for its slots; the
 // first grant or the first request starts the actor. So each run of a long backlog costs
 // a few hundred bytes.

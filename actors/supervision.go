@@ -3,10 +3,11 @@ package actors
 import (
 	"fmt"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-
+	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -58,6 +59,19 @@ import (
 // maxSuspended bounds the task actors of one run that wait for a retry. Further ones are
 // passivated: stopped, and spawned again for their next attempt.
 const maxSuspended = 4096
+
+// taskActor is the run's state of a task that has an actor.
+type taskActor struct {
+	pid     *actor.PID
+	attempt uint32
+	granted int64 // ns; when its attempt was given to it
+	started int64 // ns; 0 until the attempt has started
+	used    bool  // it has had an attempt: restart it before the next one
+	waiting bool  // it is among run.waiting
+	queued  bool  // it is among run.queued
+	noop    bool  // it is among run.noops
+	resumed bool  // its attempt was under way when the run was loaded
+}
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
 type taskFailed struct{ messages.AttemptFailure }
@@ -118,6 +132,23 @@ func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	ctx.Send(c.pid, begin)
 }
 
+// spawn starts a task's actor, under the task's index and a number: no name is
+// given twice (see shard.spawn).
+func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
+	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
+	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
+	props := r.env.taskProps
+	if !r.isNoop(task) && !r.dag.Plan().TemplateOf(task).Generator {
+		props = r.crew.taskProps(r.env)
+	}
+	pid, err := ctx.SpawnNamed(props, string(name))
+	if err != nil {
+		panic(fmt.Sprintf("actors: run %d: task %s: %v", r.id, name, err))
+	}
+	r.env.metrics.actors.Inc()
+	return pid
+}
+
 // restartTaskActor restarts a task's actor and gives it the first message of its new life:
 // BeginAttempt, or attachAttempt when its attempt goes on. Messages that waited behind the
 // failure come before; the actor stashes them (see task.Receive).
@@ -168,6 +199,68 @@ func (r *run) lostUnlessKilled(rec *messages.AttemptRecord) {
 		rec.Result = messages.AttemptLost
 		rec.ExecutorLog = "lost: the server was stopped while the attempt ran"
 	}
+}
+
+// dropTask stops a task's actor, if it has one.
+func (r *run) dropTask(ctx actor.Context, task uint32) {
+	c := r.tasks[task]
+	if c == nil {
+		return
+	}
+	r.setWaiting(c, false)
+	r.setQueued(c, false)
+	r.trackNoop(c, false)
+	delete(r.tasks, task)
+	if c.resumed { // its actor may not know its attempt yet
+		r.env.attempts.remove(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, c.pid)
+	}
+	ctx.Stop(c.pid)
+	r.env.metrics.actors.Dec()
+}
+
+// setWaiting records whether a task actor waits for its retry.
+func (r *run) setWaiting(c *taskActor, now bool) {
+	switch {
+	case now && !c.waiting:
+		r.waiting++
+	case !now && c.waiting:
+		r.waiting--
+	}
+	c.waiting = now
+}
+
+// setQueued records whether an attempt was given to its executor and has not started.
+func (r *run) setQueued(c *taskActor, now bool) {
+	switch {
+	case now && !c.queued:
+		r.queued++
+	case !now && c.queued:
+		r.queued--
+	}
+	c.queued = now
+}
+
+// trackNoop records whether a no-op attempt was begun and has not ended.
+func (r *run) trackNoop(c *taskActor, now bool) {
+	switch {
+	case now && !c.noop:
+		r.noops++
+	case !now && c.noop:
+		r.noops--
+	}
+	c.noop = now
+}
+
+// isNoop tells whether a task's attempts end as soon as they begin.
+func (r *run) isNoop(task uint32) bool {
+	plan := r.dag.Plan()
+	return plan.Classes[plan.TemplateOf(task).Class].Executor == scheduler.NoopExecutor
+}
+
+// startedEarly tells whether a task was begun before its grant is durable, as only no-op
+// tasks are. An effect may then be older than the attempt.
+func (r *run) startedEarly(task uint32) bool {
+	return r.isNoop(task) && r.dag.TaskState(task).Live()
 }
 
 // HandleFailure is the shard as supervisor of its runs. The panic has been logged, and the

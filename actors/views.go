@@ -6,37 +6,24 @@ import (
 
 	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/actors/watch"
-	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// answerView answers with the tasks [first, first+n). It is called when memory
-// and journal agree.
-func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, err error) {
-	if err != nil {
-		reply.Send(nil, err)
-		return
-	}
-	v := query.NewView(r.dag, *r.summary(), r.seq-1, first, n)
-	r.dag.EachLiveTask(func(task, attempt uint32, s dag.TaskState) {
-		if c := r.tasks[task]; s == dag.TaskRunning && task >= first && task-first < uint32(len(v.States)) && c != nil {
-			v.Live = append(v.Live, messages.LiveAttempt{Task: task, Attempt: attempt, Start: c.started})
+// publishEvents gives the changes of the last commit to the run's followers, if it has any.
+func (r *run) publishEvents(summary *messages.Summary) {
+	log := r.indexEntry.Log()
+	if log.Followed() {
+		c := watch.Commit{Seq: r.seq - 1, Starts: r.startedAttempts, Plan: r.dag.Plan(), Summary: summary}
+		if b := r.written; b != nil {
+			c.Records = b.Records
+			for i := range b.Attempts {
+				a := &b.Attempts[i]
+				c.Ends = append(c.Ends, watch.AttemptEnd{Task: a.Task, Attempt: a.Attempt, RC: a.RC})
+			}
 		}
-	})
-	reply.Send(v, nil)
-}
-
-func (r *run) answerTask(m *messages.GetTask, err error) {
-	if err != nil {
-		m.Refuse(err)
-		return
+		log.Publish(c)
 	}
-	task, ok := r.dag.Plan().FindTask(m.Name)
-	if !ok {
-		m.Refuse(query.UnknownTask(r.id, m.Name))
-		return
-	}
-	r.answerView(m.Reply, task, 1, nil)
+	r.startedAttempts, r.written = nil, nil
 }
 
 // A view of an unfinished run is asked of its actor, the only one that has the state of the

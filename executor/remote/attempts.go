@@ -86,6 +86,36 @@ func (r *Remote) reportEnd(a *trackedAttempt, end executor.Report) {
 	r.queueReport(end)
 }
 
+// Acknowledge implements executor.Durable.
+func (r *Remote) Acknowledge(keys ...messages.AttemptKey) {
+	r.mu.Lock()
+	defer r.unlockAndDeliver()
+	for _, key := range keys {
+		if a := r.attempts[key]; a != nil && a.State() == lifecycle.Ended {
+			r.forgetEnd(key, a)
+		}
+	}
+}
+
+// forgetEnd drops an ended attempt and tells the worker that keeps its end. mu is held.
+func (r *Remote) forgetEnd(key messages.AttemptKey, a *trackedAttempt) {
+	delete(r.attempts, key)
+	r.clearDoubtful(key, a)
+	p := a.peer
+	if p == nil {
+		return
+	}
+	if p.recovered {
+		p.unacknowledged--
+		if p.unacknowledged == 0 {
+			r.requestReconcile() // removes the dead worker
+		}
+		return
+	}
+	p.outgoing.AddAcknowledgement(key)
+	p.requestSendWithin(acknowledgementDelay)
+}
+
 // assignOrder gives an order that waits to the active worker, unless the order is over already.
 // allFound holds, and there is an active worker. mu is held.
 func (r *Remote) assignOrder(key messages.AttemptKey, a *trackedAttempt) {
