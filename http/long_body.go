@@ -35,7 +35,7 @@ const (
 	maxZstdWindow         = 8 << 20  // the window of zstd
 )
 
-// longBody is a long body as it was sent. As a messages.Document it is what the body decompresses
+// longBody is a long body as it was sent. As a messages.LongDocument it is what the body decompresses
 // to.
 type longBody struct {
 	coding    string // "" = none

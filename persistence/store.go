@@ -25,9 +25,9 @@ type Batch struct {
 
 // Creation is a new run. Batch.Summary comes with it.
 type Creation struct {
-	Definition     []byte            // the spec's JSON as submitted
-	Long           messages.Document // instead of Definition; opened by Append
-	IdempotencyKey string            // "" = none
+	Definition     []byte                // the spec's JSON as submitted
+	Long           messages.LongDocument // instead of Definition; opened by Append
+	IdempotencyKey string                // "" = none
 	BodyHash       [32]byte
 }
 
@@ -97,12 +97,12 @@ type Reader interface {
 type Stored struct {
 	Summary    *messages.Summary
 	Definition []byte
-	Long       messages.Document // instead of Definition, when the document is long
-	Sets       []GeneratedSet    // in order of N
-	Header     []byte            // snapshot header; nil without a snapshot
-	Chunks     []Chunk           // ascending
-	Records    [][]byte          // journal records from the snapshot's cut on, in order
-	NextSeq    uint64            // the Seq for the next Batch
+	Long       messages.LongDocument // instead of Definition, when the document is long
+	Sets       []GeneratedSet        // in order of N
+	Header     []byte                // snapshot header; nil without a snapshot
+	Chunks     []Chunk               // ascending
+	Records    [][]byte              // journal records from the snapshot's cut on, in order
+	NextSeq    uint64                // the Seq for the next Batch
 }
 
 // Store is the whole seam.

@@ -85,6 +85,9 @@ func CheckFrom(r io.Reader, limits dag.Limits) (CheckResult, error) {
 	return checkFrom(r, limits, true)
 }
 
+// checkFrom is CheckFrom, and PlanFrom when warn is false. A failure of r ends the decoder like an
+// early end of the document would, so it is looked at before the problems: the document itself may
+// be sound.
 func checkFrom(r io.Reader, limits dag.Limits, warn bool) (c CheckResult, err error) {
 	d := newStream(r)
 	d.warn = warn

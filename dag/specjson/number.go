@@ -8,7 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Bounds of numbers.
+// Bounds of numbers. Each keeps the number in its unit (thousandths, ns) and what is computed from it
+// within an int64.
 const (
 	maxQuantity = 1_000_000_000 // cores, MB
 	maxSeconds  = 1_000_000_000 // about 31 years: a time plus it fits in int64 nanoseconds
@@ -67,7 +68,8 @@ func (d *reader) readSeconds(what string) time.Duration {
 	return time.Duration(ns)
 }
 
-// readMaxRetries reads a whole number.
+// readMaxRetries reads a whole number. It goes through thousandths, as quantities do, so that "2.0"
+// and "2e0" are 2, and 2.5 is a problem of its own.
 func (d *reader) readMaxRetries() uint32 {
 	if !d.expectKind('0', "maxRetries") {
 		return 0
@@ -79,7 +81,8 @@ func (d *reader) readMaxRetries() uint32 {
 	return uint32(milli / 1000)
 }
 
-// readBackoff reads retryBackoff.
+// readBackoff reads retryBackoff, a factor of at least 1. It is the one number that is kept as a
+// float64: delays are rounded anyway.
 func (d *reader) readBackoff() float64 {
 	if !d.expectKind('0', "retryBackoff") {
 		return 0
@@ -189,6 +192,7 @@ func cutExponent(text string) (digits string, exponent int, ok bool) {
 	return digits, exponent, allDigits(text)
 }
 
+// allDigits tells whether text has digits only, at least one.
 func allDigits(text string) bool {
 	for _, c := range []byte(text) {
 		if c < '0' || c > '9' {

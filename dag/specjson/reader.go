@@ -192,6 +192,7 @@ func (d *reader) expectKind(want jsontext.Kind, what string) bool {
 	return false
 }
 
+// kindName names a kind of JSON value for a problem; 't' and 'f' are one kind.
 func kindName(k jsontext.Kind) string {
 	switch k {
 	case 'n':
@@ -436,6 +437,7 @@ func (w *window) readPart() {
 	}
 }
 
+// endOffset is the offset after the last byte that was read from the source.
 func (w *window) endOffset() int {
 	end := w.base
 	for _, p := range w.parts {

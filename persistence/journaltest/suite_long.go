@@ -11,7 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// longDocument is a messages.Document in memory.
+// longDocument is a messages.LongDocument in memory.
 type longDocument struct {
 	doc     []byte
 	size    int64
