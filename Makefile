@@ -29,14 +29,14 @@ help: ## list these targets
 build: ## build bin/caravan: static, with version, commit and date
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/caravan ./cmd/caravan
 
-demo: build ## start a server of its own, run examples/quickstart.json, print the record; nothing is left behind
+demo: build ## start a server, run examples/quickstart.json, print the record, clean up
 	@sh examples/demo.sh bin/caravan
 
 test: test-unit test-e2e ## all tests; no C compiler needed
 
-# The end-to-end tests that measure times do not share the machine with others; those that
-# mostly wait run beside each other afterwards.
-test-unit: ## all tests but the end-to-end ones
+# The end-to-end tests that measure times do not share the machine with others. Those that mostly
+# wait run in parallel afterwards.
+test-unit: ## all tests except the end-to-end tests
 	CGO_ENABLED=0 $(GO) test $$($(GO) list ./... | grep -v /internal/e2e)
 
 test-e2e: ## the real binary: killed, filled, attacked, asked (about 3 minutes)
@@ -48,26 +48,26 @@ test-slurm: ## attempts as jobs of a real Slurm, started for it; root on Debian 
 
 test-browser: ## what web pages can make Chromium send; root on Debian has it installed (under a minute)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y --no-install-recommends chromium; } || \
-		echo "there is no Chromium here: the tests are skipped" >&2
+		echo "Chromium is not installed: the tests are skipped" >&2
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 5m -tags browser ./internal/browsertest
 
-# With -short, what goes over every bit, row or size takes a sample: make test has gone over all.
+# With -short, tests over every bit, row or size take a sample: make test covers all.
 race: ## all tests under the race detector, the binary of the end-to-end tests too; needs cgo
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m $$($(GO) list ./... | grep -v /internal/e2e)
 	CGO_ENABLED=1 $(GO) test -race -parallel 4 -timeout 25m ./internal/e2e/...
 
 check: fmt vet lint tidy generated rules race ## everything that must hold before a change lands
 
-fmt: ## gofmt finds nothing
+fmt: ## check the format of all Go files
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 
-vet: ## go vet finds nothing
+vet: ## run go vet
 	$(GO) vet -tags slurm,browser,faults ./...
 
-lint: $(filter .tools/%,$(STATICCHECK)) ## staticcheck finds nothing (STATICCHECK= leaves it out)
-	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is left out")
+lint: $(filter .tools/%,$(STATICCHECK)) ## run staticcheck (STATICCHECK= skips it)
+	$(if $(STATICCHECK),$(STATICCHECK) ./...,@echo "staticcheck is skipped")
 
-tidy: ## go.mod and go.sum are what go mod tidy makes of them
+tidy: ## check that go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
 
 # The generators are tools of internal/protogen, at the versions of its go.mod.

@@ -29,6 +29,8 @@ var plainPackages = []string{
 
 	"bench", "dag/dagtest",
 	"persistence", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest",
+
+	"internal/e2e/e2etest",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.
