@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -102,7 +103,7 @@ func TestAnsweredBatchIsReadable(t *testing.T) {
 		_, err := s.Summary(7)
 		read <- err
 	}()
-	eventually(t, "the read waits for Badger, or ends", func() bool { return len(read) > 0 || underWay("(*readTimestamps).acquireLocked") })
+	testenv.Eventually(t, "the read waits for Badger, or ends", func() bool { return len(read) > 0 || underWay("(*readTimestamps).acquireLocked") })
 	if len(read) > 0 {
 		t.Error("read before Badger has it")
 	}

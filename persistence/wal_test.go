@@ -7,9 +7,9 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/persistence/badgerguard"
 	"github.com/caravan-dag/caravan/persistence/commitlog"
@@ -32,17 +32,6 @@ func openLocal(t *testing.T, c Config) *Badger {
 func underWay(function string) bool {
 	stacks := make([]byte, 1<<20)
 	return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("persistence."+function))
-}
-
-// eventually waits for what happens at once, when it happens at all.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Errorf("not within 5 s: %s", what)
-			return
-		}
-	}
 }
 
 // commitOne commits one row, beside the committer, which has nothing to do.
@@ -148,7 +137,7 @@ func TestFailedOpenWaitsForBadger(t *testing.T) {
 			l.alarm(errors.New("injected"))
 			go func() {
 				defer close(given)
-				eventually(t, "the open waits for Badger", func() bool { return underWay("(*localWAL).waitApplied") })
+				testenv.Eventually(t, "the open waits for Badger", func() bool { return underWay("(*localWAL).waitApplied") })
 				write(ops, at, done)
 			}()
 		}

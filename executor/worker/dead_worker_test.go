@@ -15,6 +15,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -119,7 +120,7 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 	}
 	pids := map[string]int{}
 	for _, name := range []string{"ended", "stubborn", "left", "bare", "stranger", "forked"} {
-		poll(t, name, func() bool {
+		testenv.EventuallyWithin(t, 30*time.Second, name, func() bool {
 			text, _ := os.ReadFile(filepath.Join(dir, name))
 			if n := strings.TrimSpace(string(text)); strings.HasSuffix(string(text), "\n") {
 				pids[name] = atoi(n)
@@ -163,15 +164,6 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 		p, err := readProcess(pids[name])
 		if lives := err == nil && !p.dead; lives != want {
 			t.Errorf("%s lives: %v, want %v", name, lives, want)
-		}
-	}
-}
-
-func poll(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited a minute for %s", what)
 		}
 	}
 }

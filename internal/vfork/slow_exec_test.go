@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/internal/faults"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // newSlowScript makes a script whose exec waits until the test is over.
@@ -31,16 +32,6 @@ func newSlowScript(t *testing.T) (path string, lease *faults.Lease) {
 	}
 	t.Cleanup(lease.Release)
 	return path, lease
-}
-
-// eventually polls until cond is true.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for began := time.Now(); !cond(); time.Sleep(time.Millisecond) {
-		if time.Since(began) > 20*time.Second {
-			t.Fatal("not so: " + what)
-		}
-	}
 }
 
 // startSlowChildren starts more programs whose exec waits than Go has processors. It returns when
@@ -72,9 +63,9 @@ func startSlowChildren(t *testing.T, spec Spec, waits func() bool) (children []*
 		})
 	}
 	for _, c := range children {
-		eventually(t, "there is a child", func() bool { return c.Signal(0) })
+		testenv.Eventually(t, "there is a child", func() bool { return c.Signal(0) })
 	}
-	eventually(t, "a child waits", waits)
+	testenv.Eventually(t, "a child waits", waits)
 	return children, over
 }
 
@@ -148,7 +139,7 @@ func TestSlowExecHoldsNoDescriptor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	eventually(t, "the lock is free", func() bool { return unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil })
+	testenv.Eventually(t, "the lock is free", func() bool { return unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil })
 	for _, c := range children {
 		c.Signal(unix.SIGTERM)
 	}
@@ -259,7 +250,7 @@ func TestLaunchReturnsBeforeASlowExec(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it returned after %v", took)
 	}
-	eventually(t, "the child waits", lease.HasWaiter)
+	testenv.Eventually(t, "the child waits", lease.HasWaiter)
 	if over, _ := l.ExecDone(); over {
 		t.Error("its exec is over")
 	}
