@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // audited is an option of serve: changes and refusals are recorded. lines ends that and
@@ -32,7 +33,7 @@ func audited(t *testing.T) (option func(*Config), lines func(s *service) []strin
 	}
 	return option, func(s *service) []string {
 		t.Helper()
-		eventually(t, "all are answered", func() bool { return s.inflight.Load() == 0 })
+		testenv.Eventually(t, "all are answered", func() bool { return s.inflight.Load() == 0 })
 		if err := audit.Close(); err != nil {
 			t.Fatal(err)
 		}

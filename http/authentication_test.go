@@ -17,6 +17,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // withTokenFile is an option of serve: tokens are needed. It returns the secret of each scope,
@@ -334,7 +335,7 @@ func TestAuditLog(t *testing.T) {
 	_, r := s.raw("GET /v1/dagruns HTTP/1.1\r\nHost: evil.example\r\n\r\n")
 	refusedWith(t, s.answerTo(r), 421, "")
 	s.loginTo("/login", secret[access.Read])
-	eventually(t, "all are answered", func() bool { return s.inflight.Load() == 0 })
+	testenv.Eventually(t, "all are answered", func() bool { return s.inflight.Load() == 0 })
 	if err := audit.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -74,7 +75,7 @@ func TestCallEndsWhenTheClientLeaves(t *testing.T) {
 			if err := <-ended; err != errClientGone {
 				t.Errorf("the call ended with %v", err)
 			}
-			eventually(t, "its place is free", func() bool { return s.inflight.Load() == 0 && s.connections() == 0 })
+			testenv.Eventually(t, "its place is free", func() bool { return s.inflight.Load() == 0 && s.connections() == 0 })
 
 			c, r := s.raw(request)
 			<-waiting
@@ -117,7 +118,7 @@ func TestRequestsAfterADeparture(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	c, r := s.raw("GET /v1/dagrun/0/state?wait=60s HTTP/1.1\r\nHost: c\r\n\r\n" + callsOfTheEngine()["Submit"] + callsOfTheEngine()["Kill"])
-	eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
+	testenv.Eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -221,12 +222,12 @@ func TestPlaceOfADepartedClientIsFree(t *testing.T) {
 	for kind, path := range requestsThatWait(t, e) {
 		t.Run(kind, func(t *testing.T) {
 			c, _ := s.raw(getRequest(path))
-			eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
+			testenv.Eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
 			c.Close()
-			eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 && s.connections() == 0 })
+			testenv.Eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 && s.connections() == 0 })
 
 			c, r := s.raw(getRequest(path))
-			eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
+			testenv.Eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
 			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
@@ -235,7 +236,7 @@ func TestPlaceOfADepartedClientIsFree(t *testing.T) {
 					t.Errorf("a client that reads on: %d %s", got.status, got.body)
 				}
 			}
-			eventually(t, "its place is free again", func() bool { return s.waits.len() == 0 })
+			testenv.Eventually(t, "its place is free again", func() bool { return s.waits.len() == 0 })
 		})
 	}
 }
@@ -259,7 +260,7 @@ func TestWaitsAreBounded(t *testing.T) {
 			c, _ := s.raw(getRequest(paths["long poll"]))
 			held = append(held, c)
 		}
-		eventually(t, "all wait", func() bool { return s.waits.len() == 3 })
+		testenv.Eventually(t, "all wait", func() bool { return s.waits.len() == 3 })
 		for kind, path := range paths {
 			_, r := s.raw(getRequest(path))
 			got := s.answerTo(r)
@@ -267,7 +268,7 @@ func TestWaitsAreBounded(t *testing.T) {
 			if !got.close {
 				t.Errorf("%s: the connection stays", kind)
 			}
-			eventually(t, "it is closed", func() bool { return s.connections() == 3 })
+			testenv.Eventually(t, "it is closed", func() bool { return s.connections() == 3 })
 		}
 		_, r := s.raw(getRequest("/ready"))
 		if got := s.answerTo(r); got.status != 200 {
@@ -276,7 +277,7 @@ func TestWaitsAreBounded(t *testing.T) {
 		for _, c := range held {
 			c.Close()
 		}
-		eventually(t, "none waits", func() bool { return s.waits.len() == 0 })
+		testenv.Eventually(t, "none waits", func() bool { return s.waits.len() == 0 })
 	}
 }
 
@@ -289,15 +290,15 @@ func TestDepartureBeforeThePlanningTurn(t *testing.T) {
 	doc := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", longBodyBytes) + `"}}}}`
 	head := "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(doc)) + "\r\n\r\n"
 	c, r := s.raw(head + doc)
-	eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
+	testenv.Eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	refusedWith(t, s.answerTo(r), 503, "closed its side")
 	c, _ = s.raw(head + doc)
-	eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
+	testenv.Eventually(t, "it waits for its turn", func() bool { return s.waits.len() == 1 })
 	c.Close()
-	eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.longBodies.len() == 0 })
+	testenv.Eventually(t, "its place is free", func() bool { return s.waits.len() == 0 && s.longBodies.len() == 0 })
 	<-s.planningTurn
 	if len(e.submitted) != 0 {
 		t.Errorf("%d documents were taken", len(e.submitted))
@@ -310,7 +311,7 @@ func TestRequestThatCannotBeWatchedDoesNotWait(t *testing.T) {
 	e := seedEngine(t)
 	s := serve(t, e)
 	paths := requestsThatWait(t, e)
-	eventually(t, "clients are watched", func() bool { return s.clientWatcher.Load() != nil })
+	testenv.Eventually(t, "clients are watched", func() bool { return s.clientWatcher.Load() != nil })
 	s.clientWatcher.Load().Close()
 	for kind, path := range paths {
 		_, r := s.raw(getRequest(path))
@@ -320,7 +321,7 @@ func TestRequestThatCannotBeWatchedDoesNotWait(t *testing.T) {
 			t.Errorf("%s: the connection stays", kind)
 		}
 	}
-	eventually(t, "no place is taken", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
+	testenv.Eventually(t, "no place is taken", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
 }
 
 // TestClientWatcher: only the client that leaves is reported, once; the bytes that it has sent

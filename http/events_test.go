@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -96,7 +97,7 @@ func TestRunEvents(t *testing.T) {
 	if want := []uint64{messages.FromNow, messages.FromNow, 4, 4}; !slices.Equal(e.follows, want) {
 		t.Errorf("followed from %v, want %v", e.follows, want)
 	}
-	eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 })
+	testenv.Eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 })
 }
 
 // TestEventsAreResumed by the ID that an EventSource sends. It is told to stop when all events
@@ -163,11 +164,11 @@ func TestIdleEventStreamHasHeartbeats(t *testing.T) {
 		nextBlock(t, r, ": nothing new")
 	}
 	resp.Body.Close()
-	eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 && s.inflight.Load() == 0 })
+	testenv.Eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 && s.inflight.Load() == 0 })
 	if r := s.do("HEAD", runEventsPath, ""); r.status != 200 {
 		t.Errorf("HEAD: %d", r.status)
 	}
-	eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 })
+	testenv.Eventually(t, "the feed is closed", func() bool { return e.feed.opened.Load() == 0 })
 	if log := s.logs.String(); log != "" {
 		t.Errorf("log: %s", log)
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // failingListener fails before it accepts, with each of its errors in turn.
@@ -88,7 +90,7 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 			t.Fatal(got)
 		}
 		idle = append(idle, r)
-		eventually(t, "it waits for the next request", func() bool { return s.idleConnections() == len(idle) })
+		testenv.Eventually(t, "it waits for the next request", func() bool { return s.idleConnections() == len(idle) })
 	}
 	_, r := s.raw(ask)
 	if got := s.answerTo(r); got.status != 200 {
@@ -98,11 +100,11 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 		t.Errorf("the oldest idle connection: %q %v", rest, err)
 	}
 	s.conns.close(true)
-	eventually(t, "no connection", func() bool { return s.connections() == 0 })
+	testenv.Eventually(t, "no connection", func() bool { return s.connections() == 0 })
 	for range 3 {
 		s.busy()
 	}
-	eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 3 })
+	testenv.Eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 3 })
 	_, r = s.raw(ask)
 	got := s.answerTo(r)
 	refusedWith(t, got, 503, "too many connections")
@@ -111,7 +113,7 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 	}
 	var turnedAway reply
 	s.raw("") // takes the place of a refused one
-	eventually(t, "all places are taken", func() bool { return s.connections() == 4 })
+	testenv.Eventually(t, "all places are taken", func() bool { return s.connections() == 4 })
 	_, r = s.raw("")
 	turnedAway = s.answerTo(r)
 	refusedWith(t, turnedAway, 503, "too many connections")
@@ -126,7 +128,7 @@ func TestConnectionsOfOneClientBeyondItsLimitAreRefused(t *testing.T) {
 	for range 2 {
 		s.busy()
 	}
-	eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 2 })
+	testenv.Eventually(t, "all are waiting", func() bool { e.mu.Lock(); defer e.mu.Unlock(); return e.waiting == 2 })
 	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
 	got := s.answerTo(r)
 	refusedWith(t, got, 429, "too many connections of this client")
@@ -244,7 +246,7 @@ func TestEvictedConnectionRunsNoRequest(t *testing.T) {
 			t.Errorf("%s: the connection was not evicted: %q", kind, answer)
 		}
 		began := time.Now()
-		eventually(t, kind+" is over", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
+		testenv.Eventually(t, kind+" is over", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
 		if took := time.Since(began); took > patience/2 { // a long poll ends by itself
 			t.Errorf("%s: it waited for %v", kind, took)
 		}

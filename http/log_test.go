@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -191,7 +192,7 @@ func TestFollow(t *testing.T) {
 	if rest, err := io.ReadAll(late); string(rest) != "three\nlast" || err != nil {
 		t.Errorf("%q %v", rest, err)
 	}
-	eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 && s.inflight.Load() == 0 })
+	testenv.Eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 && s.inflight.Load() == 0 })
 }
 
 // TestDepartureEndsAFollowedLog, though the task never writes another byte.
@@ -206,7 +207,7 @@ func TestDepartureEndsAFollowedLog(t *testing.T) {
 		t.Fatal("not followed")
 	}
 	c.Close()
-	eventually(t, "the stream ends", func() bool { return log.stillOpen() == 0 && s.inflight.Load() == 0 && s.connections() == 0 })
+	testenv.Eventually(t, "the stream ends", func() bool { return log.stillOpen() == 0 && s.inflight.Load() == 0 && s.connections() == 0 })
 	if log := s.logs.String(); log != "" {
 		t.Errorf("a client that leaves is in the log: %s", log)
 	}
@@ -219,5 +220,5 @@ func TestHeadOfAFollowedLog(t *testing.T) {
 	if r := s.do("HEAD", logPath+"?follow=1", ""); r.status != 200 {
 		t.Errorf("status %d", r.status)
 	}
-	eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 })
+	testenv.Eventually(t, "the log is closed", func() bool { return log.stillOpen() == 0 })
 }

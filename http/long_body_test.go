@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -34,7 +35,7 @@ func serveLong(t *testing.T, e Engine, change ...func(*Config)) *service {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left of long bodies: %v %v", left, err)
 		}
-		eventually(t, "no long body is held", func() bool { return s.longBodies.len() == 0 && len(s.planningTurn) == 0 })
+		testenv.Eventually(t, "no long body is held", func() bool { return s.longBodies.len() == 0 && len(s.planningTurn) == 0 })
 	})
 	return s
 }
@@ -159,14 +160,14 @@ func TestSlowLongBodies(t *testing.T) {
 	}
 	for i := range maxLongBodies {
 		begin(byte(2 + i/maxLongBodiesOfClient))
-		eventually(t, "it is being received", func() bool { return s.longBodies.len() == i+1 })
+		testenv.Eventually(t, "it is being received", func() bool { return s.longBodies.len() == i+1 })
 		if i == maxLongBodiesOfClient-1 { // all that this client may have
 			begin(2)
 			refusedWith(t, s.answerTo(bufio.NewReader(conns[len(conns)-1])), 429, "too many large bodies of this client at a time: at most 8")
 		}
 	}
 	var m runtime.MemStats
-	eventually(t, "they hold no memory", func() bool {
+	testenv.Eventually(t, "they hold no memory", func() bool {
 		runtime.GC()
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc < maxLongBodies<<19

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/http/access"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -168,7 +169,7 @@ func TestReloadEndsWaits(t *testing.T) {
 				nc, r := s.raw("GET " + target + " HTTP/1.1\r\nHost: c\r\n" + as + "\r\n\r\n")
 				readers[kind], conns = r, append(conns, nc)
 			}
-			eventually(t, "all wait", func() bool { return s.waits.len() == len(targets) })
+			testenv.Eventually(t, "all wait", func() bool { return s.waits.len() == len(targets) })
 			s.rewrite(path, c.left(secret[access.Read]))
 			if c.status == 0 {
 				if n := s.waits.len(); n != len(targets) {
@@ -179,7 +180,7 @@ func TestReloadEndsWaits(t *testing.T) {
 				}
 				return
 			}
-			eventually(t, "all have ended", func() bool { return s.waits.len() == 0 })
+			testenv.Eventually(t, "all have ended", func() bool { return s.waits.len() == 0 })
 			for kind, r := range readers {
 				if kind == "long poll" {
 					refusedWith(t, s.answerTo(r), c.status, "")
@@ -210,7 +211,7 @@ func TestLogoutEndsWaits(t *testing.T) {
 	s := serve(t, e, option)
 	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
 	_, r := s.raw("GET " + target + " HTTP/1.1\r\nHost: c\r\nCookie: " + cookie + "\r\n\r\n")
-	eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
+	testenv.Eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
 	if out := s.loginTo("/logout", "", "Cookie: "+cookie); out.status != 303 {
 		t.Fatal(out.status, out.body)
 	}
@@ -250,7 +251,7 @@ func TestRevokedWhileTheBodyCame(t *testing.T) {
 	s := serve(t, e, option)
 	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n%s\r\n\r\n%x\r\n%s\r\n",
 		bearer(secret[access.Submit]), len(seedSpec), seedSpec))
-	eventually(t, "the request is there", func() bool { return s.inflight.Load() == 1 })
+	testenv.Eventually(t, "the request is there", func() bool { return s.inflight.Load() == 1 })
 	s.rewrite(path, "# none\n")
 	if _, err := io.WriteString(c, "0\r\n\r\n"); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 // TestMalformed sends what no client library would. Each is answered and its
@@ -163,7 +164,7 @@ func TestPartialRequests(t *testing.T) {
 	if len(e.submitted) != 0 {
 		t.Errorf("a part was taken for a submission")
 	}
-	eventually(t, "the connections are gone", func() bool { return s.connections() == 0 })
+	testenv.Eventually(t, "the connections are gone", func() bool { return s.connections() == 0 })
 }
 
 // TestSlowRequests: header and body must arrive in time.
@@ -200,7 +201,7 @@ func TestIdleConnections(t *testing.T) {
 	for range 300 {
 		s.raw("")
 	}
-	eventually(t, "all are accepted", func() bool { return s.connections() == 300 })
+	testenv.Eventually(t, "all are accepted", func() bool { return s.connections() == 300 })
 	if r := s.get("/ready"); r.status != 200 {
 		t.Errorf("status %d", r.status)
 	}
@@ -214,7 +215,7 @@ func TestAnnouncedLength(t *testing.T) {
 	for range 50 {
 		s.raw("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 67108864\r\n\r\n" + strings.Repeat(" ", 10_000))
 	}
-	eventually(t, "all are being read", func() bool { return s.inflight.Load() == 50 })
+	testenv.Eventually(t, "all are being read", func() bool { return s.inflight.Load() == 50 })
 	runtime.ReadMemStats(&after)
 	if grown := (after.TotalAlloc - before.TotalAlloc) >> 20; grown > 100 {
 		t.Errorf("%d MiB for 50 clients", grown)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -22,7 +23,7 @@ func TestLongPollAnswersAtAChange(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "both wait", func() bool { return e.waits() == 2 })
+	testenv.Eventually(t, "both wait", func() bool { return e.waits() == 2 })
 	e.move(0, dag.RunErrored) // another run
 	e.move(2, dag.RunRunning) // the same state
 	if n := e.waits(); n != 2 {
@@ -60,7 +61,7 @@ func TestShutdownAnswersLongPolls(t *testing.T) {
 	s := serve(t, e)
 	answered := make(chan reply, 1)
 	go func() { answered <- s.get("/v1/dagrun/2/state?wait=60s") }()
-	eventually(t, "it waits", func() bool { return e.waits() == 1 })
+	testenv.Eventually(t, "it waits", func() bool { return e.waits() == 1 })
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {

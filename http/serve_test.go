@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/valyala/fasthttp"
 )
 
@@ -97,7 +98,7 @@ func (s *service) start(l net.Listener) {
 		if n := s.inflight.Load(); n != 0 {
 			t.Errorf("%d requests in flight after shutdown", n)
 		}
-		eventually(t, "all connections closed", func() bool { return s.connections() == 0 })
+		testenv.Eventually(t, "all connections closed", func() bool { return s.connections() == 0 })
 	})
 }
 
@@ -242,21 +243,6 @@ func refusedWith(t testing.TB, r reply, status int, text string) {
 	}
 	if retry := r.header.Get("Retry-After"); (retry != "") != (status == 503 || status == 429) {
 		t.Errorf("Retry-After %q with status %d", retry, status)
-	}
-}
-
-// eventually polls what only another goroutine or the kernel can bring about.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(patience)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("never happened: " + what)
-		}
 	}
 }
 

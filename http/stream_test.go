@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -150,7 +151,7 @@ func TestStreamBreaksOff(t *testing.T) {
 			if r.status != 200 || r.err == nil || json.Valid([]byte(r.body)) {
 				t.Errorf("%d, %d bytes, %v", r.status, len(r.body), r.err)
 			}
-			eventually(t, "it is in the log", func() bool { return strings.Contains(s.logs.String(), "camel down") })
+			testenv.Eventually(t, "it is in the log", func() bool { return strings.Contains(s.logs.String(), "camel down") })
 			if got := s.get("/v1/dagrun/0/state"); got.status != 200 {
 				t.Error(got)
 			}
@@ -419,7 +420,7 @@ func TestShutdownIsCutShort(t *testing.T) {
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	eventually(t, "the stream ends", func() bool { return s.inflight.Load() == 0 })
+	testenv.Eventually(t, "the stream ends", func() bool { return s.inflight.Load() == 0 })
 }
 
 // TestStalledClient: a client that stops reading loses the connection.
@@ -431,5 +432,5 @@ func TestStalledClient(t *testing.T) {
 	if _, err := http.ReadResponse(r, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is cut off", func() bool { return s.connections() == 0 && s.inflight.Load() == 0 })
+	testenv.Eventually(t, "it is cut off", func() bool { return s.connections() == 0 && s.inflight.Load() == 0 })
 }

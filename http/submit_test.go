@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
 func TestBudgetShare(t *testing.T) {
@@ -91,7 +93,7 @@ func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Its memory has grown for the last time when there were between 1.5 and 3 MiB.
-		eventually(t, "it is held or refused", func() bool { return s.bodies.inUse() >= held+memoryPerByte*3<<19 || refused() })
+		testenv.Eventually(t, "it is held or refused", func() bool { return s.bodies.inUse() >= held+memoryPerByte*3<<19 || refused() })
 		if lines = append(lines, c); refused() {
 			refusedWith(t, s.answerTo(r), 503, "too many bytes")
 		}
@@ -107,7 +109,7 @@ func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 	for _, c := range lines {
 		c.Close()
 	}
-	eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
+	testenv.Eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
 	if got := s.do("POST", "/v1/dagrun", big); got.status != 200 {
 		t.Errorf("with room again: %d %s", got.status, got.body)
 	}
@@ -145,7 +147,7 @@ func TestBodiesOfOneClientBeyondItsBudgetAreRefused(t *testing.T) {
 	if got := s.do("POST", "/v1/dagrun", big); got.status != 200 {
 		t.Errorf("with room again: %d %s", got.status, got.body)
 	}
-	eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
+	testenv.Eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
 }
 
 // TestRefusedLinesAreBounded: reading stops in a request of invalid lines.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -181,6 +182,6 @@ func TestPagesCannotMakeABrowserSaveABackup(t *testing.T) {
 		t.Error("a backup was made")
 	}
 	for _, header := range [][]string{nil, {"Accept: */*"}, {"Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate", "Accept: text/html"}} {
-		eventually(t, "a backup is made", func() bool { return s.do("GET", "/v1/backup", "", header...).body == "all" })
+		testenv.Eventually(t, "a backup is made", func() bool { return s.do("GET", "/v1/backup", "", header...).body == "all" })
 	}
 }
