@@ -33,6 +33,7 @@ func newAttempts() *attempts {
 	return a
 }
 
+// add registers the actors that wait for the reports of an attempt.
 func (a *attempts) add(key messages.AttemptKey, task, run *actor.PID) {
 	p := &a.parts[key.Task%uint32(len(a.parts))]
 	p.mu.Lock()
@@ -157,12 +158,12 @@ func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
 	}
 	ctx.Request(r.env.dispatcher, m)
 	for _, k := range live {
-		c := &taskActor{pid: r.spawn(ctx, k.Task), attempt: k.Attempt, used: true, resumed: true}
+		c := &taskActor{pid: r.spawnTask(ctx, k.Task), attempt: k.Attempt, used: true, resumed: true}
 		r.tasks[k.Task] = c
 		r.setQueued(c, true)
 		r.env.attempts.add(k, c.pid, ctx.Self())
 		ctx.Send(c.pid, &attachAttempt{key: k, plan: plan})
-		o := order(plan, k, r.dag.GrantedAt(k.Task))
+		o := orderFor(plan, k, r.dag.GrantedAt(k.Task))
 		o.Resume = true
 		r.env.durable(plan, k.Task).Start(o)
 	}
@@ -171,8 +172,8 @@ func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
 	}
 }
 
-// acknowledge tells the executors which ends are durable.
-func (r *run) acknowledge(ended []messages.AttemptRecord) {
+// acknowledgeEnds tells the executors which ends are durable.
+func (r *run) acknowledgeEnds(ended []messages.AttemptRecord) {
 	if len(r.env.durables) == 0 {
 		return
 	}

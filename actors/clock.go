@@ -47,14 +47,14 @@ func (c systemClock) SinceBoot() (elapsed int64, boot string) {
 	return ts.Nano(), strings.TrimSpace(string(id))
 }
 
-// wall is the wall clock, for showing.
-func (e *nodeContext) wall() int64 {
+// wallTime is the wall clock, for showing.
+func (e *nodeContext) wallTime() int64 {
 	wall, _ := e.clock.Now()
 	return wall
 }
 
-// monotonic is the clock of intervals and deadlines.
-func (e *nodeContext) monotonic() int64 {
+// monotonicTime is the clock of intervals and deadlines.
+func (e *nodeContext) monotonicTime() int64 {
 	_, monotonic := e.clock.Now()
 	return monotonic
 }
@@ -156,9 +156,9 @@ func (s *steadyClock) readClocks() (now clockReading, bootID string) {
 	return now, bootID
 }
 
-// compare makes up for what the monotonic clock does not count, and says when the wall
+// compareClocks makes up for what the monotonic clock does not count, and says when the wall
 // clock was set. It returns the present moment, and whether the mark must be written.
-func (s *steadyClock) compare() (now clockReading, mustWrite bool) {
+func (s *steadyClock) compareClocks() (now clockReading, mustWrite bool) {
 	now, _ = s.readClocks()
 	if asleep := (now.boot - s.began.boot) - (now.monotonic - s.began.monotonic); asleep >= minClockStep {
 		s.ahead.Add(asleep)
@@ -193,8 +193,8 @@ func (s *steadyClock) mark(now clockReading) persistence.ClockMark {
 	return m
 }
 
-// steady is the server's own clock, in ns.
-func (e *nodeContext) steady() int64 { return e.monotonic() + e.steadyClock.ahead.Load() }
+// steadyTime is the server's own clock, in ns.
+func (e *nodeContext) steadyTime() int64 { return e.monotonicTime() + e.steadyClock.ahead.Load() }
 
 // keepTime compares the clocks and writes the mark, now and then, until the node is
 // closed.
@@ -215,7 +215,7 @@ func (n *Node) keepTime() {
 // syncClocks compares the clocks, and writes the mark when it is due, after a change, or by force.
 func (n *Node) syncClocks(force bool) {
 	s := &n.env.steadyClock
-	now, mustWrite := s.compare()
+	now, mustWrite := s.compareClocks()
 	if !force && !mustWrite && now.monotonic < s.due {
 		return
 	}

@@ -91,7 +91,7 @@ func newNodeContext(c Config, n *Node, root *actor.RootContext) *nodeContext {
 		NextID: func() messages.RunID { return messages.RunID(n.ids.Load()) },
 	}
 	e.metrics = newMetrics(c.Registerer, e)
-	e.timers = newTimers(e.monotonic, func(pid *actor.PID, m any) { root.Send(pid, m) })
+	e.timers = newTimers(e.monotonicTime, func(pid *actor.PID, m any) { root.Send(pid, m) })
 	e.taskProps = actor.PropsFromProducer(func() actor.Actor { return &task{env: e} },
 		actor.WithMailbox(actor.UnboundedLockfree()), actor.WithDispatcher(e.pool))
 	return e

@@ -19,7 +19,7 @@ type dispatcher struct {
 	ageing     bool // a wake message is scheduled
 	halted     *halt
 	paused     bool        // no slot is granted
-	allotments []allotment // scratch of grant
+	allotments []allotment // scratch of grantSlots
 	// awaited are the runs that may hold slots since before the server was started and
 	// have not said so yet. Until they have, no slot is granted; but of those with long
 	// documents, which take seconds, it is learnt later: until then executors may be given
@@ -49,7 +49,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	switch m := ctx.Message().(type) {
 	case *messages.SlotRequest:
 		if m.Recovered {
-			d.recovered(m)
+			d.recordHeldSlots(m)
 		}
 		for _, r := range m.Released {
 			d.sched.Release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
@@ -76,7 +76,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 		return
 	}
 	if d.halted == nil && !d.paused {
-		d.grant(ctx)
+		d.grantSlots(ctx)
 	} else if d.halted != nil && d.sched.Idle() && len(d.awaited) == 0 {
 		d.halted.reply.Send(struct{}{}, nil)
 	}
@@ -95,8 +95,8 @@ func (d *dispatcher) addNewRuns() {
 	d.env.newRuns.recycle(list)
 }
 
-// recovered records the slots that a loaded run holds.
-func (d *dispatcher) recovered(m *messages.SlotRequest) {
+// recordHeldSlots records the slots that a loaded run holds.
+func (d *dispatcher) recordHeldSlots(m *messages.SlotRequest) {
 	d.sched.RemoveRun(m.Run)
 	for _, h := range m.Held {
 		d.sched.AddHeld(m.Run, h.ID, h.Class, h.N)
@@ -128,8 +128,10 @@ func addAllotment(list []allotment, run messages.RunID, id, n int) []allotment {
 	return append(list, allotment{run, id, n})
 }
 
-func (d *dispatcher) grant(ctx actor.Context) {
-	now := d.env.monotonic()
+// grantSlots grants what is free, and sends each run what it got of a class as one message. It
+// comes after every message that may have freed slots or brought demand.
+func (d *dispatcher) grantSlots(ctx actor.Context) {
+	now := d.env.monotonicTime()
 	d.sched.SetPaused(len(d.awaited) > 0)
 	allotments := d.allotments[:0]
 	d.sched.Grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
@@ -140,9 +142,9 @@ func (d *dispatcher) grant(ctx actor.Context) {
 	d.allotments = allotments[:0]
 	if due := d.sched.NextAging(now); due != 0 && !d.ageing {
 		d.ageing = true
-		d.env.timers.at(due, ctx.Self(), wake{})
+		d.env.timers.sendAt(due, ctx.Self(), wake{})
 	}
-	d.env.metrics.slots(d.sched)
+	d.env.metrics.setSlots(d.sched)
 }
 
 // pauses says whether any task may start, whatever its run.

@@ -26,7 +26,7 @@ func TestGrantToAFormerIncarnationIsIgnored(t *testing.T) {
 }
 
 func TestGrantToAStoppedRunIsReturned(t *testing.T) {
-	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{})}
+	g := &gate{where: "(*dispatcher).grantSlots", reached: make(chan struct{}), open: make(chan struct{})}
 	r := newRig(t, func(c *Config) { c.Clock = g })
 	first := r.submit(wholeMachine)
 	k := r.order(1)

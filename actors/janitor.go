@@ -76,7 +76,7 @@ func (j *janitor) sweep() error {
 func (j *janitor) sweepKeys() error {
 	for !j.stopped() {
 		surplus := max(j.n.env.store.KeptKeyCount()-j.mostKeys, 0)
-		n, err := j.n.env.store.ExpireKeys(j.n.env.steady(), j.mostKeys, keysStep)
+		n, err := j.n.env.store.ExpireKeys(j.n.env.steadyTime(), j.mostKeys, keysStep)
 		j.n.env.metrics.keysDropped.Add(float64(min(n, surplus)))
 		if err != nil || n < keysStep {
 			return err
@@ -86,7 +86,7 @@ func (j *janitor) sweepKeys() error {
 }
 
 func (j *janitor) sweepRuns() error {
-	due, err := j.due()
+	due, err := j.dueRuns()
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (j *janitor) sweepRuns() error {
 		if j.stopped() {
 			break
 		}
-		n, err := j.purge(step)
+		n, err := j.deleteRuns(step)
 		if deleted += n; err != nil {
 			return err
 		}
@@ -106,18 +106,18 @@ func (j *janitor) sweepRuns() error {
 	return nil
 }
 
-// share is how many of so many finished runs one sweep deletes for their age: what
+// maxExpiries is how many of so many finished runs one sweep deletes for their age: what
 // ends evenly never comes to as much. Should an age be wrong, most runs are still there
 // when somebody notices.
-func (j *janitor) share(finished int) int {
+func (j *janitor) maxExpiries(finished int) int {
 	evenly := float64(sweepEvery) / float64(j.age)
 	return max(sweepStep, int(float64(finished)*min(max(0.01, 4*evenly), 1)))
 }
 
-// due are the runs to be deleted, by ascending id. It reads little beyond these: the store
+// dueRuns are the runs to be deleted, by ascending id. It reads little beyond these: the store
 // knows where runs that ended long ago are. A run whose summary is damaged stays.
-func (j *janitor) due() ([]messages.RunID, error) {
-	finished, err := j.finished()
+func (j *janitor) dueRuns() ([]messages.RunID, error) {
+	finished, err := j.countFinished()
 	if err != nil {
 		return nil, err
 	}
@@ -134,11 +134,11 @@ func (j *janitor) due() ([]messages.RunID, error) {
 			return nil, err
 		}
 	}
-	oldest := j.n.env.steady() - int64(j.age)
+	oldest := j.n.env.steadyTime() - int64(j.age)
 	if j.age <= 0 || oldest <= 0 {
 		return due, nil
 	}
-	q, left := query.FinishedRuns(), j.share(finished)
+	q, left := query.FinishedRuns(), j.maxExpiries(finished)
 	q.ChangedTo = oldest
 	if len(due) > 0 {
 		q.HasAfter, q.After = true, due[len(due)-1]
@@ -153,8 +153,8 @@ func (j *janitor) due() ([]messages.RunID, error) {
 	return due, err
 }
 
-// finished is how many finished runs there are.
-func (j *janitor) finished() (n int, err error) {
+// countFinished is how many finished runs there are.
+func (j *janitor) countFinished() (n int, err error) {
 	n, known := j.n.env.store.FinishedCount()
 	if known {
 		return n, nil
@@ -167,8 +167,8 @@ func (j *janitor) finished() (n int, err error) {
 	return n, err
 }
 
-// purge deletes runs, but for those that have come to life again, and returns how many.
-func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
+// deleteRuns deletes runs, but for those that have come to life again, and returns how many.
+func (j *janitor) deleteRuns(runs []messages.RunID) (deleted int, err error) {
 	n := j.n
 	var of [Shards][]messages.RunID
 	for _, id := range runs {
@@ -190,7 +190,7 @@ func (j *janitor) purge(runs []messages.RunID) (deleted int, err error) {
 	slices.Sort(all)
 	keysUntil := int64(0)
 	if j.keysFor > 0 {
-		keysUntil = n.env.steady() + int64(j.keysFor)
+		keysUntil = n.env.steadyTime() + int64(j.keysFor)
 	}
 	if err := n.env.store.Delete(all, keysUntil); err != nil {
 		return 0, err

@@ -23,13 +23,13 @@ func TestRetentionReadsDueRunsOnly(t *testing.T) {
 		r.passivated(r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`))
 	}
 	j := &janitor{n: r.node, keep: runs - 3, age: time.Hour, stop: make(chan struct{})}
-	due, err := j.due()
+	due, err := j.dueRuns()
 	if got := count.summaries.Load(); err != nil || fmt.Sprint(due) != "[0 1 2]" || got != 3 {
 		t.Errorf("due are %v by %d summaries, %v", due, got, err)
 	}
 	count.summaries.Store(0)
 	j.keep, j.age = 0, 1
-	if due, err = j.due(); err != nil || len(due) != runs {
+	if due, err = j.dueRuns(); err != nil || len(due) != runs {
 		t.Errorf("due are %v, %v", due, err)
 	}
 }
@@ -138,7 +138,7 @@ func TestDeletionEndsAWait(t *testing.T) {
 		}
 	}
 	j := &janitor{n: r.node, keep: 0, age: 1, stop: make(chan struct{})}
-	if deleted, err := j.purge([]messages.RunID{run}); deleted != 1 || err != nil {
+	if deleted, err := j.deleteRuns([]messages.RunID{run}); deleted != 1 || err != nil {
 		t.Fatalf("deleted %d, %v", deleted, err)
 	}
 	select {
@@ -220,7 +220,7 @@ func TestRetentionCountsElapsedTime(t *testing.T) {
 	r.start()
 	sweep("the machine was off", append(ids, young...))
 	r.pass(trustWallClockAfter)
-	r.node.env.steadyClock.compare()
+	r.node.env.steadyClock.compareClocks()
 	sweep("and a while later", nil)
 }
 
@@ -248,7 +248,7 @@ func TestRetentionDeletesAShareAtATime(t *testing.T) {
 		{time.Second, 1_000_000, 1_000_000},
 		{time.Hour, 1000, sweepStep},
 	} {
-		if got := (&janitor{age: c.age}).share(c.finished); got != c.want {
+		if got := (&janitor{age: c.age}).maxExpiries(c.finished); got != c.want {
 			t.Errorf("of %d runs that are kept for %v: %d at once, want %d", c.finished, c.age, got, c.want)
 		}
 	}

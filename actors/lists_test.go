@@ -77,7 +77,7 @@ func TestListsOfADamagedStore(t *testing.T) {
 	}
 	// The age of a damaged run is unknown: retention leaves it.
 	j := &janitor{n: r.node, keep: 1, stop: make(chan struct{})}
-	if due, err := j.due(); err != nil || fmt.Sprint(due) != "[0 4]" {
+	if due, err := j.dueRuns(); err != nil || fmt.Sprint(due) != "[0 4]" {
 		t.Errorf("due are %v, %v", due, err)
 	}
 }

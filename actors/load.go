@@ -32,8 +32,8 @@ func newLoadLimiter() *loadLimiter {
 // maxQueuedRequests is how many requests wait for a run that is being loaded.
 const maxQueuedRequests = 4096
 
-// loaded is what a run's actor has been waiting for.
-type loaded struct {
+// loadedRun is what a run's actor has been waiting for.
+type loadedRun struct {
 	epoch  uint64
 	dag    *dag.Run
 	stored *persistence.Stored
@@ -49,15 +49,15 @@ func (r *run) beginLoading(ctx actor.Context) {
 	r.loading = true
 	self, epoch, again, e, id := ctx.Self(), r.epoch, r.restarted, r.env, r.id
 	e.loader.all.Go(func() {
-		m := &loaded{epoch: epoch}
-		m.dag, m.stored, m.err = e.load(id, again)
+		m := &loadedRun{epoch: epoch}
+		m.dag, m.stored, m.err = e.loadRun(id, again)
 		e.root.Send(self, m)
 	})
 }
 
-// load reads a run as it was left. After a panic the former incarnation's last batch
+// loadRun reads a run as it was left. After a panic the former incarnation's last batch
 // may still be on its way: it is waited for.
-func (e *nodeContext) load(id messages.RunID, again bool) (d *dag.Run, stored *persistence.Stored, err error) {
+func (e *nodeContext) loadRun(id messages.RunID, again bool) (d *dag.Run, stored *persistence.Stored, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			e.metrics.panics.Inc()
@@ -102,7 +102,7 @@ func (e *nodeContext) load(id messages.RunID, again bool) (d *dag.Run, stored *p
 }
 
 // finishLoading sets the run going with what was loaded.
-func (r *run) finishLoading(ctx actor.Context, m *loaded) {
+func (r *run) finishLoading(ctx actor.Context, m *loadedRun) {
 	r.loading = false
 	if m.err != nil {
 		// Its attempts in a durable executor are left alone: they were not given again,
@@ -115,10 +115,10 @@ func (r *run) finishLoading(ctx actor.Context, m *loaded) {
 		r.dag, r.seq, r.stored = m.dag, m.stored.NextSeq, m.dag.State()
 		sum := m.stored.Summary
 		r.head = messages.Summary{ID: r.id, Tag: sum.Tag, Tags: sum.Tags, Start: sum.Start}
-		r.flushed = r.env.steady()
+		r.flushed = r.env.steadyTime()
 		r.offset = sum.LastUpdate - sum.Changed
 		r.indexEntry = r.env.index.Insert(r.summary())
-		r.initialize(ctx)
+		r.initializeRun(ctx)
 		r.drainDeferred(ctx)
 	}
 	if r.passivateRequested {

@@ -94,13 +94,18 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	return m
 }
 
-func (m *metrics) attempt(r messages.AttemptResult) { m.attempts[r].Inc() }
-func (m *metrics) ended(s dag.TaskState)            { m.tasks[s].Inc() }
-func (m *metrics) run(s dag.RunState)               { m.runs[s].Inc() }
+// countAttempt counts an ended attempt.
+func (m *metrics) countAttempt(r messages.AttemptResult) { m.attempts[r].Inc() }
 
-// dispatch notes how long an attempt took to start, but for those that another
+// countTaskEnd counts a task that came to rest.
+func (m *metrics) countTaskEnd(s dag.TaskState) { m.tasks[s].Inc() }
+
+// countTransition counts a change of a run.
+func (m *metrics) countTransition(s dag.RunState) { m.runs[s].Inc() }
+
+// observeStart notes how long an attempt took to start, but for those that another
 // server had granted.
-func (m *metrics) dispatch(c *taskActor, idle time.Duration) {
+func (m *metrics) observeStart(c *taskActor, idle time.Duration) {
 	if c.granted == 0 {
 		return
 	}
@@ -112,7 +117,9 @@ func (m *metrics) dispatch(c *taskActor, idle time.Duration) {
 	}
 }
 
-func (m *metrics) slots(s *slotScheduler) {
+// setSlots publishes what the dispatcher has granted. Only the dispatcher calls it, after each
+// grant: the collector must not read the scheduler, which has one owner.
+func (m *metrics) setSlots(s *slotScheduler) {
 	granted := s.Granted()
 	m.held.cores.Store(granted.CPUMillis)
 	m.held.memory.Store(granted.MemoryBytes)
@@ -126,8 +133,8 @@ func (m *metrics) slots(s *slotScheduler) {
 	m.held.requests.Store(int64(s.Requests()))
 }
 
-// mailbox makes an actor's mailbox one whose length is shown under name.
-func (m *metrics) mailbox(name string) actor.PropsOption {
+// countedMailbox makes an actor's mailbox one whose length is shown under name.
+func (m *metrics) countedMailbox(name string) actor.PropsOption {
 	produce := actor.Unbounded()
 	return actor.WithMailbox(func() actor.Mailbox {
 		box := produce()

@@ -114,10 +114,10 @@ func Start(c Config) (*Node, error) {
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(executorCollector(e.executors))
 	}
-	if err := n.recover(unfinished, scheduler.New[grantTarget](scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}, c.ExternalExecutors)); err != nil {
+	if err := n.recoverRuns(unfinished, scheduler.New[grantTarget](scheduler.Resources{CPUMillis: c.CPUMillis, MemoryBytes: c.MemoryBytes}, c.ExternalExecutors)); err != nil {
 		return nil, err
 	}
-	go n.watch()
+	go n.watchFailures()
 	n.syncClocks(false) // in a new folder, or when the machine was off: nothing may be told by a clock without a mark
 	e.timekeeping.Go(n.keepTime)
 	n.janitor = startJanitor(n, c)
@@ -141,8 +141,8 @@ func (n *Node) makeExecutors(factories map[string]func(executor.Sink) (executor.
 	return nil
 }
 
-// recover plants the tree and has every unfinished run go on.
-func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) error {
+// recoverRuns spawns the tree and has every unfinished run go on.
+func (n *Node) recoverRuns(unfinished []*messages.Summary, sched *slotScheduler) error {
 	e := n.env
 	var going, waiting []messages.RunID
 	awaited := make(map[messages.RunID]struct{})
@@ -160,7 +160,7 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) err
 	for _, d := range e.durables {
 		d.ExpectResume(going...)
 	}
-	if err := n.plant(sched, awaited); err != nil {
+	if err := n.spawnTree(sched, awaited); err != nil {
 		return err
 	}
 	tell := func(name string, key messages.AttemptKey) {
@@ -176,8 +176,8 @@ func (n *Node) recover(unfinished []*messages.Summary, sched *slotScheduler) err
 	return nil
 }
 
-// plant spawns the tree.
-func (n *Node) plant(sched *slotScheduler, awaited map[messages.RunID]struct{}) error {
+// spawnTree spawns the tree.
+func (n *Node) spawnTree(sched *slotScheduler, awaited map[messages.RunID]struct{}) error {
 	e := n.env
 	ready := make(chan struct{})
 	props := actor.PropsFromProducer(func() actor.Actor {
@@ -192,6 +192,7 @@ func (n *Node) plant(sched *slotScheduler, awaited map[messages.RunID]struct{}) 
 	return nil
 }
 
+// shard is the shard that owns a run.
 func (n *Node) shard(id messages.RunID) *actor.PID { return n.shards[uint64(id)%Shards] }
 
 // Failed is closed when the storage has failed, or a part of the tree that cannot be
@@ -214,9 +215,9 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// watch passes a failure of the storage on and ends the waits of callers, until the
+// watchFailures passes a failure of the storage on and ends the waits of callers, until the
 // node is closed or has failed.
-func (n *Node) watch() {
+func (n *Node) watchFailures() {
 	clock := time.NewTicker(rotateEvery)
 	defer clock.Stop()
 	defer n.waits.expireAll()
@@ -238,14 +239,17 @@ func (n *Node) watch() {
 // Close stops the node: no new requests, no new tasks; what runs is ended and
 // kept as lost (it does not use up a retry); what is pending becomes durable. The
 // store stays open: it is the caller's.
-func (n *Node) Close(ctx context.Context) error { return n.end(ctx, false) }
+func (n *Node) Close(ctx context.Context) error { return n.shutDown(ctx, false) }
 
 // Detach stops the node as Close does, but leaves running what can outlive it: the
 // next node finds it. A durable executor sends unacknowledged ends again to the
 // next node, so Detach does not wait for them.
-func (n *Node) Detach(ctx context.Context) error { return n.end(ctx, true) }
+func (n *Node) Detach(ctx context.Context) error { return n.shutDown(ctx, true) }
 
-func (n *Node) end(ctx context.Context, detach bool) error {
+// shutDown is Close and Detach, in an order that loses no end: first no new tasks, then the
+// executors end or detach, then their last reports become durable, and only then do the actors
+// stop. The pools go last: actors that stop still run on them.
+func (n *Node) shutDown(ctx context.Context, detach bool) error {
 	if n.closing.Swap(true) {
 		return nil
 	}
@@ -321,9 +325,9 @@ func (a *nodeActor) Receive(ctx actor.Context) {
 	defer a.failOnPanic(ctx)
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		a.plant(ctx)
+		a.spawnChildren(ctx)
 	case *messages.SubmitRun:
-		a.submit(ctx, m)
+		a.submitWithKey(ctx, m)
 	case *messages.KeyResolved:
 		k := a.keys[m.Key]
 		delete(a.keys, m.Key)
@@ -335,12 +339,13 @@ func (a *nodeActor) Receive(ctx actor.Context) {
 	}
 }
 
-func (a *nodeActor) plant(ctx actor.Context) {
+// spawnChildren spawns dispatcher and shards. The dispatcher is first: shards send to it.
+func (a *nodeActor) spawnChildren(ctx actor.Context) {
 	pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 		return &dispatcher{
 			env: a.env, sched: a.sched, awaited: a.awaited, paused: a.node.pauses.current() != "",
 		}
-	}, a.env.metrics.mailbox("dispatcher"), actor.WithDispatcher(a.env.standingPool)), "dispatcher")
+	}, a.env.metrics.countedMailbox("dispatcher"), actor.WithDispatcher(a.env.standingPool)), "dispatcher")
 	if err != nil {
 		panic(err)
 	}
@@ -349,7 +354,7 @@ func (a *nodeActor) plant(ctx actor.Context) {
 		name := "shard-" + strconv.Itoa(i)
 		pid, err := ctx.SpawnNamed(actor.PropsFromProducer(func() actor.Actor {
 			return &shard{env: a.env}
-		}, a.env.metrics.mailbox(name), actor.WithDispatcher(a.env.standingPool)), name)
+		}, a.env.metrics.countedMailbox(name), actor.WithDispatcher(a.env.standingPool)), name)
 		if err != nil {
 			panic(err)
 		}
@@ -358,7 +363,9 @@ func (a *nodeActor) plant(ctx actor.Context) {
 	close(a.ready)
 }
 
-func (a *nodeActor) submit(ctx actor.Context, m *messages.SubmitRun) {
+// submitWithKey lets one of several submissions with the same idempotency key through. The others
+// wait for its result: until it is durable, the store cannot tell that the key is taken.
+func (a *nodeActor) submitWithKey(ctx actor.Context, m *messages.SubmitRun) {
 	sub, key := m.Submission, m.Submission.IdempotencyKey
 	if k := a.keys[key]; k != nil {
 		if k.hash != sub.BodyHash {

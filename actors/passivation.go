@@ -22,7 +22,7 @@ func (r *run) passivate(ctx actor.Context) {
 	if r.failed == nil && (!r.dag.State().Final() || !r.isDurable() || len(r.queuedRequests) > 0 || len(r.deferred) > 0) {
 		ctx.Send(ctx.Parent(), &messages.PassivateRefused{Run: r.id})
 		if r.dag.State().Final() && !r.committing && !r.flushing {
-			r.schedule(ctx)
+			r.scheduleFlush(ctx)
 		}
 		return
 	}
@@ -33,6 +33,9 @@ func (r *run) passivate(ctx actor.Context) {
 	ctx.Stop(ctx.Self())
 }
 
+// passivated ends the handshake: the run's actor has stopped. The order matters: the cache drops
+// the run before the index does, so that a reader who finds no entry cannot get a cached state
+// from before a restart.
 func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
 	r := s.run(id)
 	if r == nil {
@@ -42,10 +45,12 @@ func (s *shard) passivated(ctx actor.Context, id messages.RunID) {
 	s.env.reads.Invalidate(id)
 	s.env.index.Remove(id)
 	for _, m := range r.backlog {
-		s.request(ctx, m)
+		s.forwardRequest(ctx, m)
 	}
 }
 
+// passivateRefused ends the handshake the other way: the run goes on, and gets the requests that
+// were held in the order in which they came.
 func (s *shard) passivateRefused(ctx actor.Context, id messages.RunID) {
 	r := s.run(id)
 	if r == nil {
@@ -84,7 +89,7 @@ func (s *shard) purged(ctx actor.Context, m *messages.RunsPurged) {
 		s.env.reads.Invalidate(id)
 		s.env.index.WakeDeleted(id)
 		for _, q := range r.backlog {
-			s.request(ctx, q)
+			s.forwardRequest(ctx, q)
 		}
 	}
 }

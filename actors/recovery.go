@@ -10,8 +10,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// start makes the run ready: a new one from its plan, any other from the store.
-func (r *run) start(ctx actor.Context) {
+// startRun makes the run ready: a new one from its plan, any other from the store.
+func (r *run) startRun(ctx actor.Context) {
 	r.tasks = make(map[uint32]*taskActor)
 	r.snapshot.every = r.env.snapshotEvery
 	if r.restarted {
@@ -29,11 +29,11 @@ func (r *run) start(ctx actor.Context) {
 		r.beginLoading(ctx)
 		return
 	}
-	r.initialize(ctx)
+	r.initializeRun(ctx)
 }
 
-// initialize does what comes first when the run's state is there.
-func (r *run) initialize(ctx actor.Context) {
+// initializeRun does what comes first when the run's state is there.
+func (r *run) initializeRun(ctx actor.Context) {
 	r.setClock()
 	if r.waited {
 		r.dag.Init() // its shard has asked for these slots, and there is nothing else
@@ -42,7 +42,7 @@ func (r *run) initialize(ctx actor.Context) {
 	r.resumeAttempts(ctx, r.resolveLiveAttempts())
 	r.effects = append(r.effects, r.dag.Init()...)
 	r.changed = true
-	r.schedule(ctx)
+	r.scheduleFlush(ctx)
 }
 
 // setClock begins the run's time.
@@ -50,7 +50,7 @@ func (r *run) setClock() {
 	now, monotonic := r.env.clock.Now()
 	if r.dag.HasTasksInRetry() {
 		// The server's own clock cannot be set, so the run's times still fit it.
-		now = r.env.steady() + r.offset
+		now = r.env.steadyTime() + r.offset
 	}
 	r.clock.begin(now, monotonic, r.dag.LastUpdate())
 }
@@ -81,7 +81,7 @@ func (r *run) resolveLiveAttempts() (live []messages.AttemptKey) {
 			Task: k.Task, Attempt: k.Attempt, Result: messages.AttemptLost, RC: -1, Stop: now,
 			ExecutorLog: "lost: the server stopped while the attempt was under way",
 		})
-		r.env.metrics.attempt(messages.AttemptLost)
+		r.env.metrics.countAttempt(messages.AttemptLost)
 		r.effects = append(r.effects, r.dag.Apply(dag.Lost{Task: k.Task, Attempt: k.Attempt, At: now})...)
 	}
 	// The slots belonged to the former server or incarnation, so they are not released.
@@ -170,7 +170,7 @@ func (s *shard) requestQueued(ctx actor.Context, m *queuedDemand) {
 	switch {
 	case r == nil || r.pid != nil || r.deleting(): // it was asked for something meanwhile, and may be finished
 	case m.plan == nil:
-		s.spawn(ctx, r, &run{env: s.env, id: m.run})
+		s.spawnRun(ctx, r, &run{env: s.env, id: m.run})
 	default:
 		r.epoch = s.env.epochs.Add(1)
 		slots := &messages.SlotRequest{Run: m.run, Epoch: r.epoch, Wanted: make([]messages.WantedSlots, len(m.wants))}

@@ -8,9 +8,12 @@ import (
 )
 
 // Requests to a run: what its user asks for. A request goes from the node to the run's shard and
-// on to the run (shard.request), overtakes the events that wait (run.enqueue), and is answered
+// on to the run (shard.forwardRequest), overtakes the events that wait (run.enqueue), and is answered
 // when its effect is durable (run.whenDurable).
 
+// setState applies PATCH of a run's state. A state that the run cannot take now is a conflict; a
+// kill of a finished run changes nothing and is answered like one that took effect, since DELETE
+// is idempotent.
 func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
 	var e dag.Event
 	switch m.To {
@@ -32,9 +35,11 @@ func (r *run) setState(ctx actor.Context, m *messages.SetState, now int64) {
 		return
 	}
 	r.answers = append(r.answers, func(err error) { m.Reply.Send(struct{}{}, err) })
-	r.apply(ctx, e)
+	r.applyEvent(ctx, e)
 }
 
+// killTask applies a kill of one task. The answer waits for the commit also when nothing changes:
+// an earlier kill of the task may still be on its way to the journal.
 func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 	task, ok := r.dag.Plan().FindTask(m.Task)
 	if !ok {
@@ -42,7 +47,7 @@ func (r *run) killTask(ctx actor.Context, m *messages.KillTask, now int64) {
 		return
 	}
 	if !r.dag.State().Final() {
-		r.apply(ctx, dag.KillTask{Task: task, At: now})
+		r.applyEvent(ctx, dag.KillTask{Task: task, At: now})
 	}
 	r.whenDurable(ctx, func(err error) { m.Reply.Send(struct{}{}, err) })
 }
@@ -63,6 +68,7 @@ func (r *run) answerView(reply messages.Reply[*messages.View], first, n uint32, 
 	reply.Send(v, nil)
 }
 
+// answerTask is answerView of one task, found by its name.
 func (r *run) answerTask(m *messages.GetTask, err error) {
 	if err != nil {
 		m.Refuse(err)

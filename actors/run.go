@@ -107,16 +107,16 @@ func (r *run) Receive(ctx actor.Context) {
 	}
 	switch m := ctx.Message().(type) {
 	case *actor.Started:
-		r.start(ctx)
+		r.startRun(ctx)
 	case *actor.Restarting:
 		r.env.metrics.restarts.Inc()
-		r.terminate(runRestarted(r.id))
+		r.terminateIncarnation(runRestarted(r.id))
 	case *actor.Stopping:
 		r.terminating = true
 		r.refuseAll(messages.ErrStopping)
 	case *actor.Stopped, *actor.Terminated:
 	case *actor.DeadLetterResponse: // the dispatcher has stopped before us
-	case *loaded:
+	case *loadedRun:
 		if m.epoch == r.epoch { // else a former incarnation asked for it
 			r.finishLoading(ctx, m)
 		}
@@ -125,10 +125,10 @@ func (r *run) Receive(ctx actor.Context) {
 			r.flush(ctx)
 		}
 	case *reports:
-		r.deliver(ctx, m)
+		r.deliverReports(ctx, m)
 	case *messages.BatchCommitted:
 		if m.Epoch == r.epoch { // that of a former incarnation was waited for when this one began
-			r.committed(ctx, m.Err)
+			r.batchCommitted(ctx, m.Err)
 		}
 	case *messages.Passivate:
 		if r.passivateRequested = r.loading; !r.loading {
@@ -143,9 +143,9 @@ func (r *run) Receive(ctx actor.Context) {
 	}
 }
 
-// deliver passes reports on to their tasks. The tasks answer through the run's own
+// deliverReports passes reports on to their tasks. The tasks answer through the run's own
 // mailbox.
-func (r *run) deliver(ctx actor.Context, m *reports) {
+func (r *run) deliverReports(ctx actor.Context, m *reports) {
 	r.batched = true
 	r.crew.gather()
 	defer r.crew.runGathered()
@@ -170,6 +170,8 @@ func (r *run) enqueue(ctx actor.Context, m any) {
 	}
 }
 
+// handle applies one message, while no batch is being written. If it panics and the message is a
+// request, terminateIncarnation refuses it: the caller does not wait for a run that has restarted.
 func (r *run) handle(ctx actor.Context, m any) {
 	r.current = m
 	if q, ok := m.(messages.Request); ok && r.failed != nil {
@@ -185,7 +187,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 		r.applyGrant(ctx, m, now)
 	case *messages.AttemptStarted:
 		r.attemptStarted(m.Task, m.Attempt, m.At, m.Idle)
-		r.apply(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: now, Start: m.At})
+		r.applyEvent(ctx, dag.Started{Task: m.Task, Attempt: m.Attempt, At: now, Start: m.At})
 	case *messages.AttemptEnded:
 		r.attemptStarted(m.Record.Task, m.Record.Attempt, m.Record.Start, m.Idle)
 		r.attemptEnded(ctx, m, now)
@@ -197,12 +199,12 @@ func (r *run) handle(ctx actor.Context, m any) {
 			r.setQueued(c, false)
 			r.trackNoop(c, false)
 		}
-		r.apply(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
+		r.applyEvent(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
 	case *orphanedEnd:
 		r.orphanedEnd(ctx, m)
 	case *messages.RetryDue:
 		// Due has passed where the timer looked.
-		r.apply(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: max(now, m.Due)})
+		r.applyEvent(ctx, dag.RetryDue{Task: m.Task, Attempt: m.Attempt, At: max(now, m.Due)})
 	case *messages.SetState:
 		r.setState(ctx, m, now)
 	case *messages.KillTask:
@@ -216,16 +218,16 @@ func (r *run) handle(ctx actor.Context, m any) {
 	}
 }
 
-// apply is duty 1.
-func (r *run) apply(ctx actor.Context, e dag.Event) {
+// applyEvent is duty 1.
+func (r *run) applyEvent(ctx actor.Context, e dag.Event) {
 	r.changed = true
 	r.effects = append(r.effects, r.dag.Apply(e)...)
-	r.schedule(ctx)
+	r.scheduleFlush(ctx)
 }
 
-// schedule arranges a flush of the pending batch: once the mailbox is drained, or after
+// scheduleFlush arranges a flush of the pending batch: once the mailbox is drained, or after
 // flushDelay when all of it can wait.
-func (r *run) schedule(ctx actor.Context) {
+func (r *run) scheduleFlush(ctx actor.Context) {
 	switch {
 	case r.flushing || r.committing:
 	case r.noops > 0 && r.noops <= maxAwaitedNoops && len(r.answers) == 0 && r.pending.weight < maxBatch:
@@ -235,7 +237,7 @@ func (r *run) schedule(ctx actor.Context) {
 		ctx.Send(ctx.Self(), &messages.FlushBatch{})
 	case !r.flushDelayed:
 		r.flushDelayed = true
-		r.env.timers.at(r.env.monotonic()+int64(flushDelay), ctx.Self(), &messages.FlushBatch{Lingered: true})
+		r.env.timers.sendAt(r.env.monotonicTime()+int64(flushDelay), ctx.Self(), &messages.FlushBatch{Lingered: true})
 	}
 }
 
@@ -251,7 +253,7 @@ func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 		return
 	}
 	r.answers = append(r.answers, answer)
-	r.schedule(ctx)
+	r.scheduleFlush(ctx)
 }
 
 // applyGrant applies a grant. No-op attempts start at once: they leave no trace outside
@@ -267,7 +269,7 @@ func (r *run) applyGrant(ctx actor.Context, m *messages.SlotsGranted, now int64)
 		}
 		r.effects = append(r.effects, e)
 	}
-	r.schedule(ctx)
+	r.scheduleFlush(ctx)
 }
 
 // attemptStarted records an attempt's start time (ns; 0 = never). The end report may be
@@ -279,7 +281,7 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 	}
 	c.started = at
 	r.setQueued(c, false)
-	r.env.metrics.dispatch(c, idle)
+	r.env.metrics.observeStart(c, idle)
 	if r.indexEntry.Log().Followed() {
 		r.startedAttempts = append(r.startedAttempts, watch.AttemptStart{Task: task, Attempt: attempt, At: at})
 	}
@@ -291,8 +293,8 @@ func (r *run) attemptEnded(ctx actor.Context, m *messages.AttemptEnded, now int6
 	r.lostUnlessKilled(&rec)
 	switch {
 	case rec.Result == messages.AttemptLost:
-		if r.record(ctx, rec) {
-			r.apply(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now, Start: rec.Start, Stop: rec.Stop})
+		if r.recordAttempt(ctx, rec) {
+			r.applyEvent(ctx, dag.Lost{Task: rec.Task, Attempt: rec.Attempt, At: now, Start: rec.Start, Stop: rec.Stop})
 		}
 	case m.Generated != nil && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task):
 		r.generatorEnded(ctx, m, now)
@@ -301,9 +303,11 @@ func (r *run) attemptEnded(ctx actor.Context, m *messages.AttemptEnded, now int6
 	}
 }
 
+// attemptFinished applies the end of an attempt that was executed: it succeeded, failed or was
+// killed. dag decides what follows for the task.
 func (r *run) attemptFinished(ctx actor.Context, rec messages.AttemptRecord, ok bool, now int64) {
-	if r.record(ctx, rec) {
-		r.apply(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now, Start: rec.Start, Stop: rec.Stop})
+	if r.recordAttempt(ctx, rec) {
+		r.applyEvent(ctx, dag.Finished{Task: rec.Task, Attempt: rec.Attempt, OK: ok, At: now, Start: rec.Start, Stop: rec.Stop})
 	}
 }
 
@@ -324,17 +328,17 @@ func (r *run) generatorEnded(ctx actor.Context, m *messages.AttemptEnded, now in
 		r.attemptFinished(ctx, rec, false, now)
 		return
 	}
-	if !r.record(ctx, rec) {
+	if !r.recordAttempt(ctx, rec) {
 		return
 	}
 	r.pending.set = &persistence.GeneratedSet{N: next.Sets, Generator: rec.Task, JSON: m.Output}
 	r.pending.weight += len(m.Output)
-	r.apply(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now, Start: rec.Start, Stop: rec.Stop})
+	r.applyEvent(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now, Start: rec.Start, Stop: rec.Stop})
 }
 
-// record keeps an attempt's record for the batch. It is false when the attempt is
+// recordAttempt keeps an attempt's record for the batch. It is false when the attempt is
 // not the one that the task has: a late or a repeated report.
-func (r *run) record(ctx actor.Context, rec messages.AttemptRecord) bool {
+func (r *run) recordAttempt(ctx actor.Context, rec messages.AttemptRecord) bool {
 	c := r.tasks[rec.Task]
 	if c == nil || c.attempt != rec.Attempt || !r.dag.TaskState(rec.Task).Live() {
 		r.ackStale(ctx, rec.Task, rec.Attempt)
@@ -351,14 +355,14 @@ func (r *run) record(ctx actor.Context, rec messages.AttemptRecord) bool {
 	}
 	r.pending.attempts = append(r.pending.attempts, rec)
 	r.pending.weight += 64 + len(rec.ExecutorLog) + len(rec.Stdout.Inline) + len(rec.Stderr.Inline)
-	r.env.metrics.attempt(rec.Result)
+	r.env.metrics.countAttempt(rec.Result)
 	return true
 }
 
 // flush is duty 2: one batch for all that happened since the last one.
 func (r *run) flush(ctx actor.Context) {
 	r.flushing, r.flushDelayed, r.awaitingNoops, r.batched = false, false, false, false
-	r.flushed = r.env.steady()
+	r.flushed = r.env.steadyTime()
 	if r.failed != nil {
 		r.answerAll(r.failed)
 		return
@@ -369,7 +373,7 @@ func (r *run) flush(ctx actor.Context) {
 		Records:  records,
 		Attempts: r.pending.attempts,
 		Set:      r.pending.set,
-		Snapshot: r.snapshot.part(r.dag, r.seq, len(records)),
+		Snapshot: r.snapshot.nextPart(r.dag, r.seq, len(records)),
 	}
 	r.pending, r.ends = pendingBatch{}, b.Attempts
 	if len(b.Records) == 0 && len(b.Attempts) == 0 && b.Set == nil && b.Snapshot == nil {
@@ -393,18 +397,20 @@ func (r *run) flush(ctx actor.Context) {
 	r.env.store.Append(b)
 }
 
-func (r *run) committed(ctx actor.Context, err error) {
+// batchCommitted is the journal's answer to the batch that was being written. Its ends are durable
+// now, so their executors may forget them; then follow the effects, and the events that waited.
+func (r *run) batchCommitted(ctx actor.Context, err error) {
 	r.committing = false
 	if err != nil {
 		r.failRun(ctx, err)
 		return
 	}
-	r.acknowledge(r.ends)
+	r.acknowledgeEnds(r.ends)
 	r.ends = nil
 	r.applyEffects(ctx)
 	r.drainDeferred(ctx)
-	if r.snapshot.rolling() {
-		r.schedule(ctx)
+	if r.snapshot.isRolling() {
+		r.scheduleFlush(ctx)
 	}
 }
 
@@ -420,7 +426,7 @@ func (r *run) applyEffects(ctx actor.Context) {
 		r.publishEvents(summary)
 		r.changed = false
 	}
-	now := r.env.wall()
+	now := r.env.wallTime()
 	for _, e := range effects {
 		switch e := e.(type) {
 		case dag.Demand:
@@ -440,12 +446,12 @@ func (r *run) applyEffects(ctx actor.Context) {
 		case dag.RetryAt:
 			r.awaitRetry(ctx, e)
 		case dag.TaskEnded:
-			r.env.metrics.ended(e.State)
+			r.env.metrics.countTaskEnd(e.State)
 			if !r.startedEarly(e.Task) {
 				r.dropTask(ctx, e.Task)
 			}
 		case dag.RunChanged:
-			r.env.metrics.run(e.State)
+			r.env.metrics.countTransition(e.State)
 			r.env.log.Debug("run changed", "run", r.id, "state", e.State.String())
 		}
 	}
@@ -458,6 +464,8 @@ func (r *run) applyEffects(ctx actor.Context) {
 	}
 }
 
+// wantSlots replaces what the next message to the dispatcher asks for in a class: only the newest
+// number counts.
 func (r *run) wantSlots(e dag.Demand) {
 	class := r.dag.Plan().Classes[e.Class]
 	for i := range r.slots.Wanted {
@@ -469,6 +477,7 @@ func (r *run) wantSlots(e dag.Demand) {
 	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ID: e.Class, Class: class, N: e.Want})
 }
 
+// releaseSlots adds to what the next message to the dispatcher gives back in a class.
 func (r *run) releaseSlots(e dag.Release) {
 	for i := range r.slots.Released {
 		if r.slots.Released[i].ID == e.Class {
@@ -530,6 +539,7 @@ func (r *run) refuseAll(err error) {
 	r.queuedRequests, r.deferred = nil, nil
 }
 
+// answerAll answers the callers whose request is part of the batch, nil = it is durable.
 func (r *run) answerAll(err error) {
 	for len(r.answers) > 0 {
 		r.answers[0](err) // and then off: if it panics, its caller is still refused
@@ -538,10 +548,10 @@ func (r *run) answerAll(err error) {
 	r.answers = nil
 }
 
-// terminate is the last step of an incarnation that has panicked: it answers the waiting
+// terminateIncarnation is the last step of an incarnation that has panicked: it answers the waiting
 // callers. Its children are stopped next and end their processes, except the processes of
 // a durable executor, which the next incarnation resumes.
-func (r *run) terminate(err error) {
+func (r *run) terminateIncarnation(err error) {
 	r.terminating = true
 	if q, ok := r.current.(messages.Request); ok {
 		q.Refuse(err)

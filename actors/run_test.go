@@ -103,7 +103,7 @@ func TestRetryIsDueAfterTheClockSteppedBack(t *testing.T) {
 // A no-op task is begun before its grant is durable. What else is carried out
 // with that batch may be about its former end, and must not stop it.
 func TestNoopStartedEarlyOutlivesItsFormerEnd(t *testing.T) {
-	g := &gate{where: "(*dispatcher).grant", reached: make(chan struct{}), open: make(chan struct{}), closed: true}
+	g := &gate{where: "(*dispatcher).grantSlots", reached: make(chan struct{}), open: make(chan struct{}), closed: true}
 	r := newRig(t, func(c *Config) { c.Clock = g })
 	id := r.submit(`{"parameters":{"N":["1","2"]},"jobDefaults":{"executor":"noop"},"tasks":{"a":{"job":{"command":["{{N}}"]}}}}`)
 	<-g.reached

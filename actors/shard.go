@@ -52,7 +52,7 @@ func (s *shard) Receive(ctx actor.Context) {
 	case *actor.Started:
 		s.self = ctx.Self()
 	case *messages.CreateRun:
-		s.create(m)
+		s.createRun(m)
 	case *createDone:
 		s.createDone(ctx, m)
 	case *messages.RecoverRun:
@@ -64,7 +64,7 @@ func (s *shard) Receive(ctx actor.Context) {
 	case *messages.SlotsGranted:
 		s.deliverGrant(ctx, m)
 	case messages.Request:
-		s.request(ctx, m)
+		s.forwardRequest(ctx, m)
 	case *orphanedEnd:
 		s.orphanedEnd(ctx, m)
 	case *messages.RetryDue:
@@ -87,12 +87,12 @@ func (s *shard) Receive(ctx actor.Context) {
 	}
 }
 
-// spawn starts the actor of a run in the state of first. After a panic the actor restarts
+// spawnRun starts the actor of a run in the state of first. After a panic the actor restarts
 // from the durable state.
 //
 // Names are never reused: the PID of a former actor must not reach another one, least of
 // all one that the library is just setting up.
-func (s *shard) spawn(ctx actor.Context, r *runEntry, first *run) {
+func (s *shard) spawnRun(ctx actor.Context, r *runEntry, first *run) {
 	id := first.id
 	name := "run-" + strconv.FormatUint(uint64(id), 10)
 	if first.epoch == 0 { // it may have had an actor before
@@ -125,13 +125,13 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 	r := new(runEntry)
 	r.creation.markDurable()
 	s.runs.Set(uint64(id)/Shards, r)
-	s.spawn(ctx, r, &run{env: s.env, id: id})
+	s.spawnRun(ctx, r, &run{env: s.env, id: id})
 	return r
 }
 
-// request passes a request on to the run's actor. For a finished run it answers requests
+// forwardRequest passes a request on to the run's actor. For a finished run it answers requests
 // without effect itself; a restart starts an actor.
-func (s *shard) request(ctx actor.Context, m messages.Request) {
+func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {
 		if r.holdsRequests || len(r.backlog) > 0 || r.creation.isAwaited() {
@@ -139,7 +139,7 @@ func (s *shard) request(ctx actor.Context, m messages.Request) {
 			return
 		}
 		if r.pid == nil {
-			s.activate(ctx, id, r)
+			s.activateRun(ctx, id, r)
 		}
 		ctx.Send(r.pid, m)
 		return
@@ -185,14 +185,14 @@ func (p *planCache) add(r *runEntry) {
 	p.next = (p.next + 1) % maxCachedPlans
 }
 
-// activate starts the actor of a queued run.
-func (s *shard) activate(ctx actor.Context, id messages.RunID, r *runEntry) {
+// activateRun starts the actor of a queued run.
+func (s *shard) activateRun(ctx actor.Context, id messages.RunID, r *runEntry) {
 	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
 	if r.plan != nil {
 		first.initNew(r.plan, r.indexEntry)
 	}
 	r.plan, r.indexEntry = nil, nil
-	s.spawn(ctx, r, first)
+	s.spawnRun(ctx, r, first)
 }
 
 // initNew sets up the actor of a new run as it was acknowledged.
@@ -212,7 +212,7 @@ func (s *shard) deliverGrant(ctx actor.Context, m *messages.SlotsGranted) {
 		return // the run has ended, and the dispatcher has taken the grant back
 	}
 	if r.pid == nil {
-		s.activate(ctx, m.Run, r)
+		s.activateRun(ctx, m.Run, r)
 	}
 	ctx.Send(r.pid, m)
 }
@@ -254,8 +254,8 @@ type createDone struct {
 	err error // the submission failed: there is no such run
 }
 
-// create makes a submission durable. Its run is queued once it is durable.
-func (s *shard) create(m *messages.CreateRun) {
+// createRun makes a submission durable. Its run is queued once it is durable.
+func (s *shard) createRun(m *messages.CreateRun) {
 	sub := m.Submission
 	initial := sub.Plan.InitialState(sub.At)
 	// One allocation holds all that a queued run needs.
@@ -267,7 +267,7 @@ func (s *shard) create(m *messages.CreateRun) {
 		runEntry: runEntry{epoch: s.env.epochs.Add(1), plan: sub.Plan},
 		summary: messages.Summary{
 			ID: m.Run, Tag: sub.Plan.Tag, Tags: sub.Plan.Tags, State: dag.RunQueued,
-			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steady(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(initial.Counts),
+			Start: sub.At, LastUpdate: sub.At, Changed: s.env.steadyTime(), Tasks: sub.Plan.Tasks, Counts: messages.Counts(initial.Counts),
 		},
 	}
 	r.runEntry.indexEntry = &r.indexed
@@ -319,7 +319,7 @@ func (s *shard) createDone(ctx actor.Context, m *createDone) {
 	backlog := r.backlog
 	r.backlog = nil
 	for _, q := range backlog {
-		s.request(ctx, q)
+		s.forwardRequest(ctx, q)
 	}
 }
 

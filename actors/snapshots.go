@@ -31,12 +31,12 @@ type snapshots struct {
 	todo   []uint32
 }
 
-// rolling tells whether a round is under way.
-func (s *snapshots) rolling() bool { return s.active }
+// isRolling tells whether a round is under way.
+func (s *snapshots) isRolling() bool { return s.active }
 
-// part returns what goes with the batch of number seq, whose n bytes of records
+// nextPart returns what goes with the batch of number seq, whose n bytes of records
 // have just been taken from d; nil without a snapshot to write.
-func (s *snapshots) part(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
+func (s *snapshots) nextPart(d *dag.Run, seq uint64, n int) *persistence.SnapshotPart {
 	s.bytes += n
 	if !s.active {
 		if s.bytes < s.every+int(d.Plan().Tasks)+headerWeight*s.heavy {

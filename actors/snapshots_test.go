@@ -18,11 +18,11 @@ func TestSnapshotWithoutRecordsKeepsTheNextBatch(t *testing.T) {
 	r := newRig(t)
 	d := dag.NewRun(r.plan(single).Plan, dag.Config{}, 1)
 	s := snapshots{every: 1}
-	if p := s.part(d, 7, 100); p == nil || p.Cut != 8 {
+	if p := s.nextPart(d, 7, 100); p == nil || p.Cut != 8 {
 		t.Errorf("with records: %+v", p)
 	}
 	s.bytes = 100 // as after a long round
-	if p := s.part(d, 8, 0); p == nil || p.Cut != 8 {
+	if p := s.nextPart(d, 8, 0); p == nil || p.Cut != 8 {
 		t.Errorf("without records: %+v", p)
 	}
 }
@@ -32,16 +32,16 @@ func TestSnapshotIntervalGrowsWithTheHeader(t *testing.T) {
 	r := newRig(t)
 	d := dag.NewRun(r.plan(single).Plan, dag.Config{}, 1)
 	s := snapshots{every: 100}
-	p := s.part(d, 2, 101) // every, and one byte for the one task
+	p := s.nextPart(d, 2, 101) // every, and one byte for the one task
 	if p == nil || p.Header == nil {
 		t.Fatalf("no round: %+v", p)
 	}
 	due := 101 + headerWeight*len(p.Header)
 	s.bytes = 0
-	if p := s.part(d, 3, due-1); p != nil {
+	if p := s.nextPart(d, 3, due-1); p != nil {
 		t.Errorf("a round after %d bytes, due after %d", due-1, due)
 	}
-	if p := s.part(d, 4, 1); p == nil {
+	if p := s.nextPart(d, 4, 1); p == nil {
 		t.Errorf("no round after %d bytes", due)
 	}
 }

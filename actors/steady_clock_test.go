@@ -40,7 +40,7 @@ func TestSteadyClock(t *testing.T) {
 	var s *steadyClock
 	var mark persistence.ClockMark
 	look := func() {
-		now, _ := s.compare()
+		now, _ := s.compareClocks()
 		mark = s.mark(now)
 	}
 	server := func(marked bool) {

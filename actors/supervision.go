@@ -18,7 +18,7 @@ import (
 //
 // The way of a failed attempt:
 //
-//  1. The executor reports the attempt's end to the task actor (task.report). An exit code, a
+//  1. The executor reports the attempt's end to the task actor (task.forwardReport). An exit code, a
 //     signal, a timeout, a start that failed and a refused output are failures of the actor:
 //     failAttempt escalates the record. No panic is involved. protoactor suspends the actor's
 //     mailbox and sends the failure to the parent, the run.
@@ -101,7 +101,7 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 // awaitRetry sets the timer of a retry. The actor of the failed attempt stays suspended, up to
 // maxSuspended of them.
 func (r *run) awaitRetry(ctx actor.Context, e dag.RetryAt) {
-	r.env.timers.at(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
+	r.env.timers.sendAt(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
 	if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.startedEarly(e.Task) {
 		r.setWaiting(c, true)
 		if r.waiting > maxSuspended {
@@ -117,7 +117,7 @@ func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	c := r.tasks[s.Task]
 	restart := c != nil && c.used
 	if c == nil {
-		c = &taskActor{pid: r.spawn(ctx, s.Task)}
+		c = &taskActor{pid: r.spawnTask(ctx, s.Task)}
 		r.tasks[s.Task] = c
 	}
 	c.attempt, c.granted, c.started, c.used, c.resumed = s.Attempt, now, 0, true, false
@@ -132,9 +132,9 @@ func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	ctx.Send(c.pid, begin)
 }
 
-// spawn starts a task's actor, under the task's index and a number: no name is
-// given twice (see shard.spawn).
-func (r *run) spawn(ctx actor.Context, task uint32) *actor.PID {
+// spawnTask starts a task's actor, under the task's index and a number: no name is
+// given twice (see shard.spawnRun).
+func (r *run) spawnTask(ctx actor.Context, task uint32) *actor.PID {
 	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
 	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
 	props := r.env.taskProps

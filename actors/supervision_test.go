@@ -317,7 +317,7 @@ func (r *rig) pauseHeld() (messages.RunID, *messages.SetState) {
 func TestRestartedRunContinuesFromTheLastBatch(t *testing.T) {
 	r := newRig(t)
 	id, paused := r.pauseHeld()
-	r.node.env.root.Send(r.runActor(id), &loaded{epoch: r.node.env.epochs.Load()}) // the actor panics: there is no run in it
+	r.node.env.root.Send(r.runActor(id), &loadedRun{epoch: r.node.env.epochs.Load()}) // the actor panics: there is no run in it
 	asked := make(chan struct{})
 	go func() {
 		r.store.WaitPending(2)

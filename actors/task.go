@@ -40,7 +40,7 @@ func (t *task) Receive(ctx actor.Context) {
 		t.beginAttempt(ctx, m)
 		t.stashed = nil
 	case *attachAttempt:
-		t.attach(ctx, m)
+		t.attachToAttempt(ctx, m)
 	case *actor.Stopping:
 		if t.live {
 			t.env.attempts.remove(t.key, ctx.Self())
@@ -54,11 +54,11 @@ func (t *task) Receive(ctx actor.Context) {
 			t.stashed = append(t.stashed, m)
 			return
 		}
-		t.handle(ctx, m)
+		t.handleMessage(ctx, m)
 	}
 }
 
-func (t *task) handle(ctx actor.Context, m any) {
+func (t *task) handleMessage(ctx actor.Context, m any) {
 	switch m := m.(type) {
 	case *messages.KillAttempt:
 		if t.exec != nil && m.Attempt == t.key.Attempt {
@@ -70,7 +70,7 @@ func (t *task) handle(ctx actor.Context, m any) {
 		}
 	case *executor.Report:
 		if m.Key == t.key {
-			t.report(ctx, m)
+			t.forwardReport(ctx, m)
 		}
 	}
 }
@@ -80,16 +80,16 @@ func (t *task) beginAttempt(ctx actor.Context, m *messages.BeginAttempt) {
 	t.setTemplate(m.Plan)
 	if instant, ok := t.exec.(executor.Synchronous); ok {
 		r := instant.Execute(executor.Order{Key: t.key})
-		t.report(ctx, &r)
+		t.forwardReport(ctx, &r)
 		return
 	}
 	t.env.attempts.add(t.key, ctx.Self(), ctx.Parent())
 	t.live = true
-	t.exec.Start(order(m.Plan, t.key, m.GrantedAt))
+	t.exec.Start(orderFor(m.Plan, t.key, m.GrantedAt))
 }
 
-// order is an attempt as its executor is given it.
-func order(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Order {
+// orderFor is an attempt as its executor is given it.
+func orderFor(plan *dag.Plan, key messages.AttemptKey, grantedAt int64) executor.Order {
 	tmpl := plan.TemplateOf(key.Task)
 	class := plan.Classes[tmpl.Class]
 	x := plan.Task(key.Task)
@@ -117,29 +117,29 @@ func (t *task) setTemplate(plan *dag.Plan) {
 	t.generator = tmpl.Generator
 }
 
-func (t *task) attach(ctx actor.Context, m *attachAttempt) {
+func (t *task) attachToAttempt(ctx actor.Context, m *attachAttempt) {
 	t.key = m.key
 	t.setTemplate(m.plan)
 	t.live = true
 	t.env.attempts.add(t.key, ctx.Self(), ctx.Parent())
 	switch last := m.last.(type) {
 	case *executor.Report:
-		t.report(ctx, last)
+		t.forwardReport(ctx, last)
 	case *messages.BeginAttempt:
 		if last.Attempt == t.key.Attempt {
 			t.beginAttempt(ctx, last)
 		}
 	case *messages.KillAttempt, *messages.RevokeAttempt:
-		t.handle(ctx, last)
+		t.handleMessage(ctx, last)
 	}
 	early := t.stashed
 	t.stashed = nil
 	for _, m := range early {
-		t.handle(ctx, m)
+		t.handleMessage(ctx, m)
 	}
 }
 
-func (t *task) report(ctx actor.Context, r *executor.Report) {
+func (t *task) forwardReport(ctx actor.Context, r *executor.Report) {
 	switch r.Kind {
 	case executor.Started:
 		ctx.Send(ctx.Parent(), &messages.AttemptStarted{Task: r.Key.Task, Attempt: r.Key.Attempt, At: r.At, Idle: r.StartDelay})

@@ -36,12 +36,12 @@ func newTimers(now func() int64, send func(*actor.PID, any)) *timers {
 		send: send, now: now,
 		clock: time.NewTimer(maxIdle), stop: make(chan struct{}), exited: make(chan struct{}),
 	}
-	go t.loop()
+	go t.sendDueAlarms()
 	return t
 }
 
-// at sends msg to pid at due (ns, on the monotonic clock), or soon when that has passed.
-func (t *timers) at(due int64, pid *actor.PID, msg any) {
+// sendAt sends msg to pid at due (ns, on the monotonic clock), or soon when that has passed.
+func (t *timers) sendAt(due int64, pid *actor.PID, msg any) {
 	t.mu.Lock()
 	t.seq++
 	heap.Push(&t.heap, alarm{due, t.seq, pid, msg})
@@ -69,12 +69,12 @@ func (t *timers) close() {
 	<-t.exited
 }
 
-func (t *timers) loop() {
+func (t *timers) sendDueAlarms() {
 	defer close(t.exited)
 	defer t.clock.Stop()
 	for {
 		for {
-			a, ok := t.due()
+			a, ok := t.nextDue()
 			if !ok {
 				break
 			}
@@ -88,8 +88,8 @@ func (t *timers) loop() {
 	}
 }
 
-// due takes the next alarm whose time has come. Without a due alarm it resets the clock.
-func (t *timers) due() (alarm, bool) {
+// nextDue takes the next alarm whose time has come. Without a due alarm it resets the clock.
+func (t *timers) nextDue() (alarm, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.heap) == 0 || t.heap[0].due > t.now() {

@@ -117,7 +117,7 @@ func (n watchSource) JournalRecords(id messages.RunID, after uint64) ([][]byte, 
 	return records, first, nil
 }
 
-func (n watchSource) SteadyTime() int64 { return n.env.steady() }
+func (n watchSource) SteadyTime() int64 { return n.env.steadyTime() }
 
 func (n watchSource) Stopped() <-chan struct{} { return n.stopped }
 
