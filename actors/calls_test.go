@@ -175,7 +175,7 @@ func TestCallEndsWithItsContext(t *testing.T) {
 			return err
 		},
 		"follow": func(ctx context.Context, r *rig, id messages.RunID) error {
-			f, err := r.node.Follow(context.Background(), id, messages.FromNow)
+			f, err := r.node.Follow(ctx, id, messages.FromNow)
 			if err != nil {
 				return err
 			}
