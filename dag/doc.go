@@ -34,7 +34,8 @@
 //     longer applies is ignored.
 //  7. Plan a generator's output with Plan.Extend, on the present plan and with Run.Started. Do not
 //     apply another event between Extend and Generated.
-//  8. Use a Run from one goroutine at a time. A Plan is immutable and free for all.
+//  8. Use a Run from one goroutine at a time. A run that no longer changes may be read by several;
+//     the comment of Run lists the methods for that. A Plan is immutable and free for all.
 //  9. From time to time take a snapshot (snapshot.go), so that old records can be deleted.
 //
 // After a crash:

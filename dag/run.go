@@ -12,7 +12,13 @@ type Config struct {
 
 const defaultLostLimit = 5
 
-// Run is the state machine of one run. It is for one goroutine at a time.
+// Run is the state machine of one run. While it changes it is for one goroutine at a time.
+//
+// Several goroutines may read a run that no longer changes, such as a cached finished run. The
+// methods for that write nothing, not even a cache: Plan, State, StateChanges, Counts, LastUpdate,
+// TaskState, Attempt, States, Times, Started, HasTasksInRetry, EachLiveTask, GrantedAt,
+// KillRequested, TaskKillRequested and Allowed. A method that reads finds a task's template by
+// Plan.TemplateOf; cachedTemplateOf writes. All other methods are for the driver alone.
 //
 // Per task it holds a state byte and an attempt count. Everything else is kept per template, per
 // class, or per task that is out of the ordinary: the live ones are in a bitmap, those that failed
@@ -70,7 +76,7 @@ type Run struct {
 	records         recordBuffer
 	timesPending    []int  // templates whose times have no record yet
 	dirty           bitmap // chunks that changed since they were last taken
-	lastTemplate    int    // the template that was looked up last
+	lastTemplate    int    // the template that cachedTemplateOf found last
 	unblockTemplate int    // the template that unblock works on
 	unblock         func(first, n uint32)
 }

@@ -47,7 +47,7 @@ func (r *Run) beginAttempt(task uint32) {
 	}
 	r.moveTask(task, TaskGranted)
 	if r.attempts[task] == 0 {
-		r.templates[r.templateOf(task)].startedTasks++
+		r.templates[r.cachedTemplateOf(task)].startedTasks++
 	}
 	r.attempts[task]++
 	r.recordGrant(task)
@@ -85,7 +85,7 @@ func (r *Run) startAttempt(task, attempt uint32, at int64) {
 	if at == 0 {
 		at = r.now
 	}
-	r.recordStart(r.templateOf(task), at)
+	r.recordStart(r.cachedTemplateOf(task), at)
 }
 
 // resumeRunning sets a restarted run to RUNNING at the first sign of life of an attempt from before
@@ -127,7 +127,7 @@ func (r *Run) killRequested(task uint32) bool { return r.killing || r.stateBytes
 // releaseSlot gives the slot of a live task back. It is called once for each attempt, before the
 // task's state changes.
 func (r *Run) releaseSlot(task uint32) {
-	r.emit(r.classes[r.plan.Templates[r.templateOf(task)].Class].release)
+	r.emit(r.classes[r.plan.Templates[r.cachedTemplateOf(task)].Class].release)
 }
 
 // failAttempt moves a task to RETRY after a failed attempt, or to ERRORED after the last one. The
@@ -137,7 +137,7 @@ func (r *Run) releaseSlot(task uint32) {
 func (r *Run) failAttempt(task uint32) {
 	tr := r.retries[task]
 	tr.failures++
-	policy := &r.plan.Templates[r.templateOf(task)].Retry
+	policy := &r.plan.Templates[r.cachedTemplateOf(task)].Retry
 	if tr.failures > policy.MaxRetries {
 		r.endTask(task, TaskErrored)
 		return
@@ -218,7 +218,7 @@ func (r *Run) revokeAttempt(task, attempt uint32) {
 	}
 	r.attempts[task]--
 	if r.attempts[task] == 0 {
-		r.templates[r.templateOf(task)].startedTasks--
+		r.templates[r.cachedTemplateOf(task)].startedTasks--
 	}
 	r.releaseSlot(task)
 	if r.stateBytes[task]&killBit != 0 {

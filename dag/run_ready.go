@@ -20,9 +20,10 @@ import (
 // reach 0 in any order, so tasks whose groups are done first gather in blocked, and move to their
 // class's queue together when the last all-to-all parent is done.
 
-// templateOf returns the index of a task's template. Consecutive events often concern the same
-// template, so the last one is tried first; otherwise it costs O(log templates).
-func (r *Run) templateOf(task uint32) int {
+// cachedTemplateOf returns the index of a task's template. Consecutive events often concern the same
+// template, so the last one is tried first; otherwise it costs O(log templates). It writes
+// lastTemplate: only events and a recovery may call it, and methods that read use Plan.TemplateOf.
+func (r *Run) cachedTemplateOf(task uint32) int {
 	if t := r.plan.Templates[r.lastTemplate]; task-t.Base < t.Count {
 		return r.lastTemplate
 	}
@@ -96,7 +97,7 @@ func (r *Run) initMatchedDeps(m *Match, waits []uint32) {
 // completeTask counts a COMPLETED task at its children, and enqueues the tasks whose last
 // dependency it was. Each dependency is counted down once in a run, because COMPLETED is final.
 func (r *Run) completeTask(task uint32) {
-	i := r.templateOf(task)
+	i := r.cachedTemplateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	ts.remaining--
 	if ts.remaining > 0 && !ts.hasMatchedChildren {
@@ -300,7 +301,7 @@ func (r *Run) addReady(class, n int) {
 // requeueFirst queues a task that has had an attempt ahead of the first attempts of its
 // class.
 func (r *Run) requeueFirst(task uint32) {
-	class := r.plan.Templates[r.templateOf(task)].Class
+	class := r.plan.Templates[r.cachedTemplateOf(task)].Class
 	r.classes[class].requeued.push(task, 1)
 	r.addReady(class, 1)
 }

@@ -81,7 +81,7 @@ func (r *Run) killTask(task uint32) {
 // it is KILLED. The task stays in its queue, where it is skipped: finding it would cost a search. The
 // cases are those of Run's table of where a task is queued.
 func (r *Run) removeFromReady(task uint32) {
-	i := r.templateOf(task)
+	i := r.cachedTemplateOf(task)
 	t, ts := r.plan.Templates[i], &r.templates[i]
 	switch {
 	case TaskState(r.stateBytes[task]) == TaskRetry:

@@ -44,7 +44,7 @@ func (r *Run) recordEnd(task uint32, at Times) {
 	if at.Last <= 0 {
 		at.Last = r.now
 	}
-	i := r.templateOf(task)
+	i := r.cachedTemplateOf(task)
 	r.recordStart(i, at.First)
 	if ts := &r.templates[i]; !ts.timesUnknown && at.Last > ts.times.Last {
 		ts.times.Last = at.Last
