@@ -335,7 +335,7 @@ func (r *rig) state(id messages.RunID, name string) dag.TaskState {
 	return v.States[0]
 }
 
-// live returns a view of the run's changes by their words.
+// changes returns a view of the run's changes by their words.
 func (r *rig) changes(id messages.RunID) (words []string) {
 	r.t.Helper()
 	v, err := r.node.View(context.Background(), id, 0, 0)

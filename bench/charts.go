@@ -304,7 +304,7 @@ func (c barChart) drawSVG() string {
 	return renderSVG(p, vg.Length(barPitch*len(c.bars)+80), c.axis+". "+strings.Join(described, "; "))
 }
 
-// series is one line of a chart. A reference line is thin and without markers.
+// chartLine is one line of a chart. A reference line is thin and without markers.
 type chartLine struct {
 	name      string
 	points    plotter.XYs

@@ -279,7 +279,7 @@ func (p *problemDocument) into(e *Error) {
 	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
 }
 
-// problemOf reads the refusal in resp. It keeps only the status of a response whose body has
+// readRefusal reads the refusal in resp. It keeps only the status of a response whose body has
 // another format, such as that of a proxy.
 func readRefusal(k *call, resp *http.Response) *Error {
 	e := &Error{Method: k.method, Path: k.path, Status: resp.StatusCode}

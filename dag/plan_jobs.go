@@ -222,7 +222,7 @@ func (b *planner) checkTexts(j *Job, locate func(field int) (pointer string, rep
 	}
 }
 
-// variableName returns the mistake in the name of an environment variable, K=V, for some
+// variableNameMistake returns the mistake in the name of an environment variable, K=V, for some
 // value of its tokens; "" when every value is right.
 func (b *planner) variableNameMistake(entry string, tokens []paramToken) string {
 	end := nameEnd(entry, tokens)

@@ -82,7 +82,7 @@ type Quantity struct {
 	Milli int64  // thousandths: cores "1" is 1000; memoryMB "100" is 100000
 }
 
-// bytes converts a quantity of MiB, the unit of memoryMB, to bytes. It rounds down,
+// bytesOfMiB converts a quantity of MiB, the unit of memoryMB, to bytes. It rounds down,
 // and stops at the largest int64.
 func (q Quantity) bytesOfMiB() int64 {
 	if q.Milli >= math.MaxInt64>>20 {

@@ -137,8 +137,8 @@ func (r *Run) templatesWithTimes(first, n uint32) (timed []int) {
 	return timed
 }
 
-// appendTimes appends those of templates that begin in the chunk whose first task is
-// first.
+// appendChunkTimes appends the times of the templates in timed, which all begin in the chunk whose
+// first task is first.
 func (r *Run) appendChunkTimes(dst []byte, timed []int, first uint32) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(timed)))
 	next, at := r.firstTemplateFrom(first), int64(0)
@@ -158,8 +158,7 @@ func (r *Run) appendChunkTimes(dst []byte, timed []int, first uint32) []byte {
 	return dst
 }
 
-// readChunkTimes reads what appendTimes wrote of the chunk whose tasks are [first,
-// first+n).
+// readChunkTimes reads what appendChunkTimes wrote of the chunk whose tasks are [first, first+n).
 func (p *replayer) readChunkTimes(c *recordReader, first, n uint32) {
 	next, at := p.firstTemplateFrom(first), int64(0)
 	for left := c.uint("number of times", uint64(n)); left > 0 && c.err == nil; left-- {

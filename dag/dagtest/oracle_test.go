@@ -10,7 +10,7 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// sample is a new run of a -> b (by match) -> c.
+// sampleRun is a new run of a -> b (by match) -> c.
 func sampleRun(t *testing.T) *Oracle {
 	t.Helper()
 	s := &dag.Spec{
@@ -49,7 +49,7 @@ func TestGraphHasEveryEdge(t *testing.T) {
 	}
 }
 
-// step applies one event and expects these effects.
+// expectEffects applies one event and expects these effects.
 func expectEffects(t *testing.T, o *Oracle, e dag.Event, starts []uint32, want ...string) {
 	t.Helper()
 	got, err := o.Apply(e, starts, nil)

@@ -33,7 +33,7 @@ func TestPlayComparesBoth(t *testing.T) {
 	}
 }
 
-// started is a player of one task that has been granted.
+// playerWithAttempt is a player of one task that has been granted.
 func playerWithAttempt(t *testing.T) *player {
 	t.Helper()
 	p := &player{quiet: true, now: 1, revocable: map[uint32]bool{}, held: map[int]int{}, spec: &dag.Spec{

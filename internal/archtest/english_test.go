@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,21 +17,49 @@ import (
 )
 
 // plainPackages are the packages whose names, comments and texts follow the style of
-// CONTRIBUTING.md. The list only grows.
+// CONTRIBUTING.md: all packages, in alphabetical order.
 var plainPackages = []string{
-	"actors", "actors/query", "actors/replay", "actors/scheduler", "actors/watch", "client", "cmd/caravan", "dag", "dag/specjson",
-
-	"executor", "executor/lifecycle", "executor/remote", "executor/worker", "executor/workerpb",
-	"executor/executortest", "executor/slurm", "executor/slurm/slurmtest",
-	"internal/backup", "internal/browsertest", "internal/covercheck", "internal/datafolder", "internal/faults",
-	"internal/idtable", "internal/outputs", "internal/testenv", "internal/vfork", "internal/vfs",
-
-	"http", "http/access", "messages",
-
-	"bench", "dag/dagtest",
-	"persistence", "persistence/badgerguard", "persistence/commitlog", "persistence/journaltest",
-
+	"actors",
+	"actors/query",
+	"actors/replay",
+	"actors/scheduler",
+	"actors/watch",
+	"bench",
+	"bench/peers/river",
+	"client",
+	"cmd/caravan",
+	"dag",
+	"dag/dagtest",
+	"dag/specjson",
+	"executor",
+	"executor/executortest",
+	"executor/lifecycle",
+	"executor/remote",
+	"executor/slurm",
+	"executor/slurm/slurmtest",
+	"executor/worker",
+	"executor/workerpb",
+	"http",
+	"http/access",
+	"internal/archtest",
+	"internal/backup",
+	"internal/browsertest",
+	"internal/covercheck",
+	"internal/datafolder",
+	"internal/e2e",
 	"internal/e2e/e2etest",
+	"internal/faults",
+	"internal/idtable",
+	"internal/outputs",
+	"internal/protogen",
+	"internal/testenv",
+	"internal/vfork",
+	"internal/vfs",
+	"messages",
+	"persistence",
+	"persistence/badgerguard",
+	"persistence/commitlog",
+	"persistence/journaltest",
 }
 
 // plainPages are the Markdown pages that follow it. The list only grows.
@@ -137,6 +166,15 @@ func (c *sentenceCheck) report(t *testing.T, what string, share func(*stylePatte
 			t.Errorf("%s: %d of %d sentences have the habit %q, at most %d of 1,000 may:\n\t%s",
 				what, len(found), c.total, p.name, share(p), strings.Join(found, "\n\t"))
 		}
+	}
+}
+
+// TestPlainPackagesAreAll keeps plainPackages complete and in order.
+func TestPlainPackagesAreAll(t *testing.T) {
+	found := map[string]bool{}
+	eachGoFile(t, func(_, rel string) { found[path.Dir(rel)] = true })
+	if all := slices.Sorted(maps.Keys(found)); !slices.Equal(plainPackages, all) {
+		t.Errorf("plainPackages must be, in this order:\n\t%q", all)
 	}
 }
 

@@ -1,7 +1,7 @@
 // Command protogen writes the Go code of a .proto file with the generators of protobuf, of gRPC and
 // of vtprotobuf. It needs no protoc: protocompile reads the file, and the generators are tools of
-// this module, at the versions of its go.mod. The module is one of its own, so that what it needs is
-// no dependency of Caravan.
+// this module, at the versions of its go.mod. It is a separate module, so that its requirements do
+// not become dependencies of Caravan.
 //
 // Usage, in a //go:generate line: go -C PATH/TO/protogen run . FOLDER FILE.proto
 package main

@@ -35,7 +35,7 @@ func onSQLite(ctx context.Context, file string, o options) (figures, error) {
 	})
 }
 
-// onPostgres works on a database whose public schema it makes anew.
+// onPostgres measures on a database of the test alone: it drops the public schema and makes it again.
 func onPostgres(ctx context.Context, connection string, o options) (figures, error) {
 	cfg, err := pgxpool.ParseConfig(connection)
 	if err != nil {
@@ -48,7 +48,7 @@ func onPostgres(ctx context.Context, connection string, o options) (figures, err
 	}
 	defer pool.Close()
 	if _, err := pool.Exec(ctx, "DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public"); err != nil {
-		return figures{}, fmt.Errorf("make the schema anew: %w", err)
+		return figures{}, fmt.Errorf("replace the public schema: %w", err)
 	}
 	return measure(ctx, o, database[pgx.Tx]{
 		driver: riverpgxv5.New(pool),

@@ -1,11 +1,11 @@
-// Command river does the work of Caravan's benchmarks with River, a queue of jobs
-// in a database, and prints what it measured as one line of JSON. River has no
-// graphs: a job's successors are inserted by this program, which is not durable
-// where it waits for many of them.
+// Command river does the work of Caravan's benchmarks with River, a queue of jobs in a database, and
+// prints what it measured as one line of JSON. River queues single jobs and does not know graphs, so
+// this program inserts the successors of a job when the job ends. Where many jobs must end first, it
+// counts them in memory, which a crash would lose. That is faster than a durable count and favors River.
 //
-// It is a module of its own, so that Caravan does not depend on its libraries.
+// It is a separate module, so that Caravan does not depend on its libraries.
 //
-//	river -database sqlite:FILE|postgres:CONNECTION -work fan|chain|empty|submit [-n N] [-program PATH] [-slots N] [-seconds S]
+//	river -database sqlite:FILE|postgres:CONNECTION -work fan|chain|empty|submit [-n N] [-program PATH] [-slots N] [-during D]
 package main
 
 import (
@@ -38,10 +38,10 @@ type options struct {
 
 func main() {
 	var o options
-	database := flag.String("database", "", "sqlite:`FILE`, or postgres: and a connection string, whose schema is made anew")
+	database := flag.String("database", "", "sqlite:`FILE`, or postgres: and a connection string, whose public schema is dropped and made again")
 	flag.StringVar(&o.work, "work", "", "fan, chain, empty or submit")
 	flag.IntVar(&o.n, "n", 1000, "jobs")
-	program := flag.String("program", "", "a `command` that each job runs, in words; default: none")
+	program := flag.String("program", "", "a `command` that each job runs, in words; without it a job does not start a process")
 	flag.IntVar(&o.slots, "slots", 1000, "jobs that are worked at one time")
 	flag.DurationVar(&o.during, "during", 3*time.Second, "how long submissions are measured")
 	flag.Parse()

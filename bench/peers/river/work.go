@@ -100,7 +100,7 @@ func measure[TTx any](ctx context.Context, o options, db database[TTx]) (figures
 	if o.work == "submit" {
 		return w.submissions(ctx, o.during)
 	}
-	// One event per job: none may be lost to a full channel.
+	// One event per job. The channel holds all of them, because River drops the events that do not fit.
 	events, cancel := w.client.SubscribeConfig(&river.SubscribeConfig{ChanSize: o.n + 16, Kinds: []river.EventKind{river.EventKindJobCompleted}})
 	defer cancel()
 	if err := w.client.Start(ctx); err != nil {
@@ -166,7 +166,7 @@ func (w *worker[TTx]) chains(ctx context.Context, n, length int) (figures, error
 	return latencies(took, time.Since(begin)), nil
 }
 
-// submissions inserts jobs one by one from 64 goroutines; none is worked.
+// submissions inserts jobs one by one from 64 goroutines. The client does not work them.
 func (w *worker[TTx]) submissions(ctx context.Context, during time.Duration) (figures, error) {
 	var (
 		wg    sync.WaitGroup
