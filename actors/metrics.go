@@ -201,14 +201,14 @@ type executorCollector map[string]executor.Executor
 var (
 	respondingDesc = prometheus.NewDesc("caravan_worker_responding",
 		"1 while every worker answers, 0 while one does not.", []string{"executor"}, nil)
-	deferredDesc = prometheus.NewDesc("caravan_starts_deferred_total",
+	postponedDesc = prometheus.NewDesc("caravan_starts_deferred_total",
 		"Starts that had to wait for want of something that the machine was short of.", []string{"executor", "reason"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (m executorCollector) Describe(to chan<- *prometheus.Desc) {
 	to <- respondingDesc
-	to <- deferredDesc
+	to <- postponedDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -223,8 +223,8 @@ func (m executorCollector) Collect(to chan<- prometheus.Metric) {
 			responding = 0
 		}
 		to <- prometheus.MustNewConstMetric(respondingDesc, prometheus.GaugeValue, responding, name)
-		for reason, n := range x.DeferredStarts() {
-			to <- prometheus.MustNewConstMetric(deferredDesc, prometheus.CounterValue, float64(n), name, reason)
+		for reason, n := range x.PostponedStarts() {
+			to <- prometheus.MustNewConstMetric(postponedDesc, prometheus.CounterValue, float64(n), name, reason)
 		}
 	}
 }

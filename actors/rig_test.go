@@ -80,7 +80,7 @@ func (*bomb) Refuse(error) {}
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = time.Minute
+const patience = 10 * time.Second
 
 // rig is a node over a store in memory and an executor that the test moves.
 type rig struct {

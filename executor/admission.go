@@ -17,8 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slots counts what the machine has and what is in use: thousandths of a core and bytes. SetCapacity
-// may lower cores and memory below the maximum, while another process uses the rest.
+// slots counts what the machine has and what is in use: thousandths of a core and bytes. An attempt
+// holds slots from its admission until its leader has exited; when it is ended by the executor, until
+// its whole process group is dead. These slots are real, unlike
+// the slot that the actors' dispatcher grants to a task: grants may exceed the machine, so that
+// orders wait here and a free slot has its next attempt at once.
+//
+// SetCapacity may lower cores and memory below the maximum, while another process uses the rest.
+// Then more may be in use than there is, and no order fits until enough attempts have ended.
 type slots struct {
 	cores, memory         int64
 	usedCores, usedMemory int64
@@ -67,7 +73,8 @@ func (s *slots) release(a *attempt) {
 }
 
 // admitQueued moves orders from the head of the queue to the loop, which starts them in this
-// sequence, as long as they fit. It is called whenever an order is queued or room is made, so that a
+// sequence, as long as they fit and another start is allowed (canStart). An order that does not fit
+// holds up all others: if smaller ones passed it, a large one could wait for ever. It is called whenever an order is queued or room is made, so that a
 // head that fits never waits. since is when the room was made or the order came; 0 = now. p.mu is
 // held.
 func (p *Process) admitQueued(since int64) {
@@ -106,8 +113,8 @@ func (p *Process) endStart(a *attempt) {
 	}
 }
 
-// A start that fails because the machine is short of something is not an attempt: the order goes
-// back to the queue and does not use up an attempt number. The pause between two tries grows from
+// A start that fails because the machine is short of something is postponed. It is not an attempt:
+// the order goes back to the queue and does not use up an attempt number. The pause between two tries grows from
 // firstRetryPause to lastRetryPause. In addition, each end of an attempt frees something and allows
 // one try at once. After a success twice as many may follow, so that the executor soon recovers from
 // a shortage that is over, and spends few tries on one that lasts.
@@ -121,51 +128,53 @@ const (
 	triesInFront = 8
 )
 
-// shortageState is what a Process knows of a shortage. Process.mu guards it.
-type shortageState struct {
-	lasts     bool
+// startBackoff paces the starts after one was postponed. Process.mu guards it.
+type startBackoff struct {
+	active    bool          // a start was postponed, and too few have succeeded since
 	triesLeft int           // starts that may be tried now
-	pause     time.Duration // before the next try, unless an attempt ends earlier
+	pause     time.Duration // before the next try, unless an attempt ends earlier; its base, see backOff
 	timer     *time.Timer   // of the next try; nil when it is not scheduled
 }
 
 // canStart tells whether another process may be started now. p.mu is held.
 func (p *Process) canStart() bool {
-	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.shortage.lasts || p.shortage.triesLeft > 0)
+	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.backoff.active || p.backoff.triesLeft > 0)
 }
 
 // countTry counts a start. p.mu is held.
 func (p *Process) countTry() {
-	if p.shortage.lasts {
-		p.shortage.triesLeft--
+	if p.backoff.active {
+		p.backoff.triesLeft--
 	}
 }
 
 // resourceReturned says that an attempt has ended. p.mu is held.
 func (p *Process) resourceReturned() {
-	if p.shortage.lasts {
-		p.shortage.triesLeft++
+	if p.backoff.active {
+		p.backoff.triesLeft++
 	}
 }
 
-// startSucceeded says that a process was started. p.mu is held.
+// startSucceeded says that a process was started, which may end the back-off. p.mu is held.
 func (p *Process) startSucceeded() {
-	s := &p.shortage
-	if !s.lasts {
+	s := &p.backoff
+	if !s.active {
 		return
 	}
 	s.pause = firstRetryPause
 	if s.triesLeft += 2; s.triesLeft >= recoveredTries || p.queue.len == 0 {
-		s.lasts, s.triesLeft = false, 0
+		s.active, s.triesLeft = false, 0
 	}
 	p.admitQueued(0)
 }
 
-// startFellShort says that a start failed for a shortage. p.mu is held.
-func (p *Process) startFellShort() {
-	s := &p.shortage
-	if !s.lasts {
-		s.lasts, s.pause = true, firstRetryPause
+// backOff says that a start was postponed. It stops further tries until the timer or the end of an
+// attempt allows one. The pause is spread over half to one and a half of its length, so that several
+// workers of a machine do not try at the same moment. p.mu is held.
+func (p *Process) backOff() {
+	s := &p.backoff
+	if !s.active {
+		s.active, s.pause = true, firstRetryPause
 	}
 	s.triesLeft = 0
 	if s.timer != nil || p.closed {
@@ -181,21 +190,22 @@ func (p *Process) startFellShort() {
 	s.pause = min(2*s.pause, lastRetryPause)
 }
 
-// shortageError is the error of a start that may succeed later, with the reason.
-type shortageError struct {
+// postponeError postpones a start for the reason, one of PostponeReasons.
+type postponeError struct {
 	reason string
 	err    error
 }
 
-func (l *shortageError) Error() string { return l.err.Error() }
-func (l *shortageError) Unwrap() error { return l.err }
+func (l *postponeError) Error() string { return l.err.Error() }
+func (l *postponeError) Unwrap() error { return l.err }
 
-// ShortageReasons are the resources that a start may be short of.
-var ShortageReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
+// PostponeReasons are the reasons for which a start may be postponed: what the machine was short of.
+var PostponeReasons = [...]string{"processes", "memory", "descriptors", "groups", "journal"}
 
-// shortageOf returns what a start was short of. ok is false for other errors.
-func shortageOf(err error) (reason string, ok bool) {
-	var l *shortageError
+// postponeReason returns why a start that failed with err is postponed. ok is false when it is not:
+// then the failure is the attempt's own.
+func postponeReason(err error) (reason string, ok bool) {
+	var l *postponeError
 	if errors.As(err, &l) {
 		return l.reason, true
 	}
@@ -214,10 +224,14 @@ func shortageOf(err error) (reason string, ok bool) {
 	return "", false
 }
 
-// requeue puts an admitted attempt, whose start failed for a shortage, back into the queue. It
-// returns the final report instead when the Process is closed.
-func (p *Process) requeue(a *attempt, err error) *Report {
-	reason, _ := shortageOf(err)
+// postpone puts an admitted attempt back into the queue. It returns the final report instead when the
+// Process is closed.
+//
+// The intent is withdrawn and the key forgotten before the order can be admitted or revoked again:
+// so an intent on disk always belongs to the latest try, and an order that is given back may come
+// again with the same key.
+func (p *Process) postpone(a *attempt, err error) *Report {
+	reason, _ := postponeReason(err)
 	if p.cfg.WithdrawIntent != nil {
 		p.cfg.WithdrawIntent(&a.order)
 	}
@@ -234,11 +248,11 @@ func (p *Process) requeue(a *attempt, err error) *Report {
 	} else {
 		p.queue.push(a)
 	}
-	p.startFellShort()
+	p.backOff()
 	unwanted := a.phase == phaseNotStarted && a.cause != causeNone
 	p.mu.Unlock()
 	// From here on another goroutine may run the attempt.
-	p.logShortage(reason, err)
+	p.logPostponed(reason, err)
 	if p.cfg.OnPostponed != nil {
 		p.cfg.OnPostponed(&a.order, reason, err)
 	}
@@ -249,13 +263,13 @@ func (p *Process) requeue(a *attempt, err error) *Report {
 	return nil
 }
 
-// logShortage logs a shortage, at most once a minute.
-func (p *Process) logShortage(reason string, err error) {
+// logPostponed logs that starts are postponed, at most once a minute.
+func (p *Process) logPostponed(reason string, err error) {
 	p.mu.Lock()
 	now := time.Now()
-	say := p.shortageLogged.IsZero() || now.Sub(p.shortageLogged) > time.Minute
+	say := p.postponedLogged.IsZero() || now.Sub(p.postponedLogged) > time.Minute
 	if say {
-		p.shortageLogged = now
+		p.postponedLogged = now
 	}
 	running, queued := len(p.attempts)-p.queue.len, p.queue.len
 	p.mu.Unlock()

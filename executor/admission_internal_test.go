@@ -153,12 +153,12 @@ func TestRecentKeysDropsTheOldestPage(t *testing.T) {
 	}
 }
 
-func TestShortageOfRecognizesErrors(t *testing.T) {
+func TestPostponeReasonRecognizesErrors(t *testing.T) {
 	for err, want := range map[error]bool{
 		unix.EAGAIN: true, unix.ENOMEM: true, unix.EMFILE: true, unix.ENFILE: true,
 		unix.ENOENT: false, unix.EACCES: false, errors.New("x"): false,
 	} {
-		if _, is := shortageOf(fmt.Errorf("start: %w", err)); is != want {
+		if _, is := postponeReason(fmt.Errorf("start: %w", err)); is != want {
 			t.Errorf("%v: want %t", err, want)
 		}
 	}

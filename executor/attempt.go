@@ -18,10 +18,10 @@ type attempt struct {
 	order Order
 
 	prev, next    *attempt
-	queued        bool  // waits for slots
+	queued        bool  // is in the queue
 	holdsSlots    bool  // holds its slots
 	startUnderWay bool  // admitted, and not yet started or failed
-	postponements int   // how often a shortage made its start fail
+	postponements int   // how often its start was postponed
 	runnableSince int64 // ns since the epoch: since then it has had both its order and room
 
 	outputFinal atomic.Bool // the process is gone and the sizes of its output are final

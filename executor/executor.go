@@ -116,16 +116,18 @@ type Synchronous interface {
 	Execute(Order) Report
 }
 
-// HealthReporter is implemented by executors that depend on something that can fail by itself,
-// such as another process. Both methods may be called from any goroutine.
+// HealthReporter is implemented by executors that depend on something that can fail by itself: the
+// process of a worker, or the controller of a cluster. Both methods may be called from any goroutine
+// and do not wait for what they report on.
 type HealthReporter interface {
 	Executor
 	// Healthy returns nil, or one sentence for the operator that says what is wrong. The
 	// executor accepts orders in either case.
 	Healthy() error
-	// DeferredStarts counts, by reason (ShortageReasons), how often a start had to wait because
-	// the machine was short of something.
-	DeferredStarts() map[string]uint64
+	// PostponedStarts counts, by reason (PostponeReasons), how often a start was postponed because
+	// the machine was short of something. The map is the caller's. It is empty for an executor
+	// that does not start processes on this machine.
+	PostponedStarts() map[string]uint64
 }
 
 // Durable is implemented by executors whose attempts outlive the server, and the actor of their

@@ -374,7 +374,7 @@ func TestLateKillSparesBackgroundChildren(t *testing.T) {
 	_ = unix.Kill(-pid, unix.SIGKILL)
 }
 
-// The monitor watches an attempt that runs after a shortage made its first exec fail.
+// The monitor watches an attempt that runs after its start was postponed.
 func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})

@@ -249,7 +249,7 @@ func (p *Process) startAll(t *turn) {
 		if err := p.cfg.RecordIntents(t.orders); err != nil {
 			again := len(t.ready) - len(t.orders)
 			for _, a := range slices.Backward(t.ready[again:]) {
-				p.endUnstarted(a, nil, &shortageError{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
+				p.endUnstarted(a, nil, &postponeError{"journal", fmt.Errorf("start %q: %w", a.command.argv[0], err)})
 			}
 			t.ready = t.ready[:again]
 		}

@@ -34,10 +34,11 @@ type ProcessConfig struct {
 	Getenv      func(string) string // values of the base environment; default os.Getenv
 
 	// RecordIntents, if set, is called right before processes are started, with their orders. After
-	// an error the attempts are not started and wait, as in any other shortage.
+	// an error their starts are postponed.
 	RecordIntents func([]*Order) error
-	// WithdrawIntent, if set, is called when a start has failed for a shortage, before the order
-	// waits again. OnPostponed is called once it waits, with the reason (ShortageReasons).
+	// WithdrawIntent, if set, is called when a start is postponed, before the order waits again. The
+	// intent may not have been recorded. OnPostponed is called once the order waits, with the reason
+	// (PostponeReasons) and the error; the order may have started again by then.
 	WithdrawIntent func(*Order)
 	OnPostponed    func(o *Order, reason string, err error)
 	// OnStarted, if set, is called once the process exists, before Started is reported.
@@ -56,8 +57,9 @@ type ProcessConfig struct {
 // Process runs orders as processes of this machine, within its slots. It does not depend on the
 // server that uses it and tells it everything through the Sink.
 //
-// Orders wait in one strict queue, in which runs take turns: the head starts when it fits, and no
-// order overtakes it. One goroutine, the loop, starts all attempts, sees their ends, and reports
+// Orders wait in one queue, in which runs take turns. The head starts when it fits, and a smaller
+// order does not overtake it. Only an order whose start was postponed more than triesInFront times
+// goes behind the others of its run. One goroutine, the loop, starts all attempts, sees their ends, and reports
 // them. Another one, the monitor, bounds their output. See the package doc.
 //
 // Lock: Process.mu guards the table, the queue, the slots and the attempts. It is not held while
@@ -87,9 +89,9 @@ type Process struct {
 	queue          queue
 	slots          slots
 	startedKeys    RecentKeys
-	shortage       shortageState
+	backoff        startBackoff
 	startLimit     startLimits
-	startsUnderWay int // attempts that are being started
+	startsUnderWay int // attempts that are being started, at most startLimit.starting
 
 	admitted      []*attempt         // the loop starts them
 	leadersByPID  map[int32]*attempt // attempts whose pidfd is in epollFD
@@ -99,8 +101,8 @@ type Process struct {
 
 	explainSlots chan struct{} // holds one entry for each failure that is being explained
 
-	shortageLogged time.Time // when a shortage was last logged
-	stats          Stats
+	postponedLogged time.Time // when a postponed start was last logged
+	stats           Stats
 }
 
 // closePatience is how long Close waits for processes that survive SIGKILL, because they hang in the
@@ -254,8 +256,8 @@ func (p *Process) Close() error {
 	p.mu.Lock()
 	first := !p.closed
 	p.closed = true
-	if p.shortage.timer != nil {
-		p.shortage.timer.Stop()
+	if p.backoff.timer != nil {
+		p.backoff.timer.Stop()
 	}
 	var waiting []*attempt
 	for a := p.queue.head(); a != nil; a = p.queue.head() {

@@ -51,8 +51,8 @@ func TestFailedStartMakesRoom(t *testing.T) {
 	}
 }
 
-// A kill of a start that has timed out is remembered when that start fails for a shortage; the
-// timeout is not.
+// A kill of a start that has timed out is remembered when that start is postponed; the timeout is
+// not.
 func TestKillOutlivesAFailedStart(t *testing.T) {
 	p, _ := newInternalRig(t, ProcessConfig{})
 	p.mu.Lock()

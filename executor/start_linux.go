@@ -78,7 +78,7 @@ func (p *Process) launchAttempt(a *attempt) error {
 		a.cgroup.startAccepted()
 		return nil
 	}
-	if _, lacks := shortageOf(err); lacks {
+	if _, lacks := postponeReason(err); lacks {
 		return err
 	}
 	go p.startBlocking(a)
@@ -230,7 +230,7 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	}
 	if a.stdout, a.stderr, err = newStreams(limit, p.cfg.MaxOutput); err != nil {
 		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
-		if _, ok := shortageOf(err); ok {
+		if _, ok := postponeReason(err); ok {
 			return nil, err
 		}
 		return p.notStartedReport(&a.order, messages.AttemptLost, err), nil
@@ -304,7 +304,7 @@ func (p *Process) startFailed(a *attempt, err error) {
 		time.AfterFunc(busyFirst<<(a.textBusyTries-1), func() { p.relaunch(a) })
 		return
 	}
-	_, lacks := shortageOf(err)
+	_, lacks := postponeReason(err)
 	p.mu.Lock()
 	why := p.resetFailedStart(a, lacks)
 	p.mu.Unlock()
@@ -343,7 +343,7 @@ func (p *Process) endUnstarted(a *attempt, r *Report, lacking error) {
 	}
 	a.cgroup, a.cgroupChosen, a.textBusyTries = nil, false, 0
 	if lacking != nil {
-		if r = p.requeue(a, lacking); r == nil {
+		if r = p.postpone(a, lacking); r == nil {
 			return
 		}
 	}

@@ -11,8 +11,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// waitLimit is how long a Recorder or a Fake waits before it fails the test.
-const waitLimit = time.Minute
+// waitLimit is how long a Recorder or a Fake waits without any news before it fails the test. Every
+// report or order begins it again, so that a wait for many attempts may take longer than one.
+const waitLimit = 10 * time.Second
 
 // Recorder is a Sink that keeps every report. It fails the test as soon as a report breaks the
 // rules: a second final report, a report after it, or a second Started.
@@ -135,7 +136,8 @@ func (r *Recorder) wait(what func() string, done func() bool) {
 	waitCond(r.t, &r.mu, r.changed, what, done)
 }
 
-// waitCond blocks until done returns true. It calls done under mu, whenever changed is signalled.
+// waitCond blocks until done returns true. It calls done under mu, whenever changed is signalled. It
+// fails the test when changed is not signalled for waitLimit.
 func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() string, done func() bool) {
 	t.Helper()
 	late := false
@@ -149,6 +151,7 @@ func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() stri
 	mu.Lock()
 	for !done() && !late {
 		changed.Wait()
+		timer.Reset(waitLimit)
 	}
 	missing := ""
 	if !done() {
@@ -156,7 +159,7 @@ func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() stri
 	}
 	mu.Unlock()
 	if missing != "" {
-		t.Fatalf("waited %v for %s", waitLimit, missing)
+		t.Fatalf("no news for %v: waited for %s", waitLimit, missing)
 	}
 }
 

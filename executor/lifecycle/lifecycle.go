@@ -2,7 +2,9 @@
 // worker) keep it. Both have a table of attempts; both move an attempt only by this package, so that
 // the two tables agree on what may follow what.
 //
-//	Queued    ordered. The attempt waits for slots, in the server or in the worker.
+//	Queued    ordered. The attempt waits: in the server for a worker, in the worker for slots, for
+//	          others that are being started (their number is limited), or after its start was
+//	          postponed because the machine was short of something.
 //	Starting  the worker writes, or has written, the intent to fork its process.
 //	Running   its process exists.
 //	Ended     its end is known. The attempt leaves the table when the end is acknowledged.
@@ -49,7 +51,7 @@ func CanMove(from, to State) bool {
 	switch from {
 	case Queued: // Running: the server hears of the process. Ended: lost, or impossible to start
 		return to == Starting || to == Running || to == Ended
-	case Starting: // Queued: the start failed for a shortage, and the intent is withdrawn
+	case Starting: // Queued: the start is postponed, and the intent withdrawn
 		return to == Queued || to == Running || to == Ended
 	case Running:
 		return to == Ended

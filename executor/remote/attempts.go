@@ -287,18 +287,10 @@ func revokedReport(key messages.AttemptKey) executor.Report {
 
 // lostReport reports that an order's attempt is lost.
 func lostReport(o *executor.Order, reason string) executor.Report {
-	return notStartedReport(o, messages.AttemptLost, reason)
+	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptLost, reason)
 }
 
 // tooLargeReport reports that an order needs more than the machine has.
 func tooLargeReport(o *executor.Order, err error) executor.Report {
-	return notStartedReport(o, messages.AttemptNotStarted, err.Error())
-}
-
-// notStartedReport reports the end of an attempt whose start is not known.
-func notStartedReport(o *executor.Order, result messages.AttemptResult, reason string) executor.Report {
-	now := time.Now().UnixNano()
-	return executor.Report{Key: o.Key, Kind: executor.Finished, At: now, Record: messages.AttemptRecord{
-		Task: o.Key.Task, Attempt: o.Key.Attempt, Result: result, RC: -1, Stop: now, ExecutorLog: reason,
-	}}
+	return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptNotStarted, err.Error())
 }

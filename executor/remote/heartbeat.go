@@ -128,12 +128,12 @@ func (r *Remote) Healthy() error {
 	return nil
 }
 
-// DeferredStarts implements executor.HealthReporter.
-func (r *Remote) DeferredStarts() map[string]uint64 {
+// PostponedStarts implements executor.HealthReporter.
+func (r *Remote) PostponedStarts() map[string]uint64 {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
-	all := make(map[string]uint64, len(executor.ShortageReasons))
-	for _, reason := range executor.ShortageReasons {
+	all := make(map[string]uint64, len(executor.PostponeReasons))
+	for _, reason := range executor.PostponeReasons {
 		all[reason] = 0
 	}
 	maps.Copy(all, r.postponedStarts)

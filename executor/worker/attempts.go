@@ -43,7 +43,7 @@ func (w *Worker) enterOrder(o *executor.Order) (start bool) {
 
 // recordIntents is executor.ProcessConfig.RecordIntents: duty 2. The intents of all attempts that start
 // together are one append to the journal. If that fails and the journal cannot be replaced either, the
-// attempts wait as in any shortage, since a process without an intent could not be found after a crash.
+// starts are postponed, since a process without an intent could not be found after a crash.
 func (w *Worker) recordIntents(orders []*executor.Order) error {
 	at := sinceBoot()
 	w.mu.Lock()

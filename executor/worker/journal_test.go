@@ -133,7 +133,7 @@ func TestAttemptsWaitForTheJournal(t *testing.T) {
 	}
 }
 
-// TestDrainGivesBackPostponedOrders drains a worker while an order waits for the end of a shortage.
+// TestDrainGivesBackPostponedOrders drains a worker while the start of an order is postponed.
 func TestDrainGivesBackPostponedOrders(t *testing.T) {
 	g := newRig(t)
 	c, _ := g.attach()

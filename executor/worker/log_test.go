@@ -68,7 +68,7 @@ func TestLogOfARunningAttempt(t *testing.T) {
 		} else {
 			sendRaw(t, l, request)
 		}
-		if err := streamEnd(l); err == nil || name != "opened twice" && err == io.EOF {
+		if err := streamEnd(t, l); err == nil || name != "opened twice" && err == io.EOF {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -76,7 +76,7 @@ func TestLogOfARunningAttempt(t *testing.T) {
 
 func (g *rig) openLog() grpc.BidiStreamingClient[workerpb.LogRequest, workerpb.LogReply] {
 	g.t.Helper()
-	conn, ctx := g.dial()
+	conn, ctx, _ := g.dial()
 	stream, err := workerpb.NewWorkerClient(conn).Log(ctx)
 	if err != nil {
 		g.t.Fatal(err)

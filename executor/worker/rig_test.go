@@ -61,13 +61,16 @@ func newRig(t *testing.T, change ...func(*Settings)) *rig {
 	return g
 }
 
+// waitLimit bounds each wait for the worker, which lives in this process.
+const waitLimit = 10 * time.Second
+
 // wait returns what the worker's life ended with.
 func (g *rig) wait() error {
 	select {
 	case err := <-g.ended:
 		g.ended <- err
 		return err
-	case <-time.After(time.Minute):
+	case <-time.After(waitLimit):
 		g.t.Error("the worker does not end")
 		return nil
 	}
@@ -123,11 +126,12 @@ func items(f *workerpb.WorkerFrame) (list []item) {
 type client struct {
 	t      *testing.T
 	conn   *grpc.ClientConn
+	cancel context.CancelFunc // ends the stream
 	stream grpc.BidiStreamingClient[workerpb.ServerFrame, workerpb.WorkerFrame]
 	rest   []item
 }
 
-func (g *rig) dial() (*grpc.ClientConn, context.Context) {
+func (g *rig) dial() (*grpc.ClientConn, context.Context, context.CancelFunc) {
 	g.t.Helper()
 	conn, err := grpc.NewClient("passthrough:///worker", append(workerpb.DialOptions(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -135,20 +139,20 @@ func (g *rig) dial() (*grpc.ClientConn, context.Context) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithCancel(context.Background())
 	g.t.Cleanup(func() {
 		cancel()
 		conn.Close()
 	})
-	return conn, ctx
+	return conn, ctx, cancel
 }
 
 // attach attaches, gives the worker 2 cores, and returns what kinds of items the worker said up
 // to "synced".
 func (g *rig) attach() (c *client, said []string) {
 	g.t.Helper()
-	conn, ctx := g.dial()
-	c = &client{t: g.t, conn: conn}
+	conn, ctx, cancel := g.dial()
+	c = &client{t: g.t, conn: conn, cancel: cancel}
 	var err error
 	if c.stream, err = workerpb.NewWorkerClient(conn).Attach(ctx); err != nil {
 		g.t.Fatal(err)
@@ -190,6 +194,7 @@ func (m rawMessage) UnmarshalVT([]byte) error                       { return nil
 // next returns the next item.
 func (c *client) next() (i item) {
 	c.t.Helper()
+	defer time.AfterFunc(waitLimit, c.cancel).Stop()
 	for len(c.rest) == 0 {
 		f, err := c.stream.Recv()
 		if err != nil {
@@ -231,12 +236,24 @@ func (i item) report(t *testing.T) executor.Report {
 	return report
 }
 
-// streamEnd waits for the end of a stream.
-func streamEnd(stream grpc.ClientStream) error {
-	for {
-		if err := stream.RecvMsg(rawMessage(nil)); err != nil {
-			return err
+// streamEnd waits for the end of a stream and returns its error.
+func streamEnd(t *testing.T, stream grpc.ClientStream) error {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if err := stream.RecvMsg(rawMessage(nil)); err != nil {
+				ended <- err
+				return
+			}
 		}
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(waitLimit):
+		t.Fatal("the stream does not end")
+		return nil
 	}
 }
 

@@ -732,7 +732,8 @@ func (x *Kill) GetGrace() int64 {
 	return 0
 }
 
-// Queued says that an order waits for slots.
+// Queued says that an order waits: for slots, for others that are being started, or after its start
+// was postponed.
 type Queued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           uint64                 `protobuf:"varint,1,opt,name=run,proto3" json:"run,omitempty"`
@@ -1206,7 +1207,7 @@ func (x *Revoked) GetAt() int64 {
 	return 0
 }
 
-// Postponed says that starts have to wait because the machine is short of something.
+// Postponed says that starts were postponed because the machine is short of something.
 type Postponed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // a word, for the metric

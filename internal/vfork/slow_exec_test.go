@@ -112,7 +112,7 @@ func requireCollections(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(10 * time.Second):
 		t.Fatal("the collector waits for an exec")
 	}
 	if took := time.Since(began); took > 5*time.Second {

@@ -11,15 +11,15 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// shortage makes RecordIntents fail like a machine that has room for few attempts at a time.
-type shortage struct {
+// fullMachine makes RecordIntents fail like a machine that has room for few attempts at a time.
+type fullMachine struct {
 	mu        sync.Mutex
 	most      int
 	begun     int
 	postponed int
 }
 
-func (s *shortage) configure(c *executor.ProcessConfig) {
+func (s *fullMachine) configure(c *executor.ProcessConfig) {
 	c.CPUMillis = 1_000_000
 	c.RecordIntents = func(orders []*executor.Order) error {
 		s.mu.Lock()
@@ -48,9 +48,9 @@ func (s *shortage) configure(c *executor.ProcessConfig) {
 
 // An order that cannot start now starts when others have ended. All attempts run, and tries are
 // paced.
-func TestOrdersWaitForTheEndOfAShortage(t *testing.T) {
+func TestPostponedOrdersStartWhenOthersEnd(t *testing.T) {
 	const tasks = 200
-	s := &shortage{most: 5}
+	s := &fullMachine{most: 5}
 	r := newRig(t, s.configure)
 	for i := range uint32(tasks) {
 		r.startShell(i, "exec sleep 0.02")
@@ -71,10 +71,10 @@ func TestOrdersWaitForTheEndOfAShortage(t *testing.T) {
 	}
 }
 
-// An attempt that waits for the end of a shortage is revoked like any other that waits, by a kill or
+// An attempt whose start is postponed is revoked like any other that waits, by a kill or
 // by Close.
-func TestKillDuringAShortageRevokes(t *testing.T) {
-	s := &shortage{}
+func TestKillOfAPostponedOrderRevokes(t *testing.T) {
+	s := &fullMachine{}
 	r := newRig(t, s.configure)
 	for i := range uint32(20) {
 		r.startShell(i, "true")
