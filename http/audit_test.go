@@ -50,7 +50,7 @@ func audited(t *testing.T) (option func(*Config), lines func(s *service) []strin
 func TestControlCharactersInTheAuditLog(t *testing.T) {
 	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
-	s := serve(t, seedEngine(t), lock, option)
+	s := serve(t, contractEngine(t), lock, option)
 	_, r := s.raw("GET /\xc2\x9b31mX\xe2\x80\xae\xff HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	refusedWith(t, s.answerTo(r), 401, "a token is needed")
 	s.do("DELETE", "/v1/dagrun/2/task/a%C2%9Bb%E2%80%A8", "", bearer(secret[access.All]))
@@ -72,7 +72,7 @@ func TestControlCharactersInTheAuditLog(t *testing.T) {
 func TestAuditNamesTheUser(t *testing.T) {
 	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
-	s := serve(t, seedEngine(t), lock, option)
+	s := serve(t, contractEngine(t), lock, option)
 	l, err := net.Listen("unix", "@"+t.Name()+filepath.Base(t.TempDir())+secret[access.Read][:12])
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func asUser(t *testing.T, uid uintptr, f func()) {
 func TestFloodDoesNotHideRefusals(t *testing.T) {
 	lock, secret, _ := withTokenFile(t)
 	option, lines := audited(t)
-	s := serve(t, seedEngine(t), lock, option)
+	s := serve(t, contractEngine(t), lock, option)
 	flood := strings.Repeat("GET /v1/dagruns HTTP/1.1\r\nHost: x\r\n\r\n", 300)
 	c, r := s.raw(flood)
 	for range 300 {

@@ -59,7 +59,7 @@ func TestScopesOfRoutes(t *testing.T) {
 		"DELETE /v1/dagrun/{run}": c, "DELETE /v1/dagrun/{run}/task/{task}": c, "PATCH /v1/dagrun/{run}/state/{state}": c,
 	}
 	option, secret, _ := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, option)
 	for _, rt := range s.routes() {
 		want, ok := table[rt.method+" "+rt.path]
@@ -72,7 +72,7 @@ func TestScopesOfRoutes(t *testing.T) {
 		target := strings.NewReplacer("{run}", "0", "{task}", "simple_0", "{state}", "PAUSED").Replace(rt.path)
 		body := ""
 		if rt.body != noBody {
-			body = seedSpec
+			body = contractSpec
 		}
 		typed := "Content-Type: " + rt.body.mediaType()
 		refused := s.do(rt.method, target, body, typed)
@@ -112,7 +112,7 @@ func TestScopesOfRoutes(t *testing.T) {
 
 func TestWrongTokens(t *testing.T) {
 	option, secret, path := withTokenFile(t)
-	s := serve(t, seedEngine(t), option)
+	s := serve(t, contractEngine(t), option)
 	good := secret[access.All]
 	for _, line := range []string{
 		bearer(good + "x"), bearer(good[1:]), bearer(strings.ToLower(good)), bearer(access.NewSecret()), "Authorization: " + good, "Authorization: Basic " + good,
@@ -120,7 +120,7 @@ func TestWrongTokens(t *testing.T) {
 		"Cookie: caravan_session=" + good, "Cookie: caravan_session=", "Cookie: __Host-caravan_session=x",
 	} {
 		refusedWith(t, s.do("GET", "/v1/dagruns", "", line), 401, "token")
-		refusedWith(t, s.do("POST", "/v1/dagrun", seedSpec, line), 401, "token")
+		refusedWith(t, s.do("POST", "/v1/dagrun", contractSpec, line), 401, "token")
 	}
 	for _, line := range []string{bearer(good), "Authorization: bearer  " + good, "authorization: BEARER " + good + " "} {
 		if got := s.do("GET", "/v1/dagruns", "", line); got.status != 200 {
@@ -156,7 +156,7 @@ func (s *service) loginTo(path, token string, header ...string) reply {
 
 func TestLogin(t *testing.T) {
 	option, secret, path := withTokenFile(t)
-	s := serve(t, seedEngine(t), option)
+	s := serve(t, contractEngine(t), option)
 	page := s.get("/login")
 	if page.status != 200 || !strings.Contains(page.body, `<form method="post" action="/login"`) || !strings.HasPrefix(page.header.Get("Content-Security-Policy"), "default-src 'none'") ||
 		!strings.Contains(page.header.Get("Content-Security-Policy"), "frame-ancestors 'none'") || page.header.Get("Cache-Control") != "no-store" {
@@ -189,8 +189,8 @@ func TestLogin(t *testing.T) {
 		t.Errorf("a change from its own page: %d %s", got.status, got.body)
 	}
 	refusedWith(t, s.do("DELETE", "/v1/dagrun/2", "", cookie), 403, "must come from a page of this server")
-	refusedWith(t, s.do("POST", "/v1/dagrun", seedSpec, cookie, "Sec-Fetch-Site: none"), 403, "must come from a page of this server")
-	refusedWith(t, s.do("POST", "/v1/dagrun", seedSpec, cookie, "Origin: http://evil.example"), 403, "cross-site")
+	refusedWith(t, s.do("POST", "/v1/dagrun", contractSpec, cookie, "Sec-Fetch-Site: none"), 403, "must come from a page of this server")
+	refusedWith(t, s.do("POST", "/v1/dagrun", contractSpec, cookie, "Origin: http://evil.example"), 403, "cross-site")
 	if got := s.do("DELETE", "/v1/dagrun/2", "", bearer(secret[access.Read]), cookie, own); got.status != 403 {
 		t.Errorf("a token prevails over the cookie: %d", got.status)
 	}
@@ -219,7 +219,7 @@ func TestLogin(t *testing.T) {
 // set.
 func TestCookieByTLS(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
-	s := serve(t, seedEngine(t), option)
+	s := serve(t, contractEngine(t), option)
 	value, _, ok := s.sessions.Begin([]byte(secret[access.All]), time.Now())
 	if !ok {
 		t.Fatal("no session")
@@ -240,7 +240,7 @@ func TestCookieByTLS(t *testing.T) {
 
 func TestLoginsAreRefused(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
-	s := serve(t, seedEngine(t), option)
+	s := serve(t, contractEngine(t), option)
 	refusedWith(t, s.do("POST", "/login", "token="+secret[access.All], "Content-Type: application/x-www-form-urlencoded"), 403, "must come from a page of this server")
 	refusedWith(t, s.loginTo("/login", secret[access.All], "Origin: http://evil.example"), 403, "cross-site")
 	refusedWith(t, s.loginTo("/login", secret[access.All], "Content-Type: text/plain"), 415, formType)
@@ -262,7 +262,7 @@ func TestLoginsAreRefused(t *testing.T) {
 	if status[401] == 0 || status[429] == 0 || status[401]+status[429] != 10 {
 		t.Errorf("%v", status)
 	}
-	plain := serve(t, seedEngine(t))
+	plain := serve(t, contractEngine(t))
 	refusedWith(t, plain.get("/login"), 404, "has no tokens")
 	refusedWith(t, plain.loginTo("/login", "x"), 404, "has no tokens")
 	refusedWith(t, plain.loginTo("/logout", "x"), 404, "has no tokens")
@@ -275,7 +275,7 @@ func TestLoginsAreRefused(t *testing.T) {
 // counts.
 func TestUnixSocket(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
-	s := serve(t, seedEngine(t), option)
+	s := serve(t, contractEngine(t), option)
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -314,7 +314,7 @@ func TestAuditLog(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
 	path := filepath.Join(t.TempDir(), "audit")
 	var audit *access.Audit
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, option, loopback, func(c *Config) {
 		var err error
 		if audit, err = access.OpenAudit(path, c.Logger, func(int) { t.Error("lost") }); err != nil {
@@ -324,8 +324,8 @@ func TestAuditLog(t *testing.T) {
 	})
 	all := bearer(secret[access.All])
 	s.do("GET", "/v1/dagruns", "", all)
-	s.do("POST", "/v1/dagrun/validate", seedSpec, all)
-	s.do("POST", "/v1/dagrun", seedSpec, all)
+	s.do("POST", "/v1/dagrun/validate", contractSpec, all)
+	s.do("POST", "/v1/dagrun", contractSpec, all)
 	s.do("POST", "/v1/dagruns", specOf("x")+"\n{}\n"+specOf("y"), all, asLines)
 	s.do("DELETE", "/v1/dagrun/2/task/simple_0", "", all)
 	s.do("PATCH", "/v1/dagrun/9/state/PAUSED?x=secret", "", all)

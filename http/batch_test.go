@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -238,7 +239,7 @@ func TestStalledBatchTimesOut(t *testing.T) {
 		answers := bufio.NewReader(resp.Body)
 		nextLine(t, answers, "{\"runID\":0}\n")
 		if by == "shutdown" {
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 			defer cancel()
 			if err := s.Shutdown(ctx); err != nil {
 				t.Error(err)
@@ -312,7 +313,7 @@ func TestLineReader(t *testing.T) {
 
 func BenchmarkBatch(b *testing.B) {
 	s := New(Config{Engine: &fakeEngine{}})
-	body := bytes.Repeat([]byte(compact([]byte(seedSpec))+"\n"), 100)
+	body := bytes.Repeat([]byte(compact([]byte(contractSpec))+"\n"), 100)
 	b.ReportAllocs()
 	for b.Loop() {
 		p := &batch{s: s, lines: &lineReader{source: bytes.NewReader(body), wholeBody: len(body), limit: 1 << 20, reserve: anyRoom}, body: &bodyReader{}}

@@ -36,7 +36,7 @@ func handle(s *Server, ctx *fasthttp.RequestCtx, method, target string) {
 // TestStateAllocatesLittle: clients poll it in tight loops. The router's copies of the
 // run's id are all that it allocates.
 func TestStateAllocatesLittle(t *testing.T) {
-	s := New(Config{Engine: seedEngine(t)})
+	s := New(Config{Engine: contractEngine(t)})
 	ctx := requestOn(t, s)
 	if n := testing.AllocsPerRun(100, func() { handle(s, ctx, "GET", "/v1/dagrun/0/state") }); n > 3 {
 		t.Errorf("%v allocations", n)
@@ -50,7 +50,7 @@ func TestStateAllocatesLittle(t *testing.T) {
 }
 
 func BenchmarkState(b *testing.B) {
-	s := New(Config{Engine: seedEngine(b)})
+	s := New(Config{Engine: contractEngine(b)})
 	ctx := requestOn(b, s)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -59,7 +59,7 @@ func BenchmarkState(b *testing.B) {
 }
 
 func BenchmarkSubmit(b *testing.B) {
-	s := New(Config{Engine: seedEngine(b), Logger: slog.New(slog.DiscardHandler)})
+	s := New(Config{Engine: contractEngine(b), Logger: slog.New(slog.DiscardHandler)})
 	ctx := requestOn(b, s)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -68,7 +68,7 @@ func BenchmarkSubmit(b *testing.B) {
 		ctx.Request.Header.SetMethod("POST")
 		ctx.Request.Header.SetContentType(jsonType)
 		ctx.Request.SetRequestURI("/v1/dagrun")
-		ctx.Request.SetBodyString(seedSpec)
+		ctx.Request.SetBodyString(contractSpec)
 		ctx.Request.URI()
 		s.dispatch(ctx)
 	}
@@ -105,7 +105,7 @@ func BenchmarkReady(b *testing.B) { overLoopback(b, "/ready") }
 func BenchmarkStateOverLoopback(b *testing.B) { overLoopback(b, "/v1/dagrun/0/state") }
 
 func overLoopback(b *testing.B, target string) {
-	s := serve(b, seedEngine(b))
+	s := serve(b, contractEngine(b))
 	request := []byte("GET " + target + " HTTP/1.1\r\nHost: c\r\n\r\n")
 	b.SetParallelism(32) // times two processors
 	b.ResetTimer()

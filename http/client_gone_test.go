@@ -26,8 +26,8 @@ func callsOfTheEngine() map[string]string {
 	}
 	ask := func(method, path string) string { return method + " " + path + " HTTP/1.1\r\nHost: c\r\n\r\n" }
 	return map[string]string{
-		"Submit":    post("/v1/dagrun", jsonType, seedSpec),
-		"SubmitAll": post("/v1/dagruns", linesType, strings.ReplaceAll(seedSpec, "\n", " ")+"\n"),
+		"Submit":    post("/v1/dagrun", jsonType, contractSpec),
+		"SubmitAll": post("/v1/dagruns", linesType, strings.ReplaceAll(contractSpec, "\n", " ")+"\n"),
 		"SetState":  ask("PATCH", "/v1/dagrun/0/state/PAUSED"),
 		"Kill":      ask("DELETE", "/v1/dagrun/0"),
 		"KillTask":  ask("DELETE", "/v1/dagrun/0/task/simple_0"),
@@ -66,7 +66,7 @@ func waitForDeparture(e *fakeEngine, method string) (waiting chan struct{}, ende
 func TestCallEndsWhenTheClientLeaves(t *testing.T) {
 	for method, request := range callsOfTheEngine() {
 		t.Run(method, func(t *testing.T) {
-			e := seedEngine(t)
+			e := contractEngine(t)
 			s := serve(t, e, func(c *Config) { c.watchAfter = 5 * time.Millisecond })
 			waiting, ended := waitForDeparture(e, method)
 			c, _ := s.raw(request)
@@ -98,7 +98,7 @@ func TestCallEndsWhenTheClientLeaves(t *testing.T) {
 // TestShortCallIsAnsweredInSpiteOfAHalfClose: closing the sending side counts as leaving only
 // when the engine takes long.
 func TestShortCallIsAnsweredInSpiteOfAHalfClose(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.watchAfter = time.Hour })
 	closed := make(chan struct{})
 	e.wait = func(context.Context, string) error { <-closed; return nil }
@@ -115,7 +115,7 @@ func TestShortCallIsAnsweredInSpiteOfAHalfClose(t *testing.T) {
 // TestRequestsAfterADeparture: requests that a client sent before it closed its sending side
 // are answered, although the wait before them ended because of that.
 func TestRequestsAfterADeparture(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	c, r := s.raw("GET /v1/dagrun/0/state?wait=60s HTTP/1.1\r\nHost: c\r\n\r\n" + callsOfTheEngine()["Submit"] + callsOfTheEngine()["Kill"])
 	testenv.Eventually(t, "it waits", func() bool { return s.waits.len() == 1 })
@@ -131,7 +131,7 @@ func TestRequestsAfterADeparture(t *testing.T) {
 
 // TestCallEndsWithItsConnection at the end of a shutdown's time.
 func TestCallEndsWithItsConnection(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	waiting, ended := waitForDeparture(e, "Submit")
 	s.raw(callsOfTheEngine()["Submit"])
@@ -148,7 +148,7 @@ func TestCallEndsWithItsConnection(t *testing.T) {
 
 // TestPrincipalOfARequest: the engine learns on whose behalf each request of a connection is.
 func TestPrincipalOfARequest(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	withKeys, secret, _ := withTokenFile(t)
 	s := serve(t, e, withKeys)
 	var mu sync.Mutex
@@ -217,7 +217,7 @@ func getRequest(path string) string { return "GET " + path + " HTTP/1.1\r\nHost:
 // free at once, for every kind of wait. A client that closes only its sending side gets the present
 // state as the answer to its long poll.
 func TestPlaceOfADepartedClientIsFree(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.heartbeat = time.Hour })
 	for kind, path := range requestsThatWait(t, e) {
 		t.Run(kind, func(t *testing.T) {
@@ -244,7 +244,7 @@ func TestPlaceOfADepartedClientIsFree(t *testing.T) {
 // TestWaitsAreBounded in all and for each client. The refused one's connection closes.
 func TestWaitsAreBounded(t *testing.T) {
 	for status, limit := range map[int][2]int{429: {100, 4}, 503: {4, 4}} {
-		e := seedEngine(t)
+		e := contractEngine(t)
 		paths := requestsThatWait(t, e)
 		s := newService(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = limit[0], limit[1] })
 		if status == 503 {
@@ -284,7 +284,7 @@ func TestWaitsAreBounded(t *testing.T) {
 // TestDepartureBeforeThePlanningTurn: a long document whose client has left while others are
 // planned is dropped.
 func TestDepartureBeforeThePlanningTurn(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	s.planningTurn <- struct{}{} // another one has the turn
 	doc := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", longBodyBytes) + `"}}}}`
@@ -308,7 +308,7 @@ func TestDepartureBeforeThePlanningTurn(t *testing.T) {
 // TestRequestThatCannotBeWatchedDoesNotWait: a request whose client could leave unseen does not
 // wait.
 func TestRequestThatCannotBeWatchedDoesNotWait(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	paths := requestsThatWait(t, e)
 	testenv.Eventually(t, "clients are watched", func() bool { return s.clientWatcher.Load() != nil })

@@ -9,7 +9,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// golden reads a document of the seed's own examples.
+// The contract is the part of the API that is fixed: the first block of the routes, and the examples
+// in testdata, which are its answers, member by member. Existing clients rely on it. Other tests use
+// its runs as well.
+
+// golden reads an answer of the contract from testdata.
 func golden(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile("testdata/" + name + ".json")
@@ -19,10 +23,10 @@ func golden(t *testing.T, name string) string {
 	return string(b)
 }
 
-// seedEngine holds the runs of the seed's examples.
-func seedEngine(t testing.TB) *fakeEngine {
+// contractEngine holds the runs that the answers of the contract show.
+func contractEngine(t testing.TB) *fakeEngine {
 	e := &fakeEngine{}
-	r := e.add(t, seedSpec, dag.RunCompleted, dag.TaskCompleted, 1645112245996647771, 1645112265427198113)
+	r := e.add(t, contractSpec, dag.RunCompleted, dag.TaskCompleted, 1645112245996647771, 1645112265427198113)
 	r.view.Changes = []dag.StateChange{
 		{At: 1645112245996647771, State: dag.RunQueued},
 		{At: 1645112245997607895, State: dag.RunRunning},
@@ -40,23 +44,23 @@ func seedEngine(t testing.TB) *fakeEngine {
 		})
 	}
 	r.view.Counts = messages.Counts{dag.TaskCompleted: 25}
-	r = e.add(t, seedSpec, dag.RunCompleted, dag.TaskCompleted, 1645218441353189612, 1645218455775103710)
+	r = e.add(t, contractSpec, dag.RunCompleted, dag.TaskCompleted, 1645218441353189612, 1645218455775103710)
 	r.view.Counts = messages.Counts{dag.TaskCompleted: 25}
-	r = e.add(t, seedSpec, dag.RunRunning, dag.TaskRunning, 1645539903281234588, 1645539912499992547)
+	r = e.add(t, contractSpec, dag.RunRunning, dag.TaskRunning, 1645539903281234588, 1645539912499992547)
 	r.view.Counts = messages.Counts{dag.TaskCompleted: 11, dag.TaskRunning: 14}
-	e.add(t, seedSpec, dag.RunQueued, dag.TaskGranted)
+	e.add(t, contractSpec, dag.RunQueued, dag.TaskGranted)
 	return e
 }
 
-// TestSeedTable walks the rows of the seed's table.
-func TestSeedTable(t *testing.T) {
-	e := seedEngine(t)
+// TestContractRoutes sends a request to each route of the contract.
+func TestContractRoutes(t *testing.T) {
+	e := contractEngine(t)
 	s := serve(t, e)
 	for _, row := range []struct{ method, path, body, want string }{
 		{"GET", "/ready", "", `{ "msg": "Ya like DAGs?"}`},
-		{"POST", "/v1/dagrun", seedSpec, `{ "runID": 0 }`},
-		{"POST", "/v1/dagrun", seedSpec, `{ "runID": 1 }`},
-		{"POST", "/v1/dagrun/validate", seedSpec, `{ "valid": true }`},
+		{"POST", "/v1/dagrun", contractSpec, `{ "runID": 0 }`},
+		{"POST", "/v1/dagrun", contractSpec, `{ "runID": 1 }`},
+		{"POST", "/v1/dagrun/validate", contractSpec, `{ "valid": true }`},
 		{"DELETE", "/v1/dagrun/2", "", `{ "runID": 2 }`},
 		{"GET", "/v1/dagrun/3/state", "", `{ "state": "QUEUED" }`},
 		{"GET", "/v1/dagrun/0/state", "", `{ "state": "COMPLETED" }`},
@@ -73,7 +77,7 @@ func TestSeedTable(t *testing.T) {
 			sameJSON(t, r.body, row.want)
 		})
 	}
-	if len(e.submitted) != 2 || string(e.submitted[0].Body) != seedSpec || e.submitted[0].Plan.Tasks != 2 || e.submitted[0].At == 0 {
+	if len(e.submitted) != 2 || string(e.submitted[0].Body) != contractSpec || e.submitted[0].Plan.Tasks != 2 || e.submitted[0].At == 0 {
 		t.Errorf("submitted: %+v", e.submitted)
 	}
 	if len(e.patched) != 1 || e.patched[0] != "0 QUEUED" {
@@ -84,8 +88,8 @@ func TestSeedTable(t *testing.T) {
 	}
 }
 
-func TestSeedList(t *testing.T) {
-	e := seedEngine(t)
+func TestContractList(t *testing.T) {
+	e := contractEngine(t)
 	e.runs = e.runs[:3]
 	s := serve(t, e)
 	sameJSON(t, s.get("/v1/dagruns?all=1").body, golden(t, "list"))
@@ -97,9 +101,9 @@ func TestSeedList(t *testing.T) {
 	sameJSON(t, s.get("/v1/dagruns?all=1").body, `[]`)
 }
 
-// TestSeedRun: the seed's document, and the number of each attempt.
-func TestSeedRun(t *testing.T) {
-	s := serve(t, seedEngine(t))
+// TestContractRun: the document of the contract, and the number of each attempt, which was added.
+func TestContractRun(t *testing.T) {
+	s := serve(t, contractEngine(t))
 	r := s.get("/v1/dagrun/0")
 	want := strings.ReplaceAll(golden(t, "run"), `"executorLog": ""`, `"executorLog": "", "attempt": 1`)
 	sameJSON(t, r.body, want)
@@ -109,7 +113,7 @@ func TestSeedRun(t *testing.T) {
 }
 
 func TestHeadIsServedWhereGetIs(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	for _, path := range []string{
 		"/ready", "/v1/dagruns?all=1", "/v1/dagrun/0", "/v1/dagrun/0/state", "/v1/dagrun/0/summary", "/v1/dagrun/0/events", "/v1/dagrun/0/graph", "/v1/dagrun/0/states", "/v1/dagrun/0/tasks",
 		"/v1/dagrun/0/task/simple_0", "/v1/dagrun/0/task/simple_0/state", "/healthz", "/version", "/metrics",

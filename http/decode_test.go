@@ -35,7 +35,7 @@ func TestCursors(t *testing.T) {
 }
 
 func TestListQuery(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	r := s.get("/v1/dagruns?all=true&tag=a%26b+c&state=RUNNING,PAUSED&state=KILLED&tags.x=1&tags.y%3D=%32&cursor=" + formatCursor(runCursor, 1))
 	if r.status != 200 {
@@ -91,7 +91,7 @@ func FuzzPath(f *testing.F) {
 		f.Add("GET", s)
 		f.Add("DELETE", s)
 	}
-	e := seedEngine(f)
+	e := contractEngine(f)
 	s := New(Config{Engine: e})
 	f.Fuzz(func(t *testing.T, method, target string) {
 		var ctx fasthttp.RequestCtx

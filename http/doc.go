@@ -8,12 +8,13 @@
 //	middleware.go      the steps around every handler: admission, protection, authentication,
 //	                   audit, limits
 //	engine.go          the engine as this package needs it
-//	runs.go, graph.go, events.go, log.go, submit.go, batch.go, system.go
+//	runs.go, tasks.go, graph.go, events.go, log.go, submit.go, batch.go, system.go
 //	                   the handlers
 //	decode.go          paths, queries and cursors of requests
 //	long_body.go       bodies that do not fit in memory
 //	render.go, run_document.go
-//	                   JSON, appended by hand
+//	                   JSON, appended by hand: tasks.go has that of a task, run_document.go that of
+//	                   attempts and their output
 //	stream.go          documents that are rendered as fast as a client reads
 //	errors.go          the one switch from the domain's codes to statuses
 //	protection.go, authentication.go

@@ -35,7 +35,10 @@ type Commands interface {
 	SetPaused(ctx context.Context, reason string) error
 }
 
-// Views read runs. Their results are immutable and were durable.
+// Views read runs. Their results are immutable. A caller may keep them, and sees only states and
+// records that were durable when the method read them. There are two exceptions: View.Live are the
+// attempts that run now, with the start times that their executors have reported, and an entry of
+// Summaries with Damage has only its ID, because the rest could not be read.
 type Views interface {
 	// Summary costs the same for every run, however large.
 	Summary(ctx context.Context, run messages.RunID) (*messages.Summary, error)
@@ -78,7 +81,9 @@ type Logs interface {
 type Health interface {
 	// Ready is nil when requests are served, or the reason why not.
 	Ready(ctx context.Context) error
-	// Healthy is nil, or what is wrong (storage failed, disk low, shutting down).
+	// Healthy is nil, or what is wrong: storage failed, the disk is low, the engine shuts down, or a
+	// worker does not answer. New runs are still accepted in the last case, but their tasks may have
+	// to wait.
 	Healthy(ctx context.Context) error
 	// Paused is the reason why no task starts; "" when tasks start.
 	Paused(ctx context.Context) string

@@ -15,12 +15,12 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-const seedType = "Content-Type: application/json"
+const jsonContentType = "Content-Type: application/json"
 
 // TestRefusals: what is wrong with a request gets its status and a sentence that
 // names the thing.
 func TestRefusals(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxBody = 2000; c.Limits = dag.Limits{MaxTasks: 3} })
 	long := strings.Repeat("k", 256)
 	for _, c := range []struct {
@@ -86,20 +86,20 @@ func TestRefusals(t *testing.T) {
 		{400, "GET", "/v1/dagrun/0/events", "", `Last-Event-ID: "x" is not the id of an event`, "Last-Event-ID: x"},
 		{400, "GET", "/v1/events?state=RUNNING", "", `unknown query parameter "state"`, ""},
 		{400, "GET", "/v1/events?after=18446744073709551615", "", "is not the id of an event", ""},
-		{400, "POST", "/v1/dagrun", "", "the body is empty", seedType},
+		{400, "POST", "/v1/dagrun", "", "the body is empty", jsonContentType},
 		{400, "POST", "/v1/dagrun", "{", "", ""},
-		{400, "POST", "/v1/dagrun", seedSpec, "Idempotency-Key", "Idempotency-Key: " + long},
-		{400, "POST", "/v1/dagrun", seedSpec, "Idempotency-Key", "Idempotency-Key: a b"},
-		{400, "POST", "/v1/dagrun", seedSpec, "Idempotency-Key", "Idempotency-Key: ü"},
-		{400, "POST", "/v1/dagrun", seedSpec, "Idempotency-Key", "Idempotency-Key: "},
+		{400, "POST", "/v1/dagrun", contractSpec, "Idempotency-Key", "Idempotency-Key: " + long},
+		{400, "POST", "/v1/dagrun", contractSpec, "Idempotency-Key", "Idempotency-Key: a b"},
+		{400, "POST", "/v1/dagrun", contractSpec, "Idempotency-Key", "Idempotency-Key: ü"},
+		{400, "POST", "/v1/dagrun", contractSpec, "Idempotency-Key", "Idempotency-Key: "},
 		{400, "POST", "/v1/dagrun", "no gzip", "the body is not valid gzip", "Content-Encoding: gzip"},
 		{400, "POST", "/v1/dagrun", "no zstd", "the body is not valid zstd", "Content-Encoding: zstd"},
-		{415, "POST", "/v1/dagrun", seedSpec, `Content-Encoding "br"`, "Content-Encoding: br"},
-		{415, "POST", "/v1/dagrun", seedSpec, "gzip, gzip", "Content-Encoding: gzip, gzip"},
-		{415, "POST", "/v1/dagrun", seedSpec, `"text/plain"`, "Content-Type: text/plain"},
-		{415, "POST", "/v1/dagrun", seedSpec, `"application/x-www-form-urlencoded"`, "Content-Type: application/x-www-form-urlencoded"},
-		{415, "POST", "/v1/dagrun/validate", seedSpec, "latin1", "Content-Type: application/json; charset=latin1"},
-		{415, "POST", "/v1/dagrun", seedSpec, "multipart", "Content-Type: multipart/form-data; boundary=x"},
+		{415, "POST", "/v1/dagrun", contractSpec, `Content-Encoding "br"`, "Content-Encoding: br"},
+		{415, "POST", "/v1/dagrun", contractSpec, "gzip, gzip", "Content-Encoding: gzip, gzip"},
+		{415, "POST", "/v1/dagrun", contractSpec, `"text/plain"`, "Content-Type: text/plain"},
+		{415, "POST", "/v1/dagrun", contractSpec, `"application/x-www-form-urlencoded"`, "Content-Type: application/x-www-form-urlencoded"},
+		{415, "POST", "/v1/dagrun/validate", contractSpec, "latin1", "Content-Type: application/json; charset=latin1"},
+		{415, "POST", "/v1/dagrun", contractSpec, "multipart", "Content-Type: multipart/form-data; boundary=x"},
 		{413, "POST", "/v1/dagrun", strings.Repeat(" ", 2001), "at most 2000 bytes", ""},
 		{413, "POST", "/v1/dagrun/validate", strings.Repeat(" ", 2001), "at most 2000 bytes", ""},
 		{413, "PATCH", "/v1/dagrun/0/state/QUEUED", strings.Repeat(" ", maxOtherBody+1), "at most 1048576 bytes", ""},
@@ -143,15 +143,15 @@ func TestContentEncodings(t *testing.T) {
 	}
 	defer zw.Close()
 	for _, c := range [][2]string{
-		{"identity", seedSpec}, {"gzip", packed(t, seedSpec)}, {"X-Gzip", packed(t, seedSpec)},
-		{"zstd", string(zw.EncodeAll([]byte(seedSpec), nil))},
+		{"identity", contractSpec}, {"gzip", packed(t, contractSpec)}, {"X-Gzip", packed(t, contractSpec)},
+		{"zstd", string(zw.EncodeAll([]byte(contractSpec), nil))},
 	} {
 		r := s.do("POST", "/v1/dagrun", c[1], "Content-Encoding: "+c[0])
-		if r.status != 200 || string(e.submitted[len(e.submitted)-1].Body) != seedSpec {
+		if r.status != 200 || string(e.submitted[len(e.submitted)-1].Body) != contractSpec {
 			t.Errorf("%s: %d %s", c[0], r.status, r.body)
 		}
 	}
-	if r := s.do("POST", "/v1/dagrun", seedSpec, "Content-Type: Application/JSON; charset=UTF-8"); r.status != 200 {
+	if r := s.do("POST", "/v1/dagrun", contractSpec, "Content-Type: Application/JSON; charset=UTF-8"); r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }
@@ -177,7 +177,7 @@ func TestLargeBodiesAreOwned(t *testing.T) {
 // TestUnreadBodies: a client that is refused before its body is read gets the answer, however
 // long the body is.
 func TestUnreadBodies(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	for _, size := range []int{10, 100 << 10, 900 << 10, 20 << 20} {
 		body := strings.Repeat(" ", size)
 		refusedWith(t, s.do("POST", "/v1/dagrun", body, "Content-Type: text/plain"), 415, "text/plain")
@@ -187,7 +187,7 @@ func TestUnreadBodies(t *testing.T) {
 
 // TestMethodsOfEachPath: 405 names the methods that there are, whatever the variant.
 func TestMethodsOfEachPath(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	for _, c := range []struct{ method, path, allow string }{
 		{"POST", "/ready", "GET, HEAD, OPTIONS"},
 		{"PUT", "/v1/dagrun", "OPTIONS, POST"},
@@ -226,10 +226,10 @@ func TestMethodsOfEachPath(t *testing.T) {
 
 // TestEngineErrors: each code of the domain has one status.
 func TestEngineErrors(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	calls := []struct{ engine, method, path, body string }{
-		{"Submit", "POST", "/v1/dagrun", seedSpec},
+		{"Submit", "POST", "/v1/dagrun", contractSpec},
 		{"SetState", "PATCH", "/v1/dagrun/0/state/PAUSED", ""},
 		{"Kill", "DELETE", "/v1/dagrun/0", ""},
 		{"KillTask", "DELETE", "/v1/dagrun/0/task/simple_0", ""},
@@ -313,13 +313,13 @@ func TestIdempotencyKey(t *testing.T) {
 	e := &fakeEngine{}
 	s := serve(t, e)
 	key := "Idempotency-Key: " + strings.Repeat("~", 255)
-	first := s.do("POST", "/v1/dagrun", seedSpec, key)
-	again := s.do("POST", "/v1/dagrun", seedSpec, key)
+	first := s.do("POST", "/v1/dagrun", contractSpec, key)
+	again := s.do("POST", "/v1/dagrun", contractSpec, key)
 	if first.status != 200 || again.body != first.body || first.header.Get("Location") != "/v1/dagrun/0" {
 		t.Errorf("%+v, then %+v", first, again)
 	}
 	refusedWith(t, s.do("POST", "/v1/dagrun", manySpec(2), key), 422, "was used for run 0 with another body")
-	if r := s.do("POST", "/v1/dagrun", seedSpec); r.body != `{"runID":1}` {
+	if r := s.do("POST", "/v1/dagrun", contractSpec); r.body != `{"runID":1}` {
 		t.Errorf("without a key: %s", r.body)
 	}
 	if e.submitted[1].BodyHash != [32]byte{} || e.submitted[0].BodyHash == [32]byte{} {
@@ -328,7 +328,7 @@ func TestIdempotencyKey(t *testing.T) {
 }
 
 func TestPanicIsAnswered(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	e.hook = func(method string) {
 		if method == "Kill" || method == "Ready" {

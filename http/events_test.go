@@ -52,7 +52,7 @@ func changed(task uint32, state dag.TaskState, attempt uint32) messages.VisibleC
 }
 
 func TestRunEvents(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	plan, sum := e.runs[2].view.Plan, e.runs[2].view.Summary
 	failed, moved := changed(0, dag.TaskErrored, 2), messages.VisibleChange{Transition: dag.Transition{At: 8, OfRun: true, Run: dag.RunErrored}}
@@ -103,7 +103,7 @@ func TestRunEvents(t *testing.T) {
 // TestEventsAreResumed by the ID that an EventSource sends. It is told to stop when all events
 // were sent.
 func TestEventsAreResumed(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.runs[0].view.Seq = 12
 	s := serve(t, e)
 	if r := s.do("GET", "/v1/dagrun/0/events?after=3", "", "Last-Event-ID: 12"); r.status != 204 || r.body != "" {
@@ -135,7 +135,7 @@ func TestEventsOfManyTasks(t *testing.T) {
 }
 
 func TestEventsOfAllRuns(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.feed = newFakeFeed()
 	s := serve(t, e)
 	_, r := s.listen("/v1/events?tag=mediumtest&tags.team=a", "Last-Event-ID: 77")
@@ -156,7 +156,7 @@ func TestEventsOfAllRuns(t *testing.T) {
 // TestIdleEventStreamHasHeartbeats: a stream without news says that it is there, and notices when
 // its reader has gone.
 func TestIdleEventStreamHasHeartbeats(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.feed = newFakeFeed()
 	s := serve(t, e, func(c *Config) { c.heartbeat = 5 * time.Millisecond })
 	resp, r := s.listen(runEventsPath)
@@ -176,7 +176,7 @@ func TestIdleEventStreamHasHeartbeats(t *testing.T) {
 
 // TestEventsEnd properly at shutdown, and in pieces when the engine fails.
 func TestEventsEnd(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.feed = newFakeFeed()
 	s := serve(t, e)
 	e.feed.fails <- &messages.Error{Code: messages.Unavailable, Text: "closing"}
@@ -193,7 +193,7 @@ func TestEventsEnd(t *testing.T) {
 	}
 	_, run := s.listen(runEventsPath)
 	_, runs := s.listen("/v1/events")
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func TestAcceptRetriesAfterPassingErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serveOn(t, &failingListener{Listener: l, errs: passing}, seedEngine(t))
+	s := serveOn(t, &failingListener{Listener: l, errs: passing}, contractEngine(t))
 	if r := s.get("/ready"); r.status != 200 {
 		t.Errorf("status %d", r.status)
 	}
@@ -57,7 +57,7 @@ func TestAcceptRetriesAfterPassingErrors(t *testing.T) {
 
 // TestServeEndsWithABrokenListener: one that cannot accept any more ends the service.
 func TestServeEndsWithABrokenListener(t *testing.T) {
-	s := New(Config{Engine: seedEngine(t), Logger: slog.New(slog.DiscardHandler)})
+	s := New(Config{Engine: contractEngine(t), Logger: slog.New(slog.DiscardHandler)})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func (s *service) busy() *bufio.Reader {
 // TestConnectionsBeyondTheLimitAreRefused: beyond MaxConns the oldest connection that waits for a
 // request makes room; if all are busy the new one is refused.
 func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 3, 3 })
 	const ask = "GET /ready HTTP/1.1\r\nHost: c\r\n\r\n"
 	var idle []*bufio.Reader
@@ -123,7 +123,7 @@ func TestConnectionsBeyondTheLimitAreRefused(t *testing.T) {
 // TestConnectionsOfOneClientBeyondItsLimitAreRefused: a client that has too many connections does
 // not take the others' places.
 func TestConnectionsOfOneClientBeyondItsLimitAreRefused(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxConns, c.MaxPerClient = 100, 2 })
 	for range 2 {
 		s.busy()
@@ -220,7 +220,7 @@ func (c *hookedConn) Read(p []byte) (int, error) {
 // has not begun. The request does not wait for a client whose departure could not be detected, and
 // does not change anything.
 func TestEvictedConnectionRunsNoRequest(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	requests := map[string]string{}
 	for kind, path := range requestsThatWait(t, e) {
 		requests[kind] = getRequest(path)
@@ -245,11 +245,8 @@ func TestEvictedConnectionRunsNoRequest(t *testing.T) {
 		if answer, _ := io.ReadAll(r); len(answer) != 0 {
 			t.Errorf("%s: the connection was not evicted: %q", kind, answer)
 		}
-		began := time.Now()
+		// A long poll that is not interrupted would outlast this wait.
 		testenv.Eventually(t, kind+" is over", func() bool { return s.waits.len() == 0 && s.inflight.Load() == 0 })
-		if took := time.Since(began); took > patience/2 { // a long poll ends by itself
-			t.Errorf("%s: it waited for %v", kind, took)
-		}
 	}
 	if len(e.submitted) != 0 {
 		t.Error("a document was taken whose client cannot be told")

@@ -43,7 +43,7 @@ func TestRevokedTokensEndStreams(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			option, secret, path := withTokenFile(t)
-			e := seedEngine(t)
+			e := contractEngine(t)
 			e.feed = newFakeFeed()
 			s := serve(t, e, option)
 			as := bearer(secret[access.Read])
@@ -72,7 +72,7 @@ func TestRevokedTokensEndStreams(t *testing.T) {
 // token file is the same.
 func TestLogoutEndsStreams(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.feed = newFakeFeed()
 	s := serve(t, e, option)
 	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
@@ -90,7 +90,7 @@ func TestLogoutEndsStreams(t *testing.T) {
 // TestRevokedTokensEndBatches: lines that arrive after the token was removed are refused.
 func TestRevokedTokensEndBatches(t *testing.T) {
 	option, secret, path := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, option)
 	const line = `{"tasks":{"a":{"job":{"executor":"noop"}}}}` + "\n"
 	chunk := fmt.Sprintf("%x\r\n%s\r\n", len(line), line)
@@ -118,7 +118,7 @@ func TestRevokedTokensEndBatches(t *testing.T) {
 // TestRepeatedHeaders: a header that says one thing of the request must be there once, also
 // when both lines say the same. Nothing of the body is waited for.
 func TestRepeatedHeaders(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	own := "Origin: http://" + s.addr
 	const half = `{"tasks":{"a":{"job"`
@@ -156,7 +156,7 @@ func TestReloadEndsWaits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			option, secret, path := withTokenFile(t)
-			e := seedEngine(t)
+			e := contractEngine(t)
 			targets := requestsThatWait(t, e)
 			s := serve(t, e, option, func(c *Config) { c.heartbeat = time.Hour })
 			as := bearer(secret[access.Read])
@@ -206,7 +206,7 @@ func TestReloadEndsWaits(t *testing.T) {
 // TestLogoutEndsWaits, as a reload does.
 func TestLogoutEndsWaits(t *testing.T) {
 	option, secret, _ := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	target := requestsThatWait(t, e)["long poll"]
 	s := serve(t, e, option)
 	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Read]).header.Get("Set-Cookie"), ";")
@@ -221,7 +221,7 @@ func TestLogoutEndsWaits(t *testing.T) {
 // TestReloadEndsABatchThatWaits for its client's next line.
 func TestReloadEndsABatchThatWaits(t *testing.T) {
 	option, secret, path := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, option, func(c *Config) { c.ReadTimeout = time.Hour })
 	const line = `{"tasks":{"a":{"job":{"executor":"noop"}}}}` + "\n"
 	c, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n" +
@@ -247,10 +247,10 @@ func TestReloadEndsABatchThatWaits(t *testing.T) {
 // taken.
 func TestRevokedWhileTheBodyCame(t *testing.T) {
 	option, secret, path := withTokenFile(t)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, option)
 	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n%s\r\n\r\n%x\r\n%s\r\n",
-		bearer(secret[access.Submit]), len(seedSpec), seedSpec))
+		bearer(secret[access.Submit]), len(contractSpec), contractSpec))
 	testenv.Eventually(t, "the request is there", func() bool { return s.inflight.Load() == 1 })
 	s.rewrite(path, "# none\n")
 	if _, err := io.WriteString(c, "0\r\n\r\n"); err != nil {

@@ -22,7 +22,7 @@ func loopback(c *Config) {
 // TestCrossSiteRequestsAreRefused: what a page of another origin can send is
 // refused, on every route and with every method.
 func TestCrossSiteRequestsAreRefused(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, loopback)
 	for _, headers := range [][]string{
 		{"Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"},
@@ -35,7 +35,7 @@ func TestCrossSiteRequestsAreRefused(t *testing.T) {
 			target := strings.NewReplacer("{run}", "2", "{task}", "simple_0", "{state}", "PAUSED").Replace(rt.path)
 			body := ""
 			if rt.body != noBody {
-				body = seedSpec
+				body = contractSpec
 			}
 			r := s.do(rt.method, target, body, append(headers, "Content-Type: "+rt.body.mediaType())...)
 			refusedWith(t, r, 403, "cross-site request")
@@ -61,9 +61,9 @@ func TestCrossSiteRequestsAreRefused(t *testing.T) {
 // TestHostsOfALoopbackListener: names that a page could have rebound are refused,
 // whatever the form of the request.
 func TestHostsOfALoopbackListener(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, loopback)
-	spec := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(seedSpec), seedSpec)
+	spec := fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(contractSpec), contractSpec)
 	for _, c := range []struct {
 		request string
 		status  int
@@ -104,7 +104,7 @@ func TestHostsOfALoopbackListener(t *testing.T) {
 // TestRefusedBodiesAreNotAwaited: the answer to a refused request does
 // not wait for its body, nor does it ask for the body.
 func TestRefusedBodiesAreNotAwaited(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, loopback, func(c *Config) { c.MaxBody = 10 << 20 })
 	for name, c := range map[string]struct {
 		headers string
@@ -147,13 +147,13 @@ func TestRefusedBodiesAreNotAwaited(t *testing.T) {
 // TestTypesOfBodies: a type that a page can send without asking first is refused,
 // what programs send is taken.
 func TestTypesOfBodies(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	post := func(path, contentType string) reply {
 		line := ""
 		if contentType != "" {
 			line = "Content-Type: " + contentType + "\r\n"
 		}
-		_, r := s.raw(fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %d\r\n\r\n%s", path, line, len(seedSpec), seedSpec))
+		_, r := s.raw(fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %d\r\n\r\n%s", path, line, len(contractSpec), contractSpec))
 		return s.answerTo(r)
 	}
 	for _, bad := range []string{"", "text/plain", "text/plain; charset=application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
@@ -180,7 +180,7 @@ func TestTypesOfBodies(t *testing.T) {
 
 // TestCORS: pages of listed origins may use the API, others may not even ask.
 func TestCORS(t *testing.T) {
-	s := serve(t, seedEngine(t), func(c *Config) {
+	s := serve(t, contractEngine(t), func(c *Config) {
 		var err error
 		if c.Access.Origins, err = access.NewOrigins("https://app.example"); err != nil {
 			t.Fatal(err)
@@ -196,7 +196,7 @@ func TestCORS(t *testing.T) {
 		!strings.Contains(h.Get("Access-Control-Allow-Headers"), "Content-Type") || h.Get("Access-Control-Allow-Credentials") != "" || !strings.HasPrefix(h.Get("Vary"), "Origin") {
 		t.Errorf("%d %v", r.status, h)
 	}
-	r = s.do("POST", "/v1/dagrun", seedSpec, "Origin: https://app.example", "Sec-Fetch-Site: cross-site")
+	r = s.do("POST", "/v1/dagrun", contractSpec, "Origin: https://app.example", "Sec-Fetch-Site: cross-site")
 	if r.status != 200 || r.header.Get("Access-Control-Allow-Origin") != "https://app.example" || !strings.Contains(r.header.Get("Access-Control-Expose-Headers"), "Location") ||
 		r.header.Get("Vary") != "Origin" || r.header.Get("Cross-Origin-Resource-Policy") != "" {
 		t.Errorf("%d %v", r.status, r.header)
@@ -221,12 +221,12 @@ func TestCORS(t *testing.T) {
 
 // TestExpectedBodies: a request whose body is awaited counts once.
 func TestExpectedBodies(t *testing.T) {
-	s := serve(t, seedEngine(t), loopback)
-	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(seedSpec)))
+	s := serve(t, contractEngine(t), loopback)
+	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(contractSpec)))
 	if line, err := r.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
 		t.Fatal(line, err)
 	}
-	if _, err := io.WriteString(c, seedSpec); err != nil {
+	if _, err := io.WriteString(c, contractSpec); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.ReadString('\n'); err != nil {

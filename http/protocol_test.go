@@ -22,7 +22,7 @@ import (
 // TestMalformed sends what no client library would. Each is answered and its
 // connection closed, so that the bytes after it are not taken for a request.
 func TestMalformed(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	const smuggled = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 43\r\n\r\n" + `{"tasks":{"a":{"job":{"executor":"noop"}}}}`
 	for _, c := range []struct {
@@ -78,7 +78,7 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestTargets(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	for target, status := range map[string]int{
 		"//ready":                             404,
 		"/./ready":                            404,
@@ -120,7 +120,7 @@ func TestNamesAreUnescapedOnce(t *testing.T) {
 }
 
 func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	var b strings.Builder
 	for i := range 50 {
 		fmt.Fprintf(&b, "GET /v1/dagrun/%d/state HTTP/1.1\r\nHost: c\r\n\r\n", i%5)
@@ -140,9 +140,9 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 // TestPartialRequests: a client that stops in the middle of a request, or announces more than it
 // sends, is answered when it closes its side, and its connection is released.
 func TestPartialRequests(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
-	whole := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(seedSpec)+1, seedSpec)
+	whole := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(contractSpec)+1, contractSpec)
 	for cut := 1; cut <= len(whole); cut += 40 {
 		c, r := s.raw(whole[:cut])
 		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
@@ -169,7 +169,7 @@ func TestPartialRequests(t *testing.T) {
 
 // TestSlowRequests: header and body must arrive in time.
 func TestSlowRequests(t *testing.T) {
-	s := serve(t, seedEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
+	s := serve(t, contractEngine(t), func(c *Config) { c.ReadTimeout = 50 * time.Millisecond })
 	for _, text := range []string{
 		"POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
 		"GET /ready HTT",
@@ -185,7 +185,7 @@ func TestSlowRequests(t *testing.T) {
 
 // TestIdleConnectionEnds without a word.
 func TestIdleConnectionEnds(t *testing.T) {
-	s := serve(t, seedEngine(t), func(c *Config) { c.IdleTimeout = 50 * time.Millisecond })
+	s := serve(t, contractEngine(t), func(c *Config) { c.IdleTimeout = 50 * time.Millisecond })
 	_, r := s.raw("GET /ready HTTP/1.1\r\nHost: c\r\n\r\n")
 	if got := s.answerTo(r); got.status != 200 {
 		t.Errorf("status %d", got.status)
@@ -197,7 +197,7 @@ func TestIdleConnectionEnds(t *testing.T) {
 
 // TestIdleConnections: a thousand silent connections do not harm others.
 func TestIdleConnections(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	for range 300 {
 		s.raw("")
 	}
@@ -209,7 +209,7 @@ func TestIdleConnections(t *testing.T) {
 
 // TestAnnouncedLength: a client that only announces a large body costs little.
 func TestAnnouncedLength(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 50 {
@@ -225,11 +225,11 @@ func TestAnnouncedLength(t *testing.T) {
 
 // TestChunkedBodies are read to their end, and to their limit.
 func TestChunkedBodies(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e, func(c *Config) { c.MaxBody = 5000 })
 	const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-	_, r := s.raw(fmt.Sprintf("%s5\r\n     \r\n%x\r\n%s\r\n0\r\n\r\nGET /ready HTTP/1.1\r\nHost: c\r\n\r\n", head, len(seedSpec), seedSpec))
-	if got := s.answerTo(r); got.body != `{"runID":0}` || string(e.submitted[0].Body) != "     "+seedSpec {
+	_, r := s.raw(fmt.Sprintf("%s5\r\n     \r\n%x\r\n%s\r\n0\r\n\r\nGET /ready HTTP/1.1\r\nHost: c\r\n\r\n", head, len(contractSpec), contractSpec))
+	if got := s.answerTo(r); got.body != `{"runID":0}` || string(e.submitted[0].Body) != "     "+contractSpec {
 		t.Error(got)
 	}
 	if got := s.answerTo(r); got.status != 200 {
@@ -245,14 +245,14 @@ func TestChunkedBodies(t *testing.T) {
 }
 
 func TestExpectContinue(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
-	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(seedSpec)))
+	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(contractSpec)))
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil || resp.StatusCode != 100 {
 		t.Fatal(resp, err)
 	}
-	if _, err := io.WriteString(c, seedSpec); err != nil {
+	if _, err := io.WriteString(c, contractSpec); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.answerTo(r); got.body != `{"runID":0}` {
@@ -261,7 +261,7 @@ func TestExpectContinue(t *testing.T) {
 }
 
 func TestHTTP10(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	_, r := s.raw("GET /v1/dagrun/0/state HTTP/1.0\r\n\r\n")
 	text, err := io.ReadAll(bufio.NewReader(r))
 	if err != nil || !strings.HasSuffix(string(text), `{"state":"COMPLETED"}`) {
@@ -272,7 +272,7 @@ func TestHTTP10(t *testing.T) {
 // TestHTTP10Streams: a client of HTTP/1.0 gets every answer without chunks, a streamed one
 // ends with the connection; it is the same answer as that of HTTP/1.1.
 func TestHTTP10Streams(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	long := messagesRun(t, e)
 	s := serve(t, e)
 	lines := strings.Repeat(`{"tasks":{"a":{"job":{"command":["x"]}}}}`+"\n", 5000)
@@ -342,7 +342,7 @@ func messagesRun(t *testing.T, e *fakeEngine) string {
 // TestHTTP10BreaksOff: a plain body that breaks off ends with a reset, not as if it
 // were whole.
 func TestHTTP10BreaksOff(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	long := messagesRun(t, e)
 	e.fail = map[string]error{"Attempts": errors.New("storage failed")}
 	s := serve(t, e)
@@ -368,15 +368,15 @@ func inChunks(text string, size int, extension string) string {
 
 // TestChunkedBodiesAreAccepted in any pieces, with extensions and trailers.
 func TestChunkedBodiesAreAccepted(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	sum := 0
 	for name, body := range map[string]string{
-		"one":             inChunks(seedSpec, len(seedSpec), ""),
-		"bytes":           inChunks(seedSpec, 1, ""),
-		"extensions":      inChunks(seedSpec, 64, ";name=value;other=\"quoted\""),
-		"bytes, extended": inChunks(seedSpec, 1, ";a=b"),
-		"a long one":      inChunks(seedSpec, len(seedSpec), ";a="+strings.Repeat("x", 4<<10)),
+		"one":             inChunks(contractSpec, len(contractSpec), ""),
+		"bytes":           inChunks(contractSpec, 1, ""),
+		"extensions":      inChunks(contractSpec, 64, ";name=value;other=\"quoted\""),
+		"bytes, extended": inChunks(contractSpec, 1, ";a=b"),
+		"a long one":      inChunks(contractSpec, len(contractSpec), ";a="+strings.Repeat("x", 4<<10)),
 	} {
 		sum++
 		_, r := s.raw("POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + body + "X-Sum: x\r\n\r\n" + getRequest("/ready"))
@@ -416,12 +416,12 @@ func TestFramingIsBounded(t *testing.T) {
 		"extensions in lines":          {"POST /v1/dagruns" + chunked + linesType + "\r\n\r\n", strings.Repeat("1;x="+strings.Repeat("y", 2000)+"\r\n \r\n", 500), 400},
 		"an extension nobody reads":    {"POST /v1/dagrun" + chunked + "text/plain\r\n\r\n1;x=", endless, 415},
 		"an extension of nothing":      {"DELETE /v1/dagrun/9" + chunked + "application/json\r\n\r\n1;x=", endless, 404},
-		"a trailer":                    {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, "") + "X: ", endless, 431},
-		"trailers":                     {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, ""), strings.Repeat("X: y\r\n", 200_000), 431},
-		"a trailer that is no trailer": {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(seedSpec, 64, "") + "Authorization: Bearer x\r\n\r\n", "", 400},
+		"a trailer":                    {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(contractSpec, 64, "") + "X: ", endless, 431},
+		"trailers":                     {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(contractSpec, 64, ""), strings.Repeat("X: y\r\n", 200_000), 431},
+		"a trailer that is no trailer": {"POST /v1/dagrun" + chunked + "application/json\r\n\r\n" + inChunks(contractSpec, 64, "") + "Authorization: Bearer x\r\n\r\n", "", 400},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := seedEngine(t)
+			e := contractEngine(t)
 			s := serve(t, e, func(c *Config) { c.ReadTimeout = 10 * time.Second })
 			nc, r := s.raw(c.begin)
 			sent := make(chan struct{})

@@ -30,7 +30,7 @@ func TestReference(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.runs = e.runs[:3]
 	e.runs[0].view.Seq = 17
 	e.runs[1].view.Times[0] = dag.Times{First: 1645218441361180233, Last: 1645218455775103710}
@@ -184,7 +184,7 @@ func TestLimitsOfTheReference(t *testing.T) {
 // TestStatesOfARun: each word of a run's state reaches the engine, which decides;
 // a query has no meaning there.
 func TestStatesOfARun(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	var want []string
 	for _, word := range []string{"QUEUED", "RUNNING", "PAUSED", "COMPLETED", "ERRORED", "KILLED"} {

@@ -62,7 +62,7 @@ func TestSummary(t *testing.T) {
 	r := e.add(t, `{"tag":"a \"tag\"","tags":{"b":"2","a":"1"},"tasks":{"x":{"job":{"executor":"noop"}}}}`, dag.RunPaused, dag.TaskQueued, 5, 6)
 	r.view.Counts = messages.Counts{1, 2, 3, 4, 5, 6, 7}
 	r.view.Tasks = 28
-	e.add(t, seedSpec, dag.RunQueued, dag.TaskQueued).view.Counts = messages.Counts{}
+	e.add(t, contractSpec, dag.RunQueued, dag.TaskQueued).view.Counts = messages.Counts{}
 	s := serve(t, e)
 	const entry = `"runID":0,"tag":"a \"tag\"","tags":{"a":"1","b":"2"},"state":"PAUSED","startTime":"5","lastUpdate":"6",
 		"taskCounts":{"COMPLETED":5,"ERRORED":6,"KILLED":7,"QUEUED":3,"RETRY":4,"RUNNING":3}`
@@ -171,7 +171,7 @@ func TestOutputIsCutBetweenCharacters(t *testing.T) {
 
 // TestDamagedRunsInTheList: of a run whose summary is damaged the list has the id and why.
 func TestDamagedRunsInTheList(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.runs[1].view.Summary = messages.Summary{ID: 1, Damage: "run 1: summary: \"rotten\""}
 	s := serve(t, e)
 	const entry = `{"runID":1,"error":"run 1: summary: \"rotten\""}`

@@ -50,8 +50,10 @@ func (rt *route) isChange() bool {
 	return rt.path != validatePath
 }
 
-// routes is the whole surface. The rows of the first block are fixed: clients rely on their
-// paths, and on the members, types and order of their answers.
+// routes is the whole surface. The rows of the first block are fixed: clients rely on their paths,
+// and on the members of their answers, which are never removed or renamed and keep their types and
+// their order. A later version may add members, at the end of an object. contract_test.go holds the
+// rows and their answers.
 func (s *Server) routes() []route {
 	const run, task = "/v1/dagrun/{run}", "/v1/dagrun/{run}/task/{task}"
 	return []route{

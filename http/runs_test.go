@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/internal/testenv"
@@ -12,7 +11,7 @@ import (
 )
 
 func TestLongPollAnswersAtAChange(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.moves = true
 	s := serve(t, e)
 	var all sync.WaitGroup
@@ -34,7 +33,7 @@ func TestLongPollAnswersAtAChange(t *testing.T) {
 }
 
 func TestLongPollAnswersAtOnceOrAtItsEnd(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	for _, query := range []string{"?wait=60s&from=RUNNING", "?wait=0s", "?wait=1ms", "?from=COMPLETED", "?wait=10ms&from=COMPLETED", "?"} {
 		if r := s.get("/v1/dagrun/0/state" + query); r.status != 200 || r.body != `{"state":"COMPLETED"}` {
@@ -57,12 +56,12 @@ func TestLongPollAnswersAtOnceOrAtItsEnd(t *testing.T) {
 
 // TestShutdownAnswersLongPolls with the present state.
 func TestShutdownAnswersLongPolls(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	answered := make(chan reply, 1)
 	go func() { answered <- s.get("/v1/dagrun/2/state?wait=60s") }()
 	testenv.Eventually(t, "it waits", func() bool { return e.waits() == 1 })
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {
 		t.Fatal(err)
@@ -97,7 +96,7 @@ func (e *pausingEngine) Summaries(ctx context.Context, q messages.ListQuery, yie
 func TestPagesEndWhenTheirBudgetIsUsed(t *testing.T) {
 	e := &fakeEngine{}
 	for range 8 {
-		e.add(t, seedSpec, dag.RunQueued, dag.TaskQueued)
+		e.add(t, contractSpec, dag.RunQueued, dag.TaskQueued)
 	}
 	s := serve(t, &pausingEngine{e})
 	if list, pages := walk(t, s, "/v1/dagruns?limit=5"); list != "0 3 6" || pages != 8 {

@@ -47,10 +47,6 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// patience bounds the wait for events that should be immediate: the machine
-// may be busy with something else.
-const patience = time.Minute
-
 func serve(t testing.TB, e Engine, change ...func(*Config)) *service {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -71,7 +67,7 @@ func serveOn(t testing.TB, l net.Listener, e Engine, change ...func(*Config)) *s
 func newService(t testing.TB, e Engine, change ...func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, logs: &logBuffer{}, done: make(chan error, 1)}
-	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: patience}
+	cfg := Config{Engine: e, Logger: slog.New(slog.NewTextHandler(s.logs, nil)), ReadTimeout: time.Minute} // longer than any test waits
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -87,7 +83,7 @@ func (s *service) start(l net.Listener) {
 	s.web = &http.Client{Transport: &http.Transport{DisableCompression: true}}
 	t.Cleanup(func() {
 		s.web.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -171,7 +167,7 @@ func (s *service) raw(text string) (net.Conn, *bufio.Reader) {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(testenv.Patience)); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := io.WriteString(c, text); err != nil {
@@ -246,7 +242,7 @@ func refusedWith(t testing.TB, r reply, status int, text string) {
 	}
 }
 
-const seedSpec = `{
+const contractSpec = `{
   "tag": "mediumtest",
   "parameters": { "JOBNO": [ "1", "2" ] },
   "tasks": {

@@ -98,7 +98,7 @@ func TestLargeDocument(t *testing.T) {
 
 // TestPieces: no state of a producer is lost between pieces, wherever they end.
 func TestPieces(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	for i := range 3 {
 		e.runs[0].records = append(e.runs[0].records, messages.AttemptRecord{Task: 1, Attempt: uint32(i + 2),
 			Stdout: messages.Output{Size: 40_000, Head: 40_000, Inline: make([]byte, 40_000)}})
@@ -162,7 +162,7 @@ func TestStreamBreaksOff(t *testing.T) {
 func TestListPages(t *testing.T) {
 	e := &fakeEngine{}
 	for i := range 10 {
-		e.add(t, seedSpec, dag.RunState(i%3), dag.TaskQueued)
+		e.add(t, contractSpec, dag.RunState(i%3), dag.TaskQueued)
 	}
 	s := serve(t, e)
 	for query, want := range map[string]string{"": "0 1 3 4 6 7 9", "&order=asc": "0 1 3 4 6 7 9", "&order=desc": "9 7 6 4 3 1 0"} {
@@ -210,7 +210,7 @@ func walk(t *testing.T, s *service, target string) (list string, pages int) {
 // TestLongList streams, and asks the engine page by page.
 func TestLongList(t *testing.T) {
 	e := &fakeEngine{}
-	e.add(t, seedSpec, dag.RunQueued, dag.TaskQueued)
+	e.add(t, contractSpec, dag.RunQueued, dag.TaskQueued)
 	for i := range 1999 {
 		r := *e.runs[0]
 		r.view.ID = messages.RunID(i + 1)
@@ -353,7 +353,7 @@ func TestShutdown(t *testing.T) {
 
 // TestShutdownTwice: each call returns when all is done.
 func TestShutdownTwice(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	entered, proceed := make(chan struct{}), make(chan struct{})
 	e.hook = func(method string) {
 		if method == "Kill" {

@@ -79,7 +79,7 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 // TestBodiesBeyondTheBudgetAreRefused: bodies that arrive slowly stay within the memory for all
 // bodies. Small ones are still served, and all memory is given back.
 func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	s.bodies.limit, s.bodies.perClient = 24<<20, 24<<20
 	part := strings.Repeat(" ", 3<<20)
@@ -101,7 +101,7 @@ func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 	if n := s.bodies.inUse(); len(lines) < 3 || len(lines) > 5 || n > s.bodies.limit {
 		t.Errorf("%d lines of 3 MiB took %d bytes", len(lines), n)
 	}
-	if got := s.do("POST", "/v1/dagrun", seedSpec); got.status != 200 {
+	if got := s.do("POST", "/v1/dagrun", contractSpec); got.status != 200 {
 		t.Errorf("a small body meanwhile: %d %s", got.status, got.body)
 	}
 	big := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", 3<<20) + `"}}}}`
@@ -118,7 +118,7 @@ func TestBodiesBeyondTheBudgetAreRefused(t *testing.T) {
 // TestBodiesOfOneClientBeyondItsBudgetAreRefused: what one client has under way leaves room for
 // the others, and those are served; in a batch the line says so.
 func TestBodiesOfOneClientBeyondItsBudgetAreRefused(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	s.bodies.limit, s.bodies.perClient = 64<<20, 16<<20
 	big := `{"tasks":{"a":{"job":{"command":["x"],"pad":"` + strings.Repeat("x", 3<<20) + `"}}}}`
@@ -152,7 +152,7 @@ func TestBodiesOfOneClientBeyondItsBudgetAreRefused(t *testing.T) {
 
 // TestRefusedLinesAreBounded: reading stops in a request of invalid lines.
 func TestRefusedLinesAreBounded(t *testing.T) {
-	s := serve(t, seedEngine(t))
+	s := serve(t, contractEngine(t))
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	_, _ = w.Write(bytes.Repeat([]byte{'\n'}, 30<<20))
@@ -179,7 +179,7 @@ func TestWarnings(t *testing.T) {
 		refusal = `"errors":[{"pointer":"/tasks/a/job/timeout","message":"unknown member \"timeout\"`
 	)
 	long := strings.Replace(slip, `"timeout"`, `"pad":"`+strings.Repeat("x", longBodyBytes)+`","timeout"`, 1)
-	e := seedEngine(t)
+	e := contractEngine(t)
 	s := serve(t, e)
 	for _, c := range []struct {
 		target, body, begins, has string

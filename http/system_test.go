@@ -37,7 +37,7 @@ func TestMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	up := prometheus.NewGauge(prometheus.GaugeOpts{Name: "caravan_up", Help: "x"})
 	reg.MustRegister(up)
-	s := serve(t, seedEngine(t), func(c *Config) { c.Registerer, c.Gatherer = reg, reg })
+	s := serve(t, contractEngine(t), func(c *Config) { c.Registerer, c.Gatherer = reg, reg })
 	s.get("/v1/dagrun/0/state")
 	s.get("/v1/dagrun/9/state")
 	s.get("/nowhere")
@@ -92,7 +92,7 @@ func TestServerState(t *testing.T) {
 // TestAccessLog: requests are logged when someone asks for it.
 func TestAccessLog(t *testing.T) {
 	logs := &logBuffer{}
-	s := serve(t, seedEngine(t), func(c *Config) {
+	s := serve(t, contractEngine(t), func(c *Config) {
 		c.Logger = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	})
 	s.get("/v1/dagrun/0/state")
@@ -136,7 +136,7 @@ func TestBackup(t *testing.T) {
 // TestPagesCannotMakeABrowserSaveABackup: a page can have its window open any address. What a
 // browser saves or reads without end is refused then; a document is shown.
 func TestPagesCannotMakeABrowserSaveABackup(t *testing.T) {
-	e := seedEngine(t)
+	e := contractEngine(t)
 	e.feed = newFakeFeed()
 	close(e.feed.news) // streams end at once
 	close(e.feed.runs)
