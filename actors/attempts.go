@@ -160,7 +160,7 @@ func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
 	for _, k := range live {
 		c := &taskActor{pid: r.spawnTask(ctx, k.Task), attempt: k.Attempt, used: true, resumed: true}
 		r.tasks[k.Task] = c
-		r.setQueued(c, true)
+		r.setUnstarted(c, true)
 		r.env.attempts.add(k, c.pid, ctx.Self())
 		ctx.Send(c.pid, &attachAttempt{key: k, plan: plan})
 		o := orderFor(plan, k, r.dag.GrantedAt(k.Task))

@@ -70,8 +70,8 @@ type lifecycle struct {
 	epochs  atomic.Uint64 // run actors so far
 	spawned atomic.Uint64 // task actors so far
 
-	timekeeping    sync.WaitGroup // waits for Node.keepTime
-	queuedRecovery sync.WaitGroup // waits for the goroutine that adopts queued runs of a former server
+	timekeeping     sync.WaitGroup // waits for Node.keepTime
+	dormantAdoption sync.WaitGroup // waits for the goroutine that adopts the dormant runs of a former server
 }
 
 // newNodeContext makes the context of a node. Executors and PIDs are still missing.

@@ -30,8 +30,8 @@ type dispatcher struct {
 // slotScheduler is the scheduler with the targets of its grants.
 type slotScheduler = scheduler.Scheduler[grantTarget]
 
-// grantTarget is the actor that a run's grants go to (its shard, while the run is queued
-// without an actor), and the incarnation that wants them.
+// grantTarget is the actor that a run's grants go to (its shard, while the run is
+// dormant), and the incarnation that wants them.
 type grantTarget struct {
 	pid   *actor.PID
 	epoch uint64

@@ -4,7 +4,7 @@
 //	 ├─ shard-0 … shard-15   own the runs whose id mod 16 is theirs
 //	 │    └─ run-<id>        a run, from its first grant or request until it is finished:
 //	 │         │             holds dag.Run; is the supervisor strategy of its tasks
-//	 │         └─ <index>.n  a task, from its first slot until it is terminal
+//	 │         └─ <index>.n  a task, while an attempt is live or its retry waits
 //	 └─ dispatcher           owns the slots: package scheduler decides, grants go out in batches
 //
 // Outside the tree are two services without state of their own: the journal
@@ -13,13 +13,14 @@
 // What is an actor, and when:
 //
 //   - a run: from its first grant, or the first request that needs its tasks or changes it,
-//     until it is passivated after its end (passivation.go). A queued run without requests is
-//     an entry in its shard (shard.go).
-//   - a task: while it is GRANTED, RUNNING or in RETRY (supervision.go). A task that is QUEUED
-//     or final is a byte in its run. Of a run, at most 4,096 tasks in RETRY have an actor.
+//     until it is passivated after its end (passivation.go). Until then the run is dormant:
+//     QUEUED, and an entry in its shard (shard.go).
+//   - a task: while it is GRANTED or RUNNING. After a failed attempt its actor is kept, suspended,
+//     until the next attempt: of a run at most 4,096, and none across a load (supervision.go).
+//     Any other task is a byte in its run.
 //   - shards, dispatcher and node: always.
 //
-// Reads of states, summaries, lists and finished runs, and all subscriptions, go around the
+// Reads of runs' states, summaries, lists and finished runs, and all subscriptions, go around the
 // actors (packages query and watch): they are frequent, and as messages they would wait behind
 // the work of a run. Only the tasks of an unfinished run are read through its actor (views.go).
 //

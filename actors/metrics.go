@@ -89,7 +89,7 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 			}
 			return 0
 		}),
-		gauge("caravan_live_runs", "Runs that have an actor.", func() float64 { return float64(e.index.Len()) }),
+		gauge("caravan_live_runs", "Runs that are not finished, with or without an actor.", func() float64 { return float64(e.index.Len()) }),
 	)
 	return m
 }

@@ -172,7 +172,7 @@ func (n *Node) recoverRuns(unfinished []*messages.Summary, sched *slotScheduler)
 	for _, id := range going {
 		e.root.Send(n.shard(id), &messages.RecoverRun{Run: id})
 	}
-	n.adoptQueued(waiting)
+	n.adoptDormant(waiting)
 	return nil
 }
 
@@ -269,7 +269,7 @@ func (n *Node) shutDown(ctx context.Context, detach bool) error {
 		err = fmt.Errorf("closing: attempts did not end: %w", ctx.Err())
 	}
 	close(n.stopped)
-	n.env.queuedRecovery.Wait()
+	n.env.dormantAdoption.Wait()
 	n.env.timekeeping.Wait()
 	future := n.env.root.StopFuture(n.root)
 	if ferr := future.Wait(); ferr != nil && err == nil {

@@ -95,7 +95,7 @@ func (r *run) resolveLiveAttempts() (live []messages.AttemptKey) {
 	return live
 }
 
-// A run that a former server left queued stays queued without an actor (shard.go). Its
+// A run that a former server left QUEUED stays dormant (shard.go). Its
 // shard learns of it before any request arrives. The slots to ask for follow from the
 // definition, which must be read and planned: the node does that for one run after the
 // other, by ascending id, while requests are served. A request for such a run starts its
@@ -107,44 +107,44 @@ func neverGranted(s *messages.Summary) bool {
 	return s.State == dag.RunQueued && s.LastUpdate == s.Start
 }
 
-// adoptQueued tells a shard which of its runs a former server left queued.
-type adoptQueued struct{ runs []messages.RunID }
+// adoptDormant tells a shard which of its runs are dormant since a former server.
+type adoptDormant struct{ runs []messages.RunID }
 
-// queuedDemand tells a shard the slots that one of them wants. Without a plan the run must
+// dormantDemand tells a shard the slots that one of them wants. Without a plan the run must
 // be loaded: it has a history, or its definition is long or unreadable.
-type queuedDemand struct {
+type dormantDemand struct {
 	run   messages.RunID
 	plan  *dag.Plan
 	wants []dag.Demand
 }
 
-// adoptQueued tells the shards which runs are queued, and then sends them the demand of
+// adoptDormant tells the shards which runs are dormant, and then sends them the demand of
 // each run until the node is closed.
-func (n *Node) adoptQueued(runs []messages.RunID) {
+func (n *Node) adoptDormant(runs []messages.RunID) {
 	var of [Shards][]messages.RunID
 	for _, id := range runs {
 		of[uint64(id)%Shards] = append(of[uint64(id)%Shards], id)
 	}
 	for i, list := range of {
 		if len(list) > 0 {
-			n.env.root.Send(n.shards[i], &adoptQueued{list})
+			n.env.root.Send(n.shards[i], &adoptDormant{list})
 		}
 	}
-	n.env.queuedRecovery.Go(func() {
+	n.env.dormantAdoption.Go(func() {
 		for _, id := range runs {
 			select {
 			case <-n.stopped:
 				return
 			default:
-				n.env.root.Send(n.shard(id), n.env.queuedDemand(id))
+				n.env.root.Send(n.shard(id), n.env.dormantDemand(id))
 			}
 		}
 	})
 }
 
-// queuedDemand returns the slots that a queued run wants.
-func (e *nodeContext) queuedDemand(id messages.RunID) *queuedDemand {
-	m := &queuedDemand{run: id}
+// dormantDemand returns the slots that a dormant run wants.
+func (e *nodeContext) dormantDemand(id messages.RunID) *dormantDemand {
+	m := &dormantDemand{run: id}
 	definition, err := e.store.DefinitionIfPristine(id)
 	if err != nil || definition == nil {
 		return m // its actor reads long documents, and reports errors
@@ -155,8 +155,8 @@ func (e *nodeContext) queuedDemand(id messages.RunID) *queuedDemand {
 	return m
 }
 
-// adoptQueued adds queued runs whose slots were not asked for yet: their epoch is 0.
-func (s *shard) adoptQueued(m *adoptQueued) {
+// adoptDormant adds dormant runs whose slots were not asked for yet: their epoch is 0.
+func (s *shard) adoptDormant(m *adoptDormant) {
 	for _, id := range m.runs {
 		r := new(runEntry)
 		r.creation.markDurable()
@@ -164,8 +164,8 @@ func (s *shard) adoptQueued(m *adoptQueued) {
 	}
 }
 
-// requestQueued asks for the slots of a queued run.
-func (s *shard) requestQueued(ctx actor.Context, m *queuedDemand) {
+// requestDormantSlots asks for the slots of a dormant run.
+func (s *shard) requestDormantSlots(ctx actor.Context, m *dormantDemand) {
 	r := s.run(m.run)
 	switch {
 	case r == nil || r.pid != nil || r.deleting(): // it was asked for something meanwhile, and may be finished

@@ -29,7 +29,7 @@ func (r *rig) alive() map[messages.RunID]bool {
 // backlog returns when the shards have heard of all that was left waiting.
 func (r *rig) backlog(ids ...messages.RunID) {
 	r.t.Helper()
-	r.node.env.queuedRecovery.Wait()
+	r.node.env.dormantAdoption.Wait()
 	for _, id := range ids {
 		r.drainShard(id)
 	}

@@ -23,13 +23,13 @@ const maxAwaitedNoops = 32
 // what one transaction of the journal may hold.
 const maxBatch = 1 << 20
 
-// A run whose executor has enough to do for the while, lingerFrom attempts that
-// were begun and have not started, does not write what has happened at once but
-// after linger, or with the next reports that come together: one commit then serves
-// several very short tasks. A caller that asks forces a flush at once.
+// A run whose executor has enough to do, minUnstartedToDelay attempts that were begun and have not
+// started, does not write what has happened at once. It writes after flushDelay, or with the next
+// reports that come together: one commit then serves several very short tasks. A caller that asks
+// forces a flush at once.
 const (
-	minLingerQueued = 8
-	flushDelay      = 20 * time.Millisecond
+	minUnstartedToDelay = 8
+	flushDelay          = 20 * time.Millisecond
 )
 
 // run is the actor of one run: it owns the dag.Run, writes its journal and
@@ -72,7 +72,7 @@ type run struct {
 	flushDelayed       bool   // a Flush is on its way, by the timers
 	batched            bool   // reports have come together: they have waited for each other already
 	awaitingNoops      bool   // what is pending waits for no-op attempts to end
-	queued             int    // attempts that were begun and have not started
+	unstarted          int    // attempts that were begun and have not started
 	noops              int    // no-op attempts that were begun and have not ended
 	committing         bool   // a batch is being written
 	queuedRequests     []any  // requests that wait for the batch: they go first, so that a kill overtakes
@@ -82,12 +82,12 @@ type run struct {
 	current            any    // the message that is being handled, to be refused if that panics
 	epoch              uint64 // of this incarnation, for the dispatcher
 
-	tasks    map[uint32]*taskActor
-	crew     crew // has the mailboxes of tasks
-	waiting  int  // children that wait for their retry
-	busy     []int64
-	snapshot snapshots
-	slots    messages.SlotRequest
+	tasks     map[uint32]*taskActor
+	crew      crew // has the mailboxes of tasks
+	suspended int  // task actors that are suspended until their next attempt, see setSuspended
+	busy      []int64
+	snapshot  snapshots
+	slots     messages.SlotRequest
 }
 
 // pendingBatch collects the results of events since the last flush, besides transitions.
@@ -121,7 +121,7 @@ func (r *run) Receive(ctx actor.Context) {
 			r.finishLoading(ctx, m)
 		}
 	case *messages.FlushBatch:
-		if !r.committing && !r.loading && (r.flushDelayed || !m.Lingered) { // it may be late, or that of a former incarnation
+		if !r.committing && !r.loading && (r.flushDelayed || !m.Delayed) { // it may be late, or that of a former incarnation
 			r.flush(ctx)
 		}
 	case *reports:
@@ -196,7 +196,7 @@ func (r *run) handle(ctx actor.Context, m any) {
 		r.attemptFinished(ctx, m.Record, false, now)
 	case *messages.AttemptRevoked:
 		if c := r.tasks[m.Task]; c != nil && c.attempt == m.Attempt {
-			r.setQueued(c, false)
+			r.setUnstarted(c, false)
 			r.trackNoop(c, false)
 		}
 		r.applyEvent(ctx, dag.Revoked{Task: m.Task, Attempt: m.Attempt, At: now})
@@ -232,12 +232,12 @@ func (r *run) scheduleFlush(ctx actor.Context) {
 	case r.flushing || r.committing:
 	case r.noops > 0 && r.noops <= maxAwaitedNoops && len(r.answers) == 0 && r.pending.weight < maxBatch:
 		r.awaitingNoops = true // their ends come here
-	case r.queued < minLingerQueued || r.batched || len(r.answers) > 0 || r.pending.weight >= maxBatch:
+	case r.unstarted < minUnstartedToDelay || r.batched || len(r.answers) > 0 || r.pending.weight >= maxBatch:
 		r.flushing = true
 		ctx.Send(ctx.Self(), &messages.FlushBatch{})
 	case !r.flushDelayed:
 		r.flushDelayed = true
-		r.env.timers.sendAt(r.env.monotonicTime()+int64(flushDelay), ctx.Self(), &messages.FlushBatch{Lingered: true})
+		r.env.timers.sendAt(r.env.monotonicTime()+int64(flushDelay), ctx.Self(), &messages.FlushBatch{Delayed: true})
 	}
 }
 
@@ -280,7 +280,7 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 		return
 	}
 	c.started = at
-	r.setQueued(c, false)
+	r.setUnstarted(c, false)
 	r.env.metrics.observeStart(c, idle)
 	if r.indexEntry.Log().Followed() {
 		r.startedAttempts = append(r.startedAttempts, watch.AttemptStart{Task: task, Attempt: attempt, At: at})
@@ -344,7 +344,7 @@ func (r *run) recordAttempt(ctx actor.Context, rec messages.AttemptRecord) bool 
 		r.ackStale(ctx, rec.Task, rec.Attempt)
 		return false
 	}
-	r.setQueued(c, false)
+	r.setUnstarted(c, false)
 	r.trackNoop(c, false)
 	class := r.dag.Plan().TemplateOf(rec.Task).Class
 	for len(r.busy) <= class {

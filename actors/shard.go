@@ -18,7 +18,9 @@ import (
 const Shards = 16
 
 // shard owns the runs of its ids: it creates them, passes requests to them, and
-// knows which of them have an actor. A run without one is finished or unknown.
+// knows which of them have an actor. It has an entry for each run that is not finished: a dormant
+// run, which is QUEUED and needs no actor yet, and a run with an actor. A run without an entry is
+// finished or unknown.
 type shard struct {
 	env   *nodeContext
 	self  *actor.PID
@@ -34,7 +36,7 @@ type runEntry struct {
 	backlog       []messages.Request
 	broken        atomic.Bool // its actor panics again and again: it may only refuse
 
-	// While the run is queued without an actor:
+	// While the run is dormant:
 	epoch      uint64    // under which its slots are asked for
 	plan       *dag.Plan // nil: to be loaded from the store
 	indexEntry *query.Entry
@@ -57,10 +59,10 @@ func (s *shard) Receive(ctx actor.Context) {
 		s.createDone(ctx, m)
 	case *messages.RecoverRun:
 		s.ensureActor(ctx, m.Run, nil)
-	case *adoptQueued:
-		s.adoptQueued(m)
-	case *queuedDemand:
-		s.requestQueued(ctx, m)
+	case *adoptDormant:
+		s.adoptDormant(m)
+	case *dormantDemand:
+		s.requestDormantSlots(ctx, m)
 	case *messages.SlotsGranted:
 		s.deliverGrant(ctx, m)
 	case messages.Request:
@@ -162,11 +164,11 @@ func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 	ctx.Send(s.ensureActor(ctx, id, summary).pid, m)
 }
 
-// A queued run is not an actor until its first slot. Its shard asks for its slots; the
-// first grant or the first request starts the actor. So each run of a long backlog costs
-// a few hundred bytes.
+// A dormant run is QUEUED and has no actor. Its shard asks for its slots. Its first grant starts
+// the actor, as does the first request on the run or its tasks, even one that only reads its
+// tasks. So each run of a long backlog costs a few hundred bytes.
 
-// maxCachedPlans is how many queued runs, the newest, keep their plan in a shard. An older
+// maxCachedPlans is how many dormant runs, the newest, keep their plan in a shard. An older
 // run is loaded from the store when its turn comes.
 const maxCachedPlans = 64
 
@@ -185,7 +187,7 @@ func (p *planCache) add(r *runEntry) {
 	p.next = (p.next + 1) % maxCachedPlans
 }
 
-// activateRun starts the actor of a queued run.
+// activateRun starts the actor of a dormant run.
 func (s *shard) activateRun(ctx actor.Context, id messages.RunID, r *runEntry) {
 	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
 	if r.plan != nil {
@@ -205,7 +207,7 @@ func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
 	r.seq, r.stored, r.indexEntry = 2, r.dag.State(), entry
 }
 
-// deliverGrant passes on a grant to a run that was queued without an actor.
+// deliverGrant passes on a grant. It starts the actor of a dormant run.
 func (s *shard) deliverGrant(ctx actor.Context, m *messages.SlotsGranted) {
 	r := s.run(m.Run)
 	if r == nil {
@@ -254,11 +256,11 @@ type createDone struct {
 	err error // the submission failed: there is no such run
 }
 
-// createRun makes a submission durable. Its run is queued once it is durable.
+// createRun makes a submission durable. Its run is dormant until its first grant or request.
 func (s *shard) createRun(m *messages.CreateRun) {
 	sub := m.Submission
 	initial := sub.Plan.InitialState(sub.At)
-	// One allocation holds all that a queued run needs.
+	// One allocation holds all that a dormant run needs.
 	r := &struct {
 		runEntry
 		indexed query.Entry
@@ -352,7 +354,7 @@ func (a *newRunQueue) add(r newRun) (first bool) {
 	return len(a.list) == 1
 }
 
-// drain returns all queued runs. Return the list with recycle.
+// drain returns all runs of the queue. Return the list with recycle.
 func (a *newRunQueue) drain() []newRun {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -42,35 +42,40 @@ import (
 // the end is a plain message, AttemptEnded. It does not use up a retry, and has a limit of its
 // own (dag.Config.LostLimit). The task goes back to QUEUED.
 //
-// Which tasks have an actor follows from the task's state alone: GRANTED and RUNNING do, RETRY
-// does, up to maxSuspended of a run; QUEUED and final states do not. So a restart has one way,
-// restartTaskActor, and it is always protoactor's. A task that comes back from QUEUED (lost,
-// revoked, or restarted by its user) gets an actor as for its first attempt. An actor beyond
-// maxSuspended is passivated, and spawned for its next attempt in the same place (beginAttempt).
+// Which tasks have an actor: a task that is GRANTED or RUNNING has one once that is durable,
+// and a final task has none. In between, only a task whose attempt failed keeps its actor, suspended:
+// in RETRY, and after its interval, when it is QUEUED again and waits for its slot. A task whose
+// attempt was lost or revoked, or that its user restarted in RETRY, loses its actor (TaskEnded).
+// There are two more ways to be without one: an actor beyond maxSuspended of a run is passivated,
+// and a run that was loaded has actors only for the attempts that it resumes. So run.tasks says
+// whether a task has an actor, and the task's state does not. beginAttempt looks the actor up, and
+// spawns one that is missing, as for the first attempt. A restart has one way, restartTaskActor,
+// and it is always protoactor's.
 //
 // There used to be two ways, because a restart was written first and the bound later: an actor
 // was restarted when it had failed, and replaced when its attempt was lost or too many actors
 // waited. Two other designs were weighed. Without restarts, every further attempt would stop one
 // actor and spawn another, which takes twice as long, and 29 allocations of 1,152 bytes in place
 // of 12 of 337 (BenchmarkBudgetRetry, 2026-11-30). Without the bound, a run of a million tasks
-// that wait for their retry would hold a million actors. The rule above costs a run without
+// that wait for their retry would hold a million actors. The bound costs a run without
 // failures nothing, since beginAttempt looks the actor up anyway.
 
-// maxSuspended bounds the task actors of one run that wait for a retry. Further ones are
-// passivated: stopped, and spawned again for their next attempt.
+// maxSuspended bounds the suspended task actors of one run. Further ones are passivated: stopped,
+// and spawned again for their next attempt. A retry without an interval does not count: its task
+// takes the next slot of its class, so few tasks wait in this way.
 const maxSuspended = 4096
 
 // taskActor is the run's state of a task that has an actor.
 type taskActor struct {
-	pid     *actor.PID
-	attempt uint32
-	granted int64 // ns; when its attempt was given to it
-	started int64 // ns; 0 until the attempt has started
-	used    bool  // it has had an attempt: restart it before the next one
-	waiting bool  // it is among run.waiting
-	queued  bool  // it is among run.queued
-	noop    bool  // it is among run.noops
-	resumed bool  // its attempt was under way when the run was loaded
+	pid       *actor.PID
+	attempt   uint32
+	granted   int64 // ns; when its attempt was given to it
+	started   int64 // ns; 0 until the attempt has started
+	used      bool  // it has had an attempt: restart it before the next one
+	suspended bool  // it is among run.suspended
+	unstarted bool  // it is among run.unstarted
+	noop      bool  // it is among run.noops
+	resumed   bool  // its attempt was under way when the run was loaded
 }
 
 // taskFailed is a task actor's failure on its way through the run's own queue.
@@ -102,9 +107,9 @@ func (r *run) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, p
 // maxSuspended of them.
 func (r *run) awaitRetry(ctx actor.Context, e dag.RetryAt) {
 	r.env.timers.sendAt(r.clock.monotonic(e.Due), ctx.Parent(), &messages.RetryDue{Run: r.id, Task: e.Task, Attempt: e.Attempt, Due: e.Due})
-	if c := r.tasks[e.Task]; c != nil && !c.waiting && !r.startedEarly(e.Task) {
-		r.setWaiting(c, true)
-		if r.waiting > maxSuspended {
+	if c := r.tasks[e.Task]; c != nil && !c.suspended && !r.startedEarly(e.Task) {
+		r.setSuspended(c, true)
+		if r.suspended > maxSuspended {
 			r.dropTask(ctx, e.Task)
 		}
 	}
@@ -122,10 +127,10 @@ func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
 	}
 	c.attempt, c.granted, c.started, c.used, c.resumed = s.Attempt, now, 0, true, false
 	instant := r.isNoop(s.Task)
-	r.setQueued(c, !instant)
+	r.setUnstarted(c, !instant)
 	r.trackNoop(c, instant)
 	if restart {
-		r.setWaiting(c, false)
+		r.setSuspended(c, false)
 		restartTaskActor(ctx, c.pid, begin)
 		return
 	}
@@ -207,8 +212,8 @@ func (r *run) dropTask(ctx actor.Context, task uint32) {
 	if c == nil {
 		return
 	}
-	r.setWaiting(c, false)
-	r.setQueued(c, false)
+	r.setSuspended(c, false)
+	r.setUnstarted(c, false)
 	r.trackNoop(c, false)
 	delete(r.tasks, task)
 	if c.resumed { // its actor may not know its attempt yet
@@ -218,26 +223,27 @@ func (r *run) dropTask(ctx actor.Context, task uint32) {
 	r.env.metrics.actors.Dec()
 }
 
-// setWaiting records whether a task actor waits for its retry.
-func (r *run) setWaiting(c *taskActor, now bool) {
+// setSuspended records whether a task actor is suspended until its next attempt, after a failure
+// that has an interval.
+func (r *run) setSuspended(c *taskActor, now bool) {
 	switch {
-	case now && !c.waiting:
-		r.waiting++
-	case !now && c.waiting:
-		r.waiting--
+	case now && !c.suspended:
+		r.suspended++
+	case !now && c.suspended:
+		r.suspended--
 	}
-	c.waiting = now
+	c.suspended = now
 }
 
-// setQueued records whether an attempt was given to its executor and has not started.
-func (r *run) setQueued(c *taskActor, now bool) {
+// setUnstarted records whether an attempt was given to its executor and has not started.
+func (r *run) setUnstarted(c *taskActor, now bool) {
 	switch {
-	case now && !c.queued:
-		r.queued++
-	case !now && c.queued:
-		r.queued--
+	case now && !c.unstarted:
+		r.unstarted++
+	case !now && c.unstarted:
+		r.unstarted--
 	}
-	c.queued = now
+	c.unstarted = now
 }
 
 // trackNoop records whether a no-op attempt was begun and has not ended.

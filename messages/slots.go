@@ -38,7 +38,7 @@ type (
 		Busy  int64
 	}
 	// SlotsGranted gives a run N slots of its class ID, by way of its shard while it is
-	// without an actor. A grant with another Epoch was meant for a former incarnation;
+	// dormant, that is without an actor. A grant with another Epoch was meant for a former incarnation;
 	// the dispatcher has taken it back already.
 	SlotsGranted struct {
 		Run   RunID

@@ -59,9 +59,9 @@ func (e *AttemptFailure) Error() string { return e.Record.ExecutorLog }
 // FlushBatch tells a run that all messages before it have been handled: what they
 // changed is written as one batch. BatchCommitted answers it.
 //
-// A flush that Lingered comes from the timers: all pending writes could wait.
+// A flush that is Delayed comes from the timers: all pending writes could wait.
 type (
-	FlushBatch     struct{ Lingered bool }
+	FlushBatch     struct{ Delayed bool }
 	BatchCommitted struct {
 		Epoch uint64 // of the incarnation that wrote it
 		Err   error

@@ -1,6 +1,6 @@
 // Package query answers reads of runs without asking an actor.
 //
-// States, summaries and lists are read far more often than they change: clients poll them in
+// Runs' states, summaries and lists are read far more often than they change: clients poll them in
 // tight loops. If such a read were a message, it would wait behind the work of the run, and the
 // run would do the work of its readers. So each run publishes an immutable summary after each
 // commit, and readers take it from the index, at the same cost for every run.
@@ -11,7 +11,8 @@
 //   - the summary of a finished run, and its attempts: from the store
 //   - the tasks of a finished run: from the store, by way of a cache (finished_runs.go). Those of
 //     an unfinished run are the one read that is asked of the run's actor (actors/views.go): only
-//     the actor has them, and it takes one copy between two commits
+//     the actor has them, and it takes one copy between two commits. A dormant run, which is QUEUED
+//     and has no actor yet, gets its actor for such a read
 //   - lists: from the index and the store together, by ascending id
 //
 // Rules:
