@@ -19,8 +19,8 @@ import (
 // this number, the first ones are written while the others run.
 const maxAwaitedNoops = 32
 
-// maxBatch bounds the attempt records (bytes, roughly) of one batch, well below
-// what one transaction of the journal may hold.
+// maxBatch bounds the attempt records (bytes, roughly) of one batch. The store would take far more,
+// but it writes a batch that exceeds one commit twice, and other batches wait for that.
 const maxBatch = 1 << 20
 
 // A run whose executor has enough to do, minUnstartedToDelay attempts that were begun and have not

@@ -88,8 +88,8 @@ type Badger struct {
 var _ Store = (*Badger)(nil)
 
 // OpenBadger opens the store in c.Dir, or makes a new one, and finishes what a crash has left half
-// done. The error names the folder, and says when another process has it, when its format is not
-// this program's, and when the disk is full.
+// done. The error names the folder, and says when another process has it, when its row format is
+// not this program's, and when the disk is full.
 //
 // It waits a moment for a locked folder: a child of a killed server, between fork and exec, may
 // hold the lock a little longer.
@@ -226,7 +226,7 @@ func (s *Badger) recoverState(c Config, log *commitlog.Log) error {
 		}
 	}
 	rows := []mutation{
-		metaRow("format", formatVersion),
+		metaRow("format", rowFormat),
 		metaRow("shards", uint64(s.shards)),
 		metaRow("opens", opens+1),
 	}
@@ -341,7 +341,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(1, 2, 14),
 		}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "caravan_journal_commit_seconds", Help: "Time of one synced transaction.",
+			Name: "caravan_journal_commit_seconds", Help: "Time of one commit, its sync included.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16),
 		}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{

@@ -18,7 +18,8 @@ import (
 //	writer, Badger  applyToBadger  gives Badger the same rows, unsynced
 //	Badger          publishCommit  makes the rows visible to reads
 //
-// Badger syncs each transaction by itself, without a group commit. So batches are gathered here.
+// Each commit needs one sync, which takes far longer than anything else here, and batches that wait
+// can share it. So batches are gathered into groups, and a group is one commit.
 // The committer and the writer are two goroutines, so that three groups are under way at a time:
 //
 //	committer   gather 1   gather 2           Done 1, gather 3      Done 2, gather 4
@@ -67,8 +68,8 @@ import (
 // After an error of the disk check, the log or Badger, the store has failed for good (Badger.fail):
 // the failed group and every later batch get ErrFailed, and neither the log nor Badger is written.
 // The kernel may have dropped what it could not write and report the next sync as a success, so the
-// group may or may not be found by the next open. Only ErrTooBig and a document that cannot be read
-// are faults of their batch alone.
+// group may or may not be found by the next open. Faults of a batch
+// alone are ErrTooBig, a document that cannot be read, and damage of what the store has of its run.
 
 // pendingBatch is one entry of the committer's queue: a batch, or bare rows (a deletion).
 type pendingBatch struct {

@@ -15,7 +15,7 @@ import (
 // mutation sets or deletes one row.
 type mutation = badgerguard.Mutation
 
-// writeGroup is the rows of one transaction, and the batches that they are of. Keys and values lie
+// writeGroup is the rows of one commit, and the batches that they are of. Keys and values lie
 // in one arena, which the next group uses again.
 type writeGroup struct {
 	mutations []mutation
@@ -91,8 +91,10 @@ type encoder struct {
 	writeCount   uint64                                         // numbers attempt rows and staged batches; never repeats in a data folder
 }
 
-// encodeBatch appends the rows of a batch; the summary, which is the commit marker, comes last. The
-// error is the batch's own fault: ErrTooBig.
+// encodeBatch appends the rows of a batch. The rows of the summary come last and side by side: the
+// summary itself, the deletion of its former row, its entries in the indexes. So commitSplit can keep
+// them in one commit. The error is the batch's own fault (ErrTooBig), or that of reading what the
+// store has of the run.
 func (e *encoder) encodeBatch(g *writeGroup, p *pendingBatch) error {
 	err := e.encodeRows(g, p)
 	if err != nil {

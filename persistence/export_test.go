@@ -188,7 +188,7 @@ func FinishedIndexRuns(s *Badger) []messages.RunID {
 	return s.finished.appendBetween(nil, 0, 1<<64-1)
 }
 
-// FinishedKey is the key of a finished run's summary, LiveKey that of an unfinished one's.
+// FinishedKey is the key of a finished run's summary.
 func FinishedKey(run messages.RunID) []byte { return runKey(typeFinished, run) }
 
 // UnfinishedKey is the key of an unfinished run's summary.

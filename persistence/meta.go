@@ -10,22 +10,23 @@ import (
 )
 
 const (
-	// formatVersion is the format of a data folder. It goes up with every change that an older
-	// program cannot read. Since 4 finished runs are indexed by their labels.
-	formatVersion = 4
+	// rowFormat is the format of keys and values. It goes up with every change of them that an older
+	// program cannot read. Since 4 finished runs are indexed by their labels. The format of the data
+	// folder as a whole is datafolder.Format.
+	rowFormat     = 4
 	defaultShards = 16
 )
 
 func (s *Badger) checkFormat(shards int) error {
 	format, err := s.metaNumber("format")
 	if errors.Is(err, errCorrupt) && s.lacksChecksum() {
-		return fmt.Errorf("of a format before %d, this program reads format %d", formatVersion, formatVersion)
+		return fmt.Errorf("of a row format before %d, this program reads row format %d", rowFormat, rowFormat)
 	}
 	if err != nil {
 		return err
 	}
-	if format != 0 && format != formatVersion {
-		return fmt.Errorf("format %d, this program reads format %d", format, formatVersion)
+	if format != 0 && format != rowFormat {
+		return fmt.Errorf("row format %d, this program reads row format %d", format, rowFormat)
 	}
 	stored, err := s.metaNumber("shards")
 	if err != nil {
@@ -58,7 +59,7 @@ func (s *Badger) checkFormat(shards int) error {
 	return nil
 }
 
-// lacksChecksum reports whether the row of the format is without a checksum, as before format 3.
+// lacksChecksum reports whether the meta row of the row format lacks a checksum, as before 3.
 func (s *Badger) lacksChecksum() bool {
 	bare := false
 	_ = s.scanRows(metaKey("format"), nil, false, func(_ []byte, item *badger.Item) (bool, error) {

@@ -46,8 +46,8 @@ func TestOpenRefusesAFolderInUse(t *testing.T) {
 
 func TestOpenRefusesOtherFormats(t *testing.T) {
 	for want, set := range map[string]func(*persistence.Badger) error{
-		"format 9, this program reads format 4":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
-		"of a format before 4, this program reads format 4": func(s *persistence.Badger) error { return persistence.SetRawRow(s, []byte("mformat"), []byte{1, 2}) },
+		"row format 9, this program reads row format 4":             func(s *persistence.Badger) error { return persistence.SetMeta(s, "format", 9) },
+		"of a row format before 4, this program reads row format 4": func(s *persistence.Badger) error { return persistence.SetRawRow(s, []byte("mformat"), []byte{1, 2}) },
 		"row \"mformat\": stored value is corrupt: wrong chec": func(s *persistence.Badger) error {
 			return persistence.SetRawRow(s, []byte("mformat"), []byte("\x01\x03sumd"))
 		},
@@ -266,7 +266,9 @@ func TestCommitMetrics(t *testing.T) {
 	}
 }
 
-func TestFailureIsLogged(t *testing.T) {
+// TestOnlyFailuresAreLogged: a store that is opened, used and closed logs nothing, and one that fails
+// says why.
+func TestOnlyFailuresAreLogged(t *testing.T) {
 	var out bytes.Buffer
 	dir := t.TempDir()
 	s, err := persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))}))
@@ -278,6 +280,19 @@ func TestFailureIsLogged(t *testing.T) {
 	}
 	if out.Len() > 0 {
 		t.Errorf("opening and closing logs: %s", &out)
+	}
+	if s, err = persistence.OpenBadger(persistence.WithSmallMemtables(persistence.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&out, nil))})); err != nil {
+		t.Fatal(err)
+	}
+	s.FailNext()
+	if err := journaltest.Append(t, s, journaltest.NewRun(1, "", "spec")); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("got %v, want ErrFailed", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if text := out.String(); !strings.Contains(text, "storage failed") || !strings.Contains(text, "dir="+dir) {
+		t.Errorf("the failure is not logged: %s", text)
 	}
 }
 

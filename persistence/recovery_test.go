@@ -455,7 +455,7 @@ func TestAcknowledgedIsOnTheDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fs.Type == unix.TMPFS_MAGIC {
-		t.Skipf("%s is in memTable: it has no device", dir)
+		t.Skipf("%s is on a tmpfs: it has no device", dir)
 	}
 	s := badgerAt(t, dir)
 	for run := range messages.RunID(20) {

@@ -14,7 +14,7 @@ import (
 // Keys are binary: one type byte, then numbers in big-endian, so that byte order is numeric order.
 // Every key of a run begins with its type and the run's ID.
 //
-//	m <name>                        meta: format version, shards, opens, next run
+//	m <name>                        meta: format (of rows), shards, opens, next (run), keys (kept ones, a count), mark (ClockMark)
 //	u <run>                         summary of an unfinished run: the commit marker, and the index of unfinished runs
 //	s <run>                         summary of a finished run
 //	d <run> <part>                  definition; part 0 begins with data of the creation and the first journal records
@@ -26,7 +26,7 @@ import (
 //	t <hash> <run>                  index of finished runs by a tag, or by a label; empty value
 //	k <key hash>                    idempotency key
 //	e <until> <key hash>            index of the keys that outlive their runs; empty value
-//	x <write> <part>                parts of a batch that is too large for one transaction
+//	x <write> <part>                parts of a batch that is too large for one commit
 //	y <write>                       commit marker of such a batch, until it is applied
 //	z <run>                         the run is being deleted, or its long document is still being written
 const (

@@ -8,10 +8,9 @@ import (
 
 // Batch is one atomic write for one run. Every part is optional.
 type Batch struct {
-	Run   messages.RunID
-	Epoch uint64 // of the shard's owner, for a replicated implementation; a single node ignores it
+	Run messages.RunID
 
-	Create   *Creation                // the submission: commit marker, definition, indexes
+	Create   *Creation                // the submission: definition and idempotency key
 	Seq      uint64                   // number of Records within the run: 1, 2, …
 	Records  []byte                   // dag.Run.TakeRecords; opaque here
 	Attempts []messages.AttemptRecord // ended attempts
@@ -19,7 +18,9 @@ type Batch struct {
 	Snapshot *SnapshotPart
 	Summary  *messages.Summary // when the run's state changed. A final state removes the run from the index of unfinished runs, any other state adds it
 
-	// Done is called once, on the committer's goroutine; it must not block.
+	// Done is called once, and may be nil. It must not block: all calls are made on one goroutine, in
+	// the order of Append (rule 3). Only a batch that comes after Close gets its ErrClosed elsewhere:
+	// within Append, or on the goroutine that wrote its long document.
 	Done func(error)
 }
 
@@ -131,7 +132,7 @@ type Store interface {
 var (
 	ErrNotFound = errors.New("not found")
 	ErrFailed   = errors.New("storage failed")
-	ErrTooBig   = errors.New("batch is too big for one transaction")
+	ErrTooBig   = errors.New("batch is too big to be stored") // a row or all rows of the batch; nothing of it was written
 	ErrClosed   = errors.New("storage is closed")
 	ErrDamaged  = errors.New("stored value is corrupt") // the value is not what was written
 )

@@ -7,10 +7,11 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// readTimestamps gives each read the newest published commit as its read timestamp. With Badger's
-// own timestamps a read would wait for the commit that is under way, and so for the disk. Here a
-// read never sees a row that is not durable, and waits at most until Badger has, in memory, the
-// commits that were announced before the read began. So a caller whose batch was answered reads it.
+// readTimestamps gives each read the newest published commit as its read timestamp. Badger cannot do
+// that: it is managed, which means that the numbers of commits come from the commit log (wal.go).
+// A commit is published when it is durable and in Badger, so a read never sees a row that is not
+// durable. A read waits at most until Badger has, in memory, the commits that were announced before
+// the read began; it never waits for the disk. So a caller whose batch was answered reads it.
 //
 // It also holds the index of unfinished runs, under the same lock: a list must get the timestamp and
 // the runs that may be unfinished at that timestamp in one step.

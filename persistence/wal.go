@@ -97,8 +97,8 @@ func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, er
 		return nil, err
 	}
 	if _, err := os.Stat(filepath.Join(dir, "state")); database && errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a format before %d",
-			filepath.Join(dir, "state"), formatVersion)
+		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a row format before %d",
+			filepath.Join(dir, "state"), rowFormat)
 	}
 	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memTable), MaxRows: maxRows, Alarm: alarm})
 	if errors.Is(err, vfs.ErrLocked) {

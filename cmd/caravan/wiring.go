@@ -39,8 +39,9 @@ type server interface {
 	Detach(ctx context.Context) error
 }
 
-// maxGenerated bounds the output of a generator, in bytes: together with the journal's records it
-// must fit into one transaction of the store.
+// maxGenerated bounds the output of a generator, in bytes. The output and the journal's records are
+// one batch of the store. Such a batch may exceed one commit: then the store writes it twice, and
+// other batches wait for that.
 const maxGenerated = 8 << 20
 
 // opener starts a server that answers on l and closes l in the end. It returns when the server is

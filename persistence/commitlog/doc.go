@@ -13,11 +13,19 @@
 //
 // # What it relies on
 //
-// It does not use Badger. Its user (localWAL of package persistence) needs two properties of Badger:
-// tables come in the order of the commits, and a table is durable before DB.Tables shows it. Then the
-// log may forget what tables have. TestTablesHoldRowsWithoutBadgersLogs of package badgerguard fails
-// when a new Badger breaks the first one; TestPowerFailure and TestBadgerLogsDoNotCount of package
-// persistence fail when a crash loses what the log has forgotten.
+// It does not use Badger. Its user (localWAL of package persistence, duty 3) needs these properties of
+// Badger, so that the log may forget what tables have:
+//
+//   - The rows of a commit are one request to Badger, and lie in one memtable.
+//   - Memtables become tables in the order in which they were filled, so tables come in the order of
+//     the commits.
+//   - A table's content is synced before the manifest names it, and the manifest before DB.Tables
+//     shows it.
+//   - DB.Tables tells the number of a table's newest commit.
+//
+// TestTablesHoldRowsWithoutBadgersLogs of package badgerguard fails when tables of a new Badger come in
+// another order. TestPowerFailure and TestBadgerLogsDoNotCount of package persistence fail when a
+// crash loses what the log has forgotten.
 //
 // It relies on fdatasync and on fsync of folders: TestPowerFailure loses power at
 // each operation, TestFilesAreSyncedBeforeUse checks the order of the syncs.
