@@ -131,15 +131,15 @@ func (c *Client) callWithRetries(ctx context.Context, k *call, fn func() error) 
 		if err == nil || ctx.Err() != nil || try >= c.retries || !isRetryable(k, err) {
 			return err
 		}
-		if err := sleep(ctx, c.retryDelay(try, err)); err != nil {
+		if err := sleepContext(ctx, c.retryDelay(try, err)); err != nil {
 			return fmt.Errorf("%s: %w", k, err)
 		}
 	}
 }
 
-// do sends the call, with retries, and returns the answer when its status is 2xx;
+// sendWithRetries sends the call, with retries, and returns the answer when its status is 2xx;
 // any other status comes back as *Error. The caller closes the body.
-func (c *Client) do(ctx context.Context, k *call) (resp *http.Response, err error) {
+func (c *Client) sendWithRetries(ctx context.Context, k *call) (resp *http.Response, err error) {
 	err = c.callWithRetries(ctx, k, func() error {
 		resp, err = c.sendOnce(ctx, k)
 		return err
@@ -239,7 +239,7 @@ func (c *Client) retryDelay(try int, err error) time.Duration {
 	return min(c.backoff<<min(try, 10), most)
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+func sleepContext(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

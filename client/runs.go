@@ -183,7 +183,7 @@ func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
 // closes it.
 func (c *Client) GetRaw(ctx context.Context, run uint64) (io.ReadCloser, error) {
 	k := &call{method: http.MethodGet, path: runPath(run), isRepeatable: true}
-	resp, err := c.do(ctx, k)
+	resp, err := c.sendWithRetries(ctx, k)
 	if err != nil {
 		return nil, err
 	}
@@ -310,7 +310,7 @@ func (c *Client) SetServerState(ctx context.Context, state string) error {
 // Backup returns a backup of everything on the server, as of one moment. A stream that
 // breaks off is an error of Read. The caller closes it.
 func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
-	resp, err := c.do(ctx, &call{method: "GET", path: "/v1/backup", isRepeatable: true})
+	resp, err := c.sendWithRetries(ctx, &call{method: "GET", path: "/v1/backup", isRepeatable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -412,7 +412,7 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 				s.RunID, s.Warnings = *line.RunID, line.Warnings
 			} else {
 				s.Err = &Error{Method: k.method, Path: k.path, Status: line.Status}
-				line.into(s.Err)
+				line.fillError(s.Err)
 			}
 			if !yield(s, nil) {
 				return

@@ -117,7 +117,7 @@ func (c *Client) Log(ctx context.Context, run uint64, name string, o LogOptions)
 		q.Set("offset", strconv.FormatInt(o.Offset, 10))
 	}
 	k := &call{method: http.MethodGet, path: runPath(run, "task", name, "log") + encodeQuery(q), isRepeatable: true}
-	resp, err := c.do(ctx, k)
+	resp, err := c.sendWithRetries(ctx, k)
 	if err != nil {
 		return nil, err
 	}

@@ -275,7 +275,7 @@ type problemDocument struct {
 	Errors                     []Problem
 }
 
-func (p *problemDocument) into(e *Error) {
+func (p *problemDocument) fillError(e *Error) {
 	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
 }
 
@@ -286,7 +286,7 @@ func readRefusal(k *call, resp *http.Response) *Error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
 	var doc problemDocument
 	if json.Unmarshal(body, &doc) == nil {
-		doc.into(e)
+		doc.fillError(e)
 	}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
 		e.RetryAfter = time.Duration(min(s, 3600)) * time.Second

@@ -52,7 +52,7 @@ func (c *Client) Events(ctx context.Context, run uint64, o EventOptions) iter.Se
 	if o.Summaries {
 		q.Set("tasks", "0")
 	}
-	return c.events(ctx, runPath(run, "events")+encodeQuery(q), o)
+	return c.readEvents(ctx, runPath(run, "events")+encodeQuery(q), o)
 }
 
 // RunEvents yields the runs that change, until the context ends; see Events.
@@ -64,13 +64,13 @@ func (c *Client) RunEvents(ctx context.Context, o EventOptions) iter.Seq2[*Event
 	for name, value := range o.Tags {
 		q.Set("tags."+name, value)
 	}
-	return c.events(ctx, "/v1/events"+encodeQuery(q), o)
+	return c.readEvents(ctx, "/v1/events"+encodeQuery(q), o)
 }
 
 // errEnded ends a stream after its last event.
 var errEnded = errors.New("ended")
 
-func (c *Client) events(ctx context.Context, path string, o EventOptions) iter.Seq2[*Event, error] {
+func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) iter.Seq2[*Event, error] {
 	if o.Outage == 0 {
 		o.Outage = 30 * time.Second
 	}
@@ -93,7 +93,7 @@ func (c *Client) events(ctx context.Context, path string, o EventOptions) iter.S
 				yield(nil, err)
 				return
 			}
-			if sleep(ctx, pause) != nil {
+			if sleepContext(ctx, pause) != nil {
 				yield(nil, fmt.Errorf("GET %s: %w", path, context.Cause(ctx)))
 				return
 			}
@@ -243,7 +243,7 @@ func (c *Client) Wait(ctx context.Context, run uint64, o WaitOptions) (*Summary,
 				return nil, fmt.Errorf("run %d: %w", run, err)
 			}
 			pause.cannotWait = false // after a restart it may have long polls
-			err = sleep(ctx, pause.nextShortDelay())
+			err = sleepContext(ctx, pause.nextShortDelay())
 		}
 		if err != nil {
 			return nil, fmt.Errorf("run %d: %w", run, context.Cause(ctx))
@@ -269,7 +269,7 @@ func (p *pollSchedule) nextShortDelay() time.Duration {
 // changed. An error is that of the context.
 func (c *Client) awaitChange(ctx context.Context, s *Summary, p *pollSchedule) error {
 	if p.cannotWait {
-		return sleep(ctx, p.nextShortDelay())
+		return sleepContext(ctx, p.nextShortDelay())
 	}
 	began, wait := time.Now(), min(p.maxInterval, MaxStateWait)
 	state, err := c.AwaitState(ctx, s.RunID, s.State, wait)
@@ -277,13 +277,13 @@ func (c *Client) awaitChange(ctx context.Context, s *Summary, p *pollSchedule) e
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err != nil: // the next request reports it
-		return sleep(ctx, p.nextShortDelay())
+		return sleepContext(ctx, p.nextShortDelay())
 	case state != s.State:
 		return nil
 	}
 	if took := time.Since(began); took < wait/2 { // the server shuts down, or is too old
 		p.cannotWait = true
-		return sleep(ctx, p.nextShortDelay())
+		return sleepContext(ctx, p.nextShortDelay())
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, er
 	case c != nil && c.entrance.Local:
 		return who, nil
 	}
-	if who.Scopes, ok = keys.Certificate(commonName); ok && commonName != "" {
+	if who.Scopes, ok = keys.CertificateScopes(commonName); ok && commonName != "" {
 		return who, nil
 	}
 	who.Scopes = 0
@@ -66,7 +66,7 @@ func (s *Server) credentials(h *fasthttp.RequestHeader, c *conn) (who access.Cal
 		if !isBearer || len(h.PeekAll(fasthttp.HeaderAuthorization)) > 1 {
 			return who, true, false
 		}
-		who, ok = s.cfg.Access.Keys.Secret(secret)
+		who, ok = s.cfg.Access.Keys.FindSecret(secret)
 		return who, true, ok
 	}
 	cookie := h.Cookie(secureCookie)

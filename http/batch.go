@@ -179,7 +179,7 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 	}
 	for i := range results {
-		b.auditEntry.Count((*uint64)(&results[i].Value), results[i].Err == nil)
+		b.auditEntry.CountRun((*uint64)(&results[i].Value), results[i].Err == nil)
 		if err := results[i].Err; err != nil {
 			b.linesRefused++
 			dst = appendProblem(dst, b.s.problemOf(err, []byte("POST"), []byte(batchPath)))

@@ -2,6 +2,9 @@ package specjson
 
 import (
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"reflect"
 	"slices"
 	"strings"
@@ -337,5 +340,43 @@ func TestErrorsListValidMembers(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestReadMembersAreListed: every member that is read is in the list of its object, and so in errors
+// and suggestions.
+func TestReadMembersAreListed(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "spec.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := map[string]string{"readSpec": specMembers, "readTask": taskMembers, "readEdge": edgeMembers, "readJob": " has " + jobMembers}
+	for _, decl := range file.Decls {
+		f, ok := decl.(*ast.FuncDecl)
+		if !ok || lists[f.Name.Name] == "" {
+			continue
+		}
+		_, members, _ := strings.Cut(lists[f.Name.Name], " has ")
+		delete(lists, f.Name.Name)
+		read := 0
+		ast.Inspect(f, func(n ast.Node) bool {
+			if c, ok := n.(*ast.CaseClause); ok {
+				for _, value := range c.List {
+					if name, ok := value.(*ast.BasicLit); ok && name.Kind == token.STRING {
+						read++
+						if !isListed(members, strings.Trim(name.Value, `"`)) {
+							t.Errorf("%s reads %s, which is not in %q", f.Name.Name, name.Value, members)
+						}
+					}
+				}
+			}
+			return true
+		})
+		if read == 0 {
+			t.Errorf("%s reads no members", f.Name.Name)
+		}
+	}
+	if len(lists) > 0 {
+		t.Errorf("spec.go lacks the functions of %v", lists)
 	}
 }

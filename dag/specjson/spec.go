@@ -61,7 +61,7 @@ func (d *reader) readSpec(s *dag.Spec) bool {
 // have any members.
 const (
 	specMembers = "a spec has tag, tags, parameters, jobDefaults, tasks"
-	taskMembers = "a task has job, parents, children, maxRetries, retryIntervalSeconds, retryBackoff, retryMaxIntervalSeconds, isGenerator"
+	taskMembers = "a task has job, " + taskOnlyMembers
 	edgeMembers = "an edge has task, match"
 )
 

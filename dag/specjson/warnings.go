@@ -16,16 +16,22 @@ import (
 // left out.
 const MaxWarnings = 100
 
-// Members of a job and of a task. The last five of a job are for the executor slurm.
+// Members of a job, and of a task besides its job, for suggestions. The last five of a job are for
+// the executor slurm.
 const (
-	jobMembers = "command commandString environment workDir executor cores memoryMB timeoutSeconds partition account qos constraint gres"
-	taskOnly   = "parents children maxRetries retryIntervalSeconds retryBackoff retryMaxIntervalSeconds isGenerator"
+	jobMembers      = "command, commandString, environment, workDir, executor, cores, memoryMB, timeoutSeconds, partition, account, qos, constraint, gres"
+	taskOnlyMembers = "parents, children, maxRetries, retryIntervalSeconds, retryBackoff, retryMaxIntervalSeconds, isGenerator"
 )
+
+// isListed tells whether a list of members has a name.
+func isListed(members, name string) bool {
+	return strings.Contains(", "+members+",", ", "+name+",")
+}
 
 // warnUnknownMember adds a warning about a member of a job that the engine does not
 // know.
 func (d *reader) warnUnknownMember(name string) {
-	if !d.warn || strings.Contains(" "+jobMembers+" ", " "+name+" ") {
+	if !d.warn || isListed(jobMembers, name) {
 		return
 	}
 	if d.warned++; d.warned > MaxWarnings {
@@ -65,7 +71,7 @@ func suggestMember(name string) (meant string, ofTask bool) {
 	meant = memberOfAlias(plain)
 	if meant == "" {
 		least := 3
-		for member := range strings.SplitSeq(jobMembers+" "+taskOnly, " ") {
+		for member := range strings.SplitSeq(jobMembers+", "+taskOnlyMembers, ", ") {
 			// A short name allows fewer wrong letters.
 			other := strings.ToLower(member)
 			most := min(2, (min(len(plain), len(other))-1)/3)
@@ -74,7 +80,7 @@ func suggestMember(name string) (meant string, ofTask bool) {
 			}
 		}
 	}
-	return meant, meant != "" && strings.Contains(" "+taskOnly+" ", " "+meant+" ")
+	return meant, meant != "" && isListed(taskOnlyMembers, meant)
 }
 
 // plainName returns a name in lower case, without separators.

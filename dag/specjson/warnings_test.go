@@ -36,7 +36,7 @@ func TestWarnings(t *testing.T) {
 			t.Errorf("%s, strictly: %+v", name, c)
 		}
 	}
-	for name := range strings.SplitSeq(jobMembers, " ") {
+	for name := range strings.SplitSeq(jobMembers, ", ") {
 		c := Check([]byte(fmt.Sprintf(`{"jobDefaults":{%q:null}}`, name)), dag.Limits{})
 		if len(c.Warnings) > 0 {
 			t.Errorf("%s: %v", name, c.Warnings)
@@ -74,7 +74,7 @@ func FuzzSuggestMember(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, name string) {
 		meant, ofTask := suggestMember(name)
-		if meant == "" && ofTask || meant != "" && !strings.Contains(" "+jobMembers+" "+taskOnly+" ", " "+meant+" ") {
+		if meant == "" && ofTask || meant != "" && !isListed(jobMembers+", "+taskOnlyMembers, meant) {
 			t.Errorf("%q: %q", name, meant)
 		}
 		if a, b := editDistance(name, "command"), editDistance("command", name); a != b {

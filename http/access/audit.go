@@ -34,8 +34,8 @@ type Entry struct {
 	Suppressed  int       `json:"suppressed,omitempty"` // number of refusals before this entry that were not recorded
 }
 
-// Count counts one of many runs that are submitted at once. A nil entry ignores it.
-func (e *Entry) Count(run *uint64, accepted bool) {
+// CountRun counts one of many runs that are submitted at once. A nil entry ignores it.
+func (e *Entry) CountRun(run *uint64, accepted bool) {
 	switch {
 	case e == nil:
 	case !accepted:
@@ -205,9 +205,9 @@ func (a *Audit) writeLoop() {
 			case <-a.stop:
 			}
 			timer.Stop()
-			spare = a.flush(spare)
+			spare = a.flushBuffer(spare)
 		case done := <-a.reopenRequests:
-			spare = a.flush(spare)
+			spare = a.flushBuffer(spare)
 			f, err := openAuditFile(a.path)
 			if err == nil {
 				_ = a.file.Close()
@@ -215,14 +215,14 @@ func (a *Audit) writeLoop() {
 			}
 			done <- err
 		case <-a.stop:
-			a.flush(spare)
+			a.flushBuffer(spare)
 			return
 		}
 	}
 }
 
-// flush writes the buffered entries. It returns the buffer for its next use.
-func (a *Audit) flush(spare []byte) []byte {
+// flushBuffer writes the buffered entries. It returns the buffer for its next use.
+func (a *Audit) flushBuffer(spare []byte) []byte {
 	a.mu.Lock()
 	buf, n := a.buf, a.bufferedEntries
 	a.buf, a.bufferedEntries = spare[:0], 0

@@ -39,7 +39,7 @@ func NewSessions(keys *Keys) *Sessions {
 // Begin starts a session for the holder of a secret. It returns the random value of the session's
 // cookie.
 func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Caller, ok bool) {
-	if who, ok = s.keys.Secret(secret); !ok {
+	if who, ok = s.keys.FindSecret(secret); !ok {
 		return "", who, false
 	}
 	var b [32]byte
@@ -47,14 +47,14 @@ func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Calle
 	cookie = base64.RawURLEncoding.EncodeToString(b[:])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.evict(now)
+	s.evictSession(now)
 	s.byCookie[sha256.Sum256([]byte(cookie))] = session{tokenHash: sha256.Sum256(secret), expires: now.Add(SessionTime)}
 	who.Session = true
 	return cookie, who, true
 }
 
-// evict deletes expired sessions, and the one that expires first if all places are still taken.
-func (s *Sessions) evict(now time.Time) {
+// evictSession deletes expired sessions, and the one that expires first if all places are still taken.
+func (s *Sessions) evictSession(now time.Time) {
 	if len(s.byCookie) < maxSessions {
 		return
 	}
@@ -103,12 +103,12 @@ type Rate struct {
 	burst      int
 	interval   time.Duration
 	mu         sync.Mutex
-	perAddress map[netip.Addr]attempts
-	lastPruned time.Time // when prune last visited all addresses
+	perAddress map[netip.Addr]countedAttempts
+	lastPruned time.Time // when pruneAddresses last visited all addresses
 }
 
-// attempts is how many attempts an address had used up at a time.
-type attempts struct {
+// countedAttempts is how many attempts an address had used up at a time.
+type countedAttempts struct {
 	count float64
 	at    time.Time
 }
@@ -118,7 +118,7 @@ const maxAddresses = 10_000
 
 // NewRate returns a limit of burst attempts at once and one per interval.
 func NewRate(burst int, interval time.Duration) *Rate {
-	return &Rate{burst: burst, interval: interval, perAddress: map[netip.Addr]attempts{}}
+	return &Rate{burst: burst, interval: interval, perAddress: map[netip.Addr]countedAttempts{}}
 }
 
 // Allow counts an attempt, and tells whether it is within the limit.
@@ -132,12 +132,12 @@ func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
 	defer r.mu.Unlock()
 	u, known := r.perAddress[from]
 	if !known && len(r.perAddress) >= maxAddresses {
-		if r.prune(now); len(r.perAddress) >= maxAddresses {
+		if r.pruneAddresses(now); len(r.perAddress) >= maxAddresses {
 			from = netip.Addr{}
 			u = r.perAddress[from]
 		}
 	}
-	u.count = r.remaining(u, now)
+	u.count = r.remainingAttempts(u, now)
 	u.at = now
 	allowed := u.count+1 <= float64(r.burst)
 	if allowed {
@@ -147,19 +147,19 @@ func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
 	return allowed
 }
 
-// remaining returns how many of the earlier attempts still count at a time.
-func (r *Rate) remaining(u attempts, now time.Time) float64 {
+// remainingAttempts returns how many of the earlier attempts still count at a time.
+func (r *Rate) remainingAttempts(u countedAttempts, now time.Time) float64 {
 	return max(0, u.count-float64(now.Sub(u.at))/float64(r.interval))
 }
 
-// prune deletes addresses whose attempts no longer count, at most once per interval.
-func (r *Rate) prune(now time.Time) {
+// pruneAddresses deletes addresses whose attempts no longer count, at most once per interval.
+func (r *Rate) pruneAddresses(now time.Time) {
 	if now.Sub(r.lastPruned) < r.interval {
 		return
 	}
 	r.lastPruned = now
 	for from, u := range r.perAddress {
-		if r.remaining(u, now) == 0 {
+		if r.remainingAttempts(u, now) == 0 {
 			delete(r.perAddress, from)
 		}
 	}

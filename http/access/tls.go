@@ -44,7 +44,7 @@ func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate
 	}
 	c.fileStamps = c.readStamps()
 	var err error
-	c.current, err = c.load()
+	c.current, err = c.loadFiles()
 	return c, err
 }
 
@@ -82,7 +82,7 @@ func (c *Certificate) configAt(now time.Time) *tls.Config {
 		return c.current
 	}
 	c.fileStamps = stamps
-	if next, err := c.load(); err != nil {
+	if next, err := c.loadFiles(); err != nil {
 		c.log.Error("the new TLS files are not valid; the old ones remain in use", "err", err)
 	} else {
 		c.current = next
@@ -101,7 +101,7 @@ func (c *Certificate) readStamps() []fileStamp {
 	return out
 }
 
-func (c *Certificate) load() (*tls.Config, error) {
+func (c *Certificate) loadFiles() (*tls.Config, error) {
 	pair, err := readCertificate(c.files[0], c.files[1])
 	if err != nil {
 		return nil, fmt.Errorf("TLS certificate %s with key %s: %w", c.files[0], c.files[1], err)

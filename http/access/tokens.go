@@ -250,8 +250,8 @@ func (k *Keys) OnReload(fn func()) {
 // there was a Reload in between.
 func (k *Keys) InForce() *Tokens { return k.current.Load() }
 
-// Secret returns the caller with a secret.
-func (k *Keys) Secret(secret []byte) (Caller, bool) {
+// FindSecret returns the caller with a secret.
+func (k *Keys) FindSecret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)
 	tok := k.current.Load().byHash(&sum)
 	if tok == nil {
@@ -260,8 +260,8 @@ func (k *Keys) Secret(secret []byte) (Caller, bool) {
 	return Caller{Principal: messages.Principal{Token: tok.name}, Scopes: tok.scopes}, true
 }
 
-// Certificate returns the scopes of the client certificate with this common name.
-func (k *Keys) Certificate(commonName string) (Scopes, bool) {
+// CertificateScopes returns the scopes of the client certificate with this common name.
+func (k *Keys) CertificateScopes(commonName string) (Scopes, bool) {
 	tok, ok := k.current.Load().certificates[commonName]
 	return tok.scopes, ok
 }

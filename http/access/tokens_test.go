@@ -109,19 +109,19 @@ func write(t testing.TB, path string, lines ...string) {
 func TestKeys(t *testing.T) {
 	a, b := access.NewSecret(), access.NewSecret()
 	k, path := keysOf(t, access.TokenLine("a", access.Read, a), access.TokenLine("b", access.Submit|access.Control, b), "m read cert:Machine")
-	who, ok := k.Secret([]byte(b))
+	who, ok := k.FindSecret([]byte(b))
 	if !ok || who.Token != "b" || who.Scopes != access.Submit|access.Control || who.Scopes.String() != "submit,control" {
 		t.Errorf("%+v %v", who, ok)
 	}
 	for _, wrong := range []string{"", "a", a[:len(a)-1], a + "x", strings.ToUpper(a), access.NewSecret()} {
-		if who, ok := k.Secret([]byte(wrong)); ok || who.Scopes != 0 {
+		if who, ok := k.FindSecret([]byte(wrong)); ok || who.Scopes != 0 {
 			t.Errorf("%q: %+v", wrong, who)
 		}
 	}
-	if scopes, ok := k.Certificate("Machine"); !ok || scopes != access.Read {
+	if scopes, ok := k.CertificateScopes("Machine"); !ok || scopes != access.Read {
 		t.Error(scopes, ok)
 	}
-	if _, ok := k.Certificate("machine"); ok {
+	if _, ok := k.CertificateScopes("machine"); ok {
 		t.Error("another common name")
 	}
 
@@ -129,14 +129,14 @@ func TestKeys(t *testing.T) {
 	if err := k.Reload(); err == nil || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), path) {
 		t.Error(err)
 	}
-	if _, ok := k.Secret([]byte(b)); !ok {
+	if _, ok := k.FindSecret([]byte(b)); !ok {
 		t.Error("a file with a mistake leaves the former tokens in force")
 	}
 	write(t, path, access.TokenLine("a", access.Read, a))
 	if err := k.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := k.Secret([]byte(b)); ok {
+	if _, ok := k.FindSecret([]byte(b)); ok {
 		t.Error("a removed token is good")
 	}
 }
@@ -306,7 +306,7 @@ func TestTokenFilesAreRegularFiles(t *testing.T) {
 	if err := k.Reload(); err == nil {
 		t.Error("a FIFO was read")
 	}
-	if _, ok := k.Secret([]byte(secret)); !ok {
+	if _, ok := k.FindSecret([]byte(secret)); !ok {
 		t.Error("the former tokens are not in force")
 	}
 	write(t, path+".new")
@@ -316,7 +316,7 @@ func TestTokenFilesAreRegularFiles(t *testing.T) {
 	if err := k.Reload(); err != nil {
 		t.Error(err)
 	}
-	if _, ok := k.Secret([]byte(secret)); ok {
+	if _, ok := k.FindSecret([]byte(secret)); ok {
 		t.Error("a token that was removed is in force")
 	}
 }
