@@ -38,7 +38,9 @@ func (o SubmitOptions) pathWithOptions(path string) string {
 }
 
 // Submit sends a graph to be run and returns the run's id. The run is durable by
-// then. A refused document gives an *Error with every Problem.
+// then. A refused document gives an *Error with every Problem, which is an ErrInvalid. After an
+// ErrUnreachable that is not an ErrNoServer the run may exist: repeat the call with the same
+// IdempotencyKey.
 func (c *Client) Submit(ctx context.Context, spec []byte, o SubmitOptions) (uint64, error) {
 	k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagrun"), body: nonNilBody(spec)}
 	if o.IdempotencyKey != "" {
@@ -170,7 +172,8 @@ func (c *Client) Runs(ctx context.Context, o ListOptions) iter.Seq2[*Summary, er
 	}
 }
 
-// Get returns the full record of a run.
+// Get returns the full record of a run, as a whole in memory. An unknown run is an ErrNotFound, as in
+// all calls about a run.
 func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
 	out := new(Run)
 	if err := c.callJSON(ctx, &call{method: http.MethodGet, path: runPath(run), isRepeatable: true}, out); err != nil {

@@ -124,16 +124,19 @@ func (r *Run) State() string {
 	return r.DagStateChanges[len(r.DagStateChanges)-1].State
 }
 
-// Task is one expanded task as it will run.
+// Task is the definition of one expanded task, without its state: see Client.TaskState and
+// Client.Tasks. The server leaves out some members that have their default, which are zero here.
 type Task struct {
-	MaxRetries              int             `json:"maxRetries"`
-	RetryIntervalSeconds    float64         `json:"retryIntervalSeconds"`
-	RetryBackoff            float64         `json:"retryBackoff,omitempty"`
-	RetryMaxIntervalSeconds float64         `json:"retryMaxIntervalSeconds,omitempty"`
-	Job                     json.RawMessage `json:"job"` // as submitted, tokens substituted
-	Children                json.RawMessage `json:"children"`
-	Parents                 json.RawMessage `json:"parents"`
-	IsGenerator             bool            `json:"isGenerator"`
+	MaxRetries              int             `json:"maxRetries"`                        // attempts after the first
+	RetryIntervalSeconds    float64         `json:"retryIntervalSeconds"`              // before the first retry
+	RetryBackoff            float64         `json:"retryBackoff,omitempty"`            // factor for each further retry; 0 = 1
+	RetryMaxIntervalSeconds float64         `json:"retryMaxIntervalSeconds,omitempty"` // 0 = unlimited
+	Job                     json.RawMessage `json:"job"`                               // as submitted, tokens substituted
+	// Children and Parents are lists of names as defined, before expansion. An edge with match is
+	// an object: {"task": NAME, "match": [PARAMETER, …]}.
+	Children    json.RawMessage `json:"children"`
+	Parents     json.RawMessage `json:"parents"`
+	IsGenerator bool            `json:"isGenerator"`
 }
 
 // Attempt is one attempt of a task. Logs longer than the server's inline limit
@@ -147,7 +150,7 @@ type Attempt struct {
 	ErrorLog         string  `json:"errorLog"`
 	ExecutorLog      string  `json:"executorLog"`
 	Node             string  `json:"node,omitempty"`
-	MaxRSSKB         int64   `json:"maxRSSKB,omitempty"`
+	MaxRSSKB         int64   `json:"maxRSSKB,omitempty"` // largest resident memory, in units of 1,024 bytes; 0 = unknown
 	UserCPUSeconds   float64 `json:"userCPUSeconds,omitempty"`
 	SystemCPUSeconds float64 `json:"systemCPUSeconds,omitempty"`
 }
@@ -159,7 +162,8 @@ type Graph struct {
 	Edges     []Edge     `json:"edges"`
 }
 
-// Template is a task as defined. Its tasks are the numbers First to First+Count-1.
+// Template is a task as defined. Its tasks have the numbers First to First+Count-1, which are also
+// their places in TaskStates.Tasks and in the pages of Client.Tasks.
 type Template struct {
 	Name           string         `json:"name"`
 	First          int            `json:"first"`
@@ -231,9 +235,9 @@ type Error struct {
 	Type         string
 	Title        string
 	Detail       string
-	Text         string    // one sentence
-	Problems     []Problem // all mistakes of a refused document
-	RetryAfter   time.Duration
+	Text         string        // one sentence
+	Problems     []Problem     // all mistakes of a refused document
+	RetryAfter   time.Duration // when the server asks to try again, at most an hour; 0 = it does not say
 }
 
 // Error returns the server's sentence, or the status without one.

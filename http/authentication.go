@@ -242,7 +242,9 @@ func (ps *permitSet) add(p *permit, end func()) (remove func()) {
 // errRevoked is the cause of a wait that ended because its caller lost the right to it.
 var errRevoked = errors.New("the token or session of this request is no longer valid")
 
-// revokePermits ends the waits of callers whose token, scope or session is gone.
+// revokePermits ends the waits of callers whose token, scope or session is gone. It works on a copy:
+// a check takes the permit's own lock and reads the token file in use, and an ended wait takes mu to
+// remove itself.
 func (s *Server) revokePermits() {
 	ps := &s.permits
 	ps.mu.Lock()
@@ -378,7 +380,10 @@ func (s *Server) logout(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// setCookie sets the session cookie in the browser. A negative number of seconds deletes it.
+// setCookie sets the session cookie in the browser, for a number of seconds; a negative one deletes
+// it. The cookie is invisible to scripts, and SameSite=Strict keeps it out of requests that other
+// sites cause. Sites that differ only in the port are the same site for browsers, so handlers also
+// compare the origin (isFromOwnPage).
 func (s *Server) setCookie(ctx *fasthttp.RequestCtx, value string, seconds int) {
 	c := fasthttp.AcquireCookie()
 	defer fasthttp.ReleaseCookie(c)

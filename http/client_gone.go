@@ -36,7 +36,10 @@ const (
 	cannotWait           = "the request cannot wait: the server could not detect that its client leaves"
 )
 
-// maxWaits returns how many requests may wait on the given number of connections.
+// maxWaits returns how many requests may wait on the given number of connections: three quarters. The
+// last quarter is left for requests that are answered at once, so that waiting clients can neither
+// hide the state of the server nor prevent a kill. The same holds within the connections of each
+// client.
 func maxWaits(conns int) int { return max(1, conns-conns/4) }
 
 // beginWait takes a place for a request that is about to wait. The context ends when the client
@@ -233,6 +236,10 @@ func (c *conn) unwatchClient() {
 // clientWatcher detects that clients close their side while their requests wait. The server does
 // not write then, so a failed write cannot show it. One goroutine watches all of them through its
 // own epoll instance. A connection is registered only while its request waits.
+//
+// An event carries a token instead of the number of its socket. The kernel gives the number of a
+// closed socket to the next one, so an event that was read before the close would end the request of
+// another client. A token is never assigned twice.
 type clientWatcher struct {
 	file    *os.File
 	rawFile syscall.RawConn

@@ -100,9 +100,10 @@ const (
 	clientFull             // this client has
 )
 
-// connSet holds the open connections and counts them by client.
+// connSet holds the open connections and counts them by client. A connection counts until its own
+// goroutine has closed it, or until it is evicted.
 type connSet struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // never held while a client is waited for
 	open    map[*conn]struct{}
 	clients map[clientKey]int
 }
@@ -118,6 +119,10 @@ const evictableAfter = time.Second
 // closes the oldest idle ones first. When all are busy, the connection is kept, and its requests
 // are answered 503 or 429 (see the admission middleware). When extraConns of those are open
 // already, accept answers and closes it at once, and returns nil.
+//
+// A client at its own limit only evicts its own connections, so it cannot push out those of others.
+// accept runs in the one goroutine that accepts for this listener, so it must not wait for a client:
+// a TLS handshake takes place in the connection's own goroutine.
 func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	c := &conn{Conn: nc, s: s, client: clientKeyOf(nc)}
 	e.accept(c)

@@ -50,6 +50,7 @@ type longBody struct {
 	close      func() // called after the last release; nil = nothing
 }
 
+// errBodyReleased is the error of Open after the last reference was released: the file is closed then.
 var errBodyReleased = errors.New("the request is over")
 
 func (b *longBody) Size() int64 { return b.size }

@@ -227,7 +227,8 @@ const maxWaitForState = time.Minute
 
 // awaitState is the long poll of a run's state. It returns the run's summary once the state
 // differs from q.leftState, at the end of the wait, when the client closes its side (it may still
-// read), or when the server shuts down.
+// read), or when the server shuts down. The state is compared before a place for the wait is taken:
+// an answer that is known already is never refused because too many requests wait.
 func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*messages.Summary, error) {
 	q := stateQuery{leftState: sum.State}
 	if err := eachParameter(ctx, q.setParameter); err != nil {

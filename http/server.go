@@ -29,7 +29,7 @@ type VersionInfo struct {
 // Config configures a Server. Engine is required; every other zero member means its default.
 type Config struct {
 	Engine  Engine
-	Limits  dag.Limits
+	Limits  dag.Limits // of the runs that are accepted or validated
 	Version VersionInfo
 	// Gatherer is what GET /metrics shows. Registerer takes this package's own metrics. With
 	// neither, only those are shown.
@@ -114,7 +114,7 @@ type Server struct {
 	closeWatcher sync.Once
 }
 
-// New returns a server. It panics when its metrics are already registered.
+// New returns a server that does not serve yet. It panics when its metrics are already registered.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
@@ -201,9 +201,10 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Serve answers requests from l until Shutdown, then returns nil. It closes l. It may be called
-// for several listeners at a time. A listener that is an *Entrance has its own requirements for
-// clients.
+// Serve answers requests from l until Shutdown, then returns nil. It closes l. An error is that of a
+// listener which cannot accept any more; errors that can pass, such as a shortage of descriptors, are
+// retried. It may be called for several listeners at a time, each from its own goroutine. A listener
+// that is an *Entrance has its own requirements for clients. After Shutdown, Serve only closes l.
 func (s *Server) Serve(l net.Listener) error {
 	e, ok := l.(*Entrance)
 	if !ok {
@@ -226,7 +227,8 @@ func (s *Server) Serve(l net.Listener) error {
 // Shutdown ends service. Requests in flight are answered, and requests that wait are answered at
 // once. Logs that are followed break off. New requests get 503 until the last answer is complete.
 // Then the listener closes. When ctx ends first, Shutdown closes the remaining connections and
-// returns the error of ctx.
+// returns the error of ctx. Handlers use the engine until Shutdown has returned, so the engine is
+// stopped after it. Shutdown may be called again, also while another call waits.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {

@@ -301,7 +301,8 @@ func checkIdempotencyKey(what, key string) error {
 
 // bodyBudget bounds the memory that bodies take over all connections, while they are received,
 // decompressed, decoded and stored. A body beyond it is refused: with 429 when its client has used
-// its part, else with 503.
+// its part, else with 503. It is never waited for: a request that holds a share and waits for more
+// could wait for others that do the same.
 type bodyBudget struct {
 	limit     int64
 	perClient int64 // of limit: for the bodies of one client

@@ -295,8 +295,9 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	return &unixListener{Listener: l, lock: lock}, nil
 }
 
-// Close removes the socket and then releases the lock. The lock file stays: removing it could take
-// the lock away from another server.
+// Close removes the socket and then releases the lock. In the other order another server could lock
+// the path and create its own socket, which this one would remove. The lock file stays: removing it
+// could take the lock away from another server.
 func (u *unixListener) Close() (err error) {
 	u.once.Do(func() { err = errors.Join(u.Listener.Close(), u.lock.Close()) })
 	return err

@@ -118,7 +118,10 @@ func isLocalAddress(server string) bool {
 }
 
 // runEmbedded runs a graph on a server inside this process. The server does not listen on an
-// address: the client connects in memory.
+// address: the client connects in memory, so other processes cannot reach it, and it needs no tokens.
+// The deferred calls run in reverse order: idle connections close, then the server stops, and the
+// temporary folder is removed last. When the server fails, the cause ends ctx, and
+// so the wait for the run.
 func (m *Main) runEmbedded(ctx context.Context, config Config, spec []byte, strict bool) (err error) {
 	if config.Data == "" {
 		var temporary *os.File
@@ -181,7 +184,8 @@ func hasLiveWorker(temporary string) bool {
 	})
 }
 
-// runGraph submits a graph, waits for its end and reports the outcome.
+// runGraph submits a graph, waits for its end and reports the outcome. It has a key of its own, so that
+// the client may repeat a submission whose answer was lost without starting a second run.
 func (m *Main) runGraph(ctx context.Context, c *client.Client, spec []byte, strict bool) error {
 	id, err := c.Submit(ctx, spec, client.SubmitOptions{IdempotencyKey: keyOrRandom(""), Strict: strict, Warned: m.printWarnings})
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // startingEngine stands in for the engine while the engine recovers, so that a starting server
 // answers every request. It answers with 503 until setEngine is called, and forwards all calls from
-// then on.
+// then on. A call loads the engine once: it either gets 503 or runs on the recovered engine as a whole.
 type startingEngine struct {
 	engine atomic.Pointer[http.Engine]
 }

@@ -62,7 +62,11 @@ const (
 	maxKnownRefusals   = 1000
 )
 
-// Audit appends entries to a file. Record never waits for the disk.
+// Audit appends entries to a file, a line of JSON each, in the order of Record. Record never waits for
+// the disk: it appends to a buffer, which writeLoop, the only goroutine that uses the file, swaps for
+// an empty one and writes without holding mu. So an entry may be in memory only for about
+// auditFlushDelay, and is lost when the process is killed then. The file is not synced. Record and
+// Reopen may be called from any goroutine.
 type Audit struct {
 	path      string
 	log       *slog.Logger
@@ -126,7 +130,9 @@ func openAuditFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Record adds an entry. A nil Audit ignores it.
+// Record adds an entry. One that exceeds the buffer, or the bound on refusals, is not written: the
+// first kind is given to countLost, the second is in Suppressed of a later entry. A nil Audit ignores
+// all entries.
 func (a *Audit) Record(e Entry) {
 	if a == nil {
 		return
@@ -171,7 +177,9 @@ func (a *Audit) admitRefusal(e *Entry) bool {
 	return true
 }
 
-// Reopen closes the file and opens it again under its name, for rotation.
+// Reopen closes the file and opens it again under its name, for rotation. Entries that were recorded
+// before go to the old file. After an error the old file stays in use; after Close the error is
+// os.ErrClosed.
 func (a *Audit) Reopen() error {
 	done := make(chan error, 1)
 	select {
@@ -182,7 +190,8 @@ func (a *Audit) Reopen() error {
 	}
 }
 
-// Close writes the remaining entries and closes the file.
+// Close writes the remaining entries and closes the file. It is called once, after the last Record:
+// later entries are lost. A nil Audit ignores it.
 func (a *Audit) Close() error {
 	if a == nil {
 		return nil

@@ -19,7 +19,10 @@ const (
 )
 
 // Sessions are the browsers that have logged in. They are in memory: a restart of the server ends
-// them. A session is only valid while the token file has the token that it was started with.
+// them. A session is only valid while the token file has the token that it was started with: Find
+// looks the token up each time, so a reload of the file needs no list of the sessions of a token, and
+// takes effect on scopes as well. Only hashes of cookies and secrets are kept. The methods may be
+// called from any goroutine.
 type Sessions struct {
 	keys     *Keys
 	mu       sync.Mutex
@@ -36,8 +39,9 @@ func NewSessions(keys *Keys) *Sessions {
 	return &Sessions{keys: keys, byCookie: map[[sha256.Size]byte]session{}}
 }
 
-// Begin starts a session for the holder of a secret. It returns the random value of the session's
-// cookie.
+// Begin starts a session of SessionTime for the holder of a secret. It returns the random value of the
+// session's cookie: 32 bytes as 43 characters of URL-safe base64. ok is false, and a session is not
+// started, if the token file does not have the secret. Begin does not limit guesses: see Rate.
 func (s *Sessions) Begin(secret []byte, now time.Time) (cookie string, who Caller, ok bool) {
 	if who, ok = s.keys.FindSecret(secret); !ok {
 		return "", who, false
@@ -90,7 +94,7 @@ func (s *Sessions) Find(cookie []byte, now time.Time) (Caller, bool) {
 	return Caller{Principal: messages.Principal{Token: tok.name, Session: true}, Scopes: tok.scopes}, true
 }
 
-// End ends a session.
+// End ends a session. An unknown cookie is ignored.
 func (s *Sessions) End(cookie []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +102,10 @@ func (s *Sessions) End(cookie []byte) {
 }
 
 // Rate limits attempts: burst attempts at once, and one more per interval. Each address has its
-// own limit; an IPv6 network of 64 bits counts as one address.
+// own limit; an IPv6 network of 64 bits counts as one address, because a client may use any address
+// of its network. It is a leaky bucket: each attempt within the limit adds one to a count that falls
+// by one per interval. Refused attempts do not count, so waiting always helps. The methods may be
+// called from any goroutine.
 type Rate struct {
 	burst      int
 	interval   time.Duration
@@ -121,7 +128,8 @@ func NewRate(burst int, interval time.Duration) *Rate {
 	return &Rate{burst: burst, interval: interval, perAddress: map[netip.Addr]countedAttempts{}}
 }
 
-// Allow counts an attempt, and tells whether it is within the limit.
+// Allow counts an attempt at the time now, and tells whether it is within the limit. The zero address
+// has a limit of its own, which unix sockets and the addresses beyond maxAddresses share.
 func (r *Rate) Allow(from netip.Addr, now time.Time) bool {
 	if from = from.Unmap().WithZone(""); from.Is6() {
 		if network, err := from.Prefix(64); err == nil {

@@ -36,7 +36,8 @@ type fileStamp struct {
 // minCheckInterval is the shortest time between two checks of the files.
 const minCheckInterval = time.Second
 
-// OpenCertificate reads the files. Clients need a certificate if clientCA is given.
+// OpenCertificate reads the files, which are PEM. Clients need a certificate that clientCA has signed
+// if that is given. An error names the files that it is about.
 func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate, error) {
 	c := &Certificate{files: []string{cert, key}, log: log}
 	if clientCA != "" {
@@ -48,7 +49,8 @@ func OpenCertificate(cert, key, clientCA string, log *slog.Logger) (*Certificate
 	return c, err
 }
 
-// Config returns the TLS configuration for a listener.
+// Config returns the TLS configuration for a listener: TLS 1.2 or later, with the files in use at the
+// time of each handshake.
 func (c *Certificate) Config() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -66,6 +68,9 @@ func (c *Certificate) Reload() {
 	c.configAt(time.Now())
 }
 
+// configAt returns the configuration for a handshake at the time now. mu is held while changed files
+// are read, so handshakes may wait for that, at most once per minCheckInterval. The stamps are stored
+// before the files are parsed: a mistake in a file is logged once for each version of it.
 func (c *Certificate) configAt(now time.Time) *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -219,7 +219,9 @@ func OpenKeys(path string) (*Keys, error) {
 	return k, k.Reload()
 }
 
-// Reload reads the file again. After a mistake in the file, the former tokens remain valid.
+// Reload reads the file again. After a mistake in the file, which the error names with its line, the
+// former tokens remain valid. The new tokens are in force before the functions of OnReload are called:
+// these check again who is still allowed.
 func (k *Keys) Reload() error {
 	text, err := ReadPrivateFile(k.path)
 	if err != nil {
@@ -239,7 +241,7 @@ func (k *Keys) Reload() error {
 	return nil
 }
 
-// OnReload has fn called by each later successful Reload, before it returns.
+// OnReload has fn called by each later successful Reload, before it returns, in its goroutine.
 func (k *Keys) OnReload(fn func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -250,7 +252,7 @@ func (k *Keys) OnReload(fn func()) {
 // there was a Reload in between.
 func (k *Keys) InForce() *Tokens { return k.current.Load() }
 
-// FindSecret returns the caller with a secret.
+// FindSecret returns the caller with a secret; false when the token file does not have it.
 func (k *Keys) FindSecret(secret []byte) (Caller, bool) {
 	sum := sha256.Sum256(secret)
 	tok := k.current.Load().byHash(&sum)
