@@ -261,8 +261,8 @@ func listenUnix(path string) (_ net.Listener, err error) {
 			_ = lock.Close()
 		}
 	}()
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err = vfs.WaitForLock(lock, unix.LOCK_EX)
+	if errors.Is(err, vfs.ErrLocked) {
 		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another address with --listen", path)
 	}
 	if err != nil {

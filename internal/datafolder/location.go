@@ -7,8 +7,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,25 +53,16 @@ func locationOf(dir *os.File) (h location, err error) {
 // ErrInUse means that another process holds the lock of the folder.
 var ErrInUse = errors.New("in use by another server or command")
 
-// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH. It waits a moment, because a child of a
-// killed server may hold the lock a little longer, between fork and exec.
+// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH.
 func acquireLock(dir *os.File, how int) error {
-	const patience, pause = 2 * time.Second, 20 * time.Millisecond
-	for begin := time.Now(); ; time.Sleep(pause) {
-		err := unix.Flock(int(dir.Fd()), how|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case err == unix.EINTR:
-		case err != unix.EWOULDBLOCK:
-			return os.NewSyscallError("flock", err)
-		case time.Since(begin) > patience:
-			if pid := lockHolder(dir); pid != 0 {
-				return fmt.Errorf("%w (process %d)", ErrInUse, pid)
-			}
-			return ErrInUse
-		}
+	err := vfs.WaitForLock(dir, how)
+	if !errors.Is(err, vfs.ErrLocked) {
+		return err
 	}
+	if pid := lockHolder(dir); pid != 0 {
+		return fmt.Errorf("%w (process %d)", ErrInUse, pid)
+	}
+	return ErrInUse
 }
 
 // lockHolder returns a process that holds a lock on the folder, or 0 if the kernel does not tell,

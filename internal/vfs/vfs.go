@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,6 +151,25 @@ func (OS) Lock(name string) (io.Closer, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return f, nil
+}
+
+// WaitForLock locks an open file or folder with unix.LOCK_EX or LOCK_SH. It waits up to 2 seconds
+// for another process, because a child of a killed server may hold the server's locks a little
+// longer, between its fork and its exec. The error is ErrLocked when another process has the lock.
+func WaitForLock(f *os.File, how int) error {
+	const patience, pause = 2 * time.Second, 20 * time.Millisecond
+	for begin := time.Now(); ; time.Sleep(pause) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case err == unix.EINTR:
+		case err != unix.EWOULDBLOCK:
+			return os.NewSyscallError("flock", err)
+		case time.Since(begin) > patience:
+			return ErrLocked
+		}
+	}
 }
 
 type file struct{ *os.File }

@@ -6,8 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/caravan-dag/caravan/internal/vfs"
+	"golang.org/x/sys/unix"
 )
 
 func TestOSReadsWritesAndRenames(t *testing.T) {
@@ -74,4 +76,28 @@ func TestLockHasOneHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+// TestLockOfAKilledServerIsWaitedFor: a child of a killed server holds the lock until its exec.
+func TestLockOfAKilledServerIsWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	open := func() *os.File {
+		f, err := vfs.OpenNoFollow(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	held, wanted := open(), open()
+	if err := vfs.WaitForLock(held, unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { held.Close() })
+	if err := vfs.WaitForLock(wanted, unix.LOCK_EX); err != nil {
+		t.Error(err)
+	}
+	if err := vfs.WaitForLock(open(), unix.LOCK_SH); !errors.Is(err, vfs.ErrLocked) {
+		t.Errorf("a held lock gives %v", err)
+	}
 }
