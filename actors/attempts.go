@@ -153,7 +153,7 @@ func (r *run) resumeAttempts(ctx actor.Context, live []messages.AttemptKey) {
 	}
 	for class, n := range held {
 		if n > 0 {
-			m.Held = append(m.Held, messages.HeldSlots{ID: class, Class: plan.Classes[class], N: n})
+			m.Held = append(m.Held, messages.HeldSlots{ClassIndex: class, Class: plan.Classes[class], N: n})
 		}
 	}
 	ctx.Request(r.env.dispatcher, m)

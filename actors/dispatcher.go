@@ -52,10 +52,10 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 			d.recordHeldSlots(m)
 		}
 		for _, r := range m.Released {
-			d.sched.Release(m.Run, r.ID, r.Class, r.N, time.Duration(r.Busy))
+			d.sched.Release(m.Run, r.ClassIndex, r.Class, r.N, time.Duration(r.Busy))
 		}
 		for _, w := range m.Wanted {
-			d.sched.SetDemand(m.Run, w.ID, w.Class, w.N)
+			d.sched.SetDemand(m.Run, w.ClassIndex, w.Class, w.N)
 		}
 		d.sched.SetTarget(m.Run, grantTarget{ctx.Sender(), m.Epoch})
 	case longLoad:
@@ -99,15 +99,15 @@ func (d *dispatcher) addNewRuns() {
 func (d *dispatcher) recordHeldSlots(m *messages.SlotRequest) {
 	d.sched.RemoveRun(m.Run)
 	for _, h := range m.Held {
-		d.sched.AddHeld(m.Run, h.ID, h.Class, h.N)
+		d.sched.AddHeld(m.Run, h.ClassIndex, h.Class, h.N)
 	}
 	delete(d.awaited, m.Run)
 }
 
 // allotment is what a run is granted of one of its classes at a time.
 type allotment struct {
-	run   messages.RunID
-	id, n int
+	run           messages.RunID
+	classIndex, n int
 }
 
 // nearAllotments is how many runs may take turns in a grant and still get what they are granted as
@@ -116,28 +116,28 @@ const nearAllotments = 8
 
 // addAllotment adds slots that were granted one by one to the allotment of the same run and class, if
 // that is near the end of the list.
-func addAllotment(list []allotment, run messages.RunID, id, n int) []allotment {
+func addAllotment(list []allotment, run messages.RunID, classIndex, n int) []allotment {
 	if n == 1 { // a turn of no-op tasks is large enough as it is
 		for i := len(list) - 1; i >= max(len(list)-nearAllotments, 0); i-- {
-			if p := &list[i]; p.run == run && p.id == id {
+			if p := &list[i]; p.run == run && p.classIndex == classIndex {
 				p.n++
 				return list
 			}
 		}
 	}
-	return append(list, allotment{run, id, n})
+	return append(list, allotment{run, classIndex, n})
 }
 
 // grantSlots grants what is free, and sends each run what it got of a class as one message. It
 // comes after every message that may have freed slots or brought demand.
 func (d *dispatcher) grantSlots(ctx actor.Context) {
 	now := d.env.monotonicTime()
-	d.sched.SetPaused(len(d.awaited) > 0)
+	d.sched.AwaitHeld(len(d.awaited) > 0)
 	allotments := d.allotments[:0]
-	d.sched.Grant(now, func(run messages.RunID, id, n int) { allotments = addAllotment(allotments, run, id, n) })
+	d.sched.Grant(now, func(run messages.RunID, classIndex, n int) { allotments = addAllotment(allotments, run, classIndex, n) })
 	for _, p := range allotments {
 		c := d.sched.Target(p.run)
-		ctx.Send(c.pid, &messages.SlotsGranted{Run: p.run, Epoch: c.epoch, ID: p.id, N: p.n})
+		ctx.Send(c.pid, &messages.SlotsGranted{Run: p.run, Epoch: c.epoch, ClassIndex: p.classIndex, N: p.n})
 	}
 	d.allotments = allotments[:0]
 	if due := d.sched.NextAging(now); due != 0 && !d.ageing {

@@ -16,7 +16,7 @@ func TestGrantToAFormerIncarnationIsIgnored(t *testing.T) {
 	r.fake.Begin(r.order(1))
 	r.node.env.root.Send(r.node.shard(id), &bomb{})
 	again := r.order(2)
-	r.node.env.root.Send(r.runActor(id), &messages.SlotsGranted{ID: 0, N: 1})
+	r.node.env.root.Send(r.runActor(id), &messages.SlotsGranted{ClassIndex: 0, N: 1})
 	r.fake.End(again, messages.AttemptSucceeded, 0)
 	r.awaitState(id, dag.RunCompleted)
 	r.runToCompletion(wholeMachine)

@@ -175,7 +175,7 @@ func (s *shard) requestDormantSlots(ctx actor.Context, m *dormantDemand) {
 		r.epoch = s.env.epochs.Add(1)
 		slots := &messages.SlotRequest{Run: m.run, Epoch: r.epoch, Wanted: make([]messages.WantedSlots, len(m.wants))}
 		for i, d := range m.wants {
-			slots.Wanted[i] = messages.WantedSlots{ID: d.Class, Class: m.plan.Classes[d.Class], N: d.Want}
+			slots.Wanted[i] = messages.WantedSlots{ClassIndex: d.Class, Class: m.plan.Classes[d.Class], N: d.Want}
 		}
 		ctx.Request(s.env.dispatcher, slots)
 	}

@@ -260,8 +260,8 @@ func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 // the journal, so their grant need not be durable first.
 func (r *run) applyGrant(ctx actor.Context, m *messages.SlotsGranted, now int64) {
 	r.changed = true
-	effects := r.dag.Apply(dag.Grant{Class: m.ID, N: m.N, At: now})
-	inProcess := r.dag.Plan().Classes[m.ID].Executor == scheduler.NoopExecutor
+	effects := r.dag.Apply(dag.Grant{Class: m.ClassIndex, N: m.N, At: now})
+	inProcess := r.dag.Plan().Classes[m.ClassIndex].Executor == scheduler.NoopExecutor
 	for _, e := range effects {
 		if s, ok := e.(dag.Start); ok && inProcess {
 			r.beginAttempt(ctx, s, now)
@@ -469,24 +469,24 @@ func (r *run) applyEffects(ctx actor.Context) {
 func (r *run) wantSlots(e dag.Demand) {
 	class := r.dag.Plan().Classes[e.Class]
 	for i := range r.slots.Wanted {
-		if r.slots.Wanted[i].ID == e.Class {
+		if r.slots.Wanted[i].ClassIndex == e.Class {
 			r.slots.Wanted[i].N = e.Want
 			return
 		}
 	}
-	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ID: e.Class, Class: class, N: e.Want})
+	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ClassIndex: e.Class, Class: class, N: e.Want})
 }
 
 // releaseSlots adds to what the next message to the dispatcher gives back in a class.
 func (r *run) releaseSlots(e dag.Release) {
 	for i := range r.slots.Released {
-		if r.slots.Released[i].ID == e.Class {
+		if r.slots.Released[i].ClassIndex == e.Class {
 			r.slots.Released[i].N += e.N
 			return
 		}
 	}
 	class := r.dag.Plan().Classes[e.Class]
-	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ID: e.Class, Class: class, N: e.N})
+	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ClassIndex: e.Class, Class: class, N: e.N})
 }
 
 // sendSlots tells the dispatcher what the run gives back and wants, in one message.
@@ -496,8 +496,8 @@ func (r *run) sendSlots(ctx actor.Context) {
 	}
 	for i := range r.slots.Released {
 		rel := &r.slots.Released[i]
-		if rel.ID < len(r.busy) {
-			rel.Busy, r.busy[rel.ID] = r.busy[rel.ID], 0
+		if rel.ClassIndex < len(r.busy) {
+			rel.Busy, r.busy[rel.ClassIndex] = r.busy[rel.ClassIndex], 0
 		}
 	}
 	m := r.slots

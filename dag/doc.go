@@ -27,7 +27,8 @@
 // Around these steps:
 //
 //  4. Begin with NewRun and the effects of Init. The first batch of records is written together with
-//     the submission. For a run that waits without a Run in memory, Plan.InitialState gives the same.
+//     the submission. For a run that waits without a Run in memory, Plan.InitialState gives the same
+//     records, and the same Demands.
 //  5. Deliver each attempt's end (Finished, Generated or Lost) at least once, and Revoked exactly
 //     once. Apply says which events may be late or repeated, and which are bugs that panic.
 //  6. Answer RetryAt with RetryDue at its time. The driver need not cancel a timer: an event that no
@@ -59,6 +60,8 @@
 // # Reading order
 //
 //	spec.go          what a user submitted, decoded by dag/specjson: Spec, TaskSpec, Job
+//	problem.go       Problem: a user's mistake, and where it is
+//	tasklist.go      TaskList: the packed tasks of a long document
 //	plan.go          Plan and Template: the validated graph; from task to template and name
 //	planner.go       NewPlan and Extend: validate everything at once, count the tasks
 //	                 (plan_jobs.go: checks of jobs; plan_edges.go: edges and cycles)

@@ -9,7 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/dag/dagtest"
 )
 
-// The opening of a plan is what a run of it begins with.
+// The initial state of a plan is what a run of it begins with.
 func TestInitialState(t *testing.T) {
 	specs := map[string]*dag.Spec{}
 	for _, shape := range dagtest.Shapes(300) {

@@ -86,8 +86,7 @@ type Edge struct {
 	ViaGenerator bool
 }
 
-// Class is a request for resources: tasks of one class are interchangeable for the
-// dispatcher.
+// Class is a kind of slot: tasks of one class are interchangeable for the dispatcher.
 type Class struct {
 	Executor    string // "process", "noop", …
 	CPUMillis   int64  // thousandths of a core

@@ -262,6 +262,10 @@ type traitsKey struct {
 	generator bool
 }
 
+func keyOfTraits(t *Traits) traitsKey {
+	return traitsKey{class: t.Class, retry: t.Retry, generator: t.Generator}
+}
+
 // sharedTraits returns a value equal to l.traits that several templates may share. Neighbours in a
 // document are mostly alike, so the last one is tried first, and the map is made only for the second
 // kind. Traits with axes are not shared: they are few, and the key would need a slice.
@@ -271,15 +275,15 @@ func (l *packedTasks) sharedTraits() *Traits {
 		kept := *own
 		return &kept
 	}
-	key := traitsKey{own.Class, own.Retry, own.Generator}
+	key := keyOfTraits(own)
 	if s := l.shared; s != nil {
-		if (traitsKey{s.Class, s.Retry, s.Generator}) == key {
+		if keyOfTraits(s) == key {
 			return s
 		}
 		if l.byKey == nil {
 			l.byKey = make(map[traitsKey]*Traits)
 		}
-		l.byKey[traitsKey{s.Class, s.Retry, s.Generator}] = s
+		l.byKey[keyOfTraits(s)] = s
 		if l.shared = l.byKey[key]; l.shared != nil {
 			return l.shared
 		}

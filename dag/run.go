@@ -69,7 +69,7 @@ type Run struct {
 	templates   []templateState
 	openParents [][]uint32 // by Match.ID: parents that a group still waits for; nil when a group has one parent
 	classes     []classState
-	readyTasks  int // tasks that could be granted now, in all classes
+	readyTasks  int // the sum over classes; of a run that is paused or being killed they get no slots
 
 	effects         []Effect
 	changedClasses  []int // classes whose Demand may have changed

@@ -156,7 +156,7 @@ func (r *Run) failAttempt(task uint32) {
 	r.recordTask(task, TaskRetry)
 	switch tr.wait {
 	case waitSlot:
-		r.requeueFirst(task)
+		r.enqueueAgain(task)
 	case waitDue:
 		r.emit(RetryAt{Task: task, Attempt: r.attempts[task], Due: tr.at})
 	}
@@ -180,7 +180,7 @@ func (r *Run) requeueFromRetry(task uint32) {
 	r.retries[task] = tr
 	r.moveTask(task, TaskQueued)
 	r.recordTask(task, TaskQueued)
-	r.requeueFirst(task)
+	r.enqueueAgain(task)
 }
 
 // loseAttempt ends an attempt that was lost to the infrastructure. It does not use up a retry. A task
@@ -233,7 +233,7 @@ func (r *Run) revokeAttempt(task, attempt uint32) {
 func (r *Run) requeueUnfinished(task uint32) {
 	r.moveTask(task, TaskQueued)
 	r.recordTask(task, TaskQueued)
-	r.requeueFirst(task)
+	r.enqueueAgain(task)
 	r.emit(TaskEnded{Task: task, State: TaskQueued})
 }
 

@@ -183,7 +183,7 @@ func (r *Run) enqueueTemplate(i int) {
 		}
 		begin = task + 1
 		if state == TaskRetry && r.retries[task].wait == waitSlot {
-			r.requeueFirst(task)
+			r.enqueueAgain(task)
 		}
 	}
 	if end := t.Base + t.Count; begin < end {
@@ -298,9 +298,9 @@ func (r *Run) addReady(class, n int) {
 	r.markDemand(class)
 }
 
-// requeueFirst queues a task that has had an attempt ahead of the first attempts of its
-// class.
-func (r *Run) requeueFirst(task uint32) {
+// enqueueAgain queues a task that has had an attempt: behind the others of that kind, and ahead of
+// the first attempts of its class.
+func (r *Run) enqueueAgain(task uint32) {
 	class := r.plan.Templates[r.cachedTemplateOf(task)].Class
 	r.classes[class].requeued.push(task, 1)
 	r.addReady(class, 1)

@@ -243,7 +243,8 @@ type Effect interface{ isEffect() }
 
 type (
 	// Demand: the run wants slots for Want tasks of Class, in all, now. It is absolute, not a
-	// difference, and is emitted only where it differs from the last one.
+	// difference, and is emitted only where it differs from the last one. Plan.InitialState
+	// makes the first ones of a run that is not in memory.
 	Demand struct{ Class, Want int }
 	// Release: N slots of Class come back.
 	Release struct{ Class, N int }

@@ -115,7 +115,6 @@ type rangeQueue struct {
 }
 
 // push appends the tasks [first, first+n).
-
 func (q *rangeQueue) push(first, n uint32) {
 	if last := len(q.list) - 1; last >= q.head && q.list[last].first+q.list[last].n == first {
 		q.list[last].n += n

@@ -19,31 +19,31 @@ type (
 	}
 	// HeldSlots: the run has N attempts of this class under way since before it was loaded.
 	HeldSlots struct {
-		ID    int
-		Class dag.Class
-		N     int
+		ClassIndex int
+		Class      dag.Class
+		N          int
 	}
 	// WantedSlots: the run wants N slots of this class in addition to those it holds. N replaces
 	// the former number.
 	WantedSlots struct {
-		ID    int // the run's own number of the class, for SlotsGranted
-		Class dag.Class
-		N     int
+		ClassIndex int // in the run's Plan.Classes, for SlotsGranted
+		Class      dag.Class
+		N          int
 	}
 	// ReleasedSlots: N slots come back; Busy is the sum of the times (ns) in which they ran.
 	ReleasedSlots struct {
-		ID    int
-		Class dag.Class
-		N     int
-		Busy  int64
+		ClassIndex int
+		Class      dag.Class
+		N          int
+		Busy       int64
 	}
-	// SlotsGranted gives a run N slots of its class ID, by way of its shard while it is
+	// SlotsGranted gives a run N slots of the class with this index, by way of its shard while it is
 	// dormant, that is without an actor. A grant with another Epoch was meant for a former incarnation;
 	// the dispatcher has taken it back already.
 	SlotsGranted struct {
-		Run   RunID
-		Epoch uint64
-		ID, N int
+		Run           RunID
+		Epoch         uint64
+		ClassIndex, N int
 	}
 	// ForgetRun drops all that a run holds and wants, what is on its way to it included:
 	// its actor stops, or is restarted.

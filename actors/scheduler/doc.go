@@ -9,8 +9,9 @@
 //
 //  1. Pure: no actor, no goroutine, no clock and no I/O. Time is an argument (ns, on one
 //     monotonic clock), and the order of grants follows from the order of calls alone.
-//  2. Fair: runs take turns whatever their size. A run gets one slot, or one batch of an
-//     executor's window, and then queues again behind the others.
+//  2. Fair: runs take turns whatever their size. A run has a request in the queue of each class
+//     that it wants, so a run that wants slots of k classes has k turns. A request gets one slot, or one batch of
+//     an executor's window, and then queues again behind the others.
 //  3. Bounded: never more is granted than the machine has and what is granted ahead, which is
 //     work of aheadWork while attempts are short. An executor that does not use this
 //     machine's resources has a window instead: a number of tasks.

@@ -23,12 +23,12 @@ func releaseAndGrant(s *Scheduler[struct{}], held *[]requestKey, now int64) {
 		key := (*held)[0]
 		*held = append((*held)[:0], (*held)[1:]...)
 		class := oneCore
-		if key.id == 1 {
+		if key.classIndex == 1 {
 			class = twoCores
 		}
-		s.Release(key.run, key.id, class, 1, time.Minute)
+		s.Release(key.run, key.classIndex, class, 1, time.Minute)
 	}
-	s.Grant(now, func(run messages.RunID, id, _ int) { *held = append(*held, requestKey{run, id}) })
+	s.Grant(now, func(run messages.RunID, classIndex, _ int) { *held = append(*held, requestKey{run, classIndex}) })
 }
 
 func TestGrantsAllocateNothing(t *testing.T) {

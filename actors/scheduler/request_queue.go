@@ -7,12 +7,13 @@ import (
 
 // requestKey names a request: a run and the run's own number of the class.
 type requestKey struct {
-	run messages.RunID
-	id  int
+	run        messages.RunID
+	classIndex int
 }
 
-// slotRequest is the request of one run for slots of one class, and the slots it holds.
-type slotRequest struct {
+// classDemand is the request of one run for slots of one class, and the slots of that class that it
+// holds.
+type classDemand struct {
 	key       requestKey
 	queue     *requestQueue
 	demand    int // slots that are wanted in addition to those held
@@ -22,11 +23,11 @@ type slotRequest struct {
 	heapIndex int          // its place in its heap, from 1; 0 = not queued
 	atShare   bool         // it is in the heap of requests that hold a machine-full
 	dropped   bool         // it neither wants nor holds slots any more
-	next      *slotRequest // the next one of the run
+	next      *classDemand // the next one of the run
 }
 
 // before tells whether r is not nil and precedes other, which may be nil.
-func (r *slotRequest) before(other *slotRequest) bool {
+func (r *classDemand) before(other *classDemand) bool {
 	return r != nil && (other == nil || r.sequence < other.sequence)
 }
 
@@ -42,7 +43,7 @@ type requestQueue struct {
 }
 
 // heapOf returns the heap of a request.
-func (q *requestQueue) heapOf(r *slotRequest) *requestHeap {
+func (q *requestQueue) heapOf(r *classDemand) *requestHeap {
 	if r.atShare {
 		return &q.atShare
 	}
@@ -50,10 +51,10 @@ func (q *requestQueue) heapOf(r *slotRequest) *requestHeap {
 }
 
 // requestHeap is a heap of queued requests by sequence number.
-type requestHeap []*slotRequest
+type requestHeap []*classDemand
 
 // first returns the request with the smallest sequence number, or nil.
-func (h requestHeap) first() *slotRequest {
+func (h requestHeap) first() *classDemand {
 	if len(h) == 0 {
 		return nil
 	}
@@ -69,7 +70,7 @@ func (h requestHeap) Swap(i, j int) {
 }
 
 func (h *requestHeap) Push(r any) {
-	*h = append(*h, r.(*slotRequest))
+	*h = append(*h, r.(*classDemand))
 	(*h)[len(*h)-1].heapIndex = len(*h)
 }
 

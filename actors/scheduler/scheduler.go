@@ -67,21 +67,22 @@ type executorWindow struct{ limit, held int }
 // Target with each run that wants or holds slots: the receiver of its grants. The scheduler
 // does not read it.
 //
+// A request is a classDemand: a run with work of k classes has k requests, each with its own turns.
 // Requests for the same class form one queue. Each request carries the sequence number
 // of its entry into the queue. A grant goes to the smallest number among the queue heads
 // that fit. So runs alternate whatever their size, and a grant costs O(distinct classes),
 // not O(runs). Requests of runs that hold a machine-full (atShare) have a heap of
 // their own in each queue: fewer slots are granted ahead to them.
 type Scheduler[Target any] struct {
-	machine  Resources
-	windows  map[string]*executorWindow // of executors whose tasks take no slots, by name
-	granted  Resources                  // granted and not released, of what takes slots
-	mean     time.Duration              // moving average of how long a slot was busy; 0 = not known
-	paused   bool                       // only no-op tasks are granted
-	sequence uint64
-	queues   []*requestQueue                   // in the order of their first requests
-	runs     idtable.Table[*runDemand[Target]] // the runs that want or hold slots
-	requests int                               // of all of them
+	machine    Resources
+	windows    map[string]*executorWindow // of executors whose tasks take no slots, by name
+	granted    Resources                  // granted and not released, of what takes slots
+	mean       time.Duration              // moving average of how long a slot was busy; 0 = not known
+	awaitsHeld bool                       // runs have yet to report the slots they hold: only no-op tasks are granted
+	sequence   uint64
+	queues     []*requestQueue                   // in the order of their first requests
+	runs       idtable.Table[*runDemand[Target]] // the runs that want or hold slots
+	requests   int                               // of all of them
 }
 
 // New makes a scheduler of this machine, with a window for each executor whose tasks do not
@@ -97,9 +98,10 @@ func New[Target any](machine Resources, windows map[string]int) *Scheduler[Targe
 	return s
 }
 
-// SetDemand sets how many slots of its class id the run wants in addition to those it holds.
-func (s *Scheduler[Target]) SetDemand(run messages.RunID, id int, class dag.Class, n int) {
-	r := s.requestFor(requestKey{run, id}, class)
+// SetDemand sets how many slots of a class the run wants in addition to those it holds. classIndex
+// is the run's own number of the class.
+func (s *Scheduler[Target]) SetDemand(run messages.RunID, classIndex int, class dag.Class, n int) {
+	r := s.requestFor(requestKey{run, classIndex}, class)
 	r.demand = n
 	switch {
 	case n == 0:
@@ -111,8 +113,8 @@ func (s *Scheduler[Target]) SetDemand(run messages.RunID, id int, class dag.Clas
 }
 
 // Release returns n slots that were busy for the given time in sum.
-func (s *Scheduler[Target]) Release(run messages.RunID, id int, class dag.Class, n int, busy time.Duration) {
-	r := s.requestFor(requestKey{run, id}, class)
+func (s *Scheduler[Target]) Release(run messages.RunID, classIndex int, class dag.Class, n int, busy time.Duration) {
+	r := s.requestFor(requestKey{run, classIndex}, class)
 	if n > r.held {
 		panic("scheduler: more slots released than were granted")
 	}
@@ -135,8 +137,8 @@ func (s *Scheduler[Target]) Release(run messages.RunID, id int, class dag.Class,
 
 // AddHeld records n slots that the run holds already: its attempts were under way before
 // it was loaded. They may be more than the machine has by now.
-func (s *Scheduler[Target]) AddHeld(run messages.RunID, id int, class dag.Class, n int) {
-	r := s.requestFor(requestKey{run, id}, class)
+func (s *Scheduler[Target]) AddHeld(run messages.RunID, classIndex int, class dag.Class, n int) {
+	r := s.requestFor(requestKey{run, classIndex}, class)
 	r.held += n
 	s.returnSlots(r, -n)
 }
@@ -166,12 +168,13 @@ func (s *Scheduler[Target]) SetTarget(run messages.RunID, target Target) {
 // Target returns where the grants of a run go. The run must hold slots.
 func (s *Scheduler[Target]) Target(run messages.RunID) Target { return s.runs.Get(uint64(run)).target }
 
-// SetPaused stops all grants but those of no-op tasks, or permits them again.
-func (s *Scheduler[Target]) SetPaused(paused bool) { s.paused = paused }
+// AwaitHeld says whether runs have yet to report the slots that they hold (AddHeld). Until they
+// have, only no-op tasks are granted.
+func (s *Scheduler[Target]) AwaitHeld(awaits bool) { s.awaitsHeld = awaits }
 
 // Grant grants the free slots at a time (ns), calling yield for each grant: n slots of the
-// run's class id.
-func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, id, n int)) {
+// run's class with this index.
+func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, classIndex, n int)) {
 	for {
 		r := s.nextRequest(now)
 		if r == nil {
@@ -190,24 +193,24 @@ func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, id, 
 		if r.demand > 0 {
 			s.enqueue(r)
 		}
-		yield(r.key.run, r.key.id, n)
+		yield(r.key.run, r.key.classIndex, n)
 	}
 }
 
 // nextRequest returns the request to serve next, or nil. When the oldest request of a run
 // below its share does not fit, others may overtake it until it has aged.
-func (s *Scheduler[Target]) nextRequest(now int64) *slotRequest {
+func (s *Scheduler[Target]) nextRequest(now int64) *classDemand {
 	free, freeAtShare := s.free()
-	var best, oldest, windowed *slotRequest
+	var best, oldest, windowed *classDemand
 	for _, q := range s.queues {
 		under := q.underShare.first()
 		if q.window != nil {
-			if under != nil && q.window.held < q.window.limit && under.before(windowed) && (!s.paused || q.class.Executor == NoopExecutor) {
+			if under != nil && q.window.held < q.window.limit && under.before(windowed) && (!s.awaitsHeld || q.class.Executor == NoopExecutor) {
 				windowed = under
 			}
 			continue
 		}
-		if s.paused {
+		if s.awaitsHeld {
 			continue
 		}
 		at := q.atShare.first()
@@ -239,7 +242,7 @@ func (s *Scheduler[Target]) nextRequest(now int64) *slotRequest {
 // without such a request, and once it has aged: slots are then kept free for it until a
 // release.
 func (s *Scheduler[Target]) NextAging(now int64) int64 {
-	var oldest *slotRequest
+	var oldest *classDemand
 	for _, q := range s.queues {
 		if q.window != nil {
 			continue
@@ -301,11 +304,11 @@ func (s *Scheduler[Target]) free() (free, atShare Resources) {
 
 // holdsShare tells whether a request holds a machine-full: one more slot would not fit
 // next to those that it holds. It is false while it holds no slot.
-func (s *Scheduler[Target]) holdsShare(r *slotRequest) bool {
+func (s *Scheduler[Target]) holdsShare(r *classDemand) bool {
 	return r.queue.window == nil && !r.queue.resources.times(int64(r.held)+1).fitsInto(s.machine)
 }
 
-func (s *Scheduler[Target]) returnSlots(r *slotRequest, n int) {
+func (s *Scheduler[Target]) returnSlots(r *classDemand, n int) {
 	w := r.queue.window
 	if w != nil {
 		w.held -= n
@@ -318,7 +321,7 @@ func (s *Scheduler[Target]) returnSlots(r *slotRequest, n int) {
 }
 
 // enqueue queues a request with a new sequence number.
-func (s *Scheduler[Target]) enqueue(r *slotRequest) {
+func (s *Scheduler[Target]) enqueue(r *classDemand) {
 	s.sequence++
 	r.sequence = s.sequence
 	r.atShare = s.holdsShare(r)
@@ -326,22 +329,22 @@ func (s *Scheduler[Target]) enqueue(r *slotRequest) {
 }
 
 // dequeue removes a request from its queue.
-func (s *Scheduler[Target]) dequeue(r *slotRequest) {
+func (s *Scheduler[Target]) dequeue(r *classDemand) {
 	r.since = 0
 	if r.heapIndex > 0 {
 		heap.Remove(r.queue.heapOf(r), r.heapIndex-1)
 	}
 }
 
-// findRequest returns the request of a run for its class id, or nil.
-func (s *Scheduler[Target]) findRequest(run messages.RunID, id int) *slotRequest {
-	return s.runs.Get(uint64(run)).find(id)
+// findRequest returns the request of a run for the class with this index, or nil.
+func (s *Scheduler[Target]) findRequest(run messages.RunID, classIndex int) *classDemand {
+	return s.runs.Get(uint64(run)).find(classIndex)
 }
 
 // requestFor returns the request of a run for a class. A request that is missing is made.
-func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *slotRequest {
+func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *classDemand {
 	d := s.runs.Get(uint64(key.run))
-	r := d.find(key.id)
+	r := d.find(key.classIndex)
 	if r != nil {
 		return r
 	}
@@ -350,9 +353,9 @@ func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *slotReq
 		s.runs.Set(uint64(key.run), d)
 		r = &d.inline
 	} else {
-		r = new(slotRequest)
+		r = new(classDemand)
 	}
-	*r = slotRequest{key: key, queue: s.queueFor(class)}
+	*r = classDemand{key: key, queue: s.queueFor(class)}
 	r.queue.requests++
 	d.add(r)
 	s.requests++
@@ -360,7 +363,7 @@ func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *slotReq
 }
 
 // dropIfIdle removes a request that neither wants nor holds slots.
-func (s *Scheduler[Target]) dropIfIdle(r *slotRequest) {
+func (s *Scheduler[Target]) dropIfIdle(r *classDemand) {
 	if r.demand > 0 || r.held > 0 || r.dropped {
 		return
 	}

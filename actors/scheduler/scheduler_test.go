@@ -210,11 +210,11 @@ func TestSchedulerInvariants(t *testing.T) {
 			key := requestKey{messages.RunID(rnd.IntN(6)), rnd.IntN(len(classes))}
 			switch rnd.IntN(5) {
 			case 0, 1:
-				s.SetDemand(key.run, key.id, classes[key.id], rnd.IntN(20))
+				s.SetDemand(key.run, key.classIndex, classes[key.classIndex], rnd.IntN(20))
 			case 2, 3:
 				if n := held[key]; n > 0 {
 					n = 1 + rnd.IntN(n)
-					s.Release(key.run, key.id, classes[key.id], n, time.Duration(n)*time.Duration(rnd.IntN(1e8)))
+					s.Release(key.run, key.classIndex, classes[key.classIndex], n, time.Duration(n)*time.Duration(rnd.IntN(1e8)))
 					held[key] -= n
 				}
 			case 4:
@@ -227,11 +227,11 @@ func TestSchedulerInvariants(t *testing.T) {
 					}
 				}
 			}
-			s.Grant(now, func(run messages.RunID, id, n int) { held[requestKey{run, id}] += n })
+			s.Grant(now, func(run messages.RunID, classIndex, n int) { held[requestKey{run, classIndex}] += n })
 			var cores, memory int64
 			noops, far := 0, 0
 			for k, n := range held {
-				switch c := classes[k.id]; c.Executor {
+				switch c := classes[k.classIndex]; c.Executor {
 				case NoopExecutor:
 					noops += n
 				case external.Executor:
@@ -242,8 +242,8 @@ func TestSchedulerInvariants(t *testing.T) {
 				}
 			}
 			for run := range messages.RunID(6) {
-				for id := range classes {
-					c := s.findRequest(run, id)
+				for classIndex := range classes {
+					c := s.findRequest(run, classIndex)
 					if c == nil {
 						continue
 					}
@@ -260,8 +260,8 @@ func TestSchedulerInvariants(t *testing.T) {
 			}
 		}
 		for k, n := range held {
-			s.SetDemand(k.run, k.id, classes[k.id], 0)
-			s.Release(k.run, k.id, classes[k.id], n, 0)
+			s.SetDemand(k.run, k.classIndex, classes[k.classIndex], 0)
+			s.Release(k.run, k.classIndex, classes[k.classIndex], n, 0)
 		}
 		if !s.Idle() {
 			t.Fatalf("seed %d: not idle in the end: %+v", seed, s.granted)

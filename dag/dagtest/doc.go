@@ -15,5 +15,10 @@
 //	order.go   Order: which task may start when, by names alone, in linear time
 //	execute.go an executor for large graphs that compares the run with Order
 //
+// The oracle checks no order among tasks that are ready together: any of them may get a slot.
+//
+// Scripts are stored as the bytes of their choices. A new choice of RandomSpec goes to its end, so that
+// the bytes of a stored script keep their meaning.
+//
 // Only tests import this package.
 package dagtest
