@@ -186,10 +186,8 @@ func (n *Node) Ready(context.Context) error {
 // Damaged is nil, or the first damage that reads of rows or outputs have found since the node
 // was started.
 func (n *Node) Damaged(context.Context) error {
-	if s, ok := n.env.store.(interface{ Damaged() error }); ok {
-		if err := s.Damaged(); err != nil {
-			return err
-		}
+	if err := n.env.store.Damaged(); err != nil {
+		return err
 	}
 	if n.env.outputs == nil {
 		return nil

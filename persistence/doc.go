@@ -2,7 +2,7 @@
 // snapshots, attempt records, generated sets, and the indexes that find them. The seam is the Store
 // interface; Badger implements it.
 //
-// Rules of the seam (package journaltest holds every implementation to them):
+// Rules of the seam:
 //
 //  1. A batch is atomic: a crash keeps all of it or loses all of it.
 //  2. Done(nil) is called only when the batch survives kill -9 and power failure.
@@ -12,12 +12,44 @@
 //     batch get ErrFailed, and no more is written.
 //  5. A read returns only what is durable.
 //
+// Package journaltest holds every implementation to rules 1, 3 and 4, and to finding all answered
+// batches after a kill. Rules 2 and 5 depend on the engine and on the disk, so tests of the
+// implementation hold it to them: TestPowerFailure, TestAcknowledgedIsOnTheDevice and
+// TestAcknowledgedRunsSurviveKill for rule 2, the tests of timestamps.go for rule 5.
+//
 // # The implementation
 //
 // A batch becomes rows (encode.go), rows of several batches become one commit (commit.go), and a
 // commit is durable once the commit log has it (package commitlog). Then Badger gets the same rows
 // (wal.go), for reads. Package badgerguard makes up for what Badger does not do: it verifies files,
 // watches the disk, and skips tombstones.
+//
+// # To change the engine
+//
+// The code expects this of the engine under it:
+//
+//   - It applies the rows of a commit atomically, under the number that the commit log gave it, and
+//     commits in their order (wal.go).
+//   - It reads, and iterates in the order of keys in both directions, as of a past commit, while later
+//     commits come. It learns the oldest commit that a read still uses (publishCommit).
+//   - It says up to which commit its files are durable, so that the log may forget (retireFlushed), and
+//     never has a later commit in its files without all earlier ones. It accepts the commits after
+//     that one again (catchUp).
+//   - It says what a commit may hold. partSize, the segments and the record limit of the log, and the
+//     reserve of disk space follow from the size of a memtable (badgerguard/options.go,
+//     badgerguard/diskspace.go).
+//
+// These files use Badger: badger.go, meta.go, wal.go, timestamps.go (by its numbers), read.go, list.go,
+// iterators.go, attempts.go, documents.go, snapshot.go, delete.go, large_batch.go, finished_index.go,
+// rows.go, backup.go, offline.go, and verify.go through package badgerguard. The rows themselves (encode.go, values.go) do not.
+//
+// Commands and the server use more of the implementation than Store: Backup with ReadView, Restore and
+// VerifyTables for backups; OpenOffline, Offline and SetNextRun for check and salvage.
+//
+// A change of keys or values raises rowFormat (meta.go): the open refuses other row formats, and
+// restored rows are opened once, so Restore refuses them, too. A change of what lies in the folder
+// raises datafolder.Format: a server and a restore refuse other folder formats before they open the
+// store. The commit log has a format of its own.
 //
 // Reading order:
 //
@@ -29,7 +61,7 @@
 //	badger.go, meta.go opening, recovery, closing; rows about the folder itself
 //	timestamps.go      read timestamps and the index of unfinished runs
 //	read.go, list.go, iterators.go, finished_index.go   reading runs and lists of runs
-//	documents.go, large_batch.go   documents and batches that are too large for one transaction
+//	documents.go, large_batch.go   documents and batches that are too large for one commit
 //	delete.go          deletion of runs, of journal records before a snapshot, of expired keys
 //	verify.go, backup.go, offline.go   verification, backup, and reading a damaged folder
 package persistence

@@ -125,6 +125,11 @@ type Store interface {
 	SetClockMark(ClockMark) error
 	// CheckDiskSpace returns nil when new work may be accepted, or says why not (low disk).
 	CheckDiskSpace() error
+	// Damaged returns the first damage of stored data that was found since the store was opened, nil
+	// without damage. It never waits for I/O. After damage it does not return to nil: a running server
+	// does not repair. A store that cannot detect damage returns nil.
+	Damaged() error
+	// Close answers what was appended, and ends the store.
 	Close() error
 }
 

@@ -35,7 +35,7 @@ type writeAheadLog interface {
 //  1. A commit is appended to the log and synced. Then it is durable, and its batches are answered.
 //     Then Badger gets the same rows, unsynced, one commit at a time. Reads see them when Badger has
 //     them, and wait for the commits that were announced before the read began (timestamps.go).
-//  2. What Badger has in memory does not count: it is lost with the process. Badger's own log
+//  2. The content of Badger's memory does not count: it is lost with the process. Badger's own log
 //     files (*.mem) are never read: badgerguard.RemoveUnsyncedFiles deletes them before Badger
 //     opens. So damage to them, or to the value log, cannot lose or change a row.
 //  3. The log keeps a commit until a table of Badger has it. Badger makes tables of its memtables in

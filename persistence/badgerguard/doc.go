@@ -1,6 +1,20 @@
-// Package badgerguard makes up for what Badger does not do by itself. It holds all code that works
-// around Badger, so that package persistence can use Badger as an ordered set of rows that are
-// whole, and so that another engine could do without this package.
+// Package badgerguard makes up for what Badger does not do by itself, so that package persistence can
+// use Badger as an ordered set of rows that are whole.
+//
+// Some of it does not depend on Badger, and another engine would need it, too: Mutation and its
+// encoding (large_batch.go), Damage, Statfs and the checks of free space, DeletedIDs, ErrInUse and the
+// lock of the folder. On the other side, package persistence relies on more properties of Badger
+// than its parts below do:
+//
+//   - A managed Badger takes the version of each row from the caller, and reads at a past commit until
+//     SetDiscardTs gives that commit up.
+//   - A commit of a transaction is one request, and one memtable has all of its rows.
+//   - A transaction keeps slices of keys and values until it has ended: they must not change.
+//   - DB.Close writes all memtables to tables.
+//   - Keys that begin with !badger! are reserved. No key of package persistence begins with '!'.
+//   - The size of memtables decides the limits of a transaction, and so the size of a row's part, the
+//     segments of the commit log, how often the log checks what tables have, and the reserve of disk
+//     space, which the reserve for outputs takes into account.
 //
 // Each part exists for one reason, relies on certain properties of Badger v4.9.6, and has a test that
 // fails when a new Badger lacks one of them:
