@@ -11,7 +11,10 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// producer renders a document piece by piece.
+// producer renders a document piece by piece. Calls come one at a time, from the connection's
+// goroutine, and a slow client may take any time between two of them. So a producer holds no lock and
+// no transaction of the engine between two calls. One that has something open is an io.Closer, which
+// is closed when the answer is complete or given up.
 type producer interface {
 	// next appends the next piece to dst; more tells whether others follow. An error breaks the
 	// answer off.
@@ -23,7 +26,8 @@ const pieceBytes = 32 << 10
 
 // send answers with the document of p. A short document is sent whole. A longer one is a stream
 // that is rendered as fast as the client reads, in little memory. An error of the first piece is
-// returned, and leaves the response alone.
+// returned, and leaves the response alone: the status is still to be sent. After that an error can
+// only break the answer off.
 func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) error {
 	buf := make([]byte, 0, 4<<10)
 	for {
