@@ -8,8 +8,11 @@ import (
 
 // The graphs of the workloads, once as a document and once as a Makefile.
 
+// taskSpec is a task of a document, by the names of its JSON members.
 type taskSpec map[string]any
 
+// noopTask is a task without a process. The parameters that it expands over are in its command,
+// which a no-op does not run.
 func noopTask(parameters []string, parents ...string) taskSpec {
 	job := map[string]any{"executor": "noop"}
 	if len(parameters) > 0 {
@@ -42,6 +45,7 @@ func parameterTokens(sign string, parameters []string) (list []string) {
 	return list
 }
 
+// graphDocument returns the JSON of a graph, as it is submitted.
 func graphDocument(parameters map[string][]string, tasks map[string]taskSpec) ([]byte, error) {
 	for _, t := range tasks {
 		if t["parents"].([]string) == nil {
@@ -51,6 +55,7 @@ func graphDocument(parameters map[string][]string, tasks map[string]taskSpec) ([
 	return json.Marshal(map[string]any{"tag": "bench", "parameters": parameters, "tasks": tasks})
 }
 
+// numberStrings returns the numbers from 0 to n-1 in decimal digits.
 func numberStrings(n int) []string {
 	list := make([]string, n)
 	for i := range list {

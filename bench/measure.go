@@ -14,7 +14,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// benchEnv is the environment of all measurements.
+// benchEnv is the environment of all measurements. One goroutine uses it, and one workload runs at a
+// time: two at once would measure each other.
 type benchEnv struct {
 	ctx       context.Context
 	dir       string // temporary, removed at the end
@@ -39,7 +40,8 @@ func (e *benchEnv) close() {
 	}
 }
 
-// scaledSize is n, or short with --smoke.
+// scaledSize is n, or short with --smoke. Figures of both are not comparable; the table marks
+// shortened workloads.
 func (e *benchEnv) scaledSize(n, short int) int {
 	if e.smoke {
 		return short
@@ -47,7 +49,9 @@ func (e *benchEnv) scaledSize(n, short int) int {
 	return n
 }
 
-// withoutEngines returns why other engines are left out, or nil.
+// withoutEngines returns why other engines are left out, or nil. A smoke test asks only
+// whether Caravan became slower, and a comparison of two binaries has its reference in the former
+// binary.
 func (e *benchEnv) withoutEngines() error {
 	switch {
 	case e.smoke:
@@ -58,7 +62,8 @@ func (e *benchEnv) withoutEngines() error {
 	return nil
 }
 
-// newFolder makes an empty folder.
+// newFolder makes an empty folder below the folder of all data, on the same file system: a reference
+// must not have a faster disk than the server.
 func (e *benchEnv) newFolder() (string, error) { return os.MkdirTemp(e.dir, "round-") }
 
 // noteAbsence records why a metric is not measured. The table still names it.
@@ -92,7 +97,9 @@ type result struct {
 	absent  map[string]string  // the reason, by metric that was not measured
 }
 
-// measureRounds runs all rounds of a workload.
+// measureRounds runs all rounds of a workload. A ratio is computed within each round, from figures
+// of the same minute, and the median is taken over the ratios: a ratio of two medians could relate a
+// quiet minute to a busy one. The first error of a round ends the workload.
 func (w workload) measureRounds(e *benchEnv, rounds int) (*result, error) {
 	if w.once {
 		rounds = 1
@@ -128,6 +135,8 @@ func (w workload) measureRounds(e *benchEnv, rounds int) (*result, error) {
 	return res, nil
 }
 
+// median returns the middle of at least one value. It is shown instead of the mean, because a burst
+// of other load lengthens single rounds and never shortens one.
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	if n := len(s); n%2 == 0 {
@@ -136,12 +145,14 @@ func median(v []float64) float64 {
 	return s[len(s)/2]
 }
 
-// percentile takes sorted durations.
+// percentile returns the p-th percentile (0 to 100) of at least one duration, sorted ascending. It is
+// one of the values, the next higher one in doubt.
 func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// startServer starts a server on fresh data.
+// startServer starts a server on fresh data. Two cores are the slots of all references, too (-j2).
+// The memory that tasks declare must not limit anything, and a log line per event would be measured.
 func (e *benchEnv) startServer(args ...string) (*testenv.Server, error) {
 	dir, err := e.newFolder()
 	if err != nil {
@@ -189,7 +200,7 @@ func (e *benchEnv) withRunner(f func(*testenv.Server, runClient) error, args ...
 	}, args...)
 }
 
-// row is one line of the report.
+// row is one line of the report. A metric without a row is in figures.json only.
 type row struct {
 	metric string
 	unit   string
@@ -243,7 +254,8 @@ func (b bound) check(r *result, metric string) (v float64, met, measured bool) {
 	return v, b.most && v <= b.limit || !b.most && v >= b.limit, true
 }
 
-// ratioOf returns the ratio of a row in one round.
+// ratioOf returns the ratio of a row in one round, and false when one of the two figures is missing
+// or zero.
 func (r row) ratioOf(values map[string]float64) (float64, bool) {
 	v, ok := values[r.metric]
 	ref, okRef := values[r.relativeTo]
@@ -256,7 +268,8 @@ func (r row) ratioOf(values map[string]float64) (float64, bool) {
 	return v / ref, true
 }
 
-// belowFloors returns an error that names every row below its floor.
+// belowFloors returns an error that names every row below its floor. A row that could not be
+// measured is not below it: a missing reference must not fail the smoke test.
 func belowFloors(results ...*result) error {
 	var errs []error
 	for _, r := range results {

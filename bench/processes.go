@@ -94,7 +94,13 @@ func processRows() []row {
 	return append(rows, row{metric: slotIdle, unit: "us", target: atMost(300)})
 }
 
-// measureProcesses is w2.
+// measureProcesses is w2: what a process costs beyond the process itself. The C loop is the lower
+// bound: it starts and waits for the same program with vfork, keeps no state and knows no graph. The
+// time that Caravan needs beyond that is its own work for a task, which a faster kernel or program
+// does not take away. make, ninja and xargs are what a user would run instead.
+//
+// The worker is the parent of the tasks, so their usage is known only when it has waited for them.
+// Some counts include the warm-up; they are scaled by the number of tasks.
 func measureProcesses(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(10_000, 1500)
 	doc, err := fanGraph(n, trueProgram)
@@ -212,7 +218,8 @@ func taskLengths() []time.Duration {
 	return list
 }
 
-// comparedSystem runs n tasks of a command in 2 slots and returns the elapsed time.
+// comparedSystem runs 1 -> n -> 1 tasks of a command in 2 slots and returns the elapsed time, with
+// the submission and without the start of a server.
 type comparedSystem struct {
 	name string
 	run  func(n int, command ...string) (time.Duration, error)
@@ -282,8 +289,10 @@ func (e *benchEnv) comparedSystems(r runClient) []comparedSystem {
 	return list
 }
 
-// measureEfficiencies returns the share of useful time by length of task. It stops at three
-// quarters, or at one half in a shortened run.
+// measureEfficiencies returns the share of useful time (0 to 1) by length of task, in the order of
+// taskLengths. Useful is the processor time that the tasks were asked to use, of the time that two
+// slots had. It stops at three quarters, or at one half in a shortened run: longer tasks only approach
+// 1.
 func (e *benchEnv) measureEfficiencies(s comparedSystem) (curve []float64, err error) {
 	spin, err := e.compileC("spin", spinSource)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 )
 
 // lineFile is a file to which tasks append a line with their name. It shows which tasks ran,
-// independently of the server.
+// independently of the server: what the server says of itself after a crash proves nothing. A line
+// is one short write with O_APPEND, so lines of concurrent tasks do not mix.
 type lineFile string
 
 func (l lineFile) countLines() (int, error) {
@@ -33,7 +34,8 @@ func (l lineFile) awaitLines(e *benchEnv, n int) (got int, err error) {
 	})
 }
 
-// awaitQuiet returns once 300 ms have passed without a new line: all started tasks have ended.
+// awaitQuiet returns once 300 ms have passed without a new line, with the number of lines. A task
+// takes a few milliseconds, so all started tasks have ended then.
 func (l lineFile) awaitQuiet(e *benchEnv) (n int, err error) {
 	const quiet = 300 * time.Millisecond
 	last := time.Now()
@@ -46,7 +48,8 @@ func (l lineFile) awaitQuiet(e *benchEnv) (n int, err error) {
 	})
 }
 
-// countLostAndRepeated counts those of n tasks that have no line and those that have several.
+// countLostAndRepeated counts those of n tasks that lack a line and those that have several. Both are
+// violations of a guarantee, whatever the cause.
 func (l lineFile) countLostAndRepeated(n int) (lost, twice int, err error) {
 	text, err := os.ReadFile(string(l))
 	times := map[string]int{}
@@ -243,7 +246,8 @@ func dataFolders() []dataFolder {
 // measureOpen measures the time from the start of a server to /ready, on several data folders: once
 // after a kill -9 of the server that filled the folder, then five times after a clean end. It also
 // opens the folder without verification, and reads its tables as cat does. All files are in the page
-// cache.
+// cache. cat is the reference because a start that verifies must read every byte: the ratio is what
+// the checks add to that. On a cold cache the disk would decide, for both.
 func measureOpen(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for _, f := range dataFolders() {

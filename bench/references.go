@@ -18,7 +18,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// absentError says why a reference cannot be measured on this machine.
+// absentError says why a reference cannot be measured on this machine. It does not fail a workload:
+// the table shows the reason in place of the figure.
 type absentError string
 
 func (a absentError) Error() string { return string(a) }
@@ -76,7 +77,8 @@ func (e *benchEnv) ninjaTime(build string) (commandUsage, error) {
 	return e.inFolder("build.ninja", build, e.peerCommand("ninja", "-j2", "--quiet"))
 }
 
-// xargsTime measures `xargs -P2` for n runs of a program without arguments.
+// xargsTime measures `xargs -P2` for n runs of a program without arguments. The option -I makes one
+// process per line, and the program is not given the line.
 func (e *benchEnv) xargsTime(n int, program string) (commandUsage, error) {
 	cmd := e.peerCommand("xargs", "-P2", "-I{}", program)
 	cmd.Stdin = strings.NewReader(strings.Join(numberStrings(n), "\n"))

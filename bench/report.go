@@ -23,6 +23,8 @@ type machine struct {
 	Load   string `json:"loadAverage"` // of the last minute
 }
 
+// describeMachine reads what the kernel says of the machine. A figure without it is worthless; a part
+// that the kernel does not show is left empty.
 func (e *benchEnv) describeMachine() machine {
 	m := machine{Cores: runtime.NumCPU(), Go: runtime.Version()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -132,7 +134,8 @@ func (r row) targetText(res *result) string {
 	return text
 }
 
-// formatFigure shows a value with its unit and about three digits.
+// formatFigure shows a value with its unit and about three digits: the spread between rounds is
+// larger than what further digits would say.
 func formatFigure(v float64, unit string) string {
 	return strings.TrimSpace(formatNumber(v) + " " + unit)
 }
@@ -167,7 +170,8 @@ func writeJSON(w io.Writer, m machine, results []*result) error {
 	return enc.Encode(doc)
 }
 
-// figuresFile is the format of figures.json.
+// figuresFile is the format of figures.json. It has the units of the table; names of metrics are those
+// of the rows, so a renamed row loses its figure until the next report.
 type figuresFile struct {
 	Machine machine        `json:"machine"`
 	Results []figuresEntry `json:"results"`

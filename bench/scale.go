@@ -16,7 +16,8 @@ import (
 // measureMemory returns the size of a queued task. It takes the difference between two servers with
 // a waiting run each, one ten times as large as the other, both of allocated and of resident memory.
 // The fixed cost of a server cancels out. State that no task has changed yet can be allocated
-// without being resident.
+// without being resident, so both are shown: the heap is what the engine asked for, the resident set
+// what the machine must have.
 func measureMemory(e *benchEnv) (map[string]float64, error) {
 	small, large := e.scaledSize(1_000_000, 400_000), e.scaledSize(10_000_000, 4_000_000)
 	before, err := e.measureWaitingRun(small)
@@ -98,7 +99,8 @@ const (
 	grownDevice = devicePerTransition
 )
 
-// measureGrowth runs fan-outs of no-ops from small to large.
+// measureGrowth runs fan-outs of no-ops from small to large, each on a fresh server, so that a size
+// does not inherit the heap and the tables of the one before.
 func measureGrowth(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for _, n := range e.growthSizes() {
@@ -149,7 +151,9 @@ func taskKinds() map[string][]string {
 	return map[string][]string{"no-ops": nil, trueProgram: {trueProgram}}
 }
 
-// measureFairness measures a small run behind a large one and among many.
+// measureFairness measures a small run behind a large one and among many. Its reference is the same
+// small run on an idle server: a user of a shared server should hardly notice the others. No-ops and
+// processes are measured apart, since different rules grant them: a window and slots.
 func measureFairness(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for kind, command := range taskKinds() {
@@ -161,7 +165,8 @@ func measureFairness(e *benchEnv) (map[string]float64, error) {
 }
 
 // measureBehindLargeRun submits small runs to an idle server, and to the same server right after a
-// large run.
+// large run. The first one behind it is shown apart: it also waits for what had been granted ahead,
+// and it is the one that a queue without turns would delay most.
 func (e *benchEnv) measureBehindLargeRun(values map[string]float64, kind string, command []string) error {
 	small, err := fanGraph(5, command...)
 	if err != nil {
@@ -265,7 +270,8 @@ func (e *benchEnv) measureAmongManyRuns(values map[string]float64) error {
 	})
 }
 
-// runProgress returns the least and the most completed tasks of the runs of a size, and the sum.
+// runProgress returns the least and the most completed tasks of the runs with that many tasks, and
+// the sum over these runs. The size tells them from the small runs that are timed next to them.
 func runProgress(client *http.Client, url string, tasks int) (least, most, sum int, err error) {
 	resp, err := client.Get(url + "/v1/dagruns?all=1&limit=10000")
 	if err != nil {
@@ -303,7 +309,9 @@ func viewRequests(run uint64) []viewRequest {
 }
 
 // measureViews reads a large run while it executes, one request at a time with a pause after each
-// round. It reads the whole document when the run has ended.
+// round. It reads the whole document when the run has ended. The percentiles show that a read does
+// not wait for the work of the run, whatever its size. The growth of memory by the full document
+// shows that the document is streamed: it would be as large as the document otherwise.
 func measureViews(e *benchEnv) (map[string]float64, error) {
 	doc, err := fanGraph(e.scaledSize(1_000_000, 200_000))
 	if err != nil {

@@ -11,7 +11,11 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// measureFan is w1, a fan-out of no-ops at a size that the references can handle, too.
+// measureFan is w1, a fan-out of no-ops at a size that the references can handle, too. It measures
+// the cost of a task in the engine: scheduling, the state machine and the journal, without a process.
+// make is measured with a process per task, because that is the least it does for a task. River and
+// Dask call a function of their worker, which is the closest match of a no-op. Dask does not store
+// anything, so its rate is an upper bound for an engine of its kind.
 func measureFan(e *benchEnv) (map[string]float64, error) {
 	const n = 10_000
 	values, err := e.runFanOut(n)
@@ -31,12 +35,16 @@ func measureFan(e *benchEnv) (map[string]float64, error) {
 	return values, e.measureEngines(values, []string{dask}, suffixes, "fan", n/5)
 }
 
-// measureLargeFan is w1m, the same with a million tasks.
+// measureLargeFan is w1m, the same with a million tasks. The references cannot handle this size in
+// reasonable time, so its bounds are absolute: the rate must not fall and the memory must not grow
+// out of proportion when the run is a hundred times as large as that of w1.
 func measureLargeFan(e *benchEnv) (map[string]float64, error) {
 	return e.runFanOut(e.scaledSize(1_000_000, 200_000))
 }
 
-// runFanOut runs 1 -> n -> 1 of no-ops on a fresh server.
+// runFanOut runs 1 -> n -> 1 of no-ops on a fresh server. The rate includes the submission and the
+// wait for COMPLETED, and the figures of use are differences over the same period, without the start
+// of the server.
 func (e *benchEnv) runFanOut(n int) (map[string]float64, error) {
 	doc, err := fanGraph(n)
 	if err != nil {
@@ -91,7 +99,10 @@ const (
 	devicePerTransition  = "device bytes per transition"
 )
 
-// measureChain is w4.
+// measureChain is w4: the latency of one hop, from the end of a task to the end of its successor.
+// Tasks of a chain cannot overlap, so group commits do not help: each hop must reach the disk alone
+// before the next task starts. make and Dask do not make a hop durable; River completes a job and
+// inserts the next one in one transaction, which is the closest match.
 func measureChain(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(1000, 300)
 	doc, err := chainGraph(n)
@@ -121,7 +132,8 @@ func measureChain(e *benchEnv) (map[string]float64, error) {
 	return values, nil
 }
 
-// measureLayers is w5.
+// measureLayers is w5: 1,000 tasks with 90,000 edges. It measures whether the cost depends on the
+// edges. make keeps each edge in memory and visits it; Caravan keeps an edge per pair of templates.
 func measureLayers(e *benchEnv) (map[string]float64, error) {
 	doc, err := layeredGraph(10, 100)
 	if err != nil {
@@ -140,7 +152,9 @@ func measureLayers(e *benchEnv) (map[string]float64, error) {
 	return values, err
 }
 
-// measureEmptyRun is empty: one run with one no-op task.
+// measureEmptyRun is empty: one run with one no-op task, from the first byte of the submission to the
+// response that says COMPLETED. The state is polled without a pause, so that the resolution is that
+// of a request. The percentiles are over single runs, one after the other on an idle server.
 func measureEmptyRun(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(1000, 200)
 	doc, err := graphDocument(map[string][]string{}, map[string]taskSpec{"only": noopTask(nil)})
@@ -188,7 +202,13 @@ const submissionRate = "submissions/s"
 // batchRate is the rate of many graphs in one request.
 const batchRate = "DAGs/s in batches of 100 lines"
 
-// measureSubmissions is w3.
+// measureSubmissions is w3: how many graphs a second become durable. GET /ready is the reference: it
+// costs the same connection, parser and response, without a plan, a transaction and a sync. So the
+// ratio is what durability leaves of the rate of the HTTP server, and depends little on the machine.
+// It is the mean of a measurement before and one after, because the load of the machine drifts.
+//
+// River inserts a job over its own connections to its database, with the same 64 concurrent callers.
+// The two rows while tasks run show how much the execution of earlier runs slows submissions down.
 func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	const (
 		connections = 64
@@ -294,7 +314,9 @@ func sendBatch(url string, req []byte, lines int) error {
 // printedBytes is the output of the task of the output workload.
 const printedBytes = 10 << 30
 
-// measureOutput measures a task that prints much more than is kept.
+// measureOutput measures a task that prints much more than is kept. The rate shows that a flood of
+// output is drained, so that the task does not block. The size on disk shows that the bound per
+// stream holds: its target and floor are the same.
 func measureOutput(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(printedBytes, 1<<30)
 	doc, err := graphDocument(map[string][]string{}, map[string]taskSpec{"prints": {
@@ -322,7 +344,7 @@ const (
 	outputKept = "kept on disk"
 )
 
-// folderSize is the size of all files in a folder, in bytes.
+// folderSize is the size of all files in a folder, in bytes: lengths, not allocated blocks.
 func folderSize(dir string) (sum int64, _ error) {
 	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {

@@ -38,6 +38,8 @@ type serverUsage struct {
 // totalCPU is the processor time of all of them.
 func (u serverUsage) totalCPU() time.Duration { return u.server.cpu + u.worker.cpu + u.children }
 
+// measureUsage reads the present counters of a server and its workers. They only grow, so a period is
+// measured as the difference of two readings. Tasks that still run are not included.
 func (e *benchEnv) measureUsage(s *testenv.Server) (u serverUsage, err error) {
 	for _, pid := range testenv.Workers(s.Config().Data) {
 		own, children, err := costOf(pid)

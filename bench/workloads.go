@@ -9,7 +9,9 @@ import (
 
 // The no-op workloads have two references: make with a recipe that starts the cheapest possible
 // process, which is what make is made for; and make with a recipe that starts none, which is the
-// cost of its graph alone, without durability.
+// cost of its graph alone, without durability. The first is the fair one for a user who must choose.
+// The second shows how far a durable engine is from a program that only walks a graph, so it has
+// rows of its own and no target refers to it.
 const (
 	trueRecipe = "@" + trueProgram
 	noRecipe   = "@:"
@@ -20,7 +22,8 @@ const (
 	makeNone = "make -j2 without processes"
 )
 
-// measureMake measures both for a graph, in seconds times scale.
+// measureMake measures both for a graph and puts them into values, in seconds times scale. A scale
+// other than 1 converts the time of a part of the graph to that of the whole, or to that of one hop.
 func (e *benchEnv) measureMake(values map[string]float64, makefile func(recipe string) string, scale float64) error {
 	for metric, recipe := range map[string]string{makeTrue: trueRecipe, makeNone: noRecipe} {
 		took, err := e.makeTime(makefile(recipe))
@@ -32,10 +35,21 @@ func (e *benchEnv) measureMake(values map[string]float64, makefile func(recipe s
 	return nil
 }
 
-// pollInterval is how often the state of a run is requested where a millisecond does not count.
+// pollInterval is how often the state of a run is requested where a millisecond does not count. The
+// requests are part of what is measured: they take time of the server, as those of a user do.
 const pollInterval = time.Millisecond
 
 // allWorkloads returns all workloads with their targets and their floors for --smoke.
+//
+// A target is what Caravan should reach on the machine of the report; a missed one is listed in the
+// report and does not fail anything. A floor guards against a regression: it is so far from the usual
+// figure that noise does not reach it, so a value below it means that the code became slower or
+// wrong. A bound that is a ratio carries over to other machines, an absolute one only roughly.
+// Counters of errors (lost tasks, repeated tasks) have the same target and floor, since noise cannot
+// excuse them.
+//
+// The first row of a workload is its own figure: the ratios of other rows to it are shown as
+// "x Caravan".
 func allWorkloads() []workload {
 	return []workload{
 		{
@@ -191,7 +205,8 @@ func allWorkloads() []workload {
 }
 
 // timeOnFreshServer runs one graph on a fresh server, after a small graph of the same kind has
-// warmed it up. Then it calls inspect, if not nil.
+// warmed it up: without that the first measured task would also pay for the start of the worker and
+// for cold code. Then it calls inspect, if not nil, while the server still runs.
 func (e *benchEnv) timeOnFreshServer(warm, doc []byte, interval time.Duration, inspect func(*testenv.Server) error) (took time.Duration, err error) {
 	err = e.withRunner(func(s *testenv.Server, r runClient) error {
 		if _, err = r.timeRun(e.ctx, warm, interval); err != nil {

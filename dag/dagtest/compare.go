@@ -8,7 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// effectTexts writes effects as text, sorted.
+// effectTexts writes effects as text, sorted: effects of one event may come in any order, except
+// that the end of the run comes last, which compareWithOracle checks.
 func effectTexts(effects []dag.Effect) []string {
 	var out []string
 	for _, e := range effects {
@@ -41,6 +42,8 @@ func (p *player) compareWithOracle(want, got []dag.Effect) error {
 	return p.compareState()
 }
 
+// compareState compares everything that the run shows with the oracle, and checks what must hold in
+// every state by itself: ascending times, counts that match, and the invariants of package dag.
 func (p *player) compareState() error {
 	r, o := p.run, p.oracle
 	r.CheckInvariants()
@@ -108,7 +111,12 @@ func (p *player) compareState() error {
 }
 
 // checkGuarantees checks the guarantees for users independently of the oracle's states. It uses only
-// the oracle's graph, the states of the run before the event, and the effects.
+// the oracle's graph, the states of the run before the event, and the effects:
+//
+//   - a COMPLETED task stays COMPLETED;
+//   - a task starts only from QUEUED or RETRY, when all its parents were COMPLETED before the event;
+//   - attempt numbers ascend by one;
+//   - each slot that was granted is held by a live attempt, or was released.
 func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.Effect) error {
 	r, o := p.run, p.oracle
 	for i, s := range before {
@@ -148,7 +156,8 @@ func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.
 	return nil
 }
 
-// comparePlans compares names, order and substitution with those of the oracle.
+// comparePlans compares names, order, substitution and classes with those of the oracle. It is
+// called for each new plan, because a plan is immutable.
 func (p *player) comparePlans() error {
 	plan, g := p.run.Plan(), p.oracle.Graph
 	if int(plan.Tasks) != len(g.Order) {

@@ -9,7 +9,12 @@ import (
 )
 
 // simulatedDisk is what a driver has made durable: the spec, generated sets, and of the run a
-// header, chunks, and the records since the header was taken.
+// header, chunks, and the records since the header was taken. A commit is atomic here, as it is with
+// the real store, which has tests of its own for that.
+//
+// Chunks of a snapshot may be newer than its header, because events go on while it is written. The
+// records after the header are absolute values, so applying them to a newer chunk gives the same
+// state. A crash in the middle of a snapshot proves that.
 type simulatedDisk struct {
 	spec    *dag.Spec
 	limits  dag.Limits
@@ -35,6 +40,7 @@ type generatedSet struct {
 	tasks     []dag.TaskSpec
 }
 
+// clone copies what later commits change. Chunks and records are never changed in place.
 func (d *simulatedDisk) clone() *simulatedDisk {
 	c := *d
 	c.sets, c.records, c.todo = slices.Clone(d.sets), slices.Clone(d.records), slices.Clone(d.todo)
@@ -52,7 +58,9 @@ func (d *simulatedDisk) writeNewRun(r *dag.Run) {
 	}
 }
 
-// beginSnapshot begins a snapshot.
+// beginSnapshot begins a snapshot of which each later commit writes up to pace chunks. With late set
+// its header is taken when the last chunk is written, otherwise now. A call while a
+// snapshot is in progress is ignored.
 func (d *simulatedDisk) beginSnapshot(r *dag.Run, pace int, late bool) {
 	if d.cutting {
 		return

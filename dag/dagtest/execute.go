@@ -8,7 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// Execution describes a simulated executor. Rates are one in n; 0 means never.
+// Execution describes a simulated executor. Rates are one in n; 0 means never. The same seed gives the
+// same execution.
 type Execution struct {
 	Seed    uint64
 	Slots   int // attempts at one time
@@ -111,7 +112,8 @@ func (x *execution) nextStep() error {
 	return nil
 }
 
-// chooseEvent chooses the next event.
+// chooseEvent chooses the next event. It fails when the run has not ended and neither an attempt, a
+// retry nor a grant is left: such a run would stand still for good.
 func (x *execution) chooseEvent() (dag.Event, error) {
 	for class := range len(x.run.Plan().Classes) {
 		if n := min(x.want[class], x.free); n > 0 && (len(x.live) == 0 || x.oneIn(2)) {

@@ -53,7 +53,8 @@ type defEdge struct {
 	only          string   // the task of the generator that the child depends on; "" = all tasks of parent
 }
 
-// NewGraph expands a spec, or returns one reason for which it is invalid.
+// NewGraph expands a spec, or returns one reason for which it is invalid. Callers compare only whether
+// there is a reason: package dag reports all problems, each with its place.
 func NewGraph(s *dag.Spec, l dag.Limits) (*Graph, error) {
 	g := &Graph{params: s.Parameters, defaults: s.Defaults, maxDepth: cmp.Or(l.MaxDepth, 16)}
 	if err := g.addDefinitions(s.Tasks, 0); err != nil {

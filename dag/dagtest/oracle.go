@@ -25,7 +25,7 @@ type OracleTask struct {
 
 func (t *OracleTask) isLive() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
 
-// Oracle is the state of one run.
+// Oracle is the state of one run. Times are ns, as in package dag. One goroutine uses it.
 type Oracle struct {
 	*Graph
 	Tasks     map[string]*OracleTask
@@ -59,7 +59,7 @@ func (o *Oracle) adoptGraph(g *Graph, classes []dag.Class) {
 	}
 }
 
-// Clone is a deep copy.
+// Clone is a deep copy, to which a crash can return. Nodes and the graph are immutable and shared.
 func (o *Oracle) Clone() *Oracle {
 	c := *o
 	c.Tasks = map[string]*OracleTask{}
@@ -125,7 +125,8 @@ func (o *Oracle) Counts() (c [dag.NumTaskStates]uint32) {
 	return c
 }
 
-// DemandOf returns how many slots a class can use now.
+// DemandOf returns how many slots a class can use now, on top of those that it holds: one for each
+// ready task, and 0 while the run may not start tasks.
 func (o *Oracle) DemandOf(class int) int {
 	if o.IsFinal() || o.State == dag.RunPaused || o.Killing {
 		return 0
@@ -135,7 +136,7 @@ func (o *Oracle) DemandOf(class int) int {
 
 func (o *Oracle) classOf(t *OracleTask) int { return slices.Index(o.classes, t.Class) }
 
-// Init returns the effects of a new run.
+// Init returns the effects of a new run. It is called once, before the first Apply.
 func (o *Oracle) Init() []dag.Effect {
 	o.effects = nil
 	o.emitDemand()
@@ -159,7 +160,10 @@ func (o *Oracle) IsAllowed(to dag.RunState) bool {
 
 // Apply changes the run and returns the effects, in any order. chosen are the tasks, by index, that
 // a Grant starts: package dag may choose among ready tasks, and Apply refuses tasks that are not
-// ready. next is the graph that Generated adds.
+// ready. next is the whole graph after Generated, and nil for other events.
+//
+// An event about an attempt that is not live is stale, and changes only the clock. The caller
+// checks with IsAllowed before it sends Pause, Resume or Restart, which cannot be stale.
 func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect, error) {
 	o.effects = nil
 	var err error
@@ -269,7 +273,8 @@ func (o *Oracle) grantSlots(e dag.Grant, chosen []uint32) error {
 	return nil
 }
 
-// endAttempt ends the live attempt of t.
+// endAttempt ends the live attempt of t and returns its slot. Every attempt ends here, so a slot that
+// is returned twice or never would be a difference to the run.
 func (o *Oracle) endAttempt(t *OracleTask, s dag.TaskState) {
 	t.State, t.Killing, t.Start = s, false, 0
 	o.emitEffect(dag.Release{Class: o.classOf(t), N: 1})
@@ -278,7 +283,8 @@ func (o *Oracle) endAttempt(t *OracleTask, s dag.TaskState) {
 	}
 }
 
-// recordTimes records the times of an attempt that ends.
+// recordTimes records the times of an attempt that ends: for its definition the earliest start and
+// the latest end of all attempts. A start of 0 is unknown; an unknown end is the time of the report.
 func (o *Oracle) recordTimes(t *OracleTask, start, stop int64) {
 	if stop == 0 {
 		stop = o.now
@@ -312,6 +318,8 @@ func (o *Oracle) markRunning() {
 	}
 }
 
+// finishAttempt applies the end of an attempt that was observed. A kill decides over the result. A
+// failure uses up a retry; its interval begins now, or when a pause began that still lasts.
 func (o *Oracle) finishAttempt(t *OracleTask, ok bool) {
 	o.markRunning()
 	switch {
@@ -342,6 +350,9 @@ func (o *Oracle) finishAttempt(t *OracleTask, ok bool) {
 	}
 }
 
+// loseAttempt applies the end of an attempt whose result is unknown. It does not use up a retry, but
+// a task that is lost more often than lostLimit is ERRORED, so that a task that brings
+// its worker down does not run for ever.
 func (o *Oracle) loseAttempt(t *OracleTask) {
 	o.markRunning()
 	if o.Killing || t.Killing {
@@ -443,6 +454,8 @@ func (o *Oracle) endIfStuck() {
 	o.Killing = false
 }
 
+// changeState enters a state. The times of state changes ascend strictly, even if the clock was set
+// back or two changes have the same time.
 func (o *Oracle) changeState(s dag.RunState) {
 	o.State = s
 	c := dag.StateChange{At: max(o.now, o.lastChangeTime()+1), State: s}
@@ -452,6 +465,8 @@ func (o *Oracle) changeState(s dag.RunState) {
 
 func (o *Oracle) lastChangeTime() int64 { return o.Changes[len(o.Changes)-1].At }
 
+// emitDemand tells the demand of each class that has changed since it was last told. Demand is
+// absolute, so a repeated or lost one does no harm.
 func (o *Oracle) emitDemand() {
 	for class := range o.classes {
 		if want := o.DemandOf(class); want != o.wanted[class] {

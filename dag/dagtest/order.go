@@ -13,6 +13,10 @@ import (
 // task by its name: the definition and, after the last "_", the number of its combination of values.
 // The values follow from the number, and the parents of a task from its values, so Order does not
 // use results of package dag.
+//
+// Oracle is too slow for large graphs, because it stores each edge between tasks. Order stores a
+// counter per group of an edge: a task is ready when the completed parents of its group are as many
+// as the group has. It does not know generated tasks, states or attempts.
 type Order struct {
 	defs  []orderDef
 	index map[string]int // of a definition

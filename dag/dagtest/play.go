@@ -20,7 +20,8 @@ type PlayLog struct {
 	Final  dag.RunState
 }
 
-// player plays one script.
+// player plays one script. It is the driver of the run: it has the clock, the slots and the disk, and
+// sends only events that a correct driver may send, including late, early and repeated ones.
 type player struct {
 	PlayLog
 	config      dag.Config
@@ -46,7 +47,9 @@ type checkpoint struct {
 }
 
 // PlayScript plays a script against dag.Run and the oracle, and compares them after each event. With
-// quiet set the log has no lines. The error describes the difference.
+// quiet set the log has no lines. The error describes the first difference, or the panic
+// of either side. The log is returned with an error, too, up to the event
+// that caused it.
 func PlayScript(s Script, quiet bool) (l *PlayLog, err error) {
 	p := &player{quiet: quiet, now: 1_000_000 * second, revocable: map[uint32]bool{}, held: map[int]int{}}
 	defer func() {
@@ -102,7 +105,8 @@ func (p *player) addLine(format string, args ...any) {
 	}
 }
 
-// playOp does one operation, or skips it if it is not possible.
+// playOp does one operation, or skips it if it is not possible. Skipping keeps every script valid, so
+// that shrinking can remove any operation.
 func (p *player) playOp(op Op) error {
 	p.now++
 	o, now := p.oracle, p.now
@@ -275,7 +279,10 @@ func (p *player) repeatEvent(e dag.Event) error {
 
 func (p *player) applyEvent(e dag.Event) error { return p.applyToBoth(e, nil, nil) }
 
-// applyToBoth applies an event to the run and to the oracle, and compares them.
+// applyToBoth applies an event to the run and to the oracle, and compares them. The run goes first,
+// because the oracle needs to know which tasks it started. The guarantees are checked before the
+// comparison, so that the more serious finding is reported. graph and made are the result of a
+// generator, and nil otherwise.
 func (p *player) applyToBoth(e dag.Event, graph *Graph, made *generatedSet) error {
 	p.Events++
 	p.past = append(p.past, e)

@@ -58,7 +58,9 @@ type Summary struct {
 	Bytes  uint64 // of files
 }
 
-// Writer writes a backup.
+// Writer writes a backup: NewWriter, each Row, each File, Close. One goroutine uses it. After an error
+// the backup is incomplete for good, which a reader recognizes by the missing trailer; a writer that
+// gives up need only stop.
 type Writer struct {
 	w           io.Writer
 	hash        hash.Hash
@@ -121,7 +123,8 @@ func (b *Writer) flushRows() error {
 	return err
 }
 
-// File adds the file of a run: the first size bytes of r.
+// File adds the file of a run: the first size bytes of r. A running task may append to the file in the
+// meantime, so the size is fixed beforehand and the rest is left out.
 func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 	if err := b.flushRows(); err != nil {
 		return err

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// location identifies a folder to the kernel.
+// location identifies a folder to the kernel. A copy of the content does not copy these values, so they
+// tell the original from its copy, and paths do not matter.
 type location struct {
 	inode     uint64
 	birthTime int64  // ns since the epoch; 0 = unknown to the file system
@@ -20,7 +21,9 @@ type location struct {
 	boot      string // the kernel's boot ID; "" = unknown
 }
 
-// matches reports whether a folder that was at h and is at now may be the same folder.
+// matches reports whether a folder that was at h and is at now may be the same folder. Device numbers
+// are given out again at each boot, so they decide only within one. In doubt about the birth time the
+// inode number decides.
 func (h location) matches(now location) bool {
 	if h.inode != now.inode || h.birthTime != 0 && now.birthTime != 0 && h.birthTime != now.birthTime {
 		return false
@@ -53,7 +56,8 @@ func locationOf(dir *os.File) (h location, err error) {
 // ErrInUse means that another process holds the lock of the folder.
 var ErrInUse = errors.New("in use by another server or command")
 
-// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH.
+// acquireLock locks a folder with unix.LOCK_EX or LOCK_SH. When the wait of vfs.WaitForLock is over it
+// returns ErrInUse, with the process if the kernel tells.
 func acquireLock(dir *os.File, how int) error {
 	err := vfs.WaitForLock(dir, how)
 	if !errors.Is(err, vfs.ErrLocked) {

@@ -21,6 +21,15 @@ const sectorBytes = 512
 // Disk is the operating system's file system below one folder, and a model of what a power failure
 // would leave there. The model does not see files that a library opens itself: PowerCut leaves them
 // out.
+//
+// The model is as strict as POSIX allows. A write is durable with the Sync of its file, a name with
+// the SyncDir of its folder, and neither implies the other: a synced file whose name was not synced is
+// gone. Unsynced writes may survive in any combination of sectors, because a device and the page
+// cache write them in any order. Real file systems keep more, so code that survives the model does
+// not depend on their habits. A device that loses what it has confirmed is not modelled: no program
+// can survive that, and Damage stands for what it leaves.
+//
+// The methods may be called by several goroutines at a time.
 type Disk struct {
 	root string
 
@@ -99,7 +108,8 @@ func (d *Disk) parent(path string) *directory { return d.dirs[d.relative(filepat
 
 // PowerCut creates the folder into with what a power failure at this moment leaves. With rng = nil
 // that is exactly what was synced. With a source of randomness each unsynced sector, and the
-// unsynced names of each folder, may be there too.
+// unsynced names of each folder, may be there too. The disk itself goes on: a test can cut the power at
+// each step of one execution, and recover from every result.
 func (d *Disk) PowerCut(into string, rng *rand.Rand) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -134,7 +144,9 @@ func (d *Disk) writeFolder(rel, into string, rng *rand.Rand) error {
 	return nil
 }
 
-// applySome applies a random selection of the changes, sector by sector.
+// applySome applies a random selection of the changes, sector by sector. In a quarter of the cases it
+// applies all of them, as after a quiet moment. Truncations always apply, so that a later write can
+// lie beyond the former end.
 func applySome(content []byte, pending []change, rng *rand.Rand) []byte {
 	all := rng.IntN(4)
 	for _, c := range pending {
@@ -220,7 +232,8 @@ func (d *Disk) ReadDir(dir string) ([]fs.DirEntry, error) { return vfs.OS{}.Read
 // Stat describes a file.
 func (d *Disk) Stat(name string) (fs.FileInfo, error) { return vfs.OS{}.Stat(name) }
 
-// SyncDir syncs the names in a folder.
+// SyncDir syncs the names in a folder: those that were created, renamed or removed since. The content
+// of the files needs its own Sync.
 func (d *Disk) SyncDir(dir string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

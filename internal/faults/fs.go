@@ -112,7 +112,9 @@ func (f *FS) Calls() []Call {
 	return slices.Clone(f.calls)
 }
 
-// intercept records a call and returns the error of the first rule that fails it.
+// intercept records a call and returns the error of the first rule that fails it, and how many bytes a
+// failing write still writes. It calls the functions of the rules without the lock, since they may
+// block while other goroutines go on.
 func (f *FS) intercept(c Call) (short int, err error) {
 	if f.script != nil {
 		return f.script.intercept(c)

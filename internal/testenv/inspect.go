@@ -54,7 +54,8 @@ func (s *Server) ResetPeak() error {
 }
 
 // Written returns the bytes that the server itself has sent to block devices, minus those that were
-// cancelled before.
+// cancelled before. Whole pages count, so this is what a disk wears by, not what was written by the
+// program.
 func (s *Server) Written() (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", s.PID()))
 	if err != nil {

@@ -53,7 +53,8 @@ func Start(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Launch starts a server and returns at once.
+// Launch starts a server and returns at once, before it serves. Use it with AwaitReady to test the
+// start itself, or a start that must fail. The caller ends the server; it ends with this process, too.
 func Launch(cfg Config) (*Server, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
@@ -105,7 +106,8 @@ func (s *Server) runProcess(started chan<- error) {
 	close(s.ended)
 }
 
-// AwaitReady waits for the address in the log and for /ready.
+// AwaitReady waits for the address in the log and for /ready. A server that exits before that is an
+// error with its log.
 func (s *Server) AwaitReady() error {
 	deadline := time.NewTimer(s.cfg.Ready)
 	defer deadline.Stop()
@@ -165,7 +167,8 @@ func (s *Server) Ended() <-chan struct{} { return s.ended }
 // Signal sends a signal to the server process alone.
 func (s *Server) Signal(sig syscall.Signal) error { return s.cmd.Process.Signal(sig) }
 
-// Kill sends SIGKILL and waits for the exit of the process.
+// Kill sends SIGKILL and waits for the exit of the process. Its worker and tasks live on, as after a
+// crash: EndWorkers ends them.
 func (s *Server) Kill() {
 	// An error means that it has exited already.
 	_ = s.cmd.Process.Kill()

@@ -2,7 +2,8 @@ package testenv
 
 import "time"
 
-// Patience is the deadline for what happens at once if it happens at all.
+// Patience is the deadline for what happens at once if it happens at all. It bounds how long a failing
+// test hangs, and is far above what a busy machine needs, so that a passing test never meets it.
 const Patience = 10 * time.Second
 
 // pollInterval is the time between two looks at a state that has no signal.
@@ -29,7 +30,8 @@ func Receive[T any](t TB, what string, c <-chan T) (value T) {
 }
 
 // Eventually waits for a condition that another goroutine or the kernel brings about without a
-// signal. It ends the test if the condition does not hold within Patience.
+// signal. It ends the test if the condition does not hold within Patience. The condition is called on
+// the goroutine of the test, again and again, so it must not have side effects.
 func Eventually(t TB, what string, condition func() bool) {
 	t.Helper()
 	EventuallyWithin(t, Patience, what, condition)

@@ -49,7 +49,8 @@ func parentPID(pid int) int {
 }
 
 // EndWorkers ends the workers of a data folder with their tasks: by SIGTERM, and after limit by
-// SIGKILL. It returns when they have exited.
+// SIGKILL. It returns when they have exited. Call it when a test has killed its server, before the
+// data folder is removed: a worker outlives its server by design.
 func EndWorkers(data string, limit time.Duration) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
