@@ -95,8 +95,8 @@ func buildCharts(results map[string]*result) (list []reportChart) {
 	return list
 }
 
-// measuredBars returns the bars of those metrics that were measured. Each pair is a label and a
-// metric.
+// measuredBars returns the bars of those metrics that were measured. A missing reference leaves a chart
+// without its bar; the table gives the reason. Each pair is a label and a metric.
 func (r *result) measuredBars(pairs ...[2]string) (list []bar) {
 	for _, p := range pairs {
 		if v, ok := r.medians[p[1]]; ok {

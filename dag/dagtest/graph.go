@@ -63,7 +63,9 @@ func NewGraph(s *dag.Spec, l dag.Limits) (*Graph, error) {
 	return g, g.expandAll()
 }
 
-// Extend adds the tasks of a generator. started reports whether a task of a definition has started.
+// Extend adds the tasks of a generator, in one step: the result is valid as a whole, or it is an error
+// and g stays as it is. started reports whether a task of a definition has started; an edge into such
+// a definition would come too late. generator is the expanded name of the task that printed them.
 func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def string) bool) (*Graph, error) {
 	made := g.findDefinition(g.Tasks[generator].Def)
 	next := &Graph{params: g.params, defaults: g.defaults, maxDepth: g.maxDepth}
@@ -173,6 +175,9 @@ func (g *Graph) addEdge(parent, child string, match []string) {
 	g.edges = append(g.edges, defEdge{parent: parent, child: child, match: match})
 }
 
+// effectiveJob fills what a job leaves out from the defaults of the spec, and then from those of the
+// semantics: one core and the executor process. A job with a command of either form takes neither
+// form from the defaults.
 func (g *Graph) effectiveJob(j dag.Job) dag.Job {
 	d := g.defaults
 	if d == nil {
@@ -197,7 +202,8 @@ func (g *Graph) effectiveJob(j dag.Job) dag.Job {
 	return j
 }
 
-// expandAll makes all tasks and all edges between them.
+// expandAll makes all tasks and all edges between them, by comparing each task of a parent with each
+// task of its child: quadratic, and therefore free of the index arithmetic of package dag.
 func (g *Graph) expandAll() error {
 	g.Order, g.Tasks = nil, map[string]*Node{}
 	for _, d := range g.defs {
@@ -249,6 +255,8 @@ func sameValues(a, b *Node, match []string) bool {
 	return true
 }
 
+// expandDefinition makes the tasks of a definition, one for each combination of values. The axes are
+// sorted by name, and the last one varies fastest: the number in a task's name follows from that.
 func (g *Graph) expandDefinition(d *definition) error {
 	d.tasks = nil
 	rows := []map[string]string{{}}
@@ -290,6 +298,8 @@ func (g *Graph) parameter(name string) dag.Parameter {
 	return dag.Parameter{}
 }
 
+// substituteAll replaces the tokens of all parameters. A parameter without a list has its only value,
+// a list parameter that of the row.
 func (g *Graph) substituteAll(words []string, row map[string]string) []string {
 	var out []string
 	for _, w := range words {
@@ -306,7 +316,8 @@ func (g *Graph) substituteAll(words []string, row map[string]string) []string {
 }
 
 // checkAcyclic removes definitions whose parents are all removed, until only those of a cycle
-// remain.
+// remain. A cycle of definitions is refused even when the edges between their tasks would not close
+// one.
 func (g *Graph) checkAcyclic() error {
 	gone := map[string]bool{}
 	for {

@@ -346,7 +346,9 @@ func (p *player) playToEnd() error {
 	return fmt.Errorf("the run does not end: %s, %v", o.State, o.Counts())
 }
 
-// forgetLostStart removes from the oracle the starts of live attempts that a crash has lost.
+// forgetLostStart removes from the oracle the starts of live attempts that a crash has lost. The
+// start of an attempt is not durable by itself, so either outcome is right, and the oracle follows the
+// run.
 func (p *player) forgetLostStart(def string, got dag.Times) {
 	o := p.oracle
 	if got != o.ended[def] || got == o.Times(def) {
@@ -360,7 +362,9 @@ func (p *player) forgetLostStart(def string, got dag.Times) {
 }
 
 // crashAndRecover loses the newest events, recovers, and acts as the driver does then: each live
-// attempt is adopted or lost.
+// attempt is adopted or lost. It is the only place where the oracle takes over states from the run:
+// whether a live attempt is GRANTED or RUNNING after a crash, and the clock. Everything else must be as
+// it was when the surviving event was applied.
 func (p *player) crashAndRecover(op Op) error {
 	back := len(p.checkpoints) - 1 - int(op.A)%3
 	if back < 0 {

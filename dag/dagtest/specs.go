@@ -12,7 +12,8 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// ChoiceSource turns bytes into choices. When it is exhausted every choice is 0.
+// ChoiceSource turns bytes into choices. When it is exhausted every choice is 0. So every byte string
+// is a valid spec, a fuzzer can change it freely, and a shorter string is a simpler spec.
 type ChoiceSource struct{ Bytes []byte }
 
 // Choose returns a number in [0, n).
@@ -84,6 +85,7 @@ func wholeQuantity(n int) dag.Quantity {
 	return dag.Quantity{Raw: fmt.Sprint(n), Milli: int64(n) * 1000}
 }
 
+// randomTask makes a task without edges: its job, resources, retries, and whether it generates tasks.
 func randomTask(src *ChoiceSource, name string) dag.TaskSpec {
 	t := dag.TaskSpec{Name: name, Job: dag.Job{Command: []string{"run"}}}
 	for bit, token := range []string{"{{A}}", "x{{B}}", "{{C}}{{C}}", "{{S}}"} {

@@ -16,8 +16,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// checkOwner refuses files that belong to another user or are writable by others. name is the path
-// below DATA.
+// checkOwner refuses files that belong to another user or are writable by others: whoever can write
+// there decides which commands the server runs. name is the path below DATA.
 func checkOwner(name string, info fs.FileInfo) error {
 	if owner, own := ownerUID(info), os.Geteuid(); owner != own {
 		return fmt.Errorf("%s belongs to %s and this process is %s; run it as that user, or change the owner with chown -R",
@@ -130,7 +130,8 @@ func missingPartError(name string) error {
 		"their attempts count as lost", name)
 }
 
-// checkComplete refuses a used folder with a missing part.
+// checkComplete refuses a used folder with a missing part. A server that made the part again would
+// start with an empty store and give the IDs of acknowledged runs to new ones.
 func (f *Folder) checkComplete(copied bool) error {
 	for _, name := range []string{dbName, outputName, workerName} {
 		info, err := os.Lstat(f.pathOf(name))

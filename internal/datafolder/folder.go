@@ -334,7 +334,9 @@ func (f *Folder) SetPaused(reason string) error {
 	return f.updateIdentity(func(i *identity) { i.paused = reason })
 }
 
-// MarkUsed records that acknowledgements may follow. The record is durable when it returns.
+// MarkUsed records that acknowledgements may follow. The record is durable when it returns. Call it
+// once the store is open, and before the first request is served: an earlier call would make a crash
+// during the creation of the store look like a lost store.
 func (f *Folder) MarkUsed() error {
 	return f.updateIdentity(func(i *identity) { i.state = stateUsed })
 }
