@@ -200,7 +200,7 @@ type executorCollector map[string]executor.Executor
 
 var (
 	respondingDesc = prometheus.NewDesc("caravan_worker_responding",
-		"1 while every worker answers, 0 while one does not.", []string{"executor"}, nil)
+		"1 while the executor is able to start tasks, 0 while a worker or the cluster does not answer.", []string{"executor"}, nil)
 	postponedDesc = prometheus.NewDesc("caravan_starts_deferred_total",
 		"Starts that had to wait for want of something that the machine was short of.", []string{"executor", "reason"}, nil)
 )

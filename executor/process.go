@@ -36,8 +36,9 @@ type ProcessConfig struct {
 	// RecordIntents, if set, is called right before processes are started, with their orders. After
 	// an error their starts are postponed.
 	RecordIntents func([]*Order) error
-	// WithdrawIntent, if set, is called when a start is postponed, before the order waits again. The
-	// intent may not have been recorded. OnPostponed is called once the order waits, with the reason
+	// WithdrawIntent, if set, is called when a start is postponed, before the order waits again, and
+	// when a kill comes before the fork, before the order is reported as Revoked. The intent may not
+	// have been recorded. OnPostponed is called once the order waits, with the reason
 	// (PostponeReasons) and the error; the order may have started again by then.
 	WithdrawIntent func(*Order)
 	OnPostponed    func(o *Order, reason string, err error)

@@ -273,3 +273,56 @@ func TestExcessStartsWaitInTheQueue(t *testing.T) {
 		t.Errorf("%d starts", p.startsUnderWay-p.startLimit.starting+1)
 	}
 }
+
+// A kill that comes while the intent is written gives the order back: nothing is forked, the intent is
+// withdrawn before the report, and the same key may be ordered and killed again, and then run once.
+func TestKillBeforeTheForkRevokes(t *testing.T) {
+	key := messages.AttemptKey{Task: 1}
+	var p *Process
+	kills := 2
+	withdrawn := make(chan messages.AttemptKey, 10)
+	p, reports := newInternalRig(t, ProcessConfig{
+		RecordIntents: func([]*Order) error {
+			if kills > 0 {
+				kills--
+				p.Kill(key, 0)
+			}
+			return nil
+		},
+		WithdrawIntent: func(o *Order) { withdrawn <- o.Key },
+	})
+	order := Order{Key: key, Command: []string{"/bin/true"}, CPUMillis: 1000}
+	for range 2 {
+		p.Start(order)
+		if r := <-reports; r.Kind != Revoked || r.Key != key {
+			t.Fatalf("%+v", r)
+		}
+		select {
+		case k := <-withdrawn:
+			if k != key {
+				t.Errorf("the intent of %v was withdrawn", k)
+			}
+		default:
+			t.Error("the order was given back before its intent was withdrawn")
+		}
+		if p.HasStarted(key) {
+			t.Error("the key of an order that never began is remembered")
+		}
+	}
+	p.Start(order)
+	for r := range reports {
+		if r.Kind == Finished {
+			if r.Record.Result != messages.AttemptSucceeded {
+				t.Errorf("%+v", r.Record)
+			}
+			break
+		}
+	}
+	p.Start(order) // a repetition: it has run
+	if s := p.Stats(); s.Starts != 1 || s.NotStarted != 0 || s.Queued != 0 {
+		t.Errorf("%+v", s)
+	}
+	if err := p.CheckInvariants(); err != nil {
+		t.Error(err)
+	}
+}

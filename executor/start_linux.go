@@ -313,6 +313,10 @@ func (p *Process) startFailed(a *attempt, err error) {
 		p.endUnstarted(a, nil, named)
 		return
 	}
+	if err == errEndedFirst && why == causeKill {
+		p.endUnstarted(a, p.withdrawStart(a), nil)
+		return
+	}
 	result, reason := messages.AttemptNotStarted, named
 	var limit *memoryLimitError
 	switch {
@@ -328,6 +332,23 @@ func (p *Process) startFailed(a *attempt, err error) {
 		reason = fmt.Errorf("%w; before that, it had %s", reason, text)
 	}
 	p.endUnstarted(a, p.notStartedReport(&a.order, result, reason), nil)
+}
+
+// withdrawStart takes back the start of an attempt that was killed after it was admitted, and returns
+// its final report: a killed order that has not started is revoked (Executor.Kill). The caller knows
+// that no process exists, since errEndedFirst comes from before a fork or after a refused one.
+//
+// The intent is withdrawn, and the key forgotten, while the attempt is still in the table. So an order
+// of the same key is ignored until the report is made, and after it none of the two can make a new
+// order look like a repetition, or a crash look like a lost attempt.
+func (p *Process) withdrawStart(a *attempt) *Report {
+	if p.cfg.WithdrawIntent != nil {
+		p.cfg.WithdrawIntent(&a.order)
+	}
+	p.mu.Lock()
+	p.startedKeys.Remove(a.order.Key)
+	p.mu.Unlock()
+	return &Report{Key: a.order.Key, Kind: Revoked, At: p.cfg.Now()}
 }
 
 // endUnstarted reports the end of an attempt without a process. If something was lacking, the

@@ -111,10 +111,21 @@ func (p *peer) endUnreachable() {
 	}
 }
 
-// Healthy implements executor.HealthReporter.
+// unhealthyDeaths is how many new workers in a row must have died before Healthy says so. A single
+// death, such as one by the OOM killer, is made good within 100 ms.
+const unhealthyDeaths = 3
+
+// Healthy implements executor.HealthReporter. It tells of what keeps all attempts from starting: the
+// list of former processes cannot be read, workers die at their start, or a worker hangs.
 func (r *Remote) Healthy() error {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
+	switch {
+	case r.discoveryErr != nil:
+		return fmt.Errorf("attempts wait: cannot list the processes of former workers: %w", r.discoveryErr)
+	case r.earlyDeaths >= unhealthyDeaths:
+		return fmt.Errorf("attempts wait: the last %d workers died before they served", r.earlyDeaths)
+	}
 	for _, p := range r.peers {
 		if p.unresponsive && !p.workerGone {
 			pid := "pid not known"

@@ -66,8 +66,9 @@ type Remote struct {
 	peers        []*peer
 	active       *peer // nil, or synced and taking orders
 	undelivered  []executor.Report
-	delivering   bool // a goroutine delivers the reports
-	earlyDeaths  int  // new workers in a row that never served
+	delivering   bool  // a goroutine delivers the reports
+	earlyDeaths  int   // new workers in a row that never served, or could not be started
+	discoveryErr error // why the workers without a folder are not known yet; nil once they are
 
 	postponedStarts map[string]uint64 // starts that had to wait, by reason
 	lastComplaint   time.Time         // about such a start

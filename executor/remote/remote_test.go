@@ -101,13 +101,17 @@ func TestNewRefusesBadConfig(t *testing.T) {
 }
 
 // TestOrdersWaitForAWorkerThatCannotStart has a program that ends at once. Orders wait for a worker,
-// and Close revokes them.
+// Healthy says why, and Close revokes them.
 func TestOrdersWaitForAWorkerThatCannotStart(t *testing.T) {
 	g := newRig(t)
 	rec := executortest.NewRecorder(t)
 	r := g.open(rec, func(c *remote.Config) { c.Binary = "/bin/false" })
 	r.Start(g.order(1, "true"))
 	poll(t, "the log to say so", func() bool { return strings.Contains(g.log.String(), "new workers die before they serve") })
+	poll(t, "Healthy to say so", func() bool {
+		err := r.Healthy()
+		return err != nil && strings.Contains(err.Error(), "workers died before they served")
+	})
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}

@@ -18,6 +18,9 @@ func (r *Remote) supervise() {
 	defer close(r.supervised)
 	for {
 		err := r.discoverUnlisted()
+		r.mu.Lock()
+		r.discoveryErr = err
+		r.unlockAndDeliver()
 		if err == nil {
 			break
 		}

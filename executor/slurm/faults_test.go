@@ -89,6 +89,9 @@ func TestUnreachableClusterIsAwaited(t *testing.T) {
 	g.cluster.SetUnreachable(true)
 	s.Start(g.order(2, "true"))
 	poll(t, "the log to tell", func() bool { return strings.Contains(g.log.String(), "Slurm does not answer") })
+	if err := s.Healthy(); err == nil || !strings.Contains(err.Error(), "slurm does not answer") {
+		t.Errorf("health of an unreachable cluster: %v", err)
+	}
 	g.releaseTasks()
 	if n := len(rec.Reports(key(1))); n != 1 {
 		t.Errorf("%d reports while nothing is known", n)
@@ -99,6 +102,23 @@ func TestUnreachableClusterIsAwaited(t *testing.T) {
 	if n := strings.Count(g.log.String(), "does not answer"); n != 1 {
 		t.Errorf("%d lines on one absence", n)
 	}
+	if err := s.Healthy(); err != nil {
+		t.Errorf("health of a cluster that answers again: %v", err)
+	}
+}
+
+// A cluster that does not answer is polled until it does, even when no job is left to ask about.
+func TestIdleSlurmRecoversItsHealth(t *testing.T) {
+	g := newRig(t)
+	rec := executortest.NewRecorder(t)
+	s := g.open(rec)
+	g.cluster.SetUnreachable(true)
+	s.Start(g.order(1, "true"))
+	poll(t, "Healthy to say so", func() bool { return s.Healthy() != nil })
+	s.Kill(key(1), 0)
+	g.cluster.SetUnreachable(false)
+	rec.WaitFinal(key(1))
+	poll(t, "Healthy to recover", func() bool { return s.Healthy() == nil })
 }
 
 // Attempts that end by a failure of their node, or by preemption, are lost and have not failed.

@@ -83,7 +83,7 @@ func (r *reconciler) run() {
 func (r *reconciler) untilNextDuty() time.Duration {
 	now := time.Now()
 	due := now.Add(idleSleep)
-	if r.hasJobs() && r.nextPoll.Before(due) {
+	if r.needsPolls() && r.nextPoll.Before(due) {
 		due = r.nextPoll
 	}
 	if len(r.waiting) > 0 && !r.submitting {
@@ -101,8 +101,9 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// hasJobs tells whether there are jobs to poll.
-func (r *reconciler) hasJobs() bool { return r.inFlight > 0 || len(r.orphans) > 0 }
+// needsPolls tells whether there are jobs to poll. A cluster that does not answer is polled without
+// jobs too, since only an answer makes the Slurm healthy again.
+func (r *reconciler) needsPolls() bool { return r.inFlight > 0 || len(r.orphans) > 0 || r.unreachable }
 
 // maxPollInterval bounds the time between two polls, however long a poll takes.
 const maxPollInterval = 10 * time.Second
@@ -110,7 +111,7 @@ const maxPollInterval = 10 * time.Second
 // pollJobs is duty 3.
 func (r *reconciler) pollJobs() {
 	began := time.Now()
-	if !r.hasJobs() || began.Before(r.nextPoll) {
+	if !r.needsPolls() || began.Before(r.nextPoll) {
 		return
 	}
 	jobs, err := r.slurm.commands.queryJobs(r.slurm.ctx, r.slurm.folderID, &r.useScontrol)

@@ -66,6 +66,9 @@ type Slurm struct {
 	state      state
 	requests   []func()
 	liveOutput map[messages.AttemptKey]*attemptOutput // of attempts that have begun and not ended
+	// unreachableErr is the first error since the cluster last answered; nil while it answers. The
+	// reconciler sets it, Healthy reads it.
+	unreachableErr error
 }
 
 // state is the stage of a Slurm's life.
@@ -78,7 +81,10 @@ const (
 	stateDetached
 )
 
-var _ executor.Durable = (*Slurm)(nil)
+var (
+	_ executor.Durable        = (*Slurm)(nil)
+	_ executor.HealthReporter = (*Slurm)(nil)
+)
 
 // New takes over the folder, which only one Slurm at a time can do. It fails when Slurm's commands
 // are not installed. While the cluster does not answer, orders wait.
@@ -223,6 +229,27 @@ func (s *Slurm) ExpectResume(runs ...messages.RunID) {
 // in the folder are orphans.
 func (s *Slurm) ResumeDone(run messages.RunID) {
 	s.request(func() { s.reconciler.discardOrphans(func(r messages.RunID) bool { return r == run }) })
+}
+
+// Healthy implements executor.HealthReporter: it tells that the cluster does not answer.
+func (s *Slurm) Healthy() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unreachableErr == nil {
+		return nil
+	}
+	return fmt.Errorf("slurm does not answer: its jobs go on, and others wait: %w", s.unreachableErr)
+}
+
+// PostponedStarts implements executor.HealthReporter. Slurm itself has orders wait for the machines of
+// the cluster, so this executor does not postpone starts.
+func (s *Slurm) PostponedStarts() map[string]uint64 { return nil }
+
+// setUnreachable sets why the cluster does not answer; nil = it answers.
+func (s *Slurm) setUnreachable(err error) {
+	s.mu.Lock()
+	s.unreachableErr = err
+	s.mu.Unlock()
 }
 
 // Detach implements executor.Durable. Reports stop, and jobs go on. An order that was not submitted

@@ -227,8 +227,10 @@ func (r *reconciler) setReachable(err error) {
 			r.log.Info("Slurm answers again")
 		}
 		r.unreachable, r.retryPause = false, 0
+		r.slurm.setUnreachable(nil)
 	case !r.unreachable && r.slurm.ctx.Err() == nil:
 		r.unreachable = true
+		r.slurm.setUnreachable(err)
 		r.log.Warn("Slurm does not answer; retrying", "err", err)
 	}
 }

@@ -2,10 +2,13 @@ package worker
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/caravan-dag/caravan/executor/workerpb"
+	"github.com/caravan-dag/caravan/internal/faults"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -124,5 +127,35 @@ func TestInvalidFramesEndTheStream(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 		g.attach() // the worker goes on
+	}
+}
+
+// TestKillBeforeTheForkGivesTheOrderBack kills an attempt while its intent is being written. The order
+// is revoked once the journal says that the intent is withdrawn, so a crash does not make it a lost
+// attempt. The same order may come again; it then runs once.
+func TestKillBeforeTheForkGivesTheOrderBack(t *testing.T) {
+	g := newRig(t)
+	c, _ := g.attach()
+	g.disk.Add(faults.Rule{Op: faults.Write, Path: journalFileName, N: 1, Do: func(faults.Call) { g.process.Kill(key(1), 0) }})
+	c.send(shell(1, "true"))
+	if i := c.next(); i.kind == "queued" { // it may be told first that it waits
+		c.want("revoked", key(1))
+	} else if i.kind != "revoked" || i.key != key(1) {
+		t.Fatalf("%+v", i)
+	}
+	text, err := os.ReadFile(filepath.Join(g.folder.Path, journalFileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := parseJournal(text); !p.complete || p.attempts[key(1)] != nil {
+		t.Errorf("after the order was given back the journal has %+v", p)
+	}
+	c.send(shell(1, "true"))
+	if end := c.of("finished").report(t); end.Record.Result != messages.AttemptSucceeded {
+		t.Errorf("%+v", end)
+	}
+	c.send(acknowledge(1), shell(1, "true"))
+	if i := c.of("ignored"); i.key != key(1) || g.process.Stats().Starts != 1 {
+		t.Errorf("%+v, %d starts", i, g.process.Stats().Starts)
 	}
 }
