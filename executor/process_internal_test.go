@@ -135,8 +135,8 @@ func TestAttemptWithoutPidfd(t *testing.T) {
 	}
 }
 
-// An attempt that is killed between the queue and the fork is not forked. Its only report is the
-// end, without a start.
+// An attempt that is killed between the queue and the fork is not forked. Its only report gives the
+// order back.
 func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Second} {
 		key := messages.AttemptKey{Task: 1}
@@ -150,7 +150,7 @@ func TestKillBeforeForkStartsNoProcess(t *testing.T) {
 			return nil
 		}})
 		p.Start(Order{Key: key, Command: []string{"sleep", "1000"}})
-		if r := <-reports; r.Kind != Finished || r.Record.Result != messages.AttemptKilled || r.Record.RC != -1 {
+		if r := <-reports; r.Kind != Revoked {
 			t.Errorf("%+v", r)
 		}
 	}

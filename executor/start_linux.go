@@ -24,8 +24,9 @@ const (
 	busyFirst = 10 * time.Millisecond
 )
 
-// startSpec returns the attempt's command in the form of vfork. If its last file is a script,
-// closeScript closes it.
+// startSpec returns the attempt's command in the form of vfork; files are its stdout and stderr. If
+// the spec's last file is a script, the caller closes it by closeScript once the child exists: the
+// child has its own copy. The error, of the script's file in memory, may postpone the start.
 func (p *Process) startSpec(a *attempt, files [2]int) (spec vfork.Spec, err error) {
 	c := &a.command
 	spec = vfork.Spec{
@@ -55,8 +56,10 @@ func closeScript(spec *vfork.Spec) {
 var errHelperStarts = errors.New("a helper starts it")
 
 // launchAttempt starts an attempt whose intent is written, and does not wait for its exec. It gives
-// starts that may take long to a helper and returns errHelperStarts. Any other error says what was
-// short.
+// starts that may take long to a helper and returns errHelperStarts; the attempt then belongs to the
+// helper. Any other error postpones the start. An error of another kind, for instance of a kernel
+// without clone3, is not decided here: the helper tries again by the blocking way, whose error is
+// final. Only the loop calls it.
 func (p *Process) launchAttempt(a *attempt) error {
 	if p.cgroups.enforcesMemory(a.memoryLimit()) {
 		go p.startBlocking(a)
@@ -92,7 +95,9 @@ func (p *Process) makeCgroup(a *attempt) {
 	p.relaunch(a)
 }
 
-// relaunch has the loop launch an attempt whose intent is written.
+// relaunch has the loop launch an attempt whose intent is written. It goes before the admitted ones:
+// startAll expects attempts without a need for an intent first. The attempt belongs to the loop from
+// here on.
 func (p *Process) relaunch(a *attempt) {
 	p.mu.Lock()
 	p.admitted = slices.Insert(p.admitted, 0, a)
@@ -241,8 +246,9 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 // memoryLimit is the attempt's memory limit in bytes.
 func (a *attempt) memoryLimit() int64 { return a.order.MemoryBytes }
 
-// reapUnexecuted continues with an attempt whose launched child did not execute its program. A
-// helper calls it.
+// reapUnexecuted continues with an attempt whose launched child did not execute its program. It reaps
+// the child first: no process of the attempt is left when its start is tried again, postponed or
+// reported as failed. A helper calls it.
 func (p *Process) reapUnexecuted(a *attempt) {
 	for {
 		if _, err := unix.Wait4(a.launch.PID, nil, 0, nil); err != unix.EINTR {
@@ -271,7 +277,9 @@ func (p *Process) watchExit(a *attempt) {
 	p.wakeLoop()
 }
 
-// reportStarted says that the attempts have executed their programs, and appends their reports.
+// reportStarted says that the attempts have executed their programs, and appends their reports. The
+// phase changes before OnStarted and the report, so that a kill that comes in between already reaches
+// the whole group. p.mu is not held: OnStarted may take a lock of its own.
 func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 	p.mu.Lock()
 	for _, a := range list {
@@ -297,7 +305,12 @@ func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 }
 
 // startFailed handles a failed start: the attempt goes back to the queue or ends. That may take
-// long, so a helper calls it.
+// long, so a helper calls it. No process of the attempt exists any more.
+//
+// In this sequence: a program that is open for writing is tried again soon, with its slots and its
+// intent. A start that the machine is short for is postponed, even when it is being ended: postpone
+// then revokes it. A kill that came before any fork revokes the order. Everything else is an end of the
+// attempt, with the cause that the executor had for ending it or an explanation of the error.
 func (p *Process) startFailed(a *attempt, err error) {
 	if err == unix.ETXTBSY && a.textBusyTries < busyTries && !p.isEnding(a) {
 		a.textBusyTries++
@@ -339,8 +352,8 @@ func (p *Process) startFailed(a *attempt, err error) {
 // that no process exists, since errEndedFirst comes from before a fork or after a refused one.
 //
 // The intent is withdrawn, and the key forgotten, while the attempt is still in the table. So an order
-// of the same key is ignored until the report is made, and after it none of the two can make a new
-// order look like a repetition, or a crash look like a lost attempt.
+// of the same key is ignored until the report is made, and after it neither the
+// key makes a new order look like a repetition, nor the intent makes a crash lose an attempt.
 func (p *Process) withdrawStart(a *attempt) *Report {
 	if p.cfg.WithdrawIntent != nil {
 		p.cfg.WithdrawIntent(&a.order)
