@@ -35,6 +35,9 @@ const (
 )
 
 // loop handles all attempts from start to end. See the package doc.
+//
+// Helpers begin after the sink has the reports of the turn: a helper reports the end of its attempt by
+// itself, and that attempt's Started may be among these reports (rule 3 of the package doc).
 func (p *Process) loop() {
 	defer close(p.loopEnded)
 	t := &turn{recheck: recheckFirst}
@@ -57,6 +60,10 @@ func (p *Process) loop() {
 }
 
 // waitForWork returns once the turn has work. It returns false when the Process is closed.
+//
+// It fills t.admitted and t.ended. It takes at most startsPerTurn attempts, and looks for events
+// without waiting before it takes more. So exits are handled, and their slots free, between two turns
+// that start attempts, however many orders come.
 func (p *Process) waitForWork(t *turn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,6 +152,13 @@ func (p *Process) pollEvents(t *turn, timeout int) int {
 }
 
 // handleExit handles the leader's exit, if it has exited. p.mu is held.
+//
+// A pidfd also becomes readable when a child ends before its exec. The kernel has cleared the word of
+// the launch by then, so ExecDone tells whether this is the end of the task or of a failed start. A
+// failed start keeps its slots and has not been reported: its helper reaps the child, and then
+// postpones the start or reports the failure. The slots of a task that ended by itself are free from
+// here on, before its final report; those of a task that is being ended stay in use until its group is
+// dead (waitGroupExit).
 func (p *Process) handleExit(t *turn, a *attempt) {
 	if a.pidfd >= 0 {
 		delete(p.leadersByPID, int32(a.pid))
@@ -227,6 +241,11 @@ func (p *Process) reportEnds(t *turn) {
 
 // startAll starts the admitted attempts, once their intents are written. Those that lack something
 // go back to the queue in reverse, because each goes before the others of its run.
+//
+// No process is forked before its intent is written, and p.mu is not held while intents are written or
+// processes forked. A kill may come in between. Before beginStart it gives the attempt a cause, and
+// nothing is forked. From beginStart until the pid is known it cannot signal the child, so
+// deliverPendingSignals sends what is due together with the assignment of the pid, under one lock.
 func (p *Process) startAll(t *turn) {
 	t.ready, t.orders = t.ready[:0], t.orders[:0]
 	for _, a := range t.admitted {

@@ -278,8 +278,8 @@ func (p *Process) watchExit(a *attempt) {
 }
 
 // reportStarted says that the attempts have executed their programs, and appends their reports. The
-// phase changes before OnStarted and the report, so that a kill that comes in between already reaches
-// the whole group. p.mu is not held: OnStarted may take a lock of its own.
+// phase changes before OnStarted and the report, so that a SIGKILL in between also reaches the control
+// group. p.mu is not held in OnStarted, which may take a lock of its own.
 func (p *Process) reportStarted(reports []Report, list ...*attempt) []Report {
 	p.mu.Lock()
 	for _, a := range list {

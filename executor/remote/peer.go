@@ -221,7 +221,7 @@ func (p *peer) workerEnded(folder *worker.Folder) {
 
 // connect has one connection with the worker and returns when it is over. synced reports whether the
 // worker had said all that it knows. Items that were to be sent on a former connection are dropped:
-// completeSync sends what the worker lacks.
+// completeSync sends what the worker lacks, and distributeCapacity the slots, since p.capacity is reset.
 func (p *peer) connect() (synced bool, _ error) {
 	r := p.r
 	conn, err := grpc.NewClient("passthrough:///"+filepath.Base(p.path), append(workerpb.DialOptions(),
@@ -370,6 +370,11 @@ func (p *peer) noteListed(key messages.AttemptKey) {
 // and sends what may have been lost with a former connection: kills and revocations of attempts that the
 // worker has, and orders that it does not have. An order that it does not have and that is not wanted
 // any more never began. mu is held.
+//
+// To send an item twice is harmless. The worker answers an order that it has with the state of the
+// attempt, and a kill or revocation of an attempt that has ended has no effect. An attempt that it has
+// ended stays in its table until this server acknowledges the end, so "not listed" proves that the
+// order was lost on its way, or was given back.
 func (p *peer) completeSync() {
 	r := p.r
 	var resend []messages.AttemptKey

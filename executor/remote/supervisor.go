@@ -269,6 +269,11 @@ func (r *Remote) recoverDeadWorkers() {
 // adoptState takes over what a dead worker left. Ends of its journal are reported as if the worker had
 // said them. An attempt without an end is lost if it may have begun, else its order waits for another
 // worker. mu is held.
+//
+// The intent of each attempt is in the journal before its fork, and the processes of the dead worker
+// have ended. So an attempt that a complete journal does not name has never run, and its order may be
+// given to another worker under the same number. Where the journal is not complete, nothing that the
+// worker had is run again under the same number, and attempts that were not heard of are in doubt.
 func (r *Remote) adoptState(p *peer, state *worker.DeadWorkerState) {
 	p.recovered = true
 	for _, end := range state.Ends {

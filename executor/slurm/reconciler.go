@@ -79,7 +79,8 @@ func (r *reconciler) run() {
 	}
 }
 
-// untilNextDuty is how long the reconciler may sleep.
+// untilNextDuty is how long the reconciler may sleep; at least 1 ms, so that a duty which is due but
+// cannot be done yet does not occupy a processor.
 func (r *reconciler) untilNextDuty() time.Duration {
 	now := time.Now()
 	due := now.Add(idleSleep)
@@ -144,6 +145,11 @@ func (r *reconciler) pollJobs() {
 }
 
 // reconcileAttempt compares one attempt with a poll that began at that time.
+//
+// The folder decides whether an attempt has begun, and the poll only whether its job may still act. A
+// job that the poll lacks proves something only if the job was there before the poll began
+// (visibleFrom): an sbatch that is running may have created it since. The final state of a job is seen
+// once at most, since Slurm forgets jobs, and is kept in endedJob.
 func (r *reconciler) reconcileAttempt(a *attempt, jobs snapshot, began time.Time) {
 	j := jobs.find(a.jobName, a.arrayIndex)
 	switch {
@@ -181,7 +187,8 @@ func (r *reconciler) reconcileAttempt(a *attempt, jobs snapshot, began time.Time
 }
 
 // jobDisappeared handles an attempt whose job Slurm does not know. The job ended long ago, or was
-// never created.
+// never created. To submit it again is safe in either case, even if the first job comes after all: each
+// job compares its name with that in the folder, and only one process can create begun.
 func (r *reconciler) jobDisappeared(a *attempt) {
 	r.noteStart(a)
 	switch {
@@ -199,6 +206,9 @@ func (r *reconciler) jobDisappeared(a *attempt) {
 }
 
 // jobEnded handles an attempt whose job is over. The attempt has ended, or will never begin.
+// claimUnstarted makes that certain before it is reported: it creates begun in the name of the server, or
+// finds that the job has done so. An error of the shared file system decides nothing; the next poll
+// comes here again.
 func (r *reconciler) jobEnded(a *attempt, j *job) {
 	a.endedJob = j
 	if a.jobID == "" {

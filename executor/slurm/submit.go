@@ -142,7 +142,9 @@ func (r *reconciler) newJobName(task string) string {
 	return plain[:min(len(plain), 40)] + "." + r.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
-// onSubmitted handles sbatch's answer to a batch.
+// onSubmitted handles sbatch's answer to a batch. Attempts of the batch may have been killed, revoked
+// or ordered again while sbatch ran: the jobs of those that are over are cancelled, since only now
+// their number is known.
 func (r *reconciler) onSubmitted(batch []*attempt, out string, err error) {
 	r.submitting = false
 	array, _, _ := strings.Cut(strings.TrimSpace(out), ";")
@@ -219,7 +221,9 @@ func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
 	r.holdUntil = time.Now().Add(hold)
 }
 
-// setReachable notes, and logs once, whether the cluster answers.
+// setReachable notes, and logs once, whether the cluster answers: err is what a poll or an sbatch
+// ended with, nil if Slurm answered, even if it refused. An error because this Slurm is shutting down
+// says nothing about the cluster.
 func (r *reconciler) setReachable(err error) {
 	switch {
 	case err == nil:

@@ -62,7 +62,10 @@ func (w *Worker) recordIntents(orders []*executor.Order) error {
 	return err
 }
 
-// withdrawIntent is executor.ProcessConfig.WithdrawIntent: the process was not forked.
+// withdrawIntent is executor.ProcessConfig.WithdrawIntent: no process of the attempt is left, and none
+// has executed its program. The attempt is Queued again before the record is added, so that a
+// compaction between the two does not write the intent into the new file. An attempt whose intent was
+// never recorded is still Queued and needs no record.
 func (w *Worker) withdrawIntent(o *executor.Order) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -98,8 +101,8 @@ func (w *Worker) processStarted(o *executor.Order, pid int) {
 	}
 }
 
-// takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The session's sender tells the server, after it
-// has written the journal.
+// takeReports is the sink of the process: duty 4. It encodes the ends before it takes the lock. The
+// session's sender tells the server, after it has written the journal.
 func (w *Worker) takeReports(reports ...executor.Report) {
 	ends := make([][]byte, len(reports))
 	for i := range reports {

@@ -142,7 +142,9 @@ func (j *journal) writeIntents(orders []*executor.Order, at int64) error {
 	return j.write()
 }
 
-// addWithdrawn adds to the next write that the process was not forked in spite of the intent.
+// addWithdrawn adds to the next write that the process was not forked in spite of the intent. A crash
+// before that write leaves the intent, and the attempt is lost rather than given back, which is safe:
+// it uses up a number, but never runs twice. A session sends Revoked after the write (sendFrames).
 func (j *journal) addWithdrawn(k messages.AttemptKey) {
 	j.mu.Lock()
 	j.buf.addWithdrawn(k)
@@ -175,6 +177,10 @@ var errMustRewrite = errors.New("the file must be replaced")
 
 // write writes buf and a tail over the former tail. After an error the file is not written any more,
 // and rewrite has to write what buf holds. j.mu is held.
+//
+// It does not sync. The journal is for the death of the worker's process, which leaves written pages
+// with the kernel. A restart of the machine ends all attempts anyway, and the boot ID in the header
+// tells it (DeadWorkerState.Complete). That keeps a start free of a wait for the disk.
 func (j *journal) write() error {
 	if j.failed != nil {
 		j.buf.bytes = j.buf.bytes[:0]
