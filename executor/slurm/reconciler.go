@@ -207,8 +207,8 @@ func (r *reconciler) jobDisappeared(a *attempt) {
 
 // jobEnded handles an attempt whose job is over. The attempt has ended, or will never begin.
 // claimUnstarted makes that certain before it is reported: it creates begun in the name of the server, or
-// finds that the job has done so. An error of the shared file system decides nothing; the next poll
-// comes here again.
+// finds that the job has done so. After an error of the shared file system the next poll comes
+// here again.
 func (r *reconciler) jobEnded(a *attempt, j *job) {
 	a.endedJob = j
 	if a.jobID == "" {

@@ -222,8 +222,8 @@ func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
 }
 
 // setReachable notes, and logs once, whether the cluster answers: err is what a poll or an sbatch
-// ended with, nil if Slurm answered, even if it refused. An error because this Slurm is shutting down
-// says nothing about the cluster.
+// ended with, nil if Slurm answered, even if it refused. Errors while this Slurm is shutting down
+// are ignored.
 func (r *reconciler) setReachable(err error) {
 	switch {
 	case err == nil:
