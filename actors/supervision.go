@@ -52,13 +52,11 @@ import (
 // spawns one that is missing, as for the first attempt. A restart has one way, restartTaskActor,
 // and it is always protoactor's.
 //
-// There used to be two ways, because a restart was written first and the bound later: an actor
-// was restarted when it had failed, and replaced when its attempt was lost or too many actors
-// waited. Two other designs were weighed. Without restarts, every further attempt would stop one
-// actor and spawn another, which takes twice as long, and 29 allocations of 1,152 bytes in place
-// of 12 of 337 (BenchmarkBudgetRetry, 2026-11-30). Without the bound, a run of a million tasks
-// that wait for their retry would hold a million actors. The bound costs a run without
-// failures nothing, since beginAttempt looks the actor up anyway.
+// Two other designs were weighed. Without restarts, every further attempt would stop one actor
+// and spawn another, which takes twice as long, and 29 allocations of 1,152 bytes in place of 12
+// of 337 (BenchmarkBudgetRetry, 2026-11-30). Without the bound, a run of a million tasks that wait
+// for their retry would hold a million actors. The bound costs a run without failures nothing,
+// since beginAttempt looks the actor up anyway.
 
 // maxSuspended bounds the suspended task actors of one run. Further ones are passivated: stopped,
 // and spawned again for their next attempt. A retry without an interval does not count: its task
