@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -317,10 +318,8 @@ func TestMemoryLimitsAreShownAsSubmitted(t *testing.T) {
 // eventually polls for a condition, with a deadline.
 func eventually(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(what())
-		}
+	if !testenv.Poll(testenv.Patience, ok) {
+		t.Fatal(what())
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -386,17 +387,13 @@ func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	p.admitQueued(0)
 	p.mu.Unlock()
 	<-reports
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // it comes after the report, or before
+	// The monitor may get the attempt before or after the report.
+	testenv.Eventually(t, "the monitor bounds the attempt's output", func() bool {
 		p.monitor.mu.Lock()
+		defer p.monitor.mu.Unlock()
 		_, watched := p.monitor.index[a]
-		p.monitor.mu.Unlock()
-		if watched {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("nobody bounds its output")
-		}
-	}
+		return watched
+	})
 	p.Kill(a.order.Key, 0)
 	<-reports
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -188,16 +189,9 @@ func (r *rig) waitPrinted(key messages.AttemptKey, want string) {
 // poll waits for a state of a real process that sends no signal.
 func poll(t *testing.T, missing func() string) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		s := missing()
-		if s == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(s)
-		}
-		time.Sleep(2 * time.Millisecond)
+	var lacks string
+	if !testenv.Poll(time.Minute, func() bool { lacks = missing(); return lacks == "" }) {
+		t.Fatal(lacks)
 	}
 }
 

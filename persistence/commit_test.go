@@ -154,13 +154,8 @@ func TestRowsStayUntilBadgerHasThem(t *testing.T) {
 		given := sumOf(ops)
 		go func() {
 			// Until the next commit is in the log, if one comes, and a little longer.
-			for end := time.Now().Add(20 * time.Millisecond); s.localWAL.log.Last() <= at && time.Now().Before(end); {
-				time.Sleep(100 * time.Microsecond)
-			}
-			for end := time.Now().Add(2 * time.Millisecond); sumOf(ops) == given && time.Now().Before(end); {
-				time.Sleep(100 * time.Microsecond)
-			}
-			if sumOf(ops) != given {
+			testenv.Poll(20*time.Millisecond, func() bool { return s.localWAL.log.Last() > at })
+			if testenv.Poll(2*time.Millisecond, func() bool { return sumOf(ops) != given }) {
 				t.Errorf("commit %d: its rows have changed before Badger has them", at)
 			}
 			write(ops, at, done)

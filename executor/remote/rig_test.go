@@ -17,6 +17,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/remote"
 	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -168,13 +169,11 @@ func resumed(o executor.Order) executor.Order {
 // poll waits for something that another process does.
 func poll(t testing.TB, what string, done func() bool, before ...func()) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !done(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			for _, f := range before {
-				f()
-			}
-			t.Fatalf("waited a minute for %s", what)
+	if !testenv.Poll(time.Minute, done) {
+		for _, f := range before {
+			f()
 		}
+		t.Fatalf("waited a minute for %s", what)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/caravan-dag/caravan/executor/slurm"
 	"github.com/caravan-dag/caravan/executor/slurm/slurmtest"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -106,11 +107,7 @@ func asResumed(o executor.Order) executor.Order {
 // poll waits for an effect of another process.
 func poll(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited 30 s for %s", what)
-		}
-	}
+	testenv.EventuallyWithin(t, 30*time.Second, what, done)
 }
 
 func readFile(path string) string {

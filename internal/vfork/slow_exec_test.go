@@ -156,9 +156,7 @@ func TestSlowExecRunsOnceReleased(t *testing.T) {
 	defer null.Close()
 	fd := int(null.Fd())
 	go func() {
-		for !lease.HasWaiter() {
-			time.Sleep(time.Millisecond)
-		}
+		testenv.Poll(testenv.Patience, lease.HasWaiter)
 		lease.Release()
 	}()
 	pid, pidfd, err := New().Start(&Spec{Path: path, Argv: []string{"slow"}, Env: []string{}, Files: []int{fd, fd, fd}, CgroupFD: -1, WantPIDFD: true, Pending: new(PendingChild)})
