@@ -126,52 +126,24 @@ func TestRequestsForQueuedRunsAfterARestart(t *testing.T) {
 			r, _ := durable(t)
 			r.submit(wholeMachine)
 			held := r.order(1)
-			viewed, killed, half, paused, left := r.submit(two), r.submit(two), r.submit(two), r.submit(two), r.submit(two)
+			q, left := submitQueuedRuns(r), r.submit(two)
 			gate := make(chan struct{})
 			r.wrap = func(s persistence.Store) persistence.Store { return &untold{s, gate} }
 			r.crash()
 			if known {
 				close(gate)
-				r.backlog(viewed, killed, half, paused, left)
+				r.backlog(q.viewed, q.killed, q.half, q.paused, left)
 			}
-			v, err := r.node.View(t.Context(), viewed, 0, 10)
-			if err != nil || len(v.States) != 2 || v.State != dag.RunQueued || len(v.Changes) != 1 {
-				t.Errorf("view: %+v, %v", v, err)
-			}
-			if err := r.node.Kill(t.Context(), killed); err != nil {
-				t.Error(err)
-			}
-			r.awaitState(killed, dag.RunKilled)
-			if err := r.node.KillTask(t.Context(), half, "a"); err != nil {
-				t.Error(err)
-			}
-			if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
-				t.Error(err)
-			}
+			q.request(r)
 			if !known {
 				close(gate)
-				r.backlog(viewed, killed, half, paused, left)
+				r.backlog(q.viewed, q.killed, q.half, q.paused, left)
 			}
 			if r.alive()[left] {
 				t.Error("it has an actor without a request for it")
 			}
-			r.fake.SetScript(succeed)
-			r.fake.End(held, messages.AttemptSucceeded, 0)
-			r.awaitState(viewed, dag.RunCompleted)
+			q.expect(r, held)
 			r.awaitState(left, dag.RunCompleted)
-			r.awaitState(half, dag.RunKilled)
-			if s := r.awaitState(paused, dag.RunPaused); s.Counts[dag.TaskQueued] != 2 {
-				t.Errorf("paused: %+v", s)
-			}
-			if err := r.node.SetState(t.Context(), paused, dag.RunRunning); err != nil {
-				t.Error(err)
-			}
-			r.awaitState(paused, dag.RunCompleted)
-			for _, o := range r.fake.Orders() {
-				if o.Key.Run == killed || o.Key.Run == half && o.Name == "a" {
-					t.Errorf("%+v was started", o.Key)
-				}
-			}
 		})
 	}
 }

@@ -140,6 +140,53 @@ func TestQueuedRunsHaveNoActor(t *testing.T) {
 	}
 }
 
+// queuedRuns are four runs of two tasks each that wait for a slot, by what users ask of them.
+type queuedRuns struct{ viewed, killed, half, paused messages.RunID }
+
+func submitQueuedRuns(r *rig) queuedRuns {
+	return queuedRuns{r.submit(two), r.submit(two), r.submit(two), r.submit(two)}
+}
+
+// request views one run, kills one and a task of one, and pauses one, while no slot is free.
+func (q queuedRuns) request(r *rig) {
+	r.t.Helper()
+	v, err := r.node.View(r.t.Context(), q.viewed, 0, 10)
+	if err != nil || len(v.States) != 2 || v.State != dag.RunQueued || len(v.Changes) != 1 {
+		r.t.Errorf("view: %+v, %v", v, err)
+	}
+	if err := r.node.Kill(r.t.Context(), q.killed); err != nil {
+		r.t.Error(err)
+	}
+	r.awaitState(q.killed, dag.RunKilled)
+	if err := r.node.KillTask(r.t.Context(), q.half, "a"); err != nil {
+		r.t.Error(err)
+	}
+	if err := r.node.SetState(r.t.Context(), q.paused, dag.RunPaused); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// expect ends the attempt that holds the machine, and checks what becomes of the runs.
+func (q queuedRuns) expect(r *rig, held messages.AttemptKey) {
+	r.t.Helper()
+	r.fake.SetScript(succeed)
+	r.fake.End(held, messages.AttemptSucceeded, 0)
+	r.awaitState(q.viewed, dag.RunCompleted)
+	r.awaitState(q.half, dag.RunKilled)
+	if s := r.awaitState(q.paused, dag.RunPaused); s.Counts[dag.TaskQueued] != 2 {
+		r.t.Errorf("paused: %+v", s)
+	}
+	if err := r.node.SetState(r.t.Context(), q.paused, dag.RunRunning); err != nil {
+		r.t.Error(err)
+	}
+	r.awaitState(q.paused, dag.RunCompleted)
+	for _, o := range r.fake.Orders() {
+		if o.Key.Run == q.killed || o.Key.Run == q.half && o.Name == "a" {
+			r.t.Errorf("%+v was started", o.Key)
+		}
+	}
+}
+
 // What users ask of a run that waits is answered, and done.
 func TestRequestsForQueuedRuns(t *testing.T) {
 	for _, kept := range []bool{true, false} {
@@ -147,42 +194,14 @@ func TestRequestsForQueuedRuns(t *testing.T) {
 			r := newRig(t)
 			r.submit(wholeMachine)
 			held := r.order(1)
-			viewed, killed, half, paused := r.submit(two), r.submit(two), r.submit(two), r.submit(two)
+			q := submitQueuedRuns(r)
 			for range 2 * maxCachedPlans * Shards {
 				if !kept {
 					r.submit(`{"tasks":{"a":{"job":{"executor":"noop"}}}}`)
 				}
 			}
-			v, err := r.node.View(t.Context(), viewed, 0, 10)
-			if err != nil || len(v.States) != 2 || v.State != dag.RunQueued || len(v.Changes) != 1 {
-				t.Errorf("view: %+v, %v", v, err)
-			}
-			if err := r.node.Kill(t.Context(), killed); err != nil {
-				t.Error(err)
-			}
-			r.awaitState(killed, dag.RunKilled)
-			if err := r.node.KillTask(t.Context(), half, "a"); err != nil {
-				t.Error(err)
-			}
-			if err := r.node.SetState(t.Context(), paused, dag.RunPaused); err != nil {
-				t.Error(err)
-			}
-			r.fake.SetScript(succeed)
-			r.fake.End(held, messages.AttemptSucceeded, 0)
-			r.awaitState(viewed, dag.RunCompleted)
-			r.awaitState(half, dag.RunKilled)
-			if s := r.awaitState(paused, dag.RunPaused); s.Counts[dag.TaskQueued] != 2 {
-				t.Errorf("paused: %+v", s)
-			}
-			if err := r.node.SetState(t.Context(), paused, dag.RunRunning); err != nil {
-				t.Error(err)
-			}
-			r.awaitState(paused, dag.RunCompleted)
-			for _, o := range r.fake.Orders() {
-				if o.Key.Run == killed || o.Key.Run == half && o.Name == "a" {
-					t.Errorf("%+v was started", o.Key)
-				}
-			}
+			q.request(r)
+			q.expect(r, held)
 		})
 	}
 }
