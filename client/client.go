@@ -46,10 +46,19 @@ type Config struct {
 	UserAgent string
 }
 
+// A call goes through these functions:
+//
+//	Submit, Get, …     make a call: method, path, body, and whether it may be repeated
+//	callJSON           one answer, decoded (sendWithRetries: one answer as a stream)
+//	callWithRetries    decides on the next try
+//	sendOnce           one request; a status other than 2xx becomes an *Error
+//
+// The answer is decoded within the try: an answer that breaks off in its middle is retried as a whole.
+
 // Client calls one server.
 type Client struct {
 	server  string // as it is shown
-	base    string // of URLs, without a slash at the end
+	base    string // of URLs, without a slash at the end; of a unix socket http://localhost
 	token   string // "" = none
 	http    *http.Client
 	retries int
@@ -57,7 +66,9 @@ type Client struct {
 	agent   string
 }
 
-// New returns a client without connecting. The error is about Config.Server.
+// New returns a client without connecting. The error is about Config.Server, or about a Token that may
+// not be sent there. A Config.HTTPClient is used as it is, except that with a Token a copy of it checks
+// redirects.
 func New(c Config) (*Client, error) {
 	if c.Server == "" {
 		c.Server = DefaultServer
@@ -121,10 +132,12 @@ type call struct {
 	answered func(http.Header)
 }
 
+// String is the call as errors name it: GET /v1/dagrun/7.
 func (k *call) String() string { return k.method + " " + k.path }
 
-// callWithRetries calls fn until it succeeds, its error may not be retried, the retries are used up
-// or the context ends.
+// callWithRetries calls fn until it succeeds, its error may not be retried, the retries are used up or
+// the context ends. It returns the last error of fn, or that of the context. fn runs at most 1 +
+// Config.Retries times.
 func (c *Client) callWithRetries(ctx context.Context, k *call, fn func() error) error {
 	for try := 0; ; try++ {
 		err := fn()
@@ -147,7 +160,9 @@ func (c *Client) sendWithRetries(ctx context.Context, k *call) (resp *http.Respo
 	return resp, err
 }
 
-// sendOnce sends the call once.
+// sendOnce sends the call once. The answer has a status of 2xx, and the caller closes its body. An
+// error is an *Error (the server refuses), a noAnswerError (no answer arrived), or wraps that of the
+// context.
 func (c *Client) sendOnce(ctx context.Context, k *call) (*http.Response, error) {
 	var body io.Reader
 	if k.body != nil {
@@ -198,6 +213,9 @@ func (c *Client) callJSON(ctx context.Context, k *call, out any) error {
 	})
 }
 
+// decodeAnswer decodes and closes an answer. The error of the connection prevails over that of the
+// decoder: half a document is not malformed. It reads at most 64 KiB after the document; a longer rest
+// closes the connection.
 func (c *Client) decodeAnswer(ctx context.Context, k *call, resp *http.Response, out any) error {
 	defer resp.Body.Close()
 	r := &faultReader{r: resp.Body}
@@ -229,7 +247,8 @@ func (f *faultReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// retryDelay is the wait before retry number try (0, 1, …) after err.
+// retryDelay is the wait before retry number try (0, 1, …) after err: with the default 50, 100, 200 ms,
+// or what the server asks for. Both are at most 5 s.
 func (c *Client) retryDelay(try int, err error) time.Duration {
 	const most = 5 * time.Second
 	var e *Error
@@ -239,6 +258,7 @@ func (c *Client) retryDelay(try int, err error) time.Duration {
 	return min(c.backoff<<min(try, 10), most)
 }
 
+// sleepContext waits for d, or returns the error of a context that ends first.
 func sleepContext(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -250,7 +270,8 @@ func sleepContext(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// runPath is the path of a run and of what is below it, each part escaped once.
+// runPath is the path of a run and of what is below it, each part escaped once: runPath(7, "task",
+// "a/b") is /v1/dagrun/7/task/a%2Fb.
 func runPath(run uint64, parts ...string) string {
 	var b strings.Builder
 	b.WriteString("/v1/dagrun/")
@@ -275,6 +296,10 @@ func escapePath(s string) string {
 const unixPrefix = "unix:"
 
 // parseAddress returns the base URL of a server's address, and the path of a unix socket.
+//
+//	127.0.0.1:2503             http://127.0.0.1:2503
+//	https://host:2503/dags/    https://host:2503/dags     a path of a proxy is kept
+//	unix:/run/x, unix:///run/x http://localhost, and /run/x
 func parseAddress(server string) (base, socket string, err error) {
 	if path, ok := strings.CutPrefix(server, unixPrefix); ok {
 		path = strings.TrimPrefix(path, "//") // unix:///path
@@ -326,7 +351,9 @@ func (c Config) checkToken(base, socket string) error {
 	return nil
 }
 
-// newTransport is the default way to the server.
+// newTransport is the default way to the server. It has no limit for a whole answer, because streams
+// last as long as runs; ResponseHeaderTimeout is longer than the longest wait for a state
+// (MaxStateWait). The keep-alive of TCP ends a stream whose server vanished without a word.
 func (c Config) newTransport(socket string) *http.Transport {
 	d := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
 	t := &http.Transport{
@@ -363,6 +390,7 @@ func withholdToken(next func(*http.Request, []*http.Request) error) func(*http.R
 	}
 }
 
+// readAuthority reads a file of PEM certificates. Errors name it.
 func readAuthority(path string) (*x509.CertPool, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -375,7 +403,8 @@ func readAuthority(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// parseAuthorities reads PEM certificates. A malformed certificate is an error.
+// parseAuthorities reads PEM certificates. A malformed certificate is an error: pem.Decode skips it, so
+// the lines that begin and end certificates are counted, too.
 func parseAuthorities(text []byte) (*x509.CertPool, error) {
 	pool, whole := x509.NewCertPool(), 0
 	marks := bytes.Count(text, []byte("BEGIN CERTIFICATE")) + bytes.Count(text, []byte("END CERTIFICATE"))
@@ -399,9 +428,9 @@ func parseAuthorities(text []byte) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// LoadTLS reads what https needs beyond the authorities of the system: the authority
-// that the server's certificate is signed by, and the client's own certificate with
-// its key. Each path may be empty.
+// LoadTLS reads what https needs beyond the authorities of the system: the authority that the server's
+// certificate is signed by, and the client's own certificate with its key. Each path may be empty; when
+// all are, the result is nil, which is Go's default. Errors name the file.
 func LoadTLS(ca, cert, key string) (*tls.Config, error) {
 	if ca == "" && cert == "" && key == "" {
 		return nil, nil

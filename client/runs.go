@@ -182,8 +182,9 @@ func (c *Client) Get(ctx context.Context, run uint64) (*Run, error) {
 	return out, nil
 }
 
-// GetRaw returns the full record of a run as the server streams it; the caller
-// closes it.
+// GetRaw returns the full record of a run as the server streams it; the caller closes it. Only the
+// start of the stream is retried: a connection that breaks later is an error of Read, an
+// ErrUnreachable.
 func (c *Client) GetRaw(ctx context.Context, run uint64) (io.ReadCloser, error) {
 	k := &call{method: http.MethodGet, path: runPath(run), isRepeatable: true}
 	resp, err := c.sendWithRetries(ctx, k)
@@ -228,6 +229,7 @@ func (c *Client) AwaitState(ctx context.Context, run uint64, from string, wait t
 	return c.getState(ctx, runPath(run, "state")+encodeQuery(q))
 }
 
+// getState reads {"state": WORD} of a run or a task.
 func (c *Client) getState(ctx context.Context, path string) (string, error) {
 	var out struct {
 		State string `json:"state"`
@@ -310,8 +312,9 @@ func (c *Client) SetServerState(ctx context.Context, state string) error {
 	return c.callJSON(ctx, &call{method: "PATCH", path: "/v1/server/state/" + url.PathEscape(state), isRepeatable: true}, nil)
 }
 
-// Backup returns a backup of everything on the server, as of one moment. A stream that
-// breaks off is an error of Read. The caller closes it.
+// Backup returns a backup of everything on the server, as of one moment. A stream that breaks off is an
+// error of Read. The caller closes it. Only its start is retried, also while the server makes another
+// backup (503).
 func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
 	resp, err := c.sendWithRetries(ctx, &call{method: "GET", path: "/v1/backup", isRepeatable: true})
 	if err != nil {
@@ -367,11 +370,11 @@ type Submitted struct {
 	Warnings []Problem // about members that are allowed but probably not meant
 }
 
-// SubmitLines submits many graphs, a spec per line of r, and yields the result of
-// each, in their order, while r is still being read. A yielded run is durable. The other
-// lines go on after a refused one. An error is the last value: the results of later lines
-// are then unknown. SubmitLines never retries; with an idempotency key (line n gets
-// key#n) the caller may.
+// SubmitLines submits many graphs, a spec per line of r, and yields the result of each, in their order,
+// while r is still being read. A yielded run is durable. The other lines go on after a refused one. An
+// error is the last value: the results of later lines are then unknown. SubmitLines never retries; with
+// an idempotency key (line n gets key#n) the caller may. A caller that stops early ends the request;
+// lines that are on their way may still become runs.
 func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
 	return func(yield func(Submitted, error) bool) {
 		k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagruns")}

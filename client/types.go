@@ -272,13 +272,15 @@ func (e *Error) Is(target error) bool {
 // maxProblem bounds what is read of an error's body.
 const maxProblem = 8 << 20
 
-// problemDocument is a problem document.
+// problemDocument is a problem document (RFC 9457) of this server. encoding/json matches the members
+// without regard to case.
 type problemDocument struct {
 	Type, Title, Detail, Error string
 	Status                     int
 	Errors                     []Problem
 }
 
+// fillError sets what the document says. The status stays that of the response.
 func (p *problemDocument) fillError(e *Error) {
 	e.Type, e.Title, e.Detail, e.Text, e.Problems = p.Type, p.Title, p.Detail, p.Error, p.Errors
 }
@@ -319,7 +321,8 @@ func (e *noAnswerError) Is(target error) bool {
 	return target == ErrUnreachable || e.notSent && target == ErrNoServer
 }
 
-// rootCause drops the wrapping that repeats the address and the method.
+// rootCause drops the wrapping that repeats the address and the method: of `Get
+// "http://127.0.0.1:2503/ready": dial tcp 127.0.0.1:2503: connect: connection refused` the end is left.
 func rootCause(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -332,7 +335,8 @@ func rootCause(err error) error {
 	return err
 }
 
-// transportError tells a broken connection from an ended context.
+// transportError tells a broken connection from an ended context. An error of the dialer means that the
+// request was not sent; with any other one the server may have carried it out.
 func (c *Client) transportError(ctx context.Context, k *call, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", k, ctx.Err())
@@ -342,7 +346,8 @@ func (c *Client) transportError(ctx context.Context, k *call, err error) error {
 	return &noAnswerError{call: k.String(), server: c.server, notSent: dial, err: err}
 }
 
-// isRetryable tells whether the call may and should be tried again after err.
+// isRetryable tells whether the call may and should be tried again after err. A request that was never
+// sent may be repeated in any case. 429 is not retried: this client has too much under way already.
 func isRetryable(k *call, err error) bool {
 	var lost *noAnswerError
 	if errors.As(err, &lost) {

@@ -14,6 +14,10 @@ import (
 	"time"
 )
 
+// Two ways to follow a run: Events is a stream, for each change of its tasks. Wait asks for the summary
+// again and again, and lets the server wait for a change of the state (a long poll) in between; it is
+// for callers that want the end, and works through proxies that do not pass on streams.
+
 // Event is one event of a stream. One of its members besides ID is set.
 type Event struct {
 	// ID is the position to resume after, as the server last sent it.
@@ -70,6 +74,8 @@ func (c *Client) RunEvents(ctx context.Context, o EventOptions) iter.Seq2[*Event
 // errEnded ends a stream after its last event.
 var errEnded = errors.New("ended")
 
+// readEvents reads one stream after another from the last ID on, until an event is the last one. A
+// refusal other than 502, 503 and 504 ends it at once: it will not pass.
 func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) iter.Seq2[*Event, error] {
 	if o.Outage == 0 {
 		o.Outage = 30 * time.Second
@@ -161,7 +167,8 @@ func (c *Client) readStream(ctx context.Context, path string, id *string, yield 
 	}
 }
 
-// decodeEvent decodes an event; nil for a kind that this client does not know.
+// decodeEvent decodes an event; nil for a kind that this client does not know, so that a newer server
+// may send other kinds.
 func decodeEvent(kind string, data []byte) (*Event, error) {
 	e := new(Event)
 	var err error
@@ -258,15 +265,17 @@ type pollSchedule struct {
 	cannotWait   bool          // the server does not have long polls
 }
 
-// nextShortDelay returns the delay before the next request without a long poll.
+// nextShortDelay returns the delay before the next request without a long poll: 2, 3, 4.5 ms and so on,
+// up to lastPoll or maxInterval.
 func (p *pollSchedule) nextShortDelay() time.Duration {
 	d := min(p.nextInterval, p.maxInterval, lastPoll)
 	p.nextInterval = min(p.nextInterval+p.nextInterval/2, lastPoll)
 	return d
 }
 
-// awaitChange returns when it is time for the next request: at once when the run's state has
-// changed. An error is that of the context.
+// awaitChange returns when it is time for the next request: at once when the run's state has changed.
+// An error is that of the context. A server that answers in less than half of the time, with the same
+// state, does not wait; after that the delays of p replace its waits.
 func (c *Client) awaitChange(ctx context.Context, s *Summary, p *pollSchedule) error {
 	if p.cannotWait {
 		return sleepContext(ctx, p.nextShortDelay())

@@ -20,8 +20,23 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// identify returns the caller of a request. It refuses unknown callers where a token is needed.
-// The caller's principal is set in any case.
+// A caller is identified by the first of these that the request has:
+//
+//	a unix socket's user    checked first: another user than the server's and root is refused
+//	Authorization           a token; with a wrong one nothing below counts, 401
+//	a session cookie        stands for the token that it was begun with; a wrong one is ignored
+//	a unix socket           allows everything
+//	a client certificate    its line in the token file
+//
+// A request without any of them is refused with 401. Without a token file every caller who reaches the
+// server may do everything; a certificate then only gives a name to the audit log.
+//
+// The right is checked when the request begins. It is checked again for whatever lasts longer: a body
+// that took long to arrive (recheckPermit), each piece of a stream (streamBody), each turn of a batch,
+// and everything that waits when the token file changes (permitSet).
+
+// identify returns the caller of a request. It refuses unknown callers where a token is needed. The
+// caller's principal is set in any case. c may be nil: then the request did not come from Serve.
 func (s *Server) identify(h *fasthttp.RequestHeader, c *conn) (access.Caller, error) {
 	who := access.Caller{Principal: messages.Principal{UID: -1}, Scopes: access.All}
 	commonName := ""
@@ -79,7 +94,8 @@ func (s *Server) credentials(h *fasthttp.RequestHeader, c *conn) (who access.Cal
 	return who, false, ok
 }
 
-// bearerToken returns the token of an Authorization header.
+// bearerToken returns the token of an Authorization header: "Bearer caravan_…", in any case of the
+// scheme (RFC 9110, section 11.1). Any other scheme is false.
 func bearerToken(value []byte) ([]byte, bool) {
 	const scheme = "bearer "
 	if len(value) <= len(scheme) || !bytes.EqualFold(value[:len(scheme)], []byte(scheme)) {
@@ -88,8 +104,12 @@ func bearerToken(value []byte) ([]byte, bool) {
 	return bytes.Trim(value[len(scheme):], " "), true
 }
 
-// authorize decides whether the caller of a request may use a route, and sets the request's
-// principal.
+// authorize decides whether the caller of a request may use a route, and sets the request's principal.
+// A public route looks at the user of a unix socket alone.
+//
+// A change that a cookie authorizes must also come from a page of this server: SameSite keeps the
+// cookie from pages of other sites, but not from those of other ports of the same host. On a server
+// with tokens answers are private, so that a shared cache does not give them to others.
 func (s *Server) authorize(ctx *fasthttp.RequestCtx, rt *route) error {
 	h, c := &ctx.Request.Header, connOf(ctx)
 	if rt.scope&publicRoute != 0 {
@@ -128,7 +148,7 @@ func checkScope(who *access.Caller, scope access.Scopes) error {
 	return &refusal{fasthttp.StatusForbidden, name + " has the scopes " + strconv.Quote(who.Scopes.String()) + ", and this needs " + scopeAlternatives(scope)}
 }
 
-// scopeAlternatives lists scopes of which one is enough.
+// scopeAlternatives lists scopes of which one is enough: "read or submit".
 func scopeAlternatives(scopes access.Scopes) string {
 	return strings.ReplaceAll(scopes.String(), ",", " or ")
 }
@@ -140,9 +160,10 @@ func isFromOwnPage(h *fasthttp.RequestHeader) bool {
 	return f.SameOrigin() && (len(f.Origin) > 0 || string(f.Site) == "same-origin")
 }
 
-// permit is a caller's right to the rest of a long answer. The answer may outlive the token or
-// session of its request. So each piece checks the permit again, and requests that wait are
-// checked when the token file changes. A nil permit is always valid.
+// permit is a caller's right to the rest of a long answer. The answer may outlive the token or session
+// of its request. So each piece checks the permit again, and requests that wait are checked when the
+// token file changes. A nil permit is always valid. It is used by the connection's goroutine and by
+// those that reload the token file or end a session.
 type permit struct {
 	s     *Server
 	conn  *conn
@@ -157,8 +178,9 @@ type permit struct {
 // permitKey is the key of a request's route, and of its permit once that was needed.
 type permitKey struct{}
 
-// permitOf returns the permit of an authorized request; nil where the route or the server needs
-// no token.
+// permitOf returns the permit of an authorized request; nil where the route or the server needs no
+// token. It is made when it is first asked for, so that short requests do not pay for copies of their
+// credentials. Only the connection's goroutine may call it, before the handler returns.
 func (s *Server) permitOf(ctx *fasthttp.RequestCtx) *permit {
 	var rt *route
 	switch v := ctx.UserValue(permitKey{}).(type) {
@@ -185,8 +207,9 @@ func (s *Server) permitOf(ctx *fasthttp.RequestCtx) *permit {
 	return p
 }
 
-// check returns why the caller may no longer use the route; nil when it may. While the token
-// file is the same, only sessions are looked up again.
+// check returns why the caller may no longer use the route; nil when it may. While the token file is
+// the same, only sessions are looked up again: they end by a logout and by time. The comparison is of
+// pointers (Keys.InForce), so checking a token costs little for each piece of a stream.
 func (p *permit) check() error {
 	if p == nil {
 		return nil
@@ -208,6 +231,7 @@ func (p *permit) check() error {
 	return nil
 }
 
+// isValid is check for callers that can only break off.
 func (p *permit) isValid() bool { return p.check() == nil }
 
 // permitSet holds the permits of requests that wait, each with the function that ends the wait.
@@ -257,8 +281,9 @@ func (s *Server) revokePermits() {
 	}
 }
 
-// recheckPermit checks the caller of a request that took a while to arrive. before is the
-// token file when the request began.
+// recheckPermit checks the caller of a request that took a while to arrive, before it changes anything.
+// before is the token file when the request began: while it is the same one, there is little to check,
+// and a submission does not make a permit. A session that has ended since is accepted then.
 func (s *Server) recheckPermit(ctx *fasthttp.RequestCtx, before *access.Tokens) error {
 	if s.tokensInForce() == before {
 		return nil
@@ -303,7 +328,8 @@ const (
 	loginTail   = `</body></html>`
 )
 
-// loginPage is GET /login: a form for the token, or the token of the session.
+// loginPage is GET /login: a form for the token, or the token of the session. The policy of the page
+// forbids scripts, resources of any kind, and frames.
 func (s *Server) loginPage(ctx *fasthttp.RequestCtx) error {
 	if s.sessions == nil {
 		return noTokenFile()
@@ -315,10 +341,12 @@ func (s *Server) loginPage(ctx *fasthttp.RequestCtx) error {
 	return s.writeLoginPage(ctx, fasthttp.StatusOK, "Logged in with the token "+who.Token+" ("+who.Scopes.String()+").", logoutField)
 }
 
+// noTokenFile refuses the login routes of a server without tokens.
 func noTokenFile() error {
 	return &refusal{fasthttp.StatusNotFound, "this server has no tokens: start it with --token-file to log in with one"}
 }
 
+// writeLoginPage answers with the page: a sentence of plain text, and one of the two forms as HTML.
 func (s *Server) writeLoginPage(ctx *fasthttp.RequestCtx, status int, text, form string) error {
 	h := &ctx.Response.Header
 	h.SetContentType("text/html; charset=utf-8")
@@ -333,8 +361,9 @@ func (s *Server) writeLoginPage(ctx *fasthttp.RequestCtx, status int, text, form
 	return nil
 }
 
-// login is POST /login: it begins a session. Only this server's own page may send the form.
-// Another page could log the browser in under a different token.
+// login is POST /login: it begins a session. Only this server's own page may send the form. Another
+// page could log the browser in under a different token. The bound on logins comes before the form is
+// read, and counts all attempts of an address, successful ones as well.
 func (s *Server) login(ctx *fasthttp.RequestCtx) error {
 	switch {
 	case s.sessions == nil:
@@ -360,7 +389,8 @@ func (s *Server) login(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// logout is POST /logout: it ends the session.
+// logout is POST /logout: it ends the session, and its requests that wait or follow. Without a session
+// the answer is the same.
 func (s *Server) logout(ctx *fasthttp.RequestCtx) error {
 	if s.sessions == nil {
 		return noTokenFile()
@@ -404,7 +434,8 @@ func (s *Server) setCookie(ctx *fasthttp.RequestCtx, value string, seconds int) 
 	ctx.Response.Header.SetCookie(c)
 }
 
-// cameByTLS tells whether the browser uses TLS, to this server or to a proxy in front of it.
+// cameByTLS tells whether the browser uses TLS, to this server or to a proxy in front of it. Behind a
+// proxy the scheme of Origin is the browser's word for it.
 func cameByTLS(ctx *fasthttp.RequestCtx) bool {
 	if c := connOf(ctx); c != nil && c.entrance.TLS != nil {
 		return true

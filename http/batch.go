@@ -28,9 +28,32 @@ const (
 	byteOrderMark = "\xEF\xBB\xBF"
 )
 
+// A batch is read and answered at the same time, on the connection's goroutine: the answer is a stream
+// whose producer reads the body.
+//
+//	fasthttp ← streamBody.Read ← batch.next ← lineReader.next ← (decompressor) ← bodyReader ← connection
+//	                               ↓
+//	                  plan each line, then SubmitAll: one wait for the commits of all
+//
+// Each turn takes the lines that have arrived, at least one and at most maxLinesAtOnce. While their
+// commit is awaited the next ones arrive in the buffers of the kernel. A client that sends without
+// reading stops when those of both directions are full, until WriteTimeout cuts it off.
+//
+// A batch ends in one of these ways:
+//
+//	the body ends                  the answer is complete
+//	a line is too long, the memory for bodies is in use, or too many lines were refused
+//	                               one more line says so, and the answer is complete; the rest of the
+//	                               body is not read
+//	the body breaks off or stalls, the server shuts down, the caller lost its right
+//	                               before the first answer an error; after it the answer breaks off
+
 // submitBatch is POST /v1/dagruns: a spec per line, and an answer per line in the same order.
 // Lines are submitted as they arrive. Lines that arrive together share their commits. Each line is
 // durable, or refused, when its answer is sent.
+//
+// It answers with an error only before the first line was taken. The engine is asked for readiness
+// first: a server that is starting should not answer each of a million lines with 503.
 func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 	h := &ctx.Request.Header
 	key, err := idempotencyKey(h)
@@ -81,12 +104,15 @@ func (s *Server) submitBatch(ctx *fasthttp.RequestCtx) error {
 // the line takes a few bits when it is compressed.
 const maxRefusedLines = 10_000
 
+// errTooManyRefused takes the place of further lines, so that the rest of the body counts as unread.
 var errTooManyRefused = errors.New("too many lines were refused")
 
 // lineLimit bounds a line, in bytes: a line is in memory as a whole.
 func (s *Server) lineLimit() int64 { return min(s.cfg.MaxBody, maxLineBytes) }
 
-// openBody begins to read the body. A short body with a known length is read at once.
+// openBody begins to read the body. A short body (up to 1 MiB) with a known length is read at once: its
+// lines then share one commit. On an error everything that it opened is closed, except the body itself,
+// which fasthttp drains or closes with the connection.
 func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
 	stream, announced := bodyStream(ctx), ctx.Request.Header.ContentLength()
 	if stream == nil {
@@ -94,6 +120,8 @@ func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
 		stream, announced = bytes.NewReader(body), len(body)
 	}
 	r := &bodyReader{source: stream, conn: connOf(ctx), timeout: b.s.cfg.ReadTimeout, serviceContext: b.s.serviceContext, unreadBytes: announced}
+	// A read may wait for the client for long. Two events from other goroutines end it: a revoked
+	// token, and the shutdown.
 	allowed, stop := b.s.permits.add(b.permit, r.revoke), context.AfterFunc(b.s.serviceContext, r.interrupt)
 	r.stop = func() { allowed(); stop() }
 	b.body, b.lines = r, &lineReader{source: r, close: r.Close, limit: b.s.lineLimit(), reserve: b.lineBudget.resize}
@@ -128,7 +156,9 @@ func (b *batch) openBody(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// batch produces the answers to the lines of a request while they arrive.
+// batch produces the answers to the lines of a request while they arrive. Only the connection's
+// goroutine uses it, also after submitBatch has returned: it holds nothing of the request but the body
+// stream, which fasthttp keeps until the answer is written.
 type batch struct {
 	ctx          context.Context // of the engine's calls
 	s            *Server
@@ -146,7 +176,12 @@ type batch struct {
 	permit       *permit       // checked again before lines are submitted
 }
 
-// next answers the lines that have arrived. It waits for at least one.
+// next answers the lines that have arrived. It waits for at least one. Lines that came before an error
+// of reading are submitted and answered first; the error comes with them, or in the next call.
+//
+// An answer goes to each line, in the order of the lines: results has one place for each, and those of
+// the valid lines are filled from SubmitAll by at. An error of SubmitAll as a whole becomes the answer
+// of each of these lines, because the ones before them have been answered already.
 func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	b.body.beginLine()
 	clear(b.warnings)
@@ -188,8 +223,10 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 		}
 		dst = append(dst, '\n')
 	}
+	// fasthttp may close the connection with unread bytes in it. Without the drain the kernel sends a
+	// reset then, and the client may lose the last answers.
 	if (err != nil && err != io.EOF || b.linesRefused >= maxRefusedLines) && b.body.conn != nil {
-		b.body.conn.drainOnClose = true // the client is still sending, and must get the answers
+		b.body.conn.drainOnClose = true
 	}
 	full := errors.Is(err, errBudgetSpent) || errors.Is(err, errClientBudgetSpent)
 	switch {
@@ -220,8 +257,8 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	}
 }
 
-// readError returns why a body could not be read completely. After the first answer, the stream
-// can only break off.
+// readError returns why a body could not be read completely. After the first answer, the stream can
+// only break off. Without an error of the connection (body.err) the decompressor failed: 400.
 func (b *batch) readError(err error) error {
 	if b.linesRead > 0 {
 		return errStreamBroken
@@ -236,7 +273,10 @@ func (b *batch) readError(err error) error {
 	return &refusal{p.status, p.detail}
 }
 
-// parseLine makes a submission of a line. The engine owns the line from here on.
+// parseLine makes a submission of a line. The engine owns the line from here on: it stores doc as it
+// is, so doc is a part of the line and not a copy. Line number n of a request with the key K has the
+// key "K#n", counted from 1 over all lines, also refused and empty ones, so that a repeat of the whole
+// request gives each line its former key. The number is linesRead, which next has raised.
 func (b *batch) parseLine(sub *messages.Submission, line []byte) error {
 	doc, key := bytes.TrimRight(bytes.TrimPrefix(line, []byte(byteOrderMark)), " \t\r"), ""
 	if len(doc) == 0 {
@@ -268,6 +308,7 @@ func (b *batch) parseLine(sub *messages.Submission, line []byte) error {
 	return nil
 }
 
+// Close gives the memory back and writes the entry of the audit log, with the counts of all lines.
 func (b *batch) Close() error {
 	b.lines.close()
 	b.lineBudget.release()
@@ -278,8 +319,8 @@ func (b *batch) Close() error {
 	return nil
 }
 
-// isWrappedLine tells whether a line is {"idempotencyKey": …, "spec": …}. A spec does not have
-// such members.
+// isWrappedLine tells whether a line is {"idempotencyKey": …, "spec": …}. A spec does not have such
+// members. It looks only at the first one, so that a line is not parsed twice.
 func isWrappedLine(line []byte) bool {
 	const space = " \t\r\n"
 	rest, ok := bytes.CutPrefix(bytes.TrimLeft(line, space), []byte{'{'})
@@ -287,7 +328,9 @@ func isWrappedLine(line []byte) bool {
 	return ok && (bytes.HasPrefix(rest, []byte(`"idempotencyKey"`)) || bytes.HasPrefix(rest, []byte(`"spec"`)))
 }
 
-// unwrapLine returns the two members of a wrapped line.
+// unwrapLine returns the two members of a wrapped line, in either order; key is "" where it is left
+// out. doc is a copy. An unknown member, a second value after the object and a missing spec are errors
+// with the code Invalid; jsontext also refuses a member that occurs twice.
 func unwrapLine(line []byte) (doc []byte, key string, err error) {
 	d := jsontext.NewDecoder(bytes.NewReader(line))
 	bad := func(err error) ([]byte, string, error) {
@@ -344,19 +387,25 @@ const (
 // errLongLine: a line is longer than the limit.
 var errLongLine = errors.New("the line is too long")
 
-// lineReader splits what it reads into lines, and returns them as they arrive.
+// lineReader splits what it reads into lines, and returns them as they arrive. It hands out parts of
+// its buffer and then takes a new one (fill), because the engine keeps the lines.
 type lineReader struct {
 	source    io.Reader
 	close     func()
 	limit     int64               // of a line, in bytes
 	wholeBody int                 // length of the body if it is read at once, before the first line is returned; else 0
 	reserve   func(n int64) error // reserves memory for n bytes, or returns why that is refused
-	unread    []byte
-	readErr   error // comes after unread
+	unread    []byte              // read, and not returned yet
+	readErr   error               // comes after unread
 }
 
 // next returns the lines that have arrived, without their ends: at least one, and at most
-// maxLinesAtOnce. The caller owns them. io.EOF comes with the last of them.
+// maxLinesAtOnce. The caller owns them. io.EOF comes with the last of them; any other error may come
+// with lines, too, and means that reading has ended: errLongLine, why memory was refused, or the error
+// of the source. A last line needs no line feed.
+//
+// It never waits while it has a complete line. Bytes that were searched for a line feed are not
+// searched again, so a line of 64 MiB that arrives in small parts is searched once.
 func (l *lineReader) next() (lines [][]byte, err error) {
 	searched := 0 // bytes of unread without the end of a line
 	for {
@@ -391,7 +440,9 @@ func (l *lineReader) next() (lines [][]byte, err error) {
 	}
 }
 
-// fill reads some more into new memory: the caller owns the memory of lines that were returned.
+// fill reads some more into new memory: the caller owns the memory of lines that were returned. A line
+// grows by doubling. The reservation comes before the memory is taken, and counts the bytes that are
+// kept (memoryPerByte); a refused one becomes readErr.
 func (l *lineReader) fill() {
 	if l.wholeBody > 0 {
 		if err := l.reserve(memoryPerByte * int64(l.wholeBody)); err != nil {
@@ -439,6 +490,7 @@ type bodyReader struct {
 	revoked bool       // reading has ended for good
 }
 
+// Read is as in io.Reader. A body that is shorter than announced ends with io.ErrUnexpectedEOF.
 func (p *bodyReader) Read(b []byte) (int, error) {
 	if err := p.renewDeadline(); err != nil {
 		p.err = err
@@ -459,6 +511,12 @@ func (p *bodyReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// renewDeadline gives the next read the full timeout, but not more than the present line has left: a
+// line may take timeout, and a second more for each 64 KiB of it. The time starts with the first byte
+// of a line, so a client may pause between lines for as long as timeout.
+//
+// The lock makes the order of renewDeadline and interrupt safe: a deadline that interrupt has set into
+// the past is never replaced, because the reason for it was set before.
 func (p *bodyReader) renewDeadline() error {
 	if p.conn == nil {
 		return nil
@@ -491,7 +549,8 @@ func (p *bodyReader) revoke() {
 	p.interrupt()
 }
 
-// interrupt ends a read that waits.
+// interrupt ends a read that waits, from another goroutine: its deadline has passed. The read returns
+// os.ErrDeadlineExceeded; readError and next find the true reason.
 func (p *bodyReader) interrupt() {
 	if p.conn == nil {
 		return

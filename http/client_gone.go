@@ -22,12 +22,22 @@ import (
 // for its turn. Such requests are bounded, in total and for each client. The bounds are lower than
 // those of connections, so that other requests are still served. The place of a client that leaves
 // is free at once.
+//
+// Two mechanisms notice that a client has left:
+//
+//	before the answer   the clientWatcher, while a request has a place for waits, or has been in one
+//	                    call of the engine for longer than Config.watchAfter
+//	in a stream         a failed write; one that waits (events, a followed log) has a place and is
+//	                    watched as well
+//
+// Reading from the connection would show it, too, but fasthttp owns the reader, and the bytes read
+// could be the next request.
 
 // waitSet counts the requests that wait.
 type waitSet struct {
 	mu      sync.Mutex
 	all     int
-	clients map[clientKey]int
+	clients map[clientKey]int // of all; clients without a wait are left out
 }
 
 const (
@@ -42,10 +52,14 @@ const (
 // client.
 func maxWaits(conns int) int { return max(1, conns-conns/4) }
 
-// beginWait takes a place for a request that is about to wait. The context ends when the client
-// leaves (closing only its sending side counts as leaving), when its token or session is no longer
-// valid, or when the server begins to shut down. Call end when the wait is over, once or
-// more often.
+// beginWait takes a place for a request that is about to wait. The context ends when the client leaves
+// (closing only its sending side counts as leaving), when its token or session is no longer valid, or
+// when the server begins to shut down. Call end when the wait is over, once or more often.
+// context.Cause(until) tells which: errClientGone, errConnClosed, errRevoked or errShuttingDown.
+//
+// It refuses with 503 or 429 when too many requests wait, and with 503 when the kernel cannot watch the
+// client: a place that is not freed when its client leaves could be held for ever. The connection
+// closes then, and is free for a request that can be answered.
 func (s *Server) beginWait(ctx *fasthttp.RequestCtx) (until context.Context, end func(), err error) {
 	c := connOf(ctx)
 	var who clientKey
@@ -107,6 +121,7 @@ func (w *waitSet) remove(who clientKey) {
 	}
 }
 
+// len returns how many requests wait.
 func (w *waitSet) len() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,11 +132,14 @@ func (w *waitSet) len() int {
 // which come one at a time. It ends when the connection is closed. It also ends when the
 // client leaves while a request waits: in a place for waits (beginWait), or within one call of
 // the engine for longer than Config.watchAfter. It costs a request no allocation.
+//
+// The end of a context is for good, so a connection that goes on after its client's half close gets a
+// new one (beginRequest). Shutdown does not end it: requests in flight are answered.
 type requestContext struct {
 	context.Context
 	conn      *conn
 	cancel    context.CancelCauseFunc
-	principal messages.Principal // of the current request
+	principal messages.Principal // of the current request; only the connection's goroutine sets it
 }
 
 // Causes of the end of a requestContext.
@@ -135,6 +153,7 @@ func isDeparture(err error) bool {
 	return errors.Is(err, errClientGone) || errors.Is(err, errConnClosed)
 }
 
+// newRequestContext returns a context that ends when cancel is called.
 func newRequestContext(c *conn) *requestContext {
 	r := &requestContext{conn: c}
 	r.Context, r.cancel = context.WithCancelCause(context.Background())
@@ -149,8 +168,9 @@ func (r *requestContext) Value(key any) any {
 	return r.Context.Value(key)
 }
 
-// Done is called when the engine is about to wait. It records the time, so that the client of a
-// long wait is watched.
+// Done is called when the engine is about to wait. It records the time, so that the client of a long
+// wait is watched. It relies on a habit of the engine: a call asks for Done each time before it waits,
+// and not in advance. The record costs an atomic load and store.
 func (r *requestContext) Done() <-chan struct{} {
 	if c := r.conn; c != nil && c.waitingSince.Load() != isStreaming {
 		c.waitingSince.Store(c.s.ticks.Load())
@@ -192,14 +212,16 @@ const (
 	isStreaming = -2 // the answer has begun: a failed write shows that the client has left
 )
 
-// clientWatch is the registration of a connection with the server's clientWatcher.
+// clientWatch is the registration of a connection with the server's clientWatcher. The connection's own
+// goroutine and watchLongCalls may register it at the same time, so it has a lock.
 type clientWatch struct {
 	mu   sync.Mutex
 	stop func() // nil: not registered
 }
 
-// watchClient has the connection's context end when the client leaves. Closing only its sending
-// side counts as leaving. The watch lasts until unwatchClient.
+// watchClient has the connection's context end when the client leaves. Closing only its sending side
+// counts as leaving. The watch lasts until unwatchClient. A second call before that has no effect.
+// Without a clientWatcher (the system refused one) it returns nil, and the client is not watched.
 func (c *conn) watchClient() error {
 	peers := c.s.clientWatcher.Load()
 	if peers == nil {
@@ -240,6 +262,9 @@ func (c *conn) unwatchClient() {
 // An event carries a token instead of the number of its socket. The kernel gives the number of a
 // closed socket to the next one, so an event that was read before the close would end the request of
 // another client. A token is never assigned twice.
+//
+// EPOLLRDHUP (epoll_ctl(2)) reports that the peer closed its sending side, and EPOLLHUP and EPOLLERR
+// come unasked. EPOLLONESHOT reports one of them once: a level-triggered event that stays would spin.
 type clientWatcher struct {
 	file    *os.File
 	rawFile syscall.RawConn
@@ -309,6 +334,9 @@ func (w *clientWatcher) changeEpoll(op, socket int, event *unix.EpollEvent) erro
 	return cmp.Or(w.rawFile.Control(func(epoll uintptr) { err = unix.EpollCtl(int(epoll), op, socket, event) }), err)
 }
 
+// deliverEvents calls the callbacks of clients that have left, until Close. It waits in the Go
+// runtime's poller for its own epoll instance to become readable, so it does not hold a thread while it
+// waits.
 func (w *clientWatcher) deliverEvents() {
 	defer close(w.done)
 	events := make([]unix.EpollEvent, 128)
@@ -334,7 +362,7 @@ func (w *clientWatcher) deliverEvents() {
 	}
 }
 
-// Close ends the watch.
+// Close ends the watch. It returns when the last callback has returned.
 func (w *clientWatcher) Close() {
 	_ = w.file.Close()
 	<-w.done
@@ -352,8 +380,9 @@ func (s *Server) watchClients() {
 }
 
 // watchLongCalls watches the clients of requests that wait in the engine for longer than
-// Config.watchAfter, until stop is closed. Shorter waits are not watched: that would cost
-// each submission two system calls.
+// Config.watchAfter, until stop is closed. Shorter waits are not watched: that would cost each
+// submission two system calls. A call is watched after one to two intervals. A scan visits all
+// connections; without a request in flight it is left out.
 func (s *Server) watchLongCalls(stop <-chan struct{}) {
 	ticker := time.NewTicker(s.cfg.watchAfter)
 	defer ticker.Stop()

@@ -15,6 +15,10 @@ import (
 
 // conn is a client's connection. It renews its write deadline while it writes: an answer may take
 // any time, but a client that stops reading is cut off.
+//
+// fasthttp reads, writes and closes it on one goroutine. Other goroutines close it to evict it or at
+// shutdown (closeNow), register its watch, and read the atomic fields; fields that are not atomic
+// belong to its own goroutine, or never change after accept.
 type conn struct {
 	net.Conn
 	s             *Server
@@ -48,12 +52,14 @@ const (
 	evicted
 )
 
-// occupy is called when a request begins. It returns false when the connection was evicted.
+// occupy is called when a request begins. It returns false when the connection was evicted. It is
+// called twice for a request that waits for permission to send its body, so an occupied connection is
+// fine.
 func (c *conn) occupy() bool {
 	return c.use.CompareAndSwap(unused, occupied) || c.use.Load() == occupied
 }
 
-// vacate is called when the request is answered.
+// vacate is called when the request is answered: by trackState before the next request, or by Close.
 func (c *conn) vacate() {
 	c.waitingSince.Store(notWaiting)
 	c.unwatchClient()
@@ -63,11 +69,12 @@ func (c *conn) vacate() {
 // evict takes the connection from its client. It returns false when a request occupies it.
 func (c *conn) evict() bool { return c.use.CompareAndSwap(unused, evicted) }
 
-// writePiece is the number of bytes written under one deadline: a slow client gets along with
-// that, a dead one does not.
+// writePiece is the number of bytes written under one deadline: a slow client gets along with that, a
+// dead one does not. With 30 s a client must take some 2 KiB a second.
 const writePiece = 64 << 10
 
-// Write is called by the connection's own goroutine only.
+// Write is called by the connection's own goroutine only. A deadline that is less than a quarter of the
+// timeout old is kept, so that small answers in quick succession do not each set a timer.
 func (c *conn) Write(p []byte) (int, error) {
 	n := 0
 	for {
@@ -90,9 +97,10 @@ func (c *conn) Write(p []byte) (int, error) {
 // drainTime is how long a connection is read from before it is closed; see Close.
 const drainTime = time.Second
 
-// Close closes the connection. After a request that was refused before it was read, it first reads
-// on for drainTime. Closing while the client is still sending would reset the connection, and the
-// client might not receive the answer.
+// Close closes the connection. After a request that was refused before it was read, it first reads on
+// for drainTime. Closing while the client is still sending would reset the connection, and the client
+// might not receive the answer (RFC 9112, section 9.6). It is left out at shutdown, which would have to
+// wait for it.
 func (c *conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
@@ -110,7 +118,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// trackState records the state of a connection that fasthttp reports.
+// trackState records the state of a connection that fasthttp reports, on the connection's goroutine.
+// StateIdle comes after each answer, before fasthttp looks for the next request.
 func trackState(nc net.Conn, state fasthttp.ConnState) {
 	if c, ok := nc.(*conn); ok {
 		c.state.Store(int32(state))
@@ -128,7 +137,8 @@ func connOf(ctx *fasthttp.RequestCtx) *conn {
 	return c
 }
 
-// resetOnClose has the connection end with a reset when it is closed.
+// resetOnClose has the connection end with a reset when it is closed: SO_LINGER with a time of 0
+// (socket(7)). A client that reads to the end of the connection can tell a broken answer by that.
 func (c *conn) resetOnClose() {
 	_ = withSocket(c.Conn, func(fd int) error {
 		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -166,7 +176,7 @@ func (m *chunkMeter) start(h *fasthttp.RequestHeader) {
 	*m = chunkMeter{active: h.ContentLength() == -1, wireLimit: maxFraming}
 }
 
-// withinLimits tells whether more may be read from the connection.
+// withinLimits tells whether more may be read from the connection. An exceeded limit stays exceeded.
 func (m *chunkMeter) withinLimits() bool {
 	if m.active && (m.wireBytes > m.wireLimit || m.wireBytes > maxFraming+(1+framingPerByte)*m.contentBytes) {
 		m.exceeded = true
@@ -196,7 +206,8 @@ func bodyStream(ctx *fasthttp.RequestCtx) io.Reader {
 	return stream
 }
 
-// chunkReader reads a chunked body.
+// chunkReader reads a chunked body. It raises the limit before each Read, by what this Read may take
+// from the connection, and so finds an extension while fasthttp still skips it.
 type chunkReader struct {
 	stream io.Reader
 	meter  *chunkMeter
@@ -223,7 +234,8 @@ type clientKey struct {
 	uid  uint32 // of a unix socket, plus one
 }
 
-// clientKeyOf returns the key of the client at the other end.
+// clientKeyOf returns the key of the client at the other end. An IPv6 client may use any address of its
+// /64 network, so the network counts. Behind a proxy all clients have the proxy's key.
 func clientKeyOf(nc net.Conn) clientKey {
 	switch a := nc.RemoteAddr().(type) {
 	case *net.TCPAddr:

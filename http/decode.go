@@ -13,6 +13,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// The parts of a request that select something: path, query, cursor. Errors are *messages.Error, and
+// quote what the client sent.
+
 // pathParameter returns a path parameter, unescaped exactly once: the router passes the segment as
 // the client wrote it. The string is valid as long as the request.
 func pathParameter(ctx *fasthttp.RequestCtx, name string) (string, error) {
@@ -29,8 +32,8 @@ func unescape(raw string) (string, error) {
 	return text, nil
 }
 
-// runParameter returns the run in the path. Text that is not a run ID gives 404: it cannot name a
-// run.
+// runParameter returns the run in the path. Text that is not a run ID gives 404: it cannot name a run.
+// Leading zeros are refused, so that each run has one path.
 func runParameter(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
 	text, err := pathParameter(ctx, "run")
 	if err != nil {
@@ -43,7 +46,8 @@ func runParameter(ctx *fasthttp.RequestCtx) (messages.RunID, error) {
 	return messages.RunID(id), nil
 }
 
-// taskParameter returns the run and the expanded task in the path.
+// taskParameter returns the run and the expanded task in the path. The name is a copy, because the
+// engine may keep it.
 func taskParameter(ctx *fasthttp.RequestCtx) (messages.RunID, string, error) {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -53,11 +57,12 @@ func taskParameter(ctx *fasthttp.RequestCtx) (messages.RunID, string, error) {
 	return run, strings.Clone(task), err
 }
 
+// invalid returns an error that is answered with 400. text names the part of the request.
 func invalid(text string) *messages.Error {
 	return &messages.Error{Code: messages.Invalid, Text: text}
 }
 
-// parseRunState returns the run state with this name.
+// parseRunState returns the run state with this name. Names are in capitals: "queued" is an error.
 func parseRunState(word string) (dag.RunState, error) {
 	for s := dag.RunQueued; s <= dag.RunKilled; s++ {
 		if s.String() == word {
@@ -83,6 +88,8 @@ func eachParameter(ctx *fasthttp.RequestCtx, each func(name, value string) error
 	return eachQueryMember(string(ctx.URI().QueryString()), each)
 }
 
+// eachQueryMember yields the members of a query: "a=1&b" has a with 1, and b with "". Empty members are
+// skipped. A plus sign is a blank, as in forms.
 func eachQueryMember(q string, each func(name, value string) error) error {
 	for q != "" {
 		var member string
@@ -106,6 +113,7 @@ func eachQueryMember(q string, each func(name, value string) error) error {
 	return nil
 }
 
+// unknownParameter is the error of routes that know all of their parameters.
 func unknownParameter(name string) error {
 	return invalid("unknown query parameter " + quoteInput(name))
 }
@@ -127,6 +135,7 @@ const (
 	maxPageSize     = 10_000
 )
 
+// parseLimit returns the size of a page.
 func parseLimit(value string) (int, error) {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 || n > maxPageSize {
@@ -142,10 +151,14 @@ const (
 	taskCursor = 't' // the first task of the next page
 )
 
+// formatCursor returns a cursor: the kind, and the position as a varint, in base64 for URLs. The first
+// task of a run is "dAA". Cursors hold positions, so they stay valid over restarts and deletions.
 func formatCursor(kind byte, at uint64) string {
 	return base64.RawURLEncoding.EncodeToString(binary.AppendUvarint([]byte{kind}, at))
 }
 
+// parseCursor returns the position of a cursor. It is strict: one position has one cursor, and a cursor
+// of another kind of list is an error.
 func parseCursor(kind byte, text string) (uint64, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err == nil && len(b) > 1 && b[0] == kind {
@@ -156,7 +169,9 @@ func parseCursor(kind byte, text string) (uint64, error) {
 	return 0, invalid("query parameter cursor: " + quoteInput(text) + " is not a cursor of this list")
 }
 
-// setNextPage tells the client where to go on: the same query with another cursor.
+// setNextPage tells the client where to go on: the same query with another cursor, in Link (RFC 8288)
+// and X-Next-Cursor. The other members are repeated as the client wrote them, except for characters
+// that would end the link.
 func setNextPage(ctx *fasthttp.RequestCtx, cursor string) {
 	link := append([]byte{'<'}, ctx.URI().PathOriginal()...)
 	sep := byte('?')

@@ -36,4 +36,26 @@
 // A producer renders a long document in pieces while it is sent. It releases the engine between
 // two pieces. When a piece fails, the connection ends without the end of the answer: a broken
 // answer never looks complete.
+//
+// Every connection has one goroutine at a time. It reads a request, runs the middlewares and the
+// handler, and writes the answer; a handler that waits blocks only its own connection. Besides these
+// goroutines a server has one per listener that accepts, two that watch clients (client_gone.go), and
+// one for a backup that is being made.
+//
+// Locks are held for a few instructions, and without another lock, with three exceptions: conn.watch.mu
+// is held while clientWatcher.mu is taken, permit.mu while that of the sessions is, and longBody.mu
+// while longBodySet.mu is. connSet.mu is also held while connections are closed, which does not wait
+// for their clients.
+//
+// Answers to errors, in the order in which a request can meet them:
+//
+//	400, 408, 431       answerMalformed: the bytes are not a complete request
+//	503, 429            admission: shutdown, connections
+//	400, 505            wellFormedness
+//	421, 403            protection: host, origin
+//	401, 403            authentication: caller, scope
+//	413, 400, 415       limits: length, framing, media type
+//	404, 405            the path or its method does not exist
+//	400, 413, 415, 429  the handler: query, body, budget of the client
+//	400 to 503          the engine: statusOf (errors.go)
 package http

@@ -16,6 +16,10 @@ import (
 //
 // Every method answers within the engine's own deadline, in every state and at shutdown. Errors
 // that a user should see are *messages.Error, all others are internal.
+//
+// The methods may be called from any number of goroutines. actors.Node implements them; while it
+// recovers its runs, cmd/caravan has another implementation in its place, which answers with the code
+// Unavailable.
 
 // Commands change runs. They return when the change is durable.
 type Commands interface {
@@ -26,9 +30,12 @@ type Commands interface {
 	// spec is accepted or refused by itself, and answered in its place. An error is the
 	// error of all of them.
 	SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error)
-	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill.
+	// SetState is PATCH: restart (QUEUED), pause, resume (RUNNING), kill. A change that the present
+	// state does not allow has the code Conflict.
 	SetState(ctx context.Context, run messages.RunID, to dag.RunState) error
+	// Kill is SetState to KILLED. A finished run stays as it is, without an error.
 	Kill(ctx context.Context, run messages.RunID) error
+	// KillTask kills the task of this expanded name. A task that has ended stays as it is.
 	KillTask(ctx context.Context, run messages.RunID, task string) error
 	// SetPaused keeps all tasks from starting, for a reason. An empty reason has them start
 	// again.
@@ -59,19 +66,19 @@ type Changes interface {
 	// the engine does, it returns the present summary and the reason. It is free of
 	// cost between changes.
 	Await(ctx context.Context, run messages.RunID, done func(*messages.Summary) bool) (*messages.Summary, error)
-	// Follow subscribes to the changes of a run: those after the batch of number after, or the
-	// present summary first for messages.FromNow. It returns nil when the run has ended with that
-	// batch.
+	// Follow subscribes to the changes of a run: those after the batch of number after, or the present
+	// summary first for messages.FromNow. It returns nil when the run has ended with that batch. The
+	// caller closes the subscription.
 	Follow(ctx context.Context, run messages.RunID, after uint64) (messages.Subscription, error)
-	// Listen subscribes to changes of the runs that q selects by tag and labels. Runs that
-	// have changed after since (ns since the epoch; 0 = only new changes) come
-	// first.
+	// Listen subscribes to changes of the runs that q selects by tag and labels. Runs that have changed
+	// after since (ns of the server's own clock, as in ResumeAt; 0 = only new changes) come first. The
+	// caller closes the subscription.
 	Listen(ctx context.Context, q messages.ListQuery, since int64) (messages.RunListSubscription, error)
 }
 
 // Logs read the output of attempts.
 type Logs interface {
-	// OpenLog opens a stream of an attempt of a task. Attempt 0 is the latest.
+	// OpenLog opens a stream of an attempt of a task. Attempt 0 is the latest. The caller closes it.
 	OpenLog(ctx context.Context, run messages.RunID, task string, attempt uint32, stream messages.Stream) (messages.Log, error)
 	// Output opens a stream of an ended attempt by its record.
 	Output(ctx context.Context, run messages.RunID, attempt *messages.AttemptRecord, stream messages.Stream) (messages.Log, error)

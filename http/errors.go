@@ -14,7 +14,16 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// statusOf is the one place where the domain's codes become HTTP statuses.
+// Every error becomes an answer of one form (problem). Three kinds of errors reach writeError:
+//
+//	*refusal          of this package: its status and sentence are the answer
+//	*messages.Error   of the engine and the decoders: statusOf, and its sentence
+//	any other         500 with a fixed sentence; the log has the error under the key err
+//
+// A sentence names the thing (`unknown run 7`) and what to do about it (`use PAUSED or RUNNING`). 503
+// and 429 ask to come back after a second: what is in the way is expected to pass.
+
+// statusOf is the one place where the domain's codes become HTTP statuses. Damaged and Internal are 500.
 func statusOf(c messages.ErrorCode) int {
 	switch c {
 	case messages.Invalid:
@@ -32,7 +41,8 @@ func statusOf(c messages.ErrorCode) int {
 	}
 }
 
-// refusal is an error of HTTP itself, unknown to the domain.
+// refusal is an error of HTTP itself, unknown to the domain. detail is the sentence that the client
+// sees.
 type refusal struct {
 	status int
 	detail string
@@ -45,9 +55,9 @@ func (r *refusal) Error() string { return r.detail }
 // the list of its mistakes.
 type problem struct {
 	status        int
-	detail        string
-	isSpecProblem bool
-	errors        []messages.Problem
+	detail        string             // one sentence
+	isSpecProblem bool               // false = the two members below are left out
+	errors        []messages.Problem // in the order in which they were found
 }
 
 // internalProblem hides the cause: the log has it.
@@ -56,7 +66,9 @@ var internalProblem = problem{status: fasthttp.StatusInternalServerError, detail
 // maxListedErrors bounds `errors`; the text of the problem has the full count.
 const maxListedErrors = 1000
 
-// writeError answers with an error.
+// writeError answers with an error. If more of the body may be unread than fasthttp drains, fasthttp
+// closes the connection after the answer; the client may still be sending then, so the connection reads
+// on for a while (conn.Close).
 func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 	p := s.problemOf(err, ctx.Method(), ctx.URI().PathOriginal())
 	if n := ctx.Request.Header.ContentLength(); ctx.RequestBodyStream() != nil && (n < 0 || n > maxDrainedBody) {
@@ -65,8 +77,10 @@ func (s *Server) writeError(ctx *fasthttp.RequestCtx, err error) {
 	writeProblem(ctx, p)
 }
 
-// problemOf returns what a client is shown of an error. It logs an error that the client must not
-// see.
+// problemOf returns what a client is shown of an error. It logs an error that the client must not see,
+// and damage, which the client sees as well: it concerns whoever runs the server. method and path are
+// for the log. An error that only says that the client has left is 503 with a sentence which a client
+// that closed only its sending side can still read.
 func (s *Server) problemOf(err error, method, path []byte) problem {
 	var (
 		r *refusal
@@ -103,6 +117,7 @@ func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	ctx.Response.SetBodyRaw(appendProblem(nil, p))
 }
 
+// appendProblem appends a problem as JSON. In answers of lines it is a line, without its line feed.
 func appendProblem(dst []byte, p problem) []byte {
 	dst = append(dst, '{')
 	if p.isSpecProblem {
@@ -146,6 +161,7 @@ func invalidSpec(ps dag.Problems) *messages.Error {
 	return e
 }
 
+// isHTTP1 tells whether a version of the request line is one that this server speaks.
 func isHTTP1(v []byte) bool { return string(v) == "HTTP/1.1" || string(v) == "HTTP/1.0" }
 
 // hasTwoFramings tells whether raw header lines have both a Content-Length and a
@@ -155,13 +171,15 @@ func hasTwoFramings(raw []byte) bool {
 	return hasHeaderLine(raw, fasthttp.HeaderContentLength) && hasHeaderLine(raw, fasthttp.HeaderTransferEncoding)
 }
 
-// hasNoFraming tells whether fasthttp takes a request for one without a body.
+// hasNoFraming tells whether fasthttp takes a request for one without a body: its length is 0, or -2,
+// which stands for neither Content-Length nor Transfer-Encoding. (-1 stands for chunks.)
 func hasNoFraming(h *fasthttp.RequestHeader) bool {
 	n := h.ContentLength()
 	return n == 0 || n == -2
 }
 
-// hasHeaderLine tells whether raw header lines have a header.
+// hasHeaderLine tells whether raw header lines have a header. The raw lines show what the client sent;
+// the parsed header shows what fasthttp made of it.
 func hasHeaderLine(raw []byte, header string) bool {
 	for line := range bytes.Lines(raw) {
 		name, _, _ := bytes.Cut(line, []byte{':'})
@@ -172,7 +190,9 @@ func hasHeaderLine(raw []byte, header string) bool {
 	return false
 }
 
-// answerMalformed answers input that is not a request. The connection closes.
+// answerMalformed answers input that is not a request. The connection closes. It is fasthttp's
+// ErrorHandler, so neither the router nor a middleware sees such input: it has the headers for browsers
+// and its own metrics, but it is not in the audit log, and Shutdown does not wait for it.
 func (s *Server) answerMalformed(ctx *fasthttp.RequestCtx, err error) {
 	drainOnClose(ctx)
 	s.setSecurityHeaders(ctx)
@@ -181,7 +201,8 @@ func (s *Server) answerMalformed(ctx *fasthttp.RequestCtx, err error) {
 	writeProblem(ctx, p)
 }
 
-// readProblem is the problem of a request that could not be read completely.
+// readProblem is the problem of a request that could not be read completely: 431, 408, or 400 for all
+// that remains. fasthttp's own texts are not shown: they may quote the input.
 func readProblem(err error) problem {
 	var (
 		small  *fasthttp.ErrSmallBuffer
@@ -200,7 +221,7 @@ func readProblem(err error) problem {
 	}
 }
 
-// bodyTooLarge refuses a body before it is read completely.
+// bodyTooLarge refuses a body with 413 before it is read completely. The connection closes.
 func (s *Server) bodyTooLarge(ctx *fasthttp.RequestCtx) error {
 	drainOnClose(ctx)
 	ctx.SetConnectionClose()
@@ -208,7 +229,7 @@ func (s *Server) bodyTooLarge(ctx *fasthttp.RequestCtx) error {
 		"the body is too large: at most " + strconv.FormatInt(s.bodyLimit(&ctx.Request.Header), 10) + " bytes"}
 }
 
-// drainOnClose has the connection read on for a while before it closes.
+// drainOnClose has the connection read on for a while before it closes: see conn.Close.
 func drainOnClose(ctx *fasthttp.RequestCtx) {
 	if c := connOf(ctx); c != nil {
 		c.drainOnClose = true
@@ -219,6 +240,9 @@ func drainOnClose(ctx *fasthttp.RequestCtx) {
 // of a body that the handler did not read.
 const maxDrainedBody = 256 << 10
 
+// bodyLimit returns how many bytes the body of a request may have: MaxBody for a POST, but for a batch
+// each line has its own limit. It works on the raw target, because fasthttp asks for it before it has
+// parsed that (requestLimits). A target in absolute form is not recognised as a batch, and has MaxBody.
 func (s *Server) bodyLimit(h *fasthttp.RequestHeader) int64 {
 	if !h.IsPost() {
 		return maxOtherBody

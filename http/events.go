@@ -14,13 +14,43 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Server-sent events.
+// A stream of events is an answer without an end of its own length (stream.go). Its producer waits in
+// the subscription's Next, on the connection's goroutine, and renders what comes:
+//
+//	eventProducer.next → eventSource.appendEvents → Subscription.Next   at most heartbeat
+//	                   → a piece: blocks of lines, each ended by an empty line
+//
+// A piece of one run, with the id that a client resumes from at its end:
+//
+//	event: tasks
+//	data: [{"time":"1645112246001010638","task":"simple_0","state":"RUNNING","attempt":1}]
+//
+//	event: state
+//	data: {"time":"1645112245997607895","state":"RUNNING"}
+//
+//	id: 17
+//	event: summary
+//	data: {"runID":0,…,"tasks":2}
+//
+// An EventSource takes over an id when it reads the empty line after it. So a client that loses the
+// connection within a piece resumes before the piece, and may get some changes twice, but misses none
+// of them.
+//
+// How a stream ends:
+//
+//	the run has ended (its last summary), or the subscription has          complete
+//	the server shuts down, or the engine does                              complete: connect again
+//	the client left, or its token, scope or session is no longer valid     broken off
+//	damage, or an unexpected error                                         broken off, and logged
+
+// Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html
 const (
 	eventStream = "text/event-stream"
 	// minPieceInterval is the shortest time between two pieces of a stream, which gathers events
 	// under load.
 	minPieceInterval = 10 * time.Millisecond
-	// maxTasksPerEvent is the highest number of tasks in one event.
+	// maxTasksPerEvent is the highest number of tasks in one event, so that clients parse documents of
+	// some 100 KB at a time.
 	maxTasksPerEvent = 1000
 )
 
@@ -50,7 +80,8 @@ func (s *Server) runEvents(ctx *fasthttp.RequestCtx) error {
 	return s.streamEvents(ctx, &runEventSource{subscription: subscription, withTasks: q.withTasks})
 }
 
-// events is GET /v1/events: the runs that change.
+// events is GET /v1/events: the runs that change. The ids of this list are times of the server's own
+// clock, those of a run are numbers of commits; both come as decimal digits of at most 63 bits.
 func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 	var q eventQuery
 	if err := q.decode(ctx, q.setListParameter); err != nil {
@@ -65,9 +96,9 @@ func (s *Server) events(ctx *fasthttp.RequestCtx) error {
 
 // eventQuery selects the events, and where to resume.
 type eventQuery struct {
-	resumes     bool
-	resumeAfter uint64
-	withTasks   bool
+	resumes     bool   // resumeAfter is given; 0 is a valid position
+	resumeAfter uint64 // the id of the last event that the client has
+	withTasks   bool   // of a run: changes of tasks, too
 	list        messages.ListQuery
 }
 
@@ -86,6 +117,7 @@ func (q *eventQuery) decode(ctx *fasthttp.RequestCtx, parameter func(name, value
 	return err
 }
 
+// setResume sets the position. what names the parameter or header, for the error.
 func (q *eventQuery) setResume(what, id string) (err error) {
 	if q.resumeAfter, err = strconv.ParseUint(id, 10, 63); err != nil {
 		return invalid(what + ": " + quoteInput(id) + " is not the id of an event")
@@ -116,11 +148,15 @@ func (q *eventQuery) setListParameter(name, value string) error {
 
 // eventSource renders changes as events.
 type eventSource interface {
-	// appendEvents waits for changes and appends them; done tells that they were the last ones.
+	// appendEvents waits for changes and appends them; done tells that they were the last ones. When
+	// ctx ends first it returns dst as it was and the error of ctx, or its cause.
 	appendEvents(ctx context.Context, dst []byte) (out []byte, done bool, err error)
 	Close()
 }
 
+// streamEvents takes a place for the wait and answers with the events of source, which it closes in any
+// case. The header leaves at once (ImmediateHeaderFlush): a browser reports the connection as open when
+// it has the header, and the first event may be far away.
 func (s *Server) streamEvents(ctx *fasthttp.RequestCtx, source eventSource) error {
 	until, end, err := s.beginWait(ctx)
 	if err != nil {
@@ -145,6 +181,10 @@ type eventProducer struct {
 	lastPiece time.Time       // time of the last piece
 }
 
+// next waits for changes, at most for a heartbeat, and appends them. Two pieces are at least
+// minPieceInterval apart, so that a busy run costs one write for many commits. The comment line of a
+// heartbeat keeps proxies from closing the connection. It is also a write, which fails if the client is
+// gone without a word, and a piece, for which the permit is checked: sessions expire by themselves.
 func (p *eventProducer) next(dst []byte) ([]byte, bool, error) {
 	if rest := minPieceInterval - time.Since(p.lastPiece); rest > 0 {
 		timer := time.NewTimer(rest)
@@ -188,13 +228,16 @@ func appendEvent(dst []byte, kind string) []byte {
 
 const eventEnd = "\n\n"
 
-// appendID sets the id to resume from. A block of an id alone is not an event.
+// appendID sets the id to resume from: a line of the block that follows. A block of an id alone is not
+// an event, but an EventSource still takes over the id.
 func appendID(dst []byte, id uint64) []byte {
 	dst = append(dst, "id: "...)
 	dst = strconv.AppendUint(dst, id, 10)
 	return append(dst, '\n')
 }
 
+// appendGap appends the event that tells how many changes the stream left out. It comes before the
+// events that follow the gap.
 func appendGap(dst []byte, missed uint64) []byte {
 	dst = appendEvent(dst, "gap")
 	dst = append(dst, `{"missed":`...)
@@ -207,8 +250,8 @@ func appendGap(dst []byte, missed uint64) []byte {
 type runEventSource struct {
 	subscription messages.Subscription
 	withTasks    bool
-	openTasks    int // in the event that is being rendered
-	name         []byte
+	openTasks    int    // in the event that is being rendered; 0 = no such event is open
+	name         []byte // of a task, reused
 }
 
 func (r *runEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {
@@ -235,6 +278,8 @@ func (r *runEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, 
 	return append(dst, eventEnd...), update.Summary.State.Final(), nil
 }
 
+// appendChange appends a change. Changes of tasks gather in one event until one of the run comes, the
+// event is full, or the piece ends: the order of all changes is kept.
 func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.VisibleChange) []byte {
 	switch {
 	case c.OfRun:
@@ -274,6 +319,7 @@ func (r *runEventSource) appendChange(dst []byte, p *dag.Plan, c *messages.Visib
 	return append(dst, '}')
 }
 
+// closeTasks ends the event of changes of tasks, if one is open.
 func (r *runEventSource) closeTasks(dst []byte) []byte {
 	if r.openTasks == 0 {
 		return dst
@@ -285,7 +331,8 @@ func (r *runEventSource) closeTasks(dst []byte) []byte {
 
 func (r *runEventSource) Close() { r.subscription.Close() }
 
-// listEventSource renders the runs that have changed.
+// listEventSource renders the runs that have changed. The id stands before the last event of a piece: a
+// client that has it has all of the piece.
 type listEventSource struct{ subscription messages.RunListSubscription }
 
 func (r *listEventSource) appendEvents(ctx context.Context, dst []byte) ([]byte, bool, error) {

@@ -14,8 +14,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// runGraph is GET /v1/dagrun/{run}/graph: templates and edges, with the progress of each template.
-// Its size is that of the submitted spec, not of its expansion.
+// The two compact forms of a large run: its graph before expansion, and a byte for each task. A display
+// reads the graph once and the states again and again; a template's `first` and `count` tell which
+// bytes belong to it.
+
+// runGraph is GET /v1/dagrun/{run}/graph: templates and edges, with the progress of each template. Its
+// size is that of the submitted spec, not of its expansion. The time also grows with the tasks: the
+// view has a byte for each, and taskCounts counts them.
 func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -28,13 +33,14 @@ func (s *Server) runGraph(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, jsonType, &graphDocument{view: view})
 }
 
-// graphDocument renders a run's templates, then its edges.
+// graphDocument renders a run's templates, then its edges. It begins with the members of the summary,
+// and all of it is of the view's moment. It stops at the first template that fills a piece.
 type graphDocument struct {
-	view          *messages.View
-	opened        bool
-	templatesDone bool // all templates are rendered
-	anyEdge       bool // an edge was rendered
-	nextTemplate  int  // the next template of the present list
+	view          *messages.View // of all tasks
+	opened        bool           // the members of the summary are rendered
+	templatesDone bool           // all templates are rendered
+	anyEdge       bool           // an edge was rendered
+	nextTemplate  int            // the next template of the present list
 }
 
 func (g *graphDocument) next(dst []byte) ([]byte, bool, error) {
@@ -69,6 +75,8 @@ func (g *graphDocument) next(dst []byte) ([]byte, bool, error) {
 	return append(dst, `]}`...), false, nil
 }
 
+// appendTemplate appends a template: its tasks [first, first+count), the lists that it expands over,
+// the origin of a generated one, and its progress. Times that are not known yet are left out.
 func (g *graphDocument) appendTemplate(dst []byte, t *dag.Template) []byte {
 	plan := g.view.Plan
 	dst = append(dst, `{"name":`...)
@@ -115,7 +123,8 @@ func (g *graphDocument) appendTemplate(dst []byte, t *dag.Template) []byte {
 	return append(dst, '}')
 }
 
-// appendEdgesTo appends the edges that end at t.
+// appendEdgesTo appends the edges that end at t. Each edge of a plan is in the parents of its child, so
+// all calls together append each edge once.
 func (g *graphDocument) appendEdgesTo(dst []byte, t *dag.Template) []byte {
 	for _, e := range t.Parents {
 		if g.anyEdge {
@@ -143,7 +152,10 @@ var stateLetters = [dag.NumTaskStates]byte{
 }
 
 // taskStates is GET /v1/dagrun/{run}/states: a byte per task, in the order of the plan, all of one
-// durable moment.
+// durable moment. The vector is in memory as a whole, up to 10 MB for the largest run.
+//
+// The tag is weak: the compressed and the plain form of a vector have the same one. X-State and X-Tasks
+// come with a 304, too, so that a client which polls sees the state of the run in any case.
 func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -188,10 +200,12 @@ func (s *Server) taskStates(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// minGzipBytes is the length from which a state vector is compressed.
+// minGzipBytes is the length from which a state vector is compressed. A shorter one fits a packet.
 const minGzipBytes = 1 << 10
 
-// etagMatches tells whether an If-None-Match header has a tag, by weak comparison.
+// etagMatches tells whether an If-None-Match header has a tag, by weak comparison (RFC 9110, section
+// 8.8.3.2): W/"a" matches "a". A tag of this server does not contain a comma, so the list is split
+// there.
 func etagMatches(header []byte, tag string) bool {
 	for member := range strings.SplitSeq(string(header), ",") {
 		member = strings.TrimSpace(member)
@@ -202,7 +216,9 @@ func etagMatches(header []byte, tag string) bool {
 	return false
 }
 
-// acceptsGzip tells whether an Accept-Encoding header allows gzip.
+// acceptsGzip tells whether an Accept-Encoding header allows gzip: "gzip", "gzip;q=0.5" or "*", but not
+// "gzip;q=0" or "*, gzip;q=0" (RFC 9110, section 12.5.3). Without the header it is false: a client that
+// does not ask for it may not be able to read it.
 func acceptsGzip(header []byte) bool {
 	takes := false
 	for member := range strings.SplitSeq(string(header), ",") {

@@ -21,6 +21,16 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
+// A connection passes these stations:
+//
+//	listener.Accept → connSet.accept    counted by client; evicts idle ones, or marks this one refused
+//	fasthttp        → trackState        new, active with the first byte of a request, idle after its answer
+//	admission       → conn.occupy       a request occupies it; only an unused one can be evicted
+//	conn.Close      → connSet.remove    its own goroutine has ended
+//
+// The limits are soft on purpose: some connections above them are kept, so that their clients get 503
+// or 429 and the time to try again, which a refused connection cannot tell.
+
 // listener accepts connections for fasthttp, which stops serving at the first error of Accept that
 // is not a timeout. So this listener retries after errors that can pass: a shortage of descriptors
 // or memory, or a client that left before it was accepted. It returns an error only when the
@@ -40,7 +50,7 @@ const (
 	acceptLogEvery = 10 * time.Second
 )
 
-// Accept returns the next connection to serve.
+// Accept returns the next connection to serve. It waits for one, and between errors; Shutdown ends both.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()
@@ -57,8 +67,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// retry reports an error of Accept and waits a little. It returns false when the listener is
-// closed, or is no longer a listening socket.
+// retry reports an error of Accept and waits a little. It returns false when the listener is closed, or
+// is no longer a listening socket. All other errors of accept(2) can pass: ECONNABORTED is the
+// client's, EMFILE, ENFILE, ENOBUFS and ENOMEM are shortages, and others come from the network.
 func (l *listener) retry(err error) bool {
 	if l.s.listenersClosed.Load() {
 		return false
@@ -105,7 +116,7 @@ const (
 type connSet struct {
 	mu      sync.Mutex // never held while a client is waited for
 	open    map[*conn]struct{}
-	clients map[clientKey]int
+	clients map[clientKey]int // number of its connections in open; at least 1
 }
 
 // evictBatch is how many connections one scan closes at most. A scan visits all connections.
@@ -160,10 +171,12 @@ func (cs *connSet) accept(s *Server, e *Entrance, nc net.Conn) *conn {
 	return c
 }
 
-// extraConns is how many connections above a limit are kept open to answer why they are refused.
+// extraConns is how many connections above a limit are kept open to answer why they are refused: 256,
+// or a quarter of a small limit. One client may have a quarter of these.
 func extraConns(limit int) int { return min(maxExtraConns, max(1, limit/4)) }
 
-// evictSome closes the oldest idle connections when the process is out of descriptors.
+// evictSome closes the oldest idle connections when the process is out of descriptors: the next accept
+// needs one, and so do the files of the engine.
 func (cs *connSet) evictSome(s *Server) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -204,13 +217,14 @@ func (cs *connSet) evictOldest(s *Server, n int, of *clientKey) {
 	}
 }
 
-// remove takes a connection out of the set.
+// remove takes a connection out of the set. An evicted one is out of it already.
 func (cs *connSet) remove(c *conn) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	cs.removeLocked(c)
 }
 
+// removeLocked is remove for a caller that holds mu.
 func (cs *connSet) removeLocked(c *conn) {
 	if _, ok := cs.open[c]; !ok {
 		return
@@ -227,7 +241,8 @@ func (cs *connSet) len() int {
 	return len(cs.open)
 }
 
-// close closes the idle connections, or all of them.
+// close closes the connections that are between requests, or all of them. Their own goroutines remove
+// them from the set.
 func (cs *connSet) close(all bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -238,8 +253,9 @@ func (cs *connSet) close(all bool) {
 	}
 }
 
-// rejectConn answers a connection without reading from it, and closes it. It never waits: an
-// answer that does not fit the socket's buffer is lost.
+// rejectConn answers a connection without reading from it, and closes it. It never waits: an answer
+// that does not fit the socket's buffer is lost. It runs on the goroutine that accepts. A client of TLS
+// only sees the connection close, because a handshake would have to wait for it.
 func rejectConn(nc net.Conn, why connRefusal) {
 	if _, encrypted := nc.(interface{ NetConn() net.Conn }); !encrypted && nc.SetWriteDeadline(time.Now().Add(time.Millisecond)) == nil {
 		p := problem{status: fasthttp.StatusServiceUnavailable, detail: tooManyConns}

@@ -15,10 +15,25 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// A log is read by the offsets of the stream as the task wrote it. Long output has a cut: the bytes
+// between its head and its tail are not kept.
+//
+//	offset   0          Head          Size-Tail      Size
+//	         | kept     | cut         | kept         |
+//	whole    | as kept  | one marker  | as kept      |   200: "\n[caravan: 104857600 bytes cut]\n"
+//	range    ends at the cut, or begins after it         206 without a marker, so offsets stay true
+//
+// The answer to a followed log ends when the attempt has ended and all of its output is sent. It breaks
+// off when the client leaves, the caller loses its right or the server shuts down: a client that wants
+// the rest asks again with the offset it has reached. In the meantime the request holds a place for
+// waits (client_gone.go) and polls: the output grows in another process, which does not report it.
+
 const octetStream = "application/octet-stream"
 
-// taskLog is GET /v1/dagrun/{run}/task/{task}/log: the raw output of an attempt. A marker line
-// replaces bytes that are not kept, except in a range.
+// taskLog is GET /v1/dagrun/{run}/task/{task}/log: the raw output of an attempt. A marker line replaces
+// bytes that are not kept, except in a range. It closes the log on each path that returns an error;
+// otherwise the producer owns it. Without follow the answer ends at the size that the log has now, also
+// while the attempt runs.
 func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 	run, name, err := taskParameter(ctx)
 	if err != nil {
@@ -66,8 +81,8 @@ func (s *Server) taskLog(ctx *fasthttp.RequestCtx) error {
 type logQuery struct {
 	attempt uint32 // 0 = the latest
 	stream  messages.Stream
-	follow  bool
-	offset  int64
+	follow  bool  // go on until the attempt has ended
+	offset  int64 // bytes of the stream to skip; beyond its end the answer is empty
 }
 
 func (q *logQuery) setParameter(name, value string) (err error) {
@@ -128,8 +143,9 @@ func parseRange(header string, size int64) (from, to int64, ok bool) {
 	return int64(a), min(int64(b), size-1) + 1, true
 }
 
-// logRange answers 206. Offsets are those of the stream as the task wrote it. A range ends before
-// a cut, and a range that would begin in a cut begins after it; Content-Range has the result.
+// logRange answers 206, with the length that Content-Range announces, or 416. It owns log. Offsets are
+// those of the stream as the task wrote it. A range ends before a cut, and a range that would begin in
+// a cut begins after it; Content-Range has the result.
 func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, size int64) error {
 	total := "*" // it is still growing
 	if !log.Live() {
@@ -143,6 +159,7 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 		ctx.Response.Header.Set(fasthttp.HeaderContentRange, "bytes */"+strconv.FormatInt(size, 10))
 		return &refusal{fasthttp.StatusRequestedRangeNotSatisfiable, "the output has only " + strconv.FormatInt(size, 10) + " bytes: the range is outside of it"}
 	}
+	// Content-Range is sent before the bytes, so the range is read once to find its end.
 	to, err := contiguousEnd(log, from, to)
 	if err != nil || to == from {
 		log.Close()
@@ -156,7 +173,8 @@ func (s *Server) logRange(ctx *fasthttp.RequestCtx, log messages.Log, from, to, 
 	return nil
 }
 
-// contiguousEnd returns how far the log can be read without a cut, from `from` to `to` at most.
+// contiguousEnd returns how far the log can be read without a cut, from `from` to `to` at most. It
+// reads all of these bytes, so damage in them is an error before the header is sent.
 func contiguousEnd(log messages.Log, from, to int64) (int64, error) {
 	buf := make([]byte, pieceBytes)
 	for from < to {
@@ -178,6 +196,8 @@ type logReader struct {
 	off, end int64
 }
 
+// next appends up to pieceBytes. A read that ends at a cut returns what is before it; the next read
+// returns no bytes there, and the marker takes their place. The marker counts all bytes of the cut.
 func (r *logReader) next(dst []byte) ([]byte, bool, error) {
 	if cap(dst)-len(dst) < pieceBytes {
 		dst = append(make([]byte, 0, len(dst)+pieceBytes), dst...)
@@ -212,7 +232,7 @@ func (r *logReader) Close() error { return r.log.Close() }
 // the log, or the server shuts down. Only the first ends the answer properly.
 type logFollower struct {
 	logReader
-	ctx          context.Context // ends when the client leaves, or at shutdown
+	ctx          context.Context // ends when the client leaves, with its right, or at shutdown
 	endWait      func()          // ends the place of the wait
 	pollInterval time.Duration   // the last one; 0 after output
 	permit       *permit         // checked at each poll: sessions expire by themselves
@@ -223,12 +243,16 @@ func (f *logFollower) Close() error {
 	return f.logReader.Close()
 }
 
-// Bounds of pollInterval, which doubles while the log does not grow.
+// Bounds of pollInterval, which doubles while the log does not grow: 10, 20, 40, 80, 160, 250 ms. A log
+// that grows is read without a pause.
 const (
 	minPollInterval = 10 * time.Millisecond
 	maxPollInterval = 250 * time.Millisecond
 )
 
+// next waits for output. It returns a piece with more = true until the attempt has ended and a read
+// after that found the end. A client that leaves is noticed by the watch of beginWait: while the task
+// is silent the server does not write, so a failed write cannot show it.
 func (f *logFollower) next(dst []byte) ([]byte, bool, error) {
 	for {
 		live := f.log.Live() // before reading, so that the last output is read as well

@@ -24,6 +24,14 @@ import (
 // take long and only costs disk; a crash removes it. The complete body is planned while
 // it is read from the file, and stored while it is read again. One body is planned and stored at a
 // time; others wait for their turn.
+//
+//	receiveLongBody   a place of maxLongBodies, a file; the free disk is checked each MiB
+//	planLong          the turn begins: specjson reads the file in parts, and the hash is made
+//	engine.Submit     the store opens the document again, and copies it in parts
+//	done              the turn ends
+//	release           the last reader closes the file and frees the place
+//
+// At shutdown a body that waits for its turn is refused; one that has its turn is finished.
 
 const (
 	longBodyBytes         = 4 << 20  // a longer document is a long body
@@ -32,30 +40,33 @@ const (
 	copyBuffer            = 64 << 10 // of each body while it arrives
 	diskCheckBytes        = 1 << 20  // bytes written between two checks of the free disk
 	maxLineBytes          = 64 << 20 // of a line of a batch, which is in memory as a whole
-	maxZstdWindow         = 8 << 20  // the window of zstd
+	maxZstdWindow         = 8 << 20  // the window of zstd, the largest that HTTP allows (RFC 9659)
 )
 
 // longBody is a long body as it was sent. As a messages.LongDocument it is what the body decompresses
-// to.
+// to. The request that received it has one reference, and each open reader another: the store may still
+// read when the client has left and the request is over.
 type longBody struct {
-	coding    string // "" = none
+	coding    string // of the body; "" = none
 	inMemory  []byte // the body, or nil and
 	file      *os.File
-	fileBytes int64 // bytes in file
-	size      int64 // of the document; known after it was read
-	sum       [sha256.Size]byte
+	fileBytes int64             // bytes in file
+	size      int64             // of the document; known after planFromFile
+	sum       [sha256.Size]byte // of the document; zero unless planFromFile was asked for it
 
 	mu         sync.Mutex
 	references int
-	close      func() // called after the last release; nil = nothing
+	close      func() // called after the last release, with mu held; may be nil
 }
 
 // errBodyReleased is the error of Open after the last reference was released: the file is closed then.
 var errBodyReleased = errors.New("the request is over")
 
+// Size is the length of the document, decompressed.
 func (b *longBody) Size() int64 { return b.size }
 
-// Open fails after the request has ended and all readers are closed.
+// Open returns a reader of the document from its start. Readers do not share an offset, so several may
+// read at a time. Open fails after the request has ended and all readers are closed.
 func (b *longBody) Open() (io.ReadCloser, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -78,13 +89,14 @@ func (b *longBody) release() {
 	}
 }
 
-// longReader reads a long body's document.
+// longReader reads a long body's document. The decompressor begins with the first Read, because a
+// decoder of gzip reads from its source when it is made, and Open must not do I/O.
 type longReader struct {
 	body   *longBody
-	in     io.Reader
-	out    io.Reader // in, decompressed
-	end    func()
-	failed error
+	in     io.Reader // the bytes as they were sent
+	out    io.Reader // in, decompressed; nil before the first Read
+	end    func()    // releases the decompressor; nil without one
+	failed error     // why there is no decompressor: the error of each Read
 }
 
 func (r *longReader) Read(p []byte) (int, error) {
@@ -97,6 +109,7 @@ func (r *longReader) Read(p []byte) (int, error) {
 	return r.out.Read(p)
 }
 
+// Close gives the reference back. It is called once.
 func (r *longReader) Close() error {
 	if r.end != nil {
 		r.end()
@@ -105,7 +118,9 @@ func (r *longReader) Close() error {
 	return nil
 }
 
-// decompressor undoes a Content-Encoding.
+// decompressor undoes a Content-Encoding. The caller calls end after its last read. An unknown coding
+// is a refusal (415); other errors are about the bytes. The window bounds the memory of a decoder of
+// zstd, which a few bytes of a header could ask for.
 func decompressor(coding string, in io.Reader) (out io.Reader, end func(), err error) {
 	switch strings.ToLower(coding) {
 	case "", "identity":
@@ -131,7 +146,7 @@ type longBodySet struct {
 	clients map[clientKey]int
 }
 
-// add takes a place, or returns why all are taken.
+// add takes a place, or returns why all are taken: 429 for a client that has its part, else 503.
 func (ss *longBodySet) add(who clientKey) error {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
@@ -162,7 +177,9 @@ func (ss *longBodySet) len() int {
 	return ss.all
 }
 
-// receiveLongBody receives a long body: the part that was already read, and the rest.
+// receiveLongBody receives a long body: the part that was already read, and the rest. announced is the
+// Content-Length, or negative for a body in chunks. The caller releases the body. After an error the
+// connection closes, and the client gets the answer while it may still be sending (drainOnClose).
 func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int) (*longBody, error) {
 	var who clientKey
 	if c := connOf(ctx); c != nil {
@@ -192,7 +209,9 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 	return b, nil
 }
 
-// writeLongBody writes a complete body to its file.
+// writeLongBody writes a complete body to its file. It asks the engine for its health at the start and
+// after each MiB, because free disk is a condition of that: bodies in the data folder must not take the
+// space that the store needs for its next commits.
 func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int) error {
 	piece, looked := begun, int64(0)
 	room := make([]byte, copyBuffer)
@@ -200,7 +219,7 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 		if b.fileBytes+int64(len(piece)) > s.cfg.MaxBody {
 			return s.bodyTooLarge(ctx)
 		}
-		if b.fileBytes >= looked { // bodies must not take the disk space that the engine needs
+		if b.fileBytes >= looked {
 			looked = b.fileBytes + diskCheckBytes
 			if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 				return &refusal{fasthttp.StatusServiceUnavailable, err.Error()}
@@ -229,12 +248,17 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 	}
 }
 
+// cannotStoreBody refuses a body that the disk does not take. The log has the reason; the client only
+// learns to try again.
 func (s *Server) cannotStoreBody(err error) error {
 	s.log.Warn("http: a large body cannot be stored", "err", err)
 	return &refusal{fasthttp.StatusServiceUnavailable, "the server cannot store a large body now"}
 }
 
-// createUnnamed creates a file that is deleted with its last descriptor.
+// createUnnamed creates a file that is deleted with its last descriptor. O_TMPFILE (open(2)) makes it
+// without a name; a file system without that flag gives EOPNOTSUPP, a kernel that does not know the
+// flag EISDIR. Then the file has a name for a moment, and a crash within that moment leaves it in the
+// folder.
 func createUnnamed(dir string) (*os.File, error) {
 	if dir == "" {
 		dir = os.TempDir()
@@ -249,7 +273,9 @@ func createUnnamed(dir string) (*os.File, error) {
 	return f, os.Remove(f.Name())
 }
 
-// planLong plans a long body when its turn comes. The turn lasts until done is called.
+// planLong plans a long body when its turn comes. The turn lasts until done is called, which the caller
+// does after the document is stored; after an error the turn is over. hashed asks for the SHA-256 of
+// the document, which only a submission with an idempotency key needs.
 func (s *Server) planLong(ctx *fasthttp.RequestCtx, b *longBody, hashed, strict bool) (plan *dag.Plan, warnings dag.Problems, done func(), err error) {
 	if err := s.awaitPlanningTurn(ctx); err != nil {
 		return nil, nil, nil, err
@@ -291,7 +317,8 @@ func (s *Server) awaitPlanningTurn(ctx *fasthttp.RequestCtx) error {
 	return &refusal{fasthttp.StatusServiceUnavailable, "the server is shutting down"}
 }
 
-// planFromFile plans a long body, and sets its size and hash.
+// planFromFile plans a long body, and sets its size and hash. It reads the document once, in parts. It
+// is not interrupted at shutdown: Shutdown waits for it, up to its deadline.
 func (s *Server) planFromFile(b *longBody, hashed, strict bool) (*dag.Plan, dag.Problems, error) {
 	doc, err := b.Open()
 	if err != nil {
@@ -328,6 +355,7 @@ type limitedHasher struct {
 	hash  hash.Hash // nil = no hash
 }
 
+// Read is as in io.Reader. It returns errTooLong in place of the first bytes beyond the limit.
 func (m *limitedHasher) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
 	if m.n += int64(n); m.n > m.limit {

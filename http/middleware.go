@@ -14,15 +14,42 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// handler answers a request, or returns the error to answer it with.
+// A request passes these functions, all on the goroutine of its connection:
+//
+//	fasthttp        reads the header, then asks requestLimits (server.go) how long the body may take
+//	router          finds the row of the table (routes.go), or the pseudo route of 404, 405, OPTIONS
+//	middlewares     in the order below, each from the header alone
+//	handler         decodes, calls the engine, sets the answer or returns an error
+//	fasthttp        writes the answer; a stream is rendered while it is written (stream.go)
+//
+// Input that is not a request never comes here: answerMalformed (errors.go) answers it.
+
+// handler answers a request, or returns the error to answer it with. Headers that it sets before an
+// error stay in the answer, except Content-Type; a body is dropped (writeProblem).
 type handler func(ctx *fasthttp.RequestCtx) error
 
-// middleware wraps the handler of a route in one concern. It is called once for each route,
-// when the server is made, so lookups there are not repeated for each request.
+// middleware wraps the handler of a route in one concern. It is called once for each route, when the
+// server is made, so lookups there are not repeated for each request. It calls next once, or ends the
+// request itself.
 type middleware func(s *Server, rt *route, next handler) handler
 
 // middlewares are around the handler of every route, the outermost first. Everything up to
 // authentication decides from the header alone, before any of the body is read.
+//
+// The order carries the guarantees:
+//
+//   - accounting is outermost, so that Shutdown waits for refused requests as well.
+//   - auditing is outside of rendering, because it records the status that rendering sets.
+//   - admission comes first of those that refuse: an overloaded server does the least work then.
+//   - wellFormedness comes before the first header that decides is read. Two values of Host or
+//     Authorization would let a proxy and this server decide about different requests.
+//   - protection comes before authentication. A browser attaches the session's cookie to requests
+//     that pages of other ports of this host cause, so a valid cookie must not vouch for them.
+//   - authentication comes before limits: a caller without a token learns only that it needs one.
+//   - continuation is last. A client gets permission to send its body only when everything before
+//     the handler has passed.
+//
+// After them a handler may still refuse: what its query, its body and the engine say comes last.
 func middlewares() []middleware {
 	return []middleware{
 		accounting,     // requests in flight, metrics, the debug log
@@ -37,7 +64,8 @@ func middlewares() []middleware {
 	}
 }
 
-// handlerOf wraps a route's handler in the middlewares.
+// handlerOf wraps a route's handler in the middlewares. It panics for a route without a scope: the zero
+// value must not open a route to every caller.
 func (s *Server) handlerOf(rt route) fasthttp.RequestHandler {
 	if rt.scope == 0 {
 		panic("http: the route " + rt.method + " " + rt.path + " has no scope")
@@ -49,7 +77,11 @@ func (s *Server) handlerOf(rt route) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) { _ = h(ctx) } // rendering has answered the error
 }
 
-// accounting counts the request as work that Shutdown waits for, and measures it.
+// accounting counts the request as work that Shutdown waits for, and measures it. For a stream the time
+// ends with the head of the answer, and the rest counts as work of its own (Server.stream).
+//
+// A client that waits for permission to send its body passes here twice, first with the header and then
+// with the body. Only the second time is measured.
 func accounting(s *Server, rt *route, next handler) handler {
 	m := s.metrics.route(rt.path)
 	return func(ctx *fasthttp.RequestCtx) error {
@@ -58,7 +90,7 @@ func accounting(s *Server, rt *route, next handler) handler {
 		defer s.endWork()
 		if c := connOf(ctx); c != nil {
 			c.beginRequest()
-			c.chunks.start(&ctx.Request.Header)
+			c.chunks.start(&ctx.Request.Header) // before the first read of the body
 		}
 		if err := next(ctx); err != nil || isOnlyPermitted(ctx) {
 			return err
@@ -73,7 +105,8 @@ func accounting(s *Server, rt *route, next handler) handler {
 	}
 }
 
-// auditing records changes and refused requests.
+// auditing records changes and refused requests. It takes part only where there is an audit log, and
+// never waits for its disk (access.Audit.Record).
 func auditing(s *Server, rt *route, next handler) handler {
 	if s.cfg.Access.Audit == nil {
 		return next
@@ -87,7 +120,9 @@ func auditing(s *Server, rt *route, next handler) handler {
 	}
 }
 
-// rendering answers with the error of the request, and for a handler that panics.
+// rendering answers with the error of the request, and for a handler that panics. It is the only place
+// that turns errors into answers, so every refusal inside of it has the same form. It returns nil: the
+// middlewares outside of it read the outcome from the response.
 func rendering(s *Server, _ *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		defer func() {
@@ -103,8 +138,14 @@ func rendering(s *Server, _ *route, next handler) handler {
 	}
 }
 
-// admission refuses requests that the server cannot serve now, whatever they ask for. Their
-// connections are closed.
+// admission refuses requests that the server cannot serve now, whatever they ask for. Their connections
+// are closed. From here on the connection is occupied: it cannot be evicted before its request is
+// answered (conn.occupy).
+//
+//	evicted in favour of another connection   503, which does not reach the client
+//	the server shuts down                     503
+//	too many connections                      503
+//	too many connections of this client       429
 func admission(s *Server, _ *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		c := connOf(ctx)
@@ -126,7 +167,9 @@ func admission(s *Server, _ *route, next handler) handler {
 	}
 }
 
-// wellFormedness refuses requests that a proxy in front of this server may read differently.
+// wellFormedness refuses requests that a proxy in front of this server may read differently. After a
+// repeated header the connection closes: the two may disagree on where the request ends, and its next
+// bytes could be another request that the proxy never saw (request smuggling).
 func wellFormedness(_ *Server, _ *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		h := &ctx.Request.Header
@@ -145,7 +188,9 @@ func wellFormedness(_ *Server, _ *route, next handler) handler {
 	}
 }
 
-// protection refuses requests that pages of other origins cause.
+// protection refuses requests that pages of other origins cause. The host is checked before the origin,
+// because the origin is compared with the host. Host names belong to the entrance: a loopback listener
+// has others than a public one.
 func protection(s *Server, rt *route, next handler) handler {
 	isBulk := rt.isBulk()
 	return func(ctx *fasthttp.RequestCtx) error {
@@ -163,8 +208,9 @@ func protection(s *Server, rt *route, next handler) handler {
 	}
 }
 
-// authentication refuses callers that may not use the route. It sets the principal of the
-// request, also of one that is refused: the audit log names it.
+// authentication refuses callers that may not use the route: 401 for an unknown caller, 403 for a known
+// one without the scope. It sets the principal of the request, also of one that is refused: the audit
+// log names it.
 func authentication(s *Server, rt *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		if err := s.authorize(ctx, rt); err != nil {
@@ -174,7 +220,8 @@ func authentication(s *Server, rt *route, next handler) handler {
 	}
 }
 
-// limits refuses bodies by their length, framing and media type.
+// limits refuses bodies by their length, framing and media type. It only sees the announced length: a
+// body in chunks is counted while it is read (readBody, chunkMeter).
 func limits(s *Server, rt *route, next handler) handler {
 	return func(ctx *fasthttp.RequestCtx) error {
 		h := &ctx.Request.Header
@@ -215,6 +262,7 @@ func continuation(_ *Server, rt *route, next handler) handler {
 // expectKey marks a request whose client waits for permission to send the body.
 type expectKey struct{}
 
+// awaitsPermission tells whether the request passes the middlewares without its body.
 func awaitsPermission(ctx *fasthttp.RequestCtx) bool {
 	waits, _ := ctx.UserValue(expectKey{}).(bool)
 	return waits
@@ -226,9 +274,12 @@ func isOnlyPermitted(ctx *fasthttp.RequestCtx) bool {
 	return ctx.Response.StatusCode() < 400 && awaitsPermission(ctx)
 }
 
-// answerExpect answers `Expect: 100-continue`. A request with a wrong header gets its answer
-// now, and the client need not send the body: fasthttp sends the response that is left here
-// and closes the connection.
+// answerExpect answers `Expect: 100-continue`. A request with a wrong header gets its answer now, and
+// the client need not send the body: fasthttp sends the response that is left here and closes the
+// connection. It returns the status of that answer, or 100.
+//
+// requestLimits adds the header to requests that will be refused, so that they come here, too: a client
+// that announces a body gets the refusal although it has not sent the first byte.
 func (s *Server) answerExpect(ctx *fasthttp.RequestCtx) int {
 	ctx.SetUserValue(expectKey{}, true)
 	s.dispatch(ctx)
@@ -241,7 +292,9 @@ func (s *Server) answerExpect(ctx *fasthttp.RequestCtx) int {
 	return fasthttp.StatusContinue
 }
 
-// answerPanic answers for a handler that panicked.
+// answerPanic answers 500 for a handler that panicked, and logs the stack. The answer begins again from
+// an empty response, with the security headers. The connection closes, because parts of the body may be
+// unread. A panic of a producer is later than this: streamBody.Read recovers from it.
 func (s *Server) answerPanic(ctx *fasthttp.RequestCtx, p any) {
 	s.log.Error("http: panic", "method", string(ctx.Method()), "path", string(ctx.URI().PathOriginal()),
 		"panic", p, "stack", string(debug.Stack()))
@@ -251,7 +304,9 @@ func (s *Server) answerPanic(ctx *fasthttp.RequestCtx, p any) {
 	writeProblem(ctx, internalProblem)
 }
 
-// recordAudit records a change, or a request that was refused.
+// recordAudit records a change, whatever its result, or a request that was refused with 401, 403, 421
+// or 429. access.Audit bounds how many refusals it writes. The run of an accepted submission is taken
+// from its Location.
 func (s *Server) recordAudit(ctx *fasthttp.RequestCtx, rt *route) {
 	status := ctx.Response.StatusCode()
 	isRecorded := rt.isChange() && status != fasthttp.StatusUnauthorized
@@ -287,7 +342,8 @@ func (s *Server) recordAudit(ctx *fasthttp.RequestCtx, rt *route) {
 const maxAuditedPath = 1 << 10
 
 // newAuditEntry returns the audit entry of a request, without its result. The entry outlives the
-// request.
+// request, so it holds copies: fasthttp reuses the memory of path and headers. The path is without its
+// query, which may hold secrets of a client's own.
 func (s *Server) newAuditEntry(ctx *fasthttp.RequestCtx, routePath string) *access.Entry {
 	path, who := ctx.URI().PathOriginal(), messages.Principal{UID: -1}
 	c := connOf(ctx)

@@ -11,6 +11,17 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
+// Protection of users with a browser. A page of any origin can have the browser send requests to this
+// server, loopback addresses included, with the session's cookie where SameSite permits. Browsers mark
+// such requests, or can be made to ask first; package access decides by these marks, and this file
+// reads them from fasthttp's header and words the refusals. docs/security.md lists the attacks.
+//
+//	Host              checkHost, 421: DNS rebinding
+//	Origin, Sec-Fetch-*   checkOrigin, 403: requests that other origins cause
+//	Content-Type      checkType, 415: what a page can send without asking first
+//	answers           setSecurityHeaders: no sniffing, frames or embedding
+//	preflights        preflight: the origins that may
+
 // challenge is the WWW-Authenticate of every 401.
 const challenge = `Bearer realm="caravan"`
 
@@ -51,7 +62,8 @@ func (k bodyKind) mediaType() string {
 	return jsonType
 }
 
-// checkHost refuses host names that are not this server's.
+// checkHost refuses host names that are not this server's; nil hosts allow any. Without it a page could
+// let its own name point to this server, and would then be a page of the same origin.
 func checkHost(hosts *access.Hosts, h *fasthttp.RequestHeader) error {
 	if hosts == nil {
 		return nil
@@ -78,13 +90,15 @@ func checkHost(hosts *access.Hosts, h *fasthttp.RequestHeader) error {
 	return wrongHost(host)
 }
 
+// wrongHost refuses a host name with 421 (Misdirected Request).
 func wrongHost(host []byte) error {
 	return &refusal{fasthttp.StatusMisdirectedRequest,
 		"host " + quoteInput(host) + " is not a name of this server; caravan serve --allow-host adds names"}
 }
 
-// checkOrigin refuses requests that web pages of other origins cause. isBulk is
-// access.Fetch.Bulk.
+// checkOrigin refuses requests that web pages of other origins cause. isBulk is access.Fetch.Bulk.
+// Programs send neither of the two headers, and pages cannot take them away, so a request without them
+// is not checked.
 func (s *Server) checkOrigin(h *fasthttp.RequestHeader, isBulk bool) error {
 	if h.Peek(fasthttp.HeaderOrigin) == nil && h.Peek("Sec-Fetch-Site") == nil {
 		return nil // from a program, or from a browser without these headers
@@ -107,9 +121,10 @@ func fetchMetadata(h *fasthttp.RequestHeader) access.Fetch {
 	}
 }
 
-// checkType refuses bodies of another media type, or with a charset other than UTF-8. A page of
-// another origin can send a POST without a preflight if it has the type of a form, or is without a
-// type.
+// checkType refuses bodies of another media type, or with a charset other than UTF-8. A page of another
+// origin can send a POST without a preflight if it has the type of a form, or is without a type. noBody
+// routes accept any type as long as the request is safe or without a body: DELETE and PATCH need a
+// preflight anyway.
 func checkType(h *fasthttp.RequestHeader, kind bodyKind) error {
 	given, want := h.ContentType(), kind.mediaType()
 	if string(given) == want {
@@ -141,7 +156,9 @@ var (
 	sameOrigin     = []byte("same-origin")
 )
 
-// setSecurityHeaders sets the headers that protect users with a browser.
+// setSecurityHeaders sets the headers that protect users with a browser, on every answer. Where origins
+// are listed, answers depend on Origin, so Vary keeps caches from mixing them up; handlers that set
+// Vary themselves must keep that in mind.
 func (s *Server) setSecurityHeaders(ctx *fasthttp.RequestCtx) {
 	h := &ctx.Response.Header
 	h.SetCanonical(nosniffHeader, nosniff)
@@ -178,8 +195,9 @@ func (s *Server) preflight(ctx *fasthttp.RequestCtx) {
 	r.Set(fasthttp.HeaderVary, "Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
 }
 
-// willBeRefused tells from the header alone that a request with a body will be refused. A
-// request that it misses is refused a few bytes of the body later.
+// willBeRefused tells from the header alone that a request with a body will be refused. A request that
+// it misses is refused a few bytes of the body later. It repeats checks of the middlewares, which
+// decide; the router has not run yet, so it does not know the route and its scope.
 func (s *Server) willBeRefused(e *Entrance, h *fasthttp.RequestHeader) bool {
 	if int64(h.ContentLength()) > s.bodyLimit(h) || checkRepeatedHeaders(h) != nil || checkHost(e.Hosts, h) != nil || s.checkOrigin(h, false) != nil {
 		return true
@@ -205,8 +223,9 @@ var singleHeaders = [...]string{
 	fasthttp.HeaderAccessControlRequestMethod,
 }
 
-// repeatedHeader returns the first of singleHeaders that occurs twice in raw header lines, even
-// with the same value; "" when each occurs once at most.
+// repeatedHeader returns the first of singleHeaders that occurs twice in raw header lines, even with
+// the same value; "" when each occurs once at most. It runs for every request: one pass, without
+// allocation. The set bits of seen are indexes of singleHeaders, of which there must be fewer than 64.
 func repeatedHeader(raw []byte) string {
 	seen := 0
 	for len(raw) > 0 {

@@ -11,8 +11,10 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// JSON is appended by hand here: documents have millions of tasks, and the order of members is
-// part of the API.
+// JSON is appended by hand here: documents have millions of tasks, and the order of members is part of
+// the API. Every function appends to dst and returns the longer slice, like append. Members begin with
+// their comma where another member always comes before them. TestReference compares the results with
+// docs/rest.md.
 
 const jsonType = "application/json"
 
@@ -22,18 +24,20 @@ func appendString[T string | []byte](dst []byte, s T) []byte {
 	return dst
 }
 
-// appendNanos appends ns since the epoch as a string, which is the form of the API.
+// appendNanos appends ns since the epoch as a string, which is the form of the API: a number of 19
+// digits would lose its last ones in clients that read numbers as float64.
 func appendNanos(dst []byte, ns int64) []byte {
 	dst = append(dst, '"')
 	dst = strconv.AppendInt(dst, ns, 10)
 	return append(dst, '"')
 }
 
-// appendSeconds appends a duration as a number of seconds, in its shortest form.
+// appendSeconds appends a duration as a number of seconds, in its shortest form: 1.5, or 0.
 func appendSeconds(dst []byte, d time.Duration) []byte {
 	return strconv.AppendFloat(dst, d.Seconds(), 'f', -1, 64)
 }
 
+// appendStrings appends a list of strings; nil is an empty list.
 func appendStrings(dst []byte, list []string) []byte {
 	dst = append(dst, '[')
 	for i, s := range list {
@@ -66,7 +70,8 @@ func appendRunHead(dst []byte, s *messages.Summary) []byte {
 	return dst
 }
 
-// appendSummary appends an entry of the list of runs, without its closing brace.
+// appendSummary appends an entry of the list of runs, without its closing brace: callers add members.
+// An entry with damage has its ID and error alone.
 func appendSummary(dst []byte, s *messages.Summary) []byte {
 	if s.Damage != "" { // the other members are unknown
 		dst = append(dst, `{"runID":`...)
@@ -85,8 +90,8 @@ func appendSummary(dst []byte, s *messages.Summary) []byte {
 	return appendCounts(dst, &s.Counts)
 }
 
-// appendCounts appends the numbers of tasks by the states that users see, sorted by name, without
-// those that are zero. A task that was granted a slot is QUEUED.
+// appendCounts appends the numbers of tasks by the states that users see, sorted by name, without those
+// that are zero: {"COMPLETED":11,"RUNNING":14}. A task that was granted a slot is QUEUED.
 func appendCounts(dst []byte, c *messages.Counts) []byte {
 	queued := c[dag.TaskQueued] + c[dag.TaskGranted]
 	sep := byte('{')
@@ -112,7 +117,7 @@ func appendCounts(dst []byte, c *messages.Counts) []byte {
 	return append(dst, '}')
 }
 
-// appendChanges appends dagStateChanges.
+// appendChanges appends dagStateChanges, oldest first: [{"time":"1645112245996647771","state":"QUEUED"}].
 func appendChanges(dst []byte, changes []dag.StateChange) []byte {
 	dst = append(dst, '[')
 	for i, c := range changes {
@@ -128,7 +133,8 @@ func appendChanges(dst []byte, changes []dag.StateChange) []byte {
 	return append(dst, ']')
 }
 
-// answerState answers {"state": word} without allocating.
+// answerState answers {"state":word} without allocating. word is the name of a state, and needs no
+// escapes.
 func answerState(ctx *fasthttp.RequestCtx, word string) {
 	ctx.Response.Header.SetContentType(jsonType)
 	ctx.Response.AppendBodyString(`{"state":"`)
@@ -147,7 +153,7 @@ func answerRun(ctx *fasthttp.RequestCtx, run messages.RunID, task string) {
 	answerJSON(ctx, append(dst, '}'))
 }
 
-// answerJSON answers with JSON. It keeps body.
+// answerJSON answers 200 with JSON, unless another status is set. It keeps body until it is written.
 func answerJSON(ctx *fasthttp.RequestCtx, body []byte) {
 	ctx.Response.Header.SetContentType(jsonType)
 	ctx.Response.SetBodyRaw(body)

@@ -7,12 +7,13 @@ import (
 	"github.com/caravan-dag/caravan/http/access"
 )
 
-// route is one row of the API. HEAD is served wherever GET is.
+// route is one row of the API. HEAD is served wherever GET is, by the same handler: fasthttp leaves out
+// the body. A new row needs its section in docs/rest.md (TestReferenceIsComplete).
 type route struct {
-	method string
-	path   string        // also the route's name in the metrics
+	method string        // "" for the pseudo routes of 404, 405 and OPTIONS
+	path   string        // also the route's name in the metrics and in the audit log
 	scope  access.Scopes // the caller needs one of these, or publicRoute
-	body   bodyKind
+	body   bodyKind      // the media type that the limits middleware requires
 	handle func(*Server, *fasthttp.RequestCtx) error
 }
 
@@ -41,7 +42,7 @@ func (rt *route) isBulk() bool {
 	return false
 }
 
-// isChange tells whether the route changes anything.
+// isChange tells whether the route changes anything. Changes are in the audit log.
 func (rt *route) isChange() bool {
 	switch rt.method {
 	case "", fasthttp.MethodGet:
@@ -89,7 +90,9 @@ func (s *Server) routes() []route {
 	}
 }
 
-// router lays out the routes. Redirects are off: a path is matched as it is.
+// router lays out the routes. Redirects are off: a path is matched as the client wrote it, escapes and
+// dots included, so a task may be named "..". Paths and methods that are not in the table pass the same
+// middlewares: their answers have the headers for browsers, and a caller without a token gets 401.
 func (s *Server) router() *router.Router {
 	r := router.New()
 	r.RedirectTrailingSlash = false
@@ -113,6 +116,7 @@ func (s *Server) router() *router.Router {
 	return r
 }
 
+// routeNotFound answers a path that is not in the table.
 func routeNotFound(_ *Server, ctx *fasthttp.RequestCtx) error {
 	return &refusal{status: fasthttp.StatusNotFound, detail: "no such path: " + quoteInput(ctx.URI().PathOriginal())}
 }
@@ -125,6 +129,9 @@ func methodNotAllowed(_ *Server, ctx *fasthttp.RequestCtx) error {
 	}
 }
 
+// answerOptions answers OPTIONS of a known path: Allow, and for a browser that asks before it sends a
+// request from a listed origin the headers of CORS. It needs no token, because browsers ask without
+// one.
 func answerOptions(s *Server, ctx *fasthttp.RequestCtx) error {
 	allowedMethods(ctx)
 	s.preflight(ctx)

@@ -11,18 +11,28 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// The full document of a run is one object whose largest members have an entry for each task:
+//
+//	{"runID":0,"tag":"…","tasks":{…},"taskStates":{…},"taskAttempts":{…},"dagStateChanges":[…]}
+//	                     pass 0      pass 1           pass 2
+//
+// Tasks and states are rendered from the view. Attempts and their output are read from the engine while
+// the client reads the document, a range of tasks at a time: together they may be larger than memory.
+
 // runDocument renders a run's full document, in several passes over its tasks. States and changes
 // are those of one durable moment; attempts may be newer.
 type runDocument struct {
-	view       *messages.View
-	pass       int
-	passOpened bool   // of the pass
-	task       uint32 // the next task of this pass
-	name       []byte
+	view       *messages.View // of all tasks
+	pass       int            // 0 to documentPasses
+	passOpened bool           // the member of this pass has begun
+	task       uint32         // the next task of this pass
+	name       []byte         // of a task, reused
 	tasks      taskEncoder
 	attempts   attemptEncoder
 }
 
+// newRunDocument returns the producer of a run's document. ctx is that of the request, for the engine's
+// calls of the last pass: it is valid until the answer is sent.
 func newRunDocument(ctx context.Context, engine Engine, v *messages.View) *runDocument {
 	return &runDocument{view: v, attempts: attemptEncoder{ctx: ctx, engine: engine, run: v.ID, plan: v.Plan, live: v.Live}}
 }
@@ -79,6 +89,7 @@ func (d *runDocument) appendEntries(dst []byte) ([]byte, bool, error) {
 	return dst, false, nil
 }
 
+// appendAttemptEntry is the appendEntryPart of the document: "simple_0":[…].
 func (d *runDocument) appendAttemptEntry(dst []byte, task uint32, begin bool) []byte {
 	if begin {
 		return d.appendName(dst, task)
@@ -86,7 +97,7 @@ func (d *runDocument) appendAttemptEntry(dst []byte, task uint32, begin bool) []
 	return dst
 }
 
-// appendName begins an entry.
+// appendName begins an entry, with the comma after the entry before it.
 func (d *runDocument) appendName(dst []byte, task uint32) []byte {
 	if task > 0 {
 		dst = append(dst, ',')
@@ -104,7 +115,7 @@ type attemptEncoder struct {
 	engine Engine
 	run    messages.RunID
 	plan   *dag.Plan
-	live   []messages.LiveAttempt // sorted by task
+	live   []messages.LiveAttempt // sorted by task; shrinks from the front as they are rendered
 	output outputEncoder
 
 	task     uint32 // the present task
@@ -118,8 +129,9 @@ const tasksPerRead = 1024
 // appendEntryPart appends the text before (begin) or after a task's attempts.
 type appendEntryPart func(dst []byte, task uint32, begin bool) []byte
 
-// appendTasks renders the tasks from e.task to end until a piece is full; more tells whether some
-// are left.
+// appendTasks renders the tasks from e.task to end until a piece is full; more tells whether some are
+// left. Every task gets an entry, also one without attempts. A task that was interrupted within its
+// attempts is read again from its first one, and those that are in the piece before are skipped.
 func (e *attemptEncoder) appendTasks(dst []byte, end uint32, around appendEntryPart) (out []byte, more bool, err error) {
 	for e.task < end {
 		upTo := min(end, e.task+tasksPerRead)
@@ -160,8 +172,9 @@ func (e *attemptEncoder) openAttempt(dst []byte, around appendEntryPart) []byte 
 	return dst
 }
 
-// closeTask ends the task's entry, with its running attempt if there is one, and goes to the next
-// task.
+// closeTask ends the task's entry, with its running attempt if there is one, and goes to the next task.
+// The running attempt is the last one of the entry: it is known from the view, and a record of the same
+// number means that it has ended since.
 func (e *attemptEncoder) closeTask(dst []byte, around appendEntryPart) []byte {
 	for len(e.live) > 0 && e.live[0].Task <= e.task {
 		// An attempt that has ended since the view was made is already rendered.
@@ -180,7 +193,8 @@ func (e *attemptEncoder) closeTask(dst []byte, around appendEntryPart) []byte {
 	return dst
 }
 
-// appendRecord appends an ended attempt.
+// appendRecord appends an ended attempt. Values that are not known (node, memory, processor time) are
+// left out; times and exit code are always there, also for an attempt that never started.
 func (e *attemptEncoder) appendRecord(dst []byte, rec *messages.AttemptRecord) []byte {
 	dst = append(dst, `{"startTime":`...)
 	dst = appendNanos(dst, rec.Start)
@@ -213,7 +227,8 @@ func (e *attemptEncoder) appendRecord(dst []byte, rec *messages.AttemptRecord) [
 	return append(dst, '}')
 }
 
-// appendLive appends a running attempt, which does not have a stopTime and rc yet.
+// appendLive appends a running attempt, which does not have a stopTime and rc yet. Its output is what
+// it has written so far; if the executor cannot give it, a marker stands in its place.
 func (e *attemptEncoder) appendLive(dst []byte, l messages.LiveAttempt) []byte {
 	name := e.plan.TaskName(l.Task)
 	dst = append(dst, `{"startTime":`...)
@@ -241,7 +256,8 @@ func (e *attemptEncoder) appendOutput(dst []byte, rec *messages.AttemptRecord, s
 // inlineOutput is how many bytes a document shows of each end of a stream.
 const inlineOutput = 64 << 10
 
-// outputEncoder renders output as text, reduced to its head and tail.
+// outputEncoder renders output as text, reduced to its head and tail. Its buffers serve all attempts of
+// a document, and grow to some 128 KiB.
 type outputEncoder struct{ head, tail []byte }
 
 // appendOutput appends log as a JSON string, and closes it. A log that cannot be opened or read
@@ -251,7 +267,7 @@ func (o *outputEncoder) appendOutput(dst []byte, log messages.Log, err error) []
 		return appendUnreadable(dst, err)
 	}
 	defer log.Close()
-	size := log.Size()
+	size := log.Size() // a running attempt may write more; that is left out
 	headEnd := size
 	if size > 2*inlineOutput {
 		headEnd = inlineOutput
@@ -288,7 +304,8 @@ func appendUnreadable(dst []byte, err error) []byte {
 	return append(dst, `"[caravan: output not readable]"`...)
 }
 
-// appendLog appends the bytes [off, end) of log, up to the first cut.
+// appendLog appends the bytes [off, end) of log, up to the first cut. A log that ends earlier is not an
+// error.
 func appendLog(dst []byte, log messages.Log, off, end int64) ([]byte, error) {
 	for off < end {
 		if len(dst) == cap(dst) {
@@ -309,14 +326,15 @@ func appendLog(dst []byte, log messages.Log, off, end int64) ([]byte, error) {
 	return dst, nil
 }
 
-// appendMarker appends the line that replaces n bytes of output.
+// appendMarker appends the line that replaces n bytes of output: "\n[caravan: 42 bytes cut]\n".
 func appendMarker(dst []byte, n int64) []byte {
 	dst = append(dst, "\n[caravan: "...)
 	dst = strconv.AppendInt(dst, n, 10)
 	return append(dst, " bytes cut]\n"...)
 }
 
-// trimPartialEnd drops a character at the end that the cut went through.
+// trimPartialEnd drops a character at the end that the cut went through. Bytes that are not UTF-8 stay:
+// appendString shows each of them as U+FFFD.
 func trimPartialEnd(b []byte) []byte {
 	for i := 1; i < utf8.UTFMax && i <= len(b); i++ {
 		if tail := b[len(b)-i:]; utf8.RuneStart(tail[0]) {

@@ -14,7 +14,13 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// runState is GET /v1/dagrun/{run}/state; clients poll it in tight loops.
+// Runs as a whole. State and summary cost the same for every run; the document grows with its tasks.
+// Changes return when they are durable, not when they have taken effect: a killed run is KILLED once
+// its last process is dead.
+
+// runState is GET /v1/dagrun/{run}/state; clients poll it in tight loops. Without a query it allocates
+// little (TestStateAllocatesLittle). A query makes it a long poll, also one with unknown parameters:
+// they are an error.
 func (s *Server) runState(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -49,7 +55,8 @@ func (s *Server) runSummary(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// setRunState is PATCH /v1/dagrun/{run}/state/{state}.
+// setRunState is PATCH /v1/dagrun/{run}/state/{state}. The engine decides what the present state allows
+// (409); only a word that is not a state is refused here (400). The query has no meaning.
 func (s *Server) setRunState(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -70,7 +77,8 @@ func (s *Server) setRunState(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// killRun is DELETE /v1/dagrun/{run}.
+// killRun is DELETE /v1/dagrun/{run}. It is idempotent: a run that is killed or finished gives the same
+// answer without a change.
 func (s *Server) killRun(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -96,7 +104,9 @@ func (s *Server) runDocument(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, jsonType, newRunDocument(contextOf(ctx), s.engine, view))
 }
 
-// listRuns is GET /v1/dagruns: an array of runs, by ascending id by default.
+// listRuns is GET /v1/dagruns: an array of runs, by ascending id by default. With a limit the page is
+// rendered as a whole, because the cursor of the next page is in the header. Without a limit the list
+// is a stream of any length.
 func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	q, err := listQuery(ctx)
 	if err != nil {
@@ -118,7 +128,12 @@ func (s *Server) listRuns(ctx *fasthttp.RequestCtx) error {
 	return s.send(ctx, jsonType, l)
 }
 
-// listQuery decodes the query of a list of runs. A label is tags.NAME=VALUE.
+// listQuery decodes the query of a list of runs, such as
+//
+//	all=1&state=ERRORED,KILLED&tags.team=blue&order=desc&limit=50&cursor=cgE
+//
+// A label is tags.NAME=VALUE. Repeated states and labels add up; of any other parameter the last one
+// counts. An unknown parameter is an error: a misspelt filter must not select all runs.
 func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 	var q messages.ListQuery
 	err := eachParameter(ctx, func(name, value string) error {
@@ -157,22 +172,24 @@ func listQuery(ctx *fasthttp.RequestCtx) (messages.ListQuery, error) {
 	return q, err
 }
 
-// runList renders runs, one page of the engine at a time: between pages a slow client
-// does not hold the engine.
+// runList renders runs, one page of the engine at a time: between pages a slow client does not hold the
+// engine. Each page goes on after the last rendered run (query.After), so the list is not of one
+// moment: a run that changes between two pages is shown as it is when its page is read.
 type runList struct {
 	ctx        context.Context // of the engine's calls
 	engine     Views
-	query      messages.ListQuery
-	pageBuffer []byte // for renderPage
-	begun      bool
+	query      messages.ListQuery // of the rest of the list
+	pageBuffer []byte             // for renderPage
+	begun      bool               // an entry was rendered
 }
 
-// maxRunsPerPage is how many stored runs are read for one page. Runs that an index excludes do not
-// count.
+// maxRunsPerPage is how many stored runs are read for one page, in addition to its limit. Runs that an
+// index excludes do not count. It bounds the time of a request whose filter selects few of many runs.
 const maxRunsPerPage = 4096
 
 // renderPage renders a whole page of query.Limit entries, without the closing bracket, and tells
-// whether there are more. The page has fewer entries when maxRunsPerPage is exceeded first.
+// whether there are more. The page has fewer entries when maxRunsPerPage is exceeded first, possibly
+// zero. It leaves the position of the next page in query.After.
 func (l *runList) renderPage() (more bool, err error) {
 	q, budget := l.query, maxRunsPerPage+l.query.Limit
 	q.Budget = &budget
@@ -205,6 +222,7 @@ func (l *runList) appendEntry(dst []byte, sum *messages.Summary) []byte {
 	return append(appendSummary(dst, sum), '}')
 }
 
+// next is the list without a limit. The engine stops as soon as a piece is full.
 func (l *runList) next(dst []byte) ([]byte, bool, error) {
 	if !l.begun {
 		dst = append(dst, '[')
@@ -254,10 +272,10 @@ func (s *Server) awaitState(ctx *fasthttp.RequestCtx, sum *messages.Summary) (*m
 	return nil, err
 }
 
-// stateQuery is the state to leave and the longest time to wait for that.
+// stateQuery is the state to leave and the longest time to wait for that: ?wait=30s&from=RUNNING.
 type stateQuery struct {
-	wait      time.Duration
-	leftState dag.RunState
+	wait      time.Duration // 0 to maxWaitForState; 0 = answer at once
+	leftState dag.RunState  // the present state unless the client names one
 }
 
 func (q *stateQuery) setParameter(name, value string) (err error) {

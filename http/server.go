@@ -64,7 +64,8 @@ type Config struct {
 	// MaxPerClient bounds the connections of one client (an address, or the user of a
 	// Unix socket); beyond it requests are answered 429. Default half of MaxConns.
 	MaxPerClient int
-	// Access says which requests are served.
+	// Access says which requests are served. Its zero value serves every caller that reaches a
+	// listener.
 	Access Access
 }
 
@@ -78,8 +79,28 @@ const (
 	minBodyRate     = 64 << 10 // bytes/s: a large body that arrives more slowly is given up
 )
 
+// Time limits of one request, on the deadlines of its connection:
+//
+//	first byte      ReadTimeout on a new connection, IdleTimeout between two requests
+//	header, body    ReadTimeout from the first byte (of a new connection: from its start), as one
+//	                deadline; a body of more than 1 MiB has a second more for each 64 KiB
+//	                (requestLimits), and a batch has a deadline for each read
+//	the engine      answers within its own deadline; waits end at their bound, with their client, its
+//	                right or the service
+//	the answer      WriteTimeout for each 64 KiB (conn.Write), as long as it may be
+//
+// fasthttp's own WriteTimeout is not used: it is one deadline for the whole answer.
+
 // Server serves the REST API of one engine. Its methods may be called from any goroutine. It
 // cannot be used after Shutdown.
+//
+// Its life has three states:
+//
+//	serving     New, and Serve for each listener
+//	draining    Shutdown was called: serviceContext has ended, so waits end, and admission answers
+//	            requests with 503. Listeners stay open for that: a client gets an answer instead of a
+//	            refused connection
+//	closed      inflight was 0, or the time was up: listeners and connections are closed
 type Server struct {
 	cfg      Config
 	engine   Engine
@@ -91,21 +112,21 @@ type Server struct {
 	logins        *access.Rate
 	backupRunning atomic.Bool // a backup is being made
 
-	planningTurn    chan struct{} // held by the one long body that is being planned and stored
-	longBodies      longBodySet   // being received, or waiting for planningTurn
-	startedAt       time.Time     // conn.stateSince counts from here
-	conns           connSet
-	waits           waitSet
-	permits         permitSet // of requests that wait
-	bodies          *bodyBudget
+	planningTurn    chan struct{}                 // held by the one long body that is being planned and stored
+	longBodies      longBodySet                   // being received, or waiting for planningTurn
+	startedAt       time.Time                     // conn.stateSince counts from here, by the monotonic clock
+	conns           connSet                       // open connections, by client
+	waits           waitSet                       // requests that wait, by client
+	permits         permitSet                     // of requests that wait
+	bodies          *bodyBudget                   // memory of bodies, by client
 	decompressSlots chan struct{}                 // one for each body that is being decompressed in memory
 	clientWatcher   atomic.Pointer[clientWatcher] // made by Serve; nil: clients that leave are not noticed
 	ticks           atomic.Int64                  // of watchLongCalls
 	inflight        atomic.Int64                  // requests whose answers are not complete
 	drained         chan struct{}                 // signalled when inflight falls to 0 while draining
-	draining        atomic.Bool
-	listenersClosed atomic.Bool     // by this server
-	serviceContext  context.Context // ends when Shutdown begins: requests that wait or follow end
+	draining        atomic.Bool                   // Shutdown was called
+	listenersClosed atomic.Bool                   // by this server
+	serviceContext  context.Context               // ends when Shutdown begins: requests that wait or follow end
 	endService      context.CancelFunc
 
 	mu           sync.Mutex // of what follows, and of the change of draining
@@ -114,7 +135,9 @@ type Server struct {
 	closeWatcher sync.Once
 }
 
-// New returns a server that does not serve yet. It panics when its metrics are already registered.
+// New returns a server that does not serve yet. It panics when its metrics are already registered. It
+// starts no goroutine: a server that never serves needs no Shutdown. cfg.Access.Keys keeps a reference
+// to the server for its life.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{
@@ -140,7 +163,9 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// newHTTPServer returns the server that reads and writes HTTP at an entrance.
+// newHTTPServer returns the server that reads and writes HTTP at an entrance. Each entrance has its
+// own, because fasthttp calls HeaderReceived without the connection: the entrance must be known from
+// the function itself.
 func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 	return &fasthttp.Server{
 		Handler:                      s.dispatch,
@@ -163,6 +188,7 @@ func (s *Server) newHTTPServer(e *Entrance) *fasthttp.Server {
 	}
 }
 
+// withDefaults returns the configuration with its defaults, and within the bounds of the package.
 func (c Config) withDefaults() Config {
 	if c.Registerer == nil && c.Gatherer == nil {
 		own := prometheus.NewRegistry()
@@ -224,11 +250,12 @@ func (s *Server) Serve(l net.Listener) error {
 	return fast.Serve(&listener{Entrance: e, s: s})
 }
 
-// Shutdown ends service. Requests in flight are answered, and requests that wait are answered at
-// once. Logs that are followed break off. New requests get 503 until the last answer is complete.
-// Then the listener closes. When ctx ends first, Shutdown closes the remaining connections and
-// returns the error of ctx. Handlers use the engine until Shutdown has returned, so the engine is
-// stopped after it. Shutdown may be called again, also while another call waits.
+// Shutdown ends service. Requests in flight are answered, and requests that wait are answered at once.
+// Logs that are followed break off. New requests get 503 until the last answer is complete. Then the
+// listener closes. An answer that is being streamed counts as in flight: a document is sent to its end,
+// at the pace of its client. When ctx ends first, Shutdown closes the remaining connections and returns
+// the error of ctx. Handlers use the engine until Shutdown has returned, so the engine is stopped after
+// it. Shutdown may be called again, also while another call waits.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.draining.Swap(true) {
@@ -242,7 +269,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.closeListeners(ctx, false)
 }
 
-// awaitDrained returns when the last request in flight is answered, or ctx ends.
+// awaitDrained returns when the last request in flight is answered, or ctx ends. The count may rise
+// again: requests are still answered with 503. It is read after each signal, so a signal that is late
+// or one too many does no harm.
 func (s *Server) awaitDrained(ctx context.Context) error {
 	for s.inflight.Load() != 0 {
 		select {
@@ -255,6 +284,7 @@ func (s *Server) awaitDrained(ctx context.Context) error {
 	return nil
 }
 
+// signalDrained wakes one call of awaitDrained. The channel has room for one signal, so it never waits.
 func (s *Server) signalDrained() {
 	select {
 	case s.drained <- struct{}{}:
@@ -262,8 +292,10 @@ func (s *Server) signalDrained() {
 	}
 }
 
-// closeListeners closes the listeners and the idle connections, or all connections, and waits for
-// their goroutines.
+// closeListeners closes the listeners and the idle connections, or all connections, and waits for their
+// goroutines until ctx ends. fasthttp polls for the end of its connections each 100 ms; and counts a
+// new connection without a request as idle only after five seconds, so conns.close closes those here.
+// The watcher of clients closes last, because connections use it until they are closed.
 func (s *Server) closeListeners(ctx context.Context, all bool) error {
 	s.mu.Lock()
 	s.listenersClosed.Store(true)
@@ -304,8 +336,10 @@ func (s *Server) endWork() {
 	}
 }
 
-// requestLimits is called after the header of a request was read. It sets how long the body may
-// take. A body that is announced as too large is not waited for.
+// requestLimits is called after the header of a request was read, before the target is parsed and the
+// router knows the route. It sets how long the body may take. A body that is announced as too large is
+// not waited for: with a limit of one byte fasthttp reads ahead one byte, and the limits middleware
+// refuses it.
 func (s *Server) requestLimits(e *Entrance, h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 	var c fasthttp.RequestConfig
 	n := int64(h.ContentLength())

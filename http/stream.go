@@ -11,6 +11,22 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
+// The body of a long answer is rendered while it is written: fasthttp takes the header of the response
+// when the handler has returned, and then reads the body from a streamBody until io.EOF.
+//
+//	handler → send     renders the first piece; a short document is complete then
+//	        → stream   the response gets a streamBody
+//	fasthttp → streamBody.Read → producer.next → a chunk, flushed
+//	        → streamBody.Close → the producer's Close
+//
+// All of it runs on the connection's goroutine, so a producer needs no lock of its own. How an answer
+// ends tells the client whether it is complete:
+//
+//	the document is complete   the last chunk (or the announced length)
+//	events at shutdown         the last chunk: the client connects again with its last id
+//	anything else              the connection closes without the last chunk: an error of a piece, a
+//	                           panic, a token that was revoked, a followed log or a batch at shutdown
+
 // producer renders a document piece by piece. Calls come one at a time, from the connection's
 // goroutine, and a slow client may take any time between two of them. So a producer holds no lock and
 // no transaction of the engine between two calls. One that has something open is an io.Closer, which
@@ -21,7 +37,8 @@ type producer interface {
 	next(dst []byte) (out []byte, more bool, err error)
 }
 
-// pieceBytes is the approximate size of a piece.
+// pieceBytes is the approximate size of a piece: a producer stops at the first entry that reaches it.
+// One entry may be longer, such as an attempt with 128 KiB of each output.
 const pieceBytes = 32 << 10
 
 // send answers with the document of p. A short document is sent whole. A longer one is a stream
@@ -51,8 +68,12 @@ func (s *Server) send(ctx *fasthttp.RequestCtx, contentType string, p producer) 
 	return nil
 }
 
-// stream answers with buf and then the pieces of p. size is the total length; -1 = unknown. The
-// stream counts as in flight until it is closed.
+// stream answers with buf and then the pieces of p. size is the total length; -1 = unknown. The stream
+// counts as in flight until it is closed, so Shutdown waits for it. Calls of the engine by p no longer
+// have the client watched (isStreaming): a failed write shows that it left.
+//
+// The caller has nothing to close: fasthttp closes the streamBody, and that closes p, also for HEAD, of
+// which only the header is sent, and after a failed write.
 func (s *Server) stream(ctx *fasthttp.RequestCtx, contentType string, p producer, buf []byte, size int) {
 	s.beginWork()
 	if c := connOf(ctx); c != nil {
@@ -114,11 +135,16 @@ type streamBody struct {
 	permit   *permit // checked again for each piece
 	buf      []byte  // the present piece
 	read     int     // bytes of buf that were read
-	more     bool
+	more     bool    // the producer has further pieces
 	closed   bool
-	path     string
+	path     string // for the log: the request may be over when the body is read
 }
 
+// Read copies from the present piece, and renders the next one when that is used up. A piece without
+// bytes is skipped: fasthttp would read again at once. An error is returned instead of the piece that
+// it came with, so half an entry is never sent.
+//
+// The permit is checked after next and before its bytes leave: a piece may have been awaited for long.
 func (b *streamBody) Read(p []byte) (n int, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -148,7 +174,8 @@ func (b *streamBody) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Close is called when the answer is complete or given up, possibly twice.
+// Close is called when the answer is complete or given up, possibly twice: by fasthttp, and by
+// streamUntilClose. Only the first call ends the work that stream began.
 func (b *streamBody) Close() error {
 	if b.closed {
 		return nil
@@ -166,5 +193,6 @@ func closeProducer(p producer) {
 	}
 }
 
-// errStreamBroken ends a stream without a reader, or at shutdown.
+// errStreamBroken ends a stream without its end for a reason that is not a failure: the reader has
+// left, the caller lost its right, or the server shuts down. It is not logged.
 var errStreamBroken = errors.New("the stream is broken off")

@@ -18,7 +18,20 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// submit is POST /v1/dagrun. The run is durable when this answers.
+// One document on its way from the connection to the engine:
+//
+//	submit → document → readBody   into memory, up to 4 MiB, or into an unnamed file (long_body.go)
+//	                  → decompress in memory, if its result is not long
+//	       → plan                  decode strictly, collect every problem, count the tasks
+//	       → recheckPermit         the body may have taken long to arrive
+//	       → engine.Submit         waits for the commit
+//
+// A body takes memory of the budget (bodyBudget) from its first 16 KiB until the handler returns. The
+// engine owns the document after Submit and may keep it longer; that part is not counted.
+
+// submit is POST /v1/dagrun. The run is durable when this answers. The warnings of an accepted document
+// are in the answer, and lost with it: a repeat with the same idempotency key has them again, because
+// it is planned again.
 func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 	key, err := idempotencyKey(&ctx.Request.Header)
 	if err != nil {
@@ -29,7 +42,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	var warnings dag.Problems
-	tokens := s.tokensInForce()
+	tokens := s.tokensInForce() // before the body is read: see recheckPermit
 	held := s.newBudgetShare(ctx)
 	defer held.release()
 	doc, long, err := s.document(ctx, &held)
@@ -43,7 +56,7 @@ func (s *Server) submit(ctx *fasthttp.RequestCtx) error {
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer done() // after Submit: the turn includes storing
 		sub.Plan, sub.Long, sub.BodyHash = plan, long, long.sum
 		warnings = longWarnings
 	} else {
@@ -78,12 +91,14 @@ func strictParameter(ctx *fasthttp.RequestCtx) (strict bool, err error) {
 	return strict, err
 }
 
-// appendRunID begins the answer to a submission.
+// appendRunID begins the answer to a submission, {"runID":7, without its closing brace.
 func appendRunID(dst []byte, run messages.RunID) []byte {
 	return strconv.AppendUint(append(dst, `{"runID":`...), uint64(run), 10)
 }
 
-// appendWarnings appends the member of an answer with the warnings, if there are any.
+// appendWarnings appends the member of an answer with the warnings, if there are any, after a member
+// before it: ,"warnings":[{"pointer":"/tasks/a/job/timeout","message":"…"}]. specjson bounds their
+// number (specjson.MaxWarnings).
 func appendWarnings(dst []byte, warnings dag.Problems) []byte {
 	for i, w := range warnings {
 		if i == 0 {
@@ -131,7 +146,7 @@ func (s *Server) validate(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// plan decodes and plans a document.
+// plan decodes and plans a document. An error is a *messages.Error with all problems of the document.
 func (s *Server) plan(doc []byte, strict bool) (plan *dag.Plan, warnings dag.Problems, err error) {
 	return planResult(specjson.Check(doc, s.cfg.Limits), strict)
 }
@@ -149,6 +164,10 @@ func planResult(c specjson.CheckResult, strict bool) (plan *dag.Plan, warnings d
 
 // document reads the body as JSON text, which the caller owns: it outlives the request. A long
 // body is returned as a longBody instead, which the caller releases.
+//
+// A short body that decompresses to a long document is a longBody, too, with the packed bytes in
+// memory: it is then decompressed again while it is planned, and once more while it is stored, and is
+// never held as a whole. The coding of a long body is checked when it is read first (decompressor).
 func (s *Server) document(ctx *fasthttp.RequestCtx, held *budgetShare) (doc []byte, long *longBody, err error) {
 	h := &ctx.Request.Header
 	coding := ""
@@ -186,6 +205,9 @@ func (s *Server) document(ctx *fasthttp.RequestCtx, held *budgetShare) (doc []by
 
 // readBody reads the body, either into memory, which grows with what has arrived and not with the
 // announced length, or into a file if the body is long. It may be called once.
+//
+// It counts what it reads: fasthttp does not apply a limit to the body of a stream. After a refusal or
+// an error the connection closes, because the rest of the body would be taken for the next request.
 func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, *longBody, error) {
 	stream := bodyStream(ctx)
 	if stream == nil {
@@ -228,6 +250,7 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 	}
 }
 
+// unsupportedCoding refuses a Content-Encoding with 415.
 func unsupportedCoding(coding string) error {
 	return &refusal{fasthttp.StatusUnsupportedMediaType,
 		"Content-Encoding " + quoteInput(coding) + " is not supported: use gzip, zstd or identity"}
@@ -238,8 +261,8 @@ func unsupportedCoding(coding string) error {
 const memoryPerByte = 3
 
 // decompress undoes a Content-Encoding in memory, to at most limit bytes: a longer document is
-// errTooLong. decompressSlots bounds how many bodies are decompressed at a time, each with its
-// window.
+// errTooLong. decompressSlots bounds how many bodies are decompressed at a time, each with its window.
+// A request that waits for a slot waits only for processors: the body is complete by then.
 func (s *Server) decompress(coding string, body []byte, limit int64) ([]byte, error) {
 	s.decompressSlots <- struct{}{}
 	defer func() { <-s.decompressSlots }()
@@ -255,7 +278,9 @@ func (s *Server) decompress(coding string, body []byte, limit int64) ([]byte, er
 	return doc, err
 }
 
-// decompressionError returns why a body could not be decompressed.
+// decompressionError returns why a body could not be decompressed: 413 beyond limit or for a window of
+// zstd that is too large, 415 for an unknown coding, else 400. Without a coding the error is not about
+// compression, and is returned as it is.
 func decompressionError(coding string, err error, limit int64) error {
 	var known *refusal
 	switch {
@@ -286,7 +311,8 @@ func idempotencyKey(h *fasthttp.RequestHeader) (string, error) {
 	return key, checkIdempotencyKey(name, key)
 }
 
-// checkIdempotencyKey returns what is wrong with an idempotency key.
+// checkIdempotencyKey returns what is wrong with an idempotency key. what is its place, for the error:
+// the name of the header or of the member. Visible ASCII has one spelling in every client and log.
 func checkIdempotencyKey(what, key string) error {
 	if len(key) == 0 || len(key) > 255 {
 		return invalid(what + ": must have 1 to 255 characters")
@@ -303,8 +329,11 @@ func checkIdempotencyKey(what, key string) error {
 // decompressed, decoded and stored. A body beyond it is refused: with 429 when its client has used
 // its part, else with 503. It is never waited for: a request that holds a share and waits for more
 // could wait for others that do the same.
+//
+// Shares are estimates: the length of a document or line times memoryPerByte, and before that twice the
+// buffer of a body that still grows, because the old and the new one exist at the same time.
 type bodyBudget struct {
-	limit     int64
+	limit     int64 // bytes for all bodies
 	perClient int64 // of limit: for the bodies of one client
 
 	mu      sync.Mutex
@@ -314,7 +343,9 @@ type bodyBudget struct {
 
 const (
 	totalBodyBytes = 256 << 20 // for all bodies together
-	uncountedBytes = 16 << 10  // of each body are not counted: the number of connections is bounded
+	// uncountedBytes is the share up to which a body is free: usual submissions do not take the lock of
+	// the budget. The bound on connections bounds their sum.
+	uncountedBytes = 16 << 10
 	// largeBodyBytes is the size from which a body may not take the last quarter of the budget.
 	// That is left for small bodies, so that a few large ones that arrive slowly do not block all
 	// others.
@@ -340,8 +371,9 @@ type budgetShare struct {
 	bytes  int64
 }
 
-// resize changes the share to n bytes. It returns errBudgetSpent or errClientBudgetSpent, without
-// a change, if the budget does not have them.
+// resize changes the share to n bytes. It returns errBudgetSpent or errClientBudgetSpent, without a
+// change, if the budget does not have them. The client's own part is checked first, so that a client
+// which has used it up learns that, and not that the server is busy. Shrinking always succeeds.
 func (h *budgetShare) resize(n int64) error {
 	b := h.budget
 	limit := b.limit
@@ -390,7 +422,8 @@ func (s *Server) newBudgetShare(ctx *fasthttp.RequestCtx) budgetShare {
 	return h
 }
 
-// overBudget refuses a body that does not fit the budget.
+// overBudget refuses a body that does not fit the budget: 429 where its client has used its part, else
+// 503. The caller closes the connection if a part of the body is unread.
 func (s *Server) overBudget(why error) *refusal {
 	s.metrics.bodiesRefused.Inc()
 	if errors.Is(why, errClientBudgetSpent) {

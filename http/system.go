@@ -14,7 +14,16 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// ready is GET /ready: 200 while requests are served.
+// Routes about the server as a whole, and the metrics of this package.
+//
+//	/ready              are requests served? For load balancers, and scripts that wait for a start
+//	/healthz            does everything work? Also disk, workers and stored data; for monitoring
+//	/v1/server/state    do tasks start? A paused server is ready and healthy
+//
+// The first two need no token, and tell a caller without one why they are not 200.
+
+// ready is GET /ready: 200 while requests are served. Clients compare its body byte by byte, blanks
+// included (TestContractRoutes).
 func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Ready(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not ready: " + err.Error()}
@@ -24,7 +33,8 @@ func (s *Server) ready(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// healthz is GET /healthz: 200 while everything works.
+// healthz is GET /healthz: 200 while everything works. A problem of the present (Healthy) is named
+// before damage, because it may pass, and damage that was found stays until a restart.
 func (s *Server) healthz(ctx *fasthttp.RequestCtx) error {
 	if err := s.engine.Healthy(contextOf(ctx)); err != nil {
 		return &refusal{fasthttp.StatusServiceUnavailable, "not healthy: " + err.Error()}
@@ -53,7 +63,8 @@ func (s *Server) serverState(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// setServerState is PATCH /v1/server/state/{state}.
+// setServerState is PATCH /v1/server/state/{state}: PAUSED keeps tasks from starting, RUNNING has them
+// start again. The answer is that of serverState, when the change is durable and in effect.
 func (s *Server) setServerState(ctx *fasthttp.RequestCtx) error {
 	var reason string
 	word, err := pathParameter(ctx, "state")
@@ -92,6 +103,11 @@ func (s *Server) version(ctx *fasthttp.RequestCtx) error {
 
 // backup is GET /v1/backup: a stream of everything as of one moment. An answer that breaks off
 // lacks the trailer, which readers of a backup require.
+//
+// Config.Backup writes into a pipe from a goroutine of its own, at the pace of the client. Its context
+// ends at shutdown, and when the stream is closed because the client has left. backupRunning is
+// released when Backup has returned, which may be a moment after the answer: the store cannot close
+// before that. The scope is control, because a backup holds everything that any caller submitted.
 func (s *Server) backup(ctx *fasthttp.RequestCtx) error {
 	if s.cfg.Backup == nil {
 		return &refusal{fasthttp.StatusNotFound, "this server does not make backups"}
@@ -133,14 +149,17 @@ func looksLikeNavigation(h *fasthttp.RequestHeader) bool {
 		bytes.Contains(bytes.ToLower(h.Peek(fasthttp.HeaderAccept)), []byte("text/html"))
 }
 
+// errShuttingDown is the cause of the end of waits and backups at shutdown.
 var errShuttingDown = errors.New("the server is stopping")
 
 // pipeProducer produces what is written into a pipe.
 type pipeProducer struct {
 	r      *io.PipeReader
-	cancel context.CancelFunc
+	cancel context.CancelFunc // ends the writer
 }
 
+// next waits for a write. Its piece is at most pieceBytes; the rest of a longer write comes with the
+// next one. An error of the writer breaks the answer off.
 func (p *pipeProducer) next(dst []byte) ([]byte, bool, error) {
 	var part [pieceBytes]byte
 	n, err := p.r.Read(part[:])
@@ -157,8 +176,10 @@ func (p *pipeProducer) Close() error {
 	return p.r.Close()
 }
 
-// metrics are this package's own metrics. The metrics that a request updates are looked up in
-// advance.
+// metrics are this package's own metrics. The metrics that a request updates are looked up in advance.
+// docs/operations.md explains each. The label route is the path of the table (routes.go), never what a
+// client sent, so that clients cannot create series; "none" stands for unknown paths and methods,
+// "malformed" for input that is not a request.
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
@@ -178,8 +199,8 @@ type routeMetrics struct {
 	seconds prometheus.Observer   // nil: not measured
 }
 
-// newMetrics creates and registers the metrics; conns counts the open connections, waits the
-// requests that wait.
+// newMetrics creates and registers the metrics; conns counts the open connections, waits the requests
+// that wait. It panics if r has metrics of these names. A nil r leaves them unregistered.
 func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
@@ -220,6 +241,7 @@ func newMetrics(r prometheus.Registerer, conns, waits func() int) *metrics {
 	return m
 }
 
+// route returns the metrics of a route. Routes of the same name share them.
 func (m *metrics) route(name string) *routeMetrics {
 	rm := &routeMetrics{seconds: m.seconds.WithLabelValues(name)}
 	for class, word := range [...]string{1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"} {
@@ -230,6 +252,7 @@ func (m *metrics) route(name string) *routeMetrics {
 	return rm
 }
 
+// observe counts an answer. took is ignored where the duration is not measured.
 func (rm *routeMetrics) observe(status int, took time.Duration) {
 	if class := status / 100; class >= 1 && class <= 5 {
 		rm.byClass[class].Inc()
@@ -239,7 +262,8 @@ func (rm *routeMetrics) observe(status int, took time.Duration) {
 	}
 }
 
-// showMetrics is GET /metrics, in Prometheus' text format.
+// showMetrics is GET /metrics, in Prometheus' text format. An error of one collector does not hide the
+// metrics of the others.
 func (s *Server) showMetrics(ctx *fasthttp.RequestCtx) error {
 	if s.cfg.Gatherer == nil {
 		return &refusal{fasthttp.StatusNotFound, "this server has no metrics"}

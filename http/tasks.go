@@ -10,7 +10,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// taskDetails is GET /v1/dagrun/{run}/task/{task}.
+// taskDetails is GET /v1/dagrun/{run}/task/{task}: the definition of an expanded task. Its texts are
+// made here, of the run's template and the index of the task.
 func (s *Server) taskDetails(ctx *fasthttp.RequestCtx) error {
 	view, err := s.viewOfTask(ctx)
 	if err != nil {
@@ -31,7 +32,8 @@ func (s *Server) taskState(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// viewOfTask returns the view of the task in the path.
+// viewOfTask returns the view of the task in the path: View.First is its index, and States has its
+// state alone. An unknown run or task is a *messages.Error with the code NotFound.
 func (s *Server) viewOfTask(ctx *fasthttp.RequestCtx) (*messages.View, error) {
 	run, name, err := taskParameter(ctx)
 	if err != nil {
@@ -40,7 +42,8 @@ func (s *Server) viewOfTask(ctx *fasthttp.RequestCtx) (*messages.View, error) {
 	return s.engine.Task(contextOf(ctx), run, name)
 }
 
-// killTask is DELETE /v1/dagrun/{run}/task/{task}.
+// killTask is DELETE /v1/dagrun/{run}/task/{task}. The intent is durable when it answers; the task is
+// KILLED once its process is dead.
 func (s *Server) killTask(ctx *fasthttp.RequestCtx) error {
 	run, name, err := taskParameter(ctx)
 	if err != nil {
@@ -53,11 +56,17 @@ func (s *Server) killTask(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// tasksPerView is how many tasks are in one view while a run is searched.
+// tasksPerView is how many tasks are in one view while a run is searched. The view of an unfinished run
+// is a copy that the run's actor makes: this bounds how long one message keeps the actor.
 const tasksPerView = 1 << 16
 
 // listTasks is GET /v1/dagrun/{run}/tasks: a page of tasks, in the order of the plan, each with
 // its state and attempts.
+//
+// It selects the page first and renders it afterwards: the next page's cursor is in the header. A
+// selective state reads the states of the whole run, tasksPerView at a time, each view of a moment of
+// its own. So a task that moves during the search may be missed, or be listed with the state before;
+// attempts are read later, and may be newer than the state next to them.
 func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
 	run, err := runParameter(ctx)
 	if err != nil {
@@ -97,9 +106,9 @@ func (s *Server) listTasks(ctx *fasthttp.RequestCtx) error {
 // taskQuery selects tasks of a run.
 type taskQuery struct {
 	states    [dag.NumTaskStates]bool
-	anyState  bool // states has the selected ones
-	limit     int
-	firstTask uint32
+	anyState  bool   // states has the selected ones; false = all tasks
+	limit     int    // tasks of a page, 1 to maxPageSize
+	firstTask uint32 // index of the first task to look at, from the cursor
 }
 
 func (q *taskQuery) setParameter(name, value string) (err error) {
@@ -111,13 +120,14 @@ func (q *taskQuery) setParameter(name, value string) (err error) {
 				return err
 			}
 			q.states[state], q.anyState = true, true
-			if state == dag.TaskQueued {
+			if state == dag.TaskQueued { // users see both as QUEUED
 				q.states[dag.TaskGranted] = true
 			}
 		}
 	case "limit":
 		q.limit, err = parseLimit(value)
 	case "cursor":
+		// A cursor beyond every task is one of another run: it gives an empty page.
 		var at uint64
 		if at, err = parseCursor(taskCursor, value); at > 1<<32-1 {
 			at = 1<<32 - 1
@@ -131,18 +141,24 @@ func (q *taskQuery) setParameter(name, value string) (err error) {
 
 func (q *taskQuery) selects(s dag.TaskState) bool { return !q.anyState || q.states[s] }
 
+// listedTask is a task of the page, with its state at the time of the search.
 type listedTask struct {
 	task  uint32
 	state dag.TaskState
 }
 
-// taskList renders a page of tasks.
+// taskList renders a page of tasks:
+//
+//	{"tasks":[{"name":"simple_0","state":"COMPLETED","attempts":[…]},…],"next":"dAE"}
+//
+// Attempts are read in ranges of neighbouring tasks: a page without a filter is one range, and a page
+// of scattered tasks has up to one range for each of them.
 type taskList struct {
 	tasks              []listedTask
 	cursor             string // of the next page; "" on the last page
 	attempts           attemptEncoder
 	begun              bool
-	nextTask, rangeEnd int // the neighbours in tasks that are being rendered
+	nextTask, rangeEnd int // the neighbours in tasks that are being rendered: [nextTask, rangeEnd)
 }
 
 func (l *taskList) next(dst []byte) ([]byte, bool, error) {
@@ -172,6 +188,7 @@ func (l *taskList) next(dst []byte) ([]byte, bool, error) {
 	return append(dst, '}'), false, nil
 }
 
+// appendEntry is the appendEntryPart of this list.
 func (l *taskList) appendEntry(dst []byte, task uint32, begin bool) []byte {
 	if !begin {
 		l.nextTask++
@@ -187,7 +204,9 @@ func (l *taskList) appendEntry(dst []byte, task uint32, begin bool) []byte {
 	return append(dst, `","attempts":`...)
 }
 
-// taskEncoder renders tasks. The parts that all tasks of a template share are rendered once.
+// taskEncoder renders tasks, one at a time. The parts that all tasks of a template share are rendered
+// once: a template of a million tasks costs its edges once, and each task its own texts. The zero value
+// is ready. It keeps its buffers from task to task.
 type taskEncoder struct {
 	template            *dag.Template
 	beforeJob, afterJob []byte // rendered members of the task before and after its job
@@ -197,7 +216,10 @@ type taskEncoder struct {
 	scratch             dag.JobBuffer
 }
 
-// appendTask appends the object of one expanded task.
+// appendTask appends the object of one expanded task. The order of its members is part of the API:
+//
+//	maxRetries, retryIntervalSeconds [, retryBackoff, retryMaxIntervalSeconds], job, children, parents, isGenerator
+//	job: environment [, memoryMB, cores, commandString or command, workDir, executor, other members]
 func (e *taskEncoder) appendTask(dst []byte, p *dag.Plan, task uint32) []byte {
 	p.TaskInto(&e.task, task)
 	if e.task.Template != e.template {
@@ -231,7 +253,8 @@ func (e *taskEncoder) appendTask(dst []byte, p *dag.Plan, task uint32) []byte {
 	return append(dst, e.afterJob...)
 }
 
-// beginTemplate renders what the tasks of a template share.
+// beginTemplate renders what the tasks of a template share. Members with their default are left out,
+// except those that docs/rest.md promises for every task.
 func (e *taskEncoder) beginTemplate(p *dag.Plan, t *dag.Template) {
 	e.template, e.job = t, p.Job(t, &e.scratch)
 	r := t.Retry

@@ -14,12 +14,14 @@ import (
 	"unicode/utf8"
 )
 
-// Entry is one line of the audit log: a change, or a request that was refused.
+// Entry is one line of the audit log: a change, or a request that was refused. Members without a value
+// are left out, except those that every request has. docs/security.md explains them. An entry never
+// holds a secret: the caller is named by the name of the token.
 type Entry struct {
-	Time        time.Time `json:"time"`
+	Time        time.Time `json:"time"` // in UTC, when the answer was known; for many runs, when the request began
 	Status      int       `json:"status"`
 	Method      string    `json:"method"`
-	Route       string    `json:"route"`
+	Route       string    `json:"route"`          // as in docs/rest.md, with {run} and {task}; "none" for an unknown path or method
 	Path        string    `json:"path,omitempty"` // without its query
 	Run         *uint64   `json:"run,omitempty"`
 	Task        string    `json:"task,omitempty"`
@@ -73,11 +75,11 @@ type Audit struct {
 	countLost func(n int) // is called with the number of entries that were not written
 
 	mu              sync.Mutex // of what follows
-	buf             []byte
-	bufferedEntries int // in buf
-	refusalSecond   int64
-	refusals        map[refusalKey]int // in that second
-	suppressed      int
+	buf             []byte     // whole lines
+	bufferedEntries int        // in buf
+	refusalSecond   int64      // the second that refusals counts, since the epoch
+	refusals        map[refusalKey]int
+	suppressed      int // refusals that were not recorded since the last one that was
 
 	file           *os.File // of writeLoop, as is the next field
 	writeFailing   bool     // the last write failed, and that was logged
@@ -94,8 +96,9 @@ type refusalKey struct {
 	uid                int // of a unix socket, plus one
 }
 
-// OpenAudit opens a log, and creates it with mode 0600. countLost is called with the number of
-// entries that could not be written.
+// OpenAudit opens a log, and creates it with mode 0600. countLost is called with the number of entries
+// that could not be written, from any goroutine and possibly with a lock held: it must not call the
+// Audit. The caller closes the Audit.
 func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) {
 	f, err := openAuditFile(path)
 	if err != nil {
@@ -107,6 +110,9 @@ func OpenAudit(path string, log *slog.Logger, lost func(n int)) (*Audit, error) 
 	return a, nil
 }
 
+// openAuditFile opens the file to append to. A link, a FIFO and a device are refused by name, and so is
+// a file that everybody may read or write. O_NONBLOCK keeps the open of a FIFO from waiting for a
+// reader (fifo(7)); it has no effect on a regular file.
 func openAuditFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	switch {
@@ -156,7 +162,10 @@ func (a *Audit) Record(e Entry) {
 	}
 }
 
-// admitRefusal bounds the entries about refusals, which everyone can cause. mu is held.
+// admitRefusal bounds the entries about refusals, which everyone can cause. mu is held. The map has one
+// key per caller that was refused in the present second; tokens, certificates and users of this machine
+// are few, and all unknown callers share a key, so a flood cannot grow it. An entry that is admitted
+// carries the number of those before it that were not.
 func (a *Audit) admitRefusal(e *Entry) bool {
 	if now := e.Time.Unix(); now != a.refusalSecond {
 		a.refusalSecond = now
@@ -201,7 +210,8 @@ func (a *Audit) Close() error {
 	return a.file.Close()
 }
 
-// writeLoop writes entries until Close.
+// writeLoop writes entries until Close. After the first entry it waits for auditFlushDelay, so that a
+// burst of requests costs one write.
 func (a *Audit) writeLoop() {
 	defer close(a.exited)
 	var spare []byte
@@ -230,7 +240,9 @@ func (a *Audit) writeLoop() {
 	}
 }
 
-// flushBuffer writes the buffered entries. It returns the buffer for its next use.
+// flushBuffer writes the buffered entries. It returns the buffer for its next use. Only writeLoop calls
+// it. Entries that cannot be written are lost and counted: a retry would let the buffer grow while the
+// disk is full. The log says it once, and once more when writing works again.
 func (a *Audit) flushBuffer(spare []byte) []byte {
 	a.mu.Lock()
 	buf, n := a.buf, a.bufferedEntries

@@ -9,6 +9,10 @@ import (
 	"strings"
 )
 
+// Two sets decide which requests of browsers are served: Hosts by the name under which the browser
+// reached the server, and Origins by the page that caused the request. Neither stops a program, which
+// can send any header; tokens are for programs.
+
 // Hosts is the set of host names that a server accepts. A web page can make its own name resolve
 // to a loopback address (DNS rebinding), but it cannot change the name in the Host header. A nil
 // *Hosts accepts every name.
@@ -17,7 +21,8 @@ type Hosts struct{ hostNames map[string]struct{} }
 // LoopbackHosts returns the names of a server that listens on a loopback address.
 func LoopbackHosts() []string { return []string{"localhost", "127.0.0.1", "::1"} }
 
-// NewHosts returns a set of names. Each is a host name or an IP address, without a port.
+// NewHosts returns a set of names. Each is a host name or an IP address, without a port. Without names
+// the set is empty, and refuses every request.
 func NewHosts(names ...string) (*Hosts, error) {
 	h := &Hosts{hostNames: make(map[string]struct{}, len(names))}
 	for _, name := range names {
@@ -30,8 +35,9 @@ func NewHosts(names ...string) (*Hosts, error) {
 	return h, nil
 }
 
-// ParseHostName returns the canonical form of a host name or IP address as a user
-// writes it: lower case, without a final dot, an IPv6 address without brackets.
+// ParseHostName returns the canonical form of a host name or IP address as a user writes it: lower
+// case, without a final dot, an IPv6 address without brackets. "[::1]", "::1" and "0:0:0:0:0:0:0:1" all
+// give "::1"; "LOCALHOST." gives "localhost". A port, a scheme or a zone is an error.
 func ParseHostName(name string) (string, error) {
 	bare := name
 	if strings.HasPrefix(bare, "[") && strings.HasSuffix(bare, "]") {
@@ -57,6 +63,8 @@ func ParseHostName(name string) (string, error) {
 // maxHostName is the longest host name in DNS.
 const maxHostName = 253
 
+// isHostName tells whether a name in lower case may be a host name. The underscore is not a letter of
+// DNS host names, but container networks use it.
 func isHostName(name string) bool {
 	if name == "" || len(name) > maxHostName || strings.Contains(name, "..") || name[0] == '.' {
 		return false
@@ -107,7 +115,9 @@ func (h *Hosts) Allows(host []byte) bool {
 	return ok && bytes.IndexByte(lower, ':') < 0 // an IPv6 address needs its brackets
 }
 
-// trimPort removes the port, which may be empty, from a Host.
+// trimPort removes the port, which may be empty, from a Host: "localhost:2503" and "localhost:" give
+// "localhost", "[::1]:80" gives "[::1]". ok is false for an empty name, an unclosed bracket and a port
+// of more than five digits.
 func trimPort(host []byte) (name []byte, ok bool) {
 	end := len(host)
 	for end > 0 && host[end-1] >= '0' && host[end-1] <= '9' {
@@ -149,8 +159,9 @@ type Fetch struct {
 // origin.
 type Origins struct{ origins map[string]struct{} }
 
-// NewOrigins returns a set of origins. Each is written as browsers write it: scheme://host, with
-// the port unless that is the scheme's default.
+// NewOrigins returns a set of origins. Each is written as browsers write it: scheme://host, with the
+// port unless that is the scheme's default, such as "https://app.example" or "http://localhost:3000".
+// Anything else is an error, because it would never match: a path, a final slash, the default port.
 func NewOrigins(origins ...string) (*Origins, error) {
 	o := &Origins{origins: make(map[string]struct{}, len(origins))}
 	for _, origin := range origins {
@@ -167,7 +178,8 @@ func NewOrigins(origins ...string) (*Origins, error) {
 	return o, nil
 }
 
-// Has tells whether the origin is in the set. A nil set is empty.
+// Has tells whether the origin is in the set. A nil set is empty. Browsers write origins in lower case,
+// so the comparison is of bytes.
 func (o *Origins) Has(origin []byte) bool {
 	if o == nil || len(origin) == 0 {
 		return false
@@ -179,10 +191,21 @@ func (o *Origins) Has(origin []byte) bool {
 // ErrCrossSite is the cause of all errors of Check.
 var ErrCrossSite = errors.New("cross-site request")
 
-// Check refuses a request that a page of another origin causes. Such a page cannot read the
-// answer, but the request would take effect. A navigation of the whole window by a link is allowed
-// if the method is safe and the answer is a document. Pages must not be able to make the server
-// send everything it has, or the browser save it.
+// Check refuses a request that a page of another origin causes. Such a page cannot read the answer, but
+// the request would take effect. A navigation of the whole window by a link is allowed if the method is
+// safe and the answer is a document. Pages must not be able to make the server send everything it has,
+// or the browser save it. A nil *Origins allows only the server's own origin.
+//
+//	Origin            Sec-Fetch-Site                  verdict
+//	absent            absent                          a program, or an old browser's GET: served
+//	listed            any                             served
+//	own               absent, none, same-origin       served
+//	another           any                             refused
+//	absent            none, same-origin               served: typed, or from an own page
+//	own or absent     cross-site, same-site           refused, unless it opens a document in a window
+//
+// Both headers are needed. Origin is left out of most GET requests, and old browsers do not send
+// Sec-Fetch-Site, nor does any browser to an http: address of another machine.
 func (o *Origins) Check(f Fetch) error {
 	if len(f.Origin) > 0 {
 		if o.Has(f.Origin) {
@@ -216,8 +239,9 @@ func (f Fetch) SameOrigin() bool {
 	return false
 }
 
-// sameOrigin compares an Origin with the Host of the same request. The scheme is not compared: a
-// proxy may have ended TLS.
+// sameOrigin compares an Origin with the Host of the same request. The scheme is not compared: a proxy
+// may have ended TLS. A default port counts as absent on either side, because browsers leave it out.
+// "null" (a sandboxed frame, a file) never equals a host.
 func sameOrigin(origin, host []byte) bool {
 	scheme, authority, ok := bytes.Cut(origin, []byte("://"))
 	if !ok {

@@ -29,6 +29,8 @@ type Sessions struct {
 	byCookie map[[sha256.Size]byte]session // by the hash of the cookie
 }
 
+// session is a browser that has logged in. It refers to its token by hash and not by name, so that a
+// new secret under the same name ends it.
 type session struct {
 	tokenHash [sha256.Size]byte // hash of the token's secret
 	expires   time.Time

@@ -21,13 +21,14 @@ import (
 type Certificate struct {
 	files      []string // certificate, key and, if clients need certificates, their authority
 	log        *slog.Logger
-	mu         sync.Mutex
-	current    *tls.Config
-	fileStamps []fileStamp // of the files when they were last read
-	checked    time.Time
+	mu         sync.Mutex  // of what follows
+	current    *tls.Config // immutable: handshakes use it without the lock
+	fileStamps []fileStamp // of the files when they were last read, valid or not
+	checked    time.Time   // when the stamps were last compared; zero = with the next handshake
 }
 
-// fileStamp distinguishes the versions of a file.
+// fileStamp distinguishes the versions of a file. The zero value stands for a file that cannot be
+// found. A change that keeps both is not noticed, not even by Reload.
 type fileStamp struct {
 	modified time.Time
 	size     int64
@@ -60,7 +61,7 @@ func (c *Certificate) Config() *tls.Config {
 	}
 }
 
-// Reload checks the files now.
+// Reload checks the files now, at SIGHUP. Mistakes go to the log: the files in use stay valid.
 func (c *Certificate) Reload() {
 	c.mu.Lock()
 	c.checked = time.Time{}
@@ -96,6 +97,8 @@ func (c *Certificate) configAt(now time.Time) *tls.Config {
 	return c.current
 }
 
+// readStamps returns the present stamps. A file that cannot be found gives the zero stamp, so that its
+// return counts as a change.
 func (c *Certificate) readStamps() []fileStamp {
 	out := make([]fileStamp, len(c.files))
 	for i, path := range c.files {
@@ -106,6 +109,8 @@ func (c *Certificate) readStamps() []fileStamp {
 	return out
 }
 
+// loadFiles parses all files. It is all or nothing: a certificate without its new key is not taken. It
+// offers HTTP/1.1 alone (ALPN), because the server does not speak HTTP/2.
 func (c *Certificate) loadFiles() (*tls.Config, error) {
 	pair, err := readCertificate(c.files[0], c.files[1])
 	if err != nil {
@@ -139,7 +144,8 @@ func ReadAuthority(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readCertificate reads a certificate with its chain, and its key.
+// readCertificate reads a certificate with its chain, and its key. tls.X509KeyPair proves that they
+// belong together; parseCertificates finds what it skips, such as a malformed certificate of the chain.
 func readCertificate(cert, key string) (tls.Certificate, error) {
 	text, err := vfs.ReadUserFile(cert)
 	if err != nil {

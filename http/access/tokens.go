@@ -20,6 +20,17 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
+// A secret passes through these forms:
+//
+//	caravan token new    NewSecret: "caravan_" and 43 characters, printed once
+//	the token file       TokenLine: a name, scopes, and "sha256:" with the hash of the secret
+//	a request            Authorization: Bearer SECRET
+//	Keys.FindSecret      hashes it, and compares the hash with those of all lines
+//	the principal        the name of the line: what the engine and the audit log see
+//
+// A fast hash is enough, and right: a secret has 256 random bits, so guessing is out of reach, and each
+// request hashes one.
+
 // Scopes is a set of permissions of a caller. They are independent: Submit does not include Read.
 type Scopes uint8
 
@@ -33,7 +44,8 @@ const (
 
 func scopeNames() []string { return []string{"read", "submit", "control"} }
 
-// ParseScopes parses scopes that are separated by commas.
+// ParseScopes parses scopes that are separated by commas, such as "read,submit", in any order. An
+// unknown scope, an empty one and a repeated one are errors.
 func ParseScopes(s string) (Scopes, error) {
 	var out Scopes
 	for word := range strings.SplitSeq(s, ",") {
@@ -54,7 +66,7 @@ func ParseScopes(s string) (Scopes, error) {
 	return out, nil
 }
 
-// String returns the text that ParseScopes parses.
+// String returns the text that ParseScopes parses; "" for an empty set.
 func (s Scopes) String() string {
 	var words []string
 	for i, name := range scopeNames() {
@@ -81,7 +93,8 @@ func NewSecret() string {
 	return TokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// TokenLine returns the line of a token file for a secret.
+// TokenLine returns the line of a token file for a secret, without its line feed. It does not check the
+// name: see CheckTokenName.
 func TokenLine(name string, scopes Scopes, secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return fmt.Sprintf("%s %s sha256:%s", name, scopes, hex.EncodeToString(sum[:]))
@@ -146,6 +159,8 @@ func ParseTokens(text []byte) (*Tokens, error) {
 	return t, nil
 }
 
+// parseToken parses a line that is not a comment. common is the common name of a line with cert:, and
+// "" for one with sha256:. Errors name the token, and never quote the last field.
 func parseToken(line string) (tok token, common string, err error) {
 	fields := strings.Fields(line)
 	if len(fields) < 3 {
@@ -176,7 +191,8 @@ func parseToken(line string) (tok token, common string, err error) {
 	return tok, "", nil
 }
 
-// CheckTokenName returns what is wrong with the name of a token.
+// CheckTokenName returns what is wrong with the name of a token. A name that begins like a secret is
+// refused, and only this beginning is quoted: somebody may have swapped the two.
 func CheckTokenName(name string) error {
 	const most = 64
 	if name == "" || len(name) > most || strings.HasPrefix(name, TokenPrefix) {
@@ -190,8 +206,8 @@ func CheckTokenName(name string) error {
 	return nil
 }
 
-// byHash returns the token with this hash. It compares with every token, so it takes the same time
-// whichever of them matches.
+// byHash returns the token with this hash, or nil. It compares with every token, so it takes the same
+// time whichever of them matches; maxTokens bounds that time.
 func (t *Tokens) byHash(sum *[sha256.Size]byte) (found *token) {
 	at := -1
 	for i := range t.tokens {
@@ -204,16 +220,17 @@ func (t *Tokens) byHash(sum *[sha256.Size]byte) (found *token) {
 	return &t.tokens[at]
 }
 
-// Keys is the token file in use. Its methods may be called from any goroutine.
+// Keys is the token file in use. Its methods may be called from any goroutine. Requests read current
+// without a lock.
 type Keys struct {
 	path    string
-	current atomic.Pointer[Tokens]
+	current atomic.Pointer[Tokens] // set by OpenKeys, so never nil after it
 
-	mu       sync.Mutex
+	mu       sync.Mutex // of onReload
 	onReload []func()
 }
 
-// OpenKeys reads a token file.
+// OpenKeys reads a token file. After an error the Keys cannot be used.
 func OpenKeys(path string) (*Keys, error) {
 	k := &Keys{path: path}
 	return k, k.Reload()
@@ -300,7 +317,8 @@ func ReadPrivateFile(path string) ([]byte, error) {
 }
 
 // checkSymlink refuses a symbolic link that leads out of its folder. (Kubernetes mounts secrets as
-// links within one folder.)
+// links within one folder.) The check is of the path and not of the open file, so it protects from a
+// wrong set-up; the owner and mode of the file itself are checked after it is open.
 func checkSymlink(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&os.ModeSymlink == 0 {
