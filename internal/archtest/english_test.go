@@ -50,6 +50,7 @@ var plainPackages = []string{
 	"internal/e2e/e2etest",
 	"internal/faults",
 	"internal/idtable",
+	"internal/lengthprefix",
 	"internal/outputs",
 	"internal/protogen",
 	"internal/testenv",

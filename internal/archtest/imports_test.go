@@ -13,7 +13,7 @@ var may = map[string][]string{
 	"dag/specjson":            {"dag"},
 	"messages":                {"dag"},
 	"persistence":             {"dag", "messages", "internal/idtable", "internal/vfs", "persistence/commitlog", "persistence/badgerguard"},
-	"persistence/badgerguard": {"internal/vfs"},
+	"persistence/badgerguard": {"internal/lengthprefix", "internal/vfs"},
 	"executor":                {"messages", "internal/outputs", "internal/vfork"},
 	"executor/lifecycle":      {},
 	"executor/remote":         {"executor", "executor/lifecycle", "executor/worker", "executor/workerpb", "messages", "internal/outputs", "internal/vfs"},
@@ -21,7 +21,8 @@ var may = map[string][]string{
 	"executor/worker":         {"executor", "executor/lifecycle", "executor/workerpb", "messages", "internal/outputs", "internal/vfs"},
 	"executor/workerpb":       {"executor", "messages"},
 	"internal/idtable":        {},
-	"internal/backup":         {},
+	"internal/lengthprefix":   {},
+	"internal/backup":         {"internal/lengthprefix"},
 	"internal/datafolder":     {"internal/vfs"},
 	"internal/outputs":        {"messages", "internal/vfs"},
 	"internal/vfs":            {},
@@ -38,7 +39,7 @@ var may = map[string][]string{
 	"actors/watch":     {"dag", "messages"},
 
 	// Longer names stand apart: gofmt aligns each block by itself.
-	"persistence/commitlog": {"internal/vfs"},
+	"persistence/commitlog": {"internal/lengthprefix", "internal/vfs"},
 
 	// Not part of the binary.
 	"bench":               {"client", "internal/testenv"},

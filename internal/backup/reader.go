@@ -10,6 +10,8 @@ import (
 	"hash"
 	"io"
 	"math"
+
+	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
 // Sink receives the content of a backup in order. Slices are valid during the call. Nil members are
@@ -143,8 +145,8 @@ func (d *decoder) readRows(b []byte) error {
 	for len(b) > 0 {
 		var key, value []byte
 		var ok bool
-		if key, b, ok = splitBytes(b); ok {
-			value, b, ok = splitBytes(b)
+		if key, b, ok = lengthprefix.Cut(b); ok {
+			value, b, ok = lengthprefix.Cut(b)
 		}
 		if !ok {
 			return d.damagedError("row is truncated")
@@ -162,14 +164,6 @@ func (d *decoder) readRows(b []byte) error {
 		}
 	}
 	return nil
-}
-
-func splitBytes(b []byte) (head, rest []byte, ok bool) {
-	n, w := binary.Uvarint(b)
-	if w <= 0 || n > uint64(len(b)-w) {
-		return nil, b, false
-	}
-	return b[w : w+int(n) : w+int(n)], b[w+int(n):], true
 }
 
 func (d *decoder) readFile(payload []byte) error {

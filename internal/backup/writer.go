@@ -9,6 +9,8 @@ import (
 	"hash/crc32"
 	"io"
 	"time"
+
+	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
 const magic = "CARAVAN BACKUP 1\n"
@@ -105,8 +107,7 @@ func (b *Writer) Row(key, value []byte) error {
 	if len(key)+len(value)+2*binary.MaxVarintLen32 > maxChunk-fullChunk {
 		return fmt.Errorf("row of %d bytes: too big for a backup", len(key)+len(value))
 	}
-	b.pendingRows = append(binary.AppendUvarint(b.pendingRows, uint64(len(key))), key...)
-	b.pendingRows = append(binary.AppendUvarint(b.pendingRows, uint64(len(value))), value...)
+	b.pendingRows = lengthprefix.Append(lengthprefix.Append(b.pendingRows, key), value)
 	b.sum.Rows++
 	if len(b.pendingRows) < fullChunk {
 		return nil

@@ -3,6 +3,8 @@ package badgerguard
 import (
 	"encoding/binary"
 	"errors"
+
+	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
 // Mutation sets or deletes one row.
@@ -76,7 +78,7 @@ func EncodeMutations(mutations []Mutation, partSize, spare int) (parts [][]byte)
 		if m.Delete {
 			kind = encodedDelete
 		}
-		head = append(binary.AppendUvarint(append(head[:0], kind), uint64(len(m.Key))), m.Key...)
+		head = lengthprefix.Append(append(head[:0], kind), m.Key)
 		if !m.Delete {
 			head = binary.AppendUvarint(head, uint64(len(m.Value)))
 		}
@@ -96,24 +98,15 @@ func DecodeMutations(b []byte) (mutations []Mutation, err error) {
 			return nil, ErrEncodedMutations
 		}
 		var ok bool
-		if m.Key, b, ok = cutBytes(b[1:]); !ok || len(m.Key) == 0 {
+		if m.Key, b, ok = lengthprefix.Cut(b[1:]); !ok || len(m.Key) == 0 {
 			return nil, ErrEncodedMutations
 		}
 		if !m.Delete {
-			if m.Value, b, ok = cutBytes(b); !ok {
+			if m.Value, b, ok = lengthprefix.Cut(b); !ok {
 				return nil, ErrEncodedMutations
 			}
 		}
 		mutations = append(mutations, m)
 	}
 	return mutations, nil
-}
-
-func cutBytes(b []byte) (s, rest []byte, ok bool) {
-	n, size := binary.Uvarint(b)
-	if size <= 0 || n > uint64(len(b)-size) {
-		return nil, nil, false
-	}
-	end := size + int(n)
-	return b[size:end:end], b[end:], true
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+
+	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
 // A record is
@@ -88,13 +90,12 @@ func (g *RecordBuilder) Grow(n int) {
 
 // Set appends a row.
 func (g *RecordBuilder) Set(key, value []byte) {
-	g.buf = append(binary.AppendUvarint(append(g.buf, rowSet), uint64(len(key))), key...)
-	g.buf = append(binary.AppendUvarint(g.buf, uint64(len(value))), value...)
+	g.buf = lengthprefix.Append(lengthprefix.Append(append(g.buf, rowSet), key), value)
 }
 
 // Delete appends the deletion of a row.
 func (g *RecordBuilder) Delete(key []byte) {
-	g.buf = append(binary.AppendUvarint(append(g.buf, rowDelete), uint64(len(key))), key...)
+	g.buf = lengthprefix.Append(append(g.buf, rowDelete), key)
 }
 
 // Bytes returns the encoded rows. They are valid until the builder is changed or appended.
@@ -122,11 +123,11 @@ func Rows(b []byte, fn func(Row) error) error {
 			return errEncodedRows
 		}
 		var ok bool
-		if r.Key, b, ok = cutString(b[1:]); !ok || len(r.Key) == 0 {
+		if r.Key, b, ok = lengthprefix.Cut(b[1:]); !ok || len(r.Key) == 0 {
 			return errEncodedRows
 		}
 		if !r.Delete {
-			if r.Value, b, ok = cutString(b); !ok {
+			if r.Value, b, ok = lengthprefix.Cut(b); !ok {
 				return errEncodedRows
 			}
 		}
@@ -135,13 +136,4 @@ func Rows(b []byte, fn func(Row) error) error {
 		}
 	}
 	return nil
-}
-
-func cutString(b []byte) (s, rest []byte, ok bool) {
-	n, size := binary.Uvarint(b)
-	if size <= 0 || n > uint64(len(b)-size) {
-		return nil, nil, false
-	}
-	end := size + int(n)
-	return b[size:end:end], b[end:], true
 }
