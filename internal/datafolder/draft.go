@@ -16,25 +16,35 @@ type Draft struct {
 	*Folder
 }
 
-// CreateDraft creates a data folder to be filled. path must be an empty folder, or not exist.
-// origin is the folder that the content comes from.
+// CreateDraft creates a data folder to be filled. path must be an empty folder, or not exist; a
+// "lost+found" in it does not count. origin is the ID of the folder that the content comes from. The
+// draft gets an ID of its own and is locked; Close or Discard releases it. After an error the folder
+// is as empty as it was.
 func CreateDraft(path string, origin ID) (*Draft, error) {
+	return createDraft(path, origin, Options{})
+}
+
+func createDraft(path string, origin ID, o Options) (*Draft, error) {
 	if err := checkNotNested(path); err != nil && !IsDataFolder(path) {
 		return nil, fmt.Errorf("data folder %s: %w", path, err)
 	}
-	var o Options
 	f, err := openLocked(path, unix.LOCK_EX, true, &o)
 	if err != nil {
 		return nil, err
 	}
 	d := &Draft{Folder: f}
-	if err := d.initialize(origin, &o); err != nil {
+	if err := d.checkEmpty(); err != nil {
 		return nil, errors.Join(f.wrapError(err), f.Close())
+	}
+	if err := d.initialize(origin, &o); err != nil {
+		return nil, errors.Join(f.wrapError(err), d.Discard())
 	}
 	return d, nil
 }
 
-func (d *Draft) initialize(origin ID, o *Options) error {
+// checkEmpty refuses a folder with content. The content belongs to the user. So a failure
+// after this check may remove whatever the folder holds by then, and one before it must not.
+func (d *Draft) checkEmpty() error {
 	list, err := os.ReadDir(d.path)
 	if err != nil {
 		return err
@@ -44,6 +54,11 @@ func (d *Draft) initialize(origin ID, o *Options) error {
 			return fmt.Errorf("it is not empty: it holds %q. Choose an empty folder or a new path", e.Name())
 		}
 	}
+	return nil
+}
+
+// initialize writes the identity, in state partial, and creates the folders of the parts.
+func (d *Draft) initialize(origin ID, o *Options) (err error) {
 	if err := d.dir.Chmod(0o700); err != nil {
 		return err
 	}
@@ -67,10 +82,11 @@ func (d *Draft) Finish(reason string) error {
 	return d.updateIdentity(func(i *identity) { i.state, i.paused = stateUsed, reason })
 }
 
-// Discard removes the content and closes the folder. An empty folder stays.
+// Discard removes the content and closes the folder. The folder stays and is empty, so that the same
+// command can be repeated. An identity file that a full disk has left half written is content, too.
 func (d *Draft) Discard() error {
 	var errs []error
-	for _, name := range []string{dbName, outputName, workerName, identityName, copyName} {
+	for _, name := range []string{dbName, outputName, workerName, identityName, copyName, identityName + newSuffix, copyName + newSuffix} {
 		errs = append(errs, os.RemoveAll(d.pathOf(name)))
 	}
 	return errors.Join(append(errs, d.Close())...)

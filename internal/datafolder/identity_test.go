@@ -169,3 +169,39 @@ func TestIdentityWritesAreSynced(t *testing.T) {
 	}
 	f.fs = vfs.OS{}
 }
+
+// TestFailedDraftLeavesAnEmptyFolder fails each step of a draft's life and repeats the restore.
+func TestFailedDraftLeavesAnEmptyFolder(t *testing.T) {
+	create := func(path string, fs vfs.FS) (*Draft, error) { return createDraft(path, ID{1}, Options{FS: fs}) }
+	for _, rule := range []faults.Rule{
+		{Op: faults.Write, Path: "identity.new", N: 1},
+		{Op: faults.Sync, Path: "identity.copy.new", N: 1},
+		{Op: faults.SyncDir, N: 3},                     // after both identity files are written
+		{Op: faults.Write, Path: "identity.new", N: 2}, // in Finish
+		{Op: faults.Rename, Path: "identity.copy.new", N: 2},
+	} {
+		path := filepath.Join(t.TempDir(), "restored")
+		broken := faults.New(vfs.OS{})
+		broken.Add(rule)
+		d, err := create(path, broken)
+		if rule.N == 2 && err == nil {
+			err = d.Finish("restored")
+			if derr := d.Discard(); derr != nil {
+				t.Errorf("%+v: %v", rule, derr)
+			}
+		}
+		if !errors.Is(err, faults.ErrInjected) {
+			t.Errorf("%+v: error %v", rule, err)
+		}
+		if list, err := os.ReadDir(path); err != nil || len(list) > 0 {
+			t.Errorf("%+v: it holds %v, %v", rule, list, err)
+		}
+		if d, err = create(path, vfs.OS{}); err != nil {
+			t.Errorf("%+v: the next one: %v", rule, err)
+			continue
+		}
+		if err := errors.Join(d.Finish(""), d.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
