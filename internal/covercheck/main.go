@@ -9,10 +9,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -67,18 +68,20 @@ func run(args, linked []string, out io.Writer) error {
 		return fmt.Errorf("%s: %w", flags.Arg(0), err)
 	}
 
+	unmatched := maps.Clone(special)
 	var packages, below []string
 	for _, p := range linked {
 		if _, ok := tallies[p]; ok {
 			packages = append(packages, p)
 		}
 	}
-	sort.Strings(packages)
+	slices.Sort(packages)
 	for _, p := range packages {
 		least := *floor
 		for name, value := range special {
 			if strings.HasSuffix(p, "/"+name) {
 				least = value
+				delete(unmatched, name)
 			}
 		}
 		mark, got := "", tallies[p].percent()
@@ -90,6 +93,9 @@ func run(args, linked []string, out io.Writer) error {
 	}
 	if len(packages) == 0 {
 		return errors.New("the profile has no package of the binary")
+	}
+	if len(unmatched) > 0 {
+		return fmt.Errorf("-of names packages that the profile does not have: %s", strings.Join(slices.Sorted(maps.Keys(unmatched)), ", "))
 	}
 	if len(below) > 0 {
 		return fmt.Errorf("below the floor: %s", strings.Join(below, ", "))

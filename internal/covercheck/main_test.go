@@ -30,6 +30,7 @@ func TestPackagesBelowTheirFloorFail(t *testing.T) {
 		{[]string{"-floor", "76"}, "below the floor: m/http"},
 		{[]string{"-floor", "50", "-of", "http=80"}, "below the floor: m/http"},
 		{[]string{"-of", "dag"}, "package=percentage"},
+		{[]string{"-floor", "50", "-of", "dga=95", "-of", "dag=95"}, "the profile does not have: dga"}, // its floor would be lost
 	} {
 		var out strings.Builder
 		err := run(append(c.args, file), linked, &out)
