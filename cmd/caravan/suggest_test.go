@@ -13,6 +13,11 @@ func TestUnknownCommandsAndFlagsSuggestSimilarOnes(t *testing.T) {
 		"sumbit":                   "caravan: unknown command \"sumbit\": did you mean submit?\n",
 		"List":                     "caravan: unknown command \"List\": did you mean ls?\n",
 		"cancel":                   "caravan: unknown command \"cancel\": did you mean kill?\n",
+		"cancle":                   "caravan: unknown command \"cancle\": did you mean kill?\n", // a misspelled synonym
+		"Shwo":                     "caravan: unknown command \"Shwo\": did you mean get?\n",
+		"stauts":                   "caravan: unknown command \"stauts\": did you mean get or serve?\n", // status, state, start
+		"descr":                    "caravan: unknown command \"descr\": did you mean get?\n",
+		"help cancle":              "caravan: unknown command \"cancle\": did you mean kill?\n",
 		"valid":                    "caravan: unknown command \"valid\": did you mean validate?\n",
 		"wrker":                    "caravan: unknown command \"wrker\"; `caravan help` lists them\n", // hidden
 		"xyzzy":                    "caravan: unknown command \"xyzzy\"; `caravan help` lists them\n",
