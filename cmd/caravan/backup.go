@@ -21,7 +21,14 @@ import (
 )
 
 // writeBackup writes all rows and all output as of one moment. It holds back the deletion of
-// output, so that every file that a row refers to still exists when it is copied.
+// output, so that every file that a row refers to still exists when it is copied. The store goes on: the
+// rows are those of its newest commit when writeBackup begins, and the files may have more at their end
+// than those rows refer to, which a restore keeps and no read ever shows. GET /v1/backup and `caravan backup --data` both
+// use it.
+//
+// Tables are verified after the rows are written and before the trailer is. The order matters: Badger
+// takes a damaged block for the end of its rows, so a backup may lack rows without an error; then the
+// trailer, without which a backup counts as incomplete, is never written.
 func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *persistence.Badger, out *outputs.Store) (sum backup.Summary, err error) {
 	defer out.HoldRemovals()()
 	buffered := bufio.NewWriterSize(w, 256<<10)
@@ -54,6 +61,9 @@ func writeBackup(ctx context.Context, w io.Writer, f *datafolder.Folder, store *
 	return sum, errors.Join(err, buffered.Flush())
 }
 
+// backupCommand writes a backup of a running server (over REST, with the scope control) or of the folder of
+// a stopped one. With "-" standard output has the backup alone; the summary is on standard error in both
+// cases. A failure has the exit code 1 (or 7, 9 of the server's answer) and leaves FILE as it was.
 func (m *Main) backupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup FILE",
@@ -108,7 +118,8 @@ func checkOutsideDataFolders(path string) error {
 }
 
 // checkBackupTarget refuses paths that a backup must not replace: devices, pipes and anything in a
-// data folder.
+// data folder. The final rename would put a regular file in the place of /dev/null or of a pipe. It runs
+// before the server is asked, so that a mistake does not cost the time of a backup.
 func checkBackupTarget(path string) error {
 	if path == "-" {
 		return nil
@@ -125,7 +136,9 @@ func checkBackupTarget(path string) error {
 	return checkOutsideDataFolders(path)
 }
 
-// backupStoppedFolder writes a backup of the data folder of a stopped server.
+// backupStoppedFolder writes a backup of the data folder of a stopped server. It opens the folder and its
+// store as a server does, so a running one is an error, and so the last commits are applied to the
+// tables. Inspect comes first, because Open would create a missing folder and adopt a copy.
 func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err error) {
 	look, err := datafolder.Inspect(data)
 	if err != nil {
@@ -155,7 +168,9 @@ func backupStoppedFolder(ctx context.Context, data string, w io.Writer) (err err
 }
 
 // saveBackup calls write and puts its output in place as the file path, once it is verified and
-// synced. For "-" it goes to standard output.
+// synced. For "-" it goes to standard output, where a reader learns of a failure by the exit code and by
+// the missing trailer. The temporary file lies in the folder of path, because rename(2) does not cross
+// file systems; it has the mode 0600, since a backup holds what tasks have printed.
 func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	if path == "-" {
 		sum, err := verifyWhileWriting(m.Stdout, write)
@@ -183,6 +198,7 @@ func (m *Main) saveBackup(path string, write func(io.Writer) error) error {
 	return syncFolder(filepath.Dir(path))
 }
 
+// syncFolder makes the names in a folder durable: a rename survives a power failure only then.
 func syncFolder(dir string) error {
 	d, err := vfs.OpenFolder(dir)
 	if err != nil {
@@ -191,13 +207,18 @@ func syncFolder(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// printBackupSummary prints what a backup holds, on standard error:
+//
+//	backup b: 1204 rows, 3 files of 73400320 bytes, of data folder 5f…e1 as of 2026-11-30T08:00:00Z
 func (m *Main) printBackupSummary(what string, s backup.Summary) {
 	fmt.Fprintf(m.Stderr, "%s: %d rows, %d files of %d bytes, of data folder %s as of %s\n",
 		printable(what), s.Rows, s.Files, s.Bytes, s.Header.Folder, s.Header.Created.Format(time.RFC3339))
 }
 
 // verifyWhileWriting passes the output of write on to w and verifies it as a backup at the same
-// time.
+// time, so that it is read once. A goroutine reads the other end of a pipe, and
+// write waits for it, so neither runs ahead. The error is that of the verification when it ended the
+// pipe, since write then sees only a closed pipe, and otherwise that of write.
 func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Summary, err error) {
 	r, pipe := io.Pipe()
 	done := make(chan error, 1)
@@ -215,6 +236,8 @@ func verifyWhileWriting(w io.Writer, write func(io.Writer) error) (sum backup.Su
 	return sum, err
 }
 
+// restoreCommand prints a summary on standard error. A backup that is truncated or damaged has the exit
+// code 1, and DATA stays empty or missing.
 func (m *Main) restoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "restore FILE DATA",
@@ -259,13 +282,20 @@ func (m *Main) restoreCommand() *cobra.Command {
 			m.printBackupSummary(args[0]+" is whole", sum)
 			return nil
 		}
-		return m.restore(in, args[0], args[1], resume)
+		sum, err := restore(in, args[0], args[1], resume, outputs.Open)
+		if err == nil {
+			m.printBackupSummary(args[1]+" restored", sum)
+		}
+		return err
 	}
 	return cmd
 }
 
 // withRestoreChecks wraps a sink with the checks that make a backup restorable: the format and the
-// ID of the data folder, the form of each row, and one file at most for each run.
+// ID of the data folder, the form of each row, and one file at most for each run. Package backup proves
+// that the stream is what a writer wrote; these checks prove that this program understands it. They hold
+// for a new backup, too: better an error at once than one years later. It keeps 8 bytes for each run
+// with a file.
 func withRestoreChecks(to backup.Sink) backup.Sink {
 	row, files := 0, map[uint64]bool{}
 	return backup.Sink{
@@ -301,7 +331,8 @@ func withRestoreChecks(to backup.Sink) backup.Sink {
 	}
 }
 
-// contextReader is a reader that fails once its context ends.
+// contextReader is a reader that fails once its context ends, with the cause of that end. A read that has
+// begun is not interrupted.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -314,10 +345,17 @@ func (u *contextReader) Read(p []byte) (int, error) {
 	return u.r.Read(p)
 }
 
-func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error) {
-	var d *datafolder.Draft
+// restore creates the data folder data from the backup that in yields; name is what errors call the
+// backup. One goroutine reads the backup and writes output files; another one, in persistence.Restore,
+// writes rows. Rows pass between the two through a channel, so that reading, unpacking and the sync of
+// a commit overlap. The folder is valid only when Draft.Finish has returned, which happens last: after
+// the trailer of the backup is verified and both writers have ended without an error. Any failure
+// before that leaves data empty.
+//
+// openOutputs is outputs.Open, except in tests.
+func restore(in io.Reader, name, data string, resume bool, openOutputs func(dir string) (*outputs.Store, error)) (sum backup.Summary, err error) {
+	var d *datafolder.Draft // nil until the header of the backup is read
 	var origin datafolder.ID
-	var sum backup.Summary
 	defer func() {
 		switch {
 		case d == nil:
@@ -326,12 +364,11 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		default:
 			err = d.Close()
 		}
-		if err == nil {
-			m.printBackupSummary(data+" restored", sum)
-		}
 	}()
 	var out *outputs.Store
-	rows := make(chan [2][]byte, 1024)
+	// Both ends of rows are in this function. The goroutine takes all rows, also after an error of the
+	// store, so that the reader of the backup never blocks; stored then has that error.
+	rows := make(chan [2][]byte, 1024) // key and value
 	stored := make(chan error, 1)
 	begin := func(h backup.Header) (err error) {
 		if origin, err = datafolder.ParseID(h.Folder); err != nil {
@@ -340,7 +377,7 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 		if d, err = datafolder.CreateDraft(data, origin); err != nil {
 			return err
 		}
-		if out, err = outputs.Open(d.Output()); err != nil {
+		if out, err = openOutputs(d.Output()); err != nil {
 			return err
 		}
 		go func() {
@@ -362,26 +399,28 @@ func (m *Main) restore(in io.Reader, name, data string, resume bool) (err error)
 	sum, err = backup.Read(in, withRestoreChecks(backup.Sink{
 		Header: begin,
 		Row: func(key, value []byte) error {
+			// Copied: backup.Read reuses its buffer for the next chunk.
 			rows <- [2][]byte{append([]byte(nil), key...), append([]byte(nil), value...)}
 			return nil
 		},
 		File: func(run uint64, size int64, r io.Reader) error { return out.ImportRun(messages.RunID(run), size, r) },
 	}))
-	if d == nil {
-		return withName(name, err)
+	if out == nil {
+		return sum, withName(name, err) // begin has not started the goroutine that writes the rows
 	}
 	close(rows)
 	err = errors.Join(withName(name, err), <-stored, out.Close())
 	if err != nil {
-		return err
+		return sum, err
 	}
-	reason := ""
+	reason := "" // of the pause; "" = a server starts tasks at once
 	if !resume {
 		reason = fmt.Sprintf("restored from a backup of data folder %s", origin)
 	}
-	return d.Finish(reason)
+	return sum, d.Finish(reason)
 }
 
+// withName adds the name of a backup to an error about it.
 func withName(name string, err error) error {
 	if err == nil {
 		return nil
