@@ -19,45 +19,54 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Config is the configuration of a server. Each member is one option: a flag, an environment
-// variable and a key of the configuration file. serverOptions lists them.
+// Config is the configuration of a server. Each member is one option, except Umask and HeapFloor: a
+// flag, an environment variable and a key of the configuration file. serverOptions lists them, with
+// their defaults and bounds. A Config is complete when a command has filled those two, and does not
+// change after that.
 type Config struct {
-	Listen         []string // addresses: host:port or unix:path
-	Data           string
-	CPUMillis      int64 // thousandths of a core
-	MemoryBytes    int64 // memory that tasks may ask for together
-	EnforceMemory  bool  // a task gets no more memory than it asks for
-	KillGrace      time.Duration
-	MaxTasks       int
-	MaxBody        int64 // bytes
-	MaxPerClient   int   // connections; 0 = half of all
-	RetainRuns     int   // 0 = all
-	RetainAge      time.Duration
-	RetainKeys     time.Duration
-	Slurm          bool     // jobs may name the executor slurm
-	SlurmPartition string   // partition of jobs that name none; "" = the cluster's default
-	SlurmJobs      int      // jobs at a time
-	AllowHosts     []string // host names that requests may address, besides the loopback names
-	CORSOrigins    []string // origins of web pages that may use the API
-	Paused         bool     // no task starts until the server is resumed
-	Resume         bool     // tasks start, even if the data folder is paused
-	Unverified     bool     // skip the verification of stored data
-	TokenFile      string
-	TLSCert        string
+	Listen         []string      // addresses: host:port or unix:path; at least one
+	Data           string        // path as the user wrote it; datafolder.Folder.Path is the absolute one
+	CPUMillis      int64         // thousandths of a core
+	MemoryBytes    int64         // memory that tasks may ask for together
+	EnforceMemory  bool          // a task gets no more memory than it asks for
+	KillGrace      time.Duration // between SIGTERM and SIGKILL; 0 = SIGKILL at once
+	MaxTasks       int           // of one run, generated ones included
+	MaxBody        int64         // bytes
+	MaxPerClient   int           // connections; 0 = half of all
+	RetainRuns     int           // 0 = all
+	RetainAge      time.Duration // 0 = for ever
+	RetainKeys     time.Duration // how long an idempotency key outlives its run
+	Slurm          bool          // jobs may name the executor slurm
+	SlurmPartition string        // partition of jobs that name none; "" = the cluster's default
+	SlurmJobs      int           // jobs at a time
+	AllowHosts     []string      // host names that requests may address, besides the loopback names
+	CORSOrigins    []string      // origins of web pages that may use the API
+	Paused         bool          // no task starts until the server is resumed
+	Resume         bool          // tasks start, even if the data folder is paused
+	Unverified     bool          // skip the verification of stored data
+	TokenFile      string        // "" = no tokens
+	TLSCert        string        // PEM; "" = no TLS. TLSCert and TLSKey are given together
 	TLSKey         string
 	TLSClientCA    string // authority that must have signed every client certificate
 	Insecure       bool   // allow listening beyond the loopback address without authentication
-	AuditLog       string
+	AuditLog       string // "" = no audit log
 	Umask          string // umask of tasks, octal: that of the launching shell; "" = this process's. Not an option
 	HeapFloor      int64  // heap size in bytes below which the collector stays idle; 0 = by percent alone
 	LogLevel       slog.Level
 	LogFormat      string // text or json
 }
 
+// envConfig names the configuration file. The flag --config comes before it.
 const envConfig = "CARAVAN_CONFIG"
 
 // resolveConfig finds the value of every option: the flag, else the environment variable, else the
-// configuration file, else the default. Its errors are usage errors and name the source.
+// configuration file, else the default. Its errors are usage errors and name the source. flags has
+// --config and may lack the flags of some options, as those of `caravan run` do: such an option comes
+// from the other sources. lookup is os.LookupEnv, or a table in tests.
+//
+// Each layer is a koanf.Provider of texts. koanf merges them, and remembers neither who set a value nor
+// where, so the merge function notes the origin of each value beside it. That is why a mistake in a
+// value names the line of the file, or the variable, that the value really came from.
 func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all []option) (Config, error) {
 	path := flags.Lookup("config").Value.String()
 	if v, ok := lookup(envConfig); ok && path == "" {
@@ -72,6 +81,8 @@ func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all
 		{confmap.Provider(defaultValues(all), "."), func(o option) string { return "the default of " + o.name }},
 		{file, func(o option) string { return file.origin(o.name) }},
 		{confmap.Provider(environmentValues(lookup, all), "."), option.env},
+		// With nil for the merged values it skips the flags that the user has not set: their defaults
+		// would hide the file and the environment.
 		{posflag.ProviderWithValue(flags, ".", nil, asText), func(o option) string { return "--" + o.name }},
 	}
 	values, origins := koanf.New("."), map[string]func(option) string{}
@@ -87,7 +98,7 @@ func resolveConfig(flags *pflag.FlagSet, lookup func(string) (string, bool), all
 		}
 	}
 	var c Config
-	for _, o := range all {
+	for _, o := range all { // in their order, so that of several mistakes always the same one is reported
 		if err := o.set(&c, values.String(o.name)); err != nil {
 			return Config{}, usageErrorf("%s: %w", origins[o.name](o), err)
 		}
@@ -105,7 +116,7 @@ func defaultValues(all []option) map[string]any {
 }
 
 // environmentValues holds the options that environment variables set. An empty variable counts as
-// unset.
+// unset: that is how a unit file or a compose file takes back what an outer one has set.
 func environmentValues(lookup func(string) (string, bool), all []option) map[string]any {
 	values := map[string]any{}
 	for _, o := range all {
@@ -120,14 +131,16 @@ func environmentValues(lookup func(string) (string, bool), all []option) map[str
 func asText(name, value string) (string, any) { return name, value }
 
 // configFile is a configuration file as a koanf.Provider: one YAML mapping of option names to
-// values. Read reports every mistake with its line and column.
+// values. Read reports every mistake with its line and column. The parsers of koanf would give Go
+// values instead: without positions, and with "1e3" or "0644" already taken for a number. Here a scalar stays the text that the user wrote.
 type configFile struct {
-	path      string // "" = no file
-	options   []option
-	positions map[string]string // by option: where its value begins
+	path      string            // "" = no file
+	options   []option          // the keys that may occur
+	positions map[string]string // by option: where its value begins, as "line 2, column 12"; filled by parse
 }
 
-// Read implements koanf.Provider. Its values are strings, as flags would have them.
+// Read implements koanf.Provider. Its values are strings, as flags would have them. The file is a regular
+// one of at most vfs.MaxUserFileBytes: a FIFO would make the start wait for its writer.
 func (f *configFile) Read() (map[string]any, error) {
 	if f.path == "" {
 		return nil, nil
@@ -153,7 +166,9 @@ func (f *configFile) origin(name string) string {
 	return fmt.Sprintf("configuration %s: %s: %s", f.path, f.positions[name], name)
 }
 
-// parse returns the entries of a configuration file.
+// parse returns the entries of a configuration file, by option. An empty file, or one of comments alone,
+// has no entries and gives nil. Mistakes in several entries are one error, in the order of the file;
+// after an error the entries are nil. FuzzConfigFile holds it to that.
 func (f *configFile) parse(text []byte) (map[string]any, error) {
 	f.positions = map[string]string{}
 	file, err := parser.ParseBytes(text, 0)
@@ -190,7 +205,9 @@ func (f *configFile) parse(text []byte) (map[string]any, error) {
 	return values, nil
 }
 
-// parseEntry adds one entry of the mapping to values.
+// parseEntry adds one entry of the mapping to values. A list becomes the text with commas that a flag
+// would have; only options with several values may be one. null is an error, because it could mean
+// either the default or the empty value.
 func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) error {
 	name, isText := scalarText(key)
 	if !isText {
@@ -203,6 +220,7 @@ func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) erro
 		}
 		return fmt.Errorf("unknown key %q", name)
 	}
+	// The YAML parser refuses equal keys by their spelling. Here they are equal after the quotes.
 	if _, twice := values[name]; twice {
 		return fmt.Errorf("key %q is given twice", name)
 	}
@@ -225,8 +243,8 @@ func (f *configFile) parseEntry(key, value ast.Node, values map[string]any) erro
 	return nil
 }
 
-// scalarText returns the text of a scalar as written in the file. It returns false for null,
-// collections and aliases.
+// scalarText returns the text of a scalar as written in the file: 1e3 stays "1e3". It returns false for
+// null, collections and aliases. An anchor or a tag before the scalar is ignored.
 func scalarText(node ast.Node) (string, bool) {
 	switch n := node.(type) {
 	case *ast.StringNode:
@@ -254,6 +272,7 @@ func documentToken(doc *ast.DocumentNode) *token.Token {
 	return nil
 }
 
+// position says where a token is, for errors, counted from 1.
 func position(t *token.Token) string {
 	if t == nil || t.Position == nil {
 		return "at the end"

@@ -14,16 +14,20 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// serverFlags holds the flags with which a command finds its server and authenticates to it.
+// serverFlags holds the flags with which a command finds its server and authenticates to it. Each value
+// comes from the flag, else from the environment, else it is the default; there is no configuration
+// file. addServerFlags makes one for each command, and pflag fills it before the command runs.
 type serverFlags struct {
 	main          *Main
-	server        string
-	tokenFile     string
-	ca, cert, key string
+	server        string // URL, host:port or unix:/path
+	tokenFile     string // "" = the token is in the environment, or there is none
+	ca, cert, key string // PEM files; "" = the system's authorities, no certificate
 	insecure      bool
 	cmd           *cobra.Command
 }
 
+// The environment variables of clients. They differ from those of the options of `caravan serve`, so that
+// one environment can have both.
 const (
 	envServer = "CARAVAN_SERVER"
 	envToken  = "CARAVAN_TOKEN"
@@ -46,13 +50,16 @@ func (m *Main) addServerFlags(cmd *cobra.Command) *serverFlags {
 	return r
 }
 
-// address returns the server's address, and whether the user named one.
+// address returns the server's address, and whether the user named one. The difference matters to
+// commands that work without a server: validate and version do when the default one is silent, but a
+// silent server that the user named is an error.
 func (r *serverFlags) address() (server string, named bool) {
 	return r.flagOrEnv("server", r.server, envServer)
 }
 
 // flagOrEnv returns the value of a flag, else of the environment variable, else the flag's default.
-// named tells whether the user set either.
+// named tells whether the user set either. An empty variable counts as unset, and an empty flag as set,
+// as for options of a server.
 func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) {
 	if r.cmd.Flags().Changed(flag) {
 		return value, true
@@ -63,10 +70,12 @@ func (r *serverFlags) flagOrEnv(flag, value, env string) (v string, named bool) 
 	return value, false
 }
 
-// newClient returns a client of the server that the user named.
+// newClient returns a client of the server that the user named, or of the default one. It does not
+// connect. Its errors are usageErrors: a wrong address, a file that cannot be read, or a token that would
+// travel unencrypted.
 func (r *serverFlags) newClient() (*client.Client, error) { return r.newClientWith(client.Config{}) }
 
-// newClientWith is newClient with further settings.
+// newClientWith is newClient with further settings, such as the number of retries.
 func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 	c.Server, _ = r.address()
 	c.UserAgent = "caravan/" + versionInfo().Version
@@ -88,7 +97,10 @@ func (r *serverFlags) newClientWith(c client.Config) (*client.Client, error) {
 	return out, nil
 }
 
-// readToken returns the token to send, or "".
+// readToken returns the token to send, or "". It comes from the file of --token-file, else from
+// CARAVAN_TOKEN. A file that others can read is refused, as ssh does with keys: the token may be known to
+// them. A pipe, such as /dev/fd/63 of <(pass caravan), has no such mode and is accepted. The text is
+// trimmed, since editors and echo end a file with a line break.
 func (r *serverFlags) readToken() (string, error) {
 	if r.tokenFile == "" {
 		v, _ := r.main.LookupEnv(envToken)
@@ -106,7 +118,7 @@ func (r *serverFlags) readToken() (string, error) {
 	if mode := info.Mode(); mode.IsRegular() && mode.Perm()&0o077 != 0 {
 		return "", fmt.Errorf("token file %s: other users can read it (mode %04o); run chmod 600 %s", r.tokenFile, mode.Perm(), r.tokenFile)
 	}
-	const longest = 4 << 10
+	const longest = 4 << 10 // bytes; a token has 51
 	text, err := io.ReadAll(io.LimitReader(f, longest))
 	if err != nil {
 		return "", fmt.Errorf("token file: %w", err)
@@ -121,7 +133,11 @@ func (r *serverFlags) readToken() (string, error) {
 	return token, nil
 }
 
-// isReachable reports whether the server answers within a second, ready or not.
+// isReachable reports whether the server answers within a second, ready or not. It asks once, without
+// retries: run and validate decide by it whether to do the work without a server, which a user at a
+// terminal notices as a pause. A starting server answers 503 and is reachable: a second one on the
+// graph's machine would compete with it. After any other answer, or a broken connection, it counts as
+// unreachable: this command could not use what listens there.
 func (r *serverFlags) isReachable(ctx context.Context) bool {
 	c, err := r.newClientWith(client.Config{Retries: -1})
 	if err != nil {

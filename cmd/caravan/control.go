@@ -8,6 +8,11 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
+// The commands of this file ask for a change of state. They print only errors: the change is durable
+// when they exit with 0. A change that the state does not allow now, such as resuming a run that is not
+// paused, is the server's 409, whose exit code is 1.
+
+// killCommand kills a run or one task. Its result does not say that the processes have ended.
 func (m *Main) killCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "kill ID [TASK]",
@@ -36,7 +41,9 @@ func (m *Main) killCommand() *cobra.Command {
 	return cmd
 }
 
-// stateCommand makes the commands pause, resume and restart: each asks for one change of state.
+// stateCommand makes the commands pause, resume and restart: each asks for one change of state, to PAUSED,
+// RUNNING or QUEUED, as PATCH /v1/dagrun/ID/state/STATE has it. pause and resume also exist for the whole
+// server (--all); restarting all runs at once is not a command.
 func (m *Main) stateCommand(name, state string) *cobra.Command {
 	about := map[string]string{
 		client.Paused:  "Pause a run: no task starts, running ones finish",
@@ -65,6 +72,8 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 			return argCount(1, 1, "the ID of a run, or --all")(cmd, given)
 		}
 	}
+	// The states from which the change is possible. The shell completes runs in these states; the server
+	// decides.
 	from := map[string][]string{
 		client.Paused:  nil, // every unfinished run
 		client.Running: {client.Paused},
@@ -88,7 +97,9 @@ func (m *Main) stateCommand(name, state string) *cobra.Command {
 	return cmd
 }
 
-// formatOutcome describes the end of a run in one line.
+// formatOutcome describes the end of a run in one line, which run and wait print on standard output:
+//
+//	run 7 ERRORED: 11 COMPLETED, 2 QUEUED, 1 ERRORED, took 2.5s
 func formatOutcome(s *client.Summary) string {
 	return fmt.Sprintf("run %d %s: %s, took %s", s.RunID, s.State, formatStateCounts(s.TaskCounts), formatDuration(runDuration(s)))
 }

@@ -21,18 +21,24 @@ import (
 )
 
 // listeners is the set of addresses that a server listens on, with its rules of access. As a
-// net.Listener it stands for the first of them.
+// net.Listener it stands for the first of them, except that Close closes all. runServer opens and shuts
+// it down; localServer serves it in between. The fields do not change after openListeners has returned.
 type listeners struct {
 	net.Listener
-	entrances    []net.Listener
-	access       http.Access
+	entrances    []net.Listener      // each an *http.Entrance, in the order of --listen
+	access       http.Access         // rules for all of them
 	certificate  *access.Certificate // nil without TLS
-	auditDropped prometheus.Counter
+	auditDropped prometheus.Counter  // entries that the audit log could not take
 	log          *slog.Logger
 }
 
 // openListeners listens on all addresses. It refuses addresses beyond the loopback interface when
-// callers there would need no credentials.
+// callers there would need no credentials: a request can make the server run any command as its user.
+// Mistakes in the options are usageErrors, an address that cannot be had is not. After an error all that
+// was opened is closed. Otherwise the caller calls shutDown in the end.
+//
+// Files are checked and read before the first address is taken, so that a server with a mistake in its
+// token file is never reachable without tokens.
 func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	d := &listeners{log: log, auditDropped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "caravan_audit_lost_total", Help: "Entries that could not be written to the audit log.",
@@ -56,7 +62,7 @@ func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 		e := &http.Entrance{Listener: l}
 		d.entrances = append(d.entrances, e)
 		if tcp, ok := l.Addr().(*net.TCPAddr); !ok {
-			e.Local = true
+			e.Local = true // the kernel tells the user of a unix socket's client, so it needs no token
 		} else if err := d.configureTCP(c, e, address, tcp); err != nil {
 			return nil, err
 		}
@@ -65,8 +71,9 @@ func openListeners(c Config, log *slog.Logger) (_ *listeners, err error) {
 	return d, nil
 }
 
-// checkOutsideData refuses a token file or an audit log inside a data folder. The server's own data
-// folder may not exist yet.
+// checkOutsideData refuses a token file or an audit log inside a data folder, for the reason that
+// checkOutsideDataFolders gives. The server's own data folder may not exist yet, so it is compared by its
+// path; other data folders are recognized by their content.
 func checkOutsideData(c Config) error {
 	data, err := resolveLinks(c.Data)
 	if err != nil {
@@ -83,7 +90,8 @@ func checkOutsideData(c Config) error {
 	return nil
 }
 
-// loadAccess reads origins, tokens and certificates, and opens the audit log.
+// loadAccess reads origins, tokens and certificates, and opens the audit log. After an error d has the
+// parts that were opened, for shutDown.
 func (d *listeners) loadAccess(c Config) (err error) {
 	if len(c.CORSOrigins) > 0 {
 		if d.access.Origins, err = access.NewOrigins(c.CORSOrigins...); err != nil {
@@ -111,7 +119,18 @@ func (d *listeners) loadAccess(c Config) (err error) {
 	return err
 }
 
-// configureTCP sets the allowed hosts and TLS of a TCP listener.
+// configureTCP sets the allowed hosts and TLS of a TCP listener; address is as the user wrote it, tcp as
+// the kernel resolved it. Every address is judged by the latter: "localhost" may resolve to anything.
+//
+//	                loopback                             beyond
+//	Host header     loopback names, the address itself,  any, or --allow-host
+//	                --allow-host
+//	credentials     optional                             tokens, client certificates or --insecure
+//	without TLS     fine                                 a warning
+//
+// The check of the Host header on loopback addresses protects the server of a user without tokens from
+// web pages in that user's browser (access.Hosts). Beyond them it cannot: names of the server are
+// unknown, and credentials protect it.
 func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp *net.TCPAddr) (err error) {
 	names := c.AllowHosts
 	loopback := tcp.IP.IsLoopback()
@@ -144,7 +163,8 @@ func (d *listeners) configureTCP(c Config, e *http.Entrance, address string, tcp
 	return nil
 }
 
-// Close implements net.Listener. It closes all listeners.
+// Close implements net.Listener. It closes all listeners. It may be called again; addresses that are
+// closed already are not errors. The audit log stays open.
 func (d *listeners) Close() error {
 	var errs []error
 	for _, l := range d.entrances {
@@ -156,7 +176,7 @@ func (d *listeners) Close() error {
 }
 
 // shutDown closes the listeners and the audit log, which must stay open as long as requests are
-// served.
+// served. It is called once, after localServer has stopped.
 func (d *listeners) shutDown() {
 	_ = d.Close()
 	if err := d.access.Audit.Close(); err != nil {
@@ -164,13 +184,15 @@ func (d *listeners) shutDown() {
 	}
 }
 
-// isReloadable reports whether reload would do anything.
+// isReloadable reports whether reload would do anything. Otherwise the server does not catch SIGHUP.
 func (d *listeners) isReloadable() bool {
 	return d.access.Keys != nil || d.access.Audit != nil || d.certificate != nil
 }
 
-// reload reads the token file and the certificates again, and reopens the audit log. A file with a
-// mistake leaves the former content in force.
+// reload reads the token file and the certificates again, and reopens the audit log, which logrotate may
+// have renamed. A file with a mistake leaves the former content in force: a server without tokens would
+// refuse or admit everyone. The three are independent of each other. The goroutine of reloadOnHangup
+// calls it.
 func (d *listeners) reload() {
 	if d.access.Keys != nil {
 		if err := d.access.Keys.Reload(); err != nil {
@@ -191,7 +213,11 @@ func (d *listeners) reload() {
 	}
 }
 
-// logAddresses logs a line for each address, at every log level.
+// logAddresses logs a line for each address, which the caller's logger writes at every log level. The
+// address is the one that the kernel has assigned: with port 0 this line is how others learn the port
+// (testenv.Server.AwaitReady). The first line also names the data folder and the version.
+//
+//	level=INFO msg=listening address=127.0.0.1:2503 data=./caravan-data version=v1.2.0
 func (d *listeners) logAddresses(c Config, log *slog.Logger) {
 	for i, l := range d.entrances {
 		address := l.Addr().String()
@@ -209,9 +235,11 @@ func (d *listeners) logAddresses(c Config, log *slog.Logger) {
 	}
 }
 
+// unixPrefix begins the address of a unix socket, of a server (--listen) as of a client (--server).
 const unixPrefix = "unix:"
 
-// listenOn listens on one address and explains why when the address is in use.
+// listenOn listens on one address, as checkAddress accepts it, and explains why when the address is in
+// use: most often another server of the same user has it.
 func listenOn(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
 		return listenUnix(path)
@@ -226,7 +254,8 @@ func listenOn(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// addressCause strips the address, which the caller names, from an error of package net.
+// addressCause strips the address, which the caller names, from an error of package net: "listen tcp
+// 192.0.2.1:1: bind: cannot assign requested address" becomes its last part.
 func addressCause(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
@@ -235,19 +264,25 @@ func addressCause(err error) error {
 	return err
 }
 
-// maxSocketPath is the longest path of a unix socket that the kernel accepts, in bytes.
+// maxSocketPath is the longest path of a unix socket that the kernel accepts, in bytes: sun_path of
+// unix(7) has 108 with the zero at the end. Package net's error for a longer one is "invalid argument".
 const maxSocketPath = 107
 
-// unixListener is a unix socket and the lock that reserves its path.
+// unixListener is a unix socket and the lock that reserves its path. The HTTP server and listeners both
+// close it; only the first call acts.
 type unixListener struct {
 	net.Listener
-	lock *os.File
+	lock *os.File // PATH.lock, held until Close
 	once sync.Once
 }
 
 // listenUnix listens on a unix socket that only this user and root can connect to. The lock beside
 // the socket tells a running server from the leftover socket of a killed one: only the holder of
-// the lock removes or creates the socket.
+// the lock removes or creates the socket. Connecting to the socket would not tell them apart: a running
+// server may have a full queue, and between the question and the removal another one may start. flock(2)
+// is released by the kernel when its process ends, however it ends.
+//
+// A file at path that is not a socket stays: the user may have mistyped the path.
 func listenUnix(path string) (_ net.Listener, err error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("address unix:%s: the path is too long: at most %d bytes", path, maxSocketPath)
@@ -261,7 +296,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 			_ = lock.Close()
 		}
 	}()
-	err = vfs.WaitForLock(lock, unix.LOCK_EX)
+	err = vfs.WaitForLock(lock, unix.LOCK_EX) // for 2 s: a former server may be closing
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, fmt.Errorf("address unix:%s is in use: another server may be running; choose another address with --listen", path)
 	}

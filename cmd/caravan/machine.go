@@ -12,13 +12,16 @@ import (
 	"sync"
 )
 
-// machine is the capacity that tasks and the server share, within the limits of the container.
+// machine is the capacity that tasks and the server share, within the limits of the container. It gives
+// the defaults of --cores and --memory-mb, and the pace of the garbage collector.
 type machine struct {
 	cpus     int64 // whole cores, at least 1
 	memoryMB int64 // MiB, at least 1
 }
 
-// thisMachine asks the kernel. root is "/" except in tests.
+// thisMachine asks the kernel: the cores that this process may be scheduled on (runtime.NumCPU follows
+// sched_getaffinity(2)) and MemTotal, lowered by the limits of every control group that the process is
+// in. A file that cannot be read does not limit. root is "/" except in tests.
 func thisMachine(root string) machine {
 	m := machine{cpus: int64(runtime.NumCPU()), memoryMB: totalMemory(root) >> 20}
 	for _, dir := range cgroups(root) {
@@ -26,6 +29,8 @@ func thisMachine(root string) machine {
 			// A fraction of a core counts as a whole one: tasks ask for one core by default.
 			m.cpus = min(m.cpus, int64(math.Ceil(quota/period)))
 		}
+		// The files of cgroup version 2 and 1. Without a limit the former says "max", which is not a number, and
+		// the latter has a number near the largest int64.
 		for _, name := range []string{"memory.max", "memory.limit_in_bytes"} {
 			if limit, ok := readInt(path.Join(dir, name)); ok {
 				m.memoryMB = min(m.memoryMB, limit>>20)
@@ -39,7 +44,8 @@ func thisMachine(root string) machine {
 func (m machine) coresText() string  { return strconv.FormatInt(m.cpus, 10) }
 func (m machine) memoryText() string { return strconv.FormatInt(m.memoryMB, 10) }
 
-// totalMemory returns MemTotal in bytes, or 1 GiB if it cannot be read.
+// totalMemory returns MemTotal in bytes, or 1 GiB if it cannot be read. The line of /proc/meminfo is
+// "MemTotal:       16318412 kB", in units of 1,024 bytes.
 func totalMemory(root string) int64 {
 	text, _ := os.ReadFile(path.Join(root, "proc/meminfo"))
 	for line := range strings.Lines(string(text)) {
@@ -54,7 +60,11 @@ func totalMemory(root string) int64 {
 }
 
 // cgroups lists the directories whose limits apply to this process: its control groups and all
-// their ancestors, of versions 1 and 2.
+// their ancestors, of versions 1 and 2 (cgroups(7)). A directory of the list may be missing. A line of
+// /proc/self/cgroup is "hierarchy:controllers:path":
+//
+//	0::/system.slice/caravan.service        version 2: below /sys/fs/cgroup
+//	4:cpu,cpuacct:/system.slice             version 1: below /sys/fs/cgroup/cpu and …/cpuacct
 func cgroups(root string) []string {
 	text, _ := os.ReadFile(path.Join(root, "proc/self/cgroup"))
 	var dirs []string
@@ -78,7 +88,9 @@ func cgroups(root string) []string {
 	return dirs
 }
 
-// cpuMax returns the quota and the period of a group, in the same unit.
+// cpuMax returns the quota and the period of a group, in the same unit (microseconds): quota/period is
+// how many cores the group may use. ok is false for a group without a limit: version 2 then has "max
+// 100000" in cpu.max, version 1 a quota of -1.
 func cpuMax(dir string) (quota, period float64, ok bool) {
 	if text, err := os.ReadFile(path.Join(dir, "cpu.max")); err == nil {
 		f := strings.Fields(string(text))
@@ -94,6 +106,7 @@ func cpuMax(dir string) (quota, period float64, ok bool) {
 	return float64(q), float64(p), ok1 && ok2 && q > 0 && p > 0
 }
 
+// readInt reads a file that holds one decimal number.
 func readInt(name string) (int64, bool) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -113,7 +126,10 @@ func readInt(name string) (int64, bool) {
 // second.
 //
 // The memory limit is a quarter of the machine's memory, at least 512 MiB, because the rest belongs
-// to the tasks. The result is the heap size in bytes below which the collector stays idle, for
+// to the tasks. It is a soft one: near it the collector works harder, and beyond it the process goes on
+// (runtime/debug.SetMemoryLimit).
+//
+// It changes the process, so a command calls it once, before it opens a server. The result is the heap size in bytes below which the collector stays idle, for
 // newGCTuner; 0 where GOGC is set.
 func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64) {
 	set := func(name string) bool {
@@ -134,26 +150,33 @@ func tuneRuntime(m machine, lookup func(string) (string, bool)) (heapFloor int64
 }
 
 // gcTuner adapts the pace of Go's garbage collector to the server. The collector belongs to the
-// process, so there is one tuner.
+// process, so there is one tuner. Its methods are safe for concurrent use: the runtime's goroutine of
+// finalizers, requests with long documents and the recovery of runs call them.
 //
 // A collection delays every request by some milliseconds, and a small heap has many collections.
 // Therefore the heap may grow to a floor before each of them. While a long document is planned the
 // opposite holds: the heap grows fast, and the usual share of garbage would exceed the document.
+//
+//	live heap          16 MiB    64 MiB   192 MiB   1 GiB      with a floor of 192 MiB
+//	next collection   192 MiB   192 MiB   480 MiB   2.5 GiB    at 150 percent
+//	low pressure       20 MiB    80 MiB   240 MiB   1.25 GiB   at 25 percent
 type gcTuner struct {
 	floorBytes     int64 // heap size in bytes below which the collector stays idle; 0 = by percent alone
 	defaultPercent int   // garbage as a percentage of the live heap; negative: no collections
 
-	mu             sync.Mutex
-	liveBytes      int64 // live heap after the last collection, in bytes; 0 = unknown
-	holders        int   // callers that hold the pressure low
-	currentPercent int   // what the runtime is set to
+	mu             sync.Mutex // guards the fields below and is held while the runtime's percentage is set
+	liveBytes      int64      // live heap after the last collection, in bytes; 0 = unknown
+	holders        int        // callers that hold the pressure low
+	currentPercent int        // what the runtime is set to
 }
 
 // pressurePercent is the share of garbage, in percent of the live heap, while a caller holds the
 // pressure low.
 const pressurePercent = 25
 
-// newGCTuner starts from the percentage that the runtime has.
+// newGCTuner starts from the percentage that the runtime has: that of tuneRuntime, or of GOGC. Setting
+// a percentage is the only way to read it, and the second call puts it back. floor is Config.HeapFloor.
+// A tuner with a floor follows the collections until the process ends; it has no Close.
 func newGCTuner(floor int64) *gcTuner {
 	c := &gcTuner{floorBytes: floor, defaultPercent: debug.SetGCPercent(100)}
 	c.currentPercent = 100
@@ -167,7 +190,9 @@ func newGCTuner(floor int64) *gcTuner {
 }
 
 // watchCollections calls onCollection after each collection: the finalizer of an unreachable object
-// runs then, and sets itself up again.
+// runs then, and sets itself up again. The runtime offers no other notice of a collection, short of a
+// goroutine that polls. The object holds a pointer, because the runtime packs tiny objects without
+// pointers together and may never run the finalizer of one (runtime.SetFinalizer).
 func (c *gcTuner) watchCollections() {
 	type mark struct{ _ *byte }
 	var collected func(*mark)
@@ -188,7 +213,9 @@ func (c *gcTuner) onCollection(live int64) {
 	c.apply()
 }
 
-// percent returns the percentage that should apply now. The caller holds c.mu.
+// percent returns the percentage that should apply now, in the notation of GOGC: the heap may grow by
+// this share of its live part before the next collection. A user's own lower percentage holds under
+// pressure, too. The caller holds c.mu.
 func (c *gcTuner) percent() int {
 	switch {
 	case c.holders > 0 && (c.defaultPercent < 0 || c.defaultPercent > pressurePercent):
@@ -199,8 +226,8 @@ func (c *gcTuner) percent() int {
 	return c.defaultPercent
 }
 
-// apply sets the runtime's percentage. Setting it stops the world, so small changes are skipped.
-// The caller holds c.mu.
+// apply sets the runtime's percentage. Setting it stops the world, so changes of less than a tenth are
+// skipped, except the one back to the default. The caller holds c.mu.
 func (c *gcTuner) apply() {
 	if p := c.percent(); p != c.currentPercent && (p < c.currentPercent*9/10 || p > c.currentPercent*11/10 || p == c.defaultPercent) {
 		c.currentPercent = p
@@ -208,7 +235,8 @@ func (c *gcTuner) apply() {
 	}
 }
 
-// lowerPressure keeps garbage low until the caller calls end.
+// lowerPressure keeps garbage low until the caller calls end, exactly once. Callers may overlap: the
+// pressure rises again when the last one has ended.
 func (c *gcTuner) lowerPressure() (end func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

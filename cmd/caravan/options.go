@@ -18,24 +18,30 @@ import (
 )
 
 // option is one configurable setting. It has the same name everywhere: --kill-grace,
-// CARAVAN_KILL_GRACE, `kill-grace:`.
+// CARAVAN_KILL_GRACE, `kill-grace:`. A new option is one entry of serverOptions with a field of Config,
+// and a row in docs/cli.md; TestConfigurationPrecedence and TestCommandsAreDocumented ask for the rest.
 type option struct {
-	name    string
-	value   string // placeholder of the value in the help
+	name string
+	// value is the placeholder of the value in the help, and its kind: "switch" makes the flag usable
+	// without a value, and isList names the kinds with several values.
+	value   string
 	usage   string
 	initial string // the default, in the notation of a user
-	set     func(*Config, string) error
-	// ofMachine means that the default depends on the machine.
+	// set parses a value and stores it. It is the only parser of the option, whatever place the value
+	// comes from. Its error describes the value and leaves the place to the caller. After an error the
+	// Config is not used.
+	set func(*Config, string) error
+	// ofMachine means that the default depends on the machine; the help then does not print it.
 	ofMachine bool
 }
 
-// env returns the name of the option's environment variable.
+// env returns the name of the option's environment variable: CARAVAN_KILL_GRACE for kill-grace.
 func (o option) env() string {
 	return "CARAVAN_" + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
 }
 
-// serverOptions lists all options in the order of the help. hw provides the defaults of cores and
-// memory.
+// serverOptions lists all options of a server. hw provides the defaults of cores and memory. Each call
+// returns a new slice, which the caller may change: run has its own default for the level of the log.
 func serverOptions(hw machine) []option {
 	return []option{
 		{"listen", "addresses", "addresses to listen on: host:port (port 0 takes a free one) or unix:path", "127.0.0.1:2503",
@@ -101,7 +107,8 @@ func serverOptions(hw machine) []option {
 	}
 }
 
-// addOptionFlags gives a command a flag for every option, and --config.
+// addOptionFlags gives a command a flag for every option, and --config, which is not an option: a file
+// cannot name another file.
 func addOptionFlags(flags *pflag.FlagSet, all []option) {
 	flags.String("config", "", "configuration `file`, YAML (environment: "+envConfig+")")
 	for _, o := range all {
@@ -115,16 +122,20 @@ func addOptionFlags(flags *pflag.FlagSet, all []option) {
 	}
 }
 
-// optionValue is the value of an option's flag. It is parsed later, with the other sources.
+// optionValue is the value of an option's flag, as text: resolveConfig parses it when it has merged all
+// sources. So a mistake in it is reported like one in a variable or a file, and not by pflag in another
+// form.
 type optionValue struct {
-	value, kind string
-	isSet       bool
+	value string // the default until Set is called
+	kind  string // option.value; pflag prints it in the help
+	isSet bool   // Set was called
 }
 
 func (t *optionValue) String() string { return t.value }
 func (t *optionValue) Type() string   { return t.kind }
 
-// Set implements pflag.Value. The flag of a list may be repeated.
+// Set implements pflag.Value. The flag of a list may be repeated; the first one replaces the default.
+// Other flags keep the last value, as is usual.
 func (t *optionValue) Set(s string) error {
 	if t.isSet && isList(t.kind) {
 		s = t.value + "," + s
@@ -137,6 +148,7 @@ func (t *optionValue) Set(s string) error {
 // repeating the flag, or as a sequence in the configuration file.
 func isList(kind string) bool { return kind == "names" || kind == "origins" || kind == "addresses" }
 
+// optionNames lists the names of options, for suggestions.
 func optionNames(all []option) []string {
 	var names []string
 	for _, o := range all {
@@ -156,7 +168,9 @@ func kindOf(all []option, name string) string {
 }
 
 // The functions below parse the values of options in the notation of users. Their errors describe
-// the mistake; the caller adds the source.
+// the mistake, with the value quoted; the caller adds the source, as in
+//
+//	configuration c.yaml: line 2, column 12: max-tasks: "many" is not a number from 1 to 2147483648
 
 func parseNonEmpty(s string) (string, error) {
 	if strings.TrimSpace(s) == "" {
@@ -165,6 +179,9 @@ func parseNonEmpty(s string) (string, error) {
 	return s, nil
 }
 
+// parseListen parses a list of addresses: "127.0.0.1:2503,unix:/run/caravan". It refuses an address that
+// is given twice, which could only fail later, as "in use". Port 0 may occur several times: each is
+// another free port.
 func parseListen(s string) ([]string, error) {
 	addresses := parseList(s)
 	if len(addresses) == 0 {
@@ -181,7 +198,9 @@ func parseListen(s string) ([]string, error) {
 	return addresses, nil
 }
 
-// checkAddress accepts host:port and unix:path.
+// checkAddress accepts host:port and unix:path. The port is a plain number: package net would also take
+// a name ("http") or a sign, and then the address in the log would differ from the one that was given.
+// An empty host means all interfaces.
 func checkAddress(s string) error {
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
 		if path == "" {
@@ -201,7 +220,8 @@ func checkAddress(s string) error {
 	return nil
 }
 
-// parseThousandths parses a positive decimal number and returns it in thousandths.
+// parseThousandths parses a positive decimal number and returns it in thousandths, rounded: "0.5" is
+// 500, of a core or of a MiB. The bounds keep the result positive and far from an overflow.
 func parseThousandths(s string) (int64, error) {
 	f, err := strconv.ParseFloat(s, 64)
 	if err != nil || math.IsNaN(f) || f < 0.001 || f > 1e12 {
@@ -210,7 +230,8 @@ func parseThousandths(s string) (int64, error) {
 	return int64(math.Round(f * 1000)), nil
 }
 
-// parseMiB parses a positive decimal number of MiB and returns bytes.
+// parseMiB parses a positive decimal number of MiB and returns bytes, at most the largest int64: "512"
+// is 536,870,912.
 func parseMiB(s string) (int64, error) {
 	milli, err := parseThousandths(s)
 	if err != nil {
@@ -222,6 +243,7 @@ func parseMiB(s string) (int64, error) {
 	return milli << 20 / 1000, nil
 }
 
+// parseCount parses a whole number from least to most.
 func parseCount(s string, least, most int64) (int, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < least || n > most {
@@ -230,7 +252,9 @@ func parseCount(s string, least, most int64) (int, error) {
 	return int(n), nil
 }
 
-// parseDuration parses the format of time.ParseDuration, days ("30d"), and 0.
+// parseDuration parses the format of time.ParseDuration, days ("30d"), and 0, which needs no unit.
+// Retention is counted in days, for which Go has no unit, because a day of a calendar may have 23 or 25
+// hours; here it has 24. At most 36,500 days: more would overflow a time.Duration.
 func parseDuration(s string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(s, "d"); ok {
 		f, err := strconv.ParseFloat(days, 64)
@@ -246,7 +270,8 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// duration is a pflag.Value that parseDuration reads.
+// duration is a pflag.Value that parseDuration reads: for flags that are not options, such as wait
+// --timeout, so that all durations have one notation.
 type duration time.Duration
 
 func (d *duration) Type() string { return "duration" }
@@ -263,10 +288,12 @@ func (d *duration) Set(s string) (err error) {
 	return err
 }
 
-// maxSize is the largest size that an option may have, in bytes.
+// maxSize is the largest size that an option may have, in bytes: 1 TiB, more than any document and far
+// from an overflow.
 const maxSize = 1 << 40
 
-// parseSize parses a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB).
+// parseSize parses a number of bytes with an optional unit, decimal (kB, MB) or binary (KiB, MiB):
+// "1.5 MiB" is 1,572,864. It is at least 1.
 func parseSize(s string) (int64, error) {
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n < 1 || n > maxSize {
@@ -275,6 +302,7 @@ func parseSize(s string) (int64, error) {
 	return int64(n), nil
 }
 
+// parseLevel parses a level of the log, in any case.
 func parseLevel(s string) (slog.Level, error) {
 	levels := map[string]slog.Level{
 		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
@@ -286,7 +314,9 @@ func parseLevel(s string) (slog.Level, error) {
 	return l, nil
 }
 
-// parseSwitch accepts on and off, and their synonyms in YAML and other tools.
+// parseSwitch accepts on and off, and their synonyms in YAML and other tools, in any case. A flag without
+// a value is "on" (addOptionFlags), so a switch that a file or a variable has turned on can be turned
+// off again: --slurm=off.
 func parseSwitch(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "on", "true", "yes", "1":
@@ -297,6 +327,7 @@ func parseSwitch(s string) (bool, error) {
 	return false, fmt.Errorf("%q must be on or off", s)
 }
 
+// parseChoice returns s if it is one of the choices, exactly.
 func parseChoice(s string, choices ...string) (string, error) {
 	if !slices.Contains(choices, s) {
 		return "", fmt.Errorf("%q must be one of %s", s, strings.Join(choices, ", "))
@@ -304,7 +335,8 @@ func parseChoice(s string, choices ...string) (string, error) {
 	return s, nil
 }
 
-// parseList splits a list at its commas.
+// parseList splits a list at its commas. It drops blanks around the items and empty items, so that a
+// comma at the end does no harm. An empty list is nil.
 func parseList(s string) []string {
 	var out []string
 	for item := range strings.SplitSeq(s, ",") {
@@ -315,6 +347,7 @@ func parseList(s string) []string {
 	return out
 }
 
+// parseHosts and parseOrigins only check the items. openListeners builds the sets, one for each listener.
 func parseHosts(s string) ([]string, error) {
 	names := parseList(s)
 	_, err := access.NewHosts(names...)

@@ -17,24 +17,27 @@ import (
 // PID 1 starts the program again as a child, forwards signals to the child, waits for all
 // processes, and exits with the child.
 
-// isInitProcess reports whether this process is the first one of its container.
+// isInitProcess reports whether this process is the first one of its container, as with `docker run`
+// without --init.
 func isInitProcess() bool { return os.Getpid() == 1 }
 
-// forwardedSignals lists the signals that users send to a server.
+// forwardedSignals lists the signals that users send to a server. PID 1 ignores a signal without a
+// handler (pid_namespaces(7)), so each signal must be caught to have any effect.
 func forwardedSignals() []os.Signal {
 	return []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 }
 
-// runAsInit runs the program as a child and returns its exit code.
+// runAsInit runs the program as a child and returns its exit code, after the child has exited. An error
+// means that the child was not started; then the code is exitInternal.
 func runAsInit(args, environment []string) (code int, err error) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, forwardedSignals()...)
-	ignoreSIGPIPE()
+	ignoreSIGPIPE() // only the child writes; a broken pipe is its matter
 	child, err := syscall.ForkExec("/proc/self/exe", args, &syscall.ProcAttr{Env: environment, Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return exitInternal, err
 	}
-	go func() {
+	go func() { // ends with the process
 		for s := range signals {
 			// An error means that the child has exited.
 			_ = syscall.Kill(child, s.(syscall.Signal))
@@ -43,7 +46,9 @@ func runAsInit(args, environment []string) (code int, err error) {
 	return reapUntil(child), nil
 }
 
-// reapUntil waits for processes until child has exited, and returns the exit code of child.
+// reapUntil waits for processes until child has exited, and returns the exit code of child: its own, or
+// 128 and the number of the signal that ended it, as shells have it. Orphans of the container are
+// reaped on the way.
 func reapUntil(child int) (code int) {
 	for {
 		var status syscall.WaitStatus
@@ -64,7 +69,7 @@ func reapUntil(child int) (code int) {
 // For example, the lock of `flock FILE caravan serve` belongs to the server, and a task that
 // outlives the server must not hold it.
 func closeInheritedFDs() {
-	const first = 3
+	const first = 3 // after standard input, output and error
 	if unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
 		return
 	}
@@ -81,8 +86,10 @@ func closeInheritedFDs() {
 }
 
 // hideProcessFromTasks protects the tokens and keys in the server's environment and memory from its
-// tasks, which are processes of the same user. /proc/PID/environ, mem, fd and others belong to root
-// from now on, only root can trace the process, and it leaves no core dump.
+// tasks, which are processes of the same user. A process that is not dumpable (prctl(2),
+// PR_SET_DUMPABLE) has its /proc/PID/environ, mem, fd and others owned by root, can be traced by root
+// only (ptrace(2)), and dumps no core. An exec resets the flag: a child is not protected by it. Without
+// the protection the server starts all the same, with a warning.
 func hideProcessFromTasks(log *slog.Logger) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("tasks can read the server's environment and memory", "err", err)
@@ -90,29 +97,36 @@ func hideProcessFromTasks(log *slog.Logger) {
 }
 
 // minReserved and maxReserved bound the descriptors that are kept for the engine: the store's
-// tables and logs, outputs, the worker, the log. A store of many tables needs more of them.
+// tables and logs, outputs, the worker, the log. A store of many tables needs more of them, so in
+// between a quarter of all descriptors is kept.
 const (
 	minReserved = 96
 	maxReserved = 1024
 )
 
-// maxConnections returns how many connections a process with this many descriptors may have open.
+// maxConnections returns how many connections a process with this many descriptors may have open:
+//
+//	descriptors   kept   connections
+//	      256       96            64
+//	    1,024      256           308
+//	   65,536    1,024        25,805
+//
 // The HTTP server has its own bound. A connection counts twice, because its request may need a
 // file, for a log or a long document. Go raised the limit to the hard limit when the process
-// started; children get the original one.
+// started (package os, since Go 1.19); children get the original one.
 func maxConnections(descriptors uint64) int {
-	const most = 1 << 20 // for "no limit"
+	const most = 1 << 20 // for RLIM_INFINITY, which is the largest uint64
 	n := int(min(descriptors, most))
 	n = (n - min(max(minReserved, n/4), maxReserved)) / 2
 	// Another quarter is open for a moment, to answer that there are too many.
 	return max(8, n-n/5)
 }
 
-// descriptorLimit returns how many descriptors this process may have.
+// descriptorLimit returns how many descriptors this process may have: the soft limit of RLIMIT_NOFILE.
 func descriptorLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 1024
+		return 1024 // the usual soft limit
 	}
 	return limit.Cur
 }

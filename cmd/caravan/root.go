@@ -15,7 +15,12 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
-// newRootCommand builds the command tree for one invocation.
+// newRootCommand builds the command tree for one invocation. Values of flags live in the closures of
+// the commands, so a tree is executed once.
+//
+// cobra neither prints errors (SilenceErrors) nor follows them with the usage (SilenceUsage): Run prints
+// one line, and maps the error to the exit code. Therefore the root takes any arguments: cobra's own
+// error for an unknown command would lack the type usageError, and so the code 2.
 func (m *Main) newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caravan",
@@ -35,7 +40,7 @@ func (m *Main) newRootCommand() *cobra.Command {
 	root.SetIn(m.Stdin)
 	root.SetOut(m.Stdout)
 	root.SetErr(m.Stderr)
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand is in its place
 	root.SetVersionTemplate("caravan {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(helpCommand(root))
@@ -54,7 +59,9 @@ func (m *Main) newRootCommand() *cobra.Command {
 	return root
 }
 
-// argCount requires between least and most arguments. names describes them in the error.
+// argCount requires between least and most arguments. names describes them in the error, such as "the
+// ID of a run and the name of a TASK". The validators of cobra return plain errors, whose exit code
+// would be 1.
 func argCount(least, most int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
@@ -64,14 +71,16 @@ func argCount(least, most int, names string) cobra.PositionalArgs {
 	}
 }
 
-// addOutputFlag gives cmd the flag -o/--output.
+// addOutputFlag gives cmd the flag -o/--output, which sets m.jsonOutput, and returns cmd. All commands
+// share the one field: only one of them runs.
 func (m *Main) addOutputFlag(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().VarP((*outputFormat)(&m.jsonOutput), "output", "o", "output `format`: table or json")
 	completeFlag(cmd, "output", "table", "json")
 	return cmd
 }
 
-// outputFormat is the value of --output; true means json.
+// outputFormat is the value of --output; true means json. It is the bool itself, so that code which
+// prints asks m.jsonOutput and the words "table" and "json" occur here only.
 type outputFormat bool
 
 func (f *outputFormat) String() string {
@@ -95,7 +104,8 @@ func (f *outputFormat) Set(s string) error {
 	return nil
 }
 
-// parseRunID parses a run ID of the command line.
+// parseRunID parses a run ID of the command line: decimal digits, without a sign. The error is a
+// usageError, so a typing mistake has the code 2 and an unknown run 6.
 func parseRunID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
@@ -104,7 +114,8 @@ func parseRunID(s string) (uint64, error) {
 	return id, nil
 }
 
-// readDocument reads a file, or Stdin for "-".
+// readDocument reads the whole file at path, or Stdin for "-". The server bounds its size, not this
+// program. A file that cannot be read is a usageError.
 func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 	if path == "-" {
 		return readStdin(ctx, m.Stdin)
@@ -117,13 +128,14 @@ func (m *Main) readDocument(ctx context.Context, path string) ([]byte, error) {
 }
 
 // readStdin reads until the end of the stream or of the context: input from a terminal may never
-// end.
+// end, and a read of it cannot be interrupted. After the end of the context the goroutine stays in its
+// read until the process exits. The error is then the cause of the context.
 func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	type result struct {
 		b   []byte
 		err error
 	}
-	done := make(chan result, 1)
+	done := make(chan result, 1) // takes the result that may come after the end of the context
 	go func() {
 		var buf bytes.Buffer
 		_, err := buf.ReadFrom(r)
@@ -140,7 +152,9 @@ func readStdin(ctx context.Context, r io.Reader) ([]byte, error) {
 	}
 }
 
-// versionInfo describes this binary by what the linker set, else by what the build recorded.
+// versionInfo describes this binary by what the linker set, else by what the build recorded (package
+// runtime/debug): "vcs.revision" and "vcs.time" are there after a build in a clone. Without a version
+// the binary calls itself "dev". GET /version, backups and the User-Agent of clients show it, too.
 func versionInfo() client.Version {
 	v := client.Version{Version: version, Commit: commit, Date: date, Go: runtime.Version()}
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -159,7 +173,12 @@ func versionInfo() client.Version {
 	return v
 }
 
-// versionCommand prints the version of this binary, and of the server if the user names one.
+// versionCommand prints the version of this binary, and of the server if the user names one. A server
+// at the default address is not asked: `caravan version` works without a server, in scripts and in
+// reports of errors.
+//
+//	caravan v1.2.0 4f2c… 2026-11-30T08:00:00Z go1.26.8
+//	server  v1.2.0 4f2c… 2026-11-30T08:00:00Z go1.26.8
 func (m *Main) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
@@ -194,6 +213,7 @@ func (m *Main) versionCommand() *cobra.Command {
 	return cmd
 }
 
+// formatVersion joins the known parts of a version with blanks. They may come from a server.
 func formatVersion(v client.Version) string {
 	s := printable(v.Version)
 	for _, part := range []string{v.Commit, v.Date, v.Go} {

@@ -17,6 +17,14 @@ import (
 	"github.com/caravan-dag/caravan/client"
 )
 
+// The commands of this file show runs: they read, once, and change nothing on the server. Tables and
+// arrays are printed as the pages of the server arrive, so the first runs of a long list appear at once,
+// and a list that breaks off has shown its begin. The exit code of a run's state is only for commands that
+// wait: `caravan get` of an ERRORED run exits with 0.
+
+// lsCommand lists runs: as a table, or as a JSON array of summaries with an element per line. An empty
+// list is a table with its head alone, and a word on standard error, or "[]". Runs that cannot be read are
+// rows with the state "damaged", and make the exit code 1 after all rows are printed.
 func (m *Main) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "ls",
@@ -43,7 +51,7 @@ func (m *Main) lsCommand() *cobra.Command {
 			return err
 		}
 		if cmd.Flags().Changed("tag") {
-			o.Tag = &tag
+			o.Tag = &tag // --tag "" lists runs with an empty tag
 		}
 		if limit < 0 {
 			return usageErrorf("--limit must not be negative")
@@ -51,6 +59,7 @@ func (m *Main) lsCommand() *cobra.Command {
 		if o.States, err = parseRunStates(states); err != nil {
 			return err
 		}
+		// The size of a page. The server's own bound is 1,000, and c.Runs asks for page after page.
 		if limit > 0 && limit < 1000 {
 			o.Limit = limit
 		}
@@ -59,7 +68,7 @@ func (m *Main) lsCommand() *cobra.Command {
 			return writeJSONArray(m, runs)
 		}
 		t := newTable(m.Stdout, m.statePainter(m.Stdout), "RUN", "TAG", "STATE", "TASKS", "STARTED", "TOOK")
-		none := true
+		none := true // no run was listed
 		var damaged []error
 		for s, err := range runs {
 			if err != nil {
@@ -89,7 +98,8 @@ func (m *Main) lsCommand() *cobra.Command {
 	return cmd
 }
 
-// runDuration returns how long a run has taken so far, or took.
+// runDuration returns how long a run has taken so far, or took, since it was accepted. The time so far is by
+// the clock of this machine, while the server's clock has set the start.
 func runDuration(s *client.Summary) time.Duration {
 	if client.Final(s.State) {
 		return time.Duration(s.LastUpdate - s.StartTime)
@@ -97,6 +107,7 @@ func runDuration(s *client.Summary) time.Duration {
 	return time.Since(s.StartTime.Time())
 }
 
+// orDash shows an empty cell of a table, so that the columns can be split at blanks.
 func orDash(s string) string {
 	if s == "" {
 		return "-"
@@ -104,7 +115,8 @@ func orDash(s string) string {
 	return s
 }
 
-// runStateNames and taskStateNames list the valid states.
+// runStateNames and taskStateNames list the valid states, in the order of a life: for completion, and for
+// the error about an unknown one. A run can be PAUSED and a task can wait in RETRY.
 func runStateNames() []string {
 	return []string{client.Queued, client.Running, client.Paused, client.Completed, client.Errored, client.Killed}
 }
@@ -113,7 +125,9 @@ func taskStateNames() []string {
 	return []string{client.Queued, client.Running, client.Retry, client.Completed, client.Errored, client.Killed}
 }
 
-// parseRunStates and parseTaskStates check states that the user typed, in any case.
+// parseRunStates and parseTaskStates check states that the user typed, in any case, and return them in
+// capitals as the API has them. The error is a usageError that lists the valid ones: the server would
+// answer 400, which is the code of an invalid graph.
 func parseRunStates(words []string) ([]string, error) { return parseStates(words, runStateNames()...) }
 
 func parseTaskStates(words []string) ([]string, error) {
@@ -135,7 +149,7 @@ next:
 	return out, nil
 }
 
-// limitSeq yields at most n values; n = 0 means all.
+// limitSeq yields at most n values; n = 0 means all. It ends after an error, which does not count.
 func limitSeq[T any](seq iter.Seq2[T, error], n int) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		left := n
@@ -152,6 +166,11 @@ func limitSeq[T any](seq iter.Seq2[T, error], n int) iter.Seq2[T, error] {
 
 // writeJSONArray prints seq as one JSON array, an element per line, as the elements arrive. After
 // an error the array stays open, so that a reader can tell that it is incomplete.
+//
+//	[
+//	  {"runID":7,…},
+//	  {"runID":8,…}
+//	]
 func writeJSONArray[T any](m *Main, seq iter.Seq2[T, error]) error {
 	sep := "["
 	for v, err := range seq {
@@ -175,6 +194,9 @@ func writeJSONArray[T any](m *Main, seq iter.Seq2[T, error]) error {
 	return err
 }
 
+// getCommand shows one run, or with --task one task of it. With -o json the record of the run is passed on
+// byte by byte: a run of a million tasks is never in the memory of this program. The record has all tasks,
+// so the flags that select some apply to the table only.
 func (m *Main) getCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:        "get ID",
@@ -222,7 +244,8 @@ func (m *Main) getCommand() *cobra.Command {
 	return cmd
 }
 
-// printRawRun prints the record of a run as the server streams it.
+// printRawRun prints the record of a run as the server streams it, and a line break. An answer that breaks
+// off is an error, and the JSON before it is incomplete.
 func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) error {
 	body, err := c.GetRaw(ctx, id)
 	if err != nil {
@@ -235,6 +258,19 @@ func (m *Main) printRawRun(ctx context.Context, c *client.Client, id uint64) err
 	return err
 }
 
+// printRun prints a summary and a table with at most limit tasks (0 = all). The two come from separate
+// requests, so the table may be newer.
+//
+//	run      7
+//	tag      nightly
+//	state    RUNNING
+//	started  2026-11-30 08:00:00
+//	updated  2026-11-30 08:00:02
+//	took     2.5s
+//	tasks    3: 1 COMPLETED, 2 RUNNING
+//
+//	TASK    STATE      ATTEMPTS  RC  TOOK
+//	build   COMPLETED  1         0   1.2s
 func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o client.TaskOptions, limit int) error {
 	s, err := c.Summary(ctx, id)
 	if err != nil {
@@ -263,6 +299,7 @@ func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o clie
 		if n++; limit > 0 && n > limit {
 			break
 		}
+		// Both are of the last attempt: its exit code once it has ended, and its time.
 		rc, spent := "-", "-"
 		if len(task.Attempts) > 0 {
 			a := task.Attempts[len(task.Attempts)-1]
@@ -284,7 +321,8 @@ func (m *Main) printRun(ctx context.Context, c *client.Client, id uint64, o clie
 	return nil
 }
 
-// attemptDuration returns how long an attempt has taken so far, or took; -1 before its start.
+// attemptDuration returns how long an attempt has taken so far, or took; -1 before its start, which
+// formatDuration shows as "-".
 func attemptDuration(a client.Attempt) time.Duration {
 	switch {
 	case a.StartTime == 0:
@@ -295,7 +333,9 @@ func attemptDuration(a client.Attempt) time.Duration {
 	return time.Duration(a.StopTime - a.StartTime)
 }
 
-// printTask prints the state and the definition of one task.
+// printTask prints the state and the definition of one task, as facts, a line each, or as the object of the
+// API with the members "name" and "state" in front. Both requests name the task, so the state may be newer
+// than the definition; a definition does not change.
 func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name string) error {
 	t, err := c.Task(ctx, id, name)
 	if err != nil {
@@ -330,6 +370,7 @@ func (m *Main) printTask(ctx context.Context, c *client.Client, id uint64, name 
 	return nil
 }
 
+// formatRetries describes the retries of a task: "up to 3, after 1s, each time 2 times as long, at most 60s".
 func formatRetries(t *client.Task) string {
 	if t.MaxRetries == 0 {
 		return "none"
@@ -344,7 +385,7 @@ func formatRetries(t *client.Task) string {
 	return s
 }
 
-// compactJSON formats a JSON value on one line.
+// compactJSON formats a JSON value on one line, "-" for a missing one.
 func compactJSON(raw json.RawMessage) string {
 	var b bytes.Buffer
 	if json.Compact(&b, raw) != nil {

@@ -211,6 +211,34 @@ func TestStopServerHasADeadline(t *testing.T) {
 	close(forever)
 }
 
+// The second signal ends a start that hangs, and the server that opens later changes nothing. The
+// race detector proves the second part.
+func TestStartServerGivesUpAtTheSecondSignal(t *testing.T) {
+	p := newProgram("")
+	forced, force := context.WithCancel(context.Background())
+	p.forced = forced
+	s := opens(p, newAPI(t, nil))
+	open := p.OpenServer
+	opening, goOn, opened := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	p.OpenServer = func(c Config, l net.Listener, log *slog.Logger) (server, error) {
+		defer close(opened)
+		close(opening)
+		<-goOn
+		return open(c, l, log)
+	}
+	go func() {
+		<-opening
+		force()
+	}()
+	srv, err := p.startServer(Config{}, mustListen(t), nil)
+	close(goOn)
+	testenv.Receive(t, "the server is open", opened)
+	if srv != nil || err != errForcedStop {
+		t.Errorf("got %v, %v", srv, err)
+	}
+	_ = s.http.Close()
+}
+
 func mustListen(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -10,8 +10,18 @@ import (
 	"time"
 )
 
+// The program ends in two steps, so that a user can always end it: the first signal asks for an orderly
+// end, the second one for an immediate one. Without handlers SIGINT and SIGTERM would end the process at
+// once, and a server would leave requests without an answer.
+//
+//	first signal      the context of the command ends; main.forced goes on
+//	0.1 s             signals within this time of the first count as the same one
+//	second signal     Main.forced ends; waits for a server or a run end with an error
+//	0.5 s later       the error is printed from here
+//	0.1 s later       the process exits with 130
+
 // notifyStopSignals delivers the given signals to c, except those that were ignored when the
-// program was started, as SIGINT is in the background of a script.
+// program was started, as SIGINT is in the background of a script, and SIGHUP below nohup.
 func notifyStopSignals(c chan<- os.Signal, signals ...os.Signal) {
 	for _, s := range signals {
 		if !signal.Ignored(s) {
@@ -20,7 +30,10 @@ func notifyStopSignals(c chan<- os.Signal, signals ...os.Signal) {
 	}
 }
 
-// ignoreSIGPIPE makes a write to a closed pipe return an error instead of killing the program. The
+// ignoreSIGPIPE makes a write to a closed pipe return an error instead of killing the program. Go kills
+// it only for standard output and error (os/signal, "SIGPIPE"), which is right for ls and logs, and wrong
+// for serve, whose log may be piped into a program that restarts. Unlike signal.Ignore, Notify is not
+// inherited by children: an exec resets handlers to the default and keeps ignored signals ignored. The
 // channel is never read.
 func ignoreSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
@@ -28,7 +41,9 @@ func ignoreSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 // signal the process and then its whole group.
 const signalDedupWindow = 100 * time.Millisecond
 
-// handleSignals calls first at the first signal and second at the second one.
+// handleSignals calls first at the first signal and second at the second one, and returns after that or
+// when done is closed. The window is counted from the first signal, so that a user who keeps ^C pressed is
+// not ignored.
 func (m *Main) handleSignals(done <-chan struct{}, first, second func()) {
 	var at time.Time
 	for {
@@ -48,11 +63,13 @@ func (m *Main) handleSignals(done <-chan struct{}, first, second func()) {
 	}
 }
 
-// secondSignalGrace is the time that Run has to return after the second signal.
+// secondSignalGrace is the time that Run has to return after the second signal. Commands that wait under
+// Main.forced return within milliseconds.
 const secondSignalGrace = 500 * time.Millisecond
 
 // exitUnlessDone ends the process if Run does not return in time. Run may hang in a call that no
-// signal interrupts, such as a read from an unresponsive file system.
+// signal interrupts, such as a read from an unresponsive file system, or a write to a terminal that was
+// stopped with ^S. done is closed when Run returns.
 func (m *Main) exitUnlessDone(done <-chan struct{}) {
 	if m.Exit == nil {
 		return
@@ -73,10 +90,10 @@ func (m *Main) exitUnlessDone(done <-chan struct{}) {
 // pipeWriter is an output stream that calls onBrokenPipe when its reader has gone.
 type pipeWriter struct {
 	io.Writer
-	onBrokenPipe func()
+	onBrokenPipe func() // called at each failed write, on the goroutine of the writer
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. The caller gets the error, too.
 func (o *pipeWriter) Write(p []byte) (int, error) {
 	n, err := o.Writer.Write(p)
 	if errors.Is(err, syscall.EPIPE) {
@@ -86,7 +103,9 @@ func (o *pipeWriter) Write(p []byte) (int, error) {
 }
 
 // stopWithTerminal stops the command, as SIGTERM does, when its terminal closes or the reader of
-// its output goes away. What the command started must not go on without it.
+// its output goes away. `caravan run` calls it: the run that it has started must not go on without it. SIGQUIT counts as a stop as well, since Go's answer to
+// it, a dump of all goroutines and an immediate end, would leave the run behind. It is called before the
+// command prints, on the goroutine of Run.
 func (m *Main) stopWithTerminal() {
 	if m.CatchSignals != nil {
 		m.CatchSignals(syscall.SIGHUP, syscall.SIGQUIT)
