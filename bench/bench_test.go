@@ -45,6 +45,14 @@ func TestRatiosAndFloors(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "p50") || strings.Contains(err.Error(), "rate") || strings.Contains(err.Error(), "lost") {
 		t.Errorf("below the floors: %v, want p50 alone", err)
 	}
+	if !mayBeNoise(r) {
+		t.Error("a p50 below its floor may be noise")
+	}
+	r.medians["lost"] = 1
+	if mayBeNoise(r) {
+		t.Error("a lost task is taken for noise")
+	}
+	r.medians["lost"] = 0
 	var table strings.Builder
 	if err := writeTable(&table, machine{}, []*result{r}); err != nil {
 		t.Fatal(err)

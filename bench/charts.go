@@ -19,16 +19,19 @@ import (
 
 // reportChart is a chart of the report.
 type reportChart struct {
-	file    string
-	caption string
+	file    string // its name in the folder of the report, with .svg
+	caption string // one or two sentences above the chart, in Markdown; also its alternative text
 	svg     string
 }
 
-// buildCharts draws the charts for which the results, by name of workload, have figures.
+// buildCharts draws the charts for which the results, by name of workload, have figures. It does not
+// compute: each bar and point is a median of the table or of figures.json, except that the time of make
+// becomes a rate, and the growth curves show whole runs. So a chart can be checked against the table.
 func buildCharts(results map[string]*result) (list []reportChart) {
 	add := func(file, caption, svg string) { list = append(list, reportChart{file, caption, svg}) }
 	if r := results["w1"]; r != nil {
 		b := r.measuredBars([2]string{"Caravan", "tasks/s"}, [2]string{riverPostgres, riverPostgres}, [2]string{riverSQLite, riverSQLite}, [2]string{dask, dask})
+		// measureFan scales the time of make to the whole graph, which has 10,002 tasks.
 		if took := r.medians[makeTrue]; took > 0 {
 			b = append(b, bar{label: makeTrue, value: 10_002 / took})
 		}
@@ -95,8 +98,9 @@ func buildCharts(results map[string]*result) (list []reportChart) {
 	return list
 }
 
-// measuredBars returns the bars of those metrics that were measured. A missing reference leaves a chart
-// without its bar; the table gives the reason. Each pair is a label and a metric.
+// measuredBars returns the bars of those metrics that were measured, in the order of the pairs. A
+// missing reference leaves a chart without its bar; the table gives the reason. Each pair is a label and
+// a metric. A label that begins with "Caravan" marks a bar as our own.
 func (r *result) measuredBars(pairs ...[2]string) (list []bar) {
 	for _, p := range pairs {
 		if v, ok := r.medians[p[1]]; ok {
@@ -106,7 +110,10 @@ func (r *result) measuredBars(pairs ...[2]string) (list []bar) {
 	return list
 }
 
-// growthCharts shows whole runs by their size, and a straight line through the run of 10,000 tasks.
+// growthCharts shows whole runs by their size, and a straight line through the run of 10,000 tasks. The
+// metrics are per task or per transition, so they are multiplied by the tasks of a run, n+2, and its
+// transitions, twice as many. A reader sees a cost that grows faster than the run as a curve that leaves
+// the line upwards. Memory does not have a line: most of it is a fixed cost.
 func growthCharts(r *result) (list []reportChart) {
 	const base = 10_000
 	for _, g := range []struct {
@@ -141,7 +148,8 @@ func growthCharts(r *result) (list []reportChart) {
 }
 
 // The charts are SVG, drawn by gonum/plot. They do not depend on colours alone: bars carry their
-// names and figures, and lines have markers and dashes.
+// names and figures, and lines have markers and dashes. The same figures give the same bytes, so the
+// diff of a report shows the charts that have changed.
 
 // Sizes in points. A reader scales SVG, so only the proportions count.
 const (
@@ -161,10 +169,13 @@ func chartColors() []color.Color {
 	}
 }
 
+// lineDashes has the lengths of dashes and gaps, in points, of the lines in their order; nil is a solid
+// line.
 func lineDashes() [][]vg.Length {
 	return [][]vg.Length{nil, {6, 3}, {2, 2}, {8, 3, 2, 3}, {10, 3}, {4, 2}}
 }
 
+// lineMarkers has the shapes of the points of the lines in their order. They differ in print, too.
 func lineMarkers() []draw.GlyphDrawer {
 	return []draw.GlyphDrawer{draw.CircleGlyph{}, draw.BoxGlyph{}, draw.TriangleGlyph{}, draw.PyramidGlyph{}, draw.CrossGlyph{}, draw.PlusGlyph{}}
 }
@@ -194,11 +205,17 @@ func newPlot(title, xAxis, yAxis string) *plot.Plot {
 	return p
 }
 
+// chartFont is the font of all texts. gonum measures it with its own copy; renderSVG names others for
+// viewers that lack it.
 func chartFont(size vg.Length) font.Font {
 	return font.Font{Typeface: "Liberation", Variant: "Sans", Size: size}
 }
 
-// renderSVG draws a chart of a height in points. The description is for readers who cannot see it.
+// renderSVG draws a chart of a height in points. The description is for readers who cannot see it: with
+// role="img" a screen reader says the title and the description instead of each text in the chart.
+//
+// gonum does not write these elements, nor the width of a text, so they are put into its output: the
+// n-th "<text " of the SVG is the n-th call of FillString.
 func renderSVG(p *plot.Plot, height vg.Length, description string) string {
 	canvas := &measuredText{Canvas: vgsvg.New(chartWidth, height)}
 	area := draw.NewCanvas(canvas, chartWidth, height)
@@ -206,6 +223,7 @@ func renderSVG(p *plot.Plot, height vg.Length, description string) string {
 	area.Fill(area.Rectangle.Path())
 	p.Draw(draw.Crop(area, 10, -16, 10, -10))
 	var out bytes.Buffer
+	// A bytes.Buffer does not fail.
 	if _, err := canvas.WriteTo(&out); err != nil {
 		panic(fmt.Sprintf("write SVG into memory: %v", err))
 	}
@@ -226,7 +244,7 @@ type measuredText struct {
 	widths []vg.Length
 }
 
-// FillString is part of vg.Canvas.
+// FillString is part of vg.Canvas. gonum calls it once for each text, in the order of the SVG.
 func (c *measuredText) FillString(face font.Face, at vg.Point, text string) {
 	c.widths = append(c.widths, face.Width(text))
 	c.Canvas.FillString(face, at, text)
@@ -240,7 +258,8 @@ type bar struct {
 }
 
 // barChart has horizontal bars from 0, the first one at the top. axis names the unit. A limit above
-// 0 is drawn as a line with its name.
+// 0 is drawn as a line with its name. The axis is linear and begins at 0, so lengths compare as figures
+// do: a bar that is too short to see is that much smaller.
 type barChart struct {
 	title, axis string
 	limit       float64
@@ -248,6 +267,8 @@ type barChart struct {
 	bars        []bar
 }
 
+// drawSVG draws our own bars and the others as two charts of the same places, because gonum gives a
+// chart of bars one colour. Each has zeros where the other has its bars.
 func (c barChart) drawSVG() string {
 	p := newPlot(c.title, c.axis, "")
 	greatest := c.limit
@@ -311,7 +332,9 @@ type chartLine struct {
 	reference bool
 }
 
-// lineChart has a logarithmic x axis, and a logarithmic y axis if logY is set.
+// lineChart has a logarithmic x axis, and a logarithmic y axis if logY is set. On two logarithmic axes a
+// cost in proportion to x is a straight line. A point must be above 0 on a logarithmic axis: gonum
+// panics otherwise, so growthCharts leaves such points out.
 type lineChart struct {
 	title, xAxis, yAxis string
 	logY                bool
@@ -319,6 +342,7 @@ type lineChart struct {
 	series              []chartLine
 }
 
+// drawSVG draws the lines in their order, which decides on colour, marker and dashes. It has six of each.
 func (c lineChart) drawSVG() string {
 	p := newPlot(c.title, c.xAxis, c.yAxis)
 	grid := plotter.NewGrid()
@@ -347,6 +371,7 @@ func (c lineChart) drawSVG() string {
 		p.Legend.Add(s.name, line, points)
 	}
 	p.Legend.ThumbnailWidth, p.Legend.Padding = 28, 3
+	// Where the lines are not: growth ends in the upper right corner, shares in the upper part.
 	p.Legend.Top, p.Legend.Left = true, !c.half
 	if c.half {
 		p.Legend.Top = false
@@ -373,7 +398,8 @@ func limitLine(points plotter.XYs) *plotter.Line {
 	return line
 }
 
-// factorTicks are powers of ten from low to high, or powers of two over a short range.
+// factorTicks are powers of ten from low to high, or powers of two over a short range. They begin at low,
+// which is a tested size or length. tickText replaces the label.
 func factorTicks(low, high float64) plot.ConstantTicks {
 	factor := 10.0
 	if high/low < 1000 {
@@ -400,6 +426,7 @@ func tickText(ticker plot.Ticker) plot.Ticker {
 	})
 }
 
+// shortNumber writes a number for an axis: 0.25, 10, 1,000, 2.5M.
 func shortNumber(v float64) string {
 	switch {
 	case v >= 1e6:

@@ -20,14 +20,15 @@ import (
 // clientConn is a keep-alive connection of a minimal client. The request is prepared in advance. Of
 // the response it parses only the status and the length, and reads the body. The load generator
 // shares the cores with the server, so each microsecond that it saves is one that the server has.
-// One goroutine uses a connection at a time.
+// One goroutine uses a connection at a time. Package client would add net/http to each figure.
 type clientConn struct {
 	net.Conn
 	r    *bufio.Reader
-	body []byte
+	body []byte // of the last response, reused by the next
 }
 
-// dialServer opens a connection to a server, url being "http://HOST:PORT".
+// dialServer opens a connection to a server, url being "http://HOST:PORT". The caller closes it. Go sets
+// TCP_NODELAY, so a request leaves at once.
 func dialServer(url string) (*clientConn, error) {
 	c, err := net.DialTimeout("tcp", strings.TrimPrefix(url, "http://"), 10*time.Second)
 	if err != nil {
@@ -41,7 +42,8 @@ func jsonRequest(method, path string, body []byte) []byte {
 	return newRequest(method, path, "application/json", body)
 }
 
-// newRequest returns the bytes of a request. They can be sent any number of times.
+// newRequest returns the bytes of a request. They can be sent any number of times, by several
+// connections at once. The host is localhost, which a server on a loopback address accepts.
 func newRequest(method, path, contentType string, body []byte) []byte {
 	head := method + " " + path + " HTTP/1.1\r\nHost: localhost\r\n"
 	if body != nil {
@@ -56,16 +58,19 @@ var (
 )
 
 // roundTrip sends a prepared request and returns the status and body of the response. The body is
-// valid until the next call.
+// valid until the next call. After an error the connection is out of step and must be closed. A status
+// other than 200 is not an error. It waits without a deadline.
 func (c *clientConn) roundTrip(req []byte) (status int, body []byte, err error) {
 	if _, err := c.Write(req); err != nil {
 		return 0, nil, err
 	}
+	// Slices of the reader's buffer: a response does not allocate. A line that exceeds the buffer of
+	// 4 KiB is an error (bufio.ErrBufferFull); those of the server are shorter.
 	line, err := c.r.ReadSlice('\n')
 	if err != nil {
 		return 0, nil, err
 	}
-	if len(line) < 12 {
+	if len(line) < 12 { // "HTTP/1.1 200"
 		return 0, nil, fmt.Errorf("status line %q", line)
 	}
 	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
@@ -77,7 +82,7 @@ func (c *clientConn) roundTrip(req []byte) (status int, body []byte, err error) 
 		if err != nil {
 			return 0, nil, err
 		}
-		if len(line) <= 2 {
+		if len(line) <= 2 { // CRLF: the end of the header
 			break
 		}
 		lower := bytes.ToLower(line)
@@ -104,7 +109,8 @@ type loadResult struct {
 }
 
 // closedLoop lets n connections send one request after the other for a period. A status other than
-// 200 ends it with an error.
+// 200 ends it with an error. All connections are open before the first request, and the requests that
+// are on their way at the end of the period are awaited and counted, with their time.
 //
 // In a closed loop each connection waits for its response before it sends the next request, so the
 // rate is the highest that the server sustains with n clients. A stall of the server delays at most n
@@ -130,6 +136,7 @@ func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult
 	for i, c := range conns {
 		wg.Go(func() {
 			<-start
+			// Each goroutine has its own slice of times, so that they do not share a lock.
 			for !stop.Load() {
 				begin := time.Now()
 				status, body, err := c.roundTrip(req)
@@ -165,12 +172,14 @@ func closedLoop(url string, n int, during time.Duration, req []byte) (loadResult
 // runClient submits one graph at a time over one connection and waits for its end.
 type runClient struct{ *clientConn }
 
+// newRunner connects to a server. The caller closes the connection.
 func newRunner(url string) (runClient, error) {
 	c, err := dialServer(url)
 	return runClient{c}, err
 }
 
-// submit sends a graph and returns the ID of the run, which is durable then.
+// submit sends a graph and returns the ID of the run, which is durable then. doc is the JSON of one
+// graph. A refused graph is an error with the answer.
 func (r runClient) submit(doc []byte) (uint64, error) {
 	status, body, err := r.roundTrip(jsonRequest("POST", "/v1/dagrun", doc))
 	if err != nil {
@@ -183,7 +192,8 @@ func (r runClient) submit(doc []byte) (uint64, error) {
 	return got.RunID, json.Unmarshal(body, &got)
 }
 
-// taskCounts returns the number of tasks of a run by state.
+// taskCounts returns the number of tasks of a run by state, as the server says it: of durable states. A
+// state without tasks may be missing, which reads as 0.
 func (r runClient) taskCounts(run uint64) (map[string]int, error) {
 	status, body, err := r.roundTrip(jsonRequest("GET", fmt.Sprintf("/v1/dagrun/%d/summary", run), nil))
 	if err != nil {
@@ -203,7 +213,8 @@ var completed = []byte(`"COMPLETED"`)
 const serverWaits time.Duration = -1
 
 // awaitCompletion asks for the state of the run until it is COMPLETED. An interval of 0 asks again
-// at once: this is the most precise measure and takes part of a core.
+// at once: this is the most precise measure and takes part of a core. With an interval above 0 the end
+// is seen half of it too late on average. A run that ends in another state is an error.
 func (r runClient) awaitCompletion(ctx context.Context, run uint64, interval time.Duration) error {
 	path := fmt.Sprintf("/v1/dagrun/%d/state", run)
 	if interval == serverWaits {

@@ -34,10 +34,53 @@
 //	metg     the length of a process at which half of the time is useful work, 2 slots
 //	         [make -j2, ninja -j2, River, Dask]
 //
-// The rounds of a workload and of its references alternate. The table shows medians, with the target
-// and whether it is met. The row of a reference names what the machine lacks for it; `make
-// bench-peers` installs it. All systems run the same program with the same small environment,
-// because a further variable or argument costs as much as what is measured here.
+// All systems run the same program with the same small environment, because a further variable or
+// argument costs as much as what is measured here. The row of a reference names what the machine
+// lacks for it; `make bench-peers` installs it.
+//
+// # Rounds, ratios and pairs
+//
+// A round measures Caravan on a fresh server with fresh data, and then each reference in a fresh
+// folder on the same file system. The rounds of a workload follow each other, so Caravan and its
+// references alternate. A ratio is computed from the two figures of one round, and the table shows the
+// median of these ratios with the median of each figure, the target and whether it is met. So the ratio
+// in a row may differ a little from the quotient of the figures in the table. open, growth and metg
+// have a single round: they take long, and repeat or vary the measurement within it.
+//
+// --against compares a change with the binary before it. A pair is one round with each binary, and the
+// binary that begins changes from pair to pair, so that neither always comes second. The table has the
+// median ratio of the pairs, and their range. make, ninja, xargs and the C loop are measured in both
+// halves of a pair, so their ratio should be 1: how far it is from that is the noise of the machine.
+//
+// # Units
+//
+//	tasks/s  all tasks of the graph (n+2 of a fan), divided by the time from the first byte of the
+//	         submission to the answer that says COMPLETED
+//	ms, s    elapsed time
+//	us       microseconds: of processor time, user and system, where the metric says CPU; elapsed
+//	         otherwise
+//	B        bytes per transition or task; a no-op task has two transitions
+//	MB       1,000,000 bytes: output and documents
+//	MiB      1 << 20 bytes: memory
+//	x        a ratio; "x the speed" is the quotient of two times, so more is faster in both forms
+//	(none)   counts, context switches per task, and shares from 0 to 1
+//
+// # What disturbs a figure
+//
+//   - Caravan, the load generator and the references share the processors. The client is minimal
+//     (client.go), and polls once a millisecond or waits in the server. What it takes counts against
+//     Caravan alone.
+//   - The first task of a server also pays for the start of the worker and for cold code. Most
+//     workloads run a small graph first and measure from then on.
+//   - The kernel shows the processor time of a process in steps of 10 ms. That is 1 us per task at
+//     10,000 tasks, and 10 us at 1,000: the first point of the growth of CPU can be a single step.
+//   - A server is polled for /ready every 5 ms, so a start is measured in steps of that length.
+//   - The data folder decides what a sync costs. On a tmpfs a sync does not do anything and written
+//     bytes are not counted; name a folder on a disk by --data when the temporary folder is one.
+//   - All files are in the page cache. A disk that must be read makes each start slower.
+//   - Other load lengthens single rounds, and the processors of a virtual machine are not equally fast
+//     all day. Compare ratios, take an odd number of rounds, and look at the load above the table: it
+//     is the average of the last minute, which includes the benchmark itself.
 //
 // --smoke runs shorter workloads without the other engines, and exits 1 below the floors, which the
 // table shows, too. They are far below the usual figures, and a workload below its floor is measured
@@ -49,9 +92,6 @@
 // is known when its parent waits for it. For the tasks of Caravan this program waits for the worker,
 // which it inherits by killing the server. The number of switches is the same on slow and fast
 // machines, so its floors are near the usual figures.
-//
-// --against measures another binary in the same rounds, in turn, and prints the ratio of the pairs for
-// each figure. It compares a change with the binary before it.
 //
 // main.go has the flags, measure.go the rounds, rows, bounds and comparisons, workloads.go all
 // workloads with their targets and floors. throughput.go, processes.go, recovery.go and scale.go

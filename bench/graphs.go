@@ -6,13 +6,15 @@ import (
 	"strings"
 )
 
-// The graphs of the workloads, once as a document and once as a Makefile.
+// The graphs of the workloads, once as a document and once as a Makefile. Both forms have the same
+// tasks and edges. They are made before the measurement begins; reading them is part of it, for Caravan
+// as for the references.
 
 // taskSpec is a task of a document, by the names of its JSON members.
 type taskSpec map[string]any
 
 // noopTask is a task without a process. The parameters that it expands over are in its command,
-// which a no-op does not run.
+// which a no-op does not run: without a reference to a parameter it would be one task.
 func noopTask(parameters []string, parents ...string) taskSpec {
 	job := map[string]any{"executor": "noop"}
 	if len(parameters) > 0 {
@@ -33,7 +35,7 @@ func processTask(command, parameters []string, parents ...string) taskSpec {
 }
 
 // parameterTokens returns references to parameters, each preceded by its name and the sign if the
-// sign is not empty.
+// sign is not empty: "{{N}}" for the sign "", "N={{N}}" for "=".
 func parameterTokens(sign string, parameters []string) (list []string) {
 	for _, p := range parameters {
 		token := "{{" + p + "}}"
@@ -65,7 +67,9 @@ func numberStrings(n int) []string {
 }
 
 // parameterProduct returns parameters with n combinations in a small document. Beyond 10,000 they
-// are the product of two lists, one of which has 1,000 values.
+// are the product of two lists, one of which has 1,000 values: 1,000,000 tasks are a document of 12 KB.
+// A document that lists each task would measure its transfer and its parser. n that is not a multiple
+// of 1,000 gives a single list.
 func parameterProduct(n int) (parameters map[string][]string, names []string) {
 	if n <= 10_000 || n%1000 != 0 {
 		return map[string][]string{"N": numberStrings(n)}, []string{"N"}
@@ -87,7 +91,8 @@ func fanGraph(n int, command ...string) ([]byte, error) {
 	})
 }
 
-// fanMakefile is the same graph for make. All targets have the recipe.
+// fanMakefile is the same graph for make. All targets have the recipe. They are phony, so make does not
+// look for files of their names.
 func fanMakefile(n int, recipe string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, ".PHONY: last first $(MID)\nMID := $(addprefix m,%s)\nlast: $(MID)\n\t%s\n$(MID): first\n\t%s\nfirst:\n\t%s\n",
@@ -120,6 +125,7 @@ func chainGraph(n int) ([]byte, error) {
 	return graphDocument(map[string][]string{}, tasks)
 }
 
+// chainMakefile is the same graph for make. Its targets are names of files that do not exist.
 func chainMakefile(n int, recipe string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "all: t%d\n", n-1)
@@ -130,7 +136,8 @@ func chainMakefile(n int, recipe string) string {
 	return b.String()
 }
 
-// layeredGraph has n layers of width tasks. Each task waits for the whole layer before it.
+// layeredGraph has n layers of width tasks. Each task waits for the whole layer before it, which is
+// (n-1) * width * width edges between tasks, and n-1 between templates.
 func layeredGraph(n, width int) ([]byte, error) {
 	tasks := map[string]taskSpec{"l0": noopTask([]string{"N"})}
 	for i := 1; i < n; i++ {
@@ -139,6 +146,7 @@ func layeredGraph(n, width int) ([]byte, error) {
 	return graphDocument(map[string][]string{"N": numberStrings(width)}, tasks)
 }
 
+// layersMakefile is the same graph for make, with every edge between two tasks.
 func layersMakefile(n, width int, recipe string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "all: $(addprefix l%d-,%s)\n", n-1, strings.Join(numberStrings(width), " "))

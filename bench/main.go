@@ -16,6 +16,9 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
+// main maps the result of runBench to the exit code: 1 for an error of the command line, of a
+// measurement or of a floor, 0 otherwise. ^C and SIGTERM end the context instead of the process, so
+// that the deferred calls of the measurements end servers and workers and remove their data.
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := runBench(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -28,18 +31,21 @@ func main() {
 
 // options are the flags.
 type options struct {
-	rounds  int
-	json    bool
-	smoke   bool
-	large   bool
-	binary  string
-	data    string
+	rounds  int    // at least 1; workloads with once set have one
+	json    bool   // print figures.json instead of the table
+	smoke   bool   // shortened workloads, checked against their floors
+	large   bool   // growth up to 10,000,000 tasks; the report sets it, too
+	binary  string // "" to build one
+	data    string // where all data folders and the temporary files of the references are
 	former  string // the binary to compare with, "" for a plain run
 	figures string // the figures.json to make a report from, "" to measure
 	report  string // the folder of the report, "" to write the table only
 }
 
-// runBench measures the workloads. The table goes to out, progress to diag.
+// runBench measures the workloads that args name, one after the other. The table goes to out, progress
+// to diag. The first workload that fails ends it without a table: the figures that are missing could
+// be the interesting ones. Only a floor is checked after the table, which shows by how much it was
+// missed.
 func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -58,6 +64,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	}
 	names, reporting := flags.Args(), false
 	if len(names) == 1 && names[0] == "report" {
+		// A report has all workloads: writeReport removes the charts of those that are left out.
 		names, reporting, o.large = []string{"all"}, true, !o.smoke
 	}
 	chosen, err := chooseWorkloads(names)
@@ -81,6 +88,7 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 		return fmt.Errorf("invalid --rounds %d: must be at least 1", o.rounds)
 	}
 
+	// All servers and references have their folders in this one, so they have the same disk.
 	dir, err := os.MkdirTemp(o.data, "caravan-bench-")
 	if err != nil {
 		return err
@@ -104,8 +112,9 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 			w.what += " (shortened)"
 		}
 		r, err := w.measureRounds(e, o.rounds)
-		if err == nil && o.smoke && belowFloors(r) != nil {
-			// Other load may have slowed the machine: measure once more.
+		if err == nil && o.smoke && mayBeNoise(r) {
+			// Other load may have slowed the machine: measure once more. The second result stands
+			// alone.
 			fmt.Fprintln(diag, belowFloors(r))
 			r, err = w.measureRounds(e, o.rounds)
 		}
@@ -131,7 +140,8 @@ func runBench(ctx context.Context, args []string, out, diag io.Writer) error {
 	return belowFloors(results...)
 }
 
-// chooseWorkloads finds workloads by name; "all" selects every one.
+// chooseWorkloads finds workloads by name, in the order of names. "all" selects every one, in the
+// order of allWorkloads, wherever it stands. An unknown name is an error that lists the known ones.
 func chooseWorkloads(names []string) ([]workload, error) {
 	var known []string
 	for _, w := range allWorkloads() {

@@ -17,31 +17,32 @@ import (
 // benchEnv is the environment of all measurements. One goroutine uses it, and one workload runs at a
 // time: two at once would measure each other.
 type benchEnv struct {
-	ctx       context.Context
-	dir       string // temporary, removed at the end
-	binary    string
+	ctx       context.Context // of the process; ends all waits and the references
+	dir       string          // temporary, removed at the end
+	binary    string          // of the servers; compareBinaries changes it between two measurements
 	smoke     bool
 	comparing bool // compares two binaries
 	large     bool
 	diag      io.Writer
-	round     int
 
-	// absent has the reason for each metric of the workload that cannot be measured here.
+	// absent has the reason for each metric of the workload that cannot be measured here. It is
+	// emptied before each workload, and nil while all metrics could be measured.
 	absent map[string]string
 
 	postgresAt string   // connection string of the PostgreSQL server, once started
 	atEnd      []func() // stops what was started
 }
 
-// close stops what was started for all workloads.
+// close stops what was started for all workloads: the PostgreSQL server. Servers of Caravan end with
+// the round that started them.
 func (e *benchEnv) close() {
 	for _, end := range e.atEnd {
 		end()
 	}
 }
 
-// scaledSize is n, or short with --smoke. Figures of both are not comparable; the table marks
-// shortened workloads.
+// scaledSize is n, or short with --smoke. Figures of both are not comparable, because fixed costs weigh
+// more in a short workload; the table marks shortened workloads.
 func (e *benchEnv) scaledSize(n, short int) int {
 	if e.smoke {
 		return short
@@ -63,10 +64,12 @@ func (e *benchEnv) withoutEngines() error {
 }
 
 // newFolder makes an empty folder below the folder of all data, on the same file system: a reference
-// must not have a faster disk than the server.
+// must not have a faster disk than the server. The caller removes it after the round: data that stays
+// would fill the page cache and, in the background, still be written in the next round.
 func (e *benchEnv) newFolder() (string, error) { return os.MkdirTemp(e.dir, "round-") }
 
-// noteAbsence records why a metric is not measured. The table still names it.
+// noteAbsence records why a metric is not measured. The table still names it. A metric that one round
+// measures and another one notes as absent shows the median of the rounds that have it.
 func (e *benchEnv) noteAbsence(metric string, why error) {
 	if e.absent == nil {
 		e.absent = map[string]string{}
@@ -78,7 +81,10 @@ func (e *benchEnv) noteAbsence(metric string, why error) {
 type workload struct {
 	name string
 	what string
-	// measureRound returns the values of one round by metric.
+	// measureRound returns the values of one round by metric, in the units of rows. It measures
+	// Caravan first and the references after it, starts and ends its own servers, and leaves no
+	// process and no data behind. A missing reference is noted (noteAbsence); every other error
+	// ends the workload, because a median over the rest would hide it.
 	measureRound func(*benchEnv) (map[string]float64, error)
 	// rows describe how the metrics are shown.
 	rows []row
@@ -91,8 +97,8 @@ type workload struct {
 type result struct {
 	workload
 	rounds  int
-	at      time.Time
-	medians map[string]float64
+	at      time.Time          // of the end of the last round
+	medians map[string]float64 // by metric, also those without a row
 	ratios  map[string]float64 // by metric: medians of the ratios of each round
 	absent  map[string]string  // the reason, by metric that was not measured
 }
@@ -107,7 +113,6 @@ func (w workload) measureRounds(e *benchEnv, rounds int) (*result, error) {
 	e.absent = nil
 	values, ratios := map[string][]float64{}, map[string][]float64{}
 	for n := range rounds {
-		e.round = n
 		fmt.Fprintf(e.diag, "%s: round %d of %d\n", w.name, n+1, rounds)
 		got, err := w.measureRound(e)
 		if err != nil {
@@ -135,8 +140,9 @@ func (w workload) measureRounds(e *benchEnv, rounds int) (*result, error) {
 	return res, nil
 }
 
-// median returns the middle of at least one value. It is shown instead of the mean, because a burst
-// of other load lengthens single rounds and never shortens one.
+// median returns the middle of at least one value, or the mean of the two middle ones. It is shown
+// instead of the mean of all, because a burst of other load lengthens single rounds and never shortens
+// one. With three rounds it withstands one bad round, with two it does not.
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
 	if n := len(s); n%2 == 0 {
@@ -146,13 +152,17 @@ func median(v []float64) float64 {
 }
 
 // percentile returns the p-th percentile (0 to 100) of at least one duration, sorted ascending. It is
-// one of the values, the next higher one in doubt.
+// one of the values, the next higher one in doubt: the 50th of 4 values is the third, the 99th of
+// 100 or fewer is the greatest. So a p99 needs several hundred values to say more than the maximum.
 func percentile(sorted []time.Duration, p int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
 }
 
-// startServer starts a server on fresh data. Two cores are the slots of all references, too (-j2).
-// The memory that tasks declare must not limit anything, and a log line per event would be measured.
+// startServer starts a server on fresh data and returns when it is ready. Two cores are the slots of all
+// references, too (-j2), whatever the machine has. The memory that tasks declare must not limit
+// anything, growth and memory need more than the default number of tasks, and a log line per event
+// would be measured. args come last, so that a workload can override these options. finishServer must
+// follow.
 func (e *benchEnv) startServer(args ...string) (*testenv.Server, error) {
 	dir, err := e.newFolder()
 	if err != nil {
@@ -167,6 +177,7 @@ func (e *benchEnv) startServer(args ...string) (*testenv.Server, error) {
 func (e *benchEnv) finishServer(s *testenv.Server, err error) error {
 	data := s.Config().Data
 	defer os.RemoveAll(filepath.Dir(data))
+	// The server goes first: a worker that ends under a running server would be started again.
 	if _, _, stopErr := s.Stop(30 * time.Second); err == nil {
 		err = stopErr
 	}
@@ -179,7 +190,7 @@ func (e *benchEnv) finishServer(s *testenv.Server, err error) error {
 	return nil
 }
 
-// withServer runs f with a fresh server on fresh data.
+// withServer runs f with a fresh server on fresh data. An error of f comes with the server's log.
 func (e *benchEnv) withServer(f func(*testenv.Server) error, args ...string) error {
 	s, err := e.startServer(args...)
 	if err != nil {
@@ -188,7 +199,8 @@ func (e *benchEnv) withServer(f func(*testenv.Server) error, args ...string) err
 	return e.finishServer(s, f(s))
 }
 
-// withRunner runs f with a fresh server and a client of it.
+// withRunner runs f with a fresh server and a client of it. Submission and polls share one connection,
+// so that a measured run does not pay for connecting.
 func (e *benchEnv) withRunner(f func(*testenv.Server, runClient) error, args ...string) error {
 	return e.withServer(func(s *testenv.Server) error {
 		r, err := newRunner(s.URL)
@@ -212,11 +224,12 @@ type row struct {
 	floor      bound // of --smoke; far from the usual value, so that noise stays above it
 }
 
-// bound is what a value must reach, or its ratio if ratio is set. The zero bound always holds.
+// bound is what a value must reach, or its ratio if ratio is set. The zero bound always holds. A ratio
+// with inverse set grows with the speed, so its bound is a lower one although the metric is a time.
 type bound struct {
 	set   bool
-	limit float64
-	most  bool // at most, instead of at least
+	limit float64 // in the unit of the row, or a ratio; a value equal to it is met
+	most  bool    // at most, instead of at least
 	ratio bool
 }
 
@@ -240,8 +253,8 @@ func (b bound) text(unit string) string {
 	return sign + " " + formatFigure(b.limit, unit)
 }
 
-// check reports whether a row of a result reaches the bound. measured is false when the bound, the
-// figure or the reference is missing.
+// check reports whether a row of a result reaches the bound. v is the median or, for a bound of the
+// ratio, the median ratio. measured is false when the bound, the figure or the reference is missing.
 func (b bound) check(r *result, metric string) (v float64, met, measured bool) {
 	from := r.medians
 	if b.ratio {
@@ -282,6 +295,22 @@ func belowFloors(results ...*result) error {
 	return errors.Join(errs...)
 }
 
+// mayBeNoise reports whether a result is below floors, all of which other load on the machine can
+// reach. It cannot reach a floor that is also the target: lost tasks, repeated tasks and bytes on the
+// disk do not depend on the speed of the machine.
+func mayBeNoise(r *result) bool {
+	below := false
+	for _, row := range r.rows {
+		if _, met, measured := row.floor.check(r, row.metric); measured && !met {
+			if row.floor == row.target {
+				return false
+			}
+			below = true
+		}
+	}
+	return below
+}
+
 // compareBinaries measures the workloads with two binaries in turn and writes how the second one
 // compares with the first. The rounds alternate, and so does the binary that begins, so that other
 // load on the machine affects both. A ratio is the median of the ratios of the pairs. Its range, and
@@ -294,8 +323,8 @@ func compareBinaries(e *benchEnv, chosen []workload, rounds int, former string, 
 	for _, w := range chosen {
 		e.absent = nil
 		values := map[string][][2]float64{} // former and latter of each pair, by metric
+		// once does not hold here: a single pair would not have a range.
 		for n := range rounds {
-			e.round = n
 			fmt.Fprintf(e.diag, "%s: pair %d of %d\n", w.name, n+1, rounds)
 			var got [2]map[string]float64
 			order := []int{0, 1}
@@ -312,6 +341,7 @@ func compareBinaries(e *benchEnv, chosen []workload, rounds int, former string, 
 					return err
 				}
 			}
+			// A former binary may lack a metric, such as an option of open.
 			for metric, v := range got[1] {
 				if before, ok := got[0][metric]; ok {
 					values[metric] = append(values[metric], [2]float64{before, v})
@@ -328,7 +358,8 @@ func compareBinaries(e *benchEnv, chosen []workload, rounds int, former string, 
 	return err
 }
 
-// writePair writes the row of one metric.
+// writePair writes the row of one metric. list has former and latter of at least one pair. A pair whose
+// former value is 0 counts in the medians and does not have a ratio.
 func writePair(b *strings.Builder, w workload, r row, list [][2]float64) {
 	var former, latter, ratios []float64
 	for _, pair := range list {

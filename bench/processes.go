@@ -8,7 +8,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/testenv"
 )
 
-// trueProgram runs without an argument: an argument doubles its work.
+// trueProgram is a program without work: what it takes is the start and the end of a process that loads
+// the C library. It runs without an argument, because an argument doubles its time.
 const trueProgram = "/bin/true"
 
 // The metrics of w2 that other code refers to. A metric without a part covers all processes: of
@@ -25,12 +26,13 @@ const (
 	ninjaCPU = taskCPU + ", " + ninjaJ2
 	xargsCPU = taskCPU + ", " + xargsP2
 	addedCPU = "CPU per task added over the C loop"
-	slotIdle = "free slot to next start, p50" // of /metrics
+	slotIdle = "free slot to next start, p50" // of /metrics, estimated within buckets of 50 us
 
 	taskSwitches = "context switches per task"
 )
 
-// The parts of Caravan's cost, as suffixes of taskCPU and taskSwitches.
+// The parts of Caravan's cost, as suffixes of taskCPU and taskSwitches. Their sum is the metric without
+// a suffix. The children are the tasks, from the clone on: the time before their exec is theirs, too.
 const (
 	ofServer   = ", server"
 	ofWorker   = ", worker"
@@ -53,6 +55,10 @@ const (
 
 // processRows returns the rows of w2. The usage of all parties stands side by side: the parts of
 // Caravan, then each reference, with its parts if it is one that every machine has.
+//
+// Rates are compared with make, which a user would run instead. Processor time is compared with the C
+// loop, which leaves out everything that can be left out. The added CPU is the difference of the two,
+// and the figure to work on: it does not shrink when the kernel or /bin/true get faster.
 func processRows() []row {
 	rows := []row{
 		{metric: "tasks/s", unit: "tasks/s", relativeTo: makeJ2, target: ratioAtLeast(0.95), floor: ratioAtLeast(0.4)},
@@ -101,6 +107,17 @@ func processRows() []row {
 //
 // The worker is the parent of the tasks, so their usage is known only when it has waited for them.
 // Some counts include the warm-up; they are scaled by the number of tasks.
+//
+//	figure                    source                              period
+//	CPU of server and worker  /proc/PID/stat, utime + stime       the measured run
+//	CPU of the tasks          the same, cutime + cstime           the measured run
+//	switches of both          /proc/PID/task/*/status             the measured run
+//	switches of the tasks     wait4 of the worker, by this        warm-up and run, scaled
+//	                          process, minus the worker's own
+//	free slot to next start   caravan_slot_idle_seconds           warm-up and run
+//
+// It does not measure output, retries or memory of tasks. The two slots are full throughout, so it is
+// the cost of a task in a busy server, where starts and ends come in batches.
 func measureProcesses(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(10_000, 1500)
 	doc, err := fanGraph(n, trueProgram)
@@ -114,6 +131,7 @@ func measureProcesses(e *benchEnv) (map[string]float64, error) {
 	}
 	tasks := n + 2
 	values := map[string]float64{}
+	// put enters the cost of all tasks as that of one.
 	put := func(part string, c resourceCost) {
 		values[taskCPU+part] = micros(c.cpu) / float64(tasks)
 		values[taskSwitches+part] = float64(c.switches) / float64(tasks)
@@ -127,6 +145,7 @@ func measureProcesses(e *benchEnv) (map[string]float64, error) {
 			if err != nil {
 				return err
 			}
+			// Polls would take processor time from the tasks, and count as the server's.
 			took, err := r.timeRun(e.ctx, doc, serverWaits)
 			if err != nil {
 				return err
@@ -192,6 +211,10 @@ func measureProcesses(e *benchEnv) (map[string]float64, error) {
 // the time is useful work (Slaughter et al., "Task Bench", 2020). It states the cost of a task in
 // the unit in which users think. The tasks are processes that use a processor for a given time, in
 // 2 slots. Their own start does not count as useful work.
+//
+// On two cores the scheduler, its processes and the tasks share the slots' processors, so the overhead
+// of all of them counts. With more cores than slots a part of it would run aside and METG would be
+// shorter: compare it with the references of the same round only.
 
 // spinSource uses a processor for a number of microseconds. It counts processor time instead of wall
 // time, because waiting for a busy processor would count as work.
@@ -209,7 +232,8 @@ int main(int argc, char **argv) {
 }
 `
 
-// taskLengths are the tested lengths of tasks, shortest first.
+// taskLengths are the tested lengths of tasks, shortest first: 0.25 ms, 0.5 ms, … 32 ms. Each is twice
+// the one before, on which halfUseful relies.
 func taskLengths() []time.Duration {
 	var list []time.Duration
 	for d := 250 * time.Microsecond; d <= 32*time.Millisecond; d *= 2 {
@@ -219,7 +243,8 @@ func taskLengths() []time.Duration {
 }
 
 // comparedSystem runs 1 -> n -> 1 tasks of a command in 2 slots and returns the elapsed time, with
-// the submission and without the start of a server.
+// the submission and without the start of a server. For make and ninja it is the time of the whole
+// command: reading the graph is their submission. An absentError means that the machine lacks it.
 type comparedSystem struct {
 	name string
 	run  func(n int, command ...string) (time.Duration, error)
@@ -232,7 +257,9 @@ func efficiencyAt(name string, length time.Duration) string {
 
 const caravan = "Caravan"
 
-// measureGranularity is metg.
+// measureGranularity is metg. One server runs all lengths one after the other, as a user would, and the
+// engines start for each length. A system whose longest tested task does not reach one half is noted as
+// absent, with that length.
 func measureGranularity(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	err := e.withRunner(func(s *testenv.Server, r runClient) error {
@@ -299,7 +326,8 @@ func (e *benchEnv) measureEfficiencies(s comparedSystem) (curve []float64, err e
 		return nil, err
 	}
 	for _, length := range taskLengths() {
-		// Enough tasks to make the two ends of the fan negligible.
+		// Enough tasks to make the two ends of the fan negligible: 2.4 s of useful work (0.4 s in a
+		// shortened run), but at most 1,500 tasks, because a task costs some systems milliseconds.
 		n := min(max(e.scaledSize(2400, 400)*int(time.Millisecond)/int(length), e.scaledSize(120, 80)), e.scaledSize(1500, 300))
 		took, err := s.run(n, spin, fmt.Sprint(length.Microseconds()))
 		if err != nil {
@@ -314,7 +342,8 @@ func (e *benchEnv) measureEfficiencies(s comparedSystem) (curve []float64, err e
 }
 
 // halfUseful returns the length at which a curve crosses one half. It interpolates between the
-// points by the logarithm of the length.
+// points by the logarithm of the length. It returns the shortest tested length when a curve begins
+// above one half, and false when it stays below.
 func halfUseful(curve []float64) (time.Duration, bool) {
 	for i, v := range curve {
 		if v < 0.5 {

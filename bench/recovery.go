@@ -14,10 +14,12 @@ import (
 )
 
 // lineFile is a file to which tasks append a line with their name. It shows which tasks ran,
-// independently of the server: what the server says of itself after a crash proves nothing. A line
-// is one short write with O_APPEND, so lines of concurrent tasks do not mix.
+// independently of the server: what the server says of itself after a crash is not a proof. A line
+// is one short write with O_APPEND, so lines of concurrent tasks do not mix. The file does not exist
+// before the first line. It is read as a whole each time, which is 30 KB at most.
 type lineFile string
 
+// countLines returns the number of complete lines.
 func (l lineFile) countLines() (int, error) {
 	text, err := os.ReadFile(string(l))
 	if errors.Is(err, os.ErrNotExist) {
@@ -35,7 +37,8 @@ func (l lineFile) awaitLines(e *benchEnv, n int) (got int, err error) {
 }
 
 // awaitQuiet returns once 300 ms have passed without a new line, with the number of lines. A task
-// takes a few milliseconds, so all started tasks have ended then.
+// takes a few milliseconds, so all tasks that the worker had have ended then, and a later line is the
+// work of the next server.
 func (l lineFile) awaitQuiet(e *benchEnv) (n int, err error) {
 	const quiet = 300 * time.Millisecond
 	last := time.Now()
@@ -49,7 +52,8 @@ func (l lineFile) awaitQuiet(e *benchEnv) (n int, err error) {
 }
 
 // countLostAndRepeated counts those of n tasks that lack a line and those that have several. Both are
-// violations of a guarantee, whatever the cause.
+// violations of a guarantee, whatever the cause: the worker outlives the kills, so that each task has
+// to run exactly once.
 func (l lineFile) countLostAndRepeated(n int) (lost, twice int, err error) {
 	text, err := os.ReadFile(string(l))
 	times := map[string]int{}
@@ -64,7 +68,8 @@ func (l lineFile) countLostAndRepeated(n int) (lost, twice int, err error) {
 	return n - len(times), twice, err
 }
 
-// pollUntil calls done at an interval until it returns true or an error.
+// pollUntil calls yes, first at once and then at an interval, until it returns true or an error, or
+// until the benchmark is interrupted. A call that takes longer than the interval delays the next one.
 func (e *benchEnv) pollUntil(interval time.Duration, yes func() (bool, error)) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -82,6 +87,16 @@ func (e *benchEnv) pollUntil(interval time.Duration, yes func() (bool, error)) e
 
 // measureServerKills is w6. It kills the server three times in the middle of a run, and restarts it
 // once its worker is idle, so that the next line is the work of the new server.
+//
+//	tasks done   n/4        n/2        3n/4
+//	             kill -9    kill -9    kill -9
+//	             the worker finishes what it has, 300 ms without a line
+//	             restart, until a line appears: "continues after", of which the worst counts
+//
+// So the figure is the whole time of a restart as a user sees it: start of the process, verification,
+// recovery, contact with the worker, grants and the first task. It is not the time that the tasks lost,
+// because the worker goes on with the orders that it has. There is no reference: make, ninja and xargs
+// start over, and the program for River loses its counts.
 func measureServerKills(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(4000, 600)
 	dir, err := e.newFolder()
@@ -100,6 +115,7 @@ func measureServerKills(e *benchEnv) (map[string]float64, error) {
 		return nil, err
 	}
 	values := map[string]float64{"continues after": 0}
+	// s changes with each restart; finishServer ends the last one.
 	err = func() error {
 		run, err := submitOnce(s, doc)
 		if err != nil {
@@ -146,7 +162,10 @@ func measureServerKills(e *benchEnv) (map[string]float64, error) {
 	return values, e.finishServer(s, err)
 }
 
-// measureRecovery kills the server when half of a large run is done.
+// measureRecovery kills the server when half of a large run is done. It measures how much a restart
+// costs that must replay snapshot and journal of a large run; w6 measures small runs with processes.
+// Both times begin when the killed process is gone. /ready is polled every 5 ms, so its time is up to
+// that too long. The tasks are no-ops, because only the server's own work is to be measured.
 func measureRecovery(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(1_000_000, 400_000)
 	doc, err := fanGraph(n)
@@ -189,7 +208,7 @@ func measureRecovery(e *benchEnv) (map[string]float64, error) {
 	return values, e.finishServer(s, err)
 }
 
-// submitOnce submits a graph over a connection of its own.
+// submitOnce submits a graph over a connection of its own, which a kill of the server may break.
 func submitOnce(s *testenv.Server, doc []byte) (run uint64, err error) {
 	r, err := newRunner(s.URL)
 	if err != nil {
@@ -199,7 +218,8 @@ func submitOnce(s *testenv.Server, doc []byte) (run uint64, err error) {
 	return r.submit(doc)
 }
 
-// awaitCompleted returns once n tasks of a run are COMPLETED, with their number.
+// awaitCompleted returns once n tasks of a run are COMPLETED, with their number. At the rate of no-ops
+// it may be some hundred more than n, because the run goes on between two polls.
 func (e *benchEnv) awaitCompleted(s *testenv.Server, run uint64, n int) (got int, err error) {
 	r, err := newRunner(s.URL)
 	if err != nil {
@@ -226,6 +246,7 @@ const (
 // dataFolder is a data folder that a server opens.
 type dataFolder struct {
 	name string // in the table, with the full size
+	// fill makes the content by requests to a fresh server, and returns when it is durable.
 	fill func(e *benchEnv, s *testenv.Server) error
 }
 
@@ -235,6 +256,8 @@ const (
 	finishedRuns  = "1,000,000 finished runs"
 )
 
+// dataFolders are folders that grow in different ways: by the tasks of one run, by unfinished runs, each
+// of which a start must know, and by finished ones.
 func dataFolders() []dataFolder {
 	return []dataFolder{
 		{finishedTasks, fillTasks},
@@ -248,6 +271,10 @@ func dataFolders() []dataFolder {
 // opens the folder without verification, and reads its tables as cat does. All files are in the page
 // cache. cat is the reference because a start that verifies must read every byte: the ratio is what
 // the checks add to that. On a cold cache the disk would decide, for both.
+//
+// After a kill -9 the newest commits are in the commit log only and are applied again, so that start
+// depends on how much was written since the last table. It is measured once, because only the first
+// start has that work.
 func measureOpen(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for _, f := range dataFolders() {
@@ -258,6 +285,8 @@ func measureOpen(e *benchEnv) (map[string]float64, error) {
 	return values, nil
 }
 
+// measureOpening measures one folder and adds its values, in ms and MB, under its name. A binary without
+// the option --verify, which a comparison may have, is noted as the reason for a missing row.
 func (f dataFolder) measureOpening(e *benchEnv, values map[string]float64) (err error) {
 	s, err := e.startServer()
 	if err != nil {
@@ -316,6 +345,8 @@ func (f dataFolder) measureOpening(e *benchEnv, values map[string]float64) (err 
 }
 
 // startTimed starts a server and returns when it is ready, with the processor time that it has used.
+// It sets s to the new server; after an error s is unchanged. The time counts from before the fork, in
+// steps of 5 ms (testenv.Server.AwaitReady).
 func startTimed(c testenv.Config, s **testenv.Server) (took, cpu time.Duration, err error) {
 	begin := time.Now()
 	next, err := testenv.Start(c)
@@ -328,12 +359,15 @@ func startTimed(c testenv.Config, s **testenv.Server) (took, cpu time.Duration, 
 	return took, cpu, err
 }
 
+// stopServer ends a server by SIGTERM, which stores what its next start would otherwise apply again.
 func stopServer(s *testenv.Server) error {
 	_, _, err := s.Stop(60 * time.Second)
 	return err
 }
 
-// readTables reads all tables in a data folder and discards their content.
+// readTables reads all tables in a data folder and discards their content. It returns their size in
+// bytes and the time of the reads, without that of the search for them. The server must have ended,
+// because a running one may delete a table.
 func readTables(data string) (size int64, took time.Duration, err error) {
 	var paths []string
 	err = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
@@ -383,7 +417,7 @@ func fillTasks(e *benchEnv, s *testenv.Server) error {
 	return err
 }
 
-// fillWaiting submits runs that wait for a slot.
+// fillWaiting submits runs that wait for a slot, which a task holds until the worker ends.
 func fillWaiting(e *benchEnv, s *testenv.Server) error {
 	r, err := newRunner(s.URL)
 	if err != nil {
@@ -396,7 +430,8 @@ func fillWaiting(e *benchEnv, s *testenv.Server) error {
 	return submitMany(e, s, `{"tag":"open","tasks":{"a":{"job":{"command":["/bin/true"],"cores":2}}}}`, e.scaledSize(200_000, 20_000))
 }
 
-// fillRuns runs small runs to their ends.
+// fillRuns runs small runs to their ends. It counts ended tasks by a metric, which costs the server
+// less than a list of so many runs.
 func fillRuns(e *benchEnv, s *testenv.Server) error {
 	n := e.scaledSize(1_000_000, 50_000)
 	if err := submitMany(e, s, `{"tag":"open","tasks":{"a":{"job":{"executor":"noop"}}}}`, n); err != nil {
@@ -408,7 +443,7 @@ func fillRuns(e *benchEnv, s *testenv.Server) error {
 	})
 }
 
-// submitMany submits a graph n times, in batches.
+// submitMany submits a graph n times, in batches. n is a multiple of 1,000, the lines of a batch.
 func submitMany(e *benchEnv, s *testenv.Server, graph string, n int) error {
 	const lines = 1000
 	req := newRequest("POST", "/v1/dagruns", "application/x-ndjson", bytes.Repeat([]byte(graph+"\n"), lines))
@@ -423,7 +458,9 @@ func submitMany(e *benchEnv, s *testenv.Server, graph string, n int) error {
 	return nil
 }
 
-// openRows returns the rows of each folder.
+// openRows returns the rows of each folder. The first one of a folder relates its opening to cat, the
+// next two relate other ways to open it to that. The target is that of the folder with the most rows,
+// the floor of all is a wide one: the time grows with the folder.
 func openRows() (rows []row) {
 	for _, f := range dataFolders() {
 		t := row{metric: f.name + openTime, unit: "ms", relativeTo: f.name + openRead, floor: atMost(5000)}

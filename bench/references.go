@@ -19,7 +19,8 @@ import (
 )
 
 // absentError says why a reference cannot be measured on this machine. It does not fail a workload:
-// the table shows the reason in place of the figure.
+// the table shows the reason in place of the figure. A reference that is installed and fails is another
+// error, which ends the workload: its figure would be missing without a reason.
 type absentError string
 
 func (a absentError) Error() string { return string(a) }
@@ -33,7 +34,8 @@ func isAbsent(err error) bool {
 // installPeers tells the user how to get a missing reference.
 const installPeers = "`make bench-peers` installs it"
 
-// requireProgram returns an absentError when a program is not on the PATH.
+// requireProgram returns an absentError when a program is not on the PATH. It is not asked for make and
+// xargs, which are expected on every machine.
 func requireProgram(program string) error {
 	if _, err := exec.LookPath(program); err != nil {
 		return absentError(program + " is not installed; " + installPeers)
@@ -42,14 +44,15 @@ func requireProgram(program string) error {
 }
 
 // peerCommand returns the command of a reference. Its environment is as small as that of tasks,
-// because each variable adds to the cost of a process.
+// because each variable adds to the cost of a process. An interrupt of the benchmark kills the command.
 func (e *benchEnv) peerCommand(program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(e.ctx, program, args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "LANG=C.UTF-8"}
 	return cmd
 }
 
-// inFolder runs a command in a new folder that holds one file.
+// inFolder runs a command in a new folder that holds one file, and removes the folder. Neither step is
+// part of the measured time.
 func (e *benchEnv) inFolder(name, text string, cmd *exec.Cmd) (commandUsage, error) {
 	dir, err := e.newFolder()
 	if err != nil {
@@ -64,12 +67,14 @@ func (e *benchEnv) inFolder(name, text string, cmd *exec.Cmd) (commandUsage, err
 }
 
 // makeTime measures `make -j2` with a Makefile. The option -r turns the search for built-in rules
-// off, which is make at its best.
+// off, which is make at its best. A recipe without characters of the shell is executed by make itself
+// (GNU make, job.c, construct_command_argv), so a task is one process.
 func (e *benchEnv) makeTime(makefile string) (commandUsage, error) {
 	return e.inFolder("Makefile", makefile, e.peerCommand("make", "-r", "-s", "-j2"))
 }
 
-// ninjaTime measures `ninja -j2` with a build.ninja.
+// ninjaTime measures `ninja -j2` with a build.ninja. ninja runs every command by /bin/sh -c
+// (src/subprocess-posix.cc), so a task loads the shell, too. That is what a user of ninja gets.
 func (e *benchEnv) ninjaTime(build string) (commandUsage, error) {
 	if err := requireProgram("ninja"); err != nil {
 		return commandUsage{}, err
@@ -78,7 +83,8 @@ func (e *benchEnv) ninjaTime(build string) (commandUsage, error) {
 }
 
 // xargsTime measures `xargs -P2` for n runs of a program without arguments. The option -I makes one
-// process per line, and the program is not given the line.
+// process per line, and the program is not given the line. xargs does not know a graph: there is no
+// first and no last task to wait for.
 func (e *benchEnv) xargsTime(n int, program string) (commandUsage, error) {
 	cmd := e.peerCommand("xargs", "-P2", "-I{}", program)
 	cmd.Stdin = strings.NewReader(strings.Join(numberStrings(n), "\n"))
@@ -86,7 +92,8 @@ func (e *benchEnv) xargsTime(n int, program string) (commandUsage, error) {
 }
 
 // loopSource keeps two children of vfork running until n have ended: the lower bound of the work for
-// so many processes.
+// so many processes. It does not take output, set limits or make process groups. A task that fails
+// ends it with 1.
 const loopSource = `
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -106,7 +113,8 @@ int main(int argc, char **argv) {
 }
 `
 
-// compileC compiles a C program once and returns its path.
+// compileC compiles a C program once and returns its path, named after the program. Without a compiler
+// it returns an absentError, and the workload goes on without this reference.
 func (e *benchEnv) compileC(name, source string) (string, error) {
 	if _, err := exec.LookPath("cc"); err != nil {
 		return "", absentError("a C compiler (cc) is not installed")
@@ -135,6 +143,14 @@ func (e *benchEnv) loopTime(n int, program string) (commandUsage, error) {
 // peerEngine is another system that can do the same work: n no-ops, or n runs of a command in a
 // number of slots. The kinds of work are fan, chain, empty and submit. It returns seconds, rate
 // (1/s), p50 and p99 (ms).
+//
+//	work    what n counts                 figures
+//	fan     tasks in the middle           seconds, rate of n+2 tasks
+//	chain   tasks of the one chain        seconds, p50 = p99: of the whole chain
+//	empty   chains of one task, in turn   seconds, p50, p99 of one
+//	submit  not used; 3 s of insertions   seconds, rate, p50, p99 of one insertion; River only
+//
+// The figures are without the start of the engine and the migration of its database.
 type peerEngine struct {
 	name string
 	run  func(e *benchEnv, work string, n int, command ...string) (map[string]float64, error)
@@ -169,8 +185,9 @@ func peerEngines() []peerEngine {
 }
 
 // measureEngines has engines do some work and stores each figure under the name of the engine and
-// the suffix of the figure. Shortened runs and comparisons of two binaries leave the engines out,
-// because they measure Caravan alone.
+// the suffix of the figure: suffixes maps the figures that are wanted to their suffixes, which may be
+// "". Shortened runs and comparisons of two binaries leave the engines out, because they measure
+// Caravan alone. An engine that is missing is noted under all of its metrics.
 func (e *benchEnv) measureEngines(values map[string]float64, names []string, suffixes map[string]string, work string, n int, command ...string) error {
 	for _, eng := range peerEngines() {
 		if !slices.Contains(names, eng.name) {
@@ -194,7 +211,8 @@ func (e *benchEnv) measureEngines(values map[string]float64, names []string, suf
 	return nil
 }
 
-// runPeerProgram runs the program of an engine, which prints its figures as a line of JSON.
+// runPeerProgram runs the program of an engine, which measures itself and prints its figures as a line
+// of JSON. So the start of the program and of its interpreter do not count.
 func runPeerProgram(cmd *exec.Cmd) (got map[string]float64, err error) {
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -208,7 +226,10 @@ func runPeerProgram(cmd *exec.Cmd) (got map[string]float64, err error) {
 	return got, nil
 }
 
-// runRiver runs the program in peers/river. It is a module of its own and is built once.
+// runRiver runs the program in peers/river. It is a module of its own and is built once, with the go
+// command and the module cache or proxy of the machine. A build that fails, such as one without a
+// network, is noted as the reason of the absence. No-ops are worked 1,000 at a time, the default of the
+// program, and processes two at a time.
 func (e *benchEnv) runRiver(database, work string, n int, command []string) (map[string]float64, error) {
 	binary := filepath.Join(e.dir, "river")
 	if _, err := os.Stat(binary); err != nil {
@@ -233,7 +254,10 @@ func (e *benchEnv) runRiver(database, work string, n int, command []string) (map
 }
 
 // startPostgres returns the connection string of a PostgreSQL server. The first call starts it, on a
-// Unix socket and with default settings. It ends with this process.
+// Unix socket and with default settings: with fsync and synchronous_commit on, its commits are as
+// durable as those of Caravan. Its data is below the folder of all data, on the same disk. It ends with
+// this process, also after a SIGKILL: Pdeathsig of the thread that started it sends SIGINT, which is
+// PostgreSQL's fast shutdown.
 func (e *benchEnv) startPostgres() (string, error) {
 	if e.postgresAt != "" {
 		return e.postgresAt, nil
@@ -302,7 +326,8 @@ func (e *benchEnv) startPostgres() (string, error) {
 //go:embed peers/with_dask.py
 var daskProgram string
 
-// runDask runs peers/with_dask.py with the first Python that has Dask.
+// runDask runs peers/with_dask.py with the first Python that has Dask. Debian's Python comes first,
+// because `make bench-peers` installs Dask there and another python3 may be first on the PATH.
 func (e *benchEnv) runDask(work string, n int, command ...string) (map[string]float64, error) {
 	for _, python := range []string{"/usr/bin/python3", "python3"} {
 		if e.peerCommand(python, "-c", "import distributed").Run() != nil {

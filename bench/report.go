@@ -13,13 +13,13 @@ import (
 	"unicode/utf8"
 )
 
-// machine describes where the figures were measured.
+// machine describes where the figures were measured. A field that the machine does not show is "".
 type machine struct {
 	CPU    string `json:"cpu"`
-	Cores  int    `json:"cores"`
+	Cores  int    `json:"cores"` // processors that this process may use
 	Kernel string `json:"kernel"`
-	Go     string `json:"go"`
-	Binary string `json:"binary"`
+	Go     string `json:"go"`          // of this program; the binary may have another
+	Binary string `json:"binary"`      // what its command version prints
 	Load   string `json:"loadAverage"` // of the last minute
 }
 
@@ -43,7 +43,8 @@ func (e *benchEnv) describeMachine() machine {
 }
 
 // processorName names the first processor of /proc/cpuinfo. A virtual machine may show a general
-// name, so family, model and stepping are added. On arm64 there are only numbers.
+// name, so family, model and stepping are added. On arm64 there are only numbers. For example
+// "AMD EPYC (family 25, model 1, stepping 1)".
 func processorName(cpuinfo string) string {
 	field := map[string]string{}
 	for line := range strings.Lines(cpuinfo) {
@@ -78,7 +79,7 @@ func (m machine) description() string {
 }
 
 // writeTable writes a Markdown table. The row of a metric that could not be measured gives the
-// reason.
+// reason. Each row repeats workload and date, so that a single one can be quoted.
 func writeTable(w io.Writer, m machine, results []*result) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\n", wrapText(m.description()))
@@ -107,7 +108,8 @@ func (r row) valueText(res *result) (text string, ok bool) {
 	return "not measured: " + why, ok
 }
 
-// ratioText describes the ratio of a row.
+// ratioText describes the ratio of a row: "0.97 x make -j2", "0.09 x Caravan", or for a quotient of
+// times "3.16 x the speed of make -j2 of /bin/true". It is empty without a ratio.
 func (r row) ratioText(res *result) string {
 	q, ok := res.ratios[r.metric]
 	per := r.relativeTo
@@ -123,7 +125,8 @@ func (r row) ratioText(res *result) string {
 	return fmt.Sprintf("%.2f x %s", q, per)
 }
 
-// targetText describes the target of a row, and whether it is met.
+// targetText describes the target of a row, and whether it is met: "<= 10.0 ms: met". A target whose
+// figure is missing is shown without a verdict.
 func (r row) targetText(res *result) string {
 	text := r.target.text(r.unit)
 	if _, met, measured := r.target.check(res, r.metric); measured && met {
@@ -135,11 +138,12 @@ func (r row) targetText(res *result) string {
 }
 
 // formatFigure shows a value with its unit and about three digits: the spread between rounds is
-// larger than what further digits would say.
+// larger than what further digits would say. Examples are "234,500 tasks/s", "50.0 MiB" and "0.043 s".
 func formatFigure(v float64, unit string) string {
 	return strings.TrimSpace(formatNumber(v) + " " + unit)
 }
 
+// formatNumber is formatFigure without a unit. Values are not negative.
 func formatNumber(v float64) string {
 	switch {
 	case v == 0:
@@ -152,6 +156,7 @@ func formatNumber(v float64) string {
 	return fmt.Sprintf("%.3f", v)
 }
 
+// groupThousands writes a number, at least 0, with commas: 1,234,567.
 func groupThousands(n int64) string {
 	if n < 1000 {
 		return fmt.Sprint(n)
@@ -159,7 +164,8 @@ func groupThousands(n int64) string {
 	return fmt.Sprintf("%s,%03d", groupThousands(n/1000), n%1000)
 }
 
-// writeJSON writes the content of the table and the medians of all other metrics.
+// writeJSON writes the content of the table and the medians of all other metrics, such as the points of
+// the curves of metg. Values are not rounded.
 func writeJSON(w io.Writer, m machine, results []*result) error {
 	doc := figuresFile{Machine: m}
 	for _, r := range results {
@@ -177,6 +183,8 @@ type figuresFile struct {
 	Results []figuresEntry `json:"results"`
 }
 
+// figuresEntry is a result in figures.json. Rows and bounds are not in it: they are those of the program
+// that reads it, so a new target applies to old figures, too.
 type figuresEntry struct {
 	Workload string             `json:"workload"`
 	What     string             `json:"what"`
@@ -187,7 +195,8 @@ type figuresEntry struct {
 	Absent   map[string]string  `json:"absent,omitempty"` // metrics that could not be measured, and why
 }
 
-// readJSON reads what writeJSON wrote. It skips workloads that no longer exist.
+// readJSON reads what writeJSON wrote. It skips workloads that no longer exist. The machine is the one of
+// the measurement, not the present one.
 func readJSON(r io.Reader) (machine, []*result, error) {
 	var doc figuresFile
 	if err := json.NewDecoder(r).Decode(&doc); err != nil {
@@ -208,7 +217,9 @@ func readJSON(r io.Reader) (machine, []*result, error) {
 const reportCommand = "make bench-report"
 
 // writeReport writes README.md, figures.json and the charts into a folder. It replaces those of an
-// earlier report.
+// earlier report, and first removes all its charts: a chart without new figures would stay as if it
+// belonged to the new ones. It is called when all workloads have been measured, so an interrupted
+// report leaves the earlier one as it is.
 func writeReport(dir string, m machine, rounds int, results []*result) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -238,7 +249,8 @@ func writeReport(dir string, m machine, rounds int, results []*result) error {
 	return writeFile(filepath.Join(dir, "README.md"), func(w io.Writer) error { return writePage(w, m, rounds, charts, results) })
 }
 
-// reportFromFigures makes a report from the figures of an earlier one.
+// reportFromFigures makes a report from the figures of an earlier one, after a change of charts, texts
+// or targets. The number of rounds in the text is the greatest of all workloads.
 func reportFromFigures(path, dir string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -256,7 +268,8 @@ func reportFromFigures(path, dir string) error {
 	return writeReport(dir, m, rounds, results)
 }
 
-// writeFile creates a file and fills it by a function.
+// writeFile creates a file and fills it by a function. An error of Close is one of the file, which may
+// be where a full disk shows.
 func writeFile(path string, write func(io.Writer) error) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -269,7 +282,8 @@ func writeFile(path string, write func(io.Writer) error) error {
 	return err
 }
 
-// writePage writes the text of the report.
+// writePage writes the text of the report: what was measured and where, the targets that are missed,
+// the charts, and the table of all figures. Its lines are wrapped as the pages that archtest checks.
 func writePage(w io.Writer, m machine, rounds int, charts []reportChart, results []*result) error {
 	var b strings.Builder
 	paragraph := func(format string, args ...any) { b.WriteString(wrapText(fmt.Sprintf(format, args...)) + "\n\n") }

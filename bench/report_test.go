@@ -80,6 +80,15 @@ func TestReport(t *testing.T) {
 	if same, err := os.ReadFile(filepath.Join(again, "README.md")); err != nil || string(same) != string(text) {
 		t.Errorf("the report made from the figures differs: %v\n%s", err, same)
 	}
+	for _, file := range pictures {
+		first, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second, err := os.ReadFile(filepath.Join(again, filepath.Base(file))); err != nil || string(first) != string(second) {
+			t.Errorf("%s differs when it is drawn again: %v", filepath.Base(file), err)
+		}
+	}
 	for _, want := range []string{"a processor, 2 cores", reportCommand, "targets are met", "| w6: "} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page lacks %q", want)

@@ -18,6 +18,9 @@ import (
 // The fixed cost of a server cancels out. State that no task has changed yet can be allocated
 // without being resident, so both are shown: the heap is what the engine asked for, the resident set
 // what the machine must have.
+//
+// The tasks are expanded from two short lists, and wait for a first task. It does not measure tasks that
+// a document lists one by one, which also cost their texts, nor tasks that have run.
 func measureMemory(e *benchEnv) (map[string]float64, error) {
 	small, large := e.scaledSize(1_000_000, 400_000), e.scaledSize(10_000_000, 4_000_000)
 	before, err := e.measureWaitingRun(small)
@@ -32,10 +35,12 @@ func measureMemory(e *benchEnv) (map[string]float64, error) {
 	}, err
 }
 
-// serverFootprint is the memory of a server, in bytes.
+// serverFootprint is the memory of a server, in bytes. heap includes garbage that the collector has not
+// yet found, which the difference of two servers cancels only roughly.
 type serverFootprint struct{ heap, resident float64 }
 
-// measureWaitingRun returns the footprint of a server with one run of n waiting tasks.
+// measureWaitingRun returns the footprint of a server with one run of n waiting tasks. The first task
+// outlasts the measurement, and ends with the worker.
 func (e *benchEnv) measureWaitingRun(n int) (f serverFootprint, err error) {
 	parameters, names := parameterProduct(n)
 	doc, err := graphDocument(parameters, map[string]taskSpec{
@@ -74,7 +79,8 @@ func (e *benchEnv) measureWaitingRun(n int) (f serverFootprint, err error) {
 	return f, err
 }
 
-// growthSizes are the numbers of tasks of the growth curves.
+// growthSizes are the numbers of tasks of the growth curves: powers of ten, ascending. They contain
+// 10,000, to which growthRows relates the others.
 func (e *benchEnv) growthSizes() []int {
 	switch {
 	case e.smoke:
@@ -85,13 +91,13 @@ func (e *benchEnv) growthSizes() []int {
 	return []int{1_000, 10_000, 100_000, 1_000_000}
 }
 
-// metricAtSize names a metric at a number of tasks.
+// metricAtSize names a metric at a number of tasks: "peak RSS, N = 10,000".
 func metricAtSize(metric string, n int) string {
 	return fmt.Sprintf("%s, N = %s", metric, groupThousands(int64(n)))
 }
 
 // The metrics of the growth curves. A curve is flat when the cost of a task does not depend on the
-// size of the run.
+// size of the run. Only the peak of memory is that of the whole run, and grows with it.
 const (
 	grownTime   = "time per task"
 	grownCPU    = "server CPU per task"
@@ -100,7 +106,9 @@ const (
 )
 
 // measureGrowth runs fan-outs of no-ops from small to large, each on a fresh server, so that a size
-// does not inherit the heap and the tables of the one before.
+// does not inherit the heap and the tables of the one before. It finds costs that grow faster than the
+// run, such as a scan of all tasks at each event, which a single size would hide in a rate. A size is
+// run once: noise of a tenth does not matter where such a mistake means a factor of ten.
 func measureGrowth(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for _, n := range e.growthSizes() {
@@ -118,7 +126,9 @@ func measureGrowth(e *benchEnv) (map[string]float64, error) {
 	return values, nil
 }
 
-// growthRows compares each size with 10,000 tasks, where fixed costs no longer count.
+// growthRows compares each size with 10,000 tasks, where fixed costs no longer count. At 1,000 tasks
+// the whole run takes some 10 ms, so its figures are mostly the submission, and a step of the clock of
+// processor time.
 func growthRows() (rows []row) {
 	const base = 10_000
 	for _, m := range []struct{ metric, unit string }{{grownTime, "us"}, {grownCPU, "us"}, {grownDevice, "B"}, {grownRSS, "MiB"}} {
@@ -146,7 +156,8 @@ const (
 	thousandRuns = "1,000 runs of 1,000 no-ops at once"
 )
 
-// taskKinds are the kinds of runs: no-ops, and processes that need slots.
+// taskKinds are the kinds of runs: no-ops, and processes that need slots. The values are the commands,
+// nil for no-ops.
 func taskKinds() map[string][]string {
 	return map[string][]string{"no-ops": nil, trueProgram: {trueProgram}}
 }
@@ -154,6 +165,9 @@ func taskKinds() map[string][]string {
 // measureFairness measures a small run behind a large one and among many. Its reference is the same
 // small run on an idle server: a user of a shared server should hardly notice the others. No-ops and
 // processes are measured apart, since different rules grant them: a window and slots.
+//
+// All tasks are short, so a slot is free soon. Behind tasks of an hour a small run waits for one of
+// them, whatever its turn is.
 func measureFairness(e *benchEnv) (map[string]float64, error) {
 	values := map[string]float64{}
 	for kind, command := range taskKinds() {
@@ -166,7 +180,9 @@ func measureFairness(e *benchEnv) (map[string]float64, error) {
 
 // measureBehindLargeRun submits small runs to an idle server, and to the same server right after a
 // large run. The first one behind it is shown apart: it also waits for what had been granted ahead,
-// and it is the one that a queue without turns would delay most.
+// and it is the one that a queue without turns would delay most. "Added" is its time minus the median
+// on the idle server. A small run counts only if tasks of the large one still waited when it ended, so
+// a large run that is too fast gives fewer of them, and an error when it leaves none.
 func (e *benchEnv) measureBehindLargeRun(values map[string]float64, kind string, command []string) error {
 	small, err := fanGraph(5, command...)
 	if err != nil {
@@ -219,6 +235,10 @@ func (e *benchEnv) measureBehindLargeRun(values map[string]float64, kind string,
 
 // measureAmongManyRuns submits 1,000 runs in one request. It compares the progress of the runs when
 // half of the work is done, and times small runs that are submitted while they execute.
+//
+// The progress is the least number of completed tasks of a run divided by the greatest, in the first
+// list that shows half of all tasks done: 1 when all runs advance alike, 0 when they run one after the
+// other. The rate of all runs includes the small runs and the lists, which take part of the machine.
 func (e *benchEnv) measureAmongManyRuns(values map[string]float64) error {
 	runs, tasks := 1000, e.scaledSize(1000, 200)
 	doc, err := graphDocument(map[string][]string{"N": numberStrings(tasks)}, map[string]taskSpec{"t": noopTask([]string{"N"})})
@@ -271,7 +291,8 @@ func (e *benchEnv) measureAmongManyRuns(values map[string]float64) error {
 }
 
 // runProgress returns the least and the most completed tasks of the runs with that many tasks, and
-// the sum over these runs. The size tells them from the small runs that are timed next to them.
+// the sum over these runs. The size tells them from the small runs that are timed next to them. The
+// summaries in a list are of slightly different moments, so the sum is exact only at the end.
 func runProgress(client *http.Client, url string, tasks int) (least, most, sum int, err error) {
 	resp, err := client.Get(url + "/v1/dagruns?all=1&limit=10000")
 	if err != nil {
@@ -295,7 +316,7 @@ func runProgress(client *http.Client, url string, tasks int) (least, most, sum i
 	return least, most, sum, nil
 }
 
-// viewRequest is one request that reads a run.
+// viewRequest is one request that reads a run: the metric of its time, and its path.
 type viewRequest struct{ name, path string }
 
 // viewRequests are repeated while the run executes.
@@ -312,6 +333,9 @@ func viewRequests(run uint64) []viewRequest {
 // round. It reads the whole document when the run has ended. The percentiles show that a read does
 // not wait for the work of the run, whatever its size. The growth of memory by the full document
 // shows that the document is streamed: it would be as large as the document otherwise.
+//
+// The client is that of net/http, whose time is part of each figure; it reads all bytes and does not
+// parse them. There is one reader. How many readers slow the run down is not measured here.
 func measureViews(e *benchEnv) (map[string]float64, error) {
 	doc, err := fanGraph(e.scaledSize(1_000_000, 200_000))
 	if err != nil {
@@ -376,7 +400,8 @@ func measureViews(e *benchEnv) (map[string]float64, error) {
 	return values, err
 }
 
-// discardBody reads a response to its end and returns its length.
+// discardBody reads a response to its end and returns its length in bytes. A status other than 200 is an
+// error, so an error page is not timed as a view.
 func discardBody(client *http.Client, url string) (int64, error) {
 	resp, err := client.Get(url)
 	if err != nil {

@@ -16,13 +16,17 @@ import (
 // make is measured with a process per task, because that is the least it does for a task. River and
 // Dask call a function of their worker, which is the closest match of a no-op. Dask does not store
 // anything, so its rate is an upper bound for an engine of its kind.
+//
+// The workload does not measure what tasks do, nor how runs share a server: one run has the whole
+// machine, and its commits hold as many transitions as its batches allow. w4 has the opposite case.
 func measureFan(e *benchEnv) (map[string]float64, error) {
 	const n = 10_000
 	values, err := e.runFanOut(n)
 	if err != nil {
 		return nil, err
 	}
-	// A part of the graph is enough for make, which needs several seconds for the whole.
+	// A part of the graph is enough for make in a shortened run: it needs several seconds for the
+	// whole, in proportion to the tasks.
 	part := e.scaledSize(n, 2000)
 	err = e.measureMake(values, func(recipe string) string { return fanMakefile(part, recipe) }, float64(n+2)/float64(part+2))
 	if err != nil {
@@ -32,6 +36,7 @@ func measureFan(e *benchEnv) (map[string]float64, error) {
 	if err := e.measureEngines(values, []string{riverPostgres, riverSQLite}, suffixes, "fan", n); err != nil {
 		return nil, err
 	}
+	// Dask has a rate too low for the whole; a fifth of the tasks gives the same rate in seconds.
 	return values, e.measureEngines(values, []string{dask}, suffixes, "fan", n/5)
 }
 
@@ -44,7 +49,10 @@ func measureLargeFan(e *benchEnv) (map[string]float64, error) {
 
 // runFanOut runs 1 -> n -> 1 of no-ops on a fresh server. The rate includes the submission and the
 // wait for COMPLETED, and the figures of use are differences over the same period, without the start
-// of the server.
+// of the server. The peak of memory is the one exception: the kernel keeps it from the start on.
+//
+// The values are tasks/s, time (s), accepted after (ms), server CPU per task (us), peak RSS (MiB), and
+// the two kinds of bytes per transition.
 func (e *benchEnv) runFanOut(n int) (map[string]float64, error) {
 	doc, err := fanGraph(n)
 	if err != nil {
@@ -93,7 +101,9 @@ func (e *benchEnv) runFanOut(n int) (map[string]float64, error) {
 }
 
 // The bytes that the server gives to its store, and the bytes that reach the disk: whole pages,
-// including those that the store writes again when it flushes and merges.
+// including those that the store writes again when it flushes and merges. The first figure depends
+// mostly on the formats of the journal. The second depends more on how many transitions share a commit,
+// and so on the speed of the disk: a slow sync gathers more of them, which is cheaper.
 const (
 	journalPerTransition = "bytes given to the store per transition"
 	devicePerTransition  = "device bytes per transition"
@@ -103,6 +113,9 @@ const (
 // Tasks of a chain cannot overlap, so group commits do not help: each hop must reach the disk alone
 // before the next task starts. make and Dask do not make a hop durable; River completes a job and
 // inserts the next one in one transaction, which is the closest match.
+//
+// A hop is the time of the whole chain divided by its tasks, so it includes its share of the submission
+// and of the last poll.
 func measureChain(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(1000, 300)
 	doc, err := chainGraph(n)
@@ -133,7 +146,10 @@ func measureChain(e *benchEnv) (map[string]float64, error) {
 }
 
 // measureLayers is w5: 1,000 tasks with 90,000 edges. It measures whether the cost depends on the
-// edges. make keeps each edge in memory and visits it; Caravan keeps an edge per pair of templates.
+// edges. make keeps each edge in memory and visits it; Caravan keeps an edge per pair of templates. The
+// program for River does not do this work: it would count the ends of a layer in memory, where Caravan
+// stores them. The run takes some 10 ms, of which a poll can be 1 ms, so differences below a tenth do
+// not mean anything.
 func measureLayers(e *benchEnv) (map[string]float64, error) {
 	doc, err := layeredGraph(10, 100)
 	if err != nil {
@@ -155,6 +171,10 @@ func measureLayers(e *benchEnv) (map[string]float64, error) {
 // measureEmptyRun is empty: one run with one no-op task, from the first byte of the submission to the
 // response that says COMPLETED. The state is polled without a pause, so that the resolution is that
 // of a request. The percentiles are over single runs, one after the other on an idle server.
+//
+// It is the least that a user waits for: group commits cannot shorten it. The polls take part of a
+// core, which makes the figure worse rather than better. The programs for River and Dask are notified
+// of the end in their own process, so they do not poll.
 func measureEmptyRun(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(1000, 200)
 	doc, err := graphDocument(map[string][]string{}, map[string]taskSpec{"only": noopTask(nil)})
@@ -191,7 +211,8 @@ func measureEmptyRun(e *benchEnv) (map[string]float64, error) {
 	return values, e.measureEngines(values, []string{riverPostgres, riverSQLite, dask}, map[string]string{"p50": ", p50"}, "empty", n)
 }
 
-// seedShape is the example of the API: one template, two tasks.
+// seedShape is the example of the API: one template, two tasks. The verb is for the members of the job
+// that differ between the rows.
 const seedShape = `{"tag":"mediumtest","parameters":{"JOBNO":["1","2"]},` +
 	`"tasks":{"simple":{"job":{%s,"cores":"1","memoryMB":"100"}}}}`
 
@@ -209,6 +230,15 @@ const batchRate = "DAGs/s in batches of 100 lines"
 //
 // River inserts a job over its own connections to its database, with the same 64 concurrent callers.
 // The two rows while tasks run show how much the execution of earlier runs slows submissions down.
+//
+//	row                    slots           reference of its ratio
+//	submissions/s          held            GET /ready of the same server, before and after
+//	in batches             held            the same GET /ready: the rate of another server
+//	while … run            take the runs   the same
+//
+// The rows while runs run are those of a growing queue: more is submitted than two slots can execute.
+// The load generator is a part of each rate, of GET /ready as well as of submissions. p50 and p99 are
+// those of the first row; closedLoop says what they do not show.
 func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	const (
 		connections = 64
@@ -222,7 +252,8 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	ready := jsonRequest("GET", "/ready", nil)
 	values := map[string]float64{}
 
-	// GET /ready is measured before and after the submissions, on the same server.
+	// GET /ready is measured before and after the submissions, on the same server. The other metrics
+	// only need the time before as a warm-up: both rows refer to the first server's GET /ready.
 	withReady := func(s *testenv.Server, metric, job string) error {
 		before, err := closedLoop(s.URL, connections, during/2, ready)
 		if err != nil {
@@ -246,7 +277,8 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 		return err
 	}
 	const job = `"command":["/usr/bin/python3","script.py","{{JOBNO}}"]`
-	// holdSlots submits a task that takes all slots, so that later submissions wait.
+	// holdSlots submits a task that takes all slots, so that later submissions wait. It lasts longer
+	// than the measurement, and ends with the worker.
 	holdSlots := func(s *testenv.Server) error {
 		r, err := newRunner(s.URL)
 		if err != nil {
@@ -297,7 +329,8 @@ func measureSubmissions(e *benchEnv) (map[string]float64, error) {
 	return values, nil
 }
 
-// sendBatch sends a batch and checks that every line became a run.
+// sendBatch sends a batch over a connection of its own and checks that every line became a run. A batch
+// is answered 200 even when lines are refused, so closedLoop would not notice that.
 func sendBatch(url string, req []byte, lines int) error {
 	c, err := dialServer(url)
 	if err != nil {
@@ -314,9 +347,12 @@ func sendBatch(url string, req []byte, lines int) error {
 // printedBytes is the output of the task of the output workload.
 const printedBytes = 10 << 30
 
-// measureOutput measures a task that prints much more than is kept. The rate shows that a flood of
-// output is drained, so that the task does not block. The size on disk shows that the bound per
-// stream holds: its target and floor are the same.
+// measureOutput measures a task that prints much more than is kept. The task prints into a file in
+// memory, the middle of which the worker frees while it grows (executor/output.go). The rate shows that
+// a flood of output neither blocks the task nor fills the memory: it is that of copies within the
+// kernel, and of freeing pages as fast. It includes the submission and the start of the process, which
+// 10 GiB outweigh. The size on disk shows that the bound per stream holds: its target and floor are the
+// same.
 func measureOutput(e *benchEnv) (map[string]float64, error) {
 	n := e.scaledSize(printedBytes, 1<<30)
 	doc, err := graphDocument(map[string][]string{}, map[string]taskSpec{"prints": {

@@ -16,7 +16,7 @@ import (
 // switches, voluntary (it waited) and involuntary (it was preempted). Unlike the time, the number of
 // switches does not depend on the speed of the machine.
 type resourceCost struct {
-	cpu      time.Duration
+	cpu      time.Duration // from /proc in steps of 10 ms, from wait4 in microseconds
 	switches int64
 }
 
@@ -31,15 +31,20 @@ func (c resourceCost) minus(d resourceCost) resourceCost {
 type serverUsage struct {
 	server, worker resourceCost
 	children       time.Duration // CPU of the ended tasks
-	written        int64         // to the disk, by the server alone
-	journal        float64       // bytes given to its store
+	written        int64         // bytes to the disk, by the server alone
+	journal        float64       // bytes of keys and values given to its store
 }
 
 // totalCPU is the processor time of all of them.
 func (u serverUsage) totalCPU() time.Duration { return u.server.cpu + u.worker.cpu + u.children }
 
 // measureUsage reads the present counters of a server and its workers. They only grow, so a period is
-// measured as the difference of two readings. Tasks that still run are not included.
+// measured as the difference of two readings. Tasks that still run are not included. Processor time is
+// read before /metrics, so one scrape of /metrics is part of each period.
+//
+// The kernel counts written bytes when a page becomes dirty (write_bytes in proc_pid_io(5)). A page that
+// is dirtied again after its sync counts again, as the disk writes it again. Files on a tmpfs do not
+// count.
 func (e *benchEnv) measureUsage(s *testenv.Server) (u serverUsage, err error) {
 	for _, pid := range testenv.Workers(s.Config().Data) {
 		own, children, err := costOf(pid)
@@ -62,7 +67,8 @@ func (e *benchEnv) measureUsage(s *testenv.Server) (u serverUsage, err error) {
 }
 
 // costOf returns what a process itself has used so far, and the CPU of its ended children. An ended
-// process can be measured until it is waited for.
+// process can be measured until it is waited for. Children count once their parent has waited for them
+// (proc_pid_stat(5), cutime), with the children that they have waited for.
 func costOf(pid int) (own resourceCost, children time.Duration, err error) {
 	if own.cpu, children, err = testenv.CPU(pid); err != nil {
 		return own, 0, err
@@ -79,12 +85,13 @@ func rusageCost(u *syscall.Rusage) resourceCost {
 
 // commandUsage is what a command used.
 type commandUsage struct {
-	wall     time.Duration
-	own      resourceCost // of the process itself
-	children resourceCost // of the children that it has waited for
+	wall     time.Duration // from before its start to its end
+	own      resourceCost  // of the process itself
+	children resourceCost  // of the children that it has waited for
 }
 
-// runTimed runs a command to its end and measures it.
+// runTimed runs a command to its end and measures it. Its output is kept for the error alone. A command
+// that fails is an error: its time would not be that of the work.
 func runTimed(cmd *exec.Cmd) (s commandUsage, err error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -92,7 +99,8 @@ func runTimed(cmd *exec.Cmd) (s commandUsage, err error) {
 	if err := cmd.Start(); err != nil {
 		return s, fmt.Errorf("%s: %w", cmd.Args[0], err)
 	}
-	// The usage of the process alone is available only until it is waited for.
+	// The usage of the process alone is available only until it is waited for. What Wait returns is
+	// the sum of the process and its children (wait4(2)), so the children are the difference.
 	err = awaitEnd(cmd.Process.Pid)
 	s.wall = time.Since(begin)
 	if err == nil {
@@ -117,7 +125,9 @@ func awaitEnd(pid int) error {
 	}
 }
 
-// withOrphans runs f while orphaned processes become children of this process.
+// withOrphans runs f while orphaned processes become children of this process. The worker of a killed
+// server becomes one, and endWorker waits for it. An orphan that is not waited for stays a zombie until
+// this process ends.
 func withOrphans(f func() error) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("inherit orphaned processes: %w", err)
@@ -135,6 +145,7 @@ func (e *benchEnv) endWorker(s *testenv.Server) (switches int64, err error) {
 		return 0, fmt.Errorf("%d workers, want 1", len(pids))
 	}
 	s.Kill() // a clean stop would end the worker, and might wait for it
+	// The worker's own switches must be read while it lives: they are a part of what wait4 reports.
 	own, err := testenv.ContextSwitches(pids[0])
 	if err == nil {
 		err = testenv.EndWorkers(s.Config().Data, 30*time.Second)

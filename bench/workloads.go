@@ -23,7 +23,10 @@ const (
 )
 
 // measureMake measures both for a graph and puts them into values, in seconds times scale. A scale
-// other than 1 converts the time of a part of the graph to that of the whole, or to that of one hop.
+// other than 1 converts the time of a part of the graph to that of the whole, or to that of one hop in
+// ms. The time is that of the whole command, with the start of make and the reading of the Makefile, as
+// that of Caravan is with the submission and its plan. noRecipe does not start a process, because make
+// recognizes the command ":" and skips it (GNU make, job.c, start_job_command).
 func (e *benchEnv) measureMake(values map[string]float64, makefile func(recipe string) string, scale float64) error {
 	for metric, recipe := range map[string]string{makeTrue: trueRecipe, makeNone: noRecipe} {
 		took, err := e.makeTime(makefile(recipe))
@@ -46,7 +49,10 @@ const pollInterval = time.Millisecond
 // figure that noise does not reach it, so a value below it means that the code became slower or
 // wrong. A bound that is a ratio carries over to other machines, an absolute one only roughly.
 // Counters of errors (lost tasks, repeated tasks) have the same target and floor, since noise cannot
-// excuse them.
+// excuse them. A floor is never a ratio to a reference that --smoke leaves out.
+//
+// A row without target and floor is there to explain another one: the parts of a sum, the reference of
+// a ratio, or the other end of a distribution.
 //
 // The first row of a workload is its own figure: the ratios of other rows to it are shown as
 // "x Caravan".
@@ -206,7 +212,9 @@ func allWorkloads() []workload {
 
 // timeOnFreshServer runs one graph on a fresh server, after a small graph of the same kind has
 // warmed it up: without that the first measured task would also pay for the start of the worker and
-// for cold code. Then it calls inspect, if not nil, while the server still runs.
+// for cold code. It returns the time from the submission until a poll, one per interval, sees
+// COMPLETED, so the time is up to an interval too long. Then it calls inspect, if not nil, while the
+// server still runs: output files are removed with the data.
 func (e *benchEnv) timeOnFreshServer(warm, doc []byte, interval time.Duration, inspect func(*testenv.Server) error) (took time.Duration, err error) {
 	err = e.withRunner(func(s *testenv.Server, r runClient) error {
 		if _, err = r.timeRun(e.ctx, warm, interval); err != nil {

@@ -19,21 +19,22 @@ import (
 	"time"
 )
 
-// figures are printed at the end. A figure that the work does not measure is 0.
+// figures are printed at the end. A figure that the work does not measure is 0. The keys are those that
+// bench/references.go reads.
 type figures struct {
-	Seconds float64 `json:"seconds"`
-	Rate    float64 `json:"rate"` // jobs or submissions a second
-	P50     float64 `json:"p50"`  // ms
-	P99     float64 `json:"p99"`  // ms
+	Seconds float64 `json:"seconds"` // of the measured work, without start and migration
+	Rate    float64 `json:"rate"`    // jobs or submissions a second
+	P50     float64 `json:"p50"`     // ms
+	P99     float64 `json:"p99"`     // ms
 }
 
-// options are the flags.
+// options are the flags. Package bench sets them; the defaults are for a run by hand.
 type options struct {
-	work    string
-	n       int
-	program []string // run by each job; none = no-op
-	slots   int      // jobs that are worked at one time
-	during  time.Duration
+	work    string        // fan, chain, empty or submit, as in references.go of package bench
+	n       int           // jobs of a fan, hops of the chain, or chains of one job
+	program []string      // run by each job; none = no-op
+	slots   int           // jobs that are worked at one time
+	during  time.Duration // of submit
 }
 
 func main() {
@@ -56,6 +57,8 @@ func main() {
 	}
 }
 
+// run opens the database and does the work. An error means that the figures would not be those of the
+// work: bench then fails instead of leaving the engine out.
 func run(ctx context.Context, database string, o options) (figures, error) {
 	kind, name, _ := strings.Cut(database, ":")
 	switch kind {
@@ -67,7 +70,8 @@ func run(ctx context.Context, database string, o options) (figures, error) {
 	return figures{}, fmt.Errorf("-database %q: neither sqlite:FILE nor postgres:CONNECTION", database)
 }
 
-// latencies are percentiles of durations.
+// latencies are percentiles of durations, at least one, and their rate over the elapsed time. The
+// percentile is the same value as that of package bench (percentile), so that both are comparable.
 func latencies(took []time.Duration, elapsed time.Duration) figures {
 	slices.Sort(took)
 	at := func(p int) float64 { return float64(took[min(len(took)-1, len(took)*p/100)]) / 1e6 }

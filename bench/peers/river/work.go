@@ -15,35 +15,44 @@ import (
 	"github.com/riverqueue/river/rivermigrate"
 )
 
-// step is a job. Left is how many follow it one by one, each inserted in the
-// transaction that completes the one before.
+// step is a job. With Chain it is one of a chain, and Left is how many follow it one by one, each inserted
+// in the transaction that completes the one before. The zero value is a job of a fan or a submission.
+// The arguments are what River stores of a job, as JSON.
 type step struct {
 	Chain bool `json:"chain"`
 	Left  int  `json:"left"`
 }
 
-// Kind names it to River.
+// Kind names it to River, which stores the kind with each job and finds the worker by it.
 func (step) Kind() string { return "step" }
 
-// database is what differs between databases.
+// database is what differs between databases. TTx is a transaction of the driver.
 type database[TTx any] struct {
-	driver   riverdriver.Driver[TTx]
-	poll     time.Duration // how often new jobs are looked for when nothing tells of them
+	driver riverdriver.Driver[TTx]
+	// poll is how often River looks for new jobs by itself. On a database that notifies it of new
+	// jobs it is a fallback.
+	poll     time.Duration
 	begin    func(context.Context) (TTx, error)
 	commit   func(context.Context, TTx) error
-	complete func(context.Context, TTx, *river.Job[step]) error
+	complete func(context.Context, TTx, *river.Job[step]) error // as part of the transaction
 }
 
-// worker works steps.
+// worker works steps. River calls it from up to options.slots goroutines at a time. client is set before
+// the first call.
 type worker[TTx any] struct {
 	river.WorkerDefaults[step]
 	db      database[TTx]
 	client  *river.Client[TTx]
-	program []string
-	ended   chan struct{} // gets one value per chain that is done
+	program []string // empty for no-ops
+	// ended gets one value per chain that is done. It has room for one, and chains run one after the
+	// other, so that a worker does not wait here for the goroutine that measures.
+	ended chan struct{}
 }
 
-// Work is called by River.
+// Work is called by River, once per job. A job of a fan ends by returning: River then completes it, in
+// batches with others. A job of a chain completes itself in the transaction that inserts its successor,
+// so that a crash neither loses the chain nor repeats a hop. River retries a job that returns an error.
+// If that does not help, the caller finds that jobs no longer end, and fails the measurement.
 func (w *worker[TTx]) Work(ctx context.Context, job *river.Job[step]) error {
 	if len(w.program) > 0 {
 		if err := exec.CommandContext(ctx, w.program[0], w.program[1:]...).Run(); err != nil {
@@ -74,7 +83,13 @@ func (w *worker[TTx]) Work(ctx context.Context, job *river.Job[step]) error {
 	return nil
 }
 
-// measure migrates the database and does the work.
+// measure migrates the database and does the work. The configuration is the one that favours River:
+//
+//   - FetchCooldown is the least that River allows, because its default of 100 ms would be the time of
+//     each hop of a chain.
+//   - FetchPollInterval matters where the database does not notify the client.
+//   - JobTimeout is off, so that a job does not need a timer.
+//   - Only errors are logged.
 func measure[TTx any](ctx context.Context, o options, db database[TTx]) (figures, error) {
 	migrator, err := rivermigrate.New(db.driver, nil)
 	if err != nil {
@@ -118,11 +133,13 @@ func measure[TTx any](ctx context.Context, o options, db database[TTx]) (figures
 	return figures{}, fmt.Errorf("-work %q: neither fan, chain, empty nor submit", o.work)
 }
 
-// fan is 1 -> n -> 1: each stage is inserted when all of the one before is
-// completed. That is known by River's events, and lost with this process.
+// fan is 1 -> n -> 1: each stage is inserted when all of the one before is completed. That is known by
+// River's events, and lost with this process. A stage is one insertion of all its jobs, the fastest that
+// River has. The time ends with the event of the last job.
 func (w *worker[TTx]) fan(ctx context.Context, n int, events <-chan *river.Event) (figures, error) {
 	begin := time.Now()
 	for _, size := range []int{1, n, 1} {
+		// The jobs of a stage are equal: River does not compare them, so they are n jobs.
 		jobs := make([]river.InsertManyParams, size)
 		for i := range jobs {
 			jobs[i].Args = step{}
@@ -142,7 +159,8 @@ func (w *worker[TTx]) fan(ctx context.Context, n int, events <-chan *river.Event
 	return figures{Seconds: elapsed.Seconds(), Rate: float64(n+2) / elapsed.Seconds()}, nil
 }
 
-// chains runs chains of a length one after the other; a tenth more warms up.
+// chains runs n chains of a length, one after the other. The first tenth of n more warms up, which for a
+// single chain is none: its length outweighs a cold start. The percentiles are of whole chains.
 func (w *worker[TTx]) chains(ctx context.Context, n, length int) (figures, error) {
 	var took []time.Duration
 	begin := time.Now()
@@ -151,6 +169,7 @@ func (w *worker[TTx]) chains(ctx context.Context, n, length int) (figures, error
 			begin = time.Now()
 		}
 		at := time.Now()
+		// The whole chain follows from this one job: this goroutine only waits for its end.
 		if _, err := w.client.Insert(ctx, step{Chain: true, Left: length - 1}, nil); err != nil {
 			return figures{}, err
 		}
@@ -166,7 +185,9 @@ func (w *worker[TTx]) chains(ctx context.Context, n, length int) (figures, error
 	return latencies(took, time.Since(begin)), nil
 }
 
-// submissions inserts jobs one by one from 64 goroutines. The client does not work them.
+// submissions inserts jobs one by one from 64 goroutines, as w3 submits over 64 connections. Each insert
+// is a transaction of its own. The client is not started, so it does not work them. A caller that fails
+// stops; its error fails the measurement.
 func (w *worker[TTx]) submissions(ctx context.Context, during time.Duration) (figures, error) {
 	var (
 		wg    sync.WaitGroup
@@ -177,6 +198,7 @@ func (w *worker[TTx]) submissions(ctx context.Context, during time.Duration) (fi
 	)
 	for range 64 {
 		wg.Go(func() {
+			// Each goroutine keeps its own times until the end, so that they do not share a lock.
 			var mine []time.Duration
 			var err error
 			for err == nil && time.Since(begin) < during {
