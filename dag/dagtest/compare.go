@@ -9,7 +9,9 @@ import (
 )
 
 // effectTexts writes effects as text, sorted: effects of one event may come in any order, except
-// that the end of the run comes last, which compareWithOracle checks.
+// that the end of the run comes last, which compareWithOracle checks. An effect reads as
+// "Start{Task:3 Attempt:1}". Equal effects stay as often as they came, so one that is emitted twice is
+// a difference.
 func effectTexts(effects []dag.Effect) []string {
 	var out []string
 	for _, e := range effects {
@@ -20,7 +22,8 @@ func effectTexts(effects []dag.Effect) []string {
 }
 
 // compareWithOracle compares effects and state of the run with those of the oracle, and updates the
-// bookkeeping of the driver.
+// bookkeeping of the driver: after a Signal or Cancel an attempt may answer Revoked, until it starts
+// again. Effects come first in the error, because a wrong effect explains the wrong state.
 func (p *player) compareWithOracle(want, got []dag.Effect) error {
 	if w, g := effectTexts(want), effectTexts(got); !slices.Equal(w, g) {
 		return fmt.Errorf("effects\n got %s\nwant %s", strings.Join(g, "; "), strings.Join(w, "; "))
@@ -43,7 +46,9 @@ func (p *player) compareWithOracle(want, got []dag.Effect) error {
 }
 
 // compareState compares everything that the run shows with the oracle, and checks what must hold in
-// every state by itself: ascending times, counts that match, and the invariants of package dag.
+// every state by itself: ascending times, counts that match, and the invariants of package dag. It uses
+// the methods that views use, each of them, so that a wrong view is found with a right state. It costs
+// O(tasks) per event, and CheckInvariants costs the same again.
 func (p *player) compareState() error {
 	r, o := p.run, p.oracle
 	r.CheckInvariants()
@@ -117,6 +122,9 @@ func (p *player) compareState() error {
 //   - a task starts only from QUEUED or RETRY, when all its parents were COMPLETED before the event;
 //   - attempt numbers ascend by one;
 //   - each slot that was granted is held by a live attempt, or was released.
+//
+// before has the states before the event, by index. Tasks that the event has added are not in it: a task
+// does not start by the event that adds it.
 func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.Effect) error {
 	r, o := p.run, p.oracle
 	for i, s := range before {
@@ -146,6 +154,7 @@ func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.
 			}
 		}
 	}
+	// The driver's count of slots, from grants and releases alone, against the attempts that live.
 	live := map[int]int{}
 	r.EachLiveTask(func(task, _ uint32, _ dag.TaskState) { live[r.Plan().TemplateOf(task).Class]++ })
 	for class, n := range p.held {
@@ -157,7 +166,8 @@ func (p *player) checkGuarantees(e dag.Event, before []dag.TaskState, got []dag.
 }
 
 // comparePlans compares names, order, substitution and classes with those of the oracle. It is
-// called for each new plan, because a plan is immutable.
+// called for each new plan, because a plan is immutable. package dag makes each of these from a task's
+// index when it is asked, where the graph made them once: so this is the test of that arithmetic.
 func (p *player) comparePlans() error {
 	plan, g := p.run.Plan(), p.oracle.Graph
 	if int(plan.Tasks) != len(g.Order) {
@@ -181,6 +191,8 @@ func (p *player) comparePlans() error {
 	return nil
 }
 
+// describeSpec shows a spec and the configuration at the head of a log: only the members that RandomSpec
+// chooses.
 func describeSpec(s *dag.Spec, c dag.Config, l dag.Limits) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "LostLimit %d, MaxDepth %d, parameters %v", c.LostLimit, l.MaxDepth, s.Parameters)
@@ -190,6 +202,8 @@ func describeSpec(s *dag.Spec, c dag.Config, l dag.Limits) string {
 	return b.String() + "\n" + describeTasks(s.Tasks)
 }
 
+// describeTasks shows tasks as defined, one a line, without members that have their default. A member
+// that randomTask chooses must be shown here, or a shrunk failure cannot be understood.
 func describeTasks(tasks []dag.TaskSpec) string {
 	var b strings.Builder
 	for _, t := range tasks {

@@ -15,14 +15,20 @@ import (
 // Chunks of a snapshot may be newer than its header, because events go on while it is written. The
 // records after the header are absolute values, so applying them to a newer chunk gives the same
 // state. A crash in the middle of a snapshot proves that.
+//
+//	records  r1 r2 r3 r4 | r5 r6 r7 r8
+//	         snapshot begins: from = 4, header of this moment (or late, of the end)
+//	r5, r6, …            each commit also writes up to pace chunks as they are then
+//	the last chunk       header replaces the old one, r1 to r4 are dropped
+//	a crash before that  old header, r1 to r8, and the chunks that were written
 type simulatedDisk struct {
 	spec    *dag.Spec
 	limits  dag.Limits
 	config  dag.Config
-	sets    []generatedSet
+	sets    []generatedSet // in the order of their numbers
 	header  []byte
-	chunks  map[uint32][]byte
-	records [][]byte
+	chunks  map[uint32][]byte // by number, of dag.ChunkTasks tasks each; never deleted
+	records [][]byte          // batches since the header, oldest first
 
 	// A snapshot in progress begins after `from` records. Its header is taken at the beginning, or
 	// late: when todo is empty and it replaces the old one.
@@ -67,7 +73,7 @@ func (d *simulatedDisk) beginSnapshot(r *dag.Run, pace int, late bool) {
 	}
 	d.cutting, d.late, d.from, d.pace = true, late, len(d.records), pace
 	d.next = r.AppendHeader(nil)
-	d.todo = r.DirtyChunks(1 << 20)
+	d.todo = r.DirtyChunks(1 << 20) // all of them
 }
 
 // commitBatch makes the changes of the run since the last commit durable, in one transaction with

@@ -9,7 +9,7 @@ import (
 )
 
 // Execution describes a simulated executor. Rates are one in n; 0 means never. The same seed gives the
-// same execution.
+// same execution. Slots is at least 1, and counts for all classes together.
 type Execution struct {
 	Seed    uint64
 	Slots   int // attempts at one time
@@ -21,6 +21,10 @@ type Execution struct {
 // It checks at each start that the parents are COMPLETED and the attempt number is the next one,
 // after each recovery that the state is the same, and at the end that all tasks that could make
 // progress have ended. It needs O(tasks) memory, so it suits large graphs.
+//
+// Unlike PlayScript it has no oracle: what is right follows from Order and from a few counters of each
+// task (taskRecord). Users do not interfere: there are no kills, pauses and restarts, and no generators.
+// An event costs O(1 + edges of a definition), a recovery O(tasks).
 func ExecuteSpec(s *dag.Spec, how Execution) (*dag.Run, error) {
 	plan, problems := dag.NewPlan(s, dag.Limits{})
 	if len(problems) > 0 {
@@ -64,26 +68,30 @@ type execution struct {
 	rand    *rand.Rand
 	run     *dag.Run
 	order   *Order
-	names   []string
-	disk    *simulatedDisk
-	now     int64
-	free    int
-	want    map[int]int
-	live    []dag.Start
-	retries []dag.RetryAt
-	tasks   []taskRecord
-	final   dag.RunState
+	names   []string       // of the tasks, by index
+	disk    *simulatedDisk // nil without crashes
+	now     int64          // ns; each event advances it
+	free    int            // slots
+	want    map[int]int    // the newest Demand, by class
+	live    []dag.Start    // attempts that have not ended, in any order
+	retries []dag.RetryAt  // timers, in any order
+	tasks   []taskRecord   // by index
+	final   dag.RunState   // 0 until the run has ended
 }
 
-// taskRecord is what the executor knows about a task.
+// taskRecord is what the executor knows about a task. It survives crashes of the driver, as the
+// executor does.
 type taskRecord struct {
 	attempts, failures, losses uint32
-	done                       bool
+	done                       bool // an attempt succeeded
 }
 
+// oneIn is true once in n times, and never for 0.
 func (x *execution) oneIn(n int) bool { return n > 0 && x.rand.IntN(n) == 0 }
 
-// nextStep applies one event.
+// nextStep applies one event, makes its records durable, and only then carries out the effects: the
+// order that package dag asks of its driver. A crash comes after that, so it loses the state in memory
+// and no durable one; PlayScript has the crashes that lose events.
 func (x *execution) nextStep() error {
 	x.now++
 	event, err := x.chooseEvent()
@@ -142,7 +150,7 @@ func (x *execution) chooseEvent() (dag.Event, error) {
 	return dag.Finished{Task: a.Task, Attempt: a.Attempt, OK: ok, At: x.now}, nil
 }
 
-// applyEffects carries effects out.
+// applyEffects carries effects out. Effects that need no action of this executor are skipped.
 func (x *execution) applyEffects(effects []dag.Effect) error {
 	for _, e := range effects {
 		switch e := e.(type) {
@@ -172,7 +180,9 @@ func (x *execution) applyEffects(effects []dag.Effect) error {
 }
 
 // crashAndRecover discards the run and everything that is not on the disk, recovers, and loses half
-// of the live attempts.
+// of the live attempts. The state must be the same as before, because every event was durable; only a
+// RUNNING attempt could be GRANTED again, and this executor does not report starts. A task loses at most
+// five attempts: one more would make it ERRORED.
 func (x *execution) crashAndRecover() error {
 	old := x.run
 	var err error
@@ -210,7 +220,9 @@ func (x *execution) crashAndRecover() error {
 	return nil
 }
 
-// checkFinalState checks the state at the end.
+// checkFinalState checks the state at the end: all slots are free, each task is what its attempts say,
+// and a task that is still QUEUED has a parent that is not COMPLETED. The run is ERRORED if a task is,
+// and COMPLETED otherwise.
 func (x *execution) checkFinalState() error {
 	if x.free != x.Slots || len(x.live) > 0 {
 		return fmt.Errorf("%d of %d slots came back, %d attempts are live", x.free, x.Slots, len(x.live))
@@ -222,7 +234,7 @@ func (x *execution) checkFinalState() error {
 	}
 	for i := range x.run.Plan().Tasks {
 		t := x.tasks[i]
-		out := t.failures == 1+x.run.Plan().TemplateOf(i).Retry.MaxRetries
+		out := t.failures == 1+x.run.Plan().TemplateOf(i).Retry.MaxRetries // of retries
 		switch s := x.run.TaskState(i); {
 		case t.attempts != x.run.Attempt(i) || t.done != (s == dag.TaskCompleted) || out != (s == dag.TaskErrored):
 			return fmt.Errorf("task %d is %s at attempt %d, the executor saw %+v", i, s, x.run.Attempt(i), t)

@@ -11,12 +11,13 @@ import (
 )
 
 // Graph is a spec in full detail: all tasks and all edges. It is immutable; Extend returns a new
-// one.
+// one. Order has the tasks of one definition after the other, in the order of the document, and then
+// those of each generated set: their places are the indexes of package dag.
 type Graph struct {
 	params   []dag.Parameter
 	defaults *dag.Job
-	maxDepth int
-	defs     []*definition
+	maxDepth int           // of nested generators; at least 1
+	defs     []*definition // in the order of the document and of the sets
 	edges    []defEdge
 	Order    []string         // task names by index
 	Tasks    map[string]*Node // by name
@@ -26,7 +27,7 @@ type Graph struct {
 type Node struct {
 	Name        string
 	Def         string            // the task as defined
-	Values      map[string]string // of the list parameters that it expands over
+	Values      map[string]string // of the list parameters that it expands over, by name
 	Parents     map[string]bool   // names of the tasks that it waits for
 	Command     []string
 	Environment []string
@@ -38,12 +39,12 @@ type Node struct {
 // definition is one task as defined.
 type definition struct {
 	name      string
-	job       dag.Job
+	job       dag.Job // with the defaults
 	retry     dag.RetryPolicy
 	generator bool
-	depth     int
-	tasks     []string
-	axes      []string
+	depth     int      // 0 in the document, n+1 in a set that a generator of depth n printed
+	tasks     []string // expanded names
+	axes      []string // list parameters that the job refers to, sorted
 }
 
 // defEdge is an edge between two definitions.
@@ -66,6 +67,10 @@ func NewGraph(s *dag.Spec, l dag.Limits) (*Graph, error) {
 // Extend adds the tasks of a generator, in one step: the result is valid as a whole, or it is an error
 // and g stays as it is. started reports whether a task of a definition has started; an edge into such
 // a definition would come too late. generator is the expanded name of the task that printed them.
+//
+// Two kinds of edges are implied. The children of the generator, as defined, also wait for every
+// generated task. A generated task without a parent waits for the one task that printed it, not for all
+// tasks of that definition; one that names the generator as parent waits for all of them.
 func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def string) bool) (*Graph, error) {
 	made := g.findDefinition(g.Tasks[generator].Def)
 	next := &Graph{params: g.params, defaults: g.defaults, maxDepth: g.maxDepth}
@@ -88,7 +93,8 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 			return nil, fmt.Errorf("edge into %q, which has started", e.child)
 		}
 	}
-	// The children of the generator wait for all generated tasks.
+	// The children of the generator wait for all generated tasks. Tasks that an earlier set hung on
+	// one task of the generator (only) are not among them: they were generated, too.
 	for _, e := range g.edges {
 		if e.parent != made.name || e.only != "" {
 			continue
@@ -106,6 +112,7 @@ func (g *Graph) Extend(generator string, tasks []dag.TaskSpec, started func(def 
 	return next, next.expandAll()
 }
 
+// findDefinition returns a definition by its name, or nil.
 func (g *Graph) findDefinition(name string) *definition {
 	for _, d := range g.defs {
 		if d.name == name {
@@ -130,7 +137,8 @@ func (g *Graph) TasksOf(name string) []string { return g.findDefinition(name).ta
 // IsGenerator reports whether a definition is a generator.
 func (g *Graph) IsGenerator(name string) bool { return g.findDefinition(name).generator }
 
-// addDefinitions adds definitions and the edges that they name.
+// addDefinitions adds definitions and the edges that they name. The names of the ends are checked later,
+// by expandAll, because a definition may name one that follows.
 func (g *Graph) addDefinitions(tasks []dag.TaskSpec, depth int) error {
 	for _, t := range tasks {
 		if g.findDefinition(t.Name) != nil {
@@ -160,7 +168,8 @@ func (g *Graph) addDefinitions(tasks []dag.TaskSpec, depth int) error {
 	return nil
 }
 
-// addEdge adds an edge once. When only one of two equal edges has match, match holds.
+// addEdge adds an edge once. When only one of two equal edges has match, match holds. Two edges with
+// different matches are both kept, for expandAll to refuse.
 func (g *Graph) addEdge(parent, child string, match []string) {
 	match = slices.Compact(slices.Sorted(slices.Values(match)))
 	for i := range g.edges {
@@ -246,6 +255,8 @@ func (g *Graph) expandAll() error {
 	return g.checkAcyclic()
 }
 
+// sameValues reports whether two tasks have the same values of all matched parameters: always, without
+// match.
 func sameValues(a, b *Node, match []string) bool {
 	for _, m := range match {
 		if a.Values[m] != b.Values[m] {
@@ -256,7 +267,8 @@ func sameValues(a, b *Node, match []string) bool {
 }
 
 // expandDefinition makes the tasks of a definition, one for each combination of values. The axes are
-// sorted by name, and the last one varies fastest: the number in a task's name follows from that.
+// sorted by name, and the last one varies fastest: the number in a task's name follows from that. With
+// A = [x y] and B = [1 2 3] task t expands to t_0 (x 1), t_1 (x 2), t_2 (x 3), t_3 (y 1), and so on.
 func (g *Graph) expandDefinition(d *definition) error {
 	d.tasks = nil
 	rows := []map[string]string{{}}
@@ -289,6 +301,7 @@ func (g *Graph) expandDefinition(d *definition) error {
 	return nil
 }
 
+// parameter returns a parameter by its name; the zero Parameter for an unknown one.
 func (g *Graph) parameter(name string) dag.Parameter {
 	for _, p := range g.params {
 		if p.Name == name {
@@ -299,7 +312,8 @@ func (g *Graph) parameter(name string) dag.Parameter {
 }
 
 // substituteAll replaces the tokens of all parameters. A parameter without a list has its only value,
-// a list parameter that of the row.
+// a list parameter that of the row. It replaces one parameter after the other, so it is right only while
+// no value contains a token: the values of RandomSpec do not.
 func (g *Graph) substituteAll(words []string, row map[string]string) []string {
 	var out []string
 	for _, w := range words {

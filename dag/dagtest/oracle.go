@@ -9,11 +9,12 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// OracleTask is the full state of one task.
+// OracleTask is the full state of one task. The embedded Node is that of the newest graph: a generated
+// set may give a task more parents.
 type OracleTask struct {
 	*Node
 	State    dag.TaskState
-	Attempt  uint32 // of the newest attempt; 0 before the first
+	Attempt  uint32 // of the newest attempt; 0 before the first. A revoked attempt gives its number back
 	Failures uint32 // since the last restart
 	Losses   uint32 // since the last restart
 	Killing  bool   // a user's kill waits for the attempt's end
@@ -26,19 +27,23 @@ type OracleTask struct {
 func (t *OracleTask) isLive() bool { return t.State == dag.TaskGranted || t.State == dag.TaskRunning }
 
 // Oracle is the state of one run. Times are ns, as in package dag. One goroutine uses it.
+//
+// Only the states of tasks and run and what an event adds to them are stored. All else is a function of
+// them, computed when it is asked for: readiness, demand, counts, the end of the run. That costs
+// O(tasks * parents) per event, so random specs are small.
 type Oracle struct {
-	*Graph
-	Tasks     map[string]*OracleTask
+	*Graph                           // the newest graph
+	Tasks     map[string]*OracleTask // by name
 	State     dag.RunState
-	Changes   []dag.StateChange
-	Killing   bool
-	PausedAt  int64
+	Changes   []dag.StateChange // at least one: the first is RunQueued
+	Killing   bool              // a user's kill of the run waits for live attempts
+	PausedAt  int64             // when the newest pause began
 	lostLimit uint32
-	classes   []dag.Class
+	classes   []dag.Class          // of the plan, by the index that grants and effects have
 	wanted    map[int]int          // last demand by class
 	ended     map[string]dag.Times // of the attempts that have ended, by definition
-	effects   []dag.Effect
-	now       int64
+	effects   []dag.Effect         // of the present event
+	now       int64                // the newest time of an event; a clock that is set back does not lower it
 }
 
 // NewOracle is a new run of g. classes are those of the plan, because effects name them by index.
@@ -49,6 +54,8 @@ func NewOracle(g *Graph, classes []dag.Class, lostLimit uint32, now int64) *Orac
 	return o
 }
 
+// adoptGraph makes g the graph of the run. Tasks that it adds are QUEUED, and the others keep their
+// state. A task of g is never missing in the new graph, because sets only add.
 func (o *Oracle) adoptGraph(g *Graph, classes []dag.Class) {
 	o.Graph, o.classes = g, classes
 	for name, n := range g.Tasks {
@@ -77,7 +84,8 @@ func (o *Oracle) IsFinal() bool {
 	return o.State == dag.RunCompleted || o.State == dag.RunErrored || o.State == dag.RunKilled
 }
 
-// IsReady reports whether the parents of a task permit its start.
+// IsReady reports whether the parents of a task permit its start. A task that waits for a retry without
+// an interval is ready, too: its parents were COMPLETED when it first started, and stay so.
 func (o *Oracle) IsReady(t *OracleTask) bool {
 	if t.State != dag.TaskQueued {
 		return t.State == dag.TaskRetry && t.AtOnce
@@ -104,9 +112,9 @@ func (o *Oracle) SelectTasks(is func(*OracleTask) bool) []*OracleTask {
 // LiveTasks lists the tasks whose attempt has not ended, in order.
 func (o *Oracle) LiveTasks() []*OracleTask { return o.SelectTasks((*OracleTask).isLive) }
 
-// HasStarted reports whether a task of the definition has started. never is true when its tasks have
-// never had a slot. When both are false, because all attempts were revoked, either answer is
-// correct.
+// HasStarted reports whether a task of the definition has started, which decides whether a generated
+// set may still add a parent. never is true when its tasks have never had a slot. When both are false,
+// because all attempts were revoked, either answer is correct: a task had a slot, but no process ran.
 func (o *Oracle) HasStarted(def string) (started, never bool) {
 	never = true
 	for _, name := range o.TasksOf(def) {
@@ -117,7 +125,7 @@ func (o *Oracle) HasStarted(def string) (started, never bool) {
 	return started, never
 }
 
-// Counts returns the number of tasks by state.
+// Counts returns the number of tasks by state, counted again each time.
 func (o *Oracle) Counts() (c [dag.NumTaskStates]uint32) {
 	for _, t := range o.Tasks {
 		c[t.State]++
@@ -134,6 +142,8 @@ func (o *Oracle) DemandOf(class int) int {
 	return len(o.SelectTasks(func(t *OracleTask) bool { return o.classOf(t) == class && o.IsReady(t) }))
 }
 
+// classOf returns the index of a task's class, or -1 for a class that the plan lacks: then effects and
+// demand differ from those of the run.
 func (o *Oracle) classOf(t *OracleTask) int { return slices.Index(o.classes, t.Class) }
 
 // Init returns the effects of a new run. It is called once, before the first Apply.
@@ -143,7 +153,16 @@ func (o *Oracle) Init() []dag.Effect {
 	return o.effects
 }
 
-// IsAllowed reports whether a user may set the state of the run.
+// IsAllowed reports whether a user may set the state of the run:
+//
+//	to         from
+//	QUEUED     PAUSED, ERRORED, KILLED: a restart
+//	PAUSED     QUEUED, RUNNING
+//	RUNNING    PAUSED: a resume
+//	KILLED     any state; a finished run ignores the kill
+//
+// While a kill waits for the last attempt, only a further kill is allowed. COMPLETED and ERRORED are
+// results and cannot be set.
 func (o *Oracle) IsAllowed(to dag.RunState) bool {
 	switch to {
 	case dag.RunQueued:
@@ -167,12 +186,15 @@ func (o *Oracle) IsAllowed(to dag.RunState) bool {
 func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect, error) {
 	o.effects = nil
 	var err error
+	// Each case has the rule as docs/semantics.md and the comments of the events state it. The clock of
+	// the run never falls, whatever the time of the event.
 	switch e := e.(type) {
 	case dag.Grant:
 		o.now = max(o.now, e.At)
 		err = o.grantSlots(e, chosen)
 	case dag.Started:
 		o.now = max(o.now, e.At)
+		// A repeated report of a RUNNING attempt does not change anything.
 		if t := o.liveAttempt(e.Task, e.Attempt); t != nil && t.State == dag.TaskGranted {
 			t.State = dag.TaskRunning
 			if t.Start == 0 { // otherwise the report is repeated after a crash
@@ -192,6 +214,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		o.now = max(o.now, e.At)
 		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
 			o.recordTimes(t, e.Start, e.Stop)
+			// A kill decides over the result: the generator is KILLED and its tasks are not added.
 			if !t.Killing && !o.Killing {
 				o.adoptGraph(next, e.Next.Classes)
 			}
@@ -205,6 +228,8 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		}
 	case dag.Revoked:
 		o.now = max(o.now, e.At)
+		// The attempt never started, so it leaves no trace: its number is used again, and it does not
+		// count as a failure or a loss.
 		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
 			t.Attempt--
 			if t.Killing {
@@ -216,6 +241,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 	case dag.RetryDue:
 		o.now = max(o.now, e.At)
 		t := o.taskAt(e.Task)
+		// A timer that fires early, late, during a pause or for an older attempt is ignored.
 		if t.State == dag.TaskRetry && !t.AtOnce && t.Attempt == e.Attempt && o.now >= t.Due && o.State != dag.RunPaused {
 			t.State = dag.TaskQueued
 		}
@@ -229,6 +255,7 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		o.now = max(o.now, e.At)
 		o.changeState(dag.RunPaused)
 		o.PausedAt = o.lastChangeTime()
+		// Attempts that have not started are asked back, and running ones go on.
 		for _, t := range o.LiveTasks() {
 			if t.State == dag.TaskGranted && !t.Killing {
 				o.emitEffect(dag.Cancel{Task: o.indexOf(t), Attempt: t.Attempt})
@@ -250,6 +277,9 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 	return o.effects, err
 }
 
+// grantSlots starts the chosen tasks. A grant must be used as far as tasks are ready, and what is left of
+// it comes back at once: a slot that is kept without an attempt would be lost to all runs. The error says
+// what package dag chose wrongly.
 func (o *Oracle) grantSlots(e dag.Grant, chosen []uint32) error {
 	n := min(e.N, o.DemandOf(e.Class))
 	if len(chosen) != n {
@@ -274,7 +304,8 @@ func (o *Oracle) grantSlots(e dag.Grant, chosen []uint32) error {
 }
 
 // endAttempt ends the live attempt of t and returns its slot. Every attempt ends here, so a slot that
-// is returned twice or never would be a difference to the run.
+// is returned twice or never would be a difference to the run. TaskEnded tells the driver that the
+// task's actor may stop; a task in RETRY keeps it for the next attempt.
 func (o *Oracle) endAttempt(t *OracleTask, s dag.TaskState) {
 	t.State, t.Killing, t.Start = s, false, 0
 	o.emitEffect(dag.Release{Class: o.classOf(t), N: 1})
@@ -285,6 +316,8 @@ func (o *Oracle) endAttempt(t *OracleTask, s dag.TaskState) {
 
 // recordTimes records the times of an attempt that ends: for its definition the earliest start and
 // the latest end of all attempts. A start of 0 is unknown; an unknown end is the time of the report.
+// The attempt may have two starts, one that Started told and one that came with the end: the earlier
+// one counts.
 func (o *Oracle) recordTimes(t *OracleTask, start, stop int64) {
 	if stop == 0 {
 		stop = o.now
@@ -319,7 +352,9 @@ func (o *Oracle) markRunning() {
 }
 
 // finishAttempt applies the end of an attempt that was observed. A kill decides over the result. A
-// failure uses up a retry; its interval begins now, or when a pause began that still lasts.
+// failure uses up a retry; its interval begins now, or when a pause began that still lasts. The interval
+// before the n-th retry is Interval * Backoff^(n-1), at most MaxInterval; a Backoff below 1 counts as 1,
+// and a MaxInterval of 0 is unlimited.
 func (o *Oracle) finishAttempt(t *OracleTask, ok bool) {
 	o.markRunning()
 	switch {
@@ -367,10 +402,13 @@ func (o *Oracle) loseAttempt(t *OracleTask) {
 	}
 }
 
+// emitSignal asks the driver to end the live attempt of t. A second kill emits it again.
 func (o *Oracle) emitSignal(t *OracleTask) {
 	o.emitEffect(dag.Signal{Task: o.indexOf(t), Attempt: t.Attempt})
 }
 
+// killRun kills the run. Live attempts are signalled, tasks in RETRY are KILLED at once, and QUEUED ones
+// stay QUEUED: they never ran. The run is KILLED once the last attempt has ended (endIfStuck).
 func (o *Oracle) killRun() {
 	if o.IsFinal() {
 		return
@@ -386,6 +424,8 @@ func (o *Oracle) killRun() {
 	}
 }
 
+// killTask kills one task. Unlike a kill of the run it also reaches a QUEUED task. A task that has ended
+// keeps its state.
 func (o *Oracle) killTask(t *OracleTask) {
 	if o.IsFinal() {
 		return
@@ -400,6 +440,8 @@ func (o *Oracle) killTask(t *OracleTask) {
 	}
 }
 
+// resumeRun ends a pause. The intervals of retries stood still during the pause, so each goes on with
+// what was left of it when the pause began.
 func (o *Oracle) resumeRun() {
 	o.changeState(dag.RunRunning)
 	for _, t := range o.Tasks {
@@ -415,6 +457,9 @@ func (o *Oracle) resumeRun() {
 	}
 }
 
+// restartRun queues all tasks again that are not COMPLETED, with a fresh budget of retries and losses.
+// Attempts that still live (of a paused run) are left alone, and make the run RUNNING at once: a run
+// with a RUNNING task is never QUEUED.
 func (o *Oracle) restartRun() {
 	o.Killing = false
 	for _, t := range o.Tasks {
@@ -433,7 +478,9 @@ func (o *Oracle) restartRun() {
 	}
 }
 
-// endIfStuck ends the run when all its tasks have ended or cannot start.
+// endIfStuck ends the run when all its tasks have ended or cannot start. Without a kill of the run the
+// worst state of a task decides: ERRORED before KILLED before COMPLETED. A task in RETRY and a ready one
+// can still move, also in a paused run, which then stays PAUSED.
 func (o *Oracle) endIfStuck() {
 	if o.IsFinal() || len(o.LiveTasks()) > 0 {
 		return
@@ -476,8 +523,10 @@ func (o *Oracle) emitDemand() {
 	}
 }
 
+// emitEffect adds an effect. Their order does not matter: the comparison sorts them.
 func (o *Oracle) emitEffect(e dag.Effect) { o.effects = append(o.effects, e) }
 
+// taskAt finds a task by the index that events and effects have; indexOf is the reverse.
 func (o *Oracle) taskAt(task uint32) *OracleTask { return o.Tasks[o.Order[task]] }
 
 func (o *Oracle) indexOf(t *OracleTask) uint32 { return uint32(slices.Index(o.Order, t.Name)) }
@@ -490,7 +539,9 @@ func (o *Oracle) liveAttempt(task, attempt uint32) *OracleTask {
 	return nil
 }
 
-// RecoveredEffects returns the effects after a recovery: everything that the driver has forgotten.
+// RecoveredEffects returns the effects after a recovery: everything that the driver has forgotten. These
+// are the timers of retries, the signals and cancels of attempts that were to end, and every demand. A
+// Start is not repeated: the driver asks the executor what became of the live attempts.
 func (o *Oracle) RecoveredEffects() []dag.Effect {
 	o.effects = nil
 	clear(o.wanted)

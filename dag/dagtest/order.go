@@ -16,7 +16,16 @@ import (
 //
 // Oracle is too slow for large graphs, because it stores each edge between tasks. Order stores a
 // counter per group of an edge: a task is ready when the completed parents of its group are as many
-// as the group has. It does not know generated tasks, states or attempts.
+// as the group has. It does not know generated tasks, states or attempts. For example, with lists OS of
+// two values and ARCH of three, both in parent and child:
+//
+//	match         groups          a child waits for
+//	none          1, of 6 tasks   6 parents
+//	[OS]          2, of 3 tasks   3 parents
+//	[ARCH OS]     6, of 1 task    1 parent
+//
+// ExecuteSpec uses it, and the tests of package actors, which know tasks by their names.
+// TestOrderMatchesGraph compares Order with Graph. One goroutine uses an Order.
 type Order struct {
 	defs  []orderDef
 	index map[string]int // of a definition
@@ -28,9 +37,11 @@ type orderDef struct {
 	name    string
 	axes    []axis // sorted by name; the last one varies fastest
 	tasks   int    // number of expanded tasks
-	in, out []int  // edges
+	in, out []int  // edges, by their index: those to this child and from this parent
 }
 
+// axis is a list parameter that a definition expands over, with the number of its values. Which values
+// they are does not matter: equal places in the list are equal values.
 type axis struct {
 	name   string
 	values int
@@ -40,13 +51,15 @@ type axis struct {
 // form a group, which has a number.
 type orderEdge struct {
 	parent, child int
-	match         []string
-	parents       []uint32 // number by group
-	completed     []uint32
-	newest        []int64 // time of the last completion, by group
+	match         []string // nil = all to all, in one group
+	parents       []uint32 // number of parents, by group
+	completed     []uint32 // of these, by group
+	newest        []int64  // time of the last completion, by group
 }
 
-// NewOrder resolves the edges of a spec, group by group.
+// NewOrder resolves the edges of a spec, group by group, in O(tasks + edges). The spec is a valid one,
+// with its parameters sorted by name: an edge to an unknown task is the only error. It keeps no
+// reference to the spec.
 func NewOrder(s *dag.Spec) (*Order, error) {
 	o := &Order{index: map[string]int{}}
 	g := &Graph{defaults: s.Defaults}
@@ -101,7 +114,7 @@ func (o *Order) addEdge(known map[[2]int]int, from, to string, match []string) e
 	return nil
 }
 
-// countGroups makes the groups of an edge.
+// countGroups makes the groups of an edge and counts the parents of each.
 func (o *Order) countGroups(i int) {
 	e := &o.edges[i]
 	parent, child := &o.defs[e.parent], &o.defs[e.child]
@@ -118,7 +131,9 @@ func (o *Order) countGroups(i int) {
 	parent.out, child.in = append(parent.out, i), append(child.in, i)
 }
 
-// groupOf numbers the matched values of a task at one end of an edge.
+// groupOf numbers the matched values of a task at one end of an edge. The number of a task is written in
+// digits of its axes, the last of which varies fastest, so the digits of the matched axes alone are the
+// number of the group. Axes are sorted by name at both ends, so equal values give equal numbers.
 func (o *Order) groupOf(e *orderEdge, def, task int) int {
 	if len(e.match) == 0 {
 		return 0
@@ -153,7 +168,7 @@ func (o *Order) findTask(name string) (def, task int, err error) {
 	return 0, 0, fmt.Errorf("unknown task %q", name)
 }
 
-// TaskNames yields the names of all tasks, definition by definition.
+// TaskNames yields the names of all tasks, definition by definition: in the order of their indexes.
 func (o *Order) TaskNames(yield func(string) bool) {
 	for def, d := range o.defs {
 		for task := range d.tasks {
@@ -168,7 +183,8 @@ func (o *Order) TaskNames(yield func(string) bool) {
 	}
 }
 
-// MarkCompleted records that a task has completed, with the time.
+// MarkCompleted records that a task has completed, with the time. A second completion is an error as soon
+// as a group has more completions than parents, so not for a task without children.
 func (o *Order) MarkCompleted(name string, at int64) error {
 	def, task, err := o.findTask(name)
 	if err != nil {

@@ -11,17 +11,22 @@ import (
 	"github.com/caravan-dag/caravan/dag"
 )
 
-// PlayLog describes what a script did.
+// PlayLog describes what a script did. The counts let a test prove that its scripts cover what they
+// should: a check that is never reached does not fail either.
 type PlayLog struct {
-	Lines  []string // the spec, then each event with its effects
-	Events int      // applied events
-	Kinds  [numKinds]int
-	Sets   int // accepted generated sets
-	Final  dag.RunState
+	Lines  []string      // the spec, then each event with its effects
+	Events int           // applied events
+	Kinds  [numKinds]int // operations by kind, skipped ones included
+	Sets   int           // accepted generated sets
+	Final  dag.RunState  // the zero value when the spec was refused
 }
 
 // player plays one script. It is the driver of the run: it has the clock, the slots and the disk, and
-// sends only events that a correct driver may send, including late, early and repeated ones.
+// sends only events that a correct driver may send, including late, early and repeated ones. An event
+// that a driver must not send makes package dag panic, which would hide what the script is about.
+//
+//	script -> playOp -> event -> dag.Run -> effects, records -> disk
+//	                         \-> Oracle  -> effects -> compare
 type player struct {
 	PlayLog
 	config      dag.Config
@@ -30,20 +35,21 @@ type player struct {
 	run         *dag.Run
 	oracle      *Oracle
 	disk        *simulatedDisk
-	now         int64
+	now         int64           // the driver's clock, ns; each operation advances it by at least 1, unless OpTick sets it back
 	last        int64           // the run's newest LastUpdate
-	revocable   map[uint32]bool // live attempts that may answer Revoked
+	revocable   map[uint32]bool // live attempts that may answer Revoked: those with a Signal or a Cancel
 	held        map[int]int     // slots by class
-	past        []dag.Event
-	checkpoints []checkpoint // before the newest events, oldest first; kept if the script has a crash
+	past        []dag.Event     // that were applied and are durable, for OpStale
+	checkpoints []checkpoint    // before the newest events, oldest first; kept if the script has a crash
 	quiet       bool
 }
 
-// checkpoint is a state to which a crash may return.
+// checkpoint is a state to which a crash may return: what was durable before an operation, and what the
+// oracle had then. A dag.Run cannot be copied, so it is always recovered from the disk.
 type checkpoint struct {
 	oracle *Oracle
 	disk   *simulatedDisk
-	past   int
+	past   int // length of player.past
 }
 
 // PlayScript plays a script against dag.Run and the oracle, and compares them after each event. With
@@ -65,6 +71,8 @@ func PlayScript(s Script, quiet bool) (l *PlayLog, err error) {
 	return l, p.playOps(s.Ops)
 }
 
+// playOps plays the operations and then the run to its end. A spec that both sides refuse is a script
+// that passes.
 func (p *player) playOps(ops []Op) error {
 	graph, refused := NewGraph(p.spec, p.limits)
 	plan, problems := dag.NewPlan(p.spec, p.limits)
@@ -85,6 +93,7 @@ func (p *player) playOps(ops []Op) error {
 	if err := p.comparePlans(); err != nil {
 		return err
 	}
+	// Checkpoints are deep copies, so scripts without a crash have none.
 	crashes := slices.ContainsFunc(ops, func(op Op) bool { return op.Kind == OpCrash })
 	for _, op := range ops {
 		if crashes && op.Kind != OpCut && op.Kind != OpTick {
@@ -99,6 +108,7 @@ func (p *player) playOps(ops []Op) error {
 	return p.playToEnd()
 }
 
+// addLine adds a line to the log, unless the script is played quietly.
 func (p *player) addLine(format string, args ...any) {
 	if !p.quiet {
 		p.Lines = append(p.Lines, fmt.Sprintf(format, args...))
@@ -111,7 +121,7 @@ func (p *player) playOp(op Op) error {
 	p.now++
 	o, now := p.oracle, p.now
 	switch op.Kind {
-	case OpGrant:
+	case OpGrant: // also more slots than are wanted; to an ended run seldom, as a grant that crosses the end
 		if class := int(op.A) % len(o.classes); !o.IsFinal() || op.B < 16 {
 			return p.applyEvent(dag.Grant{Class: class, N: 1 + int(op.B)%6, At: now})
 		}
@@ -129,7 +139,7 @@ func (p *player) playOp(op Op) error {
 		if t := pickByIndex(o.LiveTasks(), op.A); t != nil {
 			return p.applyEvent(dag.Lost{Task: o.indexOf(t), Attempt: t.Attempt, At: now, Start: p.reportedStart(t), Stop: now})
 		}
-	case OpRevoked:
+	case OpRevoked: // only where an executor may revoke: asked to, and its process does not exist
 		may := func(t *OracleTask) bool {
 			return t.State == dag.TaskGranted && p.revocable[o.indexOf(t)] && t.Start == 0
 		}
@@ -141,7 +151,7 @@ func (p *player) playOp(op Op) error {
 			p.now = max(now, t.Due)
 			return p.applyEvent(dag.RetryDue{Task: o.indexOf(t), Attempt: t.Attempt, At: p.now})
 		}
-	case OpEarly:
+	case OpEarly: // the timer of this or the former attempt, mostly before its time
 		if t := pickByIndex(o.SelectTasks(func(t *OracleTask) bool { return t.Attempt > 0 }), op.A); t != nil {
 			return p.applyEvent(dag.RetryDue{Task: o.indexOf(t), Attempt: max(1, t.Attempt-uint32(op.B%2)), At: now})
 		}
@@ -179,7 +189,8 @@ func (p *player) playOp(op Op) error {
 	return nil
 }
 
-// panicTrace returns the lines of package dag in the stack of a panic.
+// panicTrace returns the lines of package dag in the stack of a panic, so that a report shows where an
+// invariant broke without the frames of the test.
 func panicTrace() string {
 	var lines []string
 	for line := range strings.Lines(string(debug.Stack())) {
@@ -199,6 +210,8 @@ func (p *player) reportedStart(t *OracleTask) int64 {
 	return t.Start
 }
 
+// pickByIndex returns the element that byte a chooses, modulo the length; the zero value of an empty
+// list.
 func pickByIndex[T any](from []T, a uint8) (t T) {
 	if len(from) == 0 {
 		return t
@@ -206,7 +219,9 @@ func pickByIndex[T any](from []T, a uint8) (t T) {
 	return from[int(a)%len(from)]
 }
 
-// succeedAttempt ends an attempt with rc 0. If the task is a generator, it adds generated tasks.
+// succeedAttempt ends an attempt with rc 0. If the task is a generator, it adds generated tasks. A
+// generator that is being killed may end in either way, because the driver need not read its output.
+// Runs of 150 tasks or six sets get only empty sets, so that they end.
 func (p *player) succeedAttempt(t *OracleTask, op Op) error {
 	if t == nil {
 		return nil
@@ -224,6 +239,7 @@ func (p *player) succeedAttempt(t *OracleTask, op Op) error {
 	}
 	var tasks []dag.TaskSpec
 	if len(o.Order) < 150 && plan.Sets < 6 {
+		// The set follows from A and B alone, so that removing other operations does not change it.
 		choices := make([]byte, 60)
 		for k := range choices {
 			choices[k] = byte(k*k*7) ^ op.A*byte(k+3) ^ op.B
@@ -233,6 +249,9 @@ func (p *player) succeedAttempt(t *OracleTask, op Op) error {
 	return p.generateTasks(t, tasks)
 }
 
+// generateTasks plans the output of a generator on both sides and applies it. The oracle takes over which
+// tasks have started from the run, because package dag may choose there (Oracle.HasStarted); what the
+// run says was checked before. Output that is refused makes the attempt fail, as a driver does it.
 func (p *player) generateTasks(t *OracleTask, tasks []dag.TaskSpec) error {
 	o, i, plan := p.oracle, p.oracle.indexOf(t), p.run.Plan()
 	next, problems := plan.Extend(i, tasks, p.run.Started)
@@ -253,7 +272,9 @@ func (p *player) generateTasks(t *OracleTask, tasks []dag.TaskSpec) error {
 	return p.comparePlans()
 }
 
-// repeatEvent sends an event of an attempt once more, if it is stale by now.
+// repeatEvent sends an event of an attempt once more, if it is stale by now: the attempt has ended, or
+// the same has been reported. An event that would count again is not repeated, because a driver sends it
+// once. The time is the present one, except for Generated, which keeps its own.
 func (p *player) repeatEvent(e dag.Event) error {
 	task, attempt := reflect.ValueOf(e).FieldByName("Task"), reflect.ValueOf(e).FieldByName("Attempt")
 	if !task.IsValid() || !attempt.IsValid() {
@@ -277,6 +298,7 @@ func (p *player) repeatEvent(e dag.Event) error {
 	return p.applyEvent(copied.Interface().(dag.Event))
 }
 
+// applyEvent applies an event that does not change the graph.
 func (p *player) applyEvent(e dag.Event) error { return p.applyToBoth(e, nil, nil) }
 
 // applyToBoth applies an event to the run and to the oracle, and compares them. The run goes first,
@@ -316,7 +338,9 @@ func (p *player) applyToBoth(e dag.Event, graph *Graph, made *generatedSet) erro
 	return p.compareWithOracle(want, got)
 }
 
-// playToEnd lets every attempt succeed until the run has ended. A run that does not end is an error.
+// playToEnd lets every attempt succeed until the run has ended. A run that does not end is an error: it
+// has lost a slot, a timer or a demand, which no single event shows. The bound on operations is far above
+// what the largest run needs, with four for each task and some for the sets that are still generated.
 func (p *player) playToEnd() error {
 	o := p.oracle
 	if o.IsAllowed(dag.RunRunning) {

@@ -11,7 +11,9 @@ import (
 // possible at that moment. An operation that is not possible is skipped.
 type OpKind uint8
 
-// The kinds of operations.
+// The kinds of operations. Their numbers are in stored scripts: new ones go before numKinds. A script is
+// decoded modulo numKinds, so a new kind changes what fuzzers have stored with greater numbers, but not
+// the scripts that Encode wrote.
 const (
 	OpGrant    OpKind = iota // A class, B slots
 	OpStarted                // A task
@@ -36,28 +38,38 @@ const (
 var kindNames = [numKinds]string{"grant", "started", "ok", "fail", "lost", "revoked", "due", "early", "stale",
 	"tick", "killtask", "pause", "resume", "restart", "kill", "cut", "crash"}
 
-// kindWeights are the weights of the kinds in a random script.
+// kindWeights are the weights of the kinds in a random script, in the order of the kinds. Grants and
+// ends of attempts are frequent, so that runs get far; kills and crashes end much, so they are rare.
 var kindWeights = [numKinds]int{24, 16, 30, 14, 4, 8, 10, 2, 6, 8, 2, 2, 5, 5, 1, 2, 2}
 
 func (k OpKind) String() string { return kindNames[k] }
 
-// Op is one operation of a script.
+// Op is one operation of a script. What A and B mean depends on the kind. They are bytes instead of
+// names of tasks, so that an operation stays valid when shrinking removes the tasks or the operations
+// before it.
 type Op struct {
 	Kind OpKind
 	A, B uint8
 }
 
-// maxOps bounds the time that one script takes.
+// maxOps bounds the time that one script takes, because a fuzzer finds more with many short scripts.
 const maxOps = 400
 
-// Script is a whole test as data.
+// Script is a whole test as data. The same script plays the same on every machine: neither side reads
+// a clock or a random number. Its bytes are
+//
+//	n  spec, n bytes  kind A B  kind A B  …
+//
+// where n is one byte, so a spec has at most 255 choices.
 type Script struct {
 	Spec []byte // see ChoiceSource and RandomSpec
 	Ops  []Op
 }
 
 // RandomScript makes a script. Each has its own mixture of operations, without some and with much of
-// others, so that rare operations meet more often than in a uniform mixture.
+// others, so that rare operations meet more often than in a uniform mixture: a weight is multiplied by
+// 0, 1, 1, 1 or 4. The spec has 120, 60 or 30 bytes, so that some specs end in plain tasks. The same
+// seed and number of operations give the same script.
 func RandomScript(seed uint64, ops int) Script {
 	r := rand.New(rand.NewPCG(seed, 1))
 	s := Script{Spec: make([]byte, 120)}
@@ -113,6 +125,14 @@ func ParseScript(text string) (Script, error) {
 
 // ShrinkScript looks for a smaller script that still fails. It removes ever smaller parts of the
 // operations and of the spec, and sets bytes to zero. It plays at most the given number of scripts.
+//
+// It is greedy: a candidate that still fails replaces the script, until a whole pass finds none. A pass
+// removes parts of the operations (all, a half, a quarter, … one), cuts the end of the spec in the same
+// way, and zeroes single bytes of the spec and then A and B of single operations.
+//
+// A smaller script may fail for another reason than the first one. That is accepted: it is a failure,
+// too, and the first one is found again once it is repaired. fails must not panic; PlayScript turns
+// panics into errors.
 func ShrinkScript(s Script, plays int, fails func(Script) bool) Script {
 	try := func(t Script) bool {
 		if plays == 0 {
@@ -128,6 +148,7 @@ func ShrinkScript(s Script, plays int, fails func(Script) bool) Script {
 	for again := true; again && plays > 0; {
 		again = false
 		for size := len(s.Ops); size >= 1; size /= 2 {
+			// After a removal the next part has moved to this place.
 			for at := 0; at+size <= len(s.Ops); {
 				if try(Script{s.Spec, slices.Delete(slices.Clone(s.Ops), at, at+size)}) {
 					again = true
@@ -136,6 +157,7 @@ func ShrinkScript(s Script, plays int, fails func(Script) bool) Script {
 				}
 			}
 		}
+		// Only the end of the spec is cut: a byte in the middle shifts the meaning of all after it.
 		for size := len(s.Spec); size >= 1; size /= 2 {
 			if size <= len(s.Spec) && try(Script{s.Spec[:len(s.Spec)-size], s.Ops}) {
 				again = true

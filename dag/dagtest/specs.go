@@ -13,10 +13,13 @@ import (
 )
 
 // ChoiceSource turns bytes into choices. When it is exhausted every choice is 0. So every byte string
-// is a valid spec, a fuzzer can change it freely, and a shorter string is a simpler spec.
+// is a valid spec, a fuzzer can change it freely, and a shorter string is a simpler spec. Generators
+// choose so that 0 is the plainest alternative, which makes zeroing a byte a step of shrinking. Bytes
+// are the choices that are left.
 type ChoiceSource struct{ Bytes []byte }
 
-// Choose returns a number in [0, n).
+// Choose returns a number in [0, n). It takes one byte, or none when there is only one alternative, so n
+// is at most 256. Small n that do not divide 256 are slightly uneven.
 func (s *ChoiceSource) Choose(n int) int {
 	if len(s.Bytes) == 0 || n <= 1 {
 		return 0
@@ -26,13 +29,20 @@ func (s *ChoiceSource) Choose(n int) int {
 	return int(b) % n
 }
 
-// OneIn is true once in n times, and never when the source is exhausted.
+// OneIn is true once in n times, and never when the source is exhausted, because the last alternative is
+// the true one: what is rare is left out of a shrunk spec first.
 func (s *ChoiceSource) OneIn(n int) bool { return s.Choose(n) == n-1 }
 
 const second = int64(time.Second)
 
 // RandomSpec makes a spec. Nearly all are valid; a few have a cycle or a repeated name. A source of
 // zeros makes one task without parameters.
+//
+// It is small on purpose, because the oracle is quadratic and rare combinations need few tasks: lists
+// of one to five values, of which one may occur twice; up to seven tasks; an edge between each pair with
+// a probability of a third. Edges lead from lower to higher numbers, so they are acyclic, except for the
+// one in forty specs with an edge back. Half of the specs are reversed, so that a task is defined before
+// its parents.
 func RandomSpec(src *ChoiceSource) *dag.Spec {
 	s := &dag.Spec{Tag: "random"}
 	s.Parameters = []dag.Parameter{
@@ -73,6 +83,7 @@ func RandomSpec(src *ChoiceSource) *dag.Spec {
 	return s
 }
 
+// parameterValues returns n values that differ: the prefix and a number from 0 up.
 func parameterValues(prefix string, n int) []string {
 	var out []string
 	for i := range n {
@@ -81,11 +92,15 @@ func parameterValues(prefix string, n int) []string {
 	return out
 }
 
+// wholeQuantity is what specjson makes of the number n in a document.
 func wholeQuantity(n int) dag.Quantity {
 	return dag.Quantity{Raw: fmt.Sprint(n), Milli: int64(n) * 1000}
 }
 
 // randomTask makes a task without edges: its job, resources, retries, and whether it generates tasks.
+// Tokens may stand in the command, in a command string and in the environment, alone, within a word and
+// twice, because each place decides on the expansion. Retry intervals are 0 to 2 s, with and without
+// growth and bound, so that some are at once and some are cut by the bound.
 func randomTask(src *ChoiceSource, name string) dag.TaskSpec {
 	t := dag.TaskSpec{Name: name, Job: dag.Job{Command: []string{"run"}}}
 	for bit, token := range []string{"{{A}}", "x{{B}}", "{{C}}{{C}}", "{{S}}"} {
@@ -114,7 +129,9 @@ func randomTask(src *ChoiceSource, name string) dag.TaskSpec {
 	return t
 }
 
-// addRandomEdge adds an edge, from one end or from both, sometimes with match.
+// addRandomEdge adds an edge, from one end or from both, sometimes with match. match is used only where
+// it is valid: over parameters that both ends expand over, and not of a generator's children. It may be
+// in another order than the parameters, and at one of two ends only. Numbers are places in s.Tasks.
 func addRandomEdge(src *ChoiceSource, s *dag.Spec, parent, child int) {
 	p, c := &s.Tasks[parent], &s.Tasks[child]
 	down, up := dag.EdgeSpec{Task: c.Name}, dag.EdgeSpec{Task: p.Name}
@@ -144,7 +161,8 @@ func addRandomEdge(src *ChoiceSource, s *dag.Spec, parent, child int) {
 	}
 }
 
-// expansionAxes returns the lists that a task expands over.
+// expansionAxes returns the lists that a task expands over, sorted. A task that the graph refuses
+// expands over none.
 func expansionAxes(s *dag.Spec, t *dag.TaskSpec) []string {
 	g := &Graph{params: s.Parameters, defaults: s.Defaults}
 	if err := g.addDefinitions([]dag.TaskSpec{{Name: t.Name, Job: t.Job}}, 0); err != nil {
@@ -153,6 +171,7 @@ func expansionAxes(s *dag.Spec, t *dag.TaskSpec) []string {
 	return g.defs[0].axes
 }
 
+// commonAxes returns the lists that are in both, in the order of a.
 func commonAxes(a, b []string) []string {
 	var both []string
 	for _, axis := range a {
@@ -164,7 +183,9 @@ func commonAxes(a, b []string) []string {
 }
 
 // RandomSet makes the output of a generator: edges within the set, and from and to existing tasks.
-// Sometimes it has a clash of names, a cycle, or an edge into a task that has started.
+// Sometimes it has a clash of names, a cycle, or an edge into a task that has started. g is the present
+// graph, s the spec, and number that of the set, which keeps names of different sets apart: g2.0 is the
+// first task of the third set. A source of zeros makes an empty set, which a generator may print.
 func RandomSet(src *ChoiceSource, g *Graph, s *dag.Spec, number int) []dag.TaskSpec {
 	set := &dag.Spec{Parameters: s.Parameters, Defaults: s.Defaults}
 	n := src.Choose(4)
@@ -201,7 +222,7 @@ func RandomSet(src *ChoiceSource, g *Graph, s *dag.Spec, number int) []dag.TaskS
 	return set.Tasks
 }
 
-// Shape is a spec of a known form.
+// Shape is a spec of a known form. Its names of tasks are t0, t1, … or level0, level1, …
 type Shape struct {
 	Name string
 	Spec *dag.Spec
@@ -211,7 +232,20 @@ type Shape struct {
 const NumShapes = 24
 
 // Shapes returns graphs of all forms, of about n tasks each; n is at least 40. The forms that define
-// each task separately have n/10 tasks, 30,000 at most.
+// each task separately have n/10 tasks, 30,000 at most. The same n gives the same graphs.
+//
+//	alone      n tasks without edges          tree, out  1 -> 2 -> 4 -> …
+//	chain      1 -> 1 -> 1 -> …               tree, in   … -> 4 -> 2 -> 1
+//	star       1 -> n -> 1                    layers     10 layers, each all to all with the next
+//	diamond    1 -> n/2 and n/2 -> 1          every layer  10 layers, each with all before it
+//	diamonds   ten of them in a row           comb       wide and single layers in turn
+//	hourglass  n/2 -> 1 -> n/2                lattice    a square; edges from above and from the left
+//	islands    ten chains of four             butterfly  9 layers; each task has two parents, the
+//	                                          second one twice as far away in each layer
+//
+// The forms that begin with "match" have one-to-one edges: along lines, from one list to two (fan) and
+// back (join, last), over one of two lists each (cross), and over three lists (pyramid). The random ones
+// mix both kinds of edges.
 func Shapes(n int) []Shape {
 	r := rand.New(rand.NewPCG(uint64(n), 2))
 	ones := min(n/10, 30_000) // templates cost more than tasks
@@ -264,12 +298,14 @@ func Shapes(n int) []Shape {
 	}
 }
 
-// parentLink is an edge from a parent, by its number.
+// parentLink is an edge from a parent, by its number. specOfShape ignores a number below 0, so that a
+// form need not treat its first tasks apart.
 type parentLink struct {
 	parent int
 	match  bool // over all parameters of the child
 }
 
+// plainLinks are all-to-all edges from each of the parents.
 func plainLinks(parents ...int) (links []parentLink) {
 	for _, p := range parents {
 		links = append(links, parentLink{parent: p})
@@ -280,6 +316,7 @@ func plainLinks(parents ...int) (links []parentLink) {
 // edgeTable has the parents of each child.
 type edgeTable map[int][]int
 
+// linksOf returns the edges to task c, as specOfShape asks for them.
 func (e edgeTable) linksOf(c int) []parentLink { return plainLinks(e[c]...) }
 
 // childOfNthBefore makes task c a child of task c-n.
@@ -303,14 +340,15 @@ func diamondLinks(c int) []parentLink {
 	return plainLinks(c-1, c-2)
 }
 
-// randomSubset keeps one in n of the links.
+// randomSubset keeps one in n of the links, by the numbers of r: calls must come in the order of the
+// children, which specOfShape does.
 func randomSubset(r *rand.Rand, n int, of func(int) []parentLink) func(int) []parentLink {
 	return func(c int) []parentLink {
 		return slices.DeleteFunc(of(c), func(parentLink) bool { return r.IntN(n) > 0 })
 	}
 }
 
-// matchedLinks makes the links one to one.
+// matchedLinks makes the links one to one. specOfShape drops match where the ends differ in size.
 func matchedLinks(of func(int) []parentLink) func(int) []parentLink {
 	return func(c int) []parentLink {
 		links := of(c)
@@ -346,7 +384,9 @@ func randomSizes(r *rand.Rand, n, k int) []int {
 }
 
 // specOfShape makes tasks t0, t1, … which expand to counts tasks, with the parents that of returns.
-// It skips numbers below 0. When several links name one parent, the first one counts.
+// It skips numbers below 0. When several links name one parent, the first one counts. A task of count n
+// expands over a list N<n> that all tasks of that count share, so two of them can be matched. A task
+// of count 1 is not expanded. All tasks may fail three times, with an interval of 1 us.
 func specOfShape(counts []int, of func(child int) []parentLink) *dag.Spec {
 	s := &dag.Spec{}
 	have := map[int]bool{}
@@ -379,6 +419,7 @@ func specOfShape(counts []int, of func(child int) []parentLink) *dag.Spec {
 	return s
 }
 
+// linksTo calls of, which is nil for a form without edges.
 func linksTo(of func(int) []parentLink, child int) []parentLink {
 	if of == nil {
 		return nil
@@ -387,7 +428,8 @@ func linksTo(of func(int) []parentLink, child int) []parentLink {
 }
 
 // matchedFan makes tasks over some axes, each a child of the one before, matched on the axes that
-// both share, and a last task that depends on the last level. They are defined in reverse order.
+// both share, and a last task that depends on the last level. They are defined in reverse order. The
+// axes have as many values each as make about n tasks in all, and at least 2.
 func matchedFan(n int, levels ...[]string) *dag.Spec {
 	side := 2
 	for countFanTasks(side+1, levels) <= n {
@@ -427,7 +469,8 @@ func countFanTasks(side int, levels [][]string) (n int) {
 }
 
 // SpecJSON is a spec as a user submits it: its parameters, and the command, parents and retries of
-// its tasks. With noop set the tasks use the noop executor.
+// its tasks. With noop set the tasks use the noop executor. Intervals of retries, defaults, children and
+// resources are left out: it is for Shapes, and would change a RandomSpec.
 func SpecJSON(s *dag.Spec, noop bool) []byte {
 	type edge struct {
 		Task  string   `json:"task"`
@@ -475,6 +518,8 @@ type objectMember struct {
 	value any
 }
 
+// MarshalJSON writes the members in their order, because the order of tasks in a document is that of
+// their indexes. A Go map would be sorted by name.
 func (o orderedObject) MarshalJSON() ([]byte, error) {
 	text := []byte{'{'}
 	for i, m := range o {
