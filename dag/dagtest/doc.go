@@ -66,13 +66,13 @@
 // A script that fails is shrunk (ShrinkScript) and printed with what it did:
 //
 //	LostLimit 0, MaxDepth 1, parameters [{A true [a0]} …]      the configuration
-//	  t0: ["run" "{{A}}"] "" [] parents [] children [] …       each task as defined
-//	Grant{Class:0 N:1 At:1000000000000000001}                  an event
-//	   Demand{Class:0 Want:0}; Start{Task:0 Attempt:1}; …      what dag.Run answered
+//	  t0: ["run" "{{A}}"] "" [] parents [] children []         each task as defined
+//	Grant{Class:0 N:1 At:1000000000000001}                     an event
+//	   Demand{Class:0 Want:0}; …; Start{Task:0 Attempt:1}      what dag.Run answered, sorted
 //	=> effects                                                 the difference
 //	 got …
 //	want …                                                     what the oracle answers
-//	again: go test ./dag -run TestScript -dag.script=0e00…
+//	again: go test ./dag -run TestScript -dag.script=00000000030000
 //
 // The number of a task is its place in the order of names; times are ns. Read the last event first: the
 // difference is in what it did, or in a state that an earlier one left. When the run is wrong, repair

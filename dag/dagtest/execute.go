@@ -22,8 +22,8 @@ type Execution struct {
 // after each recovery that the state is the same, and at the end that all tasks that could make
 // progress have ended. It needs O(tasks) memory, so it suits large graphs.
 //
-// Unlike PlayScript it has no oracle: what is right follows from Order and from a few counters of each
-// task (taskRecord). Users do not interfere: there are no kills, pauses and restarts, and no generators.
+// Unlike PlayScript it works without an oracle: what is right follows from Order and from a few counters
+// of each task (taskRecord). Users do not interfere (kill, pause, restart), and tasks do not generate.
 // An event costs O(1 + edges of a definition), a recovery O(tasks).
 func ExecuteSpec(s *dag.Spec, how Execution) (*dag.Run, error) {
 	plan, problems := dag.NewPlan(s, dag.Limits{})

@@ -228,8 +228,8 @@ func (o *Oracle) Apply(e dag.Event, chosen []uint32, next *Graph) ([]dag.Effect,
 		}
 	case dag.Revoked:
 		o.now = max(o.now, e.At)
-		// The attempt never started, so it leaves no trace: its number is used again, and it does not
-		// count as a failure or a loss.
+		// The attempt never started: its number is used again, and it counts neither as a failure nor
+		// as a loss.
 		if t := o.liveAttempt(e.Task, e.Attempt); t != nil {
 			t.Attempt--
 			if t.Killing {

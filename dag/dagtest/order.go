@@ -40,8 +40,8 @@ type orderDef struct {
 	in, out []int  // edges, by their index: those to this child and from this parent
 }
 
-// axis is a list parameter that a definition expands over, with the number of its values. Which values
-// they are does not matter: equal places in the list are equal values.
+// axis is a list parameter that a definition expands over, with the number of its values. The values
+// themselves do not matter: equal places in the list are equal values.
 type axis struct {
 	name   string
 	values int

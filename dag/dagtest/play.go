@@ -93,7 +93,7 @@ func (p *player) playOps(ops []Op) error {
 	if err := p.comparePlans(); err != nil {
 		return err
 	}
-	// Checkpoints are deep copies, so scripts without a crash have none.
+	// Checkpoints are deep copies, so only scripts with a crash make them.
 	crashes := slices.ContainsFunc(ops, func(op Op) bool { return op.Kind == OpCrash })
 	for _, op := range ops {
 		if crashes && op.Kind != OpCut && op.Kind != OpTick {

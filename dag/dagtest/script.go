@@ -44,7 +44,7 @@ var kindWeights = [numKinds]int{24, 16, 30, 14, 4, 8, 10, 2, 6, 8, 2, 2, 5, 5, 1
 
 func (k OpKind) String() string { return kindNames[k] }
 
-// Op is one operation of a script. What A and B mean depends on the kind. They are bytes instead of
+// Op is one operation of a script. The kind says what A and B mean. They are bytes instead of
 // names of tasks, so that an operation stays valid when shrinking removes the tasks or the operations
 // before it.
 type Op struct {
@@ -126,9 +126,9 @@ func ParseScript(text string) (Script, error) {
 // ShrinkScript looks for a smaller script that still fails. It removes ever smaller parts of the
 // operations and of the spec, and sets bytes to zero. It plays at most the given number of scripts.
 //
-// It is greedy: a candidate that still fails replaces the script, until a whole pass finds none. A pass
-// removes parts of the operations (all, a half, a quarter, … one), cuts the end of the spec in the same
-// way, and zeroes single bytes of the spec and then A and B of single operations.
+// It is greedy: a candidate that still fails replaces the script, until a whole pass is without success.
+// A pass removes parts of the operations (all, a half, a quarter, … one), cuts the end of the spec in
+// the same way, and zeroes single bytes of the spec and then A and B of single operations.
 //
 // A smaller script may fail for another reason than the first one. That is accepted: it is a failure,
 // too, and the first one is found again once it is repaired. fails must not panic; PlayScript turns

@@ -18,7 +18,7 @@ import (
 // are the choices that are left.
 type ChoiceSource struct{ Bytes []byte }
 
-// Choose returns a number in [0, n). It takes one byte, or none when there is only one alternative, so n
+// Choose returns a number in [0, n). It takes a byte unless there is only one alternative, so n
 // is at most 256. Small n that do not divide 256 are slightly uneven.
 func (s *ChoiceSource) Choose(n int) int {
 	if len(s.Bytes) == 0 || n <= 1 {
@@ -161,8 +161,8 @@ func addRandomEdge(src *ChoiceSource, s *dag.Spec, parent, child int) {
 	}
 }
 
-// expansionAxes returns the lists that a task expands over, sorted. A task that the graph refuses
-// expands over none.
+// expansionAxes returns the lists that a task expands over, sorted; nil for a task that the graph
+// refuses.
 func expansionAxes(s *dag.Spec, t *dag.TaskSpec) []string {
 	g := &Graph{params: s.Parameters, defaults: s.Defaults}
 	if err := g.addDefinitions([]dag.TaskSpec{{Name: t.Name, Job: t.Job}}, 0); err != nil {

@@ -13,13 +13,16 @@ import (
 
 // Subject is an implementation under test.
 type Subject struct {
-	// Open returns a fresh executor. The suite closes it.
+	// Open returns a fresh executor that reports to sink. The suite closes it, in one part several
+	// times. Keys are the same in each part, so an executor that keeps anything on disk needs a
+	// fresh folder, too.
 	Open func(t testing.TB, sink executor.Sink) executor.Executor
 	// Quick is an order that ends by itself with RC 0.
 	Quick executor.Order
-	// Block is an order that runs until it is killed; nil when there are none.
+	// Block is an order that runs until it is killed; nil for an executor without such orders. It
+	// ends at SIGTERM: the suite gives it a grace of 5 s, and would wait for the SIGKILL otherwise.
 	Block *executor.Order
-	// Slots is how many Blocks run at once; 0 = unlimited.
+	// Slots is how many Blocks run at once; 0 = unlimited. Parts about waiting orders need a bound.
 	Slots int
 	// RunsTakeTurns: the executor has a queue of its own, in which runs take turns.
 	RunsTakeTurns bool
@@ -27,7 +30,9 @@ type Subject struct {
 	AfterClose func(t testing.TB, e executor.Executor)
 }
 
-// Test holds an implementation to the rules of package executor.
+// Test holds an implementation to the rules of package executor. It runs each part as a subtest, in a
+// fixed order and not in parallel, so that a part may start as many attempts as the machine bears. The
+// numbers of the rules are those of the documentation of package executor.
 func Test(t *testing.T, s Subject) {
 	t.Run("every order ends once", s.everyOrderEndsOnce)
 	t.Run("a key starts once", s.aKeyStartsOnce)
@@ -48,6 +53,8 @@ func Test(t *testing.T, s Subject) {
 	}
 }
 
+// open opens the executor for one part. When the part is over it closes the executor and checks that no
+// attempt has begun without a final report (rule 2), whatever the part has left running.
 func (s Subject) open(t *testing.T) (executor.Executor, *Recorder) {
 	rec := NewRecorder(t)
 	e := s.Open(t, rec.Sink)
@@ -67,15 +74,19 @@ func (s Subject) open(t *testing.T) (executor.Executor, *Recorder) {
 	return e, rec
 }
 
+// key is a key of run 7, which all parts use unless they need two runs.
 func key(task, attempt uint32) messages.AttemptKey {
 	return messages.AttemptKey{Run: 7, Task: task, Attempt: attempt}
 }
 
+// with returns a copy of the order with a key. The slices of the order are shared.
 func with(o executor.Order, k messages.AttemptKey) executor.Order {
 	o.Key = k
 	return o
 }
 
+// everyOrderEndsOnce: rule 2 for attempts that succeed, with orders from several goroutines (rule 1). The
+// Recorder finds a second final report.
 func (s Subject) everyOrderEndsOnce(t *testing.T) {
 	e, rec := s.open(t)
 	const senders, each = 4, 10
@@ -99,6 +110,8 @@ func (s Subject) everyOrderEndsOnce(t *testing.T) {
 	}
 }
 
+// aKeyStartsOnce: rule 4. The same order comes from four goroutines at once and again after its end, as
+// a driver does it that has forgotten what it ordered.
 func (s Subject) aKeyStartsOnce(t *testing.T) {
 	if s.Block == nil {
 		t.Skip("the executor never starts a process")
@@ -122,6 +135,9 @@ func (s Subject) aKeyStartsOnce(t *testing.T) {
 	}
 }
 
+// unknownKeys: Kill, Revoke and OpenLog of a key that was never ordered or has ended do not cause a
+// report. The second order shows that the executor has handled the calls before it: by its final report
+// a report that they cause would have come.
 func (s Subject) unknownKeys(t *testing.T) {
 	e, rec := s.open(t)
 	e.Kill(key(9, 1), time.Second)
@@ -146,6 +162,9 @@ func (s Subject) unknownKeys(t *testing.T) {
 	}
 }
 
+// close: Close ends what runs as lost and revokes what waits, and all final reports have come when it
+// returns. There are three orders more than slots, so some of them wait. A later Start is revoked, and a
+// second Close is harmless.
 func (s Subject) close(t *testing.T) {
 	e, rec := s.open(t)
 	n := uint32(0)
@@ -179,6 +198,8 @@ func (s Subject) close(t *testing.T) {
 	}
 }
 
+// kill: repeated kills of a running attempt end it once, as killed. The revoke before them is ignored,
+// because the attempt has begun.
 func (s Subject) kill(t *testing.T) {
 	e, rec := s.open(t)
 	e.Start(with(*s.Block, key(1, 1)))
@@ -192,6 +213,8 @@ func (s Subject) kill(t *testing.T) {
 	}
 }
 
+// revokeBegun: an attempt that has begun ends as Finished. Its Revoked would make the engine give its
+// number again, to a second process.
 func (s Subject) revokeBegun(t *testing.T) {
 	e, rec := s.open(t)
 	e.Start(with(*s.Block, key(1, 1)))
@@ -203,6 +226,8 @@ func (s Subject) revokeBegun(t *testing.T) {
 	}
 }
 
+// slotsAndOrder: not more than Slots attempts run at once, and the orders of a run start in the order in
+// which they came. Each kill of the oldest makes room for one.
 func (s Subject) slotsAndOrder(t *testing.T) {
 	e, rec := s.open(t)
 	n := uint32(3 * s.Slots)
@@ -260,6 +285,8 @@ func (s Subject) runsTakeTurns(t *testing.T) {
 	}
 }
 
+// revokeWaiting: an order that waits for a slot is withdrawn by Revoke and by Kill, without a start. Its
+// key can be ordered again, and starts then.
 func (s Subject) revokeWaiting(t *testing.T) {
 	e, rec := s.open(t)
 	n := uint32(s.Slots)
@@ -282,7 +309,9 @@ func (s Subject) revokeWaiting(t *testing.T) {
 	rec.WaitStarted(key(n, 1))
 }
 
-// storm sends kills and revokes to attempts that end by themselves.
+// storm sends kills and revokes to attempts that end by themselves. The calls race with the starts and
+// ends, in any interleaving: every order must still have one final report. Opening a log in between finds
+// descriptors that are closed too early. The choices have a fixed seed; the interleaving does not.
 func (s Subject) storm(t *testing.T) {
 	e, rec := s.open(t)
 	const n = 60

@@ -10,14 +10,18 @@ import (
 
 // Durable is a Fake whose orders outlive the node: it reports the orders of one node to the next
 // node that orders them again. It is an executor.Durable.
+//
+// An order is claimed or unclaimed. It is claimed when it is given; Bind, ExpectResume and Detach make
+// it unclaimed, and giving it again claims it. Reports of an unclaimed order are withheld (Fake.post): a
+// claim repeats Started and the end. ResumeDone forgets what is still unclaimed.
 type Durable struct {
 	*Fake
 
 	// Guarded by Fake.mu.
-	detached   bool
-	expected   []messages.RunID
-	resumeDone map[messages.RunID]int
-	ackCounts  map[messages.AttemptKey]int
+	detached   bool                        // no order is accepted and none is reported until Bind
+	expected   []messages.RunID            // all arguments of ExpectResume so far
+	resumeDone map[messages.RunID]int      // calls of ResumeDone
+	ackCounts  map[messages.AttemptKey]int // acknowledged ends, repeated ones counted each time
 }
 
 var _ executor.Durable = (*Durable)(nil)
@@ -39,7 +43,9 @@ func (d *Durable) Bind(sink executor.Sink) (executor.Executor, error) {
 	return d, nil
 }
 
-// Start implements executor.Executor. It claims an order that is given again.
+// Start implements executor.Executor. It claims an order that is given again, and repeats to the present
+// sink what has become of it. Any other order is one for the Fake. A detached Durable ignores orders:
+// a worker would not hear them either.
 func (d *Durable) Start(o executor.Order) {
 	d.mu.Lock()
 	fo := d.orders[o.Key]
@@ -64,7 +70,8 @@ func (d *Durable) Start(o executor.Order) {
 	d.flush()
 }
 
-// ExpectResume implements executor.Durable.
+// ExpectResume implements executor.Durable. The orders of these runs are unclaimed from now on, which
+// matters for a run whose actor is rebuilt under a living server.
 func (d *Durable) ExpectResume(runs ...messages.RunID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,7 +96,8 @@ func (d *Durable) ResumeDone(run messages.RunID) {
 	d.changed.Broadcast()
 }
 
-// Acknowledge implements executor.Durable.
+// Acknowledge implements executor.Durable. It counts and does not forget, so that a test can see an end
+// that is acknowledged twice.
 func (d *Durable) Acknowledge(keys ...messages.AttemptKey) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -99,7 +107,8 @@ func (d *Durable) Acknowledge(keys ...messages.AttemptKey) {
 	d.changed.Broadcast()
 }
 
-// Detach implements executor.Durable. It stops all reports.
+// Detach implements executor.Durable. It stops all reports until the next Bind. The test can still begin
+// and end attempts, as they do while no server runs.
 func (d *Durable) Detach() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -130,7 +139,8 @@ func (d *Durable) WaitAck(t testing.TB, key messages.AttemptKey) {
 	d.wait(t, fmt.Sprintf("an acknowledgement of %v", key), func() bool { return d.ackCounts[key] > 0 })
 }
 
-// WaitResumeDone blocks until ResumeDone was called n times for the run.
+// WaitResumeDone blocks until ResumeDone was called n times for the run, over all bindings; the test fails
+// when that takes too long.
 func (d *Durable) WaitResumeDone(t testing.TB, run messages.RunID, n int) {
 	t.Helper()
 	d.wait(t, fmt.Sprintf("run %d to be settled", run), func() bool { return d.resumeDone[run] >= n })

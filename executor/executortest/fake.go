@@ -11,10 +11,12 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Script says what a Fake does with an order as soon as it accepts it.
+// Script says what a Fake does with an order as soon as it accepts it. It is called from Start, in the
+// goroutine of the caller and without a lock, so it may call the Fake.
 type Script func(executor.Order) Step
 
-// Step is one answer of a Script.
+// Step is one answer of a Script. The zero Step is a success: Started, and Finished with rc 0. Panic wins
+// over Hold, Hold over Begin, and Begin over End.
 type Step struct {
 	Hold  bool                   // leave the order to the test
 	Begin bool                   // report Started and leave it running
@@ -26,36 +28,47 @@ type Step struct {
 
 // Fake is an Executor without processes whose every step the test decides. It outlives the node that
 // uses it, so that a recovered node can be bound to it. It is safe for concurrent use.
+//
+//	Start -> waits --Begin--> runs --End, Kill--> ended
+//	         waits --Revoke, Kill--> forgotten, its key is free
+//	         waits --End, EndWithoutStart--> ended
+//
+// Slots do not bound it: the test or the script decides when an order begins. Counts (Starts, Kills,
+// Revokes) are over all bindings; the orders themselves are forgotten by Bind.
 type Fake struct {
-	mu        sync.Mutex
-	changed   *sync.Cond
+	mu        sync.Mutex // guards all below; not held while the sink or the script is called
+	changed   *sync.Cond // of mu; signalled by each order, step and call
 	sink      executor.Sink
 	script    Script
-	now       func() int64
+	now       func() int64 // ns since the epoch
 	closed    bool
 	holdKills bool
-	orders    map[messages.AttemptKey]*fakeOrder
-	accepted  []executor.Order
+	orders    map[messages.AttemptKey]*fakeOrder // also ended ones, so that a key starts once
+	accepted  []executor.Order                   // since NewFake
 	starts    map[messages.AttemptKey]int
 	kills     map[messages.AttemptKey]int
 	revokes   map[messages.AttemptKey]int
 
-	// All reports pass through the outbox, so that they come in order.
+	// All reports pass through the outbox, so that they come in order. One goroutine at a time
+	// delivers: a second one that adds a report leaves it to the first.
 	outbox     []queuedReport
 	delivering bool
 }
 
+// queuedReport is a report with the sink that was bound when it was made: a report of a former node
+// does not reach the next one.
 type queuedReport struct {
 	sink   executor.Sink
 	report executor.Report
 }
 
+// fakeOrder is an accepted order and what has become of it. Fake.mu guards it.
 type fakeOrder struct {
 	order     executor.Order
-	begun     int64 // 0 = waits
-	idle      time.Duration
+	begun     int64         // ns since the epoch; 0 = waits
+	idle      time.Duration // Report.StartDelay of the end
 	ended     bool
-	out       string
+	out       string          // printed to stdout so far
 	end       executor.Report // when it has ended
 	unclaimed bool            // see Durable
 }
@@ -104,7 +117,8 @@ func (f *Fake) SetClock(now func() int64) {
 	f.now = now
 }
 
-// Start implements executor.Executor.
+// Start implements executor.Executor. An order whose key is known, live or ended, is ignored. The script
+// decides on any other; its reports are delivered before Start returns, unless another goroutine delivers.
 func (f *Fake) Start(o executor.Order) {
 	f.mu.Lock()
 	if f.closed {
@@ -185,7 +199,7 @@ func (f *Fake) EndWithoutStart(key messages.AttemptKey, result messages.AttemptR
 	fo := f.orders[key]
 	if fo == nil || fo.begun != 0 || fo.ended {
 		f.mu.Unlock()
-		panic(fmt.Sprintf("executortest: EndAlone of %v, which does not wait", key))
+		panic(fmt.Sprintf("executortest: EndWithoutStart of %v, which does not wait", key))
 	}
 	fo.begun, fo.idle = max(f.now(), 1), idle
 	f.starts[key]++
@@ -202,7 +216,9 @@ func (f *Fake) post(r executor.Report) {
 	f.outbox = append(f.outbox, queuedReport{f.sink, r})
 }
 
-// flush delivers the outbox, unless another goroutine is delivering it.
+// flush delivers the outbox, unless another goroutine is delivering it. The sink is called without mu,
+// because the engine calls the Fake from within it. A report that the sink causes joins the outbox, and is
+// delivered after the present one: by the loop here, not by the nested call.
 func (f *Fake) flush() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -221,6 +237,7 @@ func (f *Fake) flush() {
 	f.changed.Broadcast()
 }
 
+// begin reports the order as Started. f.mu is held, and flush follows.
 func (f *Fake) begin(fo *fakeOrder) {
 	fo.begun = max(f.now(), 1)
 	f.starts[fo.order.Key]++
@@ -228,6 +245,8 @@ func (f *Fake) begin(fo *fakeOrder) {
 	f.post(executor.Report{Key: fo.order.Key, Kind: executor.Started, At: fo.begun})
 }
 
+// end reports the order as Finished, and keeps the report for a Durable to repeat. f.mu is held, and flush
+// follows.
 func (f *Fake) end(fo *fakeOrder, result messages.AttemptResult, rc int32) {
 	fo.ended = true
 	f.changed.Broadcast()
@@ -256,6 +275,8 @@ func (f *Fake) revoke(fo *fakeOrder) {
 	f.post(executor.Report{Key: fo.order.Key, Kind: executor.Revoked, At: f.now()})
 }
 
+// usualRC is the exit code that a process of this machine has with a result: 137 for SIGKILL, 143 for
+// SIGTERM, -1 without a process.
 func usualRC(result messages.AttemptResult) int32 {
 	switch result {
 	case messages.AttemptSucceeded, messages.AttemptRejected:
@@ -409,13 +430,15 @@ func (f *Fake) wait(t testing.TB, what string, done func() bool) {
 	waitCond(t, &f.mu, f.changed, func() string { return what }, done)
 }
 
-// fakeLog reads what the test printed.
+// fakeLog reads what the test printed to stdout, also after the end of the attempt: an open log outlives
+// it. stderr is empty.
 type fakeLog struct {
 	f     *Fake
 	fo    *fakeOrder
 	empty bool
 }
 
+// text returns what was printed so far, and whether more may come.
 func (l *fakeLog) text() (s string, live bool) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()

@@ -17,13 +17,21 @@ const waitLimit = 10 * time.Second
 
 // Recorder is a Sink that keeps every report. It fails the test as soon as a report breaks the
 // rules: a second final report, a report after it, or a second Started.
+//
+//	allowed for a key                              not allowed
+//	Started, Finished                              Started, Started
+//	Finished                                       Started, Revoked
+//	Revoked, then as a new key (ordered again)     Finished, anything
+//
+// Also not allowed are a record that names another task or attempt than its key, and a report without a
+// time. It fails by Errorf, so the rest of the test still runs, and it may be called from any goroutine.
 type Recorder struct {
 	t       testing.TB
-	mu      sync.Mutex
-	changed *sync.Cond
+	mu      sync.Mutex // guards all below
+	changed *sync.Cond // of mu; signalled by each report
 	reports map[messages.AttemptKey][]executor.Report
-	order   []executor.Report
-	finals  int
+	order   []executor.Report // all of them, as they came
+	finals  int               // reports that are not Started
 }
 
 // NewRecorder returns a Recorder for one executor.
@@ -88,7 +96,7 @@ func (r *Recorder) All() []executor.Report {
 }
 
 // Starts returns how often the key has started: the number of its Started reports, or 1 when only
-// its end tells of a start.
+// its end tells of a start. An executor may leave out the Started of an attempt that has ended by then.
 func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
 	for _, rep := range r.Reports(key) {
 		if rep.Kind == executor.Started || n == 0 && rep.Record.Start != 0 {
@@ -98,25 +106,27 @@ func (r *Recorder) Starts(key messages.AttemptKey) (n int) {
 	return n
 }
 
-// WaitStarted blocks until the key's Started report.
+// WaitStarted blocks until the key's Started report, and returns it. Use it for attempts that last: a
+// short one may end without it.
 func (r *Recorder) WaitStarted(key messages.AttemptKey) executor.Report {
 	r.t.Helper()
 	return r.waitReport(key, "start", func(k executor.ReportKind) bool { return k == executor.Started })
 }
 
-// WaitFinal blocks until the key's final report.
+// WaitFinal blocks until the key's final report, and returns the first one.
 func (r *Recorder) WaitFinal(key messages.AttemptKey) executor.Report {
 	r.t.Helper()
 	return r.waitReport(key, "end", func(k executor.ReportKind) bool { return k != executor.Started })
 }
 
-// WaitFinals blocks until n orders have their final report.
+// WaitFinals blocks until n orders have their final report, whichever they are.
 func (r *Recorder) WaitFinals(n int) {
 	r.t.Helper()
 	r.wait(func() string { return fmt.Sprintf("%d final reports; there are %d", n, r.finals) },
 		func() bool { return r.finals >= n })
 }
 
+// waitReport blocks until a report of the key has a wanted kind. A timeout names the reports that came.
 func (r *Recorder) waitReport(key messages.AttemptKey, what string, want func(executor.ReportKind) bool) (found executor.Report) {
 	r.t.Helper()
 	r.wait(func() string { return fmt.Sprintf("the %s of %v; its reports: %+v", what, key, r.reports[key]) }, func() bool {
@@ -137,7 +147,8 @@ func (r *Recorder) wait(what func() string, done func() bool) {
 }
 
 // waitCond blocks until done returns true. It calls done under mu, whenever changed is signalled. It
-// fails the test when changed is not signalled for waitLimit.
+// fails the test when changed is not signalled for waitLimit. what is called under mu, too, and says
+// what was waited for. A sync.Cond cannot wait with a deadline, so the timer signals it.
 func waitCond(t testing.TB, mu *sync.Mutex, changed *sync.Cond, what func() string, done func() bool) {
 	t.Helper()
 	late := false

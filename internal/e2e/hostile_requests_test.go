@@ -374,15 +374,17 @@ func resourceLevel(t *testing.T, s *e2etest.Server) (n [2]int) {
 	return [2]int{int(goroutines), fds}
 }
 
-// raiseFileLimit requests n open files for this process and returns the resulting limit.
+// raiseFileLimit requests n open files for this process and returns the resulting limit. It sets a limit
+// only if that raises it: after a call of Setrlimit the runtime no longer restores the former limit in
+// the processes that it starts, which are those of all later tests.
 func raiseFileLimit(t *testing.T, n uint64) int {
 	t.Helper()
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	if limit.Cur < n {
-		limit.Cur = min(n, limit.Max)
+	if most := min(n, limit.Max); limit.Cur < most {
+		limit.Cur = most
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 			t.Fatal(err)
 		}
