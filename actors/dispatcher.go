@@ -8,6 +8,7 @@ import (
 
 	"github.com/asynkron/protoactor-go/actor"
 	"github.com/caravan-dag/caravan/actors/scheduler"
+	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -20,10 +21,11 @@ type dispatcher struct {
 	halted     *halt
 	paused     bool        // no slot is granted
 	allotments []allotment // scratch of grantSlots
-	// awaited are the runs that may hold slots since before the server was started and
-	// have not said so yet. Until they have, no slot is granted; but of those with long
-	// documents, which take seconds, it is learnt later: until then executors may be given
-	// more than fits, and keep it waiting.
+	// awaited are the runs that may hold slots since before the server was started and have not said
+	// so yet. Until they have, no slot is granted (caravan_recovering_runs). A run leaves the set when
+	// it reports (Recovered), when it cannot be loaded or is given up (ForgetRun), and when its
+	// document is long (longLoad): that one takes seconds to load, and until then executors may be
+	// given more than fits, and keep it waiting.
 	awaited map[messages.RunID]struct{}
 }
 
@@ -44,9 +46,12 @@ type halt struct{ reply messages.Reply[struct{}] }
 // wake triggers a grant: an overtaken request has aged.
 type wake struct{}
 
+// Receive takes demands, releases and what ends them, and then grants what is free. All of it is
+// memory: after a crash the runs report again what they hold and want.
 func (d *dispatcher) Receive(ctx actor.Context) {
 	defer d.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
+	case *actor.Started:
 	case *messages.SlotRequest:
 		if m.Recovered {
 			d.recordHeldSlots(m)
@@ -75,6 +80,7 @@ func (d *dispatcher) Receive(ctx actor.Context) {
 	default:
 		return
 	}
+	d.env.metrics.held.recovering.Store(int64(len(d.awaited)))
 	if d.halted == nil && !d.paused {
 		d.grantSlots(ctx)
 	} else if d.halted != nil && d.sched.Idle() && len(d.awaited) == 0 {
@@ -193,4 +199,49 @@ func (n *Node) SetPaused(ctx context.Context, reason string) error {
 		n.env.log.Info("tasks no longer start", "reason", reason, "token", who.Token, "address", who.Address)
 	}
 	return nil
+}
+
+// The run's side of the slots: what its effects release and want is gathered while they are applied,
+// and goes to the dispatcher as one message. These methods run on the run's goroutine.
+
+// wantSlots replaces what the next message to the dispatcher asks for in a class: only the newest
+// number counts.
+func (r *run) wantSlots(e dag.Demand) {
+	class := r.dag.Plan().Classes[e.Class]
+	for i := range r.slots.Wanted {
+		if r.slots.Wanted[i].ClassIndex == e.Class {
+			r.slots.Wanted[i].N = e.Want
+			return
+		}
+	}
+	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ClassIndex: e.Class, Class: class, N: e.Want})
+}
+
+// releaseSlots adds to what the next message to the dispatcher gives back in a class.
+func (r *run) releaseSlots(e dag.Release) {
+	for i := range r.slots.Released {
+		if r.slots.Released[i].ClassIndex == e.Class {
+			r.slots.Released[i].N += e.N
+			return
+		}
+	}
+	class := r.dag.Plan().Classes[e.Class]
+	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ClassIndex: e.Class, Class: class, N: e.N})
+}
+
+// sendSlots tells the dispatcher what the run gives back and wants, in one message.
+func (r *run) sendSlots(ctx actor.Context) {
+	if len(r.slots.Wanted) == 0 && len(r.slots.Released) == 0 {
+		return
+	}
+	for i := range r.slots.Released {
+		rel := &r.slots.Released[i]
+		if rel.ClassIndex < len(r.busy) {
+			rel.Busy, r.busy[rel.ClassIndex] = r.busy[rel.ClassIndex], 0
+		}
+	}
+	m := r.slots
+	m.Run, m.Epoch = r.id, r.epoch
+	r.slots = messages.SlotRequest{}
+	ctx.Request(r.env.dispatcher, &m)
 }

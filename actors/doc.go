@@ -45,13 +45,18 @@
 // Attempts whose executor is durable outlive the server and the run's actor. A run that
 // is loaded resumes its attempts, and acknowledges an end once the end is durable.
 //
-// A run that is not in memory is loaded outside the actors (load.go). The only actors
-// that wait for the disk are shards, for a row of a finished run.
+// A run that is not in memory is loaded outside the actors (load.go). The only waits of an actor for
+// the disk are those for one row: of a shard for a finished run (forwardRequest), and of the node for
+// an idempotency key (submitWithKey).
 //
 // Times: clock.go has the machine's clocks, a run's time and its guarantees, and the
 // server's own clock, which retention and resumed subscriptions use.
 //
-// Reading order: run.go, requests.go, supervision.go, task.go, attempts.go, shard.go,
-// passivation.go, recovery.go and load.go, dispatcher.go (and package scheduler), node.go. For
-// readers of runs: package query, views.go, package watch.
+// Goroutines: the methods of an actor run on one goroutine at a time, one of a pool's
+// (pool.go); those of Node on its callers'. Sinks of executors, the journal's Done, timers and loads
+// come on goroutines of their own, and only send a message or store an atomic value.
+//
+// Reading order: run.go, requests.go, task.go, supervision.go, shard.go, passivation.go, recovery.go
+// and load.go, dispatcher.go (and package scheduler), node.go. For readers of runs: package query,
+// views.go, package watch.
 package actors

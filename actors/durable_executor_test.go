@@ -128,9 +128,15 @@ func TestNoSlotIsGrantedBeforeRunsReportHeldSlots(t *testing.T) {
 	if n := len(r.fake.Orders()); n != 1 {
 		t.Fatalf("%d orders before all runs are back", n)
 	}
+	if n := r.gauge("caravan_recovering_runs"); n != 1 {
+		t.Errorf("%v runs are recovering, want the slow one", n)
+	}
 	close(gate)
 	if again := r.fake.WaitOrders(t, 2)[1]; again.Key != k || !again.Resume {
 		t.Errorf("%+v", again)
+	}
+	if n := r.gauge("caravan_recovering_runs"); n != 0 {
+		t.Errorf("%v runs are recovering, and all are back", n)
 	}
 	r.fake.End(k, messages.AttemptSucceeded, 0)
 	r.awaitState(slow, dag.RunCompleted)

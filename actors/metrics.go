@@ -33,8 +33,9 @@ type metrics struct {
 	keysDropped prometheus.Counter
 }
 
-// slotGauges are written by the dispatcher and read by the collector.
-type slotGauges struct{ cores, memory, noops, requests atomic.Int64 }
+// slotGauges are written by the dispatcher and read by the collector: thousandths of a core, bytes,
+// tasks, requests of package scheduler, and runs that have yet to report the slots they hold.
+type slotGauges struct{ cores, memory, noops, requests, recovering atomic.Int64 }
 
 func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 	m := &metrics{
@@ -83,6 +84,8 @@ func newMetrics(reg prometheus.Registerer, e *nodeContext) *metrics {
 		gauge("caravan_slots_memory_bytes", "Memory that granted tasks take, in bytes.", func() float64 { return float64(m.held.memory.Load()) }),
 		gauge("caravan_slots_noop", "No-op tasks that are granted.", func() float64 { return float64(m.held.noops.Load()) }),
 		gauge("caravan_slot_requests", "Classes of runs that want or hold slots.", func() float64 { return float64(m.held.requests.Load()) }),
+		gauge("caravan_recovering_runs", "Runs from before the server's start that have yet to report the slots they hold: while there are any, only no-op tasks start.",
+			func() float64 { return float64(m.held.recovering.Load()) }),
 		gauge("caravan_paused", "1 while no task starts, whatever its run.", func() float64 {
 			if e.paused() != "" {
 				return 1

@@ -84,14 +84,15 @@ const patience = 10 * time.Second
 
 // rig is a node over a store in memory and an executor that the test moves.
 type rig struct {
-	t       *testing.T
-	store   *journaltest.Memory
-	fake    *executortest.Fake
-	outputs *outputs.Store
-	node    *Node
-	config  Config
-	clock   testClock
-	wrap    func(persistence.Store) persistence.Store
+	t        *testing.T
+	store    *journaltest.Memory
+	fake     *executortest.Fake
+	outputs  *outputs.Store
+	node     *Node
+	config   Config
+	clock    testClock
+	wrap     func(persistence.Store) persistence.Store
+	registry *prometheus.Registry // of the node
 }
 
 // testClock is the machine's, and what the test adds to it.
@@ -181,7 +182,8 @@ func (r *rig) start() {
 	if r.wrap != nil {
 		c.Store = r.wrap(r.store)
 	}
-	c.Registerer = prometheus.NewRegistry()
+	r.registry = prometheus.NewRegistry()
+	c.Registerer = r.registry
 	node, err := Start(c)
 	if err != nil {
 		r.t.Fatal(err)
@@ -378,6 +380,22 @@ func counted(t *testing.T, c prometheus.Counter) float64 {
 		t.Fatal(err)
 	}
 	return all[0].Metric[0].Counter.GetValue()
+}
+
+// gauge is the present value of a metric of the node, which is a gauge without labels.
+func (r *rig) gauge(name string) float64 {
+	r.t.Helper()
+	families, err := r.registry.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.Metric[0].Gauge.GetValue()
+		}
+	}
+	r.t.Fatalf("metric %s is missing", name)
+	return 0
 }
 
 // bombFor makes the actor of a run panic.

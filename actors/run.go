@@ -1,7 +1,6 @@
 package actors
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/actors/scheduler"
 	"github.com/caravan-dag/caravan/actors/watch"
 	"github.com/caravan-dag/caravan/dag"
+	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/messages"
 	"github.com/caravan-dag/caravan/persistence"
 )
@@ -32,8 +32,15 @@ const (
 	flushDelay          = 20 * time.Millisecond
 )
 
-// run is the actor of one run: it owns the dag.Run, writes its journal and
-// supervises its tasks (supervision.go). See the duties in the package doc.
+// run is the actor of one run: it owns the dag.Run, writes its journal and supervises its tasks
+// (supervision.go). See the duties in the package doc.
+//
+// All methods run on one goroutine at a time: that of the mailbox, which is one of the pool. They may
+// not wait: for the store they leave a callback (flush) or a goroutine (beginLoading), whose answer is
+// a message. They may not call the node or its readers, which would wait for this very actor.
+//
+// The fields belong to that goroutine, too. A crash leaves of them what the newest batch in the journal
+// says, and users and executors have been told only that.
 type run struct {
 	env       *nodeContext
 	id        messages.RunID
@@ -43,7 +50,7 @@ type run struct {
 	// broken: it has panicked too often and is not loaded again, only refuses.
 	broken bool
 
-	dag        *dag.Run         // nil until start: to be loaded from the store
+	dag        *dag.Run         // nil until it is loaded, and for ever if that fails
 	head       messages.Summary // ID, Tag, Tags, Start: what does not change
 	seq        uint64           // of the next batch
 	stored     dag.RunState     // as in the last summary that was written
@@ -83,20 +90,23 @@ type run struct {
 	epoch              uint64 // of this incarnation, for the dispatcher
 
 	tasks     map[uint32]*taskActor
-	crew      crew // has the mailboxes of tasks
-	suspended int  // task actors that are suspended until their next attempt, see setSuspended
-	busy      []int64
+	crew      crew    // has the mailboxes of tasks
+	suspended int     // task actors that are suspended until their next attempt, see setSuspended
+	busy      []int64 // ns by class: how long the slots were busy that the next message releases
 	snapshot  snapshots
-	slots     messages.SlotRequest
+	slots     messages.SlotRequest // the next message to the dispatcher
 }
 
 // pendingBatch collects the results of events since the last flush, besides transitions.
 type pendingBatch struct {
 	attempts []messages.AttemptRecord
-	weight   int
-	set      *persistence.GeneratedSet
+	weight   int                       // of attempts and set, in bytes, roughly: see maxBatch
+	set      *persistence.GeneratedSet // nil, or the one set that a batch may have
 }
 
+// Receive sorts messages by when they may be handled: those about the actor itself and its batches at
+// once, the events and requests by way of enqueue. It drops late messages: those of a former
+// incarnation, and grants that were taken back.
 func (r *run) Receive(ctx actor.Context) {
 	defer r.env.logPanic(ctx)
 	if r.terminating { // messages still arrive while the children stop; their effects would be lost
@@ -143,8 +153,9 @@ func (r *run) Receive(ctx actor.Context) {
 	}
 }
 
-// deliverReports passes reports on to their tasks. The tasks answer through the run's own
-// mailbox.
+// deliverReports passes reports on to their tasks. The tasks answer through the run's own mailbox. They
+// run here, on the run's goroutine (crew), so that a batch of ends wakes one goroutine and becomes one
+// batch in the journal.
 func (r *run) deliverReports(ctx actor.Context, m *reports) {
 	r.batched = true
 	r.crew.gather()
@@ -154,8 +165,10 @@ func (r *run) deliverReports(ctx actor.Context, m *reports) {
 	}
 }
 
-// enqueue handles an event now. While the run is being loaded, a batch is being written or
-// the pending one is full, it queues the event.
+// enqueue handles an event now. While the run is being loaded, a batch is being written or the pending
+// one is full, it queues the event: drainDeferred handles it then. Requests have a queue of their own
+// and go first. While the run is loading, which may take seconds, that queue is bounded; while a batch
+// is written it need not be, since each caller waits for its answer.
 func (r *run) enqueue(ctx actor.Context, m any) {
 	q, request := m.(messages.Request)
 	switch {
@@ -218,7 +231,9 @@ func (r *run) handle(ctx actor.Context, m any) {
 	}
 }
 
-// applyEvent is duty 1.
+// applyEvent is duty 1. The effects stay in memory until the batch with the event's record is durable.
+// A crash before that loses the event as a whole: a request was not answered, and an executor repeats
+// an end that was not acknowledged.
 func (r *run) applyEvent(ctx actor.Context, e dag.Event) {
 	r.changed = true
 	r.effects = append(r.effects, r.dag.Apply(e)...)
@@ -246,7 +261,8 @@ func (r *run) isDurable() bool {
 	return !r.flushing && !r.committing && !r.flushDelayed && !r.awaitingNoops
 }
 
-// whenDurable calls answer once all applied events are durable.
+// whenDurable calls answer once all applied events are durable, or with the error that says why they
+// are not. It runs on the run's goroutine, at once if all are durable already, and must not wait.
 func (r *run) whenDurable(ctx actor.Context, answer func(error)) {
 	if r.isDurable() {
 		answer(nil)
@@ -287,7 +303,8 @@ func (r *run) attemptStarted(task, attempt uint32, at int64, idle time.Duration)
 	}
 }
 
-// attemptEnded applies the end of an attempt that did not fail.
+// attemptEnded applies the end of an attempt that did not fail. One that failed comes as taskFailed, by
+// way of HandleFailure.
 func (r *run) attemptEnded(ctx actor.Context, m *messages.AttemptEnded, now int64) {
 	rec := m.Record
 	r.lostUnlessKilled(&rec)
@@ -303,6 +320,15 @@ func (r *run) attemptEnded(ctx actor.Context, m *messages.AttemptEnded, now int6
 	}
 }
 
+// lostUnlessKilled turns a killed attempt that no user has killed into a lost one: the server
+// has ended it as it stopped.
+func (r *run) lostUnlessKilled(rec *messages.AttemptRecord) {
+	if rec.Result == messages.AttemptKilled && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task) {
+		rec.Result = messages.AttemptLost
+		rec.ExecutorLog = "lost: the server was stopped while the attempt ran"
+	}
+}
+
 // attemptFinished applies the end of an attempt that was executed: it succeeded, failed or was
 // killed. dag decides what follows for the task.
 func (r *run) attemptFinished(ctx actor.Context, rec messages.AttemptRecord, ok bool, now int64) {
@@ -311,33 +337,9 @@ func (r *run) attemptFinished(ctx actor.Context, rec messages.AttemptRecord, ok 
 	}
 }
 
-// generatorEnded plans the output of a generator. An invalid output fails the attempt.
-func (r *run) generatorEnded(ctx actor.Context, m *messages.AttemptEnded, now int64) {
-	rec := m.Record
-	if c := r.tasks[rec.Task]; c == nil || c.attempt != rec.Attempt {
-		r.ackStale(ctx, rec.Task, rec.Attempt)
-		return
-	}
-	if r.pending.set != nil { // one set per batch: the next one follows after this commit
-		r.deferred = append(r.deferred, m)
-		return
-	}
-	next, problems := r.dag.Plan().Extend(rec.Task, m.Generated, r.dag.Started)
-	if len(problems) > 0 {
-		rejectOutput(&rec, problems)
-		r.attemptFinished(ctx, rec, false, now)
-		return
-	}
-	if !r.recordAttempt(ctx, rec) {
-		return
-	}
-	r.pending.set = &persistence.GeneratedSet{N: next.Sets, Generator: rec.Task, JSON: m.Output}
-	r.pending.weight += len(m.Output)
-	r.applyEvent(ctx, dag.Generated{Task: rec.Task, Attempt: rec.Attempt, Next: next, At: now, Start: rec.Start, Stop: rec.Stop})
-}
-
-// recordAttempt keeps an attempt's record for the batch. It is false when the attempt is
-// not the one that the task has: a late or a repeated report.
+// recordAttempt keeps an attempt's record for the batch. It is false when the attempt is not the one
+// that the task has: a late or a repeated report. The caller then applies no event, and the executor is
+// told to forget the end, once it is certain that the journal has it or does not need it.
 func (r *run) recordAttempt(ctx actor.Context, rec messages.AttemptRecord) bool {
 	c := r.tasks[rec.Task]
 	if c == nil || c.attempt != rec.Attempt || !r.dag.TaskState(rec.Task).Live() {
@@ -359,7 +361,12 @@ func (r *run) recordAttempt(ctx actor.Context, rec messages.AttemptRecord) bool 
 	return true
 }
 
-// flush is duty 2: one batch for all that happened since the last one.
+// flush is duty 2: one batch for all that happened since the last one. Transitions, attempt records, a
+// generated set and the summary are one atomic write. So an end never lacks its record, and a state
+// that is listed is the state of the journal.
+//
+// From here until batchCommitted the run applies no event. That is what lets it publish and answer
+// views then without a copy of its state: memory and journal agree.
 func (r *run) flush(ctx actor.Context) {
 	r.flushing, r.flushDelayed, r.awaitingNoops, r.batched = false, false, false, false
 	r.flushed = r.env.steadyTime()
@@ -414,8 +421,16 @@ func (r *run) batchCommitted(ctx actor.Context, err error) {
 	}
 }
 
-// applyEffects is duty 3: all applied events are durable. The summary is published before
-// callers are answered, so that their next read sees the change.
+// applyEffects is duty 3: all applied events are durable. The order matters:
+//
+//   - The summary is published before callers are answered, so that their next read sees the change.
+//   - Tasks start and stop before the slots are released and wanted, in one message: the dispatcher's
+//     next grant finds the run ready.
+//   - RunFinal comes last. The shard's answer may end this actor.
+//
+// A crash in the middle costs no effect: what was to start is GRANTED in the journal and is resumed
+// (resumeAttempts), demands and timers follow from the state (dag.Run.Init), and a caller without an
+// answer asks again.
 func (r *run) applyEffects(ctx actor.Context) {
 	r.crew.gather()
 	defer r.crew.runGathered() // last, so that the dispatcher grants meanwhile
@@ -464,49 +479,50 @@ func (r *run) applyEffects(ctx actor.Context) {
 	}
 }
 
-// wantSlots replaces what the next message to the dispatcher asks for in a class: only the newest
-// number counts.
-func (r *run) wantSlots(e dag.Demand) {
-	class := r.dag.Plan().Classes[e.Class]
-	for i := range r.slots.Wanted {
-		if r.slots.Wanted[i].ClassIndex == e.Class {
-			r.slots.Wanted[i].N = e.Want
-			return
-		}
-	}
-	r.slots.Wanted = append(r.slots.Wanted, messages.WantedSlots{ClassIndex: e.Class, Class: class, N: e.Want})
-}
-
-// releaseSlots adds to what the next message to the dispatcher gives back in a class.
-func (r *run) releaseSlots(e dag.Release) {
-	for i := range r.slots.Released {
-		if r.slots.Released[i].ClassIndex == e.Class {
-			r.slots.Released[i].N += e.N
-			return
-		}
-	}
-	class := r.dag.Plan().Classes[e.Class]
-	r.slots.Released = append(r.slots.Released, messages.ReleasedSlots{ClassIndex: e.Class, Class: class, N: e.N})
-}
-
-// sendSlots tells the dispatcher what the run gives back and wants, in one message.
-func (r *run) sendSlots(ctx actor.Context) {
-	if len(r.slots.Wanted) == 0 && len(r.slots.Released) == 0 {
+// acknowledgeEnds tells the executors which ends are durable. A crash before that makes the executor
+// repeat an end, which the loaded run finds to be old (recordAttempt).
+func (r *run) acknowledgeEnds(ended []messages.AttemptRecord) {
+	if len(r.env.durables) == 0 {
 		return
 	}
-	for i := range r.slots.Released {
-		rel := &r.slots.Released[i]
-		if rel.ClassIndex < len(r.busy) {
-			rel.Busy, r.busy[rel.ClassIndex] = r.busy[rel.ClassIndex], 0
+	plan := r.dag.Plan()
+	var to executor.Durable
+	keys := make([]messages.AttemptKey, 0, len(ended))
+	for i := range ended {
+		d := r.env.durable(plan, ended[i].Task)
+		if d != to && len(keys) > 0 {
+			to.Acknowledge(keys...)
+			keys = keys[:0]
+		}
+		if to = d; d != nil {
+			keys = append(keys, messages.AttemptKey{Run: r.id, Task: ended[i].Task, Attempt: ended[i].Attempt})
 		}
 	}
-	m := r.slots
-	m.Run, m.Epoch = r.id, r.epoch
-	r.slots = messages.SlotRequest{}
-	ctx.Request(r.env.dispatcher, &m)
+	if len(keys) > 0 {
+		to.Acknowledge(keys...)
+	}
 }
 
-// drainDeferred handles what came while the batch was being written.
+// publishEvents gives the changes of the last commit to the run's followers, if it has any.
+func (r *run) publishEvents(summary *messages.Summary) {
+	log := r.indexEntry.Log()
+	if log.Followed() {
+		c := watch.Commit{Seq: r.seq - 1, Starts: r.startedAttempts, Plan: r.dag.Plan(), Summary: summary}
+		if b := r.written; b != nil {
+			c.Records = b.Records
+			for i := range b.Attempts {
+				a := &b.Attempts[i]
+				c.Ends = append(c.Ends, watch.AttemptEnd{Task: a.Task, Attempt: a.Attempt, RC: a.RC})
+			}
+		}
+		log.Publish(c)
+	}
+	r.startedAttempts, r.written = nil, nil
+}
+
+// drainDeferred handles what came while the batch was being written, or the run was loading: requests
+// first, so that a kill overtakes the ends of a hundred tasks. It stops when an event has begun the next
+// batch. An event that defers itself again (generatorEnded) waits for that batch.
 func (r *run) drainDeferred(ctx actor.Context) {
 	for len(r.queuedRequests) > 0 && !r.committing {
 		m := r.queuedRequests[0]
@@ -528,7 +544,8 @@ func (r *run) drainDeferred(ctx actor.Context) {
 	}
 }
 
-// refuseAll answers all waiting callers with an error.
+// refuseAll answers all waiting callers with an error, and drops the events that wait. Each caller gets
+// one answer (messages.Reply), however often it is refused.
 func (r *run) refuseAll(err error) {
 	r.answerAll(err)
 	for _, m := range r.queuedRequests {
@@ -546,38 +563,6 @@ func (r *run) answerAll(err error) {
 		r.answers = r.answers[1:]
 	}
 	r.answers = nil
-}
-
-// terminateIncarnation is the last step of an incarnation that has panicked: it answers the waiting
-// callers. Its children are stopped next and end their processes, except the processes of
-// a durable executor, which the next incarnation resumes.
-func (r *run) terminateIncarnation(err error) {
-	r.terminating = true
-	if q, ok := r.current.(messages.Request); ok {
-		q.Refuse(err)
-	}
-	r.refuseAll(err)
-	r.env.metrics.actors.Sub(float64(len(r.tasks)))
-}
-
-// failRun stops the run until the server is started again, because a batch could not be
-// written. The next server continues from the durable state. Attempts of a durable
-// executor go on; their ends wait for that server.
-func (r *run) failRun(ctx actor.Context, err error) {
-	r.failed = query.StorageFailed(err)
-	if errors.Is(err, persistence.ErrTooBig) {
-		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
-			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}
-	}
-	r.env.log.Error("run has stopped", "run", r.id, "err", err)
-	clear(r.effects)
-	r.effects = r.effects[:0]
-	r.pending = pendingBatch{}
-	r.refuseAll(r.failed)
-	for task := range r.tasks {
-		r.dropTask(ctx, task)
-	}
-	ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 }
 
 // summary is the run at a glance, as it is in memory now.

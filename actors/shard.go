@@ -17,10 +17,16 @@ import (
 // Shards is how many shards a node has: run n belongs to shard n mod Shards.
 const Shards = 16
 
-// shard owns the runs of its ids: it creates them, passes requests to them, and
-// knows which of them have an actor. It has an entry for each run that is not finished: a dormant
-// run, which is QUEUED and needs no actor yet, and a run with an actor. A run without an entry is
-// finished or unknown.
+// shard owns the runs of its ids: it creates them, passes requests to them, and knows which of them
+// have an actor. It has an entry for each run that is not finished: a dormant run, which is QUEUED and
+// needs no actor yet, and a run with an actor. A run without an entry is finished or unknown. Finished
+// runs have an entry for a while: until they are passivated, while they are deleted, and while a
+// request that only their actor can answer is served.
+//
+// Its methods run on its own goroutine, one of the standing pool; those of pendingCreate run on the
+// journal's. A shard serves a sixteenth of all runs, so it may not wait for anything longer than a row
+// of the store (forwardRequest). It has no durable state: after a crash Start tells it of each
+// unfinished run (RecoverRun, adoptDormant). A run whose creation was not durable never existed.
 type shard struct {
 	env   *nodeContext
 	self  *actor.PID
@@ -30,11 +36,11 @@ type shard struct {
 
 // runEntry is a run that is not finished.
 type runEntry struct {
-	pid           *actor.PID  // nil until its actor is spawned
-	creation      createState // of its submission
-	holdsRequests bool        // Passivate was sent, or the run is being deleted: requests must wait
-	backlog       []messages.Request
-	broken        atomic.Bool // its actor panics again and again: it may only refuse
+	pid           *actor.PID         // nil until its actor is spawned
+	creation      createState        // of its submission
+	holdsRequests bool               // Passivate was sent, or the run is being deleted: requests must wait
+	backlog       []messages.Request // the requests that wait, in order; empty unless creation or holdsRequests has them wait
+	broken        atomic.Bool        // its actor panics again and again: it may only refuse
 
 	// While the run is dormant:
 	epoch      uint64    // under which its slots are asked for
@@ -48,6 +54,9 @@ func (r *runEntry) deleting() bool { return r.holdsRequests && r.pid == nil }
 // run returns one of the shard's runs, or nil when it is finished or unknown.
 func (s *shard) run(id messages.RunID) *runEntry { return s.runs.Get(uint64(id) / Shards) }
 
+// Receive handles a message of the node, the dispatcher, the timers or a run of the shard. Requests on
+// a run come here first, so that the shard can hold them while the run is created, passivated or
+// deleted: a message to the run itself could reach an actor that has just stopped.
 func (s *shard) Receive(ctx actor.Context) {
 	defer s.env.logPanic(ctx)
 	switch m := ctx.Message().(type) {
@@ -132,7 +141,8 @@ func (s *shard) ensureActor(ctx actor.Context, id messages.RunID, summary *messa
 }
 
 // forwardRequest passes a request on to the run's actor. For a finished run it answers requests
-// without effect itself; a restart starts an actor.
+// without effect itself; a restart starts an actor. It reads the summary of a finished run from the
+// store, which is one row.
 func (s *shard) forwardRequest(ctx actor.Context, m messages.Request) {
 	id := m.Target()
 	if r := s.run(id); r != nil {
@@ -187,7 +197,8 @@ func (p *planCache) add(r *runEntry) {
 	p.next = (p.next + 1) % maxCachedPlans
 }
 
-// activateRun starts the actor of a dormant run.
+// activateRun starts the actor of a dormant run, with the plan if it is still cached. Without it the
+// actor loads the run, and the grants that its shard asked for wait in its mailbox meanwhile.
 func (s *shard) activateRun(ctx actor.Context, id messages.RunID, r *runEntry) {
 	first := &run{env: s.env, id: id, epoch: r.epoch, waited: r.epoch != 0}
 	if r.plan != nil {
@@ -197,7 +208,8 @@ func (s *shard) activateRun(ctx actor.Context, id messages.RunID, r *runEntry) {
 	s.spawnRun(ctx, r, first)
 }
 
-// initNew sets up the actor of a new run as it was acknowledged.
+// initNew sets up the actor of a new run as it was acknowledged, without reading what was just written.
+// The shard calls it, before the actor exists. Records 1 and the summary went with the submission.
 func (r *run) initNew(plan *dag.Plan, entry *query.Entry) {
 	accepted := entry.Summary()
 	r.head = messages.Summary{ID: r.id, Tag: plan.Tag, Tags: plan.Tags, Start: accepted.Start}
@@ -219,8 +231,10 @@ func (s *shard) deliverGrant(ctx actor.Context, m *messages.SlotsGranted) {
 	ctx.Send(r.pid, m)
 }
 
-// createState is the stage of a submission. The journal's goroutine sets createDurable;
-// the shard reads the stage.
+// createState is the stage of a submission. The journal's goroutine sets createDurable; the shard reads
+// the stage, and sets createAwaited when requests wait. Whichever comes second sees the other: so a
+// request either goes on at once or is in the backlog before createDone is sent, and a submission that
+// no request waits for costs the shard no message.
 type createState struct{ stage atomic.Uint32 }
 
 const (
@@ -256,7 +270,9 @@ type createDone struct {
 	err error // the submission failed: there is no such run
 }
 
-// createRun makes a submission durable. Its run is dormant until its first grant or request.
+// createRun makes a submission durable. Its run is dormant until its first grant or request. It does
+// not wait: onDurable answers the caller. A crash before that leaves a run that was never acknowledged,
+// whole or not at all; if it is there, it runs.
 func (s *shard) createRun(m *messages.CreateRun) {
 	sub := m.Submission
 	initial := sub.Plan.InitialState(sub.At)
@@ -284,9 +300,13 @@ func (s *shard) createRun(m *messages.CreateRun) {
 	s.env.store.Append(&c.batch)
 }
 
-// onDurable is the journal's answer, on its goroutine. The order matters: the dispatcher
-// knows the run before the run is visible, and the run is visible before the caller is
-// answered.
+// onDurable is the journal's answer, on its goroutine. The order matters:
+//
+//   - The run is in the index before the dispatcher knows it: its first grant may start its actor, which
+//     goes on with the index entry (initNew).
+//   - The dispatcher knows it before requests reach it (markDurable): a kill makes the run's actor tell
+//     the dispatcher to forget it, and that must not come first.
+//   - Both come before the caller is answered, whose next request finds the run.
 func (c *pendingCreate) onDurable(err error) {
 	e, m, r := c.s.env, c.create, c.entry
 	if err != nil {
@@ -325,8 +345,8 @@ func (s *shard) createDone(ctx actor.Context, m *createDone) {
 	}
 }
 
-// newRunQueue holds new runs on their way to the dispatcher. Many become durable with one
-// commit and reach it as one message.
+// newRunQueue holds new runs on their way to the dispatcher. Many become durable with one commit and
+// reach it as one message. The journal's goroutine adds, the dispatcher drains; mu is a leaf.
 type newRunQueue struct {
 	mu    sync.Mutex
 	list  []newRun

@@ -1,15 +1,16 @@
 package actors
 
 import (
+	"errors"
 	"fmt"
 	"runtime/debug"
-	"strconv"
 	"time"
 
 	"github.com/asynkron/protoactor-go/actor"
-	"github.com/caravan-dag/caravan/actors/scheduler"
+	"github.com/caravan-dag/caravan/actors/query"
 	"github.com/caravan-dag/caravan/dag"
 	"github.com/caravan-dag/caravan/messages"
+	"github.com/caravan-dag/caravan/persistence"
 )
 
 // Supervision: each actor of the tree is supervised by its parent. This file has the whole way
@@ -24,14 +25,14 @@ import (
 //     mailbox and sends the failure to the parent, the run.
 //  2. The run is the supervisor strategy of its tasks. run.HandleFailure makes the failure an
 //     event, which waits its turn among the run's other events and is journaled like them.
-//  3. The pure state machine asks the retry policy of the task's template (dag/run_attempts.go,
+//  3. The pure state machine asks the retry policy of the task's template (dag/run.go,
 //     failAttempt): the task is in RETRY until a due time, in RETRY and ready at once, or ERRORED.
 //  4. Once that is durable, its effect is applied. RetryAt sets a timer, and the actor stays
 //     suspended (awaitRetry). TaskEnded stops the actor (dropTask).
 //  5. When the interval is over, the task is ready; when the dispatcher has granted a slot, the
-//     state machine starts the next attempt; and when the grant is durable, beginAttempt
-//     restarts the actor: protoactor makes a fresh task in place of the old one, resumes the
-//     mailbox, and the first message is the new attempt.
+//     state machine starts the next attempt; and when the grant is durable, run.beginAttempt
+//     (task.go) has the actor restarted: protoactor makes a fresh task in place of the old one,
+//     resumes the mailbox, and the first message is the new attempt.
 //
 // The way of a panic: run.HandleFailure gets it like a failure, with the message that the actor
 // panicked on. It is a bug of the engine and not the task's failure. recoverTaskActor restarts
@@ -52,6 +53,15 @@ import (
 // spawns one that is missing, as for the first attempt. A restart has one way, restartTaskActor,
 // and it is always protoactor's.
 //
+// A crash costs little on these ways. A failure that was escalated and is not durable yet is reported
+// again by a durable executor; of any other executor the attempt is lost, without using up a retry. A
+// timer and a suspended actor are lost with the process: a loaded run sets its timers again from the
+// due times in its journal, and spawns an actor for the next attempt.
+//
+// Goroutines: HandleFailure of a run, and all methods of run here, run in the run's own mailbox turn;
+// those of shard and node in theirs. protoactor calls HandleFailure for a system message, so it may
+// come between any two messages of the run, and while a batch is written: it only enqueues. failAttempt runs on the goroutine of the task actor.
+//
 // Two other designs were weighed. Without restarts, every further attempt would stop one actor
 // and spawn another, which takes twice as long, and 29 allocations of 1,152 bytes in place of 12
 // of 337 (BenchmarkBudgetRetry, 2026-11-30). Without the bound, a run of a million tasks that wait
@@ -63,20 +73,8 @@ import (
 // takes the next slot of its class, so few tasks wait in this way.
 const maxSuspended = 4096
 
-// taskActor is the run's state of a task that has an actor.
-type taskActor struct {
-	pid       *actor.PID
-	attempt   uint32
-	granted   int64 // ns; when its attempt was given to it
-	started   int64 // ns; 0 until the attempt has started
-	used      bool  // it has had an attempt: restart it before the next one
-	suspended bool  // it is among run.suspended
-	unstarted bool  // it is among run.unstarted
-	noop      bool  // it is among run.noops
-	resumed   bool  // its attempt was under way when the run was loaded
-}
-
-// taskFailed is a task actor's failure on its way through the run's own queue.
+// taskFailed is a task actor's failure on its way through the run's own queue: HandleFailure makes it,
+// and run.handle applies it.
 type taskFailed struct{ messages.AttemptFailure }
 
 // failAttempt is the failure of this actor: its mailbox is suspended until the run
@@ -113,45 +111,6 @@ func (r *run) awaitRetry(ctx actor.Context, e dag.RetryAt) {
 	}
 }
 
-// beginAttempt gives an attempt to its task's actor: a new actor, or the restarted actor
-// of the failed attempt.
-func (r *run) beginAttempt(ctx actor.Context, s dag.Start, now int64) {
-	begin := &messages.BeginAttempt{Run: r.id, Plan: r.dag.Plan(), Task: s.Task, Attempt: s.Attempt, GrantedAt: now}
-	c := r.tasks[s.Task]
-	restart := c != nil && c.used
-	if c == nil {
-		c = &taskActor{pid: r.spawnTask(ctx, s.Task)}
-		r.tasks[s.Task] = c
-	}
-	c.attempt, c.granted, c.started, c.used, c.resumed = s.Attempt, now, 0, true, false
-	instant := r.isNoop(s.Task)
-	r.setUnstarted(c, !instant)
-	r.trackNoop(c, instant)
-	if restart {
-		r.setSuspended(c, false)
-		restartTaskActor(ctx, c.pid, begin)
-		return
-	}
-	ctx.Send(c.pid, begin)
-}
-
-// spawnTask starts a task's actor, under the task's index and a number: no name is
-// given twice (see shard.spawnRun).
-func (r *run) spawnTask(ctx actor.Context, task uint32) *actor.PID {
-	name := strconv.AppendUint(make([]byte, 0, 32), uint64(task), 10)
-	name = strconv.AppendUint(append(name, '.'), r.env.spawned.Add(1), 10)
-	props := r.env.taskProps
-	if !r.isNoop(task) && !r.dag.Plan().TemplateOf(task).Generator {
-		props = r.crew.taskProps(r.env)
-	}
-	pid, err := ctx.SpawnNamed(props, string(name))
-	if err != nil {
-		panic(fmt.Sprintf("actors: run %d: task %s: %v", r.id, name, err))
-	}
-	r.env.metrics.actors.Inc()
-	return pid
-}
-
 // restartTaskActor restarts a task's actor and gives it the first message of its new life:
 // BeginAttempt, or attachAttempt when its attempt goes on. Messages that waited behind the
 // failure come before; the actor stashes them (see task.Receive).
@@ -185,7 +144,8 @@ func (r *run) recoverTaskActor(ctx actor.Context, pid *actor.PID, message any) {
 	}})
 }
 
-// taskOf returns the task of an actor, or nil. A panic is rare: it may search.
+// taskOf returns the task of an actor, or nil for an actor that was dropped: O(actors of the run). A
+// panic is rare: it may search.
 func (r *run) taskOf(pid *actor.PID) (uint32, *taskActor) {
 	for task, c := range r.tasks {
 		if c.pid.Equal(pid) {
@@ -195,81 +155,14 @@ func (r *run) taskOf(pid *actor.PID) (uint32, *taskActor) {
 	return 0, nil
 }
 
-// lostUnlessKilled turns a killed attempt that no user has killed into a lost one: the server
-// has ended it as it stopped.
-func (r *run) lostUnlessKilled(rec *messages.AttemptRecord) {
-	if rec.Result == messages.AttemptKilled && !r.dag.KillRequested() && !r.dag.TaskKillRequested(rec.Task) {
-		rec.Result = messages.AttemptLost
-		rec.ExecutorLog = "lost: the server was stopped while the attempt ran"
-	}
-}
-
-// dropTask stops a task's actor, if it has one.
-func (r *run) dropTask(ctx actor.Context, task uint32) {
-	c := r.tasks[task]
-	if c == nil {
-		return
-	}
-	r.setSuspended(c, false)
-	r.setUnstarted(c, false)
-	r.trackNoop(c, false)
-	delete(r.tasks, task)
-	if c.resumed { // its actor may not know its attempt yet
-		r.env.attempts.remove(messages.AttemptKey{Run: r.id, Task: task, Attempt: c.attempt}, c.pid)
-	}
-	ctx.Stop(c.pid)
-	r.env.metrics.actors.Dec()
-}
-
-// setSuspended records whether a task actor is suspended until its next attempt, after a failure
-// that has an interval.
-func (r *run) setSuspended(c *taskActor, now bool) {
-	switch {
-	case now && !c.suspended:
-		r.suspended++
-	case !now && c.suspended:
-		r.suspended--
-	}
-	c.suspended = now
-}
-
-// setUnstarted records whether an attempt was given to its executor and has not started.
-func (r *run) setUnstarted(c *taskActor, now bool) {
-	switch {
-	case now && !c.unstarted:
-		r.unstarted++
-	case !now && c.unstarted:
-		r.unstarted--
-	}
-	c.unstarted = now
-}
-
-// trackNoop records whether a no-op attempt was begun and has not ended.
-func (r *run) trackNoop(c *taskActor, now bool) {
-	switch {
-	case now && !c.noop:
-		r.noops++
-	case !now && c.noop:
-		r.noops--
-	}
-	c.noop = now
-}
-
-// isNoop tells whether a task's attempts end as soon as they begin.
-func (r *run) isNoop(task uint32) bool {
-	plan := r.dag.Plan()
-	return plan.Classes[plan.TemplateOf(task).Class].Executor == scheduler.NoopExecutor
-}
-
-// startedEarly tells whether a task was begun before its grant is durable, as only no-op
-// tasks are. An effect may then be older than the attempt.
-func (r *run) startedEarly(task uint32) bool {
-	return r.isNoop(task) && r.dag.TaskState(task).Live()
-}
-
 // HandleFailure is the shard as supervisor of its runs. The panic has been logged, and the
 // run restarts from the durable state. A run that panics again and again is kept only to
 // refuse requests with the reason.
+//
+// protoactor keeps the mailbox of the run and stops its children. The message that panicked is gone:
+// terminateIncarnation, which comes first, refuses it if it was a request. The pending batch is lost, as
+// in a crash, and the new incarnation loads what is durable (loadRun waits for a batch that is still
+// being written).
 func (s *shard) HandleFailure(_ *actor.ActorSystem, supervisor actor.Supervisor, child *actor.PID, rs *actor.RestartStatistics, reason, _ any) {
 	const patience, within = 5, 10 * time.Second
 	rs.Fail()
@@ -309,4 +202,36 @@ func (e *nodeContext) logPanic(ctx actor.Context) {
 		e.log.Error("actor panicked", "actor", ctx.Self().Id, "err", p, "stack", string(debug.Stack()))
 		panic(p)
 	}
+}
+
+// terminateIncarnation is the last step of an incarnation that has panicked: it answers the waiting
+// callers. Its children are stopped next and end their processes, except the processes of
+// a durable executor, which the next incarnation resumes.
+func (r *run) terminateIncarnation(err error) {
+	r.terminating = true
+	if q, ok := r.current.(messages.Request); ok {
+		q.Refuse(err)
+	}
+	r.refuseAll(err)
+	r.env.metrics.actors.Sub(float64(len(r.tasks)))
+}
+
+// failRun stops the run until the server is started again, because a batch could not be
+// written. The next server continues from the durable state. Attempts of a durable
+// executor go on; their ends wait for that server.
+func (r *run) failRun(ctx actor.Context, err error) {
+	r.failed = query.StorageFailed(err)
+	if errors.Is(err, persistence.ErrTooBig) {
+		r.failed = &messages.Error{Code: messages.Internal, Text: fmt.Sprintf(
+			"run %d has stopped: what happened in it is too much to be written at once; a restart of the server takes it up again: %v", r.id, err)}
+	}
+	r.env.log.Error("run has stopped", "run", r.id, "err", err)
+	clear(r.effects)
+	r.effects = r.effects[:0]
+	r.pending = pendingBatch{}
+	r.refuseAll(r.failed)
+	for task := range r.tasks {
+		r.dropTask(ctx, task)
+	}
+	ctx.Send(r.env.dispatcher, &messages.ForgetRun{Run: r.id})
 }

@@ -9,23 +9,6 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// publishEvents gives the changes of the last commit to the run's followers, if it has any.
-func (r *run) publishEvents(summary *messages.Summary) {
-	log := r.indexEntry.Log()
-	if log.Followed() {
-		c := watch.Commit{Seq: r.seq - 1, Starts: r.startedAttempts, Plan: r.dag.Plan(), Summary: summary}
-		if b := r.written; b != nil {
-			c.Records = b.Records
-			for i := range b.Attempts {
-				a := &b.Attempts[i]
-				c.Ends = append(c.Ends, watch.AttemptEnd{Task: a.Task, Attempt: a.Attempt, RC: a.RC})
-			}
-		}
-		log.Publish(c)
-	}
-	r.startedAttempts, r.written = nil, nil
-}
-
 // A view of an unfinished run is asked of its actor, the only one that has the state of the
 // tasks. All other reads go around the actors: see package query.
 

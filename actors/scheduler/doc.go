@@ -29,5 +29,5 @@
 //     than was granted panics: the books would be wrong from then on.
 //
 // Reading order: scheduler.go (what is granted to whom), request_queue.go (order within a
-// class), run_demand.go (what belongs to one run).
+// class), run_requests.go (what belongs to one run).
 package scheduler

@@ -11,39 +11,40 @@ type requestKey struct {
 	classIndex int
 }
 
-// classDemand is the request of one run for slots of one class, and the slots of that class that it
-// holds.
-type classDemand struct {
-	key       requestKey
-	queue     *requestQueue
-	demand    int // slots that are wanted in addition to those held
-	held      int
-	sequence  uint64
-	since     int64        // ns: when it became the oldest request and did not fit; 0 = it is not the oldest
-	heapIndex int          // its place in its heap, from 1; 0 = not queued
-	atShare   bool         // it is in the heap of requests that hold a machine-full
-	dropped   bool         // it neither wants nor holds slots any more
-	next      *classDemand // the next one of the run
+// classRequest is the request of one run for slots of one class, and the slots of that class that it
+// holds. It is queued while it wants slots, and is dropped once it neither wants nor holds any.
+type classRequest struct {
+	key            requestKey
+	queue          *requestQueue
+	wanted         int           // slots, in addition to those held
+	held           int           // slots
+	sequence       uint64        // of its entry into the queue: the lowest number has the next turn
+	overtakenSince int64         // ns: since when the oldest request does not fit; 0 for all others
+	heapIndex      int           // its place in its heap, from 1; 0 = not queued
+	atShare        bool          // it is in the heap of requests that hold a machine-full
+	dropped        bool          // it neither wants nor holds slots any more
+	nextOfRun      *classRequest // links the requests of a run
 }
 
-// before tells whether r is not nil and precedes other, which may be nil.
-func (r *classDemand) before(other *classDemand) bool {
+// precedes tells whether r is not nil and its turn is before that of other, which may be nil.
+func (r *classRequest) precedes(other *classRequest) bool {
 	return r != nil && (other == nil || r.sequence < other.sequence)
 }
 
-// requestQueue is the queue of requests for one class of work. A request is in one of its two
-// heaps while it wants slots, and in neither otherwise.
+// requestQueue is the queue of requests for one class of work. A request is in one of its two heaps
+// while it wants slots, and in neither otherwise. Only the first of each heap is looked at: all
+// requests of a queue want slots of the same size, so when the first does not fit, none does.
 type requestQueue struct {
-	class      dag.Class
-	window     *executorWindow // nil: its tasks take slots
-	resources  Resources       // of one task
-	requests   int             // that wait or hold
-	underShare requestHeap     // requests that hold less than a machine-full
-	atShare    requestHeap     // the others, of what takes slots
+	class        dag.Class
+	window       *executorWindow // nil: its tasks take slots of this machine
+	perTask      Resources       // what one task takes; unused with a window
+	requestCount int             // requests that wait or hold
+	underShare   requestHeap     // requests that hold less than a machine-full
+	atShare      requestHeap     // the others; empty with a window
 }
 
 // heapOf returns the heap of a request.
-func (q *requestQueue) heapOf(r *classDemand) *requestHeap {
+func (q *requestQueue) heapOf(r *classRequest) *requestHeap {
 	if r.atShare {
 		return &q.atShare
 	}
@@ -51,10 +52,10 @@ func (q *requestQueue) heapOf(r *classDemand) *requestHeap {
 }
 
 // requestHeap is a heap of queued requests by sequence number.
-type requestHeap []*classDemand
+type requestHeap []*classRequest
 
 // first returns the request with the smallest sequence number, or nil.
-func (h requestHeap) first() *classDemand {
+func (h requestHeap) first() *classRequest {
 	if len(h) == 0 {
 		return nil
 	}
@@ -70,7 +71,7 @@ func (h requestHeap) Swap(i, j int) {
 }
 
 func (h *requestHeap) Push(r any) {
-	*h = append(*h, r.(*classDemand))
+	*h = append(*h, r.(*classRequest))
 	(*h)[len(*h)-1].heapIndex = len(*h)
 }
 

@@ -67,22 +67,22 @@ type executorWindow struct{ limit, held int }
 // Target with each run that wants or holds slots: the receiver of its grants. The scheduler
 // does not read it.
 //
-// A request is a classDemand: a run with work of k classes has k requests, each with its own turns.
+// A request is a classRequest: a run with work of k classes has k requests, each with its own turns.
 // Requests for the same class form one queue. Each request carries the sequence number
 // of its entry into the queue. A grant goes to the smallest number among the queue heads
 // that fit. So runs alternate whatever their size, and a grant costs O(distinct classes),
 // not O(runs). Requests of runs that hold a machine-full (atShare) have a heap of
 // their own in each queue: fewer slots are granted ahead to them.
 type Scheduler[Target any] struct {
-	machine    Resources
-	windows    map[string]*executorWindow // of executors whose tasks take no slots, by name
-	granted    Resources                  // granted and not released, of what takes slots
-	mean       time.Duration              // moving average of how long a slot was busy; 0 = not known
-	awaitsHeld bool                       // runs have yet to report the slots they hold: only no-op tasks are granted
-	sequence   uint64
-	queues     []*requestQueue                   // in the order of their first requests
-	runs       idtable.Table[*runDemand[Target]] // the runs that want or hold slots
-	requests   int                               // of all of them
+	machine      Resources
+	windows      map[string]*executorWindow          // of executors whose tasks take no slots, by name
+	granted      Resources                           // granted and not released, of what takes slots
+	meanBusy     time.Duration                       // moving average of how long a slot was busy; 0 = not known
+	awaitsHeld   bool                                // runs have yet to report the slots they hold: only no-op tasks are granted
+	lastSequence uint64                              // numbers the entries into queues
+	queues       []*requestQueue                     // in the order of their first requests
+	runs         idtable.Table[*runRequests[Target]] // the runs that want or hold slots
+	requestCount int                                 // of all of them
 }
 
 // New makes a scheduler of this machine, with a window for each executor whose tasks do not
@@ -102,7 +102,7 @@ func New[Target any](machine Resources, windows map[string]int) *Scheduler[Targe
 // is the run's own number of the class.
 func (s *Scheduler[Target]) SetDemand(run messages.RunID, classIndex int, class dag.Class, n int) {
 	r := s.requestFor(requestKey{run, classIndex}, class)
-	r.demand = n
+	r.wanted = n
 	switch {
 	case n == 0:
 		s.dequeue(r)
@@ -127,10 +127,10 @@ func (s *Scheduler[Target]) Release(run messages.RunID, classIndex int, class da
 	}
 	if busy > 0 && n > 0 && r.queue.window == nil {
 		mean := busy / time.Duration(n)
-		if s.mean == 0 {
-			s.mean = mean
+		if s.meanBusy == 0 {
+			s.meanBusy = mean
 		}
-		s.mean += (mean - s.mean) / 8
+		s.meanBusy += (mean - s.meanBusy) / 8
 	}
 	s.dropIfIdle(r)
 }
@@ -149,9 +149,9 @@ func (s *Scheduler[Target]) RemoveRun(run messages.RunID) {
 	if d == nil {
 		return
 	}
-	for r := d.head; r != nil; r = r.next {
+	for r := d.head; r != nil; r = r.nextOfRun {
 		s.returnSlots(r, r.held)
-		r.held, r.demand = 0, 0
+		r.held, r.wanted = 0, 0
 		s.dequeue(r)
 		s.dropIfIdle(r)
 	}
@@ -182,15 +182,15 @@ func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, clas
 		}
 		n := 1
 		if w := r.queue.window; w != nil {
-			n = min(r.demand, windowBatch, w.limit-w.held)
+			n = min(r.wanted, windowBatch, w.limit-w.held)
 			w.held += n
 		} else {
-			s.granted = s.granted.plus(r.queue.resources)
+			s.granted = s.granted.plus(r.queue.perTask)
 		}
 		s.dequeue(r)
-		r.demand -= n
+		r.wanted -= n
 		r.held += n
-		if r.demand > 0 {
+		if r.wanted > 0 {
 			s.enqueue(r)
 		}
 		yield(r.key.run, r.key.classIndex, n)
@@ -199,13 +199,13 @@ func (s *Scheduler[Target]) Grant(now int64, yield func(run messages.RunID, clas
 
 // nextRequest returns the request to serve next, or nil. When the oldest request of a run
 // below its share does not fit, others may overtake it until it has aged.
-func (s *Scheduler[Target]) nextRequest(now int64) *classDemand {
-	free, freeAtShare := s.free()
-	var best, oldest, windowed *classDemand
+func (s *Scheduler[Target]) nextRequest(now int64) *classRequest {
+	free, freeAtShare := s.freeResources()
+	var best, oldest, windowed *classRequest
 	for _, q := range s.queues {
 		under := q.underShare.first()
 		if q.window != nil {
-			if under != nil && q.window.held < q.window.limit && under.before(windowed) && (!s.awaitsHeld || q.class.Executor == NoopExecutor) {
+			if under != nil && q.window.held < q.window.limit && under.precedes(windowed) && (!s.awaitsHeld || q.class.Executor == NoopExecutor) {
 				windowed = under
 			}
 			continue
@@ -214,21 +214,21 @@ func (s *Scheduler[Target]) nextRequest(now int64) *classDemand {
 			continue
 		}
 		at := q.atShare.first()
-		if under.before(oldest) {
+		if under.precedes(oldest) {
 			oldest = under
 		}
-		if under.before(best) && q.resources.fitsInto(free) {
+		if under.precedes(best) && q.perTask.fitsInto(free) {
 			best = under
 		}
-		if at.before(best) && q.resources.fitsInto(freeAtShare) {
+		if at.precedes(best) && q.perTask.fitsInto(freeAtShare) {
 			best = at
 		}
 	}
 	if oldest != nil && oldest != best {
-		if oldest.since == 0 {
-			oldest.since = now
+		if oldest.overtakenSince == 0 {
+			oldest.overtakenSince = now
 		}
-		if now-oldest.since >= int64(ageLimit) {
+		if now-oldest.overtakenSince >= int64(ageLimit) {
 			best = nil
 		}
 	}
@@ -242,19 +242,19 @@ func (s *Scheduler[Target]) nextRequest(now int64) *classDemand {
 // without such a request, and once it has aged: slots are then kept free for it until a
 // release.
 func (s *Scheduler[Target]) NextAging(now int64) int64 {
-	var oldest *classDemand
+	var oldest *classRequest
 	for _, q := range s.queues {
 		if q.window != nil {
 			continue
 		}
-		if r := q.underShare.first(); r.before(oldest) {
+		if r := q.underShare.first(); r.precedes(oldest) {
 			oldest = r
 		}
 	}
-	if oldest == nil || oldest.since == 0 {
+	if oldest == nil || oldest.overtakenSince == 0 {
 		return 0
 	}
-	if due := oldest.since + int64(ageLimit); due > now {
+	if due := oldest.overtakenSince + int64(ageLimit); due > now {
 		return due
 	}
 	return 0
@@ -271,11 +271,11 @@ func (s *Scheduler[Target]) Idle() bool {
 }
 
 // Granted returns what is granted and not released of this machine. It may be more than the
-// machine has: see free.
+// machine has: see freeResources.
 func (s *Scheduler[Target]) Granted() Resources { return s.granted }
 
 // Requests returns how many classes of runs want or hold slots.
-func (s *Scheduler[Target]) Requests() int { return s.requests }
+func (s *Scheduler[Target]) Requests() int { return s.requestCount }
 
 // EachWindow calls yield for each executor that has a window, with the number of its
 // granted tasks, in any order.
@@ -285,15 +285,15 @@ func (s *Scheduler[Target]) EachWindow(yield func(executor string, granted int))
 	}
 }
 
-// free returns the resources that may still be granted, and those for runs that hold a
+// freeResources returns the resources that may still be granted, and those for runs that hold a
 // machine-full: the machine, and some more when attempts are short.
-func (s *Scheduler[Target]) free() (free, atShare Resources) {
+func (s *Scheduler[Target]) freeResources() (free, atShare Resources) {
 	free = s.machine.minus(s.granted)
-	if s.mean == 0 || s.mean >= shortTask {
+	if s.meanBusy == 0 || s.meanBusy >= shortTask {
 		return free, free
 	}
 	ahead := func(work, most time.Duration) Resources {
-		return free.plus(s.machine.times(int64(min(max(work/s.mean, 1), most))))
+		return free.plus(s.machine.times(int64(min(max(work/s.meanBusy, 1), most))))
 	}
 	all := ahead(aheadWork, maxAhead)
 	if s.runs.Len() == 1 {
@@ -304,16 +304,16 @@ func (s *Scheduler[Target]) free() (free, atShare Resources) {
 
 // holdsShare tells whether a request holds a machine-full: one more slot would not fit
 // next to those that it holds. It is false while it holds no slot.
-func (s *Scheduler[Target]) holdsShare(r *classDemand) bool {
-	return r.queue.window == nil && !r.queue.resources.times(int64(r.held)+1).fitsInto(s.machine)
+func (s *Scheduler[Target]) holdsShare(r *classRequest) bool {
+	return r.queue.window == nil && !r.queue.perTask.times(int64(r.held)+1).fitsInto(s.machine)
 }
 
-func (s *Scheduler[Target]) returnSlots(r *classDemand, n int) {
+func (s *Scheduler[Target]) returnSlots(r *classRequest, n int) {
 	w := r.queue.window
 	if w != nil {
 		w.held -= n
 	} else {
-		s.granted = s.granted.minus(r.queue.resources.times(int64(n)))
+		s.granted = s.granted.minus(r.queue.perTask.times(int64(n)))
 	}
 	if w != nil && w.held < 0 || s.granted.CPUMillis < 0 || s.granted.MemoryBytes < 0 {
 		panic("scheduler: slots below zero")
@@ -321,59 +321,59 @@ func (s *Scheduler[Target]) returnSlots(r *classDemand, n int) {
 }
 
 // enqueue queues a request with a new sequence number.
-func (s *Scheduler[Target]) enqueue(r *classDemand) {
-	s.sequence++
-	r.sequence = s.sequence
+func (s *Scheduler[Target]) enqueue(r *classRequest) {
+	s.lastSequence++
+	r.sequence = s.lastSequence
 	r.atShare = s.holdsShare(r)
 	heap.Push(r.queue.heapOf(r), r)
 }
 
 // dequeue removes a request from its queue.
-func (s *Scheduler[Target]) dequeue(r *classDemand) {
-	r.since = 0
+func (s *Scheduler[Target]) dequeue(r *classRequest) {
+	r.overtakenSince = 0
 	if r.heapIndex > 0 {
 		heap.Remove(r.queue.heapOf(r), r.heapIndex-1)
 	}
 }
 
 // findRequest returns the request of a run for the class with this index, or nil.
-func (s *Scheduler[Target]) findRequest(run messages.RunID, classIndex int) *classDemand {
+func (s *Scheduler[Target]) findRequest(run messages.RunID, classIndex int) *classRequest {
 	return s.runs.Get(uint64(run)).find(classIndex)
 }
 
 // requestFor returns the request of a run for a class. A request that is missing is made.
-func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *classDemand {
+func (s *Scheduler[Target]) requestFor(key requestKey, class dag.Class) *classRequest {
 	d := s.runs.Get(uint64(key.run))
 	r := d.find(key.classIndex)
 	if r != nil {
 		return r
 	}
 	if d == nil {
-		d = new(runDemand[Target])
+		d = new(runRequests[Target])
 		s.runs.Set(uint64(key.run), d)
 		r = &d.inline
 	} else {
-		r = new(classDemand)
+		r = new(classRequest)
 	}
-	*r = classDemand{key: key, queue: s.queueFor(class)}
-	r.queue.requests++
+	*r = classRequest{key: key, queue: s.queueFor(class)}
+	r.queue.requestCount++
 	d.add(r)
-	s.requests++
+	s.requestCount++
 	return r
 }
 
 // dropIfIdle removes a request that neither wants nor holds slots.
-func (s *Scheduler[Target]) dropIfIdle(r *classDemand) {
-	if r.demand > 0 || r.held > 0 || r.dropped {
+func (s *Scheduler[Target]) dropIfIdle(r *classRequest) {
+	if r.wanted > 0 || r.held > 0 || r.dropped {
 		return
 	}
 	r.dropped = true
 	d := s.runs.Get(uint64(r.key.run))
 	d.remove(r)
-	if s.requests--; d.n == 0 {
+	if s.requestCount--; d.n == 0 {
 		s.runs.Delete(uint64(r.key.run))
 	}
-	if r.queue.requests--; r.queue.requests == 0 { // queues of former runs do not pile up
+	if r.queue.requestCount--; r.queue.requestCount == 0 { // queues of former runs do not pile up
 		s.queues = slices.DeleteFunc(s.queues, func(q *requestQueue) bool { return q == r.queue })
 	}
 }
@@ -391,7 +391,7 @@ func (s *Scheduler[Target]) queueFor(class dag.Class) *requestQueue {
 	}
 	// A task that was accepted on a larger machine gets all of this one: otherwise it would
 	// never fit, and block all others. The executor reports the error.
-	q := &requestQueue{class: class, window: w, resources: Resources{
+	q := &requestQueue{class: class, window: w, perTask: Resources{
 		min(class.CPUMillis, s.machine.CPUMillis), min(class.MemoryBytes, s.machine.MemoryBytes),
 	}}
 	s.queues = append(s.queues, q)

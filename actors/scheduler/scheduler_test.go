@@ -41,8 +41,8 @@ func TestRunsTakeTurnsWhateverTheirSize(t *testing.T) {
 			t.Fatalf("release %d: %v", i, g)
 		}
 	}
-	if c := s.findRequest(2, 0); c != nil && c.demand > 0 {
-		t.Errorf("the small run still wants %d after 6 turns", c.demand)
+	if c := s.findRequest(2, 0); c != nil && c.wanted > 0 {
+		t.Errorf("the small run still wants %d after 6 turns", c.wanted)
 	}
 }
 
@@ -182,8 +182,8 @@ func TestRemovedRunReturnsItsSlots(t *testing.T) {
 	s.SetDemand(1, 1, noopWork, 5)
 	grants(s, 0)
 	s.RemoveRun(1)
-	if !s.Idle() || s.requests != 0 || s.runs.Get(1) != nil {
-		t.Errorf("held %v, no-op tasks %d, requests %d", s.granted, s.windows[NoopExecutor].held, s.requests)
+	if !s.Idle() || s.requestCount != 0 || s.runs.Get(1) != nil {
+		t.Errorf("held %v, no-op tasks %d, requests %d", s.granted, s.windows[NoopExecutor].held, s.requestCount)
 	}
 }
 
@@ -247,7 +247,7 @@ func TestSchedulerInvariants(t *testing.T) {
 					if c == nil {
 						continue
 					}
-					if waits := c.heapIndex > 0; waits != (c.demand > 0) || waits && (*c.queue.heapOf(c))[c.heapIndex-1] != c || waits && c.atShare && !s.holdsShare(c) {
+					if waits := c.heapIndex > 0; waits != (c.wanted > 0) || waits && (*c.queue.heapOf(c))[c.heapIndex-1] != c || waits && c.atShare && !s.holdsShare(c) {
 						t.Fatalf("seed %d: a request is in the wrong heap: %+v", seed, c)
 					}
 				}
@@ -298,8 +298,8 @@ func TestQueuesOfFormerClassesAreDropped(t *testing.T) {
 			s.Release(run, 0, class, c.held, 0)
 		}
 	}
-	if len(s.queues) != 0 || s.requests != 0 || s.runs.Len() != 0 {
-		t.Errorf("%d queues, %d requests, %d runs", len(s.queues), s.requests, s.runs.Len())
+	if len(s.queues) != 0 || s.requestCount != 0 || s.runs.Len() != 0 {
+		t.Errorf("%d queues, %d requests, %d runs", len(s.queues), s.requestCount, s.runs.Len())
 	}
 }
 
@@ -313,16 +313,16 @@ func TestRunWithManyClasses(t *testing.T) {
 	for i := range n {
 		s.SetDemand(1, i, class(i), 1)
 	}
-	if s.requests != n || s.findRequest(1, n) != nil || s.findRequest(2, 0) != nil {
-		t.Fatalf("%d requests", s.requests)
+	if s.requestCount != n || s.findRequest(1, n) != nil || s.findRequest(2, 0) != nil {
+		t.Fatalf("%d requests", s.requestCount)
 	}
 	for i := range n { // one core: each in its turn
 		if g := grants(s, int64(i)); g[1] != 1 || s.findRequest(1, i).held != 1 {
 			t.Fatalf("turn %d: %v, %+v", i, g, s.findRequest(1, i))
 		}
 		s.Release(1, i, class(i), 1, 0)
-		if s.findRequest(1, i) != nil || s.requests != n-1-i {
-			t.Fatalf("turn %d leaves %d requests", i, s.requests)
+		if s.findRequest(1, i) != nil || s.requestCount != n-1-i {
+			t.Fatalf("turn %d leaves %d requests", i, s.requestCount)
 		}
 	}
 	if s.runs.Get(1) != nil || len(s.queues) != 0 {
