@@ -77,7 +77,7 @@ const minStoreRate = 1 << 20
 
 // Submit makes a planned spec a run. It returns when that is durable.
 func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.RunID, error) {
-	if err := n.acceptsRuns(); err != nil {
+	if err := n.AcceptsRuns(ctx); err != nil {
 		return 0, err
 	}
 	limit := callTimeout
@@ -98,7 +98,7 @@ func (n *Node) Submit(ctx context.Context, sub *messages.Submission) (messages.R
 // SubmitAll makes each of many planned specs a run, or says why not, in its place. It
 // returns when all are durable; they share few commits. The error is that of all.
 func (n *Node) SubmitAll(ctx context.Context, subs []*messages.Submission) ([]messages.Result[messages.RunID], error) {
-	if err := n.acceptsRuns(); err != nil {
+	if err := n.AcceptsRuns(ctx); err != nil {
 		return nil, err
 	}
 	results := make([]messages.Result[messages.RunID], len(subs))
@@ -196,8 +196,8 @@ func (n *Node) Damaged(context.Context) error {
 }
 
 // Healthy is nil when new work may be taken, and what carries it out works.
-func (n *Node) Healthy(context.Context) error {
-	if err := n.acceptsRuns(); err != nil {
+func (n *Node) Healthy(ctx context.Context) error {
+	if err := n.AcceptsRuns(ctx); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.env.executors)) {
@@ -212,8 +212,8 @@ func (n *Node) Healthy(context.Context) error {
 	return nil
 }
 
-// acceptsRuns is nil when new runs may be taken.
-func (n *Node) acceptsRuns() error {
+// AcceptsRuns is nil when new runs may be taken.
+func (n *Node) AcceptsRuns(context.Context) error {
 	if n.closing.Load() {
 		return messages.ErrStopping
 	}

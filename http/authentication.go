@@ -282,10 +282,11 @@ func (s *Server) revokePermits() {
 }
 
 // recheckPermit checks the caller of a request that took a while to arrive, before it changes anything.
-// before is the token file when the request began: while it is the same one, there is little to check,
-// and a submission does not make a permit. A session that has ended since is accepted then.
+// before is the token file when the request began: while it is the same one, a token is still valid,
+// and a submission does not make a permit. A session may have ended by a logout or by time, so a
+// request with a cookie is always checked.
 func (s *Server) recheckPermit(ctx *fasthttp.RequestCtx, before *access.Tokens) error {
-	if s.tokensInForce() == before {
+	if s.tokensInForce() == before && ctx.Request.Header.Peek(fasthttp.HeaderCookie) == nil {
 		return nil
 	}
 	return s.permitOf(ctx).check()
@@ -371,7 +372,7 @@ func (s *Server) login(ctx *fasthttp.RequestCtx) error {
 	case !isFromOwnPage(&ctx.Request.Header):
 		return &refusal{fasthttp.StatusForbidden, "the login form must come from a page of this server; programs send `Authorization: Bearer …`"}
 	case !s.logins.Allow(clientIP(ctx), time.Now()):
-		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2")
+		ctx.Response.Header.Set(fasthttp.HeaderRetryAfter, "2") // loginInterval
 		return &refusal{fasthttp.StatusTooManyRequests, "too many logins from this address: try again in 2 seconds"}
 	}
 	form, err := readForm(ctx)

@@ -186,11 +186,11 @@ func (b *batch) next(dst []byte) ([]byte, bool, error) {
 	b.body.beginLine()
 	clear(b.warnings)
 	lines, err := b.lines.next()
-	if !b.permit.isValid() { // the wait for these lines may have been long
+	if err := b.permit.check(); err != nil { // the wait for these lines may have been long
 		if b.linesRead > 0 {
 			return dst, true, errStreamBroken
 		}
-		return dst, true, &refusal{fasthttp.StatusUnauthorized, "the token is no longer in this server's token file"}
+		return dst, true, err
 	}
 	all := make([]messages.Submission, len(lines))
 	results := make([]messages.Result[messages.RunID], len(lines))

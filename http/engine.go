@@ -88,6 +88,9 @@ type Logs interface {
 type Health interface {
 	// Ready is nil when requests are served, or the reason why not.
 	Ready(ctx context.Context) error
+	// AcceptsRuns is nil, or why Submit would refuse every new run: storage failed, the disk is low,
+	// or the engine starts or shuts down.
+	AcceptsRuns(ctx context.Context) error
 	// Healthy is nil, or what is wrong: storage failed, the disk is low, the engine shuts down, or a
 	// worker does not answer. New runs are still accepted in the last case, but their tasks may have
 	// to wait.

@@ -21,7 +21,7 @@ import (
 //	any other         500 with a fixed sentence; the log has the error under the key err
 //
 // A sentence names the thing (`unknown run 7`) and what to do about it (`use PAUSED or RUNNING`). 503
-// and 429 ask to come back after a second: what is in the way is expected to pass.
+// and 429 ask to come back after a second, unless the handler has set another Retry-After.
 
 // statusOf is the one place where the domain's codes become HTTP statuses. Damaged and Internal are 500.
 func statusOf(c messages.ErrorCode) int {
@@ -110,7 +110,9 @@ func writeProblem(ctx *fasthttp.RequestCtx, p problem) {
 	h.SetContentType("application/problem+json")
 	switch p.status {
 	case fasthttp.StatusServiceUnavailable, fasthttp.StatusTooManyRequests:
-		h.Set(fasthttp.HeaderRetryAfter, "1")
+		if h.Peek(fasthttp.HeaderRetryAfter) == nil {
+			h.Set(fasthttp.HeaderRetryAfter, "1")
+		}
 	case fasthttp.StatusUnauthorized:
 		h.Set(fasthttp.HeaderWWWAuthenticate, challenge)
 	}

@@ -446,6 +446,8 @@ func (e *fakeEngine) Ready(ctx context.Context) error {
 }
 func (e *fakeEngine) Healthy(ctx context.Context) error { return e.healthy }
 
+func (e *fakeEngine) AcceptsRuns(ctx context.Context) error { return e.begin(ctx, "AcceptsRuns") }
+
 func (e *fakeEngine) Paused(ctx context.Context) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -209,9 +209,9 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 	return b, nil
 }
 
-// writeLongBody writes a complete body to its file. It asks the engine for its health at the start and
-// after each MiB, because free disk is a condition of that: bodies in the data folder must not take the
-// space that the store needs for its next commits.
+// writeLongBody writes a complete body to its file. It asks the engine at the start and after each MiB
+// whether it accepts runs, because free disk is a condition of that: bodies in the data folder must not
+// take the space that the store needs for its next commits.
 func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int) error {
 	piece, looked := begun, int64(0)
 	room := make([]byte, copyBuffer)
@@ -221,8 +221,8 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 		}
 		if b.fileBytes >= looked {
 			looked = b.fileBytes + diskCheckBytes
-			if err := s.engine.Healthy(contextOf(ctx)); err != nil {
-				return &refusal{fasthttp.StatusServiceUnavailable, err.Error()}
+			if err := s.engine.AcceptsRuns(contextOf(ctx)); err != nil {
+				return err
 			}
 		}
 		n, err := b.file.Write(piece)

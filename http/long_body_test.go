@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/caravan-dag/caravan/internal/testenv"
+	"github.com/caravan-dag/caravan/messages"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -128,13 +129,13 @@ func TestLongBodiesThatAreRefused(t *testing.T) {
 	_, r = s.raw(head + fmt.Sprintf("Content-Length: %d\r\n\r\n{", limit+1)) // one byte of it has arrived
 	refusedWith(t, s.answerTo(r), 413, "at most 6291456 bytes")
 	e.mu.Lock()
-	e.healthy = errors.New("disk is nearly full")
+	e.fail = map[string]error{"AcceptsRuns": &messages.Error{Code: messages.Unavailable, Text: "disk is nearly full"}}
 	e.mu.Unlock()
 	if r := s.do("POST", "/v1/dagrun", sound); r.status != 503 || !strings.Contains(r.body, "disk is nearly full") {
 		t.Errorf("on a full disk: %d %s", r.status, r.body)
 	}
 	e.mu.Lock()
-	e.healthy = nil
+	e.fail, e.healthy = nil, errors.New("the worker does not answer") // new runs are accepted then
 	e.mu.Unlock()
 	if r := s.do("POST", "/v1/dagrun", sound); r.status != 200 || len(e.submitted) != 1 {
 		t.Errorf("a sound one: %d %s", r.status, r.body)

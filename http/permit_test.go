@@ -243,6 +243,59 @@ func TestReloadEndsABatchThatWaits(t *testing.T) {
 	}
 }
 
+// TestRevokedBeforeTheFirstLine: a batch whose caller loses its right before its first line is refused
+// with the reason: 403 for a scope that was removed, 401 for a token.
+func TestRevokedBeforeTheFirstLine(t *testing.T) {
+	for name, c := range map[string]struct {
+		left   func(submit string) string // the token file afterwards
+		status int
+		reason string
+	}{
+		"scope removed": {func(submit string) string { return access.TokenLine("t-submit", access.Read, submit) }, 403, `token "t-submit" has the scopes "read"`},
+		"token removed": {func(string) string { return "# none\n" }, 401, "unknown token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			option, secret, path := withTokenFile(t)
+			e := contractEngine(t)
+			s := serve(t, e, option)
+			_, r := s.raw("POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n" +
+				bearer(secret[access.Submit]) + "\r\n\r\n1\r\n{\r\n")
+			testenv.Eventually(t, "the request waits for its line", func() bool {
+				s.permits.mu.Lock()
+				defer s.permits.mu.Unlock()
+				return len(s.permits.pending) == 1
+			})
+			s.rewrite(path, c.left(secret[access.Submit]))
+			refusedWith(t, s.answerTo(r), c.status, c.reason)
+			if len(e.submitted) != 0 {
+				t.Errorf("%d runs", len(e.submitted))
+			}
+		})
+	}
+}
+
+// TestLoggedOutWhileTheBodyCame: a document whose session ended while it was being sent is refused,
+// though the token file is the same.
+func TestLoggedOutWhileTheBodyCame(t *testing.T) {
+	option, secret, _ := withTokenFile(t)
+	e := contractEngine(t)
+	s := serve(t, e, option)
+	cookie, _, _ := strings.Cut(s.loginTo("/login", secret[access.Submit]).header.Get("Set-Cookie"), ";")
+	c, r := s.raw(fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: %s\r\nOrigin: http://%s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nCookie: %s\r\n\r\n%x\r\n%s\r\n",
+		s.addr, s.addr, cookie, len(contractSpec), contractSpec))
+	testenv.Eventually(t, "the request is there", func() bool { return s.inflight.Load() == 1 })
+	if out := s.loginTo("/logout", "", "Cookie: "+cookie); out.status != 303 {
+		t.Fatal(out.status, out.body)
+	}
+	if _, err := io.WriteString(c, "0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	refusedWith(t, s.answerTo(r), 401, "a token is needed")
+	if len(e.submitted) != 0 {
+		t.Errorf("%d runs", len(e.submitted))
+	}
+}
+
 // TestRevokedWhileTheBodyCame: a document whose token went while it was being sent is not
 // taken.
 func TestRevokedWhileTheBodyCame(t *testing.T) {

@@ -185,6 +185,14 @@ func (g *startingEngine) Ready(ctx context.Context) error {
 	return errStarting
 }
 
+func (g *startingEngine) AcceptsRuns(ctx context.Context) error {
+	e, err := g.current()
+	if err != nil {
+		return err
+	}
+	return e.AcceptsRuns(ctx)
+}
+
 // Damaged returns nil during recovery.
 func (g *startingEngine) Damaged(ctx context.Context) error {
 	if e := g.engine.Load(); e != nil {

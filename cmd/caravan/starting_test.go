@@ -74,9 +74,10 @@ func (m *countingEngine) Output(context.Context, messages.RunID, *messages.Attem
 	m.n++
 	return nil, errAsked
 }
-func (m *countingEngine) Ready(context.Context) error   { m.n++; return errAsked }
-func (m *countingEngine) Healthy(context.Context) error { m.n++; return errAsked }
-func (m *countingEngine) Damaged(context.Context) error { m.n++; return errAsked }
+func (m *countingEngine) Ready(context.Context) error       { m.n++; return errAsked }
+func (m *countingEngine) AcceptsRuns(context.Context) error { m.n++; return errAsked }
+func (m *countingEngine) Healthy(context.Context) error     { m.n++; return errAsked }
+func (m *countingEngine) Damaged(context.Context) error     { m.n++; return errAsked }
 
 // Every method answers "unavailable" before, and with the engine's result after.
 func TestStartingEngineRefusesUntilTheEngineIsSet(t *testing.T) {
@@ -95,7 +96,7 @@ func TestStartingEngineRefusesUntilTheEngineIsSet(t *testing.T) {
 		return err
 	}
 	methods := reflect.TypeOf(g).NumMethod()
-	if methods != 20 {
+	if methods != 21 {
 		t.Errorf("the engine has %d methods", methods)
 	}
 	for i := range methods {
