@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -255,5 +256,18 @@ func TestSubmitLines(t *testing.T) {
 		if last == nil || want != nil && !errors.Is(last, want) {
 			t.Errorf("got %v, want %v", last, want)
 		}
+	}
+}
+
+// TestSubmitLinesNamesItsSource: lines that cannot be read are not a server that went away.
+func TestSubmitLinesNamesItsSource(t *testing.T) {
+	_, c := newFake(t, says(200, `{"runID":0}`+"\n"))
+	broken := errors.New("the disk of the lines is broken")
+	var last error
+	for _, err := range c.SubmitLines(context.Background(), io.MultiReader(strings.NewReader("a\n"), iotest.ErrReader(broken)), SubmitOptions{}) {
+		last = err
+	}
+	if !errors.Is(last, broken) || errors.Is(last, ErrUnreachable) {
+		t.Errorf("got %v", last)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -372,15 +373,23 @@ type Submitted struct {
 
 // SubmitLines submits many graphs, a spec per line of r, and yields the result of each, in their order,
 // while r is still being read. A yielded run is durable. The other lines go on after a refused one. An
-// error is the last value: the results of later lines are then unknown. SubmitLines never retries; with
-// an idempotency key (line n gets key#n) the caller may. A caller that stops early ends the request;
-// lines that are on their way may still become runs.
+// error is the last value: the results of later lines are then unknown. An error of r ends the request,
+// too, and is not an ErrUnreachable. SubmitLines never retries; with an idempotency key (line n gets
+// key#n) the caller may. A caller that stops early ends the request; lines that are on their way may
+// still become runs.
 func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) iter.Seq2[Submitted, error] {
 	return func(yield func(Submitted, error) bool) {
 		k := &call{method: http.MethodPost, path: o.pathWithOptions("/v1/dagruns")}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // also of the sending
-		req, err := http.NewRequestWithContext(ctx, k.method, c.base+k.path, struct{ io.Reader }{r})
+		source := &lineSource{r: r}
+		broken := func(err error) error {
+			if failed := source.failure(); failed != nil {
+				return fmt.Errorf("%s: read the lines: %w", k, failed)
+			}
+			return c.transportError(ctx, k, err)
+		}
+		req, err := http.NewRequestWithContext(ctx, k.method, c.base+k.path, source)
 		if err != nil {
 			yield(Submitted{}, fmt.Errorf("%s: %w", k, err))
 			return
@@ -392,7 +401,7 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 		}
 		resp, err := c.http.Do(req)
 		if err != nil {
-			yield(Submitted{}, c.transportError(ctx, k, err))
+			yield(Submitted{}, broken(err))
 			return
 		}
 		defer resp.Body.Close()
@@ -426,9 +435,36 @@ func (c *Client) SubmitLines(ctx context.Context, r io.Reader, o SubmitOptions) 
 		}
 		switch {
 		case body.err != nil:
-			yield(Submitted{}, c.transportError(ctx, k, body.err))
+			yield(Submitted{}, broken(body.err))
 		case lines.Err() != nil:
 			yield(Submitted{}, fmt.Errorf("%s: %w", k, lines.Err()))
 		}
 	}
+}
+
+// lineSource is the body of SubmitLines. It keeps the error of a reader that fails: the transport only
+// reports that the connection broke, and the server is not to blame. The transport reads it from a
+// goroutine of its own, which may outlive the answer. It hides other methods of the reader, so that the
+// transport neither closes it nor asks for its length: lines are sent in chunks, as they come.
+type lineSource struct {
+	r io.Reader
+
+	mu     sync.Mutex
+	failed error // that reading ended with, except io.EOF
+}
+
+func (s *lineSource) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.failed = err
+	}
+	return n, err
+}
+
+func (s *lineSource) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }

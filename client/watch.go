@@ -43,8 +43,8 @@ type EventOptions struct {
 	Summaries bool              // Events: no Tasks
 	Tag       *string           // RunEvents: only of runs with exactly this tag; nil = any
 	Tags      map[string]string // RunEvents: all of these among the run's tags
-	// Outage is how long the server may be away (a restart, say); default 30 s,
-	// negative for not at all.
+	// Outage is how long the server may be away (a restart, say); default 30 s, negative for not at
+	// all. It counts from the end of the last stream that had a line.
 	Outage time.Duration
 }
 
@@ -82,12 +82,13 @@ func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) it
 	}
 	return func(yield func(*Event, error) bool) {
 		id := o.After
-		lastEvent := time.Now()
+		awaySince := time.Now() // the end of the last stream that had a line: an event, or a heartbeat
 		for pause := c.backoff; ; pause = min(2*pause, time.Second) {
-			err := c.readStream(ctx, path, &id, func(e *Event) bool {
-				lastEvent, pause = time.Now(), c.backoff
-				return yield(e, nil)
-			})
+			heard := false
+			err := c.readStream(ctx, path, &id, &heard, func(e *Event) bool { return yield(e, nil) })
+			if heard {
+				awaySince, pause = time.Now(), c.backoff
+			}
 			switch {
 			case err == errEnded:
 				return
@@ -95,7 +96,7 @@ func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) it
 				yield(nil, fmt.Errorf("GET %s: %w", path, context.Cause(ctx)))
 				return
 			case err != nil && !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrUnavailable),
-				err != nil && time.Since(lastEvent) >= o.Outage:
+				err != nil && time.Since(awaySince) >= o.Outage:
 				yield(nil, err)
 				return
 			}
@@ -107,9 +108,10 @@ func (c *Client) readEvents(ctx context.Context, path string, o EventOptions) it
 	}
 }
 
-// readStream reads one stream. It returns nil when the stream is over and another one may be
-// opened, and errEnded after the last event.
-func (c *Client) readStream(ctx context.Context, path string, id *string, yield func(*Event) bool) error {
+// readStream reads one stream. It returns nil when the stream is over and another one may be opened,
+// and errEnded after the last event, or when yield returns false. It keeps *id up to date, and sets
+// *heard when a line arrives.
+func (c *Client) readStream(ctx context.Context, path string, id *string, heard *bool, yield func(*Event) bool) error {
 	k := &call{method: http.MethodGet, path: path, isRepeatable: true}
 	if *id != "" {
 		k.header = http.Header{"Last-Event-Id": {*id}}
@@ -140,6 +142,7 @@ func (c *Client) readStream(ctx context.Context, path string, id *string, yield 
 		case err != nil:
 			return c.transportError(ctx, k, err)
 		}
+		*heard = true
 		field, value, _ := strings.Cut(strings.TrimRight(string(whole), "\r\n"), ":")
 		value = strings.TrimPrefix(value, " ")
 		switch field {

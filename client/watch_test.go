@@ -107,6 +107,48 @@ func TestEventsEnd(t *testing.T) {
 	}
 }
 
+// TestIdleEventsSurviveARestart: Outage counts from the end of a stream, and not from its last event. A
+// server may be away for a moment after hours without events.
+func TestIdleEventsSurviveARestart(t *testing.T) {
+	const outage = 200 * time.Millisecond
+	idle := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "id: 4\nevent: summary\ndata: {\"runID\":1,\"state\":\"RUNNING\"}\n\n")
+		w.(http.Flusher).Flush()
+		timer := time.NewTimer(2 * outage)
+		defer timer.Stop()
+		select { // without events, for longer than the outage
+		case <-timer.C:
+		case <-r.Context().Done():
+		}
+	}
+	f, c := newFake(t, idle, refuses(503, "starting"), tells("id: 9\nevent: summary\ndata: {\"runID\":1,\"state\":\"COMPLETED\"}"))
+	var got []string
+	for e, err := range c.Events(context.Background(), 1, EventOptions{Outage: outage}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e.ID+" "+e.Summary.State)
+	}
+	if want := []string{"4 RUNNING", "9 COMPLETED"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if n := len(f.seen()); n != 3 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// TestEventsGiveUp: a server that accepts connections and breaks them is away, too.
+func TestEventsGiveUp(t *testing.T) {
+	_, c := newFake(t, cuts(""))
+	var last error
+	for _, err := range c.Events(context.Background(), 1, EventOptions{Outage: 50 * time.Millisecond}) {
+		last = err
+	}
+	if !errors.Is(last, ErrUnreachable) {
+		t.Error(last)
+	}
+}
+
 func TestLog(t *testing.T) {
 	f, c := newFake(t, says(200, "a\x00\xffb"))
 	for _, tc := range []struct {
