@@ -11,10 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor/procfs"
 )
 
 // slots counts what the machine has and what is in use: thousandths of a core and bytes. An attempt
@@ -386,30 +387,15 @@ func readNumber(path string) (int, bool) {
 
 // threadsOfUser counts threads as RLIMIT_NPROC does.
 func threadsOfUser(root string) (n int) {
-	stats, _ := filepath.Glob(filepath.Join(root, "proc/[0-9]*/stat"))
-	for _, path := range stats {
-		st, err := os.Stat(path)
-		if err != nil || fileOwner(st) != os.Getuid() {
-			continue
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if len(f) > 17 {
-			threads, _ := strconv.Atoi(f[17])
-			n += threads
+	dir := filepath.Join(root, "proc")
+	list, _ := procfs.List(dir)
+	for _, p := range list {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, strconv.Itoa(p.PID), "stat"), &st) == nil && int(st.Uid) == os.Getuid() {
+			n += p.Threads
 		}
 	}
 	return n
-}
-
-func fileOwner(st os.FileInfo) int {
-	if s, ok := st.Sys().(*syscall.Stat_t); ok {
-		return int(s.Uid)
-	}
-	return -1
 }
 
 // makeThreads makes the runtime create n threads, which it keeps.

@@ -1,13 +1,12 @@
 package executor
 
 import (
-	"bytes"
-	"os"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor/procfs"
 )
 
 // endAttempt begins to end the attempt: SIGTERM to its group, after grace SIGKILL. An attempt that
@@ -259,10 +258,9 @@ func (p *Process) handleDeadline(a *attempt) {
 // signal 0 cannot tell, since it counts zombies, and the leader is kept as one. One scan of /proc
 // answers all calls that came before it began, so that a kill of 1,000 attempts costs a few scans.
 type processGroups struct {
-	mu           sync.Mutex
-	scannedAt    time.Time // when the last scan began
-	living       map[int]bool
-	procReadable bool // the last scan could read /proc
+	mu        sync.Mutex
+	scannedAt time.Time    // when the last scan began
+	living    map[int]bool // of each group that the last scan has seen: whether a member lives
 }
 
 // hasLiving tells whether a process of the group lives. Without /proc it uses signal 0.
@@ -272,65 +270,14 @@ func (g *processGroups) hasLiving(pgid int) bool {
 	defer g.mu.Unlock()
 	if !g.scannedAt.After(asked) {
 		g.scannedAt = time.Now()
-		g.living, g.procReadable = liveGroups("/proc")
+		g.living = map[int]bool{}
+		list, _ := procfs.List("/proc")
+		for _, p := range list {
+			g.living[p.Group] = g.living[p.Group] || !p.Dead
+		}
 	}
-	if !g.procReadable {
+	if len(g.living) == 0 { // /proc cannot be read
 		return groupExists(pgid)
 	}
 	return g.living[pgid]
-}
-
-// liveGroups lists the groups of all living processes under dir.
-func liveGroups(dir string) (map[int]bool, bool) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, false
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, false
-	}
-	live := map[int]bool{}
-	seen := false
-	for _, name := range names {
-		if name[0] < '1' || name[0] > '9' {
-			continue
-		}
-		stat, err := os.ReadFile(dir + "/" + name + "/stat")
-		if err != nil {
-			continue // the process has ended
-		}
-		seen = true
-		if pgid, ok := livingGroup(stat); ok {
-			live[pgid] = true
-		}
-	}
-	return live, seen
-}
-
-// livingGroup returns the process group in a line of /proc/PID/stat, and whether the process lives.
-// A zombie with further threads is a living process whose first thread has ended.
-func livingGroup(stat []byte) (pgid int, ok bool) {
-	// The line is: pid (name) state ppid pgrp … The name may hold any character, also parentheses.
-	i := bytes.LastIndexByte(stat, ')')
-	if i < 0 {
-		return 0, false
-	}
-	f := bytes.Fields(stat[i+1:])
-	if len(f) < 18 {
-		return 0, false
-	}
-	pgid, err := strconv.Atoi(string(f[2]))
-	if err != nil {
-		return 0, false
-	}
-	switch f[0][0] {
-	case 'X', 'x':
-		return pgid, false
-	case 'Z':
-		threads, err := strconv.Atoi(string(f[17]))
-		return pgid, err == nil && threads > 1
-	}
-	return pgid, true
 }

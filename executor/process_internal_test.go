@@ -1,8 +1,6 @@
 package executor
 
 import (
-	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -13,54 +11,6 @@ import (
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
 )
-
-func TestLivingGroup(t *testing.T) {
-	stat := func(name, state string, pgrp, threads int) string {
-		return fmt.Sprintf("77 (%s) %s 1 %d 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 %d 0 100", name, state, pgrp, threads)
-	}
-	for line, want := range map[string]struct {
-		pgid int
-		ok   bool
-	}{
-		stat("sh", "S", 77, 1):               {77, true},
-		stat("a) R 1 2 (b", "R", 9, 1):       {9, true},
-		stat("sh", "T", 9, 1):                {9, true},
-		stat("sh", "Z", 9, 1):                {9, false},
-		stat("first thread gone", "Z", 9, 3): {9, true},
-		stat("sh", "X", 9, 1):                {9, false},
-		"":                                   {},
-		"77 (sh":                             {},
-		"77 (sh) S 1":                        {},
-		"77 (sh) S 1 x 5 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0": {},
-	} {
-		if pgid, ok := livingGroup([]byte(line)); pgid != want.pgid || ok != want.ok {
-			t.Errorf("%q: %d %t, want %v", line, pgid, ok, want)
-		}
-	}
-}
-
-func FuzzLivingGroup(f *testing.F) {
-	own, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(own)
-	f.Add([]byte("1 (a) ) Z 1 2"))
-	f.Fuzz(func(t *testing.T, line []byte) { livingGroup(line) })
-}
-
-func TestProcessGroupsWithoutProc(t *testing.T) {
-	if live, ok := liveGroups(t.TempDir()); ok {
-		t.Errorf("an empty folder tells %v", live)
-	}
-	if _, ok := liveGroups("/no/such"); ok {
-		t.Error("a missing folder tells something")
-	}
-	live, ok := liveGroups("/proc")
-	if !ok || !live[syscall.Getpgrp()] {
-		t.Errorf("our own group is not among %v", live)
-	}
-}
 
 // newInternalRig makes a Process whose reports come through a channel.
 func newInternalRig(t *testing.T, cfg ProcessConfig) (*Process, chan Report) {

@@ -8,29 +8,30 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/executor/procfs"
 )
 
 // TestHungWorkerIsNamed names the process of a worker that does not answer, in the log and in
 // Healthy, also when the worker has never told this server its number. Process 0 is never named.
 func TestHungWorkerIsNamed(t *testing.T) {
-	own, err := worker.IdentifyProcess(os.Getpid())
+	found, err := procfs.Read(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
+	own := found.Identity
 	reused := own
 	reused.Ticks++ // another process had this number
 	pid := strconv.Itoa(own.PID)
 	for _, c := range []struct {
-		process     worker.ProcessIdentity
+		process     procfs.Identity
 		said        int
 		log, health string
 	}{
 		{own, 0, "pid=" + pid, "(pid " + pid + ")"},
 		{own, 7, "pid=" + pid, "(pid " + pid + ")"},
-		{worker.ProcessIdentity{}, 7, "pid=7", "(pid 7)"},
+		{procfs.Identity{}, 7, "pid=7", "(pid 7)"},
 		{reused, 0, "", "(pid not known)"},
-		{worker.ProcessIdentity{}, 0, "", "(pid not known)"},
+		{procfs.Identity{}, 0, "", "(pid not known)"},
 	} {
 		var out bytes.Buffer
 		r := &Remote{log: slog.New(slog.NewTextHandler(&out, nil))}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
@@ -68,15 +69,15 @@ type peer struct {
 	usage     workerpb.Amount
 	capacity  workerpb.Amount // told on this connection
 
-	heard          bool                   // a frame came since the last heartbeat
-	pinged         bool                   // a ping was sent, and no frame came since
-	silentBeats    int                    // heartbeats without a frame
-	unresponsive   bool                   // too many of them
-	process        worker.ProcessIdentity // the worker's own process; zero when it is not known
-	workerGone     bool                   // the worker has ended
-	folder         *worker.Folder         // of a worker that has ended; nil when it is missing
-	recovered      bool                   // the state of the dead worker was adopted
-	unacknowledged int                    // ends of the dead worker's journal
+	heard          bool            // a frame came since the last heartbeat
+	pinged         bool            // a ping was sent, and no frame came since
+	silentBeats    int             // heartbeats without a frame
+	unresponsive   bool            // too many of them
+	process        procfs.Identity // the worker's own process; zero when it is not known
+	workerGone     bool            // the worker has ended
+	folder         *worker.Folder  // of a worker that has ended; nil when it is missing
+	recovered      bool            // the state of the dead worker was adopted
+	unacknowledged int             // ends of the dead worker's journal
 }
 
 func newPeer(r *Remote, path string) *peer {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -45,21 +46,15 @@ type registry struct {
 
 // registryWorker is a worker whose folder was made and not removed.
 type registryWorker struct {
-	Name  string `json:"name"`
-	PID   int    `json:"pid"` // 0 before the start, or when it is not known
-	Ticks uint64 `json:"ticks"`
-}
-
-// processIdentity returns the identity of the worker's process.
-func (w *registryWorker) processIdentity() worker.ProcessIdentity {
-	return worker.ProcessIdentity{PID: w.PID, Ticks: w.Ticks}
+	Name            string `json:"name"`
+	procfs.Identity        // of its process; zero before the start, or when it is not known
 }
 
 // openRegistry reads the registry of a folder, or begins a new one. dataFolderID "" = the registry's
 // own. fault says what is wrong with the file; "" when it is intact, or was written before the machine
 // was started.
 func openRegistry(files vfs.FS, dir, dataFolderID string) (g *registry, fault string, _ error) {
-	boot, err := worker.BootID()
+	boot, err := procfs.BootID()
 	if err != nil {
 		return nil, "", err
 	}
@@ -150,34 +145,21 @@ func (g *registry) read() ([]byte, error) {
 }
 
 // setWorker enters a worker, or replaces its entry.
-func (g *registry) setWorker(name string, id worker.ProcessIdentity) error {
-	return g.changeWorkers(func(list []registryWorker, i int) []registryWorker {
-		entry := registryWorker{Name: name, PID: id.PID, Ticks: id.Ticks}
-		if i < 0 {
-			return append(list, entry)
-		}
-		list[i] = entry
-		return list
-	}, name)
+func (g *registry) setWorker(name string, id procfs.Identity) error {
+	return g.replaceWorker(name, registryWorker{Name: name, Identity: id})
 }
 
 // removeWorker removes a worker's entry.
-func (g *registry) removeWorker(name string) error {
-	return g.changeWorkers(func(list []registryWorker, i int) []registryWorker {
-		if i < 0 {
-			return list
-		}
-		return slices.Delete(list, i, i+1)
-	}, name)
-}
+func (g *registry) removeWorker(name string) error { return g.replaceWorker(name) }
 
-// changeWorkers changes a copy of Workers and stores it. i is the index of the worker of this name, or
-// -1. After an error Workers is what it was.
-func (g *registry) changeWorkers(change func(list []registryWorker, i int) []registryWorker, name string) error {
+// replaceWorker stores the entry in place of the one of that name, or none. After an error Workers is
+// what it was.
+func (g *registry) replaceWorker(name string, entry ...registryWorker) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	former := g.Workers
-	g.Workers = change(slices.Clone(former), g.indexOf(name))
+	others := slices.DeleteFunc(slices.Clone(former), func(w registryWorker) bool { return w.Name == name })
+	g.Workers = append(others, entry...)
 	err := g.write()
 	if err != nil {
 		g.Workers = former
@@ -217,7 +199,7 @@ func CheckFolder(dir string) (found []error) {
 		found = append(found, err)
 		*g = registry{} // it is not trusted
 	}
-	if boot, err := worker.BootID(); err != nil || g.Boot != "" && g.Boot != boot {
+	if boot, err := procfs.BootID(); err != nil || g.Boot != "" && g.Boot != boot {
 		return found
 	}
 	started := map[string]bool{} // a worker that was not started may lack its journal

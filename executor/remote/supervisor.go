@@ -60,7 +60,7 @@ func (r *Remote) discoverWorkers() error {
 	for _, path := range paths {
 		p := newPeer(r, path)
 		if i := r.registry.indexOf(filepath.Base(path)); i >= 0 {
-			p.process = r.registry.Workers[i].processIdentity()
+			p.process = r.registry.Workers[i].Identity
 		}
 		r.peers = append(r.peers, p)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/worker"
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
@@ -65,7 +66,7 @@ func (r *Remote) spawnWorker() (*peer, error) {
 	err = func() error {
 		defer listener.Close()
 		// The registry must name the worker before an attempt can run, so that a removed folder shows.
-		if err := r.registry.setWorker(f.Name(), worker.ProcessIdentity{}); err != nil {
+		if err := r.registry.setWorker(f.Name(), procfs.Identity{}); err != nil {
 			return fmt.Errorf("registry of workers: %w", err)
 		}
 		socket, err := listener.File()
@@ -95,7 +96,8 @@ func (r *Remote) spawnWorker() (*peer, error) {
 		return nil, fmt.Errorf("start worker: %w", err)
 	}
 	f.Release() // the worker has its own descriptor of it
-	if p.process, err = worker.IdentifyProcess(p.cmd.Process.Pid); err == nil {
+	started, err := procfs.Read(p.cmd.Process.Pid)
+	if p.process = started.Identity; err == nil {
 		err = r.registry.setWorker(f.Name(), p.process)
 	}
 	if err != nil {

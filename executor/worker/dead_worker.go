@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -35,7 +36,7 @@ type DeadWorker struct {
 	Folder       *Folder // nil when the folder is missing
 	DataFolderID string  // Settings.DataFolderID
 	// Process is the worker's own process, if it is known from elsewhere than its journal.
-	Process ProcessIdentity
+	Process procfs.Identity
 	// NeverServed is set for a worker that never served: its journal may be missing.
 	NeverServed bool
 }
@@ -44,7 +45,7 @@ type DeadWorker struct {
 // not ended (SIGTERM, after grace SIGKILL), and the worker itself if that lives on without its folder. It
 // returns when they are proven dead, or ctx ends.
 func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, log *slog.Logger) (*DeadWorkerState, error) {
-	boot, err := BootID()
+	boot, err := procfs.BootID()
 	if err != nil {
 		return nil, fmt.Errorf("dead worker: boot ID: %w", err)
 	}
@@ -56,7 +57,7 @@ func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, l
 	if !restarted {
 		s := processSearch{journalContents: p, mark: MarkValue(d.DataFolderID, filepath.Base(d.Path)), worker: d.Process}
 		if string(p.header.Mark) == s.mark { // else the journal came here with a copy of its folder
-			s.worker = ProcessIdentity{PID: int(p.header.Pid), Ticks: p.header.StartTicks}
+			s.worker = procfs.Identity{PID: int(p.header.Pid), Ticks: p.header.StartTicks}
 		}
 		if err := s.endProcesses(ctx, grace, log); err != nil {
 			return nil, err
@@ -122,7 +123,7 @@ func (p *journalContents) reportOf(k messages.AttemptKey, restarted bool) (execu
 type processSearch struct {
 	journalContents
 	mark   string          // the value of the worker's own mark
-	worker ProcessIdentity // zero when it is not known
+	worker procfs.Identity // zero when it is not known
 }
 
 // endProcesses ends the processes of attempts without an end. It returns when they have left the
@@ -139,7 +140,7 @@ func (s *processSearch) endProcesses(ctx context.Context, grace time.Duration, l
 }
 
 // endUntilGone ends the processes that find returns, again and again, until find returns an empty list.
-func endUntilGone(ctx context.Context, find func() ([]process, error), grace time.Duration, log *slog.Logger) error {
+func endUntilGone(ctx context.Context, find func() ([]procfs.Process, error), grace time.Duration, log *slog.Logger) error {
 	began, warned := time.Now(), false
 	terminated := map[int]bool{} // got SIGTERM
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
@@ -153,16 +154,16 @@ func endUntilGone(ctx context.Context, find func() ([]process, error), grace tim
 		for _, p := range found {
 			switch {
 			case time.Since(began) >= grace:
-				p.signal(unix.SIGKILL)
-			case !terminated[p.pid]:
-				terminated[p.pid] = true
-				p.signal(unix.SIGTERM)
-				p.signal(unix.SIGCONT) // a stopped process does not handle SIGTERM
+				p.Signal(unix.SIGKILL)
+			case !terminated[p.PID]:
+				terminated[p.PID] = true
+				p.Signal(unix.SIGTERM)
+				p.Signal(unix.SIGCONT) // a stopped process does not handle SIGTERM
 			}
 		}
 		if !warned && time.Since(began) > grace+10*time.Second {
 			warned = true
-			log.Warn("a dead worker's processes survive SIGKILL", "pid", found[0].pid, "processes", len(found))
+			log.Warn("a dead worker's processes survive SIGKILL", "pid", found[0].PID, "processes", len(found))
 		}
 		select {
 		case <-ctx.Done():
@@ -179,8 +180,8 @@ func endUntilGone(ctx context.Context, find func() ([]process, error), grace tim
 // attempt. A process with the worker's own mark is the worker, or was being forked by it. A process
 // without a mark is judged by its process group. Descendants of attempts that ended by themselves
 // are left alone; where the journal is incomplete, only those whose end it proves.
-func (s *processSearch) orphanedProcesses() (orphans []process, _ error) {
-	list, err := listProcesses()
+func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) {
+	list, err := procfs.List("/proc")
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +193,7 @@ func (s *processSearch) orphanedProcesses() (orphans []process, _ error) {
 	for _, p := range list {
 		// Another process has the worker's number. The number is not free while the session has a
 		// member, so the session is over.
-		if p.pid == s.worker.PID && p.ticks != s.worker.Ticks {
+		if p.PID == s.worker.PID && p.Ticks != s.worker.Ticks {
 			inSession = false
 		}
 	}
@@ -210,23 +211,23 @@ func (s *processSearch) orphanedProcesses() (orphans []process, _ error) {
 		}
 	}
 	for _, p := range list {
-		if p.dead || p.pid == os.Getpid() || p.ticks+1 < s.worker.Ticks {
+		if p.Dead || p.PID == os.Getpid() || p.Ticks+1 < s.worker.Ticks {
 			continue
 		}
-		key, hasMark := findMark(readEnvironment(p.pid), s.mark)
-		isMember := inSession && p.session == s.worker.PID || orphanedSessions[p.session]
+		key, hasMark := findMark(p.Environment(), s.mark)
+		isMember := inSession && p.Session == s.worker.PID || orphanedSessions[p.Session]
 		orphan := false
 		switch {
 		case !isMember && !hasMark:
 		case key != nil:
 			a := s.attempts[*key]
 			orphan = a != nil && a.end == nil || a == nil && !s.complete
-		case hasMark, p.pid == s.worker.PID:
+		case hasMark, p.PID == s.worker.PID:
 			orphan = true
-		case groups[p.group] != nil:
-			orphan = groups[p.group].end == nil
+		case groups[p.Group] != nil:
+			orphan = groups[p.Group].end == nil
 		default:
-			orphan = !s.complete || firstUnknown != 0 && int64(p.ticks+1)*clockTick >= firstUnknown
+			orphan = !s.complete || firstUnknown != 0 && int64(p.Ticks+1)*procfs.Tick >= firstUnknown
 		}
 		if orphan {
 			orphans = append(orphans, p)
@@ -237,18 +238,18 @@ func (s *processSearch) orphanedProcesses() (orphans []process, _ error) {
 
 // orphanedSessions finds the sessions that have a marked process and a dead leader. One of them is
 // the worker's, when its number is not known.
-func (s *processSearch) orphanedSessions(list []process) map[int]bool {
+func (s *processSearch) orphanedSessions(list []procfs.Process) map[int]bool {
 	leads := map[int]bool{}
 	for _, p := range list {
-		leads[p.pid] = !p.dead
+		leads[p.PID] = !p.Dead
 	}
 	orphaned := map[int]bool{}
 	for _, p := range list {
-		if p.dead || leads[p.session] || orphaned[p.session] || p.session == 0 {
+		if p.Dead || leads[p.Session] || orphaned[p.Session] || p.Session == 0 {
 			continue
 		}
-		if _, has := findMark(readEnvironment(p.pid), s.mark); has {
-			orphaned[p.session] = true
+		if _, has := findMark(p.Environment(), s.mark); has {
+			orphaned[p.Session] = true
 		}
 	}
 	return orphaned
@@ -257,15 +258,15 @@ func (s *processSearch) orphanedSessions(list []process) map[int]bool {
 // MarkedWorkers returns the names of the workers whose mark a living process carries, sorted. Only
 // workers of this data folder count.
 func MarkedWorkers(dataFolderID string) (names []string, _ error) {
-	list, err := listProcesses()
+	list, err := procfs.List("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("marked processes: %w", err)
 	}
 	for _, p := range list {
-		if p.dead || p.pid == os.Getpid() {
+		if p.Dead || p.PID == os.Getpid() {
 			continue
 		}
-		if name, has := findWorkerMark(readEnvironment(p.pid), dataFolderID); has && !slices.Contains(names, name) {
+		if name, has := findWorkerMark(p.Environment(), dataFolderID); has && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}

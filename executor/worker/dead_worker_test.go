@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/caravan-dag/caravan/executor"
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/internal/testenv"
 	"github.com/caravan-dag/caravan/messages"
@@ -39,7 +40,7 @@ func folder(t *testing.T, journal []byte) *Folder {
 func dead(f *Folder) DeadWorker { return DeadWorker{Path: f.Path, Folder: f, DataFolderID: "data"} }
 
 func TestRecoveryReportsEndsAndLosses(t *testing.T) {
-	boot, err := BootID()
+	boot, err := procfs.BootID()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestRecoveryReportsEndsAndLosses(t *testing.T) {
 // attempts that had ended and of some that had not.
 func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 	f := folder(t, nil)
-	boot, err := BootID()
+	boot, err := procfs.BootID()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,14 +108,14 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		list, _ := listProcesses()
+		list, _ := procfs.List("/proc")
 		for _, q := range list {
-			if _, has := findMark(readEnvironment(q.pid), MarkValue("data", f.Name())); has || q.session == session {
-				q.signal(unix.SIGKILL)
+			if _, has := findMark(q.Environment(), MarkValue("data", f.Name())); has || q.Session == session {
+				q.Signal(unix.SIGKILL)
 			}
 		}
 	})
-	own, err := readProcess(session)
+	own, err := procfs.Read(session)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 
-	header := &workerpb.JournalHeader{Format: journalFormat, BootId: boot, Pid: int64(session), StartTicks: own.ticks,
+	header := &workerpb.JournalHeader{Format: journalFormat, BootId: boot, Pid: int64(session), StartTicks: own.Ticks,
 		Mark: []byte(MarkValue("data", f.Name()))}
 	j := writeJournal(header, func(b *recordBuffer) {
 		b.addIntent(key(0), before)
@@ -161,8 +162,8 @@ func TestRecoveryEndsOrphanedProcesses(t *testing.T) {
 		"bare":     false, // by its session, forked after the intent of one whose process is not known
 		"forked":   false, // by the worker's own mark: it had not come to its exec
 	} {
-		p, err := readProcess(pids[name])
-		if lives := err == nil && !p.dead; lives != want {
+		p, err := procfs.Read(pids[name])
+		if lives := err == nil && !p.Dead; lives != want {
 			t.Errorf("%s lives: %v, want %v", name, lives, want)
 		}
 	}

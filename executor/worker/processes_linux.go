@@ -2,8 +2,8 @@ package worker
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"strconv"
 	"strings"
@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/caravan-dag/caravan/executor/procfs"
 	"github.com/caravan-dag/caravan/executor/workerpb"
 	"github.com/caravan-dag/caravan/messages"
 )
@@ -34,37 +35,44 @@ func taskMark(worker string, k messages.AttemptKey) string {
 	return string(b)
 }
 
-// findMark finds the mark of a worker in an environment as /proc shows it. key is set when the mark
-// is that of an attempt.
+// markValues yields the values of the marks in an environment, as /proc shows it. A program may have
+// added a mark to the one that it was started with, so there may be several.
+func markValues(environ []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for entry := range bytes.SplitSeq(environ, []byte{0}) {
+			if value, ok := bytes.CutPrefix(entry, []byte(MarkVariable+"=")); ok && !yield(string(value)) {
+				return
+			}
+		}
+	}
+}
+
+// findMark finds the mark of a worker in an environment. key is set when the mark is that of an
+// attempt.
 func findMark(environ []byte, worker string) (key *messages.AttemptKey, has bool) {
-	for len(environ) > 0 {
-		var entry []byte
-		entry, environ, _ = bytes.Cut(environ, []byte{0})
-		value, ok := strings.CutPrefix(string(entry), MarkVariable+"="+worker)
+	for value := range markValues(environ) {
+		attempt, ok := strings.CutPrefix(value, worker)
 		if !ok {
 			continue
 		}
-		if value == "" {
+		if attempt == "" {
 			return nil, true
 		}
 		var k messages.AttemptKey
 		var rest string
-		if n, _ := fmt.Sscanf(value+"\n", "/%d.%d.%d%s\n", &k.Run, &k.Task, &k.Attempt, &rest); n == 3 {
+		if n, _ := fmt.Sscanf(attempt+"\n", "/%d.%d.%d%s\n", &k.Run, &k.Task, &k.Attempt, &rest); n == 3 {
 			return &k, true
 		}
 	}
 	return nil, false
 }
 
-// findWorkerMark finds the mark of a worker of a data folder in an environment as /proc shows it, and
-// returns the worker's name.
+// findWorkerMark finds the mark of a worker of a data folder in an environment, and returns the
+// worker's name.
 func findWorkerMark(environ []byte, dataFolderID string) (worker string, has bool) {
-	prefix := MarkVariable + "=" + dataFolderID + "/"
-	for len(environ) > 0 {
-		var entry []byte
-		entry, environ, _ = bytes.Cut(environ, []byte{0})
-		if value, ok := strings.CutPrefix(string(entry), prefix); ok {
-			worker, _, _ = strings.Cut(value, "/")
+	for value := range markValues(environ) {
+		if name, ok := strings.CutPrefix(value, dataFolderID+"/"); ok {
+			worker, _, _ = strings.Cut(name, "/")
 			return worker, worker != ""
 		}
 	}
@@ -80,144 +88,17 @@ func sinceBoot() int64 {
 	return ts.Nano()
 }
 
-// clockTick is the unit of start times in /proc, in ns. USER_HZ is 100 on every architecture that Go
-// runs on.
-const clockTick = 10_000_000
-
-// BootID returns the kernel's ID of this start of the machine.
-func BootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b)), err
-}
-
 // newJournalHeader returns the header of this process's journal, without the mark.
 func newJournalHeader() (*workerpb.JournalHeader, error) {
-	boot, err := BootID()
+	boot, err := procfs.BootID()
 	if err != nil {
 		return nil, fmt.Errorf("worker: boot ID: %w", err)
 	}
-	own, err := readProcess(os.Getpid())
+	own, err := procfs.Read(os.Getpid())
 	if err != nil {
 		return nil, fmt.Errorf("worker: start time: %w", err)
 	}
-	return &workerpb.JournalHeader{Format: journalFormat, BootId: boot, Pid: int64(own.pid), StartTicks: own.ticks}, nil
-}
-
-// ProcessIdentity tells a process from every other one of this start of the machine.
-type ProcessIdentity struct {
-	PID   int
-	Ticks uint64 // its start: field 22 of /proc/PID/stat
-}
-
-// IdentifyProcess returns the identity of the process that has this number now.
-func IdentifyProcess(pid int) (ProcessIdentity, error) {
-	p, err := readProcess(pid)
-	return ProcessIdentity{PID: p.pid, Ticks: p.ticks}, err
-}
-
-// IsAlive reports whether the process lives. It is false for the zero identity.
-func (i ProcessIdentity) IsAlive() bool {
-	if i.PID == 0 {
-		return false
-	}
-	p, err := readProcess(i.PID)
-	return err == nil && !p.dead && p.ticks == i.Ticks
-}
-
-// Signal sends a signal to the process. Another process that has its number does not get it.
-func (i ProcessIdentity) Signal(sig unix.Signal) { process{pid: i.PID, ticks: i.Ticks}.signal(sig) }
-
-// process is a line of /proc/PID/stat.
-type process struct {
-	pid, group, session int
-	ticks               uint64 // when it started, since boot
-	dead                bool   // a zombie, or about to vanish
-}
-
-// readProcess reads /proc/PID/stat.
-func readProcess(pid int) (p process, err error) {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return p, err
-	}
-	p, ok := parseStat(stat)
-	if !ok {
-		return p, fmt.Errorf("/proc/%d/stat: %q is not a process", pid, stat)
-	}
-	return p, nil
-}
-
-// parseStat reads: pid (name) state ppid pgrp session …; the name may hold any byte, also brackets.
-func parseStat(stat []byte) (p process, ok bool) {
-	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
-	if open < 0 || end < open {
-		return p, false
-	}
-	f := bytes.Fields(stat[end+1:])
-	if len(f) < 20 {
-		return p, false
-	}
-	var errs [5]error
-	p.pid, errs[0] = strconv.Atoi(string(bytes.TrimSpace(stat[:open])))
-	p.group, errs[1] = strconv.Atoi(string(f[2]))
-	p.session, errs[2] = strconv.Atoi(string(f[3]))
-	var threads int
-	threads, errs[3] = strconv.Atoi(string(f[17]))
-	p.ticks, errs[4] = strconv.ParseUint(string(f[19]), 10, 64)
-	// A zombie with other threads lives: only its first thread has ended.
-	p.dead = f[0][0] == 'X' || f[0][0] == 'x' || f[0][0] == 'Z' && threads <= 1
-	return p, errors.Join(errs[:]...) == nil
-}
-
-// listProcesses lists all processes of the machine.
-func listProcesses() (list []process, err error) {
-	d, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if p, err := readProcess(pid); err == nil {
-			list = append(list, p)
-		}
-	}
-	return list, nil
-}
-
-// readEnvironment returns a process's environment; nil when it cannot be read.
-func readEnvironment(pid int) []byte {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return nil
-	}
-	return b
-}
-
-// signal sends a signal to the process if it is still the one that was found. A pidfd pins its number
-// before that is checked.
-func (p process) signal(sig unix.Signal) {
-	fd, err := unix.PidfdOpen(p.pid, 0)
-	if err != nil {
-		if err == unix.ENOSYS {
-			if now, err := readProcess(p.pid); err == nil && now.ticks == p.ticks {
-				_ = unix.Kill(p.pid, sig)
-			}
-		}
-		return // it has ended
-	}
-	defer unix.Close(fd)
-	if now, err := readProcess(p.pid); err == nil && now.ticks == p.ticks {
-		// The next look at the process shows what became of it.
-		_ = unix.PidfdSendSignal(fd, sig, nil, 0)
-	}
+	return &workerpb.JournalHeader{Format: journalFormat, BootId: boot, Pid: int64(own.PID), StartTicks: own.Ticks}, nil
 }
 
 // ignoreChildSignals stops the kernel from sending SIGCHLD to this process. Go's runtime handles each

@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/caravan-dag/caravan/messages"
@@ -23,23 +22,5 @@ func TestMarksAreFoundInEnvironments(t *testing.T) {
 		if k, has := findMark([]byte(env), "w-1"); has {
 			t.Errorf("%q: %v", env, k)
 		}
-	}
-}
-
-func TestParseStat(t *testing.T) {
-	line := "42 (a) (b) S 1 43 44 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0"
-	if p, ok := parseStat([]byte(line)); !ok || p != (process{pid: 42, group: 43, session: 44, ticks: 99}) {
-		t.Errorf("%+v %v", p, ok)
-	}
-	if p, ok := parseStat([]byte(strings.Replace(line, " S ", " Z ", 1))); !ok || !p.dead {
-		t.Errorf("%+v %v", p, ok)
-	}
-	for _, bad := range []string{"", "42 (a", "42 (a) S 1 2", strings.Replace(line, "43", "x", 1), strings.Replace(line, "42", "x", 1)} {
-		if p, ok := parseStat([]byte(bad)); ok {
-			t.Errorf("%q: %+v", bad, p)
-		}
-	}
-	if _, err := readProcess(1 << 30); err == nil {
-		t.Error("a process that there is not")
 	}
 }

@@ -34,6 +34,7 @@ var plainPackages = []string{
 	"executor",
 	"executor/executortest",
 	"executor/lifecycle",
+	"executor/procfs",
 	"executor/remote",
 	"executor/slurm",
 	"executor/slurm/slurmtest",

@@ -1,0 +1,141 @@
+// Package procfs reads the processes of this machine from /proc, as far as the executors need it: to
+// see which process groups live, and to find and end the processes of a dead worker. See proc(5).
+//
+// A process may end, and its number may serve another one, between any two calls. So a process that was
+// not forked here is signalled by its Identity, never by its number.
+package procfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tick is the unit of Identity.Ticks, in ns. USER_HZ is 100 on every architecture that Go runs on.
+const Tick = 10_000_000
+
+// Identity tells a process from every other one of this start of the machine. The zero Identity is of
+// no process.
+type Identity struct {
+	PID   int    `json:"pid"`
+	Ticks uint64 `json:"ticks"` // from boot to its start: field 22 of /proc/PID/stat
+}
+
+// Process is a process at the moment when /proc/PID/stat was read.
+type Process struct {
+	Identity
+	Group, Session int
+	Threads        int
+	Dead           bool // a zombie without further threads, or about to vanish
+}
+
+// Read reads /proc/PID/stat. It fails when there is no such process.
+func Read(pid int) (Process, error) { return read("/proc", strconv.Itoa(pid)) }
+
+func read(dir, pid string) (Process, error) {
+	path := dir + "/" + pid + "/stat"
+	stat, err := os.ReadFile(path)
+	if err != nil {
+		return Process{}, err
+	}
+	p, ok := parseStat(stat)
+	if !ok {
+		return p, fmt.Errorf("%s: %q is not a process", path, stat)
+	}
+	return p, nil
+}
+
+// parseStat parses a line of the form
+//
+//	pid (name) state ppid pgrp session … num_threads itrealvalue starttime …
+//
+// The name may hold any byte, also brackets, so the fields are counted from the last bracket. A zombie
+// with further threads is a living process whose first thread has ended.
+func parseStat(stat []byte) (p Process, ok bool) {
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || end < open {
+		return p, false
+	}
+	f := bytes.Fields(stat[end+1:])
+	if len(f) < 20 {
+		return p, false
+	}
+	var errs [5]error
+	p.PID, errs[0] = strconv.Atoi(string(bytes.TrimSpace(stat[:open])))
+	p.Group, errs[1] = strconv.Atoi(string(f[2]))
+	p.Session, errs[2] = strconv.Atoi(string(f[3]))
+	p.Threads, errs[3] = strconv.Atoi(string(f[17]))
+	p.Ticks, errs[4] = strconv.ParseUint(string(f[19]), 10, 64)
+	p.Dead = f[0][0] == 'X' || f[0][0] == 'x' || f[0][0] == 'Z' && p.Threads <= 1
+	return p, errors.Join(errs[:]...) == nil
+}
+
+// List lists all processes under dir, which is /proc, or a folder of the same form in tests. Processes
+// that end while it reads are left out. It opens a file for each process of the machine.
+func List(dir string) (list []Process, err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if name[0] < '1' || name[0] > '9' {
+			continue
+		}
+		if p, err := read(dir, name); err == nil {
+			list = append(list, p)
+		}
+	}
+	return list, nil
+}
+
+// Environment returns the environment with which the process executed its program, as entries K=V that
+// end with a NUL each; nil when it cannot be read. Before its exec a child of vfork has its parent's.
+func (i Identity) Environment() []byte {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(i.PID) + "/environ")
+	return b
+}
+
+// IsAlive reports whether the process lives. It is false for the zero Identity.
+func (i Identity) IsAlive() bool {
+	if i.PID == 0 {
+		return false
+	}
+	p, err := Read(i.PID)
+	return err == nil && !p.Dead && p.Ticks == i.Ticks
+}
+
+// Signal sends a signal to the process. Another process that has its number does not get it: a pidfd
+// pins the number before the identity is checked. An error is not reported, since the next look at the
+// process shows what became of it.
+func (i Identity) Signal(sig unix.Signal) {
+	fd, err := unix.PidfdOpen(i.PID, 0)
+	if err == nil {
+		defer unix.Close(fd)
+	} else if err != unix.ENOSYS { // Linux before 5.3 has no pidfds
+		return
+	}
+	if now, readErr := Read(i.PID); readErr != nil || now.Ticks != i.Ticks {
+		return
+	}
+	if err != nil {
+		_ = unix.Kill(i.PID, sig)
+	} else {
+		_ = unix.PidfdSendSignal(fd, sig, nil, 0)
+	}
+}
+
+// BootID returns the kernel's ID of this start of the machine.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
