@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/lifecycle"
 	"github.com/caravan-dag/caravan/executor/worker"
@@ -39,8 +41,6 @@ const (
 	defaultCloseGrace = time.Second
 	// closeTimeout bounds the wait of Close for workers to end, beyond the grace.
 	closeTimeout = 30 * time.Second
-	// lockTimeout bounds the wait of New for a lock that another process holds.
-	lockTimeout = 2 * time.Second
 )
 
 // Remote implements executor.Durable.
@@ -135,32 +135,31 @@ func (r *Remote) openFolder() (err error) {
 	if err := os.MkdirAll(r.cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	// A child of a killed server may hold the lock a little longer, between its fork and its exec.
-	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		r.lock, err = worker.LockFile(filepath.Join(r.cfg.Dir, "server.lock"), os.O_CREATE)
-		if !errors.Is(err, worker.ErrLocked) || time.Since(begin) > lockTimeout {
-			break
-		}
-	}
-	if err != nil {
+	if r.lock, err = vfs.OpenNoFollow(filepath.Join(r.cfg.Dir, "server.lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			r.lock.Close()
+		}
+	}()
+	if err = vfs.WaitForLock(r.lock, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("%s: %w", r.lock.Name(), err)
+	}
 	var fault string
-	if r.registry, fault, err = openRegistry(r.cfg.FS, r.cfg.Dir, r.cfg.Settings.DataFolderID); err == nil {
-		if fault != "" {
-			r.log.Error("the registry of workers is damaged and was replaced: attempts that workers do not know are lost, and run again with a new attempt number",
-				"file", r.registry.path, "fault", fault)
-		}
-		r.cfg.Settings.DataFolderID = r.registry.Folder
-		r.doubts.restore(r.registry.DoubtAll, r.registry.Doubts)
-		if r.cfg.Settings.Version, err = workerVersion(r.cfg.Binary, r.cfg.Settings); err == nil {
-			err = r.discoverWorkers()
-		}
+	if r.registry, fault, err = openRegistry(r.cfg.FS, r.cfg.Dir, r.cfg.Settings.DataFolderID); err != nil {
+		return err
 	}
-	if err != nil {
-		r.lock.Close()
+	if fault != "" {
+		r.log.Error("the registry of workers is damaged and was replaced: attempts that workers do not know are lost, and run again with a new attempt number",
+			"file", r.registry.path, "fault", fault)
 	}
-	return err
+	r.cfg.Settings.DataFolderID = r.registry.Folder
+	r.doubts.restore(r.registry.DoubtAll, r.registry.Doubts)
+	if r.cfg.Settings.Version, err = workerVersion(r.cfg.Binary, r.cfg.Settings); err != nil {
+		return err
+	}
+	return r.discoverWorkers()
 }
 
 // Start implements executor.Executor. An order goes to the active worker at once, or waits until the

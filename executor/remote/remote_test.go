@@ -11,7 +11,7 @@ import (
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/executor/executortest"
 	"github.com/caravan-dag/caravan/executor/remote"
-	"github.com/caravan-dag/caravan/executor/worker"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -95,7 +95,7 @@ func TestNewRefusesBadConfig(t *testing.T) {
 		}
 	}
 	g.open(executortest.NewRecorder(t))
-	if _, err := remote.New(g.config(sink)); !errors.Is(err, worker.ErrLocked) {
+	if _, err := remote.New(g.config(sink)); !errors.Is(err, vfs.ErrLocked) {
 		t.Errorf("two servers: %v", err)
 	}
 }

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
@@ -238,20 +236,4 @@ func (s *Slurm) listAttempts(of func(messages.RunID) bool) (keys []messages.Atte
 		}
 	}
 	return keys, nil
-}
-
-// lockFile takes a lock that ends with this process.
-func lockFile(path string) (*os.File, error) {
-	f, err := vfs.OpenNoFollow(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if err == unix.EWOULDBLOCK {
-			return nil, errors.New("in use by another server")
-		}
-		return nil, os.NewSyscallError("flock", err)
-	}
-	return f, nil
 }

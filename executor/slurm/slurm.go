@@ -17,6 +17,7 @@ import (
 
 	"github.com/caravan-dag/caravan/executor"
 	"github.com/caravan-dag/caravan/internal/outputs"
+	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
@@ -132,7 +133,9 @@ func (s *Slurm) openFolder() (err error) {
 	if err := os.MkdirAll(filepath.Join(s.cfg.Dir, logFolder), 0o700); err != nil {
 		return err
 	}
-	if s.lock, err = lockFile(filepath.Join(s.cfg.Dir, "lock")); err != nil {
+	if s.lock, err = vfs.LockFile(filepath.Join(s.cfg.Dir, "lock")); errors.Is(err, vfs.ErrLocked) {
+		return errors.New("in use by another server")
+	} else if err != nil {
 		return err
 	}
 	path := filepath.Join(s.cfg.Dir, "id")

@@ -2,7 +2,9 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -81,7 +83,7 @@ func (d *DeadWorker) readJournal(log *slog.Logger) (journalContents, error) {
 	text, err := vfs.ReadFile(path)
 	switch {
 	case err == nil:
-	case !isMissing(err):
+	case !errors.Is(err, fs.ErrNotExist):
 		return journalContents{}, fmt.Errorf("dead worker's journal: %w", err)
 	case d.NeverServed:
 		return journalContents{header: &workerpb.JournalHeader{}, attempts: map[messages.AttemptKey]*journalAttempt{}, complete: true}, nil

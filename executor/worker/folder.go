@@ -88,11 +88,11 @@ func CreateFolder(dir string, s Settings) (*Folder, *net.UnixListener, error) {
 
 // create writes the files of a new folder.
 func (f *Folder) create(s Settings) (*net.UnixListener, error) {
-	text, err := json.Marshal(storedSettings{plainSettings(s), []byte(s.Outputs)})
+	text, err := json.Marshal(storedSettings{s, []byte(s.Outputs)})
 	if err != nil {
 		return nil, err
 	}
-	if f.Lock, err = LockFile(filepath.Join(f.Path, lockFile), os.O_CREATE); err != nil {
+	if f.Lock, err = vfs.LockFile(filepath.Join(f.Path, lockFile)); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(f.Path, settingsFile), text, 0o600); err != nil {
@@ -115,42 +115,21 @@ func (f *Folder) Release() {
 	}
 }
 
-// ErrLocked says that another process holds the lock.
-var ErrLocked = errors.New("locked by another process")
-
-// LockFolder locks a folder that exists. The error wraps ErrLocked when its worker lives, and
+// LockFolder locks a folder that exists. The error wraps vfs.ErrLocked when its worker lives, and
 // fs.ErrNotExist when the folder is missing. A missing lock file is made again, so the lock alone does
 // not prove that the worker is dead.
 func LockFolder(path string) (*Folder, error) {
-	l, err := LockFile(filepath.Join(path, lockFile), os.O_CREATE)
+	l, err := vfs.LockFile(filepath.Join(path, lockFile))
 	if err != nil {
 		return nil, err
 	}
 	return &Folder{Path: path, Lock: l}, nil
 }
 
-// LockFile opens a file, which os.O_CREATE makes if it is missing, and locks it for as long as it is
-// open, in this process or in a child that has inherited it. The error wraps ErrLocked when the file
-// is locked.
-func LockFile(path string, create int) (*os.File, error) {
-	f, err := vfs.OpenNoFollow(path, os.O_RDWR|create, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if err == unix.EWOULDBLOCK {
-			err = ErrLocked
-		}
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return f, nil
-}
-
 // ListFolders returns the paths of the workers' folders in dir, sorted.
 func ListFolders(dir string) (paths []string, _ error) {
 	list, err := os.ReadDir(dir)
-	if err != nil && !isMissing(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, e := range list {
@@ -171,7 +150,7 @@ func (s *Settings) loadFrom(path string) error {
 	if err := json.Unmarshal(text, &as); err != nil {
 		return err
 	}
-	*s = Settings(as.plainSettings)
+	*s = as.Settings
 	s.Outputs = string(as.Outputs)
 	return nil
 }
@@ -179,12 +158,9 @@ func (s *Settings) loadFrom(path string) error {
 // storedSettings is how settings are written. A path is written as bytes, since it may hold some that
 // a JSON string cannot.
 type storedSettings struct {
-	plainSettings
+	Settings
 	Outputs []byte
 }
-
-// plainSettings are Settings without their methods.
-type plainSettings Settings
 
 // shortPath returns a path of the folder's file that fits a socket's address, at any depth of the
 // folder. It is valid while dir is open.
@@ -254,6 +230,3 @@ func checkUser(peer, own int) error {
 	}
 	return nil
 }
-
-// isMissing reports whether the error says that a file or folder does not exist.
-func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }

@@ -1,10 +1,14 @@
 package worker
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
 func TestFolderIsLockedAndPrivate(t *testing.T) {
@@ -32,16 +36,16 @@ func TestFolderIsLockedAndPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
-	if _, err := LockFolder(f.Path); err == nil || !strings.Contains(err.Error(), ErrLocked.Error()) {
+	if _, err := LockFolder(f.Path); err == nil || !strings.Contains(err.Error(), vfs.ErrLocked.Error()) {
 		t.Errorf("taken: %v", err)
 	}
 	if err := f.Remove(); err != nil {
 		t.Error(err)
 	}
-	if _, err := LockFolder(f.Path); !isMissing(err) {
+	if _, err := LockFolder(f.Path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a folder that is gone: %v", err)
 	}
-	if _, err := Dial(f.Path); !isMissing(err) {
+	if _, err := Dial(f.Path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a folder that is gone: %v", err)
 	}
 	if checkUser(1, 2) == nil || checkUser(2, 2) != nil {

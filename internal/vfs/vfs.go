@@ -139,6 +139,17 @@ func (OS) SyncDir(dir string) error {
 
 // Lock locks a file.
 func (OS) Lock(name string) (io.Closer, error) {
+	f, err := LockFile(name)
+	if err != nil {
+		return nil, err // a nil interface, not a Closer around a nil pointer
+	}
+	return f, nil
+}
+
+// LockFile opens a file, which it creates if it is missing, and locks it for as long as it is open, in
+// this process or in a child that has inherited it. The error wraps ErrLocked when another process
+// holds the lock, and fs.ErrNotExist when the folder is missing.
+func LockFile(name string) (*os.File, error) {
 	f, err := OpenNoFollow(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
