@@ -2,7 +2,6 @@ package executor
 
 import (
 	"fmt"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,8 +22,6 @@ type attempt struct {
 	startUnderWay bool  // admitted, and not yet started or failed
 	postponements int   // how often its start was postponed
 	runnableSince int64 // ns since the epoch: since then it has had both its order and room
-
-	outputFinal atomic.Bool // the process is gone and the sizes of its output are final
 
 	phase          phase
 	cause          endCause
@@ -56,6 +53,9 @@ type attempt struct {
 	usage         syscall.Rusage
 	exitSeen      bool   // the loop has handled the exit of its leader
 	pumps         *pumps // nil when the task writes into the streams itself
+
+	monitorIndex int  // 1 + its index in outputMonitor.attempts, whose lock guards it; 0 = not among them
+	growsFast    bool // one of its streams does, by the last check; the monitor's
 }
 
 // phase is how far the attempt's process is.
@@ -199,16 +199,12 @@ func (p *Process) finishAttempt(a *attempt) {
 	p.releaseAttempt(a)
 }
 
-// freezeOutput ends the attempt's output. It may be called again.
+// freezeOutput ends the attempt's output.
 func (p *Process) freezeOutput(a *attempt) {
-	if a.outputFinal.Load() {
-		return
-	}
 	p.monitor.remove(a)
 	a.pumps.stop()
 	a.stdout.freeze()
 	a.stderr.freeze()
-	a.outputFinal.Store(true)
 }
 
 // endTakesLong tells whether the final report needs more than some short system calls. Where a
@@ -236,9 +232,9 @@ func (p *Process) finalReport(a *attempt) Report {
 	}
 	rec.Result, rec.RC, rec.ExecutorLog = a.result()
 	rec.ExecutorLog = JoinTexts(rec.ExecutorLog, a.cgroup.oomMessage())
-	p.output.Keep(&report, a.stdout, a.stderr)
+	p.cfg.KeepOutput(&report, a.stdout, a.stderr)
 	if a.order.Capture {
-		p.output.Capture(&report, a.stdout)
+		p.cfg.CaptureStdout(&report, a.stdout)
 	}
 	return report
 }

@@ -25,13 +25,13 @@ func benchmarkProcess(b *testing.B) {
 	}
 	defer store.Close()
 	ended := make(chan messages.AttemptResult, 16)
+	sink := executor.SinkFunc(func(r executor.Report) {
+		if r.Kind == executor.Finished {
+			ended <- r.Record.Result
+		}
+	})
 	p, err := executor.NewProcess(executor.ProcessConfig{
-		Outputs: store, CPUMillis: 2000, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Sink: executor.SinkFunc(func(r executor.Report) {
-			if r.Kind == executor.Finished {
-				ended <- r.Record.Result
-			}
-		}),
+		CommonConfig: executor.CommonConfig{Outputs: store, Sink: sink, Logger: slog.New(slog.DiscardHandler)}, CPUMillis: 2000,
 	})
 	if err != nil {
 		b.Fatal(err)

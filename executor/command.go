@@ -64,11 +64,8 @@ func MaxArgumentBytes() int {
 // newCommand resolves the order's environment, argv and program. It does not touch the file system,
 // which may hang: the child enters the working folder and finds the program by the task's own PATH.
 // The error is a sentence for the user.
-func newCommand(base []string, o *Order, dir string) (c command, err error) {
-	if o.Dir != "" {
-		dir = o.Dir
-	}
-	c = command{argv: o.Command, dir: dir}
+func newCommand(base []string, o *Order) (c command, err error) {
+	c = command{argv: o.Command, dir: o.Dir}
 	if o.UseShell {
 		if strings.IndexByte(o.Shell, 0) >= 0 {
 			return c, errors.New("the command string holds a NUL byte")

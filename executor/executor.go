@@ -17,7 +17,7 @@ type Order struct {
 	Shell       string   // run by /bin/sh -c
 	UseShell    bool
 	Environment []string // K=V, added to the base environment
-	Dir         string   // "" = the executor's default
+	Dir         string   // "" = the working folder of the executor's process
 	Timeout     time.Duration
 	CPUMillis   int64 // thousandths of a core
 	MemoryBytes int64

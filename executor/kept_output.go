@@ -1,12 +1,14 @@
 package executor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/messages"
@@ -15,9 +17,28 @@ import (
 // OutputBounds says which bytes of an output stream are kept: all bytes up to Limit, of a longer
 // stream the first and the last Limit/2 bytes. While the task runs the middle is given up in
 // steps. Each executor that keeps output in files shares this type.
+//
+// Each stream embeds its bounds. The monitor of its executor moves Hole, the goroutine that handles the
+// attempt's end calls Freeze, and readers look at both at any time.
 type OutputBounds struct {
 	Limit int64
 	Hole  atomic.Int64 // bytes [Head(), Hole) are gone; 0 when the stream is whole
+	final atomic.Int64 // 1 + the size at the attempt's end; 0 while the attempt may run
+}
+
+// Bounds returns b. It is promoted by the stream that embeds b, as part of LiveOutput.
+func (b *OutputBounds) Bounds() *OutputBounds { return b }
+
+// Live tells whether the attempt may still run: Freeze was not called yet.
+func (b *OutputBounds) Live() bool { return b.final.Load() == 0 }
+
+// Freeze says that the attempt has ended with so many bytes in the stream. The first call counts.
+func (b *OutputBounds) Freeze(size int64) { b.final.CompareAndSwap(0, size+1) }
+
+// FinalSize returns the size that Freeze was given. frozen is false before that.
+func (b *OutputBounds) FinalSize() (size int64, frozen bool) {
+	n := b.final.Load()
+	return n - 1, n != 0
 }
 
 // Head is how many bytes are kept from the beginning of a stream that exceeds Limit.
@@ -95,13 +116,36 @@ func (l *liveLog) Kept(off int64) int64 {
 // Close implements messages.Log.
 func (l *liveLog) Close() error { return l.close() }
 
-// OutputCollector puts the output of ended attempts where it is kept.
-type OutputCollector struct {
-	Store      *outputs.Store // where long output goes
-	MaxOutput  int64          // bytes kept per stream, half from each end
-	MaxCapture int64          // bytes of Report.Stdout
-	InlineMax  int            // output up to this many bytes is kept in the record
-	Logger     *slog.Logger
+// CommonConfig is the part of its configuration that each executor has which runs programs: where
+// reports and output go, and how long an attempt has to end.
+type CommonConfig struct {
+	Outputs    *outputs.Store // where long output goes; required
+	Sink       Sink           // required
+	MaxOutput  int64          // bytes kept per stream, half from each end; default 64 MiB
+	MaxCapture int64          // bytes of Report.Stdout; default 16 MiB
+	InlineMax  int            // output up to this many bytes is kept in the record; default 4 KiB
+	Grace      time.Duration  // from SIGTERM to SIGKILL after a timeout; default 5 s
+	CloseGrace time.Duration  // the same at Close; default 1 s
+	Logger     *slog.Logger   // default slog.Default()
+}
+
+// SetDefaults gives fields that are not set, or negative, their defaults.
+func (c *CommonConfig) SetDefaults() {
+	c.MaxOutput = cmp.Or(max(c.MaxOutput, 0), 64<<20)
+	c.MaxCapture = cmp.Or(max(c.MaxCapture, 0), 16<<20)
+	c.InlineMax = cmp.Or(max(c.InlineMax, 0), 4<<10)
+	c.Grace = cmp.Or(max(c.Grace, 0), 5*time.Second)
+	c.CloseGrace = cmp.Or(max(c.CloseGrace, 0), time.Second)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+}
+
+// StdoutLimit is how many bytes of stdout are kept while the attempt runs. For a generator these are
+// all that CaptureStdout may ask for.
+func (c *CommonConfig) StdoutLimit(capture bool) int64 {
+	if capture {
+		return max(c.MaxOutput, c.MaxCapture)
+	}
+	return c.MaxOutput
 }
 
 // EndedOutput is the output stream of an ended attempt.
@@ -111,14 +155,14 @@ type EndedOutput interface {
 }
 
 // exceedsRecord tells whether output is too long for the record itself.
-func (c *OutputCollector) exceedsRecord(o *messages.Output) bool {
+func (c *CommonConfig) exceedsRecord(o *messages.Output) bool {
 	return o.Head+o.Tail > int64(c.InlineMax)
 }
 
-// Keep puts short output into the report's record and long output into the run's file, with one
+// KeepOutput puts short output into the report's record and long output into the run's file, with one
 // durable append for both streams. When the append fails the attempt's result stands, with the
 // beginning of its output and a note on what was lost.
-func (c *OutputCollector) Keep(r *Report, stdout, stderr EndedOutput) {
+func (c *CommonConfig) KeepOutput(r *Report, stdout, stderr EndedOutput) {
 	rec := &r.Record
 	both := []struct {
 		stream messages.Stream
@@ -137,12 +181,12 @@ func (c *OutputCollector) Keep(r *Report, stdout, stderr EndedOutput) {
 			continue
 		}
 		parts = append(parts, outputs.Part{Stream: s.stream, Length: s.kept.Head + s.kept.Tail, Body: io.MultiReader(
-			io.NewSectionReader(s.from, 0, s.kept.Head), io.NewSectionReader(s.from, size-s.kept.Tail, s.kept.Tail))})
+			io.NewSectionReader(paddedReader{s.from}, 0, s.kept.Head), io.NewSectionReader(paddedReader{s.from}, size-s.kept.Tail, s.kept.Tail))})
 	}
 	if parts == nil {
 		return
 	}
-	offsets, err := c.Store.Append(r.Key, parts...)
+	offsets, err := c.Outputs.Append(r.Key, parts...)
 	if err != nil {
 		if !errors.Is(err, outputs.ErrDiskNearlyFull) { // a full disk would log every attempt
 			c.Logger.Error("output not kept", LogKey(r.Key), "err", err)
@@ -161,9 +205,9 @@ func (c *OutputCollector) Keep(r *Report, stdout, stderr EndedOutput) {
 	}
 }
 
-// Capture puts all of stdout, whose size is in the record, into the report. An attempt that
+// CaptureStdout puts all of stdout, whose size is in the record, into the report. An attempt that
 // succeeded with output which exceeds MaxCapture, or cannot be read, is rejected.
-func (c *OutputCollector) Capture(r *Report, stdout io.ReaderAt) {
+func (c *CommonConfig) CaptureStdout(r *Report, stdout io.ReaderAt) {
 	size, problem := r.Record.Stdout.Size, ""
 	if size > c.MaxCapture {
 		problem = fmt.Sprintf("%d bytes of output are more than the %d that a generator may print", size, c.MaxCapture)
@@ -193,12 +237,26 @@ func readKept(from io.ReaderAt, o *messages.Output) []byte {
 	return text
 }
 
-// readPadded fills p. Bytes behind the end stay zero: a surviving child may have truncated the file.
+// readPadded fills p, with zeros behind the end: a surviving child may have truncated the file after its
+// size was taken. No bytes can always be read, also from a file that cannot be opened.
 func readPadded(from io.ReaderAt, p []byte, off int64) error {
-	if _, err := from.ReadAt(p, off); err != nil && err != io.EOF && len(p) > 0 {
-		return err
+	n, err := from.ReadAt(p, off)
+	if err == io.EOF || len(p) == 0 {
+		clear(p[n:])
+		return nil
 	}
-	return nil
+	return err
+}
+
+// paddedReader reads by readPadded.
+type paddedReader struct{ io.ReaderAt }
+
+// ReadAt implements io.ReaderAt.
+func (r paddedReader) ReadAt(p []byte, off int64) (int, error) {
+	if err := readPadded(r.ReaderAt, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // JoinTexts joins two parts of a record's ExecutorLog, each of which may be empty.

@@ -391,8 +391,7 @@ func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	testenv.Eventually(t, "the monitor bounds the attempt's output", func() bool {
 		p.monitor.mu.Lock()
 		defer p.monitor.mu.Unlock()
-		_, watched := p.monitor.index[a]
-		return watched
+		return a.monitorIndex != 0
 	})
 	p.Kill(a.order.Key, 0)
 	<-reports

@@ -23,11 +23,11 @@ import (
 // The descriptor is counted. It is closed when the attempt, the monitor and the last reader have
 // released it.
 type stream struct {
+	OutputBounds
 	fd            int
-	bounds        OutputBounds
 	refs          atomic.Int32
-	final         atomic.Int64 // size at the end; -1 while the task runs
-	freeOnRelease atomic.Bool  // a survivor may hold the file, so its memory is freed with the last reference
+	freeOnRelease atomic.Bool // a survivor may hold the file, so its memory is freed with the last reference
+	checkedSize   int64       // at the monitor's last check; the monitor's
 }
 
 func newStream(limit int64) (*stream, error) {
@@ -41,10 +41,8 @@ func newStream(limit int64) (*stream, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	s := &stream{fd: fd}
-	s.bounds.Limit = limit
+	s := &stream{fd: fd, OutputBounds: OutputBounds{Limit: limit}}
 	s.refs.Store(1)
-	s.final.Store(-1)
 	return s, nil
 }
 
@@ -106,7 +104,7 @@ func (s *stream) write(p []byte) bool {
 
 // Size is the number of bytes so far. It is fixed once the stream is frozen.
 func (s *stream) Size() int64 {
-	if n := s.final.Load(); n >= 0 {
+	if n, frozen := s.FinalSize(); frozen {
 		return n
 	}
 	var st unix.Stat_t
@@ -122,34 +120,33 @@ func (s *stream) freeze() {
 	// seals.
 	_, _ = unix.FcntlInt(uintptr(s.fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
 	n := s.Size()
-	if b := &s.bounds; n > b.Limit {
-		b.Hole.Store(n - (b.Limit - b.Head()))
+	if n > s.Limit {
+		s.Hole.Store(n - (s.Limit - s.Head()))
 	} else {
-		b.Hole.Store(0) // the task itself may have truncated output that was long
+		s.Hole.Store(0) // the task itself may have truncated output that was long
 	}
-	s.final.Store(n)
+	s.Freeze(n)
 }
 
 // punchMiddle frees the middle of a stream that has outgrown its limit, in steps of an eighth of the
-// limit. It tells whether the stream has grown much since its size was *last.
-func (s *stream) punchMiddle(last *int64) (grows bool) {
+// limit. It tells whether the stream has grown much since the last call. It does nothing once the last
+// reference is released.
+func (s *stream) punchMiddle() (grows bool) {
+	if !s.retain() {
+		return false
+	}
+	defer s.release()
 	n := s.Size()
-	grows = n-*last > s.bounds.Limit/16
-	*last = n
-	if from, to, ok := s.bounds.NextHole(n); ok {
+	grows = n-s.checkedSize > s.Limit/16
+	s.checkedSize = n
+	if from, to, ok := s.NextHole(n); ok {
 		// Readers look at Hole after they read, so it moves before the bytes go.
-		s.bounds.Hole.Store(to)
+		s.Hole.Store(to)
 		// After an error the bytes stay, unread: that costs memory only.
 		_ = unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
 	}
 	return grows
 }
-
-// Live implements LiveOutput.
-func (s *stream) Live() bool { return s.final.Load() < 0 }
-
-// Bounds implements LiveOutput.
-func (s *stream) Bounds() *OutputBounds { return &s.bounds }
 
 // ReadAt implements io.ReaderAt on the file as it is, with zeros for holes.
 func (s *stream) ReadAt(p []byte, off int64) (int, error) {
@@ -178,7 +175,7 @@ func (a *attempt) openLog(which messages.Stream) (messages.Log, error) {
 	if which == messages.Stderr {
 		s = a.stderr
 	}
-	if a.outputFinal.Load() || !s.retain() {
+	if !s.Live() || !s.retain() {
 		return nil, ErrNotRunning
 	}
 	return NewLiveLog(s, func() error { s.release(); return nil }), nil
@@ -197,8 +194,7 @@ const (
 // none to watch.
 type outputMonitor struct {
 	mu        sync.Mutex
-	attempts  []*monitoredAttempt
-	index     map[*attempt]int
+	attempts  []*attempt // attempts[i].monitorIndex is i+1
 	nextCheck int
 	asleep    bool
 
@@ -207,15 +203,7 @@ type outputMonitor struct {
 	stopped chan struct{}
 }
 
-// monitoredAttempt is an attempt with the sizes of its streams at the last check.
-type monitoredAttempt struct {
-	a                      *attempt
-	stdoutSize, stderrSize int64
-	growsFast              bool
-}
-
 func (m *outputMonitor) start() {
-	m.index = map[*attempt]int{}
 	m.wake, m.quit, m.stopped = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
 	go m.loop()
 }
@@ -227,8 +215,8 @@ func (m *outputMonitor) stop() {
 
 func (m *outputMonitor) add(a *attempt) {
 	m.mu.Lock()
-	m.index[a] = len(m.attempts)
-	m.attempts = append(m.attempts, &monitoredAttempt{a: a})
+	m.attempts = append(m.attempts, a)
+	a.monitorIndex = len(m.attempts)
 	wake := m.asleep
 	m.asleep = false
 	m.mu.Unlock()
@@ -240,23 +228,21 @@ func (m *outputMonitor) add(a *attempt) {
 func (m *outputMonitor) remove(a *attempt) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	i, added := m.index[a]
-	if !added {
+	if a.monitorIndex == 0 {
 		return // it ended before it was added
 	}
 	last := len(m.attempts) - 1
-	m.attempts[i] = m.attempts[last]
-	m.index[m.attempts[i].a] = i
-	m.attempts[last] = nil
+	moved := m.attempts[last]
+	m.attempts[a.monitorIndex-1], moved.monitorIndex = moved, a.monitorIndex
+	m.attempts[last], a.monitorIndex = nil, 0
 	m.attempts = m.attempts[:last]
-	delete(m.index, a)
 }
 
 func (m *outputMonitor) loop() {
 	defer close(m.stopped)
 	timer := time.NewTimer(checkSlow)
 	defer timer.Stop()
-	var look []*monitoredAttempt
+	var look []*attempt
 	for {
 		m.mu.Lock()
 		look = m.dueChecks(look[:0])
@@ -272,8 +258,8 @@ func (m *outputMonitor) loop() {
 			}
 		}
 		pace := checkSlow
-		for _, w := range look {
-			if w.checkGrowth() {
+		for _, a := range look {
+			if a.checkGrowth() {
 				pace = checkFast
 			}
 		}
@@ -289,20 +275,20 @@ func (m *outputMonitor) loop() {
 
 // dueChecks picks the attempts to check: the ones that grow fast, and the others in rotation. m.mu
 // is held.
-func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt {
+func (m *outputMonitor) dueChecks(look []*attempt) []*attempt {
 	n := len(m.attempts)
 	if n <= checksPerTick {
 		return append(look, m.attempts...)
 	}
-	for _, w := range m.attempts {
-		if w.growsFast {
-			look = append(look, w)
+	for _, a := range m.attempts {
+		if a.growsFast {
+			look = append(look, a)
 		}
 	}
 	for range checksPerTick {
 		m.nextCheck = (m.nextCheck + 1) % n
-		if w := m.attempts[m.nextCheck]; !w.growsFast {
-			look = append(look, w)
+		if a := m.attempts[m.nextCheck]; !a.growsFast {
+			look = append(look, a)
 		}
 	}
 	return look
@@ -310,17 +296,10 @@ func (m *outputMonitor) dueChecks(look []*monitoredAttempt) []*monitoredAttempt 
 
 // checkGrowth bounds both streams and tells whether one of them grows fast. Only the monitor's
 // goroutine calls it.
-func (w *monitoredAttempt) checkGrowth() bool {
-	w.growsFast = false
-	if w.a.stdout.retain() {
-		w.growsFast = w.a.stdout.punchMiddle(&w.stdoutSize)
-		w.a.stdout.release()
-	}
-	if w.a.stderr.retain() {
-		w.growsFast = w.a.stderr.punchMiddle(&w.stderrSize) || w.growsFast
-		w.a.stderr.release()
-	}
-	return w.growsFast
+func (a *attempt) checkGrowth() bool {
+	stdoutGrows, stderrGrows := a.stdout.punchMiddle(), a.stderr.punchMiddle()
+	a.growsFast = stdoutGrows || stderrGrows
+	return a.growsFast
 }
 
 // pump copies what a task prints from a pipe to its stream. The kernel charges memory to the control

@@ -1,37 +1,25 @@
 package executor
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/vfork"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // ProcessConfig configures a Process.
 type ProcessConfig struct {
-	Outputs     *outputs.Store      // where long output goes; required
-	Sink        Sink                // required
-	CPUMillis   int64               // slots: thousandths of a core
-	MemoryBytes int64               // slots
-	Node        string              // goes into each record
-	Dir         string              // working folder of orders that name none; "" = this process's
-	MaxOutput   int64               // bytes kept per stream, half from each end; default 64 MiB
-	MaxCapture  int64               // bytes of Report.Stdout; default 16 MiB
-	InlineMax   int                 // output up to this many bytes is kept in the record; default 4 KiB
-	Grace       time.Duration       // from SIGTERM to SIGKILL after a timeout; default 5 s
-	CloseGrace  time.Duration       // the same at Close; default 1 s
-	Now         func() int64        // clock of the records, ns since the epoch; default time.Now
-	Logger      *slog.Logger        // default slog.Default()
-	Getenv      func(string) string // values of the base environment; default os.Getenv
+	CommonConfig
+	CPUMillis   int64        // slots: thousandths of a core
+	MemoryBytes int64        // slots
+	Node        string       // goes into each record
+	Now         func() int64 // clock of the records, ns since the epoch; default time.Now
 
 	// RecordIntents, if set, is called right before processes are started, with their orders. After
 	// an error their starts are postponed.
@@ -74,7 +62,6 @@ type Process struct {
 	groups         processGroups
 	cgroups        *cgroupPool // nil: attempts have process groups only
 	monitor        outputMonitor
-	output         OutputCollector
 	pumpBuffers    sync.Pool      // of *[pumpBytes]byte
 	peakKB         atomic.Int64   // KB: a lower bound of this process's own peak memory
 	unfinished     sync.WaitGroup // counts the attempts that were admitted and are not over
@@ -118,19 +105,9 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	if cfg.CPUMillis <= 0 || cfg.MemoryBytes < 0 {
 		return nil, fmt.Errorf("executor: invalid slots: %d thousandths of a core, %d bytes of memory", cfg.CPUMillis, cfg.MemoryBytes)
 	}
-	cfg.MaxOutput = cmp.Or(max(cfg.MaxOutput, 0), 64<<20)
-	cfg.MaxCapture = cmp.Or(max(cfg.MaxCapture, 0), 16<<20)
-	cfg.InlineMax = cmp.Or(max(cfg.InlineMax, 0), 4<<10)
-	cfg.Grace = cmp.Or(max(cfg.Grace, 0), 5*time.Second)
-	cfg.CloseGrace = cmp.Or(max(cfg.CloseGrace, 0), time.Second)
+	cfg.SetDefaults()
 	if cfg.Now == nil {
 		cfg.Now = func() int64 { return time.Now().UnixNano() }
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	if cfg.Getenv == nil {
-		cfg.Getenv = os.Getenv
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -138,9 +115,8 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 	}
 	p := &Process{
 		cfg:            cfg,
-		baseEnv:        BaseEnvironment(cfg.Getenv),
+		baseEnv:        BaseEnvironment(os.Getenv),
 		devNull:        null,
-		output:         OutputCollector{Store: cfg.Outputs, MaxOutput: cfg.MaxOutput, MaxCapture: cfg.MaxCapture, InlineMax: cfg.InlineMax, Logger: cfg.Logger},
 		starter:        vfork.New(),
 		attempts:       map[messages.AttemptKey]*attempt{},
 		slots:          slots{cores: cfg.CPUMillis, memory: cfg.MemoryBytes, maxCores: cfg.CPUMillis, maxMemory: cfg.MemoryBytes},

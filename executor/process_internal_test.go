@@ -130,10 +130,10 @@ func TestKillAfterTheExitHasNoEffect(t *testing.T) {
 func TestMonitorChecksInRotation(t *testing.T) {
 	var m outputMonitor
 	for range 3 * checksPerTick {
-		m.attempts = append(m.attempts, &monitoredAttempt{})
+		m.attempts = append(m.attempts, &attempt{})
 	}
 	m.attempts[5].growsFast = true
-	seen := map[*monitoredAttempt]int{}
+	seen := map[*attempt]int{}
 	for range 4 {
 		look := m.dueChecks(nil)
 		if len(look) > checksPerTick+1 || look[0] != m.attempts[5] {

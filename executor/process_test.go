@@ -62,8 +62,8 @@ func newRig(t *testing.T, change func(*executor.ProcessConfig)) *rig {
 		t.Fatal(err)
 	}
 	cfg := executor.ProcessConfig{
-		Outputs: r.store, Sink: r.Recorder.Sink, CPUMillis: 4000, MemoryBytes: 100 << 20, Node: "here",
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		CommonConfig: executor.CommonConfig{Outputs: r.store, Sink: r.Recorder.Sink, Logger: slog.New(slog.DiscardHandler)},
+		CPUMillis:    4000, MemoryBytes: 100 << 20, Node: "here",
 	}
 	if change != nil {
 		change(&cfg)
@@ -241,7 +241,7 @@ func TestProcessConforms(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { store.Close() })
-			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, Sink: sink, CPUMillis: 3000})
+			p, err := executor.NewProcess(executor.ProcessConfig{CommonConfig: executor.CommonConfig{Outputs: store, Sink: sink}, CPUMillis: 3000})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -291,10 +291,10 @@ func TestInvalidConfigIsRefused(t *testing.T) {
 	defer store.Close()
 	sink := func(...executor.Report) {}
 	for _, cfg := range []executor.ProcessConfig{
-		{Outputs: store, CPUMillis: 1},
-		{Sink: sink, CPUMillis: 1},
-		{Sink: sink, Outputs: store},
-		{Sink: sink, Outputs: store, CPUMillis: 1, MemoryBytes: -1},
+		{CommonConfig: executor.CommonConfig{Outputs: store}, CPUMillis: 1},
+		{CommonConfig: executor.CommonConfig{Sink: sink}, CPUMillis: 1},
+		{CommonConfig: executor.CommonConfig{Sink: sink, Outputs: store}},
+		{CommonConfig: executor.CommonConfig{Sink: sink, Outputs: store}, CPUMillis: 1, MemoryBytes: -1},
 	} {
 		if _, err := executor.NewProcess(cfg); err == nil {
 			t.Errorf("%+v was taken", cfg)

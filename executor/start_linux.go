@@ -223,17 +223,13 @@ func refusedByCgroup(err error) bool {
 // final report when the attempt can never start, or what was lacking when it may start later.
 func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	var err error
-	if a.command, err = newCommand(p.baseEnv, &a.order, p.cfg.Dir); err != nil {
+	if a.command, err = newCommand(p.baseEnv, &a.order); err != nil {
 		return p.notStartedReport(&a.order, messages.AttemptNotStarted, err), nil
 	}
 	if p.cfg.AttemptMark != nil {
 		a.command.env = setVariable(a.command.env, p.cfg.AttemptMark(a.order.Key))
 	}
-	limit := p.cfg.MaxOutput
-	if a.order.Capture {
-		limit = max(limit, p.cfg.MaxCapture)
-	}
-	if a.stdout, a.stderr, err = newStreams(limit, p.cfg.MaxOutput); err != nil {
+	if a.stdout, a.stderr, err = newStreams(p.cfg.StdoutLimit(a.order.Capture), p.cfg.MaxOutput); err != nil {
 		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
 		if _, ok := postponeReason(err); ok {
 			return nil, err

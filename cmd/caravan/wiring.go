@@ -346,8 +346,10 @@ func (n *localServer) withSlurm(c Config, engine actors.Config) actors.Config {
 	engine.ExternalExecutors = map[string]int{slurmExecutor: c.SlurmJobs}
 	engine.Executors[slurmExecutor] = func(sink executor.Sink) (executor.Executor, error) {
 		return slurm.New(slurm.Config{
-			Dir: n.folder.Slurm(), Outputs: n.outputs, Sink: sink, Partition: c.SlurmPartition,
-			MaxCapture: maxGenerated, Grace: c.KillGrace, Umask: c.Umask, Logger: n.log,
+			CommonConfig: executor.CommonConfig{
+				Outputs: n.outputs, Sink: sink, MaxCapture: maxGenerated, Grace: c.KillGrace, Logger: n.log,
+			},
+			Dir: n.folder.Slurm(), Partition: c.SlurmPartition, Umask: c.Umask,
 		})
 	}
 	return engine

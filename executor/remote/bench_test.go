@@ -30,7 +30,7 @@ func BenchmarkTrue(b *testing.B) {
 		}
 		defer store.Close()
 		benchmarkExecutor(b, func(sink executor.Sink) executor.Executor {
-			p, err := executor.NewProcess(executor.ProcessConfig{Outputs: store, CPUMillis: 2000, Sink: sink})
+			p, err := executor.NewProcess(executor.ProcessConfig{CommonConfig: executor.CommonConfig{Outputs: store, Sink: sink}, CPUMillis: 2000})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,25 +25,18 @@ type attemptOutput struct{ stdout, stderr *outputFile }
 // outputFile is a file that an attempt prints into. Beyond the limit its middle is punched out. On a
 // file system that cannot punch holes the file stays whole until the attempt ends.
 type outputFile struct {
+	executor.OutputBounds
 	path        string
-	bounds      executor.OutputBounds
-	cannotPunch bool         // the file system cannot punch holes
-	final       atomic.Int64 // size at the end; -1 while the attempt runs
+	cannotPunch bool // the file system cannot punch holes
 }
 
 func newOutputFile(path string, limit int64) *outputFile {
-	s := &outputFile{path: path}
-	s.bounds.Limit = limit
-	s.final.Store(-1)
-	return s
+	return &outputFile{path: path, OutputBounds: executor.OutputBounds{Limit: limit}}
 }
 
 // publishOutput makes an attempt's output readable by OpenLog.
 func (s *Slurm) publishOutput(a *attempt) *attemptOutput {
-	limit := s.cfg.MaxOutput
-	if a.order != nil && a.order.Capture {
-		limit = max(limit, s.cfg.MaxCapture)
-	}
+	limit := s.cfg.StdoutLimit(a.order != nil && a.order.Capture)
 	st := &attemptOutput{newOutputFile(a.folder.path("out"), limit), newOutputFile(a.folder.path("err"), s.cfg.MaxOutput)}
 	s.mu.Lock()
 	s.liveOutput[a.key] = st
@@ -60,9 +52,8 @@ func (s *Slurm) hideOutput(a *attempt) {
 	s.mu.Lock()
 	delete(s.liveOutput, a.key)
 	s.mu.Unlock()
-	for _, st := range []*outputFile{a.output.stdout, a.output.stderr} {
-		st.final.CompareAndSwap(-1, 0) // an orphan, whose output was never frozen
-	}
+	a.output.stdout.Freeze(0) // has an effect on an orphan only, whose output was never frozen
+	a.output.stderr.Freeze(0)
 }
 
 // punchMiddle frees the middle of a file that has outgrown its limit, in steps of an eighth of the
@@ -75,7 +66,7 @@ func (st *outputFile) punchMiddle(log *slog.Logger) {
 	if err != nil {
 		return
 	}
-	from, to, ok := st.bounds.NextHole(info.Size())
+	from, to, ok := st.NextHole(info.Size())
 	if !ok {
 		return
 	}
@@ -85,53 +76,19 @@ func (st *outputFile) punchMiddle(log *slog.Logger) {
 	}
 	defer f.Close()
 	// Readers look at Hole after they read, so it moves before the bytes go.
-	before := st.bounds.Hole.Swap(to)
+	before := st.Hole.Swap(to)
 	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from); err != nil {
-		st.bounds.Hole.Store(before)
+		st.Hole.Store(before)
 		st.cannotPunch = true
 		log.Warn("output is not bounded while its task runs: the file system cannot punch holes", "file", st.path, "err", err)
 	}
 }
 
-// endedOutput is the output of an attempt that has ended. Later writes to it do not count.
-type endedOutput struct {
-	f       *os.File // nil if it cannot be opened
-	size    int64
-	problem error // why it cannot be opened
-}
-
-func (st *outputFile) freeze() *endedOutput {
-	z := &endedOutput{}
-	if z.f, z.problem = vfs.OpenNoFollow(st.path, os.O_RDONLY, 0); z.problem == nil {
-		if info, err := z.f.Stat(); err == nil {
-			z.size = info.Size()
-		}
-	}
-	st.final.Store(z.size)
-	return z
-}
-
-// Size implements executor.EndedOutput.
-func (z *endedOutput) Size() int64 { return z.size }
-
-// ReadAt implements executor.EndedOutput. Where the file was truncated it reads zeros, as from a
-// hole.
-func (z *endedOutput) ReadAt(p []byte, off int64) (int, error) {
-	if z.f == nil {
-		return 0, z.problem
-	}
-	n, err := z.f.ReadAt(p, off)
-	if err == io.EOF {
-		clear(p[n:])
-		return len(p), nil
-	}
-	return n, err
-}
-
-func (z *endedOutput) close() {
-	if z.f != nil {
-		z.f.Close()
-	}
+// freeze fixes the size of the file: later writes to it do not count. The caller closes the result.
+func (st *outputFile) freeze() *outputReader {
+	r := &outputReader{outputFile: st}
+	st.Freeze(r.Size())
+	return r
 }
 
 // OpenLog implements executor.Executor. On a network file system the output of a task appears with
@@ -143,71 +100,64 @@ func (s *Slurm) OpenLog(key messages.AttemptKey, which messages.Stream) (message
 	if st == nil {
 		return nil, executor.ErrNotRunning
 	}
-	log := &liveFile{outputFile: st.stdout}
+	log := &outputReader{outputFile: st.stdout}
 	if which == messages.Stderr {
 		log.outputFile = st.stderr
 	}
 	// Right after the start the file may not exist yet.
-	if f, err := vfs.OpenNoFollow(log.path, os.O_RDONLY, 0); err == nil {
-		log.f = f
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := log.open(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return executor.NewLiveLog(log, log.close), nil
 }
 
-// liveFile implements executor.LiveOutput. It opens the file once it exists.
-type liveFile struct {
+// outputReader reads an output file, which it opens once the file exists. It implements
+// executor.LiveOutput and executor.EndedOutput. One goroutine at a time uses it.
+type outputReader struct {
 	*outputFile
 	f *os.File // nil until it was opened
 }
 
-func (l *liveFile) open() *os.File {
-	if l.f == nil {
-		if f, err := vfs.OpenNoFollow(l.path, os.O_RDONLY, 0); err == nil {
-			l.f = f
-		}
+func (r *outputReader) open() (err error) {
+	if r.f == nil {
+		r.f, err = vfs.OpenNoFollow(r.path, os.O_RDONLY, 0)
 	}
-	return l.f
+	return err
 }
 
-func (l *liveFile) close() error {
-	if l.f == nil {
+func (r *outputReader) close() error {
+	if r.f == nil {
 		return nil
 	}
-	return l.f.Close()
+	return r.f.Close()
 }
 
-// Size implements executor.LiveOutput.
-func (l *liveFile) Size() int64 {
-	if n := l.final.Load(); n >= 0 {
+// Size implements executor.LiveOutput and executor.EndedOutput.
+func (r *outputReader) Size() int64 {
+	if n, frozen := r.FinalSize(); frozen {
 		return n
 	}
-	f := l.open()
-	if f == nil {
+	if r.open() != nil {
 		return 0
 	}
-	info, err := f.Stat()
+	info, err := r.f.Stat()
 	if err != nil {
 		return 0
 	}
 	return info.Size()
 }
 
-// ReadAt implements executor.LiveOutput.
-func (l *liveFile) ReadAt(p []byte, off int64) (int, error) {
-	f := l.open()
-	if f == nil {
+// ReadAt implements io.ReaderAt. While the attempt runs, a file that cannot be opened is empty.
+func (r *outputReader) ReadAt(p []byte, off int64) (int, error) {
+	switch err := r.open(); {
+	case err == nil:
+		return r.f.ReadAt(p, off)
+	case r.Live():
 		return 0, io.EOF
+	default:
+		return 0, err
 	}
-	return f.ReadAt(p, off)
 }
-
-// Live implements executor.LiveOutput.
-func (l *liveFile) Live() bool { return l.final.Load() < 0 }
-
-// Bounds implements executor.LiveOutput.
-func (l *liveFile) Bounds() *executor.OutputBounds { return &l.bounds }
 
 // runAsync calls do outside the reconciler's goroutine, a few at a time.
 func (s *Slurm) runAsync(do func()) {
@@ -238,9 +188,9 @@ func (s *Slurm) collectReport(a *attempt, end endNote, written bool) *executor.R
 	stdout, stderr := a.output.stdout.freeze(), a.output.stderr.freeze()
 	defer stdout.close()
 	defer stderr.close()
-	s.collector.Keep(report, stdout, stderr)
+	s.cfg.KeepOutput(report, stdout, stderr)
 	if a.order.Capture {
-		s.collector.Capture(report, stdout)
+		s.cfg.CaptureStdout(report, stdout)
 	}
 	if err := a.folder.saveReport(report); err != nil {
 		s.cfg.Logger.Warn("cannot save the final report of an attempt", executor.LogKey(a.key), "err", err)
@@ -332,7 +282,7 @@ func (s *Slurm) repeatReport(a *attempt, v savedReport) {
 	report := &executor.Report{Key: a.key, Kind: executor.Finished, At: v.At, Record: v.Record}
 	if a.order != nil && a.order.Capture && report.Record.Result == messages.AttemptSucceeded {
 		stdout := newOutputFile(a.folder.path("out"), 0).freeze()
-		s.collector.Capture(report, stdout)
+		s.cfg.CaptureStdout(report, stdout)
 		stdout.close()
 	}
 	if b, ok := a.folder.readStart(); ok && !b.byServer {

@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"github.com/caravan-dag/caravan/executor"
 )
 
 // squeue --json is read in the forms of versions 22.05 and 24.05.
@@ -76,7 +78,7 @@ func TestNotesAreReadWithABound(t *testing.T) {
 		t.Errorf("end: %v, %+v", ok, e)
 	}
 	f.readJob()
-	s := &Slurm{cfg: Config{InlineMax: 4 << 10}}
+	s := &Slurm{cfg: Config{CommonConfig: executor.CommonConfig{InlineMax: 4 << 10}}}
 	if _, ok := f.readReport(s.maxReportBytes()); ok {
 		t.Error("a verdict with 32 MiB of zeros counts")
 	}

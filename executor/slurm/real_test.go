@@ -36,8 +36,8 @@ func realConfig(t testing.TB, sink executor.Sink) slurm.Config {
 			t.Logf("log:\n%s", log)
 		}
 	})
-	return slurm.Config{Dir: filepath.Join(dir, "slurm"), Outputs: store, Sink: sink, Poll: 250 * time.Millisecond,
-		CloseGrace: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil))}
+	common := executor.CommonConfig{Outputs: store, Sink: sink, CloseGrace: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil))}
+	return slurm.Config{CommonConfig: common, Dir: filepath.Join(dir, "slurm"), Poll: 250 * time.Millisecond}
 }
 
 func TestRealConformance(t *testing.T) {

@@ -284,8 +284,8 @@ func crashServer(data string, again bool) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	s, err := slurm.New(slurm.Config{Dir: filepath.Join(data, "slurm"), Outputs: store, Sink: func(...executor.Report) {},
-		Poll: 20 * time.Millisecond, Gather: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	common := executor.CommonConfig{Outputs: store, Sink: func(...executor.Report) {}, Logger: slog.New(slog.DiscardHandler)}
+	s, err := slurm.New(slurm.Config{CommonConfig: common, Dir: filepath.Join(data, "slurm"), Poll: 20 * time.Millisecond, Gather: 10 * time.Millisecond})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -61,8 +61,10 @@ func (g *rig) dir() string { return filepath.Join(g.data, "slurm") }
 
 func (g *rig) config(sink executor.Sink) slurm.Config {
 	return slurm.Config{
-		Dir: g.dir(), Outputs: g.outputs, Sink: sink, Poll: 50 * time.Millisecond, CloseGrace: time.Second,
-		Getenv: g.cluster.Getenv, Logger: slog.New(slog.NewTextHandler(g.log, nil)),
+		CommonConfig: executor.CommonConfig{
+			Outputs: g.outputs, Sink: sink, CloseGrace: time.Second, Logger: slog.New(slog.NewTextHandler(g.log, nil)),
+		},
+		Dir: g.dir(), Poll: 50 * time.Millisecond, Getenv: g.cluster.Getenv,
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,27 +15,19 @@ import (
 	"time"
 
 	"github.com/caravan-dag/caravan/executor"
-	"github.com/caravan-dag/caravan/internal/outputs"
 	"github.com/caravan-dag/caravan/internal/vfs"
 	"github.com/caravan-dag/caravan/messages"
 )
 
 // Config configures a Slurm. A zero field has its default.
 type Config struct {
-	Dir        string              // folder of the attempts, on a file system that the nodes share; required, created if missing
-	Outputs    *outputs.Store      // where long output goes; required
-	Sink       executor.Sink       // required
-	Partition  string              // of jobs that do not name one; "" = the cluster's default
-	Poll       time.Duration       // interval of polls; default 1 s, longer when a poll takes long
-	Gather     time.Duration       // how long to wait for orders that may be submitted with the first one; default 25 ms
-	MaxOutput  int64               // bytes kept per stream, half from each end; default 64 MiB
-	MaxCapture int64               // bytes of Report.Stdout; default 16 MiB
-	InlineMax  int                 // output up to this many bytes is kept in the record; default 4 KiB
-	Grace      time.Duration       // from SIGTERM to SIGKILL after a timeout; default 5 s
-	CloseGrace time.Duration       // the same at Close; default 1 s
-	Umask      string              // of tasks, octal; "" = as Slurm takes it from this process
-	Logger     *slog.Logger        // default slog.Default()
-	Getenv     func(string) string // PATH of the commands, SLURM_CONF and the base environment of tasks; default os.Getenv
+	executor.CommonConfig
+	Dir       string              // folder of the attempts, on a file system that the nodes share; required, created if missing
+	Partition string              // of jobs that do not name one; "" = the cluster's default
+	Poll      time.Duration       // interval of polls; default 1 s, longer when a poll takes long
+	Gather    time.Duration       // how long to wait for orders that may be submitted with the first one; default 25 ms
+	Umask     string              // of tasks, octal; "" = as Slurm takes it from this process
+	Getenv    func(string) string // PATH of the commands, SLURM_CONF and the base environment of tasks; default os.Getenv
 }
 
 const (
@@ -53,7 +44,6 @@ type Slurm struct {
 	folderID       string   // part of the names of all jobs of the folder
 	defaultDir     string   // working folder of orders that name none
 	baseEnv        []string // executor.BaseEnvironment
-	collector      executor.OutputCollector
 	lock           *os.File
 	ctx            context.Context // ends with Close or Detach
 	cancel         context.CancelFunc
@@ -95,19 +85,11 @@ func New(cfg Config) (*Slurm, error) {
 	}
 	cfg.Poll = cmp.Or(max(cfg.Poll, 0), time.Second)
 	cfg.Gather = cmp.Or(max(cfg.Gather, 0), 25*time.Millisecond)
-	cfg.MaxOutput = cmp.Or(max(cfg.MaxOutput, 0), 64<<20)
-	cfg.MaxCapture = cmp.Or(max(cfg.MaxCapture, 0), 16<<20)
-	cfg.InlineMax = cmp.Or(max(cfg.InlineMax, 0), 4<<10)
-	cfg.Grace = cmp.Or(max(cfg.Grace, 0), 5*time.Second)
-	cfg.CloseGrace = cmp.Or(max(cfg.CloseGrace, 0), time.Second)
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
+	cfg.SetDefaults()
 	if cfg.Getenv == nil {
 		cfg.Getenv = os.Getenv
 	}
 	s := &Slurm{cfg: cfg, commands: newCommands(cfg.Getenv), baseEnv: executor.BaseEnvironment(cfg.Getenv),
-		collector:    executor.OutputCollector{Store: cfg.Outputs, MaxOutput: cfg.MaxOutput, MaxCapture: cfg.MaxCapture, InlineMax: cfg.InlineMax, Logger: cfg.Logger},
 		collectSlots: make(chan struct{}, maxCollecting),
 		wakeup:       make(chan struct{}, 1), reconcilerDone: make(chan struct{}), liveOutput: map[messages.AttemptKey]*attemptOutput{}}
 	if err := s.commands.checkInstalled(); err != nil {

@@ -35,7 +35,7 @@ type Settings struct {
 	Outputs      string        // DATA/output
 	Umask        string        // of tasks, octal; "" = that of the worker's own start
 	Node         string        // goes into each record
-	MaxOutput    int64         // as in executor.ProcessConfig, 0 = its default; so are the next three
+	MaxOutput    int64         // as in executor.CommonConfig, 0 = its default; so are the next three
 	MaxCapture   int64         // bytes
 	InlineMax    int           // bytes
 	Grace        time.Duration // SIGTERM to SIGKILL after a timeout

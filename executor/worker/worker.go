@@ -135,9 +135,11 @@ func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err erro
 	name := MarkValue(w.settings.DataFolderID, folder.Name())
 	header.Mark = []byte(name)
 	if w.process, err = executor.NewProcess(executor.ProcessConfig{
-		Outputs: w.outputs, Sink: w.takeReports, CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2,
-		Node: w.settings.Node, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
-		InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
+		CommonConfig: executor.CommonConfig{
+			Outputs: w.outputs, Sink: w.takeReports, MaxOutput: w.settings.MaxOutput, MaxCapture: w.settings.MaxCapture,
+			InlineMax: w.settings.InlineMax, Grace: w.settings.Grace, CloseGrace: w.settings.CloseGrace, Logger: log,
+		},
+		CPUMillis: math.MaxInt64 / 2, MemoryBytes: math.MaxInt64 / 2, Node: w.settings.Node,
 		CgroupName: cgroupName(w.settings.DataFolderID, folder.Name()), EnforceMemory: w.settings.EnforceMemory,
 		RecordIntents: w.recordIntents, WithdrawIntent: w.withdrawIntent, OnPostponed: w.startPostponed, OnStarted: w.processStarted,
 		AttemptMark: func(k messages.AttemptKey) string { return taskMark(name, k) },
