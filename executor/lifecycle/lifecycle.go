@@ -33,15 +33,9 @@ const (
 
 // String returns the state's name.
 func (s State) String() string {
-	switch s {
-	case Queued:
-		return "Queued"
-	case Starting:
-		return "Starting"
-	case Running:
-		return "Running"
-	case Ended:
-		return "Ended"
+	names := [...]string{"Queued", "Starting", "Running", "Ended"}
+	if int(s) < len(names) {
+		return names[s]
 	}
 	return fmt.Sprintf("State(%d)", uint8(s))
 }

@@ -66,13 +66,17 @@ func (w *Worker) recordIntents(orders []*executor.Order) error {
 // has executed its program. The attempt is Queued again before the record is added, so that a
 // compaction between the two does not write the intent into the new file. An attempt whose intent was
 // never recorded is still Queued and needs no record.
+//
+// A crash before the record is written leaves the intent, and the attempt is lost rather than given
+// back, which is safe: it uses up a number, but never runs twice. A session sends Revoked after the
+// write (sendFrames).
 func (w *Worker) withdrawIntent(o *executor.Order) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if a := w.attempts[o.Key]; a != nil && a.State() == lifecycle.Starting {
 		a.MoveTo(lifecycle.Queued)
 		a.intentAt = 0
-		w.journal.addWithdrawn(o.Key)
+		w.journal.add(func(b *recordBuffer) { b.addWithdrawn(o.Key) })
 	}
 }
 
@@ -97,7 +101,7 @@ func (w *Worker) processStarted(o *executor.Order, pid int) {
 	defer w.mu.Unlock()
 	if a := w.attempts[o.Key]; a != nil {
 		a.pid = pid
-		w.journal.addForked(o.Key, pid, a.intentAt)
+		w.journal.add(func(b *recordBuffer) { b.addForked(o.Key, pid, a.intentAt) })
 	}
 }
 
@@ -140,7 +144,7 @@ func (w *Worker) enterReport(r *executor.Report, end []byte, short bool) (urgent
 	case executor.Finished:
 		a.MoveTo(lifecycle.Ended)
 		a.end = end
-		w.journal.addFinished(end)
+		w.journal.add(func(b *recordBuffer) { b.addFinished(end) })
 		urgent = w.draining || short
 	case executor.Revoked:
 		delete(w.attempts, r.Key)

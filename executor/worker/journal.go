@@ -142,27 +142,11 @@ func (j *journal) writeIntents(orders []*executor.Order, at int64) error {
 	return j.write()
 }
 
-// addWithdrawn adds to the next write that the process was not forked in spite of the intent. A crash
-// before that write leaves the intent, and the attempt is lost rather than given back, which is safe:
-// it uses up a number, but never runs twice. A session sends Revoked after the write (sendFrames).
-func (j *journal) addWithdrawn(k messages.AttemptKey) {
+// add adds records to the next write.
+func (j *journal) add(records func(*recordBuffer)) {
 	j.mu.Lock()
-	j.buf.addWithdrawn(k)
-	j.mu.Unlock()
-}
-
-// addForked adds to the next write which process an attempt is.
-func (j *journal) addForked(k messages.AttemptKey, pid int, at int64) {
-	j.mu.Lock()
-	j.buf.addForked(k, pid, at)
-	j.mu.Unlock()
-}
-
-// addFinished adds an encoded end to the next write.
-func (j *journal) addFinished(end []byte) {
-	j.mu.Lock()
-	j.buf.addFinished(end)
-	j.mu.Unlock()
+	defer j.mu.Unlock()
+	records(&j.buf)
 }
 
 // flush writes what was added.
@@ -254,9 +238,5 @@ func (j *journal) rewrite(addLive func(*recordBuffer)) error {
 func (j *journal) close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	err := j.write()
-	if cerr := j.f.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return errors.Join(j.write(), j.f.Close())
 }

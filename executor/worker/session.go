@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"google.golang.org/grpc"
@@ -36,11 +37,12 @@ type session struct {
 	wakeSender chan struct{}         // outgoing is not empty
 	sendNow    chan struct{}         // outgoing is urgent
 	replaced   chan struct{}         // closed when another server attached, or the worker ends
+	left       chan struct{}         // closed when the server has gone
 }
 
 func newSession() *session {
 	return &session{outgoing: workerpb.WorkerFrameFromVTPool(),
-		wakeSender: make(chan struct{}, 1), sendNow: make(chan struct{}, 1), replaced: make(chan struct{})}
+		wakeSender: make(chan struct{}, 1), sendNow: make(chan struct{}, 1), replaced: make(chan struct{}), left: make(chan struct{})}
 }
 
 // requestSend wakes the sender. Worker.mu is held.
@@ -87,7 +89,7 @@ type attachStream = grpc.BidiStreamingServer[workerpb.ServerFrame, workerpb.Work
 // one comes.
 func (w *Worker) Attach(stream attachStream) error {
 	s := newSession()
-	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(w.pid)}
+	s.outgoing.Hello = &workerpb.Hello{Version: []byte(w.settings.Version), Name: []byte(w.folder.Name()), Pid: int64(os.Getpid())}
 	// A frame of the former server is carried out completely before the table is told to the new one.
 	w.frameMu.Lock()
 	w.mu.Lock()
@@ -110,6 +112,7 @@ func (w *Worker) Attach(stream attachStream) error {
 	received := make(chan error, 1)
 	go func() { received <- w.receiveFrames(s, stream) }()
 	err := w.sendFrames(s, stream, received)
+	close(s.left)
 	w.mu.Lock()
 	if w.session == s {
 		w.session = nil

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,6 @@ type Worker struct {
 
 	settings Settings
 	folder   *Folder
-	pid      int
 	log      *slog.Logger
 	process  *executor.Process
 	outputs  *outputs.Store
@@ -65,12 +65,7 @@ type Worker struct {
 // drained, has been idle for Settings.Idle, or ctx ended. When ctx ends, Run ends the attempts that
 // run, and the next server finds their ends in the journal.
 func Run(ctx context.Context, cfg Config) error {
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	if cfg.FS == nil {
-		cfg.FS = vfs.OS{}
-	}
+	cfg.Logger, cfg.FS = cmp.Or(cfg.Logger, slog.Default()), cmp.Or[vfs.FS](cfg.FS, vfs.OS{})
 	folder, listener, err := inheritFolder(cfg)
 	if err != nil {
 		return err
@@ -109,7 +104,7 @@ func inheritFolder(cfg Config) (*Folder, net.Listener, error) {
 
 // newWorker makes a worker whose folder is locked, and begins its journal.
 func newWorker(folder *Folder, fs vfs.FS, log *slog.Logger) (w *Worker, err error) {
-	w = &Worker{folder: folder, pid: os.Getpid(), log: log, attempts: attemptTable{},
+	w = &Worker{folder: folder, log: log, attempts: attemptTable{},
 		checkIdle: make(chan struct{}, 1), journalPending: make(chan struct{}, 1), stopped: make(chan struct{})}
 	if err := w.settings.loadFrom(folder.Path); err != nil {
 		return nil, fmt.Errorf("worker's settings: %w", err)
@@ -165,7 +160,7 @@ func (w *Worker) run(ctx context.Context, listener net.Listener) error {
 	w.server = workerpb.NewServer(w)
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(&userListener{Listener: listener, log: w.log}) }()
-	w.log.Info("worker serves", "pid", w.pid, "folder", w.folder.Path, "version", w.settings.Version)
+	w.log.Info("worker serves", "pid", os.Getpid(), "folder", w.folder.Path, "version", w.settings.Version)
 
 	why := w.awaitEnd(ctx, served)
 	w.mu.Lock()
@@ -277,16 +272,10 @@ func (w *Worker) awaitFarewell(s *session) {
 	}
 	timeout := time.NewTimer(farewellTimeout)
 	defer timeout.Stop()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for w.isAttached(s) {
-		select {
-		case <-s.replaced:
-			return
-		case <-timeout.C:
-			return
-		case <-tick.C:
-		}
+	select {
+	case <-s.left:
+	case <-s.replaced:
+	case <-timeout.C:
 	}
 }
 
