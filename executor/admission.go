@@ -84,7 +84,9 @@ func (p *Process) admitQueued(since int64) {
 			since = p.cfg.Now()
 		}
 		p.queue.pop()
-		p.countTry()
+		if p.backoff.active {
+			p.backoff.triesLeft--
+		}
 		p.slots.acquire(a)
 		p.startedKeys.Add(a.order.Key)
 		a.runnableSince, a.startUnderWay = since, true
@@ -100,7 +102,9 @@ func (p *Process) admitQueued(since int64) {
 func (p *Process) releaseSlots(a *attempt, at int64) {
 	p.endStart(a)
 	p.slots.release(a)
-	p.resourceReturned()
+	if p.backoff.active {
+		p.backoff.triesLeft++
+	}
 	p.admitQueued(at)
 }
 
@@ -140,20 +144,6 @@ type startBackoff struct {
 // canStart tells whether another process may be started now. p.mu is held.
 func (p *Process) canStart() bool {
 	return p.startsUnderWay < p.startLimit.starting && len(p.attempts)-p.queue.len < p.startLimit.attempts && (!p.backoff.active || p.backoff.triesLeft > 0)
-}
-
-// countTry counts a start. p.mu is held.
-func (p *Process) countTry() {
-	if p.backoff.active {
-		p.backoff.triesLeft--
-	}
-}
-
-// resourceReturned says that an attempt has ended. p.mu is held.
-func (p *Process) resourceReturned() {
-	if p.backoff.active {
-		p.backoff.triesLeft++
-	}
 }
 
 // startSucceeded says that a process was started, which may end the back-off. p.mu is held.
@@ -268,7 +258,7 @@ func (p *Process) postpone(a *attempt, err error) *Report {
 func (p *Process) logPostponed(reason string, err error) {
 	p.mu.Lock()
 	now := time.Now()
-	say := p.postponedLogged.IsZero() || now.Sub(p.postponedLogged) > time.Minute
+	say := now.Sub(p.postponedLogged) > time.Minute
 	if say {
 		p.postponedLogged = now
 	}

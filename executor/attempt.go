@@ -51,7 +51,6 @@ type attempt struct {
 	startDelay    time.Duration
 	waitStatus    syscall.WaitStatus
 	usage         syscall.Rusage
-	exitSeen      bool   // the loop has handled the exit of its leader
 	pumps         *pumps // nil when the task writes into the streams itself
 
 	monitorIndex int  // 1 + its index in outputMonitor.attempts, whose lock guards it; 0 = not among them

@@ -14,45 +14,35 @@ import (
 // bring SIGKILL forward. An attempt that is starting is ended too, wherever its start hangs. p.mu is
 // held.
 func (p *Process) endAttempt(a *attempt, c endCause, grace time.Duration) {
+	first := a.cause == causeNone
+	beforeExec := a.phase <= phaseStarting // as far as is known
 	switch {
 	case a.phase == phaseReaped:
 		return
-	case a.phase == phaseNotStarted:
-		if a.cause == causeNone || grace < a.killGrace {
+	case beforeExec:
+		if first || grace < a.killGrace {
 			a.killGrace = grace
 		}
-		if a.cause == causeNone {
-			a.cause = c
+		if first && a.pid != 0 {
+			a.exitedFirst = hasExited(a.pid)
 		}
+	case a.exitedFirst, first && hasExited(a.pid):
+		return
+	}
+	if first || beforeExec && a.cause == causeTimeout { // a timeout does not count before the exec: see resetFailedStart
+		a.cause = c
+	}
+	switch {
+	case a.phase == phaseNotStarted:
 		if a.cancelExplain != nil {
 			close(a.cancelExplain)
 			a.cancelExplain = nil
 		}
 		return
-	case a.phase == phaseStarting:
-		if a.cause == causeNone {
-			a.exitedFirst = a.pid != 0 && hasExited(a.pid)
-		}
-		if a.cause == causeNone || grace < a.killGrace {
-			a.killGrace = grace
-		}
-		if a.cause == causeTimeout {
-			a.cause = c // a timeout does not count before the exec: see resetFailedStart
-		}
-		if a.exitedFirst { // its background children, if it executed its program, are spared
-			if a.cause == causeNone {
-				a.cause = c
-			}
-			return
-		}
-	case a.exitedFirst, a.cause == causeNone && hasExited(a.pid):
+	case a.exitedFirst: // its background children, if it executed its program, are spared
 		return
-	}
-	if a.cause == causeNone {
-		a.cause = c
-		if grace > 0 {
-			p.sendSIGTERM(a)
-		}
+	case first && grace > 0:
+		p.sendSIGTERM(a)
 	}
 	p.scheduleSIGKILL(a, grace)
 }

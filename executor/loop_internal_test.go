@@ -380,8 +380,8 @@ func TestMonitorWatchesARetriedAttempt(t *testing.T) {
 	p, reports := newInternalRig(t, ProcessConfig{})
 	a := newAttempt(Order{Key: messages.AttemptKey{Task: 1}, Command: []string{"/bin/sleep", "1000"}})
 	p.mu.Lock()
-	a.exitSeen = true           // as collect leaves it
-	p.resetFailedStart(a, true) // as failed calls it
+	a.phase = phaseStarting     // as handleExit leaves it
+	p.resetFailedStart(a, true) // as startFailed calls it
 	p.attempts[a.order.Key] = a
 	p.queue.push(a)
 	p.admitQueued(0)

@@ -181,7 +181,6 @@ func (p *Process) handleExit(t *turn, a *attempt) {
 		a.endedAt = max(p.cfg.Now(), a.startedAt) // the wall clock may have been set back
 		p.releaseSlots(a, a.endedAt)
 	}
-	a.exitSeen = true
 	t.ended = append(t.ended, a)
 }
 
@@ -202,7 +201,7 @@ func (p *Process) confirmExecs(t *turn) {
 		t.reports = p.reportStarted(t.reports, t.confirmed...)
 	}
 	for _, a := range t.confirmed {
-		if !a.exitSeen {
+		if a.phase == phaseRunning { // else it has exited, too
 			p.monitor.add(a)
 		}
 	}

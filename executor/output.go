@@ -319,31 +319,36 @@ const pumpBytes = 64 << 10
 // pumps are the pumps of an attempt's two streams; nil when the task writes into the streams itself.
 type pumps [2]*pump
 
-// newPumps makes pipes to the streams. The returned files are the task's ends. The caller closes
-// them once the task has them.
-func (p *Process) newPumps(out, err *stream) (*pumps, [2]*os.File, error) {
-	var made pumps
-	var ends [2]*os.File
-	for i, s := range [...]*stream{out, err} {
+// newPumps makes pipes to the streams. ends are the task's ends, which the caller closes once the task
+// has them. The error, of a lack of descriptors, leaves nothing open.
+func newPumps(out, err *stream) (made *pumps, ends [2]int, _ error) {
+	made = new(pumps)
+	for i, to := range [...]*stream{out, err} {
 		var fd [2]int
-		e := unix.Pipe2(fd[:], unix.O_CLOEXEC)
-		if e == nil {
-			if e = unix.SetNonblock(fd[0], true); e != nil {
-				unix.Close(fd[0])
-				unix.Close(fd[1])
-			}
-		}
-		if e != nil {
-			if i == 1 {
-				made[0].from.Close()
-				ends[0].Close()
+		if e := unix.Pipe2(fd[:], unix.O_CLOEXEC); e != nil {
+			if i > 0 {
+				made.close()
+				unix.Close(ends[0])
 			}
 			return nil, ends, e
 		}
-		made[i] = &pump{from: os.NewFile(uintptr(fd[0]), "output"), to: s, done: make(chan struct{})}
-		ends[i] = os.NewFile(uintptr(fd[1]), "output")
+		_ = unix.SetNonblock(fd[0], true) // so that the runtime waits for it; cannot fail on a pipe
+		made[i] = &pump{from: os.NewFile(uintptr(fd[0]), "output"), to: to, done: make(chan struct{})}
+		ends[i] = fd[1]
 	}
-	return &made, ends, nil
+	return made, ends, nil
+}
+
+// close closes pumps that were not started.
+func (m *pumps) close() {
+	if m == nil {
+		return
+	}
+	for _, p := range m {
+		if p != nil {
+			p.from.Close()
+		}
+	}
 }
 
 // start begins to copy.

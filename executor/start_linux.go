@@ -3,7 +3,6 @@ package executor
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -61,7 +60,7 @@ var errHelperStarts = errors.New("a helper starts it")
 // without clone3, is not decided here: the helper tries again by the blocking way, whose error is
 // final. Only the loop calls it.
 func (p *Process) launchAttempt(a *attempt) error {
-	if p.cgroups.enforcesMemory(a.memoryLimit()) {
+	if p.cgroups.enforcesMemory(a.order.MemoryBytes) {
 		go p.startBlocking(a)
 		return errHelperStarts
 	}
@@ -77,7 +76,7 @@ func (p *Process) launchAttempt(a *attempt) error {
 		closeScript(&spec)
 	}
 	if err == nil {
-		a.pidfd, a.exitSeen = a.launch.PIDFD, false
+		a.pidfd = a.launch.PIDFD
 		a.cgroup.startAccepted()
 		return nil
 	}
@@ -122,7 +121,7 @@ func (p *Process) startBlocking(a *attempt) {
 // startAndAwaitExec starts the attempt's process and returns once its exec is over. With a memory
 // limit the attempt prints into pipes.
 func (p *Process) startAndAwaitExec(a *attempt) (e error) {
-	c, limit := &a.command, a.memoryLimit()
+	c, limit := &a.command, a.order.MemoryBytes
 	if !a.cgroupChosen {
 		if a.cgroup, e = p.cgroups.acquire(limit); e != nil {
 			return e
@@ -131,13 +130,11 @@ func (p *Process) startAndAwaitExec(a *attempt) (e error) {
 	}
 	files := [2]int{a.stdout.fd, a.stderr.fd}
 	if a.cgroup.hasMemoryLimit() {
-		var ends [2]*os.File
-		if a.pumps, ends, e = p.newPumps(a.stdout, a.stderr); e != nil {
+		if a.pumps, files, e = newPumps(a.stdout, a.stderr); e != nil {
 			return e
 		}
-		defer ends[0].Close()
-		defer ends[1].Close()
-		files = [2]int{int(ends[0].Fd()), int(ends[1].Fd())}
+		defer unix.Close(files[0])
+		defer unix.Close(files[1])
 	}
 	pid, e := p.forkCommand(a, files)
 	if group := a.cgroup; group != nil && group.memoryLimit == 0 && refusedByCgroup(e) {
@@ -156,22 +153,19 @@ func (p *Process) startAndAwaitExec(a *attempt) (e error) {
 	if a.cgroup.hasMemoryLimit() && refusedByCgroup(e) {
 		e = &memoryLimitError{limit, fmt.Errorf("a start in its control group is refused: %w", e)}
 	}
-	switch {
-	case e == nil:
-		a.cgroup.startAccepted()
-		if a.pumps != nil {
-			a.pumps.start(&p.pumpBuffers)
-		}
-		p.mu.Lock()
-		a.pid = pid
-		p.mu.Unlock()
-	case a.pumps != nil:
-		for _, m := range a.pumps {
-			m.from.Close()
-		}
+	if e != nil {
+		a.pumps.close()
 		a.pumps = nil
+		return e
 	}
-	return e
+	a.cgroup.startAccepted()
+	if a.pumps != nil {
+		a.pumps.start(&p.pumpBuffers)
+	}
+	p.mu.Lock()
+	a.pid = pid
+	p.mu.Unlock()
+	return nil
 }
 
 // forkCommand starts the command with its output on the two files, and waits for its exec.
@@ -211,12 +205,8 @@ func newScriptFile(text string) (fd int, err error) {
 
 // refusedByCgroup tells whether a start failed because it was to be in a control group.
 func refusedByCgroup(err error) bool {
-	for _, e := range []error{unix.ENOSYS, unix.EOPNOTSUPP, unix.EBUSY, unix.ENODEV, unix.EPERM, unix.EINVAL} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]error{unix.ENOSYS, unix.EOPNOTSUPP, unix.EBUSY, unix.ENODEV, unix.EPERM, unix.EINVAL},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 // prepareStart does the part of a start that may come before its intent is written. It returns the
@@ -239,18 +229,11 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	return nil, nil
 }
 
-// memoryLimit is the attempt's memory limit in bytes.
-func (a *attempt) memoryLimit() int64 { return a.order.MemoryBytes }
-
 // reapUnexecuted continues with an attempt whose launched child did not execute its program. It reaps
 // the child first: no process of the attempt is left when its start is tried again, postponed or
 // reported as failed. A helper calls it.
 func (p *Process) reapUnexecuted(a *attempt) {
-	for {
-		if _, err := unix.Wait4(a.launch.PID, nil, 0, nil); err != unix.EINTR {
-			break
-		}
-	}
+	_ = vfork.WaitForChild(a.launch.PID) // an error: somebody else has reaped it
 	errno := a.execErrno
 	a.execErrno = 0
 	p.startFailed(a, errno)

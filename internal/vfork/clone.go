@@ -95,7 +95,7 @@ func (s *Starter) startCloned(p *Spec) (pid, pidfd int, err error) {
 		return 0, -1, err
 	case a.errno != 0:
 		p.Pending.reset()
-		_ = waitForChild(pid)
+		_ = WaitForChild(pid)
 		if a.pidfd >= 0 {
 			unix.Close(int(a.pidfd))
 		}

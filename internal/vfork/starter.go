@@ -114,17 +114,18 @@ func inheritedFileLimit() (limit unix.Rlimit, err error) {
 	if err != nil {
 		return limit, err
 	}
-	if err = waitForChild(pid); err == nil {
+	if err = WaitForChild(pid); err == nil {
 		err = unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit)
 	}
 	// Stopped or ended, the child is unreaped, so the number is still the child's.
 	_ = unix.Kill(pid, unix.SIGKILL)
-	_ = waitForChild(pid)
+	_ = WaitForChild(pid)
 	return limit, err
 }
 
-// waitForChild waits until a child has stopped or ended.
-func waitForChild(pid int) error {
+// WaitForChild waits until a child of this process has ended, and reaps it. A child that is traced may
+// have stopped instead.
+func WaitForChild(pid int) error {
 	for {
 		if _, err := syscall.Wait4(pid, nil, 0, nil); err != syscall.EINTR {
 			return err
