@@ -1,6 +1,7 @@
 package slurmtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caravan-dag/caravan/executor/procfs"
 )
 
 // Cluster is a cluster of one node without Slurm. It ends with its test.
@@ -61,7 +64,7 @@ func (c *Cluster) Environment() []string {
 
 func (c *Cluster) changeState(f func(*clusterState)) {
 	c.t.Helper()
-	if err := changeState(c.dir, f); err != nil {
+	if err := changeState(c.dir, func(s *clusterState) error { f(s); return nil }); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -128,7 +131,7 @@ func (c *Cluster) ForgetJobs(pending bool) {
 // Resubmit starts a job again that runs or has run, as a requeue does.
 func (c *Cluster) Resubmit(array, index int) {
 	c.changeState(func(s *clusterState) {
-		j := *s.findJob(array, index)
+		j := *s.findJob(array, index, "")
 		j.State, j.PID, j.Exit = "PENDING", 0, 0
 		s.Jobs = append(s.Jobs, &j)
 		startNode(s, c.dir, array, []int{index})
@@ -141,9 +144,9 @@ func (c *Cluster) stop() {
 		alive := false
 		c.changeState(func(s *clusterState) {
 			for _, pid := range s.Nodes {
-				if unix.Kill(pid, unix.SIGKILL) == nil && !hasEnded(pid) {
-					alive = true
-				}
+				killed := unix.Kill(pid, unix.SIGKILL) == nil
+				p, err := procfs.Read(pid)
+				alive = alive || killed && err == nil && !p.Dead
 			}
 			for _, j := range s.Jobs {
 				if j.PID != 0 {
@@ -195,8 +198,9 @@ type clusterState struct {
 	Away    bool   // all commands fail
 }
 
-// changeState lets f read and change the state under its lock.
-func changeState(dir string, f func(*clusterState)) error {
+// changeState lets f read and change the state under its lock. The change is kept even if f returns an
+// error, which is that of the command.
+func changeState(dir string, f func(*clusterState) error) error {
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -221,19 +225,20 @@ func changeState(dir string, f func(*clusterState)) error {
 	if err != nil {
 		return err
 	}
-	f(&s)
+	failed := f(&s)
 	if text, err = json.Marshal(&s); err != nil {
 		return err
 	}
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	return cmp.Or(os.Rename(path+".new", path), failed)
 }
 
-func (s *clusterState) findJob(array, index int) *Job {
+// findJob finds a job, in this state unless that is "".
+func (s *clusterState) findJob(array, index int, state string) *Job {
 	for _, j := range s.Jobs {
-		if j.Array == array && j.Index == index {
+		if j.Array == array && j.Index == index && (state == "" || j.State == state) {
 			return j
 		}
 	}

@@ -2,6 +2,7 @@ package slurmtest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,14 +35,13 @@ func Main() {
 	command := map[string]func(string, []string) error{
 		"sbatch": sbatch, "squeue": squeue, "scontrol": scontrol, "scancel": scancel, nodeName: runNode,
 	}[name]
-	var away bool
-	err := changeState(dir, func(s *clusterState) {
+	err := changeState(dir, func(s *clusterState) error {
 		s.Calls[name]++
-		away = s.Away && name != nodeName
+		if s.Away && name != nodeName {
+			return slurmError("Unable to contact slurm controller (connect failure)")
+		}
+		return nil
 	})
-	if away {
-		err = slurmError("Unable to contact slurm controller (connect failure)")
-	}
 	if err == nil {
 		err = command(dir, args)
 	}
@@ -62,11 +62,9 @@ func sbatch(dir string, args []string) error {
 	if err != nil {
 		return err
 	}
-	var refusal error
-	err = changeState(dir, func(s *clusterState) {
+	return changeState(dir, func(s *clusterState) error {
 		if s.Refusal != "" {
-			refusal = slurmError("Batch job submission failed: " + s.Refusal)
-			return
+			return slurmError("Batch job submission failed: " + s.Refusal)
 		}
 		j := Job{Array: s.Next, State: "PENDING", Options: args}
 		last := 0
@@ -82,8 +80,7 @@ func sbatch(dir string, args []string) error {
 			}
 		}
 		if err := os.WriteFile(filepath.Join(dir, "script."+strconv.Itoa(s.Next)), script, 0o600); err != nil {
-			refusal = err
-			return
+			return err
 		}
 		var all []int
 		for i := range last + 1 {
@@ -93,17 +90,14 @@ func sbatch(dir string, args []string) error {
 			all = append(all, i)
 		}
 		startNode(s, dir, s.Next, all)
-		if s.Mute != "" {
-			refusal = slurmError("Batch job submission failed: " + s.Mute)
-		} else {
-			fmt.Println(s.Next)
-		}
+		array := s.Next
 		s.Next += last + 1
+		if s.Mute != "" {
+			return slurmError("Batch job submission failed: " + s.Mute)
+		}
+		fmt.Println(array)
+		return nil
 	})
-	if err == nil {
-		err = refusal
-	}
-	return err
 }
 
 // startNode starts a process that runs the jobs.
@@ -125,11 +119,9 @@ func startNode(s *clusterState, dir string, array int, indexes []int) {
 var endedStates = []string{"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"}
 
 func squeue(dir string, args []string) error {
-	var failed error
-	err := changeState(dir, func(s *clusterState) {
+	return changeState(dir, func(s *clusterState) error {
 		if s.NoJSON && slices.Contains(args, "--json") {
-			failed = fmt.Errorf("unrecognized option '--json'")
-			return
+			return errors.New("unrecognized option '--json'")
 		}
 		jobs := []map[string]any{{"name": "of-somebody-else", "job_state": "RUNNING", "exit_code": 0, "array_job_id": 0, "array_task_id": nil}}
 		rest := map[int]bool{}
@@ -145,30 +137,26 @@ func squeue(dir string, args []string) error {
 			}
 			jobs = append(jobs, m)
 		}
-		failed = json.NewEncoder(os.Stdout).Encode(map[string]any{"errors": []string{}, "jobs": jobs})
+		return json.NewEncoder(os.Stdout).Encode(map[string]any{"errors": []string{}, "jobs": jobs})
 	})
-	if err == nil {
-		err = failed
-	}
-	return err
 }
 
 func scontrol(dir string, args []string) error {
 	if strings.Join(args, " ") != "show job -o" {
 		return fmt.Errorf("scontrol %v is not known here", args)
 	}
-	return changeState(dir, func(s *clusterState) {
+	return changeState(dir, func(s *clusterState) error {
 		for _, j := range s.Jobs {
 			fmt.Printf("JobId=%d ArrayJobId=%d ArrayTaskId=%d JobName=%s UserId=x(1) JobState=%s Reason=None ExitCode=%d:%d BatchHost=node1\n",
 				j.Array+j.Index, j.Array, j.Index, j.Name, j.State, j.Exit>>8, j.Exit&0x7f)
 		}
+		return nil
 	})
 }
 
 func scancel(dir string, args []string) error {
 	script := slices.Contains(args, "--signal=USR1") && slices.Contains(args, "--batch")
-	var failed error
-	err := changeState(dir, func(s *clusterState) {
+	return changeState(dir, func(s *clusterState) (failed error) {
 		for _, a := range args {
 			if strings.HasPrefix(a, "--") {
 				continue
@@ -176,7 +164,7 @@ func scancel(dir string, args []string) error {
 			array, index, _ := strings.Cut(a, "_")
 			n, _ := strconv.Atoi(array)
 			i, _ := strconv.Atoi(index)
-			j := s.findJob(n, i)
+			j := s.findJob(n, i, "")
 			switch {
 			case j == nil || slices.Contains(endedStates, j.State):
 				failed = slurmError("Kill job error on job id " + a + ": Invalid job id specified")
@@ -190,9 +178,6 @@ func scancel(dir string, args []string) error {
 				killGroup(j.PID, unix.SIGTERM)
 			}
 		}
+		return failed
 	})
-	if err == nil {
-		err = failed
-	}
-	return err
 }

@@ -38,7 +38,7 @@ func runNode(dir string, args []string) error {
 		jobs[index] = nil
 	}
 	for ; len(jobs) > 0; time.Sleep(20 * time.Millisecond) {
-		if err := changeState(dir, func(s *clusterState) { s.runJobs(dir, array, jobs) }); err != nil {
+		if err := changeState(dir, func(s *clusterState) error { s.runJobs(dir, array, jobs); return nil }); err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func (s *clusterState) runJobs(dir string, array int, jobs map[int]*runningJob) 
 			}
 			continue
 		}
-		j := s.findPending(array, index)
+		j := s.findJob(array, index, "PENDING")
 		if j == nil {
 			delete(jobs, index) // cancelled
 			continue
@@ -117,16 +117,6 @@ func (s *clusterState) checkEnd(r *runningJob) bool {
 	return true
 }
 
-// findPending finds a waiting job.
-func (s *clusterState) findPending(array, index int) *Job {
-	for _, j := range s.Jobs {
-		if j.Array == array && j.Index == index && j.State == "PENDING" {
-			return j
-		}
-	}
-	return nil
-}
-
 // startScript starts a job's script in a group of its own, with Slurm's variables.
 func startScript(dir string, j *Job) (*exec.Cmd, error) {
 	id := fmt.Sprintf("%d_%d", j.Array, j.Index)
@@ -141,14 +131,4 @@ func startScript(dir string, j *Job) (*exec.Cmd, error) {
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	return cmd, cmd.Start()
-}
-
-// hasEnded tells whether the process has ended, reaped or not.
-func hasEnded(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	_, rest, _ := strings.Cut(string(text), ") ")
-	return strings.HasPrefix(rest, "Z")
 }
