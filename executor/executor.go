@@ -66,6 +66,15 @@ func (o *Order) NotStartedReport(now int64, result messages.AttemptResult, reaso
 	}}
 }
 
+// ReportAfterClose returns the final report of an order that comes once its executor is closed, or waits
+// when that happens. An order that may have begun before the server's restart cannot be given back.
+func (o *Order) ReportAfterClose(now int64) Report {
+	if o.Resume {
+		return o.NotStartedReport(now, messages.AttemptLost, "lost: ended by the executor's shutdown")
+	}
+	return Report{Key: o.Key, Kind: Revoked, At: now}
+}
+
 // Sink takes reports in the order in which they were made, one or several at a time. It may keep
 // the slice. See rule 5.
 type Sink func(...Report)

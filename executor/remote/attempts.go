@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -31,7 +32,7 @@ type trackedAttempt struct {
 // attachOrder gives an order to the attempt that a worker spoke of before. mu is held.
 func (r *Remote) attachOrder(a *trackedAttempt, o *executor.Order) {
 	if a.isForeign(o) {
-		r.log.Error("a worker has an attempt of this number from another history of the data folder; the attempt is ended", keyFields(o.Key)...)
+		r.log.Error("a worker has an attempt of this number from another history of the data folder; the attempt is ended", executor.LogKey(o.Key))
 		r.queueReport(lostReport(o, "lost: a worker has another attempt of this number, of a run that is not known any more"))
 		r.discardOrphan(o.Key, a)
 		return
@@ -157,10 +158,7 @@ func (r *Remote) assignWaiting() {
 // sortBySequence sorts keys by the sequence of their orders. mu is held.
 func (r *Remote) sortBySequence(keys []messages.AttemptKey) {
 	slices.SortFunc(keys, func(a, b messages.AttemptKey) int {
-		if r.attempts[a].sequence < r.attempts[b].sequence {
-			return -1
-		}
-		return 1
+		return cmp.Compare(r.attempts[a].sequence, r.attempts[b].sequence)
 	})
 }
 
@@ -269,15 +267,10 @@ func (r *Remote) onIgnored(p *peer, key messages.AttemptKey) {
 	}
 	p.orderAnswered(a)
 	delete(r.attempts, key)
-	r.log.Error("a worker refused an order: an attempt of this number has run before", keyFields(key)...)
+	r.log.Error("a worker refused an order: an attempt of this number has run before", executor.LogKey(key))
 	if a.order != nil {
 		r.queueReport(lostReport(a.order, "lost: an attempt of this number has run before"))
 	}
-}
-
-// keyFields returns the attributes of a log line about an attempt.
-func keyFields(key messages.AttemptKey) []any {
-	return []any{"run", key.Run, "task", key.Task, "attempt", key.Attempt}
 }
 
 // revokedReport reports that an order is given back.

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -114,7 +115,7 @@ func (r *Remote) doubtExpected(runs []messages.RunID) {
 // removeDoubt removes a run from the set when its reasons are over. mu is held.
 func (r *Remote) removeDoubt(run messages.RunID) {
 	undecided, in := r.doubts.runs[run]
-	if _, expected := r.expectedRuns[run]; !in || undecided > 0 || expected || r.expectedRuns == nil || r.phase != phaseOpen {
+	if !in || undecided > 0 || r.expectedRuns == nil || r.expectedRuns[run] || r.phase != phaseOpen {
 		return
 	}
 	delete(r.doubts.runs, run)
@@ -136,10 +137,8 @@ func (r *Remote) saveDoubts() {
 		return
 	}
 	r.doubts.changed = false
-	all, runs := r.doubts.all, make([]messages.RunID, 0, len(r.doubts.runs))
-	for run := range r.doubts.runs {
-		runs = append(runs, run)
-	}
+	all := r.doubts.all
+	runs := slices.AppendSeq(make([]messages.RunID, 0, len(r.doubts.runs)), maps.Keys(r.doubts.runs))
 	r.unlockAndDeliver()
 	slices.Sort(runs)
 	if err := r.registry.setDoubts(all, runs); err != nil {

@@ -143,19 +143,11 @@ func (r *Remote) Healthy() error {
 func (r *Remote) PostponedStarts() map[string]uint64 {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
-	all := make(map[string]uint64, len(executor.PostponeReasons))
-	for _, reason := range executor.PostponeReasons {
-		all[reason] = 0
-	}
-	maps.Copy(all, r.postponedStarts)
-	return all
+	return maps.Clone(r.postponedStarts)
 }
 
 // onPostponed counts the starts that had to wait. mu is held.
 func (r *Remote) onPostponed(p *peer, m *workerpb.Postponed) {
-	if r.postponedStarts == nil {
-		r.postponedStarts = map[string]uint64{}
-	}
 	r.postponedStarts[m.Reason] += m.Count
 	if now := time.Now(); now.Sub(r.lastComplaint) > time.Minute {
 		r.lastComplaint = now

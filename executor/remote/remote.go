@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,8 +60,8 @@ type Remote struct {
 	mu           sync.Mutex
 	phase        phase
 	doubts       runDoubts
-	expectedRuns map[messages.RunID]struct{} // runs before ResumeDone; nil before ExpectResume
-	allFound     bool                        // every worker of a former server has said what it knows
+	expectedRuns map[messages.RunID]bool // runs before ResumeDone; nil before ExpectResume
+	allFound     bool                    // every worker of a former server has said what it knows
 	attempts     attemptTable
 	lastSequence uint64
 	peers        []*peer
@@ -94,20 +95,14 @@ func New(cfg Config) (*Remote, error) {
 	if cfg.CPUMillis <= 0 || cfg.MemoryBytes < 0 {
 		return nil, fmt.Errorf("remote: invalid slots: %d thousandths of a core, %d bytes of memory", cfg.CPUMillis, cfg.MemoryBytes)
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	if cfg.FS == nil {
-		cfg.FS = vfs.OS{}
-	}
-	if cfg.Settings.CloseGrace <= 0 {
-		cfg.Settings.CloseGrace = defaultCloseGrace
-	}
-	if cfg.exitGrace == 0 {
-		cfg.exitGrace = defaultExitGrace
-	}
+	cfg.Logger, cfg.FS = cmp.Or(cfg.Logger, slog.Default()), cmp.Or[vfs.FS](cfg.FS, vfs.OS{})
+	cfg.Settings.CloseGrace = cmp.Or(max(cfg.Settings.CloseGrace, 0), defaultCloseGrace)
+	cfg.exitGrace = cmp.Or(cfg.exitGrace, defaultExitGrace)
 	r := &Remote{cfg: cfg, log: cfg.Logger, wakeSupervisor: make(chan struct{}, 1), supervised: make(chan struct{}),
-		attempts: attemptTable{}}
+		attempts: attemptTable{}, postponedStarts: map[string]uint64{}}
+	for _, reason := range executor.PostponeReasons {
+		r.postponedStarts[reason] = 0
+	}
 	if err := r.openFolder(); err != nil {
 		return nil, fmt.Errorf("worker folder %s: %w", cfg.Dir, err)
 	}
@@ -175,10 +170,8 @@ func (r *Remote) Start(o executor.Order) {
 	a := r.attempts[o.Key]
 	switch {
 	case r.phase == phaseDetached:
-	case r.phase == phaseClosing && o.Resume:
-		r.queueReport(lostReport(&o, "lost: ended by the executor's shutdown"))
 	case r.phase == phaseClosing:
-		r.queueReport(revokedReport(o.Key))
+		r.queueReport(o.ReportAfterClose(time.Now().UnixNano()))
 	case a != nil && a.order != nil:
 	case a != nil:
 		r.attachOrder(a, &o)
@@ -257,15 +250,15 @@ func (r *Remote) ExpectResume(runs ...messages.RunID) {
 	r.mu.Lock()
 	defer r.unlockAndDeliver()
 	if r.expectedRuns == nil {
-		r.expectedRuns = map[messages.RunID]struct{}{}
+		r.expectedRuns = map[messages.RunID]bool{}
 		r.doubtExpected(runs)
 	}
-	resuming := make(map[messages.RunID]struct{}, len(runs))
+	resuming := make(map[messages.RunID]bool, len(runs))
 	for _, run := range runs {
-		resuming[run], r.expectedRuns[run] = struct{}{}, struct{}{}
+		resuming[run], r.expectedRuns[run] = true, true
 	}
 	for key, a := range r.attempts {
-		if _, ok := resuming[key.Run]; ok {
+		if resuming[key.Run] {
 			r.detachOrder(key, a)
 		} else if a.order == nil && r.isOrphan(key) {
 			r.discardOrphan(key, a)
@@ -298,8 +291,7 @@ func (r *Remote) ResumeDone(run messages.RunID) {
 
 // isOrphan reports whether an attempt without an order will not get one any more. mu is held.
 func (r *Remote) isOrphan(key messages.AttemptKey) bool {
-	_, expected := r.expectedRuns[key.Run]
-	return r.expectedRuns != nil && !expected
+	return r.expectedRuns != nil && !r.expectedRuns[key.Run]
 }
 
 // discardOrphan ends an attempt that runs will not ask for, or forgets its end. mu is held.

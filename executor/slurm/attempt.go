@@ -79,7 +79,7 @@ func (r *reconciler) startOrder(o *executor.Order) {
 	a := r.attempts[o.Key]
 	switch {
 	case r.closing:
-		r.slurm.cfg.Sink(reportAfterClose(o))
+		r.slurm.cfg.Sink(o.ReportAfterClose(time.Now().UnixNano()))
 		return
 	case a != nil && a.order != nil, a == nil && r.recent.Has(o.Key):
 		return

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -125,12 +126,7 @@ func isTransient(err error) bool {
 }
 
 func containsAny(s string, parts []string) bool {
-	for _, p := range parts {
-		if strings.Contains(s, p) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(s, part) })
 }
 
 // job is Slurm's state of one job, which is one index of an array.
@@ -142,27 +138,19 @@ type job struct {
 	node   string
 }
 
-// endedStates are the states of a job that is over. COMPLETING is not one of them: its processes may
-// still run.
-var endedStates = map[string]bool{
-	"BOOT_FAIL": true, "CANCELLED": true, "COMPLETED": true, "DEADLINE": true, "FAILED": true, "NODE_FAIL": true,
-	"OUT_OF_MEMORY": true, "PREEMPTED": true, "REVOKED": true, "TIMEOUT": true,
-}
+// The states of a job that is over. COMPLETING is not one of them: its processes may still run. In the
+// first states the cluster, and not the task, has caused the end.
+var (
+	lostStates  = []string{"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED"}
+	endedStates = append([]string{"CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "TIMEOUT"}, lostStates...)
+)
 
 // id is the job's name in squeue and scancel.
 func (j *job) id(index int) string { return fmt.Sprintf("%d_%d", j.array, index) }
 
-func (j *job) hasEnded() bool { return endedStates[j.state] }
-func (j *job) pending() bool  { return j.state == "PENDING" || j.state == "CONFIGURING" }
-
-// lostByCluster tells whether the cluster, and not the task, caused the job's end.
-func (j *job) lostByCluster() bool {
-	switch j.state {
-	case "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED":
-		return true
-	}
-	return false
-}
+func (j *job) hasEnded() bool      { return slices.Contains(endedStates, j.state) }
+func (j *job) pending() bool       { return j.state == "PENDING" || j.state == "CONFIGURING" }
+func (j *job) lostByCluster() bool { return slices.Contains(lostStates, j.state) }
 
 // snapshot holds all jobs of this folder at one moment, by name and index. The waiting jobs of an
 // array share one entry, at index pendingRest.

@@ -92,13 +92,7 @@ func (f folder) readStart() (b startNote, ok bool) {
 	if err != nil {
 		return b, false
 	}
-	words := strings.Fields(string(text))
-	if len(words) > 0 {
-		b.job = words[0]
-	}
-	if len(words) > 1 {
-		b.node = words[1]
-	}
+	_, _ = fmt.Sscan(string(text), &b.job, &b.node) // an error: they are not all written yet
 	b.byServer = b.job == "-"
 	if st, err := os.Stat(f.path("begun")); err == nil {
 		b.at = st.ModTime().UnixNano()

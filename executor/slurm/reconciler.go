@@ -1,6 +1,7 @@
 package slurm
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -82,24 +83,14 @@ func (r *reconciler) run() {
 // untilNextDuty is how long the reconciler may sleep; at least 1 ms, so that a duty which is due but
 // cannot be done yet does not occupy a processor.
 func (r *reconciler) untilNextDuty() time.Duration {
-	now := time.Now()
-	due := now.Add(idleSleep)
-	if r.needsPolls() && r.nextPoll.Before(due) {
-		due = r.nextPoll
+	sleep := idleSleep
+	if r.needsPolls() {
+		sleep = min(sleep, time.Until(r.nextPoll))
 	}
 	if len(r.waiting) > 0 && !r.submitting {
-		if at := latest(r.gatherUntil, r.holdUntil); at.Before(due) {
-			due = at
-		}
+		sleep = min(sleep, max(time.Until(r.gatherUntil), time.Until(r.holdUntil)))
 	}
-	return max(due.Sub(now), time.Millisecond)
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+	return max(sleep, time.Millisecond)
 }
 
 // needsPolls tells whether there are jobs to poll. A cluster that does not answer is polled without
@@ -127,12 +118,7 @@ func (r *reconciler) pollJobs() {
 			flying = append(flying, a)
 		}
 	}
-	slices.SortFunc(flying, func(a, b *attempt) int {
-		if a.sequence < b.sequence {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(flying, func(a, b *attempt) int { return cmp.Compare(a.sequence, b.sequence) })
 	for _, a := range flying {
 		r.reconcileAttempt(a, jobs, began)
 	}

@@ -178,7 +178,7 @@ func (s *Slurm) Start(o executor.Order) {
 	gone := s.state == stateDetached
 	s.mu.Unlock()
 	if !gone {
-		s.cfg.Sink(reportAfterClose(&o))
+		s.cfg.Sink(o.ReportAfterClose(time.Now().UnixNano()))
 	}
 }
 
@@ -287,13 +287,4 @@ func (s *Slurm) shutDown() error {
 		return err
 	}
 	return nil
-}
-
-// reportAfterClose is the final report of an order that comes after Close. An order that may have
-// begun before the server's restart cannot be reported as revoked.
-func reportAfterClose(o *executor.Order) executor.Report {
-	if o.Resume {
-		return o.NotStartedReport(time.Now().UnixNano(), messages.AttemptLost, "lost: ended by the executor's shutdown")
-	}
-	return executor.Report{Key: o.Key, Kind: executor.Revoked, At: time.Now().UnixNano()}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,16 +130,13 @@ func (r *reconciler) nextBatch() (batch []*attempt, opts []string) {
 	return batch, opts
 }
 
+// notInJobNames are the characters that a job's name does not have here.
+var notInJobNames = regexp.MustCompile(`[^A-Za-z0-9_-]`)
+
 // newJobName returns a unique job name, made of the task's name as far as Slurm accepts it, this
 // folder's name and the time.
 func (r *reconciler) newJobName(task string) string {
-	plain := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_', r == '-':
-			return r
-		}
-		return '_'
-	}, task)
+	plain := notInJobNames.ReplaceAllLiteralString(task, "_")
 	return plain[:min(len(plain), 40)] + "." + r.slurm.folderID + "." + strconv.FormatInt(time.Now().UnixNano(), 36)
 }
 
@@ -351,7 +349,7 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 	for _, kv := range env {
 		name, value, _ := strings.Cut(kv, "=")
 		switch {
-		case !isShellName(name):
+		case !shellName.MatchString(name):
 			odd = append(odd, kv)
 		case name == "TMPDIR" && !setsVariable(o, name):
 			fmt.Fprintf(&b, "export TMPDIR=\"${TMPDIR:-%s}\"\n", strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`", "}", `\}`).Replace(value))
@@ -372,21 +370,8 @@ func attemptScript(o *executor.Order, baseEnv []string, cwd, folder string) (str
 
 // setsVariable tells whether the order itself sets a variable.
 func setsVariable(o *executor.Order, name string) bool {
-	for _, kv := range o.Environment {
-		if strings.HasPrefix(kv, name+"=") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(o.Environment, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
 }
 
-// isShellName tells whether sh accepts a variable of this name.
-func isShellName(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		if c != '_' && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (i == 0 || c < '0' || c > '9') {
-			return false
-		}
-	}
-	return s != ""
-}
+// shellName matches the names of variables that sh accepts.
+var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
