@@ -46,18 +46,6 @@ func newStream(limit int64) (*stream, error) {
 	return s, nil
 }
 
-func newStreams(limitOut, limitErr int64) (out, err *stream, _ error) {
-	out, e := newStream(limitOut)
-	if e != nil {
-		return nil, nil, e
-	}
-	if err, e = newStream(limitErr); e != nil {
-		out.release()
-		return nil, nil, e
-	}
-	return out, err, nil
-}
-
 // retain takes a reference, unless the last one was released.
 func (s *stream) retain() bool {
 	for {
@@ -129,8 +117,8 @@ func (s *stream) freeze() {
 }
 
 // punchMiddle frees the middle of a stream that has outgrown its limit, in steps of an eighth of the
-// limit. It tells whether the stream has grown much since the last call. It does nothing once the last
-// reference is released.
+// limit. It tells whether the stream has grown much since the last call. It is false once the last reference is
+// released.
 func (s *stream) punchMiddle() (grows bool) {
 	if !s.retain() {
 		return false
@@ -190,39 +178,31 @@ const (
 	checksPerTick = 256
 )
 
-// outputMonitor bounds the output of all running attempts. Its goroutine sleeps while it has
-// none to watch.
+// outputMonitor bounds the output of all running attempts. It has a goroutine only while it checks, and
+// a timer only while it has attempts. The zero outputMonitor is ready.
 type outputMonitor struct {
 	mu        sync.Mutex
 	attempts  []*attempt // attempts[i].monitorIndex is i+1
-	nextCheck int
-	asleep    bool
-
-	wake    chan struct{}
-	quit    chan struct{}
-	stopped chan struct{}
+	nextCheck int        // where the rotation goes on
+	active    bool       // the timer is set, or check runs
+	timer     *time.Timer
+	look      []*attempt // check's own
 }
 
-func (m *outputMonitor) start() {
-	m.wake, m.quit, m.stopped = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
-	go m.loop()
-}
-
-func (m *outputMonitor) stop() {
-	close(m.quit)
-	<-m.stopped
-}
-
+// add has an attempt checked from now on. A pause of the monitor ends.
 func (m *outputMonitor) add(a *attempt) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.attempts = append(m.attempts, a)
 	a.monitorIndex = len(m.attempts)
-	wake := m.asleep
-	m.asleep = false
-	m.mu.Unlock()
-	if wake {
-		m.wake <- struct{}{} // never blocks: it was asleep, and is woken once
+	switch {
+	case m.active:
+	case m.timer == nil:
+		m.timer = time.AfterFunc(checkSlow, m.check)
+	default:
+		m.timer.Reset(checkSlow)
 	}
+	m.active = true
 }
 
 func (m *outputMonitor) remove(a *attempt) {
@@ -238,38 +218,22 @@ func (m *outputMonitor) remove(a *attempt) {
 	m.attempts = m.attempts[:last]
 }
 
-func (m *outputMonitor) loop() {
-	defer close(m.stopped)
-	timer := time.NewTimer(checkSlow)
-	defer timer.Stop()
-	var look []*attempt
-	for {
-		m.mu.Lock()
-		look = m.dueChecks(look[:0])
-		// The monitor sleeps only after an idle tick, so that a sequence of short tasks does not
-		// wake it each time.
-		m.asleep = len(look) == 0
-		m.mu.Unlock()
-		if len(look) == 0 {
-			select {
-			case <-m.wake:
-			case <-m.quit:
-				return
-			}
+// check is one tick. It sets the timer for the next one, unless the monitor had no attempts: so a
+// sequence of short tasks does not begin and end a pause each time.
+func (m *outputMonitor) check() {
+	m.mu.Lock()
+	m.look = m.dueChecks(m.look[:0])
+	m.active = len(m.look) > 0
+	m.mu.Unlock()
+	pace := checkSlow
+	for _, a := range m.look {
+		if a.checkGrowth() {
+			pace = checkFast
 		}
-		pace := checkSlow
-		for _, a := range look {
-			if a.checkGrowth() {
-				pace = checkFast
-			}
-		}
-		clear(look)
-		timer.Reset(pace)
-		select {
-		case <-timer.C:
-		case <-m.quit:
-			return
-		}
+	}
+	if len(m.look) > 0 {
+		clear(m.look)
+		m.timer.Reset(pace)
 	}
 }
 
@@ -294,8 +258,8 @@ func (m *outputMonitor) dueChecks(look []*attempt) []*attempt {
 	return look
 }
 
-// checkGrowth bounds both streams and tells whether one of them grows fast. Only the monitor's
-// goroutine calls it.
+// checkGrowth bounds both streams and tells whether one of them grows fast. Only outputMonitor.check
+// calls it.
 func (a *attempt) checkGrowth() bool {
 	stdoutGrows, stderrGrows := a.stdout.punchMiddle(), a.stderr.punchMiddle()
 	a.growsFast = stdoutGrows || stderrGrows
@@ -320,7 +284,8 @@ const pumpBytes = 64 << 10
 type pumps [2]*pump
 
 // newPumps makes pipes to the streams. ends are the task's ends, which the caller closes once the task
-// has them. The error, of a lack of descriptors, leaves nothing open.
+// has them. After an error, of a lack of descriptors, all
+// pipes are closed.
 func newPumps(out, err *stream) (made *pumps, ends [2]int, _ error) {
 	made = new(pumps)
 	for i, to := range [...]*stream{out, err} {

@@ -49,7 +49,7 @@ type ProcessConfig struct {
 // Orders wait in one queue, in which runs take turns. The head starts when it fits, and a smaller
 // order does not overtake it. Only an order whose start was postponed more than triesInFront times
 // goes behind the others of its run. One goroutine, the loop, starts all attempts, sees their ends, and reports
-// them. Another one, the monitor, bounds their output. See the package doc.
+// them. The monitor bounds their output. See the package doc.
 //
 // Lock: Process.mu guards the table, the queue, the slots and the attempts. It is not held while
 // reports are made or processes are started. The locks of the monitor and of the cgroup pool are
@@ -137,7 +137,6 @@ func NewProcess(cfg ProcessConfig) (*Process, error) {
 			cfg.Logger.Info("attempts have process groups only: control groups cannot be made", "err", err)
 		}
 	}
-	p.monitor.start()
 	go p.loop()
 	return p, nil
 }
@@ -269,7 +268,6 @@ func (p *Process) Close() error {
 	p.wakeLoop()
 	p.mu.Unlock()
 	<-p.loopEnded
-	p.monitor.stop()
 	p.cgroups.close()
 	return p.devNull.Close()
 }

@@ -219,7 +219,13 @@ func (p *Process) prepareStart(a *attempt) (_ *Report, lacking error) {
 	if p.cfg.AttemptMark != nil {
 		a.command.env = setVariable(a.command.env, p.cfg.AttemptMark(a.order.Key))
 	}
-	if a.stdout, a.stderr, err = newStreams(p.cfg.StdoutLimit(a.order.Capture), p.cfg.MaxOutput); err != nil {
+	if a.stdout, err = newStream(p.cfg.StdoutLimit(a.order.Capture)); err == nil {
+		if a.stderr, err = newStream(p.cfg.MaxOutput); err != nil {
+			a.stdout.release()
+			a.stdout = nil // an attempt has both streams or none
+		}
+	}
+	if err != nil {
 		err = fmt.Errorf("start %q: output: %w", a.command.argv[0], err)
 		if _, ok := postponeReason(err); ok {
 			return nil, err
