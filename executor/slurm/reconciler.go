@@ -30,7 +30,6 @@ type reconciler struct {
 
 	nextPoll       time.Time // when the jobs are polled next
 	useScontrol    bool      // squeue lacks JSON
-	unreachable    bool      // the cluster does not answer, and that was logged
 	toTerminate    []string  // jobs whose script is told to end its attempt
 	toCancel       []string  // jobs that Slurm is told to end
 	orphans        []orphanJob
@@ -95,7 +94,9 @@ func (r *reconciler) untilNextDuty() time.Duration {
 
 // needsPolls tells whether there are jobs to poll. A cluster that does not answer is polled without
 // jobs too, since only an answer makes the Slurm healthy again.
-func (r *reconciler) needsPolls() bool { return r.inFlight > 0 || len(r.orphans) > 0 || r.unreachable }
+func (r *reconciler) needsPolls() bool {
+	return r.inFlight > 0 || len(r.orphans) > 0 || r.slurm.unreachableErr != nil
+}
 
 // maxPollInterval bounds the time between two polls, however long a poll takes.
 const maxPollInterval = 10 * time.Second

@@ -57,8 +57,8 @@ type Slurm struct {
 	state      state
 	requests   []func()
 	liveOutput map[messages.AttemptKey]*attemptOutput // of attempts that have begun and not ended
-	// unreachableErr is the first error since the cluster last answered; nil while it answers. The
-	// reconciler sets it, Healthy reads it.
+	// unreachableErr is the first error since the cluster last answered; nil while it answers. Only the
+	// reconciler sets it, and so reads it without mu too.
 	unreachableErr error
 }
 
@@ -229,13 +229,6 @@ func (s *Slurm) Healthy() error {
 // PostponedStarts implements executor.HealthReporter. Slurm itself has orders wait for the machines of
 // the cluster, so this executor does not postpone starts.
 func (s *Slurm) PostponedStarts() map[string]uint64 { return nil }
-
-// setUnreachable sets why the cluster does not answer; nil = it answers.
-func (s *Slurm) setUnreachable(err error) {
-	s.mu.Lock()
-	s.unreachableErr = err
-	s.mu.Unlock()
-}
 
 // Detach implements executor.Durable. Reports stop, and jobs go on. An order that was not submitted
 // yet stays in the folder, for the next server.

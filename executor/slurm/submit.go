@@ -223,18 +223,21 @@ func (r *reconciler) requeue(es []*attempt, hold time.Duration) {
 // ended with, nil if Slurm answered, even if it refused. Errors while this Slurm is shutting down
 // are ignored.
 func (r *reconciler) setReachable(err error) {
+	before := r.slurm.unreachableErr
 	switch {
 	case err == nil:
-		if r.unreachable {
+		r.retryPause = 0
+		if before != nil {
 			r.log.Info("Slurm answers again")
 		}
-		r.unreachable, r.retryPause = false, 0
-		r.slurm.setUnreachable(nil)
-	case !r.unreachable && r.slurm.ctx.Err() == nil:
-		r.unreachable = true
-		r.slurm.setUnreachable(err)
+	case before != nil || r.slurm.ctx.Err() != nil:
+		return
+	default:
 		r.log.Warn("Slurm does not answer; retrying", "err", err)
 	}
+	r.slurm.mu.Lock()
+	r.slurm.unreachableErr = err
+	r.slurm.mu.Unlock()
 }
 
 // exitFolderMissing is the exit code of a job that does not find its attempt's folder.
