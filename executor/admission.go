@@ -390,20 +390,15 @@ func threadsOfUser(root string) (n int) {
 
 // makeThreads makes the runtime create n threads, which it keeps.
 func makeThreads(n int) {
-	var made, done sync.WaitGroup
-	release := make(chan struct{})
+	var made sync.WaitGroup
 	made.Add(n)
-	done.Add(n)
 	for range n {
 		go func() {
-			defer done.Done()
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			made.Done()
-			<-release
+			made.Wait() // so that each goroutine has a thread of its own
 		}()
 	}
 	made.Wait()
-	close(release)
-	done.Wait()
 }

@@ -159,11 +159,9 @@ func (p *Process) peakMemoryKB(a *attempt) int64 {
 
 // result says how the attempt ended, from the process's status and the cause.
 func (a *attempt) result() (r messages.AttemptResult, rc int32, log string) {
-	switch {
-	case a.waitStatus.Signaled():
+	rc = int32(a.waitStatus.ExitStatus())
+	if a.waitStatus.Signaled() {
 		rc = 128 + int32(a.waitStatus.Signal())
-	default:
-		rc = int32(a.waitStatus.ExitStatus())
 	}
 	switch {
 	case a.cause != causeNone:

@@ -1,7 +1,6 @@
 package executor_test
 
 import (
-	"io"
 	"log/slog"
 	"testing"
 

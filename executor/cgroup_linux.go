@@ -521,16 +521,9 @@ func cgroupHierarchies(root string) (mounts, own map[string]string, _ error) {
 	return mounts, own, nil
 }
 
-// RemoveCgroups removes the empty groups that a process of this name left behind.
-func RemoveCgroups(name string) {
-	removeCgroups("/", name, func(rest string) bool { return rest != "" })
-}
-
-// RemoveStaleCgroups removes the empty groups of all processes whose name begins with prefix,
+// RemoveCgroups removes the empty groups that processes whose name begins with prefix left behind,
 // except where keep accepts the rest of the name.
-func RemoveStaleCgroups(prefix string, keep func(rest string) bool) {
-	removeCgroups("/", prefix, keep)
-}
+func RemoveCgroups(prefix string, keep func(rest string) bool) { removeCgroups("/", prefix, keep) }
 
 // removeCgroups looks in the places where openCgroupPool makes groups, and in the root. The kernel
 // keeps groups that are not empty.

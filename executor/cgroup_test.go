@@ -26,7 +26,7 @@ func newCgroupRig(t *testing.T) (r *rig, has, limits bool) {
 	})
 	r.groups = name
 	t.Cleanup(func() {
-		executor.RemoveCgroups(name)
+		executor.RemoveCgroups(name, func(rest string) bool { return rest != "" })
 		for _, pattern := range []string{"/sys/fs/cgroup/caravan-", "/sys/fs/cgroup/*/caravan-"} {
 			if left, _ := filepath.Glob(pattern + name); len(left) > 0 {
 				t.Errorf("left behind: %v", left)

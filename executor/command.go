@@ -1,10 +1,12 @@
 package executor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -118,11 +120,7 @@ func BaseEnvironment(getenv func(string) string) []string {
 		{"TMPDIR", "/tmp"},
 		{"USER", name},
 	} {
-		v := getenv(kv[0])
-		if v == "" {
-			v = kv[1]
-		}
-		env = append(env, kv[0]+"="+v)
+		env = append(env, kv[0]+"="+cmp.Or(getenv(kv[0]), kv[1]))
 	}
 	return env
 }
@@ -162,11 +160,9 @@ func TaskEnvironment(base []string, o *Order) ([]string, error) {
 // setVariable adds the entry, or replaces the one of the same name.
 func setVariable(env []string, entry string) []string {
 	name := variableName(entry)
-	for i, kv := range env {
-		if variableName(kv) == name {
-			env[i] = entry
-			return env
-		}
+	if i := slices.IndexFunc(env, func(kv string) bool { return variableName(kv) == name }); i >= 0 {
+		env[i] = entry
+		return env
 	}
 	return append(env, entry)
 }

@@ -26,7 +26,12 @@ func (c *command) explainStart(err error) error {
 	if e != nil && !errors.Is(err, unix.E2BIG) {
 		return e
 	}
-	return fmt.Errorf("start %q: %w", c.argv[0], c.explainProgram(path, err))
+	if errors.Is(err, unix.E2BIG) {
+		err = c.explainSize(err)
+	} else {
+		err = explainFile(c.resolvePath(path), err, c.resolvePath)
+	}
+	return fmt.Errorf("start %q: %w", c.argv[0], err)
 }
 
 // explainPatience bounds how long files are examined to explain a failure, because their file system
@@ -90,14 +95,6 @@ func explainWorkDir(dir string) error {
 	return nil
 }
 
-// explainProgram says why the program could not be executed.
-func (c *command) explainProgram(path string, err error) error {
-	if errors.Is(err, unix.E2BIG) {
-		return c.explainSize(err)
-	}
-	return explainFile(c.resolvePath(path), err, c.resolvePath)
-}
-
 // resolvePath is where this process finds a path of the task's, which may be relative to the working
 // folder.
 func (c *command) resolvePath(path string) string {
@@ -141,7 +138,7 @@ func explainFile(file string, err error, where func(string) string) error {
 	case errors.Is(err, unix.ENOEXEC):
 		return explainFormat(file, head, err)
 	case errors.Is(err, unix.ENOENT):
-		if loader := elfInterpreter(file); loader != "" && !fileExists(loader) {
+		if loader := missingLoader(file); loader != "" {
 			return withCause(err, "its loader %q does not exist: the program is built for another system", loader)
 		}
 	}
@@ -166,7 +163,7 @@ func explainInterpreter(interpreter string, err error, where func(string) string
 	case unix.Access(where(interpreter), unix.X_OK) != nil:
 		return withCause(err, "its interpreter %q is not executable for user %d (mode %04o)", interpreter, os.Geteuid(), st.Mode().Perm())
 	}
-	if loader := elfInterpreter(where(interpreter)); loader != "" && !fileExists(loader) {
+	if loader := missingLoader(where(interpreter)); loader != "" {
 		return withCause(err, "the loader %q of its interpreter %q does not exist", loader, interpreter)
 	}
 	return withCause(err, "its interpreter %q does not start", interpreter)
@@ -283,8 +280,8 @@ func scriptInterpreter(head []byte) (interpreter string, ok bool) {
 	return string(line), true
 }
 
-// elfInterpreter is the dynamic loader that a program names, or "".
-func elfInterpreter(file string) string {
+// missingLoader is the dynamic loader that a program names and that does not exist, or "".
+func missingLoader(file string) string {
 	f, err := elf.Open(file)
 	if err != nil {
 		return ""
@@ -293,17 +290,16 @@ func elfInterpreter(file string) string {
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP && p.Filesz < unix.PathMax {
 			name := make([]byte, p.Filesz)
-			if _, err := p.ReadAt(name, 0); err == nil {
-				return string(bytes.TrimRight(name, "\x00"))
+			if _, err := p.ReadAt(name, 0); err != nil {
+				continue
+			}
+			loader := string(bytes.TrimRight(name, "\x00"))
+			if _, err := os.Stat(loader); err != nil {
+				return loader
 			}
 		}
 	}
 	return ""
-}
-
-func fileExists(file string) bool {
-	_, err := os.Stat(file)
-	return err == nil
 }
 
 func mountedNoExec(file string) bool {

@@ -19,8 +19,8 @@ import (
 // Tick is the unit of Identity.Ticks, in ns. USER_HZ is 100 on every architecture that Go runs on.
 const Tick = 10_000_000
 
-// Identity tells a process from every other one of this start of the machine. The zero Identity is of
-// no process.
+// Identity tells a process from every other one of this start of the machine. The zero Identity is
+// always dead.
 type Identity struct {
 	PID   int    `json:"pid"`
 	Ticks uint64 `json:"ticks"` // from boot to its start: field 22 of /proc/PID/stat
@@ -34,7 +34,7 @@ type Process struct {
 	Dead           bool // a zombie without further threads, or about to vanish
 }
 
-// Read reads /proc/PID/stat. It fails when there is no such process.
+// Read reads /proc/PID/stat. The error wraps fs.ErrNotExist when the process is gone.
 func Read(pid int) (Process, error) { return read("/proc", strconv.Itoa(pid)) }
 
 func read(dir, pid string) (Process, error) {

@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,11 +138,7 @@ func (g *registry) read() ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(io.NewSectionReader(f, 0, info.Size()))
+	return io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
 }
 
 // setWorker enters a worker, or replaces its entry.

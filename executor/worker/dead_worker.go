@@ -64,7 +64,7 @@ func RecoverDeadWorker(ctx context.Context, d DeadWorker, grace time.Duration, l
 		if err := s.endProcesses(ctx, grace, log); err != nil {
 			return nil, err
 		}
-		executor.RemoveCgroups(cgroupName(d.DataFolderID, filepath.Base(d.Path)))
+		executor.RemoveCgroups(cgroupName(d.DataFolderID, filepath.Base(d.Path)), func(rest string) bool { return rest != "" })
 	}
 	e := &DeadWorkerState{Folder: d.Folder, Complete: p.complete && !restarted}
 	for _, k := range p.keys {
@@ -192,12 +192,10 @@ func (s *processSearch) orphanedProcesses() (orphans []procfs.Process, _ error) 
 	if !inSession {
 		orphanedSessions = s.orphanedSessions(list)
 	}
-	for _, p := range list {
+	if slices.ContainsFunc(list, func(p procfs.Process) bool { return p.PID == s.worker.PID && p.Ticks != s.worker.Ticks }) {
 		// Another process has the worker's number. The number is not free while the session has a
 		// member, so the session is over.
-		if p.PID == s.worker.PID && p.Ticks != s.worker.Ticks {
-			inSession = false
-		}
+		inSession = false
 	}
 	groups := map[int]*journalAttempt{}
 	var firstUnknown int64 // the earliest intent of an attempt whose process is not known

@@ -60,7 +60,7 @@ func removeStaleCgroups(dir, dataFolderID string) error {
 	if err != nil {
 		return err
 	}
-	executor.RemoveStaleCgroups(cgroupName(dataFolderID, ""), func(worker string) bool {
+	executor.RemoveCgroups(cgroupName(dataFolderID, ""), func(worker string) bool {
 		return slices.Contains(paths, filepath.Join(dir, worker))
 	})
 	return nil

@@ -107,6 +107,7 @@ func TestIdleWorkerEnds(t *testing.T) {
 // back before the worker looked. The worker does not wait for it.
 func TestStoppedWorkerDoesNotAwaitAServerThatIsBack(t *testing.T) {
 	heard := newSession()
+	close(heard.left)
 	w := &Worker{session: newSession()}
 	begin := time.Now()
 	w.awaitFarewell(heard)
