@@ -34,7 +34,7 @@ type Process struct {
 	Dead           bool // a zombie without further threads, or about to vanish
 }
 
-// Read reads /proc/PID/stat. The error wraps fs.ErrNotExist when the process is gone.
+// Read reads /proc/PID/stat. The error is ENOENT or ESRCH when the process is gone.
 func Read(pid int) (Process, error) { return read("/proc", strconv.Itoa(pid)) }
 
 func read(dir, pid string) (Process, error) {
