@@ -102,6 +102,7 @@ func TestBadgerConforms(t *testing.T) {
 		Crash: func(t testing.TB, s persistence.Store) persistence.Store {
 			return open(t, copyFolder(t, s.(opened).dir))
 		},
-		Fail: func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
+		Fail:        func(_ testing.TB, s persistence.Store) { s.(opened).FailNext() },
+		CrashPoints: crashPoints(),
 	})
 }

@@ -12,10 +12,11 @@
 //     batch get ErrFailed, and no more is written.
 //  5. A read returns only what is durable.
 //
-// Package journaltest holds every implementation to rules 1, 3 and 4, and to finding all answered
-// batches after a kill. Rules 2 and 5 depend on the engine and on the disk, so tests of the
-// implementation hold it to them: TestPowerFailure, TestAcknowledgedIsOnTheDevice and
-// TestAcknowledgedRunsSurviveKill for rule 2, the tests of timestamps.go for rule 5.
+// Package journaltest holds every implementation to these rules, also in the middle of a commit, at
+// the moments that the implementation names. How much of rule 2 that proves depends on these moments,
+// and on the disk. So further tests of the implementation hold it to rule 2: TestPowerFailure,
+// TestAcknowledgedIsOnTheDevice and TestAcknowledgedRunsSurviveKill; and the tests of timestamps.go to
+// rule 5.
 //
 // # The implementation
 //

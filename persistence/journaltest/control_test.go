@@ -2,6 +2,7 @@ package journaltest_test
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caravan-dag/caravan/dag"
@@ -169,6 +170,27 @@ func TestFailingAnswersInOrder(t *testing.T) {
 	}
 }
 
+// TestCloseOfFailingAnswersRefusedBatches: a batch that was refused is answered when Close returns, though
+// it waits for one that the store below still holds.
+func TestCloseOfFailingAnswersRefusedBatches(t *testing.T) {
+	m := closing(t, journaltest.NewMemory())
+	f := journaltest.NewFailing(m)
+	m.Hold()
+	f.FailAppend(2)
+	var answered atomic.Int64
+	for run := range messages.RunID(100) {
+		b := journaltest.NewRun(run, "", "")
+		b.Done = func(error) { answered.Add(1) }
+		f.Append(b)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := answered.Load(); n != 100 {
+		t.Errorf("%d batches of 100 are answered", n)
+	}
+}
+
 func TestFailReadFailsOnce(t *testing.T) {
 	f := journaltest.NewFailing(closing(t, journaltest.NewMemory()))
 	done := journaltest.NewRun(1, "", "")
@@ -183,6 +205,10 @@ func TestFailReadFailsOnce(t *testing.T) {
 		func() error { return f.Summaries(messages.ListQuery{}, nil) },
 		func() error { return f.Attempts(1, 0, 1, nil) },
 		func() error { _, _, _, err := f.LookUpKey("k"); return err },
+		func() error { _, _, err := f.JournalRecords(1, 0); return err },
+		func() error { _, err := f.ExpireKeys(0, 1, 1); return err },
+		func() error { _, _, err := f.ClockMark(); return err },
+		func() error { return f.SetClockMark(persistence.ClockMark{}) },
 		func() error { return f.Delete([]messages.RunID{1}, 0) },
 	}
 	for n := range calls {

@@ -13,26 +13,36 @@ import (
 var ErrInjected = errors.New("injected by the test")
 
 // Failing is a Store around another that fails at a given call. It calls Done in the order of Append, as
-// the seam demands, whichever of the two stores answers.
+// the seam demands, whichever of the two stores answers. It conforms like the store below it
+// (TestFailingConforms), so a test can put it around any engine.
+//
+// A failed Append is final: the store has failed, and all later calls get its error (rule 4 of package
+// persistence). A failed read is not: only that call gets ErrInjected.
+//
+// mu is a leaf: it is never held while the store below or a Done is called. Both may call back: a
+// closed store answers within Append.
 type Failing struct {
-	persistence.Store
+	persistence.Store // the store below
 
 	mu       sync.Mutex
-	failAt   int // the n-th Append from now is not written; 0 = no failure
-	tearAt   int // the n-th Append from now is written and answered as failed
-	readAt   int // the n-th read from now fails; 0 = no failure
-	err      error
-	failed   chan struct{}
-	inner    int // batches that the inner store has not yet answered
-	refused  []*persistence.Batch
-	draining bool
+	answered sync.Cond            // signals changes of refused and draining
+	failAt   int                  // the n-th Append from now is not written; 0 = no failure
+	tearAt   int                  // the n-th Append from now is written and answered as failed; 0 = no failure
+	readAt   int                  // the n-th read from now fails; 0 = no failure
+	err      error                // why the store has failed, wrapping ErrFailed; nil until then
+	failed   chan struct{}        // closed with err
+	inner    int                  // batches that the store below has not yet answered
+	refused  []*persistence.Batch // to be answered with err, once inner is 0
+	draining bool                 // a goroutine answers refused
 }
 
 var _ persistence.Store = (*Failing)(nil)
 
 // NewFailing wraps s. It fails only when it is asked to.
 func NewFailing(s persistence.Store) *Failing {
-	return &Failing{Store: s, failed: make(chan struct{})}
+	f := &Failing{Store: s, failed: make(chan struct{})}
+	f.answered.L = &f.mu
+	return f
 }
 
 // FailAppend makes the n-th batch from now (1 = the next) and all later ones fail without being
@@ -58,18 +68,23 @@ func (f *Failing) FailRead(n int) {
 	f.mu.Unlock()
 }
 
-// Append passes the batch on, or fails it.
+// Append passes the batch on, or fails it. A batch that is passed on is a copy with its own Done. So
+// Failing learns when the store below has answered it, and the refused ones wait for that.
 func (f *Failing) Append(b *persistence.Batch) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	torn := f.countDown(&f.tearAt)
 	if f.countDown(&f.failAt) || f.err != nil {
 		f.fail()
 		f.refused = append(f.refused, b)
 		f.answerRefused()
+		f.mu.Unlock()
 		return
 	}
+	if torn {
+		f.failAt = 1 // all later batches fail
+	}
 	f.inner++
+	f.mu.Unlock()
 	passed := *b
 	passed.Done = func(err error) {
 		if torn && err == nil {
@@ -84,9 +99,6 @@ func (f *Failing) Append(b *persistence.Batch) {
 		f.answerRefused()
 		f.mu.Unlock()
 	}
-	if torn {
-		f.failAt = 1 // all later batches fail
-	}
 	f.Store.Append(&passed)
 }
 
@@ -99,6 +111,7 @@ func (f *Failing) countDown(n *int) bool {
 	return *n == 0
 }
 
+// fail makes the store failed; the caller holds mu. Later calls have no effect.
 func (f *Failing) fail() {
 	if f.err == nil {
 		f.err = fmt.Errorf("%w: %w", persistence.ErrFailed, ErrInjected)
@@ -106,7 +119,9 @@ func (f *Failing) fail() {
 	}
 }
 
-// answerRefused answers the refused batches once all before them were answered.
+// answerRefused answers the refused batches once all before them were answered. The caller holds mu. It
+// starts a goroutine, since the caller may be in an Append, and Done is not to be called there. One
+// such goroutine runs at a time, which keeps the order of the answers.
 func (f *Failing) answerRefused() {
 	if f.draining || f.inner > 0 || len(f.refused) == 0 {
 		return
@@ -124,13 +139,26 @@ func (f *Failing) answerRefused() {
 			f.mu.Lock()
 		}
 		f.draining = false
+		f.answered.Broadcast()
 	}()
 }
 
-// Failed is closed when a failure was injected; failures of the inner store show in Err.
+// Close closes the store below, and returns when the refused batches were answered, too. Those of a
+// store below that has crashed are not: its own batches, which come before them, are never answered.
+func (f *Failing) Close() error {
+	err := f.Store.Close()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.inner == 0 && (f.draining || len(f.refused) > 0) {
+		f.answered.Wait()
+	}
+	return err
+}
+
+// Failed is closed when a failure was injected; failures of the store below show in Err.
 func (f *Failing) Failed() <-chan struct{} { return f.failed }
 
-// Err says why the store has failed.
+// Err says why the store has failed: by an injected failure, or by one of the store below.
 func (f *Failing) Err() error {
 	f.mu.Lock()
 	err := f.err
@@ -149,6 +177,7 @@ func (f *Failing) CheckDiskSpace() error {
 	return f.Store.CheckDiskSpace()
 }
 
+// read counts one read or change that is not a batch, and returns the error of a call that must fail.
 func (f *Failing) read() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -244,4 +273,20 @@ func (f *Failing) ExpireKeys(now int64, most, limit int) (int, error) {
 		return 0, err
 	}
 	return f.Store.ExpireKeys(now, most, limit)
+}
+
+// ClockMark counts as a read.
+func (f *Failing) ClockMark() (persistence.ClockMark, bool, error) {
+	if err := f.read(); err != nil {
+		return persistence.ClockMark{}, false, err
+	}
+	return f.Store.ClockMark()
+}
+
+// SetClockMark counts as a read.
+func (f *Failing) SetClockMark(m persistence.ClockMark) error {
+	if err := f.read(); err != nil {
+		return err
+	}
+	return f.Store.SetClockMark(m)
 }

@@ -12,29 +12,39 @@ import (
 // Memory is a persistence.Store in memory. Its data ends with the process, but a test decides when a
 // batch becomes durable (Hold, Step, Release), whether it does (Fail, FailAt), and what a crash leaves
 // (Crash). It is safe for concurrent use. Close it, or its goroutine leaks.
+//
+// It is the simplest Store that passes the suite: each batch is a commit by itself, applied under one
+// lock. So it also says what a batch means, without rows, indexes and groups (memData.apply). The
+// actors' tests run on it: what they find is not a property of Badger.
+//
+// A batch is in one of these states; Pending counts the first two:
+//
+//	queued     appended; a crash loses it, unanswered
+//	calling    durable, or refused because the store has failed; its Done is being called
+//	answered   its Done has returned
 type Memory struct {
 	mu      sync.Mutex
 	changed sync.Cond // signals any change of the fields below
 
-	data     *memData
+	data     *memData // all that is durable
 	queue    []*persistence.Batch
-	calling  int // batches taken from the queue whose Done has not returned
+	calling  int // batches taken from the queue whose Done has not returned: 0 or 1
 	hold     bool
 	steps    int // batches that may pass while hold is set
 	failAt   int // the n-th batch from now fails; 0 = no failure
 	failWith error
-	room     error
+	room     error // what CheckDiskSpace returns, unless the store has failed
 
-	err     error // why it has failed
-	failed  chan struct{}
-	closing bool
-	crashed bool
-	ended   chan struct{}
+	err     error         // why it has failed, wrapping ErrFailed; nil until then, and never nil again
+	failed  chan struct{} // closed with err
+	closing bool          // Close or Crash was called: calls get ErrClosed, and hold ends
+	crashed bool          // Crash was called: batches are neither stored nor answered
+	ended   chan struct{} // closed when commitLoop has returned
 }
 
 var _ persistence.Store = (*Memory)(nil)
 
-// NewMemory returns an empty store.
+// NewMemory returns an empty store, with its goroutine running.
 func NewMemory() *Memory { return newMemory(newMemData()) }
 
 func newMemory(data *memData) *Memory {
@@ -44,7 +54,9 @@ func newMemory(data *memData) *Memory {
 	return m
 }
 
-// Append queues a batch.
+// Append queues a batch. A long document is read within Append, since it needs no disk; its error is
+// answered at once, and so is ErrClosed after Close. After Crash the batch is never answered, as by a
+// process that was killed.
 func (m *Memory) Append(b *persistence.Batch) {
 	if b.Create != nil && b.Create.Long != nil {
 		var err error
@@ -64,7 +76,8 @@ func (m *Memory) Append(b *persistence.Batch) {
 	m.mu.Unlock()
 }
 
-// readLong returns a batch with its long document in memory.
+// readLong returns a copy of a batch with its long document in memory. The caller's batch stays as it
+// was. On an error it returns the batch itself, so that the caller can answer it.
 func readLong(b *persistence.Batch) (*persistence.Batch, error) {
 	r, err := b.Create.Long.Open()
 	if err != nil {
@@ -92,7 +105,8 @@ func (m *Memory) Hold() {
 	}
 }
 
-// Release ends Hold.
+// Release ends Hold: all batches that are held back become durable, in order, and so do later ones. It
+// does not wait for that; Flush does.
 func (m *Memory) Release() {
 	m.mu.Lock()
 	m.hold, m.steps = false, 0
@@ -101,7 +115,8 @@ func (m *Memory) Release() {
 }
 
 // Step lets the n oldest batches through that are held back. It waits for them to be appended if need
-// be, and returns when their Done has returned.
+// be, and returns when their Done has returned. It also returns when Release or Close ends the hold.
+// A Done must not call it: it would wait for itself.
 func (m *Memory) Step(n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -112,7 +127,8 @@ func (m *Memory) Step(n int) {
 	}
 }
 
-// Flush returns when all batches were answered.
+// Flush returns when all batches were answered, those that are appended in the meantime included. While
+// batches are held back it waits for another goroutine to let them through.
 func (m *Memory) Flush() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -138,14 +154,15 @@ func (m *Memory) WaitPending(n int) {
 }
 
 // FailAt makes the n-th batch from now (1 = the next one to become durable) fail with err, and the
-// store with it.
+// store with it. The batch is not stored, and gets an error that wraps ErrFailed and err.
 func (m *Memory) FailAt(n int, err error) {
 	m.mu.Lock()
 	m.failAt, m.failWith = n, err
 	m.mu.Unlock()
 }
 
-// Fail makes the store fail now: pending batches get ErrFailed.
+// Fail makes the store fail now: pending batches get ErrFailed, held back or not. A second failure has
+// no effect: the first reason stays.
 func (m *Memory) Fail(err error) {
 	m.mu.Lock()
 	m.fail(err)
@@ -175,14 +192,16 @@ func (m *Memory) Crash() *Memory {
 	return newMemory(m.data.clone())
 }
 
-// Reopen returns a new store with the data of this one, which must be closed.
+// Reopen returns a new store with what is durable in this one, which goes on. The two share only
+// values that do not change.
 func (m *Memory) Reopen() *Memory {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return newMemory(m.data.clone())
 }
 
-// Close makes the pending batches durable, held back or not, and ends the store.
+// Close makes the pending batches durable, held back or not, answers them, and ends the store. It may
+// be called again. After a crash it only waits for the goroutine.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	m.closing = true
@@ -215,7 +234,13 @@ func (m *Memory) CheckDiskSpace() error {
 // Damaged returns nil: memory keeps what was written.
 func (m *Memory) Damaged() error { return nil }
 
-// commitLoop makes batches durable one by one, in order, until the store is closed.
+// commitLoop makes batches durable one by one, in order, until the store is closed. It is the one
+// goroutine that calls Done, without mu, since a Done may call the store.
+//
+// A step is taken off only when Done has returned. So Step, which waits for that, can promise that the
+// test sees what Done has done. It is taken off only if the batch was held back when it was taken
+// from the queue: a Hold that comes during a Done starts with all its steps
+// (TestHoldWaitsForARunningAnswer).
 func (m *Memory) commitLoop() {
 	defer close(m.ended)
 	m.mu.Lock()
@@ -245,7 +270,8 @@ func (m *Memory) commitLoop() {
 	}
 }
 
-// store applies one batch to the durable data, unless the store has failed.
+// store applies one batch to the durable data, unless the store has failed. The caller holds mu, so a
+// read sees the batch whole or not at all.
 func (m *Memory) store(b *persistence.Batch) error {
 	if m.err != nil {
 		return m.err
@@ -260,6 +286,7 @@ func (m *Memory) store(b *persistence.Batch) error {
 	return nil
 }
 
+// fail makes the store failed; the caller holds mu and signals changed.
 func (m *Memory) fail(err error) {
 	if m.err != nil {
 		return
@@ -295,6 +322,7 @@ func (m *Memory) checkOpen() error {
 	return nil
 }
 
+// answer calls a batch's Done, if it has one. The caller holds no lock of a store.
 func answer(b *persistence.Batch, err error) {
 	if b.Done != nil {
 		b.Done(err)

@@ -12,7 +12,9 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
-// memData is the durable content of a Memory: plain maps without encoding.
+// memData is the durable content of a Memory: plain maps without encoding. The lock of its Memory
+// guards it. Values in it are never changed, only replaced: reads return them without a copy, and
+// clones share them.
 type memData struct {
 	runs map[messages.RunID]*memRun
 	keys map[string]memKey
@@ -20,25 +22,27 @@ type memData struct {
 	mark *persistence.ClockMark
 }
 
-// memKey is an idempotency key. Its until is 0 while its run exists.
+// memKey is an idempotency key. Its until is 0 while its run exists, and then the time in ns up to
+// which it is kept, on the caller's clock.
 type memKey struct {
 	run      messages.RunID
 	bodyHash [32]byte
 	until    int64
 }
 
+// memRun is a run. It exists for reads once it has a summary: a test may append records of a run
+// that it never creates (testOrder), and these are not a run.
 type memRun struct {
 	summary    *messages.Summary
 	definition []byte
-	key        string
+	key        string // "" = the submission came without one
 	bodyHash   [32]byte
-	sets       map[int]persistence.GeneratedSet
-	header     []byte
-	cut        uint64
-	nextSeq    uint64
-	chunks     map[uint32][]byte
-	records    map[uint64][]byte
-	attempts   []messages.AttemptRecord
+	sets       map[int]persistence.GeneratedSet // by N
+	header     []byte                           // of the newest snapshot; nil without one
+	nextSeq    uint64                           // never falls, so that no record is numbered twice
+	chunks     map[uint32][]byte                // by index
+	records    map[uint64][]byte                // by Seq, from the snapshot's cut on
+	attempts   []messages.AttemptRecord         // in the order of their batches
 }
 
 func newMemData() *memData {
@@ -57,7 +61,9 @@ func (d *memData) clone() *memData {
 	return c
 }
 
-// apply copies the whole batch, which belongs to its caller again after Done.
+// apply applies a batch: creation, records, attempts, set, snapshot, summary. It copies all of it,
+// because the batch belongs to its caller again after Done. A header deletes the records below its
+// cut in the same step. Any batch makes its run's ID used, also one without a creation.
 func (d *memData) apply(b *persistence.Batch) {
 	r := d.runs[b.Run]
 	if r == nil {
@@ -86,7 +92,7 @@ func (d *memData) apply(b *persistence.Batch) {
 			r.chunks[c.Index] = bytes.Clone(c.Data)
 		}
 		if s.Header != nil {
-			r.header, r.cut = bytes.Clone(s.Header), s.Cut
+			r.header = bytes.Clone(s.Header)
 			r.nextSeq = max(r.nextSeq, s.Cut)
 			maps.DeleteFunc(r.records, func(seq uint64, _ []byte) bool { return seq < s.Cut })
 		}
@@ -98,12 +104,15 @@ func (d *memData) apply(b *persistence.Batch) {
 	}
 }
 
+// cloneAttempt copies an attempt with its inline output.
 func cloneAttempt(a *messages.AttemptRecord) messages.AttemptRecord {
 	c := *a
 	c.Stdout.Inline, c.Stderr.Inline = bytes.Clone(a.Stdout.Inline), bytes.Clone(a.Stderr.Inline)
 	return c
 }
 
+// remove deletes a run. Its key stays until keysUntil, or goes with it when that is 0. A key that
+// another run has taken over is not this run's any more and stays as it is.
 func (d *memData) remove(run messages.RunID, keysUntil int64) {
 	r := d.runs[run]
 	if r == nil {
@@ -119,7 +128,7 @@ func (d *memData) remove(run messages.RunID, keysUntil int64) {
 	delete(d.runs, run)
 }
 
-// UnfinishedSummaries returns the summaries of the runs without a final state.
+// UnfinishedSummaries returns the summaries of the runs without a final state, by ascending ID.
 func (m *Memory) UnfinishedSummaries() ([]*messages.Summary, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -136,6 +145,7 @@ func (m *Memory) UnfinishedSummaries() ([]*messages.Summary, error) {
 	return runs, nil
 }
 
+// final reports whether a run in this state has ended. A restart can still make it QUEUED again.
 func final(s dag.RunState) bool {
 	return s == dag.RunCompleted || s == dag.RunErrored || s == dag.RunKilled
 }
@@ -147,7 +157,7 @@ func (m *Memory) NextRun() (messages.RunID, error) {
 	return m.data.next, m.checkOpen()
 }
 
-// run finds a durable run; the caller holds mu.
+// run finds a durable run; the caller holds mu. The error wraps ErrNotFound for an unknown run.
 func (m *Memory) run(id messages.RunID) (*memRun, error) {
 	if err := m.checkOpen(); err != nil {
 		return nil, err
@@ -159,7 +169,8 @@ func (m *Memory) run(id messages.RunID) (*memRun, error) {
 	return r, nil
 }
 
-// DefinitionIfPristine returns the definition of a run that has journaled only its submission.
+// DefinitionIfPristine returns the definition of a run that has journaled only its submission: that
+// is record 1, so the next one is 2, and a snapshot does not exist.
 func (m *Memory) DefinitionIfPristine(id messages.RunID) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -202,7 +213,8 @@ func (m *Memory) Summary(id messages.RunID) (*messages.Summary, error) {
 	return r.summary, nil
 }
 
-// Summaries yields the runs that q selects.
+// Summaries yields the runs that q selects, by ascending ID. It collects them under the lock and yields
+// them without it, so that yield may call the store. It ignores q's budget.
 func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) bool) error {
 	m.mu.Lock()
 	if err := m.checkOpen(); err != nil {
@@ -236,7 +248,7 @@ func (m *Memory) Summaries(q messages.ListQuery, yield func(*messages.Summary) b
 	return nil
 }
 
-// FinishedCount returns how many finished runs there are.
+// FinishedCount returns how many finished runs there are. It counts them, so it always knows.
 func (m *Memory) FinishedCount() (n int, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -248,7 +260,8 @@ func (m *Memory) FinishedCount() (n int, known bool) {
 	return n, true
 }
 
-// JournalRecords returns the journal records of a run that follow the one numbered after.
+// JournalRecords returns the journal records of a run that follow the one numbered after. The records
+// have no gaps, so the last one's number and their count give the number of the first.
 func (m *Memory) JournalRecords(id messages.RunID, after uint64) (records [][]byte, first uint64, err error) {
 	st, err := m.Load(id)
 	if err != nil {
@@ -262,7 +275,8 @@ func (m *Memory) JournalRecords(id messages.RunID, after uint64) (records [][]by
 	return st.Records, first, nil
 }
 
-// Attempts yields the ended attempts of tasks [first, first+n).
+// Attempts yields the ended attempts of tasks [first, first+n), by task and attempt. The subtraction in
+// its test cannot overflow, where first+n can.
 func (m *Memory) Attempts(id messages.RunID, first, n uint32, yield func(*messages.AttemptRecord) bool) error {
 	m.mu.Lock()
 	r, err := m.run(id)
@@ -299,7 +313,8 @@ func (m *Memory) LookUpKey(key string) (messages.RunID, [32]byte, bool, error) {
 	return k.run, k.bodyHash, ok, nil
 }
 
-// ExpireKeys removes keys of deleted runs, the oldest first.
+// ExpireKeys removes keys of deleted runs, the oldest first: up to limit of those that are expired, or
+// beyond the newest most.
 func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -318,7 +333,7 @@ func (m *Memory) ExpireKeys(now int64, most, limit int) (removed int, err error)
 	return removed, nil
 }
 
-// keysOfDeletedRuns returns the keys of deleted runs, by their time.
+// keysOfDeletedRuns returns the keys of deleted runs, in any order.
 func (d *memData) keysOfDeletedRuns() (keys []string) {
 	for key, k := range d.keys {
 		if k.until > 0 {

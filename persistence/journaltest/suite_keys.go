@@ -9,6 +9,9 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// This file: idempotency keys that outlive their runs, and the clock mark. Both are small rows of the
+// store as a whole, not of a run.
+
 // finishedRuns makes finished runs with the idempotency keys "key N", where N is the run.
 func finishedRuns(t testing.TB, s persistence.Store, first, n messages.RunID) (runs []messages.RunID) {
 	t.Helper()
@@ -21,7 +24,7 @@ func finishedRuns(t testing.TB, s persistence.Store, first, n messages.RunID) (r
 	return runs
 }
 
-// runsWithKey returns the runs below n whose key is known.
+// runsWithKey returns the runs below n whose key is known, and checks that it leads to its run and body.
 func runsWithKey(t testing.TB, s persistence.Store, n messages.RunID) (known []messages.RunID) {
 	t.Helper()
 	for run := range n {
@@ -36,6 +39,7 @@ func runsWithKey(t testing.TB, s persistence.Store, n messages.RunID) (known []m
 	return known
 }
 
+// expire calls ExpireKeys and returns how many keys it has removed.
 func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
 	t.Helper()
 	n, err := s.ExpireKeys(now, most, limit)
@@ -45,7 +49,11 @@ func expire(t testing.TB, s persistence.Store, now int64, most, limit int) int {
 	return n
 }
 
-// testKeptKeys: a key outlives its run until its time, within the limit of kept keys.
+// testKeptKeys: a key outlives its run until its time, within the limit of kept keys. So a client that
+// repeats a submission long after its run was deleted gets the ID of that run instead of a second
+// run (guarantee: an idempotency key outlives its run). The count of kept keys survives a crash and a
+// restart: an engine that counts in memory must count again. Expired keys go oldest first, few at a
+// time, so that no step is long. A key that another run has taken over belongs to that run.
 func testKeptKeys(t *testing.T, b Backend) {
 	const many = 1 << 30
 	s := b.Open(t)
@@ -95,6 +103,8 @@ func testKeptKeys(t *testing.T, b Backend) {
 	}
 }
 
+// testClockMark: the mark that was set last is there after a crash, in every field. A server reads it
+// before it starts its own clock, so that the times of runs never go backwards.
 func testClockMark(t *testing.T, b Backend) {
 	s := b.Open(t)
 	if _, ok, err := s.ClockMark(); ok || err != nil {

@@ -11,10 +11,13 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// This file: creations with a long document, which the store reads from a LongDocument, away from the
+// other batches.
+
 // longDocument is a messages.LongDocument in memory.
 type longDocument struct {
 	doc     []byte
-	size    int64
+	size    int64 // what Size says: doc may have fewer bytes, when reading breaks off
 	err     error // the error that ends reading, instead of io.EOF
 	openErr error // the error of Open
 }
@@ -32,6 +35,7 @@ func (d *longDocument) Open() (io.ReadCloser, error) {
 	return io.NopCloser(io.MultiReader(bytes.NewReader(d.doc), end)), nil
 }
 
+// failingReader ends a document with an error, as a broken upload or file does.
 type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
@@ -45,7 +49,8 @@ func newLongRun(run messages.RunID, doc []byte) *persistence.Batch {
 	return b
 }
 
-// documentOf returns a run's document, long or not.
+// documentOf returns a run's document, long or not: the store decides in which form it gives a
+// document back. It checks that Size is right.
 func documentOf(t testing.TB, st *persistence.Stored) []byte {
 	t.Helper()
 	if st.Long == nil {
@@ -63,7 +68,9 @@ func documentOf(t testing.TB, st *persistence.Stored) []byte {
 	return doc
 }
 
-// testLongDocuments: long documents come back, and are deleted with their runs.
+// testLongDocuments: long documents come back, and are deleted with their runs. They are empty, short,
+// large without compressing, and large when they are compressed: the store learns their size only
+// by reading them. The records and the key of the same batch come with the document.
 func testLongDocuments(t *testing.T, b Backend) {
 	s := b.Open(t)
 	docs := [][]byte{nil, []byte("short"), incompressible(6 << 20), bytes.Repeat([]byte(`{"x":[1]}`), 1<<20)}
@@ -100,8 +107,10 @@ func testLongDocuments(t *testing.T, b Backend) {
 	}
 }
 
-// testBrokenLongDocument: a document that cannot be read to its end makes no run and has no other effect; its ID
-// may be used again.
+// testBrokenLongDocument: a document that cannot be read to its end leaves the store
+// as it was. The error is the document's own and not ErrFailed: a client that goes away must not stop
+// the store. The batch after it is stored. The ID may be used again, and what the store had
+// written of the broken document does not mix with the new one.
 func testBrokenLongDocument(t *testing.T, b Backend) {
 	s := b.Open(t)
 	broken := errors.New("broken")

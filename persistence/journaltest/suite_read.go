@@ -16,6 +16,10 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// This file: what Reader and Delete promise.
+
+// attempt returns a record with a value in every field, which differs from that of every other task. Sizes
+// and offsets are beyond 32 bits.
 func attempt(task, n uint32) messages.AttemptRecord {
 	return messages.AttemptRecord{
 		Task: task, Attempt: n, Result: messages.AttemptResult(task % 8), RC: int32(task%256) - 1,
@@ -26,6 +30,10 @@ func attempt(task, n uint32) messages.AttemptRecord {
 	}
 }
 
+// testAttempts: Attempts yields the attempts of a range of tasks, ordered by task and attempt, whatever
+// the order and the batches in which they were stored. The ranges touch the bounds of Badger's rows
+// (1,024 tasks), include tasks without an attempt, are empty, and reach beyond the highest task
+// number without an overflow. yield ends it by false. Another run's attempts stay apart.
 func testAttempts(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"), NewRun(2, "", "spec"))
@@ -65,7 +73,9 @@ func testAttempts(t *testing.T, b Backend) {
 	equal(t, "yields until false", n, 3)
 }
 
-// testAttemptOutput: a batch of 1,000 attempts with 8 KiB of output each.
+// testAttemptOutput: a batch of 1,000 attempts with 8 KiB of output each is stored whole, and the batch
+// after it, too. It is what a run of many short tasks writes at once, and more than one commit of
+// Badger holds.
 func testAttemptOutput(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"))
@@ -87,6 +97,8 @@ func testAttemptOutput(t *testing.T, b Backend) {
 	equal(t, "records", len(load(t, s, 1).Records), 2)
 }
 
+// unfinished returns the IDs of the unfinished runs, and checks that UnfinishedSummaries and Summary
+// agree on each.
 func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 	t.Helper()
 	runs, err := s.UnfinishedSummaries()
@@ -103,8 +115,9 @@ func unfinished(t testing.TB, s persistence.Store) []messages.RunID {
 	return ids
 }
 
-// testDefinitionIfPristine: a run is pristine until it journals something, and stays touched when a snapshot has
-// made that record superfluous.
+// testDefinitionIfPristine: a run is pristine until it journals something, and stays touched when a
+// snapshot has made that record superfluous. Recovery starts the actor of a pristine run without a
+// replay, so a touched run that counts as pristine would run its completed tasks again.
 func testDefinitionIfPristine(t *testing.T, b Backend) {
 	s := b.Open(t)
 	untouched := func() (which []string) {
@@ -130,7 +143,9 @@ func testDefinitionIfPristine(t *testing.T, b Backend) {
 	}
 }
 
-// testUnfinished follows runs through every kind of change, including a restart.
+// testUnfinished follows runs through every kind of change, including a restart of a finished run by its
+// user. Recovery continues the runs that UnfinishedSummaries names: a missing one would stand still
+// for ever. A run is in a list once, as unfinished or as finished, after each change.
 func testUnfinished(t *testing.T, b Backend) {
 	s := b.Open(t)
 	equal(t, "empty", len(unfinished(t, s)), 0)
@@ -160,7 +175,9 @@ func testUnfinished(t *testing.T, b Backend) {
 	equal(t, "next run", next, 301)
 }
 
-// testSummaries compares every combination of filters with the text of ListQuery.
+// testSummaries compares every combination of filters with matches, which restates the text of
+// messages.ListQuery as a loop over all runs. An engine with indexes takes different ways for
+// different filters; the message of a failure is the query.
 func testSummaries(t *testing.T, b Backend) {
 	s := b.Open(t)
 	states := []dag.RunState{dag.RunQueued, dag.RunRunning, dag.RunPaused, dag.RunCompleted, dag.RunErrored, dag.RunKilled}
@@ -212,6 +229,7 @@ func testSummaries(t *testing.T, b Backend) {
 	equal(t, "first summaries", got, all[:10])
 }
 
+// matches reports whether a list selects a summary.
 func matches(q messages.ListQuery, s *messages.Summary) bool {
 	ended := s.State >= dag.RunCompleted
 	wantsEnded := slices.ContainsFunc(q.States, func(st dag.RunState) bool { return st >= dag.RunCompleted })
@@ -225,7 +243,9 @@ func matches(q messages.ListQuery, s *messages.Summary) bool {
 	return ok
 }
 
-// testManySummaries: a list is longer than one page, and its caller writes while it reads.
+// testManySummaries: a list is longer than what an engine reads at once, and its caller writes while it
+// reads. So yield must be called without a lock that a commit needs. A run that finishes when it was
+// yielded does not disturb the rest of the list.
 func testManySummaries(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const n = 1500
@@ -317,6 +337,8 @@ func testListsWhileRunsChange(t *testing.T, b Backend) {
 	equal(t, "error", <-changed, nil)
 }
 
+// testKeys: idempotency keys are compared byte by byte and survive a restart. The empty key means that
+// a submission came without a key, so it is never found. keysUntil = 0 removes the key with its run.
 func testKeys(t *testing.T, b Backend) {
 	s := b.Open(t)
 	first := NewRun(1, "", "")
@@ -344,6 +366,9 @@ func testKeys(t *testing.T, b Backend) {
 	}
 }
 
+// testDelete: deleted runs are unknown to every read, also after a crash, and their IDs stay used: the
+// highest one that was deleted still counts for NextRun, since clients hold old IDs. An unfinished run
+// is refused, even one that was finished before. Unknown runs are skipped. Other runs stay.
 func testDelete(t *testing.T, b Backend) {
 	s := b.Open(t)
 	var runs []messages.RunID
@@ -382,6 +407,8 @@ func testDelete(t *testing.T, b Backend) {
 	}
 }
 
+// testDeleteBig: a run whose rows do not fit one step of a deletion is deleted like others, between
+// them, and so is a document in parts. After it the store is empty, and NextRun still counts.
 func testDeleteBig(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "small"), NewRun(2, "", string(incompressible(3<<20))), NewRun(3, "", "small"))
@@ -403,8 +430,9 @@ func testDeleteBig(t *testing.T, b Backend) {
 	equal(t, "next run", next, 4)
 }
 
-// testFinishedRuns: finished runs are counted, and listed by the time of their last change and by bounds of
-// their IDs.
+// testFinishedRuns: finished runs are counted, and listed by the time of their last change and by bounds
+// of their IDs. Retention finds old runs this way. Deleted and restarted runs leave the count. The
+// times descend while the IDs ascend, so an engine cannot take one for the other.
 func testFinishedRuns(t *testing.T, b Backend) {
 	s := b.Open(t)
 	for i := range 20 {
@@ -434,7 +462,9 @@ func testFinishedRuns(t *testing.T, b Backend) {
 	}
 }
 
-// testJournalRecords: the journal can be read without the rest of the run.
+// testJournalRecords: the journal can be read without the rest of the run, from any record on. A reader
+// of live events asks for what follows the last one that it has; first tells it that a snapshot has
+// replaced some of these.
 func testJournalRecords(t *testing.T, b Backend) {
 	s := b.Open(t)
 	first := NewRun(1, "", "spec")
@@ -447,8 +477,8 @@ func testJournalRecords(t *testing.T, b Backend) {
 		t.Helper()
 		records, from, err := s.JournalRecords(1, after)
 		equal(t, "error", err, nil)
-		equal(t, fmt.Sprintf("behind %d", after), fmt.Sprintf("%s", records), want)
-		equal(t, fmt.Sprintf("first behind %d", after), from, wantFirst)
+		equal(t, fmt.Sprintf("after %d", after), fmt.Sprintf("%s", records), want)
+		equal(t, fmt.Sprintf("first after %d", after), from, wantFirst)
 	}
 	check(0, "[1 2 3 4 5]", 1)
 	check(3, "[4 5]", 4)

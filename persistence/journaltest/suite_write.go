@@ -13,6 +13,12 @@ import (
 	"github.com/caravan-dag/caravan/persistence"
 )
 
+// This file: what Append promises apart from crashes (suite_crash.go): all parts of a batch come back,
+// batches are answered in order, a failure and a close are final.
+
+// testCreation: a run and its records come back from Load, before and after a restart, with the
+// numbers of the next record and of the next run. Header, sets and chunks of a run without a snapshot
+// are empty: its actor starts from the definition and the records alone.
 func testCreation(t *testing.T, b Backend) {
 	s := b.Open(t)
 	batch := NewRun(7, "a tag", `{"tasks":{}}`)
@@ -37,6 +43,10 @@ func testCreation(t *testing.T, b Backend) {
 	check(b.Reopen(t, s))
 }
 
+// testUnknown: each method that reads one run returns ErrNotFound for an unknown one, so that a caller
+// can tell it from a failed store. An unknown key is not an error: most submissions ask for one.
+// Delete skips unknown runs, because retention may repeat a deletion that a crash has interrupted.
+// CheckDiskSpace lets an empty store accept work.
 func testUnknown(t *testing.T, b Backend) {
 	s := b.Open(t)
 	next, err := s.NextRun()
@@ -70,7 +80,11 @@ func incompressible(n int) []byte {
 	return p
 }
 
-// testBigDocuments: sizes around every threshold, with other runs before and after.
+// testBigDocuments: documents of any size come back, and are answered in the order of Append (rule 3),
+// with other runs before and after. The sizes lie around the thresholds of Badger: 1,024 bytes from
+// which a document is compressed, the size of a row's part, the value threshold, and the limit of a
+// transaction, beyond which a batch is staged. An engine that divides large batches answers a small
+// one too early when this fails with "order".
 func testBigDocuments(t *testing.T, b Backend) {
 	s := b.Open(t)
 	sizes := []int{0, 1, 1023, 1024, 64 << 10, 512 << 10, 600 << 10, 6 << 20}
@@ -109,7 +123,9 @@ func testBigDocuments(t *testing.T, b Backend) {
 	}
 }
 
-// testOrder: rule 3, with many callers.
+// testOrder: rule 3, with many callers. Done is called in the order of Append, on one goroutine: the
+// test appends to done without a lock, which the race detector watches. The mutex around Append gives
+// concurrent calls an order that the test knows.
 func testOrder(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const callers, each = 8, 200
@@ -142,35 +158,8 @@ func testOrder(t *testing.T, b Backend) {
 	}
 }
 
-// testCrash: rules 1, 2 and 3. An acknowledged batch is there, whole. Any other batch is there whole or
-// not at all, and only together with all batches before it.
-func testCrash(t *testing.T, b Backend) {
-	s := b.Open(t)
-	for round := range 3 {
-		for i := range 50 {
-			run := messages.RunID(round*50 + i)
-			batch := NewRun(run, "t", fmt.Sprint("run ", run))
-			batch.Create.IdempotencyKey = fmt.Sprint("key ", run)
-			batch.Seq, batch.Records = 1, []byte("r")
-			batch.Attempts = []messages.AttemptRecord{{Task: 1, Attempt: 1}}
-			MustAppend(t, s, batch)
-		}
-		s = b.Crash(t, s)
-		next, err := s.NextRun()
-		equal(t, "error", err, nil)
-		equal(t, "next run", next, messages.RunID(round*50+50))
-		for run := range next {
-			st := load(t, s, run)
-			equal(t, "definition", string(st.Definition), fmt.Sprint("run ", run))
-			equal(t, "records", len(st.Records), 1)
-			equal(t, "attempts", len(attempts(t, s, run, 0, 10)), 1)
-			if id, _, ok, err := s.LookUpKey(fmt.Sprint("key ", run)); id != run || !ok || err != nil {
-				t.Fatalf("key of run %d: %d, %v, %v", run, id, ok, err)
-			}
-		}
-	}
-}
-
+// testSets: generated sets come back in the order of N, which is not that of their text ("12" is
+// after "2"), and a large one between small ones keeps its place and its bytes.
 func testSets(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"))
@@ -195,7 +184,10 @@ func testSets(t *testing.T, b Backend) {
 	}
 }
 
-// testTruncation: records below the cut are deleted with the header, not earlier.
+// testTruncation: a snapshot of several parts replaces the records below its cut when its header is
+// there, and not earlier: a crash between the parts must find the records. Chunks overwrite older
+// ones of the same index. The numbers of records go on after the cut, also when a snapshot covers
+// all records; else a restarted run would overwrite its journal. Other runs keep their records.
 func testTruncation(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"), NewRun(2, "", "other"), &persistence.Batch{Run: 2, Seq: 1, Records: []byte("kept")})
@@ -242,7 +234,8 @@ func testTruncation(t *testing.T, b Backend) {
 	equal(t, "records of the other run", len(load(t, s, 2).Records), 1)
 }
 
-// testHeaderParts: a small header after one of several parts, and a large record.
+// testHeaderParts: an engine that divides a large header or record into parts must not join the rest of
+// a larger former header to a smaller one.
 func testHeaderParts(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "spec"))
@@ -263,7 +256,10 @@ func testHeaderParts(t *testing.T, b Backend) {
 	equal(t, "records", load(t, s, 1).Records, [][]byte{[]byte("x")})
 }
 
-// testFailedStore: rule 4.
+// testFailedStore: rule 4. The batch whose commit fails gets ErrFailed, and so does every later call,
+// reads and deletions included. Failed and Err tell the engine, which then refuses requests. After a
+// crash the earlier batches are there, and whatever came after the failure is not: the failed batch
+// itself may be.
 func testFailedStore(t *testing.T, b Backend) {
 	s := b.Open(t)
 	MustAppend(t, s, NewRun(1, "", "before"))
@@ -289,14 +285,24 @@ func testFailedStore(t *testing.T, b Backend) {
 	if err := s.Delete([]messages.RunID{1}, 0); !errors.Is(err, persistence.ErrFailed) {
 		t.Errorf("Delete: %v", err)
 	}
+	if _, err := s.ExpireKeys(1, 0, 1); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("ExpireKeys: %v", err)
+	}
+	if err := s.SetClockMark(persistence.ClockMark{Steady: 7}); !errors.Is(err, persistence.ErrFailed) {
+		t.Errorf("SetClockMark: %v", err)
+	}
 	s = b.Crash(t, s)
 	equal(t, "definition", string(load(t, s, 1).Definition), "before")
 	if _, err := s.Load(3); !errors.Is(err, persistence.ErrNotFound) {
 		t.Errorf("a batch after the failure was written: %v", err)
 	}
+	if m, ok, err := s.ClockMark(); ok || err != nil {
+		t.Errorf("a mark after the failure was written: %+v, %v", m, err)
+	}
 }
 
-// testClose: all that was appended is answered, and later batches are refused.
+// testClose: Close answers all that was appended, and makes it durable. Later calls on the old store get
+// ErrClosed, also while another store has the data open. Close may be called again.
 func testClose(t *testing.T, b Backend) {
 	s := b.Open(t)
 	const n = 500
@@ -329,7 +335,8 @@ func testClose(t *testing.T, b Backend) {
 	equal(t, "runs", len(list(t, re, messages.ListQuery{All: true})), n)
 }
 
-// testConcurrency: readers see whole runs while writers write.
+// testConcurrency: readers see whole runs while writers write (rule 5): a run that a list yields can be
+// loaded, with its definition and its record. Lists ascend, however the runs change.
 func testConcurrency(t *testing.T, b Backend) {
 	s := b.Open(t)
 	var writers, readers sync.WaitGroup
