@@ -90,7 +90,7 @@ type durableCommit struct {
 // logFolder is the folder of the commit log, within the store's folder.
 const logFolder = "log"
 
-func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, error) {
+func openCommitLog(c Config, maxRowsBytes int, alarm func(error)) (*commitlog.Log, error) {
 	dir := filepath.Join(c.Dir, logFolder)
 	database, err := badgerguard.HoldsDatabase(c.Dir)
 	if err != nil {
@@ -100,7 +100,7 @@ func openCommitLog(c Config, maxRows int, alarm func(error)) (*commitlog.Log, er
 		return nil, fmt.Errorf("holds a database without its commit log (%s is missing): not written by this program, or in a row format before %d",
 			filepath.Join(dir, "state"), rowFormat)
 	}
-	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memTable), MaxRows: maxRows, Alarm: alarm})
+	log, err := commitlog.Open(dir, commitlog.Options{FS: c.FS, SegmentSize: segmentSize(c.memTable), MaxRowsBytes: maxRowsBytes, Alarm: alarm})
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, badgerguard.InUse(c.Dir)
 	}

@@ -21,6 +21,15 @@ const inventoryName = "INVENTORY"
 // knows. Without it a manifest that has lost its end looks like one that was never longer, and a table
 // that was replaced by another whole one looks like itself.
 //
+// Its file is text, for example as follows. The checksum in the last line is that of all lines before
+// it:
+//
+//	caravan inventory 1
+//	manifest 230 8f1d0c3a 00000011a2b3c4d5
+//	next 1200
+//	table 7 2097152 5b0c77e1 4711
+//	end 1c9a3b55
+//
 // It is older than the folder after a killed process. So it is compared in one direction: the manifest
 // may have grown since (it only grows, until Badger rewrites it whole), and tables may have come and
 // gone as the manifest says.

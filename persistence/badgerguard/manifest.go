@@ -25,7 +25,14 @@ const (
 	recordHead      = 8 // length, checksum
 )
 
-// Manifest is the content of Badger's MANIFEST: which tables exist.
+// Manifest is the content of Badger's MANIFEST: which tables exist. The file is a log of changes,
+// big-endian, to which Badger appends. It rewrites the file whole when it has collected many deletions:
+//
+//	+--------+------+------+------------+------------+--------------------+-----+
+//	| "Bdgr" | 0    | 8    | length u32 | CRC32C u32 | pb.ManifestChange… |  …  |
+//	|        | u16  | u16  |            |            | length bytes       |     |
+//	+--------+------+------+------------+------------+--------------------+-----+
+//	|<------ head -------->|<----------------- a record ------------------>|
 type Manifest struct {
 	Tables  map[uint64]Entry
 	Deleted map[uint64]bool // tables that were named once, and then deleted
@@ -68,6 +75,9 @@ func ReadManifest(dir string) (*Manifest, error) {
 	return m, nil
 }
 
+// parseManifest reads a manifest to its end. A record that is cut off by the end of the file is a torn
+// tail: Badger syncs a record after it has written it (manifestFile.addChanges), and a crash in between
+// leaves the beginning of it. Every other deviation is a damage, with its offset.
 func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 	if len(b) < manifestHead+recordHead {
 		return nil, newDamage(path, int64(len(b)), "the file ends here: a manifest has %d bytes or more", manifestHead+recordHead)
@@ -119,7 +129,8 @@ func parseManifest(path string, b []byte) (*Manifest, *Damage) {
 	return m, nil
 }
 
-// prefixWithSum returns the length of the prefix of b that has a checksum, -1 without one.
+// prefixWithSum returns the length of the prefix of b that has a checksum, -1 without one. It tells a
+// record whose length was damaged from one that was torn.
 func prefixWithSum(b []byte, sum uint32) int {
 	got := uint32(0)
 	for n := range b {

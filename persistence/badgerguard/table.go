@@ -33,8 +33,25 @@ func tableID(name string) (id uint64, ok bool) {
 	return id, err == nil && tableName(id) == name
 }
 
-// A table is blocks, index, size of the index, checksum, size of the checksum. A block is rows, the
-// offset of each, their number, checksum, size of the checksum. Sizes are 32 bits, big-endian.
+// A table, as table/builder.go of Badger writes it:
+//
+//	+---------+-----+---------+-------+---------------+----------+------------------+
+//	| block 0 |  …  | block n | index | index size u32| checksum | checksum size u32|
+//	+---------+-----+---------+-------+---------------+----------+------------------+
+//
+// A block, which the table may hold compressed:
+//
+//	+-------+-----+-------+---------------+---------------+----------+------------------+
+//	| row 0 |  …  | row m | offsets u32 … | number of rows| checksum | checksum size u32|
+//	+-------+-----+-------+---------------+---------------+----------+------------------+
+//	|<------------- what the checksum covers ------------>|
+//
+// A row is the length of the prefix that its key shares with the first key of the block (u16), the
+// length of the rest (u16), the rest, and the value: meta byte, user meta byte, expiry (varint),
+// content. A key ends with its version, inverted, in 8 bytes, so that newer versions come first.
+//
+// Sizes and the number of rows are big-endian. Badger writes offsets and lengths of rows as they lie
+// in memory; they are read here as little-endian, which is the order of amd64 and arm64.
 const (
 	maxChecksum = 24 // limit of an encoded checksum, in bytes
 	footerRoom  = 4 + maxChecksum + 4
@@ -149,8 +166,10 @@ func (t *tableReader) verify(report func(*Damage)) error {
 	return nil
 }
 
+// tableIndex is the index of a table: the place and the first key of each block. It lies in a buffer of
+// the tableReader, and is valid until the reader turns to the next table.
 type tableIndex struct {
-	start int64
+	start int64 // offset of the index, which is the end of the last block
 	*fb.TableIndex
 }
 

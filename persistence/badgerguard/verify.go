@@ -253,7 +253,8 @@ func (r *Report) readTables(ctx context.Context, dir string, o VerifyOptions, wa
 	return context.Cause(ctx)
 }
 
-// isDeleted reports whether Badger has deleted a table since the manifest was read.
+// isDeleted reports whether Badger has deleted a table since the manifest was read. A manifest that
+// cannot be read at this moment, because Badger is rewriting it, does not excuse a damage.
 func isDeleted(dir string, id uint64) bool {
 	m, err := ReadManifest(dir)
 	if err != nil {

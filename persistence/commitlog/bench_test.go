@@ -12,7 +12,7 @@ import (
 
 // BenchmarkAppend is the floor of a commit: one record of 200 bytes, appended and synced.
 func BenchmarkAppend(b *testing.B) {
-	l, err := commitlog.Open(filepath.Join(b.TempDir(), "log"), commitlog.Options{SegmentSize: 16 << 20, MaxRows: 1 << 20})
+	l, err := commitlog.Open(filepath.Join(b.TempDir(), "log"), commitlog.Options{SegmentSize: 16 << 20, MaxRowsBytes: 1 << 20})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -20,9 +20,11 @@ type Options struct {
 	// SegmentSize is the size of a segment, in bytes. The first ones of a new log are smaller: 1/16,
 	// then 1/4.
 	SegmentSize int64
-	// MaxRows is the limit of the rows of one record, in bytes.
-	MaxRows int
-	// Alarm is called, at most once and from any goroutine, when the log fails outside of a call.
+	// MaxRowsBytes is the limit of the encoded rows of one record, in bytes. Append refuses a longer
+	// one. A log that was written with a larger limit can still be opened and replayed.
+	MaxRowsBytes int
+	// Alarm is called, at most once and from any goroutine, when the log fails outside of a call: when
+	// the next segment cannot be made. The writer would learn that only when it needs the segment.
 	Alarm func(error)
 }
 
@@ -70,17 +72,20 @@ const (
 	lockName    = "LOCK"
 )
 
-// ErrFailed is wrapped by every error after the first one.
+// ErrFailed is wrapped by the error of the call that made the log fail, and by every error after it.
 var ErrFailed = errors.New("the commit log has failed")
 
 // Open opens the log in dir, or makes a new one, and proves that it is whole. It cuts a torn tail. The
 // error is a *DamageError when a file is not what was written, and wraps vfs.ErrLocked when another
 // process has the log. The caller replays the records after Applied before it appends.
+//
+// It reads all segments once. After an error no whole record has changed; the state file may say that the
+// log is open, which it says of a killed process, too.
 func Open(dir string, o Options) (l *Log, err error) {
 	if o.FS == nil {
 		o.FS = vfs.OS{}
 	}
-	if least := recordSize(o.MaxRows) + 2*pageSize; o.SegmentSize < least {
+	if least := recordSize(o.MaxRowsBytes) + 2*pageSize; o.SegmentSize < least {
 		o.SegmentSize = least
 	}
 	o.SegmentSize = (o.SegmentSize + pageSize - 1) / pageSize * pageSize
@@ -290,7 +295,13 @@ func (l *Log) LiveBytes() int64 { return l.liveBytes.Load() }
 func (l *Log) Identity() Identity { return l.state.identity }
 
 // Append writes a record, which is durable when Sync has returned nil. Its number must be one more than
-// that of the record before.
+// that of the record before, which must have been synced (rule 3); else it panics. The builder
+// belongs to the caller again when Append returns. A record of more than MaxRowsBytes is an error
+// that leaves the log as it was; every other error fails the log.
+//
+// The record is written as whole pages: the first begins with the bytes before the record in its page
+// (pageHead), and the last one ends with zeros. So the kernel does not have to read a page before it
+// changes a part of it, and the zeros overwrite what the last page held after the record.
 func (l *Log) Append(number uint64, g *RecordBuilder) error {
 	if err := l.Err(); err != nil {
 		return err
@@ -299,8 +310,8 @@ func (l *Log) Append(number uint64, g *RecordBuilder) error {
 		panic(fmt.Sprintf("commitlog: record %d after record %d, of which %d are synced", number, l.written, l.synced.Load()))
 	}
 	n := len(g.buf) - builderHead
-	if n < 0 || n > l.opts.MaxRows {
-		return fmt.Errorf("a record of %d bytes; %d are the limit", n, l.opts.MaxRows)
+	if n < 0 || n > l.opts.MaxRowsBytes {
+		return fmt.Errorf("a record of %d bytes; %d are the limit", n, l.opts.MaxRowsBytes)
 	}
 	for l.currentSegment.size-l.currentSegment.end < recordSize(n) {
 		if err := l.rotate(); err != nil {
@@ -348,7 +359,9 @@ func zeroExtend(b []byte, n int) []byte {
 	return b
 }
 
-// Sync makes the appended record durable.
+// Sync makes the appended record durable. The record may be acknowledged when it returns nil. In
+// between, after the sync, it writes the witness (writeWitness). An error fails the log: whether
+// the record is durable is unknown, and the next open finds it whole or cuts it.
 func (l *Log) Sync() error {
 	if err := l.Err(); err != nil {
 		return err

@@ -16,11 +16,11 @@ import (
 	"github.com/caravan-dag/caravan/persistence/commitlog"
 )
 
-const maxRows = 3000
+const maxRowsBytes = 3000
 
 // small makes segments of 16 KiB and more, so that tests see many.
 func small(fs vfs.FS) commitlog.Options {
-	return commitlog.Options{FS: fs, SegmentSize: 32 << 10, MaxRows: maxRows}
+	return commitlog.Options{FS: fs, SegmentSize: 32 << 10, MaxRowsBytes: maxRowsBytes}
 }
 
 func open(t testing.TB, dir string, fs vfs.FS) *commitlog.Log {
@@ -33,7 +33,7 @@ func open(t testing.TB, dir string, fs vfs.FS) *commitlog.Log {
 	return l
 }
 
-// recordOf is the content of record n: a few rows of up to maxRows bytes in all.
+// recordOf is the content of record n: a few rows of up to maxRowsBytes bytes in all.
 func recordOf(n uint64) *commitlog.RecordBuilder {
 	rng := rand.New(rand.NewPCG(n, 7))
 	g := new(commitlog.RecordBuilder)
@@ -198,7 +198,7 @@ func TestSparesAreBounded(t *testing.T) {
 func TestSegmentIsMadeWhileTheLastIsFilled(t *testing.T) {
 	dir := t.TempDir()
 	const segment, slice = 8 << 20, 128 << 10
-	l, err := commitlog.Open(dir, commitlog.Options{SegmentSize: segment, MaxRows: 64 << 10})
+	l, err := commitlog.Open(dir, commitlog.Options{SegmentSize: segment, MaxRowsBytes: 64 << 10})
 	must(t, err)
 	const first, next = segment / 16, segment / 4
 	g := new(commitlog.RecordBuilder)
@@ -347,7 +347,7 @@ func TestMisusePanics(t *testing.T) {
 	fill(t, l, 3)
 	if err := l.Append(4, func() *commitlog.RecordBuilder {
 		g := recordOf(4)
-		g.Set([]byte("k"), make([]byte, maxRows))
+		g.Set([]byte("k"), make([]byte, maxRowsBytes))
 		return g
 	}()); err == nil || errors.Is(err, commitlog.ErrFailed) {
 		t.Errorf("a record that is too long: %v", err)

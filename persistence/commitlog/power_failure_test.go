@@ -31,7 +31,7 @@ func TestPowerFailureInANewSegment(t *testing.T) {
 				disk, err := faults.NewDisk(root)
 				must(t, err)
 				dir := filepath.Join(root, "log")
-				o := commitlog.Options{FS: disk, SegmentSize: 32 << 10, MaxRows: 12_000}
+				o := commitlog.Options{FS: disk, SegmentSize: 32 << 10, MaxRowsBytes: 12_000}
 				l, err := commitlog.Open(dir, o)
 				must(t, err)
 				for n := range last {

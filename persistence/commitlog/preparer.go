@@ -12,13 +12,40 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// The writer never waits for a file to be made: the next segment is prepared while the current one is
+// The life of a segment's file. Three goroutines take part: the preparer makes it, the writer fills it,
+// and the goroutine that calls Retire takes it out of the log.
+//
+//	0000000008.new    is being filled with zeros (makeSegment)
+//	0000000008.log    prepared: it has its header and its name (nameSegment)
+//	                  current: the writer appends records to it (rotate)
+//	                  full: the writer has gone on to the next one (rotate)
+//	0000000008.spare  retired: it keeps its content and waits to become a segment of a later
+//	                  sequence (retireSegment, openSpare)
+//	(removed)         retired, and smaller than SegmentSize or one spare too many
+//
+// The writer does not wait for a file to be made: the next segment is prepared while the current one is
 // being filled. The file was used before, or is new and filled with zeros. A write into blocks that were
 // written before changes only data, so its sync needs no commit of the file system's journal. A file
 // gets the name of a segment when its content is whole and synced, and the writer gets it when the name
 // is synced, too.
+//
+// A segment may be recycled when all its records were retired, which means that the store has made
+// them durable elsewhere. Retire keeps an order, so that a crash between two steps leaves a whole log:
+//
+//  1. The state file says, durably, that records up to this one are not needed (applied). Before
+//     that, a log without the segment would be damaged: its first records would be missing.
+//  2. The segment loses its name, and the folder is synced. Before that, its content must stay: a
+//     power failure could bring the old name back, with a header and records of another sequence.
+//  3. The preparer writes the new header over the old one, syncs it, and gives the file its new name.
+//     The former records stay in it. They do not pass for records of the new segment, because their
+//     checksums begin with the old sequence.
+//
+// The current segment is never recycled, even if all its records were retired: it has the number
+// where the log goes on.
 
-// requestSegment makes the preparer make the next segment.
+// requestSegment makes the preparer make the next segment. The writer calls it once for each segment, so
+// the send does not block: wanted has room for one size. Sizes grow by 4, from a sixteenth of
+// SegmentSize, so that a first start does not wait for a large file of zeros.
 func (l *Log) requestSegment() {
 	l.requested = true
 	l.pacer.start(l.currentSegment.end, l.currentSegment.size)
@@ -97,7 +124,7 @@ func (l *Log) prepareLoop() {
 			return // the channel closes, so a writer that waits for the segment returns
 		}
 		// A record that is longer than the next segment must fit the one after.
-		size = max(size, min(recordSize(l.opts.MaxRows)+2*pageSize, l.opts.SegmentSize))
+		size = max(size, min(recordSize(l.opts.MaxRowsBytes)+2*pageSize, l.opts.SegmentSize))
 		l.sequence++
 		s, err := l.makeSegment(l.sequence, size/pageSize*pageSize)
 		if err != nil {
@@ -108,7 +135,9 @@ func (l *Log) prepareLoop() {
 	}
 }
 
-// makeSegment makes a file of the log.
+// makeSegment makes a file of the log: from a spare one if there is one of this size, else filled with
+// zeros. The preparer calls it, and Open for the first segment. After an error the draft stays in the
+// folder: the next open removes it (findSpares).
 func (l *Log) makeSegment(sequence uint64, size int64) (s *segment, err error) {
 	path, f, err := l.openSpare(size)
 	if err != nil {
@@ -193,7 +222,8 @@ func (l *Log) findSpares() error {
 }
 
 // Retire says that all records up to this one are durable elsewhere. Segments without a newer record
-// are reused. A smaller number than before is ignored.
+// are reused. A smaller number than before is ignored; a larger one than Last panics. It syncs files,
+// so it belongs on a goroutine of its own, not on the writer's. An error fails the log.
 func (l *Log) Retire(applied uint64) error {
 	if err := l.Err(); err != nil {
 		return err
@@ -233,7 +263,9 @@ func (l *Log) popRetired(applied uint64) *segment {
 }
 
 // retireSegment takes the oldest segment out of the log. It removes the name before the content
-// changes: else a power failure could leave the old name with the content of another segment.
+// changes: else a power failure could leave the old name with the content of another segment. A file
+// that is smaller than SegmentSize, or more than there is room for among the spares, is removed. The
+// caller holds filesMu, so the preparer does not take a spare between the rename and the sync.
 func (l *Log) retireSegment(s *segment) error {
 	l.liveBytes.Add(pageSize - s.end)
 	if err := s.file.Close(); err != nil {

@@ -9,13 +9,19 @@ import (
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
-// A record is
+// A record, in little-endian, with offsets in bytes:
 //
-//	checksum u32, length u32, number u64, rows, zeros up to a multiple of 8
+//	0          4          8                   16               16+n
+//	+----------+----------+-------------------+----------------+-------+
+//	| checksum | n        | number            | rows           | zeros |
+//	| u32      | u32      | u64               | n bytes        | 0…7   |
+//	+----------+----------+-------------------+----------------+-------+
+//	           |<------- what the checksum covers ------------>|
 //
-// in little-endian. The checksum (CRC32C) covers the rest of the record up to the end of the rows, and
-// begins with the log's identity, the segment's sequence and the record's offset. So bytes of another
-// log, of former content of the file, or at another place never pass for a record.
+// The zeros fill the record up to a multiple of 8, where the next one begins. The checksum (CRC32C)
+// begins with the log's identity, the segment's sequence and the record's offset, which are not
+// stored in the record. So bytes of another log, of former content of the file, or at another place
+// never pass for a record. A number is at least 1: zeros are the end.
 const (
 	recordHead  = 16
 	recordAlign = 8
@@ -29,11 +35,14 @@ type Identity [16]byte
 
 func (id Identity) String() string { return fmt.Sprintf("%x", id[:]) }
 
-// segmentSum is the beginning of the checksums of a segment's records.
+// segmentSum is the beginning of the checksums of a segment's records. It is computed once for a
+// segment, so that a record costs the checksum of its own bytes and 8 more.
 func segmentSum(id Identity, sequence uint64) uint32 {
 	return crc32.Checksum(binary.LittleEndian.AppendUint64(id[:], sequence), castagnoli)
 }
 
+// recordSum returns the checksum of a record at an offset of a segment. body is the record from its
+// length to the end of the rows, without the zeros.
 func recordSum(segment uint32, offset int64, body []byte) uint32 {
 	var at [8]byte
 	binary.LittleEndian.PutUint64(at[:], uint64(offset))
@@ -58,9 +67,13 @@ func parseHead(b []byte) (n int64, number uint64) {
 }
 
 // RecordBuilder encodes the rows of one commit, once: the log writes them as they are, and another log
-// may send them over a network. Its zero value is ready after Reset.
+// may send them over a network. Its zero value is ready after Reset. One goroutine at a time uses it.
+// It keeps its buffer, so a writer that uses one builder for all commits allocates only for a commit
+// that is larger than those before.
 //
 //	row = set, key length, key, value length, value | delete, key length, key
+//
+// The kinds are one byte each, 1 and 2. The lengths are unsigned varints, in bytes.
 type RecordBuilder struct {
 	// buf has space before the rows for the record's header, and before that for the bytes that are
 	// already in the same page: a page is written whole.
@@ -81,7 +94,8 @@ func (g *RecordBuilder) Reset() {
 	g.buf = g.buf[:builderHead]
 }
 
-// Grow makes room for rows of n bytes.
+// Grow makes room for rows of n bytes, so that adding them does not copy those that are there. It is
+// a hint: Set and Delete grow the buffer, too.
 func (g *RecordBuilder) Grow(n int) {
 	if free := cap(g.buf) - len(g.buf); free < n+pageSize { // also for the end of the last page
 		g.buf = append(make([]byte, 0, len(g.buf)+n+n/4+2*pageSize), g.buf...)
@@ -114,7 +128,9 @@ type Row struct {
 
 var errEncodedRows = errors.New("rows cannot be decoded")
 
-// Rows calls fn for each encoded row.
+// Rows calls fn for each encoded row, in the order in which they were added. It ends with the first
+// error of fn, or with an error of its own where b is not what RecordBuilder made: cut off, of an
+// unknown kind, or with an empty key. A record has a checksum, so that is a bug and not damage.
 func Rows(b []byte, fn func(Row) error) error {
 	for len(b) > 0 {
 		kind := b[0]

@@ -10,16 +10,37 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
+// The scan reads a whole log and decides where it ends. Open, Verify and Replay begin with it. It
+// changes no file: Open cuts a torn tail afterwards (resumeAfterLast).
+//
+// # Torn tail or damage
+//
+// The scan reads records in order until the bytes at the next offset do not have the checksum of one.
+// These bytes decide. The "next" record is the one after the last whole record:
+//
+//	zeros, or former content of the file                          the end
+//	a part of the next record, which was never acknowledged       a torn tail: a crash came during its
+//	                                                              write. It is cut
+//	a part of the next record, or zeros, and it was acknowledged  damage: a durable record is lost
+//	a later record, anywhere after the end, also in a segment     damage: a record is written when the
+//	that follows                                                  one before is synced (rule 3)
+//	a record whose number is not the next one                     damage: a gap
+//	a segment that is missing between two others, or at the       damage: its records are lost
+//	beginning before the first record after Applied
+//
+// A record was acknowledged when the witness, or Applied, or the number that a clean Close has stored
+// is not below its number. The witness may be too old after a power failure: see the end of doc.go.
+
 // scan is the result of reading all segments.
 type scan struct {
 	dir      string
 	state    state
-	witness  uint64
+	witness  uint64     // the newest record that is known to have been synced
 	segments []*segment // ascending, open
-	last     uint64     // number of the last record
-	records  int
-	longest  int // rows of the longest record after Applied, in bytes
-	tail     int // index in segments: the place of the last record, or of the first one
+	last     uint64     // number of the last record; 0 without one
+	records  int        // number of records, those up to Applied included
+	longest  int        // rows of the longest record after Applied, in bytes
+	tail     int        // index in segments: the place of the last record, or of the first one
 }
 
 func (sc *scan) close() {
@@ -128,8 +149,13 @@ func (sc *scan) checkNumber(i int, number uint64) error {
 	return newDamage(of.path, of.end, "record %d is damaged; record %d follows it, in %s", next, number, filepath.Base(s.path))
 }
 
-// checkEnd tells a torn tail from damage. The tail is torn when it is followed by no whole record, and
-// when no record from there on was acknowledged.
+// checkEnd tells a torn tail from damage, as the table above says. The tail is torn when it is followed
+// by no whole record, and when no record from there on was acknowledged.
+//
+// It searches the rest of the log for whole records, at each offset where one could begin. That costs
+// as much as reading the rest of the last segments once. limit bounds the numbers that count: after
+// the last one there is room for so many records at most, and a larger number is content of rows.
+// A log that was closed cleanly and has all its records is not searched.
 func (sc *scan) checkEnd(buf []byte) error {
 	if len(sc.segments) == 0 {
 		if sc.witness > 0 || sc.state.applied > 0 {
@@ -217,7 +243,9 @@ func (sc *scan) report() Report {
 	return r
 }
 
-// Replay calls fn for each whole record, in order, without changing the log. On a damaged log it calls
+// Replay calls fn for each whole record, those up to Applied included, in order, without changing the
+// log. It is for a log that no process uses, such as that of a damaged folder whose rows are to be
+// saved: an open log has Log.Replay. On a damaged log it calls
 // fn for the records before the damage, and returns the error that Verify returns. The function Rows
 // reads the rows; they are valid until fn returns.
 func Replay(fsys vfs.FS, dir string, fn func(number uint64, rows []byte) error) error {

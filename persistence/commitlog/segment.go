@@ -14,12 +14,30 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// A segment begins with a page that identifies it:
+// A segment is a file whose size never changes, a multiple of the page of 4,096 bytes:
 //
-//	magic [8], format u32, 0 u32, sequence u64, size u64, identity [16], zeros, checksum u32 of all before it
+//	0        4096                                       end               size
+//	+--------+-----------+-----------+-----+------------+-----------------+
+//	| header | record 12 | record 13 |  …  | record 57  | zeros, or what  |
+//	|        |           |           |     |            | the file held   |
+//	+--------+-----------+-----------+-----+------------+-----------------+
 //
-// Its records follow without gaps. After the last one come zeros, or what the file held before; neither
-// passes for a record.
+// Records follow each other without gaps, and cross pages as they come. None crosses a segment: one
+// that does not fit begins the next segment, so the rest of a full segment is as unused as that of
+// the current one. The bytes after the last record never pass for one: the numbers of former
+// records, and the offset and the sequence in their checksums, are others.
+//
+// The header page, in little-endian:
+//
+//	offset  bytes
+//	     0      8  magic, "CARVNSEG"
+//	     8      4  format
+//	    12      4  0
+//	    16      8  sequence, the number in the file's name
+//	    24      8  size of the file, in bytes
+//	    32     16  identity of the log
+//	    48   4044  zeros
+//	  4092      4  CRC32C of all bytes before it
 const (
 	segmentMagic  = "CARVNSEG"
 	format        = 1
@@ -30,12 +48,12 @@ const (
 type segment struct {
 	path     string
 	sequence uint64
-	size     int64
+	size     int64  // in bytes, with the header page
 	sum      uint32 // checksum of identity and sequence, see segmentSum
 	first    uint64 // number of its first record; 0 for an empty segment
-	last     uint64
-	lastAt   int64 // offset of its last record
-	end      int64 // offset of the next record
+	last     uint64 // number of its last record; 0 for an empty segment
+	lastAt   int64  // offset of its last record, as the scan found it; the writer does not update it
+	end      int64  // offset of the next record; pageSize for an empty segment
 	file     vfs.File
 }
 
@@ -65,7 +83,9 @@ func segmentHeader(id Identity, sequence uint64, size int64) []byte {
 	return binary.LittleEndian.AppendUint32(h, crc32.Checksum(h, castagnoli))
 }
 
-// checkHeader compares a segment's first page with the expected one.
+// checkHeader compares a segment's first page with the expected one. A difference is a *DamageError,
+// with the offset of the first wrong byte or field; another format of a whole header is a plain error:
+// the program is too old or too new, and the file is as it was written.
 func checkHeader(h []byte, path string, id Identity, sequence uint64, size int64) error {
 	want := segmentHeader(id, sequence, size)
 	if bytes.Equal(h, want) {
@@ -91,7 +111,8 @@ func checkHeader(h []byte, path string, id Identity, sequence uint64, size int64
 	return newDamage(path, 24, "it has %d bytes, not %d as its header says", size, binary.LittleEndian.Uint64(h[24:]))
 }
 
-// openSegment opens a segment and checks its header.
+// openSegment opens a segment and checks its header, not its records. The size is that of the file: a
+// segment that was cut has another size than its header says. The caller closes the file.
 func openSegment(fs vfs.FS, dir string, id Identity, sequence uint64, flag int) (*segment, error) {
 	path := segmentPath(dir, sequence)
 	f, err := fs.OpenFile(path, flag, 0)
@@ -116,7 +137,8 @@ func openSegment(fs vfs.FS, dir string, id Identity, sequence uint64, flag int) 
 	return s, nil
 }
 
-// segmentReader reads a segment front to back.
+// segmentReader reads a segment front to back, in windows. One buffer serves a whole scan: the reader
+// of the next segment takes it over. The bytes that it returns are valid until the next read.
 type segmentReader struct {
 	s   *segment
 	buf []byte
@@ -151,7 +173,9 @@ func (w *segmentReader) readAt(off, n int64) ([]byte, error) {
 	return w.buf[at : at+n : at+n], nil
 }
 
-// readRecord returns the record at an offset; number is 0 without one.
+// readRecord returns the record at an offset; number is 0 without one. A length that leads beyond the
+// segment and a wrong checksum both mean that no record begins there; the caller decides whether
+// that is the end or damage (checkEnd). rows are valid until the next read.
 func (w *segmentReader) readRecord(off int64) (number uint64, rows []byte, err error) {
 	head, err := w.readAt(off, recordHead)
 	if err != nil || len(head) < recordHead {
@@ -197,7 +221,8 @@ func (w *segmentReader) findRecord(off int64, last, limit uint64) (at int64, num
 	return 0, 0, nil
 }
 
-// looksLikeRecord reports whether the bytes at an offset look like the beginning of this record.
+// looksLikeRecord reports whether the bytes at an offset look like the beginning of this record, whole
+// or torn: its number is there. size is what it would take, cut at the end of the segment, in bytes.
 func (w *segmentReader) looksLikeRecord(off int64, number uint64) (size int64, ok bool, err error) {
 	b, err := w.readAt(off, recordHead)
 	if err != nil || len(b) < recordHead {

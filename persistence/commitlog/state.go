@@ -13,11 +13,26 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// The file "state" identifies the log and says how far it was used:
+// The file "state" identifies the log and says how far it was used. It has three pages, so that a
+// write that is torn harms one of them at most:
 //
-//	at 0 and 4096   a slot: magic [8], format u32, flags u32, generation u64, identity [16],
-//	                applied u64, last u64, checksum u32
-//	at 8192         the witness, twice: number u64, checksum u32, 0 u32
+//	0         4096      8192                12288
+//	+---------+---------+---------+---------+
+//	| slot 0  | slot 1  | witness | zeros   |
+//	+---------+---------+---------+---------+
+//
+//	slot    offset  bytes                        witness  offset  bytes
+//	             0      8  magic, "CARVNLOG"          0       8  number
+//	             8      4  format                     8       4  checksum
+//	            12      4  flags; 1 = closed         12       4  0
+//	            16      8  generation                16      16  the same again
+//	            24     16  identity
+//	            40      8  applied
+//	            48      8  last
+//	            56      4  checksum
+//
+// All numbers are little-endian, the checksums are CRC32C of what comes before them; that of the
+// witness begins with the identity.
 //
 // The slots are written in turn and synced; the whole slot with the higher generation counts. The
 // witness is the number of the newest record that was synced. It is written after each sync and not
@@ -35,7 +50,7 @@ const (
 
 // state is the content of a slot.
 type state struct {
-	generation uint64
+	generation uint64 // counts the writes; even ones go to slot 0, odd ones to slot 1
 	identity   Identity
 	closed     bool   // the log was closed cleanly, and last is the number of its last record
 	applied    uint64 // all records up to this one are durable elsewhere
@@ -83,7 +98,8 @@ func witnessSum(id Identity, number []byte) uint32 {
 	return crc32.Update(crc32.Checksum(id[:], castagnoli), castagnoli, number)
 }
 
-// decodeWitness reads the witness from its two copies.
+// decodeWitness reads the witness from its two copies. Either is enough: a crash may have torn the
+// other one. ok is false when both are damaged.
 func decodeWitness(b []byte, id Identity) (number uint64, ok bool) {
 	for range 2 {
 		if binary.LittleEndian.Uint32(b[8:]) == witnessSum(id, b[:8]) {
@@ -96,7 +112,9 @@ func decodeWitness(b []byte, id Identity) (number uint64, ok bool) {
 
 func statePath(dir string) string { return filepath.Join(dir, stateName) }
 
-// readState reads the state file. The error wraps fs.ErrNotExist when it is missing.
+// readState reads the state file: the newer whole slot, and the witness. The error wraps
+// fs.ErrNotExist when the file is missing, and is a *DamageError when both slots or both copies of
+// the witness are unusable.
 func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	path := statePath(dir)
 	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
@@ -132,7 +150,8 @@ func readState(fsys vfs.FS, dir string) (st state, witness uint64, err error) {
 	return st, witness, nil
 }
 
-// createState makes the state file of a new log.
+// createState makes the state file of a new log. It gets its name when it is whole and synced, so a
+// crash leaves either a log or a folder without one, from which the next open starts.
 func createState(fsys vfs.FS, dir string, st state) error {
 	path := statePath(dir)
 	draft := path + newSuffix
@@ -173,7 +192,8 @@ func openStateFile(fsys vfs.FS, dir string, st state) (*stateFile, error) {
 	return &stateFile{file: f, identity: st.identity, state: st}, err
 }
 
-// write makes a changed state durable.
+// write makes a changed state durable. It overwrites the older slot, so that a torn write leaves the
+// newer one, and syncs the whole file, the witness included.
 func (s *stateFile) write(change func(*state)) error {
 	next := s.state
 	change(&next)
@@ -188,7 +208,9 @@ func (s *stateFile) write(change func(*state)) error {
 	return nil
 }
 
-// writeWitness stores the number of the newest synced record.
+// writeWitness stores the number of the newest synced record, after the sync and before it is
+// acknowledged. In the other order a power failure between the two could leave a witness of a record
+// that was never acknowledged, and the open would take the torn rest of that record for damage.
 func (s *stateFile) writeWitness(number uint64) error {
 	s.scratch = appendWitness(s.scratch[:0], s.identity, number)
 	_, err := s.file.WriteAt(s.scratch, witnessAt)
