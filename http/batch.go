@@ -457,13 +457,14 @@ func (l *lineReader) fill() {
 		return
 	}
 	if cap(l.unread)-len(l.unread) < lineBuffer/16 {
-		if err := l.reserve(memoryPerByte * int64(len(l.unread))); err != nil {
-			l.readErr = err
-			return
-		}
 		size := max(2*len(l.unread), lineBuffer)
 		if most := l.limit + lineBuffer; int64(size)+lineBuffer >= l.limit && int64(len(l.unread)) < l.limit {
 			size = int(most) // the longest line fits: a longer one is refused before this grows again
+		}
+		// The buffer counts before its bytes arrive, the line with all that is made of it.
+		if err := l.reserve(max(memoryPerByte*int64(len(l.unread)), int64(size))); err != nil {
+			l.readErr = err
+			return
 		}
 		l.unread = append(make([]byte, 0, size), l.unread...)
 	}

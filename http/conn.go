@@ -226,6 +226,37 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// chunkDeadline gives a body in chunks the time that an announced body of its length has: the timeout,
+// and a second for each minBodyRate bytes. Its length is not known in advance, so the deadline moves as
+// the bytes arrive. The zero value leaves the deadline as it is.
+type chunkDeadline struct {
+	conn     *conn
+	began    time.Time // when the body began to be read
+	timeout  time.Duration
+	received int64 // bytes so far
+	extended int64 // received, when the deadline was set; 0 = fasthttp has set it
+}
+
+// newChunkDeadline returns the deadline of a body whose reading begins; the zero value for an announced
+// one, which requestLimits has given its time.
+func newChunkDeadline(ctx *fasthttp.RequestCtx, announced int, timeout time.Duration) chunkDeadline {
+	c := connOf(ctx)
+	if c == nil || announced >= 0 {
+		return chunkDeadline{}
+	}
+	return chunkDeadline{conn: c, began: time.Now(), timeout: timeout}
+}
+
+// extend adds bytes that have arrived. It moves the deadline once for each minBodyRate of them, so that
+// short bodies and small chunks do not each set a timer.
+func (d *chunkDeadline) extend(n int) {
+	if d.received += int64(n); d.conn == nil || d.received-d.extended < minBodyRate {
+		return
+	}
+	d.extended = d.received
+	_ = d.conn.SetReadDeadline(d.began.Add(d.timeout + time.Duration(d.received/minBodyRate)*time.Second)) // an error means that the connection is closed: so says the next read
+}
+
 // clientKey identifies a client for limits: an IPv4 address, the /64 network of an IPv6 address,
 // or the user at the other end of a unix socket. The zero value is shared by all clients that
 // cannot be told apart.

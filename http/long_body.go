@@ -180,7 +180,7 @@ func (ss *longBodySet) len() int {
 // receiveLongBody receives a long body: the part that was already read, and the rest. announced is the
 // Content-Length, or negative for a body in chunks. The caller releases the body. After an error the
 // connection closes, and the client gets the answer while it may still be sending (drainOnClose).
-func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int) (*longBody, error) {
+func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io.Reader, announced int, deadline chunkDeadline) (*longBody, error) {
 	var who clientKey
 	if c := connOf(ctx); c != nil {
 		who = c.client
@@ -200,7 +200,7 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 		_ = f.Close() // the file needs no sync
 		s.longBodies.remove(who)
 	}}
-	if err := s.writeLongBody(ctx, b, begun, rest, announced); err != nil {
+	if err := s.writeLongBody(ctx, b, begun, rest, announced, deadline); err != nil {
 		drainOnClose(ctx)
 		ctx.SetConnectionClose()
 		b.release()
@@ -212,7 +212,7 @@ func (s *Server) receiveLongBody(ctx *fasthttp.RequestCtx, begun []byte, rest io
 // writeLongBody writes a complete body to its file. It asks the engine at the start and after each MiB
 // whether it accepts runs, because free disk is a condition of that: bodies in the data folder must not
 // take the space that the store needs for its next commits.
-func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int) error {
+func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []byte, rest io.Reader, announced int, deadline chunkDeadline) error {
 	piece, looked := begun, int64(0)
 	room := make([]byte, copyBuffer)
 	for end := false; ; {
@@ -235,6 +235,7 @@ func (s *Server) writeLongBody(ctx *fasthttp.RequestCtx, b *longBody, begun []by
 		}
 		n, err = rest.Read(room)
 		piece = room[:n]
+		deadline.extend(n)
 		switch {
 		case err == io.EOF && announced >= 0 && b.fileBytes+int64(n) < int64(announced):
 			err = io.ErrUnexpectedEOF

@@ -223,6 +223,51 @@ func TestAnnouncedLength(t *testing.T) {
 	s.conns.close(true)
 }
 
+// TestAnnouncedBodiesAreCounted: the buffer of a body counts before its bytes arrive, so that clients
+// which only announce bodies stay within the memory for bodies.
+func TestAnnouncedBodiesAreCounted(t *testing.T) {
+	s := serve(t, contractEngine(t))
+	// fasthttp waits for the first 8 KiB itself.
+	announced := fmt.Sprintf("POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", maxOtherBody, strings.Repeat(" ", 10_000))
+	for i, head := range []string{
+		announced,
+		"POST /v1/dagruns HTTP/1.1\r\nHost: c\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+	} {
+		held := s.bodies.inUse()
+		s.raw(head)
+		want := []int64{maxOtherBody, lineBuffer}[i]
+		testenv.Eventually(t, "its buffer is counted", func() bool { return s.bodies.inUse() >= held+want })
+	}
+	s.bodies.mu.Lock()
+	s.bodies.limit = maxOtherBody
+	s.bodies.mu.Unlock()
+	_, r := s.raw(announced)
+	refusedWith(t, s.answerTo(r), 503, "too many bytes")
+	s.conns.close(true)
+	testenv.Eventually(t, "all is given back", func() bool { return s.bodies.inUse() == 0 })
+}
+
+// TestSlowChunkedBody: a body in chunks has the time that an announced one of its length has, in memory
+// and in a file. One that stops arriving is given up.
+func TestSlowChunkedBody(t *testing.T) {
+	const timeout = 150 * time.Millisecond
+	for _, size := range []int{4 * minBodyRate, longBodyBytes + 4*minBodyRate} {
+		e := &fakeEngine{}
+		s := serveLong(t, e, func(c *Config) { c.ReadTimeout = timeout })
+		const head = "POST /v1/dagrun HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+		c, r := s.raw(fmt.Sprintf("%s%x\r\n%s\r\n", head, size, strings.Repeat(" ", size)))
+		<-time.After(3 * timeout) // longer than the timeout, shorter than size / minBodyRate
+		if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n0\r\n\r\n", len(contractSpec), contractSpec); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.answerTo(r); got.body != `{"runID":0}` {
+			t.Errorf("%d bytes: %d %s", size, got.status, got.body)
+		}
+		_, r = s.raw(head + "1\r\n{\r\n")
+		refusedWith(t, s.answerTo(r), 408, "did not arrive in time")
+	}
+}
+
 // TestChunkedBodies are read to their end, and to their limit.
 func TestChunkedBodies(t *testing.T) {
 	e := contractEngine(t)

@@ -84,7 +84,8 @@ const (
 //	first byte      ReadTimeout on a new connection, IdleTimeout between two requests
 //	header, body    ReadTimeout from the first byte (of a new connection: from its start), as one
 //	                deadline; a body of more than 1 MiB has a second more for each 64 KiB
-//	                (requestLimits), and a batch has a deadline for each read
+//	                (requestLimits), one in chunks as its bytes arrive (chunkDeadline), and a batch has
+//	                a deadline for each read
 //	the engine      answers within its own deadline; waits end at their bound, with their client, its
 //	                right or the service
 //	the answer      WriteTimeout for each 64 KiB (conn.Write), as long as it may be

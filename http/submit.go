@@ -218,10 +218,18 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 	if announced >= 0 {
 		first = min(announced, maxOtherBody)
 	}
+	// Before the bytes arrive: a client that only announces a body takes the buffer, too.
+	if err := held.resize(int64(first)); err != nil {
+		drainOnClose(ctx)
+		ctx.SetConnectionClose()
+		return nil, nil, s.overBudget(err)
+	}
+	deadline := newChunkDeadline(ctx, announced, s.cfg.ReadTimeout)
 	doc := make([]byte, 0, first+1) // one byte more, to find the end without growing
 	for {
 		n, err := stream.Read(doc[len(doc):cap(doc)])
 		doc = doc[:len(doc)+n]
+		deadline.extend(n)
 		switch {
 		case int64(len(doc)) > s.cfg.MaxBody:
 			return nil, nil, s.bodyTooLarge(ctx)
@@ -236,7 +244,7 @@ func (s *Server) readBody(ctx *fasthttp.RequestCtx, held *budgetShare) ([]byte, 
 			return nil, nil, &refusal{p.status, p.detail}
 		}
 		if len(doc) > longBodyBytes || len(doc) == cap(doc) && announced > longBodyBytes {
-			long, err := s.receiveLongBody(ctx, doc, stream, announced)
+			long, err := s.receiveLongBody(ctx, doc, stream, announced, deadline)
 			return nil, long, err
 		}
 		if len(doc) == cap(doc) {
