@@ -12,16 +12,23 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// endedLog reads the kept bytes of an ended attempt's stream. It is not safe for concurrent use.
+// endedLog reads the kept bytes of an ended attempt's stream. It is not safe for concurrent use. A
+// stream that exceeded its bound has lost its middle, so there are two kinds of offsets:
+//
+//	stream   |--- Head ---|........ cut ........|--- Tail ---|   0 … Size
+//	kept     |--- Head ---|--- Tail ---|                         0 … Head+Tail
+//
+// Callers use those of the stream.
 type endedLog struct {
 	out   messages.Output
-	kept  io.ReaderAt // Head+Tail bytes, from 0
-	close func()
+	kept  io.ReaderAt // Head+Tail bytes, from 0: in memory, or a *sectionReader
+	close func()      // gives back what kept holds; may be called twice
 }
 
-// Log opens the stream of an ended attempt, from its record or from the run's file. Bytes of the
-// file are verified before they are returned. Damage, including a missing file, is a *DamageError
-// from Log or from ReadAt.
+// Log opens the stream of an ended attempt, from its record or from the run's file; out is what the
+// record has. Bytes of the file are verified before they are returned. Damage, including a missing
+// file, is a *DamageError from Log or from ReadAt, and Damaged has it from then on. The caller
+// closes the log: until then it holds the file open and, after a read, 64 KiB.
 func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 	length := out.Head + out.Tail
 	if length == 0 || out.Inline != nil {
@@ -51,20 +58,21 @@ func (s *Store) Log(id ID, out messages.Output) (messages.Log, error) {
 // sectionReader reads the kept bytes of a section. It keeps one block, so that consecutive reads
 // load a block once.
 type sectionReader struct {
-	f        io.ReaderAt
-	id       ID
-	length   int64
-	offset   int64
-	loaded   int64 // number of the block in block; -1 = none
-	block    *block
-	buffers  *sync.Pool
+	f        io.ReaderAt        // the run's file
+	id       ID                 // that the section must have
+	length   int64              // kept bytes, as the record has it
+	offset   int64              // of the section's header in the file
+	loaded   int64              // number of the block in block; -1 = none
+	block    *block             // from buffers; nil before the first read and after release
+	buffers  *sync.Pool         // of *block
 	onDamage func(*DamageError) // called with damage; may be nil
 }
 
-// block is a block with its checksum.
+// block is a block with its checksum, as it is in the file. The last one of a section is shorter.
 type block [blockBytes + sumBytes]byte
 
-// checkHeader checks that the section is the one that the record refers to.
+// checkHeader checks that the section is the one that the record refers to: the header must be
+// exactly the one that the record implies. A header that differs is parsed only to say how.
 func (r *sectionReader) checkHeader() error {
 	var b, want [headerBytes]byte
 	n, err := r.f.ReadAt(b[:], r.offset)
@@ -86,6 +94,7 @@ func (r *sectionReader) checkHeader() error {
 	return r.damageError(r.offset, fmt.Sprintf("the header has %d bytes at offset %d, the record has %d", length, offset, r.length))
 }
 
+// damageError reports damage at an offset of the file to onDamage, and returns it.
 func (r *sectionReader) damageError(at int64, reason string) error {
 	e := &DamageError{Offset: at, ID: r.id, Reason: reason}
 	if f, ok := r.f.(interface{ Name() string }); ok {
@@ -97,7 +106,7 @@ func (r *sectionReader) damageError(at int64, reason string) error {
 	return e
 }
 
-// ReadAt implements io.ReaderAt.
+// ReadAt implements io.ReaderAt. off counts the kept bytes.
 func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) && off < r.length {
 		number := off / blockBytes
@@ -113,7 +122,8 @@ func (r *sectionReader) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// loadBlock reads and verifies a block.
+// loadBlock reads and verifies a block, unless it is the one in r.block. Only a block that proves
+// whole is ever marked as loaded. Its errors are *DamageError, or those of reading.
 func (r *sectionReader) loadBlock(number int64) error {
 	if r.loaded == number {
 		return nil
@@ -138,7 +148,7 @@ func (r *sectionReader) loadBlock(number int64) error {
 	return nil
 }
 
-// release returns the block to the pool.
+// release returns the block to the pool. A later read would take another one.
 func (r *sectionReader) release() {
 	if r.block != nil {
 		r.buffers.Put(r.block)
@@ -147,6 +157,8 @@ func (r *sectionReader) release() {
 }
 
 // Verify verifies the kept bytes from offset off of the stream, and returns the first damage.
+// Package http calls it before it sends the status 200 and a long log: after that it could only
+// break the answer off.
 func (l *endedLog) Verify(off int64) error {
 	r, ok := l.kept.(*sectionReader)
 	if !ok {
@@ -172,7 +184,9 @@ func (r *sectionReader) verifyFrom(from int64) error {
 // tailOffset returns the offset in the stream where the kept tail begins.
 func (l *endedLog) tailOffset() int64 { return max(l.out.Size-l.out.Tail, l.out.Head) }
 
-// ReadAt implements messages.Log.
+// ReadAt implements messages.Log. off counts the bytes of the stream. A read in the cut middle is
+// messages.ErrCut; Kept tells where the next kept byte is. One call returns bytes of the head or of
+// the tail, never of both.
 func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
 	at, end := off, l.out.Head // in the kept bytes
 	switch {
@@ -200,7 +214,7 @@ func (l *endedLog) ReadAt(p []byte, off int64) (int, error) {
 // Size implements messages.Log.
 func (l *endedLog) Size() int64 { return l.out.Size }
 
-// Kept implements messages.Log.
+// Kept implements messages.Log: it returns the offset of the first kept byte at or after off.
 func (l *endedLog) Kept(off int64) int64 {
 	off = max(off, 0)
 	if off >= l.out.Head && off < l.tailOffset() {

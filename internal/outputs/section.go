@@ -9,7 +9,7 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// ID identifies a stream of an attempt.
+// ID identifies a stream of an attempt. Each is appended at most once.
 type ID struct {
 	Key    messages.AttemptKey
 	Stream messages.Stream
@@ -43,7 +43,7 @@ const (
 // castagnoliTable returns the table of CRC-32C, which package hash/crc32 computes once.
 func castagnoliTable() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
-// sectionBytes returns the size of a section in the file.
+// sectionBytes returns the size of a section of length kept bytes in the file.
 func sectionBytes(length int64) int64 {
 	blocks := (length + blockBytes - 1) / blockBytes
 	return headerBytes + length + blocks*sumBytes
@@ -81,7 +81,7 @@ func parseHeader(b []byte) (id ID, length, offset int64, ok bool) {
 	return id, int64(binary.LittleEndian.Uint64(b[24:])), int64(binary.LittleEndian.Uint64(b[32:])), true
 }
 
-// headerSum returns the checksum of a section's header.
+// headerSum returns the checksum of a section's header, with which the checksum of each block begins.
 func headerSum(id ID, length, offset int64) uint32 {
 	var b [headerBytes]byte
 	return binary.LittleEndian.Uint32(appendHeader(b[:0], id, length, offset)[headerBytes-sumBytes:])
@@ -94,15 +94,17 @@ func blockSum(header uint32, block int64, data []byte) uint32 {
 	return crc32.Update(crc32.Update(header, castagnoliTable(), b[:]), castagnoliTable(), data)
 }
 
-// sectionBuffer holds a few blocks with their checksums, so that writes are large.
+// sectionBuffer holds a few blocks with their checksums, so that writes are large: 256 KiB in one
+// system call.
 type sectionBuffer [4 * (blockBytes + sumBytes)]byte
 
-// sectionWriter writes consecutive sections.
+// sectionWriter writes consecutive sections. The end of one and the begin of the next may be in one
+// write. The caller calls flush after the last one.
 type sectionWriter struct {
 	w   io.WriterAt
-	at  int64 // offset in the file of buf
-	buf []byte
-	n   int
+	at  int64  // offset in the file of buf
+	buf []byte // of a sectionBuffer
+	n   int    // bytes in buf that are not written yet
 }
 
 // writeSection writes a section of length bytes from a reader, for the given offset. A shorter

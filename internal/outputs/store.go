@@ -17,7 +17,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// maxOpen is the number of files that stay open while they are idle.
+// maxOpen is the number of files that stay open while they are idle. Files in use are open beside
+// them, one for each run that appends or is read at the moment.
 const maxOpen = 64
 
 // Store keeps the output files of runs. It is safe for concurrent use.
@@ -29,19 +30,20 @@ type Store struct {
 	reserve func(total int64) int64 // set by KeepFree; nil = no reserve
 	pending atomic.Int64            // bytes of unfinished appends
 
-	mu               sync.Mutex
+	mu               sync.Mutex // guards the fields below, and some of each file
 	closed           bool
-	firstDamage      *DamageError // the first one
-	files            map[messages.RunID]*file
-	removalHolds     int              // unreleased calls of HoldRemovals
-	deferredRemovals []messages.RunID // removals to do at the last release
-	idle             *list.List       // of *file without users, the longest idle first
+	firstDamage      *DamageError             // that recordDamage was called with; nil = none so far
+	files            map[messages.RunID]*file // that are open and not removed
+	removalHolds     int                      // unreleased calls of HoldRemovals
+	deferredRemovals []messages.RunID         // removals to do at the last release
+	idle             *list.List               // of *file without users, the longest idle first
 }
 
 // ErrClosed means that the store is closed.
 var ErrClosed = errors.New("output store is closed")
 
-// Open opens an output folder and creates it if necessary.
+// Open opens an output folder and creates it if necessary. It reads no file: damage shows at the
+// first read of a block. The caller closes the store.
 func Open(dir string) (*Store, error) { return OpenFS(vfs.OS{}, dir) }
 
 // OpenFS is Open on a given file system.
@@ -72,6 +74,7 @@ func (s *Store) Damaged() error {
 	return s.firstDamage
 }
 
+// recordDamage keeps the first damage, which /healthz reports until the server is restarted.
 func (s *Store) recordDamage(e *DamageError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,14 +83,15 @@ func (s *Store) recordDamage(e *DamageError) {
 	}
 }
 
-// path is DIR/<run/1000>/<run>.out.
+// path is DIR/<run/1000>/<run>.out, such as output/12/12345.out: a folder then has at most 1,000
+// files, and a million runs have 1,000 folders.
 func (s *Store) path(run messages.RunID) string { return runPath(s.dir, run) }
 
 func runPath(dir string, run messages.RunID) string {
 	return filepath.Join(dir, strconv.FormatUint(uint64(run/1000), 10), strconv.FormatUint(uint64(run), 10)+".out")
 }
 
-// Part is Length kept bytes of one stream.
+// Part is Length kept bytes of one stream: head and tail of it, one after the other.
 type Part struct {
 	Stream messages.Stream
 	Body   io.Reader
@@ -132,7 +136,8 @@ func (s *Store) Append(key messages.AttemptKey, parts ...Part) (offsets []int64,
 	return offsets, nil
 }
 
-// writeParts writes the sections of the parts, one after the other.
+// writeParts writes the sections of the parts, one after the other, into reserved space. They are not
+// durable when it returns.
 func (s *Store) writeParts(f *file, key messages.AttemptKey, parts []Part, offsets []int64) error {
 	if len(parts) == 0 {
 		return nil
@@ -148,7 +153,11 @@ func (s *Store) writeParts(f *file, key messages.AttemptKey, parts []Part, offse
 	return w.flush()
 }
 
-// Remove deletes the file of a run. Open Logs stay readable. A missing file is not an error.
+// Remove deletes the file of a run. Open Logs stay readable. A missing file is not an error. It is
+// called after the run is durably deleted, and does not sync: a file that stays, or that a power
+// failure brings back, belongs to an ID that is never used again, and takes space alone. It must
+// not overlap with an Append of the same run, which might write to the deleted file; only runs that
+// have ended are removed.
 func (s *Store) Remove(run messages.RunID) error {
 	s.mu.Lock()
 	if s.removalHolds > 0 {
@@ -209,7 +218,11 @@ func JournalReserve(total int64) int64 {
 // returns for the size of the disk. It must be called before the first Append.
 func (s *Store) KeepFree(reserve func(total int64) int64) { s.reserve = reserve }
 
-// admitAppend accounts for an append that is not yet written. The caller calls leave after writing.
+// admitAppend accounts for an append of bytes bytes that is not yet written, or refuses it with
+// ErrDiskNearlyFull. The caller calls leave after writing. Appends under way count as if they were
+// still to be written, because statfs(2) may not know of them yet; so of many at a time some are
+// refused a little early. Other processes are not counted, and the reserve is large enough for
+// them.
 func (s *Store) admitAppend(bytes int64) (leave func(), err error) {
 	if s.reserve == nil {
 		return func() {}, nil

@@ -14,7 +14,9 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// HoldRemovals defers the removal of files until the caller calls release.
+// HoldRemovals defers the removal of files until the caller calls release, once. A backup holds
+// them while it copies the files of the runs that its rows have. Holds may overlap; the last
+// release removes what is due, on the goroutine that calls it.
 func (s *Store) HoldRemovals() (release func()) {
 	s.mu.Lock()
 	s.removalHolds++
@@ -34,6 +36,8 @@ func (s *Store) HoldRemovals() (release func()) {
 }
 
 // ForEachRun yields the runs that have a file, in arbitrary order, until yield returns an error.
+// Files with other names are skipped. A run that gets its file while the folder is read may be left
+// out.
 func (s *Store) ForEachRun(yield func(messages.RunID) error) error {
 	folders, err := s.fs.ReadDir(s.dir)
 	if err != nil {
@@ -61,8 +65,9 @@ func (s *Store) ForEachRun(yield func(messages.RunID) error) error {
 	return nil
 }
 
-// ReadRun calls fn with the present content of a run's file. It does nothing for a run without a
-// file.
+// ReadRun calls fn with the present content of a run's file. For a run without a file it does not
+// call fn. The content is passed on as it is, damaged or not: its checksums go along, and a read of
+// the copy finds the damage.
 func (s *Store) ReadRun(run messages.RunID, fn func(size int64, r io.Reader) error) error {
 	f, err := s.acquire(run, false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,7 +84,9 @@ func (s *Store) ReadRun(run messages.RunID, fn func(size int64, r io.Reader) err
 	return fn(size, io.NewSectionReader(f.f, 0, size))
 }
 
-// ImportRun creates the file of a run with size bytes. It is durable when ImportRun returns.
+// ImportRun creates the file of a run with size bytes of r, as ReadRun has yielded them. It is
+// durable when ImportRun returns. A run that has a file is an error, and so is an r with fewer or
+// more bytes.
 func (s *Store) ImportRun(run messages.RunID, size int64, r io.Reader) (err error) {
 	defer func() {
 		if err != nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/caravan-dag/caravan/messages"
 )
 
-// Ref is a stream as the record of its attempt describes it.
+// Ref is a stream as the record of its attempt describes it. Streams that are empty, or in the
+// record itself, refer to no file and are skipped.
 type Ref struct {
 	ID     ID
 	Output messages.Output
