@@ -15,7 +15,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// sectorBytes is the size that a device writes atomically.
+// sectorBytes is the size that a device writes atomically: the unit of older disks, because code that
+// survives it survives the larger units of others.
 const sectorBytes = 512
 
 // Disk is the operating system's file system below one folder, and a model of what a power failure
@@ -23,8 +24,8 @@ const sectorBytes = 512
 // out.
 //
 // The model is as strict as POSIX allows. A write is durable with the Sync of its file, a name with
-// the SyncDir of its folder, and neither implies the other: a synced file whose name was not synced is
-// gone. Unsynced writes may survive in any combination of sectors, because a device and the page
+// the SyncDir of its folder, and neither implies the other: a synced file whose name was not synced
+// is gone. Unsynced writes may survive in any combination of sectors, because a device and the page
 // cache write them in any order. Real file systems keep more, so code that survives the model does
 // not depend on their habits. A device that loses what it has confirmed is not modelled: no program
 // can survive that, and Damage stands for what it leaves.
@@ -37,7 +38,9 @@ type Disk struct {
 	dirs map[string]*directory // by path relative to root, starting with "."
 }
 
-// directory holds the names of a folder, as the process sees them and as of the last SyncDir.
+// directory holds the names of a folder, as the process sees them and as of the last SyncDir. The
+// two maps share their inodes: a file that was renamed without a SyncDir has its content under the
+// old name after a power failure.
 type directory struct {
 	current, synced map[string]*inode
 }
@@ -45,8 +48,8 @@ type directory struct {
 // inode is a file, or a folder if dir is set.
 type inode struct {
 	dir     bool
-	synced  []byte
-	pending []change // since the last Sync
+	synced  []byte   // content as of the last Sync
+	pending []change // since the last Sync, in their order
 }
 
 // change is a write, or a truncation if data is nil.
@@ -55,6 +58,7 @@ type change struct {
 	data []byte
 }
 
+// apply returns content with the change. It may change and share the memory of content.
 func (c change) apply(content []byte) []byte {
 	if c.data == nil {
 		return resize(content, c.off)
@@ -66,6 +70,8 @@ func (c change) apply(content []byte) []byte {
 	return content
 }
 
+// resize returns content with another length: cut, or with zeros at its end, as ftruncate(2) leaves
+// it.
 func resize(content []byte, size int64) []byte {
 	if size <= int64(len(content)) {
 		return content[:size:size]
@@ -73,7 +79,8 @@ func resize(content []byte, size int64) []byte {
 	return append(content, make([]byte, size-int64(len(content)))...)
 }
 
-// NewDisk returns the model of an existing folder. Its content counts as synced.
+// NewDisk returns the model of an existing folder. Its content counts as synced, and is held in
+// memory.
 func NewDisk(root string) (*Disk, error) {
 	d := &Disk{root: filepath.Clean(root), dirs: map[string]*directory{}}
 	err := filepath.WalkDir(d.root, func(path string, e fs.DirEntry, err error) error {
@@ -95,6 +102,8 @@ func NewDisk(root string) (*Disk, error) {
 	return d, err
 }
 
+// relative returns a path relative to the root, which is the key of d.dirs. Both are absolute, or
+// both relative to the working directory; a mixture is a mistake of the test.
 func (d *Disk) relative(path string) string {
 	rel, err := filepath.Rel(d.root, path)
 	if err != nil {
@@ -108,14 +117,17 @@ func (d *Disk) parent(path string) *directory { return d.dirs[d.relative(filepat
 
 // PowerCut creates the folder into with what a power failure at this moment leaves. With rng = nil
 // that is exactly what was synced. With a source of randomness each unsynced sector, and the
-// unsynced names of each folder, may be there too. The disk itself goes on: a test can cut the power at
-// each step of one execution, and recover from every result.
+// unsynced names of each folder, may be there too. The disk itself goes on: a test can cut the
+// power at each step of one execution, and recover from every result.
 func (d *Disk) PowerCut(into string, rng *rand.Rand) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.writeFolder(".", into, rng)
 }
 
+// writeFolder writes what is left of the folder rel into the new folder into. For each folder it
+// draws once whether the unsynced changes of its names are there, all of them or not any. The
+// caller holds d.mu.
 func (d *Disk) writeFolder(rel, into string, rng *rand.Rand) error {
 	if err := os.MkdirAll(into, 0o700); err != nil {
 		return err
@@ -165,7 +177,8 @@ func applySome(content []byte, pending []change, rng *rand.Rand) []byte {
 	return content
 }
 
-// OpenFile opens a file.
+// OpenFile opens a file below the root. A new one exists, after a power failure, once SyncDir was
+// called for its folder.
 func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,7 +201,8 @@ func (d *Disk) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, erro
 	return &diskFile{File: f, d: d, n: n}, nil
 }
 
-// Rename renames a file.
+// Rename renames a file. Folders are not supported: the model would keep the old paths of their
+// content.
 func (d *Disk) Rename(from, to string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -212,7 +226,8 @@ func (d *Disk) Remove(name string) error {
 	return nil
 }
 
-// MkdirAll creates folders.
+// MkdirAll creates folders. Each new one needs a SyncDir of its parent, from the top down, to
+// survive.
 func (d *Disk) MkdirAll(dir string, perm fs.FileMode) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -249,6 +264,8 @@ func (d *Disk) SyncDir(dir string) error {
 // Lock locks a file. PowerCut leaves lock files out.
 func (d *Disk) Lock(name string) (io.Closer, error) { return vfs.OS{}.Lock(name) }
 
+// diskFile is an open file of a Disk. Reads go to the real file, which has all writes; the model
+// only follows.
 type diskFile struct {
 	vfs.File
 	d *Disk
@@ -286,8 +303,10 @@ func (f *diskFile) Sync() error {
 	return nil
 }
 
-// Damage damages a file as disks do: it flips a bit, zeroes a page, truncates the file, or deletes
-// it. It returns a description. An empty file is deleted.
+// Damage damages a file as disks do: it flips a bit (6 of 10 times), zeroes a page (2), truncates
+// the file (1), or deletes it (1). It returns a description, for the message of a test that fails:
+// "bit 3 flipped at 17 of 4096". An empty file is deleted. A page that is zero already stays as it
+// was.
 func Damage(rng *rand.Rand, path string) (what string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {

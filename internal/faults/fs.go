@@ -12,7 +12,7 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Op is the operation of a call.
+// Op is the operation of a call, as rules and scripts name it.
 type Op string
 
 // Create is an OpenFile that may create the file; the other operations have the names of the
@@ -46,7 +46,12 @@ type Call struct {
 // ErrInjected is the error of a Rule without Err.
 var ErrInjected = errors.New("injected by the test")
 
-// Rule selects calls and their failure.
+// Rule selects calls and their failure. A Rule with neither Err nor Do fails with ErrInjected:
+//
+//	{Op: Sync, N: 3}                            the third Sync of any file fails
+//	{Op: Write, Path: "*.log", Err: EIO}        every write to such a file fails
+//	{Op: Write, Err: ENOSPC, Short: 512}        writes stop after 512 bytes, as on a full disk
+//	{Op: SyncDir, Do: func(Call) { cut() }}     the test acts before each call, which then goes on
 type Rule struct {
 	Op   Op     // "" = any
 	Path string // pattern of filepath.Match for the last element or the whole path; "" = any
@@ -57,9 +62,10 @@ type Rule struct {
 	// Do is called before the call goes on. It may block to delay the call.
 	Do func(Call)
 
-	seen int
+	seen int // matching calls so far; FS.mu guards it
 }
 
+// matches reports whether the rule is about a call. For Rename either path may match.
 func (r *Rule) matches(c Call) bool {
 	if r.Op != "" && r.Op != c.Op {
 		return false
@@ -78,20 +84,23 @@ func (r *Rule) matches(c Call) bool {
 	return false
 }
 
-// FS passes calls on to another file system, records them, and fails those that a Rule selects.
+// FS passes calls on to another file system, records them, and fails those that a Rule selects. Any
+// goroutine may call it. It follows either its rules or a script: a binary under a script runs for
+// minutes, and a record of all its calls would grow without bound.
 type FS struct {
 	base   vfs.FS
 	script *script // nil unless FollowScript made it
 
 	mu    sync.Mutex
-	calls []Call
-	rules []*Rule
+	calls []Call  // in the order of their start
+	rules []*Rule // in the order of Add
 }
 
 // New returns an FS without rules.
 func New(base vfs.FS) *FS { return &FS{base: base} }
 
-// Add adds a rule. The first matching rule with an error decides.
+// Add adds a rule, for the calls that begin after it. The first matching rule with an error
+// decides; the functions of all matching rules are called.
 func (f *FS) Add(r Rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -112,9 +121,9 @@ func (f *FS) Calls() []Call {
 	return slices.Clone(f.calls)
 }
 
-// intercept records a call and returns the error of the first rule that fails it, and how many bytes a
-// failing write still writes. It calls the functions of the rules without the lock, since they may
-// block while other goroutines go on.
+// intercept records a call and returns the error of the first rule that fails it, and how many
+// bytes a failing write still writes. It calls the functions of the rules without the lock, since
+// they may block while other goroutines go on.
 func (f *FS) intercept(c Call) (short int, err error) {
 	if f.script != nil {
 		return f.script.intercept(c)
@@ -172,6 +181,8 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (vfs.File, error)
 // fdFile is a file of the operating system, which has a descriptor and can be locked.
 type fdFile interface{ Fd() uintptr }
 
+// recordingFDFile is a recordingFile with a descriptor. A recordingFile alone must not have the
+// method Fd: code asks for it to find out whether a file can be locked.
 type recordingFDFile struct {
 	*recordingFile
 	fdFile
@@ -233,6 +244,7 @@ func (f *FS) Lock(name string) (io.Closer, error) {
 	return f.base.Lock(name)
 }
 
+// recordingFile is an open file of an FS. WriteOut, Stat and Name pass without a record.
 type recordingFile struct {
 	vfs.File
 	fs *FS
@@ -270,7 +282,7 @@ func (r *recordingFile) Sync() error {
 
 func (r *recordingFile) Close() error {
 	if _, err := r.fs.intercept(Call{Op: Close, Path: r.Name()}); err != nil {
-		r.File.Close()
+		r.File.Close() // close(2) releases the descriptor, also when it fails
 		return err
 	}
 	return r.File.Close()

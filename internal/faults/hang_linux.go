@@ -11,7 +11,9 @@ import (
 
 // Lease blocks every open of a file, including that of an exec, while it is held, for at most
 // /proc/sys/fs/lease-break-time seconds (45 by default). It simulates a program on an unresponsive
-// network file system.
+// network file system. The kernel makes whoever opens the file wait until the holder of the lease
+// gives it up (fcntl(2), F_SETLEASE), and takes it away after that time. A test that lasts longer
+// is then wrong.
 type Lease struct{ f *os.File }
 
 // HoldLease takes a lease on a file of this user that is not open. It waits for a process between
@@ -21,7 +23,7 @@ func HoldLease(path string) (*Lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range 1000 {
+	for range 1000 { // a second
 		if _, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err == nil {
 			return &Lease{f}, nil
 		}
@@ -34,7 +36,8 @@ func HoldLease(path string) (*Lease, error) {
 	return nil, fmt.Errorf("lease on %s: %w", path, err)
 }
 
-// HasWaiter reports whether an open of the file is blocked.
+// HasWaiter reports whether an open of the file is blocked: the kernel then asks for the lease to
+// be reduced, and F_GETLEASE returns what it asks for.
 func (l *Lease) HasWaiter() bool {
 	kind, err := unix.FcntlInt(l.f.Fd(), unix.F_GETLEASE, 0)
 	return err == nil && kind != unix.F_WRLCK
@@ -44,13 +47,15 @@ func (l *Lease) HasWaiter() bool {
 func (l *Lease) Release() { l.f.Close() }
 
 // HangingFolder is a mounted file system that never answers. A process that enters it hangs until
-// it is killed, or until Close. It simulates a dead server of a network file system.
+// it is killed, or until Close. It simulates a dead server of a network file system. It is a FUSE
+// file system without a daemon: this process holds /dev/fuse and leaves all requests but the first
+// one unread.
 type HangingFolder struct {
 	dir    string
 	device *os.File
 }
 
-// opInit is the only FUSE request that is answered.
+// opInit is the only FUSE request that is answered: FUSE_INIT of linux/fuse.h.
 const opInit = 26
 
 // MountHanging mounts such a file system on an empty folder. It needs root and FUSE.

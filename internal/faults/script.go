@@ -13,7 +13,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/vfs"
 )
 
-// Fault is a rule that a test gives to other processes in a file.
+// Fault is a rule that a test gives to other processes in a file: what a Rule is without functions,
+// which cannot be written down. The file is a JSON array of them.
 type Fault struct {
 	Op   Op     // "" = any
 	Path string // as Rule.Path
@@ -26,7 +27,8 @@ type Fault struct {
 }
 
 // WriteScript sets the faults of all file systems that follow the path, from their next call on. It
-// resets the counters of the former faults.
+// resets the counters of the former faults. Without faults it ends the disturbance. The new script
+// replaces the old one by a rename, so a process never reads half of it.
 func WriteScript(path string, faults ...Fault) error {
 	text, err := json.Marshal(faults)
 	if err != nil {
@@ -51,10 +53,14 @@ func ScriptHits(path string) ([]string, error) {
 	return strings.FieldsFunc(string(text), func(r rune) bool { return r == '\n' }), err
 }
 
+// hitsPath is the file to which all processes append their hits. It lies beside the script, outside
+// of the data folder, where a server would take it for a stranger.
 func hitsPath(path string) string { return path + ".hits" }
 
 // FollowScript returns a file system that fails calls as the script at path says. WriteScript may
-// replace the script at any time. Without a script no call fails. It does not record calls.
+// replace the script at any time. Without a script no call fails. It does not record calls. Each
+// call costs a stat of the script, and a matching one with Times also a read of the hits: for
+// tests, not for measuring.
 func FollowScript(base vfs.FS, path string) *FS {
 	return &FS{base: base, script: &script{path: path}}
 }
@@ -66,10 +72,13 @@ type script struct {
 	mu       sync.Mutex
 	lastRead fs.FileInfo // of the version that was read; nil if there is none
 	faults   []Fault
-	seen     []int
+	seen     []int // by fault: matching calls of this process
 }
 
-// intercept returns the error of the first fault that applies to a call.
+// intercept returns the error of the first fault that applies to a call, and how many bytes a
+// failing write still writes. Calls of this process are counted one at a time. Two processes may
+// each take the last of Times at one moment; tests that count set Op and Path so that only one of
+// them matches.
 func (s *script) intercept(c Call) (short int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +101,8 @@ func (s *script) intercept(c Call) (short int, err error) {
 	return 0, nil
 }
 
-// reload reads the script if it has changed.
+// reload reads the script if it has changed: each version is a file of its own, with its own inode
+// and time.
 func (s *script) reload() error {
 	info, err := os.Stat(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -125,6 +135,8 @@ func (s *script) countHits(i int) (n int) {
 	return n
 }
 
+// recordHit appends a line about a failed call, such as "0 4242 sync /tmp/data/db/log/1". O_APPEND
+// keeps the lines of several processes whole.
 func (s *script) recordHit(i int, c Call) error {
 	f, err := os.OpenFile(hitsPath(s.path), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
