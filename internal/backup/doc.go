@@ -13,6 +13,15 @@
 //	'Z'    uint64 rows, uint64 files, uint64 bytes of files, SHA-256 of the stream before
 //	       this chunk
 //
+// A backup without rows and files is the magic, a header and a trailer:
+//
+//	offset   0   CARAVAN BACKUP 1\n
+//	        17   'H'  len  crc  {"folder":"5f…","format":3,…}
+//	         …   'Z'  56   crc  0 0 0  SHA-256
+//
+// Rows and files come from one moment of the store. Package backup knows neither: it proves that a
+// stream is what a Writer wrote, and its users (cmd/caravan/backup.go) check what it means.
+//
 // Each checksum includes the number of the chunk, so a lost, repeated or moved chunk is detected.
 // The trailer must be the end of the stream. Writer and Read hold one chunk in memory, of at most
 // maxChunk bytes, whatever the stream claims.

@@ -14,20 +14,28 @@ import (
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
-// Sink receives the content of a backup in order. Slices are valid during the call. Nil members are
-// skipped.
+// Sink receives the content of a backup in order: the header, rows by ascending keys, files. Read
+// calls it on its own goroutine. Slices are valid during the call. Nil members are skipped. An
+// error of a member ends Read, which returns it as it is.
+//
+// Members see content before the trailer has proved it. They must be able to take it back.
 type Sink struct {
 	Header func(Header) error
 	Row    func(key, value []byte) error
-	// File receives the file of a run. It need not read r to its end.
+	// File receives the file of a run, of size bytes. It need not read r to its end, and must not
+	// use it after that. If the backup ends or is damaged within the file, r returns that error,
+	// and so does Read, whatever File makes of it.
 	File func(run uint64, size int64, r io.Reader) error
 }
 
-// ErrDamaged means that the stream is not a complete backup.
+// ErrDamaged means that the stream is not a complete backup: it ends early, was changed, or is
+// something else. The error that wraps it has the offset of the first chunk that cannot be right.
+// Errors of the reader itself, such as a broken connection, do not match it.
 var ErrDamaged = errors.New("not a complete backup")
 
-// Read reads a backup to its end and verifies all of it. The content in the sink is valid only if Read
-// returns without an error.
+// Read reads a backup to its end and verifies all of it. The content in the sink is valid only if
+// Read returns without an error. It reads r in pieces of 9 bytes and of a chunk, so a caller with a
+// file buffers it, and ends with a read that must find the end of the stream.
 func Read(r io.Reader, s Sink) (Summary, error) {
 	d := &decoder{r: r, hash: sha256.New(), sink: s}
 	if err := d.readAll(); err != nil {
@@ -36,18 +44,20 @@ func Read(r io.Reader, s Sink) (Summary, error) {
 	return d.sum, nil
 }
 
+// decoder is the state of one Read.
 type decoder struct {
 	r           io.Reader
-	hash        hash.Hash
+	hash        hash.Hash // SHA-256 of the stream so far
 	sink        Sink
-	offset      int64
-	chunkNumber uint64
-	buf         []byte
-	lastKey     []byte // for the order of keys
-	sum         Summary
-	rowsAllowed bool // rows may still follow
+	offset      int64   // in the stream, of the next chunk; for errors
+	chunkNumber uint64  // of the next chunk, from 0
+	buf         []byte  // payload of the present chunk; reused
+	lastKey     []byte  // for the order of keys
+	sum         Summary // of what was read so far
+	rowsAllowed bool    // rows may still follow
 }
 
+// damagedError returns an ErrDamaged at the chunk that begins at d.offset.
 func (d *decoder) damagedError(format string, a ...any) error {
 	return fmt.Errorf("%w: at offset %d: %s", ErrDamaged, d.offset, fmt.Sprintf(format, a...))
 }
@@ -60,6 +70,8 @@ func (d *decoder) truncatedError(err error) error {
 	return err
 }
 
+// readAll reads the stream: magic, header, rows, files, trailer. The order is part of the format,
+// so a chunk out of place is damage, even with a right checksum.
 func (d *decoder) readAll() error {
 	head := make([]byte, len(magic))
 	if _, err := io.ReadFull(d.r, head); err != nil {
@@ -75,7 +87,7 @@ func (d *decoder) readAll() error {
 	}
 	d.rowsAllowed = true
 	for {
-		digest := d.hash.Sum(nil)
+		digest := d.hash.Sum(nil) // of what precedes the chunk, in case that it is the trailer
 		k, payload, err := d.readChunk()
 		if err != nil {
 			return err
@@ -97,7 +109,9 @@ func (d *decoder) readAll() error {
 	}
 }
 
-// readChunk reads the next chunk. The payload is valid until the next call.
+// readChunk reads the next chunk. The payload is valid until the next call. It is returned only
+// with the right checksum. The length is bounded before memory is taken for it: a damaged one may
+// claim 4 GiB.
 func (d *decoder) readChunk() (chunkKind, []byte, error) {
 	var head [headSize]byte
 	if _, err := io.ReadFull(d.r, head[:]); err != nil {
@@ -141,6 +155,8 @@ func (d *decoder) readHeader() error {
 	return d.sink.Header(d.sum.Header)
 }
 
+// readRows passes the rows of a chunk on. Keys ascend through the whole backup, so a row can
+// neither be doubled nor out of place.
 func (d *decoder) readRows(b []byte) error {
 	for len(b) > 0 {
 		var key, value []byte
@@ -166,6 +182,7 @@ func (d *decoder) readRows(b []byte) error {
 	return nil
 }
 
+// readFile passes a file on: payload is its head chunk, and the chunks of its bytes follow.
 func (d *decoder) readFile(payload []byte) error {
 	if len(payload) != 16 {
 		return d.damagedError("file header of %d bytes", len(payload))
@@ -183,6 +200,7 @@ func (d *decoder) readFile(payload []byte) error {
 			return err
 		}
 	}
+	// The sink may have left a rest, which has to be verified like all else.
 	if _, err := io.Copy(io.Discard, f); err != nil {
 		return err
 	}
@@ -195,10 +213,11 @@ func (d *decoder) readFile(payload []byte) error {
 type fileReader struct {
 	d       *decoder
 	unread  int64  // bytes of the file that are still in the stream
-	pending []byte // read from the stream but not returned
-	err     error
+	pending []byte // read from the stream but not returned; the decoder's buffer
+	err     error  // the first one; it stays
 }
 
+// Read implements io.Reader. Each byte was verified with its chunk before it is returned.
 func (f *fileReader) Read(p []byte) (int, error) {
 	if f.err != nil {
 		return 0, f.err
@@ -225,6 +244,8 @@ func (f *fileReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// readTrailer compares the trailer with what was read, whose SHA-256 is digest, and requires the
+// end of the stream after it.
 func (d *decoder) readTrailer(payload, digest []byte) error {
 	if !bytes.Equal(payload, appendTrailer(nil, &d.sum, digest)) {
 		return d.damagedError("the trailer does not match the content")

@@ -13,6 +13,8 @@ import (
 	"github.com/caravan-dag/caravan/internal/lengthprefix"
 )
 
+// magic begins every backup. The number is that of the format of the stream; the format of the data
+// folder is in the header.
 const magic = "CARAVAN BACKUP 1\n"
 
 const (
@@ -20,9 +22,11 @@ const (
 	maxChunk = 4 << 20
 	// fullChunk is the size at which a chunk of rows is written, in bytes.
 	fullChunk = 256 << 10
-	headSize  = 1 + 4 + 4
+	// headSize is the size of a chunk without its payload, in bytes: kind, length, checksum.
+	headSize = 1 + 4 + 4
 )
 
+// chunkKind is the first byte of a chunk; see the package comment for the payload of each.
 type chunkKind byte
 
 const (
@@ -35,6 +39,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// chunkSum returns the checksum of a chunk: the CRC-32C of the number, kind, length and payload.
 func chunkSum(number uint64, k chunkKind, payload []byte) uint32 {
 	var head [13]byte
 	binary.LittleEndian.PutUint64(head[:], number)
@@ -60,18 +65,19 @@ type Summary struct {
 	Bytes  uint64 // of files
 }
 
-// Writer writes a backup: NewWriter, each Row, each File, Close. One goroutine uses it. After an error
-// the backup is incomplete for good, which a reader recognizes by the missing trailer; a writer that
-// gives up need only stop.
+// Writer writes a backup: NewWriter, each Row, each File, Close. One goroutine uses it. After an
+// error the backup is incomplete for good, which a reader recognizes by the missing trailer; a
+// writer that gives up need only stop.
 type Writer struct {
 	w           io.Writer
-	hash        hash.Hash
-	chunkNumber uint64
-	pendingRows []byte // of the unfinished chunk
+	hash        hash.Hash // SHA-256 of the stream so far
+	chunkNumber uint64    // of the next chunk, from 0
+	pendingRows []byte    // of the unfinished chunk
 	sum         Summary
 }
 
-// NewWriter starts a backup.
+// NewWriter starts a backup: it writes the magic and the header. It writes small pieces, so a
+// caller buffers w, and flushes it after Close.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	b := &Writer{w: w, hash: sha256.New(), sum: Summary{Header: h}}
 	text, err := json.Marshal(h)
@@ -84,12 +90,15 @@ func NewWriter(w io.Writer, h Header) (*Writer, error) {
 	return b, b.writeChunk(kindHeader, text)
 }
 
+// writeHashed writes a part of the stream that the trailer's SHA-256 covers. The trailer itself
+// passes here, too, after its digest was taken.
 func (b *Writer) writeHashed(p []byte) error {
 	b.hash.Write(p)
 	_, err := b.w.Write(p)
 	return err
 }
 
+// writeChunk writes one chunk of at most maxChunk bytes.
 func (b *Writer) writeChunk(k chunkKind, payload []byte) error {
 	var head [headSize]byte
 	head[0] = byte(k)
@@ -102,7 +111,9 @@ func (b *Writer) writeChunk(k chunkKind, payload []byte) error {
 	return b.writeHashed(payload)
 }
 
-// Row adds a row. Rows must come in ascending order of keys, and before all files.
+// Row adds a row. Rows must come in ascending order of keys, and before all files; Row does not
+// check that, the reader does. It copies key and value. A row of more than maxChunk - fullChunk
+// bytes (3.75 MiB) is an error, because with the rows before it the chunk could exceed maxChunk.
 func (b *Writer) Row(key, value []byte) error {
 	if len(key)+len(value)+2*binary.MaxVarintLen32 > maxChunk-fullChunk {
 		return fmt.Errorf("row of %d bytes: too big for a backup", len(key)+len(value))
@@ -115,6 +126,7 @@ func (b *Writer) Row(key, value []byte) error {
 	return b.flushRows()
 }
 
+// flushRows writes the rows that are pending, if any, as a chunk.
 func (b *Writer) flushRows() error {
 	if len(b.pendingRows) == 0 {
 		return nil
@@ -124,8 +136,8 @@ func (b *Writer) flushRows() error {
 	return err
 }
 
-// File adds the file of a run: the first size bytes of r. A running task may append to the file in the
-// meantime, so the size is fixed beforehand and the rest is left out.
+// File adds the file of a run: the first size bytes of r. A running task may append to the file in
+// the meantime, so the size is fixed beforehand and the rest is left out.
 func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 	if err := b.flushRows(); err != nil {
 		return err
@@ -150,7 +162,7 @@ func (b *Writer) File(run uint64, size int64, r io.Reader) error {
 	return nil
 }
 
-// Close writes the trailer, which makes the backup complete.
+// Close writes the trailer, which makes the backup complete. It does not close w.
 func (b *Writer) Close() (Summary, error) {
 	if err := b.flushRows(); err != nil {
 		return Summary{}, err
@@ -158,6 +170,8 @@ func (b *Writer) Close() (Summary, error) {
 	return b.sum, b.writeChunk(kindTrailer, appendTrailer(nil, &b.sum, b.hash.Sum(nil)))
 }
 
+// appendTrailer appends the payload of the trailer: three counts and the SHA-256 of the stream
+// before it.
 func appendTrailer(dst []byte, s *Summary, digest []byte) []byte {
 	for _, n := range []uint64{s.Rows, s.Files, s.Bytes} {
 		dst = binary.LittleEndian.AppendUint64(dst, n)
